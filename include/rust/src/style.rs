@@ -1,0 +1,159 @@
+//! The two styles: what a handler implements.
+
+use std::time::Duration;
+
+use crate::bytes::{Bytes, Message};
+use crate::conn::{Blocking, Current};
+use crate::error::Outcome;
+use crate::handshake::{Handshake, Reply};
+
+/// A handler in the event style: callbacks on the worker's event loop, which
+/// must not wait. Each connection has a value of the type, from `on_open` until
+/// after `on_close`.
+pub trait Handler: Sized + 'static {
+    /// The connection is open, or was taken up from another process: see
+    /// [`Current::is_resumed`].
+    ///
+    /// # Errors
+    /// Any: the connection is closed with 1011.
+    fn on_open(conn: &Current) -> Outcome<Self>;
+
+    /// A message (with `WS_STREAM`: a fragment) has come.
+    ///
+    /// # Errors
+    /// Any: the connection is closed with 1011.
+    fn on_message(&mut self, conn: &Current, msg: Message) -> Outcome;
+
+    /// A worker starts; no connection exists.
+    ///
+    /// # Errors
+    /// Any: takes the handler out of service in this worker.
+    fn on_worker_start() -> Outcome {
+        Ok(())
+    }
+
+    /// A worker stops; no connection exists.
+    fn on_worker_stop() {}
+
+    /// The opening handshake, before any reply.
+    ///
+    /// # Errors
+    /// Any: 500.
+    fn do_extra_handshake(_conn: &Current, _handshake: &Handshake) -> Outcome<Reply> {
+        Ok(Reply::ACCEPT)
+    }
+
+    /// The peer has sent the first Close frame; `conn.close()` chooses the
+    /// answer, by default the same code without a reason.
+    ///
+    /// # Errors
+    /// Any: 1011 is answered.
+    fn passive_closing_handshake(&mut self, _conn: &Current) -> Outcome {
+        Ok(())
+    }
+
+    /// The connection has ended. `by` is `raw::WS_BY_...`.
+    fn on_close(self, _conn: &Current, _by: u32, _code: u32) {}
+
+    /// A Pong to an earlier `ping()` has come, after `rtt`.
+    ///
+    /// # Errors
+    /// Any: the connection is closed with 1011.
+    fn on_pong(&mut self, _conn: &Current, _data: Bytes, _rtt: Duration) -> Outcome {
+        Ok(())
+    }
+
+    /// After [`crate::Error::Full`] the send queue has drained.
+    ///
+    /// # Errors
+    /// Any: the connection is closed with 1011.
+    fn on_writable(&mut self, _conn: &Current) -> Outcome {
+        Ok(())
+    }
+
+    /// The server wants this connection to end soon.
+    ///
+    /// # Errors
+    /// Any: the connection is closed with 1011.
+    fn on_drain(&mut self, _conn: &Current) -> Outcome {
+        Ok(())
+    }
+}
+
+/// A handler in the blocking style: each connection has a thread, on which
+/// [`Blocking::receive`] waits. Callbacks that come meanwhile run inside it,
+/// hence `&self` everywhere.
+///
+/// ```
+/// use ws_handler::{Blocking, BlockingHandler, Current, Outcome};
+///
+/// struct Echo;
+///
+/// impl BlockingHandler for Echo {
+///     fn on_open(_conn: &Current) -> Outcome<Self> {
+///         Ok(Echo)
+///     }
+///
+///     fn transfer_data(&self, conn: &mut Blocking) -> Outcome {
+///         let peer = conn.conn();
+///         while let Some(msg) = conn.receive()? {
+///             peer.send(msg)?;
+///         }
+///         Ok(())
+///     }
+/// }
+///
+/// ws_handler::export!(blocking Echo, name(c"echo"));
+/// ```
+pub trait BlockingHandler: Sized + 'static {
+    /// As of [`Handler::on_open`].
+    ///
+    /// # Errors
+    /// Any: the connection is closed with 1011.
+    fn on_open(conn: &Current) -> Outcome<Self>;
+
+    /// The life of the connection. It is closed with 1000 when this returns.
+    ///
+    /// # Errors
+    /// Any: it is closed with 1011 instead. `Draining` and `Gone`, as they come
+    /// from [`Blocking::receive`], count as a normal end.
+    fn transfer_data(&self, conn: &mut Blocking) -> Outcome;
+
+    /// As of [`Handler::on_worker_start`].
+    ///
+    /// # Errors
+    /// Any: takes the handler out of service in this worker.
+    fn on_worker_start() -> Outcome {
+        Ok(())
+    }
+
+    /// As of [`Handler::on_worker_stop`].
+    fn on_worker_stop() {}
+
+    /// As of [`Handler::do_extra_handshake`]; may wait.
+    ///
+    /// # Errors
+    /// Any: 500.
+    fn do_extra_handshake(_conn: &Current, _handshake: &Handshake) -> Outcome<Reply> {
+        Ok(Reply::ACCEPT)
+    }
+
+    /// As of [`Handler::passive_closing_handshake`].
+    ///
+    /// # Errors
+    /// Any: 1011 is answered.
+    fn passive_closing_handshake(&self, _conn: &Current) -> Outcome {
+        Ok(())
+    }
+
+    /// As of [`Handler::on_close`].
+    fn on_close(self, _conn: &Current, _by: u32, _code: u32) {}
+
+    /// As of [`Handler::on_pong`].
+    ///
+    /// # Errors
+    /// Any: the connection is closed with 1011.
+    fn on_pong(&self, _conn: &Current, _data: Bytes, _rtt: Duration) -> Outcome {
+        Ok(())
+    }
+}

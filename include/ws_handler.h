@@ -1,0 +1,867 @@
+/*
+ * ws_handler.h - the interface between wshd and its handlers. ABI 1.0.
+ *
+ * This file is the authority. A handler is a shared object named NAME_wsh.so
+ * that includes this file and nothing else of wshd, and is built with
+ *
+ *     cc -shared -fPIC NAME_wsh.c -o NAME_wsh.so
+ *
+ * The file a/b_wsh.so below the handler directory serves the resource /a/b.
+ *
+ * THE RULES
+ *
+ * Styles. A handler sets exactly one of two members: transfer_data (blocking
+ * style: a thread for each connection, ws_receive() waits) or on_message
+ * (event style: callbacks on the worker's event loop, which must not wait).
+ *
+ * Threads. A connection has one thread of its own: the event loop in the event
+ * style, its own thread in the blocking style. All callbacks of the connection
+ * run there, one at a time. Functions tagged [any thread] may be called from
+ * everywhere; for the others the tag names the place. A wshd built in debug
+ * mode aborts on a breach and names the function; otherwise the function does
+ * nothing and returns WS_E_PLACE (or nothing, zero or absent bytes).
+ *
+ * Connections are values. A ws_conn is an id, not a pointer: it can be kept,
+ * compared, copied to other threads, and used too late. A call on a connection
+ * that is gone returns WS_E_GONE. The id of a connection is never given to
+ * another one in the same process.
+ *
+ * Bytes are pointer and length. What comes from the host is valid until the
+ * callback returns (in transfer_data: until the next ws_receive), unless its
+ * comment says longer. It is followed by one NUL that is not counted, and it
+ * is valid UTF-8 where the message is text. What goes to the host is copied
+ * before the call returns, unless sent with ws_send_owned().
+ *
+ * Results. WS_OK and other values >= 0 are success, values < 0 are errors.
+ * Each comment lists all results that a function can have.
+ *
+ * Processes. Workers are forked. The code of a handler runs in workers only,
+ * and a handler is never unloaded: new code means a new process.
+ *
+ * Containment. A negative result of a callback closes its connection with 1011
+ * (in do_extra_handshake: answers 500) and is logged. C++ exceptions and Rust
+ * panics must not leave the handler: ws_handler.hpp and the crate ws-handler
+ * catch them inside it. A crash, an abort(), an exit() or an endless loop costs
+ * its connection and the worker process, and is logged with the handler's name.
+ *
+ * Growth. Both tables begin with their size and are only ever appended to.
+ * Within ABI 1 a handler may be older or newer than the host: members that one
+ * side does not know count as absent, and a function that the host lacks
+ * returns WS_E_UNSUPPORTED. Another major version is refused at load.
+ */
+#ifndef WS_HANDLER_H
+#define WS_HANDLER_H
+
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define WS_ABI_MAJOR 1
+#define WS_ABI_MINOR 0
+#define WS_ABI ((uint32_t)(WS_ABI_MAJOR << 16 | WS_ABI_MINOR))
+
+/* ------------------------------------------------------------------ values */
+
+/* A connection: an id, never 0. */
+typedef uint64_t ws_conn;
+
+/* A handshake in progress: a handle, not memory. Valid in do_extra_handshake
+ * and, after that returned WS_LATER, until the handshake is finished; later
+ * use returns WS_E_GONE. */
+typedef struct ws_handshake ws_handshake;
+
+/* Bytes: data[0..size), then a NUL that is not counted. Absent: data is NULL. */
+typedef struct ws_bytes {
+    const char *data;
+    size_t      size;
+} ws_bytes;
+
+/* A message, or in a handler with WS_STREAM one fragment of a message.
+ * This struct never grows. */
+typedef struct ws_message {
+    uint32_t    type;  /* WS_TEXT or WS_BINARY */
+    uint32_t    flags; /* WS_FIRST, WS_LAST; both in a whole message */
+    const char *data;
+    size_t      size;
+} ws_message;
+
+/* One end of a connection. */
+typedef struct ws_address {
+    uint32_t family;    /* WS_IPV4, WS_IPV6 or WS_UNIX */
+    uint32_t port;      /* 0 with WS_UNIX */
+    char     text[112]; /* "192.0.2.1", "2001:db8::1", a path, or "" */
+} ws_address;
+
+/* How to compress; for ws_configure_deflate(). Begin with WS_DEFLATE_DEFAULTS. */
+typedef struct ws_deflate_options {
+    size_t   size;                       /* sizeof(ws_deflate_options) */
+    uint32_t server_max_window_bits;     /* 9 to 15: largest window for sending */
+    uint32_t client_max_window_bits;     /* 9 to 15: largest window asked of the client */
+    uint32_t server_no_context_takeover; /* 1: each message is compressed on its own */
+    uint32_t client_no_context_takeover; /* 1: the same is asked of the client */
+    uint32_t threshold;                  /* shorter messages are sent uncompressed; bytes */
+    uint32_t level;                      /* 1 (fast) to 9 (small) */
+} ws_deflate_options;
+
+#define WS_DEFLATE_DEFAULTS { sizeof(ws_deflate_options), 15, 15, 0, 1, 64, 1 }
+
+/* Runs on the thread of the connection. */
+typedef void (*ws_task)(ws_conn conn, void *arg);
+
+/* Message types: the opcodes of RFC 6455. */
+#define WS_TEXT   1
+#define WS_BINARY 2
+
+/* ws_message.flags */
+#define WS_FIRST 1u /* the message begins here */
+#define WS_LAST  2u /* the message ends here */
+
+/* Flags for sending. */
+#define WS_MORE         1u /* a fragment: the next send continues this message */
+#define WS_UNCOMPRESSED 2u /* do not compress this message */
+
+/* ws_address.family */
+#define WS_UNIX 1
+#define WS_IPV4 4
+#define WS_IPV6 6
+
+/* Results. */
+#define WS_OK            0
+#define WS_CLOSED        0     /* ws_receive: the connection is closing, no more messages */
+#define WS_MESSAGE       1     /* ws_receive: a message */
+#define WS_REJECTED      1     /* do_extra_handshake: an error reply is prepared */
+#define WS_ABORTED       2     /* do_extra_handshake: drop without a reply */
+#define WS_LATER         3     /* do_extra_handshake: finished later, by another call */
+#define WS_E_GONE        (-1)  /* the connection is gone, or its closing has begun */
+#define WS_E_FULL        (-2)  /* the send queue is full: nothing was queued */
+#define WS_E_TIMEOUT     (-3)  /* the time is over */
+#define WS_E_DRAINING    (-4)  /* the server wants this connection to end soon */
+#define WS_E_INVALID     (-5)  /* an argument is not allowed here */
+#define WS_E_PLACE       (-6)  /* called from the wrong place, see the tags */
+#define WS_E_LIMIT       (-7)  /* a bound is reached */
+#define WS_E_UNSUPPORTED (-8)  /* the host is older than this function */
+#define WS_E_FAILED      (-9)  /* for handlers: some other failure */
+
+/* Close codes of RFC 6455 that programs use by name. */
+#define WS_CLOSE_NORMAL         1000
+#define WS_CLOSE_GOING_AWAY     1001
+#define WS_CLOSE_PROTOCOL_ERROR 1002
+#define WS_CLOSE_UNSUPPORTED    1003
+#define WS_CLOSE_NO_CODE        1005 /* the Close frame carries no code */
+#define WS_CLOSE_ABNORMAL       1006 /* there was no Close frame; never sent */
+#define WS_CLOSE_INVALID_DATA   1007
+#define WS_CLOSE_POLICY         1008
+#define WS_CLOSE_TOO_BIG        1009
+#define WS_CLOSE_INTERNAL_ERROR 1011
+#define WS_CLOSE_RESTART        1012
+#define WS_CLOSE_TRY_LATER      1013
+
+/* Who ended a connection; see on_close. */
+#define WS_BY_PEER    1 /* the peer sent the first Close frame, or just vanished */
+#define WS_BY_HANDLER 2 /* ws_close(), ws_abort(), or the end of transfer_data */
+#define WS_BY_HOST    3 /* wshd: a breach of the protocol, a limit, a shutdown */
+
+/* ws_tls_fact() */
+#define WS_TLS_VERSION      1 /* "TLSv1.3" */
+#define WS_TLS_CIPHER       2 /* "TLS_AES_128_GCM_SHA256" */
+#define WS_TLS_SERVER_NAME  3 /* the name that the client asked for */
+#define WS_TLS_PEER_SUBJECT 4 /* subject of the client's certificate */
+
+/* Levels of ws_log(). */
+#define WS_LOG_FINE     10
+#define WS_LOG_DEBUG    20
+#define WS_LOG_INFO     30
+#define WS_LOG_WARN     40
+#define WS_LOG_ERROR    50
+#define WS_LOG_CRITICAL 60
+
+/* Milliseconds that never end. */
+#define WS_FOREVER ((int64_t)-1)
+
+/* The most that ws_set_state() keeps; bytes. */
+#define WS_STATE_MAX 4096u
+
+/* -------------------------------------------------------- the handler's table */
+
+/* ws_handler.flags */
+#define WS_KEEP_REQUEST  1u  /* keep method and headers for the life of the connection */
+#define WS_STREAM        2u  /* deliver fragments as they come instead of whole messages */
+#define WS_NO_EXTENSIONS 4u  /* refuse all extensions */
+#define WS_RESUMABLE     8u  /* transfer_data can go on in another process: see ws_is_resumed() */
+
+/* What a handler is. All members but one of transfer_data and on_message are
+ * optional. The table and its strings live as long as the process. */
+typedef struct ws_handler {
+    size_t   size; /* set by WS_HANDLER */
+    uint32_t abi;  /* set by WS_HANDLER */
+    uint32_t flags;
+
+    /* For people and logs; UTF-8. Default of name: the file's. */
+    const char *name;
+    const char *version;
+
+    /* Subprotocols in order of preference, such as "chat.v2, chat.v1". The first
+     * that the client offers is chosen before do_extra_handshake, which may
+     * choose otherwise. When none is chosen the connection is accepted without
+     * a subprotocol; browsers then fail it if they offered any. */
+    const char *protocols;
+
+    /* A worker starts or stops. No connection exists. A negative result of
+     * start takes the handler out of service in this worker (503). Not called
+     * when a worker crashes. */
+    int32_t (*on_worker_start)(void);
+    void (*on_worker_stop)(void);
+
+    /* The opening handshake, before any reply. Returns:
+     *   WS_OK        accept
+     *   WS_REJECTED  what ws_reject() returns: an error reply
+     *   WS_ABORTED   what ws_abort_handshake() returns: no reply at all
+     *   WS_LATER     event style only: another call will finish it, from any
+     *                thread, within the handshake's time limit (else 503)
+     *   negative     500
+     * May wait in the blocking style. */
+    int32_t (*do_extra_handshake)(ws_conn conn, ws_handshake *hs);
+
+    /* The connection is open, or was taken up from another process: see
+     * ws_is_resumed(). Both styles. Returns WS_OK; negative closes with 1011. */
+    int32_t (*on_open)(ws_conn conn);
+
+    /* Blocking style: the life of the connection, on its own thread. The
+     * connection is closed when it returns: with 1000 after WS_OK, with 1011
+     * after a negative result. */
+    int32_t (*transfer_data)(ws_conn conn);
+
+    /* Event style: a message (with WS_STREAM: a fragment) has come. */
+    void (*on_message)(ws_conn conn, const ws_message *msg);
+
+    /* The peer has sent the first Close frame. ws_close_code() and
+     * ws_close_reason() tell what; ws_close() chooses the answer, by default
+     * the same code without a reason. Returns WS_OK; negative answers 1011. */
+    int32_t (*passive_closing_handshake)(ws_conn conn);
+
+    /* The connection has ended: exactly once for each that was opened, both
+     * styles. by is WS_BY_..., code what the side that ended it gave: 1005 for
+     * none, 1006 for an end without a Close frame. What the connection kept
+     * (ws_user, ws_state, ws_resource) can still be read; nothing can be sent. */
+    void (*on_close)(ws_conn conn, uint32_t by, uint32_t code);
+
+    /* A Pong with the payload of an earlier ws_ping() has come; round-trip time
+     * in nanoseconds. */
+    void (*on_pong)(ws_conn conn, const char *data, size_t size, uint64_t rtt);
+
+    /* Event style: after a WS_E_FULL the send queue has drained to its low mark. */
+    void (*on_writable)(ws_conn conn);
+
+    /* Event style: the server wants this connection to end soon (reload,
+     * shutdown). In the blocking style ws_receive() returns WS_E_DRAINING. */
+    void (*on_drain)(ws_conn conn);
+
+    /* ---- since 1.1: append here ---- */
+} ws_handler;
+
+/* ----------------------------------------------------------- the host's table */
+
+/* What the host offers. Handlers use the functions further below. */
+typedef struct ws_host {
+    size_t   size;
+    uint32_t abi;
+    uint32_t worker; /* number of this worker in its pool, from 0 */
+
+    /* not about one connection */
+    void (*log)(const struct ws_host *host, ws_conn conn, uint32_t level, const char *text, size_t size);
+    uint64_t (*now)(void);
+    ws_bytes (*config)(const struct ws_host *host, const char *key, size_t size);
+    int32_t (*config_at)(const struct ws_host *host, size_t index, ws_bytes *key, ws_bytes *value);
+
+    /* the request */
+    ws_bytes (*resource)(ws_conn conn);
+    ws_bytes (*path)(ws_conn conn);
+    ws_bytes (*query)(ws_conn conn);
+    ws_bytes (*authority)(ws_conn conn);
+    ws_bytes (*origin)(ws_conn conn);
+    ws_bytes (*method)(ws_conn conn);
+    ws_bytes (*header)(ws_conn conn, const char *name, size_t size);
+    int32_t (*header_at)(ws_conn conn, size_t index, ws_bytes *name, ws_bytes *value);
+    ws_bytes (*requested_protocols)(ws_conn conn);
+    ws_bytes (*requested_extensions)(ws_conn conn);
+    uint32_t (*version)(ws_conn conn);
+    int32_t (*remote_address)(ws_conn conn, ws_address *address, size_t size);
+    int32_t (*local_address)(ws_conn conn, ws_address *address, size_t size);
+    ws_bytes (*tls_fact)(ws_conn conn, uint32_t which);
+
+    /* the reply */
+    int32_t (*set_protocol)(ws_handshake *hs, const char *protocol, size_t size);
+    int32_t (*add_header)(ws_handshake *hs, const char *name, size_t name_size, const char *value,
+                          size_t value_size);
+    int32_t (*configure_deflate)(ws_handshake *hs, const ws_deflate_options *options);
+    int32_t (*refuse_extensions)(ws_handshake *hs);
+    int32_t (*accept)(ws_handshake *hs);
+    int32_t (*accept_and_close)(ws_handshake *hs, uint32_t code, const char *reason, size_t size);
+    int32_t (*reject)(ws_handshake *hs, uint32_t status, const char *type, size_t type_size,
+                      const char *body, size_t body_size);
+    int32_t (*abort_handshake)(ws_handshake *hs);
+
+    /* what was agreed */
+    ws_bytes (*protocol)(ws_conn conn);
+    ws_bytes (*extensions)(ws_conn conn);
+    int32_t (*deflate)(ws_conn conn);
+
+    /* data */
+    int32_t (*receive)(ws_conn conn, ws_message *msg, int64_t timeout_ms);
+    int32_t (*send)(ws_conn conn, uint32_t type, const void *data, size_t size, uint32_t flags);
+    int32_t (*send_owned)(ws_conn conn, uint32_t type, const void *data, size_t size, uint32_t flags,
+                          void (*release)(void *arg), void *arg);
+    int32_t (*ping)(ws_conn conn, const void *data, size_t size);
+    size_t (*buffered)(ws_conn conn);
+    int32_t (*pause)(ws_conn conn);
+    int32_t (*resume)(ws_conn conn);
+    uint32_t (*last_opcode)(ws_conn conn);
+
+    /* time and threads */
+    int64_t (*set_timer)(ws_conn conn, uint64_t delay_ms, ws_task task, void *arg);
+    int32_t (*clear_timer)(ws_conn conn, int64_t timer);
+    int32_t (*post)(ws_conn conn, ws_task task, void *arg);
+
+    /* closing */
+    int32_t (*close)(ws_conn conn, uint32_t code, const char *reason, size_t size);
+    int32_t (*abort)(ws_conn conn);
+    uint32_t (*close_code)(ws_conn conn);
+    ws_bytes (*close_reason)(ws_conn conn);
+
+    /* what a connection carries */
+    int32_t (*set_user)(ws_conn conn, void *user);
+    void *(*user)(ws_conn conn);
+    int32_t (*set_state)(ws_conn conn, const void *data, size_t size);
+    ws_bytes (*state)(ws_conn conn);
+    int32_t (*is_resumed)(ws_conn conn);
+
+    /* ---- since 1.1: append here ---- */
+} ws_host;
+
+/* ------------------------------------------------------------ the entry point */
+
+#if defined(__GNUC__)
+#define WS_EXPORT __attribute__((visibility("default")))
+#define WS_LOCAL_ __attribute__((visibility("hidden")))
+#define WS_PRINTF_(at, first) __attribute__((format(printf, at, first)))
+#else
+#define WS_EXPORT
+#define WS_LOCAL_
+#define WS_PRINTF_(at, first)
+#endif
+
+/* The host's table; defined and set by WS_HANDLER. */
+extern WS_LOCAL_ const ws_host *ws_host_;
+
+/* The one symbol that a handler exports. */
+WS_EXPORT const ws_handler *ws_handler_entry_v1(const ws_host *host);
+
+/* Defines the handler, once in each shared object (C; in C++ see ws_handler.hpp):
+ *     WS_HANDLER(.name = "echo", .on_message = on_message);              */
+#define WS_HANDLER(...)                                                                \
+    const ws_host *ws_host_;                                                           \
+    const ws_handler *ws_handler_entry_v1(const ws_host *host)                         \
+    {                                                                                  \
+        static const ws_handler handler = {                                            \
+            .size = sizeof(ws_handler), .abi = WS_ABI, __VA_ARGS__};                   \
+        ws_host_ = host;                                                               \
+        return &handler;                                                               \
+    }                                                                                  \
+    extern const ws_host *ws_host_
+
+/* -------------------------------------------------------------------- bytes */
+
+/* 1 if the bytes are exactly this string, else 0 (absent bytes equal nothing).
+ * [any thread] */
+static inline int ws_bytes_equal(ws_bytes bytes, const char *string)
+{
+    size_t size = strlen(string);
+    return bytes.data != NULL && bytes.size == size && memcmp(bytes.data, string, size) == 0;
+}
+
+/* Takes the first item off a list such as "a, b", as ws_requested_protocols()
+ * returns it. 1 and *item is set, or 0: the list is at its end. The item is not
+ * followed by NUL. [any thread] */
+static inline int ws_list_next(ws_bytes *list, ws_bytes *item)
+{
+    const char *comma;
+    while (list->size > 0 && (*list->data == ' ' || *list->data == '\t' || *list->data == ','))
+        list->data++, list->size--;
+    if (list->size == 0)
+        return 0;
+    comma = (const char *)memchr(list->data, ',', list->size);
+    item->data = list->data;
+    item->size = comma != NULL ? (size_t)(comma - list->data) : list->size;
+    list->data += item->size;
+    list->size -= item->size;
+    while (item->data[item->size - 1] == ' ' || item->data[item->size - 1] == '\t')
+        item->size--;
+    return 1;
+}
+
+/* --------------------------------------------------- log, time, configuration */
+
+/* This worker's number in its pool, from 0. [any thread] */
+static inline uint32_t ws_worker(void)
+{
+    return ws_host_->worker;
+}
+
+/* Nanoseconds of a clock that only goes forward; its start means nothing.
+ * [any thread] */
+static inline uint64_t ws_now(void)
+{
+    return ws_host_->now();
+}
+
+/* Writes a line to the server's log, marked with the handler's name and, if
+ * conn is not 0, with the connection. Cut at 1,023 bytes. level is WS_LOG_....
+ * [any thread] */
+static inline void ws_log_conn(ws_conn conn, uint32_t level, const char *format, ...) WS_PRINTF_(3, 4);
+static inline void ws_log_conn(ws_conn conn, uint32_t level, const char *format, ...)
+{
+    char    text[1024];
+    int     size;
+    va_list args;
+    va_start(args, format);
+    size = vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    if (size > 0)
+        ws_host_->log(ws_host_, conn, level, text,
+                      (size_t)size < sizeof text ? (size_t)size : sizeof text - 1);
+}
+
+/* The same without a connection. [any thread] */
+static inline void ws_log(uint32_t level, const char *format, ...) WS_PRINTF_(2, 3);
+static inline void ws_log(uint32_t level, const char *format, ...)
+{
+    char    text[1024];
+    int     size;
+    va_list args;
+    va_start(args, format);
+    size = vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    if (size > 0)
+        ws_host_->log(ws_host_, 0, level, text,
+                      (size_t)size < sizeof text ? (size_t)size : sizeof text - 1);
+}
+
+/* A value of the handler's own section of the configuration; absent if it is
+ * not set. Valid as long as the process. [any thread] */
+static inline ws_bytes ws_config(const char *key)
+{
+    return ws_host_->config(ws_host_, key, strlen(key));
+}
+
+/* The index-th setting of that section: 1 and *key, *value are set, or 0: there
+ * are no more. Valid as long as the process. [any thread] */
+static inline int32_t ws_config_at(size_t index, ws_bytes *key, ws_bytes *value)
+{
+    return ws_host_->config_at(ws_host_, index, key, value);
+}
+
+/* ------------------------------------------------------------------ request */
+
+/* Path and query of the request, "/chat?room=1". Valid for the life of the
+ * connection. [in a callback of this connection] */
+static inline ws_bytes ws_resource(ws_conn conn)
+{
+    return ws_host_->resource(conn);
+}
+
+/* The resource up to its "?". Valid for the life of the connection.
+ * NUL does not follow. [in a callback of this connection] */
+static inline ws_bytes ws_path(ws_conn conn)
+{
+    return ws_host_->path(conn);
+}
+
+/* The resource after its "?"; absent without one. Valid for the life of the
+ * connection. [in a callback of this connection] */
+static inline ws_bytes ws_query(ws_conn conn)
+{
+    return ws_host_->query(conn);
+}
+
+/* Host and port that the client asked for, from the target or the Host header.
+ * Absent when the request was not kept.
+ * [in do_extra_handshake; with WS_KEEP_REQUEST in any callback of this connection] */
+static inline ws_bytes ws_authority(ws_conn conn)
+{
+    return ws_host_->authority(conn);
+}
+
+/* The Origin header, as sent; absent without one. Valid for the life of the
+ * connection. [in a callback of this connection] */
+static inline ws_bytes ws_origin(ws_conn conn)
+{
+    return ws_host_->origin(conn);
+}
+
+/* The method, "GET". Absent when the request was not kept.
+ * [in do_extra_handshake; with WS_KEEP_REQUEST in any callback of this connection] */
+static inline ws_bytes ws_method(ws_conn conn)
+{
+    return ws_host_->method(conn);
+}
+
+/* The first header of this name, in any case of letters, with the white space
+ * around it removed; absent if there is none or the request was not kept. Not
+ * checked to be UTF-8; NUL does not follow.
+ * [in do_extra_handshake; with WS_KEEP_REQUEST in any callback of this connection] */
+static inline ws_bytes ws_header(ws_conn conn, const char *name)
+{
+    return ws_host_->header(conn, name, strlen(name));
+}
+
+/* The index-th header in the order sent: 1 and *name, *value are set, or 0:
+ * there are no more (or the request was not kept). NUL does not follow.
+ * [in do_extra_handshake; with WS_KEEP_REQUEST in any callback of this connection] */
+static inline int32_t ws_header_at(ws_conn conn, size_t index, ws_bytes *name, ws_bytes *value)
+{
+    return ws_host_->header_at(conn, index, name, value);
+}
+
+/* The subprotocols that the client offers, in its order: "a, b"; see
+ * ws_list_next(). Absent if it offers none.
+ * [in do_extra_handshake; with WS_KEEP_REQUEST in any callback of this connection] */
+static inline ws_bytes ws_requested_protocols(ws_conn conn)
+{
+    return ws_host_->requested_protocols(conn);
+}
+
+/* The extensions that the client offers, as in its header (several headers are
+ * joined with ", "). Absent if it offers none.
+ * [in do_extra_handshake; with WS_KEEP_REQUEST in any callback of this connection] */
+static inline ws_bytes ws_requested_extensions(ws_conn conn)
+{
+    return ws_host_->requested_extensions(conn);
+}
+
+/* The version of the protocol: 13. 0 if the connection is gone.
+ * [in a callback of this connection] */
+static inline uint32_t ws_version(ws_conn conn)
+{
+    return ws_host_->version(conn);
+}
+
+/* The peer's address. WS_OK, or WS_E_GONE, WS_E_PLACE (*address is then all
+ * zero). [in a callback of this connection] */
+static inline int32_t ws_remote_address(ws_conn conn, ws_address *address)
+{
+    return ws_host_->remote_address(conn, address, sizeof *address);
+}
+
+/* The address that the peer has reached. Results as above.
+ * [in a callback of this connection] */
+static inline int32_t ws_local_address(ws_conn conn, ws_address *address)
+{
+    return ws_host_->local_address(conn, address, sizeof *address);
+}
+
+/* A fact about the peer's TLS connection, WS_TLS_...; absent without TLS or if
+ * not known. [in a callback of this connection] */
+static inline ws_bytes ws_tls_fact(ws_conn conn, uint32_t which)
+{
+    return ws_host_->tls_fact(conn, which);
+}
+
+/* -------------------------------------------------------------------- reply
+ *
+ * All of these: [in do_extra_handshake; after WS_LATER any thread].
+ * Common results: WS_E_GONE (finished, or the peer has left), WS_E_PLACE. */
+
+/* Chooses one of the offered subprotocols. WS_OK, or WS_E_INVALID: it was not
+ * offered. [in do_extra_handshake; after WS_LATER any thread] */
+static inline int32_t ws_set_protocol(ws_handshake *hs, const char *protocol)
+{
+    return ws_host_->set_protocol(hs, protocol, strlen(protocol));
+}
+
+/* Adds a header to the reply, be it 101 or an error. Both are copied. WS_OK, or
+ * WS_E_INVALID (not a header name; a control character such as CR, LF in the
+ * value; a header that the handshake itself writes), WS_E_LIMIT (more than 64
+ * headers or 16 KiB). [in do_extra_handshake; after WS_LATER any thread] */
+static inline int32_t ws_add_header(ws_handshake *hs, const char *name, const char *value)
+{
+    return ws_host_->add_header(hs, name, strlen(name), value, strlen(value));
+}
+
+/* How permessage-deflate is to be negotiated, if the client offers it; without
+ * this call by the server's settings. WS_OK, or WS_E_INVALID (a value out of its
+ * range). [in do_extra_handshake; after WS_LATER any thread] */
+static inline int32_t ws_configure_deflate(ws_handshake *hs, const ws_deflate_options *options)
+{
+    return ws_host_->configure_deflate(hs, options);
+}
+
+/* No extension on this connection. WS_OK.
+ * [in do_extra_handshake; after WS_LATER any thread] */
+static inline int32_t ws_refuse_extensions(ws_handshake *hs)
+{
+    return ws_host_->refuse_extensions(hs);
+}
+
+/* Accepts: WS_OK. Needed only to finish after WS_LATER; in do_extra_handshake
+ * returning WS_OK says the same. [in do_extra_handshake; after WS_LATER any thread] */
+static inline int32_t ws_accept(ws_handshake *hs)
+{
+    return ws_host_->accept(hs);
+}
+
+/* Accepts and then closes at once, so that a browser's script can see why, which
+ * it can not when the handshake is rejected. No further callback runs. code and
+ * reason as in ws_close(). WS_OK, to be returned from do_extra_handshake, or
+ * WS_E_INVALID. [in do_extra_handshake; after WS_LATER any thread] */
+static inline int32_t ws_accept_and_close(ws_handshake *hs, uint32_t code, const char *reason)
+{
+    return ws_host_->accept_and_close(hs, code, reason, reason != NULL ? strlen(reason) : 0);
+}
+
+/* Rejects with a status from 300 to 599 and a short text. WS_REJECTED, to be
+ * returned from do_extra_handshake, or WS_E_INVALID.
+ * [in do_extra_handshake; after WS_LATER any thread] */
+static inline int32_t ws_reject(ws_handshake *hs, uint32_t status)
+{
+    return ws_host_->reject(hs, status, NULL, 0, NULL, 0);
+}
+
+/* The same with a body of the given media type, copied; at most 64 KiB
+ * (WS_E_LIMIT). [in do_extra_handshake; after WS_LATER any thread] */
+static inline int32_t ws_reject_body(ws_handshake *hs, uint32_t status, const char *type,
+                                     const void *body, size_t size)
+{
+    return ws_host_->reject(hs, status, type, strlen(type), (const char *)body, size);
+}
+
+/* Drops the connection without any reply. WS_ABORTED, to be returned from
+ * do_extra_handshake. [in do_extra_handshake; after WS_LATER any thread] */
+static inline int32_t ws_abort_handshake(ws_handshake *hs)
+{
+    return ws_host_->abort_handshake(hs);
+}
+
+/* --------------------------------------------------------------- agreement */
+
+/* The chosen subprotocol; absent if none. Valid for the life of the connection.
+ * [in a callback of this connection] */
+static inline ws_bytes ws_protocol(ws_conn conn)
+{
+    return ws_host_->protocol(conn);
+}
+
+/* The extensions in use, as in the reply's header; absent if none, and in
+ * do_extra_handshake. [in a callback of this connection] */
+static inline ws_bytes ws_extensions(ws_conn conn)
+{
+    return ws_host_->extensions(conn);
+}
+
+/* 1 if permessage-deflate is in use, else 0. [in a callback of this connection] */
+static inline int32_t ws_deflate(ws_conn conn)
+{
+    return ws_host_->deflate(conn);
+}
+
+/* --------------------------------------------------------------------- data */
+
+/* Waits for the next message, at most timeout_ms milliseconds (WS_FOREVER: as
+ * long as it takes). Posted functions and timers of the connection run in here.
+ *   WS_MESSAGE     *msg is set, valid until the next call
+ *   WS_CLOSED      the connection is closing (ws_close_code() tells how, 1006
+ *                  when it was lost); return soon
+ *   WS_E_TIMEOUT   no message in that time
+ *   WS_E_DRAINING  the server wants the connection to end; said once, messages
+ *                  can still be received
+ *   WS_E_GONE, WS_E_PLACE
+ * [in transfer_data] */
+static inline int32_t ws_receive(ws_conn conn, ws_message *msg, int64_t timeout_ms)
+{
+    return ws_host_->receive(conn, msg, timeout_ms);
+}
+
+/* Sends a message of type WS_TEXT (must be UTF-8) or WS_BINARY. In the order of
+ * the calls of one thread.
+ *   WS_OK          in the send queue or further
+ *   WS_E_FULL      the queue is above its high mark; nothing was queued. In the
+ *                  event style on_writable follows. On the thread of a blocking
+ *                  connection the call waits instead.
+ *   WS_E_INVALID   not UTF-8, another type, another type than the fragments before
+ *   WS_E_GONE
+ * [any thread] */
+static inline int32_t ws_send(ws_conn conn, uint32_t type, const void *data, size_t size)
+{
+    return ws_host_->send(conn, type, data, size, 0);
+}
+
+/* The same with flags: WS_MORE sends a fragment, whose message goes on with the
+ * next send of the same type (a text may be cut within a character);
+ * WS_UNCOMPRESSED, in the first fragment, turns compression off for the message.
+ * Results as of ws_send(). [any thread] */
+static inline int32_t ws_send_flags(ws_conn conn, uint32_t type, const void *data, size_t size,
+                                    uint32_t flags)
+{
+    return ws_host_->send(conn, type, data, size, flags);
+}
+
+/* A NUL-terminated text. Results as of ws_send(). [any thread] */
+static inline int32_t ws_send_text(ws_conn conn, const char *text)
+{
+    return ws_host_->send(conn, WS_TEXT, text, strlen(text), 0);
+}
+
+/* Sends without a copy: data must stay as it is until release(arg) is called,
+ * which happens exactly once, whatever the result, perhaps before this call
+ * returns and perhaps on another thread. Results as of ws_send(). [any thread] */
+static inline int32_t ws_send_owned(ws_conn conn, uint32_t type, const void *data, size_t size,
+                                    uint32_t flags, void (*release)(void *arg), void *arg)
+{
+    return ws_host_->send_owned(conn, type, data, size, flags, release, arg);
+}
+
+/* Sends a Ping with at most 125 bytes. WS_OK, or WS_E_INVALID (too long),
+ * WS_E_FULL, WS_E_GONE. on_pong follows. [any thread] */
+static inline int32_t ws_ping(ws_conn conn, const void *data, size_t size)
+{
+    return ws_host_->ping(conn, data, size);
+}
+
+/* Bytes in the send queue that the kernel has not taken; 0 if the connection is
+ * gone. [any thread] */
+static inline size_t ws_buffered(ws_conn conn)
+{
+    return ws_host_->buffered(conn);
+}
+
+/* Stops and resumes reading from the peer, so that its sending slows down. From
+ * the end of the running callback no message is delivered until reading resumes.
+ * While it is stopped neither a Close nor a Pong is seen, and the limits on
+ * silence do not count. Reading also stops by itself while the send queue is
+ * above its high mark. WS_OK, WS_E_GONE. [any thread] */
+static inline int32_t ws_pause(ws_conn conn)
+{
+    return ws_host_->pause(conn);
+}
+static inline int32_t ws_resume(ws_conn conn)
+{
+    return ws_host_->resume(conn);
+}
+
+/* The type of the last message received: WS_TEXT, WS_BINARY, or 0 before the
+ * first. [in a callback of this connection] */
+static inline uint32_t ws_last_opcode(ws_conn conn)
+{
+    return ws_host_->last_opcode(conn);
+}
+
+/* --------------------------------------------------------- time and threads */
+
+/* Calls task(conn, arg) once, on the thread of the connection, after delay_ms
+ * milliseconds; never, if the connection ends or moves to another process
+ * before. A number > 0 that names the timer, or WS_E_LIMIT (more than 16 on a
+ * connection), WS_E_GONE, WS_E_PLACE. In the blocking style timers run in
+ * ws_receive(). [in a callback of this connection] */
+static inline int64_t ws_set_timer(ws_conn conn, uint64_t delay_ms, ws_task task, void *arg)
+{
+    return ws_host_->set_timer(conn, delay_ms, task, arg);
+}
+
+/* Stops a timer. WS_OK, or WS_E_INVALID: it has run or never was; WS_E_GONE,
+ * WS_E_PLACE. [in a callback of this connection] */
+static inline int32_t ws_clear_timer(ws_conn conn, int64_t timer)
+{
+    return ws_host_->clear_timer(conn, timer);
+}
+
+/* Calls task(conn, arg) on the thread of the connection, soon (in the blocking
+ * style in ws_receive()). After WS_OK it is called exactly once: if the
+ * connection ends before, then on some thread, with a conn that is gone, so that
+ * arg can be freed. Or WS_E_LIMIT (1,024 are waiting), WS_E_GONE: it is not
+ * called. [any thread] */
+static inline int32_t ws_post(ws_conn conn, ws_task task, void *arg)
+{
+    return ws_host_->post(conn, task, arg);
+}
+
+/* ------------------------------------------------------------------ closing */
+
+/* Begins the closing handshake, or in passive_closing_handshake chooses the
+ * answer. code: 1000 to 1003, 1007 to 1014, 3000 to 4999, or 1005 for a frame
+ * without code; reason: UTF-8 of at most 123 bytes, or NULL. What was sent before
+ * still goes out; messages that the peer still sends are dropped. WS_OK, or
+ * WS_E_INVALID, WS_E_GONE. [any thread] */
+static inline int32_t ws_close(ws_conn conn, uint32_t code, const char *reason)
+{
+    return ws_host_->close(conn, code, reason, reason != NULL ? strlen(reason) : 0);
+}
+
+/* Drops the connection at once: no Close frame, nothing in the send queue goes
+ * out. WS_OK, WS_E_GONE. [any thread] */
+static inline int32_t ws_abort(ws_conn conn)
+{
+    return ws_host_->abort(conn);
+}
+
+/* The code that the peer sent: 1005 where its Close frame had none, 1006 where
+ * the connection ended without one, 0 while it is open.
+ * [in a callback of this connection] */
+static inline uint32_t ws_close_code(ws_conn conn)
+{
+    return ws_host_->close_code(conn);
+}
+
+/* The reason that the peer sent, valid UTF-8; absent without one.
+ * [in a callback of this connection] */
+static inline ws_bytes ws_close_reason(ws_conn conn)
+{
+    return ws_host_->close_reason(conn);
+}
+
+/* ------------------------------------------------ what a connection carries */
+
+/* A pointer of the handler's own; NULL at first. It stays in this process: after
+ * a move it is NULL again. set: WS_OK, WS_E_GONE, WS_E_PLACE.
+ * [in a callback of this connection] */
+static inline int32_t ws_set_user(ws_conn conn, void *user)
+{
+    return ws_host_->set_user(conn, user);
+}
+static inline void *ws_user(ws_conn conn)
+{
+    return ws_host_->user(conn);
+}
+
+/* Attaches bytes (copied, at most WS_STATE_MAX; size 0 detaches) that follow the
+ * connection to another process through reload, upgrade, and the crash of a
+ * worker. WS_OK, or WS_E_LIMIT (too large), WS_E_GONE, WS_E_PLACE.
+ * [in a callback of this connection] */
+static inline int32_t ws_set_state(ws_conn conn, const void *data, size_t size)
+{
+    return ws_host_->set_state(conn, data, size);
+}
+
+/* The attached bytes; absent if there are none. Valid until the next
+ * ws_set_state(). [in a callback of this connection] */
+static inline ws_bytes ws_state(ws_conn conn)
+{
+    return ws_host_->state(conn);
+}
+
+/* 1 if this connection was opened in another process and taken up by this one:
+ * on_open has run before, elsewhere. Else 0. [in a callback of this connection] */
+static inline int32_t ws_is_resumed(ws_conn conn)
+{
+    return ws_host_->is_resumed(conn);
+}
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* WS_HANDLER_H */

@@ -1,0 +1,637 @@
+// ws_handler.hpp - ws_handler.h for C++11 and later, in this file alone.
+//
+//     #include <ws_handler.hpp>
+//
+//     namespace {
+//     struct echo {
+//         void on_message(ws::conn conn, const ws::message &msg) { conn.send(msg); }
+//     };
+//     }
+//
+//     WS_HANDLER_CPP(echo, name = "echo");
+//
+//     c++ -shared -fPIC -fvisibility=hidden echo_wsh.cc -o echo_wsh.so
+//
+// A handler is a class with the callbacks that it wants, under the names and with
+// the meaning that ws_handler.h gives them; no base class, nothing virtual. Each
+// connection has an object of the class: made just before on_open, from ws::conn
+// if there is such a constructor and else by default, and destroyed after
+// on_close. The callbacks:
+//
+//     static R    on_worker_start();
+//     static void on_worker_stop();
+//     static R    do_extra_handshake(ws::conn, ws::handshake);
+//     R           on_open(ws::conn);
+//     R           transfer_data(ws::conn);                         blocking style
+//     void        on_message(ws::conn, const ws::message &);       event style
+//     R           passive_closing_handshake(ws::conn);
+//     void        on_close(ws::conn, uint32_t by, uint32_t code);
+//     void        on_pong(ws::conn, ws::bytes data, uint64_t rtt);
+//     void        on_writable(ws::conn);
+//     void        on_drain(ws::conn);
+//
+// R is int32_t or void, which means WS_OK. One with the right name and the wrong
+// arguments does not compile. The class must not be final.
+//
+// Exceptions never leave the handler. They are logged with what(), and the
+// callback returns WS_E_FAILED, or where it has no result closes with 1011.
+//
+// Of the C functions only ws_set_user() and ws_user() are taken: they keep the
+// object; see ws::conn::object(). The others can be used beside this file.
+#ifndef WS_HANDLER_HPP
+#define WS_HANDLER_HPP
+
+#include "ws_handler.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+#if __cplusplus >= 201703L
+#include <string_view>
+#endif
+
+namespace ws {
+
+// Bytes that are not owned: a view. Absent bytes are false, and equal to nothing
+// but absent bytes. How long they live, ws_handler.h says where they come from.
+class bytes {
+public:
+    bytes() : data_(nullptr), size_(0) {}
+    bytes(const void *data, std::size_t size) : data_(static_cast<const char *>(data)), size_(size) {}
+    bytes(ws_bytes raw) : data_(raw.data), size_(raw.size) {}
+    bytes(const char *text) : data_(text), size_(text != nullptr ? std::strlen(text) : 0) {}
+    bytes(const std::string &text) : data_(text.data()), size_(text.size()) {}
+
+    const char *data() const { return data_; }
+    std::size_t size() const { return size_; }
+    bool        empty() const { return size_ == 0; }
+    const char *begin() const { return data_; }
+    const char *end() const { return data_ + size_; }
+    char        operator[](std::size_t index) const { return data_[index]; }
+    explicit    operator bool() const { return data_ != nullptr; }
+
+    std::string str() const { return data_ != nullptr ? std::string(data_, size_) : std::string(); }
+    operator std::string() const { return str(); }
+#if __cplusplus >= 201703L
+    bytes(std::string_view text) : data_(text.data()), size_(text.size()) {}
+    operator std::string_view() const { return std::string_view(data_, size_); }
+#endif
+
+    friend bool operator==(const bytes &a, const bytes &b)
+    {
+        return (a.data_ == nullptr) == (b.data_ == nullptr) && a.size_ == b.size_ &&
+               (a.size_ == 0 || std::memcmp(a.data_, b.data_, a.size_) == 0);
+    }
+    friend bool operator!=(const bytes &a, const bytes &b) { return !(a == b); }
+
+private:
+    const char *data_;
+    std::size_t size_;
+};
+
+// A message, or with WS_STREAM a fragment of one.
+struct message : bytes {
+    uint32_t type;  // WS_TEXT or WS_BINARY
+    uint32_t flags; // WS_FIRST, WS_LAST
+
+    message() : type(0), flags(0) {}
+    message(const ws_message &raw) : bytes(raw.data, raw.size), type(raw.type), flags(raw.flags) {}
+
+    bool is_text() const { return type == WS_TEXT; }
+    bool is_binary() const { return type == WS_BINARY; }
+    bool is_first() const { return (flags & WS_FIRST) != 0; }
+    bool is_last() const { return (flags & WS_LAST) != 0; }
+};
+
+// --------------------------------------------------- log, time, configuration
+
+inline uint32_t worker() { return ws_worker(); }
+inline uint64_t now() { return ws_now(); }
+inline void     log(uint32_t level, bytes text) { ws_host_->log(ws_host_, 0, level, text.data(), text.size()); }
+inline bytes    config(bytes key) { return ws_host_->config(ws_host_, key.data(), key.size()); }
+
+inline bool config_at(std::size_t index, bytes &key, bytes &value)
+{
+    ws_bytes raw_key, raw_value;
+    if (ws_config_at(index, &raw_key, &raw_value) != 1)
+        return false;
+    key = raw_key, value = raw_value;
+    return true;
+}
+
+// The items of "a, b"; see ws_list_next().
+inline std::vector<bytes> list(bytes text)
+{
+    std::vector<bytes> items;
+    ws_bytes           rest = {text.data(), text.size()}, item;
+    while (ws_list_next(&rest, &item))
+        items.push_back(item);
+    return items;
+}
+
+// A handshake in progress; a value like ws_handshake *.
+class handshake {
+public:
+    explicit handshake(ws_handshake *raw) : raw_(raw) {}
+    ws_handshake *raw() const { return raw_; }
+
+    int32_t set_protocol(bytes protocol) const
+    {
+        return ws_host_->set_protocol(raw_, protocol.data(), protocol.size());
+    }
+    int32_t add_header(bytes name, bytes value) const
+    {
+        return ws_host_->add_header(raw_, name.data(), name.size(), value.data(), value.size());
+    }
+    int32_t configure_deflate(const ws_deflate_options &options) const
+    {
+        return ws_configure_deflate(raw_, &options);
+    }
+    int32_t refuse_extensions() const { return ws_refuse_extensions(raw_); }
+    int32_t accept() const { return ws_accept(raw_); }
+    int32_t accept_and_close(uint32_t code, bytes reason = bytes()) const
+    {
+        return ws_host_->accept_and_close(raw_, code, reason.data(), reason.size());
+    }
+    int32_t reject(uint32_t status) const { return ws_reject(raw_, status); }
+    int32_t reject(uint32_t status, bytes type, bytes body) const
+    {
+        return ws_host_->reject(raw_, status, type.data(), type.size(), body.data(), body.size());
+    }
+    int32_t abort() const { return ws_abort_handshake(raw_); }
+
+private:
+    ws_handshake *raw_;
+};
+
+class conn;
+typedef std::function<void(conn)> task;
+
+// A connection: an id. Copied, kept and compared freely; used too late, its
+// functions return WS_E_GONE. Where each may be called, ws_handler.h says.
+class conn {
+public:
+    conn() : id_(0) {}
+    conn(ws_conn id) : id_(id) {}
+    ws_conn     id() const { return id_; }
+    friend bool operator==(conn a, conn b) { return a.id_ == b.id_; }
+    friend bool operator!=(conn a, conn b) { return a.id_ != b.id_; }
+    friend bool operator<(conn a, conn b) { return a.id_ < b.id_; }
+
+    void log(uint32_t level, bytes text) const
+    {
+        ws_host_->log(ws_host_, id_, level, text.data(), text.size());
+    }
+
+    // The request.
+    bytes resource() const { return ws_resource(id_); }
+    bytes path() const { return ws_path(id_); }
+    bytes query() const { return ws_query(id_); }
+    bytes authority() const { return ws_authority(id_); }
+    bytes origin() const { return ws_origin(id_); }
+    bytes method() const { return ws_method(id_); }
+    bytes header(bytes name) const { return ws_host_->header(id_, name.data(), name.size()); }
+    bool  header_at(std::size_t index, bytes &name, bytes &value) const
+    {
+        ws_bytes raw_name, raw_value;
+        if (ws_header_at(id_, index, &raw_name, &raw_value) != 1)
+            return false;
+        name = raw_name, value = raw_value;
+        return true;
+    }
+    bytes    requested_protocols() const { return ws_requested_protocols(id_); }
+    bytes    requested_extensions() const { return ws_requested_extensions(id_); }
+    uint32_t version() const { return ws_version(id_); }
+    int32_t  remote_address(ws_address &address) const { return ws_remote_address(id_, &address); }
+    int32_t  local_address(ws_address &address) const { return ws_local_address(id_, &address); }
+    bytes    tls_fact(uint32_t which) const { return ws_tls_fact(id_, which); }
+
+    // What was agreed.
+    bytes protocol() const { return ws_protocol(id_); }
+    bytes extensions() const { return ws_extensions(id_); }
+    bool  deflate() const { return ws_deflate(id_) == 1; }
+
+    // Data.
+    int32_t receive(message &msg, int64_t timeout_ms = WS_FOREVER) const
+    {
+        ws_message raw;
+        int32_t    result = ws_receive(id_, &raw, timeout_ms);
+        if (result == WS_MESSAGE)
+            msg = raw;
+        return result;
+    }
+    int32_t send(uint32_t type, bytes data, uint32_t flags = 0) const
+    {
+        return ws_send_flags(id_, type, data.data(), data.size(), flags);
+    }
+    int32_t send(const message &msg) const
+    {
+        return send(msg.type, msg, msg.is_last() || msg.flags == 0 ? 0 : WS_MORE);
+    }
+    int32_t send_text(bytes text) const { return send(WS_TEXT, text); }
+    int32_t send_binary(bytes data) const { return send(WS_BINARY, data); }
+    // Sends the string without copying its bytes once more.
+    int32_t send_owned(uint32_t type, std::string data, uint32_t flags = 0) const
+    {
+        std::string *owned = new std::string(std::move(data));
+        return ws_send_owned(id_, type, owned->data(), owned->size(), flags, release, owned);
+    }
+    int32_t     ping(bytes data = bytes("")) const { return ws_ping(id_, data.data(), data.size()); }
+    std::size_t buffered() const { return ws_buffered(id_); }
+    int32_t     pause() const { return ws_pause(id_); }
+    int32_t     resume() const { return ws_resume(id_); }
+    uint32_t    last_opcode() const { return ws_last_opcode(id_); }
+
+    // Time and threads. What the task holds is destroyed after it has run, or
+    // when the connection ends before; then it does not run. Timers need the
+    // object of the connection: before on_open it is WS_E_PLACE.
+    inline int64_t set_timer(uint64_t delay_ms, task run) const;
+    inline int32_t clear_timer(int64_t timer) const;
+    inline int32_t post(task run) const;
+
+    // Closing.
+    int32_t close(uint32_t code = WS_CLOSE_NORMAL, bytes reason = bytes()) const
+    {
+        return ws_host_->close(id_, code, reason.data(), reason.size());
+    }
+    int32_t  abort() const { return ws_abort(id_); }
+    uint32_t close_code() const { return ws_close_code(id_); }
+    bytes    close_reason() const { return ws_close_reason(id_); }
+
+    // What a connection carries. object() is null before on_open and after
+    // on_close; Class is the one that was given to WS_HANDLER_CPP.
+    // [in a callback of this connection]
+    template <class Class> Class *object() const;
+    int32_t set_state(bytes data) const { return ws_set_state(id_, data.data(), data.size()); }
+    bytes   state() const { return ws_state(id_); }
+    bool    is_resumed() const { return ws_is_resumed(id_) == 1; }
+
+private:
+    static void release(void *arg) { delete static_cast<std::string *>(arg); }
+
+    ws_conn id_;
+};
+
+// ------------------------------------------------------- from here on: helpers
+
+namespace detail {
+
+// Runs `body` and lets nothing out: `failed` is the result after an exception.
+template <class Body> auto contain(ws_conn conn, const char *where, Body body) -> int32_t
+{
+    try {
+        return body();
+    } catch (const std::exception &error) {
+        ws_log_conn(conn, WS_LOG_ERROR, "exception in %s: %s", where, error.what());
+    } catch (...) {
+        ws_log_conn(conn, WS_LOG_ERROR, "exception in %s that is not a std::exception", where);
+    }
+    return WS_E_FAILED;
+}
+
+// The same for a callback without a result.
+template <class Body> void contain_and_close(ws_conn conn, const char *where, Body body)
+{
+    if (contain(conn, where, body) == WS_E_FAILED)
+        ws_close(conn, WS_CLOSE_INTERNAL_ERROR, NULL);
+}
+
+// Calls a callback whose result may be left out.
+template <class Call>
+typename std::enable_if<std::is_void<decltype(std::declval<Call>()())>::value, int32_t>::type
+result_of(Call call)
+{
+    call();
+    return WS_OK;
+}
+template <class Call>
+typename std::enable_if<!std::is_void<decltype(std::declval<Call>()())>::value, int32_t>::type
+result_of(Call call)
+{
+    return call();
+}
+
+// What ws_user() points to: the timers that have not run, then the object.
+struct session {
+    struct timer {
+        session *owner;
+        int64_t  id;
+        task     run;
+    };
+    std::vector<std::unique_ptr<timer>> timers;
+
+    virtual ~session() {}
+
+    std::unique_ptr<timer> take(const timer *wanted)
+    {
+        for (std::size_t i = 0; i < timers.size(); i++) {
+            if (timers[i].get() == wanted) {
+                std::unique_ptr<timer> taken(std::move(timers[i]));
+                timers.erase(timers.begin() + static_cast<std::ptrdiff_t>(i));
+                return taken;
+            }
+        }
+        return nullptr;
+    }
+};
+
+inline session *session_of(ws_conn conn) { return static_cast<session *>(ws_user(conn)); }
+
+template <class Class> struct session_with : session {
+    Class object;
+
+    template <class From = Class>
+    explicit session_with(conn c, typename std::enable_if<std::is_constructible<From, conn>::value>::type * = 0)
+        : object(c)
+    {
+    }
+    template <class From = Class>
+    explicit session_with(conn, typename std::enable_if<!std::is_constructible<From, conn>::value>::type * = 0)
+        : object()
+    {
+    }
+};
+
+inline void run_timer(ws_conn conn, void *arg)
+{
+    session::timer                *due = static_cast<session::timer *>(arg);
+    std::unique_ptr<session::timer> mine = due->owner->take(due);
+    contain_and_close(conn, "a timer", [&]() { return mine->run(conn), WS_OK; });
+}
+
+inline void run_posted(ws_conn conn, void *arg)
+{
+    std::unique_ptr<task> run(static_cast<task *>(arg));
+    if (ws_version(conn) != 0) // 0: the connection is gone
+        contain_and_close(conn, "a posted task", [&]() { return (*run)(conn), WS_OK; });
+}
+
+// has_NAME<Class>: does Class have a member of this name, whatever it is? If so,
+// the name is ambiguous in a class that inherits it from two sides.
+#define WS_DETECT_(NAME)                                                                  \
+    template <class Class> struct has_##NAME {                                            \
+        struct other {                                                                    \
+            int NAME;                                                                     \
+        };                                                                                \
+        struct both : Class, other {};                                                    \
+        template <class Both> static char test(decltype(&Both::NAME) *);                  \
+        template <class Both> static long test(...);                                      \
+        static const bool value = sizeof(test<both>(nullptr)) != sizeof(char);            \
+    };
+WS_DETECT_(on_worker_start)
+WS_DETECT_(on_worker_stop)
+WS_DETECT_(do_extra_handshake)
+WS_DETECT_(on_open)
+WS_DETECT_(transfer_data)
+WS_DETECT_(on_message)
+WS_DETECT_(passive_closing_handshake)
+WS_DETECT_(on_close)
+WS_DETECT_(on_pong)
+WS_DETECT_(on_writable)
+WS_DETECT_(on_drain)
+#undef WS_DETECT_
+
+// The functions that the table points to, and the object they are for.
+template <class Class> struct calls {
+    static Class &object(ws_conn conn)
+    {
+        session *found = session_of(conn);
+        if (found == nullptr)
+            throw std::logic_error("the connection has no object");
+        return static_cast<session_with<Class> *>(found)->object;
+    }
+
+    template <class Then> static int32_t open(ws_conn conn, Then then)
+    {
+        return contain(conn, "on_open", [&]() -> int32_t {
+            std::unique_ptr<session_with<Class>> made(new session_with<Class>(ws::conn(conn)));
+            int32_t result = ws_set_user(conn, static_cast<session *>(made.get()));
+            if (result != WS_OK)
+                return result;
+            return then(made.release()->object);
+        });
+    }
+
+    template <class Then> static void closed(ws_conn conn, Then then)
+    {
+        std::unique_ptr<session> ended(session_of(conn));
+        if (!ended) // its constructor has failed
+            return;
+        contain(conn, "on_close", [&]() { return then(), WS_OK; });
+        ws_set_user(conn, NULL);
+        contain(conn, "the destructor", [&]() { return ended.reset(), WS_OK; });
+    }
+};
+
+// Each add_NAME(table, yes) sets one member of the table; with `no` the class
+// does not define it.
+typedef std::true_type  yes;
+typedef std::false_type no;
+
+template <class C> void add_on_worker_start(ws_handler &, no) {}
+template <class C> void add_on_worker_start(ws_handler &table, yes)
+{
+    table.on_worker_start = []() -> int32_t {
+        return contain(0, "on_worker_start",
+                       []() { return result_of([]() { return C::on_worker_start(); }); });
+    };
+}
+
+template <class C> void add_on_worker_stop(ws_handler &, no) {}
+template <class C> void add_on_worker_stop(ws_handler &table, yes)
+{
+    table.on_worker_stop = []() {
+        contain(0, "on_worker_stop", []() { return C::on_worker_stop(), WS_OK; });
+    };
+}
+
+template <class C> void add_do_extra_handshake(ws_handler &, no) {}
+template <class C> void add_do_extra_handshake(ws_handler &table, yes)
+{
+    table.do_extra_handshake = [](ws_conn conn, ws_handshake *hs) -> int32_t {
+        return contain(conn, "do_extra_handshake", [&]() {
+            return result_of([&]() { return C::do_extra_handshake(ws::conn(conn), handshake(hs)); });
+        });
+    };
+}
+
+template <class C> void add_on_open(ws_handler &table, no)
+{
+    table.on_open = [](ws_conn conn) -> int32_t {
+        return calls<C>::open(conn, [](C &) { return WS_OK; });
+    };
+}
+template <class C> void add_on_open(ws_handler &table, yes)
+{
+    table.on_open = [](ws_conn conn) -> int32_t {
+        return calls<C>::open(conn, [&](C &object) {
+            return result_of([&]() { return object.on_open(ws::conn(conn)); });
+        });
+    };
+}
+
+template <class C> void add_transfer_data(ws_handler &, no) {}
+template <class C> void add_transfer_data(ws_handler &table, yes)
+{
+    table.transfer_data = [](ws_conn conn) -> int32_t {
+        return contain(conn, "transfer_data", [&]() {
+            return result_of([&]() { return calls<C>::object(conn).transfer_data(ws::conn(conn)); });
+        });
+    };
+}
+
+template <class C> void add_on_message(ws_handler &, no) {}
+template <class C> void add_on_message(ws_handler &table, yes)
+{
+    table.on_message = [](ws_conn conn, const ws_message *msg) {
+        contain_and_close(conn, "on_message", [&]() {
+            return calls<C>::object(conn).on_message(ws::conn(conn), message(*msg)), WS_OK;
+        });
+    };
+}
+
+template <class C> void add_passive_closing_handshake(ws_handler &, no) {}
+template <class C> void add_passive_closing_handshake(ws_handler &table, yes)
+{
+    table.passive_closing_handshake = [](ws_conn conn) -> int32_t {
+        return contain(conn, "passive_closing_handshake", [&]() {
+            return result_of(
+                [&]() { return calls<C>::object(conn).passive_closing_handshake(ws::conn(conn)); });
+        });
+    };
+}
+
+template <class C> void add_on_close(ws_handler &table, no)
+{
+    table.on_close = [](ws_conn conn, uint32_t, uint32_t) { calls<C>::closed(conn, []() {}); };
+}
+template <class C> void add_on_close(ws_handler &table, yes)
+{
+    table.on_close = [](ws_conn conn, uint32_t by, uint32_t code) {
+        calls<C>::closed(conn, [&]() { calls<C>::object(conn).on_close(ws::conn(conn), by, code); });
+    };
+}
+
+template <class C> void add_on_pong(ws_handler &, no) {}
+template <class C> void add_on_pong(ws_handler &table, yes)
+{
+    table.on_pong = [](ws_conn conn, const char *data, size_t size, uint64_t rtt) {
+        contain_and_close(conn, "on_pong", [&]() {
+            return calls<C>::object(conn).on_pong(ws::conn(conn), bytes(data, size), rtt), WS_OK;
+        });
+    };
+}
+
+template <class C> void add_on_writable(ws_handler &, no) {}
+template <class C> void add_on_writable(ws_handler &table, yes)
+{
+    table.on_writable = [](ws_conn conn) {
+        contain_and_close(conn, "on_writable",
+                          [&]() { return calls<C>::object(conn).on_writable(ws::conn(conn)), WS_OK; });
+    };
+}
+
+template <class C> void add_on_drain(ws_handler &, no) {}
+template <class C> void add_on_drain(ws_handler &table, yes)
+{
+    table.on_drain = [](ws_conn conn) {
+        contain_and_close(conn, "on_drain",
+                          [&]() { return calls<C>::object(conn).on_drain(ws::conn(conn)), WS_OK; });
+    };
+}
+
+template <class C> void fill(ws_handler &table)
+{
+    static_assert(has_transfer_data<C>::value != has_on_message<C>::value,
+                  "a handler has transfer_data (blocking style) or on_message (event style), one of them");
+    table.size = sizeof(ws_handler);
+    table.abi = WS_ABI;
+#define WS_ADD_(NAME) add_##NAME<C>(table, std::integral_constant<bool, has_##NAME<C>::value>())
+    WS_ADD_(on_worker_start);
+    WS_ADD_(on_worker_stop);
+    WS_ADD_(do_extra_handshake);
+    WS_ADD_(on_open);
+    WS_ADD_(transfer_data);
+    WS_ADD_(on_message);
+    WS_ADD_(passive_closing_handshake);
+    WS_ADD_(on_close);
+    WS_ADD_(on_pong);
+    WS_ADD_(on_writable);
+    WS_ADD_(on_drain);
+#undef WS_ADD_
+}
+
+} // namespace detail
+
+inline int64_t conn::set_timer(uint64_t delay_ms, task run) const
+{
+    detail::session *session = detail::session_of(id_);
+    if (session == nullptr)
+        return WS_E_PLACE;
+    std::unique_ptr<detail::session::timer> timer(new detail::session::timer{session, 0, std::move(run)});
+    timer->id = ws_set_timer(id_, delay_ms, detail::run_timer, timer.get());
+    int64_t id = timer->id;
+    if (id > 0)
+        session->timers.push_back(std::move(timer));
+    return id;
+}
+
+inline int32_t conn::clear_timer(int64_t timer) const
+{
+    int32_t          result = ws_clear_timer(id_, timer);
+    detail::session *session = detail::session_of(id_);
+    if (result == WS_OK && session != nullptr)
+        session->timers.erase(std::remove_if(session->timers.begin(), session->timers.end(),
+                                             [&](const std::unique_ptr<detail::session::timer> &one) {
+                                                 return one->id == timer;
+                                             }),
+                              session->timers.end());
+    return result;
+}
+
+inline int32_t conn::post(task run) const
+{
+    std::unique_ptr<task> posted(new task(std::move(run)));
+    int32_t               result = ws_post(id_, detail::run_posted, posted.get());
+    if (result == WS_OK)
+        posted.release();
+    return result;
+}
+
+template <class Class> Class *conn::object() const
+{
+    detail::session *session = detail::session_of(id_);
+    return session != nullptr ? &static_cast<detail::session_with<Class> *>(session)->object : nullptr;
+}
+
+} // namespace ws
+
+// Defines the handler, once in each shared object. What follows the class sets
+// members of struct ws_handler:
+//     WS_HANDLER_CPP(chat, name = "chat", version = "1.0", flags = WS_KEEP_REQUEST);
+#define WS_HANDLER_CPP(Class, ...)                                              \
+    const ws_host *ws_host_;                                                    \
+    const ws_handler *ws_handler_entry_v1(const ws_host *host)                  \
+    {                                                                           \
+        struct described : ws_handler {                                         \
+            described() : ws_handler()                                          \
+            {                                                                   \
+                ::ws::detail::fill<Class>(*this);                               \
+                __VA_ARGS__;                                                    \
+            }                                                                   \
+        };                                                                      \
+        static const described handler;                                         \
+        ws_host_ = host;                                                        \
+        return &handler;                                                        \
+    }                                                                           \
+    static_assert(true, "")
+
+#endif // WS_HANDLER_HPP
