@@ -1,0 +1,538 @@
+//! One WebSocket connection after the opening handshake: messages both ways,
+//! Pings, the closing handshake, deadlines (RFC 6455 5 to 7). A state machine:
+//! it has no socket and no clock, and it never waits.
+
+use super::close::{self, GOING_AWAY, NO_CODE, POLICY};
+use super::codec::{Codecs, Deflate};
+use super::frame::{self, MAX_CONTROL, Opcode};
+use super::limits::{Limits, SECOND};
+use super::message::{Decoder, Item, Surroundings, Violation};
+use super::utf8::Validator;
+
+pub use super::message::{Body, Kind};
+
+/// What `Connection::receive` has found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// All of the input is used up.
+    NeedMore,
+    /// A whole message (`first` and `last`), or in a stream a part of one. In a stream the parts come as
+    /// they arrive, and a part of a text may end within a character; only the last may be empty.
+    Message {
+        /// Of the message.
+        kind: Kind,
+        /// The message begins here.
+        first: bool,
+        /// The message ends here.
+        last: bool,
+        /// It came compressed.
+        compressed: bool,
+        /// What it says.
+        body: Body,
+    },
+    /// The answer to the newest `ping()`. Others, and those to keepalive Pings, are not reported.
+    Pong {
+        /// As in the Ping.
+        body: Body,
+        /// Time since the Ping; nanoseconds.
+        rtt: u64,
+    },
+    /// The peer began the closing handshake. The caller answers with `close()`, within the close deadline.
+    CloseReceived {
+        /// 1005 if the Close frame had none.
+        code: u16,
+        /// UTF-8, at most 123 octets.
+        reason: Body,
+    },
+    /// The peer answered our Close frame: the connection is finished.
+    Closed {
+        /// The peer's; 1005 if its Close frame had none.
+        code: u16,
+        /// The peer's; UTF-8, at most 123 octets.
+        reason: Body,
+    },
+    /// The peer broke the protocol or a limit. The connection is finished; a Close frame with `code` has been
+    /// appended, unless one was sent before.
+    Failed {
+        /// RFC 6455 7.4.1.
+        code: u16,
+        /// What was wrong; for the log.
+        why: &'static str,
+    },
+}
+
+/// What one call needs of its surroundings.
+pub struct Io<'a> {
+    /// The time; nanoseconds of a monotonic clock.
+    pub now: u64,
+    /// The connection's limits.
+    pub limits: &'a Limits,
+    /// The worker's codecs.
+    pub codecs: &'a mut Codecs,
+    /// Where frames to be written are appended.
+    pub out: &'a mut Vec<u8>,
+}
+
+/// How to send a message or a fragment of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Send {
+    /// The message goes on with the next send of the same kind.
+    pub more: bool,
+    /// Compress, where that was agreed and the size is worth it. The first fragment decides.
+    pub compress: bool,
+    /// The caller knows that the text is UTF-8: it is not checked. The same for all fragments of a message.
+    pub trusted: bool,
+}
+
+impl Default for Send {
+    fn default() -> Self {
+        Send { more: false, compress: true, trusted: false }
+    }
+}
+
+/// Why nothing was sent. The connection is as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// Our Close frame has been sent, or the connection is finished.
+    #[error("the connection is closing")]
+    Closing,
+    /// A text or a reason.
+    #[error("the text is not UTF-8")]
+    NotUtf8,
+    /// A Ping over 125 octets, a reason over 123.
+    #[error("the payload is too long for a control frame")]
+    TooLong,
+    /// A fragmented message of the other kind is unfinished.
+    #[error("a message of the other kind is unfinished")]
+    WrongKind,
+    /// A close code that must not be sent, or a reason without a code.
+    #[error("the close code must not be sent")]
+    BadCode,
+}
+
+/// What `Connection::on_deadline` did or found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deadline {
+    /// Nothing is due.
+    Later,
+    /// A keepalive Ping was appended.
+    Pinged,
+    /// No message for too long: a Close frame with 1001 was appended; the closing handshake has begun.
+    Idle,
+    /// Nothing came after a keepalive Ping: the socket is to be dropped.
+    PeerSilent,
+    /// One side's Close frame was not answered: the socket is to be dropped.
+    CloseTimedOut,
+}
+
+/// The state of a connection. Times are those of the calls' `now`.
+pub struct Connection {
+    decoder: Decoder,
+    deflate: Option<Deflate>,
+    /// When the last octets came.
+    last_received: u64,
+    /// When the last data message, or part of one, came or was sent.
+    last_message: u64,
+    /// When the newest keepalive Ping was sent, while open; when the first Close frame was sent or came, after.
+    since: u64,
+    /// The peer's Pings are paid for up to this time: each costs its share of a second, none more than a
+    /// second ahead.
+    pings_paid: u64,
+    /// The newest `ping()`, if unanswered.
+    ping: Option<Box<OwnPing>>,
+    outgoing: Outgoing,
+    /// 0: none.
+    close_sent: u16,
+    phase: Phase,
+    awaiting_pong: bool,
+    stream: bool,
+    paused: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// Ours is sent, the peer's is to come.
+    CloseSent,
+    /// The peer's has come, ours is to be sent.
+    CloseReceived,
+    /// Both, or the connection has failed.
+    Finished,
+}
+
+struct OwnPing {
+    at: u64,
+    payload: Vec<u8>,
+}
+
+/// The message that is partly sent.
+#[derive(Default)]
+struct Outgoing {
+    kind: Option<Kind>,
+    compressed: bool,
+    utf8: Validator,
+}
+
+impl Connection {
+    /// A connection whose opening handshake is complete. `stream`: deliver parts of messages as they come
+    /// instead of gathering whole ones.
+    pub fn new(now: u64, deflate: Option<Deflate>, stream: bool) -> Self {
+        Connection {
+            decoder: Decoder::new(),
+            deflate,
+            last_received: now,
+            last_message: now,
+            since: now,
+            pings_paid: 0,
+            ping: None,
+            outgoing: Outgoing::default(),
+            close_sent: 0,
+            phase: Phase::Open,
+            awaiting_pong: false,
+            stream,
+            paused: false,
+        }
+    }
+
+    /// Takes octets from `input[*at..]`, advances `at`, and returns at the first event. **To be called until it
+    /// says `NeedMore`**; in between the caller may send, ping and close. Pings are answered in here. Once the
+    /// peer's Close has come or the connection is finished, the rest is swallowed.
+    #[inline]
+    pub fn receive(&mut self, input: &mut [u8], at: &mut usize, io: &mut Io) -> Event {
+        if *at >= input.len() {
+            return Event::NeedMore;
+        }
+        self.last_received = io.now;
+        while matches!(self.phase, Phase::Open | Phase::CloseSent) {
+            let mut with = Surroundings {
+                limits: io.limits,
+                deflate: self.deflate.as_mut(),
+                codecs: io.codecs,
+                stream: self.stream,
+            };
+            let event = match self.decoder.next(input, at, &mut with) {
+                Ok(Item::Data { kind, first, last, compressed, body }) => {
+                    if self.phase == Phase::CloseSent {
+                        continue;
+                    }
+                    self.last_message = io.now;
+                    return Event::Message { kind, first, last, compressed, body };
+                }
+                Ok(Item::NeedMore) => return Event::NeedMore,
+                Ok(Item::Control { opcode, body }) => self.on_control(opcode, body, input, io),
+                Err(violation) => Some(self.fail(violation, io)),
+            };
+            if let Some(event) = event {
+                return event;
+            }
+        }
+        *at = input.len();
+        Event::NeedMore
+    }
+
+    /// Appends a message, or a fragment of one, as one frame. Text must be UTF-8; a fragment may end within a
+    /// character.
+    #[inline]
+    pub fn send(&mut self, kind: Kind, data: &[u8], how: Send, io: &mut Io) -> Result<(), SendError> {
+        if self.send_header(kind, data, how, io)? {
+            io.out.extend_from_slice(data);
+        }
+        Ok(())
+    }
+
+    /// As `send()`, but where the payload goes out as it is, only the header is appended: true, and the caller
+    /// is to write `data` after `out`.
+    #[inline]
+    pub fn send_header(
+        &mut self,
+        kind: Kind,
+        data: &[u8],
+        how: Send,
+        io: &mut Io,
+    ) -> Result<bool, SendError> {
+        self.check_may_send()?;
+        let first = self.outgoing.kind.is_none();
+        if self.outgoing.kind.is_some_and(|unfinished| unfinished != kind) {
+            return Err(SendError::WrongKind);
+        }
+        let mut utf8 = self.outgoing.utf8;
+        if kind == Kind::Text && !how.trusted {
+            utf8.feed(data).map_err(|_| SendError::NotUtf8)?;
+            if !how.more {
+                utf8.finish().map_err(|_| SendError::NotUtf8)?;
+            }
+        }
+        let compressed = if first {
+            // The length of a message that goes on is not known: taken for long.
+            let wanted = |deflate: &Deflate| how.compress && (how.more || deflate.wants(data.len()));
+            self.deflate.as_ref().is_some_and(wanted)
+        } else {
+            self.outgoing.compressed
+        };
+        self.outgoing = Outgoing { kind: how.more.then_some(kind), compressed, utf8 };
+        self.last_message = io.now;
+
+        let opcode = match kind {
+            _ if !first => Opcode::Continuation,
+            Kind::Text => Opcode::Text,
+            Kind::Binary => Opcode::Binary,
+        };
+        match &mut self.deflate {
+            Some(deflate) if compressed => {
+                // RFC 7692 6: RSV1 in the first fragment only.
+                send_compressed(deflate, io, opcode, !how.more, first, data);
+                Ok(false)
+            }
+            _ => {
+                frame::encode(io.out, opcode, !how.more, false, data.len());
+                Ok(true)
+            }
+        }
+    }
+
+    /// Appends a Ping of at most 125 octets. `Event::Pong` follows when the peer answers it, unless a newer
+    /// one is sent before.
+    pub fn ping(&mut self, payload: &[u8], io: &mut Io) -> Result<(), SendError> {
+        self.check_may_send()?;
+        if payload.len() > MAX_CONTROL {
+            return Err(SendError::TooLong);
+        }
+        control(io.out, Opcode::Ping, payload);
+        self.ping = Some(Box::new(OwnPing { at: io.now, payload: payload.to_vec() }));
+        Ok(())
+    }
+
+    /// Begins the closing handshake, or answers the peer's Close. Without a code the body is empty, and so must
+    /// be the reason. Nothing can be sent after it.
+    pub fn close(&mut self, code: Option<u16>, reason: &[u8], io: &mut Io) -> Result<(), SendError> {
+        self.check_may_send()?;
+        match code {
+            Some(code) if !close::may_travel(code) => return Err(SendError::BadCode),
+            None if !reason.is_empty() => return Err(SendError::BadCode),
+            _ if reason.len() > close::MAX_REASON => return Err(SendError::TooLong),
+            _ if std::str::from_utf8(reason).is_err() => return Err(SendError::NotUtf8),
+            _ => {}
+        }
+        self.append_close(code, reason, io.out);
+        if self.phase == Phase::CloseReceived {
+            self.finish(io.codecs);
+        } else {
+            self.phase = Phase::CloseSent;
+            self.since = io.now;
+        }
+        Ok(())
+    }
+
+    /// Both sides are done, or the connection has failed: once `out` is written the socket can be shut down.
+    pub fn is_finished(&self) -> bool {
+        self.phase == Phase::Finished
+    }
+
+    /// A Close frame was sent or has come.
+    pub fn is_closing(&self) -> bool {
+        self.phase != Phase::Open
+    }
+
+    /// The code of our Close frame, 1005 if it had none; `None` if none was sent.
+    pub fn close_sent(&self) -> Option<u16> {
+        (self.close_sent != 0).then_some(self.close_sent)
+    }
+
+    /// Open, no frame or message incomplete either way, no compression context that the peer refers to: a new
+    /// `Connection` in another process can go on from here.
+    pub fn is_movable(&self) -> bool {
+        self.phase == Phase::Open
+            && self.decoder.is_between_messages()
+            && self.outgoing.kind.is_none()
+            && self.deflate.as_ref().is_none_or(Deflate::movable)
+    }
+
+    /// The compression, if agreed.
+    pub fn deflate(&self) -> Option<&Deflate> {
+        self.deflate.as_ref()
+    }
+
+    /// When `on_deadline()` has something to do; `u64::MAX`: never. It only moves away while octets come, so a
+    /// timer may be set once and be asked for anew when it runs out.
+    pub fn deadline(&self, limits: &Limits) -> u64 {
+        let (silent, idle, ping) = self.deadlines(limits);
+        silent.min(idle).min(ping)
+    }
+
+    /// Does what is due at `io.now`.
+    pub fn on_deadline(&mut self, io: &mut Io) -> Deadline {
+        let (silent, idle, ping) = self.deadlines(io.limits);
+        if io.now >= silent {
+            let open = self.phase == Phase::Open;
+            self.finish(io.codecs);
+            return if open { Deadline::PeerSilent } else { Deadline::CloseTimedOut };
+        }
+        if io.now >= idle {
+            self.append_close(Some(GOING_AWAY), b"", io.out);
+            self.phase = Phase::CloseSent;
+            self.since = io.now;
+            return Deadline::Idle;
+        }
+        if io.now >= ping {
+            // Its payload is its time, by which its Pong is recognised.
+            control(io.out, Opcode::Ping, &io.now.to_be_bytes());
+            self.since = io.now;
+            self.awaiting_pong = true;
+            return Deadline::Pinged;
+        }
+        Deadline::Later
+    }
+
+    /// Reading is paused, or goes on: limits on silence do not count meanwhile, the close deadline does.
+    pub fn set_paused(&mut self, paused: bool, now: u64) {
+        if self.paused && !paused {
+            self.last_received = now;
+            self.last_message = now;
+            self.awaiting_pong = false;
+        }
+        self.paused = paused;
+    }
+
+    /// When the peer counts as gone, when as idle, and when it is to be pinged.
+    fn deadlines(&self, limits: &Limits) -> (u64, u64, u64) {
+        const NEVER: u64 = u64::MAX;
+        let after = |from: u64, limit: u64| if limit == 0 { NEVER } else { from.saturating_add(limit) };
+        match self.phase {
+            Phase::Finished => (NEVER, NEVER, NEVER),
+            Phase::CloseSent | Phase::CloseReceived => {
+                (after(self.since, limits.close_deadline), NEVER, NEVER)
+            }
+            Phase::Open if self.paused => (NEVER, NEVER, NEVER),
+            Phase::Open => {
+                let idle = after(self.last_message, limits.idle);
+                // Any octet is a sign of life, not just the Pong.
+                if self.awaiting_pong && self.last_received <= self.since && limits.pong_deadline != 0 {
+                    (after(self.since, limits.pong_deadline), idle, NEVER)
+                } else {
+                    (NEVER, idle, after(self.last_received.max(self.since), limits.ping_interval))
+                }
+            }
+        }
+    }
+
+    fn check_may_send(&self) -> Result<(), SendError> {
+        match self.phase {
+            Phase::Open | Phase::CloseReceived => Ok(()),
+            Phase::CloseSent | Phase::Finished => Err(SendError::Closing),
+        }
+    }
+
+    #[inline(never)]
+    fn on_control(&mut self, opcode: Opcode, body: Body, input: &[u8], io: &mut Io) -> Option<Event> {
+        let payload = body.octets(input);
+        match opcode {
+            Opcode::Close => Some(match close::parse(payload) {
+                Ok(code) => self.on_close(code, body, io),
+                Err(bad) => self.fail(Violation { code: bad.code, why: bad.why }, io),
+            }),
+            // RFC 6455 5.5.1: after our Close nothing more is sent.
+            Opcode::Ping if self.phase == Phase::CloseSent => None,
+            Opcode::Ping => {
+                if !self.pay_for_ping(io) {
+                    return Some(self.fail(Violation { code: POLICY, why: "too many Pings" }, io));
+                }
+                // RFC 6455 5.5.3: the Pong has the Ping's application data.
+                control(io.out, Opcode::Pong, payload);
+                None
+            }
+            _ => {
+                if self.awaiting_pong && payload == self.since.to_be_bytes() {
+                    self.awaiting_pong = false;
+                    return None;
+                }
+                // RFC 6455 5.5.3: a Pong that was not asked for is no error.
+                let ping = self.ping.take_if(|ping| ping.payload == payload)?;
+                Some(Event::Pong { body, rtt: io.now.saturating_sub(ping.at) })
+            }
+        }
+    }
+
+    fn on_close(&mut self, code: u16, body: Body, io: &mut Io) -> Event {
+        let code_len = body.len().min(2);
+        let reason = match body {
+            Body::Input(range) => Body::Input(range.start + code_len..range.end),
+            Body::Owned(mut gathered) => {
+                gathered.drain(..code_len);
+                Body::Owned(gathered)
+            }
+        };
+        if self.phase == Phase::CloseSent {
+            self.finish(io.codecs);
+            Event::Closed { code, reason }
+        } else {
+            self.phase = Phase::CloseReceived;
+            self.since = io.now;
+            Event::CloseReceived { code, reason }
+        }
+    }
+
+    /// Whether the peer may send a Ping now.
+    fn pay_for_ping(&mut self, io: &Io) -> bool {
+        let Some(price) = SECOND.checked_div(io.limits.pings_per_second.into()) else { return true };
+        let paid = self.pings_paid.max(io.now).saturating_add(price);
+        let affordable = paid - io.now <= SECOND;
+        if affordable {
+            self.pings_paid = paid;
+        }
+        affordable
+    }
+
+    /// RFC 6455 7.1.7: fails the connection.
+    #[cold]
+    fn fail(&mut self, violation: Violation, io: &mut Io) -> Event {
+        if self.phase != Phase::CloseSent {
+            self.append_close(Some(violation.code), b"", io.out);
+        }
+        self.finish(io.codecs);
+        Event::Failed { code: violation.code, why: violation.why }
+    }
+
+    fn append_close(&mut self, code: Option<u16>, reason: &[u8], out: &mut Vec<u8>) {
+        self.close_sent = code.unwrap_or(NO_CODE);
+        let code = code.map(u16::to_be_bytes);
+        let code = code.as_ref().map_or(&[][..], |octets| octets);
+        frame::encode(out, Opcode::Close, true, false, code.len() + reason.len());
+        out.extend_from_slice(code);
+        out.extend_from_slice(reason);
+    }
+
+    /// Gives back what is held: nothing more is decoded or sent.
+    fn finish(&mut self, codecs: &mut Codecs) {
+        self.phase = Phase::Finished;
+        self.decoder = Decoder::new();
+        self.ping = None;
+        if let Some(deflate) = &mut self.deflate {
+            deflate.reset(codecs);
+        }
+    }
+}
+
+fn control(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
+    frame::encode(out, opcode, true, false, payload.len());
+    out.extend_from_slice(payload);
+}
+
+/// Appends a frame whose length is known only after compressing: the header is written twice.
+fn send_compressed(deflate: &mut Deflate, io: &mut Io, opcode: Opcode, fin: bool, first: bool, data: &[u8]) {
+    let start = io.out.len();
+    frame::encode(io.out, opcode, fin, first, data.len());
+    let payload = io.out.len();
+    deflate.compress(io.codecs, data, fin, io.out);
+    let mut header = Vec::with_capacity(frame::MAX_HEADER);
+    frame::encode(&mut header, opcode, fin, first, io.out.len() - payload);
+    io.out.splice(start..payload, header);
+}
+
+#[cfg(any(test, fuzzing, feature = "fuzz"))]
+mod fuzzing;
+#[cfg(any(test, fuzzing, feature = "fuzz"))]
+#[doc(hidden)]
+pub use fuzzing::fuzz;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,465 @@
+//! Frames to messages (RFC 6455 5.4): unmasked, inflated, checked, limited.
+//! Control frames are handed out as they stand between the fragments; what
+//! they mean is `connection`'s.
+
+use super::close::{INVALID_DATA, PROTOCOL_ERROR, TOO_BIG};
+use super::codec::{Codecs, Deflate, InflateError};
+use super::frame::{self, Header, MAX_HEADER, Opcode};
+use super::limits::Limits;
+use super::utf8::{self, Validator};
+use std::ops::Range;
+
+/// The type of a message: its opcode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// UTF-8.
+    Text = 1,
+    /// Any octets.
+    Binary = 2,
+}
+
+/// Where a payload lies.
+#[derive(PartialEq, Eq)]
+pub enum Body {
+    /// Unmasked in place, in the input that was passed in.
+    Input(Range<usize>),
+    /// Gathered. Its capacity exceeds its length: a NUL can be appended without moving it.
+    Owned(Vec<u8>),
+}
+
+impl Body {
+    /// The octets; `input` is what was passed to the call that returned this.
+    pub fn octets<'a>(&'a self, input: &'a [u8]) -> &'a [u8] {
+        match self {
+            Body::Input(range) => input.get(range.clone()).unwrap_or_default(),
+            Body::Owned(gathered) => gathered,
+        }
+    }
+
+    /// How many octets.
+    pub fn len(&self) -> usize {
+        match self {
+            Body::Input(range) => range.len(),
+            Body::Owned(gathered) => gathered.len(),
+        }
+    }
+
+    /// Whether there is not a single octet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The place and the length, never the content.
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Body::Input(range) => write!(f, "Input({range:?})"),
+            Body::Owned(gathered) => write!(f, "Owned({} octets)", gathered.len()),
+        }
+    }
+}
+
+/// What `Decoder::next` has found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Item {
+    /// All of the input is used up.
+    NeedMore,
+    /// A whole message (`first` and `last`), or in a stream a part of one.
+    Data {
+        /// Of the message.
+        kind: Kind,
+        /// The message begins here.
+        first: bool,
+        /// The message ends here.
+        last: bool,
+        /// It came compressed.
+        compressed: bool,
+        /// Inflated; a part of a text may end within a character.
+        body: Body,
+    },
+    /// A control frame.
+    Control {
+        /// Close, Ping or Pong.
+        opcode: Opcode,
+        /// At most 125 octets.
+        body: Body,
+    },
+}
+
+/// What the peer did wrong: the code to fail the connection with (RFC 6455 7.1.7), and a text for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// 1002, 1007 or 1009.
+    pub code: u16,
+    /// What was wrong.
+    pub why: &'static str,
+}
+
+/// What decoding needs besides the input.
+pub struct Surroundings<'a> {
+    /// `frame` and `message` are kept here.
+    pub limits: &'a Limits,
+    /// The connection's compression, if agreed.
+    pub deflate: Option<&'a mut Deflate>,
+    /// The worker's codecs.
+    pub codecs: &'a mut Codecs,
+    /// Deliver what is there instead of gathering whole messages.
+    pub stream: bool,
+}
+
+/// Takes a client's frames apart. Between messages it holds no memory but itself; within one, what has
+/// arrived, times a small factor.
+pub struct Decoder {
+    stage: Stage,
+    /// Present while a message is incomplete or a control frame is cut by the end of the input.
+    partial: Option<Box<Partial>>,
+}
+
+/// Where the input stands.
+enum Stage {
+    /// `0 <= have < MAX_HEADER` octets of a header are there.
+    Header { have: u8, octets: [u8; MAX_HEADER - 1] },
+    /// Within a payload: `len` octets of it are to come, masked with `mask`.
+    Payload(Header),
+}
+
+impl Stage {
+    const START: Stage = Stage::Header { have: 0, octets: [0; MAX_HEADER - 1] };
+}
+
+#[derive(Default)]
+struct Partial {
+    message: Option<Message>,
+    /// What has come of a control frame.
+    control: Vec<u8>,
+}
+
+/// A message that is incomplete.
+struct Message {
+    kind: Kind,
+    compressed: bool,
+    utf8: Validator,
+    /// A part has been delivered.
+    begun: bool,
+    /// Octets delivered before: 0 unless this is a stream.
+    delivered: usize,
+    /// What waits for the end of the message; empty in a stream.
+    gathered: Vec<u8>,
+}
+
+impl Decoder {
+    /// Before the first frame.
+    pub fn new() -> Self {
+        Decoder { stage: Stage::START, partial: None }
+    }
+
+    /// Neither a frame nor a message is incomplete.
+    #[inline]
+    pub fn is_between_messages(&self) -> bool {
+        self.partial.is_none() && matches!(self.stage, Stage::Header { have: 0, .. })
+    }
+
+    /// Takes `input[*at..]` up to the end of the next item. After an error nothing more can be decoded.
+    #[inline]
+    pub fn next(
+        &mut self,
+        input: &mut [u8],
+        at: &mut usize,
+        with: &mut Surroundings,
+    ) -> Result<Item, Violation> {
+        if self.is_between_messages()
+            && let Some(item) = whole(input, at, with)?
+        {
+            return Ok(item);
+        }
+        self.next_piece(input, at, with)
+    }
+
+    #[inline(never)]
+    fn next_piece(
+        &mut self,
+        input: &mut [u8],
+        at: &mut usize,
+        with: &mut Surroundings,
+    ) -> Result<Item, Violation> {
+        loop {
+            match self.stage {
+                Stage::Header { .. } => {
+                    let Some(header) = self.header(input, at, with.deflate.is_some())? else {
+                        return Ok(Item::NeedMore);
+                    };
+                    self.begin_frame(&header, with.limits)?;
+                    self.stage = Stage::Payload(header);
+                }
+                Stage::Payload(header) => {
+                    if let Some(item) = self.payload(header, input, at, with)? {
+                        return Ok(item);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next header, once it is complete.
+    fn header(&mut self, input: &[u8], at: &mut usize, rsv1: bool) -> Result<Option<Header>, Violation> {
+        let rest = input.get(*at..).unwrap_or_default();
+        let (have, kept) = match self.stage {
+            Stage::Header { have, octets } => (usize::from(have), octets),
+            Stage::Payload(_) => (0, [0; MAX_HEADER - 1]),
+        };
+        if have == 0
+            && let Some((header, consumed)) = decode(rest, rsv1)?
+        {
+            *at += consumed;
+            return Ok(Some(header));
+        }
+        let mut octets = [0; MAX_HEADER];
+        let mut filled = 0;
+        for (slot, octet) in octets.iter_mut().zip(kept.iter().take(have).chain(rest)) {
+            *slot = *octet;
+            filled += 1;
+        }
+        if let Some((header, consumed)) = decode(octets.get(..filled).unwrap_or_default(), rsv1)? {
+            // The octets kept were not enough: `consumed` is larger than `have`.
+            *at += consumed.saturating_sub(have);
+            return Ok(Some(header));
+        }
+        // Not complete, hence shorter than the longest header.
+        let [kept @ .., _] = octets;
+        self.stage = Stage::Header { have: filled as u8, octets: kept };
+        *at = input.len();
+        Ok(None)
+    }
+
+    /// Whether the frame may stand here.
+    fn begin_frame(&mut self, header: &Header, limits: &Limits) -> Result<(), Violation> {
+        let open = self.partial.as_ref().is_some_and(|partial| partial.message.is_some());
+        let kind = match header.opcode {
+            // RFC 6455 5.4: control frames may stand between the fragments of a message.
+            Opcode::Close | Opcode::Ping | Opcode::Pong => return Ok(()),
+            // RFC 6455 5.4: fragments of one message are not interleaved with another's.
+            Opcode::Continuation if !open => return Err(protocol_error("continuation of no message")),
+            Opcode::Text | Opcode::Binary if open => {
+                return Err(protocol_error("new message within a fragmented one"));
+            }
+            Opcode::Continuation => None,
+            Opcode::Text => Some(Kind::Text),
+            Opcode::Binary => Some(Kind::Binary),
+        };
+        if header.len > limits.frame as u64 {
+            return Err(Violation { code: TOO_BIG, why: "frame over the limit" });
+        }
+        let partial = self.partial.get_or_insert_default();
+        if let Some(kind) = kind {
+            partial.message = Some(Message::new(kind, header.rsv1));
+        }
+        match &partial.message {
+            Some(message) if !message.compressed && header.len > message.room(limits) as u64 => {
+                Err(TOO_LARGE)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What is there of the payload. `None`: it is complete, and there is nothing to deliver.
+    fn payload(
+        &mut self,
+        mut header: Header,
+        input: &mut [u8],
+        at: &mut usize,
+        with: &mut Surroundings,
+    ) -> Result<Option<Item>, Violation> {
+        let start = *at;
+        let available = input.len().saturating_sub(start);
+        let count = usize::try_from(header.len).map_or(available, |len| len.min(available));
+        let range = start..start + count;
+        let piece = input.get_mut(range.clone()).unwrap_or_default();
+        header.mask.apply(piece);
+        header.len -= count as u64;
+        *at = range.end;
+        let complete = header.len == 0;
+        self.stage = if complete { Stage::START } else { Stage::Payload(header) };
+
+        let item = if header.opcode.is_control() {
+            self.control(header.opcode, complete, piece, range)
+        } else if let Some(message) = self.partial.as_mut().and_then(|partial| partial.message.as_mut()) {
+            let last = complete && header.fin;
+            message.take(piece, header.len, last, with)?;
+            let item = message.deliver(range, last, with);
+            if last {
+                self.partial = None;
+            }
+            item
+        } else {
+            None
+        };
+        Ok(if item.is_none() && !complete { Some(Item::NeedMore) } else { item })
+    }
+
+    /// A control frame, once it is complete.
+    fn control(&mut self, opcode: Opcode, complete: bool, piece: &[u8], range: Range<usize>) -> Option<Item> {
+        let cut = self.partial.as_ref().is_some_and(|partial| !partial.control.is_empty());
+        if complete && !cut {
+            return Some(Item::Control { opcode, body: Body::Input(range) });
+        }
+        let partial = self.partial.get_or_insert_default();
+        partial.control.reserve(piece.len() + 1);
+        partial.control.extend_from_slice(piece);
+        if !complete {
+            return None;
+        }
+        let body = Body::Owned(std::mem::take(&mut partial.control));
+        if partial.message.is_none() {
+            self.partial = None;
+        }
+        Some(Item::Control { opcode, body })
+    }
+
+    /// The memory held besides the decoder itself.
+    #[cfg(any(test, fuzzing, feature = "fuzz"))]
+    pub(super) fn held(&self) -> usize {
+        self.partial.as_ref().map_or(0, |partial| {
+            partial.control.capacity()
+                + partial.message.as_ref().map_or(0, |message| message.gathered.capacity())
+        })
+    }
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Decoder::new()
+    }
+}
+
+impl Message {
+    /// The most that is allocated ahead for a message of which little has arrived.
+    const FLOOR: usize = 1024;
+
+    fn new(kind: Kind, compressed: bool) -> Self {
+        Message {
+            kind,
+            compressed,
+            utf8: Validator::default(),
+            begun: false,
+            delivered: 0,
+            gathered: Vec::new(),
+        }
+    }
+
+    /// How much larger it may become.
+    fn room(&self, limits: &Limits) -> usize {
+        limits.message.saturating_sub(self.delivered).saturating_sub(self.gathered.len())
+    }
+
+    /// Takes a piece of a frame's payload, of which `to_come` octets are missing.
+    fn take(
+        &mut self,
+        piece: &[u8],
+        to_come: u64,
+        last: bool,
+        with: &mut Surroundings,
+    ) -> Result<(), Violation> {
+        let before = self.gathered.len();
+        let mut inflated = Ok(());
+        if self.compressed {
+            if let Some(deflate) = with.deflate.as_deref_mut() {
+                let limit = with.limits.message.saturating_sub(self.delivered);
+                inflated = deflate.inflate(with.codecs, piece, last, limit, &mut self.gathered);
+            }
+        } else if !with.stream {
+            self.grow(piece.len(), to_come);
+            self.gathered.extend_from_slice(piece);
+        }
+        if self.kind == Kind::Text {
+            // RFC 6455 8.1: text is checked as it arrives; what came before an error counts first.
+            let fresh = if self.compressed || !with.stream {
+                self.gathered.get(before..).unwrap_or_default()
+            } else {
+                piece
+            };
+            self.utf8.feed(fresh).map_err(|_| NOT_UTF8)?;
+        }
+        inflated.map_err(|error| match error {
+            InflateError::TooBig => TOO_LARGE,
+            InflateError::Corrupt => Violation { code: INVALID_DATA, why: "not deflate data" },
+        })?;
+        if last { self.utf8.finish().map_err(|_| NOT_UTF8) } else { Ok(()) }
+    }
+
+    /// Makes room for `arrived` octets and a NUL: for the rest of the frame as well, but for no more than
+    /// a multiple of what has arrived, whatever length the header declares.
+    fn grow(&mut self, arrived: usize, to_come: u64) {
+        let len = self.gathered.len();
+        if self.gathered.capacity() - len > arrived {
+            return;
+        }
+        let declared = usize::try_from(to_come).unwrap_or(usize::MAX).saturating_add(arrived + 1);
+        let earned = (4 * (len + arrived)).max(Self::FLOOR) - len;
+        self.gathered.reserve_exact(declared.min(earned));
+    }
+
+    /// The whole message at its end; in a stream what has come, if anything.
+    fn deliver(&mut self, range: Range<usize>, last: bool, with: &Surroundings) -> Option<Item> {
+        if !last && (!with.stream || (range.is_empty() && !self.compressed)) {
+            return None;
+        }
+        let body = if with.stream && !self.compressed {
+            Body::Input(range)
+        } else {
+            self.gathered.reserve_exact(1);
+            Body::Owned(std::mem::take(&mut self.gathered))
+        };
+        if !last && body.is_empty() {
+            return None;
+        }
+        let first = !self.begun;
+        self.begun = true;
+        self.delivered += body.len();
+        Some(Item::Data { kind: self.kind, first, last, compressed: self.compressed, body })
+    }
+}
+
+const NOT_UTF8: Violation = Violation { code: INVALID_DATA, why: "text is not UTF-8" };
+const TOO_LARGE: Violation = Violation { code: TOO_BIG, why: "message over the limit" };
+
+fn protocol_error(why: &'static str) -> Violation {
+    Violation { code: PROTOCOL_ERROR, why }
+}
+
+#[inline]
+fn decode(input: &[u8], rsv1: bool) -> Result<Option<(Header, usize)>, Violation> {
+    frame::decode(input, rsv1).map_err(|bad| protocol_error(bad.0))
+}
+
+/// The quick way for the usual case: a message in one frame that is not compressed and lies wholly in the
+/// input. Anything else, and anything over a limit, is left to `next_piece`.
+#[inline]
+fn whole(input: &mut [u8], at: &mut usize, with: &Surroundings) -> Result<Option<Item>, Violation> {
+    let rest = input.get(*at..).unwrap_or_default();
+    let Some((mut header, consumed)) = decode(rest, with.deflate.is_some())? else { return Ok(None) };
+    let kind = match header.opcode {
+        Opcode::Text => Kind::Text,
+        Opcode::Binary => Kind::Binary,
+        _ => return Ok(None),
+    };
+    if !header.fin || header.rsv1 || header.len > with.limits.frame.min(with.limits.message) as u64 {
+        return Ok(None);
+    }
+    let start = *at + consumed;
+    let end = start.saturating_add(header.len as usize);
+    let Some(payload) = input.get_mut(start..end) else { return Ok(None) };
+    header.mask.apply(payload);
+    if kind == Kind::Text && !utf8::is_valid(payload) {
+        return Err(NOT_UTF8);
+    }
+    *at = end;
+    Ok(Some(Item::Data { kind, first: true, last: true, compressed: false, body: Body::Input(start..end) }))
+}
+
+#[cfg(any(test, fuzzing, feature = "fuzz"))]
+mod fuzzing;
+#[cfg(any(test, fuzzing, feature = "fuzz"))]
+#[doc(hidden)]
+pub use fuzzing::fuzz;
