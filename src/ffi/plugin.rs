@@ -1,0 +1,252 @@
+//! Loading a plugin: dlopen, the entry function, and the checks that its table must pass. Runs the plugin's own
+//! code, so it is called in workers and probes only, never in the supervisor. Never unloads anything.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::{fmt, ptr};
+
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use ws_handler::raw;
+
+/// How a handler is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// `on_message`, on the event loop.
+    Event,
+    /// `transfer_data`, on a thread of the connection's own.
+    Blocking,
+}
+
+impl fmt::Display for Style {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Style::Event => "event",
+            Style::Blocking => "blocking",
+        })
+    }
+}
+
+/// A loaded handler.
+pub struct Plugin {
+    /// The handler's table at full size: what the handler's own lacks is null or 0 here.
+    pub table: &'static raw::ws_handler,
+    /// For people and logs: the table's, else the file's without `_wsh.so`.
+    pub name: String,
+    /// The handler's version; may be empty.
+    pub version: String,
+    /// The subprotocols in order of preference; each a token.
+    pub protocols: Vec<String>,
+    /// Which of the two styles it is.
+    pub style: Style,
+    /// The file it was loaded from.
+    pub path: PathBuf,
+}
+
+// SAFETY: the table and the strings it points to never change and live as long as the process (ws_handler.h).
+unsafe impl Send for Plugin {}
+// SAFETY: as above; the table is only read.
+unsafe impl Sync for Plugin {}
+
+impl fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plugin").field("name", &self.name).field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// Why a file is no handler: nothing of it is used. Does not name the file, the caller knows it.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It can not be read.
+    #[error("can not be read: {0}")]
+    Read(#[from] io::Error),
+    /// It is no shared object.
+    #[error("not a shared object: got a file that begins with {0:02x?}, expected 7f 45 4c 46 (ELF)")]
+    NotElf(Vec<u8>),
+    /// The dynamic linker refuses it; its words.
+    #[error("can not be loaded: {0}")]
+    Link(String),
+    /// It exports no entry function.
+    #[error("exports no {}: is WS_HANDLER(...) missing?", raw::ENTRY_SYMBOL)]
+    NoEntry,
+    /// The entry function gave no table.
+    #[error("{} returned NULL, expected a table", raw::ENTRY_SYMBOL)]
+    NoTable,
+    /// The table is smaller than any ABI 1 table can be.
+    #[error("table too small: got {0} bytes, expected at least {PREFIX}; it must begin with its size")]
+    TooSmall(usize),
+    /// It was made for another major version of the header.
+    #[error("made for another ABI: got {}.{}, expected {}.x", .0 >> 16, .0 & 0xffff, raw::WS_ABI_MAJOR)]
+    OtherAbi(u32),
+    /// Neither style.
+    #[error("neither transfer_data nor on_message is set, expected exactly one of them")]
+    NoStyle,
+    /// Two styles.
+    #[error("transfer_data and on_message are both set, expected exactly one of them")]
+    BothStyles,
+    /// Its subprotocols are not what a header can carry (RFC 6455 4.2.2: tokens).
+    #[error("protocols: got {0:?}, expected tokens separated by commas, each once")]
+    Protocols(String),
+}
+
+/// Loads the handler in `path` into this process, which is worker number `worker` of its pool, with the
+/// settings of the handler's section of the configuration. Runs the plugin's constructors and its entry
+/// function; whatever comes of it, the object stays loaded.
+pub fn load(path: &Path, worker: u32, settings: &[(String, String)]) -> Result<Plugin, LoadError> {
+    let path = path.canonicalize()?; // dlopen would search for a name without a slash
+    check_magic(&path)?;
+    let file_name = default_name(&path);
+    // SAFETY: running the constructors is the purpose; the caller is a process that may be lost to them.
+    let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }
+        .map_err(|error| LoadError::Link(link_message(&error)))?;
+    // SAFETY: the header defines this symbol as a function of this type.
+    let entry = unsafe { library.get::<raw::ws_handler_entry>(raw::ENTRY_SYMBOL) };
+    let entry = entry.map(|symbol| *symbol).map_err(|_| LoadError::NoEntry);
+    std::mem::forget(library); // never unloaded: its threads and pointers may be anywhere
+    let host = super::host::table(&file_name, worker, settings.to_vec());
+    // SAFETY: the symbol is the entry function, and the host's table lives as long as the process.
+    let table = unsafe { entry?(host) };
+    // SAFETY: the entry function returned this table; the header has it live as long as the process.
+    let table = unsafe { copy_table(table) }?;
+    let style = match (table.transfer_data.is_some(), table.on_message.is_some()) {
+        (true, false) => Style::Blocking,
+        (false, true) => Style::Event,
+        (false, false) => return Err(LoadError::NoStyle),
+        (true, true) => return Err(LoadError::BothStyles),
+    };
+    // SAFETY: the strings of the table are null or NUL-terminated and live as long as the process.
+    let [name, version, protocols] =
+        unsafe { [text(table.name), text(table.version), text(table.protocols)] };
+    Ok(Plugin {
+        table: Box::leak(Box::new(table)),
+        name: name.filter(|name| !name.is_empty()).unwrap_or(file_name),
+        version: version.unwrap_or_default(),
+        protocols: split_protocols(protocols.unwrap_or_default())?,
+        style,
+        path,
+    })
+}
+
+/// The name of a handler that gives itself none.
+fn default_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_suffix("_wsh.so").unwrap_or(&name).to_owned()
+}
+
+/// What stays the same in every ABI and so can be read of any table: size, abi; and flags, which are as old.
+const PREFIX: usize = std::mem::offset_of!(raw::ws_handler, name);
+
+/// A copy of the handler's table at our size.
+///
+/// # Safety
+/// `table` must be null or point to as many readable bytes as its first member says.
+unsafe fn copy_table(table: *const raw::ws_handler) -> Result<raw::ws_handler, LoadError> {
+    if table.is_null() {
+        return Err(LoadError::NoTable);
+    }
+    // SAFETY: not null, and every table begins with its size.
+    let size = unsafe { (*table).size };
+    if size < PREFIX {
+        return Err(LoadError::TooSmall(size));
+    }
+    // SAFETY: the table has at least PREFIX bytes.
+    let abi = unsafe { (*table).abi };
+    if abi >> 16 != raw::WS_ABI_MAJOR {
+        return Err(LoadError::OtherAbi(abi));
+    }
+    // All members behind the prefix are pointers: one that is there in part counts as absent.
+    let known = size.min(size_of::<raw::ws_handler>()) / size_of::<usize>() * size_of::<usize>();
+    let mut copy = std::mem::MaybeUninit::<raw::ws_handler>::zeroed();
+    // SAFETY: `known` is within both tables, which do not overlap; zeroed members are null, None or 0, all valid.
+    unsafe {
+        ptr::copy_nonoverlapping(table.cast::<u8>(), copy.as_mut_ptr().cast::<u8>(), known);
+        Ok(copy.assume_init())
+    }
+}
+
+/// # Safety
+/// `string` must be null or NUL-terminated.
+unsafe fn text(string: *const c_char) -> Option<String> {
+    if string.is_null() {
+        return None;
+    }
+    // SAFETY: promised by the caller; not null.
+    Some(unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned())
+}
+
+fn check_magic(path: &Path) -> Result<(), LoadError> {
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "got no regular file, expected one").into());
+    }
+    let mut magic = Vec::new();
+    File::open(path)?.take(4).read_to_end(&mut magic)?;
+    if magic == b"\x7fELF" { Ok(()) } else { Err(LoadError::NotElf(magic)) }
+}
+
+/// libloading prints the kind of call only; what dlerror() said is its source.
+fn link_message(error: &libloading::Error) -> String {
+    match error {
+        libloading::Error::DlOpen { source } => format!("{source:?}").trim_matches('"').to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn split_protocols(list: String) -> Result<Vec<String>, LoadError> {
+    let mut protocols: Vec<String> = Vec::new();
+    for protocol in list.split(',').map(|protocol| protocol.trim_matches([' ', '\t'])) {
+        match protocol {
+            "" => {}
+            _ if is_token(protocol) && !protocols.iter().any(|p| p == protocol) => {
+                protocols.push(protocol.to_owned());
+            }
+            _ => return Err(LoadError::Protocols(list)),
+        }
+    }
+    Ok(protocols)
+}
+
+/// RFC 9110 5.6.2.
+fn is_token(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protocols_are_tokens_each_once() {
+        assert_eq!(split_protocols(" chat.v2 ,chat.v1,, ".into()).unwrap(), ["chat.v2", "chat.v1"]);
+        assert!(split_protocols(String::new()).unwrap().is_empty());
+        for wrong in ["chat v2", "a,b,a", "a\r\nX: y", "caf\u{e9}", "a;q=1"] {
+            assert!(matches!(split_protocols(wrong.into()), Err(LoadError::Protocols(_))), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_handler_without_a_name_has_its_files() {
+        assert_eq!(default_name(Path::new("/a/echo_wsh.so")), "echo");
+        assert_eq!(default_name(Path::new("/a/other.so")), "other.so");
+    }
+
+    #[test]
+    fn a_table_cut_short_reads_as_absent_members() {
+        // A table of an older header: it ends in the middle of `version`, and what follows is not ours to read.
+        let mut table = std::mem::MaybeUninit::<raw::ws_handler>::zeroed();
+        // SAFETY: zeroed is valid, see copy_table; the name points to a static string.
+        let copy = unsafe {
+            let raw = table.as_mut_ptr();
+            (*raw).size = std::mem::offset_of!(raw::ws_handler, version) + 4;
+            (*raw).abi = raw::WS_ABI + 9;
+            (*raw).name = c"old".as_ptr();
+            (*raw).version = c"garbage".as_ptr();
+            copy_table(raw).unwrap()
+        };
+        assert!(!copy.name.is_null());
+        assert!(copy.version.is_null());
+    }
+}
