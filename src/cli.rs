@@ -1,0 +1,523 @@
+//! The command line: options become a [`Config`], or an error that names the option, the value and what was
+//! expected. The spellings are those of mod_pywebsocket's standalone server, with `_` for `-` as well, and ours.
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{RangedU64ValueParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
+
+use crate::config::{Config, Listen};
+use crate::log::{Level, Settings as LogSettings};
+use crate::proto::{deflate, head::HeadLimits, limits::Limits};
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// To serve.
+    Serve(Box<Config>),
+    /// To check these files.
+    Check(Vec<PathBuf>),
+}
+
+/// Why there is nothing to be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line is wrong, or asks for help or the version.
+    #[error(transparent)]
+    Usage(#[from] clap::Error),
+    /// The command line is right, but what it names is not.
+    #[error("{0}")]
+    Config(String),
+}
+
+/// Reads a command line, whose first element is the program's name. `exe_dir` is where the program is, for the
+/// default of the handler directory.
+pub fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    exe_dir: Option<PathBuf>,
+) -> Result<Command, Error> {
+    let matches = command().try_get_matches_from(normalize(args))?;
+    let args = Args::from_arg_matches(&matches)?;
+    if let Some(Sub::Check { files }) = args.command {
+        return Ok(Command::Check(files));
+    }
+    Ok(Command::Serve(Box::new(args.into_config(exe_dir)?)))
+}
+
+/// The table of options, for the parser, `--help` and the tests of the manual page.
+pub fn command() -> clap::Command {
+    Args::command()
+}
+
+/// Serves WebSocket handlers, which are shared objects
+#[derive(Debug, Parser)]
+#[command(name = "wshd", version, disable_version_flag = true, args_conflicts_with_subcommands = true)]
+#[command(after_help = "SIZE: bytes, or with K, M, G (1024s).  TIME: such as 500ms, 30s, 2m; 0 is off.\n\
+    Each option can be written with _ for -.  Details: wshd(8)")]
+struct Args {
+    #[command(subcommand)]
+    command: Option<Sub>,
+
+    /// Listen on this address, name, or unix:/PATH; may be repeated
+    #[arg(short = 'H', long, value_name = "HOST", default_value = "127.0.0.1", value_parser = host)]
+    server_host: Vec<Host>,
+    /// Listen on this port; 0 picks a free one
+    #[arg(short, long, value_name = "PORT", default_value_t = 8080)]
+    port: u16,
+    /// Directory of the handlers; /a/b is served by DIR/a/b_wsh.so [default: handlers beside the program, or
+    /// ../lib/wshd/handlers from there]
+    #[arg(short, long, value_name = "DIR")]
+    websock_handlers: Option<PathBuf>,
+    /// File of aliases, in each line ALIAS EXISTING
+    #[arg(short = 'm', long, value_name = "FILE")]
+    websock_handlers_map_file: Option<PathBuf>,
+    /// Search for handlers in this directory below the handler directory only
+    #[arg(short, long, value_name = "DIR")]
+    scan_dir: Option<PathBuf>,
+    /// Serve handlers whose real path is outside the handler directory, too
+    #[arg(long)]
+    allow_handlers_outside_root_dir: bool,
+    /// Do not start with a handler or alias that is broken
+    #[arg(long)]
+    strict_handlers: bool,
+    /// Directory of static files [default: none are served]
+    #[arg(short, long, value_name = "DIR")]
+    document_root: Option<PathBuf>,
+    /// Host that a request target in absolute form must name [default: any]
+    #[arg(short = 'V', long, value_name = "HOST")]
+    validation_host: Option<String>,
+    /// Port that a request target in absolute form must name [default: any]
+    #[arg(short = 'P', long, value_name = "PORT", value_parser = value_parser!(u16).range(1..))]
+    validation_port: Option<u16>,
+    /// Length of the queue of connections not yet accepted
+    #[arg(short, long, value_name = "COUNT", default_value_t = 4096, value_parser = value_parser!(i32).range(1..))]
+    queue: i32,
+    /// Number of worker processes [default: one per core]
+    #[arg(long, value_name = "COUNT", value_parser = count::<usize>(1024))]
+    workers: Option<usize>,
+    /// Append log lines to this file [default: standard error]
+    #[arg(short, long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+    /// Least level of the log lines
+    #[arg(long, value_name = "LEVEL", value_enum, default_value_t = Level::Info)]
+    log_level: Level,
+
+    /// Largest message received
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = size, help_heading = LIMITS)]
+    max_message: usize,
+    /// Largest frame received; a frame is never larger than a message
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = size, help_heading = LIMITS)]
+    max_frame: usize,
+    /// Largest request head
+    #[arg(long, value_name = "SIZE", default_value = "16K", value_parser = size, help_heading = LIMITS)]
+    max_head: usize,
+    /// Most headers of a request
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = count::<usize>(1024),
+        help_heading = LIMITS)]
+    max_headers: usize,
+    /// Time for the opening handshake
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time, help_heading = LIMITS)]
+    handshake_timeout: Time,
+    /// Close a connection without messages after this time
+    #[arg(long, value_name = "TIME", default_value = "0", value_parser = time_or_off, help_heading = LIMITS)]
+    idle_timeout: Time,
+    /// Ping a connection that has been silent for this time
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time_or_off, help_heading = LIMITS)]
+    ping_interval: Time,
+    /// Drop a connection that does not answer a ping in this time
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = time, help_heading = LIMITS)]
+    pong_timeout: Time,
+    /// Drop a connection that does not answer a close frame in this time
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time, help_heading = LIMITS)]
+    close_timeout: Time,
+    /// Size at which the send queue of a connection is full
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = size, help_heading = LIMITS)]
+    send_high: usize,
+    /// Size at which a send queue that was full has drained [default: a quarter of --send-high]
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = LIMITS)]
+    send_low: Option<usize>,
+    /// Most pings that a peer may send in a second; 0 is off
+    #[arg(long, value_name = "COUNT", default_value_t = 20, help_heading = LIMITS)]
+    max_pings: u32,
+    /// Most connections of one worker; lowered to what its open files allow
+    #[arg(long, value_name = "COUNT", default_value_t = 20_000, value_parser = count::<u32>(10_000_000),
+        help_heading = LIMITS)]
+    max_connections: u32,
+    /// Most connections to blocking handlers, which have a thread each, of one worker
+    #[arg(long, value_name = "COUNT", default_value_t = 256, value_parser = count::<u32>(100_000),
+        help_heading = LIMITS)]
+    max_threads: u32,
+    /// Time to close all connections when told to stop
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time_or_off, help_heading = LIMITS)]
+    stop_timeout: Time,
+    /// Send messages shorter than this uncompressed
+    #[arg(long, value_name = "SIZE", default_value = "64", value_parser = size_or_zero, help_heading = LIMITS)]
+    deflate_threshold: usize,
+    /// Effort of compression, from 1 (fast) to 9 (small)
+    #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = value_parser!(u8).range(1..=9),
+        help_heading = LIMITS)]
+    deflate_level: u8,
+    /// Do not compress
+    #[arg(long, help_heading = LIMITS)]
+    no_deflate: bool,
+
+    /// Print version
+    #[arg(long, action = ArgAction::Version)]
+    version: (),
+}
+
+#[derive(Debug, Subcommand)]
+enum Sub {
+    /// Load handlers in a process of their own and report what they are and what is wrong
+    Check {
+        /// The files
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+}
+
+const LIMITS: &str = "Limits";
+
+/// A value of `--server-host`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Host {
+    Name(String),
+    Unix(PathBuf),
+}
+
+/// Nanoseconds.
+type Time = u64;
+
+impl Args {
+    fn into_config(self, exe_dir: Option<PathBuf>) -> Result<Config, Error> {
+        let send_low = self.send_low.unwrap_or(self.send_high / 4);
+        if send_low > self.send_high {
+            let message = format!(
+                "--send-low {send_low} is above --send-high {}: expected at most that\n",
+                self.send_high
+            );
+            return Err(command().error(ErrorKind::ValueValidation, message).into());
+        }
+        if let Some(root) = self.document_root.as_ref().filter(|root| !root.is_dir()) {
+            let message = format!("--document-root {}: expected a directory", root.display());
+            return Err(Error::Config(message));
+        }
+        let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let port = self.port;
+        let listen = self.server_host.into_iter().map(|host| match host {
+            Host::Name(host) => Listen::Tcp { host, port },
+            Host::Unix(path) => Listen::Unix(path),
+        });
+        Ok(Config {
+            listen: listen.collect(),
+            handlers: self.websock_handlers.map_or_else(|| default_handlers(exe_dir), Ok)?,
+            scan_dir: self.scan_dir,
+            map_file: self.websock_handlers_map_file,
+            allow_outside: self.allow_handlers_outside_root_dir,
+            strict_handlers: self.strict_handlers,
+            document_root: self.document_root,
+            validation: (self.validation_host, self.validation_port),
+            workers: self.workers.unwrap_or_else(cores),
+            backlog: self.queue,
+            connections: self.max_connections,
+            threads: self.max_threads,
+            head: HeadLimits { bytes: self.max_head, headers: self.max_headers },
+            handshake_time: self.handshake_timeout,
+            limits: Limits {
+                message: self.max_message,
+                frame: self.max_frame.min(self.max_message),
+                idle: self.idle_timeout,
+                ping_interval: self.ping_interval,
+                pong_deadline: self.pong_timeout,
+                close_deadline: self.close_timeout,
+                pings_per_second: self.max_pings,
+            },
+            deflate: deflate::Config {
+                enabled: !self.no_deflate,
+                threshold: self.deflate_threshold.try_into().unwrap_or(u32::MAX),
+                level: self.deflate_level,
+                ..deflate::Config::default()
+            },
+            send_high: self.send_high,
+            send_low,
+            stop_time: self.stop_timeout,
+            log: LogSettings { level: self.log_level, file: self.log_file },
+            settings: Default::default(),
+        })
+    }
+}
+
+fn default_handlers(exe_dir: Option<PathBuf>) -> Result<PathBuf, Error> {
+    let exe_dir = exe_dir.ok_or_else(|| Error::Config("--websock-handlers is missing".to_owned()))?;
+    let candidates = ["handlers", "../lib/wshd/handlers"].map(|dir| exe_dir.join(dir));
+    candidates.iter().find(|dir| dir.is_dir()).cloned().ok_or_else(|| {
+        let [first, second] = candidates.map(|dir| dir.display().to_string());
+        Error::Config(format!("--websock-handlers is missing, and there is neither {first} nor {second}"))
+    })
+}
+
+/// `--a_b=c_d` becomes `--a-b=c_d`: the names of options have `-` here, and `_` in mod_pywebsocket as well.
+fn normalize(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut is_option = true;
+    let normal = |arg: OsString| {
+        is_option &= arg != "--";
+        if !is_option || !arg.as_bytes().starts_with(b"--") {
+            return arg;
+        }
+        let mut bytes = arg.into_vec();
+        let name = bytes.iter().position(|b| *b == b'=').unwrap_or(bytes.len());
+        bytes.iter_mut().take(name).filter(|b| **b == b'_').for_each(|b| *b = b'-');
+        OsString::from_vec(bytes)
+    };
+    args.into_iter().map(normal).collect()
+}
+
+fn host(text: &str) -> Result<Host, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return match path.starts_with('/') {
+            true => Ok(Host::Unix(path.into())),
+            false => Err("expected an absolute path after unix:".to_owned()),
+        };
+    }
+    let name = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let is_ipv6 = name.parse::<std::net::Ipv6Addr>().is_ok();
+    let is_name = !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || ":/[]".contains(c));
+    match is_ipv6 || is_name {
+        true => Ok(Host::Name(name.to_owned())),
+        false => Err("expected an address, a host name (the port is --port), or unix:/PATH".to_owned()),
+    }
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    size_or_zero(text).and_then(|size| match size {
+        0 => Err("expected a size above 0".to_owned()),
+        size => Ok(size),
+    })
+}
+
+fn size_or_zero(text: &str) -> Result<usize, String> {
+    const EXPECTED: &str = "expected a size such as 65536, 64K, 16M or 1G";
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor: usize = match text.get(digits.len()..).unwrap_or_default() {
+        "" => 1,
+        "K" | "k" => 1 << 10,
+        "M" | "m" => 1 << 20,
+        "G" | "g" => 1 << 30,
+        _ => return Err(EXPECTED.to_owned()),
+    };
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(EXPECTED.to_owned());
+    }
+    let size = digits.parse::<usize>().ok().and_then(|number| number.checked_mul(factor));
+    size.filter(|size| *size <= MAX_SIZE).ok_or_else(|| "expected at most 1G".to_owned())
+}
+
+/// The largest size that may be configured.
+const MAX_SIZE: usize = 1 << 30;
+
+fn time(text: &str) -> Result<Time, String> {
+    time_or_off(text).and_then(|time| match time {
+        0 => Err("expected a time above 0: this limit can not be off".to_owned()),
+        time => Ok(time),
+    })
+}
+
+fn time_or_off(text: &str) -> Result<Time, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|_| "expected a time with its unit, such as 500ms, 30s or 2m".to_owned())?;
+    if time > MAX_TIME {
+        return Err("expected at most 365d".to_owned());
+    }
+    u64::try_from(time.as_nanos()).map_err(|error| error.to_string())
+}
+
+/// The longest time that may be configured.
+const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// A number from 1 to `most`.
+fn count<T>(most: u64) -> impl TypedValueParser<Value = T>
+where
+    T: TryFrom<u64, Error: std::error::Error + Send + Sync> + Clone + Send + Sync + 'static,
+{
+    RangedU64ValueParser::<T>::new().range(1..=most)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Parses a command line with a handler directory.
+    fn run(args: &[&str]) -> Result<Command, Error> {
+        let line = ["wshd", "-w", "/h"].iter().chain(args).map(OsString::from);
+        parse(line, None)
+    }
+
+    #[track_caller]
+    fn config(args: &[&str]) -> Config {
+        match run(args).unwrap() {
+            Command::Serve(config) => *config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The message of an error.
+    #[track_caller]
+    fn error(args: &[&str]) -> String {
+        run(args).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_table_of_options_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn defaults() {
+        let config = config(&[]);
+        assert_eq!(config.listen, [Listen::Tcp { host: "127.0.0.1".into(), port: 8080 }]);
+        assert_eq!(config.document_root, None);
+        assert_eq!(config.limits.message, 16 << 20);
+        assert_eq!((config.send_high, config.send_low), (1 << 20, 256 << 10));
+        assert_eq!(config.stop_time, 10_000_000_000);
+        assert_eq!((config.connections, config.threads), (20_000, 256));
+        assert!(config.workers >= 1);
+        assert!(config.deflate.enabled);
+    }
+
+    #[test]
+    fn limits_without_an_option_of_ours_have_the_defaults_of_the_protocol() {
+        let (ours, theirs) = (config(&[]).limits, Limits::default());
+        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
+        let (ours, theirs) = (config(&[]).deflate, deflate::Config::default());
+        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
+    }
+
+    #[test]
+    fn options_of_mod_pywebsocket_in_both_spellings() {
+        let dashes = ["--server-host", "::1", "--port=0", "--websock-handlers-map-file", "m_f"];
+        let underscores = ["--server_host", "::1", "--port=0", "--websock_handlers_map_file", "m_f"];
+        for args in [dashes, underscores] {
+            let config = config(&args);
+            assert_eq!(config.listen, [Listen::Tcp { host: "::1".into(), port: 0 }]);
+            assert_eq!(config.map_file, Some("m_f".into()), "values keep their _");
+        }
+        let config = config(&[
+            "-H", "localhost", "-p", "81", "-m", "m", "-s", "s", "-d", "/", "-q", "7", "-V", "v", "-P", "82", "-l",
+            "l", "--log_level=warning", "--allow_handlers_outside_root_dir",
+        ]);
+        assert_eq!(config.listen, [Listen::Tcp { host: "localhost".into(), port: 81 }]);
+        assert_eq!(config.scan_dir, Some("s".into()));
+        assert_eq!(config.document_root, Some("/".into()));
+        assert_eq!(config.backlog, 7);
+        assert_eq!(config.validation, (Some("v".into()), Some(82)));
+        assert_eq!(config.log.file, Some("l".into()));
+        assert_eq!(config.log.level, Level::Warn);
+        assert!(config.allow_outside);
+    }
+
+    #[test]
+    fn hosts() {
+        let listen = config(&["-H", "0.0.0.0", "-H", "[::]", "-H", "unix:/run/w s", "-p", "1"]).listen;
+        let texts: Vec<String> = listen.iter().map(Listen::to_string).collect();
+        assert_eq!(texts, ["0.0.0.0:1", "[::]:1", "unix:/run/w s"]);
+        for wrong in ["", "a:80", "http://a", "[::1", "::1]", "unix:", "unix:relative", "a b"] {
+            let error = error(&["-H", wrong]);
+            assert!(error.contains(&format!("'{wrong}'")) || wrong.is_empty(), "{error}");
+            assert!(error.contains("--server-host"), "{error}");
+            assert!(error.contains("expected") || wrong.is_empty(), "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("1", 1), ("64K", 65_536), ("3k", 3_072), ("16M", 16 << 20), ("1G", 1 << 30)] {
+            assert_eq!(config(&["--max-message", text]).limits.message, bytes, "{text}");
+        }
+        for wrong in ["0", "", "K", "1.5M", "1T", "+1", "16 M", "2G", "99999999999999999999", "18014398509481984K"] {
+            let error = error(&[&format!("--max-message={wrong}")]);
+            assert!(error.contains("--max-message") && error.contains("expected") || wrong.is_empty(), "{error}");
+        }
+        assert_eq!(config(&["--deflate-threshold", "0"]).deflate.threshold, 0);
+    }
+
+    #[test]
+    fn times() {
+        for (text, ns) in [("500ms", 500_000_000), ("2m", 120_000_000_000), ("0", 0), ("1h 30m", 5_400_000_000_000)] {
+            assert_eq!(config(&["--idle-timeout", text]).limits.idle, ns, "{text}");
+        }
+        for wrong in ["30", "s", "-1s", "1 fortnight", "366d", "99999999999999999999s"] {
+            let error = error(&[&format!("--idle-timeout={wrong}")]);
+            assert!(error.contains("--idle-timeout") && error.contains("expected"), "{error}");
+        }
+        for never_off in ["--handshake-timeout", "--pong-timeout", "--close-timeout"] {
+            let error = error(&[never_off, "0"]);
+            assert!(error.contains("can not be off"), "{error}");
+        }
+    }
+
+    #[test]
+    fn numbers_have_ranges() {
+        for wrong in [
+            ["--workers", "0"],
+            ["--workers", "1025"],
+            ["--port", "65536"],
+            ["--queue", "0"],
+            ["--validation-port", "0"],
+            ["--deflate-level", "10"],
+            ["--max-connections", "0"],
+            ["--max-headers", "0"],
+            ["--max-pings", "-1"],
+        ] {
+            let error = error(&[&wrong.join("=")]);
+            assert!(error.contains(wrong[0]) && error.contains(wrong[1]), "{error}");
+        }
+    }
+
+    #[test]
+    fn marks_of_the_send_queue_are_in_order() {
+        let config = config(&["--send-high", "64K"]);
+        assert_eq!((config.send_high, config.send_low), (65_536, 16_384));
+        let error = error(&["--send-high", "64K", "--send-low", "65537"]);
+        assert!(error.contains("--send-low 65537 is above --send-high 65536"), "{error}");
+    }
+
+    #[test]
+    fn a_frame_is_never_larger_than_a_message() {
+        assert_eq!(config(&["--max-message", "1M"]).limits.frame, 1 << 20);
+        assert_eq!(config(&["--max-frame", "1K"]).limits.frame, 1 << 10);
+    }
+
+    #[test]
+    fn directories_that_are_not_there() {
+        assert!(matches!(run(&["-d", "/nowhere"]), Err(Error::Config(_))));
+        let dir = tempfile::tempdir().unwrap();
+        let parse_in = |exe_dir: PathBuf| parse(["wshd".into()], Some(exe_dir));
+        let bin = dir.path().join("bin");
+        let error = parse_in(bin.clone()).unwrap_err().to_string();
+        assert!(error.contains("bin/handlers") && error.contains("lib/wshd/handlers"), "{error}");
+        std::fs::create_dir_all(dir.path().join("lib/wshd/handlers")).unwrap();
+        std::fs::create_dir_all(&bin).unwrap();
+        let handlers = |command| match command {
+            Ok(Command::Serve(config)) => config.handlers,
+            other => panic!("{other:?}"),
+        };
+        assert!(handlers(parse_in(bin.clone())).ends_with("../lib/wshd/handlers"));
+        std::fs::create_dir(bin.join("handlers")).unwrap();
+        assert!(handlers(parse_in(bin.clone())).ends_with("bin/handlers"));
+    }
+
+    #[test]
+    fn check_takes_files_only() {
+        let check = |args: &[&str]| parse(["wshd"].iter().chain(args).map(OsString::from), None);
+        assert!(matches!(check(&["check", "a", "b"]), Ok(Command::Check(files)) if files.len() == 2));
+        assert!(matches!(check(&["check"]), Err(Error::Usage(_))));
+        assert!(matches!(check(&["-p", "1", "check", "a"]), Err(Error::Usage(_))));
+        assert!(matches!(check(&["chek"]), Err(Error::Usage(_))));
+    }
+}

@@ -1,0 +1,162 @@
+//! The channel between the supervisor and one worker: a SOCK_SEQPACKET socket pair, one typed message a
+//! datagram, non-blocking on both sides. Carries orders and reports, never a client's byte. The end of the
+//! channel is a message too: the other process is gone.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+
+/// What the supervisor orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Accept nothing more, close all connections with 1001, leave by the deadline.
+    Stop,
+    /// Leave now.
+    Quit,
+}
+
+/// What a worker reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// It accepts connections, with so many handlers loaded and so many that could not be.
+    Ready {
+        /// Handlers in service.
+        loaded: u16,
+        /// Handlers that did not load, or whose `on_worker_start` failed.
+        broken: u16,
+    },
+}
+
+/// One end. Errors of kind `WouldBlock` mean: nothing there yet (or no room); `InvalidData`: nonsense came,
+/// was taken off the channel, and can be passed over.
+#[derive(Debug)]
+pub struct Channel(OwnedFd);
+
+impl Channel {
+    /// The two ends, the supervisor's first. [supervisor, before fork]
+    pub fn pair() -> io::Result<(Channel, Channel)> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        Ok((Channel(ours), Channel(theirs)))
+    }
+
+    /// Sends an order. [supervisor]
+    pub fn send_command(&self, command: Command) -> io::Result<()> {
+        self.send(match command {
+            Command::Stop => [b'S', 0, 0, 0, 0],
+            Command::Quit => [b'Q', 0, 0, 0, 0],
+        })
+    }
+
+    /// The next order; None: the supervisor is gone. [worker]
+    pub fn recv_command(&self) -> io::Result<Option<Command>> {
+        match self.recv()? {
+            None => Ok(None),
+            Some([b'S', ..]) => Ok(Some(Command::Stop)),
+            Some([b'Q', ..]) => Ok(Some(Command::Quit)),
+            Some([tag, ..]) => Err(nonsense(tag)),
+        }
+    }
+
+    /// Sends a report. [worker]
+    pub fn send_report(&self, report: Report) -> io::Result<()> {
+        let Report::Ready { loaded, broken } = report;
+        let ([a, b], [c, d]) = (loaded.to_le_bytes(), broken.to_le_bytes());
+        self.send([b'R', a, b, c, d])
+    }
+
+    /// The next report; None: the worker is gone. [supervisor]
+    pub fn recv_report(&self) -> io::Result<Option<Report>> {
+        match self.recv()? {
+            None => Ok(None),
+            Some([b'R', a, b, c, d]) => Ok(Some(Report::Ready {
+                loaded: u16::from_le_bytes([a, b]),
+                broken: u16::from_le_bytes([c, d]),
+            })),
+            Some([tag, ..]) => Err(nonsense(tag)),
+        }
+    }
+
+    fn send(&self, message: Message) -> io::Result<()> {
+        send(self.0.as_raw_fd(), &message, MsgFlags::MSG_NOSIGNAL)?;
+        Ok(())
+    }
+
+    fn recv(&self) -> io::Result<Option<Message>> {
+        let mut message = [0; size_of::<Message>() + 1]; // one more, to notice what is too long
+        match recv(self.0.as_raw_fd(), &mut message, MsgFlags::empty()) {
+            Ok(0) | Err(nix::Error::ECONNRESET) => Ok(None),
+            Ok(size) => match message[..size].try_into() {
+                Ok(message) => Ok(Some(message)),
+                Err(_) => Err(nonsense(message[0])),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A tag and two numbers, little-endian.
+type Message = [u8; 5];
+
+fn nonsense(tag: u8) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("control message of unknown kind {tag:#04x}"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_and_reports_arrive_as_sent() {
+        let (supervisor, worker) = Channel::pair().unwrap();
+        supervisor.send_command(Command::Stop).unwrap();
+        supervisor.send_command(Command::Quit).unwrap();
+        worker.send_report(Report::Ready { loaded: 0x1234, broken: 7 }).unwrap();
+        assert_eq!(worker.recv_command().unwrap(), Some(Command::Stop));
+        assert_eq!(worker.recv_command().unwrap(), Some(Command::Quit));
+        assert_eq!(supervisor.recv_report().unwrap(), Some(Report::Ready { loaded: 0x1234, broken: 7 }));
+    }
+
+    #[test]
+    fn an_empty_channel_would_block_and_does_not_wait() {
+        let (supervisor, worker) = Channel::pair().unwrap();
+        assert_eq!(supervisor.recv_report().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(worker.recv_command().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn the_end_of_the_other_side_comes_after_what_it_sent() {
+        let (supervisor, worker) = Channel::pair().unwrap();
+        worker.send_report(Report::Ready { loaded: 1, broken: 0 }).unwrap();
+        drop(worker);
+        assert!(supervisor.recv_report().unwrap().is_some());
+        assert_eq!(supervisor.recv_report().unwrap(), None);
+        assert_eq!(supervisor.send_command(Command::Stop).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn nonsense_is_reported_and_passed_over() {
+        let (supervisor, worker) = Channel::pair().unwrap();
+        for junk in [&b"R"[..], b"Rtoolong", b"Zabcd"] {
+            send(worker.0.as_raw_fd(), junk, MsgFlags::empty()).unwrap();
+            assert_eq!(supervisor.recv_report().unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+        worker.send_report(Report::Ready { loaded: 1, broken: 0 }).unwrap();
+        assert!(supervisor.recv_report().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_reader_that_never_reads_does_not_block_the_sender() {
+        let (supervisor, _worker) = Channel::pair().unwrap();
+        let error = (0..100_000).find_map(|_| supervisor.send_command(Command::Stop).err());
+        assert_eq!(error.map(|error| error.kind()), Some(io::ErrorKind::WouldBlock));
+    }
+}

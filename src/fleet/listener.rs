@@ -1,0 +1,343 @@
+//! The listening sockets: bound once before fork, shared by all workers, so that nothing that is queued is lost
+//! when a worker dies. Blocking, because workers wait in `accept4`. Accepts nothing itself.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// Where to listen, as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// All addresses of a host.
+    Tcp {
+        /// An address (IPv6 without brackets) or a name.
+        host: String,
+        /// 0 lets the kernel pick one.
+        port: u16,
+    },
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Listen::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// The address really bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// IPv4 or IPv6.
+    Tcp(SocketAddr),
+    /// A path.
+    Unix(PathBuf),
+}
+
+impl Bound {
+    /// Host and port under which a browser on this machine reaches it; None for a Unix socket.
+    pub fn local_authority(&self) -> Option<SocketAddr> {
+        let Bound::Tcp(address) = self else { return None };
+        let ip = match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        Some(SocketAddr::new(ip, address.port()))
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Bound::Tcp(address) => write!(f, "{address}"),
+            Bound::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub struct Listener {
+    fd: OwnedFd,
+    /// Where it listens.
+    pub address: Bound,
+    /// Device and inode of a Unix socket's file.
+    file: Option<(u64, u64)>,
+}
+
+impl Listener {
+    /// Removes the file of a Unix socket, unless another server has replaced it. [supervisor, at exit]
+    pub fn remove_file(&self) {
+        if let Bound::Unix(path) = &self.address
+            && self.file.is_some()
+            && self.file == identity(path)
+        {
+            let _ = std::fs::remove_file(path); // somebody else was quicker
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// An address that can not be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("can not listen on {address}: {source}")]
+pub struct BindError {
+    /// As configured, or of several the one that failed.
+    pub address: String,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// Binds and listens, on all addresses or on none. Those with port 0 share the port that the kernel picks.
+/// [supervisor, before fork]
+pub fn bind(listen: &[Listen], backlog: i32) -> Result<Vec<Listener>, BindError> {
+    let mut attempt = 1;
+    loop {
+        let (mut listeners, mut picked) = (Vec::new(), 0);
+        let failed = listen.iter().find_map(|listen| {
+            let bound = match listen {
+                Listen::Tcp { host, port } => bind_host(host, *port, backlog, &mut picked, &mut listeners),
+                Listen::Unix(path) => bind_unix(path, backlog).map(|listener| listeners.push(listener)),
+            };
+            bound.err().map(|source| (listen, source))
+        });
+        let Some((failed, source)) = failed else { return Ok(listeners) };
+        listeners.iter().for_each(Listener::remove_file);
+        // The port that the kernel picked on one address may be taken on another.
+        let is_picked = matches!(failed, Listen::Tcp { port: 0, .. }) && source.kind() == io::ErrorKind::AddrInUse;
+        if !is_picked || attempt == PICKS {
+            return Err(BindError { address: failed.to_string(), source });
+        }
+        attempt += 1;
+    }
+}
+
+/// How often another port is picked.
+const PICKS: u32 = 16;
+
+/// Binds all addresses of a host; where `port` is 0, to `picked` unless that is 0 as well.
+fn bind_host(
+    host: &str,
+    port: u16,
+    backlog: i32,
+    picked: &mut u16,
+    listeners: &mut Vec<Listener>,
+) -> io::Result<()> {
+    let (mut is_bound, mut lacking) = (false, None);
+    let mut addresses: Vec<SocketAddr> = (host, port).to_socket_addrs()?.collect();
+    addresses.dedup();
+    for mut address in addresses {
+        if port == 0 {
+            address.set_port(*picked);
+        }
+        match bind_address(address, backlog) {
+            Ok((listener, address)) => {
+                if port == 0 {
+                    *picked = address.port();
+                }
+                is_bound = true;
+                listeners.push(listener);
+            }
+            // A name may have addresses of a family that this machine does not use.
+            Err(error) if is_lacking(&error) => lacking = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    match lacking {
+        Some(error) if !is_bound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn is_lacking(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+fn bind_address(address: SocketAddr, backlog: i32) -> io::Result<(Listener, SocketAddr)> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?; // close-on-exec
+    socket.set_reuse_address(true)?; // a restart need not wait for TIME-WAIT to pass
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?; // IPv4 is served by a socket of its own, whatever the system's default
+    }
+    socket.bind(&address.into())?;
+    socket.listen(backlog)?;
+    let address = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
+    Ok((Listener { fd: socket.into(), address: Bound::Tcp(address), file: None }, address))
+}
+
+fn bind_unix(path: &Path, backlog: i32) -> io::Result<Listener> {
+    remove_stale(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let file = identity(path);
+    socket.listen(backlog)?;
+    Ok(Listener { fd: socket.into(), address: Bound::Unix(path.to_owned()), file })
+}
+
+/// Removes the file of a socket that nobody listens on any more; anything else is left alone.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(file) if !file.file_type().is_socket() => {
+            Err(io::Error::new(io::ErrorKind::AlreadyExists, "the file exists and is not a socket"))
+        }
+        Ok(_) => match UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+            Err(error) => Err(error),
+            Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another server answers on this socket")),
+        },
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    path.symlink_metadata().ok().map(|file| (file.dev(), file.ino()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::TcpStream;
+    use std::os::unix::net::UnixListener;
+
+    use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+
+    use super::*;
+
+    fn tcp(host: &str, port: u16) -> Listen {
+        Listen::Tcp { host: host.to_owned(), port }
+    }
+
+    fn address(listener: &Listener) -> SocketAddr {
+        match &listener.address {
+            Bound::Tcp(address) => *address,
+            Bound::Unix(path) => panic!("{}", path.display()),
+        }
+    }
+
+    #[test]
+    fn port_0_listens_on_a_port_that_is_told() {
+        let listeners = bind(&[tcp("127.0.0.1", 0)], 16).unwrap();
+        let [listener] = &listeners[..] else { panic!("{listeners:?}") };
+        assert_ne!(address(listener).port(), 0);
+        TcpStream::connect(address(listener)).unwrap();
+        assert_eq!(listener.address.to_string(), format!("127.0.0.1:{}", address(listener).port()));
+    }
+
+    #[test]
+    fn sockets_block_and_do_not_survive_exec() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        for listener in bind(&[tcp("127.0.0.1", 0), Listen::Unix(path)], 16).unwrap() {
+            let flags = OFlag::from_bits_retain(fcntl(&listener, FcntlArg::F_GETFL).unwrap());
+            assert!(!flags.contains(OFlag::O_NONBLOCK));
+            let flags = FdFlag::from_bits_retain(fcntl(&listener, FcntlArg::F_GETFD).unwrap());
+            assert!(flags.contains(FdFlag::FD_CLOEXEC));
+        }
+    }
+
+    #[test]
+    fn ipv6_leaves_ipv4_alone_and_is_printed_in_brackets() {
+        let Ok(v6) = bind(&[tcp("::", 0)], 16) else { return }; // a machine without IPv6
+        let port = address(&v6[0]).port();
+        assert_eq!(v6[0].address.to_string(), format!("[::]:{port}"));
+        TcpStream::connect(("::1", port)).unwrap();
+        assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+        let v4 = bind(&[tcp("0.0.0.0", port)], 16).unwrap();
+        assert_eq!(v4[0].address.to_string(), format!("0.0.0.0:{port}"));
+    }
+
+    #[test]
+    fn a_name_stands_for_all_its_addresses_and_a_picked_port_for_all_hosts() {
+        let listeners = bind(&[tcp("localhost", 0), tcp("127.0.0.2", 0)], 16).unwrap();
+        assert!(listeners.len() >= 2);
+        let port = address(&listeners[0]).port();
+        assert!(listeners.iter().all(|listener| address(listener).port() == port), "{listeners:?}");
+        assert!(listeners.iter().all(|listener| address(listener).ip().is_loopback()), "{listeners:?}");
+    }
+
+    #[test]
+    fn an_address_in_use_is_named() {
+        let first = bind(&[tcp("127.0.0.1", 0)], 16).unwrap();
+        let port = address(&first[0]).port();
+        let error = bind(&[tcp("127.0.0.1", port)], 16).unwrap_err();
+        assert_eq!(error.source.kind(), io::ErrorKind::AddrInUse);
+        assert!(error.to_string().contains(&format!("127.0.0.1:{port}: ")), "{error}");
+    }
+
+    #[test]
+    fn a_failure_takes_back_what_was_bound_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        assert!(bind(&[Listen::Unix(path.clone()), tcp("256.0.0.1", 1)], 16).is_err());
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stale_unix_socket_is_replaced_and_removed_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let listeners = bind(&[Listen::Unix(path.clone())], 16).unwrap();
+        UnixStream::connect(&path).unwrap();
+        assert_eq!(listeners[0].address.to_string(), format!("unix:{}", path.display()));
+        listeners[0].remove_file();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_unix_socket_that_answers_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _other = UnixListener::bind(&path).unwrap();
+        let error = bind(&[Listen::Unix(path.clone())], 16).unwrap_err();
+        assert_eq!(error.source.kind(), io::ErrorKind::AddrInUse);
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "precious").unwrap();
+        let error = bind(&[Listen::Unix(path.clone())], 16).unwrap_err();
+        assert!(error.to_string().contains("not a socket"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn the_socket_of_a_successor_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listeners = bind(&[Listen::Unix(path.clone())], 16).unwrap();
+        std::fs::rename(&path, dir.path().join("old")).unwrap(); // its inode stays taken
+        let _successor = UnixListener::bind(&path).unwrap();
+        listeners[0].remove_file();
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn an_unspecified_address_is_reached_through_loopback() {
+        let reached = |text: &str| Bound::Tcp(text.parse().unwrap()).local_authority().unwrap().to_string();
+        assert_eq!(reached("0.0.0.0:80"), "127.0.0.1:80");
+        assert_eq!(reached("[::]:80"), "[::1]:80");
+        assert_eq!(reached("192.0.2.1:80"), "192.0.2.1:80");
+    }
+}

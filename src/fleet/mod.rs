@@ -1,0 +1,8 @@
+//! What both sides of fork share: the scoreboard, the control channels, the listening sockets, the routes, and
+//! the title under which a process shows up. Holds no policy: the supervisor plans, the worker serves.
+
+pub mod control;
+pub mod listener;
+pub mod routes;
+pub mod scoreboard;
+pub mod title;

@@ -1,0 +1,329 @@
+//! The scoreboard: shared memory with one record per slot, made before the first fork. Atomics only: whatever a
+//! process does, or however it dies, no other process can be made to wait or to read a torn value.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use nix::time::{ClockId, clock_gettime};
+
+/// Nanoseconds of CLOCK_MONOTONIC, the clock of every time in the scoreboard: one for all processes of a machine.
+pub fn now() -> u64 {
+    // The clock exists on every Linux; 0 would only make a record look old.
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |time| Duration::from(time).as_nanos().try_into().unwrap_or(u64::MAX))
+}
+
+/// The shared records. Lives until the last process that has it mapped ends; never freed before.
+pub struct Scoreboard {
+    header: &'static Header,
+    slots: &'static [Slot],
+}
+
+impl Scoreboard {
+    /// Makes a scoreboard of `slots` empty records. [supervisor, before fork]
+    pub fn create(slots: usize) -> io::Result<&'static Self> {
+        let size = slots
+            .checked_mul(size_of::<Slot>())
+            .and_then(|bytes| bytes.checked_add(size_of::<Header>()))
+            .and_then(NonZeroUsize::new)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice replaces no other memory.
+        let base = unsafe { mmap_anonymous(None, size, protection, MapFlags::MAP_SHARED)? }.as_ptr();
+        // SAFETY: the mapping is page-aligned, zeroed (a valid Header: atomics only), and never unmapped.
+        let header = unsafe { &*base.cast::<Header>() };
+        // SAFETY: `size` has room for `slots` records behind the header, whose size is a multiple of their
+        // alignment; zeroed memory is a valid Slot, and the mapping is never unmapped.
+        let slots = unsafe {
+            std::slice::from_raw_parts(base.byte_add(size_of::<Header>()).cast::<Slot>(), slots)
+        };
+        Ok(Box::leak(Box::new(Self { header, slots })))
+    }
+
+    /// All records, by slot number.
+    pub fn slots(&self) -> &[Slot] {
+        self.slots
+    }
+
+    /// The record of a slot, if there is such a slot.
+    pub fn slot(&self, index: usize) -> Option<&Slot> {
+        self.slots.get(index)
+    }
+
+    /// A word that is different after each [`Scoreboard::changed`].
+    pub fn tick(&self) -> u32 {
+        self.header.tick.load(Ordering::SeqCst)
+    }
+
+    /// Says that a load has changed. Two atomic operations, and a system call only if a process waits.
+    pub fn changed(&self) {
+        self.header.tick.fetch_add(1, Ordering::SeqCst);
+        // Who waits sets the flag again, so a waiter that was killed leaves no trace for longer than one change.
+        if self.header.waiting.swap(0, Ordering::SeqCst) != 0 {
+            futex(&self.header.tick, libc::FUTEX_WAKE, i32::MAX as u32, std::ptr::null());
+        }
+    }
+
+    /// Waits until the tick is no longer `seen`, at most `timeout`. May return early.
+    pub fn wait(&self, seen: u32, timeout: Duration) {
+        let timeout = libc::timespec {
+            tv_sec: timeout.as_secs().min(i32::MAX as u64) as libc::time_t,
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
+        self.header.waiting.store(1, Ordering::SeqCst);
+        // The kernel compares the tick with `seen` once more before it sleeps: no change is missed in between.
+        futex(&self.header.tick, libc::FUTEX_WAIT, seen, &timeout);
+    }
+}
+
+/// What one worker says about itself, and the supervisor about it. Each on cache lines of its own. Counters only
+/// grow while the slot exists; times are ns of [`now`].
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct Slot {
+    /// The process in this slot, 0 for none. Written by the supervisor.
+    pub pid: AtomicI32,
+    state: AtomicU32,
+    /// Counts the processes that this slot has had. Written by the supervisor.
+    pub generation: AtomicU32,
+    /// Open connections.
+    pub connections: AtomicU32,
+    /// When the process was forked. Written by the supervisor.
+    pub started: AtomicU64,
+    /// When the event loop last went around.
+    pub heartbeat: AtomicU64,
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// Messages received.
+    pub messages_in: AtomicU64,
+    /// Messages sent.
+    pub messages_out: AtomicU64,
+    /// Payload bytes received.
+    pub bytes_in: AtomicU64,
+    /// Payload bytes sent.
+    pub bytes_out: AtomicU64,
+    /// What is being executed right now.
+    pub doing: Doing,
+}
+
+impl Slot {
+    /// Where the process in this slot stands.
+    pub fn state(&self) -> State {
+        match self.state.load(Ordering::Acquire) {
+            1 => State::Starting,
+            2 => State::Running,
+            3 => State::Stopping,
+            _ => State::Empty,
+        }
+    }
+
+    /// Changes the state.
+    pub fn set_state(&self, state: State) {
+        self.state.store(state as u32, Ordering::Release);
+    }
+
+    /// Makes the record that of a new process; its counters go on. [supervisor, before fork]
+    pub fn begin(&self, now: u64) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        self.connections.store(0, Ordering::Relaxed);
+        self.started.store(now, Ordering::Relaxed);
+        self.heartbeat.store(now, Ordering::Relaxed);
+        self.doing.end();
+        self.set_state(State::Starting);
+    }
+
+    /// Makes the record empty after its process has ended. [supervisor]
+    pub fn end(&self) {
+        self.pid.store(0, Ordering::Relaxed);
+        self.connections.store(0, Ordering::Relaxed);
+        self.doing.end();
+        self.set_state(State::Empty);
+    }
+}
+
+/// Where the process in a slot stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum State {
+    /// There is none.
+    Empty = 0,
+    /// Forked, and loading handlers.
+    Starting = 1,
+    /// Accepts connections.
+    Running = 2,
+    /// Accepts none any more, and leaves.
+    Stopping = 3,
+}
+
+/// The call into a handler that a worker's event loop is in; tells who is to blame when it does not come back.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Doing {
+    /// Number of the handler in `Routes` plus 1; 0: no call.
+    pub handler: AtomicU32,
+    /// Number of the callback, as the `ffi` counts them.
+    pub callback: AtomicU32,
+    /// Since when; ns of [`now`].
+    pub since: AtomicU64,
+    /// The connection's id; 0: none.
+    pub conn: AtomicU64,
+}
+
+impl Doing {
+    /// A call begins. [worker, event loop]
+    pub fn begin(&self, handler: u16, callback: u32, conn: u64, now: u64) {
+        self.callback.store(callback, Ordering::Relaxed);
+        self.since.store(now, Ordering::Relaxed);
+        self.conn.store(conn, Ordering::Relaxed);
+        self.handler.store(u32::from(handler) + 1, Ordering::Release);
+    }
+
+    /// The call has come back.
+    pub fn end(&self) {
+        self.handler.store(0, Ordering::Release);
+    }
+
+    /// The call in progress: number of the handler, callback, connection. May be torn while the worker lives.
+    pub fn current(&self) -> Option<(u16, u32, u64)> {
+        let handler = self.handler.load(Ordering::Acquire).checked_sub(1)?;
+        let callback = self.callback.load(Ordering::Relaxed);
+        Some((handler.try_into().ok()?, callback, self.conn.load(Ordering::Relaxed)))
+    }
+}
+
+/// The words that all slots share.
+#[repr(C, align(128))]
+struct Header {
+    tick: AtomicU32,
+    /// 1: a process sleeps on `tick`, or did.
+    waiting: AtomicU32,
+}
+
+fn futex(word: &AtomicU32, operation: libc::c_int, value: u32, timeout: *const libc::timespec) {
+    // SAFETY: `word` is a live, aligned 32-bit word and `timeout` null or a live timespec. The result does not
+    // matter: a wait may end early and a wake may wake nobody.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, timeout, 0, 0) };
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Instant;
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, Pid, fork};
+
+    use super::*;
+
+    /// Runs `work` in a child process, which uses no memory but its own and the scoreboard.
+    fn in_child(work: impl FnOnce()) -> Pid {
+        // SAFETY: the child calls functions without locks and allocations only, then ends.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Parent { child } => child,
+            ForkResult::Child => {
+                work();
+                // SAFETY: ends the child without running anything of the test harness.
+                unsafe { libc::_exit(0) }
+            }
+        }
+    }
+
+    #[test]
+    fn both_sides_of_a_fork_see_the_same_records() {
+        let board = Scoreboard::create(3).unwrap();
+        assert_eq!(board.slots().len(), 3);
+        assert!(board.slot(3).is_none());
+        let child = in_child(|| {
+            let slot = board.slot(2).unwrap();
+            slot.connections.fetch_add(5, Ordering::Relaxed);
+            slot.bytes_out.store(u64::MAX, Ordering::Relaxed);
+            slot.doing.begin(7, 6, 0xabcd, 1);
+            slot.set_state(State::Running);
+        });
+        assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+        let slot = board.slot(2).unwrap();
+        assert_eq!(slot.connections.load(Ordering::Relaxed), 5);
+        assert_eq!(slot.bytes_out.load(Ordering::Relaxed), u64::MAX);
+        assert_eq!(slot.doing.current(), Some((7, 6, 0xabcd)));
+        assert_eq!(slot.state(), State::Running);
+        assert_eq!(board.slot(1).unwrap().state(), State::Empty);
+    }
+
+    #[test]
+    fn a_new_process_begins_with_a_clean_record_and_old_counters() {
+        let board = Scoreboard::create(1).unwrap();
+        let slot = board.slot(0).unwrap();
+        slot.begin(10);
+        slot.connections.store(9, Ordering::Relaxed);
+        slot.accepted.store(100, Ordering::Relaxed);
+        slot.doing.begin(0, 1, 2, 3);
+        slot.end();
+        assert_eq!((slot.state(), slot.doing.current()), (State::Empty, None));
+        slot.begin(20);
+        assert_eq!(slot.state(), State::Starting);
+        assert_eq!(slot.generation.load(Ordering::Relaxed), 2);
+        assert_eq!(slot.connections.load(Ordering::Relaxed), 0);
+        assert_eq!(slot.accepted.load(Ordering::Relaxed), 100);
+        assert_eq!(slot.heartbeat.load(Ordering::Relaxed), 20);
+    }
+
+    #[test]
+    fn a_change_in_another_process_ends_the_wait() {
+        let board = Scoreboard::create(1).unwrap();
+        let seen = board.tick();
+        let child = in_child(|| {
+            // The parent may not wait yet: then its wait must not begin.
+            board.changed();
+        });
+        let begun = Instant::now();
+        while board.tick() == seen && begun.elapsed() < Duration::from_secs(20) {
+            board.wait(seen, Duration::from_secs(20));
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        waitpid(child, None).unwrap();
+    }
+
+    #[test]
+    fn a_waiter_is_woken_and_one_that_was_killed_costs_no_more() {
+        let board = Scoreboard::create(1).unwrap();
+        let seen = board.tick();
+        let is_waiting = || board.header.waiting.load(Ordering::SeqCst) != 0;
+        let child = in_child(|| board.wait(seen, Duration::from_secs(600)));
+        while !is_waiting() {
+            std::thread::yield_now();
+        }
+        board.changed();
+        assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+
+        let seen = board.tick();
+        let child = in_child(|| board.wait(seen, Duration::from_secs(600)));
+        while !is_waiting() {
+            std::thread::yield_now();
+        }
+        kill(child, Signal::SIGKILL).unwrap();
+        waitpid(child, None).unwrap();
+        board.changed();
+        assert!(!is_waiting());
+    }
+
+    #[test]
+    fn a_wait_ends_at_its_time() {
+        let board = Scoreboard::create(1).unwrap();
+        let begun = Instant::now();
+        board.wait(board.tick(), Duration::from_millis(30));
+        assert!(begun.elapsed() >= Duration::from_millis(30));
+        board.wait(board.tick().wrapping_sub(1), Duration::from_secs(600)); // it has changed already
+    }
+
+    #[test]
+    fn records_do_not_share_cache_lines() {
+        assert_eq!((size_of::<Slot>(), align_of::<Slot>()), (128, 128));
+        assert_eq!(size_of::<Header>(), 128);
+    }
+}

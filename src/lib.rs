@@ -1,0 +1,18 @@
+//! wshd: a prefork WebSocket server daemon whose handlers are shared objects.
+//!
+//! `main.rs` turns arguments into a configuration and hands it to the
+//! supervisor; the modules below are its rooms. wshd(7) follows one connection
+//! through them.
+
+#![warn(missing_docs)]
+
+pub mod cli;
+pub mod config;
+pub mod exit;
+pub mod ffi;
+pub mod fleet;
+pub mod http;
+pub mod log;
+pub mod proto;
+pub mod supervisor;
+pub mod worker;

@@ -1,0 +1,75 @@
+//! From the handler directory and the map file to the routes: scan, probe, aliases. What is broken is logged and
+//! left out; the caller decides whether that is an error.
+
+use std::collections::HashMap;
+
+use nix::unistd::geteuid;
+
+use super::{alias, scan};
+use crate::config::Config;
+use crate::ffi::plugin::Style;
+use crate::ffi::probe;
+use crate::fleet::routes::{Route, Routes};
+
+/// Nothing can be served as configured; says what and why.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoverError {
+    /// A directory is wrong.
+    #[error(transparent)]
+    Scan(#[from] scan::ScanError),
+    /// The map file can not be read.
+    #[error("map file {path}: {why}")]
+    Map {
+        /// As configured.
+        path: String,
+        /// The line and what is wrong with it.
+        why: String,
+    },
+}
+
+/// Finds and probes all handlers. Returns the routes and the number of things that were left out.
+pub fn discover(config: &Config) -> Result<(Routes, usize), DiscoverError> {
+    let (found, skipped) = scan::scan(scan::Scan {
+        root: &config.handlers,
+        scan_dir: config.scan_dir.as_deref(),
+        allow_outside: config.allow_outside,
+        trusted_owner: geteuid().is_root().then_some(0),
+    })?;
+    let mut faults = skipped.len();
+    for skipped in skipped {
+        log::warn!("{skipped}; skipped");
+    }
+
+    let mut routes = Routes::default();
+    let mut first_resources: HashMap<(u64, u64), String> = HashMap::new();
+    for scan::Found { resource, file, identity } in found {
+        if let Some(first) = first_resources.get(&identity) {
+            routes.alias(&resource, first); // a link: the dynamic linker would give the same handler again
+            continue;
+        }
+        first_resources.insert(identity, resource.clone());
+        match probe::probe(&file) {
+            Err(error) => {
+                faults += 1;
+                log::warn!("handler {}: {error}; {resource} is not served", file.display());
+            }
+            Ok(offer) => {
+                let blocking = offer.style == Style::Blocking;
+                let probe::Offer { name, version, flags, .. } = offer;
+                log::debug!("handler {}: {name} {version} for {resource}", file.display());
+                routes.add(Route { file, resource, name, version, blocking, flags });
+            }
+        }
+    }
+
+    if let Some(path) = &config.map_file {
+        let failed = |why: String| DiscoverError::Map { path: path.display().to_string(), why };
+        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        let aliases = alias::parse(&text).map_err(|fault| failed(fault.to_string()))?;
+        for fault in alias::apply(&aliases, &mut routes) {
+            faults += 1;
+            log::warn!("map file {}: {fault}", path.display());
+        }
+    }
+    Ok((routes, faults))
+}

@@ -1,0 +1,324 @@
+//! The supervisor: binds, forks, watches, replaces, stops. Small and single-threaded; never reads a byte of a
+//! client and never loads a handler. What it does when is decided in [`plan`]; here it is carried out.
+
+pub mod alias;
+pub mod check;
+pub mod discover;
+pub mod plan;
+pub mod scan;
+pub mod spawn;
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use self::plan::{Action, Event, Plan, Times};
+use self::spawn::worker_name;
+use crate::config::{Config, RESERVED_DESCRIPTORS};
+use crate::exit::Exit;
+use crate::ffi::probe::callback_name;
+use crate::fleet::control::{Channel, Command, Report};
+use crate::fleet::listener::{self, Bound, Listener};
+use crate::fleet::routes::Routes;
+use crate::fleet::scoreboard::{self, Scoreboard};
+use crate::fleet::title;
+
+/// Serves until told to stop. What went wrong is in the log; the result is the exit code.
+pub fn run(mut config: Config) -> Exit {
+    title::set("wshd: supervisor");
+    crate::log::set_process("supervisor");
+    raise_descriptors(&mut config);
+    match Fleet::prepare(config) {
+        Ok(mut fleet) => {
+            let exit = fleet.serve();
+            fleet.listeners.iter().for_each(Listener::remove_file);
+            exit
+        }
+        Err((exit, why)) => {
+            log::error!(target: crate::log::CRITICAL, "{why}");
+            exit
+        }
+    }
+}
+
+/// Everything that the supervisor holds; a forked worker takes its share out of it.
+struct Fleet {
+    config: Arc<Config>,
+    routes: Arc<Routes>,
+    listeners: Vec<Listener>,
+    scoreboard: &'static Scoreboard,
+    /// By slot.
+    workers: Vec<Option<Worker>>,
+    /// None in a worker.
+    signals: Option<SignalFd>,
+}
+
+struct Worker {
+    pid: Pid,
+    /// None after the worker's end was closed.
+    control: Option<Channel>,
+}
+
+impl Fleet {
+    /// Binds, finds the handlers and makes what is shared; all before the first fork of a worker.
+    fn prepare(config: Config) -> Result<Self, (Exit, String)> {
+        let listeners =
+            listener::bind(&config.listen, config.backlog).map_err(|error| (Exit::Bind, error.to_string()))?;
+        let internal = |error: io::Error| (Exit::Internal, error.to_string());
+        let prepared = || {
+            let (routes, faults) =
+                discover::discover(&config).map_err(|error| (Exit::Config, error.to_string()))?;
+            if config.strict_handlers && faults > 0 {
+                return Err((Exit::Config, format!("{faults} handlers or aliases are broken, see above")));
+            }
+            let scoreboard = Scoreboard::create(config.workers).map_err(internal)?;
+            let signals = watch_signals().map_err(internal)?;
+            Ok((routes, scoreboard, signals))
+        };
+        match prepared() {
+            Ok((routes, scoreboard, signals)) => Ok(Self {
+                workers: (0..config.workers).map(|_| None).collect(),
+                config: Arc::new(config),
+                routes: Arc::new(routes),
+                listeners,
+                scoreboard,
+                signals: Some(signals),
+            }),
+            Err(error) => {
+                listeners.iter().for_each(Listener::remove_file);
+                Err(error)
+            }
+        }
+    }
+
+    fn serve(&mut self) -> Exit {
+        let mut plan = Plan::new(self.config.workers, Times { stop: self.config.stop_time });
+        let mut events = VecDeque::from([Event::Start]);
+        loop {
+            while let Some(event) = events.pop_front() {
+                for action in plan.on(event, scoreboard::now()) {
+                    match action {
+                        Action::Leave(exit) => return exit,
+                        Action::Announce => self.announce(),
+                        Action::Spawn(slot) => events.extend(self.spawn(slot).err()),
+                        Action::Stop(slot) => self.order(slot, Command::Stop),
+                        Action::Quit(slot) => self.order(slot, Command::Quit),
+                        Action::Kill(slot) => self.kill(slot),
+                    }
+                }
+            }
+            self.wait(plan.deadline(), &mut events);
+            events.push_back(Event::Time);
+        }
+    }
+
+    /// Waits for a signal, a report or the deadline, and says what has happened.
+    fn wait(&mut self, deadline: Option<plan::Time>, events: &mut VecDeque<Event>) {
+        let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
+            let milliseconds = deadline.saturating_sub(scoreboard::now()).div_ceil(1_000_000);
+            PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
+        });
+        let mut fds: Vec<PollFd> =
+            self.signals.iter().map(|signals| PollFd::new(signals.as_fd(), PollFlags::POLLIN)).collect();
+        let channels = self.workers.iter().flatten().filter_map(|worker| worker.control.as_ref());
+        fds.extend(channels.map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(error) => log::error!("poll: {error}"),
+        }
+        for slot in 0..self.workers.len() {
+            self.read_reports(slot, events);
+        }
+        self.read_signals(events);
+    }
+
+    fn read_signals(&mut self, events: &mut VecDeque<Event>) {
+        while let Some(Ok(Some(info))) = self.signals.as_ref().map(SignalFd::read_signal) {
+            let Ok(signal) = Signal::try_from(info.ssi_signo as i32) else { continue };
+            if signal != Signal::SIGCHLD {
+                log::info!("{signal} received");
+            }
+            match signal {
+                Signal::SIGCHLD => self.reap(events),
+                Signal::SIGINT => events.push_back(Event::Interrupt),
+                Signal::SIGQUIT => events.push_back(Event::Quit),
+                _ => events.push_back(Event::Terminate),
+            }
+        }
+    }
+
+    fn read_reports(&mut self, slot: usize, events: &mut VecDeque<Event>) {
+        let Some(Some(worker)) = self.workers.get_mut(slot) else { return };
+        while let Some(control) = &worker.control {
+            match control.recv_report() {
+                Ok(Some(Report::Ready { loaded, broken })) => {
+                    log::debug!("{} is ready with {loaded} handlers", worker_name(slot));
+                    if broken > 0 && self.config.strict_handlers {
+                        log::error!("{}: {broken} handlers are broken", worker_name(slot));
+                        events.push_back(Event::Fail(Exit::Config));
+                    }
+                    events.push_back(Event::Ready(slot));
+                }
+                Ok(None) => worker.control = None,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    log::warn!("{}: {error}", worker_name(slot));
+                }
+                Err(error) => {
+                    log::error!("{}: {error}", worker_name(slot));
+                    worker.control = None;
+                }
+            }
+        }
+    }
+
+    /// Collects all children that have ended.
+    fn reap(&mut self, events: &mut VecDeque<Event>) {
+        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            let Some(pid) = status.pid() else { return };
+            let is_in = |worker: &Option<Worker>| worker.as_ref().is_some_and(|worker| worker.pid == pid);
+            let Some(slot) = self.workers.iter().position(is_in) else { continue };
+            self.read_reports(slot, events); // what it said before it died
+            self.workers[slot] = None;
+            self.tell_death(slot, status);
+            if let Some(record) = self.scoreboard.slot(slot) {
+                record.end();
+                self.scoreboard.changed();
+            }
+            events.push_back(Event::Died(slot));
+        }
+    }
+
+    fn tell_death(&self, slot: usize, status: WaitStatus) {
+        let how = match status {
+            WaitStatus::Exited(pid, 0) => return log::debug!("{}[{pid}] has left", worker_name(slot)),
+            WaitStatus::Exited(pid, status) => format!("[{pid}] ended with status {status}"),
+            WaitStatus::Signaled(pid, signal, _) => format!("[{pid}] died of {signal}"),
+            other => format!(" is gone: {other:?}"),
+        };
+        let doing = self.scoreboard.slot(slot).and_then(|record| record.doing.current());
+        let blame = doing.map_or_else(String::new, |(handler, callback, connection)| {
+            let handler = self.routes.handlers().get(usize::from(handler));
+            let name = handler.map_or("an unknown handler", |handler| &handler.name);
+            format!(" in {} of {name}, connection {connection:x}", callback_name(callback))
+        });
+        log::error!("{}{how}{blame}", worker_name(slot));
+    }
+
+    fn spawn(&mut self, slot: usize) -> Result<(), Event> {
+        match spawn::spawn(self, slot) {
+            Ok((pid, control)) => {
+                log::debug!("{}[{pid}] is starting", worker_name(slot));
+                self.workers[slot] = Some(Worker { pid, control: Some(control) });
+                Ok(())
+            }
+            Err(error) => {
+                log::error!("{} can not be forked: {error}", worker_name(slot));
+                Err(Event::Died(slot))
+            }
+        }
+    }
+
+    fn order(&self, slot: usize, command: Command) {
+        let Some(Some(Worker { control: Some(control), .. })) = self.workers.get(slot) else { return };
+        if let Err(error) = control.send_command(command) {
+            log::debug!("{}: {error}", worker_name(slot)); // it is gone, or will be killed
+        }
+    }
+
+    fn kill(&self, slot: usize) {
+        let Some(Some(worker)) = self.workers.get(slot) else { return };
+        log::error!("{}[{}] did not come back in time and is killed", worker_name(slot), worker.pid);
+        // Not reaped yet, so the pid is still its own.
+        let _ = kill(worker.pid, Signal::SIGKILL);
+    }
+
+    /// Prints the ready line. Who started the server may have closed its output: no reason not to serve.
+    fn announce(&self) {
+        let line = ready_line(&self.listeners, self.config.workers, self.routes.resources().len());
+        let mut out = io::stdout();
+        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    }
+}
+
+/// One line, stable for scripts.
+fn ready_line(listeners: &[Listener], workers: usize, resources: usize) -> String {
+    let addresses: Vec<String> = listeners.iter().map(|listener| listener.address.to_string()).collect();
+    let plural = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+    let mut line = format!(
+        "wshd: ready on {}, {}, {}",
+        addresses.join(" and "),
+        plural(workers, "worker"),
+        plural(resources, "resource")
+    );
+    if let Some(authority) = listeners.iter().find_map(|listener| Bound::local_authority(&listener.address)) {
+        line += &format!(", console http://{authority}/console.html");
+    }
+    line
+}
+
+/// From here on these signals are read, not delivered.
+fn watch_signals() -> io::Result<SignalFd> {
+    let signals = [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGHUP];
+    let signals = SigSet::from_iter(signals);
+    signals.thread_block()?;
+    Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+}
+
+/// Raises the limit of open files as far as the connections need it; where that is not possible lowers the
+/// number of connections.
+fn raise_descriptors(config: &mut Config) {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let wanted = u64::from(config.connections) + RESERVED_DESCRIPTORS;
+    if soft >= wanted {
+        return;
+    }
+    let limit = match setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard) {
+        Ok(()) => wanted.min(hard),
+        Err(_) => soft,
+    };
+    if limit < wanted {
+        let possible = u32::try_from(limit.saturating_sub(RESERVED_DESCRIPTORS).max(1)).unwrap_or(u32::MAX);
+        log::warn!(
+            "a worker can have {limit} open files only: --max-connections lowered from {} to {possible}",
+            config.connections
+        );
+        config.connections = possible;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::config::Listen;
+
+    #[test]
+    fn the_ready_line_names_addresses_numbers_and_console() {
+        let dir = tempfile::tempdir().unwrap();
+        let path: PathBuf = dir.path().join("s");
+        let tcp = Listen::Tcp { host: "0.0.0.0".to_owned(), port: 0 };
+        let both = listener::bind(&[Listen::Unix(path.clone()), tcp], 1).unwrap();
+        let port = both[1].address.local_authority().unwrap().port();
+        assert_eq!(
+            ready_line(&both, 2, 1),
+            format!(
+                "wshd: ready on unix:{} and 0.0.0.0:{port}, 2 workers, 1 resource, \
+                 console http://127.0.0.1:{port}/console.html",
+                path.display()
+            )
+        );
+        let expected = format!("wshd: ready on unix:{}, 1 worker, 0 resources", path.display());
+        assert_eq!(ready_line(&both[..1], 1, 0), expected);
+    }
+}

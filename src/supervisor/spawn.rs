@@ -1,0 +1,105 @@
+//! Forking a worker. The child's way from fork to the worker's code, always in this order: close what is the
+//! supervisor's, standard input, signals, end of the parent, title, work, leave. No exec: a worker inherits the
+//! configuration as it was parsed.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid};
+
+use super::Fleet;
+use crate::exit::Exit;
+use crate::fleet::control::Channel;
+use crate::fleet::{scoreboard, title};
+use crate::{log as sink, worker};
+
+/// Signals that a terminal sends to the whole process group, or that are orders to the supervisor only.
+const NOT_FOR_WORKERS: [Signal; 7] = [
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+];
+
+/// The name of the worker in a slot, in titles and logs.
+pub fn worker_name(slot: usize) -> String {
+    format!("worker default/{slot}")
+}
+
+/// Forks the worker of a slot; returns its pid and the supervisor's end of its channel.
+pub(super) fn spawn(fleet: &mut Fleet, slot: usize) -> io::Result<(Pid, Channel)> {
+    let (ours, theirs) = Channel::pair()?;
+    let record = fleet.scoreboard.slot(slot).ok_or(io::ErrorKind::NotFound)?;
+    record.begin(scoreboard::now());
+    let supervisor = getpid();
+    // SAFETY: the supervisor has one thread, so the child may do whatever a process may do.
+    match unsafe { fork() } {
+        Err(error) => {
+            record.end();
+            Err(error.into())
+        }
+        Ok(ForkResult::Parent { child }) => {
+            record.pid.store(child.as_raw(), std::sync::atomic::Ordering::Relaxed);
+            Ok((child, ours))
+        }
+        Ok(ForkResult::Child) => {
+            drop(ours);
+            let code = catch_unwind(AssertUnwindSafe(|| be_worker(fleet, slot, theirs, supervisor)));
+            let code = code.unwrap_or(Exit::Internal.code()); // the panic has printed its message
+            // SAFETY: ends the child here: destructors and exit handlers are the supervisor's or the plugins',
+            // whose threads may still run.
+            unsafe { libc::_exit(code) }
+        }
+    }
+}
+
+/// In the child, to its end.
+fn be_worker(fleet: &mut Fleet, slot: usize, control: Channel, supervisor: Pid) -> i32 {
+    // With a sibling's channel open, its end would not be seen when the supervisor vanishes.
+    fleet.workers.clear();
+    fleet.signals = None;
+    if let Err(error) = prepare(supervisor) {
+        log::error!("{} can not start: {error}", worker_name(slot));
+        return Exit::Internal.code();
+    }
+    let name = worker_name(slot);
+    title::set(&format!("wshd: {name}"));
+    sink::set_process(&name);
+    worker::run(worker::Start {
+        config: Arc::clone(&fleet.config),
+        routes: Arc::clone(&fleet.routes),
+        listeners: std::mem::take(&mut fleet.listeners),
+        scoreboard: fleet.scoreboard,
+        slot,
+        control,
+    })
+}
+
+fn prepare(supervisor: Pid) -> io::Result<()> {
+    // A handler that reads standard input must not take it from the terminal.
+    dup2_stdin(File::open("/dev/null")?)?;
+    for ignored in NOT_FOR_WORKERS {
+        // SAFETY: ignoring a signal installs no code.
+        unsafe { signal(ignored, SigHandler::SigIgn)? };
+    }
+    for crash in [Signal::SIGSEGV, Signal::SIGBUS] {
+        // SAFETY: the default action installs no code; it replaces the handler of Rust's runtime.
+        unsafe { signal(crash, SigHandler::SigDfl)? };
+    }
+    SigSet::empty().thread_set_mask()?; // the supervisor blocks what it reads from its signalfd
+    // The channel's end says the same; this reaches a worker whose loop is stuck in a handler.
+    set_pdeathsig(Signal::SIGTERM)?;
+    match getppid() == supervisor {
+        true => Ok(()),
+        false => Err(io::Error::other("the supervisor has vanished")),
+    }
+}
