@@ -1,0 +1,145 @@
+//! The console page: a WebSocket client in the browser, one file that needs no
+//! other, under a policy that lets it run its own script and reach this server
+//! only.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::time::SystemTime;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest, Sha256};
+
+use super::reply::{Body, Reply};
+
+/// Where the page is. A file of this name in the document root is not served.
+pub const PATH: &str = "/console.html";
+
+const PAGE: &str = include_str!("console/page.html");
+const STYLE: &str = include_str!("console/page.css");
+/// The parts of one module script, in order.
+const SCRIPT: [&str; 5] = [
+    include_str!("console/format.js"),
+    include_str!("console/journal.js"),
+    include_str!("console/connection.js"),
+    include_str!("console/composer.js"),
+    include_str!("console/main.js"),
+];
+
+/// The page as it is sent, with its policy.
+pub struct Console {
+    page: Vec<u8>,
+    policy: String,
+}
+
+impl Console {
+    /// `resources` is the list that the page offers.
+    pub fn new(resources: &[String]) -> Self {
+        let script = SCRIPT.concat();
+        let page = PAGE
+            .replace("{{style}}", STYLE)
+            .replace("{{script}}", &script)
+            .replace("{{facts}}", &facts(resources));
+        let policy = format!(
+            "default-src 'none'; script-src '{}'; style-src '{}'; img-src data:; connect-src 'self'; \
+             base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
+            source_hash(&script),
+            source_hash(STYLE)
+        );
+        Self { page: page.into_bytes(), policy }
+    }
+
+    pub fn reply(&self, now: SystemTime) -> Reply {
+        let headers = [
+            ("Content-Type", "text/html; charset=utf-8"),
+            ("Content-Security-Policy", self.policy.as_str()),
+            ("Referrer-Policy", "no-referrer"),
+            ("Cache-Control", "no-cache"),
+        ];
+        Reply::new(now, 200, &headers, Body::Bytes(Cow::Owned(self.page.clone())))
+    }
+}
+
+/// A hash-source of Content Security Policy Level 3.
+fn source_hash(text: &str) -> String {
+    format!("sha256-{}", STANDARD.encode(Sha256::digest(text)))
+}
+
+/// What the page's script reads from its data block.
+fn facts(resources: &[String]) -> String {
+    let list: Vec<String> = resources.iter().map(|resource| json_string(resource)).collect();
+    format!(r#"{{"version":{},"resources":[{}]}}"#, json_string(env!("CARGO_PKG_VERSION")), list.join(","))
+}
+
+/// RFC 8259 7, and nothing in it that HTML could take for the end of a script.
+fn json_string(text: &str) -> String {
+    let mut json = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' | '\\' | '<' | '>' | '&' | '\u{7f}' | '\u{2028}' | '\u{2029}' | '\0'..'\u{20}' => {
+                let _ = write!(json, "\\u{:04x}", u32::from(character));
+            }
+            _ => json.push(character),
+        }
+    }
+    json.push('"');
+    json
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn page(resources: &[&str]) -> (String, String) {
+        let resources: Vec<String> = resources.iter().map(|resource| resource.to_string()).collect();
+        let console = Console::new(&resources);
+        (String::from_utf8(console.page).unwrap(), console.policy)
+    }
+
+    fn between<'a>(text: &'a str, start: &str, end: &str) -> &'a str {
+        text.split_once(start).unwrap().1.split_once(end).unwrap().0
+    }
+
+    #[test]
+    fn the_policy_allows_exactly_what_the_page_holds() {
+        let (page, policy) = page(&["/echo"]);
+        let script = between(&page, "<script type=\"module\">", "</script>");
+        let style = between(&page, "<style>", "</style>");
+        assert!(policy.contains(&format!("script-src '{}'", source_hash(script))));
+        assert!(policy.contains(&format!("style-src '{}'", source_hash(style))));
+        assert!(policy.starts_with("default-src 'none';") && !policy.contains("unsafe"));
+        // What a hash can not allow: event handlers and style attributes.
+        for inline in [" style=\"", " onclick=", " onload=", "javascript:"] {
+            assert!(!page.contains(inline), "{inline}");
+        }
+    }
+
+    /// The example of Content Security Policy Level 3, 2.3.1: the hash of `alert('Hello, world.');`.
+    #[test]
+    fn hash_of_the_specification() {
+        assert_eq!(
+            source_hash("alert('Hello, world.');"),
+            "sha256-qznLcsROx4GACP2dm0UCKCzCG+HiZ1guq6ZZDob/Tng="
+        );
+    }
+
+    #[test]
+    fn the_page_is_complete_and_names_no_other_place() {
+        let (page, _) = page(&[]);
+        assert!(!page.contains("{{"), "a placeholder was left");
+        let rest = page.replace("http://www.w3.org/2000/svg", "");
+        assert!(!rest.contains("http://") && !rest.contains("https://"));
+        assert!(!page.contains(" src=") && !page.contains("@import") && !page.contains("url("));
+    }
+
+    #[test]
+    fn resources_can_not_end_the_script() {
+        let name = "/a</script><script>alert(1)//\"\\\u{2028}";
+        let (page, _) = page(&[name, "/b"]);
+        let data = between(&page, "id=\"facts\">", "</script>");
+        let version = env!("CARGO_PKG_VERSION");
+        let escaped = r#"/a\u003c/script\u003e\u003cscript\u003ealert(1)//\u0022\u005c\u2028"#;
+        assert_eq!(data, format!(r#"{{"version":"{version}","resources":["{escaped}","/b"]}}"#));
+    }
+}

@@ -1,0 +1,173 @@
+//! Static files below the document root.
+//!
+//! Regular files only: no listing, no FIFO, no device, and nothing that a
+//! symbolic link would reach outside the root.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::Mode;
+
+use super::conditional::{Validators, Verdict};
+use super::path::RequestPath;
+use super::range::{Selection, select};
+use super::reply::{Body, Reply, error_at, redirect};
+use crate::proto::head::Head;
+
+/// A FIFO or a device must not make the open wait or become a controlling terminal.
+const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
+
+/// openat2 gives EAGAIN when a rename raced with a lookup; then it is worth another try.
+const LOOKUP_TRIES: usize = 8;
+
+/// The document root, held open.
+pub struct Root {
+    directory: OwnedFd,
+    lookup: Lookup,
+}
+
+#[derive(Clone, Copy)]
+enum Lookup {
+    /// openat2 (Linux 5.6): the kernel refuses whatever leaves the root. Links below it are followed; absolute ones
+    /// are refused even where they lead back into it.
+    Beneath,
+    /// Where openat2 is missing or forbidden: component by component, following no symbolic link at all.
+    NoLinks,
+}
+
+impl Root {
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let directory = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).bits())
+            .open(path)
+            .map_err(|error| {
+                io::Error::new(error.kind(), format!("document root {}: {error}", path.display()))
+            })?;
+        let directory = OwnedFd::from(directory);
+        let lookup = match openat2(&directory, ".", beneath(OFlag::O_PATH | OFlag::O_CLOEXEC)) {
+            Ok(_) => Lookup::Beneath,
+            Err(_) => Lookup::NoLinks,
+        };
+        Ok(Self { directory, lookup })
+    }
+
+    /// As on a kernel without openat2.
+    #[cfg(test)]
+    pub fn follow_no_links(&mut self) {
+        self.lookup = Lookup::NoLinks;
+    }
+
+    /// Opens what `path` names, of whatever kind it is.
+    fn find(&self, path: &RequestPath) -> Result<File, Errno> {
+        match self.lookup {
+            Lookup::Beneath => self.find_beneath(path),
+            Lookup::NoLinks => self.find_without_links(path),
+        }
+    }
+
+    fn find_beneath(&self, path: &RequestPath) -> Result<File, Errno> {
+        let mut relative: PathBuf = path.components().iter().collect();
+        if path.components().is_empty() {
+            relative.push(".");
+        }
+        let mut result = Err(Errno::EAGAIN);
+        for _ in 0..LOOKUP_TRIES {
+            result = openat2(&self.directory, &relative, beneath(READ));
+            if !matches!(result, Err(Errno::EAGAIN)) {
+                break;
+            }
+        }
+        result.map(File::from)
+    }
+
+    fn find_without_links(&self, path: &RequestPath) -> Result<File, Errno> {
+        let step = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let Some((last, parents)) = path.components().split_last() else {
+            return openat(&self.directory, ".", READ, Mode::empty()).map(File::from);
+        };
+        let mut directory = self.directory.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
+        for name in parents {
+            directory = openat(&directory, name.as_os_str(), step, Mode::empty())?;
+        }
+        openat(&directory, last.as_os_str(), READ | OFlag::O_NOFOLLOW, Mode::empty()).map(File::from)
+    }
+}
+
+/// Answers a GET for a path below the root.
+pub fn serve(root: &Root, path: &RequestPath, head: &Head, now: SystemTime) -> Reply {
+    let index = path.is_directory().then(|| path.join("index.html"));
+    let is_index = index.is_some();
+    let path = index.as_ref().unwrap_or(path);
+    match root.find(path).and_then(|file| Ok((metadata(&file)?, file))) {
+        Ok((metadata, file)) if metadata.is_file() => content(path, file, &metadata, head, now),
+        Ok((metadata, _)) if metadata.is_dir() && !is_index => {
+            let query = head.query().map(|query| format!("?{query}")).unwrap_or_default();
+            redirect(now, 301, &(path.to_directory_url() + &query))
+        }
+        Ok(_) => super::not_found(now),
+        Err(Errno::EACCES | Errno::EPERM) => error_at(now, 403, "the server may not read this file", &[]),
+        Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN) => {
+            error_at(now, 503, "the server is busy", &[("Retry-After", "1")])
+        }
+        Err(Errno::EIO) => error_at(now, 500, "the file can not be read", &[]),
+        // Not there, a link out of the root, a file where a directory is named, a name too long: all the same to
+        // a client.
+        Err(_) => super::not_found(now),
+    }
+}
+
+fn content(path: &RequestPath, file: File, metadata: &Metadata, head: &Head, now: SystemTime) -> Reply {
+    let size = metadata.len();
+    let modified = metadata.modified().unwrap_or(now);
+    let validators = Validators::new(metadata.ino(), size, modified, now);
+    let etag = validators.etag();
+    let last_modified = validators.last_modified();
+    let media_type = media_type(Path::new(path.name()));
+    let mut headers =
+        vec![("ETag", etag.as_str()), ("Last-Modified", &last_modified), ("Accept-Ranges", "bytes")];
+    match validators.evaluate(head) {
+        Verdict::NotModified => return Reply::new(now, 304, &headers, Body::Empty),
+        Verdict::Failed => return error_at(now, 412, "the file is in another state", &headers),
+        Verdict::Proceed => {}
+    }
+    let selection = match head.header("Range") {
+        // RFC 9110 14.2: a Range header counts with GET only.
+        Some(range) if head.method() == "GET" && validators.allows_range(head) => select(range, size),
+        _ => Selection::Whole,
+    };
+    headers.push(("Content-Type", &media_type));
+    match selection {
+        Selection::Whole => Reply::new(now, 200, &headers, Body::File { file, offset: 0, length: size }),
+        Selection::Part { offset, length } => {
+            let place = format!("bytes {offset}-{}/{size}", offset + length - 1);
+            headers.push(("Content-Range", &place));
+            Reply::new(now, 206, &headers, Body::File { file, offset, length })
+        }
+        Selection::Unsatisfiable => {
+            let place = format!("bytes */{size}");
+            error_at(now, 416, "the range lies outside the file", &[("Content-Range", &place)])
+        }
+    }
+}
+
+/// By the name's ending; text is taken to be UTF-8.
+fn media_type(name: &Path) -> String {
+    let guess = mime_guess::from_path(name).first_raw().unwrap_or("application/octet-stream");
+    let charset = if guess.starts_with("text/") { "; charset=utf-8" } else { "" };
+    format!("{guess}{charset}")
+}
+
+fn metadata(file: &File) -> Result<Metadata, Errno> {
+    file.metadata().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32)))
+}
+
+fn beneath(flags: OFlag) -> OpenHow {
+    OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS)
+}
