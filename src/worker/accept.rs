@@ -1,0 +1,143 @@
+//! Accept threads: one for each listening socket, in blocking `accept4`, which
+//! the kernel wakes in turn. A worker that is ahead of the others holds back.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use socket2::{Socket, SockRef};
+
+use super::mailroom::{Command, Mailroom};
+use crate::fleet::listener::Listener;
+use crate::fleet::scoreboard::{Scoreboard, Slot, State, now};
+
+/// A worker whose loop has not turned for so long (ns) neither accepts nor is waited for.
+const STALE: u64 = 3_000_000_000;
+/// How long to hold back before looking again, should no load change meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Pause when descriptors or memory have run out.
+const BREATHE: Duration = Duration::from_millis(100);
+
+/// What an accept thread needs.
+pub struct Acceptor {
+    /// The listening socket.
+    pub listener: Listener,
+    /// For the load of all workers.
+    pub scoreboard: &'static Scoreboard,
+    /// This worker's place in it.
+    pub slot: usize,
+    /// Most connections of this worker.
+    pub connections: u32,
+    /// Where accepted connections go.
+    pub mailroom: &'static Mailroom,
+}
+
+impl Acceptor {
+    /// Accepts for as long as the process lives, or until the socket fails for good.
+    pub fn run(self) {
+        let Some(slot) = self.scoreboard.slot(self.slot) else { return };
+        loop {
+            self.hold_back(slot);
+            let socket = match accept(self.listener.as_fd()) {
+                Ok(socket) => socket,
+                // accept(2): errors of the connection that was waiting, not of the socket.
+                Err(Errno::EINTR | Errno::EAGAIN | Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM) => continue,
+                Err(Errno::ENETDOWN | Errno::ENOPROTOOPT | Errno::EHOSTDOWN | Errno::ENONET) => continue,
+                Err(Errno::EHOSTUNREACH | Errno::EOPNOTSUPP | Errno::ENETUNREACH) => continue,
+                Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)) => {
+                    log::warn!("accept on {}: {error}; trying again", self.listener.address);
+                    std::thread::sleep(BREATHE);
+                    continue;
+                }
+                Err(error) => {
+                    log::error!("accept on {}: {error}; this worker accepts no more there", self.listener.address);
+                    return;
+                }
+            };
+            slot.connections.fetch_add(1, Ordering::Relaxed);
+            slot.accepted.fetch_add(1, Ordering::Relaxed);
+            self.scoreboard.changed();
+            let peer = socket.peer_addr().ok().and_then(|address| address.as_socket());
+            if peer.is_some() {
+                // Only a hint for latency; a socket that refuses it works all the same.
+                let _ = SockRef::from(&socket).set_tcp_nodelay(true);
+            }
+            self.mailroom.give(Command::Accepted(socket, peer));
+        }
+    }
+
+    /// Waits until this worker may take a connection.
+    fn hold_back(&self, slot: &Slot) {
+        loop {
+            let seen = self.scoreboard.tick();
+            let others = self.scoreboard.slots().iter().enumerate().filter(|(index, _)| *index != self.slot);
+            let now = now();
+            let others = others.filter(|(_, other)| serves(other, now)).map(|(_, other)| load(other));
+            let alive = slot.state() == State::Running && serves(slot, now);
+            if alive && may_accept(load(slot), self.connections, others) {
+                return;
+            }
+            self.scoreboard.wait(seen, LOOK_AGAIN);
+        }
+    }
+}
+
+fn accept(listener: impl AsFd) -> Result<Socket, Errno> {
+    use nix::sys::socket::{SockFlag, accept4};
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    let raw = accept4(listener.as_fd().as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+    // SAFETY: accept4 has just made this descriptor, and nobody else knows of it.
+    #[allow(unsafe_code)]
+    let owned = unsafe { OwnedFd::from_raw_fd(raw) };
+    Ok(Socket::from(owned))
+}
+
+fn serves(slot: &Slot, now: u64) -> bool {
+    slot.state() == State::Running && now.saturating_sub(slot.heartbeat.load(Ordering::Relaxed)) < STALE
+}
+
+fn load(slot: &Slot) -> u32 {
+    slot.connections.load(Ordering::Relaxed)
+}
+
+/// Whether a worker of this load may take one more: it must not be more than one
+/// or a twentieth ahead of the least loaded.
+fn may_accept(mine: u32, most: u32, others: impl Iterator<Item = u32>) -> bool {
+    let least = others.min().unwrap_or(mine);
+    mine < most && mine <= least + least / 20
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_accept;
+
+    #[test]
+    fn the_least_loaded_worker_accepts_and_one_far_ahead_does_not() {
+        assert!(may_accept(0, 10, [5, 6, 7].into_iter()));
+        assert!(may_accept(5, 10, [5, 6, 7].into_iter()));
+        assert!(!may_accept(6, 10, [5, 6, 7].into_iter()));
+        assert!(may_accept(104, 1000, [100, 120].into_iter()));
+        assert!(!may_accept(106, 1000, [100, 120].into_iter()));
+    }
+
+    #[test]
+    fn a_worker_alone_accepts_up_to_its_bound() {
+        assert!(may_accept(9, 10, std::iter::empty()));
+        assert!(!may_accept(10, 10, std::iter::empty()));
+    }
+
+    #[test]
+    fn loads_stay_within_the_bar_however_unlucky_the_order() {
+        // Always the most loaded worker that may accept gets the next connection.
+        let mut loads = [0_u32; 4];
+        for _ in 0..400 {
+            let next = (0..4)
+                .filter(|&i| may_accept(loads[i], 1000, (0..4).filter(|&j| j != i).map(|j| loads[j])))
+                .max_by_key(|&i| loads[i]);
+            loads[next.unwrap()] += 1;
+        }
+        let (most, least) = (loads.iter().max().unwrap(), loads.iter().min().unwrap());
+        assert!(f64::from(*most) / f64::from(*least) <= 1.1, "{loads:?}");
+    }
+}

@@ -1,0 +1,326 @@
+//! The calls of handlers on the event loop: facts from the records, everything
+//! else done at once.
+
+use std::ffi::c_void;
+use std::ptr::null_mut;
+
+use ::ws_handler::raw::*;
+
+use super::Worker;
+use super::conn::{Phase, Timers};
+use super::facts::{self, Facts};
+use super::opening::close_body;
+use super::thread::MAX_TIMERS;
+use crate::ffi::host::{ABSENT, Address, End, Fact, Host, Number, OwnedBytes, Payload, Reply, Task, present};
+use crate::proto::connection::{Kind, Send, SendError};
+use crate::proto::deflate::Params;
+
+/// Payloads from this size on are written from where they lie instead of being
+/// gathered with others.
+const LARGE: usize = 16 * 1024;
+
+impl Host for Worker {
+    fn fact(&self, conn: u64, fact: Fact) -> ws_bytes {
+        let core = &mut *self.core.borrow_mut();
+        match fact {
+            Fact::CloseReason => {
+                let open = core.table.get(conn).and_then(|conn| conn.open());
+                let close = open.and_then(|open| open.peer_close.as_ref());
+                match close.and_then(|close| close.reason.strip_suffix(b"\0")) {
+                    Some(reason) if !reason.is_empty() => present(reason),
+                    _ => ABSENT,
+                }
+            }
+            Fact::State => {
+                core.table.record(conn).and_then(|record| record.state()).map_or(ABSENT, present)
+            }
+            _ => self.facts(conn, |facts| facts.get(fact)).unwrap_or(ABSENT),
+        }
+    }
+
+    fn number(&self, conn: u64, number: Number) -> u32 {
+        let core = &mut *self.core.borrow_mut();
+        match number {
+            Number::Version => 13,
+            Number::IsResumed => core.table.record(conn).map_or(0, |record| u32::from(record.is_resumed())),
+            Number::Deflate => core.table.record(conn).map_or(0, |record| u32::from(record.deflate != 0)),
+            Number::LastOpcode => {
+                core.table.get(conn).and_then(|conn| conn.open()).map_or(0, |open| u32::from(open.last_opcode))
+            }
+            Number::CloseCode => {
+                let open = core.table.get(conn).and_then(|conn| conn.open());
+                open.map_or(0, |open| match &open.peer_close {
+                    Some(close) => u32::from(close.code),
+                    None if open.over => WS_CLOSE_ABNORMAL,
+                    None => 0,
+                })
+            }
+        }
+    }
+
+    fn header(&self, conn: u64, name: &[u8]) -> ws_bytes {
+        self.facts(conn, |facts| facts.header(name)).unwrap_or(ABSENT)
+    }
+
+    fn header_at(&self, conn: u64, index: usize) -> Option<(ws_bytes, ws_bytes)> {
+        self.facts(conn, |facts| facts.header_at(index)).flatten()
+    }
+
+    fn address(&self, conn: u64, end: End) -> Option<Address> {
+        let core = &mut *self.core.borrow_mut();
+        match end {
+            End::Remote => core.table.record(conn).map(|record| facts::address(record.peer())),
+            End::Local => {
+                let local = core.table.get(conn)?.socket.local_addr().ok()?;
+                Some(facts::local_address(&local))
+            }
+        }
+    }
+
+    fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
+        let ours = match self.core.borrow_mut().table.get(handshake).map(|conn| &conn.phase) {
+            Some(Phase::Opening(handshake, None)) => Some(handshake.clone()),
+            _ => None,
+        };
+        let Some(ours) = ours else { return WS_E_GONE };
+        let result = ours.reply(reply);
+        // Later, from a timer or a callback of another connection: nobody else will see the verdict.
+        if ours.has_verdict() && crate::ffi::host::place().1 != handshake {
+            self.mailroom.give(super::mailroom::Command::Verdict(handshake));
+        }
+        result
+    }
+
+    fn receive(&self, _: u64, _: i64) -> Result<ws_message, i32> {
+        Err(WS_E_PLACE)
+    }
+
+    fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
+        let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
+        if self.is_full(conn) {
+            return WS_E_FULL;
+        }
+        match payload {
+            Payload::Borrowed(bytes) => {
+                let trusted = !how.more && self.delivering.get() == (bytes.as_ptr(), bytes.len());
+                self.send_bytes(conn, kind, bytes, Send { trusted, ..how })
+            }
+            Payload::Owned(bytes) => self.send_owned_bytes(conn, kind, bytes, how),
+        }
+    }
+
+    fn ping(&self, conn: u64, payload: &[u8]) -> i32 {
+        if self.is_full(conn) { WS_E_FULL } else { self.send_ping(conn, payload) }
+    }
+
+    fn buffered(&self, conn: u64) -> usize {
+        self.core.borrow_mut().table.get(conn).map_or(0, |conn| conn.queued())
+    }
+
+    fn pause(&self, conn: u64, pause: bool) -> i32 {
+        if self.with_open(conn, |_, open| open.over || open.closing.0 != 0) != Some(false) {
+            return WS_E_GONE;
+        }
+        self.pause_for_handler(conn, pause);
+        WS_OK
+    }
+
+    fn set_timer(&self, conn: u64, delay_ms: u64, task: Task) -> i64 {
+        let at = self.now.get().saturating_add(delay_ms.saturating_mul(1_000_000));
+        let made = self.with_open(conn, |_, open| {
+            if open.over {
+                return i64::from(WS_E_GONE);
+            }
+            let timers = open.timers.get_or_insert_with(Box::<Timers>::default);
+            if timers.waiting.len() == MAX_TIMERS {
+                return i64::from(WS_E_LIMIT);
+            }
+            timers.made += 1;
+            timers.waiting.push((at, timers.made, task));
+            timers.made
+        });
+        self.arm(conn);
+        made.unwrap_or(i64::from(WS_E_GONE))
+    }
+
+    fn clear_timer(&self, conn: u64, timer: i64) -> i32 {
+        let cleared = self.with_open(conn, |_, open| {
+            let waiting = &mut open.timers.as_mut()?.waiting;
+            let index = waiting.iter().position(|(_, number, _)| *number == timer)?;
+            waiting.swap_remove(index);
+            Some(WS_OK)
+        });
+        cleared.map_or(WS_E_GONE, |cleared| cleared.unwrap_or(WS_E_INVALID))
+    }
+
+    fn post(&self, conn: u64, task: Task) -> i32 {
+        self.mailroom.post(conn, task)
+    }
+
+    fn close(&self, conn: u64, code: u32, reason: &[u8]) -> i32 {
+        let Some(code) = close_body(code, reason) else { return WS_E_INVALID };
+        if self.with_open(conn, |_, open| open.over || open.proto.close_sent().is_some()) != Some(false) {
+            return WS_E_GONE;
+        }
+        Worker::close(self, conn, code, reason, WS_BY_HANDLER);
+        WS_OK
+    }
+
+    fn abort(&self, conn: u64) -> i32 {
+        if self.with_open(conn, |_, open| open.over) != Some(false) {
+            return WS_E_GONE;
+        }
+        Worker::abort(self, conn);
+        WS_OK
+    }
+
+    fn set_user(&self, conn: u64, user: *mut c_void) -> i32 {
+        self.with_open(conn, |_, open| open.user = user).map_or(WS_E_GONE, |()| WS_OK)
+    }
+
+    fn user(&self, conn: u64) -> *mut c_void {
+        self.with_open(conn, |_, open| open.user).unwrap_or(null_mut())
+    }
+
+    fn set_state(&self, conn: u64, state: &[u8]) -> i32 {
+        let core = &mut *self.core.borrow_mut();
+        let Some(record) = core.table.record(conn) else { return WS_E_GONE };
+        record.set_state(state);
+        record.seal();
+        WS_OK
+    }
+}
+
+impl Worker {
+    /// Runs with the facts of a connection, wherever they lie.
+    fn facts<R>(&self, id: u64, f: impl FnOnce(Facts<'_>) -> R) -> Option<R> {
+        let core = &mut *self.core.borrow_mut();
+        let request = match &core.table.get(id)?.phase {
+            Phase::Opening(handshake, _) => return Some(f(handshake.facts())),
+            Phase::Open(open) => open.request.clone(),
+            _ => return None,
+        };
+        let record = core.table.record(id)?;
+        let deflate = record.deflate.checked_sub(1).and_then(Params::from_bits);
+        Some(f(Facts { strings: record.strings(), deflate, request: request.as_deref() }))
+    }
+
+    /// Whether the send queue is above its high mark even after the kernel was given what it takes; on_writable
+    /// is owed then.
+    fn is_full(&self, id: u64) -> bool {
+        let core = &mut *self.core.borrow_mut();
+        let Some(conn) = core.table.get(id) else { return false };
+        if conn.queued() < self.config.send_high {
+            return false;
+        }
+        if let Some(queue) = &mut conn.queue {
+            // A socket that fails is found out by the flush that follows.
+            let _ = queue.write_to(&conn.socket);
+        }
+        let queued = conn.queued();
+        self.mailroom.count_queued(id, conn.counted as usize, queued);
+        conn.counted = u32::try_from(queued).unwrap_or(u32::MAX);
+        self.mailroom.is_queue_full(id)
+    }
+
+    /// Sends bytes that are valid during this call only.
+    pub fn send_bytes(&self, id: u64, kind: u32, bytes: &[u8], how: Send) -> i32 {
+        let Some(message) = message_kind(kind) else { return WS_E_INVALID };
+        let core = &mut *self.core.borrow_mut();
+        let Some(conn) = core.table.get(id) else { return WS_E_GONE };
+        let limits = &self.config.limits;
+        let protocol = conn.protocol(self.now.get(), limits, &mut core.codecs, &mut core.spare);
+        let Some((open, mut io)) = protocol else { return WS_E_GONE };
+        if open.over {
+            return WS_E_GONE;
+        }
+        let large = bytes.len() >= LARGE;
+        let as_it_is = match large {
+            true => open.proto.send_header(message, bytes, how, &mut io),
+            false => open.proto.send(message, bytes, how, &mut io).map(|()| false),
+        };
+        match as_it_is {
+            Ok(false) => {}
+            Ok(true) => {
+                if let Some(queue) = &mut conn.queue {
+                    // A socket that fails is found out by the flush that follows.
+                    let taken = queue.write_before(&conn.socket, bytes).unwrap_or(0);
+                    queue.tail().extend_from_slice(bytes.get(taken..).unwrap_or_default());
+                }
+            }
+            Err(error) => return send_result(error),
+        }
+        Worker::mark_dirty(&mut core.dirty, id, conn);
+        self.count_out(id, kind, bytes.len(), how.more);
+        WS_OK
+    }
+
+    /// Sends bytes that stay as they are until they are dropped.
+    pub fn send_owned_bytes(&self, id: u64, kind: u32, bytes: OwnedBytes, how: Send) -> i32 {
+        if bytes.as_ref().len() < LARGE {
+            return self.send_bytes(id, kind, bytes.as_ref(), how);
+        }
+        let Some(message) = message_kind(kind) else { return WS_E_INVALID };
+        let core = &mut *self.core.borrow_mut();
+        let Some(conn) = core.table.get(id) else { return WS_E_GONE };
+        let limits = &self.config.limits;
+        let protocol = conn.protocol(self.now.get(), limits, &mut core.codecs, &mut core.spare);
+        let Some((open, mut io)) = protocol else { return WS_E_GONE };
+        if open.over {
+            return WS_E_GONE;
+        }
+        let size = bytes.as_ref().len();
+        match open.proto.send_header(message, bytes.as_ref(), how, &mut io) {
+            Ok(false) => {}
+            Ok(true) => {
+                if let Some(queue) = &mut conn.queue {
+                    queue.push_owned(bytes);
+                }
+            }
+            Err(error) => return send_result(error),
+        }
+        Worker::mark_dirty(&mut core.dirty, id, conn);
+        self.count_out(id, kind, size, how.more);
+        WS_OK
+    }
+
+    fn count_out(&self, id: u64, kind: u32, size: usize, more: bool) {
+        use std::sync::atomic::Ordering::Relaxed;
+        // Only this thread writes them.
+        self.slot.messages_out.store(self.slot.messages_out.load(Relaxed) + 1, Relaxed);
+        self.slot.bytes_out.store(self.slot.bytes_out.load(Relaxed) + size as u64, Relaxed);
+        self.mailroom.set_fragments(id, if more { kind } else { 0 });
+    }
+
+    /// Sends a Ping.
+    pub fn send_ping(&self, id: u64, payload: &[u8]) -> i32 {
+        let core = &mut *self.core.borrow_mut();
+        let Some(conn) = core.table.get(id) else { return WS_E_GONE };
+        let limits = &self.config.limits;
+        let protocol = conn.protocol(self.now.get(), limits, &mut core.codecs, &mut core.spare);
+        let Some((open, mut io)) = protocol else { return WS_E_GONE };
+        if open.over {
+            return WS_E_GONE;
+        }
+        if let Err(error) = open.proto.ping(payload, &mut io) {
+            return send_result(error);
+        }
+        Worker::mark_dirty(&mut core.dirty, id, conn);
+        WS_OK
+    }
+}
+
+fn message_kind(kind: u32) -> Option<Kind> {
+    match kind {
+        WS_TEXT => Some(Kind::Text),
+        WS_BINARY => Some(Kind::Binary),
+        _ => None,
+    }
+}
+
+fn send_result(error: SendError) -> i32 {
+    match error {
+        SendError::Closing => WS_E_GONE,
+        SendError::NotUtf8 | SendError::TooLong | SendError::WrongKind | SendError::BadCode => WS_E_INVALID,
+    }
+}

@@ -1,0 +1,330 @@
+//! A connection as the event loop sees it, and the table of them.
+//!
+//! Connections are named by a 64-bit id: the generation of their place in the
+//! upper half, the place in the lower. Calls nothing.
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::io;
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use socket2::Socket;
+
+use super::mailbox::{Mailbox, PeerClose};
+use super::opening::{Handshake, Request};
+use super::output::{Queue, Spare};
+use super::record::{Record, Records};
+use crate::ffi::host::Task;
+use crate::proto::codec::Codecs;
+use crate::proto::connection::{Connection, Io};
+use crate::proto::limits::Limits;
+
+/// Never.
+pub const NEVER: u64 = u64::MAX;
+
+/// Reasons not to read from a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Pause {
+    /// The handler has asked for it.
+    Handler = 1,
+    /// The blocking thread does not keep up.
+    Mailbox = 2,
+    /// The send queue is above its high mark.
+    Queue = 4,
+    /// The handshake is not finished.
+    Handshake = 8,
+}
+
+/// One connection.
+pub struct Conn {
+    /// Non-blocking.
+    pub socket: Socket,
+    /// Where it stands.
+    pub phase: Phase,
+    /// What waits to be sent; none if nothing does.
+    pub queue: Option<Box<Queue>>,
+    /// What was read and can not be processed yet.
+    pub unread: Option<Box<[u8]>>,
+    /// The entry in the timers that counts; [`NEVER`] without one.
+    pub timer_at: u64,
+    /// End of the present phase; [`NEVER`] if it has none.
+    pub deadline: u64,
+    /// Bytes of the queue that the mailroom knows of.
+    pub counted: u32,
+    /// Index of the handler in the routes.
+    pub handler: u16,
+    pauses: u8,
+    /// What epoll watches: 1 for reading, 2 for writing.
+    pub watched: u8,
+    /// In the list of connections to flush.
+    pub dirty: bool,
+}
+
+/// Where a connection stands.
+pub enum Phase {
+    /// The request head is being read.
+    Head(Vec<u8>),
+    /// The handler decides about the handshake.
+    Opening(Arc<Handshake>, Option<Arc<Mailbox>>),
+    /// An HTTP response is being sent.
+    Reply(Option<FileBody>),
+    /// The WebSocket is open, or being closed.
+    Open(Open),
+    /// All is sent; the peer is to close its end.
+    Linger,
+}
+
+/// What is left to send of a file.
+pub struct FileBody {
+    /// The file.
+    pub file: File,
+    /// Where to go on.
+    pub offset: u64,
+    /// How much is left.
+    pub left: u64,
+}
+
+/// An open WebSocket.
+pub struct Open {
+    /// The protocol.
+    pub proto: Connection,
+    /// The handler's pointer.
+    pub user: *mut c_void,
+    /// The mailbox of a blocking handler.
+    pub mailbox: Option<Arc<Mailbox>>,
+    /// The request, if the handler keeps it.
+    pub request: Option<Arc<Request>>,
+    /// How the peer began to close.
+    pub peer_close: Option<Box<PeerClose>>,
+    /// Timers of an event style handler: when, number, what.
+    pub timers: Option<Box<Timers>>,
+    /// Since when the send queue waits without progress; [`NEVER`] if it does not.
+    pub stalled: u64,
+    /// Who began to close (`WS_BY_...`), and the code; 0 while nobody did.
+    pub closing: (u8, u16),
+    /// Type of the last message.
+    pub last_opcode: u8,
+    /// The connection is over: on_close is owed.
+    pub over: bool,
+    /// The handler does not know of it (accepted only to be closed).
+    pub silent: bool,
+}
+
+/// A connection's timers.
+#[derive(Default)]
+pub struct Timers {
+    /// When, number, what.
+    pub waiting: Vec<(u64, i64, Task)>,
+    /// The last number given.
+    pub made: i64,
+}
+
+impl Open {
+    /// A connection that has just opened.
+    pub fn new(proto: Connection) -> Self {
+        Open {
+            proto,
+            user: null_mut(),
+            mailbox: None,
+            request: None,
+            peer_close: None,
+            timers: None,
+            stalled: NEVER,
+            closing: (0, 0),
+            last_opcode: 0,
+            over: false,
+            silent: false,
+        }
+    }
+
+    /// Notes who began to close; the first counts.
+    pub fn begin_close(&mut self, by: u32, code: u16) {
+        if self.closing.0 == 0 {
+            self.closing = (by as u8, code);
+        }
+    }
+
+    /// When the next timer of the handler is due.
+    pub fn next_timer(&self) -> u64 {
+        let timers = self.timers.iter().flat_map(|timers| &timers.waiting);
+        timers.map(|(at, ..)| *at).min().unwrap_or(NEVER)
+    }
+}
+
+impl Conn {
+    /// A connection whose request head is to be read by `deadline`.
+    pub fn new(socket: Socket, deadline: u64) -> Self {
+        Conn {
+            socket,
+            phase: Phase::Head(Vec::new()),
+            queue: None,
+            unread: None,
+            timer_at: NEVER,
+            deadline,
+            counted: 0,
+            handler: 0,
+            pauses: 0,
+            watched: 1,
+            dirty: false,
+        }
+    }
+
+    /// The open WebSocket, if it is one.
+    pub fn open(&mut self) -> Option<&mut Open> {
+        match &mut self.phase {
+            Phase::Open(open) => Some(open),
+            _ => None,
+        }
+    }
+
+    /// Stops or resumes reading for one reason. True if the last reason to pause has gone.
+    pub fn set_pause(&mut self, reason: Pause, paused: bool, now: u64) -> bool {
+        let before = self.pauses;
+        self.pauses = if paused { before | reason as u8 } else { before & !(reason as u8) };
+        if (before == 0) != (self.pauses == 0)
+            && let Some(open) = self.open()
+        {
+            open.proto.set_paused(paused, now);
+        }
+        before != 0 && self.pauses == 0
+    }
+
+    /// Whether there is a reason not to read.
+    pub fn is_paused(&self) -> bool {
+        self.pauses != 0
+    }
+
+    /// Bytes that wait to be sent.
+    pub fn queued(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.len())
+    }
+
+    /// The next instant at which something is to be done about this connection. `stall` is how long the
+    /// send queue may wait without progress.
+    pub fn next_deadline(&self, limits: &Limits, stall: u64) -> u64 {
+        match &self.phase {
+            Phase::Open(open) => {
+                let stalled = open.stalled.saturating_add(stall);
+                self.deadline.min(open.proto.deadline(limits)).min(open.next_timer()).min(stalled)
+            }
+            _ => self.deadline,
+        }
+    }
+
+    /// The open WebSocket with what its protocol needs of its surroundings.
+    pub fn protocol<'a>(
+        &'a mut self,
+        now: u64,
+        limits: &'a Limits,
+        codecs: &'a mut Codecs,
+        spare: &mut Spare,
+    ) -> Option<(&'a mut Open, Io<'a>)> {
+        let Phase::Open(open) = &mut self.phase else { return None };
+        let out = self.queue.get_or_insert_with(|| spare.take()).tail();
+        Some((open, Io { now, limits, codecs, out }))
+    }
+}
+
+/// All connections of a worker.
+pub struct Table {
+    places: Vec<(u32, Option<Box<Conn>>)>,
+    free: Vec<u32>,
+    records: Records,
+    most: u32,
+    live: u32,
+}
+
+impl Table {
+    /// A table for at most so many.
+    pub fn new(most: u32) -> io::Result<Self> {
+        let records = Records::map(most as usize)?;
+        Ok(Table { places: Vec::new(), free: Vec::new(), records, most, live: 0 })
+    }
+
+    /// Adds a connection; gives it back when the table is full.
+    pub fn add(&mut self, conn: Conn) -> Result<u64, Conn> {
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None if self.places.len() < self.most as usize => {
+                self.places.push((0, None));
+                self.places.len() as u32 - 1
+            }
+            None => return Err(conn),
+        };
+        let Some((generation, place)) = self.places.get_mut(slot as usize) else { return Err(conn) };
+        // 0 is no generation: no id is 0.
+        *generation = generation.wrapping_add(1).max(1);
+        *place = Some(Box::new(conn));
+        self.live += 1;
+        Ok(u64::from(*generation) << 32 | u64::from(slot))
+    }
+
+    /// The connection of that id.
+    pub fn get(&mut self, id: u64) -> Option<&mut Conn> {
+        match self.places.get_mut(id as u32 as usize) {
+            Some((generation, Some(conn))) if *generation == (id >> 32) as u32 => Some(conn),
+            _ => None,
+        }
+    }
+
+    /// The record of a connection; changed ones are to be sealed.
+    pub fn record(&mut self, id: u64) -> Option<&mut Record> {
+        self.get(id)?;
+        self.records.get_mut(id as u32)
+    }
+
+    /// Takes a connection out and forgets all about it.
+    pub fn remove(&mut self, id: u64) -> Option<Box<Conn>> {
+        self.get(id)?;
+        let slot = id as u32;
+        self.records.clear(slot);
+        self.free.push(slot);
+        self.live -= 1;
+        self.places.get_mut(slot as usize)?.1.take()
+    }
+
+    /// Ids of all connections.
+    pub fn ids(&self) -> Vec<u64> {
+        let places = self.places.iter().enumerate().filter(|(_, (_, conn))| conn.is_some());
+        places.map(|(slot, (generation, _))| u64::from(*generation) << 32 | slot as u64).collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> u32 {
+        self.live
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conn() -> Conn {
+        Conn::new(Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap(), NEVER)
+    }
+
+    #[test]
+    fn an_id_names_one_connection_only() {
+        let mut table = Table::new(1).unwrap();
+        let first = table.add(conn()).ok().unwrap();
+        assert!(table.add(conn()).is_err(), "the table has one place");
+        assert!(table.remove(first).is_some());
+        let second = table.add(conn()).ok().unwrap();
+        assert_ne!(first, second);
+        assert!(table.get(first).is_none() && table.remove(first).is_none());
+        assert_eq!(table.ids(), [second]);
+    }
+
+    #[test]
+    fn reading_resumes_when_the_last_reason_to_pause_is_gone() {
+        let mut conn = conn();
+        assert!(!conn.set_pause(Pause::Handler, true, 0));
+        assert!(!conn.set_pause(Pause::Queue, true, 0));
+        assert!(!conn.set_pause(Pause::Handler, false, 0));
+        assert!(conn.is_paused());
+        assert!(conn.set_pause(Pause::Queue, false, 0));
+        assert!(!conn.set_pause(Pause::Queue, false, 0), "it was not paused");
+    }
+}

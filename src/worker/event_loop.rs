@@ -1,0 +1,262 @@
+//! The event loop: waits for sockets, commands, deadlines and the supervisor,
+//! and hands each to its room.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::Worker;
+use super::conn::{NEVER, Phase};
+use super::mailroom::Command;
+use crate::ffi::host::monotonic;
+use crate::fleet::control;
+use crate::fleet::scoreboard::State;
+
+/// Bytes taken from one socket at a time. One more follows for the NUL after a message.
+const RECEIVE: usize = 512 * 1024;
+/// Events taken at a time.
+const EVENTS: usize = 512;
+/// The loop goes around at least so often (ms), which shows that it is alive.
+const HEARTBEAT: u64 = 1000;
+
+// Ids of connections begin at 1 << 32.
+const BELL: u64 = 0;
+const CONTROL: u64 = 1;
+const SIGNAL: u64 = 2;
+
+/// What the loop waits for.
+pub struct Poll(Epoll);
+
+impl Poll {
+    /// An empty one.
+    pub fn new() -> io::Result<Self> {
+        Ok(Poll(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?))
+    }
+
+    /// Adds a descriptor, watched for reading.
+    pub fn add(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
+    }
+
+    /// Changes what a descriptor is watched for: 1 reading, 2 writing.
+    pub fn watch(&self, fd: impl AsFd, token: u64, watched: u8) -> io::Result<()> {
+        let mut flags = EpollFlags::empty();
+        flags.set(EpollFlags::EPOLLIN, watched & 1 != 0);
+        flags.set(EpollFlags::EPOLLOUT, watched & 2 != 0);
+        Ok(self.0.modify(fd, &mut EpollEvent::new(flags, token))?)
+    }
+}
+
+impl Worker {
+    /// Turns until the worker is told to leave.
+    pub fn run(&'static self) -> io::Result<()> {
+        let mut terminate = SigSet::empty();
+        terminate.add(Signal::SIGTERM);
+        terminate.thread_block()?;
+        let signals = SignalFd::with_flags(&terminate, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        self.poll.add(self.mailroom.bell(), BELL)?;
+        self.poll.add(&self.control, CONTROL)?;
+        self.poll.add(&signals, SIGNAL)?;
+        let mut buffer = vec![0; RECEIVE + 1];
+        let mut events = [EpollEvent::empty(); EVENTS];
+        loop {
+            let count = match self.poll.0.wait(&mut events, self.patience()) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(error) => return Err(error.into()),
+            };
+            self.now.set(monotonic());
+            self.slot.heartbeat.store(self.now.get(), Ordering::Relaxed);
+            for event in events.iter().take(count) {
+                match event.data() {
+                    BELL => self.obey(),
+                    CONTROL => {
+                        if self.hear_supervisor() {
+                            return Ok(());
+                        }
+                    }
+                    SIGNAL => {
+                        while let Ok(Some(_)) = signals.read_signal() {
+                            self.stop();
+                        }
+                    }
+                    conn => self.socket_ready(conn, event.events(), &mut buffer),
+                }
+                self.settle(&mut buffer);
+            }
+            self.deadlines();
+            self.settle(&mut buffer);
+            if self.may_leave() {
+                self.leave();
+                return Ok(());
+            }
+        }
+    }
+
+    /// How long to wait: to the next deadline, but no longer than a heartbeat.
+    fn patience(&self) -> EpollTimeout {
+        let next = self.core.borrow().timers.next().unwrap_or(NEVER);
+        let next = next.min(self.stop_at.get().unwrap_or(NEVER));
+        let ms = next.saturating_sub(self.now.get()).div_ceil(1_000_000).min(HEARTBEAT);
+        EpollTimeout::try_from(ms as i32).unwrap_or(EpollTimeout::ZERO)
+    }
+
+    fn socket_ready(&self, id: u64, events: EpollFlags, buffer: &mut [u8]) {
+        if events.contains(EpollFlags::EPOLLOUT) {
+            self.flush(id);
+        }
+        if events.contains(EpollFlags::EPOLLIN) {
+            self.readable(id, buffer);
+        } else if events.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+            self.lost(id);
+        }
+    }
+
+    /// Does what events have left to do: handlers hear of ends, what was queued is
+    /// written, what could not be read before is processed.
+    fn settle(&self, buffer: &mut [u8]) {
+        loop {
+            let (over, dirty, resumed) = {
+                let core = &mut *self.core.borrow_mut();
+                (core.over.pop(), core.dirty.pop(), core.resumed.pop())
+            };
+            if over.is_none() && dirty.is_none() && resumed.is_none() {
+                return;
+            }
+            if let Some(id) = over {
+                self.say_over(id);
+            }
+            if let Some(id) = dirty {
+                self.flush(id);
+            }
+            if let Some(id) = resumed {
+                self.process_unread(id, buffer);
+            }
+        }
+    }
+
+    /// Carries out what other threads want.
+    fn obey(&self) {
+        for command in self.mailroom.take() {
+            match command {
+                Command::Accepted(socket, peer) => self.greet(socket, peer),
+                Command::Verdict(conn) => self.conclude(conn),
+                Command::Send { conn, kind, parcel, flags } => self.send_parcel(conn, kind, parcel, flags),
+                Command::Ping(conn, payload) => self.send_ping_for_thread(conn, &payload),
+                Command::Pause(conn, paused) => self.pause_for_handler(conn, paused),
+                Command::Post(conn, task) => self.run_posted(conn, task),
+                Command::Close { conn, code, reason } => {
+                    self.close(conn, code, &reason, ::ws_handler::raw::WS_BY_HANDLER);
+                }
+                Command::Abort(conn) => self.abort(conn),
+                Command::State(conn, state) => self.attach_state(conn, &state),
+                Command::Room(conn) => self.mailbox_has_room(conn),
+                Command::ThreadEnded(_) => self.threads.set(self.threads.get().saturating_sub(1)),
+            }
+        }
+    }
+
+    /// True if the worker is to leave at once.
+    fn hear_supervisor(&self) -> bool {
+        loop {
+            match self.control.recv_command() {
+                Ok(Some(control::Command::Stop)) => self.stop(),
+                Ok(Some(control::Command::Quit)) => return true,
+                // The supervisor has vanished: nobody would restart or stop this worker.
+                Ok(None) => {
+                    if self.stop_at.get().is_none() {
+                        log::warn!("the supervisor is gone: leaving");
+                    }
+                    // Its end stays readable: not watched any more.
+                    let _ = self.poll.0.delete(&self.control);
+                    self.stop();
+                    return false;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(error) => {
+                    log::warn!("from the supervisor: {error}");
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Begins to leave: closes all connections with 1001.
+    fn stop(&self) {
+        if self.stop_at.get().is_some() {
+            return;
+        }
+        self.slot.set_state(State::Stopping);
+        self.stop_at.set(Some(self.now.get().saturating_add(self.config.stop_time)));
+        let ids = self.core.borrow().table.ids();
+        for id in ids {
+            let is_open = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
+                Some(Phase::Open(_)) => true,
+                Some(Phase::Reply(_) | Phase::Linger) | None => continue,
+                Some(Phase::Head(_) | Phase::Opening(..)) => false,
+            };
+            if is_open {
+                self.close(id, Some(1001), b"", ::ws_handler::raw::WS_BY_HOST);
+            } else {
+                self.drop_unopened(id);
+            }
+        }
+    }
+
+    /// Whether all is done, or the time for it is over.
+    fn may_leave(&self) -> bool {
+        let Some(at) = self.stop_at.get() else { return false };
+        let done = self.core.borrow().table.len() == 0 && self.threads.get() == 0;
+        done || self.now.get() >= at
+    }
+
+    /// The last thing: handlers hear that the worker stops.
+    fn leave(&self) {
+        let (connections, threads) = (self.core.borrow().table.len(), self.threads.get());
+        if connections > 0 || threads > 0 {
+            log::warn!("leaving with {connections} connections and {threads} handler threads that did not end in time");
+        }
+        if threads == 0 {
+            for service in self.services.iter().flatten() {
+                service.handler.worker_stop();
+            }
+        }
+    }
+
+    /// Asks the connections whose timers have come up what is due.
+    fn deadlines(&self) {
+        loop {
+            let due = self.core.borrow_mut().timers.due(self.now.get());
+            let Some((at, id)) = due else { return };
+            let counts = match self.core.borrow_mut().table.get(id) {
+                Some(conn) if conn.timer_at == at => {
+                    conn.timer_at = NEVER;
+                    true
+                }
+                _ => false,
+            };
+            if counts {
+                self.on_deadline(id);
+                self.arm(id);
+            }
+        }
+    }
+
+    /// Sees to it that the connection's next deadline is in the timers.
+    pub fn arm(&self, id: u64) {
+        let core = &mut *self.core.borrow_mut();
+        let Some(conn) = core.table.get(id) else { return };
+        // At least a millisecond ahead: a deadline can not make the loop spin.
+        let soon = self.now.get() + 1_000_000;
+        let at = conn.next_deadline(&self.config.limits, self.stall_time()).max(soon);
+        if at < conn.timer_at {
+            conn.timer_at = at;
+            core.timers.enter(at, id);
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! From an accepted socket to an open WebSocket: the request head, the route,
+//! the handler's part of the handshake, and the reply. What is not WebSocket is
+//! answered by `http`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use socket2::Socket;
+use ::ws_handler::raw::*;
+
+use super::conn::{Conn, FileBody, NEVER, Open, Pause, Phase};
+use super::facts;
+use super::mailbox::{Ended, Mailbox, Opened};
+use super::opening::{Finished, Handshake, Request, Verdict};
+use super::record::Strings;
+use super::{Service, Worker, thread};
+use crate::ffi::host::{Callback, End};
+use crate::http::{self, Body, Reply};
+use crate::proto::codec::Deflate;
+use crate::proto::connection::Connection;
+use crate::proto::handshake;
+use crate::proto::head::{self, Head, Parsed};
+
+/// How long the peer may take to close its end after everything was said.
+pub const LINGER: u64 = 2_000_000_000;
+
+impl Worker {
+    /// Takes an accepted connection in.
+    pub fn greet(&self, socket: Socket, peer: Option<SocketAddr>) {
+        let deadline = self.now.get().saturating_add(self.config.handshake_time);
+        let added = {
+            let core = &mut *self.core.borrow_mut();
+            match core.table.add(Conn::new(socket, deadline)) {
+                Ok(id) => {
+                    let watched = core.table.get(id).map(|conn| self.poll.add(&conn.socket, id));
+                    if let Some(record) = core.table.record(id) {
+                        record.generation = (id >> 32) as u32;
+                        record.set_peer(peer);
+                    }
+                    watched.unwrap_or(Ok(())).map(|()| id).map_err(|error| {
+                        core.table.remove(id);
+                        error.to_string()
+                    })
+                }
+                Err(_) => Err(format!("{} connections already", self.config.connections)),
+            }
+        };
+        match added {
+            Ok(id) => self.arm(id),
+            Err(why) => {
+                log::warn!("a connection was dropped: {why}");
+                self.uncount();
+            }
+        }
+    }
+
+    /// Bytes of a request head have come.
+    pub fn read_head(&self, id: u64, received: &[u8]) {
+        let parsed = {
+            let core = &mut *self.core.borrow_mut();
+            let Some(Conn { phase: Phase::Head(bytes), .. }) = core.table.get(id) else { return };
+            // Usually all comes at once, and is not copied.
+            if bytes.is_empty() {
+                let parsed = head::parse(received, &self.config.head);
+                if let Ok(Parsed::NeedMore) = parsed {
+                    bytes.extend_from_slice(received);
+                }
+                parsed.map(|parsed| (parsed, received.to_vec()))
+            } else {
+                bytes.extend_from_slice(received);
+                head::parse(bytes, &self.config.head).map(|parsed| (parsed, std::mem::take(bytes)))
+            }
+        };
+        match parsed {
+            Ok((Parsed::NeedMore, bytes)) => {
+                if let Some(Conn { phase: Phase::Head(kept), .. }) = self.core.borrow_mut().table.get(id) {
+                    *kept = bytes;
+                }
+            }
+            Ok((Parsed::Head { head, consumed }, bytes)) => {
+                let rest = bytes.get(consumed..).unwrap_or_default();
+                self.read_request(id, head, rest);
+            }
+            Err(bad) => self.reply(id, http::error(bad.status, bad.why, &[])),
+        }
+    }
+
+    /// A whole head is there: what does it want?
+    fn read_request(&self, id: u64, head: Head, rest: &[u8]) {
+        if self.stop_at.get().is_some() {
+            return self.reply(id, unavailable("the server is stopping"));
+        }
+        if let Err(reply) = self.check_authority(&head) {
+            return self.reply(id, reply);
+        }
+        let Some(handler) = self.routes.find(head.path()) else {
+            return self.reply(id, self.site.serve(&head, SystemTime::now()));
+        };
+        if !handshake::is_upgrade(&head) {
+            return self.reply(id, self.site.serve(&head, SystemTime::now()));
+        }
+        let opening = match handshake::check(&head) {
+            Ok(opening) => opening,
+            Err(refusal) => {
+                return self.reply(id, http::error(refusal.status, refusal.why, refusal.headers));
+            }
+        };
+        let Some(service) = self.service(handler) else {
+            return self.reply(id, unavailable("the handler of this resource could not be started"));
+        };
+        self.begin_handshake(id, handler, service, Request::new(head, opening), rest);
+    }
+
+    /// RFC 9112 3.2.2: with a validation host, a target in absolute form must name it.
+    fn check_authority(&self, head: &Head) -> Result<(), Reply> {
+        let absolute = !head.target().starts_with('/');
+        let (host, port) = &self.config.validation;
+        if !absolute || (host.is_none() && port.is_none()) {
+            return Ok(());
+        }
+        let authority = head.authority();
+        let (name, number) = match authority.rsplit_once(':') {
+            Some((name, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
+                (name, number.parse().unwrap_or(0))
+            }
+            _ => (authority, 80),
+        };
+        let right = host.as_ref().is_none_or(|host| host.eq_ignore_ascii_case(name))
+            && port.is_none_or(|port| port == number);
+        if right { Ok(()) } else { Err(http::error(421, "this server does not serve that host", &[])) }
+    }
+
+    /// The handler's part of the handshake: on the loop, or on a thread of the connection's own.
+    fn begin_handshake(&self, id: u64, handler: u16, service: &Service, request: Request, rest: &[u8]) {
+        let ends = {
+            let core = &mut *self.core.borrow_mut();
+            let peer = core.table.record(id).and_then(|record| record.peer());
+            let Some(conn) = core.table.get(id) else { return };
+            conn.handler = handler;
+            (peer, conn.socket.local_addr().ok())
+        };
+        let deflate = (!service.handler.has_flag(WS_NO_EXTENSIONS)).then_some(&self.config.deflate);
+        let protocols = &service.plugin.protocols;
+        let request = Arc::new(request);
+        let handshake = Arc::new(Handshake::new(id, handler, request, ends, protocols, deflate));
+        let blocking = service.handler.is_blocking();
+        if blocking && self.threads.get() >= self.config.threads {
+            return self.reply(id, unavailable("too many connections to blocking handlers"));
+        }
+        let mailbox = blocking.then(Arc::<Mailbox>::default);
+        {
+            let core = &mut *self.core.borrow_mut();
+            let Some(conn) = core.table.get(id) else { return };
+            conn.phase = Phase::Opening(Arc::clone(&handshake), mailbox.clone());
+            conn.unread = (!rest.is_empty()).then(|| rest.into());
+            conn.set_pause(Pause::Handshake, true, self.now.get());
+        }
+        match mailbox {
+            Some(mailbox) => {
+                match thread::spawn(self.thread_host, service.handler, mailbox, handshake) {
+                    Ok(()) => self.threads.set(self.threads.get() + 1),
+                    Err(error) => {
+                        log::error!("no thread for a blocking handler: {error}");
+                        return self.reply(id, unavailable("no thread can be started"));
+                    }
+                }
+                self.watch(id);
+            }
+            None => {
+                self.mailroom.add_handshake(&handshake);
+                let result = self.attributed(handler, Callback::Handshake, id, || service.handler.handshake(id));
+                if handshake.returned(result, true) {
+                    self.conclude(id);
+                } else {
+                    self.watch(id);
+                }
+            }
+        }
+    }
+
+    /// The verdict is there, or the time for it is over: the reply is written.
+    pub fn conclude(&self, id: u64) {
+        let (handshake, mailbox) = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
+            Some(Phase::Opening(handshake, mailbox)) => (Arc::clone(handshake), mailbox.clone()),
+            _ => return,
+        };
+        self.mailroom.remove_handshake(id);
+        let finished = handshake.finish();
+        match finished.verdict {
+            Verdict::Accept => self.accept(id, &handshake, finished, mailbox, None),
+            Verdict::AcceptAndClose(code, ref reason) => {
+                let close = (code, reason.clone());
+                self.accept(id, &handshake, finished, mailbox, Some(close));
+            }
+            Verdict::Reject { status, content_type, body } => {
+                end_early(mailbox.as_deref());
+                self.reply(id, rejection(status, content_type.as_deref(), body, &finished.headers));
+            }
+            Verdict::Abort => {
+                end_early(mailbox.as_deref());
+                self.remove(id);
+            }
+        }
+    }
+
+    /// Writes 101 and opens the connection.
+    fn accept(
+        &self,
+        id: u64,
+        handshake: &Handshake,
+        finished: Finished,
+        mailbox: Option<Arc<Mailbox>>,
+        close: Option<(Option<u16>, Vec<u8>)>,
+    ) {
+        let Some(service) = self.service(handshake.handler) else { return };
+        let Finished { protocol, deflate, headers, .. } = finished;
+        let params = deflate.map(|(params, ..)| params);
+        let stream = service.handler.has_flag(WS_STREAM);
+        let keep = service.handler.has_flag(WS_KEEP_REQUEST);
+        let protocol_text = protocol.as_ref().map(|name| format!("{name}\0"));
+        let strings = Strings {
+            protocol: protocol.as_deref().map(str::as_bytes),
+            ..handshake.request.strings()
+        };
+        let request = keep.then(|| Arc::clone(&handshake.request));
+        {
+            let core = &mut *self.core.borrow_mut();
+            if let Some(record) = core.table.record(id) {
+                record.handler = handshake.handler;
+                record.deflate = params.map_or(0, |params| params.to_bits() + 1);
+                if record.set_strings(strings).is_err() {
+                    // The head's own limit is far below what a record can describe, unless it was raised.
+                    drop(core.table.remove(id));
+                    return self.uncount();
+                }
+            }
+            let Some(conn) = core.table.get(id) else { return };
+            let out = conn.queue.get_or_insert_with(|| core.spare.take()).tail();
+            let extensions = params.map(|params| params.header_value());
+            let opening = &handshake.request.opening;
+            handshake::write_switching(out, opening, protocol.as_deref(), extensions.as_deref(), &headers);
+            let codec = deflate.map(|(params, threshold, level)| Deflate::new(params, threshold, level));
+            let mut open = Open::new(Connection::new(self.now.get(), codec, stream));
+            open.request = request.clone();
+            open.mailbox = mailbox.clone().filter(|_| close.is_none());
+            open.silent = close.is_some();
+            conn.phase = Phase::Open(open);
+            conn.deadline = NEVER;
+            conn.dirty = true;
+            core.dirty.push(id);
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&conn.socket);
+            if let Some(record) = core.table.record(id) {
+                record.fd = fd;
+                record.seal();
+            }
+        }
+        if let Some((code, reason)) = close {
+            end_early(mailbox.as_deref());
+            self.close(id, code, &reason, WS_BY_HANDLER);
+            return self.resume(id, Pause::Handshake);
+        }
+        self.mailroom.set_open(id);
+        match mailbox {
+            Some(mailbox) => {
+                let text = |bytes: &[u8]| [bytes, b"\0"].concat();
+                mailbox.open(Opened {
+                    request,
+                    resource: text(strings.resource),
+                    origin: strings.origin.map(text),
+                    protocol: protocol_text.map(String::into_bytes),
+                    deflate: params,
+                    remote: facts::address(handshake.peer),
+                    local: handshake.address(End::Local),
+                });
+            }
+            None => {
+                let result = self.attributed(handshake.handler, Callback::Open, id, || service.handler.open(id));
+                if result < 0 {
+                    log::error!("{}: on_open returned {result}; closed with 1011", service.plugin.name);
+                    self.close(id, Some(1011), b"", WS_BY_HANDLER);
+                }
+            }
+        }
+        self.resume(id, Pause::Handshake);
+        self.arm(id);
+    }
+
+    /// Sends an HTTP response; the connection ends with it.
+    fn reply(&self, id: u64, reply: Reply) {
+        {
+            let core = &mut *self.core.borrow_mut();
+            let Some(conn) = core.table.get(id) else { return };
+            let out = conn.queue.get_or_insert_with(|| core.spare.take()).tail();
+            out.extend_from_slice(&reply.head);
+            let file = match reply.body {
+                Body::Empty => None,
+                Body::Bytes(bytes) => {
+                    out.extend_from_slice(&bytes);
+                    None
+                }
+                Body::File { file, offset, length } => Some(FileBody { file, offset, left: length }),
+            };
+            conn.phase = Phase::Reply(file);
+            conn.unread = None;
+            conn.deadline = self.now.get().saturating_add(self.config.handshake_time);
+            conn.dirty = true;
+            core.dirty.push(id);
+        }
+        self.resume(id, Pause::Handshake);
+        self.arm(id);
+    }
+
+    /// Drops a connection that is not open yet.
+    pub fn drop_unopened(&self, id: u64) {
+        let opening = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
+            Some(Phase::Opening(handshake, mailbox)) => Some((Arc::clone(handshake), mailbox.clone())),
+            _ => None,
+        };
+        if let Some((handshake, mailbox)) = opening {
+            handshake.finish();
+            self.mailroom.remove_handshake(id);
+            end_early(mailbox.as_deref());
+        }
+        self.remove(id);
+    }
+
+    /// The time for the handshake or for a reply is over.
+    pub fn too_slow(&self, id: u64) {
+        let nothing_yet = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
+            Some(Phase::Head(bytes)) => bytes.is_empty(),
+            Some(Phase::Opening(_, None)) => {
+                // The handler has said "later", and it is later now: 503.
+                return self.conclude(id);
+            }
+            Some(Phase::Opening(_, Some(_))) => {
+                let reply = unavailable("the handler did not decide in time");
+                let opening = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
+                    Some(Phase::Opening(handshake, mailbox)) => Some((Arc::clone(handshake), mailbox.clone())),
+                    _ => None,
+                };
+                if let Some((handshake, mailbox)) = opening {
+                    handshake.finish();
+                    end_early(mailbox.as_deref());
+                }
+                return self.reply(id, reply);
+            }
+            _ => true,
+        };
+        if nothing_yet {
+            self.remove(id);
+        } else {
+            self.reply(id, http::error(408, "the request did not come in time", &[]));
+        }
+    }
+
+    /// A handler of this worker.
+    pub fn service(&self, handler: u16) -> Option<&Service> {
+        self.services.get(usize::from(handler)).and_then(Option::as_ref)
+    }
+
+    /// A connection is gone: the scoreboard hears of it.
+    pub fn uncount(&self) {
+        self.slot.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        self.scoreboard.changed();
+    }
+}
+
+/// The thread of a connection that was never opened can go.
+fn end_early(mailbox: Option<&Mailbox>) {
+    if let Some(mailbox) = mailbox {
+        // Nothing was posted: there was no open connection to post to.
+        drop(mailbox.end(Ended { by: WS_BY_HOST, code: 1006 }));
+    }
+}
+
+fn unavailable(why: &str) -> Reply {
+    http::error(503, why, &[("Retry-After", "1")])
+}
+
+/// What the handler wants to say instead of 101.
+fn rejection(status: u16, content_type: Option<&str>, body: Vec<u8>, headers: &[(String, String)]) -> Reply {
+    let phrase = handshake::reason_phrase(status);
+    let (content_type, body) = match content_type {
+        Some(content_type) => (content_type, body),
+        None => ("text/plain; charset=utf-8", format!("{status} {phrase}\n").into_bytes()),
+    };
+    let headers: Vec<(&str, &str)> =
+        headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut head = Vec::new();
+    handshake::write_response(&mut head, status, &headers, content_type, &body);
+    Reply { head, body: Body::Empty }
+}

@@ -1,0 +1,242 @@
+//! What the event loop leaves for the thread of a blocking connection, and how
+//! that thread waits for it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::opening::Request;
+use super::record::Strings;
+use crate::ffi::host::{Address, Task};
+use crate::proto::deflate::Params;
+
+/// Payload bytes that wait here before the loop stops reading from the peer.
+const HIGH: usize = 1024 * 1024;
+/// The loop reads again when no more than this waits.
+const LOW: usize = 256 * 1024;
+/// What an item costs beyond its payload, so that a flood of empty messages counts.
+const ITEM: usize = 64;
+
+/// One thing for the thread to take, in order.
+pub enum Item {
+    /// A message or fragment; the payload is followed by a NUL.
+    Message { kind: u32, flags: u32, payload: Vec<u8> },
+    /// A Pong.
+    Pong { payload: Vec<u8>, rtt: u64 },
+    /// A posted function.
+    Task(Task),
+}
+
+impl Item {
+    fn cost(&self) -> usize {
+        match self {
+            Item::Message { payload, .. } | Item::Pong { payload, .. } => payload.len() + ITEM,
+            Item::Task(_) => 0,
+        }
+    }
+}
+
+/// How the peer began to close.
+#[derive(Clone, Debug)]
+pub struct PeerClose {
+    /// Its code, 1005 without one.
+    pub code: u16,
+    /// Its reason, followed by a NUL.
+    pub reason: Vec<u8>,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// `WS_BY_...`
+    pub by: u32,
+    /// The code that the side gave.
+    pub code: u16,
+}
+
+/// What the thread may be asked about its connection, in memory of its own.
+pub struct Opened {
+    /// The kept request, if the handler asked for that.
+    pub request: Option<Arc<Request>>,
+    /// Resource, origin and subprotocol, each followed by a NUL.
+    pub resource: Vec<u8>,
+    #[allow(missing_docs)]
+    pub origin: Option<Vec<u8>>,
+    #[allow(missing_docs)]
+    pub protocol: Option<Vec<u8>>,
+    /// What was agreed about compression.
+    pub deflate: Option<Params>,
+    /// The peer.
+    pub remote: Address,
+    /// Our end.
+    pub local: Option<Address>,
+}
+
+impl Opened {
+    /// The strings, as the record has them.
+    pub fn strings(&self) -> Strings<'_> {
+        fn text(bytes: &[u8]) -> &[u8] {
+            bytes.strip_suffix(b"\0").unwrap_or(bytes)
+        }
+        Strings {
+            resource: text(&self.resource),
+            origin: self.origin.as_deref().map(text),
+            protocol: self.protocol.as_deref().map(text),
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    opened: Option<Arc<Opened>>,
+    items: VecDeque<Item>,
+    bytes: usize,
+    /// The loop has stopped reading and wants to know when there is room.
+    throttled: bool,
+    /// Not answered yet.
+    peer_close: Option<PeerClose>,
+    /// A Close was sent or the connection is lost: messages no longer count.
+    closing: bool,
+    ended: Option<Ended>,
+}
+
+/// The mailbox of one connection.
+#[derive(Default)]
+pub struct Mailbox {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// What a waiting thread wakes up for.
+pub enum Woken {
+    /// The next item; `room` if the loop wants to be told that it can read again.
+    Item(Item, bool),
+    /// The peer began to close and waits for the answer.
+    PeerClose(PeerClose),
+    /// The connection is closing or gone.
+    Closing,
+    /// The time is over.
+    TimedOut,
+}
+
+impl Mailbox {
+    // ------------------------------------------------------ called by the loop
+
+    /// The handshake is done: the thread can begin.
+    pub fn open(&self, opened: Opened) {
+        self.change(|state| state.opened = Some(Arc::new(opened)));
+    }
+
+    /// Leaves an item; false if the loop should stop reading.
+    pub fn put(&self, item: Item) -> bool {
+        self.change(|state| {
+            state.bytes += item.cost();
+            state.items.push_back(item);
+            state.throttled |= state.bytes > HIGH;
+            !state.throttled
+        })
+    }
+
+    /// The peer began to close.
+    pub fn peer_close(&self, close: PeerClose) {
+        self.change(|state| state.peer_close = Some(close));
+    }
+
+    /// A Close was sent: there are no more messages.
+    pub fn closing(&self) {
+        self.change(|state| state.closing = true);
+    }
+
+    /// The connection is gone. Returns the functions that were posted and not called.
+    pub fn end(&self, ended: Ended) -> Vec<Task> {
+        self.change(|state| {
+            state.closing = true;
+            state.ended = Some(ended);
+            let items = std::mem::take(&mut state.items).into_iter();
+            items.filter_map(|item| if let Item::Task(task) = item { Some(task) } else { None }).collect()
+        })
+    }
+
+    /// Something outside changed that the thread may wait for: the send queue has drained.
+    pub fn nudge(&self) {
+        self.change(|_| ());
+    }
+
+    /// Leaves a posted function; gives it back if the connection is gone.
+    pub fn post(&self, task: Task) -> Result<(), Task> {
+        self.change(|state| match state.ended {
+            Some(_) => Err(task),
+            None => {
+                state.items.push_back(Item::Task(task));
+                Ok(())
+            }
+        })
+    }
+
+    // ------------------------------------------------ called by its own thread
+
+    /// Waits until the connection is open; `None` if it ended before.
+    pub fn wait_open(&self) -> Option<Arc<Opened>> {
+        let state = self.lock();
+        let wait = self.changed.wait_while(state, |state| state.opened.is_none() && state.ended.is_none());
+        let state = wait.unwrap_or_else(PoisonError::into_inner);
+        state.opened.clone()
+    }
+
+    /// Waits for the next thing, at most until `deadline`.
+    pub fn wait(&self, deadline: Option<Instant>) -> Woken {
+        let mut state = self.lock();
+        loop {
+            if let Some(item) = state.items.pop_front() {
+                state.bytes -= item.cost();
+                // After our own Close only posted functions count.
+                if state.closing && !matches!(item, Item::Task(_)) {
+                    continue;
+                }
+                let room = state.throttled && state.bytes <= LOW;
+                state.throttled &= !room;
+                return Woken::Item(item, room);
+            }
+            if let Some(close) = state.peer_close.take() {
+                return Woken::PeerClose(close);
+            }
+            if state.closing {
+                return Woken::Closing;
+            }
+            let left = deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Woken::TimedOut;
+            }
+            state = match deadline {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(_) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+    }
+
+    /// Waits while the send queue is full and the connection is not gone.
+    pub fn wait_writable(&self, is_full: impl Fn() -> bool) {
+        let state = self.lock();
+        let wait = self.changed.wait_while(state, |state| state.ended.is_none() && is_full());
+        drop(wait.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Waits until the connection is gone.
+    pub fn wait_ended(&self) -> Ended {
+        let state = self.lock();
+        let wait = self.changed.wait_while(state, |state| state.ended.is_none());
+        let state = wait.unwrap_or_else(PoisonError::into_inner);
+        state.ended.unwrap_or(Ended { by: ::ws_handler::raw::WS_BY_HOST, code: 1006 })
+    }
+
+    fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let result = change(&mut self.lock());
+        self.changed.notify_one();
+        result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while it is held leaves plain data that is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

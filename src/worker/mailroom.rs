@@ -1,0 +1,295 @@
+//! What reaches the event loop from other threads: commands about connections,
+//! in one queue with one wake-up, and the few words about each connection that
+//! those threads read to know whether a command still makes sense.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use socket2::Socket;
+use ::ws_handler::raw::*;
+
+use super::opening::{Handshake, close_body};
+use crate::ffi::host::{OwnedBytes, Payload, Reply, Task};
+use crate::proto::utf8;
+
+/// Functions that may wait for one connection, see `ws_post`.
+const MAX_POSTS: u32 = 1024;
+
+/// A payload on its way to the loop.
+pub enum Parcel {
+    /// A copy.
+    Copied(Vec<u8>),
+    /// The handler's own bytes.
+    Owned(OwnedBytes),
+}
+
+impl Parcel {
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Parcel::Copied(bytes) => bytes,
+            Parcel::Owned(bytes) => bytes.as_ref(),
+        }
+    }
+}
+
+/// What a thread wants of the loop. Connections are named by id.
+pub enum Command {
+    /// A connection was accepted; it is counted in the scoreboard already.
+    Accepted(Socket, Option<SocketAddr>),
+    /// A handshake has its verdict.
+    Verdict(u64),
+    /// Send a message or fragment.
+    Send { conn: u64, kind: u32, parcel: Parcel, flags: u32 },
+    /// Send a Ping.
+    Ping(u64, Vec<u8>),
+    /// Stop or resume reading on behalf of the handler.
+    Pause(u64, bool),
+    /// Call a function on the connection's thread.
+    Post(u64, Task),
+    /// Begin or answer the closing handshake.
+    Close { conn: u64, code: Option<u16>, reason: Vec<u8> },
+    /// Drop the connection.
+    Abort(u64),
+    /// Attach state.
+    State(u64, Vec<u8>),
+    /// A blocking thread has taken so many messages that reading can go on.
+    Room(u64),
+    /// A blocking thread is over; it was the thread of this connection.
+    ThreadEnded(u64),
+}
+
+/// What other threads may know of a slot of the connection table.
+#[derive(Default)]
+struct Word {
+    /// Upper half of the id of the connection that can be sent to; 0 if there is none.
+    generation: AtomicU32,
+    /// Bytes in its send queue and on the way there.
+    queued: AtomicU32,
+    /// Functions posted and not called yet.
+    posts: AtomicU32,
+    /// Type of the fragmented message that is being sent, or 0.
+    fragments: AtomicU32,
+    /// Somebody was told WS_E_FULL and waits for on_writable.
+    full: AtomicBool,
+}
+
+/// The meeting point of a worker's threads.
+pub struct Mailroom {
+    words: Box<[Word]>,
+    commands: Mutex<Vec<Command>>,
+    awake: AtomicBool,
+    bell: EventFd,
+    handshakes: Mutex<HashMap<u64, Arc<Handshake>>>,
+    high: usize,
+}
+
+impl Mailroom {
+    /// Room for `connections`, whose send queues are full above `high` bytes.
+    pub fn new(connections: u32, high: usize) -> nix::Result<Self> {
+        Ok(Mailroom {
+            words: (0..connections).map(|_| Word::default()).collect(),
+            commands: Mutex::default(),
+            awake: AtomicBool::new(false),
+            bell: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
+            handshakes: Mutex::default(),
+            high,
+        })
+    }
+
+    // ---------------------------------------------------- called by any thread
+
+    /// Leaves a command and wakes the loop.
+    pub fn give(&self, command: Command) {
+        lock(&self.commands).push(command);
+        if !self.awake.swap(true, Ordering::AcqRel) {
+            // The counter can not overflow: the loop resets it before it is 2.
+            let _ = self.bell.write(1);
+        }
+    }
+
+    /// `ws_send` and its kin from a thread that is not the loop.
+    pub fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
+        let Some(word) = self.open(conn) else { return WS_E_GONE };
+        let bytes = match &payload {
+            Payload::Borrowed(bytes) => bytes,
+            Payload::Owned(bytes) => bytes.as_ref(),
+        };
+        let running = word.fragments.load(Ordering::Relaxed);
+        let valid = match (running, kind) {
+            // The loop checks fragmented text, whose pieces may be cut within a character.
+            (0, WS_TEXT) => flags & WS_MORE != 0 || utf8::is_valid(bytes),
+            (0, WS_BINARY) => true,
+            (running, kind) => running == kind,
+        };
+        if !valid {
+            return WS_E_INVALID;
+        }
+        if self.is_full(word) {
+            return WS_E_FULL;
+        }
+        let parcel = match payload {
+            Payload::Borrowed(bytes) => Parcel::Copied(bytes.to_vec()),
+            Payload::Owned(bytes) => Parcel::Owned(bytes),
+        };
+        word.queued.fetch_add(clamp(parcel.bytes().len()), Ordering::Relaxed);
+        word.fragments.store(if flags & WS_MORE != 0 { kind } else { 0 }, Ordering::Relaxed);
+        self.give(Command::Send { conn, kind, parcel, flags });
+        WS_OK
+    }
+
+    /// `ws_ping`.
+    pub fn ping(&self, conn: u64, payload: &[u8]) -> i32 {
+        let Some(word) = self.open(conn) else { return WS_E_GONE };
+        if payload.len() > 125 {
+            return WS_E_INVALID;
+        }
+        if self.is_full(word) {
+            return WS_E_FULL;
+        }
+        word.queued.fetch_add(clamp(payload.len()), Ordering::Relaxed);
+        self.give(Command::Ping(conn, payload.to_vec()));
+        WS_OK
+    }
+
+    /// `ws_buffered`.
+    pub fn buffered(&self, conn: u64) -> usize {
+        self.open(conn).map_or(0, |word| word.queued.load(Ordering::Relaxed) as usize)
+    }
+
+    /// Commands without a payload: given if the connection is there.
+    pub fn if_open(&self, conn: u64, command: Command) -> i32 {
+        if self.open(conn).is_none() {
+            return WS_E_GONE;
+        }
+        self.give(command);
+        WS_OK
+    }
+
+    /// `ws_close`.
+    pub fn close(&self, conn: u64, code: u32, reason: &[u8]) -> i32 {
+        let Some(code) = close_body(code, reason) else { return WS_E_INVALID };
+        self.if_open(conn, Command::Close { conn, code, reason: reason.to_vec() })
+    }
+
+    /// `ws_post`.
+    pub fn post(&self, conn: u64, task: Task) -> i32 {
+        let Some(word) = self.open(conn) else { return WS_E_GONE };
+        if word.posts.fetch_add(1, Ordering::Relaxed) >= MAX_POSTS {
+            word.posts.fetch_sub(1, Ordering::Relaxed);
+            return WS_E_LIMIT;
+        }
+        self.give(Command::Post(conn, task));
+        WS_OK
+    }
+
+    /// A posted function has been called.
+    pub fn uncount_post(&self, conn: u64) {
+        if let Some(word) = self.open(conn) {
+            word.posts.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A handler's wish about a handshake that this thread is not in.
+    pub fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
+        let Some(known) = lock(&self.handshakes).get(&handshake).cloned() else { return WS_E_GONE };
+        let result = known.reply(reply);
+        if known.has_verdict() {
+            self.give(Command::Verdict(handshake));
+        }
+        result
+    }
+
+    /// Whether the send queue is above its high mark; if so, on_writable is owed.
+    pub fn is_queue_full(&self, conn: u64) -> bool {
+        self.open(conn).is_some_and(|word| self.is_full(word))
+    }
+
+    fn is_full(&self, word: &Word) -> bool {
+        let full = word.queued.load(Ordering::Relaxed) as usize >= self.high;
+        if full {
+            word.full.store(true, Ordering::Release);
+        }
+        full
+    }
+
+    fn open(&self, conn: u64) -> Option<&Word> {
+        let word = self.words.get(conn as u32 as usize)?;
+        (word.generation.load(Ordering::Acquire) == (conn >> 32) as u32).then_some(word)
+    }
+
+    // ------------------------------------------------------ called by the loop
+
+    /// Readable when there are commands.
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    /// All commands so far.
+    pub fn take(&self) -> Vec<Command> {
+        self.awake.store(false, Ordering::Release);
+        let _ = self.bell.read();
+        std::mem::take(&mut *lock(&self.commands))
+    }
+
+    /// The connection can be sent to from now on.
+    pub fn set_open(&self, conn: u64) {
+        let Some(word) = self.words.get(conn as u32 as usize) else { return };
+        word.queued.store(0, Ordering::Relaxed);
+        word.posts.store(0, Ordering::Relaxed);
+        word.fragments.store(0, Ordering::Relaxed);
+        word.full.store(false, Ordering::Relaxed);
+        word.generation.store((conn >> 32) as u32, Ordering::Release);
+    }
+
+    /// Nothing can be sent to the connection any more.
+    pub fn set_gone(&self, conn: u64) {
+        if let Some(word) = self.open(conn) {
+            word.generation.store(0, Ordering::Release);
+        }
+    }
+
+    /// Bytes came into the send queue, or left it.
+    pub fn count_queued(&self, conn: u64, before: usize, after: usize) {
+        if let Some(word) = self.open(conn) {
+            word.queued.fetch_add(clamp(after).wrapping_sub(clamp(before)), Ordering::Relaxed);
+        }
+    }
+
+    /// The loop sends a fragment of this type, or (0) the end of a message.
+    pub fn set_fragments(&self, conn: u64, kind: u32) {
+        if let Some(word) = self.open(conn) {
+            word.fragments.store(kind, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether on_writable is owed; asked once the queue has drained.
+    pub fn take_full(&self, conn: u64) -> bool {
+        self.open(conn).is_some_and(|word| {
+            word.full.load(Ordering::Relaxed) && word.full.swap(false, Ordering::AcqRel)
+        })
+    }
+
+    /// Makes a handshake known to all threads, before the handler hears of it.
+    pub fn add_handshake(&self, handshake: &Arc<Handshake>) {
+        lock(&self.handshakes).insert(handshake.conn, Arc::clone(handshake));
+    }
+
+    /// Forgets a handshake.
+    pub fn remove_handshake(&self, conn: u64) {
+        lock(&self.handshakes).remove(&conn);
+    }
+}
+
+fn clamp(size: usize) -> u32 {
+    u32::try_from(size).unwrap_or(u32::MAX)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves both collections whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

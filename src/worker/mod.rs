@@ -1,0 +1,184 @@
+//! A worker: one process that owns connections and runs handlers.
+//!
+//! One event loop touches all sockets (`event_loop`). A connection's way:
+//! `accept` -> `greet` (request head, route, opening handshake) -> `traffic`
+//! (messages both ways, closing) -> handlers, whose calls come back in through
+//! `calls` (on the loop), `thread` (blocking handlers) or `outside` (threads of
+//! their own).
+
+mod accept;
+mod calls;
+mod conn;
+mod event_loop;
+mod facts;
+mod greet;
+mod mailbox;
+mod mailroom;
+mod opening;
+mod outside;
+mod output;
+mod record;
+mod thread;
+mod timer;
+mod traffic;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::config::Config;
+use crate::ffi::call::Handler;
+use crate::ffi::host;
+use crate::ffi::plugin::{self, Plugin};
+use crate::fleet::control::{Channel, Report};
+use crate::fleet::listener::Listener;
+use crate::fleet::routes::Routes;
+use crate::fleet::scoreboard::{Scoreboard, Slot, State};
+use crate::http::Site;
+use crate::proto::codec::Codecs;
+use accept::Acceptor;
+use conn::Table;
+use event_loop::Poll;
+use mailroom::Mailroom;
+use output::Spare;
+use thread::ThreadHost;
+use timer::Timers;
+
+/// What a worker is given by the supervisor, just after fork.
+pub struct Start {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The handlers to load.
+    pub routes: Arc<Routes>,
+    /// The sockets to accept from.
+    pub listeners: Vec<Listener>,
+    /// Where all workers write down how they are.
+    pub scoreboard: &'static Scoreboard,
+    /// This worker's place in it.
+    pub slot: usize,
+    /// To the supervisor.
+    pub control: Channel,
+}
+
+/// A handler as this worker has it.
+struct Service {
+    plugin: Plugin,
+    handler: Handler,
+}
+
+/// What changes while a connection is served. Never borrowed while a handler runs:
+/// its calls borrow it.
+struct Core {
+    table: Table,
+    codecs: Codecs,
+    spare: Spare,
+    timers: Timers,
+    /// Connections with something to write.
+    dirty: Vec<u64>,
+    /// Connections whose end the handler is to hear of.
+    over: Vec<u64>,
+    /// Connections that may be read again and have something left unread.
+    resumed: Vec<u64>,
+}
+
+/// The worker. Lives as long as the process.
+struct Worker {
+    config: Arc<Config>,
+    routes: Arc<Routes>,
+    /// By index of the route; none if it could not be loaded.
+    services: Vec<Option<Service>>,
+    site: Site,
+    slot: &'static Slot,
+    scoreboard: &'static Scoreboard,
+    control: Channel,
+    mailroom: &'static Mailroom,
+    thread_host: &'static ThreadHost,
+    poll: Poll,
+    core: RefCell<Core>,
+    /// The time of this turn of the loop; ns.
+    now: Cell<u64>,
+    /// When to leave, once told to stop.
+    stop_at: Cell<Option<u64>>,
+    /// Blocking threads that run.
+    threads: Cell<u32>,
+    /// The text that a handler is being given: already known to be UTF-8.
+    delivering: Cell<(*const u8, usize)>,
+}
+
+/// Runs a worker until it is told to leave; returns the exit code of the process.
+pub fn run(start: Start) -> i32 {
+    match serve(start) {
+        Ok(()) => 0,
+        Err(error) => {
+            log::error!("worker: {error}");
+            1
+        }
+    }
+}
+
+fn serve(start: Start) -> io::Result<()> {
+    let Start { config, routes, listeners, scoreboard, slot: index, control } = start;
+    let slot = scoreboard.slot(index).ok_or_else(|| io::Error::other("no such slot in the scoreboard"))?;
+    let mailroom: &'static Mailroom = Box::leak(Box::new(Mailroom::new(config.connections, config.send_high)?));
+    host::set_outside_host(Box::leak(Box::new(outside::Outside { mailroom })));
+    let services = load(&config, &routes, index as u32);
+    let loaded = services.iter().flatten().count();
+    let resources = routes.resources().map(|(resource, _)| resource.to_owned()).collect();
+    let worker: &'static Worker = Box::leak(Box::new(Worker {
+        site: Site::new(config.document_root.clone(), resources)?,
+        slot,
+        scoreboard,
+        control,
+        mailroom,
+        thread_host: Box::leak(Box::new(ThreadHost { mailroom })),
+        poll: Poll::new()?,
+        core: RefCell::new(Core {
+            table: Table::new(config.connections)?,
+            codecs: Codecs::new(),
+            spare: Spare::default(),
+            timers: Timers::default(),
+            dirty: Vec::new(),
+            over: Vec::new(),
+            resumed: Vec::new(),
+        }),
+        now: Cell::new(host::monotonic()),
+        stop_at: Cell::new(None),
+        threads: Cell::new(0),
+        delivering: Cell::new((std::ptr::null(), 0)),
+        services,
+        config: Arc::clone(&config),
+        routes,
+    }));
+    host::set_host(worker);
+    slot.heartbeat.store(worker.now.get(), Ordering::Relaxed);
+    slot.set_state(State::Running);
+    for listener in listeners {
+        let connections = config.connections;
+        let acceptor = Acceptor { listener, scoreboard, slot: index, connections, mailroom };
+        std::thread::Builder::new().name("accept".to_owned()).spawn(move || acceptor.run())?;
+    }
+    let broken = worker.services.len() - loaded;
+    let report = Report::Ready { loaded: loaded as u16, broken: broken as u16 };
+    worker.control.send_report(report)?;
+    worker.run()
+}
+
+/// Loads all handlers and tells them that a worker starts.
+fn load(config: &Config, routes: &Routes, worker: u32) -> Vec<Option<Service>> {
+    let load = |route: &crate::fleet::routes::Route| {
+        let settings = config.settings.get(&route.resource).map_or(&[][..], Vec::as_slice);
+        let plugin = plugin::load(&route.file, worker, settings)
+            .inspect_err(|error| log::error!("{}: {error}; {} answers 503", route.file.display(), route.resource))
+            .ok()?;
+        let handler = Handler::new(plugin.table);
+        let result = handler.worker_start();
+        if result < 0 {
+            let file = route.file.display();
+            log::error!("{file}: on_worker_start returned {result}; {} answers 503", route.resource);
+            return None;
+        }
+        Some(Service { plugin, handler })
+    };
+    routes.handlers().iter().map(load).collect()
+}

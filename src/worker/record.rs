@@ -1,0 +1,276 @@
+//! What is known of each open connection, packed, in a mapping of its own.
+//!
+//! A record is all that another process needs to go on with a connection that
+//! stands between two messages. It lies apart from the heap, where a handler's
+//! wild write is less likely to reach, and carries a checksum, so that a damaged
+//! one is recognised instead of trusted.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::offset_of;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+
+/// Bytes of resource, origin and subprotocol that fit into the record itself.
+const INLINE: usize = 108;
+
+/// One connection. All zero: no connection.
+#[repr(C, align(64))]
+pub struct Record {
+    /// Over everything behind it, and over the bytes that `spill` and `state` own.
+    checksum: u32,
+    /// The upper half of the connection's id.
+    pub generation: u32,
+    /// The connection's descriptor.
+    pub fd: i32,
+    /// `Params::to_bits` of permessage-deflate, plus one; 0 without compression.
+    pub deflate: u32,
+    /// Index of the handler in the routes.
+    pub handler: u16,
+    /// `RESUMED`, `HAS_ORIGIN`, `HAS_PROTOCOL`.
+    flags: u16,
+    resource: u16,
+    origin: u16,
+    protocol: u16,
+    peer_port: u16,
+    peer_family: u32,
+    peer_ip: [u8; 16],
+    state: Option<Box<[u8]>>,
+    spill: Option<Box<[u8]>>,
+    inline: [u8; INLINE],
+}
+
+const RESUMED: u16 = 1;
+const HAS_ORIGIN: u16 = 2;
+const HAS_PROTOCOL: u16 = 4;
+
+/// Where the checksum begins to count.
+const COVERED: usize = offset_of!(Record, generation);
+
+/// The strings of a connection; each can be followed by a NUL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Strings<'a> {
+    /// Path and query.
+    pub resource: &'a [u8],
+    /// The Origin header.
+    pub origin: Option<&'a [u8]>,
+    /// The chosen subprotocol.
+    pub protocol: Option<&'a [u8]>,
+}
+
+/// A string of the request was longer than a record can describe (64 KiB).
+#[derive(Debug)]
+pub struct TooLong;
+
+impl Record {
+    /// Sets what stays the same for the connection's life. The checksum is made by [`seal`](Self::seal).
+    pub fn set_strings(&mut self, strings: Strings<'_>) -> Result<(), TooLong> {
+        let origin = strings.origin.unwrap_or_default();
+        let protocol = strings.protocol.unwrap_or_default();
+        let length = |part: &[u8]| u16::try_from(part.len()).map_err(|_| TooLong);
+        (self.resource, self.origin, self.protocol) =
+            (length(strings.resource)?, length(origin)?, length(protocol)?);
+        self.flags &= !(HAS_ORIGIN | HAS_PROTOCOL);
+        self.flags |= if strings.origin.is_some() { HAS_ORIGIN } else { 0 };
+        self.flags |= if strings.protocol.is_some() { HAS_PROTOCOL } else { 0 };
+        let mut text = Vec::with_capacity(strings.resource.len() + origin.len() + protocol.len() + 3);
+        for part in [strings.resource, origin, protocol] {
+            text.extend_from_slice(part);
+            text.push(0);
+        }
+        self.spill = None;
+        match self.inline.get_mut(..text.len()) {
+            Some(room) => room.copy_from_slice(&text),
+            None => self.spill = Some(text.into_boxed_slice()),
+        }
+        Ok(())
+    }
+
+    /// The strings; each is followed by a NUL.
+    pub fn strings(&self) -> Strings<'_> {
+        let text: &[u8] = self.spill.as_deref().unwrap_or(&self.inline);
+        let part = |at: usize, size: u16| text.get(at..at + usize::from(size)).unwrap_or_default();
+        let origin_at = usize::from(self.resource) + 1;
+        let protocol_at = origin_at + usize::from(self.origin) + 1;
+        Strings {
+            resource: part(0, self.resource),
+            origin: (self.flags & HAS_ORIGIN != 0).then(|| part(origin_at, self.origin)),
+            protocol: (self.flags & HAS_PROTOCOL != 0).then(|| part(protocol_at, self.protocol)),
+        }
+    }
+
+    /// Sets the peer; `None` for a peer without an IP address.
+    pub fn set_peer(&mut self, peer: Option<SocketAddr>) {
+        (self.peer_family, self.peer_port) = match peer {
+            None => (0, 0),
+            Some(peer) => (if peer.is_ipv4() { 4 } else { 6 }, peer.port()),
+        };
+        self.peer_ip = match peer.map(|peer| peer.ip()) {
+            None => [0; 16],
+            Some(IpAddr::V4(ip)) => ip.to_ipv6_mapped().octets(),
+            Some(IpAddr::V6(ip)) => ip.octets(),
+        };
+    }
+
+    /// The peer, if it has an IP address.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        let ip = std::net::Ipv6Addr::from(self.peer_ip);
+        match (self.peer_family, ip.to_ipv4_mapped()) {
+            (4, Some(ip)) => Some(SocketAddr::new(ip.into(), self.peer_port)),
+            (6, _) => Some(SocketAddr::new(ip.into(), self.peer_port)),
+            _ => None,
+        }
+    }
+
+    /// Attaches the handler's state; an empty one detaches.
+    pub fn set_state(&mut self, state: &[u8]) {
+        self.state = (!state.is_empty()).then(|| {
+            let mut bytes = Vec::with_capacity(state.len() + 1);
+            bytes.extend_from_slice(state);
+            bytes.push(0);
+            bytes.into_boxed_slice()
+        });
+    }
+
+    /// The attached state, which is followed by a NUL.
+    pub fn state(&self) -> Option<&[u8]> {
+        self.state.as_deref().and_then(|bytes| bytes.get(..bytes.len().saturating_sub(1)))
+    }
+
+    /// Whether the connection was opened in another process.
+    pub fn is_resumed(&self) -> bool {
+        self.flags & RESUMED != 0
+    }
+
+    /// Makes the checksum, after every change.
+    pub fn seal(&mut self) {
+        self.checksum = self.sum();
+    }
+
+    /// Whether the record is as it was when it was sealed.
+    pub fn is_intact(&self) -> bool {
+        self.checksum == self.sum()
+    }
+
+    fn sum(&self) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        // SAFETY: a Record is a plain block of memory of this size without padding before
+        // its end, made from zeroed pages, so that every byte of it is initialised.
+        let block = unsafe { std::slice::from_raw_parts((&raw const *self).cast::<u8>(), size_of::<Record>()) };
+        hasher.update(&block[COVERED..]);
+        for part in [&self.state, &self.spill].into_iter().flatten() {
+            hasher.update(part);
+        }
+        hasher.finalize()
+    }
+}
+
+/// All records of a worker, in anonymous pages that cost nothing until used.
+pub struct Records {
+    first: NonNull<Record>,
+    count: usize,
+}
+
+impl Records {
+    /// Maps room for `count` records.
+    pub fn map(count: usize) -> io::Result<Records> {
+        let size = NonZeroUsize::new(count.saturating_mul(size_of::<Record>()))
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: a new anonymous mapping, which touches no other memory.
+        let first = unsafe {
+            mmap_anonymous(
+                None,
+                size,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
+            )?
+        };
+        Ok(Records { first: first.cast(), count })
+    }
+
+    /// A record.
+    pub fn get(&self, slot: u32) -> Option<&Record> {
+        // SAFETY: within the mapping; zeroed pages are a valid Record (None boxes, zero numbers).
+        (slot as usize) .lt(&self.count).then(|| unsafe { self.first.add(slot as usize).as_ref() })
+    }
+
+    /// A record, to be changed and sealed.
+    pub fn get_mut(&mut self, slot: u32) -> Option<&mut Record> {
+        // SAFETY: as in get(); &mut self makes it the only reference.
+        (slot as usize).lt(&self.count).then(|| unsafe { self.first.add(slot as usize).as_mut() })
+    }
+
+    /// Empties a record.
+    pub fn clear(&mut self, slot: u32) {
+        if let Some(record) = self.get_mut(slot) {
+            record.state = None;
+            record.spill = None;
+            // SAFETY: all zero is a valid Record that owns nothing, and it owns nothing now.
+            unsafe { std::ptr::write_bytes(&raw mut *record, 0, 1) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(resource: &str) -> Strings<'_> {
+        Strings { resource: resource.as_bytes(), origin: Some(b"https://example.com"), protocol: None }
+    }
+
+    #[test]
+    fn a_record_keeps_short_and_long_strings() {
+        let mut records = Records::map(2).unwrap();
+        for resource in ["/echo".to_owned(), format!("/{}", "long".repeat(500))] {
+            let record = records.get_mut(1).unwrap();
+            record.set_strings(strings(&resource)).unwrap();
+            assert_eq!(record.strings(), strings(&resource));
+            records.clear(1);
+        }
+        assert!(records.get(2).is_none());
+    }
+
+    #[test]
+    fn a_changed_byte_is_noticed_anywhere() {
+        let mut records = Records::map(1).unwrap();
+        let record = records.get_mut(0).unwrap();
+        record.set_strings(strings(&"/x".repeat(100))).unwrap();
+        record.set_state(b"counter 7");
+        record.set_peer(Some("192.0.2.1:80".parse().unwrap()));
+        record.seal();
+        assert!(record.is_intact());
+        record.fd ^= 1;
+        assert!(!record.is_intact());
+        record.fd ^= 1;
+        record.state.as_mut().unwrap()[3] ^= 1;
+        assert!(!record.is_intact());
+        record.state.as_mut().unwrap()[3] ^= 1;
+        record.spill.as_mut().unwrap()[50] ^= 1;
+        assert!(!record.is_intact());
+    }
+
+    #[test]
+    fn peers_of_both_families_come_back() {
+        let mut records = Records::map(1).unwrap();
+        let record = records.get_mut(0).unwrap();
+        for peer in ["192.0.2.1:80", "[2001:db8::1]:443", "[::ffff:192.0.2.1]:1"] {
+            let peer = peer.parse().unwrap();
+            record.set_peer(Some(peer));
+            assert_eq!(record.peer(), Some(peer));
+        }
+        record.set_peer(None);
+        assert_eq!(record.peer(), None);
+    }
+
+    #[test]
+    fn the_record_has_no_padding() {
+        // The checksum reads every byte: 4 numbers of 4, 6 of 2, one of 4, 16 for the address,
+        // two boxed slices of 16, and the inline strings.
+        assert_eq!(size_of::<Record>(), 16 + 12 + 4 + 16 + 32 + INLINE + 4);
+        assert_eq!(size_of::<Record>() % 64, 0);
+    }
+}

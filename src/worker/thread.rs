@@ -1,0 +1,369 @@
+//! The threads of blocking handlers: one for each connection. A thread never
+//! touches a socket; it takes what the loop left in its mailbox, and sends
+//! commands to the loop.
+
+use std::cell::RefCell;
+use std::ffi::c_void;
+use std::io;
+use std::ptr::null_mut;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ::ws_handler::raw::*;
+
+use super::facts::Facts;
+use super::mailbox::{Ended, Item, Mailbox, Opened, PeerClose, Woken};
+use super::mailroom::{Command, Mailroom};
+use super::opening::Handshake;
+use crate::ffi::call::{self, Handler};
+use crate::ffi::host::{self, ABSENT, Address, Callback, End, Fact, Host, Number, Payload, Reply, Task};
+
+/// Timers of one connection, see `ws_set_timer`.
+pub const MAX_TIMERS: usize = 16;
+/// Stack of a thread; only what is used becomes memory. What C programs are used to.
+const STACK: usize = 8 * 1024 * 1024;
+
+/// What a thread knows of its connection.
+struct Current {
+    conn: u64,
+    handler: Handler,
+    mailbox: Arc<Mailbox>,
+    handshake: Arc<Handshake>,
+    opened: Option<Arc<Opened>>,
+    /// The message that the handler holds, with its NUL.
+    message: Vec<u8>,
+    last_opcode: u32,
+    peer_close: Option<PeerClose>,
+    ended: Option<Ended>,
+    timers: Vec<(Instant, i64, Task)>,
+    timers_made: i64,
+    user: *mut c_void,
+    state: Vec<u8>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+}
+
+/// The host of blocking threads.
+pub struct ThreadHost {
+    /// Where commands go.
+    pub mailroom: &'static Mailroom,
+}
+
+/// Starts the thread of a connection, which begins with the handler's part of the handshake.
+pub fn spawn(
+    host: &'static ThreadHost,
+    handler: Handler,
+    mailbox: Arc<Mailbox>,
+    handshake: Arc<Handshake>,
+) -> io::Result<()> {
+    let builder = std::thread::Builder::new().stack_size(STACK).name("handler".to_owned());
+    builder.spawn(move || live(host, handler, mailbox, handshake)).map(drop)
+}
+
+/// The life of a connection, on its thread.
+fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, handshake: Arc<Handshake>) {
+    let conn = handshake.conn;
+    let current = Current {
+        conn,
+        handler,
+        mailbox: Arc::clone(&mailbox),
+        handshake: Arc::clone(&handshake),
+        opened: None,
+        message: vec![0],
+        last_opcode: 0,
+        peer_close: None,
+        ended: None,
+        timers: Vec::new(),
+        timers_made: 0,
+        user: null_mut(),
+        state: Vec::new(),
+    };
+    CURRENT.set(Some(current));
+    host::set_host(host);
+    handshake.returned(handler.handshake(conn), false);
+    drop(handshake);
+    host.mailroom.give(Command::Verdict(conn));
+    if let Some(opened) = mailbox.wait_open() {
+        with(|current| current.opened = Some(opened));
+        serve(host, handler, conn);
+        let ended = if handler.has(Callback::Close) { Some(mailbox.wait_ended()) } else { None };
+        if let Some(ended) = ended {
+            with(|current| current.ended = Some(ended));
+            handler.close(conn, ended.by, u32::from(ended.code));
+        }
+    }
+    CURRENT.set(None);
+    host.mailroom.give(Command::ThreadEnded(conn));
+}
+
+/// From open to the closing handshake.
+fn serve(host: &'static ThreadHost, handler: Handler, conn: u64) {
+    let opened = handler.open(conn);
+    let result = if opened < 0 { opened } else { handler.transfer(conn) };
+    let mailbox = with(|current| Arc::clone(&current.mailbox));
+    while let Some(woken) = mailbox.as_ref().map(|mailbox| mailbox.wait(Some(Instant::now()))) {
+        match woken {
+            Woken::Item(Item::Task(task), _) => host.run_task(conn, task),
+            Woken::Item(..) => {}
+            Woken::PeerClose(close) => {
+                host.answer_close(conn, close);
+                break;
+            }
+            Woken::Closing | Woken::TimedOut => break,
+        }
+    }
+    let code = if result < 0 {
+        log::error!("connection {conn:x}: the handler returned {result}; closed with 1011");
+        1011
+    } else {
+        1000
+    };
+    // Counts only if nothing has closed the connection before.
+    host.mailroom.give(Command::Close { conn, code: Some(code), reason: Vec::new() });
+}
+
+/// Runs with what this thread knows of its connection; must not call the handler.
+fn with<R>(f: impl FnOnce(&mut Current) -> R) -> Option<R> {
+    CURRENT.with_borrow_mut(|current| current.as_mut().map(f))
+}
+
+/// The same, if the thread's connection is this one.
+fn of<R>(conn: u64, f: impl FnOnce(&mut Current) -> R) -> Option<R> {
+    with(|current| (current.conn == conn).then(|| f(current))).flatten()
+}
+
+impl ThreadHost {
+    /// The peer began to close: the handler chooses the answer.
+    fn answer_close(&self, conn: u64, close: PeerClose) {
+        let code = close.code;
+        let Some(handler) = of(conn, |current| {
+            current.peer_close = Some(close);
+            current.handler
+        }) else {
+            return;
+        };
+        let result = handler.passive(conn);
+        let code = match result {
+            result if result < 0 => Some(1011),
+            _ => (code != 1005).then_some(code),
+        };
+        // Counts only if the handler has not chosen another answer with ws_close().
+        self.mailroom.give(Command::Close { conn, code, reason: Vec::new() });
+    }
+
+    fn run_task(&self, conn: u64, task: Task) {
+        self.mailroom.uncount_post(conn);
+        task.run(conn);
+    }
+
+    /// Calls the timers that are due; returns when the next one is.
+    fn run_timers(&self, conn: u64) -> Option<Instant> {
+        loop {
+            let now = Instant::now();
+            let due = of(conn, |current| {
+                let next = current.timers.iter().enumerate().min_by_key(|(_, (at, ..))| *at);
+                match next.map(|(index, (at, ..))| (index, *at)) {
+                    Some((index, at)) if at <= now => Err(current.timers.swap_remove(index).2),
+                    next => Ok(next.map(|(_, at)| at)),
+                }
+            })?;
+            match due {
+                Ok(next) => return next,
+                Err(task) => task.run(conn),
+            }
+        }
+    }
+}
+
+impl Host for ThreadHost {
+    fn fact(&self, conn: u64, fact: Fact) -> ws_bytes {
+        of(conn, |current| match fact {
+            Fact::CloseReason => match &current.peer_close {
+                Some(close) if close.reason.len() > 1 => text(&close.reason),
+                _ => ABSENT,
+            },
+            Fact::State if !current.state.is_empty() => text(&current.state),
+            _ => current.facts(|facts| facts.get(fact)),
+        })
+        .unwrap_or(ABSENT)
+    }
+
+    fn number(&self, conn: u64, number: Number) -> u32 {
+        of(conn, |current| match number {
+            Number::Version => 13,
+            Number::Deflate => {
+                u32::from(current.opened.as_ref().is_some_and(|opened| opened.deflate.is_some()))
+            }
+            Number::LastOpcode => current.last_opcode,
+            Number::CloseCode => match (&current.peer_close, current.ended) {
+                (Some(close), _) => u32::from(close.code),
+                (None, Some(_)) => WS_CLOSE_ABNORMAL,
+                (None, None) => 0,
+            },
+            Number::IsResumed => 0,
+        })
+        .unwrap_or(0)
+    }
+
+    fn header(&self, conn: u64, name: &[u8]) -> ws_bytes {
+        of(conn, |current| current.facts(|facts| facts.header(name))).unwrap_or(ABSENT)
+    }
+
+    fn header_at(&self, conn: u64, index: usize) -> Option<(ws_bytes, ws_bytes)> {
+        of(conn, |current| current.facts(|facts| facts.header_at(index))).flatten()
+    }
+
+    fn address(&self, conn: u64, end: End) -> Option<Address> {
+        of(conn, |current| match (&current.opened, end) {
+            (Some(opened), End::Remote) => Some(opened.remote.clone()),
+            (Some(opened), End::Local) => opened.local.clone(),
+            (None, end) => current.handshake.address(end),
+        })
+        .flatten()
+    }
+
+    fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
+        match of(handshake, |current| Arc::clone(&current.handshake)) {
+            Some(ours) => ours.reply(reply),
+            None => self.mailroom.reply(handshake, reply),
+        }
+    }
+
+    fn receive(&self, conn: u64, timeout_ms: i64) -> Result<ws_message, i32> {
+        let mailbox = of(conn, |current| Arc::clone(&current.mailbox)).ok_or(WS_E_GONE)?;
+        let end = u64::try_from(timeout_ms).ok().map(|ms| Instant::now() + Duration::from_millis(ms));
+        loop {
+            let timer = self.run_timers(conn);
+            let deadline = [end, timer].into_iter().flatten().min();
+            match mailbox.wait(deadline) {
+                Woken::Item(item, room) => {
+                    if room {
+                        self.mailroom.give(Command::Room(conn));
+                    }
+                    match item {
+                        Item::Message { kind, flags, payload } => {
+                            return of(conn, |current| {
+                                current.message = payload;
+                                current.last_opcode = kind;
+                                call::message(kind, flags, &current.message)
+                            })
+                            .ok_or(WS_E_GONE);
+                        }
+                        Item::Pong { payload, rtt } => {
+                            if let Some(handler) = of(conn, |current| current.handler) {
+                                handler.pong(conn, &payload, rtt);
+                            }
+                        }
+                        Item::Task(task) => self.run_task(conn, task),
+                    }
+                }
+                Woken::PeerClose(close) => {
+                    self.answer_close(conn, close);
+                    return Err(WS_CLOSED);
+                }
+                Woken::Closing => return Err(WS_CLOSED),
+                Woken::TimedOut if end.is_some_and(|end| Instant::now() >= end) => return Err(WS_E_TIMEOUT),
+                Woken::TimedOut => {}
+            }
+        }
+    }
+
+    fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
+        // On its own connection's thread the call waits for room.
+        if let Some(mailbox) = of(conn, |current| Arc::clone(&current.mailbox))
+            && self.mailroom.is_queue_full(conn)
+        {
+            mailbox.wait_writable(|| self.mailroom.is_queue_full(conn));
+        }
+        self.mailroom.send(conn, kind, payload, flags)
+    }
+
+    fn ping(&self, conn: u64, payload: &[u8]) -> i32 {
+        self.mailroom.ping(conn, payload)
+    }
+
+    fn buffered(&self, conn: u64) -> usize {
+        self.mailroom.buffered(conn)
+    }
+
+    fn pause(&self, conn: u64, pause: bool) -> i32 {
+        self.mailroom.if_open(conn, Command::Pause(conn, pause))
+    }
+
+    fn set_timer(&self, conn: u64, delay_ms: u64, task: Task) -> i64 {
+        of(conn, |current| {
+            if current.timers.len() == MAX_TIMERS {
+                return i64::from(WS_E_LIMIT);
+            }
+            let Some(at) = Instant::now().checked_add(Duration::from_millis(delay_ms)) else {
+                return i64::from(WS_E_INVALID);
+            };
+            current.timers_made += 1;
+            current.timers.push((at, current.timers_made, task));
+            current.timers_made
+        })
+        .unwrap_or(i64::from(WS_E_GONE))
+    }
+
+    fn clear_timer(&self, conn: u64, timer: i64) -> i32 {
+        of(conn, |current| {
+            let Some(index) = current.timers.iter().position(|(_, id, _)| *id == timer) else {
+                return WS_E_INVALID;
+            };
+            current.timers.swap_remove(index);
+            WS_OK
+        })
+        .unwrap_or(WS_E_GONE)
+    }
+
+    fn post(&self, conn: u64, task: Task) -> i32 {
+        self.mailroom.post(conn, task)
+    }
+
+    fn close(&self, conn: u64, code: u32, reason: &[u8]) -> i32 {
+        self.mailroom.close(conn, code, reason)
+    }
+
+    fn abort(&self, conn: u64) -> i32 {
+        self.mailroom.if_open(conn, Command::Abort(conn))
+    }
+
+    fn set_user(&self, conn: u64, user: *mut c_void) -> i32 {
+        of(conn, |current| current.user = user).map_or(WS_E_GONE, |()| WS_OK)
+    }
+
+    fn user(&self, conn: u64) -> *mut c_void {
+        of(conn, |current| current.user).unwrap_or(null_mut())
+    }
+
+    fn set_state(&self, conn: u64, state: &[u8]) -> i32 {
+        let copied = of(conn, |current| {
+            current.state = if state.is_empty() { Vec::new() } else { [state, b"\0"].concat() };
+        });
+        match copied {
+            Some(()) => self.mailroom.if_open(conn, Command::State(conn, state.to_vec())),
+            None => WS_E_GONE,
+        }
+    }
+}
+
+impl Current {
+    /// Answers from where the facts lie: with the open connection or in the handshake.
+    fn facts<R>(&self, f: impl FnOnce(Facts<'_>) -> R) -> R {
+        match &self.opened {
+            Some(opened) => f(Facts {
+                strings: opened.strings(),
+                deflate: opened.deflate,
+                request: opened.request.as_deref(),
+            }),
+            None => f(self.handshake.facts()),
+        }
+    }
+}
+
+/// Bytes that end in a NUL, which is not counted.
+fn text(terminated: &[u8]) -> ws_bytes {
+    host::present(terminated.strip_suffix(b"\0").unwrap_or(terminated))
+}
