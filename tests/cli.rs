@@ -1,0 +1,210 @@
+//! The program from outside: exit codes, messages, `wshd check`, and the manual page held against the options.
+#![allow(clippy::unwrap_used)]
+
+mod daemon;
+
+use std::collections::BTreeSet;
+use std::process::{Command, Output};
+
+use daemon::{Dir, ECHO, run, wshd};
+
+const MANUAL: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/man/wshd.8"));
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Runs the program to its end and holds its exit code and standard error against what is expected.
+#[track_caller]
+fn fails(args: &[&str], code: i32, expected: &[&str]) {
+    let output = run(args);
+    let stderr = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    assert!(expected.iter().all(|expected| stderr.contains(expected)), "{args:?}: {stderr}");
+    assert!(stdout(&output).is_empty());
+}
+
+/// The long options of the program.
+fn options() -> BTreeSet<String> {
+    let mut command = wshd::cli::command();
+    command.build();
+    command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).collect()
+}
+
+#[test]
+fn help_lists_every_option_and_is_no_error() {
+    for flag in ["--help", "-h"] {
+        let output = run(&[flag]);
+        assert_eq!(output.status.code(), Some(0));
+        let help = stdout(&output);
+        for option in options() {
+            assert!(help.contains(&format!("--{option}")), "{option} is missing in:\n{help}");
+        }
+        assert!(help.contains("check") && help.contains("[default: 127.0.0.1]"), "{help}");
+        assert!(output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn the_version() {
+    let output = run(&["--version"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(stdout(&output), format!("wshd {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn usage_errors_name_option_value_and_what_was_expected() {
+    fails(&["--prot", "1"], 2, &["--prot", "--port"]);
+    fails(&["--max-message", "16Q"], 2, &["--max-message", "'16Q'", "expected a size"]);
+    fails(&["--idle_timeout", "30"], 2, &["--idle-timeout", "'30'", "expected a time"]);
+    fails(&["--log-level", "loud"], 2, &["--log-level", "'loud'", "critical"]);
+    fails(&["--send-high", "1K", "--send-low", "2K"], 2, &["--send-low 2048", "--send-high 1024"]);
+    fails(&["check"], 2, &["FILE"]);
+}
+
+#[test]
+fn configuration_errors() {
+    let dir = Dir::new();
+    let path = dir.path().to_str().unwrap();
+    fails(&["-w", "/nowhere/at/all"], 3, &["handler directory /nowhere/at/all: No such file"]);
+    fails(&["-w", path, "-d", "/nowhere"], 3, &["--document-root /nowhere: expected a directory"]);
+    fails(&["-w", path, "-p", "0", "-m", "/nowhere"], 3, &["map file /nowhere: No such file"]);
+    fails(&["-w", path, "-p", "0", "-s", "/"], 3, &["scan directory /: expected a directory below"]);
+    fails(&["-w", path, "-l", "/nowhere/log"], 3, &["--log-file /nowhere/log: No such file"]);
+    let map = dir.path().join("map");
+    std::fs::write(&map, "# aliases\n/a\n").unwrap();
+    fails(&["-w", path, "-p", "0", "-m", map.to_str().unwrap()], 3, &["map: line 2: got \"/a\", expected"]);
+}
+
+#[test]
+fn strict_handlers_make_a_broken_one_an_error() {
+    let dir = Dir::new();
+    dir.handler("good", ECHO);
+    std::fs::write(dir.path().join("bad_wsh.so"), "text").unwrap();
+    let path = dir.path().to_str().unwrap();
+    let expected = ["bad_wsh.so: not a shared object", "/bad is not served", "1 handlers or aliases are broken"];
+    fails(&["-w", path, "-p", "0", "--strict-handlers"], 3, &expected);
+    std::fs::remove_file(dir.path().join("bad_wsh.so")).unwrap();
+    std::fs::write(dir.path().join("map"), "/x /bad\n").unwrap();
+    let map = dir.path().join("map");
+    let args = ["-w", path, "-p", "0", "--strict_handlers", "-m", map.to_str().unwrap()];
+    fails(&args, 3, &["map: line 1: /x is not served: no handler serves /bad"]);
+}
+
+#[test]
+fn an_address_that_is_taken() {
+    let dir = Dir::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let expected = format!("can not listen on 127.0.0.1:{port}: Address already in use");
+    fails(&["-w", dir.path().to_str().unwrap(), "-p", &port], 4, &[&expected]);
+}
+
+#[test]
+fn check_reports_what_a_handler_is() {
+    let dir = Dir::new();
+    let source = r#"
+        #include <stdio.h>
+        #include <ws_handler.h>
+        __attribute__((constructor)) static void at_load(void) { puts("noise"); fflush(stdout); }
+        static int32_t transfer_data(ws_conn conn) { (void)conn; return WS_OK; }
+        WS_HANDLER(.name = "chat", .version = "1.2", .protocols = "b,a", .flags = WS_RESUMABLE,
+                   .transfer_data = transfer_data);
+    "#;
+    let good = dir.handler("chat", source);
+    let output = run(&["check", good.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0));
+    let expected = format!(
+        "{}: ok\n    name       chat\n    version    1.2\n    abi        1.0\n    style      blocking\n    \
+         flags      WS_RESUMABLE\n    protocols  b, a\n",
+        good.display()
+    );
+    assert_eq!(stdout(&output), expected);
+}
+
+#[test]
+fn check_reports_what_is_wrong_and_goes_on() {
+    let dir = Dir::new();
+    let bad = dir.handler("bad", "int x;");
+    let good = dir.handler("good", ECHO);
+    let other = dir.path().join("good.so");
+    std::fs::copy(&good, &other).unwrap();
+    let output = wshd().arg("check").args([&bad, &good, &other]).output().unwrap();
+    assert_eq!(output.status.code(), Some(6));
+    let text = stdout(&output);
+    assert!(text.contains("bad_wsh.so: exports no ws_handler_entry_v1"), "{text}");
+    assert!(text.contains("good_wsh.so: ok\n    name       echo\n    version    none\n"), "{text}");
+    assert!(text.contains("note       its name does not end in _wsh.so"), "{text}");
+}
+
+#[test]
+fn the_manual_names_the_same_options() {
+    let mut in_manual = BTreeSet::new();
+    for line in MANUAL.lines().filter(|line| line.starts_with(".It Fl ")) {
+        let words: Vec<&str> = line.split(' ').collect();
+        // mdoc: "Fl" prints one dash, so a long option is "Fl -name".
+        in_manual.extend(words.iter().filter_map(|word| word.strip_prefix('-')).map(str::to_owned));
+    }
+    assert_eq!(options(), in_manual);
+}
+
+#[test]
+fn the_manual_gives_short_options_values_and_defaults() {
+    let mut command = wshd::cli::command();
+    command.build();
+    for arg in command.get_arguments() {
+        let Some(long) = arg.get_long() else { continue };
+        let mut lines = MANUAL.lines().skip_while(|line| {
+            !(line.starts_with(".It Fl ") && line.split(' ').any(|word| word.strip_prefix('-') == Some(long)))
+        });
+        let head = lines.next().unwrap();
+        let body: Vec<&str> = lines.take_while(|line| !line.starts_with(".It ") && *line != ".El").collect();
+        let body = body.join("\n");
+        if let Some(short) = arg.get_short() {
+            assert!(head.starts_with(&format!(".It Fl {short} ")), "{long}: {head}");
+        }
+        if arg.get_action().takes_values() {
+            let value = arg.get_value_names().unwrap()[0].to_string().to_lowercase();
+            assert!(head.contains(&format!(" Ar {value}")), "{long}: {head}");
+        }
+        for default in arg.get_default_values() {
+            let default = default.to_str().unwrap();
+            let is_flag = !arg.get_action().takes_values();
+            assert!(is_flag || body.contains(&format!("The default is {default}")), "{long}: {default}\n{body}");
+        }
+    }
+}
+
+#[test]
+fn the_manual_lists_the_exit_codes() {
+    let status = MANUAL.split(".Sh EXIT STATUS").nth(1).unwrap().split("\n.Sh ").next().unwrap();
+    let codes: Vec<i32> = status
+        .lines()
+        .filter_map(|line| line.strip_prefix(".It ")?.parse().ok())
+        .collect();
+    use wshd::exit::Exit;
+    let all = [
+        Exit::Ok,
+        Exit::Internal,
+        Exit::Usage,
+        Exit::Config,
+        Exit::Bind,
+        Exit::Start,
+        Exit::Check,
+        Exit::Killed,
+    ];
+    assert_eq!(codes, all.map(Exit::code));
+}
+
+#[test]
+fn the_manual_is_clean() {
+    let manual = concat!(env!("CARGO_MANIFEST_DIR"), "/man/wshd.8");
+    let Ok(output) = Command::new("mandoc").args(["-Tlint", "-Wwarning", manual]).output() else {
+        return; // not installed here; .ci/run installs it
+    };
+    assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
+}

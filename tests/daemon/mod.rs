@@ -1,0 +1,167 @@
+//! A server under test, its directory, and handlers compiled from C for it.
+#![allow(dead_code)] // each test program uses a part
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// No step of a test takes longer than this unless something is wrong.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A temporary directory that is kept, and named, when the test fails.
+pub struct Dir(Option<tempfile::TempDir>);
+
+impl Dir {
+    pub fn new() -> Self {
+        Self(Some(tempfile::Builder::new().prefix("wshd-test-").tempdir().unwrap()))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.as_ref().unwrap().path()
+    }
+
+    /// Compiles `NAME_wsh.so`; NAME may have directories.
+    pub fn handler(&self, name: &str, source: &str) -> PathBuf {
+        let object = self.path().join(format!("{name}_wsh.so"));
+        std::fs::create_dir_all(object.parent().unwrap()).unwrap();
+        let file = object.with_extension("c");
+        std::fs::write(&file, source).unwrap();
+        let output = Command::new("cc")
+            .args(["-shared", "-fPIC", "-Wall", "-Wextra", "-O0", "-I"])
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/include"))
+            .args([&file, Path::new("-o"), &object])
+            .output()
+            .expect("cc is needed");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        object
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let path = self.0.take().unwrap().keep();
+            eprintln!("kept: {}", path.display());
+        }
+    }
+}
+
+/// The smallest handler.
+pub const ECHO: &str = r#"
+    #include <ws_handler.h>
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        ws_send(conn, msg->type, msg->data, msg->size);
+    }
+    WS_HANDLER(.name = "echo", .on_message = on_message);
+"#;
+
+/// The program under test.
+pub fn wshd() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wshd"));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Runs it to its end.
+pub fn run(args: &[&str]) -> Output {
+    wshd().args(args).output().unwrap()
+}
+
+/// A running server. Killed at the end of the test, if it still runs; its workers then leave by themselves.
+pub struct Server {
+    pub child: Child,
+    /// The line it printed when it was ready.
+    pub ready: String,
+    log: PathBuf,
+}
+
+impl Server {
+    /// Serves the handlers in `dir` on a free port and waits until it is ready.
+    pub fn start(dir: &Dir, args: &[&str]) -> Self {
+        let mut server = Self::spawn(dir, args);
+        let stdout = server.child.stdout.take().unwrap();
+        let (sender, line) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut stdout = BufReader::new(stdout);
+            let mut text = String::new();
+            let _ = stdout.read_line(&mut text);
+            let _ = sender.send(text);
+            let _ = stdout.read_to_end(&mut Vec::new());
+        });
+        server.ready = line.recv_timeout(PATIENCE).unwrap_or_default();
+        assert!(server.ready.starts_with("wshd: ready on "), "{:?}\n{}", server.ready, server.log());
+        server
+    }
+
+    /// The same without waiting.
+    pub fn spawn(dir: &Dir, args: &[&str]) -> Self {
+        let log = dir.path().join("log");
+        let mut command = wshd();
+        command.args(["--port", "0", "--log-level", "debug", "--websock-handlers"]).arg(dir.path());
+        command.arg("--log-file").arg(&log).args(args).stdout(Stdio::piped());
+        Self { child: command.spawn().unwrap(), ready: String::new(), log }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    /// The pids of its workers, in no order.
+    pub fn workers(&self) -> Vec<i32> {
+        children(self.pid())
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        until("the server ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("log of the server:\n{}", self.log());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Polls until it is so.
+#[track_caller]
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "still not so after {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The pids of a process's children, zombies included.
+pub fn children(pid: i32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// Whether there is such a process, and it is no zombie.
+pub fn is_alive(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map_or("", |(_, fields)| fields.split(' ').next().unwrap());
+    !matches!(state, "" | "Z" | "X")
+}

@@ -1,0 +1,369 @@
+//! The supervisor and its workers as processes: coming up, dying, being replaced, leaving.
+#![allow(clippy::unwrap_used)]
+
+mod daemon;
+
+use std::collections::BTreeSet;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use daemon::{Dir, ECHO, Server, is_alive, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A directory with one good handler.
+fn echo_dir() -> Dir {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    dir
+}
+
+fn send(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
+
+/// The title in /proc, as `ps` shows it.
+fn title(pid: i32) -> String {
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
+}
+
+/// Waits until the server has these many workers, none of them in `before`.
+#[track_caller]
+fn replaced(server: &Server, count: usize, before: &[i32]) -> Vec<i32> {
+    let mut now = Vec::new();
+    until("the dead workers are replaced", || {
+        now = server.workers();
+        now.len() == count && now.iter().all(|pid| !before.contains(pid) && is_alive(*pid))
+    });
+    now
+}
+
+/// How often this stands in the log.
+fn logged(server: &Server, text: &str) -> usize {
+    server.log().matches(text).count()
+}
+
+/// The port in the ready line.
+fn port(server: &Server) -> u16 {
+    let rest = server.ready.split("127.0.0.1:").nth(1).unwrap();
+    rest[..rest.find(|c: char| !c.is_ascii_digit()).unwrap()].parse().unwrap()
+}
+
+#[test]
+fn the_ready_line_and_a_clean_end_on_interrupt() {
+    let mut server = Server::start(&echo_dir(), &["--workers", "2"]);
+    let port = port(&server);
+    assert_eq!(
+        server.ready,
+        format!(
+            "wshd: ready on 127.0.0.1:{port}, 2 workers, 1 resource, console http://127.0.0.1:{port}/console.html\n"
+        )
+    );
+    let workers = server.workers();
+    assert_eq!(workers.len(), 2);
+    server.signal(Signal::SIGINT);
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(workers.iter().all(|pid| !is_alive(*pid)));
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+#[test]
+fn each_signal_that_stops() {
+    let dir = echo_dir();
+    for signal in [Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGHUP] {
+        let mut server = Server::start(&dir, &["--workers", "2"]);
+        let workers = server.workers();
+        server.signal(signal);
+        assert_eq!(server.wait().code(), Some(0), "{signal}");
+        assert!(workers.iter().all(|pid| !is_alive(*pid)), "{signal}");
+    }
+}
+
+#[test]
+fn an_interrupt_from_a_terminal_reaches_all_and_is_no_crash() {
+    let mut server = Server::start(&echo_dir(), &["--workers", "2"]);
+    for pid in server.workers() {
+        send(pid, Signal::SIGINT);
+        send(pid, Signal::SIGQUIT);
+        send(pid, Signal::SIGHUP);
+    }
+    server.signal(Signal::SIGINT);
+    assert_eq!(server.wait().code(), Some(0));
+    assert_eq!(logged(&server, "died of"), 0);
+}
+
+#[test]
+fn a_worker_that_dies_is_replaced() {
+    let server = Server::start(&echo_dir(), &["--workers", "2"]);
+    let before = server.workers();
+    send(before[0], Signal::SIGKILL);
+    until("there is another", || {
+        let now = server.workers();
+        now.len() == 2 && !now.contains(&before[0]) && now.contains(&before[1])
+    });
+    assert!(server.log().contains(&format!("[{}] died of SIGKILL", before[0])));
+    until("it is ready", || logged(&server, "is ready with 1 handlers") == 3);
+    TcpStream::connect(("127.0.0.1", port(&server))).unwrap();
+}
+
+#[test]
+fn all_workers_die_again_and_the_second_time_it_takes_a_second() {
+    let server = Server::start(&echo_dir(), &["--workers", "2"]);
+    let first = server.workers();
+    first.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
+    let second = replaced(&server, 2, &first);
+    until("they are ready", || logged(&server, "is ready") == 4);
+    let killed = Instant::now();
+    second.iter().for_each(|pid| send(*pid, Signal::SIGSEGV));
+    until("they are gone", || server.workers().is_empty());
+    replaced(&server, 2, &second);
+    assert!(killed.elapsed() >= Duration::from_secs(1));
+    assert_eq!(logged(&server, "died of SIGSEGV"), 2);
+}
+
+#[test]
+fn a_worker_told_to_stop_is_replaced() {
+    let server = Server::start(&echo_dir(), &["--workers", "1"]);
+    let before = server.workers();
+    send(before[0], Signal::SIGTERM);
+    replaced(&server, 1, &before);
+    until("it is ready", || logged(&server, "is ready") == 2);
+}
+
+#[test]
+fn no_zombie_is_left() {
+    let server = Server::start(&echo_dir(), &["--workers", "3"]);
+    let before = server.workers();
+    before.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
+    replaced(&server, 3, &before);
+    // `children` lists zombies too: three, and all of them alive, means that there is none.
+    assert_eq!(server.workers().len(), 3);
+}
+
+#[test]
+fn workers_leave_when_the_supervisor_vanishes() {
+    let mut server = Server::start(&echo_dir(), &["--workers", "2"]);
+    let workers = server.workers();
+    let port = port(&server);
+    server.signal(Signal::SIGKILL);
+    server.wait();
+    until("the workers have left", || workers.iter().all(|pid| !is_alive(*pid)));
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+#[test]
+fn a_stopped_worker_is_killed_in_time() {
+    let mut server = Server::start(&echo_dir(), &["--workers", "2", "--stop-timeout", "200ms"]);
+    let workers = server.workers();
+    send(workers[0], Signal::SIGSTOP);
+    let told = Instant::now();
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(7));
+    assert!(told.elapsed() >= Duration::from_millis(1200), "{:?}", told.elapsed());
+    assert!(workers.iter().all(|pid| !is_alive(*pid)));
+}
+
+#[test]
+fn a_second_interrupt_does_not_wait() {
+    let mut server = Server::start(&echo_dir(), &["--workers", "1", "--stop-timeout", "10m"]);
+    send(server.workers()[0], Signal::SIGSTOP);
+    server.signal(Signal::SIGINT);
+    until("the first has been seen", || logged(&server, "SIGINT received") == 1);
+    server.signal(Signal::SIGINT);
+    assert_eq!(server.wait().code(), Some(7));
+}
+
+#[test]
+fn a_fleet_that_can_not_start_is_given_up() {
+    let dir = Dir::new();
+    // It loads in a probe, and ends every process it starts in.
+    dir.handler(
+        "bad",
+        r#"
+        #include <stdlib.h>
+        #include <ws_handler.h>
+        static void on_message(ws_conn conn, const ws_message *msg) { (void)conn; (void)msg; }
+        static int32_t start(void) { abort(); }
+        WS_HANDLER(.name = "bad", .on_message = on_message, .on_worker_start = start);
+        "#,
+    );
+    let begun = Instant::now();
+    let mut server = Server::spawn(&dir, &["--workers", "2"]);
+    assert_eq!(server.wait().code(), Some(5));
+    // Five starts in each slot: at once, at once, then after 1, 2 and 4 s.
+    assert!(begun.elapsed() >= Duration::from_secs(7), "{:?}", begun.elapsed());
+    assert_eq!(logged(&server, "died of SIGABRT"), 10, "{}", server.log());
+}
+
+#[test]
+fn a_broken_handler_does_not_keep_the_others_from_being_served() {
+    let dir = echo_dir();
+    std::fs::write(dir.path().join("text_wsh.so"), "text").unwrap();
+    dir.handler("crash", &format!("{ECHO}\n__attribute__((constructor)) static void c(void) {{ __builtin_trap(); }}"));
+    let server = Server::start(&dir, &["--workers", "1"]);
+    assert!(server.ready.contains(", 1 resource, "), "{}", server.ready);
+    let log = server.log();
+    assert!(log.contains("text_wsh.so: not a shared object"), "{log}");
+    assert!(log.contains("crash_wsh.so: died of signal"), "{log}");
+}
+
+#[test]
+fn aliases_and_links_are_resources() {
+    let dir = echo_dir();
+    std::os::unix::fs::symlink("echo_wsh.so", dir.path().join("same_wsh.so")).unwrap();
+    let map = dir.path().join("map");
+    std::fs::write(&map, "/a /echo\n/b /a\n/c /nothing\n").unwrap();
+    let server = Server::start(&dir, &["--workers", "1", "--websock-handlers-map-file", map.to_str().unwrap()]);
+    assert!(server.ready.contains(", 4 resources, "), "{}", server.ready);
+    until("the worker has loaded it once", || logged(&server, "is ready with 1 handlers") == 1);
+    assert_eq!(logged(&server, "line 3: /c is not served: no handler serves /nothing"), 1);
+}
+
+#[test]
+fn titles_tell_who_is_who() {
+    let server = Server::start(&echo_dir(), &["--workers", "2"]);
+    assert_eq!(title(server.pid()), "wshd: supervisor");
+    let titles: BTreeSet<String> = server.workers().into_iter().map(title).collect();
+    assert_eq!(titles, BTreeSet::from(["wshd: worker default/0".into(), "wshd: worker default/1".into()]));
+}
+
+#[test]
+fn a_title_longer_than_the_arguments_leaves_the_environment_alone() {
+    // The program under a short name, without arguments, and a handler that tells its environment.
+    let dir = Dir::new();
+    dir.handler(
+        "env",
+        r#"
+        #include <stdlib.h>
+        #include <ws_handler.h>
+        static void on_message(ws_conn conn, const ws_message *msg) { (void)conn; (void)msg; }
+        static int32_t start(void)
+        {
+            ws_log(WS_LOG_INFO, "WSHD_TEST is %s", getenv("WSHD_TEST"));
+            return WS_OK;
+        }
+        WS_HANDLER(.name = "env", .on_message = on_message, .on_worker_start = start);
+        "#,
+    );
+    let bin = Dir::new();
+    std::fs::copy(env!("CARGO_BIN_EXE_wshd"), bin.path().join("w")).unwrap();
+    std::os::unix::fs::symlink(dir.path(), bin.path().join("handlers")).unwrap();
+    let log = std::fs::File::create(bin.path().join("log")).unwrap();
+    let mut child = std::process::Command::new("./w")
+        .current_dir(bin.path())
+        .args(["-p0"])
+        .env("WSHD_TEST", "still there")
+        .stderr(log)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = child.id() as i32;
+    let says = || std::fs::read_to_string(bin.path().join("log")).unwrap().contains("WSHD_TEST is still there");
+    until("a worker has started", says);
+    assert_eq!(title(pid), "wshd: supervisor");
+    for worker in daemon::children(pid) {
+        until("it has its title", || title(worker).starts_with("wshd: worker default/"));
+    }
+    send(pid, Signal::SIGTERM);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_worker_inherits_what_it_needs_and_no_more() {
+    let dir = echo_dir();
+    let server = Server::start(&dir, &["--workers", "3"]);
+    // What a worker may have open, whatever it makes for itself: no signalfd, no pipe of a probe, no directory, and
+    // of the listeners and control channels one each.
+    for pid in server.workers() {
+        let fds = descriptors(pid);
+        assert_eq!(fds[0], (0, "/dev/null".to_owned()), "{fds:?}");
+        let count = |text: &str| fds.iter().filter(|(fd, target)| *fd > 2 && target.contains(text)).count();
+        assert_eq!(count("signalfd"), 0, "{fds:?}");
+        assert_eq!(count("pipe:"), 0, "{fds:?}");
+        assert_eq!(count("/log"), 1, "{fds:?}");
+        assert_eq!(listening(pid, &fds), 1, "{fds:?}");
+    }
+    // Each channel is known to its worker and the supervisor only: the inodes of sockets that two workers share
+    // are those of the listener.
+    let sockets = |pid: i32| -> BTreeSet<String> {
+        let fds = descriptors(pid).into_iter().filter(|(fd, target)| *fd > 2 && target.starts_with("socket:"));
+        fds.map(|(_, target)| target).collect()
+    };
+    let workers = server.workers();
+    let shared: Vec<String> = sockets(workers[0]).intersection(&sockets(workers[1])).cloned().collect();
+    assert_eq!(shared.len(), 1, "{shared:?}");
+    assert!(sockets(server.pid()).contains(&shared[0]));
+}
+
+/// Numbers and targets of a process's descriptors, sorted.
+fn descriptors(pid: i32) -> Vec<(i32, String)> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(Result::unwrap);
+    let mut fds: Vec<(i32, String)> = entries
+        .filter_map(|entry| {
+            let target = std::fs::read_link(entry.path()).ok()?; // closed meanwhile
+            Some((entry.file_name().to_str()?.parse().ok()?, target.to_string_lossy().into_owned()))
+        })
+        .collect();
+    fds.sort();
+    fds
+}
+
+/// How many of them listen on TCP: their inodes are in /proc/PID/net/tcp with state 0A.
+fn listening(pid: i32, fds: &[(i32, String)]) -> usize {
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
+    let inodes: BTreeSet<String> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields.get(3) == Some(&"0A"))
+        .map(|fields| format!("socket:[{}]", fields[9]))
+        .collect();
+    fds.iter().filter(|(_, target)| inodes.contains(target)).count()
+}
+
+#[test]
+fn a_unix_socket_is_removed_at_the_end_and_replaced_after_a_crash() {
+    let dir = echo_dir();
+    let path = dir.path().join("socket");
+    let host = format!("unix:{}", path.display());
+    let mut server = Server::start(&dir, &["--workers", "1", "-H", &host]);
+    assert_eq!(server.ready, format!("wshd: ready on {host}, 1 worker, 1 resource\n"));
+    std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let workers = server.workers();
+    server.signal(Signal::SIGKILL);
+    server.wait();
+    until("the workers have left", || workers.iter().all(|pid| !is_alive(*pid)));
+    assert!(path.exists());
+    let mut server = Server::start(&dir, &["--workers", "1", "-H", &host]);
+    std::os::unix::net::UnixStream::connect(&path).unwrap();
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(!path.exists());
+}
+
+#[test]
+fn several_addresses_are_told_in_the_ready_line() {
+    let server = Server::start(&echo_dir(), &["--workers", "1", "-H", "127.0.0.1", "-H", "127.0.0.2"]);
+    let port = port(&server);
+    assert!(server.ready.starts_with(&format!("wshd: ready on 127.0.0.1:{port} and 127.0.0.2:{port}, ")));
+    TcpStream::connect(("127.0.0.2", port)).unwrap();
+}
+
+#[test]
+fn the_number_of_connections_fits_the_open_files() {
+    // A limit that the shell sets for the server alone.
+    let dir = echo_dir();
+    let script = format!(
+        "ulimit -n 200; exec {} -p 0 --workers 1 -w {} -l {}",
+        env!("CARGO_BIN_EXE_wshd"),
+        dir.path().display(),
+        dir.path().join("log").display()
+    );
+    let mut child = std::process::Command::new("sh").args(["-c", &script]).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let log = || std::fs::read_to_string(dir.path().join("log")).unwrap_or_default();
+    until("it says so", || log().contains("--max-connections lowered from 20000 to 136"));
+    let pid = child.id() as i32;
+    until("it serves", || daemon::children(pid).iter().any(|pid| title(*pid).contains("worker")));
+    send(pid, Signal::SIGTERM);
+    child.wait().unwrap();
+}
