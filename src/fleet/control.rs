@@ -26,6 +26,8 @@ pub enum Report {
         /// Handlers that did not load, or whose `on_worker_start` failed.
         broken: u16,
     },
+    /// It is going down, and sends its connections to its slot's inbox.
+    Crashed,
 }
 
 /// One end. Errors of kind `WouldBlock` mean: nothing there yet (or no room); `InvalidData`: nonsense came,
@@ -61,7 +63,7 @@ impl Channel {
 
     /// Sends a report. [worker]
     pub fn send_report(&self, report: Report) -> io::Result<()> {
-        let Report::Ready { loaded, broken } = report;
+        let Report::Ready { loaded, broken } = report else { return self.send(CRASHED) };
         let ([a, b], [c, d]) = (loaded.to_le_bytes(), broken.to_le_bytes());
         self.send([b'R', a, b, c, d])
     }
@@ -70,6 +72,7 @@ impl Channel {
     pub fn recv_report(&self) -> io::Result<Option<Report>> {
         match self.recv()? {
             None => Ok(None),
+            Some(CRASHED) => Ok(Some(Report::Crashed)),
             Some([b'R', a, b, c, d]) => Ok(Some(Report::Ready {
                 loaded: u16::from_le_bytes([a, b]),
                 broken: u16::from_le_bytes([c, d]),
@@ -104,6 +107,9 @@ impl AsFd for Channel {
 
 /// A tag and two numbers, little-endian.
 type Message = [u8; 5];
+
+/// [`Report::Crashed`] as it is sent, for a signal handler, which can use nothing else of this module.
+pub const CRASHED: [u8; 5] = [b'C', 0, 0, 0, 0];
 
 fn nonsense(tag: u8) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("control message of unknown kind {tag:#04x}"))

@@ -39,9 +39,8 @@ impl Scoreboard {
         let header = unsafe { &*base.cast::<Header>() };
         // SAFETY: `size` has room for `slots` records behind the header, whose size is a multiple of their
         // alignment; zeroed memory is a valid Slot, and the mapping is never unmapped.
-        let slots = unsafe {
-            std::slice::from_raw_parts(base.byte_add(size_of::<Header>()).cast::<Slot>(), slots)
-        };
+        let slots =
+            unsafe { std::slice::from_raw_parts(base.byte_add(size_of::<Header>()).cast::<Slot>(), slots) };
         Ok(Box::leak(Box::new(Self { header, slots })))
     }
 
@@ -109,6 +108,8 @@ pub struct Slot {
     pub bytes_out: AtomicU64,
     /// What is being executed right now.
     pub doing: Doing,
+    /// The last crash of a process in this slot.
+    pub crash: Crash,
 }
 
 impl Slot {
@@ -193,6 +194,74 @@ impl Doing {
         let handler = self.handler.load(Ordering::Acquire).checked_sub(1)?;
         let callback = self.callback.load(Ordering::Relaxed);
         Some((handler.try_into().ok()?, callback, self.conn.load(Ordering::Relaxed)))
+    }
+}
+
+/// The facts of a crash, written by the crashing process and read by the supervisor.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Crash {
+    address: AtomicU64,
+    conn: AtomicU64,
+    signal: AtomicI32,
+    callback: AtomicU32,
+    /// Number of the handler plus 1; 0: none.
+    handler: AtomicU32,
+    moved: AtomicU32,
+    cut: AtomicU32,
+    reserved: u32,
+}
+
+/// A crash as it was noted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CrashFacts {
+    /// The signal; 0 for a handler that called exit().
+    pub signal: i32,
+    /// The address that could not be used, where the signal tells one.
+    pub address: u64,
+    /// The callback that the crashing thread was in, as `ffi` counts them.
+    pub callback: u32,
+    /// Its connection; 0: none.
+    pub conn: u64,
+    /// Number of the handler; None outside of handlers.
+    pub handler: Option<u16>,
+}
+
+impl Crash {
+    /// Notes a crash. Async-signal-safe. [worker]
+    pub fn note(&self, signal: i32, address: u64, handler: Option<u16>, callback: u32, conn: u64) {
+        self.signal.store(signal, Ordering::Relaxed);
+        self.address.store(address, Ordering::Relaxed);
+        self.callback.store(callback, Ordering::Relaxed);
+        self.conn.store(conn, Ordering::Relaxed);
+        self.handler.store(handler.map_or(0, |handler| u32::from(handler) + 1), Ordering::Relaxed);
+        self.note_result(0, 0);
+    }
+
+    /// Notes how many connections were saved, and how many were not. Async-signal-safe. [worker]
+    pub fn note_result(&self, moved: u32, cut: u32) {
+        self.moved.store(moved, Ordering::Relaxed);
+        self.cut.store(cut, Ordering::Release);
+    }
+
+    /// What was noted. [supervisor]
+    pub fn facts(&self) -> CrashFacts {
+        CrashFacts {
+            signal: self.signal.load(Ordering::Relaxed),
+            address: self.address.load(Ordering::Relaxed),
+            callback: self.callback.load(Ordering::Relaxed),
+            conn: self.conn.load(Ordering::Relaxed),
+            handler: self
+                .handler
+                .load(Ordering::Relaxed)
+                .checked_sub(1)
+                .and_then(|handler| handler.try_into().ok()),
+        }
+    }
+
+    /// Connections that were saved, and that were not. [supervisor]
+    pub fn result(&self) -> (u32, u32) {
+        (self.moved.load(Ordering::Relaxed), self.cut.load(Ordering::Acquire))
     }
 }
 
@@ -323,7 +392,7 @@ mod tests {
 
     #[test]
     fn records_do_not_share_cache_lines() {
-        assert_eq!((size_of::<Slot>(), align_of::<Slot>()), (128, 128));
+        assert_eq!((size_of::<Slot>() % 128, align_of::<Slot>()), (0, 128));
         assert_eq!(size_of::<Header>(), 128);
     }
 }

@@ -74,7 +74,11 @@ mod tests {
         let error = parse(text).unwrap_err();
         assert_eq!(error.to_string(), "line 6: got \"/x\", expected \"ALIAS EXISTING\"");
         let aliases = parse(&text[..text.len() - "/x#y /z\n".len()]).unwrap();
-        let alias = |line, alias: &str, existing: &str| Alias { line, alias: alias.into(), existing: existing.into() };
+        let alias = |line, alias: &str, existing: &str| Alias {
+            line,
+            alias: alias.into(),
+            existing: existing.into(),
+        };
         assert_eq!(aliases, [alias(3, "/chat", "/a/chat"), alias(4, "/talk", "/chat")]);
     }
 
@@ -106,6 +110,9 @@ mod tests {
         let faults = apply(&parse("/early /x\n/x /a\n/late /x\n").unwrap(), &mut routes);
         assert_eq!(faults.len(), 1);
         assert_eq!(faults[0].to_string(), "line 1: /early is not served: no handler serves /x");
-        assert_eq!(routes.resources().map(|(resource, _)| resource).collect::<Vec<_>>(), ["/a", "/late", "/x"]);
+        assert_eq!(
+            routes.resources().map(|(resource, _)| resource).collect::<Vec<_>>(),
+            ["/a", "/late", "/x"]
+        );
     }
 }

@@ -7,8 +7,7 @@ use nix::unistd::geteuid;
 
 use super::{alias, scan};
 use crate::config::Config;
-use crate::ffi::plugin::Style;
-use crate::ffi::probe;
+use crate::ffi::probe::{self, Style};
 use crate::fleet::routes::{Route, Routes};
 
 /// Nothing can be served as configured; says what and why.

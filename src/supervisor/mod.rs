@@ -26,9 +26,10 @@ use crate::config::{Config, RESERVED_DESCRIPTORS};
 use crate::exit::Exit;
 use crate::ffi::probe::callback_name;
 use crate::fleet::control::{Channel, Command, Report};
+use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::{self, Bound, Listener};
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::{self, Scoreboard};
+use crate::fleet::scoreboard::{self, CrashFacts, Scoreboard};
 use crate::fleet::title;
 
 /// Serves until told to stop. What went wrong is in the log; the result is the exit code.
@@ -57,6 +58,10 @@ struct Fleet {
     scoreboard: &'static Scoreboard,
     /// By slot.
     workers: Vec<Option<Worker>>,
+    /// By slot: where connections arrive from other workers.
+    inboxes: Arc<Vec<Inbox>>,
+    /// Processes that have crashed and been replaced, and are to end soon.
+    crashed: Vec<Crashed>,
     /// None in a worker.
     signals: Option<SignalFd>,
 }
@@ -67,11 +72,22 @@ struct Worker {
     control: Option<Channel>,
 }
 
+/// A process that has crashed and hands its connections over.
+struct Crashed {
+    pid: Pid,
+    slot: usize,
+    /// When it is killed.
+    kill_at: plan::Time,
+}
+
+/// A crashed process has this long (ns) to hand over its connections and write a core dump.
+const LAST_WORDS: plan::Time = 30_000_000_000;
+
 impl Fleet {
     /// Binds, finds the handlers and makes what is shared; all before the first fork of a worker.
     fn prepare(config: Config) -> Result<Self, (Exit, String)> {
-        let listeners =
-            listener::bind(&config.listen, config.backlog).map_err(|error| (Exit::Bind, error.to_string()))?;
+        let listeners = listener::bind(&config.listen, config.backlog)
+            .map_err(|error| (Exit::Bind, error.to_string()))?;
         let internal = |error: io::Error| (Exit::Internal, error.to_string());
         let prepared = || {
             let (routes, faults) =
@@ -81,10 +97,13 @@ impl Fleet {
             }
             let scoreboard = Scoreboard::create(config.workers).map_err(internal)?;
             let signals = watch_signals().map_err(internal)?;
-            Ok((routes, scoreboard, signals))
+            let inboxes: io::Result<Vec<Inbox>> = (0..config.workers).map(|_| Inbox::new()).collect();
+            Ok((routes, scoreboard, signals, inboxes.map_err(internal)?))
         };
         match prepared() {
-            Ok((routes, scoreboard, signals)) => Ok(Self {
+            Ok((routes, scoreboard, signals, inboxes)) => Ok(Self {
+                inboxes: Arc::new(inboxes),
+                crashed: Vec::new(),
                 workers: (0..config.workers).map(|_| None).collect(),
                 config: Arc::new(config),
                 routes: Arc::new(routes),
@@ -122,6 +141,7 @@ impl Fleet {
 
     /// Waits for a signal, a report or the deadline, and says what has happened.
     fn wait(&mut self, deadline: Option<plan::Time>, events: &mut VecDeque<Event>) {
+        let deadline = self.crashed.iter().map(|crashed| crashed.kill_at).chain(deadline).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
             let milliseconds = deadline.saturating_sub(scoreboard::now()).div_ceil(1_000_000);
             PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
@@ -138,6 +158,22 @@ impl Fleet {
             self.read_reports(slot, events);
         }
         self.read_signals(events);
+        self.kill_crashed();
+    }
+
+    /// Kills crashed processes that do not come to their end.
+    fn kill_crashed(&mut self) {
+        let now = scoreboard::now();
+        for crashed in self.crashed.iter_mut().filter(|crashed| crashed.kill_at <= now) {
+            log::error!(
+                "{}[{}] does not end after its crash and is killed",
+                worker_name(crashed.slot),
+                crashed.pid
+            );
+            // Not reaped yet, so the pid is still its own.
+            let _ = kill(crashed.pid, Signal::SIGKILL);
+            crashed.kill_at = plan::Time::MAX;
+        }
     }
 
     fn read_signals(&mut self, events: &mut VecDeque<Event>) {
@@ -167,6 +203,14 @@ impl Fleet {
                     }
                     events.push_back(Event::Ready(slot));
                 }
+                Ok(Some(Report::Crashed)) => {
+                    let facts = self.scoreboard.slot(slot).map(|record| record.crash.facts());
+                    log::error!("{}[{}] {}", worker_name(slot), worker.pid, tell_crash(&self.routes, facts));
+                    let kill_at = scoreboard::now().saturating_add(LAST_WORDS);
+                    self.crashed.push(Crashed { pid: worker.pid, slot, kill_at });
+                    self.workers[slot] = None;
+                    return events.push_back(Event::Crashed(slot));
+                }
                 Ok(None) => worker.control = None,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -184,6 +228,11 @@ impl Fleet {
     fn reap(&mut self, events: &mut VecDeque<Event>) {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             let Some(pid) = status.pid() else { return };
+            if let Some(index) = self.crashed.iter().position(|crashed| crashed.pid == pid) {
+                self.tell_rescue(&self.crashed[index]);
+                self.crashed.swap_remove(index);
+                continue;
+            }
             let is_in = |worker: &Option<Worker>| worker.as_ref().is_some_and(|worker| worker.pid == pid);
             let Some(slot) = self.workers.iter().position(is_in) else { continue };
             self.read_reports(slot, events); // what it said before it died
@@ -211,6 +260,15 @@ impl Fleet {
             format!(" in {} of {name}, connection {connection:x}", callback_name(callback))
         });
         log::error!("{}{how}{blame}", worker_name(slot));
+    }
+
+    fn tell_rescue(&self, crashed: &Crashed) {
+        let Crashed { pid, slot, .. } = *crashed;
+        let (moved, cut) = self.scoreboard.slot(slot).map_or((0, 0), |record| record.crash.result());
+        log::warn!(
+            "{}[{pid}] has ended: {moved} connections went on elsewhere, {cut} did not",
+            worker_name(slot)
+        );
     }
 
     fn spawn(&mut self, slot: usize) -> Result<(), Event> {
@@ -247,6 +305,23 @@ impl Fleet {
         let mut out = io::stdout();
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     }
+}
+
+/// What a crash was, for the log.
+fn tell_crash(routes: &Routes, facts: Option<CrashFacts>) -> String {
+    let Some(CrashFacts { signal, address, callback, conn, handler }) = facts else {
+        return "crashed".to_owned();
+    };
+    let what = match Signal::try_from(signal) {
+        Ok(signal @ (Signal::SIGSEGV | Signal::SIGBUS)) => {
+            format!("crashed: {signal} at address {address:#x}")
+        }
+        Ok(signal) => format!("crashed: {signal}"),
+        Err(_) => "is brought down by a handler that called exit()".to_owned(),
+    };
+    let name = handler.and_then(|handler| routes.handlers().get(usize::from(handler)));
+    let name = name.map_or("no handler", |handler| &handler.name);
+    format!("{what} in {} of {name}, connection {conn:x}", callback_name(callback))
 }
 
 /// One line, stable for scripts.

@@ -18,6 +18,8 @@ pub enum Event {
     Ready(usize),
     /// The process in this slot has ended, or could not be forked.
     Died(usize),
+    /// The process in this slot is going down because of a handler, and hands its connections over.
+    Crashed(usize),
     /// Stop when all connections are closed.
     Terminate,
     /// The same from a terminal; when repeated: stop at once.
@@ -88,8 +90,12 @@ struct Slot {
 enum Process {
     /// None, and one is due at this time.
     Due(Time),
-    Starting { since: Time },
-    Running { since: Time },
+    Starting {
+        since: Time,
+    },
+    Running {
+        since: Time,
+    },
     /// Killed because it did not get ready; its death is still to be reported.
     Killed,
     /// None, and none is due.
@@ -100,9 +106,16 @@ enum Process {
 enum Phase {
     Serving,
     /// The workers have been told to leave; who is left at `kill_at` is killed.
-    Stopping { kill_at: Time, exit: Exit, at_once: bool, interrupted: bool },
+    Stopping {
+        kill_at: Time,
+        exit: Exit,
+        at_once: bool,
+        interrupted: bool,
+    },
     /// The rest was killed.
-    Killing { exit: Exit },
+    Killing {
+        exit: Exit,
+    },
     Left,
 }
 
@@ -120,6 +133,7 @@ impl Plan {
             Event::Start => self.slots.iter_mut().for_each(|slot| slot.process = Process::Due(now)),
             Event::Ready(slot) => self.ready(slot, now, &mut actions),
             Event::Died(slot) => self.died(slot, now, &mut actions),
+            Event::Crashed(slot) => self.crashed(slot, now, &mut actions),
             Event::Terminate => self.stop(Exit::Ok, false, now, &mut actions),
             Event::Interrupt => self.interrupt(now, &mut actions),
             Event::Quit => self.stop(Exit::Ok, true, now, &mut actions),
@@ -170,6 +184,19 @@ impl Plan {
         slot.deaths = slot.deaths.saturating_add(1);
         if self.slots.iter().all(|slot| slot.failed_starts >= FAILED_STARTS) {
             self.stop(Exit::Start, true, now, actions);
+        }
+    }
+
+    /// Its connections wait for a replacement, and a handler is to blame: no backoff.
+    fn crashed(&mut self, slot: usize, now: Time, actions: &mut Vec<Action>) {
+        let Some(process) = self.slots.get_mut(slot).map(|slot| &mut slot.process) else { return };
+        match (*process, self.phase) {
+            (Process::Running { .. }, Phase::Serving) => {
+                *process = Process::Starting { since: now };
+                actions.push(Action::Spawn(slot));
+            }
+            // It was not serving yet, or nobody is replaced any more: a death like others.
+            _ => self.died(slot, now, actions),
         }
     }
 
@@ -275,7 +302,7 @@ mod tests {
         plan
     }
 
-    use Event::{Died, Fail, Interrupt, Quit as QuitNow, Ready, Terminate, Time as Passed};
+    use Event::{Crashed, Died, Fail, Interrupt, Quit as QuitNow, Ready, Terminate, Time as Passed};
 
     #[test]
     fn the_fleet_is_announced_once_when_all_are_ready() {
@@ -496,7 +523,12 @@ mod tests {
     fn quit_leaves_at_once() {
         check(
             2,
-            &[(0, Ready(0), &[]), (1, QuitNow, &[Quit(0), Quit(1)]), (1, Died(0), &[]), (2, Passed, &[Kill(1)])],
+            &[
+                (0, Ready(0), &[]),
+                (1, QuitNow, &[Quit(0), Quit(1)]),
+                (1, Died(0), &[]),
+                (2, Passed, &[Kill(1)]),
+            ],
         );
         check(1, &[(1, Terminate, &[Stop(0)]), (2, QuitNow, &[Quit(0)]), (2, Died(0), &[Leave(Exit::Ok)])]);
     }
@@ -517,6 +549,24 @@ mod tests {
                 (0, Died(0), &[]),
                 (1, Passed, &[Kill(1)]),
                 (1, Died(1), &[Leave(Exit::Config)]),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_worker_that_crashes_while_serving_is_replaced_without_delay_whatever_was() {
+        check(
+            1,
+            &[
+                (0, Ready(0), &[Announce]),
+                (1, Crashed(0), &[Spawn(0)]),
+                (1, Ready(0), &[]),
+                (1, Crashed(0), &[Spawn(0)]),
+                (2, Crashed(0), &[Spawn(0)]), // before it was ready: the first death
+                (2, Crashed(0), &[]),
+                (3, Passed, &[Spawn(0)]),
+                (4, Terminate, &[Stop(0)]),
+                (5, Crashed(0), &[Leave(Exit::Ok)]),
             ],
         );
     }

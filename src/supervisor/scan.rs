@@ -153,7 +153,8 @@ impl Walk<'_> {
             return;
         }
         let Some(resource) = self.resource(path) else {
-            let why = "no request can name it: expected letters, digits and -._~!$&'()*+,;=:@ only".to_owned();
+            let why =
+                "no request can name it: expected letters, digits and -._~!$&'()*+,;=:@ only".to_owned();
             return self.skip(path, why);
         };
         if self.found.len() == MAX_HANDLERS {
@@ -254,7 +255,10 @@ mod tests {
     /// The reasons, with the names below `dir`.
     fn reasons(skipped: &[Skipped], dir: &Path) -> Vec<String> {
         let dir = dir.canonicalize().unwrap();
-        skipped.iter().map(|skipped| skipped.to_string().replace(&format!("{}/", dir.display()), "")).collect()
+        skipped
+            .iter()
+            .map(|skipped| skipped.to_string().replace(&format!("{}/", dir.display()), ""))
+            .collect()
     }
 
     #[test]
@@ -275,7 +279,14 @@ mod tests {
 
     #[test]
     fn names_that_no_request_can_have_are_skipped_with_a_warning() {
-        let dir = tree(&["a b_wsh.so", "a%20b_wsh.so", "caf\u{e9}_wsh.so", "x#_wsh.so", "x?_wsh.so", "ok~!$_wsh.so"]);
+        let dir = tree(&[
+            "a b_wsh.so",
+            "a%20b_wsh.so",
+            "caf\u{e9}_wsh.so",
+            "x#_wsh.so",
+            "x?_wsh.so",
+            "ok~!$_wsh.so",
+        ]);
         std::fs::write(dir.path().join(OsStr::from_bytes(b"\xff_wsh.so")), "").unwrap();
         let (found, skipped) = scan(plain(dir.path())).unwrap();
         assert_eq!(resources(&found), ["/ok~!$"]);

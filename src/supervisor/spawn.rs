@@ -8,12 +8,13 @@ use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid};
 
-use super::Fleet;
+use super::{Fleet, plan};
 use crate::exit::Exit;
 use crate::fleet::control::Channel;
 use crate::fleet::{scoreboard, title};
@@ -35,6 +36,14 @@ pub fn worker_name(slot: usize) -> String {
     format!("worker default/{slot}")
 }
 
+/// Closes what the program was started with beyond the standard streams: a lock or pipe of the shell would be
+/// held by all processes of the fleet. Call it before anything is opened.
+pub fn close_inherited() {
+    // SAFETY: nothing in this process has opened a descriptor yet, so nothing refers to those that are closed.
+    // Where the system call does not exist they stay open, which is untidy only.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+}
+
 /// Forks the worker of a slot; returns its pid and the supervisor's end of its channel.
 pub(super) fn spawn(fleet: &mut Fleet, slot: usize) -> io::Result<(Pid, Channel)> {
     let (ours, theirs) = Channel::pair()?;
@@ -48,7 +57,7 @@ pub(super) fn spawn(fleet: &mut Fleet, slot: usize) -> io::Result<(Pid, Channel)
             Err(error.into())
         }
         Ok(ForkResult::Parent { child }) => {
-            record.pid.store(child.as_raw(), std::sync::atomic::Ordering::Relaxed);
+            record.pid.store(child.as_raw(), Ordering::Relaxed);
             Ok((child, ours))
         }
         Ok(ForkResult::Child) => {
@@ -67,7 +76,8 @@ fn be_worker(fleet: &mut Fleet, slot: usize, control: Channel, supervisor: Pid) 
     // With a sibling's channel open, its end would not be seen when the supervisor vanishes.
     fleet.workers.clear();
     fleet.signals = None;
-    if let Err(error) = prepare(supervisor) {
+    let patience = fleet.config.stop_time.saturating_add(plan::GRACE).div_ceil(1_000_000_000);
+    if let Err(error) = prepare(supervisor, patience.try_into().unwrap_or(u32::MAX)) {
         log::error!("{} can not start: {error}", worker_name(slot));
         return Exit::Internal.code();
     }
@@ -81,10 +91,11 @@ fn be_worker(fleet: &mut Fleet, slot: usize, control: Channel, supervisor: Pid) 
         scoreboard: fleet.scoreboard,
         slot,
         control,
+        inboxes: Arc::clone(&fleet.inboxes),
     })
 }
 
-fn prepare(supervisor: Pid) -> io::Result<()> {
+fn prepare(supervisor: Pid, patience: u32) -> io::Result<()> {
     // A handler that reads standard input must not take it from the terminal.
     dup2_stdin(File::open("/dev/null")?)?;
     for ignored in NOT_FOR_WORKERS {
@@ -96,10 +107,25 @@ fn prepare(supervisor: Pid) -> io::Result<()> {
         unsafe { signal(crash, SigHandler::SigDfl)? };
     }
     SigSet::empty().thread_set_mask()?; // the supervisor blocks what it reads from its signalfd
-    // The channel's end says the same; this reaches a worker whose loop is stuck in a handler.
-    set_pdeathsig(Signal::SIGTERM)?;
+    // The channel's end tells the worker to leave; a worker that is stuck in a handler does not read it.
+    PATIENCE.store(patience, Ordering::Relaxed);
+    // SAFETY: the function does what a signal handler may do only.
+    unsafe { signal(Signal::SIGALRM, SigHandler::Handler(on_orphaned))? };
+    set_pdeathsig(Signal::SIGALRM)?;
     match getppid() == supervisor {
         true => Ok(()),
         false => Err(io::Error::other("the supervisor has vanished")),
+    }
+}
+
+/// Seconds that a worker has to leave after the supervisor has vanished.
+static PATIENCE: AtomicU32 = AtomicU32::new(0);
+
+/// SIGALRM, first from the end of the supervisor, then from the alarm: the second one ends the process.
+extern "C" fn on_orphaned(_: libc::c_int) {
+    // SAFETY: both calls are async-signal-safe (signal-safety(7)).
+    unsafe {
+        libc::signal(libc::SIGALRM, libc::SIG_DFL);
+        libc::alarm(PATIENCE.load(Ordering::Relaxed));
     }
 }

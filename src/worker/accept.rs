@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use socket2::{Socket, SockRef};
+use socket2::{SockRef, Socket};
 
 use super::mailroom::{Command, Mailroom};
 use crate::fleet::listener::Listener;
@@ -42,7 +42,9 @@ impl Acceptor {
             let socket = match accept(self.listener.as_fd()) {
                 Ok(socket) => socket,
                 // accept(2): errors of the connection that was waiting, not of the socket.
-                Err(Errno::EINTR | Errno::EAGAIN | Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM) => continue,
+                Err(Errno::EINTR | Errno::EAGAIN | Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM) => {
+                    continue;
+                }
                 Err(Errno::ENETDOWN | Errno::ENOPROTOOPT | Errno::EHOSTDOWN | Errno::ENONET) => continue,
                 Err(Errno::EHOSTUNREACH | Errno::EOPNOTSUPP | Errno::ENETUNREACH) => continue,
                 Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)) => {
@@ -51,7 +53,10 @@ impl Acceptor {
                     continue;
                 }
                 Err(error) => {
-                    log::error!("accept on {}: {error}; this worker accepts no more there", self.listener.address);
+                    log::error!(
+                        "accept on {}: {error}; this worker accepts no more there",
+                        self.listener.address
+                    );
                     return;
                 }
             };

@@ -11,7 +11,9 @@ use super::conn::{Phase, Timers};
 use super::facts::{self, Facts};
 use super::opening::close_body;
 use super::thread::MAX_TIMERS;
-use crate::ffi::host::{ABSENT, Address, End, Fact, Host, Number, OwnedBytes, Payload, Reply, Task, present};
+use crate::ffi::host::{
+    ABSENT, Address, Callback, End, Fact, Host, Number, OwnedBytes, Payload, Reply, Task, present,
+};
 use crate::proto::connection::{Kind, Send, SendError};
 use crate::proto::deflate::Params;
 
@@ -21,9 +23,9 @@ const LARGE: usize = 16 * 1024;
 
 impl Host for Worker {
     fn fact(&self, conn: u64, fact: Fact) -> ws_bytes {
-        let core = &mut *self.core.borrow_mut();
         match fact {
             Fact::CloseReason => {
+                let core = &mut *self.core.borrow_mut();
                 let open = core.table.get(conn).and_then(|conn| conn.open());
                 let close = open.and_then(|open| open.peer_close.as_ref());
                 match close.and_then(|close| close.reason.strip_suffix(b"\0")) {
@@ -32,6 +34,7 @@ impl Host for Worker {
                 }
             }
             Fact::State => {
+                let core = &mut *self.core.borrow_mut();
                 core.table.record(conn).and_then(|record| record.state()).map_or(ABSENT, present)
             }
             _ => self.facts(conn, |facts| facts.get(fact)).unwrap_or(ABSENT),
@@ -41,12 +44,22 @@ impl Host for Worker {
     fn number(&self, conn: u64, number: Number) -> u32 {
         let core = &mut *self.core.borrow_mut();
         match number {
-            Number::Version => 13,
+            // A function that outlived its connection finds it gone.
+            Number::Version => {
+                let in_task = crate::ffi::host::place().0 == Callback::Task;
+                let conn = core.table.get(conn);
+                conn.map_or(
+                    0,
+                    |conn| if in_task && conn.open().is_none_or(|open| open.over) { 0 } else { 13 },
+                )
+            }
             Number::IsResumed => core.table.record(conn).map_or(0, |record| u32::from(record.is_resumed())),
             Number::Deflate => core.table.record(conn).map_or(0, |record| u32::from(record.deflate != 0)),
-            Number::LastOpcode => {
-                core.table.get(conn).and_then(|conn| conn.open()).map_or(0, |open| u32::from(open.last_opcode))
-            }
+            Number::LastOpcode => core
+                .table
+                .get(conn)
+                .and_then(|conn| conn.open())
+                .map_or(0, |open| u32::from(open.last_opcode)),
             Number::CloseCode => {
                 let open = core.table.get(conn).and_then(|conn| conn.open());
                 open.map_or(0, |open| match &open.peer_close {
@@ -83,9 +96,10 @@ impl Host for Worker {
             _ => None,
         };
         let Some(ours) = ours else { return WS_E_GONE };
-        let result = ours.reply(reply);
+        let later = crate::ffi::host::place() != (Callback::Handshake, handshake);
+        let result = if later { ours.reply_later(reply) } else { ours.reply(reply) };
         // Later, from a timer or a callback of another connection: nobody else will see the verdict.
-        if ours.has_verdict() && crate::ffi::host::place().1 != handshake {
+        if later && ours.has_verdict() {
             self.mailroom.give(super::mailroom::Command::Verdict(handshake));
         }
         result
@@ -201,7 +215,7 @@ impl Worker {
             _ => return None,
         };
         let record = core.table.record(id)?;
-        let deflate = record.deflate.checked_sub(1).and_then(Params::from_bits);
+        let deflate = (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten();
         Some(f(Facts { strings: record.strings(), deflate, request: request.as_deref() }))
     }
 
@@ -250,7 +264,7 @@ impl Worker {
             }
             Err(error) => return send_result(error),
         }
-        Worker::mark_dirty(&mut core.dirty, id, conn);
+        Worker::mark_dirty(core, id);
         self.count_out(id, kind, bytes.len(), how.more);
         WS_OK
     }
@@ -279,7 +293,7 @@ impl Worker {
             }
             Err(error) => return send_result(error),
         }
-        Worker::mark_dirty(&mut core.dirty, id, conn);
+        Worker::mark_dirty(core, id);
         self.count_out(id, kind, size, how.more);
         WS_OK
     }
@@ -305,7 +319,7 @@ impl Worker {
         if let Err(error) = open.proto.ping(payload, &mut io) {
             return send_result(error);
         }
-        Worker::mark_dirty(&mut core.dirty, id, conn);
+        Worker::mark_dirty(core, id);
         WS_OK
     }
 }

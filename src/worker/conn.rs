@@ -275,6 +275,11 @@ impl Table {
         self.records.get_mut(id as u32)
     }
 
+    /// Where the records lie.
+    pub fn records(&self) -> (std::ptr::NonNull<Record>, usize) {
+        self.records.raw()
+    }
+
     /// Takes a connection out and forgets all about it.
     pub fn remove(&mut self, id: u64) -> Option<Box<Conn>> {
         self.get(id)?;

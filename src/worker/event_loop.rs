@@ -28,6 +28,7 @@ const HEARTBEAT: u64 = 1000;
 const BELL: u64 = 0;
 const CONTROL: u64 = 1;
 const SIGNAL: u64 = 2;
+const INBOX: u64 = 3;
 
 /// What the loop waits for.
 pub struct Poll(Epoll);
@@ -62,6 +63,9 @@ impl Worker {
         self.poll.add(self.mailroom.bell(), BELL)?;
         self.poll.add(&self.control, CONTROL)?;
         self.poll.add(&signals, SIGNAL)?;
+        if let Some(inbox) = self.inboxes.get(self.index) {
+            self.poll.add(inbox.outlet(), INBOX)?;
+        }
         let mut buffer = vec![0; RECEIVE + 1];
         let mut events = [EpollEvent::empty(); EVENTS];
         loop {
@@ -75,6 +79,7 @@ impl Worker {
             for event in events.iter().take(count) {
                 match event.data() {
                     BELL => self.obey(),
+                    INBOX => self.empty_inbox(),
                     CONTROL => {
                         if self.hear_supervisor() {
                             return Ok(());
@@ -219,7 +224,9 @@ impl Worker {
     fn leave(&self) {
         let (connections, threads) = (self.core.borrow().table.len(), self.threads.get());
         if connections > 0 || threads > 0 {
-            log::warn!("leaving with {connections} connections and {threads} handler threads that did not end in time");
+            log::warn!(
+                "leaving with {connections} connections and {threads} handler threads that did not end in time"
+            );
         }
         if threads == 0 {
             for service in self.services.iter().flatten() {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
-use socket2::SockAddr;
 use ::ws_handler::raw::*;
+use socket2::SockAddr;
 
 use super::opening::Request;
 use super::record::Strings;
@@ -75,9 +75,7 @@ fn extension_text(params: Params) -> &'static [u8] {
 /// An IP address as handlers see it; without one the peer is on a Unix socket.
 pub fn address(ip: Option<SocketAddr>) -> Address {
     match ip {
-        Some(SocketAddr::V4(ip)) => {
-            Address { family: WS_IPV4, port: ip.port(), text: ip.ip().to_string() }
-        }
+        Some(SocketAddr::V4(ip)) => Address { family: WS_IPV4, port: ip.port(), text: ip.ip().to_string() },
         Some(SocketAddr::V6(ip)) => match ip.ip().to_ipv4_mapped() {
             Some(v4) => Address { family: WS_IPV4, port: ip.port(), text: v4.to_string() },
             None => Address { family: WS_IPV6, port: ip.port(), text: ip.ip().to_string() },

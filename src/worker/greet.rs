@@ -6,14 +6,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use socket2::Socket;
 use ::ws_handler::raw::*;
+use socket2::Socket;
 
 use super::conn::{Conn, FileBody, NEVER, Open, Pause, Phase};
 use super::facts;
 use super::mailbox::{Ended, Mailbox, Opened};
 use super::opening::{Finished, Handshake, Request, Verdict};
-use super::record::Strings;
+use super::record::{Strings, standing};
 use super::{Service, Worker, thread};
 use crate::ffi::host::{Callback, End};
 use crate::http::{self, Body, Reply};
@@ -29,30 +29,37 @@ impl Worker {
     /// Takes an accepted connection in.
     pub fn greet(&self, socket: Socket, peer: Option<SocketAddr>) {
         let deadline = self.now.get().saturating_add(self.config.handshake_time);
-        let added = {
-            let core = &mut *self.core.borrow_mut();
-            match core.table.add(Conn::new(socket, deadline)) {
-                Ok(id) => {
-                    let watched = core.table.get(id).map(|conn| self.poll.add(&conn.socket, id));
-                    if let Some(record) = core.table.record(id) {
-                        record.generation = (id >> 32) as u32;
-                        record.set_peer(peer);
-                    }
-                    watched.unwrap_or(Ok(())).map(|()| id).map_err(|error| {
-                        core.table.remove(id);
-                        error.to_string()
-                    })
-                }
-                Err(_) => Err(format!("{} connections already", self.config.connections)),
-            }
-        };
-        match added {
-            Ok(id) => self.arm(id),
-            Err(why) => {
-                log::warn!("a connection was dropped: {why}");
-                self.uncount();
-            }
+        let Some(id) = self.add(Conn::new(socket, deadline)) else { return };
+        if let Some(record) = self.core.borrow_mut().table.record(id) {
+            record.set_peer(peer);
+            record.seal();
+            record.set_standing(standing::TAKEN | standing::FRESH);
         }
+        self.arm(id);
+    }
+
+    /// Adds a connection, which the scoreboard counts already, to table and poll. `None` if there is no room.
+    pub fn add(&self, conn: Conn) -> Option<u64> {
+        let core = &mut *self.core.borrow_mut();
+        let Ok(id) = core.table.add(conn) else {
+            log::warn!("a connection was dropped: {} connections already", self.config.connections);
+            self.uncount();
+            return None;
+        };
+        let conn = core.table.get(id)?;
+        let raw = std::os::fd::AsRawFd::as_raw_fd(&conn.socket);
+        if let Err(error) = self.poll.add(&conn.socket, id) {
+            log::error!("a connection was dropped: epoll: {error}");
+            core.table.remove(id);
+            self.uncount();
+            return None;
+        }
+        let record = core.table.record(id)?;
+        record.generation = (id >> 32) as u32;
+        record.fd = raw;
+        record.seal();
+        record.set_standing(standing::TAKEN);
+        Some(id)
     }
 
     /// Bytes of a request head have come.
@@ -169,7 +176,8 @@ impl Worker {
             }
             None => {
                 self.mailroom.add_handshake(&handshake);
-                let result = self.attributed(handler, Callback::Handshake, id, || service.handler.handshake(id));
+                let result =
+                    self.attributed(handler, Callback::Handshake, id, || service.handler.handshake(id));
                 if handshake.returned(result, true) {
                     self.conclude(id);
                 } else {
@@ -219,16 +227,20 @@ impl Worker {
         let stream = service.handler.has_flag(WS_STREAM);
         let keep = service.handler.has_flag(WS_KEEP_REQUEST);
         let protocol_text = protocol.as_ref().map(|name| format!("{name}\0"));
-        let strings = Strings {
-            protocol: protocol.as_deref().map(str::as_bytes),
-            ..handshake.request.strings()
-        };
+        let strings =
+            Strings { protocol: protocol.as_deref().map(str::as_bytes), ..handshake.request.strings() };
         let request = keep.then(|| Arc::clone(&handshake.request));
         {
             let core = &mut *self.core.borrow_mut();
             if let Some(record) = core.table.record(id) {
                 record.handler = handshake.handler;
-                record.deflate = params.map_or(0, |params| params.to_bits() + 1);
+                if let Some((params, threshold, level)) = deflate {
+                    (record.deflate, record.threshold) = (params.to_bits(), threshold);
+                    record.level = u16::from(level);
+                }
+                if let Some(request) = &request {
+                    record.set_head(request.head.as_bytes());
+                }
                 if record.set_strings(strings).is_err() {
                     // The head's own limit is far below what a record can describe, unless it was raised.
                     drop(core.table.remove(id));
@@ -249,10 +261,9 @@ impl Worker {
             conn.deadline = NEVER;
             conn.dirty = true;
             core.dirty.push(id);
-            let fd = std::os::fd::AsRawFd::as_raw_fd(&conn.socket);
             if let Some(record) = core.table.record(id) {
-                record.fd = fd;
                 record.seal();
+                record.set_standing(standing::TAKEN | standing::BOUNDARY);
             }
         }
         if let Some((code, reason)) = close {
@@ -275,7 +286,8 @@ impl Worker {
                 });
             }
             None => {
-                let result = self.attributed(handshake.handler, Callback::Open, id, || service.handler.open(id));
+                let result =
+                    self.attributed(handshake.handler, Callback::Open, id, || service.handler.open(id));
                 if result < 0 {
                     log::error!("{}: on_open returned {result}; closed with 1011", service.plugin.name);
                     self.close(id, Some(1011), b"", WS_BY_HANDLER);
@@ -336,7 +348,9 @@ impl Worker {
             Some(Phase::Opening(_, Some(_))) => {
                 let reply = unavailable("the handler did not decide in time");
                 let opening = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
-                    Some(Phase::Opening(handshake, mailbox)) => Some((Arc::clone(handshake), mailbox.clone())),
+                    Some(Phase::Opening(handshake, mailbox)) => {
+                        Some((Arc::clone(handshake), mailbox.clone()))
+                    }
                     _ => None,
                 };
                 if let Some((handshake, mailbox)) = opening {

@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ::ws_handler::raw::*;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::Socket;
-use ::ws_handler::raw::*;
 
 use super::opening::{Handshake, close_body};
 use crate::ffi::host::{OwnedBytes, Payload, Reply, Task};
@@ -197,7 +197,7 @@ impl Mailroom {
     /// A handler's wish about a handshake that this thread is not in.
     pub fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
         let Some(known) = lock(&self.handshakes).get(&handshake).cloned() else { return WS_E_GONE };
-        let result = known.reply(reply);
+        let result = known.reply_later(reply);
         if known.has_verdict() {
             self.give(Command::Verdict(handshake));
         }
@@ -231,8 +231,10 @@ impl Mailroom {
 
     /// All commands so far.
     pub fn take(&self) -> Vec<Command> {
-        self.awake.store(false, Ordering::Release);
+        // In this order: a command given in between rings again. The other way round its ring would be swallowed
+        // here and `awake` stay set, and nobody would ever ring again.
         let _ = self.bell.read();
+        self.awake.swap(false, Ordering::AcqRel);
         std::mem::take(&mut *lock(&self.commands))
     }
 
@@ -269,9 +271,8 @@ impl Mailroom {
 
     /// Whether on_writable is owed; asked once the queue has drained.
     pub fn take_full(&self, conn: u64) -> bool {
-        self.open(conn).is_some_and(|word| {
-            word.full.load(Ordering::Relaxed) && word.full.swap(false, Ordering::AcqRel)
-        })
+        self.open(conn)
+            .is_some_and(|word| word.full.load(Ordering::Relaxed) && word.full.swap(false, Ordering::AcqRel))
     }
 
     /// Makes a handshake known to all threads, before the handler hears of it.

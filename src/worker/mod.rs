@@ -14,16 +14,19 @@ mod facts;
 mod greet;
 mod mailbox;
 mod mailroom;
+mod moving;
 mod opening;
-mod outside;
 mod output;
+mod outside;
 mod record;
+mod rescue;
 mod thread;
 mod timer;
 mod traffic;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -31,7 +34,8 @@ use crate::config::Config;
 use crate::ffi::call::Handler;
 use crate::ffi::host;
 use crate::ffi::plugin::{self, Plugin};
-use crate::fleet::control::{Channel, Report};
+use crate::fleet::control::{self, Channel, Report};
+use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::Listener;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Scoreboard, Slot, State};
@@ -41,7 +45,9 @@ use accept::Acceptor;
 use conn::Table;
 use event_loop::Poll;
 use mailroom::Mailroom;
+use moving::Shipment;
 use output::Spare;
+use rescue::Kit;
 use thread::ThreadHost;
 use timer::Timers;
 
@@ -59,6 +65,8 @@ pub struct Start {
     pub slot: usize,
     /// To the supervisor.
     pub control: Channel,
+    /// By slot.
+    pub inboxes: Arc<Vec<Inbox>>,
 }
 
 /// A handler as this worker has it.
@@ -92,6 +100,9 @@ struct Worker {
     slot: &'static Slot,
     scoreboard: &'static Scoreboard,
     control: Channel,
+    inboxes: Arc<Vec<Inbox>>,
+    /// This worker's place in them.
+    index: usize,
     mailroom: &'static Mailroom,
     thread_host: &'static ThreadHost,
     poll: Poll,
@@ -118,9 +129,10 @@ pub fn run(start: Start) -> i32 {
 }
 
 fn serve(start: Start) -> io::Result<()> {
-    let Start { config, routes, listeners, scoreboard, slot: index, control } = start;
+    let Start { config, routes, listeners, scoreboard, slot: index, control, inboxes } = start;
     let slot = scoreboard.slot(index).ok_or_else(|| io::Error::other("no such slot in the scoreboard"))?;
-    let mailroom: &'static Mailroom = Box::leak(Box::new(Mailroom::new(config.connections, config.send_high)?));
+    let mailroom: &'static Mailroom =
+        Box::leak(Box::new(Mailroom::new(config.connections, config.send_high)?));
     host::set_outside_host(Box::leak(Box::new(outside::Outside { mailroom })));
     let services = load(&config, &routes, index as u32);
     let loaded = services.iter().flatten().count();
@@ -130,6 +142,8 @@ fn serve(start: Start) -> io::Result<()> {
         slot,
         scoreboard,
         control,
+        inboxes,
+        index,
         mailroom,
         thread_host: Box::leak(Box::new(ThreadHost { mailroom })),
         poll: Poll::new()?,
@@ -151,6 +165,15 @@ fn serve(start: Start) -> io::Result<()> {
         routes,
     }));
     host::set_host(worker);
+    rescue::install(Kit {
+        records: worker.core.borrow().table.records(),
+        mailroom,
+        slot,
+        inlet: worker.inboxes.get(index).map_or(-1, |inbox| inbox.inlet().as_raw_fd()),
+        control: worker.control.as_fd().as_raw_fd(),
+        report: control::CRASHED.to_vec(),
+        shipment: UnsafeCell::new(Shipment::new()),
+    })?;
     slot.heartbeat.store(worker.now.get(), Ordering::Relaxed);
     slot.set_state(State::Running);
     for listener in listeners {
@@ -169,7 +192,9 @@ fn load(config: &Config, routes: &Routes, worker: u32) -> Vec<Option<Service>> {
     let load = |route: &crate::fleet::routes::Route| {
         let settings = config.settings.get(&route.resource).map_or(&[][..], Vec::as_slice);
         let plugin = plugin::load(&route.file, worker, settings)
-            .inspect_err(|error| log::error!("{}: {error}; {} answers 503", route.file.display(), route.resource))
+            .inspect_err(|error| {
+                log::error!("{}: {error}; {} answers 503", route.file.display(), route.resource)
+            })
             .ok()?;
         let handler = Handler::new(plugin.table);
         let result = handler.worker_start();

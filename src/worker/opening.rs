@@ -5,16 +5,16 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use socket2::SockAddr;
 use ::ws_handler::raw::*;
+use socket2::SockAddr;
 
 use super::facts::{self, Facts};
 use super::record::Strings;
 use crate::ffi::host::{Address, End, Reply};
+use crate::proto::close;
 use crate::proto::deflate::{self, Params};
 use crate::proto::handshake::{self, Opening};
 use crate::proto::head::Head;
-use crate::proto::close;
 
 /// Headers that a handler may add to a reply.
 const MAX_HEADERS: usize = 64;
@@ -169,15 +169,25 @@ impl Handshake {
         self.draft().verdict.is_some()
     }
 
-    /// A handler's wish. Results as in `ws_handler.h`.
+    /// A handler's wish, in `do_extra_handshake`, where the last verdict counts. Results as in `ws_handler.h`.
     pub fn reply(&self, reply: Reply<'_>) -> i32 {
-        let mut draft = self.draft();
+        self.change(self.draft(), reply)
+    }
+
+    /// The same after `WS_LATER`: the first verdict counts, and finishes the handshake.
+    pub fn reply_later(&self, reply: Reply<'_>) -> i32 {
+        let draft = self.draft();
+        if draft.verdict.is_some() { WS_E_GONE } else { self.change(draft, reply) }
+    }
+
+    fn change(&self, mut draft: MutexGuard<'_, Draft>, reply: Reply<'_>) -> i32 {
         if draft.finished {
             return WS_E_GONE;
         }
         let verdict = match reply {
             Reply::Protocol(name) => {
-                let offered = self.request.opening.protocols.iter().find(|offered| offered.as_bytes() == name);
+                let offered =
+                    self.request.opening.protocols.iter().find(|offered| offered.as_bytes() == name);
                 let Some(offered) = offered else { return WS_E_INVALID };
                 draft.protocol = Some(offered.clone());
                 return WS_OK;
@@ -273,7 +283,9 @@ impl Draft {
             "Sec-WebSocket-Protocol",
             "Sec-WebSocket-Extensions",
         ];
-        let (Ok(name), Ok(value)) = (str::from_utf8(name), str::from_utf8(value)) else { return WS_E_INVALID };
+        let (Ok(name), Ok(value)) = (str::from_utf8(name), str::from_utf8(value)) else {
+            return WS_E_INVALID;
+        };
         let valid = handshake::is_header_name(name.as_bytes())
             && handshake::is_header_value(value.as_bytes())
             && !OURS.iter().any(|ours| ours.eq_ignore_ascii_case(name));

@@ -37,6 +37,8 @@ pub struct Queue {
     chunks: VecDeque<Chunk>,
     /// Of the first chunk, the kernel has taken so much.
     sent: usize,
+    /// What waits begins in the middle of what was sent, not at its start.
+    torn: bool,
 }
 
 impl Queue {
@@ -48,6 +50,11 @@ impl Queue {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether nothing of what waits was sent, so that it begins with a frame.
+    pub fn is_at_start(&self) -> bool {
+        !self.torn
     }
 
     /// The buffer at the end, to append to.
@@ -103,6 +110,8 @@ impl Queue {
                 Err(error) => return Err(error),
             };
             self.advance(written.min(waiting));
+            // Where a write ends is the end of a frame only if it took everything.
+            self.torn = (self.torn || written > 0) && written < waiting + after.len();
             if ends_with_after || written < given {
                 return Ok(written.saturating_sub(waiting));
             }

@@ -11,23 +11,44 @@ use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
 /// Bytes of resource, origin and subprotocol that fit into the record itself.
-const INLINE: usize = 108;
+const INLINE: usize = 88;
+
+/// How a connection stands, for a crash that may come at any moment: bits of `Record::standing`.
+pub mod standing {
+    /// An open WebSocket that another process can take up as it is.
+    pub const MOVABLE: u32 = 1;
+    /// What was sent ends at a frame boundary: a Close frame can follow.
+    pub const BOUNDARY: u32 = 2;
+    /// Accepted, and nothing was read yet.
+    pub const FRESH: u32 = 4;
+    /// There is a connection.
+    pub const TAKEN: u32 = 8;
+}
 
 /// One connection. All zero: no connection.
 #[repr(C, align(64))]
 pub struct Record {
-    /// Over everything behind it, and over the bytes that `spill` and `state` own.
+    /// See [`standing`]; changes all the time and is not under the checksum.
+    standing: AtomicU32,
+    /// Over everything behind it.
     checksum: u32,
+    /// Over the bytes that `spill`, `state` and `head` point to.
+    parts: u32,
     /// The upper half of the connection's id.
     pub generation: u32,
     /// The connection's descriptor.
     pub fd: i32,
-    /// `Params::to_bits` of permessage-deflate, plus one; 0 without compression.
+    /// `Params::to_bits` of permessage-deflate; 0 without compression.
     pub deflate: u32,
+    /// Shorter messages are not compressed.
+    pub threshold: u32,
+    /// The compressor's.
+    pub level: u16,
     /// Index of the handler in the routes.
     pub handler: u16,
     /// `RESUMED`, `HAS_ORIGIN`, `HAS_PROTOCOL`.
@@ -36,8 +57,11 @@ pub struct Record {
     origin: u16,
     protocol: u16,
     peer_port: u16,
-    peer_family: u32,
+    peer_family: u16,
     peer_ip: [u8; 16],
+    head_size: u32,
+    /// The kept request head: bytes that the connection owns.
+    head: *const u8,
     state: Option<Box<[u8]>>,
     spill: Option<Box<[u8]>>,
     inline: [u8; INLINE],
@@ -48,7 +72,7 @@ const HAS_ORIGIN: u16 = 2;
 const HAS_PROTOCOL: u16 = 4;
 
 /// Where the checksum begins to count.
-const COVERED: usize = offset_of!(Record, generation);
+const COVERED: usize = offset_of!(Record, parts);
 
 /// The strings of a connection; each can be followed by a NUL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,27 +169,91 @@ impl Record {
         self.flags & RESUMED != 0
     }
 
-    /// Makes the checksum, after every change.
+    /// It was.
+    pub fn set_resumed(&mut self) {
+        self.flags |= RESUMED;
+    }
+
+    /// Keeps sight of the request head, which must stay where it is until the record is cleared.
+    pub fn set_head(&mut self, head: &[u8]) {
+        (self.head, self.head_size) = (head.as_ptr(), u32::try_from(head.len()).unwrap_or(0));
+    }
+
+    /// How the connection stands.
+    pub fn standing(&self) -> u32 {
+        self.standing.load(Ordering::Relaxed)
+    }
+
+    /// Says how the connection stands.
+    pub fn set_standing(&self, standing: u32) {
+        self.standing.store(standing, Ordering::Relaxed);
+    }
+
+    /// Makes the checksums, after every change.
     pub fn seal(&mut self) {
-        self.checksum = self.sum();
+        self.parts = sum(&self.parts());
+        self.checksum = sum(&[self.covered()]);
     }
 
-    /// Whether the record is as it was when it was sealed.
+    /// Whether the record is as it was when it was sealed. The record itself is looked at first, so that no
+    /// damaged pointer is followed.
     pub fn is_intact(&self) -> bool {
-        self.checksum == self.sum()
+        self.checksum == sum(&[self.covered()]) && self.parts == sum(&self.parts())
     }
 
-    fn sum(&self) -> u32 {
-        let mut hasher = crc32fast::Hasher::new();
-        // SAFETY: a Record is a plain block of memory of this size without padding before
-        // its end, made from zeroed pages, so that every byte of it is initialised.
-        let block = unsafe { std::slice::from_raw_parts((&raw const *self).cast::<u8>(), size_of::<Record>()) };
-        hasher.update(&block[COVERED..]);
-        for part in [&self.state, &self.spill].into_iter().flatten() {
-            hasher.update(part);
-        }
-        hasher.finalize()
+    /// The record's own bytes, for another process.
+    pub fn block(&self) -> &[u8] {
+        // SAFETY: a Record is a plain block of memory of this size without padding, made from
+        // zeroed pages, so that every byte of it is initialised.
+        unsafe { std::slice::from_raw_parts((&raw const *self).cast::<u8>(), size_of::<Record>()) }
     }
+
+    /// The bytes that the record points to: spilled strings, state, request head.
+    pub fn parts(&self) -> [&[u8]; 3] {
+        let head = match self.head_size {
+            0 => &[],
+            // SAFETY: set_head() was given these bytes, which stay until the record is cleared.
+            size => unsafe { std::slice::from_raw_parts(self.head, size as usize) },
+        };
+        [self.spill.as_deref().unwrap_or_default(), self.state.as_deref().unwrap_or_default(), head]
+    }
+
+    /// Takes over what another process knew: its record's own bytes, and the parts. The head is not kept. The
+    /// record must be clear. False, and it stays clear, if they are damaged.
+    pub fn import(&mut self, block: &[u8], parts: [&[u8]; 3]) -> bool {
+        if block.len() != size_of::<Record>() {
+            return false;
+        }
+        // SAFETY: both have this size; the pointers among the bytes are replaced below before any use, with
+        // ptr::write, so that nothing behind them is dropped.
+        unsafe {
+            std::ptr::copy_nonoverlapping(block.as_ptr(), (&raw mut *self).cast::<u8>(), block.len());
+        }
+        let intact = self.checksum == sum(&[self.covered()]) && self.parts == sum(&parts);
+        let own = |part: &[u8]| (!part.is_empty()).then(|| Box::<[u8]>::from(part));
+        let [spill, state, _] = if intact { parts } else { [&[][..]; 3] };
+        // SAFETY: plain stores into our own fields; the values there belong to another process.
+        unsafe {
+            std::ptr::write(&raw mut self.spill, own(spill));
+            std::ptr::write(&raw mut self.state, own(state));
+        }
+        (self.head, self.head_size) = (std::ptr::null(), 0);
+        if !intact {
+            // SAFETY: all zero is a valid Record, and this one owns nothing.
+            unsafe { std::ptr::write_bytes(&raw mut *self, 0, 1) };
+        }
+        intact
+    }
+
+    fn covered(&self) -> &[u8] {
+        self.block().get(COVERED..).unwrap_or_default()
+    }
+}
+
+fn sum(parts: &[&[u8]]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    parts.iter().for_each(|part| hasher.update(part));
+    hasher.finalize()
 }
 
 /// All records of a worker, in anonymous pages that cost nothing until used.
@@ -191,10 +279,16 @@ impl Records {
         Ok(Records { first: first.cast(), count })
     }
 
+    /// Where they lie, for the rescue.
+    pub fn raw(&self) -> (NonNull<Record>, usize) {
+        (self.first, self.count)
+    }
+
     /// A record.
+    #[cfg(test)]
     pub fn get(&self, slot: u32) -> Option<&Record> {
         // SAFETY: within the mapping; zeroed pages are a valid Record (None boxes, zero numbers).
-        (slot as usize) .lt(&self.count).then(|| unsafe { self.first.add(slot as usize).as_ref() })
+        (slot as usize).lt(&self.count).then(|| unsafe { self.first.add(slot as usize).as_ref() })
     }
 
     /// A record, to be changed and sealed.
@@ -267,10 +361,33 @@ mod tests {
     }
 
     #[test]
+    fn another_process_takes_over_what_is_intact_and_nothing_else() {
+        let mut records = Records::map(2).unwrap();
+        let long = "/x".repeat(100);
+        let record = records.get_mut(0).unwrap();
+        record.set_strings(strings(&long)).unwrap();
+        record.set_state(b"counter 7");
+        record.set_head(b"GET / HTTP/1.1");
+        record.seal();
+        let mut block = record.block().to_vec();
+        let parts: Vec<Vec<u8>> = record.parts().iter().map(|part| part.to_vec()).collect();
+        let parts = [&parts[0][..], &parts[1], &parts[2]];
+        let copy = records.get_mut(1).unwrap();
+        assert!(copy.import(&block, parts));
+        assert_eq!((copy.strings(), copy.state()), (strings(&long), Some(&b"counter 7"[..])));
+        records.clear(1);
+        let copy = records.get_mut(1).unwrap();
+        assert!(!copy.import(&block, [parts[0], b"counter 8\0", parts[2]]));
+        block[60] ^= 4;
+        assert!(!copy.import(&block, parts));
+        assert!(copy.block().iter().all(|byte| *byte == 0), "what is damaged leaves no trace");
+    }
+
+    #[test]
     fn the_record_has_no_padding() {
-        // The checksum reads every byte: 4 numbers of 4, 6 of 2, one of 4, 16 for the address,
-        // two boxed slices of 16, and the inline strings.
-        assert_eq!(size_of::<Record>(), 16 + 12 + 4 + 16 + 32 + INLINE + 4);
+        // The checksum reads every byte: 7 numbers of 4, 8 of 2, the address, one of 4, one pointer,
+        // two boxed slices, and the inline strings.
+        assert_eq!(size_of::<Record>(), 28 + 16 + 16 + 4 + 8 + 32 + INLINE);
         assert_eq!(size_of::<Record>() % 64, 0);
     }
 }

@@ -15,6 +15,7 @@ use super::facts::Facts;
 use super::mailbox::{Ended, Item, Mailbox, Opened, PeerClose, Woken};
 use super::mailroom::{Command, Mailroom};
 use super::opening::Handshake;
+use super::rescue;
 use crate::ffi::call::{self, Handler};
 use crate::ffi::host::{self, ABSENT, Address, Callback, End, Fact, Host, Number, Payload, Reply, Task};
 
@@ -81,6 +82,9 @@ fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, hand
         state: Vec::new(),
     };
     CURRENT.set(Some(current));
+    if let Err(error) = rescue::use_signal_stack() {
+        log::error!("connection {conn:x}: no signal stack: {error}");
+    }
     host::set_host(host);
     handshake.returned(handler.handshake(conn), false);
     drop(handshake);
@@ -95,6 +99,7 @@ fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, hand
         }
     }
     CURRENT.set(None);
+    rescue::leave_signal_stack();
     host.mailroom.give(Command::ThreadEnded(conn));
 }
 

@@ -7,11 +7,12 @@ use std::sync::atomic::Ordering;
 
 use ::ws_handler::raw::*;
 
-use super::Worker;
 use super::conn::{Conn, FileBody, NEVER, Open, Pause, Phase};
 use super::greet::LINGER;
 use super::mailbox::{Ended, Item, PeerClose};
 use super::mailroom::Parcel;
+use super::record::standing;
+use super::{Core, Worker};
 use crate::ffi::host::{Callback, Task};
 use crate::proto::connection::{Body, Deadline, Event, Kind, Send};
 
@@ -42,6 +43,11 @@ impl Worker {
             if conn.is_paused() {
                 return;
             }
+            if let Some(record) = core.table.record(id) {
+                // Until all that is read now is processed the connection can not move.
+                record.set_standing(record.standing() & !(standing::MOVABLE | standing::FRESH));
+            }
+            let Some(conn) = core.table.get(id) else { return };
             ((&conn.socket).read(&mut buffer[..room]), next)
         };
         match (received, next) {
@@ -161,16 +167,27 @@ impl Worker {
         }
     }
 
-    fn call_message(&self, handler: u16, id: u64, service: &super::Service, kind: Kind, flags: u32, payload: &[u8]) {
+    fn call_message(
+        &self,
+        handler: u16,
+        id: u64,
+        service: &super::Service,
+        kind: Kind,
+        flags: u32,
+        payload: &[u8],
+    ) {
         if kind == Kind::Text && flags == WS_FIRST | WS_LAST {
             self.delivering.set((payload.as_ptr(), payload.len() - 1));
         }
-        self.attributed(handler, Callback::Message, id, || service.handler.message(id, kind as u32, flags, payload));
+        self.attributed(handler, Callback::Message, id, || {
+            service.handler.message(id, kind as u32, flags, payload)
+        });
         self.delivering.set((std::ptr::null(), 0));
     }
 
     fn deliver_pong(&self, id: u64, payload: &[u8], rtt: u64) {
-        let Some((handler, mailbox)) = self.with_open(id, |handler, open| (handler, open.mailbox.clone())) else {
+        let Some((handler, mailbox)) = self.with_open(id, |handler, open| (handler, open.mailbox.clone()))
+        else {
             return;
         };
         match mailbox {
@@ -255,6 +272,10 @@ impl Worker {
                 conn.set_pause(Pause::Queue, true, now);
             }
             self.watch_conn(id, conn);
+            let stands = standing_of(conn);
+            if let Some(record) = core.table.record(id) {
+                record.set_standing(stands);
+            }
         }
         if let Some(handler) = writable {
             self.resume(id, Pause::Queue);
@@ -278,11 +299,15 @@ impl Worker {
         }
     }
 
-    /// Puts a connection on the list of those to flush.
-    pub fn mark_dirty(dirty: &mut Vec<u64>, id: u64, conn: &mut Conn) {
-        if !conn.dirty {
-            conn.dirty = true;
-            dirty.push(id);
+    /// Puts a connection on the list of those to flush. Until then it can not move.
+    pub fn mark_dirty(core: &mut Core, id: u64) {
+        match core.table.get(id) {
+            Some(conn) if !conn.dirty => conn.dirty = true,
+            _ => return,
+        }
+        core.dirty.push(id);
+        if let Some(record) = core.table.record(id) {
+            record.set_standing(record.standing() & !standing::MOVABLE);
         }
     }
 
@@ -292,12 +317,19 @@ impl Worker {
         let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
         let trusted = !how.more && kind == WS_TEXT;
         let result = match parcel {
-            Parcel::Copied(bytes) => self.send_bytes(id, kind, &bytes, Send { trusted: trusted && self.is_unfragmented(id), ..how }),
+            Parcel::Copied(bytes) => self.send_bytes(
+                id,
+                kind,
+                &bytes,
+                Send { trusted: trusted && self.is_unfragmented(id), ..how },
+            ),
             Parcel::Owned(bytes) => self.send_owned_bytes(id, kind, bytes, how),
         };
         // The thread was told that all is well: only a fragmented text that proves wrong comes here.
         if result == WS_E_INVALID {
-            log::error!("connection {id:x}: a fragmented text from another thread was not UTF-8; closed with 1011");
+            log::error!(
+                "connection {id:x}: a fragmented text from another thread was not UTF-8; closed with 1011"
+            );
             self.close(id, Some(1011), b"", WS_BY_HANDLER);
         }
     }
@@ -380,7 +412,7 @@ impl Worker {
             let closed = open.proto.close(code, reason, &mut io).is_ok();
             if closed {
                 conn.deadline = NEVER;
-                Self::mark_dirty(&mut core.dirty, id, conn);
+                Self::mark_dirty(core, id);
             }
             closed
         };
@@ -467,9 +499,9 @@ impl Worker {
 
     /// Tells the handler that a connection is over, and forgets it.
     pub fn say_over(&self, id: u64) {
-        let Some((handler, silent, mailbox, (by, code))) = self.with_open(id, |handler, open| {
-            (handler, open.silent, open.mailbox.take(), open.closing)
-        }) else {
+        let Some((handler, silent, mailbox, (by, code))) =
+            self.with_open(id, |handler, open| (handler, open.silent, open.mailbox.take(), open.closing))
+        else {
             return;
         };
         let by = u32::from(by);
@@ -480,7 +512,9 @@ impl Worker {
                 }
             }
             (None, Some(service)) if !silent && service.handler.has(Callback::Close) => {
-                self.attributed(handler, Callback::Close, id, || service.handler.close(id, by, u32::from(code)));
+                self.attributed(handler, Callback::Close, id, || {
+                    service.handler.close(id, by, u32::from(code))
+                });
             }
             _ => {}
         }
@@ -505,10 +539,8 @@ impl Worker {
                 self.watch_conn(id, conn);
             }
         }
-        let lingers = matches!(
-            self.core.borrow_mut().table.get(id).map(|conn| &conn.phase),
-            Some(Phase::Linger)
-        );
+        let lingers =
+            matches!(self.core.borrow_mut().table.get(id).map(|conn| &conn.phase), Some(Phase::Linger));
         if lingers {
             self.arm(id);
         } else {
@@ -564,7 +596,8 @@ impl Worker {
         }
         if phase_over {
             // The blocking thread did not answer the peer's Close in time.
-            let code = self.with_open(id, |_, open| open.peer_close.as_ref().map_or(1005, |close| close.code));
+            let code =
+                self.with_open(id, |_, open| open.peer_close.as_ref().map_or(1005, |close| close.code));
             let answer = code.filter(|code| *code != 1005);
             self.close(id, answer, b"", WS_BY_PEER);
             if let Some(conn) = self.core.borrow_mut().table.get(id) {
@@ -579,8 +612,8 @@ impl Worker {
         let stall = self.stall_time();
         let (due, stalled) = {
             let core = &mut *self.core.borrow_mut();
+            Self::mark_dirty(core, id);
             let Some(conn) = core.table.get(id) else { return };
-            Self::mark_dirty(&mut core.dirty, id, conn);
             let protocol = conn.protocol(now, &self.config.limits, &mut core.codecs, &mut core.spare);
             let Some((open, mut io)) = protocol else { return };
             let due = open.proto.on_deadline(&mut io);
@@ -648,6 +681,22 @@ impl Worker {
         let result = call();
         doing.end();
         result
+    }
+}
+
+/// How an idle connection stands, should the process crash.
+fn standing_of(conn: &Conn) -> u32 {
+    let boundary = conn.queue.as_ref().is_none_or(|queue| queue.is_at_start());
+    let movable = conn.queue.is_none() && conn.unread.is_none();
+    match &conn.phase {
+        Phase::Head(bytes) if bytes.is_empty() => standing::TAKEN | standing::FRESH,
+        Phase::Open(open) if !open.over && open.proto.close_sent().is_none() => {
+            let movable = movable && open.proto.is_movable() && open.mailbox.is_none();
+            standing::TAKEN
+                | if boundary { standing::BOUNDARY } else { 0 }
+                | if movable { standing::MOVABLE } else { 0 }
+        }
+        _ => standing::TAKEN,
     }
 }
 

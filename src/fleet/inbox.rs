@@ -1,0 +1,261 @@
+//! Inboxes: the Unix sockets on which connections arrive from other processes.
+//!
+//! The supervisor makes one for each slot before the first fork, and every
+//! process has all of them: any worker can send to any slot, and what lies in an
+//! inbox outlives the process that was to read it. A datagram carries up to
+//! [`MAX_FDS`] descriptors and a description of as many connections, whose form
+//! is the worker's business.
+#![allow(unsafe_code)]
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, setsockopt, socketpair,
+    sockopt,
+};
+
+/// Descriptors in one datagram; the kernel takes 253 (unix(7), SCM_RIGHTS).
+pub const MAX_FDS: usize = 240;
+/// Bytes in one datagram.
+pub const MAX_BYTES: usize = 160 * 1024;
+/// Wanted for the send buffer; the kernel may give less, but its default holds a datagram.
+const SEND_BUFFER: usize = 4 * 1024 * 1024;
+
+/// Both ends of one slot's inbox. Both block not.
+pub struct Inbox {
+    inlet: OwnedFd,
+    outlet: OwnedFd,
+}
+
+impl Inbox {
+    /// A new, empty one.
+    pub fn new() -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (inlet, outlet) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        // As root without the limit of the system; else as far as that goes.
+        if setsockopt(&inlet, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+            setsockopt(&inlet, sockopt::SndBuf, &SEND_BUFFER)?;
+        }
+        Ok(Inbox { inlet, outlet })
+    }
+
+    /// Where others put connections in.
+    pub fn inlet(&self) -> BorrowedFd<'_> {
+        self.inlet.as_fd()
+    }
+
+    /// Where the slot's worker takes them out.
+    pub fn outlet(&self) -> BorrowedFd<'_> {
+        self.outlet.as_fd()
+    }
+
+    /// The next datagram, into `bytes`: how many, and the descriptors. `WouldBlock` when there is none.
+    pub fn receive(&self, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+        let mut slices = [IoSliceMut::new(bytes)];
+        let fd = self.outlet.as_raw_fd();
+        let message = recvmsg::<()>(fd, &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        let mut fds = Vec::new();
+        for part in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raw) = part {
+                // SAFETY: the kernel has just made these descriptors for this process, and nobody else owns them.
+                fds.extend(raw.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
+            }
+        }
+        Ok((message.bytes, fds))
+    }
+}
+
+/// Memory for one datagram to be sent, which is made beforehand: sending allocates nothing, locks nothing and is
+/// async-signal-safe.
+pub struct Parcel {
+    slices: [MaybeUninit<libc::iovec>; SLICES],
+    used: usize,
+    bytes: usize,
+    fds: [RawFd; MAX_FDS],
+    count: usize,
+    control: ControlBuffer,
+}
+
+/// Pieces of memory in one datagram; the kernel takes 1,024 (UIO_MAXIOV).
+const SLICES: usize = 1000;
+/// Pieces that one connection may consist of.
+pub const PIECES: usize = 7;
+
+#[repr(C, align(8))]
+struct ControlBuffer([u8; CONTROL]);
+
+// SAFETY: CMSG_SPACE only computes.
+const CONTROL: usize = unsafe { libc::CMSG_SPACE((MAX_FDS * size_of::<RawFd>()) as u32) } as usize;
+
+impl Parcel {
+    /// An empty one.
+    pub const fn new() -> Self {
+        Parcel {
+            slices: [MaybeUninit::uninit(); SLICES],
+            used: 0,
+            bytes: 0,
+            fds: [-1; MAX_FDS],
+            count: 0,
+            control: ControlBuffer([0; CONTROL]),
+        }
+    }
+
+    /// Whether a connection described by so many bytes has room.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.count < MAX_FDS && self.used + PIECES <= SLICES && self.bytes + bytes <= MAX_BYTES
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// How many connections are in it.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Adds a connection. False, and nothing is added, without room for it.
+    ///
+    /// # Safety
+    /// The pieces must stay readable and `fd` open until the parcel is sent or emptied.
+    pub unsafe fn add(&mut self, fd: RawFd, pieces: &[&[u8]]) -> bool {
+        let size = pieces.iter().map(|piece| piece.len()).sum();
+        if pieces.len() > PIECES || !self.has_room(size) {
+            return false;
+        }
+        for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
+            if let Some(slice) = self.slices.get_mut(self.used) {
+                slice.write(libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() });
+                self.used += 1;
+            }
+        }
+        if let Some(place) = self.fds.get_mut(self.count) {
+            *place = fd;
+            self.count += 1;
+        }
+        self.bytes += size;
+        true
+    }
+
+    /// Empties it without sending.
+    pub fn clear(&mut self) {
+        (self.used, self.bytes, self.count) = (0, 0, 0);
+    }
+
+    /// Sends all and empties it. `WouldBlock`: the inbox is full; nothing was sent, and it keeps its content.
+    ///
+    /// # Safety
+    /// What was promised to [`add`](Self::add) must hold.
+    pub unsafe fn send(&mut self, inlet: RawFd) -> io::Result<()> {
+        if self.count == 0 {
+            return Ok(());
+        }
+        let fds = self.count * size_of::<RawFd>();
+        // SAFETY: an all-zero msghdr is valid.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_iov = self.slices.as_mut_ptr().cast();
+        header.msg_iovlen = self.used;
+        header.msg_control = self.control.0.as_mut_ptr().cast();
+        // SAFETY: the control buffer has room for a header and MAX_FDS descriptors.
+        unsafe {
+            header.msg_controllen = libc::CMSG_SPACE(fds as u32) as usize;
+            let first = libc::CMSG_FIRSTHDR(&header);
+            (*first).cmsg_level = libc::SOL_SOCKET;
+            (*first).cmsg_type = libc::SCM_RIGHTS;
+            (*first).cmsg_len = libc::CMSG_LEN(fds as u32) as usize;
+            std::ptr::copy_nonoverlapping(self.fds.as_ptr().cast::<u8>(), libc::CMSG_DATA(first), fds);
+        }
+        // SAFETY: the header describes live memory, by the caller's promise.
+        let sent = unsafe { libc::sendmsg(inlet, &header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+        if sent < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.clear();
+        Ok(())
+    }
+}
+
+impl Default for Parcel {
+    fn default() -> Self {
+        Parcel::new()
+    }
+}
+
+// SAFETY: the pointers are used only by add() and send(), whose callers promise that they are valid then.
+unsafe impl Send for Parcel {}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn descriptors_and_bytes_arrive_together_and_in_order() {
+        let inbox = Inbox::new().unwrap();
+        let mut parcel = Box::new(Parcel::new());
+        let mut theirs = Vec::new();
+        let pairs: Vec<_> = (0..MAX_FDS).map(|_| UnixStream::pair().unwrap()).collect();
+        for (index, (ours, _)) in pairs.iter().enumerate() {
+            let tag = [index as u8];
+            // SAFETY: sent below; the tags are leaked.
+            let added = unsafe { parcel.add(ours.as_raw_fd(), &[b"<", Box::leak(Box::new(tag)), b">"]) };
+            assert!(added);
+        }
+        assert!(!parcel.has_room(1), "the kernel takes no more");
+        // SAFETY: all pairs are open.
+        unsafe { parcel.send(inbox.inlet().as_raw_fd()).unwrap() };
+        for (ours, other) in pairs {
+            drop(ours); // in flight
+            theirs.push(other);
+        }
+        let mut bytes = vec![0; MAX_BYTES];
+        let (count, fds) = inbox.receive(&mut bytes).unwrap();
+        assert_eq!((count, fds.len()), (3 * MAX_FDS, MAX_FDS));
+        for (index, (fd, mut other)) in fds.into_iter().zip(theirs).enumerate() {
+            assert_eq!(bytes[3 * index..3 * index + 3], [b'<', index as u8, b'>']);
+            File::from(fd).write_all(&[index as u8]).unwrap();
+            let mut byte = [0];
+            other.read_exact(&mut byte).unwrap();
+            assert_eq!(byte, [index as u8]);
+        }
+        assert_eq!(inbox.receive(&mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_full_inbox_says_so_and_loses_nothing() {
+        let inbox = Inbox::new().unwrap();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut parcel = Box::new(Parcel::new());
+        let piece = vec![7; MAX_BYTES];
+        let mut sent = 0;
+        loop {
+            // SAFETY: piece and socket live to the end.
+            unsafe {
+                assert!(parcel.add(ours.as_raw_fd(), &[&piece]));
+                match parcel.send(inbox.inlet().as_raw_fd()) {
+                    Ok(()) => sent += 1,
+                    Err(error) => {
+                        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                        break;
+                    }
+                }
+            }
+        }
+        assert_eq!(parcel.len(), 1);
+        let mut bytes = vec![0; MAX_BYTES];
+        for _ in 0..sent {
+            assert_eq!(inbox.receive(&mut bytes).unwrap().0, MAX_BYTES);
+        }
+        // SAFETY: as above.
+        unsafe { parcel.send(inbox.inlet().as_raw_fd()).unwrap() };
+        assert_eq!(inbox.receive(&mut bytes).unwrap().1.len(), 1);
+    }
+}

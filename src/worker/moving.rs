@@ -1,0 +1,286 @@
+//! Moving a connection: what one process tells another about it, and taking it
+//! up there. One form for all uses: crash rescue, balance, reload, upgrade.
+//!
+//! An entry is a fixed header, the record as it lies in memory, and the parts
+//! that the record points to. Both sides are the same executable.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use ::ws_handler::raw::*;
+use socket2::Socket;
+
+use super::Worker;
+use super::conn::{Conn, NEVER, Open, Phase};
+use super::greet::LINGER;
+use super::opening::Request;
+use super::record::Record;
+use crate::ffi::host::Callback;
+use crate::fleet::inbox::{MAX_BYTES, MAX_FDS, Parcel};
+use crate::proto::codec::Deflate;
+use crate::proto::connection::Connection;
+use crate::proto::deflate::Params;
+use crate::proto::handshake;
+use crate::proto::head::{self, Parsed};
+
+/// What is to become of a connection that arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Purpose {
+    /// Go on with the open WebSocket.
+    Resume = 1,
+    /// Read the request head: nothing was read yet.
+    Greet = 2,
+    /// A Close frame was sent, and no more is to come: wait for the peer to close its end.
+    Linger = 3,
+}
+
+/// The header of an entry; native byte order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Header {
+    magic: u32,
+    purpose: u32,
+    /// Sizes of spilled strings, state and request head.
+    parts: [u32; 3],
+    reserved: u32,
+}
+
+/// Changes whenever the form of an entry does.
+const MAGIC: u32 = 0x7773_6801;
+const HEADER: usize = size_of::<Header>();
+
+/// Connections on their way into one inbox. Made beforehand; used without allocation or lock.
+pub struct Shipment {
+    parcel: Parcel,
+    headers: [Header; MAX_FDS],
+}
+
+impl Shipment {
+    /// An empty one. Large: to be boxed.
+    pub fn new() -> Box<Self> {
+        let header = Header { magic: MAGIC, purpose: 0, parts: [0; 3], reserved: 0 };
+        Box::new(Shipment { parcel: Parcel::new(), headers: [header; MAX_FDS] })
+    }
+
+    /// Adds a connection; false if it has to be sent first.
+    ///
+    /// # Safety
+    /// The record and what it points to must stay as they are until the shipment is sent, and `fd` open.
+    pub unsafe fn add(&mut self, record: &Record, fd: RawFd, purpose: Purpose) -> bool {
+        let parts = match purpose {
+            Purpose::Resume => record.parts(),
+            Purpose::Greet | Purpose::Linger => [&[][..]; 3],
+        };
+        let Some(header) = self.headers.get_mut(self.parcel.len()) else { return false };
+        header.purpose = purpose as u32;
+        header.parts = parts.map(|part| part.len() as u32);
+        // SAFETY: a Header is three kinds of u32 without padding.
+        let header = unsafe { std::slice::from_raw_parts((&raw const *header).cast::<u8>(), HEADER) };
+        // SAFETY: promised by the caller; the headers are ours and are not changed before the parcel is sent.
+        unsafe { self.parcel.add(fd, &[header, record.block(), parts[0], parts[1], parts[2]]) }
+    }
+
+    /// Sends what is in it. `WouldBlock`: the inbox is full, and it keeps its content.
+    ///
+    /// # Safety
+    /// What was promised to [`add`](Self::add) must hold.
+    pub unsafe fn send(&mut self, inlet: RawFd) -> io::Result<()> {
+        // SAFETY: promised by the caller.
+        unsafe { self.parcel.send(inlet) }
+    }
+
+    /// How many connections are in it.
+    pub fn len(&self) -> usize {
+        self.parcel.len()
+    }
+
+    /// Empties it without sending.
+    pub fn clear(&mut self) {
+        self.parcel.clear();
+    }
+}
+
+/// One entry as it arrived.
+struct Entry<'a> {
+    purpose: Purpose,
+    block: &'a [u8],
+    parts: [&'a [u8]; 3],
+}
+
+/// Cuts the next entry off `bytes`; `None` if they are no entry.
+fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
+    fn take<'a>(bytes: &mut &'a [u8], size: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = bytes.split_at_checked(size)?;
+        *bytes = rest;
+        Some(taken)
+    }
+    let header = take(bytes, HEADER)?;
+    let word = |index: usize| {
+        let word = header.get(index * 4..index * 4 + 4)?;
+        Some(u32::from_ne_bytes(word.try_into().ok()?))
+    };
+    if word(0)? != MAGIC {
+        return None;
+    }
+    let purpose = match word(1)? {
+        1 => Purpose::Resume,
+        2 => Purpose::Greet,
+        3 => Purpose::Linger,
+        _ => return None,
+    };
+    let sizes = [word(2)?, word(3)?, word(4)?];
+    let block = take(bytes, size_of::<Record>())?;
+    let mut parts = [&[][..]; 3];
+    for (part, size) in parts.iter_mut().zip(sizes) {
+        *part = take(bytes, size as usize)?;
+    }
+    Some(Entry { purpose, block, parts })
+}
+
+impl Worker {
+    /// Takes up all connections that lie in this slot's inbox.
+    pub fn empty_inbox(&self) {
+        let mut bytes = vec![0; MAX_BYTES];
+        let Some(inbox) = self.inboxes.get(self.index) else { return };
+        loop {
+            let (count, fds) = match inbox.receive(&mut bytes) {
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return log::error!("inbox: {error}"),
+            };
+            let mut rest = bytes.get(..count).unwrap_or_default();
+            for fd in fds {
+                match next_entry(&mut rest) {
+                    Some(entry) => self.take_up(fd, &entry),
+                    None => log::error!("inbox: an entry that nobody can read; its connection is cut"),
+                }
+            }
+        }
+    }
+
+    fn take_up(&self, fd: OwnedFd, entry: &Entry) {
+        let socket = Socket::from(fd);
+        self.slot.connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        match entry.purpose {
+            Purpose::Greet => {
+                let peer = socket.peer_addr().ok().and_then(|address| address.as_socket());
+                self.greet(socket, peer);
+            }
+            Purpose::Linger => {
+                let mut conn = Conn::new(socket, self.now.get().saturating_add(LINGER));
+                conn.phase = Phase::Linger;
+                if let Some(id) = self.add(conn) {
+                    self.arm(id);
+                }
+            }
+            Purpose::Resume => self.resume_moved(socket, entry),
+        }
+    }
+
+    /// Goes on with a WebSocket that another process had.
+    fn resume_moved(&self, socket: Socket, entry: &Entry) {
+        let raw = socket.as_raw_fd();
+        let Some(id) = self.add(Conn::new(socket, NEVER)) else { return };
+        let known = {
+            let core = &mut *self.core.borrow_mut();
+            core.table.record(id).and_then(|record| {
+                record.import(entry.block, entry.parts).then(|| {
+                    record.generation = (id >> 32) as u32;
+                    record.fd = raw;
+                    record.set_resumed();
+                    record.seal();
+                    let params = (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten();
+                    let deflate =
+                        params.map(|params| Deflate::new(params, record.threshold, record.level as u8));
+                    (record.handler, deflate)
+                })
+            })
+        };
+        let Some((handler, deflate)) = known else {
+            log::error!("inbox: a damaged record; its connection is cut");
+            return self.remove(id);
+        };
+        let flags = self.routes.handlers().get(usize::from(handler)).map_or(0, |route| route.flags);
+        let request = (!entry.parts[2].is_empty()).then(|| self.read_kept(entry.parts[2])).flatten();
+        {
+            let core = &mut *self.core.borrow_mut();
+            if let (Some(request), Some(record)) = (&request, core.table.record(id)) {
+                record.set_head(request.head.as_bytes());
+                record.seal();
+            }
+            let Some(conn) = core.table.get(id) else { return };
+            let mut open = Open::new(Connection::new(self.now.get(), deflate, flags & WS_STREAM != 0));
+            open.request = request;
+            conn.handler = handler;
+            conn.phase = Phase::Open(open);
+        }
+        self.mailroom.set_open(id);
+        match self.service(handler) {
+            Some(service) => {
+                let result = self.attributed(handler, Callback::Open, id, || service.handler.open(id));
+                if result < 0 {
+                    log::error!("{}: on_open returned {result}; closed with 1011", service.plugin.name);
+                    self.close(id, Some(1011), b"", WS_BY_HANDLER);
+                }
+            }
+            None => self.close(id, Some(1012), b"", WS_BY_HOST),
+        }
+        self.flush(id);
+    }
+
+    /// The request of a connection whose handler keeps it.
+    fn read_kept(&self, bytes: &[u8]) -> Option<Arc<Request>> {
+        let Ok(Parsed::Head { head, .. }) = head::parse(bytes, &self.config.head) else { return None };
+        let opening = handshake::check(&head).ok()?;
+        Some(Arc::new(Request::new(head, opening)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::{Records, Strings};
+    use super::*;
+    use crate::fleet::inbox::Inbox;
+
+    #[test]
+    fn an_entry_arrives_as_it_was_sent() {
+        let inbox = Inbox::new().unwrap();
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut records = Records::map(2).unwrap();
+        let record = records.get_mut(0).unwrap();
+        let resource = "/long".repeat(50);
+        let strings = Strings { resource: resource.as_bytes(), origin: None, protocol: Some(b"chat") };
+        record.set_strings(strings).unwrap();
+        record.set_state(b"17");
+        record.seal();
+        let mut shipment = Shipment::new();
+        // SAFETY: sent at once, while record and socket live.
+        unsafe {
+            assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Resume));
+            assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Linger));
+            shipment.send(inbox.inlet().as_raw_fd()).unwrap();
+        }
+        let mut bytes = vec![0; MAX_BYTES];
+        let (count, fds) = inbox.receive(&mut bytes).unwrap();
+        assert_eq!(fds.len(), 2);
+        let mut rest = &bytes[..count];
+        let entry = next_entry(&mut rest).unwrap();
+        assert_eq!(entry.purpose, Purpose::Resume);
+        let copy = records.get_mut(1).unwrap();
+        assert!(copy.import(entry.block, entry.parts));
+        assert_eq!((copy.strings(), copy.state()), (strings, Some(&b"17"[..])));
+        assert_eq!(next_entry(&mut rest).unwrap().purpose, Purpose::Linger);
+        assert!(next_entry(&mut rest).is_none());
+    }
+
+    #[test]
+    fn bytes_that_are_no_entry_are_refused() {
+        let mut junk: &[u8] = &[1; 500];
+        assert!(next_entry(&mut junk).is_none());
+        let mut short: &[u8] = &MAGIC.to_ne_bytes();
+        assert!(next_entry(&mut short).is_none());
+    }
+}

@@ -1,0 +1,333 @@
+//! Crash rescue: when a handler brings the process down, its connection gets
+//! close 1011 and the others move to the slot's inbox, from which the worker
+//! that replaces this one takes them up.
+//!
+//! Runs in a signal handler, so: async-signal-safe calls only, memory that was
+//! reserved beforehand only, and no lock. A second crash in here ends the
+//! process at once.
+#![allow(unsafe_code)]
+
+use std::cell::UnsafeCell;
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::RawFd;
+use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+
+use super::mailroom::Mailroom;
+use super::moving::{Purpose, Shipment};
+use super::record::{Record, standing};
+use crate::ffi::host::{monotonic, place};
+use crate::fleet::scoreboard::Slot;
+
+/// Signals that a crash raises.
+const CRASHES: [c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGABRT];
+/// A thread's stack for signal handlers.
+const STACK: usize = 64 * 1024;
+/// How long to wait for the other threads to stop; ns.
+const STOP_TIME: u64 = 100_000_000;
+/// How long the replacement may take to make room in the inbox; ns.
+const SEND_TIME: u64 = 5_000_000_000;
+
+const CLOSE_1011: [u8; 4] = [0x88, 2, 0x03, 0xf3];
+const CLOSE_1012: [u8; 4] = [0x88, 2, 0x03, 0xf4];
+
+/// What the rescue needs, gathered while all was well.
+pub struct Kit {
+    /// All records.
+    pub records: (NonNull<Record>, usize),
+    /// What is on its way to a connection.
+    pub mailroom: &'static Mailroom,
+    /// Where the facts of the crash are written.
+    pub slot: &'static Slot,
+    /// The inlet of this slot's inbox.
+    pub inlet: RawFd,
+    /// The channel to the supervisor.
+    pub control: RawFd,
+    /// What `control` says when a worker has crashed.
+    pub report: Vec<u8>,
+    /// Room for one datagram.
+    pub shipment: UnsafeCell<Box<Shipment>>,
+}
+
+static KIT: AtomicPtr<Kit> = AtomicPtr::new(null_mut());
+/// The thread that is in the rescue; 0 for none.
+static RESCUER: AtomicI32 = AtomicI32::new(0);
+/// Threads that have stopped for it.
+static STOPPED: AtomicU32 = AtomicU32::new(0);
+
+/// Installs the rescue for this process.
+pub fn install(kit: Kit) -> io::Result<()> {
+    KIT.store(Box::into_raw(Box::new(kit)), Ordering::Release);
+    use_signal_stack()?;
+    for signal in CRASHES {
+        on_signal(signal, crashed)?;
+    }
+    on_signal(stop_signal(), stopped)?;
+    // SAFETY: registers a function that lives as long as the process.
+    match unsafe { libc::atexit(exited) } {
+        0 => Ok(()),
+        _ => Err(io::Error::other("atexit: no memory")),
+    }
+}
+
+/// Gives the calling thread a stack on which a stack overflow can be handled. It stays until the process ends or
+/// the thread's memory is given back with it.
+pub fn use_signal_stack() -> io::Result<()> {
+    thread_local! {
+        static OWN: UnsafeCell<Option<Box<[MaybeUninit<u8>]>>> = const { UnsafeCell::new(None) };
+    }
+    OWN.with(|own| {
+        // SAFETY: only this thread, only here.
+        let stack = unsafe { &mut *own.get() }.get_or_insert_with(|| Box::new_uninit_slice(STACK));
+        let stack = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: STACK };
+        // SAFETY: the memory lives as long as the thread.
+        match unsafe { libc::sigaltstack(&stack, null_mut()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    })
+}
+
+/// The calling thread ends: its signal stack is not used any more.
+pub fn leave_signal_stack() {
+    let none = libc::stack_t { ss_sp: null_mut(), ss_flags: libc::SS_DISABLE, ss_size: STACK };
+    // SAFETY: disabling needs no memory.
+    unsafe { libc::sigaltstack(&none, null_mut()) };
+}
+
+type Action = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+
+fn on_signal(signal: c_int, action: Action) -> io::Result<()> {
+    // SAFETY: all zero is a valid sigaction.
+    let mut new: libc::sigaction = unsafe { std::mem::zeroed() };
+    new.sa_sigaction = action as *const () as usize;
+    new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: the functions given here are async-signal-safe.
+    match unsafe { libc::sigaction(signal, &new, null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Stops a thread for good; real-time signals are free for programs.
+fn stop_signal() -> c_int {
+    libc::SIGRTMIN() + 5
+}
+
+extern "C" fn stopped(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
+    STOPPED.fetch_add(1, Ordering::AcqRel);
+    loop {
+        // SAFETY: waits.
+        unsafe { libc::pause() };
+    }
+}
+
+extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
+    // SAFETY: the kernel gives a valid siginfo.
+    let address = unsafe { (*info).si_addr() } as u64;
+    rescue(signal, address);
+    // With the default action the instruction that crashed does so once more, and a core dump shows it.
+    // SAFETY: both are async-signal-safe.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        if (*info).si_code <= 0 {
+            // Sent by a call such as abort(), not by an instruction.
+            libc::raise(signal);
+        }
+    }
+}
+
+/// Runs when a handler calls exit(): workers themselves leave with _exit.
+extern "C" fn exited() {
+    rescue(0, 0);
+    // SAFETY: ends the process before destructors pull the ground from under other threads.
+    unsafe { libc::_exit(crate::exit::Exit::Internal.code()) }
+}
+
+/// Saves what can be saved. `signal` is 0 for exit().
+fn rescue(signal: c_int, address: u64) {
+    // SAFETY: gettid has no preconditions.
+    let me = unsafe { libc::gettid() };
+    match RESCUER.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {}
+        // A crash within the rescue.
+        Err(other) if other == me => return,
+        // Another thread was first, and will stop this one.
+        Err(_) => loop {
+            // SAFETY: waits.
+            unsafe { libc::pause() };
+        },
+    }
+    for crash in CRASHES {
+        // SAFETY: async-signal-safe; from here on a crash ends the process.
+        unsafe { libc::signal(crash, libc::SIG_DFL) };
+    }
+    // SAFETY: set once, to a kit that is never freed.
+    let Some(kit) = (unsafe { KIT.load(Ordering::Acquire).as_ref() }) else { return };
+    stop_other_threads(me);
+    let (callback, culprit) = place();
+    let handler = usize::try_from(culprit & u64::from(u32::MAX)).ok().filter(|slot| *slot < kit.records.1);
+    // SAFETY: within the mapping.
+    let handler = handler.map(|slot| unsafe { kit.records.0.add(slot).as_ref() }.handler);
+    let handler = handler.filter(|_| culprit != 0);
+    kit.slot.crash.note(signal, address, handler, callback as u32, culprit);
+    // The supervisor forks the replacement now; if it can not be told it will notice the death.
+    // SAFETY: a live buffer and an open descriptor.
+    unsafe { libc::send(kit.control, kit.report.as_ptr().cast(), kit.report.len(), libc::MSG_NOSIGNAL) };
+    // SAFETY: only one thread gets here.
+    let shipment = unsafe { &mut **kit.shipment.get() };
+    shipment.clear();
+    let give_up = monotonic() + SEND_TIME;
+    let (mut moved, mut cut) = (0, 0);
+    for slot in 0..kit.records.1 {
+        // SAFETY: within the mapping, which is never unmapped; all other threads have stopped.
+        let record = unsafe { kit.records.0.add(slot).as_ref() };
+        let stands = record.standing();
+        if stands & standing::TAKEN == 0 {
+            continue;
+        }
+        let id = u64::from(record.generation) << 32 | slot as u64;
+        let Some(purpose) = decide(kit, record, stands, id, culprit) else {
+            cut += 1;
+            continue;
+        };
+        match purpose {
+            Purpose::Linger => cut += 1,
+            Purpose::Resume | Purpose::Greet => moved += 1,
+        }
+        // SAFETY: nothing changes the records any more, and the descriptors stay open.
+        unsafe {
+            if !shipment.add(record, record.fd, purpose) {
+                send(kit, shipment, give_up);
+                shipment.add(record, record.fd, purpose);
+            }
+        }
+    }
+    // SAFETY: as above.
+    unsafe { send(kit, shipment, give_up) };
+    kit.slot.crash.note_result(moved, cut);
+}
+
+/// What to do with a connection; `None`: it is cut when the process ends. Says the last word to those that can
+/// not go on.
+fn decide(kit: &Kit, record: &Record, stands: u32, id: u64, culprit: u64) -> Option<Purpose> {
+    if !record.is_intact() {
+        return None;
+    }
+    if id == culprit {
+        return farewell(record, stands, &CLOSE_1011);
+    }
+    if stands & standing::FRESH != 0 {
+        return Some(Purpose::Greet);
+    }
+    if stands & standing::MOVABLE != 0 && kit.mailroom.buffered(id) == 0 {
+        return Some(Purpose::Resume);
+    }
+    farewell(record, stands, &CLOSE_1012)
+}
+
+fn farewell(record: &Record, stands: u32, close: &[u8]) -> Option<Purpose> {
+    if stands & standing::BOUNDARY == 0 {
+        return None;
+    }
+    // SAFETY: a live buffer; the descriptor is the connection's.
+    let sent = unsafe {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let sent = libc::send(record.fd, close.as_ptr().cast(), close.len(), flags);
+        libc::shutdown(record.fd, libc::SHUT_WR);
+        sent
+    };
+    // The replacement waits for the peer's end, so that no reset overtakes the Close frame.
+    (sent == close.len() as isize).then_some(Purpose::Linger)
+}
+
+/// # Safety
+/// As for `Shipment::send`.
+unsafe fn send(kit: &Kit, shipment: &mut Shipment, give_up: u64) {
+    loop {
+        // SAFETY: promised by the caller.
+        match unsafe { shipment.send(kit.inlet) } {
+            Ok(()) => return,
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+            // The inbox is full, or too many descriptors are in flight: until the replacement has taken some out.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EAGAIN | libc::ETOOMANYREFS | libc::ENOBUFS)
+                ) && monotonic() < give_up =>
+            {
+                let mut fd = libc::pollfd { fd: kit.inlet, events: libc::POLLOUT, revents: 0 };
+                // SAFETY: one live pollfd.
+                unsafe { libc::poll(&mut fd, 1, 10) };
+            }
+            Err(_) => return shipment.clear(),
+        }
+    }
+}
+
+/// Stops all threads but this one, also those that handlers made. Gives up after a while: a thread that has
+/// blocked the signal goes on.
+fn stop_other_threads(me: i32) {
+    // SAFETY: getpid has no preconditions.
+    let pid = unsafe { libc::getpid() };
+    let give_up = monotonic() + STOP_TIME;
+    let mut told = 0;
+    loop {
+        let found = each_thread(|tid, index| {
+            // Threads are listed in the order of their making: those up to `told` have been told.
+            if tid != me && index >= told {
+                // SAFETY: a thread that has just ended is ESRCH, nothing worse.
+                unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, stop_signal()) };
+            }
+        });
+        let new = found > told;
+        told = told.max(found);
+        while STOPPED.load(Ordering::Acquire) + 1 < found as u32 && monotonic() < give_up {
+            let pause = libc::timespec { tv_sec: 0, tv_nsec: 50_000 };
+            // SAFETY: a live timespec.
+            unsafe { libc::nanosleep(&pause, null_mut()) };
+        }
+        if !new || monotonic() >= give_up {
+            return;
+        }
+    }
+}
+
+/// Calls with each thread's id and its place in the list; returns how many there are.
+fn each_thread(mut call: impl FnMut(i32, usize)) -> usize {
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: open(2) is async-signal-safe; the path ends in NUL.
+    let dir = unsafe { libc::open(c"/proc/self/task".as_ptr(), flags) };
+    if dir < 0 {
+        return 0;
+    }
+    let mut buffer = [0_u8; 4096];
+    let mut count = 0;
+    loop {
+        // SAFETY: a live buffer of that size.
+        let size = unsafe { libc::syscall(libc::SYS_getdents64, dir, buffer.as_mut_ptr(), buffer.len()) };
+        let Ok(size) = usize::try_from(size) else { break };
+        if size == 0 {
+            break;
+        }
+        let mut at = 0;
+        // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name.
+        while at + 19 < size {
+            let length = usize::from(u16::from_ne_bytes([buffer[at + 16], buffer[at + 17]]));
+            let name = buffer.get(at + 19..at + length).unwrap_or_default();
+            let digits = name.iter().take_while(|byte| byte.is_ascii_digit());
+            let tid =
+                digits.fold(0_i32, |tid, digit| tid.wrapping_mul(10).wrapping_add(i32::from(digit - b'0')));
+            if tid != 0 {
+                call(tid, count);
+                count += 1;
+            }
+            at += length.max(1);
+        }
+    }
+    // SAFETY: our own descriptor.
+    unsafe { libc::close(dir) };
+    count
+}
