@@ -63,7 +63,11 @@ fn build_handlers() -> Result<(), String> {
     });
     match failures.into_inner() {
         Ok(failures) if failures.is_empty() => Ok(()),
-        Ok(failures) => Err(failures.join("\n")),
+        Ok(mut failures) => {
+            failures.sort();
+            failures.dedup(); // a missing compiler fails every handler
+            Err(failures.join("\n"))
+        }
         Err(_) => Err("a build thread has failed".to_owned()),
     }
 }

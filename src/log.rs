@@ -127,7 +127,11 @@ fn format_line(now: SystemTime, level: &str, process: &str, message: &std::fmt::
     if text.contains(char::is_control) {
         // Whatever came from outside stays on its line.
         text = text.chars().fold(String::with_capacity(text.len() + 16), |mut line, c| {
-            if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) };
+            if c.is_control() {
+                line.extend(c.escape_default())
+            } else {
+                line.push(c)
+            };
             line
         });
     }

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: Config) -> Exit {
+    supervisor::spawn::close_inherited();
     if let Err(error) = sink::start(&config.log) {
         let path = config.log.file.unwrap_or_default();
         return failed(Exit::Config, &format_args!("--log-file {}: {error}", path.display()));

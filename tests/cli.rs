@@ -1,6 +1,7 @@
 //! The program from outside: exit codes, messages, `wshd check`, and the manual page held against the options.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/server.rs"]
 mod daemon;
 
 use std::collections::BTreeSet;
@@ -86,7 +87,8 @@ fn strict_handlers_make_a_broken_one_an_error() {
     dir.handler("good", ECHO);
     std::fs::write(dir.path().join("bad_wsh.so"), "text").unwrap();
     let path = dir.path().to_str().unwrap();
-    let expected = ["bad_wsh.so: not a shared object", "/bad is not served", "1 handlers or aliases are broken"];
+    let expected =
+        ["bad_wsh.so: not a shared object", "/bad is not served", "1 handlers or aliases are broken"];
     fails(&["-w", path, "-p", "0", "--strict-handlers"], 3, &expected);
     std::fs::remove_file(dir.path().join("bad_wsh.so")).unwrap();
     std::fs::write(dir.path().join("map"), "/x /bad\n").unwrap();
@@ -174,7 +176,10 @@ fn the_manual_gives_short_options_values_and_defaults() {
         for default in arg.get_default_values() {
             let default = default.to_str().unwrap();
             let is_flag = !arg.get_action().takes_values();
-            assert!(is_flag || body.contains(&format!("The default is {default}")), "{long}: {default}\n{body}");
+            assert!(
+                is_flag || body.contains(&format!("The default is {default}")),
+                "{long}: {default}\n{body}"
+            );
         }
     }
 }
@@ -182,10 +187,7 @@ fn the_manual_gives_short_options_values_and_defaults() {
 #[test]
 fn the_manual_lists_the_exit_codes() {
     let status = MANUAL.split(".Sh EXIT STATUS").nth(1).unwrap().split("\n.Sh ").next().unwrap();
-    let codes: Vec<i32> = status
-        .lines()
-        .filter_map(|line| line.strip_prefix(".It ")?.parse().ok())
-        .collect();
+    let codes: Vec<i32> = status.lines().filter_map(|line| line.strip_prefix(".It ")?.parse().ok()).collect();
     use wshd::exit::Exit;
     let all = [
         Exit::Ok,

@@ -180,6 +180,7 @@ fn idle_counts_messages_in_both_directions_and_nothing_else() {
     let mut pair = Pair::new(Limits { idle: 100 * SECOND, ping_interval: 0, ..limits() });
     pair.pass(60);
     assert!(matches!(pair.peer_sends(0x82, b"a"), Event::Message { .. }));
+    assert_eq!(pair.server.deadline(&pair.limits), pair.now + 100 * SECOND);
     pair.pass(60);
     pair.with(|server, io| server.send(Kind::Text, b"b", Send::default(), io)).unwrap();
     pair.pass(60);

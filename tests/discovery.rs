@@ -1,6 +1,7 @@
 //! Probing plugins: good ones, and ones that do everything wrong.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/server.rs"]
 mod daemon;
 
 use std::os::unix::fs::symlink;
@@ -171,7 +172,9 @@ fn a_constructor_that_closes_everything_gives_no_answer() {
 fn a_constructor_that_answers_itself_is_not_believed() {
     for junk in ["offer", "offer\\0x\\0y\\0maybe\\0-1\\0z\\0\\0end", "end", "started\\0x", "\\377\\0\\0\\0"] {
         let size = junk.replace("\\377", "x").replace("\\0", "0").len() + 1;
-        let code = format!("for (int fd = 3; fd < 64; fd++) if (write(fd, \"{junk}\", {size}) < 0) continue; _exit(9);");
+        let code = format!(
+            "for (int fd = 3; fd < 64; fd++) if (write(fd, \"{junk}\", {size}) < 0) continue; _exit(9);"
+        );
         let error = fault(&constructor(&code));
         assert!(!error.is_empty(), "{junk}: {error}");
     }
@@ -196,7 +199,9 @@ fn no_probe_is_left_behind() {
     }
     // Tests run side by side and probe as well, so only zombies count.
     let zombies: Vec<i32> = daemon::children(std::process::id() as i32);
-    daemon::until("no zombie is left", || zombies.iter().all(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()));
+    daemon::until("no zombie is left", || {
+        zombies.iter().all(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists())
+    });
 }
 
 #[test]

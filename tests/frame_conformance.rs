@@ -25,6 +25,8 @@ enum Setup {
     Pinged,
     /// Frames up to 200 octets, messages up to 300, two Pings a second.
     Limited,
+    /// Frames up to 200 octets, messages up to 100.
+    SmallMessages,
     /// permessage-deflate, the client takes its context over.
     Deflate,
     /// permessage-deflate, the client does not.
@@ -225,6 +227,8 @@ const ROWS: &[Row] = &[
     ("10.4", "message at the limit", Limited, "02 fe 00c8 M 'a'*200 80 e4 M 'a'*100", "binary 'a'*300", ""),
     ("10.4", "message over the limit", Limited, "02 fe 00c8 M 'a'*200 80 e5 M", "fail 1009", "88 02 03f1"),
     ("10.4", "over the limit by small fragments", Limited, "02 fd M 'a'*125 00 fd M 'a'*125 00 b2 M 'a'*50 00 81 M", "fail 1009", "88 02 03f1"),
+    ("10.4", "message in one frame at the limit", SmallMessages, "81 e4 M 'a'*100", "text 'a'*100", ""),
+    ("10.4", "message in one frame over the limit", SmallMessages, "81 e5 M 'a'*101", "fail 1009", "88 02 03f1"),
     ("10.4", "2^63-1 with the default limits", Open, "81 ff 7fffffffffffffff M", "fail 1009", "88 02 03f1"),
     ("10.4", "pings at the limit", Limited, "89 81 M 'a' 89 81 M 'b'", "", "8a 01 'a' 8a 01 'b'"),
     ("10.4", "pings over the limit", Limited, "89 81 M 'a' 89 81 M 'b' 89 81 M 'c'", "fail 1008", "8a 01 'a' 8a 01 'b' 88 02 03f0"),
@@ -301,6 +305,7 @@ fn feed(setup: Setup, stream: bool, input: &[u8], cuts: &[usize]) -> (String, Ve
         Limited | DeflateLimited => {
             Limits { frame: 200, message: 300, pings_per_second: 2, ..Limits::default() }
         }
+        SmallMessages => Limits { frame: 200, message: 100, ..Limits::default() },
         _ => Limits::default(),
     };
     let deflate = match setup {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "common/server.rs"]
 mod daemon;
 
 use std::fs;

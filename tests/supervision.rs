@@ -1,6 +1,7 @@
 //! The supervisor and its workers as processes: coming up, dying, being replaced, leaving.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/server.rs"]
 mod daemon;
 
 use std::collections::BTreeSet;
@@ -52,7 +53,8 @@ fn port(server: &Server) -> u16 {
 
 #[test]
 fn the_ready_line_and_a_clean_end_on_interrupt() {
-    let mut server = Server::start(&echo_dir(), &["--workers", "2"]);
+    let dir = echo_dir();
+    let mut server = Server::start(&dir, &["--workers", "2"]);
     let port = port(&server);
     assert_eq!(
         server.ready,
@@ -82,7 +84,8 @@ fn each_signal_that_stops() {
 
 #[test]
 fn an_interrupt_from_a_terminal_reaches_all_and_is_no_crash() {
-    let mut server = Server::start(&echo_dir(), &["--workers", "2"]);
+    let dir = echo_dir();
+    let mut server = Server::start(&dir, &["--workers", "2"]);
     for pid in server.workers() {
         send(pid, Signal::SIGINT);
         send(pid, Signal::SIGQUIT);
@@ -95,36 +98,39 @@ fn an_interrupt_from_a_terminal_reaches_all_and_is_no_crash() {
 
 #[test]
 fn a_worker_that_dies_is_replaced() {
-    let server = Server::start(&echo_dir(), &["--workers", "2"]);
+    let dir = echo_dir();
+    let server = Server::start(&dir, &["--workers", "2"]);
     let before = server.workers();
     send(before[0], Signal::SIGKILL);
     until("there is another", || {
         let now = server.workers();
         now.len() == 2 && !now.contains(&before[0]) && now.contains(&before[1])
     });
-    assert!(server.log().contains(&format!("[{}] died of SIGKILL", before[0])));
+    assert_eq!(logged(&server, &format!("[{}] died of SIGKILL", before[0])), 1);
     until("it is ready", || logged(&server, "is ready with 1 handlers") == 3);
     TcpStream::connect(("127.0.0.1", port(&server))).unwrap();
 }
 
 #[test]
 fn all_workers_die_again_and_the_second_time_it_takes_a_second() {
-    let server = Server::start(&echo_dir(), &["--workers", "2"]);
+    let dir = echo_dir();
+    let server = Server::start(&dir, &["--workers", "2"]);
     let first = server.workers();
     first.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
     let second = replaced(&server, 2, &first);
     until("they are ready", || logged(&server, "is ready") == 4);
     let killed = Instant::now();
-    second.iter().for_each(|pid| send(*pid, Signal::SIGSEGV));
+    second.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
     until("they are gone", || server.workers().is_empty());
     replaced(&server, 2, &second);
     assert!(killed.elapsed() >= Duration::from_secs(1));
-    assert_eq!(logged(&server, "died of SIGSEGV"), 2);
+    assert_eq!(logged(&server, "died of SIGKILL"), 4);
 }
 
 #[test]
 fn a_worker_told_to_stop_is_replaced() {
-    let server = Server::start(&echo_dir(), &["--workers", "1"]);
+    let dir = echo_dir();
+    let server = Server::start(&dir, &["--workers", "1"]);
     let before = server.workers();
     send(before[0], Signal::SIGTERM);
     replaced(&server, 1, &before);
@@ -133,7 +139,8 @@ fn a_worker_told_to_stop_is_replaced() {
 
 #[test]
 fn no_zombie_is_left() {
-    let server = Server::start(&echo_dir(), &["--workers", "3"]);
+    let dir = echo_dir();
+    let server = Server::start(&dir, &["--workers", "3"]);
     let before = server.workers();
     before.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
     replaced(&server, 3, &before);
@@ -143,7 +150,8 @@ fn no_zombie_is_left() {
 
 #[test]
 fn workers_leave_when_the_supervisor_vanishes() {
-    let mut server = Server::start(&echo_dir(), &["--workers", "2"]);
+    let dir = echo_dir();
+    let mut server = Server::start(&dir, &["--workers", "2"]);
     let workers = server.workers();
     let port = port(&server);
     server.signal(Signal::SIGKILL);
@@ -153,8 +161,51 @@ fn workers_leave_when_the_supervisor_vanishes() {
 }
 
 #[test]
+fn a_worker_stuck_in_a_handler_does_not_outlive_the_supervisor_for_long() {
+    let dir = Dir::new();
+    dir.handler(
+        "stuck",
+        r#"
+        #include <ws_handler.h>
+        static void on_message(ws_conn conn, const ws_message *msg) { (void)conn; (void)msg; }
+        static int32_t start(void) { for (;;) continue; }
+        WS_HANDLER(.name = "stuck", .on_message = on_message, .on_worker_start = start);
+        "#,
+    );
+    let mut server = Server::spawn(&dir, &["--workers", "1", "--stop-timeout", "100ms"]);
+    let mut workers = Vec::new();
+    until("the worker has started", || {
+        workers = server.workers();
+        workers.iter().any(|pid| title(*pid) == "wshd: worker default/0")
+    });
+    server.signal(Signal::SIGKILL);
+    server.wait();
+    until("the worker is gone", || workers.iter().all(|pid| !is_alive(*pid)));
+}
+
+#[test]
+fn the_log_names_the_handler_in_which_a_worker_died() {
+    let dir = Dir::new();
+    dir.handler(
+        "crash",
+        r#"
+        #include <ws_handler.h>
+        static void on_message(ws_conn conn, const ws_message *msg) { (void)conn; (void)msg; __builtin_trap(); }
+        WS_HANDLER(.name = "crash-me", .on_message = on_message);
+        "#,
+    );
+    let server = Server::start(&dir, &["--workers", "1"]);
+    let url = format!("ws://127.0.0.1:{}/crash", port(&server));
+    let (mut client, _) = tungstenite::connect(url).unwrap();
+    client.send("now".into()).unwrap();
+    until("it has died", || logged(&server, " in on_message of crash-me, connection ") == 1);
+    until("there is another", || logged(&server, "is ready with 1 handlers") == 2);
+}
+
+#[test]
 fn a_stopped_worker_is_killed_in_time() {
-    let mut server = Server::start(&echo_dir(), &["--workers", "2", "--stop-timeout", "200ms"]);
+    let dir = echo_dir();
+    let mut server = Server::start(&dir, &["--workers", "2", "--stop-timeout", "200ms"]);
     let workers = server.workers();
     send(workers[0], Signal::SIGSTOP);
     let told = Instant::now();
@@ -166,7 +217,8 @@ fn a_stopped_worker_is_killed_in_time() {
 
 #[test]
 fn a_second_interrupt_does_not_wait() {
-    let mut server = Server::start(&echo_dir(), &["--workers", "1", "--stop-timeout", "10m"]);
+    let dir = echo_dir();
+    let mut server = Server::start(&dir, &["--workers", "1", "--stop-timeout", "10m"]);
     send(server.workers()[0], Signal::SIGSTOP);
     server.signal(Signal::SIGINT);
     until("the first has been seen", || logged(&server, "SIGINT received") == 1);
@@ -200,7 +252,10 @@ fn a_fleet_that_can_not_start_is_given_up() {
 fn a_broken_handler_does_not_keep_the_others_from_being_served() {
     let dir = echo_dir();
     std::fs::write(dir.path().join("text_wsh.so"), "text").unwrap();
-    dir.handler("crash", &format!("{ECHO}\n__attribute__((constructor)) static void c(void) {{ __builtin_trap(); }}"));
+    dir.handler(
+        "crash",
+        &format!("{ECHO}\n__attribute__((constructor)) static void c(void) {{ __builtin_trap(); }}"),
+    );
     let server = Server::start(&dir, &["--workers", "1"]);
     assert!(server.ready.contains(", 1 resource, "), "{}", server.ready);
     let log = server.log();
@@ -214,7 +269,8 @@ fn aliases_and_links_are_resources() {
     std::os::unix::fs::symlink("echo_wsh.so", dir.path().join("same_wsh.so")).unwrap();
     let map = dir.path().join("map");
     std::fs::write(&map, "/a /echo\n/b /a\n/c /nothing\n").unwrap();
-    let server = Server::start(&dir, &["--workers", "1", "--websock-handlers-map-file", map.to_str().unwrap()]);
+    let server =
+        Server::start(&dir, &["--workers", "1", "--websock-handlers-map-file", map.to_str().unwrap()]);
     assert!(server.ready.contains(", 4 resources, "), "{}", server.ready);
     until("the worker has loaded it once", || logged(&server, "is ready with 1 handlers") == 1);
     assert_eq!(logged(&server, "line 3: /c is not served: no handler serves /nothing"), 1);
@@ -222,7 +278,8 @@ fn aliases_and_links_are_resources() {
 
 #[test]
 fn titles_tell_who_is_who() {
-    let server = Server::start(&echo_dir(), &["--workers", "2"]);
+    let dir = echo_dir();
+    let server = Server::start(&dir, &["--workers", "2"]);
     assert_eq!(title(server.pid()), "wshd: supervisor");
     let titles: BTreeSet<String> = server.workers().into_iter().map(title).collect();
     assert_eq!(titles, BTreeSet::from(["wshd: worker default/0".into(), "wshd: worker default/1".into()]));
@@ -249,51 +306,60 @@ fn a_title_longer_than_the_arguments_leaves_the_environment_alone() {
     let bin = Dir::new();
     std::fs::copy(env!("CARGO_BIN_EXE_wshd"), bin.path().join("w")).unwrap();
     std::os::unix::fs::symlink(dir.path(), bin.path().join("handlers")).unwrap();
-    let log = std::fs::File::create(bin.path().join("log")).unwrap();
-    let mut child = std::process::Command::new("./w")
-        .current_dir(bin.path())
-        .args(["-p0"])
-        .env("WSHD_TEST", "still there")
-        .stderr(log)
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let pid = child.id() as i32;
-    let says = || std::fs::read_to_string(bin.path().join("log")).unwrap().contains("WSHD_TEST is still there");
-    until("a worker has started", says);
-    assert_eq!(title(pid), "wshd: supervisor");
-    for worker in daemon::children(pid) {
+    let log = bin.path().join("log");
+    let mut command = std::process::Command::new("./w");
+    command.current_dir(bin.path()).arg("-p0").env("WSHD_TEST", "still there");
+    command.stderr(std::fs::File::create(&log).unwrap());
+    let mut server = Server::launch(command, log);
+    until("a worker has started", || logged(&server, "WSHD_TEST is still there") > 0);
+    assert_eq!(title(server.pid()), "wshd: supervisor");
+    for worker in server.workers() {
         until("it has its title", || title(worker).starts_with("wshd: worker default/"));
     }
-    send(pid, Signal::SIGTERM);
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
 }
 
 #[test]
 fn a_worker_inherits_what_it_needs_and_no_more() {
     let dir = echo_dir();
-    let server = Server::start(&dir, &["--workers", "3"]);
-    // What a worker may have open, whatever it makes for itself: no signalfd, no pipe of a probe, no directory, and
-    // of the listeners and control channels one each.
+    // The server is started with a descriptor that it does not know.
+    let log = dir.path().join("log");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "exec \"$0\" -p 0 --workers 3 --log-level debug -w \"$1\" -l \"$2\" 7</etc/passwd"]);
+    command.arg(env!("CARGO_BIN_EXE_wshd")).args([dir.path(), &log]);
+    let server = Server::launch(command, log);
+    until("it is ready", || logged(&server, "is ready with 1 handlers") == 3);
+    // What a worker may have open, whatever it makes for itself: no signalfd of the
+    // supervisor, no pipe of a probe, nothing of the shell, and of the listeners and control channels one each.
     for pid in server.workers() {
         let fds = descriptors(pid);
         assert_eq!(fds[0], (0, "/dev/null".to_owned()), "{fds:?}");
         let count = |text: &str| fds.iter().filter(|(fd, target)| *fd > 2 && target.contains(text)).count();
-        assert_eq!(count("signalfd"), 0, "{fds:?}");
+        let signals = fds.iter().filter(|(_, target)| target.contains("signalfd"));
+        for (fd, _) in signals {
+            let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap();
+            let mask = info.lines().find_map(|line| line.strip_prefix("sigmask:")).unwrap();
+            let mask = u64::from_str_radix(mask.trim(), 16).unwrap();
+            assert_eq!(mask >> (Signal::SIGCHLD as u32 - 1) & 1, 0, "the supervisor's: {fds:?}");
+        }
         assert_eq!(count("pipe:"), 0, "{fds:?}");
+        assert_eq!(count("/etc/passwd"), 0, "{fds:?}");
         assert_eq!(count("/log"), 1, "{fds:?}");
         assert_eq!(listening(pid, &fds), 1, "{fds:?}");
     }
-    // Each channel is known to its worker and the supervisor only: the inodes of sockets that two workers share
-    // are those of the listener.
+    // What the supervisor has as well is for all workers (listeners, inboxes): the channels are between two.
     let sockets = |pid: i32| -> BTreeSet<String> {
-        let fds = descriptors(pid).into_iter().filter(|(fd, target)| *fd > 2 && target.starts_with("socket:"));
+        let fds =
+            descriptors(pid).into_iter().filter(|(fd, target)| *fd > 2 && target.starts_with("socket:"));
         fds.map(|(_, target)| target).collect()
     };
     let workers = server.workers();
-    let shared: Vec<String> = sockets(workers[0]).intersection(&sockets(workers[1])).cloned().collect();
-    assert_eq!(shared.len(), 1, "{shared:?}");
-    assert!(sockets(server.pid()).contains(&shared[0]));
+    let of_supervisor = sockets(server.pid());
+    let inherited: Vec<BTreeSet<String>> =
+        workers.iter().map(|pid| &sockets(*pid) & &of_supervisor).collect();
+    assert!(!inherited[0].is_empty());
+    assert!(inherited.iter().all(|sockets| *sockets == inherited[0]), "{inherited:?}");
 }
 
 /// Numbers and targets of a process's descriptors, sorted.
@@ -343,7 +409,8 @@ fn a_unix_socket_is_removed_at_the_end_and_replaced_after_a_crash() {
 
 #[test]
 fn several_addresses_are_told_in_the_ready_line() {
-    let server = Server::start(&echo_dir(), &["--workers", "1", "-H", "127.0.0.1", "-H", "127.0.0.2"]);
+    let dir = echo_dir();
+    let server = Server::start(&dir, &["--workers", "1", "-H", "127.0.0.1", "-H", "127.0.0.2"]);
     let port = port(&server);
     assert!(server.ready.starts_with(&format!("wshd: ready on 127.0.0.1:{port} and 127.0.0.2:{port}, ")));
     TcpStream::connect(("127.0.0.2", port)).unwrap();
@@ -353,17 +420,13 @@ fn several_addresses_are_told_in_the_ready_line() {
 fn the_number_of_connections_fits_the_open_files() {
     // A limit that the shell sets for the server alone.
     let dir = echo_dir();
-    let script = format!(
-        "ulimit -n 200; exec {} -p 0 --workers 1 -w {} -l {}",
-        env!("CARGO_BIN_EXE_wshd"),
-        dir.path().display(),
-        dir.path().join("log").display()
-    );
-    let mut child = std::process::Command::new("sh").args(["-c", &script]).stdout(std::process::Stdio::null()).spawn().unwrap();
-    let log = || std::fs::read_to_string(dir.path().join("log")).unwrap_or_default();
-    until("it says so", || log().contains("--max-connections lowered from 20000 to 136"));
-    let pid = child.id() as i32;
-    until("it serves", || daemon::children(pid).iter().any(|pid| title(*pid).contains("worker")));
-    send(pid, Signal::SIGTERM);
-    child.wait().unwrap();
+    let log = dir.path().join("log");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -n 200; exec \"$0\" -p 0 --workers 1 --log-level debug -w \"$1\" -l \"$2\""]);
+    command.arg(env!("CARGO_BIN_EXE_wshd")).args([dir.path(), &log]);
+    let mut server = Server::launch(command, log);
+    until("it is ready", || logged(&server, "is ready with 1 handlers") == 1);
+    assert_eq!(logged(&server, "--max-connections lowered from 20000 to 136"), 1);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
 }

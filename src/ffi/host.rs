@@ -9,8 +9,8 @@ use std::cell::Cell;
 use std::ffi::{c_char, c_void};
 use std::sync::OnceLock;
 
-use log::Level;
 use ::ws_handler::raw::*;
+use log::Level;
 
 /// A fact about a connection that is a string of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -678,13 +678,7 @@ unsafe extern "C" fn receive(conn: ws_conn, msg: *mut ws_message, timeout_ms: i6
     }
 }
 
-unsafe extern "C" fn send(
-    conn: ws_conn,
-    kind: u32,
-    data: *const c_void,
-    size: usize,
-    flags: u32,
-) -> i32 {
+unsafe extern "C" fn send(conn: ws_conn, kind: u32, data: *const c_void, size: usize, flags: u32) -> i32 {
     // SAFETY: the handler passes data[0..size).
     let payload = Payload::Borrowed(unsafe { bytes(data.cast(), size) });
     host_at("ws_send", Tag::AnyThread, conn).map_or(WS_E_GONE, |host| host.send(conn, kind, payload, flags))

@@ -21,7 +21,8 @@ use ws_handler::raw;
 
 use super::call::Handler;
 use super::host::Callback;
-use super::plugin::{self, Plugin, Style};
+pub use super::plugin::Style;
+use super::plugin::{self, Plugin};
 
 /// The time that a plugin has to load and to start.
 pub const LIMIT: Duration = Duration::from_secs(5);

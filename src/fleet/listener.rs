@@ -120,7 +120,8 @@ pub fn bind(listen: &[Listen], backlog: i32) -> Result<Vec<Listener>, BindError>
         let Some((failed, source)) = failed else { return Ok(listeners) };
         listeners.iter().for_each(Listener::remove_file);
         // The port that the kernel picked on one address may be taken on another.
-        let is_picked = matches!(failed, Listen::Tcp { port: 0, .. }) && source.kind() == io::ErrorKind::AddrInUse;
+        let is_picked =
+            matches!(failed, Listen::Tcp { port: 0, .. }) && source.kind() == io::ErrorKind::AddrInUse;
         if !is_picked || attempt == PICKS {
             return Err(BindError { address: failed.to_string(), source });
         }

@@ -34,7 +34,8 @@ impl Routes {
 
     /// Adds a handler under [`Route::resource`]. Its number, or None when there are [`Routes::MAX`] already.
     pub fn add(&mut self, route: Route) -> Option<u16> {
-        let number = u16::try_from(self.handlers.len()).ok().filter(|number| usize::from(*number) < Self::MAX)?;
+        let number =
+            u16::try_from(self.handlers.len()).ok().filter(|number| usize::from(*number) < Self::MAX)?;
         self.resources.insert(route.resource.clone(), number);
         self.handlers.push(route);
         Some(number)

@@ -238,12 +238,13 @@ fn inflate(
             out.reserve_exact(out.len().max((4 * data.len()).min(STEP)).saturating_add(SLACK).min(most));
         }
         let before = inflater.total_in();
-        let status =
-            inflater.decompress_vec(data, out, FlushDecompress::None).map_err(|_| InflateError::Corrupt)?;
+        let result = inflater.decompress_vec(data, out, FlushDecompress::None);
+        // First, as what is corrupt lies behind it.
         if out.len() > limit {
             out.truncate(limit);
             return Err(InflateError::TooBig);
         }
+        let status = result.map_err(|_| InflateError::Corrupt)?;
         let used = (inflater.total_in() - before) as usize;
         data = data.get(used..).unwrap_or_default();
         if status == Status::StreamEnd {

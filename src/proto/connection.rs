@@ -2,14 +2,17 @@
 //! Pings, the closing handshake, deadlines (RFC 6455 5 to 7). A state machine:
 //! it has no socket and no clock, and it never waits.
 
-use super::close::{self, GOING_AWAY, NO_CODE, POLICY};
+use super::close::{self, NO_CODE, POLICY};
 use super::codec::{Codecs, Deflate};
 use super::frame::{self, MAX_CONTROL, Opcode};
 use super::limits::{Limits, SECOND};
 use super::message::{Decoder, Item, Surroundings, Violation};
 use super::utf8::Validator;
 
+mod deadline;
+
 pub use super::message::{Body, Kind};
+pub use deadline::Deadline;
 
 /// What `Connection::receive` has found.
 #[derive(Debug, PartialEq, Eq)]
@@ -108,21 +111,6 @@ pub enum SendError {
     /// A close code that must not be sent, or a reason without a code.
     #[error("the close code must not be sent")]
     BadCode,
-}
-
-/// What `Connection::on_deadline` did or found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deadline {
-    /// Nothing is due.
-    Later,
-    /// A keepalive Ping was appended.
-    Pinged,
-    /// No message for too long: a Close frame with 1001 was appended; the closing handshake has begun.
-    Idle,
-    /// Nothing came after a keepalive Ping: the socket is to be dropped.
-    PeerSilent,
-    /// One side's Close frame was not answered: the socket is to be dropped.
-    CloseTimedOut,
 }
 
 /// The state of a connection. Times are those of the calls' `now`.
@@ -350,69 +338,6 @@ impl Connection {
     /// The compression, if agreed.
     pub fn deflate(&self) -> Option<&Deflate> {
         self.deflate.as_ref()
-    }
-
-    /// When `on_deadline()` has something to do; `u64::MAX`: never. It only moves away while octets come, so a
-    /// timer may be set once and be asked for anew when it runs out.
-    pub fn deadline(&self, limits: &Limits) -> u64 {
-        let (silent, idle, ping) = self.deadlines(limits);
-        silent.min(idle).min(ping)
-    }
-
-    /// Does what is due at `io.now`.
-    pub fn on_deadline(&mut self, io: &mut Io) -> Deadline {
-        let (silent, idle, ping) = self.deadlines(io.limits);
-        if io.now >= silent {
-            let open = self.phase == Phase::Open;
-            self.finish(io.codecs);
-            return if open { Deadline::PeerSilent } else { Deadline::CloseTimedOut };
-        }
-        if io.now >= idle {
-            self.append_close(Some(GOING_AWAY), b"", io.out);
-            self.phase = Phase::CloseSent;
-            self.since = io.now;
-            return Deadline::Idle;
-        }
-        if io.now >= ping {
-            // Its payload is its time, by which its Pong is recognised.
-            control(io.out, Opcode::Ping, &io.now.to_be_bytes());
-            self.since = io.now;
-            self.awaiting_pong = true;
-            return Deadline::Pinged;
-        }
-        Deadline::Later
-    }
-
-    /// Reading is paused, or goes on: limits on silence do not count meanwhile, the close deadline does.
-    pub fn set_paused(&mut self, paused: bool, now: u64) {
-        if self.paused && !paused {
-            self.last_received = now;
-            self.last_message = now;
-            self.awaiting_pong = false;
-        }
-        self.paused = paused;
-    }
-
-    /// When the peer counts as gone, when as idle, and when it is to be pinged.
-    fn deadlines(&self, limits: &Limits) -> (u64, u64, u64) {
-        const NEVER: u64 = u64::MAX;
-        let after = |from: u64, limit: u64| if limit == 0 { NEVER } else { from.saturating_add(limit) };
-        match self.phase {
-            Phase::Finished => (NEVER, NEVER, NEVER),
-            Phase::CloseSent | Phase::CloseReceived => {
-                (after(self.since, limits.close_deadline), NEVER, NEVER)
-            }
-            Phase::Open if self.paused => (NEVER, NEVER, NEVER),
-            Phase::Open => {
-                let idle = after(self.last_message, limits.idle);
-                // Any octet is a sign of life, not just the Pong.
-                if self.awaiting_pong && self.last_received <= self.since && limits.pong_deadline != 0 {
-                    (after(self.since, limits.pong_deadline), idle, NEVER)
-                } else {
-                    (NEVER, idle, after(self.last_received.max(self.since), limits.ping_interval))
-                }
-            }
-        }
     }
 
     fn check_may_send(&self) -> Result<(), SendError> {

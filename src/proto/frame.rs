@@ -270,6 +270,9 @@ mod tests {
         assert_eq!(encoded(Opcode::Continuation, true, 2), [0x80, 0x02]);
         assert_eq!(encoded(Opcode::Ping, true, 5), [0x89, 0x05]);
         assert_eq!(encoded(Opcode::Binary, true, 256), [0x82, 0x7e, 0x01, 0x00]);
+        // And both ends of the 16-bit form.
+        assert_eq!(encoded(Opcode::Binary, true, 126), [0x82, 0x7e, 0x00, 0x7e]);
+        assert_eq!(encoded(Opcode::Binary, true, 65535), [0x82, 0x7e, 0xff, 0xff]);
         assert_eq!(encoded(Opcode::Binary, true, 65536), [0x82, 0x7f, 0, 0, 0, 0, 0, 1, 0, 0]);
     }
 

@@ -304,6 +304,9 @@ impl Decoder {
         if complete && !cut {
             return Some(Item::Control { opcode, body: Body::Input(range) });
         }
+        if piece.is_empty() {
+            return None;
+        }
         let partial = self.partial.get_or_insert_default();
         partial.control.reserve(piece.len() + 1);
         partial.control.extend_from_slice(piece);

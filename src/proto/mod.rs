@@ -28,6 +28,9 @@ pub mod connection;
 pub mod deflate;
 pub mod extension;
 pub mod frame;
+#[cfg(any(test, fuzzing, feature = "fuzz"))]
+#[allow(missing_docs, clippy::unwrap_used)]
+pub mod fuzzing;
 pub mod handshake;
 pub mod head;
 pub mod limits;

@@ -64,9 +64,8 @@ impl Validator {
     /// Adds one octet to the unfinished character.
     fn complete(&mut self, octet: u8) -> Result<(), NotUtf8> {
         let [a, b, c] = self.pending;
-        let character = [a, b, c, octet];
+        let mut character = [a, b, c, 0];
         let have = usize::from(self.have);
-        let mut character = character;
         if let Some(slot) = character.get_mut(have) {
             *slot = octet;
         }

@@ -1,6 +1,6 @@
 
 // journal: the list of messages and events. Keeps the newest ones only, within the two bounds below, and
-// draws at most once a frame.
+// draws a little later, all at once: so drawing does not slow the answer to what was just sent.
 
 const MOST_ENTRIES = 2000;
 const MOST_BYTES = 64 * 1024 * 1024;
@@ -11,6 +11,7 @@ const FIRST_TEXT = 32 * 1024;
 const FIRST_DUMP = 4 * 1024;
 const MOST_JSON = 256 * 1024;
 const SAY_EVERY = 1000;
+const DRAW_AFTER = 30;
 
 class Journal {
   constructor(list, { onChange, onReuse, announce }) {
@@ -22,6 +23,7 @@ class Journal {
     this.bytes = 0;
     this.dropped = 0;
     this.drawn = 0; // entries[0..drawn) have a row
+    this.drawIsDue = false;
     this.pretty = false;
     this.follow = true;
     this.direction = "all";
@@ -101,9 +103,10 @@ class Journal {
     this.entries.push(entry);
     this.bytes += entry.cost;
     while (this.entries.length > MOST_ENTRIES || (this.bytes > MOST_BYTES && this.entries.length > 1)) this.#drop();
-    if (!this.frame) {
+    if (!this.drawIsDue) {
       // A page in the background gets no frames: the list is bounded all the same, and drawn on return.
-      this.frame = requestAnimationFrame(() => { this.frame = 0; this.#draw(); });
+      this.drawIsDue = true;
+      setTimeout(() => requestAnimationFrame(() => { this.drawIsDue = false; this.#draw(); }), DRAW_AFTER);
     }
     return entry;
   }
@@ -159,7 +162,7 @@ class Journal {
   #scrolled() {
     const { scrollTop, scrollHeight, clientHeight } = this.list;
     const atEnd = scrollHeight - scrollTop - clientHeight < 40;
-    if (atEnd === this.follow || this.frame) return;
+    if (atEnd === this.follow || this.drawIsDue) return;
     this.follow = atEnd;
     this.onChange();
   }

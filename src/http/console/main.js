@@ -5,6 +5,12 @@ const $ = (id) => document.getElementById(id);
 const facts = JSON.parse($("facts").textContent);
 
 let figuresDue = false;
+
+// Once the page has drawn what changed: a message is sent when nothing keeps the browser from its answer.
+function afterFrame(action) {
+  requestAnimationFrame(() => setTimeout(action));
+}
+
 const journal = new Journal($("list"), {
   onChange: () => showJournal(),
   onReuse: (entry) => composer.reuse(entry),
@@ -14,7 +20,7 @@ const connection = new Connection(journal, () => showConnection());
 const composer = new Composer({
   form: $("composer"), text: $("text"), hex: $("hex"), file: $("file"), fileLabel: $("file-label"),
   fileName: $("file-name"), note: $("compose-note"), send: $("send"), modes: document.querySelectorAll("[data-mode]"),
-}, (data) => connection.canSend && connection.send(data));
+}, (data) => afterFrame(() => connection.canSend && connection.send(data)));
 
 const wide = matchMedia("(min-width: 861px)");
 

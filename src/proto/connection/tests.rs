@@ -66,6 +66,19 @@ fn nothing_is_held_between_messages() {
     }
 }
 
+/// Wherever the input ends within a control frame, also just behind its header.
+#[test]
+fn nothing_is_held_after_a_cut_control_frame() {
+    let frame = b"\x8a\x82\0\0\0\0ab";
+    for cut in 0..frame.len() {
+        let mut bench = Bench::new(None);
+        for piece in [&frame[..cut], &frame[cut..]] {
+            assert_eq!(bench.receive(&mut piece.to_vec()), Event::NeedMore);
+        }
+        assert!(bench.connection.is_movable(), "cut at {cut}");
+    }
+}
+
 #[test]
 fn a_whole_message_stays_in_the_input() {
     let mut bench = Bench::new(None);

@@ -1,11 +1,14 @@
 //! A server under test, its directory, and handlers compiled from C for it.
-#![allow(dead_code)] // each test program uses a part
+#![allow(dead_code, clippy::unwrap_used)] // each test program uses a part
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// No step of a test takes longer than this unless something is wrong.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -33,7 +36,7 @@ impl Dir {
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/include"))
             .args([&file, Path::new("-o"), &object])
             .output()
-            .expect("cc is needed");
+            .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         object
     }
@@ -101,20 +104,57 @@ impl Server {
         let log = dir.path().join("log");
         let mut command = wshd();
         command.args(["--port", "0", "--log-level", "debug", "--websock-handlers"]).arg(dir.path());
-        command.arg("--log-file").arg(&log).args(args).stdout(Stdio::piped());
-        Self { child: command.spawn().unwrap(), ready: String::new(), log }
+        command.arg("--log-file").arg(&log).args(args);
+        Self::launch(command, log)
+    }
+
+    /// Runs a command that becomes a server and logs to this file.
+    pub fn launch(mut command: Command, log: PathBuf) -> Self {
+        Self { child: command.stdout(Stdio::piped()).spawn().unwrap(), ready: String::new(), log }
     }
 
     pub fn pid(&self) -> i32 {
         self.child.id() as i32
     }
 
+    /// Its log, and what else it has written to standard error.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
+        let read = |path: &Path| std::fs::read(path).unwrap_or_default();
+        let text = [read(&self.log), read(&self.log.with_file_name("stderr"))].concat();
+        String::from_utf8_lossy(&text).into_owned()
     }
 
-    pub fn signal(&self, signal: nix::sys::signal::Signal) {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).unwrap();
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    /// The first address in the ready line: `127.0.0.1:PORT`.
+    pub fn address(&self) -> String {
+        let rest = self.ready.trim_start_matches("wshd: ready on ");
+        rest.split([',', ' ']).next().unwrap_or_default().to_owned()
+    }
+
+    /// Waits until this stands in the log.
+    #[track_caller]
+    pub fn says(&self, text: &str) {
+        until(&format!("the log says {text:?}"), || self.log().contains(text));
+    }
+
+    /// The pid of its only worker.
+    #[track_caller]
+    pub fn worker(&self) -> i32 {
+        let [worker] = self.workers()[..] else { panic!("one worker is expected: {:?}", self.workers()) };
+        worker
+    }
+
+    /// Stops it, and asserts that all ends well: exit code 0, no process left, none that crashed.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        let workers = self.workers();
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+        assert_eq!(self.wait().code(), Some(0), "{}", self.log());
+        assert!(workers.iter().all(|pid| !is_alive(*pid)), "workers are left");
+        assert!(!self.log().contains("died of"), "{}", self.log());
     }
 
     /// The pids of its workers, in no order.
@@ -138,8 +178,13 @@ impl Drop for Server {
         if std::thread::panicking() {
             eprintln!("log of the server:\n{}", self.log());
         }
+        let workers = self.workers();
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for worker in workers {
+            // One that was stopped for a test can then see that it is to leave.
+            let _ = kill(Pid::from_raw(worker), Signal::SIGCONT);
+        }
     }
 }
 

@@ -1,0 +1,67 @@
+//! The manual pages against the sources that they speak of. The options are held against wshd(8) in `cli.rs`, the
+//! header against ws_handler(3) in `abi.rs`.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const HOW_IT_WORKS: &str = include_str!("../man/wshd.7");
+const README: &str = include_str!("../README.md");
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files_in(directory: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(root().join(directory)).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// All that begins with `src/`, `tests/` and the like.
+fn paths_in(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "/._-".contains(c)));
+    let rooms = ["src/", "tests/", "ctests/", "fuzz/", "benches/", "man/", "plugins/", "include/"];
+    let paths = words.map(|word| word.trim_end_matches('.'));
+    paths.filter(|word| rooms.iter().any(|room| word.starts_with(room))).collect()
+}
+
+#[test]
+fn every_page_is_clean() {
+    if Command::new("mandoc").arg("-Tlint").arg("/dev/null").output().is_err() {
+        println!("skipped: mandoc is not installed (.ci/run installs it)");
+        return;
+    }
+    let output =
+        Command::new("mandoc").args(["-Tlint", "-W", "warning"]).args(files_in("man")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn every_file_that_is_named_exists() {
+    for (page, text) in [("wshd.7", HOW_IT_WORKS), ("README.md", README)] {
+        let paths = paths_in(text);
+        assert!(!paths.is_empty(), "{page} names files");
+        for path in paths {
+            assert!(root().join(path).exists(), "{page} names {path}");
+        }
+    }
+}
+
+/// The rooms of `src/`, and the files that are a room by themselves.
+#[test]
+fn every_room_is_named() {
+    let named = paths_in(HOW_IT_WORKS);
+    for room in files_in("src") {
+        let path = room.strip_prefix(root()).unwrap().to_str().unwrap();
+        // The list of modules is no room.
+        if path == "src/lib.rs" {
+            continue;
+        }
+        assert!(named.contains(path), "wshd(7) does not speak of {path}");
+        let name = path.strip_prefix("src/").unwrap();
+        let in_map = if room.is_dir() { format!("`{name}/`") } else { format!("`{name}`") };
+        assert!(README.contains(&in_map), "the map in README.md does not have {in_map}");
+    }
+}

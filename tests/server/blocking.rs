@@ -1,0 +1,137 @@
+//! Blocking handlers: what goes on while they sleep, what wakes them, and what a flood costs.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use crate::client::{self, BINARY, CLOSE, PING, PONG, Raw, TEXT, close_payload};
+use crate::{memory, serve};
+
+#[test]
+fn pings_are_answered_while_the_handler_sleeps() {
+    let server = serve(&["everything_blocking"], &["--ping-interval", "50ms", "--pong-timeout", "50ms"]);
+    let mut raw = Raw::open(&server.address(), "/everything_blocking");
+    let begun = Instant::now();
+    raw.text("sleep 400");
+    raw.frame(PING, b"awake?");
+    let pong = raw.next().unwrap();
+    assert_eq!((pong.first, &pong.payload[..]), (PONG, &b"awake?"[..]));
+    assert!(begun.elapsed() < Duration::from_millis(400), "{:?}", begun.elapsed());
+    // The server's own pings go out meanwhile, too.
+    let mut pings = 0;
+    loop {
+        let frame = raw.next().unwrap();
+        match frame.first {
+            PING => {
+                pings += 1;
+                raw.frame(PONG, &frame.payload);
+            }
+            _ => break assert_eq!(frame.payload, b"sleep: ok"),
+        }
+    }
+    assert!(pings >= 3, "{pings}");
+}
+
+#[test]
+fn receive_wakes_on_a_message_a_timeout_and_a_close() {
+    let mut server = serve(&["everything_blocking"], &[]);
+    let mut raw = Raw::open(&server.address(), "/everything_blocking");
+    let begun = Instant::now();
+    assert_eq!(raw.ask("receive 60"), "receive: -3");
+    assert!(begun.elapsed() >= Duration::from_millis(60), "{:?}", begun.elapsed());
+    raw.text("receive -1");
+    assert_eq!(raw.ask("hello"), "receive: 1 1 \"hello\"");
+    // Timers and posted functions run in there.
+    raw.text("timer 10 woken");
+    assert!(raw.next_text().starts_with("set_timer: "));
+    raw.text("receive 5000");
+    assert_eq!(raw.next_text(), "timer: woken");
+    raw.frame(CLOSE, &close_payload(4000, ""));
+    raw.expect_close(4000);
+    raw.expect_end();
+    // A peer that vanishes: the thread ends, which stop() would wait for.
+    let raw = Raw::open(&server.address(), "/everything_blocking");
+    drop(raw);
+    let begun = Instant::now();
+    server.stop();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn the_end_of_transfer_data_closes() {
+    let server = serve(&["everything_blocking"], &[]);
+    for (text, code) in [("return", 1000), ("fail", 1011)] {
+        let mut raw = Raw::open(&server.address(), "/everything_blocking");
+        raw.text(text);
+        raw.expect_close(code);
+        raw.frame(CLOSE, &close_payload(code, ""));
+        raw.expect_end();
+    }
+}
+
+#[test]
+fn a_flood_at_a_sleeping_handler_is_held_back_and_nothing_is_lost() {
+    let server = serve(&["everything_blocking"], &["--no-deflate"]);
+    let mut raw = Raw::open(&server.address(), "/everything_blocking");
+    raw.text("released");
+    assert_eq!(raw.next_text(), "released: 0");
+    let before = memory(server.worker());
+    raw.text("sleep 500");
+    // 32 MiB, which fit neither into the mailbox (1 MiB) nor into the kernel's buffers.
+    let mut sender = raw.stream.try_clone().unwrap();
+    let flood = std::thread::spawn(move || {
+        for n in 0..2048_u32 {
+            let mut message = vec![0; 16 * 1024];
+            message[..4].copy_from_slice(&n.to_be_bytes());
+            sender.write_all(&client::frame(BINARY, &message)).unwrap();
+        }
+    });
+    let asleep = raw.next().unwrap();
+    let grown = memory(server.worker()).saturating_sub(before);
+    assert_eq!((asleep.first, &asleep.payload[..]), (TEXT, &b"sleep: ok"[..]));
+    assert!(grown < 6 << 20, "{grown} bytes");
+    for n in 0..2048_u32 {
+        let message = raw.next().unwrap();
+        assert_eq!((message.payload.len(), &message.payload[..4]), (16 * 1024, &n.to_be_bytes()[..]));
+    }
+    flood.join().unwrap();
+}
+
+#[test]
+fn sending_waits_for_a_peer_that_reads_slowly() {
+    let args = ["--send-high", "64K", "--send-low", "16K", "--no-deflate"];
+    let server = serve(&["bench"], &args);
+    let mut raw = Raw::open(&server.address(), "/bench");
+    let before = memory(server.worker());
+    raw.text(&format!("0 20000 {}", "x".repeat(1000)));
+    // 20 MB, of which the kernel takes a part; the handler waits in ws_send() for the rest.
+    let mut most = 0;
+    for n in 0..20_000 {
+        assert_eq!(raw.next().unwrap().payload.len(), 1000, "message {n}");
+        if n % 1000 == 0 {
+            most = most.max(memory(server.worker()));
+        }
+    }
+    raw.expect_close(1000);
+    let grown = most.saturating_sub(before);
+    assert!(grown < 4 << 20, "{grown} bytes");
+}
+
+#[test]
+fn threads_do_not_disturb_each_other() {
+    let mut server = serve(&["echo", "everything_blocking"], &[]);
+    let mut sleeping: Vec<Raw> =
+        (0..20).map(|_| Raw::open(&server.address(), "/everything_blocking")).collect();
+    for raw in &mut sleeping {
+        raw.text("sleep 300");
+    }
+    let begun = Instant::now();
+    let mut other = Raw::open(&server.address(), "/everything_blocking");
+    assert_eq!(other.ask("user"), "user: ");
+    assert_eq!(Raw::open(&server.address(), "/echo").ask("x"), "x");
+    assert!(begun.elapsed() < Duration::from_millis(280), "{:?}", begun.elapsed());
+    for raw in &mut sleeping {
+        assert_eq!(raw.next_text(), "sleep: ok");
+    }
+    drop((sleeping, other));
+    server.stop();
+}

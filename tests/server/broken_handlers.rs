@@ -1,0 +1,172 @@
+//! Handlers that can not be served, or that misbehave, beside some that work.
+
+use std::time::Duration;
+
+use crate::client::{self, CLOSE, Raw, UPGRADE};
+use crate::daemon::{Dir, Server, is_alive, until};
+use crate::fixtures;
+use crate::{Served, serve};
+
+/// Each with what the log must say beside the file's name.
+const BROKEN: [(&str, &[&str]); 8] = [
+    ("wrong_major", &["2.3", "1.0"]),
+    ("both_styles", &["transfer_data", "on_message"]),
+    ("no_style", &["transfer_data", "on_message"]),
+    ("tiny_table", &["table"]),
+    ("no_entry", &["ws_handler_entry_v1"]),
+    ("entry_null", &["ws_handler_entry_v1"]),
+    ("constructor_crashes", &["died of signal"]),
+    ("constructor_exits", &["ended the process"]),
+];
+
+fn line_of<'a>(log: &'a str, name: &str) -> &'a str {
+    log.lines()
+        .find(|line| line.contains(&format!("{name}_wsh.so")))
+        .unwrap_or_else(|| panic!("no {name} in {log}"))
+}
+
+#[test]
+fn broken_ones_are_named_with_their_cause_and_the_rest_is_served() {
+    let names: Vec<&str> = BROKEN.iter().map(|(name, _)| *name).collect();
+    let all =
+        [&names[..], &["echo", "short_table", "larger_table", "undefined_symbol", "init_fails"]].concat();
+    let mut server = serve(&all, &[]);
+    let log = server.log();
+    for (name, causes) in BROKEN {
+        let line = line_of(&log, name);
+        assert!(causes.iter().all(|cause| line.contains(cause)), "{line}");
+        let mut raw = Raw::connect(&server.address());
+        raw.send(format!("GET /{name} HTTP/1.1\r\nHost: a\r\n{UPGRADE}\r\n").as_bytes());
+        assert_eq!(raw.answer().status, 404, "{name}");
+    }
+    line_of(&log, "undefined_symbol");
+    // Younger and older tables are as good as our own.
+    for name in ["echo", "short_table", "larger_table"] {
+        let mut raw = Raw::open(&server.address(), &format!("/{name}"));
+        assert_eq!(raw.ask("served"), "served", "{name}");
+        raw.frame(CLOSE, &client::close_payload(1000, ""));
+        raw.expect_close(1000);
+        raw.expect_end();
+    }
+    // It loads, but can not start in a worker.
+    assert!(line_of(&log, "init_fails").contains("on_worker_start returned -9"), "{log}");
+    let mut raw = Raw::connect(&server.address());
+    raw.send(format!("GET /init_fails HTTP/1.1\r\nHost: a\r\n{UPGRADE}\r\n").as_bytes());
+    assert_eq!(raw.answer().status, 503);
+    drop(raw);
+    server.stop();
+}
+
+#[test]
+fn with_strict_handlers_a_broken_one_is_an_error() {
+    for (name, _) in BROKEN {
+        let dir = Dir::new();
+        fixtures::add_handler(dir.path(), "echo", "echo");
+        fixtures::add_handler(dir.path(), name, name);
+        let mut server = Server::spawn(&dir, &["--workers", "1", "--strict-handlers"]);
+        assert_eq!(server.wait().code(), Some(3), "{name}");
+        line_of(&server.log(), name);
+    }
+}
+
+/// Another connection, and the worker that serves it.
+#[track_caller]
+fn still_serves(server: &Served, resource: &str) {
+    until("a worker serves", || {
+        let mut raw = Raw::connect(&server.address());
+        raw.send(format!("GET {resource} HTTP/1.1\r\nHost: a\r\n{UPGRADE}\r\n").as_bytes());
+        raw.send(&client::frame(client::TEXT, b"hello"));
+        raw.rest_or_frame()
+    });
+}
+
+impl Raw {
+    /// Whether a WebSocket opens and says hello.
+    fn rest_or_frame(&mut self) -> bool {
+        self.stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            match std::io::Read::read(&mut self.stream, &mut byte) {
+                Ok(1) => head.push(byte[0]),
+                _ => return false,
+            }
+        }
+        head.starts_with(b"HTTP/1.1 101") && self.next().is_some_and(|frame| frame.payload == b"hello")
+    }
+}
+
+#[test]
+fn a_crash_costs_one_worker_and_the_others_go_on() {
+    for (resource, text) in [
+        ("/crash", "null"),
+        ("/crash", "abort"),
+        ("/crash", "stack"),
+        ("/crash", "thread null"),
+        ("/crash", "timer abort"),
+        ("/crash?close=null", ""),
+        ("/crash_blocking", "null"),
+        ("/throw", "throw"),
+        ("/panic_abort", "panic"),
+    ] {
+        let server = serve(&["echo", "crash", "crash_blocking", "throw", "panic_abort"], &["--workers", "2"]);
+        let before = server.workers();
+        let mut bystanders: Vec<Raw> = (0..4).map(|_| Raw::open(&server.address(), "/echo")).collect();
+        let mut crashing = Raw::open(&server.address(), resource);
+        match text {
+            "" => crashing.frame(CLOSE, &client::close_payload(1000, "")),
+            text => crashing.text(text),
+        }
+        until("one worker has died", || before.iter().filter(|pid| is_alive(**pid)).count() == 1);
+        until("it is replaced", || {
+            let now = server.workers();
+            now.len() == 2 && now.iter().all(|pid| is_alive(*pid)) && now != before
+        });
+        // Those of the other worker do not notice.
+        let kept = bystanders.iter_mut().map(Raw::is_served).filter(|served| *served).count();
+        assert!(kept >= 2, "{resource} {text}: {kept} of 4 are kept");
+        still_serves(&server, "/echo");
+        server.says("died of SIG");
+    }
+}
+
+impl Raw {
+    /// Whether an echo still answers.
+    fn is_served(&mut self) -> bool {
+        let sent =
+            std::io::Write::write_all(&mut self.stream, &client::frame(client::TEXT, b"hello")).is_ok();
+        sent && self.next().is_some_and(|frame| frame.payload == b"hello")
+    }
+}
+
+#[test]
+fn an_exit_of_a_handler_ends_its_worker_only() {
+    for way in ["exit", "_exit", "thread"] {
+        let server = serve(&["echo", "exits"], &[]);
+        let before = server.worker();
+        Raw::open(&server.address(), "/exits").text(way);
+        until("the worker is gone", || !is_alive(before));
+        still_serves(&server, "/echo");
+    }
+}
+
+#[cfg(debug_assertions)]
+#[test]
+fn a_call_from_the_wrong_place_aborts_and_names_the_function() {
+    for (name, function) in [
+        ("wrong_place_receive", "ws_receive"),
+        ("wrong_place_reject", "ws_reject"),
+        ("wrong_place_set_user", "ws_set_user"),
+        ("wrong_place_other", "ws_resource"),
+    ] {
+        let server = serve(&[name], &[]);
+        let before = server.worker();
+        let mut kept = Raw::open(&server.address(), &format!("/{name}"));
+        assert_eq!(kept.ask("keep"), "keep");
+        Raw::open(&server.address(), &format!("/{name}")).text("go");
+        until("the worker is gone", || !is_alive(before));
+        server.says(&format!("{function}() was called in "));
+        server.says("died of SIGABRT");
+        still_serves(&server, &format!("/{name}"));
+    }
+}

@@ -1,0 +1,245 @@
+//! Every limit, each by its option.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::client::{self, BINARY, CLOSE, PING, PONG, Raw, TEXT, UPGRADE};
+use crate::daemon::until;
+use crate::{memory, serve};
+
+#[test]
+fn a_message_over_the_limit_is_refused_however_it_comes() {
+    let server = serve(&["echo", "echo_blocking", "stream"], &["--max-message", "1000"]);
+    for resource in ["/echo", "/echo_blocking"] {
+        let mut raw = Raw::open(&server.address(), resource);
+        raw.frame(BINARY, &[b'x'; 1000]);
+        assert_eq!(raw.next().unwrap().payload.len(), 1000);
+        // The length alone is enough.
+        raw.send(&client::frame(BINARY, &[b'x'; 1001])[..8]);
+        raw.expect_close(1009);
+        raw.expect_end();
+        let mut raw = Raw::open(&server.address(), resource);
+        raw.frame(0x02, &[b'x'; 600]);
+        raw.frame(0x80, &[b'x'; 401]);
+        raw.expect_close(1009);
+        raw.expect_end();
+    }
+    let mut raw = Raw::open(&server.address(), "/stream");
+    raw.frame(0x02, &[b'x'; 600]);
+    raw.frame(0x80, &[b'x'; 401]);
+    raw.expect_close(1009);
+}
+
+#[test]
+fn an_inflate_bomb_stops_at_the_message_limit() {
+    let server = serve(&["echo"], &["--max-message", "1M"]);
+    let mut bomb = Vec::with_capacity(1 << 20);
+    let mut deflate = flate2::Compress::new(flate2::Compression::best(), false);
+    deflate.compress_vec(&vec![0; 64 << 20], &mut bomb, flate2::FlushCompress::Sync).unwrap();
+    let before = memory(server.worker());
+    let mut raw = Raw::connect(&server.address());
+    raw.upgrade("/echo", "Sec-WebSocket-Extensions: permessage-deflate\r\n");
+    raw.frame(0xc2, &bomb);
+    raw.expect_close(1009);
+    let grown = memory(server.worker()).saturating_sub(before);
+    assert!(grown < 8 << 20, "{grown} bytes");
+}
+
+#[test]
+fn a_frame_over_the_limit_is_refused_in_a_message_within_its_own() {
+    let server = serve(&["echo"], &["--max-message", "10K", "--max-frame", "1000"]);
+    let mut raw = Raw::open(&server.address(), "/echo");
+    raw.frame(0x02, &[b'x'; 1000]);
+    raw.frame(0x80, &[b'x'; 1000]);
+    assert_eq!(raw.next().unwrap().payload.len(), 2000);
+    raw.send(&client::frame(BINARY, &[b'x'; 1001])[..8]);
+    raw.expect_close(1009);
+}
+
+#[test]
+fn a_connection_without_messages_is_closed_after_the_idle_time() {
+    let server = serve(&["echo", "echo_blocking"], &["--idle-timeout", "150ms"]);
+    for resource in ["/echo", "/echo_blocking"] {
+        let mut raw = Raw::open(&server.address(), resource);
+        let begun = Instant::now();
+        // Pings are no messages.
+        raw.frame(PING, b"");
+        assert_eq!(raw.next().unwrap().first, PONG);
+        raw.expect_close(1001);
+        assert!(begun.elapsed() >= Duration::from_millis(150), "{:?}", begun.elapsed());
+        raw.frame(CLOSE, &[]);
+        raw.expect_end();
+    }
+}
+
+#[test]
+fn a_silent_peer_is_pinged_and_one_that_answers_stays() {
+    let server = serve(&["echo"], &["--ping-interval", "50ms", "--pong-timeout", "60ms"]);
+    let mut raw = Raw::open(&server.address(), "/echo");
+    for _ in 0..4 {
+        let ping = raw.next().unwrap();
+        assert_eq!(ping.first, PING);
+        raw.frame(PONG, &ping.payload);
+    }
+    assert_eq!(raw.ask("still here"), "still here");
+    // Now it does not answer: one more Ping, then the end, without a Close.
+    assert_eq!(raw.next().unwrap().first, PING);
+    raw.expect_end();
+}
+
+#[test]
+fn without_an_interval_nobody_is_pinged() {
+    let server = serve(&["everything"], &["--ping-interval", "0"]);
+    let mut raw = Raw::open(&server.address(), "/everything");
+    raw.text("timer 200 later");
+    assert!(raw.next_text().starts_with("set_timer: "));
+    assert_eq!(raw.next_text(), "timer: later");
+}
+
+#[test]
+fn a_close_that_is_not_answered_ends_in_time() {
+    let server = serve(&["close", "everything_blocking"], &["--close-timeout", "100ms"]);
+    let mut raw = Raw::open(&server.address(), "/close");
+    raw.text("3000 bye");
+    raw.expect_close(3000);
+    let begun = Instant::now();
+    // It goes on sending instead of closing: that is swallowed.
+    raw.text("not done yet");
+    raw.expect_end();
+    assert!(begun.elapsed() >= Duration::from_millis(90), "{:?}", begun.elapsed());
+    // A blocking handler that does not come to answer is answered for.
+    let mut raw = Raw::open(&server.address(), "/everything_blocking");
+    raw.text("sleep 1000");
+    raw.frame(CLOSE, &client::close_payload(4000, ""));
+    let begun = Instant::now();
+    raw.expect_close(4000);
+    raw.expect_end();
+    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_full_send_queue_is_told_and_so_is_its_draining() {
+    let args = ["--send-high", "64K", "--send-low", "16K", "--no-deflate"];
+    let server = serve(&["queue"], &args);
+    let mut raw = Raw::open(&server.address(), "/queue");
+    raw.text("fill 10000");
+    // Nothing is read before the handler has filled the queue, since the kernel takes only so much.
+    let mut count = 0;
+    let told = loop {
+        let frame = raw.next().unwrap();
+        match frame.first {
+            BINARY => count += 1,
+            TEXT => break String::from_utf8(frame.payload).unwrap(),
+            other => panic!("{other:x}"),
+        }
+    };
+    let numbers: Vec<usize> = told.split(' ').skip(1).map(|word| word.parse().unwrap()).collect();
+    assert!(told.starts_with("writable "), "{told}");
+    assert_eq!(numbers[0], count, "all that was queued has come");
+    // Full above the high mark, by no more than the message that crossed it.
+    assert!((65_536..65_536 + 10_014).contains(&numbers[1]), "{told}");
+    // It serves on.
+    raw.text("fill 10000");
+    assert_eq!(raw.next().unwrap().first, BINARY);
+}
+
+#[test]
+fn a_client_that_never_reads_costs_bounded_memory_and_is_dropped() {
+    let args = ["--send-high", "64K", "--ping-interval", "200ms", "--pong-timeout", "200ms"];
+    for resource in ["/echo_noext", "/echo_blocking", "/echo_cpp"] {
+        let server = serve(&[&resource[1..]], &args);
+        let mut raw = Raw::open(&server.address(), resource);
+        raw.frame(BINARY, &[0; 100]);
+        assert_eq!(raw.next().unwrap().first, BINARY);
+        let before = memory(server.worker());
+        // Sends until the server reads no more, and then until it drops the connection.
+        raw.stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+        let message = client::frame(BINARY, &[b'x'; 50_000]);
+        let mut most = 0;
+        while raw.stream.write_all(&message).is_ok() {
+            most = most.max(memory(server.worker()));
+        }
+        let grown = most.saturating_sub(before);
+        // The mailbox of a blocking handler holds 1 MiB, the loop reads 512 KiB at a time.
+        assert!(grown < 6 << 20, "{resource}: {grown} bytes");
+        server.says("the peer takes nothing; dropped");
+    }
+}
+
+#[test]
+fn pings_per_second_have_a_bound() {
+    let server = serve(&["echo"], &["--max-pings", "5"]);
+    let mut raw = Raw::open(&server.address(), "/echo");
+    let flood: Vec<u8> = (0..50).flat_map(|_| client::frame(PING, b"")).collect();
+    raw.send(&flood);
+    for _ in 0..5 {
+        assert_eq!(raw.next().unwrap().first, PONG);
+    }
+    assert_eq!(raw.expect_close(1008), "");
+    let server = serve(&["echo"], &["--max-pings", "0"]);
+    let mut raw = Raw::open(&server.address(), "/echo");
+    raw.send(&flood);
+    for _ in 0..50 {
+        assert_eq!(raw.next().unwrap().first, PONG);
+    }
+}
+
+#[test]
+fn connections_over_the_limit_wait_for_their_turn() {
+    let server = serve(&["echo"], &["--max-connections", "2"]);
+    let first = Raw::open(&server.address(), "/echo");
+    let mut second = Raw::open(&server.address(), "/echo");
+    assert_eq!(second.ask("x"), "x");
+    // The kernel has taken the third, the worker has not.
+    let mut third = Raw::connect(&server.address());
+    third.send(format!("GET /echo HTTP/1.1\r\nHost: a\r\n{UPGRADE}\r\n").as_bytes());
+    third.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let nothing = third.stream.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+    third.stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    drop(first);
+    assert!(third.head().starts_with("HTTP/1.1 101 "));
+    assert_eq!(third.ask("my turn"), "my turn");
+}
+
+#[test]
+fn blocking_handlers_over_the_limit_are_refused_before_the_handshake() {
+    let server = serve(&["echo", "echo_blocking"], &["--max-threads", "2"]);
+    let mut first = Raw::open(&server.address(), "/echo_blocking");
+    let mut second = Raw::open(&server.address(), "/echo_blocking");
+    let mut third = Raw::connect(&server.address());
+    let handshake = format!("GET /echo_blocking HTTP/1.1\r\nHost: a\r\n{UPGRADE}\r\n");
+    third.send(handshake.as_bytes());
+    let answer = third.answer();
+    assert_eq!(answer.status, 503);
+    assert!(answer.header("Retry-After").is_some(), "{answer:?}");
+    assert_eq!(Raw::open(&server.address(), "/echo").ask("the others are served"), "the others are served");
+    first.frame(CLOSE, &[]);
+    first.expect_close(1005);
+    first.expect_end();
+    until("there is a thread again", || {
+        let mut fourth = Raw::connect(&server.address());
+        fourth.send(handshake.as_bytes());
+        fourth.head().starts_with("HTTP/1.1 101 ")
+    });
+    assert_eq!(second.ask("x"), "x");
+}
+
+#[test]
+fn a_slow_head_costs_what_was_sent() {
+    let server = serve(&["echo"], &["--max-head", "1M"]);
+    let before = memory(server.worker());
+    let mut slow: Vec<TcpStream> = (0..200)
+        .map(|_| {
+            let mut stream = client::tcp(&server.address());
+            stream.write_all(b"GET /echo HTTP/1.1\r\nHost: ").unwrap();
+            stream
+        })
+        .collect();
+    let mut last = Raw::open(&server.address(), "/echo");
+    assert_eq!(last.ask("x"), "x");
+    let each = memory(server.worker()).saturating_sub(before) / 200;
+    assert!(each < 4096, "{each} bytes for a head of 26");
+    slow.clear();
+}

@@ -1,0 +1,62 @@
+//! The whole server, seen from outside: through sockets, signals, and handlers written in C.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../common/client.rs"]
+mod client;
+#[path = "../common/server.rs"]
+mod daemon;
+#[path = "../common/fixtures.rs"]
+mod fixtures;
+
+mod balance;
+mod blocking;
+mod broken_handlers;
+mod clients;
+mod echo;
+mod examples;
+mod handlers;
+mod limits;
+mod opening;
+mod stopping;
+
+use daemon::{Dir, Server};
+
+/// A running server and the directory it serves from.
+struct Served {
+    server: Server,
+    dir: Dir,
+}
+
+impl std::ops::Deref for Served {
+    type Target = Server;
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
+impl std::ops::DerefMut for Served {
+    fn deref_mut(&mut self) -> &mut Server {
+        &mut self.server
+    }
+}
+
+/// Serves these fixtures (`NAME`, or `PATH=NAME`) with one worker, unless `args` say otherwise.
+#[track_caller]
+fn serve(handlers: &[&str], args: &[&str]) -> Served {
+    let dir = Dir::new();
+    for name in handlers {
+        let (path, name) = name.split_once('=').unwrap_or((name, name));
+        fixtures::add_handler(dir.path(), path, name);
+    }
+    let one = ["--workers", "1"];
+    let workers = if args.contains(&"--workers") { &[][..] } else { &one[..] };
+    let server = Server::start(&dir, &[workers, args].concat());
+    Served { server, dir }
+}
+
+/// Bytes of a process's own memory.
+fn memory(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}

@@ -1,0 +1,111 @@
+//! The ways to stop: all connections hear of it, or none does.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::client::{BINARY, CLOSE, Raw, close_payload};
+use crate::daemon::{is_alive, until};
+use crate::serve;
+
+#[test]
+fn sigterm_closes_all_with_1001_and_ends_with_0() {
+    let mut server =
+        serve(&["echo", "echo_blocking", "everything", "everything_blocking"], &["--workers", "2"]);
+    let resources = ["/echo", "/echo_blocking", "/everything", "/everything_blocking"];
+    let mut open: Vec<Raw> =
+        resources.iter().map(|resource| Raw::open(&server.address(), resource)).collect();
+    let in_a_head = {
+        let mut raw = Raw::connect(&server.address());
+        raw.send(b"GET /echo HT");
+        raw
+    };
+    server.signal(Signal::SIGTERM);
+    for raw in &mut open {
+        raw.expect_close(1001);
+        raw.frame(CLOSE, &close_payload(1001, ""));
+        raw.expect_end();
+    }
+    let workers = server.workers();
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    assert!(workers.iter().all(|pid| !is_alive(*pid)));
+    assert!(!server.log().contains("did not end in time"), "{}", server.log());
+    assert!(server.log().contains("everything: worker 0 stops, started 1 times"), "{}", server.log());
+    drop(in_a_head);
+}
+
+#[test]
+fn a_client_that_does_not_answer_is_not_waited_for() {
+    let mut server = serve(&["echo"], &["--close-timeout", "100ms"]);
+    let mut raw = Raw::open(&server.address(), "/echo");
+    let begun = Instant::now();
+    server.signal(Signal::SIGTERM);
+    raw.expect_close(1001);
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_handler_that_does_not_come_back_is_left_behind_at_the_deadline() {
+    let mut server =
+        serve(&["everything_blocking"], &["--stop-timeout", "300ms", "--close-timeout", "100ms"]);
+    let mut raw = Raw::open(&server.address(), "/everything_blocking");
+    raw.text("sleep 60000");
+    let mut other = Raw::open(&server.address(), "/everything_blocking");
+    assert_eq!(other.ask("user"), "user: ");
+    let begun = Instant::now();
+    server.signal(Signal::SIGTERM);
+    raw.expect_close(1001);
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    assert!(begun.elapsed() >= Duration::from_millis(300), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(server.log().contains("1 handler threads that did not end in time"), "{}", server.log());
+}
+
+#[test]
+fn what_was_sent_before_the_stop_still_arrives() {
+    let mut server = serve(&["everything"], &["--no-deflate"]);
+    let mut raw = Raw::open(&server.address(), "/everything");
+    raw.text("zeros 900000");
+    raw.text("send queued");
+    // The worker has obeyed once the first frame is here; the kernel can not hold all of it.
+    let first = raw.next().unwrap();
+    assert_eq!((first.first, first.payload.len()), (BINARY, 900_000));
+    server.signal(Signal::SIGTERM);
+    assert_eq!(raw.next_text(), "queued");
+    raw.expect_close(1001);
+    raw.frame(CLOSE, &[]);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn sigquit_ends_at_once() {
+    let mut server = serve(&["everything", "everything_blocking"], &["--workers", "2"]);
+    let mut open: Vec<Raw> = (0..4).map(|_| Raw::open(&server.address(), "/everything_blocking")).collect();
+    open[0].text("sleep 60000");
+    let workers = server.workers();
+    let begun = Instant::now();
+    server.signal(Signal::SIGQUIT);
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(workers.iter().all(|pid| !is_alive(*pid)));
+    // Nobody was told.
+    open[1].expect_end();
+}
+
+#[test]
+fn connections_that_come_while_it_stops_do_not_keep_it() {
+    let mut server = serve(&["everything_blocking"], &["--stop-timeout", "20s", "--close-timeout", "1s"]);
+    let address = server.address();
+    let mut raw = Raw::open(&address, "/everything_blocking");
+    raw.text("sleep 300");
+    let mut other = Raw::open(&address, "/everything_blocking");
+    assert_eq!(other.ask("user"), "user: ");
+    server.signal(Signal::SIGTERM);
+    server.says("SIGTERM received");
+    // They say nothing, and stay.
+    let silent: Vec<_> = (0..3).filter_map(|_| std::net::TcpStream::connect(&address).ok()).collect();
+    let begun = Instant::now();
+    until("it has ended", || server.child.try_wait().unwrap().is_some());
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?} with {} silent", begun.elapsed(), silent.len());
+}
