@@ -243,22 +243,22 @@ impl Table {
         Ok(Table { places: Vec::new(), free: Vec::new(), records, most, live: 0 })
     }
 
-    /// Adds a connection; gives it back when the table is full.
-    pub fn add(&mut self, conn: Conn) -> Result<u64, Conn> {
+    /// Adds a connection; `None`, and it is dropped, when the table is full.
+    pub fn add(&mut self, conn: Conn) -> Option<u64> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None if self.places.len() < self.most as usize => {
                 self.places.push((0, None));
                 self.places.len() as u32 - 1
             }
-            None => return Err(conn),
+            None => return None,
         };
-        let Some((generation, place)) = self.places.get_mut(slot as usize) else { return Err(conn) };
+        let (generation, place) = self.places.get_mut(slot as usize)?;
         // 0 is no generation: no id is 0.
         *generation = generation.wrapping_add(1).max(1);
         *place = Some(Box::new(conn));
         self.live += 1;
-        Ok(u64::from(*generation) << 32 | u64::from(slot))
+        Some(u64::from(*generation) << 32 | u64::from(slot))
     }
 
     /// The connection of that id.
@@ -313,10 +313,10 @@ mod tests {
     #[test]
     fn an_id_names_one_connection_only() {
         let mut table = Table::new(1).unwrap();
-        let first = table.add(conn()).ok().unwrap();
-        assert!(table.add(conn()).is_err(), "the table has one place");
+        let first = table.add(conn()).unwrap();
+        assert!(table.add(conn()).is_none(), "the table has one place");
         assert!(table.remove(first).is_some());
-        let second = table.add(conn()).ok().unwrap();
+        let second = table.add(conn()).unwrap();
         assert_ne!(first, second);
         assert!(table.get(first).is_none() && table.remove(first).is_none());
         assert_eq!(table.ids(), [second]);

@@ -161,7 +161,7 @@ impl Worker {
                 Command::Abort(conn) => self.abort(conn),
                 Command::State(conn, state) => self.attach_state(conn, &state),
                 Command::Room(conn) => self.mailbox_has_room(conn),
-                Command::ThreadEnded(_) => self.threads.set(self.threads.get().saturating_sub(1)),
+                Command::ThreadEnded => self.threads.set(self.threads.get().saturating_sub(1)),
             }
         }
     }

@@ -28,6 +28,10 @@ pub const LINGER: u64 = 2_000_000_000;
 impl Worker {
     /// Takes an accepted connection in.
     pub fn greet(&self, socket: Socket, peer: Option<SocketAddr>) {
+        // It was accepted while the worker was told to stop: like all others that have not said anything.
+        if self.stop_at.get().is_some() {
+            return self.uncount();
+        }
         let deadline = self.now.get().saturating_add(self.config.handshake_time);
         let Some(id) = self.add(Conn::new(socket, deadline)) else { return };
         if let Some(record) = self.core.borrow_mut().table.record(id) {
@@ -41,7 +45,7 @@ impl Worker {
     /// Adds a connection, which the scoreboard counts already, to table and poll. `None` if there is no room.
     pub fn add(&self, conn: Conn) -> Option<u64> {
         let core = &mut *self.core.borrow_mut();
-        let Ok(id) = core.table.add(conn) else {
+        let Some(id) = core.table.add(conn) else {
             log::warn!("a connection was dropped: {} connections already", self.config.connections);
             self.uncount();
             return None;

@@ -95,8 +95,12 @@ struct State {
     throttled: bool,
     /// Not answered yet.
     peer_close: Option<PeerClose>,
+    /// The peer's answer to our Close.
+    answer: Option<PeerClose>,
     /// A Close was sent or the connection is lost: messages no longer count.
     closing: bool,
+    /// The connection is lost.
+    lost: bool,
     ended: Option<Ended>,
 }
 
@@ -140,6 +144,16 @@ impl Mailbox {
     /// The peer began to close.
     pub fn peer_close(&self, close: PeerClose) {
         self.change(|state| state.peer_close = Some(close));
+    }
+
+    /// The peer has answered our Close.
+    pub fn answered(&self, close: PeerClose) {
+        self.change(|state| state.answer = Some(close));
+    }
+
+    /// The connection has ended without (the rest of) a closing handshake.
+    pub fn lost(&self) {
+        self.change(|state| (state.closing, state.lost) = (true, true));
     }
 
     /// A Close was sent: there are no more messages.
@@ -212,6 +226,12 @@ impl Mailbox {
                 Some(_) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
             };
         }
+    }
+
+    /// The peer's answer to our Close, and whether the connection is over.
+    pub fn last_words(&self) -> (Option<PeerClose>, bool) {
+        let state = self.lock();
+        (state.answer.clone(), state.lost || state.ended.is_some())
     }
 
     /// Waits while the send queue is full and the connection is not gone.

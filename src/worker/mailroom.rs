@@ -59,8 +59,8 @@ pub enum Command {
     State(u64, Vec<u8>),
     /// A blocking thread has taken so many messages that reading can go on.
     Room(u64),
-    /// A blocking thread is over; it was the thread of this connection.
-    ThreadEnded(u64),
+    /// A blocking thread is over.
+    ThreadEnded,
 }
 
 /// What other threads may know of a slot of the connection table.

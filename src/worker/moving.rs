@@ -92,11 +92,6 @@ impl Shipment {
         unsafe { self.parcel.send(inlet) }
     }
 
-    /// How many connections are in it.
-    pub fn len(&self) -> usize {
-        self.parcel.len()
-    }
-
     /// Empties it without sending.
     pub fn clear(&mut self) {
         self.parcel.clear();

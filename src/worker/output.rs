@@ -143,6 +143,8 @@ impl Queue {
 /// Queues that no connection needs at the moment.
 #[derive(Default)]
 pub struct Spare {
+    // Boxed as connections have them: a queue changes hands without being moved.
+    #[allow(clippy::vec_box)]
     queues: Vec<Box<Queue>>,
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ::ws_handler::raw::*;
 
 use super::facts::Facts;
-use super::mailbox::{Ended, Item, Mailbox, Opened, PeerClose, Woken};
+use super::mailbox::{Item, Mailbox, Opened, PeerClose, Woken};
 use super::mailroom::{Command, Mailroom};
 use super::opening::Handshake;
 use super::rescue;
@@ -35,7 +35,7 @@ struct Current {
     message: Vec<u8>,
     last_opcode: u32,
     peer_close: Option<PeerClose>,
-    ended: Option<Ended>,
+    over: bool,
     timers: Vec<(Instant, i64, Task)>,
     timers_made: i64,
     user: *mut c_void,
@@ -75,7 +75,7 @@ fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, hand
         message: vec![0],
         last_opcode: 0,
         peer_close: None,
-        ended: None,
+        over: false,
         timers: Vec::new(),
         timers_made: 0,
         user: null_mut(),
@@ -94,13 +94,13 @@ fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, hand
         serve(host, handler, conn);
         let ended = if handler.has(Callback::Close) { Some(mailbox.wait_ended()) } else { None };
         if let Some(ended) = ended {
-            with(|current| current.ended = Some(ended));
+            with(Current::hear_last_words);
             handler.close(conn, ended.by, u32::from(ended.code));
         }
     }
     CURRENT.set(None);
     rescue::leave_signal_stack();
-    host.mailroom.give(Command::ThreadEnded(conn));
+    host.mailroom.give(Command::ThreadEnded);
 }
 
 /// From open to the closing handshake.
@@ -202,10 +202,10 @@ impl Host for ThreadHost {
                 u32::from(current.opened.as_ref().is_some_and(|opened| opened.deflate.is_some()))
             }
             Number::LastOpcode => current.last_opcode,
-            Number::CloseCode => match (&current.peer_close, current.ended) {
-                (Some(close), _) => u32::from(close.code),
-                (None, Some(_)) => WS_CLOSE_ABNORMAL,
-                (None, None) => 0,
+            Number::CloseCode => match &current.peer_close {
+                Some(close) => u32::from(close.code),
+                None if current.over => WS_CLOSE_ABNORMAL,
+                None => 0,
             },
             Number::IsResumed => 0,
         })
@@ -268,7 +268,10 @@ impl Host for ThreadHost {
                     self.answer_close(conn, close);
                     return Err(WS_CLOSED);
                 }
-                Woken::Closing => return Err(WS_CLOSED),
+                Woken::Closing => {
+                    of(conn, Current::hear_last_words);
+                    return Err(WS_CLOSED);
+                }
                 Woken::TimedOut if end.is_some_and(|end| Instant::now() >= end) => return Err(WS_E_TIMEOUT),
                 Woken::TimedOut => {}
             }
@@ -355,6 +358,13 @@ impl Host for ThreadHost {
 }
 
 impl Current {
+    /// Takes over what the loop knows about the end.
+    fn hear_last_words(&mut self) {
+        let (answer, over) = self.mailbox.last_words();
+        self.peer_close = self.peer_close.take().or(answer);
+        self.over = over;
+    }
+
     /// Answers from where the facts lie: with the open connection or in the handshake.
     fn facts<R>(&self, f: impl FnOnce(Facts<'_>) -> R) -> R {
         match &self.opened {

@@ -465,8 +465,13 @@ impl Worker {
     }
 
     fn note_peer_close(&self, id: u64, code: u16, reason: &[u8]) {
-        let reason = [reason, b"\0"].concat();
-        self.with_open(id, |_, open| open.peer_close = Some(Box::new(PeerClose { code, reason })));
+        let close = PeerClose { code, reason: [reason, b"\0"].concat() };
+        self.with_open(id, |_, open| {
+            if let Some(mailbox) = open.mailbox.as_ref().filter(|_| open.proto.close_sent().is_some()) {
+                mailbox.answered(close.clone());
+            }
+            open.peer_close = Some(Box::new(close));
+        });
     }
 
     /// The socket has failed, or the peer has closed it.
@@ -487,6 +492,9 @@ impl Worker {
 
     /// The connection is over without (the rest of) a closing handshake.
     pub fn end(&self, id: u64, by: u32, code: u16) {
+        if let Some(mailbox) = self.with_open(id, |_, open| open.mailbox.clone()).flatten() {
+            mailbox.lost();
+        }
         self.begin_close(id, by, code);
         let core = &mut *self.core.borrow_mut();
         let Some(conn) = core.table.get(id) else { return };

@@ -9,7 +9,7 @@ use crate::{Served, serve};
 
 /// Each with what the log must say beside the file's name.
 const BROKEN: [(&str, &[&str]); 8] = [
-    ("wrong_major", &["2.3", "1.0"]),
+    ("wrong_major", &["got 2.3", "expected 1."]),
     ("both_styles", &["transfer_data", "on_message"]),
     ("no_style", &["transfer_data", "on_message"]),
     ("tiny_table", &["table"]),
