@@ -150,6 +150,9 @@ struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 256, value_parser = count::<u32>(100_000),
         help_heading = LIMITS)]
     max_threads: u32,
+    /// How long a handler may run without calling the server before it is brought down
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time_or_off, help_heading = LIMITS)]
+    handler_timeout: Time,
     /// Time to close all connections when told to stop
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time_or_off, help_heading = LIMITS)]
     stop_timeout: Time,
@@ -233,6 +236,7 @@ impl Args {
             },
             send_high: self.send_high,
             send_low,
+            handler_time: self.handler_timeout,
             stop_time: self.stop_timeout,
             log: LogSettings { level: self.log_level, file: self.log_file },
             settings: Default::default(),

@@ -52,6 +52,8 @@ pub struct Config {
     pub send_high: usize,
     /// A full send queue has drained at this; bytes, at most `send_high`.
     pub send_low: usize,
+    /// How long a handler may run without a call to the host before it is brought down; ns, 0: for ever.
+    pub handler_time: u64,
     /// Time from the order to stop until a worker must have left; ns.
     pub stop_time: u64,
     /// Where log lines go, and which.

@@ -202,6 +202,27 @@ pub enum Callback {
 }
 
 impl Callback {
+    /// The callback of that number; `None` for a number that is none.
+    pub fn from_number(number: u32) -> Self {
+        const ALL: [Callback; 13] = [
+            Callback::None,
+            Callback::WorkerStart,
+            Callback::WorkerStop,
+            Callback::Handshake,
+            Callback::Open,
+            Callback::Transfer,
+            Callback::Message,
+            Callback::Passive,
+            Callback::Close,
+            Callback::Pong,
+            Callback::Writable,
+            Callback::Drain,
+            Callback::Task,
+        ];
+        let of_that_number = ALL.into_iter().find(|callback| *callback as u32 == number);
+        of_that_number.unwrap_or(Callback::None)
+    }
+
     /// The callback's name in the header.
     pub fn name(self) -> &'static str {
         match self {

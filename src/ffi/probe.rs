@@ -124,21 +124,7 @@ pub fn check(file: &Path) -> (Option<Offer>, Option<ProbeError>) {
 
 /// The name of a callback by its number in the scoreboard, for the log.
 pub fn callback_name(number: u32) -> &'static str {
-    let all = [
-        Callback::WorkerStart,
-        Callback::WorkerStop,
-        Callback::Handshake,
-        Callback::Open,
-        Callback::Transfer,
-        Callback::Message,
-        Callback::Passive,
-        Callback::Close,
-        Callback::Pong,
-        Callback::Writable,
-        Callback::Drain,
-        Callback::Task,
-    ];
-    all.into_iter().find(|callback| *callback as u32 == number).map_or("a callback", Callback::name)
+    Callback::from_number(number).name()
 }
 
 /// What came through the pipe.

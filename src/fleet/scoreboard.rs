@@ -212,10 +212,15 @@ pub struct Crash {
     reserved: u32,
 }
 
+/// In place of a signal: a handler called exit().
+pub const EXIT: i32 = 0;
+/// In place of a signal: a handler did not come back in its time.
+pub const HANG: i32 = -1;
+
 /// A crash as it was noted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CrashFacts {
-    /// The signal; 0 for a handler that called exit().
+    /// The signal, [`EXIT`] or [`HANG`].
     pub signal: i32,
     /// The address that could not be used, where the signal tells one.
     pub address: u64,

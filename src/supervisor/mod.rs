@@ -29,7 +29,7 @@ use crate::fleet::control::{Channel, Command, Report};
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::{self, Bound, Listener};
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::{self, CrashFacts, Scoreboard};
+use crate::fleet::scoreboard::{self, CrashFacts, HANG, Scoreboard};
 use crate::fleet::title;
 
 /// Serves until told to stop. What went wrong is in the log; the result is the exit code.
@@ -317,7 +317,8 @@ fn tell_crash(routes: &Routes, facts: Option<CrashFacts>) -> String {
             format!("crashed: {signal} at address {address:#x}")
         }
         Ok(signal) => format!("crashed: {signal}"),
-        Err(_) => "is brought down by a handler that called exit()".to_owned(),
+        Err(_) if signal == HANG => "was brought down: a handler did not come back".to_owned(),
+        Err(_) => "was brought down by a call of exit()".to_owned(),
     };
     let name = handler.and_then(|handler| routes.handlers().get(usize::from(handler)));
     let name = name.map_or("no handler", |handler| &handler.name);

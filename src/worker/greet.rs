@@ -343,32 +343,25 @@ impl Worker {
 
     /// The time for the handshake or for a reply is over.
     pub fn too_slow(&self, id: u64) {
-        let nothing_yet = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
-            Some(Phase::Head(bytes)) => bytes.is_empty(),
-            Some(Phase::Opening(_, None)) => {
-                // The handler has said "later", and it is later now: 503.
-                return self.conclude(id);
-            }
-            Some(Phase::Opening(_, Some(_))) => {
-                let reply = unavailable("the handler did not decide in time");
-                let opening = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
-                    Some(Phase::Opening(handshake, mailbox)) => {
-                        Some((Arc::clone(handshake), mailbox.clone()))
-                    }
-                    _ => None,
-                };
-                if let Some((handshake, mailbox)) = opening {
-                    handshake.finish();
-                    end_early(mailbox.as_deref());
-                }
-                return self.reply(id, reply);
-            }
-            _ => true,
+        enum Slow {
+            Head,
+            Handler(Arc<Handshake>, Option<Arc<Mailbox>>),
+            Other,
+        }
+        let slow = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
+            Some(Phase::Head(bytes)) if !bytes.is_empty() => Slow::Head,
+            Some(Phase::Opening(handshake, mailbox)) => Slow::Handler(Arc::clone(handshake), mailbox.clone()),
+            _ => Slow::Other,
         };
-        if nothing_yet {
-            self.remove(id);
-        } else {
-            self.reply(id, http::error(408, "the request did not come in time", &[]));
+        match slow {
+            Slow::Head => self.reply(id, http::error(408, "the request did not come in time", &[])),
+            Slow::Handler(handshake, mailbox) => {
+                handshake.finish();
+                self.mailroom.remove_handshake(id);
+                end_early(mailbox.as_deref());
+                self.reply(id, unavailable("the handler did not decide in time"));
+            }
+            Slow::Other => self.remove(id),
         }
     }
 

@@ -23,12 +23,15 @@ mod rescue;
 mod thread;
 mod timer;
 mod traffic;
+mod watchdog;
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+use nix::unistd::gettid;
 
 use crate::config::Config;
 use crate::ffi::call::Handler;
@@ -50,6 +53,7 @@ use output::Spare;
 use rescue::Kit;
 use thread::ThreadHost;
 use timer::Timers;
+use watchdog::Watchdog;
 
 /// What a worker is given by the supervisor, just after fork.
 pub struct Start {
@@ -176,6 +180,11 @@ fn serve(start: Start) -> io::Result<()> {
     })?;
     slot.heartbeat.store(worker.now.get(), Ordering::Relaxed);
     slot.set_state(State::Running);
+    if config.handler_time != 0 {
+        let routes = Arc::clone(&worker.routes);
+        let watchdog = Watchdog { slot, event_loop: gettid(), routes, limit: config.handler_time };
+        std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || watchdog.run())?;
+    }
     for listener in listeners {
         let connections = config.connections;
         let acceptor = Acceptor { listener, scoreboard, slot: index, connections, mailroom };

@@ -15,11 +15,13 @@ use std::os::fd::RawFd;
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
+use nix::unistd::Pid;
+
 use super::mailroom::Mailroom;
 use super::moving::{Purpose, Shipment};
 use super::record::{Record, standing};
 use crate::ffi::host::{monotonic, place};
-use crate::fleet::scoreboard::Slot;
+use crate::fleet::scoreboard::{EXIT, HANG, Slot};
 
 /// Signals that a crash raises.
 const CRASHES: [c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGABRT];
@@ -65,6 +67,7 @@ pub fn install(kit: Kit) -> io::Result<()> {
         on_signal(signal, crashed)?;
     }
     on_signal(stop_signal(), stopped)?;
+    on_signal(hang_signal(), hung)?;
     // SAFETY: registers a function that lives as long as the process.
     match unsafe { libc::atexit(exited) } {
         0 => Ok(()),
@@ -116,6 +119,27 @@ fn stop_signal() -> c_int {
     libc::SIGRTMIN() + 5
 }
 
+/// Brings the process down on the thread that gets it.
+fn hang_signal() -> c_int {
+    libc::SIGRTMIN() + 6
+}
+
+/// Has the rescue run on a thread of this process that hangs in a handler.
+pub fn bring_down(thread: Pid) {
+    // SAFETY: a thread that has just ended is ESRCH, nothing worse.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.as_raw(), hang_signal()) };
+}
+
+extern "C" fn hung(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
+    rescue(HANG, 0);
+    // A core dump shows where it hung.
+    // SAFETY: both are async-signal-safe.
+    unsafe {
+        libc::signal(libc::SIGABRT, libc::SIG_DFL);
+        libc::raise(libc::SIGABRT);
+    }
+}
+
 extern "C" fn stopped(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
     STOPPED.fetch_add(1, Ordering::AcqRel);
     loop {
@@ -141,12 +165,12 @@ extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, _context: *mut 
 
 /// Runs when a handler calls exit(): workers themselves leave with _exit.
 extern "C" fn exited() {
-    rescue(0, 0);
+    rescue(EXIT, 0);
     // SAFETY: ends the process before destructors pull the ground from under other threads.
     unsafe { libc::_exit(crate::exit::Exit::Internal.code()) }
 }
 
-/// Saves what can be saved. `signal` is 0 for exit().
+/// Saves what can be saved. `signal` is [`EXIT`] or [`HANG`] where there is none.
 fn rescue(signal: c_int, address: u64) {
     // SAFETY: gettid has no preconditions.
     let me = unsafe { libc::gettid() };

@@ -16,6 +16,7 @@ use super::mailbox::{Item, Mailbox, Opened, PeerClose, Woken};
 use super::mailroom::{Command, Mailroom};
 use super::opening::Handshake;
 use super::rescue;
+use super::watchdog::Pulse;
 use crate::ffi::call::{self, Handler};
 use crate::ffi::host::{self, ABSENT, Address, Callback, End, Fact, Host, Number, Payload, Reply, Task};
 
@@ -38,6 +39,7 @@ struct Current {
     over: bool,
     timers: Vec<(Instant, i64, Task)>,
     timers_made: i64,
+    pulse: Arc<Pulse>,
     user: *mut c_void,
     state: Vec<u8>,
 }
@@ -66,6 +68,7 @@ pub fn spawn(
 /// The life of a connection, on its thread.
 fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, handshake: Arc<Handshake>) {
     let conn = handshake.conn;
+    let pulse = Pulse::begin(handshake.handler, conn);
     let current = Current {
         conn,
         handler,
@@ -78,6 +81,7 @@ fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, hand
         over: false,
         timers: Vec::new(),
         timers_made: 0,
+        pulse: Arc::clone(&pulse),
         user: null_mut(),
         state: Vec::new(),
     };
@@ -89,16 +93,17 @@ fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, hand
     handshake.returned(handler.handshake(conn), false);
     drop(handshake);
     host.mailroom.give(Command::Verdict(conn));
-    if let Some(opened) = mailbox.wait_open() {
+    if let Some(opened) = pulse.pausing(|| mailbox.wait_open()) {
         with(|current| current.opened = Some(opened));
         serve(host, handler, conn);
-        let ended = if handler.has(Callback::Close) { Some(mailbox.wait_ended()) } else { None };
+        let ended = if handler.has(Callback::Close) { Some(pulse.pausing(|| mailbox.wait_ended())) } else { None };
         if let Some(ended) = ended {
             with(Current::hear_last_words);
             handler.close(conn, ended.by, u32::from(ended.code));
         }
     }
     CURRENT.set(None);
+    pulse.end();
     rescue::leave_signal_stack();
     host.mailroom.give(Command::ThreadEnded);
 }
@@ -237,12 +242,13 @@ impl Host for ThreadHost {
     }
 
     fn receive(&self, conn: u64, timeout_ms: i64) -> Result<ws_message, i32> {
-        let mailbox = of(conn, |current| Arc::clone(&current.mailbox)).ok_or(WS_E_GONE)?;
+        let ours = of(conn, |current| (Arc::clone(&current.mailbox), Arc::clone(&current.pulse)));
+        let (mailbox, pulse) = ours.ok_or(WS_E_GONE)?;
         let end = u64::try_from(timeout_ms).ok().map(|ms| Instant::now() + Duration::from_millis(ms));
         loop {
             let timer = self.run_timers(conn);
             let deadline = [end, timer].into_iter().flatten().min();
-            match mailbox.wait(deadline) {
+            match pulse.pausing(|| mailbox.wait(deadline)) {
                 Woken::Item(item, room) => {
                     if room {
                         self.mailroom.give(Command::Room(conn));
@@ -280,10 +286,11 @@ impl Host for ThreadHost {
 
     fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
         // On its own connection's thread the call waits for room.
-        if let Some(mailbox) = of(conn, |current| Arc::clone(&current.mailbox))
+        if let Some((mailbox, pulse)) =
+            of(conn, |current| (Arc::clone(&current.mailbox), Arc::clone(&current.pulse)))
             && self.mailroom.is_queue_full(conn)
         {
-            mailbox.wait_writable(|| self.mailroom.is_queue_full(conn));
+            pulse.pausing(|| mailbox.wait_writable(|| self.mailroom.is_queue_full(conn)));
         }
         self.mailroom.send(conn, kind, payload, flags)
     }
