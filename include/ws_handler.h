@@ -166,6 +166,7 @@ typedef void (*ws_task)(ws_conn conn, void *arg);
 #define WS_BY_PEER    1 /* the peer sent the first Close frame, or just vanished */
 #define WS_BY_HANDLER 2 /* ws_close(), ws_abort(), or the end of transfer_data */
 #define WS_BY_HOST    3 /* wshd: a breach of the protocol, a limit, a shutdown */
+#define WS_BY_MOVE    4 /* it has not ended: it goes on in another process */
 
 /* ws_tls_fact() */
 #define WS_TLS_VERSION      1 /* "TLSv1.3" */
@@ -245,10 +246,13 @@ typedef struct ws_handler {
      * the same code without a reason. Returns WS_OK; negative answers 1011. */
     int32_t (*passive_closing_handshake)(ws_conn conn);
 
-    /* The connection has ended: exactly once for each that was opened, both
-     * styles. by is WS_BY_..., code what the side that ended it gave: 1005 for
-     * none, 1006 for an end without a Close frame. What the connection kept
-     * (ws_user, ws_state, ws_resource) can still be read; nothing can be sent. */
+    /* The connection has ended: exactly once for each on_open in this process,
+     * both styles. by is WS_BY_..., code what the side that ended it gave: 1005
+     * for none, 1006 for an end without a Close frame. What the connection kept
+     * (ws_user, ws_state, ws_resource) can still be read; nothing can be sent.
+     * With WS_BY_MOVE (code 0) this process lets go of a connection that goes on
+     * in another one, where on_open follows: ws_set_state() still counts here.
+     * Not called when the worker crashes. */
     void (*on_close)(ws_conn conn, uint32_t by, uint32_t code);
 
     /* A Pong with the payload of an earlier ws_ping() has come; round-trip time
@@ -743,7 +747,8 @@ static inline size_t ws_buffered(ws_conn conn)
  * the end of the running callback no message is delivered until reading resumes.
  * While it is stopped neither a Close nor a Pong is seen, and the limits on
  * silence do not count. Reading also stops by itself while the send queue is
- * above its high mark. WS_OK, WS_E_GONE. [any thread] */
+ * above its high mark. A connection that moves to another process is read there.
+ * WS_OK, WS_E_GONE. [any thread] */
 static inline int32_t ws_pause(ws_conn conn)
 {
     return ws_host_->pause(conn);

@@ -12,7 +12,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
 
 use self::value::{Host, Time, count, host, size, size_or_zero, time, time_or_off};
-use crate::config::{Config, Listen};
+use crate::config::{Config, Listen, Wear};
 use crate::log::{Level, Settings as LogSettings};
 use crate::proto::{deflate, head::HeadLimits, limits::Limits};
 
@@ -150,6 +150,15 @@ struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 256, value_parser = count::<u32>(100_000),
         help_heading = LIMITS)]
     max_threads: u32,
+    /// Replace a worker that uses more memory than this (0: never)
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size_or_zero, help_heading = LIMITS)]
+    worker_max_memory: usize,
+    /// Replace a worker that is older than this (0: never)
+    #[arg(long, value_name = "TIME", default_value = "0", value_parser = time_or_off, help_heading = LIMITS)]
+    worker_max_age: Time,
+    /// Replace a worker that has received more messages than this (0: never)
+    #[arg(long, value_name = "COUNT", default_value_t = 0, help_heading = LIMITS)]
+    worker_max_messages: u64,
     /// How long a handler may run without calling the server before it is brought down
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time_or_off, help_heading = LIMITS)]
     handler_timeout: Time,
@@ -236,6 +245,11 @@ impl Args {
             },
             send_high: self.send_high,
             send_low,
+            wear: Wear {
+                memory: self.worker_max_memory as u64,
+                age: self.worker_max_age,
+                messages: self.worker_max_messages,
+            },
             handler_time: self.handler_timeout,
             stop_time: self.stop_timeout,
             log: LogSettings { level: self.log_level, file: self.log_file },

@@ -13,6 +13,24 @@ pub use crate::fleet::listener::Listen;
 /// a handler opens.
 pub const RESERVED_DESCRIPTORS: u64 = 64;
 
+/// What a worker may use up before it is replaced; 0: as much as it wants.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wear {
+    /// Resident memory; bytes.
+    pub memory: u64,
+    /// Age; ns.
+    pub age: u64,
+    /// Messages received.
+    pub messages: u64,
+}
+
+impl Wear {
+    /// Whether there is any bound.
+    pub fn is_bounded(&self) -> bool {
+        self.memory != 0 || self.age != 0 || self.messages != 0
+    }
+}
+
 /// The configuration of a fleet. Made once, before the first fork, and never changed after.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -52,6 +70,8 @@ pub struct Config {
     pub send_high: usize,
     /// A full send queue has drained at this; bytes, at most `send_high`.
     pub send_low: usize,
+    /// What a worker may use up before it is replaced.
+    pub wear: Wear,
     /// How long a handler may run without a call to the host before it is brought down; ns, 0: for ever.
     pub handler_time: u64,
     /// Time from the order to stop until a worker must have left; ns.

@@ -112,6 +112,7 @@ const CONSTANTS: &[(&str, i64)] = constants![
     WS_BY_PEER,
     WS_BY_HANDLER,
     WS_BY_HOST,
+    WS_BY_MOVE,
     WS_TLS_VERSION,
     WS_TLS_CIPHER,
     WS_TLS_SERVER_NAME,

@@ -6,5 +6,6 @@ pub mod call;
 pub mod host;
 pub mod plugin;
 pub mod probe;
+mod table;
 
 pub use ws_handler::raw;

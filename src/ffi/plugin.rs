@@ -106,7 +106,7 @@ pub fn load(path: &Path, worker: u32, settings: &[(String, String)]) -> Result<P
     let entry = unsafe { library.get::<raw::ws_handler_entry>(raw::ENTRY_SYMBOL) };
     let entry = entry.map(|symbol| *symbol).map_err(|_| LoadError::NoEntry);
     std::mem::forget(library); // never unloaded: its threads and pointers may be anywhere
-    let host = super::host::table(&file_name, worker, settings.to_vec());
+    let host = super::table::table(&file_name, worker, settings.to_vec());
     // SAFETY: the symbol is the entry function, and the host's table lives as long as the process.
     let table = unsafe { entry?(host) };
     // SAFETY: the entry function returned this table; the header has it live as long as the process.

@@ -14,6 +14,15 @@ pub enum Command {
     Stop,
     /// Leave now.
     Quit,
+    /// Move so many connections to the inbox of another slot.
+    Shed {
+        /// The other slot.
+        to: u16,
+        /// How many at most.
+        count: u16,
+    },
+    /// Hand all connections over to the process that replaces this one, and leave.
+    HandOver,
 }
 
 /// What a worker reports.
@@ -28,6 +37,8 @@ pub enum Report {
     },
     /// It is going down, and sends its connections to its slot's inbox.
     Crashed,
+    /// It leaves its slot to another process, as it was told, and hands its connections over.
+    Leaving,
 }
 
 /// One end. Errors of kind `WouldBlock` mean: nothing there yet (or no room); `InvalidData`: nonsense came,
@@ -48,6 +59,8 @@ impl Channel {
         self.send(match command {
             Command::Stop => [b'S', 0, 0, 0, 0],
             Command::Quit => [b'Q', 0, 0, 0, 0],
+            Command::HandOver => [b'H', 0, 0, 0, 0],
+            Command::Shed { to, count } => numbers(b'M', to, count),
         })
     }
 
@@ -57,15 +70,21 @@ impl Channel {
             None => Ok(None),
             Some([b'S', ..]) => Ok(Some(Command::Stop)),
             Some([b'Q', ..]) => Ok(Some(Command::Quit)),
+            Some([b'H', ..]) => Ok(Some(Command::HandOver)),
+            Some([b'M', a, b, c, d]) => {
+                Ok(Some(Command::Shed { to: u16::from_le_bytes([a, b]), count: u16::from_le_bytes([c, d]) }))
+            }
             Some([tag, ..]) => Err(nonsense(tag)),
         }
     }
 
     /// Sends a report. [worker]
     pub fn send_report(&self, report: Report) -> io::Result<()> {
-        let Report::Ready { loaded, broken } = report else { return self.send(CRASHED) };
-        let ([a, b], [c, d]) = (loaded.to_le_bytes(), broken.to_le_bytes());
-        self.send([b'R', a, b, c, d])
+        self.send(match report {
+            Report::Ready { loaded, broken } => numbers(b'R', loaded, broken),
+            Report::Crashed => CRASHED,
+            Report::Leaving => [b'L', 0, 0, 0, 0],
+        })
     }
 
     /// The next report; None: the worker is gone. [supervisor]
@@ -73,6 +92,7 @@ impl Channel {
         match self.recv()? {
             None => Ok(None),
             Some(CRASHED) => Ok(Some(Report::Crashed)),
+            Some([b'L', ..]) => Ok(Some(Report::Leaving)),
             Some([b'R', a, b, c, d]) => Ok(Some(Report::Ready {
                 loaded: u16::from_le_bytes([a, b]),
                 broken: u16::from_le_bytes([c, d]),
@@ -110,6 +130,11 @@ type Message = [u8; 5];
 
 /// [`Report::Crashed`] as it is sent, for a signal handler, which can use nothing else of this module.
 pub const CRASHED: [u8; 5] = [b'C', 0, 0, 0, 0];
+
+fn numbers(tag: u8, first: u16, second: u16) -> Message {
+    let ([a, b], [c, d]) = (first.to_le_bytes(), second.to_le_bytes());
+    [tag, a, b, c, d]
+}
 
 fn nonsense(tag: u8) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("control message of unknown kind {tag:#04x}"))

@@ -2,6 +2,7 @@
 //! client and never loads a handler. What it does when is decided in [`plan`]; here it is carried out.
 
 pub mod alias;
+pub mod balance;
 pub mod check;
 pub mod discover;
 pub mod plan;
@@ -12,6 +13,7 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -22,14 +24,14 @@ use nix::unistd::Pid;
 
 use self::plan::{Action, Event, Plan, Times};
 use self::spawn::worker_name;
-use crate::config::{Config, RESERVED_DESCRIPTORS};
+use crate::config::{Config, RESERVED_DESCRIPTORS, Wear};
 use crate::exit::Exit;
 use crate::ffi::probe::callback_name;
 use crate::fleet::control::{Channel, Command, Report};
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::{self, Bound, Listener};
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::{self, CrashFacts, HANG, Scoreboard};
+use crate::fleet::scoreboard::{self, CrashFacts, HANG, Scoreboard, State};
 use crate::fleet::title;
 
 /// Serves until told to stop. What went wrong is in the log; the result is the exit code.
@@ -60,8 +62,12 @@ struct Fleet {
     workers: Vec<Option<Worker>>,
     /// By slot: where connections arrive from other workers.
     inboxes: Arc<Vec<Inbox>>,
-    /// Processes that have crashed and been replaced, and are to end soon.
-    crashed: Vec<Crashed>,
+    /// Processes that have been replaced, and are to end soon.
+    replaced: Vec<Replaced>,
+    /// Until when loads are looked at closely, because a worker has come new.
+    balance_until: plan::Time,
+    /// When workers are looked after next.
+    look_at: plan::Time,
     /// None in a worker.
     signals: Option<SignalFd>,
 }
@@ -70,15 +76,24 @@ struct Worker {
     pid: Pid,
     /// None after the worker's end was closed.
     control: Option<Channel>,
+    /// Messages that earlier processes of the slot had received.
+    messages_before: u64,
 }
 
-/// A process that has crashed and hands its connections over.
-struct Crashed {
+/// A process whose slot has another one, to which it hands its connections over.
+struct Replaced {
     pid: Pid,
     slot: usize,
     /// When it is killed.
     kill_at: plan::Time,
+    /// None if it has crashed: it does not listen.
+    control: Option<Channel>,
 }
+
+/// How often (ns) loads are compared after a worker has come new, and for how long.
+const BALANCE: (plan::Time, plan::Time) = (100_000_000, 60_000_000_000);
+/// How often (ns) workers are asked whether they are worn.
+const LOOK: plan::Time = 1_000_000_000;
 
 /// A crashed process has this long (ns) to hand over its connections and write a core dump.
 const LAST_WORDS: plan::Time = 30_000_000_000;
@@ -103,7 +118,9 @@ impl Fleet {
         match prepared() {
             Ok((routes, scoreboard, signals, inboxes)) => Ok(Self {
                 inboxes: Arc::new(inboxes),
-                crashed: Vec::new(),
+                replaced: Vec::new(),
+                balance_until: 0,
+                look_at: 0,
                 workers: (0..config.workers).map(|_| None).collect(),
                 config: Arc::new(config),
                 routes: Arc::new(routes),
@@ -141,7 +158,8 @@ impl Fleet {
 
     /// Waits for a signal, a report or the deadline, and says what has happened.
     fn wait(&mut self, deadline: Option<plan::Time>, events: &mut VecDeque<Event>) {
-        let deadline = self.crashed.iter().map(|crashed| crashed.kill_at).chain(deadline).min();
+        let kills = self.replaced.iter().map(|replaced| replaced.kill_at);
+        let deadline = kills.chain(deadline).chain(self.next_look()).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
             let milliseconds = deadline.saturating_sub(scoreboard::now()).div_ceil(1_000_000);
             PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
@@ -158,15 +176,61 @@ impl Fleet {
             self.read_reports(slot, events);
         }
         self.read_signals(events);
-        self.kill_crashed();
+        self.kill_replaced();
+        self.look_after_workers();
     }
 
-    /// Kills crashed processes that do not come to their end.
-    fn kill_crashed(&mut self) {
+    /// When loads or wear are to be looked at next, if at all.
+    fn next_look(&self) -> Option<plan::Time> {
+        let wanted = self.balance_until > scoreboard::now() || self.config.wear.is_bounded();
+        wanted.then_some(self.look_at)
+    }
+
+    /// Has workers move connections to each other until they are balanced, and replaces those that are worn.
+    fn look_after_workers(&mut self) {
         let now = scoreboard::now();
-        for crashed in self.crashed.iter_mut().filter(|crashed| crashed.kill_at <= now) {
+        if self.next_look().is_none_or(|at| at > now) {
+            return;
+        }
+        let settled = self.replaced.is_empty() && self.workers.iter().all(|worker| worker.is_some());
+        if self.balance_until > now {
+            self.look_at = now.saturating_add(BALANCE.0);
+            let running = |slot: &scoreboard::Slot| slot.state() == State::Running;
+            let load = |slot: &scoreboard::Slot| slot.connections.load(Ordering::Relaxed);
+            let slots = self.scoreboard.slots().iter();
+            let loads: Vec<_> = slots.map(|slot| running(slot).then(|| load(slot))).collect();
+            if let Some((from, to, count)) = balance::next_move(&loads) {
+                self.order(from, Command::Shed { to: to as u16, count: count as u16 });
+            }
+        } else {
+            self.look_at = now.saturating_add(LOOK);
+        }
+        // One at a time, so that there is always somebody to accept.
+        let worn = (0..self.workers.len()).find_map(|slot| Some((slot, self.wear_of(slot, now)?)));
+        if let Some((slot, why)) = worn.filter(|_| settled) {
+            log::info!("{} is replaced: {why}", worker_name(slot));
+            self.order(slot, Command::HandOver);
+        }
+    }
+
+    /// Why a worker is to be replaced, if it is.
+    fn wear_of(&self, slot: usize, now: plan::Time) -> Option<String> {
+        let worker = self.workers.get(slot)?.as_ref()?;
+        let record = self.scoreboard.slot(slot).filter(|record| record.state() == State::Running)?;
+        let used = Wear {
+            memory: if self.config.wear.memory == 0 { 0 } else { resident_memory(worker.pid) },
+            age: now.saturating_sub(record.started.load(Ordering::Relaxed)),
+            messages: record.messages_in.load(Ordering::Relaxed).saturating_sub(worker.messages_before),
+        };
+        balance::worn(&self.config.wear, &used)
+    }
+
+    /// Kills replaced processes that do not come to their end.
+    fn kill_replaced(&mut self) {
+        let now = scoreboard::now();
+        for crashed in self.replaced.iter_mut().filter(|replaced| replaced.kill_at <= now) {
             log::error!(
-                "{}[{}] does not end after its crash and is killed",
+                "{}[{}] was replaced, does not end and is killed",
                 worker_name(crashed.slot),
                 crashed.pid
             );
@@ -207,7 +271,15 @@ impl Fleet {
                     let facts = self.scoreboard.slot(slot).map(|record| record.crash.facts());
                     log::error!("{}[{}] {}", worker_name(slot), worker.pid, tell_crash(&self.routes, facts));
                     let kill_at = scoreboard::now().saturating_add(LAST_WORDS);
-                    self.crashed.push(Crashed { pid: worker.pid, slot, kill_at });
+                    self.replaced.push(Replaced { pid: worker.pid, slot, kill_at, control: None });
+                    self.workers[slot] = None;
+                    return events.push_back(Event::Crashed(slot));
+                }
+                Ok(Some(Report::Leaving)) => {
+                    let patience = self.config.stop_time.saturating_mul(2).saturating_add(plan::GRACE);
+                    let (pid, control) = (worker.pid, worker.control.take());
+                    let kill_at = scoreboard::now().saturating_add(patience);
+                    self.replaced.push(Replaced { pid, slot, kill_at, control });
                     self.workers[slot] = None;
                     return events.push_back(Event::Crashed(slot));
                 }
@@ -228,9 +300,12 @@ impl Fleet {
     fn reap(&mut self, events: &mut VecDeque<Event>) {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             let Some(pid) = status.pid() else { return };
-            if let Some(index) = self.crashed.iter().position(|crashed| crashed.pid == pid) {
-                self.tell_rescue(&self.crashed[index]);
-                self.crashed.swap_remove(index);
+            if let Some(index) = self.replaced.iter().position(|replaced| replaced.pid == pid) {
+                let replaced = self.replaced.swap_remove(index);
+                match replaced.control {
+                    None => self.tell_rescue(&replaced),
+                    Some(_) => log::info!("{}[{pid}] has left, replaced", worker_name(replaced.slot)),
+                }
                 continue;
             }
             let is_in = |worker: &Option<Worker>| worker.as_ref().is_some_and(|worker| worker.pid == pid);
@@ -262,8 +337,8 @@ impl Fleet {
         log::error!("{}{how}{blame}", worker_name(slot));
     }
 
-    fn tell_rescue(&self, crashed: &Crashed) {
-        let Crashed { pid, slot, .. } = *crashed;
+    fn tell_rescue(&self, crashed: &Replaced) {
+        let Replaced { pid, slot, .. } = *crashed;
         let (moved, cut) = self.scoreboard.slot(slot).map_or((0, 0), |record| record.crash.result());
         log::warn!(
             "{}[{pid}] has ended: {moved} connections went on elsewhere, {cut} did not",
@@ -275,7 +350,11 @@ impl Fleet {
         match spawn::spawn(self, slot) {
             Ok((pid, control)) => {
                 log::debug!("{}[{pid}] is starting", worker_name(slot));
-                self.workers[slot] = Some(Worker { pid, control: Some(control) });
+                let record = self.scoreboard.slot(slot);
+                let messages_before = record.map_or(0, |record| record.messages_in.load(Ordering::Relaxed));
+                self.workers[slot] = Some(Worker { pid, control: Some(control), messages_before });
+                self.balance_until = scoreboard::now().saturating_add(BALANCE.1);
+                self.look_at = 0;
                 Ok(())
             }
             Err(error) => {
@@ -323,6 +402,14 @@ fn tell_crash(routes: &Routes, facts: Option<CrashFacts>) -> String {
     let name = handler.and_then(|handler| routes.handlers().get(usize::from(handler)));
     let name = name.map_or("no handler", |handler| &handler.name);
     format!("{what} in {} of {name}, connection {conn:x}", callback_name(callback))
+}
+
+/// Resident memory of a process; bytes, 0 if it is gone.
+fn resident_memory(pid: Pid) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
+    pages.saturating_mul(size as u64)
 }
 
 /// One line, stable for scripts.

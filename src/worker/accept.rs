@@ -2,13 +2,16 @@
 //! the kernel wakes in turn. A worker that is ahead of the others holds back.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::unistd::{Pid, gettid};
 use socket2::{SockRef, Socket};
 
 use super::mailroom::{Command, Mailroom};
+use super::rescue::interrupt;
 use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::{Scoreboard, Slot, State, now};
 
@@ -16,8 +19,44 @@ use crate::fleet::scoreboard::{Scoreboard, Slot, State, now};
 const STALE: u64 = 3_000_000_000;
 /// How long to hold back before looking again, should no load change meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How often to interrupt the accept threads; a millisecond each.
+const CLOSE_TRIES: u32 = 1000;
 /// Pause when descriptors or memory have run out.
 const BREATHE: Duration = Duration::from_millis(100);
+
+/// The way in, for all accept threads of a worker; once closed it stays closed.
+#[derive(Default)]
+pub struct Gate {
+    closed: AtomicBool,
+    /// Threads that may be in accept.
+    threads: Mutex<Vec<Pid>>,
+}
+
+impl Gate {
+    /// Lets nothing more in. When it returns no accept thread runs any more, and what they have accepted lies in
+    /// the mailroom.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        for _ in 0..CLOSE_TRIES {
+            let threads = self.threads().clone();
+            if threads.is_empty() {
+                return;
+            }
+            // One that was just about to call accept is missed, and gets the signal the next time.
+            threads.into_iter().for_each(interrupt);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        log::warn!("an accept thread does not end");
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<Pid>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// What an accept thread needs.
 pub struct Acceptor {
@@ -31,14 +70,23 @@ pub struct Acceptor {
     pub connections: u32,
     /// Where accepted connections go.
     pub mailroom: &'static Mailroom,
+    /// Whether to accept at all.
+    pub gate: &'static Gate,
 }
 
 impl Acceptor {
-    /// Accepts for as long as the process lives, or until the socket fails for good.
+    /// Accepts until the gate is closed or the socket fails for good.
     pub fn run(self) {
-        let Some(slot) = self.scoreboard.slot(self.slot) else { return };
-        loop {
-            self.hold_back(slot);
+        let me = gettid();
+        self.gate.threads().push(me);
+        if let Some(slot) = self.scoreboard.slot(self.slot) {
+            self.accept(slot);
+        }
+        self.gate.threads().retain(|thread| *thread != me);
+    }
+
+    fn accept(&self, slot: &Slot) {
+        while self.hold_back(slot) {
             let socket = match accept(self.listener.as_fd()) {
                 Ok(socket) => socket,
                 // accept(2): errors of the connection that was waiting, not of the socket.
@@ -72,16 +120,19 @@ impl Acceptor {
         }
     }
 
-    /// Waits until this worker may take a connection.
-    fn hold_back(&self, slot: &Slot) {
+    /// Waits until this worker may take a connection; false when the gate is closed.
+    fn hold_back(&self, slot: &Slot) -> bool {
         loop {
+            if self.gate.is_closed() {
+                return false;
+            }
             let seen = self.scoreboard.tick();
             let others = self.scoreboard.slots().iter().enumerate().filter(|(index, _)| *index != self.slot);
             let now = now();
             let others = others.filter(|(_, other)| serves(other, now)).map(|(_, other)| load(other));
             let alive = slot.state() == State::Running && serves(slot, now);
             if alive && may_accept(load(slot), self.connections, others) {
-                return;
+                return true;
             }
             self.scoreboard.wait(seen, LOOK_AGAIN);
         }

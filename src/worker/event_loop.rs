@@ -44,6 +44,12 @@ impl Poll {
         Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
     }
 
+    /// Watches a descriptor no more.
+    pub fn forget(&self, fd: impl AsFd) {
+        // It fails only for one that is not watched.
+        let _ = self.0.delete(fd);
+    }
+
     /// Changes what a descriptor is watched for: 1 reading, 2 writing.
     pub fn watch(&self, fd: impl AsFd, token: u64, watched: u8) -> io::Result<()> {
         let mut flags = EpollFlags::empty();
@@ -75,7 +81,9 @@ impl Worker {
                 Err(error) => return Err(error.into()),
             };
             self.now.set(monotonic());
-            self.slot.heartbeat.store(self.now.get(), Ordering::Relaxed);
+            if !self.detached.get() {
+                self.slot.heartbeat.store(self.now.get(), Ordering::Relaxed);
+            }
             for event in events.iter().take(count) {
                 match event.data() {
                     BELL => self.obey(),
@@ -87,7 +95,7 @@ impl Worker {
                     }
                     SIGNAL => {
                         while let Ok(Some(_)) = signals.read_signal() {
-                            self.stop();
+                            self.stop(1001);
                         }
                     }
                     conn => self.socket_ready(conn, event.events(), &mut buffer),
@@ -95,6 +103,7 @@ impl Worker {
                 self.settle(&mut buffer);
             }
             self.deadlines();
+            self.hand_over_more();
             self.settle(&mut buffer);
             if self.may_leave() {
                 self.leave();
@@ -107,6 +116,7 @@ impl Worker {
     fn patience(&self) -> EpollTimeout {
         let next = self.core.borrow().timers.next().unwrap_or(NEVER);
         let next = next.min(self.stop_at.get().unwrap_or(NEVER));
+        let next = next.min(self.next_hand_over().unwrap_or(NEVER));
         let ms = next.saturating_sub(self.now.get()).div_ceil(1_000_000).min(HEARTBEAT);
         EpollTimeout::try_from(ms as i32).unwrap_or(EpollTimeout::ZERO)
     }
@@ -170,7 +180,9 @@ impl Worker {
     fn hear_supervisor(&self) -> bool {
         loop {
             match self.control.recv_command() {
-                Ok(Some(control::Command::Stop)) => self.stop(),
+                Ok(Some(control::Command::Stop)) => self.stop(1001),
+                Ok(Some(control::Command::Shed { to, count })) => self.shed(to.into(), count.into()),
+                Ok(Some(control::Command::HandOver)) => self.hand_over(),
                 Ok(Some(control::Command::Quit)) => return true,
                 // The supervisor has vanished: nobody would restart or stop this worker.
                 Ok(None) => {
@@ -178,8 +190,8 @@ impl Worker {
                         log::warn!("the supervisor is gone: leaving");
                     }
                     // Its end stays readable: not watched any more.
-                    let _ = self.poll.0.delete(&self.control);
-                    self.stop();
+                    self.poll.forget(&self.control);
+                    self.stop(1001);
                     return false;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
@@ -191,12 +203,15 @@ impl Worker {
         }
     }
 
-    /// Begins to leave: closes all connections with 1001.
-    fn stop(&self) {
+    /// Begins to leave: closes all connections with this code.
+    pub fn stop(&self, code: u16) {
         if self.stop_at.get().is_some() {
             return;
         }
-        self.slot.set_state(State::Stopping);
+        self.gate.close();
+        if !self.detached.get() {
+            self.slot.set_state(State::Stopping);
+        }
         self.stop_at.set(Some(self.now.get().saturating_add(self.config.stop_time)));
         let ids = self.core.borrow().table.ids();
         for id in ids {
@@ -206,7 +221,7 @@ impl Worker {
                 Some(Phase::Head(_) | Phase::Opening(..)) => false,
             };
             if is_open {
-                self.close(id, Some(1001), b"", ::ws_handler::raw::WS_BY_HOST);
+                self.close(id, Some(code), b"", ::ws_handler::raw::WS_BY_HOST);
             } else {
                 self.drop_unopened(id);
             }

@@ -290,16 +290,23 @@ impl Worker {
                 });
             }
             None => {
-                let result =
-                    self.attributed(handshake.handler, Callback::Open, id, || service.handler.open(id));
-                if result < 0 {
-                    log::error!("{}: on_open returned {result}; closed with 1011", service.plugin.name);
-                    self.close(id, Some(1011), b"", WS_BY_HANDLER);
-                }
+                self.say_open(id, handshake.handler);
             }
         }
         self.resume(id, Pause::Handshake);
         self.arm(id);
+    }
+
+    /// Tells an event style handler that a connection is open.
+    pub fn say_open(&self, id: u64, handler: u16) {
+        let Some(service) = self.service(handler) else {
+            return self.close(id, Some(1012), b"", WS_BY_HOST);
+        };
+        let result = self.attributed(handler, Callback::Open, id, || service.handler.open(id));
+        if result < 0 {
+            log::error!("{}: on_open returned {result}; closed with 1011", service.plugin.name);
+            self.close(id, Some(1011), b"", WS_BY_HANDLER);
+        }
     }
 
     /// Sends an HTTP response; the connection ends with it.
@@ -372,6 +379,9 @@ impl Worker {
 
     /// A connection is gone: the scoreboard hears of it.
     pub fn uncount(&self) {
+        if self.detached.get() {
+            return;
+        }
         self.slot.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         self.scoreboard.changed();
     }

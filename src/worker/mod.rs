@@ -9,9 +9,11 @@
 mod accept;
 mod calls;
 mod conn;
+mod ending;
 mod event_loop;
 mod facts;
 mod greet;
+mod handover;
 mod mailbox;
 mod mailroom;
 mod moving;
@@ -44,7 +46,7 @@ use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Scoreboard, Slot, State};
 use crate::http::Site;
 use crate::proto::codec::Codecs;
-use accept::Acceptor;
+use accept::{Acceptor, Gate};
 use conn::Table;
 use event_loop::Poll;
 use mailroom::Mailroom;
@@ -113,6 +115,14 @@ struct Worker {
     core: RefCell<Core>,
     /// The time of this turn of the loop; ns.
     now: Cell<u64>,
+    /// Lets accepted connections in.
+    gate: &'static Gate,
+    /// Room for connections on their way to another process.
+    shipment: RefCell<Box<Shipment>>,
+    /// Until when connections are handed over to the process that replaces this one.
+    leaving: Cell<Option<u64>>,
+    /// The slot has another process: this one does not count for it any more.
+    detached: Cell<bool>,
     /// When to leave, once told to stop.
     stop_at: Cell<Option<u64>>,
     /// Blocking threads that run.
@@ -138,6 +148,7 @@ fn serve(start: Start) -> io::Result<()> {
     let mailroom: &'static Mailroom =
         Box::leak(Box::new(Mailroom::new(config.connections, config.send_high)?));
     host::set_outside_host(Box::leak(Box::new(outside::Outside { mailroom })));
+    let gate: &Gate = Box::leak(Box::default());
     let services = load(&config, &routes, index as u32);
     let loaded = services.iter().flatten().count();
     let resources = routes.resources().map(|(resource, _)| resource.to_owned()).collect();
@@ -161,6 +172,10 @@ fn serve(start: Start) -> io::Result<()> {
             resumed: Vec::new(),
         }),
         now: Cell::new(host::monotonic()),
+        gate,
+        shipment: RefCell::new(Shipment::new()),
+        leaving: Cell::new(None),
+        detached: Cell::new(false),
         stop_at: Cell::new(None),
         threads: Cell::new(0),
         delivering: Cell::new((std::ptr::null(), 0)),
@@ -187,7 +202,7 @@ fn serve(start: Start) -> io::Result<()> {
     }
     for listener in listeners {
         let connections = config.connections;
-        let acceptor = Acceptor { listener, scoreboard, slot: index, connections, mailroom };
+        let acceptor = Acceptor { listener, scoreboard, slot: index, connections, mailroom, gate };
         std::thread::Builder::new().name("accept".to_owned()).spawn(move || acceptor.run())?;
     }
     let broken = worker.services.len() - loaded;

@@ -17,7 +17,6 @@ use super::conn::{Conn, NEVER, Open, Phase};
 use super::greet::LINGER;
 use super::opening::Request;
 use super::record::Record;
-use crate::ffi::host::Callback;
 use crate::fleet::inbox::{MAX_BYTES, MAX_FDS, Parcel};
 use crate::proto::codec::Deflate;
 use crate::proto::connection::Connection;
@@ -213,16 +212,7 @@ impl Worker {
             conn.phase = Phase::Open(open);
         }
         self.mailroom.set_open(id);
-        match self.service(handler) {
-            Some(service) => {
-                let result = self.attributed(handler, Callback::Open, id, || service.handler.open(id));
-                if result < 0 {
-                    log::error!("{}: on_open returned {result}; closed with 1011", service.plugin.name);
-                    self.close(id, Some(1011), b"", WS_BY_HANDLER);
-                }
-            }
-            None => self.close(id, Some(1012), b"", WS_BY_HOST),
-        }
+        self.say_open(id, handler);
         self.flush(id);
     }
 

@@ -68,6 +68,7 @@ pub fn install(kit: Kit) -> io::Result<()> {
     }
     on_signal(stop_signal(), stopped)?;
     on_signal(hang_signal(), hung)?;
+    on_signal(interrupt_signal(), interrupted)?;
     // SAFETY: registers a function that lives as long as the process.
     match unsafe { libc::atexit(exited) } {
         0 => Ok(()),
@@ -129,6 +130,19 @@ pub fn bring_down(thread: Pid) {
     // SAFETY: a thread that has just ended is ESRCH, nothing worse.
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.as_raw(), hang_signal()) };
 }
+
+/// Ends a blocking system call with EINTR, and does nothing else.
+fn interrupt_signal() -> c_int {
+    libc::SIGRTMIN() + 7
+}
+
+/// Interrupts a system call that a thread of this process is in.
+pub fn interrupt(thread: Pid) {
+    // SAFETY: a thread that has just ended is ESRCH, nothing worse.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.as_raw(), interrupt_signal()) };
+}
+
+extern "C" fn interrupted(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}
 
 extern "C" fn hung(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
     rescue(HANG, 0);

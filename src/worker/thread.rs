@@ -96,7 +96,8 @@ fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, hand
     if let Some(opened) = pulse.pausing(|| mailbox.wait_open()) {
         with(|current| current.opened = Some(opened));
         serve(host, handler, conn);
-        let ended = if handler.has(Callback::Close) { Some(pulse.pausing(|| mailbox.wait_ended())) } else { None };
+        let ended =
+            if handler.has(Callback::Close) { Some(pulse.pausing(|| mailbox.wait_ended())) } else { None };
         if let Some(ended) = ended {
             with(Current::hear_last_words);
             handler.close(conn, ended.by, u32::from(ended.code));

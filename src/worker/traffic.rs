@@ -1,4 +1,4 @@
-//! An open connection: bytes in, messages to the handler, bytes out, and its end.
+//! An open connection: bytes in, messages to the handler, bytes out.
 
 use std::io::{ErrorKind, Read};
 use std::net::Shutdown;
@@ -9,12 +9,12 @@ use ::ws_handler::raw::*;
 
 use super::conn::{Conn, FileBody, NEVER, Open, Pause, Phase};
 use super::greet::LINGER;
-use super::mailbox::{Ended, Item, PeerClose};
+use super::mailbox::Item;
 use super::mailroom::Parcel;
 use super::record::standing;
 use super::{Core, Worker};
 use crate::ffi::host::{Callback, Task};
-use crate::proto::connection::{Body, Deadline, Event, Kind, Send};
+use crate::proto::connection::{Body, Event, Kind, Send};
 
 /// Bytes of a file put into the send queue at a time.
 const FILE_PIECE: u64 = 128 * 1024;
@@ -389,259 +389,13 @@ impl Worker {
         }
     }
 
-    fn watch_conn(&self, id: u64, conn: &mut Conn) {
+    /// The same for a connection at hand.
+    pub fn watch_conn(&self, id: u64, conn: &mut Conn) {
         let wanted = u8::from(!conn.is_paused()) | if conn.queued() > 0 { 2 } else { 0 };
         if wanted != conn.watched {
             conn.watched = wanted;
             if let Err(error) = self.poll.watch(&conn.socket, id, wanted) {
                 log::error!("connection {id:x}: epoll: {error}");
-            }
-        }
-    }
-
-    // -------------------------------------------------------------------- end
-
-    /// Sends a Close frame, first or as the answer. Does nothing if one was sent.
-    pub fn close(&self, id: u64, code: Option<u16>, reason: &[u8], by: u32) {
-        let closed = {
-            let core = &mut *self.core.borrow_mut();
-            let Some(conn) = core.table.get(id) else { return };
-            let limits = &self.config.limits;
-            let protocol = conn.protocol(self.now.get(), limits, &mut core.codecs, &mut core.spare);
-            let Some((open, mut io)) = protocol else { return };
-            let closed = open.proto.close(code, reason, &mut io).is_ok();
-            if closed {
-                conn.deadline = NEVER;
-                Self::mark_dirty(core, id);
-            }
-            closed
-        };
-        if closed {
-            self.begin_close(id, by, code.unwrap_or(1005));
-            // The peer's Close is wanted now, whatever the handler has paused for.
-            self.resume(id, Pause::Handler);
-            self.resume(id, Pause::Mailbox);
-            self.arm(id);
-        }
-    }
-
-    /// Closing has begun: nothing can be sent any more.
-    fn begin_close(&self, id: u64, by: u32, code: u16) {
-        self.mailroom.set_gone(id);
-        let mailbox = self.with_open(id, |_, open| {
-            open.begin_close(by, code);
-            open.mailbox.clone()
-        });
-        if let Some(mailbox) = mailbox.flatten() {
-            mailbox.closing();
-        }
-    }
-
-    /// The peer sent the first Close frame.
-    fn peer_closes(&self, id: u64, code: u16, reason: &[u8]) {
-        self.note_peer_close(id, code, reason);
-        let Some((handler, mailbox)) = self.with_open(id, |handler, open| {
-            open.begin_close(WS_BY_PEER, code);
-            (handler, open.mailbox.clone())
-        }) else {
-            return;
-        };
-        if let Some(mailbox) = mailbox {
-            mailbox.peer_close(PeerClose { code, reason: [reason, b"\0"].concat() });
-            // The thread answers; if it does not come to it in time, we do.
-            let deadline = self.now.get().saturating_add(self.config.limits.close_deadline / 10 * 9);
-            if let Some(conn) = self.core.borrow_mut().table.get(id) {
-                conn.deadline = deadline;
-            }
-            return self.arm(id);
-        }
-        let Some(service) = self.service(handler) else { return };
-        let result = match service.handler.has(Callback::Passive) {
-            true => self.attributed(handler, Callback::Passive, id, || service.handler.passive(id)),
-            false => WS_OK,
-        };
-        let answer = if result < 0 { Some(1011) } else { (code != 1005).then_some(code) };
-        self.close(id, answer, b"", WS_BY_PEER);
-    }
-
-    fn note_peer_close(&self, id: u64, code: u16, reason: &[u8]) {
-        let close = PeerClose { code, reason: [reason, b"\0"].concat() };
-        self.with_open(id, |_, open| {
-            if let Some(mailbox) = open.mailbox.as_ref().filter(|_| open.proto.close_sent().is_some()) {
-                mailbox.answered(close.clone());
-            }
-            open.peer_close = Some(Box::new(close));
-        });
-    }
-
-    /// The socket has failed, or the peer has closed it.
-    pub fn lost(&self, id: u64) {
-        match self.with_open(id, |_, _| ()) {
-            Some(()) => self.end(id, WS_BY_PEER, 1006),
-            None => self.drop_unopened(id),
-        }
-    }
-
-    /// The handler wants the connection dropped.
-    pub fn abort(&self, id: u64) {
-        if let Some(conn) = self.core.borrow_mut().table.get(id) {
-            drop(conn.queue.take());
-        }
-        self.end(id, WS_BY_HANDLER, 1006);
-    }
-
-    /// The connection is over without (the rest of) a closing handshake.
-    pub fn end(&self, id: u64, by: u32, code: u16) {
-        if let Some(mailbox) = self.with_open(id, |_, open| open.mailbox.clone()).flatten() {
-            mailbox.lost();
-        }
-        self.begin_close(id, by, code);
-        let core = &mut *self.core.borrow_mut();
-        let Some(conn) = core.table.get(id) else { return };
-        let Some(open) = conn.open() else { return };
-        if !open.over {
-            open.over = true;
-            core.over.push(id);
-        }
-    }
-
-    /// Tells the handler that a connection is over, and forgets it.
-    pub fn say_over(&self, id: u64) {
-        let Some((handler, silent, mailbox, (by, code))) =
-            self.with_open(id, |handler, open| (handler, open.silent, open.mailbox.take(), open.closing))
-        else {
-            return;
-        };
-        let by = u32::from(by);
-        match (mailbox, self.service(handler)) {
-            (Some(mailbox), _) => {
-                for task in mailbox.end(Ended { by, code }) {
-                    task.run(id);
-                }
-            }
-            (None, Some(service)) if !silent && service.handler.has(Callback::Close) => {
-                self.attributed(handler, Callback::Close, id, || {
-                    service.handler.close(id, by, u32::from(code))
-                });
-            }
-            _ => {}
-        }
-        self.hang_up(id);
-    }
-
-    /// Closes the socket; if the peer may still be sending, only after it has closed its end: a reset would
-    /// take our Close frame with it.
-    fn hang_up(&self, id: u64) {
-        {
-            let core = &mut *self.core.borrow_mut();
-            let Some(conn) = core.table.get(id) else { return };
-            let said = conn.open().is_some_and(|open| open.proto.close_sent().is_some());
-            let heard = conn.open().is_some_and(|open| open.peer_close.is_some());
-            if said && !heard && conn.queued() == 0 && conn.socket.shutdown(Shutdown::Write).is_ok() {
-                conn.phase = Phase::Linger;
-                conn.unread = None;
-                conn.deadline = self.now.get().saturating_add(LINGER);
-                for reason in [Pause::Handler, Pause::Mailbox, Pause::Queue] {
-                    conn.set_pause(reason, false, self.now.get());
-                }
-                self.watch_conn(id, conn);
-            }
-        }
-        let lingers =
-            matches!(self.core.borrow_mut().table.get(id).map(|conn| &conn.phase), Some(Phase::Linger));
-        if lingers {
-            self.arm(id);
-        } else {
-            self.remove(id);
-        }
-    }
-
-    /// Forgets a connection and closes its socket.
-    pub fn remove(&self, id: u64) {
-        let removed = self.core.borrow_mut().table.remove(id);
-        if removed.is_some() {
-            self.uncount();
-        }
-    }
-
-    // -------------------------------------------------------------- deadlines
-
-    /// How long the send queue may wait without the peer taking anything; ns.
-    pub fn stall_time(&self) -> u64 {
-        let limits = &self.config.limits;
-        match limits.ping_interval {
-            0 => NEVER,
-            interval => interval.saturating_add(limits.pong_deadline),
-        }
-    }
-
-    /// A connection's deadline has come.
-    pub fn on_deadline(&self, id: u64) {
-        let now = self.now.get();
-        let (handler, unopened, phase_over, timers) = {
-            let core = &mut *self.core.borrow_mut();
-            let Some(conn) = core.table.get(id) else { return };
-            let over = conn.deadline <= now;
-            let linger = matches!(conn.phase, Phase::Linger);
-            let handler = conn.handler;
-            match conn.open() {
-                None if linger && over => {
-                    core.table.remove(id);
-                    return self.uncount();
-                }
-                None => (handler, true, over, Vec::new()),
-                Some(open) => (handler, false, over, take_due(open, now)),
-            }
-        };
-        if unopened {
-            if phase_over {
-                self.too_slow(id);
-            }
-            return;
-        }
-        for task in timers {
-            self.attributed(handler, Callback::Task, id, || task.run(id));
-        }
-        if phase_over {
-            // The blocking thread did not answer the peer's Close in time.
-            let code =
-                self.with_open(id, |_, open| open.peer_close.as_ref().map_or(1005, |close| close.code));
-            let answer = code.filter(|code| *code != 1005);
-            self.close(id, answer, b"", WS_BY_PEER);
-            if let Some(conn) = self.core.borrow_mut().table.get(id) {
-                conn.deadline = NEVER;
-            }
-        }
-        self.protocol_deadline(id);
-    }
-
-    fn protocol_deadline(&self, id: u64) {
-        let now = self.now.get();
-        let stall = self.stall_time();
-        let (due, stalled) = {
-            let core = &mut *self.core.borrow_mut();
-            Self::mark_dirty(core, id);
-            let Some(conn) = core.table.get(id) else { return };
-            let protocol = conn.protocol(now, &self.config.limits, &mut core.codecs, &mut core.spare);
-            let Some((open, mut io)) = protocol else { return };
-            let due = open.proto.on_deadline(&mut io);
-            (due, open.stalled != NEVER && open.stalled.saturating_add(stall) <= now)
-        };
-        match due {
-            Deadline::Later if stalled => {
-                log::info!("connection {id:x}: the peer takes nothing; dropped");
-                self.end(id, WS_BY_HOST, 1006);
-            }
-            Deadline::Later => {}
-            Deadline::Pinged => self.flush(id),
-            Deadline::Idle => {
-                self.begin_close(id, WS_BY_HOST, 1001);
-                self.flush(id);
-            }
-            Deadline::PeerSilent => self.end(id, WS_BY_HOST, 1006),
-            Deadline::CloseTimedOut => {
-                // Whoever began to close, the other has not answered: cut.
-                self.end(id, WS_BY_HOST, 1006);
             }
         }
     }
@@ -706,23 +460,6 @@ fn standing_of(conn: &Conn) -> u32 {
         }
         _ => standing::TAKEN,
     }
-}
-
-/// Takes the timers that are due out of a connection, in order.
-fn take_due(open: &mut Open, now: u64) -> Vec<Task> {
-    let Some(timers) = &mut open.timers else { return Vec::new() };
-    let mut due = Vec::new();
-    let mut index = 0;
-    while let Some((at, ..)) = timers.waiting.get(index) {
-        if *at <= now {
-            let (at, number, task) = timers.waiting.swap_remove(index);
-            due.push((at, number, task));
-        } else {
-            index += 1;
-        }
-    }
-    due.sort_by_key(|(at, number, _)| (*at, *number));
-    due.into_iter().map(|(.., task)| task).collect()
 }
 
 /// The next piece of a file; false at its end, `None` if it can not be read.

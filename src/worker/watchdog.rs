@@ -29,8 +29,7 @@ static PULSES: Mutex<Vec<Arc<Pulse>>> = Mutex::new(Vec::new());
 impl Pulse {
     /// Of the calling thread, which serves this connection.
     pub fn begin(handler: u16, conn: u64) -> Arc<Pulse> {
-        let pulse =
-            Arc::new(Pulse { thread: gettid(), handler, conn, since: AtomicU64::new(monotonic()) });
+        let pulse = Arc::new(Pulse { thread: gettid(), handler, conn, since: AtomicU64::new(monotonic()) });
         pulses().push(Arc::clone(&pulse));
         pulse
     }
@@ -64,7 +63,8 @@ pub struct Watchdog {
 impl Watchdog {
     /// Watches for as long as the process lives.
     pub fn run(self) {
-        let pause = Duration::from_nanos(self.limit / 8).clamp(Duration::from_millis(5), Duration::from_secs(1));
+        let pause =
+            Duration::from_nanos(self.limit / 8).clamp(Duration::from_millis(5), Duration::from_secs(1));
         loop {
             std::thread::sleep(pause);
             let now = monotonic();
@@ -85,7 +85,9 @@ impl Watchdog {
     fn bring_down(&self, thread: Pid, handler: u16, callback: &str, conn: u64) {
         let name = self.routes.handlers().get(usize::from(handler)).map_or("a handler", |route| &route.name);
         let limit = Duration::from_nanos(self.limit);
-        log::error!("{name}: {callback} for connection {conn:x} has not come back for {limit:?}: brought down");
+        log::error!(
+            "{name}: {callback} for connection {conn:x} has not come back for {limit:?}: brought down"
+        );
         rescue::bring_down(thread);
         // The rescue stops this thread too; if the signal is blocked there is no more to do than to try again.
         std::thread::sleep(Duration::from_secs(1));

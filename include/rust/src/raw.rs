@@ -102,6 +102,7 @@ pub const WS_CLOSE_TRY_LATER: u32 = 1013;
 pub const WS_BY_PEER: u32 = 1;
 pub const WS_BY_HANDLER: u32 = 2;
 pub const WS_BY_HOST: u32 = 3;
+pub const WS_BY_MOVE: u32 = 4;
 pub const WS_TLS_VERSION: u32 = 1;
 pub const WS_TLS_CIPHER: u32 = 2;
 pub const WS_TLS_SERVER_NAME: u32 = 3;

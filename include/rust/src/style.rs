@@ -52,7 +52,7 @@ pub trait Handler: Sized + 'static {
         Ok(())
     }
 
-    /// The connection has ended. `by` is `raw::WS_BY_...`.
+    /// The connection has ended, or (`WS_BY_MOVE`) goes on in another process. `by` is `raw::WS_BY_...`.
     fn on_close(self, _conn: &Current, _by: u32, _code: u32) {}
 
     /// A Pong to an earlier `ping()` has come, after `rtt`.

@@ -1,0 +1,183 @@
+//! The gates: shared memory with one for each handler, made before the first fork. The supervisor shuts a
+//! handler's gate when it crashes too often; workers answer for it until the time is over, then let one
+//! connection through as a probe, and open the gate when that goes well. Atomics only, as in the scoreboard.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+
+/// Of one handler. All zero: open.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Gate {
+    /// ns of `scoreboard::now`; 0: the gate is open.
+    until: AtomicU64,
+    /// The process that has let the probe through; [`NOBODY`], or [`NOBODY_NOW`].
+    prober: AtomicI32,
+}
+
+/// No probe since the gate was shut.
+const NOBODY: i32 = 0;
+/// The last probe has told nothing.
+const NOBODY_NOW: i32 = -1;
+
+/// How a gate stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Everybody may pass.
+    Open,
+    /// Nobody may, for a time.
+    Shut,
+    /// The time is over; one connection at a time may pass as a probe.
+    Probing,
+}
+
+/// The answer to a connection that wants to pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// The gate is open.
+    Free,
+    /// Only as a probe: what becomes of it is to be told to [`Gate::open`] or [`Gate::release`].
+    Probe {
+        /// To be given to [`Gate::open`].
+        until: u64,
+        /// Whether it is the first since the gate was shut.
+        first: bool,
+    },
+    /// Not now.
+    Refused {
+        /// Whole seconds after which it is worth trying again; at least 1.
+        seconds: u64,
+    },
+}
+
+impl Gate {
+    /// How the gate stands.
+    pub fn standing(&self, now: u64) -> Standing {
+        match self.until.load(Ordering::Acquire) {
+            0 => Standing::Open,
+            until if now < until => Standing::Shut,
+            _ => Standing::Probing,
+        }
+    }
+
+    /// A connection wants to pass, in the process `pid`. [worker]
+    pub fn enter(&self, pid: i32, now: u64) -> Passage {
+        let until = self.until.load(Ordering::Acquire);
+        if until == 0 {
+            return Passage::Free;
+        }
+        if now < until {
+            return Passage::Refused { seconds: (until - now).div_ceil(SECOND) };
+        }
+        let claim = |free| self.prober.compare_exchange(free, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if claim(NOBODY) {
+            Passage::Probe { until, first: true }
+        } else if claim(NOBODY_NOW) {
+            Passage::Probe { until, first: false }
+        } else {
+            Passage::Refused { seconds: 1 }
+        }
+    }
+
+    /// The probe of this process went well. False if the gate was shut once more meanwhile. [worker]
+    pub fn open(&self, pid: i32, until: u64) -> bool {
+        let opened = self.until.compare_exchange(until, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        self.release(pid);
+        opened
+    }
+
+    /// The probe of this process is over and has told nothing, or the process has ended. [worker, supervisor]
+    pub fn release(&self, pid: i32) {
+        let _ = self.prober.compare_exchange(pid, NOBODY_NOW, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// Nobody passes until then. [supervisor]
+    pub fn shut(&self, until: u64) {
+        self.until.store(until, Ordering::Release);
+        self.prober.store(NOBODY, Ordering::Release);
+    }
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Makes the gates of so many handlers, all open. They live until the last process ends. [supervisor, before fork]
+pub fn create(handlers: usize) -> io::Result<&'static [Gate]> {
+    let Some(size) = handlers.checked_mul(size_of::<Gate>()).and_then(NonZeroUsize::new) else {
+        return Ok(&[]);
+    };
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice replaces no other memory.
+    let base = unsafe { mmap_anonymous(None, size, protection, MapFlags::MAP_SHARED)? };
+    // SAFETY: page-aligned, of this size, zeroed (a valid Gate: atomics only), and never unmapped.
+    Ok(unsafe { std::slice::from_raw_parts(base.cast::<Gate>().as_ptr(), handlers) })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const US: i32 = 17;
+    const THEM: i32 = 18;
+
+    fn shut_until(until: u64) -> Gate {
+        let gate = Gate::default();
+        gate.shut(until);
+        gate
+    }
+
+    #[test]
+    fn an_open_gate_lets_all_pass() {
+        let gate = Gate::default();
+        assert_eq!((gate.enter(US, 0), gate.enter(US, 5)), (Passage::Free, Passage::Free));
+        assert_eq!(gate.standing(5), Standing::Open);
+    }
+
+    #[test]
+    fn a_shut_gate_says_how_long_in_whole_seconds() {
+        let gate = shut_until(10 * SECOND);
+        for (now, seconds) in [(0, 10), (1, 10), (SECOND, 9), (9 * SECOND, 1), (10 * SECOND - 1, 1)] {
+            assert_eq!(gate.enter(US, now), Passage::Refused { seconds }, "at {now} ns");
+            assert_eq!(gate.standing(now), Standing::Shut);
+        }
+    }
+
+    #[test]
+    fn one_probe_at_a_time() {
+        let gate = shut_until(10);
+        assert_eq!(gate.enter(US, 10), Passage::Probe { until: 10, first: true });
+        assert_eq!(gate.enter(US, 11), Passage::Refused { seconds: 1 });
+        assert_eq!(gate.enter(THEM, 11), Passage::Refused { seconds: 1 });
+        gate.release(THEM); // not theirs
+        assert_eq!(gate.enter(THEM, 12), Passage::Refused { seconds: 1 });
+        gate.release(US);
+        assert_eq!(gate.enter(THEM, 13), Passage::Probe { until: 10, first: false });
+        assert_eq!(gate.standing(13), Standing::Probing);
+        assert!(gate.open(THEM, 10));
+        assert_eq!(gate.enter(US, 14), Passage::Free);
+    }
+
+    #[test]
+    fn a_probe_does_not_open_what_was_shut_after_it_had_passed() {
+        let gate = shut_until(10);
+        gate.enter(US, 10);
+        gate.shut(40);
+        assert!(!gate.open(US, 10));
+        assert_eq!(gate.standing(39), Standing::Shut);
+        assert_eq!(gate.enter(THEM, 40), Passage::Probe { until: 40, first: true });
+    }
+
+    #[test]
+    fn each_handler_has_its_own() {
+        let gates = create(3).unwrap();
+        gates[1].shut(7);
+        let standings: Vec<Standing> = gates.iter().map(|gate| gate.standing(1)).collect();
+        assert_eq!(standings, [Standing::Open, Standing::Shut, Standing::Open]);
+        assert!(create(0).unwrap().is_empty());
+    }
+}

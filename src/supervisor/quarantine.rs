@@ -1,0 +1,196 @@
+//! Which handlers are not served for a while because workers die in them: a pure function of what has happened,
+//! in virtual time. Shuts no gate and writes no log; the supervisor does (`fleet::gates`).
+//!
+//! So many deaths within the window that name one handler quarantine it, for a time that doubles with each
+//! quarantine. When the time is over and it is being probed one death is enough. Deaths during the quarantine,
+//! by connections that were open before, change nothing. After as long without a death as the quarantine was,
+//! and at least the window, all is forgiven.
+
+use super::plan::Time;
+use crate::config;
+use crate::fleet::gates::Standing;
+
+/// The longest quarantine, unless the first one is configured to be longer.
+pub const LONGEST: Time = 600_000_000_000;
+
+/// What is held against the handlers.
+#[derive(Debug)]
+pub struct Quarantine {
+    rules: config::Quarantine,
+    handlers: Vec<History>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct History {
+    /// Since the last quarantine, within the window; in order.
+    deaths: Vec<Time>,
+    /// Quarantines that are not forgiven.
+    times: u32,
+    /// Since when it has been good: the last death, or the end of the last quarantine.
+    good_since: Time,
+}
+
+/// A handler is to be quarantined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sentence {
+    /// How long; ns.
+    pub time: Time,
+    /// Deaths that led to it.
+    pub deaths: usize,
+}
+
+impl Quarantine {
+    /// For so many handlers, all without blame.
+    pub fn new(handlers: usize, rules: config::Quarantine) -> Self {
+        Self { rules, handlers: vec![History::default(); handlers] }
+    }
+
+    /// A process has died in this handler, whose gate stands like this.
+    pub fn on_death(&mut self, handler: u16, gate: Standing, now: Time) -> Option<Sentence> {
+        let rules = &self.rules;
+        let history = self.handlers.get_mut(usize::from(handler))?;
+        if rules.deaths == 0 || gate == Standing::Shut {
+            return None;
+        }
+        let clean = rules.window.max(length(rules.time, history.times.saturating_sub(1)));
+        if now.saturating_sub(history.good_since) >= clean {
+            history.times = 0;
+        }
+        history.deaths.retain(|death| now.saturating_sub(*death) < rules.window);
+        history.deaths.push(now);
+        history.good_since = now;
+        let deaths = history.deaths.len();
+        if gate == Standing::Open && deaths < rules.deaths as usize {
+            return None;
+        }
+        let time = length(rules.time, history.times);
+        history.times = history.times.saturating_add(1);
+        history.deaths.clear();
+        history.good_since = now.saturating_add(time);
+        Some(Sentence { time, deaths })
+    }
+}
+
+/// The length of a quarantine after so many.
+fn length(first: Time, before: u32) -> Time {
+    first.saturating_mul(1_u64.checked_shl(before).unwrap_or(Time::MAX)).min(LONGEST.max(first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Standing::{Open, Probing, Shut};
+    use super::*;
+
+    const SECOND: Time = 1_000_000_000;
+    const RULES: config::Quarantine = config::Quarantine { deaths: 3, window: 60 * SECOND, time: 10 * SECOND };
+
+    /// Runs a table of (seconds, handler, gate, seconds of quarantine or 0).
+    #[track_caller]
+    fn check(rules: config::Quarantine, table: &[(u64, u16, Standing, u64)]) {
+        let mut quarantine = Quarantine::new(2, rules);
+        for (row, (at, handler, gate, seconds)) in table.iter().enumerate() {
+            let sentence = quarantine.on_death(*handler, *gate, at * SECOND);
+            let time = sentence.map_or(0, |sentence| sentence.time);
+            assert_eq!(time, seconds * SECOND, "row {row}: a death in {handler} at {at} s");
+        }
+    }
+
+    #[test]
+    fn three_deaths_in_a_minute() {
+        check(RULES, &[(100, 0, Open, 0), (120, 0, Open, 0), (159, 0, Open, 10)]);
+        // The first is a minute ago, and does not count any more; at 181 the second one does not.
+        check(RULES, &[(100, 0, Open, 0), (120, 0, Open, 0), (160, 0, Open, 0), (181, 0, Open, 0), (182, 0, Open, 10)]);
+    }
+
+    #[test]
+    fn only_that_handler() {
+        check(RULES, &[(1, 0, Open, 0), (2, 1, Open, 0), (3, 0, Open, 0), (4, 1, Open, 0), (5, 1, Open, 10)]);
+        check(RULES, &[(1, 2, Open, 0), (2, 2, Open, 0), (3, 2, Open, 0)]); // nobody knows it
+    }
+
+    #[test]
+    fn a_probe_that_dies_is_enough_and_the_time_doubles_up_to_ten_minutes() {
+        check(
+            RULES,
+            &[
+                (1, 0, Open, 0),
+                (1, 0, Open, 0),
+                (1, 0, Open, 10),
+                (11, 0, Probing, 20),
+                (31, 0, Probing, 40),
+                (71, 0, Probing, 80),
+                (151, 0, Probing, 160),
+                (311, 0, Probing, 320),
+                (631, 0, Probing, 600), // not 640
+                (1231, 0, Probing, 600),
+            ],
+        );
+    }
+
+    #[test]
+    fn after_a_probe_that_went_well_three_deaths_again_and_twice_the_time() {
+        check(
+            RULES,
+            &[
+                (1, 0, Open, 0),
+                (1, 0, Open, 0),
+                (1, 0, Open, 10),
+                (12, 0, Open, 0),
+                (13, 0, Open, 0),
+                (14, 0, Open, 20),
+            ],
+        );
+    }
+
+    #[test]
+    fn deaths_of_connections_from_before_change_nothing() {
+        check(
+            RULES,
+            &[
+                (1, 0, Open, 0),
+                (1, 0, Open, 0),
+                (1, 0, Open, 10),
+                (2, 0, Shut, 0),
+                (2, 0, Shut, 0),
+                (2, 0, Shut, 0),
+                (12, 0, Open, 0),
+                (12, 0, Open, 0),
+                (12, 0, Open, 20),
+            ],
+        );
+    }
+
+    #[test]
+    fn forgiven_after_the_window_or_as_long_as_the_quarantine_was() {
+        let begin = [(1, 0, Open, 0), (1, 0, Open, 0), (1, 0, Open, 10)];
+        // The quarantine ends at 11 s; the window is 60 s.
+        check(RULES, &[&begin[..], &[(70, 0, Probing, 20)]].concat());
+        check(RULES, &[&begin[..], &[(71, 0, Probing, 10)]].concat());
+        // The fourth ends at 151 s and was 80 s.
+        let begin = [&begin[..], &[(11, 0, Probing, 20), (31, 0, Probing, 40), (71, 0, Probing, 80)]].concat();
+        check(RULES, &[&begin[..], &[(230, 0, Probing, 160)]].concat());
+        check(RULES, &[&begin[..], &[(231, 0, Probing, 10)]].concat());
+        // A death that was not enough begins the clean time anew: 60 s after 65 s.
+        let begin = [(1, 0, Open, 0), (1, 0, Open, 0), (1, 0, Open, 10), (65, 0, Open, 0)];
+        check(RULES, &[&begin[..], &[(124, 0, Probing, 20)]].concat());
+        check(RULES, &[&begin[..], &[(125, 0, Probing, 10)]].concat());
+    }
+
+    #[test]
+    fn the_rules_are_the_operators() {
+        let rules = config::Quarantine { deaths: 1, window: SECOND, time: 1000 * SECOND };
+        check(rules, &[(1, 0, Open, 1000), (1001, 0, Probing, 1000)]);
+        check(config::Quarantine { deaths: 0, ..RULES }, &[(1, 0, Open, 0), (1, 0, Open, 0), (1, 0, Open, 0)]);
+    }
+
+    #[test]
+    fn the_number_of_deaths_is_told() {
+        let mut quarantine = Quarantine::new(1, RULES);
+        assert_eq!(quarantine.on_death(0, Open, 1), None);
+        assert_eq!(quarantine.on_death(0, Open, 2), None);
+        let first = quarantine.on_death(0, Open, 3);
+        assert_eq!(first, Some(Sentence { time: 10 * SECOND, deaths: 3 }));
+        let second = quarantine.on_death(0, Probing, 11 * SECOND);
+        assert_eq!(second, Some(Sentence { time: 20 * SECOND, deaths: 1 }));
+    }
+}
