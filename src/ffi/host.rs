@@ -9,7 +9,6 @@ use std::ffi::{c_char, c_void};
 use std::sync::OnceLock;
 
 use ::ws_handler::raw::*;
-use log::Level;
 
 /// A fact about a connection that is a string of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

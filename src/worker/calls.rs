@@ -3,18 +3,20 @@
 
 use std::ffi::c_void;
 use std::ptr::null_mut;
+use std::sync::atomic::Ordering::Relaxed;
 
 use ::ws_handler::raw::*;
 
-use super::Worker;
 use super::conn::{Phase, Timers};
 use super::facts::{self, Facts};
 use super::opening::close_body;
+use super::record::standing;
 use super::thread::MAX_TIMERS;
+use super::{Core, Worker};
 use crate::ffi::host::{
     ABSENT, Address, Callback, End, Fact, Host, Number, OwnedBytes, Payload, Reply, Task, present,
 };
-use crate::proto::connection::{Kind, Send, SendError};
+use crate::proto::connection::{Connection, Io, Kind, Send, SendError};
 use crate::proto::deflate::Params;
 
 /// Payloads from this size on are written from where they lie instead of being
@@ -234,6 +236,7 @@ impl Worker {
         let queued = conn.queued();
         self.mailroom.count_queued(id, conn.counted as usize, queued);
         conn.counted = u32::try_from(queued).unwrap_or(u32::MAX);
+        note_boundary(core, id);
         self.mailroom.is_queue_full(id)
     }
 
@@ -241,86 +244,87 @@ impl Worker {
     pub fn send_bytes(&self, id: u64, kind: u32, bytes: &[u8], how: Send) -> i32 {
         let Some(message) = message_kind(kind) else { return WS_E_INVALID };
         let core = &mut *self.core.borrow_mut();
-        let Some(conn) = core.table.get(id) else { return WS_E_GONE };
-        let limits = &self.config.limits;
-        let protocol = conn.protocol(self.now.get(), limits, &mut core.codecs, &mut core.spare);
-        let Some((open, mut io)) = protocol else { return WS_E_GONE };
-        if open.over {
-            return WS_E_GONE;
-        }
-        let large = bytes.len() >= LARGE;
-        let as_it_is = match large {
-            true => open.proto.send_header(message, bytes, how, &mut io),
-            false => open.proto.send(message, bytes, how, &mut io).map(|()| false),
-        };
-        match as_it_is {
+        let sent = self.sending(core, id, |proto, io| match bytes.len() {
+            LARGE.. => proto.send_header(message, bytes, how, io),
+            _ => proto.send(message, bytes, how, io).map(|()| false),
+        });
+        match sent {
             Ok(false) => {}
             Ok(true) => {
-                if let Some(queue) = &mut conn.queue {
+                if let Some((queue, socket)) = core.table.get(id).and_then(|conn| conn.queue_and_socket()) {
                     // A socket that fails is found out by the flush that follows.
-                    let taken = queue.write_before(&conn.socket, bytes).unwrap_or(0);
+                    let taken = queue.write_before(socket, bytes).unwrap_or(0);
                     queue.tail().extend_from_slice(bytes.get(taken..).unwrap_or_default());
                 }
+                note_boundary(core, id);
             }
-            Err(error) => return send_result(error),
+            Err(result) => return result,
         }
-        Worker::mark_dirty(core, id);
         self.count_out(id, kind, bytes.len(), how.more);
         WS_OK
     }
 
     /// Sends bytes that stay as they are until they are dropped.
     pub fn send_owned_bytes(&self, id: u64, kind: u32, bytes: OwnedBytes, how: Send) -> i32 {
-        if bytes.as_ref().len() < LARGE {
+        let size = bytes.as_ref().len();
+        if size < LARGE {
             return self.send_bytes(id, kind, bytes.as_ref(), how);
         }
         let Some(message) = message_kind(kind) else { return WS_E_INVALID };
         let core = &mut *self.core.borrow_mut();
-        let Some(conn) = core.table.get(id) else { return WS_E_GONE };
-        let limits = &self.config.limits;
-        let protocol = conn.protocol(self.now.get(), limits, &mut core.codecs, &mut core.spare);
-        let Some((open, mut io)) = protocol else { return WS_E_GONE };
-        if open.over {
-            return WS_E_GONE;
-        }
-        let size = bytes.as_ref().len();
-        match open.proto.send_header(message, bytes.as_ref(), how, &mut io) {
+        match self.sending(core, id, |proto, io| proto.send_header(message, bytes.as_ref(), how, io)) {
             Ok(false) => {}
             Ok(true) => {
-                if let Some(queue) = &mut conn.queue {
+                if let Some((queue, _)) = core.table.get(id).and_then(|conn| conn.queue_and_socket()) {
                     queue.push_owned(bytes);
                 }
             }
-            Err(error) => return send_result(error),
+            Err(result) => return result,
         }
-        Worker::mark_dirty(core, id);
         self.count_out(id, kind, size, how.more);
         WS_OK
-    }
-
-    fn count_out(&self, id: u64, kind: u32, size: usize, more: bool) {
-        use std::sync::atomic::Ordering::Relaxed;
-        // Only this thread writes them.
-        self.slot.messages_out.store(self.slot.messages_out.load(Relaxed) + 1, Relaxed);
-        self.slot.bytes_out.store(self.slot.bytes_out.load(Relaxed) + size as u64, Relaxed);
-        self.mailroom.set_fragments(id, if more { kind } else { 0 });
     }
 
     /// Sends a Ping.
     pub fn send_ping(&self, id: u64, payload: &[u8]) -> i32 {
         let core = &mut *self.core.borrow_mut();
-        let Some(conn) = core.table.get(id) else { return WS_E_GONE };
+        let sent = self.sending(core, id, |proto, io| proto.ping(payload, io));
+        sent.err().unwrap_or(WS_OK)
+    }
+
+    /// Runs with the protocol of a connection that can be sent to; what it appends goes out with the next flush.
+    fn sending<R>(
+        &self,
+        core: &mut Core,
+        id: u64,
+        send: impl FnOnce(&mut Connection, &mut Io) -> Result<R, SendError>,
+    ) -> Result<R, i32> {
+        let conn = core.table.get(id).ok_or(WS_E_GONE)?;
         let limits = &self.config.limits;
         let protocol = conn.protocol(self.now.get(), limits, &mut core.codecs, &mut core.spare);
-        let Some((open, mut io)) = protocol else { return WS_E_GONE };
-        if open.over {
-            return WS_E_GONE;
-        }
-        if let Err(error) = open.proto.ping(payload, &mut io) {
-            return send_result(error);
-        }
+        let (open, mut io) = protocol.filter(|(open, _)| !open.over).ok_or(WS_E_GONE)?;
+        let sent = send(&mut open.proto, &mut io).map_err(send_result);
         Worker::mark_dirty(core, id);
-        WS_OK
+        sent
+    }
+
+    fn count_out(&self, id: u64, kind: u32, size: usize, more: bool) {
+        // Only this thread writes them.
+        self.slot.messages_out.store(self.slot.messages_out.load(Relaxed) + 1, Relaxed);
+        self.slot.bytes_out.store(self.slot.bytes_out.load(Relaxed) + size as u64, Relaxed);
+        self.mailroom.set_fragments(id, if more { kind } else { 0 });
+    }
+}
+
+/// Should the handler crash now: whether a Close frame can follow what was written in the middle of its callback.
+fn note_boundary(core: &mut Core, id: u64) {
+    let torn = core
+        .table
+        .get(id)
+        .and_then(|conn| conn.queue_and_socket())
+        .is_some_and(|(queue, _)| !queue.is_at_start());
+    if let Some(record) = core.table.record(id).filter(|_| torn) {
+        record.set_standing(record.standing() & !standing::BOUNDARY);
     }
 }
 

@@ -196,6 +196,11 @@ impl Conn {
         self.pauses != 0
     }
 
+    /// The send queue, if there is one, and where it leads to.
+    pub fn queue_and_socket(&mut self) -> Option<(&mut Queue, &Socket)> {
+        Some((self.queue.as_deref_mut()?, &self.socket))
+    }
+
     /// Bytes that wait to be sent.
     pub fn queued(&self) -> usize {
         self.queue.as_ref().map_or(0, |queue| queue.len())

@@ -1,0 +1,135 @@
+//! What a crashing process leaves for the log line and the crash record: where the code was, and which connection
+//! and message it had. Runs in the rescue, under its rules; whatever is not as it should be is left out.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::ptr::null;
+
+use super::modules::{Modules, Place, read_own};
+use super::record::Record;
+use crate::fleet::evidence::{Evidence, HASHED};
+use crate::fleet::scoreboard::{Doing, Message};
+
+/// Bytes of a message that are copied at a time.
+const PIECE: usize = 4096;
+
+/// Where the crashing thread was.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Registers {
+    /// The instruction; 0 for none in particular.
+    pub code: u64,
+    /// The end of the stack.
+    pub stack: u64,
+}
+
+impl Registers {
+    /// Out of what the kernel gives to a signal handler.
+    ///
+    /// # Safety
+    /// `context` must be the third argument of a signal handler.
+    pub unsafe fn of(context: *const c_void) -> Self {
+        // SAFETY: promised by the caller.
+        let Some(context) = (unsafe { context.cast::<libc::ucontext_t>().as_ref() }) else {
+            return Self::default();
+        };
+        let registers = &context.uc_mcontext;
+        #[cfg(target_arch = "x86_64")]
+        let (code, stack) =
+            (registers.gregs[libc::REG_RIP as usize] as u64, registers.gregs[libc::REG_RSP as usize] as u64);
+        #[cfg(target_arch = "aarch64")]
+        let (code, stack) = (registers.pc, registers.sp);
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let (code, stack) = (0, (&raw const *registers) as u64);
+        Self { code, stack }
+    }
+
+    /// Of the caller, for want of a signal.
+    pub fn here() -> Self {
+        let local = 0_u8;
+        Self { code: 0, stack: &raw const local as u64 }
+    }
+}
+
+thread_local! {
+    static HELD: Cell<Message> = const { Cell::new(NONE) };
+}
+
+const NONE: Message = Message { kind: 0, size: 0, data: 0 };
+
+/// The message that the calling thread's blocking handler holds from now on, or none. Its bytes may be freed
+/// without a word: they are read as if they could be anything.
+pub fn hold(message: Option<(u32, &[u8])>) {
+    HELD.set(message.map_or(NONE, |(kind, bytes)| Message {
+        kind,
+        size: bytes.len() as u64,
+        data: bytes.as_ptr() as u64,
+    }));
+}
+
+/// What gathers the evidence, made beforehand.
+pub struct Collector {
+    /// Where the code is.
+    pub modules: Modules,
+    /// Where it is left.
+    pub evidence: &'static Evidence,
+}
+
+impl Collector {
+    /// Gathers all; returns whose code was running, if it is a handler's. `record` must be intact.
+    /// Async-signal-safe.
+    pub fn collect(&self, at: Registers, doing: &Doing, conn: u64, record: Option<&Record>) -> Option<u16> {
+        self.evidence.clear();
+        let (code, via) = self.find_code(at);
+        self.evidence.note_code(code.map(Place::spot), via.map(Place::spot));
+        if let Some(record) = record {
+            if let Some(peer) = record.peer() {
+                self.evidence.note_peer(peer);
+            }
+            let strings = record.strings();
+            self.evidence.note_strings([Some(strings.resource), strings.origin, strings.protocol]);
+        }
+        let of_loop = || doing.message().filter(|_| doing.current().is_some_and(|(.., at)| at == conn));
+        let held = Some(HELD.get()).filter(|held| held.kind != 0);
+        if let Some(message) = held.or_else(of_loop) {
+            self.copy(message);
+        }
+        code.and_then(|code| code.handler)
+    }
+
+    /// The handler's code, and the library's that it had called.
+    fn find_code(&self, at: Registers) -> (Option<Place<'_>>, Option<Place<'_>>) {
+        let code = (at.code != 0).then(|| self.modules.place(at.code));
+        if code.is_some_and(|code| code.handler.is_some()) {
+            return (code, None);
+        }
+        match self.modules.caller(at.stack) {
+            Some(caller) => (Some(caller), code),
+            None => (code, None),
+        }
+    }
+
+    fn copy(&self, message: Message) {
+        self.evidence.note_message(message.kind, message.size);
+        let mut piece = [0_u8; PIECE];
+        let mut at = 0;
+        loop {
+            let size = (message.size - at).min(PIECE as u64) as usize;
+            let Some(room) = piece.get_mut(..size) else { return };
+            if size > 0 && read_own(message.data.wrapping_add(at), room) != size {
+                return;
+            }
+            if at == 0 {
+                let first = room.get(..HASHED).unwrap_or(room);
+                self.evidence.note_hash(crc32fast::hash(first));
+            }
+            at += size as u64;
+            if size == 0 || !self.evidence.note_bytes(room) {
+                return;
+            }
+        }
+    }
+}
+
+/// For the scoreboard: no message.
+pub const NO_MESSAGE: (u32, *const u8, usize) = (0, null(), 0);
