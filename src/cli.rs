@@ -12,7 +12,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
 
 use self::value::{Host, Time, count, host, size, size_or_zero, time, time_or_off};
-use crate::config::{Config, Listen, Wear};
+use crate::config::{Config, CrashRecords, Listen, Pool, Quarantine, Wear};
 use crate::log::{Level, Settings as LogSettings};
 use crate::proto::{deflate, head::HeadLimits, limits::Limits};
 
@@ -104,6 +104,12 @@ struct Args {
     /// Least level of the log lines
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t = Level::Info)]
     log_level: Level,
+    /// Write a record of each crash into this directory [default: none is written]
+    #[arg(long, value_name = "DIR")]
+    crash_dir: Option<PathBuf>,
+    /// Most bytes of the last message in such a record
+    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = size_or_zero)]
+    crash_bytes: usize,
 
     /// Largest message received
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = size, help_heading = LIMITS)]
@@ -143,7 +149,7 @@ struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 20, help_heading = LIMITS)]
     max_pings: u32,
     /// Most connections of one worker; lowered to what its open files allow
-    #[arg(long, value_name = "COUNT", default_value_t = 20_000, value_parser = count::<u32>(10_000_000),
+    #[arg(long, value_name = "COUNT", default_value_t = 16_384, value_parser = count::<u32>(10_000_000),
         help_heading = LIMITS)]
     max_connections: u32,
     /// Most connections to blocking handlers, which have a thread each, of one worker
@@ -162,6 +168,16 @@ struct Args {
     /// How long a handler may run without calling the server before it is brought down
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time_or_off, help_heading = LIMITS)]
     handler_timeout: Time,
+    /// Quarantine a handler in which so many workers have died (0: never)
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = value_parser!(u32).range(..=1000),
+        help_heading = LIMITS)]
+    quarantine_deaths: u32,
+    /// Within this time
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time, help_heading = LIMITS)]
+    quarantine_window: Time,
+    /// How long a handler is quarantined the first time; then twice as long, up to 10m
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time, help_heading = LIMITS)]
+    quarantine_time: Time,
     /// Time to close all connections when told to stop
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time_or_off, help_heading = LIMITS)]
     stop_timeout: Time,
@@ -207,12 +223,17 @@ impl Args {
             let message = format!("--document-root {}: expected a directory", root.display());
             return Err(Error::Config(message));
         }
+        if let Some(dir) = self.crash_dir.as_ref().filter(|dir| !dir.is_dir()) {
+            let message = format!("--crash-dir {}: expected a directory", dir.display());
+            return Err(Error::Config(message));
+        }
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let port = self.port;
         let listen = self.server_host.into_iter().map(|host| match host {
             Host::Name(host) => Listen::Tcp { host, port },
             Host::Unix(path) => Listen::Unix(path),
         });
+        let workers = self.workers.unwrap_or_else(cores);
         Ok(Config {
             listen: listen.collect(),
             handlers: self.websock_handlers.map_or_else(|| default_handlers(exe_dir), Ok)?,
@@ -222,7 +243,7 @@ impl Args {
             strict_handlers: self.strict_handlers,
             document_root: self.document_root,
             validation: (self.validation_host, self.validation_port),
-            workers: self.workers.unwrap_or_else(cores),
+            workers,
             backlog: self.queue,
             connections: self.max_connections,
             threads: self.max_threads,
@@ -250,10 +271,18 @@ impl Args {
                 age: self.worker_max_age,
                 messages: self.worker_max_messages,
             },
+            quarantine: Quarantine {
+                deaths: self.quarantine_deaths,
+                window: self.quarantine_window,
+                time: self.quarantine_time,
+            },
+            crash_records: self.crash_dir.map(|dir| CrashRecords { dir, bytes: self.crash_bytes }),
             handler_time: self.handler_timeout,
             stop_time: self.stop_timeout,
             log: LogSettings { level: self.log_level, file: self.log_file },
             settings: Default::default(),
+            pools: vec![Pool::new("default", workers)],
+            isolation: Default::default(),
         })
     }
 }

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use nix::unistd::{Gid, Uid};
+
 use crate::log::Settings as LogSettings;
 use crate::proto;
 
@@ -29,6 +31,26 @@ impl Wear {
     pub fn is_bounded(&self) -> bool {
         self.memory != 0 || self.age != 0 || self.messages != 0
     }
+}
+
+/// When a handler in which workers die is not served for a while.
+#[derive(Clone, Copy, Debug)]
+pub struct Quarantine {
+    /// Deaths that are too many; 0: never.
+    pub deaths: u32,
+    /// Within this time; ns.
+    pub window: u64,
+    /// The first time that it is not served, which doubles with each further one; ns, never 0.
+    pub time: u64,
+}
+
+/// Records of crashes.
+#[derive(Clone, Debug)]
+pub struct CrashRecords {
+    /// Where they are written.
+    pub dir: PathBuf,
+    /// Most bytes of a message in them.
+    pub bytes: usize,
 }
 
 /// The configuration of a fleet. Made once, before the first fork, and never changed after.
@@ -72,6 +94,10 @@ pub struct Config {
     pub send_low: usize,
     /// What a worker may use up before it is replaced.
     pub wear: Wear,
+    /// When a handler in which workers die is not served for a while.
+    pub quarantine: Quarantine,
+    /// Whether and where crashes are recorded.
+    pub crash_records: Option<CrashRecords>,
     /// How long a handler may run without a call to the host before it is brought down; ns, 0: for ever.
     pub handler_time: u64,
     /// Time from the order to stop until a worker must have left; ns.
@@ -80,4 +106,71 @@ pub struct Config {
     pub log: LogSettings,
     /// The handlers' own settings by resource.
     pub settings: BTreeMap<String, Vec<(String, String)>>,
+    /// The pools of workers; the first is the default pool, with [`Config::workers`].
+    pub pools: Vec<Pool>,
+    /// The number of the pool of each resource that the configuration file has a table for.
+    pub isolation: BTreeMap<String, usize>,
+}
+
+/// A pool of workers. Number 0 is "default", which accepts connections and serves every handler without a pool of
+/// its own; its workers run as the server does, without limits of their own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// As in titles and logs.
+    pub name: String,
+    /// How many, at least 1.
+    pub workers: usize,
+    /// Who they run as; only with a group, and only when the server is root.
+    pub user: Option<Uid>,
+    /// Their only group.
+    pub group: Option<Gid>,
+    /// Added to the nice value of the server.
+    pub nice: i32,
+    /// RLIMIT_AS; bytes.
+    pub max_memory: Option<u64>,
+    /// RLIMIT_NOFILE.
+    pub max_files: Option<u64>,
+    /// RLIMIT_CPU; seconds, never 0.
+    pub max_cpu: Option<u64>,
+}
+
+impl Pool {
+    /// A pool without limits that runs as the server does.
+    pub fn new(name: &str, workers: usize) -> Self {
+        let name = name.to_owned();
+        let (user, group, nice) = (None, None, 0);
+        Self { name, workers, user, group, nice, max_memory: None, max_files: None, max_cpu: None }
+    }
+}
+
+impl Config {
+    /// The number of the pool that serves this resource, which is [`Route::resource`](crate::fleet::routes::Route)
+    /// of a handler, not an alias.
+    pub fn pool_of(&self, resource: &str) -> usize {
+        self.isolation.get(resource).copied().unwrap_or(0)
+    }
+
+    /// The name of the worker in a slot, in titles and logs.
+    pub fn worker_name(&self, slot: usize) -> String {
+        let (pool, number) = self.pool_of_slot(slot);
+        let pool = self.pools.get(pool).map_or("default", |pool| &pool.name);
+        format!("worker {pool}/{number}")
+    }
+
+    /// The workers of all pools: slots are numbered pool by pool, from that of the default pool on.
+    pub fn slots(&self) -> usize {
+        self.pools.iter().map(|pool| pool.workers).sum()
+    }
+
+    /// The pool of a slot, and the slot's number in it. `slot` is below [`Config::slots`].
+    pub fn pool_of_slot(&self, slot: usize) -> (usize, usize) {
+        let mut number = slot;
+        for (pool, workers) in self.pools.iter().map(|pool| pool.workers).enumerate() {
+            if number < workers {
+                return (pool, number);
+            }
+            number -= workers;
+        }
+        (0, slot)
+    }
 }

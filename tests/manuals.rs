@@ -65,3 +65,19 @@ fn every_room_is_named() {
         assert!(README.contains(&in_map), "the map in README.md does not have {in_map}");
     }
 }
+
+/// The handler in ten lines is one.
+#[test]
+fn the_handler_in_the_readme_is_sound() {
+    let block = README.split("\n\n    #include <ws_handler.h>\n").nth(1).unwrap();
+    let indented = block.lines().take_while(|line| line.is_empty() || line.starts_with("    "));
+    let dir = tempfile::tempdir().unwrap();
+    let (source, object) = (dir.path().join("hello_wsh.c"), dir.path().join("hello_wsh.so"));
+    let lines: Vec<&str> = ["#include <ws_handler.h>"].into_iter().chain(indented).collect();
+    std::fs::write(&source, lines.join("\n")).unwrap();
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Iinclude"]).current_dir(root());
+    assert!(cc.arg(&source).arg("-o").arg(&object).status().unwrap().success());
+    let check = Command::new(env!("CARGO_BIN_EXE_wshd")).arg("check").arg(&object).output().unwrap();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+}

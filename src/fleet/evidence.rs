@@ -215,7 +215,8 @@ impl Evidence {
             at += size;
             Some(load(string))
         };
-        let [resource, origin, protocol] = [&fixed.strings[0], &fixed.strings[1], &fixed.strings[2]].map(&mut string);
+        let [resource, origin, protocol] =
+            [&fixed.strings[0], &fixed.strings[1], &fixed.strings[2]].map(&mut string);
         let kind = fixed.kind.load(Ordering::Relaxed);
         let kept = fixed.kept.load(Ordering::Relaxed) as usize;
         let message = (kind != 0).then(|| Message {
@@ -224,7 +225,15 @@ impl Evidence {
             hash: (kind & IS_HASHED != 0).then(|| fixed.hash.load(Ordering::Relaxed)),
             bytes: self.bytes.get(..kept).map(load).unwrap_or_default(),
         });
-        Facts { code: fixed.code.spot(), via: fixed.via.spot(), peer: self.peer(), resource, origin, protocol, message }
+        Facts {
+            code: fixed.code.spot(),
+            via: fixed.via.spot(),
+            peer: self.peer(),
+            resource,
+            origin,
+            protocol,
+            message,
+        }
     }
 
     fn peer(&self) -> Option<SocketAddr> {

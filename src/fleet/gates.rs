@@ -74,7 +74,8 @@ impl Gate {
         if now < until {
             return Passage::Refused { seconds: (until - now).div_ceil(SECOND) };
         }
-        let claim = |free| self.prober.compare_exchange(free, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let claim =
+            |free| self.prober.compare_exchange(free, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if claim(NOBODY) {
             Passage::Probe { until, first: true }
         } else if claim(NOBODY_NOW) {

@@ -2,6 +2,8 @@
 //! the title under which a process shows up. Holds no policy: the supervisor plans, the worker serves.
 
 pub mod control;
+pub mod evidence;
+pub mod gates;
 pub mod inbox;
 pub mod listener;
 pub mod routes;

@@ -135,6 +135,7 @@ impl Slot {
         self.started.store(now, Ordering::Relaxed);
         self.heartbeat.store(now, Ordering::Relaxed);
         self.doing.end();
+        self.doing.delivered();
         self.set_state(State::Starting);
     }
 
@@ -173,6 +174,24 @@ pub struct Doing {
     pub since: AtomicU64,
     /// The connection's id; 0: none.
     pub conn: AtomicU64,
+    /// Type of the message that is being delivered; 0: none.
+    kind: AtomicU32,
+    reserved: u32,
+    /// Bytes of its payload.
+    size: AtomicU64,
+    /// Where it lies in the worker's memory.
+    data: AtomicU64,
+}
+
+/// A message that is being delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// `WS_TEXT` or `WS_BINARY`.
+    pub kind: u32,
+    /// Bytes of its payload.
+    pub size: u64,
+    /// Its address in the worker.
+    pub data: u64,
 }
 
 impl Doing {
@@ -187,6 +206,25 @@ impl Doing {
     /// The call has come back.
     pub fn end(&self) {
         self.handler.store(0, Ordering::Release);
+    }
+
+    /// The call that begins next is given this message. [worker, event loop]
+    pub fn deliver(&self, kind: u32, payload: &[u8]) {
+        self.size.store(payload.len() as u64, Ordering::Relaxed);
+        self.data.store(payload.as_ptr() as u64, Ordering::Relaxed);
+        self.kind.store(kind, Ordering::Relaxed);
+    }
+
+    /// The message is gone. [worker, event loop]
+    pub fn delivered(&self) {
+        self.kind.store(0, Ordering::Relaxed);
+    }
+
+    /// The message that is being delivered. May be torn while the worker lives.
+    pub fn message(&self) -> Option<Message> {
+        let kind = Some(self.kind.load(Ordering::Relaxed)).filter(|kind| *kind != 0)?;
+        let (size, data) = (self.size.load(Ordering::Relaxed), self.data.load(Ordering::Relaxed));
+        Some(Message { kind, size, data })
     }
 
     /// The call in progress: number of the handler, callback, connection. May be torn while the worker lives.

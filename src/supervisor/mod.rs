@@ -4,8 +4,11 @@
 pub mod alias;
 pub mod balance;
 pub mod check;
+pub mod crash;
+mod deaths;
 pub mod discover;
 pub mod plan;
+pub mod quarantine;
 pub mod scan;
 pub mod spawn;
 
@@ -19,19 +22,18 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
+use self::deaths::Deaths;
 use self::plan::{Action, Event, Plan, Times};
-use self::spawn::worker_name;
 use crate::config::{Config, RESERVED_DESCRIPTORS, Wear};
 use crate::exit::Exit;
-use crate::ffi::probe::callback_name;
 use crate::fleet::control::{Channel, Command, Report};
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::{self, Bound, Listener};
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::{self, CrashFacts, HANG, Scoreboard, State};
+use crate::fleet::scoreboard::{self, Scoreboard, State};
 use crate::fleet::title;
 
 /// Serves until told to stop. What went wrong is in the log; the result is the exit code.
@@ -64,6 +66,8 @@ struct Fleet {
     inboxes: Arc<Vec<Inbox>>,
     /// Processes that have been replaced, and are to end soon.
     replaced: Vec<Replaced>,
+    /// What workers have died of.
+    deaths: Deaths,
     /// Until when loads are looked at closely, because a worker has come new.
     balance_until: plan::Time,
     /// When workers are looked after next.
@@ -110,18 +114,21 @@ impl Fleet {
             if config.strict_handlers && faults > 0 {
                 return Err((Exit::Config, format!("{faults} handlers or aliases are broken, see above")));
             }
-            let scoreboard = Scoreboard::create(config.workers).map_err(internal)?;
+            let scoreboard = Scoreboard::create(config.slots()).map_err(internal)?;
+            let slots = scoreboard.slots().len();
+            let deaths = Deaths::new(&config, routes.handlers().len(), slots).map_err(internal)?;
             let signals = watch_signals().map_err(internal)?;
-            let inboxes: io::Result<Vec<Inbox>> = (0..config.workers).map(|_| Inbox::new()).collect();
-            Ok((routes, scoreboard, signals, inboxes.map_err(internal)?))
+            let inboxes: io::Result<Vec<Inbox>> = (0..config.slots()).map(|_| Inbox::new()).collect();
+            Ok((routes, scoreboard, deaths, signals, inboxes.map_err(internal)?))
         };
         match prepared() {
-            Ok((routes, scoreboard, signals, inboxes)) => Ok(Self {
+            Ok((routes, scoreboard, deaths, signals, inboxes)) => Ok(Self {
                 inboxes: Arc::new(inboxes),
                 replaced: Vec::new(),
+                deaths,
                 balance_until: 0,
                 look_at: 0,
-                workers: (0..config.workers).map(|_| None).collect(),
+                workers: (0..config.slots()).map(|_| None).collect(),
                 config: Arc::new(config),
                 routes: Arc::new(routes),
                 listeners,
@@ -136,7 +143,7 @@ impl Fleet {
     }
 
     fn serve(&mut self) -> Exit {
-        let mut plan = Plan::new(self.config.workers, Times { stop: self.config.stop_time });
+        let mut plan = Plan::new(self.config.slots(), Times { stop: self.config.stop_time });
         let mut events = VecDeque::from([Event::Start]);
         loop {
             while let Some(event) = events.pop_front() {
@@ -151,6 +158,7 @@ impl Fleet {
                     }
                 }
             }
+            self.write_records();
             self.wait(plan.deadline(), &mut events);
             events.push_back(Event::Time);
         }
@@ -199,8 +207,12 @@ impl Fleet {
             let load = |slot: &scoreboard::Slot| slot.connections.load(Ordering::Relaxed);
             let slots = self.scoreboard.slots().iter();
             let loads: Vec<_> = slots.map(|slot| running(slot).then(|| load(slot))).collect();
-            if let Some((from, to, count)) = balance::next_move(&loads) {
-                self.order(from, Command::Shed { to: to as u16, count: count as u16 });
+            for pool in 0..self.config.pools.len() {
+                let in_pool = |slot: usize| self.config.pool_of_slot(slot).0 == pool;
+                let loads = loads.iter().enumerate().map(|(slot, load)| load.filter(|_| in_pool(slot)));
+                if let Some((from, to, count)) = balance::next_move(&loads.collect::<Vec<_>>()) {
+                    self.order(from, Command::Shed { to: to as u16, count: count as u16 });
+                }
             }
         } else {
             self.look_at = now.saturating_add(LOOK);
@@ -208,7 +220,7 @@ impl Fleet {
         // One at a time, so that there is always somebody to accept.
         let worn = (0..self.workers.len()).find_map(|slot| Some((slot, self.wear_of(slot, now)?)));
         if let Some((slot, why)) = worn.filter(|_| settled) {
-            log::info!("{} is replaced: {why}", worker_name(slot));
+            log::info!("{} is replaced: {why}", self.config.worker_name(slot));
             self.order(slot, Command::HandOver);
         }
     }
@@ -231,7 +243,7 @@ impl Fleet {
         for crashed in self.replaced.iter_mut().filter(|replaced| replaced.kill_at <= now) {
             log::error!(
                 "{}[{}] was replaced, does not end and is killed",
-                worker_name(crashed.slot),
+                self.config.worker_name(crashed.slot),
                 crashed.pid
             );
             // Not reaped yet, so the pid is still its own.
@@ -260,19 +272,19 @@ impl Fleet {
         while let Some(control) = &worker.control {
             match control.recv_report() {
                 Ok(Some(Report::Ready { loaded, broken })) => {
-                    log::debug!("{} is ready with {loaded} handlers", worker_name(slot));
+                    log::debug!("{} is ready with {loaded} handlers", self.config.worker_name(slot));
                     if broken > 0 && self.config.strict_handlers {
-                        log::error!("{}: {broken} handlers are broken", worker_name(slot));
+                        log::error!("{}: {broken} handlers are broken", self.config.worker_name(slot));
                         events.push_back(Event::Fail(Exit::Config));
                     }
                     events.push_back(Event::Ready(slot));
                 }
                 Ok(Some(Report::Crashed)) => {
-                    let facts = self.scoreboard.slot(slot).map(|record| record.crash.facts());
-                    log::error!("{}[{}] {}", worker_name(slot), worker.pid, tell_crash(&self.routes, facts));
+                    let pid = worker.pid;
                     let kill_at = scoreboard::now().saturating_add(LAST_WORDS);
-                    self.replaced.push(Replaced { pid: worker.pid, slot, kill_at, control: None });
+                    self.replaced.push(Replaced { pid, slot, kill_at, control: None });
                     self.workers[slot] = None;
+                    self.on_crash(slot, pid);
                     return events.push_back(Event::Crashed(slot));
                 }
                 Ok(Some(Report::Leaving)) => {
@@ -286,10 +298,10 @@ impl Fleet {
                 Ok(None) => worker.control = None,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    log::warn!("{}: {error}", worker_name(slot));
+                    log::warn!("{}: {error}", self.config.worker_name(slot));
                 }
                 Err(error) => {
-                    log::error!("{}: {error}", worker_name(slot));
+                    log::error!("{}: {error}", self.config.worker_name(slot));
                     worker.control = None;
                 }
             }
@@ -300,19 +312,28 @@ impl Fleet {
     fn reap(&mut self, events: &mut VecDeque<Event>) {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             let Some(pid) = status.pid() else { return };
+            self.release_gates(pid);
+            let is_in = |worker: &Option<Worker>| worker.as_ref().is_some_and(|worker| worker.pid == pid);
+            if let Some(slot) = self.workers.iter().position(is_in) {
+                self.read_reports(slot, events); // what it said before it died: it may have been replaced by that
+            }
             if let Some(index) = self.replaced.iter().position(|replaced| replaced.pid == pid) {
                 let replaced = self.replaced.swap_remove(index);
-                match replaced.control {
+                match &replaced.control {
                     None => self.tell_rescue(&replaced),
-                    Some(_) => log::info!("{}[{pid}] has left, replaced", worker_name(replaced.slot)),
+                    Some(control) if matches!(control.recv_report(), Ok(Some(Report::Crashed))) => {
+                        self.on_crash(replaced.slot, pid);
+                        self.tell_rescue(&replaced);
+                    }
+                    Some(_) => {
+                        log::info!("{}[{pid}] has left, replaced", self.config.worker_name(replaced.slot))
+                    }
                 }
                 continue;
             }
-            let is_in = |worker: &Option<Worker>| worker.as_ref().is_some_and(|worker| worker.pid == pid);
             let Some(slot) = self.workers.iter().position(is_in) else { continue };
-            self.read_reports(slot, events); // what it said before it died
             self.workers[slot] = None;
-            self.tell_death(slot, status);
+            self.on_death(slot, pid, status);
             if let Some(record) = self.scoreboard.slot(slot) {
                 record.end();
                 self.scoreboard.changed();
@@ -321,35 +342,10 @@ impl Fleet {
         }
     }
 
-    fn tell_death(&self, slot: usize, status: WaitStatus) {
-        let how = match status {
-            WaitStatus::Exited(pid, 0) => return log::debug!("{}[{pid}] has left", worker_name(slot)),
-            WaitStatus::Exited(pid, status) => format!("[{pid}] ended with status {status}"),
-            WaitStatus::Signaled(pid, signal, _) => format!("[{pid}] died of {signal}"),
-            other => format!(" is gone: {other:?}"),
-        };
-        let doing = self.scoreboard.slot(slot).and_then(|record| record.doing.current());
-        let blame = doing.map_or_else(String::new, |(handler, callback, connection)| {
-            let handler = self.routes.handlers().get(usize::from(handler));
-            let name = handler.map_or("an unknown handler", |handler| &handler.name);
-            format!(" in {} of {name}, connection {connection:x}", callback_name(callback))
-        });
-        log::error!("{}{how}{blame}", worker_name(slot));
-    }
-
-    fn tell_rescue(&self, crashed: &Replaced) {
-        let Replaced { pid, slot, .. } = *crashed;
-        let (moved, cut) = self.scoreboard.slot(slot).map_or((0, 0), |record| record.crash.result());
-        log::warn!(
-            "{}[{pid}] has ended: {moved} connections went on elsewhere, {cut} did not",
-            worker_name(slot)
-        );
-    }
-
     fn spawn(&mut self, slot: usize) -> Result<(), Event> {
         match spawn::spawn(self, slot) {
             Ok((pid, control)) => {
-                log::debug!("{}[{pid}] is starting", worker_name(slot));
+                log::debug!("{}[{pid}] is starting", self.config.worker_name(slot));
                 let record = self.scoreboard.slot(slot);
                 let messages_before = record.map_or(0, |record| record.messages_in.load(Ordering::Relaxed));
                 self.workers[slot] = Some(Worker { pid, control: Some(control), messages_before });
@@ -358,7 +354,7 @@ impl Fleet {
                 Ok(())
             }
             Err(error) => {
-                log::error!("{} can not be forked: {error}", worker_name(slot));
+                log::error!("{} can not be forked: {error}", self.config.worker_name(slot));
                 Err(Event::Died(slot))
             }
         }
@@ -367,41 +363,27 @@ impl Fleet {
     fn order(&self, slot: usize, command: Command) {
         let Some(Some(Worker { control: Some(control), .. })) = self.workers.get(slot) else { return };
         if let Err(error) = control.send_command(command) {
-            log::debug!("{}: {error}", worker_name(slot)); // it is gone, or will be killed
+            log::debug!("{}: {error}", self.config.worker_name(slot)); // it is gone, or will be killed
         }
     }
 
     fn kill(&self, slot: usize) {
         let Some(Some(worker)) = self.workers.get(slot) else { return };
-        log::error!("{}[{}] did not come back in time and is killed", worker_name(slot), worker.pid);
+        log::error!(
+            "{}[{}] did not come back in time and is killed",
+            self.config.worker_name(slot),
+            worker.pid
+        );
         // Not reaped yet, so the pid is still its own.
         let _ = kill(worker.pid, Signal::SIGKILL);
     }
 
     /// Prints the ready line. Who started the server may have closed its output: no reason not to serve.
     fn announce(&self) {
-        let line = ready_line(&self.listeners, self.config.workers, self.routes.resources().len());
+        let line = ready_line(&self.listeners, self.config.slots(), self.routes.resources().len());
         let mut out = io::stdout();
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     }
-}
-
-/// What a crash was, for the log.
-fn tell_crash(routes: &Routes, facts: Option<CrashFacts>) -> String {
-    let Some(CrashFacts { signal, address, callback, conn, handler }) = facts else {
-        return "crashed".to_owned();
-    };
-    let what = match Signal::try_from(signal) {
-        Ok(signal @ (Signal::SIGSEGV | Signal::SIGBUS)) => {
-            format!("crashed: {signal} at address {address:#x}")
-        }
-        Ok(signal) => format!("crashed: {signal}"),
-        Err(_) if signal == HANG => "was brought down: a handler did not come back".to_owned(),
-        Err(_) => "was brought down by a call of exit()".to_owned(),
-    };
-    let name = handler.and_then(|handler| routes.handlers().get(usize::from(handler)));
-    let name = name.map_or("no handler", |handler| &handler.name);
-    format!("{what} in {} of {name}, connection {conn:x}", callback_name(callback))
 }
 
 /// Resident memory of a process; bytes, 0 if it is gone.

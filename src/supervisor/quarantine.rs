@@ -82,7 +82,8 @@ mod tests {
     use super::*;
 
     const SECOND: Time = 1_000_000_000;
-    const RULES: config::Quarantine = config::Quarantine { deaths: 3, window: 60 * SECOND, time: 10 * SECOND };
+    const RULES: config::Quarantine =
+        config::Quarantine { deaths: 3, window: 60 * SECOND, time: 10 * SECOND };
 
     /// Runs a table of (seconds, handler, gate, seconds of quarantine or 0).
     #[track_caller]
@@ -99,7 +100,10 @@ mod tests {
     fn three_deaths_in_a_minute() {
         check(RULES, &[(100, 0, Open, 0), (120, 0, Open, 0), (159, 0, Open, 10)]);
         // The first is a minute ago, and does not count any more; at 181 the second one does not.
-        check(RULES, &[(100, 0, Open, 0), (120, 0, Open, 0), (160, 0, Open, 0), (181, 0, Open, 0), (182, 0, Open, 10)]);
+        check(
+            RULES,
+            &[(100, 0, Open, 0), (120, 0, Open, 0), (160, 0, Open, 0), (181, 0, Open, 0), (182, 0, Open, 10)],
+        );
     }
 
     #[test]
@@ -167,7 +171,8 @@ mod tests {
         check(RULES, &[&begin[..], &[(70, 0, Probing, 20)]].concat());
         check(RULES, &[&begin[..], &[(71, 0, Probing, 10)]].concat());
         // The fourth ends at 151 s and was 80 s.
-        let begin = [&begin[..], &[(11, 0, Probing, 20), (31, 0, Probing, 40), (71, 0, Probing, 80)]].concat();
+        let begin =
+            [&begin[..], &[(11, 0, Probing, 20), (31, 0, Probing, 40), (71, 0, Probing, 80)]].concat();
         check(RULES, &[&begin[..], &[(230, 0, Probing, 160)]].concat());
         check(RULES, &[&begin[..], &[(231, 0, Probing, 10)]].concat());
         // A death that was not enough begins the clean time anew: 60 s after 65 s.
@@ -180,7 +185,10 @@ mod tests {
     fn the_rules_are_the_operators() {
         let rules = config::Quarantine { deaths: 1, window: SECOND, time: 1000 * SECOND };
         check(rules, &[(1, 0, Open, 1000), (1001, 0, Probing, 1000)]);
-        check(config::Quarantine { deaths: 0, ..RULES }, &[(1, 0, Open, 0), (1, 0, Open, 0), (1, 0, Open, 0)]);
+        check(
+            config::Quarantine { deaths: 0, ..RULES },
+            &[(1, 0, Open, 0), (1, 0, Open, 0), (1, 0, Open, 0)],
+        );
     }
 
     #[test]

@@ -10,11 +10,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use nix::sys::prctl::set_pdeathsig;
+use nix::errno::Errno;
+use nix::sys::prctl::{set_no_new_privs, set_pdeathsig};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
-use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid};
+use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid, setgid, setgroups, setuid};
 
 use super::{Fleet, plan};
+use crate::config::Pool;
 use crate::exit::Exit;
 use crate::fleet::control::Channel;
 use crate::fleet::{scoreboard, title};
@@ -30,11 +33,6 @@ const NOT_FOR_WORKERS: [Signal; 7] = [
     Signal::SIGTTIN,
     Signal::SIGTTOU,
 ];
-
-/// The name of the worker in a slot, in titles and logs.
-pub fn worker_name(slot: usize) -> String {
-    format!("worker default/{slot}")
-}
 
 /// Closes what the program was started with beyond the standard streams: a lock or pipe of the shell would be
 /// held by all processes of the fleet. Call it before anything is opened.
@@ -78,21 +76,66 @@ fn be_worker(fleet: &mut Fleet, slot: usize, control: Channel, supervisor: Pid) 
     fleet.signals = None;
     let patience = fleet.config.stop_time.saturating_add(plan::GRACE).div_ceil(1_000_000_000);
     if let Err(error) = prepare(supervisor, patience.try_into().unwrap_or(u32::MAX)) {
-        log::error!("{} can not start: {error}", worker_name(slot));
+        log::error!("{} can not start: {error}", fleet.config.worker_name(slot));
         return Exit::Internal.code();
     }
-    let name = worker_name(slot);
+    let name = fleet.config.worker_name(slot);
+    let pool = fleet.config.pool_of_slot(slot).0;
+    if let Some(Err(error)) = fleet.config.pools.get(pool).map(confine) {
+        log::error!("{name} can not start: {error}");
+        return Exit::Internal.code();
+    }
+    // Only the default pool accepts; to the others connections come through their inboxes.
+    let listeners = std::mem::take(&mut fleet.listeners);
+    let listeners = if pool == 0 { listeners } else { Vec::new() };
     title::set(&format!("wshd: {name}"));
     sink::set_process(&name);
     worker::run(worker::Start {
         config: Arc::clone(&fleet.config),
         routes: Arc::clone(&fleet.routes),
-        listeners: std::mem::take(&mut fleet.listeners),
+        listeners,
         scoreboard: fleet.scoreboard,
         slot,
         control,
         inboxes: Arc::clone(&fleet.inboxes),
+        gates: fleet.deaths.gates,
+        evidence: fleet.deaths.evidence,
     })
+}
+
+/// Takes on the limits and the identity of a pool; in this order, since a user may not raise what was limited.
+fn confine(pool: &Pool) -> io::Result<()> {
+    let context = |what: &str| {
+        let name = format!("pool {}: {what}", pool.name);
+        move |error: nix::Error| io::Error::new(io::Error::from(error).kind(), format!("{name}: {error}"))
+    };
+    let limits = [
+        (Resource::RLIMIT_AS, pool.max_memory, "max_memory"),
+        (Resource::RLIMIT_NOFILE, pool.max_files, "max_files"),
+        (Resource::RLIMIT_CPU, pool.max_cpu, "max_cpu"),
+    ];
+    for (resource, limit, name) in limits {
+        if let Some(limit) = limit {
+            setrlimit(resource, limit, limit).map_err(context(name))?;
+        }
+    }
+    if pool.nice != 0 {
+        // SAFETY: getpriority and setpriority of this process only read and write a number.
+        let result = unsafe {
+            let now = libc::getpriority(libc::PRIO_PROCESS, 0);
+            libc::setpriority(libc::PRIO_PROCESS, 0, now + pool.nice)
+        };
+        Errno::result(result).map_err(context("nice"))?;
+    }
+    if let Some(group) = pool.group {
+        setgroups(&[group]).map_err(context("group"))?;
+        setgid(group).map_err(context("group"))?;
+    }
+    if let Some(user) = pool.user {
+        setuid(user).map_err(context("user"))?;
+        set_no_new_privs().map_err(context("no_new_privs"))?;
+    }
+    Ok(())
 }
 
 fn prepare(supervisor: Pid, patience: u32) -> io::Result<()> {
@@ -105,6 +148,12 @@ fn prepare(supervisor: Pid, patience: u32) -> io::Result<()> {
     for crash in [Signal::SIGSEGV, Signal::SIGBUS] {
         // SAFETY: the default action installs no code; it replaces the handler of Rust's runtime.
         unsafe { signal(crash, SigHandler::SigDfl)? };
+    }
+    // Large messages come and go: their memory is kept instead of being mapped, zeroed and unmapped for each.
+    // SAFETY: sets two numbers of the allocator, before there is a second thread.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 * 1024 * 1024);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 * 1024 * 1024);
     }
     SigSet::empty().thread_set_mask()?; // the supervisor blocks what it reads from its signalfd
     // The channel's end tells the worker to leave; a worker that is stuck in a handler does not read it.

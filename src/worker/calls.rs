@@ -3,6 +3,7 @@
 
 use std::ffi::c_void;
 use std::ptr::null_mut;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use ::ws_handler::raw::*;
@@ -212,7 +213,7 @@ impl Worker {
     fn facts<R>(&self, id: u64, f: impl FnOnce(Facts<'_>) -> R) -> Option<R> {
         let core = &mut *self.core.borrow_mut();
         let request = match &core.table.get(id)?.phase {
-            Phase::Opening(handshake, _) => return Some(f(handshake.facts())),
+            Phase::Opening(handshake, _) => Some(Arc::clone(&handshake.request)),
             Phase::Open(open) => open.request.clone(),
             _ => return None,
         };

@@ -105,6 +105,7 @@ impl Worker {
             self.deadlines();
             self.hand_over_more();
             self.settle(&mut buffer);
+            self.watch_probes();
             if self.may_leave() {
                 self.leave();
                 return Ok(());
@@ -159,7 +160,9 @@ impl Worker {
     fn obey(&self) {
         for command in self.mailroom.take() {
             match command {
-                Command::Accepted(socket, peer) => self.greet(socket, peer),
+                Command::Accepted(socket, peer) => {
+                    self.greet(socket, peer);
+                }
                 Command::Verdict(conn) => self.conclude(conn),
                 Command::Send { conn, kind, parcel, flags } => self.send_parcel(conn, kind, parcel, flags),
                 Command::Ping(conn, payload) => self.send_ping_for_thread(conn, &payload),

@@ -4,7 +4,6 @@
 
 use std::cell::Cell;
 use std::ffi::c_void;
-use std::ptr::null;
 
 use super::modules::{Modules, Place, read_own};
 use super::record::Record;
@@ -57,14 +56,10 @@ thread_local! {
 
 const NONE: Message = Message { kind: 0, size: 0, data: 0 };
 
-/// The message that the calling thread's blocking handler holds from now on, or none. Its bytes may be freed
-/// without a word: they are read as if they could be anything.
-pub fn hold(message: Option<(u32, &[u8])>) {
-    HELD.set(message.map_or(NONE, |(kind, bytes)| Message {
-        kind,
-        size: bytes.len() as u64,
-        data: bytes.as_ptr() as u64,
-    }));
+/// The message that the calling thread's blocking handler holds from now on. It may be freed without a word: a
+/// crash reads it as if it could be anything.
+pub fn hold(kind: u32, payload: &[u8]) {
+    HELD.set(Message { kind, size: payload.len() as u64, data: payload.as_ptr() as u64 });
 }
 
 /// What gathers the evidence, made beforehand.
@@ -130,6 +125,3 @@ impl Collector {
         }
     }
 }
-
-/// For the scoreboard: no message.
-pub const NO_MESSAGE: (u32, *const u8, usize) = (0, null(), 0);

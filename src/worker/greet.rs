@@ -27,19 +27,21 @@ pub const LINGER: u64 = 2_000_000_000;
 
 impl Worker {
     /// Takes an accepted connection in.
-    pub fn greet(&self, socket: Socket, peer: Option<SocketAddr>) {
+    pub fn greet(&self, socket: Socket, peer: Option<SocketAddr>) -> Option<u64> {
         // It was accepted while the worker was told to stop: like all others that have not said anything.
         if self.stop_at.get().is_some() {
-            return self.uncount();
+            self.uncount();
+            return None;
         }
         let deadline = self.now.get().saturating_add(self.config.handshake_time);
-        let Some(id) = self.add(Conn::new(socket, deadline)) else { return };
+        let id = self.add(Conn::new(socket, deadline))?;
         if let Some(record) = self.core.borrow_mut().table.record(id) {
             record.set_peer(peer);
             record.seal();
             record.set_standing(standing::TAKEN | standing::FRESH);
         }
         self.arm(id);
+        Some(id)
     }
 
     /// Adds a connection, which the scoreboard counts already, to table and poll. `None` if there is no room.
@@ -90,15 +92,14 @@ impl Worker {
                 }
             }
             Ok((Parsed::Head { head, consumed }, bytes)) => {
-                let rest = bytes.get(consumed..).unwrap_or_default();
-                self.read_request(id, head, rest);
+                self.read_request(id, head, &bytes, consumed);
             }
             Err(bad) => self.reply(id, http::error(bad.status, bad.why, &[])),
         }
     }
 
-    /// A whole head is there: what does it want?
-    fn read_request(&self, id: u64, head: Head, rest: &[u8]) {
+    /// A whole head is there, the first `consumed` of the bytes read: what does it want?
+    fn read_request(&self, id: u64, head: Head, read: &[u8], consumed: usize) {
         if self.stop_at.get().is_some() {
             return self.reply(id, unavailable("the server is stopping"));
         }
@@ -111,6 +112,9 @@ impl Worker {
         if !handshake::is_upgrade(&head) {
             return self.reply(id, self.site.serve(&head, SystemTime::now()));
         }
+        if self.pool_of(handler) != self.pool {
+            return self.pass_on(id, handler, read);
+        }
         let opening = match handshake::check(&head) {
             Ok(opening) => opening,
             Err(refusal) => {
@@ -120,6 +124,10 @@ impl Worker {
         let Some(service) = self.service(handler) else {
             return self.reply(id, unavailable("the handler of this resource could not be started"));
         };
+        if let Err(seconds) = self.pass_gate(handler, id) {
+            return self.reply(id, quarantined(seconds));
+        }
+        let rest = read.get(consumed..).unwrap_or_default();
         self.begin_handshake(id, handler, service, Request::new(head, opening), rest);
     }
 
@@ -146,11 +154,21 @@ impl Worker {
     fn begin_handshake(&self, id: u64, handler: u16, service: &Service, request: Request, rest: &[u8]) {
         let ends = {
             let core = &mut *self.core.borrow_mut();
-            let peer = core.table.record(id).and_then(|record| record.peer());
+            let mut peer = None;
+            if let Some(record) = core.table.record(id) {
+                // Should the handler crash already in the handshake. What is too long is found out in accept().
+                record.handler = handler;
+                let _ = record.set_strings(request.strings());
+                record.seal();
+                peer = record.peer();
+            }
             let Some(conn) = core.table.get(id) else { return };
             conn.handler = handler;
             (peer, conn.socket.local_addr().ok())
         };
+        if !self.record_strings(id, &request) {
+            return self.reply(id, http::error(431, "a resource or origin of more than 64 KiB", &[]));
+        }
         let deflate = (!service.handler.has_flag(WS_NO_EXTENSIONS)).then_some(&self.config.deflate);
         let protocols = &service.plugin.protocols;
         let request = Arc::new(request);
@@ -189,6 +207,19 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Puts resource and origin where they stay for the connection's life, with room for any subprotocol offered;
+    /// false if they are too long.
+    fn record_strings(&self, id: u64, request: &Request) -> bool {
+        let longest = request.opening.protocols.iter().max_by_key(|name| name.len());
+        let strings = Strings { protocol: longest.map(|name| name.as_bytes()), ..request.strings() };
+        let core = &mut *self.core.borrow_mut();
+        let Some(record) = core.table.record(id) else { return false };
+        let recorded = record.set_strings(strings).is_ok();
+        record.set_protocol(None);
+        record.seal();
+        recorded
     }
 
     /// The verdict is there, or the time for it is over: the reply is written.
@@ -245,11 +276,7 @@ impl Worker {
                 if let Some(request) = &request {
                     record.set_head(request.head.as_bytes());
                 }
-                if record.set_strings(strings).is_err() {
-                    // The head's own limit is far below what a record can describe, unless it was raised.
-                    drop(core.table.remove(id));
-                    return self.uncount();
-                }
+                record.set_protocol(strings.protocol);
             }
             let Some(conn) = core.table.get(id) else { return };
             let out = conn.queue.get_or_insert_with(|| core.spare.take()).tail();
@@ -310,7 +337,7 @@ impl Worker {
     }
 
     /// Sends an HTTP response; the connection ends with it.
-    fn reply(&self, id: u64, reply: Reply) {
+    pub fn reply(&self, id: u64, reply: Reply) {
         {
             let core = &mut *self.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
@@ -372,6 +399,12 @@ impl Worker {
         }
     }
 
+    /// The pool that serves a handler.
+    pub fn pool_of(&self, handler: u16) -> usize {
+        let route = self.routes.handlers().get(usize::from(handler));
+        route.map_or(0, |route| self.config.pool_of(&route.resource))
+    }
+
     /// A handler of this worker.
     pub fn service(&self, handler: u16) -> Option<&Service> {
         self.services.get(usize::from(handler)).and_then(Option::as_ref)
@@ -395,8 +428,13 @@ fn end_early(mailbox: Option<&Mailbox>) {
     }
 }
 
-fn unavailable(why: &str) -> Reply {
+pub fn unavailable(why: &str) -> Reply {
     http::error(503, why, &[("Retry-After", "1")])
+}
+
+fn quarantined(seconds: u64) -> Reply {
+    let why = "the handler of this resource has crashed too often and is not served for a while";
+    http::error(503, why, &[("Retry-After", &seconds.to_string())])
 }
 
 /// What the handler wants to say instead of 101.

@@ -3,15 +3,18 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
 
 use ::ws_handler::raw::*;
 
 use super::Worker;
 use super::conn::Phase;
+use super::greet::unavailable;
 use super::moving::Purpose;
 use super::record::standing;
 use crate::ffi::host::Callback;
 use crate::fleet::control::Report;
+use crate::fleet::scoreboard::State;
 
 /// How often (ns) connections that could not move yet are looked at again.
 const AGAIN: u64 = 20_000_000;
@@ -25,6 +28,31 @@ impl Worker {
         let ids = self.core.borrow().table.ids();
         let moved = self.send_away(&ids, to, count);
         log::debug!("{moved} connections moved to worker {to}");
+    }
+
+    /// Hands a request over to the least loaded worker of the pool that serves it, with what was read of it.
+    pub fn pass_on(&self, id: u64, handler: u16, read: &[u8]) {
+        let pool = self.pool_of(handler);
+        let load =
+            |slot: usize| self.scoreboard.slot(slot).map(|slot| slot.connections.load(Ordering::Relaxed));
+        let serves =
+            |slot: usize| self.scoreboard.slot(slot).is_some_and(|slot| slot.state() == State::Running);
+        let slots = (0..self.config.slots()).filter(|slot| self.config.pool_of_slot(*slot).0 == pool);
+        let to = slots.filter(|slot| serves(*slot)).min_by_key(|slot| load(*slot));
+        let Some(inlet) = to.and_then(|to| self.inboxes.get(to)).map(|inbox| inbox.inlet().as_raw_fd())
+        else {
+            return self.reply(id, unavailable("no worker of the pool that serves this resource is running"));
+        };
+        let packed = {
+            let core = &mut *self.core.borrow_mut();
+            core.table.record(id).is_some_and(|record| {
+                // SAFETY: the record stays in place until it is sent below, and `read` is borrowed until then.
+                unsafe { self.shipment.borrow_mut().add_greeting(record, record.fd, read) }
+            })
+        };
+        if !packed || self.dispatch(inlet, &mut vec![id]) == 0 {
+            self.reply(id, unavailable("the pool that serves this resource does not keep up"));
+        }
     }
 
     /// Begins to hand all connections over to the process that will replace this one, and to leave.

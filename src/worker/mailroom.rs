@@ -294,3 +294,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere leaves both collections whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+
+    #[test]
+    fn no_command_waits_for_a_bell_that_nobody_rings() {
+        const COMMANDS: u64 = 200_000;
+        let mailroom = Mailroom::new(1, 1).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..COMMANDS).for_each(|conn| mailroom.give(Command::Verdict(conn))));
+            let mut taken = 0;
+            while taken < COMMANDS {
+                let mut bell = [PollFd::new(mailroom.bell(), PollFlags::POLLIN)];
+                let rings = poll(&mut bell, PollTimeout::from(5000_u16)).unwrap();
+                assert_eq!(rings, 1, "{} commands wait", COMMANDS - taken);
+                taken += mailroom.take().len() as u64;
+            }
+        });
+    }
+}

@@ -11,15 +11,18 @@ mod calls;
 mod conn;
 mod ending;
 mod event_loop;
+mod evidence;
 mod facts;
 mod greet;
 mod handover;
 mod mailbox;
 mod mailroom;
+mod modules;
 mod moving;
 mod opening;
 mod output;
 mod outside;
+mod probation;
 mod record;
 mod rescue;
 mod thread;
@@ -33,25 +36,31 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::gettid;
 
-use crate::config::Config;
+use crate::config::{Config, RESERVED_DESCRIPTORS};
 use crate::ffi::call::Handler;
 use crate::ffi::host;
 use crate::ffi::plugin::{self, Plugin};
 use crate::fleet::control::{self, Channel, Report};
+use crate::fleet::evidence::Evidence;
+use crate::fleet::gates;
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::Listener;
-use crate::fleet::routes::Routes;
+use crate::fleet::routes::{Route, Routes};
 use crate::fleet::scoreboard::{Scoreboard, Slot, State};
 use crate::http::Site;
 use crate::proto::codec::Codecs;
 use accept::{Acceptor, Gate};
 use conn::Table;
 use event_loop::Poll;
+use evidence::Collector;
 use mailroom::Mailroom;
+use modules::Modules;
 use moving::Shipment;
 use output::Spare;
+use probation::Probe;
 use rescue::Kit;
 use thread::ThreadHost;
 use timer::Timers;
@@ -73,6 +82,10 @@ pub struct Start {
     pub control: Channel,
     /// By slot.
     pub inboxes: Arc<Vec<Inbox>>,
+    /// By handler: whether it is served.
+    pub gates: &'static [gates::Gate],
+    /// By slot: what a crash leaves.
+    pub evidence: &'static [Evidence],
 }
 
 /// A handler as this worker has it.
@@ -109,6 +122,8 @@ struct Worker {
     inboxes: Arc<Vec<Inbox>>,
     /// This worker's place in them.
     index: usize,
+    /// The pool that it belongs to.
+    pool: usize,
     mailroom: &'static Mailroom,
     thread_host: &'static ThreadHost,
     poll: Poll,
@@ -117,6 +132,12 @@ struct Worker {
     now: Cell<u64>,
     /// Lets accepted connections in.
     gate: &'static Gate,
+    /// By handler: whether it is served.
+    gates: &'static [gates::Gate],
+    /// Connections to quarantined handlers that were let through.
+    probes: RefCell<Vec<Probe>>,
+    /// This process.
+    pid: i32,
     /// Room for connections on their way to another process.
     shipment: RefCell<Box<Shipment>>,
     /// Until when connections are handed over to the process that replaces this one.
@@ -143,13 +164,15 @@ pub fn run(start: Start) -> i32 {
 }
 
 fn serve(start: Start) -> io::Result<()> {
-    let Start { config, routes, listeners, scoreboard, slot: index, control, inboxes } = start;
+    let Start { config, routes, listeners, scoreboard, slot: index, control, inboxes, gates, evidence } =
+        start;
     let slot = scoreboard.slot(index).ok_or_else(|| io::Error::other("no such slot in the scoreboard"))?;
-    let mailroom: &'static Mailroom =
-        Box::leak(Box::new(Mailroom::new(config.connections, config.send_high)?));
+    let connections = most_connections(&config);
+    let mailroom: &'static Mailroom = Box::leak(Box::new(Mailroom::new(connections, config.send_high)?));
     host::set_outside_host(Box::leak(Box::new(outside::Outside { mailroom })));
     let gate: &Gate = Box::leak(Box::default());
-    let services = load(&config, &routes, index as u32);
+    let (pool, number) = config.pool_of_slot(index);
+    let services = load(&config, &routes, pool, number as u32);
     let loaded = services.iter().flatten().count();
     let resources = routes.resources().map(|(resource, _)| resource.to_owned()).collect();
     let worker: &'static Worker = Box::leak(Box::new(Worker {
@@ -159,11 +182,12 @@ fn serve(start: Start) -> io::Result<()> {
         control,
         inboxes,
         index,
+        pool,
         mailroom,
         thread_host: Box::leak(Box::new(ThreadHost { mailroom })),
         poll: Poll::new()?,
         core: RefCell::new(Core {
-            table: Table::new(config.connections)?,
+            table: Table::new(connections)?,
             codecs: Codecs::new(),
             spare: Spare::default(),
             timers: Timers::default(),
@@ -173,6 +197,9 @@ fn serve(start: Start) -> io::Result<()> {
         }),
         now: Cell::new(host::monotonic()),
         gate,
+        gates,
+        probes: RefCell::default(),
+        pid: std::process::id() as i32,
         shipment: RefCell::new(Shipment::new()),
         leaving: Cell::new(None),
         detached: Cell::new(false),
@@ -184,7 +211,13 @@ fn serve(start: Start) -> io::Result<()> {
         routes,
     }));
     host::set_host(worker);
+    let loaded_files = worker.services.iter().zip(0..).filter_map(|(service, index)| {
+        service.as_ref().map(|service| (index, service.plugin.path.as_path()))
+    });
+    let modules = Modules::read(&loaded_files.collect::<Vec<_>>())?;
+    let evidence = evidence.get(index).ok_or_else(|| io::Error::other("no such slot for evidence"))?;
     rescue::install(Kit {
+        collector: Collector { modules, evidence },
         records: worker.core.borrow().table.records(),
         mailroom,
         slot,
@@ -201,19 +234,29 @@ fn serve(start: Start) -> io::Result<()> {
         std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || watchdog.run())?;
     }
     for listener in listeners {
-        let connections = config.connections;
         let acceptor = Acceptor { listener, scoreboard, slot: index, connections, mailroom, gate };
         std::thread::Builder::new().name("accept".to_owned()).spawn(move || acceptor.run())?;
     }
-    let broken = worker.services.len() - loaded;
+    let ours = |route: &&Route| config.pool_of(&route.resource) == pool;
+    let broken = worker.routes.handlers().iter().filter(ours).count() - loaded;
     let report = Report::Ready { loaded: loaded as u16, broken: broken as u16 };
     worker.control.send_report(report)?;
     worker.run()
 }
 
+/// Connections that this process can have: a pool may have a limit of its own.
+fn most_connections(config: &Config) -> u32 {
+    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    let possible = files.saturating_sub(RESERVED_DESCRIPTORS).max(1);
+    config.connections.min(u32::try_from(possible).unwrap_or(u32::MAX))
+}
+
 /// Loads all handlers and tells them that a worker starts.
-fn load(config: &Config, routes: &Routes, worker: u32) -> Vec<Option<Service>> {
-    let load = |route: &crate::fleet::routes::Route| {
+fn load(config: &Config, routes: &Routes, pool: usize, worker: u32) -> Vec<Option<Service>> {
+    let load = |route: &Route| {
+        if config.pool_of(&route.resource) != pool {
+            return None;
+        }
         let settings = config.settings.get(&route.resource).map_or(&[][..], Vec::as_slice);
         let plugin = plugin::load(&route.file, worker, settings)
             .inspect_err(|error| {

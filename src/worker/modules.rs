@@ -64,8 +64,9 @@ impl Modules {
     /// nowhere.
     pub fn caller(&self, stack: u64) -> Option<Place<'_>> {
         let mut page = [0_u8; PAGE];
-        let mut at = stack.next_multiple_of(8);
-        while at < stack.saturating_add(STACK as u64) {
+        let mut at = stack.checked_next_multiple_of(8)?;
+        let end = stack.checked_add(STACK as u64)?;
+        while at < end {
             let size = PAGE - at as usize % PAGE; // to the end of the page
             let room = page.get_mut(..size)?;
             if read_own(at, room) == size {
@@ -104,9 +105,8 @@ fn follows_call(address: u64) -> bool {
         return false;
     }
     // E8 rel32; or FF /2 with 2 to 7 bytes.
-    let indirect = |size: usize| {
-        matches!(before.get(7 - size..), Some([0xff, modrm, ..]) if modrm >> 3 & 7 == 2)
-    };
+    let indirect =
+        |size: usize| matches!(before.get(7 - size..), Some([0xff, modrm, ..]) if modrm >> 3 & 7 == 2);
     before[2] == 0xe8 || [2, 3, 4, 6, 7].into_iter().any(indirect)
 }
 
@@ -137,7 +137,8 @@ fn parse(maps: &str, handlers: &[(u16, &Path)]) -> Vec<Mapping> {
         };
         let path = fields.nth(2).unwrap_or_default().trim_start();
         let hex = |text: &str| u64::from_str_radix(text, 16).ok();
-        let Some((Some(start), Some(end))) = range.split_once('-').map(|(start, end)| (hex(start), hex(end))) else {
+        let Some((Some(start), Some(end))) = range.split_once('-').map(|(start, end)| (hex(start), hex(end)))
+        else {
             continue;
         };
         if !path.starts_with('/') {
@@ -148,7 +149,8 @@ fn parse(maps: &str, handlers: &[(u16, &Path)]) -> Vec<Mapping> {
         }
         if access.contains('x') && found.len() < MAPPINGS {
             let name = path.rsplit('/').next().unwrap_or(path).as_bytes().into();
-            let handler = handlers.iter().find(|(_, file)| *file == Path::new(path)).map(|(handler, _)| *handler);
+            let handler =
+                handlers.iter().find(|(_, file)| *file == Path::new(path)).map(|(handler, _)| *handler);
             found.push(Mapping { start, end, base: base.0, name, handler });
         }
     }

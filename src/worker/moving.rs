@@ -30,7 +30,7 @@ use crate::proto::head::{self, Parsed};
 pub enum Purpose {
     /// Go on with the open WebSocket.
     Resume = 1,
-    /// Read the request head: nothing was read yet.
+    /// Begin with the request head, of which perhaps something was read already.
     Greet = 2,
     /// A Close frame was sent, and no more is to come: wait for the peer to close its end.
     Linger = 3,
@@ -42,7 +42,7 @@ pub enum Purpose {
 struct Header {
     magic: u32,
     purpose: u32,
-    /// Sizes of spilled strings, state and request head.
+    /// Sizes of spilled strings, state and request head; of a connection to greet, the last is what was read.
     parts: [u32; 3],
     reserved: u32,
 }
@@ -73,6 +73,20 @@ impl Shipment {
             Purpose::Resume => record.parts(),
             Purpose::Greet | Purpose::Linger => [&[][..]; 3],
         };
+        // SAFETY: promised by the caller.
+        unsafe { self.add_parts(record, fd, purpose, parts) }
+    }
+
+    /// Adds a connection of whose request something was read.
+    ///
+    /// # Safety
+    /// As for [`add`](Self::add), and `read` must stay as it is too.
+    pub unsafe fn add_greeting(&mut self, record: &Record, fd: RawFd, read: &[u8]) -> bool {
+        // SAFETY: promised by the caller.
+        unsafe { self.add_parts(record, fd, Purpose::Greet, [&[], &[], read]) }
+    }
+
+    unsafe fn add_parts(&mut self, record: &Record, fd: RawFd, purpose: Purpose, parts: [&[u8]; 3]) -> bool {
         let Some(header) = self.headers.get_mut(self.parcel.len()) else { return false };
         header.purpose = purpose as u32;
         header.parts = parts.map(|part| part.len() as u32);
@@ -161,7 +175,10 @@ impl Worker {
         match entry.purpose {
             Purpose::Greet => {
                 let peer = socket.peer_addr().ok().and_then(|address| address.as_socket());
-                self.greet(socket, peer);
+                let greeted = self.greet(socket, peer);
+                if let (Some(id), false) = (greeted, entry.parts[2].is_empty()) {
+                    self.read_head(id, entry.parts[2]);
+                }
             }
             Purpose::Linger => {
                 let mut conn = Conn::new(socket, self.now.get().saturating_add(LINGER));

@@ -126,6 +126,23 @@ impl Record {
         }
     }
 
+    /// Sets the subprotocol alone: the other strings stay where they are, since handlers may hold on to them. It is
+    /// cut to the room that [`set_strings`](Self::set_strings) has made.
+    pub fn set_protocol(&mut self, protocol: Option<&[u8]>) {
+        let at = usize::from(self.resource) + usize::from(self.origin) + 2;
+        let text: &mut [u8] = self.spill.as_deref_mut().unwrap_or(&mut self.inline);
+        let room =
+            text.get_mut(at..).and_then(|rest| rest.split_last_mut()).map_or(&mut [][..], |(_, room)| room);
+        let name = protocol.unwrap_or_default();
+        let length = name.len().min(room.len());
+        room.iter_mut().zip(name).for_each(|(to, from)| *to = *from);
+        if let Some(end) = text.get_mut(at + length) {
+            *end = 0;
+        }
+        self.protocol = length as u16;
+        self.flags = self.flags & !HAS_PROTOCOL | if protocol.is_some() { HAS_PROTOCOL } else { 0 };
+    }
+
     /// Sets the peer; `None` for a peer without an IP address.
     pub fn set_peer(&mut self, peer: Option<SocketAddr>) {
         (self.peer_family, self.peer_port) = match peer {

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
 use nix::unistd::Pid;
 
+use super::evidence::{Collector, Registers};
 use super::mailroom::Mailroom;
 use super::moving::{Purpose, Shipment};
 use super::record::{Record, standing};
@@ -43,6 +44,8 @@ pub struct Kit {
     pub mailroom: &'static Mailroom,
     /// Where the facts of the crash are written.
     pub slot: &'static Slot,
+    /// Gathers more of them.
+    pub collector: Collector,
     /// The inlet of this slot's inbox.
     pub inlet: RawFd,
     /// The channel to the supervisor.
@@ -144,8 +147,9 @@ pub fn interrupt(thread: Pid) {
 
 extern "C" fn interrupted(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}
 
-extern "C" fn hung(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
-    rescue(HANG, 0);
+extern "C" fn hung(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel gives a valid context.
+    rescue(HANG, 0, unsafe { Registers::of(context) });
     // A core dump shows where it hung.
     // SAFETY: both are async-signal-safe.
     unsafe {
@@ -162,10 +166,11 @@ extern "C" fn stopped(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
     }
 }
 
-extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
+extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel gives a valid siginfo.
     let address = unsafe { (*info).si_addr() } as u64;
-    rescue(signal, address);
+    // SAFETY: the kernel gives a valid context.
+    rescue(signal, address, unsafe { Registers::of(context) });
     // With the default action the instruction that crashed does so once more, and a core dump shows it.
     // SAFETY: both are async-signal-safe.
     unsafe {
@@ -179,13 +184,13 @@ extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, _context: *mut 
 
 /// Runs when a handler calls exit(): workers themselves leave with _exit.
 extern "C" fn exited() {
-    rescue(EXIT, 0);
+    rescue(EXIT, 0, Registers::here());
     // SAFETY: ends the process before destructors pull the ground from under other threads.
     unsafe { libc::_exit(crate::exit::Exit::Internal.code()) }
 }
 
 /// Saves what can be saved. `signal` is [`EXIT`] or [`HANG`] where there is none.
-fn rescue(signal: c_int, address: u64) {
+fn rescue(signal: c_int, address: u64, registers: Registers) {
     // SAFETY: gettid has no preconditions.
     let me = unsafe { libc::gettid() };
     match RESCUER.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
@@ -206,10 +211,13 @@ fn rescue(signal: c_int, address: u64) {
     let Some(kit) = (unsafe { KIT.load(Ordering::Acquire).as_ref() }) else { return };
     stop_other_threads(me);
     let (callback, culprit) = place();
-    let handler = usize::try_from(culprit & u64::from(u32::MAX)).ok().filter(|slot| *slot < kit.records.1);
+    let slot = Some(culprit as u32 as usize).filter(|slot| culprit != 0 && *slot < kit.records.1);
     // SAFETY: within the mapping.
-    let handler = handler.map(|slot| unsafe { kit.records.0.add(slot).as_ref() }.handler);
-    let handler = handler.filter(|_| culprit != 0);
+    let record = slot.map(|slot| unsafe { kit.records.0.add(slot).as_ref() });
+    let record = record.filter(|record| record.is_intact());
+    let whose_code = kit.collector.collect(registers, &kit.slot.doing, culprit, record);
+    // A thread that the handler has made serves no connection, but its code is known.
+    let handler = record.map(|record| record.handler).or(whose_code);
     kit.slot.crash.note(signal, address, handler, callback as u32, culprit);
     // The supervisor forks the replacement now; if it can not be told it will notice the death.
     // SAFETY: a live buffer and an open descriptor.

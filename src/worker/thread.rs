@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use ::ws_handler::raw::*;
 
+use super::evidence;
 use super::facts::Facts;
 use super::mailbox::{Item, Mailbox, Opened, PeerClose, Woken};
 use super::mailroom::{Command, Mailroom};
@@ -259,6 +260,7 @@ impl Host for ThreadHost {
                             return of(conn, |current| {
                                 current.message = payload;
                                 current.last_opcode = kind;
+                                evidence::hold(kind, &current.message[..current.message.len() - 1]);
                                 call::message(kind, flags, &current.message)
                             })
                             .ok_or(WS_E_GONE);

@@ -179,9 +179,11 @@ impl Worker {
         if kind == Kind::Text && flags == WS_FIRST | WS_LAST {
             self.delivering.set((payload.as_ptr(), payload.len() - 1));
         }
+        self.slot.doing.deliver(kind as u32, &payload[..payload.len() - 1]);
         self.attributed(handler, Callback::Message, id, || {
             service.handler.message(id, kind as u32, flags, payload)
         });
+        self.slot.doing.delivered();
         self.delivering.set((std::ptr::null(), 0));
     }
 

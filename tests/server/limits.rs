@@ -61,8 +61,8 @@ fn a_frame_over_the_limit_is_refused_in_a_message_within_its_own() {
 fn a_connection_without_messages_is_closed_after_the_idle_time() {
     let server = serve(&["echo", "echo_blocking"], &["--idle-timeout", "150ms"]);
     for resource in ["/echo", "/echo_blocking"] {
-        let mut raw = Raw::open(&server.address(), resource);
         let begun = Instant::now();
+        let mut raw = Raw::open(&server.address(), resource);
         // Pings are no messages.
         raw.frame(PING, b"");
         assert_eq!(raw.next().unwrap().first, PONG);
@@ -75,7 +75,7 @@ fn a_connection_without_messages_is_closed_after_the_idle_time() {
 
 #[test]
 fn a_silent_peer_is_pinged_and_one_that_answers_stays() {
-    let server = serve(&["echo"], &["--ping-interval", "50ms", "--pong-timeout", "60ms"]);
+    let server = serve(&["echo"], &["--ping-interval", "50ms", "--pong-timeout", "1s"]);
     let mut raw = Raw::open(&server.address(), "/echo");
     for _ in 0..4 {
         let ping = raw.next().unwrap();
@@ -101,21 +101,21 @@ fn without_an_interval_nobody_is_pinged() {
 fn a_close_that_is_not_answered_ends_in_time() {
     let server = serve(&["close", "everything_blocking"], &["--close-timeout", "100ms"]);
     let mut raw = Raw::open(&server.address(), "/close");
+    let begun = Instant::now();
     raw.text("3000 bye");
     raw.expect_close(3000);
-    let begun = Instant::now();
     // It goes on sending instead of closing: that is swallowed.
     raw.text("not done yet");
     raw.expect_end();
-    assert!(begun.elapsed() >= Duration::from_millis(90), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() >= Duration::from_millis(100), "{:?}", begun.elapsed());
     // A blocking handler that does not come to answer is answered for.
     let mut raw = Raw::open(&server.address(), "/everything_blocking");
-    raw.text("sleep 1000");
+    raw.text("sleep 5000");
     raw.frame(CLOSE, &client::close_payload(4000, ""));
     let begun = Instant::now();
     raw.expect_close(4000);
     raw.expect_end();
-    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
 }
 
 #[test]

@@ -24,7 +24,8 @@ use daemon::{Dir, Server};
 /// A running server and the directory it serves from.
 struct Served {
     server: Server,
-    dir: Dir,
+    /// Outlives the server.
+    _dir: Dir,
 }
 
 impl std::ops::Deref for Served {
@@ -51,7 +52,7 @@ fn serve(handlers: &[&str], args: &[&str]) -> Served {
     let one = ["--workers", "1"];
     let workers = if args.contains(&"--workers") { &[][..] } else { &one[..] };
     let server = Server::start(&dir, &[workers, args].concat());
-    Served { server, dir }
+    Served { server, _dir: dir }
 }
 
 /// Bytes of a process's own memory.

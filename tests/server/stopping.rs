@@ -50,7 +50,7 @@ fn a_handler_that_does_not_come_back_is_left_behind_at_the_deadline() {
     let mut server =
         serve(&["everything_blocking"], &["--stop-timeout", "300ms", "--close-timeout", "100ms"]);
     let mut raw = Raw::open(&server.address(), "/everything_blocking");
-    raw.text("sleep 60000");
+    assert_eq!(raw.ask("nap 60000"), "nap: begins");
     let mut other = Raw::open(&server.address(), "/everything_blocking");
     assert_eq!(other.ask("user"), "user: ");
     let begun = Instant::now();
@@ -82,7 +82,7 @@ fn what_was_sent_before_the_stop_still_arrives() {
 fn sigquit_ends_at_once() {
     let mut server = serve(&["everything", "everything_blocking"], &["--workers", "2"]);
     let mut open: Vec<Raw> = (0..4).map(|_| Raw::open(&server.address(), "/everything_blocking")).collect();
-    open[0].text("sleep 60000");
+    assert_eq!(open[0].ask("nap 60000"), "nap: begins");
     let workers = server.workers();
     let begun = Instant::now();
     server.signal(Signal::SIGQUIT);
@@ -98,7 +98,7 @@ fn connections_that_come_while_it_stops_do_not_keep_it() {
     let mut server = serve(&["everything_blocking"], &["--stop-timeout", "20s", "--close-timeout", "1s"]);
     let address = server.address();
     let mut raw = Raw::open(&address, "/everything_blocking");
-    raw.text("sleep 300");
+    assert_eq!(raw.ask("nap 300"), "nap: begins");
     let mut other = Raw::open(&address, "/everything_blocking");
     assert_eq!(other.ask("user"), "user: ");
     server.signal(Signal::SIGTERM);

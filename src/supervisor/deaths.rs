@@ -1,0 +1,148 @@
+//! When workers die: it is logged and recorded, and the handler that is to blame is quarantined if it happens too
+//! often. Replaces nobody; that is the plan's.
+
+use std::io;
+use std::time::{Duration, SystemTime};
+
+use nix::sys::wait::WaitStatus;
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::crash::{self, Cause, Death};
+use super::quarantine::{Quarantine, Sentence};
+use super::{Fleet, Replaced};
+use crate::config::Config;
+use crate::fleet::evidence::{self, Evidence, Facts, Message};
+use crate::fleet::gates::{self, Gate, Standing};
+use crate::fleet::scoreboard;
+
+/// What is known of deaths, and what comes of them.
+pub(super) struct Deaths {
+    quarantine: Quarantine,
+    /// By handler.
+    pub gates: &'static [Gate],
+    /// By slot.
+    pub evidence: &'static [Evidence],
+    /// To be written when there is time: when, which process, what.
+    records: Vec<(SystemTime, Pid, Value)>,
+}
+
+impl Deaths {
+    /// Nobody has died yet. Makes what is shared with workers, before the first fork.
+    pub fn new(config: &Config, handlers: usize, slots: usize) -> io::Result<Self> {
+        // Strings of a request are never longer than its head.
+        let room = config.crash_records.as_ref().map_or((0, 0), |records| (config.head.bytes, records.bytes));
+        Ok(Self {
+            quarantine: Quarantine::new(handlers, config.quarantine),
+            gates: gates::create(handlers)?,
+            evidence: evidence::create(slots, room.0, room.1)?,
+            records: Vec::new(),
+        })
+    }
+}
+
+impl Fleet {
+    /// A process of this slot has crashed, and said so. To be called before its replacement is forked.
+    pub(super) fn on_crash(&mut self, slot: usize, pid: Pid) {
+        let Some(record) = self.scoreboard.slot(slot) else { return };
+        let crash = record.crash.facts();
+        let facts = self.deaths.evidence.get(slot).map(Evidence::facts).unwrap_or_default();
+        let cause = Cause::of_crash(crash.signal, crash.address);
+        self.tell(slot, pid, cause, crash.handler, (crash.callback, crash.conn), facts);
+    }
+
+    /// The process of this slot has ended without a word. To be called before its record is cleared.
+    pub(super) fn on_death(&mut self, slot: usize, pid: Pid, status: WaitStatus) {
+        let doing = self.scoreboard.slot(slot).map(|record| &record.doing);
+        let current = doing.and_then(|doing| doing.current());
+        let cause = match status {
+            WaitStatus::Exited(_, 0) if current.is_none() => {
+                return log::debug!("{}[{pid}] has left", self.config.worker_name(slot));
+            }
+            WaitStatus::Exited(_, status) => Cause::Ended(status),
+            WaitStatus::Signaled(_, signal, _) => Cause::Killed(signal),
+            other => return log::error!("{}[{pid}] is gone: {other:?}", self.config.worker_name(slot)),
+        };
+        let (handler, callback, conn) =
+            current.map_or((None, 0, 0), |(handler, callback, conn)| (Some(handler), callback, conn));
+        let message = doing.and_then(|doing| doing.message()).filter(|_| current.is_some());
+        let message = message.map(|message| Message {
+            kind: message.kind,
+            size: message.size,
+            hash: None,
+            bytes: Vec::new(),
+        });
+        self.tell(slot, pid, cause, handler, (callback, conn), Facts { message, ..Facts::default() });
+    }
+
+    /// A process that was replaced because of a crash has ended.
+    pub(super) fn tell_rescue(&self, replaced: &Replaced) {
+        let Replaced { pid, slot, .. } = *replaced;
+        let (moved, cut) = self.scoreboard.slot(slot).map_or((0, 0), |record| record.crash.result());
+        log::warn!(
+            "{}[{pid}] has ended: {moved} connections went on elsewhere, {cut} did not",
+            self.config.worker_name(slot)
+        );
+    }
+
+    /// A process has ended, however: what it was probing is nobody's any more.
+    pub(super) fn release_gates(&self, pid: Pid) {
+        self.deaths.gates.iter().for_each(|gate| gate.release(pid.as_raw()));
+    }
+
+    /// Writes the records of crashes that are not written yet.
+    pub(super) fn write_records(&mut self) {
+        let Some(settings) = &self.config.crash_records else { return };
+        for (time, pid, record) in self.deaths.records.drain(..) {
+            match crash::write(&settings.dir, &record, time, pid.as_raw()) {
+                Ok(path) => log::info!("the record of the end of process {pid} is {}", path.display()),
+                Err(error) => log::error!("{}: the record of a crash: {error}", settings.dir.display()),
+            }
+        }
+    }
+
+    fn tell(
+        &mut self,
+        slot: usize,
+        pid: Pid,
+        cause: Cause,
+        handler: Option<u16>,
+        (callback, conn): (u32, u64),
+        facts: Facts,
+    ) {
+        let worker = self.config.worker_name(slot);
+        let route = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler)));
+        let death =
+            Death { worker: &worker, pid: pid.as_raw(), cause, handler: route, callback, conn, facts };
+        log::error!("{worker}[{pid}] {}", death.line());
+        if self.config.crash_records.is_some() {
+            let now = SystemTime::now();
+            let record = death.record(now);
+            self.deaths.records.push((now, pid, record));
+        }
+        if let Some(handler) = handler {
+            self.judge(handler);
+        }
+    }
+
+    /// Somebody has died in this handler.
+    fn judge(&mut self, handler: u16) {
+        let now = scoreboard::now();
+        let Some(gate) = self.deaths.gates.get(usize::from(handler)) else { return };
+        let standing = gate.standing(now);
+        let Some(Sentence { time, deaths }) = self.deaths.quarantine.on_death(handler, standing, now) else {
+            return;
+        };
+        gate.shut(now.saturating_add(time));
+        let Some(route) = self.routes.handlers().get(usize::from(handler)) else { return };
+        let why = match standing {
+            Standing::Probing => "a worker died in it when it was probed".to_owned(),
+            _ => format!(
+                "{deaths} workers died in it within {:?}",
+                Duration::from_nanos(self.config.quarantine.window)
+            ),
+        };
+        let time = Duration::from_nanos(time);
+        log::warn!("{}: {why}: quarantined, {} answers 503 for {time:?}", route.name, route.resource);
+    }
+}

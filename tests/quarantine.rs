@@ -1,0 +1,280 @@
+//! A handler that crashes too often is not served for a while, and nobody else notices.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "common/client.rs"]
+mod client;
+#[path = "common/server.rs"]
+mod daemon;
+#[path = "common/fixtures.rs"]
+mod fixtures;
+
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use client::{Raw, UPGRADE, header};
+use daemon::{Dir, Server, is_alive, until};
+
+/// Serves fixtures with one worker, unless `args` say otherwise.
+fn serve(handlers: &[&str], args: &[&str]) -> (Server, Dir) {
+    let dir = Dir::new();
+    handlers.iter().for_each(|name| fixtures::add_handler(dir.path(), name, name));
+    let workers = if args.contains(&"--workers") { &[][..] } else { &["--workers", "1"][..] };
+    (Server::start(&dir, &[workers, args].concat()), dir)
+}
+
+/// What became of an opening handshake.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Open,
+    /// 503, and the seconds of Retry-After.
+    Refused(u64),
+    /// The connection ended without an answer.
+    Cut,
+}
+
+/// Asks for a WebSocket; the connection, if there is one.
+#[track_caller]
+fn request(address: &str, resource: &str) -> (Outcome, Raw) {
+    let mut raw = Raw::connect(address);
+    let request = format!("GET {resource} HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}\r\n");
+    let mut head = Vec::new();
+    // A worker that dies now may reset the connection at any moment.
+    if std::io::Write::write_all(&mut raw.stream, request.as_bytes()).is_ok() {
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") && matches!(raw.stream.read(&mut byte), Ok(1)) {
+            head.push(byte[0]);
+        }
+    }
+    let head = String::from_utf8(head).unwrap();
+    let outcome = match head.get(9..12) {
+        Some("101") => Outcome::Open,
+        Some("503") => Outcome::Refused(header(&head, "Retry-After").unwrap().parse().unwrap()),
+        Some(_) => panic!("{head}"),
+        None => Outcome::Cut,
+    };
+    (outcome, raw)
+}
+
+fn ask_for(address: &str, resource: &str) -> Outcome {
+    request(address, resource).0
+}
+
+/// Crashes the handler once, and waits until the worker is replaced.
+#[track_caller]
+fn crash(server: &Server, resource: &str) {
+    let before = server.worker();
+    let crashes = server.log().matches("] crashed: ").count();
+    request(&server.address(), resource);
+    until("it crashes", || server.log().matches("] crashed: ").count() > crashes);
+    until("the worker is replaced", || {
+        let now = server.workers();
+        now.len() == 1 && now[0] != before && is_alive(now[0])
+    });
+}
+
+/// The times for which /crash was quarantined, as the log has them.
+fn sentences(server: &Server) -> Vec<String> {
+    let log = server.log();
+    log.lines().filter_map(|line| Some(line.split_once("/crash answers 503 for ")?.1.to_owned())).collect()
+}
+
+#[test]
+fn after_three_crashes_only_that_handler_answers_503() {
+    let (mut server, _dir) = serve(&["echo", "crash"], &["--quarantine-time", "30s"]);
+    let address = server.address();
+    let mut before = Raw::open(&address, "/crash");
+    for _ in 0..2 {
+        crash(&server, "/crash?open=null");
+        assert_eq!(ask_for(&address, "/crash"), Outcome::Open);
+    }
+    crash(&server, "/crash?handshake=abort");
+    let Outcome::Refused(seconds) = ask_for(&address, "/crash") else { panic!("{}", server.log()) };
+    assert!((1..=30).contains(&seconds) && seconds > 20, "{seconds}");
+    assert!(matches!(ask_for(&address, "/crash?x"), Outcome::Refused(_)), "the query makes no difference");
+    assert_eq!(Raw::open(&address, "/echo").ask("hello"), "hello");
+    // Connections that were there before go on, also in the process that replaced theirs.
+    assert_eq!(before.ask("hello"), "hello");
+    assert_eq!(sentences(&server), ["30s"]);
+    assert!(server.log().contains("crash: 3 workers died in it within 60s: quarantined"), "{}", server.log());
+    // A request for no WebSocket does not concern the handler.
+    let mut raw = Raw::connect(&address);
+    raw.send(b"GET /crash HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert_ne!(raw.answer().status, 503);
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn one_probe_at_a_time_and_the_second_quarantine_is_twice_as_long() {
+    let options = ["--quarantine-deaths", "1", "--quarantine-time", "400ms"];
+    let (server, _dir) = serve(&["crash"], &options);
+    let address = server.address();
+    let refused = |outcome| matches!(outcome, Outcome::Refused(1));
+
+    for (round, length) in [400, 800, 1600].into_iter().enumerate() {
+        let begun = Instant::now();
+        crash(&server, "/crash?open=null");
+        assert!(refused(ask_for(&address, "/crash")));
+        let mut probe = None;
+        until("the time is over", || match request(&address, "/crash") {
+            (Outcome::Open, raw) => {
+                probe = Some(raw);
+                true
+            }
+            (outcome, _) => {
+                assert!(refused(outcome));
+                false
+            }
+        });
+        assert!(begun.elapsed() >= Duration::from_millis(length), "{:?}", begun.elapsed());
+        // Until the probe has told something others are not served.
+        assert!(refused(ask_for(&address, "/crash")));
+        assert_eq!(probe.unwrap().ask("hello"), "hello");
+        until("it is served again", || ask_for(&address, "/crash") == Outcome::Open);
+        assert_eq!(server.log().matches("crash: probed by connection ").count(), round + 1);
+        assert_eq!(server.log().matches("crash: the probe went well: served again").count(), round + 1);
+    }
+    assert_eq!(sentences(&server), ["400ms", "800ms", "1.6s"]);
+}
+
+#[test]
+fn a_probe_that_ends_early_tells_nothing_and_one_that_stays_open_is_enough() {
+    let options = ["--quarantine-deaths", "1", "--quarantine-time", "100ms"];
+    let (server, _dir) = serve(&["crash"], &options);
+    let address = server.address();
+    crash(&server, "/crash?open=null");
+    let next_probe = || {
+        let mut probe = None;
+        until("one is let through", || {
+            let (outcome, raw) = request(&address, "/crash");
+            probe = Some(raw);
+            outcome == Outcome::Open
+        });
+        probe.unwrap()
+    };
+    drop(next_probe());
+    let probe = next_probe();
+    assert!(!server.log().contains("the probe went well"));
+    server.says("the probe went well");
+    drop(probe);
+    assert_eq!(server.log().matches("probed by connection").count(), 2);
+}
+
+#[test]
+fn a_probe_whose_worker_is_killed_makes_way_for_the_next() {
+    let options = ["--quarantine-deaths", "1", "--quarantine-time", "100ms"];
+    let (server, _dir) = serve(&["crash"], &options);
+    let address = server.address();
+    crash(&server, "/crash?open=null");
+    let mut probe = None;
+    until("one is let through", || {
+        let (outcome, raw) = request(&address, "/crash");
+        probe = Some(raw);
+        outcome == Outcome::Open
+    });
+    let worker = server.worker();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), nix::sys::signal::Signal::SIGKILL).unwrap();
+    until("the next is let through", || ask_for(&address, "/crash") == Outcome::Open);
+    assert_eq!(sentences(&server).len(), 1, "nobody is to blame for that");
+}
+
+#[test]
+fn deaths_without_last_words_and_hangs_and_exits_count() {
+    for (handler, word) in [("exits", "_exit"), ("exits", "exit"), ("loop", "loop"), ("loop", "kill")] {
+        let timeout = if word == "kill" { "30s" } else { "200ms" };
+        let options = ["--quarantine-deaths", "1", "--handler-timeout", timeout];
+        let (server, _dir) = serve(&["exits", "loop"], &options);
+        let before = server.worker();
+        let resource = format!("/{handler}");
+        let mut raw = Raw::open(&server.address(), &resource);
+        raw.text(if word == "kill" { "loop" } else { word });
+        if word == "kill" {
+            // Busy for a while: it is in the handler.
+            let ticks = || {
+                let stat = std::fs::read_to_string(format!("/proc/{before}/stat")).unwrap();
+                stat.rsplit_once(") ").unwrap().1.split(' ').nth(11).unwrap().parse::<u64>().unwrap()
+            };
+            let at_first = ticks();
+            until("it spins", || ticks() > at_first + 5);
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(before), nix::sys::signal::Signal::SIGKILL)
+                .unwrap();
+        }
+        until("the worker dies", || !is_alive(before));
+        until("it is quarantined", || matches!(ask_for(&server.address(), &resource), Outcome::Refused(_)));
+        let log = server.log();
+        assert!(log.contains(&format!(" in on_message of {handler}")), "{word}: {log}");
+        assert!(log.contains(&format!("{resource} answers 503 for 10s")), "{word}: {log}");
+    }
+}
+
+#[test]
+fn zero_deaths_is_off() {
+    let (server, _dir) = serve(&["crash"], &["--quarantine-deaths", "0"]);
+    for _ in 0..6 {
+        crash(&server, "/crash?open=null");
+    }
+    assert_eq!(ask_for(&server.address(), "/crash"), Outcome::Open);
+    assert!(sentences(&server).is_empty());
+}
+
+/// Hammers a handler that crashes on every open while echo clients count their messages.
+fn hammered(clients: usize, time: Duration, first: u64) {
+    let length = format!("{first}ms");
+    let (server, _dir) = serve(&["echo", "crash"], &["--workers", "2", "--quarantine-time", &length]);
+    let address = server.address();
+    let over = AtomicBool::new(false);
+    let (refused, cut, echoed) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut client = client::connect(&address, "/echo");
+                let mut number = 0;
+                while !over.load(Ordering::Relaxed) {
+                    let text = format!("message {number}");
+                    assert_eq!(client::ask(&mut client, &text), text);
+                    number += 1;
+                }
+                echoed.fetch_add(number, Ordering::Relaxed);
+            });
+        }
+        for _ in 0..clients {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    match ask_for(&address, "/crash?open=null") {
+                        Outcome::Refused(seconds) => {
+                            assert!(seconds >= 1);
+                            refused.fetch_add(1, Ordering::Relaxed)
+                        }
+                        // The 101 may have been written before on_open.
+                        Outcome::Cut | Outcome::Open => cut.fetch_add(1, Ordering::Relaxed),
+                    };
+                }
+            });
+        }
+        std::thread::sleep(time);
+        over.store(true, Ordering::Relaxed);
+    });
+    let log = server.log();
+    let crashes = log.matches("] crashed: ").count();
+    let sentences = sentences(&server);
+    let lengths = (0..sentences.len()).map(|times| format!("{:?}", Duration::from_millis(first << times)));
+    assert_eq!(sentences, lengths.collect::<Vec<_>>());
+    assert!(sentences.len() >= 3, "{sentences:?}");
+    // Three, one that was under way in the other worker, and one for each step of the backoff.
+    assert!((sentences.len() + 2..=sentences.len() + 3).contains(&crashes), "{crashes} crashes\n{log}");
+    let [refused, cut, echoed] = [refused, cut, echoed].map(AtomicUsize::into_inner);
+    println!("{echoed} echoes, {refused} refused, {cut} cut, {crashes} crashes, {sentences:?}");
+    assert!(refused > 100 && echoed > 100, "{refused} refused, {echoed} echoed");
+}
+
+#[test]
+fn a_handler_that_crashes_on_every_open_costs_one_worker_for_each_step_and_echo_loses_nothing() {
+    hammered(10, Duration::from_secs(3), 300);
+}
+
+#[test]
+#[ignore = "half a minute"]
+fn the_same_with_fifty_clients() {
+    hammered(50, Duration::from_secs(30), 1000);
+}

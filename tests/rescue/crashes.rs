@@ -1,0 +1,135 @@
+//! Every way to die, beside a crowd.
+
+use crate::client::Raw;
+use crate::crowd::{Crowd, End, Habits, SMALL_TALK};
+use crate::{HANDLERS, WAYS, crash, logged, serve};
+
+/// Crashes in all ways in turn, `count` times; after each the whole crowd has to be served.
+#[track_caller]
+pub fn crash_beside(crowd: &Crowd, server: &crate::daemon::Server, ways: &[(&str, &str)], count: usize) {
+    for (resource, text) in ways.iter().cycle().take(count) {
+        crash(server, resource, text);
+        let wave = crowd.served();
+        assert_eq!(crowd.ends(), [], "after {text}");
+        assert_eq!(wave.clients, 1000, "after {text}");
+    }
+    assert_eq!(logged(server, " crashed: ") + logged(server, "brought down by a call of exit()"), count);
+}
+
+#[test]
+fn a_crash_in_each_way_ends_one_connection_of_a_thousand() {
+    let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2"]);
+    let crowd = Crowd::gather(&server.address(), "/echo", 1000, SMALL_TALK);
+    crash_beside(&crowd, &server, &WAYS, 20);
+    drop(crowd);
+    server.stop();
+}
+
+#[test]
+fn under_load_those_that_end_were_in_the_middle_of_a_message_and_are_told_so() {
+    const CLIENTS: usize = 400;
+    let habits = Habits { deflate: true, large: 600_000 };
+    let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2"]);
+    let crowd = Crowd::gather(&server.address(), "/echo", CLIENTS, habits);
+    let mut ends = Vec::new();
+    for (resource, text) in WAYS.iter().take(10) {
+        crash(&server, resource, text);
+        crowd.served();
+        let after = crowd.ends();
+        for end in &after {
+            let End { client, code, in_message } = end;
+            assert!(client % 20 == 7, "after {text}: a message that comes at once is not torn: {end:?}");
+            assert!(in_message & matches!(code, Some(1011 | 1012)), "after {text}: {end:?}");
+        }
+        ends.extend(after);
+    }
+    println!("{} of {CLIENTS} clients, 20 with large messages, ended in 10 crashes", ends.len());
+    assert!(ends.len() < CLIENTS / 20, "some of the large ones went on: {ends:?}");
+    drop(crowd);
+    server.stop();
+}
+
+#[test]
+fn a_crash_on_a_blocking_thread_moves_the_others() {
+    let (mut server, _dir) = serve(&["crash_blocking", "echo"], &[]);
+    let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
+    for way in ["null", "abort", "stack", "exit"] {
+        crash(&server, "/crash_blocking", way);
+        assert_eq!(crowd.served().clients, 100);
+        assert_eq!(crowd.ends(), [], "after {way}");
+    }
+    drop(crowd);
+    server.stop();
+}
+
+#[test]
+fn a_crash_on_a_thread_that_the_handler_made_ends_nobody() {
+    let (mut server, _dir) = serve(&["crash", "crash_blocking", "echo"], &[]);
+    let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
+    for way in ["thread null", "thread abort", "thread exit", "timer null"] {
+        let mut culprit = Raw::open(&server.address(), "/crash");
+        culprit.text(way);
+        if way.starts_with("timer") {
+            culprit.expect_close(1011);
+        } else {
+            // The echo may have come before; the connection is as clean as all others.
+            crate::daemon::until("it crashed", || server.log().contains("did not"));
+            while culprit.ask("still here") != "still here" {}
+        }
+        assert_eq!(crowd.served().clients, 100, "after {way}");
+        assert_eq!(crowd.ends(), [], "after {way}");
+    }
+    drop(crowd);
+    server.stop();
+}
+
+#[test]
+fn other_blocking_connections_get_1012_idle_or_busy() {
+    let (mut server, _dir) = serve(&["crash_blocking", "everything_blocking"], &[]);
+    let mut idle = Raw::open(&server.address(), "/crash_blocking");
+    assert_eq!(idle.ask("hello"), "hello");
+    let mut busy = Raw::open(&server.address(), "/everything_blocking");
+    busy.text("sleep 20000");
+    crash(&server, "/crash_blocking", "null");
+    for end in [&mut idle, &mut busy] {
+        end.expect_close(1012);
+        end.expect_end();
+    }
+    server.stop();
+}
+
+#[test]
+fn each_callback_is_attributed() {
+    let (mut server, _dir) = serve(&["crash"], &[]);
+    for (callback, name) in [
+        ("handshake", "do_extra_handshake"),
+        ("open", "on_open"),
+        ("passive", "passive_closing_handshake"),
+        ("close", "on_close"),
+    ] {
+        let mut culprit = Raw::connect(&server.address());
+        let resource = format!("/crash?{callback}=null");
+        match callback {
+            "handshake" => {
+                culprit.send(
+                    format!("GET {resource} HTTP/1.1\r\nHost: localhost\r\n{}\r\n", crate::client::UPGRADE)
+                        .as_bytes(),
+                );
+                assert_eq!(culprit.rest(), b"", "nothing was promised");
+            }
+            "open" => {
+                culprit.upgrade(&resource, "");
+                culprit.expect_close(1011);
+                culprit.expect_end();
+            }
+            _ => {
+                culprit.upgrade(&resource, "");
+                culprit.frame(crate::client::CLOSE, &crate::client::close_payload(1000, ""));
+                culprit.expect_close(if callback == "passive" { 1011 } else { 1000 });
+                culprit.expect_end();
+            }
+        }
+        server.says(&format!("in {name} of crash"));
+    }
+    server.stop();
+}

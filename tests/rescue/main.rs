@@ -1,0 +1,67 @@
+//! A crash costs one connection: handlers that die in every way, beside connections that must not notice.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../common/client.rs"]
+mod client;
+#[path = "../common/server.rs"]
+mod daemon;
+#[path = "../common/fixtures.rs"]
+mod fixtures;
+
+mod crashes;
+mod crowd;
+mod hangs;
+mod moved;
+mod races;
+mod slow;
+
+use client::Raw;
+use daemon::{Dir, Server};
+
+/// Resource and text for each way to die.
+const WAYS: [(&str, &str); 11] = [
+    ("/crash", "null"),
+    ("/crash", "abort"),
+    ("/crash", "stack"),
+    ("/crash", "fpe"),
+    ("/crash", "wildjump"),
+    ("/crash", "doublefree"),
+    ("/crash", "exit"),
+    ("/throw", "throw"),
+    ("/panic_abort", "panic"),
+    ("/crash", "ill"),
+    ("/crash", "bus"),
+];
+
+/// The handlers of [`WAYS`], and one that does not crash.
+const HANDLERS: [&str; 4] = ["crash", "throw", "panic_abort", "echo"];
+
+/// Serves these fixtures with one worker, unless `args` say otherwise.
+#[track_caller]
+fn serve(handlers: &[&str], args: &[&str]) -> (Server, Dir) {
+    let dir = Dir::new();
+    for name in handlers {
+        fixtures::add_handler(dir.path(), name, name);
+    }
+    let one = ["--workers", "1"];
+    let workers = if args.contains(&"--workers") { &[][..] } else { &one[..] };
+    let server = Server::start(&dir, &[workers, &QUARANTINE_OFF, args].concat());
+    (server, dir)
+}
+
+/// Crashes are wanted here.
+const QUARANTINE_OFF: [&str; 0] = [];
+
+/// One connection crashes its worker, and ends with 1011.
+#[track_caller]
+fn crash(server: &Server, resource: &str, text: &str) {
+    let mut culprit = Raw::open(&server.address(), resource);
+    culprit.text(text);
+    culprit.expect_close(1011);
+    culprit.expect_end();
+}
+
+/// How often this stands in the log.
+fn logged(server: &Server, text: &str) -> usize {
+    server.log().matches(text).count()
+}

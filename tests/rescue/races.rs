@@ -1,0 +1,326 @@
+//! What may come together in a crash, each made to happen.
+
+use std::io::Read;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::client::{CLOSE, Raw, UPGRADE};
+use crate::crowd::{Crowd, SMALL_TALK};
+use crate::daemon::{PATIENCE, Server, until};
+use crate::{crash, logged, serve};
+
+/// Zeros in frames of 10,000, to the end of the connection; the code of the Close frame that came last.
+fn zeros_and_close(client: &mut Raw) -> Option<u16> {
+    let bytes = client.rest();
+    let mut rest = &bytes[..];
+    while let [0x82, 126, high, low, frame @ ..] = rest {
+        let size = usize::from(u16::from_be_bytes([*high, *low]));
+        let payload = &frame[..size.min(frame.len())];
+        assert!(payload.iter().all(|byte| *byte == 0), "something else stands in the middle of a frame");
+        rest = &frame[payload.len()..];
+    }
+    match rest {
+        [CLOSE, 2, high, low] => Some(u16::from_be_bytes([*high, *low])),
+        // The header of a frame may be torn, too.
+        [] | [0x82] | [0x82, 126] | [0x82, 126, _] => None,
+        other => panic!("not a frame of this handler: {:?}", &other[..other.len().min(20)]),
+    }
+}
+
+#[test]
+fn threads_that_crash_at_once() {
+    let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
+    let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
+    for round in 1..=5 {
+        let mut client = Raw::open(&server.address(), "/rescue");
+        client.text("crowd 8 null");
+        until("the crash is over", || logged(&server, "connections went on elsewhere") == round);
+        assert_eq!(crowd.served().clients, 100);
+        assert_eq!(crowd.ends(), []);
+    }
+    drop(crowd);
+    server.stop();
+}
+
+#[test]
+fn a_thread_that_hears_no_signal_does_not_stop_the_rescue() {
+    let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
+    let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
+    crash(&server, "/rescue", "numb null");
+    assert_eq!(crowd.served().clients, 100);
+    assert_eq!(crowd.ends(), []);
+    drop(crowd);
+    server.stop();
+}
+
+#[test]
+fn a_child_of_a_handler_may_die_as_it_likes() {
+    let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
+    let crowd = Crowd::gather(&server.address(), "/echo", 50, SMALL_TALK);
+    let mut client = Raw::open(&server.address(), "/rescue");
+    for (way, end) in
+        [("exit", "status 0"), ("null", "signal 11"), ("abort", "signal 6"), ("none", "status 99")]
+    {
+        assert_eq!(client.ask(&format!("child {way}")), end);
+        assert_eq!(crowd.served().clients, 50);
+        assert_eq!(crowd.ends(), []);
+    }
+    assert_eq!(client.ask("still"), "still");
+    assert_eq!(logged(&server, "crashed"), 0);
+    drop(crowd);
+    server.stop();
+}
+
+#[test]
+fn nothing_is_said_in_the_middle_of_a_frame() {
+    let (mut server, _dir) = serve(&["rescue"], &[]);
+    let mut culprit = Raw::open(&server.address(), "/rescue");
+    culprit.text("large 20000000 null");
+    let bytes = culprit.rest();
+    assert!(bytes.len() > 10 && bytes.len() < 20_000_000, "{} bytes", bytes.len());
+    assert_eq!(bytes[..2], [0x82, 127]);
+    assert!(bytes[10..].iter().all(|byte| *byte == 0), "a Close frame within another");
+    server.stop();
+}
+
+#[test]
+fn a_slow_reader_gets_1012_or_is_cut_and_never_a_torn_frame() {
+    for size in [20_000, 900_000, 20_000_000] {
+        let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
+        let mut bystander = Raw::open(&server.address(), "/rescue");
+        let mut slow: Vec<Raw> = (0..4).map(|_| Raw::open(&server.address(), "/rescue")).collect();
+        for client in &mut slow {
+            assert_eq!(client.ask("join"), "join");
+        }
+        // Its own queues are full by now, and stay so.
+        slow[0].text("shout 9000000 none");
+        slow[0].text("done");
+        let mut culprit = Raw::open(&server.address(), "/rescue");
+        culprit.text(&format!("shout {size} null"));
+        culprit.expect_close(1011);
+        let codes: Vec<_> = slow.iter_mut().map(zeros_and_close).collect();
+        assert!(codes.iter().all(|code| matches!(code, None | Some(1012))), "{codes:?}");
+        assert_eq!(bystander.ask("still"), "still");
+        server.stop();
+    }
+}
+
+#[test]
+fn a_damaged_record_is_not_adopted() {
+    let (mut server, _dir) = serve(&["rescue"], &[]);
+    let mut clients: Vec<Raw> =
+        (0..60).map(|index| Raw::open(&server.address(), &format!("/rescue?victim-{index:03}"))).collect();
+    for (index, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.ask(&format!("state of {index}")), format!("of {index} 0"));
+    }
+    assert_eq!(clients[0].ask("damage victim-030"), "damaged");
+    crash(&server, "/rescue", "null");
+    for (index, client) in clients.iter_mut().enumerate() {
+        match index {
+            30 => client.expect_end(),
+            _ => assert_eq!(client.ask("tell"), format!("of {index} 1")),
+        }
+    }
+    server.says("59 connections went on elsewhere, 2 did not");
+    // Now much more is written over.
+    clients.remove(30);
+    assert_eq!(clients[0].ask("whole victim-031"), "damaged");
+    crash(&server, "/rescue", "null");
+    let mut left = 0;
+    for client in &mut clients {
+        client.text("tell");
+        match client.next() {
+            Some(frame) => assert!(frame.payload.starts_with(b"of ") && frame.payload.ends_with(b" 1")),
+            None => continue,
+        }
+        left += 1;
+    }
+    assert!((1..59).contains(&left), "{left} of 59 went on");
+    server.stop();
+}
+
+#[test]
+fn a_crash_in_on_open_of_a_moved_connection_costs_that_one() {
+    let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
+    let crowd = Crowd::gather(&server.address(), "/echo", 50, SMALL_TALK);
+    let mut traps: Vec<Raw> = (0..5).map(|_| Raw::open(&server.address(), "/rescue?resumed=null")).collect();
+    crash(&server, "/rescue", "null");
+    for trap in &mut traps {
+        trap.expect_close(1011);
+        trap.expect_end();
+    }
+    assert_eq!(crowd.served().clients, 50);
+    assert_eq!(crowd.ends(), []);
+    assert_eq!(logged(&server, " crashed: "), 6);
+    drop(crowd);
+    server.stop();
+}
+
+#[test]
+fn a_connection_whose_arrival_kills_without_a_name_is_given_up() {
+    let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
+    let mut trap = Raw::open(&server.address(), "/rescue?thread=null");
+    let mut other = Raw::open(&server.address(), "/rescue");
+    assert_eq!(trap.ask("here"), "here");
+    crash(&server, "/rescue", "null");
+    for client in [&mut trap, &mut other] {
+        client.expect_close(1012);
+        client.expect_end();
+    }
+    assert!(logged(&server, " crashed: ") < 10, "{}", server.log());
+    let mut later = Raw::open(&server.address(), "/rescue");
+    assert_eq!(later.ask("still"), "still");
+    server.stop();
+}
+
+#[test]
+fn both_workers_crash_at_once() {
+    let (mut server, _dir) = serve(&["crash", "echo"], &["--workers", "2"]);
+    let crowd = Crowd::gather(&server.address(), "/echo", 200, SMALL_TALK);
+    for _ in 0..5 {
+        let mut culprits: Vec<Raw> = (0..8).map(|_| Raw::open(&server.address(), "/crash")).collect();
+        let start = Barrier::new(culprits.len());
+        std::thread::scope(|scope| {
+            for culprit in &mut culprits {
+                scope.spawn(|| {
+                    start.wait();
+                    culprit.text("null");
+                    culprit.expect_close(1011);
+                    culprit.expect_end();
+                });
+            }
+        });
+        assert_eq!(crowd.served().clients, 200);
+        assert_eq!(crowd.ends(), []);
+    }
+    drop(crowd);
+    server.stop();
+}
+
+#[test]
+fn connections_in_the_opening_handshake_go_on() {
+    let (mut server, _dir) = serve(&["crash", "echo", "late_accept"], &[]);
+    let mut silent = Raw::connect(&server.address());
+    let mut half = Raw::connect(&server.address());
+    half.send(b"GET /echo HTTP/1.1\r\nHost: local");
+    let mut late = Raw::connect(&server.address());
+    late.send(format!("GET /late_accept?accept=300 HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}\r\n").as_bytes());
+    let mut open = Raw::open(&server.address(), "/echo");
+    assert_eq!(open.ask("all of them were accepted before"), "all of them were accepted before");
+    crash(&server, "/crash", "null");
+    silent.upgrade("/echo", "");
+    half.send(format!("host\r\n{UPGRADE}\r\n").as_bytes());
+    assert!(half.head().starts_with("HTTP/1.1 101 "));
+    assert!(late.head().starts_with("HTTP/1.1 101 "));
+    for client in [&mut silent, &mut half, &mut late, &mut open] {
+        assert_eq!(client.ask("still"), "still");
+    }
+    server.stop();
+}
+
+#[test]
+fn connections_that_arrive_during_a_crash_are_served() {
+    let (mut server, _dir) = serve(&["crash", "echo"], &["--workers", "2"]);
+    let stop = AtomicBool::new(false);
+    let address = server.address();
+    std::thread::scope(|scope| {
+        let arrivals: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut served = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        let mut client = Raw::open(&address, "/echo");
+                        assert_eq!(client.ask("served"), "served", "after {served}");
+                        served += 1;
+                    }
+                    served
+                })
+            })
+            .collect();
+        let crashes = || {
+            for _ in 0..25 {
+                crash(&server, "/crash", "null");
+            }
+        };
+        let crashed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(crashes));
+        stop.store(true, Ordering::Relaxed);
+        crashed.unwrap();
+        let served: u32 = arrivals.into_iter().map(|thread| thread.join().unwrap()).sum();
+        println!("{served} connections were served during 25 crashes");
+    });
+    server.stop();
+}
+
+#[test]
+fn a_crash_while_the_server_stops() {
+    for delay in [0, 1, 3, 10] {
+        let (mut server, _dir) = serve(&["crash", "echo"], &["--workers", "2", "--stop-timeout", "5s"]);
+        let mut others: Vec<Raw> = (0..20).map(|_| Raw::open(&server.address(), "/echo")).collect();
+        let mut closing: Vec<Raw> =
+            (0..4).map(|_| Raw::open(&server.address(), "/crash?close=null")).collect();
+        let mut culprit = Raw::open(&server.address(), "/crash");
+        culprit.text("null");
+        std::thread::sleep(Duration::from_millis(delay));
+        let begun = Instant::now();
+        server.signal(Signal::SIGTERM);
+        for client in others.iter_mut().chain(&mut closing) {
+            let bytes = client.rest();
+            let told = matches!(bytes[..], [CLOSE, 2, 0x03, 0xe9 | 0xf3 | 0xf4]);
+            assert!(told, "delay {delay}: neither 1001 nor 1011 nor 1012: {bytes:?}");
+        }
+        assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+        assert!(begun.elapsed() < Duration::from_secs(5), "delay {delay}: {:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn a_killed_worker_is_attributed_and_its_clients_see_the_end_at_once() {
+    let (mut server, _dir) = serve(&["loop", "echo"], &[]);
+    let mut others: Vec<Raw> = (0..100).map(|_| Raw::open(&server.address(), "/echo")).collect();
+    let mut culprit = Raw::open(&server.address(), "/loop");
+    assert_eq!(culprit.ask("ready"), "ready");
+    culprit.text("sleep");
+    let worker = server.worker();
+    until("the handler sleeps", || asleep(worker));
+    let killed = Instant::now();
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    for client in others.iter_mut().chain([&mut culprit]) {
+        client.expect_end();
+    }
+    assert!(killed.elapsed() < PATIENCE / 10, "{:?}", killed.elapsed());
+    server.says("died of SIGKILL in on_message of loop, connection ");
+    assert_eq!(Raw::open(&server.address(), "/echo").ask("still"), "still");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+/// Whether the main thread of a process is in nanosleep.
+fn asleep(pid: i32) -> bool {
+    let mut wchan = String::new();
+    let file = std::fs::File::open(format!("/proc/{pid}/syscall"));
+    let _ = file.and_then(|mut file| file.read_to_string(&mut wchan));
+    // 35: nanosleep, 230: clock_nanosleep (x86-64); 101 and 115 (arm64).
+    ["35 ", "230 ", "101 ", "115 "].iter().any(|number| wchan.starts_with(number))
+}
+
+#[test]
+fn a_crash_signal_from_outside_ends_nobody() {
+    let (mut server, _dir) = serve(&["echo"], &[]);
+    let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
+    for signal in [Signal::SIGSEGV, Signal::SIGABRT] {
+        let worker = server.worker();
+        kill(Pid::from_raw(worker), signal).unwrap();
+        until("it is gone", || !server.workers().contains(&worker));
+        assert_eq!(crowd.served().clients, 100);
+        assert_eq!(crowd.ends().len(), 0, "{signal}");
+    }
+    drop(crowd);
+    server.stop();
+}
+
+#[allow(dead_code)]
+fn unused(_: &Server) {}

@@ -1,0 +1,1 @@
+//! The slower tier: `cargo test --release --test rescue -- --ignored`.
