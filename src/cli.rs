@@ -1,16 +1,24 @@
 //! The command line: options become a [`Config`], or an error that names the option, the value and what was
-//! expected. The spellings are those of mod_pywebsocket's standalone server, with `_` for `-` as well, and ours.
+//! expected. The spellings are those of mod_pywebsocket's standalone server, with `_` for `-` as well, and ours. What
+//! the configuration file says becomes options in front of those that are given; it is read here and nowhere else.
 
+mod file;
+mod pools;
 mod value;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
 
+pub use self::file::keys;
+
+use self::file::File;
 use self::value::{Host, Time, count, host, size, size_or_zero, time, time_or_off};
 use crate::config::{Config, CrashRecords, Listen, Pool, Quarantine, Wear};
 use crate::log::{Level, Settings as LogSettings};
@@ -39,17 +47,36 @@ pub enum Error {
 /// Reads a command line, whose first element is the program's name. `exe_dir` is where the program is, for the
 /// default of the handler directory.
 pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>) -> Result<Command, Error> {
-    let matches = command().try_get_matches_from(normalize(args))?;
+    let mut line = normalize(args);
+    let matches = command().try_get_matches_from(&line)?;
     let args = Args::from_arg_matches(&matches)?;
     if let Some(Sub::Check { files }) = args.command {
         return Ok(Command::Check(files));
     }
-    Ok(Command::Serve(Box::new(args.into_config(exe_dir)?)))
+    let Some(path) = args.config else {
+        return Ok(Command::Serve(Box::new(args.into_config(exe_dir, &Places::default())?)));
+    };
+    let file = File::read(&path).map_err(Error::Config)?;
+    let document = file.parse().map_err(Error::Config)?;
+    let mut settings = file.settings(pools::outside(&document), &command()).map_err(Error::Config)?;
+    settings.retain(|setting| matches.value_source(&setting.id) != Some(ValueSource::CommandLine));
+    line.splice(1..1, settings.iter().flat_map(|setting| setting.args.clone()));
+    let args = Args::from_arg_matches(&command().try_get_matches_from(line)?)?;
+    let places = settings.into_iter().map(|setting| (setting.id, setting.place));
+    let mut config = args.into_config(exe_dir, &Places(places.collect()))?;
+    pools::read(&file, &document, &mut config).map_err(Error::Config)?;
+    Ok(Command::Serve(Box::new(config)))
 }
 
 /// The table of options, for the parser, `--help` and the tests of the manual page.
 pub fn command() -> clap::Command {
     Args::command()
+}
+
+/// The tables of the configuration file, as commands whose options are their [`keys`]: that of the server, which is
+/// [`command`], `handler` and `pool`.
+pub fn tables() -> impl Iterator<Item = clap::Command> {
+    [command()].into_iter().chain(pools::commands())
 }
 
 /// Serves WebSocket handlers, which are shared objects
@@ -61,6 +88,9 @@ struct Args {
     #[command(subcommand)]
     command: Option<Sub>,
 
+    /// Read the options that are not given here, and settings of handlers, from this file: see wshd.conf(5)
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Listen on this address, name, or unix:/PATH; may be repeated
     #[arg(short = 'H', long, value_name = "HOST", default_value = "127.0.0.1", value_parser = host)]
     server_host: Vec<Host>,
@@ -210,22 +240,21 @@ enum Sub {
 const LIMITS: &str = "Limits";
 
 impl Args {
-    fn into_config(self, exe_dir: Option<PathBuf>) -> Result<Config, Error> {
+    fn into_config(self, exe_dir: Option<PathBuf>, places: &Places) -> Result<Config, Error> {
         let send_low = self.send_low.unwrap_or(self.send_high / 4);
         if send_low > self.send_high {
-            let message = format!(
-                "--send-low {send_low} is above --send-high {}: expected at most that\n",
-                self.send_high
-            );
-            return Err(command().error(ErrorKind::ValueValidation, message).into());
+            let [low, high] = ["send_low", "send_high"].map(|id| places.of(id));
+            let what = format!("{low} {send_low} is above {high} {}: expected at most that", self.send_high);
+            return Err(match ["send_low", "send_high"].iter().any(|id| places.0.contains_key(*id)) {
+                true => Error::Config(what),
+                false => command().error(ErrorKind::ValueValidation, what + "\n").into(),
+            });
         }
-        if let Some(root) = self.document_root.as_ref().filter(|root| !root.is_dir()) {
-            let message = format!("--document-root {}: expected a directory", root.display());
-            return Err(Error::Config(message));
-        }
-        if let Some(dir) = self.crash_dir.as_ref().filter(|dir| !dir.is_dir()) {
-            let message = format!("--crash-dir {}: expected a directory", dir.display());
-            return Err(Error::Config(message));
+        for (id, dir) in [("document_root", &self.document_root), ("crash_dir", &self.crash_dir)] {
+            if let Some(dir) = dir.as_ref().filter(|dir| !dir.is_dir()) {
+                let message = format!("{} {}: expected a directory", places.of(id), dir.display());
+                return Err(Error::Config(message));
+            }
         }
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let port = self.port;
@@ -284,6 +313,17 @@ impl Args {
             pools: vec![Pool::new("default", workers)],
             isolation: Default::default(),
         })
+    }
+}
+
+/// Where the values come from that the command line does not give.
+#[derive(Default)]
+struct Places(BTreeMap<String, String>);
+
+impl Places {
+    /// What an error calls this option: file, line and key, or as on the command line.
+    fn of(&self, id: &str) -> String {
+        self.0.get(id).cloned().unwrap_or_else(|| format!("--{}", id.replace('_', "-")))
     }
 }
 
@@ -350,7 +390,7 @@ mod tests {
         assert_eq!(config.limits.message, 16 << 20);
         assert_eq!((config.send_high, config.send_low), (1 << 20, 256 << 10));
         assert_eq!(config.stop_time, 10_000_000_000);
-        assert_eq!((config.connections, config.threads), (20_000, 256));
+        assert_eq!((config.connections, config.threads), (16_384, 256));
         assert!(config.workers >= 1);
         assert!(config.deflate.enabled);
     }

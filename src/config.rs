@@ -157,6 +157,11 @@ impl Config {
         format!("worker {pool}/{number}")
     }
 
+    /// The number of the pool of this name.
+    pub fn pool(&self, name: &str) -> Option<usize> {
+        self.pools.iter().position(|pool| pool.name == name)
+    }
+
     /// The workers of all pools: slots are numbered pool by pool, from that of the default pool on.
     pub fn slots(&self) -> usize {
         self.pools.iter().map(|pool| pool.workers).sum()

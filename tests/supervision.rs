@@ -335,7 +335,7 @@ fn a_worker_inherits_what_it_needs_and_no_more() {
     let log = dir.path().join("log");
     let mut command = std::process::Command::new("sh");
     command.args(["-c", "exec \"$0\" -p 0 --workers 3 --log-level debug -w \"$1\" -l \"$2\" 7</etc/passwd"]);
-    command.arg(env!("CARGO_BIN_EXE_wshd")).args([dir.path(), &log]);
+    command.arg(env!("CARGO_BIN_EXE_wshd")).args([dir.path(), &log]).stdin(std::process::Stdio::piped());
     let server = Server::launch(command, log);
     until("it is ready", || logged(&server, "is ready with 1 handlers") == 3);
     // What a worker may have open, whatever it makes for itself: no signalfd of the
@@ -434,7 +434,7 @@ fn the_number_of_connections_fits_the_open_files() {
     command.arg(env!("CARGO_BIN_EXE_wshd")).args([dir.path(), &log]);
     let mut server = Server::launch(command, log);
     until("it is ready", || logged(&server, "is ready with 1 handlers") == 1);
-    assert_eq!(logged(&server, "--max-connections lowered from 20000 to 136"), 1);
+    assert_eq!(logged(&server, "--max-connections lowered from 16384 to 136"), 1);
     server.signal(Signal::SIGTERM);
     assert_eq!(server.wait().code(), Some(0));
 }

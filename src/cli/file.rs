@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches};
 use toml::Spanned;
-use toml::de::{DeString, DeTable, DeValue};
+use toml::de::{DeInteger, DeString, DeTable, DeValue};
 
 /// The largest file that is read; bytes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -49,6 +49,11 @@ impl File {
             return Err(format!("{}: expected at most {MAX_BYTES} bytes", path.display()));
         }
         Ok(Self { path: path.to_owned(), text })
+    }
+
+    /// As errors name it.
+    pub fn name(&self) -> std::path::Display<'_> {
+        self.path.display()
     }
 
     /// The whole of it. The error names file and line.
@@ -111,9 +116,10 @@ impl File {
         &self,
         entries: impl IntoIterator<Item = Entry<'t, 'f>>,
     ) -> Result<(T, Vec<Setting>), String> {
-        let command = T::command().no_binary_name(true);
+        let command = T::command();
         let settings = self.settings(entries, &command)?;
         let args = settings.iter().flat_map(|setting| setting.args.clone());
+        let args = [OsString::new()].into_iter().chain(args);
         let parsed = command.try_get_matches_from(args).and_then(|matches| T::from_arg_matches(&matches));
         Ok((parsed.map_err(|error| format!("{}: {error}", self.path.display()))?, settings))
     }
@@ -125,42 +131,35 @@ impl File {
             return Err(format!("{place}: there is no such key, expected {}", known(command, name)));
         };
         let option = format!("--{}", arg.get_long().unwrap_or_default());
-        let wrong = |value: &Spanned<DeValue<'_>>| {
-            let place = self.place(value.span(), name);
-            format!("{place}: expected {}, not {}", Shape::of(arg).expected(arg), kind(value))
+        let values = match value.get_ref() {
+            DeValue::Array(values) if is_list(arg) && !values.is_empty() => values.iter().collect(),
+            _ => vec![value],
         };
-        let mut args = Vec::new();
-        match value.get_ref() {
-            DeValue::Boolean(is_on) if Shape::of(arg) == Shape::Flag => {
-                args.extend(is_on.then(|| OsString::from(&option)));
-            }
-            DeValue::Array(values) if is_list(arg) && !values.is_empty() => {
-                for value in values.iter() {
-                    args.push(self.argument(arg, &option, value).ok_or_else(|| wrong(value))?);
+        let mut args: Vec<OsString> = Vec::new();
+        for value in values {
+            match (value.get_ref(), Shape::of(arg)) {
+                (DeValue::Boolean(true), Shape::Flag) => args.push(option.clone().into()),
+                (DeValue::Boolean(false), Shape::Flag) => {}
+                (DeValue::String(text), Shape::Text | Shape::TextOrInteger) => {
+                    args.push(format!("{option}={text}").into());
+                }
+                (DeValue::Integer(number), Shape::Integer | Shape::TextOrInteger) => {
+                    args.push(format!("{option}={}", decimal(number)).into());
+                }
+                (_, shape) => {
+                    let place = self.place(value.span(), name);
+                    return Err(format!("{place}: expected {}, not {}", shape.expected(arg), kind(value)));
                 }
             }
-            _ => args.push(self.argument(arg, &option, value).ok_or_else(|| wrong(value))?),
         }
         // Each by itself, so that an error is of this one.
         for arg in &args {
-            let line = [OsString::new(), arg.clone()];
-            let line = line.into_iter().skip(command.is_no_binary_name_set().into());
-            if let Err(error) = command.clone().try_get_matches_from(line) {
+            if let Err(error) = command.clone().try_get_matches_from([OsString::new(), arg.clone()]) {
                 let value = self.text.get(value.span()).unwrap_or_default();
                 return Err(format!("{place} = {value}: {}", what_is_wrong(&error)));
             }
         }
         Ok(Setting { id: arg.get_id().to_string(), place, args })
-    }
-
-    /// One value as an argument; None if it has the wrong type.
-    fn argument(&self, arg: &Arg, option: &str, value: &Spanned<DeValue<'_>>) -> Option<OsString> {
-        let text = match (value.get_ref(), Shape::of(arg)) {
-            (DeValue::String(text), Shape::Text | Shape::TextOrInteger) => text.to_string(),
-            (DeValue::Integer(_), Shape::Integer | Shape::TextOrInteger) => integer(value.get_ref())?,
-            _ => return None,
-        };
-        Some(format!("{option}={text}").into())
     }
 }
 
@@ -184,10 +183,10 @@ fn is_list(arg: &Arg) -> bool {
     matches!(arg.get_action(), ArgAction::Append)
 }
 
-/// A whole number in decimal, however it is written in the file.
-pub fn integer(value: &DeValue<'_>) -> Option<String> {
-    let number = value.as_integer()?;
-    i128::from_str_radix(number.as_str(), number.radix()).ok().map(|number| number.to_string())
+/// However the number is written in the file; as it is there if it is larger than any.
+pub fn decimal(number: &DeInteger<'_>) -> String {
+    let value = i128::from_str_radix(number.as_str(), number.radix());
+    value.map_or_else(|_| number.to_string(), |value| value.to_string())
 }
 
 /// A value's type, for errors.
@@ -256,7 +255,8 @@ fn known(command: &Command, key: &str) -> String {
         }
     });
     let similar = similar.filter(|similar| all.contains(similar));
-    similar.map_or("one of wshd.conf(5)".to_owned(), |similar| format!("one of wshd.conf(5), such as {similar}"))
+    similar
+        .map_or("one of wshd.conf(5)".to_owned(), |similar| format!("one of wshd.conf(5), such as {similar}"))
 }
 
 fn what_is_wrong(error: &clap::Error) -> String {
@@ -268,5 +268,157 @@ fn what_is_wrong(error: &clap::Error) -> String {
             format!("expected one of {}", values.join(", "))
         }
         _ => "expected a value".to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub mod tests {
+    use super::*;
+    use crate::cli::{self, Command, Error};
+    use crate::config::{Config, Listen};
+
+    /// The configuration of a file with this text, called `w.conf` in errors, and a command line.
+    pub fn config(text: &str, args: &[&str]) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.conf");
+        std::fs::write(&path, text).unwrap();
+        let line = ["wshd", "-w", "/h", "-c", path.to_str().unwrap()];
+        match cli::parse(line.iter().chain(args).map(OsString::from), None) {
+            Ok(Command::Serve(config)) => Ok(*config),
+            Ok(other) => panic!("{other:?}"),
+            Err(Error::Config(why)) => Err(why.replace(&format!("{}/", dir.path().display()), "")),
+            Err(Error::Usage(why)) => panic!("{why}"),
+        }
+    }
+
+    /// Holds the whole message of an error against what is expected.
+    #[track_caller]
+    pub fn fails(text: &str, expected: &str) {
+        assert_eq!(config(text, &[]).err().as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn every_type_of_value() {
+        let text = r#"
+            server_host = ["::1", "unix:/run/s"]
+            port = 1_0
+            log_file = "l"
+            log_level = "warn"
+            max_message = 0x10_000
+            max_frame = "2k"
+            idle_timeout = "2m"
+            ping_interval = 0
+            max_pings = 7
+            deflate_level = 9
+            no_deflate = true
+            strict_handlers = false
+        "#;
+        let config = config(text, &[]).unwrap();
+        let hosts: Vec<String> = config.listen.iter().map(Listen::to_string).collect();
+        assert_eq!(hosts, ["[::1]:10", "unix:/run/s"]);
+        assert_eq!(config.log.file, Some("l".into()));
+        assert_eq!(config.log.level, crate::log::Level::Warn);
+        assert_eq!((config.limits.message, config.limits.frame), (65_536, 2_048));
+        assert_eq!((config.limits.idle, config.limits.ping_interval), (120_000_000_000, 0));
+        assert_eq!((config.limits.pings_per_second, config.deflate.level), (7, 9));
+        assert!(!config.deflate.enabled && !config.strict_handlers);
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        let bare = cli::parse(["wshd", "-w", "/h"].map(OsString::from), None);
+        let Ok(Command::Serve(bare)) = bare else { panic!("{bare:?}") };
+        assert_eq!(format!("{:?}", config("# nothing\n", &[]).unwrap()), format!("{bare:?}"));
+    }
+
+    #[test]
+    fn the_command_line_wins() {
+        let text = "server_host = [\"::1\", \"::2\"]\nport = 1\nmax_message = \"1K\"\nsend_high = 100\n";
+        let line = ["-p", "2", "--server_host=::3", "--max-message", "16M"];
+        let config = config(text, &line).unwrap();
+        assert_eq!(config.listen, [Listen::Tcp { host: "::3".into(), port: 2 }]);
+        assert_eq!(config.limits.message, 16 << 20, "also with a value that is the default");
+        assert_eq!((config.send_high, config.send_low), (100, 25));
+    }
+
+    #[test]
+    fn a_key_that_does_not_exist() {
+        fails(
+            "\nport = 1\nprot = 1\n",
+            "w.conf:3: prot: there is no such key, expected one of wshd.conf(5), such as port",
+        );
+        fails("max-message = 1", "w.conf:1: max-message: there is no such key, expected one of wshd.conf(5)");
+        for line_only in ["config", "version", "help", "check", "xyzzy"] {
+            let expected =
+                format!("w.conf:1: {line_only}: there is no such key, expected one of wshd.conf(5)");
+            let error = config(&format!("{line_only} = 'x'"), &[]).unwrap_err();
+            assert!(error.starts_with(&expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_value_of_a_wrong_type() {
+        for (line, expected) in [
+            ("port = '80'", "port: expected an integer, not a string"),
+            ("workers = 1.5", "workers: expected an integer, not a float"),
+            ("log_file = 1", "log_file: expected a string, not an integer"),
+            ("max_head = true", "max_head: expected a string or an integer, not a boolean"),
+            ("no_deflate = 1", "no_deflate: expected true or false, not an integer"),
+            ("server_host = []", "server_host: expected a string or an array of strings, not an empty array"),
+            ("scan_dir = ['a']", "scan_dir: expected a string, not an array"),
+            ("idle_timeout = 10:00:00", "idle_timeout: expected a string or an integer, not a datetime"),
+            ("port.x = 1", "port: expected an integer, not a table"),
+        ] {
+            fails(&format!("# one\n\n{line}\n"), &format!("w.conf:3: {expected}"));
+        }
+        fails(
+            "server_host = [\n  'a',\n  2,\n]\n",
+            "w.conf:3: server_host: expected a string or an array of strings, not an integer",
+        );
+    }
+
+    #[test]
+    fn a_value_that_is_wrong() {
+        for (line, expected) in [
+            ("max_message = '16Q'", "expected a size such as 65536, 64K, 16M or 1G"),
+            ("idle_timeout = 30", "expected a time with its unit, such as 500ms, 30s or 2m"),
+            ("pong_timeout = 0", "expected a time above 0: this limit can not be off"),
+            ("port = 65536", "65536 is not in 0..=65535"),
+            ("workers = 0", "0 is not in 1..=1024"),
+            ("log_level = 'loud'", "expected one of fine, debug, info, warn, error, critical"),
+            ("log_file = ''", "expected a value"),
+            (
+                "server_host = ['a:80']",
+                "expected an address, a host name (the port is --port), or unix:/PATH",
+            ),
+        ] {
+            fails(&format!("{line}\n"), &format!("w.conf:1: {line}: {expected}"));
+        }
+    }
+
+    #[test]
+    fn values_that_do_not_go_together() {
+        fails("document_root = '/nowhere'", "w.conf:1: document_root /nowhere: expected a directory");
+        let error = config("\nsend_low = 2000", &["--send-high", "1K"]).unwrap_err();
+        assert_eq!(error, "w.conf:2: send_low 2000 is above --send-high 1024: expected at most that");
+    }
+
+    #[test]
+    fn what_is_no_toml() {
+        for (text, line) in
+            [("port = 1\nport = 2\n", 2), ("a = \n", 1), ("\n\n[handler\n", 3), ("= 1", 1), ("x\ny\n", 1)]
+        {
+            let error = config(text, &[]).unwrap_err();
+            assert!(error.starts_with(&format!("w.conf:{line}: ")) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_that_can_not_be_read() {
+        let error = |path: &str| File::read(Path::new(path)).err().unwrap();
+        assert!(error("/nowhere").starts_with("/nowhere: No such file"));
+        assert!(error("/").starts_with("/: Is a directory"));
+        assert!(error("/dev/zero").contains("expected at most 1048576 bytes"), "{}", error("/dev/zero"));
     }
 }

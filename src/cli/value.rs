@@ -41,9 +41,24 @@ pub fn size(text: &str) -> Result<usize, String> {
 }
 
 pub fn size_or_zero(text: &str) -> Result<usize, String> {
+    let size = bytes(text)?;
+    let size = usize::try_from(size).ok().filter(|size| *size <= MAX_SIZE);
+    size.ok_or_else(|| "expected at most 1G".to_owned())
+}
+
+/// What a process may use.
+pub fn memory(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        0 => Err("expected a size above 0".to_owned()),
+        size if size > MAX_MEMORY => Err("expected at most 1024G".to_owned()),
+        size => Ok(size),
+    }
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
     const EXPECTED: &str = "expected a size such as 65536, 64K, 16M or 1G";
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor: usize = match text.get(digits.len()..).unwrap_or_default() {
+    let factor: u64 = match text.get(digits.len()..).unwrap_or_default() {
         "" => 1,
         "K" | "k" => 1 << 10,
         "M" | "m" => 1 << 20,
@@ -53,12 +68,14 @@ pub fn size_or_zero(text: &str) -> Result<usize, String> {
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return Err(EXPECTED.to_owned());
     }
-    let size = digits.parse::<usize>().ok().and_then(|number| number.checked_mul(factor));
-    size.filter(|size| *size <= MAX_SIZE).ok_or_else(|| "expected at most 1G".to_owned())
+    // What is larger than any number is above every limit.
+    Ok(digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).unwrap_or(u64::MAX))
 }
 
-/// The largest size that may be configured.
+/// The largest size of a buffer that may be configured.
 const MAX_SIZE: usize = 1 << 30;
+/// The largest memory of a process that may be configured.
+const MAX_MEMORY: u64 = 1 << 40;
 
 pub fn time(text: &str) -> Result<Time, String> {
     time_or_off(text).and_then(|time| match time {
@@ -115,6 +132,10 @@ mod tests {
             ["0", "", "K", "1.5M", "1T", "+1", "-1", "16 M", "16MB", "2G"].iter().chain(&more_than_usize)
         {
             assert!(size(wrong).is_err_and(|error| error.contains("expected")), "{wrong}");
+        }
+        assert_eq!(memory("1024G"), Ok(1 << 40));
+        for wrong in ["0", "1025G", "99999999999999999999", "1T"] {
+            assert!(memory(wrong).is_err_and(|error| error.contains("expected")), "{wrong}");
         }
     }
 

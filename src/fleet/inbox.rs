@@ -113,6 +113,11 @@ impl Parcel {
         self.count == 0
     }
 
+    /// The descriptors in it.
+    pub fn fds(&self) -> &[RawFd] {
+        self.fds.get(..self.count).unwrap_or_default()
+    }
+
     /// How many connections are in it.
     pub fn len(&self) -> usize {
         self.count

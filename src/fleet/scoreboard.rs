@@ -247,7 +247,8 @@ pub struct Crash {
     handler: AtomicU32,
     moved: AtomicU32,
     cut: AtomicU32,
-    reserved: u32,
+    /// Crashes in a row of young processes with no connection to blame.
+    nameless: AtomicU32,
 }
 
 /// In place of a signal: a handler called exit().
@@ -285,6 +286,15 @@ impl Crash {
     pub fn note_result(&self, moved: u32, cut: u32) {
         self.moved.store(moved, Ordering::Relaxed);
         self.cut.store(cut, Ordering::Release);
+    }
+
+    /// Counts a crash; returns how many in a row were nameless, each soon after the process began. Async-signal-safe.
+    /// [worker]
+    pub fn count_nameless(&self, nameless: bool, young: bool) -> u32 {
+        let before = if young { self.nameless.load(Ordering::Relaxed) } else { 0 };
+        let count = if nameless { before.saturating_add(1) } else { 0 };
+        self.nameless.store(count, Ordering::Relaxed);
+        count
     }
 
     /// What was noted. [supervisor]

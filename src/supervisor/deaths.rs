@@ -138,7 +138,8 @@ impl Fleet {
         let why = match standing {
             Standing::Probing => "a worker died in it when it was probed".to_owned(),
             _ => format!(
-                "{deaths} workers died in it within {:?}",
+                "{deaths} worker{} died in it within {:?}",
+                if deaths == 1 { "" } else { "s" },
                 Duration::from_nanos(self.config.quarantine.window)
             ),
         };

@@ -70,5 +70,18 @@ pub fn discover(config: &Config) -> Result<(Routes, usize), DiscoverError> {
             log::warn!("map file {}: {fault}", path.display());
         }
     }
+    for resource in config.isolation.keys() {
+        if let Some(fault) = out_of_use(resource, &routes) {
+            faults += 1;
+            log::warn!("configuration file: handler.{resource:?} is not used: {fault}");
+        }
+    }
     Ok((routes, faults))
+}
+
+/// Why what is configured for this resource has no effect.
+fn out_of_use(resource: &str, routes: &Routes) -> Option<String> {
+    let Some(number) = routes.find(resource) else { return Some("no handler serves it".to_owned()) };
+    let first = routes.handlers().get(usize::from(number)).map(|route| route.resource.as_str());
+    first.filter(|first| *first != resource).map(|first| format!("it is another name of {first}"))
 }

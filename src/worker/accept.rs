@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::unistd::{Pid, gettid};
 use socket2::{SockRef, Socket};
 
-use super::mailroom::{Command, Mailroom};
+use super::mailroom::Mailroom;
 use super::rescue::interrupt;
 use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::{Scoreboard, Slot, State, now};
@@ -116,7 +116,7 @@ impl Acceptor {
                 // Only a hint for latency; a socket that refuses it works all the same.
                 let _ = SockRef::from(&socket).set_tcp_nodelay(true);
             }
-            self.mailroom.give(Command::Accepted(socket, peer));
+            self.mailroom.give_accepted(socket, peer);
         }
     }
 

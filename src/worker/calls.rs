@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use ::ws_handler::raw::*;
+use socket2::Socket;
 
 use super::conn::{Phase, Timers};
 use super::facts::{self, Facts};
 use super::opening::close_body;
+use super::output::Queue;
 use super::record::standing;
 use super::thread::MAX_TIMERS;
 use super::{Core, Worker};
@@ -230,14 +232,12 @@ impl Worker {
         if conn.queued() < self.config.send_high {
             return false;
         }
-        if let Some(queue) = &mut conn.queue {
-            // A socket that fails is found out by the flush that follows.
-            let _ = queue.write_to(&conn.socket);
-        }
+        // A socket that fails is found out by the flush that follows.
+        let _ = write_early(core, id, |queue, socket| queue.write_to(socket));
+        let Some(conn) = core.table.get(id) else { return false };
         let queued = conn.queued();
         self.mailroom.count_queued(id, conn.counted as usize, queued);
         conn.counted = u32::try_from(queued).unwrap_or(u32::MAX);
-        note_boundary(core, id);
         self.mailroom.is_queue_full(id)
     }
 
@@ -252,12 +252,11 @@ impl Worker {
         match sent {
             Ok(false) => {}
             Ok(true) => {
-                if let Some((queue, socket)) = core.table.get(id).and_then(|conn| conn.queue_and_socket()) {
+                write_early(core, id, |queue, socket| {
                     // A socket that fails is found out by the flush that follows.
                     let taken = queue.write_before(socket, bytes).unwrap_or(0);
                     queue.tail().extend_from_slice(bytes.get(taken..).unwrap_or_default());
-                }
-                note_boundary(core, id);
+                });
             }
             Err(result) => return result,
         }
@@ -317,16 +316,17 @@ impl Worker {
     }
 }
 
-/// Should the handler crash now: whether a Close frame can follow what was written in the middle of its callback.
-fn note_boundary(core: &mut Core, id: u64) {
-    let torn = core
-        .table
-        .get(id)
-        .and_then(|conn| conn.queue_and_socket())
-        .is_some_and(|(queue, _)| !queue.is_at_start());
-    if let Some(record) = core.table.record(id).filter(|_| torn) {
-        record.set_standing(record.standing() & !standing::BOUNDARY);
-    }
+/// Writes in the middle of a callback. Should there be a crash, no Close frame can follow while that goes on, nor if
+/// it ends within a frame.
+fn write_early<R>(core: &mut Core, id: u64, write: impl FnOnce(&mut Queue, &Socket) -> R) -> Option<R> {
+    let record = core.table.record(id)?;
+    let stands = record.standing();
+    record.set_standing(stands & !standing::BOUNDARY);
+    let (queue, socket) = core.table.get(id)?.queue_and_socket()?;
+    let result = write(queue, socket);
+    let torn = !queue.is_at_start();
+    core.table.record(id).filter(|_| !torn)?.set_standing(stands);
+    Some(result)
 }
 
 fn message_kind(kind: u32) -> Option<Kind> {

@@ -9,6 +9,7 @@ use super::Worker;
 use super::conn::{NEVER, Open, Pause, Phase};
 use super::greet::LINGER;
 use super::mailbox::{Ended, PeerClose};
+use super::record::standing;
 use crate::ffi::host::{Callback, Task};
 use crate::proto::connection::Deadline;
 
@@ -115,6 +116,10 @@ impl Worker {
         if !open.over {
             open.over = true;
             core.over.push(id);
+        }
+        if let Some(record) = core.table.record(id) {
+            // It is not to come to life again elsewhere.
+            record.set_standing(standing::TAKEN);
         }
     }
 

@@ -160,8 +160,9 @@ impl Worker {
     fn obey(&self) {
         for command in self.mailroom.take() {
             match command {
-                Command::Accepted(socket, peer) => {
+                Command::Accepted(socket, peer, place) => {
                     self.greet(socket, peer);
+                    self.mailroom.leave_lobby(place);
                 }
                 Command::Verdict(conn) => self.conclude(conn),
                 Command::Send { conn, kind, parcel, flags } => self.send_parcel(conn, kind, parcel, flags),

@@ -87,7 +87,13 @@ impl Worker {
         };
         match parsed {
             Ok((Parsed::NeedMore, bytes)) => {
-                if let Some(Conn { phase: Phase::Head(kept), .. }) = self.core.borrow_mut().table.get(id) {
+                let core = &mut *self.core.borrow_mut();
+                if let Some(record) = core.table.record(id) {
+                    record.set_head(&bytes);
+                    record.seal();
+                    record.set_standing(standing::TAKEN | standing::FRESH);
+                }
+                if let Some(Conn { phase: Phase::Head(kept), .. }) = core.table.get(id) {
                     *kept = bytes;
                 }
             }
@@ -156,10 +162,7 @@ impl Worker {
             let core = &mut *self.core.borrow_mut();
             let mut peer = None;
             if let Some(record) = core.table.record(id) {
-                // Should the handler crash already in the handshake. What is too long is found out in accept().
-                record.handler = handler;
-                let _ = record.set_strings(request.strings());
-                record.seal();
+                record.handler = handler; // it may crash already in the handshake
                 peer = record.peer();
             }
             let Some(conn) = core.table.get(id) else { return };
@@ -184,6 +187,11 @@ impl Worker {
             conn.phase = Phase::Opening(Arc::clone(&handshake), mailbox.clone());
             conn.unread = (!rest.is_empty()).then(|| rest.into());
             conn.set_pause(Pause::Handshake, true, self.now.get());
+            if let Some(record) = core.table.record(id).filter(|_| rest.is_empty()) {
+                record.set_head(handshake.request.head.as_bytes());
+                record.seal();
+                record.set_standing(standing::TAKEN | standing::OPENING);
+            }
         }
         match mailbox {
             Some(mailbox) => {
@@ -268,6 +276,8 @@ impl Worker {
         {
             let core = &mut *self.core.borrow_mut();
             if let Some(record) = core.table.record(id) {
+                record.set_standing(standing::TAKEN);
+                record.forget_head();
                 record.handler = handshake.handler;
                 if let Some((params, threshold, level)) = deflate {
                     (record.deflate, record.threshold) = (params.to_bits(), threshold);
@@ -290,13 +300,12 @@ impl Worker {
             open.silent = close.is_some();
             conn.phase = Phase::Open(open);
             conn.deadline = NEVER;
-            conn.dirty = true;
-            core.dirty.push(id);
             if let Some(record) = core.table.record(id) {
                 record.seal();
-                record.set_standing(standing::TAKEN | standing::BOUNDARY);
             }
         }
+        // Before anything of the handler's runs: should it crash, a Close frame has to follow the reply.
+        self.flush(id);
         if let Some((code, reason)) = close {
             end_early(mailbox.as_deref());
             self.close(id, code, &reason, WS_BY_HANDLER);
@@ -340,6 +349,10 @@ impl Worker {
     pub fn reply(&self, id: u64, reply: Reply) {
         {
             let core = &mut *self.core.borrow_mut();
+            if let Some(record) = core.table.record(id) {
+                record.set_standing(standing::TAKEN);
+                record.forget_head();
+            }
             let Some(conn) = core.table.get(id) else { return };
             let out = conn.queue.get_or_insert_with(|| core.spare.take()).tail();
             out.extend_from_slice(&reply.head);

@@ -33,12 +33,18 @@ impl Worker {
     /// Hands a request over to the least loaded worker of the pool that serves it, with what was read of it.
     pub fn pass_on(&self, id: u64, handler: u16, read: &[u8]) {
         let pool = self.pool_of(handler);
-        let load =
-            |slot: usize| self.scoreboard.slot(slot).map(|slot| slot.connections.load(Ordering::Relaxed));
-        let serves =
-            |slot: usize| self.scoreboard.slot(slot).is_some_and(|slot| slot.state() == State::Running);
+        // What lies in the inbox of a worker that is starting is taken up as soon as it is ready.
+        let eagerness = |slot: usize| {
+            let slot = self.scoreboard.slot(slot)?;
+            let load = slot.connections.load(Ordering::Relaxed);
+            match slot.state() {
+                State::Running => Some((0, load)),
+                State::Starting => Some((1, load)),
+                State::Stopping | State::Empty => None,
+            }
+        };
         let slots = (0..self.config.slots()).filter(|slot| self.config.pool_of_slot(*slot).0 == pool);
-        let to = slots.filter(|slot| serves(*slot)).min_by_key(|slot| load(*slot));
+        let to = slots.filter_map(|slot| Some((eagerness(slot)?, slot))).min().map(|(_, slot)| slot);
         let Some(inlet) = to.and_then(|to| self.inboxes.get(to)).map(|inbox| inbox.inlet().as_raw_fd())
         else {
             return self.reply(id, unavailable("no worker of the pool that serves this resource is running"));

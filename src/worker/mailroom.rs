@@ -4,8 +4,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::ws_handler::raw::*;
@@ -16,6 +16,8 @@ use super::opening::{Handshake, close_body};
 use crate::ffi::host::{OwnedBytes, Payload, Reply, Task};
 use crate::proto::utf8;
 
+/// Accepted connections that a crash does not lose; further ones are cut.
+const LOBBY: usize = 256;
 /// Functions that may wait for one connection, see `ws_post`.
 const MAX_POSTS: u32 = 1024;
 
@@ -39,8 +41,8 @@ impl Parcel {
 
 /// What a thread wants of the loop. Connections are named by id.
 pub enum Command {
-    /// A connection was accepted; it is counted in the scoreboard already.
-    Accepted(Socket, Option<SocketAddr>),
+    /// A connection was accepted; it is counted in the scoreboard already, and perhaps has a place in the lobby.
+    Accepted(Socket, Option<SocketAddr>, Option<usize>),
     /// A handshake has its verdict.
     Verdict(u64),
     /// Send a message or fragment.
@@ -85,6 +87,9 @@ pub struct Mailroom {
     awake: AtomicBool,
     bell: EventFd,
     handshakes: Mutex<HashMap<u64, Arc<Handshake>>>,
+    /// Descriptors, plus 1, of connections that were accepted and are not in the table yet: a crash must not lose
+    /// them.
+    lobby: [AtomicI32; LOBBY],
     high: usize,
 }
 
@@ -97,6 +102,7 @@ impl Mailroom {
             awake: AtomicBool::new(false),
             bell: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             handshakes: Mutex::default(),
+            lobby: [const { AtomicI32::new(0) }; LOBBY],
             high,
         })
     }
@@ -110,6 +116,27 @@ impl Mailroom {
             // The counter can not overflow: the loop resets it before it is 2.
             let _ = self.bell.write(1);
         }
+    }
+
+    /// Hands over a connection that was accepted.
+    pub fn give_accepted(&self, socket: Socket, peer: Option<SocketAddr>) {
+        let mark = socket.as_raw_fd() + 1;
+        let take =
+            |place: &AtomicI32| place.compare_exchange(0, mark, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let place = self.lobby.iter().position(take);
+        self.give(Command::Accepted(socket, peer, place));
+    }
+
+    /// The connection that had this place in the lobby is in the table now, or gone.
+    pub fn leave_lobby(&self, place: Option<usize>) {
+        if let Some(place) = place.and_then(|place| self.lobby.get(place)) {
+            place.store(0, Ordering::Release);
+        }
+    }
+
+    /// Descriptors of the connections in the lobby. Async-signal-safe.
+    pub fn lobby(&self) -> impl Iterator<Item = RawFd> {
+        self.lobby.iter().map(|place| place.load(Ordering::Acquire) - 1).filter(|fd| *fd >= 0)
     }
 
     /// `ws_send` and its kin from a thread that is not the loop.

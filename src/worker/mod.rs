@@ -217,6 +217,7 @@ fn serve(start: Start) -> io::Result<()> {
     let modules = Modules::read(&loaded_files.collect::<Vec<_>>())?;
     let evidence = evidence.get(index).ok_or_else(|| io::Error::other("no such slot for evidence"))?;
     rescue::install(Kit {
+        pid: worker.pid,
         collector: Collector { modules, evidence },
         records: worker.core.borrow().table.records(),
         mailroom,

@@ -71,7 +71,8 @@ impl Shipment {
     pub unsafe fn add(&mut self, record: &Record, fd: RawFd, purpose: Purpose) -> bool {
         let parts = match purpose {
             Purpose::Resume => record.parts(),
-            Purpose::Greet | Purpose::Linger => [&[][..]; 3],
+            Purpose::Greet => [&[], &[], record.parts()[2]],
+            Purpose::Linger => [&[][..]; 3],
         };
         // SAFETY: promised by the caller.
         unsafe { self.add_parts(record, fd, purpose, parts) }
@@ -103,6 +104,16 @@ impl Shipment {
     pub unsafe fn send(&mut self, inlet: RawFd) -> io::Result<()> {
         // SAFETY: promised by the caller.
         unsafe { self.parcel.send(inlet) }
+    }
+
+    /// What is in it: descriptors, and what was to become of them. Async-signal-safe.
+    pub fn content(&self) -> impl Iterator<Item = (RawFd, Purpose)> {
+        let purpose = |header: &Header| match header.purpose {
+            1 => Purpose::Resume,
+            2 => Purpose::Greet,
+            _ => Purpose::Linger,
+        };
+        self.parcel.fds().iter().copied().zip(self.headers.iter().map(purpose))
     }
 
     /// Empties it without sending.

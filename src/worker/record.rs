@@ -24,16 +24,19 @@ pub mod standing {
     pub const MOVABLE: u32 = 1;
     /// What was sent ends at a frame boundary: a Close frame can follow.
     pub const BOUNDARY: u32 = 2;
-    /// Accepted, and nothing was read yet.
+    /// Accepted; what was read of its request is the record's head.
     pub const FRESH: u32 = 4;
     /// There is a connection.
     pub const TAKEN: u32 = 8;
+    /// Its handler decides about the request, which is the record's head; nothing was said yet.
+    pub const OPENING: u32 = 16;
 }
 
 /// One connection. All zero: no connection.
 #[repr(C, align(64))]
 pub struct Record {
-    /// See [`standing`]; changes all the time and is not under the checksum.
+    /// See [`standing`]; changes all the time and is not under the checksum: the upper half are the lower half's
+    /// bits turned over.
     standing: AtomicU32,
     /// Over everything behind it.
     checksum: u32,
@@ -191,19 +194,33 @@ impl Record {
         self.flags |= RESUMED;
     }
 
-    /// Keeps sight of the request head, which must stay where it is until the record is cleared.
+    /// Keeps sight of the request head, which must stay where it is until it is forgotten or the record cleared.
     pub fn set_head(&mut self, head: &[u8]) {
         (self.head, self.head_size) = (head.as_ptr(), u32::try_from(head.len()).unwrap_or(0));
     }
 
-    /// How the connection stands.
+    /// Loses sight of the request head, which may change or go from now on. Seals the record.
+    pub fn forget_head(&mut self) {
+        if self.head_size != 0 {
+            (self.head, self.head_size) = (std::ptr::null(), 0);
+            self.seal();
+        }
+    }
+
+    /// How the connection stands; only that there is one if that was written over.
     pub fn standing(&self) -> u32 {
-        self.standing.load(Ordering::Relaxed)
+        let word = self.standing.load(Ordering::Relaxed);
+        let standing = word & 0xffff;
+        match word {
+            0 => 0,
+            _ if word >> 16 == !standing & 0xffff => standing,
+            _ => standing::TAKEN,
+        }
     }
 
     /// Says how the connection stands.
     pub fn set_standing(&self, standing: u32) {
-        self.standing.store(standing, Ordering::Relaxed);
+        self.standing.store(standing | !standing << 16, Ordering::Relaxed);
     }
 
     /// Makes the checksums, after every change.

@@ -13,7 +13,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use nix::unistd::Pid;
 
@@ -30,14 +30,24 @@ const CRASHES: [c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SI
 const STACK: usize = 64 * 1024;
 /// How long to wait for the other threads to stop; ns.
 const STOP_TIME: u64 = 100_000_000;
+/// When to look for threads that were not told to stop; ns.
+const TELL_AGAIN: u64 = 2_000_000;
 /// How long the replacement may take to make room in the inbox; ns.
 const SEND_TIME: u64 = 5_000_000_000;
+
+/// A process that crashes within this time (ns) of its start, with no connection to blame, was perhaps brought down
+/// by one that has just moved into it.
+const YOUNG: u64 = 10_000_000_000;
+/// So many such crashes in a row, and the connections of the handler whose code it was are given up.
+const NAMELESS: u32 = 3;
 
 const CLOSE_1011: [u8; 4] = [0x88, 2, 0x03, 0xf3];
 const CLOSE_1012: [u8; 4] = [0x88, 2, 0x03, 0xf4];
 
 /// What the rescue needs, gathered while all was well.
 pub struct Kit {
+    /// The process that this is the kit of: a child that a handler forks has it, too.
+    pub pid: i32,
     /// All records.
     pub records: (NonNull<Record>, usize),
     /// What is on its way to a connection.
@@ -59,6 +69,8 @@ pub struct Kit {
 static KIT: AtomicPtr<Kit> = AtomicPtr::new(null_mut());
 /// The thread that is in the rescue; 0 for none.
 static RESCUER: AtomicI32 = AtomicI32::new(0);
+/// The connection whose handler hangs.
+static HUNG: AtomicU64 = AtomicU64::new(0);
 /// Threads that have stopped for it.
 static STOPPED: AtomicU32 = AtomicU32::new(0);
 
@@ -128,8 +140,9 @@ fn hang_signal() -> c_int {
     libc::SIGRTMIN() + 6
 }
 
-/// Has the rescue run on a thread of this process that hangs in a handler.
-pub fn bring_down(thread: Pid) {
+/// Has the rescue run on a thread of this process that hangs in a handler, called for this connection.
+pub fn bring_down(thread: Pid, conn: u64) {
+    HUNG.store(conn, Ordering::Release);
     // SAFETY: a thread that has just ended is ESRCH, nothing worse.
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.as_raw(), hang_signal()) };
 }
@@ -148,6 +161,10 @@ pub fn interrupt(thread: Pid) {
 extern "C" fn interrupted(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}
 
 extern "C" fn hung(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
+    // Between the watchdog's look and this signal the handler may have come back.
+    if place().1 != HUNG.load(Ordering::Acquire) {
+        return;
+    }
     // SAFETY: the kernel gives a valid context.
     rescue(HANG, 0, unsafe { Registers::of(context) });
     // A core dump shows where it hung.
@@ -184,32 +201,34 @@ extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
 
 /// Runs when a handler calls exit(): workers themselves leave with _exit.
 extern "C" fn exited() {
-    rescue(EXIT, 0, Registers::here());
-    // SAFETY: ends the process before destructors pull the ground from under other threads.
-    unsafe { libc::_exit(crate::exit::Exit::Internal.code()) }
+    if rescue(EXIT, 0, Registers::here()) {
+        // SAFETY: ends the process before destructors pull the ground from under other threads.
+        unsafe { libc::_exit(crate::exit::Exit::Internal.code()) }
+    }
 }
 
-/// Saves what can be saved. `signal` is [`EXIT`] or [`HANG`] where there is none.
-fn rescue(signal: c_int, address: u64, registers: Registers) {
-    // SAFETY: gettid has no preconditions.
-    let me = unsafe { libc::gettid() };
+/// Saves what can be saved; false if there is nothing. `signal` is [`EXIT`] or [`HANG`] where there is none.
+fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
+    // SAFETY: set once, to a kit that is never freed.
+    let Some(kit) = (unsafe { KIT.load(Ordering::Acquire).as_ref() }) else { return false };
+    // SAFETY: both have no preconditions.
+    let (me, pid) = unsafe { (libc::gettid(), libc::getpid()) };
+    // A child that a handler has forked dies on its own: the connections are its parent's.
+    if pid != kit.pid {
+        return false;
+    }
     match RESCUER.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {}
-        // A crash within the rescue.
-        Err(other) if other == me => return,
+        // A crash within the rescue: the process ends at once.
+        Err(other) if other == me => return true,
         // Another thread was first, and will stop this one.
         Err(_) => loop {
             // SAFETY: waits.
             unsafe { libc::pause() };
         },
     }
-    for crash in CRASHES {
-        // SAFETY: async-signal-safe; from here on a crash ends the process.
-        unsafe { libc::signal(crash, libc::SIG_DFL) };
-    }
-    // SAFETY: set once, to a kit that is never freed.
-    let Some(kit) = (unsafe { KIT.load(Ordering::Acquire).as_ref() }) else { return };
-    stop_other_threads(me);
+    // Signals keep their handlers: other threads may crash until they have been stopped, and shall wait then.
+    stop_other_threads(pid, me);
     let (callback, culprit) = place();
     let slot = Some(culprit as u32 as usize).filter(|slot| culprit != 0 && *slot < kit.records.1);
     // SAFETY: within the mapping.
@@ -225,7 +244,11 @@ fn rescue(signal: c_int, address: u64, registers: Registers) {
     // SAFETY: only one thread gets here.
     let shipment = unsafe { &mut **kit.shipment.get() };
     shipment.clear();
-    let give_up = monotonic() + SEND_TIME;
+    let now = monotonic();
+    let give_up = now + SEND_TIME;
+    let young = now.saturating_sub(kit.slot.started.load(Ordering::Relaxed)) < YOUNG;
+    let given_up = kit.slot.crash.count_nameless(culprit == 0, young) > NAMELESS;
+    let blame = Blame { culprit, handler: handler.filter(|_| given_up), all: given_up && handler.is_none() };
     let (mut moved, mut cut) = (0, 0);
     for slot in 0..kit.records.1 {
         // SAFETY: within the mapping, which is never unmapped; all other threads have stopped.
@@ -235,7 +258,7 @@ fn rescue(signal: c_int, address: u64, registers: Registers) {
             continue;
         }
         let id = u64::from(record.generation) << 32 | slot as u64;
-        let Some(purpose) = decide(kit, record, stands, id, culprit) else {
+        let Some(purpose) = decide(kit, record, stands, id, &blame) else {
             cut += 1;
             continue;
         };
@@ -246,26 +269,70 @@ fn rescue(signal: c_int, address: u64, registers: Registers) {
         // SAFETY: nothing changes the records any more, and the descriptors stay open.
         unsafe {
             if !shipment.add(record, record.fd, purpose) {
-                send(kit, shipment, give_up);
+                let lost = send(kit, shipment, give_up);
+                (moved, cut) = (moved - lost.min(moved), cut + lost);
                 shipment.add(record, record.fd, purpose);
             }
         }
     }
+    for fd in kit.mailroom.lobby() {
+        if !is_unlisted(kit, fd) {
+            continue;
+        }
+        moved += 1;
+        // SAFETY: as above; the record of a connection to greet does not matter, only that it can be read.
+        unsafe {
+            let any = kit.records.0.as_ref();
+            if !shipment.add_greeting(any, fd, &[]) {
+                let lost = send(kit, shipment, give_up);
+                (moved, cut) = (moved - lost.min(moved), cut + lost);
+                shipment.add_greeting(any, fd, &[]);
+            }
+        }
+    }
     // SAFETY: as above.
-    unsafe { send(kit, shipment, give_up) };
-    kit.slot.crash.note_result(moved, cut);
+    let lost = unsafe { send(kit, shipment, give_up) };
+    kit.slot.crash.note_result(moved - lost.min(moved), cut + lost);
+    // Writing a core dump takes its time: nobody shall wait for the end of a connection until then.
+    // SAFETY: nothing in this process uses a descriptor any more, but for the standard streams.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+    true
+}
+
+/// Whether a connection that was accepted is open and not in the table.
+fn is_unlisted(kit: &Kit, fd: RawFd) -> bool {
+    let listed = (0..kit.records.1).any(|slot| {
+        // SAFETY: within the mapping, which is never unmapped; all other threads have stopped.
+        let record = unsafe { kit.records.0.add(slot).as_ref() };
+        record.standing() != 0 && record.fd == fd
+    });
+    // SAFETY: asks for a flag of whatever it is.
+    !listed && unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0
+}
+
+/// Who does not go on.
+struct Blame {
+    /// The connection whose callback crashed; 0: none.
+    culprit: u64,
+    /// A handler of which it is not known which connection brings it down, again and again.
+    handler: Option<u16>,
+    /// Not even the handler is known.
+    all: bool,
 }
 
 /// What to do with a connection; `None`: it is cut when the process ends. Says the last word to those that can
 /// not go on.
-fn decide(kit: &Kit, record: &Record, stands: u32, id: u64, culprit: u64) -> Option<Purpose> {
+fn decide(kit: &Kit, record: &Record, stands: u32, id: u64, blame: &Blame) -> Option<Purpose> {
     if !record.is_intact() {
         return None;
     }
-    if id == culprit {
+    if id == blame.culprit {
         return farewell(record, stands, &CLOSE_1011);
     }
-    if stands & standing::FRESH != 0 {
+    if blame.all || blame.handler == Some(record.handler) {
+        return farewell(record, stands, &CLOSE_1012);
+    }
+    if stands & (standing::FRESH | standing::OPENING) != 0 {
         return Some(Purpose::Greet);
     }
     if stands & standing::MOVABLE != 0 && kit.mailroom.buffered(id) == 0 {
@@ -278,24 +345,35 @@ fn farewell(record: &Record, stands: u32, close: &[u8]) -> Option<Purpose> {
     if stands & standing::BOUNDARY == 0 {
         return None;
     }
-    // SAFETY: a live buffer; the descriptor is the connection's.
-    let sent = unsafe {
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        let sent = libc::send(record.fd, close.as_ptr().cast(), close.len(), flags);
-        libc::shutdown(record.fd, libc::SHUT_WR);
-        sent
-    };
+    // SAFETY: the descriptor is the connection's.
+    let said = unsafe { say(record.fd, close) };
     // The replacement waits for the peer's end, so that no reset overtakes the Close frame.
-    (sent == close.len() as isize).then_some(Purpose::Linger)
+    said.then_some(Purpose::Linger)
 }
 
+/// Sends the last frame, and nothing after; false if it could not be sent.
+///
+/// # Safety
+/// `fd` must be a connection's that nobody else uses.
+unsafe fn say(fd: RawFd, close: &[u8]) -> bool {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: a live buffer, and promised by the caller.
+    unsafe {
+        let sent = libc::send(fd, close.as_ptr().cast(), close.len(), flags);
+        libc::shutdown(fd, libc::SHUT_WR);
+        sent == close.len() as isize
+    }
+}
+
+/// Returns how many connections could not be sent: those are told to connect again.
+///
 /// # Safety
 /// As for `Shipment::send`.
-unsafe fn send(kit: &Kit, shipment: &mut Shipment, give_up: u64) {
+unsafe fn send(kit: &Kit, shipment: &mut Shipment, give_up: u64) -> u32 {
     loop {
         // SAFETY: promised by the caller.
         match unsafe { shipment.send(kit.inlet) } {
-            Ok(()) => return,
+            Ok(()) => return 0,
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
             // The inbox is full, or too many descriptors are in flight: until the replacement has taken some out.
             Err(error)
@@ -308,49 +386,63 @@ unsafe fn send(kit: &Kit, shipment: &mut Shipment, give_up: u64) {
                 // SAFETY: one live pollfd.
                 unsafe { libc::poll(&mut fd, 1, 10) };
             }
-            Err(_) => return shipment.clear(),
+            Err(_) => {
+                let mut lost = 0;
+                for (fd, purpose) in shipment.content() {
+                    if purpose == Purpose::Resume {
+                        // SAFETY: a live buffer; the descriptor is the connection's, between two messages.
+                        unsafe { say(fd, &CLOSE_1012) };
+                    }
+                    lost += u32::from(purpose != Purpose::Linger);
+                }
+                shipment.clear();
+                return lost;
+            }
         }
     }
 }
 
 /// Stops all threads but this one, also those that handlers made. Gives up after a while: a thread that has
 /// blocked the signal goes on.
-fn stop_other_threads(me: i32) {
-    // SAFETY: getpid has no preconditions.
-    let pid = unsafe { libc::getpid() };
+fn stop_other_threads(pid: i32, me: i32) {
     let give_up = monotonic() + STOP_TIME;
-    let mut told = 0;
+    let mut told_at = 0;
     loop {
-        let found = each_thread(|tid, index| {
-            // Threads are listed in the order of their making: those up to `told` have been told.
-            if tid != me && index >= told {
-                // SAFETY: a thread that has just ended is ESRCH, nothing worse.
-                unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, stop_signal()) };
+        let now = monotonic();
+        // Again and again: threads begin and end meanwhile. One that has stopped keeps the signal waiting.
+        let tell = now - told_at > TELL_AGAIN;
+        let mut others = 0;
+        each_thread(|tid| {
+            if tid != me {
+                others += 1;
+                if tell {
+                    // SAFETY: a thread that has just ended is ESRCH, nothing worse.
+                    unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, stop_signal()) };
+                }
             }
         });
-        let new = found > told;
-        told = told.max(found);
-        while STOPPED.load(Ordering::Acquire) + 1 < found as u32 && monotonic() < give_up {
-            let pause = libc::timespec { tv_sec: 0, tv_nsec: 50_000 };
-            // SAFETY: a live timespec.
-            unsafe { libc::nanosleep(&pause, null_mut()) };
-        }
-        if !new || monotonic() >= give_up {
+        // None runs that could begin another.
+        if STOPPED.load(Ordering::Acquire) >= others || now >= give_up {
             return;
         }
+        if tell {
+            told_at = now;
+        }
+        let pause = libc::timespec { tv_sec: 0, tv_nsec: 50_000 };
+        // SAFETY: a live timespec.
+        unsafe { libc::nanosleep(&pause, null_mut()) };
     }
 }
 
-/// Calls with each thread's id and its place in the list; returns how many there are.
-fn each_thread(mut call: impl FnMut(i32, usize)) -> usize {
+/// Calls with each thread's id.
+fn each_thread(mut call: impl FnMut(i32)) {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
     // SAFETY: open(2) is async-signal-safe; the path ends in NUL.
     let dir = unsafe { libc::open(c"/proc/self/task".as_ptr(), flags) };
     if dir < 0 {
-        return 0;
+        return;
     }
     let mut buffer = [0_u8; 4096];
-    let mut count = 0;
     loop {
         // SAFETY: a live buffer of that size.
         let size = unsafe { libc::syscall(libc::SYS_getdents64, dir, buffer.as_mut_ptr(), buffer.len()) };
@@ -367,13 +459,11 @@ fn each_thread(mut call: impl FnMut(i32, usize)) -> usize {
             let tid =
                 digits.fold(0_i32, |tid, digit| tid.wrapping_mul(10).wrapping_add(i32::from(digit - b'0')));
             if tid != 0 {
-                call(tid, count);
-                count += 1;
+                call(tid);
             }
             at += length.max(1);
         }
     }
     // SAFETY: our own descriptor.
     unsafe { libc::close(dir) };
-    count
 }

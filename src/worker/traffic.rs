@@ -46,6 +46,9 @@ impl Worker {
             if let Some(record) = core.table.record(id) {
                 // Until all that is read now is processed the connection can not move.
                 record.set_standing(record.standing() & !(standing::MOVABLE | standing::FRESH));
+                if matches!(next, Next::Head) {
+                    record.forget_head();
+                }
             }
             let Some(conn) = core.table.get(id) else { return };
             ((&conn.socket).read(&mut buffer[..room]), next)
@@ -55,7 +58,10 @@ impl Worker {
             (Ok(count), Next::Head) => self.read_head(id, &buffer[..count]),
             (Ok(count), Next::Messages) => self.process(id, buffer, count),
             (Ok(_), Next::Nothing) => {}
-            (Err(error), _) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            // Nothing to read after all: it stands as it did.
+            (Err(error), _) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                self.flush(id)
+            }
             (Err(_), _) => self.lost(id),
         }
     }
@@ -208,6 +214,10 @@ impl Worker {
         let mut writable = None;
         {
             let core = &mut *self.core.borrow_mut();
+            if let Some(record) = core.table.record(id) {
+                // While it is being written to, on a crash of another thread nothing can be said.
+                record.set_standing(standing::TAKEN);
+            }
             let Some(conn) = core.table.get(id) else { return };
             conn.dirty = false;
             let mut progress = false;
@@ -315,6 +325,8 @@ impl Worker {
 
     /// What another thread sends.
     pub fn send_parcel(&self, id: u64, kind: u32, parcel: Parcel, flags: u32) {
+        // From the count of what is on its way to the list of those that can not move, without a gap.
+        Self::mark_dirty(&mut self.core.borrow_mut(), id);
         self.mailroom.count_queued(id, parcel.bytes().len(), 0);
         let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
         let trusted = !how.more && kind == WS_TEXT;
@@ -342,6 +354,7 @@ impl Worker {
 
     /// A Ping from another thread.
     pub fn send_ping_for_thread(&self, id: u64, payload: &[u8]) {
+        Self::mark_dirty(&mut self.core.borrow_mut(), id);
         self.mailroom.count_queued(id, payload.len(), 0);
         self.send_ping(id, payload);
     }
@@ -453,7 +466,8 @@ fn standing_of(conn: &Conn) -> u32 {
     let boundary = conn.queue.as_ref().is_none_or(|queue| queue.is_at_start());
     let movable = conn.queue.is_none() && conn.unread.is_none();
     match &conn.phase {
-        Phase::Head(bytes) if bytes.is_empty() => standing::TAKEN | standing::FRESH,
+        Phase::Head(_) => standing::TAKEN | standing::FRESH,
+        Phase::Opening(..) if conn.unread.is_none() => standing::TAKEN | standing::OPENING,
         Phase::Open(open) if !open.over && open.proto.close_sent().is_none() => {
             let movable = movable && open.proto.is_movable() && open.mailbox.is_none();
             standing::TAKEN

@@ -88,7 +88,7 @@ impl Watchdog {
         log::error!(
             "{name}: {callback} for connection {conn:x} has not come back for {limit:?}: brought down"
         );
-        rescue::bring_down(thread);
+        rescue::bring_down(thread, conn);
         // The rescue stops this thread too; if the signal is blocked there is no more to do than to try again.
         std::thread::sleep(Duration::from_secs(1));
     }

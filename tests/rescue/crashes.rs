@@ -2,7 +2,7 @@
 
 use crate::client::Raw;
 use crate::crowd::{Crowd, End, Habits, SMALL_TALK};
-use crate::{HANDLERS, WAYS, crash, logged, serve};
+use crate::{HANDLERS, WAYS, crash, logged, serve, stop};
 
 /// Crashes in all ways in turn, `count` times; after each the whole crowd has to be served.
 #[track_caller]
@@ -22,7 +22,7 @@ fn a_crash_in_each_way_ends_one_connection_of_a_thousand() {
     let crowd = Crowd::gather(&server.address(), "/echo", 1000, SMALL_TALK);
     crash_beside(&crowd, &server, &WAYS, 20);
     drop(crowd);
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn under_load_those_that_end_were_in_the_middle_of_a_message_and_are_told_so() {
     println!("{} of {CLIENTS} clients, 20 with large messages, ended in 10 crashes", ends.len());
     assert!(ends.len() < CLIENTS / 20, "some of the large ones went on: {ends:?}");
     drop(crowd);
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn a_crash_on_a_blocking_thread_moves_the_others() {
         assert_eq!(crowd.ends(), [], "after {way}");
     }
     drop(crowd);
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn a_crash_on_a_thread_that_the_handler_made_ends_nobody() {
         assert_eq!(crowd.ends(), [], "after {way}");
     }
     drop(crowd);
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn other_blocking_connections_get_1012_idle_or_busy() {
         end.expect_close(1012);
         end.expect_end();
     }
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -131,5 +131,5 @@ fn each_callback_is_attributed() {
         }
         server.says(&format!("in {name} of crash"));
     }
-    server.stop();
+    stop(&mut server);
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::client::Raw;
 use crate::crowd::{Crowd, SMALL_TALK};
-use crate::serve;
+use crate::{serve, stop};
 
 #[test]
 fn a_handler_that_hangs_is_named_and_ended_and_the_others_go_on() {
@@ -22,7 +22,7 @@ fn a_handler_that_hangs_is_named_and_ended_and_the_others_go_on() {
         assert_eq!(log.matches("did not come back in on_message of loop").count(), count + 1, "{log}");
     }
     drop(crowd);
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn while_one_worker_hangs_the_other_serves_without_delay() {
     assert!((4..=6).contains(&prompt), "{prompt} of 10 were answered while one of two workers hung");
     culprit.expect_close(1011);
     clients.iter_mut().for_each(|client| assert_eq!(client.next_text(), "now?"));
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -63,5 +63,5 @@ fn a_blocking_handler_that_hangs_is_ended_and_one_that_waits_in_a_call_is_not() 
     waiting.expect_close(1012);
     assert_eq!(event.ask("still"), "still");
     server.says("everything_blocking: its thread for connection ");
-    server.stop();
+    stop(&mut server);
 }

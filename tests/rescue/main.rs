@@ -50,7 +50,7 @@ fn serve(handlers: &[&str], args: &[&str]) -> (Server, Dir) {
 }
 
 /// Crashes are wanted here.
-const QUARANTINE_OFF: [&str; 0] = [];
+const QUARANTINE_OFF: [&str; 2] = ["--quarantine-deaths", "0"];
 
 /// One connection crashes its worker, and ends with 1011.
 #[track_caller]
@@ -64,4 +64,14 @@ fn crash(server: &Server, resource: &str, text: &str) {
 /// How often this stands in the log.
 fn logged(server: &Server, text: &str) -> usize {
     server.log().matches(text).count()
+}
+
+/// Stops the server, and asserts that all ends well but for what was crashed: exit code 0, no process left.
+#[track_caller]
+fn stop(server: &mut Server) {
+    let workers = server.workers();
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    assert!(workers.iter().all(|pid| !daemon::is_alive(*pid)), "workers are left");
+    assert_eq!(logged(server, "] died of"), 0, "{}", server.log());
 }

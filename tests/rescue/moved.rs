@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tungstenite::Message;
 
 use crate::client::{Raw, ask, connect_with};
-use crate::{crash, serve};
+use crate::{crash, serve, stop};
 
 #[test]
 fn all_that_is_known_of_a_connection_comes_along() {
@@ -54,7 +54,7 @@ fn all_that_is_known_of_a_connection_comes_along() {
         client.close(None).unwrap();
         assert_eq!(crate::client::close_of(&mut client).0, 1005);
     }
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn tungstenite_finds_nothing_wrong_with_a_connection_that_moves() {
         client.close(None).unwrap();
         assert_eq!(crate::client::close_of(client).0, 1005);
     }
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -102,5 +102,5 @@ fn bytes_of_a_message_that_was_read_in_part_are_not_lost_in_silence() {
         client.expect_end();
     }
     assert_eq!(unread.ask("still"), "still");
-    server.stop();
+    stop(&mut server);
 }

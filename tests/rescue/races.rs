@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use crate::client::{CLOSE, Raw, UPGRADE};
 use crate::crowd::{Crowd, SMALL_TALK};
 use crate::daemon::{PATIENCE, Server, until};
-use crate::{crash, logged, serve};
+use crate::{crash, logged, serve, stop};
 
 /// Zeros in frames of 10,000, to the end of the connection; the code of the Close frame that came last.
 fn zeros_and_close(client: &mut Raw) -> Option<u16> {
@@ -43,7 +43,7 @@ fn threads_that_crash_at_once() {
         assert_eq!(crowd.ends(), []);
     }
     drop(crowd);
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn a_thread_that_hears_no_signal_does_not_stop_the_rescue() {
     assert_eq!(crowd.served().clients, 100);
     assert_eq!(crowd.ends(), []);
     drop(crowd);
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn a_child_of_a_handler_may_die_as_it_likes() {
     assert_eq!(client.ask("still"), "still");
     assert_eq!(logged(&server, "crashed"), 0);
     drop(crowd);
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn nothing_is_said_in_the_middle_of_a_frame() {
     assert!(bytes.len() > 10 && bytes.len() < 20_000_000, "{} bytes", bytes.len());
     assert_eq!(bytes[..2], [0x82, 127]);
     assert!(bytes[10..].iter().all(|byte| *byte == 0), "a Close frame within another");
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -96,16 +96,19 @@ fn a_slow_reader_gets_1012_or_is_cut_and_never_a_torn_frame() {
         for client in &mut slow {
             assert_eq!(client.ask("join"), "join");
         }
-        // Its own queues are full by now, and stay so.
+        // From here on nobody reads for a while, and all queues are full.
         slow[0].text("shout 9000000 none");
-        slow[0].text("done");
         let mut culprit = Raw::open(&server.address(), "/rescue");
         culprit.text(&format!("shout {size} null"));
+        let readers: Vec<_> = slow
+            .into_iter()
+            .map(|mut client| std::thread::spawn(move || zeros_and_close(&mut client)))
+            .collect();
         culprit.expect_close(1011);
-        let codes: Vec<_> = slow.iter_mut().map(zeros_and_close).collect();
+        let codes: Vec<_> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
         assert!(codes.iter().all(|code| matches!(code, None | Some(1012))), "{codes:?}");
         assert_eq!(bystander.ask("still"), "still");
-        server.stop();
+        stop(&mut server);
     }
 }
 
@@ -140,7 +143,7 @@ fn a_damaged_record_is_not_adopted() {
         left += 1;
     }
     assert!((1..59).contains(&left), "{left} of 59 went on");
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -157,7 +160,7 @@ fn a_crash_in_on_open_of_a_moved_connection_costs_that_one() {
     assert_eq!(crowd.ends(), []);
     assert_eq!(logged(&server, " crashed: "), 6);
     drop(crowd);
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -174,7 +177,7 @@ fn a_connection_whose_arrival_kills_without_a_name_is_given_up() {
     assert!(logged(&server, " crashed: ") < 10, "{}", server.log());
     let mut later = Raw::open(&server.address(), "/rescue");
     assert_eq!(later.ask("still"), "still");
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -198,7 +201,7 @@ fn both_workers_crash_at_once() {
         assert_eq!(crowd.ends(), []);
     }
     drop(crowd);
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -219,20 +222,20 @@ fn connections_in_the_opening_handshake_go_on() {
     for client in [&mut silent, &mut half, &mut late, &mut open] {
         assert_eq!(client.ask("still"), "still");
     }
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
 fn connections_that_arrive_during_a_crash_are_served() {
     let (mut server, _dir) = serve(&["crash", "echo"], &["--workers", "2"]);
-    let stop = AtomicBool::new(false);
+    let enough = AtomicBool::new(false);
     let address = server.address();
     std::thread::scope(|scope| {
         let arrivals: Vec<_> = (0..4)
             .map(|_| {
                 scope.spawn(|| {
                     let mut served = 0;
-                    while !stop.load(Ordering::Relaxed) {
+                    while !enough.load(Ordering::Relaxed) {
                         let mut client = Raw::open(&address, "/echo");
                         assert_eq!(client.ask("served"), "served", "after {served}");
                         served += 1;
@@ -247,12 +250,12 @@ fn connections_that_arrive_during_a_crash_are_served() {
             }
         };
         let crashed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(crashes));
-        stop.store(true, Ordering::Relaxed);
+        enough.store(true, Ordering::Relaxed);
         crashed.unwrap();
         let served: u32 = arrivals.into_iter().map(|thread| thread.join().unwrap()).sum();
         println!("{served} connections were served during 25 crashes");
     });
-    server.stop();
+    stop(&mut server);
 }
 
 #[test]
@@ -319,7 +322,7 @@ fn a_crash_signal_from_outside_ends_nobody() {
         assert_eq!(crowd.ends().len(), 0, "{signal}");
     }
     drop(crowd);
-    server.stop();
+    stop(&mut server);
 }
 
 #[allow(dead_code)]

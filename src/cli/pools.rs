@@ -1,0 +1,476 @@
+//! The tables `[handler."/RESOURCE"]` and `[pool.NAME]` of the configuration file: which pool of workers serves which
+//! resource, what these workers may do, and the handlers' own settings. Users and groups are looked up here, once.
+
+use std::collections::BTreeMap;
+
+use clap::{CommandFactory, Parser, value_parser};
+use nix::unistd::{Gid, Group, Uid, User, geteuid};
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
+
+use super::file::{self, Entry, File};
+use super::value::{Time, count, memory, time};
+use crate::config::{Config, Pool, RESERVED_DESCRIPTORS};
+
+/// The most workers of all pools together.
+pub const MAX_WORKERS: usize = 1024;
+/// The pool that needs no table.
+const DEFAULT: &str = "default";
+/// The keys that are tables.
+const TABLES: [&str; 2] = ["handler", "pool"];
+/// The table in a handler's table.
+const SETTINGS: &str = "settings";
+
+/// `[handler."/RESOURCE"]`
+#[derive(Debug, Parser)]
+#[command(name = "handler", disable_help_flag = true)]
+struct HandlerTable {
+    /// Whose workers run the handler: shared (those of the server) or pool
+    #[arg(long, value_name = "ISOLATION", default_value = "shared", value_parser = isolation)]
+    isolation: Isolation,
+    /// The pool [default: one named after the resource]
+    #[arg(long, value_name = "NAME", value_parser = pool_name)]
+    pool: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Isolation {
+    Shared,
+    Pool,
+}
+
+/// `[pool.NAME]`
+#[derive(Debug, Parser)]
+#[command(name = "pool", disable_help_flag = true)]
+struct PoolTable {
+    /// Number of worker processes
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = count::<usize>(MAX_WORKERS as u64))]
+    workers: usize,
+    /// Who they run as [default: as the server]
+    #[arg(long, value_name = "USER", value_parser = user)]
+    user: Option<Account>,
+    /// Their only group [default: that of the user]
+    #[arg(long, value_name = "GROUP", value_parser = group)]
+    group: Option<Gid>,
+    /// Added to the nice value of the server
+    #[arg(long, value_name = "NICE", default_value_t = 0, value_parser = nice)]
+    nice: i32,
+    /// Address space of each [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    max_memory: Option<u64>,
+    /// Open files of each [default: as the server]
+    #[arg(long, value_name = "COUNT", value_parser = value_parser!(u64).range(RESERVED_DESCRIPTORS + 1..=10_000_000))]
+    max_files: Option<u64>,
+    /// Processor time of each, after which it is killed [default: no limit]
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    max_cpu: Option<Time>,
+}
+
+/// The commands whose options are the keys of these tables.
+pub fn commands() -> [clap::Command; 2] {
+    [HandlerTable::command(), PoolTable::command()]
+}
+
+/// The entries of the file that are not in a table.
+pub fn outside<'t, 'f>(document: &'t DeTable<'f>) -> impl Iterator<Item = Entry<'t, 'f>> {
+    document.iter().filter(|(key, _)| !TABLES.contains(&&**key.get_ref()))
+}
+
+/// Reads the tables into the configuration.
+pub fn read(file: &File, document: &DeTable<'_>, config: &mut Config) -> Result<(), String> {
+    let mut pools = BTreeMap::new();
+    for (name, table) in file.tables(document, "pool")? {
+        let place = file.place(name.span(), &format!("pool.\"{}\"", name.get_ref()));
+        pool_name(name.get_ref()).map_err(|expected| format!("{place}: {expected}"))?;
+        pools.insert(name.get_ref().to_string(), (place, pool(file, name.get_ref(), table)?));
+    }
+    for (resource, table) in file.tables(document, "handler")? {
+        let settings = handler(file, resource, table, &pools, config)?;
+        config.settings.insert(resource.get_ref().to_string(), settings);
+    }
+    if let Some((place, _)) = pools.iter().find(|(name, _)| config.pool(name).is_none()).map(|(_, pool)| pool)
+    {
+        return Err(format!("{place}: expected a handler with isolation = \"pool\" for this pool"));
+    }
+    match config.slots() {
+        0..=MAX_WORKERS => Ok(()),
+        all => {
+            Err(format!("{}: expected at most {MAX_WORKERS} workers in all pools, not {all}", file.name()))
+        }
+    }
+}
+
+/// What the table of a handler says goes into the configuration; returns the handler's own settings.
+fn handler(
+    file: &File,
+    resource: &Spanned<DeString<'_>>,
+    table: &DeTable<'_>,
+    pools: &BTreeMap<String, (String, Pool)>,
+    config: &mut Config,
+) -> Result<Vec<(String, String)>, String> {
+    let place = file.place(resource.span(), &format!("handler.\"{}\"", resource.get_ref()));
+    let resource: &str = resource.get_ref();
+    let Some(own_name) = resource.strip_prefix('/') else {
+        return Err(format!("{place}: expected a resource, which begins with /"));
+    };
+    let keys = table.iter().filter(|(key, _)| key.get_ref() != SETTINGS);
+    let (found, keys) = file.structure::<HandlerTable>(keys)?;
+    let number = match (found.isolation, &found.pool) {
+        (Isolation::Shared, None) => 0,
+        (Isolation::Shared, Some(_)) => {
+            let place = place_of(&keys, "pool").unwrap_or(&place);
+            return Err(format!("{place}: expected isolation = \"pool\" beside it"));
+        }
+        (Isolation::Pool, Some(name)) if !pools.contains_key(name) => {
+            let place = place_of(&keys, "pool").unwrap_or(&place);
+            return Err(format!("{place} = \"{name}\": expected a table [pool.\"{name}\"]"));
+        }
+        (Isolation::Pool, name) => {
+            let name = name.as_deref().unwrap_or(own_name);
+            pool_name(name).map_err(|expected| format!("{place}: its pool {name:?}: {expected}"))?;
+            let new = || pools.get(name).map_or_else(|| Pool::new(name, 1), |(_, pool)| pool.clone());
+            config.pool(name).unwrap_or_else(|| {
+                config.pools.push(new());
+                config.pools.len() - 1
+            })
+        }
+    };
+    config.isolation.insert(resource.to_owned(), number);
+    match table.get(SETTINGS) {
+        None => Ok(Vec::new()),
+        Some(value) => settings(file, file.table(SETTINGS, value, "a table")?),
+    }
+}
+
+/// The settings of a handler, sorted by key.
+fn settings(file: &File, table: &DeTable<'_>) -> Result<Vec<(String, String)>, String> {
+    let texts = table.iter().map(|(key, value)| {
+        let text = match value.get_ref() {
+            DeValue::String(text) => text.to_string(),
+            DeValue::Integer(number) => file::decimal(number),
+            DeValue::Boolean(is_on) => is_on.to_string(),
+            _ => {
+                let place = file.place(value.span(), key.get_ref());
+                let kind = file::kind(value);
+                return Err(format!("{place}: expected a string, an integer or a boolean, not {kind}"));
+            }
+        };
+        Ok((key.get_ref().to_string(), text))
+    });
+    texts.collect()
+}
+
+fn pool(file: &File, name: &str, table: &DeTable<'_>) -> Result<Pool, String> {
+    let (found, keys) = file.structure::<PoolTable>(table.iter())?;
+    let group = match (&found.user, found.group) {
+        (Some(Account { primary: None, uid }), None) => {
+            let place = place_of(&keys, "user").unwrap_or_default();
+            return Err(format!(
+                "{place}: expected a group beside it, as no user is known by the number {uid}"
+            ));
+        }
+        (Some(account), None) => account.primary,
+        (_, group) => group,
+    };
+    Ok(Pool {
+        name: name.to_owned(),
+        workers: found.workers,
+        user: found.user.map(|account| account.uid),
+        group,
+        nice: found.nice,
+        max_memory: found.max_memory,
+        max_files: found.max_files,
+        max_cpu: found.max_cpu.map(|time| time / NANOSECONDS),
+    })
+}
+
+fn place_of<'a>(settings: &'a [file::Setting], id: &str) -> Option<&'a str> {
+    settings.iter().find(|setting| setting.id == id).map(|setting| setting.place.as_str())
+}
+
+fn isolation(text: &str) -> Result<Isolation, String> {
+    match text {
+        "shared" => Ok(Isolation::Shared),
+        "pool" => Ok(Isolation::Pool),
+        "connection" => Err("not available yet, expected \"shared\" or \"pool\"".to_owned()),
+        _ => Err("expected \"shared\" or \"pool\"".to_owned()),
+    }
+}
+
+/// A name is seen in titles and logs, and may be a resource without its first `/`.
+fn pool_name(text: &str) -> Result<String, String> {
+    let is_fit = |c: char| c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@/".contains(c);
+    match text {
+        DEFAULT => Err(format!("expected another name: {DEFAULT} is the pool of all other handlers")),
+        name if !name.is_empty() && !name.starts_with('/') && name.chars().all(is_fit) => Ok(name.to_owned()),
+        _ => {
+            Err("expected a name of letters, digits and -._~!$&'()*+,;=:@/ that does not begin with /"
+                .to_owned())
+        }
+    }
+}
+
+/// A user.
+#[derive(Clone, Copy, Debug)]
+struct Account {
+    uid: Uid,
+    /// The user's group, if the system knows the user.
+    primary: Option<Gid>,
+}
+
+fn user(text: &str) -> Result<Account, String> {
+    must_be_root("another user")?;
+    let account = |user: User| Account { uid: user.uid, primary: Some(user.gid) };
+    let failed = |error: nix::Error| format!("{error}; expected the name or number of a user");
+    match id(text) {
+        Some(number) => {
+            let uid = Uid::from_raw(number);
+            let known = User::from_uid(uid).map_err(failed)?;
+            Ok(known.map_or(Account { uid, primary: None }, account))
+        }
+        None => {
+            let known = User::from_name(text).map_err(failed)?;
+            known.map(account).ok_or_else(|| "expected the name or number of a user".to_owned())
+        }
+    }
+}
+
+fn group(text: &str) -> Result<Gid, String> {
+    must_be_root("another group")?;
+    if let Some(number) = id(text) {
+        return Ok(Gid::from_raw(number));
+    }
+    let expected = "expected the name or number of a group";
+    let known = Group::from_name(text).map_err(|error| format!("{error}; {expected}"))?;
+    known.map(|group| group.gid).ok_or_else(|| expected.to_owned())
+}
+
+/// The number of a user or group; the largest is no number to the kernel, but "leave as it is".
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|number| *number != u32::MAX)
+}
+
+fn nice(text: &str) -> Result<i32, String> {
+    let number = text.parse().ok().filter(|number| (-20..=19).contains(number));
+    let number = number.ok_or_else(|| "expected a number from -20 to 19".to_owned())?;
+    if number < 0 {
+        must_be_root("a nice value below that of the server")?;
+    }
+    Ok(number)
+}
+
+fn must_be_root(for_this: &str) -> Result<(), String> {
+    match geteuid().is_root() {
+        true => Ok(()),
+        false => Err(format!("expected to be root: nobody else can give workers {for_this}")),
+    }
+}
+
+/// A time in ns that is a number of seconds.
+fn seconds(text: &str) -> Result<Time, String> {
+    let time = time(text)?;
+    match time % NANOSECONDS {
+        0 => Ok(time),
+        _ => Err("expected whole seconds".to_owned()),
+    }
+}
+
+/// In a second.
+const NANOSECONDS: u64 = 1_000_000_000;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::cli::file::tests::{config, fails};
+
+    /// Names and workers of all pools.
+    fn pools(config: &Config) -> Vec<(&str, usize)> {
+        config.pools.iter().map(|pool| (pool.name.as_str(), pool.workers)).collect()
+    }
+
+    #[test]
+    fn without_tables_there_is_the_default_pool() {
+        for config in [config("workers = 3", &[]).unwrap(), config("", &["--workers=3"]).unwrap()] {
+            assert_eq!(config.pools, [Pool::new("default", 3)]);
+            assert_eq!((config.workers, config.slots(), config.pool_of("/x")), (3, 3, 0));
+        }
+    }
+
+    #[test]
+    fn pools_have_a_name_or_that_of_the_resource() {
+        let text = r#"
+            workers = 2
+            [handler."/a/b"]
+            isolation = "pool"
+            [handler."/c"]
+            isolation = "pool"
+            pool = "slow"
+            [handler."/d"]
+            isolation = "pool"
+            pool = "slow"
+            [handler."/e"]
+            isolation = "shared"
+            [handler."/f"]
+            [handler."/g"]
+            isolation = "pool"
+            [pool.slow]
+            workers = 3
+            [pool.g]
+            nice = 19
+        "#;
+        let config = config(text, &[]).unwrap();
+        assert_eq!(pools(&config), [("default", 2), ("a/b", 1), ("slow", 3), ("g", 1)]);
+        let pool_of = ["/a/b", "/c", "/d", "/e", "/f", "/g", "/x"].map(|resource| config.pool_of(resource));
+        assert_eq!(pool_of, [1, 2, 2, 0, 0, 3, 0]);
+        assert_eq!(config.pools[3].nice, 19);
+        let named: Vec<&str> = config.isolation.keys().map(String::as_str).collect();
+        assert_eq!(named, ["/a/b", "/c", "/d", "/e", "/f", "/g"], "those without effect, too");
+    }
+
+    #[test]
+    fn slots_are_numbered_pool_by_pool() {
+        let text = "[handler.'/a']\nisolation = 'pool'\n[handler.'/b']\nisolation = 'pool'\n\
+                    [pool.b]\nworkers = 2\n";
+        let config = config(text, &["--workers", "2"]).unwrap();
+        assert_eq!(config.slots(), 5);
+        let places: Vec<_> = (0..5).map(|slot| config.pool_of_slot(slot)).collect();
+        assert_eq!(places, [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)]);
+    }
+
+    /// A file with a pool that has these keys in line 4.
+    fn pool_with(keys: &str) -> String {
+        format!("[handler.'/a']\nisolation = 'pool'\n[pool.a]\n{keys}\n")
+    }
+
+    #[test]
+    fn limits_of_a_pool() {
+        let text = pool_with("max_memory = '4G'\nmax_files = 65\nmax_cpu = '2m'\nnice = 1\nworkers = 1024");
+        let error = config(&text, &["--workers=1"]).unwrap_err();
+        assert_eq!(error, "w.conf: expected at most 1024 workers in all pools, not 1025");
+        let config = config(&text.replace("1024", "1023"), &["--workers=1"]).unwrap();
+        let limits = Pool {
+            nice: 1,
+            max_memory: Some(4 << 30),
+            max_files: Some(65),
+            max_cpu: Some(120),
+            ..Pool::new("a", 1023)
+        };
+        assert_eq!(config.pools[1], limits);
+    }
+
+    #[test]
+    fn limits_that_are_wrong() {
+        for (line, expected) in [
+            ("max_memory = '2000G'", "expected at most 1024G"),
+            ("max_memory = 0", "expected a size above 0"),
+            ("max_files = 64", "64 is not in 65..=10000000"),
+            ("max_cpu = '1500ms'", "expected whole seconds"),
+            ("max_cpu = 0", "expected a time above 0: this limit can not be off"),
+            ("nice = 20", "expected a number from -20 to 19"),
+            ("workers = 0", "0 is not in 1..=1024"),
+        ] {
+            fails(&pool_with(line), &format!("w.conf:4: {line}: {expected}"));
+        }
+        let keys = "workers, user, group, nice, max_memory, max_files, max_cpu";
+        fails(
+            &pool_with("memory = 1"),
+            &format!("w.conf:4: memory: there is no such key, expected one of {keys}"),
+        );
+        fails(&pool_with("nice = '1'"), "w.conf:4: nice: expected an integer, not a string");
+    }
+
+    #[test]
+    fn users_and_groups_by_name_and_number() {
+        let root = |keys: &str| config(&pool_with(keys), &[]).map(|config| config.pools[1].clone());
+        if !geteuid().is_root() {
+            let error = root("user = 0").unwrap_err();
+            assert!(error.starts_with("w.conf:4: user = 0: expected to be root"), "{error}");
+            return;
+        }
+        // An account that every system has, and that is the same everywhere.
+        for keys in ["user = 'root'", "user = 0", "user = 'root'\ngroup = 'root'", "user = '0'\ngroup = 0"] {
+            let pool = root(keys).unwrap();
+            assert_eq!((pool.user, pool.group), (Some(Uid::from_raw(0)), Some(Gid::from_raw(0))), "{keys}");
+        }
+        let pool = root("user = 4_000_000_000\ngroup = 4_000_000_001").unwrap();
+        let ids = (Some(Uid::from_raw(4_000_000_000)), Some(Gid::from_raw(4_000_000_001)));
+        assert_eq!((pool.user, pool.group), ids);
+        assert_eq!(
+            root("user = 4_000_000_000").unwrap_err(),
+            "w.conf:4: user: expected a group beside it, as no user is known by the number 4000000000"
+        );
+        for (line, what) in [("user = 'no such'", "user"), ("group = 'no such'", "group")] {
+            let expected = format!("w.conf:4: {line}: expected the name or number of a {what}");
+            assert_eq!(root(line).unwrap_err(), expected);
+        }
+        let largest = root("user = 4294967295").unwrap_err(); // (uid_t)-1
+        assert!(largest.contains("expected the name or number of a user"), "{largest}");
+        assert_eq!(root("nice = -20").unwrap().nice, -20);
+    }
+
+    #[test]
+    fn settings_of_a_handler_are_text() {
+        let text = "[handler.'/a'.settings]\ns = 'x y'\ni = 0x10\nb = true\n'any key' = -1\n";
+        let config = config(text, &[]).unwrap();
+        let expected = [("any key", "-1"), ("b", "true"), ("i", "16"), ("s", "x y")];
+        let expected: Vec<_> = expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        assert_eq!(config.settings["/a"], expected);
+        let wrong = "expected a string, an integer or a boolean, not";
+        fails("[handler.'/a'.settings]\nx = 1.5", &format!("w.conf:2: x: {wrong} a float"));
+        fails("[handler.'/a'.settings]\nx = ['y']", &format!("w.conf:2: x: {wrong} an array"));
+        fails("[handler.'/a']\nsettings = 1", "w.conf:2: settings: expected a table, not an integer");
+    }
+
+    #[test]
+    fn handlers_that_are_wrong() {
+        for (text, expected) in [
+            ("[handler.a]", "1: handler.\"a\": expected a resource, which begins with /"),
+            (
+                "[handler.'/a']\nisolate = 1",
+                "2: isolate: there is no such key, expected one of isolation, pool",
+            ),
+            (
+                "[handler.'/a']\nisolation = 'connection'",
+                "2: isolation = 'connection': not available yet, expected \"shared\" or \"pool\"",
+            ),
+            ("[handler.'/a']\nisolation = 'none'", "2: isolation = 'none': expected \"shared\" or \"pool\""),
+            ("[handler.'/a']\nisolation = 1", "2: isolation: expected a string, not an integer"),
+            (
+                "[handler.'/a']\nisolation = 'shared'\npool = 'a'\n[pool.a]",
+                "3: pool: expected isolation = \"pool\" beside it",
+            ),
+            (
+                "[handler.'/a']\nisolation = 'pool'\npool = 'b'",
+                "3: pool = \"b\": expected a table [pool.\"b\"]",
+            ),
+            (
+                "[handler.'/default']\nisolation = 'pool'",
+                "1: handler.\"/default\": its pool \"default\": expected another name: default is the pool of all \
+                 other handlers",
+            ),
+            (
+                "[pool.default]\nworkers = 2",
+                "1: pool.\"default\": expected another name: default is the pool of all other handlers",
+            ),
+            (
+                "[pool.'a b']",
+                "1: pool.\"a b\": expected a name of letters, digits and -._~!$&'()*+,;=:@/ that does not begin \
+                 with /",
+            ),
+            ("[pool.a]", "1: pool.\"a\": expected a handler with isolation = \"pool\" for this pool"),
+            ("handler = 1", "1: handler: expected tables such as [handler.\"NAME\"], not an integer"),
+            ("[pool]\nworkers = 1", "2: pool.\"workers\": expected a table, not an integer"),
+            ("[[handler]]", "1: handler: expected tables such as [handler.\"NAME\"], not an array"),
+        ] {
+            fails(text, &format!("w.conf:{expected}"));
+        }
+    }
+
+    #[test]
+    fn the_tables_are_sound() {
+        for command in commands() {
+            command.debug_assert();
+        }
+    }
+}
