@@ -66,6 +66,8 @@ pub struct Acceptor {
     pub scoreboard: &'static Scoreboard,
     /// This worker's place in it.
     pub slot: usize,
+    /// The first so many workers accept; the others have connections sent to them.
+    pub siblings: usize,
     /// Most connections of this worker.
     pub connections: u32,
     /// Where accepted connections go.
@@ -127,7 +129,8 @@ impl Acceptor {
                 return false;
             }
             let seen = self.scoreboard.tick();
-            let others = self.scoreboard.slots().iter().enumerate().filter(|(index, _)| *index != self.slot);
+            let siblings = self.scoreboard.slots().iter().take(self.siblings).enumerate();
+            let others = siblings.filter(|(index, _)| *index != self.slot);
             let now = now();
             let others = others.filter(|(_, other)| serves(other, now)).map(|(_, other)| load(other));
             let alive = slot.state() == State::Running && serves(slot, now);

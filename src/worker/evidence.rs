@@ -18,7 +18,7 @@ const PIECE: usize = 4096;
 pub struct Registers {
     /// The instruction; 0 for none in particular.
     pub code: u64,
-    /// The end of the stack.
+    /// The end of the stack; 0: no handler's code runs on it, what lies there is stale.
     pub stack: u64,
 }
 
@@ -98,7 +98,7 @@ impl Collector {
         if code.is_some_and(|code| code.handler.is_some()) {
             return (code, None);
         }
-        match self.modules.caller(at.stack) {
+        match Some(at.stack).filter(|stack| *stack != 0).and_then(|stack| self.modules.caller(stack)) {
             Some(caller) => (Some(caller), code),
             None => (code, None),
         }

@@ -235,7 +235,8 @@ fn serve(start: Start) -> io::Result<()> {
         std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || watchdog.run())?;
     }
     for listener in listeners {
-        let acceptor = Acceptor { listener, scoreboard, slot: index, connections, mailroom, gate };
+        let siblings = config.workers;
+        let acceptor = Acceptor { listener, scoreboard, slot: index, siblings, connections, mailroom, gate };
         std::thread::Builder::new().name("accept".to_owned()).spawn(move || acceptor.run())?;
     }
     let ours = |route: &&Route| config.pool_of(&route.resource) == pool;

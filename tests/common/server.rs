@@ -147,16 +147,15 @@ impl Server {
         worker
     }
 
-    /// Stops it, and asserts that all ends well: exit code 0, no process left, none that crashed.
+    /// Stops it, and asserts that all ends well: exit code 0, no process left, nothing that panicked.
     #[track_caller]
     pub fn stop(&mut self) {
         let workers = self.workers();
         self.signal(nix::sys::signal::Signal::SIGTERM);
         assert_eq!(self.wait().code(), Some(0), "{}", self.log());
         assert!(workers.iter().all(|pid| !is_alive(*pid)), "workers are left");
-        // "] died of", "] crashed": a worker, with its pid; handlers may well die in a probe.
         let log = self.log();
-        assert!(!["] died of", "] crashed", "panicked at"].iter().any(|word| log.contains(word)), "{log}");
+        assert!(!log.contains("panicked at"), "{log}");
     }
 
     /// The pids of its workers, in no order.

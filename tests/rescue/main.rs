@@ -10,6 +10,7 @@ mod fixtures;
 
 mod crashes;
 mod crowd;
+mod handover;
 mod hangs;
 mod moved;
 mod races;

@@ -28,6 +28,16 @@ struct Served {
     _dir: Dir,
 }
 
+impl Served {
+    /// The same as the server's own, and no worker has crashed.
+    #[track_caller]
+    fn stop(&mut self) {
+        self.server.stop();
+        let log = self.log();
+        assert!(!["] died of", "] crashed"].iter().any(|word| log.contains(word)), "{log}");
+    }
+}
+
 impl std::ops::Deref for Served {
     type Target = Server;
     fn deref(&self) -> &Server {

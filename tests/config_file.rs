@@ -1,0 +1,219 @@
+//! The configuration file, from outside: its errors, the command line beside it, what reaches a handler, and
+//! wshd.conf(5) held against the tables that the program knows.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "common/client.rs"]
+mod client;
+#[path = "common/server.rs"]
+mod daemon;
+#[path = "common/fixtures.rs"]
+mod fixtures;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use client::Raw;
+use daemon::{Dir, ECHO, Server, run};
+use wshd::cli::{self, Command};
+
+const MANUAL: &str = include_str!("../man/wshd.conf.5");
+
+/// Writes a configuration file into the directory of a test.
+fn file(dir: &Dir, text: &str) -> String {
+    let path = dir.path().join("wshd.conf");
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// Runs the program to its end with this file and holds exit code and messages against what is expected.
+#[track_caller]
+fn fails(dir: &Dir, text: &str, args: &[&str], expected: &[&str]) {
+    let file = file(dir, text);
+    let handlers = dir.path().to_str().unwrap();
+    let output = run(&[&["-w", handlers, "-p", "0", "--config", &file], args].concat());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    for expected in expected {
+        assert!(stderr.contains(&expected.replace("FILE", &file)), "{expected}\n{stderr}");
+    }
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn errors_name_file_line_and_key() {
+    let dir = Dir::new();
+    fails(
+        &dir,
+        "workers = 1\nwokers = 2\n",
+        &[],
+        &["wshd: FILE:2: wokers: there is no such key", "such as workers"],
+    );
+    fails(&dir, "\nport = '80'\n", &[], &["wshd: FILE:2: port: expected an integer, not a string\n"]);
+    fails(&dir, "max_head = '1T'", &[], &["wshd: FILE:1: max_head = '1T': expected a size such as"]);
+    fails(
+        &dir,
+        "[pool.a]\nuser = true",
+        &[],
+        &["FILE:2: user: expected a string or an integer, not a boolean"],
+    );
+    fails(&dir, "[handler.'/a']\nisolation = 'connection'", &[], &["FILE:2: isolation", "not available yet"]);
+    fails(&dir, "x = [", &[], &["wshd: FILE:1: "]);
+    fails(
+        &dir,
+        "",
+        &["--document-root", "/nowhere"],
+        &["wshd: --document-root /nowhere: expected a directory"],
+    );
+    let output = run(&["-c", "/nowhere.conf"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("wshd: /nowhere.conf: No such file"));
+}
+
+#[test]
+fn a_table_for_a_resource_that_nothing_serves() {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    let map = dir.path().join("map");
+    std::fs::write(&map, "/same /echo\n").unwrap();
+    let text =
+        "[handler.'/echo']\n[handler.'/gone']\nisolation = 'shared'\n[handler.'/same'.settings]\nx = 1\n";
+    let map = ["-m", map.to_str().unwrap()];
+    let expected = [
+        "handler.\"/gone\" is not used: no handler serves it",
+        "handler.\"/same\" is not used: it is another name of /echo",
+        "2 handlers or aliases are broken",
+    ];
+    fails(&dir, text, &[&map[..], &["--strict-handlers"]].concat(), &expected);
+    let mut server = Server::start(&dir, &["-c", &file(&dir, text), "-m", map[1], "--workers=1"]);
+    assert!(expected[..2].iter().all(|warning| server.log().contains(warning)), "{}", server.log());
+    assert!(!server.log().contains("handler.\"/echo\""), "{}", server.log());
+    server.stop();
+}
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    // The address could not be listened on: 192.0.2.0/24 belongs to nobody (RFC 5737).
+    let text = "server_host = '192.0.2.1'\nport = 1\nworkers = 2\nlog_level = 'critical'\nmax_message = 10\n";
+    let mut server =
+        Server::start(&dir, &["--config", &file(&dir, text), "-H", "127.0.0.1", "--max-message=20"]);
+    assert!(server.ready.contains(", 2 workers, "), "from the file: {}", server.ready);
+    let mut raw = Raw::open(&server.address(), "/echo");
+    let long = "x".repeat(20);
+    assert_eq!(raw.ask(&long), long);
+    drop(raw);
+    server.stop();
+}
+
+#[test]
+fn settings_reach_the_handler() {
+    const TEXT: &str = "workers = 1\n\
+        [handler.'/everything'.settings]\nroom = 'a b'\nlimit = 0x10\nlog = false\n\
+        [handler.'/everything_blocking'.settings]\nroom = 'c'\n";
+    let dir = Dir::new();
+    for name in ["everything", "everything_blocking"] {
+        fixtures::add_handler(dir.path(), name, name);
+    }
+    let mut server = Server::start(&dir, &["-c", &file(&dir, TEXT)]);
+    let mut raw = Raw::open(&server.address(), "/everything");
+    for (command, reply) in [
+        ("config room", "config: \"a b\""),
+        ("config limit", "config: \"16\""),
+        ("config log", "config: \"false\""),
+        ("config absent", "config: -"),
+        ("config_at 0", "config_at: limit=16"),
+        ("config_at 2", "config_at: room=a b"),
+        ("config_at 3", "config_at: 0"),
+    ] {
+        assert_eq!(raw.ask(command), reply);
+    }
+    let mut other = Raw::open(&server.address(), "/everything_blocking");
+    assert_eq!(other.ask("config room"), "config: \"c\"");
+    assert_eq!(other.ask("config limit"), "config: -");
+    drop((raw, other));
+    server.stop();
+}
+
+/// The part of the manual below this heading.
+fn section(heading: &str) -> &'static str {
+    MANUAL.split(&format!("\n.Sh {heading}\n")).nth(1).unwrap().split("\n.Sh ").next().unwrap()
+}
+
+/// What an option's value is called in the manual, and its default, if it has one that is always the same.
+fn value_and_default(arg: &clap::Arg) -> (String, Option<String>) {
+    if !arg.get_action().takes_values() {
+        return ("boolean".to_owned(), Some("false".to_owned()));
+    }
+    let value = arg.get_value_names().unwrap()[0].to_lowercase();
+    let plural = if matches!(arg.get_action(), clap::ArgAction::Append) { "s" } else { "" };
+    let default = arg.get_default_values().first().map(|default| default.to_str().unwrap().to_owned());
+    (value + plural, default)
+}
+
+fn argument<'a>(command: &'a clap::Command, key: &str) -> &'a clap::Arg {
+    command.get_arguments().find(|arg| arg.get_long() == Some(&key.replace('_', "-"))).unwrap()
+}
+
+#[test]
+fn each_option_is_a_key() {
+    let options = cli::command();
+    let options = options.get_arguments().filter_map(|arg| arg.get_long());
+    let options = options.filter(|long| !["config", "version"].contains(long));
+    let expected: Vec<String> = options.map(|long| long.replace('-', "_")).collect();
+    let keys: Vec<String> = cli::keys(&cli::tables().next().unwrap()).collect();
+    assert_eq!(keys, expected);
+}
+
+#[test]
+fn the_manual_lists_the_keys_of_the_server_with_their_defaults() {
+    let rows = section("SERVER").lines().filter_map(|line| line.strip_prefix(".It Cm "));
+    let rows: Vec<Vec<&str>> = rows.map(|row| row.split(" Ta ").collect()).collect();
+    let command = cli::tables().next().unwrap();
+    let listed: Vec<&str> = rows.iter().map(|row| row[0]).collect();
+    assert_eq!(listed, cli::keys(&command).collect::<Vec<_>>());
+    for row in rows {
+        let (value, default) = value_and_default(argument(&command, row[0]));
+        assert_eq!(row[1], value, "{row:?}");
+        assert!(default.is_none_or(|default| default == row[2]), "{row:?}");
+    }
+}
+
+#[test]
+fn the_manual_lists_the_keys_of_handlers_and_pools_with_their_defaults() {
+    let tables: Vec<clap::Command> = cli::tables().skip(1).collect();
+    assert_eq!(tables.iter().map(|table| table.get_name()).collect::<Vec<_>>(), ["handler", "pool"]);
+    for (command, heading) in tables.iter().zip(["HANDLERS", "POOLS"]) {
+        let items: Vec<&str> = section(heading).split("\n.It Cm ").skip(1).collect();
+        let listed: Vec<&str> = items.iter().map(|item| item.split(' ').next().unwrap()).collect();
+        assert_eq!(listed, cli::keys(command).collect::<Vec<_>>());
+        for (item, key) in items.iter().zip(listed) {
+            let (value, default) = value_and_default(argument(command, key));
+            assert!(item.lines().next().unwrap().ends_with(&format!(" Ar {value}")), "{item}");
+            let said =
+                default.map_or("Default: ".to_owned(), |default| format!("The default is {default}.\n"));
+            assert!(format!("{item}\n").contains(&said), "{said}: {item}");
+        }
+    }
+}
+
+#[test]
+fn the_example_of_the_manual_is_right() {
+    let example =
+        section("EXAMPLES").split("\n.Bd -literal\n").nth(1).unwrap().split("\n.Ed").next().unwrap();
+    let dir = Dir::new();
+    let mut text = example.replace("/srv/www", dir.path().to_str().unwrap());
+    if !nix::unistd::geteuid().is_root() {
+        let allowed =
+            text.lines().filter(|line| !line.starts_with("user = ") && !line.starts_with("group = "));
+        text = allowed.collect::<Vec<_>>().join("\n");
+    }
+    let args = ["wshd", "-c", &file(&dir, &text)].map(OsString::from);
+    let Ok(Command::Serve(config)) = cli::parse(args, None) else { panic!("{text}") };
+    assert_eq!(config.handlers, PathBuf::from("/usr/lib/wshd/handlers"));
+    assert_eq!(config.listen.len(), 3);
+    assert_eq!(config.settings["/chat"].len(), 3);
+    let untrusted = &config.pools[config.pool_of("/legacy/feed")];
+    assert_eq!((untrusted.name.as_str(), untrusted.workers, untrusted.max_cpu), ("untrusted", 2, Some(3600)));
+    assert_eq!((config.pool_of("/chat"), config.slots()), (0, 6));
+}

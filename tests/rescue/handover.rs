@@ -1,0 +1,149 @@
+//! Connections that move while all is well: workers that are worn, loads that are uneven, pools.
+
+use std::fs;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+
+use crate::client::{Raw, ask, connect};
+use crate::crowd::{Crowd, Habits, SMALL_TALK};
+use crate::daemon::{Server, until};
+use crate::{crash, logged, serve, stop};
+
+/// Connections of each worker, from its open sockets; those for listening, and to nowhere, are not counted.
+fn loads(server: &Server, port: &str) -> Vec<usize> {
+    let port = format!(":{:04X}", port.parse::<u16>().unwrap());
+    let established = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.len() > 9 && fields[1].ends_with(&port) && fields[3] == "01"
+    };
+    let tcp = fs::read_to_string("/proc/net/tcp").unwrap();
+    let inodes: Vec<String> = tcp
+        .lines()
+        .filter(established)
+        .map(|line| format!("socket:[{}]", line.split_whitespace().nth(9).unwrap()))
+        .collect();
+    let has = |pid: i32| {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let links = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+        links.filter(|link| inodes.iter().any(|inode| link.as_os_str() == inode.as_str())).count()
+    };
+    server.workers().into_iter().map(has).collect()
+}
+
+#[test]
+fn a_worn_worker_is_replaced_and_nobody_is_disconnected() {
+    let deflate = Habits { deflate: true, large: 0 };
+    let (mut server, _dir) = serve(&["echo"], &["--workers", "2", "--worker-max-messages", "2000"]);
+    let crowd = Crowd::gather(&server.address(), "/echo", 200, deflate);
+    until("both workers have been replaced twice", || {
+        crowd.served();
+        logged(&server, "it has received") >= 4
+    });
+    assert_eq!(crowd.served().clients, 200);
+    assert_eq!(crowd.ends(), []);
+    drop(crowd);
+    stop(&mut server);
+}
+
+#[test]
+fn a_handler_lets_go_in_one_process_and_finds_its_state_in_the_next() {
+    let (mut server, _dir) = serve(&["everything"], &["--worker-max-age", "500ms"]);
+    let mut client = connect(&server.address(), "/everything");
+    assert_eq!(ask(&mut client, "set_state seven"), "set_state: 0");
+    let first = server.worker();
+    until("it has moved", || ask(&mut client, "is_resumed") == "is_resumed: 1");
+    assert_eq!(ask(&mut client, "state"), "state: \"seven\"");
+    until("the first process has left", || !server.workers().contains(&first));
+    client.close(None).unwrap();
+    server.stop();
+}
+
+#[test]
+fn a_worker_that_comes_new_gets_its_share() {
+    let (mut server, _dir) = serve(&["echo"], &["--workers", "2"]);
+    let address = server.address();
+    let crowd = Crowd::gather(&address, "/echo", 200, SMALL_TALK);
+    let victim = server.workers()[0];
+    kill(Pid::from_raw(victim), Signal::SIGKILL).unwrap();
+    until("those of the dead worker have ended", || crowd.served().clients < 150);
+    let left = crowd.served().clients;
+    let port = address.rsplit(':').next().unwrap();
+    until("the others are shared", || {
+        let loads = loads(&server, port);
+        loads.len() == 2
+            && loads.iter().max() <= loads.iter().min().map(|least| least + least / 10 + 1).as_ref()
+    });
+    assert_eq!(crowd.served().clients, left, "moving ends nobody");
+    assert!(crowd.ends().len() + left == 200);
+    drop(crowd);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn a_pool_has_workers_of_its_own_and_its_crashes_are_its_own() {
+    let config = tempfile::NamedTempFile::new().unwrap();
+    let text = "[handler.\"/crash\"]\nisolation = \"pool\"\npool = \"fragile\"\n\
+                [pool.fragile]\nworkers = 1\nmax_files = 200\nnice = 3\n";
+    fs::write(config.path(), text).unwrap();
+    let (mut server, _dir) =
+        serve(&["crash", "echo"], &["--workers", "2", "--config", config.path().to_str().unwrap()]);
+    let title = |pid: i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let of_pool = |name: &str| -> Vec<i32> {
+        server.workers().into_iter().filter(|pid| title(*pid).contains(&format!("worker {name}/"))).collect()
+    };
+    let (default, fragile) = (of_pool("default"), of_pool("fragile"));
+    assert_eq!((default.len(), fragile.len()), (2, 1));
+    let limits = fs::read_to_string(format!("/proc/{}/limits", fragile[0])).unwrap();
+    assert!(
+        limits.lines().any(|line| line.starts_with("Max open files") && line.contains(" 200 ")),
+        "{limits}"
+    );
+    let crowd = Crowd::gather(&server.address(), "/echo", 50, SMALL_TALK);
+    // In one piece, in two, and with the first message right behind the request.
+    let mut pieces = Raw::connect(&server.address());
+    pieces.send(b"GET /crash HTTP/1.1\r\nHost: lo");
+    crowd.served();
+    pieces.send(format!("calhost\r\n{}\r\n", crate::client::UPGRADE).as_bytes());
+    pieces.send(&crate::client::frame(0x81, b"pipelined"));
+    assert!(pieces.head().starts_with("HTTP/1.1 101 "));
+    assert_eq!(pieces.next_text(), "pipelined");
+    crash(&server, "/crash", "null");
+    crash(&server, "/crash", "abort");
+    pieces.text("still there");
+    assert_eq!(pieces.next_text(), "still there");
+    assert_eq!(crowd.served().clients, 50);
+    assert_eq!(of_pool("default"), default, "no other worker has noticed");
+    drop(crowd);
+    drop(pieces);
+    stop(&mut server);
+}
+
+#[test]
+fn a_pool_runs_as_its_own_user() {
+    if !geteuid().is_root() {
+        eprintln!("not root: skipped");
+        return;
+    }
+    let config = tempfile::NamedTempFile::new().unwrap();
+    let text = "[handler.\"/echo\"]\nisolation = \"pool\"\n[pool.echo]\nuser = 65534\ngroup = 65534\n";
+    fs::write(config.path(), text).unwrap();
+    let dir = crate::Dir::new();
+    crate::fixtures::add_handler(dir.path(), "echo", "echo");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(dir.path(), open).unwrap();
+    let mut server = Server::start(&dir, &["--workers", "1", "--config", config.path().to_str().unwrap()]);
+    let mut client = connect(&server.address(), "/echo");
+    assert_eq!(ask(&mut client, "hello"), "hello");
+    let status = |pid: i32| fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let nobody =
+        server.workers().into_iter().map(status).find(|status| status.contains("Uid:\t65534\t65534"));
+    let nobody = nobody.expect("a worker that runs as that user");
+    for line in ["Gid:\t65534\t65534\t65534\t65534", "CapEff:\t0000000000000000", "NoNewPrivs:\t1"] {
+        assert!(nobody.contains(line), "{line} is not in {nobody}");
+    }
+    assert!(nobody.lines().any(|line| line.trim_end() == "Groups:\t65534"), "{nobody}");
+    client.close(None).unwrap();
+    server.stop();
+}
