@@ -19,7 +19,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, value_
 pub use self::file::keys;
 
 use self::file::File;
-use self::value::{Host, Time, count, host, size, size_or_zero, time, time_or_off};
+use self::value::{Host, Time, count, host, memory_or_zero, size, size_or_zero, time, time_or_off};
 use crate::config::{Config, CrashRecords, Listen, Pool, Quarantine, Wear};
 use crate::log::{Level, Settings as LogSettings};
 use crate::proto::{deflate, head::HeadLimits, limits::Limits};
@@ -187,8 +187,8 @@ struct Args {
         help_heading = LIMITS)]
     max_threads: u32,
     /// Replace a worker that uses more memory than this (0: never)
-    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size_or_zero, help_heading = LIMITS)]
-    worker_max_memory: usize,
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = memory_or_zero, help_heading = LIMITS)]
+    worker_max_memory: u64,
     /// Replace a worker that is older than this (0: never)
     #[arg(long, value_name = "TIME", default_value = "0", value_parser = time_or_off, help_heading = LIMITS)]
     worker_max_age: Time,
@@ -296,7 +296,7 @@ impl Args {
             send_high: self.send_high,
             send_low,
             wear: Wear {
-                memory: self.worker_max_memory as u64,
+                memory: self.worker_max_memory,
                 age: self.worker_max_age,
                 messages: self.worker_max_messages,
             },

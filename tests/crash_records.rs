@@ -263,6 +263,17 @@ fn exits_hangs_and_kills_are_recorded_as_what_they_are() {
 }
 
 #[test]
+fn a_signal_from_outside_blames_no_handler() {
+    let served = serve(&["crash"], &[]);
+    // The handler's code has run on this stack.
+    assert_eq!(Raw::open(&served.server.address(), "/crash").ask("hello"), "hello");
+    let (line, record) =
+        served.death(|server| kill(Pid::from_raw(server.worker()), Signal::SIGSEGV).unwrap());
+    assert_eq!((&record["signal"], &record["handler"]), (&"SIGSEGV".into(), &Value::Null), "{line}");
+    assert!(line.contains(" in no handler, "), "{line}");
+}
+
+#[test]
 fn without_the_option_nothing_is_written() {
     let dir = Dir::new();
     fixtures::add_handler(dir.path(), "crash", "crash");

@@ -48,8 +48,14 @@ pub fn size_or_zero(text: &str) -> Result<usize, String> {
 
 /// What a process may use.
 pub fn memory(text: &str) -> Result<u64, String> {
-    match bytes(text)? {
+    memory_or_zero(text).and_then(|size| match size {
         0 => Err("expected a size above 0".to_owned()),
+        size => Ok(size),
+    })
+}
+
+pub fn memory_or_zero(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
         size if size > MAX_MEMORY => Err("expected at most 1024G".to_owned()),
         size => Ok(size),
     }

@@ -108,7 +108,13 @@ impl Channel {
 
     fn recv(&self) -> io::Result<Option<Message>> {
         let mut message = [0; size_of::<Message>() + 1]; // one more, to notice what is too long
-        match recv(self.0.as_raw_fd(), &mut message, MsgFlags::empty()) {
+        let mut received = recv(self.0.as_raw_fd(), &mut message, MsgFlags::empty());
+        if received == Err(nix::Error::ECONNRESET) {
+            // Said once when the other process ended without reading all that was sent to it. What it had sent
+            // itself is still there.
+            received = recv(self.0.as_raw_fd(), &mut message, MsgFlags::empty());
+        }
+        match received {
             Ok(0) | Err(nix::Error::ECONNRESET) => Ok(None),
             Ok(size) => match message[..size].try_into() {
                 Ok(message) => Ok(Some(message)),
@@ -161,6 +167,16 @@ mod tests {
         let (supervisor, worker) = Channel::pair().unwrap();
         assert_eq!(supervisor.recv_report().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert_eq!(worker.recv_command().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_report_is_not_lost_with_a_worker_that_left_an_order_unread() {
+        let (supervisor, worker) = Channel::pair().unwrap();
+        supervisor.send_command(Command::Stop).unwrap();
+        worker.send_report(Report::Crashed).unwrap();
+        drop(worker);
+        assert_eq!(supervisor.recv_report().unwrap(), Some(Report::Crashed));
+        assert_eq!(supervisor.recv_report().unwrap(), None);
     }
 
     #[test]

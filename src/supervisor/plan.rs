@@ -187,13 +187,17 @@ impl Plan {
         }
     }
 
-    /// Its connections wait for a replacement, and a handler is to blame: no backoff.
+    /// Its connections wait for a replacement, if only to be closed, and a handler is to blame: no backoff.
     fn crashed(&mut self, slot: usize, now: Time, actions: &mut Vec<Action>) {
         let Some(process) = self.slots.get_mut(slot).map(|slot| &mut slot.process) else { return };
         match (*process, self.phase) {
             (Process::Running { .. }, Phase::Serving) => {
                 *process = Process::Starting { since: now };
                 actions.push(Action::Spawn(slot));
+            }
+            (Process::Running { .. }, Phase::Stopping { at_once: false, .. }) => {
+                *process = Process::Starting { since: now };
+                actions.extend([Action::Spawn(slot), Action::Stop(slot)]);
             }
             // It was not serving yet, or nobody is replaced any more: a death like others.
             _ => self.died(slot, now, actions),
@@ -567,6 +571,23 @@ mod tests {
                 (3, Passed, &[Spawn(0)]),
                 (4, Terminate, &[Stop(0)]),
                 (5, Crashed(0), &[Leave(Exit::Ok)]),
+            ],
+        );
+    }
+
+    #[test]
+    fn connections_of_a_worker_that_crashes_while_stopping_are_taken_up_to_be_closed() {
+        check(
+            2,
+            &[
+                (0, Ready(0), &[]),
+                (0, Ready(1), &[Announce]),
+                (1, Terminate, &[Stop(0), Stop(1)]),
+                (1, Crashed(0), &[Spawn(0), Stop(0)]),
+                (2, Ready(0), &[]),
+                (2, Died(0), &[]),
+                (2, QuitNow, &[Quit(1)]),
+                (2, Crashed(1), &[Leave(Exit::Ok)]),
             ],
         );
     }

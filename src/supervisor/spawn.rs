@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
-use nix::sys::prctl::{set_no_new_privs, set_pdeathsig};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::prctl::{set_dumpable, set_no_new_privs, set_pdeathsig};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid, setgid, setgroups, setuid};
 
@@ -74,14 +74,13 @@ fn be_worker(fleet: &mut Fleet, slot: usize, control: Channel, supervisor: Pid) 
     // With a sibling's channel open, its end would not be seen when the supervisor vanishes.
     fleet.workers.clear();
     fleet.signals = None;
-    let patience = fleet.config.stop_time.saturating_add(plan::GRACE).div_ceil(1_000_000_000);
-    if let Err(error) = prepare(supervisor, patience.try_into().unwrap_or(u32::MAX)) {
-        log::error!("{} can not start: {error}", fleet.config.worker_name(slot));
-        return Exit::Internal.code();
-    }
     let name = fleet.config.worker_name(slot);
     let pool = fleet.config.pool_of_slot(slot).0;
-    if let Some(Err(error)) = fleet.config.pools.get(pool).map(confine) {
+    let patience = fleet.config.stop_time.saturating_add(plan::GRACE).div_ceil(1_000_000_000);
+    let prepared = prepare()
+        .and_then(|()| fleet.config.pools.get(pool).map_or(Ok(()), confine))
+        .and_then(|()| end_with(supervisor, patience.try_into().unwrap_or(u32::MAX)));
+    if let Err(error) = prepared {
         log::error!("{name} can not start: {error}");
         return Exit::Internal.code();
     }
@@ -116,7 +115,9 @@ fn confine(pool: &Pool) -> io::Result<()> {
     ];
     for (resource, limit, name) in limits {
         if let Some(limit) = limit {
-            setrlimit(resource, limit, limit).map_err(context(name))?;
+            // Only root could raise it; what is wanted is an upper bound.
+            let (_, hard) = getrlimit(resource).map_err(context(name))?;
+            setrlimit(resource, limit.min(hard), limit.min(hard)).map_err(context(name))?;
         }
     }
     if pool.nice != 0 {
@@ -134,11 +135,13 @@ fn confine(pool: &Pool) -> io::Result<()> {
     if let Some(user) = pool.user {
         setuid(user).map_err(context("user"))?;
         set_no_new_privs().map_err(context("no_new_privs"))?;
+        // A change of the user takes it away, and with it core dumps.
+        set_dumpable(true).map_err(context("dumpable"))?;
     }
     Ok(())
 }
 
-fn prepare(supervisor: Pid, patience: u32) -> io::Result<()> {
+fn prepare() -> io::Result<()> {
     // A handler that reads standard input must not take it from the terminal.
     dup2_stdin(File::open("/dev/null")?)?;
     for ignored in NOT_FOR_WORKERS {
@@ -155,7 +158,14 @@ fn prepare(supervisor: Pid, patience: u32) -> io::Result<()> {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 32 * 1024 * 1024);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 64 * 1024 * 1024);
     }
-    SigSet::empty().thread_set_mask()?; // the supervisor blocks what it reads from its signalfd
+    // What the supervisor blocks for its signalfd is not blocked here; SIGTERM is, before there is a second thread
+    // that could get it: the event loop reads it.
+    SigSet::from(Signal::SIGTERM).thread_set_mask()?;
+    Ok(())
+}
+
+/// Has the worker end with the supervisor. After a change of the user, which takes this back (prctl(2)).
+fn end_with(supervisor: Pid, patience: u32) -> io::Result<()> {
     // The channel's end tells the worker to leave; a worker that is stuck in a handler does not read it.
     PATIENCE.store(patience, Ordering::Relaxed);
     // SAFETY: the function does what a signal handler may do only.

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::unistd::{Pid, gettid};
 use socket2::{SockRef, Socket};
 
-use super::mailroom::Mailroom;
+use super::mailroom::{Command, Mailroom};
 use super::rescue::interrupt;
 use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::{Scoreboard, Slot, State, now};
@@ -113,12 +113,14 @@ impl Acceptor {
             slot.connections.fetch_add(1, Ordering::Relaxed);
             slot.accepted.fetch_add(1, Ordering::Relaxed);
             self.scoreboard.changed();
+            // From here on a crash does not lose it (see is_just_accepted() for before).
+            let place = self.mailroom.enter_lobby(&socket);
             let peer = socket.peer_addr().ok().and_then(|address| address.as_socket());
             if peer.is_some() {
                 // Only a hint for latency; a socket that refuses it works all the same.
                 let _ = SockRef::from(&socket).set_tcp_nodelay(true);
             }
-            self.mailroom.give_accepted(socket, peer);
+            self.mailroom.give(Command::Accepted(socket, peer, place));
         }
     }
 

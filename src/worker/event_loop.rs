@@ -13,6 +13,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::Worker;
 use super::conn::{NEVER, Phase};
 use super::mailroom::Command;
+use super::rescue;
 use crate::ffi::host::monotonic;
 use crate::fleet::control;
 use crate::fleet::scoreboard::State;
@@ -62,9 +63,8 @@ impl Poll {
 impl Worker {
     /// Turns until the worker is told to leave.
     pub fn run(&'static self) -> io::Result<()> {
-        let mut terminate = SigSet::empty();
-        terminate.add(Signal::SIGTERM);
-        terminate.thread_block()?;
+        // Blocked since the fork.
+        let terminate = SigSet::from(Signal::SIGTERM);
         let signals = SignalFd::with_flags(&terminate, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         self.poll.add(self.mailroom.bell(), BELL)?;
         self.poll.add(&self.control, CONTROL)?;
@@ -75,6 +75,7 @@ impl Worker {
         let mut buffer = vec![0; RECEIVE + 1];
         let mut events = [EpollEvent::empty(); EVENTS];
         loop {
+            rescue::end_work();
             let count = match self.poll.0.wait(&mut events, self.patience()) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
@@ -85,6 +86,7 @@ impl Worker {
                 self.slot.heartbeat.store(self.now.get(), Ordering::Relaxed);
             }
             for event in events.iter().take(count) {
+                rescue::begin_work();
                 match event.data() {
                     BELL => self.obey(),
                     INBOX => self.empty_inbox(),
@@ -102,6 +104,7 @@ impl Worker {
                 }
                 self.settle(&mut buffer);
             }
+            rescue::begin_work();
             self.deadlines();
             self.hand_over_more();
             self.settle(&mut buffer);
@@ -217,6 +220,9 @@ impl Worker {
             self.slot.set_state(State::Stopping);
         }
         self.stop_at.set(Some(self.now.get().saturating_add(self.config.stop_time)));
+        if !self.detached.get() {
+            self.empty_inbox();
+        }
         let ids = self.core.borrow().table.ids();
         for id in ids {
             let is_open = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {

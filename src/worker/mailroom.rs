@@ -118,13 +118,11 @@ impl Mailroom {
         }
     }
 
-    /// Hands over a connection that was accepted.
-    pub fn give_accepted(&self, socket: Socket, peer: Option<SocketAddr>) {
+    /// Notes a connection that was accepted; `None`: the lobby is full.
+    pub fn enter_lobby(&self, socket: &Socket) -> Option<usize> {
         let mark = socket.as_raw_fd() + 1;
-        let take =
-            |place: &AtomicI32| place.compare_exchange(0, mark, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        let place = self.lobby.iter().position(take);
-        self.give(Command::Accepted(socket, peer, place));
+        let enter = |place: &AtomicI32| place.compare_exchange(0, mark, Ordering::AcqRel, Ordering::Relaxed);
+        self.lobby.iter().position(|place| enter(place).is_ok())
     }
 
     /// The connection that had this place in the lobby is in the table now, or gone.

@@ -32,12 +32,13 @@ mod watchdog;
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::gettid;
+use socket2::SockRef;
 
 use crate::config::{Config, RESERVED_DESCRIPTORS};
 use crate::ffi::call::Handler;
@@ -218,6 +219,13 @@ fn serve(start: Start) -> io::Result<()> {
     let evidence = evidence.get(index).ok_or_else(|| io::Error::other("no such slot for evidence"))?;
     rescue::install(Kit {
         pid: worker.pid,
+        ports: listeners
+            .iter()
+            .filter_map(|listener| SockRef::from(listener).local_addr().ok()?.as_socket())
+            .map(|address| address.port())
+            .collect(),
+        descriptors: RawFd::try_from(u64::from(config.connections) + RESERVED_DESCRIPTORS)
+            .unwrap_or(RawFd::MAX),
         collector: Collector { modules, evidence },
         records: worker.core.borrow().table.records(),
         mailroom,

@@ -171,16 +171,26 @@ impl Worker {
                 Err(error) => return log::error!("inbox: {error}"),
             };
             let mut rest = bytes.get(..count).unwrap_or_default();
+            // All of them are in the table before a handler hears of one, and may crash.
+            let mut moved = Vec::new();
             for fd in fds {
                 match next_entry(&mut rest) {
-                    Some(entry) => self.take_up(fd, &entry),
+                    Some(entry) => moved.extend(self.take_up(fd, &entry)),
                     None => log::error!("inbox: an entry that nobody can read; its connection is cut"),
                 }
+            }
+            for (id, handler) in moved {
+                match self.stop_at.get() {
+                    None => self.say_open(id, handler),
+                    Some(_) => self.close(id, Some(1001), b"", WS_BY_HOST),
+                }
+                self.flush(id);
             }
         }
     }
 
-    fn take_up(&self, fd: OwnedFd, entry: &Entry) {
+    /// Takes a connection up; if its handler is to hear of that: its id, and the handler.
+    fn take_up(&self, fd: OwnedFd, entry: &Entry) -> Option<(u64, u16)> {
         let socket = Socket::from(fd);
         self.slot.connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         match entry.purpose {
@@ -190,6 +200,7 @@ impl Worker {
                 if let (Some(id), false) = (greeted, entry.parts[2].is_empty()) {
                     self.read_head(id, entry.parts[2]);
                 }
+                None
             }
             Purpose::Linger => {
                 let mut conn = Conn::new(socket, self.now.get().saturating_add(LINGER));
@@ -197,15 +208,16 @@ impl Worker {
                 if let Some(id) = self.add(conn) {
                     self.arm(id);
                 }
+                None
             }
             Purpose::Resume => self.resume_moved(socket, entry),
         }
     }
 
     /// Goes on with a WebSocket that another process had.
-    fn resume_moved(&self, socket: Socket, entry: &Entry) {
+    fn resume_moved(&self, socket: Socket, entry: &Entry) -> Option<(u64, u16)> {
         let raw = socket.as_raw_fd();
-        let Some(id) = self.add(Conn::new(socket, NEVER)) else { return };
+        let id = self.add(Conn::new(socket, NEVER))?;
         let known = {
             let core = &mut *self.core.borrow_mut();
             core.table.record(id).and_then(|record| {
@@ -223,7 +235,8 @@ impl Worker {
         };
         let Some((handler, deflate)) = known else {
             log::error!("inbox: a damaged record; its connection is cut");
-            return self.remove(id);
+            self.remove(id);
+            return None;
         };
         let flags = self.routes.handlers().get(usize::from(handler)).map_or(0, |route| route.flags);
         let request = (!entry.parts[2].is_empty()).then(|| self.read_kept(entry.parts[2])).flatten();
@@ -233,15 +246,16 @@ impl Worker {
                 record.set_head(request.head.as_bytes());
                 record.seal();
             }
-            let Some(conn) = core.table.get(id) else { return };
+            let conn = core.table.get(id)?;
             let mut open = Open::new(Connection::new(self.now.get(), deflate, flags & WS_STREAM != 0));
             open.request = request;
             conn.handler = handler;
             conn.phase = Phase::Open(open);
         }
         self.mailroom.set_open(id);
-        self.say_open(id, handler);
+        // From here on it can move again.
         self.flush(id);
+        Some((id, handler))
     }
 
     /// The request of a connection whose handler keeps it.

@@ -13,7 +13,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use nix::unistd::Pid;
 
@@ -21,13 +21,15 @@ use super::evidence::{Collector, Registers};
 use super::mailroom::Mailroom;
 use super::moving::{Purpose, Shipment};
 use super::record::{Record, standing};
-use crate::ffi::host::{monotonic, place};
+use crate::ffi::host::{Callback, monotonic, place};
 use crate::fleet::scoreboard::{EXIT, HANG, Slot};
 
 /// Signals that a crash raises.
 const CRASHES: [c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGABRT];
 /// A thread's stack for signal handlers.
 const STACK: usize = 64 * 1024;
+/// How long to wait for the event loop to finish what it is about; ns.
+const FINISH_TIME: u64 = 50_000_000;
 /// How long to wait for the other threads to stop; ns.
 const STOP_TIME: u64 = 100_000_000;
 /// When to look for threads that were not told to stop; ns.
@@ -52,6 +54,10 @@ pub struct Kit {
     pub records: (NonNull<Record>, usize),
     /// What is on its way to a connection.
     pub mailroom: &'static Mailroom,
+    /// The ports of the listening sockets.
+    pub ports: Vec<u16>,
+    /// Descriptors are less than this.
+    pub descriptors: RawFd,
     /// Where the facts of the crash are written.
     pub slot: &'static Slot,
     /// Gathers more of them.
@@ -71,6 +77,10 @@ static KIT: AtomicPtr<Kit> = AtomicPtr::new(null_mut());
 static RESCUER: AtomicI32 = AtomicI32::new(0);
 /// The connection whose handler hangs.
 static HUNG: AtomicU64 = AtomicU64::new(0);
+/// A rescue is waiting for the event loop to finish what it is about.
+static WANTED: AtomicBool = AtomicBool::new(false);
+/// The event loop is about something.
+static BUSY: AtomicBool = AtomicBool::new(false);
 /// Threads that have stopped for it.
 static STOPPED: AtomicU32 = AtomicU32::new(0);
 
@@ -89,6 +99,22 @@ pub fn install(kit: Kit) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::other("atexit: no memory")),
     }
+}
+
+/// The event loop begins with something, or goes on to the next: the moment at which a crash of another thread finds
+/// all connections in order.
+pub fn begin_work() {
+    BUSY.store(true, Ordering::SeqCst);
+    while WANTED.load(Ordering::SeqCst) {
+        BUSY.store(false, Ordering::SeqCst);
+        // SAFETY: waits, for the end.
+        unsafe { libc::pause() };
+    }
+}
+
+/// The event loop has nothing to do.
+pub fn end_work() {
+    BUSY.store(false, Ordering::SeqCst);
 }
 
 /// Gives the calling thread a stack on which a stack overflow can be handled. It stays until the process ends or
@@ -228,12 +254,23 @@ fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
         },
     }
     // Signals keep their handlers: other threads may crash until they have been stopped, and shall wait then.
+    WANTED.store(true, Ordering::SeqCst);
+    if me != pid {
+        let give_up = monotonic() + FINISH_TIME;
+        while BUSY.load(Ordering::SeqCst) && monotonic() < give_up {
+            breathe();
+        }
+    }
     stop_other_threads(pid, me);
     let (callback, culprit) = place();
     let slot = Some(culprit as u32 as usize).filter(|slot| culprit != 0 && *slot < kit.records.1);
     // SAFETY: within the mapping.
     let record = slot.map(|slot| unsafe { kit.records.0.add(slot).as_ref() });
     let record = record.filter(|record| record.is_intact());
+    // The event loop's own code has crashed, or somebody has sent the signal: no handler is to blame.
+    // SAFETY: getpid has no preconditions.
+    let idle = callback == Callback::None && me == unsafe { libc::getpid() };
+    let registers = Registers { stack: if idle { 0 } else { registers.stack }, ..registers };
     let whose_code = kit.collector.collect(registers, &kit.slot.doing, culprit, record);
     // A thread that the handler has made serves no connection, but its code is known.
     let handler = record.map(|record| record.handler).or(whose_code);
@@ -275,7 +312,8 @@ fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
             }
         }
     }
-    for fd in kit.mailroom.lobby() {
+    let just_accepted = (3..kit.descriptors).filter(|fd| is_just_accepted(*fd, &kit.ports));
+    for fd in kit.mailroom.lobby().chain(just_accepted) {
         if !is_unlisted(kit, fd) {
             continue;
         }
@@ -297,6 +335,38 @@ fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
     // SAFETY: nothing in this process uses a descriptor any more, but for the standard streams.
     unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
     true
+}
+
+/// Whether this is a connection that an accept thread was given by the kernel and could not put into the lobby any
+/// more: what it does to a connection there is to set TCP_NODELAY.
+fn is_just_accepted(fd: RawFd, ports: &[u16]) -> bool {
+    let mut on: c_int = 1;
+    let mut size = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: asks a descriptor, whatever it is, with room for the answer.
+    let asked = unsafe {
+        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, (&raw mut on).cast(), &mut size)
+    };
+    if asked != 0 || on != 0 {
+        return false;
+    }
+    // SAFETY: all zero is a valid address of no family.
+    let mut address: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
+    let mut size = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+    let mut listens: c_int = 1;
+    let mut flag = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: as above.
+    let asked = unsafe {
+        libc::getsockname(fd, (&raw mut address).cast(), &mut size)
+            | libc::getsockopt(
+                fd,
+                libc::SOL_SOCKET,
+                libc::SO_ACCEPTCONN,
+                (&raw mut listens).cast(),
+                &mut flag,
+            )
+    };
+    // The port stands at the same place for both families.
+    asked == 0 && listens == 0 && ports.contains(&u16::from_be(address.sin6_port))
 }
 
 /// Whether a connection that was accepted is open and not in the table.
@@ -428,10 +498,14 @@ fn stop_other_threads(pid: i32, me: i32) {
         if tell {
             told_at = now;
         }
-        let pause = libc::timespec { tv_sec: 0, tv_nsec: 50_000 };
-        // SAFETY: a live timespec.
-        unsafe { libc::nanosleep(&pause, null_mut()) };
+        breathe();
     }
+}
+
+fn breathe() {
+    let pause = libc::timespec { tv_sec: 0, tv_nsec: 50_000 };
+    // SAFETY: a live timespec.
+    unsafe { libc::nanosleep(&pause, null_mut()) };
 }
 
 /// Calls with each thread's id.

@@ -28,7 +28,7 @@ fn a_crash_in_each_way_ends_one_connection_of_a_thousand() {
 #[test]
 fn under_load_those_that_end_were_in_the_middle_of_a_message_and_are_told_so() {
     const CLIENTS: usize = 400;
-    let habits = Habits { deflate: true, large: 600_000 };
+    let habits = Habits { deflate: true, large: 600_000, quiet: false };
     let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2"]);
     let crowd = Crowd::gather(&server.address(), "/echo", CLIENTS, habits);
     let mut ends = Vec::new();

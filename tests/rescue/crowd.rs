@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,9 +23,11 @@ pub struct Habits {
     pub deflate: bool,
     /// Every 20th client sends messages of so many bytes.
     pub large: usize,
+    /// They talk only when a test waits for it.
+    pub quiet: bool,
 }
 
-pub const SMALL_TALK: Habits = Habits { deflate: false, large: 0 };
+pub const SMALL_TALK: Habits = Habits { deflate: false, large: 0, quiet: false };
 
 /// How a client's connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,6 +142,7 @@ struct Talker {
 struct Talkers {
     epoll: Epoll,
     talkers: Vec<Talker>,
+    quiet: bool,
 }
 
 impl Talkers {
@@ -179,17 +182,21 @@ impl Talkers {
             );
             epoll.add(talker.stream.as_fd(), event).unwrap();
         }
-        Ok(Talkers { epoll, talkers })
+        Ok(Talkers { epoll, talkers, quiet: habits.quiet })
     }
 
     fn talk(&mut self, orders: &Receiver<Sender<Wave>>, shared: &Mutex<Shared>) -> Result<(), String> {
         let mut waiting = Vec::new();
         loop {
+            if self.quiet {
+                let Ok(order) = orders.recv() else { return Ok(()) };
+                waiting.push(order);
+            }
             loop {
                 match orders.try_recv() {
                     Ok(order) => waiting.push(order),
-                    Err(std::sync::mpsc::TryRecvError::Empty) => break,
-                    Err(std::sync::mpsc::TryRecvError::Disconnected) => return Ok(()),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return Ok(()),
                 }
             }
             let wave = self.wave(shared)?;

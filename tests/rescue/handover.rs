@@ -33,7 +33,7 @@ fn loads(server: &Server, port: &str) -> Vec<usize> {
 
 #[test]
 fn a_worn_worker_is_replaced_and_nobody_is_disconnected() {
-    let deflate = Habits { deflate: true, large: 0 };
+    let deflate = Habits { deflate: true, ..SMALL_TALK };
     let (mut server, _dir) = serve(&["echo"], &["--workers", "2", "--worker-max-messages", "2000"]);
     let crowd = Crowd::gather(&server.address(), "/echo", 200, deflate);
     until("both workers have been replaced twice", || {

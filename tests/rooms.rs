@@ -1,0 +1,97 @@
+//! Which room of `src/` may use which: `ARROWS` is the whole of it. wshd(7) shows the same picture.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// A room, or a file of one that may do more than the room, and what it may use. Everybody may use `log`, `config` and
+/// `exit`, which are values.
+const ARROWS: [(&str, &[&str]); 11] = [
+    ("main.rs", &["cli", "supervisor", "fleet::title"]),
+    ("cli", &["proto"]),
+    ("config.rs", &["proto", "fleet::listener"]),
+    ("exit.rs", &[]),
+    ("log.rs", &[]),
+    ("supervisor/spawn.rs", &["worker", "fleet"]),
+    ("supervisor", &["fleet", "ffi::probe"]),
+    ("worker", &["fleet", "proto", "http", "ffi"]),
+    ("http", &["proto"]),
+    ("fleet", &[]),
+    // proto, ffi: nothing. Their own modules are reached by `super`.
+    ("", &[]),
+];
+const VALUES: [&str; 3] = ["config", "exit", "log"];
+
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// What follows `crate::` (or `wshd::`, in `main.rs`) in code: comments may speak of anything.
+fn uses(text: &str) -> BTreeSet<String> {
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let mut found = BTreeSet::new();
+    for line in code {
+        for after in ["crate::", "wshd::"].iter().flat_map(|name| line.split(name).skip(1)) {
+            let items = after.strip_prefix('{').map_or(vec![after], |list| list.split(", ").collect());
+            for item in items {
+                let is_path = |c: &char| c.is_ascii_alphanumeric() || "_:".contains(*c);
+                found.insert(item.chars().take_while(is_path).collect());
+            }
+        }
+    }
+    found
+}
+
+fn may_use(file: &str, used: &str) -> bool {
+    let in_room = |room: &str| file.starts_with(room);
+    let (room, allowed) = ARROWS.iter().find(|(room, _)| in_room(room)).unwrap();
+    let own = room.split(['/', '.']).next().filter(|own| !own.is_empty());
+    allowed
+        .iter()
+        .chain(&VALUES)
+        .copied()
+        .chain(own)
+        .any(|name| used.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::")))
+}
+
+#[test]
+fn rooms_use_what_their_arrows_allow() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    assert!(files.len() > 40);
+    let mut wrong = Vec::new();
+    for path in files {
+        let file = path.strip_prefix(&root).unwrap().to_str().unwrap();
+        for used in uses(&std::fs::read_to_string(&path).unwrap()) {
+            if !may_use(file, &used) {
+                wrong.push(format!("{file} uses {used}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_protocol_forbids_unsafe_code() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("src/proto/mod.rs")).unwrap();
+    assert!(text.contains("\n#![forbid(unsafe_code)]\n"));
+}
+
+#[test]
+fn the_rule_can_be_broken() {
+    assert!(may_use("worker/greet.rs", "http::Site") && !may_use("proto/frame.rs", "http::Site"));
+    assert!(may_use("supervisor/spawn.rs", "worker::Start") && !may_use("supervisor/mod.rs", "worker"));
+    assert!(!may_use("supervisor/mod.rs", "ffi::host") && !may_use("supervisor/mod.rs", "workers"));
+    let text = "use crate::http::{self, Body};\n// crate::worker\nlet a = crate::fleet::now();";
+    assert_eq!(uses(text), ["fleet::now".to_owned(), "http::".to_owned()].into());
+}
