@@ -13,6 +13,9 @@ use super::record::standing;
 use crate::ffi::host::{Callback, Task};
 use crate::proto::connection::Deadline;
 
+/// How long the send queue may wait where no Pings say what a silent peer is; ns.
+const STALL: u64 = 60_000_000_000;
+
 impl Worker {
     /// Sends a Close frame, first or as the answer. Does nothing if one was sent.
     pub fn close(&self, id: u64, code: Option<u16>, reason: &[u8], by: u32) {
@@ -188,7 +191,7 @@ impl Worker {
     pub fn stall_time(&self) -> u64 {
         let limits = &self.config.limits;
         match limits.ping_interval {
-            0 => NEVER,
+            0 => STALL,
             interval => interval.saturating_add(limits.pong_deadline),
         }
     }

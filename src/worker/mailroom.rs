@@ -161,7 +161,7 @@ impl Mailroom {
             Payload::Borrowed(bytes) => Parcel::Copied(bytes.to_vec()),
             Payload::Owned(bytes) => Parcel::Owned(bytes),
         };
-        word.queued.fetch_add(clamp(parcel.bytes().len()), Ordering::Relaxed);
+        word.queued.fetch_add(clamp(cost(parcel.bytes())), Ordering::Relaxed);
         word.fragments.store(if flags & WS_MORE != 0 { kind } else { 0 }, Ordering::Relaxed);
         self.give(Command::Send { conn, kind, parcel, flags });
         WS_OK
@@ -176,7 +176,7 @@ impl Mailroom {
         if self.is_full(word) {
             return WS_E_FULL;
         }
-        word.queued.fetch_add(clamp(payload.len()), Ordering::Relaxed);
+        word.queued.fetch_add(clamp(cost(payload)), Ordering::Relaxed);
         self.give(Command::Ping(conn, payload.to_vec()));
         WS_OK
     }
@@ -309,6 +309,11 @@ impl Mailroom {
     pub fn remove_handshake(&self, conn: u64) {
         lock(&self.handshakes).remove(&conn);
     }
+}
+
+/// What a message on its way to the loop counts for; empty ones take memory, too.
+pub fn cost(payload: &[u8]) -> usize {
+    payload.len() + size_of::<Command>()
 }
 
 fn clamp(size: usize) -> u32 {

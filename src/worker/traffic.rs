@@ -10,7 +10,7 @@ use ::ws_handler::raw::*;
 use super::conn::{Conn, FileBody, NEVER, Open, Pause, Phase};
 use super::greet::LINGER;
 use super::mailbox::Item;
-use super::mailroom::Parcel;
+use super::mailroom::{Parcel, cost};
 use super::record::standing;
 use super::{Core, Worker};
 use crate::ffi::host::{Callback, Task};
@@ -327,7 +327,7 @@ impl Worker {
     pub fn send_parcel(&self, id: u64, kind: u32, parcel: Parcel, flags: u32) {
         // From the count of what is on its way to the list of those that can not move, without a gap.
         Self::mark_dirty(&mut self.core.borrow_mut(), id);
-        self.mailroom.count_queued(id, parcel.bytes().len(), 0);
+        self.mailroom.count_queued(id, cost(parcel.bytes()), 0);
         let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
         let trusted = !how.more && kind == WS_TEXT;
         let result = match parcel {
@@ -355,7 +355,7 @@ impl Worker {
     /// A Ping from another thread.
     pub fn send_ping_for_thread(&self, id: u64, payload: &[u8]) {
         Self::mark_dirty(&mut self.core.borrow_mut(), id);
-        self.mailroom.count_queued(id, payload.len(), 0);
+        self.mailroom.count_queued(id, cost(payload), 0);
         self.send_ping(id, payload);
     }
 

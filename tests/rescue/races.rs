@@ -328,3 +328,85 @@ fn a_crash_signal_from_outside_ends_nobody() {
     drop(crowd);
     stop(&mut server);
 }
+
+#[test]
+fn messages_on_their_way_from_threads_to_the_loop_are_not_lost_in_between() {
+    let (mut server, _dir) = serve(&["ten_threads", "crash"], &[]);
+    for round in 0..5 {
+        let mut client = Raw::open(&server.address(), "/ten_threads");
+        client.text("go");
+        // Somewhere in between.
+        let mut next = [0; 10];
+        for _ in 0..100 * round {
+            assert_eq!(count_up(&client.next_text(), &mut next), None);
+        }
+        crash(&server, "/crash", "null");
+        // Its threads are gone with the process. What they had sent came in order, and then, if more was on its
+        // way, the client was told. Else it goes on.
+        client.text("go");
+        let mut again = [0; 10];
+        loop {
+            let Some(frame) = client.next() else { panic!("cut without a word") };
+            if frame.first == CLOSE {
+                assert_eq!(frame.payload, [0x03, 0xf4]);
+                break;
+            }
+            let text = String::from_utf8(frame.payload).unwrap();
+            if text.starts_with("done") {
+                if again == [1000; 10] || next == [1000; 10] {
+                    break;
+                }
+                panic!("{text}: {next:?} {again:?}");
+            }
+            // The threads of the first "go", or already those of the second.
+            let begins_anew = text.ends_with(" 0") && next[text.as_bytes()[0] as usize - 48] > 0;
+            if begins_anew || again != [0; 10] {
+                assert_eq!(count_up(&text, &mut again), None);
+            } else {
+                assert_eq!(count_up(&text, &mut next), None);
+            }
+        }
+    }
+    stop(&mut server);
+}
+
+/// Counts "THREAD NUMBER", which has to be the thread's next; what else it says.
+fn count_up(text: &str, next: &mut [u32; 10]) -> Option<String> {
+    let (thread, number) = text.split_once(' ')?;
+    let Ok(thread) = thread.parse::<usize>() else { return Some(text.to_owned()) };
+    assert_eq!(number.parse::<u32>().unwrap(), next[thread], "{text}: {next:?}");
+    next[thread] += 1;
+    None
+}
+
+#[test]
+fn what_a_paused_connection_has_not_read_yet_is_read_elsewhere() {
+    let (mut server, _dir) = serve(&["everything", "crash"], &[]);
+    let mut paused = Raw::open(&server.address(), "/everything");
+    assert_eq!(paused.ask("pause 60000"), "pause: 0");
+    for number in 0..1000 {
+        paused.frame(crate::client::BINARY, format!("{number}").as_bytes());
+    }
+    // Meanwhile another is served: the worker had its chance to read.
+    crash(&server, "/crash", "null");
+    for number in 0..1000 {
+        let frame = paused.next().unwrap();
+        assert_eq!(frame.payload, format!("{number}").as_bytes());
+    }
+    stop(&mut server);
+}
+
+#[test]
+fn a_thread_of_the_handlers_own_without_a_stack_to_crash_on_takes_the_worker_along() {
+    let (mut server, _dir) = serve(&["crash", "echo"], &[]);
+    let mut others: Vec<Raw> = (0..20).map(|_| Raw::open(&server.address(), "/echo")).collect();
+    let mut culprit = Raw::open(&server.address(), "/crash");
+    culprit.text("thread stack");
+    for client in &mut others {
+        client.expect_end();
+    }
+    server.says("] died of SIGSEGV");
+    assert_eq!(Raw::open(&server.address(), "/echo").ask("still"), "still");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+}

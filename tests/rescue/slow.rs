@@ -62,7 +62,8 @@ fn workers_are_killed_at_random_and_nobody_is_left_in_the_dark() {
                 while !enough.load(Ordering::Relaxed) {
                     // While no worker is there the kernel keeps it waiting, and it is served later.
                     let mut client = Raw::connect(&address);
-                    let request = format!("GET /echo HTTP/1.1\r\nHost: localhost\r\n{}\r\n", crate::client::UPGRADE);
+                    let request =
+                        format!("GET /echo HTTP/1.1\r\nHost: localhost\r\n{}\r\n", crate::client::UPGRADE);
                     if std::io::Write::write_all(&mut client.stream, request.as_bytes()).is_err() {
                         continue;
                     }
@@ -97,14 +98,17 @@ fn talk(client: &mut Raw, enough: &AtomicBool, served: &AtomicU32) {
     let head = "\r\n\r\n";
     let mut seen = Vec::new();
     let mut buffer = [0; 4096];
-    let mut read = |client: &mut Raw, seen: &mut Vec<u8>| match std::io::Read::read(&mut client.stream, &mut buffer) {
-        Ok(count @ 1..) => {
-            seen.extend_from_slice(&buffer[..count]);
-            true
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => panic!("left in the dark: {error}"),
-        _ => false,
-    };
+    let mut read =
+        |client: &mut Raw, seen: &mut Vec<u8>| match std::io::Read::read(&mut client.stream, &mut buffer) {
+            Ok(count @ 1..) => {
+                seen.extend_from_slice(&buffer[..count]);
+                true
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                panic!("left in the dark: {error}")
+            }
+            _ => false,
+        };
     while !seen.windows(4).any(|bytes| bytes == head.as_bytes()) {
         if !read(client, &mut seen) {
             return;

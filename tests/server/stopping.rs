@@ -109,3 +109,25 @@ fn connections_that_come_while_it_stops_do_not_keep_it() {
     until("it has ended", || server.child.try_wait().unwrap().is_some());
     assert!(begun.elapsed() < Duration::from_secs(6), "{:?} with {} silent", begun.elapsed(), silent.len());
 }
+
+#[test]
+fn a_worker_that_is_told_itself_closes_with_1001_too() {
+    // As when a service manager sends the signal to every process of the fleet, whatever thread it reaches.
+    let mut server = serve(&["echo", "echo_blocking"], &[]);
+    for _ in 0..5 {
+        let mut open = ["/echo", "/echo_blocking"].map(|resource| Raw::open(&server.address(), resource));
+        let worker = server.worker();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), Signal::SIGTERM).unwrap();
+        for raw in &mut open {
+            raw.expect_close(1001);
+            raw.frame(CLOSE, &close_payload(1001, ""));
+            raw.expect_end();
+        }
+        until("it is replaced", || matches!(server.workers()[..], [other] if other != worker));
+        if server.log().matches("has left").count() > 1 {
+            break; // from now on replacements come later and later
+        }
+    }
+    assert!(!server.log().contains("died of"), "{}", server.log());
+    server.stop();
+}
