@@ -390,6 +390,9 @@ mod tests {
         assert_eq!(config.limits.message, 16 << 20);
         assert_eq!((config.send_high, config.send_low), (1 << 20, 256 << 10));
         assert_eq!(config.stop_time, 10_000_000_000);
+        let Quarantine { deaths, window, time } = config.quarantine;
+        assert_eq!((deaths, window, time), (3, 60_000_000_000, 10_000_000_000));
+        assert!(config.crash_records.is_none());
         assert_eq!((config.connections, config.threads), (16_384, 256));
         assert!(config.workers >= 1);
         assert!(config.deflate.enabled);

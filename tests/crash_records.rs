@@ -48,9 +48,10 @@ impl Recorded {
 
     /// Does what kills the worker; the new line in the log and the new record.
     #[track_caller]
-    fn death(&self, cause: impl FnOnce(&Server)) -> (String, Value) {
+    fn death<R>(&self, cause: impl FnOnce(&Server) -> R) -> (String, Value) {
         let (before, worker) = (self.paths(), self.server.worker());
-        cause(&self.server);
+        // What it returns, such as a connection, is kept until the worker is dead.
+        let _kept = cause(&self.server);
         let announced = format!("the record of the end of process {worker} is ");
         self.server.says(&announced);
         let log = self.server.log();
@@ -78,7 +79,7 @@ impl Recorded {
             let mut raw = Raw::connect(&server.address());
             raw.upgrade(resource, headers);
             raw.text(text);
-            raw.rest();
+            raw
         })
     }
 }

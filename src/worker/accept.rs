@@ -11,7 +11,7 @@ use nix::unistd::{Pid, gettid};
 use socket2::{SockRef, Socket};
 
 use super::mailroom::{Command, Mailroom};
-use super::rescue::interrupt;
+use super::signals::interrupt;
 use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::{Scoreboard, Slot, State, now};
 

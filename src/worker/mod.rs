@@ -25,6 +25,7 @@ mod outside;
 mod probation;
 mod record;
 mod rescue;
+mod signals;
 mod thread;
 mod timer;
 mod traffic;

@@ -16,7 +16,7 @@ use super::facts::Facts;
 use super::mailbox::{Item, Mailbox, Opened, PeerClose, Woken};
 use super::mailroom::{Command, Mailroom};
 use super::opening::Handshake;
-use super::rescue;
+use super::signals;
 use super::watchdog::Pulse;
 use crate::ffi::call::{self, Handler};
 use crate::ffi::host::{self, ABSENT, Address, Callback, End, Fact, Host, Number, Payload, Reply, Task};
@@ -87,7 +87,7 @@ fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, hand
         state: Vec::new(),
     };
     CURRENT.set(Some(current));
-    if let Err(error) = rescue::use_signal_stack() {
+    if let Err(error) = signals::use_signal_stack() {
         log::error!("connection {conn:x}: no signal stack: {error}");
     }
     host::set_host(host);
@@ -106,7 +106,7 @@ fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, hand
     }
     CURRENT.set(None);
     pulse.end();
-    rescue::leave_signal_stack();
+    signals::leave_signal_stack();
     host.mailroom.give(Command::ThreadEnded);
 }
 

@@ -28,23 +28,26 @@ fn a_crash_in_each_way_ends_one_connection_of_a_thousand() {
 #[test]
 fn under_load_those_that_end_were_in_the_middle_of_a_message_and_are_told_so() {
     const CLIENTS: usize = 400;
-    let habits = Habits { deflate: true, large: 600_000, quiet: false };
+    let habits = Habits { deflate: true, large: 1_000_000, quiet: false };
     let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2"]);
     let crowd = Crowd::gather(&server.address(), "/echo", CLIENTS, habits);
     let mut ends = Vec::new();
-    for (resource, text) in WAYS.iter().take(10) {
+    for ((resource, text), part) in WAYS.iter().zip(1..6) {
+        // In another part of the wave each time.
+        let wave = crowd.served();
+        std::thread::sleep((wave.ended - wave.begun) * part / 6);
         crash(&server, resource, text);
         crowd.served();
         let after = crowd.ends();
         for end in &after {
             let End { client, code, in_message } = end;
-            assert!(client % 20 == 7, "after {text}: a message that comes at once is not torn: {end:?}");
+            assert!(client % 20 == 14, "after {text}: a message that comes at once is not torn: {end:?}");
             assert!(in_message & matches!(code, Some(1011 | 1012)), "after {text}: {end:?}");
         }
         ends.extend(after);
     }
-    println!("{} of {CLIENTS} clients, 20 with large messages, ended in 10 crashes", ends.len());
-    assert!(ends.len() < CLIENTS / 20, "some of the large ones went on: {ends:?}");
+    println!("{} of {CLIENTS} clients, 20 with large messages, ended in 5 crashes", ends.len());
+    assert!(!ends.is_empty(), "no message was torn: the test is too kind");
     drop(crowd);
     stop(&mut server);
 }
@@ -95,6 +98,7 @@ fn other_blocking_connections_get_1012_idle_or_busy() {
         end.expect_close(1012);
         end.expect_end();
     }
+    drop((idle, busy));
     stop(&mut server);
 }
 

@@ -16,12 +16,15 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use crate::client::{BINARY, CLOSE, PING, UPGRADE, frame};
 use crate::daemon::PATIENCE;
 
+/// Bytes written at a time.
+const PIECE: usize = 64 * 1024;
+
 /// What the clients of a crowd do.
 #[derive(Clone, Copy)]
 pub struct Habits {
     /// Every second client offers permessage-deflate.
     pub deflate: bool,
-    /// Every 20th client sends messages of so many bytes.
+    /// Every 20th client, which does not compress, sends messages of so many bytes.
     pub large: usize,
     /// They talk only when a test waits for it.
     pub quiet: bool,
@@ -159,7 +162,7 @@ impl Talkers {
             };
             let request = format!("GET {resource} HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}{offer}\r\n");
             (&stream).write_all(request.as_bytes()).map_err(|error| format!("request: {error}"))?;
-            let size = if habits.large > 0 && index % 20 == 7 { habits.large } else { 0 };
+            let size = if habits.large > 0 && index % 20 == 14 { habits.large } else { 0 };
             talkers.push(Talker {
                 stream,
                 sent: 0,
@@ -176,10 +179,7 @@ impl Talkers {
         for (index, talker) in talkers.iter_mut().enumerate() {
             talker.finish_opening().map_err(|why| format!("client {index}: {why}"))?;
             talker.stream.set_nonblocking(true).unwrap();
-            let event = EpollEvent::new(
-                EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET,
-                index as u64,
-            );
+            let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, index as u64);
             epoll.add(talker.stream.as_fd(), event).unwrap();
         }
         Ok(Talkers { epoll, talkers, quiet: habits.quiet })
@@ -217,14 +217,18 @@ impl Talkers {
         let clients = open;
         let mut events = [EpollEvent::empty(); 256];
         while self.talkers.iter().any(|talker| !talker.over && talker.heard < talker.sent) {
-            let count = self.epoll.wait(&mut events, 1000u16).unwrap_or(0);
+            let mut writing = false;
+            for talker in self.talkers.iter_mut().filter(|talker| !talker.over && !talker.unsent.is_empty()) {
+                talker.write();
+                writing = true;
+            }
+            let count = self.epoll.wait(&mut events, if writing { 1_u16 } else { 1000 }).unwrap_or(0);
             for event in &events[..count] {
                 let index = event.data() as usize;
                 let talker = &mut self.talkers[index];
                 if talker.over {
                     continue;
                 }
-                talker.write();
                 if let Some(code) = talker.hear(index)? {
                     talker.over = true;
                     open -= 1;
@@ -286,13 +290,12 @@ impl Talker {
         self.write();
     }
 
+    /// Gives the socket a piece: a large message is under way for a while.
     fn write(&mut self) {
-        while !self.unsent.is_empty() {
-            match self.stream.write(self.unsent.as_slices().0) {
-                Ok(count) => drop(self.unsent.drain(..count)),
-                // What the end was is found out by reading.
-                Err(_) => return,
-            }
+        let bytes = self.unsent.as_slices().0;
+        // What the end was is found out by reading.
+        if let Ok(count) = self.stream.write(&bytes[..bytes.len().min(PIECE)]) {
+            self.unsent.drain(..count);
         }
     }
 

@@ -46,6 +46,7 @@ fn while_one_worker_hangs_the_other_serves_without_delay() {
     assert!((4..=6).contains(&prompt), "{prompt} of 10 were answered while one of two workers hung");
     culprit.expect_close(1011);
     clients.iter_mut().for_each(|client| assert_eq!(client.next_text(), "now?"));
+    drop((clients, culprit));
     stop(&mut server);
 }
 
@@ -63,5 +64,6 @@ fn a_blocking_handler_that_hangs_is_ended_and_one_that_waits_in_a_call_is_not() 
     waiting.expect_close(1012);
     assert_eq!(event.ask("still"), "still");
     server.says("everything_blocking: its thread for connection ");
+    drop((event, waiting, culprit));
     stop(&mut server);
 }

@@ -102,5 +102,6 @@ fn bytes_of_a_message_that_was_read_in_part_are_not_lost_in_silence() {
         client.expect_end();
     }
     assert_eq!(unread.ask("still"), "still");
+    drop((torn, fragmented, unread));
     stop(&mut server);
 }

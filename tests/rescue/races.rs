@@ -72,6 +72,7 @@ fn a_child_of_a_handler_may_die_as_it_likes() {
     assert_eq!(client.ask("still"), "still");
     assert_eq!(logged(&server, "crashed"), 0);
     drop(crowd);
+    drop(client);
     stop(&mut server);
 }
 
@@ -143,6 +144,7 @@ fn a_damaged_record_is_not_adopted() {
         left += 1;
     }
     assert!((1..59).contains(&left), "{left} of 59 went on");
+    drop(clients);
     stop(&mut server);
 }
 
@@ -160,6 +162,7 @@ fn a_crash_in_on_open_of_a_moved_connection_costs_that_one() {
     assert_eq!(crowd.ends(), []);
     assert_eq!(logged(&server, " crashed: "), 6);
     drop(crowd);
+    drop(traps);
     stop(&mut server);
 }
 
@@ -177,6 +180,7 @@ fn a_connection_whose_arrival_kills_without_a_name_is_given_up() {
     assert!(logged(&server, " crashed: ") < 10, "{}", server.log());
     let mut later = Raw::open(&server.address(), "/rescue");
     assert_eq!(later.ask("still"), "still");
+    drop((trap, other, later));
     stop(&mut server);
 }
 
@@ -222,6 +226,7 @@ fn connections_in_the_opening_handshake_go_on() {
     for client in [&mut silent, &mut half, &mut late, &mut open] {
         assert_eq!(client.ask("still"), "still");
     }
+    drop((silent, half, late, open));
     stop(&mut server);
 }
 
@@ -393,6 +398,7 @@ fn what_a_paused_connection_has_not_read_yet_is_read_elsewhere() {
         let frame = paused.next().unwrap();
         assert_eq!(frame.payload, format!("{number}").as_bytes());
     }
+    drop(paused);
     stop(&mut server);
 }
 
