@@ -234,8 +234,8 @@ typedef struct ws_handler {
     int32_t (*on_open)(ws_conn conn);
 
     /* Blocking style: the life of the connection, on its own thread. The
-     * connection is closed when it returns: with 1000 after WS_OK, with 1011
-     * after a negative result. */
+     * connection is closed when it returns: with 1000 after WS_OK (1012 once
+     * ws_receive() has said WS_E_DRAINING), with 1011 after a negative result. */
     int32_t (*transfer_data)(ws_conn conn);
 
     /* Event style: a message (with WS_STREAM: a fragment) has come. */
@@ -262,8 +262,9 @@ typedef struct ws_handler {
     /* Event style: after a WS_E_FULL the send queue has drained to its low mark. */
     void (*on_writable)(ws_conn conn);
 
-    /* Event style: the server wants this connection to end soon (reload,
-     * shutdown). In the blocking style ws_receive() returns WS_E_DRAINING. */
+    /* Event style: the server wants this connection to end soon, and it can not
+     * be moved at the moment; closed with 1012 when the time is over. In the
+     * blocking style ws_receive() returns WS_E_DRAINING. */
     void (*on_drain)(ws_conn conn);
 
     /* ---- since 1.1: append here ---- */

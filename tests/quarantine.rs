@@ -102,6 +102,7 @@ fn after_three_crashes_only_that_handler_answers_503() {
     let mut raw = Raw::connect(&address);
     raw.send(b"GET /crash HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     assert_ne!(raw.answer().status, 503);
+    drop(before);
     server.signal(nix::sys::signal::Signal::SIGTERM);
     assert_eq!(server.wait().code(), Some(0));
 }

@@ -249,6 +249,8 @@ pub struct Crash {
     cut: AtomicU32,
     /// Crashes in a row of young processes with no connection to blame.
     nameless: AtomicU32,
+    /// The process that is sending its connections to the inbox; 0: none.
+    sender: AtomicI32,
 }
 
 /// In place of a signal: a handler called exit().
@@ -295,6 +297,22 @@ impl Crash {
         let count = if nameless { before.saturating_add(1) } else { 0 };
         self.nameless.store(count, Ordering::Relaxed);
         count
+    }
+
+    /// This process begins to send its connections to the inbox. Async-signal-safe. [worker]
+    pub fn begin_sending(&self, pid: i32) {
+        self.sender.store(pid, Ordering::Release);
+    }
+
+    /// It has sent them, or it is dead. Async-signal-safe. [worker, supervisor]
+    pub fn end_sending(&self, pid: i32) {
+        // A later one may have begun meanwhile.
+        let _ = self.sender.compare_exchange(pid, 0, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// Whether more connections are to come into the inbox. [worker]
+    pub fn is_sending(&self) -> bool {
+        self.sender.load(Ordering::Acquire) != 0
     }
 
     /// What was noted. [supervisor]

@@ -149,7 +149,10 @@ impl Fleet {
             while let Some(event) = events.pop_front() {
                 for action in plan.on(event, scoreboard::now()) {
                     match action {
-                        Action::Leave(exit) => return exit,
+                        Action::Leave(exit) => {
+                            self.see_off();
+                            return exit;
+                        }
                         Action::Announce => self.announce(),
                         Action::Spawn(slot) => events.extend(self.spawn(slot).err()),
                         Action::Stop(slot) => self.order(slot, Command::Stop),
@@ -252,6 +255,18 @@ impl Fleet {
         }
     }
 
+    /// Waits for processes that were replaced, so that none is left; not for long.
+    fn see_off(&mut self) {
+        let give_up = scoreboard::now().saturating_add(plan::GRACE);
+        while !self.replaced.is_empty() && scoreboard::now() < give_up {
+            self.wait(Some(give_up), &mut VecDeque::new());
+        }
+        for left in &self.replaced {
+            // Not reaped yet, so the pid is still its own.
+            let _ = kill(left.pid, Signal::SIGKILL);
+        }
+    }
+
     fn read_signals(&mut self, events: &mut VecDeque<Event>) {
         while let Some(Ok(Some(info))) = self.signals.as_ref().map(SignalFd::read_signal) {
             let Ok(signal) = Signal::try_from(info.ssi_signo as i32) else { continue };
@@ -313,6 +328,7 @@ impl Fleet {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             let Some(pid) = status.pid() else { return };
             self.release_gates(pid);
+            self.scoreboard.slots().iter().for_each(|record| record.crash.end_sending(pid.as_raw()));
             let is_in = |worker: &Option<Worker>| worker.as_ref().is_some_and(|worker| worker.pid == pid);
             if let Some(slot) = self.workers.iter().position(is_in) {
                 self.read_reports(slot, events); // what it said before it died: it may have been replaced by that

@@ -35,6 +35,8 @@ pub enum Pause {
     Queue = 4,
     /// The handshake is not finished.
     Handshake = 8,
+    /// The peer has closed its end.
+    Ended = 16,
 }
 
 /// One connection.

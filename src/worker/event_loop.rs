@@ -25,6 +25,9 @@ const EVENTS: usize = 512;
 /// The loop goes around at least so often (ms), which shows that it is alive.
 const HEARTBEAT: u64 = 1000;
 
+/// How often (ns) a worker that is to leave looks for connections that are still to arrive.
+const ARRIVING: u64 = 2_000_000;
+
 // Ids of connections begin at 1 << 32.
 const BELL: u64 = 0;
 const CONTROL: u64 = 1;
@@ -120,6 +123,8 @@ impl Worker {
     fn patience(&self) -> EpollTimeout {
         let next = self.core.borrow().timers.next().unwrap_or(NEVER);
         let next = next.min(self.stop_at.get().unwrap_or(NEVER));
+        let arriving = self.stop_at.get().is_some() && self.slot.crash.is_sending();
+        let next = if arriving { next.min(self.now.get().saturating_add(ARRIVING)) } else { next };
         let next = next.min(self.next_hand_over().unwrap_or(NEVER));
         let ms = next.saturating_sub(self.now.get()).div_ceil(1_000_000).min(HEARTBEAT);
         EpollTimeout::try_from(ms as i32).unwrap_or(EpollTimeout::ZERO)
@@ -241,7 +246,12 @@ impl Worker {
     /// Whether all is done, or the time for it is over.
     fn may_leave(&self) -> bool {
         let Some(at) = self.stop_at.get() else { return false };
-        let done = self.core.borrow().table.len() == 0 && self.threads.get() == 0;
+        // Connections of a worker that has crashed are still to be closed.
+        let arriving = self.slot.crash.is_sending();
+        if !self.detached.get() {
+            self.empty_inbox();
+        }
+        let done = self.core.borrow().table.len() == 0 && self.threads.get() == 0 && !arriving;
         done || self.now.get() >= at
     }
 

@@ -77,6 +77,26 @@ impl Worker {
         }
         self.leaving.set(Some(self.now.get().saturating_add(self.config.stop_time)));
         self.hand_over_more();
+        // Those that are left can not move, or not yet.
+        let ids = self.core.borrow().table.ids();
+        ids.into_iter().for_each(|id| self.drain(id));
+    }
+
+    /// Tells a handler that the server wants a connection to end.
+    fn drain(&self, id: u64) {
+        let left = self.with_open(id, |handler, open| {
+            (open.closing.0 == 0 && !open.over).then(|| (handler, open.mailbox.clone()))
+        });
+        match left.flatten() {
+            Some((_, Some(mailbox))) => mailbox.drain(),
+            Some((handler, None)) => {
+                let Some(service) = self.service(handler) else { return };
+                if service.handler.has(Callback::Drain) {
+                    self.attributed(handler, Callback::Drain, id, || service.handler.drain(id));
+                }
+            }
+            None => {}
+        }
     }
 
     /// When to look again, while connections are being handed over.

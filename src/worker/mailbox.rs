@@ -99,6 +99,10 @@ struct State {
     answer: Option<PeerClose>,
     /// A Close was sent or the connection is lost: messages no longer count.
     closing: bool,
+    /// The server wants the connection to end, and the thread has not been told.
+    draining: bool,
+    /// It has.
+    drained: bool,
     /// The connection is lost.
     lost: bool,
     ended: Option<Ended>,
@@ -119,6 +123,8 @@ pub enum Woken {
     PeerClose(PeerClose),
     /// The connection is closing or gone.
     Closing,
+    /// The server wants the connection to end; said once.
+    Draining,
     /// The time is over.
     TimedOut,
 }
@@ -154,6 +160,11 @@ impl Mailbox {
     /// The connection has ended without (the rest of) a closing handshake.
     pub fn lost(&self) {
         self.change(|state| (state.closing, state.lost) = (true, true));
+    }
+
+    /// The server wants the connection to end soon.
+    pub fn drain(&self) {
+        self.change(|state| state.draining = true);
     }
 
     /// A Close was sent: there are no more messages.
@@ -214,6 +225,10 @@ impl Mailbox {
             if let Some(close) = state.peer_close.take() {
                 return Woken::PeerClose(close);
             }
+            if state.draining && !state.closing {
+                (state.draining, state.drained) = (false, true);
+                return Woken::Draining;
+            }
             if state.closing {
                 return Woken::Closing;
             }
@@ -232,6 +247,11 @@ impl Mailbox {
     pub fn last_words(&self) -> (Option<PeerClose>, bool) {
         let state = self.lock();
         (state.answer.clone(), state.lost || state.ended.is_some())
+    }
+
+    /// Whether the thread was told that the server wants the connection to end.
+    pub fn is_drained(&self) -> bool {
+        self.lock().drained
     }
 
     /// Waits while the send queue is full and the connection is not gone.

@@ -200,6 +200,7 @@ fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
     // A thread that the handler has made serves no connection, but its code is known.
     let handler = record.map(|record| record.handler).or(whose_code);
     kit.slot.crash.note(signal, address, handler, callback as u32, culprit);
+    kit.slot.crash.begin_sending(pid);
     // The supervisor forks the replacement now; if it can not be told it will notice the death.
     // SAFETY: a live buffer and an open descriptor.
     unsafe { libc::send(kit.control, kit.report.as_ptr().cast(), kit.report.len(), libc::MSG_NOSIGNAL) };
@@ -237,7 +238,8 @@ fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
             }
         }
     }
-    let just_accepted = (3..kit.descriptors).filter(|fd| is_just_accepted(*fd, &kit.ports));
+    let in_lobby = |wanted: RawFd| kit.mailroom.lobby().any(|fd| fd == wanted);
+    let just_accepted = (3..kit.descriptors).filter(|fd| is_just_accepted(*fd, &kit.ports) && !in_lobby(*fd));
     for fd in kit.mailroom.lobby().chain(just_accepted) {
         if !is_unlisted(kit, fd) {
             continue;
@@ -256,6 +258,7 @@ fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
     // SAFETY: as above.
     let lost = unsafe { send(kit, shipment, give_up) };
     kit.slot.crash.note_result(moved - lost.min(moved), cut + lost);
+    kit.slot.crash.end_sending(pid);
     // Writing a core dump takes its time: nobody shall wait for the end of a connection until then.
     // SAFETY: nothing in this process uses a descriptor any more, but for the standard streams.
     unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
@@ -324,10 +327,13 @@ fn decide(kit: &Kit, record: &Record, stands: u32, id: u64, blame: &Blame) -> Op
     if id == blame.culprit {
         return farewell(record, stands, &CLOSE_1011);
     }
+    if stands & standing::FRESH != 0 {
+        return Some(Purpose::Greet);
+    }
     if blame.all || blame.handler == Some(record.handler) {
         return farewell(record, stands, &CLOSE_1012);
     }
-    if stands & (standing::FRESH | standing::OPENING) != 0 {
+    if stands & standing::OPENING != 0 {
         return Some(Purpose::Greet);
     }
     if stands & standing::MOVABLE != 0 && kit.mailroom.buffered(id) == 0 {

@@ -118,7 +118,7 @@ fn serve(host: &'static ThreadHost, handler: Handler, conn: u64) {
     while let Some(woken) = mailbox.as_ref().map(|mailbox| mailbox.wait(Some(Instant::now()))) {
         match woken {
             Woken::Item(Item::Task(task), _) => host.run_task(conn, task),
-            Woken::Item(..) => {}
+            Woken::Item(..) | Woken::Draining => {}
             Woken::PeerClose(close) => {
                 host.answer_close(conn, close);
                 break;
@@ -129,6 +129,8 @@ fn serve(host: &'static ThreadHost, handler: Handler, conn: u64) {
     let code = if result < 0 {
         log::error!("connection {conn:x}: the handler returned {result}; closed with 1011");
         1011
+    } else if mailbox.as_ref().is_some_and(|mailbox| mailbox.is_drained()) {
+        1012
     } else {
         1000
     };
@@ -277,6 +279,7 @@ impl Host for ThreadHost {
                     self.answer_close(conn, close);
                     return Err(WS_CLOSED);
                 }
+                Woken::Draining => return Err(WS_E_DRAINING),
                 Woken::Closing => {
                     of(conn, Current::hear_last_words);
                     return Err(WS_CLOSED);

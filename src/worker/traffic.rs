@@ -28,6 +28,7 @@ impl Worker {
             Head,
             Messages,
             Nothing,
+            ReplyStill,
         }
         let room = buffer.len() - 1;
         let (received, next) = {
@@ -38,7 +39,8 @@ impl Worker {
                 Phase::Open(_) => Next::Messages,
                 // What comes now is not wanted: it is read so that closing does not reset the connection
                 // before the peer has read our last words.
-                Phase::Opening(..) | Phase::Reply(_) | Phase::Linger => Next::Nothing,
+                Phase::Opening(..) | Phase::Linger => Next::Nothing,
+                Phase::Reply(_) => Next::ReplyStill,
             };
             if conn.is_paused() {
                 return;
@@ -54,10 +56,12 @@ impl Worker {
             ((&conn.socket).read(&mut buffer[..room]), next)
         };
         match (received, next) {
+            // A half-close after the request: the reply is wanted all the same.
+            (Ok(0), Next::ReplyStill) => self.pause(id, Pause::Ended),
             (Ok(0), _) => self.lost(id),
             (Ok(count), Next::Head) => self.read_head(id, &buffer[..count]),
             (Ok(count), Next::Messages) => self.process(id, buffer, count),
-            (Ok(_), Next::Nothing) => {}
+            (Ok(_), Next::Nothing | Next::ReplyStill) => {}
             // Nothing to read after all: it stands as it did.
             (Err(error), _) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 self.flush(id)
@@ -270,8 +274,10 @@ impl Worker {
                 }
                 Phase::Reply(_) if left == 0 => {
                     let _ = conn.socket.shutdown(Shutdown::Write);
+                    // Nothing to wait for if the peer has closed its end already.
+                    let linger = if conn.is_paused() { 0 } else { LINGER };
                     conn.phase = Phase::Linger;
-                    conn.deadline = now.saturating_add(LINGER);
+                    conn.deadline = now.saturating_add(linger);
                 }
                 Phase::Reply(_) if progress => {
                     conn.deadline = now.saturating_add(self.config.handshake_time);

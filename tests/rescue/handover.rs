@@ -60,6 +60,21 @@ fn a_handler_lets_go_in_one_process_and_finds_its_state_in_the_next() {
 }
 
 #[test]
+fn a_blocking_handler_is_told_that_its_worker_is_replaced() {
+    // The loop of the example ends with WS_E_DRAINING; the new worker serves on.
+    let (mut server, _dir) = serve(&["echo_blocking"], &["--worker-max-age", "400ms"]);
+    let mut raw = Raw::open(&server.address(), "/echo_blocking");
+    assert_eq!(raw.ask("hello"), "hello");
+    raw.expect_close(1012);
+    raw.frame(crate::client::CLOSE, &crate::client::close_payload(1012, ""));
+    raw.expect_end();
+    let mut again = Raw::open(&server.address(), "/echo_blocking");
+    assert_eq!(again.ask("hello"), "hello");
+    drop(again);
+    stop(&mut server);
+}
+
+#[test]
 fn a_worker_that_comes_new_gets_its_share() {
     let (mut server, _dir) = serve(&["echo"], &["--workers", "2"]);
     let address = server.address();
