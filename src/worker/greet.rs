@@ -2,6 +2,7 @@
 //! the handler's part of the handshake, and the reply. What is not WebSocket is
 //! answered by `http`.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -70,36 +71,31 @@ impl Worker {
 
     /// Bytes of a request head have come.
     pub fn read_head(&self, id: u64, received: &[u8]) {
-        let parsed = {
-            let core = &mut *self.core.borrow_mut();
-            let Some(Conn { phase: Phase::Head(bytes), .. }) = core.table.get(id) else { return };
-            // Usually all comes at once, and is not copied.
-            if bytes.is_empty() {
-                let parsed = head::parse(received, &self.config.head);
-                if let Ok(Parsed::NeedMore) = parsed {
-                    bytes.extend_from_slice(received);
-                }
-                parsed.map(|parsed| (parsed, received.to_vec()))
-            } else {
-                bytes.extend_from_slice(received);
-                head::parse(bytes, &self.config.head).map(|parsed| (parsed, std::mem::take(bytes)))
-            }
+        let mut kept = match self.core.borrow_mut().table.get(id) {
+            Some(Conn { phase: Phase::Head(bytes), .. }) => std::mem::take(bytes),
+            _ => return,
         };
-        match parsed {
-            Ok((Parsed::NeedMore, bytes)) => {
+        // Usually all comes at once, and is not copied.
+        let read = if kept.is_empty() {
+            Cow::Borrowed(received)
+        } else {
+            kept.extend_from_slice(received);
+            Cow::Owned(kept)
+        };
+        match head::parse(&read, &self.config.head) {
+            Ok(Parsed::NeedMore) => {
+                let read = read.into_owned();
                 let core = &mut *self.core.borrow_mut();
                 if let Some(record) = core.table.record(id) {
-                    record.set_head(&bytes);
+                    record.set_head(&read);
                     record.seal();
                     record.set_standing(standing::TAKEN | standing::FRESH);
                 }
-                if let Some(Conn { phase: Phase::Head(kept), .. }) = core.table.get(id) {
-                    *kept = bytes;
+                if let Some(Conn { phase: Phase::Head(bytes), .. }) = core.table.get(id) {
+                    *bytes = read;
                 }
             }
-            Ok((Parsed::Head { head, consumed }, bytes)) => {
-                self.read_request(id, head, &bytes, consumed);
-            }
+            Ok(Parsed::Head { head, consumed }) => self.read_request(id, head, &read, consumed),
             Err(bad) => self.reply(id, http::error(bad.status, bad.why, &[])),
         }
     }

@@ -36,6 +36,14 @@ pub enum Purpose {
     Linger = 3,
 }
 
+impl Purpose {
+    fn from_number(number: u32) -> Option<Self> {
+        [Purpose::Resume, Purpose::Greet, Purpose::Linger]
+            .into_iter()
+            .find(|purpose| *purpose as u32 == number)
+    }
+}
+
 /// The header of an entry; native byte order.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -108,12 +116,8 @@ impl Shipment {
 
     /// What is in it: descriptors, and what was to become of them. Async-signal-safe.
     pub fn content(&self) -> impl Iterator<Item = (RawFd, Purpose)> {
-        let purpose = |header: &Header| match header.purpose {
-            1 => Purpose::Resume,
-            2 => Purpose::Greet,
-            _ => Purpose::Linger,
-        };
-        self.parcel.fds().iter().copied().zip(self.headers.iter().map(purpose))
+        let purposes = self.headers.iter().filter_map(|header| Purpose::from_number(header.purpose));
+        self.parcel.fds().iter().copied().zip(purposes)
     }
 
     /// Empties it without sending.
@@ -144,12 +148,7 @@ fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
     if word(0)? != MAGIC {
         return None;
     }
-    let purpose = match word(1)? {
-        1 => Purpose::Resume,
-        2 => Purpose::Greet,
-        3 => Purpose::Linger,
-        _ => return None,
-    };
+    let purpose = Purpose::from_number(word(1)?)?;
     let sizes = [word(2)?, word(3)?, word(4)?];
     let block = take(bytes, size_of::<Record>())?;
     let mut parts = [&[][..]; 3];
