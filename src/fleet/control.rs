@@ -1,11 +1,15 @@
 //! The channel between the supervisor and one worker: a SOCK_SEQPACKET socket pair, one typed message a
-//! datagram, non-blocking on both sides. Carries orders and reports, never a client's byte. The end of the
-//! channel is a message too: the other process is gone.
+//! datagram, non-blocking on both sides. Carries orders, with a descriptor where one needs it, and reports, never a
+//! client's byte. The end of the channel is a message too: the other process is gone.
+#![allow(unsafe_code)]
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
+    socketpair,
+};
 
 /// What the supervisor orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,71 +60,67 @@ impl Channel {
 
     /// Sends an order. [supervisor]
     pub fn send_command(&self, command: Command) -> io::Result<()> {
-        self.send(match command {
-            Command::Stop => [b'S', 0, 0, 0, 0],
-            Command::Quit => [b'Q', 0, 0, 0, 0],
-            Command::HandOver => [b'H', 0, 0, 0, 0],
-            Command::Shed { to, count } => numbers(b'M', to, count),
-        })
+        self.send(command.message(), None)
     }
 
-    /// The next order; None: the supervisor is gone. [worker]
-    pub fn recv_command(&self) -> io::Result<Option<Command>> {
-        match self.recv()? {
-            None => Ok(None),
-            Some([b'S', ..]) => Ok(Some(Command::Stop)),
-            Some([b'Q', ..]) => Ok(Some(Command::Quit)),
-            Some([b'H', ..]) => Ok(Some(Command::HandOver)),
-            Some([b'M', a, b, c, d]) => {
-                Ok(Some(Command::Shed { to: u16::from_le_bytes([a, b]), count: u16::from_le_bytes([c, d]) }))
-            }
-            Some([tag, ..]) => Err(nonsense(tag)),
-        }
+    /// Sends an order and a descriptor that goes with it. [supervisor]
+    pub fn send_command_with(&self, command: Command, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.send(command.message(), Some(fd.as_raw_fd()))
+    }
+
+    /// The next order and what came with it; None: the supervisor is gone. [worker]
+    pub fn recv_command(&self) -> io::Result<Option<(Command, Option<OwnedFd>)>> {
+        let Some((message, fd)) = self.recv()? else { return Ok(None) };
+        Command::read(message).map(|command| Some((command, fd))).ok_or_else(|| nonsense(message[0]))
     }
 
     /// Sends a report. [worker]
     pub fn send_report(&self, report: Report) -> io::Result<()> {
-        self.send(match report {
-            Report::Ready { loaded, broken } => numbers(b'R', loaded, broken),
-            Report::Crashed => CRASHED,
-            Report::Leaving => [b'L', 0, 0, 0, 0],
-        })
+        self.send(report.message(), None)
     }
 
     /// The next report; None: the worker is gone. [supervisor]
     pub fn recv_report(&self) -> io::Result<Option<Report>> {
-        match self.recv()? {
-            None => Ok(None),
-            Some(CRASHED) => Ok(Some(Report::Crashed)),
-            Some([b'L', ..]) => Ok(Some(Report::Leaving)),
-            Some([b'R', a, b, c, d]) => Ok(Some(Report::Ready {
-                loaded: u16::from_le_bytes([a, b]),
-                broken: u16::from_le_bytes([c, d]),
-            })),
-            Some([tag, ..]) => Err(nonsense(tag)),
-        }
+        let Some((message, _)) = self.recv()? else { return Ok(None) };
+        Report::read(message).map(Some).ok_or_else(|| nonsense(message[0]))
     }
 
-    fn send(&self, message: Message) -> io::Result<()> {
-        send(self.0.as_raw_fd(), &message, MsgFlags::MSG_NOSIGNAL)?;
+    fn send(&self, message: Message, fd: Option<RawFd>) -> io::Result<()> {
+        let fds: Vec<RawFd> = fd.into_iter().collect();
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let rights = if fds.is_empty() { &[][..] } else { &rights };
+        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&message)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
         Ok(())
     }
 
-    fn recv(&self) -> io::Result<Option<Message>> {
-        let mut message = [0; size_of::<Message>() + 1]; // one more, to notice what is too long
-        let mut received = recv(self.0.as_raw_fd(), &mut message, MsgFlags::empty());
-        if received == Err(nix::Error::ECONNRESET) {
+    fn recv(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
+        match self.recv_once() {
             // Said once when the other process ended without reading all that was sent to it. What it had sent
             // itself is still there.
-            received = recv(self.0.as_raw_fd(), &mut message, MsgFlags::empty());
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => self.recv_once(),
+            received => received,
         }
-        match received {
-            Ok(0) | Err(nix::Error::ECONNRESET) => Ok(None),
-            Ok(size) => match message[..size].try_into() {
-                Ok(message) => Ok(Some(message)),
-                Err(_) => Err(nonsense(message[0])),
+    }
+
+    fn recv_once(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
+        let mut bytes = [0; size_of::<Message>() + 1]; // one more, to notice what is too long
+        let mut slices = [IoSliceMut::new(&mut bytes)];
+        let mut space = nix::cmsg_space!([RawFd; 1]);
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let received = recvmsg::<()>(self.0.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
+        let mut fd = None;
+        for part in received.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raw) = part {
+                // SAFETY: the kernel has just made these descriptors for this process, and nobody else owns them.
+                fd = raw.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }).last();
+            }
+        }
+        match received.bytes {
+            0 => Ok(None),
+            size => match bytes.get(..size).and_then(|bytes| bytes.try_into().ok()) {
+                Some(message) => Ok(Some((message, fd))),
+                None => Err(nonsense(bytes[0])),
             },
-            Err(error) => Err(error.into()),
         }
     }
 }
@@ -131,15 +131,69 @@ impl AsFd for Channel {
     }
 }
 
-/// A tag and two numbers, little-endian.
-type Message = [u8; 5];
+impl Command {
+    fn message(self) -> Message {
+        match self {
+            Command::Stop => message(b'S', [0; 3]),
+            Command::Quit => message(b'Q', [0; 3]),
+            Command::HandOver => message(b'H', [0; 3]),
+            Command::Shed { to, count } => message(b'M', [to.into(), count.into(), 0]),
+        }
+    }
+
+    fn read(message: Message) -> Option<Self> {
+        let [first, second, _] = numbers(&message);
+        Some(match message[0] {
+            b'S' => Command::Stop,
+            b'Q' => Command::Quit,
+            b'H' => Command::HandOver,
+            b'M' => Command::Shed { to: first as u16, count: second as u16 },
+            _ => return None,
+        })
+    }
+}
+
+impl Report {
+    fn message(self) -> Message {
+        match self {
+            Report::Ready { loaded, broken } => message(b'R', [loaded.into(), broken.into(), 0]),
+            Report::Crashed => CRASHED,
+            Report::Leaving => message(b'L', [0; 3]),
+        }
+    }
+
+    fn read(message: Message) -> Option<Self> {
+        let [first, second, _] = numbers(&message);
+        Some(match message[0] {
+            b'R' => Report::Ready { loaded: first as u16, broken: second as u16 },
+            b'C' => Report::Crashed,
+            b'L' => Report::Leaving,
+            _ => return None,
+        })
+    }
+}
+
+/// A tag, padded, and three numbers in native byte order.
+type Message = [u8; 32];
 
 /// [`Report::Crashed`] as it is sent, for a signal handler, which can use nothing else of this module.
-pub const CRASHED: [u8; 5] = [b'C', 0, 0, 0, 0];
+pub const CRASHED: Message = message(b'C', [0; 3]);
 
-fn numbers(tag: u8, first: u16, second: u16) -> Message {
-    let ([a, b], [c, d]) = (first.to_le_bytes(), second.to_le_bytes());
-    [tag, a, b, c, d]
+const fn message(tag: u8, numbers: [u64; 3]) -> Message {
+    let mut message = [0; 32];
+    let (head, places) = message.as_chunks_mut::<8>().0.split_at_mut(1);
+    head[0][0] = tag;
+    let mut index = 0;
+    while index < 3 {
+        places[index] = numbers[index].to_ne_bytes();
+        index += 1;
+    }
+    message
+}
+
+fn numbers(message: &Message) -> [u64; 3] {
+    let [_, places @ ..] = message.as_chunks::<8>().0 else { return [0; 3] };
+    std::array::from_fn(|index| places.get(index).map_or(0, |bytes| u64::from_ne_bytes(*bytes)))
 }
 
 fn nonsense(tag: u8) -> io::Error {
@@ -157,9 +211,25 @@ mod tests {
         supervisor.send_command(Command::Stop).unwrap();
         supervisor.send_command(Command::Quit).unwrap();
         worker.send_report(Report::Ready { loaded: 0x1234, broken: 7 }).unwrap();
-        assert_eq!(worker.recv_command().unwrap(), Some(Command::Stop));
-        assert_eq!(worker.recv_command().unwrap(), Some(Command::Quit));
+        supervisor.send_command(Command::Shed { to: 0x1234, count: 7 }).unwrap();
+        for sent in [Command::Stop, Command::Quit, Command::Shed { to: 0x1234, count: 7 }] {
+            assert!(matches!(worker.recv_command().unwrap(), Some((command, None)) if command == sent));
+        }
         assert_eq!(supervisor.recv_report().unwrap(), Some(Report::Ready { loaded: 0x1234, broken: 7 }));
+    }
+
+    #[test]
+    fn a_descriptor_goes_with_its_order() {
+        let (supervisor, worker) = Channel::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        supervisor.send_command(Command::Stop).unwrap();
+        supervisor.send_command_with(Command::Quit, file.as_fd()).unwrap();
+        assert!(matches!(worker.recv_command().unwrap(), Some((Command::Stop, None))));
+        let Some((Command::Quit, Some(copy))) = worker.recv_command().unwrap() else {
+            panic!("no descriptor")
+        };
+        let inode = |fd: BorrowedFd<'_>| nix::sys::stat::fstat(fd).unwrap().st_ino;
+        assert_eq!(inode(copy.as_fd()), inode(file.as_fd()));
     }
 
     #[test]
@@ -192,8 +262,8 @@ mod tests {
     #[test]
     fn nonsense_is_reported_and_passed_over() {
         let (supervisor, worker) = Channel::pair().unwrap();
-        for junk in [&b"R"[..], b"Rtoolong", b"Zabcd"] {
-            send(worker.0.as_raw_fd(), junk, MsgFlags::empty()).unwrap();
+        for junk in [&b"R"[..], &[b'R'; 33], &[b'Z'; 32]] {
+            nix::sys::socket::send(worker.0.as_raw_fd(), junk, MsgFlags::empty()).unwrap();
             assert_eq!(supervisor.recv_report().unwrap_err().kind(), io::ErrorKind::InvalidData);
         }
         worker.send_report(Report::Ready { loaded: 1, broken: 0 }).unwrap();

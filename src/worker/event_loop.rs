@@ -192,10 +192,12 @@ impl Worker {
     fn hear_supervisor(&self) -> bool {
         loop {
             match self.control.recv_command() {
-                Ok(Some(control::Command::Stop)) => self.stop(1001),
-                Ok(Some(control::Command::Shed { to, count })) => self.shed(to.into(), count.into()),
-                Ok(Some(control::Command::HandOver)) => self.hand_over(),
-                Ok(Some(control::Command::Quit)) => return true,
+                Ok(Some((order, _))) => match order {
+                    control::Command::Stop => self.stop(1001),
+                    control::Command::Shed { to, count } => self.shed(to.into(), count.into()),
+                    control::Command::HandOver => self.hand_over(),
+                    control::Command::Quit => return true,
+                },
                 // The supervisor has vanished: nobody would restart or stop this worker.
                 Ok(None) => {
                     if self.stop_at.get().is_none() {
