@@ -208,6 +208,9 @@ struct Args {
     /// How long a handler is quarantined the first time; then twice as long, up to 10m
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time, help_heading = LIMITS)]
     quarantine_time: Time,
+    /// Time over which connections that can not move are closed when their worker is replaced
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time_or_off, help_heading = LIMITS)]
+    drain_timeout: Time,
     /// Time to close all connections when told to stop
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time_or_off, help_heading = LIMITS)]
     stop_timeout: Time,
@@ -307,6 +310,8 @@ impl Args {
             },
             crash_records: self.crash_dir.map(|dir| CrashRecords { dir, bytes: self.crash_bytes }),
             handler_time: self.handler_timeout,
+            drain_time: self.drain_timeout,
+            drain_times: Default::default(),
             stop_time: self.stop_timeout,
             log: LogSettings { level: self.log_level, file: self.log_file },
             settings: Default::default(),

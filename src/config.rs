@@ -16,7 +16,7 @@ pub use crate::fleet::listener::Listen;
 pub const RESERVED_DESCRIPTORS: u64 = 64;
 
 /// What a worker may use up before it is replaced; 0: as much as it wants.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wear {
     /// Resident memory; bytes.
     pub memory: u64,
@@ -34,7 +34,7 @@ impl Wear {
 }
 
 /// When a handler in which workers die is not served for a while.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quarantine {
     /// Deaths that are too many; 0: never.
     pub deaths: u32,
@@ -45,7 +45,7 @@ pub struct Quarantine {
 }
 
 /// Records of crashes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CrashRecords {
     /// Where they are written.
     pub dir: PathBuf,
@@ -53,8 +53,8 @@ pub struct CrashRecords {
     pub bytes: usize,
 }
 
-/// The configuration of a fleet. Made once, before the first fork, and never changed after.
-#[derive(Clone, Debug)]
+/// The configuration of a fleet. Made before the first fork of those that have it, and never changed after.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where to listen, in the order given; never empty.
     pub listen: Vec<Listen>,
@@ -100,6 +100,10 @@ pub struct Config {
     pub crash_records: Option<CrashRecords>,
     /// How long a handler may run without a call to the host before it is brought down; ns, 0: for ever.
     pub handler_time: u64,
+    /// Over this time the connections that can not move are closed when their worker is replaced; ns.
+    pub drain_time: u64,
+    /// The same for handlers of their own, by resource; None: they are left until they end.
+    pub drain_times: BTreeMap<String, Option<u64>>,
     /// Time from the order to stop until a worker must have left; ns.
     pub stop_time: u64,
     /// Where log lines go, and which.
@@ -150,10 +154,36 @@ impl Config {
         self.isolation.get(resource).copied().unwrap_or(0)
     }
 
-    /// The name of the worker in a slot, in titles and logs.
-    pub fn worker_name(&self, slot: usize) -> String {
-        let (pool, number) = self.pool_of_slot(slot);
-        let pool = self.pools.get(pool).map_or("default", |pool| &pool.name);
+    /// The same with numbers of pools that go on from those of `before`: a pool keeps its number, and one that is gone
+    /// has no workers.
+    pub fn following(mut self, before: &Config) -> Self {
+        let gone = before.pools.iter().map(|pool| Pool { workers: 0, ..pool.clone() });
+        let mut pools: Vec<Pool> = gone.collect();
+        let mut numbers = Vec::new();
+        for pool in std::mem::take(&mut self.pools) {
+            let number = pools.iter().position(|old| old.name == pool.name).unwrap_or(pools.len());
+            match pools.get_mut(number) {
+                Some(old) => *old = pool,
+                None => pools.push(pool),
+            }
+            numbers.push(number);
+        }
+        self.pools = pools;
+        for number in self.isolation.values_mut() {
+            *number = numbers.get(*number).copied().unwrap_or_default();
+        }
+        self
+    }
+
+    /// Over what time connections of this handler that can not move are closed when their worker is replaced; None:
+    /// they are left until they end.
+    pub fn drain_time(&self, resource: &str) -> Option<u64> {
+        self.drain_times.get(resource).copied().unwrap_or(Some(self.drain_time))
+    }
+
+    /// The name of a worker, in titles and logs.
+    pub fn worker_name(&self, pool: u16, number: u16) -> String {
+        let pool = self.pools.get(usize::from(pool)).map_or("default", |pool| &pool.name);
         format!("worker {pool}/{number}")
     }
 
@@ -162,20 +192,8 @@ impl Config {
         self.pools.iter().position(|pool| pool.name == name)
     }
 
-    /// The workers of all pools: slots are numbered pool by pool, from that of the default pool on.
-    pub fn slots(&self) -> usize {
+    /// The workers of all pools.
+    pub fn all_workers(&self) -> usize {
         self.pools.iter().map(|pool| pool.workers).sum()
-    }
-
-    /// The pool of a slot, and the slot's number in it. `slot` is below [`Config::slots`].
-    pub fn pool_of_slot(&self, slot: usize) -> (usize, usize) {
-        let mut number = slot;
-        for (pool, workers) in self.pools.iter().map(|pool| pool.workers).enumerate() {
-            if number < workers {
-                return (pool, number);
-            }
-            number -= workers;
-        }
-        (0, slot)
     }
 }

@@ -17,7 +17,7 @@ use log::{LevelFilter, Log, Metadata, Record};
 pub const CRITICAL: &str = "critical";
 
 /// Which lines are written, and where.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The least level.
     pub level: Level,

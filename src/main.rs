@@ -1,5 +1,6 @@
 //! Arguments become a configuration, the supervisor runs it, its result is the exit code. Nothing else.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,9 +13,11 @@ use wshd::{log as sink, supervisor};
 
 fn main() -> ExitCode {
     let exe_dir = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
-    let command = cli::parse(std::env::args_os(), exe_dir);
-    let exit = match command {
-        Ok(Command::Serve(config)) => serve(*config),
+    // The title will be written over the original.
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let read = move || cli::parse(args.clone(), exe_dir.clone());
+    let exit = match read() {
+        Ok(Command::Serve(config)) => serve(*config, read),
         Ok(Command::Check(files)) => check(&files),
         Err(cli::Error::Usage(error)) => {
             let _ = error.print(); // if that fails there is nobody to tell
@@ -25,14 +28,19 @@ fn main() -> ExitCode {
     exit.into()
 }
 
-fn serve(config: Config) -> Exit {
+fn serve(config: Config, read: impl Fn() -> Result<Command, cli::Error> + 'static) -> Exit {
     supervisor::spawn::close_inherited();
     if let Err(error) = sink::start(&config.log) {
         let path = config.log.file.unwrap_or_default();
         return failed(Exit::Config, &format_args!("--log-file {}: {error}", path.display()));
     }
     title::prepare();
-    supervisor::run(config)
+    let reread = move || match read() {
+        Ok(Command::Serve(config)) => Ok(*config),
+        Ok(Command::Check(_)) => Err("the command line does not serve".to_owned()),
+        Err(error) => Err(error.to_string()),
+    };
+    supervisor::run(config, Box::new(reread))
 }
 
 fn check(files: &[PathBuf]) -> Exit {

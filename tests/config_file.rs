@@ -215,5 +215,5 @@ fn the_example_of_the_manual_is_right() {
     assert_eq!(config.settings["/chat"].len(), 3);
     let untrusted = &config.pools[config.pool_of("/legacy/feed")];
     assert_eq!((untrusted.name.as_str(), untrusted.workers, untrusted.max_cpu), ("untrusted", 2, Some(3600)));
-    assert_eq!((config.pool_of("/chat"), config.slots()), (0, 6));
+    assert_eq!((config.pool_of("/chat"), config.all_workers()), (0, 6));
 }

@@ -9,7 +9,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::file::{self, Entry, File};
-use super::value::{Time, count, memory, time};
+use super::value::{Time, count, memory, time, time_or_off};
 use crate::config::{Config, Pool, RESERVED_DESCRIPTORS};
 
 /// The most workers of all pools together.
@@ -31,7 +31,15 @@ struct HandlerTable {
     /// The pool [default: one named after the resource]
     #[arg(long, value_name = "NAME", value_parser = pool_name)]
     pool: Option<String>,
+    /// Time over which connections that can not move are closed when their worker is replaced, or never [default:
+    /// that of the server]
+    #[arg(long, value_name = "TIME", value_parser = drain)]
+    drain_timeout: Option<Drain>,
 }
+
+/// See [`Config::drain_time`].
+#[derive(Clone, Copy, Debug)]
+struct Drain(Option<Time>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Isolation {
@@ -92,7 +100,7 @@ pub fn read(file: &File, document: &DeTable<'_>, config: &mut Config) -> Result<
     {
         return Err(format!("{place}: expected a handler with isolation = \"pool\" for this pool"));
     }
-    match config.slots() {
+    match config.all_workers() {
         0..=MAX_WORKERS => Ok(()),
         all => {
             Err(format!("{}: expected at most {MAX_WORKERS} workers in all pools, not {all}", file.name()))
@@ -136,9 +144,21 @@ fn handler(
         }
     };
     config.isolation.insert(resource.to_owned(), number);
+    if let Some(Drain(time)) = found.drain_timeout {
+        config.drain_times.insert(resource.to_owned(), time);
+    }
     match table.get(SETTINGS) {
         None => Ok(Vec::new()),
         Some(value) => settings(file, file.table(SETTINGS, value, "a table")?),
+    }
+}
+
+fn drain(text: &str) -> Result<Drain, String> {
+    match text {
+        "never" => Ok(Drain(None)),
+        _ => time_or_off(text)
+            .map(|time| Drain(Some(time)))
+            .map_err(|expected| format!("{expected}, or never")),
     }
 }
 
@@ -293,7 +313,7 @@ mod tests {
     fn without_tables_there_is_the_default_pool() {
         for config in [config("workers = 3", &[]).unwrap(), config("", &["--workers=3"]).unwrap()] {
             assert_eq!(config.pools, [Pool::new("default", 3)]);
-            assert_eq!((config.workers, config.slots(), config.pool_of("/x")), (3, 3, 0));
+            assert_eq!((config.workers, config.all_workers(), config.pool_of("/x")), (3, 3, 0));
         }
     }
 
@@ -323,19 +343,9 @@ mod tests {
         assert_eq!(pools(&config), [("default", 2), ("a/b", 1), ("slow", 3), ("g", 1)]);
         let pool_of = ["/a/b", "/c", "/d", "/e", "/f", "/g", "/x"].map(|resource| config.pool_of(resource));
         assert_eq!(pool_of, [1, 2, 2, 0, 0, 3, 0]);
-        assert_eq!(config.pools[3].nice, 19);
+        assert_eq!((config.pools[3].nice, config.all_workers()), (19, 7));
         let named: Vec<&str> = config.isolation.keys().map(String::as_str).collect();
         assert_eq!(named, ["/a/b", "/c", "/d", "/e", "/f", "/g"], "those without effect, too");
-    }
-
-    #[test]
-    fn slots_are_numbered_pool_by_pool() {
-        let text = "[handler.'/a']\nisolation = 'pool'\n[handler.'/b']\nisolation = 'pool'\n\
-                    [pool.b]\nworkers = 2\n";
-        let config = config(text, &["--workers", "2"]).unwrap();
-        assert_eq!(config.slots(), 5);
-        let places: Vec<_> = (0..5).map(|slot| config.pool_of_slot(slot)).collect();
-        assert_eq!(places, [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)]);
     }
 
     /// A file with a pool that has these keys in line 4.
@@ -428,7 +438,7 @@ mod tests {
             ("[handler.a]", "1: handler.\"a\": expected a resource, which begins with /"),
             (
                 "[handler.'/a']\nisolate = 1",
-                "2: isolate: there is no such key, expected one of isolation, pool",
+                "2: isolate: there is no such key, expected one of isolation, pool, drain_timeout",
             ),
             (
                 "[handler.'/a']\nisolation = 'connection'",

@@ -25,14 +25,25 @@ pub enum Command {
         /// How many at most.
         count: u16,
     },
-    /// Hand all connections over to the process that replaces this one, and leave.
-    HandOver,
+    /// Accept nothing more, hand all connections over to another slot, or to the inbox whose inlet comes with this,
+    /// and leave.
+    HandOver {
+        /// The other slot, if no inlet comes.
+        to: u16,
+    },
+    /// The worker was started to wait, and is to serve from now on.
+    Begin,
+    /// The inlet that comes with this is that of a slot's inbox.
+    Inlet {
+        /// The slot.
+        slot: u16,
+    },
 }
 
 /// What a worker reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
-    /// It accepts connections, with so many handlers loaded and so many that could not be.
+    /// It serves, or could if it were not to wait, with so many handlers loaded and so many that could not be.
     Ready {
         /// Handlers in service.
         loaded: u16,
@@ -41,7 +52,7 @@ pub enum Report {
     },
     /// It is going down, and sends its connections to its slot's inbox.
     Crashed,
-    /// It leaves its slot to another process, as it was told, and hands its connections over.
+    /// It accepts nothing more, and hands its connections over as it was told.
     Leaving,
 }
 
@@ -136,7 +147,9 @@ impl Command {
         match self {
             Command::Stop => message(b'S', [0; 3]),
             Command::Quit => message(b'Q', [0; 3]),
-            Command::HandOver => message(b'H', [0; 3]),
+            Command::HandOver { to } => message(b'H', [to.into(), 0, 0]),
+            Command::Begin => message(b'B', [0; 3]),
+            Command::Inlet { slot } => message(b'I', [slot.into(), 0, 0]),
             Command::Shed { to, count } => message(b'M', [to.into(), count.into(), 0]),
         }
     }
@@ -146,7 +159,9 @@ impl Command {
         Some(match message[0] {
             b'S' => Command::Stop,
             b'Q' => Command::Quit,
-            b'H' => Command::HandOver,
+            b'H' => Command::HandOver { to: first as u16 },
+            b'B' => Command::Begin,
+            b'I' => Command::Inlet { slot: first as u16 },
             b'M' => Command::Shed { to: first as u16, count: second as u16 },
             _ => return None,
         })

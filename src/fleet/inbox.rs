@@ -1,8 +1,8 @@
 //! Inboxes: the Unix sockets on which connections arrive from other processes.
 //!
-//! The supervisor makes one for each slot before the first fork, and every
-//! process has all of them: any worker can send to any slot, and what lies in an
-//! inbox outlives the process that was to read it. A datagram carries up to
+//! The supervisor makes one for each slot, and every worker gets the inlets of
+//! all: any worker can send to any slot, and what lies in an inbox outlives the
+//! process that was to read it. A datagram carries up to
 //! [`MAX_FDS`] descriptors and a description of as many connections, whose form
 //! is the worker's business.
 #![allow(unsafe_code)]
@@ -11,6 +11,7 @@ use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, setsockopt, socketpair,
     sockopt,
@@ -46,9 +47,20 @@ impl Inbox {
         self.inlet.as_fd()
     }
 
+    /// Only the end where others put connections in.
+    pub fn into_inlet(self) -> OwnedFd {
+        self.inlet
+    }
+
     /// Where the slot's worker takes them out.
     pub fn outlet(&self) -> BorrowedFd<'_> {
         self.outlet.as_fd()
+    }
+
+    /// Whether there is something in it.
+    pub fn has_mail(&self) -> bool {
+        let mut fds = [PollFd::new(self.outlet(), PollFlags::POLLIN)];
+        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(ready) if ready > 0)
     }
 
     /// The next datagram, into `bytes`: how many, and the descriptors. `WouldBlock` when there is none.

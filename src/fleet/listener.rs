@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -74,6 +75,8 @@ pub struct Listener {
     pub address: Bound,
     /// Device and inode of a Unix socket's file.
     file: Option<(u64, u64)>,
+    /// What it was bound for.
+    asked: Option<Listen>,
 }
 
 impl Listener {
@@ -111,10 +114,12 @@ pub fn bind(listen: &[Listen], backlog: i32) -> Result<Vec<Listener>, BindError>
     loop {
         let (mut listeners, mut picked) = (Vec::new(), 0);
         let failed = listen.iter().find_map(|listen| {
+            let before = listeners.len();
             let bound = match listen {
                 Listen::Tcp { host, port } => bind_host(host, *port, backlog, &mut picked, &mut listeners),
                 Listen::Unix(path) => bind_unix(path, backlog).map(|listener| listeners.push(listener)),
             };
+            listeners.iter_mut().skip(before).for_each(|listener| listener.asked = Some(listen.clone()));
             bound.err().map(|source| (listen, source))
         });
         let Some((failed, source)) = failed else { return Ok(listeners) };
@@ -127,6 +132,19 @@ pub fn bind(listen: &[Listen], backlog: i32) -> Result<Vec<Listener>, BindError>
         }
         attempt += 1;
     }
+}
+
+/// The listeners for all that is to be listened on, of which those that are there go on. [supervisor]
+pub fn bind_missing(
+    listen: &[Listen],
+    backlog: i32,
+    have: &[Arc<Listener>],
+) -> Result<Vec<Arc<Listener>>, BindError> {
+    let kept = have.iter().filter(|have| have.asked.as_ref().is_some_and(|asked| listen.contains(asked)));
+    let kept: Vec<Arc<Listener>> = kept.cloned().collect();
+    let is_missing = |listen: &&Listen| !kept.iter().any(|kept| kept.asked.as_ref() == Some(*listen));
+    let missing: Vec<Listen> = listen.iter().filter(is_missing).cloned().collect();
+    Ok(kept.into_iter().chain(bind(&missing, backlog)?.into_iter().map(Arc::new)).collect())
 }
 
 /// How often another port is picked.
@@ -179,7 +197,7 @@ fn bind_address(address: SocketAddr, backlog: i32) -> io::Result<(Listener, Sock
     socket.bind(&address.into())?;
     socket.listen(backlog)?;
     let address = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
-    Ok((Listener { fd: socket.into(), address: Bound::Tcp(address), file: None }, address))
+    Ok((Listener { fd: socket.into(), address: Bound::Tcp(address), file: None, asked: None }, address))
 }
 
 fn bind_unix(path: &Path, backlog: i32) -> io::Result<Listener> {
@@ -188,7 +206,7 @@ fn bind_unix(path: &Path, backlog: i32) -> io::Result<Listener> {
     socket.bind(&SockAddr::unix(path)?)?;
     let file = identity(path);
     socket.listen(backlog)?;
-    Ok(Listener { fd: socket.into(), address: Bound::Unix(path.to_owned()), file })
+    Ok(Listener { fd: socket.into(), address: Bound::Unix(path.to_owned()), file, asked: None })
 }
 
 /// Removes the file of a socket that nobody listens on any more; anything else is left alone.
@@ -230,6 +248,17 @@ mod tests {
             Bound::Tcp(address) => *address,
             Bound::Unix(path) => panic!("{}", path.display()),
         }
+    }
+
+    #[test]
+    fn what_is_listened_on_already_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, two] = ["one", "two"].map(|name| Listen::Unix(dir.path().join(name)));
+        let first = bind_missing(&[one.clone(), tcp("127.0.0.1", 0)], 1, &[]).unwrap();
+        let second = bind_missing(&[two, tcp("127.0.0.1", 0)], 1, &first).unwrap();
+        let addresses: Vec<&Bound> = second.iter().map(|listener| &listener.address).collect();
+        assert_eq!(addresses, [&first[1].address, &Bound::Unix(dir.path().join("two"))]);
+        assert!(bind_missing(&[one], 1, &[]).is_err(), "it is still listened on");
     }
 
     #[test]

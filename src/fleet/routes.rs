@@ -2,6 +2,8 @@
 //! only; the code of a handler is the worker's business.
 
 use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 /// A handler, as its probe described it.
@@ -9,6 +11,8 @@ use std::path::PathBuf;
 pub struct Route {
     /// The shared object, by its real path.
     pub file: PathBuf,
+    /// What it was like when it was probed.
+    pub stamp: Stamp,
     /// The first resource that names it.
     pub resource: String,
     /// For people and logs.
@@ -19,6 +23,26 @@ pub struct Route {
     pub blocking: bool,
     /// `ws_handler.flags`.
     pub flags: u32,
+    /// Whether it was there before a reload only, and keeps its number so that no other gets it.
+    pub retired: bool,
+}
+
+/// Tells one version of a file from another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// Device and inode.
+    pub inode: (u64, u64),
+    /// Bytes.
+    pub size: u64,
+    /// Seconds and nanoseconds of its last change.
+    pub modified: (i64, i64),
+}
+
+impl From<&Metadata> for Stamp {
+    fn from(file: &Metadata) -> Self {
+        let (inode, modified) = ((file.dev(), file.ino()), (file.mtime(), file.mtime_nsec()));
+        Self { inode, size: file.size(), modified }
+    }
 }
 
 /// All handlers and the resources they serve.
@@ -48,9 +72,35 @@ impl Routes {
         true
     }
 
-    /// All handlers, by number.
+    /// The same with numbers that go on from those of `before`: a resource keeps its handler's number, and the
+    /// number of what is no longer there is not given away. None when there are more than [`Routes::MAX`].
+    pub fn following(self, before: &Routes) -> Option<Self> {
+        let retired = before.handlers.iter().map(|route| Route { retired: true, ..route.clone() });
+        let mut handlers: Vec<Route> = retired.collect();
+        let mut numbers = Vec::new();
+        for route in self.handlers {
+            let number = handlers.iter().position(|old| old.resource == route.resource);
+            match number.and_then(|number| handlers.get_mut(number)) {
+                Some(old) => *old = route,
+                None => handlers.push(route),
+            }
+            let number = number.unwrap_or(handlers.len() - 1);
+            numbers.push(u16::try_from(number).ok().filter(|number| usize::from(*number) < Self::MAX)?);
+        }
+        let renumbered = |(resource, number): (String, u16)| {
+            numbers.get(usize::from(number)).map(|number| (resource, *number))
+        };
+        Some(Self { handlers, resources: self.resources.into_iter().filter_map(renumbered).collect() })
+    }
+
+    /// All handlers, by number, also those that are retired.
     pub fn handlers(&self) -> &[Route] {
         &self.handlers
+    }
+
+    /// The handlers in service, with their numbers.
+    pub fn in_service(&self) -> impl Iterator<Item = (u16, &Route)> {
+        (0..).zip(&self.handlers).filter(|(_, route)| !route.retired)
     }
 
     /// The number of the handler for a path (without query).
@@ -65,18 +115,48 @@ impl Routes {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn route(resource: &str) -> Route {
-        Route {
+impl Route {
+    /// A handler for this resource, of which nothing else matters.
+    pub fn for_test(resource: &str) -> Self {
+        Self {
             file: PathBuf::from(format!("/handlers{resource}_wsh.so")),
+            stamp: Stamp::default(),
             resource: resource.to_owned(),
             name: String::new(),
             version: String::new(),
             blocking: false,
             flags: 0,
+            retired: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(resource: &str) -> Route {
+        Route::for_test(resource)
+    }
+
+    fn routes(resources: &[&str]) -> Routes {
+        let mut routes = Routes::default();
+        resources.iter().for_each(|resource| assert!(routes.add(route(resource)).is_some()));
+        routes
+    }
+
+    #[test]
+    fn numbers_outlive_a_reload_and_are_not_given_away() {
+        let before = routes(&["/a", "/b", "/c"]);
+        let mut new = routes(&["/d", "/c", "/a"]);
+        new.alias("/x", "/c");
+        let after = new.following(&before).unwrap();
+        assert_eq!(after.resources().collect::<Vec<_>>(), [("/a", 0), ("/c", 2), ("/d", 3), ("/x", 2)]);
+        assert!(after.handlers()[1].retired);
+        assert_eq!(after.in_service().map(|(number, _)| number).collect::<Vec<_>>(), [0, 2, 3]);
+        let again = routes(&["/b"]).following(&after).unwrap();
+        assert_eq!(again.resources().collect::<Vec<_>>(), [("/b", 1)]);
+        assert_eq!(again.in_service().count(), 1);
     }
 
     #[test]

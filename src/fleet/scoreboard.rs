@@ -24,10 +24,13 @@ pub struct Scoreboard {
     slots: &'static [Slot],
 }
 
+/// The most slots that there can be: twice the workers that can be configured, since pools come and go.
+pub const MAX_SLOTS: usize = 2048;
+
 impl Scoreboard {
-    /// Makes a scoreboard of `slots` empty records. [supervisor, before fork]
-    pub fn create(slots: usize) -> io::Result<&'static Self> {
-        let size = slots
+    /// Makes a scoreboard with room for `capacity` records, none of which is in use. [supervisor, before fork]
+    pub fn create(capacity: usize) -> io::Result<&'static Self> {
+        let size = capacity
             .checked_mul(size_of::<Slot>())
             .and_then(|bytes| bytes.checked_add(size_of::<Header>()))
             .and_then(NonZeroUsize::new)
@@ -37,21 +40,37 @@ impl Scoreboard {
         let base = unsafe { mmap_anonymous(None, size, protection, MapFlags::MAP_SHARED)? }.as_ptr();
         // SAFETY: the mapping is page-aligned, zeroed (a valid Header: atomics only), and never unmapped.
         let header = unsafe { &*base.cast::<Header>() };
-        // SAFETY: `size` has room for `slots` records behind the header, whose size is a multiple of their
+        // SAFETY: `size` has room for `capacity` records behind the header, whose size is a multiple of their
         // alignment; zeroed memory is a valid Slot, and the mapping is never unmapped.
-        let slots =
-            unsafe { std::slice::from_raw_parts(base.byte_add(size_of::<Header>()).cast::<Slot>(), slots) };
+        let slots = unsafe {
+            std::slice::from_raw_parts(base.byte_add(size_of::<Header>()).cast::<Slot>(), capacity)
+        };
         Ok(Box::leak(Box::new(Self { header, slots })))
     }
 
-    /// All records, by slot number.
+    /// All records that were ever in use, by slot number.
     pub fn slots(&self) -> &[Slot] {
-        self.slots
+        self.slots.get(..self.header.used.load(Ordering::Acquire) as usize).unwrap_or(self.slots)
     }
 
     /// The record of a slot, if there is such a slot.
     pub fn slot(&self, index: usize) -> Option<&Slot> {
-        self.slots.get(index)
+        self.slots().get(index)
+    }
+
+    /// The most slots that there can be.
+    pub fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Gives a place in a pool to a slot, which is one that was in use before or the next one. False: there is no
+    /// room. [supervisor]
+    pub fn assign(&self, slot: usize, place: Place) -> bool {
+        let Some(record) = self.slots.get(slot) else { return false };
+        record.place.store(u32::from(place.pool) << 16 | u32::from(place.number), Ordering::Relaxed);
+        let used = u32::try_from(slot).unwrap_or(u32::MAX).saturating_add(1);
+        self.header.used.fetch_max(used, Ordering::Release);
+        true
     }
 
     /// A word that is different after each [`Scoreboard::changed`].
@@ -88,6 +107,8 @@ pub struct Slot {
     /// The process in this slot, 0 for none. Written by the supervisor.
     pub pid: AtomicI32,
     state: AtomicU32,
+    /// Pool and number, 16 bits each.
+    place: AtomicU32,
     /// Counts the processes that this slot has had. Written by the supervisor.
     pub generation: AtomicU32,
     /// Open connections.
@@ -113,12 +134,19 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// Which worker this is the slot of.
+    pub fn place(&self) -> Place {
+        let place = self.place.load(Ordering::Relaxed);
+        Place { pool: (place >> 16) as u16, number: place as u16 }
+    }
+
     /// Where the process in this slot stands.
     pub fn state(&self) -> State {
         match self.state.load(Ordering::Acquire) {
             1 => State::Starting,
             2 => State::Running,
             3 => State::Stopping,
+            4 => State::Standby,
             _ => State::Empty,
         }
     }
@@ -148,6 +176,15 @@ impl Slot {
     }
 }
 
+/// A worker's place: `default/3` is number 3 of pool 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Number of the pool in the configuration.
+    pub pool: u16,
+    /// Number of the worker in its pool.
+    pub number: u16,
+}
+
 /// Where the process in a slot stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -160,6 +197,8 @@ pub enum State {
     Running = 2,
     /// Accepts none any more, and leaves.
     Stopping = 3,
+    /// Ready to serve, and waits to be told to.
+    Standby = 4,
 }
 
 /// The call into a handler that a worker's event loop is in; tells who is to blame when it does not come back.
@@ -339,6 +378,8 @@ impl Crash {
 /// The words that all slots share.
 #[repr(C, align(128))]
 struct Header {
+    /// Slots that are, or were, in use.
+    used: AtomicU32,
     tick: AtomicU32,
     /// 1: a process sleeps on `tick`, or did.
     waiting: AtomicU32,
@@ -374,9 +415,27 @@ mod tests {
         }
     }
 
+    /// With so many slots in use.
+    fn board(slots: usize) -> &'static Scoreboard {
+        let board = Scoreboard::create(slots).unwrap();
+        assert!((0..slots).all(|slot| board.assign(slot, Place::default())));
+        board
+    }
+
+    #[test]
+    fn slots_come_into_use_with_their_places_and_no_more_than_there_is_room_for() {
+        let board = Scoreboard::create(2).unwrap();
+        assert!(board.slots().is_empty() && board.slot(0).is_none());
+        let place = Place { pool: 7, number: 513 };
+        assert!(board.assign(0, Place::default()) && board.assign(1, place) && !board.assign(2, place));
+        assert_eq!(board.slots().iter().map(Slot::place).collect::<Vec<_>>(), [Place::default(), place]);
+        assert!(board.assign(0, place));
+        assert_eq!((board.slots().len(), board.slot(0).unwrap().place()), (2, place));
+    }
+
     #[test]
     fn both_sides_of_a_fork_see_the_same_records() {
-        let board = Scoreboard::create(3).unwrap();
+        let board = board(3);
         assert_eq!(board.slots().len(), 3);
         assert!(board.slot(3).is_none());
         let child = in_child(|| {
@@ -397,7 +456,7 @@ mod tests {
 
     #[test]
     fn a_new_process_begins_with_a_clean_record_and_old_counters() {
-        let board = Scoreboard::create(1).unwrap();
+        let board = board(1);
         let slot = board.slot(0).unwrap();
         slot.begin(10);
         slot.connections.store(9, Ordering::Relaxed);

@@ -98,15 +98,7 @@ mod tests {
     #[test]
     fn top_to_bottom() {
         let mut routes = Routes::default();
-        let route = Route {
-            file: "/h/a_wsh.so".into(),
-            resource: "/a".into(),
-            name: String::new(),
-            version: String::new(),
-            blocking: false,
-            flags: 0,
-        };
-        routes.add(route);
+        routes.add(Route::for_test("/a"));
         let faults = apply(&parse("/early /x\n/x /a\n/late /x\n").unwrap(), &mut routes);
         assert_eq!(faults.len(), 1);
         assert_eq!(faults[0].to_string(), "line 1: /early is not served: no handler serves /x");

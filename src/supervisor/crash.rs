@@ -219,14 +219,8 @@ mod tests {
     use super::*;
 
     fn route() -> Route {
-        Route {
-            file: "/h/crash_wsh.so".into(),
-            resource: "/crash".into(),
-            name: "crash".into(),
-            version: "1".into(),
-            blocking: false,
-            flags: 0,
-        }
+        let (file, name) = ("/h/crash_wsh.so".into(), "crash".into());
+        Route { file, name, version: "1".into(), ..Route::for_test("/crash") }
     }
 
     fn spot(module: &str, offset: u64) -> Option<Spot> {

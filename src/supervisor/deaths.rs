@@ -8,13 +8,15 @@ use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::Fleet;
 use super::crash::{self, Cause, Death};
 use super::quarantine::{Quarantine, Sentence};
-use super::{Fleet, Replaced};
-use crate::config::Config;
+use super::workers::Replaced;
+use crate::config::{self, Config};
 use crate::fleet::evidence::{self, Evidence, Facts, Message};
 use crate::fleet::gates::{self, Gate, Standing};
-use crate::fleet::scoreboard;
+use crate::fleet::routes::Routes;
+use crate::fleet::scoreboard::{self, MAX_SLOTS};
 
 /// What is known of deaths, and what comes of them.
 pub(super) struct Deaths {
@@ -29,15 +31,22 @@ pub(super) struct Deaths {
 
 impl Deaths {
     /// Nobody has died yet. Makes what is shared with workers, before the first fork.
-    pub fn new(config: &Config, handlers: usize, slots: usize) -> io::Result<Self> {
+    pub fn new(config: &Config) -> io::Result<Self> {
         // Strings of a request are never longer than its head.
         let room = config.crash_records.as_ref().map_or((0, 0), |records| (config.head.bytes, records.bytes));
         Ok(Self {
-            quarantine: Quarantine::new(handlers, config.quarantine),
-            gates: gates::create(handlers)?,
-            evidence: evidence::create(slots, room.0, room.1)?,
+            quarantine: Quarantine::new(config.quarantine),
+            gates: gates::create(Routes::MAX)?,
+            evidence: evidence::create(MAX_SLOTS, room.0, room.1)?,
             records: Vec::new(),
         })
+    }
+}
+
+impl Deaths {
+    /// From now on these rules hold for quarantine.
+    pub fn set_rules(&mut self, rules: config::Quarantine) {
+        self.quarantine.set_rules(rules);
     }
 }
 
@@ -57,11 +66,11 @@ impl Fleet {
         let current = doing.and_then(|doing| doing.current());
         let cause = match status {
             WaitStatus::Exited(_, 0) if current.is_none() => {
-                return log::debug!("{}[{pid}] has left", self.config.worker_name(slot));
+                return log::debug!("{}[{pid}] has left", self.name(slot));
             }
             WaitStatus::Exited(_, status) => Cause::Ended(status),
             WaitStatus::Signaled(_, signal, _) => Cause::Killed(signal),
-            other => return log::error!("{}[{pid}] is gone: {other:?}", self.config.worker_name(slot)),
+            other => return log::error!("{}[{pid}] is gone: {other:?}", self.name(slot)),
         };
         let (handler, callback, conn) =
             current.map_or((None, 0, 0), |(handler, callback, conn)| (Some(handler), callback, conn));
@@ -81,7 +90,7 @@ impl Fleet {
         let (moved, cut) = self.scoreboard.slot(slot).map_or((0, 0), |record| record.crash.result());
         log::warn!(
             "{}[{pid}] has ended: {moved} connections went on elsewhere, {cut} did not",
-            self.config.worker_name(slot)
+            self.name(slot)
         );
     }
 
@@ -110,7 +119,7 @@ impl Fleet {
         (callback, conn): (u32, u64),
         facts: Facts,
     ) {
-        let worker = self.config.worker_name(slot);
+        let worker = self.name(slot);
         let route = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler)));
         let death =
             Death { worker: &worker, pid: pid.as_raw(), cause, handler: route, callback, conn, facts };

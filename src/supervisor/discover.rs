@@ -1,5 +1,5 @@
-//! From the handler directory and the map file to the routes: scan, probe, aliases. What is broken is logged and
-//! left out; the caller decides whether that is an error.
+//! From the handler directory and the map file to the routes: scan, probe, aliases. What is broken is left out and
+//! told; the caller decides whether that is an error.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use nix::unistd::geteuid;
 use super::{alias, scan};
 use crate::config::Config;
 use crate::ffi::probe::{self, Style};
-use crate::fleet::routes::{Route, Routes};
+use crate::fleet::routes::{Route, Routes, Stamp};
 
 /// Nothing can be served as configured; says what and why.
 #[derive(Debug, thiserror::Error)]
@@ -26,18 +26,16 @@ pub enum DiscoverError {
     },
 }
 
-/// Finds and probes all handlers. Returns the routes and the number of things that were left out.
-pub fn discover(config: &Config) -> Result<(Routes, usize), DiscoverError> {
+/// Finds all handlers and probes those that are not among the ones that are `known`. Returns the routes and what was
+/// left out.
+pub fn discover(config: &Config, known: &Routes) -> Result<(Routes, Vec<String>), DiscoverError> {
     let (found, skipped) = scan::scan(scan::Scan {
         root: &config.handlers,
         scan_dir: config.scan_dir.as_deref(),
         allow_outside: config.allow_outside,
         trusted_owner: geteuid().is_root().then_some(0),
     })?;
-    let mut faults = skipped.len();
-    for skipped in skipped {
-        log::warn!("{skipped}; skipped");
-    }
+    let mut faults: Vec<String> = skipped.iter().map(|skipped| format!("{skipped}; skipped")).collect();
 
     let mut routes = Routes::default();
     let mut first_resources: HashMap<(u64, u64), String> = HashMap::new();
@@ -47,16 +45,23 @@ pub fn discover(config: &Config) -> Result<(Routes, usize), DiscoverError> {
             continue;
         }
         first_resources.insert(identity, resource.clone());
+        // Before it is probed: what changes later is found at the next reload.
+        let stamp = file.metadata().map(|file| Stamp::from(&file)).unwrap_or_default();
+        let same = |route: &&Route| route.file == file && route.stamp == stamp;
+        if let Some(route) = known.in_service().map(|(_, route)| route).find(same) {
+            routes.add(Route { resource, ..route.clone() });
+            continue;
+        }
         match probe::probe(&file) {
             Err(error) => {
-                faults += 1;
-                log::warn!("handler {}: {error}; {resource} is not served", file.display());
+                faults.push(format!("handler {}: {error}; {resource} is not served", file.display()))
             }
             Ok(offer) => {
                 let blocking = offer.style == Style::Blocking;
                 let probe::Offer { name, version, flags, .. } = offer;
                 log::debug!("handler {}: {name} {version} for {resource}", file.display());
-                routes.add(Route { file, resource, name, version, blocking, flags });
+                let retired = false;
+                routes.add(Route { file, stamp, resource, name, version, blocking, flags, retired });
             }
         }
     }
@@ -66,14 +71,12 @@ pub fn discover(config: &Config) -> Result<(Routes, usize), DiscoverError> {
         let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
         let aliases = alias::parse(&text).map_err(|fault| failed(fault.to_string()))?;
         for fault in alias::apply(&aliases, &mut routes) {
-            faults += 1;
-            log::warn!("map file {}: {fault}", path.display());
+            faults.push(format!("map file {}: {fault}", path.display()));
         }
     }
     for resource in config.isolation.keys() {
         if let Some(fault) = out_of_use(resource, &routes) {
-            faults += 1;
-            log::warn!("configuration file: handler.{resource:?} is not used: {fault}");
+            faults.push(format!("configuration file: handler.{resource:?} is not used: {fault}"));
         }
     }
     Ok((routes, faults))

@@ -7,7 +7,6 @@
 use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
@@ -16,11 +15,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid, setgid, setgroups, setuid};
 
+use super::edition::Edition;
 use super::{Fleet, plan};
 use crate::config::Pool;
 use crate::exit::Exit;
 use crate::fleet::control::Channel;
-use crate::fleet::{scoreboard, title};
+use crate::fleet::scoreboard::{self, Place, Slot, State};
+use crate::fleet::title;
 use crate::{log as sink, worker};
 
 /// Signals that a terminal sends to the whole process group, or that are orders to the supervisor only.
@@ -42,11 +43,20 @@ pub fn close_inherited() {
     unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
 }
 
-/// Forks the worker of a slot; returns its pid and the supervisor's end of its channel.
-pub(super) fn spawn(fleet: &mut Fleet, slot: usize) -> io::Result<(Pid, Channel)> {
+/// Forks the worker of a slot, which serves or, as a standby, waits for the order to begin; returns its pid and the
+/// supervisor's end of its channel.
+pub(super) fn spawn(
+    fleet: &mut Fleet,
+    slot: usize,
+    edition: &Edition,
+    standby: bool,
+) -> io::Result<(Pid, Channel)> {
     let (ours, theirs) = Channel::pair()?;
     let record = fleet.scoreboard.slot(slot).ok_or(io::ErrorKind::NotFound)?;
     record.begin(scoreboard::now());
+    if standby {
+        record.set_state(State::Standby);
+    }
     let supervisor = getpid();
     // SAFETY: the supervisor has one thread, so the child may do whatever a process may do.
     match unsafe { fork() } {
@@ -60,7 +70,9 @@ pub(super) fn spawn(fleet: &mut Fleet, slot: usize) -> io::Result<(Pid, Channel)
         }
         Ok(ForkResult::Child) => {
             drop(ours);
-            let code = catch_unwind(AssertUnwindSafe(|| be_worker(fleet, slot, theirs, supervisor)));
+            let code = catch_unwind(AssertUnwindSafe(|| {
+                be_worker(fleet, slot, edition, (standby, theirs), supervisor)
+            }));
             let code = code.unwrap_or(Exit::Internal.code()); // the panic has printed its message
             // SAFETY: ends the child here: destructors and exit handlers are the supervisor's or the plugins',
             // whose threads may still run.
@@ -70,33 +82,42 @@ pub(super) fn spawn(fleet: &mut Fleet, slot: usize) -> io::Result<(Pid, Channel)
 }
 
 /// In the child, to its end.
-fn be_worker(fleet: &mut Fleet, slot: usize, control: Channel, supervisor: Pid) -> i32 {
+fn be_worker(
+    fleet: &mut Fleet,
+    slot: usize,
+    edition: &Edition,
+    (standby, control): (bool, Channel),
+    supervisor: Pid,
+) -> i32 {
     // With a sibling's channel open, its end would not be seen when the supervisor vanishes.
     fleet.workers.clear();
+    fleet.replaced.clear();
+    fleet.roll.clear();
+    fleet.listeners.clear();
     fleet.signals = None;
-    let name = fleet.config.worker_name(slot);
-    let pool = fleet.config.pool_of_slot(slot).0;
-    let patience = fleet.config.stop_time.saturating_add(plan::GRACE).div_ceil(1_000_000_000);
+    let Edition { config, routes, listeners, .. } = edition.clone();
+    let Place { pool, number } = fleet.scoreboard.slot(slot).map(Slot::place).unwrap_or_default();
+    let name = config.worker_name(pool, number);
+    let patience = config.stop_time.saturating_add(plan::GRACE).div_ceil(1_000_000_000);
     let prepared = prepare()
-        .and_then(|()| fleet.config.pools.get(pool).map_or(Ok(()), confine))
+        .and_then(|()| config.pools.get(usize::from(pool)).map_or(Ok(()), confine))
         .and_then(|()| end_with(supervisor, patience.try_into().unwrap_or(u32::MAX)));
     if let Err(error) = prepared {
         log::error!("{name} can not start: {error}");
         return Exit::Internal.code();
     }
-    // Only the default pool accepts; to the others connections come through their inboxes.
-    let listeners = std::mem::take(&mut fleet.listeners);
-    let listeners = if pool == 0 { listeners } else { Vec::new() };
     title::set(&format!("wshd: {name}"));
     sink::set_process(&name);
     worker::run(worker::Start {
-        config: Arc::clone(&fleet.config),
-        routes: Arc::clone(&fleet.routes),
-        listeners,
+        config,
+        routes,
+        // Only the default pool accepts; to the others connections come through their inboxes.
+        listeners: if pool == 0 { listeners } else { Vec::new() },
         scoreboard: fleet.scoreboard,
         slot,
         control,
-        inboxes: Arc::clone(&fleet.inboxes),
+        inboxes: std::mem::take(&mut fleet.inboxes),
+        standby,
         gates: fleet.deaths.gates,
         evidence: fleet.deaths.evidence,
     })

@@ -3,7 +3,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -61,13 +61,11 @@ impl Gate {
 /// What an accept thread needs.
 pub struct Acceptor {
     /// The listening socket.
-    pub listener: Listener,
+    pub listener: Arc<Listener>,
     /// For the load of all workers.
     pub scoreboard: &'static Scoreboard,
     /// This worker's place in it.
     pub slot: usize,
-    /// The first so many workers accept; the others have connections sent to them.
-    pub siblings: usize,
     /// Most connections of this worker.
     pub connections: u32,
     /// Where accepted connections go.
@@ -131,7 +129,9 @@ impl Acceptor {
                 return false;
             }
             let seen = self.scoreboard.tick();
-            let siblings = self.scoreboard.slots().iter().take(self.siblings).enumerate();
+            // The workers of other pools have connections sent to them.
+            let siblings = self.scoreboard.slots().iter().enumerate();
+            let siblings = siblings.filter(|(_, sibling)| sibling.place().pool == slot.place().pool);
             let others = siblings.filter(|(index, _)| *index != self.slot);
             let now = now();
             let others = others.filter(|(_, other)| serves(other, now)).map(|(_, other)| load(other));

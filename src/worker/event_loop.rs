@@ -32,7 +32,8 @@ const ARRIVING: u64 = 2_000_000;
 const BELL: u64 = 0;
 const CONTROL: u64 = 1;
 const SIGNAL: u64 = 2;
-const INBOX: u64 = 3;
+/// Of the inbox.
+pub const INBOX: u64 = 3;
 
 /// What the loop waits for.
 pub struct Poll(Epoll);
@@ -72,9 +73,6 @@ impl Worker {
         self.poll.add(self.mailroom.bell(), BELL)?;
         self.poll.add(&self.control, CONTROL)?;
         self.poll.add(&signals, SIGNAL)?;
-        if let Some(inbox) = self.inboxes.get(self.index) {
-            self.poll.add(inbox.outlet(), INBOX)?;
-        }
         let mut buffer = vec![0; RECEIVE + 1];
         let mut events = [EpollEvent::empty(); EVENTS];
         loop {
@@ -85,9 +83,7 @@ impl Worker {
                 Err(error) => return Err(error.into()),
             };
             self.now.set(monotonic());
-            if !self.detached.get() {
-                self.slot.heartbeat.store(self.now.get(), Ordering::Relaxed);
-            }
+            self.slot.heartbeat.store(self.now.get(), Ordering::Relaxed);
             for event in events.iter().take(count) {
                 rescue::begin_work();
                 match event.data() {
@@ -192,10 +188,17 @@ impl Worker {
     fn hear_supervisor(&self) -> bool {
         loop {
             match self.control.recv_command() {
-                Ok(Some((order, _))) => match order {
+                Ok(Some((order, fd))) => match order {
                     control::Command::Stop => self.stop(1001),
                     control::Command::Shed { to, count } => self.shed(to.into(), count.into()),
-                    control::Command::HandOver => self.hand_over(),
+                    control::Command::HandOver { to } => self.hand_over(to.into(), fd),
+                    control::Command::Inlet { slot } => self.learn_inlet(slot.into(), fd),
+                    control::Command::Begin => {
+                        if let Err(error) = self.begin() {
+                            log::error!("can not begin: {error}");
+                            return true;
+                        }
+                    }
                     control::Command::Quit => return true,
                 },
                 // The supervisor has vanished: nobody would restart or stop this worker.
@@ -223,13 +226,9 @@ impl Worker {
             return;
         }
         self.gate.close();
-        if !self.detached.get() {
-            self.slot.set_state(State::Stopping);
-        }
+        self.slot.set_state(State::Stopping);
         self.stop_at.set(Some(self.now.get().saturating_add(self.config.stop_time)));
-        if !self.detached.get() {
-            self.empty_inbox();
-        }
+        self.empty_inbox();
         let ids = self.core.borrow().table.ids();
         for id in ids {
             let is_open = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
@@ -250,9 +249,7 @@ impl Worker {
         let Some(at) = self.stop_at.get() else { return false };
         // Connections of a worker that has crashed are still to be closed.
         let arriving = self.slot.crash.is_sending();
-        if !self.detached.get() {
-            self.empty_inbox();
-        }
+        self.empty_inbox();
         let done = self.core.borrow().table.len() == 0 && self.threads.get() == 0 && !arriving;
         done || self.now.get() >= at
     }

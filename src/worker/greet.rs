@@ -421,9 +421,6 @@ impl Worker {
 
     /// A connection is gone: the scoreboard hears of it.
     pub fn uncount(&self) {
-        if self.detached.get() {
-            return;
-        }
         self.slot.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         self.scoreboard.changed();
     }

@@ -1,8 +1,9 @@
 //! Letting go of connections while all is well: some of them to another slot
-//! (balance), or all of them to the process that replaces this one.
+//! (balance), or all of them because this worker is to leave.
 #![allow(unsafe_code)]
 
-use std::os::fd::AsRawFd;
+use std::collections::{BTreeMap, HashSet};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering;
 
 use ::ws_handler::raw::*;
@@ -14,39 +15,46 @@ use super::moving::Purpose;
 use super::record::standing;
 use crate::ffi::host::Callback;
 use crate::fleet::control::Report;
-use crate::fleet::scoreboard::State;
+use crate::fleet::scoreboard::{Slot, State};
 
-/// How often (ns) connections that could not move yet are looked at again.
+/// How often (ns) connections that could not move yet are looked at again: at first, and after [`SOON`].
 const AGAIN: u64 = 20_000_000;
+const LATER: u64 = 500_000_000;
+/// See [`AGAIN`]; ns.
+const SOON: u64 = 5_000_000_000;
+
+/// What a worker that hands its connections over keeps in mind.
+pub struct Leaving {
+    /// Of the inbox that they go to.
+    inlet: OwnedFd,
+    /// When it began.
+    since: u64,
+    /// Connections that can not move, or not yet, and whose handlers know.
+    told: HashSet<u64>,
+    /// When those are closed that have a time for it.
+    closing: BTreeMap<(u64, u64), u64>,
+}
 
 impl Worker {
     /// Moves up to `count` connections to another slot.
     pub fn shed(&self, to: usize, count: usize) {
-        if self.leaving.get().is_some() || self.stop_at.get().is_some() {
+        if self.leaving.borrow().is_some() || self.stop_at.get().is_some() {
             return;
         }
+        // It may have been told to leave since.
+        if self.scoreboard.slot(to).is_none_or(|slot| slot.state() != State::Running) {
+            return;
+        }
+        let inlet = self.inlets.borrow().get(to).map(|inlet| inlet.as_raw_fd());
+        let Some(inlet) = inlet else { return log::error!("the inbox of slot {to} is not known") };
         let ids = self.core.borrow().table.ids();
-        let moved = self.send_away(&ids, to, count);
-        log::debug!("{moved} connections moved to worker {to}");
+        let moved = self.send_away(&ids, inlet, count);
+        log::debug!("{moved} connections moved to slot {to}");
     }
 
     /// Hands a request over to the least loaded worker of the pool that serves it, with what was read of it.
     pub fn pass_on(&self, id: u64, handler: u16, read: &[u8]) {
-        let pool = self.pool_of(handler);
-        // What lies in the inbox of a worker that is starting is taken up as soon as it is ready.
-        let eagerness = |slot: usize| {
-            let slot = self.scoreboard.slot(slot)?;
-            let load = slot.connections.load(Ordering::Relaxed);
-            match slot.state() {
-                State::Running => Some((0, load)),
-                State::Starting => Some((1, load)),
-                State::Stopping | State::Empty => None,
-            }
-        };
-        let slots = (0..self.config.slots()).filter(|slot| self.config.pool_of_slot(*slot).0 == pool);
-        let to = slots.filter_map(|slot| Some((eagerness(slot)?, slot))).min().map(|(_, slot)| slot);
-        let Some(inlet) = to.and_then(|to| self.inboxes.get(to)).map(|inbox| inbox.inlet().as_raw_fd())
-        else {
+        let Some(inlet) = self.least_loaded(self.pool_of(handler)) else {
             return self.reply(id, unavailable("no worker of the pool that serves this resource is running"));
         };
         let packed = {
@@ -56,30 +64,67 @@ impl Worker {
                 unsafe { self.shipment.borrow_mut().add_greeting(record, record.fd, read) }
             })
         };
-        if !packed || self.dispatch(inlet, &mut vec![id]) == 0 {
+        if !packed || !self.forward(inlet.as_raw_fd(), id) {
             self.reply(id, unavailable("the pool that serves this resource does not keep up"));
         }
     }
 
-    /// Begins to hand all connections over to the process that will replace this one, and to leave.
-    pub fn hand_over(&self) {
-        if self.leaving.get().is_some() || self.stop_at.get().is_some() {
+    /// The inlet of the least loaded worker of a pool.
+    fn least_loaded(&self, pool: usize) -> Option<OwnedFd> {
+        let slots = self.scoreboard.slots().iter().enumerate();
+        let slots = slots.filter(|(_, slot)| usize::from(slot.place().pool) == pool);
+        // What lies in the inbox of a worker that is starting is taken up as soon as it is ready.
+        let eagerness = |slot: &Slot| {
+            let load = slot.connections.load(Ordering::Relaxed);
+            match slot.state() {
+                State::Running => Some((0, load)),
+                State::Starting => Some((1, load)),
+                State::Stopping | State::Standby | State::Empty => None,
+            }
+        };
+        let (_, to) = slots.filter_map(|(index, slot)| Some((eagerness(slot)?, index))).min()?;
+        self.inlets.borrow().get(to).and_then(|inlet| inlet.try_clone().ok())
+    }
+
+    /// Sends the one connection that was packed, and forgets it; false if there is no room at the other end.
+    fn forward(&self, inlet: RawFd, id: u64) -> bool {
+        let sent = self.ship(inlet);
+        if sent {
+            self.forget_moved(id);
+        }
+        sent
+    }
+
+    /// Begins to hand all connections over to another slot, or to the inbox with this inlet, and to leave.
+    pub fn hand_over(&self, to: usize, inlet: Option<OwnedFd>) {
+        if self.leaving.borrow().is_some() || self.stop_at.get().is_some() {
             return;
         }
+        let known = || self.inlets.borrow().get(to).and_then(|inlet| inlet.try_clone().ok());
+        let Some(inlet) = inlet.or_else(known) else {
+            return log::error!("told to hand over to slot {to}, whose inbox is not known");
+        };
         self.gate.close();
-        // From here on the slot's place in the scoreboard, and what comes into its inbox, are the other process's.
-        self.detached.set(true);
-        if let Some(inbox) = self.inboxes.get(self.index) {
-            self.poll.forget(inbox.outlet());
-        }
+        self.slot.set_state(State::Stopping);
         if let Err(error) = self.control.send_report(Report::Leaving) {
             log::error!("to the supervisor: {error}");
         }
-        self.leaving.set(Some(self.now.get().saturating_add(self.config.stop_time)));
+        let since = self.now.get();
+        *self.leaving.borrow_mut() =
+            Some(Leaving { inlet, since, told: HashSet::new(), closing: BTreeMap::new() });
         self.hand_over_more();
-        // Those that are left can not move, or not yet.
-        let ids = self.core.borrow().table.ids();
-        ids.into_iter().for_each(|id| self.drain(id));
+    }
+
+    /// The inlet of another slot's inbox.
+    pub fn learn_inlet(&self, slot: usize, inlet: Option<OwnedFd>) {
+        let mut inlets = self.inlets.borrow_mut();
+        let is_next = inlets.len() == slot;
+        match (inlets.get_mut(slot), inlet) {
+            (Some(known), Some(inlet)) => *known = inlet,
+            // The supervisor tells of all, in order.
+            (None, Some(inlet)) if is_next => inlets.push(inlet),
+            _ => log::error!("the inlet of slot {slot} did not arrive"),
+        }
     }
 
     /// Tells a handler that the server wants a connection to end.
@@ -101,23 +146,63 @@ impl Worker {
 
     /// When to look again, while connections are being handed over.
     pub fn next_hand_over(&self) -> Option<u64> {
-        self.leaving.get().map(|deadline| deadline.min(self.now.get().saturating_add(AGAIN)))
+        let now = self.now.get();
+        let leaving = self.leaving.borrow();
+        let Leaving { since, closing, .. } = leaving.as_ref()?;
+        let again = now.saturating_add(if now.saturating_sub(*since) < SOON { AGAIN } else { LATER });
+        Some(closing.keys().next().map_or(again, |(at, _)| again.min(*at)))
     }
 
-    /// Hands over what has become movable; closes what has not with 1012 when the time is over.
+    /// Hands over what has become movable; what has not is closed with 1012 when its time is over.
     pub fn hand_over_more(&self) {
-        let Some(deadline) = self.leaving.get() else { return };
+        let inlet = match &*self.leaving.borrow() {
+            Some(leaving) => leaving.inlet.as_raw_fd(),
+            None => return,
+        };
         let ids = self.core.borrow().table.ids();
-        self.send_away(&ids, self.index, usize::MAX);
-        if self.core.borrow().table.len() == 0 || self.now.get() >= deadline {
-            self.leaving.set(None);
-            self.stop(1012);
+        self.send_away(&ids, inlet, usize::MAX);
+        let left = self.core.borrow().table.ids();
+        if left.is_empty() {
+            *self.leaving.borrow_mut() = None;
+            return self.stop(1012);
+        }
+        self.announce_end(&left);
+        let now = self.now.get();
+        let due = || {
+            let mut leaving = self.leaving.borrow_mut();
+            let closing = &mut leaving.as_mut()?.closing;
+            closing.first_entry().filter(|first| first.key().0 <= now).map(|first| first.remove())
+        };
+        while let Some(id) = due() {
+            self.close(id, Some(1012), b"", WS_BY_HOST);
         }
     }
 
-    /// Sends those that are movable to a slot's inbox; returns how many went.
-    fn send_away(&self, ids: &[u64], to: usize, count: usize) -> usize {
-        let Some(inlet) = self.inboxes.get(to).map(|inbox| inbox.inlet().as_raw_fd()) else { return 0 };
+    /// Tells the handlers of connections that can not move, or not yet, and spreads their ends over the time that
+    /// they have.
+    fn announce_end(&self, ids: &[u64]) {
+        let is_open =
+            |id: &u64| self.with_open(*id, |handler, open| (!open.over).then_some(handler)).flatten();
+        let is_told =
+            |id: &u64| self.leaving.borrow().as_ref().is_none_or(|leaving| leaving.told.contains(id));
+        let open = ids.iter().filter(|id| !is_told(id)).filter_map(|id| Some((*id, is_open(id)?)));
+        let open: Vec<(u64, u16)> = open.collect();
+        for (index, &(id, handler)) in open.iter().enumerate() {
+            if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
+                leaving.told.insert(id);
+                let route = self.routes.handlers().get(usize::from(handler));
+                if let Some(time) = route.and_then(|route| self.config.drain_time(&route.resource)) {
+                    let share = u128::from(time) * (index as u128 + 1) / open.len() as u128;
+                    let at = self.now.get().saturating_add(share as u64);
+                    leaving.closing.insert((at, id), id);
+                }
+            }
+            self.drain(id);
+        }
+    }
+
+    /// Sends those that are movable to an inbox; returns how many went.
+    fn send_away(&self, ids: &[u64], inlet: RawFd, count: usize) -> usize {
         let mut moved = 0;
         let mut batch = Vec::new();
         for &id in ids {
@@ -138,6 +223,13 @@ impl Worker {
             batch.push(id);
         }
         moved + self.dispatch(inlet, &mut batch)
+    }
+
+    /// Sends a connection that has just arrived on to the pool that serves its handler; false if that is not
+    /// possible.
+    pub fn send_on(&self, id: u64, pool: usize) -> bool {
+        let Some(inlet) = self.least_loaded(pool) else { return false };
+        self.pack(id, Purpose::Resume) && self.forward(inlet.as_raw_fd(), id)
     }
 
     /// How a connection can move; `None`: not now.
@@ -191,27 +283,28 @@ impl Worker {
     }
 
     /// Sends the batch and forgets its connections, or keeps them if there is no room at the other end.
-    fn dispatch(&self, inlet: i32, batch: &mut Vec<u64>) -> usize {
-        let sent = {
-            let mut shipment = self.shipment.borrow_mut();
-            // SAFETY: all in the batch are still in the table, with their descriptors open.
-            let sent = unsafe { shipment.send(inlet) };
-            shipment.clear();
-            sent
-        };
-        let count = batch.len();
+    fn dispatch(&self, inlet: RawFd, batch: &mut Vec<u64>) -> usize {
+        let (sent, count) = (self.ship(inlet), batch.len());
         for id in batch.drain(..) {
-            match &sent {
-                Ok(()) => {
-                    // The socket lives on elsewhere, so that closing it here would leave it watched (epoll(7)).
-                    if let Some(conn) = self.core.borrow_mut().table.get(id) {
-                        self.poll.forget(&conn.socket);
-                    }
-                    self.remove(id);
-                }
-                Err(_) => self.keep_after_all(id),
-            }
+            if sent { self.forget_moved(id) } else { self.keep_after_all(id) }
         }
-        if sent.is_ok() { count } else { 0 }
+        if sent { count } else { 0 }
+    }
+
+    /// Sends what was packed; it is unpacked in any case.
+    fn ship(&self, inlet: RawFd) -> bool {
+        let mut shipment = self.shipment.borrow_mut();
+        // SAFETY: all that was packed is still in the table, with its descriptors open.
+        let sent = unsafe { shipment.send(inlet) };
+        shipment.clear();
+        sent.is_ok()
+    }
+
+    fn forget_moved(&self, id: u64) {
+        // The socket lives on elsewhere, so that closing it here would leave it watched (epoll(7)).
+        if let Some(conn) = self.core.borrow_mut().table.get(id) {
+            self.poll.forget(&conn.socket);
+        }
+        self.remove(id);
     }
 }

@@ -33,7 +33,7 @@ mod watchdog;
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -51,13 +51,14 @@ use crate::fleet::gates;
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::Listener;
 use crate::fleet::routes::{Route, Routes};
-use crate::fleet::scoreboard::{Scoreboard, Slot, State};
+use crate::fleet::scoreboard::{Place, Scoreboard, Slot, State};
 use crate::http::Site;
 use crate::proto::codec::Codecs;
 use accept::{Acceptor, Gate};
 use conn::Table;
 use event_loop::Poll;
 use evidence::Collector;
+use handover::Leaving;
 use mailroom::Mailroom;
 use modules::Modules;
 use moving::Shipment;
@@ -75,7 +76,7 @@ pub struct Start {
     /// The handlers to load.
     pub routes: Arc<Routes>,
     /// The sockets to accept from.
-    pub listeners: Vec<Listener>,
+    pub listeners: Vec<Arc<Listener>>,
     /// Where all workers write down how they are.
     pub scoreboard: &'static Scoreboard,
     /// This worker's place in it.
@@ -83,7 +84,9 @@ pub struct Start {
     /// To the supervisor.
     pub control: Channel,
     /// By slot.
-    pub inboxes: Arc<Vec<Inbox>>,
+    pub inboxes: Vec<Inbox>,
+    /// Whether to wait for the order to begin.
+    pub standby: bool,
     /// By handler: whether it is served.
     pub gates: &'static [gates::Gate],
     /// By slot: what a crash leaves.
@@ -121,9 +124,14 @@ struct Worker {
     slot: &'static Slot,
     scoreboard: &'static Scoreboard,
     control: Channel,
-    inboxes: Arc<Vec<Inbox>>,
+    /// Where connections come from other workers.
+    inbox: Inbox,
+    /// By slot: where others are sent connections.
+    inlets: RefCell<Vec<OwnedFd>>,
     /// This worker's place in them.
     index: usize,
+    /// The sockets to accept from, until that has begun.
+    listeners: Cell<Vec<Arc<Listener>>>,
     /// The pool that it belongs to.
     pool: usize,
     mailroom: &'static Mailroom,
@@ -140,12 +148,12 @@ struct Worker {
     probes: RefCell<Vec<Probe>>,
     /// This process.
     pid: i32,
+    /// Connections that it can have.
+    most_connections: u32,
     /// Room for connections on their way to another process.
     shipment: RefCell<Box<Shipment>>,
-    /// Until when connections are handed over to the process that replaces this one.
-    leaving: Cell<Option<u64>>,
-    /// The slot has another process: this one does not count for it any more.
-    detached: Cell<bool>,
+    /// Where connections are handed over to, once told so.
+    leaving: RefCell<Option<Leaving>>,
     /// When to leave, once told to stop.
     stop_at: Cell<Option<u64>>,
     /// Blocking threads that run.
@@ -166,15 +174,17 @@ pub fn run(start: Start) -> i32 {
 }
 
 fn serve(start: Start) -> io::Result<()> {
-    let Start { config, routes, listeners, scoreboard, slot: index, control, inboxes, gates, evidence } =
-        start;
+    let Start { config, routes, listeners, scoreboard, slot: index, control, .. } = start;
+    let (gates, evidence, standby) = (start.gates, start.evidence, start.standby);
+    let (inbox, inlets) = split(start.inboxes, index)?;
     let slot = scoreboard.slot(index).ok_or_else(|| io::Error::other("no such slot in the scoreboard"))?;
     let connections = most_connections(&config);
     let mailroom: &'static Mailroom = Box::leak(Box::new(Mailroom::new(connections, config.send_high)?));
     host::set_outside_host(Box::leak(Box::new(outside::Outside { mailroom })));
     let gate: &Gate = Box::leak(Box::default());
-    let (pool, number) = config.pool_of_slot(index);
-    let services = load(&config, &routes, pool, number as u32);
+    let Place { pool, number } = slot.place();
+    let pool = usize::from(pool);
+    let services = load(&config, &routes, pool, number.into());
     let loaded = services.iter().flatten().count();
     let resources = routes.resources().map(|(resource, _)| resource.to_owned()).collect();
     let worker: &'static Worker = Box::leak(Box::new(Worker {
@@ -182,8 +192,10 @@ fn serve(start: Start) -> io::Result<()> {
         slot,
         scoreboard,
         control,
-        inboxes,
+        inbox,
+        inlets: RefCell::new(inlets),
         index,
+        listeners: Cell::new(listeners.clone()),
         pool,
         mailroom,
         thread_host: Box::leak(Box::new(ThreadHost { mailroom })),
@@ -202,9 +214,9 @@ fn serve(start: Start) -> io::Result<()> {
         gates,
         probes: RefCell::default(),
         pid: std::process::id() as i32,
+        most_connections: connections,
         shipment: RefCell::new(Shipment::new()),
-        leaving: Cell::new(None),
-        detached: Cell::new(false),
+        leaving: RefCell::default(),
         stop_at: Cell::new(None),
         threads: Cell::new(0),
         delivering: Cell::new((std::ptr::null(), 0)),
@@ -231,28 +243,56 @@ fn serve(start: Start) -> io::Result<()> {
         records: worker.core.borrow().table.records(),
         mailroom,
         slot,
-        inlet: worker.inboxes.get(index).map_or(-1, |inbox| inbox.inlet().as_raw_fd()),
+        inlet: worker.inbox.inlet().as_raw_fd(),
         control: worker.control.as_fd().as_raw_fd(),
         report: control::CRASHED.to_vec(),
         shipment: UnsafeCell::new(Shipment::new()),
     })?;
-    slot.heartbeat.store(worker.now.get(), Ordering::Relaxed);
-    slot.set_state(State::Running);
     if config.handler_time != 0 {
         let routes = Arc::clone(&worker.routes);
         let watchdog = Watchdog { slot, event_loop: gettid(), routes, limit: config.handler_time };
         std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || watchdog.run())?;
     }
-    for listener in listeners {
-        let siblings = config.workers;
-        let acceptor = Acceptor { listener, scoreboard, slot: index, siblings, connections, mailroom, gate };
-        std::thread::Builder::new().name("accept".to_owned()).spawn(move || acceptor.run())?;
+    if standby {
+        slot.set_state(State::Standby);
+    } else {
+        worker.begin()?;
     }
     let ours = |route: &&Route| config.pool_of(&route.resource) == pool;
-    let broken = worker.routes.handlers().iter().filter(ours).count() - loaded;
+    let broken = worker.routes.in_service().map(|(_, route)| route).filter(ours).count() - loaded;
     let report = Report::Ready { loaded: loaded as u16, broken: broken as u16 };
     worker.control.send_report(report)?;
     worker.run()
+}
+
+/// This slot's inbox, and the inlets of all.
+fn split(inboxes: Vec<Inbox>, index: usize) -> io::Result<(Inbox, Vec<OwnedFd>)> {
+    let (mut ours, mut inlets) = (None, Vec::new());
+    for (slot, inbox) in inboxes.into_iter().enumerate() {
+        if slot == index {
+            inlets.push(inbox.inlet().try_clone_to_owned()?);
+            ours = Some(inbox);
+        } else {
+            inlets.push(inbox.into_inlet());
+        }
+    }
+    Ok((ours.ok_or_else(|| io::Error::other("no inbox for this slot"))?, inlets))
+}
+
+impl Worker {
+    /// From now on connections are served.
+    fn begin(&self) -> io::Result<()> {
+        self.slot.heartbeat.store(host::monotonic(), Ordering::Relaxed);
+        self.slot.set_state(State::Running);
+        self.poll.add(self.inbox.outlet(), event_loop::INBOX)?;
+        for listener in self.listeners.take() {
+            let Worker { scoreboard, index: slot, mailroom, gate, .. } = *self;
+            let connections = self.most_connections;
+            let acceptor = Acceptor { listener, scoreboard, slot, connections, mailroom, gate };
+            std::thread::Builder::new().name("accept".to_owned()).spawn(move || acceptor.run())?;
+        }
+        Ok(())
+    }
 }
 
 /// Connections that this process can have: a pool may have a limit of its own.
@@ -265,7 +305,7 @@ fn most_connections(config: &Config) -> u32 {
 /// Loads all handlers and tells them that a worker starts.
 fn load(config: &Config, routes: &Routes, pool: usize, worker: u32) -> Vec<Option<Service>> {
     let load = |route: &Route| {
-        if config.pool_of(&route.resource) != pool {
+        if route.retired || config.pool_of(&route.resource) != pool {
             return None;
         }
         let settings = config.settings.get(&route.resource).map_or(&[][..], Vec::as_slice);

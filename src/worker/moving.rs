@@ -162,9 +162,8 @@ impl Worker {
     /// Takes up all connections that lie in this slot's inbox.
     pub fn empty_inbox(&self) {
         let mut bytes = vec![0; MAX_BYTES];
-        let Some(inbox) = self.inboxes.get(self.index) else { return };
         loop {
-            let (count, fds) = match inbox.receive(&mut bytes) {
+            let (count, fds) = match self.inbox.receive(&mut bytes) {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => return log::error!("inbox: {error}"),
@@ -228,7 +227,11 @@ impl Worker {
                     let params = (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten();
                     let deflate =
                         params.map(|params| Deflate::new(params, record.threshold, record.level as u8));
-                    (record.handler, deflate)
+                    // Who sent it may have known other handlers, or the same by other numbers.
+                    let resource = record.strings().resource;
+                    let path = resource.split(|byte| *byte == b'?').next().unwrap_or_default();
+                    let handler = std::str::from_utf8(path).ok().and_then(|path| self.routes.find(path));
+                    (handler, deflate)
                 })
             })
         };
@@ -237,7 +240,21 @@ impl Worker {
             self.remove(id);
             return None;
         };
-        let flags = self.routes.handlers().get(usize::from(handler)).map_or(0, |route| route.flags);
+        let Some(route) = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler))) else {
+            self.turn_away(id, deflate, 1001);
+            return None;
+        };
+        let (handler, flags) = (handler.unwrap_or_default(), route.flags);
+        if self.pool_of(handler) != self.pool {
+            if !self.send_on(id, self.pool_of(handler)) {
+                self.turn_away(id, deflate, 1012);
+            }
+            return None;
+        }
+        if route.blocking {
+            self.turn_away(id, deflate, 1012);
+            return None;
+        }
         let request = (!entry.parts[2].is_empty()).then(|| self.read_kept(entry.parts[2])).flatten();
         {
             let core = &mut *self.core.borrow_mut();
@@ -250,11 +267,28 @@ impl Worker {
             open.request = request;
             conn.handler = handler;
             conn.phase = Phase::Open(open);
+            if let Some(record) = core.table.record(id) {
+                record.handler = handler;
+                record.seal();
+            }
         }
         self.mailroom.set_open(id);
         // From here on it can move again.
         self.flush(id);
         Some((id, handler))
+    }
+
+    /// Closes a connection that arrived and that no handler here serves.
+    fn turn_away(&self, id: u64, deflate: Option<Deflate>, code: u16) {
+        {
+            let core = &mut *self.core.borrow_mut();
+            let Some(conn) = core.table.get(id) else { return };
+            let mut open = Open::new(Connection::new(self.now.get(), deflate, false));
+            open.silent = true;
+            conn.phase = Phase::Open(open);
+        }
+        self.close(id, Some(code), b"", WS_BY_HOST);
+        self.flush(id);
     }
 
     /// The request of a connection whose handler keeps it.

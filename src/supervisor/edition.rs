@@ -1,0 +1,139 @@
+//! An edition: what a generation of workers is made of. A reload makes a new one, from configuration and handlers as
+//! they are then, and says which workers it makes necessary. Forks only to probe handlers, and changes nothing that
+//! serves.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::discover;
+use crate::config::{Config, Pool};
+use crate::fleet::listener::{self, Listener};
+use crate::fleet::routes::{Route, Routes};
+use crate::fleet::scoreboard::Place;
+
+/// Configuration, handlers and listening sockets that belong together.
+#[derive(Clone, Debug)]
+pub struct Edition {
+    /// As it was read.
+    pub config: Arc<Config>,
+    /// The handlers; numbers outlive editions.
+    pub routes: Arc<Routes>,
+    /// The sockets to accept from.
+    pub listeners: Vec<Arc<Listener>>,
+    /// What was left out because it is broken.
+    pub faults: Vec<String>,
+}
+
+/// A worker to be started, one to be retired in its favour, or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Place of the worker to be started.
+    pub start: Option<Place>,
+    /// Slot of the worker to be retired then.
+    pub retire: Option<usize>,
+}
+
+impl Edition {
+    /// The one that follows this one. An error says what is wrong, and that it is wrong now only: what was broken
+    /// before may stay so.
+    pub fn following(&self, config: Config) -> Result<Self, String> {
+        let config = config.following(&self.config);
+        let (routes, faults) =
+            discover::discover(&config, &self.routes).map_err(|error| error.to_string())?;
+        let new_faults: Vec<&String> = faults.iter().filter(|fault| !self.faults.contains(fault)).collect();
+        if let [first, rest @ ..] = &new_faults[..] {
+            let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
+            return Err(format!("{first}{more}"));
+        }
+        let routes = routes.following(&self.routes).ok_or("too many handlers have come and gone: restart")?;
+        let listeners = listener::bind_missing(&config.listen, config.backlog, &self.listeners)
+            .map_err(|error| error.to_string())?;
+        Ok(Self { config: Arc::new(config), routes: Arc::new(routes), listeners, faults })
+    }
+
+    /// The pools whose workers would not be what they are if they were started from `new`.
+    pub fn changed_pools(&self, new: &Edition) -> BTreeSet<usize> {
+        let pools = 0..new.config.pools.len();
+        let (before, after) = (&self.config, &new.config);
+        if of_all(before) != of_all(after) {
+            return pools.collect();
+        }
+        let limits = |config: &Config, pool: usize| {
+            config.pools.get(pool).map(|pool| Pool { workers: 0, ..pool.clone() })
+        };
+        let is_changed = |pool: &usize| {
+            limits(before, *pool) != limits(after, *pool) || self.handlers_of(*pool) != new.handlers_of(*pool)
+        };
+        let mut changed: BTreeSet<usize> = pools.filter(is_changed).collect();
+        // The workers of the default pool accept, and find the handlers of all pools.
+        if self.addresses() != new.addresses() || self.resources() != new.resources() {
+            changed.insert(0);
+        }
+        changed
+    }
+
+    /// What is to be done for this edition to serve, in order. `workers` are those that serve: places and slots.
+    pub fn steps(&self, changed: &BTreeSet<usize>, workers: &[(Place, usize)]) -> Vec<Step> {
+        let slot_of = |place: Place| workers.iter().find(|(taken, _)| *taken == place).map(|(_, slot)| *slot);
+        // The default pool last: its workers pass requests on to the others.
+        let pools =
+            self.config.pools.iter().enumerate().skip(1).chain(self.config.pools.iter().enumerate().take(1));
+        let mut steps = Vec::new();
+        for (pool, settings) in pools {
+            for number in 0..settings.workers {
+                let place = Place { pool: pool as u16, number: number as u16 };
+                let retire = slot_of(place);
+                if retire.is_none() || changed.contains(&pool) {
+                    steps.push(Step { start: Some(place), retire });
+                }
+            }
+        }
+        let wanted = |place: Place| {
+            let pool = self.config.pools.get(usize::from(place.pool));
+            pool.is_some_and(|pool| usize::from(place.number) < pool.workers)
+        };
+        let surplus = workers.iter().filter(|(place, _)| !wanted(*place));
+        steps.extend(surplus.map(|(_, slot)| Step { start: None, retire: Some(*slot) }));
+        steps
+    }
+
+    /// What makes a worker of this pool what it is, of each handler.
+    fn handlers_of(&self, pool: usize) -> Vec<impl PartialEq> {
+        let routes = self.routes.in_service().map(|(_, route)| route);
+        let ours = routes.filter(|route| self.config.pool_of(&route.resource) == pool);
+        let with_settings = |route: &Route| {
+            let settings = self.config.settings.get(&route.resource).cloned();
+            let drain = self.config.drain_times.get(&route.resource).copied();
+            (route.resource.clone(), route.file.clone(), route.stamp, settings, drain)
+        };
+        let mut handlers: Vec<_> = ours.map(with_settings).collect();
+        handlers.sort_by(|one, other| one.0.cmp(&other.0));
+        handlers
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        self.listeners.iter().map(|listener| listener.address.to_string()).collect()
+    }
+
+    /// All resources, with what they are other names of and the pool that serves them.
+    fn resources(&self) -> Vec<(String, String, usize)> {
+        let named = |(resource, number): (&str, u16)| {
+            let route = self.routes.handlers().get(usize::from(number))?;
+            Some((resource.to_owned(), route.resource.clone(), self.config.pool_of(&route.resource)))
+        };
+        self.routes.resources().filter_map(named).collect()
+    }
+}
+
+/// What concerns the workers of all pools.
+fn of_all(config: &Config) -> Config {
+    Config {
+        listen: Vec::new(),
+        workers: 0,
+        pools: Vec::new(),
+        isolation: Default::default(),
+        settings: Default::default(),
+        drain_times: Default::default(),
+        ..config.clone()
+    }
+}

@@ -1,0 +1,322 @@
+//! The plan in tables of time, event and actions.
+
+use super::Action::*;
+use super::*;
+
+const STOP: Time = 10 * SECOND;
+
+/// Runs a table of (seconds, event, actions) through a plan that has been started at 0.
+#[track_caller]
+fn check(slots: usize, table: &[(u64, Event, &[Action])]) -> Plan {
+    let mut plan = Plan::new(slots, Times { stop: STOP });
+    assert_eq!(plan.on(Event::Start, 0), (0..slots).map(Spawn).collect::<Vec<_>>());
+    for (row, (seconds, event, actions)) in table.iter().enumerate() {
+        assert_eq!(plan.on(*event, seconds * SECOND), *actions, "row {row}: {event:?} at {seconds} s");
+    }
+    plan
+}
+
+use Event::{
+    Adopted, Crashed, Died, Fail, Interrupt, Left, Orphaned, Quit as QuitNow, Ready, Terminate,
+    Time as Passed,
+};
+
+#[test]
+fn the_fleet_is_announced_once_when_all_are_ready() {
+    check(
+        2,
+        &[
+            (1, Ready(1), &[]),
+            (1, Ready(1), &[]),
+            (2, Ready(0), &[Announce]),
+            (3, Died(0), &[Spawn(0)]),
+            (4, Ready(0), &[]),
+        ],
+    );
+}
+
+#[test]
+fn a_worker_is_replaced_at_once_and_then_ever_later() {
+    // At once, then 1, 2, 4, 8, 16, 30, 30 s after the death.
+    check(
+        1,
+        &[
+            (0, Ready(0), &[Announce]),
+            (10, Died(0), &[Spawn(0)]),
+            (10, Ready(0), &[]),
+            (10, Died(0), &[]),
+            (11, Passed, &[Spawn(0)]),
+            (11, Ready(0), &[]),
+            (11, Died(0), &[]),
+            (12, Passed, &[]),
+            (13, Passed, &[Spawn(0)]),
+            (13, Ready(0), &[]),
+            (13, Died(0), &[]),
+            (16, Passed, &[]),
+            (17, Passed, &[Spawn(0)]),
+            (17, Ready(0), &[]),
+            (17, Died(0), &[]),
+            (24, Passed, &[]),
+            (25, Passed, &[Spawn(0)]),
+            (25, Ready(0), &[]),
+            (25, Died(0), &[]),
+            (40, Passed, &[]),
+            (41, Passed, &[Spawn(0)]),
+            (41, Ready(0), &[]),
+            (41, Died(0), &[]),
+            (70, Passed, &[]),
+            (71, Passed, &[Spawn(0)]),
+            (71, Ready(0), &[]),
+            (71, Died(0), &[]),
+            (100, Passed, &[]),
+            (101, Passed, &[Spawn(0)]),
+        ],
+    );
+}
+
+#[test]
+fn a_minute_of_service_is_forgiveness() {
+    check(
+        1,
+        &[
+            (0, Ready(0), &[Announce]),
+            (1, Died(0), &[Spawn(0)]),
+            (1, Ready(0), &[]),
+            (60, Died(0), &[]), // 59 s of service: the second death
+            (61, Passed, &[Spawn(0)]),
+            (61, Ready(0), &[]),
+            (121, Died(0), &[Spawn(0)]), // 60 s: as if it were the first
+            (121, Ready(0), &[]),
+            (122, Died(0), &[]),
+            (123, Passed, &[Spawn(0)]),
+        ],
+    );
+}
+
+#[test]
+fn the_other_slots_do_not_pay_for_one() {
+    check(
+        2,
+        &[(0, Died(0), &[Spawn(0)]), (0, Died(0), &[]), (0, Died(1), &[Spawn(1)]), (1, Passed, &[Spawn(0)])],
+    );
+}
+
+#[test]
+fn the_deadline_is_the_next_replacement_or_late_start() {
+    let mut plan = check(2, &[(0, Ready(0), &[])]);
+    assert_eq!(plan.deadline(), Some(START)); // slot 1 is starting
+    assert_eq!(plan.on(Ready(1), SECOND), [Announce]);
+    assert_eq!(plan.deadline(), None);
+    assert_eq!(plan.on(Died(0), 2 * SECOND), [Spawn(0)]);
+    assert_eq!(plan.on(Died(0), 3 * SECOND), []);
+    assert_eq!(plan.deadline(), Some(4 * SECOND));
+    assert_eq!(plan.on(Terminate, 3 * SECOND), [Stop(1)]);
+    assert_eq!(plan.deadline(), Some(3 * SECOND + STOP + GRACE));
+}
+
+#[test]
+fn a_worker_that_does_not_get_ready_is_killed_and_replaced() {
+    check(
+        1,
+        &[
+            (59, Passed, &[]),
+            (60, Passed, &[Kill(0)]),
+            (61, Passed, &[]),
+            (62, Ready(0), &[]), // too late
+            (63, Died(0), &[Spawn(0)]),
+            (64, Ready(0), &[Announce]),
+        ],
+    );
+}
+
+#[test]
+fn a_fleet_of_which_nobody_comes_up_is_given_up() {
+    check(
+        2,
+        &[
+            (0, Died(0), &[Spawn(0)]),
+            (0, Died(0), &[]),
+            (1, Passed, &[Spawn(0)]),
+            (1, Died(0), &[]),
+            (3, Passed, &[Spawn(0)]),
+            (3, Died(0), &[]),
+            (7, Passed, &[Spawn(0)]),
+            (7, Died(0), &[]), // the fifth, but slot 1 may still come up
+            (7, Died(1), &[Spawn(1)]),
+            (7, Died(1), &[]),
+            (8, Passed, &[Spawn(1)]),
+            (8, Died(1), &[]),
+            (10, Passed, &[Spawn(1)]),
+            (10, Died(1), &[]),
+            (14, Passed, &[Spawn(1)]),
+            (15, Passed, &[Spawn(0)]),
+            (15, Died(1), &[Quit(0)]),
+            (15, Died(0), &[Leave(Exit::Start)]),
+        ],
+    );
+}
+
+#[test]
+fn one_start_that_succeeds_is_a_new_beginning() {
+    check(
+        1,
+        &[
+            (0, Died(0), &[Spawn(0)]),
+            (0, Died(0), &[]),
+            (1, Passed, &[Spawn(0)]),
+            (1, Died(0), &[]),
+            (3, Passed, &[Spawn(0)]),
+            (3, Died(0), &[]),
+            (7, Passed, &[Spawn(0)]),
+            (7, Ready(0), &[Announce]),
+            (7, Died(0), &[]),
+            (15, Passed, &[Spawn(0)]),
+            (15, Died(0), &[]), // the first failed start in a row
+            (31, Passed, &[Spawn(0)]),
+        ],
+    );
+}
+
+#[test]
+fn a_slot_whose_worker_has_left_is_nobodys() {
+    check(
+        1,
+        &[
+            (0, Ready(0), &[Announce]),
+            (1, Adopted(2), &[]),
+            (2, Left(0), &[]),
+            (3, Died(0), &[]),
+            (4, Died(2), &[Spawn(2)]),
+            (5, Orphaned(0), &[Spawn(0)]),
+            (6, Ready(0), &[]),
+            (7, Left(0), &[]),
+            (8, Terminate, &[Stop(2)]),
+            (9, Adopted(0), &[Stop(0)]),
+            (9, Died(0), &[]),
+            (9, Died(2), &[Leave(Exit::Ok)]),
+        ],
+    );
+}
+
+#[test]
+fn stopping_waits_for_all_and_replaces_nobody() {
+    check(
+        3,
+        &[
+            (0, Ready(0), &[]),
+            (0, Ready(1), &[]),
+            (1, Died(2), &[Spawn(2)]),
+            (1, Died(2), &[]), // due at 2 s, when nobody is replaced any more
+            (1, Terminate, &[Stop(0), Stop(1)]),
+            (2, Terminate, &[]),
+            (3, Died(0), &[]),
+            (11, Passed, &[]),
+            (11, Died(1), &[Leave(Exit::Ok)]),
+            (12, Passed, &[]),
+            (12, Interrupt, &[]),
+        ],
+    );
+}
+
+#[test]
+fn who_does_not_stop_in_time_is_killed() {
+    check(
+        2,
+        &[
+            (0, Ready(0), &[]),
+            (0, Ready(1), &[Announce]),
+            (5, Terminate, &[Stop(0), Stop(1)]),
+            (6, Died(0), &[]),
+            (15, Passed, &[]), // 10 s are over, 1 s of grace is not
+            (16, Passed, &[Kill(1)]),
+            (17, Passed, &[]),
+            (17, Died(1), &[Leave(Exit::Killed)]),
+        ],
+    );
+}
+
+#[test]
+fn a_second_interrupt_is_impatience_but_a_second_terminate_is_not() {
+    check(
+        1,
+        &[
+            (0, Ready(0), &[Announce]),
+            (1, Interrupt, &[Stop(0)]),
+            (2, Terminate, &[]),
+            (3, Interrupt, &[Quit(0)]),
+            (3, Interrupt, &[]),
+            (4, Passed, &[Kill(0)]),
+            (4, Died(0), &[Leave(Exit::Killed)]),
+        ],
+    );
+    check(1, &[(1, Terminate, &[Stop(0)]), (2, Interrupt, &[]), (3, Interrupt, &[Quit(0)])]);
+}
+
+#[test]
+fn quit_leaves_at_once() {
+    check(
+        2,
+        &[(0, Ready(0), &[]), (1, QuitNow, &[Quit(0), Quit(1)]), (1, Died(0), &[]), (2, Passed, &[Kill(1)])],
+    );
+    check(1, &[(1, Terminate, &[Stop(0)]), (2, QuitNow, &[Quit(0)]), (2, Died(0), &[Leave(Exit::Ok)])]);
+}
+
+#[test]
+fn with_no_process_left_there_is_nothing_to_wait_for() {
+    check(1, &[(0, Died(0), &[Spawn(0)]), (0, Died(0), &[]), (0, Terminate, &[Leave(Exit::Ok)])]);
+}
+
+#[test]
+fn the_first_reason_to_leave_is_the_exit_code() {
+    check(
+        2,
+        &[
+            (0, Fail(Exit::Config), &[Quit(0), Quit(1)]),
+            (0, Fail(Exit::Start), &[]),
+            (0, Terminate, &[]),
+            (0, Died(0), &[]),
+            (1, Passed, &[Kill(1)]),
+            (1, Died(1), &[Leave(Exit::Config)]),
+        ],
+    );
+}
+
+#[test]
+fn a_worker_that_crashes_while_serving_is_replaced_without_delay_whatever_was() {
+    check(
+        1,
+        &[
+            (0, Ready(0), &[Announce]),
+            (1, Crashed(0), &[Spawn(0)]),
+            (1, Ready(0), &[]),
+            (1, Crashed(0), &[Spawn(0)]),
+            (2, Crashed(0), &[Spawn(0)]), // before it was ready: the first death
+            (2, Crashed(0), &[]),
+            (3, Passed, &[Spawn(0)]),
+            (4, Terminate, &[Stop(0)]),
+            (5, Crashed(0), &[Leave(Exit::Ok)]),
+        ],
+    );
+}
+
+#[test]
+fn connections_of_a_worker_that_crashes_while_stopping_are_taken_up_to_be_closed() {
+    check(
+        2,
+        &[
+            (0, Ready(0), &[]),
+            (0, Ready(1), &[Announce]),
+            (1, Terminate, &[Stop(0), Stop(1)]),
+            (1, Crashed(0), &[Spawn(0), Stop(0)]),
+            (2, Ready(0), &[]),
+            (2, Died(0), &[]),
+            (2, QuitNow, &[Quit(1)]),
+            (2, Crashed(1), &[Leave(Exit::Ok)]),
+        ],
+    );
+}
+
+#[test]
+fn events_about_nobody_change_nothing() {
+    check(1, &[(0, Ready(7), &[]), (0, Died(7), &[]), (0, Ready(0), &[Announce])]);
+}

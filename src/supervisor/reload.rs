@@ -1,0 +1,102 @@
+//! Reload: configuration and handlers are read anew and checked, and workers of another edition replace those that
+//! are not as they should be (`roll`). A mistake changes nothing. Also the way in for one worker more or less.
+
+use nix::sys::signal::Signal;
+
+use super::edition::{Edition, Step};
+use super::plan::Plan;
+use super::{Fleet, raise_descriptors};
+use crate::fleet::scoreboard::{Place, Slot};
+
+impl Fleet {
+    /// A reload is wanted; it begins as soon as nothing else is being replaced.
+    pub(super) fn ask_for_reload(&mut self) {
+        self.is_reload_due = true;
+    }
+
+    /// Begins the reload that is wanted, if it can begin now.
+    pub(super) fn begin_reload(&mut self, plan: &Plan) {
+        if !self.is_reload_due || !self.roll.is_idle() || !plan.is_complete() {
+            return;
+        }
+        self.is_reload_due = false;
+        if plan.is_stopping() {
+            return self.reload_done(Err("the server is told to stop".to_owned()));
+        }
+        match self.next_edition() {
+            Ok(edition) => {
+                let changed = self.edition().changed_pools(&edition);
+                let steps = edition.steps(&changed, &self.serving());
+                if steps.is_empty() {
+                    log::info!("reload: no worker has to be replaced");
+                }
+                self.roll_out(edition, steps);
+            }
+            Err(why) => self.reload_done(Err(why)),
+        }
+    }
+
+    fn next_edition(&self) -> Result<Edition, String> {
+        let mut config = (self.reread)()?;
+        raise_descriptors(&mut config);
+        self.edition().following(config)
+    }
+
+    /// The new edition has shown that it works: all workers that are started from now on are made of it.
+    pub(super) fn set_edition(&mut self, edition: Edition) {
+        let Edition { config, routes, listeners, faults } = edition;
+        let is_gone = |old: &&std::sync::Arc<crate::fleet::listener::Listener>| {
+            !listeners.iter().any(|new| std::sync::Arc::ptr_eq(old, new))
+        };
+        self.listeners.iter().filter(is_gone).for_each(|listener| listener.remove_file());
+        self.deaths.set_rules(config.quarantine);
+        (self.config, self.routes, self.listeners, self.faults) = (config, routes, listeners, faults);
+    }
+
+    /// A reload has come to its end.
+    pub(super) fn reload_done(&mut self, result: Result<(), String>) {
+        match result {
+            Ok(()) => log::info!("reload: done, {} resources", self.routes.resources().len()),
+            Err(why) => log::error!("reload: refused, and nothing has changed: {why}"),
+        }
+    }
+
+    /// One worker more in the default pool.
+    pub(super) fn add_worker(&mut self) {
+        let numbers: Vec<u16> = self.default_workers().map(|(place, _)| place.number).collect();
+        match (0..u16::MAX).find(|number| !numbers.contains(number)) {
+            Some(number) if numbers.len() < MOST_WORKERS => {
+                self.roll.push(Step { start: Some(Place { pool: 0, number }), retire: None });
+            }
+            _ => log::error!("{}: there are {MOST_WORKERS} workers already", Signal::SIGTTIN),
+        }
+    }
+
+    /// One worker less in the default pool; its connections go on in the others.
+    pub(super) fn remove_worker(&mut self) {
+        let workers: Vec<(Place, usize)> = self.default_workers().collect();
+        match workers.iter().max() {
+            Some((_, slot)) if workers.len() > 1 => {
+                self.roll.push(Step { start: None, retire: Some(*slot) });
+            }
+            _ => log::error!("{}: one worker has to stay", Signal::SIGTTOU),
+        }
+    }
+
+    /// Places and slots of all workers.
+    fn serving(&self) -> Vec<(Place, usize)> {
+        let slots = self.workers.iter().enumerate().filter(|(_, worker)| worker.is_some());
+        slots.filter_map(|(slot, _)| Some((self.scoreboard.slot(slot).map(Slot::place)?, slot))).collect()
+    }
+
+    /// Those of the default pool that are not to leave, and those that are to come.
+    fn default_workers(&self) -> impl Iterator<Item = (Place, usize)> {
+        let serving = self.serving().into_iter().filter(|(_, slot)| !self.roll.retires(*slot));
+        let coming = self.roll.starts().map(|place| (place, usize::MAX));
+        let all: Vec<(Place, usize)> = serving.chain(coming).filter(|(place, _)| place.pool == 0).collect();
+        all.into_iter()
+    }
+}
+
+/// In the default pool, by signal.
+const MOST_WORKERS: usize = 1024;

@@ -1,0 +1,314 @@
+//! The processes of the fleet: they are forked, given orders, heard, and reaped. What that means is the plan's.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::Ordering;
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::edition::Step;
+use super::plan::{self, Event};
+use super::{Fleet, spawn};
+use crate::exit::Exit;
+use crate::fleet::control::{Channel, Command, Report};
+use crate::fleet::inbox::Inbox;
+use crate::fleet::scoreboard::{self, MAX_SLOTS, Place, Slot, State};
+
+/// A crashed process has this long (ns) to hand over its connections and write a core dump.
+const LAST_WORDS: plan::Time = 30_000_000_000;
+
+/// The process in a slot.
+pub(super) struct Worker {
+    pub pid: Pid,
+    /// None after the worker's end was closed.
+    pub control: Option<Channel>,
+    /// Messages that earlier processes of the slot had received.
+    pub messages_before: u64,
+}
+
+impl Worker {
+    /// One that was just forked, or has waited.
+    pub fn new(pid: Pid, control: Channel, record: Option<&Slot>) -> Self {
+        let messages_before = record.map_or(0, |record| record.messages_in.load(Ordering::Relaxed));
+        Self { pid, control: Some(control), messages_before }
+    }
+}
+
+/// A process that is on its way out, and counts no more.
+pub(super) struct Replaced {
+    pub pid: Pid,
+    pub slot: usize,
+    /// When it is killed.
+    pub kill_at: plan::Time,
+    /// None if it has crashed: it does not listen.
+    pub control: Option<Channel>,
+}
+
+impl Fleet {
+    /// What a worker is called in the log.
+    pub(super) fn name(&self, slot: usize) -> String {
+        let Place { pool, number } = self.scoreboard.slot(slot).map(Slot::place).unwrap_or_default();
+        self.config.worker_name(pool, number)
+    }
+
+    /// Forks a worker into a slot, which then serves.
+    pub(super) fn spawn(&mut self, slot: usize) -> Result<(), Event> {
+        match spawn::spawn(self, slot, &self.edition(), false) {
+            Ok((pid, control)) => {
+                log::debug!("{}[{pid}] is starting", self.name(slot));
+                self.adopt(Worker::new(pid, control, self.scoreboard.slot(slot)), slot);
+                Ok(())
+            }
+            Err(error) => {
+                log::error!("{} can not be forked: {error}", self.name(slot));
+                Err(Event::Died(slot))
+            }
+        }
+    }
+
+    /// The worker of a slot from now on.
+    pub(super) fn adopt(&mut self, worker: Worker, slot: usize) {
+        if self.workers.len() <= slot {
+            self.workers.resize_with(slot + 1, || None);
+        }
+        self.workers[slot] = Some(worker);
+        self.upkeep.begin_balance();
+    }
+
+    /// A slot in which nobody is, for a new worker in this place; all others get to know of its inbox.
+    pub(super) fn free_slot(&mut self, place: Place) -> io::Result<usize> {
+        let is_taken = |slot: &usize| {
+            self.workers.get(*slot).is_some_and(Option::is_some)
+                || self.replaced.iter().any(|replaced| replaced.slot == *slot)
+                || self.roll.slots().any(|standby| standby == *slot)
+                || self.scoreboard.slot(*slot).is_some_and(|record| record.state() != State::Empty)
+        };
+        let slot = (0..MAX_SLOTS).find(|slot| !is_taken(slot)).ok_or(io::ErrorKind::OutOfMemory)?;
+        if slot == self.inboxes.len() {
+            self.inboxes.push(Inbox::new()?);
+            let workers = self.workers.iter().flatten().filter_map(|worker| worker.control.as_ref());
+            let replaced = self.replaced.iter().filter_map(|replaced| replaced.control.as_ref());
+            let inlet = self.inboxes.get(slot).map(Inbox::inlet);
+            for (channel, inlet) in
+                workers.chain(replaced).chain(self.roll.channels()).zip(inlet.iter().cycle())
+            {
+                // One that does not read any more is on its way out.
+                let _ = channel.send_command_with(Command::Inlet { slot: slot as u16 }, *inlet);
+            }
+        }
+        self.vacant.remove(&slot);
+        if !self.scoreboard.assign(slot, place) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        Ok(slot)
+    }
+
+    /// Sends an order to the worker of a slot.
+    pub(super) fn order(&self, slot: usize, command: Command) {
+        let Some(Some(Worker { control: Some(control), .. })) = self.workers.get(slot) else { return };
+        if let Err(error) = control.send_command(command) {
+            log::debug!("{}: {error}", self.name(slot)); // it is gone, or will be killed
+        }
+    }
+
+    /// Kills the worker of a slot, which had its time.
+    pub(super) fn kill(&self, slot: usize) {
+        let Some(Some(worker)) = self.workers.get(slot) else { return };
+        log::error!("{}[{}] did not come back in time and is killed", self.name(slot), worker.pid);
+        // Not reaped yet, so the pid is still its own.
+        let _ = kill(worker.pid, Signal::SIGKILL);
+    }
+
+    /// Tells those that leave anyway to be quick: the server stops.
+    pub(super) fn hurry_replaced(&mut self, command: Command) {
+        let patience = self.config.stop_time.saturating_add(plan::GRACE);
+        let kill_at = scoreboard::now().saturating_add(patience);
+        for replaced in &mut self.replaced {
+            if let Some(control) = &replaced.control {
+                let _ = control.send_command(command); // it is gone, or will be killed
+                replaced.kill_at = replaced.kill_at.min(kill_at);
+            }
+        }
+    }
+
+    /// Kills replaced processes that do not come to their end.
+    pub(super) fn kill_replaced(&mut self) {
+        let now = scoreboard::now();
+        let config = &self.config;
+        for late in self.replaced.iter_mut().filter(|replaced| replaced.kill_at <= now) {
+            let Place { pool, number } = self.scoreboard.slot(late.slot).map(Slot::place).unwrap_or_default();
+            let name = config.worker_name(pool, number);
+            log::error!("{name}[{}] was replaced, does not end and is killed", late.pid);
+            // Not reaped yet, so the pid is still its own.
+            let _ = kill(late.pid, Signal::SIGKILL);
+            late.kill_at = plan::Time::MAX;
+        }
+    }
+
+    /// Waits for processes that were replaced, so that none is left; not for longer than they have.
+    pub(super) fn see_off(&mut self) {
+        let patience = self.config.stop_time.saturating_add(plan::GRACE);
+        let give_up = scoreboard::now().saturating_add(patience);
+        self.hurry_replaced(Command::Stop);
+        while !self.replaced.is_empty() && scoreboard::now() < give_up {
+            self.wait(Some(give_up), &mut VecDeque::new());
+        }
+        for left in &self.replaced {
+            // Not reaped yet, so the pid is still its own.
+            let _ = kill(left.pid, Signal::SIGKILL);
+        }
+    }
+
+    /// What the worker of a slot has to say.
+    pub(super) fn read_reports(&mut self, slot: usize, events: &mut VecDeque<Event>) {
+        let Some(Some(worker)) = self.workers.get_mut(slot) else { return };
+        while let Some(control) = &worker.control {
+            match control.recv_report() {
+                Ok(Some(Report::Ready { loaded, broken })) => {
+                    log::debug!("{} is ready with {loaded} handlers", self.name(slot));
+                    return self.on_ready(slot, broken, events);
+                }
+                Ok(Some(Report::Crashed)) => {
+                    let pid = worker.pid;
+                    let kill_at = scoreboard::now().saturating_add(LAST_WORDS);
+                    self.replaced.push(Replaced { pid, slot, kill_at, control: None });
+                    self.workers[slot] = None;
+                    self.on_crash(slot, pid);
+                    return events.push_back(Event::Crashed(slot));
+                }
+                Ok(Some(Report::Leaving)) => {
+                    let (pid, control) = (worker.pid, worker.control.take());
+                    let kill_at = self.patience_with(slot);
+                    self.roll.has_left(slot);
+                    self.replaced.push(Replaced { pid, slot, kill_at, control });
+                    self.workers[slot] = None;
+                    return events.push_back(Event::Left(slot));
+                }
+                Ok(None) => worker.control = None,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    log::warn!("{}: {error}", self.name(slot));
+                    return;
+                }
+                Err(error) => {
+                    worker.control = None;
+                    log::error!("{}: {error}", self.name(slot));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn on_ready(&mut self, slot: usize, broken: u16, events: &mut VecDeque<Event>) {
+        if broken > 0 && self.config.strict_handlers {
+            log::error!("{}: {broken} handlers are broken", self.name(slot));
+            events.push_back(Event::Fail(Exit::Config));
+        }
+        events.push_back(Event::Ready(slot));
+        self.order_to_leave(slot);
+    }
+
+    /// Until when a worker that hands its connections over may live; ns.
+    fn patience_with(&self, slot: usize) -> plan::Time {
+        let pool = self.scoreboard.slot(slot).map(Slot::place).unwrap_or_default().pool;
+        let routes = self.routes.handlers().iter();
+        let ours = routes.filter(|route| self.config.pool_of(&route.resource) == usize::from(pool));
+        let drain =
+            ours.map(|route| self.config.drain_time(&route.resource).unwrap_or(plan::Time::MAX)).max();
+        let stop = self.config.stop_time.saturating_add(plan::GRACE);
+        scoreboard::now().saturating_add(drain.unwrap_or(0)).saturating_add(stop)
+    }
+
+    /// What those that are replaced have to say: that they crash even so.
+    pub(super) fn read_replaced(&mut self, events: &mut VecDeque<Event>) {
+        for index in 0..self.replaced.len() {
+            let Some(replaced) = self.replaced.get_mut(index) else { return };
+            let said = replaced.control.as_ref().map(Channel::recv_report);
+            match said {
+                Some(Ok(Some(Report::Crashed))) => {
+                    let (slot, pid) = (replaced.slot, replaced.pid);
+                    replaced.control = None;
+                    replaced.kill_at = scoreboard::now().saturating_add(LAST_WORDS);
+                    self.on_crash(slot, pid);
+                    // What it saves lies in its inbox: somebody takes it up there and hands it over again.
+                    self.roll.push(Step { start: None, retire: Some(slot) });
+                    events.push_back(Event::Orphaned(slot));
+                }
+                // Its end; it is reaped soon.
+                Some(Ok(None)) => replaced.control = None,
+                _ => {}
+            }
+        }
+    }
+
+    /// Collects all children that have ended.
+    pub(super) fn reap(&mut self, events: &mut VecDeque<Event>) {
+        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            let Some(pid) = status.pid() else { return };
+            self.release_gates(pid);
+            self.scoreboard.slots().iter().for_each(|record| record.crash.end_sending(pid.as_raw()));
+            let is_in = |worker: &Option<Worker>| worker.as_ref().is_some_and(|worker| worker.pid == pid);
+            if let Some(slot) = self.workers.iter().position(is_in) {
+                self.read_reports(slot, events); // what it said before it died: it may have been replaced by that
+            }
+            self.read_replaced(events);
+            if self.lose_standby(pid, &cause_of_death(status)) {
+                continue;
+            }
+            if let Some(index) = self.replaced.iter().position(|replaced| replaced.pid == pid) {
+                let replaced = self.replaced.swap_remove(index);
+                self.tell_end(&replaced, status);
+                continue;
+            }
+            let Some(slot) = self.workers.iter().position(is_in) else { continue };
+            self.workers[slot] = None;
+            self.on_death(slot, pid, status);
+            self.empty(slot);
+            events.push_back(Event::Died(slot));
+        }
+    }
+
+    /// A process that was replaced has ended.
+    fn tell_end(&mut self, replaced: &Replaced, status: WaitStatus) {
+        let Replaced { pid, slot, .. } = *replaced;
+        // Whoever crashed said so; it has been told by whom it was replaced.
+        let has_left = matches!(status, WaitStatus::Exited(_, 0));
+        match has_left {
+            true => log::info!("{}[{pid}] has left, replaced", self.name(slot)),
+            false => self.tell_rescue(replaced),
+        }
+        if self.workers.get(slot).is_none_or(Option::is_none) {
+            self.empty(slot);
+            self.vacant.insert(slot);
+        }
+    }
+
+    /// Somebody may have sent connections to a worker that was just leaving: they are taken up all the same.
+    pub(super) fn look_into_vacant_inboxes(&mut self, events: &mut VecDeque<Event>) {
+        let has_mail = |slot: &usize| self.inboxes.get(*slot).is_some_and(Inbox::has_mail);
+        let Some(slot) = self.vacant.iter().copied().find(has_mail) else { return };
+        log::debug!("{} has left, and something has arrived for it", self.name(slot));
+        self.vacant.remove(&slot);
+        self.roll.push(Step { start: None, retire: Some(slot) });
+        events.push_back(Event::Orphaned(slot));
+    }
+
+    /// Nobody is in this slot.
+    fn empty(&self, slot: usize) {
+        if let Some(record) = self.scoreboard.slot(slot) {
+            record.end();
+            self.scoreboard.changed();
+        }
+    }
+}
+
+/// How a process ended, for people.
+fn cause_of_death(status: WaitStatus) -> String {
+    match status {
+        WaitStatus::Exited(_, code) => format!("it ended with exit code {code}"),
+        WaitStatus::Signaled(_, signal, _) => format!("it was ended by {signal}"),
+        other => format!("it is gone: {other:?}"),
+    }
+}

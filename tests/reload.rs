@@ -1,0 +1,386 @@
+//! Reload: handlers and configuration change under connections that do not notice, and a mistake changes nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "common/client.rs"]
+mod client;
+#[path = "rescue/crowd.rs"]
+mod crowd;
+#[path = "common/server.rs"]
+mod daemon;
+#[path = "common/fixtures.rs"]
+mod fixtures;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use client::{Raw, ask, connect, header};
+use crowd::{Crowd, Habits, SMALL_TALK};
+use daemon::{Dir, Server, until};
+use nix::sys::signal::Signal;
+
+/// Answers "version" with its own, "pid" with its process, "keep X" by attaching X, "kept" with what is attached;
+/// everything else is echoed. `START` is run in on_worker_start.
+fn versioned(version: u32, start: &str) -> String {
+    format!(
+        r#"
+        #include <stdio.h>
+        #include <stdlib.h>
+        #include <string.h>
+        #include <unistd.h>
+        #include <ws_handler.h>
+        static int on_worker_start(void) {{ {start} return 0; }}
+        static void on_message(ws_conn conn, const ws_message *msg)
+        {{
+            const char *text = (const char *)msg->data;
+            char answer[64];
+            if (strcmp(text, "version") == 0) {{
+                ws_send(conn, WS_TEXT, answer, (size_t)sprintf(answer, "%d", {version}));
+            }} else if (strcmp(text, "pid") == 0) {{
+                ws_send(conn, WS_TEXT, answer, (size_t)sprintf(answer, "%d", (int)getpid()));
+            }} else if (strncmp(text, "keep ", 5) == 0) {{
+                ws_set_state(conn, text + 5, msg->size - 5);
+                ws_send(conn, WS_TEXT, "ok", 2);
+            }} else if (strcmp(text, "kept") == 0) {{
+                ws_bytes state = ws_state(conn);
+                ws_send(conn, WS_TEXT, state.data, state.size);
+            }} else {{
+                ws_send(conn, msg->type, msg->data, msg->size);
+            }}
+        }}
+        WS_HANDLER(.name = "versioned", .on_worker_start = on_worker_start, .on_message = on_message);
+        "#
+    )
+}
+
+/// Puts a handler into the directory as an operator should: by rename.
+fn install(dir: &Dir, name: &str, source: &str) {
+    let made = dir.handler(&format!("{name}.new"), source);
+    fs::rename(made, target(dir, name)).unwrap();
+}
+
+fn target(dir: &Dir, name: &str) -> PathBuf {
+    dir.path().join(format!("{name}_wsh.so"))
+}
+
+/// How often this stands in the log.
+fn logged(server: &Server, text: &str) -> usize {
+    server.log().matches(text).count()
+}
+
+/// Asks for a reload and waits for its end.
+#[track_caller]
+fn reload(server: &Server) {
+    let before = logged(server, "reload: done");
+    server.signal(Signal::SIGHUP);
+    until("the reload is done", || logged(server, "reload: done") > before);
+}
+
+/// Asks for a reload that is refused, for this reason.
+#[track_caller]
+fn refused(server: &Server, why: &str) {
+    let refusals = || server.log().lines().filter(|line| line.contains("reload: refused")).count();
+    let before = refusals();
+    server.signal(Signal::SIGHUP);
+    until("the reload is refused", || refusals() > before);
+    let log = server.log();
+    let line = log.lines().rfind(|line| line.contains("reload: refused")).unwrap();
+    assert!(line.contains(why), "{why:?} is expected in {line:?}");
+}
+
+/// The workers, as a set.
+fn pids(server: &Server) -> BTreeSet<i32> {
+    server.workers().into_iter().collect()
+}
+
+#[test]
+fn a_changed_handler_takes_over_the_open_connections_with_their_state() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(1, ""));
+    let mut server = Server::start(&dir, &["--workers", "2"]);
+    let before = pids(&server);
+    let mut client = connect(&server.address(), "/chat");
+    assert_eq!(ask(&mut client, "version"), "1");
+    assert_eq!(ask(&mut client, "keep seven"), "ok");
+    install(&dir, "chat", &versioned(2, ""));
+    reload(&server);
+    until("the new version answers", || ask(&mut client, "version") == "2");
+    assert_eq!(ask(&mut client, "kept"), "seven");
+    until("both workers are new ones", || {
+        let now = pids(&server);
+        now.len() == 2 && now.is_disjoint(&before)
+    });
+    client.close(None).unwrap();
+    server.stop();
+}
+
+#[test]
+fn nobody_notices_ten_reloads_under_load() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(0, ""));
+    let mut server = Server::start(&dir, &["--workers", "2"]);
+    let habits = Habits { deflate: true, large: 40_000, ..SMALL_TALK };
+    let crowd = Crowd::gather(&server.address(), "/chat", 200, habits);
+    for version in 1..=10 {
+        install(&dir, "chat", &versioned(version, ""));
+        reload(&server);
+        crowd.served();
+    }
+    assert_eq!(connect_and_ask(&server, "/chat", "version"), "10");
+    assert_eq!(crowd.served().clients, 200);
+    assert_eq!(crowd.ends(), []);
+    drop(crowd);
+    until("those that were replaced have left", || server.workers().len() == 2);
+    server.stop();
+}
+
+fn connect_and_ask(server: &Server, resource: &str, text: &str) -> String {
+    let mut client = connect(&server.address(), resource);
+    let answer = ask(&mut client, text);
+    client.close(None).unwrap();
+    answer
+}
+
+#[test]
+fn a_reload_without_a_change_replaces_nobody() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(1, ""));
+    let mut server = Server::start(&dir, &["--workers", "2"]);
+    let before = pids(&server);
+    reload(&server);
+    server.says("no worker has to be replaced");
+    assert_eq!(pids(&server), before);
+    server.stop();
+}
+
+#[test]
+fn what_is_wrong_changes_nothing() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(1, ""));
+    let config = dir.path().join("wshd.conf");
+    fs::write(&config, "workers = 1\n").unwrap();
+    let mut server = Server::start(&dir, &["--config", config.to_str().unwrap()]);
+    let before = pids(&server);
+    let mut client = connect(&server.address(), "/chat");
+
+    fs::write(&config, "workers = 1\nworkerz = 2\n").unwrap();
+    refused(&server, "wshd.conf:2: workerz: there is no such key");
+    fs::write(&config, "workers = 1\nserver_host = [\"127.0.0.1\", \"192.0.2.77\"]\n").unwrap();
+    refused(&server, "can not listen on 192.0.2.77:");
+    fs::write(&config, "workers = 1\n").unwrap();
+
+    fs::write(dir.path().join("passing"), "no shared object").unwrap();
+    fs::rename(dir.path().join("passing"), target(&dir, "chat")).unwrap();
+    refused(&server, "chat_wsh.so: ");
+    // It loads, but a worker with it does not come up.
+    install(&dir, "chat", &versioned(2, "abort();"));
+    refused(&server, "worker default/0 is not as it should be: it was ended by SIGABRT");
+    install(&dir, "chat", &versioned(3, "return -1;"));
+    refused(&server, "1 of its handlers can not be loaded");
+    install(&dir, "chat", &versioned(4, "_exit(3);"));
+    refused(&server, "it ended with exit code 3");
+
+    assert_eq!(pids(&server), before);
+    assert_eq!(ask(&mut client, "version"), "1");
+    install(&dir, "chat", &versioned(5, ""));
+    reload(&server);
+    until("the new version answers", || ask(&mut client, "version") == "5");
+    client.close(None).unwrap();
+    server.stop();
+}
+
+#[test]
+fn handlers_and_addresses_come_and_go() {
+    let dir = Dir::new();
+    install(&dir, "stays", &versioned(1, ""));
+    install(&dir, "goes", &versioned(1, ""));
+    let config = dir.path().join("wshd.conf");
+    let socket = dir.path().join("socket");
+    let both = |path: &str| format!("server_host = [\"127.0.0.1\", \"unix:{path}\"]\n");
+    fs::write(&config, "server_host = \"127.0.0.1\"\n").unwrap();
+    let mut server = Server::start(&dir, &["--config", config.to_str().unwrap(), "--workers", "2"]);
+    let mut goes = Raw::open(&server.address(), "/goes");
+    let mut stays = Raw::open(&server.address(), "/stays");
+    assert_eq!(goes.ask("version"), "1");
+    fs::remove_file(target(&dir, "goes")).unwrap();
+    install(&dir, "comes", &versioned(7, ""));
+    fs::write(&config, both(socket.to_str().unwrap())).unwrap();
+    reload(&server);
+    goes.expect_close(1001);
+    assert_eq!(stays.ask("version"), "1");
+    assert_eq!(connect_and_ask(&server, "/comes", "version"), "7");
+    let mut over_unix = Raw::over(std::os::unix::net::UnixStream::connect(&socket).unwrap());
+    over_unix.upgrade("/comes", "");
+    let mut late = Raw::connect(&server.address());
+    late.send(b"GET /goes HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    assert!(late.head().starts_with("HTTP/1.1 404 "));
+    fs::write(&config, "server_host = \"127.0.0.1\"\n").unwrap();
+    reload(&server);
+    assert!(!socket.exists());
+    over_unix.text("version");
+    assert_eq!(over_unix.next_text(), "7", "who has come in stays");
+    assert_eq!(stays.ask("version"), "1");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn only_the_pool_with_the_change_is_replaced() {
+    let dir = Dir::new();
+    install(&dir, "one", &versioned(1, ""));
+    install(&dir, "two", &versioned(1, ""));
+    let config = dir.path().join("wshd.conf");
+    let isolated = "[handler.\"/two\"]\nisolation = \"pool\"\n";
+    fs::write(&config, isolated).unwrap();
+    let mut server = Server::start(&dir, &["--config", config.to_str().unwrap(), "--workers", "1"]);
+    let pid_of = |resource: &str| connect_and_ask(&server, resource, "pid");
+    let (one, two) = (pid_of("/one"), pid_of("/two"));
+    assert_ne!(one, two);
+    let mut client = connect(&server.address(), "/two");
+    assert_eq!(ask(&mut client, "keep me"), "ok");
+
+    install(&dir, "two", &versioned(2, ""));
+    reload(&server);
+    until("the new version answers", || ask(&mut client, "version") == "2");
+    assert_eq!(pid_of("/one"), one);
+    assert_ne!(pid_of("/two"), two);
+
+    // The pool is given up: the connection goes on in a worker of the default pool, and back.
+    fs::write(&config, "").unwrap();
+    reload(&server);
+    until("it is served beside the other", || ask(&mut client, "pid") == pid_of("/one"));
+    assert_eq!(ask(&mut client, "kept"), "me");
+    fs::write(&config, isolated).unwrap();
+    reload(&server);
+    until("it has a process of its own again", || ask(&mut client, "pid") != pid_of("/one"));
+    assert_eq!(ask(&mut client, "kept"), "me");
+    client.close(None).unwrap();
+    until("nobody else is left", || server.workers().len() == 2);
+    server.stop();
+}
+
+#[test]
+fn workers_come_and_go_by_signal_and_a_reload_sets_their_number_right() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(1, ""));
+    let mut server = Server::start(&dir, &["--workers", "1"]);
+    let crowd = Crowd::gather(&server.address(), "/chat", 100, SMALL_TALK);
+    for workers in 2..=4 {
+        server.signal(Signal::SIGTTIN);
+        until("there is one more", || server.workers().len() == workers);
+        crowd.served();
+    }
+    for workers in [3, 2] {
+        server.signal(Signal::SIGTTOU);
+        until("there is one less", || server.workers().len() == workers);
+        crowd.served();
+    }
+    reload(&server);
+    until("there is one", || server.workers().len() == 1);
+    server.signal(Signal::SIGTTOU);
+    server.says("one worker has to stay");
+    assert_eq!(crowd.served().clients, 100);
+    assert_eq!(crowd.ends(), []);
+    drop(crowd);
+    server.stop();
+}
+
+/// Blocking, and not resumable: the thread waits for messages, whatever the server wants.
+const STUBBORN: &str = r#"
+    #include <ws_handler.h>
+    static int transfer(ws_conn conn)
+    {
+        ws_message msg;
+        for (;;) {
+            int result = ws_receive(conn, &msg, -1);
+            if (result == WS_E_DRAINING) continue;
+            if (result < 0) return 0;
+            ws_send(conn, msg.type, msg.data, msg.size);
+        }
+    }
+    WS_HANDLER(.name = "stubborn", .transfer_data = transfer);
+"#;
+
+#[test]
+fn connections_that_can_not_move_end_over_the_time_that_the_handler_has_or_never() {
+    let dir = Dir::new();
+    for name in ["quick", "patient"] {
+        install(&dir, name, STUBBORN);
+    }
+    install(&dir, "chat", &versioned(1, ""));
+    let config = dir.path().join("wshd.conf");
+    let text = "[handler.\"/quick\"]\ndrain_timeout = \"300ms\"\n[handler.\"/patient\"]\ndrain_timeout = \"never\"\n";
+    fs::write(&config, text).unwrap();
+    let mut server = Server::start(&dir, &["--config", config.to_str().unwrap(), "--workers", "1"]);
+    let old = server.worker();
+    let mut quick: Vec<Raw> = (0..3).map(|_| Raw::open(&server.address(), "/quick")).collect();
+    let mut patient = Raw::open(&server.address(), "/patient");
+    assert_eq!(patient.ask("hello"), "hello");
+    install(&dir, "chat", &versioned(2, ""));
+    reload(&server);
+    for raw in &mut quick {
+        raw.expect_close(1012);
+        raw.frame(client::CLOSE, &client::close_payload(1012, ""));
+        raw.expect_end();
+    }
+    assert_eq!(patient.ask("still there"), "still there");
+    assert!(pids(&server).contains(&old), "it serves what it can not give away");
+    assert_eq!(connect_and_ask(&server, "/chat", "version"), "2");
+    drop(patient);
+    until("the old worker has left", || !pids(&server).contains(&old));
+    server.stop();
+}
+
+#[test]
+fn a_stop_in_the_middle_of_a_reload_is_a_stop() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(1, ""));
+    install(&dir, "patient", STUBBORN);
+    let config = dir.path().join("wshd.conf");
+    fs::write(&config, "[handler.\"/patient\"]\ndrain_timeout = \"never\"\n").unwrap();
+    let args = ["--config", config.to_str().unwrap(), "--workers", "1"];
+    let mut server = Server::start(&dir, &args);
+    let mut patient = Raw::open(&server.address(), "/patient");
+    assert_eq!(patient.ask("hello"), "hello");
+    install(&dir, "chat", &versioned(2, ""));
+    reload(&server);
+    assert_eq!(server.workers().len(), 2);
+    // And one whose first worker is still starting.
+    install(&dir, "chat", &versioned(3, "sleep(600);"));
+    server.signal(Signal::SIGHUP);
+    until("a third is starting", || server.workers().len() == 3);
+    let workers = server.workers();
+    server.signal(Signal::SIGTERM);
+    patient.expect_close(1001);
+    patient.frame(client::CLOSE, &client::close_payload(1001, ""));
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    assert!(workers.iter().all(|pid| !daemon::is_alive(*pid)), "workers are left");
+}
+
+#[test]
+fn a_pool_of_its_own_answers_with_its_headers_after_a_reload() {
+    // The request head of a handler that keeps it goes along from edition to edition.
+    let dir = Dir::new();
+    let keeps = r#"
+        #include <ws_handler.h>
+        static void on_message(ws_conn conn, const ws_message *msg)
+        {
+            ws_bytes value = ws_header(conn, "X-Mark");
+            (void)msg;
+            ws_send(conn, WS_TEXT, value.data, value.size);
+        }
+        WS_HANDLER(.name = "keeps", .flags = WS_KEEP_REQUEST, .on_message = on_message);
+    "#;
+    install(&dir, "keeps", keeps);
+    let mut server = Server::start(&dir, &["--workers", "1"]);
+    let mut raw = Raw::connect(&server.address());
+    let head = raw.upgrade("/keeps?a=b", "X-Mark: here\r\n");
+    assert!(header(&head, "Sec-WebSocket-Accept").is_some());
+    let old = server.worker();
+    install(&dir, "keeps", &format!("{keeps}\nint another_version;"));
+    reload(&server);
+    until("the old worker has left", || !pids(&server).contains(&old));
+    assert_eq!(raw.ask("?"), "here");
+    drop(raw);
+    server.stop();
+}
