@@ -74,11 +74,12 @@ impl Fleet {
 
     /// One worker less in the default pool; its connections go on in the others.
     pub(super) fn remove_worker(&mut self) {
-        let workers: Vec<(Place, usize)> = self.default_workers().collect();
+        let workers: Vec<(Place, Option<usize>)> = self.default_workers().collect();
         match workers.iter().max() {
-            Some((_, slot)) if workers.len() > 1 => {
+            Some((_, Some(slot))) if workers.len() > 1 => {
                 self.roll.push(Step { start: None, retire: Some(*slot) });
             }
+            Some((place, None)) => self.cancel_start(*place),
             _ => log::error!("{}: one worker has to stay", Signal::SIGTTOU),
         }
     }
@@ -89,11 +90,14 @@ impl Fleet {
         slots.filter_map(|(slot, _)| Some((self.scoreboard.slot(slot).map(Slot::place)?, slot))).collect()
     }
 
-    /// Those of the default pool that are not to leave, and those that are to come.
-    fn default_workers(&self) -> impl Iterator<Item = (Place, usize)> {
-        let serving = self.serving().into_iter().filter(|(_, slot)| !self.roll.retires(*slot));
-        let coming = self.roll.starts().map(|place| (place, usize::MAX));
-        let all: Vec<(Place, usize)> = serving.chain(coming).filter(|(place, _)| place.pool == 0).collect();
+    /// Those of the default pool that are not to leave, with their slots, and those that are to come in addition.
+    fn default_workers(&self) -> impl Iterator<Item = (Place, Option<usize>)> {
+        let replaced = self.roll.replaced();
+        let stays = |slot: usize| !self.roll.retires(slot) || replaced.contains(&slot);
+        let serving = self.serving().into_iter().filter(|(_, slot)| stays(*slot));
+        let serving = serving.map(|(place, slot)| (place, Some(slot)));
+        let coming = self.roll.additions().map(|place| (place, None));
+        let all: Vec<_> = serving.chain(coming).filter(|(place, _)| place.pool == 0).collect();
         all.into_iter()
     }
 }

@@ -62,9 +62,14 @@ impl Roll {
         steps.chain(self.retiring.map(|(slot, ..)| slot)).any(|retired| retired == slot)
     }
 
-    /// The places of workers that are to come.
-    pub fn starts(&self) -> impl Iterator<Item = Place> {
-        self.steps.iter().filter_map(|step| step.start)
+    /// The places of workers that are to come in addition to those that there are.
+    pub fn additions(&self) -> impl Iterator<Item = Place> {
+        self.steps.iter().filter(|step| step.retire.is_none()).filter_map(|step| step.start)
+    }
+
+    /// The slots of workers for which others are to come.
+    pub fn replaced(&self) -> Vec<usize> {
+        self.steps.iter().filter(|step| step.start.is_some()).filter_map(|step| step.retire).collect()
     }
 
     /// When something is to be looked at, if at all.
@@ -252,6 +257,16 @@ impl Fleet {
         if was_trial {
             self.reload_done(Err(why.to_owned()));
         }
+    }
+
+    /// A worker that was to come in addition is not wanted any more.
+    pub(super) fn cancel_start(&mut self, place: Place) {
+        self.roll.steps.retain(|step| step.start != Some(place));
+        let standbys = std::mem::take(&mut self.roll.standbys);
+        let (cancelled, kept) = standbys.into_iter().partition(|standby| standby.place == place);
+        self.roll.standbys = kept;
+        let cancelled: Vec<Standby> = cancelled;
+        cancelled.iter().for_each(|standby| self.dismiss(standby));
     }
 
     fn dismiss(&self, standby: &Standby) {
