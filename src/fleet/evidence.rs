@@ -5,11 +5,13 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+
+use super::peer::{Peer, PeerCell};
 
 /// Bytes kept of the name of a module.
 pub const NAME: usize = 64;
@@ -30,9 +32,7 @@ pub struct Evidence {
 struct Fixed {
     code: Place,
     via: Place,
-    peer_ip: [AtomicU64; 2],
-    /// Family (0: none, 4, 6) and port.
-    peer: [AtomicU32; 2],
+    peer: PeerCell,
     /// 0: no message.
     kind: AtomicU32,
     hash: AtomicU32,
@@ -88,6 +88,11 @@ pub struct Message {
 /// Bytes of a message that its hash is made of.
 pub const HASHED: usize = 1024;
 
+/// The hash of a message that begins with these bytes. Async-signal-safe.
+pub fn hash(first: &[u8]) -> u32 {
+    crc32fast::hash(first.get(..HASHED).unwrap_or(first))
+}
+
 /// All that was left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -139,7 +144,8 @@ impl Evidence {
     /// Begins: what an earlier process has left is gone.
     pub fn clear(&self) {
         let fixed = self.fixed;
-        let words = [&fixed.code.size, &fixed.via.size, &fixed.peer[0], &fixed.kind];
+        fixed.peer.store(Peer::NONE);
+        let words = [&fixed.code.size, &fixed.via.size, &fixed.kind];
         words.into_iter().chain(&fixed.strings).for_each(|word| word.store(0, Ordering::Relaxed));
     }
 
@@ -154,16 +160,8 @@ impl Evidence {
     }
 
     /// The peer of the connection.
-    pub fn note_peer(&self, peer: SocketAddr) {
-        let (family, ip) = match peer.ip() {
-            IpAddr::V4(ip) => (4, ip.to_ipv6_mapped()),
-            IpAddr::V6(ip) => (6, ip),
-        };
-        let bits = u128::from(ip);
-        self.fixed.peer_ip[0].store((bits >> 64) as u64, Ordering::Relaxed);
-        self.fixed.peer_ip[1].store(bits as u64, Ordering::Relaxed);
-        self.fixed.peer[1].store(peer.port().into(), Ordering::Relaxed);
-        self.fixed.peer[0].store(family, Ordering::Relaxed);
+    pub fn note_peer(&self, peer: Peer) {
+        self.fixed.peer.store(peer);
     }
 
     /// Resource, origin and subprotocol; those that do not fit are left out.
@@ -228,22 +226,11 @@ impl Evidence {
         Facts {
             code: fixed.code.spot(),
             via: fixed.via.spot(),
-            peer: self.peer(),
+            peer: fixed.peer.load().address(),
             resource,
             origin,
             protocol,
             message,
-        }
-    }
-
-    fn peer(&self) -> Option<SocketAddr> {
-        let [high, low] = [0, 1].map(|half: usize| self.fixed.peer_ip[half].load(Ordering::Relaxed));
-        let ip = Ipv6Addr::from(u128::from(high) << 64 | u128::from(low));
-        let port = self.fixed.peer[1].load(Ordering::Relaxed).try_into().ok()?;
-        match (self.fixed.peer[0].load(Ordering::Relaxed), ip.to_ipv4_mapped()) {
-            (4, Some(ip)) => Some(SocketAddr::new(ip.into(), port)),
-            (6, _) => Some(SocketAddr::new(ip.into(), port)),
-            _ => None,
         }
     }
 }
@@ -281,7 +268,7 @@ mod tests {
         let evidence = &slots[1];
         assert_eq!(evidence.facts(), Facts::default());
         evidence.note_code(Some((b"crash_wsh.so", 0x11a3)), Some((b"libc.so.6", 0x8a)));
-        evidence.note_peer("192.0.2.1:80".parse().unwrap());
+        evidence.note_peer(Some("192.0.2.1:80".parse().unwrap()).into());
         evidence.note_strings([Some(b"/a?b"), None, Some(b"chat")]);
         evidence.note_message(1, 11);
         evidence.note_hash(7);
@@ -318,15 +305,6 @@ mod tests {
         assert_eq!((facts.resource, facts.origin, facts.protocol), (None, Some(b"origin".to_vec()), None));
         let message = facts.message.unwrap();
         assert_eq!((message.kind, message.size, message.hash, message.bytes), (2, 5, None, vec![]));
-    }
-
-    #[test]
-    fn a_peer_of_each_family() {
-        let evidence = &create(1, 0, 0).unwrap()[0];
-        for peer in ["192.0.2.1:80", "[2001:db8::1]:443", "[::ffff:192.0.2.1]:1"] {
-            evidence.note_peer(peer.parse().unwrap());
-            assert_eq!(evidence.facts().peer, Some(peer.parse().unwrap()));
-        }
     }
 
     #[test]

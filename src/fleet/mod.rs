@@ -2,10 +2,12 @@
 //! the title under which a process shows up. Holds no policy: the supervisor plans, the worker serves.
 
 pub mod control;
+pub mod doing;
 pub mod evidence;
 pub mod gates;
 pub mod inbox;
 pub mod listener;
+pub mod peer;
 pub mod routes;
 pub mod scoreboard;
 pub mod title;

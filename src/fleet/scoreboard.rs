@@ -11,6 +11,8 @@ use std::time::Duration;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::time::{ClockId, clock_gettime};
 
+use super::doing::Doing;
+
 /// Nanoseconds of CLOCK_MONOTONIC, the clock of every time in the scoreboard: one for all processes of a machine.
 pub fn now() -> u64 {
     // The clock exists on every Linux; 0 would only make a record look old.
@@ -201,79 +203,6 @@ pub enum State {
     Standby = 4,
 }
 
-/// The call into a handler that a worker's event loop is in; tells who is to blame when it does not come back.
-#[derive(Debug)]
-#[repr(C)]
-pub struct Doing {
-    /// Number of the handler in `Routes` plus 1; 0: no call.
-    pub handler: AtomicU32,
-    /// Number of the callback, as the `ffi` counts them.
-    pub callback: AtomicU32,
-    /// Since when; ns of [`now`].
-    pub since: AtomicU64,
-    /// The connection's id; 0: none.
-    pub conn: AtomicU64,
-    /// Type of the message that is being delivered; 0: none.
-    kind: AtomicU32,
-    reserved: u32,
-    /// Bytes of its payload.
-    size: AtomicU64,
-    /// Where it lies in the worker's memory.
-    data: AtomicU64,
-}
-
-/// A message that is being delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// `WS_TEXT` or `WS_BINARY`.
-    pub kind: u32,
-    /// Bytes of its payload.
-    pub size: u64,
-    /// Its address in the worker.
-    pub data: u64,
-}
-
-impl Doing {
-    /// A call begins. [worker, event loop]
-    pub fn begin(&self, handler: u16, callback: u32, conn: u64, now: u64) {
-        self.callback.store(callback, Ordering::Relaxed);
-        self.since.store(now, Ordering::Relaxed);
-        self.conn.store(conn, Ordering::Relaxed);
-        self.handler.store(u32::from(handler) + 1, Ordering::Release);
-    }
-
-    /// The call has come back.
-    pub fn end(&self) {
-        self.handler.store(0, Ordering::Release);
-    }
-
-    /// The call that begins next is given this message. [worker, event loop]
-    pub fn deliver(&self, kind: u32, payload: &[u8]) {
-        self.size.store(payload.len() as u64, Ordering::Relaxed);
-        self.data.store(payload.as_ptr() as u64, Ordering::Relaxed);
-        self.kind.store(kind, Ordering::Relaxed);
-    }
-
-    /// The message is gone. [worker, event loop]
-    pub fn delivered(&self) {
-        self.kind.store(0, Ordering::Relaxed);
-    }
-
-    /// The message that is being delivered. May be torn while the worker lives.
-    pub fn message(&self) -> Option<Message> {
-        let kind = Some(self.kind.load(Ordering::Relaxed)).filter(|kind| *kind != 0)?;
-        let (size, data) = (self.size.load(Ordering::Relaxed), self.data.load(Ordering::Relaxed));
-        Some(Message { kind, size, data })
-    }
-
-    /// The call in progress: number of the handler, callback, connection. May be torn while the worker lives.
-    pub fn current(&self) -> Option<(u16, u32, u64)> {
-        let handler = self.handler.load(Ordering::Acquire).checked_sub(1)?;
-        let callback = self.callback.load(Ordering::Relaxed);
-        Some((handler.try_into().ok()?, callback, self.conn.load(Ordering::Relaxed)))
-    }
-}
-
 /// The facts of a crash, written by the crashing process and read by the supervisor.
 #[derive(Debug)]
 #[repr(C)]
@@ -401,6 +330,7 @@ mod tests {
     use nix::unistd::{ForkResult, Pid, fork};
 
     use super::*;
+    use crate::fleet::peer::Peer;
 
     /// Runs `work` in a child process, which uses no memory but its own and the scoreboard.
     fn in_child(work: impl FnOnce()) -> Pid {
@@ -442,7 +372,7 @@ mod tests {
             let slot = board.slot(2).unwrap();
             slot.connections.fetch_add(5, Ordering::Relaxed);
             slot.bytes_out.store(u64::MAX, Ordering::Relaxed);
-            slot.doing.begin(7, 6, 0xabcd, 1);
+            slot.doing.begin(7, 6, 0xabcd, Peer::NONE, 1);
             slot.set_state(State::Running);
         });
         assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
@@ -461,7 +391,7 @@ mod tests {
         slot.begin(10);
         slot.connections.store(9, Ordering::Relaxed);
         slot.accepted.store(100, Ordering::Relaxed);
-        slot.doing.begin(0, 1, 2, 3);
+        slot.doing.begin(0, 1, 2, Peer::NONE, 3);
         slot.end();
         assert_eq!((slot.state(), slot.doing.current()), (State::Empty, None));
         slot.begin(20);

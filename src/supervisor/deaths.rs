@@ -13,6 +13,7 @@ use super::crash::{self, Cause, Death};
 use super::quarantine::{Quarantine, Sentence};
 use super::workers::Replaced;
 use crate::config::{self, Config};
+use crate::fleet::doing::Doing;
 use crate::fleet::evidence::{self, Evidence, Facts, Message};
 use crate::fleet::gates::{self, Gate, Standing};
 use crate::fleet::routes::Routes;
@@ -74,14 +75,19 @@ impl Fleet {
         };
         let (handler, callback, conn) =
             current.map_or((None, 0, 0), |(handler, callback, conn)| (Some(handler), callback, conn));
-        let message = doing.and_then(|doing| doing.message()).filter(|_| current.is_some());
-        let message = message.map(|message| Message {
-            kind: message.kind,
-            size: message.size,
-            hash: None,
-            bytes: Vec::new(),
+        let facts = doing.filter(|_| current.is_some()).map(|doing| self.facts_of(doing)).unwrap_or_default();
+        self.tell(slot, pid, cause, handler, (callback, conn), facts);
+    }
+
+    /// What the scoreboard tells of a process that left nothing else: the peer, and the beginning of the message.
+    fn facts_of(&self, doing: &Doing) -> Facts {
+        let message = doing.message().map(|message| {
+            let mut bytes = doing.first_bytes();
+            let hash = (bytes.len() as u64 == message.size).then(|| evidence::hash(&bytes));
+            bytes.truncate(self.config.crash_records.as_ref().map_or(0, |records| records.bytes));
+            Message { kind: message.kind, size: message.size, hash, bytes }
         });
-        self.tell(slot, pid, cause, handler, (callback, conn), Facts { message, ..Facts::default() });
+        Facts { peer: doing.peer().address(), message, ..Facts::default() }
     }
 
     /// A process that was replaced because of a crash has ended.

@@ -87,7 +87,7 @@ impl Host for Worker {
     fn address(&self, conn: u64, end: End) -> Option<Address> {
         let core = &mut *self.core.borrow_mut();
         match end {
-            End::Remote => core.table.record(conn).map(|record| facts::address(record.peer())),
+            End::Remote => core.table.record(conn).map(|record| facts::address(record.peer.address())),
             End::Local => {
                 let local = core.table.get(conn)?.socket.local_addr().ok()?;
                 Some(facts::local_address(&local))

@@ -12,7 +12,6 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::Worker;
 use super::conn::{NEVER, Phase};
-use super::mailroom::Command;
 use super::rescue;
 use crate::ffi::host::monotonic;
 use crate::fleet::control;
@@ -156,30 +155,6 @@ impl Worker {
             }
             if let Some(id) = resumed {
                 self.process_unread(id, buffer);
-            }
-        }
-    }
-
-    /// Carries out what other threads want.
-    fn obey(&self) {
-        for command in self.mailroom.take() {
-            match command {
-                Command::Accepted(socket, peer, place) => {
-                    self.greet(socket, peer);
-                    self.mailroom.leave_lobby(place);
-                }
-                Command::Verdict(conn) => self.conclude(conn),
-                Command::Send { conn, kind, parcel, flags } => self.send_parcel(conn, kind, parcel, flags),
-                Command::Ping(conn, payload) => self.send_ping_for_thread(conn, &payload),
-                Command::Pause(conn, paused) => self.pause_for_handler(conn, paused),
-                Command::Post(conn, task) => self.run_posted(conn, task),
-                Command::Close { conn, code, reason } => {
-                    self.close(conn, code, &reason, ::ws_handler::raw::WS_BY_HANDLER);
-                }
-                Command::Abort(conn) => self.abort(conn),
-                Command::State(conn, state) => self.attach_state(conn, &state),
-                Command::Room(conn) => self.mailbox_has_room(conn),
-                Command::ThreadEnded => self.threads.set(self.threads.get().saturating_sub(1)),
             }
         }
     }

@@ -7,8 +7,8 @@ use std::ffi::c_void;
 
 use super::modules::{Modules, Place, read_own};
 use super::record::Record;
-use crate::fleet::evidence::{Evidence, HASHED};
-use crate::fleet::scoreboard::{Doing, Message};
+use crate::fleet::doing::{Doing, Message};
+use crate::fleet::evidence::{self, Evidence};
 
 /// Bytes of a message that are copied at a time.
 const PIECE: usize = 4096;
@@ -78,9 +78,7 @@ impl Collector {
         let (code, via) = self.find_code(at);
         self.evidence.note_code(code.map(Place::spot), via.map(Place::spot));
         if let Some(record) = record {
-            if let Some(peer) = record.peer() {
-                self.evidence.note_peer(peer);
-            }
+            self.evidence.note_peer(record.peer);
             let strings = record.strings();
             self.evidence.note_strings([Some(strings.resource), strings.origin, strings.protocol]);
         }
@@ -115,8 +113,7 @@ impl Collector {
                 return;
             }
             if at == 0 {
-                let first = room.get(..HASHED).unwrap_or(room);
-                self.evidence.note_hash(crc32fast::hash(first));
+                self.evidence.note_hash(evidence::hash(room));
             }
             at += size as u64;
             if size == 0 || !self.evidence.note_bytes(room) {

@@ -37,7 +37,7 @@ impl Worker {
         let deadline = self.now.get().saturating_add(self.config.handshake_time);
         let id = self.add(Conn::new(socket, deadline))?;
         if let Some(record) = self.core.borrow_mut().table.record(id) {
-            record.set_peer(peer);
+            record.peer = peer.into();
             record.seal();
             record.set_standing(standing::TAKEN | standing::FRESH);
         }
@@ -159,7 +159,7 @@ impl Worker {
             let mut peer = None;
             if let Some(record) = core.table.record(id) {
                 record.handler = handler; // it may crash already in the handshake
-                peer = record.peer();
+                peer = record.peer.address();
             }
             let Some(conn) = core.table.get(id) else { return };
             conn.handler = handler;

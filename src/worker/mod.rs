@@ -20,6 +20,7 @@ mod mailroom;
 mod modules;
 mod moving;
 mod opening;
+mod orders;
 mod output;
 mod outside;
 mod probation;

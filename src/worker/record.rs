@@ -8,12 +8,13 @@
 
 use std::io;
 use std::mem::offset_of;
-use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+
+use crate::fleet::peer::Peer;
 
 /// Bytes of resource, origin and subprotocol that fit into the record itself.
 const INLINE: usize = 88;
@@ -59,9 +60,8 @@ pub struct Record {
     resource: u16,
     origin: u16,
     protocol: u16,
-    peer_port: u16,
-    peer_family: u16,
-    peer_ip: [u8; 16],
+    /// Changed ones are to be sealed.
+    pub peer: Peer,
     head_size: u32,
     /// The kept request head: bytes that the connection owns.
     head: *const u8,
@@ -144,29 +144,6 @@ impl Record {
         }
         self.protocol = length as u16;
         self.flags = self.flags & !HAS_PROTOCOL | if protocol.is_some() { HAS_PROTOCOL } else { 0 };
-    }
-
-    /// Sets the peer; `None` for a peer without an IP address.
-    pub fn set_peer(&mut self, peer: Option<SocketAddr>) {
-        (self.peer_family, self.peer_port) = match peer {
-            None => (0, 0),
-            Some(peer) => (if peer.is_ipv4() { 4 } else { 6 }, peer.port()),
-        };
-        self.peer_ip = match peer.map(|peer| peer.ip()) {
-            None => [0; 16],
-            Some(IpAddr::V4(ip)) => ip.to_ipv6_mapped().octets(),
-            Some(IpAddr::V6(ip)) => ip.octets(),
-        };
-    }
-
-    /// The peer, if it has an IP address.
-    pub fn peer(&self) -> Option<SocketAddr> {
-        let ip = std::net::Ipv6Addr::from(self.peer_ip);
-        match (self.peer_family, ip.to_ipv4_mapped()) {
-            (4, Some(ip)) => Some(SocketAddr::new(ip.into(), self.peer_port)),
-            (6, _) => Some(SocketAddr::new(ip.into(), self.peer_port)),
-            _ => None,
-        }
     }
 
     /// Attaches the handler's state; an empty one detaches.
@@ -368,7 +345,7 @@ mod tests {
         let record = records.get_mut(0).unwrap();
         record.set_strings(strings(&"/x".repeat(100))).unwrap();
         record.set_state(b"counter 7");
-        record.set_peer(Some("192.0.2.1:80".parse().unwrap()));
+        record.peer = Some("192.0.2.1:80".parse().unwrap()).into();
         record.seal();
         assert!(record.is_intact());
         record.fd ^= 1;
@@ -379,19 +356,6 @@ mod tests {
         record.state.as_mut().unwrap()[3] ^= 1;
         record.spill.as_mut().unwrap()[50] ^= 1;
         assert!(!record.is_intact());
-    }
-
-    #[test]
-    fn peers_of_both_families_come_back() {
-        let mut records = Records::map(1).unwrap();
-        let record = records.get_mut(0).unwrap();
-        for peer in ["192.0.2.1:80", "[2001:db8::1]:443", "[::ffff:192.0.2.1]:1"] {
-            let peer = peer.parse().unwrap();
-            record.set_peer(Some(peer));
-            assert_eq!(record.peer(), Some(peer));
-        }
-        record.set_peer(None);
-        assert_eq!(record.peer(), None);
     }
 
     #[test]

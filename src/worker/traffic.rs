@@ -10,11 +10,10 @@ use ::ws_handler::raw::*;
 use super::conn::{Conn, FileBody, NEVER, Open, Pause, Phase};
 use super::greet::LINGER;
 use super::mailbox::Item;
-use super::mailroom::{Parcel, cost};
 use super::record::standing;
 use super::{Core, Worker};
-use crate::ffi::host::{Callback, Task};
-use crate::proto::connection::{Body, Event, Kind, Send};
+use crate::ffi::host::Callback;
+use crate::proto::connection::{Body, Event, Kind};
 
 /// Bytes of a file put into the send queue at a time.
 const FILE_PIECE: u64 = 128 * 1024;
@@ -329,42 +328,6 @@ impl Worker {
         }
     }
 
-    /// What another thread sends.
-    pub fn send_parcel(&self, id: u64, kind: u32, parcel: Parcel, flags: u32) {
-        // From the count of what is on its way to the list of those that can not move, without a gap.
-        Self::mark_dirty(&mut self.core.borrow_mut(), id);
-        self.mailroom.count_queued(id, cost(parcel.bytes()), 0);
-        let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
-        let trusted = !how.more && kind == WS_TEXT;
-        let result = match parcel {
-            Parcel::Copied(bytes) => self.send_bytes(
-                id,
-                kind,
-                &bytes,
-                Send { trusted: trusted && self.is_unfragmented(id), ..how },
-            ),
-            Parcel::Owned(bytes) => self.send_owned_bytes(id, kind, bytes, how),
-        };
-        // The thread was told that all is well: only a fragmented text that proves wrong comes here.
-        if result == WS_E_INVALID {
-            log::error!(
-                "connection {id:x}: a fragmented text from another thread was not UTF-8; closed with 1011"
-            );
-            self.close(id, Some(1011), b"", WS_BY_HANDLER);
-        }
-    }
-
-    fn is_unfragmented(&self, id: u64) -> bool {
-        self.with_open(id, |_, open| open.proto.is_movable()).unwrap_or(false)
-    }
-
-    /// A Ping from another thread.
-    pub fn send_ping_for_thread(&self, id: u64, payload: &[u8]) {
-        Self::mark_dirty(&mut self.core.borrow_mut(), id);
-        self.mailroom.count_queued(id, cost(payload), 0);
-        self.send_ping(id, payload);
-    }
-
     // ----------------------------------------------------------------- pauses
 
     /// Stops reading for a reason.
@@ -397,12 +360,6 @@ impl Worker {
         }
     }
 
-    /// A blocking thread has taken enough.
-    pub fn mailbox_has_room(&self, id: u64) {
-        self.resume(id, Pause::Mailbox);
-        self.arm(id);
-    }
-
     /// Has epoll watch for what is wanted now.
     pub fn watch(&self, id: u64) {
         if let Some(conn) = self.core.borrow_mut().table.get(id) {
@@ -423,32 +380,6 @@ impl Worker {
 
     // ----------------------------------------------------------------- shared
 
-    /// A posted function: called here, or left for the blocking thread; if the connection is gone, called all
-    /// the same, so that what it holds can be freed.
-    pub fn run_posted(&self, id: u64, task: Task) {
-        let known = self.with_open(id, |handler, open| (handler, open.mailbox.clone(), open.over));
-        match known {
-            Some((_, Some(mailbox), false)) => {
-                if let Err(task) = mailbox.post(task) {
-                    task.run(id);
-                }
-            }
-            Some((handler, None, false)) => {
-                self.mailroom.uncount_post(id);
-                self.attributed(handler, Callback::Task, id, || task.run(id));
-            }
-            _ => task.run(id),
-        }
-    }
-
-    /// A state that a blocking thread attaches.
-    pub fn attach_state(&self, id: u64, state: &[u8]) {
-        if let Some(record) = self.core.borrow_mut().table.record(id) {
-            record.set_state(state);
-            record.seal();
-        }
-    }
-
     /// Runs with an open connection and its handler's index; must not call the handler.
     pub fn with_open<R>(&self, id: u64, f: impl FnOnce(u16, &mut Open) -> R) -> Option<R> {
         let core = &mut *self.core.borrow_mut();
@@ -460,7 +391,8 @@ impl Worker {
     /// Calls into a handler, with the scoreboard saying so.
     pub fn attributed<R>(&self, handler: u16, callback: Callback, id: u64, call: impl FnOnce() -> R) -> R {
         let doing = &self.slot.doing;
-        doing.begin(handler, callback as u32, id, self.now.get());
+        let peer = self.core.borrow_mut().table.record(id).map(|record| record.peer).unwrap_or_default();
+        doing.begin(handler, callback as u32, id, peer, self.now.get());
         let result = call();
         doing.end();
         result
