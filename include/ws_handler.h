@@ -194,7 +194,8 @@ typedef void (*ws_task)(ws_conn conn, void *arg);
 #define WS_KEEP_REQUEST  1u  /* keep method and headers for the life of the connection */
 #define WS_STREAM        2u  /* deliver fragments as they come instead of whole messages */
 #define WS_NO_EXTENSIONS 4u  /* refuse all extensions */
-#define WS_RESUMABLE     8u  /* transfer_data can go on in another process: see ws_is_resumed() */
+#define WS_RESUMABLE     8u  /* transfer_data can go on in another process, where it is called again:
+                              * see ws_receive() and ws_is_resumed() */
 
 /* What a handler is. All members but one of transfer_data and on_message are
  * optional. The table and its strings live as long as the process. */
@@ -264,7 +265,8 @@ typedef struct ws_handler {
 
     /* Event style: the server wants this connection to end soon, and it can not
      * be moved at the moment; closed with 1012 when the time is over. In the
-     * blocking style ws_receive() returns WS_E_DRAINING. */
+     * blocking style ws_receive() returns WS_E_DRAINING, unless the handler has
+     * WS_RESUMABLE: its connection moves at the next ws_receive(). */
     void (*on_drain)(ws_conn conn);
 
     /* ---- since 1.1: append here ---- */
@@ -680,7 +682,9 @@ static inline int32_t ws_deflate(ws_conn conn)
  * long as it takes). Posted functions and timers of the connection run in here.
  *   WS_MESSAGE     *msg is set, valid until the next call
  *   WS_CLOSED      the connection is closing (ws_close_code() tells how, 1006
- *                  when it was lost); return soon
+ *                  when it was lost); return soon. With WS_RESUMABLE also when
+ *                  it goes on in another process: what transfer_data returns
+ *                  does not matter then, and on_close with WS_BY_MOVE follows
  *   WS_E_TIMEOUT   no message in that time
  *   WS_E_DRAINING  the server wants the connection to end; said once, messages
  *                  can still be received

@@ -37,6 +37,8 @@ pub enum Pause {
     Handshake = 8,
     /// The peer has closed its end.
     Ended = 16,
+    /// The blocking thread is to let go of the connection, which goes on in another process.
+    Move = 32,
 }
 
 /// One connection.

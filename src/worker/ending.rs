@@ -37,6 +37,7 @@ impl Worker {
             // The peer's Close is wanted now, whatever the handler has paused for.
             self.resume(id, Pause::Handler);
             self.resume(id, Pause::Mailbox);
+            self.resume(id, Pause::Move);
             self.arm(id);
         }
     }
@@ -162,7 +163,7 @@ impl Worker {
                 conn.phase = Phase::Linger;
                 conn.unread = None;
                 conn.deadline = self.now.get().saturating_add(LINGER);
-                for reason in [Pause::Handler, Pause::Mailbox, Pause::Queue] {
+                for reason in [Pause::Handler, Pause::Mailbox, Pause::Queue, Pause::Move] {
                     conn.set_pause(reason, false, self.now.get());
                 }
                 self.watch_conn(id, conn);

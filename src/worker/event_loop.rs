@@ -105,6 +105,7 @@ impl Worker {
             rescue::begin_work();
             self.deadlines();
             self.hand_over_more();
+            self.send_let_go();
             self.settle(&mut buffer);
             self.watch_probes();
             if self.may_leave() {

@@ -15,7 +15,8 @@ use super::facts;
 use super::mailbox::{Ended, Mailbox, Opened};
 use super::opening::{Finished, Handshake, Request, Verdict};
 use super::record::{Strings, standing};
-use super::{Service, Worker, thread};
+use super::thread::Beginning;
+use super::{Service, Worker};
 use crate::ffi::host::{Callback, End};
 use crate::http::{self, Body, Reply};
 use crate::proto::codec::Deflate;
@@ -176,7 +177,7 @@ impl Worker {
         if blocking && self.threads.get() >= self.config.threads {
             return self.reply(id, unavailable("too many connections to blocking handlers"));
         }
-        let mailbox = blocking.then(Arc::<Mailbox>::default);
+        let mailbox = blocking.then(|| self.new_mailbox(id, service));
         {
             let core = &mut *self.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
@@ -191,8 +192,8 @@ impl Worker {
         }
         match mailbox {
             Some(mailbox) => {
-                match thread::spawn(self.thread_host, service.handler, mailbox, handshake) {
-                    Ok(()) => self.threads.set(self.threads.get() + 1),
+                match self.start_thread(service, mailbox, Beginning::Handshake(handshake)) {
+                    Ok(()) => {}
                     Err(error) => {
                         log::error!("no thread for a blocking handler: {error}");
                         return self.reply(id, unavailable("no thread can be started"));
@@ -329,11 +330,14 @@ impl Worker {
         self.arm(id);
     }
 
-    /// Tells an event style handler that a connection is open.
+    /// Tells the handler that a connection is open: a blocking one that it goes on.
     pub fn say_open(&self, id: u64, handler: u16) {
         let Some(service) = self.service(handler) else {
             return self.close(id, Some(1012), b"", WS_BY_HOST);
         };
+        if service.handler.is_blocking() {
+            return self.begin_again(id, handler, service);
+        }
         let result = self.attributed(handler, Callback::Open, id, || service.handler.open(id));
         if result < 0 {
             log::error!("{}: on_open returned {result}; closed with 1011", service.plugin.name);

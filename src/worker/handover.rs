@@ -45,10 +45,11 @@ impl Worker {
         if self.scoreboard.slot(to).is_none_or(|slot| slot.state() != State::Running) {
             return;
         }
-        let inlet = self.inlets.borrow().get(to).map(|inlet| inlet.as_raw_fd());
-        let Some(inlet) = inlet else { return log::error!("the inbox of slot {to} is not known") };
+        if self.inlet_to(Some(to)).is_none() {
+            return log::error!("the inbox of slot {to} is not known");
+        }
         let ids = self.core.borrow().table.ids();
-        let moved = self.send_away(&ids, inlet, count);
+        let moved = self.send_away(&ids, Some(to), count);
         log::debug!("{moved} connections moved to slot {to}");
     }
 
@@ -133,6 +134,8 @@ impl Worker {
             (open.closing.0 == 0 && !open.over).then(|| (handler, open.mailbox.clone()))
         });
         match left.flatten() {
+            // A resumable one is waited for instead.
+            Some((_, Some(mailbox))) if mailbox.is_resumable() => {}
             Some((_, Some(mailbox))) => mailbox.drain(),
             Some((handler, None)) => {
                 let Some(service) = self.service(handler) else { return };
@@ -148,19 +151,21 @@ impl Worker {
     pub fn next_hand_over(&self) -> Option<u64> {
         let now = self.now.get();
         let leaving = self.leaving.borrow();
-        let Leaving { since, closing, .. } = leaving.as_ref()?;
+        let Some(Leaving { since, closing, .. }) = leaving.as_ref() else {
+            let letting_go = !self.letting_go.borrow().is_empty();
+            return letting_go.then(|| now.saturating_add(AGAIN));
+        };
         let again = now.saturating_add(if now.saturating_sub(*since) < SOON { AGAIN } else { LATER });
         Some(closing.keys().next().map_or(again, |(at, _)| again.min(*at)))
     }
 
     /// Hands over what has become movable; what has not is closed with 1012 when its time is over.
     pub fn hand_over_more(&self) {
-        let inlet = match &*self.leaving.borrow() {
-            Some(leaving) => leaving.inlet.as_raw_fd(),
-            None => return,
-        };
+        if self.leaving.borrow().is_none() {
+            return;
+        }
         let ids = self.core.borrow().table.ids();
-        self.send_away(&ids, inlet, usize::MAX);
+        self.send_away(&ids, None, usize::MAX);
         let left = self.core.borrow().table.ids();
         if left.is_empty() {
             *self.leaving.borrow_mut() = None;
@@ -192,7 +197,9 @@ impl Worker {
                 leaving.told.insert(id);
                 let route = self.routes.handlers().get(usize::from(handler));
                 if let Some(time) = route.and_then(|route| self.config.drain_time(&route.resource)) {
-                    let share = u128::from(time) * (index as u128 + 1) / open.len() as u128;
+                    // One that can move once its thread comes back has all of the time.
+                    let part = if self.is_resumable(id) { open.len() } else { index + 1 };
+                    let share = u128::from(time) * part as u128 / open.len() as u128;
                     let at = self.now.get().saturating_add(share as u64);
                     leaving.closing.insert((at, id), id);
                 }
@@ -201,15 +208,28 @@ impl Worker {
         }
     }
 
-    /// Sends those that are movable to an inbox; returns how many went.
-    fn send_away(&self, ids: &[u64], inlet: RawFd, count: usize) -> usize {
+    /// The inlet for connections that go to a slot, or `None` for where all of them go.
+    fn inlet_to(&self, to: Option<usize>) -> Option<RawFd> {
+        match (&*self.leaving.borrow(), to) {
+            (Some(leaving), _) => Some(leaving.inlet.as_raw_fd()),
+            (None, to) => self.inlets.borrow().get(to?).map(|inlet| inlet.as_raw_fd()),
+        }
+    }
+
+    /// Sends those that are movable to a slot, or where all go, and asks threads to let go of theirs; returns how many
+    /// went or will go.
+    pub fn send_away(&self, ids: &[u64], to: Option<usize>, count: usize) -> usize {
+        let Some(inlet) = self.inlet_to(to) else { return 0 };
         let mut moved = 0;
         let mut batch = Vec::new();
         for &id in ids {
             if moved + batch.len() == count {
                 break;
             }
-            let Some(purpose) = self.purpose_of(id) else { continue };
+            let Some(purpose) = self.purpose_of(id) else {
+                moved += usize::from(self.let_thread_go(id, to));
+                continue;
+            };
             if purpose == Purpose::Resume && !self.let_go(id) {
                 continue;
             }
@@ -234,21 +254,22 @@ impl Worker {
 
     /// How a connection can move; `None`: not now.
     fn purpose_of(&self, id: u64) -> Option<Purpose> {
-        let stands = self.core.borrow_mut().table.record(id)?.standing();
-        if stands & standing::FRESH != 0 {
+        let core = &mut *self.core.borrow_mut();
+        let record = core.table.record(id)?;
+        if record.standing() & standing::FRESH != 0 {
             return Some(Purpose::Greet);
         }
-        let movable = stands & standing::MOVABLE != 0 && self.mailroom.buffered(id) == 0;
-        movable.then_some(Purpose::Resume)
+        (record.is_movable() && self.mailroom.is_quiet(id)).then_some(Purpose::Resume)
     }
 
     /// Tells the handler that the connection goes on elsewhere; false if that made it immovable.
     fn let_go(&self, id: u64) -> bool {
-        let Some(handler) = self.with_open(id, |handler, open| (!open.over).then_some(handler)).flatten()
-        else {
-            return false;
-        };
+        let known = self.with_open(id, |handler, open| (!open.over).then_some((handler, open.silent)));
+        let Some((handler, silent)) = known.flatten() else { return false };
         self.mailroom.set_gone(id);
+        if silent {
+            return true; // its thread has let go of it
+        }
         if let Some(service) = self.service(handler).filter(|service| service.handler.has(Callback::Close)) {
             self.with_open(id, |_, open| open.over = true);
             self.attributed(handler, Callback::Close, id, || service.handler.close(id, WS_BY_MOVE, 0));

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::mailroom::Mailroom;
 use super::opening::Request;
 use super::record::Strings;
 use crate::ffi::host::{Address, Task};
@@ -103,14 +104,26 @@ struct State {
     draining: bool,
     /// It has.
     drained: bool,
+    /// The thread waits for the next thing.
+    waiting: bool,
+    /// The thread is to let go of the connection once there is nothing left to take.
+    leaving: bool,
+    /// It has.
+    moved: bool,
+    /// It has nothing more to take, whatever comes: it ends the connection.
+    finished: bool,
     /// The connection is lost.
     lost: bool,
     ended: Option<Ended>,
 }
 
 /// The mailbox of one connection.
-#[derive(Default)]
 pub struct Mailbox {
+    conn: u64,
+    /// Is told whether the thread has something to do.
+    mailroom: &'static Mailroom,
+    /// The handler can go on in another process.
+    resumable: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -125,12 +138,34 @@ pub enum Woken {
     Closing,
     /// The server wants the connection to end; said once.
     Draining,
+    /// The connection goes on in another process: nothing can be sent to it any more.
+    Moved,
     /// The time is over.
     TimedOut,
 }
 
 impl Mailbox {
+    /// An empty one.
+    pub fn new(conn: u64, mailroom: &'static Mailroom, resumable: bool) -> Arc<Self> {
+        let (state, changed) = Default::default();
+        Arc::new(Mailbox { conn, mailroom, resumable, state, changed })
+    }
+
     // ------------------------------------------------------ called by the loop
+
+    /// Whether the connection can go on in another process when its thread has nothing to do.
+    pub fn is_resumable(&self) -> bool {
+        self.resumable
+    }
+
+    /// The thread is to let go of the connection once it has taken all that is here; with `at_once` only if it
+    /// waits for more. Returns whether it will.
+    pub fn leave(&self, at_once: bool) -> bool {
+        self.change(|state| {
+            state.leaving |= state.waiting || !at_once;
+            state.leaving
+        })
+    }
 
     /// The handshake is done: the thread can begin.
     pub fn open(&self, opened: Opened) {
@@ -140,6 +175,7 @@ impl Mailbox {
     /// Leaves an item; false if the loop should stop reading.
     pub fn put(&self, item: Item) -> bool {
         self.change(|state| {
+            self.mailroom.set_idle(self.conn, false);
             state.bytes += item.cost();
             state.items.push_back(item);
             state.throttled |= state.bytes > HIGH;
@@ -149,7 +185,10 @@ impl Mailbox {
 
     /// The peer began to close.
     pub fn peer_close(&self, close: PeerClose) {
-        self.change(|state| state.peer_close = Some(close));
+        self.change(|state| {
+            self.mailroom.set_idle(self.conn, false);
+            state.peer_close = Some(close);
+        });
     }
 
     /// The peer has answered our Close.
@@ -189,9 +228,10 @@ impl Mailbox {
 
     /// Leaves a posted function; gives it back if the connection is gone.
     pub fn post(&self, task: Task) -> Result<(), Task> {
-        self.change(|state| match state.ended {
-            Some(_) => Err(task),
-            None => {
+        self.change(|state| match state.ended.is_some() || state.moved {
+            true => Err(task),
+            false => {
+                self.mailroom.set_idle(self.conn, false);
                 state.items.push_back(Item::Task(task));
                 Ok(())
             }
@@ -212,35 +252,64 @@ impl Mailbox {
     pub fn wait(&self, deadline: Option<Instant>) -> Woken {
         let mut state = self.lock();
         loop {
-            if let Some(item) = state.items.pop_front() {
-                state.bytes -= item.cost();
-                // After our own Close only posted functions count.
-                if state.closing && !matches!(item, Item::Task(_)) {
-                    continue;
-                }
-                let room = state.throttled && state.bytes <= LOW;
-                state.throttled &= !room;
-                return Woken::Item(item, room);
-            }
-            if let Some(close) = state.peer_close.take() {
-                return Woken::PeerClose(close);
-            }
-            if state.draining && !state.closing {
-                (state.draining, state.drained) = (false, true);
-                return Woken::Draining;
-            }
-            if state.closing {
-                return Woken::Closing;
-            }
             let left = deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
-            if left.is_zero() {
-                return Woken::TimedOut;
+            let next = self.next(&mut state).or_else(|| left.is_zero().then_some(Woken::TimedOut));
+            state.waiting = next.is_none();
+            // There is nothing to take: whoever puts something in says so first.
+            self.mailroom.set_idle(self.conn, state.waiting);
+            if let Some(next) = next {
+                return next;
             }
             state = match deadline {
                 None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(_) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
             };
         }
+    }
+
+    fn next(&self, state: &mut State) -> Option<Woken> {
+        while let Some(item) = state.items.pop_front() {
+            state.bytes -= item.cost();
+            // After our own Close only posted functions count.
+            if state.closing && !matches!(item, Item::Task(_)) {
+                continue;
+            }
+            let room = state.throttled && state.bytes <= LOW;
+            state.throttled &= !room;
+            return Some(Woken::Item(item, room));
+        }
+        if let Some(close) = state.peer_close.take() {
+            return Some(Woken::PeerClose(close));
+        }
+        if state.draining && !state.closing {
+            (state.draining, state.drained) = (false, true);
+            return Some(Woken::Draining);
+        }
+        if state.closing {
+            return Some(Woken::Closing);
+        }
+        if state.leaving && !state.finished {
+            state.moved = true;
+            self.mailroom.set_gone(self.conn);
+        }
+        state.moved.then_some(Woken::Moved)
+    }
+
+    /// The thread begins.
+    pub fn begin(&self) {
+        self.mailroom.set_idle(self.conn, false);
+    }
+
+    /// The thread does not begin yet: until then there is nothing that could be lost.
+    pub fn rest(&self) {
+        self.mailroom.set_idle(self.conn, true);
+    }
+
+    /// The handler has come to its end: the connection is closed, not moved. False if it was moved before.
+    pub fn finish(&self) -> bool {
+        let mut state = self.lock();
+        state.finished = true;
+        !state.moved
     }
 
     /// The peer's answer to our Close, and whether the connection is over.

@@ -59,6 +59,8 @@ pub enum Command {
     Abort(u64),
     /// Attach state.
     State(u64, Vec<u8>),
+    /// A blocking thread has let go of its connection, with this state: it can go on in another process.
+    LetGo(u64, Vec<u8>),
     /// A blocking thread has taken so many messages that reading can go on.
     Room(u64),
     /// A blocking thread is over.
@@ -74,6 +76,10 @@ struct Word {
     queued: AtomicU32,
     /// Functions posted and not called yet.
     posts: AtomicU32,
+    /// Commands without a payload that are on the way.
+    orders: AtomicU32,
+    /// Upper half of the id of the connection whose blocking thread has nothing to do; 0 if it has.
+    idle: AtomicU32,
     /// Type of the fragmented message that is being sent, or 0.
     fragments: AtomicU32,
     /// Somebody was told WS_E_FULL and waits for on_writable.
@@ -186,11 +192,11 @@ impl Mailroom {
         self.open(conn).map_or(0, |word| word.queued.load(Ordering::Relaxed) as usize)
     }
 
-    /// Commands without a payload: given if the connection is there.
+    /// Commands without a payload: given if the connection is there. The loop confirms them with
+    /// [`obeyed`](Self::obeyed).
     pub fn if_open(&self, conn: u64, command: Command) -> i32 {
-        if self.open(conn).is_none() {
-            return WS_E_GONE;
-        }
+        let Some(word) = self.open(conn) else { return WS_E_GONE };
+        word.orders.fetch_add(1, Ordering::Relaxed);
         self.give(command);
         WS_OK
     }
@@ -217,6 +223,28 @@ impl Mailroom {
         if let Some(word) = self.open(conn) {
             word.posts.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether nothing is in the send queue, nor on the way to the loop: the connection is as its record says.
+    /// Async-signal-safe.
+    pub fn is_quiet(&self, conn: u64) -> bool {
+        let is_zero = |count: &AtomicU32| count.load(Ordering::Relaxed) == 0;
+        self.open(conn).is_none_or(|word| is_zero(&word.queued) && is_zero(&word.orders))
+    }
+
+    /// The blocking thread of a connection has nothing to do, or something.
+    pub fn set_idle(&self, conn: u64, idle: bool) {
+        let Some(word) = self.words.get(conn as u32 as usize) else { return };
+        let (zero, generation) = (0, (conn >> 32) as u32);
+        let (before, after) = if idle { (zero, generation) } else { (generation, zero) };
+        // It changes nothing for a thread whose connection has gone, and another has taken the place.
+        let _ = word.idle.compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// Whether the blocking thread of a connection has nothing to do. Async-signal-safe.
+    pub fn is_idle(&self, conn: u64) -> bool {
+        let word = self.words.get(conn as u32 as usize);
+        word.is_some_and(|word| word.idle.load(Ordering::Acquire) == (conn >> 32) as u32)
     }
 
     /// A handler's wish about a handshake that this thread is not in.
@@ -268,12 +296,21 @@ impl Mailroom {
         let Some(word) = self.words.get(conn as u32 as usize) else { return };
         word.queued.store(0, Ordering::Relaxed);
         word.posts.store(0, Ordering::Relaxed);
+        word.orders.store(0, Ordering::Relaxed);
+        word.idle.store(0, Ordering::Relaxed);
         word.fragments.store(0, Ordering::Relaxed);
         word.full.store(false, Ordering::Relaxed);
         word.generation.store((conn >> 32) as u32, Ordering::Release);
     }
 
-    /// Nothing can be sent to the connection any more.
+    /// A command that [`if_open`](Self::if_open) gave was carried out.
+    pub fn obeyed(&self, conn: u64) {
+        if let Some(word) = self.open(conn) {
+            word.orders.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Nothing can be sent to the connection any more. Also called by its blocking thread, when that lets go of it.
     pub fn set_gone(&self, conn: u64) {
         if let Some(word) = self.open(conn) {
             word.generation.store(0, Ordering::Release);

@@ -26,6 +26,7 @@ mod outside;
 mod probation;
 mod record;
 mod rescue;
+mod resuming;
 mod signals;
 mod thread;
 mod timer;
@@ -66,6 +67,7 @@ use moving::Shipment;
 use output::Spare;
 use probation::Probe;
 use rescue::Kit;
+use resuming::LettingGo;
 use thread::ThreadHost;
 use timer::Timers;
 use watchdog::Watchdog;
@@ -157,6 +159,8 @@ struct Worker {
     leaving: RefCell<Option<Leaving>>,
     /// When to leave, once told to stop.
     stop_at: Cell<Option<u64>>,
+    /// Blocking connections on their way to another process.
+    letting_go: RefCell<Vec<LettingGo>>,
     /// Blocking threads that run.
     threads: Cell<u32>,
     /// The text that a handler is being given: already known to be UTF-8.
@@ -219,6 +223,7 @@ fn serve(start: Start) -> io::Result<()> {
         shipment: RefCell::new(Shipment::new()),
         leaving: RefCell::default(),
         stop_at: Cell::new(None),
+        letting_go: RefCell::default(),
         threads: Cell::new(0),
         delivering: Cell::new((std::ptr::null(), 0)),
         services,

@@ -180,7 +180,11 @@ impl Worker {
             for (id, handler) in moved {
                 match self.stop_at.get() {
                     None => self.say_open(id, handler),
-                    Some(_) => self.close(id, Some(1001), b"", WS_BY_HOST),
+                    Some(_) => {
+                        // The handler never hears of it here.
+                        self.with_open(id, |_, open| open.silent = true);
+                        self.close(id, Some(1001), b"", WS_BY_HOST);
+                    }
                 }
                 self.flush(id);
             }
@@ -251,7 +255,7 @@ impl Worker {
             }
             return None;
         }
-        if route.blocking {
+        if route.blocking && flags & WS_RESUMABLE == 0 {
             self.turn_away(id, deflate, 1012);
             return None;
         }

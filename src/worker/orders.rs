@@ -20,13 +20,21 @@ impl Worker {
                 Command::Verdict(conn) => self.conclude(conn),
                 Command::Send { conn, kind, parcel, flags } => self.send_parcel(conn, kind, parcel, flags),
                 Command::Ping(conn, payload) => self.send_ping_for_thread(conn, &payload),
-                Command::Pause(conn, paused) => self.pause_for_handler(conn, paused),
+                Command::Pause(conn, paused) => {
+                    self.pause_for_handler(conn, paused);
+                    self.mailroom.obeyed(conn);
+                }
                 Command::Post(conn, task) => self.run_posted(conn, task),
                 Command::Close { conn, code, reason } => {
                     self.close(conn, code, &reason, WS_BY_HANDLER);
+                    self.mailroom.obeyed(conn);
                 }
                 Command::Abort(conn) => self.abort(conn),
-                Command::State(conn, state) => self.attach_state(conn, &state),
+                Command::State(conn, state) => {
+                    self.attach_state(conn, &state);
+                    self.mailroom.obeyed(conn);
+                }
+                Command::LetGo(conn, state) => self.was_let_go(conn, &state),
                 Command::Room(conn) => self.mailbox_has_room(conn),
                 Command::ThreadEnded => self.threads.set(self.threads.get().saturating_sub(1)),
             }

@@ -31,6 +31,8 @@ pub mod standing {
     pub const TAKEN: u32 = 8;
     /// Its handler decides about the request, which is the record's head; nothing was said yet.
     pub const OPENING: u32 = 16;
+    /// It has a blocking thread: it is movable only while that has nothing to do, which the mailroom knows.
+    pub const THREAD: u32 = 32;
 }
 
 /// One connection. All zero: no connection.
@@ -78,7 +80,7 @@ const HAS_PROTOCOL: u16 = 4;
 const COVERED: usize = offset_of!(Record, parts);
 
 /// The strings of a connection; each can be followed by a NUL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Strings<'a> {
     /// Path and query.
     pub resource: &'a [u8],
@@ -193,6 +195,11 @@ impl Record {
             _ if word >> 16 == !standing & 0xffff => standing,
             _ => standing::TAKEN,
         }
+    }
+
+    /// Whether another process can take the connection up as it is, unless something is on the way to it.
+    pub fn is_movable(&self) -> bool {
+        self.standing() & (standing::MOVABLE | standing::THREAD) == standing::MOVABLE
     }
 
     /// Says how the connection stands.

@@ -336,7 +336,8 @@ fn decide(kit: &Kit, record: &Record, stands: u32, id: u64, blame: &Blame) -> Op
     if stands & standing::OPENING != 0 {
         return Some(Purpose::Greet);
     }
-    if stands & standing::MOVABLE != 0 && kit.mailroom.buffered(id) == 0 {
+    let is_idle = stands & standing::THREAD == 0 || kit.mailroom.is_idle(id);
+    if stands & standing::MOVABLE != 0 && is_idle && kit.mailroom.is_quiet(id) {
         return Some(Purpose::Resume);
     }
     farewell(record, stands, &CLOSE_1012)

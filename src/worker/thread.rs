@@ -31,13 +31,16 @@ struct Current {
     conn: u64,
     handler: Handler,
     mailbox: Arc<Mailbox>,
-    handshake: Arc<Handshake>,
+    /// None for a connection that has come from another process.
+    handshake: Option<Arc<Handshake>>,
     opened: Option<Arc<Opened>>,
     /// The message that the handler holds, with its NUL.
     message: Vec<u8>,
     last_opcode: u32,
     peer_close: Option<PeerClose>,
     over: bool,
+    /// It goes on in another process.
+    moved: bool,
     timers: Vec<(Instant, i64, Task)>,
     timers_made: i64,
     pulse: Arc<Pulse>,
@@ -55,51 +58,67 @@ pub struct ThreadHost {
     pub mailroom: &'static Mailroom,
 }
 
-/// Starts the thread of a connection, which begins with the handler's part of the handshake.
+/// How the life of a connection begins on its thread.
+pub enum Beginning {
+    /// With the handler's part of the handshake.
+    Handshake(Arc<Handshake>),
+    /// It goes on, opened elsewhere: its id, the handler's index in the routes, and its state with a NUL.
+    Resumed(u64, u16, Vec<u8>),
+}
+
+/// Starts the thread of a connection.
 pub fn spawn(
     host: &'static ThreadHost,
     handler: Handler,
     mailbox: Arc<Mailbox>,
-    handshake: Arc<Handshake>,
+    beginning: Beginning,
 ) -> io::Result<()> {
     let builder = std::thread::Builder::new().stack_size(STACK).name("handler".to_owned());
-    builder.spawn(move || live(host, handler, mailbox, handshake)).map(drop)
+    builder.spawn(move || live(host, handler, mailbox, beginning)).map(drop)
 }
 
 /// The life of a connection, on its thread.
-fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, handshake: Arc<Handshake>) {
-    let conn = handshake.conn;
-    let pulse = Pulse::begin(handshake.handler, conn);
+fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, beginning: Beginning) {
+    mailbox.begin();
+    let (conn, number, handshake, state) = match beginning {
+        Beginning::Handshake(handshake) => (handshake.conn, handshake.handler, Some(handshake), Vec::new()),
+        Beginning::Resumed(conn, handler, state) => (conn, handler, None, state),
+    };
+    let pulse = Pulse::begin(number, conn);
     let current = Current {
         conn,
         handler,
         mailbox: Arc::clone(&mailbox),
-        handshake: Arc::clone(&handshake),
+        handshake: handshake.clone(),
         opened: None,
         message: vec![0],
         last_opcode: 0,
         peer_close: None,
         over: false,
+        moved: false,
         timers: Vec::new(),
         timers_made: 0,
         pulse: Arc::clone(&pulse),
         user: null_mut(),
-        state: Vec::new(),
+        state,
     };
     CURRENT.set(Some(current));
     if let Err(error) = signals::use_signal_stack() {
         log::error!("connection {conn:x}: no signal stack: {error}");
     }
     host::set_host(host);
-    handshake.returned(handler.handshake(conn), false);
-    drop(handshake);
-    host.mailroom.give(Command::Verdict(conn));
+    if let Some(handshake) = handshake {
+        handshake.returned(handler.handshake(conn), false);
+        host.mailroom.give(Command::Verdict(conn));
+    }
     if let Some(opened) = pulse.pausing(|| mailbox.wait_open()) {
         with(|current| current.opened = Some(opened));
-        serve(host, handler, conn);
-        let ended =
-            if handler.has(Callback::Close) { Some(pulse.pausing(|| mailbox.wait_ended())) } else { None };
-        if let Some(ended) = ended {
+        if !serve(host, handler, conn) {
+            handler.close(conn, WS_BY_MOVE, 0);
+            let state = with(|current| std::mem::take(&mut current.state)).unwrap_or_default();
+            host.mailroom.give(Command::LetGo(conn, state.strip_suffix(b"\0").unwrap_or_default().to_vec()));
+        } else if handler.has(Callback::Close) {
+            let ended = pulse.pausing(|| mailbox.wait_ended());
             with(Current::hear_last_words);
             handler.close(conn, ended.by, u32::from(ended.code));
         }
@@ -110,11 +129,14 @@ fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, hand
     host.mailroom.give(Command::ThreadEnded);
 }
 
-/// From open to the closing handshake.
-fn serve(host: &'static ThreadHost, handler: Handler, conn: u64) {
+/// From open to the closing handshake; false if the connection goes on in another process.
+fn serve(host: &'static ThreadHost, handler: Handler, conn: u64) -> bool {
     let opened = handler.open(conn);
     let result = if opened < 0 { opened } else { handler.transfer(conn) };
     let mailbox = with(|current| Arc::clone(&current.mailbox));
+    if mailbox.as_ref().is_some_and(|mailbox| !mailbox.finish()) {
+        return false;
+    }
     while let Some(woken) = mailbox.as_ref().map(|mailbox| mailbox.wait(Some(Instant::now()))) {
         match woken {
             Woken::Item(Item::Task(task), _) => host.run_task(conn, task),
@@ -123,7 +145,7 @@ fn serve(host: &'static ThreadHost, handler: Handler, conn: u64) {
                 host.answer_close(conn, close);
                 break;
             }
-            Woken::Closing | Woken::TimedOut => break,
+            Woken::Closing | Woken::Moved | Woken::TimedOut => break,
         }
     }
     let code = if result < 0 {
@@ -135,7 +157,8 @@ fn serve(host: &'static ThreadHost, handler: Handler, conn: u64) {
         1000
     };
     // Counts only if nothing has closed the connection before.
-    host.mailroom.give(Command::Close { conn, code: Some(code), reason: Vec::new() });
+    host.mailroom.if_open(conn, Command::Close { conn, code: Some(code), reason: Vec::new() });
+    true
 }
 
 /// Runs with what this thread knows of its connection; must not call the handler.
@@ -164,7 +187,7 @@ impl ThreadHost {
             _ => (code != 1005).then_some(code),
         };
         // Counts only if the handler has not chosen another answer with ws_close().
-        self.mailroom.give(Command::Close { conn, code, reason: Vec::new() });
+        self.mailroom.if_open(conn, Command::Close { conn, code, reason: Vec::new() });
     }
 
     fn run_task(&self, conn: u64, task: Task) {
@@ -216,7 +239,7 @@ impl Host for ThreadHost {
                 None if current.over => WS_CLOSE_ABNORMAL,
                 None => 0,
             },
-            Number::IsResumed => 0,
+            Number::IsResumed => u32::from(current.handshake.is_none()),
         })
         .unwrap_or(0)
     }
@@ -233,13 +256,13 @@ impl Host for ThreadHost {
         of(conn, |current| match (&current.opened, end) {
             (Some(opened), End::Remote) => Some(opened.remote.clone()),
             (Some(opened), End::Local) => opened.local.clone(),
-            (None, end) => current.handshake.address(end),
+            (None, end) => current.handshake.as_ref().and_then(|handshake| handshake.address(end)),
         })
         .flatten()
     }
 
     fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
-        match of(handshake, |current| Arc::clone(&current.handshake)) {
+        match of(handshake, |current| current.handshake.clone()).flatten() {
             Some(ours) => ours.reply(reply),
             None => self.mailroom.reply(handshake, reply),
         }
@@ -282,6 +305,11 @@ impl Host for ThreadHost {
                 Woken::Draining => return Err(WS_E_DRAINING),
                 Woken::Closing => {
                     of(conn, Current::hear_last_words);
+                    return Err(WS_CLOSED);
+                }
+                // Once more for each further call.
+                Woken::Moved => {
+                    of(conn, |current| current.moved = true);
                     return Err(WS_CLOSED);
                 }
                 Woken::TimedOut if end.is_some_and(|end| Instant::now() >= end) => return Err(WS_E_TIMEOUT),
@@ -362,9 +390,12 @@ impl Host for ThreadHost {
     fn set_state(&self, conn: u64, state: &[u8]) -> i32 {
         let copied = of(conn, |current| {
             current.state = if state.is_empty() { Vec::new() } else { [state, b"\0"].concat() };
+            current.moved
         });
         match copied {
-            Some(()) => self.mailroom.if_open(conn, Command::State(conn, state.to_vec())),
+            // It is taken along when on_close has returned.
+            Some(true) => WS_OK,
+            Some(false) => self.mailroom.if_open(conn, Command::State(conn, state.to_vec())),
             None => WS_E_GONE,
         }
     }
@@ -380,13 +411,16 @@ impl Current {
 
     /// Answers from where the facts lie: with the open connection or in the handshake.
     fn facts<R>(&self, f: impl FnOnce(Facts<'_>) -> R) -> R {
-        match &self.opened {
-            Some(opened) => f(Facts {
-                strings: opened.strings(),
-                deflate: opened.deflate,
-                request: opened.request.as_deref(),
-            }),
-            None => f(self.handshake.facts()),
+        match (&self.opened, &self.handshake) {
+            (None, Some(handshake)) => f(handshake.facts()),
+            (opened, _) => {
+                let opened = opened.as_deref();
+                f(Facts {
+                    strings: opened.map(Opened::strings).unwrap_or_default(),
+                    deflate: opened.and_then(|opened| opened.deflate),
+                    request: opened.and_then(|opened| opened.request.as_deref()),
+                })
+            }
         }
     }
 }

@@ -407,10 +407,13 @@ fn standing_of(conn: &Conn) -> u32 {
         Phase::Head(_) => standing::TAKEN | standing::FRESH,
         Phase::Opening(..) if conn.unread.is_none() => standing::TAKEN | standing::OPENING,
         Phase::Open(open) if !open.over && open.proto.close_sent().is_none() => {
-            let movable = movable && open.proto.is_movable() && open.mailbox.is_none();
+            let mailbox = open.mailbox.as_ref();
+            let resumable = mailbox.is_none_or(|mailbox| mailbox.is_resumable());
+            let movable = movable && resumable && open.proto.is_movable();
             standing::TAKEN
                 | if boundary { standing::BOUNDARY } else { 0 }
                 | if movable { standing::MOVABLE } else { 0 }
+                | if mailbox.is_some() { standing::THREAD } else { 0 }
         }
         _ => standing::TAKEN,
     }

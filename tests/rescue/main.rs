@@ -14,6 +14,7 @@ mod handover;
 mod hangs;
 mod moved;
 mod races;
+mod resumable;
 mod slow;
 
 use client::Raw;

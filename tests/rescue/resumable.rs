@@ -1,0 +1,114 @@
+//! Blocking handlers that declare themselves resumable: their connections move as those of others do.
+
+use nix::sys::signal::Signal;
+
+use crate::client::{CLOSE, Raw, close_payload};
+use crate::crowd::{Crowd, Habits, SMALL_TALK};
+use crate::daemon::until;
+use crate::{WAYS, crash, logged, serve, stop};
+
+/// Counts the messages of a connection itself, in its state, and notices what is lost or doubled.
+const ECHO: &str = "/resumable_echo_blocking";
+const HANDLERS: [&str; 5] = ["crash", "throw", "panic_abort", "crash_blocking", "resumable_echo_blocking"];
+
+#[test]
+fn a_crash_in_each_way_loses_and_doubles_nothing() {
+    let habits = Habits { deflate: true, quiet: true, ..SMALL_TALK };
+    let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2"]);
+    let crowd = Crowd::gather(&server.address(), ECHO, 200, habits);
+    crowd.served();
+    for (resource, way) in WAYS.iter().chain(&[("/crash_blocking", "null"), ("/crash_blocking", "exit")]) {
+        crash(&server, resource, way);
+        assert_eq!((crowd.served().clients, crowd.ends()), (200, vec![]), "after {way}");
+    }
+    assert!(logged(&server, "opened again") >= 200);
+    drop(crowd);
+    stop(&mut server);
+}
+
+#[test]
+fn under_load_those_that_end_had_a_message_under_way_and_are_told_so() {
+    let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2"]);
+    let crowd = Crowd::gather(&server.address(), ECHO, 200, SMALL_TALK);
+    let mut ends = 0;
+    for ((resource, way), part) in WAYS.iter().zip(1..8) {
+        let wave = crowd.served();
+        std::thread::sleep((wave.ended - wave.begun) * part / 8);
+        crash(&server, resource, way);
+        crowd.served();
+        for end in crowd.ends() {
+            assert!(end.in_message && end.code == Some(1012), "after {way}: {end:?}");
+            ends += 1;
+        }
+    }
+    println!("{ends} of 200 clients ended in 7 crashes");
+    assert!(ends < 100, "fewer than there are: {ends}");
+    drop(crowd);
+    stop(&mut server);
+}
+
+#[test]
+fn a_worker_that_is_replaced_hands_them_over() {
+    let deflate = Habits { deflate: true, ..SMALL_TALK };
+    let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2", "--worker-max-messages", "1000"]);
+    let crowd = Crowd::gather(&server.address(), ECHO, 100, deflate);
+    until("both workers have been replaced twice", || {
+        crowd.served();
+        logged(&server, "it has received") >= 4
+    });
+    assert_eq!((crowd.served().clients, crowd.ends()), (100, vec![]));
+    let again = logged(&server, "opened again");
+    assert!(again >= 200, "{again}");
+    assert_eq!(logged(&server, "let go"), again, "once for each on_open");
+    drop(crowd);
+    stop(&mut server);
+    assert_eq!(logged(&server, " closed\n"), logged(&server, " opened\n"));
+}
+
+#[test]
+fn a_worker_that_comes_new_gets_its_share_of_them() {
+    let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2"]);
+    let crowd = Crowd::gather(&server.address(), ECHO, 100, SMALL_TALK);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(server.workers()[0]), Signal::SIGKILL).unwrap();
+    until("those of the dead worker have ended", || crowd.served().clients < 70);
+    let left = crowd.served().clients;
+    until("a third or more has moved", || {
+        crowd.served();
+        logged(&server, "opened again") > left / 3
+    });
+    assert_eq!(crowd.served().clients, left, "moving ends nobody");
+    assert_eq!(crowd.ends().len() + left, 100);
+    drop(crowd);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn one_that_is_busy_gets_1012_in_a_crash_and_moves_when_it_is_done_in_a_replacement() {
+    let (mut server, _dir) = serve(&["crash", "slow_resumable_blocking"], &["--worker-max-messages", "3"]);
+    let mut idle = Raw::open(&server.address(), "/slow_resumable_blocking");
+    let mut busy = Raw::open(&server.address(), "/slow_resumable_blocking");
+    assert_eq!(idle.ask("1"), "1 resumed 0");
+    busy.text("300");
+    until("it is busy", || logged(&server, "sleeping for 300") == 1);
+    crash(&server, "/crash", "null");
+    busy.expect_close(1012);
+    busy.expect_end();
+    assert_eq!(idle.ask("2"), "2 resumed 1");
+
+    idle.text("301");
+    until("it is busy", || logged(&server, "sleeping for 301") == 1);
+    let first = server.worker();
+    // More than three messages: the worker is worn.
+    let mut other = Raw::open(&server.address(), "/slow_resumable_blocking");
+    assert_eq!(other.ask("1"), "1 resumed 0");
+    assert_eq!(other.ask("1"), "1 resumed 0");
+    until("it is replaced", || server.workers().len() == 2 || !server.workers().contains(&first));
+    idle.text("3");
+    assert_eq!(idle.next_text(), "301 resumed 1");
+    assert_eq!(idle.next_text(), "3 resumed 1");
+    idle.frame(CLOSE, &close_payload(1000, ""));
+    idle.expect_close(1000);
+    drop((idle, busy, other));
+    stop(&mut server);
+}
