@@ -136,6 +136,8 @@ pub struct Pool {
     pub max_files: Option<u64>,
     /// RLIMIT_CPU; seconds, never 0.
     pub max_cpu: Option<u64>,
+    /// RLIMIT_NPROC; only with a user, who is not root.
+    pub max_processes: Option<u64>,
 }
 
 impl Pool {
@@ -143,7 +145,8 @@ impl Pool {
     pub fn new(name: &str, workers: usize) -> Self {
         let name = name.to_owned();
         let (user, group, nice) = (None, None, 0);
-        Self { name, workers, user, group, nice, max_memory: None, max_files: None, max_cpu: None }
+        let (max_memory, max_files, max_cpu, max_processes) = (None, None, None, None);
+        Self { name, workers, user, group, nice, max_memory, max_files, max_cpu, max_processes }
     }
 }
 

@@ -72,7 +72,15 @@ struct PoolTable {
     /// Processor time of each, after which it is killed [default: no limit]
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     max_cpu: Option<Time>,
+    /// Processes and threads of their user, all together [default: no limit]
+    #[arg(long, value_name = "COUNT", value_parser = value_parser!(u64).range(LEAST_PROCESSES..=MOST_PROCESSES))]
+    max_processes: Option<u64>,
 }
+
+/// A worker has a few threads of its own.
+const LEAST_PROCESSES: u64 = 8;
+/// The kernel's PID_MAX_LIMIT.
+const MOST_PROCESSES: u64 = 4_194_304;
 
 /// The commands whose options are the keys of these tables.
 pub fn commands() -> [clap::Command; 2] {
@@ -192,15 +200,22 @@ fn pool(file: &File, name: &str, table: &DeTable<'_>) -> Result<Pool, String> {
         (Some(account), None) => account.primary,
         (_, group) => group,
     };
+    // The kernel counts by user, and root without end.
+    let user = found.user.map(|account| account.uid);
+    if found.max_processes.is_some() && user.is_none_or(Uid::is_root) {
+        let place = place_of(&keys, "max_processes").unwrap_or_default();
+        return Err(format!("{place}: expected a user other than root beside it"));
+    }
     Ok(Pool {
         name: name.to_owned(),
         workers: found.workers,
-        user: found.user.map(|account| account.uid),
+        user,
         group,
         nice: found.nice,
         max_memory: found.max_memory,
         max_files: found.max_files,
         max_cpu: found.max_cpu.map(|time| time / NANOSECONDS),
+        max_processes: found.max_processes,
     })
 }
 
@@ -379,10 +394,15 @@ mod tests {
             ("max_cpu = 0", "expected a time above 0: this limit can not be off"),
             ("nice = 20", "expected a number from -20 to 19"),
             ("workers = 0", "0 is not in 1..=1024"),
+            ("max_processes = 7", "7 is not in 8..=4194304"),
         ] {
             fails(&pool_with(line), &format!("w.conf:4: {line}: {expected}"));
         }
-        let keys = "workers, user, group, nice, max_memory, max_files, max_cpu";
+        fails(
+            &pool_with("max_processes = 9"),
+            "w.conf:4: max_processes: expected a user other than root beside it",
+        );
+        let keys = "workers, user, group, nice, max_memory, max_files, max_cpu, max_processes";
         fails(
             &pool_with("memory = 1"),
             &format!("w.conf:4: memory: there is no such key, expected one of {keys}"),
@@ -403,7 +423,12 @@ mod tests {
             let pool = root(keys).unwrap();
             assert_eq!((pool.user, pool.group), (Some(Uid::from_raw(0)), Some(Gid::from_raw(0))), "{keys}");
         }
-        let pool = root("user = 4_000_000_000\ngroup = 4_000_000_001").unwrap();
+        fails(
+            &pool_with("max_processes = 9\nuser = 0"),
+            "w.conf:4: max_processes: expected a user other than root beside it",
+        );
+        let pool = root("user = 4_000_000_000\ngroup = 4_000_000_001\nmax_processes = 9").unwrap();
+        assert_eq!(pool.max_processes, Some(9));
         let ids = (Some(Uid::from_raw(4_000_000_000)), Some(Gid::from_raw(4_000_000_001)));
         assert_eq!((pool.user, pool.group), ids);
         assert_eq!(

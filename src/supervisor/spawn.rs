@@ -133,6 +133,7 @@ fn confine(pool: &Pool) -> io::Result<()> {
         (Resource::RLIMIT_AS, pool.max_memory, "max_memory"),
         (Resource::RLIMIT_NOFILE, pool.max_files, "max_files"),
         (Resource::RLIMIT_CPU, pool.max_cpu, "max_cpu"),
+        (Resource::RLIMIT_NPROC, pool.max_processes, "max_processes"),
     ];
     for (resource, limit, name) in limits {
         if let Some(limit) = limit {

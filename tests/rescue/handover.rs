@@ -162,3 +162,38 @@ fn a_pool_runs_as_its_own_user() {
     client.close(None).unwrap();
     server.stop();
 }
+
+#[test]
+fn a_fork_bomb_in_a_pool_comes_to_its_limit_and_leaves_the_others_alone() {
+    const LIMIT: usize = 40;
+    if !geteuid().is_root() {
+        eprintln!("not root: skipped");
+        return;
+    }
+    // A user that nobody else is, as the kernel counts by user.
+    let user = 4_000_100_000 + std::process::id();
+    let config = tempfile::NamedTempFile::new().unwrap();
+    let text = format!(
+        "[handler.\"/fork_bomb\"]\nisolation = \"pool\"\n\
+         [pool.fork_bomb]\nuser = {user}\ngroup = {user}\nmax_processes = {LIMIT}\n"
+    );
+    fs::write(config.path(), text).unwrap();
+    let dir = crate::Dir::new();
+    for name in ["echo", "fork_bomb"] {
+        crate::fixtures::add_handler(dir.path(), name, name);
+    }
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(dir.path(), open).unwrap();
+    let mut server = Server::start(&dir, &["--workers", "2", "--config", config.path().to_str().unwrap()]);
+    let crowd = Crowd::gather(&server.address(), "/echo", 50, SMALL_TALK);
+    let mut bomb = connect(&server.address(), "/fork_bomb");
+    let children: usize = ask(&mut bomb, "bomb").parse().unwrap();
+    // Its worker has some threads, too.
+    assert!((LIMIT / 2..LIMIT).contains(&children), "{children} children");
+    assert_eq!((crowd.served().clients, crowd.ends()), (50, vec![]));
+    assert_eq!(ask(&mut bomb, "defuse"), "0");
+    assert_eq!(ask(&mut bomb, "still here"), "still here");
+    bomb.close(None).unwrap();
+    drop(crowd);
+    server.stop();
+}
