@@ -108,6 +108,28 @@ fn after_three_crashes_only_that_handler_answers_503() {
 }
 
 #[test]
+fn a_handler_of_a_pool_is_refused_without_asking_the_pool() {
+    let config = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(config.path(), "[handler.\"/crash\"]\nisolation = \"pool\"\n").unwrap();
+    let options = ["--quarantine-deaths", "1", "--quarantine-time", "30s", "--config"];
+    let config = config.path().to_str().unwrap();
+    let (mut server, _dir) = serve(&["crash"], &[&options[..], &[config]].concat());
+    let title = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let of_pool = || server.workers().into_iter().find(|pid| title(*pid).contains("worker crash/"));
+    let before = of_pool();
+    request(&server.address(), "/crash?open=null");
+    until("it crashes", || server.log().contains("quarantined"));
+    until("its worker is replaced", || of_pool().is_some_and(|pid| Some(pid) != before));
+    let worker = nix::unistd::Pid::from_raw(of_pool().unwrap());
+    nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let outcome = ask_for(&server.address(), "/crash");
+    nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGCONT).unwrap();
+    assert!(matches!(outcome, Outcome::Refused(20..=30)), "{outcome:?}");
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
 fn one_probe_at_a_time_and_the_second_quarantine_is_twice_as_long() {
     let options = ["--quarantine-deaths", "1", "--quarantine-time", "400ms"];
     let (server, _dir) = serve(&["crash"], &options);

@@ -65,14 +65,24 @@ impl Gate {
         }
     }
 
+    /// The seconds after which a connection may try again that surely can not pass now: for a process that sends
+    /// those that may to another one, where they [`enter`](Self::enter). [worker]
+    pub fn refusal(&self, now: u64) -> Option<u64> {
+        match self.until.load(Ordering::Acquire) {
+            0 => None,
+            until if now < until => Some((until - now).div_ceil(SECOND)),
+            _ => (self.prober.load(Ordering::Acquire) > 0).then_some(1),
+        }
+    }
+
     /// A connection wants to pass, in the process `pid`. [worker]
     pub fn enter(&self, pid: i32, now: u64) -> Passage {
         let until = self.until.load(Ordering::Acquire);
         if until == 0 {
             return Passage::Free;
         }
-        if now < until {
-            return Passage::Refused { seconds: (until - now).div_ceil(SECOND) };
+        if let Some(seconds) = self.refusal(now) {
+            return Passage::Refused { seconds };
         }
         let claim =
             |free| self.prober.compare_exchange(free, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok();

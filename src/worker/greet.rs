@@ -116,6 +116,10 @@ impl Worker {
             return self.reply(id, self.site.serve(&head, SystemTime::now()));
         }
         if self.pool_of(handler) != self.pool {
+            let gate = self.gates.get(usize::from(handler));
+            if let Some(seconds) = gate.and_then(|gate| gate.refusal(self.now.get())) {
+                return self.reply(id, quarantined(seconds));
+            }
             return self.pass_on(id, handler, read);
         }
         let opening = match handshake::check(&head) {
