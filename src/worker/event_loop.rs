@@ -201,6 +201,7 @@ impl Worker {
         if self.stop_at.get().is_some() {
             return;
         }
+        self.end_hand_over();
         self.gate.close();
         self.slot.set_state(State::Stopping);
         self.stop_at.set(Some(self.now.get().saturating_add(self.config.stop_time)));

@@ -27,6 +27,8 @@ const SOON: u64 = 5_000_000_000;
 pub struct Leaving {
     /// Of the inbox that they go to.
     inlet: OwnedFd,
+    /// Whose that is; it does not leave before this worker has sent all.
+    to: Option<&'static Slot>,
     /// When it began.
     since: u64,
     /// Connections that can not move, or not yet, and whose handlers know.
@@ -101,6 +103,7 @@ impl Worker {
         if self.leaving.borrow().is_some() || self.stop_at.get().is_some() {
             return;
         }
+        let slot = self.scoreboard.slot(to).filter(|_| inlet.is_none());
         let known = || self.inlets.borrow().get(to).and_then(|inlet| inlet.try_clone().ok());
         let Some(inlet) = inlet.or_else(known) else {
             return log::error!("told to hand over to slot {to}, whose inbox is not known");
@@ -111,9 +114,19 @@ impl Worker {
             log::error!("to the supervisor: {error}");
         }
         let since = self.now.get();
+        if let Some(slot) = slot {
+            slot.crash.begin_sending(self.pid);
+        }
         *self.leaving.borrow_mut() =
-            Some(Leaving { inlet, since, told: HashSet::new(), closing: BTreeMap::new() });
+            Some(Leaving { inlet, to: slot, since, told: HashSet::new(), closing: BTreeMap::new() });
         self.hand_over_more();
+    }
+
+    /// Nothing is handed over any more: those that are left are closed here.
+    pub fn end_hand_over(&self) {
+        if let Some(to) = self.leaving.borrow_mut().take().and_then(|leaving| leaving.to) {
+            to.crash.end_sending(self.pid);
+        }
     }
 
     /// The inlet of another slot's inbox.
@@ -168,7 +181,6 @@ impl Worker {
         self.send_away(&ids, None, usize::MAX);
         let left = self.core.borrow().table.ids();
         if left.is_empty() {
-            *self.leaving.borrow_mut() = None;
             return self.stop(1012);
         }
         self.announce_end(&left);

@@ -31,6 +31,11 @@ fn loads(server: &Server, port: &str) -> Vec<usize> {
     server.workers().into_iter().map(has).collect()
 }
 
+fn port_of(server: &Server) -> &str {
+    let address = server.ready.split([',', ' ']).nth(3).unwrap();
+    address.rsplit(':').next().unwrap()
+}
+
 #[test]
 fn a_worn_worker_is_replaced_and_nobody_is_disconnected() {
     let deflate = Habits { deflate: true, ..SMALL_TALK };
@@ -57,6 +62,69 @@ fn a_handler_lets_go_in_one_process_and_finds_its_state_in_the_next() {
     until("the first process has left", || !server.workers().contains(&first));
     client.close(None).unwrap();
     server.stop();
+}
+
+#[test]
+fn all_are_told_when_the_server_stops_while_one_worker_hands_over_to_another() {
+    for count in [1, 40] {
+        let args = ["--worker-max-messages", "3", "--stop-timeout", "20s"];
+        let (mut server, _dir) = serve(&["echo"], &args);
+        let mut idle: Vec<Raw> = (0..count).map(|_| Raw::open(&server.address(), "/echo")).collect();
+        // A message that has come in part does not move.
+        let mut torn = Raw::open(&server.address(), "/echo");
+        let whole = crate::client::frame(crate::client::TEXT, b"in two halves");
+        torn.send(&whole[..9]);
+        let first = server.worker();
+        for _ in 0..5 {
+            assert_eq!(idle[0].ask("hello"), "hello");
+        }
+        until("the others have moved", || loads(&server, port_of(&server)) == [1, count]);
+        assert_eq!(idle[0].ask("hello"), "hello");
+        server.signal(Signal::SIGTERM);
+        for client in idle.iter_mut().chain([&mut torn]) {
+            client.expect_close(1001);
+            client.frame(crate::client::CLOSE, &crate::client::close_payload(1001, ""));
+            client.expect_end();
+        }
+        assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+        assert!(!crate::daemon::is_alive(first));
+        assert_eq!(logged(&server, "is killed"), 0, "{}", server.log());
+    }
+}
+
+#[test]
+fn connections_on_their_way_to_a_worker_that_stops_are_told_so() {
+    // The old worker is stopped in the midst of handing over, so that its replacement is told to leave before it.
+    let args = ["--worker-max-messages", "3", "--stop-timeout", "20s"];
+    let (mut server, _dir) = serve(&["echo"], &args);
+    let mut idle: Vec<Raw> = (0..10).map(|_| Raw::open(&server.address(), "/echo")).collect();
+    let mut torn = Raw::open(&server.address(), "/echo");
+    let whole = crate::client::frame(crate::client::TEXT, b"in two halves");
+    torn.send(&whole[..9]);
+    let first = Pid::from_raw(server.worker());
+    for _ in 0..5 {
+        assert_eq!(idle[0].ask("hello"), "hello");
+    }
+    until("the others have moved", || loads(&server, port_of(&server)) == [1, 10]);
+    kill(first, Signal::SIGSTOP).unwrap();
+    torn.send(&whole[9..]); // it could move now
+    server.signal(Signal::SIGTERM);
+    for client in &mut idle {
+        client.expect_close(1001);
+        client.frame(crate::client::CLOSE, &crate::client::close_payload(1001, ""));
+        client.expect_end();
+    }
+    kill(first, Signal::SIGCONT).unwrap();
+    // Whoever of the two has it, and whether it has answered before.
+    let mut last = torn.next().unwrap();
+    if last.first == crate::client::TEXT {
+        last = torn.next().unwrap();
+    }
+    assert_eq!((last.first, &last.payload[..2]), (crate::client::CLOSE, &1001_u16.to_be_bytes()[..]));
+    torn.frame(crate::client::CLOSE, &crate::client::close_payload(1001, ""));
+    torn.expect_end();
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    assert_eq!(logged(&server, "is killed"), 0, "{}", server.log());
 }
 
 #[test]
