@@ -138,15 +138,38 @@ pub struct Pool {
     pub max_cpu: Option<u64>,
     /// RLIMIT_NPROC; only with a user, who is not root.
     pub max_processes: Option<u64>,
+    /// A process for each connection; then the one worker is their parent.
+    pub children: Option<Children>,
+}
+
+/// The processes of a pool in which each serves one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Children {
+    /// How many wait for a connection, if there may be so many; at most `most`.
+    pub spare: usize,
+    /// How many there are, at least 1.
+    pub most: usize,
+}
+
+impl Default for Children {
+    fn default() -> Self {
+        Self { spare: 2, most: 64 }
+    }
 }
 
 impl Pool {
+    /// The most processes at a time, apart from those that are being replaced.
+    pub fn processes(&self) -> usize {
+        self.workers + self.children.map_or(0, |children| children.most)
+    }
+
     /// A pool without limits that runs as the server does.
     pub fn new(name: &str, workers: usize) -> Self {
         let name = name.to_owned();
         let (user, group, nice) = (None, None, 0);
         let (max_memory, max_files, max_cpu, max_processes) = (None, None, None, None);
-        Self { name, workers, user, group, nice, max_memory, max_files, max_cpu, max_processes }
+        let children = None;
+        Self { name, workers, user, group, nice, max_memory, max_files, max_cpu, max_processes, children }
     }
 }
 

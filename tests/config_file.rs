@@ -56,7 +56,7 @@ fn errors_name_file_line_and_key() {
         &[],
         &["FILE:2: user: expected a string or an integer, not a boolean"],
     );
-    fails(&dir, "[handler.'/a']\nisolation = 'connection'", &[], &["FILE:2: isolation", "not available yet"]);
+    fails(&dir, "[handler.'/a']\nisolation = 'alone'", &[], &["FILE:2: isolation", "expected \"shared\""]);
     fails(&dir, "x = [", &[], &["wshd: FILE:1: "]);
     fails(
         &dir,

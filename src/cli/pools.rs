@@ -10,7 +10,7 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use super::file::{self, Entry, File};
 use super::value::{Time, count, memory, time, time_or_off};
-use crate::config::{Config, Pool, RESERVED_DESCRIPTORS};
+use crate::config::{Children, Config, Pool, RESERVED_DESCRIPTORS};
 
 /// The most workers of all pools together.
 pub const MAX_WORKERS: usize = 1024;
@@ -25,7 +25,7 @@ const SETTINGS: &str = "settings";
 #[derive(Debug, Parser)]
 #[command(name = "handler", disable_help_flag = true)]
 struct HandlerTable {
-    /// Whose workers run the handler: shared (those of the server) or pool
+    /// Whose processes run the handler: shared (workers of the server), pool or connection (one for each)
     #[arg(long, value_name = "ISOLATION", default_value = "shared", value_parser = isolation)]
     isolation: Isolation,
     /// The pool [default: one named after the resource]
@@ -45,6 +45,7 @@ struct Drain(Option<Time>);
 enum Isolation {
     Shared,
     Pool,
+    Connection,
 }
 
 /// `[pool.NAME]`
@@ -75,6 +76,23 @@ struct PoolTable {
     /// Processes and threads of their user, all together [default: no limit]
     #[arg(long, value_name = "COUNT", value_parser = value_parser!(u64).range(LEAST_PROCESSES..=MOST_PROCESSES))]
     max_processes: Option<u64>,
+    /// With a process for each connection: how many wait for one
+    #[arg(long, value_name = "COUNT", default_value_t = Children::default().spare, value_parser = count::<usize>(MAX_WORKERS as u64))]
+    spare: usize,
+    /// With a process for each connection: how many there are at most
+    #[arg(long, value_name = "COUNT", default_value_t = Children::default().most, value_parser = count::<usize>(MAX_WORKERS as u64))]
+    processes: usize,
+}
+
+/// What a pool's table says.
+struct Table {
+    /// Where it stands.
+    place: String,
+    pool: Pool,
+    children: Children,
+    /// Where something is said about workers, and about processes for each connection.
+    workers_at: Option<String>,
+    children_at: Option<String>,
 }
 
 /// A worker has a few threads of its own.
@@ -98,17 +116,16 @@ pub fn read(file: &File, document: &DeTable<'_>, config: &mut Config) -> Result<
     for (name, table) in file.tables(document, "pool")? {
         let place = file.place(name.span(), &format!("pool.\"{}\"", name.get_ref()));
         pool_name(name.get_ref()).map_err(|expected| format!("{place}: {expected}"))?;
-        pools.insert(name.get_ref().to_string(), (place, pool(file, name.get_ref(), table)?));
+        pools.insert(name.get_ref().to_string(), pool(file, name.get_ref(), table, place)?);
     }
     for (resource, table) in file.tables(document, "handler")? {
         let settings = handler(file, resource, table, &pools, config)?;
         config.settings.insert(resource.get_ref().to_string(), settings);
     }
-    if let Some((place, _)) = pools.iter().find(|(name, _)| config.pool(name).is_none()).map(|(_, pool)| pool)
-    {
+    if let Some((_, Table { place, .. })) = pools.iter().find(|(name, _)| config.pool(name).is_none()) {
         return Err(format!("{place}: expected a handler with isolation = \"pool\" for this pool"));
     }
-    match config.all_workers() {
+    match config.pools.iter().map(Pool::processes).sum() {
         0..=MAX_WORKERS => Ok(()),
         all => {
             Err(format!("{}: expected at most {MAX_WORKERS} workers in all pools, not {all}", file.name()))
@@ -121,7 +138,7 @@ fn handler(
     file: &File,
     resource: &Spanned<DeString<'_>>,
     table: &DeTable<'_>,
-    pools: &BTreeMap<String, (String, Pool)>,
+    pools: &BTreeMap<String, Table>,
     config: &mut Config,
 ) -> Result<Vec<(String, String)>, String> {
     let place = file.place(resource.span(), &format!("handler.\"{}\"", resource.get_ref()));
@@ -137,18 +154,23 @@ fn handler(
             let place = place_of(&keys, "pool").unwrap_or(&place);
             return Err(format!("{place}: expected isolation = \"pool\" beside it"));
         }
-        (Isolation::Pool, Some(name)) if !pools.contains_key(name) => {
+        (_, Some(name)) if !pools.contains_key(name) => {
             let place = place_of(&keys, "pool").unwrap_or(&place);
             return Err(format!("{place} = \"{name}\": expected a table [pool.\"{name}\"]"));
         }
-        (Isolation::Pool, name) => {
+        (isolation, name) => {
             let name = name.as_deref().unwrap_or(own_name);
             pool_name(name).map_err(|expected| format!("{place}: its pool {name:?}: {expected}"))?;
-            let new = || pools.get(name).map_or_else(|| Pool::new(name, 1), |(_, pool)| pool.clone());
-            config.pool(name).unwrap_or_else(|| {
-                config.pools.push(new());
+            let pool = pool_for(isolation, name, pools.get(name))?;
+            let number = config.pool(name).unwrap_or_else(|| {
+                config.pools.push(pool.clone());
                 config.pools.len() - 1
-            })
+            });
+            if config.pools.get(number) != Some(&pool) {
+                let place = place_of(&keys, "isolation").unwrap_or(&place);
+                return Err(format!("{place}: expected the same for all handlers of its pool"));
+            }
+            number
         }
     };
     config.isolation.insert(resource.to_owned(), number);
@@ -188,7 +210,25 @@ fn settings(file: &File, table: &DeTable<'_>) -> Result<Vec<(String, String)>, S
     texts.collect()
 }
 
-fn pool(file: &File, name: &str, table: &DeTable<'_>) -> Result<Pool, String> {
+/// The pool of a handler with this isolation.
+fn pool_for(isolation: Isolation, name: &str, table: Option<&Table>) -> Result<Pool, String> {
+    let Some(Table { pool, children, workers_at, children_at, .. }) = table else {
+        let children = (isolation == Isolation::Connection).then(Children::default);
+        return Ok(Pool { children, ..Pool::new(name, 1) });
+    };
+    match (isolation, workers_at, children_at) {
+        (Isolation::Connection, Some(place), _) => Err(format!(
+            "{place}: expected processes instead, as its handlers have isolation = \"connection\""
+        )),
+        (Isolation::Connection, None, _) => Ok(Pool { children: Some(*children), ..pool.clone() }),
+        (_, _, Some(place)) => {
+            Err(format!("{place}: expected handlers with isolation = \"connection\" for this pool"))
+        }
+        _ => Ok(pool.clone()),
+    }
+}
+
+fn pool(file: &File, name: &str, table: &DeTable<'_>, place: String) -> Result<Table, String> {
     let (found, keys) = file.structure::<PoolTable>(table.iter())?;
     let group = match (&found.user, found.group) {
         (Some(Account { primary: None, uid }), None) => {
@@ -206,7 +246,12 @@ fn pool(file: &File, name: &str, table: &DeTable<'_>) -> Result<Pool, String> {
         let place = place_of(&keys, "max_processes").unwrap_or_default();
         return Err(format!("{place}: expected a user other than root beside it"));
     }
-    Ok(Pool {
+    let place_of = |id| place_of(&keys, id).map(str::to_owned);
+    let children = Children { spare: found.spare, most: found.processes };
+    if let Some(place) = place_of("spare").filter(|_| children.spare > children.most) {
+        return Err(format!("{place}: expected no more than processes, which is {}", children.most));
+    }
+    let pool = Pool {
         name: name.to_owned(),
         workers: found.workers,
         user,
@@ -216,7 +261,11 @@ fn pool(file: &File, name: &str, table: &DeTable<'_>) -> Result<Pool, String> {
         max_files: found.max_files,
         max_cpu: found.max_cpu.map(|time| time / NANOSECONDS),
         max_processes: found.max_processes,
-    })
+        children: None,
+    };
+    let children = Children { spare: children.spare.min(children.most), ..children };
+    let (workers_at, children_at) = (place_of("workers"), place_of("processes").or(place_of("spare")));
+    Ok(Table { place, pool, children, workers_at, children_at })
 }
 
 fn place_of<'a>(settings: &'a [file::Setting], id: &str) -> Option<&'a str> {
@@ -227,8 +276,8 @@ fn isolation(text: &str) -> Result<Isolation, String> {
     match text {
         "shared" => Ok(Isolation::Shared),
         "pool" => Ok(Isolation::Pool),
-        "connection" => Err("not available yet, expected \"shared\" or \"pool\"".to_owned()),
-        _ => Err("expected \"shared\" or \"pool\"".to_owned()),
+        "connection" => Ok(Isolation::Connection),
+        _ => Err("expected \"shared\", \"pool\" or \"connection\"".to_owned()),
     }
 }
 
@@ -402,7 +451,8 @@ mod tests {
             &pool_with("max_processes = 9"),
             "w.conf:4: max_processes: expected a user other than root beside it",
         );
-        let keys = "workers, user, group, nice, max_memory, max_files, max_cpu, max_processes";
+        let keys =
+            "workers, user, group, nice, max_memory, max_files, max_cpu, max_processes, spare, processes";
         fails(
             &pool_with("memory = 1"),
             &format!("w.conf:4: memory: there is no such key, expected one of {keys}"),
@@ -445,6 +495,18 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_of_processes_for_each_connection() {
+        let text = "[handler.'/a']\nisolation = 'connection'\n[handler.'/b']\nisolation = 'connection'\n\
+                    [pool.b]\nprocesses = 1\n[handler.'/c']\nisolation = 'connection'\n[pool.c]\nspare = 5\n";
+        let pools = config(text, &["--workers=1"]).unwrap().pools;
+        let children = pools.iter().map(|pool| pool.children.map(|children| (children.spare, children.most)));
+        assert_eq!(children.collect::<Vec<_>>(), [None, Some((2, 64)), Some((1, 1)), Some((5, 64))]);
+        assert_eq!(pools.iter().map(Pool::processes).collect::<Vec<_>>(), [1, 65, 2, 65]);
+        let error = config(&format!("{text}processes = 960"), &["--workers=1"]).unwrap_err();
+        assert_eq!(error, "w.conf: expected at most 1024 workers in all pools, not 1029");
+    }
+
+    #[test]
     fn settings_of_a_handler_are_text() {
         let text = "[handler.'/a'.settings]\ns = 'x y'\ni = 0x10\nb = true\n'any key' = -1\n";
         let config = config(text, &[]).unwrap();
@@ -466,10 +528,26 @@ mod tests {
                 "2: isolate: there is no such key, expected one of isolation, pool, drain_timeout",
             ),
             (
-                "[handler.'/a']\nisolation = 'connection'",
-                "2: isolation = 'connection': not available yet, expected \"shared\" or \"pool\"",
+                "[handler.'/a']\nisolation = 'none'",
+                "2: isolation = 'none': expected \"shared\", \"pool\" or \"connection\"",
             ),
-            ("[handler.'/a']\nisolation = 'none'", "2: isolation = 'none': expected \"shared\" or \"pool\""),
+            (
+                "[handler.'/a']\nisolation = 'connection'\n[pool.a]\nworkers = 2",
+                "4: workers: expected processes instead, as its handlers have isolation = \"connection\"",
+            ),
+            (
+                "[handler.'/a']\nisolation = 'pool'\n[pool.a]\nspare = 2",
+                "4: spare: expected handlers with isolation = \"connection\" for this pool",
+            ),
+            (
+                "[handler.'/a']\nisolation = 'connection'\n[pool.a]\nspare = 3\nprocesses = 2",
+                "4: spare: expected no more than processes, which is 2",
+            ),
+            (
+                "[handler.'/a']\nisolation = 'pool'\npool = 'p'\n[handler.'/b']\nisolation = 'connection'\n\
+                 pool = 'p'\n[pool.p]",
+                "5: isolation: expected the same for all handlers of its pool",
+            ),
             ("[handler.'/a']\nisolation = 1", "2: isolation: expected a string, not an integer"),
             (
                 "[handler.'/a']\nisolation = 'shared'\npool = 'a'\n[pool.a]",
