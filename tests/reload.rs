@@ -207,6 +207,7 @@ fn handlers_and_addresses_come_and_go() {
     fs::write(&config, both(socket.to_str().unwrap())).unwrap();
     reload(&server);
     goes.expect_close(1001);
+    goes.frame(client::CLOSE, &client::close_payload(1001, ""));
     assert_eq!(stays.ask("version"), "1");
     assert_eq!(connect_and_ask(&server, "/comes", "version"), "7");
     let mut over_unix = Raw::over(std::os::unix::net::UnixStream::connect(&socket).unwrap());

@@ -161,41 +161,39 @@ impl Fleet {
         }
     }
 
-    /// What the worker of a slot has to say.
+    /// What the worker of a slot has to say, all of it.
     pub(super) fn read_reports(&mut self, slot: usize, events: &mut VecDeque<Event>) {
-        let Some(Some(worker)) = self.workers.get_mut(slot) else { return };
-        while let Some(control) = &worker.control {
+        loop {
+            let Some(Some(worker)) = self.workers.get_mut(slot) else { return };
+            let Some(control) = &worker.control else { return };
+            let pid = worker.pid;
             match control.recv_report() {
                 Ok(Some(Report::Ready { loaded, broken })) => {
                     log::debug!("{} is ready with {loaded} handlers", self.name(slot));
-                    return self.on_ready(slot, broken, events);
+                    self.on_ready(slot, broken, events);
                 }
                 Ok(Some(Report::Crashed)) => {
-                    let pid = worker.pid;
                     let kill_at = scoreboard::now().saturating_add(LAST_WORDS);
                     self.replaced.push(Replaced { pid, slot, kill_at, control: None });
                     self.workers[slot] = None;
                     self.on_crash(slot, pid);
-                    return events.push_back(Event::Crashed(slot));
+                    events.push_back(Event::Crashed(slot));
                 }
                 Ok(Some(Report::Leaving)) => {
-                    let (pid, control) = (worker.pid, worker.control.take());
+                    let control = worker.control.take();
                     let kill_at = self.patience_with(slot);
                     self.roll.has_left(slot);
                     self.replaced.push(Replaced { pid, slot, kill_at, control });
                     self.workers[slot] = None;
-                    return events.push_back(Event::Left(slot));
+                    events.push_back(Event::Left(slot));
                 }
                 Ok(None) => worker.control = None,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    log::warn!("{}: {error}", self.name(slot));
-                    return;
-                }
                 Err(error) => {
-                    worker.control = None;
+                    if error.kind() != io::ErrorKind::InvalidData {
+                        worker.control = None;
+                    }
                     log::error!("{}: {error}", self.name(slot));
-                    return;
                 }
             }
         }

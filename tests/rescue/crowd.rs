@@ -60,7 +60,9 @@ pub struct Crowd {
 /// A wave that has come to its end.
 #[derive(Clone, Copy, Debug)]
 pub struct Wave {
+    #[allow(dead_code)] // not every test that includes this looks at times
     pub begun: Instant,
+    #[allow(dead_code)]
     pub ended: Instant,
     /// Clients that took part.
     pub clients: usize,
