@@ -44,6 +44,8 @@ pub(super) struct Replaced {
     pub kill_at: plan::Time,
     /// None if it has crashed: it does not listen.
     pub control: Option<Channel>,
+    /// Whether another process is to take up in its slot what it leaves.
+    pub is_followed: bool,
 }
 
 impl Fleet {
@@ -174,7 +176,7 @@ impl Fleet {
                 }
                 Ok(Some(Report::Crashed)) => {
                     let kill_at = scoreboard::now().saturating_add(LAST_WORDS);
-                    self.replaced.push(Replaced { pid, slot, kill_at, control: None });
+                    self.replaced.push(Replaced { pid, slot, kill_at, control: None, is_followed: true });
                     self.workers[slot] = None;
                     self.on_crash(slot, pid);
                     events.push_back(Event::Crashed(slot));
@@ -183,7 +185,7 @@ impl Fleet {
                     let control = worker.control.take();
                     let kill_at = self.patience_with(slot);
                     self.roll.has_left(slot);
-                    self.replaced.push(Replaced { pid, slot, kill_at, control });
+                    self.replaced.push(Replaced { pid, slot, kill_at, control, is_followed: false });
                     self.workers[slot] = None;
                     events.push_back(Event::Left(slot));
                 }
@@ -227,7 +229,7 @@ impl Fleet {
             match said {
                 Some(Ok(Some(Report::Crashed))) => {
                     let (slot, pid) = (replaced.slot, replaced.pid);
-                    replaced.control = None;
+                    (replaced.control, replaced.is_followed) = (None, true);
                     replaced.kill_at = scoreboard::now().saturating_add(LAST_WORDS);
                     self.on_crash(slot, pid);
                     // What it saves lies in its inbox: somebody takes it up there and hands it over again.
@@ -277,7 +279,7 @@ impl Fleet {
             true => log::info!("{}[{pid}] has left, replaced", self.name(slot)),
             false => self.tell_rescue(replaced),
         }
-        if self.workers.get(slot).is_none_or(Option::is_none) {
+        if !replaced.is_followed {
             self.empty(slot);
             self.vacant.insert(slot);
         }
