@@ -173,7 +173,9 @@ impl Fleet {
     fn heir_of(&self, slot: usize) -> Option<usize> {
         let pool = self.scoreboard.slot(slot)?.place().pool;
         let slots = self.scoreboard.slots().iter().enumerate();
-        let others = slots.filter(|(other, record)| *other != slot && record.state() == State::Running);
+        // One that has just been told to begin finds in its inbox what came meanwhile.
+        let serves = |record: &scoreboard::Slot| matches!(record.state(), State::Running | State::Starting);
+        let others = slots.filter(|(other, record)| *other != slot && serves(record));
         let heirs = others.filter(|(_, record)| record.place().pool == pool || record.place().pool == 0);
         let load = |record: &scoreboard::Slot| record.connections.load(std::sync::atomic::Ordering::Relaxed);
         heirs.min_by_key(|(_, record)| (record.place().pool != pool, load(record))).map(|(slot, _)| slot)
@@ -193,6 +195,9 @@ impl Fleet {
         }
         let Standby { slot, pid, control, .. } = self.roll.standbys.swap_remove(index);
         self.adopt(Worker::new(pid, control, self.scoreboard.slot(slot)), slot);
+        if let Some(record) = self.scoreboard.slot(slot) {
+            record.set_state(State::Starting);
+        }
         self.order(slot, Command::Begin);
         events.push_back(Event::Adopted(slot));
         Some(slot)
