@@ -3,6 +3,7 @@
 //! the configuration file says becomes options in front of those that are given; it is read here and nowhere else.
 
 mod file;
+mod logging;
 mod pools;
 mod value;
 
@@ -19,9 +20,9 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, value_
 pub use self::file::keys;
 
 use self::file::File;
+use self::logging::Logging;
 use self::value::{Host, Time, count, host, memory_or_zero, size, size_or_zero, time, time_or_off};
 use crate::config::{Config, CrashRecords, Listen, Pool, Quarantine, Wear};
-use crate::log::{Level, Settings as LogSettings};
 use crate::proto::{deflate, head::HeadLimits, limits::Limits};
 
 /// What the command line asks for.
@@ -128,18 +129,14 @@ struct Args {
     /// Number of worker processes [default: one per core]
     #[arg(long, value_name = "COUNT", value_parser = count::<usize>(1024))]
     workers: Option<usize>,
-    /// Append log lines to this file [default: standard error]
-    #[arg(short, long, value_name = "FILE")]
-    log_file: Option<PathBuf>,
-    /// Least level of the log lines
-    #[arg(long, value_name = "LEVEL", value_enum, default_value_t = Level::Info)]
-    log_level: Level,
     /// Write a record of each crash into this directory [default: none is written]
     #[arg(long, value_name = "DIR")]
     crash_dir: Option<PathBuf>,
     /// Most bytes of the last message in such a record
     #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = size_or_zero)]
     crash_bytes: usize,
+    #[command(flatten)]
+    logging: Logging,
 
     /// Largest message received
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = size, help_heading = LIMITS)]
@@ -313,7 +310,7 @@ impl Args {
             drain_time: self.drain_timeout,
             drain_times: Default::default(),
             stop_time: self.stop_timeout,
-            log: LogSettings { level: self.log_level, file: self.log_file },
+            log: self.logging.settings(),
             settings: Default::default(),
             pools: vec![Pool::new("default", workers)],
             isolation: Default::default(),
@@ -361,6 +358,7 @@ fn normalize(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::log::{Destination, Level};
 
     /// Parses a command line with a handler directory.
     fn run(args: &[&str]) -> Result<Command, Error> {
@@ -447,7 +445,7 @@ mod tests {
         assert_eq!(config.document_root, Some("/".into()));
         assert_eq!(config.backlog, 7);
         assert_eq!(config.validation, (Some("v".into()), Some(82)));
-        assert_eq!(config.log.file, Some("l".into()));
+        assert_eq!(config.log.destination, Destination::File("l".into()));
         assert_eq!(config.log.level, Level::Warn);
         assert!(config.allow_outside);
     }

@@ -31,8 +31,7 @@ fn main() -> ExitCode {
 fn serve(config: Config, read: impl Fn() -> Result<Command, cli::Error> + 'static) -> Exit {
     supervisor::spawn::close_inherited();
     if let Err(error) = sink::start(&config.log) {
-        let path = config.log.file.unwrap_or_default();
-        return failed(Exit::Config, &format_args!("--log-file {}: {error}", path.display()));
+        return failed(Exit::Config, &error);
     }
     title::prepare();
     let reread = move || match read() {

@@ -12,7 +12,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("cli", &["proto"]),
     ("config.rs", &["proto", "fleet::listener"]),
     ("exit.rs", &[]),
-    ("log.rs", &[]),
+    ("log", &[]),
     ("supervisor/spawn.rs", &["worker", "fleet"]),
     ("supervisor", &["fleet", "ffi::probe"]),
     ("worker", &["fleet", "proto", "http", "ffi"]),

@@ -11,6 +11,7 @@ use toml::de::{DeString, DeTable, DeValue};
 use super::file::{self, Entry, File};
 use super::value::{Time, count, memory, time, time_or_off};
 use crate::config::{Children, Config, Pool, RESERVED_DESCRIPTORS};
+use crate::log::Level;
 
 /// The most workers of all pools together.
 pub const MAX_WORKERS: usize = 1024;
@@ -35,6 +36,9 @@ struct HandlerTable {
     /// that of the server]
     #[arg(long, value_name = "TIME", value_parser = drain)]
     drain_timeout: Option<Drain>,
+    /// Least level of what the handler writes to the log [default: that of the log]
+    #[arg(long, value_name = "LEVEL", value_enum)]
+    log_level: Option<Level>,
 }
 
 /// See [`Config::drain_time`].
@@ -177,6 +181,7 @@ fn handler(
     if let Some(Drain(time)) = found.drain_timeout {
         config.drain_times.insert(resource.to_owned(), time);
     }
+    config.log.handlers.extend(found.log_level.map(|level| (resource.to_owned(), level)));
     match table.get(SETTINGS) {
         None => Ok(Vec::new()),
         Some(value) => settings(file, file.table(SETTINGS, value, "a table")?),
@@ -525,7 +530,7 @@ mod tests {
             ("[handler.a]", "1: handler.\"a\": expected a resource, which begins with /"),
             (
                 "[handler.'/a']\nisolate = 1",
-                "2: isolate: there is no such key, expected one of isolation, pool, drain_timeout",
+                "2: isolate: there is no such key, expected one of isolation, pool, drain_timeout, log_level",
             ),
             (
                 "[handler.'/a']\nisolation = 'none'",

@@ -12,6 +12,8 @@ use std::{fmt, ptr};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use ws_handler::raw;
 
+use crate::log::Level;
+
 /// How a handler is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
@@ -93,9 +95,15 @@ pub enum LoadError {
 }
 
 /// Loads the handler in `path` into this process, which is worker number `worker` of its pool, with the
-/// settings of the handler's section of the configuration. Runs the plugin's constructors and its entry
+/// settings of the handler's section of the configuration, and the least level of what it may write to the log if it
+/// has one of its own. Runs the plugin's constructors and its entry
 /// function; whatever comes of it, the object stays loaded.
-pub fn load(path: &Path, worker: u32, settings: &[(String, String)]) -> Result<Plugin, LoadError> {
+pub fn load(
+    path: &Path,
+    worker: u32,
+    settings: &[(String, String)],
+    log_level: Option<Level>,
+) -> Result<Plugin, LoadError> {
     let path = path.canonicalize()?; // dlopen would search for a name without a slash
     check_magic(&path)?;
     let file_name = default_name(&path);
@@ -106,7 +114,7 @@ pub fn load(path: &Path, worker: u32, settings: &[(String, String)]) -> Result<P
     let entry = unsafe { library.get::<raw::ws_handler_entry>(raw::ENTRY_SYMBOL) };
     let entry = entry.map(|symbol| *symbol).map_err(|_| LoadError::NoEntry);
     std::mem::forget(library); // never unloaded: its threads and pointers may be anywhere
-    let host = super::table::table(&file_name, worker, settings.to_vec());
+    let host = super::table::table(&file_name, worker, settings.to_vec(), log_level);
     // SAFETY: the symbol is the entry function, and the host's table lives as long as the process.
     let table = unsafe { entry?(host) };
     // SAFETY: the entry function returned this table; the header has it live as long as the process.

@@ -185,7 +185,7 @@ fn answer(file: &Path, start: bool, to_parent: OwnedFd) -> io::Result<()> {
     dup2_stdout(&null)?; // the ready line is all that the parent's output is for
     drop(null);
     let mut pipe = File::from(to_parent);
-    match plugin::load(file, 0, &[]) {
+    match plugin::load(file, 0, &[], None) {
         Err(error) => send(&mut pipe, &[&"error", &error])?,
         Ok(plugin) => {
             let Plugin { name, version, table, .. } = &plugin;

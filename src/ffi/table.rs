@@ -5,10 +5,9 @@
 
 use std::ffi::{c_char, c_void};
 
-use ::ws_handler::raw::*;
-use log::Level;
-
 use super::host::*;
+use crate::log::{self, Level};
+use ::ws_handler::raw::*;
 
 /// The table for one handler; it carries what the functions that are not about
 /// a connection need. Lives as long as the process.
@@ -17,11 +16,19 @@ struct Table {
     raw: ws_host,
     handler: String,
     settings: Vec<(String, String)>,
+    log_level: Option<Level>,
 }
 
-/// Makes the table for one handler. It is never freed: a plugin is never unloaded.
-pub fn table(handler: &str, worker: u32, settings: Vec<(String, String)>) -> &'static ws_host {
-    let table = Box::leak(Box::new(Table { raw: host(worker), handler: handler.to_owned(), settings }));
+/// Makes the table for one handler, which writes what is of this level to the log, or without one of the log's own. It
+/// is never freed: a plugin is never unloaded.
+pub fn table(
+    handler: &str,
+    worker: u32,
+    settings: Vec<(String, String)>,
+    log_level: Option<Level>,
+) -> &'static ws_host {
+    let handler = handler.to_owned();
+    let table = Box::leak(Box::new(Table { raw: host(worker), handler, settings, log_level }));
     &table.raw
 }
 
@@ -95,36 +102,15 @@ unsafe extern "C" fn write_log(
     let table = unsafe { &*host.cast::<Table>() };
     // SAFETY: the handler passes text[0..size).
     let text = String::from_utf8_lossy(unsafe { bytes(text, size) });
-    let text = text.trim_end().escape_log();
     let level = match level {
-        0..=19 => Level::Trace,
-        20..=29 => Level::Debug,
-        30..=39 => Level::Info,
-        40..=49 => Level::Warn,
-        _ => Level::Error,
+        0..WS_LOG_DEBUG => Level::Fine,
+        WS_LOG_DEBUG..WS_LOG_INFO => Level::Debug,
+        WS_LOG_INFO..WS_LOG_WARN => Level::Info,
+        WS_LOG_WARN..WS_LOG_ERROR => Level::Warn,
+        WS_LOG_ERROR..WS_LOG_CRITICAL => Level::Error,
+        WS_LOG_CRITICAL.. => Level::Critical,
     };
-    match conn {
-        0 => log::log!(level, "{}: {text}", table.handler),
-        conn => log::log!(level, "{}: connection {conn:x}: {text}", table.handler),
-    }
-}
-
-trait EscapeLog {
-    /// Control characters made visible, so that one call is one line.
-    fn escape_log(&self) -> String;
-}
-
-impl EscapeLog for str {
-    fn escape_log(&self) -> String {
-        let mut line = String::with_capacity(self.len());
-        for c in self.chars() {
-            match c {
-                c if c.is_control() => line.extend(c.escape_default()),
-                c => line.push(c),
-            }
-        }
-        line
-    }
+    log::write_for_handler(table.log_level, level, &table.handler, conn, text.trim_end());
 }
 
 unsafe extern "C" fn now() -> u64 {

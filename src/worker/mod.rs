@@ -315,7 +315,8 @@ fn load(config: &Config, routes: &Routes, pool: usize, worker: u32) -> Vec<Optio
             return None;
         }
         let settings = config.settings.get(&route.resource).map_or(&[][..], Vec::as_slice);
-        let plugin = plugin::load(&route.file, worker, settings)
+        let log_level = config.log.handlers.get(&route.resource).copied();
+        let plugin = plugin::load(&route.file, worker, settings, log_level)
             .inspect_err(|error| {
                 log::error!("{}: {error}; {} answers 503", route.file.display(), route.resource)
             })

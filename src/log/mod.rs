@@ -1,0 +1,420 @@
+//! The log, and the access log beside it: one line an event, given to the kernel in one piece and at once, so that
+//! the lines of many processes do not mix. A sink of the `log` crate; keeps no buffer, so that nothing is lost when a
+//! process dies, and never waits, so that neither a full disk nor a reader that does not read holds up the server:
+//! what is not taken is counted, and the count told with the next line that is.
+
+mod files;
+mod line;
+mod target;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{OnceLock, PoisonError, RwLock};
+use std::time::SystemTime;
+
+use log::{LevelFilter, Log, Metadata, Record};
+
+pub use self::files::Rotation;
+pub use self::line::Value;
+use self::line::{Form, Line, Writer};
+use self::target::Target;
+
+/// Target of records above `error`: the server, or a handler, can not go on.
+pub const CRITICAL: &str = "critical";
+
+/// Which lines are written, where, and how they look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The least level.
+    pub level: Level,
+    /// The least level of what the handler of a resource says itself, where it has one of its own. If that is above
+    /// info its connections are not in the access log.
+    pub handlers: BTreeMap<String, Level>,
+    /// Where the log goes.
+    pub destination: Destination,
+    /// What lines look like, but for those in the journal.
+    pub format: Format,
+    /// Where the access log goes, if there is one.
+    pub access: Option<AccessLog>,
+    /// When files are renamed.
+    pub rotation: Rotation,
+}
+
+/// Where the log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Standard error.
+    Stderr,
+    /// A file to append to.
+    File(PathBuf),
+    /// The socket of a syslog daemon.
+    Syslog(PathBuf),
+    /// The socket of systemd's journal.
+    Journald(PathBuf),
+}
+
+/// Where the access log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessLog {
+    /// To where the log goes.
+    Log,
+    /// A file to append to.
+    File(PathBuf),
+}
+
+/// What lines look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For programs: one object a line.
+    Json,
+}
+
+/// The levels, as `ws_handler.h` has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Level {
+    /// Each step.
+    Fine,
+    /// What helps to find a mistake.
+    Debug,
+    /// What an operator may want to know.
+    Info,
+    /// Something is not as it should be; the server goes on.
+    #[value(alias = "warning")]
+    Warn,
+    /// Something has failed.
+    Error,
+    /// The server can not go on.
+    Critical,
+}
+
+impl Level {
+    fn name(self) -> &'static str {
+        match self {
+            Level::Fine => "fine",
+            Level::Debug => "debug",
+            Level::Info => "info",
+            Level::Warn => "warn",
+            Level::Error => "error",
+            Level::Critical => "critical",
+        }
+    }
+
+    fn of(metadata: &Metadata<'_>) -> Self {
+        match metadata.level() {
+            log::Level::Error if metadata.target() == CRITICAL => Level::Critical,
+            log::Level::Error => Level::Error,
+            log::Level::Warn => Level::Warn,
+            log::Level::Info => Level::Info,
+            log::Level::Debug => Level::Debug,
+            log::Level::Trace => Level::Fine,
+        }
+    }
+}
+
+/// One of the two logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Book {
+    /// What happens.
+    Log = 0,
+    /// Who connects.
+    Access = 1,
+}
+
+/// Both.
+pub const BOOKS: [Book; 2] = [Book::Log, Book::Access];
+
+/// Starts the log of this process and its future children. Called once, before the first fork. The error names option
+/// and file.
+pub fn start(settings: &Settings) -> Result<(), String> {
+    let (text, datagram) = match settings.format {
+        Format::Text => (Form::Text, Form::SyslogText),
+        Format::Json => (Form::Json, Form::SyslogJson),
+    };
+    let file = |option: &str, path: &Path| {
+        // Seen from here, wherever this process goes later.
+        let path = std::path::absolute(path).map_err(|error| failed(option, path, &error))?;
+        let target = Target::file(&path).map_err(|error| failed(option, &path, &error))?;
+        Ok::<_, String>(Outlet::new(target, text, Some(path)))
+    };
+    let daemon = |option: &str, path: &Path, form| {
+        let target = Target::daemon(path).map_err(|error| failed(option, path, &error))?;
+        Ok::<_, String>(Outlet::new(target, form, None))
+    };
+    let log = match &settings.destination {
+        Destination::Stderr => {
+            let target = Target::stderr().map_err(|error| format!("standard error: {error}"))?;
+            Outlet::new(target, text, None)
+        }
+        Destination::File(path) => file("--log-file", path)?,
+        Destination::Syslog(path) => daemon("--log-target syslog:", path, datagram)?,
+        Destination::Journald(path) => daemon("--log-target journald:", path, Form::Journal)?,
+    };
+    let access = match &settings.access {
+        Some(AccessLog::File(path)) => Some(file("--access-log", path)?),
+        Some(AccessLog::Log) | None => None,
+    };
+    let level = settings.level;
+    if LOGGER.set(Logger { settings: settings.clone(), log, access }).is_ok()
+        && log::set_logger(&Sink).is_ok()
+    {
+        log::set_max_level(match level {
+            Level::Fine => LevelFilter::Trace,
+            Level::Debug => LevelFilter::Debug,
+            Level::Info => LevelFilter::Info,
+            Level::Warn => LevelFilter::Warn,
+            Level::Error | Level::Critical => LevelFilter::Error,
+        });
+        // Standard error may lead nowhere.
+        std::panic::set_hook(Box::new(|panic| {
+            let trace = Backtrace::capture();
+            match trace.status() {
+                BacktraceStatus::Captured => log::error!("{panic}\n{trace}"),
+                _ => log::error!("{panic}"),
+            }
+        }));
+    }
+    Ok(())
+}
+
+/// Names the process in the lines it writes from now on, such as "worker default/0".
+pub fn set_process(name: &str) {
+    name.clone_into(&mut PROCESS.write().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// Writes what a handler says itself, if it is of its `least` level, or without one of that of the log. `conn` is 0
+/// for no connection.
+pub fn write_for_handler(least: Option<Level>, level: Level, handler: &str, conn: u64, message: &str) {
+    let Some(logger) = LOGGER.get() else { return };
+    if level >= least.unwrap_or(logger.settings.level) {
+        logger.log.write(&Line { level, handler: Some(handler), conn, message, fields: &[] });
+    }
+}
+
+/// Writes a line of the access log; there must be one.
+pub fn write_access(fields: &[(&'static str, Value<'_>)]) {
+    let Some(logger) = LOGGER.get() else { return };
+    let line = Line { level: Level::Info, handler: None, conn: 0, message: "access", fields };
+    logger.access.as_ref().unwrap_or(&logger.log).write(&line);
+}
+
+/// Opens a file anew, which somebody may have renamed, or finds a log daemon that has come new. Lines are written to
+/// the old file until then, and if there is an error. Returns the descriptor to hand on. [supervisor]
+pub fn reopen(book: Book) -> Result<Option<OwnedFd>, String> {
+    book.outlet().map_or(Ok(None), Outlet::reopen)
+}
+
+/// Renames a file that has become too large, and opens it anew; otherwise as [`reopen`]. [supervisor]
+pub fn rotate(book: Book) -> Result<Option<OwnedFd>, String> {
+    let (Some(logger), Some(outlet)) = (LOGGER.get(), book.outlet()) else { return Ok(None) };
+    outlet.rotate(logger.settings.rotation)
+}
+
+/// Goes on in a file that the supervisor has opened. [worker]
+pub fn replace(book: Book, fd: OwnedFd) -> io::Result<()> {
+    let Some(outlet) = book.outlet() else { return Ok(()) };
+    outlet.replace(Target::from_fd(fd)?);
+    Ok(())
+}
+
+impl Book {
+    /// The one of this number.
+    pub fn from_number(number: u64) -> Option<Self> {
+        BOOKS.into_iter().find(|book| *book as u64 == number)
+    }
+
+    fn outlet(self) -> Option<&'static Outlet> {
+        let logger = LOGGER.get()?;
+        match self {
+            Book::Log => Some(&logger.log),
+            Book::Access => logger.access.as_ref(),
+        }
+    }
+}
+
+/// None until the log is started.
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+/// Empty in a process that has not been named.
+static PROCESS: RwLock<String> = RwLock::new(String::new());
+
+struct Logger {
+    settings: Settings,
+    log: Outlet,
+    /// None if there is no access log, or it goes where the log goes.
+    access: Option<Outlet>,
+}
+
+/// The log for the macros of the `log` crate.
+struct Sink;
+
+impl Log for Sink {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        LOGGER.get().is_some_and(|logger| Level::of(metadata) >= logger.settings.level)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let level = Level::of(record.metadata());
+        let Some(logger) = LOGGER.get().filter(|logger| level >= logger.settings.level) else { return };
+        let message = record.args().to_string();
+        logger.log.write(&Line { level, handler: None, conn: 0, message: &message, fields: &[] });
+    }
+
+    fn flush(&self) {}
+}
+
+/// A target with what has been lost on the way to it.
+struct Outlet {
+    target: RwLock<Target>,
+    form: Form,
+    /// Of a file.
+    path: Option<PathBuf>,
+    /// Lines that this process has lost since it told how many.
+    lost: AtomicU64,
+}
+
+impl Outlet {
+    fn new(target: Target, form: Form, path: Option<PathBuf>) -> Self {
+        Self { target: RwLock::new(target), form, path, lost: AtomicU64::new(0) }
+    }
+
+    fn write(&self, line: &Line<'_>) {
+        let process = PROCESS.read().unwrap_or_else(PoisonError::into_inner);
+        let by = Writer { now: SystemTime::now(), process: &process, pid: std::process::id() };
+        let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
+        let form = |line: &Line<'_>, room: usize| self.form.write(line, &by, room);
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        let room = target.longest_line();
+        let loss = if lost > 0 { form(&loss(&loss_text(lost)), room) } else { Vec::new() };
+        // Together, or short lines about losses would take the room of longer ones.
+        let is_written = match &*target {
+            Target::Stream(stream) => {
+                let line = form(line, room - loss.len());
+                stream.write(&[loss, line].concat())
+            }
+            Target::Daemon(daemon) => {
+                let is_written = daemon.send(&form(line, room));
+                if is_written && lost > 0 && !daemon.send(&loss) {
+                    self.lost.fetch_add(lost, Ordering::Relaxed);
+                }
+                is_written
+            }
+        };
+        if !is_written {
+            self.lost.fetch_add(lost + 1, Ordering::Relaxed);
+        }
+    }
+
+    fn replace(&self, target: Target) {
+        *self.target.write().unwrap_or_else(PoisonError::into_inner) = target;
+    }
+
+    fn reopen(&self) -> Result<Option<OwnedFd>, String> {
+        let Some(path) = &self.path else {
+            return match &*self.target.read().unwrap_or_else(PoisonError::into_inner) {
+                Target::Daemon(daemon) => {
+                    daemon.reconnect().map(|()| None).map_err(|error| error.to_string())
+                }
+                Target::Stream(_) => Ok(None),
+            };
+        };
+        let open = || {
+            let target = Target::file(path)?;
+            let copy = target.file_of().map(File::try_clone).transpose()?;
+            self.replace(target);
+            Ok(copy.map(OwnedFd::from))
+        };
+        open().map_err(|error: io::Error| format!("{}: {error}", path.display()))
+    }
+
+    fn rotate(&self, rotation: Rotation) -> Result<Option<OwnedFd>, String> {
+        let Some(path) = &self.path else { return Ok(None) };
+        {
+            let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
+            match target.file_of() {
+                Some(file) if files::is_due(file, rotation) => {
+                    files::rename(path, file, rotation).map_err(|error| error.to_string())?;
+                }
+                _ => return Ok(None),
+            }
+        }
+        self.reopen()
+    }
+}
+
+fn loss_text(lost: u64) -> String {
+    format!("{lost} line{} lost", if lost == 1 { " was" } else { "s were" })
+}
+
+fn loss(message: &str) -> Line<'_> {
+    Line { level: Level::Warn, handler: None, conn: 0, message, fields: &[] }
+}
+
+fn failed(option: &str, path: &Path, error: &io::Error) -> String {
+    format!("{option} {}: {error}", path.display())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn what_was_lost_is_told_with_the_next_line() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let path = PathBuf::from(format!("/proc/self/fd/{}", writer.as_raw_fd()));
+        let outlet = Outlet::new(Target::file(&path).unwrap(), Form::Text, None);
+        drop(writer);
+        let line = |message| Line { level: Level::Info, handler: None, conn: 0, message, fields: &[] };
+        let long = "x".repeat(3000);
+        // A pipe holds 64 KiB, or less for a user who has many (pipe(7)).
+        (0..100).for_each(|_| outlet.write(&line(&long)));
+        let lost = outlet.lost.load(Ordering::Relaxed);
+        assert!((1..100).contains(&lost));
+        let mut room = vec![0; 16 * 1024];
+        reader.read_exact(&mut room).unwrap();
+        outlet.write(&line("next"));
+        outlet.write(&line("last"));
+        drop(outlet);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        let mut ends = text.lines().rev().map(|line| line.split_once("] ").unwrap().1);
+        assert_eq!(ends.next(), Some("last"));
+        assert_eq!(ends.next(), Some("next"));
+        assert_eq!(ends.next(), Some(&*format!("{lost} lines were lost")));
+        assert_eq!(ends.next(), Some(&*long));
+    }
+
+    #[test]
+    fn one_line_is_one_line() {
+        assert_eq!((&*loss_text(1), &*loss_text(17)), ("1 line was lost", "17 lines were lost"));
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_opened_anew_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/log");
+        std::fs::create_dir(dir.path().join("a")).unwrap();
+        let outlet = Outlet::new(Target::file(&path).unwrap(), Form::Text, Some(path.clone()));
+        std::fs::rename(dir.path().join("a"), dir.path().join("b")).unwrap();
+        let error = outlet.reopen().unwrap_err();
+        assert!(error.contains("a/log: No such file"), "{error}");
+        outlet.write(&loss("still"));
+        assert!(std::fs::read_to_string(dir.path().join("b/log")).unwrap().ends_with("] still\n"));
+    }
+
+    #[test]
+    fn levels_are_in_order() {
+        assert!(Level::Fine < Level::Debug && Level::Debug < Level::Info && Level::Info < Level::Warn);
+        assert!(Level::Warn < Level::Error && Level::Error < Level::Critical);
+    }
+}

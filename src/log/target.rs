@@ -1,0 +1,281 @@
+//! Where bytes of the log go: a descriptor, or the socket of a log daemon. Never waits: what is not taken at once is
+//! lost, and the caller is told. Keeps no buffer.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, send};
+use nix::sys::stat::{SFlag, fstat};
+
+/// The most bytes of a line, so that what a peer sends can not fill a disk at once.
+const LINE: usize = 8 * 1024;
+/// The most bytes of a line in a pipe, which takes them whole or not at all.
+const PIPE_LINE: usize = libc::PIPE_BUF;
+
+/// An open target.
+pub enum Target {
+    /// A file, a pipe, a terminal, or a stream socket.
+    Stream(Stream),
+    /// A log daemon.
+    Daemon(Daemon),
+}
+
+/// A descriptor that lines are written to.
+pub struct Stream {
+    file: File,
+    kind: Kind,
+    /// The last line was taken in part.
+    torn: AtomicBool,
+}
+
+/// A datagram socket that is connected to a log daemon's.
+pub struct Daemon {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Does not wait: a regular file, or open with O_NONBLOCK.
+    Plain,
+    /// The same, a pipe.
+    Pipe,
+    /// May wait, so it is asked first whether it has room.
+    Asked,
+    Socket,
+}
+
+impl Target {
+    /// Standard error.
+    pub fn stderr() -> io::Result<Self> {
+        let stderr = io::stderr();
+        let kind = kind_of(stderr.as_fd())?;
+        if kind == SFlag::S_IFIFO || kind == SFlag::S_IFCHR {
+            // O_NONBLOCK is of the open file description, and this one may be shared with who started the server: a
+            // new one for the same pipe or terminal.
+            if let Ok(file) = open(Path::new("/proc/self/fd/2")) {
+                return Self::from_fd(file.into());
+            }
+            // Somebody else's pipe, which can not be opened anew.
+            let file = File::from(stderr.as_fd().try_clone_to_owned()?);
+            return Ok(Self::Stream(Stream { file, kind: Kind::Asked, torn: AtomicBool::new(false) }));
+        }
+        Self::from_fd(stderr.as_fd().try_clone_to_owned()?)
+    }
+
+    /// A file that is appended to, and made if it is not there.
+    pub fn file(path: &Path) -> io::Result<Self> {
+        Self::from_fd(open(path)?.into())
+    }
+
+    /// What [`Target::file`] has opened, here or in another process.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let kind = match kind_of(fd.as_fd())? {
+            SFlag::S_IFSOCK => Kind::Socket,
+            SFlag::S_IFIFO => Kind::Pipe,
+            _ => Kind::Plain,
+        };
+        Ok(Self::Stream(Stream { file: fd.into(), kind, torn: AtomicBool::new(false) }))
+    }
+
+    /// The socket of a log daemon.
+    pub fn daemon(path: &Path) -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        socket.connect(path)?;
+        Ok(Self::Daemon(Daemon { socket, path: path.to_owned() }))
+    }
+
+    /// The file, if it is one or anything else with a descriptor that lines are written to.
+    pub fn file_of(&self) -> Option<&File> {
+        match self {
+            Self::Stream(stream) => Some(&stream.file),
+            Self::Daemon(..) => None,
+        }
+    }
+
+    /// The most bytes of a line.
+    pub fn longest_line(&self) -> usize {
+        match self {
+            Self::Stream(Stream { kind: Kind::Pipe | Kind::Asked, .. }) => PIPE_LINE,
+            _ => LINE,
+        }
+    }
+}
+
+impl Daemon {
+    /// Finds a daemon that has come new. All processes share the socket, so one of them has to see its path.
+    pub fn reconnect(&self) -> io::Result<()> {
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display()));
+        self.socket.connect(&self.path).map_err(named)
+    }
+
+    /// Sends one datagram; false if it is lost.
+    pub fn send(&self, bytes: &[u8]) -> bool {
+        match self.socket.send(bytes) {
+            Ok(_) => true,
+            Err(error) if is_gone(&error) => self.reconnect().is_ok() && self.socket.send(bytes).is_ok(),
+            Err(_) => false,
+        }
+    }
+}
+
+impl Stream {
+    /// Writes whole lines; false if they, or a part of them, are lost.
+    pub fn write(&self, bytes: &[u8]) -> bool {
+        // What was taken of the last line ends here.
+        let whole = match self.torn.load(Ordering::Relaxed) {
+            true => &[b"\n", bytes].concat(),
+            false => bytes,
+        };
+        match self.write_once(whole) {
+            Ok(taken) if taken == whole.len() => {
+                self.torn.store(false, Ordering::Relaxed);
+                true
+            }
+            Ok(0) | Err(_) => false,
+            Ok(_) => {
+                self.torn.store(true, Ordering::Relaxed);
+                false
+            }
+        }
+    }
+
+    fn write_once(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self.kind {
+            Kind::Plain | Kind::Pipe => (&self.file).write(bytes),
+            // A pipe that has room has it for PIPE_BUF bytes.
+            Kind::Asked if has_room(self.file.as_fd()) => (&self.file).write(bytes),
+            Kind::Asked => Ok(0),
+            Kind::Socket => {
+                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                Ok(send(self.file.as_raw_fd(), bytes, flags)?)
+            }
+        }
+    }
+}
+
+/// The daemon has closed its socket.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotConnected)
+}
+
+fn has_room(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
+    poll(&mut fds, PollTimeout::ZERO) == Ok(1)
+}
+
+fn kind_of(fd: BorrowedFd<'_>) -> io::Result<SFlag> {
+    Ok(SFlag::from_bits_truncate(fstat(fd)?.st_mode) & SFlag::S_IFMT)
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    OpenOptions::new().append(true).create(true).custom_flags(flags).open(path)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    impl Target {
+        fn write(&self, bytes: &[u8]) -> bool {
+            match self {
+                Target::Stream(stream) => stream.write(bytes),
+                Target::Daemon(daemon) => daemon.send(bytes),
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_pipe_loses_whole_lines_and_does_not_wait() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+        let target = Target::file(Path::new(&path)).unwrap();
+        drop(writer);
+        let line = [[b'x'; PIPE_LINE - 1].as_slice(), b"\n"].concat();
+        assert_eq!(target.longest_line(), PIPE_LINE);
+        let taken = (0..1000).take_while(|_| target.write(&line)).count();
+        assert!(taken > 0 && taken < 1000);
+        assert!(!target.write(b"lost\n"));
+        drop(target);
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).unwrap();
+        assert_eq!(all.len(), taken * PIPE_LINE);
+    }
+
+    #[test]
+    fn another_s_pipe_is_asked_first() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let file = File::from(OwnedFd::from(writer));
+        let target = Target::Stream(Stream { file, kind: Kind::Asked, torn: AtomicBool::new(false) });
+        let taken = (0..1000).take_while(|_| target.write(&[b'x'; PIPE_LINE])).count();
+        assert!(taken > 0 && taken < 1000);
+        reader.read_exact(&mut vec![0; PIPE_LINE]).unwrap();
+        assert!(target.write(b"again\n"));
+    }
+
+    #[test]
+    fn what_follows_a_torn_line_stands_on_a_line_of_its_own() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let target = Target::from_fd(ours.into()).unwrap();
+        let line = [[b'x'; LINE - 1].as_slice(), b"\n"].concat();
+        let whole = (0..10_000).take_while(|_| target.write(&line)).count();
+        let Target::Stream(stream) = &target else { unreachable!() };
+        // The kernel takes pages of what was left of the buffer, or nothing.
+        let torn = stream.torn.load(Ordering::Relaxed);
+        theirs.read_exact(&mut vec![0; whole * LINE]).unwrap();
+        assert!(target.write(b"next\n"));
+        drop(target);
+        let mut rest = Vec::new();
+        theirs.read_to_end(&mut rest).unwrap();
+        assert!(rest.ends_with(if torn { b"x\nnext\n" } else { b"next\n" }));
+        assert_eq!(rest.iter().filter(|byte| **byte == b'\n').count(), if torn { 2 } else { 1 });
+    }
+
+    #[test]
+    fn a_full_device_loses_lines() {
+        let target = Target::file(Path::new("/dev/full")).unwrap();
+        assert!(!target.write(b"lost\n"));
+    }
+
+    #[test]
+    fn a_daemon_that_comes_back_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        assert!(Target::daemon(&path).is_err());
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        let target = Target::daemon(&path).unwrap();
+        let mut buffer = [0; 16];
+        assert!(target.write(b"one"));
+        assert_eq!(daemon.recv(&mut buffer).unwrap(), 3);
+        drop(daemon);
+        assert!(!target.write(b"lost"));
+        std::fs::remove_file(&path).unwrap();
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        assert!(target.write(b"again"));
+        assert_eq!(daemon.recv(&mut buffer).unwrap(), 5);
+        drop(daemon);
+        assert!(!target.write(b"lost"));
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_read_costs_lines_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let _daemon = UnixDatagram::bind(&path).unwrap();
+        let target = Target::daemon(&path).unwrap();
+        assert!((0..100_000).any(|_| !target.write(&[b'x'; LINE])));
+    }
+}
