@@ -11,6 +11,8 @@ use nix::sys::socket::{
     socketpair,
 };
 
+use crate::log::Book;
+
 /// What the supervisor orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -38,6 +40,8 @@ pub enum Command {
         /// The slot.
         slot: u16,
     },
+    /// Write this log into the file whose descriptor comes with this.
+    Log(Book),
 }
 
 /// What a worker reports.
@@ -150,6 +154,7 @@ impl Command {
             Command::HandOver { to } => message(b'H', [to.into(), 0, 0]),
             Command::Begin => message(b'B', [0; 3]),
             Command::Inlet { slot } => message(b'I', [slot.into(), 0, 0]),
+            Command::Log(book) => message(b'L', [book as u64, 0, 0]),
             Command::Shed { to, count } => message(b'M', [to.into(), count.into(), 0]),
         }
     }
@@ -162,6 +167,7 @@ impl Command {
             b'H' => Command::HandOver { to: first as u16 },
             b'B' => Command::Begin,
             b'I' => Command::Inlet { slot: first as u16 },
+            b'L' => Command::Log(Book::from_number(first)?),
             b'M' => Command::Shed { to: first as u16, count: second as u16 },
             _ => return None,
         })

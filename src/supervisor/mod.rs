@@ -8,6 +8,7 @@ pub mod crash;
 mod deaths;
 pub mod discover;
 pub mod edition;
+mod logs;
 pub mod plan;
 pub mod quarantine;
 mod reload;
@@ -89,6 +90,8 @@ struct Fleet {
     deaths: Deaths,
     /// When workers are looked after.
     upkeep: Upkeep,
+    /// Of the log files.
+    sizes: logs::Sizes,
     /// None in a worker.
     signals: Option<SignalFd>,
 }
@@ -129,6 +132,7 @@ impl Fleet {
                 is_reload_due: false,
                 deaths,
                 upkeep: Upkeep::default(),
+                sizes: logs::Sizes::default(),
                 config: Arc::new(config),
                 routes: Arc::new(routes),
                 listeners,
@@ -196,7 +200,8 @@ impl Fleet {
     /// Waits for a signal, a report or the deadline, and says what has happened.
     fn wait(&mut self, deadline: Option<plan::Time>, events: &mut VecDeque<Event>) {
         let kills = self.replaced.iter().map(|replaced| replaced.kill_at);
-        let deadline = kills.chain(deadline).chain(self.next_look()).chain(self.roll.deadline()).min();
+        let looks = self.next_look().into_iter().chain(self.next_look_at_logs());
+        let deadline = kills.chain(deadline).chain(looks).chain(self.roll.deadline()).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
             let milliseconds = deadline.saturating_sub(scoreboard::now()).div_ceil(1_000_000);
             PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
@@ -221,6 +226,7 @@ impl Fleet {
         self.look_into_vacant_inboxes(events);
         self.kill_replaced();
         self.look_after_workers();
+        self.look_after_logs();
     }
 
     fn read_signals(&mut self, events: &mut VecDeque<Event>) {
@@ -236,6 +242,7 @@ impl Fleet {
                 Signal::SIGHUP => self.ask_for_reload(),
                 Signal::SIGTTIN => self.add_worker(),
                 Signal::SIGTTOU => self.remove_worker(),
+                Signal::SIGUSR1 => self.reopen_logs(),
                 _ => events.push_back(Event::Terminate),
             }
         }
@@ -268,7 +275,7 @@ fn ready_line(listeners: &[Arc<Listener>], workers: usize, resources: usize) -> 
 /// From here on these signals are read, not delivered.
 fn watch_signals() -> io::Result<SignalFd> {
     let stop = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT];
-    let others = [Signal::SIGCHLD, Signal::SIGHUP, Signal::SIGTTIN, Signal::SIGTTOU];
+    let others = [Signal::SIGCHLD, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGTTIN, Signal::SIGTTOU];
     let signals = SigSet::from_iter(stop.into_iter().chain(others));
     signals.thread_block()?;
     Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)

@@ -175,6 +175,12 @@ impl Worker {
                             return true;
                         }
                     }
+                    control::Command::Log(book) => {
+                        let fd = fd.ok_or_else(|| io::Error::other("no descriptor came with it"));
+                        if let Err(error) = fd.and_then(|fd| crate::log::replace(book, fd)) {
+                            log::warn!("the log goes on in the old file: {error}");
+                        }
+                    }
                     control::Command::Quit => return true,
                 },
                 // The supervisor has vanished: nobody would restart or stop this worker.
