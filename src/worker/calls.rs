@@ -308,10 +308,19 @@ impl Worker {
         sent
     }
 
+    /// Counts a message, or a part of one, that has come.
+    pub fn count_in(&self, id: u64, size: usize, last: bool) {
+        // Only this thread writes them.
+        self.slot.messages_in.store(self.slot.messages_in.load(Relaxed) + 1, Relaxed);
+        self.slot.bytes_in.store(self.slot.bytes_in.load(Relaxed) + size as u64, Relaxed);
+        self.ledger.received(id, size, last);
+    }
+
     fn count_out(&self, id: u64, kind: u32, size: usize, more: bool) {
         // Only this thread writes them.
         self.slot.messages_out.store(self.slot.messages_out.load(Relaxed) + 1, Relaxed);
         self.slot.bytes_out.store(self.slot.bytes_out.load(Relaxed) + size as u64, Relaxed);
+        self.ledger.sent(id, size, !more);
         self.mailroom.set_fragments(id, if more { kind } else { 0 });
     }
 }

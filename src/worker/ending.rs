@@ -135,6 +135,7 @@ impl Worker {
             return;
         };
         let by = u32::from(by);
+        self.log_close(id, by, code.into());
         match (mailbox, self.service(handler)) {
             (Some(mailbox), _) => {
                 for task in mailbox.end(Ended { by, code }) {
@@ -180,6 +181,7 @@ impl Worker {
 
     /// Forgets a connection and closes its socket.
     pub fn remove(&self, id: u64) {
+        self.log_answer(id, None);
         let removed = self.core.borrow_mut().table.remove(id);
         if removed.is_some() {
             self.uncount();

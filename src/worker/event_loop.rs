@@ -239,6 +239,8 @@ impl Worker {
 
     /// The last thing: handlers hear that the worker stops.
     fn leave(&self) {
+        let ids = self.core.borrow().table.ids();
+        ids.into_iter().for_each(|id| self.log_close(id, ::ws_handler::raw::WS_BY_HOST, 1006));
         let (connections, threads) = (self.core.borrow().table.len(), self.threads.get());
         if connections > 0 || threads > 0 {
             log::warn!(

@@ -67,6 +67,7 @@ impl Worker {
         record.fd = raw;
         record.seal();
         record.set_standing(standing::TAKEN);
+        self.ledger.begin(id, self.now.get());
         Some(id)
     }
 
@@ -103,6 +104,7 @@ impl Worker {
 
     /// A whole head is there, the first `consumed` of the bytes read: what does it want?
     fn read_request(&self, id: u64, head: Head, read: &[u8], consumed: usize) {
+        self.ledger.asked(id, &head);
         if self.stop_at.get().is_some() {
             return self.reply(id, unavailable("the server is stopping"));
         }
@@ -305,6 +307,7 @@ impl Worker {
                 record.seal();
             }
         }
+        self.log_open(id, true);
         // Before anything of the handler's runs: should it crash, a Close frame has to follow the reply.
         self.flush(id);
         if let Some((code, reason)) = close {
@@ -351,6 +354,7 @@ impl Worker {
 
     /// Sends an HTTP response; the connection ends with it.
     pub fn reply(&self, id: u64, reply: Reply) {
+        self.log_answer(id, Some(&reply.head));
         {
             let core = &mut *self.core.borrow_mut();
             if let Some(record) = core.table.record(id) {

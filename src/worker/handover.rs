@@ -338,6 +338,7 @@ impl Worker {
         if let Some(conn) = self.core.borrow_mut().table.get(id) {
             self.poll.forget(&conn.socket);
         }
+        self.log_moved(id);
         self.remove(id);
     }
 }

@@ -7,6 +7,7 @@
 //! their own).
 
 mod accept;
+mod access;
 mod calls;
 mod conn;
 mod ending;
@@ -57,6 +58,7 @@ use crate::fleet::scoreboard::{Place, Scoreboard, Slot, State};
 use crate::http::Site;
 use crate::proto::codec::Codecs;
 use accept::{Acceptor, Gate};
+use access::Ledger;
 use conn::Table;
 use event_loop::Poll;
 use evidence::Collector;
@@ -163,6 +165,8 @@ struct Worker {
     letting_go: RefCell<Vec<LettingGo>>,
     /// Blocking threads that run.
     threads: Cell<u32>,
+    /// What the access log knows of the connections.
+    ledger: Ledger,
     /// The text that a handler is being given: already known to be UTF-8.
     delivering: Cell<(*const u8, usize)>,
 }
@@ -225,6 +229,7 @@ fn serve(start: Start) -> io::Result<()> {
         stop_at: Cell::new(None),
         letting_go: RefCell::default(),
         threads: Cell::new(0),
+        ledger: Ledger::new(config.log.access.is_some()),
         delivering: Cell::new((std::ptr::null(), 0)),
         services,
         config: Arc::clone(&config),

@@ -205,9 +205,15 @@ impl Worker {
                 None
             }
             Purpose::Linger => {
+                let peer = socket.peer_addr().ok().and_then(|address| address.as_socket());
                 let mut conn = Conn::new(socket, self.now.get().saturating_add(LINGER));
                 conn.phase = Phase::Linger;
                 if let Some(id) = self.add(conn) {
+                    if let Some(record) = self.core.borrow_mut().table.record(id) {
+                        record.peer = peer.into();
+                        record.seal();
+                    }
+                    self.log_cut(id);
                     self.arm(id);
                 }
                 None
@@ -276,6 +282,7 @@ impl Worker {
                 record.seal();
             }
         }
+        self.log_open(id, false);
         self.mailroom.set_open(id);
         // From here on it can move again.
         self.flush(id);
@@ -284,6 +291,7 @@ impl Worker {
 
     /// Closes a connection that arrived and that no handler here serves.
     fn turn_away(&self, id: u64, deflate: Option<Deflate>, code: u16) {
+        self.log_open(id, false);
         {
             let core = &mut *self.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };

@@ -3,7 +3,6 @@
 use std::io::{ErrorKind, Read};
 use std::net::Shutdown;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::Ordering;
 
 use ::ws_handler::raw::*;
 
@@ -134,8 +133,7 @@ impl Worker {
 
     fn deliver(&self, id: u64, kind: Kind, flags: u32, body: Body, buffer: &mut [u8]) {
         let size = body.len();
-        self.slot.messages_in.store(self.slot.messages_in.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        self.slot.bytes_in.store(self.slot.bytes_in.load(Ordering::Relaxed) + size as u64, Ordering::Relaxed);
+        self.count_in(id, size, flags & WS_LAST != 0);
         let (handler, mailbox) = {
             let core = &mut *self.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };

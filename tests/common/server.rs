@@ -84,7 +84,12 @@ pub struct Server {
 impl Server {
     /// Serves the handlers in `dir` on a free port and waits until it is ready.
     pub fn start(dir: &Dir, args: &[&str]) -> Self {
-        let mut server = Self::spawn(dir, args);
+        Self::spawn(dir, args).when_ready()
+    }
+
+    /// Waits until it is ready.
+    pub fn when_ready(mut self) -> Self {
+        let server = &mut self;
         let stdout = server.child.stdout.take().unwrap();
         let (sender, line) = mpsc::channel();
         std::thread::spawn(move || {
@@ -96,7 +101,7 @@ impl Server {
         });
         server.ready = line.recv_timeout(PATIENCE).unwrap_or_default();
         assert!(server.ready.starts_with("wshd: ready on "), "{:?}\n{}", server.ready, server.log());
-        server
+        self
     }
 
     /// The same without waiting.
