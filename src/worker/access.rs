@@ -126,7 +126,7 @@ impl Worker {
     /// A process that crashed has closed the connection; what that process knew of it is lost.
     pub fn log_cut(&self, id: u64) {
         if self.ledger.0.is_some() {
-            self.log_about(id, "close", None, &[("code", Value::Absent), ("by", Value::Text("crash"))]);
+            self.log_agreed(id, "close", &[], &[("code", Value::Absent), ("by", Value::Text("crash"))]);
         }
     }
 
@@ -180,7 +180,8 @@ impl Worker {
         let Some((resource, protocol, compression)) = agreed else { return };
         let agreed =
             [("subprotocol", protocol.as_deref().into()), ("compression", compression.as_deref().into())];
-        self.log_about(id, event, Some(&resource), &[before, &agreed, behind].concat());
+        let resource = Some(&*resource).filter(|resource| !resource.is_empty());
+        self.log_about(id, event, resource, &[before, &agreed, behind].concat());
     }
 
     /// Writes a line about any connection, unless the log level of its handler keeps it out.

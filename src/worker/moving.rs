@@ -205,13 +205,17 @@ impl Worker {
                 None
             }
             Purpose::Linger => {
-                let peer = socket.peer_addr().ok().and_then(|address| address.as_socket());
+                let raw = socket.as_raw_fd();
                 let mut conn = Conn::new(socket, self.now.get().saturating_add(LINGER));
                 conn.phase = Phase::Linger;
                 if let Some(id) = self.add(conn) {
                     if let Some(record) = self.core.borrow_mut().table.record(id) {
-                        record.peer = peer.into();
+                        // For the access log. Of one that pointed to more nothing is known.
+                        record.import(entry.block, entry.parts);
+                        record.generation = (id >> 32) as u32;
+                        record.fd = raw;
                         record.seal();
+                        record.set_standing(super::record::standing::TAKEN);
                     }
                     self.log_cut(id);
                     self.arm(id);
