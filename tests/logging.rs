@@ -1,6 +1,6 @@
 //! The log and the access log of a running server: what lines look like, where they go, and that nobody who does not
 //! take them can hold the server up.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "common/client.rs"]
 mod client;
