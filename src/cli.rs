@@ -445,7 +445,7 @@ mod tests {
         assert_eq!(config.document_root, Some("/".into()));
         assert_eq!(config.backlog, 7);
         assert_eq!(config.validation, (Some("v".into()), Some(82)));
-        assert_eq!(config.log.destination, Destination::File("l".into()));
+        assert_eq!(config.log.destination, Destination::File(std::path::absolute("l").unwrap()));
         assert_eq!(config.log.level, Level::Warn);
         assert!(config.allow_outside);
     }

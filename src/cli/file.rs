@@ -317,7 +317,8 @@ pub mod tests {
         let config = config(text, &[]).unwrap();
         let hosts: Vec<String> = config.listen.iter().map(Listen::to_string).collect();
         assert_eq!(hosts, ["[::1]:10", "unix:/run/s"]);
-        assert_eq!(config.log.destination, crate::log::Destination::File("l".into()));
+        let log_file = std::path::absolute("l").unwrap();
+        assert_eq!(config.log.destination, crate::log::Destination::File(log_file));
         assert_eq!(config.log.level, crate::log::Level::Warn);
         assert_eq!((config.limits.message, config.limits.frame), (65_536, 2_048));
         assert_eq!((config.limits.idle, config.limits.ping_interval), (120_000_000_000, 0));

@@ -54,12 +54,14 @@ enum Target {
 impl Logging {
     /// The settings that the options make.
     pub fn settings(self) -> Settings {
-        let socket = |default: &str| self.log_socket.clone().unwrap_or_else(|| default.into());
+        // Seen from here: they are opened more than once, and the server may go elsewhere.
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        let socket = |default: &str| absolute(self.log_socket.clone().unwrap_or_else(|| default.into()));
         Settings {
             level: self.log_level,
             handlers: Default::default(),
             destination: match (self.log_target, self.log_file) {
-                (None, Some(path)) => Destination::File(path),
+                (None, Some(path)) => Destination::File(absolute(path)),
                 (Some(Target::Stderr) | None, _) => Destination::Stderr,
                 (Some(Target::Syslog), _) => Destination::Syslog(socket(SYSLOG)),
                 (Some(Target::Journald), _) => Destination::Journald(socket(JOURNALD)),
@@ -67,7 +69,7 @@ impl Logging {
             format: self.log_format,
             access: self.access_log.map(|path| match path.as_os_str() == SAME {
                 true => AccessLog::Log,
-                false => AccessLog::File(path),
+                false => AccessLog::File(absolute(path)),
             }),
             rotation: Rotation { size: self.log_max, count: self.log_count },
         }
@@ -101,14 +103,14 @@ mod tests {
     #[test]
     fn a_target_wins_over_a_file() {
         let destination = |args: &[&str]| settings("log_file = 'l'", args).destination;
-        assert_eq!(destination(&[]), Destination::File("l".into()));
+        assert_eq!(destination(&[]), Destination::File(std::path::absolute("l").unwrap()));
         assert_eq!(destination(&["--log-target", "stderr"]), Destination::Stderr);
         assert_eq!(destination(&["--log-target=syslog"]), Destination::Syslog("/dev/log".into()));
         let journald = Destination::Journald("/run/systemd/journal/socket".into());
         assert_eq!(destination(&["--log-target=journald"]), journald);
         assert_eq!(
-            destination(&["--log-target=journald", "--log-socket", "s"]),
-            Destination::Journald("s".into())
+            destination(&["--log-target=journald", "--log-socket", "/s"]),
+            Destination::Journald("/s".into())
         );
     }
 
@@ -127,7 +129,7 @@ mod tests {
         assert_eq!((found.access, found.format), (Some(AccessLog::Log), Format::Json));
         assert_eq!(found.rotation, Rotation { size: 1 << 20, count: 1 });
         assert_eq!(found.handlers, [("/a".to_owned(), Level::Fine)].into());
-        let file = settings(text, &["--access-log", "a"]).access;
-        assert_eq!(file, Some(AccessLog::File("a".into())));
+        let file = settings(text, &["--access-log", "/a"]).access;
+        assert_eq!(file, Some(AccessLog::File("/a".into())));
     }
 }

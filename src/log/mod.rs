@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 use std::time::SystemTime;
 
 use log::{LevelFilter, Log, Metadata, Record};
@@ -131,47 +131,22 @@ pub enum Book {
 /// Both.
 pub const BOOKS: [Book; 2] = [Book::Log, Book::Access];
 
-/// Starts the log of this process and its future children. Called once, before the first fork. The error names option
-/// and file.
+/// Starts the log of this process and its future children, before the first fork of one, or goes on with other
+/// settings. The error names option and file; all is as it was then. [supervisor]
 pub fn start(settings: &Settings) -> Result<(), String> {
-    let (text, datagram) = match settings.format {
-        Format::Text => (Form::Text, Form::SyslogText),
-        Format::Json => (Form::Json, Form::SyslogJson),
-    };
-    let file = |option: &str, path: &Path| {
-        // Seen from here, wherever this process goes later.
-        let path = std::path::absolute(path).map_err(|error| failed(option, path, &error))?;
-        let target = Target::file(&path).map_err(|error| failed(option, &path, &error))?;
-        Ok::<_, String>(Outlet::new(target, text, Some(path)))
-    };
-    let daemon = |option: &str, path: &Path, form| {
-        let target = Target::daemon(path).map_err(|error| failed(option, path, &error))?;
-        Ok::<_, String>(Outlet::new(target, form, None))
-    };
-    let log = match &settings.destination {
-        Destination::Stderr => {
-            let target = Target::stderr().map_err(|error| format!("standard error: {error}"))?;
-            Outlet::new(target, text, None)
-        }
-        Destination::File(path) => file("--log-file", path)?,
-        Destination::Syslog(path) => daemon("--log-target syslog:", path, datagram)?,
-        Destination::Journald(path) => daemon("--log-target journald:", path, Form::Journal)?,
-    };
-    let access = match &settings.access {
-        Some(AccessLog::File(path)) => Some(file("--access-log", path)?),
-        Some(AccessLog::Log) | None => None,
-    };
-    let level = settings.level;
-    if LOGGER.set(Logger { settings: settings.clone(), log, access }).is_ok()
-        && log::set_logger(&Sink).is_ok()
-    {
-        log::set_max_level(match level {
-            Level::Fine => LevelFilter::Trace,
-            Level::Debug => LevelFilter::Debug,
-            Level::Info => LevelFilter::Info,
-            Level::Warn => LevelFilter::Warn,
-            Level::Error | Level::Critical => LevelFilter::Error,
-        });
+    if with_logger(|logger| logger.settings == *settings) == Some(true) {
+        return Ok(());
+    }
+    let logger = Logger::open(settings)?;
+    *LOGGER.write().unwrap_or_else(PoisonError::into_inner) = Some(logger);
+    log::set_max_level(match settings.level {
+        Level::Fine => LevelFilter::Trace,
+        Level::Debug => LevelFilter::Debug,
+        Level::Info => LevelFilter::Info,
+        Level::Warn => LevelFilter::Warn,
+        Level::Error | Level::Critical => LevelFilter::Error,
+    });
+    if log::set_logger(&Sink).is_ok() {
         // Standard error may lead nowhere.
         std::panic::set_hook(Box::new(|panic| {
             let trace = Backtrace::capture();
@@ -192,35 +167,37 @@ pub fn set_process(name: &str) {
 /// Writes what a handler says itself, if it is of its `least` level, or without one of that of the log. `conn` is 0
 /// for no connection.
 pub fn write_for_handler(least: Option<Level>, level: Level, handler: &str, conn: u64, message: &str) {
-    let Some(logger) = LOGGER.get() else { return };
-    if level >= least.unwrap_or(logger.settings.level) {
-        logger.log.write(&Line { level, handler: Some(handler), conn, message, fields: &[] });
-    }
+    with_logger(|logger| {
+        if level >= least.unwrap_or(logger.settings.level) {
+            logger.log.write(&Line { level, handler: Some(handler), conn, message, fields: &[] });
+        }
+    });
 }
 
 /// Writes a line of the access log; there must be one.
 pub fn write_access(fields: &[(&'static str, Value<'_>)]) {
-    let Some(logger) = LOGGER.get() else { return };
     let line = Line { level: Level::Info, handler: None, conn: 0, message: "access", fields };
-    logger.access.as_ref().unwrap_or(&logger.log).write(&line);
+    with_logger(|logger| logger.access.as_ref().unwrap_or(&logger.log).write(&line));
 }
 
-/// Opens a file anew, which somebody may have renamed, or finds a log daemon that has come new. Lines are written to
-/// the old file until then, and if there is an error. Returns the descriptor to hand on. [supervisor]
+/// Opens a file anew, which somebody may have renamed; takes up standard error anew, or the socket of a log daemon.
+/// Lines go to the old place until then, and if there is an error. Returns the descriptor to hand on. [supervisor]
 pub fn reopen(book: Book) -> Result<Option<OwnedFd>, String> {
-    book.outlet().map_or(Ok(None), Outlet::reopen)
+    with_logger(|logger| logger.outlet(book).map_or(Ok(None), Outlet::reopen)).unwrap_or(Ok(None))
 }
 
 /// Renames a file that has become too large, and opens it anew; otherwise as [`reopen`]. [supervisor]
 pub fn rotate(book: Book) -> Result<Option<OwnedFd>, String> {
-    let (Some(logger), Some(outlet)) = (LOGGER.get(), book.outlet()) else { return Ok(None) };
-    outlet.rotate(logger.settings.rotation)
+    let rotate = |logger: &Logger| {
+        logger.outlet(book).map_or(Ok(None), |outlet| outlet.rotate(logger.settings.rotation))
+    };
+    with_logger(rotate).unwrap_or(Ok(None))
 }
 
-/// Goes on in a file that the supervisor has opened. [worker]
+/// Goes on where the supervisor has opened something. [worker]
 pub fn replace(book: Book, fd: OwnedFd) -> io::Result<()> {
-    let Some(outlet) = book.outlet() else { return Ok(()) };
-    outlet.replace(Target::from_fd(fd)?);
+    let target = Target::from_fd(fd)?;
+    with_logger(|logger| logger.outlet(book).map(|outlet| outlet.replace(target)));
     Ok(())
 }
 
@@ -229,20 +206,16 @@ impl Book {
     pub fn from_number(number: u64) -> Option<Self> {
         BOOKS.into_iter().find(|book| *book as u64 == number)
     }
-
-    fn outlet(self) -> Option<&'static Outlet> {
-        let logger = LOGGER.get()?;
-        match self {
-            Book::Log => Some(&logger.log),
-            Book::Access => logger.access.as_ref(),
-        }
-    }
 }
 
 /// None until the log is started.
-static LOGGER: OnceLock<Logger> = OnceLock::new();
+static LOGGER: RwLock<Option<Logger>> = RwLock::new(None);
 /// Empty in a process that has not been named.
 static PROCESS: RwLock<String> = RwLock::new(String::new());
+
+fn with_logger<R>(f: impl FnOnce(&Logger) -> R) -> Option<R> {
+    LOGGER.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(f)
+}
 
 struct Logger {
     settings: Settings,
@@ -251,37 +224,84 @@ struct Logger {
     access: Option<Outlet>,
 }
 
+impl Logger {
+    fn open(settings: &Settings) -> Result<Self, String> {
+        let (text, datagram) = match settings.format {
+            Format::Text => (Form::Text, Form::SyslogText),
+            Format::Json => (Form::Json, Form::SyslogJson),
+        };
+        let file = |option: &str, path: &Path| {
+            let target = Target::file(path).map_err(|error| failed(option, path, &error))?;
+            Ok::<_, String>(Outlet::new(target, text, Source::File(path.to_owned())))
+        };
+        let daemon = |option: &str, path: &Path, form| {
+            let target = Target::daemon(path).map_err(|error| failed(option, path, &error))?;
+            Ok::<_, String>(Outlet::new(target, form, Source::Daemon))
+        };
+        let log = match &settings.destination {
+            Destination::Stderr => {
+                let target = Target::stderr().map_err(|error| format!("standard error: {error}"))?;
+                Outlet::new(target, text, Source::Stderr)
+            }
+            Destination::File(path) => file("--log-file", path)?,
+            Destination::Syslog(path) => daemon("--log-target syslog:", path, datagram)?,
+            Destination::Journald(path) => daemon("--log-target journald:", path, Form::Journal)?,
+        };
+        let access = match &settings.access {
+            Some(AccessLog::File(path)) => Some(file("--access-log", path)?),
+            Some(AccessLog::Log) | None => None,
+        };
+        Ok(Self { settings: settings.clone(), log, access })
+    }
+
+    fn outlet(&self, book: Book) -> Option<&Outlet> {
+        match book {
+            Book::Log => Some(&self.log),
+            Book::Access => self.access.as_ref(),
+        }
+    }
+}
+
 /// The log for the macros of the `log` crate.
 struct Sink;
 
 impl Log for Sink {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        LOGGER.get().is_some_and(|logger| Level::of(metadata) >= logger.settings.level)
+        with_logger(|logger| Level::of(metadata) >= logger.settings.level) == Some(true)
     }
 
     fn log(&self, record: &Record<'_>) {
-        let level = Level::of(record.metadata());
-        let Some(logger) = LOGGER.get().filter(|logger| level >= logger.settings.level) else { return };
-        let message = record.args().to_string();
-        logger.log.write(&Line { level, handler: None, conn: 0, message: &message, fields: &[] });
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let (level, message) = (Level::of(record.metadata()), record.args().to_string());
+        let line = Line { level, handler: None, conn: 0, message: &message, fields: &[] };
+        with_logger(|logger| logger.log.write(&line));
     }
 
     fn flush(&self) {}
+}
+
+/// How a target is opened anew.
+enum Source {
+    Stderr,
+    File(PathBuf),
+    /// Its target knows.
+    Daemon,
 }
 
 /// A target with what has been lost on the way to it.
 struct Outlet {
     target: RwLock<Target>,
     form: Form,
-    /// Of a file.
-    path: Option<PathBuf>,
+    source: Source,
     /// Lines that this process has lost since it told how many.
     lost: AtomicU64,
 }
 
 impl Outlet {
-    fn new(target: Target, form: Form, path: Option<PathBuf>) -> Self {
-        Self { target: RwLock::new(target), form, path, lost: AtomicU64::new(0) }
+    fn new(target: Target, form: Form, source: Source) -> Self {
+        Self { target: RwLock::new(target), form, source, lost: AtomicU64::new(0) }
     }
 
     fn write(&self, line: &Line<'_>) {
@@ -316,25 +336,25 @@ impl Outlet {
     }
 
     fn reopen(&self) -> Result<Option<OwnedFd>, String> {
-        let Some(path) = &self.path else {
-            return match &*self.target.read().unwrap_or_else(PoisonError::into_inner) {
-                Target::Daemon(daemon) => {
-                    daemon.reconnect().map(|()| None).map_err(|error| error.to_string())
+        let opened = match &self.source {
+            Source::File(path) => Target::file(path).map_err(|error| format!("{}: {error}", path.display())),
+            Source::Stderr => Target::stderr().map_err(|error| format!("standard error: {error}")),
+            Source::Daemon => {
+                return match &*self.target.read().unwrap_or_else(PoisonError::into_inner) {
+                    Target::Daemon(daemon) => daemon.reconnect().map_err(|error| error.to_string()),
+                    Target::Stream(_) => Ok(()),
                 }
-                Target::Stream(_) => Ok(None),
-            };
+                .map(|()| None);
+            }
         };
-        let open = || {
-            let target = Target::file(path)?;
-            let copy = target.file_of().map(File::try_clone).transpose()?;
-            self.replace(target);
-            Ok(copy.map(OwnedFd::from))
-        };
-        open().map_err(|error: io::Error| format!("{}: {error}", path.display()))
+        let target = opened?;
+        let copy = target.file_of().map(File::try_clone).transpose().map_err(|error| error.to_string())?;
+        self.replace(target);
+        Ok(copy.map(OwnedFd::from))
     }
 
     fn rotate(&self, rotation: Rotation) -> Result<Option<OwnedFd>, String> {
-        let Some(path) = &self.path else { return Ok(None) };
+        let Source::File(path) = &self.source else { return Ok(None) };
         {
             let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
             match target.file_of() {
@@ -372,7 +392,7 @@ mod tests {
     fn what_was_lost_is_told_with_the_next_line() {
         let (mut reader, writer) = io::pipe().unwrap();
         let path = PathBuf::from(format!("/proc/self/fd/{}", writer.as_raw_fd()));
-        let outlet = Outlet::new(Target::file(&path).unwrap(), Form::Text, None);
+        let outlet = Outlet::new(Target::file(&path).unwrap(), Form::Text, Source::Stderr);
         drop(writer);
         let line = |message| Line { level: Level::Info, handler: None, conn: 0, message, fields: &[] };
         let long = "x".repeat(3000);
@@ -404,7 +424,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/log");
         std::fs::create_dir(dir.path().join("a")).unwrap();
-        let outlet = Outlet::new(Target::file(&path).unwrap(), Form::Text, Some(path.clone()));
+        let outlet = Outlet::new(Target::file(&path).unwrap(), Form::Text, Source::File(path.clone()));
         std::fs::rename(dir.path().join("a"), dir.path().join("b")).unwrap();
         let error = outlet.reopen().unwrap_err();
         assert!(error.contains("a/log: No such file"), "{error}");

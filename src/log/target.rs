@@ -9,6 +9,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::stat::{SFlag, fstat};
@@ -62,9 +63,7 @@ impl Target {
             if let Ok(file) = open(Path::new("/proc/self/fd/2")) {
                 return Self::from_fd(file.into());
             }
-            // Somebody else's pipe, which can not be opened anew.
-            let file = File::from(stderr.as_fd().try_clone_to_owned()?);
-            return Ok(Self::Stream(Stream { file, kind: Kind::Asked, torn: AtomicBool::new(false) }));
+            // Somebody else's, which can not be opened anew.
         }
         Self::from_fd(stderr.as_fd().try_clone_to_owned()?)
     }
@@ -74,10 +73,12 @@ impl Target {
         Self::from_fd(open(path)?.into())
     }
 
-    /// What [`Target::file`] has opened, here or in another process.
+    /// Whatever has been opened, here or in another process.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let flags = OFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GETFL)?);
         let kind = match kind_of(fd.as_fd())? {
             SFlag::S_IFSOCK => Kind::Socket,
+            SFlag::S_IFIFO | SFlag::S_IFCHR if !flags.contains(OFlag::O_NONBLOCK) => Kind::Asked,
             SFlag::S_IFIFO => Kind::Pipe,
             _ => Kind::Plain,
         };
@@ -218,8 +219,7 @@ mod tests {
     #[test]
     fn another_s_pipe_is_asked_first() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let file = File::from(OwnedFd::from(writer));
-        let target = Target::Stream(Stream { file, kind: Kind::Asked, torn: AtomicBool::new(false) });
+        let target = Target::from_fd(writer.into()).unwrap();
         let taken = (0..1000).take_while(|_| target.write(&[b'x'; PIPE_LINE])).count();
         assert!(taken > 0 && taken < 1000);
         reader.read_exact(&mut vec![0; PIPE_LINE]).unwrap();
