@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
@@ -303,6 +304,32 @@ fn files_that_were_renamed_are_opened_anew() {
     let all: String = (1..=3).map(|round| read(format!("{log}.{round}"))).chain([read(&log)]).collect();
     assert_eq!(numbers(&all), (1..=number).collect::<Vec<_>>(), "nothing is lost, nothing doubled");
     assert!(all.contains("SIGUSR1 received"));
+}
+
+#[test]
+fn a_worker_that_may_not_open_the_file_is_given_it() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root can have workers that are somebody else");
+        return;
+    }
+    let dir = talk_dir();
+    let private = dir.path().join("private");
+    fs::create_dir(&private).unwrap();
+    // For the handler; the directory of the log is root's.
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
+    let (log, config) = (path(&dir, "private/log"), path(&dir, "w.conf"));
+    let table = "[handler.'/talk']\nisolation = 'pool'\n[pool.talk]\nuser = 65534\ngroup = 65534\n";
+    fs::write(&config, table).unwrap();
+    let server = serve(&dir, &["--config", &config, "--log-file", &log]);
+    let mut client = connect(&server.address(), "/talk");
+    say(&mut client, 30, "line 1");
+    fs::rename(&log, path(&dir, "private/old")).unwrap();
+    server.signal(Signal::SIGUSR1);
+    until("it writes into the new file", || {
+        say(&mut client, 30, "line 2");
+        read(&log).contains("worker talk/0") && numbers(&read(&log)).contains(&2)
+    });
 }
 
 #[test]
