@@ -333,6 +333,50 @@ fn a_worker_that_may_not_open_the_file_is_given_it() {
 }
 
 #[test]
+fn a_reload_changes_the_log() {
+    let dir = talk_dir();
+    let (config, first, second) = (path(&dir, "w.conf"), path(&dir, "first"), path(&dir, "second"));
+    let reload = |server: &Server, text: String| {
+        fs::write(&config, text).unwrap();
+        server.signal(Signal::SIGHUP);
+    };
+    fs::write(&config, format!("log_file = {first:?}\nlog_level = 'warn'")).unwrap();
+    let server = serve(&dir, &["--config", &config]);
+    let mut client = connect(&server.address(), "/talk");
+    say(&mut client, 40, "line 1");
+    say(&mut client, 30, "line 2");
+    reload(&server, "log_file = '/none/log'".to_owned());
+    until("it is refused", || {
+        read(&first).contains("refused, and nothing has changed: --log-file /none/log: No")
+    });
+    let worker = server.worker();
+    reload(
+        &server,
+        format!("log_file = {second:?}\nlog_format = 'json'\naccess_log = '-'\nlog_level = 'fine'"),
+    );
+    until("the worker is replaced", || server.workers().len() == 1 && server.worker() != worker);
+    say(&mut client, 10, "line 3");
+    let lines: Vec<serde_json::Value> =
+        read(&second).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let has = |key: &str, value: &str| lines.iter().any(|line| line[key] == value);
+    assert!(
+        has("message", "reload: done, 1 resources") && has("event", "resumed") && has("message", "line 3")
+    );
+    assert_eq!(numbers(&read(&first)), [1]);
+    // A level of its own concerns the handler's workers only; a new size nobody.
+    let worker = server.worker();
+    let same = format!("log_file = {second:?}\nlog_format = 'json'\naccess_log = '-'\nlog_level = 'fine'\n");
+    reload(&server, format!("{same}log_max = '1G'"));
+    until("it is done", || read(&second).contains("no worker has to be replaced"));
+    reload(&server, format!("{same}[handler.'/talk']\nlog_level = 'error'"));
+    until("the worker is replaced", || server.workers().len() == 1 && server.worker() != worker);
+    say(&mut client, 40, "line 4");
+    say(&mut client, 50, "line 5");
+    let log = read(&second);
+    assert!(!log.contains("line 4") && log.contains("line 5"), "{log}");
+}
+
+#[test]
 fn large_files_are_renamed_and_a_number_of_them_kept() {
     let dir = talk_dir();
     let log = path(&dir, "log");

@@ -10,6 +10,7 @@ use crate::config::{Config, Pool};
 use crate::fleet::listener::{self, Listener};
 use crate::fleet::routes::{Route, Routes};
 use crate::fleet::scoreboard::Place;
+use crate::log::Settings as LogSettings;
 
 /// Configuration, handlers and listening sockets that belong together.
 #[derive(Clone, Debug)]
@@ -104,7 +105,8 @@ impl Edition {
         let with_settings = |route: &Route| {
             let settings = self.config.settings.get(&route.resource).cloned();
             let drain = self.config.drain_times.get(&route.resource).copied();
-            (route.resource.clone(), route.file.clone(), route.stamp, settings, drain)
+            let log_level = self.config.log.handlers.get(&route.resource).copied();
+            (route.resource.clone(), route.file.clone(), route.stamp, settings, drain, log_level)
         };
         let mut handlers: Vec<_> = ours.map(with_settings).collect();
         handlers.sort_by(|one, other| one.0.cmp(&other.0));
@@ -134,6 +136,7 @@ fn of_all(config: &Config) -> Config {
         isolation: Default::default(),
         settings: Default::default(),
         drain_times: Default::default(),
+        log: LogSettings { handlers: Default::default(), rotation: Default::default(), ..config.log.clone() },
         ..config.clone()
     }
 }

@@ -7,6 +7,7 @@ use super::edition::{Edition, Step};
 use super::plan::Plan;
 use super::{Fleet, raise_descriptors};
 use crate::fleet::scoreboard::{Place, Slot};
+use crate::log as sink;
 
 impl Fleet {
     /// A reload is wanted; it begins as soon as nothing else is being replaced.
@@ -25,6 +26,10 @@ impl Fleet {
         }
         match self.next_edition() {
             Ok(edition) => {
+                // What new workers inherit.
+                if let Err(why) = sink::start(&edition.config.log) {
+                    return self.reload_done(Err(why));
+                }
                 let changed = self.edition().changed_pools(&edition);
                 let steps = edition.steps(&changed, &self.serving());
                 if steps.is_empty() {
@@ -57,7 +62,12 @@ impl Fleet {
     pub(super) fn reload_done(&mut self, result: Result<(), String>) {
         match result {
             Ok(()) => log::info!("reload: done, {} resources", self.routes.resources().len()),
-            Err(why) => log::error!("reload: refused, and nothing has changed: {why}"),
+            Err(why) => {
+                if let Err(error) = sink::start(&self.config.log) {
+                    log::error!("the log can not go on where it was: {error}");
+                }
+                log::error!("reload: refused, and nothing has changed: {why}");
+            }
         }
     }
 
