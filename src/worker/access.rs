@@ -18,6 +18,8 @@ pub struct Ledger(Option<RefCell<Vec<Entry>>>);
 /// One connection.
 #[derive(Clone, Default)]
 struct Entry {
+    /// Its id: another one may have had the place before.
+    conn: u64,
     /// When it was accepted, opened or came from elsewhere; ns.
     since: u64,
     stage: Stage,
@@ -53,7 +55,7 @@ impl Ledger {
                 entries.resize_with(place + 1, Entry::default);
             }
             if let Some(entry) = entries.get_mut(place) {
-                *entry = Entry { since: now, ..Entry::default() };
+                *entry = Entry { conn: id, since: now, ..Entry::default() };
             }
         }
     }
@@ -87,9 +89,9 @@ impl Ledger {
         });
     }
 
-    /// Changes the entry of a connection. The caller sees to it that it is the connection's.
+    /// Changes the entry of a connection, if it is still there.
     fn with<R>(&self, id: u64, f: impl FnOnce(&mut Entry) -> R) -> Option<R> {
-        self.0.as_ref()?.borrow_mut().get_mut(id as u32 as usize).map(f)
+        self.0.as_ref()?.borrow_mut().get_mut(id as u32 as usize).filter(|entry| entry.conn == id).map(f)
     }
 }
 
@@ -193,7 +195,8 @@ impl Worker {
         if level.is_some_and(|level| *level > Level::Info) {
             return;
         }
-        let peer = self.core.borrow_mut().table.record(id).map(|record| facts::address(record.peer.address()));
+        let peer =
+            self.core.borrow_mut().table.record(id).map(|record| facts::address(record.peer.address()));
         let peer = peer.map(|Address { family, port, text }| match family {
             WS_IPV4 => format!("{text}:{port}"),
             WS_IPV6 => format!("[{text}]:{port}"),
