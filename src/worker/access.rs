@@ -16,7 +16,7 @@ use crate::proto::head::Head;
 pub struct Ledger(Option<RefCell<Vec<Entry>>>);
 
 /// One connection.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Entry {
     /// Its id: another one may have had the place before.
     conn: u64,
@@ -29,7 +29,7 @@ struct Entry {
     bytes_out: u64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Default, PartialEq, Eq)]
 enum Stage {
     /// Nothing that a line is owed for.
     #[default]
@@ -63,23 +63,19 @@ impl Ledger {
     /// A message, or a part of one, has come.
     #[inline]
     pub fn received(&self, id: u64, bytes: usize, last: bool) {
-        if self.0.is_some() {
-            self.with(id, |entry| {
-                entry.messages_in += u64::from(last);
-                entry.bytes_in += bytes as u64;
-            });
-        }
+        self.with(id, |entry| {
+            entry.messages_in += u64::from(last);
+            entry.bytes_in += bytes as u64;
+        });
     }
 
     /// A message, or a part of one, was sent.
     #[inline]
     pub fn sent(&self, id: u64, bytes: usize, last: bool) {
-        if self.0.is_some() {
-            self.with(id, |entry| {
-                entry.messages_out += u64::from(last);
-                entry.bytes_out += bytes as u64;
-            });
-        }
+        self.with(id, |entry| {
+            entry.messages_out += u64::from(last);
+            entry.bytes_out += bytes as u64;
+        });
     }
 
     /// A request has come.
@@ -90,6 +86,7 @@ impl Ledger {
     }
 
     /// Changes the entry of a connection, if it is still there.
+    #[inline]
     fn with<R>(&self, id: u64, f: impl FnOnce(&mut Entry) -> R) -> Option<R> {
         self.0.as_ref()?.borrow_mut().get_mut(id as u32 as usize).filter(|entry| entry.conn == id).map(f)
     }
