@@ -1,6 +1,5 @@
 //! Arguments become a configuration, the supervisor runs it, its result is the exit code. Nothing else.
 
-use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,15 +8,18 @@ use wshd::cli::{self, Command};
 use wshd::config::Config;
 use wshd::exit::Exit;
 use wshd::fleet::title;
-use wshd::{log as sink, supervisor};
+use wshd::log as sink;
+use wshd::supervisor::upgrade::{Invocation, Predecessor};
+use wshd::supervisor::{self, Origin};
 
 fn main() -> ExitCode {
     let exe_dir = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
     // The title will be written over the original.
-    let args: Vec<OsString> = std::env::args_os().collect();
+    let invocation = Invocation::of_this_process();
+    let args = invocation.args.clone();
     let read = move || cli::parse(args.clone(), exe_dir.clone());
     let exit = match read() {
-        Ok(Command::Serve(config)) => serve(*config, read),
+        Ok(Command::Serve(config)) => serve(*config, invocation, read),
         Ok(Command::Check(files)) => check(&files),
         Err(cli::Error::Usage(error)) => {
             let _ = error.print(); // if that fails there is nobody to tell
@@ -28,8 +30,13 @@ fn main() -> ExitCode {
     exit.into()
 }
 
-fn serve(config: Config, read: impl Fn() -> Result<Command, cli::Error> + 'static) -> Exit {
-    supervisor::spawn::close_inherited();
+fn serve(
+    config: Config,
+    invocation: Invocation,
+    read: impl Fn() -> Result<Command, cli::Error> + 'static,
+) -> Exit {
+    let predecessor = Predecessor::from_environment();
+    supervisor::spawn::close_inherited(predecessor.as_ref().map(Predecessor::raw));
     if let Err(error) = sink::start(&config.log) {
         return failed(Exit::Config, &error);
     }
@@ -39,7 +46,7 @@ fn serve(config: Config, read: impl Fn() -> Result<Command, cli::Error> + 'stati
         Ok(Command::Check(_)) => Err("the command line does not serve".to_owned()),
         Err(error) => Err(error.to_string()),
     };
-    supervisor::run(config, Box::new(reread))
+    supervisor::run(config, Origin { reread: Box::new(reread), invocation, predecessor })
 }
 
 fn check(files: &[PathBuf]) -> Exit {

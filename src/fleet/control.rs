@@ -1,16 +1,13 @@
 //! The channel between the supervisor and one worker: a SOCK_SEQPACKET socket pair, one typed message a
 //! datagram, non-blocking on both sides. Carries orders, with a descriptor where one needs it, and reports, never a
 //! client's byte. The end of the channel is a message too: the other process is gone.
-#![allow(unsafe_code)]
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
-    socketpair,
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
+use super::datagram;
 use crate::log::Book;
 
 /// What the supervisor orders.
@@ -33,6 +30,8 @@ pub enum Command {
         /// The other slot, if no inlet comes.
         to: u16,
     },
+    /// Accept nothing more, and leave when all connections have ended, in the time that their handlers have.
+    Drain,
     /// The worker was started to wait, and is to serve from now on.
     Begin,
     /// The inlet that comes with this is that of a slot's inbox.
@@ -80,7 +79,7 @@ impl Channel {
 
     /// Sends an order and a descriptor that goes with it. [supervisor]
     pub fn send_command_with(&self, command: Command, fd: BorrowedFd<'_>) -> io::Result<()> {
-        self.send(command.message(), Some(fd.as_raw_fd()))
+        self.send(command.message(), Some(fd))
     }
 
     /// The next order and what came with it; None: the supervisor is gone. [worker]
@@ -100,12 +99,8 @@ impl Channel {
         Report::read(message).map(Some).ok_or_else(|| nonsense(message[0]))
     }
 
-    fn send(&self, message: Message, fd: Option<RawFd>) -> io::Result<()> {
-        let fds: Vec<RawFd> = fd.into_iter().collect();
-        let rights = [ControlMessage::ScmRights(&fds)];
-        let rights = if fds.is_empty() { &[][..] } else { &rights };
-        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&message)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
-        Ok(())
+    fn send(&self, message: Message, with: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        datagram::send(self.0.as_fd(), &message, with)
     }
 
     fn recv(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
@@ -119,18 +114,8 @@ impl Channel {
 
     fn recv_once(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
         let mut bytes = [0; size_of::<Message>() + 1]; // one more, to notice what is too long
-        let mut slices = [IoSliceMut::new(&mut bytes)];
-        let mut space = nix::cmsg_space!([RawFd; 1]);
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let received = recvmsg::<()>(self.0.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
-        let mut fd = None;
-        for part in received.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = part {
-                // SAFETY: the kernel has just made these descriptors for this process, and nobody else owns them.
-                fd = raw.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }).last();
-            }
-        }
-        match received.bytes {
+        let (size, fd) = datagram::receive(self.0.as_fd(), &mut bytes)?;
+        match size {
             0 => Ok(None),
             size => match bytes.get(..size).and_then(|bytes| bytes.try_into().ok()) {
                 Some(message) => Ok(Some((message, fd))),
@@ -152,6 +137,7 @@ impl Command {
             Command::Stop => message(b'S', [0; 3]),
             Command::Quit => message(b'Q', [0; 3]),
             Command::HandOver { to } => message(b'H', [to.into(), 0, 0]),
+            Command::Drain => message(b'D', [0; 3]),
             Command::Begin => message(b'B', [0; 3]),
             Command::Inlet { slot } => message(b'I', [slot.into(), 0, 0]),
             Command::Log(book) => message(b'L', [book as u64, 0, 0]),
@@ -165,6 +151,7 @@ impl Command {
             b'S' => Command::Stop,
             b'Q' => Command::Quit,
             b'H' => Command::HandOver { to: first as u16 },
+            b'D' => Command::Drain,
             b'B' => Command::Begin,
             b'I' => Command::Inlet { slot: first as u16 },
             b'L' => Command::Log(Book::from_number(first)?),
@@ -224,6 +211,10 @@ fn nonsense(tag: u8) -> io::Error {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::socket::MsgFlags;
+
     use super::*;
 
     #[test]

@@ -1,10 +1,12 @@
 //! The listening sockets: bound once before fork, shared by all workers, so that nothing that is queued is lost
 //! when a worker dies. Blocking, because workers wait in `accept4`. Accepts nothing itself.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -24,6 +26,25 @@ pub enum Listen {
     },
     /// A socket in the file system.
     Unix(PathBuf),
+}
+
+impl Listen {
+    /// For another process.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Listen::Tcp { host, port } => format!("tcp {port} {host}").into_bytes(),
+            Listen::Unix(path) => [b"unix ", path.as_os_str().as_bytes()].concat(),
+        }
+    }
+
+    /// From another process.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        if let Some(path) = bytes.strip_prefix(b"unix ") {
+            return Some(Listen::Unix(OsStr::from_bytes(path).into()));
+        }
+        let (port, host) = std::str::from_utf8(bytes).ok()?.strip_prefix("tcp ")?.split_once(' ')?;
+        Some(Listen::Tcp { host: host.to_owned(), port: port.parse().ok()? })
+    }
 }
 
 impl fmt::Display for Listen {
@@ -88,6 +109,25 @@ impl Listener {
         {
             let _ = std::fs::remove_file(path); // somebody else was quicker
         }
+    }
+}
+
+impl Listener {
+    /// One that another process listened on, and passes on. [supervisor, before fork]
+    pub fn inherited(fd: OwnedFd, asked: Listen) -> io::Result<Self> {
+        let socket = Socket::from(fd);
+        let address = socket.local_addr()?;
+        let (address, file) = match (address.as_socket(), address.as_pathname()) {
+            (Some(address), _) => (Bound::Tcp(address), None),
+            (None, Some(path)) => (Bound::Unix(path.to_owned()), identity(path)),
+            (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        Ok(Self { fd: socket.into(), address, file, asked: Some(asked) })
+    }
+
+    /// What it was bound for.
+    pub fn asked(&self) -> Option<&Listen> {
+        self.asked.as_ref()
     }
 }
 
@@ -247,6 +287,16 @@ mod tests {
         match &listener.address {
             Bound::Tcp(address) => *address,
             Bound::Unix(path) => panic!("{}", path.display()),
+        }
+    }
+
+    #[test]
+    fn what_a_socket_was_bound_for_can_be_told_to_another_process() {
+        for listen in [tcp("::1", 0), tcp("a b", 80), Listen::Unix("/a b\n".into())] {
+            assert_eq!(Listen::from_bytes(&listen.to_bytes()), Some(listen));
+        }
+        for junk in [&b""[..], b"tcp", b"tcp 1", b"tcp 65536 a", b"tcp x a", b"udp 1 a", b"\xff"] {
+            assert_eq!(Listen::from_bytes(junk), None);
         }
     }
 

@@ -15,6 +15,7 @@ mod reload;
 mod roll;
 pub mod scan;
 pub mod spawn;
+pub mod upgrade;
 mod upkeep;
 mod workers;
 
@@ -32,6 +33,7 @@ use self::deaths::Deaths;
 use self::edition::Edition;
 use self::plan::{Action, Event, Plan, Times};
 use self::roll::Roll;
+use self::upgrade::{Invocation, Predecessor, Successor};
 use self::upkeep::Upkeep;
 use self::workers::{Replaced, Worker};
 use crate::config::{Config, RESERVED_DESCRIPTORS};
@@ -46,16 +48,28 @@ use crate::fleet::title;
 /// Reads the configuration anew; the error says what is wrong with it.
 pub type Reread = Box<dyn Fn() -> Result<Config, String>>;
 
-/// Serves until told to stop. `reread` gives the configuration for a reload. What went wrong is in the log; the result
-/// is the exit code.
-pub fn run(mut config: Config, reread: Reread) -> Exit {
+/// Where a server comes from.
+pub struct Origin {
+    /// For a reload.
+    pub reread: Reread,
+    /// For an upgrade.
+    pub invocation: Invocation,
+    /// The server that this one replaces.
+    pub predecessor: Option<Predecessor>,
+}
+
+/// Serves until told to stop. What went wrong is in the log; the result is the exit code.
+pub fn run(mut config: Config, origin: Origin) -> Exit {
     title::set("wshd: supervisor");
     crate::log::set_process("supervisor");
     raise_descriptors(&mut config);
-    match Fleet::prepare(config, reread) {
+    match Fleet::prepare(config, origin) {
         Ok(mut fleet) => {
             let exit = fleet.serve();
-            fleet.listeners.iter().for_each(|listener| listener.remove_file());
+            // After an upgrade they are somebody else's.
+            if !fleet.has_successor() {
+                fleet.listeners.iter().for_each(|listener| listener.remove_file());
+            }
             exit
         }
         Err((exit, why)) => {
@@ -73,6 +87,13 @@ struct Fleet {
     /// Handlers and aliases that were left out because they are broken.
     faults: Vec<String>,
     reread: Reread,
+    invocation: Invocation,
+    /// The server that this one replaces, until it has got what it needs.
+    predecessor: Option<Predecessor>,
+    /// The server that is to replace this one.
+    successor: Option<Successor>,
+    /// Whether an upgrade is wanted.
+    is_upgrade_due: bool,
     scoreboard: &'static Scoreboard,
     /// By slot.
     workers: Vec<Option<Worker>>,
@@ -98,9 +119,15 @@ struct Fleet {
 
 impl Fleet {
     /// Binds, finds the handlers and makes what is shared; all before the first fork of a worker.
-    fn prepare(config: Config, reread: Reread) -> Result<Self, (Exit, String)> {
-        let listeners = listener::bind_missing(&config.listen, config.backlog, &[])
+    fn prepare(config: Config, origin: Origin) -> Result<Self, (Exit, String)> {
+        let Origin { reread, invocation, predecessor } = origin;
+        let inherited = predecessor.as_ref().map(Predecessor::listeners).transpose();
+        let inherited =
+            inherited.map_err(|error| (Exit::Bind, format!("sockets of the old server: {error}")))?;
+        let inherited = inherited.unwrap_or_default();
+        let listeners = listener::bind_missing(&config.listen, config.backlog, &inherited)
             .map_err(|error| (Exit::Bind, error.to_string()))?;
+        let is_new = predecessor.is_none();
         let internal = |error: io::Error| (Exit::Internal, error.to_string());
         let prepared = || {
             let (routes, faults) = discover::discover(&config, &Routes::default())
@@ -138,11 +165,17 @@ impl Fleet {
                 listeners,
                 faults,
                 reread,
+                invocation,
+                predecessor,
+                successor: None,
+                is_upgrade_due: false,
                 scoreboard,
                 signals: Some(signals),
             }),
             Err(error) => {
-                listeners.iter().for_each(|listener| listener.remove_file());
+                if is_new {
+                    listeners.iter().for_each(|listener| listener.remove_file());
+                }
                 Err(error)
             }
         }
@@ -185,8 +218,14 @@ impl Fleet {
             self.write_records();
             self.wait(plan.deadline(), &mut events);
             self.begin_reload(&plan);
+            self.begin_upgrade(&plan);
+            self.go_on_with_upgrade();
             self.roll_on(&mut events);
             plan.set_times(Times { stop: self.config.stop_time });
+            if self.is_superseded() && events.is_empty() {
+                log::info!("all connections are with the new executable");
+                return Exit::Ok;
+            }
             events.push_back(Event::Time);
         }
     }
@@ -201,7 +240,9 @@ impl Fleet {
     fn wait(&mut self, deadline: Option<plan::Time>, events: &mut VecDeque<Event>) {
         let kills = self.replaced.iter().map(|replaced| replaced.kill_at);
         let looks = self.next_look().into_iter().chain(self.next_look_at_logs());
-        let deadline = kills.chain(deadline).chain(looks).chain(self.roll.deadline()).min();
+        let deadline = kills.chain(deadline).chain(looks).chain(self.roll.deadline());
+        let upgrade = self.successor.iter().filter(|successor| !successor.is_serving);
+        let deadline = deadline.chain(upgrade.map(|successor| successor.give_up)).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
             let milliseconds = deadline.saturating_sub(scoreboard::now()).div_ceil(1_000_000);
             PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
@@ -214,6 +255,8 @@ impl Fleet {
         fds.extend(channels.map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN)));
         let inboxes = self.vacant.iter().filter_map(|slot| self.inboxes.get(*slot));
         fds.extend(inboxes.map(|inbox| PollFd::new(inbox.outlet(), PollFlags::POLLIN)));
+        let upgrade = self.successor.iter().filter(|successor| !successor.is_serving);
+        fds.extend(upgrade.map(|successor| PollFd::new(successor.as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, timeout) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => log::error!("poll: {error}"),
@@ -240,6 +283,7 @@ impl Fleet {
                 Signal::SIGINT => events.push_back(Event::Interrupt),
                 Signal::SIGQUIT => events.push_back(Event::Quit),
                 Signal::SIGHUP => self.ask_for_reload(),
+                Signal::SIGUSR2 => self.is_upgrade_due = true,
                 Signal::SIGTTIN => self.add_worker(),
                 Signal::SIGTTOU => self.remove_worker(),
                 Signal::SIGUSR1 => self.reopen_logs(),
@@ -249,10 +293,13 @@ impl Fleet {
     }
 
     /// Prints the ready line. Who started the server may have closed its output: no reason not to serve.
-    fn announce(&self) {
+    fn announce(&mut self) {
         let line = ready_line(&self.listeners, self.config.all_workers(), self.routes.resources().len());
         let mut out = io::stdout();
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        if let Some(predecessor) = self.predecessor.take() {
+            self.take_over(&predecessor);
+        }
     }
 }
 
@@ -275,8 +322,9 @@ fn ready_line(listeners: &[Arc<Listener>], workers: usize, resources: usize) -> 
 /// From here on these signals are read, not delivered.
 fn watch_signals() -> io::Result<SignalFd> {
     let stop = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT];
-    let others = [Signal::SIGCHLD, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGTTIN, Signal::SIGTTOU];
-    let signals = SigSet::from_iter(stop.into_iter().chain(others));
+    let others = [Signal::SIGCHLD, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+    let workers = [Signal::SIGTTIN, Signal::SIGTTOU];
+    let signals = SigSet::from_iter(stop.into_iter().chain(others).chain(workers));
     signals.thread_block()?;
     Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
 }

@@ -95,7 +95,7 @@ impl Fleet {
     }
 
     /// Places and slots of all workers.
-    fn serving(&self) -> Vec<(Place, usize)> {
+    pub(super) fn serving(&self) -> Vec<(Place, usize)> {
         let slots = self.workers.iter().enumerate().filter(|(_, worker)| worker.is_some());
         slots.filter_map(|(slot, _)| Some((self.scoreboard.slot(slot).map(Slot::place)?, slot))).collect()
     }

@@ -160,6 +160,12 @@ impl Fleet {
     /// Tells a worker to leave, if it is the one that is to leave now; also one that has come up in its place.
     pub(super) fn order_to_leave(&mut self, slot: usize) {
         let Some((_, to, _)) = self.roll.retiring.filter(|(retiring, ..)| *retiring == slot) else { return };
+        if let Some(successor) = self.successor.as_ref().filter(|successor| successor.is_serving) {
+            return match successor.inlet(slot) {
+                Some(inlet) => self.order_with(slot, Command::HandOver { to: slot as u16 }, Some(inlet)),
+                None => self.order(slot, Command::Drain),
+            };
+        }
         match to.or_else(|| self.heir_of(slot)) {
             Some(to) => self.order(slot, Command::HandOver { to: to as u16 }),
             None => {

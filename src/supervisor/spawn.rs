@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -36,11 +37,16 @@ const NOT_FOR_WORKERS: [Signal; 7] = [
 ];
 
 /// Closes what the program was started with beyond the standard streams: a lock or pipe of the shell would be
-/// held by all processes of the fleet. Call it before anything is opened.
-pub fn close_inherited() {
-    // SAFETY: nothing in this process has opened a descriptor yet, so nothing refers to those that are closed.
-    // Where the system call does not exist they stay open, which is untidy only.
-    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+/// held by all processes of the fleet. One that is meant for it is kept. Call it before anything is opened.
+pub fn close_inherited(kept: Option<RawFd>) {
+    let kept = kept.and_then(|kept| libc::c_uint::try_from(kept).ok());
+    let before = (3, kept.map_or(libc::c_uint::MAX, |kept| kept - 1));
+    let behind = kept.map(|kept| (kept + 1, libc::c_uint::MAX));
+    for (first, last) in [before].into_iter().chain(behind).filter(|(first, last)| first <= last) {
+        // SAFETY: nothing in this process has opened a descriptor yet, so nothing refers to those that are closed.
+        // Where the system call does not exist they stay open, which is untidy only.
+        unsafe { libc::close_range(first, last, 0) };
+    }
 }
 
 /// Forks the worker of a slot, which serves or, as a standby, waits for the order to begin; returns its pid and the
@@ -94,6 +100,8 @@ fn be_worker(
     fleet.replaced.clear();
     fleet.roll.clear();
     fleet.listeners.clear();
+    fleet.predecessor = None;
+    fleet.successor = None;
     fleet.signals = None;
     let Edition { config, routes, listeners, .. } = edition.clone();
     let Place { pool, number } = fleet.scoreboard.slot(slot).map(Slot::place).unwrap_or_default();

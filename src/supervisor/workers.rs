@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 
 use nix::sys::signal::{Signal, kill};
@@ -109,8 +110,17 @@ impl Fleet {
 
     /// Sends an order to the worker of a slot.
     pub(super) fn order(&self, slot: usize, command: Command) {
+        self.order_with(slot, command, None);
+    }
+
+    /// The same with a descriptor.
+    pub(super) fn order_with(&self, slot: usize, command: Command, fd: Option<BorrowedFd<'_>>) {
         let Some(Some(Worker { control: Some(control), .. })) = self.workers.get(slot) else { return };
-        if let Err(error) = control.send_command(command) {
+        let sent = match fd {
+            Some(fd) => control.send_command_with(command, fd),
+            None => control.send_command(command),
+        };
+        if let Err(error) = sent {
             log::debug!("{}: {error}", self.name(slot)); // it is gone, or will be killed
         }
     }
@@ -254,7 +264,8 @@ impl Fleet {
                 self.read_reports(slot, events); // what it said before it died: it may have been replaced by that
             }
             self.read_replaced(events);
-            if self.lose_standby(pid, &cause_of_death(status)) {
+            let cause = cause_of_death(status);
+            if self.lose_standby(pid, &cause) || self.lose_successor(pid, &cause) {
                 continue;
             }
             if let Some(index) = self.replaced.iter().position(|replaced| replaced.pid == pid) {

@@ -168,6 +168,7 @@ impl Worker {
                     control::Command::Stop => self.stop(1001),
                     control::Command::Shed { to, count } => self.shed(to.into(), count.into()),
                     control::Command::HandOver { to } => self.hand_over(to.into(), fd),
+                    control::Command::Drain => self.let_all_go(None, None),
                     control::Command::Inlet { slot } => self.learn_inlet(slot.into(), fd),
                     control::Command::Begin => {
                         if let Err(error) = self.begin() {

@@ -25,8 +25,8 @@ const SOON: u64 = 5_000_000_000;
 
 /// What a worker that hands its connections over keeps in mind.
 pub struct Leaving {
-    /// Of the inbox that they go to.
-    inlet: OwnedFd,
+    /// Of the inbox that they go to; none if there is nobody who could take them up.
+    inlet: Option<OwnedFd>,
     /// Whose that is; it does not leave before this worker has sent all.
     to: Option<&'static Slot>,
     /// When it began.
@@ -108,6 +108,15 @@ impl Worker {
         let Some(inlet) = inlet.or_else(known) else {
             return log::error!("told to hand over to slot {to}, whose inbox is not known");
         };
+        self.let_all_go(Some(inlet), slot);
+    }
+
+    /// Begins to leave: connections go where the inlet leads to; those that can not are closed in the time that their
+    /// handlers have.
+    pub fn let_all_go(&self, inlet: Option<OwnedFd>, slot: Option<&'static Slot>) {
+        if self.leaving.borrow().is_some() || self.stop_at.get().is_some() {
+            return;
+        }
         self.gate.close();
         self.slot.set_state(State::Stopping);
         if let Err(error) = self.control.send_report(Report::Leaving) {
@@ -223,7 +232,7 @@ impl Worker {
     /// The inlet for connections that go to a slot, or `None` for where all of them go.
     fn inlet_to(&self, to: Option<usize>) -> Option<RawFd> {
         match (&*self.leaving.borrow(), to) {
-            (Some(leaving), _) => Some(leaving.inlet.as_raw_fd()),
+            (Some(leaving), _) => leaving.inlet.as_ref().map(|inlet| inlet.as_raw_fd()),
             (None, to) => self.inlets.borrow().get(to?).map(|inlet| inlet.as_raw_fd()),
         }
     }

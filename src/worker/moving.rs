@@ -17,7 +17,7 @@ use super::conn::{Conn, NEVER, Open, Phase};
 use super::greet::LINGER;
 use super::opening::Request;
 use super::record::Record;
-use crate::fleet::inbox::{MAX_BYTES, MAX_FDS, Parcel};
+use crate::fleet::inbox::{FORMAT, MAX_BYTES, MAX_FDS, Parcel};
 use crate::proto::codec::Deflate;
 use crate::proto::connection::Connection;
 use crate::proto::deflate::Params;
@@ -55,8 +55,6 @@ struct Header {
     reserved: u32,
 }
 
-/// Changes whenever the form of an entry does.
-const MAGIC: u32 = 0x7773_6801;
 const HEADER: usize = size_of::<Header>();
 
 /// Connections on their way into one inbox. Made beforehand; used without allocation or lock.
@@ -68,7 +66,7 @@ pub struct Shipment {
 impl Shipment {
     /// An empty one. Large: to be boxed.
     pub fn new() -> Box<Self> {
-        let header = Header { magic: MAGIC, purpose: 0, parts: [0; 3], reserved: 0 };
+        let header = Header { magic: FORMAT, purpose: 0, parts: [0; 3], reserved: 0 };
         Box::new(Shipment { parcel: Parcel::new(), headers: [header; MAX_FDS] })
     }
 
@@ -145,7 +143,7 @@ fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
         let word = header.get(index * 4..index * 4 + 4)?;
         Some(u32::from_ne_bytes(word.try_into().ok()?))
     };
-    if word(0)? != MAGIC {
+    if word(0)? != FORMAT {
         return None;
     }
     let purpose = Purpose::from_number(word(1)?)?;
@@ -356,7 +354,7 @@ mod tests {
     fn bytes_that_are_no_entry_are_refused() {
         let mut junk: &[u8] = &[1; 500];
         assert!(next_entry(&mut junk).is_none());
-        let mut short: &[u8] = &MAGIC.to_ne_bytes();
+        let mut short: &[u8] = &FORMAT.to_ne_bytes();
         assert!(next_entry(&mut short).is_none());
     }
 }

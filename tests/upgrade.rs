@@ -1,0 +1,184 @@
+//! Upgrade: another executable takes over the sockets and the connections, or the old one serves on.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "common/client.rs"]
+mod client;
+#[path = "rescue/crowd.rs"]
+mod crowd;
+#[path = "common/server.rs"]
+mod daemon;
+#[path = "common/fixtures.rs"]
+mod fixtures;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use client::{Raw, ask, connect};
+use crowd::{Crowd, Habits, SMALL_TALK};
+use daemon::{Dir, Server, children, is_alive, until};
+use fixtures::add_handler;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A server started from a copy of the program, which can be replaced. Its last supervisor is ended with it.
+struct Upgradable {
+    server: Server,
+    program: PathBuf,
+    supervisor: i32,
+}
+
+impl Upgradable {
+    fn start(dir: &Dir, args: &[&str]) -> Self {
+        let program = dir.path().join("wshd");
+        fs::copy(env!("CARGO_BIN_EXE_wshd"), &program).unwrap();
+        let mut command = Command::new(&program);
+        command.stdin(Stdio::null()).args(["--port", "0", "--log-level", "debug", "--websock-handlers"]);
+        let log = dir.path().join("log");
+        command.arg(dir.path()).arg("--log-file").arg(&log).args(args);
+        let server = Server::launch(command, log).when_ready();
+        let supervisor = server.pid();
+        Self { server, program, supervisor }
+    }
+
+    /// Puts another program in its place, by rename.
+    fn install(&self, content: &[u8]) {
+        let passing = self.program.with_extension("new");
+        fs::write(&passing, content).unwrap();
+        fs::set_permissions(&passing, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(&passing, &self.program).unwrap();
+    }
+
+    fn logged(&self, text: &str) -> usize {
+        self.server.log().matches(text).count()
+    }
+
+    /// Upgrades, and waits until the new executable serves and the old one has left.
+    #[track_caller]
+    fn upgrade(&mut self) {
+        let old = self.supervisor;
+        let before = self.logged("upgrade: the new executable serves");
+        kill(Pid::from_raw(old), Signal::SIGUSR2).unwrap();
+        let is_supervisor = |pid: &i32| title(*pid).starts_with("wshd: supervisor");
+        let mut new = None;
+        until("there is a new supervisor", || {
+            new = children(old).into_iter().find(is_supervisor);
+            new.is_some()
+        });
+        self.supervisor = new.unwrap();
+        until("it serves", || self.logged("upgrade: the new executable serves") > before);
+        if old == self.server.pid() {
+            assert_eq!(self.server.wait().code(), Some(0), "{}", self.server.log());
+        } else {
+            until("the old supervisor has left", || !is_alive(old));
+        }
+    }
+
+    /// Ends the last supervisor, and asserts that nothing is left.
+    #[track_caller]
+    fn stop(&mut self) {
+        let workers = children(self.supervisor);
+        kill(Pid::from_raw(self.supervisor), Signal::SIGTERM).unwrap();
+        until("the last supervisor has left", || !is_alive(self.supervisor));
+        assert!(workers.iter().all(|pid| !is_alive(*pid)), "workers are left");
+        assert!(!self.server.log().contains("panicked at"), "{}", self.server.log());
+    }
+}
+
+impl Drop for Upgradable {
+    fn drop(&mut self) {
+        // After an upgrade it is nobody's child, and its pid nobody else's while it lives.
+        if title(self.supervisor).starts_with("wshd: supervisor") {
+            let _ = kill(Pid::from_raw(self.supervisor), Signal::SIGKILL);
+        }
+    }
+}
+
+fn title(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default()
+}
+
+#[test]
+fn nobody_notices_three_upgrades_under_load() {
+    let dir = Dir::new();
+    add_handler(dir.path(), "echo", "echo");
+    add_handler(dir.path(), "everything", "everything");
+    let mut upgradable = Upgradable::start(&dir, &["--workers", "2"]);
+    let address = upgradable.server.address();
+    let habits = Habits { deflate: true, large: 40_000, ..SMALL_TALK };
+    let crowd = Crowd::gather(&address, "/echo", 200, habits);
+    let mut client = connect(&address, "/everything");
+    assert_eq!(ask(&mut client, "set_state seven"), "set_state: 0");
+    for _ in 0..3 {
+        upgradable.upgrade();
+        crowd.served();
+        assert_eq!(ask(&mut client, "is_resumed"), "is_resumed: 1");
+        assert_eq!(ask(&mut client, "state"), "state: \"seven\"");
+        let mut late = Raw::open(&address, "/echo");
+        assert_eq!(late.ask("served"), "served");
+    }
+    assert_eq!(crowd.served().clients, 200);
+    assert_eq!(crowd.ends(), []);
+    client.close(None).unwrap();
+    drop(crowd);
+    upgradable.stop();
+}
+
+#[test]
+fn an_executable_that_does_not_come_up_changes_nothing() {
+    let dir = Dir::new();
+    add_handler(dir.path(), "echo", "echo");
+    let mut upgradable = Upgradable::start(&dir, &["--workers", "1"]);
+    let address = upgradable.server.address();
+    let mut raw = Raw::open(&address, "/echo");
+    let failures = [
+        (&b"#!/bin/sh\nexit 42\n"[..], "it ended with exit code 42"),
+        (b"no program at all\0", "it ended with exit code 127"),
+        (b"#!/bin/sh\nkill -SEGV $$\n", "it was ended by SIGSEGV"),
+    ];
+    for (content, why) in failures {
+        upgradable.install(content);
+        upgradable.server.signal(Signal::SIGUSR2);
+        upgradable.server.says(&format!("]: {why}"));
+        assert_eq!(raw.ask("still here"), "still here");
+    }
+    assert_eq!(upgradable.logged("upgrade: failed, and this executable serves on"), failures.len());
+    upgradable.install(&fs::read(env!("CARGO_BIN_EXE_wshd")).unwrap());
+    upgradable.upgrade();
+    assert_eq!(raw.ask("and in the new one"), "and in the new one");
+    drop(raw);
+    upgradable.stop();
+}
+
+#[test]
+fn pools_and_unix_sockets_go_on() {
+    let dir = Dir::new();
+    add_handler(dir.path(), "echo", "echo");
+    let config = dir.path().join("wshd.conf");
+    let socket = dir.path().join("socket");
+    fs::write(
+        &config,
+        format!(
+            "server_host = [\"127.0.0.1\", \"unix:{}\"]\nworkers = 1\n[handler.\"/echo\"]\nisolation = \"pool\"\n",
+            socket.display()
+        ),
+    )
+    .unwrap();
+    let mut upgradable = Upgradable::start(&dir, &["--config", config.to_str().unwrap()]);
+    let mut raw = Raw::over(UnixStream::connect(&socket).unwrap());
+    raw.upgrade("/echo", "");
+    let before = children(upgradable.supervisor);
+    upgradable.upgrade();
+    raw.text("over there");
+    assert_eq!(raw.next_text(), "over there");
+    let after = children(upgradable.supervisor);
+    assert_eq!(after.len(), 2);
+    assert!(after.iter().all(|pid| !before.contains(pid)));
+    let mut late = Raw::over(UnixStream::connect(&socket).unwrap());
+    late.upgrade("/echo", "");
+    drop((raw, late));
+    upgradable.stop();
+    assert!(!socket.exists(), "the last one removes it");
+}
