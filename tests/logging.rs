@@ -283,7 +283,7 @@ fn files_that_were_renamed_are_opened_anew() {
     let (log, access_log) = (path(&dir, "log"), path(&dir, "access"));
     let server = serve(&dir, &["--workers=2", "--log-file", &log, "--access-log", &access_log]);
     let mut client = connect(&server.address(), "/talk");
-    let mut number = 0;
+    let (mut number, mut connections) = (0, 1);
     for round in 1..=3 {
         number += 1;
         say(&mut client, 30, &format!("line {number}"));
@@ -296,12 +296,19 @@ fn files_that_were_renamed_are_opened_anew() {
             say(&mut client, 30, &format!("line {number}"));
             read(&log).contains(&format!(": line {number}"))
         });
-        until("the other file is new, too", || Path::new(&access_log).exists());
+        until("the workers write into the other new file, too", || {
+            drop(connect(&server.address(), "/talk"));
+            connections += 1;
+            !read(&access_log).is_empty()
+        });
     }
     close(client, 1000);
-    until("the new access log has the end", || access(&read(&access_log), "close").len() == 1);
-    assert_eq!(access(&read(format!("{access_log}.1")), "open").len(), 1);
-    let all: String = (1..=3).map(|round| read(format!("{log}.{round}"))).chain([read(&log)]).collect();
+    let files = |file: &str| {
+        (1..=3).map(|round| read(format!("{file}.{round}"))).chain([read(file)]).collect::<String>()
+    };
+    until("all have ended", || access(&files(&access_log), "close").len() == connections);
+    assert_eq!(access(&files(&access_log), "open").len(), connections);
+    let all = files(&log);
     assert_eq!(numbers(&all), (1..=number).collect::<Vec<_>>(), "nothing is lost, nothing doubled");
     assert!(all.contains("SIGUSR1 received"));
 }
