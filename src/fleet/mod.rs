@@ -1,8 +1,9 @@
-//! What both sides of fork share: the scoreboard, the control channels, the listening sockets, the routes, and
-//! the title under which a process shows up. Holds no policy: the supervisor plans, the worker serves.
+//! What both sides of fork share: the scoreboard, the counters, the control channels, the listening sockets, the
+//! routes, and the title under which a process shows up. Holds no policy: the supervisor plans, the worker serves.
 
 pub mod control;
 pub mod datagram;
+pub mod counters;
 pub mod doing;
 pub mod evidence;
 pub mod gates;
@@ -11,4 +12,5 @@ pub mod listener;
 pub mod peer;
 pub mod routes;
 pub mod scoreboard;
+pub mod tally;
 pub mod title;
