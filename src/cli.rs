@@ -4,6 +4,7 @@
 
 mod file;
 mod logging;
+mod metrics;
 mod pools;
 mod value;
 
@@ -222,6 +223,9 @@ struct Args {
     #[arg(long, help_heading = LIMITS)]
     no_deflate: bool,
 
+    #[command(flatten)]
+    metrics: metrics::Options,
+
     /// Print version
     #[arg(long, action = ArgAction::Version)]
     version: (),
@@ -310,6 +314,7 @@ impl Args {
             drain_time: self.drain_timeout,
             drain_times: Default::default(),
             stop_time: self.stop_timeout,
+            metrics: self.metrics.metrics,
             log: self.logging.settings(),
             settings: Default::default(),
             pools: vec![Pool::new("default", workers)],

@@ -106,6 +106,8 @@ pub struct Config {
     pub drain_times: BTreeMap<String, Option<u64>>,
     /// Time from the order to stop until a worker must have left; ns.
     pub stop_time: u64,
+    /// Where metrics are served, if they are.
+    pub metrics: Option<Listen>,
     /// Where log lines go, and which.
     pub log: LogSettings,
     /// The handlers' own settings by resource.

@@ -13,6 +13,7 @@ pub mod ffi;
 pub mod fleet;
 pub mod http;
 pub mod log;
+pub mod metrics;
 pub mod proto;
 pub mod supervisor;
 pub mod worker;

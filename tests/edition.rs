@@ -38,7 +38,8 @@ fn edition(config: Config, resources: &[(&str, u64)]) -> Edition {
     for (resource, version) in resources {
         routes.add(route(resource, *version));
     }
-    Edition { config: Arc::new(config), routes: Arc::new(routes), listeners: Vec::new(), faults: Vec::new() }
+    let (config, routes) = (Arc::new(config), Arc::new(routes));
+    Edition { config, routes, listeners: Vec::new(), metrics: Vec::new(), faults: Vec::new() }
 }
 
 fn place(pool: u16, number: u16) -> Place {

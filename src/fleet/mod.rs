@@ -2,8 +2,8 @@
 //! routes, and the title under which a process shows up. Holds no policy: the supervisor plans, the worker serves.
 
 pub mod control;
-pub mod datagram;
 pub mod counters;
+pub mod datagram;
 pub mod doing;
 pub mod evidence;
 pub mod gates;

@@ -101,8 +101,8 @@ impl Scoreboard {
     }
 }
 
-/// What one worker says about itself, and the supervisor about it. Each on cache lines of its own. Counters only
-/// grow while the slot exists; times are ns of [`now`].
+/// What one worker says about itself, and the supervisor about it. Each on cache lines of its own. Times are ns of
+/// [`now`].
 #[repr(C, align(128))]
 #[derive(Debug)]
 pub struct Slot {
@@ -119,16 +119,6 @@ pub struct Slot {
     pub started: AtomicU64,
     /// When the event loop last went around.
     pub heartbeat: AtomicU64,
-    /// Connections accepted.
-    pub accepted: AtomicU64,
-    /// Messages received.
-    pub messages_in: AtomicU64,
-    /// Messages sent.
-    pub messages_out: AtomicU64,
-    /// Payload bytes received.
-    pub bytes_in: AtomicU64,
-    /// Payload bytes sent.
-    pub bytes_out: AtomicU64,
     /// What is being executed right now.
     pub doing: Doing,
     /// The last crash of a process in this slot.
@@ -158,7 +148,7 @@ impl Slot {
         self.state.store(state as u32, Ordering::Release);
     }
 
-    /// Makes the record that of a new process; its counters go on. [supervisor, before fork]
+    /// Makes the record that of a new process. [supervisor, before fork]
     pub fn begin(&self, now: u64) {
         self.generation.fetch_add(1, Ordering::Relaxed);
         self.connections.store(0, Ordering::Relaxed);
@@ -371,26 +361,25 @@ mod tests {
         let child = in_child(|| {
             let slot = board.slot(2).unwrap();
             slot.connections.fetch_add(5, Ordering::Relaxed);
-            slot.bytes_out.store(u64::MAX, Ordering::Relaxed);
+            slot.heartbeat.store(u64::MAX, Ordering::Relaxed);
             slot.doing.begin(7, 6, 0xabcd, Peer::NONE, 1);
             slot.set_state(State::Running);
         });
         assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
         let slot = board.slot(2).unwrap();
         assert_eq!(slot.connections.load(Ordering::Relaxed), 5);
-        assert_eq!(slot.bytes_out.load(Ordering::Relaxed), u64::MAX);
+        assert_eq!(slot.heartbeat.load(Ordering::Relaxed), u64::MAX);
         assert_eq!(slot.doing.current(), Some((7, 6, 0xabcd)));
         assert_eq!(slot.state(), State::Running);
         assert_eq!(board.slot(1).unwrap().state(), State::Empty);
     }
 
     #[test]
-    fn a_new_process_begins_with_a_clean_record_and_old_counters() {
+    fn a_new_process_begins_with_a_clean_record() {
         let board = board(1);
         let slot = board.slot(0).unwrap();
         slot.begin(10);
         slot.connections.store(9, Ordering::Relaxed);
-        slot.accepted.store(100, Ordering::Relaxed);
         slot.doing.begin(0, 1, 2, Peer::NONE, 3);
         slot.end();
         assert_eq!((slot.state(), slot.doing.current()), (State::Empty, None));
@@ -398,7 +387,6 @@ mod tests {
         assert_eq!(slot.state(), State::Starting);
         assert_eq!(slot.generation.load(Ordering::Relaxed), 2);
         assert_eq!(slot.connections.load(Ordering::Relaxed), 0);
-        assert_eq!(slot.accepted.load(Ordering::Relaxed), 100);
         assert_eq!(slot.heartbeat.load(Ordering::Relaxed), 20);
     }
 

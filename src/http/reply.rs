@@ -52,6 +52,12 @@ impl Reply {
         Self { head: head.into_bytes(), body }
     }
 
+    /// The status of the head; 0 if it has none.
+    pub fn status(&self) -> u16 {
+        let digits = self.head.get(9..12).and_then(|digits| str::from_utf8(digits).ok());
+        digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+    }
+
     /// RFC 9110 9.3.2: HEAD gets the same header fields and no content.
     pub(super) fn without_body(self) -> Self {
         Self { body: Body::Empty, ..self }

@@ -49,7 +49,7 @@ impl Cause {
     }
 
     /// The one word for it in a record.
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Cause::Crash(..) => "crash",
             Cause::Exit => "exit",

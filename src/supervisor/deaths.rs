@@ -54,6 +54,8 @@ impl Deaths {
 impl Fleet {
     /// A process of this slot has crashed, and said so. To be called before its replacement is forked.
     pub(super) fn on_crash(&mut self, slot: usize, pid: Pid) {
+        // Its connections go on elsewhere, or nowhere, though it may take long to write a core dump.
+        self.counters.forget(pid.as_raw());
         let Some(record) = self.scoreboard.slot(slot) else { return };
         let crash = record.crash.facts();
         let facts = self.deaths.evidence.get(slot).map(Evidence::facts).unwrap_or_default();
@@ -94,6 +96,7 @@ impl Fleet {
     pub(super) fn tell_rescue(&self, replaced: &Replaced) {
         let Replaced { pid, slot, .. } = *replaced;
         let (moved, cut) = self.scoreboard.slot(slot).map_or((0, 0), |record| record.crash.result());
+        self.count_in_place(slot, |counters| counters.moved_out.add_shared(moved.into()));
         log::warn!(
             "{}[{pid}] has ended: {moved} connections went on elsewhere, {cut} did not",
             self.name(slot)
@@ -125,6 +128,7 @@ impl Fleet {
         (callback, conn): (u32, u64),
         facts: Facts,
     ) {
+        self.count_death(slot, cause, handler);
         let worker = self.name(slot);
         let route = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler)));
         let death =
@@ -150,6 +154,7 @@ impl Fleet {
         };
         gate.shut(now.saturating_add(time));
         let Some(route) = self.routes.handlers().get(usize::from(handler)) else { return };
+        self.count_handler(handler, |entry| entry.quarantines.add(1));
         let why = match standing {
             Standing::Probing => "a worker died in it when it was probed".to_owned(),
             _ => format!(

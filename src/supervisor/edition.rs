@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::discover;
+use super::{discover, metrics};
 use crate::config::{Config, Pool};
 use crate::fleet::listener::{self, Listener};
 use crate::fleet::routes::{Route, Routes};
@@ -21,6 +21,8 @@ pub struct Edition {
     pub routes: Arc<Routes>,
     /// The sockets to accept from.
     pub listeners: Vec<Arc<Listener>>,
+    /// The sockets to serve metrics on.
+    pub metrics: Vec<Arc<Listener>>,
     /// What was left out because it is broken.
     pub faults: Vec<String>,
 }
@@ -49,7 +51,8 @@ impl Edition {
         let routes = routes.following(&self.routes).ok_or("too many handlers have come and gone: restart")?;
         let listeners = listener::bind_missing(&config.listen, config.backlog, &self.listeners)
             .map_err(|error| error.to_string())?;
-        Ok(Self { config: Arc::new(config), routes: Arc::new(routes), listeners, faults })
+        let metrics = metrics::bind(&config, &self.metrics).map_err(|error| error.to_string())?;
+        Ok(Self { config: Arc::new(config), routes: Arc::new(routes), listeners, metrics, faults })
     }
 
     /// The pools whose workers would not be what they are if they were started from `new`.

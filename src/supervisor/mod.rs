@@ -9,6 +9,7 @@ mod deaths;
 pub mod discover;
 pub mod edition;
 mod logs;
+mod metrics;
 pub mod plan;
 pub mod quarantine;
 mod reload;
@@ -31,6 +32,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::deaths::Deaths;
 use self::edition::Edition;
+use self::metrics::Metrics;
 use self::plan::{Action, Event, Plan, Times};
 use self::roll::Roll;
 use self::upgrade::{Invocation, Predecessor, Successor};
@@ -39,6 +41,7 @@ use self::workers::{Replaced, Worker};
 use crate::config::{Config, RESERVED_DESCRIPTORS};
 use crate::exit::Exit;
 use crate::fleet::control::Command;
+use crate::fleet::counters::Counters;
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::{self, Bound, Listener};
 use crate::fleet::routes::Routes;
@@ -68,7 +71,8 @@ pub fn run(mut config: Config, origin: Origin) -> Exit {
             let exit = fleet.serve();
             // After an upgrade they are somebody else's.
             if !fleet.has_successor() {
-                fleet.listeners.iter().for_each(|listener| listener.remove_file());
+                let listeners = fleet.listeners.iter().chain(&fleet.metrics.listeners);
+                listeners.for_each(|listener| listener.remove_file());
             }
             exit
         }
@@ -95,6 +99,9 @@ struct Fleet {
     /// Whether an upgrade is wanted.
     is_upgrade_due: bool,
     scoreboard: &'static Scoreboard,
+    counters: &'static Counters,
+    /// The process that serves what is counted.
+    metrics: Metrics,
     /// By slot.
     workers: Vec<Option<Worker>>,
     /// By slot: where connections arrive from other workers.
@@ -128,6 +135,12 @@ impl Fleet {
         let listeners = listener::bind_missing(&config.listen, config.backlog, &inherited)
             .map_err(|error| (Exit::Bind, error.to_string()))?;
         let is_new = predecessor.is_none();
+        let metrics = Metrics::prepare(&config, &inherited).map_err(|error| {
+            if is_new {
+                listeners.iter().for_each(|listener| listener.remove_file());
+            }
+            (Exit::Bind, error.to_string())
+        })?;
         let internal = |error: io::Error| (Exit::Internal, error.to_string());
         let prepared = || {
             let (routes, faults) = discover::discover(&config, &Routes::default())
@@ -145,12 +158,13 @@ impl Fleet {
                     inboxes.push(Inbox::new().map_err(internal)?);
                 }
             }
+            let counters = metrics::counters(&config, &routes).map_err(internal)?;
             let deaths = Deaths::new(&config).map_err(internal)?;
             let signals = watch_signals().map_err(internal)?;
-            Ok((routes, faults, scoreboard, deaths, signals, inboxes))
+            Ok((routes, faults, scoreboard, counters, deaths, signals, inboxes))
         };
         match prepared() {
-            Ok((routes, faults, scoreboard, deaths, signals, inboxes)) => Ok(Self {
+            Ok((routes, faults, scoreboard, counters, deaths, signals, inboxes)) => Ok(Self {
                 workers: (0..inboxes.len()).map(|_| None).collect(),
                 inboxes,
                 replaced: Vec::new(),
@@ -170,11 +184,13 @@ impl Fleet {
                 successor: None,
                 is_upgrade_due: false,
                 scoreboard,
+                counters,
+                metrics,
                 signals: Some(signals),
             }),
             Err(error) => {
                 if is_new {
-                    listeners.iter().for_each(|listener| listener.remove_file());
+                    listeners.iter().chain(&metrics.listeners).for_each(|listener| listener.remove_file());
                 }
                 Err(error)
             }
@@ -187,6 +203,7 @@ impl Fleet {
             config: Arc::clone(&self.config),
             routes: Arc::clone(&self.routes),
             listeners: self.listeners.clone(),
+            metrics: self.metrics.listeners.clone(),
             faults: self.faults.clone(),
         }
     }
@@ -216,6 +233,7 @@ impl Fleet {
                 }
             }
             self.write_records();
+            self.tend_metrics();
             self.wait(plan.deadline(), &mut events);
             self.begin_reload(&plan);
             self.begin_upgrade(&plan);
@@ -240,9 +258,10 @@ impl Fleet {
     fn wait(&mut self, deadline: Option<plan::Time>, events: &mut VecDeque<Event>) {
         let kills = self.replaced.iter().map(|replaced| replaced.kill_at);
         let looks = self.next_look().into_iter().chain(self.next_look_at_logs());
-        let deadline = kills.chain(deadline).chain(looks).chain(self.roll.deadline());
+        let looks = looks.chain(self.metrics.deadline()).chain(self.roll.deadline());
         let upgrade = self.successor.iter().filter(|successor| !successor.is_serving);
-        let deadline = deadline.chain(upgrade.map(|successor| successor.give_up)).min();
+        let deadlines = kills.chain(deadline).chain(looks);
+        let deadline = deadlines.chain(upgrade.map(|successor| successor.give_up)).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
             let milliseconds = deadline.saturating_sub(scoreboard::now()).div_ceil(1_000_000);
             PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)

@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 
 use super::edition::{Edition, Step};
 use super::plan::Plan;
-use super::{Fleet, raise_descriptors};
+use super::{Fleet, metrics, raise_descriptors};
 use crate::fleet::scoreboard::{Place, Slot};
 use crate::log as sink;
 
@@ -30,6 +30,7 @@ impl Fleet {
                 if let Err(why) = sink::start(&edition.config.log) {
                     return self.reload_done(Err(why));
                 }
+                metrics::enter_handlers(self.counters, &edition.routes);
                 let changed = self.edition().changed_pools(&edition);
                 let steps = edition.steps(&changed, &self.serving());
                 if steps.is_empty() {
@@ -49,13 +50,14 @@ impl Fleet {
 
     /// The new edition has shown that it works: all workers that are started from now on are made of it.
     pub(super) fn set_edition(&mut self, edition: Edition) {
-        let Edition { config, routes, listeners, faults } = edition;
+        let Edition { config, routes, listeners, metrics, faults } = edition;
         let is_gone = |old: &&std::sync::Arc<crate::fleet::listener::Listener>| {
             !listeners.iter().any(|new| std::sync::Arc::ptr_eq(old, new))
         };
         self.listeners.iter().filter(is_gone).for_each(|listener| listener.remove_file());
         self.deaths.set_rules(config.quarantine);
         (self.config, self.routes, self.listeners, self.faults) = (config, routes, listeners, faults);
+        self.metrics.renew(metrics);
     }
 
     /// A reload has come to its end.

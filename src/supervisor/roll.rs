@@ -200,7 +200,7 @@ impl Fleet {
             return None;
         }
         let Standby { slot, pid, control, .. } = self.roll.standbys.swap_remove(index);
-        self.adopt(Worker::new(pid, control, self.scoreboard.slot(slot)), slot);
+        self.adopt(Worker::new(pid, control), slot);
         if let Some(record) = self.scoreboard.slot(slot) {
             record.set_state(State::Starting);
         }

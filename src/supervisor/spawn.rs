@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
@@ -17,13 +18,14 @@ use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid, setgid, setgroups, setuid};
 
 use super::edition::Edition;
+use super::metrics::Metrics;
 use super::{Fleet, plan};
 use crate::config::Pool;
 use crate::exit::Exit;
 use crate::fleet::control::Channel;
 use crate::fleet::scoreboard::{self, Place, Slot, State};
 use crate::fleet::title;
-use crate::{log as sink, worker};
+use crate::{log as sink, metrics, worker};
 
 /// Signals that a terminal sends to the whole process group, or that are orders to the supervisor only.
 const NOT_FOR_WORKERS: [Signal; 7] = [
@@ -60,6 +62,9 @@ pub(super) fn spawn(
     let (ours, theirs) = Channel::pair()?;
     let record = fleet.scoreboard.slot(slot).ok_or(io::ErrorKind::NotFound)?;
     record.begin(scoreboard::now());
+    if let Some(counters) = fleet.counters.enter_place(record.place()) {
+        counters.starts.add(1);
+    }
     if standby {
         record.set_state(State::Standby);
     }
@@ -102,6 +107,7 @@ fn be_worker(
     fleet.listeners.clear();
     fleet.predecessor = None;
     fleet.successor = None;
+    fleet.metrics = Metrics::default();
     fleet.signals = None;
     let Edition { config, routes, listeners, .. } = edition.clone();
     let Place { pool, number } = fleet.scoreboard.slot(slot).map(Slot::place).unwrap_or_default();
@@ -122,12 +128,58 @@ fn be_worker(
         // Only the default pool accepts; to the others connections come through their inboxes.
         listeners: if pool == 0 { listeners } else { Vec::new() },
         scoreboard: fleet.scoreboard,
+        counters: fleet.counters,
         slot,
         control,
         inboxes: std::mem::take(&mut fleet.inboxes),
         standby,
         gates: fleet.deaths.gates,
         evidence: fleet.deaths.evidence,
+    })
+}
+
+/// Forks the process that serves metrics; returns its pid.
+pub(super) fn spawn_metrics(fleet: &mut Fleet) -> io::Result<Pid> {
+    let supervisor = getpid();
+    // SAFETY: the supervisor has one thread, so the child may do whatever a process may do.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            let code = catch_unwind(AssertUnwindSafe(|| be_metrics(fleet, supervisor)));
+            let code = code.unwrap_or(Exit::Internal.code()); // the panic has printed its message
+            // SAFETY: ends the child here: destructors and exit handlers are the supervisor's.
+            unsafe { libc::_exit(code) }
+        }
+    }
+}
+
+/// In the child, to its end. It runs as the workers of the default pool do.
+fn be_metrics(fleet: &mut Fleet, supervisor: Pid) -> i32 {
+    fleet.workers.clear();
+    fleet.replaced.clear();
+    fleet.roll.clear();
+    fleet.listeners.clear();
+    fleet.inboxes.clear();
+    fleet.signals = None;
+    let prepared = prepare()
+        .and_then(|()| fleet.config.pools.first().map_or(Ok(()), confine))
+        .and_then(|()| end_with(supervisor, 1));
+    if let Err(error) = prepared {
+        log::error!("metrics can not be served: {error}");
+        return Exit::Internal.code();
+    }
+    // SIGTERM stays blocked: it can be seen how the workers stop.
+    title::set("wshd: metrics");
+    sink::set_process("metrics");
+    metrics::run(metrics::Start {
+        config: Arc::clone(&fleet.config),
+        routes: Arc::clone(&fleet.routes),
+        listeners: fleet.metrics.listeners.clone(),
+        scoreboard: fleet.scoreboard,
+        counters: fleet.counters,
+        gates: fleet.deaths.gates,
+        supervisor: supervisor.as_raw(),
+        started: fleet.metrics.started,
     })
 }
 

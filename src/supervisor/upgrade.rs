@@ -125,7 +125,10 @@ impl AsFd for Successor {
 
 impl Successor {
     /// Starts it.
-    fn start(invocation: &Invocation, listeners: &[Arc<Listener>]) -> io::Result<Self> {
+    fn start<'a>(
+        invocation: &Invocation,
+        listeners: impl Iterator<Item = &'a Arc<Listener>>,
+    ) -> io::Result<Self> {
         let text = |text: &std::ffi::OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
         let program = text(invocation.program.as_os_str())?;
         let args = invocation.args.iter().map(|arg| text(arg)).collect::<io::Result<Vec<CString>>>()?;
@@ -205,7 +208,8 @@ impl Fleet {
         if let Some(why) = why {
             return self.upgrade_done(Err(why.to_owned()));
         }
-        match Successor::start(&self.invocation, &self.listeners) {
+        let listeners = self.listeners.iter().chain(&self.metrics.listeners);
+        match Successor::start(&self.invocation, listeners) {
             Ok(successor) => {
                 log::info!("upgrade: {}[{}] is starting", self.invocation.program.display(), successor.pid);
                 self.successor = Some(successor);
@@ -229,6 +233,7 @@ impl Fleet {
                     log::warn!("upgrade: the new executable can not take up connections: they are closed");
                 }
                 self.call_off("another executable takes over");
+                self.metrics.hand_over();
                 for (_, slot) in self.serving() {
                     self.roll.push(Step { start: None, retire: Some(slot) });
                 }

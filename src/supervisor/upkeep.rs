@@ -87,7 +87,7 @@ impl Fleet {
         let used = Wear {
             memory: if self.config.wear.memory == 0 { 0 } else { resident_memory(worker.pid) },
             age: now.saturating_sub(record.started.load(Ordering::Relaxed)),
-            messages: record.messages_in.load(Ordering::Relaxed).saturating_sub(worker.messages_before),
+            messages: self.counters.traffic_of(worker.pid.as_raw()).map_or(0, |traffic| traffic.messages_in),
         };
         balance::worn(&self.config.wear, &used)
     }

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::Ordering;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -25,15 +24,12 @@ pub(super) struct Worker {
     pub pid: Pid,
     /// None after the worker's end was closed.
     pub control: Option<Channel>,
-    /// Messages that earlier processes of the slot had received.
-    pub messages_before: u64,
 }
 
 impl Worker {
     /// One that was just forked, or has waited.
-    pub fn new(pid: Pid, control: Channel, record: Option<&Slot>) -> Self {
-        let messages_before = record.map_or(0, |record| record.messages_in.load(Ordering::Relaxed));
-        Self { pid, control: Some(control), messages_before }
+    pub fn new(pid: Pid, control: Channel) -> Self {
+        Self { pid, control: Some(control) }
     }
 }
 
@@ -61,7 +57,7 @@ impl Fleet {
         match spawn::spawn(self, slot, &self.edition(), false) {
             Ok((pid, control)) => {
                 log::debug!("{}[{pid}] is starting", self.name(slot));
-                self.adopt(Worker::new(pid, control, self.scoreboard.slot(slot)), slot);
+                self.adopt(Worker::new(pid, control), slot);
                 Ok(())
             }
             Err(error) => {
@@ -161,6 +157,7 @@ impl Fleet {
 
     /// Waits for processes that were replaced, so that none is left; not for longer than they have.
     pub(super) fn see_off(&mut self) {
+        self.metrics.end();
         let patience = self.config.stop_time.saturating_add(plan::GRACE);
         let give_up = scoreboard::now().saturating_add(patience);
         self.hurry_replaced(Command::Stop);
@@ -193,6 +190,7 @@ impl Fleet {
                 }
                 Ok(Some(Report::Leaving)) => {
                     let control = worker.control.take();
+                    self.count_in_place(slot, |counters| counters.replaced.add_shared(1));
                     let kill_at = self.patience_with(slot);
                     self.roll.has_left(slot);
                     self.replaced.push(Replaced { pid, slot, kill_at, control, is_followed: false });
@@ -258,6 +256,10 @@ impl Fleet {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             let Some(pid) = status.pid() else { return };
             self.release_gates(pid);
+            self.counters.release(pid.as_raw());
+            if self.metrics.ended(pid, status) {
+                continue;
+            }
             self.scoreboard.slots().iter().for_each(|record| record.crash.end_sending(pid.as_raw()));
             let is_in = |worker: &Option<Worker>| worker.as_ref().is_some_and(|worker| worker.pid == pid);
             if let Some(slot) = self.workers.iter().position(is_in) {

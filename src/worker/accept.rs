@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::unistd::{Pid, gettid};
 use socket2::{SockRef, Socket};
 
+use super::counting::Counting;
 use super::mailroom::{Command, Mailroom};
 use super::signals::interrupt;
 use crate::fleet::listener::Listener;
@@ -68,6 +69,8 @@ pub struct Acceptor {
     pub slot: usize,
     /// Most connections of this worker.
     pub connections: u32,
+    /// Counts them.
+    pub counting: &'static Counting,
     /// Where accepted connections go.
     pub mailroom: &'static Mailroom,
     /// Whether to accept at all.
@@ -109,7 +112,7 @@ impl Acceptor {
                 }
             };
             slot.connections.fetch_add(1, Ordering::Relaxed);
-            slot.accepted.fetch_add(1, Ordering::Relaxed);
+            self.counting.place.accepted.add_shared(1);
             self.scoreboard.changed();
             // From here on a crash does not lose it (see is_just_accepted() for before).
             let place = self.mailroom.enter_lobby(&socket);

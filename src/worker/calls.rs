@@ -4,7 +4,6 @@
 use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use ::ws_handler::raw::*;
 use socket2::Socket;
@@ -19,6 +18,7 @@ use super::{Core, Worker};
 use crate::ffi::host::{
     ABSENT, Address, Callback, End, Fact, Host, Number, OwnedBytes, Payload, Reply, Task, present,
 };
+use crate::fleet::tally::Tally;
 use crate::proto::connection::{Connection, Io, Kind, Send, SendError};
 use crate::proto::deflate::Params;
 
@@ -236,9 +236,8 @@ impl Worker {
         let _ = write_early(core, id, |queue, socket| queue.write_to(socket));
         let Some(conn) = core.table.get(id) else { return false };
         let queued = conn.queued();
-        self.mailroom.count_queued(id, conn.counted as usize, queued);
-        conn.counted = u32::try_from(queued).unwrap_or(u32::MAX);
-        self.mailroom.is_queue_full(id)
+        self.count_queued(id, conn, queued);
+        self.mailroom.refuses_to_send(id)
     }
 
     /// Sends bytes that are valid during this call only.
@@ -249,18 +248,19 @@ impl Worker {
             LARGE.. => proto.send_header(message, bytes, how, io),
             _ => proto.send(message, bytes, how, io).map(|()| false),
         });
-        match sent {
-            Ok(false) => {}
-            Ok(true) => {
+        let tally = match sent {
+            Ok((false, tally)) => tally,
+            Ok((true, tally)) => {
                 write_early(core, id, |queue, socket| {
                     // A socket that fails is found out by the flush that follows.
                     let taken = queue.write_before(socket, bytes).unwrap_or(0);
                     queue.tail().extend_from_slice(bytes.get(taken..).unwrap_or_default());
                 });
+                tally
             }
             Err(result) => return result,
-        }
-        self.count_out(id, kind, bytes.len(), how.more);
+        };
+        self.count_out(tally, id, kind, bytes.len(), how.more);
         WS_OK
     }
 
@@ -272,16 +272,18 @@ impl Worker {
         }
         let Some(message) = message_kind(kind) else { return WS_E_INVALID };
         let core = &mut *self.core.borrow_mut();
-        match self.sending(core, id, |proto, io| proto.send_header(message, bytes.as_ref(), how, io)) {
-            Ok(false) => {}
-            Ok(true) => {
+        let sent = self.sending(core, id, |proto, io| proto.send_header(message, bytes.as_ref(), how, io));
+        let tally = match sent {
+            Ok((false, tally)) => tally,
+            Ok((true, tally)) => {
                 if let Some((queue, _)) = core.table.get(id).and_then(|conn| conn.queue_and_socket()) {
                     queue.push_owned(bytes);
                 }
+                tally
             }
             Err(result) => return result,
-        }
-        self.count_out(id, kind, size, how.more);
+        };
+        self.count_out(tally, id, kind, size, how.more);
         WS_OK
     }
 
@@ -292,34 +294,26 @@ impl Worker {
         sent.err().unwrap_or(WS_OK)
     }
 
-    /// Runs with the protocol of a connection that can be sent to; what it appends goes out with the next flush.
+    /// Runs with the protocol of a connection that can be sent to; what it appends goes out with the next flush. Also
+    /// returns what is counted for its handler.
     fn sending<R>(
         &self,
         core: &mut Core,
         id: u64,
         send: impl FnOnce(&mut Connection, &mut Io) -> Result<R, SendError>,
-    ) -> Result<R, i32> {
+    ) -> Result<(R, &'static Tally), i32> {
         let conn = core.table.get(id).ok_or(WS_E_GONE)?;
         let limits = &self.config.limits;
         let protocol = conn.protocol(self.now.get(), limits, &mut core.codecs, &mut core.spare);
         let (open, mut io) = protocol.filter(|(open, _)| !open.over).ok_or(WS_E_GONE)?;
+        let tally = open.counted.tally();
         let sent = send(&mut open.proto, &mut io).map_err(send_result);
         Worker::mark_dirty(core, id);
-        sent
+        sent.map(|sent| (sent, tally))
     }
 
-    /// Counts a message, or a part of one, that has come.
-    pub fn count_in(&self, id: u64, size: usize, last: bool) {
-        // Only this thread writes them.
-        self.slot.messages_in.store(self.slot.messages_in.load(Relaxed) + 1, Relaxed);
-        self.slot.bytes_in.store(self.slot.bytes_in.load(Relaxed) + size as u64, Relaxed);
-        self.ledger.received(id, size, last);
-    }
-
-    fn count_out(&self, id: u64, kind: u32, size: usize, more: bool) {
-        // Only this thread writes them.
-        self.slot.messages_out.store(self.slot.messages_out.load(Relaxed) + 1, Relaxed);
-        self.slot.bytes_out.store(self.slot.bytes_out.load(Relaxed) + size as u64, Relaxed);
+    fn count_out(&self, tally: &Tally, id: u64, kind: u32, size: usize, more: bool) {
+        tally.sent(size, !more);
         self.ledger.sent(id, size, !more);
         self.mailroom.set_fragments(id, if more { kind } else { 0 });
     }

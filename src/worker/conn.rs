@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use socket2::Socket;
 
+use super::counting::{NO_HANDLER, OpenCount};
 use super::mailbox::{Mailbox, PeerClose};
 use super::opening::{Handshake, Request};
 use super::output::{Queue, Spare};
@@ -57,7 +58,7 @@ pub struct Conn {
     pub deadline: u64,
     /// Bytes of the queue that the mailroom knows of.
     pub counted: u32,
-    /// Index of the handler in the routes.
+    /// Index of the handler in the routes, once the request is known.
     pub handler: u16,
     pauses: u8,
     /// What epoll watches: 1 for reading, 2 for writing.
@@ -94,6 +95,8 @@ pub struct FileBody {
 pub struct Open {
     /// The protocol.
     pub proto: Connection,
+    /// Counts it.
+    pub counted: OpenCount,
     /// The handler's pointer.
     pub user: *mut c_void,
     /// The mailbox of a blocking handler.
@@ -127,9 +130,10 @@ pub struct Timers {
 
 impl Open {
     /// A connection that has just opened.
-    pub fn new(proto: Connection) -> Self {
+    pub fn new(proto: Connection, counted: OpenCount) -> Self {
         Open {
             proto,
+            counted,
             user: null_mut(),
             mailbox: None,
             request: None,
@@ -168,7 +172,7 @@ impl Conn {
             timer_at: NEVER,
             deadline,
             counted: 0,
-            handler: 0,
+            handler: NO_HANDLER,
             pauses: 0,
             watched: 1,
             dirty: false,

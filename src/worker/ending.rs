@@ -136,6 +136,7 @@ impl Worker {
         };
         let by = u32::from(by);
         self.log_close(id, by, code.into());
+        self.counting.of(handler).count_close(by, code);
         match (mailbox, self.service(handler)) {
             (Some(mailbox), _) => {
                 for task in mailbox.end(Ended { by, code }) {
@@ -183,7 +184,8 @@ impl Worker {
     pub fn remove(&self, id: u64) {
         self.log_answer(id, None);
         let removed = self.core.borrow_mut().table.remove(id);
-        if removed.is_some() {
+        if let Some(conn) = removed {
+            self.counting.count_queued(conn.counted, 0);
             self.uncount();
         }
     }

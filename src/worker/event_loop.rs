@@ -108,6 +108,7 @@ impl Worker {
             self.send_let_go();
             self.settle(&mut buffer);
             self.watch_probes();
+            self.counting.count_turn(self.now.get());
             if self.may_leave() {
                 self.leave();
                 return Ok(());

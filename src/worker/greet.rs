@@ -11,6 +11,7 @@ use ::ws_handler::raw::*;
 use socket2::Socket;
 
 use super::conn::{Conn, FileBody, NEVER, Open, Pause, Phase};
+use super::counting::OpenCount;
 use super::facts;
 use super::mailbox::{Ended, Mailbox, Opened};
 use super::opening::{Finished, Handshake, Request, Verdict};
@@ -114,6 +115,9 @@ impl Worker {
         let Some(handler) = self.routes.find(head.path()) else {
             return self.reply(id, self.site.serve(&head, SystemTime::now()));
         };
+        if let Some(conn) = self.core.borrow_mut().table.get(id) {
+            conn.handler = handler; // what is answered counts for it
+        }
         if !handshake::is_upgrade(&head) {
             return self.reply(id, self.site.serve(&head, SystemTime::now()));
         }
@@ -169,7 +173,6 @@ impl Worker {
                 peer = record.peer.address();
             }
             let Some(conn) = core.table.get(id) else { return };
-            conn.handler = handler;
             (peer, conn.socket.local_addr().ok())
         };
         if !self.record_strings(id, &request) {
@@ -209,8 +212,12 @@ impl Worker {
             }
             None => {
                 self.mailroom.add_handshake(&handshake);
-                let result =
-                    self.attributed(handler, Callback::Handshake, id, || service.handler.handshake(id));
+                let result = match service.handler.has(Callback::Handshake) {
+                    true => {
+                        self.attributed(handler, Callback::Handshake, id, || service.handler.handshake(id))
+                    }
+                    false => WS_OK,
+                };
                 if handshake.returned(result, true) {
                     self.conclude(id);
                 } else {
@@ -252,6 +259,7 @@ impl Worker {
                 self.reply(id, rejection(status, content_type.as_deref(), body, &finished.headers));
             }
             Verdict::Abort => {
+                self.counting.of(handshake.handler).count_status(0);
                 end_early(mailbox.as_deref());
                 self.remove(id);
             }
@@ -297,7 +305,9 @@ impl Worker {
             let opening = &handshake.request.opening;
             handshake::write_switching(out, opening, protocol.as_deref(), extensions.as_deref(), &headers);
             let codec = deflate.map(|(params, threshold, level)| Deflate::new(params, threshold, level));
-            let mut open = Open::new(Connection::new(self.now.get(), codec, stream));
+            let counted = OpenCount::new(self.counting.of(handshake.handler));
+            counted.tally().count_status(101);
+            let mut open = Open::new(Connection::new(self.now.get(), codec, stream), counted);
             open.request = request.clone();
             open.mailbox = mailbox.clone().filter(|_| close.is_none());
             open.silent = close.is_some();
@@ -315,7 +325,7 @@ impl Worker {
             self.close(id, code, &reason, WS_BY_HANDLER);
             return self.resume(id, Pause::Handshake);
         }
-        self.mailroom.set_open(id);
+        self.mailroom.set_open(id, handshake.handler);
         match mailbox {
             Some(mailbox) => {
                 let text = |bytes: &[u8]| [bytes, b"\0"].concat();
@@ -345,6 +355,9 @@ impl Worker {
         if service.handler.is_blocking() {
             return self.begin_again(id, handler, service);
         }
+        if !service.handler.has(Callback::Open) {
+            return;
+        }
         let result = self.attributed(handler, Callback::Open, id, || service.handler.open(id));
         if result < 0 {
             log::error!("{}: on_open returned {result}; closed with 1011", service.plugin.name);
@@ -364,6 +377,7 @@ impl Worker {
             let Some(conn) = core.table.get(id) else { return };
             let out = conn.queue.get_or_insert_with(|| core.spare.take()).tail();
             out.extend_from_slice(&reply.head);
+            self.counting.of(conn.handler).count_status(reply.status());
             let file = match reply.body {
                 Body::Empty => None,
                 Body::Bytes(bytes) => {
@@ -390,6 +404,7 @@ impl Worker {
         };
         if let Some((handshake, mailbox)) = opening {
             handshake.finish();
+            self.counting.of(handshake.handler).count_status(0);
             self.mailroom.remove_handshake(id);
             end_early(mailbox.as_deref());
         }

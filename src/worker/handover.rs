@@ -312,7 +312,7 @@ impl Worker {
                 _ => return,
             }
         };
-        self.mailroom.set_open(id);
+        self.mailroom.set_open(id, handler);
         self.with_open(id, |_, open| open.user = std::ptr::null_mut());
         self.say_open(id, handler);
     }
@@ -343,6 +343,7 @@ impl Worker {
     }
 
     fn forget_moved(&self, id: u64) {
+        self.counting.place.moved_out.add_shared(1);
         // The socket lives on elsewhere, so that closing it here would leave it watched (epoll(7)).
         if let Some(conn) = self.core.borrow_mut().table.get(id) {
             self.poll.forget(&conn.socket);

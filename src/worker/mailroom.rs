@@ -5,13 +5,14 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::ws_handler::raw::*;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::Socket;
 
+use super::counting::Counting;
 use super::opening::{Handshake, close_body};
 use crate::ffi::host::{OwnedBytes, Payload, Reply, Task};
 use crate::proto::utf8;
@@ -84,6 +85,8 @@ struct Word {
     fragments: AtomicU32,
     /// Somebody was told WS_E_FULL and waits for on_writable.
     full: AtomicBool,
+    /// Index of its handler in the routes.
+    handler: AtomicU16,
 }
 
 /// The meeting point of a worker's threads.
@@ -97,11 +100,12 @@ pub struct Mailroom {
     /// them.
     lobby: [AtomicI32; LOBBY],
     high: usize,
+    counting: &'static Counting,
 }
 
 impl Mailroom {
     /// Room for `connections`, whose send queues are full above `high` bytes.
-    pub fn new(connections: u32, high: usize) -> nix::Result<Self> {
+    pub fn new(connections: u32, high: usize, counting: &'static Counting) -> nix::Result<Self> {
         Ok(Mailroom {
             words: (0..connections).map(|_| Word::default()).collect(),
             commands: Mutex::default(),
@@ -110,6 +114,7 @@ impl Mailroom {
             handshakes: Mutex::default(),
             lobby: [const { AtomicI32::new(0) }; LOBBY],
             high,
+            counting,
         })
     }
 
@@ -160,7 +165,7 @@ impl Mailroom {
         if !valid {
             return WS_E_INVALID;
         }
-        if self.is_full(word) {
+        if self.refuses(word) {
             return WS_E_FULL;
         }
         let parcel = match payload {
@@ -179,7 +184,7 @@ impl Mailroom {
         if payload.len() > 125 {
             return WS_E_INVALID;
         }
-        if self.is_full(word) {
+        if self.refuses(word) {
             return WS_E_FULL;
         }
         word.queued.fetch_add(clamp(cost(payload)), Ordering::Relaxed);
@@ -262,6 +267,19 @@ impl Mailroom {
         self.open(conn).is_some_and(|word| self.is_full(word))
     }
 
+    /// The same when something is to be sent, which then is not.
+    pub fn refuses_to_send(&self, conn: u64) -> bool {
+        self.open(conn).is_some_and(|word| self.refuses(word))
+    }
+
+    fn refuses(&self, word: &Word) -> bool {
+        let full = self.is_full(word);
+        if full {
+            self.counting.of(word.handler.load(Ordering::Relaxed)).refused.add_shared(1);
+        }
+        full
+    }
+
     fn is_full(&self, word: &Word) -> bool {
         let full = word.queued.load(Ordering::Relaxed) as usize >= self.high;
         if full {
@@ -292,7 +310,7 @@ impl Mailroom {
     }
 
     /// The connection can be sent to from now on.
-    pub fn set_open(&self, conn: u64) {
+    pub fn set_open(&self, conn: u64, handler: u16) {
         let Some(word) = self.words.get(conn as u32 as usize) else { return };
         word.queued.store(0, Ordering::Relaxed);
         word.posts.store(0, Ordering::Relaxed);
@@ -300,6 +318,7 @@ impl Mailroom {
         word.idle.store(0, Ordering::Relaxed);
         word.fragments.store(0, Ordering::Relaxed);
         word.full.store(false, Ordering::Relaxed);
+        word.handler.store(handler, Ordering::Relaxed);
         word.generation.store((conn >> 32) as u32, Ordering::Release);
     }
 
@@ -367,11 +386,18 @@ mod tests {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
+    use crate::fleet::{counters::Counters, routes::Routes, scoreboard::Place};
+
+    fn counting() -> Counting {
+        let counters = Counters::create(1, 1, 0).unwrap();
+        counters.enter_place(Place::default()).unwrap();
+        Counting::new(counters, &Routes::default(), (0, Place::default()), 1, false).unwrap()
+    }
 
     #[test]
     fn no_command_waits_for_a_bell_that_nobody_rings() {
         const COMMANDS: u64 = 200_000;
-        let mailroom = Mailroom::new(1, 1).unwrap();
+        let mailroom = Mailroom::new(1, 1, Box::leak(Box::new(counting()))).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| (0..COMMANDS).for_each(|conn| mailroom.give(Command::Verdict(conn))));
             let mut taken = 0;

@@ -10,6 +10,7 @@ mod accept;
 mod access;
 mod calls;
 mod conn;
+mod counting;
 mod ending;
 mod event_loop;
 mod evidence;
@@ -49,6 +50,7 @@ use crate::ffi::call::Handler;
 use crate::ffi::host;
 use crate::ffi::plugin::{self, Plugin};
 use crate::fleet::control::{self, Channel, Report};
+use crate::fleet::counters::Counters;
 use crate::fleet::evidence::Evidence;
 use crate::fleet::gates;
 use crate::fleet::inbox::Inbox;
@@ -60,6 +62,7 @@ use crate::proto::codec::Codecs;
 use accept::{Acceptor, Gate};
 use access::Ledger;
 use conn::Table;
+use counting::Counting;
 use event_loop::Poll;
 use evidence::Collector;
 use handover::Leaving;
@@ -84,7 +87,9 @@ pub struct Start {
     pub listeners: Vec<Arc<Listener>>,
     /// Where all workers write down how they are.
     pub scoreboard: &'static Scoreboard,
-    /// This worker's place in it.
+    /// Where all processes count.
+    pub counters: &'static Counters,
+    /// This worker's slot.
     pub slot: usize,
     /// To the supervisor.
     pub control: Channel,
@@ -139,6 +144,7 @@ struct Worker {
     listeners: Cell<Vec<Arc<Listener>>>,
     /// The pool that it belongs to.
     pool: usize,
+    counting: &'static Counting,
     mailroom: &'static Mailroom,
     thread_host: &'static ThreadHost,
     poll: Poll,
@@ -187,8 +193,13 @@ fn serve(start: Start) -> io::Result<()> {
     let (gates, evidence, standby) = (start.gates, start.evidence, start.standby);
     let (inbox, inlets) = split(start.inboxes, index)?;
     let slot = scoreboard.slot(index).ok_or_else(|| io::Error::other("no such slot in the scoreboard"))?;
+    let pid = std::process::id() as i32;
+    let counting =
+        Counting::new(start.counters, &routes, (index, slot.place()), pid, config.metrics.is_some())?;
+    let counting: &Counting = Box::leak(Box::new(counting));
     let connections = most_connections(&config);
-    let mailroom: &'static Mailroom = Box::leak(Box::new(Mailroom::new(connections, config.send_high)?));
+    let mailroom: &'static Mailroom =
+        Box::leak(Box::new(Mailroom::new(connections, config.send_high, counting)?));
     host::set_outside_host(Box::leak(Box::new(outside::Outside { mailroom })));
     let gate: &Gate = Box::leak(Box::default());
     let Place { pool, number } = slot.place();
@@ -206,8 +217,9 @@ fn serve(start: Start) -> io::Result<()> {
         index,
         listeners: Cell::new(listeners.clone()),
         pool,
+        counting,
         mailroom,
-        thread_host: Box::leak(Box::new(ThreadHost { mailroom })),
+        thread_host: Box::leak(Box::new(ThreadHost { mailroom, counting })),
         poll: Poll::new()?,
         core: RefCell::new(Core {
             table: Table::new(connections)?,
@@ -222,7 +234,7 @@ fn serve(start: Start) -> io::Result<()> {
         gate,
         gates,
         probes: RefCell::default(),
-        pid: std::process::id() as i32,
+        pid,
         most_connections: connections,
         shipment: RefCell::new(Shipment::new()),
         leaving: RefCell::default(),
@@ -297,9 +309,9 @@ impl Worker {
         self.slot.set_state(State::Running);
         self.poll.add(self.inbox.outlet(), event_loop::INBOX)?;
         for listener in self.listeners.take() {
-            let Worker { scoreboard, index: slot, mailroom, gate, .. } = *self;
+            let Worker { scoreboard, index: slot, mailroom, gate, counting, .. } = *self;
             let connections = self.most_connections;
-            let acceptor = Acceptor { listener, scoreboard, slot, connections, mailroom, gate };
+            let acceptor = Acceptor { listener, scoreboard, slot, connections, counting, mailroom, gate };
             std::thread::Builder::new().name("accept".to_owned()).spawn(move || acceptor.run())?;
         }
         Ok(())

@@ -14,6 +14,7 @@ use socket2::Socket;
 
 use super::Worker;
 use super::conn::{Conn, NEVER, Open, Phase};
+use super::counting::{NO_HANDLER, OpenCount};
 use super::greet::LINGER;
 use super::opening::Request;
 use super::record::Record;
@@ -193,6 +194,7 @@ impl Worker {
     fn take_up(&self, fd: OwnedFd, entry: &Entry) -> Option<(u64, u16)> {
         let socket = Socket::from(fd);
         self.slot.connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.counting.place.moved_in.add_shared(1);
         match entry.purpose {
             Purpose::Greet => {
                 let peer = socket.peer_addr().ok().and_then(|address| address.as_socket());
@@ -253,18 +255,18 @@ impl Worker {
             return None;
         };
         let Some(route) = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler))) else {
-            self.turn_away(id, deflate, 1001);
+            self.turn_away(id, NO_HANDLER, deflate, 1001);
             return None;
         };
         let (handler, flags) = (handler.unwrap_or_default(), route.flags);
         if self.pool_of(handler) != self.pool {
             if !self.send_on(id, self.pool_of(handler)) {
-                self.turn_away(id, deflate, 1012);
+                self.turn_away(id, handler, deflate, 1012);
             }
             return None;
         }
         if route.blocking && flags & WS_RESUMABLE == 0 {
-            self.turn_away(id, deflate, 1012);
+            self.turn_away(id, handler, deflate, 1012);
             return None;
         }
         let request = (!entry.parts[2].is_empty()).then(|| self.read_kept(entry.parts[2])).flatten();
@@ -275,7 +277,8 @@ impl Worker {
                 record.seal();
             }
             let conn = core.table.get(id)?;
-            let mut open = Open::new(Connection::new(self.now.get(), deflate, flags & WS_STREAM != 0));
+            let protocol = Connection::new(self.now.get(), deflate, flags & WS_STREAM != 0);
+            let mut open = Open::new(protocol, OpenCount::new(self.counting.of(handler)));
             open.request = request;
             conn.handler = handler;
             conn.phase = Phase::Open(open);
@@ -285,20 +288,22 @@ impl Worker {
             }
         }
         self.log_open(id, false);
-        self.mailroom.set_open(id);
+        self.mailroom.set_open(id, handler);
         // From here on it can move again.
         self.flush(id);
         Some((id, handler))
     }
 
     /// Closes a connection that arrived and that no handler here serves.
-    fn turn_away(&self, id: u64, deflate: Option<Deflate>, code: u16) {
+    fn turn_away(&self, id: u64, handler: u16, deflate: Option<Deflate>, code: u16) {
         self.log_open(id, false);
         {
             let core = &mut *self.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
-            let mut open = Open::new(Connection::new(self.now.get(), deflate, false));
+            let protocol = Connection::new(self.now.get(), deflate, false);
+            let mut open = Open::new(protocol, OpenCount::new(self.counting.of(handler)));
             open.silent = true;
+            conn.handler = handler;
             conn.phase = Phase::Open(open);
         }
         self.close(id, Some(code), b"", WS_BY_HOST);

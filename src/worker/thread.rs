@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use ::ws_handler::raw::*;
 
+use super::counting::{Counting, Stopwatch};
 use super::evidence;
 use super::facts::Facts;
 use super::mailbox::{Item, Mailbox, Opened, PeerClose, Woken};
@@ -44,6 +45,7 @@ struct Current {
     timers: Vec<(Instant, i64, Task)>,
     timers_made: i64,
     pulse: Arc<Pulse>,
+    stopwatch: Stopwatch,
     user: *mut c_void,
     state: Vec<u8>,
 }
@@ -56,6 +58,8 @@ thread_local! {
 pub struct ThreadHost {
     /// Where commands go.
     pub mailroom: &'static Mailroom,
+    /// What is counted of handlers.
+    pub counting: &'static Counting,
 }
 
 /// How the life of a connection begins on its thread.
@@ -85,6 +89,7 @@ fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, begi
         Beginning::Resumed(conn, handler, state) => (conn, handler, None, state),
     };
     let pulse = Pulse::begin(number, conn);
+    let stopwatch = host.counting.stopwatch(number);
     let current = Current {
         conn,
         handler,
@@ -99,6 +104,7 @@ fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, begi
         timers: Vec::new(),
         timers_made: 0,
         pulse: Arc::clone(&pulse),
+        stopwatch,
         user: null_mut(),
         state,
     };
@@ -108,19 +114,20 @@ fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, begi
     }
     host::set_host(host);
     if let Some(handshake) = handshake {
-        handshake.returned(handler.handshake(conn), false);
+        handshake
+            .returned(stopwatch.time_of(handler, Callback::Handshake, || handler.handshake(conn)), false);
         host.mailroom.give(Command::Verdict(conn));
     }
     if let Some(opened) = pulse.pausing(|| mailbox.wait_open()) {
         with(|current| current.opened = Some(opened));
-        if !serve(host, handler, conn) {
-            handler.close(conn, WS_BY_MOVE, 0);
+        if !serve(host, handler, conn, stopwatch) {
+            stopwatch.time_of(handler, Callback::Close, || handler.close(conn, WS_BY_MOVE, 0));
             let state = with(|current| std::mem::take(&mut current.state)).unwrap_or_default();
             host.mailroom.give(Command::LetGo(conn, state.strip_suffix(b"\0").unwrap_or_default().to_vec()));
         } else if handler.has(Callback::Close) {
             let ended = pulse.pausing(|| mailbox.wait_ended());
             with(Current::hear_last_words);
-            handler.close(conn, ended.by, u32::from(ended.code));
+            stopwatch.time(Callback::Close, || handler.close(conn, ended.by, u32::from(ended.code)));
         }
     }
     CURRENT.set(None);
@@ -130,9 +137,12 @@ fn live(host: &'static ThreadHost, handler: Handler, mailbox: Arc<Mailbox>, begi
 }
 
 /// From open to the closing handshake; false if the connection goes on in another process.
-fn serve(host: &'static ThreadHost, handler: Handler, conn: u64) -> bool {
-    let opened = handler.open(conn);
-    let result = if opened < 0 { opened } else { handler.transfer(conn) };
+fn serve(host: &'static ThreadHost, handler: Handler, conn: u64, stopwatch: Stopwatch) -> bool {
+    let opened = stopwatch.time_of(handler, Callback::Open, || handler.open(conn));
+    let result = match opened {
+        0.. => stopwatch.time(Callback::Transfer, || handler.transfer(conn)),
+        _ => opened,
+    };
     let mailbox = with(|current| Arc::clone(&current.mailbox));
     if mailbox.as_ref().is_some_and(|mailbox| !mailbox.finish()) {
         return false;
@@ -171,17 +181,25 @@ fn of<R>(conn: u64, f: impl FnOnce(&mut Current) -> R) -> Option<R> {
     with(|current| (current.conn == conn).then(|| f(current))).flatten()
 }
 
+/// Runs a function of the handler.
+fn run_timed(conn: u64, task: Task) {
+    match of(conn, |current| current.stopwatch) {
+        Some(stopwatch) => stopwatch.time(Callback::Task, || task.run(conn)),
+        None => task.run(conn),
+    }
+}
+
 impl ThreadHost {
     /// The peer began to close: the handler chooses the answer.
     fn answer_close(&self, conn: u64, close: PeerClose) {
         let code = close.code;
-        let Some(handler) = of(conn, |current| {
+        let Some((handler, stopwatch)) = of(conn, |current| {
             current.peer_close = Some(close);
-            current.handler
+            (current.handler, current.stopwatch)
         }) else {
             return;
         };
-        let result = handler.passive(conn);
+        let result = stopwatch.time_of(handler, Callback::Passive, || handler.passive(conn));
         let code = match result {
             result if result < 0 => Some(1011),
             _ => (code != 1005).then_some(code),
@@ -192,7 +210,7 @@ impl ThreadHost {
 
     fn run_task(&self, conn: u64, task: Task) {
         self.mailroom.uncount_post(conn);
-        task.run(conn);
+        run_timed(conn, task);
     }
 
     /// Calls the timers that are due; returns when the next one is.
@@ -208,7 +226,7 @@ impl ThreadHost {
             })?;
             match due {
                 Ok(next) => return next,
-                Err(task) => task.run(conn),
+                Err(task) => run_timed(conn, task),
             }
         }
     }
@@ -291,8 +309,10 @@ impl Host for ThreadHost {
                             .ok_or(WS_E_GONE);
                         }
                         Item::Pong { payload, rtt } => {
-                            if let Some(handler) = of(conn, |current| current.handler) {
-                                handler.pong(conn, &payload, rtt);
+                            let ours = of(conn, |current| (current.handler, current.stopwatch));
+                            if let Some((handler, stopwatch)) = ours {
+                                stopwatch
+                                    .time_of(handler, Callback::Pong, || handler.pong(conn, &payload, rtt));
                             }
                         }
                         Item::Task(task) => self.run_task(conn, task),

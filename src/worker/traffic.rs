@@ -10,7 +10,7 @@ use super::conn::{Conn, FileBody, NEVER, Open, Pause, Phase};
 use super::greet::LINGER;
 use super::mailbox::Item;
 use super::record::standing;
-use super::{Core, Worker};
+use super::{Core, Service, Worker};
 use crate::ffi::host::Callback;
 use crate::proto::connection::{Body, Event, Kind};
 
@@ -133,13 +133,14 @@ impl Worker {
 
     fn deliver(&self, id: u64, kind: Kind, flags: u32, body: Body, buffer: &mut [u8]) {
         let size = body.len();
-        self.count_in(id, size, flags & WS_LAST != 0);
+        self.ledger.received(id, size, flags & WS_LAST != 0);
         let (handler, mailbox) = {
             let core = &mut *self.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
             let handler = conn.handler;
             let Some(open) = conn.open() else { return };
             open.last_opcode = kind as u8;
+            open.counted.tally().received(size, flags & WS_LAST != 0);
             (handler, open.mailbox.clone())
         };
         if let Some(mailbox) = mailbox {
@@ -174,15 +175,7 @@ impl Worker {
         }
     }
 
-    fn call_message(
-        &self,
-        handler: u16,
-        id: u64,
-        service: &super::Service,
-        kind: Kind,
-        flags: u32,
-        payload: &[u8],
-    ) {
+    fn call_message(&self, handler: u16, id: u64, service: &Service, kind: Kind, flags: u32, payload: &[u8]) {
         if kind == Kind::Text && flags == WS_FIRST | WS_LAST {
             self.delivering.set((payload.as_ptr(), payload.len() - 1));
         }
@@ -202,7 +195,8 @@ impl Worker {
         match mailbox {
             Some(mailbox) => drop(mailbox.put(Item::Pong { payload: payload.to_vec(), rtt })),
             None => {
-                let Some(service) = self.service(handler) else { return };
+                let has_pong = |service: &&Service| service.handler.has(Callback::Pong);
+                let Some(service) = self.service(handler).filter(has_pong) else { return };
                 self.attributed(handler, Callback::Pong, id, || service.handler.pong(id, payload, rtt));
             }
         }
@@ -254,8 +248,7 @@ impl Worker {
                 break;
             }
             let left = conn.queued();
-            self.mailroom.count_queued(id, conn.counted as usize, left);
-            conn.counted = u32::try_from(left).unwrap_or(u32::MAX);
+            self.count_queued(id, conn, left);
             let now = self.now.get();
             match &mut conn.phase {
                 Phase::Open(open) => {
@@ -326,6 +319,15 @@ impl Worker {
         }
     }
 
+    /// So much of the send queue is left.
+    pub fn count_queued(&self, id: u64, conn: &mut Conn, left: usize) {
+        let before = std::mem::replace(&mut conn.counted, u32::try_from(left).unwrap_or(u32::MAX));
+        if before != conn.counted {
+            self.counting.count_queued(before, conn.counted);
+            self.mailroom.count_queued(id, before as usize, left);
+        }
+    }
+
     // ----------------------------------------------------------------- pauses
 
     /// Stops reading for a reason.
@@ -391,7 +393,7 @@ impl Worker {
         let doing = &self.slot.doing;
         let peer = self.core.borrow_mut().table.record(id).map(|record| record.peer).unwrap_or_default();
         doing.begin(handler, callback as u32, id, peer, self.now.get());
-        let result = call();
+        let result = self.counting.stopwatch(handler).time(callback, call);
         doing.end();
         result
     }

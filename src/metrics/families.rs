@@ -1,0 +1,326 @@
+//! What is reported: the metrics of the server, in wshd(8) as here. Handlers are told apart by resource, workers by
+//! name; a metric that grows with both has been left out.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::UNIX_EPOCH;
+
+use super::Start;
+use super::text::{Family, Format, Kind, Labels, Text, seconds};
+use crate::ffi::probe::callback_name;
+use crate::fleet::counters::{DEATHS, Entry, NONE, OTHER, PlaceCounters};
+use crate::fleet::gates::Standing;
+use crate::fleet::scoreboard::{self, State};
+use crate::fleet::tally::{CALLBACKS, CLOSE_CODES, CLOSERS, STATUSES, Tally};
+
+const fn counter(name: &'static str, unit: &'static str, help: &'static str) -> Family {
+    Family { name, kind: Kind::Counter, unit, help }
+}
+
+const fn gauge(name: &'static str, unit: &'static str, help: &'static str) -> Family {
+    Family { name, kind: Kind::Gauge, unit, help }
+}
+
+const fn histogram(name: &'static str, help: &'static str) -> Family {
+    Family { name, kind: Kind::Histogram, unit: "seconds", help }
+}
+
+const fn info(name: &'static str, help: &'static str) -> Family {
+    Family { name, kind: Kind::Info, unit: "", help }
+}
+
+const BUILD: Family = info("wshd_build", "The version of the server.");
+const START_TIME: Family =
+    gauge("wshd_start_time_seconds", "seconds", "When the supervisor started, since the Unix epoch.");
+const MEMORY: Family = gauge("wshd_resident_memory_bytes", "bytes", "Resident memory of a process.");
+
+const HANDLER: Family = info("wshd_handler", "A handler: name, version and pool.");
+const OPEN: Family = gauge("wshd_connections_open", "", "WebSocket connections that are open.");
+const OPENED: Family = counter("wshd_connections_opened", "", "WebSocket connections that were opened.");
+const CLOSED: Family = counter(
+    "wshd_connections_closed",
+    "",
+    "WebSocket connections that were closed, by whom and with which code.",
+);
+const HANDSHAKES: Family = counter(
+    "wshd_handshakes",
+    "",
+    "Requests by the status of the answer: 101 opened a WebSocket, other is another status or no answer.",
+);
+const MESSAGES: [Family; 2] = [
+    counter("wshd_messages_received", "", "Messages received."),
+    counter("wshd_messages_sent", "", "Messages sent."),
+];
+const BYTES: [Family; 2] = [
+    counter("wshd_received_bytes", "bytes", "Payload bytes of messages received."),
+    counter("wshd_sent_bytes", "bytes", "Payload bytes of messages sent."),
+];
+const REFUSED: Family =
+    counter("wshd_sends_refused", "", "Messages not sent because the send queue was full.");
+const CALLBACK: Family = histogram(
+    "wshd_callback_duration_seconds",
+    "How long calls of a handler took; transfer_data takes as long as its connection.",
+);
+const CRASHES: Family = counter("wshd_handler_crashes", "", "Workers that died in a handler.");
+const QUARANTINES: Family = counter("wshd_handler_quarantines", "", "How often a handler was quarantined.");
+const QUARANTINED: Family =
+    gauge("wshd_handler_quarantined", "", "Whether a handler is quarantined: 1, or 0 if it is served.");
+
+const WORKERS: Family = gauge("wshd_workers", "", "Workers by their state.");
+const CONNECTIONS: Family = gauge(
+    "wshd_worker_connections",
+    "",
+    "Connections that a worker has, those that are no WebSocket yet included.",
+);
+const ACCEPTED: Family =
+    counter("wshd_worker_connections_accepted", "", "Connections that a worker accepted.");
+const MOVED: Family =
+    counter("wshd_worker_connections_moved", "", "Connections that came from or went to another process.");
+const QUEUED: Family =
+    gauge("wshd_worker_send_queue_bytes", "bytes", "Bytes that wait to be sent to the peers of a worker.");
+const TURN: Family = histogram(
+    "wshd_worker_loop_turn_seconds",
+    "How long a worker was busy before it looked for events again: the delay that an event may have.",
+);
+const STARTS: Family = counter("wshd_worker_starts", "", "Processes started as this worker.");
+const DEATHS_OF: Family =
+    counter("wshd_worker_deaths", "", "Processes of this worker that died, by the cause.");
+const REPLACEMENTS: Family =
+    counter("wshd_worker_replacements", "", "Processes of this worker that handed over to another one.");
+
+/// The report as it is now.
+pub fn report(start: &Start, format: Format) -> String {
+    let mut report = Report::new(start, format);
+    report.processes();
+    report.handlers();
+    report.traffic();
+    report.workers();
+    report.text.finish()
+}
+
+/// A metric, and where its values are.
+type Source<T> = (&'static Family, fn(&T) -> u64);
+
+struct Report<'a> {
+    start: &'a Start,
+    text: Text,
+    /// That have counters of their own.
+    handlers: Vec<Handler<'a>>,
+}
+
+/// A handler, or what has its counters with others.
+struct Handler<'a> {
+    name: String,
+    entry: &'a Entry,
+    total: Tally,
+}
+
+/// A worker: what was counted of its place, and what there is now in the slots that have this place.
+struct Worker {
+    name: String,
+    counters: &'static PlaceCounters,
+    connections: u64,
+    /// Bytes in its send queues.
+    queued: u64,
+}
+
+fn workers(start: &Start) -> impl Iterator<Item = Worker> {
+    start.counters.places().map(|counters| {
+        let place = counters.place();
+        let slots = start.scoreboard.slots().iter().enumerate();
+        let slots = || slots.clone().filter(|(_, slot)| slot.place() == place);
+        Worker {
+            name: start.name(place),
+            counters,
+            connections: slots().map(|(_, slot)| u64::from(slot.connections.load(Relaxed))).sum(),
+            queued: slots().map(|(index, _)| start.counters.queued(index)).sum(),
+        }
+    })
+}
+
+impl<'a> Report<'a> {
+    fn new(start: &'a Start, format: Format) -> Self {
+        let all = start.counters.entries().zip(0..);
+        let all = all.map(|(entry, number)| (number, entry, start.counters.total(number)));
+        // The entry of handlers without one of their own is there only when it is needed.
+        let all =
+            all.filter(|(number, _, total)| *number > OTHER || *number == OTHER && total.answered() > 0);
+        let handlers = all.map(|(_, entry, total)| Handler { name: entry.name(), entry, total }).collect();
+        Self { start, text: Text::new(format), handlers }
+    }
+
+    fn processes(&mut self) {
+        let Self { start, text, .. } = self;
+        text.family(&BUILD);
+        text.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+        let started = start.started.duration_since(UNIX_EPOCH).unwrap_or_default();
+        text.family(&START_TIME);
+        text.sample(&[], seconds(started.as_nanos().try_into().unwrap_or(u64::MAX)));
+        text.family(&MEMORY);
+        let workers = start.scoreboard.slots().iter();
+        let workers = workers.map(|slot| (start.name(slot.place()), slot.pid.load(Relaxed)));
+        let workers = workers.map(|(name, pid)| (format!("worker {name}"), pid));
+        let others = [("supervisor", start.supervisor), ("metrics", std::process::id() as i32)];
+        let others = others.map(|(name, pid)| (name.to_owned(), pid));
+        for (process, pid) in others.into_iter().chain(workers) {
+            if let Some(bytes) = resident_memory(pid) {
+                text.sample(&[("process", &process)], bytes);
+            }
+        }
+    }
+
+    /// What handlers are, and how they stand.
+    fn handlers(&mut self) {
+        let Self { start, text, handlers } = self;
+        let gate = |number: u16| start.gates.get(usize::from(number));
+        let routes = || start.routes.in_service().filter_map(|(number, route)| Some((route, gate(number)?)));
+        text.family(&HANDLER);
+        for (route, _) in routes() {
+            let pool = pool_name(start, start.config.pool_of(&route.resource));
+            let labels = [
+                ("handler", &*route.resource),
+                ("name", &*route.name),
+                ("version", &*route.version),
+                ("pool", pool),
+            ];
+            text.sample(&labels, 1);
+        }
+        text.family(&QUARANTINED);
+        let now = scoreboard::now();
+        for (route, gate) in routes() {
+            let quarantined = gate.standing(now) != Standing::Open;
+            text.sample(&[("handler", &route.resource)], u8::from(quarantined));
+        }
+        let of_entry: [Source<Entry>; 2] =
+            [(&CRASHES, |entry| entry.crashes.get()), (&QUARANTINES, |entry| entry.quarantines.get())];
+        for (family, read) in of_entry {
+            text.family(family);
+            for handler in handlers.iter() {
+                text.sample(&[("handler", &handler.name)], read(handler.entry));
+            }
+        }
+    }
+
+    /// What handlers did.
+    fn traffic(&mut self) {
+        let Self { start, text, handlers } = self;
+        let with_pool: [Source<Tally>; 2] =
+            [(&OPEN, |tally| tally.open.get()), (&OPENED, |tally| tally.status(101))];
+        for (family, read) in with_pool {
+            text.family(family);
+            for Handler { name, total, .. } in handlers.iter() {
+                let pool = pool_name(start, start.config.pool_of(name));
+                text.sample(&[("handler", name), ("pool", pool)], read(total));
+            }
+        }
+        let numbers: [Source<Tally>; 5] = [
+            (&MESSAGES[0], |tally| tally.messages_in.get()),
+            (&MESSAGES[1], |tally| tally.messages_out.get()),
+            (&BYTES[0], |tally| tally.bytes_in.get()),
+            (&BYTES[1], |tally| tally.bytes_out.get()),
+            (&REFUSED, |tally| tally.refused.get()),
+        ];
+        for (family, read) in numbers {
+            text.family(family);
+            for Handler { name, total, .. } in handlers.iter() {
+                text.sample(&[("handler", name)], read(total));
+            }
+        }
+        text.family(&HANDSHAKES);
+        let none = start.counters.total(NONE);
+        let handled = handlers.iter().map(|handler| (&*handler.name, &handler.total));
+        let all: Vec<(&str, &Tally)> = handled.chain([("none", &none)]).collect();
+        for (name, total) in &all {
+            for status in STATUSES.into_iter().chain([0]) {
+                let label = if status == 0 { "other".to_owned() } else { status.to_string() };
+                unless_zero(text, &[("handler", name), ("status", &label)], total.status(status));
+            }
+        }
+        text.family(&CLOSED);
+        for (name, total) in &all {
+            for (closer, by) in CLOSERS.into_iter().enumerate() {
+                for (index, code) in CLOSE_CODES.into_iter().enumerate() {
+                    let labels = [("handler", *name), ("by", by), ("code", code)];
+                    unless_zero(text, &labels, total.closed(closer, index));
+                }
+            }
+        }
+        text.family(&CALLBACK);
+        for Handler { name, total, .. } in handlers.iter() {
+            for callback in 0..CALLBACKS as u32 {
+                if let Some(times) = total.times(callback).filter(|times| times.count() > 0) {
+                    text.times(&[("handler", name), ("callback", callback_label(callback))], times);
+                }
+            }
+        }
+    }
+
+    fn workers(&mut self) {
+        let Self { start, text, .. } = self;
+        text.family(&WORKERS);
+        let states = [
+            (State::Starting, "starting"),
+            (State::Standby, "standby"),
+            (State::Running, "running"),
+            (State::Stopping, "stopping"),
+        ];
+        for (state, name) in states {
+            let count = start.scoreboard.slots().iter().filter(|slot| slot.state() == state).count();
+            text.sample(&[("state", name)], count);
+        }
+        let workers: Vec<Worker> = workers(start).collect();
+        let numbers: [Source<Worker>; 5] = [
+            (&CONNECTIONS, |worker| worker.connections),
+            (&ACCEPTED, |worker| worker.counters.accepted.get()),
+            (&QUEUED, |worker| worker.queued),
+            (&STARTS, |worker| worker.counters.starts.get()),
+            (&REPLACEMENTS, |worker| worker.counters.replaced.get()),
+        ];
+        for (family, read) in numbers {
+            text.family(family);
+            for worker in &workers {
+                text.sample(&[("worker", &worker.name)], read(worker));
+            }
+        }
+        text.family(&MOVED);
+        for Worker { name, counters, .. } in &workers {
+            for (direction, count) in [("in", &counters.moved_in), ("out", &counters.moved_out)] {
+                text.sample(&[("worker", name), ("direction", direction)], count.get());
+            }
+        }
+        text.family(&DEATHS_OF);
+        for Worker { name, counters, .. } in &workers {
+            for (cause, count) in DEATHS.into_iter().zip(&counters.deaths) {
+                text.sample(&[("worker", name), ("cause", cause)], count.get());
+            }
+        }
+        text.family(&TURN);
+        for Worker { name, counters, .. } in &workers {
+            text.times(&[("worker", name)], &counters.turns);
+        }
+    }
+}
+
+/// Of the many series that could be, those of which something has happened.
+fn unless_zero(text: &mut Text, labels: &Labels<'_>, count: u64) {
+    if count > 0 {
+        text.sample(labels, count);
+    }
+}
+
+/// The name of a callback; functions that were posted, and timers, are tasks.
+fn callback_label(callback: u32) -> &'static str {
+    let name = callback_name(callback);
+    if name.contains(' ') { "task" } else { name }
+}
+
+fn pool_name(start: &Start, pool: usize) -> &str {
+    start.config.pools.get(pool).map_or("", |pool| &pool.name)
+}
+
+/// Resident memory of a process; bytes.
+fn resident_memory(pid: i32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    // Always in units of 1024 bytes (proc_pid_status(5)).
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}

@@ -1,0 +1,56 @@
+//! The process that serves metrics: what the fleet has counted, and how it is now, as OpenMetrics or Prometheus text.
+//! It reads shared memory and /proc only: no handler runs here, and no worker is asked, so that nothing that goes
+//! wrong in them keeps anybody from seeing it.
+
+mod families;
+mod server;
+mod text;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::config::Config;
+use crate::fleet::counters::Counters;
+use crate::fleet::gates::Gate;
+use crate::fleet::listener::Listener;
+use crate::fleet::routes::Routes;
+use crate::fleet::scoreboard::{Place, Scoreboard};
+
+/// What the process is given by the supervisor, just after fork.
+pub struct Start {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The handlers.
+    pub routes: Arc<Routes>,
+    /// The sockets to serve on.
+    pub listeners: Vec<Arc<Listener>>,
+    /// How the workers are.
+    pub scoreboard: &'static Scoreboard,
+    /// What they have counted.
+    pub counters: &'static Counters,
+    /// By handler: whether it is quarantined.
+    pub gates: &'static [Gate],
+    /// The supervisor's pid.
+    pub supervisor: i32,
+    /// When the supervisor began.
+    pub started: SystemTime,
+}
+
+impl Start {
+    /// The name of a worker: pool and number.
+    fn name(&self, place: Place) -> String {
+        let name = self.config.worker_name(place.pool, place.number);
+        name.trim_start_matches("worker ").to_owned()
+    }
+}
+
+/// Serves until it is killed; returns the exit code of the process when it can not.
+pub fn run(start: Start) -> i32 {
+    match server::serve(&start.listeners, |format| families::report(&start, format)) {
+        Ok(never) => match never {},
+        Err(error) => {
+            log::error!("metrics can not be served: {error}");
+            1
+        }
+    }
+}

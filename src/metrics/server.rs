@@ -1,0 +1,195 @@
+//! The server of the report: GET and HEAD of /metrics, one request on each connection. Clients are few, each has its
+//! time, and nobody waits for another: one loop over sockets that do not block.
+
+use std::convert::Infallible;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::{SockRef, Socket};
+
+use super::text::Format;
+use crate::fleet::listener::Listener;
+use crate::fleet::scoreboard::now;
+use crate::http::{self, Body, Reply};
+use crate::proto::handshake::write_response;
+use crate::proto::head::{self, Head, HeadLimits, Parsed};
+
+/// Clients at a time; when one more comes, the one that has been here for the longest makes way.
+const CLIENTS: usize = 32;
+/// From the connection to the last byte of the reply; ns.
+const TIME: u64 = 10_000_000_000;
+/// How long (ns) a client may take to close its end, which it does once it has read the reply.
+const LINGER: u64 = 2_000_000_000;
+const LIMITS: HeadLimits = HeadLimits { bytes: 8 * 1024, headers: 64 };
+/// The only resource.
+const PATH: &str = "/metrics";
+
+struct Client {
+    socket: Socket,
+    phase: Phase,
+    deadline: u64,
+}
+
+enum Phase {
+    /// The head of the request so far.
+    Request(Vec<u8>),
+    /// The reply, and how much of it was sent.
+    Reply(Vec<u8>, usize),
+    /// All is sent; closing before the client does could take the reply from it.
+    Linger,
+}
+
+/// What is to become of a client.
+#[derive(PartialEq, Eq)]
+enum Next {
+    Stay,
+    Go,
+}
+
+/// Serves what `report` returns, for ever; fails if the listening sockets do.
+pub fn serve(listeners: &[Arc<Listener>], report: impl Fn(Format) -> String) -> io::Result<Infallible> {
+    for listener in listeners {
+        // A client that leaves between poll and accept must not stop the others.
+        SockRef::from(&**listener).set_nonblocking(true)?;
+    }
+    let mut clients: Vec<Client> = Vec::new();
+    loop {
+        let (calling, ready) = wait(listeners, &clients)?;
+        let time = now();
+        let mut ready = ready.into_iter();
+        clients.retain_mut(|client| {
+            let is_ready = ready.next().unwrap_or(false);
+            let next = if is_ready { client.go_on(&report, time) } else { Next::Stay };
+            next == Next::Stay && client.deadline > time
+        });
+        for listener in calling {
+            welcome(listener, &mut clients, time);
+        }
+    }
+}
+
+/// Waits until something is to be done: listeners with a client, and which clients can go on.
+fn wait<'a>(
+    listeners: &'a [Arc<Listener>],
+    clients: &[Client],
+) -> io::Result<(Vec<&'a Listener>, Vec<bool>)> {
+    let waiting = listeners.iter().map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN));
+    let mut fds: Vec<PollFd> = waiting.collect();
+    fds.extend(clients.iter().map(|client| {
+        let writes = matches!(client.phase, Phase::Reply(..));
+        PollFd::new(client.socket.as_fd(), if writes { PollFlags::POLLOUT } else { PollFlags::POLLIN })
+    }));
+    let deadline = clients.iter().map(|client| client.deadline).min();
+    let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
+        let milliseconds = deadline.saturating_sub(now()).div_ceil(1_000_000);
+        PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
+    });
+    match poll(&mut fds, timeout) {
+        Ok(_) | Err(nix::Error::EINTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(false));
+    let calling =
+        listeners.iter().filter(|_| ready.next().unwrap_or(false)).map(|listener| &**listener).collect();
+    Ok((calling, ready.collect()))
+}
+
+fn welcome(listener: &Listener, clients: &mut Vec<Client>, time: u64) {
+    let accepted = SockRef::from(listener).accept();
+    match accepted.and_then(|(socket, _)| socket.set_nonblocking(true).map(|()| socket)) {
+        Ok(socket) => {
+            if clients.len() == CLIENTS {
+                clients.remove(0);
+            }
+            let phase = Phase::Request(Vec::new());
+            clients.push(Client { socket, phase, deadline: time.saturating_add(TIME) });
+        }
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+        Err(error) => {
+            log::warn!("metrics: {}: {error}", listener.address);
+            // Descriptors or memory have run out: what there is goes on first.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    }
+}
+
+impl Client {
+    fn go_on(&mut self, report: impl Fn(Format) -> String, time: u64) -> Next {
+        let done = match &self.phase {
+            Phase::Request(_) => self.read(report),
+            Phase::Reply(..) => self.write(time),
+            Phase::Linger => match self.socket.read(&mut [0; 4096]) {
+                Ok(count) if count > 0 => Ok(Next::Stay),
+                end => end.map(|_| Next::Go),
+            },
+        };
+        done.unwrap_or_else(|error| match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::Interrupted => Next::Stay,
+            _ => Next::Go,
+        })
+    }
+
+    fn read(&mut self, report: impl Fn(Format) -> String) -> io::Result<Next> {
+        let Phase::Request(request) = &mut self.phase else { return Ok(Next::Go) };
+        let mut buffer = [0; 4096];
+        let count = self.socket.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(Next::Go);
+        }
+        request.extend_from_slice(buffer.get(..count).unwrap_or_default());
+        let reply = match head::parse(request, &LIMITS) {
+            Ok(Parsed::NeedMore) => return Ok(Next::Stay),
+            Ok(Parsed::Head { head, .. }) => answer(&head, report),
+            Err(bad) => bytes(http::error(bad.status, bad.why, &[])),
+        };
+        self.phase = Phase::Reply(reply, 0);
+        Ok(Next::Stay)
+    }
+
+    fn write(&mut self, time: u64) -> io::Result<Next> {
+        let Phase::Reply(reply, sent) = &mut self.phase else { return Ok(Next::Go) };
+        *sent += self.socket.write(reply.get(*sent..).unwrap_or_default())?;
+        if *sent == reply.len() {
+            self.socket.shutdown(Shutdown::Write)?;
+            self.phase = Phase::Linger;
+            self.deadline = time.saturating_add(LINGER);
+        }
+        Ok(Next::Stay)
+    }
+}
+
+/// The reply to a request.
+fn answer(head: &Head, report: impl Fn(Format) -> String) -> Vec<u8> {
+    let is_head = head.method() == "HEAD";
+    if head.path() != PATH {
+        return without_body(is_head, http::error(404, "there is /metrics only", &[]));
+    }
+    if !is_head && head.method() != "GET" {
+        let allowed = [("Allow", "GET, HEAD")];
+        return bytes(http::error(405, "only GET and HEAD are served here", &allowed));
+    }
+    let accept: Vec<_> = head.header_all("Accept").map(String::from_utf8_lossy).collect();
+    let format = Format::wanted(&accept.join(","));
+    let body = report(format);
+    let mut reply = Vec::with_capacity(body.len() + 256);
+    write_response(&mut reply, 200, &[("Vary", "Accept")], format.content_type(), body.as_bytes());
+    if is_head {
+        reply.truncate(reply.len() - body.len());
+    }
+    reply
+}
+
+fn without_body(is_head: bool, reply: Reply) -> Vec<u8> {
+    if is_head { reply.head } else { bytes(reply) }
+}
+
+fn bytes(reply: Reply) -> Vec<u8> {
+    let mut bytes = reply.head;
+    if let Body::Bytes(body) = &reply.body {
+        bytes.extend_from_slice(body);
+    }
+    bytes
+}
