@@ -1,0 +1,342 @@
+//! The process that serves metrics, its clients, and the form of what it says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::client::tcp;
+use super::*;
+
+const MANUAL: &str = include_str!("../../man/wshd.8");
+const OPEN_METRICS: &str = "Accept: application/openmetrics-text; version=1.0.0, text/plain; q=0.5\r\n";
+
+/// A server of which most metrics have something to tell.
+fn busy() -> (Server, Dir) {
+    let (server, dir) = serve(&["--workers", "2"]);
+    let mut raw = Raw::open(&server.address(), "/a");
+    raw.ask("x");
+    raw.text("close");
+    raw.expect_close(4001);
+    (server, dir)
+}
+
+/// The rules of the format that are not about single lines; returns the type of each family.
+#[track_caller]
+fn check(text: &str, is_open_metrics: bool) -> BTreeMap<String, String> {
+    let (mut types, mut series, mut units) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
+    let (mut helped, mut family) = (String::new(), String::new());
+    assert!(text.ends_with('\n') && !text.contains("\n\n") && !text.contains('\r'), "{text}");
+    assert_eq!(text.ends_with("\n# EOF\n"), is_open_metrics);
+    for line in text.trim_end_matches("# EOF\n").lines() {
+        let words: Vec<&str> = line.splitn(4, ' ').collect();
+        match words[..] {
+            ["#", "HELP", name, help] => {
+                assert!(help.ends_with('.'), "{line}");
+                helped = name.to_owned();
+            }
+            ["#", "TYPE", name, kind] => {
+                assert_eq!(helped, name, "help comes before the type");
+                assert!(types.insert(name.to_owned(), kind.to_owned()).is_none(), "{name} comes twice");
+                family = name.to_owned();
+            }
+            ["#", "UNIT", name, unit] => {
+                assert!(is_open_metrics && name == family && name.ends_with(&format!("_{unit}")), "{line}");
+                units.insert(name.to_owned(), unit.to_owned());
+            }
+            _ => {
+                let (labelled, value) = line.rsplit_once(' ').unwrap();
+                let name = labelled.split('{').next().unwrap();
+                let suffix =
+                    name.strip_prefix(&family).unwrap_or_else(|| panic!("{name} stands below {family}"));
+                let allowed: &[&str] = match (&*types[&family], is_open_metrics) {
+                    ("counter", true) => &["_total"],
+                    ("info", true) => &["_info"],
+                    ("histogram", _) => &["_bucket", "_count", "_sum"],
+                    _ => &[""],
+                };
+                assert!(allowed.contains(&suffix), "{line}");
+                assert!(value.parse::<f64>().is_ok_and(|value| value >= 0.0), "{line}");
+                assert!(series.insert(labelled.to_owned()), "{labelled} comes twice");
+            }
+        }
+    }
+    for (name, kind) in &types {
+        assert!(name.starts_with("wshd_"), "{name}");
+        assert_eq!(!is_open_metrics && kind == "counter", name.ends_with("_total"), "{name}");
+        let is_with_unit = ["_seconds", "_bytes"].iter().any(|unit| name.ends_with(unit));
+        assert!(!is_open_metrics || is_with_unit == units.contains_key(name), "{name}");
+    }
+    types
+}
+
+/// Of each histogram the buckets grow, and the last one has all.
+#[track_caller]
+fn check_histograms(report: &Report) {
+    let mut found = 0;
+    for (count, value) in report.0.iter().filter(|(series, _)| series.contains("_count{")) {
+        let (name, labels) = count.split_once("_count{").unwrap();
+        let labels = labels.trim_end_matches('}');
+        let bucket = |bound: &str| report.0[&format!("{name}_bucket{{{labels},le=\"{bound}\"}}")];
+        let buckets = ["1e-05", "0.0001", "0.001", "0.01", "0.1", "1.0", "10.0", "+Inf"].map(bucket);
+        assert!(buckets.is_sorted(), "{count}: {buckets:?}");
+        assert_eq!(buckets[7], *value, "{count}");
+        found += 1;
+    }
+    assert_eq!(found, 2 + 4, "turns of two workers, and four callbacks");
+}
+
+#[test]
+fn both_formats_are_sound_and_the_manual_has_every_metric() {
+    let (mut server, _dir) = busy();
+    report_until(&server, "it is closed", |report| report.sum("wshd_connections_closed_total") == 1.0);
+    let address = endpoint(&server);
+    let open_metrics = get(&address, OPEN_METRICS);
+    let prometheus = get(&address, "Accept: */*\r\n");
+    let kinds = [
+        (&open_metrics, "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        (&prometheus, "text/plain; version=0.0.4; charset=utf-8"),
+    ];
+    for (answer, kind) in kinds {
+        assert_eq!((answer.status, answer.header("Content-Type")), (200, Some(kind)));
+        assert_eq!(answer.header("Content-Length").unwrap().parse(), Ok(answer.body.len()));
+    }
+    let types = check(str::from_utf8(&open_metrics.body).unwrap(), true);
+    let plain = check(str::from_utf8(&prometheus.body).unwrap(), false);
+    assert_eq!(types.len(), plain.len());
+    check_histograms(&report(&server));
+
+    let mut live = BTreeMap::new();
+    for series in report(&server).0.keys() {
+        let (name, labels) = series.trim_end_matches('}').split_once('{').unwrap_or((series, ""));
+        let name =
+            ["_bucket", "_count", "_sum"].iter().fold(name, |name, suffix| name.trim_end_matches(suffix));
+        let labels = labels.split_terminator("\",").map(|label| label.split('=').next().unwrap());
+        let labels = labels.filter(|label| *label != "le").collect::<Vec<_>>().join(", ");
+        live.insert(name.to_owned(), labels);
+    }
+    assert_eq!(live.len(), types.len());
+    let section = MANUAL.split("\n.Sh METRICS\n").nth(1).unwrap().split("\n.Sh ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix(".It Li "));
+    let rows = rows.map(|row| row.split_once(" Brq ").unwrap_or((row, "")));
+    let in_manual: BTreeMap<String, String> =
+        rows.map(|(name, labels)| (name.to_owned(), labels.to_owned())).collect();
+    assert_eq!(in_manual, live);
+    server.stop();
+}
+
+#[test]
+fn only_this_resource_and_only_for_reading() {
+    let (mut server, _dir) = serve(&["--workers", "1"]);
+    let address = endpoint(&server);
+    let ask = |request: &str| {
+        let mut raw = Raw::connect(&address);
+        raw.send(request.as_bytes());
+        raw.answer()
+    };
+    assert_eq!(ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").status, 404);
+    assert_eq!(ask("GET /metrics/x HTTP/1.1\r\nHost: a\r\n\r\n").status, 404);
+    assert_eq!(ask("GET /metrics?x=1 HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
+    assert_eq!(ask("GET /metrics HTTP/1.0\r\n\r\n").status, 200);
+    let answer = ask("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc");
+    assert_eq!((answer.status, answer.header("Allow")), (405, Some("GET, HEAD")));
+    let answer = ask("HEAD /metrics HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!((answer.status, answer.body.len()), (200, 0));
+    assert!(answer.header("Content-Length").unwrap().parse::<usize>().unwrap() > 1000);
+    assert_eq!(ask("nonsense\r\n\r\n").status, 400);
+    assert_eq!(ask(&format!("GET /{} HTTP/1.1\r\n", "x".repeat(9000))).status, 414);
+    server.stop();
+}
+
+#[test]
+fn slow_clients_are_no_burden_and_the_oldest_makes_way() {
+    let (mut server, _dir) = serve(&["--workers", "1"]);
+    let address = endpoint(&server);
+    // One says nothing, one asks and does not read, the others do not come to an end of their request.
+    let mut silent = tcp(&address);
+    tcp(&address).write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let slow = (0..40).map(|_| {
+        let mut stream = tcp(&address);
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nX-Slow").unwrap();
+        stream
+    });
+    let mut slow: Vec<_> = slow.collect();
+    assert_eq!(get(&address, "").status, 200);
+    // The first of them have made way, long before their time.
+    assert_eq!(silent.read(&mut [0]).unwrap_or(0), 0);
+    assert_eq!(slow[0].read(&mut [0]).unwrap_or(0), 0);
+    // The last one is still served, byte by byte.
+    let last = slow.pop().unwrap();
+    let mut raw = Raw::over(last);
+    b": x\r\n\r\n".iter().for_each(|byte| raw.send(&[*byte]));
+    assert_eq!(raw.answer().status, 200);
+    let held = std::fs::read_dir(format!("/proc/{}/fd", process(&server).unwrap())).unwrap().count();
+    assert!(held < 32 + 16, "{held} descriptors");
+    server.stop();
+}
+
+#[test]
+fn its_process_is_replaced_and_workers_do_not_notice() {
+    let (mut server, _dir) = serve(&["--workers", "1"]);
+    let mut raw = Raw::open(&server.address(), "/a");
+    raw.ask("x");
+    let (first, worker) = (process(&server).unwrap(), workers(&server));
+    kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
+    until("there is another one", || process(&server).is_some_and(|pid| pid != first));
+    assert_eq!(report(&server).of(r#"wshd_messages_received_total{handler="/a"}"#), 1.0);
+    assert_eq!(workers(&server), worker);
+    raw.ask("y");
+    // It ends with the server, but not before: SIGTERM to all is what a service manager sends.
+    let pid = process(&server).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    assert_eq!(report(&server).of(r#"wshd_messages_received_total{handler="/a"}"#), 2.0);
+    drop(raw);
+    server.stop();
+    assert!(!is_alive(pid));
+}
+
+#[test]
+fn a_reload_is_told_of_and_counters_go_on() {
+    let (mut server, dir) = serve(&["--workers", "2"]);
+    let mut raw = Raw::open(&server.address(), "/a");
+    raw.ask("x");
+    let (first, address) = (process(&server), endpoint(&server));
+    dir.handler("b", HANDLER);
+    server.signal(Signal::SIGHUP);
+    server.says("reload: done, 2 resources");
+    until("there is another process", || process(&server).is_some_and(|pid| Some(pid) != first));
+    assert_eq!(endpoint(&server), address);
+    raw.ask("y");
+    Raw::open(&server.address(), "/b").ask("z");
+    let report = report_until(&server, "the old workers have ended", |report| {
+        report.of(r#"wshd_workers{state="running"}"#) == 2.0
+            && report.of(r#"wshd_connections_open{handler="/a",pool="default"}"#) == 1.0
+            && report.sum("wshd_worker_connections") == 1.0
+    });
+    report.is("wshd_messages_received_total", &[(r#"handler="/a""#, 2), (r#"handler="/b""#, 1)]);
+    report.is(
+        "wshd_handler_info",
+        &["/a", "/b"]
+            .map(|path| (format!(r#"handler="{path}",name="test",version="1.5",pool="default""#), 1)),
+    );
+    let both = [r#"worker="default/0""#, r#"worker="default/1""#];
+    report.is("wshd_worker_starts_total", &both.map(|worker| (worker, 2)));
+    report.is("wshd_worker_replacements_total", &both.map(|worker| (worker, 1)));
+    assert_eq!(report.sum("wshd_worker_deaths_total"), 0.0);
+    drop(raw);
+    server.stop();
+}
+
+#[test]
+fn it_ends_when_the_supervisor_is_killed() {
+    let (mut server, _dir) = serve(&["--workers", "1"]);
+    let pid = process(&server).unwrap();
+    server.signal(Signal::SIGKILL);
+    server.wait();
+    until("it has ended", || !is_alive(pid));
+}
+
+#[test]
+fn without_the_option_there_is_no_process_and_no_clock() {
+    let dir = Dir::new();
+    dir.handler("a", HANDLER);
+    let mut server = Server::start(&dir, &["--workers", "1"]);
+    Raw::open(&server.address(), "/a").ask("x");
+    assert_eq!((process(&server), server.workers().len()), (None, 1));
+    server.stop();
+}
+
+#[test]
+fn on_a_unix_socket() {
+    let dir = Dir::new();
+    dir.handler("a", HANDLER);
+    let path = dir.path().join("metrics.sock");
+    let address = format!("unix:{}", path.display());
+    let mut server = Server::start(&dir, &["--workers", "1", "--metrics", &address]);
+    assert_eq!(endpoint(&server), address);
+    let mut raw = Raw::over(UnixStream::connect(&path).unwrap());
+    raw.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert_eq!(raw.answer().status, 200);
+    server.stop();
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_reload_may_change_the_address() {
+    let dir = Dir::new();
+    dir.handler("a", HANDLER);
+    let (config, sockets) = (dir.path().join("conf"), ["one", "two"].map(|name| dir.path().join(name)));
+    let write = |socket: &std::path::Path| {
+        std::fs::write(&config, format!("metrics = \"unix:{}\"\n", socket.display())).unwrap();
+    };
+    write(&sockets[0]);
+    let mut server = Server::start(&dir, &["--workers", "1", "--config", config.to_str().unwrap()]);
+    let ask = |socket: &std::path::Path| {
+        let mut raw = Raw::over(UnixStream::connect(socket).unwrap());
+        raw.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        raw.answer().status
+    };
+    assert_eq!(ask(&sockets[0]), 200);
+    write(&sockets[1]);
+    server.signal(Signal::SIGHUP);
+    server.says("reload: done");
+    assert_eq!(ask(&sockets[1]), 200);
+    assert!(!sockets[0].exists());
+    std::fs::write(&config, "").unwrap();
+    server.signal(Signal::SIGHUP);
+    until("nothing is served any more", || !sockets[1].exists() && process(&server).is_none());
+    server.stop();
+}
+
+#[test]
+fn an_address_that_is_taken() {
+    let dir = Dir::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = daemon::run(&["-w", dir.path().to_str().unwrap(), "-p", "0", "--metrics", &address]);
+    assert_eq!(output.status.code(), Some(4));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains(&format!("can not listen on {address}: Address already in use")), "{said}");
+}
+
+#[test]
+#[ignore = "needs the Python package prometheus-client"]
+fn the_parser_of_another_maker_reads_both() {
+    const PARSER: &str = r#"
+import sys
+from prometheus_client import openmetrics, parser
+import prometheus_client.openmetrics.parser
+read = openmetrics.parser if sys.argv[1] == "openmetrics" else parser
+for family in read.text_string_to_metric_families(sys.stdin.read()):
+    print(family.name, family.type, family.unit or "-", len(family.samples))
+"#;
+    let python = std::env::var("WSHD_PYTHON").expect(
+        "WSHD_PYTHON is not set: a python3 with the package \"prometheus-client\" (pip install prometheus-client)",
+    );
+    let (mut server, _dir) = busy();
+    report_until(&server, "it is closed", |report| report.sum("wshd_connections_closed_total") == 1.0);
+    for (format, headers) in [("openmetrics", OPEN_METRICS), ("prometheus", "")] {
+        let text = get(&endpoint(&server), headers).body;
+        let samples = text.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"wshd_")).count();
+        let mut child = Command::new(&python)
+            .args(["-c", PARSER, format])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(&text).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{format}: {said}");
+        let read: usize =
+            said.lines().map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum();
+        assert_eq!(read, samples, "{format}: {said}");
+        assert!(said.contains("wshd_callback_duration_seconds histogram"), "{said}");
+        let unit = if format == "openmetrics" { "bytes" } else { "-" };
+        assert!(said.contains(&format!("wshd_received_bytes counter {unit}")), "{said}");
+    }
+    server.stop();
+}
