@@ -70,6 +70,7 @@ impl Gate {
     pub fn refusal(&self, now: u64) -> Option<u64> {
         match self.until.load(Ordering::Acquire) {
             0 => None,
+            UNTIL_LIFTED => Some(UNKNOWN),
             until if now < until => Some((until - now).div_ceil(SECOND)),
             _ => (self.prober.load(Ordering::Acquire) > 0).then_some(1),
         }
@@ -107,12 +108,31 @@ impl Gate {
         let _ = self.prober.compare_exchange(pid, NOBODY_NOW, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    /// Nobody passes until then. [supervisor]
+    /// ns until the gate is not shut any more; None if it is open, or shut until somebody lifts that.
+    pub fn time_left(&self, now: u64) -> Option<u64> {
+        match self.until.load(Ordering::Acquire) {
+            0 | UNTIL_LIFTED => None,
+            until => Some(until.saturating_sub(now)),
+        }
+    }
+
+    /// Everybody may pass again. [supervisor]
+    pub fn lift(&self) {
+        self.until.store(0, Ordering::Release);
+        self.prober.store(NOBODY, Ordering::Release);
+    }
+
+    /// Nobody passes until then, [`UNTIL_LIFTED`] or an instant. [supervisor]
     pub fn shut(&self, until: u64) {
         self.until.store(until, Ordering::Release);
         self.prober.store(NOBODY, Ordering::Release);
     }
 }
+
+/// A gate that is shut until this instant waits for somebody to lift that.
+pub const UNTIL_LIFTED: u64 = u64::MAX;
+/// The seconds that clients are told when nobody knows how long it will be.
+const UNKNOWN: u64 = 60;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -181,6 +201,22 @@ mod tests {
         assert!(!gate.open(US, 10));
         assert_eq!(gate.standing(39), Standing::Shut);
         assert_eq!(gate.enter(THEM, 40), Passage::Probe { until: 40, first: true });
+    }
+
+    #[test]
+    fn a_gate_that_is_lifted_is_open_whatever_a_probe_says() {
+        let gate = shut_until(10);
+        gate.enter(US, 10);
+        gate.lift();
+        assert!(!gate.open(US, 10), "it was not the probe that opened it");
+        assert_eq!((gate.enter(US, 11), gate.enter(THEM, 11)), (Passage::Free, Passage::Free));
+        gate.shut(UNTIL_LIFTED);
+        assert_eq!(gate.enter(US, u64::MAX - 1), Passage::Refused { seconds: 60 });
+        assert_eq!((gate.standing(u64::MAX - 1), gate.time_left(0)), (Standing::Shut, None));
+        gate.shut(20);
+        assert_eq!((gate.time_left(15), gate.time_left(25)), (Some(5), Some(0)));
+        gate.lift();
+        assert_eq!((gate.standing(16), gate.time_left(16)), (Standing::Open, None));
     }
 
     #[test]

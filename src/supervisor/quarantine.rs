@@ -76,6 +76,13 @@ impl Quarantine {
         history.good_since = now.saturating_add(time);
         Some(Sentence { time, deaths })
     }
+
+    /// Nothing is held against this handler any more.
+    pub fn forgive(&mut self, handler: u16) {
+        if let Some(history) = self.handlers.get_mut(usize::from(handler)) {
+            *history = History::default();
+        }
+    }
 }
 
 /// The length of a quarantine after so many.
@@ -195,6 +202,17 @@ mod tests {
             config::Quarantine { deaths: 0, ..RULES },
             &[(1, 0, Open, 0), (1, 0, Open, 0), (1, 0, Open, 0)],
         );
+    }
+
+    #[test]
+    fn what_is_forgiven_does_not_count_any_more() {
+        let mut quarantine = Quarantine::new(2, RULES);
+        let mut dies = |handler, at: u64| quarantine.on_death(handler, Open, at).is_some();
+        assert_eq!([dies(0, 1), dies(0, 2), dies(1, 2), dies(1, 2)], [false; 4]);
+        quarantine.forgive(0);
+        quarantine.forgive(2); // nobody knows it
+        let mut dies = |handler, at: u64| quarantine.on_death(handler, Open, at).is_some();
+        assert_eq!([dies(0, 3), dies(1, 3), dies(0, 4), dies(0, 5)], [false, true, false, true]);
     }
 
     #[test]
