@@ -2,6 +2,7 @@
 //! expected. The spellings are those of mod_pywebsocket's standalone server, with `_` for `-` as well, and ours. What
 //! the configuration file says becomes options in front of those that are given; it is read here and nowhere else.
 
+mod control;
 mod file;
 mod logging;
 mod metrics;
@@ -24,6 +25,7 @@ use self::file::File;
 use self::logging::Logging;
 use self::value::{Host, Time, count, host, memory_or_zero, size, size_or_zero, time, time_or_off};
 use crate::config::{Config, CrashRecords, Listen, Pool, Quarantine, Wear};
+use crate::ctl;
 use crate::proto::{deflate, head::HeadLimits, limits::Limits};
 
 /// What the command line asks for.
@@ -33,6 +35,8 @@ pub enum Command {
     Serve(Box<Config>),
     /// To check these files.
     Check(Vec<PathBuf>),
+    /// To ask a running server.
+    Ctl(ctl::Order),
 }
 
 /// Why there is nothing to be done.
@@ -52,8 +56,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>)
     let mut line = normalize(args);
     let matches = command().try_get_matches_from(&line)?;
     let args = Args::from_arg_matches(&matches)?;
-    if let Some(Sub::Check { files }) = args.command {
-        return Ok(Command::Check(files));
+    match args.command {
+        Some(Sub::Check { files }) => return Ok(Command::Check(files)),
+        Some(Sub::Ctl(ctl)) => return Ok(Command::Ctl(ctl.into_order()?)),
+        None => {}
     }
     let Some(path) = args.config else {
         return Ok(Command::Serve(Box::new(args.into_config(exe_dir, &Places::default())?)));
@@ -225,6 +231,8 @@ struct Args {
 
     #[command(flatten)]
     metrics: metrics::Options,
+    #[command(flatten)]
+    control: control::Options,
 
     /// Print version
     #[arg(long, action = ArgAction::Version)]
@@ -239,6 +247,8 @@ enum Sub {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// Ask a running server, or tell it what to do
+    Ctl(control::Ctl),
 }
 
 const LIMITS: &str = "Limits";
@@ -310,6 +320,7 @@ impl Args {
                 time: self.quarantine_time,
             },
             crash_records: self.crash_dir.map(|dir| CrashRecords { dir, bytes: self.crash_bytes }),
+            control: self.control.into_config(),
             handler_time: self.handler_timeout,
             drain_time: self.drain_timeout,
             drain_times: Default::default(),

@@ -53,6 +53,15 @@ pub struct CrashRecords {
     pub bytes: usize,
 }
 
+/// The socket for `wshd ctl`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Where it is, if there is one.
+    pub socket: Option<PathBuf>,
+    /// Whose members may use it beside root and the server's own user.
+    pub group: Option<Gid>,
+}
+
 /// The configuration of a fleet. Made before the first fork of those that have it, and never changed after.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -98,6 +107,8 @@ pub struct Config {
     pub quarantine: Quarantine,
     /// Whether and where crashes are recorded.
     pub crash_records: Option<CrashRecords>,
+    /// The socket for `wshd ctl`.
+    pub control: Control,
     /// How long a handler may run without a call to the host before it is brought down; ns, 0: for ever.
     pub handler_time: u64,
     /// Over this time the connections that can not move are closed when their worker is replaced; ns.

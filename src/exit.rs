@@ -23,6 +23,10 @@ pub enum Exit {
     Check = 6,
     /// Workers did not stop in time and were killed.
     Killed = 7,
+    /// `wshd ctl`: no server answers.
+    Unreachable = 8,
+    /// `wshd ctl`: the server does not do what it was asked for, or can not.
+    Refused = 9,
 }
 
 impl Exit {

@@ -8,6 +8,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod ctl;
 pub mod exit;
 pub mod ffi;
 pub mod fleet;

@@ -8,9 +8,9 @@ use wshd::cli::{self, Command};
 use wshd::config::Config;
 use wshd::exit::Exit;
 use wshd::fleet::title;
-use wshd::log as sink;
 use wshd::supervisor::upgrade::{Invocation, Predecessor};
 use wshd::supervisor::{self, Origin};
+use wshd::{ctl, log as sink};
 
 fn main() -> ExitCode {
     let exe_dir = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
     let exit = match read() {
         Ok(Command::Serve(config)) => serve(*config, invocation, read),
         Ok(Command::Check(files)) => check(&files),
+        Ok(Command::Ctl(order)) => ctl::run(&order),
         Err(cli::Error::Usage(error)) => {
             let _ = error.print(); // if that fails there is nobody to tell
             if error.use_stderr() { Exit::Usage } else { Exit::Ok }
@@ -43,7 +44,7 @@ fn serve(
     title::prepare();
     let reread = move || match read() {
         Ok(Command::Serve(config)) => Ok(*config),
-        Ok(Command::Check(_)) => Err("the command line does not serve".to_owned()),
+        Ok(Command::Check(_) | Command::Ctl(_)) => Err("the command line does not serve".to_owned()),
         Err(error) => Err(error.to_string()),
     };
     supervisor::run(config, Origin { reread: Box::new(reread), invocation, predecessor })

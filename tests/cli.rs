@@ -198,6 +198,8 @@ fn the_manual_lists_the_exit_codes() {
         Exit::Start,
         Exit::Check,
         Exit::Killed,
+        Exit::Unreachable,
+        Exit::Refused,
     ];
     assert_eq!(codes, all.map(Exit::code));
 }

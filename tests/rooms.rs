@@ -7,15 +7,16 @@ use std::path::{Path, PathBuf};
 
 /// A room, or a file of one that may do more than the room, and what it may use. Everybody may use `log`, `config` and
 /// `exit`, which are values.
-const ARROWS: [(&str, &[&str]); 12] = [
-    ("main.rs", &["cli", "supervisor", "fleet::title"]),
-    ("cli", &["proto"]),
+const ARROWS: &[(&str, &[&str])] = &[
+    ("main.rs", &["cli", "ctl", "supervisor", "fleet::title"]),
+    ("cli", &["proto", "ctl"]),
+    ("ctl", &[]),
     ("config.rs", &["proto", "fleet::listener"]),
     ("exit.rs", &[]),
     ("log", &[]),
     ("supervisor/spawn.rs", &["worker", "metrics", "fleet"]),
-    ("supervisor", &["fleet", "ffi::probe"]),
-    ("worker", &["fleet", "proto", "http", "ffi"]),
+    ("supervisor", &["fleet", "ffi::probe", "ctl::request", "ctl::answer"]),
+    ("worker", &["fleet", "proto", "http", "ffi", "ctl::request", "ctl::answer"]),
     ("metrics", &["fleet", "proto", "http", "ffi::probe"]),
     ("http", &["proto"]),
     ("fleet", &[]),

@@ -41,6 +41,20 @@ pub enum Command {
     },
     /// Write this log into the file whose descriptor comes with this.
     Log(Book),
+    /// Write the list of connections into the file that comes along.
+    List {
+        /// To be given back.
+        ticket: u64,
+    },
+    /// Close a connection.
+    Close {
+        /// To be given back.
+        ticket: u64,
+        /// Its id.
+        conn: u64,
+        /// Of the Close frame.
+        code: u16,
+    },
 }
 
 /// What a worker reports.
@@ -57,6 +71,22 @@ pub enum Report {
     Crashed,
     /// It accepts nothing more, and hands its connections over as it was told.
     Leaving,
+    /// It has written its list of connections.
+    Listed {
+        /// Of the order.
+        ticket: u64,
+        /// Connections in the file.
+        listed: u64,
+        /// Connections that are not, as there are too many.
+        left_out: u64,
+    },
+    /// It has been told to close a connection.
+    Closing {
+        /// Of the order.
+        ticket: u64,
+        /// Whether it does; else there is none that it could close.
+        begun: bool,
+    },
 }
 
 /// One end. Errors of kind `WouldBlock` mean: nothing there yet (or no room); `InvalidData`: nonsense came,
@@ -142,11 +172,13 @@ impl Command {
             Command::Inlet { slot } => message(b'I', [slot.into(), 0, 0]),
             Command::Log(book) => message(b'L', [book as u64, 0, 0]),
             Command::Shed { to, count } => message(b'M', [to.into(), count.into(), 0]),
+            Command::List { ticket } => message(b'W', [ticket, 0, 0]),
+            Command::Close { ticket, conn, code } => message(b'X', [ticket, conn, code.into()]),
         }
     }
 
     fn read(message: Message) -> Option<Self> {
-        let [first, second, _] = numbers(&message);
+        let [first, second, third] = numbers(&message);
         Some(match message[0] {
             b'S' => Command::Stop,
             b'Q' => Command::Quit,
@@ -156,6 +188,8 @@ impl Command {
             b'I' => Command::Inlet { slot: first as u16 },
             b'L' => Command::Log(Book::from_number(first)?),
             b'M' => Command::Shed { to: first as u16, count: second as u16 },
+            b'W' => Command::List { ticket: first },
+            b'X' => Command::Close { ticket: first, conn: second, code: third as u16 },
             _ => return None,
         })
     }
@@ -167,15 +201,19 @@ impl Report {
             Report::Ready { loaded, broken } => message(b'R', [loaded.into(), broken.into(), 0]),
             Report::Crashed => CRASHED,
             Report::Leaving => message(b'L', [0; 3]),
+            Report::Listed { ticket, listed, left_out } => message(b'W', [ticket, listed, left_out]),
+            Report::Closing { ticket, begun } => message(b'X', [ticket, begun.into(), 0]),
         }
     }
 
     fn read(message: Message) -> Option<Self> {
-        let [first, second, _] = numbers(&message);
+        let [first, second, third] = numbers(&message);
         Some(match message[0] {
             b'R' => Report::Ready { loaded: first as u16, broken: second as u16 },
             b'C' => Report::Crashed,
             b'L' => Report::Leaving,
+            b'W' => Report::Listed { ticket: first, listed: second, left_out: third },
+            b'X' => Report::Closing { ticket: first, begun: second != 0 },
             _ => return None,
         })
     }

@@ -3,16 +3,18 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::fs::Permissions;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::Gid;
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 /// Where to listen, as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -249,6 +251,34 @@ fn bind_unix(path: &Path, backlog: i32) -> io::Result<Listener> {
     Ok(Listener { fd: socket.into(), address: Bound::Unix(path.to_owned()), file, asked: None })
 }
 
+/// Listens on a path that nobody but the owner, and the members of a group where one is given, may connect to.
+/// [supervisor]
+pub fn bind_private(path: &Path, group: Option<Gid>, backlog: i32) -> io::Result<Listener> {
+    remove_stale(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let bound = SockAddr::unix(path).and_then(|address| socket.bind(&address));
+    umask(before);
+    bound?;
+    let listener = Listener {
+        fd: socket.into(),
+        address: Bound::Unix(path.to_owned()),
+        asked: None,
+        file: identity(path),
+    };
+    let opened = group.map_or(Ok(()), |group| {
+        chown(path, None, Some(group.as_raw()))?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o660))
+    });
+    match opened.and_then(|()| SockRef::from(&listener.fd).listen(backlog)) {
+        Ok(()) => Ok(listener),
+        Err(error) => {
+            listener.remove_file();
+            Err(error)
+        }
+    }
+}
+
 /// Removes the file of a socket that nobody listens on any more; anything else is left alone.
 fn remove_stale(path: &Path) -> io::Result<()> {
     match path.symlink_metadata() {
@@ -257,12 +287,22 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         Ok(file) if !file.file_type().is_socket() => {
             Err(io::Error::new(io::ErrorKind::AlreadyExists, "the file exists and is not a socket"))
         }
-        Ok(_) => match UnixStream::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-            Err(error) => Err(error),
-            Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another server answers on this socket")),
+        Ok(_) => match connect(path).map_err(|error| (error.kind(), error)) {
+            Err((io::ErrorKind::ConnectionRefused, _)) => std::fs::remove_file(path),
+            // One whose queue is full is a server, too.
+            Ok(()) | Err((io::ErrorKind::WouldBlock, _)) => {
+                Err(io::Error::new(io::ErrorKind::AddrInUse, "another server answers on this socket"))
+            }
+            Err((_, error)) => Err(error),
         },
     }
+}
+
+/// Tries to connect, without waiting.
+fn connect(path: &Path) -> io::Result<()> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(path)?)
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
@@ -273,7 +313,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::net::TcpStream;
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
@@ -390,6 +430,19 @@ mod tests {
         let error = bind(&[Listen::Unix(path.clone())], 16).unwrap_err();
         assert_eq!(error.source.kind(), io::ErrorKind::AddrInUse);
         UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_server_that_does_not_accept_is_one_and_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let busy = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        busy.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        busy.listen(0).unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(()) = connect(&path).inspect(|()| waiting.push(())) {}
+        let error = bind(&[Listen::Unix(path.clone())], 16).unwrap_err();
+        assert_eq!(error.source.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[test]

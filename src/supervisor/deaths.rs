@@ -42,6 +42,11 @@ impl Deaths {
             records: Vec::new(),
         })
     }
+
+    /// Nothing is held against this handler any more.
+    pub fn forgive(&mut self, handler: u16) {
+        self.quarantine.forgive(handler);
+    }
 }
 
 impl Deaths {

@@ -5,6 +5,7 @@ pub mod alias;
 pub mod balance;
 pub mod check;
 pub mod crash;
+mod ctl;
 mod deaths;
 pub mod discover;
 pub mod edition;
@@ -30,6 +31,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use self::ctl::Control;
 use self::deaths::Deaths;
 use self::edition::Edition;
 use self::metrics::Metrics;
@@ -73,6 +75,7 @@ pub fn run(mut config: Config, origin: Origin) -> Exit {
             if !fleet.has_successor() {
                 let listeners = fleet.listeners.iter().chain(&fleet.metrics.listeners);
                 listeners.for_each(|listener| listener.remove_file());
+                fleet.control.remove_file();
             }
             exit
         }
@@ -120,6 +123,8 @@ struct Fleet {
     upkeep: Upkeep,
     /// Of the log files.
     sizes: logs::Sizes,
+    /// What operators ask for.
+    control: Control,
     /// None in a worker.
     signals: Option<SignalFd>,
 }
@@ -160,11 +165,15 @@ impl Fleet {
             }
             let counters = metrics::counters(&config, &routes).map_err(internal)?;
             let deaths = Deaths::new(&config).map_err(internal)?;
+            let control = Control::new(&config.control).map_err(|error| {
+                let path = config.control.socket.clone().unwrap_or_default();
+                (Exit::Bind, format!("--control-socket {}: {error}", path.display()))
+            })?;
             let signals = watch_signals().map_err(internal)?;
-            Ok((routes, faults, scoreboard, counters, deaths, signals, inboxes))
+            Ok((routes, faults, scoreboard, counters, deaths, control, signals, inboxes))
         };
         match prepared() {
-            Ok((routes, faults, scoreboard, counters, deaths, signals, inboxes)) => Ok(Self {
+            Ok((routes, faults, scoreboard, counters, deaths, control, signals, inboxes)) => Ok(Self {
                 workers: (0..inboxes.len()).map(|_| None).collect(),
                 inboxes,
                 replaced: Vec::new(),
@@ -172,6 +181,7 @@ impl Fleet {
                 roll: Roll::default(),
                 is_reload_due: false,
                 deaths,
+                control,
                 upkeep: Upkeep::default(),
                 sizes: logs::Sizes::default(),
                 config: Arc::new(config),
@@ -260,6 +270,7 @@ impl Fleet {
         let looks = self.next_look().into_iter().chain(self.next_look_at_logs());
         let looks = looks.chain(self.metrics.deadline()).chain(self.roll.deadline());
         let upgrade = self.successor.iter().filter(|successor| !successor.is_serving);
+        let looks = looks.chain(self.control.deadline());
         let deadlines = kills.chain(deadline).chain(looks);
         let deadline = deadlines.chain(upgrade.map(|successor| successor.give_up)).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
@@ -272,6 +283,7 @@ impl Fleet {
         let replaced = self.replaced.iter().filter_map(|replaced| replaced.control.as_ref());
         let channels = workers.chain(replaced).chain(self.roll.channels());
         fds.extend(channels.map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN)));
+        fds.extend(self.control.interest());
         let inboxes = self.vacant.iter().filter_map(|slot| self.inboxes.get(*slot));
         fds.extend(inboxes.map(|inbox| PollFd::new(inbox.outlet(), PollFlags::POLLIN)));
         let upgrade = self.successor.iter().filter(|successor| !successor.is_serving);
@@ -284,6 +296,7 @@ impl Fleet {
             self.read_reports(slot, events);
         }
         self.read_replaced(events);
+        self.serve_control(events);
         self.read_signals(events);
         self.look_into_vacant_inboxes(events);
         self.kill_replaced();

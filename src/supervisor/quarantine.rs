@@ -79,9 +79,7 @@ impl Quarantine {
 
     /// Nothing is held against this handler any more.
     pub fn forgive(&mut self, handler: u16) {
-        if let Some(history) = self.handlers.get_mut(usize::from(handler)) {
-            *history = History::default();
-        }
+        self.handlers.remove(&handler);
     }
 }
 
@@ -206,7 +204,7 @@ mod tests {
 
     #[test]
     fn what_is_forgiven_does_not_count_any_more() {
-        let mut quarantine = Quarantine::new(2, RULES);
+        let mut quarantine = Quarantine::new(RULES);
         let mut dies = |handler, at: u64| quarantine.on_death(handler, Open, at).is_some();
         assert_eq!([dies(0, 1), dies(0, 2), dies(1, 2), dies(1, 2)], [false; 4]);
         quarantine.forgive(0);

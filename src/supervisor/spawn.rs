@@ -17,6 +17,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid, setgid, setgroups, setuid};
 
+use super::ctl::Control;
 use super::edition::Edition;
 use super::metrics::Metrics;
 use super::{Fleet, plan};
@@ -109,6 +110,7 @@ fn be_worker(
     fleet.successor = None;
     fleet.metrics = Metrics::default();
     fleet.signals = None;
+    fleet.control = Control::none();
     let Edition { config, routes, listeners, .. } = edition.clone();
     let Place { pool, number } = fleet.scoreboard.slot(slot).map(Slot::place).unwrap_or_default();
     let name = config.worker_name(pool, number);

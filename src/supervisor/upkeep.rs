@@ -94,7 +94,7 @@ impl Fleet {
 }
 
 /// Resident memory of a process; bytes, 0 if it is gone.
-fn resident_memory(pid: Pid) -> u64 {
+pub(super) fn resident_memory(pid: Pid) -> u64 {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
     let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
     let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);

@@ -197,6 +197,9 @@ impl Fleet {
                     self.workers[slot] = None;
                     events.push_back(Event::Left(slot));
                 }
+                Ok(Some(report @ (Report::Listed { .. } | Report::Closing { .. }))) => {
+                    self.control.hear(worker.pid.as_raw(), report);
+                }
                 Ok(None) => worker.control = None,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
@@ -232,21 +235,23 @@ impl Fleet {
     /// What those that are replaced have to say: that they crash even so.
     pub(super) fn read_replaced(&mut self, events: &mut VecDeque<Event>) {
         for index in 0..self.replaced.len() {
-            let Some(replaced) = self.replaced.get_mut(index) else { return };
-            let said = replaced.control.as_ref().map(Channel::recv_report);
-            match said {
-                Some(Ok(Some(Report::Crashed))) => {
-                    let (slot, pid) = (replaced.slot, replaced.pid);
-                    (replaced.control, replaced.is_followed) = (None, true);
-                    replaced.kill_at = scoreboard::now().saturating_add(LAST_WORDS);
-                    self.on_crash(slot, pid);
-                    // What it saves lies in its inbox: somebody takes it up there and hands it over again.
-                    self.roll.push(Step { start: None, retire: Some(slot) });
-                    events.push_back(Event::Orphaned(slot));
+            while let Some(replaced) = self.replaced.get_mut(index) {
+                let said = replaced.control.as_ref().map(Channel::recv_report);
+                match said {
+                    Some(Ok(Some(Report::Crashed))) => {
+                        let (slot, pid) = (replaced.slot, replaced.pid);
+                        (replaced.control, replaced.is_followed) = (None, true);
+                        replaced.kill_at = scoreboard::now().saturating_add(LAST_WORDS);
+                        self.on_crash(slot, pid);
+                        // What it saves lies in its inbox: somebody takes it up there and hands it over again.
+                        self.roll.push(Step { start: None, retire: Some(slot) });
+                        events.push_back(Event::Orphaned(slot));
+                    }
+                    Some(Ok(Some(report))) => self.control.hear(replaced.pid.as_raw(), report),
+                    // Its end; it is reaped soon.
+                    Some(Ok(None)) => replaced.control = None,
+                    Some(Err(_)) | None => break,
                 }
-                // Its end; it is reaped soon.
-                Some(Ok(None)) => replaced.control = None,
-                _ => {}
             }
         }
     }

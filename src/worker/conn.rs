@@ -56,6 +56,8 @@ pub struct Conn {
     pub timer_at: u64,
     /// End of the present phase; [`NEVER`] if it has none.
     pub deadline: u64,
+    /// Since when this worker has it; ns.
+    pub since: u64,
     /// Bytes of the queue that the mailroom knows of.
     pub counted: u32,
     /// Index of the handler in the routes, once the request is known.
@@ -171,6 +173,7 @@ impl Conn {
             unread: None,
             timer_at: NEVER,
             deadline,
+            since: 0,
             counted: 0,
             handler: NO_HANDLER,
             pauses: 0,

@@ -183,6 +183,8 @@ impl Worker {
                             log::warn!("the log goes on in the old file: {error}");
                         }
                     }
+                    control::Command::List { ticket } => self.list(ticket, fd),
+                    control::Command::Close { ticket, conn, code } => self.close_by_order(ticket, conn, code),
                     control::Command::Quit => return true,
                 },
                 // The supervisor has vanished: nobody would restart or stop this worker.

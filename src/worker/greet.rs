@@ -56,6 +56,7 @@ impl Worker {
             return None;
         };
         let conn = core.table.get(id)?;
+        conn.since = self.now.get();
         let raw = std::os::fd::AsRawFd::as_raw_fd(&conn.socket);
         if let Err(error) = self.poll.add(&conn.socket, id) {
             log::error!("a connection was dropped: epoll: {error}");

@@ -17,6 +17,7 @@ mod evidence;
 mod facts;
 mod greet;
 mod handover;
+mod listing;
 mod mailbox;
 mod mailroom;
 mod modules;

@@ -1,0 +1,265 @@
+//! The control socket: the server's options for it, and `wshd ctl`, which speaks to it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use nix::unistd::{Gid, Group};
+
+use super::Error;
+use super::file::File;
+use super::value::{Time, time};
+use crate::config::Control;
+use crate::ctl::request::{Change, Id, Request, Switch};
+use crate::ctl::{Order, Show};
+use crate::proto::close;
+
+/// Where `wshd ctl` asks when it is not told.
+const DEFAULT_SOCKET: &str = "/run/wshd/control";
+
+/// Options of the server.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Control")]
+pub struct Options {
+    /// Listen for wshd ctl on this Unix socket [default: none]
+    #[arg(long, value_name = "PATH")]
+    control_socket: Option<PathBuf>,
+    /// Members of this group may use the control socket, too [default: root and the server's user only]
+    #[arg(long, value_name = "GROUP", value_parser = group)]
+    control_group: Option<Gid>,
+}
+
+impl Options {
+    /// As the supervisor wants them.
+    pub fn into_config(self) -> Control {
+        Control { socket: self.control_socket, group: self.control_group }
+    }
+}
+
+/// Asks a running server, or tells it what to do
+#[derive(Debug, Args)]
+#[command(arg_required_else_help = true)]
+pub struct Ctl {
+    /// The server's control socket [default: /run/wshd/control]
+    #[arg(long, value_name = "PATH", conflicts_with = "config", global = true)]
+    control_socket: Option<PathBuf>,
+    /// The server's configuration file, which names the socket
+    #[arg(short, long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Show workers, what each executes right now, pools and handlers
+    Status {
+        #[command(flatten)]
+        form: Form,
+        /// Show it again every so many seconds
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
+            value_parser = interval)]
+        watch: Option<Duration>,
+    },
+    /// List all connections
+    Connections {
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Close a connection
+    Close {
+        /// As connections lists it
+        #[arg(value_name = "ID")]
+        id: Id,
+        /// Of the close frame
+        #[arg(long, value_name = "CODE", default_value_t = close::GOING_AWAY, value_parser = close_code)]
+        code: u16,
+    },
+    /// Show which handlers are not served, or change that
+    Quarantine {
+        /// A resource of the handler
+        resource: Option<String>,
+        /// Whether it is quarantined
+        #[arg(value_parser = switch, requires = "resource", value_name = "on|off")]
+        state: Option<Switch>,
+        /// For this time, then probe it [default: until switched off]
+        #[arg(long, value_name = "TIME", value_parser = time, requires = "state")]
+        time: Option<Time>,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Stop the server
+    Stop {
+        /// Without closing connections first
+        #[arg(long)]
+        now: bool,
+    },
+    /// Read configuration and handlers anew
+    Reload,
+    /// Replace the running program by the one that is in its place now
+    Upgrade,
+    /// Change the number of workers
+    Workers {
+        /// +COUNT, -COUNT or COUNT
+        #[arg(value_name = "CHANGE", allow_negative_numbers = true)]
+        change: Change,
+        /// Of this pool
+        #[arg(long, value_name = "POOL", default_value = "default")]
+        pool: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Form {
+    /// Print the answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Ctl {
+    /// What is to be asked, where, and how the answer is to be shown.
+    pub fn into_order(self) -> Result<Order, Error> {
+        let socket = match (self.control_socket, self.config) {
+            (Some(path), _) => path,
+            (None, Some(file)) => socket_in(&file).map_err(Error::Config)?,
+            (None, None) => DEFAULT_SOCKET.into(),
+        };
+        let text = Show::default();
+        let (request, show) = match self.what {
+            What::Status { form, watch } => (Request::Status {}, Show { json: form.json, watch }),
+            What::Connections { form } => (Request::Connections {}, Show { json: form.json, ..text }),
+            What::Close { id, code } => (Request::Close { id, code }, text),
+            What::Quarantine { resource, state, time, form } => {
+                let seconds =
+                    time.map(|time| u32::try_from(time.div_ceil(1_000_000_000)).unwrap_or(u32::MAX));
+                let request = Request::Quarantine { resource, state, seconds };
+                (request, Show { json: form.json, ..text })
+            }
+            What::Stop { now } => (Request::Stop { now }, text),
+            What::Reload => (Request::Reload {}, text),
+            What::Upgrade => (Request::Upgrade {}, text),
+            What::Workers { change, pool } => (Request::Workers { pool, change }, text),
+        };
+        Ok(Order { socket, request, show })
+    }
+}
+
+/// The key `control_socket` of a configuration file; whatever else is in it does not matter here.
+fn socket_in(path: &std::path::Path) -> Result<PathBuf, String> {
+    let file = File::read(path)?;
+    let document = file.parse()?;
+    let named = document.get("control_socket").and_then(|value| value.get_ref().as_str());
+    named.map(PathBuf::from).ok_or_else(|| {
+        format!("{}: expected control_socket = \"PATH\", or give --control-socket PATH", file.name())
+    })
+}
+
+fn group(text: &str) -> Result<Gid, String> {
+    const EXPECTED: &str = "expected the name or number of a group";
+    // The largest is no number to the kernel, but "leave as it is".
+    if let Some(number) = text.parse().ok().filter(|number| *number != u32::MAX) {
+        return Ok(Gid::from_raw(number));
+    }
+    let known = Group::from_name(text).map_err(|error| format!("{error}; {EXPECTED}"))?;
+    known.map(|group| group.gid).ok_or_else(|| EXPECTED.to_owned())
+}
+
+fn close_code(text: &str) -> Result<u16, String> {
+    let code = text.parse().ok().filter(|code| close::may_travel(*code));
+    code.ok_or_else(|| "expected a close code that may be sent: 1000-1003, 1007-1014 or 3000-4999".to_owned())
+}
+
+fn switch(text: &str) -> Result<Switch, String> {
+    match text {
+        "on" => Ok(Switch::On),
+        "off" => Ok(Switch::Off),
+        _ => Err("expected on or off".to_owned()),
+    }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.1..=86400.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "expected seconds from 0.1 to 86400".to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::super::{Command, parse};
+    use super::*;
+
+    fn order(args: &[&str]) -> Result<Order, String> {
+        let line = ["wshd", "ctl"].iter().chain(args).map(OsString::from);
+        match parse(line, None) {
+            Ok(Command::Ctl(order)) => Ok(order),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn subcommands_become_requests() {
+        let request = |args: &[&str]| order(args).unwrap().request;
+        assert_eq!(request(&["status"]), Request::Status {});
+        assert_eq!(request(&["stop", "--now"]), Request::Stop { now: true });
+        let id = Id { pid: 7, conn: 0x1_0000_0001 };
+        assert_eq!(request(&["close", "7:100000001"]), Request::Close { id, code: 1001 });
+        assert_eq!(request(&["close", "7:100000001", "--code", "4000"]), Request::Close { id, code: 4000 });
+        let workers = |change| Request::Workers { pool: "default".to_owned(), change };
+        assert_eq!(request(&["workers", "+1"]), workers(Change::By(1)));
+        assert_eq!(request(&["workers", "-2"]), workers(Change::By(-2)));
+        assert_eq!(request(&["workers", "4"]), workers(Change::To(4)));
+        let quarantine =
+            |state, seconds| Request::Quarantine { resource: Some("/a".to_owned()), state, seconds };
+        assert_eq!(request(&["quarantine", "/a"]), quarantine(None, None));
+        assert_eq!(
+            request(&["quarantine", "/a", "on", "--time", "1500ms"]),
+            quarantine(Some(Switch::On), Some(2))
+        );
+    }
+
+    #[test]
+    fn where_the_socket_is() {
+        let socket = |args: &[&str]| order(args).map(|order| order.socket);
+        assert_eq!(socket(&["status"]), Ok("/run/wshd/control".into()));
+        assert_eq!(socket(&["--control-socket", "/s", "status"]), Ok("/s".into()));
+        assert_eq!(socket(&["status", "--control_socket=/s"]), Ok("/s".into()));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("w.conf");
+        let file_name = file.to_str().unwrap();
+        std::fs::write(&file, "port = 1\nno_such_key = 2\ncontrol_socket = '/run/s'\n").unwrap();
+        assert_eq!(socket(&["-c", file_name, "status"]), Ok("/run/s".into()));
+        std::fs::write(&file, "port = 1\n").unwrap();
+        let error = socket(&["--config", file_name, "status"]).unwrap_err();
+        assert!(error.contains("w.conf: expected control_socket"), "{error}");
+        assert!(socket(&["-c", "/nowhere", "status"]).unwrap_err().contains("/nowhere"));
+        assert!(socket(&["-c", file_name, "--control-socket", "/s", "status"]).is_err());
+    }
+
+    #[test]
+    fn how_it_is_shown() {
+        let show = |args: &[&str]| order(args).unwrap().show;
+        assert_eq!(show(&["status"]), Show::default());
+        assert_eq!(show(&["status", "--watch"]).watch, Some(Duration::from_secs(2)));
+        assert_eq!(show(&["status", "--json", "--watch=0.5"]).watch, Some(Duration::from_millis(500)));
+        assert!(show(&["connections", "--json"]).json);
+    }
+
+    #[test]
+    fn wrong_lines_say_what_was_expected() {
+        for (args, expected) in [
+            (&["close", "7"][..], "PID:ID"),
+            (&["close", "7:1", "--code", "1005"], "3000-4999"),
+            (&["quarantine", "/a", "maybe"], "on or off"),
+            (&["workers", "+0"], "+1 or -1"),
+            (&["status", "--watch=0"], "0.1"),
+            (&["reboot"], "unrecognized"),
+        ] {
+            let error = order(args).unwrap_err();
+            assert!(error.contains(expected), "{args:?}: {error}");
+        }
+        assert!(order(&[]).is_err());
+    }
+}

@@ -1,0 +1,158 @@
+//! `wshd ctl`: asks a running server over its control socket and shows the answer. Decides nothing and knows nothing
+//! of the server but this socket; `request` and `answer` are the language on it, which the server uses as well.
+
+pub mod answer;
+pub mod request;
+mod table;
+mod view;
+
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use serde_json::Value;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use self::request::Request;
+use crate::exit::Exit;
+
+/// How long the server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take for what is more than an answer.
+const LONG_PATIENCE: Duration = Duration::from_secs(660);
+/// Most bytes of an answer.
+const MAX_ANSWER: u64 = 64 << 20;
+
+/// What to ask, and what to do with the answer.
+#[derive(Debug)]
+pub struct Order {
+    /// The control socket.
+    pub socket: PathBuf,
+    /// What to ask.
+    pub request: Request,
+    /// How to show the answer.
+    pub show: Show,
+}
+
+/// How to show an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Show {
+    /// As it came.
+    pub json: bool,
+    /// Again and again, with this much time between.
+    pub watch: Option<Duration>,
+}
+
+/// Why there is nothing to show.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{0}")]
+    Unreachable(String),
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody reads what is written.
+    #[error("standard output: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Carries an order out and shows the answer on standard output, or on standard error what went wrong.
+pub fn run(order: &Order) -> Exit {
+    let failure = match attempt(order, &mut io::stdout().lock()) {
+        Ok(()) => return Exit::Ok,
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => return Exit::Ok,
+        Err(failure) => failure,
+    };
+    eprintln!("wshd: {failure}");
+    match failure {
+        Failure::Unreachable(_) => Exit::Unreachable,
+        Failure::Refused(_) => Exit::Refused,
+        Failure::Output(_) => Exit::Internal,
+    }
+}
+
+fn attempt(order: &Order, out: &mut impl Write) -> Result<(), Failure> {
+    let is_terminal = io::stdout().is_terminal();
+    loop {
+        let result = ask(&order.socket, &order.request)?;
+        let text = match order.show.json {
+            true => format!("{result}\n"),
+            false => view::of(&order.request, &result, is_terminal).map_err(|error| {
+                Failure::Unreachable(format!("the server's answer is not understood: {error}"))
+            })?,
+        };
+        if order.show.watch.is_some() && is_terminal && !order.show.json {
+            out.write_all(CLEAR)?;
+        }
+        out.write_all(text.as_bytes())?;
+        out.flush()?;
+        match order.show.watch {
+            Some(interval) => sleep(interval),
+            None => return Ok(()),
+        }
+        if !is_terminal && !order.show.json {
+            writeln!(out)?;
+        }
+    }
+}
+
+/// To the upper left, and everything from there on away (ECMA-48, CUP and ED).
+const CLEAR: &[u8] = b"\x1b[H\x1b[J";
+
+/// Sends a request and waits for its result.
+fn ask(path: &Path, request: &Request) -> Result<Value, Failure> {
+    let line = request.line().map_err(Failure::Refused)?;
+    let socket = connect(path).map_err(|error| Failure::Unreachable(unreachable(path, &error)))?;
+    let patience = match request {
+        Request::Reload {} | Request::Upgrade {} | Request::Workers { .. } => LONG_PATIENCE,
+        _ => PATIENCE,
+    };
+    let mut answer = Vec::new();
+    let mut reader = BufReader::new((&socket).take(MAX_ANSWER));
+    let answered = socket
+        .set_read_timeout(Some(patience))
+        // Who has hung up already may have said why.
+        .map(|()| (&socket).write_all(&line))
+        .and_then(|sent| reader.read_until(b'\n', &mut answer).and(sent));
+    match answered.map_err(|error| (error.kind(), error)) {
+        Err((io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, _)) => {
+            let why = format!("the server at {} does not answer: is its supervisor stopped?", path.display());
+            return Err(Failure::Unreachable(why));
+        }
+        Err((_, error)) if answer.is_empty() => {
+            return Err(Failure::Unreachable(format!("{}: {error}", path.display())));
+        }
+        Ok(()) | Err(_) => {}
+    }
+    match answer::read(&answer) {
+        Some(result) => result.map_err(Failure::Refused),
+        None if answer.is_empty() => {
+            Err(Failure::Unreachable(format!("the server at {} ended without an answer", path.display())))
+        }
+        None => Err(Failure::Unreachable(format!("{} is no control socket of wshd", path.display()))),
+    }
+}
+
+fn connect(path: &Path) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_write_timeout(Some(PATIENCE))?; // connecting counts as writing (unix(7))
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(socket)
+}
+
+/// What to do about a socket that can not be connected to.
+fn unreachable(path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            format!("no server listens on {path}: is it running with --control-socket {path}?")
+        }
+        io::ErrorKind::PermissionDenied => format!(
+            "{path}: permission denied: be root or the server's user, or give the server a --control-group"
+        ),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            format!("the server at {path} accepts no connection: is its supervisor stopped?")
+        }
+        _ => format!("{path}: {error}"),
+    }
+}

@@ -1,0 +1,155 @@
+//! What an operator asks for on the control socket (`wshd ctl`): `socket` takes requests and sends answers, here they
+//! are carried out, at once or with an answer that follows. What a request means is in `crate::ctl::request`.
+
+mod listing;
+mod orders;
+mod socket;
+mod status;
+
+use std::collections::VecDeque;
+use std::io;
+
+use nix::poll::PollFd;
+use serde_json::Value;
+
+use self::listing::Listing;
+use self::orders::Closing;
+use self::socket::{Asked, Socket};
+use super::Fleet;
+use super::plan::{Event, Time};
+use crate::config;
+use crate::ctl::answer;
+use crate::ctl::request::Request;
+use crate::fleet::control::Report;
+use crate::fleet::scoreboard;
+
+pub use self::socket::Number;
+
+/// The control socket, and what is being done for its clients.
+pub(super) struct Control {
+    /// None without `--control-socket`, and in workers.
+    socket: Option<Socket>,
+    /// When the supervisor began.
+    started: Time,
+    /// Lists of connections that workers are writing.
+    listings: Vec<Listing>,
+    /// Connections that workers are to close.
+    closings: Vec<Closing>,
+    /// The number of the next order to a worker that is answered.
+    next_ticket: u64,
+}
+
+/// What becomes of a request.
+enum Outcome {
+    /// It is done, or can not be.
+    Now(Result<Value, String>),
+    /// [`Fleet::answer`] follows.
+    Later,
+}
+
+impl Control {
+    /// Listens, if that is wanted.
+    pub fn new(config: &config::Control) -> io::Result<Self> {
+        let socket = config.socket.as_ref().map(|path| Socket::bind(path, config.group)).transpose()?;
+        Ok(Self { socket, ..Self::none() })
+    }
+
+    /// Without a socket: for workers, which are not asked.
+    pub fn none() -> Self {
+        let started = scoreboard::now();
+        Self { socket: None, started, listings: Vec::new(), closings: Vec::new(), next_ticket: 1 }
+    }
+
+    /// Removes the socket's file.
+    pub fn remove_file(&self) {
+        self.socket.iter().for_each(Socket::remove_file);
+    }
+
+    /// What the supervisor's loop is to wait for.
+    pub fn interest(&self) -> impl Iterator<Item = PollFd<'_>> {
+        self.socket.iter().flat_map(Socket::interest)
+    }
+
+    /// When [`Fleet::serve_control`] is to be called at the latest.
+    pub fn deadline(&self) -> Option<Time> {
+        let clients = self.socket.as_ref().and_then(Socket::deadline);
+        let listings = self.listings.iter().map(|listing| listing.deadline);
+        let closings = self.closings.iter().map(|closing| closing.deadline);
+        listings.chain(closings).chain(clients).min()
+    }
+
+    /// A worker has done what it was told on behalf of a client.
+    pub fn hear(&mut self, pid: i32, report: Report) {
+        match report {
+            Report::Listed { ticket, listed, left_out } => self.listed(pid, ticket, listed, left_out),
+            Report::Closing { ticket, begun } => self.closing(ticket, begun),
+            Report::Ready { .. } | Report::Crashed | Report::Leaving => {}
+        }
+    }
+
+    /// A number that a worker is to give back.
+    fn ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket - 1
+    }
+
+    fn answer(&mut self, client: Number, result: Result<String, String>) {
+        self.send(client, answer::line(&result.map(Value::String)));
+    }
+
+    fn send(&mut self, client: Number, line: Vec<u8>) {
+        if let Some(socket) = &mut self.socket {
+            socket.answer(client, line, scoreboard::now());
+        }
+    }
+}
+
+impl Fleet {
+    /// Takes up what clients of the control socket want, and answers those whose answers are complete.
+    pub(super) fn serve_control(&mut self, events: &mut VecDeque<Event>) {
+        let asked = self.control.socket.as_mut().map(|socket| socket.turn(scoreboard::now()));
+        for asked in asked.into_iter().flatten() {
+            let client = asked.client;
+            match self.obey(asked, events) {
+                Outcome::Now(answer) => self.control.send(client, answer::line(&answer)),
+                Outcome::Later => {}
+            }
+        }
+        self.finish_listings();
+        self.finish_closings();
+    }
+
+    /// Answers a client that has waited for it.
+    pub(super) fn answer(&mut self, client: Number, result: Result<String, String>) {
+        self.control.answer(client, result);
+    }
+
+    fn obey(&mut self, asked: Asked, events: &mut VecDeque<Event>) -> Outcome {
+        let Asked { client, pid, uid, line } = asked;
+        let request = match Request::read(&line) {
+            Ok(request) => request,
+            Err(why) => return Outcome::Now(Err(why)),
+        };
+        match &request {
+            Request::Status {} | Request::Connections {} | Request::Quarantine { state: None, .. } => {}
+            order => log::info!("process {pid} of user {uid} orders: {}", order.name()),
+        }
+        match request {
+            Request::Status {} => Outcome::Now(self.status()),
+            Request::Connections {} => self.list_connections(client),
+            Request::Close { id, code } => self.close_connection(client, id, code),
+            Request::Quarantine { resource, state, seconds } => {
+                Outcome::Now(self.quarantine(resource.as_deref(), state, seconds))
+            }
+            Request::Stop { now } => {
+                events.push_back(if now { Event::Quit } else { Event::Terminate });
+                Outcome::Now(Ok("stopping".into()))
+            }
+            Request::Reload {} => Outcome::Now(Err("this server can not reload yet".to_owned())),
+            Request::Upgrade {} => Outcome::Now(Err("this server can not be upgraded yet".to_owned())),
+            Request::Workers { .. } => {
+                Outcome::Now(Err("the number of workers can not be changed yet".to_owned()))
+            }
+        }
+    }
+}

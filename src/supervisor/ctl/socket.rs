@@ -1,0 +1,400 @@
+//! The control socket: takes requests, a line each, and sends answers. Knows nothing of what they mean. Everything is
+//! non-blocking and has a bound: clients, the bytes of a request, the time for it and for taking the answer. Whoever
+//! is over one is answered or cut off; who comes when there are too many waits in the kernel's queue.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
+use nix::unistd::{Gid, geteuid};
+use socket2::{SockRef, Socket as Stream};
+
+use crate::ctl::answer;
+use crate::ctl::request::MAX_BYTES;
+use crate::fleet::listener::{self, Listener};
+use crate::supervisor::plan::Time;
+
+/// Most clients at a time.
+const MAX_CLIENTS: usize = 8;
+/// Time for a request to arrive, and how long an answer may lie there without the client taking any of it; ns.
+const IDLE: Time = 5_000_000_000;
+/// How long an answer may take; ns.
+const LONGEST: Time = 600_000_000_000;
+/// Connections that the kernel keeps until there is room for them.
+const BACKLOG: i32 = 16;
+
+/// Names a client; never used for another one.
+pub type Number = u64;
+
+/// A listening control socket and its clients.
+pub struct Socket {
+    listener: Listener,
+    /// Who may use it is decided by the file's permissions, beyond root and the server's own user.
+    open_to_group: bool,
+    clients: Vec<Client>,
+    /// When to try again after nobody could be let in for lack of something, such as descriptors.
+    accept_at: Option<Time>,
+    /// The number of the next client.
+    next: Number,
+}
+
+struct Client {
+    number: Number,
+    stream: Stream,
+    peer: UnixCredentials,
+    state: State,
+    /// When something must have happened.
+    deadline: Time,
+}
+
+enum State {
+    /// So much of the request has come.
+    Asking(Vec<u8>),
+    /// The request was handed out.
+    Waiting,
+    /// The answer, and how much of it was sent.
+    Taking(Vec<u8>, usize),
+    /// Nothing is left to be done.
+    Over,
+}
+
+/// A line that a client has sent.
+pub struct Asked {
+    /// Who.
+    pub client: Number,
+    /// Its process; 0 if that is of another namespace.
+    pub pid: i32,
+    /// Its user.
+    pub uid: u32,
+    /// What, without the end of the line.
+    pub line: Vec<u8>,
+}
+
+impl Socket {
+    /// Listens. Replaces the file of a server that does not answer any more.
+    pub fn bind(path: &Path, group: Option<Gid>) -> io::Result<Self> {
+        let listener = listener::bind_private(path, group, BACKLOG)?;
+        SockRef::from(&listener).set_nonblocking(true)?;
+        Ok(Self { listener, open_to_group: group.is_some(), clients: Vec::new(), accept_at: None, next: 1 })
+    }
+
+    /// Removes the file, unless another server has replaced it.
+    pub fn remove_file(&self) {
+        self.listener.remove_file();
+    }
+
+    /// What to wait for. Nothing of those who wait for an answer: that they have left is noticed when it is sent.
+    pub fn interest(&self) -> impl Iterator<Item = PollFd<'_>> {
+        let has_room = self.clients.len() < MAX_CLIENTS && self.accept_at.is_none();
+        let listener = has_room.then(|| PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
+        let clients = self.clients.iter().filter_map(|client| {
+            let flags = match client.state {
+                State::Asking(_) => PollFlags::POLLIN,
+                State::Taking(..) => PollFlags::POLLOUT,
+                State::Waiting | State::Over => return None,
+            };
+            Some(PollFd::new(client.stream.as_fd(), flags))
+        });
+        listener.into_iter().chain(clients)
+    }
+
+    /// When to look after the clients at the latest.
+    pub fn deadline(&self) -> Option<Time> {
+        self.clients.iter().map(|client| client.deadline).chain(self.accept_at).min()
+    }
+
+    /// Does what can be done without waiting; returns the requests that have come.
+    pub fn turn(&mut self, now: Time) -> Vec<Asked> {
+        self.accept(now);
+        let mut asked = Vec::new();
+        for client in &mut self.clients {
+            match client.read(now) {
+                Ok(Some(_)) if !self.open_to_group && !is_ours(client.peer.uid()) => client.refuse(now),
+                Ok(Some(line)) => {
+                    client.state = State::Waiting;
+                    client.deadline = now.saturating_add(LONGEST);
+                    let (client, pid, uid) = (client.number, client.peer.pid(), client.peer.uid());
+                    asked.push(Asked { client, pid, uid, line });
+                }
+                Ok(None) => {}
+                Err(why) => client.answer(answer::line(&Err(why)), now),
+            }
+            client.write(now);
+            client.look_at_the_time(now);
+        }
+        self.forget();
+        asked
+    }
+
+    /// Answers a client with a line, as far as it can be sent at once; the rest follows in [`turn`](Self::turn).
+    pub fn answer(&mut self, client: Number, line: Vec<u8>, now: Time) {
+        if let Some(client) = self.clients.iter_mut().find(|known| known.number == client) {
+            client.answer(line, now);
+        }
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        self.clients.retain(|client| !matches!(client.state, State::Over));
+    }
+
+    fn accept(&mut self, now: Time) {
+        if self.accept_at.is_some_and(|at| at > now) {
+            return;
+        }
+        self.accept_at = None;
+        while self.clients.len() < MAX_CLIENTS {
+            let stream = match SockRef::from(&self.listener).accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if is_to_be_tried_again(&error) => return,
+                Err(error) => {
+                    log::warn!("control socket: {error}");
+                    self.accept_at = Some(now.saturating_add(IDLE));
+                    return;
+                }
+            };
+            let peer = getsockopt(&stream, sockopt::PeerCredentials).map_err(io::Error::from);
+            let peer = stream.set_nonblocking(true).and(peer);
+            match peer {
+                Ok(peer) => {
+                    let (number, deadline) = (self.next, now.saturating_add(IDLE));
+                    self.next += 1;
+                    self.clients.push(Client {
+                        number,
+                        stream,
+                        peer,
+                        state: State::Asking(Vec::new()),
+                        deadline,
+                    });
+                }
+                Err(error) => log::warn!("control socket: {error}"),
+            }
+        }
+    }
+}
+
+/// Root, and whoever could do as much with signals.
+fn is_ours(uid: u32) -> bool {
+    uid == 0 || uid == geteuid().as_raw()
+}
+
+impl Client {
+    /// Reads on; the line, once it is whole, or what is wrong with it.
+    fn read(&mut self, now: Time) -> Result<Option<Vec<u8>>, String> {
+        let State::Asking(read) = &mut self.state else { return Ok(None) };
+        let mut bytes = [0; MAX_BYTES];
+        // What a request is short of its bound: never more is taken.
+        let room = bytes.get_mut(..MAX_BYTES.saturating_sub(read.len())).unwrap_or_default();
+        match self.stream.read(room) {
+            Ok(0) => {
+                self.state = State::Over; // it has left without having asked
+                return Ok(None);
+            }
+            Ok(count) => read.extend_from_slice(room.get(..count).unwrap_or_default()),
+            Err(error) if is_to_be_tried_again(&error) => {}
+            Err(_) => {
+                self.state = State::Over;
+                return Ok(None);
+            }
+        }
+        if let Some(end) = read.iter().position(|byte| *byte == b'\n') {
+            read.truncate(end);
+            return Ok(Some(std::mem::take(read)));
+        }
+        if read.len() >= MAX_BYTES {
+            return Err(format!("the request is too long: expected a line of at most {MAX_BYTES} bytes"));
+        }
+        match self.deadline <= now {
+            true => Err("no request came in time: expected a line within 5 seconds".to_owned()),
+            false => Ok(None),
+        }
+    }
+
+    fn refuse(&mut self, now: Time) {
+        let (uid, pid) = (self.peer.uid(), self.peer.pid());
+        log::warn!("control socket: process {pid} of user {uid} was refused");
+        let why = format!(
+            "user {uid} may not control this server: expected root or user {}, or the server to be given a \
+             --control-group",
+            geteuid()
+        );
+        self.answer(answer::line(&Err(why)), now);
+    }
+
+    fn answer(&mut self, line: Vec<u8>, now: Time) {
+        self.state = State::Taking(line, 0);
+        self.deadline = now.saturating_add(IDLE);
+        self.write(now);
+    }
+
+    fn write(&mut self, now: Time) {
+        let State::Taking(line, sent) = &mut self.state else { return };
+        while let Some(rest) = line.get(*sent..).filter(|rest| !rest.is_empty()) {
+            match self.stream.write(rest) {
+                Ok(count) => {
+                    *sent += count;
+                    self.deadline = now.saturating_add(IDLE);
+                }
+                Err(error) if is_to_be_tried_again(&error) => return,
+                Err(_) => break, // it has left
+            }
+        }
+        self.state = State::Over;
+    }
+
+    fn look_at_the_time(&mut self, now: Time) {
+        if self.deadline > now {
+            return;
+        }
+        match self.state {
+            State::Waiting => {
+                self.answer(
+                    answer::line(&Err("it is not done after ten minutes: see the log".to_owned())),
+                    now,
+                );
+            }
+            State::Taking(..) => self.state = State::Over,
+            State::Asking(_) | State::Over => {}
+        }
+    }
+}
+
+fn is_to_be_tried_again(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::BufRead;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn bound() -> (Socket, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = Socket::bind(&dir.path().join("control"), None).unwrap();
+        (socket, dir)
+    }
+
+    fn connect(dir: &tempfile::TempDir) -> UnixStream {
+        let stream = UnixStream::connect(dir.path().join("control")).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        stream
+    }
+
+    fn error(stream: &mut UnixStream) -> String {
+        let mut line = Vec::new();
+        stream.read_to_end(&mut line).unwrap();
+        answer::read(&line).unwrap().unwrap_err()
+    }
+
+    #[test]
+    fn a_line_comes_in_pieces_and_the_answer_ends_the_connection() {
+        let (mut socket, dir) = bound();
+        let mut client = connect(&dir);
+        client.write_all(b"{\"a\":").unwrap();
+        assert!(socket.turn(0).is_empty());
+        client.write_all(b"1}\nmore").unwrap();
+        let asked = socket.turn(1);
+        assert_eq!((asked.len(), &asked[0].line[..]), (1, &b"{\"a\":1}"[..]));
+        assert_eq!((asked[0].pid, asked[0].uid), (std::process::id() as i32, geteuid().as_raw()));
+        assert!(socket.turn(2).is_empty(), "one request each");
+        socket.answer(asked[0].client, b"yes\n".to_vec(), 3);
+        let mut line = String::new();
+        io::BufReader::new(&client).read_line(&mut line).unwrap();
+        assert_eq!(line, "yes\n");
+        assert_eq!(socket.clients.len(), 0);
+        socket.answer(asked[0].client, b"again\n".to_vec(), 4); // nobody is there: nothing happens
+    }
+
+    #[test]
+    fn the_file_is_for_its_owner_only_or_for_a_group_as_well() {
+        let (socket, dir) = bound();
+        let mode = |name: &str| dir.path().join(name).metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode("control"), 0o600);
+        let group = Socket::bind(&dir.path().join("group"), Some(nix::unistd::getegid())).unwrap();
+        assert_eq!(mode("group"), 0o660);
+        for socket in [socket, group] {
+            socket.remove_file();
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn who_says_nothing_or_too_much_is_told_so() {
+        let (mut socket, dir) = bound();
+        let mut silent = connect(&dir);
+        socket.turn(0);
+        assert_eq!(socket.deadline(), Some(IDLE));
+        socket.turn(IDLE - 1);
+        assert_eq!(socket.clients.len(), 1);
+        socket.turn(IDLE);
+        assert!(error(&mut silent).contains("within 5 seconds"));
+        let mut talker = connect(&dir);
+        talker.write_all(&[b'x'; MAX_BYTES + 100]).unwrap();
+        assert!(socket.turn(0).is_empty());
+        let mut line = Vec::new();
+        // What it had sent beyond the bound was never read, which it is told after the answer.
+        let _ = talker.read_to_end(&mut line);
+        assert!(answer::read(&line).unwrap().unwrap_err().contains("too long"));
+        let gone = connect(&dir);
+        drop(gone);
+        socket.turn(0);
+        assert_eq!((socket.clients.len(), socket.deadline()), (0, None));
+    }
+
+    #[test]
+    fn who_does_not_take_the_answer_is_cut_off_and_who_takes_it_slowly_is_not() {
+        let (mut socket, dir) = bound();
+        let mut clients = [connect(&dir), connect(&dir)];
+        let long = vec![b'x'; 4 << 20];
+        for client in &mut clients {
+            client.write_all(b"\n").unwrap();
+        }
+        for asked in socket.turn(0) {
+            socket.answer(asked.client, long.clone(), 0);
+        }
+        assert_eq!(socket.clients.len(), 2);
+        let [mut reader, _idler] = clients;
+        let mut bytes = vec![0; long.len()];
+        let (mut taken, mut now) = (0, 0);
+        while taken < long.len() {
+            now += IDLE - 1;
+            taken += reader.read(&mut bytes).unwrap();
+            socket.turn(now);
+        }
+        assert!(now > IDLE);
+        assert_eq!((taken, socket.clients.len()), (long.len(), 0));
+    }
+
+    #[test]
+    fn those_that_are_too_many_wait_their_turn() {
+        let (mut socket, dir) = bound();
+        let mut clients: Vec<UnixStream> = (0..MAX_CLIENTS + 2).map(|_| connect(&dir)).collect();
+        socket.turn(0);
+        assert_eq!((socket.clients.len(), socket.interest().count()), (MAX_CLIENTS, MAX_CLIENTS));
+        for client in &mut clients {
+            client.write_all(b"x\n").unwrap();
+        }
+        let asked = socket.turn(0);
+        assert_eq!((asked.len(), socket.interest().count()), (MAX_CLIENTS, 0), "nothing to wait for");
+        asked.iter().for_each(|asked| socket.answer(asked.client, b"y\n".to_vec(), 0));
+        assert_eq!(socket.turn(0).len(), 2);
+    }
+
+    #[test]
+    fn an_answer_that_does_not_come_is_not_waited_for_for_ever() {
+        let (mut socket, dir) = bound();
+        let mut client = connect(&dir);
+        client.write_all(b"x\n").unwrap();
+        assert_eq!(socket.turn(0).len(), 1);
+        socket.turn(LONGEST - 1);
+        assert_eq!(socket.clients.len(), 1);
+        socket.turn(LONGEST);
+        assert!(error(&mut client).contains("ten minutes"));
+    }
+}
