@@ -1,0 +1,697 @@
+//! `wshd ctl` against the real server: what it tells, what it does, and what nobody can do to the server through the
+//! control socket.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "common/client.rs"]
+mod client;
+#[path = "common/server.rs"]
+mod daemon;
+#[path = "common/fixtures.rs"]
+mod fixtures;
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use client::{Raw, UPGRADE};
+use daemon::{Dir, PATIENCE, Server, is_alive, until, wshd};
+use serde_json::{Value, json};
+
+/// A server with a control socket.
+struct Controlled {
+    server: Server,
+    dir: Dir,
+}
+
+impl Controlled {
+    /// Serves fixtures.
+    fn start(handlers: &[&str], args: &[&str]) -> Self {
+        let dir = Dir::new();
+        handlers.iter().for_each(|name| fixtures::add_handler(dir.path(), name, name));
+        let socket = socket_in(&dir);
+        let socket = ["--control-socket", socket.to_str().unwrap()];
+        Self { server: Server::start(&dir, &[&socket, args].concat()), dir }
+    }
+
+    fn socket(&self) -> PathBuf {
+        socket_in(&self.dir)
+    }
+
+    fn address(&self) -> String {
+        self.server.address()
+    }
+
+    fn ctl(&self, args: &[&str]) -> Output {
+        wshd().args(["ctl", "--control-socket"]).arg(self.socket()).args(args).output().unwrap()
+    }
+
+    /// What it prints.
+    #[track_caller]
+    fn says(&self, args: &[&str]) -> String {
+        let output = self.ctl(args);
+        assert!(output.status.success(), "{args:?}: {output:?}\n{}", self.server.log());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Asserts that the server refuses, and returns why.
+    #[track_caller]
+    fn refuses(&self, args: &[&str]) -> String {
+        let output = self.ctl(args);
+        assert_eq!(output.status.code(), Some(9), "{args:?}: {output:?}");
+        assert!(output.stdout.is_empty());
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    #[track_caller]
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.says(&[args, &["--json"]].concat())).unwrap()
+    }
+
+    /// Sends bytes as they are; the answer.
+    #[track_caller]
+    fn raw(&self, bytes: &[u8]) -> Value {
+        let mut stream = self.connect();
+        stream.write_all(bytes).unwrap();
+        let mut answer = Vec::new();
+        // What was sent and not read makes the end an error, after the answer.
+        let _ = stream.read_to_end(&mut answer);
+        assert!(answer.ends_with(b"\n"), "{:?}", String::from_utf8_lossy(&answer));
+        serde_json::from_slice(&answer).unwrap()
+    }
+
+    fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+}
+
+fn socket_in(dir: &Dir) -> PathBuf {
+    dir.path().join("control")
+}
+
+/// What becomes of an opening handshake: its status.
+#[track_caller]
+fn status_of(address: &str, resource: &str) -> u16 {
+    let mut raw = Raw::connect(address);
+    raw.send(format!("GET {resource} HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}\r\n").as_bytes());
+    raw.head()[9..12].parse().unwrap()
+}
+
+/// Those of a list, by their members of these names.
+fn members(list: &Value, names: [&str; 2]) -> BTreeSet<(String, String)> {
+    let text = |entry: &Value, name: &str| entry[name].as_str().unwrap_or("null").to_owned();
+    let list = list.as_array().unwrap();
+    list.iter().map(|entry| (text(entry, names[0]), text(entry, names[1]))).collect()
+}
+
+#[test]
+fn status_shows_workers_pools_and_handlers() {
+    let dir = Dir::new();
+    ["echo", "crash"].iter().for_each(|name| fixtures::add_handler(dir.path(), name, name));
+    let (socket, file) = (socket_in(&dir), dir.path().join("w.conf"));
+    std::fs::write(
+        &file,
+        format!(
+            "workers = 2\ncontrol_socket = '{}'\n[handler.'/crash']\nisolation = 'pool'\n[pool.crash]\nworkers = 1\n",
+            socket.display()
+        ),
+    )
+    .unwrap();
+    let server = Server::start(&dir, &["--config", file.to_str().unwrap()]);
+    let mut this = Controlled { server, dir };
+    let mut echo = Raw::open(&this.address(), "/echo");
+    echo.text("hello");
+    assert_eq!(echo.next().unwrap().payload, b"hello");
+    let status = this.json(&["status"]);
+    assert_eq!(status["pid"], this.server.pid());
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(status["listen"], json!([this.address()]));
+    assert_eq!((&status["leaving"], status["uptime"].as_f64().unwrap() < 60.0), (&json!([]), true));
+    let names = members(&status["workers"], ["name", "state"]);
+    let expected = ["crash/0", "default/0", "default/1"].map(|name| (name.to_owned(), "running".to_owned()));
+    assert_eq!(names, expected.into());
+    let workers = status["workers"].as_array().unwrap();
+    let pids: BTreeSet<i64> = workers.iter().map(|worker| worker["pid"].as_i64().unwrap()).collect();
+    assert_eq!(pids, this.server.workers().iter().map(|pid| i64::from(*pid)).collect());
+    let sum =
+        |pick: fn(&Value) -> &Value| workers.iter().map(|worker| pick(worker).as_u64().unwrap()).sum::<u64>();
+    assert_eq!(sum(|worker| &worker["connections"]), 1);
+    assert_eq!(sum(|worker| &worker["totals"]["messages_in"]), 1);
+    assert_eq!(sum(|worker| &worker["totals"]["bytes_out"]), 5);
+    assert!(workers.iter().all(|worker| worker["memory"].as_u64().unwrap() > 100_000), "{status}");
+    assert!(workers.iter().all(|worker| worker["executes"].is_null()), "{status}");
+    let pool = |name, workers, connections| json!({ "name": name, "workers": workers, "running": workers, "connections": connections });
+    assert_eq!(status["pools"], json!([pool("default", 2, 1), pool("crash", 1, 0)]));
+    assert_eq!(
+        members(&status["handlers"], ["name", "pool"]),
+        [("echo".into(), "default".into()), ("crash".into(), "crash".into())].into()
+    );
+    // For people, the socket found through the configuration file.
+    let output = wshd().args(["ctl", "status", "-c"]).arg(&file).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("3 of 3 workers running, 1 connection\n"), "{text}");
+    for (start, rest) in
+        [("default/1 ", " running "), ("crash/0 ", " running "), ("POOL ", "RUNNING"), ("crash ", " served ")]
+    {
+        assert!(text.lines().any(|line| line.starts_with(start) && line.contains(rest)), "{start}: {text}");
+    }
+    this.server.stop();
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_handler_that_hangs_is_named_while_it_hangs() {
+    let this = Controlled::start(&["loop"], &["--workers", "2"]);
+    let mut raw = Raw::open(&this.address(), "/loop");
+    raw.text("sleep");
+    let mut status = Value::Null;
+    until("it has hung for a second", || {
+        status = this.json(&["status"]);
+        let workers = status["workers"].as_array().unwrap();
+        workers.iter().any(|worker| worker["executes"]["for"].as_f64().is_some_and(|time| time >= 1.0))
+    });
+    let stuck =
+        status["workers"].as_array().unwrap().iter().find(|worker| worker["executes"].is_object()).unwrap();
+    let pid = stuck["pid"].as_i64().unwrap();
+    let executes = &stuck["executes"];
+    for (member, value) in [("handler", "loop"), ("resource", "/loop"), ("callback", "on_message")] {
+        assert_eq!(executes[member], value);
+    }
+    let id = executes["connection"].as_str().unwrap();
+    assert!(id.starts_with(&format!("{pid}:")), "{id}");
+    let text = this.says(&["status"]);
+    let line =
+        text.lines().find(|line| line.contains(&pid.to_string()) && line.contains(" running ")).unwrap();
+    assert!(
+        line.contains("on_message of loop (/loop) for ") && line.ends_with(&format!("{id} !!")),
+        "{text}"
+    );
+
+    // Its worker can not answer, which costs others nothing but time.
+    assert_eq!(this.server.workers().len(), 2);
+    let list = this.json(&["connections"]);
+    assert_eq!(list["silent"][0]["pid"], pid);
+    assert_eq!(list["silent"][0]["executes"]["handler"], "loop");
+    assert!(list["connections"].as_array().unwrap().iter().all(|entry| entry["id"] != *id), "{list}");
+    let text = this.says(&["connections"]);
+    assert!(text.contains(&format!(", process {pid}: on_message of loop")), "{text}");
+    let why = this.refuses(&["close", id]);
+    assert!(why.contains("within 2 seconds: it is in on_message of loop"), "{why}");
+}
+
+#[test]
+fn connections_are_exactly_those_that_are_open() {
+    let this = Controlled::start(&["echo", "everything_blocking"], &["--workers", "3"]);
+    let address = this.address();
+    assert_eq!(this.json(&["connections"]), json!({ "connections": [], "left_out": 0, "silent": [] }));
+    let peer = |raw: &Raw| raw.stream.local_addr().unwrap().to_string();
+    let mut open: Vec<(Raw, &str)> = Vec::new();
+    for number in 0..12 {
+        let resource = ["/echo", "/echo?query", "/everything_blocking"][number % 3];
+        open.push((Raw::open(&address, resource), resource));
+    }
+    let expected = |open: &[(Raw, &str)]| -> BTreeSet<(String, String)> {
+        open.iter().map(|(raw, resource)| (peer(raw), (*resource).to_owned())).collect()
+    };
+    // A handshake is answered before its worker has finished with it.
+    let mut list = Value::Null;
+    until("all are open", || {
+        list = this.json(&["connections"]);
+        members(&list["connections"], ["peer", "resource"]) == expected(&open)
+            && list["connections"].as_array().unwrap().iter().all(|entry| entry["phase"] == "open")
+    });
+    let entries = list["connections"].as_array().unwrap();
+    let distinct =
+        |member: &str| entries.iter().map(|entry| entry[member].to_string()).collect::<BTreeSet<_>>().len();
+    assert_eq!((entries.len(), distinct("id")), (12, 12));
+    assert!(distinct("worker") > 1, "{list}");
+    let workers = members(&this.json(&["status"])["workers"], ["name", "state"]);
+    for entry in entries {
+        assert!(workers.contains(&(entry["worker"].as_str().unwrap().to_owned(), "running".to_owned())));
+        let blocking = entry["resource"] == "/everything_blocking";
+        assert_eq!(entry["handler"] == "echo", !blocking, "{entry}");
+        assert_eq!(
+            (&entry["queued"], &entry["compressed"], &entry["protocol"]),
+            (&json!(0), &json!(false), &Value::Null)
+        );
+        assert!(entry["age"].as_f64().unwrap() < 30.0);
+    }
+    // Those that have left are not in it.
+    open.truncate(5);
+    until("seven have left", || {
+        members(&this.json(&["connections"])["connections"], ["peer", "resource"]) == expected(&open)
+    });
+    // One that has asked for nothing yet, and one with compression.
+    let silent = Raw::connect(&address);
+    let mut compressed = Raw::connect(&address);
+    compressed.upgrade("/echo", "Sec-WebSocket-Extensions: permessage-deflate\r\n");
+    let of = |list: &Value, raw: &Raw| {
+        let entries = list["connections"].as_array().unwrap().clone();
+        entries.into_iter().find(|entry| entry["peer"] == *peer(raw))
+    };
+    until("both are there", || {
+        let list = this.json(&["connections"]);
+        let (Some(silent), Some(compressed)) = (of(&list, &silent), of(&list, &compressed)) else {
+            return false;
+        };
+        silent["phase"] == "request" && silent["resource"].is_null() && compressed["compressed"] == true
+    });
+    let text = this.says(&["connections"]);
+    assert_eq!(text.lines().count(), 1 + 5 + 2, "{text}");
+    assert!(text.lines().any(|line| line.contains(&peer(&silent)) && line.contains(" request ")), "{text}");
+}
+
+/// Stays in its worker as long as it can: what the server wants is nothing to it.
+const STUBBORN: &str = r#"
+    #include <ws_handler.h>
+    static int transfer_data(ws_conn conn)
+    {
+        ws_message msg;
+        int result;
+        while ((result = ws_receive(conn, &msg, WS_FOREVER)) > 0 || result == WS_E_DRAINING)
+            if (result > 0)
+                ws_send(conn, msg.type, msg.data, msg.size);
+        return WS_OK;
+    }
+    WS_HANDLER(.name = "stubborn", .transfer_data = transfer_data);
+"#;
+
+#[test]
+fn a_worker_that_leaves_is_still_asked_for_its_connections() {
+    let dir = Dir::new();
+    dir.handler("stubborn", STUBBORN);
+    let socket = socket_in(&dir);
+    let options =
+        ["--control-socket", socket.to_str().unwrap(), "--workers", "1", "--worker-max-messages", "1"];
+    let mut this =
+        Controlled { server: Server::start(&dir, &[&options[..], &["--stop-timeout", "1h"]].concat()), dir };
+    let before = this.server.worker();
+    let mut client = client::connect(&this.address(), "/stubborn");
+    for _ in 0..2 {
+        assert_eq!(client::ask(&mut client, "hello"), "hello");
+    }
+    until("its worker is replaced", || {
+        let status = this.json(&["status"]);
+        status["workers"][0]["state"] == "running" && status["workers"][0]["pid"] != before
+    });
+    let status = this.json(&["status"]);
+    assert_eq!(
+        (&status["leaving"][0]["pid"], &status["leaving"][0]["name"]),
+        (&json!(before), &json!("default/0"))
+    );
+    let text = this.says(&["status"]);
+    assert!(
+        text.lines().any(|line| line.contains(&before.to_string()) && line.contains(" leaving ")),
+        "{text}"
+    );
+    let list = this.json(&["connections"]);
+    let [entry] = &list["connections"].as_array().unwrap()[..] else { panic!("{list}") };
+    let id = entry["id"].as_str().unwrap();
+    assert!(id.starts_with(&format!("{before}:")), "{list}");
+    this.says(&["close", id]);
+    assert_eq!(client::close_of(&mut client).0, 1001);
+    until("it has left", || this.json(&["status"])["leaving"] == json!([]));
+    assert!(!is_alive(before));
+    assert_eq!(this.json(&["connections"])["connections"], json!([]));
+    this.server.stop();
+}
+
+#[test]
+fn a_list_has_a_bound_and_says_so() {
+    let this = Controlled::start(&["echo"], &["--workers", "1"]);
+    let resource = format!("/echo?{}", "long".repeat(3500));
+    let open: Vec<Raw> = (0..330).map(|_| Raw::open(&this.address(), &resource)).collect();
+    // 14,000 bytes each: 4 MiB hold 300 at most.
+    let list = this.json(&["connections"]);
+    let listed = list["connections"].as_array().unwrap().len();
+    assert_eq!(listed as u64 + list["left_out"].as_u64().unwrap(), 330);
+    assert!((290..=300).contains(&listed), "{listed}");
+    let text = this.says(&["connections"]);
+    assert!(text.ends_with(&format!("\n{} more are not listed\n", 330 - listed)));
+    drop(open);
+}
+
+#[test]
+fn what_peers_say_is_listed_as_they_said_it() {
+    let this = Controlled::start(&["echo"], &["--workers", "1"]);
+    let resource = "/echo?%1b[31m\"\\,{}";
+    let mut raw = Raw::open(&this.address(), resource);
+    assert_eq!(raw.ask("hello"), "hello");
+    assert_eq!(this.json(&["connections"])["connections"][0]["resource"], resource);
+    assert!(this.says(&["connections"]).contains(resource));
+}
+
+#[test]
+fn close_closes_that_one_with_the_code() {
+    let this = Controlled::start(&["echo"], &["--workers", "2"]);
+    let mut clients: Vec<client::Client> =
+        (0..4).map(|_| client::connect(&this.address(), "/echo")).collect();
+    for client in &mut clients {
+        client::ask(client, "hello");
+    }
+    let id_of = |client: &client::Client| {
+        let peer = client.get_ref().local_addr().unwrap().to_string();
+        let list = this.json(&["connections"]);
+        let entry =
+            list["connections"].as_array().unwrap().iter().find(|entry| entry["peer"] == peer).cloned();
+        entry.unwrap()["id"].as_str().unwrap().to_owned()
+    };
+    let mut third = clients.remove(2);
+    let id = id_of(&third);
+    let said = this.says(&["close", &id, "--code", "4321"]);
+    assert_eq!(said, format!("{id} is being closed\n"));
+    assert_eq!(client::close_of(&mut third), (4321, String::new()));
+    let mut first = clients.remove(0);
+    this.says(&["close", &id_of(&first)]);
+    assert_eq!(client::close_of(&mut first), (1001, String::new()));
+    for client in &mut clients {
+        assert_eq!(client::ask(client, "still here"), "still here");
+    }
+    until("it is gone", || this.json(&["connections"])["connections"].as_array().unwrap().len() == 2);
+    assert!(this.refuses(&["close", &id]).contains(&format!("{id} is no connection that is open")));
+    assert!(this.refuses(&["close", "1:100000001"]).contains("no worker is process 1"));
+    let supervisor = format!("{}:100000001", this.server.pid());
+    assert!(this.refuses(&["close", &supervisor]).contains("no worker is process"));
+    // One that has not said what it wants is dropped.
+    let mut silent = Raw::connect(&this.address());
+    let peer = silent.stream.local_addr().unwrap().to_string();
+    let mut id = None;
+    until("it is there", || {
+        let list = this.json(&["connections"]);
+        let entry =
+            list["connections"].as_array().unwrap().iter().find(|entry| entry["peer"] == peer).cloned();
+        id = entry.map(|entry| entry["id"].as_str().unwrap().to_owned());
+        id.is_some()
+    });
+    this.says(&["close", &id.unwrap()]);
+    assert!(silent.rest().is_empty());
+    assert!(this.server.log().contains(" orders: close "), "{}", this.server.log());
+}
+
+#[test]
+fn a_handler_is_quarantined_and_served_again_by_order() {
+    let this = Controlled::start(&["echo", "crash"], &["--workers", "2"]);
+    let address = this.address();
+    let mut before = Raw::open(&address, "/crash");
+    this.says(&["quarantine", "/crash", "on"]);
+    let mut raw = Raw::connect(&address);
+    raw.send(format!("GET /crash HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}\r\n").as_bytes());
+    let answer = raw.answer();
+    assert_eq!((answer.status, answer.header("Retry-After")), (503, Some("60")));
+    assert_eq!(status_of(&address, "/echo"), 101);
+    assert_eq!(before.ask("hello"), "hello");
+    let state = |this: &Controlled| this.json(&["quarantine", "/crash"])[0]["quarantine"].clone();
+    assert_eq!(state(&this), json!({ "probing": false, "seconds": null }));
+    let text = this.says(&["quarantine"]);
+    assert!(
+        text.lines().any(|line| line.starts_with("crash ") && line.contains(" quarantined until lifted "))
+    );
+    assert!(text.lines().any(|line| line.starts_with("echo ") && line.contains(" served ")), "{text}");
+    let text = this.says(&["quarantine", "/crash", "off"]);
+    assert!(text.contains(" served "), "{text}");
+    assert_eq!((status_of(&address, "/crash"), state(&this)), (101, Value::Null));
+    // For a time, after which it is probed.
+    this.says(&["quarantine", "/crash", "on", "--time", "1s"]);
+    assert_eq!(status_of(&address, "/crash"), 503);
+    assert!(state(&this)["seconds"].as_f64().is_some_and(|left| left <= 1.0));
+    until("it is probed", || state(&this)["probing"] == true);
+    let mut probe = Raw::open(&address, "/crash");
+    assert_eq!(probe.ask("hello"), "hello");
+    until("it is served", || state(&this).is_null());
+    assert!(this.refuses(&["quarantine", "/nothing", "on"]).contains("no handler serves /nothing"));
+    let wrong = this.raw(b"{\"command\":\"quarantine\",\"state\":\"on\"}\n");
+    assert_eq!(wrong["error"], "expected a resource to switch");
+}
+
+#[test]
+fn lifting_a_quarantine_forgives_what_led_to_it() {
+    let this = Controlled::start(&["crash"], &["--workers", "1", "--quarantine-deaths", "2"]);
+    let crash = || {
+        let before = this.server.workers();
+        let mut raw = Raw::connect(&this.address());
+        raw.send(format!("GET /crash?open=null HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}\r\n").as_bytes());
+        until("the worker is replaced", || {
+            let now = this.server.workers();
+            now.len() == 1 && now != before && is_alive(now[0])
+        });
+    };
+    crash();
+    this.says(&["quarantine", "/crash", "off"]);
+    crash();
+    assert_eq!(status_of(&this.address(), "/crash"), 101, "one death since then: {}", this.server.log());
+    crash();
+    assert_eq!(status_of(&this.address(), "/crash"), 503);
+    this.says(&["quarantine", "/crash", "off"]);
+    assert_eq!(status_of(&this.address(), "/crash"), 101);
+}
+
+#[test]
+fn stop_ends_the_server_and_the_socket() {
+    let mut this = Controlled::start(&["echo"], &["--workers", "2"]);
+    let mut client = client::connect(&this.address(), "/echo");
+    assert_eq!(this.says(&["stop"]), "stopping\n");
+    assert_eq!(client::close_of(&mut client).0, 1001);
+    assert_eq!(this.server.wait().code(), Some(0), "{}", this.server.log());
+    assert!(!this.socket().exists());
+
+    let mut this = Controlled::start(&["echo"], &["--workers", "2", "--stop-timeout", "1h"]);
+    let client = client::connect(&this.address(), "/echo"); // does not answer the close
+    assert_eq!(this.says(&["stop", "--now"]), "stopping\n");
+    this.server.wait();
+    assert!(!this.socket().exists());
+    drop(client);
+}
+
+#[test]
+fn the_file_of_a_dead_server_is_replaced_and_that_of_a_living_one_is_not() {
+    let dir = Dir::new();
+    fixtures::add_handler(dir.path(), "echo", "echo");
+    let path = socket_in(&dir);
+    drop(UnixListener::bind(&path).unwrap());
+    let option = ["--control-socket", path.to_str().unwrap()];
+    let mut this = Controlled { server: Server::start(&dir, &option), dir };
+    this.says(&["status"]);
+    let other = Dir::new();
+    fixtures::add_handler(other.path(), "echo", "echo");
+    let mut second = Server::spawn(&other, &option);
+    assert_eq!(second.wait().code(), Some(4));
+    assert!(second.log().contains("another server answers"), "{}", second.log());
+    this.says(&["status"]);
+    this.server.stop();
+    std::fs::write(&path, "precious").unwrap();
+    let mut third = Server::spawn(&other, &option);
+    assert_eq!(third.wait().code(), Some(4));
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn without_a_server_it_says_what_to_do() {
+    let dir = Dir::new();
+    let path = socket_in(&dir);
+    let ctl =
+        |args: &[&str]| wshd().args(["ctl", "--control-socket"]).arg(&path).args(args).output().unwrap();
+    for stale in [false, true] {
+        if stale {
+            drop(UnixListener::bind(&path).unwrap());
+        }
+        let output = ctl(&["status"]);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(8), "{error}");
+        assert!(error.contains("is it running with --control-socket"), "{error}");
+    }
+    std::fs::remove_file(&path).unwrap();
+    // Something else listens there.
+    let listener = UnixListener::bind(&path).unwrap();
+    let stranger = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"220 mail.example.com\r\n").unwrap();
+    });
+    let output = ctl(&["status"]);
+    stranger.join().unwrap();
+    assert_eq!(output.status.code(), Some(8));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("no control socket of wshd"));
+    assert_eq!(ctl(&["close", "x"]).status.code(), Some(2));
+}
+
+/// Nobody, in group nobody.
+const NOBODY: u32 = 65534;
+
+#[test]
+fn who_is_not_meant_to_is_kept_out() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: it takes root to be somebody else");
+        return;
+    }
+    let this = Controlled::start(&["echo"], &["--workers", "1"]);
+    let mode = this.socket().metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+    // Where everybody can reach the program and the socket's directory.
+    let public = tempfile::tempdir().unwrap();
+    let program = public.path().join("wshd");
+    std::fs::copy(env!("CARGO_BIN_EXE_wshd"), &program).unwrap();
+    for path in [public.path(), &program, this.dir.path()] {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let as_nobody = |path: PathBuf| {
+        let mut command = std::process::Command::new(&program);
+        command.args(["ctl", "status", "--control-socket"]).arg(path);
+        command.uid(NOBODY).gid(NOBODY).output().unwrap()
+    };
+    let output = as_nobody(this.socket());
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(8), "{error}");
+    assert!(error.contains("permission denied") && error.contains("--control-group"), "{error}");
+    // A file that somebody has opened to all does not open the server.
+    std::fs::set_permissions(this.socket(), PermissionsExt::from_mode(0o666)).unwrap();
+    let output = as_nobody(this.socket());
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(9), "{error}");
+    assert!(error.contains(&format!("user {NOBODY} may not control this server")), "{error}");
+    this.server.says("of user 65534 was refused");
+
+    let this = Controlled::start(&["echo"], &["--workers", "1", "--control-group", &NOBODY.to_string()]);
+    std::fs::set_permissions(this.dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    assert_eq!(this.socket().metadata().unwrap().permissions().mode() & 0o777, 0o660);
+    let output = as_nobody(this.socket());
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+#[test]
+fn junk_is_answered_and_does_no_harm() {
+    let mut this = Controlled::start(&["echo"], &["--workers", "1"]);
+    let valid: [&[u8]; 4] = [
+        br#"{"command":"status"}"#,
+        br#"{"command":"connections"}"#,
+        br#"{"command":"close","id":"4711:100000007","code":1001}"#,
+        br#"{"command":"quarantine","resource":"/none","state":"on","seconds":60}"#,
+    ];
+    // A linear congruential generator (Knuth, MMIX): the same junk each time.
+    let mut seed: u64 = 4;
+    let mut next = |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % below
+    };
+    for round in 0..400 {
+        let mut bytes = valid[round % valid.len()].to_vec();
+        for _ in 0..1 + next(6) {
+            let at = next(bytes.len());
+            match next(4) {
+                0 => bytes[at] = next(256) as u8,
+                1 => bytes.insert(at, b"{}[]\",:\\\0\xff0e-"[next(13)]),
+                2 => drop(bytes.drain(at..at + next(bytes.len() - at))),
+                _ => bytes.extend_from_within(at..),
+            }
+            if bytes.is_empty() {
+                bytes.push(b' ');
+            }
+        }
+        bytes.push(b'\n');
+        let answer = this.raw(&bytes);
+        let ok = answer["ok"].as_bool().unwrap();
+        assert!(ok || !answer["error"].as_str().unwrap().is_empty(), "{answer}");
+    }
+    let deep = ["[".repeat(4000).into_bytes(), b"\n".to_vec()].concat();
+    assert!(this.raw(&deep)["error"].as_str().unwrap().starts_with("not a request: "));
+    let long = this.raw(&[b'x'; 100_000][..4096 + 1]);
+    assert!(long["error"].as_str().unwrap().contains("too long"), "{long}");
+    drop(this.connect()); // nothing at all
+    assert_eq!(status_of(&this.address(), "/echo"), 101);
+    this.says(&["status"]);
+    this.server.stop();
+}
+
+#[test]
+fn clients_that_say_nothing_or_take_nothing_hold_nobody_up() {
+    let mut this = Controlled::start(&["echo"], &["--workers", "2"]);
+    // A list too long for the socket's buffers, by long resources, so that it lies in the supervisor.
+    let resource = format!("/echo?{}", "long".repeat(3000));
+    let mut clients: Vec<Raw> = (0..150).map(|_| Raw::open(&this.address(), &resource)).collect();
+    let mut idle: Vec<UnixStream> = Vec::new();
+    for number in 0..6 {
+        let mut stream = this.connect();
+        if number % 2 == 0 {
+            stream.write_all(b"{\"command\":\"connections\"}\n").unwrap();
+        } else {
+            stream.write_all(b"{\"command\":").unwrap();
+        }
+        idle.push(stream);
+    }
+    // There is room for others, and the server is none the slower for it.
+    let begun = Instant::now();
+    let status = this.json(&["status"]);
+    assert_eq!(status["pools"][0]["connections"], 150);
+    assert_eq!(clients[77].ask("hello"), "hello");
+    // Even when there is none: they are cut off after five seconds.
+    idle.extend((0..4).map(|_| this.connect()));
+    this.says(&["status"]);
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    until("all of them are gone", || idle.iter_mut().all(is_over));
+    // A worker that dies is replaced as ever.
+    let worker = this.server.workers()[0];
+    idle = (0..8).map(|_| this.connect()).collect();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), nix::sys::signal::Signal::SIGKILL).unwrap();
+    until("it is replaced", || {
+        let now = this.server.workers();
+        now.len() == 2 && !now.contains(&worker)
+    });
+    drop(idle);
+    drop(clients);
+    this.server.stop();
+}
+
+/// Whether the other end was closed; takes what there is.
+fn is_over(stream: &mut UnixStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    let mut bytes = [0; 65536];
+    match stream.read(&mut bytes) {
+        Ok(0) => true,
+        Ok(_) => false,
+        Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+    }
+}
+
+#[test]
+fn a_client_may_leave_before_its_answer() {
+    let mut this = Controlled::start(&["loop"], &["--workers", "1"]);
+    let mut raw = Raw::open(&this.address(), "/loop");
+    raw.text("sleep");
+    until("it hangs", || !this.json(&["status"])["workers"][0]["executes"].is_null());
+    for _ in 0..20 {
+        let mut stream = this.connect();
+        stream.write_all(b"{\"command\":\"connections\"}\n").unwrap();
+    }
+    assert_eq!(this.json(&["connections"])["silent"].as_array().unwrap().len(), 1);
+    this.says(&["stop", "--now"]);
+    this.server.wait();
+    assert!(!this.server.log().contains("panicked at"));
+}
+
+#[test]
+fn watch_shows_it_again_and_again() {
+    let mut this = Controlled::start(&["echo"], &["--workers", "1"]);
+    let mut child = wshd()
+        .args(["ctl", "status", "--watch=0.1", "--control-socket"])
+        .arg(this.socket())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut connections = |wanted: &str| {
+        let line = lines.find(|line| line.as_ref().unwrap().contains(wanted));
+        assert!(line.is_some(), "{wanted} never comes");
+    };
+    connections("running, 0 connections");
+    let _client = Raw::open(&this.address(), "/echo");
+    connections("running, 1 connection");
+    this.server.stop();
+    // It ends with the server, and says why.
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(8), "{output:?}");
+}
