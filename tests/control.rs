@@ -519,6 +519,88 @@ fn without_a_server_it_says_what_to_do() {
     assert_eq!(ctl(&["close", "x"]).status.code(), Some(2));
 }
 
+#[test]
+fn the_number_of_workers_is_changed() {
+    let mut this = Controlled::start(&["echo"], &["--workers", "2"]);
+    let mut clients: Vec<client::Client> =
+        (0..8).map(|_| client::connect(&this.address(), "/echo")).collect();
+    let running = |this: &Controlled| this.json(&["status"])["pools"][0]["running"].clone();
+    assert_eq!(this.says(&["workers", "+1"]), "default: 2 workers become 3\n");
+    until("there are three", || running(&this) == 3);
+    assert_eq!(this.says(&["workers", "5"]), "default: 3 workers become 5\n");
+    until("there are five", || running(&this) == 5);
+    let names = members(&this.json(&["status"])["workers"], ["name", "state"]);
+    let expected = (0..5).map(|number| (format!("default/{number}"), "running".to_owned()));
+    assert_eq!(names, expected.collect());
+    assert_eq!(this.says(&["workers", "-4"]), "default: 5 workers become 1\n");
+    until("there is one, and none leaves", || {
+        let status = this.json(&["status"]);
+        status["leaving"] == json!([]) && status["workers"].as_array().unwrap().len() == 1
+    });
+    assert_eq!(this.server.workers().len(), 1);
+    for client in &mut clients {
+        assert_eq!(client::ask(client, "still here"), "still here");
+    }
+    for (change, why) in [("-1", "expected 1 to 1024 workers, not 0"), ("0", "not 0"), ("+1024", "not 1025")]
+    {
+        assert!(this.refuses(&["workers", change]).contains(why), "{change}");
+    }
+    assert!(this.refuses(&["workers", "+1", "--pool", "none"]).contains("there is no pool none"));
+    assert_eq!(running(&this), 1);
+    drop(clients);
+    this.server.stop();
+}
+
+#[test]
+fn a_reload_is_waited_for_and_its_result_told() {
+    let dir = Dir::new();
+    fixtures::add_handler(dir.path(), "echo", "echo");
+    let (socket, file) = (socket_in(&dir), dir.path().join("w.conf"));
+    let write = |more: &str| {
+        std::fs::write(&file, format!("workers = 2\ncontrol_socket = '{}'\n{more}\n", socket.display()))
+            .unwrap();
+    };
+    write("");
+    let server = Server::start(&dir, &["--config", file.to_str().unwrap()]);
+    let mut this = Controlled { server, dir };
+    let mut client = client::connect(&this.address(), "/echo");
+    let before: BTreeSet<i32> = this.server.workers().into_iter().collect();
+    write("max_message = '1M'");
+    fixtures::add_handler(this.dir.path(), "more", "echo");
+    assert_eq!(this.says(&["reload"]), "reload: done, 2 resources\n");
+    // It is done when it says so: all workers that serve are new, and serve what is new.
+    let status = this.json(&["status"]);
+    let serving = status["workers"].as_array().unwrap().iter();
+    assert!(
+        serving.clone().all(|worker| !before.contains(&(worker["pid"].as_i64().unwrap() as i32))),
+        "{status}"
+    );
+    assert_eq!(serving.count(), 2);
+    assert_eq!(status_of(&this.address(), "/more"), 101);
+    assert_eq!(client::ask(&mut client, "still here"), "still here");
+    write("max_message = 'much'");
+    let why = this.refuses(&["reload"]);
+    assert!(
+        why.contains("the reload was refused, and nothing has changed: ") && why.contains("max_message"),
+        "{why}"
+    );
+    // Several at a time.
+    write("max_message = '2M'");
+    let outputs: Vec<String> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| this.says(&["reload"]))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(outputs, vec!["reload: done, 2 resources\n"; 4]);
+    // The socket is that of the start.
+    std::fs::write(&file, "workers = 2\n").unwrap();
+    this.says(&["reload"]);
+    this.server.says("control_socket and control_group stay as they were");
+    this.says(&["status"]);
+    assert_eq!(client::ask(&mut client, "still here"), "still here");
+    drop(client);
+    this.server.stop();
+}
+
 /// Nobody, in group nobody.
 const NOBODY: u32 = 65534;
 

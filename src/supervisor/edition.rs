@@ -139,6 +139,7 @@ fn of_all(config: &Config) -> Config {
         isolation: Default::default(),
         settings: Default::default(),
         drain_times: Default::default(),
+        control: Default::default(),
         log: LogSettings { handlers: Default::default(), rotation: Default::default(), ..config.log.clone() },
         ..config.clone()
     }

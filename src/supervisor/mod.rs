@@ -310,14 +310,19 @@ impl Fleet {
             if signal != Signal::SIGCHLD {
                 log::info!("{signal} received");
             }
+            let complain = |result: Result<(), String>| {
+                if let Err(why) = result {
+                    log::error!("{signal}: {why}");
+                }
+            };
             match signal {
                 Signal::SIGCHLD => self.reap(events),
                 Signal::SIGINT => events.push_back(Event::Interrupt),
                 Signal::SIGQUIT => events.push_back(Event::Quit),
                 Signal::SIGHUP => self.ask_for_reload(),
                 Signal::SIGUSR2 => self.is_upgrade_due = true,
-                Signal::SIGTTIN => self.add_worker(),
-                Signal::SIGTTOU => self.remove_worker(),
+                Signal::SIGTTIN => complain(self.add_worker(0)),
+                Signal::SIGTTOU => complain(self.remove_worker(0)),
                 Signal::SIGUSR1 => self.reopen_logs(),
                 _ => events.push_back(Event::Terminate),
             }

@@ -1,8 +1,6 @@
 //! Reload: configuration and handlers are read anew and checked, and workers of another edition replace those that
 //! are not as they should be (`roll`). A mistake changes nothing. Also the way in for one worker more or less.
 
-use nix::sys::signal::Signal;
-
 use super::edition::{Edition, Step};
 use super::plan::Plan;
 use super::{Fleet, metrics, raise_descriptors};
@@ -21,6 +19,7 @@ impl Fleet {
             return;
         }
         self.is_reload_due = false;
+        self.control.reload_begins();
         if plan.is_stopping() {
             return self.reload_done(Err("the server is told to stop".to_owned()));
         }
@@ -56,44 +55,57 @@ impl Fleet {
         };
         self.listeners.iter().filter(is_gone).for_each(|listener| listener.remove_file());
         self.deaths.set_rules(config.quarantine);
+        if config.control != self.config.control {
+            log::warn!(
+                "reload: control_socket and control_group stay as they were until the server is restarted"
+            );
+        }
         (self.config, self.routes, self.listeners, self.faults) = (config, routes, listeners, faults);
         self.metrics.renew(metrics);
     }
 
     /// A reload has come to its end.
     pub(super) fn reload_done(&mut self, result: Result<(), String>) {
-        match result {
-            Ok(()) => log::info!("reload: done, {} resources", self.routes.resources().len()),
+        let resources = self.routes.resources().len();
+        let result = match result {
+            Ok(()) => Ok(format!("done, {resources} resources")),
+            Err(why) => Err(format!("refused, and nothing has changed: {why}")),
+        };
+        match &result {
+            Ok(done) => log::info!("reload: {done}"),
             Err(why) => {
                 if let Err(error) = sink::start(&self.config.log) {
                     log::error!("the log can not go on where it was: {error}");
                 }
-                log::error!("reload: refused, and nothing has changed: {why}");
+                log::error!("reload: {why}");
             }
         }
+        self.control.reload_ends(&result);
     }
 
-    /// One worker more in the default pool.
-    pub(super) fn add_worker(&mut self) {
-        let numbers: Vec<u16> = self.default_workers().map(|(place, _)| place.number).collect();
+    /// One worker more in a pool.
+    pub(super) fn add_worker(&mut self, pool: u16) -> Result<(), String> {
+        let numbers: Vec<u16> = self.workers_of(pool).map(|(place, _)| place.number).collect();
         match (0..u16::MAX).find(|number| !numbers.contains(number)) {
             Some(number) if numbers.len() < MOST_WORKERS => {
-                self.roll.push(Step { start: Some(Place { pool: 0, number }), retire: None });
+                self.roll.push(Step { start: Some(Place { pool, number }), retire: None });
+                Ok(())
             }
-            _ => log::error!("{}: there are {MOST_WORKERS} workers already", Signal::SIGTTIN),
+            _ => Err(format!("there are {MOST_WORKERS} workers already")),
         }
     }
 
-    /// One worker less in the default pool; its connections go on in the others.
-    pub(super) fn remove_worker(&mut self) {
-        let workers: Vec<(Place, Option<usize>)> = self.default_workers().collect();
+    /// One worker less in a pool; its connections go on in the others.
+    pub(super) fn remove_worker(&mut self, pool: u16) -> Result<(), String> {
+        let workers: Vec<(Place, Option<usize>)> = self.workers_of(pool).collect();
         match workers.iter().max() {
             Some((_, Some(slot))) if workers.len() > 1 => {
                 self.roll.push(Step { start: None, retire: Some(*slot) });
             }
-            Some((place, None)) => self.cancel_start(*place),
-            _ => log::error!("{}: one worker has to stay", Signal::SIGTTOU),
+            Some((place, None)) if workers.len() > 1 => self.cancel_start(*place),
+            _ => return Err("one worker has to stay".to_owned()),
         }
+        Ok(())
     }
 
     /// Places and slots of all workers.
@@ -102,17 +114,17 @@ impl Fleet {
         slots.filter_map(|(slot, _)| Some((self.scoreboard.slot(slot).map(Slot::place)?, slot))).collect()
     }
 
-    /// Those of the default pool that are not to leave, with their slots, and those that are to come in addition.
-    fn default_workers(&self) -> impl Iterator<Item = (Place, Option<usize>)> {
+    /// Those of a pool that are not to leave, with their slots, and those that are to come in addition.
+    pub(super) fn workers_of(&self, pool: u16) -> impl Iterator<Item = (Place, Option<usize>)> {
         let replaced = self.roll.replaced();
         let stays = |slot: usize| !self.roll.retires(slot) || replaced.contains(&slot);
         let serving = self.serving().into_iter().filter(|(_, slot)| stays(*slot));
         let serving = serving.map(|(place, slot)| (place, Some(slot)));
         let coming = self.roll.additions().map(|place| (place, None));
-        let all: Vec<_> = serving.chain(coming).filter(|(place, _)| place.pool == 0).collect();
+        let all: Vec<_> = serving.chain(coming).filter(|(place, _)| place.pool == pool).collect();
         all.into_iter()
     }
 }
 
-/// In the default pool, by signal.
-const MOST_WORKERS: usize = 1024;
+/// In a pool, by order.
+pub(super) const MOST_WORKERS: usize = 1024;

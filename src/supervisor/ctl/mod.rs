@@ -35,6 +35,10 @@ pub(super) struct Control {
     listings: Vec<Listing>,
     /// Connections that workers are to close.
     closings: Vec<Closing>,
+    /// Who waits for a reload that has not begun yet.
+    reload_wanted: Vec<Number>,
+    /// Who waits for the one that goes on.
+    reloading: Vec<Number>,
     /// The number of the next order to a worker that is answered.
     next_ticket: u64,
 }
@@ -57,7 +61,9 @@ impl Control {
     /// Without a socket: for workers, which are not asked.
     pub fn none() -> Self {
         let started = scoreboard::now();
-        Self { socket: None, started, listings: Vec::new(), closings: Vec::new(), next_ticket: 1 }
+        let (listings, closings) = (Vec::new(), Vec::new());
+        let (reload_wanted, reloading) = (Vec::new(), Vec::new());
+        Self { socket: None, started, listings, closings, reload_wanted, reloading, next_ticket: 1 }
     }
 
     /// Removes the socket's file.
@@ -84,6 +90,19 @@ impl Control {
             Report::Listed { ticket, listed, left_out } => self.listed(pid, ticket, listed, left_out),
             Report::Closing { ticket, begun } => self.closing(ticket, begun),
             Report::Ready { .. } | Report::Crashed | Report::Leaving => {}
+        }
+    }
+
+    /// The reload begins that was wanted.
+    pub fn reload_begins(&mut self) {
+        self.reloading.append(&mut self.reload_wanted);
+    }
+
+    /// It has come to its end: those who have waited for it are told.
+    pub fn reload_ends(&mut self, result: &Result<String, String>) {
+        let result = result.clone().map_err(|why| format!("the reload was {why}"));
+        for client in std::mem::take(&mut self.reloading) {
+            self.answer(client, result.clone().map(|done| format!("reload: {done}")));
         }
     }
 
@@ -145,11 +164,13 @@ impl Fleet {
                 events.push_back(if now { Event::Quit } else { Event::Terminate });
                 Outcome::Now(Ok("stopping".into()))
             }
-            Request::Reload {} => Outcome::Now(Err("this server can not reload yet".to_owned())),
-            Request::Upgrade {} => Outcome::Now(Err("this server can not be upgraded yet".to_owned())),
-            Request::Workers { .. } => {
-                Outcome::Now(Err("the number of workers can not be changed yet".to_owned()))
+            Request::Reload {} => {
+                self.control.reload_wanted.push(client);
+                self.ask_for_reload();
+                Outcome::Later
             }
+            Request::Upgrade {} => Outcome::Now(Err("this server can not be upgraded yet".to_owned())),
+            Request::Workers { pool, change } => Outcome::Now(self.change_workers(&pool, change)),
         }
     }
 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{Control, Number, Outcome};
-use crate::ctl::request::{Id, Switch};
+use crate::ctl::request::{Change, Id, Switch};
 use crate::fleet::control::Command;
 use crate::fleet::gates::UNTIL_LIFTED;
 use crate::fleet::scoreboard;
 use crate::supervisor::Fleet;
 use crate::supervisor::plan::Time;
+use crate::supervisor::reload::MOST_WORKERS;
 
 /// How long a worker may take to begin to close a connection; ns.
 const PATIENCE: Time = 2_000_000_000;
@@ -96,6 +97,24 @@ impl Fleet {
             }
         };
         serde_json::to_value(handlers).map_err(|error| error.to_string())
+    }
+
+    /// Changes the number of workers of a pool; those that are to come or go do so one after another.
+    pub(super) fn change_workers(&mut self, pool: &str, change: Change) -> Result<Value, String> {
+        let number = self.config.pools.iter().position(|known| known.name == pool && known.workers > 0);
+        let number = number.and_then(|number| u16::try_from(number).ok());
+        let number = number.ok_or_else(|| format!("there is no pool {pool}: see wshd ctl status"))?;
+        let before = self.workers_of(number).count();
+        let after = match change {
+            Change::By(change) => before.saturating_add_signed(change as isize),
+            Change::To(after) => after as usize,
+        };
+        if !(1..=MOST_WORKERS).contains(&after) {
+            return Err(format!("expected 1 to {MOST_WORKERS} workers, not {after}: there are {before}"));
+        }
+        (before..after).try_for_each(|_| self.add_worker(number))?;
+        (after..before).try_for_each(|_| self.remove_worker(number))?;
+        Ok(format!("{pool}: {before} workers become {after}").into())
     }
 
     fn shut(&self, number: u16, time: Option<u32>) {
