@@ -305,6 +305,7 @@ fn a_worker_that_leaves_is_still_asked_for_its_connections() {
         (&status["leaving"][0]["pid"], &status["leaving"][0]["name"]),
         (&json!(before), &json!("default/0"))
     );
+    assert_eq!(status["leaving"][0]["connections"], 1);
     let text = this.says(&["status"]);
     assert!(
         text.lines().any(|line| line.contains(&before.to_string()) && line.contains(" leaving ")),

@@ -39,36 +39,28 @@ pub struct Status {
     /// Those that are in a slot, in the order of slots.
     pub workers: Vec<Worker>,
     /// Those that have been replaced and have not ended yet.
-    pub leaving: Vec<Process>,
+    pub leaving: Vec<Worker>,
     /// The pools of workers.
     pub pools: Vec<Pool>,
     /// The handlers.
     pub handlers: Vec<Handler>,
 }
 
-/// A process.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Process {
+/// A worker.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Worker {
     /// `POOL/NUMBER`.
     pub name: String,
-    /// 0 while there is none.
+    /// Its process; 0 while there is none.
     pub pid: i32,
+    /// Its pool.
+    pub pool: String,
+    /// `starting`, `waiting`, `running`, `stopping`, `leaving`, or `empty` without a process.
+    pub state: String,
     /// Resident memory.
     pub memory: u64,
     /// Processor time that it has used.
     pub cpu: f64,
-}
-
-/// A worker.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Worker {
-    /// The process.
-    #[serde(flatten)]
-    pub process: Process,
-    /// Its pool.
-    pub pool: String,
-    /// `starting`, `running`, `stopping`, or `empty` without a process.
-    pub state: String,
     /// Connections that it has.
     pub connections: u32,
     /// Since it was forked.

@@ -44,31 +44,21 @@ fn status(status: &Status, bold: bool) -> String {
         "SENT>",
         "EXECUTES",
     ]);
-    for worker in &status.workers {
+    for worker in status.workers.iter().chain(&status.leaving) {
         let long = worker.executes.as_ref().is_some_and(|executes| executes.time >= LONG);
-        let process = &worker.process;
         let cells = [
-            process.name.clone(),
-            process.pid.to_string(),
+            worker.name.clone(),
+            worker.pid.to_string(),
             worker.state.clone(),
             worker.connections.to_string(),
             time(worker.age),
-            time(process.cpu),
-            bytes(process.memory),
+            time(worker.cpu),
+            bytes(worker.memory),
             worker.totals.messages_in.to_string(),
             worker.totals.messages_out.to_string(),
             worker.executes.as_ref().map_or_else(|| "-".to_owned(), executes),
         ];
         table.row(cells, long);
-    }
-    for process in &status.leaving {
-        let [name, pid] = [process.name.clone(), process.pid.to_string()];
-        let [cpu, memory] = [time(process.cpu), bytes(process.memory)];
-        let none = || "-".to_owned();
-        table.row(
-            [name, pid, "leaving".to_owned(), none(), none(), cpu, memory, none(), none(), none()],
-            false,
-        );
     }
     text += &table.text(bold);
     if status.pools.len() > 1 {

@@ -2,13 +2,13 @@
 //! told also when all of them hang.
 
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::unistd::{Pid, SysconfVar, sysconf};
 use serde_json::Value;
 
-use crate::ctl::answer::{Executes, Handler, Pool, Process, Quarantine, Status, Totals, Worker, seconds};
+use crate::ctl::answer::{Executes, Handler, Pool, Quarantine, Status, Totals, Worker, seconds};
 use crate::ctl::request::Id;
 use crate::ffi::probe::callback_name;
 use crate::fleet::counters::Traffic;
@@ -22,10 +22,13 @@ impl Fleet {
     pub(super) fn status(&self) -> Result<Value, String> {
         let slots = (0..self.workers.len()).filter(|slot| self.is_in_use(*slot));
         let mut workers: Vec<(Place, Worker)> =
-            slots.filter_map(|slot| Some((self.place(slot)?, self.worker_status(slot)?))).collect();
+            slots.filter_map(|slot| Some((self.place(slot)?, self.present(slot)?))).collect();
         workers.sort_by_key(|(place, _)| *place);
         let workers: Vec<Worker> = workers.into_iter().map(|(_, worker)| worker).collect();
-        let leaving = self.replaced.iter().map(|replaced| self.process(replaced.slot, replaced.pid));
+        let leaving = self.replaced.iter().filter_map(|replaced| {
+            let worker = self.worker(replaced.slot, replaced.pid)?;
+            Some(Worker { state: "leaving".to_owned(), ..worker })
+        });
         let pools = self.config.pools.iter().filter_map(|pool| {
             let ours = || workers.iter().filter(|worker| worker.pool == pool.name);
             // One that is gone keeps its number.
@@ -49,40 +52,50 @@ impl Fleet {
         serde_json::to_value(status).map_err(|error| error.to_string())
     }
 
-    fn worker_status(&self, slot: usize) -> Option<Worker> {
-        let record = self.scoreboard.slot(slot)?;
-        let now = scoreboard::now();
-        let since = |time: u64| seconds(now.saturating_sub(time));
-        let pid = self.workers.get(slot)?.as_ref().map_or(Pid::from_raw(0), |worker| worker.pid);
-        let pool = self.place(slot)?.pool;
-        let is_empty = pid.as_raw() == 0;
-        Some(Worker {
-            process: self.process(slot, pid),
-            pool: self.config.pools.get(usize::from(pool)).map_or_else(String::new, |pool| pool.name.clone()),
-            state: match record.state() {
-                State::Empty => "empty",
-                State::Starting => "starting",
-                State::Running => "running",
-                State::Stopping => "stopping",
-                State::Standby => "waiting",
+    /// The worker in a slot, or that there is none now.
+    fn present(&self, slot: usize) -> Option<Worker> {
+        match self.workers.get(slot)? {
+            Some(worker) => self.worker(slot, worker.pid),
+            None => {
+                let totals =
+                    self.scoreboard.slot(slot).map(|record| self.totals(record, 0)).unwrap_or_default();
+                let (name, pool) = (self.short_name(slot), self.pool_name(slot));
+                Some(Worker { name, pool, state: "empty".to_owned(), totals, ..Worker::default() })
             }
-            .to_owned(),
+        }
+    }
+
+    /// A process that is, or was, in a slot.
+    fn worker(&self, slot: usize, pid: Pid) -> Option<Worker> {
+        let record = self.scoreboard.slot(slot)?;
+        let process = Worker {
+            name: self.short_name(slot),
+            pid: pid.as_raw(),
+            pool: self.pool_name(slot),
+            memory: resident_memory(pid),
+            cpu: processor_time(pid).unwrap_or_default().as_secs_f64(),
+            ..Worker::default()
+        };
+        // After a crash the record is that of another one already.
+        if record.pid.load(Ordering::Relaxed) != pid.as_raw() {
+            return Some(process);
+        }
+        let now = scoreboard::now();
+        let since = |time: &AtomicU64| seconds(now.saturating_sub(time.load(Ordering::Relaxed)));
+        Some(Worker {
+            state: state_text(record.state()).to_owned(),
             connections: record.connections.load(Ordering::Relaxed),
-            age: if is_empty { 0.0 } else { since(record.started.load(Ordering::Relaxed)) },
-            heartbeat: if is_empty { 0.0 } else { since(record.heartbeat.load(Ordering::Relaxed)) },
+            age: since(&record.started),
+            heartbeat: since(&record.heartbeat),
             totals: self.totals(record, pid.as_raw()),
             executes: self.executes(slot, pid.as_raw()),
+            ..process
         })
     }
 
-    fn process(&self, slot: usize, pid: Pid) -> Process {
-        let is_empty = pid.as_raw() == 0;
-        Process {
-            name: self.short_name(slot),
-            pid: pid.as_raw(),
-            memory: if is_empty { 0 } else { resident_memory(pid) },
-            cpu: if is_empty { 0.0 } else { processor_time(pid).unwrap_or_default().as_secs_f64() },
-        }
+    fn pool_name(&self, slot: usize) -> String {
+        let pool = self.place(slot).and_then(|place| self.config.pools.get(usize::from(place.pool)));
+        pool.map_or_else(String::new, |pool| pool.name.clone())
     }
 
     /// Whether somebody is in this slot, or comes back there; else its worker has left it for good.
@@ -105,7 +118,8 @@ impl Fleet {
 
     /// The callback that the process in a slot is in.
     pub(super) fn executes(&self, slot: usize, pid: i32) -> Option<Executes> {
-        let doing = &self.scoreboard.slot(slot)?.doing;
+        let record = self.scoreboard.slot(slot).filter(|record| record.pid.load(Ordering::Relaxed) == pid)?;
+        let doing = &record.doing;
         let since = doing.since.load(Ordering::Relaxed);
         let (handler, callback, conn) = doing.current()?;
         let route = self.routes.handlers().get(usize::from(handler));
@@ -146,6 +160,16 @@ impl Fleet {
         let accepted = self.counters.place(record.place()).map_or(0, |place| place.accepted.get());
         let Traffic { messages_in, bytes_in, messages_out, bytes_out } = traffic;
         Totals { accepted, messages_in, messages_out, bytes_in, bytes_out }
+    }
+}
+
+fn state_text(state: State) -> &'static str {
+    match state {
+        State::Empty => "empty",
+        State::Starting => "starting",
+        State::Standby => "waiting",
+        State::Running => "running",
+        State::Stopping => "stopping",
     }
 }
 
