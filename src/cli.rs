@@ -230,9 +230,9 @@ struct Args {
     no_deflate: bool,
 
     #[command(flatten)]
-    metrics: metrics::Options,
+    metrics: metrics::MetricsOptions,
     #[command(flatten)]
-    control: control::Options,
+    control: control::ControlOptions,
 
     /// Print version
     #[arg(long, action = ArgAction::Version)]

@@ -182,3 +182,56 @@ fn pools_and_unix_sockets_go_on() {
     upgradable.stop();
     assert!(!socket.exists(), "the last one removes it");
 }
+
+#[test]
+fn control_socket_and_metrics_are_those_of_the_new_executable() {
+    let dir = Dir::new();
+    add_handler(dir.path(), "echo", "echo");
+    let [control, metrics] = ["control", "metrics"].map(|name| dir.path().join(name));
+    let metrics_address = format!("unix:{}", metrics.display());
+    let args =
+        ["--control-socket", control.to_str().unwrap(), "--metrics", &metrics_address, "--workers", "1"];
+    let mut upgradable = Upgradable::start(&dir, &args);
+    let ctl = |order: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_wshd"))
+            .args(["ctl", "--control-socket", control.to_str().unwrap(), order])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let metrics_of = || {
+        let mut raw = Raw::over(UnixStream::connect(&metrics).unwrap());
+        raw.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        String::from_utf8(raw.rest()).unwrap()
+    };
+    let old = upgradable.supervisor;
+    upgradable.install(b"#!/bin/sh\nexit 9\n");
+    let (code, text) = ctl("upgrade");
+    assert!(code != Some(0) && text.contains("it ended with exit code 9"), "{text}");
+    upgradable.install(&fs::read(env!("CARGO_BIN_EXE_wshd")).unwrap());
+    let (code, text) = ctl("upgrade");
+    assert_eq!(code, Some(0), "{text}");
+    upgradable.supervisor = children(old)
+        .into_iter()
+        .find(|pid| title(*pid).starts_with("wshd: supervisor"))
+        .or_else(|| {
+            upgradable
+                .server
+                .log()
+                .split("supervisor[")
+                .filter_map(|part| part.split(']').next()?.parse().ok())
+                .last()
+        })
+        .unwrap();
+    assert_eq!(upgradable.server.wait().code(), Some(0));
+    let (code, text) = ctl("status");
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains(&upgradable.supervisor.to_string()), "{text}");
+    assert!(metrics_of().contains("wshd_workers{state=\"running\"} 1"), "{}", metrics_of());
+    upgradable.stop();
+    assert!(!control.exists() && !metrics.exists());
+}

@@ -17,10 +17,10 @@ use crate::proto::close;
 /// Where `wshd ctl` asks when it is not told.
 const DEFAULT_SOCKET: &str = "/run/wshd/control";
 
-/// Options of the server.
+/// ControlOptions of the server.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Control")]
-pub struct Options {
+pub struct ControlOptions {
     /// Listen for wshd ctl on this Unix socket [default: none]
     #[arg(long, value_name = "PATH")]
     control_socket: Option<PathBuf>,
@@ -29,7 +29,7 @@ pub struct Options {
     control_group: Option<Gid>,
 }
 
-impl Options {
+impl ControlOptions {
     /// As the supervisor wants them.
     pub fn into_config(self) -> Control {
         Control { socket: self.control_socket, group: self.control_group }

@@ -6,7 +6,7 @@ use crate::config::Listen;
 /// See `--help`.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Metrics")]
-pub struct Options {
+pub struct MetricsOptions {
     /// Serve metrics at /metrics on this address, HOST:PORT or unix:/PATH, to all who can reach it [default: none are
     /// served]
     #[arg(long, value_name = "ADDRESS", value_parser = address)]

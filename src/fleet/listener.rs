@@ -263,7 +263,7 @@ pub fn bind_private(path: &Path, group: Option<Gid>, backlog: i32) -> io::Result
     let listener = Listener {
         fd: socket.into(),
         address: Bound::Unix(path.to_owned()),
-        asked: None,
+        asked: Some(Listen::Unix(path.to_owned())),
         file: identity(path),
     };
     let opened = group.map_or(Ok(()), |group| {

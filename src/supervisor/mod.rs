@@ -165,7 +165,7 @@ impl Fleet {
             }
             let counters = metrics::counters(&config, &routes).map_err(internal)?;
             let deaths = Deaths::new(&config).map_err(internal)?;
-            let control = Control::new(&config.control).map_err(|error| {
+            let control = Control::new(&config.control, &inherited).map_err(|error| {
                 let path = config.control.socket.clone().unwrap_or_default();
                 (Exit::Bind, format!("--control-socket {}: {error}", path.display()))
             })?;
@@ -320,7 +320,7 @@ impl Fleet {
                 Signal::SIGINT => events.push_back(Event::Interrupt),
                 Signal::SIGQUIT => events.push_back(Event::Quit),
                 Signal::SIGHUP => self.ask_for_reload(),
-                Signal::SIGUSR2 => self.is_upgrade_due = true,
+                Signal::SIGUSR2 => self.ask_for_upgrade(),
                 Signal::SIGTTIN => complain(self.add_worker(0)),
                 Signal::SIGTTOU => complain(self.remove_worker(0)),
                 Signal::SIGUSR1 => self.reopen_logs(),

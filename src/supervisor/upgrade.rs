@@ -191,6 +191,11 @@ fn replace_image(program: &CString, args: &[CString], fd: OwnedFd) -> io::Error 
 }
 
 impl Fleet {
+    /// An upgrade is wanted.
+    pub(super) fn ask_for_upgrade(&mut self) {
+        self.is_upgrade_due = true;
+    }
+
     /// Starts another executable that is to take over.
     pub(super) fn begin_upgrade(&mut self, plan: &Plan) {
         if !std::mem::take(&mut self.is_upgrade_due) {
@@ -208,7 +213,7 @@ impl Fleet {
         if let Some(why) = why {
             return self.upgrade_done(Err(why.to_owned()));
         }
-        let listeners = self.listeners.iter().chain(&self.metrics.listeners);
+        let listeners = self.listeners.iter().chain(&self.metrics.listeners).chain(self.control.listener());
         match Successor::start(&self.invocation, listeners) {
             Ok(successor) => {
                 log::info!("upgrade: {}[{}] is starting", self.invocation.program.display(), successor.pid);
@@ -234,6 +239,7 @@ impl Fleet {
                 }
                 self.call_off("another executable takes over");
                 self.metrics.hand_over();
+                self.control.hand_over();
                 for (_, slot) in self.serving() {
                     self.roll.push(Step { start: None, retire: Some(slot) });
                 }
@@ -268,10 +274,15 @@ impl Fleet {
 
     /// An upgrade has succeeded or failed.
     fn upgrade_done(&mut self, result: Result<(), String>) {
-        match result {
-            Ok(()) => log::info!("upgrade: the new executable serves, connections are handed over"),
-            Err(why) => log::error!("upgrade: failed, and this executable serves on: {why}"),
+        let result = match result {
+            Ok(()) => Ok("upgrade: the new executable serves, connections are handed over".to_owned()),
+            Err(why) => Err(format!("upgrade: failed, and this executable serves on: {why}")),
+        };
+        match &result {
+            Ok(done) => log::info!("{done}"),
+            Err(why) => log::error!("{why}"),
         }
+        self.control.upgrade_ends(&result);
     }
 
     /// Whether another executable serves in the place of this one.

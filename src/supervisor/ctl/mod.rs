@@ -8,6 +8,8 @@ mod status;
 
 use std::collections::VecDeque;
 use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use nix::poll::PollFd;
 use serde_json::Value;
@@ -21,6 +23,7 @@ use crate::config;
 use crate::ctl::answer;
 use crate::ctl::request::Request;
 use crate::fleet::control::Report;
+use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard;
 
 pub use self::socket::Number;
@@ -39,6 +42,8 @@ pub(super) struct Control {
     reload_wanted: Vec<Number>,
     /// Who waits for the one that goes on.
     reloading: Vec<Number>,
+    /// Who waits for an upgrade.
+    upgrading: Vec<Number>,
     /// The number of the next order to a worker that is answered.
     next_ticket: u64,
 }
@@ -52,9 +57,10 @@ enum Outcome {
 }
 
 impl Control {
-    /// Listens, if that is wanted.
-    pub fn new(config: &config::Control) -> io::Result<Self> {
-        let socket = config.socket.as_ref().map(|path| Socket::bind(path, config.group)).transpose()?;
+    /// Listens, if that is wanted; perhaps on a socket that is inherited.
+    pub fn new(config: &config::Control, inherited: &[Arc<Listener>]) -> io::Result<Self> {
+        let bind = |path: &PathBuf| Socket::bind(path, config.group, inherited);
+        let socket = config.socket.as_ref().map(bind).transpose()?;
         Ok(Self { socket, ..Self::none() })
     }
 
@@ -63,7 +69,34 @@ impl Control {
         let started = scoreboard::now();
         let (listings, closings) = (Vec::new(), Vec::new());
         let (reload_wanted, reloading) = (Vec::new(), Vec::new());
-        Self { socket: None, started, listings, closings, reload_wanted, reloading, next_ticket: 1 }
+        let upgrading = Vec::new();
+        Self {
+            socket: None,
+            started,
+            listings,
+            closings,
+            reload_wanted,
+            reloading,
+            upgrading,
+            next_ticket: 1,
+        }
+    }
+
+    /// The socket, for another server.
+    pub fn listener(&self) -> Option<&Arc<Listener>> {
+        self.socket.as_ref().and_then(Socket::listener)
+    }
+
+    /// Another server has taken the socket over.
+    pub fn hand_over(&mut self) {
+        self.socket.iter_mut().for_each(Socket::hand_over);
+    }
+
+    /// An upgrade has come to its end: those who have waited for it are told.
+    pub fn upgrade_ends(&mut self, result: &Result<String, String>) {
+        for client in std::mem::take(&mut self.upgrading) {
+            self.answer(client, result.clone());
+        }
     }
 
     /// Removes the socket's file.
@@ -169,7 +202,11 @@ impl Fleet {
                 self.ask_for_reload();
                 Outcome::Later
             }
-            Request::Upgrade {} => Outcome::Now(Err("this server can not be upgraded yet".to_owned())),
+            Request::Upgrade {} => {
+                self.control.upgrading.push(client);
+                self.ask_for_upgrade();
+                Outcome::Later
+            }
             Request::Workers { pool, change } => Outcome::Now(self.change_workers(&pool, change)),
         }
     }

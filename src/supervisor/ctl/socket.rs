@@ -5,6 +5,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
@@ -13,7 +14,7 @@ use socket2::{SockRef, Socket as Stream};
 
 use crate::ctl::answer;
 use crate::ctl::request::MAX_BYTES;
-use crate::fleet::listener::{self, Listener};
+use crate::fleet::listener::{self, Listen, Listener};
 use crate::supervisor::plan::Time;
 
 /// Most clients at a time.
@@ -30,7 +31,8 @@ pub type Number = u64;
 
 /// A listening control socket and its clients.
 pub struct Socket {
-    listener: Listener,
+    /// None once another server has taken it over.
+    listener: Option<Arc<Listener>>,
     /// Who may use it is decided by the file's permissions, beyond root and the server's own user.
     open_to_group: bool,
     clients: Vec<Client>,
@@ -73,22 +75,39 @@ pub struct Asked {
 }
 
 impl Socket {
-    /// Listens. Replaces the file of a server that does not answer any more.
-    pub fn bind(path: &Path, group: Option<Gid>) -> io::Result<Self> {
-        let listener = listener::bind_private(path, group, BACKLOG)?;
-        SockRef::from(&listener).set_nonblocking(true)?;
+    /// Listens, on the socket that is inherited or else on a new one. Replaces the file of a server that does not
+    /// answer any more.
+    pub fn bind(path: &Path, group: Option<Gid>, inherited: &[Arc<Listener>]) -> io::Result<Self> {
+        let ours = Listen::Unix(path.to_owned());
+        let listener = match inherited.iter().find(|listener| listener.asked() == Some(&ours)) {
+            Some(listener) => Arc::clone(listener),
+            None => Arc::new(listener::bind_private(path, group, BACKLOG)?),
+        };
+        SockRef::from(&*listener).set_nonblocking(true)?;
+        let listener = Some(listener);
         Ok(Self { listener, open_to_group: group.is_some(), clients: Vec::new(), accept_at: None, next: 1 })
     }
 
     /// Removes the file, unless another server has replaced it.
     pub fn remove_file(&self) {
-        self.listener.remove_file();
+        self.listener.iter().for_each(|listener| listener.remove_file());
+    }
+
+    /// For another server, which takes it over.
+    pub fn listener(&self) -> Option<&Arc<Listener>> {
+        self.listener.as_ref()
+    }
+
+    /// Nobody is let in any more; those who are in are served.
+    pub fn hand_over(&mut self) {
+        self.listener = None;
     }
 
     /// What to wait for. Nothing of those who wait for an answer: that they have left is noticed when it is sent.
     pub fn interest(&self) -> impl Iterator<Item = PollFd<'_>> {
         let has_room = self.clients.len() < MAX_CLIENTS && self.accept_at.is_none();
-        let listener = has_room.then(|| PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
+        let listener = self.listener.as_ref().filter(|_| has_room);
+        let listener = listener.map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN));
         let clients = self.clients.iter().filter_map(|client| {
             let flags = match client.state {
                 State::Asking(_) => PollFlags::POLLIN,
@@ -145,8 +164,9 @@ impl Socket {
             return;
         }
         self.accept_at = None;
+        let Some(listener) = &self.listener else { return };
         while self.clients.len() < MAX_CLIENTS {
-            let stream = match SockRef::from(&self.listener).accept() {
+            let stream = match SockRef::from(&**listener).accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if is_to_be_tried_again(&error) => return,
                 Err(error) => {
@@ -276,7 +296,7 @@ mod tests {
 
     fn bound() -> (Socket, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
-        let socket = Socket::bind(&dir.path().join("control"), None).unwrap();
+        let socket = Socket::bind(&dir.path().join("control"), None, &[]).unwrap();
         (socket, dir)
     }
 
@@ -316,7 +336,7 @@ mod tests {
         let (socket, dir) = bound();
         let mode = |name: &str| dir.path().join(name).metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!(mode("control"), 0o600);
-        let group = Socket::bind(&dir.path().join("group"), Some(nix::unistd::getegid())).unwrap();
+        let group = Socket::bind(&dir.path().join("group"), Some(nix::unistd::getegid()), &[]).unwrap();
         assert_eq!(mode("group"), 0o660);
         for socket in [socket, group] {
             socket.remove_file();
