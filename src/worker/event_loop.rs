@@ -233,7 +233,7 @@ impl Worker {
 
     /// Whether all is done, or the time for it is over.
     fn may_leave(&self) -> bool {
-        let Some(at) = self.stop_at.get() else { return false };
+        let Some(at) = self.stop_at.get() else { return self.has_handed_over() };
         // Connections of a worker that has crashed are still to be closed.
         let arriving = self.slot.crash.is_sending();
         self.empty_inbox();
@@ -243,6 +243,7 @@ impl Worker {
 
     /// The last thing: handlers hear that the worker stops.
     fn leave(&self) {
+        self.end_hand_over();
         let ids = self.core.borrow().table.ids();
         ids.into_iter().for_each(|id| self.log_close(id, ::ws_handler::raw::WS_BY_HOST, 1006));
         let (connections, threads) = (self.core.borrow().table.len(), self.threads.get());

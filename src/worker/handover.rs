@@ -33,6 +33,8 @@ pub struct Leaving {
     since: u64,
     /// Connections that can not move, or not yet, and whose handlers know.
     told: HashSet<u64>,
+    /// Since when there is no connection; handlers' threads may still be there.
+    empty_since: Option<u64>,
     /// When those are closed that have a time for it.
     closing: BTreeMap<(u64, u64), u64>,
 }
@@ -126,9 +128,24 @@ impl Worker {
         if let Some(slot) = slot {
             slot.crash.begin_sending(self.pid);
         }
-        *self.leaving.borrow_mut() =
-            Some(Leaving { inlet, to: slot, since, told: HashSet::new(), closing: BTreeMap::new() });
+        *self.leaving.borrow_mut() = Some(Leaving {
+            inlet,
+            to: slot,
+            since,
+            told: HashSet::new(),
+            empty_since: None,
+            closing: BTreeMap::new(),
+        });
         self.hand_over_more();
+    }
+
+    /// Whether all is handed over. What arrives from here on lies in the inbox, where the supervisor finds it.
+    pub fn has_handed_over(&self) -> bool {
+        let Some(since) = self.leaving.borrow().as_ref().and_then(|leaving| leaving.empty_since) else {
+            return false;
+        };
+        let is_late = self.now.get() >= since.saturating_add(self.config.stop_time);
+        !self.slot.crash.is_sending() && (self.threads.get() == 0 || is_late)
     }
 
     /// Nothing is handed over any more: those that are left are closed here.
@@ -189,11 +206,11 @@ impl Worker {
         let ids = self.core.borrow().table.ids();
         self.send_away(&ids, None, usize::MAX);
         let left = self.core.borrow().table.ids();
-        if left.is_empty() {
-            return self.stop(1012);
+        let now = self.now.get();
+        if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
+            leaving.empty_since = left.is_empty().then(|| leaving.empty_since.unwrap_or(now));
         }
         self.announce_end(&left);
-        let now = self.now.get();
         let due = || {
             let mut leaving = self.leaving.borrow_mut();
             let closing = &mut leaving.as_mut()?.closing;
