@@ -2,7 +2,9 @@
 //! expected. The spellings are those of mod_pywebsocket's standalone server, with `_` for `-` as well, and ours. What
 //! the configuration file says becomes options in front of those that are given; it is read here and nowhere else.
 
+mod account;
 mod control;
+mod daemon;
 mod file;
 mod logging;
 mod metrics;
@@ -17,14 +19,17 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
+use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
+
+pub use clap_complete::Shell;
 
 pub use self::file::keys;
 
+use self::daemon::DaemonArgs;
 use self::file::File;
 use self::logging::Logging;
 use self::value::{Host, Time, count, host, memory_or_zero, size, size_or_zero, time, time_or_off};
-use crate::config::{Config, CrashRecords, Listen, Pool, Quarantine, Wear};
+use crate::config::{Config, CrashRecords, Listen, Quarantine, Wear};
 use crate::ctl;
 use crate::proto::{deflate, head::HeadLimits, limits::Limits};
 
@@ -37,6 +42,8 @@ pub enum Command {
     Check(Vec<PathBuf>),
     /// To ask a running server.
     Ctl(ctl::Order),
+    /// To print what this shell needs to complete command lines.
+    Completions(Shell),
 }
 
 /// Why there is nothing to be done.
@@ -59,19 +66,21 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>)
     match args.command {
         Some(Sub::Check { files }) => return Ok(Command::Check(files)),
         Some(Sub::Ctl(ctl)) => return Ok(Command::Ctl(ctl.into_order()?)),
+        Some(Sub::Completions { shell }) => return Ok(Command::Completions(shell)),
         None => {}
     }
     let Some(path) = args.config else {
-        return Ok(Command::Serve(Box::new(args.into_config(exe_dir, &Places::default())?)));
+        return Ok(Command::Serve(Box::new(args.into_config(&matches, exe_dir, &Places::default())?)));
     };
     let file = File::read(&path).map_err(Error::Config)?;
     let document = file.parse().map_err(Error::Config)?;
     let mut settings = file.settings(pools::outside(&document), &command()).map_err(Error::Config)?;
     settings.retain(|setting| matches.value_source(&setting.id) != Some(ValueSource::CommandLine));
     line.splice(1..1, settings.iter().flat_map(|setting| setting.args.clone()));
-    let args = Args::from_arg_matches(&command().try_get_matches_from(line)?)?;
+    let matches = command().try_get_matches_from(line)?;
+    let args = Args::from_arg_matches(&matches)?;
     let places = settings.into_iter().map(|setting| (setting.id, setting.place));
-    let mut config = args.into_config(exe_dir, &Places(places.collect()))?;
+    let mut config = args.into_config(&matches, exe_dir, &Places(places.collect()))?;
     pools::read(&file, &document, &mut config).map_err(Error::Config)?;
     Ok(Command::Serve(Box::new(config)))
 }
@@ -79,6 +88,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>)
 /// The table of options, for the parser, `--help` and the tests of the manual page.
 pub fn command() -> clap::Command {
     Args::command()
+}
+
+/// The script that has this shell complete command lines.
+pub fn completions(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command(), "wshd", &mut script);
+    script
 }
 
 /// The tables of the configuration file, as commands whose options are their [`keys`]: that of the server, which is
@@ -233,6 +249,8 @@ struct Args {
     metrics: metrics::MetricsOptions,
     #[command(flatten)]
     control: control::ControlOptions,
+    #[command(flatten)]
+    daemon: DaemonArgs,
 
     /// Print version
     #[arg(long, action = ArgAction::Version)]
@@ -249,12 +267,24 @@ enum Sub {
     },
     /// Ask a running server, or tell it what to do
     Ctl(control::Ctl),
+    /// Print the script with which a shell completes command lines of this program
+    Completions {
+        /// The shell
+        #[arg(value_enum, value_name = "SHELL")]
+        shell: Shell,
+    },
 }
 
 const LIMITS: &str = "Limits";
 
 impl Args {
-    fn into_config(self, exe_dir: Option<PathBuf>, places: &Places) -> Result<Config, Error> {
+    /// `matches` is what these were read from.
+    fn into_config(
+        mut self,
+        matches: &ArgMatches,
+        exe_dir: Option<PathBuf>,
+        places: &Places,
+    ) -> Result<Config, Error> {
         let send_low = self.send_low.unwrap_or(self.send_high / 4);
         if send_low > self.send_high {
             let [low, high] = ["send_low", "send_high"].map(|id| places.of(id));
@@ -277,9 +307,16 @@ impl Args {
             Host::Unix(path) => Listen::Unix(path),
         });
         let workers = self.workers.unwrap_or_else(cores);
+        let mut handlers = self.websock_handlers.map_or_else(|| default_handlers(exe_dir), Ok)?;
+        let log = self.logging.settings();
+        self.daemon.check(&log.destination, matches, places).map_err(Error::Config)?;
+        let (daemon, default) = self
+            .daemon
+            .into_config(workers, &mut handlers, &mut self.document_root, places)
+            .map_err(Error::Config)?;
         Ok(Config {
             listen: listen.collect(),
-            handlers: self.websock_handlers.map_or_else(|| default_handlers(exe_dir), Ok)?,
+            handlers,
             scan_dir: self.scan_dir,
             map_file: self.websock_handlers_map_file,
             allow_outside: self.allow_handlers_outside_root_dir,
@@ -326,9 +363,10 @@ impl Args {
             drain_times: Default::default(),
             stop_time: self.stop_timeout,
             metrics: self.metrics.metrics,
-            log: self.logging.settings(),
+            log,
             settings: Default::default(),
-            pools: vec![Pool::new("default", workers)],
+            daemon,
+            pools: vec![default],
             isolation: Default::default(),
         })
     }

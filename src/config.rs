@@ -1,8 +1,9 @@
 //! Everything a process needs to know, already parsed into types that can not be wrong. Reads no file, no
 //! argument and no environment: `cli` does, and hands over a finished [`Config`].
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Uid};
 
@@ -62,6 +63,17 @@ pub struct Control {
     pub group: Option<Gid>,
 }
 
+/// How the server is a daemon of the system.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Daemon {
+    /// Whether it goes to the background.
+    pub detach: bool,
+    /// Where the number of the supervisor's process is kept.
+    pub pid_file: Option<PathBuf>,
+    /// The root directory of workers, a real path: handlers and document root are below it.
+    pub chroot: Option<PathBuf>,
+}
+
 /// The configuration of a fleet. Made before the first fork of those that have it, and never changed after.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -119,6 +131,8 @@ pub struct Config {
     pub stop_time: u64,
     /// Where metrics are served, if they are.
     pub metrics: Option<Listen>,
+    /// How the server is a daemon of the system.
+    pub daemon: Daemon,
     /// Where log lines go, and which.
     pub log: LogSettings,
     /// The handlers' own settings by resource.
@@ -137,10 +151,10 @@ pub struct Pool {
     pub name: String,
     /// How many, at least 1.
     pub workers: usize,
-    /// Who they run as; only with a group, and only when the server is root.
+    /// Who they run as; only with groups, and only when the server is root.
     pub user: Option<Uid>,
-    /// Their only group.
-    pub group: Option<Gid>,
+    /// Their groups, the first one first; none: those of the server.
+    pub groups: Vec<Gid>,
     /// Added to the nice value of the server.
     pub nice: i32,
     /// RLIMIT_AS; bytes.
@@ -179,10 +193,10 @@ impl Pool {
     /// A pool without limits that runs as the server does.
     pub fn new(name: &str, workers: usize) -> Self {
         let name = name.to_owned();
-        let (user, group, nice) = (None, None, 0);
+        let (user, groups, nice) = (None, Vec::new(), 0);
         let (max_memory, max_files, max_cpu, max_processes) = (None, None, None, None);
         let children = None;
-        Self { name, workers, user, group, nice, max_memory, max_files, max_cpu, max_processes, children }
+        Self { name, workers, user, groups, nice, max_memory, max_files, max_cpu, max_processes, children }
     }
 }
 
@@ -218,6 +232,12 @@ impl Config {
     /// they are left until they end.
     pub fn drain_time(&self, resource: &str) -> Option<u64> {
         self.drain_times.get(resource).copied().unwrap_or(Some(self.drain_time))
+    }
+
+    /// A file as workers see it: below their root, if they have one of their own.
+    pub fn inside<'a>(&self, path: &'a Path) -> Cow<'a, Path> {
+        let below = self.daemon.chroot.as_ref().and_then(|root| path.strip_prefix(root).ok());
+        below.map_or(Cow::Borrowed(path), |below| Cow::Owned(Path::new("/").join(below)))
     }
 
     /// The name of a worker, in titles and logs.

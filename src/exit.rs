@@ -15,7 +15,7 @@ pub enum Exit {
     Usage = 2,
     /// The configuration, or with `--strict-handlers` a handler, is wrong.
     Config = 3,
-    /// A listening address can not be bound.
+    /// A listening address can not be bound, or another server holds the pid file.
     Bind = 4,
     /// No worker comes up.
     Start = 5,

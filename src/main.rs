@@ -1,6 +1,6 @@
 //! Arguments become a configuration, the supervisor runs it, its result is the exit code. Nothing else.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use wshd::config::Config;
 use wshd::exit::Exit;
 use wshd::fleet::title;
 use wshd::supervisor::upgrade::{Invocation, Predecessor};
-use wshd::supervisor::{self, Origin};
+use wshd::supervisor::{self, Origin, daemon::Daemon, spawn, systemd};
 use wshd::{ctl, log as sink};
 
 fn main() -> ExitCode {
@@ -22,6 +22,10 @@ fn main() -> ExitCode {
         Ok(Command::Serve(config)) => serve(*config, invocation, read),
         Ok(Command::Check(files)) => check(&files),
         Ok(Command::Ctl(order)) => ctl::run(&order),
+        Ok(Command::Completions(shell)) => {
+            let _ = io::stdout().write_all(&cli::completions(shell)); // who has asked may read a part only
+            Exit::Ok
+        }
         Err(cli::Error::Usage(error)) => {
             let _ = error.print(); // if that fails there is nobody to tell
             if error.use_stderr() { Exit::Usage } else { Exit::Ok }
@@ -37,17 +41,29 @@ fn serve(
     read: impl Fn() -> Result<Command, cli::Error> + 'static,
 ) -> Exit {
     let predecessor = Predecessor::from_environment();
-    supervisor::spawn::close_inherited(predecessor.as_ref().map(Predecessor::raw));
+    let environment = match systemd::take() {
+        Ok(environment) => environment,
+        Err(error) => return failed(Exit::Bind, &error),
+    };
+    let kept = environment.raw().chain(predecessor.as_ref().map(Predecessor::raw));
+    spawn::close_inherited(&kept.collect::<Vec<_>>());
+    let mut daemon = match Daemon::start(&config.daemon, predecessor.is_some()) {
+        Ok(daemon) => daemon,
+        Err(error) => return failed(error.exit(), &error),
+    };
     if let Err(error) = sink::start(&config.log) {
-        return failed(Exit::Config, &error);
+        let exit = failed(Exit::Config, &error);
+        daemon.ended(exit);
+        return exit;
     }
     title::prepare();
     let reread = move || match read() {
         Ok(Command::Serve(config)) => Ok(*config),
-        Ok(Command::Check(_) | Command::Ctl(_)) => Err("the command line does not serve".to_owned()),
+        Ok(_) => Err("the command line does not serve".to_owned()),
         Err(error) => Err(error.to_string()),
     };
-    supervisor::run(config, Origin { reread: Box::new(reread), invocation, predecessor })
+    let reread = Box::new(reread);
+    supervisor::run(config, Origin { reread, invocation, predecessor, environment, daemon })
 }
 
 fn check(files: &[PathBuf]) -> Exit {

@@ -1,13 +1,14 @@
 //! The tables `[handler."/RESOURCE"]` and `[pool.NAME]` of the configuration file: which pool of workers serves which
-//! resource, what these workers may do, and the handlers' own settings. Users and groups are looked up here, once.
+//! resource, what these workers may do, and the handlers' own settings.
 
 use std::collections::BTreeMap;
 
 use clap::{CommandFactory, Parser, value_parser};
-use nix::unistd::{Gid, Group, Uid, User, geteuid};
+use nix::unistd::{Gid, Uid};
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
+use super::account::{Account, group, identity, must_be_root, user};
 use super::file::{self, Entry, File};
 use super::value::{Time, count, memory, time, time_or_off};
 use crate::config::{Children, Config, Pool, RESERVED_DESCRIPTORS};
@@ -62,7 +63,7 @@ struct PoolTable {
     /// Who they run as [default: as the server]
     #[arg(long, value_name = "USER", value_parser = user)]
     user: Option<Account>,
-    /// Their only group [default: that of the user]
+    /// Their only group [default: the groups of the user]
     #[arg(long, value_name = "GROUP", value_parser = group)]
     group: Option<Gid>,
     /// Added to the nice value of the server
@@ -125,6 +126,13 @@ pub fn read(file: &File, document: &DeTable<'_>, config: &mut Config) -> Result<
     for (resource, table) in file.tables(document, "handler")? {
         let settings = handler(file, resource, table, &pools, config)?;
         config.settings.insert(resource.get_ref().to_string(), settings);
+    }
+    let [default, others @ ..] = &mut config.pools[..] else { return Ok(()) };
+    for pool in others.iter_mut().filter(|pool| pool.user.is_none()) {
+        pool.user = default.user;
+        if pool.groups.is_empty() {
+            pool.groups.clone_from(&default.groups);
+        }
     }
     if let Some((_, Table { place, .. })) = pools.iter().find(|(name, _)| config.pool(name).is_none()) {
         return Err(format!("{place}: expected a handler with isolation = \"pool\" for this pool"));
@@ -235,18 +243,9 @@ fn pool_for(isolation: Isolation, name: &str, table: Option<&Table>) -> Result<P
 
 fn pool(file: &File, name: &str, table: &DeTable<'_>, place: String) -> Result<Table, String> {
     let (found, keys) = file.structure::<PoolTable>(table.iter())?;
-    let group = match (&found.user, found.group) {
-        (Some(Account { primary: None, uid }), None) => {
-            let place = place_of(&keys, "user").unwrap_or_default();
-            return Err(format!(
-                "{place}: expected a group beside it, as no user is known by the number {uid}"
-            ));
-        }
-        (Some(account), None) => account.primary,
-        (_, group) => group,
-    };
+    let (user, groups) = identity(found.user, found.group)
+        .map_err(|why| format!("{}: {why}", place_of(&keys, "user").unwrap_or_default()))?;
     // The kernel counts by user, and root without end.
-    let user = found.user.map(|account| account.uid);
     if found.max_processes.is_some() && user.is_none_or(Uid::is_root) {
         let place = place_of(&keys, "max_processes").unwrap_or_default();
         return Err(format!("{place}: expected a user other than root beside it"));
@@ -260,7 +259,7 @@ fn pool(file: &File, name: &str, table: &DeTable<'_>, place: String) -> Result<T
         name: name.to_owned(),
         workers: found.workers,
         user,
-        group,
+        groups,
         nice: found.nice,
         max_memory: found.max_memory,
         max_files: found.max_files,
@@ -299,46 +298,6 @@ fn pool_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// A user.
-#[derive(Clone, Copy, Debug)]
-struct Account {
-    uid: Uid,
-    /// The user's group, if the system knows the user.
-    primary: Option<Gid>,
-}
-
-fn user(text: &str) -> Result<Account, String> {
-    must_be_root("another user")?;
-    let account = |user: User| Account { uid: user.uid, primary: Some(user.gid) };
-    let failed = |error: nix::Error| format!("{error}; expected the name or number of a user");
-    match id(text) {
-        Some(number) => {
-            let uid = Uid::from_raw(number);
-            let known = User::from_uid(uid).map_err(failed)?;
-            Ok(known.map_or(Account { uid, primary: None }, account))
-        }
-        None => {
-            let known = User::from_name(text).map_err(failed)?;
-            known.map(account).ok_or_else(|| "expected the name or number of a user".to_owned())
-        }
-    }
-}
-
-fn group(text: &str) -> Result<Gid, String> {
-    must_be_root("another group")?;
-    if let Some(number) = id(text) {
-        return Ok(Gid::from_raw(number));
-    }
-    let expected = "expected the name or number of a group";
-    let known = Group::from_name(text).map_err(|error| format!("{error}; {expected}"))?;
-    known.map(|group| group.gid).ok_or_else(|| expected.to_owned())
-}
-
-/// The number of a user or group; the largest is no number to the kernel, but "leave as it is".
-fn id(text: &str) -> Option<u32> {
-    text.parse().ok().filter(|number| *number != u32::MAX)
-}
-
 fn nice(text: &str) -> Result<i32, String> {
     let number = text.parse().ok().filter(|number| (-20..=19).contains(number));
     let number = number.ok_or_else(|| "expected a number from -20 to 19".to_owned())?;
@@ -346,13 +305,6 @@ fn nice(text: &str) -> Result<i32, String> {
         must_be_root("a nice value below that of the server")?;
     }
     Ok(number)
-}
-
-fn must_be_root(for_this: &str) -> Result<(), String> {
-    match geteuid().is_root() {
-        true => Ok(()),
-        false => Err(format!("expected to be root: nobody else can give workers {for_this}")),
-    }
 }
 
 /// A time in ns that is a number of seconds.
@@ -370,6 +322,8 @@ const NANOSECONDS: u64 = 1_000_000_000;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use nix::unistd::geteuid;
+
     use super::*;
     use crate::cli::file::tests::{config, fails};
 
@@ -476,7 +430,11 @@ mod tests {
         // An account that every system has, and that is the same everywhere.
         for keys in ["user = 'root'", "user = 0", "user = 'root'\ngroup = 'root'", "user = '0'\ngroup = 0"] {
             let pool = root(keys).unwrap();
-            assert_eq!((pool.user, pool.group), (Some(Uid::from_raw(0)), Some(Gid::from_raw(0))), "{keys}");
+            assert_eq!(
+                (pool.user, pool.groups.first()),
+                (Some(Uid::from_raw(0)), Some(&Gid::from_raw(0))),
+                "{keys}"
+            );
         }
         fails(
             &pool_with("max_processes = 9\nuser = 0"),
@@ -484,8 +442,8 @@ mod tests {
         );
         let pool = root("user = 4_000_000_000\ngroup = 4_000_000_001\nmax_processes = 9").unwrap();
         assert_eq!(pool.max_processes, Some(9));
-        let ids = (Some(Uid::from_raw(4_000_000_000)), Some(Gid::from_raw(4_000_000_001)));
-        assert_eq!((pool.user, pool.group), ids);
+        let ids = (Some(Uid::from_raw(4_000_000_000)), vec![Gid::from_raw(4_000_000_001)]);
+        assert_eq!((pool.user, pool.groups), ids);
         assert_eq!(
             root("user = 4_000_000_000").unwrap_err(),
             "w.conf:4: user: expected a group beside it, as no user is known by the number 4000000000"

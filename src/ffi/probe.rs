@@ -104,9 +104,10 @@ pub enum ProbeError {
     System(#[from] io::Error),
 }
 
-/// Asks a file what it offers. [supervisor]
-pub fn probe(file: &Path) -> Result<Offer, ProbeError> {
-    let answer = ask(file, false)?;
+/// Asks a file what it offers. `confine` is called in the process that is to load it, before; then `file` is looked for.
+/// [supervisor]
+pub fn probe(file: &Path, confine: Confine<'_>) -> Result<Offer, ProbeError> {
+    let answer = ask(file, confine, false)?;
     match (answer.fault, answer.offer) {
         (Some(fault), _) => Err(fault),
         (None, Some(offer)) => Ok(offer),
@@ -114,9 +115,12 @@ pub fn probe(file: &Path) -> Result<Offer, ProbeError> {
     }
 }
 
+/// Gives up rights that the code in the file is not to have.
+pub type Confine<'a> = &'a dyn Fn() -> io::Result<()>;
+
 /// Asks a file what it offers and has it start as in a worker. What it offers is known even where starting fails.
 pub fn check(file: &Path) -> (Option<Offer>, Option<ProbeError>) {
-    match ask(file, true) {
+    match ask(file, &|| Ok(()), true) {
         Ok(answer) => (answer.offer, answer.fault),
         Err(error) => (None, Some(error)),
     }
@@ -138,7 +142,7 @@ struct Answer {
 /// More than any honest answer needs.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
-fn ask(file: &Path, start: bool) -> Result<Answer, ProbeError> {
+fn ask(file: &Path, confine: Confine<'_>, start: bool) -> Result<Answer, ProbeError> {
     let deadline = Instant::now() + LIMIT;
     let (from_child, to_parent) = pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
     // SAFETY: the supervisor has one thread, so the child may do anything; in a process with more, glibc keeps
@@ -146,7 +150,7 @@ fn ask(file: &Path, start: bool) -> Result<Answer, ProbeError> {
     match unsafe { fork() }.map_err(io::Error::from)? {
         ForkResult::Child => {
             drop(from_child);
-            let _ = catch_unwind(AssertUnwindSafe(|| answer(file, start, to_parent)));
+            let _ = catch_unwind(AssertUnwindSafe(|| answer(file, confine, start, to_parent)));
             // SAFETY: ends the child here; destructors and exit handlers belong to the parent.
             unsafe { libc::_exit(0) }
         }
@@ -172,8 +176,7 @@ fn ask(file: &Path, start: bool) -> Result<Answer, ProbeError> {
 }
 
 /// In the child. The answer is a sequence of NUL-terminated fields: all of them come from C strings or are ours.
-fn answer(file: &Path, start: bool, to_parent: OwnedFd) -> io::Result<()> {
-    let _ = set_pdeathsig(Signal::SIGKILL); // a probe is of no use to anybody else
+fn answer(file: &Path, confine: Confine<'_>, start: bool, to_parent: OwnedFd) -> io::Result<()> {
     for crash in [Signal::SIGSEGV, Signal::SIGBUS] {
         // SAFETY: the default action installs no code; it replaces the handler of Rust's runtime, which would
         // swallow a signal that the plugin raised itself.
@@ -185,6 +188,11 @@ fn answer(file: &Path, start: bool, to_parent: OwnedFd) -> io::Result<()> {
     dup2_stdout(&null)?; // the ready line is all that the parent's output is for
     drop(null);
     let mut pipe = File::from(to_parent);
+    if let Err(error) = confine() {
+        return send(&mut pipe, &[&"error", &error, &"end"]);
+    }
+    // A probe is of no use to anybody else. A change of the user would have taken it back.
+    let _ = set_pdeathsig(Signal::SIGKILL);
     match plugin::load(file, 0, &[], None) {
         Err(error) => send(&mut pipe, &[&"error", &error])?,
         Ok(plugin) => {

@@ -98,7 +98,7 @@ pub struct Listener {
     pub address: Bound,
     /// Device and inode of a Unix socket's file.
     file: Option<(u64, u64)>,
-    /// What it was bound for.
+    /// What it was bound for; None: somebody else has bound it.
     asked: Option<Listen>,
 }
 
@@ -127,7 +127,7 @@ impl Listener {
         Ok(Self { fd: socket.into(), address, file, asked: Some(asked) })
     }
 
-    /// What it was bound for.
+    /// What it was bound for; None if it was [adopted](adopt).
     pub fn asked(&self) -> Option<&Listen> {
         self.asked.as_ref()
     }
@@ -189,6 +189,16 @@ pub fn bind_missing(
     Ok(kept.into_iter().chain(bind(&missing, backlog)?.into_iter().map(Arc::new)).collect())
 }
 
+/// The same, but where some are there that were [adopted](adopt), these are all that is listened on. [supervisor]
+pub fn adopted_or_bound(
+    listen: &[Listen],
+    backlog: i32,
+    have: &[Arc<Listener>],
+) -> Result<Vec<Arc<Listener>>, BindError> {
+    let adopted: Vec<Arc<Listener>> = have.iter().filter(|have| have.asked.is_none()).cloned().collect();
+    if adopted.is_empty() { bind_missing(listen, backlog, have) } else { Ok(adopted) }
+}
+
 /// How often another port is picked.
 const PICKS: u32 = 16;
 
@@ -240,6 +250,34 @@ fn bind_address(address: SocketAddr, backlog: i32) -> io::Result<(Listener, Sock
     socket.listen(backlog)?;
     let address = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
     Ok((Listener { fd: socket.into(), address: Bound::Tcp(address), file: None, asked: None }, address))
+}
+
+/// A socket that somebody else has bound and listens on, which is passed on as `fd`, called `name` in errors. Its file
+/// is not ours to remove. [supervisor, before fork]
+pub fn adopt(fd: OwnedFd, name: &str) -> Result<Listener, BindError> {
+    let failed = |source| BindError { address: name.to_owned(), source };
+    let socket = Socket::from(fd);
+    let expected = || io::Error::new(io::ErrorKind::InvalidInput, "expected a stream socket that listens");
+    match socket.r#type().and_then(|kind| Ok((kind, socket.is_listener()?))) {
+        Ok((Type::STREAM, true)) => {}
+        Ok(_) => return Err(failed(expected())),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => return Err(failed(expected())),
+        Err(error) => return Err(failed(error)),
+    }
+    socket.set_nonblocking(false).map_err(failed)?; // workers wait in accept
+    let address = socket.local_addr().map_err(failed)?;
+    let address = match (address.as_socket(), address.as_pathname(), address.as_abstract_namespace()) {
+        (Some(address), ..) => Bound::Tcp(address),
+        (_, Some(path), _) => Bound::Unix(path.to_owned()),
+        (.., Some(name)) => Bound::Unix(format!("@{}", String::from_utf8_lossy(name)).into()),
+        _ => {
+            return Err(failed(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "expected an address of TCP or a path",
+            )));
+        }
+    };
+    Ok(Listener { fd: socket.into(), address, asked: None, file: None })
 }
 
 fn bind_unix(path: &Path, backlog: i32) -> io::Result<Listener> {

@@ -49,7 +49,7 @@ impl Edition {
             return Err(format!("{first}{more}"));
         }
         let routes = routes.following(&self.routes).ok_or("too many handlers have come and gone: restart")?;
-        let listeners = listener::bind_missing(&config.listen, config.backlog, &self.listeners)
+        let listeners = listener::adopted_or_bound(&config.listen, config.backlog, &self.listeners)
             .map_err(|error| error.to_string())?;
         let metrics = metrics::bind(&config, &self.metrics).map_err(|error| error.to_string())?;
         Ok(Self { config: Arc::new(config), routes: Arc::new(routes), listeners, metrics, faults })

@@ -4,19 +4,23 @@
 pub mod alias;
 pub mod balance;
 pub mod check;
+pub mod confine;
 pub mod crash;
 mod ctl;
+pub mod daemon;
 mod deaths;
 pub mod discover;
 pub mod edition;
 mod logs;
 mod metrics;
+pub mod pid_file;
 pub mod plan;
 pub mod quarantine;
 mod reload;
 mod roll;
 pub mod scan;
 pub mod spawn;
+pub mod systemd;
 pub mod upgrade;
 mod upkeep;
 mod workers;
@@ -32,11 +36,13 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::ctl::Control;
+use self::daemon::Daemon;
 use self::deaths::Deaths;
 use self::edition::Edition;
 use self::metrics::Metrics;
 use self::plan::{Action, Event, Plan, Times};
 use self::roll::Roll;
+use self::systemd::{Environment, Notify, Passed};
 use self::upgrade::{Invocation, Predecessor, Successor};
 use self::upkeep::Upkeep;
 use self::workers::{Replaced, Worker};
@@ -45,7 +51,7 @@ use crate::exit::Exit;
 use crate::fleet::control::Command;
 use crate::fleet::counters::Counters;
 use crate::fleet::inbox::Inbox;
-use crate::fleet::listener::{self, Bound, Listener};
+use crate::fleet::listener::{self, BindError, Bound, Listener};
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{self, MAX_SLOTS, Place, Scoreboard};
 use crate::fleet::title;
@@ -61,15 +67,21 @@ pub struct Origin {
     pub invocation: Invocation,
     /// The server that this one replaces.
     pub predecessor: Option<Predecessor>,
+    /// What it was started with.
+    pub environment: Environment,
+    /// What started it; told how it goes.
+    pub daemon: Daemon,
 }
 
 /// Serves until told to stop. What went wrong is in the log; the result is the exit code.
-pub fn run(mut config: Config, origin: Origin) -> Exit {
+pub fn run(mut config: Config, mut origin: Origin) -> Exit {
     title::set("wshd: supervisor");
     crate::log::set_process("supervisor");
     raise_descriptors(&mut config);
+    let mut daemon = std::mem::take(&mut origin.daemon);
     match Fleet::prepare(config, origin) {
         Ok(mut fleet) => {
+            fleet.daemon = daemon;
             let exit = fleet.serve();
             // After an upgrade they are somebody else's.
             if !fleet.has_successor() {
@@ -77,10 +89,15 @@ pub fn run(mut config: Config, origin: Origin) -> Exit {
                 listeners.for_each(|listener| listener.remove_file());
                 fleet.control.remove_file();
             }
+            fleet.daemon.ended(exit);
             exit
         }
         Err((exit, why)) => {
             log::error!(target: crate::log::CRITICAL, "{why}");
+            if daemon.is_detached() {
+                eprintln!("wshd: {why}"); // where it was started from
+            }
+            daemon.ended(exit);
             exit
         }
     }
@@ -127,24 +144,33 @@ struct Fleet {
     control: Control,
     /// None in a worker.
     signals: Option<SignalFd>,
+    /// To the service manager.
+    notify: Notify,
+    /// To the place that the server was started from.
+    daemon: Daemon,
 }
 
 impl Fleet {
     /// Binds, finds the handlers and makes what is shared; all before the first fork of a worker.
     fn prepare(config: Config, origin: Origin) -> Result<Self, (Exit, String)> {
-        let Origin { reread, invocation, predecessor } = origin;
+        let Origin { reread, invocation, predecessor, environment, daemon } = origin;
+        let Environment { sockets, notify } = environment;
         let inherited = predecessor.as_ref().map(Predecessor::listeners).transpose();
         let inherited =
             inherited.map_err(|error| (Exit::Bind, format!("sockets of the old server: {error}")))?;
-        let inherited = inherited.unwrap_or_default();
-        let listeners = listener::bind_missing(&config.listen, config.backlog, &inherited)
-            .map_err(|error| (Exit::Bind, error.to_string()))?;
+        let mut inherited = inherited.unwrap_or_default();
+        let bind_failed = |error: BindError| (Exit::Bind, error.to_string());
+        for Passed { fd, name } in sockets {
+            inherited.push(Arc::new(listener::adopt(fd, &name).map_err(bind_failed)?));
+        }
+        let listeners =
+            listener::adopted_or_bound(&config.listen, config.backlog, &inherited).map_err(bind_failed)?;
         let is_new = predecessor.is_none();
         let metrics = Metrics::prepare(&config, &inherited).map_err(|error| {
             if is_new {
                 listeners.iter().for_each(|listener| listener.remove_file());
             }
-            (Exit::Bind, error.to_string())
+            bind_failed(error)
         })?;
         let internal = |error: io::Error| (Exit::Internal, error.to_string());
         let prepared = || {
@@ -197,6 +223,8 @@ impl Fleet {
                 counters,
                 metrics,
                 signals: Some(signals),
+                notify,
+                daemon,
             }),
             Err(error) => {
                 if is_new {
@@ -234,7 +262,7 @@ impl Fleet {
                             self.see_off();
                             return exit;
                         }
-                        Action::Announce => self.announce(),
+                        Action::Announce => events.extend(self.announce().err()),
                         Action::Spawn(slot) => events.extend(self.spawn(slot).err()),
                         Action::Stop(slot) => self.order(slot, Command::Stop),
                         Action::Quit(slot) => self.order(slot, Command::Quit),
@@ -260,6 +288,7 @@ impl Fleet {
 
     /// Nobody is replaced any more, and those that leave anyway are to be quick.
     fn prepare_to_stop(&mut self, command: Command) {
+        self.notify.stopping();
         self.call_off("the server is told to stop");
         self.hurry_replaced(command);
     }
@@ -272,7 +301,8 @@ impl Fleet {
         let upgrade = self.successor.iter().filter(|successor| !successor.is_serving);
         let looks = looks.chain(self.control.deadline());
         let deadlines = kills.chain(deadline).chain(looks);
-        let deadline = deadlines.chain(upgrade.map(|successor| successor.give_up)).min();
+        let deadlines = deadlines.chain(upgrade.map(|successor| successor.give_up));
+        let deadline = deadlines.chain(self.notify.due()).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
             let milliseconds = deadline.saturating_sub(scoreboard::now()).div_ceil(1_000_000);
             PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
@@ -302,6 +332,7 @@ impl Fleet {
         self.kill_replaced();
         self.look_after_workers();
         self.look_after_logs();
+        self.notify.turn(scoreboard::now());
     }
 
     fn read_signals(&mut self, events: &mut VecDeque<Event>) {
@@ -329,23 +360,33 @@ impl Fleet {
         }
     }
 
-    /// Prints the ready line. Who started the server may have closed its output: no reason not to serve.
-    fn announce(&mut self) {
-        let line = ready_line(&self.listeners, self.config.all_workers(), self.routes.resources().len());
+    /// Tells everybody that the server serves. Who started it may have closed its output: no reason not to serve.
+    fn announce(&mut self) -> Result<(), Event> {
         let mut out = io::stdout();
-        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        let _ = writeln!(out, "wshd: {}", self.summary()).and_then(|()| out.flush());
+        self.daemon.ready().map_err(|error| {
+            log::error!(target: crate::log::CRITICAL, "{error}");
+            Event::Fail(error.exit())
+        })?;
+        self.notify.ready(&self.summary());
         if let Some(predecessor) = self.predecessor.take() {
             self.take_over(&predecessor);
         }
+        Ok(())
+    }
+
+    /// What it serves.
+    fn summary(&self) -> String {
+        status(&self.listeners, self.config.all_workers(), self.routes.resources().len())
     }
 }
 
 /// One line, stable for scripts.
-fn ready_line(listeners: &[Arc<Listener>], workers: usize, resources: usize) -> String {
+fn status(listeners: &[Arc<Listener>], workers: usize, resources: usize) -> String {
     let addresses: Vec<String> = listeners.iter().map(|listener| listener.address.to_string()).collect();
     let plural = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
     let mut line = format!(
-        "wshd: ready on {}, {}, {}",
+        "ready on {}, {}, {}",
         addresses.join(" and "),
         plural(workers, "worker"),
         plural(resources, "resource")
@@ -404,14 +445,14 @@ mod tests {
         let both = listener::bind_missing(&[Listen::Unix(path.clone()), tcp], 1, &[]).unwrap();
         let port = both[1].address.local_authority().unwrap().port();
         assert_eq!(
-            ready_line(&both, 2, 1),
+            status(&both, 2, 1),
             format!(
-                "wshd: ready on unix:{} and 0.0.0.0:{port}, 2 workers, 1 resource, \
+                "ready on unix:{} and 0.0.0.0:{port}, 2 workers, 1 resource, \
                  console http://127.0.0.1:{port}/console.html",
                 path.display()
             )
         );
-        let expected = format!("wshd: ready on unix:{}, 1 worker, 0 resources", path.display());
-        assert_eq!(ready_line(&both[..1], 1, 0), expected);
+        let expected = format!("ready on unix:{}, 1 worker, 0 resources", path.display());
+        assert_eq!(status(&both[..1], 1, 0), expected);
     }
 }

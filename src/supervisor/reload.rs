@@ -23,6 +23,7 @@ impl Fleet {
         if plan.is_stopping() {
             return self.reload_done(Err("the server is told to stop".to_owned()));
         }
+        self.notify.reloading();
         match self.next_edition() {
             Ok(edition) => {
                 // What new workers inherit.
@@ -81,6 +82,7 @@ impl Fleet {
             }
         }
         self.control.reload_ends(&result);
+        self.notify.ready(&self.summary());
     }
 
     /// One worker more in a pool.

@@ -1,5 +1,5 @@
 //! Forking a worker. The child's way from fork to the worker's code, always in this order: close what is the
-//! supervisor's, standard input, signals, end of the parent, title, work, leave. No exec: a worker inherits the
+//! supervisor's, standard streams, signals, [`confine`], end of the parent, title, work, leave. No exec: a worker inherits the
 //! configuration as it was parsed.
 
 #![allow(unsafe_code)]
@@ -11,17 +11,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use nix::errno::Errno;
-use nix::sys::prctl::{set_dumpable, set_no_new_privs, set_pdeathsig};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
-use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid, setgid, setgroups, setuid};
+use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid};
 
 use super::ctl::Control;
+use super::daemon::{self, Daemon};
 use super::edition::Edition;
 use super::metrics::Metrics;
-use super::{Fleet, plan};
-use crate::config::Pool;
+use super::systemd::Notify;
+use super::{Fleet, confine, plan};
 use crate::exit::Exit;
 use crate::fleet::control::Channel;
 use crate::fleet::scoreboard::{self, Place, Slot, State};
@@ -40,15 +39,18 @@ const NOT_FOR_WORKERS: [Signal; 7] = [
 ];
 
 /// Closes what the program was started with beyond the standard streams: a lock or pipe of the shell would be
-/// held by all processes of the fleet. One that is meant for it is kept. Call it before anything is opened.
-pub fn close_inherited(kept: Option<RawFd>) {
-    let kept = kept.and_then(|kept| libc::c_uint::try_from(kept).ok());
-    let before = (3, kept.map_or(libc::c_uint::MAX, |kept| kept - 1));
-    let behind = kept.map(|kept| (kept + 1, libc::c_uint::MAX));
-    for (first, last) in [before].into_iter().chain(behind).filter(|(first, last)| first <= last) {
-        // SAFETY: nothing in this process has opened a descriptor yet, so nothing refers to those that are closed.
-        // Where the system call does not exist they stay open, which is untidy only.
-        unsafe { libc::close_range(first, last, 0) };
+/// held by all processes of the fleet. Those that are meant for it are kept. Call it before anything is opened.
+pub fn close_inherited(kept: &[RawFd]) {
+    let mut kept: Vec<libc::c_uint> = kept.iter().filter_map(|kept| (*kept).try_into().ok()).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for kept in kept.into_iter().chain([libc::c_uint::MAX]) {
+        if first < kept {
+            // SAFETY: nothing in this process has opened a descriptor yet, so nothing refers to those that are closed.
+            // Where the system call does not exist they stay open, which is untidy only.
+            unsafe { libc::close_range(first, kept - 1, 0) };
+        }
+        first = kept.saturating_add(1);
     }
 }
 
@@ -111,12 +113,15 @@ fn be_worker(
     fleet.metrics = Metrics::default();
     fleet.signals = None;
     fleet.control = Control::none();
+    let is_detached = fleet.daemon.is_detached();
+    fleet.daemon = Daemon::default();
+    fleet.notify = Notify::default();
     let Edition { config, routes, listeners, .. } = edition.clone();
     let Place { pool, number } = fleet.scoreboard.slot(slot).map(Slot::place).unwrap_or_default();
     let name = config.worker_name(pool, number);
     let patience = config.stop_time.saturating_add(plan::GRACE).div_ceil(1_000_000_000);
-    let prepared = prepare()
-        .and_then(|()| config.pools.get(usize::from(pool)).map_or(Ok(()), confine))
+    let prepared = prepare(is_detached)
+        .and_then(|()| confine::enter(&config, usize::from(pool)))
         .and_then(|()| end_with(supervisor, patience.try_into().unwrap_or(u32::MAX)));
     if let Err(error) = prepared {
         log::error!("{name} can not start: {error}");
@@ -163,8 +168,11 @@ fn be_metrics(fleet: &mut Fleet, supervisor: Pid) -> i32 {
     fleet.listeners.clear();
     fleet.inboxes.clear();
     fleet.signals = None;
-    let prepared = prepare()
-        .and_then(|()| fleet.config.pools.first().map_or(Ok(()), confine))
+    let is_detached = fleet.daemon.is_detached();
+    fleet.daemon = Daemon::default();
+    fleet.notify = Notify::default();
+    let prepared = prepare(is_detached)
+        .and_then(|()| confine::enter(&fleet.config, 0))
         .and_then(|()| end_with(supervisor, 1));
     if let Err(error) = prepared {
         log::error!("metrics can not be served: {error}");
@@ -185,47 +193,11 @@ fn be_metrics(fleet: &mut Fleet, supervisor: Pid) -> i32 {
     })
 }
 
-/// Takes on the limits and the identity of a pool; in this order, since a user may not raise what was limited.
-fn confine(pool: &Pool) -> io::Result<()> {
-    let context = |what: &str| {
-        let name = format!("pool {}: {what}", pool.name);
-        move |error: nix::Error| io::Error::new(io::Error::from(error).kind(), format!("{name}: {error}"))
-    };
-    let limits = [
-        (Resource::RLIMIT_AS, pool.max_memory, "max_memory"),
-        (Resource::RLIMIT_NOFILE, pool.max_files, "max_files"),
-        (Resource::RLIMIT_CPU, pool.max_cpu, "max_cpu"),
-        (Resource::RLIMIT_NPROC, pool.max_processes, "max_processes"),
-    ];
-    for (resource, limit, name) in limits {
-        if let Some(limit) = limit {
-            // Only root could raise it; what is wanted is an upper bound.
-            let (_, hard) = getrlimit(resource).map_err(context(name))?;
-            setrlimit(resource, limit.min(hard), limit.min(hard)).map_err(context(name))?;
-        }
+fn prepare(is_detached: bool) -> io::Result<()> {
+    if is_detached {
+        // Who waits for the server to be ready may wait for the end of its output, too.
+        daemon::leave_streams()?;
     }
-    if pool.nice != 0 {
-        // SAFETY: getpriority and setpriority of this process only read and write a number.
-        let result = unsafe {
-            let now = libc::getpriority(libc::PRIO_PROCESS, 0);
-            libc::setpriority(libc::PRIO_PROCESS, 0, now + pool.nice)
-        };
-        Errno::result(result).map_err(context("nice"))?;
-    }
-    if let Some(group) = pool.group {
-        setgroups(&[group]).map_err(context("group"))?;
-        setgid(group).map_err(context("group"))?;
-    }
-    if let Some(user) = pool.user {
-        setuid(user).map_err(context("user"))?;
-        set_no_new_privs().map_err(context("no_new_privs"))?;
-        // A change of the user takes it away, and with it core dumps.
-        set_dumpable(true).map_err(context("dumpable"))?;
-    }
-    Ok(())
-}
-
-fn prepare() -> io::Result<()> {
     // A handler that reads standard input must not take it from the terminal.
     dup2_stdin(File::open("/dev/null")?)?;
     for ignored in NOT_FOR_WORKERS {

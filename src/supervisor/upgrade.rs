@@ -2,7 +2,8 @@
 //! which it gets the listening sockets; when its workers are ready it sends back the inlets of their inboxes, and all
 //! connections are handed over to them. If it does not come up, nothing has changed.
 //!
-//! From old to new: a datagram for each listening socket, what it was bound for and the socket; then an empty line.
+//! From old to new: a datagram for each listening socket, what it was bound for (or that it was passed to the old one)
+//! and the socket; then an empty line.
 //! From new to old: a datagram for each worker of the default pool, the form of entries and an inlet; then an empty
 //! line.
 
@@ -24,13 +25,16 @@ use nix::unistd::{ForkResult, Pid, execv, fork};
 use super::Fleet;
 use super::edition::Step;
 use super::plan::{self, Plan};
+use super::systemd::Notify;
 use crate::fleet::datagram;
 use crate::fleet::inbox::{FORMAT, Inbox};
-use crate::fleet::listener::{Listen, Listener};
+use crate::fleet::listener::{self, Listen, Listener};
 use crate::fleet::scoreboard;
 
 /// Names the descriptor that the old executable has left for the new one.
 const VARIABLE: &str = "WSHD_UPGRADE";
+/// Stands for what a socket was bound for, if the service manager has bound it.
+const PASSED: &[u8] = b"passed";
 /// The longest datagram: a path or a name.
 const DATAGRAM: usize = 8 * 1024;
 /// The new executable has this long (ns) to come up; longer than its workers have.
@@ -86,6 +90,10 @@ impl Predecessor {
         let mut listeners = Vec::new();
         loop {
             match receive(&self.0)? {
+                Some((text, Some(fd))) if text == PASSED => {
+                    let listener = listener::adopt(fd, "a socket that was passed to the old server");
+                    listeners.push(Arc::new(listener.map_err(io::Error::other)?));
+                }
                 Some((text, Some(fd))) => {
                     let listen = Listen::from_bytes(&text).ok_or(io::ErrorKind::InvalidData)?;
                     listeners.push(Arc::new(Listener::inherited(fd, listen)?));
@@ -128,6 +136,7 @@ impl Successor {
     fn start<'a>(
         invocation: &Invocation,
         listeners: impl Iterator<Item = &'a Arc<Listener>>,
+        notify: &Notify,
     ) -> io::Result<Self> {
         let text = |text: &std::ffi::OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
         let program = text(invocation.program.as_os_str())?;
@@ -135,8 +144,8 @@ impl Successor {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         for listener in listeners {
-            let Some(listen) = listener.asked() else { continue };
-            datagram::send(ours.as_fd(), &listen.to_bytes(), Some(listener.as_fd()))?;
+            let text = listener.asked().map_or_else(|| PASSED.to_vec(), Listen::to_bytes);
+            datagram::send(ours.as_fd(), &text, Some(listener.as_fd()))?;
         }
         datagram::send(ours.as_fd(), b"\n", None)?;
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
@@ -148,7 +157,7 @@ impl Successor {
             }
             ForkResult::Child => {
                 drop(ours);
-                let error = replace_image(&program, &args, theirs);
+                let error = replace_image(&program, &args, theirs, notify);
                 log::error!("{}: {error}", invocation.program.display());
                 // SAFETY: ends the child here: what the supervisor would do at its end is not the child's.
                 unsafe { libc::_exit(127) }
@@ -179,9 +188,12 @@ impl Successor {
 }
 
 /// In the child: becomes the other program. Returns only when that fails.
-fn replace_image(program: &CString, args: &[CString], fd: OwnedFd) -> io::Error {
+fn replace_image(program: &CString, args: &[CString], fd: OwnedFd, notify: &Notify) -> io::Error {
     // SAFETY: the child has one thread, which reads no variable meanwhile.
-    unsafe { std::env::set_var(VARIABLE, fd.as_raw_fd().to_string()) };
+    unsafe {
+        std::env::set_var(VARIABLE, fd.as_raw_fd().to_string());
+        notify.variables().iter().for_each(|(name, value)| std::env::set_var(name, value));
+    }
     let prepared =
         SigSet::empty().thread_set_mask().and_then(|()| fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty())));
     match prepared.and_then(|_| execv(program, args)) {
@@ -214,7 +226,7 @@ impl Fleet {
             return self.upgrade_done(Err(why.to_owned()));
         }
         let listeners = self.listeners.iter().chain(&self.metrics.listeners).chain(self.control.listener());
-        match Successor::start(&self.invocation, listeners) {
+        match Successor::start(&self.invocation, listeners, &self.notify) {
             Ok(successor) => {
                 log::info!("upgrade: {}[{}] is starting", self.invocation.program.display(), successor.pid);
                 self.successor = Some(successor);
@@ -234,6 +246,7 @@ impl Fleet {
         match successor.hear() {
             Ok(true) => {
                 successor.is_serving = true;
+                self.notify.main_pid(successor.pid);
                 if successor.inlets.is_empty() {
                     log::warn!("upgrade: the new executable can not take up connections: they are closed");
                 }
@@ -268,6 +281,9 @@ impl Fleet {
         let Some(successor) = self.successor.take() else { return };
         // Not reaped yet, or gone: then there is nobody of this number.
         let _ = kill(successor.pid, Signal::SIGTERM);
+        if let Err(error) = self.daemon.rewrite_pid_file() {
+            log::error!("{error}");
+        }
         let program = self.invocation.program.display();
         self.upgrade_done(Err(format!("{program}[{}]: {why}", successor.pid)));
     }

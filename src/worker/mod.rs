@@ -209,7 +209,10 @@ fn serve(start: Start) -> io::Result<()> {
     let loaded = services.iter().flatten().count();
     let resources = routes.resources().map(|(resource, _)| resource.to_owned()).collect();
     let worker: &'static Worker = Box::leak(Box::new(Worker {
-        site: Site::new(config.document_root.clone(), resources)?,
+        site: Site::new(
+            config.document_root.as_deref().map(|root| config.inside(root).into_owned()),
+            resources,
+        )?,
         slot,
         scoreboard,
         control,
@@ -334,7 +337,7 @@ fn load(config: &Config, routes: &Routes, pool: usize, worker: u32) -> Vec<Optio
         }
         let settings = config.settings.get(&route.resource).map_or(&[][..], Vec::as_slice);
         let log_level = config.log.handlers.get(&route.resource).copied();
-        let plugin = plugin::load(&route.file, worker, settings, log_level)
+        let plugin = plugin::load(&config.inside(&route.file), worker, settings, log_level)
             .inspect_err(|error| {
                 log::error!("{}: {error}; {} answers 503", route.file.display(), route.resource)
             })

@@ -1,0 +1,98 @@
+//! Users and groups: names and numbers become ids, once, before the first fork; a process that has given up its
+//! rights or its root directory need not look anything up.
+
+use std::ffi::CString;
+
+use nix::unistd::{Gid, Group, Uid, User, geteuid, getgrouplist};
+
+/// A user.
+#[derive(Clone, Debug)]
+pub struct Account {
+    uid: Uid,
+    /// All groups of the user, the first one first; none if the system does not know the user.
+    groups: Vec<Gid>,
+}
+
+/// The ids of a process that is to run as this user, this group or both: with a group, that alone; without, all those
+/// of the user. No groups: as the server.
+pub fn identity(user: Option<Account>, group: Option<Gid>) -> Result<(Option<Uid>, Vec<Gid>), String> {
+    match (user, group) {
+        (Some(Account { uid, groups }), None) if groups.is_empty() => {
+            Err(format!("expected a group beside it, as no user is known by the number {uid}"))
+        }
+        (Some(Account { uid, groups }), None) => Ok((Some(uid), groups)),
+        (user, group) => Ok((user.map(|account| account.uid), group.into_iter().collect())),
+    }
+}
+
+/// The value of an option that names a user.
+pub fn user(text: &str) -> Result<Account, String> {
+    must_be_root("another user")?;
+    let expected = "expected the name or number of a user";
+    let failed = |error: nix::Error| format!("{error}; {expected}");
+    let known = match id(text) {
+        Some(number) => User::from_uid(Uid::from_raw(number)).map_err(failed)?,
+        None => User::from_name(text).map_err(failed)?,
+    };
+    match (known, id(text)) {
+        (Some(user), _) => {
+            let name = CString::new(user.name).map_err(|_| expected.to_owned())?;
+            let mut groups = getgrouplist(&name, user.gid).map_err(failed)?;
+            groups.retain(|group| *group != user.gid);
+            groups.insert(0, user.gid);
+            Ok(Account { uid: user.uid, groups })
+        }
+        (None, Some(number)) => Ok(Account { uid: Uid::from_raw(number), groups: Vec::new() }),
+        (None, None) => Err(expected.to_owned()),
+    }
+}
+
+/// The value of an option that names a group.
+pub fn group(text: &str) -> Result<Gid, String> {
+    must_be_root("another group")?;
+    if let Some(number) = id(text) {
+        return Ok(Gid::from_raw(number));
+    }
+    let expected = "expected the name or number of a group";
+    let known = Group::from_name(text).map_err(|error| format!("{error}; {expected}"))?;
+    known.map(|group| group.gid).ok_or_else(|| expected.to_owned())
+}
+
+/// The number of a user or group; the largest is no number to the kernel, but "leave as it is".
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|number| *number != u32::MAX)
+}
+
+/// What only root can do for workers.
+pub fn must_be_root(for_this: &str) -> Result<(), String> {
+    match geteuid().is_root() {
+        true => Ok(()),
+        false => Err(format!("expected to be root: nobody else can give workers {for_this}")),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn ids(numbers: &[u32]) -> Vec<Gid> {
+        numbers.iter().map(|number| Gid::from_raw(*number)).collect()
+    }
+
+    #[test]
+    fn a_group_replaces_all_those_of_the_user() {
+        let user = || Some(Account { uid: Uid::from_raw(7), groups: ids(&[7, 8, 9]) });
+        assert_eq!(identity(user(), None), Ok((Some(Uid::from_raw(7)), ids(&[7, 8, 9]))));
+        assert_eq!(identity(user(), Some(Gid::from_raw(5))), Ok((Some(Uid::from_raw(7)), ids(&[5]))));
+        assert_eq!(identity(None, Some(Gid::from_raw(5))), Ok((None, ids(&[5]))));
+        assert_eq!(identity(None, None), Ok((None, Vec::new())));
+    }
+
+    #[test]
+    fn who_is_not_known_needs_a_group() {
+        let user = || Some(Account { uid: Uid::from_raw(4_000_000_000), groups: Vec::new() });
+        assert!(identity(user(), None).unwrap_err().starts_with("expected a group beside it"));
+        assert_eq!(identity(user(), Some(Gid::from_raw(1))).unwrap().1, ids(&[1]));
+    }
+}

@@ -1,0 +1,164 @@
+//! What a server owes to the place it was started from: a shell that waits until it is ready, and a pid file.
+//! systemd is in `systemd`, rights are in `confine`.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+
+use nix::fcntl::OFlag;
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, setsid};
+
+use super::pid_file::{self, PidFile};
+use crate::config;
+use crate::exit::Exit;
+
+/// The server as a daemon. A default one is none: that of a worker, and of a server in the foreground without a pid file.
+#[derive(Debug, Default)]
+pub struct Daemon {
+    /// To the process that was called, until it has been told.
+    caller: Option<File>,
+    pid_file: Option<PidFile>,
+    /// It takes over from one that holds the pid file.
+    is_successor: bool,
+}
+
+/// Why there is no daemon.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The system refuses it.
+    #[error("can not go to the background: {0}")]
+    Detach(#[from] io::Error),
+    /// There can be no pid file.
+    #[error(transparent)]
+    PidFile(#[from] pid_file::Error),
+}
+
+impl Error {
+    /// How the program ends.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Error::Detach(_) => Exit::Internal,
+            Error::PidFile(pid_file::Error::Held { .. }) => Exit::Bind,
+            Error::PidFile(pid_file::Error::Io { .. }) => Exit::Config,
+        }
+    }
+}
+
+/// What the caller is told; else the status to end with.
+const READY: u8 = 0;
+
+impl Daemon {
+    /// Goes to the background if it is to, and looks after the pid file. Call it in a process with one thread, and tell
+    /// [`ended`](Self::ended) how it ends. `is_successor`: it is started by the server whose place it takes, which is in
+    /// the background and holds the pid file.
+    pub fn start(settings: &config::Daemon, is_successor: bool) -> Result<Self, Error> {
+        let caller = if settings.detach && !is_successor { Some(detach()?) } else { None };
+        let mut daemon = Self { caller, pid_file: None, is_successor };
+        let prepare = if is_successor { PidFile::write } else { PidFile::prepare };
+        match settings.pid_file.as_deref().map(prepare).transpose() {
+            Ok(pid_file) => daemon.pid_file = pid_file,
+            Err(error) => {
+                let error = Error::from(error);
+                daemon.tell(error.exit().code() as u8);
+                return Err(error);
+            }
+        }
+        Ok(daemon)
+    }
+
+    /// Whether what goes to the standard streams is read by nobody, or soon will be.
+    pub fn is_detached(&self) -> bool {
+        self.caller.is_some()
+    }
+
+    /// The server serves: writes the pid file, lets the caller go and takes leave of its terminal.
+    pub fn ready(&mut self) -> Result<(), Error> {
+        match &mut self.pid_file {
+            Some(pid_file) if self.is_successor => pid_file.take_over()?,
+            Some(pid_file) => pid_file.place()?,
+            None => {}
+        }
+        if self.caller.is_some() {
+            leave_streams()?;
+            self.tell(READY);
+        }
+        Ok(())
+    }
+
+    /// Has the pid file name this process again if a successor, which has failed, has put its own there.
+    pub fn rewrite_pid_file(&mut self) -> Result<(), Error> {
+        let Some(old) = self.pid_file.as_ref().filter(|file| !file.is_there()) else { return Ok(()) };
+        let mut new = PidFile::write(old.path())?;
+        new.take_over()?;
+        self.pid_file = Some(new);
+        Ok(())
+    }
+
+    /// The server ends.
+    pub fn ended(&mut self, exit: Exit) {
+        if let Some(pid_file) = self.pid_file.take() {
+            pid_file.remove();
+        }
+        if self.caller.is_some() {
+            eprintln!("wshd: ended with status {} before it was ready, see the log", exit.code());
+            // It was told to stop: well done, but not ready.
+            let exit = if exit == Exit::Ok { Exit::Internal } else { exit };
+            self.tell(exit.code() as u8);
+        }
+    }
+
+    fn tell(&mut self, what: u8) {
+        if let Some(mut caller) = self.caller.take() {
+            let _ = caller.write_all(&[what]); // it may have gone: somebody has pressed Ctrl-C
+        }
+    }
+}
+
+/// Leaves the session and the directory. Returns in the daemon; the process that was called waits to be told how it goes,
+/// and ends.
+fn detach() -> io::Result<File> {
+    let (from_daemon, to_caller) = pipe2(OFlag::O_CLOEXEC)?;
+    // SAFETY: this process has one thread, so the child may do whatever a process may do.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => {
+            drop(to_caller);
+            wait_for(child, File::from(from_daemon))
+        }
+        ForkResult::Child => {
+            drop(from_daemon);
+            setsid()?;
+            // SAFETY: as above. The second child leads no session, and so never gets a terminal.
+            if let ForkResult::Parent { .. } = unsafe { fork() }? {
+                // SAFETY: ends this process here: what it has is its child's.
+                unsafe { libc::_exit(0) }
+            }
+            chdir("/")?;
+            dup2_stdin(File::open("/dev/null")?)?;
+            Ok(File::from(to_caller))
+        }
+    }
+}
+
+/// In the process that was called, to its end.
+fn wait_for(child: Pid, mut from_daemon: File) -> ! {
+    let _ = waitpid(child, None); // the one in between
+    let mut told = [0];
+    let status = match from_daemon.read_exact(&mut told) {
+        Ok(()) => i32::from(told[0]),
+        Err(_) => {
+            eprintln!("wshd: died before it was ready");
+            Exit::Internal.code()
+        }
+    };
+    std::process::exit(status)
+}
+
+/// Has standard output and error go nowhere.
+pub fn leave_streams() -> io::Result<()> {
+    let null = File::options().write(true).open("/dev/null")?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    Ok(())
+}

@@ -1,0 +1,531 @@
+//! The server as a daemon of the system: listening sockets that are passed to it, what it tells a service manager, life
+//! in the background, the pid file, and which rights its workers have left.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/client.rs"]
+mod client;
+#[path = "common/server.rs"]
+mod server;
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use client::Raw;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use server::{Dir, ECHO, PATIENCE, Server, children, is_alive, until};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_wshd");
+
+/// Answers `NAME` with the value of that variable, `bind PORT` with what bind(2) says, `file PATH` with the beginning of
+/// the file; crashes at `crash`.
+const PROBE: &str = r#"
+    #include <errno.h>
+    #include <netinet/in.h>
+    #include <stdio.h>
+    #include <stdlib.h>
+    #include <string.h>
+    #include <sys/socket.h>
+    #include <unistd.h>
+    #include <ws_handler.h>
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        char text[200] = "", reply[200] = "none";
+        memcpy(text, msg->data, msg->size < 199 ? msg->size : 199);
+        if (strncmp(text, "bind ", 5) == 0) {
+            struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(atoi(text + 5)) };
+            int fd = socket(AF_INET, SOCK_STREAM, 0);
+            int result = bind(fd, (struct sockaddr *)&at, sizeof at);
+            snprintf(reply, sizeof reply, "%s", result == 0 ? "bound" : strerror(errno));
+            close(fd);
+        } else if (strncmp(text, "file ", 5) == 0) {
+            FILE *file = fopen(text + 5, "r");
+            if (file == NULL || fgets(reply, sizeof reply, file) == NULL)
+                snprintf(reply, sizeof reply, "%s", strerror(errno));
+            if (file != NULL)
+                fclose(file);
+        } else if (strcmp(text, "crash") == 0) {
+            abort();
+        } else if (getenv(text) != NULL) {
+            snprintf(reply, sizeof reply, "%s", getenv(text));
+        }
+        ws_send(conn, WS_TEXT, reply, strlen(reply));
+    }
+    WS_HANDLER(.name = "probe", .on_message = on_message);
+"#;
+
+/// A directory with the handlers `echo` and `probe` that everybody may read.
+fn dir() -> Dir {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    dir.handler("probe", PROBE);
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    dir
+}
+
+/// The server as it is started by a manager: with LISTEN_PID, LISTEN_FDS, and descriptors from 3 on. Descriptor 3 is
+/// `first`, descriptor 4 `second`; 5 is open, too. Standard error goes to a file.
+fn passed(dir: &Dir, count: u32, first: OwnedFd, second: Option<OwnedFd>, args: &[&str]) -> Command {
+    const SCRIPT: &str =
+        r#"exec 3<&0 4<&2 5<&2 0</dev/null 2>"$1"; shift; LISTEN_PID=${WRONG_PID:-$$} exec "$@""#;
+    let log = dir.path().join("log");
+    let mut command = Command::new("sh");
+    command.args(["-c", SCRIPT, "sh"]).arg(&log).arg(PROGRAM).arg("-w").arg(dir.path()).args(args);
+    command.env("LISTEN_FDS", count.to_string()).stdin(first);
+    command.stderr(second.map_or_else(Stdio::null, Stdio::from));
+    command
+}
+
+fn launch(dir: &Dir, command: Command) -> Server {
+    Server::launch(command, dir.path().join("log")).when_ready()
+}
+
+/// A listening socket and its address.
+fn listening() -> (OwnedFd, String) {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap().to_string();
+    (socket.into(), address)
+}
+
+fn over_unix(path: &Path, resource: &str) -> Raw<UnixStream> {
+    let stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut raw = Raw::over(stream);
+    raw.upgrade(resource, "");
+    raw
+}
+
+#[test]
+fn sockets_that_are_passed_are_used() {
+    let dir = dir();
+    let (tcp, address) = listening();
+    let path = dir.path().join("socket");
+    let unix = UnixListener::bind(&path).unwrap();
+    unix.set_nonblocking(true).unwrap(); // workers wait in accept all the same
+    // The address could not be listened on: 192.0.2.0/24 belongs to nobody (RFC 5737).
+    let mut command = passed(&dir, 2, tcp, Some(unix.into()), &["-H", "192.0.2.1", "--workers", "2"]);
+    command.env("LISTEN_FDNAMES", "web:local").env("WATCHDOG_USEC", "1000000").env("INHERITED", "yes");
+    let mut server = launch(&dir, command);
+    let expected = format!("wshd: ready on {address} and unix:{}, 2 workers, ", path.display());
+    assert!(server.ready.starts_with(&expected), "{}", server.ready);
+    let mut raw = Raw::open(&address, "/probe");
+    assert_eq!(raw.ask("INHERITED"), "yes");
+    for variable in ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC"] {
+        assert_eq!(raw.ask(variable), "none", "{variable} is for the supervisor");
+    }
+    let mut local = over_unix(&path, "/echo");
+    assert_eq!(local.ask("hello"), "hello");
+    // A shell may complete handshakes of both sockets on all workers.
+    for _ in 0..8 {
+        assert_eq!(over_unix(&path, "/echo").ask("x"), "x");
+        assert_eq!(Raw::open(&address, "/echo").ask("x"), "x");
+    }
+    drop((raw, local));
+    server.stop();
+    assert!(path.exists(), "the file is whose socket it is");
+}
+
+#[test]
+fn what_was_not_passed_is_closed() {
+    let dir = dir();
+    let (first, address) = listening();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut server = launch(&dir, passed(&dir, 1, first, Some(writer.into()), &[]));
+    assert!(server.ready.contains(&address), "{}", server.ready);
+    // 4 and 5 were the other end.
+    assert_eq!({ reader }.read(&mut [0]).unwrap(), 0);
+    server.stop();
+}
+
+#[test]
+fn sockets_for_another_process_are_not_taken() {
+    let dir = dir();
+    let (first, address) = listening();
+    let mut command = passed(&dir, 1, first, None, &["-p", "0"]);
+    command.env("WRONG_PID", "1");
+    let mut server = launch(&dir, command);
+    assert!(!server.ready.contains(&address), "{}", server.ready);
+    assert!(std::net::TcpStream::connect(&address).is_err(), "nobody holds it any more");
+    server.stop();
+}
+
+#[test]
+fn a_descriptor_that_does_not_listen_is_an_error_that_names_it() {
+    let fails = |count, first: OwnedFd, second: Option<OwnedFd>, names: &str, expected: &str| {
+        let dir = dir();
+        let mut command = passed(&dir, count, first, second, &[]);
+        let output = command.env("LISTEN_FDNAMES", names).output().unwrap();
+        let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+        assert_eq!(output.status.code(), Some(4), "{log}");
+        assert!(log.contains(expected), "{log}");
+    };
+    let expected = "expected a stream socket that listens";
+    let file: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+    let named = format!("can not listen on descriptor 4 (web) of LISTEN_FDS: {expected}");
+    fails(2, listening().0, Some(file), "x:web", &named);
+    let datagram: OwnedFd = UnixDatagram::unbound().unwrap().into();
+    let unnamed = format!("can not listen on descriptor 3 of LISTEN_FDS: {expected}");
+    fails(1, datagram, None, "", &unnamed);
+    let connected: OwnedFd = UnixStream::pair().unwrap().0.into();
+    fails(1, connected, None, "a", &format!("descriptor 3 (a) of LISTEN_FDS: {expected}"));
+    fails(4, listening().0, None, "", "descriptor 6 of LISTEN_FDS: Bad file descriptor");
+    fails(5000, listening().0, None, "", "LISTEN_FDS=5000: expected a number up to 1024");
+}
+
+/// The next message to the service manager, as its assignments.
+fn heard(manager: &UnixDatagram) -> BTreeMap<String, String> {
+    let mut buffer = [0; 4096];
+    let size = manager.recv(&mut buffer).expect("the service manager is told something");
+    let text = std::str::from_utf8(&buffer[..size]).unwrap();
+    let pairs = text.lines().map(|line| line.split_once('=').unwrap());
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+#[test]
+fn the_service_manager_hears_how_it_goes() {
+    let dir = dir();
+    let path = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(["-p", "0", "-l"]).arg(dir.path().join("log")).arg("-w").arg(dir.path());
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
+    let mut server = launch(&dir, command);
+    let mut pings = 0;
+    let ready = loop {
+        let message = heard(&manager);
+        if !message.contains_key("WATCHDOG") {
+            break message;
+        }
+        pings += 1;
+    };
+    assert_eq!(ready["READY"], "1");
+    assert_eq!(ready["MAINPID"], server.pid().to_string());
+    assert_eq!(format!("wshd: {}\n", ready["STATUS"]), server.ready);
+    while pings < 3 {
+        assert_eq!(heard(&manager), BTreeMap::from([("WATCHDOG".to_owned(), "1".to_owned())]));
+        pings += 1;
+    }
+    let mut raw = Raw::open(&server.address(), "/probe");
+    assert_eq!((raw.ask("NOTIFY_SOCKET"), raw.ask("WATCHDOG_USEC")), ("none".to_owned(), "none".to_owned()));
+    drop(raw);
+    server.signal(Signal::SIGTERM);
+    let stopping = loop {
+        let message = heard(&manager);
+        if !message.contains_key("WATCHDOG") {
+            break message;
+        }
+    };
+    assert_eq!(stopping["STOPPING"], "1");
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+/// What runs in the background, found by its pid file; ended with the test.
+struct Background(i32);
+
+impl Background {
+    fn of(pid_file: &Path) -> Self {
+        Self(std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap())
+    }
+
+    /// Tells it to stop, and waits.
+    fn stop(&self) {
+        kill(Pid::from_raw(self.0), Signal::SIGTERM).unwrap();
+        until("the server in the background ends", || !is_alive(self.0));
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if is_alive(self.0) {
+            let _ = kill(Pid::from_raw(self.0), Signal::SIGKILL);
+        }
+    }
+}
+
+/// Runs `wshd --daemon` until it returns and all that could write to its output is gone.
+fn daemonize(dir: &Dir, args: &[&str]) -> Output {
+    let mut command = Command::new(PROGRAM);
+    command.args(["--daemon", "--workers", "2", "-l"]).arg(dir.path().join("log"));
+    command.arg("-w").arg(dir.path()).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// Fields of /proc/PID/stat: parent, process group, session and terminal.
+fn stat(pid: i32) -> [i32; 4] {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit_once(") ").unwrap().1.split(' ').skip(1);
+    fields.take(4).map(|field| field.parse().unwrap()).collect::<Vec<_>>().try_into().unwrap()
+}
+
+#[test]
+fn in_the_background() {
+    let dir = dir();
+    let pid_file = dir.path().join("pid");
+    let output = daemonize(&dir, &["-p", "0", "--pid-file", pid_file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let ready = text(&output.stdout);
+    let daemon = Background::of(&pid_file);
+    let address = ready.strip_prefix("wshd: ready on ").unwrap().split(',').next().unwrap();
+    assert_eq!(Raw::open(address, "/echo").ask("hello"), "hello");
+    let [_, group, session, terminal] = stat(daemon.0);
+    assert!(group == session && session != daemon.0, "in a session that it does not lead");
+    assert_eq!((terminal, is_alive(session)), (0, false), "and that has no terminal, nor will");
+    let link = |pid: i32, name: &str| std::fs::read_link(format!("/proc/{pid}/{name}")).unwrap();
+    for pid in children(daemon.0).into_iter().chain([daemon.0]) {
+        assert_eq!(link(pid, "cwd"), Path::new("/"));
+        for stream in ["fd/0", "fd/1", "fd/2"] {
+            assert_eq!(link(pid, stream), Path::new("/dev/null"), "{stream} of {pid}");
+        }
+    }
+    daemon.stop();
+    assert!(!pid_file.exists());
+}
+
+#[test]
+fn the_caller_is_told_why_there_is_no_daemon() {
+    let dir = dir();
+    let pid_file = dir.path().join("pid");
+    let fails = |code: i32, args: &[&str], expected: &str| {
+        let args = [args, &["--pid-file", pid_file.to_str().unwrap()]].concat();
+        let output = daemonize(&dir, &args);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert!(stderr.contains(expected) && output.stdout.is_empty(), "{stderr}");
+        let left =
+            |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        let left = std::fs::read_dir(dir.path()).unwrap().map(left).find(|name| name.contains("pid"));
+        assert_eq!(left, None);
+    };
+    let (_taken, address) = listening();
+    let port = address.split(':').nth(1).unwrap();
+    let expected = format!("wshd: can not listen on 127.0.0.1:{port}: Address already in use");
+    fails(4, &["-p", port], &expected);
+    std::fs::write(dir.path().join("bad_wsh.so"), "text").unwrap();
+    fails(3, &["-p", "0", "--strict-handlers"], "wshd: 1 handlers or aliases are broken");
+    fails(
+        3,
+        &["-p", "0", "-m", "x"],
+        "wshd: --websock-handlers-map-file x: expected a path that begins with /",
+    );
+    let output = daemonize(&dir, &["-p", "0", "--pid-file", "/nowhere/pid"]);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(3), 0));
+    assert!(text(&output.stderr).starts_with("wshd: --pid-file /nowhere/pid: No such file"), "{output:?}");
+}
+
+#[test]
+fn a_log_that_can_not_be_opened_is_the_callers_to_know() {
+    let dir = dir();
+    let mut command = Command::new(PROGRAM);
+    command.args(["--daemon", "-p", "0", "-l", "/nowhere/log", "-w"]).arg(dir.path());
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("wshd: --log-file /nowhere/log: No such file"), "{output:?}");
+}
+
+#[test]
+fn one_server_a_pid_file() {
+    let dir = dir();
+    let pid_file = dir.path().join("pid");
+    let args = ["--pid-file", pid_file.to_str().unwrap()];
+    let mut first = Server::start(&dir, &args);
+    until("the file is there", || pid_file.exists());
+    let content = || std::fs::read_to_string(&pid_file).unwrap();
+    assert_eq!(content(), format!("{}\n", first.pid()));
+    assert_eq!(std::fs::metadata(&pid_file).unwrap().permissions().mode() & 0o777, 0o644);
+
+    let second = daemonize(&dir, &[&["-p", "0"], &args[..]].concat());
+    let expected = format!("--pid-file {}: another server, process {}, holds it", args[1], first.pid());
+    assert_eq!(second.status.code(), Some(4));
+    assert!(text(&second.stderr).contains(&expected), "{}", text(&second.stderr));
+    assert_eq!(content(), format!("{}\n", first.pid()), "nothing has happened to it");
+
+    first.signal(Signal::SIGKILL);
+    first.wait();
+    assert!(pid_file.exists(), "nobody could remove it");
+    let mut third = Server::start(&dir, &args);
+    until("the file is that of the new one", || content() == format!("{}\n", third.pid()));
+    third.stop();
+    assert!(!pid_file.exists());
+}
+
+/// The lines of /proc/PID/status.
+fn status(pid: i32) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let lines = text.lines().filter_map(|line| line.split_once(':'));
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    lines.map(|(name, value)| (name.to_owned(), words(value))).collect()
+}
+
+/// Whether this process may do what root may, as the tests below need it. Says what it lacks.
+fn is_root(what: &str) -> bool {
+    let can = geteuid().is_root()
+        && Command::new("unshare").args(["-n", "-m", "true"]).status().is_ok_and(|status| status.success());
+    if !can {
+        println!("skipped: {what} needs root and unshare(1)");
+    }
+    can
+}
+
+/// Has the server run in namespaces of its own, after this script. In a new network, ports below 1024 are root's.
+fn unshared(dir: &Dir, script: &str, args: &[&str]) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["-n", "-m", "sh", "-c"]).arg(format!("set -e; {script}; exec \"$@\"")).arg("sh");
+    command.arg(PROGRAM).arg("-l").arg(dir.path().join("log")).args(args);
+    command
+}
+
+/// Holds what a process is against what it should be, read from outside.
+#[track_caller]
+fn is_confined(pid: i32, user: u32, groups: &[u32]) {
+    let status = status(pid);
+    assert_eq!(status["Uid"], [user; 4].map(|id| id.to_string()).join(" "));
+    assert_eq!(status["Gid"], [groups[0]; 4].map(|id| id.to_string()).join(" "));
+    let mut all = groups.to_vec();
+    all.sort_unstable();
+    assert_eq!(status["Groups"], all.iter().map(u32::to_string).collect::<Vec<_>>().join(" "));
+    let mut sets = vec!["CapInh", "CapPrm", "CapEff", "CapAmb"];
+    const CAP_SETPCAP: u64 = 1 << 8; // capabilities(7): needed to change the bounding set
+    if u64::from_str_radix(&self::status(std::process::id() as i32)["CapEff"], 16).unwrap() & CAP_SETPCAP != 0
+    {
+        sets.push("CapBnd");
+    }
+    for set in sets {
+        assert_eq!(status[set], "0".repeat(16), "{set}");
+    }
+    assert_eq!(status["NoNewPrivs"], "1");
+}
+
+#[test]
+fn workers_keep_no_rights_of_root() {
+    if !is_root("giving workers another user") {
+        return;
+    }
+    let dir = dir();
+    let (socket, crashes) = (dir.path().join("socket"), dir.path().join("crashes"));
+    std::fs::create_dir(&crashes).unwrap();
+    std::fs::set_permissions(&crashes, PermissionsExt::from_mode(0o700)).unwrap();
+    let config = dir.path().join("conf");
+    let text = "[handler.'/echo']\nisolation = 'pool'\n[pool.echo]\nuser = 4001\ngroup = 4002\n";
+    std::fs::write(&config, text).unwrap();
+    let host = format!("unix:{}", socket.display());
+    // Port 80 is the supervisor's to bind.
+    let mut args = vec!["-H", "0.0.0.0", "-p", "80", "-H", &host, "--user", "nobody", "--workers", "2"];
+    args.extend(["-w", dir.path().to_str().unwrap(), "--crash-dir", crashes.to_str().unwrap()]);
+    args.extend(["--config", config.to_str().unwrap()]);
+    let command = unshared(&dir, "umask 0", &args);
+    let mut server = launch(&dir, command);
+
+    let supervisor = status(server.pid());
+    assert_eq!(supervisor["Uid"], "0 0 0 0", "it forks, signals and reopens");
+    let id = |option: &str| {
+        let output = Command::new("id").args([option, "nobody"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.split_whitespace().map(|id| id.parse().unwrap()).collect::<Vec<u32>>()
+    };
+    let (nobody, groups) = (id("-u")[0], id("-G"));
+    let workers = server.workers();
+    assert_eq!(workers.len(), 3);
+    let (pool, default): (Vec<i32>, Vec<i32>) =
+        workers.into_iter().partition(|pid| status(*pid)["Uid"].starts_with("4001 "));
+    assert_eq!((pool.len(), default.len()), (1, 2));
+    default.iter().for_each(|pid| is_confined(*pid, nobody, &groups));
+    is_confined(pool[0], 4001, &[4002]);
+
+    let mut raw = over_unix(&socket, "/probe");
+    assert_eq!(raw.ask("bind 1023"), "Permission denied");
+    assert_eq!(raw.ask("bind 1024"), "bound", "which is what the kernel gives to anybody");
+    assert_eq!(raw.ask(&format!("file {}", crashes.join("x").display())), "Permission denied");
+    let mut other = over_unix(&socket, "/echo");
+    assert_eq!(other.ask("in the pool"), "in the pool");
+
+    // What is not the workers' to do goes on: the record of a crash, and the worker that replaces this one.
+    raw.text("crash");
+    raw.expect_close(1011);
+    let record = || std::fs::read_dir(&crashes).unwrap().next().map(|entry| entry.unwrap().path());
+    until("there is a record", || record().is_some());
+    let owner = std::fs::metadata(record().unwrap()).unwrap();
+    assert_eq!((owner.uid(), owner.permissions().mode() & 0o777), (0, 0o600));
+    until("the worker is replaced", || {
+        let now = server.workers();
+        now.len() == 3 && now.iter().all(|pid| is_alive(*pid))
+    });
+    until("the new one is confined as well", || {
+        server.workers().iter().all(|pid| status(*pid).get("NoNewPrivs").is_some_and(|set| set == "1"))
+    });
+    assert_eq!(over_unix(&socket, "/probe").ask("bind 1"), "Permission denied");
+    server.stop();
+}
+
+#[test]
+fn what_workers_may_not_read_is_found_at_the_start() {
+    if !is_root("giving workers another user") {
+        return;
+    }
+    let dir = dir();
+    std::fs::set_permissions(dir.path().join("echo_wsh.so"), PermissionsExt::from_mode(0o600)).unwrap();
+    let mut server = Server::start(&dir, &["--user", "4001", "--group", "4002"]);
+    assert!(server.ready.contains(", 1 resource, "), "{}", server.ready);
+    server.says("echo_wsh.so: can not be read: Permission denied");
+    is_confined(server.workers()[0], 4001, &[4002]);
+    server.stop();
+}
+
+#[test]
+fn workers_below_another_root() {
+    if !is_root("another root directory") {
+        return;
+    }
+    let dir = dir();
+    let root = dir.path().join("root");
+    let at = |path: &str| root.join(path);
+    for path in ["handlers", "www", "proc"] {
+        std::fs::create_dir_all(at(path)).unwrap();
+    }
+    for name in ["echo_wsh.so", "probe_wsh.so"] {
+        std::fs::copy(dir.path().join(name), at("handlers").join(name)).unwrap();
+    }
+    std::fs::write(at("www/page.txt"), "static").unwrap();
+    std::fs::write(at("inside"), "inside").unwrap();
+    let (socket, crashes) = (dir.path().join("socket"), dir.path().join("crashes"));
+    std::fs::create_dir(&crashes).unwrap();
+    let paths = [&root, &at("handlers"), &at("www"), &crashes].map(|path| path.to_str().unwrap().to_owned());
+    let host = format!("unix:{}", socket.display());
+    let mut args = vec!["-H", &host, "--user", "4001", "--group", "4002", "--workers", "1"];
+    args.extend(["--chroot", &paths[0], "-w", &paths[1], "-d", &paths[2], "--crash-dir", &paths[3]]);
+    let script = format!("mount -t proc proc {}", at("proc").display());
+    let mut server = launch(&dir, unshared(&dir, &script, &args));
+
+    let worker = server.worker();
+    is_confined(worker, 4001, &[4002]);
+    assert_eq!(std::fs::read_link(format!("/proc/{worker}/root")).unwrap(), root.canonicalize().unwrap());
+    assert_eq!(std::fs::read_link(format!("/proc/{worker}/cwd")).unwrap(), root.canonicalize().unwrap());
+    assert_eq!(std::fs::read_link(format!("/proc/{}/root", server.pid())).unwrap(), PathBuf::from("/"));
+    let mut raw = over_unix(&socket, "/probe");
+    assert_eq!(raw.ask("file /inside"), "inside");
+    assert_eq!(raw.ask(&format!("file {}", at("inside").display())), "No such file or directory");
+    assert_eq!(over_unix(&socket, "/echo").ask("hello"), "hello");
+    let mut page = Raw::over(UnixStream::connect(&socket).unwrap());
+    page.send(b"GET /page.txt HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    assert_eq!(page.answer().body, b"static");
+
+    // A crash is found in the code, and the record lies where workers can not see it.
+    let mut other = over_unix(&socket, "/probe");
+    raw.text("crash");
+    raw.expect_close(1011);
+    assert_eq!(other.ask("file /inside"), "inside", "rescued");
+    let record = || std::fs::read_dir(&crashes).unwrap().next().map(|entry| entry.unwrap().path());
+    until("there is a record", || record().is_some());
+    until("it is whole", || std::fs::read_to_string(record().unwrap()).unwrap().contains("probe_wsh.so"));
+    drop((raw, other));
+    server.stop();
+}
