@@ -90,11 +90,14 @@ fn empty_bounding_set() {
     }
 }
 
-/// Leaves no capability in the effective, permitted, inheritable and ambient sets: to have less is always allowed.
+/// Leaves no capability in the effective, permitted, inheritable and ambient sets: to have less is always allowed. What is
+/// empty is not asked for, which a system call filter may refuse.
 fn drop_capabilities() -> nix::Result<()> {
     let none = CapabilitySet::empty();
     let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
-    rustix::thread::clear_ambient_capability_set()
-        .and_then(|()| rustix::thread::set_capabilities(None, none))
-        .map_err(|error| Errno::from_raw(error.raw_os_error()))
+    let drop = || match rustix::thread::capabilities(None)? {
+        has if has == none => Ok(()), // nor is there an ambient one, which would have to be permitted
+        _ => rustix::thread::set_capabilities(None, none),
+    };
+    drop().map_err(|error| Errno::from_raw(error.raw_os_error()))
 }

@@ -1,0 +1,1 @@
+wshd completions fish | source
