@@ -466,6 +466,31 @@ fn workers_keep_no_rights_of_root() {
     server.stop();
 }
 
+/// As a unit does with `User=` and `AmbientCapabilities=CAP_NET_BIND_SERVICE`.
+#[test]
+fn capabilities_of_a_server_without_root_are_the_supervisors() {
+    if !is_root("giving a server another user") {
+        return;
+    }
+    let dir = dir();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    let socket = dir.path().join("socket");
+    let host = format!("unix:{}", socket.display());
+    let script = "set -- setpriv --reuid 4001 --regid 4002 --clear-groups --inh-caps=-all,+net_bind_service \
+                  --ambient-caps=+net_bind_service \"$@\"";
+    let args =
+        ["-H", "0.0.0.0", "-p", "80", "-H", &host, "-w", dir.path().to_str().unwrap(), "--workers", "1"];
+    let mut server = launch(&dir, unshared(&dir, script, &args));
+    // capabilities(7): number 10.
+    assert_eq!(status(server.pid())["CapEff"], "0000000000000400");
+    let worker = status(server.worker());
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(worker[set], "0".repeat(16), "{set}");
+    }
+    assert_eq!(over_unix(&socket, "/probe").ask("bind 81"), "Permission denied");
+    server.stop();
+}
+
 #[test]
 fn what_workers_may_not_read_is_found_at_the_start() {
     if !is_root("giving workers another user") {

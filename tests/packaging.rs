@@ -1,0 +1,175 @@
+//! What is installed: `make install` against the Debian package, and the files of `packaging` against the program that they
+//! are about. The package itself is built and installed by `.ci/package`.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use toml::de::DeTable;
+use wshd::cli;
+use wshd::config::Config;
+use wshd::exit::Exit;
+
+const CONFIGURATION: &str = include_str!("../packaging/wshd.conf");
+const UNIT: &str = include_str!("../packaging/wshd.service");
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_wshd"))
+}
+
+/// Runs `make install`; false if there is no make(1).
+fn install(variables: &[&str]) -> bool {
+    let built = format!("BUILT={}", program().parent().unwrap().display());
+    let mut make = Command::new("make");
+    let Ok(output) = make.current_dir(root()).args(["install", &built]).args(variables).output() else {
+        println!("skipped: make is not installed (.ci/run installs it)");
+        return false;
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    true
+}
+
+/// All files below a directory with their modes, by their paths from there.
+fn files_in(dir: &Path) -> BTreeSet<(String, u32)> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() { walk(&path, found) } else { found.push(path) }
+        }
+    }
+    let mut found = Vec::new();
+    walk(dir, &mut found);
+    let named = |path: PathBuf| {
+        let mode = path.metadata().unwrap().permissions().mode() & 0o777;
+        (path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned(), mode)
+    };
+    found.into_iter().map(named).collect()
+}
+
+/// The files of the Debian package, from its description.
+fn packaged() -> BTreeSet<(String, u32)> {
+    let text = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let manifest = DeTable::parse(&text).unwrap().into_inner();
+    let deb = ["package", "metadata", "deb"]
+        .iter()
+        .fold(&manifest, |table, key| table.get(*key).unwrap().get_ref().as_table().unwrap());
+    let assets = deb.get("assets").unwrap().get_ref().as_array().unwrap();
+    let described = assets.iter().map(|asset| {
+        let asset = asset.get_ref().as_array().unwrap();
+        let [source, target, mode] = [0, 1, 2].map(|at| asset.get(at).unwrap().get_ref().as_str().unwrap());
+        let name = Path::new(source).file_name().unwrap().to_str().unwrap();
+        let path = if target.ends_with('/') { format!("{target}{name}") } else { target.to_owned() };
+        assert!(source.starts_with("target/") || root().join(source).exists(), "there is no {source}");
+        (path, u32::from_str_radix(mode, 8).unwrap())
+    });
+    // Which cargo deb adds by itself.
+    let units = ["systemd/system/wshd.service", "sysusers.d/wshd.conf", "tmpfiles.d/wshd.conf"];
+    described.chain(units.map(|path| (format!("usr/lib/{path}"), 0o644))).collect()
+}
+
+#[test]
+fn make_installs_what_the_package_has() {
+    let stage = tempfile::tempdir().unwrap();
+    if install(&[&format!("DESTDIR={}", stage.path().display()), "PREFIX=/usr"]) {
+        assert_eq!(files_in(stage.path()), packaged());
+    }
+}
+
+#[test]
+fn what_is_installed_elsewhere_is_looked_for_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let prefix = dir.path().to_str().unwrap();
+    let variables = [format!("PREFIX={prefix}"), format!("SYSCONFDIR={prefix}/etc")];
+    let variables: Vec<&str> = variables.iter().map(String::as_str).collect();
+    if !install(&variables) {
+        return;
+    }
+    let read = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap();
+    assert!(read("lib/pkgconfig/wshd.pc").contains(&format!("\nprefix={prefix}\n")));
+    assert!(read("lib/systemd/system/wshd.service").contains(&format!("\nExecStart={prefix}/bin/wshd ")));
+    let handlers = format!("\nwebsock_handlers = \"{prefix}/lib/wshd/handlers\"\n");
+    assert!(read("etc/wshd/wshd.conf").contains(&handlers));
+    // The administrator's.
+    fs::write(dir.path().join("etc/wshd/wshd.conf"), "changed").unwrap();
+    assert!(install(&variables));
+    assert_eq!(read("etc/wshd/wshd.conf"), "changed");
+
+    let unit = dir.path().join("lib/systemd/system/wshd.service");
+    match Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output() {
+        Err(_) => println!("skipped: systemd-analyze is not installed"),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && !said.contains("wshd"), "{said}");
+        }
+    }
+}
+
+/// The configuration that the text of a file makes, with directories that exist.
+fn parse(text: &str) -> Config {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("wshd.conf");
+    let text = ["/usr/lib/wshd/handlers", "/srv/www", "/var/lib/wshd"]
+        .iter()
+        .fold(text.to_owned(), |text, place| text.replace(place, dir.path().to_str().unwrap()));
+    fs::write(&path, &text).unwrap();
+    match cli::parse(["wshd".into(), "-c".into(), OsString::from(path)], None) {
+        Ok(cli::Command::Serve(config)) => *config,
+        other => panic!("{other:?}\n{text}"),
+    }
+}
+
+#[test]
+fn the_default_configuration_is_right() {
+    let config = parse(CONFIGURATION);
+    assert_eq!(config.listen.len(), 1);
+    assert!(config.crash_records.is_some());
+}
+
+#[test]
+fn what_the_default_configuration_proposes_is_right() {
+    let lines = CONFIGURATION.lines().map(|line| {
+        let is_proposal = |text: &&str| text.starts_with('[') || text.contains(" = ");
+        line.strip_prefix("# ").filter(is_proposal).unwrap_or(line)
+    });
+    // A key that is set above is proposed with another value.
+    let proposed = lines.clone().filter(|line| line.starts_with("server_host")).count();
+    assert_eq!(proposed, 2);
+    let text: Vec<&str> = lines.filter(|line| *line != "server_host = \"127.0.0.1\"").collect();
+    let config = parse(&text.join("\n"));
+    assert_eq!((config.pools.len(), config.listen.len()), (2, 2));
+    assert_eq!(config.settings["/chat"].len(), 1);
+}
+
+#[test]
+fn the_unit_knows_the_exit_codes() {
+    let line = UNIT.lines().find_map(|line| line.strip_prefix("RestartPreventExitStatus=")).unwrap();
+    assert_eq!(line, format!("{} {}", Exit::Usage.code(), Exit::Config.code()));
+}
+
+#[test]
+fn the_pkg_config_file_has_the_version() {
+    let file = include_str!("../packaging/wshd.pc");
+    assert!(file.contains(concat!("\nVersion: ", env!("CARGO_PKG_VERSION"), "\n")));
+}
+
+#[test]
+fn the_shell_completes() {
+    let script = r#"
+        source packaging/completions/wshd.bash
+        complete -p wshd >/dev/null || exit 1
+        COMP_WORDS=(wshd --pid) COMP_CWORD=1 COMPREPLY=()
+        _wshd wshd --pid wshd
+        echo "${COMPREPLY[@]}"
+    "#;
+    let path = format!("{}:{}", program().parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let output =
+        Command::new("bash").current_dir(root()).args(["-c", script]).env("PATH", path).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "--pid-file\n", "{output:?}");
+}
