@@ -15,6 +15,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
 
 use client::Raw;
 use nix::sys::signal::{Signal, kill};
@@ -135,11 +136,12 @@ fn sockets_that_are_passed_are_used() {
 fn what_was_not_passed_is_closed() {
     let dir = dir();
     let (first, address) = listening();
-    let (reader, writer) = std::io::pipe().unwrap();
-    let mut server = launch(&dir, passed(&dir, 1, first, Some(writer.into()), &[]));
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut server = launch(&dir, passed(&dir, 1, first, Some(theirs.into()), &[]));
     assert!(server.ready.contains(&address), "{}", server.ready);
     // 4 and 5 were the other end.
-    assert_eq!({ reader }.read(&mut [0]).unwrap(), 0);
+    assert_eq!(ours.read(&mut [0]).expect("nobody holds the other end"), 0);
     server.stop();
 }
 
@@ -253,7 +255,10 @@ impl Drop for Background {
 fn daemonize(dir: &Dir, args: &[&str]) -> Output {
     let mut command = Command::new(PROGRAM);
     command.args(["--daemon", "--workers", "2", "-l"]).arg(dir.path().join("log"));
-    command.arg("-w").arg(dir.path()).args(args).stdin(Stdio::null()).output().unwrap()
+    command.arg("-w").arg(dir.path()).args(args).stdin(Stdio::null());
+    let (sender, output) = mpsc::channel();
+    std::thread::spawn(move || sender.send(command.output().unwrap()));
+    output.recv_timeout(PATIENCE).expect("it returns, and nobody holds its output")
 }
 
 fn text(bytes: &[u8]) -> &str {
