@@ -128,6 +128,10 @@ fn sockets_that_are_passed_are_used() {
         assert_eq!(Raw::open(&address, "/echo").ask("x"), "x");
     }
     drop((raw, local));
+    // Nothing else is bound later.
+    server.signal(Signal::SIGHUP);
+    server.says("reload: done");
+    assert_eq!(Raw::open(&address, "/echo").ask("x"), "x");
     server.stop();
     assert!(path.exists(), "the file is whose socket it is");
 }
@@ -217,14 +221,16 @@ fn the_service_manager_hears_how_it_goes() {
     let mut raw = Raw::open(&server.address(), "/probe");
     assert_eq!((raw.ask("NOTIFY_SOCKET"), raw.ask("WATCHDOG_USEC")), ("none".to_owned(), "none".to_owned()));
     drop(raw);
-    server.signal(Signal::SIGTERM);
-    let stopping = loop {
-        let message = heard(&manager);
-        if !message.contains_key("WATCHDOG") {
-            break message;
-        }
+    let next = || {
+        std::iter::repeat_with(|| heard(&manager)).find(|message| !message.contains_key("WATCHDOG")).unwrap()
     };
-    assert_eq!(stopping["STOPPING"], "1");
+    server.signal(Signal::SIGHUP);
+    let reloading = next();
+    assert_eq!(reloading["RELOADING"], "1");
+    assert!(reloading["MONOTONIC_USEC"].parse::<u64>().unwrap() > 0, "as Type=notify-reload wants it");
+    assert_eq!(next()["READY"], "1");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(next()["STOPPING"], "1");
     assert_eq!(server.wait().code(), Some(0));
 }
 
