@@ -1,6 +1,6 @@
 //! The server as a daemon of the system: listening sockets that are passed to it, what it tells a service manager, life
 //! in the background, the pid file, and which rights its workers have left.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "common/client.rs"]
 mod client;
