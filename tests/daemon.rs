@@ -234,6 +234,53 @@ fn the_service_manager_hears_how_it_goes() {
     assert_eq!(server.wait().code(), Some(0));
 }
 
+#[test]
+fn an_upgrade_has_what_the_server_was_started_with() {
+    let dir = dir();
+    let manager = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (socket, address) = listening();
+    let pid_file = dir.path().join("pid");
+    let args = ["--workers", "1", "--pid-file", pid_file.to_str().unwrap()];
+    let mut command = passed(&dir, 1, socket, None, &args);
+    command.env("NOTIFY_SOCKET", dir.path().join("notify"));
+    let mut old = launch(&dir, command);
+    assert_eq!(heard(&manager)["MAINPID"], old.pid().to_string());
+    let mut raw = Raw::open(&address, "/echo");
+
+    old.signal(Signal::SIGUSR2);
+    let ready = heard(&manager);
+    let new = Background(ready["MAINPID"].parse().unwrap());
+    assert_eq!((&*ready["READY"], new.0 != old.pid()), ("1", true), "which the manager believes after this:");
+    assert_eq!(heard(&manager), BTreeMap::from([("MAINPID".to_owned(), new.0.to_string())]));
+    assert_eq!(old.wait().code(), Some(0), "{}", old.log());
+    assert_eq!(std::fs::read_to_string(&pid_file).unwrap(), format!("{}\n", new.0));
+    assert_eq!(raw.ask("moved"), "moved");
+    let mut other = Raw::open(&address, "/probe");
+    assert_eq!(other.ask("NOTIFY_SOCKET"), "none");
+    drop((raw, other));
+    new.stop();
+    assert!(!pid_file.exists());
+}
+
+#[test]
+fn an_upgrade_that_fails_changes_nothing() {
+    let dir = dir();
+    let (pid_file, link) = (dir.path().join("pid"), dir.path().join("wshd"));
+    std::os::unix::fs::symlink(PROGRAM, &link).unwrap();
+    let mut command = Command::new(&link);
+    command.args(["-p", "0", "-l"]).arg(dir.path().join("log")).arg("-w").arg(dir.path());
+    command.arg("--pid-file").arg(&pid_file);
+    let mut server = launch(&dir, command);
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("/bin/false", &link).unwrap();
+    server.signal(Signal::SIGUSR2);
+    server.says("upgrade: failed");
+    assert_eq!(std::fs::read_to_string(&pid_file).unwrap(), format!("{}\n", server.pid()));
+    server.stop();
+    assert!(!pid_file.exists());
+}
+
 /// What runs in the background, found by its pid file; ended with the test.
 struct Background(i32);
 
@@ -432,7 +479,7 @@ fn workers_keep_no_rights_of_root() {
     // Port 80 is the supervisor's to bind.
     let mut args = vec!["-H", "0.0.0.0", "-p", "80", "-H", &host, "--user", "nobody", "--workers", "2"];
     args.extend(["-w", dir.path().to_str().unwrap(), "--crash-dir", crashes.to_str().unwrap()]);
-    args.extend(["--config", config.to_str().unwrap()]);
+    args.extend(["--config", config.to_str().unwrap(), "--metrics", "0.0.0.0:0"]);
     let command = unshared(&dir, "umask 0", &args);
     let mut server = launch(&dir, command);
 
@@ -445,10 +492,10 @@ fn workers_keep_no_rights_of_root() {
     };
     let (nobody, groups) = (id("-u")[0], id("-G"));
     let workers = server.workers();
-    assert_eq!(workers.len(), 3);
+    assert_eq!(workers.len(), 4, "one serves metrics");
     let (pool, default): (Vec<i32>, Vec<i32>) =
         workers.into_iter().partition(|pid| status(*pid)["Uid"].starts_with("4001 "));
-    assert_eq!((pool.len(), default.len()), (1, 2));
+    assert_eq!((pool.len(), default.len()), (1, 3));
     default.iter().for_each(|pid| is_confined(*pid, nobody, &groups));
     is_confined(pool[0], 4001, &[4002]);
 
@@ -468,7 +515,7 @@ fn workers_keep_no_rights_of_root() {
     assert_eq!((owner.uid(), owner.permissions().mode() & 0o777), (0, 0o600));
     until("the worker is replaced", || {
         let now = server.workers();
-        now.len() == 3 && now.iter().all(|pid| is_alive(*pid))
+        now.len() == 4 && now.iter().all(|pid| is_alive(*pid))
     });
     until("the new one is confined as well", || {
         server.workers().iter().all(|pid| status(*pid).get("NoNewPrivs").is_some_and(|set| set == "1"))
