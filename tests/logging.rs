@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::process::Command;
 
@@ -610,6 +610,19 @@ fn requests_that_are_refused() {
     };
     assert_eq!(told("refused"), ["403 /talk?a=1&b=\"", "404 /none", "426 /talk"]);
     assert_eq!(told("http"), ["404 /no%20file", "400 -"]);
+}
+
+#[test]
+fn a_peer_without_an_address() {
+    let dir = talk_dir();
+    let (file, socket) = (path(&dir, "access"), path(&dir, "socket"));
+    let _server = serve(&dir, &["--access-log", &file, "-H", &format!("unix:{socket}")]);
+    let mut raw = Raw::over(UnixStream::connect(&socket).unwrap());
+    raw.upgrade("/talk", "");
+    raw.ask("hello");
+    drop(raw);
+    until("it has ended", || access(&read(&file), "close").len() == 1);
+    has(&access(&read(&file), "close")[0], &[("peer", "unix"), ("messages_in", "1"), ("code", "1006")]);
 }
 
 #[test]
