@@ -13,7 +13,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use client::{Client, Raw, ask, close_frame, close_of, connect, connect_with};
@@ -277,11 +277,18 @@ fn entries_for_the_journal() {
     assert!(!end.contains_key("WSHD_COMPRESSION") && end["MESSAGE"].contains(" compression=- "));
 }
 
+/// What the descriptors of a process lead to.
+fn open_files(pid: i32) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()).collect()
+}
+
 #[test]
 fn files_that_were_renamed_are_opened_anew() {
     let dir = talk_dir();
     let (log, access_log) = (path(&dir, "log"), path(&dir, "access"));
-    let server = serve(&dir, &["--workers=2", "--log-file", &log, "--access-log", &access_log]);
+    let args = ["--workers=2", "--log-file", &log, "--access-log", &access_log, "--metrics=127.0.0.1:0"];
+    let server = serve(&dir, &args);
     let mut client = connect(&server.address(), "/talk");
     let (mut number, mut connections) = (0, 1);
     for round in 1..=3 {
@@ -300,6 +307,11 @@ fn files_that_were_renamed_are_opened_anew() {
             drop(connect(&server.address(), "/talk"));
             connections += 1;
             !read(&access_log).is_empty()
+        });
+        until("nobody has an old file open", || {
+            let all = server.workers().into_iter().chain([server.pid()]);
+            let old = format!(".{round}");
+            all.flat_map(open_files).all(|file| !file.to_string_lossy().ends_with(&old))
         });
     }
     close(client, 1000);

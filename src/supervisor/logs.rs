@@ -58,7 +58,7 @@ impl Fleet {
     }
 
     /// Sends a descriptor to all workers, also those that are being replaced and those that wait.
-    fn hand_on(&self, book: Book, fd: Option<OwnedFd>) {
+    fn hand_on(&mut self, book: Book, fd: Option<OwnedFd>) {
         let Some(fd) = fd else { return };
         let workers = self.workers.iter().flatten().filter_map(|worker| worker.control.as_ref());
         let replaced = self.replaced.iter().filter_map(|replaced| replaced.control.as_ref());
@@ -71,5 +71,8 @@ impl Fleet {
                 _ => {}
             }
         }
+        // The process that serves metrics takes no orders, and another one inherits the new file.
+        let listeners = self.metrics.listeners.clone();
+        self.metrics.renew(listeners);
     }
 }
