@@ -385,3 +385,69 @@ fn a_pool_of_its_own_answers_with_its_headers_after_a_reload() {
     drop(raw);
     server.stop();
 }
+
+/// Crashes on "crash".
+const FRAGILE: &str = r#"
+    #include <string.h>
+    #include <ws_handler.h>
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        if (strcmp((const char *)msg->data, "crash") == 0) *(volatile int *)0 = 1;
+        ws_send(conn, msg->type, msg->data, msg->size);
+    }
+    WS_HANDLER(.name = "fragile", .on_message = on_message);
+"#;
+
+#[test]
+fn crashes_in_the_middle_of_reloads_cost_their_own_connections_only() {
+    let dir = Dir::new();
+    install(&dir, "fragile", FRAGILE);
+    install(&dir, "chat", &versioned(0, ""));
+    let mut server = Server::start(&dir, &["--workers", "2", "--quarantine-deaths", "0"]);
+    let crowd = Crowd::gather(&server.address(), "/chat", 200, Habits { quiet: true, ..SMALL_TALK });
+    for version in 1..=10 {
+        let mut culprits: Vec<Raw> = (0..4).map(|_| Raw::open(&server.address(), "/fragile")).collect();
+        install(&dir, "chat", &versioned(version, ""));
+        let before = logged(&server, "reload: done");
+        server.signal(Signal::SIGHUP);
+        for culprit in &mut culprits {
+            culprit.text("crash");
+        }
+        for culprit in &mut culprits {
+            // A second one in the same worker may have to go with 1012, or be lost between two crashes.
+            while culprit.next().is_some() {}
+        }
+        until("the reload is done", || logged(&server, "reload: done") > before);
+        crowd.served();
+    }
+    assert_eq!(crowd.served().clients, 200);
+    assert_eq!(crowd.ends(), []);
+    drop(crowd);
+    assert_eq!(connect_and_ask(&server, "/chat", "version"), "10");
+    until("two are left", || server.workers().len() == 2);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+}
+
+#[test]
+#[ignore = "slow: two thousand clients"]
+fn two_thousand_clients_do_not_notice_ten_reloads() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(0, ""));
+    let mut server = Server::start(&dir, &["--workers", "2"]);
+    let crowd = Crowd::gather(&server.address(), "/chat", 2000, Habits { deflate: true, ..SMALL_TALK });
+    let mut client = connect(&server.address(), "/chat");
+    assert_eq!(ask(&mut client, "keep seven"), "ok");
+    for version in 1..=10 {
+        install(&dir, "chat", &versioned(version, ""));
+        reload(&server);
+        crowd.served();
+        assert_eq!(ask(&mut client, "version"), version.to_string());
+    }
+    assert_eq!(ask(&mut client, "kept"), "seven");
+    client.close(None).unwrap();
+    assert_eq!(crowd.served().clients, 2000);
+    assert_eq!(crowd.ends(), []);
+    drop(crowd);
+    server.stop();
+}

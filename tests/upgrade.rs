@@ -15,6 +15,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use client::{Raw, ask, connect};
 use crowd::{Crowd, Habits, SMALL_TALK};
@@ -100,15 +101,16 @@ fn title(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default()
 }
 
-#[test]
-fn nobody_notices_three_upgrades_under_load() {
+/// Three upgrades under so many clients that number their messages.
+#[track_caller]
+fn three_upgrades(clients: usize) {
     let dir = Dir::new();
     add_handler(dir.path(), "echo", "echo");
     add_handler(dir.path(), "everything", "everything");
     let mut upgradable = Upgradable::start(&dir, &["--workers", "2"]);
     let address = upgradable.server.address();
     let habits = Habits { deflate: true, large: 40_000, ..SMALL_TALK };
-    let crowd = Crowd::gather(&address, "/echo", 200, habits);
+    let crowd = Crowd::gather(&address, "/echo", clients, habits);
     let mut client = connect(&address, "/everything");
     assert_eq!(ask(&mut client, "set_state seven"), "set_state: 0");
     for _ in 0..3 {
@@ -119,10 +121,47 @@ fn nobody_notices_three_upgrades_under_load() {
         let mut late = Raw::open(&address, "/echo");
         assert_eq!(late.ask("served"), "served");
     }
-    assert_eq!(crowd.served().clients, 200);
+    assert_eq!(crowd.served().clients, clients);
     assert_eq!(crowd.ends(), []);
     client.close(None).unwrap();
     drop(crowd);
+    upgradable.stop();
+}
+
+#[test]
+fn nobody_notices_three_upgrades_under_load() {
+    three_upgrades(200);
+}
+
+#[test]
+#[ignore = "slow: two thousand clients"]
+fn two_thousand_clients_do_not_notice_three_upgrades() {
+    three_upgrades(2000);
+}
+
+#[test]
+fn no_connection_is_refused_during_upgrades() {
+    let dir = Dir::new();
+    add_handler(dir.path(), "echo", "echo");
+    let mut upgradable = Upgradable::start(&dir, &["--workers", "1"]);
+    let address = upgradable.server.address();
+    let enough = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let arrivals = scope.spawn(|| {
+            let mut served = 0;
+            while !enough.load(Ordering::Relaxed) {
+                let mut raw = Raw::open(&address, "/echo");
+                assert_eq!(raw.ask("served"), "served", "after {served}");
+                served += 1;
+            }
+            served
+        });
+        for _ in 0..3 {
+            upgradable.upgrade();
+        }
+        enough.store(true, Ordering::Relaxed);
+        assert!(arrivals.join().unwrap() > 10);
+    });
     upgradable.stop();
 }
 

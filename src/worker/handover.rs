@@ -120,6 +120,8 @@ impl Worker {
             return;
         }
         self.gate.close();
+        // What has been accepted goes along.
+        self.obey();
         self.slot.set_state(State::Stopping);
         if let Err(error) = self.control.send_report(Report::Leaving) {
             log::error!("to the supervisor: {error}");
