@@ -254,18 +254,11 @@ fn control_socket_and_metrics_are_those_of_the_new_executable() {
     upgradable.install(&fs::read(env!("CARGO_BIN_EXE_wshd")).unwrap());
     let (code, text) = ctl("upgrade");
     assert_eq!(code, Some(0), "{text}");
-    upgradable.supervisor = children(old)
-        .into_iter()
-        .find(|pid| title(*pid).starts_with("wshd: supervisor"))
-        .or_else(|| {
-            upgradable
-                .server
-                .log()
-                .split("supervisor[")
-                .filter_map(|part| part.split(']').next()?.parse().ok())
-                .last()
-        })
-        .unwrap();
+    // The old one may have left already.
+    let log = upgradable.server.log();
+    let pids = log.split("supervisor[").filter_map(|part| part.split(']').next()?.parse().ok());
+    let is_new = |pid: &i32| *pid != old && title(*pid).starts_with("wshd: supervisor");
+    upgradable.supervisor = pids.filter(is_new).last().unwrap();
     assert_eq!(upgradable.server.wait().code(), Some(0));
     let (code, text) = ctl("status");
     assert_eq!(code, Some(0), "{text}");

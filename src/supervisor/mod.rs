@@ -250,40 +250,52 @@ impl Fleet {
         let mut plan = Plan::new(self.inboxes.len(), Times { stop: self.config.stop_time });
         let mut events = VecDeque::from([Event::Start]);
         loop {
-            while let Some(event) = events.pop_front() {
-                match event {
-                    Event::Terminate | Event::Interrupt => self.prepare_to_stop(Command::Stop),
-                    Event::Quit | Event::Fail(_) => self.prepare_to_stop(Command::Quit),
-                    _ => {}
-                }
-                for action in plan.on(event, scoreboard::now()) {
-                    match action {
-                        Action::Leave(exit) => {
-                            self.see_off();
-                            return exit;
-                        }
-                        Action::Announce => events.extend(self.announce().err()),
-                        Action::Spawn(slot) => events.extend(self.spawn(slot).err()),
-                        Action::Stop(slot) => self.order(slot, Command::Stop),
-                        Action::Quit(slot) => self.order(slot, Command::Quit),
-                        Action::Kill(slot) => self.kill(slot),
-                    }
-                }
+            if let Some(exit) = self.carry_out(&mut plan, &mut events) {
+                return exit;
             }
-            self.write_records();
-            self.tend_metrics();
-            self.wait(plan.deadline(), &mut events);
+            // Only now is everybody where the plan thinks.
             self.begin_reload(&plan);
             self.begin_upgrade(&plan);
             self.go_on_with_upgrade();
             self.roll_on(&mut events);
             plan.set_times(Times { stop: self.config.stop_time });
-            if self.is_superseded() && events.is_empty() {
+            if !events.is_empty() {
+                continue;
+            }
+            if self.is_superseded() {
                 log::info!("all connections are with the new executable");
                 return Exit::Ok;
             }
+            self.write_records();
+            self.tend_metrics();
+            self.wait(plan.deadline(), &mut events);
             events.push_back(Event::Time);
         }
+    }
+
+    /// Does what the plan wants after these events; the exit code, if that is to leave.
+    fn carry_out(&mut self, plan: &mut Plan, events: &mut VecDeque<Event>) -> Option<Exit> {
+        while let Some(event) = events.pop_front() {
+            match event {
+                Event::Terminate | Event::Interrupt => self.prepare_to_stop(Command::Stop),
+                Event::Quit | Event::Fail(_) => self.prepare_to_stop(Command::Quit),
+                _ => {}
+            }
+            for action in plan.on(event, scoreboard::now()) {
+                match action {
+                    Action::Leave(exit) => {
+                        self.see_off();
+                        return Some(exit);
+                    }
+                    Action::Announce => events.extend(self.announce().err()),
+                    Action::Spawn(slot) => events.extend(self.spawn(slot).err()),
+                    Action::Stop(slot) => self.order(slot, Command::Stop),
+                    Action::Quit(slot) => self.order(slot, Command::Quit),
+                    Action::Kill(slot) => self.kill(slot),
+                }
+            }
+        }
+        None
     }
 
     /// Nobody is replaced any more, and those that leave anyway are to be quick.
