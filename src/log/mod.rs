@@ -180,8 +180,8 @@ pub fn write_access(fields: &[(&'static str, Value<'_>)]) {
     with_logger(|logger| logger.access.as_ref().unwrap_or(&logger.log).write(&line));
 }
 
-/// Opens a file anew, which somebody may have renamed; takes up standard error anew, or the socket of a log daemon.
-/// Lines go to the old place until then, and if there is an error. Returns the descriptor to hand on. [supervisor]
+/// Opens a file anew, which somebody may have renamed, or finds a log daemon that has come new. Lines go to the old
+/// place until then, and if there is an error. Returns the descriptor to hand on. [supervisor]
 pub fn reopen(book: Book) -> Result<Option<OwnedFd>, String> {
     with_logger(|logger| logger.outlet(book).map_or(Ok(None), Outlet::reopen)).unwrap_or(Ok(None))
 }
@@ -232,16 +232,16 @@ impl Logger {
         };
         let file = |option: &str, path: &Path| {
             let target = Target::file(path).map_err(|error| failed(option, path, &error))?;
-            Ok::<_, String>(Outlet::new(target, text, Source::File(path.to_owned())))
+            Ok::<_, String>(Outlet::new(target, text, Some(path.to_owned())))
         };
         let daemon = |option: &str, path: &Path, form| {
             let target = Target::daemon(path).map_err(|error| failed(option, path, &error))?;
-            Ok::<_, String>(Outlet::new(target, form, Source::Daemon))
+            Ok::<_, String>(Outlet::new(target, form, None))
         };
         let log = match &settings.destination {
             Destination::Stderr => {
                 let target = Target::stderr().map_err(|error| format!("standard error: {error}"))?;
-                Outlet::new(target, text, Source::Stderr)
+                Outlet::new(target, text, None)
             }
             Destination::File(path) => file("--log-file", path)?,
             Destination::Syslog(path) => daemon("--log-target syslog:", path, datagram)?,
@@ -282,26 +282,19 @@ impl Log for Sink {
     fn flush(&self) {}
 }
 
-/// How a target is opened anew.
-enum Source {
-    Stderr,
-    File(PathBuf),
-    /// Its target knows.
-    Daemon,
-}
-
 /// A target with what has been lost on the way to it.
 struct Outlet {
     target: RwLock<Target>,
     form: Form,
-    source: Source,
+    /// Of a file.
+    path: Option<PathBuf>,
     /// Lines that this process has lost since it told how many.
     lost: AtomicU64,
 }
 
 impl Outlet {
-    fn new(target: Target, form: Form, source: Source) -> Self {
-        Self { target: RwLock::new(target), form, source, lost: AtomicU64::new(0) }
+    fn new(target: Target, form: Form, path: Option<PathBuf>) -> Self {
+        Self { target: RwLock::new(target), form, path, lost: AtomicU64::new(0) }
     }
 
     fn write(&self, line: &Line<'_>) {
@@ -336,25 +329,25 @@ impl Outlet {
     }
 
     fn reopen(&self) -> Result<Option<OwnedFd>, String> {
-        let opened = match &self.source {
-            Source::File(path) => Target::file(path).map_err(|error| format!("{}: {error}", path.display())),
-            Source::Stderr => Target::stderr().map_err(|error| format!("standard error: {error}")),
-            Source::Daemon => {
-                return match &*self.target.read().unwrap_or_else(PoisonError::into_inner) {
-                    Target::Daemon(daemon) => daemon.reconnect().map_err(|error| error.to_string()),
-                    Target::Stream(_) => Ok(()),
+        let Some(path) = &self.path else {
+            return match &*self.target.read().unwrap_or_else(PoisonError::into_inner) {
+                Target::Daemon(daemon) => {
+                    daemon.reconnect().map(|()| None).map_err(|error| error.to_string())
                 }
-                .map(|()| None);
-            }
+                Target::Stream(_) => Ok(None),
+            };
         };
-        let target = opened?;
-        let copy = target.file_of().map(File::try_clone).transpose().map_err(|error| error.to_string())?;
-        self.replace(target);
-        Ok(copy.map(OwnedFd::from))
+        let open = || {
+            let target = Target::file(path)?;
+            let copy = target.file_of().map(File::try_clone).transpose()?;
+            self.replace(target);
+            Ok(copy.map(OwnedFd::from))
+        };
+        open().map_err(|error: io::Error| format!("{}: {error}", path.display()))
     }
 
     fn rotate(&self, rotation: Rotation) -> Result<Option<OwnedFd>, String> {
-        let Source::File(path) = &self.source else { return Ok(None) };
+        let Some(path) = &self.path else { return Ok(None) };
         {
             let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
             match target.file_of() {
@@ -392,7 +385,7 @@ mod tests {
     fn what_was_lost_is_told_with_the_next_line() {
         let (mut reader, writer) = io::pipe().unwrap();
         let path = PathBuf::from(format!("/proc/self/fd/{}", writer.as_raw_fd()));
-        let outlet = Outlet::new(Target::file(&path).unwrap(), Form::Text, Source::Stderr);
+        let outlet = Outlet::new(Target::file(&path).unwrap(), Form::Text, None);
         drop(writer);
         let line = |message| Line { level: Level::Info, handler: None, conn: 0, message, fields: &[] };
         let long = "x".repeat(3000);
@@ -424,7 +417,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/log");
         std::fs::create_dir(dir.path().join("a")).unwrap();
-        let outlet = Outlet::new(Target::file(&path).unwrap(), Form::Text, Source::File(path.clone()));
+        let outlet = Outlet::new(Target::file(&path).unwrap(), Form::Text, Some(path.clone()));
         std::fs::rename(dir.path().join("a"), dir.path().join("b")).unwrap();
         let error = outlet.reopen().unwrap_err();
         assert!(error.contains("a/log: No such file"), "{error}");
