@@ -1,6 +1,7 @@
 //! The options of the log and the access log.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use clap::Args;
 
@@ -54,8 +55,10 @@ enum Target {
 impl Logging {
     /// The settings that the options make.
     pub fn settings(self) -> Settings {
-        // Seen from here: they are opened more than once, and the server may go elsewhere.
-        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        // Seen from where the server was started, also when it reads its options anew: a daemon goes elsewhere.
+        static START: OnceLock<PathBuf> = OnceLock::new();
+        let start = START.get_or_init(|| std::env::current_dir().unwrap_or_default());
+        let absolute = |path: PathBuf| start.join(path);
         let socket = |default: &str| absolute(self.log_socket.clone().unwrap_or_else(|| default.into()));
         Settings {
             level: self.log_level,
