@@ -152,6 +152,10 @@ fn status_shows_workers_pools_and_handlers() {
         members(&status["handlers"], ["name", "pool"]),
         [("echo".into(), "default".into()), ("crash".into(), "crash".into())].into()
     );
+    let echo =
+        &status["handlers"].as_array().unwrap().iter().find(|handler| handler["name"] == "echo").unwrap();
+    assert_eq!(echo["connections"], 1);
+    assert_eq!(echo["totals"], json!({ "messages_in": 1, "messages_out": 1, "bytes_in": 5, "bytes_out": 5 }));
     // For people, the socket found through the configuration file.
     let output = wshd().args(["ctl", "status", "-c"]).arg(&file).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();

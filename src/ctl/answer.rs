@@ -67,7 +67,7 @@ pub struct Worker {
     pub age: f64,
     /// Since its event loop last went around.
     pub heartbeat: f64,
-    /// What it has counted.
+    /// What this process has received and sent.
     pub totals: Totals,
     /// The callback that its event loop is in.
     pub executes: Option<Executes>,
@@ -76,8 +76,6 @@ pub struct Worker {
 /// Counters that only grow.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Totals {
-    /// Connections accepted, also by earlier processes of this name.
-    pub accepted: u64,
     /// Messages received.
     pub messages_in: u64,
     /// Messages sent.
@@ -132,6 +130,10 @@ pub struct Handler {
     pub pool: String,
     /// The shared object.
     pub file: String,
+    /// WebSockets that are open.
+    pub connections: u64,
+    /// What all processes have received and sent for it since the server was started.
+    pub totals: Totals,
     /// How it is quarantined, if it is.
     pub quarantine: Option<Quarantine>,
 }

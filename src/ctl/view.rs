@@ -84,7 +84,17 @@ fn executes(executes: &Executes) -> String {
 }
 
 fn handlers(handlers: &[Handler], bold: bool) -> String {
-    let mut table = Table::new(&["HANDLER", "VERSION", "STYLE", "POOL", "STATE", "RESOURCES"]);
+    let mut table = Table::new(&[
+        "HANDLER",
+        "VERSION",
+        "STYLE",
+        "POOL",
+        "CONNECTIONS>",
+        "RECEIVED>",
+        "SENT>",
+        "STATE",
+        "RESOURCES",
+    ]);
     for handler in handlers {
         let state = match &handler.quarantine {
             None => "served".to_owned(),
@@ -100,6 +110,9 @@ fn handlers(handlers: &[Handler], bold: bool) -> String {
             version.to_owned(),
             handler.style.clone(),
             handler.pool.clone(),
+            handler.connections.to_string(),
+            handler.totals.messages_in.to_string(),
+            handler.totals.messages_out.to_string(),
             state,
             handler.resources.join(" "),
         ];

@@ -168,6 +168,7 @@ fn be_metrics(fleet: &mut Fleet, supervisor: Pid) -> i32 {
     fleet.listeners.clear();
     fleet.inboxes.clear();
     fleet.signals = None;
+    fleet.control = Control::none();
     let is_detached = fleet.daemon.is_detached();
     fleet.daemon = Daemon::default();
     fleet.notify = Notify::default();

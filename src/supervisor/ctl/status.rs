@@ -57,10 +57,8 @@ impl Fleet {
         match self.workers.get(slot)? {
             Some(worker) => self.worker(slot, worker.pid),
             None => {
-                let totals =
-                    self.scoreboard.slot(slot).map(|record| self.totals(record, 0)).unwrap_or_default();
                 let (name, pool) = (self.short_name(slot), self.pool_name(slot));
-                Some(Worker { name, pool, state: "empty".to_owned(), totals, ..Worker::default() })
+                Some(Worker { name, pool, state: "empty".to_owned(), ..Worker::default() })
             }
         }
     }
@@ -74,6 +72,7 @@ impl Fleet {
             pool: self.pool_name(slot),
             memory: resident_memory(pid),
             cpu: processor_time(pid).unwrap_or_default().as_secs_f64(),
+            totals: self.counters.traffic_of(pid.as_raw()).map(totals).unwrap_or_default(),
             ..Worker::default()
         };
         // After a crash the record is that of another one already.
@@ -87,7 +86,6 @@ impl Fleet {
             connections: record.connections.load(Ordering::Relaxed),
             age: since(&record.started),
             heartbeat: since(&record.heartbeat),
-            totals: self.totals(record, pid.as_raw()),
             executes: self.executes(slot, pid.as_raw()),
             ..process
         })
@@ -142,6 +140,7 @@ impl Fleet {
         let route = self.routes.handlers().get(usize::from(number))?;
         let resources = self.routes.resources().filter(|(_, handler)| *handler == number);
         let pool = self.config.pools.get(self.config.pool_of(&route.resource));
+        let tally = self.counters.total(self.counters.entry_of(&route.resource));
         Some(Handler {
             name: route.name.clone(),
             version: route.version.clone(),
@@ -149,17 +148,15 @@ impl Fleet {
             style: if route.blocking { "blocking" } else { "event" }.to_owned(),
             pool: pool.map_or_else(String::new, |pool| pool.name.clone()),
             file: path_text(&route.file),
+            connections: tally.open.get(),
+            totals: Totals {
+                messages_in: tally.messages_in.get(),
+                messages_out: tally.messages_out.get(),
+                bytes_in: tally.bytes_in.get(),
+                bytes_out: tally.bytes_out.get(),
+            },
             quarantine: self.deaths.gates.get(usize::from(number)).and_then(quarantine),
         })
-    }
-}
-
-impl Fleet {
-    fn totals(&self, record: &Slot, pid: i32) -> Totals {
-        let traffic = self.counters.traffic_of(pid).unwrap_or_default();
-        let accepted = self.counters.place(record.place()).map_or(0, |place| place.accepted.get());
-        let Traffic { messages_in, bytes_in, messages_out, bytes_out } = traffic;
-        Totals { accepted, messages_in, messages_out, bytes_in, bytes_out }
     }
 }
 
@@ -171,6 +168,11 @@ fn state_text(state: State) -> &'static str {
         State::Running => "running",
         State::Stopping => "stopping",
     }
+}
+
+fn totals(traffic: Traffic) -> Totals {
+    let Traffic { messages_in, bytes_in, messages_out, bytes_out } = traffic;
+    Totals { messages_in, messages_out, bytes_in, bytes_out }
 }
 
 fn path_text(path: &Path) -> String {
