@@ -621,7 +621,9 @@ fn who_is_not_meant_to_is_kept_out() {
     // Where everybody can reach the program and the socket's directory.
     let public = tempfile::tempdir().unwrap();
     let program = public.path().join("wshd");
-    std::fs::copy(env!("CARGO_BIN_EXE_wshd"), &program).unwrap();
+    // Not by this process: what other tests fork meanwhile would have it open for writing, and it could not be run.
+    let copied = std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_wshd")).arg(&program).status();
+    assert!(copied.unwrap().success());
     for path in [public.path(), &program, this.dir.path()] {
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
     }

@@ -267,3 +267,37 @@ fn control_socket_and_metrics_are_those_of_the_new_executable() {
     upgradable.stop();
     assert!(!control.exists() && !metrics.exists());
 }
+
+#[test]
+fn an_executable_that_fails_late_leaves_the_sockets_of_the_old_one_alone() {
+    let dir = Dir::new();
+    add_handler(dir.path(), "echo", "echo");
+    let [control, socket] = ["control", "socket"].map(|name| dir.path().join(name));
+    let host = format!("unix:{}", socket.display());
+    let args =
+        ["-H", &host, "--control-socket", control.to_str().unwrap(), "--strict-handlers", "--workers", "1"];
+    let mut upgradable = Upgradable::start(&dir, &args);
+    // Nobody knows before a worker has started.
+    dir.handler(
+        "late",
+        r#"#include <ws_handler.h>
+           static int on_worker_start(void) { return WS_E_FAILED; }
+           static void on_message(ws_conn conn, const ws_message *msg) { (void)conn; (void)msg; }
+           WS_HANDLER(.name = "late", .on_worker_start = on_worker_start, .on_message = on_message);"#,
+    );
+    let ctl = |order: &str| {
+        let mut command = daemon::wshd();
+        command.args(["ctl", order, "--control-socket"]).arg(&control).output().unwrap()
+    };
+    let output = ctl("upgrade");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(9), "{error}");
+    assert!(error.contains("this executable serves on: ") && error.contains("exit code 3"), "{error}");
+    let status = String::from_utf8(ctl("status").stdout).unwrap();
+    assert!(status.contains(&format!("process {}, ", upgradable.supervisor)), "{status}");
+    let mut raw = Raw::over(UnixStream::connect(&socket).unwrap());
+    raw.upgrade("/echo", "");
+    drop(raw);
+    upgradable.stop();
+    assert!(!control.exists() && !socket.exists());
+}

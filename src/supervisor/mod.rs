@@ -83,8 +83,8 @@ pub fn run(mut config: Config, mut origin: Origin) -> Exit {
         Ok(mut fleet) => {
             fleet.daemon = daemon;
             let exit = fleet.serve();
-            // After an upgrade they are somebody else's.
-            if !fleet.has_successor() {
+            // After an upgrade, or before it is done, they are somebody else's.
+            if !fleet.has_successor() && fleet.predecessor.is_none() {
                 let listeners = fleet.listeners.iter().chain(&fleet.metrics.listeners);
                 listeners.for_each(|listener| listener.remove_file());
                 fleet.control.remove_file();
@@ -325,7 +325,7 @@ impl Fleet {
         let replaced = self.replaced.iter().filter_map(|replaced| replaced.control.as_ref());
         let channels = workers.chain(replaced).chain(self.roll.channels());
         fds.extend(channels.map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN)));
-        fds.extend(self.control.interest());
+        fds.extend(self.control.interest().filter(|_| self.predecessor.is_none()));
         let inboxes = self.vacant.iter().filter_map(|slot| self.inboxes.get(*slot));
         fds.extend(inboxes.map(|inbox| PollFd::new(inbox.outlet(), PollFlags::POLLIN)));
         let upgrade = self.successor.iter().filter(|successor| !successor.is_serving);

@@ -213,9 +213,10 @@ impl Fleet {
         if !std::mem::take(&mut self.is_upgrade_due) {
             return;
         }
-        let why = if self.successor.is_some() {
-            Some("one is on its way already")
-        } else if plan.is_stopping() {
+        if self.successor.is_some() {
+            return log::error!("upgrade: one is on its way already");
+        }
+        let why = if plan.is_stopping() {
             Some("the server is told to stop")
         } else if !self.roll.is_idle() {
             Some("workers are being replaced")

@@ -115,7 +115,17 @@ impl Server {
 
     /// Runs a command that becomes a server and logs to this file.
     pub fn launch(mut command: Command, log: PathBuf) -> Self {
-        Self { child: command.stdout(Stdio::piped()).spawn().unwrap(), ready: String::new(), log }
+        command.stdout(Stdio::piped());
+        let mut child = None;
+        // A program that was just written may still be open in what another test is forking.
+        until("it can be started", || match command.spawn() {
+            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => false,
+            started => {
+                child = Some(started.unwrap());
+                true
+            }
+        });
+        Self { child: child.unwrap(), ready: String::new(), log }
     }
 
     pub fn pid(&self) -> i32 {

@@ -159,7 +159,9 @@ impl Control {
 impl Fleet {
     /// Takes up what clients of the control socket want, and answers those whose answers are complete.
     pub(super) fn serve_control(&mut self, events: &mut VecDeque<Event>) {
-        let asked = self.control.socket.as_mut().map(|socket| socket.turn(scoreboard::now()));
+        // As long as another executable serves it is the one to be asked.
+        let socket = self.control.socket.as_mut().filter(|_| self.predecessor.is_none());
+        let asked = socket.map(|socket| socket.turn(scoreboard::now()));
         for asked in asked.into_iter().flatten() {
             let client = asked.client;
             match self.obey(asked, events) {
@@ -201,6 +203,9 @@ impl Fleet {
                 self.control.reload_wanted.push(client);
                 self.ask_for_reload();
                 Outcome::Later
+            }
+            Request::Upgrade {} if self.is_upgrade_due || self.successor.is_some() => {
+                Outcome::Now(Err("an upgrade is on its way already".to_owned()))
             }
             Request::Upgrade {} => {
                 self.control.upgrading.push(client);
