@@ -542,10 +542,10 @@ fn the_number_of_workers_is_changed() {
         let status = this.json(&["status"]);
         status["leaving"] == json!([]) && status["workers"].as_array().unwrap().len() == 1
     });
-    assert_eq!(this.server.workers().len(), 1);
     for client in &mut clients {
         assert_eq!(client::ask(client, "still here"), "still here");
     }
+    until("no process is left over", || this.server.workers().len() == 1);
     for (change, why) in [("-1", "expected 1 to 1024 workers, not 0"), ("0", "not 0"), ("+1024", "not 1025")]
     {
         assert!(this.refuses(&["workers", change]).contains(why), "{change}");

@@ -22,7 +22,7 @@ const DEFAULT_SOCKET: &str = "/run/wshd/control";
 #[command(next_help_heading = "Control")]
 pub struct ControlOptions {
     /// Listen for wshd ctl on this Unix socket [default: none]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = absolute)]
     control_socket: Option<PathBuf>,
     /// Members of this group may use the control socket, too [default: root and the server's user only]
     #[arg(long, value_name = "GROUP", value_parser = group)]
@@ -154,6 +154,14 @@ fn socket_in(path: &std::path::Path) -> Result<PathBuf, String> {
     })
 }
 
+/// The server may be in another directory when it comes to remove it.
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    match text.starts_with('/') {
+        true => Ok(text.into()),
+        false => Err("expected an absolute path".to_owned()),
+    }
+}
+
 fn group(text: &str) -> Result<Gid, String> {
     const EXPECTED: &str = "expected the name or number of a group";
     // The largest is no number to the kernel, but "leave as it is".
@@ -236,6 +244,15 @@ mod tests {
         assert!(error.contains("w.conf: expected control_socket"), "{error}");
         assert!(socket(&["-c", "/nowhere", "status"]).unwrap_err().contains("/nowhere"));
         assert!(socket(&["-c", file_name, "--control-socket", "/s", "status"]).is_err());
+    }
+
+    #[test]
+    fn the_server_wants_an_absolute_path() {
+        let serve =
+            |path: &str| parse(["wshd", "-w", "/h", "--control-socket", path].map(OsString::from), None);
+        let Ok(Command::Serve(config)) = serve("/run/s") else { panic!("it is absolute") };
+        assert_eq!(config.control, Control { socket: Some("/run/s".into()), group: None });
+        assert!(serve("run/s").unwrap_err().to_string().contains("expected an absolute path"));
     }
 
     #[test]
