@@ -26,7 +26,6 @@ const UNSAFE: &[&str] = &[
     "supervisor/spawn.rs",
     "supervisor/systemd.rs",
     "supervisor/upgrade.rs",
-    "worker/accept.rs",
     "worker/evidence.rs",
     "worker/handover.rs",
     "worker/modules.rs",

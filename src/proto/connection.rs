@@ -116,19 +116,14 @@ pub enum SendError {
 /// The state of a connection. Times are those of the calls' `now`.
 pub struct Connection {
     decoder: Decoder,
-    deflate: Option<Deflate>,
+    deflate: Option<Box<Deflate>>,
     /// When the last octets came.
     last_received: u64,
     /// When the last data message, or part of one, came or was sent.
     last_message: u64,
     /// When the newest keepalive Ping was sent, while open; when the first Close frame was sent or came, after.
     since: u64,
-    /// The peer's Pings are paid for up to this time: each costs its share of a second, none more than a
-    /// second ahead.
-    pings_paid: u64,
-    /// The newest `ping()`, if unanswered.
-    ping: Option<Box<OwnPing>>,
-    outgoing: Outgoing,
+    rare: Option<Box<Rare>>,
     /// 0: none.
     close_sent: u16,
     phase: Phase,
@@ -148,15 +143,26 @@ enum Phase {
     Finished,
 }
 
+/// What most connections never have.
+#[derive(Default)]
+struct Rare {
+    /// The peer's Pings are paid for up to this time: each costs its share of a second, none more than a
+    /// second ahead.
+    pings_paid: u64,
+    /// The newest `ping()`, if unanswered.
+    ping: Option<OwnPing>,
+    /// The message that is partly sent.
+    outgoing: Option<Outgoing>,
+}
+
 struct OwnPing {
     at: u64,
     payload: Vec<u8>,
 }
 
-/// The message that is partly sent.
-#[derive(Default)]
+#[derive(Clone, Copy)]
 struct Outgoing {
-    kind: Option<Kind>,
+    kind: Kind,
     compressed: bool,
     utf8: Validator,
 }
@@ -167,13 +173,11 @@ impl Connection {
     pub fn new(now: u64, deflate: Option<Deflate>, stream: bool) -> Self {
         Connection {
             decoder: Decoder::new(),
-            deflate,
+            deflate: deflate.map(Box::new),
             last_received: now,
             last_message: now,
             since: now,
-            pings_paid: 0,
-            ping: None,
-            outgoing: Outgoing::default(),
+            rare: None,
             close_sent: 0,
             phase: Phase::Open,
             awaiting_pong: false,
@@ -194,7 +198,7 @@ impl Connection {
         while matches!(self.phase, Phase::Open | Phase::CloseSent) {
             let mut with = Surroundings {
                 limits: io.limits,
-                deflate: self.deflate.as_mut(),
+                deflate: self.deflate.as_deref_mut(),
                 codecs: io.codecs,
                 stream: self.stream,
             };
@@ -239,25 +243,27 @@ impl Connection {
         io: &mut Io,
     ) -> Result<bool, SendError> {
         self.check_may_send()?;
-        let first = self.outgoing.kind.is_none();
-        if self.outgoing.kind.is_some_and(|unfinished| unfinished != kind) {
+        let unfinished = self.outgoing();
+        if unfinished.is_some_and(|unfinished| unfinished.kind != kind) {
             return Err(SendError::WrongKind);
         }
-        let mut utf8 = self.outgoing.utf8;
+        let mut utf8 = unfinished.map_or(Validator::default(), |unfinished| unfinished.utf8);
         if kind == Kind::Text && !how.trusted {
             utf8.feed(data).map_err(|_| SendError::NotUtf8)?;
             if !how.more {
                 utf8.finish().map_err(|_| SendError::NotUtf8)?;
             }
         }
-        let compressed = if first {
-            // The length of a message that goes on is not known: taken for long.
-            let wanted = |deflate: &Deflate| how.compress && (how.more || deflate.wants(data.len()));
-            self.deflate.as_ref().is_some_and(wanted)
-        } else {
-            self.outgoing.compressed
+        let first = unfinished.is_none();
+        // The length of a message that goes on is not known: taken for long.
+        let wanted = |deflate: &Deflate| how.compress && (how.more || deflate.wants(data.len()));
+        let compressed = match unfinished {
+            None => self.deflate.as_deref().is_some_and(wanted),
+            Some(unfinished) => unfinished.compressed,
         };
-        self.outgoing = Outgoing { kind: how.more.then_some(kind), compressed, utf8 };
+        if how.more || !first {
+            self.rare().outgoing = how.more.then_some(Outgoing { kind, compressed, utf8 });
+        }
         self.last_message = io.now;
 
         let opcode = match kind {
@@ -286,7 +292,7 @@ impl Connection {
             return Err(SendError::TooLong);
         }
         control(io.out, Opcode::Ping, payload);
-        self.ping = Some(Box::new(OwnPing { at: io.now, payload: payload.to_vec() }));
+        self.rare().ping = Some(OwnPing { at: io.now, payload: payload.to_vec() });
         Ok(())
     }
 
@@ -331,13 +337,21 @@ impl Connection {
     pub fn is_movable(&self) -> bool {
         self.phase == Phase::Open
             && self.decoder.is_between_messages()
-            && self.outgoing.kind.is_none()
-            && self.deflate.as_ref().is_none_or(Deflate::movable)
+            && self.outgoing().is_none()
+            && self.deflate.as_deref().is_none_or(Deflate::movable)
     }
 
     /// The compression, if agreed.
     pub fn deflate(&self) -> Option<&Deflate> {
-        self.deflate.as_ref()
+        self.deflate.as_deref()
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    fn outgoing(&self) -> Option<Outgoing> {
+        self.rare.as_ref().and_then(|rare| rare.outgoing)
     }
 
     fn check_may_send(&self) -> Result<(), SendError> {
@@ -371,7 +385,7 @@ impl Connection {
                     return None;
                 }
                 // RFC 6455 5.5.3: a Pong that was not asked for is no error.
-                let ping = self.ping.take_if(|ping| ping.payload == payload)?;
+                let ping = self.rare.as_mut()?.ping.take_if(|ping| ping.payload == payload)?;
                 Some(Event::Pong { body, rtt: io.now.saturating_sub(ping.at) })
             }
         }
@@ -399,10 +413,11 @@ impl Connection {
     /// Whether the peer may send a Ping now.
     fn pay_for_ping(&mut self, io: &Io) -> bool {
         let Some(price) = SECOND.checked_div(io.limits.pings_per_second.into()) else { return true };
-        let paid = self.pings_paid.max(io.now).saturating_add(price);
+        let rare = self.rare();
+        let paid = rare.pings_paid.max(io.now).saturating_add(price);
         let affordable = paid - io.now <= SECOND;
         if affordable {
-            self.pings_paid = paid;
+            rare.pings_paid = paid;
         }
         affordable
     }
@@ -430,7 +445,7 @@ impl Connection {
     fn finish(&mut self, codecs: &mut Codecs) {
         self.phase = Phase::Finished;
         self.decoder = Decoder::new();
-        self.ping = None;
+        self.rare = None;
         if let Some(deflate) = &mut self.deflate {
             deflate.reset(codecs);
         }

@@ -60,6 +60,11 @@ impl Params {
         if self.server_bits == 0 { 15 } else { self.server_bits }
     }
 
+    /// The same, if the response names it.
+    pub fn named_server_max_window_bits(self) -> Option<u8> {
+        (self.server_bits != 0).then_some(self.server_bits)
+    }
+
     /// The window of the messages we receive, 8 to 15.
     pub fn client_max_window_bits(self) -> u8 {
         if self.client_bits == 0 { 15 } else { self.client_bits }

@@ -57,18 +57,61 @@ pub struct BadHeader(pub &'static str);
 /// Decodes the header at the start of `input`: the header and its length, or `None` if it is not complete
 /// yet. A wrong header is refused with the first octet that shows it. `rsv1` says whether an extension
 /// uses that bit.
-#[inline]
 pub fn decode(input: &[u8], rsv1: bool) -> Result<Option<(Header, usize)>, BadHeader> {
-    // A whole header with a short length in one comparison; anything else is looked at piece by piece.
-    if let [first, second, a, b, c, d, ..] = *input {
-        let (fin, rsv1, opcode) = check_first(first, rsv1)?;
-        check_second(second, fin, opcode)?;
-        if second & 0x7f < 126 {
-            let len = u64::from(second & 0x7f);
-            return Ok(Some((Header { fin, rsv1, opcode, len, mask: Mask::new([a, b, c, d]) }, 6)));
+    let Some((&first, rest)) = input.split_first() else { return Ok(None) };
+    let (fin, rsv1, opcode) = check_first(first, rsv1)?;
+    let Some((&second, rest)) = rest.split_first() else { return Ok(None) };
+    check_second(second, fin, opcode)?;
+    let (len, rest, before_key) = match second & 0x7f {
+        126 => {
+            let Some((&octets, rest)) = rest.split_first_chunk::<2>() else { return Ok(None) };
+            let len = u64::from(u16::from_be_bytes(octets));
+            // RFC 6455 5.2: the minimal number of octets must be used.
+            if len < 126 {
+                return Err(BadHeader("length not in its shortest form"));
+            }
+            (len, rest, 4)
         }
-    }
-    decode_slow(input, rsv1)
+        127 => {
+            let Some((&octets, rest)) = rest.split_first_chunk::<8>() else { return Ok(None) };
+            let len = u64::from_be_bytes(octets);
+            // RFC 6455 5.2: the most significant bit must be 0.
+            if len >> 63 != 0 {
+                return Err(BadHeader("length over 63 bits"));
+            }
+            if len <= 0xffff {
+                return Err(BadHeader("length not in its shortest form"));
+            }
+            (len, rest, 10)
+        }
+        short => (u64::from(short), rest, 2),
+    };
+    let Some((&key, _)) = rest.split_first_chunk::<4>() else { return Ok(None) };
+    Ok(Some((Header { fin, rsv1, opcode, len, mask: Mask::new(key) }, before_key + 4)))
+}
+
+/// Decodes the header of a frame that is a whole text or binary message and uses no extension: opcode, octets of payload,
+/// key, and octets of the header. `None` for any other frame, and for what is wrong or incomplete: that is `decode`'s.
+#[inline]
+pub fn decode_simple(input: &[u8]) -> Option<(Opcode, usize, Mask, usize)> {
+    let (first, len, key, header) = match *input {
+        [first, second @ 0x80..=0xfd, a, b, c, d, ..] => (first, usize::from(second & 0x7f), [a, b, c, d], 6),
+        [first, 0xfe, e, f, a, b, c, d, ..] => {
+            (first, usize::from(u16::from_be_bytes([e, f])), [a, b, c, d], 8)
+        }
+        [first, 0xff, 0, 0, 0, 0, e, f, g, h, a, b, c, d, ..] => {
+            (first, u32::from_be_bytes([e, f, g, h]) as usize, [a, b, c, d], 14)
+        }
+        _ => return None,
+    };
+    let opcode = match first {
+        0x81 => Opcode::Text,
+        0x82 => Opcode::Binary,
+        _ => return None,
+    };
+    // RFC 6455 5.2: the minimal number of octets must be used.
+    let shortest = encoded_len(len) + 4 == header;
+    shortest.then_some((opcode, len, Mask::new(key), header))
 }
 
 /// The length of the header that `encode` writes.
@@ -139,41 +182,6 @@ fn check_second(second: u8, fin: bool, opcode: Opcode) -> Result<(), BadHeader> 
     Ok(())
 }
 
-/// Incomplete headers and the long forms of the length, in the order of the octets.
-#[inline(never)]
-fn decode_slow(input: &[u8], rsv1: bool) -> Result<Option<(Header, usize)>, BadHeader> {
-    let Some((&first, rest)) = input.split_first() else { return Ok(None) };
-    let (fin, rsv1, opcode) = check_first(first, rsv1)?;
-    let Some((&second, rest)) = rest.split_first() else { return Ok(None) };
-    check_second(second, fin, opcode)?;
-    let (len, rest, before_key) = match second & 0x7f {
-        126 => {
-            let Some((&octets, rest)) = rest.split_first_chunk::<2>() else { return Ok(None) };
-            let len = u64::from(u16::from_be_bytes(octets));
-            // RFC 6455 5.2: the minimal number of octets must be used.
-            if len < 126 {
-                return Err(BadHeader("length not in its shortest form"));
-            }
-            (len, rest, 4)
-        }
-        127 => {
-            let Some((&octets, rest)) = rest.split_first_chunk::<8>() else { return Ok(None) };
-            let len = u64::from_be_bytes(octets);
-            // RFC 6455 5.2: the most significant bit must be 0.
-            if len >> 63 != 0 {
-                return Err(BadHeader("length over 63 bits"));
-            }
-            if len <= 0xffff {
-                return Err(BadHeader("length not in its shortest form"));
-            }
-            (len, rest, 10)
-        }
-        short => (u64::from(short), rest, 2),
-    };
-    let Some((&key, _)) = rest.split_first_chunk::<4>() else { return Ok(None) };
-    Ok(Some((Header { fin, rsv1, opcode, len, mask: Mask::new(key) }, before_key + 4)))
-}
-
 /// Any octets decode without a panic, a complete header is the same whatever follows it, and an error
 /// stays the same when more arrives.
 #[cfg(any(test, fuzzing, feature = "fuzz"))]
@@ -195,6 +203,10 @@ pub fn fuzz(data: &[u8]) {
         encode(&mut encoded, header.opcode, header.fin, header.rsv1, header.len as usize);
         encoded[1] |= 0x80;
         assert_eq!(&encoded, &input[..consumed - 4]);
+    }
+    if let Some((opcode, len, mask, header)) = decode_simple(input) {
+        let simple = Header { fin: true, rsv1: false, opcode, len: len as u64, mask };
+        assert_eq!(whole, Ok(Some((simple, header))));
     }
 }
 

@@ -112,12 +112,12 @@ pub struct Surroundings<'a> {
 /// Takes a client's frames apart. Between messages it holds no memory but itself; within one, what has
 /// arrived, times a small factor.
 pub struct Decoder {
-    stage: Stage,
-    /// Present while a message is incomplete or a control frame is cut by the end of the input.
+    /// Present while a message or a frame is incomplete.
     partial: Option<Box<Partial>>,
 }
 
 /// Where the input stands.
+#[derive(Clone, Copy)]
 enum Stage {
     /// `0 <= have < MAX_HEADER` octets of a header are there.
     Header { have: u8, octets: [u8; MAX_HEADER - 1] },
@@ -129,8 +129,15 @@ impl Stage {
     const START: Stage = Stage::Header { have: 0, octets: [0; MAX_HEADER - 1] };
 }
 
+impl Default for Stage {
+    fn default() -> Self {
+        Stage::START
+    }
+}
+
 #[derive(Default)]
 struct Partial {
+    stage: Stage,
     message: Option<Message>,
     /// What has come of a control frame.
     control: Vec<u8>,
@@ -152,13 +159,13 @@ struct Message {
 impl Decoder {
     /// Before the first frame.
     pub fn new() -> Self {
-        Decoder { stage: Stage::START, partial: None }
+        Decoder { partial: None }
     }
 
     /// Neither a frame nor a message is incomplete.
     #[inline]
     pub fn is_between_messages(&self) -> bool {
-        self.partial.is_none() && matches!(self.stage, Stage::Header { have: 0, .. })
+        self.partial.is_none()
     }
 
     /// Takes `input[*at..]` up to the end of the next item. After an error nothing more can be decoded.
@@ -170,7 +177,7 @@ impl Decoder {
         with: &mut Surroundings,
     ) -> Result<Item, Violation> {
         if self.is_between_messages()
-            && let Some(item) = whole(input, at, with)?
+            && let Some(item) = whole(input, at, with.limits)?
         {
             return Ok(item);
         }
@@ -184,53 +191,37 @@ impl Decoder {
         at: &mut usize,
         with: &mut Surroundings,
     ) -> Result<Item, Violation> {
-        loop {
-            match self.stage {
-                Stage::Header { .. } => {
-                    let Some(header) = self.header(input, at, with.deflate.is_some())? else {
-                        return Ok(Item::NeedMore);
-                    };
-                    self.begin_frame(&header, with.limits)?;
-                    self.stage = Stage::Payload(header);
+        let mut stage = self.partial.as_ref().map_or(Stage::START, |partial| partial.stage);
+        let item = loop {
+            match stage {
+                Stage::Header { have, octets } => {
+                    let kept = octets.get(..usize::from(have)).unwrap_or_default();
+                    match next_header(kept, input, at, with.deflate.is_some())? {
+                        Ok(header) => {
+                            self.begin_frame(&header, with.limits)?;
+                            stage = Stage::Payload(header);
+                        }
+                        Err(incomplete) => {
+                            stage = incomplete;
+                            break Item::NeedMore;
+                        }
+                    }
                 }
                 Stage::Payload(header) => {
-                    if let Some(item) = self.payload(header, input, at, with)? {
-                        return Ok(item);
+                    let (after, item) = self.payload(header, input, at, with)?;
+                    stage = after;
+                    if let Some(item) = item {
+                        break item;
                     }
                 }
             }
-        }
-    }
-
-    /// The next header, once it is complete.
-    fn header(&mut self, input: &[u8], at: &mut usize, rsv1: bool) -> Result<Option<Header>, Violation> {
-        let rest = input.get(*at..).unwrap_or_default();
-        let (have, kept) = match self.stage {
-            Stage::Header { have, octets } => (usize::from(have), octets),
-            Stage::Payload(_) => (0, [0; MAX_HEADER - 1]),
         };
-        if have == 0
-            && let Some((header, consumed)) = decode(rest, rsv1)?
-        {
-            *at += consumed;
-            return Ok(Some(header));
+        match (&mut self.partial, stage) {
+            (Some(partial), Stage::Header { have: 0, .. }) if partial.is_empty() => self.partial = None,
+            (None, Stage::Header { have: 0, .. }) => {}
+            (partial, _) => partial.get_or_insert_default().stage = stage,
         }
-        let mut octets = [0; MAX_HEADER];
-        let mut filled = 0;
-        for (slot, octet) in octets.iter_mut().zip(kept.iter().take(have).chain(rest)) {
-            *slot = *octet;
-            filled += 1;
-        }
-        if let Some((header, consumed)) = decode(octets.get(..filled).unwrap_or_default(), rsv1)? {
-            // The octets kept were not enough: `consumed` is larger than `have`.
-            *at += consumed.saturating_sub(have);
-            return Ok(Some(header));
-        }
-        // Not complete, hence shorter than the longest header.
-        let [kept @ .., _] = octets;
-        self.stage = Stage::Header { have: filled as u8, octets: kept };
-        *at = input.len();
-        Ok(None)
+        Ok(item)
     }
 
     /// Whether the frame may stand here.
@@ -263,14 +254,14 @@ impl Decoder {
         }
     }
 
-    /// What is there of the payload. `None`: it is complete, and there is nothing to deliver.
+    /// What is there of the payload, and what comes next. No item: it is complete, and there is nothing to deliver.
     fn payload(
         &mut self,
         mut header: Header,
         input: &mut [u8],
         at: &mut usize,
         with: &mut Surroundings,
-    ) -> Result<Option<Item>, Violation> {
+    ) -> Result<(Stage, Option<Item>), Violation> {
         let start = *at;
         let available = input.len().saturating_sub(start);
         let count = usize::try_from(header.len).map_or(available, |len| len.min(available));
@@ -280,7 +271,7 @@ impl Decoder {
         header.len -= count as u64;
         *at = range.end;
         let complete = header.len == 0;
-        self.stage = if complete { Stage::START } else { Stage::Payload(header) };
+        let stage = if complete { Stage::START } else { Stage::Payload(header) };
 
         let item = if header.opcode.is_control() {
             self.control(header.opcode, complete, piece, range)
@@ -295,7 +286,7 @@ impl Decoder {
         } else {
             None
         };
-        Ok(if item.is_none() && !complete { Some(Item::NeedMore) } else { item })
+        Ok((stage, if item.is_none() && !complete { Some(Item::NeedMore) } else { item }))
     }
 
     /// A control frame, once it is complete.
@@ -313,11 +304,7 @@ impl Decoder {
         if !complete {
             return None;
         }
-        let body = Body::Owned(std::mem::take(&mut partial.control));
-        if partial.message.is_none() {
-            self.partial = None;
-        }
-        Some(Item::Control { opcode, body })
+        Some(Item::Control { opcode, body: Body::Owned(std::mem::take(&mut partial.control)) })
     }
 
     /// The memory held besides the decoder itself.
@@ -333,6 +320,13 @@ impl Decoder {
 impl Default for Decoder {
     fn default() -> Self {
         Decoder::new()
+    }
+}
+
+impl Partial {
+    /// Apart from the stage.
+    fn is_empty(&self) -> bool {
+        self.message.is_none() && self.control.is_empty()
     }
 }
 
@@ -431,29 +425,55 @@ fn protocol_error(why: &'static str) -> Violation {
     Violation { code: PROTOCOL_ERROR, why }
 }
 
-#[inline]
+/// The next header, of which `kept` has come before; what is kept of it now if it is incomplete.
+fn next_header(
+    kept: &[u8],
+    input: &[u8],
+    at: &mut usize,
+    rsv1: bool,
+) -> Result<Result<Header, Stage>, Violation> {
+    let rest = input.get(*at..).unwrap_or_default();
+    if kept.is_empty()
+        && let Some((header, consumed)) = decode(rest, rsv1)?
+    {
+        *at += consumed;
+        return Ok(Ok(header));
+    }
+    let mut octets = [0; MAX_HEADER];
+    let mut filled = 0;
+    for (slot, octet) in octets.iter_mut().zip(kept.iter().chain(rest)) {
+        *slot = *octet;
+        filled += 1;
+    }
+    if let Some((header, consumed)) = decode(octets.get(..filled).unwrap_or_default(), rsv1)? {
+        // The octets kept were not enough: `consumed` is larger than their number.
+        *at += consumed.saturating_sub(kept.len());
+        return Ok(Ok(header));
+    }
+    // Not complete, hence shorter than the longest header.
+    let [octets @ .., _] = octets;
+    *at = input.len();
+    Ok(Err(Stage::Header { have: filled as u8, octets }))
+}
+
 fn decode(input: &[u8], rsv1: bool) -> Result<Option<(Header, usize)>, Violation> {
     frame::decode(input, rsv1).map_err(|bad| protocol_error(bad.0))
 }
 
 /// The quick way for the usual case: a message in one frame that is not compressed and lies wholly in the
-/// input. Anything else, and anything over a limit, is left to `next_piece`.
+/// input. Anything else, anything over a limit, and what is wrong with a header is left to `next_piece`.
 #[inline]
-fn whole(input: &mut [u8], at: &mut usize, with: &Surroundings) -> Result<Option<Item>, Violation> {
+fn whole(input: &mut [u8], at: &mut usize, limits: &Limits) -> Result<Option<Item>, Violation> {
     let rest = input.get(*at..).unwrap_or_default();
-    let Some((mut header, consumed)) = decode(rest, with.deflate.is_some())? else { return Ok(None) };
-    let kind = match header.opcode {
-        Opcode::Text => Kind::Text,
-        Opcode::Binary => Kind::Binary,
-        _ => return Ok(None),
-    };
-    if !header.fin || header.rsv1 || header.len > with.limits.frame.min(with.limits.message) as u64 {
+    let Some((kind, len, mut mask, header)) = frame::decode_simple(rest) else { return Ok(None) };
+    let start = *at + header;
+    let end = start.saturating_add(len);
+    let Some(payload) = input.get_mut(start..end) else { return Ok(None) };
+    if len > limits.frame.min(limits.message) {
         return Ok(None);
     }
-    let start = *at + consumed;
-    let end = start.saturating_add(header.len as usize);
-    let Some(payload) = input.get_mut(start..end) else { return Ok(None) };
-    header.mask.apply(payload);
+    let kind = if kind == Opcode::Text { Kind::Text } else { Kind::Binary };
+    mask.apply(payload);
     if kind == Kind::Text && !utf8::is_valid(payload) {
         return Err(NOT_UTF8);
     }

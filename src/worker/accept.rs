@@ -1,7 +1,7 @@
 //! Accept threads: one for each listening socket, in blocking `accept4`, which
 //! the kernel wakes in turn. A worker that is ahead of the others holds back.
 
-use std::os::fd::AsFd;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -90,8 +90,8 @@ impl Acceptor {
 
     fn accept(&self, slot: &Slot) {
         while self.hold_back(slot) {
-            let socket = match accept(self.listener.as_fd()) {
-                Ok(socket) => socket,
+            let (socket, peer) = match accept(&self.listener) {
+                Ok(accepted) => accepted,
                 // accept(2): errors of the connection that was waiting, not of the socket.
                 Err(Errno::EINTR | Errno::EAGAIN | Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM) => {
                     continue;
@@ -116,7 +116,6 @@ impl Acceptor {
             self.scoreboard.changed();
             // From here on a crash does not lose it (see is_just_accepted() for before).
             let place = self.mailroom.enter_lobby(&socket);
-            let peer = socket.peer_addr().ok().and_then(|address| address.as_socket());
             if peer.is_some() {
                 // Only a hint for latency; a socket that refuses it works all the same.
                 let _ = SockRef::from(&socket).set_tcp_nodelay(true);
@@ -147,14 +146,11 @@ impl Acceptor {
     }
 }
 
-fn accept(listener: impl AsFd) -> Result<Socket, Errno> {
-    use nix::sys::socket::{SockFlag, accept4};
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-    let raw = accept4(listener.as_fd().as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
-    // SAFETY: accept4 has just made this descriptor, and nobody else knows of it.
-    #[allow(unsafe_code)]
-    let owned = unsafe { OwnedFd::from_raw_fd(raw) };
-    Ok(Socket::from(owned))
+/// The next connection, and the peer's address if that is one of IP.
+fn accept(listener: &Listener) -> Result<(Socket, Option<SocketAddr>), Errno> {
+    let accepted = SockRef::from(listener).accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
+    let (socket, address) = accepted.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
+    Ok((socket, address.as_socket()))
 }
 
 fn serves(slot: &Slot, now: u64) -> bool {

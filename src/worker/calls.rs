@@ -8,11 +8,11 @@ use std::sync::Arc;
 use ::ws_handler::raw::*;
 use socket2::Socket;
 
-use super::conn::{Phase, Timers};
+use super::conn::{Conn, Phase};
 use super::facts::{self, Facts};
 use super::opening::close_body;
 use super::output::Queue;
-use super::record::standing;
+use super::record::{Record, standing};
 use super::thread::MAX_TIMERS;
 use super::{Core, Worker};
 use crate::ffi::host::{
@@ -32,7 +32,7 @@ impl Host for Worker {
             Fact::CloseReason => {
                 let core = &mut *self.core.borrow_mut();
                 let open = core.table.get(conn).and_then(|conn| conn.open());
-                let close = open.and_then(|open| open.peer_close.as_ref());
+                let close = open.and_then(|open| open.peer_close());
                 match close.and_then(|close| close.reason.strip_suffix(b"\0")) {
                     Some(reason) if !reason.is_empty() => present(reason),
                     _ => ABSENT,
@@ -67,7 +67,7 @@ impl Host for Worker {
                 .map_or(0, |open| u32::from(open.last_opcode)),
             Number::CloseCode => {
                 let open = core.table.get(conn).and_then(|conn| conn.open());
-                open.map_or(0, |open| match &open.peer_close {
+                open.map_or(0, |open| match open.peer_close() {
                     Some(close) => u32::from(close.code),
                     None if open.over => WS_CLOSE_ABNORMAL,
                     None => 0,
@@ -97,7 +97,7 @@ impl Host for Worker {
 
     fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
         let ours = match self.core.borrow_mut().table.get(handshake).map(|conn| &conn.phase) {
-            Some(Phase::Opening(handshake, None)) => Some(handshake.clone()),
+            Some(Phase::Opening(handshake, None, _)) => Some(handshake.clone()),
             _ => None,
         };
         let Some(ours) = ours else { return WS_E_GONE };
@@ -116,20 +116,17 @@ impl Host for Worker {
 
     fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
         let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
-        if self.is_full(conn) {
-            return WS_E_FULL;
-        }
         match payload {
             Payload::Borrowed(bytes) => {
                 let trusted = !how.more && self.delivering.get() == (bytes.as_ptr(), bytes.len());
-                self.send_bytes(conn, kind, bytes, Send { trusted, ..how })
+                self.send_bytes(conn, kind, bytes, Send { trusted, ..how }, true)
             }
-            Payload::Owned(bytes) => self.send_owned_bytes(conn, kind, bytes, how),
+            Payload::Owned(bytes) => self.send_owned_bytes(conn, kind, bytes, how, true),
         }
     }
 
     fn ping(&self, conn: u64, payload: &[u8]) -> i32 {
-        if self.is_full(conn) { WS_E_FULL } else { self.send_ping(conn, payload) }
+        self.send_ping(conn, payload, true)
     }
 
     fn buffered(&self, conn: u64) -> usize {
@@ -137,7 +134,7 @@ impl Host for Worker {
     }
 
     fn pause(&self, conn: u64, pause: bool) -> i32 {
-        if self.with_open(conn, |_, open| open.over || open.closing.0 != 0) != Some(false) {
+        if self.with_open(conn, |_, open| open.over || open.is_closing()) != Some(false) {
             return WS_E_GONE;
         }
         self.pause_for_handler(conn, pause);
@@ -150,7 +147,7 @@ impl Host for Worker {
             if open.over {
                 return i64::from(WS_E_GONE);
             }
-            let timers = open.timers.get_or_insert_with(Box::<Timers>::default);
+            let timers = &mut open.extra().timers;
             if timers.waiting.len() == MAX_TIMERS {
                 return i64::from(WS_E_LIMIT);
             }
@@ -164,7 +161,7 @@ impl Host for Worker {
 
     fn clear_timer(&self, conn: u64, timer: i64) -> i32 {
         let cleared = self.with_open(conn, |_, open| {
-            let waiting = &mut open.timers.as_mut()?.waiting;
+            let waiting = &mut open.extra().timers.waiting;
             let index = waiting.iter().position(|(_, number, _)| *number == timer)?;
             waiting.swap_remove(index);
             Some(WS_OK)
@@ -215,8 +212,8 @@ impl Worker {
     fn facts<R>(&self, id: u64, f: impl FnOnce(Facts<'_>) -> R) -> Option<R> {
         let core = &mut *self.core.borrow_mut();
         let request = match &core.table.get(id)?.phase {
-            Phase::Opening(handshake, _) => Some(Arc::clone(&handshake.request)),
-            Phase::Open(open) => open.request.clone(),
+            Phase::Opening(handshake, ..) => Some(Arc::clone(&handshake.request)),
+            Phase::Open(open) => open.request().cloned(),
             _ => return None,
         };
         let record = core.table.record(id)?;
@@ -226,32 +223,33 @@ impl Worker {
 
     /// Whether the send queue is above its high mark even after the kernel was given what it takes; on_writable
     /// is owed then.
-    fn is_full(&self, id: u64) -> bool {
-        let core = &mut *self.core.borrow_mut();
-        let Some(conn) = core.table.get(id) else { return false };
-        if conn.queued() < self.config.send_high {
-            return false;
-        }
+    #[inline]
+    fn is_full(&self, id: u64, conn: &mut Conn, record: &mut Record) -> bool {
+        conn.queued() >= self.config.send_high && self.stays_full(id, conn, record)
+    }
+
+    #[cold]
+    fn stays_full(&self, id: u64, conn: &mut Conn, record: &mut Record) -> bool {
         // A socket that fails is found out by the flush that follows.
-        let _ = write_early(core, id, |queue, socket| queue.write_to(socket));
-        let Some(conn) = core.table.get(id) else { return false };
-        let queued = conn.queued();
-        self.count_queued(id, conn, queued);
+        let _ = write_early(conn, record, |queue, socket| queue.write_to(socket));
+        let counted = conn.queue.as_ref().map_or(0, |queue| queue.counted);
+        self.count_queue(id, conn, counted);
         self.mailroom.refuses_to_send(id)
     }
 
-    /// Sends bytes that are valid during this call only.
-    pub fn send_bytes(&self, id: u64, kind: u32, bytes: &[u8], how: Send) -> i32 {
+    /// Sends bytes that are valid during this call only. `bounded`: not if the send queue is full.
+    pub fn send_bytes(&self, id: u64, kind: u32, bytes: &[u8], how: Send, bounded: bool) -> i32 {
         let Some(message) = message_kind(kind) else { return WS_E_INVALID };
         let core = &mut *self.core.borrow_mut();
-        let sent = self.sending(core, id, |proto, io| match bytes.len() {
+        let sent = self.sending(core, id, bounded, |proto, io| match bytes.len() {
             LARGE.. => proto.send_header(message, bytes, how, io),
             _ => proto.send(message, bytes, how, io).map(|()| false),
         });
         let tally = match sent {
             Ok((false, tally)) => tally,
             Ok((true, tally)) => {
-                write_early(core, id, |queue, socket| {
+                let Some((conn, record)) = core.table.both(id) else { return WS_E_GONE };
+                write_early(conn, record, |queue, socket| {
                     // A socket that fails is found out by the flush that follows.
                     let taken = queue.write_before(socket, bytes).unwrap_or(0);
                     queue.tail().extend_from_slice(bytes.get(taken..).unwrap_or_default());
@@ -265,15 +263,15 @@ impl Worker {
     }
 
     /// Sends bytes that stay as they are until they are dropped.
-    pub fn send_owned_bytes(&self, id: u64, kind: u32, bytes: OwnedBytes, how: Send) -> i32 {
+    pub fn send_owned_bytes(&self, id: u64, kind: u32, bytes: OwnedBytes, how: Send, bounded: bool) -> i32 {
         let size = bytes.as_ref().len();
         if size < LARGE {
-            return self.send_bytes(id, kind, bytes.as_ref(), how);
+            return self.send_bytes(id, kind, bytes.as_ref(), how, bounded);
         }
         let Some(message) = message_kind(kind) else { return WS_E_INVALID };
         let core = &mut *self.core.borrow_mut();
-        let sent = self.sending(core, id, |proto, io| proto.send_header(message, bytes.as_ref(), how, io));
-        let tally = match sent {
+        let send = |proto: &mut Connection, io: &mut Io| proto.send_header(message, bytes.as_ref(), how, io);
+        let tally = match self.sending(core, id, bounded, send) {
             Ok((false, tally)) => tally,
             Ok((true, tally)) => {
                 if let Some((queue, _)) = core.table.get(id).and_then(|conn| conn.queue_and_socket()) {
@@ -288,9 +286,9 @@ impl Worker {
     }
 
     /// Sends a Ping.
-    pub fn send_ping(&self, id: u64, payload: &[u8]) -> i32 {
+    pub fn send_ping(&self, id: u64, payload: &[u8], bounded: bool) -> i32 {
         let core = &mut *self.core.borrow_mut();
-        let sent = self.sending(core, id, |proto, io| proto.ping(payload, io));
+        let sent = self.sending(core, id, bounded, |proto, io| proto.ping(payload, io));
         sent.err().unwrap_or(WS_OK)
     }
 
@@ -300,15 +298,21 @@ impl Worker {
         &self,
         core: &mut Core,
         id: u64,
+        bounded: bool,
         send: impl FnOnce(&mut Connection, &mut Io) -> Result<R, SendError>,
     ) -> Result<(R, &'static Tally), i32> {
-        let conn = core.table.get(id).ok_or(WS_E_GONE)?;
+        let (conn, record) = core.table.both(id).ok_or(WS_E_GONE)?;
+        if bounded && self.is_full(id, conn, record) {
+            return Err(WS_E_FULL);
+        }
         let limits = &self.config.limits;
         let protocol = conn.protocol(self.now.get(), limits, &mut core.codecs, &mut core.spare);
         let (open, mut io) = protocol.filter(|(open, _)| !open.over).ok_or(WS_E_GONE)?;
         let tally = open.counted.tally();
         let sent = send(&mut open.proto, &mut io).map_err(send_result);
-        Worker::mark_dirty(core, id);
+        if !conn.dirty {
+            Worker::mark_dirty(core, id);
+        }
         sent.map(|sent| (sent, tally))
     }
 
@@ -321,14 +325,18 @@ impl Worker {
 
 /// Writes in the middle of a callback. Should there be a crash, no Close frame can follow while that goes on, nor if
 /// it ends within a frame.
-fn write_early<R>(core: &mut Core, id: u64, write: impl FnOnce(&mut Queue, &Socket) -> R) -> Option<R> {
-    let record = core.table.record(id)?;
+fn write_early<R>(
+    conn: &mut Conn,
+    record: &mut Record,
+    write: impl FnOnce(&mut Queue, &Socket) -> R,
+) -> Option<R> {
+    let (queue, socket) = conn.queue_and_socket()?;
     let stands = record.standing();
     record.set_standing(stands & !standing::BOUNDARY);
-    let (queue, socket) = core.table.get(id)?.queue_and_socket()?;
     let result = write(queue, socket);
-    let torn = !queue.is_at_start();
-    core.table.record(id).filter(|_| !torn)?.set_standing(stands);
+    if queue.is_at_start() {
+        record.set_standing(stands);
+    }
     Some(result)
 }
 

@@ -50,22 +50,18 @@ pub struct Conn {
     pub phase: Phase,
     /// What waits to be sent; none if nothing does.
     pub queue: Option<Box<Queue>>,
-    /// What was read and can not be processed yet.
-    pub unread: Option<Box<[u8]>>,
-    /// The entry in the timers that counts; [`NEVER`] without one.
+    /// The entry in the timers that counts (ms); [`NEVER`] without one.
     pub timer_at: u64,
     /// End of the present phase; [`NEVER`] if it has none.
     pub deadline: u64,
-    /// Since when this worker has it; ns.
-    pub since: u64,
-    /// Bytes of the queue that the mailroom knows of.
-    pub counted: u32,
+    /// Since when this worker has it; seconds of the clock.
+    pub since: u32,
     /// Index of the handler in the routes, once the request is known.
     pub handler: u16,
     pauses: u8,
     /// What epoll watches: 1 for reading, 2 for writing.
     pub watched: u8,
-    /// In the list of connections to flush.
+    /// It is going to be flushed: it is in the list for that, or being processed.
     pub dirty: bool,
 }
 
@@ -73,8 +69,8 @@ pub struct Conn {
 pub enum Phase {
     /// The request head is being read.
     Head(Vec<u8>),
-    /// The handler decides about the handshake.
-    Opening(Arc<Handshake>, Option<Arc<Mailbox>>),
+    /// The handler decides about the handshake; what came after the request is set aside.
+    Opening(Arc<Handshake>, Option<Arc<Mailbox>>, Option<Box<[u8]>>),
     /// An HTTP response is being sent.
     Reply(Option<FileBody>),
     /// The WebSocket is open, or being closed.
@@ -101,24 +97,29 @@ pub struct Open {
     pub counted: OpenCount,
     /// The handler's pointer.
     pub user: *mut c_void,
-    /// The mailbox of a blocking handler.
-    pub mailbox: Option<Arc<Mailbox>>,
-    /// The request, if the handler keeps it.
-    pub request: Option<Arc<Request>>,
-    /// How the peer began to close.
-    pub peer_close: Option<Box<PeerClose>>,
-    /// Timers of an event style handler: when, number, what.
-    pub timers: Option<Box<Timers>>,
-    /// Since when the send queue waits without progress; [`NEVER`] if it does not.
-    pub stalled: u64,
-    /// Who began to close (`WS_BY_...`), and the code; 0 while nobody did.
-    pub closing: (u8, u16),
+    extra: Option<Box<Extra>>,
     /// Type of the last message.
     pub last_opcode: u8,
     /// The connection is over: on_close is owed.
     pub over: bool,
     /// The handler does not know of it (accepted only to be closed).
     pub silent: bool,
+}
+
+/// What a connection that waits for messages usually does not have.
+#[derive(Default)]
+pub struct Extra {
+    /// The mailbox of a blocking handler.
+    pub mailbox: Option<Arc<Mailbox>>,
+    /// The request, if the handler keeps it.
+    pub request: Option<Arc<Request>>,
+    /// How the peer began to close.
+    pub peer_close: Option<PeerClose>,
+    /// Timers of an event style handler.
+    pub timers: Timers,
+    /// Who began to close (`WS_BY_...`), and the code; 0 while nobody did.
+    pub closing: (u8, u16),
+    unread: Option<Box<[u8]>>,
 }
 
 /// A connection's timers.
@@ -133,32 +134,46 @@ pub struct Timers {
 impl Open {
     /// A connection that has just opened.
     pub fn new(proto: Connection, counted: OpenCount) -> Self {
-        Open {
-            proto,
-            counted,
-            user: null_mut(),
-            mailbox: None,
-            request: None,
-            peer_close: None,
-            timers: None,
-            stalled: NEVER,
-            closing: (0, 0),
-            last_opcode: 0,
-            over: false,
-            silent: false,
-        }
+        Open { proto, counted, user: null_mut(), extra: None, last_opcode: 0, over: false, silent: false }
+    }
+
+    /// What most connections do not have, to be changed.
+    pub fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    /// The mailbox of a blocking handler.
+    #[inline]
+    pub fn mailbox(&self) -> Option<&Arc<Mailbox>> {
+        self.extra.as_ref()?.mailbox.as_ref()
+    }
+
+    /// The request, if the handler keeps it.
+    pub fn request(&self) -> Option<&Arc<Request>> {
+        self.extra.as_ref()?.request.as_ref()
+    }
+
+    /// How the peer began to close.
+    pub fn peer_close(&self) -> Option<&PeerClose> {
+        self.extra.as_ref()?.peer_close.as_ref()
+    }
+
+    /// Whether anybody has begun to close.
+    pub fn is_closing(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.closing.0 != 0)
     }
 
     /// Notes who began to close; the first counts.
     pub fn begin_close(&mut self, by: u32, code: u16) {
-        if self.closing.0 == 0 {
-            self.closing = (by as u8, code);
+        let extra = self.extra();
+        if extra.closing.0 == 0 {
+            extra.closing = (by as u8, code);
         }
     }
 
     /// When the next timer of the handler is due.
     pub fn next_timer(&self) -> u64 {
-        let timers = self.timers.iter().flat_map(|timers| &timers.waiting);
+        let timers = self.extra.iter().flat_map(|extra| &extra.timers.waiting);
         timers.map(|(at, ..)| *at).min().unwrap_or(NEVER)
     }
 }
@@ -170,11 +185,9 @@ impl Conn {
             socket,
             phase: Phase::Head(Vec::new()),
             queue: None,
-            unread: None,
             timer_at: NEVER,
             deadline,
             since: 0,
-            counted: 0,
             handler: NO_HANDLER,
             pauses: 0,
             watched: 1,
@@ -207,6 +220,38 @@ impl Conn {
         self.pauses != 0
     }
 
+    /// Sets aside what was read and can not be processed yet.
+    pub fn set_unread(&mut self, bytes: Option<Box<[u8]>>) {
+        match &mut self.phase {
+            Phase::Opening(_, _, unread) => *unread = bytes,
+            Phase::Open(open) if bytes.is_some() => open.extra().unread = bytes,
+            _ => {}
+        }
+    }
+
+    /// Takes that back.
+    pub fn take_unread(&mut self) -> Option<Box<[u8]>> {
+        match &mut self.phase {
+            Phase::Opening(_, _, unread) => unread.take(),
+            Phase::Open(open) => open.extra.as_mut()?.unread.take(),
+            _ => None,
+        }
+    }
+
+    /// Whether there is such.
+    pub fn has_unread(&self) -> bool {
+        match &self.phase {
+            Phase::Opening(_, _, unread) => unread.is_some(),
+            Phase::Open(open) => open.extra.as_ref().is_some_and(|extra| extra.unread.is_some()),
+            _ => false,
+        }
+    }
+
+    /// Since when the send queue waits without progress.
+    pub fn stalled(&self) -> Option<u64> {
+        self.queue.as_ref()?.stalled
+    }
+
     /// The send queue, if there is one, and where it leads to.
     pub fn queue_and_socket(&mut self) -> Option<(&mut Queue, &Socket)> {
         Some((self.queue.as_deref_mut()?, &self.socket))
@@ -222,7 +267,7 @@ impl Conn {
     pub fn next_deadline(&self, limits: &Limits, stall: u64) -> u64 {
         match &self.phase {
             Phase::Open(open) => {
-                let stalled = open.stalled.saturating_add(stall);
+                let stalled = self.stalled().map_or(NEVER, |since| since.saturating_add(stall));
                 self.deadline.min(open.proto.deadline(limits)).min(open.next_timer()).min(stalled)
             }
             _ => self.deadline,
@@ -243,9 +288,15 @@ impl Conn {
     }
 }
 
+/// Connections in a piece of the table.
+const PIECE: usize = 256;
+
 /// All connections of a worker.
 pub struct Table {
-    places: Vec<(u32, Option<Box<Conn>>)>,
+    /// By slot. In pieces of a fixed size: what is there never moves, and costs what it takes.
+    places: Vec<Vec<Option<Conn>>>,
+    /// By slot: upper half of the id of the connection there, or of the last one.
+    generations: Vec<u32>,
     free: Vec<u32>,
     records: Records,
     most: u32,
@@ -256,39 +307,58 @@ impl Table {
     /// A table for at most so many.
     pub fn new(most: u32) -> io::Result<Self> {
         let records = Records::map(most as usize)?;
-        Ok(Table { places: Vec::new(), free: Vec::new(), records, most, live: 0 })
+        // Memory that is not used costs nothing; growing would leave holes behind.
+        let (places, generations, free) = (Vec::new(), Vec::with_capacity(most as usize), Vec::new());
+        Ok(Table { places, generations, free, records, most, live: 0 })
     }
 
     /// Adds a connection; `None`, and it is dropped, when the table is full.
     pub fn add(&mut self, conn: Conn) -> Option<u64> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
-            None if self.places.len() < self.most as usize => {
-                self.places.push((0, None));
-                self.places.len() as u32 - 1
+            None if self.generations.len() < self.most as usize => {
+                self.generations.push(0);
+                self.generations.len() as u32 - 1
             }
             None => return None,
         };
-        let (generation, place) = self.places.get_mut(slot as usize)?;
+        let generation = self.generations.get_mut(slot as usize)?;
         // 0 is no generation: no id is 0.
         *generation = generation.wrapping_add(1).max(1);
-        *place = Some(Box::new(conn));
+        if slot as usize >= self.places.len() * PIECE {
+            self.places.push(std::iter::repeat_with(|| None).take(PIECE).collect());
+        }
+        *self.places.get_mut(slot as usize / PIECE)?.get_mut(slot as usize % PIECE)? = Some(conn);
         self.live += 1;
         Some(u64::from(*generation) << 32 | u64::from(slot))
     }
 
     /// The connection of that id.
+    #[inline]
     pub fn get(&mut self, id: u64) -> Option<&mut Conn> {
-        match self.places.get_mut(id as u32 as usize) {
-            Some((generation, Some(conn))) if *generation == (id >> 32) as u32 => Some(conn),
-            _ => None,
-        }
+        self.place(id)?.as_mut()
+    }
+
+    /// The place of the connection of that id; empty once it is gone.
+    #[inline]
+    fn place(&mut self, id: u64) -> Option<&mut Option<Conn>> {
+        let slot = id as u32 as usize;
+        let is_current = *self.generations.get(slot)? == (id >> 32) as u32;
+        self.places.get_mut(slot / PIECE)?.get_mut(slot % PIECE).filter(|_| is_current)
     }
 
     /// The record of a connection; changed ones are to be sealed.
     pub fn record(&mut self, id: u64) -> Option<&mut Record> {
-        self.get(id)?;
-        self.records.get_mut(id as u32)
+        self.both(id).map(|(_, record)| record)
+    }
+
+    /// A connection and its record.
+    #[inline]
+    pub fn both(&mut self, id: u64) -> Option<(&mut Conn, &mut Record)> {
+        let slot = id as u32 as usize;
+        let is_current = *self.generations.get(slot)? == (id >> 32) as u32;
+        let place = self.places.get_mut(slot / PIECE)?.get_mut(slot % PIECE).filter(|_| is_current)?;
+        Some((place.as_mut()?, self.records.get_mut(id as u32)?))
     }
 
     /// Where the records lie.
@@ -297,19 +367,24 @@ impl Table {
     }
 
     /// Takes a connection out and forgets all about it.
-    pub fn remove(&mut self, id: u64) -> Option<Box<Conn>> {
-        self.get(id)?;
+    pub fn remove(&mut self, id: u64) -> Option<Conn> {
+        let conn = self.place(id)?.take()?;
         let slot = id as u32;
         self.records.clear(slot);
         self.free.push(slot);
         self.live -= 1;
-        self.places.get_mut(slot as usize)?.1.take()
+        Some(conn)
     }
 
     /// Ids of all connections.
     pub fn ids(&self) -> Vec<u64> {
-        let places = self.places.iter().enumerate().filter(|(_, (_, conn))| conn.is_some());
-        places.map(|(slot, (generation, _))| u64::from(*generation) << 32 | slot as u64).collect()
+        let taken = self.places.iter().flatten().zip(0..).filter(|(conn, _)| conn.is_some());
+        taken.filter_map(|(_, slot)| self.id_of(slot)).collect()
+    }
+
+    /// The id of the connection in this slot, or of the last one.
+    pub fn id_of(&self, slot: u32) -> Option<u64> {
+        self.generations.get(slot as usize).map(|generation| u64::from(*generation) << 32 | u64::from(slot))
     }
 
     /// How many there are.
@@ -324,6 +399,14 @@ mod tests {
 
     fn conn() -> Conn {
         Conn::new(Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap(), NEVER)
+    }
+
+    #[test]
+    fn what_an_idle_connection_costs() {
+        // With the record and an entry in the timers.
+        let timers = size_of::<u64>();
+        let connection = size_of::<Option<Conn>>();
+        assert!(connection + size_of::<Record>() + timers <= 256, "{connection}");
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Worker {
         self.mailroom.set_gone(id);
         let mailbox = self.with_open(id, |_, open| {
             open.begin_close(by, code);
-            open.mailbox.clone()
+            open.mailbox().cloned()
         });
         if let Some(mailbox) = mailbox.flatten() {
             mailbox.closing();
@@ -59,7 +59,7 @@ impl Worker {
         self.note_peer_close(id, code, reason);
         let Some((handler, mailbox)) = self.with_open(id, |handler, open| {
             open.begin_close(WS_BY_PEER, code);
-            (handler, open.mailbox.clone())
+            (handler, open.mailbox().cloned())
         }) else {
             return;
         };
@@ -85,10 +85,10 @@ impl Worker {
     pub fn note_peer_close(&self, id: u64, code: u16, reason: &[u8]) {
         let close = PeerClose { code, reason: [reason, b"\0"].concat() };
         self.with_open(id, |_, open| {
-            if let Some(mailbox) = open.mailbox.as_ref().filter(|_| open.proto.close_sent().is_some()) {
+            if let Some(mailbox) = open.mailbox().filter(|_| open.proto.close_sent().is_some()) {
                 mailbox.answered(close.clone());
             }
-            open.peer_close = Some(Box::new(close));
+            open.extra().peer_close = Some(close);
         });
     }
 
@@ -103,14 +103,15 @@ impl Worker {
     /// The handler wants the connection dropped.
     pub fn abort(&self, id: u64) {
         if let Some(conn) = self.core.borrow_mut().table.get(id) {
-            drop(conn.queue.take());
+            let counted = conn.queue.take().map_or(0, |queue| queue.counted);
+            self.count_queue(id, conn, counted);
         }
         self.end(id, WS_BY_HANDLER, 1006);
     }
 
     /// The connection is over without (the rest of) a closing handshake.
     pub fn end(&self, id: u64, by: u32, code: u16) {
-        if let Some(mailbox) = self.with_open(id, |_, open| open.mailbox.clone()).flatten() {
+        if let Some(mailbox) = self.with_open(id, |_, open| open.mailbox().cloned()).flatten() {
             mailbox.lost();
         }
         self.begin_close(id, by, code);
@@ -129,9 +130,11 @@ impl Worker {
 
     /// Tells the handler that a connection is over, and forgets it.
     pub fn say_over(&self, id: u64) {
-        let Some((handler, silent, mailbox, (by, code))) =
-            self.with_open(id, |handler, open| (handler, open.silent, open.mailbox.take(), open.closing))
-        else {
+        let Some((handler, silent, mailbox, (by, code))) = self.with_open(id, |handler, open| {
+            let silent = open.silent;
+            let extra = open.extra();
+            (handler, silent, extra.mailbox.take(), extra.closing)
+        }) else {
             return;
         };
         let by = u32::from(by);
@@ -160,10 +163,9 @@ impl Worker {
             let core = &mut *self.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
             let said = conn.open().is_some_and(|open| open.proto.close_sent().is_some());
-            let heard = conn.open().is_some_and(|open| open.peer_close.is_some());
+            let heard = conn.open().is_some_and(|open| open.peer_close().is_some());
             if said && !heard && conn.queued() == 0 && conn.socket.shutdown(Shutdown::Write).is_ok() {
                 conn.phase = Phase::Linger;
-                conn.unread = None;
                 conn.deadline = self.now.get().saturating_add(LINGER);
                 for reason in [Pause::Handler, Pause::Mailbox, Pause::Queue, Pause::Move] {
                     conn.set_pause(reason, false, self.now.get());
@@ -185,7 +187,7 @@ impl Worker {
         self.log_answer(id, None);
         let removed = self.core.borrow_mut().table.remove(id);
         if let Some(conn) = removed {
-            self.counting.count_queued(conn.counted, 0);
+            self.counting.count_queued(conn.queue.as_ref().map_or(0, |queue| queue.counted), 0);
             self.uncount();
         }
     }
@@ -230,8 +232,7 @@ impl Worker {
         }
         if phase_over {
             // The blocking thread did not answer the peer's Close in time.
-            let code =
-                self.with_open(id, |_, open| open.peer_close.as_ref().map_or(1005, |close| close.code));
+            let code = self.with_open(id, |_, open| open.peer_close().map_or(1005, |close| close.code));
             let answer = code.filter(|code| *code != 1005);
             self.close(id, answer, b"", WS_BY_PEER);
             if let Some(conn) = self.core.borrow_mut().table.get(id) {
@@ -251,7 +252,7 @@ impl Worker {
             let protocol = conn.protocol(now, &self.config.limits, &mut core.codecs, &mut core.spare);
             let Some((open, mut io)) = protocol else { return };
             let due = open.proto.on_deadline(&mut io);
-            (due, open.stalled != NEVER && open.stalled.saturating_add(stall) <= now)
+            (due, conn.stalled().is_some_and(|since| since.saturating_add(stall) <= now))
         };
         match due {
             Deadline::Later if stalled => {
@@ -275,7 +276,10 @@ impl Worker {
 
 /// Takes the timers that are due out of a connection, in order.
 fn take_due(open: &mut Open, now: u64) -> Vec<Task> {
-    let Some(timers) = &mut open.timers else { return Vec::new() };
+    if open.next_timer() > now {
+        return Vec::new();
+    }
+    let timers = &mut open.extra().timers;
     let mut due = Vec::new();
     let mut index = 0;
     while let Some((at, ..)) = timers.waiting.get(index) {

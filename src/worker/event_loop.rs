@@ -11,8 +11,9 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::Worker;
-use super::conn::{NEVER, Phase};
+use super::conn::{Conn, NEVER, Phase};
 use super::rescue;
+use super::timer::{FOREVER, MS, Timers};
 use crate::ffi::host::monotonic;
 use crate::fleet::control;
 use crate::fleet::scoreboard::State;
@@ -48,6 +49,11 @@ impl Poll {
         Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
     }
 
+    /// Adds an event counter that is never read: each ring is an event.
+    pub fn add_bell(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, token))?)
+    }
+
     /// Watches a descriptor no more.
     pub fn forget(&self, fd: impl AsFd) {
         // It fails only for one that is not watched.
@@ -69,7 +75,7 @@ impl Worker {
         // Blocked since the fork.
         let terminate = SigSet::from(Signal::SIGTERM);
         let signals = SignalFd::with_flags(&terminate, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        self.poll.add(self.mailroom.bell(), BELL)?;
+        self.poll.add_bell(self.mailroom.bell(), BELL)?;
         self.poll.add(&self.control, CONTROL)?;
         self.poll.add(&signals, SIGNAL)?;
         let mut buffer = vec![0; RECEIVE + 1];
@@ -144,11 +150,11 @@ impl Worker {
         loop {
             let (over, dirty, resumed) = {
                 let core = &mut *self.core.borrow_mut();
+                if core.over.is_empty() && core.dirty.is_empty() && core.resumed.is_empty() {
+                    return;
+                }
                 (core.over.pop(), core.dirty.pop(), core.resumed.pop())
             };
-            if over.is_none() && dirty.is_none() && resumed.is_none() {
-                return;
-            }
             if let Some(id) = over {
                 self.say_over(id);
             }
@@ -263,31 +269,38 @@ impl Worker {
     fn deadlines(&self) {
         loop {
             let due = self.core.borrow_mut().timers.due(self.now.get());
-            let Some((at, id)) = due else { return };
-            let counts = match self.core.borrow_mut().table.get(id) {
-                Some(conn) if conn.timer_at == at => {
-                    conn.timer_at = NEVER;
-                    true
-                }
-                _ => false,
-            };
-            if counts {
+            let Some((at, slot)) = due else { return };
+            if let Some(id) = self.come_up(at, slot) {
                 self.on_deadline(id);
                 self.arm(id);
             }
         }
     }
 
+    /// The connection that a timer has come up for, unless the entry was stale.
+    fn come_up(&self, at: u64, slot: u32) -> Option<u64> {
+        let core = &mut *self.core.borrow_mut();
+        let id = core.table.id_of(slot)?;
+        core.table.get(id).filter(|conn| conn.timer_at == at)?.timer_at = NEVER;
+        Some(id)
+    }
+
     /// Sees to it that the connection's next deadline is in the timers.
     pub fn arm(&self, id: u64) {
         let core = &mut *self.core.borrow_mut();
-        let Some(conn) = core.table.get(id) else { return };
+        if let Some(conn) = core.table.get(id) {
+            self.arm_conn(id, conn, &mut core.timers);
+        }
+    }
+
+    /// The same for a connection at hand.
+    pub fn arm_conn(&self, id: u64, conn: &mut Conn, timers: &mut Timers) {
         // At least a millisecond ahead: a deadline can not make the loop spin.
         let soon = self.now.get() + 1_000_000;
-        let at = conn.next_deadline(&self.config.limits, self.stall_time()).max(soon);
-        if at < conn.timer_at {
+        let at = conn.next_deadline(&self.config.limits, self.stall_time()).max(soon).div_ceil(MS);
+        if at < conn.timer_at.min(FOREVER) {
             conn.timer_at = at;
-            core.timers.enter(at, id);
+            timers.enter(at, id as u32);
         }
     }
 }

@@ -56,7 +56,7 @@ impl Worker {
             return None;
         };
         let conn = core.table.get(id)?;
-        conn.since = self.now.get();
+        conn.since = (self.now.get() / 1_000_000_000) as u32;
         let raw = std::os::fd::AsRawFd::as_raw_fd(&conn.socket);
         if let Err(error) = self.poll.add(&conn.socket, id) {
             log::error!("a connection was dropped: epoll: {error}");
@@ -191,8 +191,8 @@ impl Worker {
         {
             let core = &mut *self.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
-            conn.phase = Phase::Opening(Arc::clone(&handshake), mailbox.clone());
-            conn.unread = (!rest.is_empty()).then(|| rest.into());
+            let unread = (!rest.is_empty()).then(|| rest.into());
+            conn.phase = Phase::Opening(Arc::clone(&handshake), mailbox.clone(), unread);
             conn.set_pause(Pause::Handshake, true, self.now.get());
             if let Some(record) = core.table.record(id).filter(|_| rest.is_empty()) {
                 record.set_head(handshake.request.head.as_bytes());
@@ -244,7 +244,7 @@ impl Worker {
     /// The verdict is there, or the time for it is over: the reply is written.
     pub fn conclude(&self, id: u64) {
         let (handshake, mailbox) = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
-            Some(Phase::Opening(handshake, mailbox)) => (Arc::clone(handshake), mailbox.clone()),
+            Some(Phase::Opening(handshake, mailbox, _)) => (Arc::clone(handshake), mailbox.clone()),
             _ => return,
         };
         self.mailroom.remove_handshake(id);
@@ -309,10 +309,17 @@ impl Worker {
             let counted = OpenCount::new(self.counting.of(handshake.handler));
             counted.tally().count_status(101);
             let mut open = Open::new(Connection::new(self.now.get(), codec, stream), counted);
-            open.request = request.clone();
-            open.mailbox = mailbox.clone().filter(|_| close.is_none());
             open.silent = close.is_some();
+            if request.is_some() || mailbox.is_some() {
+                let extra = open.extra();
+                extra.request = request.clone();
+                extra.mailbox = mailbox.clone().filter(|_| close.is_none());
+            }
+            let unread = conn.take_unread();
             conn.phase = Phase::Open(open);
+            conn.set_unread(unread);
+            // Nothing is read before this turn is over.
+            conn.set_pause(Pause::Handshake, false, self.now.get());
             conn.deadline = NEVER;
             if let Some(record) = core.table.record(id) {
                 record.seal();
@@ -324,7 +331,7 @@ impl Worker {
         if let Some((code, reason)) = close {
             end_early(mailbox.as_deref());
             self.close(id, code, &reason, WS_BY_HANDLER);
-            return self.resume(id, Pause::Handshake);
+            return self.go_on_reading(id);
         }
         self.mailroom.set_open(id, handshake.handler);
         match mailbox {
@@ -344,8 +351,16 @@ impl Worker {
                 self.say_open(id, handshake.handler);
             }
         }
-        self.resume(id, Pause::Handshake);
+        self.go_on_reading(id);
         self.arm(id);
+    }
+
+    /// Has what came with the request processed.
+    fn go_on_reading(&self, id: u64) {
+        let core = &mut *self.core.borrow_mut();
+        if core.table.get(id).is_some_and(|conn| conn.has_unread()) {
+            core.resumed.push(id);
+        }
     }
 
     /// Tells the handler that a connection is open: a blocking one that it goes on.
@@ -388,7 +403,6 @@ impl Worker {
                 Body::File { file, offset, length } => Some(FileBody { file, offset, left: length }),
             };
             conn.phase = Phase::Reply(file);
-            conn.unread = None;
             conn.deadline = self.now.get().saturating_add(self.config.handshake_time);
             conn.dirty = true;
             core.dirty.push(id);
@@ -400,7 +414,7 @@ impl Worker {
     /// Drops a connection that is not open yet.
     pub fn drop_unopened(&self, id: u64) {
         let opening = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
-            Some(Phase::Opening(handshake, mailbox)) => Some((Arc::clone(handshake), mailbox.clone())),
+            Some(Phase::Opening(handshake, mailbox, _)) => Some((Arc::clone(handshake), mailbox.clone())),
             _ => None,
         };
         if let Some((handshake, mailbox)) = opening {
@@ -421,7 +435,9 @@ impl Worker {
         }
         let slow = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
             Some(Phase::Head(bytes)) if !bytes.is_empty() => Slow::Head,
-            Some(Phase::Opening(handshake, mailbox)) => Slow::Handler(Arc::clone(handshake), mailbox.clone()),
+            Some(Phase::Opening(handshake, mailbox, _)) => {
+                Slow::Handler(Arc::clone(handshake), mailbox.clone())
+            }
             _ => Slow::Other,
         };
         match slow {

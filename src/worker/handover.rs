@@ -172,7 +172,7 @@ impl Worker {
     /// Tells a handler that the server wants a connection to end.
     fn drain(&self, id: u64) {
         let left = self.with_open(id, |handler, open| {
-            (open.closing.0 == 0 && !open.over).then(|| (handler, open.mailbox.clone()))
+            (!open.is_closing() && !open.over).then(|| (handler, open.mailbox().cloned()))
         });
         match left.flatten() {
             // A resumable one is waited for instead.

@@ -41,7 +41,7 @@ impl Worker {
     /// Begins to close a connection, and reports whether there is such a one.
     pub fn close_by_order(&self, ticket: u64, conn: u64, code: u16) {
         let state = match self.core.borrow_mut().table.get(conn).map(|conn| &conn.phase) {
-            Some(Phase::Open(open)) => Some((true, open.closing.0 == 0 && !open.over)),
+            Some(Phase::Open(open)) => Some((true, !open.is_closing() && !open.over)),
             Some(Phase::Head(_) | Phase::Opening(..) | Phase::Reply(_)) => Some((false, true)),
             Some(Phase::Linger) | None => None,
         };
@@ -99,11 +99,11 @@ impl Worker {
         let conn = core.table.get(id)?;
         let (phase, handler, resource, protocol) = match &conn.phase {
             Phase::Head(_) => ("request", None, None, None),
-            Phase::Opening(handshake, _) => {
+            Phase::Opening(handshake, ..) => {
                 ("handshake", Some(handshake.handler), Some(text(handshake.request.strings().resource)), None)
             }
             Phase::Reply(_) => ("reply", None, None, None),
-            Phase::Open(open) if open.over || open.closing.0 != 0 => {
+            Phase::Open(open) if open.over || open.is_closing() => {
                 ("closing", Some(conn.handler), Some(resource), protocol)
             }
             Phase::Open(_) => ("open", Some(conn.handler), Some(resource), protocol),
@@ -119,7 +119,7 @@ impl Worker {
             handler: route.map(|route| route.name.as_str().into()),
             protocol,
             compressed: phase != "request" && deflate != 0,
-            age: seconds(self.now.get().saturating_sub(conn.since)),
+            age: seconds(self.now.get().saturating_sub(u64::from(conn.since) * 1_000_000_000)),
             queued: conn.queued() as u64,
         })
     }

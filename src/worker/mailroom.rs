@@ -124,7 +124,6 @@ impl Mailroom {
     pub fn give(&self, command: Command) {
         lock(&self.commands).push(command);
         if !self.awake.swap(true, Ordering::AcqRel) {
-            // The counter can not overflow: the loop resets it before it is 2.
             let _ = self.bell.write(1);
         }
     }
@@ -295,16 +294,16 @@ impl Mailroom {
 
     // ------------------------------------------------------ called by the loop
 
-    /// Readable when there are commands.
+    /// Becomes readable, by an edge, when there are commands. It is not read: its counter takes more rings than there
+    /// will ever be.
     pub fn bell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
 
     /// All commands so far.
     pub fn take(&self) -> Vec<Command> {
-        // In this order: a command given in between rings again. The other way round its ring would be swallowed
-        // here and `awake` stay set, and nobody would ever ring again.
-        let _ = self.bell.read();
+        // In this order: a command given in between rings again. The other way round it could be missed here while
+        // `awake` is still set, and nobody would ring.
         self.awake.swap(false, Ordering::AcqRel);
         std::mem::take(&mut *lock(&self.commands))
     }
@@ -383,7 +382,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
     use super::*;
     use crate::fleet::{counters::Counters, routes::Routes, scoreboard::Place};
@@ -400,10 +399,11 @@ mod tests {
         let mailroom = Mailroom::new(1, 1, Box::leak(Box::new(counting()))).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| (0..COMMANDS).for_each(|conn| mailroom.give(Command::Verdict(conn))));
+            let poll = Epoll::new(EpollCreateFlags::empty()).unwrap();
+            poll.add(mailroom.bell(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0)).unwrap();
             let mut taken = 0;
             while taken < COMMANDS {
-                let mut bell = [PollFd::new(mailroom.bell(), PollFlags::POLLIN)];
-                let rings = poll(&mut bell, PollTimeout::from(5000_u16)).unwrap();
+                let rings = poll.wait(&mut [EpollEvent::empty()], EpollTimeout::from(5000_u16)).unwrap();
                 assert_eq!(rings, 1, "{} commands wait", COMMANDS - taken);
                 taken += mailroom.take().len() as u64;
             }

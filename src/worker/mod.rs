@@ -229,7 +229,7 @@ fn serve(start: Start) -> io::Result<()> {
             table: Table::new(connections)?,
             codecs: Codecs::new(),
             spare: Spare::default(),
-            timers: Timers::default(),
+            timers: Timers::new(connections),
             dirty: Vec::new(),
             over: Vec::new(),
             resumed: Vec::new(),
@@ -326,7 +326,7 @@ impl Worker {
 fn most_connections(config: &Config) -> u32 {
     let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     let possible = files.saturating_sub(RESERVED_DESCRIPTORS).max(1);
-    config.connections.min(u32::try_from(possible).unwrap_or(u32::MAX))
+    config.connections.min(u32::try_from(possible).unwrap_or(u32::MAX)).min(timer::MAX_SLOT)
 }
 
 /// Loads all handlers and tells them that a worker starts.

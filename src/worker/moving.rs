@@ -279,7 +279,9 @@ impl Worker {
             let conn = core.table.get(id)?;
             let protocol = Connection::new(self.now.get(), deflate, flags & WS_STREAM != 0);
             let mut open = Open::new(protocol, OpenCount::new(self.counting.of(handler)));
-            open.request = request;
+            if request.is_some() {
+                open.extra().request = request;
+            }
             conn.handler = handler;
             conn.phase = Phase::Open(open);
             if let Some(record) = core.table.record(id) {

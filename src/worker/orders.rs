@@ -49,13 +49,11 @@ impl Worker {
         let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
         let trusted = !how.more && kind == WS_TEXT;
         let result = match parcel {
-            Parcel::Copied(bytes) => self.send_bytes(
-                id,
-                kind,
-                &bytes,
-                Send { trusted: trusted && self.is_unfragmented(id), ..how },
-            ),
-            Parcel::Owned(bytes) => self.send_owned_bytes(id, kind, bytes, how),
+            Parcel::Copied(bytes) => {
+                let how = Send { trusted: trusted && self.is_unfragmented(id), ..how };
+                self.send_bytes(id, kind, &bytes, how, false)
+            }
+            Parcel::Owned(bytes) => self.send_owned_bytes(id, kind, bytes, how, false),
         };
         // The thread was told that all is well: only a fragmented text that proves wrong comes here.
         if result == WS_E_INVALID {
@@ -74,7 +72,7 @@ impl Worker {
     pub fn send_ping_for_thread(&self, id: u64, payload: &[u8]) {
         Self::mark_dirty(&mut self.core.borrow_mut(), id);
         self.mailroom.count_queued(id, cost(payload), 0);
-        self.send_ping(id, payload);
+        self.send_ping(id, payload, false);
     }
 
     /// A blocking thread has taken enough.
@@ -86,7 +84,7 @@ impl Worker {
     /// A posted function: called here, or left for the blocking thread; if the connection is gone, called all
     /// the same, so that what it holds can be freed.
     pub fn run_posted(&self, id: u64, task: Task) {
-        let known = self.with_open(id, |handler, open| (handler, open.mailbox.clone(), open.over));
+        let known = self.with_open(id, |handler, open| (handler, open.mailbox().cloned(), open.over));
         match known {
             Some((_, Some(mailbox), false)) => {
                 if let Err(task) = mailbox.post(task) {

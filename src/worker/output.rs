@@ -2,10 +2,15 @@
 //!
 //! A connection without such bytes has no queue. Empty queues are kept for
 //! reuse, so that the usual answer costs no allocation.
+//!
+//! System calls are made with rustix: in a process with threads each send() of the C library enters and leaves a
+//! cancellation point.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice};
 
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, send, sendmsg};
 use socket2::Socket;
 
 use crate::ffi::host::OwnedBytes;
@@ -31,46 +36,60 @@ impl Chunk {
     }
 }
 
-/// The bytes to send, in order.
+/// The bytes to send, in order: `before`, then `tail`.
 #[derive(Default)]
 pub struct Queue {
-    chunks: VecDeque<Chunk>,
+    before: VecDeque<Chunk>,
+    /// Bytes in `before`.
+    before_size: usize,
+    tail: Vec<u8>,
     /// Of the first chunk, the kernel has taken so much.
     sent: usize,
     /// What waits begins in the middle of what was sent, not at its start.
     torn: bool,
+    /// Since when it waits without progress.
+    pub stalled: Option<u64>,
+    /// Bytes of it that the mailroom knows of.
+    pub counted: u32,
 }
 
 impl Queue {
     /// Bytes that wait.
+    #[inline]
     pub fn len(&self) -> usize {
-        self.chunks.iter().map(|chunk| chunk.bytes().len()).sum::<usize>() - self.sent
+        self.before_size + self.tail.len() - self.sent
     }
 
     /// Whether nothing waits.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Whether nothing of what waits was sent, so that it begins with a frame.
+    #[inline]
     pub fn is_at_start(&self) -> bool {
         !self.torn
     }
 
     /// The buffer at the end, to append to.
+    #[inline]
     pub fn tail(&mut self) -> &mut Vec<u8> {
-        if !matches!(self.chunks.back(), Some(Chunk::Copied(_))) {
-            self.chunks.push_back(Chunk::Copied(Vec::new()));
-        }
-        match self.chunks.back_mut() {
-            Some(Chunk::Copied(bytes)) => bytes,
-            _ => unreachable!("a buffer was just put there"),
-        }
+        &mut self.tail
     }
 
     /// Appends bytes of the handler's own, without a copy.
     pub fn push_owned(&mut self, bytes: OwnedBytes) {
-        self.chunks.push_back(Chunk::Owned(bytes));
+        if !self.tail.is_empty() {
+            let tail = std::mem::take(&mut self.tail);
+            self.push(Chunk::Copied(tail));
+        }
+        self.push(Chunk::Owned(bytes));
+    }
+
+    fn push(&mut self, chunk: Chunk) {
+        self.before_size += chunk.bytes().len();
+        self.before.push_back(chunk);
     }
 
     /// Gives the kernel what it takes; `Ok` even if that is nothing.
@@ -79,63 +98,61 @@ impl Queue {
     }
 
     /// The same, with bytes that follow the queue; says how many of those were taken.
-    pub fn write_before(&mut self, mut socket: &Socket, after: &[u8]) -> io::Result<usize> {
+    pub fn write_before(&mut self, socket: &Socket, after: &[u8]) -> io::Result<usize> {
         loop {
             let waiting = self.len();
             if waiting + after.len() == 0 {
                 return Ok(0);
             }
-            let mut slices = [IoSlice::new(&[]); PIECES];
-            let mut skip = self.sent;
-            for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
-                *slice = IoSlice::new(&chunk.bytes()[skip..]);
-                skip = 0;
-            }
-            let ends_with_after = match slices.get_mut(self.chunks.len()) {
-                Some(last) => {
-                    *last = IoSlice::new(after);
-                    true
-                }
-                None => false,
+            let (written, given) = if self.before.is_empty() && after.is_empty() {
+                (send(socket, self.tail.get(self.sent..).unwrap_or_default(), SendFlags::NOSIGNAL), waiting)
+            } else {
+                let (slices, used, given) = self.slices(after);
+                let mut nothing = SendAncillaryBuffer::default();
+                let slices = slices.get(..used).unwrap_or_default();
+                (sendmsg(socket, slices, &mut nothing, SendFlags::NOSIGNAL), given)
             };
-            let written = match (self.chunks.front(), after) {
-                (Some(chunk), []) if self.chunks.len() == 1 => socket.write(&chunk.bytes()[self.sent..]),
-                _ => socket.write_vectored(&slices),
-            };
-            let given = slices.iter().map(|slice| slice.len()).sum::<usize>();
             let written = match written {
                 Ok(written) => written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
+                Err(Errno::AGAIN) => return Ok(0),
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
             };
             self.advance(written.min(waiting));
             // Where a write ends is the end of a frame only if it took everything.
             self.torn = (self.torn || written > 0) && written < waiting + after.len();
-            if ends_with_after || written < given {
+            if written < given || given == waiting + after.len() {
                 return Ok(written.saturating_sub(waiting));
             }
         }
     }
 
-    fn advance(&mut self, mut written: usize) {
-        while let Some(chunk) = self.chunks.front() {
-            let left = chunk.bytes().len() - self.sent;
-            if written < left {
-                self.sent += written;
-                return;
-            }
-            written -= left;
+    /// What waits, and `after` it, as far as it fits into so many slices: the slices, how many are used, their bytes.
+    fn slices<'a>(&'a self, after: &'a [u8]) -> ([IoSlice<'a>; PIECES], usize, usize) {
+        let mut slices = [IoSlice::new(&[]); PIECES];
+        let chunks = self.before.iter().map(Chunk::bytes).chain([self.tail.as_slice(), after]);
+        let (mut used, mut given, mut skip) = (0, 0, self.sent);
+        for (slice, chunk) in slices.iter_mut().zip(chunks) {
+            let bytes = chunk.get(skip..).unwrap_or_default();
+            *slice = IoSlice::new(bytes);
+            (used, given, skip) = (used + 1, given + bytes.len(), 0);
+        }
+        (slices, used, given)
+    }
+
+    /// So many bytes more have been taken.
+    fn advance(&mut self, written: usize) {
+        self.sent += written;
+        while let Some(size) =
+            self.before.front().map(|chunk| chunk.bytes().len()).filter(|size| *size <= self.sent)
+        {
+            self.before.pop_front();
+            (self.before_size, self.sent) = (self.before_size - size, self.sent - size);
+        }
+        // The buffer stays, empty, for the next message.
+        if self.before.is_empty() && self.sent == self.tail.len() {
+            self.tail.clear();
             self.sent = 0;
-            let is_last = self.chunks.len() == 1;
-            match self.chunks.front_mut() {
-                // The last buffer stays, empty, for the next message.
-                Some(Chunk::Copied(bytes)) if is_last => {
-                    bytes.clear();
-                    return;
-                }
-                _ => drop(self.chunks.pop_front()),
-            }
         }
     }
 }
@@ -156,7 +173,8 @@ impl Spare {
 
     /// Takes an empty queue back.
     pub fn put(&mut self, mut queue: Box<Queue>) {
-        let kept = queue.is_empty() && self.queues.len() < SPARE && queue.tail().capacity() <= SPARE_BYTES;
+        (queue.stalled, queue.counted) = (None, 0);
+        let kept = queue.is_empty() && self.queues.len() < SPARE && queue.tail.capacity() <= SPARE_BYTES;
         if kept {
             self.queues.push(queue);
         }

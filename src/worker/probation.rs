@@ -71,7 +71,7 @@ impl Worker {
             Some(Phase::Open(open)) => {
                 let since = *probe.open_since.get_or_insert(now);
                 // A blocking handler's thread may still have the message before it.
-                let handled = open.last_opcode != 0 && open.mailbox.is_none();
+                let handled = open.last_opcode != 0 && open.mailbox().is_none();
                 let well = handled || now.saturating_sub(since) >= MOMENT;
                 if well { Finding::Well } else { Finding::Nothing }
             }

@@ -48,7 +48,7 @@ impl Worker {
         };
         if let Err(error) = begun {
             log::error!("{}: connection {id:x} can not go on here: {error}", service.plugin.name);
-            self.with_open(id, |_, open| (open.mailbox, open.silent) = (None, true));
+            self.with_open(id, |_, open| (open.extra().mailbox, open.silent) = (None, true));
             self.close(id, Some(1012), b"", WS_BY_HOST);
         }
         self.resume(id, Pause::Move);
@@ -77,8 +77,8 @@ impl Worker {
         let Some((mut opened, state)) = known else { return Ok(()) };
         mailbox.rest();
         self.with_open(id, |_, open| {
-            opened.request = open.request.clone();
-            (open.mailbox, open.silent) = (Some(Arc::clone(&mailbox)), false);
+            opened.request = open.request().cloned();
+            (open.extra().mailbox, open.silent) = (Some(Arc::clone(&mailbox)), false);
         });
         // From here on it is as movable as its thread says.
         self.flush(id);
@@ -93,11 +93,11 @@ impl Worker {
             return false;
         }
         let mailbox = match self.core.borrow_mut().table.get(id) {
-            Some(conn) if conn.unread.is_some() => return false,
+            Some(conn) if conn.has_unread() => return false,
             Some(conn) => conn
                 .open()
                 .filter(|open| is_serving(open) && open.proto.is_movable())
-                .and_then(|open| open.mailbox.clone()),
+                .and_then(|open| open.mailbox().cloned()),
             None => return false,
         };
         if !mailbox
@@ -112,7 +112,7 @@ impl Worker {
 
     /// Whether it is a blocking connection that can move once its thread has nothing to do.
     pub fn is_resumable(&self, id: u64) -> bool {
-        let mailbox = self.with_open(id, |_, open| open.mailbox.clone()).flatten();
+        let mailbox = self.with_open(id, |_, open| open.mailbox().cloned()).flatten();
         mailbox.is_some_and(|mailbox| mailbox.is_resumable())
     }
 
@@ -122,7 +122,7 @@ impl Worker {
             let serving = is_serving(open);
             if serving {
                 // Its handler does not know of it any more.
-                (open.mailbox, open.silent) = (None, true);
+                (open.extra().mailbox, open.silent) = (None, true);
             }
             (serving, open.proto.is_movable())
         });
@@ -160,12 +160,12 @@ impl Worker {
     fn is_let_go(&self, id: u64) -> bool {
         let core = &mut *self.core.borrow_mut();
         let known = core.table.get(id).map(|conn| &conn.phase);
-        let is_silent = matches!(known, Some(Phase::Open(open)) if open.mailbox.is_none() && open.silent);
+        let is_silent = matches!(known, Some(Phase::Open(open)) if open.mailbox().is_none() && open.silent);
         is_silent && core.table.record(id).is_some_and(|record| record.is_movable())
     }
 }
 
 /// Neither over nor about to end.
 fn is_serving(open: &Open) -> bool {
-    !open.over && open.closing.0 == 0
+    !open.over && !open.is_closing()
 }

@@ -1,12 +1,13 @@
 //! An open connection: bytes in, messages to the handler, bytes out.
 
-use std::io::{ErrorKind, Read};
 use std::net::Shutdown;
 use std::os::unix::fs::FileExt;
 
 use ::ws_handler::raw::*;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 
-use super::conn::{Conn, FileBody, NEVER, Open, Pause, Phase};
+use super::conn::{Conn, FileBody, Open, Pause, Phase};
 use super::greet::LINGER;
 use super::mailbox::Item;
 use super::record::standing;
@@ -31,7 +32,7 @@ impl Worker {
         let room = buffer.len() - 1;
         let (received, next) = {
             let core = &mut *self.core.borrow_mut();
-            let Some(conn) = core.table.get(id) else { return };
+            let Some((conn, record)) = core.table.both(id) else { return };
             let next = match &conn.phase {
                 Phase::Head(_) => Next::Head,
                 Phase::Open(_) => Next::Messages,
@@ -43,15 +44,12 @@ impl Worker {
             if conn.is_paused() {
                 return;
             }
-            if let Some(record) = core.table.record(id) {
-                // Until all that is read now is processed the connection can not move.
-                record.set_standing(record.standing() & !(standing::MOVABLE | standing::FRESH));
-                if matches!(next, Next::Head) {
-                    record.forget_head();
-                }
+            // Until all that is read now is processed the connection can not move.
+            record.set_standing(record.standing() & !(standing::MOVABLE | standing::FRESH));
+            if matches!(next, Next::Head) {
+                record.forget_head();
             }
-            let Some(conn) = core.table.get(id) else { return };
-            ((&conn.socket).read(&mut buffer[..room]), next)
+            (recv(&conn.socket, &mut buffer[..room], RecvFlags::empty()).map(|(_, count)| count), next)
         };
         match (received, next) {
             // A half-close after the request: the reply is wanted all the same.
@@ -61,9 +59,7 @@ impl Worker {
             (Ok(count), Next::Messages) => self.process(id, buffer, count),
             (Ok(_), Next::Nothing | Next::ReplyStill) => {}
             // Nothing to read after all: it stands as it did.
-            (Err(error), _) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
-                self.flush(id)
-            }
+            (Err(Errno::AGAIN | Errno::INTR), _) => self.flush(id),
             (Err(_), _) => self.lost(id),
         }
     }
@@ -73,7 +69,10 @@ impl Worker {
         let count = {
             let core = &mut *self.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
-            let (false, Some(unread)) = (conn.is_paused(), conn.unread.take()) else { return };
+            if conn.is_paused() {
+                return;
+            }
+            let Some(unread) = conn.take_unread() else { return };
             // It came out of this buffer, or is a request head's tail, which is shorter.
             let Some(to) = buffer.get_mut(..unread.len()) else { return };
             to.copy_from_slice(&unread);
@@ -88,37 +87,44 @@ impl Worker {
     fn process(&self, id: u64, buffer: &mut [u8], count: usize) {
         let mut at = 0;
         loop {
-            if self.is_above_high(id) {
-                self.flush(id);
-            }
-            let event = {
+            let (event, handler) = {
                 let core = &mut *self.core.borrow_mut();
                 let Some(conn) = core.table.get(id) else { return };
+                // What is sent meanwhile leaves with the flush below.
+                conn.dirty = true;
                 if conn.is_paused() {
                     let rest = &buffer[at..count];
-                    conn.unread = (!rest.is_empty()).then(|| rest.into());
+                    conn.set_unread((!rest.is_empty()).then(|| rest.into()));
                     break;
                 }
+                let (full, handler) = (conn.queued() >= self.config.send_high, conn.handler);
                 let limits = &self.config.limits;
                 let protocol = conn.protocol(self.now.get(), limits, &mut core.codecs, &mut core.spare);
-                let Some((open, mut io)) = protocol else { return };
-                if open.over {
-                    break;
+                let Some((open, mut io)) = protocol.filter(|(open, _)| !open.over) else { break };
+                if full {
+                    (None, handler)
+                } else {
+                    let event = open.proto.receive(&mut buffer[..count], &mut at, &mut io);
+                    if let Event::Message { kind, last, body, .. } = &event {
+                        open.last_opcode = *kind as u8;
+                        open.counted.tally().received(body.len(), *last);
+                    }
+                    (Some(event), handler)
                 }
-                open.proto.receive(&mut buffer[..count], &mut at, &mut io)
             };
             match event {
-                Event::NeedMore => break,
-                Event::Message { kind, first, last, body, .. } => {
+                None => self.flush_within(id),
+                Some(Event::NeedMore) => break,
+                Some(Event::Message { kind, first, last, body, .. }) => {
                     let flags = if first { WS_FIRST } else { 0 } | if last { WS_LAST } else { 0 };
-                    self.deliver(id, kind, flags, body, buffer);
+                    self.deliver(id, handler, kind, flags, body, buffer);
                 }
-                Event::Pong { body, rtt } => self.deliver_pong(id, body.octets(buffer), rtt),
-                Event::CloseReceived { code, reason } => self.peer_closes(id, code, reason.octets(buffer)),
-                Event::Closed { code, reason } => {
-                    self.note_peer_close(id, code, reason.octets(buffer));
+                Some(Event::Pong { body, rtt }) => self.deliver_pong(id, body.octets(buffer), rtt),
+                Some(Event::CloseReceived { code, reason }) => {
+                    self.peer_closes(id, code, reason.octets(buffer));
                 }
-                Event::Failed { code, why } => {
+                Some(Event::Closed { code, reason }) => self.note_peer_close(id, code, reason.octets(buffer)),
+                Some(Event::Failed { code, why }) => {
                     log::info!("connection {id:x}: {why}; closed with {code}");
                     self.begin_close(id, WS_BY_HOST, code);
                 }
@@ -127,51 +133,43 @@ impl Worker {
         self.flush(id);
     }
 
-    fn is_above_high(&self, id: u64) -> bool {
-        self.core.borrow_mut().table.get(id).is_some_and(|conn| conn.queued() >= self.config.send_high)
-    }
-
-    fn deliver(&self, id: u64, kind: Kind, flags: u32, body: Body, buffer: &mut [u8]) {
-        let size = body.len();
-        self.ledger.received(id, size, flags & WS_LAST != 0);
-        let (handler, mailbox) = {
-            let core = &mut *self.core.borrow_mut();
-            let Some(conn) = core.table.get(id) else { return };
-            let handler = conn.handler;
-            let Some(open) = conn.open() else { return };
-            open.last_opcode = kind as u8;
-            open.counted.tally().received(size, flags & WS_LAST != 0);
-            (handler, open.mailbox.clone())
-        };
-        if let Some(mailbox) = mailbox {
-            let mut payload = match body {
-                Body::Owned(payload) => payload,
-                Body::Input(range) => {
-                    let mut payload = Vec::with_capacity(size + 1);
-                    payload.extend_from_slice(&buffer[range]);
-                    payload
-                }
-            };
-            payload.push(0);
-            let room = mailbox.put(Item::Message { kind: kind as u32, flags, payload });
-            if !room {
-                self.pause(id, Pause::Mailbox);
-            }
-            return;
-        }
+    /// Gives a message to its handler, or to the thread of a blocking one.
+    fn deliver(&self, id: u64, handler: u16, kind: Kind, flags: u32, body: Body, buffer: &mut [u8]) {
+        self.ledger.received(id, body.len(), flags & WS_LAST != 0);
         let Some(service) = self.service(handler) else { return };
+        if service.handler.is_blocking() {
+            return self.put_message(id, kind, flags, body, buffer);
+        }
         match body {
             Body::Input(range) => {
                 // The NUL after the payload takes the place of a byte that is put back.
                 let end = range.end;
                 let next = std::mem::replace(&mut buffer[end], 0);
-                self.call_message(handler, id, service, kind, flags, &buffer[range.start..=end]);
+                self.call_message(handler, id, service, kind, flags, &buffer[range.start..end + 1]);
                 buffer[end] = next;
             }
             Body::Owned(mut payload) => {
                 payload.push(0);
                 self.call_message(handler, id, service, kind, flags, &payload);
             }
+        }
+    }
+
+    /// Leaves a message for the thread of a blocking handler.
+    fn put_message(&self, id: u64, kind: Kind, flags: u32, body: Body, buffer: &[u8]) {
+        let Some(mailbox) = self.with_open(id, |_, open| open.mailbox().cloned()).flatten() else { return };
+        let mut payload = match body {
+            Body::Owned(payload) => payload,
+            Body::Input(range) => {
+                let mut payload = Vec::with_capacity(range.len() + 1);
+                payload.extend_from_slice(&buffer[range]);
+                payload
+            }
+        };
+        payload.push(0);
+        let room = mailbox.put(Item::Message { kind: kind as u32, flags, payload });
+        if !room {
+            self.pause(id, Pause::Mailbox);
         }
     }
 
@@ -188,10 +186,8 @@ impl Worker {
     }
 
     fn deliver_pong(&self, id: u64, payload: &[u8], rtt: u64) {
-        let Some((handler, mailbox)) = self.with_open(id, |handler, open| (handler, open.mailbox.clone()))
-        else {
-            return;
-        };
+        let known = self.with_open(id, |handler, open| (handler, open.mailbox().cloned()));
+        let Some((handler, mailbox)) = known else { return };
         match mailbox {
             Some(mailbox) => drop(mailbox.put(Item::Pong { payload: payload.to_vec(), rtt })),
             None => {
@@ -206,60 +202,36 @@ impl Worker {
 
     /// Writes what waits, as far as the socket takes it, and goes on from there.
     pub fn flush(&self, id: u64) {
-        let mut writable = None;
-        {
+        let writable = {
             let core = &mut *self.core.borrow_mut();
-            if let Some(record) = core.table.record(id) {
-                // While it is being written to, on a crash of another thread nothing can be said.
-                record.set_standing(standing::TAKEN);
-            }
-            let Some(conn) = core.table.get(id) else { return };
+            let Some((conn, record)) = core.table.both(id) else { return };
+            let now = self.now.get();
             conn.dirty = false;
             let mut progress = false;
-            while let Some(queue) = &mut conn.queue {
-                let before = queue.len();
-                let written = queue.write_to(&conn.socket);
-                let after = queue.len();
-                progress |= after < before;
-                if written.is_err() {
-                    drop(conn.queue.take());
-                    break;
-                }
-                if after > 0 {
-                    break;
-                }
-                let more = match &mut conn.phase {
-                    Phase::Reply(Some(file)) => next_piece(file, queue.tail()),
-                    _ => Some(false),
-                };
-                match more {
-                    Some(true) => continue,
-                    Some(false) => {
-                        if let Some(queue) = conn.queue.take() {
-                            core.spare.put(queue);
-                        }
-                    }
-                    // The file can not be read on: the length that was promised can not be kept.
-                    None => {
-                        drop(conn.queue.take());
-                        let _ = conn.socket.shutdown(Shutdown::Both);
-                    }
-                }
-                break;
+            if let Some(queue) = &conn.queue {
+                // While it is being written to, on a crash of another thread nothing can be said.
+                record.set_standing(standing::TAKEN);
+                let counted = queue.counted;
+                progress = write_queue(conn);
+                self.count_queue(id, conn, counted);
             }
             let left = conn.queued();
-            self.count_queued(id, conn, left);
-            let now = self.now.get();
+            match conn.queue.take() {
+                Some(mut queue) if left > 0 => {
+                    queue.stalled = queue.stalled.filter(|_| !progress).or(Some(now));
+                    conn.queue = Some(queue);
+                }
+                Some(queue) => core.spare.put(queue),
+                None => {}
+            }
             match &mut conn.phase {
                 Phase::Open(open) => {
-                    open.stalled = match left {
-                        0 => NEVER,
-                        _ if progress || open.stalled == NEVER => now,
-                        _ => open.stalled,
-                    };
                     if left == 0 && open.proto.is_finished() && !open.over {
                         open.over = true;
                         core.over.push(id);
+                    }
+                    if left >= self.config.send_high {
+                        conn.set_pause(Pause::Queue, true, now);
                     }
                 }
                 Phase::Reply(_) if left == 0 => {
@@ -274,28 +246,44 @@ impl Worker {
                 }
                 _ => {}
             }
-            if left <= self.config.send_low {
-                writable = Some(conn.handler);
-            } else if left >= self.config.send_high && matches!(conn.phase, Phase::Open(_)) {
-                conn.set_pause(Pause::Queue, true, now);
+            let writable = left <= self.config.send_low;
+            if writable && conn.set_pause(Pause::Queue, false, now) && conn.has_unread() {
+                core.resumed.push(id);
             }
             self.watch_conn(id, conn);
-            let stands = standing_of(conn);
-            if let Some(record) = core.table.record(id) {
-                record.set_standing(stands);
-            }
+            record.set_standing(standing_of(conn));
+            self.arm_conn(id, conn, &mut core.timers);
+            writable.then_some(conn.handler)
+        };
+        if let Some(handler) = writable
+            && self.mailroom.take_full(id)
+        {
+            self.say_writable(id, handler);
         }
-        if let Some(handler) = writable {
-            self.resume(id, Pause::Queue);
-            if self.mailroom.take_full(id) {
-                self.say_writable(id, handler);
-            }
+    }
+
+    /// Has the mailroom know how much waits now, of which it knew `counted`.
+    pub fn count_queue(&self, id: u64, conn: &mut Conn, counted: u32) {
+        let left = u32::try_from(conn.queued()).unwrap_or(u32::MAX);
+        if counted != left {
+            self.counting.count_queued(counted, left);
+            self.mailroom.count_queued(id, counted as usize, left as usize);
         }
-        self.arm(id);
+        if let Some(queue) = &mut conn.queue {
+            queue.counted = left;
+        }
+    }
+
+    /// The same while there is more to process.
+    fn flush_within(&self, id: u64) {
+        self.flush(id);
+        if let Some(record) = self.core.borrow_mut().table.record(id) {
+            record.set_standing(record.standing() & !standing::MOVABLE);
+        }
     }
 
     fn say_writable(&self, id: u64, handler: u16) {
-        match self.with_open(id, |_, open| open.mailbox.clone()) {
+        match self.with_open(id, |_, open| open.mailbox().cloned()) {
             Some(Some(mailbox)) => mailbox.nudge(),
             Some(None) => {
                 let Some(service) = self.service(handler) else { return };
@@ -309,23 +297,14 @@ impl Worker {
 
     /// Puts a connection on the list of those to flush. Until then it can not move.
     pub fn mark_dirty(core: &mut Core, id: u64) {
-        match core.table.get(id) {
-            Some(conn) if !conn.dirty => conn.dirty = true,
+        match core.table.both(id) {
+            Some((conn, record)) if !conn.dirty => {
+                conn.dirty = true;
+                record.set_standing(record.standing() & !standing::MOVABLE);
+            }
             _ => return,
         }
         core.dirty.push(id);
-        if let Some(record) = core.table.record(id) {
-            record.set_standing(record.standing() & !standing::MOVABLE);
-        }
-    }
-
-    /// So much of the send queue is left.
-    pub fn count_queued(&self, id: u64, conn: &mut Conn, left: usize) {
-        let before = std::mem::replace(&mut conn.counted, u32::try_from(left).unwrap_or(u32::MAX));
-        if before != conn.counted {
-            self.counting.count_queued(before, conn.counted);
-            self.mailroom.count_queued(id, before as usize, left);
-        }
     }
 
     // ----------------------------------------------------------------- pauses
@@ -344,7 +323,7 @@ impl Worker {
         let Some(conn) = core.table.get(id) else { return };
         if conn.set_pause(reason, false, self.now.get()) {
             self.watch_conn(id, conn);
-            if conn.unread.is_some() {
+            if conn.has_unread() {
                 core.resumed.push(id);
             }
         }
@@ -399,15 +378,45 @@ impl Worker {
     }
 }
 
+/// Writes a connection's queue, file pieces following; true if the socket took anything. If the socket fails the queue
+/// goes.
+fn write_queue(conn: &mut Conn) -> bool {
+    let mut progress = false;
+    while let Some(queue) = &mut conn.queue {
+        let before = queue.len();
+        let written = queue.write_to(&conn.socket);
+        let after = queue.len();
+        progress |= after < before;
+        if written.is_err() {
+            drop(conn.queue.take());
+            break;
+        }
+        let more = match &mut conn.phase {
+            Phase::Reply(Some(file)) if after == 0 => next_piece(file, queue.tail()),
+            _ => Some(false),
+        };
+        match more {
+            Some(true) => {}
+            Some(false) => break,
+            // The file can not be read on: the length that was promised can not be kept.
+            None => {
+                drop(conn.queue.take());
+                let _ = conn.socket.shutdown(Shutdown::Both);
+            }
+        }
+    }
+    progress
+}
+
 /// How an idle connection stands, should the process crash.
 fn standing_of(conn: &Conn) -> u32 {
     let boundary = conn.queue.as_ref().is_none_or(|queue| queue.is_at_start());
-    let movable = conn.queue.is_none() && conn.unread.is_none();
+    let movable = conn.queue.is_none() && !conn.has_unread();
     match &conn.phase {
         Phase::Head(_) => standing::TAKEN | standing::FRESH,
-        Phase::Opening(..) if conn.unread.is_none() => standing::TAKEN | standing::OPENING,
+        Phase::Opening(..) if !conn.has_unread() => standing::TAKEN | standing::OPENING,
         Phase::Open(open) if !open.over && open.proto.close_sent().is_none() => {
-            let mailbox = open.mailbox.as_ref();
+            let mailbox = open.mailbox();
             let resumable = mailbox.is_none_or(|mailbox| mailbox.is_resumable());
             let movable = movable && resumable && open.proto.is_movable();
             standing::TAKEN
