@@ -6,11 +6,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::errno::Errno;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid};
@@ -23,6 +24,7 @@ use super::systemd::Notify;
 use super::{Fleet, confine, plan};
 use crate::exit::Exit;
 use crate::fleet::control::Channel;
+use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::{self, Place, Slot, State};
 use crate::fleet::title;
 use crate::{log as sink, metrics, worker};
@@ -116,11 +118,14 @@ fn be_worker(
     let is_detached = fleet.daemon.is_detached();
     fleet.daemon = Daemon::default();
     fleet.notify = Notify::default();
-    let Edition { config, routes, listeners, .. } = edition.clone();
+    let Edition { config, routes, listeners, metrics, .. } = edition.clone();
     let Place { pool, number } = fleet.scoreboard.slot(slot).map(Slot::place).unwrap_or_default();
+    // Only the default pool accepts; to the others connections come through their inboxes.
+    let (listeners, useless) = if pool == 0 { (listeners, Vec::new()) } else { (Vec::new(), listeners) };
     let name = config.worker_name(pool, number);
     let patience = config.stop_time.saturating_add(plan::GRACE).div_ceil(1_000_000_000);
     let prepared = prepare(is_detached)
+        .and_then(|()| metrics.iter().chain(&useless).try_for_each(|listener| close(listener)))
         .and_then(|()| confine::enter(&config, usize::from(pool)))
         .and_then(|()| end_with(supervisor, patience.try_into().unwrap_or(u32::MAX)));
     if let Err(error) = prepared {
@@ -132,8 +137,7 @@ fn be_worker(
     worker::run(worker::Start {
         config,
         routes,
-        // Only the default pool accepts; to the others connections come through their inboxes.
-        listeners: if pool == 0 { listeners } else { Vec::new() },
+        listeners,
         scoreboard: fleet.scoreboard,
         counters: fleet.counters,
         slot,
@@ -143,6 +147,15 @@ fn be_worker(
         gates: fleet.deaths.gates,
         evidence: fleet.deaths.evidence,
     })
+}
+
+/// Closes a listening socket in a child. Those who forked it still have the descriptor, on the stack below, and keep
+/// it, as one of /dev/null.
+fn close(listener: &Listener) -> io::Result<()> {
+    let null = File::open("/dev/null")?;
+    // SAFETY: both are open descriptors, and the second stays one.
+    let result = unsafe { libc::dup3(null.as_raw_fd(), listener.as_fd().as_raw_fd(), libc::O_CLOEXEC) };
+    Errno::result(result).map(drop).map_err(io::Error::from)
 }
 
 /// Forks the process that serves metrics; returns its pid.
@@ -167,6 +180,8 @@ fn be_metrics(fleet: &mut Fleet, supervisor: Pid) -> i32 {
     fleet.roll.clear();
     fleet.listeners.clear();
     fleet.inboxes.clear();
+    fleet.predecessor = None;
+    fleet.successor = None;
     fleet.signals = None;
     fleet.control = Control::none();
     let is_detached = fleet.daemon.is_detached();
