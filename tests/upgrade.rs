@@ -272,10 +272,10 @@ fn control_socket_and_metrics_are_those_of_the_new_executable() {
 fn an_executable_that_fails_late_leaves_the_sockets_of_the_old_one_alone() {
     let dir = Dir::new();
     add_handler(dir.path(), "echo", "echo");
-    let [control, socket] = ["control", "socket"].map(|name| dir.path().join(name));
-    let host = format!("unix:{}", socket.display());
-    let args =
-        ["-H", &host, "--control-socket", control.to_str().unwrap(), "--strict-handlers", "--workers", "1"];
+    let [control, socket, metrics] = ["control", "socket", "metrics"].map(|name| dir.path().join(name));
+    let [host, metrics_address] = [&socket, &metrics].map(|path| format!("unix:{}", path.display()));
+    let args = ["-H", &host, "--metrics", &metrics_address, "--strict-handlers", "--workers", "1"];
+    let args = [&["--control-socket", control.to_str().unwrap()], &args[..]].concat();
     let mut upgradable = Upgradable::start(&dir, &args);
     // Nobody knows before a worker has started.
     dir.handler(
@@ -298,6 +298,38 @@ fn an_executable_that_fails_late_leaves_the_sockets_of_the_old_one_alone() {
     let mut raw = Raw::over(UnixStream::connect(&socket).unwrap());
     raw.upgrade("/echo", "");
     drop(raw);
+    UnixStream::connect(&metrics).unwrap();
     upgradable.stop();
-    assert!(!control.exists() && !socket.exists());
+    assert!(!control.exists() && !socket.exists() && !metrics.exists());
+}
+
+#[test]
+fn the_new_executable_serves_metrics_at_the_same_address() {
+    let dir = Dir::new();
+    add_handler(dir.path(), "echo", "echo");
+    let socket = dir.path().join("metrics.sock");
+    let address = format!("unix:{}", socket.display());
+    let mut upgradable = Upgradable::start(&dir, &["--workers", "1", "--metrics", &address]);
+    let report = || {
+        let mut raw = Raw::over(UnixStream::connect(&socket).unwrap());
+        raw.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        String::from_utf8(raw.answer().body).unwrap()
+    };
+    let metrics = |supervisor: i32| {
+        children(supervisor).into_iter().filter(|pid| title(*pid).starts_with("wshd: metrics")).count()
+    };
+    let mut client = connect(&upgradable.server.address(), "/echo");
+    ask(&mut client, "x");
+    assert!(report().contains("wshd_messages_received_total{handler=\"/echo\"} 1\n"));
+    upgradable.upgrade();
+    ask(&mut client, "y");
+    // It counts from the beginning, and has the connection.
+    until("the new executable answers", || {
+        report().contains("wshd_messages_received_total{handler=\"/echo\"} 1\n")
+            && metrics(upgradable.supervisor) == 1
+    });
+    assert!(report().contains("wshd_connections_open{handler=\"/echo\",pool=\"default\"} 1\n"));
+    drop(client);
+    upgradable.stop();
+    assert!(!socket.exists());
 }

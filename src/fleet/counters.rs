@@ -21,7 +21,7 @@ use super::tally::{Count, Tally, Times};
 pub const DEATHS: [&str; 5] = ["crash", "exit", "hang", "killed", "ended"];
 
 /// What became of the processes that were the worker of one place, as its slots come and go. Any process.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct PlaceCounters {
     /// Pool and number, and a bit above them; 0: of no place.

@@ -72,7 +72,6 @@ impl Fleet {
             }
         }
         // The process that serves metrics takes no orders, and another one inherits the new file.
-        let listeners = self.metrics.listeners.clone();
-        self.metrics.renew(listeners);
+        self.metrics.start_anew();
     }
 }

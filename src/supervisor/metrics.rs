@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use super::crash::Cause;
 use super::plan::Time;
 use super::{Fleet, spawn};
-use crate::config::Config;
+use crate::config::{Config, Pool};
 use crate::fleet::counters::{Counters, DEATHS, Entry, OTHER, PlaceCounters};
 use crate::fleet::listener::{self, BindError, Listener};
 use crate::fleet::routes::Routes;
@@ -49,7 +49,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Binds what is not inherited, if metrics are to be served.
+    /// Binds, if metrics are to be served and there is no socket for that.
     pub fn prepare(config: &Config, inherited: &[Arc<Listener>]) -> Result<Self, BindError> {
         Ok(Self { listeners: bind(config, inherited)?, ..Self::default() })
     }
@@ -59,24 +59,15 @@ impl Metrics {
         let is_gone = |old: &&Arc<Listener>| !listeners.iter().any(|new| Arc::ptr_eq(old, new));
         self.listeners.iter().filter(is_gone).for_each(|listener| listener.remove_file());
         self.listeners = listeners;
+        self.start_anew();
+    }
+
+    /// What it was forked with has changed.
+    pub fn start_anew(&mut self) {
         if let Some(pid) = self.pid {
             // Not reaped yet, so the pid is still its own; it has nothing to lose. Clients wait in the socket.
             self.is_old = kill(pid, Signal::SIGKILL).is_ok();
         }
-    }
-
-    /// Serves no more: another executable does, on the same sockets.
-    pub fn hand_over(&mut self) {
-        self.listeners.clear();
-        if let Some(pid) = self.pid {
-            // Not reaped yet, so the pid is still its own; it has nothing to lose.
-            let _ = kill(pid, Signal::SIGKILL);
-        }
-    }
-
-    /// When it is to be forked, if it is.
-    pub fn deadline(&self) -> Option<Time> {
-        (self.pid.is_none() && !self.listeners.is_empty()).then_some(self.at)
     }
 
     /// A process has ended: whether it was this one.
@@ -101,7 +92,13 @@ impl Metrics {
 
     /// Ends it, for good.
     pub fn end(&mut self) {
-        self.listeners.drain(..).for_each(|listener| listener.remove_file());
+        self.listeners.iter().for_each(|listener| listener.remove_file());
+        self.hand_over();
+    }
+
+    /// Ends it, and leaves the sockets to another executable.
+    pub fn hand_over(&mut self) {
+        self.listeners.clear();
         if let Some(pid) = self.pid.take() {
             // Not reaped yet, so the pid is still its own; it has nothing to lose.
             let _ = kill(pid, Signal::SIGKILL);
@@ -111,10 +108,17 @@ impl Metrics {
 }
 
 impl Fleet {
+    /// When the process is to be forked, if it is. While there are two executables the one that serves has it.
+    pub(super) fn metrics_due(&self) -> Option<Time> {
+        let metrics = &self.metrics;
+        let is_missing = metrics.pid.is_none() && !metrics.listeners.is_empty();
+        (is_missing && self.predecessor.is_none()).then_some(metrics.at)
+    }
+
     /// Forks the process if it is missing.
     pub(super) fn tend_metrics(&mut self) {
         let now = scoreboard::now();
-        if self.metrics.deadline().is_none_or(|at| at > now) {
+        if self.metrics_due().is_none_or(|at| at > now) {
             return;
         }
         self.metrics.since = now;
@@ -165,8 +169,9 @@ pub(super) fn bind(config: &Config, have: &[Arc<Listener>]) -> Result<Vec<Arc<Li
 
 /// Counters for a fleet. Before the first fork.
 pub(super) fn counters(config: &Config, routes: &Routes) -> io::Result<&'static Counters> {
-    // A reload doubles the processes for a while, and may make more workers.
-    let lanes = config.all_workers().saturating_mul(4).saturating_add(64).min(MAX_SLOTS);
+    // A reload doubles the processes for a while, and may make more of them.
+    let processes: usize = config.pools.iter().map(Pool::processes).sum();
+    let lanes = processes.saturating_mul(2).saturating_add(64).min(MAX_SLOTS);
     let counters = Counters::create(MAX_SLOTS, lanes, routes.handlers().len())?;
     enter_handlers(counters, routes);
     Ok(counters)

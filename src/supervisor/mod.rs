@@ -85,8 +85,7 @@ pub fn run(mut config: Config, mut origin: Origin) -> Exit {
             let exit = fleet.serve();
             // After an upgrade, or before it is done, they are somebody else's.
             if !fleet.has_successor() && fleet.predecessor.is_none() {
-                let listeners = fleet.listeners.iter().chain(&fleet.metrics.listeners);
-                listeners.for_each(|listener| listener.remove_file());
+                fleet.listeners.iter().for_each(|listener| listener.remove_file());
                 fleet.control.remove_file();
             }
             fleet.daemon.ended(exit);
@@ -308,13 +307,12 @@ impl Fleet {
     /// Waits for a signal, a report or the deadline, and says what has happened.
     fn wait(&mut self, deadline: Option<plan::Time>, events: &mut VecDeque<Event>) {
         let kills = self.replaced.iter().map(|replaced| replaced.kill_at);
-        let looks = self.next_look().into_iter().chain(self.next_look_at_logs());
-        let looks = looks.chain(self.metrics.deadline()).chain(self.roll.deadline());
+        let looks = self.next_look().into_iter().chain(self.next_look_at_logs()).chain(self.metrics_due());
+        let deadline = kills.chain(deadline).chain(looks).chain(self.roll.deadline());
         let upgrade = self.successor.iter().filter(|successor| !successor.is_serving);
-        let looks = looks.chain(self.control.deadline());
-        let deadlines = kills.chain(deadline).chain(looks);
-        let deadlines = deadlines.chain(upgrade.map(|successor| successor.give_up));
-        let deadline = deadlines.chain(self.notify.due()).min();
+        let deadline = deadline.chain(self.control.deadline());
+        let deadline = deadline.chain(upgrade.map(|successor| successor.give_up));
+        let deadline = deadline.chain(self.notify.due()).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
             let milliseconds = deadline.saturating_sub(scoreboard::now()).div_ceil(1_000_000);
             PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)

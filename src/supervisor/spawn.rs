@@ -182,6 +182,7 @@ fn be_metrics(fleet: &mut Fleet, supervisor: Pid) -> i32 {
     fleet.inboxes.clear();
     fleet.predecessor = None;
     fleet.successor = None;
+    fleet.control = Control::none();
     fleet.signals = None;
     fleet.control = Control::none();
     let is_detached = fleet.daemon.is_detached();

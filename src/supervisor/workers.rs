@@ -157,7 +157,10 @@ impl Fleet {
 
     /// Waits for processes that were replaced, so that none is left; not for longer than they have.
     pub(super) fn see_off(&mut self) {
-        self.metrics.end();
+        match self.predecessor {
+            None => self.metrics.end(),
+            Some(_) => self.metrics.hand_over(), // the sockets are the old server's still
+        }
         let patience = self.config.stop_time.saturating_add(plan::GRACE);
         let give_up = scoreboard::now().saturating_add(patience);
         self.hurry_replaced(Command::Stop);

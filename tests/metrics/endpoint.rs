@@ -260,6 +260,17 @@ fn on_a_unix_socket() {
     let mut raw = Raw::over(UnixStream::connect(&path).unwrap());
     raw.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(raw.answer().status, 200);
+    // No handler can get hold of the socket.
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let is_it = |line: &&str| line.ends_with(path.to_str().unwrap()) && line.contains(" 00010000 "); // it listens
+    let line = sockets.lines().find(is_it).unwrap();
+    let socket = format!("socket:[{}]", line.split_whitespace().nth(6).unwrap());
+    let has_it = |pid: i32| {
+        let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        fds.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|file| file.as_os_str() == &*socket)
+    };
+    assert!(has_it(server.pid()) && has_it(process(&server).unwrap()));
+    assert!(!workers(&server).into_iter().any(has_it));
     server.stop();
     assert!(!path.exists());
 }
