@@ -173,7 +173,7 @@ fn slow_clients_are_no_burden_and_the_oldest_makes_way() {
     let mut raw = Raw::over(last);
     b": x\r\n\r\n".iter().for_each(|byte| raw.send(&[*byte]));
     assert_eq!(raw.answer().status, 200);
-    let held = std::fs::read_dir(format!("/proc/{}/fd", process(&server).unwrap())).unwrap().count();
+    let held = std::fs::read_dir(format!("/proc/{}/fd", serving(&server))).unwrap().count();
     assert!(held < 32 + 16, "{held} descriptors");
     server.stop();
 }
@@ -183,14 +183,14 @@ fn its_process_is_replaced_and_workers_do_not_notice() {
     let (mut server, _dir) = serve(&["--workers", "1"]);
     let mut raw = Raw::open(&server.address(), "/a");
     raw.ask("x");
-    let (first, worker) = (process(&server).unwrap(), workers(&server));
+    let (first, worker) = (serving(&server), workers(&server));
     kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
     until("there is another one", || process(&server).is_some_and(|pid| pid != first));
     assert_eq!(report(&server).of(r#"wshd_messages_received_total{handler="/a"}"#), 1.0);
     assert_eq!(workers(&server), worker);
     raw.ask("y");
     // It ends with the server, but not before: SIGTERM to all is what a service manager sends.
-    let pid = process(&server).unwrap();
+    let pid = serving(&server);
     kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
     assert_eq!(report(&server).of(r#"wshd_messages_received_total{handler="/a"}"#), 2.0);
     drop(raw);
@@ -203,11 +203,11 @@ fn a_reload_is_told_of_and_counters_go_on() {
     let (mut server, dir) = serve(&["--workers", "2"]);
     let mut raw = Raw::open(&server.address(), "/a");
     raw.ask("x");
-    let (first, address) = (process(&server), endpoint(&server));
+    let (first, address) = (serving(&server), endpoint(&server));
     dir.handler("b", HANDLER);
     server.signal(Signal::SIGHUP);
     server.says("reload: done, 2 resources");
-    until("there is another process", || process(&server).is_some_and(|pid| Some(pid) != first));
+    until("there is another process", || process(&server).is_some_and(|pid| pid != first));
     assert_eq!(endpoint(&server), address);
     raw.ask("y");
     Raw::open(&server.address(), "/b").ask("z");
@@ -233,7 +233,7 @@ fn a_reload_is_told_of_and_counters_go_on() {
 #[test]
 fn it_ends_when_the_supervisor_is_killed() {
     let (mut server, _dir) = serve(&["--workers", "1"]);
-    let pid = process(&server).unwrap();
+    let pid = serving(&server);
     server.signal(Signal::SIGKILL);
     server.wait();
     until("it has ended", || !is_alive(pid));
@@ -269,7 +269,7 @@ fn on_a_unix_socket() {
         let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
         fds.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|file| file.as_os_str() == &*socket)
     };
-    assert!(has_it(server.pid()) && has_it(process(&server).unwrap()));
+    assert!(has_it(server.pid()) && has_it(serving(&server)));
     assert!(!workers(&server).into_iter().any(has_it));
     server.stop();
     assert!(!path.exists());

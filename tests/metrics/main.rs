@@ -89,10 +89,17 @@ fn process(server: &Server) -> Option<i32> {
     children(server.pid()).into_iter().find(is_it)
 }
 
+/// The same, once it is there.
+#[track_caller]
+fn serving(server: &Server) -> i32 {
+    until("metrics are served", || process(server).is_some());
+    process(server).unwrap()
+}
+
 /// The pids of the workers.
 fn workers(server: &Server) -> Vec<i32> {
-    let metrics = process(server);
-    server.workers().into_iter().filter(|pid| Some(*pid) != metrics).collect()
+    let metrics = serving(server);
+    server.workers().into_iter().filter(|pid| *pid != metrics).collect()
 }
 
 fn get(address: &str, headers: &str) -> Answer {
