@@ -13,7 +13,7 @@ mod fixtures;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -34,7 +34,7 @@ struct Upgradable {
 impl Upgradable {
     fn start(dir: &Dir, args: &[&str]) -> Self {
         let program = dir.path().join("wshd");
-        fs::copy(env!("CARGO_BIN_EXE_wshd"), &program).unwrap();
+        copy(Path::new(env!("CARGO_BIN_EXE_wshd")), &program);
         let mut command = Command::new(&program);
         command.stdin(Stdio::null()).args(["--port", "0", "--log-level", "debug", "--websock-handlers"]);
         let log = dir.path().join("log");
@@ -47,7 +47,9 @@ impl Upgradable {
     /// Puts another program in its place, by rename.
     fn install(&self, content: &[u8]) {
         let passing = self.program.with_extension("new");
-        fs::write(&passing, content).unwrap();
+        let source = self.program.with_extension("source");
+        fs::write(&source, content).unwrap();
+        copy(&source, &passing);
         fs::set_permissions(&passing, fs::Permissions::from_mode(0o755)).unwrap();
         fs::rename(&passing, &self.program).unwrap();
     }
@@ -95,6 +97,12 @@ impl Drop for Upgradable {
             let _ = kill(Pid::from_raw(self.supervisor), Signal::SIGKILL);
         }
     }
+}
+
+/// By another process: one that a test next to this one forks just then would have the file open for writing, so that
+/// it could not be executed.
+fn copy(from: &Path, to: &Path) {
+    fixtures::run(Command::new("cp").arg(from).arg(to));
 }
 
 fn title(pid: i32) -> String {
