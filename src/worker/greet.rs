@@ -213,12 +213,10 @@ impl Worker {
             }
             None => {
                 self.mailroom.add_handshake(&handshake);
-                let result = match service.handler.has(Callback::Handshake) {
-                    true => {
-                        self.attributed(handler, Callback::Handshake, id, || service.handler.handshake(id))
-                    }
-                    false => WS_OK,
-                };
+                let call = || service.handler.handshake(id);
+                let has_it = service.handler.has(Callback::Handshake);
+                let result =
+                    if has_it { self.attributed(handler, Callback::Handshake, id, call) } else { WS_OK };
                 if handshake.returned(result, true) {
                     self.conclude(id);
                 } else {
