@@ -216,7 +216,9 @@ typedef struct ws_handler {
 
     /* A worker starts or stops. No connection exists. A negative result of
      * start takes the handler out of service in this worker (503). Not called
-     * when a worker crashes. */
+     * when a worker crashes. Where each connection has a process of its own,
+     * start is called in their parent only: its memory and descriptors are there
+     * in each of them, its threads are not. */
     int32_t (*on_worker_start)(void);
     void (*on_worker_stop)(void);
 

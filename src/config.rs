@@ -240,8 +240,23 @@ impl Config {
         below.map_or(Cow::Borrowed(path), |below| Cow::Owned(Path::new("/").join(below)))
     }
 
+    /// Descriptors of a worker that are not connections: it knows the inboxes of all processes, too.
+    pub fn reserved_descriptors(&self) -> u64 {
+        let children =
+            self.pools.iter().filter_map(|pool| pool.children).map(|children| children.most as u64);
+        RESERVED_DESCRIPTORS + children.sum::<u64>()
+    }
+
+    /// Whether the worker of this place has children that serve, and serves nobody itself.
+    pub fn is_parent(&self, pool: u16, number: u16) -> bool {
+        number == 0 && self.pools.get(usize::from(pool)).is_some_and(|pool| pool.children.is_some())
+    }
+
     /// The name of a worker, in titles and logs.
     pub fn worker_name(&self, pool: u16, number: u16) -> String {
+        if self.is_parent(pool, number) {
+            return format!("parent {}", self.pools.get(usize::from(pool)).map_or("", |pool| &pool.name));
+        }
         let pool = self.pools.get(usize::from(pool)).map_or("default", |pool| &pool.name);
         format!("worker {pool}/{number}")
     }

@@ -29,6 +29,7 @@ const UNSAFE: &[&str] = &[
     "worker/evidence.rs",
     "worker/handover.rs",
     "worker/modules.rs",
+    "worker/parent.rs",
     "worker/record.rs",
     "worker/rescue.rs",
     "worker/signals.rs",

@@ -34,6 +34,14 @@ pub enum Command {
     Drain,
     /// The worker was started to wait, and is to serve from now on.
     Begin,
+    /// Fork a child into a slot. Comes once for each of its descriptors: the inlet (0) and the outlet (1) of its inbox,
+    /// its end of the channel to the supervisor (2).
+    Child {
+        /// The slot.
+        slot: u16,
+        /// Which descriptor it is.
+        part: u16,
+    },
     /// The inlet that comes with this is that of a slot's inbox.
     Inlet {
         /// The slot.
@@ -87,6 +95,13 @@ pub enum Report {
         /// Whether it does; else there is none that it could close.
         begun: bool,
     },
+    /// It was forked by its parent, and this is its pid.
+    Born {
+        /// To be checked.
+        pid: i32,
+    },
+    /// It waits for a connection no more.
+    Taken,
 }
 
 /// One end. Errors of kind `WouldBlock` mean: nothing there yet (or no room); `InvalidData`: nonsense came,
@@ -155,6 +170,13 @@ impl Channel {
     }
 }
 
+impl From<OwnedFd> for Channel {
+    /// An end that came from another process.
+    fn from(end: OwnedFd) -> Self {
+        Channel(end)
+    }
+}
+
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -171,6 +193,7 @@ impl Command {
             Command::Begin => message(b'B', [0; 3]),
             Command::Inlet { slot } => message(b'I', [slot.into(), 0, 0]),
             Command::Log(book) => message(b'L', [book as u64, 0, 0]),
+            Command::Child { slot, part } => message(b'P', [slot.into(), part.into(), 0]),
             Command::Shed { to, count } => message(b'M', [to.into(), count.into(), 0]),
             Command::List { ticket } => message(b'W', [ticket, 0, 0]),
             Command::Close { ticket, conn, code } => message(b'X', [ticket, conn, code.into()]),
@@ -187,6 +210,7 @@ impl Command {
             b'B' => Command::Begin,
             b'I' => Command::Inlet { slot: first as u16 },
             b'L' => Command::Log(Book::from_number(first)?),
+            b'P' => Command::Child { slot: first as u16, part: second as u16 },
             b'M' => Command::Shed { to: first as u16, count: second as u16 },
             b'W' => Command::List { ticket: first },
             b'X' => Command::Close { ticket: first, conn: second, code: third as u16 },
@@ -203,6 +227,8 @@ impl Report {
             Report::Leaving => message(b'L', [0; 3]),
             Report::Listed { ticket, listed, left_out } => message(b'W', [ticket, listed, left_out]),
             Report::Closing { ticket, begun } => message(b'X', [ticket, begun.into(), 0]),
+            Report::Born { pid } => message(b'B', [u64::from(pid.unsigned_abs()), 0, 0]),
+            Report::Taken => message(b'T', [0; 3]),
         }
     }
 
@@ -214,6 +240,8 @@ impl Report {
             b'L' => Report::Leaving,
             b'W' => Report::Listed { ticket: first, listed: second, left_out: third },
             b'X' => Report::Closing { ticket: first, begun: second != 0 },
+            b'B' => Report::Born { pid: first as i32 },
+            b'T' => Report::Taken,
             _ => return None,
         })
     }

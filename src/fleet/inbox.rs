@@ -45,6 +45,11 @@ impl Inbox {
         Ok(Inbox { inlet, outlet })
     }
 
+    /// One whose ends came from another process.
+    pub fn of_ends(inlet: OwnedFd, outlet: OwnedFd) -> Self {
+        Inbox { inlet, outlet }
+    }
+
     /// Where others put connections in.
     pub fn inlet(&self) -> BorrowedFd<'_> {
         self.inlet.as_fd()
@@ -81,6 +86,20 @@ impl Inbox {
         }
         Ok((message.bytes, fds))
     }
+}
+
+/// The inbox of a slot, and the inlets of all.
+pub fn split(inboxes: Vec<Inbox>, slot: usize) -> io::Result<(Inbox, Vec<OwnedFd>)> {
+    let (mut ours, mut inlets) = (None, Vec::new());
+    for (index, inbox) in inboxes.into_iter().enumerate() {
+        if index == slot {
+            inlets.push(inbox.inlet().try_clone_to_owned()?);
+            ours = Some(inbox);
+        } else {
+            inlets.push(inbox.into_inlet());
+        }
+    }
+    Ok((ours.ok_or_else(|| io::Error::other("no inbox for this slot"))?, inlets))
 }
 
 /// Memory for one datagram to be sent, which is made beforehand: sending allocates nothing, locks nothing and is

@@ -159,6 +159,16 @@ impl Slot {
         self.set_state(State::Starting);
     }
 
+    /// Reserves a process that serves one connection only, for that one. False: it has one. [worker, supervisor]
+    pub fn claim(&self) -> bool {
+        self.connections.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// The connection for which it was reserved does not come. [worker]
+    pub fn release(&self) {
+        let _ = self.connections.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
     /// Makes the record empty after its process has ended. [supervisor]
     pub fn end(&self) {
         self.pid.store(0, Ordering::Relaxed);

@@ -62,7 +62,8 @@ impl Fleet {
         let Some(fd) = fd else { return };
         let workers = self.workers.iter().flatten().filter_map(|worker| worker.control.as_ref());
         let replaced = self.replaced.iter().filter_map(|replaced| replaced.control.as_ref());
-        for channel in workers.chain(replaced).chain(self.roll.channels()) {
+        let waiting = self.roll.channels().chain(self.children.channels());
+        for channel in workers.chain(replaced).chain(waiting) {
             // Another error: it has gone.
             match channel.send_command_with(Command::Log(book), fd.as_fd()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

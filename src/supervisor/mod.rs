@@ -4,6 +4,7 @@
 pub mod alias;
 pub mod balance;
 pub mod check;
+mod children;
 pub mod confine;
 pub mod crash;
 mod ctl;
@@ -35,6 +36,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use self::children::Children;
 use self::ctl::Control;
 use self::daemon::Daemon;
 use self::deaths::Deaths;
@@ -46,7 +48,7 @@ use self::systemd::{Environment, Notify, Passed};
 use self::upgrade::{Invocation, Predecessor, Successor};
 use self::upkeep::Upkeep;
 use self::workers::{Replaced, Worker};
-use crate::config::{Config, RESERVED_DESCRIPTORS};
+use crate::config::Config;
 use crate::exit::Exit;
 use crate::fleet::control::Command;
 use crate::fleet::counters::Counters;
@@ -131,6 +133,8 @@ struct Fleet {
     vacant: BTreeSet<usize>,
     /// Replacing workers while they serve.
     roll: Roll,
+    /// Processes that serve one connection each.
+    children: Children,
     /// Whether a reload is wanted.
     is_reload_due: bool,
     /// What workers have died of.
@@ -204,6 +208,7 @@ impl Fleet {
                 replaced: Vec::new(),
                 vacant: BTreeSet::new(),
                 roll: Roll::default(),
+                children: Children::default(),
                 is_reload_due: false,
                 deaths,
                 control,
@@ -257,6 +262,7 @@ impl Fleet {
             self.begin_upgrade(&plan);
             self.go_on_with_upgrade();
             self.roll_on(&mut events);
+            self.keep_children();
             plan.set_times(Times { stop: self.config.stop_time });
             if !events.is_empty() {
                 continue;
@@ -301,6 +307,7 @@ impl Fleet {
     fn prepare_to_stop(&mut self, command: Command) {
         self.notify.stopping();
         self.call_off("the server is told to stop");
+        self.release_children();
         self.hurry_replaced(command);
     }
 
@@ -308,6 +315,7 @@ impl Fleet {
     fn wait(&mut self, deadline: Option<plan::Time>, events: &mut VecDeque<Event>) {
         let kills = self.replaced.iter().map(|replaced| replaced.kill_at);
         let looks = self.next_look().into_iter().chain(self.next_look_at_logs()).chain(self.metrics_due());
+        let looks = looks.chain(self.children.deadline());
         let deadline = kills.chain(deadline).chain(looks).chain(self.roll.deadline());
         let upgrade = self.successor.iter().filter(|successor| !successor.is_serving);
         let deadline = deadline.chain(self.control.deadline());
@@ -321,10 +329,11 @@ impl Fleet {
             self.signals.iter().map(|signals| PollFd::new(signals.as_fd(), PollFlags::POLLIN)).collect();
         let workers = self.workers.iter().flatten().filter_map(|worker| worker.control.as_ref());
         let replaced = self.replaced.iter().filter_map(|replaced| replaced.control.as_ref());
-        let channels = workers.chain(replaced).chain(self.roll.channels());
+        let channels = workers.chain(replaced).chain(self.roll.channels()).chain(self.children.channels());
         fds.extend(channels.map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN)));
         fds.extend(self.control.interest().filter(|_| self.predecessor.is_none()));
         let inboxes = self.vacant.iter().filter_map(|slot| self.inboxes.get(*slot));
+        let inboxes = inboxes.chain(self.inboxes_of_nobody());
         fds.extend(inboxes.map(|inbox| PollFd::new(inbox.outlet(), PollFlags::POLLIN)));
         let upgrade = self.successor.iter().filter(|successor| !successor.is_serving);
         fds.extend(upgrade.map(|successor| PollFd::new(successor.as_fd(), PollFlags::POLLIN)));
@@ -421,7 +430,7 @@ fn watch_signals() -> io::Result<SignalFd> {
 /// number of connections.
 fn raise_descriptors(config: &mut Config) {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    let wanted = u64::from(config.connections) + RESERVED_DESCRIPTORS;
+    let wanted = u64::from(config.connections) + config.reserved_descriptors();
     if soft >= wanted {
         return;
     }
@@ -430,7 +439,8 @@ fn raise_descriptors(config: &mut Config) {
         Err(_) => soft,
     };
     if limit < wanted {
-        let possible = u32::try_from(limit.saturating_sub(RESERVED_DESCRIPTORS).max(1)).unwrap_or(u32::MAX);
+        let possible =
+            u32::try_from(limit.saturating_sub(config.reserved_descriptors()).max(1)).unwrap_or(u32::MAX);
         log::warn!(
             "a worker can have {limit} open files only: --max-connections lowered from {} to {possible}",
             config.connections

@@ -113,6 +113,7 @@ impl Fleet {
     /// Places and slots of all workers.
     pub(super) fn serving(&self) -> Vec<(Place, usize)> {
         let slots = self.workers.iter().enumerate().filter(|(_, worker)| worker.is_some());
+        let slots = slots.filter(|(slot, _)| !self.children.owns(*slot));
         slots.filter_map(|(slot, _)| Some((self.scoreboard.slot(slot).map(Slot::place)?, slot))).collect()
     }
 

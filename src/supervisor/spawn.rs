@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::prctl::set_pdeathsig;
@@ -26,8 +27,9 @@ use crate::exit::Exit;
 use crate::fleet::control::Channel;
 use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::{self, Place, Slot, State};
-use crate::fleet::title;
-use crate::{log as sink, metrics, worker};
+use crate::fleet::{inbox, title};
+use crate::worker::{self, parent};
+use crate::{log as sink, metrics};
 
 /// Signals that a terminal sends to the whole process group, or that are orders to the supervisor only.
 const NOT_FOR_WORKERS: [Signal; 7] = [
@@ -109,6 +111,7 @@ fn be_worker(
     fleet.workers.clear();
     fleet.replaced.clear();
     fleet.roll.clear();
+    fleet.children.clear();
     fleet.listeners.clear();
     fleet.predecessor = None;
     fleet.successor = None;
@@ -124,17 +127,26 @@ fn be_worker(
     let (listeners, useless) = if pool == 0 { (listeners, Vec::new()) } else { (Vec::new(), listeners) };
     let name = config.worker_name(pool, number);
     let patience = config.stop_time.saturating_add(plan::GRACE).div_ceil(1_000_000_000);
+    let patience = patience.try_into().unwrap_or(u32::MAX);
     let prepared = prepare(is_detached)
         .and_then(|()| metrics.iter().chain(&useless).try_for_each(|listener| close(listener)))
         .and_then(|()| confine::enter(&config, usize::from(pool)))
-        .and_then(|()| end_with(supervisor, patience.try_into().unwrap_or(u32::MAX)));
+        .and_then(|()| end_with(supervisor, patience));
     if let Err(error) = prepared {
         log::error!("{name} can not start: {error}");
         return Exit::Internal.code();
     }
     title::set(&format!("wshd: {name}"));
     sink::set_process(&name);
-    worker::run(worker::Start {
+    let (inbox, inlets) = match inbox::split(std::mem::take(&mut fleet.inboxes), slot) {
+        Ok(split) => split,
+        Err(error) => {
+            log::error!("{name} can not start: {error}");
+            return Exit::Internal.code();
+        }
+    };
+    let is_parent = config.is_parent(pool, number);
+    let start = worker::Start {
         config,
         routes,
         listeners,
@@ -142,10 +154,23 @@ fn be_worker(
         counters: fleet.counters,
         slot,
         control,
-        inboxes: std::mem::take(&mut fleet.inboxes),
+        inbox,
+        inlets,
         standby,
         gates: fleet.deaths.gates,
         evidence: fleet.deaths.evidence,
+    };
+    if !is_parent {
+        return worker::run(start);
+    }
+    let (config, scoreboard) = (Arc::clone(&start.config), fleet.scoreboard);
+    parent::run(start, &move |slot| {
+        let Place { pool, number } = scoreboard.slot(slot).map(Slot::place).unwrap_or_default();
+        let name = config.worker_name(pool, number);
+        title::set(&format!("wshd: {name}"));
+        sink::set_process(&name);
+        come_under(supervisor);
+        end_with(supervisor, patience)
     })
 }
 
@@ -156,6 +181,16 @@ fn close(listener: &Listener) -> io::Result<()> {
     // SAFETY: both are open descriptors, and the second stays one.
     let result = unsafe { libc::dup3(null.as_raw_fd(), listener.as_fd().as_raw_fd(), libc::O_CLOEXEC) };
     Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+/// Waits until the process in between has ended, and this one is a child of the supervisor; for a second at most.
+fn come_under(supervisor: Pid) {
+    for _ in 0..1000 {
+        if getppid() == supervisor {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Forks the process that serves metrics; returns its pid.

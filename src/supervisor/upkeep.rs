@@ -68,7 +68,8 @@ impl Fleet {
     /// One move in each pool that is out of balance.
     fn even_out(&self) {
         let slots = self.scoreboard.slots();
-        for pool in 0..self.config.pools.len() {
+        let pools = self.config.pools.iter().enumerate().filter(|(_, pool)| pool.children.is_none());
+        for (pool, _) in pools {
             let load = |slot: &scoreboard::Slot| {
                 let serves = slot.state() == State::Running && usize::from(slot.place().pool) == pool;
                 serves.then(|| slot.connections.load(Ordering::Relaxed))
@@ -82,7 +83,7 @@ impl Fleet {
 
     /// Why a worker is to be replaced, if it is.
     fn wear_of(&self, slot: usize, now: plan::Time) -> Option<String> {
-        let worker = self.workers.get(slot)?.as_ref()?;
+        let worker = self.workers.get(slot)?.as_ref().filter(|_| !self.children.owns(slot))?;
         let record = self.scoreboard.slot(slot).filter(|record| record.state() == State::Running)?;
         let used = Wear {
             memory: if self.config.wear.memory == 0 { 0 } else { resident_memory(worker.pid) },

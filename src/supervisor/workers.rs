@@ -69,11 +69,16 @@ impl Fleet {
 
     /// The worker of a slot from now on.
     pub(super) fn adopt(&mut self, worker: Worker, slot: usize) {
+        self.put(worker, slot);
+        self.upkeep.begin_balance();
+    }
+
+    /// The process in a slot from now on.
+    pub(super) fn put(&mut self, worker: Worker, slot: usize) {
         if self.workers.len() <= slot {
             self.workers.resize_with(slot + 1, || None);
         }
         self.workers[slot] = Some(worker);
-        self.upkeep.begin_balance();
     }
 
     /// A slot in which nobody is, for a new worker in this place; all others get to know of its inbox.
@@ -82,24 +87,34 @@ impl Fleet {
             self.workers.get(*slot).is_some_and(Option::is_some)
                 || self.replaced.iter().any(|replaced| replaced.slot == *slot)
                 || self.roll.slots().any(|standby| standby == *slot)
+                || self.children.owns(*slot)
                 || self.scoreboard.slot(*slot).is_some_and(|record| record.state() != State::Empty)
         };
         let slot = (0..MAX_SLOTS).find(|slot| !is_taken(slot)).ok_or(io::ErrorKind::OutOfMemory)?;
         if slot == self.inboxes.len() {
-            self.inboxes.push(Inbox::new()?);
-            let workers = self.workers.iter().flatten().filter_map(|worker| worker.control.as_ref());
-            let replaced = self.replaced.iter().filter_map(|replaced| replaced.control.as_ref());
-            let inlet = self.inboxes.get(slot).map(Inbox::inlet);
-            for (channel, inlet) in
-                workers.chain(replaced).chain(self.roll.channels()).zip(inlet.iter().cycle())
-            {
-                // One that does not read any more is on its way out.
-                let _ = channel.send_command_with(Command::Inlet { slot: slot as u16 }, *inlet);
-            }
+            self.new_slot()?;
         }
         self.vacant.remove(&slot);
         if !self.scoreboard.assign(slot, place) {
             return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        Ok(slot)
+    }
+
+    /// A slot that was never used; all others get to know of its inbox.
+    pub(super) fn new_slot(&mut self) -> io::Result<usize> {
+        let slot = self.inboxes.len();
+        if slot >= MAX_SLOTS {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.inboxes.push(Inbox::new()?);
+        let workers = self.workers.iter().flatten().filter_map(|worker| worker.control.as_ref());
+        let replaced = self.replaced.iter().filter_map(|replaced| replaced.control.as_ref());
+        let inlet = self.inboxes.get(slot).map(Inbox::inlet);
+        for (channel, inlet) in workers.chain(replaced).chain(self.roll.channels()).zip(inlet.iter().cycle())
+        {
+            // One that does not read any more is on its way out.
+            let _ = channel.send_command_with(Command::Inlet { slot: slot as u16 }, *inlet);
         }
         Ok(slot)
     }
@@ -203,6 +218,7 @@ impl Fleet {
                 Ok(Some(report @ (Report::Listed { .. } | Report::Closing { .. }))) => {
                     self.control.hear(worker.pid.as_raw(), report);
                 }
+                Ok(Some(Report::Taken | Report::Born { .. })) => {}
                 Ok(None) => worker.control = None,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
@@ -300,6 +316,9 @@ impl Fleet {
             true => log::info!("{}[{pid}] has left, replaced", self.name(slot)),
             false => self.tell_rescue(replaced),
         }
+        if self.children.owns(slot) {
+            return self.empty(slot);
+        }
         if !replaced.is_followed {
             self.empty(slot);
             self.vacant.insert(slot);
@@ -317,7 +336,7 @@ impl Fleet {
     }
 
     /// Nobody is in this slot.
-    fn empty(&self, slot: usize) {
+    pub(super) fn empty(&self, slot: usize) {
         if let Some(record) = self.scoreboard.slot(slot) {
             record.end();
             self.scoreboard.changed();

@@ -192,6 +192,7 @@ impl Worker {
                     control::Command::List { ticket } => self.list(ticket, fd),
                     control::Command::Close { ticket, conn, code } => self.close_by_order(ticket, conn, code),
                     control::Command::Quit => return true,
+                    control::Command::Child { .. } => log::warn!("from the supervisor: not a parent"),
                 },
                 // The supervisor has vanished: nobody would restart or stop this worker.
                 Ok(None) => {
@@ -239,7 +240,7 @@ impl Worker {
 
     /// Whether all is done, or the time for it is over.
     fn may_leave(&self) -> bool {
-        let Some(at) = self.stop_at.get() else { return self.has_handed_over() };
+        let Some(at) = self.stop_at.get() else { return self.has_handed_over() || self.is_spent() };
         // Connections of a worker that has crashed are still to be closed.
         let arriving = self.slot.crash.is_sending();
         self.empty_inbox();

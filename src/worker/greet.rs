@@ -463,6 +463,9 @@ impl Worker {
 
     /// A connection is gone: the scoreboard hears of it.
     pub fn uncount(&self) {
+        if self.single.is_some() {
+            return; // it stays reserved
+        }
         self.slot.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         self.scoreboard.changed();
     }

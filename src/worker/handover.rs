@@ -59,8 +59,9 @@ impl Worker {
 
     /// Hands a request over to the least loaded worker of the pool that serves it, with what was read of it.
     pub fn pass_on(&self, id: u64, handler: u16, read: &[u8]) {
-        let Some(inlet) = self.least_loaded(self.pool_of(handler)) else {
-            return self.reply(id, unavailable("no worker of the pool that serves this resource is running"));
+        let pool = self.pool_of(handler);
+        let Some((slot, inlet)) = self.least_loaded(pool) else {
+            return self.reply(id, unavailable("no process of the pool that serves this resource is free"));
         };
         let packed = {
             let core = &mut *self.core.borrow_mut();
@@ -70,12 +71,14 @@ impl Worker {
             })
         };
         if !packed || !self.forward(inlet.as_raw_fd(), id) {
+            self.not_after_all(slot, pool);
             self.reply(id, unavailable("the pool that serves this resource does not keep up"));
         }
     }
 
-    /// The inlet of the least loaded worker of a pool.
-    fn least_loaded(&self, pool: usize) -> Option<OwnedFd> {
+    /// The least loaded worker of a pool and its inlet; in a pool with a process for each connection one that waits,
+    /// which is reserved.
+    fn least_loaded(&self, pool: usize) -> Option<(&'static Slot, OwnedFd)> {
         let slots = self.scoreboard.slots().iter().enumerate();
         let slots = slots.filter(|(_, slot)| usize::from(slot.place().pool) == pool);
         // What lies in the inbox of a worker that is starting is taken up as soon as it is ready.
@@ -87,8 +90,26 @@ impl Worker {
                 State::Stopping | State::Standby | State::Empty => None,
             }
         };
-        let (_, to) = slots.filter_map(|(index, slot)| Some((eagerness(slot)?, index))).min()?;
-        self.inlets.borrow().get(to).and_then(|inlet| inlet.try_clone().ok())
+        let known = |index: usize| self.inlets.borrow().get(index).and_then(|inlet| inlet.try_clone().ok());
+        let slots = slots.filter_map(|(index, slot)| Some((eagerness(slot)?, index, slot)));
+        if self.config.pools.get(pool).is_some_and(|pool| pool.children.is_some()) {
+            let mut idle: Vec<_> =
+                slots.filter(|((_, load), _, slot)| *load == 0 && is_child(slot)).collect();
+            idle.sort_by_key(|(eagerness, index, _)| (*eagerness, *index));
+            return idle.into_iter().find_map(|(_, index, slot)| {
+                let inlet = known(index)?;
+                slot.claim().then_some((slot, inlet))
+            });
+        }
+        let (_, to, slot) = slots.min_by_key(|(eagerness, index, _)| (*eagerness, *index))?;
+        Some((slot, known(to)?))
+    }
+
+    /// The worker that was found for a connection does not get it.
+    fn not_after_all(&self, slot: &Slot, pool: usize) {
+        if self.config.pools.get(pool).is_some_and(|pool| pool.children.is_some()) {
+            slot.release();
+        }
     }
 
     /// Sends the one connection that was packed, and forgets it; false if there is no room at the other end.
@@ -159,6 +180,9 @@ impl Worker {
 
     /// The inlet of another slot's inbox.
     pub fn learn_inlet(&self, slot: usize, inlet: Option<OwnedFd>) {
+        if self.single.is_some() {
+            return; // it has nothing to send
+        }
         let mut inlets = self.inlets.borrow_mut();
         let is_next = inlets.len() == slot;
         match (inlets.get_mut(slot), inlet) {
@@ -288,8 +312,12 @@ impl Worker {
     /// Sends a connection that has just arrived on to the pool that serves its handler; false if that is not
     /// possible.
     pub fn send_on(&self, id: u64, pool: usize) -> bool {
-        let Some(inlet) = self.least_loaded(pool) else { return false };
-        self.pack(id, Purpose::Resume) && self.forward(inlet.as_raw_fd(), id)
+        let Some((slot, inlet)) = self.least_loaded(pool) else { return false };
+        let sent = self.pack(id, Purpose::Resume) && self.forward(inlet.as_raw_fd(), id);
+        if !sent {
+            self.not_after_all(slot, pool);
+        }
+        sent
     }
 
     /// How a connection can move; `None`: not now.
@@ -370,4 +398,9 @@ impl Worker {
         self.log_moved(id);
         self.remove(id);
     }
+}
+
+/// Whether the process in a slot was forked by a parent, which is the first in its pool.
+fn is_child(slot: &Slot) -> bool {
+    slot.place().number > 0
 }

@@ -26,11 +26,14 @@ mod opening;
 mod orders;
 mod output;
 mod outside;
+pub mod parent;
 mod probation;
 mod record;
 mod rescue;
 mod resuming;
+mod service;
 mod signals;
+mod single;
 mod thread;
 mod timer;
 mod traffic;
@@ -46,18 +49,16 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::gettid;
 use socket2::SockRef;
 
-use crate::config::{Config, RESERVED_DESCRIPTORS};
-use crate::ffi::call::Handler;
+use crate::config::Config;
 use crate::ffi::host;
-use crate::ffi::plugin::{self, Plugin};
 use crate::fleet::control::{self, Channel, Report};
 use crate::fleet::counters::Counters;
 use crate::fleet::evidence::Evidence;
 use crate::fleet::gates;
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::Listener;
-use crate::fleet::routes::{Route, Routes};
-use crate::fleet::scoreboard::{Place, Scoreboard, Slot, State};
+use crate::fleet::routes::Routes;
+use crate::fleet::scoreboard::{Scoreboard, Slot, State};
 use crate::http::Site;
 use crate::proto::codec::Codecs;
 use accept::{Acceptor, Gate};
@@ -74,6 +75,7 @@ use output::Spare;
 use probation::Probe;
 use rescue::Kit;
 use resuming::LettingGo;
+use service::{Loaded, Service};
 use thread::ThreadHost;
 use timer::Timers;
 use watchdog::Watchdog;
@@ -94,20 +96,16 @@ pub struct Start {
     pub slot: usize,
     /// To the supervisor.
     pub control: Channel,
-    /// By slot.
-    pub inboxes: Vec<Inbox>,
+    /// Where connections come from other workers.
+    pub inbox: Inbox,
+    /// By slot: where others are sent connections.
+    pub inlets: Vec<OwnedFd>,
     /// Whether to wait for the order to begin.
     pub standby: bool,
     /// By handler: whether it is served.
     pub gates: &'static [gates::Gate],
     /// By slot: what a crash leaves.
     pub evidence: &'static [Evidence],
-}
-
-/// A handler as this worker has it.
-struct Service {
-    plugin: Plugin,
-    handler: Handler,
 }
 
 /// What changes while a connection is served. Never borrowed while a handler runs:
@@ -168,6 +166,8 @@ struct Worker {
     leaving: RefCell<Option<Leaving>>,
     /// When to leave, once told to stop.
     stop_at: Cell<Option<u64>>,
+    /// In a process for one connection: whether that has come.
+    single: Option<Cell<bool>>,
     /// Blocking connections on their way to another process.
     letting_go: RefCell<Vec<LettingGo>>,
     /// Blocking threads that run.
@@ -180,7 +180,14 @@ struct Worker {
 
 /// Runs a worker until it is told to leave; returns the exit code of the process.
 pub fn run(start: Start) -> i32 {
-    match serve(start) {
+    let place = start.scoreboard.slot(start.slot).map(Slot::place).unwrap_or_default();
+    let (loaded, ready) = Loaded::load(&start.config, &start.routes, place);
+    run_loaded(start, loaded, ready)
+}
+
+/// The same where the handlers have been loaded.
+fn run_loaded(start: Start, loaded: Loaded, ready: Report) -> i32 {
+    match serve(start, loaded, ready) {
         Ok(()) => 0,
         Err(error) => {
             log::error!("worker: {error}");
@@ -189,24 +196,22 @@ pub fn run(start: Start) -> i32 {
     }
 }
 
-fn serve(start: Start) -> io::Result<()> {
+fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
     let Start { config, routes, listeners, scoreboard, slot: index, control, .. } = start;
     let (gates, evidence, standby) = (start.gates, start.evidence, start.standby);
-    let (inbox, inlets) = split(start.inboxes, index)?;
+    let (inbox, inlets) = (start.inbox, start.inlets);
     let slot = scoreboard.slot(index).ok_or_else(|| io::Error::other("no such slot in the scoreboard"))?;
     let pid = std::process::id() as i32;
     let counting =
         Counting::new(start.counters, &routes, (index, slot.place()), pid, config.metrics.is_some())?;
     let counting: &Counting = Box::leak(Box::new(counting));
-    let connections = most_connections(&config);
+    let single = single::is_single(&config, slot.place());
+    let connections = if single { single::CONNECTIONS } else { most_connections(&config) };
     let mailroom: &'static Mailroom =
         Box::leak(Box::new(Mailroom::new(connections, config.send_high, counting)?));
     host::set_outside_host(Box::leak(Box::new(outside::Outside { mailroom })));
     let gate: &Gate = Box::leak(Box::default());
-    let Place { pool, number } = slot.place();
-    let pool = usize::from(pool);
-    let services = load(&config, &routes, pool, number.into());
-    let loaded = services.iter().flatten().count();
+    let pool = usize::from(slot.place().pool);
     let resources = routes.resources().map(|(resource, _)| resource.to_owned()).collect();
     let worker: &'static Worker = Box::leak(Box::new(Worker {
         site: Site::new(
@@ -247,7 +252,8 @@ fn serve(start: Start) -> io::Result<()> {
         threads: Cell::new(0),
         ledger: Ledger::new(config.log.access.is_some()),
         delivering: Cell::new((std::ptr::null(), 0)),
-        services,
+        single: single.then(|| Cell::new(false)),
+        services: loaded.0,
         config: Arc::clone(&config),
         routes,
     }));
@@ -264,7 +270,7 @@ fn serve(start: Start) -> io::Result<()> {
             .filter_map(|listener| SockRef::from(listener).local_addr().ok()?.as_socket())
             .map(|address| address.port())
             .collect(),
-        descriptors: RawFd::try_from(u64::from(config.connections) + RESERVED_DESCRIPTORS)
+        descriptors: RawFd::try_from(u64::from(config.connections) + config.reserved_descriptors())
             .unwrap_or(RawFd::MAX),
         collector: Collector { modules, evidence },
         records: worker.core.borrow().table.records(),
@@ -285,25 +291,8 @@ fn serve(start: Start) -> io::Result<()> {
     } else {
         worker.begin()?;
     }
-    let ours = |route: &&Route| config.pool_of(&route.resource) == pool;
-    let broken = worker.routes.in_service().map(|(_, route)| route).filter(ours).count() - loaded;
-    let report = Report::Ready { loaded: loaded as u16, broken: broken as u16 };
-    worker.control.send_report(report)?;
+    worker.control.send_report(ready)?;
     worker.run()
-}
-
-/// This slot's inbox, and the inlets of all.
-fn split(inboxes: Vec<Inbox>, index: usize) -> io::Result<(Inbox, Vec<OwnedFd>)> {
-    let (mut ours, mut inlets) = (None, Vec::new());
-    for (slot, inbox) in inboxes.into_iter().enumerate() {
-        if slot == index {
-            inlets.push(inbox.inlet().try_clone_to_owned()?);
-            ours = Some(inbox);
-        } else {
-            inlets.push(inbox.into_inlet());
-        }
-    }
-    Ok((ours.ok_or_else(|| io::Error::other("no inbox for this slot"))?, inlets))
 }
 
 impl Worker {
@@ -325,31 +314,6 @@ impl Worker {
 /// Connections that this process can have: a pool may have a limit of its own.
 fn most_connections(config: &Config) -> u32 {
     let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
-    let possible = files.saturating_sub(RESERVED_DESCRIPTORS).max(1);
+    let possible = files.saturating_sub(config.reserved_descriptors()).max(1);
     config.connections.min(u32::try_from(possible).unwrap_or(u32::MAX)).min(timer::MAX_SLOT)
-}
-
-/// Loads all handlers and tells them that a worker starts.
-fn load(config: &Config, routes: &Routes, pool: usize, worker: u32) -> Vec<Option<Service>> {
-    let load = |route: &Route| {
-        if route.retired || config.pool_of(&route.resource) != pool {
-            return None;
-        }
-        let settings = config.settings.get(&route.resource).map_or(&[][..], Vec::as_slice);
-        let log_level = config.log.handlers.get(&route.resource).copied();
-        let plugin = plugin::load(&config.inside(&route.file), worker, settings, log_level)
-            .inspect_err(|error| {
-                log::error!("{}: {error}; {} answers 503", route.file.display(), route.resource)
-            })
-            .ok()?;
-        let handler = Handler::new(plugin.table);
-        let result = handler.worker_start();
-        if result < 0 {
-            let file = route.file.display();
-            log::error!("{file}: on_worker_start returned {result}; {} answers 503", route.resource);
-            return None;
-        }
-        Some(Service { plugin, handler })
-    };
-    routes.handlers().iter().map(load).collect()
 }

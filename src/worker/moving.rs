@@ -15,7 +15,7 @@ use socket2::Socket;
 use super::Worker;
 use super::conn::{Conn, NEVER, Open, Phase};
 use super::counting::{NO_HANDLER, OpenCount};
-use super::greet::LINGER;
+use super::greet::{LINGER, unavailable};
 use super::opening::Request;
 use super::record::Record;
 use crate::fleet::inbox::{FORMAT, MAX_BYTES, MAX_FDS, Parcel};
@@ -193,12 +193,16 @@ impl Worker {
     /// Takes a connection up; if its handler is to hear of that: its id, and the handler.
     fn take_up(&self, fd: OwnedFd, entry: &Entry) -> Option<(u64, u16)> {
         let socket = Socket::from(fd);
-        self.slot.connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let admitted = entry.purpose == Purpose::Linger && self.single.is_some() || self.admit();
         self.counting.place.moved_in.add_shared(1);
         match entry.purpose {
             Purpose::Greet => {
                 let peer = socket.peer_addr().ok().and_then(|address| address.as_socket());
                 let greeted = self.greet(socket, peer);
+                if let (Some(id), false) = (greeted, admitted) {
+                    self.reply(id, unavailable("this process has its connection already"));
+                    return None;
+                }
                 if let (Some(id), false) = (greeted, entry.parts[2].is_empty()) {
                     self.read_head(id, entry.parts[2]);
                 }

@@ -15,6 +15,7 @@ mod hangs;
 mod moved;
 mod races;
 mod resumable;
+mod single;
 mod slow;
 
 use client::Raw;

@@ -104,6 +104,9 @@ impl Fleet {
         let number = self.config.pools.iter().position(|known| known.name == pool && known.workers > 0);
         let number = number.and_then(|number| u16::try_from(number).ok());
         let number = number.ok_or_else(|| format!("there is no pool {pool}: see wshd ctl status"))?;
+        if self.config.is_parent(number, 0) {
+            return Err(format!("expected another pool: {pool} has a process for each connection"));
+        }
         let before = self.workers_of(number).count();
         let after = match change {
             Change::By(change) => before.saturating_add_signed(change as isize),

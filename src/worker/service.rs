@@ -1,0 +1,55 @@
+//! The handlers as a process has them: loaded, and told that a worker starts.
+
+use crate::config::Config;
+use crate::ffi::call::Handler;
+use crate::ffi::plugin::{self, Plugin};
+use crate::fleet::control::Report;
+use crate::fleet::routes::{Route, Routes};
+use crate::fleet::scoreboard::Place;
+
+/// A handler as this process has it.
+pub struct Service {
+    /// The shared object.
+    pub plugin: Plugin,
+    /// Its callbacks.
+    pub handler: Handler,
+}
+
+/// All handlers of a pool, by index of the route; none where one is another pool's or could not be loaded.
+pub struct Loaded(pub Vec<Option<Service>>);
+
+impl Loaded {
+    /// Loads them and tells them that the worker of this place starts; also returns what is to be reported of that.
+    pub fn load(config: &Config, routes: &Routes, place: Place) -> (Self, Report) {
+        let ours =
+            |route: &&Route| !route.retired && config.pool_of(&route.resource) == usize::from(place.pool);
+        let load = |route: &Route| {
+            Some(route).filter(ours).and_then(|route| load(config, route, place.number.into()))
+        };
+        let services: Vec<_> = routes.handlers().iter().map(load).collect();
+        let (wanted, loaded) =
+            (routes.handlers().iter().filter(ours).count(), services.iter().flatten().count());
+        (Self(services), Report::Ready { loaded: loaded as u16, broken: (wanted - loaded) as u16 })
+    }
+
+    /// Tells them that the worker stops.
+    pub fn stop(&self) {
+        self.0.iter().flatten().for_each(|service| service.handler.worker_stop());
+    }
+}
+
+fn load(config: &Config, route: &Route, worker: u32) -> Option<Service> {
+    let settings = config.settings.get(&route.resource).map_or(&[][..], Vec::as_slice);
+    let log_level = config.log.handlers.get(&route.resource).copied();
+    let plugin = plugin::load(&config.inside(&route.file), worker, settings, log_level)
+        .inspect_err(|error| log::error!("{}: {error}; {} answers 503", route.file.display(), route.resource))
+        .ok()?;
+    let handler = Handler::new(plugin.table);
+    let result = handler.worker_start();
+    if result < 0 {
+        let file = route.file.display();
+        log::error!("{file}: on_worker_start returned {result}; {} answers 503", route.resource);
+        return None;
+    }
+    Some(Service { plugin, handler })
+}
