@@ -33,6 +33,8 @@ pub(super) struct Children {
     unborn: Vec<Unborn>,
     /// By pool: no child is forked before this.
     not_before: BTreeMap<u16, plan::Time>,
+    /// By slot: when connections that nobody takes out of its inbox are given up.
+    abandoned: BTreeMap<usize, plan::Time>,
     /// Whether orphans come to this process.
     is_reaper: bool,
     is_stopping: bool,
@@ -52,7 +54,8 @@ impl Children {
 
     /// When something is to be looked at, if at all.
     pub fn deadline(&self) -> Option<plan::Time> {
-        self.unborn.iter().map(|unborn| unborn.give_up).chain(self.not_before.values().copied()).min()
+        let births = self.unborn.iter().map(|unborn| unborn.give_up);
+        births.chain(self.not_before.values().copied()).chain(self.abandoned.values().copied()).min()
     }
 
     /// The channels of those that have not been heard of.
@@ -73,6 +76,7 @@ impl Fleet {
             return;
         }
         self.hear_of_births();
+        self.give_up_abandoned();
         let now = scoreboard::now();
         self.children.not_before.retain(|_, at| *at > now);
         for pool in 0..self.config.pools.len() as u16 {
@@ -92,6 +96,41 @@ impl Fleet {
                     }
                 }
             }
+        }
+    }
+
+    /// A child of this slot has died: if it has not got as far as to wait for a connection, the next one takes its time.
+    pub(super) fn on_child_death(&mut self, slot: usize) {
+        let has_served = self.scoreboard.slot(slot).is_none_or(|record| record.state() != State::Starting);
+        if self.children.owns(slot) && !has_served {
+            let pool = self.place_of(slot).pool;
+            self.children.not_before.insert(pool, scoreboard::now().saturating_add(AGAIN));
+        }
+    }
+
+    /// Drops connections for which there is no process for as long as an opening handshake may take.
+    fn give_up_abandoned(&mut self) {
+        let now = scoreboard::now();
+        for slot in self.children.slots.keys().copied() {
+            let Some(inbox) = self.inboxes.get(slot).filter(|inbox| inbox.has_mail()) else {
+                self.children.abandoned.remove(&slot);
+                continue;
+            };
+            let patience = now.saturating_add(self.config.handshake_time);
+            let give_up = self.children.abandoned.entry(slot).or_insert(patience);
+            if *give_up > now {
+                continue;
+            }
+            if self.scoreboard.slot(slot).is_some_and(|record| record.state() != State::Empty) {
+                *give_up = now.saturating_add(AGAIN); // somebody may take them yet
+                continue;
+            }
+            // Closed unread; what it is about is between workers.
+            let mut nothing = [0; 1];
+            while let Ok((_, fds)) = inbox.receive(&mut nothing) {
+                log::error!("{}: {} connections were cut: no process for them", self.name(slot), fds.len());
+            }
+            self.children.abandoned.remove(&slot);
         }
     }
 

@@ -302,6 +302,7 @@ impl Fleet {
             let Some(slot) = self.workers.iter().position(is_in) else { continue };
             self.workers[slot] = None;
             self.on_death(slot, pid, status);
+            self.on_child_death(slot);
             self.empty(slot);
             events.push_back(Event::Died(slot));
         }

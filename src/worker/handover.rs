@@ -93,10 +93,9 @@ impl Worker {
         let known = |index: usize| self.inlets.borrow().get(index).and_then(|inlet| inlet.try_clone().ok());
         let slots = slots.filter_map(|(index, slot)| Some((eagerness(slot)?, index, slot)));
         if self.config.pools.get(pool).is_some_and(|pool| pool.children.is_some()) {
-            let mut idle: Vec<_> =
-                slots.filter(|((_, load), _, slot)| *load == 0 && is_child(slot)).collect();
-            idle.sort_by_key(|(eagerness, index, _)| (*eagerness, *index));
-            return idle.into_iter().find_map(|(_, index, slot)| {
+            // One that is starting may not get that far, and what it was sent would wait for another.
+            let mut idle = slots.filter(|(eagerness, _, slot)| *eagerness == (0, 0) && is_child(slot));
+            return idle.find_map(|(_, index, slot)| {
                 let inlet = known(index)?;
                 slot.claim().then_some((slot, inlet))
             });

@@ -17,11 +17,13 @@ fn serve(keys: &str, args: &[&str]) -> (Server, Dir) {
     for name in ["process", "echo"] {
         fixtures::add_handler(dir.path(), name, name);
     }
+    fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let config = dir.path().join("wshd.conf");
     fs::write(&config, format!("[handler.'/process']\nisolation = 'connection'\n[pool.process]\n{keys}\n"))
         .unwrap();
+    let quarantine = if args.contains(&"--quarantine-deaths") { &[][..] } else { &crate::QUARANTINE_OFF };
     let ours = ["--workers", "1", "--config", config.to_str().unwrap()];
-    (Server::start(&dir, &[&ours, &crate::QUARANTINE_OFF[..], args].concat()), dir)
+    (Server::start(&dir, &[&ours, quarantine, args].concat()), dir)
 }
 
 /// Pids of the processes whose titles begin so.
@@ -225,5 +227,70 @@ fn a_reload_replaces_the_parent_and_those_that_wait() {
     assert_eq!((before.ask("pid"), before.ask("count")), (pid, "1".to_owned()));
     assert_eq!(logged(&server, "started by "), 2);
     drop((before, after));
+    stop(&mut server);
+}
+
+#[test]
+fn they_run_as_the_user_of_their_pool_and_within_its_limits() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not root: skipped");
+        return;
+    }
+    let user = 4_000_200_000 + std::process::id();
+    let keys = format!("user = {user}\ngroup = {user}\nmax_files = 100\nnice = 3\nmax_processes = 12");
+    let (mut server, _dir) = serve(&keys, &[]);
+    let mut client = open(&server);
+    let pid = client.ask("pid");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    for line in [&format!("Uid:\t{user}\t{user}"), "CapEff:\t0000000000000000", "NoNewPrivs:\t1"] {
+        assert!(status.contains(line), "{line} is not in {status}");
+    }
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    assert!(
+        limits.lines().any(|line| line.starts_with("Max open files") && line.contains(" 100 ")),
+        "{limits}"
+    );
+    // The parent has one thread, each process two: no more than five of them.
+    let mut others: Vec<Raw> = (0..4).map(|_| open(&server)).collect();
+    assert!(try_open(&server).is_err());
+    server.says("a child can not be forked");
+    close(others.pop().unwrap());
+    others.push(open(&server));
+    assert!(others.iter_mut().all(|client| client.ask("hello") == "hello"));
+    drop((client, others));
+    stop(&mut server);
+}
+
+#[test]
+fn a_handler_that_crashes_too_often_is_quarantined() {
+    let (mut server, _dir) = serve("", &["--quarantine-deaths", "2"]);
+    let mut before = open(&server);
+    for _ in 0..2 {
+        let mut culprit = open(&server);
+        culprit.text("null");
+        culprit.expect_close(1011);
+    }
+    server.says("process: 2 workers died in it");
+    let Err(head) = try_open(&server) else { panic!("it is served") };
+    assert!(head.contains(" 503 ") && !head.contains("Retry-After: 1\r"), "{head}");
+    assert_eq!(before.ask("hello"), "hello");
+    drop(before);
+    stop(&mut server);
+}
+
+#[test]
+fn a_blocking_handler_has_a_process_too() {
+    let dir = Dir::new();
+    fixtures::add_handler(dir.path(), "resumable_echo_blocking", "resumable_echo_blocking");
+    let config = dir.path().join("wshd.conf");
+    fs::write(&config, "[handler.'/resumable_echo_blocking']\nisolation = 'connection'\n").unwrap();
+    let mut server = Server::start(&dir, &["--workers", "1", "--config", config.to_str().unwrap()]);
+    let children = || titled(&server, "wshd: worker resumable_echo_blocking/");
+    until("two wait", || children().len() == 2);
+    let mut client = Raw::open(&server.address(), "/resumable_echo_blocking");
+    assert_eq!(client.ask("a message 0;"), "a message 0;");
+    until("two more wait", || children().len() == 3);
+    close(client);
+    until("it has left", || children().len() == 2);
     stop(&mut server);
 }
