@@ -99,14 +99,8 @@ pub(super) fn spawn(
     }
 }
 
-/// In the child, to its end.
-fn be_worker(
-    fleet: &mut Fleet,
-    slot: usize,
-    edition: &Edition,
-    (standby, control): (bool, Channel),
-    supervisor: Pid,
-) -> i32 {
+/// In a child: closes what is the supervisor's alone; returns whether that is detached from where it was started.
+fn leave_to_the_supervisor(fleet: &mut Fleet) -> bool {
     // With a sibling's channel open, its end would not be seen when the supervisor vanishes.
     fleet.workers.clear();
     fleet.replaced.clear();
@@ -115,12 +109,22 @@ fn be_worker(
     fleet.listeners.clear();
     fleet.predecessor = None;
     fleet.successor = None;
-    fleet.metrics = Metrics::default();
-    fleet.signals = None;
     fleet.control = Control::none();
-    let is_detached = fleet.daemon.is_detached();
-    fleet.daemon = Daemon::default();
+    fleet.signals = None;
     fleet.notify = Notify::default();
+    std::mem::take(&mut fleet.daemon).is_detached()
+}
+
+/// In the child, to its end.
+fn be_worker(
+    fleet: &mut Fleet,
+    slot: usize,
+    edition: &Edition,
+    (standby, control): (bool, Channel),
+    supervisor: Pid,
+) -> i32 {
+    let is_detached = leave_to_the_supervisor(fleet);
+    fleet.metrics = Metrics::default();
     let Edition { config, routes, listeners, metrics, .. } = edition.clone();
     let Place { pool, number } = fleet.scoreboard.slot(slot).map(Slot::place).unwrap_or_default();
     // Only the default pool accepts; to the others connections come through their inboxes.
@@ -210,19 +214,8 @@ pub(super) fn spawn_metrics(fleet: &mut Fleet) -> io::Result<Pid> {
 
 /// In the child, to its end. It runs as the workers of the default pool do.
 fn be_metrics(fleet: &mut Fleet, supervisor: Pid) -> i32 {
-    fleet.workers.clear();
-    fleet.replaced.clear();
-    fleet.roll.clear();
-    fleet.listeners.clear();
+    let is_detached = leave_to_the_supervisor(fleet);
     fleet.inboxes.clear();
-    fleet.predecessor = None;
-    fleet.successor = None;
-    fleet.control = Control::none();
-    fleet.signals = None;
-    fleet.control = Control::none();
-    let is_detached = fleet.daemon.is_detached();
-    fleet.daemon = Daemon::default();
-    fleet.notify = Notify::default();
     let prepared = prepare(is_detached)
         .and_then(|()| confine::enter(&fleet.config, 0))
         .and_then(|()| end_with(supervisor, 1));
