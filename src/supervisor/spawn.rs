@@ -18,7 +18,7 @@ use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid};
 
 use super::ctl::Control;
-use super::daemon::{self, Daemon};
+use super::daemon;
 use super::edition::Edition;
 use super::metrics::Metrics;
 use super::systemd::Notify;

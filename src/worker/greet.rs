@@ -309,14 +309,12 @@ impl Worker {
             let mut open = Open::new(Connection::new(self.now.get(), codec, stream), counted);
             open.silent = close.is_some();
             if request.is_some() || mailbox.is_some() {
-                let extra = open.extra();
-                extra.request = request.clone();
-                extra.mailbox = mailbox.clone().filter(|_| close.is_none());
+                let kept = (request.clone(), mailbox.clone().filter(|_| close.is_none()));
+                (open.extra().request, open.extra().mailbox) = kept;
             }
             let unread = conn.take_unread();
             conn.phase = Phase::Open(open);
             conn.set_unread(unread);
-            // Nothing is read before this turn is over.
             conn.set_pause(Pause::Handshake, false, self.now.get());
             conn.deadline = NEVER;
             if let Some(record) = core.table.record(id) {
