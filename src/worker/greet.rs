@@ -458,15 +458,6 @@ impl Worker {
     pub fn service(&self, handler: u16) -> Option<&Service> {
         self.services.get(usize::from(handler)).and_then(Option::as_ref)
     }
-
-    /// A connection is gone: the scoreboard hears of it.
-    pub fn uncount(&self) {
-        if self.single.is_some() {
-            return; // it stays reserved
-        }
-        self.slot.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
-        self.scoreboard.changed();
-    }
 }
 
 /// The thread of a connection that was never opened can go.

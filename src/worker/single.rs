@@ -35,6 +35,15 @@ impl Worker {
         true
     }
 
+    /// A connection is gone: the scoreboard hears of it.
+    pub fn uncount(&self) {
+        if self.single.is_some() {
+            return; // it stays reserved
+        }
+        self.slot.connections.fetch_sub(1, Ordering::Relaxed);
+        self.scoreboard.changed();
+    }
+
     /// Whether the one connection has come and gone.
     pub fn is_spent(&self) -> bool {
         let taken = self.single.as_ref().is_some_and(|taken| taken.get());
