@@ -286,7 +286,7 @@ fn a_blocking_handler_has_a_process_too() {
     fs::write(&config, "[handler.'/resumable_echo_blocking']\nisolation = 'connection'\n").unwrap();
     let mut server = Server::start(&dir, &["--workers", "1", "--config", config.to_str().unwrap()]);
     let children = || titled(&server, "wshd: worker resumable_echo_blocking/");
-    until("two wait", || children().len() == 2);
+    until("two wait", || logged(&server, "worker resumable_echo_blocking/1 is ready") == 1);
     let mut client = Raw::open(&server.address(), "/resumable_echo_blocking");
     assert_eq!(client.ask("a message 0;"), "a message 0;");
     until("two more wait", || children().len() == 3);
