@@ -173,18 +173,19 @@ fn check(out: &[u8]) {
 mod tests {
     use std::path::Path;
 
-    use super::super::{codec, connection, frame, handshake, head, message};
+    use super::super::{codec, connection, frame, handshake, head, message, proxy};
 
     type Target = (&'static str, fn(&[u8]));
 
     /// As in fuzz/targets/.
-    const TARGETS: [Target; 7] = [
+    const TARGETS: [Target; 8] = [
         ("codec", codec::fuzz),
         ("connection", connection::fuzz),
         ("frame", frame::fuzz),
         ("handshake", handshake::fuzz),
         ("head", head::fuzz),
         ("message", message::fuzz),
+        ("proxy", proxy::fuzz),
         ("stream", super::stream),
     ];
 

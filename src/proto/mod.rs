@@ -7,7 +7,10 @@
 //!
 //! In the order in which a connection meets them:
 //!
+//! - [`proxy`][]: the header with which a proxy begins (PROXY protocol)
 //! - [`head`][]: the request head (RFC 9112)
+//! - [`forwarded`][]: the client as a proxy tells it (RFC 7239)
+//! - [`allow`][]: allowed origins and hosts
 //! - [`extension`][]: the grammar of Sec-WebSocket-Extensions (RFC 6455 9.1)
 //! - [`deflate`][]: negotiating permessage-deflate (RFC 7692 5, 7.1)
 //! - [`handshake`][]: the opening handshake and its answers (RFC 6455 4.2)
@@ -22,11 +25,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod allow;
 pub mod close;
 pub mod codec;
 pub mod connection;
 pub mod deflate;
 pub mod extension;
+pub mod forwarded;
 pub mod frame;
 #[cfg(any(test, fuzzing, feature = "fuzz"))]
 #[allow(missing_docs, clippy::unwrap_used)]
@@ -36,4 +41,5 @@ pub mod head;
 pub mod limits;
 pub mod mask;
 pub mod message;
+pub mod proxy;
 pub mod utf8;
