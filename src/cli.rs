@@ -5,6 +5,7 @@
 mod account;
 mod control;
 mod daemon;
+mod doors;
 mod file;
 mod logging;
 mod metrics;
@@ -26,6 +27,7 @@ pub use clap_complete::Shell;
 pub use self::file::keys;
 
 use self::daemon::DaemonArgs;
+use self::doors::DoorArgs;
 use self::file::File;
 use self::logging::Logging;
 use self::value::{Host, Time, count, host, memory_or_zero, size, size_or_zero, time, time_or_off};
@@ -251,6 +253,8 @@ struct Args {
     control: control::ControlOptions,
     #[command(flatten)]
     daemon: DaemonArgs,
+    #[command(flatten)]
+    doors: DoorArgs,
 
     /// Print version
     #[arg(long, action = ArgAction::Version)]
@@ -358,6 +362,7 @@ impl Args {
             },
             crash_records: self.crash_dir.map(|dir| CrashRecords { dir, bytes: self.crash_bytes }),
             control: self.control.into_config(),
+            doors: self.doors.into_doors().map_err(|why| places.wrong("proxy_protocol", why))?,
             handler_time: self.handler_timeout,
             drain_time: self.drain_timeout,
             drain_times: Default::default(),

@@ -3,12 +3,15 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use nix::unistd::{Gid, Uid};
 
 use crate::log::Settings as LogSettings;
 use crate::proto;
+use crate::proto::allow::{HostRule, OriginRule};
 
 pub use crate::fleet::listener::Listen;
 
@@ -74,6 +77,62 @@ pub struct Daemon {
     pub chroot: Option<PathBuf>,
 }
 
+/// Who may come in, and how often. Counts are over all processes; 0: no limit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Doors {
+    /// Most connections.
+    pub total: u32,
+    /// Most connections of an address.
+    pub per_address: u32,
+    /// Most new connections of an address in a second; at most 65,535.
+    pub handshakes: u32,
+    /// Most messages of a peer in a second.
+    pub messages: u32,
+    /// Most bytes of messages of a peer in a second.
+    pub bytes: u64,
+    /// Allowed origins; empty: all.
+    pub origins: Vec<OriginRule>,
+    /// The same by resource, in place of them.
+    pub origins_of: BTreeMap<String, Vec<OriginRule>>,
+    /// Hosts that requests may be for; empty: all.
+    pub hosts: Vec<HostRule>,
+    /// Proxies that are believed.
+    pub proxy: Proxy,
+}
+
+impl Doors {
+    /// The origins that are allowed for a resource; empty: all.
+    pub fn origins_of(&self, resource: &str) -> &[OriginRule] {
+        self.origins_of.get(resource).unwrap_or(&self.origins)
+    }
+}
+
+/// Proxies that are believed when they tell whom they relay.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Proxy {
+    /// Those with these addresses.
+    pub networks: Vec<IpNet>,
+    /// Those on Unix sockets.
+    pub unix: bool,
+    /// Whether they all begin with a header of the PROXY protocol.
+    pub protocol: bool,
+}
+
+impl Proxy {
+    /// Whether anybody is believed.
+    pub fn is_any(&self) -> bool {
+        self.unix || !self.networks.is_empty()
+    }
+
+    /// Whether a peer is; `None`: on a Unix socket.
+    pub fn trusts(&self, peer: Option<IpAddr>) -> bool {
+        match peer.map(|ip| ip.to_canonical()) {
+            Some(ip) => self.networks.iter().any(|network| network.contains(&ip)),
+            None => self.unix,
+        }
+    }
+}
+
 /// The configuration of a fleet. Made before the first fork of those that have it, and never changed after.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -121,6 +180,8 @@ pub struct Config {
     pub crash_records: Option<CrashRecords>,
     /// The socket for `wshd ctl`.
     pub control: Control,
+    /// Who may come in.
+    pub doors: Doors,
     /// How long a handler may run without a call to the host before it is brought down; ns, 0: for ever.
     pub handler_time: u64,
     /// Over this time the connections that can not move are closed when their worker is replaced; ns.
@@ -151,6 +212,8 @@ pub struct Pool {
     pub name: String,
     /// How many, at least 1.
     pub workers: usize,
+    /// Most connections of all its workers together, if there is a limit.
+    pub connections: Option<u32>,
     /// Who they run as; only with groups, and only when the server is root.
     pub user: Option<Uid>,
     /// Their groups, the first one first; none: those of the server.
@@ -193,10 +256,22 @@ impl Pool {
     /// A pool without limits that runs as the server does.
     pub fn new(name: &str, workers: usize) -> Self {
         let name = name.to_owned();
-        let (user, groups, nice) = (None, Vec::new(), 0);
+        let (connections, user, groups, nice) = (None, None, Vec::new(), 0);
         let (max_memory, max_files, max_cpu, max_processes) = (None, None, None, None);
         let children = None;
-        Self { name, workers, user, groups, nice, max_memory, max_files, max_cpu, max_processes, children }
+        Self {
+            name,
+            workers,
+            connections,
+            user,
+            groups,
+            nice,
+            max_memory,
+            max_files,
+            max_cpu,
+            max_processes,
+            children,
+        }
     }
 }
 

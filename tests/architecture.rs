@@ -14,6 +14,8 @@ const UNSAFE: &[&str] = &[
     "ffi/plugin.rs",
     "ffi/probe.rs",
     "ffi/table.rs",
+    "fleet/addresses.rs",
+    "fleet/addresses/tests.rs",
     "fleet/datagram.rs",
     "fleet/counters.rs",
     "fleet/evidence.rs",

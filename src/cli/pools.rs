@@ -9,6 +9,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::account::{Account, group, identity, must_be_root, user};
+use super::doors;
 use super::file::{self, Entry, File};
 use super::value::{Time, count, memory, time, time_or_off};
 use crate::config::{Children, Config, Pool, RESERVED_DESCRIPTORS};
@@ -40,6 +41,8 @@ struct HandlerTable {
     /// Least level of what the handler writes to the log [default: that of the log]
     #[arg(long, value_name = "LEVEL", value_enum)]
     log_level: Option<Level>,
+    #[command(flatten)]
+    doors: doors::HandlerArgs,
 }
 
 /// See [`Config::drain_time`].
@@ -60,6 +63,8 @@ struct PoolTable {
     /// Number of worker processes
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = count::<usize>(MAX_WORKERS as u64))]
     workers: usize,
+    #[command(flatten)]
+    doors: doors::PoolArgs,
     /// Who they run as [default: as the server]
     #[arg(long, value_name = "USER", value_parser = user)]
     user: Option<Account>,
@@ -190,6 +195,7 @@ fn handler(
         config.drain_times.insert(resource.to_owned(), time);
     }
     config.log.handlers.extend(found.log_level.map(|level| (resource.to_owned(), level)));
+    found.doors.apply(resource, &mut config.doors);
     match table.get(SETTINGS) {
         None => Ok(Vec::new()),
         Some(value) => settings(file, file.table(SETTINGS, value, "a table")?),
@@ -258,6 +264,7 @@ fn pool(file: &File, name: &str, table: &DeTable<'_>, place: String) -> Result<T
     let pool = Pool {
         name: name.to_owned(),
         workers: found.workers,
+        connections: found.doors.max_connections,
         user,
         groups,
         nice: found.nice,
@@ -410,8 +417,7 @@ mod tests {
             &pool_with("max_processes = 9"),
             "w.conf:4: max_processes: expected a user other than root beside it",
         );
-        let keys =
-            "workers, user, group, nice, max_memory, max_files, max_cpu, max_processes, spare, processes";
+        let keys = "workers, max_connections, user, group, nice, max_memory, max_files, max_cpu, max_processes, spare, processes";
         fails(
             &pool_with("memory = 1"),
             &format!("w.conf:4: memory: there is no such key, expected one of {keys}"),
@@ -488,7 +494,7 @@ mod tests {
             ("[handler.a]", "1: handler.\"a\": expected a resource, which begins with /"),
             (
                 "[handler.'/a']\nisolate = 1",
-                "2: isolate: there is no such key, expected one of isolation, pool, drain_timeout, log_level",
+                "2: isolate: there is no such key, expected one of isolation, pool, drain_timeout, log_level, allow_origin",
             ),
             (
                 "[handler.'/a']\nisolation = 'none'",

@@ -1,6 +1,7 @@
 //! What both sides of fork share: the scoreboard, the counters, the control channels, the listening sockets, the
 //! routes, and the title under which a process shows up. Holds no policy: the supervisor plans, the worker serves.
 
+pub mod addresses;
 pub mod control;
 pub mod counters;
 pub mod datagram;

@@ -2,9 +2,11 @@
 //!
 //! Knows no request: what is to be matched is handed in as text.
 
-/// An origin (RFC 6454): `https://example.com`, `https://*.example.com:8443` or `null`.
+/// An origin (RFC 6454): `https://example.com`, `https://*.example.com:8443`, `null`, or `*` for all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OriginRule {
+    /// All.
+    Any,
     /// What browsers send for pages without an origin that can be told.
     Null,
     /// Scheme, host, port.
@@ -30,9 +32,11 @@ impl OriginRule {
     /// Reads a rule, or says what was expected.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         const EXPECTED: &str =
-            "expected an origin such as https://example.com or https://*.example.com:8443, or null";
-        if text == "null" {
-            return Ok(Self::Null);
+            "expected an origin such as https://example.com or https://*.example.com:8443, null or *";
+        match text {
+            "*" => return Ok(Self::Any),
+            "null" => return Ok(Self::Null),
+            _ => {}
         }
         let (scheme, host, port) = split_origin(text).ok_or(EXPECTED)?;
         Ok(Self::Tuple(scheme.to_ascii_lowercase(), Name::parse(host).ok_or(EXPECTED)?, port))
@@ -41,6 +45,7 @@ impl OriginRule {
     /// Whether it allows the origin that a request names.
     pub fn allows(&self, origin: &[u8]) -> bool {
         match self {
+            Self::Any => true,
             Self::Null => origin == b"null",
             Self::Tuple(scheme, name, port) => {
                 let found = std::str::from_utf8(origin).ok().and_then(split_origin);
@@ -197,7 +202,8 @@ mod tests {
 
     #[test]
     fn rules_that_are_wrong() {
-        for wrong in ["", "*", "example.com", "https://", "https://*", "https://*example.com", "https://a/b"]
+        assert!(origin("*", "https://example.com") && origin("*", "null"));
+        for wrong in ["", "**", "example.com", "https://", "https://*", "https://*example.com", "https://a/b"]
         {
             assert!(OriginRule::parse(wrong).is_err(), "{wrong}");
         }

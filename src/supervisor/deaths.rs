@@ -61,6 +61,8 @@ impl Fleet {
     pub(super) fn on_crash(&mut self, slot: usize, pid: Pid) {
         // Its connections go on elsewhere, or nowhere, though it may take long to write a core dump.
         self.counters.forget(pid.as_raw());
+        // What it has goes over to others, which count it.
+        self.addresses.clear(pid.as_raw());
         let Some(record) = self.scoreboard.slot(slot) else { return };
         let crash = record.crash.facts();
         let facts = self.deaths.evidence.get(slot).map(Evidence::facts).unwrap_or_default();

@@ -50,6 +50,7 @@ use self::upkeep::Upkeep;
 use self::workers::{Replaced, Worker};
 use crate::config::Config;
 use crate::exit::Exit;
+use crate::fleet::addresses::Addresses;
 use crate::fleet::control::Command;
 use crate::fleet::counters::Counters;
 use crate::fleet::inbox::Inbox;
@@ -120,6 +121,8 @@ struct Fleet {
     /// Whether an upgrade is wanted.
     is_upgrade_due: bool,
     scoreboard: &'static Scoreboard,
+    /// Where workers count connections.
+    addresses: &'static Addresses,
     counters: &'static Counters,
     /// The process that serves what is counted.
     metrics: Metrics,
@@ -156,6 +159,8 @@ struct Fleet {
 impl Fleet {
     /// Binds, finds the handlers and makes what is shared; all before the first fork of a worker.
     fn prepare(config: Config, origin: Origin) -> Result<Self, (Exit, String)> {
+        let addresses = Addresses::for_workers(config.all_workers())
+            .map_err(|error| (Exit::Internal, error.to_string()))?;
         let Origin { reread, invocation, predecessor, environment, daemon } = origin;
         let Environment { sockets, notify } = environment;
         let inherited = predecessor.as_ref().map(Predecessor::listeners).transpose();
@@ -224,6 +229,7 @@ impl Fleet {
                 successor: None,
                 is_upgrade_due: false,
                 scoreboard,
+                addresses,
                 counters,
                 metrics,
                 signals: Some(signals),

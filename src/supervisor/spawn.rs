@@ -163,6 +163,7 @@ fn be_worker(
         standby,
         gates: fleet.deaths.gates,
         evidence: fleet.deaths.evidence,
+        addresses: fleet.addresses,
     };
     if !is_parent {
         return worker::run(start);

@@ -280,6 +280,7 @@ impl Fleet {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             let Some(pid) = status.pid() else { return };
             self.release_gates(pid);
+            self.addresses.release(pid.as_raw());
             self.counters.release(pid.as_raw());
             if self.metrics.ended(pid, status) {
                 continue;

@@ -11,8 +11,10 @@ use nix::unistd::{Pid, gettid};
 use socket2::{SockRef, Socket};
 
 use super::counting::Counting;
+use super::doors::{self, Doors};
 use super::mailroom::{Command, Mailroom};
 use super::signals::interrupt;
+use crate::fleet::addresses::Refusal;
 use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::{Scoreboard, Slot, State, now};
 
@@ -75,6 +77,8 @@ pub struct Acceptor {
     pub mailroom: &'static Mailroom,
     /// Whether to accept at all.
     pub gate: &'static Gate,
+    /// Whom to let in.
+    pub doors: &'static Doors,
 }
 
 impl Acceptor {
@@ -111,6 +115,13 @@ impl Acceptor {
                     return;
                 }
             };
+            let ticket = match self.doors.admit(peer) {
+                Ok(ticket) => ticket,
+                Err(refusal) => {
+                    self.turn_away(slot, socket, peer, refusal);
+                    continue;
+                }
+            };
             slot.connections.fetch_add(1, Ordering::Relaxed);
             self.counting.place.accepted.add_shared(1);
             self.scoreboard.changed();
@@ -120,8 +131,19 @@ impl Acceptor {
                 // Only a hint for latency; a socket that refuses it works all the same.
                 let _ = SockRef::from(&socket).set_tcp_nodelay(true);
             }
-            self.mailroom.give(Command::Accepted(socket, peer, place));
+            self.mailroom.give(Command::Accepted(socket, peer, ticket, place));
         }
+    }
+
+    /// A connection is over a limit. That costs little, and takes no more than half of the room for connections.
+    fn turn_away(&self, slot: &Slot, socket: Socket, peer: Option<SocketAddr>, refusal: Refusal) {
+        self.doors.note(refusal, peer, "");
+        if load(slot) >= self.connections / 2 || !self.doors.may_explain() {
+            return doors::cut(&socket, refusal);
+        }
+        slot.connections.fetch_add(1, Ordering::Relaxed);
+        self.scoreboard.changed();
+        self.mailroom.give(Command::TurnedAway(socket, refusal));
     }
 
     /// Waits until this worker may take a connection; false when the gate is closed.

@@ -15,6 +15,7 @@ use super::counting::{NO_HANDLER, OpenCount};
 use super::mailbox::{Mailbox, PeerClose};
 use super::opening::{Handshake, Request};
 use super::output::{Queue, Spare};
+use super::pace::Pace;
 use super::record::{Record, Records};
 use crate::ffi::host::Task;
 use crate::proto::codec::Codecs;
@@ -120,6 +121,8 @@ pub struct Extra {
     /// Who began to close (`WS_BY_...`), and the code; 0 while nobody did.
     pub closing: (u8, u16),
     unread: Option<Box<[u8]>>,
+    /// How fast the peer may send, if that is limited.
+    pub pace: Option<Pace>,
 }
 
 /// A connection's timers.

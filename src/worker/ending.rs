@@ -185,7 +185,11 @@ impl Worker {
     /// Forgets a connection and closes its socket.
     pub fn remove(&self, id: u64) {
         self.log_answer(id, None);
-        let removed = self.core.borrow_mut().table.remove(id);
+        let removed = {
+            let core = &mut *self.core.borrow_mut();
+            core.table.record(id).inspect(|record| self.doors.end(record.peer.address(), record.mark));
+            core.table.remove(id)
+        };
         if let Some(conn) = removed {
             self.counting.count_queued(conn.queue.as_ref().map_or(0, |queue| queue.counted), 0);
             self.uncount();
@@ -214,6 +218,9 @@ impl Worker {
             let handler = conn.handler;
             match conn.open() {
                 None if linger && over => {
+                    core.table
+                        .record(id)
+                        .inspect(|record| self.doors.end(record.peer.address(), record.mark));
                     core.table.remove(id);
                     return self.uncount();
                 }

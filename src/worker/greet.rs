@@ -19,6 +19,7 @@ use super::record::{Strings, standing};
 use super::thread::Beginning;
 use super::{Service, Worker};
 use crate::ffi::host::{Callback, End};
+use crate::fleet::addresses::Ticket;
 use crate::http::{self, Body, Reply};
 use crate::proto::codec::Deflate;
 use crate::proto::connection::Connection;
@@ -30,7 +31,7 @@ pub const LINGER: u64 = 2_000_000_000;
 
 impl Worker {
     /// Takes an accepted connection in.
-    pub fn greet(&self, socket: Socket, peer: Option<SocketAddr>) -> Option<u64> {
+    pub fn greet(&self, socket: Socket, peer: Option<SocketAddr>, ticket: Ticket) -> Option<u64> {
         // It was accepted while the worker was told to stop: like all others that have not said anything.
         if self.stop_at.get().is_some() {
             self.uncount();
@@ -40,6 +41,7 @@ impl Worker {
         let id = self.add(Conn::new(socket, deadline))?;
         if let Some(record) = self.core.borrow_mut().table.record(id) {
             record.peer = peer.into();
+            record.mark = ticket.keep();
             record.seal();
             record.set_standing(standing::TAKEN | standing::FRESH);
         }
@@ -86,19 +88,9 @@ impl Worker {
             kept.extend_from_slice(received);
             Cow::Owned(kept)
         };
+        let Some(read) = self.take_proxy_header(id, read) else { return };
         match head::parse(&read, &self.config.head) {
-            Ok(Parsed::NeedMore) => {
-                let read = read.into_owned();
-                let core = &mut *self.core.borrow_mut();
-                if let Some(record) = core.table.record(id) {
-                    record.set_head(&read);
-                    record.seal();
-                    record.set_standing(standing::TAKEN | standing::FRESH);
-                }
-                if let Some(Conn { phase: Phase::Head(bytes), .. }) = core.table.get(id) {
-                    *bytes = read;
-                }
-            }
+            Ok(Parsed::NeedMore) => self.keep_head(id, read.into_owned()),
             Ok(Parsed::Head { head, consumed }) => self.read_request(id, head, &read, consumed),
             Err(bad) => self.reply(id, http::error(bad.status, bad.why, &[])),
         }
@@ -109,6 +101,9 @@ impl Worker {
         self.ledger.asked(id, &head);
         if self.stop_at.get().is_some() {
             return self.reply(id, unavailable("the server is stopping"));
+        }
+        if !self.let_in(id, &head) {
+            return;
         }
         if let Err(reply) = self.check_authority(&head) {
             return self.reply(id, reply);
@@ -121,6 +116,9 @@ impl Worker {
         }
         if !handshake::is_upgrade(&head) {
             return self.reply(id, self.site.serve(&head, SystemTime::now()));
+        }
+        if !self.let_through(id, handler, &head) {
+            return;
         }
         if self.pool_of(handler) != self.pool {
             let gate = self.gates.get(usize::from(handler));
@@ -143,25 +141,6 @@ impl Worker {
         }
         let rest = read.get(consumed..).unwrap_or_default();
         self.begin_handshake(id, handler, service, Request::new(head, opening), rest);
-    }
-
-    /// RFC 9112 3.2.2: with a validation host, a target in absolute form must name it.
-    fn check_authority(&self, head: &Head) -> Result<(), Reply> {
-        let absolute = !head.target().starts_with('/');
-        let (host, port) = &self.config.validation;
-        if !absolute || (host.is_none() && port.is_none()) {
-            return Ok(());
-        }
-        let authority = head.authority();
-        let (name, number) = match authority.rsplit_once(':') {
-            Some((name, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
-                (name, number.parse().unwrap_or(0))
-            }
-            _ => (authority, 80),
-        };
-        let right = host.as_ref().is_none_or(|host| host.eq_ignore_ascii_case(name))
-            && port.is_none_or(|port| port == number);
-        if right { Ok(()) } else { Err(http::error(421, "this server does not serve that host", &[])) }
     }
 
     /// The handler's part of the handshake: on the loop, or on a thread of the connection's own.
@@ -312,6 +291,7 @@ impl Worker {
                 let kept = (request.clone(), mailbox.clone().filter(|_| close.is_none()));
                 (open.extra().request, open.extra().mailbox) = kept;
             }
+            self.set_pace(&mut open);
             let unread = conn.take_unread();
             conn.phase = Phase::Open(open);
             conn.set_unread(unread);

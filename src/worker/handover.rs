@@ -394,6 +394,9 @@ impl Worker {
         if let Some(conn) = self.core.borrow_mut().table.get(id) {
             self.poll.forget(&conn.socket);
         }
+        if let Some(record) = self.core.borrow_mut().table.record(id) {
+            record.mark = 0; // it is the receiver's now
+        }
         self.log_moved(id);
         self.remove(id);
     }

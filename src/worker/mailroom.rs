@@ -15,6 +15,7 @@ use socket2::Socket;
 use super::counting::Counting;
 use super::opening::{Handshake, close_body};
 use crate::ffi::host::{OwnedBytes, Payload, Reply, Task};
+use crate::fleet::addresses::{Refusal, Ticket};
 use crate::proto::utf8;
 
 /// Accepted connections that a crash does not lose; further ones are cut.
@@ -43,7 +44,9 @@ impl Parcel {
 /// What a thread wants of the loop. Connections are named by id.
 pub enum Command {
     /// A connection was accepted; it is counted in the scoreboard already, and perhaps has a place in the lobby.
-    Accepted(Socket, Option<SocketAddr>, Option<usize>),
+    Accepted(Socket, Option<SocketAddr>, Ticket, Option<usize>),
+    /// A connection was accepted that is over a limit; the scoreboard counts it, too.
+    TurnedAway(Socket, Refusal),
     /// A handshake has its verdict.
     Verdict(u64),
     /// Send a message or fragment.

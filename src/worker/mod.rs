@@ -11,6 +11,7 @@ mod access;
 mod calls;
 mod conn;
 mod counting;
+mod doors;
 mod ending;
 mod event_loop;
 mod evidence;
@@ -26,6 +27,7 @@ mod opening;
 mod orders;
 mod output;
 mod outside;
+mod pace;
 pub mod parent;
 mod probation;
 mod record;
@@ -51,6 +53,7 @@ use socket2::SockRef;
 
 use crate::config::Config;
 use crate::ffi::host;
+use crate::fleet::addresses::Addresses;
 use crate::fleet::control::{self, Channel, Report};
 use crate::fleet::counters::Counters;
 use crate::fleet::evidence::Evidence;
@@ -65,6 +68,7 @@ use accept::{Acceptor, Gate};
 use access::Ledger;
 use conn::Table;
 use counting::Counting;
+use doors::Doors;
 use event_loop::Poll;
 use evidence::Collector;
 use handover::Leaving;
@@ -106,6 +110,8 @@ pub struct Start {
     pub gates: &'static [gates::Gate],
     /// By slot: what a crash leaves.
     pub evidence: &'static [Evidence],
+    /// Where connections are counted.
+    pub addresses: &'static Addresses,
 }
 
 /// What changes while a connection is served. Never borrowed while a handler runs:
@@ -154,6 +160,8 @@ struct Worker {
     gate: &'static Gate,
     /// By handler: whether it is served.
     gates: &'static [gates::Gate],
+    /// Who may come in.
+    doors: &'static Doors,
     /// Connections to quarantined handlers that were let through.
     probes: RefCell<Vec<Probe>>,
     /// This process.
@@ -212,6 +220,8 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
     host::set_outside_host(Box::leak(Box::new(outside::Outside { mailroom })));
     let gate: &Gate = Box::leak(Box::default());
     let pool = usize::from(slot.place().pool);
+    let desk = start.addresses.join(std::process::id() as i32, pool);
+    let doors: &Doors = Box::leak(Box::new(Doors::new(Arc::clone(&config), desk)));
     let resources = routes.resources().map(|(resource, _)| resource.to_owned()).collect();
     let worker: &'static Worker = Box::leak(Box::new(Worker {
         site: Site::new(
@@ -242,6 +252,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         now: Cell::new(host::monotonic()),
         gate,
         gates,
+        doors,
         probes: RefCell::default(),
         pid,
         most_connections: connections,
@@ -302,9 +313,10 @@ impl Worker {
         self.slot.set_state(State::Running);
         self.poll.add(self.inbox.outlet(), event_loop::INBOX)?;
         for listener in self.listeners.take() {
-            let Worker { scoreboard, index: slot, mailroom, gate, counting, .. } = *self;
+            let Worker { scoreboard, index: slot, mailroom, gate, counting, doors, .. } = *self;
             let connections = self.most_connections;
-            let acceptor = Acceptor { listener, scoreboard, slot, connections, counting, mailroom, gate };
+            let acceptor =
+                Acceptor { listener, scoreboard, slot, connections, counting, mailroom, gate, doors };
             std::thread::Builder::new().name("accept".to_owned()).spawn(move || acceptor.run())?;
         }
         Ok(())

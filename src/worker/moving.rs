@@ -53,7 +53,8 @@ struct Header {
     purpose: u32,
     /// Sizes of spilled strings, state and request head; of a connection to greet, the last is what was read.
     parts: [u32; 3],
-    reserved: u32,
+    /// 1 if the record is this connection's; 0 if nothing is known of it.
+    is_known: u32,
 }
 
 const HEADER: usize = size_of::<Header>();
@@ -67,7 +68,7 @@ pub struct Shipment {
 impl Shipment {
     /// An empty one. Large: to be boxed.
     pub fn new() -> Box<Self> {
-        let header = Header { magic: FORMAT, purpose: 0, parts: [0; 3], reserved: 0 };
+        let header = Header { magic: FORMAT, purpose: 0, parts: [0; 3], is_known: 0 };
         Box::new(Shipment { parcel: Parcel::new(), headers: [header; MAX_FDS] })
     }
 
@@ -82,7 +83,7 @@ impl Shipment {
             Purpose::Linger => [&[][..]; 3],
         };
         // SAFETY: promised by the caller.
-        unsafe { self.add_parts(record, fd, purpose, parts) }
+        unsafe { self.add_parts(record, fd, purpose, parts, true) }
     }
 
     /// Adds a connection of whose request something was read.
@@ -91,12 +92,29 @@ impl Shipment {
     /// As for [`add`](Self::add), and `read` must stay as it is too.
     pub unsafe fn add_greeting(&mut self, record: &Record, fd: RawFd, read: &[u8]) -> bool {
         // SAFETY: promised by the caller.
-        unsafe { self.add_parts(record, fd, Purpose::Greet, [&[], &[], read]) }
+        unsafe { self.add_parts(record, fd, Purpose::Greet, [&[], &[], read], true) }
     }
 
-    unsafe fn add_parts(&mut self, record: &Record, fd: RawFd, purpose: Purpose, parts: [&[u8]; 3]) -> bool {
+    /// Adds a connection that was accepted and has no record yet: `any` is another's.
+    ///
+    /// # Safety
+    /// As for [`add`](Self::add).
+    pub unsafe fn add_unknown(&mut self, any: &Record, fd: RawFd) -> bool {
+        // SAFETY: promised by the caller.
+        unsafe { self.add_parts(any, fd, Purpose::Greet, [&[]; 3], false) }
+    }
+
+    unsafe fn add_parts(
+        &mut self,
+        record: &Record,
+        fd: RawFd,
+        purpose: Purpose,
+        parts: [&[u8]; 3],
+        is_known: bool,
+    ) -> bool {
         let Some(header) = self.headers.get_mut(self.parcel.len()) else { return false };
         header.purpose = purpose as u32;
+        header.is_known = is_known.into();
         header.parts = parts.map(|part| part.len() as u32);
         // SAFETY: a Header is three kinds of u32 without padding.
         let header = unsafe { std::slice::from_raw_parts((&raw const *header).cast::<u8>(), HEADER) };
@@ -128,6 +146,7 @@ impl Shipment {
 /// One entry as it arrived.
 struct Entry<'a> {
     purpose: Purpose,
+    is_known: bool,
     block: &'a [u8],
     parts: [&'a [u8]; 3],
 }
@@ -149,12 +168,13 @@ fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
     }
     let purpose = Purpose::from_number(word(1)?)?;
     let sizes = [word(2)?, word(3)?, word(4)?];
+    let is_known = word(5)? != 0;
     let block = take(bytes, size_of::<Record>())?;
     let mut parts = [&[][..]; 3];
     for (part, size) in parts.iter_mut().zip(sizes) {
         *part = take(bytes, size as usize)?;
     }
-    Some(Entry { purpose, block, parts })
+    Some(Entry { purpose, is_known, block, parts })
 }
 
 impl Worker {
@@ -197,13 +217,20 @@ impl Worker {
         self.counting.place.moved_in.add_shared(1);
         match entry.purpose {
             Purpose::Greet => {
-                let peer = socket.peer_addr().ok().and_then(|address| address.as_socket());
-                let greeted = self.greet(socket, peer);
-                if let (Some(id), false) = (greeted, admitted) {
+                let known = entry.is_known.then(|| Record::greeting_in(entry.block)).flatten();
+                let found = || (socket.peer_addr().ok().and_then(|address| address.as_socket()), false, 0);
+                let (peer, has_proxy_header, mark) =
+                    known.map_or_else(found, |(peer, was_read, mark)| (peer.address(), was_read, mark));
+                let id = self.greet(socket, peer, self.doors.take_over(peer, mark))?;
+                if !admitted {
                     self.reply(id, unavailable("this process has its connection already"));
                     return None;
                 }
-                if let (Some(id), false) = (greeted, entry.parts[2].is_empty()) {
+                if has_proxy_header && let Some(record) = self.core.borrow_mut().table.record(id) {
+                    record.set_proxy_header();
+                    record.seal();
+                }
+                if !entry.parts[2].is_empty() {
                     self.read_head(id, entry.parts[2]);
                 }
                 None
@@ -216,6 +243,7 @@ impl Worker {
                     if let Some(record) = self.core.borrow_mut().table.record(id) {
                         // For the access log. Of one that pointed to more nothing is known.
                         record.import(entry.block, entry.parts);
+                        record.mark = self.doors.take_over(record.peer.address(), record.mark).keep();
                         record.generation = (id >> 32) as u32;
                         record.fd = raw;
                         record.seal();
@@ -238,6 +266,7 @@ impl Worker {
             let core = &mut *self.core.borrow_mut();
             core.table.record(id).and_then(|record| {
                 record.import(entry.block, entry.parts).then(|| {
+                    record.mark = self.doors.take_over(record.peer.address(), record.mark).keep();
                     record.generation = (id >> 32) as u32;
                     record.fd = raw;
                     record.set_resumed();
@@ -286,6 +315,7 @@ impl Worker {
             if request.is_some() {
                 open.extra().request = request;
             }
+            self.set_pace(&mut open);
             conn.handler = handler;
             conn.phase = Phase::Open(open);
             if let Some(record) = core.table.record(id) {
@@ -346,18 +376,21 @@ mod tests {
         unsafe {
             assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Resume));
             assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Linger));
+            assert!(shipment.add_unknown(record, ours.as_raw_fd()));
             shipment.send(inbox.inlet().as_raw_fd()).unwrap();
         }
         let mut bytes = vec![0; MAX_BYTES];
         let (count, fds) = inbox.receive(&mut bytes).unwrap();
-        assert_eq!(fds.len(), 2);
+        assert_eq!(fds.len(), 3);
         let mut rest = &bytes[..count];
         let entry = next_entry(&mut rest).unwrap();
-        assert_eq!(entry.purpose, Purpose::Resume);
+        assert_eq!((entry.purpose, entry.is_known), (Purpose::Resume, true));
         let copy = records.get_mut(1).unwrap();
         assert!(copy.import(entry.block, entry.parts));
         assert_eq!((copy.strings(), copy.state()), (strings, Some(&b"17"[..])));
         assert_eq!(next_entry(&mut rest).unwrap().purpose, Purpose::Linger);
+        let unknown = next_entry(&mut rest).unwrap();
+        assert_eq!((unknown.purpose, unknown.is_known), (Purpose::Greet, false));
         assert!(next_entry(&mut rest).is_none());
     }
 

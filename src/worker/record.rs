@@ -14,10 +14,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
+use crate::fleet::addresses::Mark;
 use crate::fleet::peer::Peer;
 
 /// Bytes of resource, origin and subprotocol that fit into the record itself.
-const INLINE: usize = 16;
+const INLINE: usize = 8;
 
 /// How a connection stands, for a crash that may come at any moment: bits of `Record::standing`.
 pub mod standing {
@@ -57,7 +58,7 @@ pub struct Record {
     pub level: u16,
     /// Index of the handler in the routes.
     pub handler: u16,
-    /// `RESUMED`, `HAS_ORIGIN`, `HAS_PROTOCOL`.
+    /// `RESUMED`, `HAS_ORIGIN`, `HAS_PROTOCOL`, `HAS_PROXY_HEADER`.
     flags: u16,
     resource: u16,
     origin: u16,
@@ -67,6 +68,8 @@ pub struct Record {
     head_size: u32,
     /// The kept request head: bytes that the connection owns.
     head: *const u8,
+    /// Where it is counted.
+    pub mark: Mark,
     state: Option<Box<[u8]>>,
     spill: Option<Box<[u8]>>,
     inline: [u8; INLINE],
@@ -75,6 +78,7 @@ pub struct Record {
 const RESUMED: u16 = 1;
 const HAS_ORIGIN: u16 = 2;
 const HAS_PROTOCOL: u16 = 4;
+const HAS_PROXY_HEADER: u16 = 8;
 
 /// Where the checksum begins to count.
 const COVERED: usize = offset_of!(Record, parts);
@@ -146,6 +150,31 @@ impl Record {
         }
         self.protocol = length as u16;
         self.flags = self.flags & !HAS_PROTOCOL | if protocol.is_some() { HAS_PROTOCOL } else { 0 };
+    }
+
+    /// Whether the header of the PROXY protocol was read: the peer is whom it named.
+    pub fn has_proxy_header(&self) -> bool {
+        self.flags & HAS_PROXY_HEADER != 0
+    }
+
+    /// It was.
+    pub fn set_proxy_header(&mut self) {
+        self.flags |= HAS_PROXY_HEADER;
+    }
+
+    /// What is known of a connection that is still to be greeted, from another process's record of it: the peer,
+    /// whether the header of the PROXY protocol was read, and where it is counted. `None` if the record is damaged.
+    pub fn greeting_in(block: &[u8]) -> Option<(Peer, bool, Mark)> {
+        let at = |offset: usize| block.get(offset..);
+        let checksum = u32::from_ne_bytes(*at(offset_of!(Record, checksum))?.first_chunk()?);
+        if block.len() != size_of::<Record>() || checksum != sum(&[at(COVERED)?]) {
+            return None;
+        }
+        // SAFETY: within the block, whose length was just checked; a Peer is numbers, and any bytes make one.
+        let peer = unsafe { block.as_ptr().add(offset_of!(Record, peer)).cast::<Peer>().read_unaligned() };
+        let flags = u16::from_ne_bytes(*at(offset_of!(Record, flags))?.first_chunk()?);
+        let mark = Mark::from_ne_bytes(*at(offset_of!(Record, mark))?.first_chunk()?);
+        Some((peer, flags & HAS_PROXY_HEADER != 0, mark))
     }
 
     /// Attaches the handler's state; an empty one detaches.
@@ -366,6 +395,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_of_a_connection_to_greet_is_read_from_its_block() {
+        let mut records = Records::map(1).unwrap();
+        let record = records.get_mut(0).unwrap();
+        for peer in [Some("192.0.2.1:80"), Some("[2001:db8::1]:443"), None] {
+            record.peer = peer.map(|peer| peer.parse().unwrap()).into();
+            record.mark = 17;
+            record.seal();
+            assert_eq!(Record::greeting_in(record.block()), Some((record.peer, false, 17)));
+        }
+        record.set_proxy_header();
+        assert_eq!(Record::greeting_in(record.block()), None, "it is not sealed");
+        record.seal();
+        assert!(Record::greeting_in(record.block()).is_some_and(|(_, was_read, _)| was_read));
+    }
+
+    #[test]
     fn another_process_takes_over_what_is_intact_and_nothing_else() {
         let mut records = Records::map(2).unwrap();
         let long = "/x".repeat(100);
@@ -390,8 +435,8 @@ mod tests {
 
     #[test]
     fn the_record_has_no_padding() {
-        // The checksum reads every byte: 7 numbers of 4, 8 of 2, the address, one of 4, one pointer,
+        // The checksum reads every byte: 7 numbers of 4, 8 of 2, the address, one of 4, one pointer, one number of 8,
         // two boxed slices, and the inline strings.
-        assert_eq!(size_of::<Record>(), 28 + 16 + 16 + 4 + 8 + 32 + INLINE);
+        assert_eq!(size_of::<Record>(), 28 + 16 + 16 + 4 + 8 + 8 + 32 + INLINE);
     }
 }

@@ -248,10 +248,10 @@ fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
         // SAFETY: as above; the record of a connection to greet does not matter, only that it can be read.
         unsafe {
             let any = kit.records.0.as_ref();
-            if !shipment.add_greeting(any, fd, &[]) {
+            if !shipment.add_unknown(any, fd) {
                 let lost = send(kit, shipment, give_up);
                 (moved, cut) = (moved - lost.min(moved), cut + lost);
-                shipment.add_greeting(any, fd, &[]);
+                shipment.add_unknown(any, fd);
             }
         }
     }

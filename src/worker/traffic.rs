@@ -115,6 +115,7 @@ impl Worker {
             match event {
                 None => self.flush_within(id),
                 Some(Event::NeedMore) => break,
+                Some(Event::Message { first, ref body, .. }) if self.is_too_fast(id, first, body.len()) => {}
                 Some(Event::Message { kind, first, last, body, .. }) => {
                     let flags = if first { WS_FIRST } else { 0 } | if last { WS_LAST } else { 0 };
                     self.deliver(id, handler, kind, flags, body, buffer);

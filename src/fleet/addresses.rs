@@ -1,0 +1,437 @@
+//! How many connections there are, and from where: shared memory that is made before the first fork, with a row for
+//! each process. Atomics only.
+//!
+//! A process counts in its own row, and whoever wants to know a sum reads all rows. So a process may be killed at any
+//! instruction: nobody waits for it, and what it has counted is gone with its row, which the supervisor clears. A
+//! connection is counted by the process that holds it. One that moves stays counted where it was until it arrives: it
+//! carries a [`Mark`], by which the process that takes it up takes it out of the other's row and counts it in its own.
+//! What is lost on the way is counted until the process that has sent it ends; what a crashed process had is not
+//! counted from the crash until it arrives.
+//!
+//! A row has room for a number of addresses, eight in a line; an address can lie in one line only. Where that is full
+//! the address is not counted, and so not limited: nobody is refused for want of room. Lines are chosen by a hash with
+//! a secret key, so that nobody can fill another's on purpose.
+#![allow(unsafe_code)]
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+
+/// Addresses whose connections a process can count: 8 in each line.
+const HELD: usize = 4096;
+/// Addresses whose new connections of the present second a process can count: 8 in each line.
+const OPENED: usize = 1024;
+/// Processes beyond two for each worker.
+const SPARE: usize = 64;
+/// How often a cell is tried again that another thread of this process has changed.
+const TRIES: usize = 64;
+
+/// Why a client is turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Refusal {
+    /// Too many connections of all addresses.
+    Total,
+    /// Too many connections of a pool.
+    Pool,
+    /// Too many connections of its address.
+    Address,
+    /// Too many new connections of its address in this second.
+    Rate,
+    /// An origin that is not allowed.
+    Origin,
+    /// A host that is not allowed.
+    Host,
+    /// No proper header of the PROXY protocol.
+    Proxy,
+    /// Forwarded or X-Forwarded-For can not be understood.
+    Forwarded,
+    /// Too many messages, or bytes of messages, in a second.
+    Messages,
+}
+
+impl Refusal {
+    /// All, in the order of their numbers.
+    pub const ALL: [Refusal; 9] = [
+        Refusal::Total,
+        Refusal::Pool,
+        Refusal::Address,
+        Refusal::Rate,
+        Refusal::Origin,
+        Refusal::Host,
+        Refusal::Proxy,
+        Refusal::Forwarded,
+        Refusal::Messages,
+    ];
+
+    /// A word for logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Refusal::Total => "total",
+            Refusal::Pool => "pool",
+            Refusal::Address => "address",
+            Refusal::Rate => "rate",
+            Refusal::Origin => "origin",
+            Refusal::Host => "host",
+            Refusal::Proxy => "proxy",
+            Refusal::Forwarded => "forwarded",
+            Refusal::Messages => "messages",
+        }
+    }
+}
+
+/// The words that all processes share. They only grow.
+#[repr(C, align(128))]
+struct Header {
+    refusals: [AtomicU64; Refusal::ALL.len()],
+    uncounted: AtomicU64,
+}
+
+/// What one process counts.
+#[repr(C, align(128))]
+struct Row {
+    /// 0: nobody's.
+    pid: AtomicI32,
+    pool: AtomicU32,
+    connections: AtomicU32,
+    /// How often it was released.
+    generation: AtomicU32,
+    held: [Line; HELD],
+    opened: [Line; OPENED],
+}
+
+/// A cache line. A cell is 0, or has in its upper half the tag of an address. In the lower half of one of `held` is the
+/// number of connections, in one of `opened` the second and, in the last 16 bits, the number of new connections in it.
+#[repr(C, align(64))]
+struct Line([AtomicU64; 8]);
+
+/// An address as limits see it, IPv4 whole and of IPv6 the first half: where it is counted, and as what.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    hash: u64,
+}
+
+impl Key {
+    /// Never 0.
+    fn tag(self) -> u64 {
+        self.hash >> 32 | 1
+    }
+
+    fn line_of<const N: usize>(self) -> usize {
+        self.hash as u32 as usize % N
+    }
+
+    fn line<const N: usize>(self, lines: &[Line; N]) -> Option<&Line> {
+        lines.get(self.line_of::<N>())
+    }
+}
+
+/// Where a connection is counted, in numbers; 0: nowhere. From the upper bits to the lower, 16 each: a number of the
+/// table's own, which is not 0; the row's generation; the row; the cell of `held` plus 1, or 0 without an address.
+pub type Mark = u64;
+
+/// The table. Lives until the last process that has it mapped ends.
+pub struct Addresses {
+    header: &'static Header,
+    rows: &'static [Row],
+    secret: RandomState,
+    /// Connections may come from a server that has another table.
+    own_number: u16,
+}
+
+impl Addresses {
+    /// Makes a table for a fleet that has so many workers at its start. Each process has room of its own, which counts
+    /// for the limits of memory of all. [supervisor, before fork]
+    pub fn for_workers(workers: usize) -> io::Result<&'static Self> {
+        Self::create(2 * workers + SPARE)
+    }
+
+    /// The same for so many processes at a time.
+    fn create(processes: usize) -> io::Result<&'static Self> {
+        let size = processes
+            .checked_mul(size_of::<Row>())
+            .and_then(|bytes| bytes.checked_add(size_of::<Header>()))
+            .and_then(NonZeroUsize::new)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice replaces no other memory.
+        let base = unsafe { mmap_anonymous(None, size, protection, flags)? }.as_ptr();
+        // SAFETY: the mapping is page-aligned, zeroed (a valid Header: atomics only), and never unmapped.
+        let header = unsafe { &*base.cast::<Header>() };
+        // SAFETY: `size` has room for so many rows behind the header, whose size is a multiple of their alignment;
+        // zeroed memory is a valid Row, and the mapping is never unmapped.
+        let rows = unsafe {
+            std::slice::from_raw_parts(base.byte_add(size_of::<Header>()).cast::<Row>(), processes)
+        };
+        let secret = RandomState::new();
+        let own_number = secret.hash_one("own number") as u16 | 1;
+        Ok(Box::leak(Box::new(Self { header, rows, secret, own_number })))
+    }
+
+    /// Takes a row for this process. Without a free one it counts nothing. [worker, once]
+    pub fn join(&'static self, pid: i32, pool: usize) -> Desk {
+        let claim =
+            |row: &&Row| row.pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let Some((index, row)) = self.rows.iter().enumerate().find(|(_, row)| claim(row)) else {
+            return Desk { table: self, row: None, mark: 0 };
+        };
+        row.pool.store(pool as u32, Ordering::Relaxed);
+        let generation = row.generation.load(Ordering::Relaxed) as u16;
+        let parts = [self.own_number, generation, index as u16, 0];
+        Desk {
+            table: self,
+            row: Some(row),
+            mark: parts.iter().fold(0, |mark, part| mark << 16 | u64::from(*part)),
+        }
+    }
+
+    /// What a process has counted is no more: it has ended, or hands over all it has without counting back.
+    /// [supervisor]
+    pub fn clear(&self, pid: i32) {
+        self.rows.iter().filter(|row| row.pid.load(Ordering::Acquire) == pid).for_each(Row::clear);
+    }
+
+    /// The process has ended: its row can be another's. [supervisor]
+    pub fn release(&self, pid: i32) {
+        for row in self.rows.iter().filter(|row| row.pid.load(Ordering::Acquire) == pid) {
+            row.generation.fetch_add(1, Ordering::AcqRel);
+            row.clear();
+            row.pid.store(0, Ordering::Release);
+        }
+    }
+
+    /// A connection of this address is over, or has arrived elsewhere: where it was counted it is no more. [worker]
+    pub fn settle(&self, mark: Mark, ip: Option<IpAddr>) {
+        let [own_number, generation, row, cell] = [48, 32, 16, 0].map(|shift| (mark >> shift) as u16);
+        let row = self.rows.get(usize::from(row)).filter(|_| own_number == self.own_number);
+        let is_same = |row: &&Row| row.generation.load(Ordering::Acquire) as u16 == generation;
+        // Whatever the other process does or has become: never below nothing, and never another's count.
+        let Some(row) = row.filter(is_same) else { return };
+        row.count_less();
+        let cell = usize::from(cell).checked_sub(1).and_then(|cell| row.held.get(cell / 8)?.0.get(cell % 8));
+        if let (Some(cell), Some(tag)) = (cell, ip.map(|ip| self.key(ip).tag())) {
+            let less = |value: u64| (value >> 32 == tag && value as u32 != 0).then(|| value - 1);
+            let _ = cell.fetch_update(Ordering::SeqCst, Ordering::Relaxed, less);
+        }
+    }
+
+    /// How an address is called here.
+    pub fn key(&self, ip: IpAddr) -> Key {
+        let network = match ip.to_canonical() {
+            IpAddr::V4(ip) => (4, u64::from(ip.to_bits())),
+            IpAddr::V6(ip) => (6, (ip.to_bits() >> 64) as u64),
+        };
+        Key { hash: self.secret.hash_one(network) }
+    }
+
+    /// All connections.
+    pub fn total(&self) -> u64 {
+        self.rows.iter().map(|row| u64::from(row.connections.load(Ordering::Relaxed))).sum()
+    }
+
+    /// The connections of a pool.
+    pub fn in_pool(&self, pool: usize) -> u64 {
+        let rows = self.taken().filter(|row| row.pool.load(Ordering::Relaxed) == pool as u32);
+        rows.map(|row| u64::from(row.connections.load(Ordering::Relaxed))).sum()
+    }
+
+    /// The connections of an address.
+    pub fn of(&self, key: Key) -> u64 {
+        let lines = self.taken().filter_map(|row| key.line(&row.held));
+        let cells = lines.flat_map(|line| &line.0).map(|cell| cell.load(Ordering::Relaxed));
+        cells.filter(|cell| cell >> 32 == key.tag()).map(|cell| cell & u64::from(u32::MAX)).sum()
+    }
+
+    /// The new connections of an address in this second.
+    pub fn opened(&self, key: Key, second: u64) -> u64 {
+        let lines = self.taken().filter_map(|row| key.line(&row.opened));
+        let cells = lines.flat_map(|line| &line.0).map(|cell| cell.load(Ordering::Relaxed));
+        let now = in_second(key, second, 0) >> 16;
+        cells.filter(|cell| cell >> 16 == now).map(|cell| cell & 0xffff).sum()
+    }
+
+    fn taken(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(|row| row.pid.load(Ordering::Relaxed) != 0)
+    }
+
+    /// A client was turned away.
+    pub fn refused(&self, refusal: Refusal) {
+        if let Some(count) = self.header.refusals.get(refusal as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many clients were turned away since the start, for each reason.
+    pub fn refusals(&self) -> impl Iterator<Item = (Refusal, u64)> {
+        let counts = self.header.refusals.iter().map(|count| count.load(Ordering::Relaxed));
+        Refusal::ALL.into_iter().zip(counts)
+    }
+
+    /// Connections since the start that were not counted for their address, because there was no room.
+    pub fn uncounted(&self) -> u64 {
+        self.header.uncounted.load(Ordering::Relaxed)
+    }
+}
+
+/// A cell of `opened`.
+fn in_second(key: Key, second: u64, count: u64) -> u64 {
+    key.tag() << 32 | (second & 0xffff) << 16 | count
+}
+
+impl Row {
+    /// One connection less, unless the row was cleared meanwhile.
+    fn count_less(&self) {
+        let less = |count: u32| count.checked_sub(1);
+        let _ = self.connections.fetch_update(Ordering::SeqCst, Ordering::Relaxed, less);
+    }
+
+    fn clear(&self) {
+        self.connections.store(0, Ordering::Relaxed);
+        let cells = self.held.iter().chain(&self.opened).flat_map(|line| &line.0);
+        cells.for_each(|cell| cell.store(0, Ordering::Relaxed));
+    }
+}
+
+/// Where a process counts. All its threads may.
+#[derive(Clone, Copy)]
+pub struct Desk {
+    table: &'static Addresses,
+    /// None: there was no row left.
+    row: Option<&'static Row>,
+    /// Of connections without an address.
+    mark: Mark,
+}
+
+/// A connection that is counted, as long as this lives.
+#[derive(Default)]
+pub struct Ticket {
+    row: Option<&'static Row>,
+    cell: Option<&'static AtomicU64>,
+    mark: Mark,
+}
+
+impl Desk {
+    /// The table.
+    pub fn table(self) -> &'static Addresses {
+        self.table
+    }
+
+    /// Whether anything is counted here.
+    pub fn has_row(self) -> bool {
+        self.row.is_some()
+    }
+
+    /// Counts a connection of nobody yet.
+    pub fn take(self) -> Ticket {
+        if let Some(row) = self.row {
+            row.connections.fetch_add(1, Ordering::SeqCst);
+        }
+        Ticket { row: self.row, cell: None, mark: self.mark }
+    }
+
+    /// Counts the connection for an address from now on, and no longer for another. False if there is no room.
+    pub fn name(self, ticket: &mut Ticket, key: Key) -> bool {
+        ticket.unname();
+        let found = self.row.and_then(|row| {
+            let is_same = |cell: u64| cell >> 32 == key.tag();
+            let is_free = |cell: u64| cell as u32 == 0;
+            let change = |cell: u64| if is_same(cell) { cell } else { key.tag() << 32 } + 1;
+            let line = key.line_of::<HELD>();
+            let (place, cell) = row.held.get(line)?.change(is_same, is_free, change)?;
+            Some((line * 8 + place, cell))
+        });
+        if let Some((place, cell)) = found {
+            (ticket.cell, ticket.mark) = (Some(cell), self.mark | (place as u64 + 1));
+        }
+        self.note_lack(found.is_some())
+    }
+
+    /// Counts a new connection of an address, unless there have been `most` in this second already. True also if there
+    /// is no room to count.
+    pub fn open(self, key: Key, second: u64, most: u64) -> bool {
+        let now = in_second(key, second, 0);
+        let is_same = |cell: u64| cell >> 16 == now >> 16;
+        let is_free = |cell: u64| (cell >> 16) & 0xffff != second & 0xffff || cell >> 32 == 0;
+        let line = self.row.and_then(|row| key.line(&row.opened));
+        let change = |cell: u64| (if is_same(cell) { cell } else { now }) + 1;
+        let Some((_, cell)) = line.and_then(|line| line.change(is_same, is_free, change)) else {
+            self.note_lack(false);
+            return true;
+        };
+        let is_within = self.table.opened(key, second) <= most;
+        if !is_within {
+            // Those that are refused do not count, so that as many as are allowed come in. Another second may have
+            // begun meanwhile.
+            let back = |cell| (is_same(cell) && cell & 0xffff != 0).then(|| cell - 1);
+            let _ = cell.fetch_update(Ordering::SeqCst, Ordering::Relaxed, back);
+        }
+        is_within
+    }
+
+    fn note_lack(self, has_room: bool) -> bool {
+        if !has_room {
+            self.table.header.uncounted.fetch_add(1, Ordering::Relaxed);
+        }
+        has_room
+    }
+}
+
+impl Line {
+    /// Changes the cell that is the right one, else one that is free, and says which. None without either, or if other threads of this
+    /// process are always faster.
+    fn change(
+        &self,
+        is_same: impl Fn(u64) -> bool,
+        is_free: impl Fn(u64) -> bool,
+        change: impl Fn(u64) -> u64,
+    ) -> Option<(usize, &AtomicU64)> {
+        for _ in 0..TRIES {
+            let cells = self.0.iter().map(|cell| (cell, cell.load(Ordering::Relaxed))).enumerate();
+            let same = cells.clone().find(|(_, (_, value))| is_same(*value));
+            let (place, (cell, value)) =
+                same.or_else(|| cells.clone().find(|(_, (_, value))| is_free(*value)))?;
+            let changed =
+                cell.compare_exchange(value, change(value), Ordering::SeqCst, Ordering::Relaxed).is_ok();
+            if changed {
+                return Some((place, cell));
+            }
+        }
+        None
+    }
+}
+
+impl Ticket {
+    /// The connection stays counted, until what is returned is settled: by its process, or by one that takes it up.
+    /// See [`Addresses::settle`].
+    pub fn keep(mut self) -> Mark {
+        (self.row, self.cell) = (None, None);
+        self.mark
+    }
+
+    fn unname(&mut self) {
+        if let Some(cell) = self.cell.take() {
+            // The cell stays that of its address while it counts at least one: this.
+            let less = |value: u64| (value as u32 != 0).then(|| value - 1);
+            let _ = cell.fetch_update(Ordering::SeqCst, Ordering::Relaxed, less);
+            self.mark &= !0xffff;
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.unname();
+        if let Some(row) = self.row {
+            row.count_less();
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,0 +1,87 @@
+//! How fast a peer may send: messages and bytes in a second. Two words for each limit, asked with the time of the
+//! loop's turn.
+
+/// In a second.
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// The pace of one connection.
+#[derive(Debug)]
+pub struct Pace {
+    messages: Rate,
+    bytes: Rate,
+}
+
+/// The generic cell rate algorithm (ITU-T I.371), whose burst is what may come in a second.
+#[derive(Debug)]
+struct Rate {
+    /// In a second; 0: no limit.
+    most: u64,
+    /// When all that has come would be over if it came at this rate; ns.
+    due: u64,
+}
+
+impl Pace {
+    /// At most so many in a second; 0: no limit.
+    pub fn new(messages: u32, bytes: u64) -> Self {
+        Self { messages: Rate { most: messages.into(), due: 0 }, bytes: Rate { most: bytes, due: 0 } }
+    }
+
+    /// Whether a message, or a part of one, of this size may come now.
+    pub fn admits(&mut self, is_first: bool, size: usize, now: u64) -> bool {
+        self.messages.admits(u64::from(is_first), now) && self.bytes.admits(size as u64, now)
+    }
+}
+
+impl Rate {
+    /// One that is larger than the burst may come if nothing has for a second, and has to be made up for.
+    fn admits(&mut self, count: u64, now: u64) -> bool {
+        if self.most == 0 || count == 0 {
+            return true;
+        }
+        let due = self.due.max(now);
+        if due - now >= NANOSECONDS {
+            return false;
+        }
+        let time = u128::from(count) * u128::from(NANOSECONDS);
+        let time = u64::try_from(time.div_ceil(self.most.into())).unwrap_or(u64::MAX);
+        self.due = due.saturating_add(time);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_at_once_and_then_as_many_in_each_second() {
+        for most in [1, 3, 7, 1000] {
+            let mut pace = Pace::new(most, 0);
+            let now = 5 * NANOSECONDS;
+            let mut admitted = |now| (0..2 * most).filter(|_| pace.admits(true, 1 << 20, now)).count();
+            assert_eq!(admitted(now), most as usize);
+            assert_eq!(admitted(now), 0);
+            let all: usize = (1..=100).map(|step| admitted(now + step * NANOSECONDS / 10)).sum();
+            assert_eq!(all, 10 * most as usize, "in ten seconds");
+            assert_eq!(admitted(now + 100 * NANOSECONDS), most as usize, "after a rest");
+        }
+    }
+
+    #[test]
+    fn bytes_count_in_every_part_and_messages_once() {
+        let mut pace = Pace::new(2, 1000);
+        assert!(pace.admits(true, 400, 0) && pace.admits(false, 400, 0) && pace.admits(true, 100, 0));
+        assert!(!pace.admits(true, 0, 0), "the third message");
+        assert!(pace.admits(false, 100, 0) && !pace.admits(false, 1, 0));
+    }
+
+    #[test]
+    fn a_message_above_the_burst_has_to_be_made_up_for() {
+        let mut pace = Pace::new(0, 1000);
+        assert!(pace.admits(true, 10_000, 0));
+        assert!(!pace.admits(true, 1, 9 * NANOSECONDS - 1));
+        // 9 of 10 seconds are over: as if nothing but a second's worth was there.
+        assert!(pace.admits(true, 1, 9 * NANOSECONDS + 1));
+        assert!(pace.admits(true, usize::MAX, u64::MAX), "without overflow");
+    }
+}
