@@ -7,6 +7,7 @@ mod control;
 mod daemon;
 mod doors;
 mod file;
+mod landlock;
 mod logging;
 mod metrics;
 mod pools;
@@ -29,6 +30,7 @@ pub use self::file::keys;
 use self::daemon::DaemonArgs;
 use self::doors::DoorArgs;
 use self::file::File;
+use self::landlock::LandlockArgs;
 use self::logging::Logging;
 use self::value::{Host, Time, count, host, memory_or_zero, size, size_or_zero, time, time_or_off};
 use crate::config::{Config, CrashRecords, Listen, Quarantine, Wear};
@@ -255,6 +257,8 @@ struct Args {
     daemon: DaemonArgs,
     #[command(flatten)]
     doors: DoorArgs,
+    #[command(flatten)]
+    landlock: LandlockArgs,
 
     /// Print version
     #[arg(long, action = ArgAction::Version)]
@@ -363,6 +367,7 @@ impl Args {
             crash_records: self.crash_dir.map(|dir| CrashRecords { dir, bytes: self.crash_bytes }),
             control: self.control.into_config(),
             doors: self.doors.into_doors().map_err(|why| places.wrong("proxy_protocol", why))?,
+            landlock: self.landlock.into_landlock().map_err(|(id, why)| places.wrong(id, &why))?,
             handler_time: self.handler_timeout,
             drain_time: self.drain_timeout,
             drain_times: Default::default(),

@@ -133,6 +133,15 @@ impl Proxy {
     }
 }
 
+/// Files that confined workers may use beside those that they need anyway.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Landlock {
+    /// To be read.
+    pub read: Vec<PathBuf>,
+    /// To be read and written.
+    pub write: Vec<PathBuf>,
+}
+
 /// The configuration of a fleet. Made before the first fork of those that have it, and never changed after.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -182,6 +191,8 @@ pub struct Config {
     pub control: Control,
     /// Who may come in.
     pub doors: Doors,
+    /// What workers may do with files, if that is confined.
+    pub landlock: Option<Landlock>,
     /// How long a handler may run without a call to the host before it is brought down; ns, 0: for ever.
     pub handler_time: u64,
     /// Over this time the connections that can not move are closed when their worker is replaced; ns.

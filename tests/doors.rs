@@ -176,6 +176,32 @@ fn workers_that_are_replaced_hand_over_the_count_too() {
 }
 
 #[test]
+fn a_reload_changes_a_limit_and_knows_who_is_there() {
+    let dir = Dir::new();
+    fixtures::add_handler(dir.path(), "echo", "echo");
+    let file = dir.path().join("wshd.conf");
+    let limit = |most: u32| std::fs::write(&file, format!("max_connections_per_address = {most}\n")).unwrap();
+    limit(3);
+    let mut server = Server::start(&dir, &["--workers", "2", "--config", file.to_str().unwrap()]);
+    let mut all = crowd(ONE, &server, 3);
+    assert_refused(&from(ONE, &server).answer(), 429, "10");
+    for (round, most) in [6, 9].into_iter().enumerate() {
+        limit(most);
+        server.signal(Signal::SIGHUP);
+        until("the reload is done", || server.log().matches("reload: done").count() > round);
+        // Old workers may still hand over.
+        until("all have moved", || {
+            all.iter_mut().for_each(|raw| assert_eq!(raw.ask("still"), "still"));
+            server.workers().len() == 2
+        });
+        all.extend((0..3).map(|_| let_in(ONE, &server)));
+        assert_refused(&from(ONE, &server).answer(), 429, "10");
+    }
+    drop(all);
+    server.stop();
+}
+
+#[test]
 fn an_address_has_so_many_new_connections_in_a_second() {
     let (mut server, _dir) = serve(&["echo"], &["--max-handshakes-per-address", "5"]);
     let begun = Instant::now();

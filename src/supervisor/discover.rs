@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use nix::unistd::geteuid;
 
-use super::{alias, confine, scan};
+use super::{alias, confine, landlock, scan};
 use crate::config::Config;
 use crate::ffi::probe::{self, Style};
 use crate::fleet::routes::{Route, Routes, Stamp};
@@ -52,7 +52,8 @@ pub fn discover(config: &Config, known: &Routes) -> Result<(Routes, Vec<String>)
             routes.add(Route { resource, ..route.clone() });
             continue;
         }
-        let confine = || confine::enter(config, config.pool_of(&resource));
+        let pool = config.pool_of(&resource);
+        let confine = || confine::enter(config, pool).and_then(|()| landlock::confine(config, [&file]));
         match probe::probe(&config.inside(&file), &confine) {
             Err(error) => {
                 faults.push(format!("handler {}: {error}; {resource} is not served", file.display()))

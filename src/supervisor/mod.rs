@@ -12,6 +12,7 @@ pub mod daemon;
 mod deaths;
 pub mod discover;
 pub mod edition;
+mod landlock;
 mod logs;
 mod metrics;
 pub mod pid_file;
@@ -159,6 +160,7 @@ struct Fleet {
 impl Fleet {
     /// Binds, finds the handlers and makes what is shared; all before the first fork of a worker.
     fn prepare(config: Config, origin: Origin) -> Result<Self, (Exit, String)> {
+        landlock::check(&config).map_err(|why| (Exit::Config, why))?;
         let addresses = Addresses::for_workers(config.all_workers())
             .map_err(|error| (Exit::Internal, error.to_string()))?;
         let Origin { reread, invocation, predecessor, environment, daemon } = origin;

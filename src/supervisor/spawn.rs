@@ -22,7 +22,7 @@ use super::daemon;
 use super::edition::Edition;
 use super::metrics::Metrics;
 use super::systemd::Notify;
-use super::{Fleet, confine, plan};
+use super::{Fleet, confine, landlock, plan};
 use crate::exit::Exit;
 use crate::fleet::control::Channel;
 use crate::fleet::listener::Listener;
@@ -135,7 +135,8 @@ fn be_worker(
     let prepared = prepare(is_detached)
         .and_then(|()| metrics.iter().chain(&useless).try_for_each(|listener| close(listener)))
         .and_then(|()| confine::enter(&config, usize::from(pool)))
-        .and_then(|()| end_with(supervisor, patience));
+        .and_then(|()| end_with(supervisor, patience))
+        .and_then(|()| landlock::confine(&config, routes.handlers().iter().map(|route| &route.file)));
     if let Err(error) = prepared {
         log::error!("{name} can not start: {error}");
         return Exit::Internal.code();

@@ -1,0 +1,82 @@
+//! Confining workers to the files that they need, with Landlock (landlock(7)).
+//!
+//! What a kernel of 5.13 can do is demanded: a server that is told to confine its workers does not run without. What
+//! later kernels can do beyond that, such as guarding against truncation, is used where it is there. Nothing but files
+//! is confined: not the network, not signals.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
+    path_beneath_rules,
+};
+
+use crate::config::{Config, Landlock};
+
+/// What the C library, the dynamic linker and the worker itself read. What is not there is passed over.
+const SYSTEM: [&str; 24] = [
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/usr/share/zoneinfo",
+    "/etc/gai.conf",
+    "/etc/group",
+    "/etc/host.conf",
+    "/etc/hosts",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.preload",
+    "/etc/localtime",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+    "/etc/protocols",
+    "/etc/resolv.conf",
+    "/etc/services",
+    "/dev/random",
+    "/dev/urandom",
+    "/proc",
+    "/sys/devices/system/cpu",
+];
+/// May be written, too.
+const SINKS: [&str; 2] = ["/dev/null", "/dev/zero"];
+/// The newest whose rights about files are known here.
+const NEWEST: ABI = ABI::V5;
+
+/// Whether workers can be confined as wanted. [supervisor, before fork]
+pub fn check(config: &Config) -> Result<(), String> {
+    let Some(_) = config.landlock else { return Ok(()) };
+    rules().map(drop).map_err(|error| format!("--landlock: this kernel can not confine workers: {error}"))
+}
+
+/// Confines this process and all it starts, for good, to the directories of the configuration and these handlers. The
+/// last thing before handlers are loaded. [worker or probe, one thread]
+pub fn confine<'a>(config: &'a Config, handlers: impl IntoIterator<Item = &'a PathBuf>) -> io::Result<()> {
+    let Some(Landlock { read, write }) = &config.landlock else { return Ok(()) };
+    let ours = [&config.handlers].into_iter().chain(&config.document_root).chain(handlers);
+    let inside = |path: &'a PathBuf| config.inside(path);
+    let readable = ours.chain(read).map(inside).chain(SYSTEM.map(|path| Path::new(path).into()));
+    let writable = write.iter().map(inside).chain(SINKS.map(|path| Path::new(path).into()));
+    let confine = || {
+        let rules = rules()?
+            .add_rules(path_beneath_rules(readable, AccessFs::from_read(NEWEST)))?
+            .add_rules(path_beneath_rules(writable, AccessFs::from_all(NEWEST)))?;
+        rules.restrict_self()
+    };
+    confine()
+        .map(drop)
+        .map_err(|error: landlock::RulesetError| io::Error::other(format!("Landlock: {error}")))
+}
+
+/// Rules that allow nothing yet.
+fn rules() -> Result<RulesetCreated, landlock::RulesetError> {
+    Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_all(ABI::V1))?
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(NEWEST))?
+        .create()
+}

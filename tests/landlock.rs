@@ -1,0 +1,137 @@
+//! Workers that are confined to the files they need. Skipped where the kernel has no Landlock.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "common/client.rs"]
+mod client;
+#[path = "common/server.rs"]
+mod daemon;
+
+use std::path::Path;
+
+use client::Raw;
+use daemon::{Dir, Server};
+use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
+
+/// Does with a file what it is told: `read PATH`, `write PATH`, `lookup NAME`, `run COMMAND`, `crash`. Answers with 0
+/// or the number of the error.
+const HANDLER: &str = r#"
+    #include <ws_handler.h>
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <netdb.h>
+    #include <stdio.h>
+    #include <stdlib.h>
+    #include <string.h>
+    #include <unistd.h>
+
+    /* Also when the server looks at what there is to serve. */
+    __attribute__((constructor)) static void construct(void)
+    {
+        int fd = open("TOUCHED", O_WRONLY | O_CREAT, 0600);
+        if (fd >= 0)
+            close(fd);
+    }
+
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        const char *text = (const char *)msg->data, *path = strchr(text, ' ') + 1;
+        char        answer[32];
+        int         result = 0, fd;
+        if (strncmp(text, "crash ", 6) == 0)
+            abort();
+        if (strncmp(text, "lookup ", 7) == 0) {
+            struct addrinfo *found;
+            result = getaddrinfo(path, "http", NULL, &found);
+        } else if (strncmp(text, "run ", 4) == 0) {
+            result = system(path);
+        } else {
+            fd = text[0] == 'r' ? open(path, O_RDONLY) : open(path, O_WRONLY | O_CREAT, 0600);
+            if (fd < 0)
+                result = errno;
+            else
+                close(fd);
+        }
+        snprintf(answer, sizeof answer, "%d", result);
+        ws_send(conn, WS_TEXT, answer, strlen(answer));
+    }
+
+    WS_HANDLER(.name = "files", .on_message = on_message);
+"#;
+
+fn is_supported() -> bool {
+    let rules = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    let supported = rules.handle_access(AccessFs::from_all(ABI::V1)).and_then(Ruleset::create).is_ok();
+    if !supported {
+        println!("skipped: this kernel has no Landlock");
+    }
+    supported
+}
+
+#[track_caller]
+fn tell(raw: &mut Raw, what: &str, path: &Path) -> i32 {
+    raw.ask(&format!("{what} {}", path.display())).parse().unwrap()
+}
+
+#[test]
+fn handlers_use_the_files_that_they_may() {
+    if !is_supported() {
+        return;
+    }
+    let (dir, other) = (Dir::new(), Dir::new());
+    let made = |name: &str| {
+        let path = other.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("file"), "content").unwrap();
+        path
+    };
+    let [read, write, none, root] = ["read", "write", "none", "root"].map(made);
+    let args = |confined: bool| {
+        let root = root.to_str().unwrap();
+        let paths = ["--landlock-read", read.to_str().unwrap(), "--landlock-write", write.to_str().unwrap()];
+        let confined = if confined { [&["--landlock"][..], &paths].concat() } else { Vec::new() };
+        [&["--workers", "1", "--document-root", root, "--quarantine-deaths", "0"], &confined[..]].concat()
+    };
+    let touched = none.join("touched");
+    let handler = dir.handler("files", &HANDLER.replace("TOUCHED", touched.to_str().unwrap()));
+    const OK: i32 = 0;
+    for is_confined in [true, false] {
+        let denied = if is_confined { libc::EACCES } else { OK };
+        let mut server = Server::start(&dir, &args(is_confined));
+        assert_ne!(touched.exists(), is_confined, "by the probe or the worker");
+        let mut raw = Raw::open(&server.address(), "/files");
+        for _ in 0..2 {
+            for (what, path, expected) in [
+                ("read", handler.clone(), OK),
+                ("write", handler.with_file_name("new"), denied),
+                ("read", read.join("file"), OK),
+                ("write", read.join("file"), denied),
+                ("read", write.join("file"), OK),
+                ("write", write.join("new"), OK),
+                ("read", none.join("file"), denied),
+                ("read", "/etc".into(), denied),
+                ("read", root.join("file"), OK),
+                ("write", root.join("file"), denied),
+                ("write", "/dev/null".into(), OK),
+                ("read", "/proc/self/status".into(), OK),
+            ] {
+                assert_eq!(tell(&mut raw, what, &path), expected, "{is_confined}: {what} {}", path.display());
+            }
+            // What the C library needs for it is there.
+            assert_eq!(tell(&mut raw, "lookup", Path::new("localhost")), OK);
+            // A program that the handler starts is confined as well: here it can not even be started.
+            let failed = tell(&mut raw, "run", Path::new("true")) != 0;
+            assert_eq!(failed, is_confined);
+            // The rescue works, and the next worker is confined, too.
+            let mut culprit = Raw::open(&server.address(), "/files");
+            culprit.text("crash now");
+            culprit.expect_close(1011);
+        }
+        let mut page = Raw::connect(&server.address());
+        page.send(b"GET /file HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(page.answer().body, b"content");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.workers()[0])).unwrap();
+        assert_eq!(status.contains("NoNewPrivs:\t1"), is_confined);
+        drop((raw, page));
+        server.stop();
+    }
+}
