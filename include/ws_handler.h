@@ -560,8 +560,9 @@ static inline uint32_t ws_version(ws_conn conn)
     return ws_host_->version(conn);
 }
 
-/* The peer's address. WS_OK, or WS_E_GONE, WS_E_PLACE (*address is then all
- * zero). [in a callback of this connection] */
+/* The peer's address: behind a proxy that the server trusts the client's, whose
+ * port is 0 if it is not known. WS_OK, or WS_E_GONE, WS_E_PLACE (*address is
+ * then all zero). [in a callback of this connection] */
 static inline int32_t ws_remote_address(ws_conn conn, ws_address *address)
 {
     return ws_host_->remote_address(conn, address, sizeof *address);
