@@ -65,6 +65,17 @@ const QUARANTINES: Family = counter("wshd_handler_quarantines", "", "How often a
 const QUARANTINED: Family =
     gauge("wshd_handler_quarantined", "", "Whether a handler is quarantined: 1, or 0 if it is served.");
 
+const REFUSALS: Family = counter(
+    "wshd_refusals",
+    "",
+    "Clients turned away by limits and rules for origins and hosts, by the reason.",
+);
+const UNCOUNTED: Family = counter(
+    "wshd_connections_uncounted",
+    "",
+    "Connections that were not counted for their address, because the table was full.",
+);
+
 const WORKERS: Family = gauge("wshd_workers", "", "Workers by their state.");
 const CONNECTIONS: Family = gauge(
     "wshd_worker_connections",
@@ -93,6 +104,7 @@ pub fn report(start: &Start, format: Format) -> String {
     report.processes();
     report.handlers();
     report.traffic();
+    report.refusals();
     report.workers();
     report.text.finish()
 }
@@ -166,6 +178,17 @@ impl<'a> Report<'a> {
                 text.sample(&[("process", &process)], bytes);
             }
         }
+    }
+
+    /// Who was turned away.
+    fn refusals(&mut self) {
+        let Self { start, text, .. } = self;
+        text.family(&REFUSALS);
+        for (refusal, count) in start.addresses.refusals() {
+            text.sample(&[("reason", refusal.name())], count);
+        }
+        text.family(&UNCOUNTED);
+        text.sample(&[], start.addresses.uncounted());
     }
 
     /// What handlers are, and how they stand.

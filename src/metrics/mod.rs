@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::config::Config;
+use crate::fleet::addresses::Addresses;
 use crate::fleet::counters::Counters;
 use crate::fleet::gates::Gate;
 use crate::fleet::listener::Listener;
@@ -28,6 +29,8 @@ pub struct Start {
     pub scoreboard: &'static Scoreboard,
     /// What they have counted.
     pub counters: &'static Counters,
+    /// Who has been turned away.
+    pub addresses: &'static Addresses,
     /// By handler: whether it is quarantined.
     pub gates: &'static [Gate],
     /// The supervisor's pid.

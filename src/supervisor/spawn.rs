@@ -234,6 +234,7 @@ fn be_metrics(fleet: &mut Fleet, supervisor: Pid) -> i32 {
         listeners: fleet.metrics.listeners.clone(),
         scoreboard: fleet.scoreboard,
         counters: fleet.counters,
+        addresses: fleet.addresses,
         gates: fleet.deaths.gates,
         supervisor: supervisor.as_raw(),
         started: fleet.metrics.started,

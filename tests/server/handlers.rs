@@ -495,6 +495,7 @@ fn a_handshake_is_finished_later_by_another_thread() {
     assert_eq!(aborted.rest(), b"");
     let mut closed = Raw::open(&server.address(), "/late_accept?close");
     assert_eq!(closed.expect_close(4001), "late");
+    drop(closed);
     let begun = Instant::now();
     assert_eq!(answer(&server, "/late_accept?never", "").status, 503);
     assert!(begun.elapsed() >= Duration::from_millis(300));
