@@ -4,7 +4,7 @@
 //! threads.
 #![allow(unsafe_code)]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_void};
 use std::sync::OnceLock;
 
@@ -90,11 +90,52 @@ impl AsRef<[u8]> for OwnedBytes {
 
 impl Drop for OwnedBytes {
     fn drop(&mut self) {
-        if let Some(release) = self.release {
-            // SAFETY: the handler's own function with its own argument, once.
-            unsafe { release(self.arg) }
+        let Some(release) = self.release else { return };
+        let release = Release { release, arg: self.arg };
+        // Of a thread that ends nothing is in the way any more.
+        let deferred = DEFERRED.try_with(|deferred| match &mut *deferred.borrow_mut() {
+            Some(waiting) => {
+                waiting.push(release);
+                true
+            }
+            None => false,
+        });
+        if !deferred.unwrap_or(false) {
+            release.run();
         }
     }
+}
+
+/// A handler's function that has its bytes back.
+#[derive(Clone, Copy)]
+struct Release {
+    release: unsafe extern "C" fn(*mut c_void),
+    arg: *mut c_void,
+}
+
+impl Release {
+    fn run(self) {
+        // SAFETY: the handler's own function with its own argument, once.
+        unsafe { (self.release)(self.arg) }
+    }
+}
+
+thread_local! {
+    static DEFERRED: RefCell<Option<Vec<Release>>> = const { RefCell::new(None) };
+}
+
+/// From now on bytes that are dropped on this thread are released by [`run_releases`] only: the function may call the
+/// host, which may be in the middle of something.
+pub fn defer_releases() {
+    DEFERRED.set(Some(Vec::new()));
+}
+
+/// Releases what was dropped on this thread; whether there was any.
+pub fn run_releases() -> bool {
+    let waiting = DEFERRED.with_borrow_mut(|deferred| deferred.as_mut().map(std::mem::take));
+    let waiting = waiting.unwrap_or_default();
+    waiting.iter().for_each(|release| release.run());
+    !waiting.is_empty()
 }
 
 /// A function of the handler with its argument, to be called once.

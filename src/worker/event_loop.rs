@@ -14,7 +14,7 @@ use super::Worker;
 use super::conn::{Conn, NEVER, Phase};
 use super::rescue;
 use super::timer::{FOREVER, MS, Timers};
-use crate::ffi::host::monotonic;
+use crate::ffi::host::{defer_releases, monotonic, run_releases};
 use crate::fleet::control;
 use crate::fleet::scoreboard::State;
 
@@ -80,6 +80,7 @@ impl Worker {
         self.poll.add(&signals, SIGNAL)?;
         let mut buffer = vec![0; RECEIVE + 1];
         let mut events = [EpollEvent::empty(); EVENTS];
+        defer_releases();
         loop {
             rescue::end_work();
             let count = match self.poll.0.wait(&mut events, self.patience()) {
@@ -113,6 +114,10 @@ impl Worker {
             self.hand_over_more();
             self.send_let_go();
             self.settle(&mut buffer);
+            // Whose bytes are released may send again.
+            if run_releases() {
+                self.settle(&mut buffer);
+            }
             self.watch_probes();
             self.counting.count_turn(self.now.get());
             if self.may_leave() {

@@ -17,6 +17,7 @@ mod examples;
 mod handlers;
 mod limits;
 mod opening;
+mod owned;
 mod stopping;
 
 use daemon::{Dir, Server};
