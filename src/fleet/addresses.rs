@@ -100,6 +100,8 @@ struct Row {
     connections: AtomicU32,
     /// How often it was released.
     generation: AtomicU32,
+    /// Whether anything is in its lines: while there is not, nobody touches their pages.
+    is_used: AtomicU32,
     held: [Line; HELD],
     opened: [Line; OPENED],
 }
@@ -144,10 +146,10 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// Makes a table for a fleet that has so many workers at its start. Each process has room of its own, which counts
+    /// Makes a table for a fleet that has so many processes at its start. Each process has room of its own, which counts
     /// for the limits of memory of all. [supervisor, before fork]
-    pub fn for_workers(workers: usize) -> io::Result<&'static Self> {
-        Self::create(2 * workers + SPARE)
+    pub fn for_processes(processes: usize) -> io::Result<&'static Self> {
+        Self::create(2 * processes + SPARE)
     }
 
     /// The same for so many processes at a time.
@@ -292,6 +294,9 @@ impl Row {
 
     fn clear(&self) {
         self.connections.store(0, Ordering::Relaxed);
+        if self.is_used.swap(0, Ordering::AcqRel) == 0 {
+            return;
+        }
         let cells = self.held.iter().chain(&self.opened).flat_map(|line| &line.0);
         cells.for_each(|cell| cell.store(0, Ordering::Relaxed));
     }
@@ -337,6 +342,7 @@ impl Desk {
     /// Counts the connection for an address from now on, and no longer for another. False if there is no room.
     pub fn name(self, ticket: &mut Ticket, key: Key) -> bool {
         ticket.unname();
+        self.begin_use();
         let found = self.row.and_then(|row| {
             let is_same = |cell: u64| cell >> 32 == key.tag();
             let is_free = |cell: u64| cell as u32 == 0;
@@ -354,6 +360,7 @@ impl Desk {
     /// Counts a new connection of an address, unless there have been `most` in this second already. True also if there
     /// is no room to count.
     pub fn open(self, key: Key, second: u64, most: u64) -> bool {
+        self.begin_use();
         let now = in_second(key, second, 0);
         let is_same = |cell: u64| cell >> 16 == now >> 16;
         let is_free = |cell: u64| (cell >> 16) & 0xffff != second & 0xffff || cell >> 32 == 0;
@@ -371,6 +378,12 @@ impl Desk {
             let _ = cell.fetch_update(Ordering::SeqCst, Ordering::Relaxed, back);
         }
         is_within
+    }
+
+    fn begin_use(self) {
+        if let Some(row) = self.row {
+            row.is_used.store(1, Ordering::Release);
+        }
     }
 
     fn note_lack(self, has_room: bool) -> bool {

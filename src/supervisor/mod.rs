@@ -49,7 +49,7 @@ use self::systemd::{Environment, Notify, Passed};
 use self::upgrade::{Invocation, Predecessor, Successor};
 use self::upkeep::Upkeep;
 use self::workers::{Replaced, Worker};
-use crate::config::Config;
+use crate::config::{Config, Pool};
 use crate::exit::Exit;
 use crate::fleet::addresses::Addresses;
 use crate::fleet::control::Command;
@@ -161,7 +161,7 @@ impl Fleet {
     /// Binds, finds the handlers and makes what is shared; all before the first fork of a worker.
     fn prepare(config: Config, origin: Origin) -> Result<Self, (Exit, String)> {
         landlock::check(&config).map_err(|why| (Exit::Config, why))?;
-        let addresses = Addresses::for_workers(config.all_workers())
+        let addresses = Addresses::for_processes(config.pools.iter().map(Pool::processes).sum())
             .map_err(|error| (Exit::Internal, error.to_string()))?;
         let Origin { reread, invocation, predecessor, environment, daemon } = origin;
         let Environment { sockets, notify } = environment;

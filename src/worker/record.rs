@@ -18,7 +18,7 @@ use crate::fleet::addresses::Mark;
 use crate::fleet::peer::Peer;
 
 /// Bytes of resource, origin and subprotocol that fit into the record itself.
-const INLINE: usize = 8;
+const INLINE: usize = 16;
 
 /// How a connection stands, for a crash that may come at any moment: bits of `Record::standing`.
 pub mod standing {
