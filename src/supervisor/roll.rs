@@ -237,18 +237,20 @@ impl Fleet {
             }
         }
         if let Some((pid, why)) = wrong {
+            // Not reaped yet, so the pid is still its own.
+            let _ = kill(pid, Signal::SIGKILL);
             self.lose_standby(pid, &why);
         }
     }
 
-    /// A process that waited is of no use, or has ended; false if it is none of those.
+    /// A process that waited has ended, or is killed; false if it is none of those.
     pub(super) fn lose_standby(&mut self, pid: Pid, why: &str) -> bool {
         let Some(index) = self.roll.standbys.iter().position(|standby| standby.pid == pid) else {
             return false;
         };
         let standby = self.roll.standbys.swap_remove(index);
         let name = self.name(standby.slot);
-        self.dismiss(&standby);
+        self.vacate(&standby);
         if self.roll.trial.is_some() {
             self.call_off(&format!("the new {name} is not as it should be: {why}"));
         } else {
@@ -281,10 +283,14 @@ impl Fleet {
     }
 
     fn dismiss(&self, standby: &Standby) {
-        // Not reaped yet, or gone: then there is nobody of this number.
-        if kill(standby.pid, Signal::SIGKILL).is_ok() || standby.is_ready {
-            log::debug!("{}[{}] is not needed any more", self.name(standby.slot), standby.pid);
-        }
+        log::debug!("{}[{}] is not needed any more", self.name(standby.slot), standby.pid);
+        // Not reaped yet, so the pid is still its own.
+        let _ = kill(standby.pid, Signal::SIGKILL);
+        self.vacate(standby);
+    }
+
+    /// Nobody waits in this slot any more.
+    fn vacate(&self, standby: &Standby) {
         if let Some(record) = self.scoreboard.slot(standby.slot) {
             record.end();
         }

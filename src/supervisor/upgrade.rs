@@ -260,7 +260,11 @@ impl Fleet {
                 self.upgrade_done(Ok(()));
             }
             Ok(false) if successor.give_up > scoreboard::now() => {}
-            Ok(false) => self.fail_upgrade("it was not ready in time"),
+            Ok(false) => {
+                // Not reaped yet, so the pid is still its own.
+                let _ = kill(successor.pid, Signal::SIGTERM);
+                self.fail_upgrade("it was not ready in time");
+            }
             // Reaped soon, which tells more.
             Err(_) => {}
         }
@@ -269,7 +273,10 @@ impl Fleet {
     /// The process that was to take over has ended, however; false if it is another one.
     pub(super) fn lose_successor(&mut self, pid: Pid, why: &str) -> bool {
         match &self.successor {
-            Some(successor) if successor.pid == pid && successor.is_serving => true,
+            Some(successor) if successor.pid == pid && successor.is_serving => {
+                log::error!("upgrade: the new executable has taken over, and is gone: {why}");
+                true
+            }
             Some(successor) if successor.pid == pid => {
                 self.fail_upgrade(why);
                 true
@@ -280,8 +287,6 @@ impl Fleet {
 
     fn fail_upgrade(&mut self, why: &str) {
         let Some(successor) = self.successor.take() else { return };
-        // Not reaped yet, or gone: then there is nobody of this number.
-        let _ = kill(successor.pid, Signal::SIGTERM);
         if let Err(error) = self.daemon.rewrite_pid_file() {
             log::error!("{error}");
         }
