@@ -17,7 +17,8 @@ use std::path::PathBuf;
 use client::{Raw, ask, connect, header};
 use crowd::{Crowd, Habits, SMALL_TALK};
 use daemon::{Dir, Server, until};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Answers "version" with its own, "pid" with its process, "keep X" by attaching X, "kept" with what is attached;
 /// everything else is echoed. `START` is run in on_worker_start.
@@ -383,6 +384,30 @@ fn a_pool_of_its_own_answers_with_its_headers_after_a_reload() {
     until("the old worker has left", || !pids(&server).contains(&old));
     assert_eq!(raw.ask("?"), "here");
     drop(raw);
+    server.stop();
+}
+
+#[test]
+fn a_reload_repairs_what_can_not_come_up() {
+    let dir = Dir::new();
+    let flag = dir.path().join("broken");
+    let start = format!("if (access(\"{}\", F_OK) == 0) _exit(9);", flag.display());
+    install(&dir, "chat", &versioned(1, &start));
+    install(&dir, "other", &versioned(1, ""));
+    let config = dir.path().join("wshd.conf");
+    fs::write(&config, "[handler.\"/chat\"]\nisolation = \"pool\"\n").unwrap();
+    let mut server = Server::start(&dir, &["--config", config.to_str().unwrap(), "--workers", "1"]);
+    let pid: i32 = connect_and_ask(&server, "/chat", "pid").parse().unwrap();
+    fs::write(&flag, "").unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    until("it has failed to come up twice", || logged(&server, "ended with status 9") >= 2);
+    install(&dir, "chat", &versioned(2, &start));
+    refused(&server, "worker chat/0 is not as it should be");
+    assert_eq!(connect_and_ask(&server, "/other", "version"), "1");
+    install(&dir, "chat", &versioned(3, ""));
+    reload(&server);
+    assert_eq!(connect_and_ask(&server, "/chat", "version"), "3");
+    until("nobody else is left", || server.workers().len() == 2);
     server.stop();
 }
 

@@ -358,8 +358,11 @@ unsafe extern "C" fn send_owned(
     arg: *mut c_void,
 ) -> i32 {
     let payload = Payload::Owned(OwnedBytes { data: data.cast(), size, release, arg });
-    host_at("ws_send_owned", Tag::AnyThread, conn)
-        .map_or(WS_E_GONE, |host| host.send(conn, kind, payload, flags))
+    let result = host_at("ws_send_owned", Tag::AnyThread, conn)
+        .map_or(WS_E_GONE, |host| host.send(conn, kind, payload, flags));
+    // Here nothing of the host's is in use.
+    run_releases();
+    result
 }
 
 unsafe extern "C" fn ping(conn: ws_conn, data: *const c_void, size: usize) -> i32 {

@@ -244,10 +244,6 @@ impl Fleet {
         Ok(slot)
     }
 
-    fn place_of(&self, slot: usize) -> Place {
-        self.scoreboard.slot(slot).map(Slot::place).unwrap_or_default()
-    }
-
     fn fork_child(&mut self, (parent, pid): (usize, Pid), slot: usize) -> io::Result<()> {
         if !self.children.is_reaper {
             // The parent forks twice, so that its children become those of the supervisor.

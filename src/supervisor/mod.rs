@@ -133,6 +133,8 @@ struct Fleet {
     inboxes: Vec<Inbox>,
     /// Processes that have been replaced, and are to end soon.
     replaced: Vec<Replaced>,
+    /// Slots in which somebody is, or is to be, as the plan knows it.
+    taken: BTreeSet<usize>,
     /// Slots whose workers have left for good.
     vacant: BTreeSet<usize>,
     /// Replacing workers while they serve.
@@ -213,6 +215,7 @@ impl Fleet {
                 workers: (0..inboxes.len()).map(|_| None).collect(),
                 inboxes,
                 replaced: Vec::new(),
+                taken: BTreeSet::new(),
                 vacant: BTreeSet::new(),
                 roll: Roll::default(),
                 children: Children::default(),
@@ -266,6 +269,7 @@ impl Fleet {
                 return exit;
             }
             // Only now is everybody where the plan thinks.
+            self.taken = plan.taken().collect();
             self.begin_reload(&plan);
             self.begin_upgrade(&plan);
             self.go_on_with_upgrade();

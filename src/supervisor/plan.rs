@@ -141,8 +141,14 @@ impl Plan {
         !matches!(self.phase, Phase::Serving)
     }
 
+    /// The slots in which somebody is, or is to be.
+    pub fn taken(&self) -> impl Iterator<Item = usize> {
+        let slots = self.slots.iter().enumerate();
+        slots.filter(|(_, slot)| slot.process != Process::Gone).map(|(index, _)| index)
+    }
+
     /// Whether all that should serve do.
-    pub fn is_complete(&self) -> bool {
+    fn is_complete(&self) -> bool {
         let is_well = |slot: &Slot| matches!(slot.process, Process::Running { .. } | Process::Gone);
         self.slots.iter().all(is_well)
     }

@@ -4,7 +4,7 @@
 use super::edition::{Edition, Step};
 use super::plan::Plan;
 use super::{Fleet, metrics, raise_descriptors};
-use crate::fleet::scoreboard::{Place, Slot};
+use crate::fleet::scoreboard::Place;
 use crate::log as sink;
 
 impl Fleet {
@@ -15,13 +15,16 @@ impl Fleet {
 
     /// Begins the reload that is wanted, if it can begin now.
     pub(super) fn begin_reload(&mut self, plan: &Plan) {
-        if !self.is_reload_due || !self.roll.is_idle() || !plan.is_complete() {
+        if !self.is_reload_due || !self.roll.is_idle() {
             return;
         }
         self.is_reload_due = false;
         self.control.reload_begins();
         if plan.is_stopping() {
             return self.reload_done(Err("the server is told to stop".to_owned()));
+        }
+        if self.has_successor() {
+            return self.reload_done(Err("another executable has taken over".to_owned()));
         }
         self.notify.reloading();
         match self.next_edition() {
@@ -32,7 +35,9 @@ impl Fleet {
                 }
                 metrics::enter_handlers(self.counters, &edition.routes);
                 let changed = self.edition().changed_pools(&edition);
-                let steps = edition.steps(&changed, &self.serving());
+                // Also those that are to come up again, however often they have failed.
+                let taken = self.taken.iter().filter_map(|slot| Some((self.place(*slot)?, *slot)));
+                let steps = edition.steps(&changed, &taken.collect::<Vec<_>>());
                 if steps.is_empty() {
                     log::info!("reload: no worker has to be replaced");
                 }
@@ -114,7 +119,7 @@ impl Fleet {
     pub(super) fn serving(&self) -> Vec<(Place, usize)> {
         let slots = self.workers.iter().enumerate().filter(|(_, worker)| worker.is_some());
         let slots = slots.filter(|(slot, _)| !self.children.owns(*slot));
-        slots.filter_map(|(slot, _)| Some((self.scoreboard.slot(slot).map(Slot::place)?, slot))).collect()
+        slots.filter_map(|(slot, _)| Some((self.place(slot)?, slot))).collect()
     }
 
     /// Those of a pool that are not to leave, with their slots, and those that are to come in addition.

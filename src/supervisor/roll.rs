@@ -140,19 +140,25 @@ impl Fleet {
             };
             if let Some(place) = step.start {
                 match self.take_standby(place, events) {
-                    Some(slot) => self.finish_step(step.retire, Some(slot)),
+                    Some(slot) => self.finish_step(step.retire, Some(slot), events),
                     None => return,
                 }
             } else {
-                self.finish_step(step.retire, None);
+                self.finish_step(step.retire, None, events);
             }
         }
     }
 
     /// The step's new worker serves: the old one goes.
-    fn finish_step(&mut self, retire: Option<usize>, to: Option<usize>) {
+    fn finish_step(&mut self, retire: Option<usize>, to: Option<usize>, events: &mut VecDeque<Event>) {
         self.roll.steps.pop_front();
         let Some(slot) = retire else { return };
+        if self.workers.get(slot).is_none_or(Option::is_none) {
+            // It has died and was to come up again, or to take up what another has left: the inbox is looked into.
+            self.leave_vacant(slot);
+            events.push_back(Event::Left(slot));
+            return;
+        }
         self.roll.retiring = Some((slot, to, scoreboard::now().saturating_add(RETIRE)));
         self.order_to_leave(slot);
     }

@@ -46,9 +46,19 @@ pub(super) struct Replaced {
 }
 
 impl Fleet {
+    /// Which worker a slot is that of, if there is such a slot.
+    pub(super) fn place(&self, slot: usize) -> Option<Place> {
+        self.scoreboard.slot(slot).map(Slot::place)
+    }
+
+    /// The same of a slot that there is.
+    pub(super) fn place_of(&self, slot: usize) -> Place {
+        self.place(slot).unwrap_or_default()
+    }
+
     /// What a worker is called in the log.
     pub(super) fn name(&self, slot: usize) -> String {
-        let Place { pool, number } = self.scoreboard.slot(slot).map(Slot::place).unwrap_or_default();
+        let Place { pool, number } = self.place_of(slot);
         self.config.worker_name(pool, number)
     }
 
@@ -84,7 +94,8 @@ impl Fleet {
     /// A slot in which nobody is, for a new worker in this place; all others get to know of its inbox.
     pub(super) fn free_slot(&mut self, place: Place) -> io::Result<usize> {
         let is_taken = |slot: &usize| {
-            self.workers.get(*slot).is_some_and(Option::is_some)
+            self.taken.contains(slot)
+                || self.workers.get(*slot).is_some_and(Option::is_some)
                 || self.replaced.iter().any(|replaced| replaced.slot == *slot)
                 || self.roll.slots().any(|standby| standby == *slot)
                 || self.children.owns(*slot)
@@ -242,7 +253,7 @@ impl Fleet {
 
     /// Until when a worker that hands its connections over may live; ns.
     fn patience_with(&self, slot: usize) -> plan::Time {
-        let pool = self.scoreboard.slot(slot).map(Slot::place).unwrap_or_default().pool;
+        let pool = self.place_of(slot).pool;
         let routes = self.routes.handlers().iter();
         let ours = routes.filter(|route| self.config.pool_of(&route.resource) == usize::from(pool));
         let drain =
@@ -322,9 +333,14 @@ impl Fleet {
             return self.empty(slot);
         }
         if !replaced.is_followed {
-            self.empty(slot);
-            self.vacant.insert(slot);
+            self.leave_vacant(slot);
         }
+    }
+
+    /// Nobody is to be in this slot.
+    pub(super) fn leave_vacant(&mut self, slot: usize) {
+        self.empty(slot);
+        self.vacant.insert(slot);
     }
 
     /// Somebody may have sent connections to a worker that was just leaving: they are taken up all the same.

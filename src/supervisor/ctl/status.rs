@@ -13,7 +13,7 @@ use crate::ctl::request::Id;
 use crate::ffi::probe::callback_name;
 use crate::fleet::counters::Traffic;
 use crate::fleet::gates::{Gate, Standing};
-use crate::fleet::scoreboard::{self, Place, Slot, State};
+use crate::fleet::scoreboard::{self, Place, State};
 use crate::supervisor::Fleet;
 use crate::supervisor::upkeep::resident_memory;
 
@@ -102,10 +102,6 @@ impl Fleet {
         let leaves = self.replaced.iter().any(|replaced| replaced.slot == slot);
         let waits = self.roll.slots().any(|standby| standby == slot);
         is_there || !(leaves || waits || self.vacant.contains(&slot))
-    }
-
-    fn place(&self, slot: usize) -> Option<Place> {
-        self.scoreboard.slot(slot).map(Slot::place)
     }
 
     /// `POOL/NUMBER`.
