@@ -27,6 +27,8 @@ pub(super) struct Roll {
     retiring: Option<(usize, Option<usize>, plan::Time)>,
     /// A reload, not the replacement of a worker that is worn.
     is_reload: bool,
+    /// Processes that waited, were not needed, and are killed.
+    dismissed: Vec<Pid>,
 }
 
 /// A worker that waits.
@@ -86,6 +88,16 @@ impl Roll {
     /// Forgets all; in a forked worker.
     pub fn clear(&mut self) {
         *self = Self::default();
+    }
+
+    /// A process has ended.
+    pub fn has_ended(&mut self, pid: Pid) {
+        self.dismissed.retain(|dismissed| *dismissed != pid);
+    }
+
+    /// Whether those that were killed have ended.
+    pub fn is_over(&self) -> bool {
+        self.dismissed.is_empty()
     }
 
     /// The slots of those that wait.
@@ -245,6 +257,7 @@ impl Fleet {
         if let Some((pid, why)) = wrong {
             // Not reaped yet, so the pid is still its own.
             let _ = kill(pid, Signal::SIGKILL);
+            self.roll.dismissed.push(pid);
             self.lose_standby(pid, &why);
         }
     }
@@ -272,7 +285,7 @@ impl Fleet {
         for standby in std::mem::take(&mut self.roll.standbys) {
             self.dismiss(&standby);
         }
-        self.roll.clear();
+        self.roll = Roll { dismissed: std::mem::take(&mut self.roll.dismissed), ..Roll::default() };
         if was_trial {
             self.reload_done(Err(why.to_owned()));
         }
@@ -288,10 +301,11 @@ impl Fleet {
         cancelled.iter().for_each(|standby| self.dismiss(standby));
     }
 
-    fn dismiss(&self, standby: &Standby) {
+    fn dismiss(&mut self, standby: &Standby) {
         log::debug!("{}[{}] is not needed any more", self.name(standby.slot), standby.pid);
         // Not reaped yet, so the pid is still its own.
         let _ = kill(standby.pid, Signal::SIGKILL);
+        self.roll.dismissed.push(standby.pid);
         self.vacate(standby);
     }
 

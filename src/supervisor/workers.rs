@@ -190,7 +190,7 @@ impl Fleet {
         let patience = self.config.stop_time.saturating_add(plan::GRACE);
         let give_up = scoreboard::now().saturating_add(patience);
         self.hurry_replaced(Command::Stop);
-        while !self.replaced.is_empty() && scoreboard::now() < give_up {
+        while !(self.replaced.is_empty() && self.roll.is_over()) && scoreboard::now() < give_up {
             self.wait(Some(give_up), &mut VecDeque::new());
         }
         for left in &self.replaced {
@@ -291,6 +291,7 @@ impl Fleet {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             let Some(pid) = status.pid() else { return };
             self.release_gates(pid);
+            self.roll.has_ended(pid);
             self.addresses.release(pid.as_raw());
             self.counters.release(pid.as_raw());
             if self.metrics.ended(pid, status) {
