@@ -49,13 +49,14 @@ fn fifteen_thousand_connections_are_served_again_soon_after_a_crash() {
 }
 
 #[test]
-#[ignore = "takes half a minute"]
+#[ignore = "takes a minute"]
 fn workers_are_killed_at_random_and_nobody_is_left_in_the_dark() {
-    const LOAD: Duration = Duration::from_secs(20);
+    const LOAD: Duration = Duration::from_secs(60);
     let (mut server, _dir) = serve(&["echo"], &["--workers", "4"]);
+    let descriptors = what_it_holds(server.pid()).0;
     let address = server.address();
     let (enough, ends, served) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
-    let mut kills = 0;
+    let (mut kills, mut early) = (0, None);
     std::thread::scope(|scope| {
         for _ in 0..32 {
             scope.spawn(|| {
@@ -75,6 +76,10 @@ fn workers_are_killed_at_random_and_nobody_is_left_in_the_dark() {
         let begun = Instant::now();
         let mut seed = 1_u32;
         while begun.elapsed() < LOAD {
+            if begun.elapsed() > LOAD / 3 {
+                // By then all that is shared has been touched.
+                early.get_or_insert_with(|| what_it_holds(server.pid()).1);
+            }
             let workers = server.workers();
             // Numerical Recipes' linear congruential generator: the same kills in each run, as far as that goes.
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -88,8 +93,22 @@ fn workers_are_killed_at_random_and_nobody_is_left_in_the_dark() {
     println!("{kills} kills, {} ends, {} messages", ends.into_inner(), served.into_inner());
     until("all workers are there again", || server.workers().len() == 4);
     assert_eq!(Raw::open(&address, "/echo").ask("still"), "still");
+    until("the supervisor has no more descriptors than before", || {
+        what_it_holds(server.pid()).0 <= descriptors
+    });
+    let (early, late) = (early.unwrap(), what_it_holds(server.pid()).1);
+    println!("memory of the supervisor: {early} KiB, then {late} KiB");
+    assert!(late <= early + 512, "{early} {late}");
     server.signal(Signal::SIGTERM);
     assert_eq!(server.wait().code(), Some(0));
+}
+
+/// Open descriptors of a process, and its resident memory (KiB).
+fn what_it_holds(pid: i32) -> (usize, u64) {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    (descriptors, memory.trim().trim_end_matches(" kB").parse().unwrap())
 }
 
 /// Asks again and again until the connection ends; each time an answer or the end has to come at once.
