@@ -70,8 +70,8 @@ pub struct Record {
     head: *const u8,
     /// Where it is counted.
     pub mark: Mark,
-    state: Option<Box<[u8]>>,
-    spill: Option<Box<[u8]>>,
+    state: Owned,
+    spill: Owned,
     inline: [u8; INLINE],
 }
 
@@ -114,17 +114,17 @@ impl Record {
             text.extend_from_slice(part);
             text.push(0);
         }
-        self.spill = None;
+        self.spill = Owned::NOTHING;
         match self.inline.get_mut(..text.len()) {
             Some(room) => room.copy_from_slice(&text),
-            None => self.spill = Some(text.into_boxed_slice()),
+            None => self.spill = Owned::new(text),
         }
         Ok(())
     }
 
     /// The strings; each is followed by a NUL.
     pub fn strings(&self) -> Strings<'_> {
-        let text: &[u8] = self.spill.as_deref().unwrap_or(&self.inline);
+        let text: &[u8] = self.spill.get().unwrap_or(&self.inline);
         let part = |at: usize, size: u16| text.get(at..at + usize::from(size)).unwrap_or_default();
         let origin_at = usize::from(self.resource) + 1;
         let protocol_at = origin_at + usize::from(self.origin) + 1;
@@ -139,7 +139,7 @@ impl Record {
     /// cut to the room that [`set_strings`](Self::set_strings) has made.
     pub fn set_protocol(&mut self, protocol: Option<&[u8]>) {
         let at = usize::from(self.resource) + usize::from(self.origin) + 2;
-        let text: &mut [u8] = self.spill.as_deref_mut().unwrap_or(&mut self.inline);
+        let text: &mut [u8] = self.spill.get_mut().unwrap_or(&mut self.inline);
         let room =
             text.get_mut(at..).and_then(|rest| rest.split_last_mut()).map_or(&mut [][..], |(_, room)| room);
         let name = protocol.unwrap_or_default();
@@ -179,17 +179,18 @@ impl Record {
 
     /// Attaches the handler's state; an empty one detaches.
     pub fn set_state(&mut self, state: &[u8]) {
-        self.state = (!state.is_empty()).then(|| {
+        self.state = Owned::NOTHING;
+        if !state.is_empty() {
             let mut bytes = Vec::with_capacity(state.len() + 1);
             bytes.extend_from_slice(state);
             bytes.push(0);
-            bytes.into_boxed_slice()
-        });
+            self.state = Owned::new(bytes);
+        }
     }
 
     /// The attached state, which is followed by a NUL.
     pub fn state(&self) -> Option<&[u8]> {
-        self.state.as_deref().and_then(|bytes| bytes.get(..bytes.len().saturating_sub(1)))
+        self.state.get().and_then(|bytes| bytes.get(..bytes.len().saturating_sub(1)))
     }
 
     /// Whether the connection was opened in another process.
@@ -262,7 +263,7 @@ impl Record {
             // SAFETY: set_head() was given these bytes, which stay until the record is cleared.
             size => unsafe { std::slice::from_raw_parts(self.head, size as usize) },
         };
-        [self.spill.as_deref().unwrap_or_default(), self.state.as_deref().unwrap_or_default(), head]
+        [self.spill.get().unwrap_or_default(), self.state.get().unwrap_or_default(), head]
     }
 
     /// Takes over what another process knew: its record's own bytes, and the parts. The head is not kept. The
@@ -277,7 +278,7 @@ impl Record {
             std::ptr::copy_nonoverlapping(block.as_ptr(), (&raw mut *self).cast::<u8>(), block.len());
         }
         let intact = self.checksum == sum(&[self.covered()]) && self.parts == sum(&parts);
-        let own = |part: &[u8]| (!part.is_empty()).then(|| Box::<[u8]>::from(part));
+        let own = |part: &[u8]| Owned::new(part.to_vec());
         let [spill, state, _] = if intact { parts } else { [&[][..]; 3] };
         // SAFETY: plain stores into our own fields; the values there belong to another process.
         unsafe {
@@ -294,6 +295,48 @@ impl Record {
 
     fn covered(&self) -> &[u8] {
         self.block().get(COVERED..).unwrap_or_default()
+    }
+}
+
+/// Bytes on the heap, owned; none of all zero. What a boxed slice is, in 12 bytes: where and how many stand in the
+/// record, under its checksum.
+#[repr(C, packed(4))]
+struct Owned {
+    first: *mut u8,
+    size: u32,
+}
+
+impl Owned {
+    const NOTHING: Owned = Owned { first: std::ptr::null_mut(), size: 0 };
+
+    /// More than 4 GiB are nothing.
+    fn new(bytes: Vec<u8>) -> Owned {
+        match u32::try_from(bytes.len()) {
+            Ok(0) | Err(_) => Owned::NOTHING,
+            Ok(size) => Owned { first: Box::into_raw(bytes.into_boxed_slice()).cast(), size },
+        }
+    }
+
+    fn raw(&self) -> Option<*mut [u8]> {
+        let (first, size) = (self.first, self.size);
+        (!first.is_null()).then(|| std::ptr::slice_from_raw_parts_mut(first, size as usize))
+    }
+
+    fn get(&self) -> Option<&[u8]> {
+        // SAFETY: made of a box in new(), whose bytes live until drop(); &self keeps writers away.
+        self.raw().map(|bytes| unsafe { &*bytes })
+    }
+
+    fn get_mut(&mut self) -> Option<&mut [u8]> {
+        // SAFETY: as in get(); &mut self makes it the only reference.
+        self.raw().map(|bytes| unsafe { &mut *bytes })
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: the box of new() with its own length, given up here and nowhere else.
+        drop(self.raw().map(|bytes| unsafe { Box::from_raw(bytes) }));
     }
 }
 
@@ -334,7 +377,7 @@ impl Records {
     /// A record.
     #[cfg(test)]
     pub fn get(&self, slot: u32) -> Option<&Record> {
-        // SAFETY: within the mapping; zeroed pages are a valid Record (None boxes, zero numbers).
+        // SAFETY: within the mapping; zeroed pages are a valid Record (nothing owned, zero numbers).
         (slot as usize).lt(&self.count).then(|| unsafe { self.first.add(slot as usize).as_ref() })
     }
 
@@ -347,8 +390,8 @@ impl Records {
     /// Empties a record.
     pub fn clear(&mut self, slot: u32) {
         if let Some(record) = self.get_mut(slot) {
-            record.state = None;
-            record.spill = None;
+            record.state = Owned::NOTHING;
+            record.spill = Owned::NOTHING;
             // SAFETY: all zero is a valid Record that owns nothing, and it owns nothing now.
             unsafe { std::ptr::write_bytes(&raw mut *record, 0, 1) };
         }
@@ -387,10 +430,10 @@ mod tests {
         record.fd ^= 1;
         assert!(!record.is_intact());
         record.fd ^= 1;
-        record.state.as_mut().unwrap()[3] ^= 1;
+        record.state.get_mut().unwrap()[3] ^= 1;
         assert!(!record.is_intact());
-        record.state.as_mut().unwrap()[3] ^= 1;
-        record.spill.as_mut().unwrap()[50] ^= 1;
+        record.state.get_mut().unwrap()[3] ^= 1;
+        record.spill.get_mut().unwrap()[50] ^= 1;
         assert!(!record.is_intact());
     }
 
@@ -436,7 +479,7 @@ mod tests {
     #[test]
     fn the_record_has_no_padding() {
         // The checksum reads every byte: 7 numbers of 4, 8 of 2, the address, one of 4, one pointer, one number of 8,
-        // two boxed slices, and the inline strings.
-        assert_eq!(size_of::<Record>(), 28 + 16 + 16 + 4 + 8 + 8 + 32 + INLINE);
+        // twice owned bytes, and the inline strings.
+        assert_eq!(size_of::<Record>(), 28 + 16 + 16 + 4 + 8 + 8 + 24 + INLINE);
     }
 }
