@@ -18,8 +18,10 @@ use crate::ffi::host::{defer_releases, monotonic, run_releases};
 use crate::fleet::control;
 use crate::fleet::scoreboard::State;
 
-/// Bytes taken from one socket at a time. One more follows for the NUL after a message.
-const RECEIVE: usize = 512 * 1024;
+/// Bytes taken from one socket at a time: a message of 1 MiB with its header and what follows, which is then not
+/// gathered. It is also the most that is set aside for a connection that pauses. One more byte follows for the NUL
+/// after a message.
+const RECEIVE: usize = 1024 * 1024 + 16 * 1024;
 /// Events taken at a time.
 const EVENTS: usize = 512;
 /// The loop goes around at least so often (ms), which shows that it is alive.
