@@ -341,6 +341,11 @@ impl Connection {
             && self.deflate.as_deref().is_none_or(Deflate::movable)
     }
 
+    /// Octets of the present frame's payload that are still to come.
+    pub fn to_come(&self) -> u64 {
+        self.decoder.to_come()
+    }
+
     /// The compression, if agreed.
     pub fn deflate(&self) -> Option<&Deflate> {
         self.deflate.as_deref()

@@ -168,6 +168,14 @@ impl Decoder {
         self.partial.is_none()
     }
 
+    /// Octets of the present frame's payload that are still to come.
+    pub fn to_come(&self) -> u64 {
+        match self.partial.as_ref().map(|partial| &partial.stage) {
+            Some(Stage::Payload(header)) => header.len,
+            _ => 0,
+        }
+    }
+
     /// Takes `input[*at..]` up to the end of the next item. After an error nothing more can be decoded.
     #[inline]
     pub fn next(

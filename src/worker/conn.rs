@@ -62,6 +62,8 @@ pub struct Conn {
     pauses: u8,
     /// What epoll watches: 1 for reading, 2 for writing.
     pub watched: u8,
+    /// What it last sent at once took long to process: it is read in small pieces, so that others have their turn.
+    pub laborious: bool,
     /// It is going to be flushed: it is in the list for that, or being processed.
     pub dirty: bool,
 }
@@ -194,6 +196,7 @@ impl Conn {
             handler: NO_HANDLER,
             pauses: 0,
             watched: 1,
+            laborious: false,
             dirty: false,
         }
     }

@@ -12,9 +12,14 @@ use super::greet::LINGER;
 use super::mailbox::Item;
 use super::record::standing;
 use super::{Core, Service, Worker};
-use crate::ffi::host::Callback;
+use crate::ffi::host::{Callback, monotonic};
 use crate::proto::connection::{Body, Event, Kind};
 
+/// When what was read from a connection at once took longer than this to process (ns), such as many small frames or a
+/// slow handler, the next read is a piece of so many bytes, or the rest of a frame: others wait for it.
+const LABORIOUS: u64 = 1_000_000;
+/// See [`LABORIOUS`].
+const PIECE: usize = 4096;
 /// Bytes of a file put into the send queue at a time.
 const FILE_PIECE: u64 = 128 * 1024;
 
@@ -29,10 +34,14 @@ impl Worker {
             Nothing,
             ReplyStill,
         }
-        let room = buffer.len() - 1;
+        let mut room = buffer.len() - 1;
         let (received, next) = {
             let core = &mut *self.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return };
+            if conn.laborious {
+                let to_come = conn.open().map_or(0, |open| open.proto.to_come());
+                room = room.min(PIECE.max(usize::try_from(to_come).unwrap_or(usize::MAX)));
+            }
             let next = match &conn.phase {
                 Phase::Head(_) => Next::Head,
                 Phase::Open(_) => Next::Messages,
@@ -56,7 +65,18 @@ impl Worker {
             (Ok(0), Next::ReplyStill) => self.pause(id, Pause::Ended),
             (Ok(0), _) => self.lost(id),
             (Ok(count), Next::Head) => self.read_head(id, &buffer[..count]),
-            (Ok(count), Next::Messages) => self.process(id, buffer, count),
+            (Ok(count), Next::Messages) if count <= PIECE && room == buffer.len() - 1 => {
+                self.process(id, buffer, count);
+            }
+            (Ok(count), Next::Messages) => {
+                let begun = monotonic();
+                self.process(id, buffer, count);
+                let took = monotonic().saturating_sub(begun);
+                if let Some(conn) = self.core.borrow_mut().table.get(id) {
+                    // In pieces it stays laborious until there is less than a piece to read.
+                    conn.laborious = took > LABORIOUS || conn.laborious && count >= PIECE;
+                }
+            }
             (Ok(_), Next::Nothing | Next::ReplyStill) => {}
             // Nothing to read after all: it stands as it did.
             (Err(Errno::AGAIN | Errno::INTR), _) => self.flush(id),
