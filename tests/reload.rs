@@ -411,6 +411,54 @@ fn a_reload_repairs_what_can_not_come_up() {
     server.stop();
 }
 
+/// When a connection moves, its handler sends to the other one.
+const MEDDLER: &str = r#"
+    #include <string.h>
+    #include <ws_handler.h>
+    static ws_conn conns[2];
+    static int on_open(ws_conn conn)
+    {
+        conns[conns[0] != 0] = conn;
+        return 0;
+    }
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        const char *text = (const char *)msg->data;
+        if (strcmp(text, "kept") == 0) {
+            ws_bytes state = ws_state(conn);
+            ws_send(conn, WS_TEXT, state.data, state.size);
+        } else {
+            ws_send(conn, WS_TEXT, ws_set_state(conn, text, msg->size) == WS_OK ? "ok" : "no", 2);
+        }
+    }
+    static void on_close(ws_conn conn, uint32_t by, uint32_t code)
+    {
+        (void)code;
+        for (int i = 0; i < 2 && by == WS_BY_MOVE; i++)
+            if (conns[i] != conn) ws_send_text(conns[i], "late");
+    }
+    WS_HANDLER(.name = "meddler", .on_open = on_open, .on_message = on_message, .on_close = on_close);
+"#;
+
+#[test]
+fn a_connection_that_was_let_go_is_gone_for_the_callbacks_of_the_others() {
+    let dir = Dir::new();
+    install(&dir, "meddler", MEDDLER);
+    let mut server = Server::start(&dir, &["--workers", "1"]);
+    let mut first = Raw::open(&server.address(), "/meddler");
+    assert_eq!(first.ask("one"), "ok");
+    let mut second = Raw::open(&server.address(), "/meddler");
+    assert_eq!(second.ask("two"), "ok");
+    install(&dir, "meddler", &format!("{MEDDLER}\nint another_version;"));
+    reload(&server);
+    // The first is let go first, and may still reach the second; not the other way around.
+    assert_eq!(second.next_text(), "late");
+    assert_eq!(second.ask("kept"), "two");
+    assert_eq!(first.ask("kept"), "one");
+    drop((first, second));
+    server.stop();
+}
+
 /// Crashes on "crash".
 const FRAGILE: &str = r#"
     #include <string.h>

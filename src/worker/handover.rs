@@ -329,7 +329,8 @@ impl Worker {
         (record.is_movable() && self.mailroom.is_quiet(id)).then_some(Purpose::Resume)
     }
 
-    /// Tells the handler that the connection goes on elsewhere; false if that made it immovable.
+    /// Tells the handler that the connection goes on elsewhere; false if that made it immovable. From here on it is over
+    /// for calls, also from callbacks of others that are let go: what is packed must stay as it is.
     fn let_go(&self, id: u64) -> bool {
         let known = self.with_open(id, |handler, open| (!open.over).then_some((handler, open.silent)));
         let Some((handler, silent)) = known.flatten() else { return false };
@@ -337,10 +338,9 @@ impl Worker {
         if silent {
             return true; // its thread has let go of it
         }
+        self.with_open(id, |_, open| open.over = true);
         if let Some(service) = self.service(handler).filter(|service| service.handler.has(Callback::Close)) {
-            self.with_open(id, |_, open| open.over = true);
             self.attributed(handler, Callback::Close, id, || service.handler.close(id, WS_BY_MOVE, 0));
-            self.with_open(id, |_, open| open.over = false);
         }
         true
     }
@@ -359,7 +359,7 @@ impl Worker {
             }
         };
         self.mailroom.set_open(id, handler);
-        self.with_open(id, |_, open| open.user = std::ptr::null_mut());
+        self.with_open(id, |_, open| (open.user, open.over) = (std::ptr::null_mut(), false));
         self.say_open(id, handler);
     }
 

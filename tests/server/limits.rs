@@ -124,7 +124,8 @@ fn a_full_send_queue_is_told_and_so_is_its_draining() {
     let server = serve(&["queue"], &args);
     let mut raw = Raw::open(&server.address(), "/queue");
     raw.text("fill 10000");
-    // Nothing is read before the handler has filled the queue, since the kernel takes only so much.
+    // Nothing is read before the handler has filled the queue: the kernel takes only so much.
+    server.says("queue: filled");
     let mut count = 0;
     let told = loop {
         let frame = raw.next().unwrap();
