@@ -80,7 +80,8 @@ fn text_and_binary_come_back_over_compression() {
         "0,1,255,128,127"
     );
     // 20 times 17 bytes, ", größer " of 9 characters with 2 of 2 bytes, 2 of 3 bytes; then 5.
-    assert_eq!(browser.text("#received-size"), browser.text("#sent-size"));
+    let text_of = |id: &str| format!("document.querySelector('#{id}').textContent");
+    browser.wait(&format!("{} === {}", text_of("received-size"), text_of("sent-size")));
     assert_eq!(browser.eval("document.querySelector('.row.received').entry.size"), 20 * 17 + 11 + 6);
     assert_eq!(browser.text("#received-count"), "2");
     assert!(browser.text("#rtt-last").ends_with(" ms"));
