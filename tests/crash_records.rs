@@ -315,17 +315,6 @@ fn a_directory_that_is_not_there_is_an_error() {
     assert!(said.contains("--crash-dir /nowhere: expected a directory"), "{said}");
 }
 
-/// Resident memory of a process that is its own; KiB.
-fn memory(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-fn descriptors(pid: i32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
-}
-
 /// Kills workers in all ways; neither descriptors nor memory of the supervisor grow.
 fn many_deaths(count: usize) {
     let served = serve(&["crash", "exits"], &[]);
@@ -347,10 +336,10 @@ fn many_deaths(count: usize) {
         }
     };
     die(20);
-    let (fds, kib) = (descriptors(supervisor), memory(supervisor));
+    let (fds, kib) = (daemon::descriptors_of(supervisor), daemon::memory_of(supervisor, "VmRSS"));
     die(count);
-    assert_eq!(descriptors(supervisor), fds);
-    let after = memory(supervisor);
+    assert_eq!(daemon::descriptors_of(supervisor), fds);
+    let after = daemon::memory_of(supervisor, "VmRSS");
     println!("{count} deaths: {fds} descriptors, {kib} KiB before, {after} KiB after");
     // Less than a page for 12 deaths; the heap settles within a few.
     assert!(after <= kib + 64 + count as u64 / 3, "{kib} KiB, then {after} KiB after {count} deaths");

@@ -10,6 +10,7 @@ pub mod evidence;
 pub mod gates;
 pub mod inbox;
 pub mod listener;
+pub mod memory;
 pub mod peer;
 pub mod routes;
 pub mod scoreboard;

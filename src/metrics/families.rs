@@ -9,6 +9,7 @@ use super::text::{Family, Format, Kind, Labels, Text, seconds};
 use crate::ffi::probe::callback_name;
 use crate::fleet::counters::{DEATHS, Entry, NONE, OTHER, PlaceCounters};
 use crate::fleet::gates::Standing;
+use crate::fleet::memory;
 use crate::fleet::scoreboard::{self, State};
 use crate::fleet::tally::{CALLBACKS, CLOSE_CODES, CLOSERS, STATUSES, Tally};
 
@@ -174,7 +175,7 @@ impl<'a> Report<'a> {
         let others = [("supervisor", start.supervisor), ("metrics", std::process::id() as i32)];
         let others = others.map(|(name, pid)| (name.to_owned(), pid));
         for (process, pid) in others.into_iter().chain(workers) {
-            if let Some(bytes) = resident_memory(pid) {
+            if let Some(bytes) = memory::resident(pid) {
                 text.sample(&[("process", &process)], bytes);
             }
         }
@@ -338,12 +339,4 @@ fn callback_label(callback: u32) -> &'static str {
 
 fn pool_name(start: &Start, pool: usize) -> &str {
     start.config.pools.get(pool).map_or("", |pool| &pool.name)
-}
-
-/// Resident memory of a process; bytes.
-fn resident_memory(pid: i32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    // Always in units of 1024 bytes (proc_pid_status(5)).
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }

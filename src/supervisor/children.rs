@@ -152,7 +152,7 @@ impl Fleet {
         self.children.is_stopping = true;
         // Whoever is not known yet notices that its channel has ended.
         self.children.unborn.clear();
-        let kill_at = scoreboard::now().saturating_add(self.config.stop_time).saturating_add(plan::GRACE);
+        let kill_at = self.end_of_stop();
         for slot in self.children.slots.keys().copied() {
             if let Some(Worker { pid, control, .. }) = self.workers.get_mut(slot).and_then(Option::take) {
                 self.replaced.push(Replaced { pid, slot, kill_at, control, is_followed: false });

@@ -3,12 +3,11 @@
 
 use std::sync::atomic::Ordering;
 
-use nix::unistd::Pid;
-
 use super::edition::Step;
 use super::{Fleet, balance, plan};
 use crate::config::Wear;
 use crate::fleet::control::Command;
+use crate::fleet::memory;
 use crate::fleet::scoreboard::{self, State};
 
 /// How often (ns) loads are compared after a worker has come new, and for how long.
@@ -57,10 +56,9 @@ impl Fleet {
         // One at a time, so that there is always somebody to accept.
         if self.roll.is_idle() && self.replaced.is_empty() {
             let worn = (0..self.workers.len()).find_map(|slot| Some((slot, self.wear_of(slot, now)?)));
-            let place = |slot: usize| self.scoreboard.slot(slot).map(|record| record.place());
             if let Some((slot, why)) = worn {
                 log::info!("{} is replaced: {why}", self.name(slot));
-                self.roll.push(Step { start: place(slot), retire: Some(slot) });
+                self.roll.push(Step { start: self.place(slot), retire: Some(slot) });
             }
         }
     }
@@ -86,18 +84,14 @@ impl Fleet {
         let worker = self.workers.get(slot)?.as_ref().filter(|_| !self.children.owns(slot))?;
         let record = self.scoreboard.slot(slot).filter(|record| record.state() == State::Running)?;
         let used = Wear {
-            memory: if self.config.wear.memory == 0 { 0 } else { resident_memory(worker.pid) },
+            memory: if self.config.wear.memory == 0 {
+                0
+            } else {
+                memory::resident(worker.pid.as_raw()).unwrap_or(0)
+            },
             age: now.saturating_sub(record.started.load(Ordering::Relaxed)),
             messages: self.counters.traffic_of(worker.pid.as_raw()).map_or(0, |traffic| traffic.messages_in),
         };
         balance::worn(&self.config.wear, &used)
     }
-}
-
-/// Resident memory of a process; bytes, 0 if it is gone.
-pub(super) fn resident_memory(pid: Pid) -> u64 {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
-    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
-    pages.saturating_mul(size as u64)
 }

@@ -155,10 +155,14 @@ impl Fleet {
         let _ = kill(worker.pid, Signal::SIGKILL);
     }
 
+    /// Until when whoever is told to stop now may live; ns.
+    pub(super) fn end_of_stop(&self) -> plan::Time {
+        scoreboard::now().saturating_add(self.config.stop_time).saturating_add(plan::GRACE)
+    }
+
     /// Tells those that leave anyway to be quick: the server stops.
     pub(super) fn hurry_replaced(&mut self, command: Command) {
-        let patience = self.config.stop_time.saturating_add(plan::GRACE);
-        let kill_at = scoreboard::now().saturating_add(patience);
+        let kill_at = self.end_of_stop();
         for replaced in &mut self.replaced {
             if let Some(control) = &replaced.control {
                 let _ = control.send_command(command); // it is gone, or will be killed
@@ -187,8 +191,7 @@ impl Fleet {
             None => self.metrics.end(),
             Some(_) => self.metrics.hand_over(), // the sockets are the old server's still
         }
-        let patience = self.config.stop_time.saturating_add(plan::GRACE);
-        let give_up = scoreboard::now().saturating_add(patience);
+        let give_up = self.end_of_stop();
         self.hurry_replaced(Command::Stop);
         while !(self.replaced.is_empty() && self.roll.is_over()) && scoreboard::now() < give_up {
             self.wait(Some(give_up), &mut VecDeque::new());
@@ -258,8 +261,7 @@ impl Fleet {
         let ours = routes.filter(|route| self.config.pool_of(&route.resource) == usize::from(pool));
         let drain =
             ours.map(|route| self.config.drain_time(&route.resource).unwrap_or(plan::Time::MAX)).max();
-        let stop = self.config.stop_time.saturating_add(plan::GRACE);
-        scoreboard::now().saturating_add(drain.unwrap_or(0)).saturating_add(stop)
+        self.end_of_stop().saturating_add(drain.unwrap_or(0))
     }
 
     /// What those that are replaced have to say: that they crash even so.

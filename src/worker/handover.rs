@@ -122,9 +122,6 @@ impl Worker {
 
     /// Begins to hand all connections over to another slot, or to the inbox with this inlet, and to leave.
     pub fn hand_over(&self, to: usize, inlet: Option<OwnedFd>) {
-        if self.leaving.borrow().is_some() || self.stop_at.get().is_some() {
-            return;
-        }
         let slot = self.scoreboard.slot(to).filter(|_| inlet.is_none());
         let known = || self.inlets.borrow().get(to).and_then(|inlet| inlet.try_clone().ok());
         let Some(inlet) = inlet.or_else(known) else {

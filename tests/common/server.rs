@@ -220,6 +220,18 @@ pub fn children(pid: i32) -> Vec<i32> {
     text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
+/// A kind of memory of a process, such as VmRSS or RssAnon (proc_pid_status(5)); KiB.
+pub fn memory_of(pid: i32, kind: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.strip_prefix(kind).is_some_and(|rest| rest.starts_with(':')));
+    line.unwrap().split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// How many descriptors a process has open.
+pub fn descriptors_of(pid: i32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
 /// Whether there is such a process, and it is no zombie.
 pub fn is_alive(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 use crate::client::{CLOSE, Raw, UPGRADE, close_payload};
 use crate::crowd::{Crowd, SMALL_TALK};
-use crate::daemon::{Dir, Server, is_alive, until};
+use crate::daemon::{Dir, Server, descriptors_of, is_alive, memory_of, until};
 use crate::{fixtures, logged};
 
 /// Serves /process with a process for each connection, and /echo as usual.
@@ -139,12 +139,8 @@ fn at_the_bound_there_is_503_until_somebody_leaves() {
 fn the_supervisor_does_not_grow_with_500_connections() {
     let (mut server, _dir) = serve("", &[]);
     let supervisor = server.pid();
-    let descriptors = || fs::read_dir(format!("/proc/{supervisor}/fd")).unwrap().count();
-    let memory = || -> u64 {
-        let status = fs::read_to_string(format!("/proc/{supervisor}/status")).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    };
+    let descriptors = || descriptors_of(supervisor);
+    let memory = || memory_of(supervisor, "VmRSS");
     let serve = |count: usize| {
         for _ in 0..count / 5 {
             let mut clients: Vec<Raw> = (0..5).map(|_| open(&server)).collect();

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use crate::client::{Raw, TEXT};
 use crate::crashes::crash_beside;
 use crate::crowd::{Crowd, Habits, SMALL_TALK};
-use crate::daemon::{PATIENCE, until};
+use crate::daemon::{PATIENCE, descriptors_of, memory_of, until};
 use crate::{HANDLERS, WAYS, crash, serve, stop};
 
 #[test]
@@ -53,7 +53,7 @@ fn fifteen_thousand_connections_are_served_again_soon_after_a_crash() {
 fn workers_are_killed_at_random_and_nobody_is_left_in_the_dark() {
     const LOAD: Duration = Duration::from_secs(60);
     let (mut server, _dir) = serve(&["echo"], &["--workers", "4"]);
-    let descriptors = what_it_holds(server.pid()).0;
+    let descriptors = descriptors_of(server.pid());
     let address = server.address();
     let (enough, ends, served) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
     let (mut kills, mut early) = (0, None);
@@ -78,7 +78,7 @@ fn workers_are_killed_at_random_and_nobody_is_left_in_the_dark() {
         while begun.elapsed() < LOAD {
             if begun.elapsed() > LOAD / 3 {
                 // By then all that is shared has been touched.
-                early.get_or_insert_with(|| what_it_holds(server.pid()).1);
+                early.get_or_insert_with(|| memory_of(server.pid(), "VmRSS"));
             }
             let workers = server.workers();
             // Numerical Recipes' linear congruential generator: the same kills in each run, as far as that goes.
@@ -94,21 +94,13 @@ fn workers_are_killed_at_random_and_nobody_is_left_in_the_dark() {
     until("all workers are there again", || server.workers().len() == 4);
     assert_eq!(Raw::open(&address, "/echo").ask("still"), "still");
     until("the supervisor has no more descriptors than before", || {
-        what_it_holds(server.pid()).0 <= descriptors
+        descriptors_of(server.pid()) <= descriptors
     });
-    let (early, late) = (early.unwrap(), what_it_holds(server.pid()).1);
+    let (early, late) = (early.unwrap(), memory_of(server.pid(), "VmRSS"));
     println!("memory of the supervisor: {early} KiB, then {late} KiB");
     assert!(late <= early + 512, "{early} {late}");
     server.signal(Signal::SIGTERM);
     assert_eq!(server.wait().code(), Some(0));
-}
-
-/// Open descriptors of a process, and its resident memory (KiB).
-fn what_it_holds(pid: i32) -> (usize, u64) {
-    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    (descriptors, memory.trim().trim_end_matches(" kB").parse().unwrap())
 }
 
 /// Asks again and again until the connection ends; each time an answer or the end has to come at once.

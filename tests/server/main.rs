@@ -68,7 +68,5 @@ fn serve(handlers: &[&str], args: &[&str]) -> Served {
 
 /// Bytes of a process's own memory.
 fn memory(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    daemon::memory_of(pid, "RssAnon") * 1024
 }

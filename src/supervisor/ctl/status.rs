@@ -13,9 +13,9 @@ use crate::ctl::request::Id;
 use crate::ffi::probe::callback_name;
 use crate::fleet::counters::Traffic;
 use crate::fleet::gates::{Gate, Standing};
+use crate::fleet::memory;
 use crate::fleet::scoreboard::{self, Place, State};
 use crate::supervisor::Fleet;
-use crate::supervisor::upkeep::resident_memory;
 
 impl Fleet {
     /// All that is known without asking workers.
@@ -70,7 +70,7 @@ impl Fleet {
             name: self.short_name(slot),
             pid: pid.as_raw(),
             pool: self.pool_name(slot),
-            memory: resident_memory(pid),
+            memory: memory::resident(pid.as_raw()).unwrap_or(0),
             cpu: processor_time(pid).unwrap_or_default().as_secs_f64(),
             totals: self.counters.traffic_of(pid.as_raw()).map(totals).unwrap_or_default(),
             ..Worker::default()
