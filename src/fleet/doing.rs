@@ -45,12 +45,16 @@ pub struct Message {
 }
 
 impl Doing {
-    /// A call begins. [worker, event loop]
-    pub fn begin(&self, handler: u16, callback: u32, conn: u64, peer: Peer, now: u64) {
-        self.callback.store(callback, Ordering::Relaxed);
+    /// The calls that follow are about this connection. [worker, event loop]
+    pub fn turn_to(&self, conn: u64, peer: Peer, now: u64) {
         self.since.store(now, Ordering::Relaxed);
         self.conn.store(conn, Ordering::Relaxed);
         self.peer.store(peer);
+    }
+
+    /// A call begins. [worker, event loop]
+    pub fn begin(&self, handler: u16, callback: u32) {
+        self.callback.store(callback, Ordering::Relaxed);
         self.handler.store(u32::from(handler) + 1, Ordering::Release);
     }
 
@@ -59,19 +63,29 @@ impl Doing {
         self.handler.store(0, Ordering::Release);
     }
 
-    /// The call that begins next is given this message. [worker, event loop]
-    pub fn deliver(&self, kind: u32, payload: &[u8]) {
-        self.size.store(payload.len() as u64, Ordering::Relaxed);
-        self.data.store(payload.as_ptr() as u64, Ordering::Relaxed);
-        let (words, rest) = payload.get(..KEPT).unwrap_or(payload).as_chunks::<8>();
+    /// The call that begins next is given a message of so many bytes, with which `from` begins. [worker, event loop]
+    #[inline]
+    pub fn deliver(&self, kind: u32, from: &[u8], size: usize) {
+        self.size.store(size as u64, Ordering::Relaxed);
+        self.data.store(from.as_ptr() as u64, Ordering::Relaxed);
+        match from.first_chunk::<KEPT>() {
+            // Usually there is more than the message: a copy of a fixed size is the quickest.
+            Some(first) => self.keep(first),
+            None => {
+                let mut first = [0; KEPT];
+                first.iter_mut().zip(from).for_each(|(to, byte)| *to = *byte);
+                self.keep(&first);
+            }
+        }
+        self.kind.store(kind, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn keep(&self, first: &[u8; KEPT]) {
+        let (words, _) = first.as_chunks::<8>();
         for (to, word) in self.first.iter().zip(words) {
             to.store(u64::from_le_bytes(*word), Ordering::Relaxed);
         }
-        if let Some(to) = self.first.get(words.len()).filter(|_| !rest.is_empty()) {
-            let word = rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
-            to.store(word, Ordering::Relaxed);
-        }
-        self.kind.store(kind, Ordering::Relaxed);
     }
 
     /// The message is gone. [worker, event loop]
@@ -117,13 +131,14 @@ mod tests {
         assert_eq!((doing.current(), doing.message()), (None, None));
         let payload: Vec<u8> = (1..=100).collect();
         for size in [0, 1, 7, 8, 9, 63, 64, 65, 100] {
-            doing.deliver(1, &payload[..size]);
+            doing.deliver(1, &payload[..(size + 30).min(100)], size);
             let message = doing.message().unwrap();
             assert_eq!((message.kind, message.size), (1, size as u64));
             assert_eq!(doing.first_bytes(), payload[..size.min(KEPT)], "{size}");
         }
         let address = "192.0.2.1:80".parse().unwrap();
-        doing.begin(7, 6, 0xabcd, Some(address).into(), 1);
+        doing.turn_to(0xabcd, Some(address).into(), 1);
+        doing.begin(7, 6);
         assert_eq!((doing.current(), doing.peer().address()), (Some((7, 6, 0xabcd)), Some(address)));
         doing.delivered();
         doing.end();

@@ -372,7 +372,8 @@ mod tests {
             let slot = board.slot(2).unwrap();
             slot.connections.fetch_add(5, Ordering::Relaxed);
             slot.heartbeat.store(u64::MAX, Ordering::Relaxed);
-            slot.doing.begin(7, 6, 0xabcd, Peer::NONE, 1);
+            slot.doing.turn_to(0xabcd, Peer::NONE, 1);
+            slot.doing.begin(7, 6);
             slot.set_state(State::Running);
         });
         assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
@@ -390,7 +391,8 @@ mod tests {
         let slot = board.slot(0).unwrap();
         slot.begin(10);
         slot.connections.store(9, Ordering::Relaxed);
-        slot.doing.begin(0, 1, 2, Peer::NONE, 3);
+        slot.doing.turn_to(2, Peer::NONE, 3);
+        slot.doing.begin(0, 1);
         slot.end();
         assert_eq!((slot.state(), slot.doing.current()), (State::Empty, None));
         slot.begin(20);

@@ -7,7 +7,7 @@ use super::codec::{Codecs, Deflate};
 use super::frame::{self, MAX_CONTROL, Opcode};
 use super::limits::{Limits, SECOND};
 use super::message::{Decoder, Item, Surroundings, Violation};
-use super::utf8::Validator;
+use super::utf8::{self, Validator};
 
 mod deadline;
 
@@ -243,6 +243,26 @@ impl Connection {
         io: &mut Io,
     ) -> Result<bool, SendError> {
         self.check_may_send()?;
+        if how.more || self.deflate.is_some() || self.rare.is_some() {
+            return self.send_any_header(kind, data, how, io);
+        }
+        if kind == Kind::Text && !how.trusted && !utf8::is_valid(data) {
+            return Err(SendError::NotUtf8);
+        }
+        self.last_message = io.now;
+        frame::encode(io.out, kind.opcode(), true, false, data.len());
+        Ok(true)
+    }
+
+    /// The same for what may be compressed, or a fragment.
+    #[inline(never)]
+    fn send_any_header(
+        &mut self,
+        kind: Kind,
+        data: &[u8],
+        how: Send,
+        io: &mut Io,
+    ) -> Result<bool, SendError> {
         let unfinished = self.outgoing();
         if unfinished.is_some_and(|unfinished| unfinished.kind != kind) {
             return Err(SendError::WrongKind);
@@ -266,11 +286,7 @@ impl Connection {
         }
         self.last_message = io.now;
 
-        let opcode = match kind {
-            _ if !first => Opcode::Continuation,
-            Kind::Text => Opcode::Text,
-            Kind::Binary => Opcode::Binary,
-        };
+        let opcode = if first { kind.opcode() } else { Opcode::Continuation };
         match &mut self.deflate {
             Some(deflate) if compressed => {
                 // RFC 7692 6: RSV1 in the first fragment only.

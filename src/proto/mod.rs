@@ -19,6 +19,7 @@
 //! - [`mask`][]: masking (RFC 6455 5.3)
 //! - [`utf8`][]: UTF-8 checked as it arrives (RFC 6455 8.1)
 //! - [`codec`][]: compressing and inflating messages (RFC 7692 7.2)
+//! - [`payload`][]: the type of a message, and where its payload lies
 //! - [`message`][]: frames to messages (RFC 6455 5.4)
 //! - [`close`][]: codes and bodies of Close frames (RFC 6455 5.5.1, 7.4)
 //! - [`connection`][]: the state machine on top: messages, pings, closing, time
@@ -41,5 +42,6 @@ pub mod head;
 pub mod limits;
 pub mod mask;
 pub mod message;
+pub mod payload;
 pub mod proxy;
 pub mod utf8;

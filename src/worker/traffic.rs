@@ -105,6 +105,7 @@ impl Worker {
 
     /// Feeds `buffer[..count]` to the protocol and does what comes of it.
     fn process(&self, id: u64, buffer: &mut [u8], count: usize) {
+        self.turn_to(id);
         let mut at = 0;
         loop {
             let (event, handler) = {
@@ -164,14 +165,14 @@ impl Worker {
         match body {
             Body::Input(range) => {
                 // The NUL after the payload takes the place of a byte that is put back.
-                let end = range.end;
-                let next = std::mem::replace(&mut buffer[end], 0);
-                self.call_message(handler, id, service, kind, flags, &buffer[range.start..end + 1]);
-                buffer[end] = next;
+                let next = std::mem::replace(&mut buffer[range.end], 0);
+                self.call_message(handler, id, service, (kind, flags), &buffer[range.start..], range.len());
+                buffer[range.end] = next;
             }
             Body::Owned(mut payload) => {
+                let size = payload.len();
                 payload.push(0);
-                self.call_message(handler, id, service, kind, flags, &payload);
+                self.call_message(handler, id, service, (kind, flags), &payload, size);
             }
         }
     }
@@ -194,13 +195,22 @@ impl Worker {
         }
     }
 
-    fn call_message(&self, handler: u16, id: u64, service: &Service, kind: Kind, flags: u32, payload: &[u8]) {
+    /// A message of so many bytes, with which `from` begins; a NUL follows them.
+    fn call_message(
+        &self,
+        handler: u16,
+        id: u64,
+        service: &Service,
+        (kind, flags): (Kind, u32),
+        from: &[u8],
+        size: usize,
+    ) {
         if kind == Kind::Text && flags == WS_FIRST | WS_LAST {
-            self.delivering.set((payload.as_ptr(), payload.len() - 1));
+            self.delivering.set((from.as_ptr(), size));
         }
-        self.slot.doing.deliver(kind as u32, &payload[..payload.len() - 1]);
-        self.attributed(handler, Callback::Message, id, || {
-            service.handler.message(id, kind as u32, flags, payload)
+        self.slot.doing.deliver(kind as u32, from, size);
+        self.call(handler, Callback::Message, || {
+            service.handler.message(id, kind as u32, flags, &from[..size + 1])
         });
         self.slot.doing.delivered();
         self.delivering.set((std::ptr::null(), 0));
@@ -388,13 +398,24 @@ impl Worker {
         conn.open().map(|open| f(handler, open))
     }
 
-    /// Calls into a handler, with the scoreboard saying so.
+    /// Calls into a handler about a connection, with the scoreboard saying so.
     pub fn attributed<R>(&self, handler: u16, callback: Callback, id: u64, call: impl FnOnce() -> R) -> R {
-        let doing = &self.slot.doing;
+        self.turn_to(id);
+        self.call(handler, callback, call)
+    }
+
+    /// The scoreboard knows from now on which connection calls are about.
+    fn turn_to(&self, id: u64) {
         let peer = self.core.borrow_mut().table.record(id).map(|record| record.peer).unwrap_or_default();
-        doing.begin(handler, callback as u32, id, peer, self.now.get());
+        self.slot.doing.turn_to(id, peer, self.now.get());
+    }
+
+    /// Calls into a handler about the connection turned to.
+    #[inline]
+    fn call<R>(&self, handler: u16, callback: Callback, call: impl FnOnce() -> R) -> R {
+        self.slot.doing.begin(handler, callback as u32);
         let result = self.counting.stopwatch(handler).time(callback, call);
-        doing.end();
+        self.slot.doing.end();
         result
     }
 }
