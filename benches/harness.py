@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -45,19 +46,24 @@ def build(args, tools=True):
     subprocess.run(["make", "--silent", "-f", args.shared / "Makefile"], cwd=TOOLS, check=True, stdout=sys.stderr)
 
 
-def measure(server, resource_path, options, args, server_cpu=SERVER_CPU, load_cpu=LOAD_CPU, workers=1):
-    """One run of wsload against a fresh server: what wsload reports."""
+def measure(server, resource_path, options, args, server_cpu=SERVER_CPU, load_cpu=LOAD_CPU, workers=1, beside=None):
+    """One run of wsload against a fresh server: what wsload reports. `beside` starts a process that looks on."""
     port = free_port()
     with serving(server, port, args, server_cpu, ["--workers", str(workers)]) as process:
         path = resource_path if server == "wshd" else "/"
         load = [TOOLS / "wsload", "--url", f"ws://127.0.0.1:{port}{path}", "--server-pid", str(process.pid), "--json",
                 "--warmup", "0.5", "--duration", str(args.seconds), *options]
         done = pinned(load, load_cpu, stdout=subprocess.PIPE, text=True)
+        watcher = beside(process) if beside else None
         try:
             output, _ = done.communicate(timeout=120 + args.seconds)
         except subprocess.TimeoutExpired:
             done.kill()
             output, _ = done.communicate()
+        finally:
+            if watcher:
+                watcher.send_signal(signal.SIGINT)
+                watcher.wait()
     if done.returncode != 0:
         sys.exit(f"{PROGRAM}: {server}: wsload ended with {done.returncode}: {' '.join(map(str, load))}\n{output}")
     return json.loads(output)

@@ -10,9 +10,12 @@ use super::message::{Decoder, Item, Surroundings, Violation};
 use super::utf8::{self, Validator};
 
 mod deadline;
+mod intake;
+mod sending;
 
 pub use super::message::{Body, Kind};
 pub use deadline::Deadline;
+pub use sending::{Send, SendError};
 
 /// What `Connection::receive` has found.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,43 +77,6 @@ pub struct Io<'a> {
     pub codecs: &'a mut Codecs,
     /// Where frames to be written are appended.
     pub out: &'a mut Vec<u8>,
-}
-
-/// How to send a message or a fragment of one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Send {
-    /// The message goes on with the next send of the same kind.
-    pub more: bool,
-    /// Compress, where that was agreed and the size is worth it. The first fragment decides.
-    pub compress: bool,
-    /// The caller knows that the text is UTF-8: it is not checked. The same for all fragments of a message.
-    pub trusted: bool,
-}
-
-impl Default for Send {
-    fn default() -> Self {
-        Send { more: false, compress: true, trusted: false }
-    }
-}
-
-/// Why nothing was sent. The connection is as before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SendError {
-    /// Our Close frame has been sent, or the connection is finished.
-    #[error("the connection is closing")]
-    Closing,
-    /// A text or a reason.
-    #[error("the text is not UTF-8")]
-    NotUtf8,
-    /// A Ping over 125 octets, a reason over 123.
-    #[error("the payload is too long for a control frame")]
-    TooLong,
-    /// A fragmented message of the other kind is unfinished.
-    #[error("a message of the other kind is unfinished")]
-    WrongKind,
-    /// A close code that must not be sent, or a reason without a code.
-    #[error("the close code must not be sent")]
-    BadCode,
 }
 
 /// The state of a connection. Times are those of the calls' `now`.
@@ -202,19 +168,8 @@ impl Connection {
                 codecs: io.codecs,
                 stream: self.stream,
             };
-            let event = match self.decoder.next(input, at, &mut with) {
-                Ok(Item::Data { kind, first, last, compressed, body }) => {
-                    if self.phase == Phase::CloseSent {
-                        continue;
-                    }
-                    self.last_message = io.now;
-                    return Event::Message { kind, first, last, compressed, body };
-                }
-                Ok(Item::NeedMore) => return Event::NeedMore,
-                Ok(Item::Control { opcode, body }) => self.on_control(opcode, body, input, io),
-                Err(violation) => Some(self.fail(violation, io)),
-            };
-            if let Some(event) = event {
+            let item = self.decoder.next(input, at, &mut with);
+            if let Some(event) = self.event(item, input, io) {
                 return event;
             }
         }
@@ -222,81 +177,19 @@ impl Connection {
         Event::NeedMore
     }
 
-    /// Appends a message, or a fragment of one, as one frame. Text must be UTF-8; a fragment may end within a
-    /// character.
-    #[inline]
-    pub fn send(&mut self, kind: Kind, data: &[u8], how: Send, io: &mut Io) -> Result<(), SendError> {
-        if self.send_header(kind, data, how, io)? {
-            io.out.extend_from_slice(data);
-        }
-        Ok(())
-    }
-
-    /// As `send()`, but where the payload goes out as it is, only the header is appended: true, and the caller
-    /// is to write `data` after `out`.
-    #[inline]
-    pub fn send_header(
-        &mut self,
-        kind: Kind,
-        data: &[u8],
-        how: Send,
-        io: &mut Io,
-    ) -> Result<bool, SendError> {
-        self.check_may_send()?;
-        if how.more || self.deflate.is_some() || self.rare.is_some() {
-            return self.send_any_header(kind, data, how, io);
-        }
-        if kind == Kind::Text && !how.trusted && !utf8::is_valid(data) {
-            return Err(SendError::NotUtf8);
-        }
-        self.last_message = io.now;
-        frame::encode(io.out, kind.opcode(), true, false, data.len());
-        Ok(true)
-    }
-
-    /// The same for what may be compressed, or a fragment.
-    #[inline(never)]
-    fn send_any_header(
-        &mut self,
-        kind: Kind,
-        data: &[u8],
-        how: Send,
-        io: &mut Io,
-    ) -> Result<bool, SendError> {
-        let unfinished = self.outgoing();
-        if unfinished.is_some_and(|unfinished| unfinished.kind != kind) {
-            return Err(SendError::WrongKind);
-        }
-        let mut utf8 = unfinished.map_or(Validator::default(), |unfinished| unfinished.utf8);
-        if kind == Kind::Text && !how.trusted {
-            utf8.feed(data).map_err(|_| SendError::NotUtf8)?;
-            if !how.more {
-                utf8.finish().map_err(|_| SendError::NotUtf8)?;
+    /// What an item means for the connection, if that is anything.
+    #[inline(always)]
+    fn event(&mut self, item: Result<Item, Violation>, input: &[u8], io: &mut Io) -> Option<Event> {
+        match item {
+            // RFC 6455 5.5.1: after our Close nobody waits for messages.
+            Ok(Item::Data { .. }) if self.phase == Phase::CloseSent => None,
+            Ok(Item::Data { kind, first, last, compressed, body }) => {
+                self.last_message = io.now;
+                Some(Event::Message { kind, first, last, compressed, body })
             }
-        }
-        let first = unfinished.is_none();
-        // The length of a message that goes on is not known: taken for long.
-        let wanted = |deflate: &Deflate| how.compress && (how.more || deflate.wants(data.len()));
-        let compressed = match unfinished {
-            None => self.deflate.as_deref().is_some_and(wanted),
-            Some(unfinished) => unfinished.compressed,
-        };
-        if how.more || !first {
-            self.rare().outgoing = how.more.then_some(Outgoing { kind, compressed, utf8 });
-        }
-        self.last_message = io.now;
-
-        let opcode = if first { kind.opcode() } else { Opcode::Continuation };
-        match &mut self.deflate {
-            Some(deflate) if compressed => {
-                // RFC 7692 6: RSV1 in the first fragment only.
-                send_compressed(deflate, io, opcode, !how.more, first, data);
-                Ok(false)
-            }
-            _ => {
-                frame::encode(io.out, opcode, !how.more, false, data.len());
-                Ok(true)
-            }
+            Ok(Item::NeedMore) => Some(Event::NeedMore),
+            Ok(Item::Control { opcode, body }) => self.on_control(opcode, body, input, io),
+            Err(violation) => Some(self.fail(violation, io)),
         }
     }
 
@@ -476,17 +369,6 @@ impl Connection {
 fn control(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     frame::encode(out, opcode, true, false, payload.len());
     out.extend_from_slice(payload);
-}
-
-/// Appends a frame whose length is known only after compressing: the header is written twice.
-fn send_compressed(deflate: &mut Deflate, io: &mut Io, opcode: Opcode, fin: bool, first: bool, data: &[u8]) {
-    let start = io.out.len();
-    frame::encode(io.out, opcode, fin, first, data.len());
-    let payload = io.out.len();
-    deflate.compress(io.codecs, data, fin, io.out);
-    let mut header = Vec::with_capacity(frame::MAX_HEADER);
-    frame::encode(&mut header, opcode, fin, first, io.out.len() - payload);
-    io.out.splice(start..payload, header);
 }
 
 #[cfg(any(test, fuzzing, feature = "fuzz"))]

@@ -246,6 +246,48 @@ impl Decoder {
         Ok((stage, if item.is_none() && !complete { Some(Item::NeedMore) } else { item }))
     }
 
+    /// Where the caller may put the next octets of a frame as they come instead of passing them to `next`: a buffer, and
+    /// how many may be appended to it. Only within a frame whose payload is gathered as it is, and not for fewer than
+    /// `least`, or the rest of the frame. `taken` is to be told.
+    pub fn intake(&mut self, least: usize) -> Option<(&mut Vec<u8>, usize)> {
+        let Partial { stage: Stage::Payload(header), message: Some(message), .. } =
+            self.partial.as_deref_mut()?
+        else {
+            return None;
+        };
+        if header.opcode.is_control() || message.compressed || message.gathered.is_empty() {
+            return None;
+        }
+        let rest = usize::try_from(header.len).unwrap_or(usize::MAX);
+        let least = least.min(rest);
+        message.grow(0, least, header.len);
+        // The last octet is for the NUL.
+        let room = message.gathered.capacity().saturating_sub(message.gathered.len() + 1).min(rest);
+        (room >= least).then_some((&mut message.gathered, room))
+    }
+
+    /// So many octets have been appended to what `intake` gave. Like `next`.
+    pub fn taken(&mut self, count: usize, with: &mut Surroundings) -> Result<Item, Violation> {
+        let Some(Partial { stage, message: Some(message), .. }) = self.partial.as_deref_mut() else {
+            return Ok(Item::NeedMore);
+        };
+        let Stage::Payload(header) = stage else { return Ok(Item::NeedMore) };
+        let before = message.gathered.len().saturating_sub(count);
+        header.mask.apply(message.gathered.get_mut(before..).unwrap_or_default());
+        header.len = header.len.saturating_sub(count as u64);
+        let complete = header.len == 0;
+        let last = complete && header.fin;
+        message.check(before, last)?;
+        if complete {
+            *stage = Stage::START;
+        }
+        let item = message.deliver(0..0, last, with);
+        if last {
+            self.partial = None;
+        }
+        Ok(item.unwrap_or(Item::NeedMore))
+    }
+
     /// A control frame, once it is complete.
     fn control(&mut self, opcode: Opcode, complete: bool, piece: &[u8], range: Range<usize>) -> Option<Item> {
         let cut = self.partial.as_ref().is_some_and(|partial| !partial.control.is_empty());
@@ -323,30 +365,32 @@ impl Message {
                 inflated = deflate.inflate(with.codecs, piece, last, limit, &mut self.gathered);
             }
         } else if !with.stream {
-            self.grow(piece.len(), to_come);
+            self.grow(piece.len(), piece.len(), to_come);
             self.gathered.extend_from_slice(piece);
         }
-        if self.kind == Kind::Text {
-            // RFC 6455 8.1: text is checked as it arrives; what came before an error counts first.
-            let fresh = if self.compressed || !with.stream {
-                self.gathered.get(before..).unwrap_or_default()
-            } else {
-                piece
-            };
-            self.utf8.feed(fresh).map_err(|_| NOT_UTF8)?;
+        // What came before an error counts first.
+        if self.compressed || !with.stream {
+            self.check(before, last && inflated.is_ok())?;
+        } else {
+            check_text(self.kind, &mut self.utf8, piece, last)?;
         }
         inflated.map_err(|error| match error {
             InflateError::TooBig => TOO_LARGE,
             InflateError::Corrupt => Violation { code: INVALID_DATA, why: "not deflate data" },
-        })?;
-        if last { self.utf8.finish().map_err(|_| NOT_UTF8) } else { Ok(()) }
+        })
     }
 
-    /// Makes room for `arrived` octets and a NUL: for the rest of the frame as well, but for no more than
-    /// a multiple of what has arrived, whatever length the header declares.
-    fn grow(&mut self, arrived: usize, to_come: u64) {
+    /// Checks what has been gathered from `before` on.
+    fn check(&mut self, before: usize, last: bool) -> Result<(), Violation> {
+        let fresh = self.gathered.get(before..).unwrap_or_default();
+        check_text(self.kind, &mut self.utf8, fresh, last)
+    }
+
+    /// Makes room for `least` octets and a NUL: for the rest of the frame as well, but for no more than a multiple of
+    /// what is there and what has `arrived` to be added, whatever length the header declares.
+    fn grow(&mut self, arrived: usize, least: usize, to_come: u64) {
         let len = self.gathered.len();
-        if self.gathered.capacity() - len > arrived {
+        if self.gathered.capacity() - len > least {
             return;
         }
         let declared = usize::try_from(to_come).unwrap_or(usize::MAX).saturating_add(arrived + 1);
@@ -373,6 +417,14 @@ impl Message {
         self.delivered += body.len();
         Some(Item::Data { kind: self.kind, first, last, compressed: self.compressed, body })
     }
+}
+
+/// RFC 6455 8.1: text is checked as it arrives.
+fn check_text(kind: Kind, utf8: &mut Validator, fresh: &[u8], last: bool) -> Result<(), Violation> {
+    if kind == Kind::Text {
+        utf8.feed(fresh).map_err(|_| NOT_UTF8)?;
+    }
+    if last { utf8.finish().map_err(|_| NOT_UTF8) } else { Ok(()) }
 }
 
 const NOT_UTF8: Violation = Violation { code: INVALID_DATA, why: "text is not UTF-8" };

@@ -66,7 +66,18 @@ fn run(settings: u8, data: &[u8], pieces: impl Iterator<Item = usize>) -> Outcom
         fed += piece.len();
         let mut at = 0;
         loop {
-            match connection.receive(&mut piece, &mut at, &mut io) {
+            let room = piece.len() - at;
+            let event = match connection.intake(1) {
+                Some((gathered, most)) if bit(6) && room > 0 => {
+                    let count = most.min(room);
+                    gathered.extend_from_slice(&piece[at..at + count]);
+                    at += count;
+                    connection.taken(count, &mut io)
+                }
+                _ => connection.receive(&mut piece, &mut at, &mut io),
+            };
+            match event {
+                Event::NeedMore if at < piece.len() => {}
                 Event::NeedMore => break,
                 Event::Message { kind, first, last, compressed, body } => {
                     assert!(!bit(5) && (stream || (first && last)));

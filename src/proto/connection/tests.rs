@@ -102,6 +102,60 @@ fn memory_follows_what_has_come_not_what_is_announced() {
 }
 
 #[test]
+fn the_rest_of_a_frame_may_come_where_the_message_is_gathered() {
+    // A text of 200 octets in two frames, of which the second is cut; all keys are "\x01\x02\x03\x04".
+    let text: Vec<u8> = "é".repeat(100).into_bytes();
+    let masked = |from: usize| {
+        text.iter().skip(from).zip([1, 2, 3, 4].iter().cycle()).map(|(a, b)| a ^ b).collect::<Vec<u8>>()
+    };
+    let (first, second) = (masked(0), masked(51));
+    let mut bench = Bench::new(None);
+    assert!(bench.connection.intake(1).is_none(), "between messages");
+    let begin = [b"\x01\xb3\x01\x02\x03\x04", &first[..51], b"\x89\x80abcd\x80\xfe\0\x95"].concat();
+    assert_eq!(bench.receive(&mut begin.clone()), Event::NeedMore);
+    assert!(bench.connection.intake(1).is_none(), "within a header");
+    assert_eq!(bench.receive(&mut [b"\x01\x02\x03\x04", &second[..9]].concat()), Event::NeedMore);
+    let mut at = 9;
+    for count in [70, 1, 69] {
+        let (gathered, room) = bench.connection.intake(1000).expect("within a payload");
+        assert_eq!((gathered.len(), room), (51 + at, 149 - at), "no more than the frame");
+        gathered.extend_from_slice(&second[at..at + count]);
+        at += count;
+        let event = bench.with(|connection, io| connection.taken(count, io));
+        match event {
+            Event::NeedMore => assert_ne!(at, 149),
+            Event::Message { first: true, last: true, body: Body::Owned(body), .. } => {
+                assert!(at == 149 && body == text && body.capacity() > body.len());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(bench.connection.is_movable() && bench.connection.decoder.held() == 0);
+}
+
+#[test]
+fn what_comes_where_the_message_is_gathered_is_checked_at_once() {
+    let mut bench = Bench::new(None);
+    assert_eq!(bench.receive(&mut b"\x81\xe4\0\0\0\0abc".to_vec()), Event::NeedMore);
+    bench.connection.intake(1).unwrap().0.extend_from_slice(b"d\xff");
+    let event = bench.with(|connection, io| connection.taken(2, io));
+    assert!(matches!(event, Event::Failed { code: 1007, .. }), "{event:?}");
+    assert!(bench.connection.intake(1).is_none());
+}
+
+#[test]
+fn no_more_is_set_aside_than_has_been_earned() {
+    let mut bench = Bench::new(None);
+    let mut input = b"\x82\xff\0\0\0\0\0\xf0\0\0\0\0\0\0".to_vec();
+    input.resize(input.len() + 2000, 0);
+    assert_eq!(bench.receive(&mut input), Event::NeedMore);
+    assert!(bench.connection.intake(16_000).is_none(), "little has come");
+    let (_, room) = bench.connection.intake(5000).unwrap();
+    assert!((5000..=6000).contains(&room), "{room}");
+    assert!(bench.connection.decoder.held() <= 8000);
+}
+
+#[test]
 fn fragments_are_checked_together() {
     let mut bench = Bench::new(None);
     assert_eq!(bench.send(Kind::Text, b"\xe2\x82", MORE), Ok(()));
