@@ -17,6 +17,7 @@ use super::opening::{Handshake, Request};
 use super::output::{Queue, Spare};
 use super::pace::Pace;
 use super::record::{Record, Records};
+use super::turn::Turn;
 use crate::ffi::host::Task;
 use crate::proto::codec::Codecs;
 use crate::proto::connection::{Connection, Io};
@@ -62,8 +63,8 @@ pub struct Conn {
     pauses: u8,
     /// What epoll watches: 1 for reading, 2 for writing.
     pub watched: u8,
-    /// What it last sent at once took long to process: it is read in small pieces, so that others have their turn.
-    pub laborious: bool,
+    /// Whether it is served at once or in turn.
+    pub turn: Turn,
     /// It is going to be flushed: it is in the list for that, or being processed.
     pub dirty: bool,
 }
@@ -196,7 +197,7 @@ impl Conn {
             handler: NO_HANDLER,
             pauses: 0,
             watched: 1,
-            laborious: false,
+            turn: Turn::new(),
             dirty: false,
         }
     }

@@ -10,10 +10,10 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use super::Worker;
 use super::conn::{Conn, NEVER, Phase};
 use super::rescue;
 use super::timer::{FOREVER, MS, Timers};
+use super::{Core, Worker};
 use crate::ffi::host::{defer_releases, monotonic, run_releases};
 use crate::fleet::control;
 use crate::fleet::scoreboard::State;
@@ -109,16 +109,17 @@ impl Worker {
                     }
                     conn => self.socket_ready(conn, event.events(), &mut buffer),
                 }
-                self.settle(&mut buffer);
+                self.settle();
             }
             rescue::begin_work();
+            self.serve_line(&mut buffer);
             self.deadlines();
             self.hand_over_more();
             self.send_let_go();
-            self.settle(&mut buffer);
+            self.settle();
             // Whose bytes are released may send again.
             if run_releases() {
-                self.settle(&mut buffer);
+                self.settle();
             }
             self.watch_probes();
             self.counting.count_turn(self.now.get());
@@ -129,9 +130,13 @@ impl Worker {
         }
     }
 
-    /// How long to wait: to the next deadline, but no longer than a heartbeat.
+    /// How long to wait: to the next deadline, but no longer than a heartbeat, and not at all while somebody waits for
+    /// a turn.
     fn patience(&self) -> EpollTimeout {
-        let next = self.core.borrow().timers.next().unwrap_or(NEVER);
+        let next = match &*self.core.borrow() {
+            Core { line, .. } if !line.is_empty() => return EpollTimeout::ZERO,
+            core => core.timers.next().unwrap_or(NEVER),
+        };
         let next = next.min(self.stop_at.get().unwrap_or(NEVER));
         let arriving = self.stop_at.get().is_some() && self.slot.crash.is_sending();
         let next = if arriving { next.min(self.now.get().saturating_add(ARRIVING)) } else { next };
@@ -142,34 +147,33 @@ impl Worker {
 
     fn socket_ready(&self, id: u64, events: EpollFlags, buffer: &mut [u8]) {
         if events.contains(EpollFlags::EPOLLOUT) {
+            if self.writes_in_turn(id) {
+                return;
+            }
             self.flush(id);
         }
         if events.contains(EpollFlags::EPOLLIN) {
-            self.readable(id, buffer);
+            self.readable(id, false, buffer);
         } else if events.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
             self.lost(id);
         }
     }
 
-    /// Does what events have left to do: handlers hear of ends, what was queued is
-    /// written, what could not be read before is processed.
-    fn settle(&self, buffer: &mut [u8]) {
+    /// Does what events have left to do: handlers hear of ends, what was queued is written.
+    pub fn settle(&self) {
         loop {
-            let (over, dirty, resumed) = {
+            let (over, dirty) = {
                 let core = &mut *self.core.borrow_mut();
-                if core.over.is_empty() && core.dirty.is_empty() && core.resumed.is_empty() {
+                if core.over.is_empty() && core.dirty.is_empty() {
                     return;
                 }
-                (core.over.pop(), core.dirty.pop(), core.resumed.pop())
+                (core.over.pop(), core.dirty.pop())
             };
             if let Some(id) = over {
                 self.say_over(id);
             }
             if let Some(id) = dirty {
                 self.flush(id);
-            }
-            if let Some(id) = resumed {
-                self.process_unread(id, buffer);
             }
         }
     }

@@ -334,8 +334,8 @@ impl Worker {
     /// Has what came with the request processed.
     fn go_on_reading(&self, id: u64) {
         let core = &mut *self.core.borrow_mut();
-        if core.table.get(id).is_some_and(|conn| conn.has_unread()) {
-            core.resumed.push(id);
+        if let Some(conn) = core.table.get(id).filter(|conn| conn.has_unread()) {
+            core.line.join(id, conn);
         }
     }
 

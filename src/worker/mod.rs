@@ -39,6 +39,7 @@ mod single;
 mod thread;
 mod timer;
 mod traffic;
+mod turn;
 mod watchdog;
 
 use std::cell::{Cell, RefCell, UnsafeCell};
@@ -82,6 +83,7 @@ use resuming::LettingGo;
 use service::{Loaded, Service};
 use thread::ThreadHost;
 use timer::Timers;
+use turn::Line;
 use watchdog::Watchdog;
 
 /// What a worker is given by the supervisor, just after fork.
@@ -125,8 +127,8 @@ struct Core {
     dirty: Vec<u64>,
     /// Connections whose end the handler is to hear of.
     over: Vec<u64>,
-    /// Connections that may be read again and have something left unread.
-    resumed: Vec<u64>,
+    /// Connections that wait for their turn, among them those that may be read again and have something left unread.
+    line: Line,
 }
 
 /// The worker. Lives as long as the process.
@@ -247,7 +249,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
             timers: Timers::new(connections),
             dirty: Vec::new(),
             over: Vec::new(),
-            resumed: Vec::new(),
+            line: Line::default(),
         }),
         now: Cell::new(host::monotonic()),
         gate,

@@ -11,36 +11,36 @@ use super::conn::{Conn, FileBody, Open, Pause, Phase};
 use super::greet::LINGER;
 use super::mailbox::Item;
 use super::record::standing;
+use super::turn::{LITTLE, UNWEIGHED};
 use super::{Core, Service, Worker};
 use crate::ffi::host::{Callback, monotonic};
 use crate::proto::connection::{Body, Event, Kind};
 
-/// When what was read from a connection at once took longer than this to process (ns), such as many small frames or a
-/// slow handler, the next read is a piece of so many bytes, or the rest of a frame: others wait for it.
-const LABORIOUS: u64 = 1_000_000;
-/// See [`LABORIOUS`].
-const PIECE: usize = 4096;
 /// Bytes of a file put into the send queue at a time.
 const FILE_PIECE: u64 = 128 * 1024;
 
 impl Worker {
     // --------------------------------------------------------------------- in
 
-    /// A socket has something to read. `buffer` ends in one spare byte.
-    pub fn readable(&self, id: u64, buffer: &mut [u8]) {
+    /// A socket has something to read, or may have and it is its turn. `buffer` ends in one spare byte.
+    pub fn readable(&self, id: u64, in_turn: bool, buffer: &mut [u8]) {
         enum Next {
             Head,
             Messages,
             Nothing,
             ReplyStill,
         }
-        let mut room = buffer.len() - 1;
-        let (received, next) = {
+        let mut room = LITTLE;
+        let (received, next, at_once) = {
             let core = &mut *self.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return };
-            if conn.laborious {
+            let at_once = conn.turn.is_at_once();
+            if !at_once {
+                if !in_turn {
+                    return core.line.join(id, conn);
+                }
                 let to_come = conn.open().map_or(0, |open| open.proto.to_come());
-                room = room.min(PIECE.max(usize::try_from(to_come).unwrap_or(usize::MAX)));
+                room = conn.turn.room(to_come, conn.queued(), buffer.len() - 1);
             }
             let next = match &conn.phase {
                 Phase::Head(_) => Next::Head,
@@ -58,23 +58,24 @@ impl Worker {
             if matches!(next, Next::Head) {
                 record.forget_head();
             }
-            (recv(&conn.socket, &mut buffer[..room], RecvFlags::empty()).map(|(_, count)| count), next)
+            (
+                recv(&conn.socket, &mut buffer[..room], RecvFlags::empty()).map(|(_, count)| count),
+                next,
+                at_once,
+            )
         };
         match (received, next) {
             // A half-close after the request: the reply is wanted all the same.
             (Ok(0), Next::ReplyStill) => self.pause(id, Pause::Ended),
             (Ok(0), _) => self.lost(id),
             (Ok(count), Next::Head) => self.read_head(id, &buffer[..count]),
-            (Ok(count), Next::Messages) if count <= PIECE && room == buffer.len() - 1 => {
-                self.process(id, buffer, count);
-            }
+            (Ok(count), Next::Messages) if count <= UNWEIGHED && at_once => self.process(id, buffer, count),
             (Ok(count), Next::Messages) => {
                 let begun = monotonic();
                 self.process(id, buffer, count);
                 let took = monotonic().saturating_sub(begun);
                 if let Some(conn) = self.core.borrow_mut().table.get(id) {
-                    // In pieces it stays laborious until there is less than a piece to read.
-                    conn.laborious = took > LABORIOUS || conn.laborious && count >= PIECE;
+                    conn.turn.weigh(room, count, took);
                 }
             }
             (Ok(_), Next::Nothing | Next::ReplyStill) => {}
@@ -84,23 +85,24 @@ impl Worker {
         }
     }
 
-    /// Processes bytes that were set aside when reading paused.
-    pub fn process_unread(&self, id: u64, buffer: &mut [u8]) {
+    /// Processes bytes that were set aside when reading paused; false if there are none.
+    pub fn process_unread(&self, id: u64, buffer: &mut [u8]) -> bool {
         let count = {
             let core = &mut *self.core.borrow_mut();
-            let Some(conn) = core.table.get(id) else { return };
+            let Some(conn) = core.table.get(id) else { return true };
             if conn.is_paused() {
-                return;
+                return true;
             }
-            let Some(unread) = conn.take_unread() else { return };
+            let Some(unread) = conn.take_unread() else { return false };
             // It came out of this buffer, or is a request head's tail, which is shorter.
-            let Some(to) = buffer.get_mut(..unread.len()) else { return };
+            let Some(to) = buffer.get_mut(..unread.len()) else { return true };
             to.copy_from_slice(&unread);
             unread.len()
         };
         if count < buffer.len() {
             self.process(id, buffer, count);
         }
+        true
     }
 
     /// Feeds `buffer[..count]` to the protocol and does what comes of it.
@@ -279,7 +281,7 @@ impl Worker {
             }
             let writable = left <= self.config.send_low;
             if writable && conn.set_pause(Pause::Queue, false, now) && conn.has_unread() {
-                core.resumed.push(id);
+                core.line.join(id, conn);
             }
             self.watch_conn(id, conn);
             record.set_standing(standing_of(conn));
@@ -355,7 +357,7 @@ impl Worker {
         if conn.set_pause(reason, false, self.now.get()) {
             self.watch_conn(id, conn);
             if conn.has_unread() {
-                core.resumed.push(id);
+                core.line.join(id, conn);
             }
         }
     }

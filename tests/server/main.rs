@@ -19,6 +19,7 @@ mod limits;
 mod opening;
 mod owned;
 mod stopping;
+mod turns;
 
 use daemon::{Dir, Server};
 

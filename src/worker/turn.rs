@@ -1,0 +1,211 @@
+//! Whose turn it is. Connections that bring little are served as the loop finds them. Those that brought much at
+//! once, or whose bytes took long, wait in line: they come after the others, in the order in which they were found,
+//! and for a bounded time, after which the loop looks for others again. Takes nothing from anybody: what is not read
+//! stays in the socket.
+
+use std::collections::VecDeque;
+
+use super::Worker;
+use super::conn::Conn;
+use super::rescue;
+use crate::ffi::host::monotonic;
+
+/// Bytes read at a time from a connection that brings little; who fills that brings much.
+pub const LITTLE: usize = 32 * 1024;
+/// Up to so many bytes the time that they take is not worth a look at the clock.
+pub const UNWEIGHED: usize = 2048;
+/// Bytes read at a time from a connection whose send queue is not empty: they may have to be set aside. A queue above
+/// this is written to in turn.
+pub const QUEUED: usize = 64 * 1024;
+/// Who took longer than this (ns) waits in line the next time.
+const LONG: u64 = 30_000;
+/// The line is served for so long (ns) in a turn of the loop, or as long as the others have taken in it.
+const SHARE: u64 = 200_000;
+/// One read is to bring what takes no longer than this (ns); more may come at once if it takes no more than a
+/// nanosecond a byte, as large messages do.
+const SLICE: u64 = 200_000;
+
+/// How a connection takes its turns.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    flags: u8,
+    /// The binary logarithm of the bytes that it is read at a time while it brings much.
+    stride: u8,
+}
+
+/// It brings much.
+const HEAVY: u8 = 1;
+/// It is in the line.
+const WAITING: u8 = 2;
+
+/// 4 KiB, what a message of 64 KiB fits into, and the whole receive buffer.
+const STRIDES: std::ops::RangeInclusive<u8> = 12..=21;
+
+impl Turn {
+    /// Of a connection of which nothing is known: it counts as one that brings little.
+    pub fn new() -> Self {
+        Turn { flags: 0, stride: LITTLE.ilog2() as u8 + 1 }
+    }
+
+    /// It is read when it is found to be readable.
+    #[inline]
+    pub fn is_at_once(self) -> bool {
+        self.flags == 0
+    }
+
+    /// Bytes to read from one that brings much: of a frame, `to_come` are missing; `queued` wait to be sent; the receive
+    /// buffer takes `most`.
+    pub fn room(self, to_come: u64, queued: usize, most: usize) -> usize {
+        let stride = if queued > 0 { QUEUED.min(1 << self.stride) } else { 1 << self.stride };
+        stride.max(usize::try_from(to_come).unwrap_or(usize::MAX)).min(most)
+    }
+
+    /// There was room for so many bytes, so many came, and they took so long (ns).
+    pub fn weigh(&mut self, room: usize, count: usize, took: u64) {
+        let is_heavy = count >= LITTLE || took > LONG;
+        self.flags = self.flags & !HEAVY | if is_heavy { HEAVY } else { 0 };
+        let is_quick = took <= count as u64;
+        let stride = if took > SLICE && !is_quick {
+            self.stride.saturating_sub((took / SLICE).ilog2() as u8 + 1)
+        } else if count == room && (took < SLICE / 2 || is_quick) {
+            self.stride + 1
+        } else {
+            self.stride
+        };
+        self.stride = stride.clamp(*STRIDES.start(), *STRIDES.end());
+    }
+}
+
+/// Those who wait for their turn, each once.
+#[derive(Default)]
+pub struct Line(VecDeque<u64>);
+
+impl Line {
+    /// A connection waits for its turn, if it does not yet.
+    pub fn join(&mut self, id: u64, conn: &mut Conn) {
+        if conn.turn.flags & WAITING == 0 {
+            conn.turn.flags |= WAITING;
+            self.0.push_back(id);
+        }
+    }
+
+    /// Whether nobody waits.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Worker {
+    /// Whether a connection that can be written to has to wait for its turn.
+    pub fn writes_in_turn(&self, id: u64) -> bool {
+        let core = &mut *self.core.borrow_mut();
+        let Some(conn) = core.table.get(id) else { return false };
+        let waits = !conn.turn.is_at_once() || conn.queued() > QUEUED;
+        if waits {
+            core.line.join(id, conn);
+        }
+        waits
+    }
+
+    /// Serves those in line: at least one, and others while there is time. Those that join meanwhile have to wait for
+    /// the next turn of the loop.
+    pub fn serve_line(&self, buffer: &mut [u8]) {
+        let waiting = self.core.borrow().line.0.len();
+        if waiting == 0 {
+            return;
+        }
+        let begun = monotonic();
+        let until = begun.saturating_add(SHARE.max(begun.saturating_sub(self.now.get())));
+        for _ in 0..waiting {
+            let Some(id) = self.core.borrow_mut().line.0.pop_front() else { return };
+            rescue::begin_work();
+            self.serve_waiting(id, buffer);
+            self.settle();
+            if monotonic() >= until {
+                return;
+            }
+        }
+    }
+
+    fn serve_waiting(&self, id: u64, buffer: &mut [u8]) {
+        let is_queued = match self.core.borrow_mut().table.get(id) {
+            Some(conn) => {
+                conn.turn.flags &= !WAITING;
+                conn.queued() > 0
+            }
+            // It has ended or moved away.
+            None => return,
+        };
+        if is_queued {
+            self.flush(id);
+        }
+        if !self.process_unread(id, buffer) {
+            self.readable(id, true, buffer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads of a connection that has endless bytes, each of which takes so long (ns): the last one's size and time.
+    fn settled(picoseconds: u64, turn: &mut Turn) -> (usize, u64) {
+        let mut read = (0, 0);
+        for _ in 0..20 {
+            let room = if turn.is_at_once() { LITTLE } else { turn.room(0, 0, 1 << 20) };
+            read = (room, room as u64 * picoseconds / 1000);
+            turn.weigh(room, read.0, read.1);
+        }
+        read
+    }
+
+    #[test]
+    fn what_is_read_at_a_time_takes_no_longer_than_a_slice() {
+        // Messages of a byte, of 20 bytes, of 1 KiB, of 1 MiB.
+        for (picoseconds, is_all) in [(36_000, false), (10_000, false), (500, true), (300, true)] {
+            let mut turn = Turn::new();
+            let (room, took) = settled(picoseconds, &mut turn);
+            assert!(!turn.is_at_once());
+            assert_eq!(room == 1 << 20, is_all, "{picoseconds}: {room}");
+            assert!(took <= SLICE || is_all, "{picoseconds}: {took} ns");
+            assert!(took >= SLICE / 4, "{picoseconds}: {took} ns, as much as it may");
+        }
+    }
+
+    #[test]
+    fn a_read_that_took_very_long_is_not_repeated() {
+        let mut turn = Turn::new();
+        settled(300, &mut turn);
+        turn.weigh(1 << 20, 1 << 20, 36_000_000);
+        assert!(turn.room(0, 0, 1 << 20) <= 16 * 1024);
+        // Nor is one that was interrupted once forgiven too late.
+        settled(300, &mut turn);
+        turn.weigh(1 << 20, 1 << 20, 1_500_000);
+        assert_eq!(settled(300, &mut turn).0, 1 << 20);
+    }
+
+    #[test]
+    fn who_brings_little_is_served_at_once_again() {
+        let mut turn = Turn::new();
+        turn.weigh(LITTLE, LITTLE, 0);
+        assert!(!turn.is_at_once());
+        turn.weigh(MOST, 100, LONG);
+        assert!(turn.is_at_once());
+        turn.weigh(LITTLE, 5000, LONG + 1);
+        assert!(!turn.is_at_once(), "few bytes that took long");
+    }
+
+    const MOST: usize = 1 << 20;
+
+    #[test]
+    fn the_rest_of_a_frame_comes_at_once_and_little_while_the_queue_is_not_empty() {
+        let mut turn = Turn::new();
+        settled(36_000, &mut turn);
+        assert_eq!(turn.room(500_000, 0, MOST), 500_000);
+        assert_eq!(turn.room(u64::MAX, 0, MOST), MOST);
+        settled(300, &mut turn);
+        assert_eq!((turn.room(0, 0, MOST), turn.room(0, 1, MOST)), (MOST, QUEUED));
+    }
+}
