@@ -37,7 +37,8 @@ def check_machine():
 
 def build(args, tools=True):
     """Builds wshd and, unless they are not needed, wsload and rawecho."""
-    subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=ROOT, check=True)
+    if args.wshd == TARGET / "release/wshd":
+        subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=ROOT, check=True)
     if not tools:
         return
     if not (args.shared / "Makefile").exists():

@@ -11,6 +11,7 @@ mod landlock;
 mod logging;
 mod metrics;
 mod pools;
+mod sending;
 mod value;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ use self::doors::DoorArgs;
 use self::file::File;
 use self::landlock::LandlockArgs;
 use self::logging::Logging;
+use self::sending::SendingArgs;
 use self::value::{Host, Time, count, host, memory_or_zero, size, size_or_zero, time, time_or_off};
 use crate::config::{Config, CrashRecords, Listen, Quarantine, Wear};
 use crate::ctl;
@@ -193,12 +195,8 @@ struct Args {
     /// Drop a connection that does not answer a close frame in this time
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time, help_heading = LIMITS)]
     close_timeout: Time,
-    /// Size at which the send queue of a connection is full
-    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = size, help_heading = LIMITS)]
-    send_high: usize,
-    /// Size at which a send queue that was full has drained [default: a quarter of --send-high]
-    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = LIMITS)]
-    send_low: Option<usize>,
+    #[command(flatten)]
+    sending: SendingArgs,
     /// Most pings that a peer may send in a second; 0 is off
     #[arg(long, value_name = "COUNT", default_value_t = 20, help_heading = LIMITS)]
     max_pings: u32,
@@ -293,15 +291,14 @@ impl Args {
         exe_dir: Option<PathBuf>,
         places: &Places,
     ) -> Result<Config, Error> {
-        let send_low = self.send_low.unwrap_or(self.send_high / 4);
-        if send_low > self.send_high {
+        let sending = self.sending.into_sending().map_err(|(send_low, send_high)| {
             let [low, high] = ["send_low", "send_high"].map(|id| places.of(id));
-            let what = format!("{low} {send_low} is above {high} {}: expected at most that", self.send_high);
-            return Err(match ["send_low", "send_high"].iter().any(|id| places.0.contains_key(*id)) {
+            let what = format!("{low} {send_low} is above {high} {send_high}: expected at most that");
+            match ["send_low", "send_high"].iter().any(|id| places.0.contains_key(*id)) {
                 true => Error::Config(what),
-                false => command().error(ErrorKind::ValueValidation, what + "\n").into(),
-            });
-        }
+                false => Error::from(command().error(ErrorKind::ValueValidation, what + "\n")),
+            }
+        })?;
         for (id, dir) in [("document_root", &self.document_root), ("crash_dir", &self.crash_dir)] {
             if let Some(dir) = dir.as_ref().filter(|dir| !dir.is_dir()) {
                 let message = format!("{} {}: expected a directory", places.of(id), dir.display());
@@ -352,8 +349,7 @@ impl Args {
                 level: self.deflate_level,
                 ..deflate::Config::default()
             },
-            send_high: self.send_high,
-            send_low,
+            sending,
             wear: Wear {
                 memory: self.worker_max_memory,
                 age: self.worker_max_age,
@@ -422,6 +418,7 @@ fn normalize(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::config::Sending;
     use crate::log::{Destination, Level};
 
     /// Parses a command line with a handler directory.
@@ -455,7 +452,7 @@ mod tests {
         assert_eq!(config.listen, [Listen::Tcp { host: "127.0.0.1".into(), port: 8080 }]);
         assert_eq!(config.document_root, None);
         assert_eq!(config.limits.message, 16 << 20);
-        assert_eq!((config.send_high, config.send_low), (1 << 20, 256 << 10));
+        assert_eq!(config.sending, Sending { high: 1 << 20, low: 256 << 10, total: 256 << 20 });
         assert_eq!(config.stop_time, 10_000_000_000);
         let Quarantine { deaths, window, time } = config.quarantine;
         assert_eq!((deaths, window, time), (3, 60_000_000_000, 10_000_000_000));
@@ -554,7 +551,7 @@ mod tests {
     #[test]
     fn marks_of_the_send_queue_are_in_order() {
         let config = config(&["--send-high", "64K"]);
-        assert_eq!((config.send_high, config.send_low), (65_536, 16_384));
+        assert_eq!((config.sending.high, config.sending.low), (65_536, 16_384));
         let error = error(&["--send-high", "64K", "--send-low", "65537"]);
         assert!(error.contains("--send-low 65537 is above --send-high 65536"), "{error}");
     }

@@ -133,6 +133,17 @@ impl Proxy {
     }
 }
 
+/// When send queues are full; bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sending {
+    /// The queue of a connection is full from here on.
+    pub high: usize,
+    /// One that was full has drained at this, which is at most `high`.
+    pub low: usize,
+    /// Above this, of all queues of a worker together, the marks of each are lowered; 0: never.
+    pub total: u64,
+}
+
 /// Files that confined workers may use beside those that they need anyway.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Landlock {
@@ -177,10 +188,8 @@ pub struct Config {
     pub limits: proto::limits::Limits,
     /// How permessage-deflate is negotiated unless a handler says otherwise.
     pub deflate: proto::deflate::Config,
-    /// The send queue is full above this; bytes.
-    pub send_high: usize,
-    /// A full send queue has drained at this; bytes, at most `send_high`.
-    pub send_low: usize,
+    /// When send queues are full.
+    pub sending: Sending,
     /// What a worker may use up before it is replaced.
     pub wear: Wear,
     /// When a handler in which workers die is not served for a while.

@@ -340,7 +340,7 @@ pub mod tests {
         let config = config(text, &line).unwrap();
         assert_eq!(config.listen, [Listen::Tcp { host: "::3".into(), port: 2 }]);
         assert_eq!(config.limits.message, 16 << 20, "also with a value that is the default");
-        assert_eq!((config.send_high, config.send_low), (100, 25));
+        assert_eq!((config.sending.high, config.sending.low), (100, 25));
     }
 
     #[test]

@@ -122,9 +122,10 @@ impl Lane {
         &self.tallies[if entry < self.tallies.len() { entry } else { OTHER }]
     }
 
-    /// A send queue had so many bytes before, and has so many now. [event loop]
-    pub fn count_queued(&self, before: u64, after: u64) {
+    /// A send queue had so many bytes before, and has so many now; returns how many all have. [event loop]
+    pub fn count_queued(&self, before: u64, after: u64) -> u64 {
         self.head.queued.add(after.wrapping_sub(before));
+        self.head.queued.get()
     }
 }
 

@@ -225,15 +225,19 @@ impl Worker {
     /// is owed then.
     #[inline]
     fn is_full(&self, id: u64, conn: &mut Conn, record: &mut Record) -> bool {
-        conn.queued() >= self.config.send_high && self.stays_full(id, conn, record)
+        conn.queued() >= self.mailroom.marks.floor() && self.stays_full(id, conn, record)
     }
 
     #[cold]
     fn stays_full(&self, id: u64, conn: &mut Conn, record: &mut Record) -> bool {
+        // What is in it by now may lower the mark.
+        self.count_queue(id, conn, counted_of(conn));
+        if conn.queued() < self.mailroom.marks.high() {
+            return false;
+        }
         // A socket that fails is found out by the flush that follows.
         let _ = write_early(conn, record, |queue, socket| queue.write_to(socket));
-        let counted = conn.queue.as_ref().map_or(0, |queue| queue.counted);
-        self.count_queue(id, conn, counted);
+        self.count_queue(id, conn, counted_of(conn));
         self.mailroom.refuses_to_send(id)
     }
 
@@ -338,6 +342,10 @@ fn write_early<R>(
         record.set_standing(stands);
     }
     Some(result)
+}
+
+fn counted_of(conn: &Conn) -> u32 {
+    conn.queue.as_ref().map_or(0, |queue| queue.counted)
 }
 
 fn message_kind(kind: u32) -> Option<Kind> {

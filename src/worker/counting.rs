@@ -46,9 +46,9 @@ impl Counting {
         self.tallies.get(usize::from(handler)).copied().unwrap_or_else(|| self.lane.tally(entry))
     }
 
-    /// A send queue had so many bytes before, and has so many now. [event loop]
-    pub fn count_queued(&self, before: u32, after: u32) {
-        self.lane.count_queued(before.into(), after.into());
+    /// A send queue had so many bytes before, and has so many now; returns how many all have. [event loop]
+    pub fn count_queued(&self, before: u32, after: u32) -> u64 {
+        self.lane.count_queued(before.into(), after.into())
     }
 
     /// Measures calls of a handler.

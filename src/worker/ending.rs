@@ -191,7 +191,8 @@ impl Worker {
             core.table.remove(id)
         };
         if let Some(conn) = removed {
-            self.counting.count_queued(conn.queue.as_ref().map_or(0, |queue| queue.counted), 0);
+            let sum = self.counting.count_queued(conn.queue.as_ref().map_or(0, |queue| queue.counted), 0);
+            self.mailroom.marks.weigh(sum);
             self.uncount();
         }
     }

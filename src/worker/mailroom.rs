@@ -13,7 +13,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::Socket;
 
 use super::counting::Counting;
+use super::marks::Marks;
 use super::opening::{Handshake, close_body};
+use crate::config::Sending;
 use crate::ffi::host::{OwnedBytes, Payload, Reply, Task};
 use crate::fleet::addresses::{Refusal, Ticket};
 use crate::proto::utf8;
@@ -102,13 +104,14 @@ pub struct Mailroom {
     /// Descriptors, plus 1, of connections that were accepted and are not in the table yet: a crash must not lose
     /// them.
     lobby: [AtomicI32; LOBBY],
-    high: usize,
+    /// When send queues are full.
+    pub marks: Marks,
     counting: &'static Counting,
 }
 
 impl Mailroom {
-    /// Room for `connections`, whose send queues are full above `high` bytes.
-    pub fn new(connections: u32, high: usize, counting: &'static Counting) -> nix::Result<Self> {
+    /// Room for `connections`, whose send queues are full as configured.
+    pub fn new(connections: u32, sending: Sending, counting: &'static Counting) -> nix::Result<Self> {
         Ok(Mailroom {
             words: (0..connections).map(|_| Word::default()).collect(),
             commands: Mutex::default(),
@@ -116,7 +119,7 @@ impl Mailroom {
             bell: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             handshakes: Mutex::default(),
             lobby: [const { AtomicI32::new(0) }; LOBBY],
-            high,
+            marks: Marks::new(sending),
             counting,
         })
     }
@@ -283,7 +286,7 @@ impl Mailroom {
     }
 
     fn is_full(&self, word: &Word) -> bool {
-        let full = word.queued.load(Ordering::Relaxed) as usize >= self.high;
+        let full = word.queued.load(Ordering::Relaxed) as usize >= self.marks.high();
         if full {
             word.full.store(true, Ordering::Release);
         }
@@ -399,7 +402,8 @@ mod tests {
     #[test]
     fn no_command_waits_for_a_bell_that_nobody_rings() {
         const COMMANDS: u64 = 200_000;
-        let mailroom = Mailroom::new(1, 1, Box::leak(Box::new(counting()))).unwrap();
+        let mailroom =
+            Mailroom::new(1, Sending { high: 1, low: 1, total: 0 }, Box::leak(Box::new(counting()))).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| (0..COMMANDS).for_each(|conn| mailroom.give(Command::Verdict(conn))));
             let poll = Epoll::new(EpollCreateFlags::empty()).unwrap();

@@ -21,6 +21,7 @@ mod handover;
 mod listing;
 mod mailbox;
 mod mailroom;
+mod marks;
 mod modules;
 mod moving;
 mod opening;
@@ -218,7 +219,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
     let single = single::is_single(&config, slot.place());
     let connections = if single { single::CONNECTIONS } else { most_connections(&config) };
     let mailroom: &'static Mailroom =
-        Box::leak(Box::new(Mailroom::new(connections, config.send_high, counting)?));
+        Box::leak(Box::new(Mailroom::new(connections, config.sending, counting)?));
     host::set_outside_host(Box::leak(Box::new(outside::Outside { mailroom })));
     let gate: &Gate = Box::leak(Box::default());
     let pool = usize::from(slot.place().pool);

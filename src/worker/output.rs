@@ -19,6 +19,8 @@ use crate::ffi::host::OwnedBytes;
 const SPARE: usize = 64;
 /// A kept queue's buffer is at most this large.
 const SPARE_BYTES: usize = 64 * 1024;
+/// Bytes that were sent are kept as long as they are no more than this, or than what waits behind them.
+const KEPT: usize = 64 * 1024;
 /// Pieces given to the kernel in one call.
 const PIECES: usize = 16;
 
@@ -149,9 +151,18 @@ impl Queue {
             self.before.pop_front();
             (self.before_size, self.sent) = (self.before_size - size, self.sent - size);
         }
-        // The buffer stays, empty, for the next message.
-        if self.before.is_empty() && self.sent == self.tail.len() {
+        if !self.before.is_empty() {
+            return;
+        }
+        let waiting = self.tail.len().saturating_sub(self.sent);
+        if waiting == 0 {
+            // The buffer stays, empty, for the next message.
             self.tail.clear();
+            self.sent = 0;
+        } else if self.sent >= waiting.max(KEPT) {
+            // It may never be empty, so what was sent has to go at some time: no byte moves more than once for it.
+            self.tail.drain(..self.sent);
+            self.tail.shrink_to(2 * waiting);
             self.sent = 0;
         }
     }
@@ -220,6 +231,35 @@ mod tests {
         drop(ours);
         theirs.read_to_end(&mut received).unwrap();
         assert!(received == expected);
+    }
+
+    #[test]
+    fn a_queue_that_is_never_empty_holds_little_more_than_what_waits() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let ours = Socket::from(std::os::fd::OwnedFd::from(ours));
+        let mut queue = Queue::default();
+        let (mut sent, mut received) = (0_u32, 0_u32);
+        // More than the socket takes from the beginning.
+        let mut fill = |queue: &mut Queue, size: usize| {
+            while queue.len() < size {
+                queue.tail().extend_from_slice(&sent.to_be_bytes());
+                sent += 1;
+            }
+        };
+        fill(&mut queue, 1 << 20);
+        for round in 0..100 {
+            queue.write_to(&ours).unwrap();
+            let mut some = vec![0; 40_000];
+            theirs.read_exact(&mut some).unwrap();
+            for number in some.chunks(4) {
+                assert_eq!(number, received.to_be_bytes());
+                received += 1;
+            }
+            fill(&mut queue, if round < 50 { 1 << 20 } else { 100_000 });
+            assert!(queue.tail.len() <= 2 * queue.len() + KEPT, "{round}: {}", queue.tail.len());
+        }
+        assert!(queue.tail.capacity() <= 500_000, "{}", queue.tail.capacity());
     }
 
     #[test]

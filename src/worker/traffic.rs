@@ -120,7 +120,7 @@ impl Worker {
                     conn.set_unread((!rest.is_empty()).then(|| rest.into()));
                     break;
                 }
-                let (full, handler) = (conn.queued() >= self.config.send_high, conn.handler);
+                let (full, handler) = (conn.queued() >= self.mailroom.marks.high(), conn.handler);
                 let limits = &self.config.limits;
                 let protocol = conn.protocol(self.now.get(), limits, &mut core.codecs, &mut core.spare);
                 let Some((open, mut io)) = protocol.filter(|(open, _)| !open.over) else { break };
@@ -263,7 +263,7 @@ impl Worker {
                         open.over = true;
                         core.over.push(id);
                     }
-                    if left >= self.config.send_high {
+                    if left >= self.mailroom.marks.high() {
                         conn.set_pause(Pause::Queue, true, now);
                     }
                 }
@@ -279,7 +279,7 @@ impl Worker {
                 }
                 _ => {}
             }
-            let writable = left <= self.config.send_low;
+            let writable = left <= self.mailroom.marks.low();
             if writable && conn.set_pause(Pause::Queue, false, now) && conn.has_unread() {
                 core.line.join(id, conn);
             }
@@ -299,7 +299,7 @@ impl Worker {
     pub fn count_queue(&self, id: u64, conn: &mut Conn, counted: u32) {
         let left = u32::try_from(conn.queued()).unwrap_or(u32::MAX);
         if counted != left {
-            self.counting.count_queued(counted, left);
+            self.mailroom.marks.weigh(self.counting.count_queued(counted, left));
             self.mailroom.count_queued(id, counted as usize, left as usize);
         }
         if let Some(queue) = &mut conn.queue {

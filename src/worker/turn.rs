@@ -20,10 +20,10 @@ pub const QUEUED: usize = 64 * 1024;
 /// Who took longer than this (ns) waits in line the next time.
 const LONG: u64 = 30_000;
 /// The line is served for so long (ns) in a turn of the loop, or as long as the others have taken in it.
-const SHARE: u64 = 200_000;
+const SHARE: u64 = 100_000;
 /// One read is to bring what takes no longer than this (ns); more may come at once if it takes no more than a
 /// nanosecond a byte, as large messages do.
-const SLICE: u64 = 200_000;
+const SLICE: u64 = 50_000;
 
 /// How a connection takes its turns.
 #[derive(Clone, Copy, Debug)]
@@ -38,8 +38,8 @@ const HEAVY: u8 = 1;
 /// It is in the line.
 const WAITING: u8 = 2;
 
-/// 4 KiB, what a message of 64 KiB fits into, and the whole receive buffer.
-const STRIDES: std::ops::RangeInclusive<u8> = 12..=21;
+/// 1 KiB, and the whole receive buffer.
+const STRIDES: std::ops::RangeInclusive<u8> = 10..=21;
 
 impl Turn {
     /// Of a connection of which nothing is known: it counts as one that brings little.

@@ -169,6 +169,95 @@ fn a_client_that_never_reads_costs_bounded_memory_and_is_dropped() {
 }
 
 #[test]
+fn queues_that_are_too_large_together_are_full_earlier() {
+    let args = ["--send-total", "300K", "--send-high", "1M", "--send-low", "256K", "--no-deflate"];
+    let server = serve(&["queue"], &args);
+    let mut both = [(); 2].map(|()| Raw::open(&server.address(), "/queue"));
+    // How many bytes waited when the queue was full, as the handler tells once it has drained.
+    let told = |raw: &mut Raw| loop {
+        let frame = raw.next().unwrap();
+        if frame.first == TEXT {
+            let text = String::from_utf8(frame.payload).unwrap();
+            break text.rsplit_once(' ').and_then(|(_, size)| size.parse::<usize>().ok()).unwrap();
+        }
+    };
+    for (raw, count) in both.iter_mut().zip([1, 2]) {
+        raw.text("fill 10000");
+        until("this one is full, too", || server.log().matches("queue: filled").count() == count);
+    }
+    let [first, second] = both.each_mut().map(told);
+    // The first is full when it holds what all may hold together, of which the kernel then takes less than a quarter
+    // (else it would not be full yet); the second is full at 64K.
+    let alone = 225 << 10..(300 << 10) + 10_014;
+    assert!(alone.contains(&first), "{first}");
+    assert!((64 << 10..(64 << 10) + 10_014).contains(&second), "{second}");
+    // Both have drained: each may have as much as before.
+    both[1].text("fill 10000");
+    let again = told(&mut both[1]);
+    assert!(alone.contains(&again), "{again}");
+}
+
+#[test]
+fn clients_that_never_read_cost_no_more_than_their_queues_may_hold() {
+    const CLIENTS: usize = 16;
+    const MESSAGE: usize = 50_000;
+    let server = serve(&["echo_noext"], &["--send-total", "1M", "--send-high", "1M"]);
+    let mut clients: Vec<(Raw, u32)> = Vec::new();
+    let message =
+        |number: u32| client::frame(BINARY, &[&number.to_be_bytes()[..], &[b'x'; MESSAGE]].concat());
+    let mut most = 0;
+    let before = memory(server.worker());
+    for _ in 0..CLIENTS {
+        clients.push((Raw::open(&server.address(), "/echo_noext"), 0));
+    }
+    // Each sends until the server reads no more: a part of a message is then left to be sent.
+    let mut rests = Vec::new();
+    for (raw, sent) in &mut clients {
+        raw.stream.set_nonblocking(true).unwrap();
+        let mut rest = Vec::new();
+        let mut waited = 0;
+        while waited < 20 {
+            if rest.is_empty() {
+                rest = message(*sent);
+                *sent += 1;
+            }
+            match raw.stream.write(&rest) {
+                Ok(count) => {
+                    rest.drain(..count);
+                    waited = 0;
+                }
+                // It is full for good when nothing has gone for a while.
+                Err(error) => {
+                    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+                    std::thread::sleep(Duration::from_millis(5));
+                    waited += 1;
+                }
+            }
+            most = most.max(memory(server.worker()));
+        }
+        raw.stream.set_nonblocking(false).unwrap();
+        rests.push(rest);
+    }
+    // A queue may be 64 KiB, and a message, whatever the others are; as much is read and set aside, or is half of a
+    // message that is being gathered. Without the bound it would be 1 MiB for each.
+    let grown = most.saturating_sub(before);
+    assert!(grown < 10 << 20, "{grown} bytes");
+    // Nobody is dropped, and all that was sent comes back in order.
+    for ((mut raw, sent), rest) in clients.into_iter().zip(rests) {
+        let mut writer = raw.stream.try_clone().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || writer.write_all(&rest).unwrap());
+            for number in 0..sent {
+                let frame = raw.next().unwrap();
+                assert_eq!((frame.first, frame.payload.len()), (BINARY, MESSAGE + 4));
+                assert_eq!(frame.payload[..4], number.to_be_bytes());
+            }
+        });
+        assert!(raw.ask("and on").starts_with("and on"));
+    }
+}
+
+#[test]
 fn pings_per_second_have_a_bound() {
     let server = serve(&["echo"], &["--max-pings", "5"]);
     let mut raw = Raw::open(&server.address(), "/echo");
