@@ -336,6 +336,26 @@ fn a_peer_sends_so_many_messages_in_a_second() {
 }
 
 #[test]
+fn fragments_that_bring_nothing_count_as_messages() {
+    let (mut server, _dir) = serve(&["echo", "echo_blocking"], &["--max-message-rate", "20"]);
+    for resource in ["/echo", "/echo_blocking"] {
+        let mut raw = open(ONE, &server, resource);
+        raw.frame(0x01, b"");
+        for _ in 0..10 {
+            raw.frame(0x00, b"");
+        }
+        raw.frame(0x80, b"");
+        assert_eq!(raw.next().map(|frame| frame.payload.len()), Some(0), "11 are not too many");
+        raw.frame(0x01, b"begun");
+        for _ in 0..30 {
+            raw.frame(0x00, b"");
+        }
+        assert_eq!(raw.expect_close(1008), "too many messages");
+    }
+    server.stop();
+}
+
+#[test]
 fn a_peer_sends_so_many_bytes_in_a_second() {
     let (mut server, _dir) = serve(&["echo"], &["--max-byte-rate", "64K"]);
     let mut raw = open(ONE, &server, "/echo");

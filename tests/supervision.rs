@@ -6,6 +6,7 @@ mod daemon;
 
 use std::collections::BTreeSet;
 use std::net::TcpStream;
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use daemon::{Dir, ECHO, Server, is_alive, until};
@@ -441,4 +442,58 @@ fn the_number_of_connections_fits_the_open_files() {
     assert_eq!(logged(&server, "--max-connections lowered from 16384 to 136"), 1);
     server.signal(Signal::SIGTERM);
     assert_eq!(server.wait().code(), Some(0));
+}
+
+/// Serves one handler that has been found, and whose probe does not come back before the second file is there.
+fn probing() -> (Dir, Server, std::path::PathBuf) {
+    let dir = Dir::new();
+    let [asked, go] = ["asked", "go"].map(|name| dir.path().join(name));
+    let source = format!(
+        r#"
+        #include <fcntl.h>
+        #include <unistd.h>
+        __attribute__((constructor)) static void wait_for_it(void)
+        {{
+            close(open("{}", O_CREAT | O_WRONLY, 0600));
+            while (access("{}", F_OK) != 0)
+                usleep(1000);
+        }}
+        {ECHO}
+        "#,
+        asked.display(),
+        go.display()
+    );
+    dir.handler("echo", &source);
+    let server = Server::spawn(&dir, &["--workers", "1"]);
+    until("the handler is asked", || asked.exists());
+    (dir, server, go)
+}
+
+#[test]
+fn requests_that_come_before_it_serves_are_carried_out_then() {
+    // A reload would set the number of workers right.
+    for signals in [[Signal::SIGHUP, Signal::SIGUSR1], [Signal::SIGTTIN, Signal::SIGUSR1]] {
+        let (_dir, server, go) = probing();
+        signals.iter().for_each(|signal| server.signal(*signal));
+        std::fs::write(go, "").unwrap();
+        let mut server = server.when_ready();
+        signals.iter().for_each(|signal| server.says(&format!("{signal} received")));
+        if signals.contains(&Signal::SIGHUP) {
+            server.says("no worker has to be replaced");
+        } else {
+            until("there is one worker more", || server.workers().len() == 2);
+        }
+        server.stop();
+    }
+}
+
+#[test]
+fn it_can_be_stopped_while_a_handler_does_not_answer() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (_dir, mut server, _) = probing();
+        let probes = server.workers();
+        server.signal(signal);
+        assert_eq!(server.wait().signal(), Some(signal as i32));
+        until("the probe has ended, too", || !probes.iter().any(|pid| is_alive(*pid)));
+    }
 }

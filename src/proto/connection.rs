@@ -43,6 +43,8 @@ pub enum Event {
         /// Time since the Ping; nanoseconds.
         rtt: u64,
     },
+    /// A fragment that brings nothing and ends nothing has come.
+    Empty,
     /// The peer began the closing handshake. The caller answers with `close()`, within the close deadline.
     CloseReceived {
         /// 1005 if the Close frame had none.
@@ -188,6 +190,7 @@ impl Connection {
                 Some(Event::Message { kind, first, last, compressed, body })
             }
             Ok(Item::NeedMore) => Some(Event::NeedMore),
+            Ok(Item::Empty) => Some(Event::Empty),
             Ok(Item::Control { opcode, body }) => self.on_control(opcode, body, input, io),
             Err(violation) => Some(self.fail(violation, io)),
         }

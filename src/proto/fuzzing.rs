@@ -106,6 +106,7 @@ fn echo(connection: &mut Connection, input: &mut [u8], mut io: Io) {
     loop {
         match connection.receive(input, &mut at, &mut io) {
             Event::NeedMore => break,
+            Event::Empty => {}
             Event::Message { kind, body, .. } => {
                 let text = body.octets(input);
                 assert!(kind == Kind::Binary || std::str::from_utf8(text).is_ok());

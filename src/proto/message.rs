@@ -28,6 +28,8 @@ pub enum Item {
         /// Inflated; a part of a text may end within a character.
         body: Body,
     },
+    /// A fragment without an octet, neither the first of its message nor the last.
+    Empty,
     /// A control frame.
     Control {
         /// Close, Ping or Pong.
@@ -243,7 +245,9 @@ impl Decoder {
         } else {
             None
         };
-        Ok((stage, if item.is_none() && !complete { Some(Item::NeedMore) } else { item }))
+        let is_empty = count == 0 && header.opcode == Opcode::Continuation;
+        let nothing = if complete { is_empty.then_some(Item::Empty) } else { Some(Item::NeedMore) };
+        Ok((stage, item.or(nothing)))
     }
 
     /// Where the caller may put the next octets of a frame as they come instead of passing them to `next`: a buffer, and

@@ -83,7 +83,7 @@ pub fn run(mut config: Config, mut origin: Origin) -> Exit {
     crate::log::set_process("supervisor");
     raise_descriptors(&mut config);
     let mut daemon = std::mem::take(&mut origin.daemon);
-    match Fleet::prepare(config, origin) {
+    match hold_requests().and_then(|()| Fleet::prepare(config, origin)) {
         Ok(mut fleet) => {
             fleet.daemon = daemon;
             let exit = fleet.serve();
@@ -428,12 +428,19 @@ fn status(listeners: &[Arc<Listener>], workers: usize, resources: usize) -> Stri
     line
 }
 
+/// Signals that ask for something and must not end a server that has just been started.
+const REQUESTS: [Signal; 5] =
+    [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTTIN, Signal::SIGTTOU];
+
+/// From here on these wait until they are read. Those that end the server do so at once, as long as it does not serve.
+fn hold_requests() -> Result<(), (Exit, String)> {
+    SigSet::from_iter(REQUESTS).thread_block().map_err(|error| (Exit::Internal, error.to_string()))
+}
+
 /// From here on these signals are read, not delivered.
 fn watch_signals() -> io::Result<SignalFd> {
     let stop = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT];
-    let others = [Signal::SIGCHLD, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
-    let workers = [Signal::SIGTTIN, Signal::SIGTTOU];
-    let signals = SigSet::from_iter(stop.into_iter().chain(others).chain(workers));
+    let signals = SigSet::from_iter(stop.into_iter().chain([Signal::SIGCHLD]).chain(REQUESTS));
     signals.thread_block()?;
     Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
 }

@@ -138,6 +138,8 @@ impl Worker {
             match event {
                 None => self.flush_within(id),
                 Some(Event::NeedMore) => break,
+                // It counts as a message: it costs as much as a small one.
+                Some(Event::Empty) => _ = self.is_too_fast(id, true, 0),
                 Some(Event::Message { first, ref body, .. }) if self.is_too_fast(id, first, body.len()) => {}
                 Some(Event::Message { kind, first, last, body, .. }) => {
                     let flags = if first { WS_FIRST } else { 0 } | if last { WS_LAST } else { 0 };

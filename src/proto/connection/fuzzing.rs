@@ -79,6 +79,7 @@ fn run(settings: u8, data: &[u8], pieces: impl Iterator<Item = usize>) -> Outcom
             match event {
                 Event::NeedMore if at < piece.len() => {}
                 Event::NeedMore => break,
+                Event::Empty => {}
                 Event::Message { kind, first, last, compressed, body } => {
                     assert!(!bit(5) && (stream || (first && last)));
                     assert_eq!(first, message.is_empty());

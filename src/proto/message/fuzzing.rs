@@ -52,6 +52,7 @@ fn messages(wire: &[u8], step: usize, stream: bool) -> Vec<Vec<u8>> {
                         messages.push(std::mem::take(&mut message));
                     }
                 }
+                Ok(Item::Empty) => {}
                 Ok(Item::Control { opcode, .. }) => assert_eq!(opcode, Opcode::Pong),
                 Err(violation) => panic!("{violation:?}"),
             }
