@@ -30,6 +30,7 @@ const UNSAFE: &[&str] = &[
     "supervisor/upgrade.rs",
     "worker/evidence.rs",
     "worker/handover.rs",
+    "worker/input.rs",
     "worker/modules.rs",
     "worker/parent.rs",
     "worker/record.rs",

@@ -18,6 +18,7 @@ mod evidence;
 mod facts;
 mod greet;
 mod handover;
+mod input;
 mod listing;
 mod mailbox;
 mod mailroom;

@@ -5,10 +5,10 @@ use std::os::unix::fs::FileExt;
 
 use ::ws_handler::raw::*;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
 
 use super::conn::{Conn, FileBody, Open, Pause, Phase};
 use super::greet::LINGER;
+use super::input;
 use super::mailbox::Item;
 use super::record::standing;
 use super::turn::{LITTLE, UNWEIGHED};
@@ -16,6 +16,8 @@ use super::{Core, Service, Worker};
 use crate::ffi::host::{Callback, monotonic};
 use crate::proto::connection::{Body, Event, Kind};
 
+/// So many bytes of a frame, or more, are received where its message is gathered.
+const LARGE: usize = 16 * 1024;
 /// Bytes of a file put into the send queue at a time.
 const FILE_PIECE: u64 = 128 * 1024;
 
@@ -24,9 +26,11 @@ impl Worker {
 
     /// A socket has something to read, or may have and it is its turn. `buffer` ends in one spare byte.
     pub fn readable(&self, id: u64, in_turn: bool, buffer: &mut [u8]) {
+        #[derive(Clone, Copy)]
         enum Next {
             Head,
             Messages,
+            Gathered,
             Nothing,
             ReplyStill,
         }
@@ -58,24 +62,35 @@ impl Worker {
             if matches!(next, Next::Head) {
                 record.forget_head();
             }
-            (
-                recv(&conn.socket, &mut buffer[..room], RecvFlags::empty()).map(|(_, count)| count),
-                next,
-                at_once,
-            )
+            let intake = match &mut conn.phase {
+                Phase::Open(open) if !at_once && !open.over => open.proto.intake(LARGE),
+                _ => None,
+            };
+            match intake {
+                Some((gathered, most)) => {
+                    (input::append(&conn.socket, gathered, most.min(room)), Next::Gathered, at_once)
+                }
+                None => (input::receive(&conn.socket, &mut buffer[..room]), next, at_once),
+            }
         };
         match (received, next) {
             // A half-close after the request: the reply is wanted all the same.
             (Ok(0), Next::ReplyStill) => self.pause(id, Pause::Ended),
             (Ok(0), _) => self.lost(id),
             (Ok(count), Next::Head) => self.read_head(id, &buffer[..count]),
-            (Ok(count), Next::Messages) if count <= UNWEIGHED && at_once => self.process(id, buffer, count),
-            (Ok(count), Next::Messages) => {
-                let begun = monotonic();
-                self.process(id, buffer, count);
+            (Ok(count), Next::Messages) if count <= UNWEIGHED && at_once => {
+                self.process(id, buffer, count, 0)
+            }
+            (Ok(count), Next::Messages | Next::Gathered) => {
+                let (begun, before) = (monotonic(), self.delivered(id));
+                match next {
+                    Next::Gathered => self.process(id, buffer, 0, count),
+                    _ => self.process(id, buffer, count, 0),
+                }
                 let took = monotonic().saturating_sub(begun);
+                let delivered = self.delivered(id).saturating_sub(before);
                 if let Some(conn) = self.core.borrow_mut().table.get(id) {
-                    conn.turn.weigh(room, count, took);
+                    conn.turn.weigh(room, count, delivered, took);
                 }
             }
             (Ok(_), Next::Nothing | Next::ReplyStill) => {}
@@ -83,6 +98,11 @@ impl Worker {
             (Err(Errno::AGAIN | Errno::INTR), _) => self.flush(id),
             (Err(_), _) => self.lost(id),
         }
+    }
+
+    /// Bytes that the handler of a connection has been given in messages.
+    fn delivered(&self, id: u64) -> u64 {
+        self.with_open(id, |_, open| open.counted.tally().bytes_in.get()).unwrap_or(0)
     }
 
     /// Processes bytes that were set aside when reading paused; false if there are none.
@@ -100,13 +120,14 @@ impl Worker {
             unread.len()
         };
         if count < buffer.len() {
-            self.process(id, buffer, count);
+            self.process(id, buffer, count, 0);
         }
         true
     }
 
-    /// Feeds `buffer[..count]` to the protocol and does what comes of it.
-    fn process(&self, id: u64, buffer: &mut [u8], count: usize) {
+    /// Feeds `buffer[..count]` to the protocol, after `gathered` bytes that were received where a message is gathered, and
+    /// does what comes of it.
+    fn process(&self, id: u64, buffer: &mut [u8], count: usize, mut gathered: usize) {
         self.turn_to(id);
         let mut at = 0;
         loop {
@@ -115,7 +136,7 @@ impl Worker {
                 let Some(conn) = core.table.get(id) else { return };
                 // What is sent meanwhile leaves with the flush below.
                 conn.dirty = true;
-                if conn.is_paused() {
+                if conn.is_paused() && gathered == 0 {
                     let rest = &buffer[at..count];
                     conn.set_unread((!rest.is_empty()).then(|| rest.into()));
                     break;
@@ -124,10 +145,13 @@ impl Worker {
                 let limits = &self.config.limits;
                 let protocol = conn.protocol(self.now.get(), limits, &mut core.codecs, &mut core.spare);
                 let Some((open, mut io)) = protocol.filter(|(open, _)| !open.over) else { break };
-                if full {
+                if full && gathered == 0 {
                     (None, handler)
                 } else {
-                    let event = open.proto.receive(&mut buffer[..count], &mut at, &mut io);
+                    let event = match std::mem::take(&mut gathered) {
+                        0 => open.proto.receive(&mut buffer[..count], &mut at, &mut io),
+                        gathered => open.proto.taken(gathered, &mut io),
+                    };
                     if let Event::Message { kind, last, body, .. } = &event {
                         open.last_opcode = *kind as u8;
                         open.counted.tally().received(body.len(), *last);
@@ -137,7 +161,8 @@ impl Worker {
             };
             match event {
                 None => self.flush_within(id),
-                Some(Event::NeedMore) => break,
+                Some(Event::NeedMore) if at >= count => break,
+                Some(Event::NeedMore) => {}
                 // It counts as a message: it costs as much as a small one.
                 Some(Event::Empty) => _ = self.is_too_fast(id, true, 0),
                 Some(Event::Message { first, ref body, .. }) if self.is_too_fast(id, first, body.len()) => {}

@@ -60,11 +60,12 @@ impl Turn {
         stride.max(usize::try_from(to_come).unwrap_or(usize::MAX)).min(most)
     }
 
-    /// There was room for so many bytes, so many came, and they took so long (ns).
-    pub fn weigh(&mut self, room: usize, count: usize, took: u64) {
+    /// There was room for so many bytes, so many came, with which messages of `delivered` bytes became complete, and all
+    /// that took so long (ns).
+    pub fn weigh(&mut self, room: usize, count: usize, delivered: u64, took: u64) {
         let is_heavy = count >= LITTLE || took > LONG;
         self.flags = self.flags & !HEAVY | if is_heavy { HEAVY } else { 0 };
-        let is_quick = took <= count as u64;
+        let is_quick = took <= delivered.max(count as u64);
         let stride = if took > SLICE && !is_quick {
             self.stride.saturating_sub((took / SLICE).ilog2() as u8 + 1)
         } else if count == room && (took < SLICE / 2 || is_quick) {
@@ -156,7 +157,7 @@ mod tests {
         for _ in 0..20 {
             let room = if turn.is_at_once() { LITTLE } else { turn.room(0, 0, 1 << 20) };
             read = (room, room as u64 * picoseconds / 1000);
-            turn.weigh(room, read.0, read.1);
+            turn.weigh(room, read.0, 0, read.1);
         }
         read
     }
@@ -178,22 +179,26 @@ mod tests {
     fn a_read_that_took_very_long_is_not_repeated() {
         let mut turn = Turn::new();
         settled(300, &mut turn);
-        turn.weigh(1 << 20, 1 << 20, 36_000_000);
+        turn.weigh(1 << 20, 1 << 20, 0, 36_000_000);
         assert!(turn.room(0, 0, 1 << 20) <= 16 * 1024);
+        // What completes a large message may take as long as the message does.
+        settled(300, &mut turn);
+        turn.weigh(1 << 20, 200, 1 << 20, 400_000);
+        assert_eq!(turn.room(0, 0, 1 << 20), 1 << 20);
         // Nor is one that was interrupted once forgiven too late.
         settled(300, &mut turn);
-        turn.weigh(1 << 20, 1 << 20, 1_500_000);
+        turn.weigh(1 << 20, 1 << 20, 0, 1_500_000);
         assert_eq!(settled(300, &mut turn).0, 1 << 20);
     }
 
     #[test]
     fn who_brings_little_is_served_at_once_again() {
         let mut turn = Turn::new();
-        turn.weigh(LITTLE, LITTLE, 0);
+        turn.weigh(LITTLE, LITTLE, 0, 0);
         assert!(!turn.is_at_once());
-        turn.weigh(MOST, 100, LONG);
+        turn.weigh(MOST, 100, 0, LONG);
         assert!(turn.is_at_once());
-        turn.weigh(LITTLE, 5000, LONG + 1);
+        turn.weigh(LITTLE, 5000, 0, LONG + 1);
         assert!(!turn.is_at_once(), "few bytes that took long");
     }
 

@@ -1,0 +1,54 @@
+//! Receiving from a socket. Knows no connections.
+//!
+//! System calls are made with rustix, see `output`.
+#![allow(unsafe_code)]
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+use socket2::Socket;
+
+/// Receives into `buffer`; 0 at the end of the stream.
+#[inline]
+pub fn receive(socket: &Socket, buffer: &mut [u8]) -> Result<usize, Errno> {
+    recv(socket, buffer, RecvFlags::empty()).map(|(_, count)| count)
+}
+
+/// Receives at most so many bytes, which are appended to `buffer`, as far as it has room for them.
+pub fn append(socket: &Socket, buffer: &mut Vec<u8>, most: usize) -> Result<usize, Errno> {
+    let spare = buffer.spare_capacity_mut();
+    let room = most.min(spare.len());
+    let ((received, _), _) = recv(socket, spare.get_mut(..room).unwrap_or_default(), RecvFlags::empty())?;
+    let count = received.len();
+    // SAFETY: the first `count` bytes behind the present length lie within the capacity and were received just now.
+    unsafe { buffer.set_len(buffer.len() + count) };
+    Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn what_is_appended_is_bounded_by_the_room_and_by_what_is_wanted() {
+        let (mut theirs, ours) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let ours = Socket::from(OwnedFd::from(ours));
+        theirs.write_all(b"0123456789").unwrap();
+        let mut buffer = Vec::with_capacity(8);
+        buffer.extend_from_slice(b"abc");
+        assert_eq!(append(&ours, &mut buffer, 2), Ok(2));
+        assert_eq!(buffer, b"abc01");
+        let room = buffer.capacity() - buffer.len();
+        assert_eq!(append(&ours, &mut buffer, 100), Ok(room.min(8)));
+        assert_eq!(buffer[..8], *b"abc01234");
+        let mut buffer = Vec::with_capacity(100);
+        assert_eq!(append(&ours, &mut buffer, 100), Ok(8 - room.min(8)));
+        assert_eq!(append(&ours, &mut buffer, 100), Err(Errno::AGAIN));
+        drop(theirs);
+        assert_eq!(append(&ours, &mut buffer, 100), Ok(0));
+    }
+}
