@@ -19,7 +19,7 @@ use nix::sys::socket::{
 
 /// The form of what is in a datagram: another number whenever the description of a connection changes, so that
 /// different versions of the server do not misread each other.
-pub const FORMAT: u32 = 0x7773_6802;
+pub const FORMAT: u32 = 0x7773_6803;
 /// Descriptors in one datagram; the kernel takes 253 (unix(7), SCM_RIGHTS).
 pub const MAX_FDS: usize = 240;
 /// Bytes in one datagram.

@@ -1,5 +1,6 @@
 //! The listening sockets: bound once before fork, shared by all workers, so that nothing that is queued is lost
-//! when a worker dies. Blocking, because workers wait in `accept4`. Accepts nothing itself.
+//! when a worker dies. They do not block, and what is accepted from them does not delay what is sent. Accepts nothing
+//! itself.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -124,7 +125,16 @@ impl Listener {
             (None, Some(path)) => (Bound::Unix(path.to_owned()), identity(path)),
             (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
         };
-        Ok(Self { fd: socket.into(), address, file, asked: Some(asked) })
+        Ok(Self { file, asked: Some(asked), ..Self::of(socket, address)? })
+    }
+
+    /// One without a file.
+    fn of(socket: Socket, address: Bound) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        if let Bound::Tcp(_) = address {
+            socket.set_tcp_nodelay(true)?; // accepted sockets inherit it
+        }
+        Ok(Self { fd: socket.into(), address, file: None, asked: None })
     }
 
     /// What it was bound for; None if it was [adopted](adopt).
@@ -249,7 +259,7 @@ fn bind_address(address: SocketAddr, backlog: i32) -> io::Result<(Listener, Sock
     socket.bind(&address.into())?;
     socket.listen(backlog)?;
     let address = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
-    Ok((Listener { fd: socket.into(), address: Bound::Tcp(address), file: None, asked: None }, address))
+    Ok((Listener::of(socket, Bound::Tcp(address))?, address))
 }
 
 /// A socket that somebody else has bound and listens on, which is passed on as `fd`, called `name` in errors. Its file
@@ -264,7 +274,6 @@ pub fn adopt(fd: OwnedFd, name: &str) -> Result<Listener, BindError> {
         Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => return Err(failed(expected())),
         Err(error) => return Err(failed(error)),
     }
-    socket.set_nonblocking(false).map_err(failed)?; // workers wait in accept
     let address = socket.local_addr().map_err(failed)?;
     let address = match (address.as_socket(), address.as_pathname(), address.as_abstract_namespace()) {
         (Some(address), ..) => Bound::Tcp(address),
@@ -277,7 +286,7 @@ pub fn adopt(fd: OwnedFd, name: &str) -> Result<Listener, BindError> {
             )));
         }
     };
-    Ok(Listener { fd: socket.into(), address, asked: None, file: None })
+    Listener::of(socket, address).map_err(failed)
 }
 
 fn bind_unix(path: &Path, backlog: i32) -> io::Result<Listener> {
@@ -286,7 +295,7 @@ fn bind_unix(path: &Path, backlog: i32) -> io::Result<Listener> {
     socket.bind(&SockAddr::unix(path)?)?;
     let file = identity(path);
     socket.listen(backlog)?;
-    Ok(Listener { fd: socket.into(), address: Bound::Unix(path.to_owned()), file, asked: None })
+    Ok(Listener { file, ..Listener::of(socket, Bound::Unix(path.to_owned()))? })
 }
 
 /// Listens on a path that nobody but the owner, and the members of a group where one is given, may connect to.
@@ -298,12 +307,8 @@ pub fn bind_private(path: &Path, group: Option<Gid>, backlog: i32) -> io::Result
     let bound = SockAddr::unix(path).and_then(|address| socket.bind(&address));
     umask(before);
     bound?;
-    let listener = Listener {
-        fd: socket.into(),
-        address: Bound::Unix(path.to_owned()),
-        asked: Some(Listen::Unix(path.to_owned())),
-        file: identity(path),
-    };
+    let (file, asked) = (identity(path), Some(Listen::Unix(path.to_owned())));
+    let listener = Listener { file, asked, ..Listener::of(socket, Bound::Unix(path.to_owned()))? };
     let opened = group.map_or(Ok(()), |group| {
         chown(path, None, Some(group.as_raw()))?;
         std::fs::set_permissions(path, Permissions::from_mode(0o660))
@@ -400,12 +405,12 @@ mod tests {
     }
 
     #[test]
-    fn sockets_block_and_do_not_survive_exec() {
+    fn sockets_do_not_block_and_do_not_survive_exec() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         for listener in bind(&[tcp("127.0.0.1", 0), Listen::Unix(path)], 16).unwrap() {
             let flags = OFlag::from_bits_retain(fcntl(&listener, FcntlArg::F_GETFL).unwrap());
-            assert!(!flags.contains(OFlag::O_NONBLOCK));
+            assert!(flags.contains(OFlag::O_NONBLOCK));
             let flags = FdFlag::from_bits_retain(fcntl(&listener, FcntlArg::F_GETFD).unwrap());
             assert!(flags.contains(FdFlag::FD_CLOEXEC));
         }
@@ -456,16 +461,28 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_passed_blocks_and_goes_on_alone() {
+    fn a_socket_that_is_passed_does_not_block_and_goes_on_alone() {
         let passed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        passed.set_nonblocking(true).unwrap();
         let at = passed.local_addr().unwrap();
         let listener = Arc::new(adopt(passed.into(), "x").unwrap());
         assert_eq!(address(&listener), at);
         let flags = OFlag::from_bits_retain(fcntl(&*listener, FcntlArg::F_GETFL).unwrap());
-        assert!(!flags.contains(OFlag::O_NONBLOCK), "workers wait in accept");
+        assert!(flags.contains(OFlag::O_NONBLOCK));
         let all = adopted_or_bound(&[tcp("127.0.0.1", 0)], 16, &[listener]).unwrap();
         assert_eq!(all.iter().map(|listener| address(listener)).collect::<Vec<_>>(), [at]);
+    }
+
+    #[test]
+    fn what_is_accepted_is_sent_without_delay_however_the_socket_came() {
+        let bound = || bind(&[tcp("127.0.0.1", 0)], 16).unwrap().remove(0);
+        let passed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken_over = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken_over = Listener::inherited(taken_over.into(), tcp("127.0.0.1", 0)).unwrap();
+        for listener in [bound(), adopt(passed.into(), "x").unwrap(), taken_over] {
+            let _client = TcpStream::connect(address(&listener)).unwrap();
+            let (accepted, _) = SockRef::from(&listener).accept().unwrap();
+            assert!(accepted.tcp_nodelay().unwrap(), "{listener:?}");
+        }
     }
 
     #[test]

@@ -51,10 +51,6 @@ enum Next {
 
 /// Serves what `report` returns, for ever; fails if the listening sockets do.
 pub fn serve(listeners: &[Arc<Listener>], report: impl Fn(Format) -> String) -> io::Result<Infallible> {
-    for listener in listeners {
-        // A client that leaves between poll and accept must not stop the others.
-        SockRef::from(&**listener).set_nonblocking(true)?;
-    }
     let mut clients: Vec<Client> = Vec::new();
     loop {
         let (calling, ready) = wait(listeners, &clients)?;

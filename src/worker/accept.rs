@@ -1,170 +1,267 @@
-//! Accept threads: one for each listening socket, in blocking `accept4`, which
-//! the kernel wakes in turn. A worker that is ahead of the others holds back.
+//! Accepting connections, on the event loop: the listening sockets are in its poll with EPOLLEXCLUSIVE, so that a
+//! connection wakes one of the workers that have nothing to do. A worker that is ahead of the others takes them out of
+//! its poll; its doorkeeper, a thread, puts them back. Reads nothing of what is accepted.
+//!
+//! Why no connection waits while a worker could take it:
+//! - Each that comes wakes one of the sleeping workers that have the sockets in their poll, and that one accepts at
+//!   least one connection from there before it takes them out, however far ahead it is by then. With several in the
+//!   queue as many were woken, and who takes more than one does the others' work.
+//! - If none of those sleeps, all of them find the socket ready when they poll next: it is level-triggered.
+//! - If no poll has it, the least loaded worker may accept, and its doorkeeper hears of each change of a load. What is
+//!   put into a poll and is ready already is an event at once.
+//! - Who was woken and dies, leaves or is stuck before it accepts takes the wake-up along. So each worker that has the
+//!   sockets in its poll looks for itself once in a second.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::unistd::{Pid, gettid};
 use socket2::{SockRef, Socket};
 
-use super::counting::Counting;
-use super::doors::{self, Doors};
-use super::mailroom::{Command, Mailroom};
-use super::signals::interrupt;
+use super::Worker;
+use super::doors;
+use super::event_loop::{LISTENER, Poll};
 use crate::fleet::addresses::Refusal;
 use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::{Scoreboard, Slot, State, now};
 
-/// A worker whose loop has not turned for so long (ns) neither accepts nor is waited for.
+/// Connections accepted at a time: others have their turn in between.
+const AT_A_TIME: u32 = 16;
+/// How often (ns) to look for connections that nobody has called for.
+const LOOK: u64 = 1_000_000_000;
+/// A worker whose loop has not turned for so long (ns) is not waited for.
 const STALE: u64 = 3_000_000_000;
+/// A worker that has been in one call of a handler for so long (ns) is not waited for.
+const STUCK: u64 = 100_000_000;
 /// How long to hold back before looking again, should no load change meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// How often to interrupt the accept threads; a millisecond each.
-const CLOSE_TRIES: u32 = 1000;
 /// Pause when descriptors or memory have run out.
 const BREATHE: Duration = Duration::from_millis(100);
 
-/// The way in, for all accept threads of a worker; once closed it stays closed.
-#[derive(Default)]
-pub struct Gate {
-    closed: AtomicBool,
-    /// Threads that may be in accept.
-    threads: Mutex<Vec<Pid>>,
+/// Where connections come in: the listening sockets of a worker. Shared by its event loop and its doorkeeper.
+pub struct Entrance {
+    sockets: Vec<Door>,
+    poll: &'static Poll,
+    share: Share,
+    standing: Mutex<Standing>,
+    changed: Condvar,
+    /// When the loop last looked for itself; ns.
+    looked: AtomicU64,
 }
 
-impl Gate {
-    /// Lets nothing more in. When it returns no accept thread runs any more, and what they have accepted lies in
-    /// the mailroom.
-    pub fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        for _ in 0..CLOSE_TRIES {
-            let threads = self.threads().clone();
-            if threads.is_empty() {
+struct Door {
+    listener: Arc<Listener>,
+    /// It has failed for good.
+    failed: AtomicBool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// The sockets are in the poll.
+    Open,
+    /// They are not: the doorkeeper puts them back when this worker may accept, but not before this time has passed.
+    Held(Duration),
+    /// They are not, and stay away.
+    Closed,
+}
+
+impl Entrance {
+    /// Not open yet: its [doorkeeper](Self::keep) will open it.
+    pub fn new(listeners: &[Arc<Listener>], poll: &'static Poll, share: Share) -> Self {
+        let door = |listener: &Arc<Listener>| Door { listener: Arc::clone(listener), failed: false.into() };
+        Self {
+            sockets: listeners.iter().map(door).collect(),
+            poll,
+            share,
+            standing: Mutex::new(Standing::Held(Duration::ZERO)),
+            changed: Condvar::new(),
+            looked: AtomicU64::new(now()),
+        }
+    }
+
+    /// Whether there is anything to accept from.
+    pub fn exists(&self) -> bool {
+        !self.sockets.is_empty()
+    }
+
+    /// The doorkeeper's work, on a thread of its own: opens the entrance whenever it is held and this worker may
+    /// accept. Until it is closed.
+    pub fn keep(&self) {
+        while let Some(pause) = self.wait_until_held() {
+            std::thread::sleep(pause);
+            loop {
+                let seen = self.share.scoreboard.tick();
+                if self.is(Standing::Closed) || self.share.may_take() {
+                    break;
+                }
+                self.share.scoreboard.wait(seen, LOOK_AGAIN);
+            }
+            self.open();
+        }
+    }
+
+    /// The pause that is wanted first; `None` once the entrance is closed.
+    fn wait_until_held(&self) -> Option<Duration> {
+        let is_open = |standing: &mut Standing| *standing == Standing::Open;
+        let standing = self.changed.wait_while(self.lock(), is_open);
+        match *standing.unwrap_or_else(PoisonError::into_inner) {
+            Standing::Held(pause) => Some(pause),
+            Standing::Open | Standing::Closed => None,
+        }
+    }
+
+    fn open(&self) {
+        let mut standing = self.lock();
+        if !matches!(*standing, Standing::Held(_)) {
+            return;
+        }
+        *standing = Standing::Open;
+        for (door, token) in self.sockets.iter().zip(LISTENER..) {
+            if !door.failed.load(Ordering::Relaxed)
+                && let Err(error) = self.poll.add_shared(&*door.listener, token)
+            {
+                log::warn!("{}: epoll: {error}; trying again", door.listener.address);
+                self.empty_poll();
+                *standing = Standing::Held(BREATHE);
                 return;
             }
-            // One that was just about to call accept is missed, and gets the signal the next time.
-            threads.into_iter().for_each(interrupt);
-            std::thread::sleep(Duration::from_millis(1));
         }
-        log::warn!("an accept thread does not end");
     }
 
-    fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+    /// Has the doorkeeper open again, after a pause and when this worker may accept. [event loop]
+    fn hold(&self, pause: Duration) {
+        let mut standing = self.lock();
+        if *standing == Standing::Open {
+            *standing = Standing::Held(pause);
+            self.empty_poll();
+            self.changed.notify_one();
+        }
     }
 
-    fn threads(&self) -> MutexGuard<'_, Vec<Pid>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Lets nothing more in. [event loop]
+    pub fn close(&self) {
+        let mut standing = self.lock();
+        if *standing == Standing::Open {
+            self.empty_poll();
+        }
+        *standing = Standing::Closed;
+        self.changed.notify_one();
+    }
+
+    fn empty_poll(&self) {
+        self.sockets.iter().for_each(|door| self.poll.forget(&*door.listener));
+    }
+
+    fn is(&self, standing: Standing) -> bool {
+        *self.lock() == standing
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What an accept thread needs.
-pub struct Acceptor {
-    /// The listening socket.
-    pub listener: Arc<Listener>,
-    /// For the load of all workers.
+/// A worker's share of all connections of its pool.
+pub struct Share {
+    /// The load of all workers.
     pub scoreboard: &'static Scoreboard,
     /// This worker's place in it.
-    pub slot: usize,
+    pub index: usize,
+    /// What it says of this worker.
+    pub slot: &'static Slot,
     /// Most connections of this worker.
     pub connections: u32,
-    /// Counts them.
-    pub counting: &'static Counting,
-    /// Where accepted connections go.
-    pub mailroom: &'static Mailroom,
-    /// Whether to accept at all.
-    pub gate: &'static Gate,
-    /// Whom to let in.
-    pub doors: &'static Doors,
 }
 
-impl Acceptor {
-    /// Accepts until the gate is closed or the socket fails for good.
-    pub fn run(self) {
-        let me = gettid();
-        self.gate.threads().push(me);
-        if let Some(slot) = self.scoreboard.slot(self.slot) {
-            self.accept(slot);
-        }
-        self.gate.threads().retain(|thread| *thread != me);
+impl Share {
+    /// Whether this worker may take a connection.
+    fn may_take(&self) -> bool {
+        let siblings = self.scoreboard.slots().iter().enumerate();
+        // The workers of other pools have connections sent to them.
+        let siblings = siblings.filter(|(_, sibling)| sibling.place().pool == self.slot.place().pool);
+        let others = siblings.filter(|(index, _)| *index != self.index).map(|(_, other)| other);
+        let others = others.filter(|other| serves(other)).map(load);
+        may_accept(load(self.slot), self.connections, others)
     }
+}
 
-    fn accept(&self, slot: &Slot) {
-        while self.hold_back(slot) {
-            let (socket, peer) = match accept(&self.listener) {
-                Ok(accepted) => accepted,
+impl Worker {
+    /// Connections wait at the listening socket with this number.
+    pub fn accept_from(&self, number: usize) {
+        if self.entrance.is(Standing::Closed) {
+            return;
+        }
+        let Some(door) = self.entrance.sockets.get(number) else { return };
+        let address = &door.listener.address;
+        for _ in 0..AT_A_TIME {
+            match accept(&door.listener) {
+                Ok((socket, peer)) => self.let_socket_in(socket, peer),
+                Err(Errno::EAGAIN) => return,
                 // accept(2): errors of the connection that was waiting, not of the socket.
-                Err(Errno::EINTR | Errno::EAGAIN | Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM) => {
-                    continue;
-                }
-                Err(Errno::ENETDOWN | Errno::ENOPROTOOPT | Errno::EHOSTDOWN | Errno::ENONET) => continue,
-                Err(Errno::EHOSTUNREACH | Errno::EOPNOTSUPP | Errno::ENETUNREACH) => continue,
+                Err(Errno::EINTR | Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM | Errno::ENETDOWN) => {}
+                Err(Errno::ENOPROTOOPT | Errno::EHOSTDOWN | Errno::ENONET | Errno::EHOSTUNREACH) => {}
+                Err(Errno::EOPNOTSUPP | Errno::ENETUNREACH) => {}
                 Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)) => {
-                    log::warn!("accept on {}: {error}; trying again", self.listener.address);
-                    std::thread::sleep(BREATHE);
-                    continue;
+                    log::warn!("accept on {address}: {error}; trying again");
+                    return self.entrance.hold(BREATHE);
                 }
                 Err(error) => {
-                    log::error!(
-                        "accept on {}: {error}; this worker accepts no more there",
-                        self.listener.address
-                    );
-                    return;
+                    log::error!("accept on {address}: {error}; this worker accepts no more there");
+                    door.failed.store(true, Ordering::Relaxed);
+                    return self.poll.forget(&*door.listener);
                 }
-            };
-            let ticket = match self.doors.admit(peer) {
-                Ok(ticket) => ticket,
-                Err(refusal) => {
-                    self.turn_away(slot, socket, peer, refusal);
-                    continue;
-                }
-            };
-            slot.connections.fetch_add(1, Ordering::Relaxed);
-            self.counting.place.accepted.add_shared(1);
-            self.scoreboard.changed();
-            // From here on a crash does not lose it (see is_just_accepted() for before).
-            let place = self.mailroom.enter_lobby(&socket);
-            if peer.is_some() {
-                // Only a hint for latency; a socket that refuses it works all the same.
-                let _ = SockRef::from(&socket).set_tcp_nodelay(true);
             }
-            self.mailroom.give(Command::Accepted(socket, peer, ticket, place));
+            if !self.entrance.share.may_take() {
+                return self.entrance.hold(Duration::ZERO);
+            }
+        }
+    }
+
+    /// Accepts what waits although nobody has called, at most once in a second. See above.
+    pub fn look_for_connections(&self) {
+        let entrance = self.entrance;
+        let looked = entrance.looked.load(Ordering::Relaxed);
+        if self.now.get().saturating_sub(looked) >= LOOK {
+            entrance.looked.store(self.now.get(), Ordering::Relaxed);
+            let is_open = || entrance.is(Standing::Open);
+            (0..entrance.sockets.len()).take_while(|_| is_open()).for_each(|number| self.accept_from(number));
+        }
+    }
+
+    /// Accepts what this worker was woken for, perhaps, and then nothing more.
+    pub fn close_entrance(&self) {
+        if self.entrance.is(Standing::Open) {
+            (0..self.entrance.sockets.len()).for_each(|number| self.accept_from(number));
+        }
+        self.entrance.close();
+    }
+
+    fn let_socket_in(&self, socket: Socket, peer: Option<SocketAddr>) {
+        match self.doors.admit(peer) {
+            Ok(ticket) => {
+                self.counting.place.accepted.add_shared(1);
+                self.count_one_more();
+                self.greet(socket, peer, ticket);
+            }
+            Err(refusal) => self.turn_socket_away(socket, peer, refusal),
         }
     }
 
     /// A connection is over a limit. That costs little, and takes no more than half of the room for connections.
-    fn turn_away(&self, slot: &Slot, socket: Socket, peer: Option<SocketAddr>, refusal: Refusal) {
+    fn turn_socket_away(&self, socket: Socket, peer: Option<SocketAddr>, refusal: Refusal) {
         self.doors.note(refusal, peer, "");
-        if load(slot) >= self.connections / 2 || !self.doors.may_explain() {
+        if load(self.slot) >= self.most_connections / 2 || !self.doors.may_explain() {
             return doors::cut(&socket, refusal);
         }
-        slot.connections.fetch_add(1, Ordering::Relaxed);
-        self.scoreboard.changed();
-        self.mailroom.give(Command::TurnedAway(socket, refusal));
+        self.count_one_more();
+        self.explain(socket, refusal);
     }
 
-    /// Waits until this worker may take a connection; false when the gate is closed.
-    fn hold_back(&self, slot: &Slot) -> bool {
-        loop {
-            if self.gate.is_closed() {
-                return false;
-            }
-            let seen = self.scoreboard.tick();
-            // The workers of other pools have connections sent to them.
-            let siblings = self.scoreboard.slots().iter().enumerate();
-            let siblings = siblings.filter(|(_, sibling)| sibling.place().pool == slot.place().pool);
-            let others = siblings.filter(|(index, _)| *index != self.slot);
-            let now = now();
-            let others = others.filter(|(_, other)| serves(other, now)).map(|(_, other)| load(other));
-            let alive = slot.state() == State::Running && serves(slot, now);
-            if alive && may_accept(load(slot), self.connections, others) {
-                return true;
-            }
-            self.scoreboard.wait(seen, LOOK_AGAIN);
-        }
+    fn count_one_more(&self) {
+        self.slot.connections.fetch_add(1, Ordering::Relaxed);
+        self.scoreboard.changed();
     }
 }
 
@@ -175,8 +272,11 @@ fn accept(listener: &Listener) -> Result<(Socket, Option<SocketAddr>), Errno> {
     Ok((socket, address.as_socket()))
 }
 
-fn serves(slot: &Slot, now: u64) -> bool {
-    slot.state() == State::Running && now.saturating_sub(slot.heartbeat.load(Ordering::Relaxed)) < STALE
+/// Whether a worker takes its share, so that others wait for it.
+fn serves(slot: &Slot) -> bool {
+    let age = |since: &AtomicU64| now().saturating_sub(since.load(Ordering::Relaxed));
+    let is_stuck = || slot.doing.current().is_some() && age(&slot.doing.since) >= STUCK;
+    slot.state() == State::Running && age(&slot.heartbeat) < STALE && !is_stuck()
 }
 
 fn load(slot: &Slot) -> u32 {

@@ -30,12 +30,15 @@ const HEARTBEAT: u64 = 1000;
 /// How often (ns) a worker that is to leave looks for connections that are still to arrive.
 const ARRIVING: u64 = 2_000_000;
 
-// Ids of connections begin at 1 << 32.
 const BELL: u64 = 0;
 const CONTROL: u64 = 1;
 const SIGNAL: u64 = 2;
 /// Of the inbox.
 pub const INBOX: u64 = 3;
+/// Of the first listening socket; the others follow.
+pub const LISTENER: u64 = 1 << 31;
+/// Of connections: their ids.
+const CONNECTION: u64 = 1 << 32;
 
 /// What the loop waits for.
 pub struct Poll(Epoll);
@@ -54,6 +57,12 @@ impl Poll {
     /// Adds an event counter that is never read: each ring is an event.
     pub fn add_bell(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
         Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, token))?)
+    }
+
+    /// Adds a descriptor that other processes watch for reading, too: one of those that wait is woken.
+    pub fn add_shared(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
+        Ok(self.0.add(fd, EpollEvent::new(flags, token))?)
     }
 
     /// Watches a descriptor no more.
@@ -107,12 +116,14 @@ impl Worker {
                             self.stop(1001);
                         }
                     }
+                    listener @ LISTENER..CONNECTION => self.accept_from((listener - LISTENER) as usize),
                     conn => self.socket_ready(conn, event.events(), &mut buffer),
                 }
                 self.settle();
             }
             rescue::begin_work();
             self.serve_line(&mut buffer);
+            self.look_for_connections();
             self.deadlines();
             self.hand_over_more();
             self.send_let_go();
@@ -230,7 +241,7 @@ impl Worker {
             return;
         }
         self.end_hand_over();
-        self.gate.close();
+        self.entrance.close();
         self.slot.set_state(State::Stopping);
         self.stop_at.set(Some(self.now.get().saturating_add(self.config.stop_time)));
         self.empty_inbox();

@@ -145,6 +145,7 @@ impl Worker {
 
     /// The handler's part of the handshake: on the loop, or on a thread of the connection's own.
     fn begin_handshake(&self, id: u64, handler: u16, service: &Service, request: Request, rest: &[u8]) {
+        let blocking = service.handler.is_blocking();
         let ends = {
             let core = &mut *self.core.borrow_mut();
             let mut peer = None;
@@ -153,7 +154,8 @@ impl Worker {
                 peer = record.peer.address();
             }
             let Some(conn) = core.table.get(id) else { return };
-            (peer, conn.socket.local_addr().ok())
+            // Else the socket itself is asked, should the handler want to know.
+            (peer, blocking.then(|| conn.socket.local_addr().ok()).flatten())
         };
         if !self.record_strings(id, &request) {
             return self.reply(id, http::error(431, "a resource or origin of more than 64 KiB", &[]));
@@ -162,7 +164,6 @@ impl Worker {
         let protocols = &service.plugin.protocols;
         let request = Arc::new(request);
         let handshake = Arc::new(Handshake::new(id, handler, request, ends, protocols, deflate));
-        let blocking = service.handler.is_blocking();
         if blocking && self.threads.get() >= self.config.threads {
             return self.reply(id, unavailable("too many connections to blocking handlers"));
         }

@@ -136,9 +136,8 @@ impl Worker {
         if self.leaving.borrow().is_some() || self.stop_at.get().is_some() {
             return;
         }
-        self.gate.close();
         // What has been accepted goes along.
-        self.obey();
+        self.close_entrance();
         self.slot.set_state(State::Stopping);
         if let Err(error) = self.control.send_report(Report::Leaving) {
             log::error!("to the supervisor: {error}");

@@ -3,25 +3,20 @@
 //! those threads read to know whether a command still makes sense.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU16, AtomicU32, Ordering};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::ws_handler::raw::*;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use socket2::Socket;
 
 use super::counting::Counting;
 use super::marks::Marks;
 use super::opening::{Handshake, close_body};
 use crate::config::Sending;
 use crate::ffi::host::{OwnedBytes, Payload, Reply, Task};
-use crate::fleet::addresses::{Refusal, Ticket};
 use crate::proto::utf8;
 
-/// Accepted connections that a crash does not lose; further ones are cut.
-const LOBBY: usize = 256;
 /// Functions that may wait for one connection, see `ws_post`.
 const MAX_POSTS: u32 = 1024;
 
@@ -45,10 +40,6 @@ impl Parcel {
 
 /// What a thread wants of the loop. Connections are named by id.
 pub enum Command {
-    /// A connection was accepted; it is counted in the scoreboard already, and perhaps has a place in the lobby.
-    Accepted(Socket, Option<SocketAddr>, Ticket, Option<usize>),
-    /// A connection was accepted that is over a limit; the scoreboard counts it, too.
-    TurnedAway(Socket, Refusal),
     /// A handshake has its verdict.
     Verdict(u64),
     /// Send a message or fragment.
@@ -101,9 +92,6 @@ pub struct Mailroom {
     awake: AtomicBool,
     bell: EventFd,
     handshakes: Mutex<HashMap<u64, Arc<Handshake>>>,
-    /// Descriptors, plus 1, of connections that were accepted and are not in the table yet: a crash must not lose
-    /// them.
-    lobby: [AtomicI32; LOBBY],
     /// When send queues are full.
     pub marks: Marks,
     counting: &'static Counting,
@@ -118,7 +106,6 @@ impl Mailroom {
             awake: AtomicBool::new(false),
             bell: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             handshakes: Mutex::default(),
-            lobby: [const { AtomicI32::new(0) }; LOBBY],
             marks: Marks::new(sending),
             counting,
         })
@@ -132,25 +119,6 @@ impl Mailroom {
         if !self.awake.swap(true, Ordering::AcqRel) {
             let _ = self.bell.write(1);
         }
-    }
-
-    /// Notes a connection that was accepted; `None`: the lobby is full.
-    pub fn enter_lobby(&self, socket: &Socket) -> Option<usize> {
-        let mark = socket.as_raw_fd() + 1;
-        let enter = |place: &AtomicI32| place.compare_exchange(0, mark, Ordering::AcqRel, Ordering::Relaxed);
-        self.lobby.iter().position(|place| enter(place).is_ok())
-    }
-
-    /// The connection that had this place in the lobby is in the table now, or gone.
-    pub fn leave_lobby(&self, place: Option<usize>) {
-        if let Some(place) = place.and_then(|place| self.lobby.get(place)) {
-            place.store(0, Ordering::Release);
-        }
-    }
-
-    /// Descriptors of the connections in the lobby. Async-signal-safe.
-    pub fn lobby(&self) -> impl Iterator<Item = RawFd> {
-        self.lobby.iter().map(|place| place.load(Ordering::Acquire) - 1).filter(|fd| *fd >= 0)
     }
 
     /// `ws_send` and its kin from a thread that is not the loop.

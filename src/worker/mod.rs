@@ -46,13 +46,12 @@ mod watchdog;
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::gettid;
-use socket2::SockRef;
 
 use crate::config::Config;
 use crate::ffi::host;
@@ -67,7 +66,7 @@ use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Scoreboard, Slot, State};
 use crate::http::Site;
 use crate::proto::codec::Codecs;
-use accept::{Acceptor, Gate};
+use accept::{Entrance, Share};
 use access::Ledger;
 use conn::Table;
 use counting::Counting;
@@ -147,21 +146,17 @@ struct Worker {
     inbox: Inbox,
     /// By slot: where others are sent connections.
     inlets: RefCell<Vec<OwnedFd>>,
-    /// This worker's place in them.
-    index: usize,
-    /// The sockets to accept from, until that has begun.
-    listeners: Cell<Vec<Arc<Listener>>>,
     /// The pool that it belongs to.
     pool: usize,
     counting: &'static Counting,
     mailroom: &'static Mailroom,
     thread_host: &'static ThreadHost,
-    poll: Poll,
+    poll: &'static Poll,
     core: RefCell<Core>,
     /// The time of this turn of the loop; ns.
     now: Cell<u64>,
-    /// Lets accepted connections in.
-    gate: &'static Gate,
+    /// Where connections come in.
+    entrance: &'static Entrance,
     /// By handler: whether it is served.
     gates: &'static [gates::Gate],
     /// Who may come in.
@@ -222,7 +217,9 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
     let mailroom: &'static Mailroom =
         Box::leak(Box::new(Mailroom::new(connections, config.sending, counting)?));
     host::set_outside_host(Box::leak(Box::new(outside::Outside { mailroom })));
-    let gate: &Gate = Box::leak(Box::default());
+    let poll: &Poll = Box::leak(Box::new(Poll::new()?));
+    let entrance: &Entrance =
+        Box::leak(Box::new(Entrance::new(&listeners, poll, Share { scoreboard, index, slot, connections })));
     let pool = usize::from(slot.place().pool);
     let desk = start.addresses.join(std::process::id() as i32, pool);
     let doors: &Doors = Box::leak(Box::new(Doors::new(Arc::clone(&config), desk)));
@@ -237,13 +234,11 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         control,
         inbox,
         inlets: RefCell::new(inlets),
-        index,
-        listeners: Cell::new(listeners.clone()),
         pool,
         counting,
         mailroom,
         thread_host: Box::leak(Box::new(ThreadHost { mailroom, counting })),
-        poll: Poll::new()?,
+        poll,
         core: RefCell::new(Core {
             table: Table::new(connections)?,
             codecs: Codecs::new(),
@@ -254,7 +249,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
             line: Line::default(),
         }),
         now: Cell::new(host::monotonic()),
-        gate,
+        entrance,
         gates,
         doors,
         probes: RefCell::default(),
@@ -280,13 +275,6 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
     let evidence = evidence.get(index).ok_or_else(|| io::Error::other("no such slot for evidence"))?;
     rescue::install(Kit {
         pid: worker.pid,
-        ports: listeners
-            .iter()
-            .filter_map(|listener| SockRef::from(listener).local_addr().ok()?.as_socket())
-            .map(|address| address.port())
-            .collect(),
-        descriptors: RawFd::try_from(u64::from(config.connections) + config.reserved_descriptors())
-            .unwrap_or(RawFd::MAX),
         collector: Collector { modules, evidence },
         records: worker.core.borrow().table.records(),
         mailroom,
@@ -316,12 +304,9 @@ impl Worker {
         self.slot.heartbeat.store(host::monotonic(), Ordering::Relaxed);
         self.slot.set_state(State::Running);
         self.poll.add(self.inbox.outlet(), event_loop::INBOX)?;
-        for listener in self.listeners.take() {
-            let Worker { scoreboard, index: slot, mailroom, gate, counting, doors, .. } = *self;
-            let connections = self.most_connections;
-            let acceptor =
-                Acceptor { listener, scoreboard, slot, connections, counting, mailroom, gate, doors };
-            std::thread::Builder::new().name("accept".to_owned()).spawn(move || acceptor.run())?;
+        let entrance = self.entrance;
+        if entrance.exists() {
+            std::thread::Builder::new().name("doorkeeper".to_owned()).spawn(|| entrance.keep())?;
         }
         Ok(())
     }

@@ -53,8 +53,6 @@ struct Header {
     purpose: u32,
     /// Sizes of spilled strings, state and request head; of a connection to greet, the last is what was read.
     parts: [u32; 3],
-    /// 1 if the record is this connection's; 0 if nothing is known of it.
-    is_known: u32,
 }
 
 const HEADER: usize = size_of::<Header>();
@@ -68,7 +66,7 @@ pub struct Shipment {
 impl Shipment {
     /// An empty one. Large: to be boxed.
     pub fn new() -> Box<Self> {
-        let header = Header { magic: FORMAT, purpose: 0, parts: [0; 3], is_known: 0 };
+        let header = Header { magic: FORMAT, purpose: 0, parts: [0; 3] };
         Box::new(Shipment { parcel: Parcel::new(), headers: [header; MAX_FDS] })
     }
 
@@ -83,7 +81,7 @@ impl Shipment {
             Purpose::Linger => [&[][..]; 3],
         };
         // SAFETY: promised by the caller.
-        unsafe { self.add_parts(record, fd, purpose, parts, true) }
+        unsafe { self.add_parts(record, fd, purpose, parts) }
     }
 
     /// Adds a connection of whose request something was read.
@@ -92,31 +90,14 @@ impl Shipment {
     /// As for [`add`](Self::add), and `read` must stay as it is too.
     pub unsafe fn add_greeting(&mut self, record: &Record, fd: RawFd, read: &[u8]) -> bool {
         // SAFETY: promised by the caller.
-        unsafe { self.add_parts(record, fd, Purpose::Greet, [&[], &[], read], true) }
+        unsafe { self.add_parts(record, fd, Purpose::Greet, [&[], &[], read]) }
     }
 
-    /// Adds a connection that was accepted and has no record yet: `any` is another's.
-    ///
-    /// # Safety
-    /// As for [`add`](Self::add).
-    pub unsafe fn add_unknown(&mut self, any: &Record, fd: RawFd) -> bool {
-        // SAFETY: promised by the caller.
-        unsafe { self.add_parts(any, fd, Purpose::Greet, [&[]; 3], false) }
-    }
-
-    unsafe fn add_parts(
-        &mut self,
-        record: &Record,
-        fd: RawFd,
-        purpose: Purpose,
-        parts: [&[u8]; 3],
-        is_known: bool,
-    ) -> bool {
+    unsafe fn add_parts(&mut self, record: &Record, fd: RawFd, purpose: Purpose, parts: [&[u8]; 3]) -> bool {
         let Some(header) = self.headers.get_mut(self.parcel.len()) else { return false };
         header.purpose = purpose as u32;
-        header.is_known = is_known.into();
         header.parts = parts.map(|part| part.len() as u32);
-        // SAFETY: a Header is three kinds of u32 without padding.
+        // SAFETY: a Header is nothing but u32, without padding.
         let header = unsafe { std::slice::from_raw_parts((&raw const *header).cast::<u8>(), HEADER) };
         // SAFETY: promised by the caller; the headers are ours and are not changed before the parcel is sent.
         unsafe { self.parcel.add(fd, &[header, record.block(), parts[0], parts[1], parts[2]]) }
@@ -146,7 +127,6 @@ impl Shipment {
 /// One entry as it arrived.
 struct Entry<'a> {
     purpose: Purpose,
-    is_known: bool,
     block: &'a [u8],
     parts: [&'a [u8]; 3],
 }
@@ -168,13 +148,12 @@ fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
     }
     let purpose = Purpose::from_number(word(1)?)?;
     let sizes = [word(2)?, word(3)?, word(4)?];
-    let is_known = word(5)? != 0;
     let block = take(bytes, size_of::<Record>())?;
     let mut parts = [&[][..]; 3];
     for (part, size) in parts.iter_mut().zip(sizes) {
         *part = take(bytes, size as usize)?;
     }
-    Some(Entry { purpose, is_known, block, parts })
+    Some(Entry { purpose, block, parts })
 }
 
 impl Worker {
@@ -217,7 +196,7 @@ impl Worker {
         self.counting.place.moved_in.add_shared(1);
         match entry.purpose {
             Purpose::Greet => {
-                let known = entry.is_known.then(|| Record::greeting_in(entry.block)).flatten();
+                let known = Record::greeting_in(entry.block);
                 let found = || (socket.peer_addr().ok().and_then(|address| address.as_socket()), false, 0);
                 let (peer, has_proxy_header, mark) =
                     known.map_or_else(found, |(peer, was_read, mark)| (peer.address(), was_read, mark));
@@ -376,7 +355,7 @@ mod tests {
         unsafe {
             assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Resume));
             assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Linger));
-            assert!(shipment.add_unknown(record, ours.as_raw_fd()));
+            assert!(shipment.add_greeting(record, ours.as_raw_fd(), b"GET"));
             shipment.send(inbox.inlet().as_raw_fd()).unwrap();
         }
         let mut bytes = vec![0; MAX_BYTES];
@@ -384,13 +363,13 @@ mod tests {
         assert_eq!(fds.len(), 3);
         let mut rest = &bytes[..count];
         let entry = next_entry(&mut rest).unwrap();
-        assert_eq!((entry.purpose, entry.is_known), (Purpose::Resume, true));
+        assert_eq!(entry.purpose, Purpose::Resume);
         let copy = records.get_mut(1).unwrap();
         assert!(copy.import(entry.block, entry.parts));
         assert_eq!((copy.strings(), copy.state()), (strings, Some(&b"17"[..])));
         assert_eq!(next_entry(&mut rest).unwrap().purpose, Purpose::Linger);
-        let unknown = next_entry(&mut rest).unwrap();
-        assert_eq!((unknown.purpose, unknown.is_known), (Purpose::Greet, false));
+        let greeting = next_entry(&mut rest).unwrap();
+        assert_eq!((greeting.purpose, greeting.parts[2]), (Purpose::Greet, &b"GET"[..]));
         assert!(next_entry(&mut rest).is_none());
     }
 

@@ -113,7 +113,7 @@ pub struct Handshake {
     pub handler: u16,
     /// The peer, if it has an IP address.
     pub peer: Option<SocketAddr>,
-    /// Our end.
+    /// Our end, for a blocking handler.
     pub local: Option<SockAddr>,
     draft: Mutex<Draft>,
 }

@@ -13,11 +13,6 @@ impl Worker {
     pub fn obey(&self) {
         for command in self.mailroom.take() {
             match command {
-                Command::Accepted(socket, peer, ticket, place) => {
-                    self.greet(socket, peer, ticket);
-                    self.mailroom.leave_lobby(place);
-                }
-                Command::TurnedAway(socket, refusal) => self.explain(socket, refusal),
                 Command::Verdict(conn) => self.conclude(conn),
                 Command::Send { conn, kind, parcel, flags } => self.send_parcel(conn, kind, parcel, flags),
                 Command::Ping(conn, payload) => self.send_ping_for_thread(conn, &payload),

@@ -48,10 +48,6 @@ pub struct Kit {
     pub records: (NonNull<Record>, usize),
     /// What is on its way to a connection.
     pub mailroom: &'static Mailroom,
-    /// The ports of the listening sockets.
-    pub ports: Vec<u16>,
-    /// Descriptors are less than this.
-    pub descriptors: RawFd,
     /// Where the facts of the crash are written.
     pub slot: &'static Slot,
     /// Gathers more of them.
@@ -238,23 +234,6 @@ fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
             }
         }
     }
-    let in_lobby = |wanted: RawFd| kit.mailroom.lobby().any(|fd| fd == wanted);
-    let just_accepted = (3..kit.descriptors).filter(|fd| is_just_accepted(*fd, &kit.ports) && !in_lobby(*fd));
-    for fd in kit.mailroom.lobby().chain(just_accepted) {
-        if !is_unlisted(kit, fd) {
-            continue;
-        }
-        moved += 1;
-        // SAFETY: as above; the record of a connection to greet does not matter, only that it can be read.
-        unsafe {
-            let any = kit.records.0.as_ref();
-            if !shipment.add_unknown(any, fd) {
-                let lost = send(kit, shipment, give_up);
-                (moved, cut) = (moved - lost.min(moved), cut + lost);
-                shipment.add_unknown(any, fd);
-            }
-        }
-    }
     // SAFETY: as above.
     let lost = unsafe { send(kit, shipment, give_up) };
     kit.slot.crash.note_result(moved - lost.min(moved), cut + lost);
@@ -263,49 +242,6 @@ fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
     // SAFETY: nothing in this process uses a descriptor any more, but for the standard streams.
     unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
     true
-}
-
-/// Whether this is a connection that an accept thread was given by the kernel and could not put into the lobby any
-/// more: what it does to a connection there is to set TCP_NODELAY.
-fn is_just_accepted(fd: RawFd, ports: &[u16]) -> bool {
-    let mut on: c_int = 1;
-    let mut size = size_of::<c_int>() as libc::socklen_t;
-    // SAFETY: asks a descriptor, whatever it is, with room for the answer.
-    let asked = unsafe {
-        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, (&raw mut on).cast(), &mut size)
-    };
-    if asked != 0 || on != 0 {
-        return false;
-    }
-    // SAFETY: all zero is a valid address of no family.
-    let mut address: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
-    let mut size = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
-    let mut listens: c_int = 1;
-    let mut flag = size_of::<c_int>() as libc::socklen_t;
-    // SAFETY: as above.
-    let asked = unsafe {
-        libc::getsockname(fd, (&raw mut address).cast(), &mut size)
-            | libc::getsockopt(
-                fd,
-                libc::SOL_SOCKET,
-                libc::SO_ACCEPTCONN,
-                (&raw mut listens).cast(),
-                &mut flag,
-            )
-    };
-    // The port stands at the same place for both families.
-    asked == 0 && listens == 0 && ports.contains(&u16::from_be(address.sin6_port))
-}
-
-/// Whether a connection that was accepted is open and not in the table.
-fn is_unlisted(kit: &Kit, fd: RawFd) -> bool {
-    let listed = (0..kit.records.1).any(|slot| {
-        // SAFETY: within the mapping, which is never unmapped; all other threads have stopped.
-        let record = unsafe { kit.records.0.add(slot).as_ref() };
-        record.standing() != 0 && record.fd == fd
-    });
-    // SAFETY: asks for a flag of whatever it is.
-    !listed && unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0
 }
 
 /// Who does not go on.

@@ -1,5 +1,5 @@
 //! Signals within a worker: handlers and the stacks they run on, and threads that
-//! are interrupted or stopped by them. What runs in a signal handler here is
+//! are stopped by them. What runs in a signal handler here is
 //! async-signal-safe.
 #![allow(unsafe_code)]
 
@@ -9,8 +9,6 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU32, Ordering};
-
-use nix::unistd::Pid;
 
 use crate::ffi::host::monotonic;
 
@@ -27,8 +25,7 @@ static STOPPED: AtomicU32 = AtomicU32::new(0);
 /// Makes ready what the functions of this module need, on the main thread.
 pub fn install() -> io::Result<()> {
     use_signal_stack()?;
-    on_signal(stop_signal(), stopped)?;
-    on_signal(interrupt_signal(), interrupted)
+    on_signal(stop_signal(), stopped)
 }
 
 /// Gives the calling thread a stack on which a stack overflow can be handled. It stays until the process ends or
@@ -71,19 +68,6 @@ pub fn on_signal(signal: c_int, action: Action) -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
-
-/// Ends a blocking system call with EINTR, and does nothing else.
-fn interrupt_signal() -> c_int {
-    libc::SIGRTMIN() + 7
-}
-
-/// Interrupts a system call that a thread of this process is in.
-pub fn interrupt(thread: Pid) {
-    // SAFETY: a thread that has just ended is ESRCH, nothing worse.
-    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.as_raw(), interrupt_signal()) };
-}
-
-extern "C" fn interrupted(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}
 
 /// Stops all threads but this one, also those that handlers made. Gives up after a while: a thread that has
 /// blocked the signal goes on.

@@ -83,7 +83,6 @@ impl Socket {
             Some(listener) => Arc::clone(listener),
             None => Arc::new(listener::bind_private(path, group, BACKLOG)?),
         };
-        SockRef::from(&*listener).set_nonblocking(true)?;
         let listener = Some(listener);
         Ok(Self { listener, open_to_group: group.is_some(), clients: Vec::new(), accept_at: None, next: 1 })
     }
