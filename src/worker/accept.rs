@@ -28,7 +28,9 @@ use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::{Scoreboard, Slot, State, now};
 
 /// Connections accepted at a time: others have their turn in between.
-const AT_A_TIME: u32 = 16;
+const AT_A_TIME: usize = 16;
+/// How often (ns) to accept until there is nothing left.
+const ALL: u64 = 1_000_000;
 /// How often (ns) to look for connections that nobody has called for.
 const LOOK: u64 = 1_000_000_000;
 /// A worker whose loop has not turned for so long (ns) is not waited for.
@@ -47,8 +49,9 @@ pub struct Entrance {
     share: Share,
     standing: Mutex<Standing>,
     changed: Condvar,
-    /// When the loop last looked for itself; ns.
+    /// When the loop last looked for itself, and when it last tried to accept all; ns.
     looked: AtomicU64,
+    tried_all: AtomicU64,
 }
 
 struct Door {
@@ -78,6 +81,7 @@ impl Entrance {
             standing: Mutex::new(Standing::Held(Duration::ZERO)),
             changed: Condvar::new(),
             looked: AtomicU64::new(now()),
+            tried_all: AtomicU64::default(),
         }
     }
 
@@ -188,14 +192,25 @@ impl Share {
 }
 
 impl Worker {
-    /// Connections wait at the listening socket with this number.
-    pub fn accept_from(&self, number: usize) {
+    /// How many connections to accept in a turn of the loop with so many events. Where there is none left, accept4
+    /// takes as long as where there is one: so in short turns a few, which are likely to be there.
+    pub fn most_to_accept(&self, events: usize) -> usize {
+        let (now, tried) = (self.now.get(), self.entrance.tried_all.load(Ordering::Relaxed));
+        if now.saturating_sub(tried) < ALL {
+            return (events / 4).clamp(1, AT_A_TIME);
+        }
+        self.entrance.tried_all.store(now, Ordering::Relaxed);
+        AT_A_TIME
+    }
+
+    /// Connections wait at the listening socket with this number: accepts so many, if this worker may have them.
+    pub fn accept_from(&self, number: usize, most: usize) {
         if self.entrance.is(Standing::Closed) {
             return;
         }
         let Some(door) = self.entrance.sockets.get(number) else { return };
         let address = &door.listener.address;
-        for _ in 0..AT_A_TIME {
+        for _ in 0..most {
             match accept(&door.listener) {
                 Ok((socket, peer)) => self.let_socket_in(socket, peer),
                 Err(Errno::EAGAIN) => return,
@@ -226,14 +241,16 @@ impl Worker {
         if self.now.get().saturating_sub(looked) >= LOOK {
             entrance.looked.store(self.now.get(), Ordering::Relaxed);
             let is_open = || entrance.is(Standing::Open);
-            (0..entrance.sockets.len()).take_while(|_| is_open()).for_each(|number| self.accept_from(number));
+            (0..entrance.sockets.len())
+                .take_while(|_| is_open())
+                .for_each(|number| self.accept_from(number, AT_A_TIME));
         }
     }
 
     /// Accepts what this worker was woken for, perhaps, and then nothing more.
     pub fn close_entrance(&self) {
         if self.entrance.is(Standing::Open) {
-            (0..self.entrance.sockets.len()).for_each(|number| self.accept_from(number));
+            (0..self.entrance.sockets.len()).for_each(|number| self.accept_from(number, AT_A_TIME));
         }
         self.entrance.close();
     }

@@ -116,7 +116,9 @@ impl Worker {
                             self.stop(1001);
                         }
                     }
-                    listener @ LISTENER..CONNECTION => self.accept_from((listener - LISTENER) as usize),
+                    listener @ LISTENER..CONNECTION => {
+                        self.accept_from((listener - LISTENER) as usize, self.most_to_accept(count));
+                    }
                     conn => self.socket_ready(conn, event.events(), &mut buffer),
                 }
                 self.settle();

@@ -23,7 +23,7 @@ fn accepted(server: &Served) -> BTreeSet<String> {
 }
 
 /// How many connections each worker has.
-fn shares(server: &Served) -> Vec<usize> {
+pub fn shares(server: &Served) -> Vec<usize> {
     let all = accepted(server);
     let count = |pid: i32| {
         let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();

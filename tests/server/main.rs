@@ -8,6 +8,7 @@ mod daemon;
 #[path = "../common/fixtures.rs"]
 mod fixtures;
 
+mod accepting;
 mod balance;
 mod blocking;
 mod broken_handlers;

@@ -1,0 +1,130 @@
+//! Who accepts a connection, and when: loads stay even from the first connection on, nobody waits for a worker that
+//! does not take its share, and no connection is left waiting.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::balance::shares;
+use crate::client::{Raw, TEXT};
+use crate::daemon::{Server, until};
+use crate::{Served, serve};
+
+/// Four workers that are ready.
+fn serve_four(handlers: &[&str], args: &[&str]) -> Served {
+    let server = serve(handlers, &[&["--workers", "4"], args].concat());
+    until("all four are ready", || server.log().matches("is ready").count() == 4);
+    server
+}
+
+/// Opens a WebSocket and sees it served.
+#[track_caller]
+fn open(server: &Server) -> Raw {
+    let mut raw = Raw::open(&server.address(), "/echo");
+    assert_eq!(raw.ask("served"), "served");
+    raw
+}
+
+#[test]
+fn one_by_one_no_worker_gets_ahead_of_another() {
+    let mut server = serve_four(&["echo"], &[]);
+    let mut open_ones = Vec::new();
+    for _ in 0..10 {
+        for _ in 0..4 {
+            open_ones.push(open(&server));
+        }
+        let shares = shares(&server);
+        assert!(shares.iter().all(|share| *share == open_ones.len() / 4), "{shares:?}");
+    }
+    drop(open_ones);
+    server.stop();
+}
+
+#[test]
+fn while_a_worker_is_in_a_handler_the_others_do_not_wait_for_it() {
+    let mut server = serve_four(&["echo", "loop"], &[]);
+    let mut busy = Raw::open(&server.address(), "/loop");
+    busy.text("nap");
+    // It has one connection. The others would have to stop at two each if they waited for it to catch up.
+    let open_ones: Vec<Raw> = (0..40).map(|_| open(&server)).collect();
+    busy.stream.set_nonblocking(true).unwrap();
+    let answered = busy.stream.peek(&mut [0]).is_ok();
+    busy.stream.set_nonblocking(false).unwrap();
+    assert!(!answered, "the nap was over before the others were served");
+    assert_eq!(busy.next().unwrap().first, TEXT);
+    drop((busy, open_ones));
+    server.stop();
+}
+
+#[test]
+fn a_worker_that_has_stopped_altogether_is_not_waited_for() {
+    let mut server = serve_four(&["echo"], &[]);
+    let first = open(&server);
+    let stopped = server.workers()[0];
+    kill(Pid::from_raw(stopped), Signal::SIGSTOP).unwrap();
+    let open_ones: Vec<Raw> = (0..20).map(|_| open(&server)).collect();
+    kill(Pid::from_raw(stopped), Signal::SIGCONT).unwrap();
+    drop((first, open_ones));
+    server.stop();
+}
+
+#[test]
+fn connections_that_come_while_workers_are_killed_are_served_or_cut_and_never_left() {
+    let server = serve_four(&["echo"], &[]);
+    let enough = AtomicBool::new(false);
+    let served = std::thread::scope(|scope| {
+        let clients = || {
+            let mut served = 0;
+            while !enough.load(Ordering::Relaxed) {
+                let request = "GET /echo HTTP/1.1\r\nHost: localhost\r\n";
+                let mut raw = Raw::connect(&server.address());
+                raw.send(format!("{request}{}\r\n", crate::client::UPGRADE).as_bytes());
+                // To the end, whoever brings it about; a connection that is left waiting is no end.
+                raw.stream.shutdown(std::net::Shutdown::Write).unwrap();
+                served += usize::from(raw.rest().starts_with(b"HTTP/1.1 101 "));
+            }
+            served
+        };
+        let clients: Vec<_> = (0..4).map(|_| scope.spawn(clients)).collect();
+        for _ in 0..5 {
+            let victims = server.workers();
+            for victim in victims.iter().take(2) {
+                kill(Pid::from_raw(*victim), Signal::SIGKILL).unwrap();
+            }
+            until("they are replaced", || {
+                let workers = server.workers();
+                workers.len() == 4 && victims.iter().take(2).all(|victim| !workers.contains(victim))
+            });
+        }
+        enough.store(true, Ordering::Relaxed);
+        clients.into_iter().map(|client| client.join().unwrap()).sum::<usize>()
+    });
+    assert!(served > 0);
+    drop(open(&server));
+}
+
+#[test]
+fn without_descriptors_a_worker_goes_on_serving_and_accepts_when_it_has_some() {
+    let mut server = serve(&["echo"], &[]);
+    let mut first = open(&server);
+    let worker = server.worker();
+    let limit = |soft: &str| {
+        let args = [format!("--pid={worker}"), format!("--nofile={soft}:")];
+        assert!(Command::new("prlimit").args(args).status().unwrap().success());
+    };
+    let descriptors = std::fs::read_dir(format!("/proc/{worker}/fd")).unwrap();
+    let names = descriptors.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    limit(&(names.max().unwrap() + 1).to_string());
+    let mut waiting = Raw::connect(&server.address());
+    server.says("Too many open files; trying again");
+    for _ in 0..10 {
+        assert_eq!(first.ask("still"), "still");
+    }
+    limit("1000");
+    waiting.upgrade("/echo", "");
+    assert_eq!(waiting.ask("at last"), "at last");
+    drop((first, waiting));
+    server.stop();
+}
