@@ -38,6 +38,8 @@ fn one_by_one_no_worker_gets_ahead_of_another() {
         let shares = shares(&server);
         assert!(shares.iter().all(|share| *share == open_ones.len() / 4), "{shares:?}");
     }
+    // And not because the supervisor has evened out what was not.
+    assert!(!server.log().contains("moved to slot"), "{}", server.log());
     drop(open_ones);
     server.stop();
 }
