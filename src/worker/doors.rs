@@ -1,13 +1,13 @@
 //! Who may come in: limits that hold over all processes, the client behind a proxy, allowed hosts and origins. What is
 //! turned away is counted, and logged once a second at most for each reason.
 //!
-//! A connection is counted for its peer when it is accepted, by the accept thread; one from a trusted proxy when the
-//! proxy has told whom it relays, by the event loop. Proxies themselves have no limit but that of all connections.
+//! A connection is counted for its peer when it is accepted; one from a trusted proxy when the proxy has told whom it
+//! relays. Proxies themselves have no limit but that of all connections.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use socket2::Socket;
 
@@ -31,18 +31,18 @@ const RETRY: &str = "10";
 /// Bytes of what a client has sent that are shown in the log.
 const SHOWN: usize = 100;
 
-/// What one process knows of limits and doors. Accept threads and event loop share it.
+/// What one process knows of limits and doors.
 pub struct Doors {
     config: Arc<Config>,
     desk: Desk,
-    /// By reason: when it was last logged, and how often it was not since then.
-    said: [(AtomicU64, AtomicU64); Refusal::ALL.len()],
+    /// By reason: when (ns) it was last logged, and how often it was not since then.
+    said: [Cell<(u64, u64)>; Refusal::ALL.len()],
     /// As `said`, for connections that could not be counted.
-    uncounted: (AtomicU64, AtomicU64),
+    uncounted: Cell<(u64, u64)>,
     /// Whether there is a limit of what peers may send in a second.
     has_pace: bool,
-    /// The present second, and in the last 16 bits the number of explanations in it.
-    explained: AtomicU64,
+    /// The present second, and the number of explanations in it.
+    explained: Cell<(u64, u64)>,
 }
 
 impl Doors {
@@ -116,27 +116,25 @@ impl Doors {
         });
     }
 
-    fn say(&self, (last, left_out): &(AtomicU64, AtomicU64), line: impl FnOnce() -> String) {
-        let (now, before) = (now(), last.load(Ordering::Relaxed));
-        let is_due = before == 0 || now.saturating_sub(before) >= SECOND;
-        if is_due && last.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            match left_out.swap(0, Ordering::Relaxed) {
-                0 => log::warn!("{}", line()),
-                count => log::warn!("{}; {count} more like this since the last such line", line()),
-            }
-        } else {
-            left_out.fetch_add(1, Ordering::Relaxed);
+    fn say(&self, said: &Cell<(u64, u64)>, line: impl FnOnce() -> String) {
+        let (now, (last, left_out)) = (now(), said.get());
+        if last != 0 && now.saturating_sub(last) < SECOND {
+            return said.set((last, left_out + 1));
+        }
+        said.set((now, 0));
+        match left_out {
+            0 => log::warn!("{}", line()),
+            count => log::warn!("{}; {count} more like this since the last such line", line()),
         }
     }
 
     /// Whether there is time for an answer that arrives for sure.
     pub fn may_explain(&self) -> bool {
         let second = now() / SECOND;
-        let next = |word: u64| match word {
-            word if word >> 16 != second => Some(second << 16 | 1),
-            word => (word & 0xffff < EXPLANATIONS).then_some(word + 1),
-        };
-        self.explained.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
+        let (last, explained) = self.explained.get();
+        let explained = if last == second { explained } else { 0 };
+        self.explained.set((second, explained + 1));
+        explained < EXPLANATIONS
     }
 }
 

@@ -160,7 +160,7 @@ struct Worker {
     /// By handler: whether it is served.
     gates: &'static [gates::Gate],
     /// Who may come in.
-    doors: &'static Doors,
+    doors: Doors,
     /// Connections to quarantined handlers that were let through.
     probes: RefCell<Vec<Probe>>,
     /// This process.
@@ -222,7 +222,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         Box::leak(Box::new(Entrance::new(&listeners, poll, Share { scoreboard, index, slot, connections })));
     let pool = usize::from(slot.place().pool);
     let desk = start.addresses.join(std::process::id() as i32, pool);
-    let doors: &Doors = Box::leak(Box::new(Doors::new(Arc::clone(&config), desk)));
+    let doors = Doors::new(Arc::clone(&config), desk);
     let resources = routes.resources().map(|(resource, _)| resource.to_owned()).collect();
     let worker: &'static Worker = Box::leak(Box::new(Worker {
         site: Site::new(

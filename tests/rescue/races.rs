@@ -234,7 +234,7 @@ fn connections_in_the_opening_handshake_go_on() {
 
 #[test]
 fn connections_that_arrive_during_a_crash_are_served() {
-    let (mut server, _dir) = serve(&["crash", "echo"], &["--workers", "2"]);
+    let (mut server, _dir) = serve(&["crash", "crash_blocking", "echo"], &["--workers", "2"]);
     let enough = AtomicBool::new(false);
     let address = server.address();
     std::thread::scope(|scope| {
@@ -252,8 +252,9 @@ fn connections_that_arrive_during_a_crash_are_served() {
             })
             .collect();
         let crashes = || {
-            for _ in 0..25 {
-                crash(&server, "/crash", "null");
+            // On the loop, and on another thread beside whatever the loop is doing.
+            for resource in ["/crash", "/crash_blocking"].iter().cycle().take(25) {
+                crash(&server, resource, "null");
             }
         };
         let crashed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(crashes));
