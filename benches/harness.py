@@ -52,31 +52,42 @@ def measure(server, resource_path, options, args, server_cpu=SERVER_CPU, load_cp
     port = free_port()
     with serving(server, port, args, server_cpu, ["--workers", str(workers)]) as process:
         path = resource_path if server == "wshd" else "/"
-        load = [TOOLS / "wsload", "--url", f"ws://127.0.0.1:{port}{path}", "--server-pid", str(process.pid), "--json",
-                "--warmup", "0.5", "--duration", str(args.seconds), *options]
-        done = pinned(load, load_cpu, stdout=subprocess.PIPE, text=True)
+        done = load(process, port, path, options, args, load_cpu)
         watcher = beside(process) if beside else None
         try:
-            output, _ = done.communicate(timeout=120 + args.seconds)
-        except subprocess.TimeoutExpired:
-            done.kill()
-            output, _ = done.communicate()
+            return report_of(done, args)
         finally:
             if watcher:
                 watcher.send_signal(signal.SIGINT)
                 watcher.wait()
+
+
+def load(server, port, path, options, args, cpu=LOAD_CPU):
+    """Starts wsload against a server."""
+    command = [TOOLS / "wsload", "--url", f"ws://127.0.0.1:{port}{path}", "--server-pid", str(server.pid), "--json",
+               "--warmup", "0.5", "--duration", str(args.seconds), *options]
+    return pinned(command, cpu, stdout=subprocess.PIPE, text=True)
+
+
+def report_of(done, args):
+    """What wsload reports in the end."""
+    try:
+        output, _ = done.communicate(timeout=120 + args.seconds)
+    except subprocess.TimeoutExpired:
+        done.kill()
+        output, _ = done.communicate()
     if done.returncode != 0:
-        sys.exit(f"{PROGRAM}: {server}: wsload ended with {done.returncode}: {' '.join(map(str, load))}\n{output}")
+        sys.exit(f"{PROGRAM}: wsload ended with {done.returncode}: {' '.join(map(str, done.args))}\n{output}")
     return json.loads(output)
 
 
 @contextmanager
-def serving(server, port, args, cpu=SERVER_CPU, options=("--workers", "1")):
+def serving(server, port, args, cpu=SERVER_CPU, options=("--workers", "1"), handlers=None):
     """Starts a server, waits until it listens, and stops it afterwards, unless it has ended by then."""
     if server == "floor":
         command = [TOOLS / "rawecho", str(port)]
     else:
-        command = [args.wshd, "--port", str(port), "--websock-handlers", args.wshd.parent / "handlers",
+        command = [args.wshd, "--port", str(port), "--websock-handlers", handlers or args.wshd.parent / "handlers",
                    "--log-level", "error", *options, *args.options.split()]
     process = pinned(command, cpu, stdout=subprocess.DEVNULL)
     try:
