@@ -232,6 +232,16 @@ pub fn descriptors_of(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
+/// Whether all threads of a process sleep: what they had to do is done (state S of proc_pid_stat(5)).
+pub fn is_idle(pid: i32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let stats =
+        tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default());
+    stats
+        .into_iter()
+        .all(|stat| stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('S')))
+}
+
 /// Whether there is such a process, and it is no zombie.
 pub fn is_alive(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

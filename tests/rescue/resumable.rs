@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 
 use crate::client::{CLOSE, Raw, close_payload};
 use crate::crowd::{Crowd, Habits, SMALL_TALK};
-use crate::daemon::until;
+use crate::daemon::{is_idle, until};
 use crate::{WAYS, crash, logged, serve, stop};
 
 /// Counts the messages of a connection itself, in its state, and notices what is lost or doubled.
@@ -18,6 +18,8 @@ fn a_crash_in_each_way_loses_and_doubles_nothing() {
     let crowd = Crowd::gather(&server.address(), ECHO, 200, habits);
     crowd.served();
     for (resource, way) in WAYS.iter().chain(&[("/crash_blocking", "null"), ("/crash_blocking", "exit")]) {
+        // An echo that has come does not show that its thread waits again.
+        until("all threads wait", || server.workers().into_iter().all(is_idle));
         crash(&server, resource, way);
         assert_eq!((crowd.served().clients, crowd.ends()), (200, vec![]), "after {way}");
     }
