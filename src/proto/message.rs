@@ -231,7 +231,6 @@ impl Decoder {
         *at = range.end;
         let complete = header.len == 0;
         let stage = if complete { Stage::START } else { Stage::Payload(header) };
-
         let item = if header.opcode.is_control() {
             self.control(header.opcode, complete, piece, range)
         } else if let Some(message) = self.partial.as_mut().and_then(|partial| partial.message.as_mut()) {

@@ -167,7 +167,7 @@ impl Worker {
         }
         if events.contains(EpollFlags::EPOLLIN) {
             self.readable(id, false, buffer);
-        } else if events.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+        } else if events.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) && !self.is_waiting(id) {
             self.lost(id);
         }
     }

@@ -31,6 +31,7 @@ mod output;
 mod outside;
 mod pace;
 pub mod parent;
+mod pauses;
 mod probation;
 mod record;
 mod rescue;

@@ -11,7 +11,7 @@ use super::greet::LINGER;
 use super::input;
 use super::mailbox::Item;
 use super::record::standing;
-use super::turn::{LITTLE, UNWEIGHED};
+use super::turn::{self, AT_ONCE, UNWEIGHED};
 use super::{Core, Service, Worker};
 use crate::ffi::host::{Callback, monotonic};
 use crate::proto::connection::{Body, Event, Kind};
@@ -34,17 +34,21 @@ impl Worker {
             Nothing,
             ReplyStill,
         }
-        let mut room = LITTLE;
+        let mut room = AT_ONCE;
         let (received, next, at_once) = {
             let core = &mut *self.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return };
             let at_once = conn.turn.is_at_once();
             if !at_once {
-                if !in_turn {
-                    return core.line.join(id, conn);
-                }
                 let to_come = conn.open().map_or(0, |open| open.proto.to_come());
                 room = conn.turn.room(to_come, conn.queued(), buffer.len() - 1);
+                if !in_turn {
+                    let Some(rest) = turn::rest(to_come).filter(|_| !conn.has_unread()) else {
+                        core.line.join(id, conn);
+                        return self.watch_conn(id, conn);
+                    };
+                    room = rest;
+                }
             }
             let next = match &conn.phase {
                 Phase::Head(_) => Next::Head,
@@ -365,56 +369,6 @@ impl Worker {
             _ => return,
         }
         core.dirty.push(id);
-    }
-
-    // ----------------------------------------------------------------- pauses
-
-    /// Stops reading for a reason.
-    pub fn pause(&self, id: u64, reason: Pause) {
-        let core = &mut *self.core.borrow_mut();
-        let Some(conn) = core.table.get(id) else { return };
-        conn.set_pause(reason, true, self.now.get());
-        self.watch_conn(id, conn);
-    }
-
-    /// A reason not to read has gone.
-    pub fn resume(&self, id: u64, reason: Pause) {
-        let core = &mut *self.core.borrow_mut();
-        let Some(conn) = core.table.get(id) else { return };
-        if conn.set_pause(reason, false, self.now.get()) {
-            self.watch_conn(id, conn);
-            if conn.has_unread() {
-                core.line.join(id, conn);
-            }
-        }
-    }
-
-    /// `ws_pause` and `ws_resume`.
-    pub fn pause_for_handler(&self, id: u64, paused: bool) {
-        if paused {
-            self.pause(id, Pause::Handler);
-        } else {
-            self.resume(id, Pause::Handler);
-            self.arm(id);
-        }
-    }
-
-    /// Has epoll watch for what is wanted now.
-    pub fn watch(&self, id: u64) {
-        if let Some(conn) = self.core.borrow_mut().table.get(id) {
-            self.watch_conn(id, conn);
-        }
-    }
-
-    /// The same for a connection at hand.
-    pub fn watch_conn(&self, id: u64, conn: &mut Conn) {
-        let wanted = u8::from(!conn.is_paused()) | if conn.queued() > 0 { 2 } else { 0 };
-        if wanted != conn.watched {
-            conn.watched = wanted;
-            if let Err(error) = self.poll.watch(&conn.socket, id, wanted) {
-                log::error!("connection {id:x}: epoll: {error}");
-            }
-        }
     }
 
     // ----------------------------------------------------------------- shared

@@ -10,13 +10,17 @@ use super::conn::Conn;
 use super::rescue;
 use crate::ffi::host::monotonic;
 
-/// Bytes read at a time from a connection that brings little; who fills that brings much.
-pub const LITTLE: usize = 32 * 1024;
+/// Bytes read at a time from a connection that is served at once.
+pub const AT_ONCE: usize = 128 * 1024;
+/// Who brings as much waits in line the next time.
+const MUCH: usize = 32 * 1024;
 /// Up to so many bytes the time that they take is not worth a look at the clock.
 pub const UNWEIGHED: usize = 2048;
 /// Bytes read at a time from a connection whose send queue is not empty: they may have to be set aside. A queue above
 /// this is written to in turn.
 pub const QUEUED: usize = 64 * 1024;
+/// A frame of which fewer bytes are missing is not worth a read by itself.
+const SCRAP: usize = 128;
 /// Who took longer than this (ns) waits in line the next time.
 const LONG: u64 = 30_000;
 /// The line is served for so long (ns) in a turn of the loop, or as long as the others have taken in it.
@@ -24,6 +28,12 @@ const SHARE: u64 = 100_000;
 /// One read is to bring what takes no longer than this (ns); more may come at once if it takes no more than a
 /// nanosecond a byte, as large messages do.
 const SLICE: u64 = 50_000;
+
+/// The rest of a frame, if it is worth a read by itself and as large as what is read at once may be: it does not wait for a
+/// turn. Until it has come the connection can not move, even though the process crashes.
+pub fn rest(to_come: u64) -> Option<usize> {
+    usize::try_from(to_come).ok().filter(|rest| (SCRAP..=AT_ONCE).contains(rest))
+}
 
 /// How a connection takes its turns.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +47,12 @@ pub struct Turn {
 const HEAVY: u8 = 1;
 /// It is in the line.
 const WAITING: u8 = 2;
+/// Nor is it watched meanwhile.
+const UNWATCHED: u8 = 4;
+
+/// Up to so many wait in line and are watched all the same: that epoll finds them ready again and again costs less than
+/// to take them out and to put them back.
+const FEW: usize = 16;
 
 /// 1 KiB, and the whole receive buffer.
 const STRIDES: std::ops::RangeInclusive<u8> = 10..=21;
@@ -44,13 +60,19 @@ const STRIDES: std::ops::RangeInclusive<u8> = 10..=21;
 impl Turn {
     /// Of a connection of which nothing is known: it counts as one that brings little.
     pub fn new() -> Self {
-        Turn { flags: 0, stride: LITTLE.ilog2() as u8 + 1 }
+        Turn { flags: 0, stride: AT_ONCE.ilog2() as u8 }
     }
 
     /// It is read when it is found to be readable.
     #[inline]
     pub fn is_at_once(self) -> bool {
         self.flags == 0
+    }
+
+    /// Nothing is to be watched for until its turn has come.
+    #[inline]
+    pub fn is_unwatched(self) -> bool {
+        self.flags & UNWATCHED != 0
     }
 
     /// Bytes to read from one that brings much: of a frame, `to_come` are missing; `queued` wait to be sent; the receive
@@ -63,7 +85,8 @@ impl Turn {
     /// There was room for so many bytes, so many came, with which messages of `delivered` bytes became complete, and all
     /// that took so long (ns).
     pub fn weigh(&mut self, room: usize, count: usize, delivered: u64, took: u64) {
-        let is_heavy = count >= LITTLE || took > LONG;
+        // Who fills the room has more to come.
+        let is_heavy = count == room || count >= MUCH || took > LONG;
         self.flags = self.flags & !HEAVY | if is_heavy { HEAVY } else { 0 };
         let is_quick = took <= delivered.max(count as u64);
         let stride = if took > SLICE && !is_quick {
@@ -82,10 +105,10 @@ impl Turn {
 pub struct Line(VecDeque<u64>);
 
 impl Line {
-    /// A connection waits for its turn, if it does not yet.
+    /// A connection waits for its turn, if it does not yet. Then it has to be seen to what it is watched for.
     pub fn join(&mut self, id: u64, conn: &mut Conn) {
         if conn.turn.flags & WAITING == 0 {
-            conn.turn.flags |= WAITING;
+            conn.turn.flags |= if self.0.len() < FEW { WAITING } else { WAITING | UNWATCHED };
             self.0.push_back(id);
         }
     }
@@ -105,8 +128,14 @@ impl Worker {
         let waits = !conn.turn.is_at_once() || conn.queued() > QUEUED;
         if waits {
             core.line.join(id, conn);
+            self.watch_conn(id, conn);
         }
         waits
+    }
+
+    /// Whether a connection is in the line.
+    pub fn is_waiting(&self, id: u64) -> bool {
+        self.core.borrow_mut().table.get(id).is_some_and(|conn| conn.turn.flags & WAITING != 0)
     }
 
     /// Serves those in line: at least one, and others while there is time. Those that join meanwhile have to wait for
@@ -132,7 +161,7 @@ impl Worker {
     fn serve_waiting(&self, id: u64, buffer: &mut [u8]) {
         let is_queued = match self.core.borrow_mut().table.get(id) {
             Some(conn) => {
-                conn.turn.flags &= !WAITING;
+                conn.turn.flags &= !(WAITING | UNWATCHED);
                 conn.queued() > 0
             }
             // It has ended or moved away.
@@ -143,7 +172,11 @@ impl Worker {
         }
         if !self.process_unread(id, buffer) {
             self.readable(id, true, buffer);
+            if self.with_open(id, |_, open| rest(open.proto.to_come()).is_some()) == Some(true) {
+                self.readable(id, false, buffer);
+            }
         }
+        self.watch(id);
     }
 }
 
@@ -155,9 +188,10 @@ mod tests {
     fn settled(picoseconds: u64, turn: &mut Turn) -> (usize, u64) {
         let mut read = (0, 0);
         for _ in 0..20 {
-            let room = if turn.is_at_once() { LITTLE } else { turn.room(0, 0, 1 << 20) };
+            let room = if turn.is_at_once() { AT_ONCE } else { turn.room(0, 0, 1 << 20) };
             read = (room, room as u64 * picoseconds / 1000);
             turn.weigh(room, read.0, 0, read.1);
+            assert!(!turn.is_at_once(), "{picoseconds}: {room} bytes");
         }
         read
     }
@@ -168,7 +202,6 @@ mod tests {
         for (picoseconds, is_all) in [(36_000, false), (10_000, false), (500, true), (300, true)] {
             let mut turn = Turn::new();
             let (room, took) = settled(picoseconds, &mut turn);
-            assert!(!turn.is_at_once());
             assert_eq!(room == 1 << 20, is_all, "{picoseconds}: {room}");
             assert!(took <= SLICE || is_all, "{picoseconds}: {took} ns");
             assert!(took >= SLICE / 4, "{picoseconds}: {took} ns, as much as it may");
@@ -194,11 +227,11 @@ mod tests {
     #[test]
     fn who_brings_little_is_served_at_once_again() {
         let mut turn = Turn::new();
-        turn.weigh(LITTLE, LITTLE, 0, 0);
+        turn.weigh(AT_ONCE, MUCH, 0, 0);
         assert!(!turn.is_at_once());
         turn.weigh(MOST, 100, 0, LONG);
         assert!(turn.is_at_once());
-        turn.weigh(LITTLE, 5000, 0, LONG + 1);
+        turn.weigh(AT_ONCE, 5000, 0, LONG + 1);
         assert!(!turn.is_at_once(), "few bytes that took long");
     }
 

@@ -8,22 +8,26 @@ use crate::daemon::until;
 use crate::{Served, serve};
 
 /// What counts as much at once.
-const MUCH: usize = 64 * 1024;
+const MUCH: usize = 48 * 1024;
 
 /// A text of that length that begins so.
 fn large(begin: &str) -> Vec<u8> {
     client::frame(TEXT, format!("{begin} {}", "x".repeat(MUCH)).as_bytes())
 }
 
-/// A connection that has brought much, which has been processed.
-fn heavy(server: &Served) -> Raw {
-    let mut raw = Raw::open(&server.address(), "/turns");
-    raw.send(&large("-"));
-    raw.ask("order");
-    // Read in one piece now: what came before the last word was much once more.
-    raw.send(&[large("-"), client::frame(TEXT, b"order")].concat());
-    raw.next_text();
-    raw
+/// Connections that have brought much, each in one read.
+fn heavy(server: &Served, gate: &mut Raw, dir: &Path, count: usize) -> Vec<Raw> {
+    let mut many: Vec<Raw> = (0..count).map(|_| Raw::open(&server.address(), "/turns")).collect();
+    let go = hold(server, gate, '0', dir, false);
+    many.iter_mut().for_each(|raw| raw.send(&large("-")));
+    many.iter().for_each(arrived);
+    fs::write(go, "").unwrap();
+    let mut read = 0;
+    until("all of it is read", || {
+        read += gate.ask("order").matches('-').count();
+        read == count
+    });
+    many
 }
 
 /// The worker has been sent all of it.
@@ -55,14 +59,15 @@ fn who_brings_little_goes_before_those_that_bring_much() {
     let dir = tempfile::tempdir().unwrap();
     let mut quiet = Raw::open(&server.address(), "/turns");
     let mut gate = Raw::open(&server.address(), "/turns");
-    let mut many: Vec<Raw> = (0..3).map(|_| heavy(&server)).collect();
-    quiet.ask("order");
+    // More than are watched while they wait.
+    let names = "ABCDEFGHIJKLMNOPQRST";
+    let mut many = heavy(&server, &mut gate, dir.path(), names.len());
 
     // While the worker is held all of them come in, the largest first.
     let go = hold(&server, &mut gate, '1', dir.path(), false);
     let go_on = hold(&server, &mut many[0], 'A', dir.path(), true);
-    for (raw, name) in many.iter_mut().zip(["A", "B", "C"]).skip(1) {
-        raw.send(&large(name));
+    for (raw, name) in many.iter_mut().zip(names.chars()).skip(1) {
+        raw.send(&large(&name.to_string()));
     }
     quiet.text("a");
     many.iter().chain([&quiet]).for_each(arrived);
@@ -76,17 +81,19 @@ fn who_brings_little_goes_before_those_that_bring_much() {
     let mut order = String::new();
     until("all have come", || {
         order += &gate.ask("order");
-        order.len() >= 6
+        order.len() >= names.len() + 3
     });
-    assert_eq!(order, "1aAbBC");
+    assert_eq!(order, names.replacen('A', "1aAb", 1));
+    // They are watched again.
+    assert!(many.iter_mut().all(|raw| raw.ask("order").is_empty()));
 }
 
 #[test]
 fn who_ends_while_it_waits_is_not_waited_for() {
     let server = serve(&["turns"], &[]);
     let dir = tempfile::tempdir().unwrap();
-    let mut many: Vec<Raw> = (0..3).map(|_| heavy(&server)).collect();
     let mut gate = Raw::open(&server.address(), "/turns");
+    let mut many = heavy(&server, &mut gate, dir.path(), 3);
     let go = hold(&server, &mut gate, '1', dir.path(), false);
     let go_on = hold(&server, &mut many[0], 'A', dir.path(), true);
     many[2].send(&large("C"));

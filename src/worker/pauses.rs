@@ -1,0 +1,58 @@
+//! Reading from a connection pauses for reasons and goes on when the last one has gone; epoll watches for what is wanted.
+//! Nothing is read or written here.
+
+use super::Worker;
+use super::conn::{Conn, Pause};
+
+impl Worker {
+    /// Stops reading for a reason.
+    pub fn pause(&self, id: u64, reason: Pause) {
+        let core = &mut *self.core.borrow_mut();
+        let Some(conn) = core.table.get(id) else { return };
+        conn.set_pause(reason, true, self.now.get());
+        self.watch_conn(id, conn);
+    }
+
+    /// A reason not to read has gone.
+    pub fn resume(&self, id: u64, reason: Pause) {
+        let core = &mut *self.core.borrow_mut();
+        let Some(conn) = core.table.get(id) else { return };
+        if conn.set_pause(reason, false, self.now.get()) {
+            self.watch_conn(id, conn);
+            if conn.has_unread() {
+                core.line.join(id, conn);
+            }
+        }
+    }
+
+    /// `ws_pause` and `ws_resume`.
+    pub fn pause_for_handler(&self, id: u64, paused: bool) {
+        if paused {
+            self.pause(id, Pause::Handler);
+        } else {
+            self.resume(id, Pause::Handler);
+            self.arm(id);
+        }
+    }
+
+    /// Has epoll watch for what is wanted now.
+    pub fn watch(&self, id: u64) {
+        if let Some(conn) = self.core.borrow_mut().table.get(id) {
+            self.watch_conn(id, conn);
+        }
+    }
+
+    /// The same for a connection at hand.
+    pub fn watch_conn(&self, id: u64, conn: &mut Conn) {
+        let wanted = match conn.turn.is_unwatched() {
+            false => u8::from(!conn.is_paused()) | if conn.queued() > 0 { 2 } else { 0 },
+            true => 0,
+        };
+        if wanted != conn.watched {
+            conn.watched = wanted;
+            if let Err(error) = self.poll.watch(&conn.socket, id, wanted) {
+                log::error!("connection {id:x}: epoll: {error}");
+            }
+        }
+    }
+}
