@@ -6,7 +6,7 @@ use super::close::{self, NO_CODE, POLICY};
 use super::codec::{Codecs, Deflate};
 use super::frame::{self, MAX_CONTROL, Opcode};
 use super::limits::{Limits, SECOND};
-use super::message::{Decoder, Item, Surroundings, Violation};
+use super::message::{self, Decoder, Item, Surroundings, Violation};
 use super::utf8::{self, Validator};
 
 mod deadline;
@@ -163,6 +163,23 @@ impl Connection {
             return Event::NeedMore;
         }
         self.last_received = io.now;
+        if self.phase == Phase::Open && self.decoder.is_between_messages() {
+            match message::whole(input, at, io.limits) {
+                Ok(Some((kind, range))) => {
+                    self.last_message = io.now;
+                    let body = Body::Input(range);
+                    return Event::Message { kind, first: true, last: true, compressed: false, body };
+                }
+                Ok(None) => {}
+                Err(violation) => return self.fail(violation, io),
+            }
+        }
+        self.receive_any(input, at, io)
+    }
+
+    /// The same for what is not a whole message in one frame.
+    #[inline(never)]
+    fn receive_any(&mut self, input: &mut [u8], at: &mut usize, io: &mut Io) -> Event {
         while matches!(self.phase, Phase::Open | Phase::CloseSent) {
             let mut with = Surroundings {
                 limits: io.limits,
@@ -180,7 +197,6 @@ impl Connection {
     }
 
     /// What an item means for the connection, if that is anything.
-    #[inline(always)]
     fn event(&mut self, item: Result<Item, Violation>, input: &[u8], io: &mut Io) -> Option<Event> {
         match item {
             // RFC 6455 5.5.1: after our Close nobody waits for messages.

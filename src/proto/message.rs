@@ -128,23 +128,8 @@ impl Decoder {
     }
 
     /// Takes `input[*at..]` up to the end of the next item. After an error nothing more can be decoded.
-    #[inline]
-    pub fn next(
-        &mut self,
-        input: &mut [u8],
-        at: &mut usize,
-        with: &mut Surroundings,
-    ) -> Result<Item, Violation> {
-        if self.is_between_messages()
-            && let Some(item) = whole(input, at, with.limits)?
-        {
-            return Ok(item);
-        }
-        self.next_piece(input, at, with)
-    }
-
     #[inline(never)]
-    fn next_piece(
+    pub fn next(
         &mut self,
         input: &mut [u8],
         at: &mut usize,
@@ -472,10 +457,15 @@ fn decode(input: &[u8], rsv1: bool) -> Result<Option<(Header, usize)>, Violation
     frame::decode(input, rsv1).map_err(|bad| protocol_error(bad.0))
 }
 
-/// The quick way for the usual case: a message in one frame that is not compressed and lies wholly in the
-/// input. Anything else, anything over a limit, and what is wrong with a header is left to `next_piece`.
+/// The quick way for the usual case between messages: one in one frame that is not compressed and lies wholly in the
+/// input, which is where it stays. Anything else, anything over a limit, and what is wrong with a header is left to
+/// `Decoder::next`.
 #[inline]
-fn whole(input: &mut [u8], at: &mut usize, limits: &Limits) -> Result<Option<Item>, Violation> {
+pub fn whole(
+    input: &mut [u8],
+    at: &mut usize,
+    limits: &Limits,
+) -> Result<Option<(Kind, Range<usize>)>, Violation> {
     let rest = input.get(*at..).unwrap_or_default();
     let Some((kind, len, mut mask, header)) = frame::decode_simple(rest) else { return Ok(None) };
     let start = *at + header;
@@ -490,7 +480,7 @@ fn whole(input: &mut [u8], at: &mut usize, limits: &Limits) -> Result<Option<Ite
         return Err(NOT_UTF8);
     }
     *at = end;
-    Ok(Some(Item::Data { kind, first: true, last: true, compressed: false, body: Body::Input(start..end) }))
+    Ok(Some((kind, start..end)))
 }
 
 #[cfg(any(test, fuzzing, feature = "fuzz"))]
