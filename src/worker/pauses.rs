@@ -43,16 +43,22 @@ impl Worker {
     }
 
     /// The same for a connection at hand.
+    #[inline]
     pub fn watch_conn(&self, id: u64, conn: &mut Conn) {
         let wanted = match conn.turn.is_unwatched() {
             false => u8::from(!conn.is_paused()) | if conn.queued() > 0 { 2 } else { 0 },
             true => 0,
         };
         if wanted != conn.watched {
-            conn.watched = wanted;
-            if let Err(error) = self.poll.watch(&conn.socket, id, wanted) {
-                log::error!("connection {id:x}: epoll: {error}");
-            }
+            self.watch_for(id, conn, wanted);
+        }
+    }
+
+    #[inline(never)]
+    fn watch_for(&self, id: u64, conn: &mut Conn, wanted: u8) {
+        conn.watched = wanted;
+        if let Err(error) = self.poll.watch(&conn.socket, id, wanted) {
+            log::error!("connection {id:x}: epoll: {error}");
         }
     }
 }

@@ -25,6 +25,7 @@ impl Worker {
     // --------------------------------------------------------------------- in
 
     /// A socket has something to read, or may have and it is its turn. `buffer` ends in one spare byte.
+    #[inline(always)]
     pub fn readable(&self, id: u64, in_turn: bool, buffer: &mut [u8]) {
         #[derive(Clone, Copy)]
         enum Next {

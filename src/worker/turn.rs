@@ -158,6 +158,12 @@ impl Worker {
         }
     }
 
+    /// Apart from the reading of those that are served at once, which it would cost instructions.
+    #[inline(never)]
+    fn read(&self, id: u64, in_turn: bool, buffer: &mut [u8]) {
+        self.readable(id, in_turn, buffer);
+    }
+
     fn serve_waiting(&self, id: u64, buffer: &mut [u8]) {
         let is_queued = match self.core.borrow_mut().table.get(id) {
             Some(conn) => {
@@ -171,9 +177,9 @@ impl Worker {
             self.flush(id);
         }
         if !self.process_unread(id, buffer) {
-            self.readable(id, true, buffer);
+            self.read(id, true, buffer);
             if self.with_open(id, |_, open| rest(open.proto.to_come()).is_some()) == Some(true) {
-                self.readable(id, false, buffer);
+                self.read(id, false, buffer);
             }
         }
         self.watch(id);
