@@ -10,10 +10,8 @@ use super::conn::Conn;
 use super::rescue;
 use crate::ffi::host::monotonic;
 
-/// Bytes read at a time from a connection that is served at once.
+/// Bytes read at a time from a connection that is served at once. Who brings as much waits in line the next time.
 pub const AT_ONCE: usize = 128 * 1024;
-/// Who brings as much waits in line the next time.
-const MUCH: usize = 32 * 1024;
 /// Up to so many bytes the time that they take is not worth a look at the clock.
 pub const UNWEIGHED: usize = 2048;
 /// Bytes read at a time from a connection whose send queue is not empty: they may have to be set aside. A queue above
@@ -85,10 +83,11 @@ impl Turn {
     /// There was room for so many bytes, so many came, with which messages of `delivered` bytes became complete, and all
     /// that took so long (ns).
     pub fn weigh(&mut self, room: usize, count: usize, delivered: u64, took: u64) {
+        let brought = delivered.max(count as u64);
         // Who fills the room has more to come.
-        let is_heavy = count == room || count >= MUCH || took > LONG;
+        let is_heavy = count == room || brought >= AT_ONCE as u64 || took > LONG;
         self.flags = self.flags & !HEAVY | if is_heavy { HEAVY } else { 0 };
-        let is_quick = took <= delivered.max(count as u64);
+        let is_quick = took <= brought;
         let stride = if took > SLICE && !is_quick {
             self.stride.saturating_sub((took / SLICE).ilog2() as u8 + 1)
         } else if count == room && (took < SLICE / 2 || is_quick) {
@@ -233,8 +232,10 @@ mod tests {
     #[test]
     fn who_brings_little_is_served_at_once_again() {
         let mut turn = Turn::new();
-        turn.weigh(AT_ONCE, MUCH, 0, 0);
+        turn.weigh(AT_ONCE, AT_ONCE, 0, 0);
         assert!(!turn.is_at_once());
+        turn.weigh(MOST, 100, AT_ONCE as u64, 0);
+        assert!(!turn.is_at_once(), "the end of a large message");
         turn.weigh(MOST, 100, 0, LONG);
         assert!(turn.is_at_once());
         turn.weigh(AT_ONCE, 5000, 0, LONG + 1);

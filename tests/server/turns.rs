@@ -7,19 +7,21 @@ use crate::client::{self, Raw, TEXT};
 use crate::daemon::until;
 use crate::{Served, serve};
 
-/// What counts as much at once.
-const MUCH: usize = 48 * 1024;
+/// Bytes in a message that are much at once.
+const MUCH: usize = 160 * 1024;
+/// Bytes that are read at once from whoever has brought much.
+const SOME: usize = 48 * 1024;
 
 /// A text of that length that begins so.
-fn large(begin: &str) -> Vec<u8> {
-    client::frame(TEXT, format!("{begin} {}", "x".repeat(MUCH)).as_bytes())
+fn large(begin: &str, size: usize) -> Vec<u8> {
+    client::frame(TEXT, format!("{begin} {}", "x".repeat(size)).as_bytes())
 }
 
-/// Connections that have brought much, each in one read.
+/// Connections that have brought much.
 fn heavy(server: &Served, gate: &mut Raw, dir: &Path, count: usize) -> Vec<Raw> {
     let mut many: Vec<Raw> = (0..count).map(|_| Raw::open(&server.address(), "/turns")).collect();
     let go = hold(server, gate, '0', dir, false);
-    many.iter_mut().for_each(|raw| raw.send(&large("-")));
+    many.iter_mut().for_each(|raw| raw.send(&large("-", MUCH)));
     many.iter().for_each(arrived);
     fs::write(go, "").unwrap();
     let mut read = 0;
@@ -46,7 +48,7 @@ fn arrived(raw: &Raw) {
 fn hold(server: &Served, raw: &mut Raw, name: char, dir: &Path, is_large: bool) -> PathBuf {
     let file = dir.join(format!("go-{name}"));
     let text = format!("{name} hold {}", file.display());
-    raw.send(&if is_large { large(&text) } else { client::frame(TEXT, text.as_bytes()) });
+    raw.send(&if is_large { large(&text, SOME) } else { client::frame(TEXT, text.as_bytes()) });
     if !is_large {
         server.says(&format!("{name} holds"));
     }
@@ -67,7 +69,7 @@ fn who_brings_little_goes_before_those_that_bring_much() {
     let go = hold(&server, &mut gate, '1', dir.path(), false);
     let go_on = hold(&server, &mut many[0], 'A', dir.path(), true);
     for (raw, name) in many.iter_mut().zip(names.chars()).skip(1) {
-        raw.send(&large(&name.to_string()));
+        raw.send(&large(&name.to_string(), SOME));
     }
     quiet.text("a");
     many.iter().chain([&quiet]).for_each(arrived);
@@ -96,7 +98,7 @@ fn who_ends_while_it_waits_is_not_waited_for() {
     let mut many = heavy(&server, &mut gate, dir.path(), 3);
     let go = hold(&server, &mut gate, '1', dir.path(), false);
     let go_on = hold(&server, &mut many[0], 'A', dir.path(), true);
-    many[2].send(&large("C"));
+    many[2].send(&large("C", SOME));
     many.iter().for_each(arrived);
     fs::write(go, "").unwrap();
     server.says("A holds");
