@@ -21,8 +21,13 @@ pub const QUEUED: usize = 64 * 1024;
 const SCRAP: usize = 128;
 /// Who took longer than this (ns) waits in line the next time.
 const LONG: u64 = 30_000;
-/// The line is served for so long (ns) in a turn of the loop, or as long as the others have taken in it.
+/// Reads of what is left of a frame, at most: what is gathered grows by a factor, from 1 KiB to all that is read at once.
+const READS: usize = 4;
+/// The line is served for so long (ns) in a turn of the loop, or as long as the others have taken in it, up to
+/// [`MOST_SHARE`].
 const SHARE: u64 = 100_000;
+/// See [`SHARE`]; ns.
+const MOST_SHARE: u64 = 1_000_000;
 /// One read is to bring what takes no longer than this (ns); more may come at once if it takes no more than a
 /// nanosecond a byte, as large messages do.
 const SLICE: u64 = 50_000;
@@ -145,7 +150,8 @@ impl Worker {
             return;
         }
         let begun = monotonic();
-        let until = begun.saturating_add(SHARE.max(begun.saturating_sub(self.now.get())));
+        let share = begun.saturating_sub(self.now.get()).clamp(SHARE, MOST_SHARE);
+        let until = begun.saturating_add(share);
         for _ in 0..waiting {
             let Some(id) = self.core.borrow_mut().line.0.pop_front() else { return };
             rescue::begin_work();
@@ -177,7 +183,13 @@ impl Worker {
         }
         if !self.process_unread(id, buffer) {
             self.read(id, true, buffer);
-            if self.with_open(id, |_, open| rest(open.proto.to_come()).is_some()) == Some(true) {
+            let rest = || self.with_open(id, |_, open| rest(open.proto.to_come())).flatten();
+            let mut left = usize::MAX;
+            for _ in 0..READS {
+                match rest().filter(|rest| *rest < left) {
+                    Some(rest) => left = rest,
+                    None => break,
+                }
                 self.read(id, false, buffer);
             }
         }
