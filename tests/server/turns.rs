@@ -18,12 +18,9 @@ fn large(begin: &str, size: usize) -> Vec<u8> {
 }
 
 /// Connections that have brought much.
-fn heavy(server: &Served, gate: &mut Raw, dir: &Path, count: usize) -> Vec<Raw> {
+fn heavy(server: &Served, gate: &mut Raw, count: usize) -> Vec<Raw> {
     let mut many: Vec<Raw> = (0..count).map(|_| Raw::open(&server.address(), "/turns")).collect();
-    let go = hold(server, gate, '0', dir, false);
     many.iter_mut().for_each(|raw| raw.send(&large("-", MUCH)));
-    many.iter().for_each(arrived);
-    fs::write(go, "").unwrap();
     let mut read = 0;
     until("all of it is read", || {
         read += gate.ask("order").matches('-').count();
@@ -63,7 +60,7 @@ fn who_brings_little_goes_before_those_that_bring_much() {
     let mut gate = Raw::open(&server.address(), "/turns");
     // More than are watched while they wait.
     let names = "ABCDEFGHIJKLMNOPQRST";
-    let mut many = heavy(&server, &mut gate, dir.path(), names.len());
+    let mut many = heavy(&server, &mut gate, names.len());
 
     // While the worker is held all of them come in, the largest first.
     let go = hold(&server, &mut gate, '1', dir.path(), false);
@@ -95,7 +92,7 @@ fn who_ends_while_it_waits_is_not_waited_for() {
     let server = serve(&["turns"], &[]);
     let dir = tempfile::tempdir().unwrap();
     let mut gate = Raw::open(&server.address(), "/turns");
-    let mut many = heavy(&server, &mut gate, dir.path(), 3);
+    let mut many = heavy(&server, &mut gate, 3);
     let go = hold(&server, &mut gate, '1', dir.path(), false);
     let go_on = hold(&server, &mut many[0], 'A', dir.path(), true);
     many[2].send(&large("C", SOME));
