@@ -11,7 +11,7 @@ use super::greet::LINGER;
 use super::input;
 use super::mailbox::Item;
 use super::record::standing;
-use super::turn::{self, AT_ONCE, UNWEIGHED};
+use super::turn::UNWEIGHED;
 use super::{Core, Service, Worker};
 use crate::ffi::host::{Callback, monotonic};
 use crate::proto::connection::{Body, Event, Kind};
@@ -35,22 +35,13 @@ impl Worker {
             Nothing,
             ReplyStill,
         }
-        let mut room = AT_ONCE;
-        let (received, next, at_once) = {
+        let (received, next, at_once, room) = {
             let core = &mut *self.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return };
             let at_once = conn.turn.is_at_once();
-            if !at_once {
-                let to_come = conn.open().map_or(0, |open| open.proto.to_come());
-                room = conn.turn.room(to_come, conn.queued(), buffer.len() - 1);
-                if !in_turn {
-                    let Some(rest) = turn::rest(to_come).filter(|_| !conn.has_unread()) else {
-                        core.line.join(id, conn);
-                        return self.watch_conn(id, conn);
-                    };
-                    room = rest;
-                }
-            }
+            let Some(room) = core.line.room_for(id, conn, in_turn, buffer.len() - 1) else {
+                return self.watch_conn(id, conn);
+            };
             let next = match &conn.phase {
                 Phase::Head(_) => Next::Head,
                 Phase::Open(_) => Next::Messages,
@@ -73,9 +64,9 @@ impl Worker {
             };
             match intake {
                 Some((gathered, most)) => {
-                    (input::append(&conn.socket, gathered, most.min(room)), Next::Gathered, at_once)
+                    (input::append(&conn.socket, gathered, most.min(room)), Next::Gathered, at_once, room)
                 }
-                None => (input::receive(&conn.socket, &mut buffer[..room]), next, at_once),
+                None => (input::receive(&conn.socket, &mut buffer[..room]), next, at_once, room),
             }
         };
         match (received, next) {

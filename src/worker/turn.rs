@@ -11,7 +11,7 @@ use super::rescue;
 use crate::ffi::host::monotonic;
 
 /// Bytes read at a time from a connection that is served at once. Who brings as much waits in line the next time.
-pub const AT_ONCE: usize = 128 * 1024;
+const AT_ONCE: usize = 128 * 1024;
 /// Up to so many bytes the time that they take is not worth a look at the clock.
 pub const UNWEIGHED: usize = 2048;
 /// Bytes read at a time from a connection whose send queue is not empty: they may have to be set aside. A queue above
@@ -34,7 +34,7 @@ const SLICE: u64 = 50_000;
 
 /// The rest of a frame, if it is worth a read by itself and as large as what is read at once may be: it does not wait for a
 /// turn. Until it has come the connection can not move, even though the process crashes.
-pub fn rest(to_come: u64) -> Option<usize> {
+fn rest(to_come: u64) -> Option<usize> {
     usize::try_from(to_come).ok().filter(|rest| (SCRAP..=AT_ONCE).contains(rest))
 }
 
@@ -80,7 +80,7 @@ impl Turn {
 
     /// Bytes to read from one that brings much: of a frame, `to_come` are missing; `queued` wait to be sent; the receive
     /// buffer takes `most`.
-    pub fn room(self, to_come: u64, queued: usize, most: usize) -> usize {
+    fn room(self, to_come: u64, queued: usize, most: usize) -> usize {
         let stride = if queued > 0 { QUEUED.min(1 << self.stride) } else { 1 << self.stride };
         stride.max(usize::try_from(to_come).unwrap_or(usize::MAX)).min(most)
     }
@@ -109,6 +109,24 @@ impl Turn {
 pub struct Line(VecDeque<u64>);
 
 impl Line {
+    /// How many bytes to read from a connection now, of `most` that the receive buffer takes. `None`: it is not its turn
+    /// yet, and it has joined those who wait.
+    #[inline]
+    pub fn room_for(&mut self, id: u64, conn: &mut Conn, in_turn: bool, most: usize) -> Option<usize> {
+        if conn.turn.is_at_once() {
+            return Some(AT_ONCE);
+        }
+        let to_come = conn.open().map_or(0, |open| open.proto.to_come());
+        if in_turn {
+            return Some(conn.turn.room(to_come, conn.queued(), most));
+        }
+        let rest = rest(to_come).filter(|_| !conn.has_unread());
+        if rest.is_none() {
+            self.join(id, conn);
+        }
+        rest
+    }
+
     /// A connection waits for its turn, if it does not yet. Then it has to be seen to what it is watched for.
     pub fn join(&mut self, id: u64, conn: &mut Conn) {
         if conn.turn.flags & WAITING == 0 {
