@@ -320,6 +320,8 @@ impl Partial {
 impl Message {
     /// The most that is allocated ahead for a message of which little has arrived.
     const FLOOR: usize = 1024;
+    /// Of a message of which so much has arrived more is allocated ahead, so that not much has to be moved later.
+    const MUCH: usize = 64 * 1024;
 
     fn new(kind: Kind, compressed: bool) -> Self {
         Message {
@@ -382,7 +384,9 @@ impl Message {
             return;
         }
         let declared = usize::try_from(to_come).unwrap_or(usize::MAX).saturating_add(arrived + 1);
-        let earned = (4 * (len + arrived)).max(Self::FLOOR) - len;
+        let there = len + arrived;
+        let factor = if there < Self::MUCH { 4 } else { 16 };
+        let earned = (factor * there).max(Self::FLOOR) - len;
         self.gathered.reserve_exact(declared.min(earned));
     }
 

@@ -11,6 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::conn::{Conn, NEVER, Phase};
+use super::input;
 use super::rescue;
 use super::timer::{FOREVER, MS, Timers};
 use super::{Core, Worker};
@@ -18,10 +19,6 @@ use crate::ffi::host::{defer_releases, monotonic, run_releases};
 use crate::fleet::control;
 use crate::fleet::scoreboard::State;
 
-/// Bytes taken from one socket at a time: a message of 1 MiB with its header and what follows, which is then not
-/// gathered. It is also the most that is set aside for a connection that pauses. One more byte follows for the NUL
-/// after a message.
-const RECEIVE: usize = 1024 * 1024 + 16 * 1024;
 /// Events taken at a time.
 const EVENTS: usize = 512;
 /// The loop goes around at least so often (ms), which shows that it is alive.
@@ -89,7 +86,8 @@ impl Worker {
         self.poll.add_bell(self.mailroom.bell(), BELL)?;
         self.poll.add(&self.control, CONTROL)?;
         self.poll.add(&signals, SIGNAL)?;
-        let mut buffer = vec![0; RECEIVE + 1];
+        let mut buffer = input::Buffer::new();
+        let buffer = buffer.bytes();
         let mut events = [EpollEvent::empty(); EVENTS];
         defer_releases();
         loop {
@@ -119,12 +117,12 @@ impl Worker {
                     listener @ LISTENER..CONNECTION => {
                         self.accept_from((listener - LISTENER) as usize, self.most_to_accept(count));
                     }
-                    conn => self.socket_ready(conn, event.events(), &mut buffer),
+                    conn => self.socket_ready(conn, event.events(), buffer),
                 }
                 self.settle();
             }
             rescue::begin_work();
-            self.serve_line(&mut buffer);
+            self.serve_line(buffer);
             self.look_for_connections();
             self.deadlines();
             self.hand_over_more();

@@ -7,6 +7,32 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use socket2::Socket;
 
+/// Bytes that a worker receives at a time from a connection, unless they belong to a large message. It is also the most
+/// that is set aside for a connection that pauses.
+pub const AT_ONCE: usize = 128 * 1024;
+/// Bytes of a cache line, and of the widest vectors.
+const LINE: usize = 64;
+/// Bytes of the header of a masked frame of 64 KiB or more (RFC 6455 5.2).
+const LARGE_HEADER: usize = 14;
+
+/// Where a worker receives, for one connection at a time.
+pub struct Buffer(Vec<u8>);
+
+impl Buffer {
+    /// An empty one.
+    pub fn new() -> Self {
+        Buffer(vec![0; LINE + AT_ONCE + 1])
+    }
+
+    /// [`AT_ONCE`] bytes and one for the NUL after a message. The payload of a large frame that comes first begins with a
+    /// cache line, which makes it cheaper to unmask, to validate and to copy.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        let line = self.0.as_ptr().addr().next_multiple_of(LINE) - self.0.as_ptr().addr();
+        let start = (line + LINE - LARGE_HEADER) % LINE;
+        &mut self.0[start..=start + AT_ONCE]
+    }
+}
+
 /// Receives into `buffer`; 0 at the end of the stream.
 #[inline]
 pub fn receive(socket: &Socket, buffer: &mut [u8]) -> Result<usize, Errno> {
@@ -31,6 +57,14 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+
+    #[test]
+    fn the_payload_of_a_large_frame_begins_with_a_cache_line() {
+        let mut buffer = Buffer::new();
+        let bytes = buffer.bytes();
+        assert_eq!(bytes.len(), AT_ONCE + 1);
+        assert_eq!(bytes[LARGE_HEADER..].as_ptr().addr() % LINE, 0);
+    }
 
     #[test]
     fn what_is_appended_is_bounded_by_the_room_and_by_what_is_wanted() {

@@ -24,9 +24,10 @@ const FILE_PIECE: u64 = 128 * 1024;
 impl Worker {
     // --------------------------------------------------------------------- in
 
-    /// A socket has something to read, or may have and it is its turn. `buffer` ends in one spare byte.
+    /// A socket has something to read, or may have and it is its turn. `buffer` ends in one spare byte. Says whether as
+    /// much came as there was room for, so that there may be more.
     #[inline(always)]
-    pub fn readable(&self, id: u64, in_turn: bool, buffer: &mut [u8]) {
+    pub fn readable(&self, id: u64, in_turn: bool, buffer: &mut [u8]) -> bool {
         #[derive(Clone, Copy)]
         enum Next {
             Head,
@@ -37,10 +38,11 @@ impl Worker {
         }
         let (received, next, at_once, room) = {
             let core = &mut *self.core.borrow_mut();
-            let Some((conn, record)) = core.table.both(id) else { return };
+            let Some((conn, record)) = core.table.both(id) else { return false };
             let at_once = conn.turn.is_at_once();
-            let Some(room) = core.line.room_for(id, conn, in_turn, buffer.len() - 1) else {
-                return self.watch_conn(id, conn);
+            let Some(room) = core.line.room_for(id, conn, in_turn) else {
+                self.watch_conn(id, conn);
+                return false;
             };
             let next = match &conn.phase {
                 Phase::Head(_) => Next::Head,
@@ -51,7 +53,7 @@ impl Worker {
                 Phase::Reply(_) => Next::ReplyStill,
             };
             if conn.is_paused() {
-                return;
+                return false;
             }
             // Until all that is read now is processed the connection can not move.
             record.set_standing(record.standing() & !(standing::MOVABLE | standing::FRESH));
@@ -64,9 +66,13 @@ impl Worker {
             };
             match intake {
                 Some((gathered, most)) => {
-                    (input::append(&conn.socket, gathered, most.min(room)), Next::Gathered, at_once, room)
+                    let room = most.min(room);
+                    (input::append(&conn.socket, gathered, room), Next::Gathered, at_once, room)
                 }
-                None => (input::receive(&conn.socket, &mut buffer[..room]), next, at_once, room),
+                None => {
+                    let room = room.min(input::AT_ONCE);
+                    (input::receive(&conn.socket, &mut buffer[..room]), next, at_once, room)
+                }
             }
         };
         match (received, next) {
@@ -94,6 +100,7 @@ impl Worker {
             (Err(Errno::AGAIN | Errno::INTR), _) => self.flush(id),
             (Err(_), _) => self.lost(id),
         }
+        received == Ok(room)
     }
 
     /// Bytes that the handler of a connection has been given in messages.

@@ -7,11 +7,12 @@ use std::collections::VecDeque;
 
 use super::Worker;
 use super::conn::Conn;
+use super::input::AT_ONCE;
 use super::rescue;
 use crate::ffi::host::monotonic;
 
-/// Bytes read at a time from a connection that is served at once. Who brings as much waits in line the next time.
-const AT_ONCE: usize = 128 * 1024;
+/// Bytes of a large message read at a time.
+const MOST: usize = 1024 * 1024;
 /// Up to so many bytes the time that they take is not worth a look at the clock.
 pub const UNWEIGHED: usize = 2048;
 /// Bytes read at a time from a connection whose send queue is not empty: they may have to be set aside. A queue above
@@ -21,7 +22,7 @@ pub const QUEUED: usize = 64 * 1024;
 const SCRAP: usize = 128;
 /// Who took longer than this (ns) waits in line the next time.
 const LONG: u64 = 30_000;
-/// Reads of what is left of a frame, at most: what is gathered grows by a factor, from 1 KiB to all that is read at once.
+/// Reads of what is left of a frame, at most: what is gathered grows by a factor, from 1 KiB to [`MOST`].
 const READS: usize = 4;
 /// The line is served for so long (ns) in a turn of the loop, or as long as the others have taken in it, up to
 /// [`MOST_SHARE`].
@@ -32,10 +33,10 @@ const MOST_SHARE: u64 = 1_000_000;
 /// nanosecond a byte, as large messages do.
 const SLICE: u64 = 50_000;
 
-/// The rest of a frame, if it is worth a read by itself and as large as what is read at once may be: it does not wait for a
-/// turn. Until it has come the connection can not move, even though the process crashes.
-fn rest(to_come: u64) -> Option<usize> {
-    usize::try_from(to_come).ok().filter(|rest| (SCRAP..=AT_ONCE).contains(rest))
+/// The rest of a frame, if it is worth a read by itself and no larger than `most`: it does not wait for the next turn. Until
+/// it has come the connection can not move, even though the process crashes.
+fn rest(to_come: u64, most: usize) -> Option<usize> {
+    usize::try_from(to_come).ok().filter(|rest| (SCRAP..=most).contains(rest))
 }
 
 /// How a connection takes its turns.
@@ -57,8 +58,8 @@ const UNWATCHED: u8 = 4;
 /// to take them out and to put them back.
 const FEW: usize = 16;
 
-/// 1 KiB, and the whole receive buffer.
-const STRIDES: std::ops::RangeInclusive<u8> = 10..=21;
+/// 1 KiB, and [`AT_ONCE`].
+const STRIDES: std::ops::RangeInclusive<u8> = 10..=AT_ONCE.ilog2() as u8;
 
 impl Turn {
     /// Of a connection of which nothing is known: it counts as one that brings little.
@@ -78,11 +79,10 @@ impl Turn {
         self.flags & UNWATCHED != 0
     }
 
-    /// Bytes to read from one that brings much: of a frame, `to_come` are missing; `queued` wait to be sent; the receive
-    /// buffer takes `most`.
-    fn room(self, to_come: u64, queued: usize, most: usize) -> usize {
+    /// Bytes to read from one that brings much: of a frame, `to_come` are missing; `queued` wait to be sent.
+    fn room(self, to_come: u64, queued: usize) -> usize {
         let stride = if queued > 0 { QUEUED.min(1 << self.stride) } else { 1 << self.stride };
-        stride.max(usize::try_from(to_come).unwrap_or(usize::MAX)).min(most)
+        stride.max(usize::try_from(to_come).unwrap_or(usize::MAX)).min(MOST)
     }
 
     /// There was room for so many bytes, so many came, with which messages of `delivered` bytes became complete, and all
@@ -109,18 +109,17 @@ impl Turn {
 pub struct Line(VecDeque<u64>);
 
 impl Line {
-    /// How many bytes to read from a connection now, of `most` that the receive buffer takes. `None`: it is not its turn
-    /// yet, and it has joined those who wait.
+    /// How many bytes to read from a connection now. `None`: it is not its turn yet, and it has joined those who wait.
     #[inline]
-    pub fn room_for(&mut self, id: u64, conn: &mut Conn, in_turn: bool, most: usize) -> Option<usize> {
+    pub fn room_for(&mut self, id: u64, conn: &mut Conn, in_turn: bool) -> Option<usize> {
         if conn.turn.is_at_once() {
             return Some(AT_ONCE);
         }
         let to_come = conn.open().map_or(0, |open| open.proto.to_come());
         if in_turn {
-            return Some(conn.turn.room(to_come, conn.queued(), most));
+            return Some(conn.turn.room(to_come, conn.queued()));
         }
-        let rest = rest(to_come).filter(|_| !conn.has_unread());
+        let rest = rest(to_come, AT_ONCE).filter(|_| !conn.has_unread());
         if rest.is_none() {
             self.join(id, conn);
         }
@@ -183,8 +182,8 @@ impl Worker {
 
     /// Apart from the reading of those that are served at once, which it would cost instructions.
     #[inline(never)]
-    fn read(&self, id: u64, in_turn: bool, buffer: &mut [u8]) {
-        self.readable(id, in_turn, buffer);
+    fn read_in_turn(&self, id: u64, buffer: &mut [u8]) -> bool {
+        self.readable(id, true, buffer)
     }
 
     fn serve_waiting(&self, id: u64, buffer: &mut [u8]) {
@@ -200,15 +199,11 @@ impl Worker {
             self.flush(id);
         }
         if !self.process_unread(id, buffer) {
-            self.read(id, true, buffer);
-            let rest = || self.with_open(id, |_, open| rest(open.proto.to_come())).flatten();
-            let mut left = usize::MAX;
-            for _ in 0..READS {
-                match rest().filter(|rest| *rest < left) {
-                    Some(rest) => left = rest,
-                    None => break,
+            let rest = || self.with_open(id, |_, open| rest(open.proto.to_come(), MOST)).flatten();
+            for _ in 0..=READS {
+                if !self.read_in_turn(id, buffer) || rest().is_none() {
+                    break;
                 }
-                self.read(id, false, buffer);
             }
         }
         self.watch(id);
@@ -223,7 +218,7 @@ mod tests {
     fn settled(picoseconds: u64, turn: &mut Turn) -> (usize, u64) {
         let mut read = (0, 0);
         for _ in 0..20 {
-            let room = if turn.is_at_once() { AT_ONCE } else { turn.room(0, 0, 1 << 20) };
+            let room = if turn.is_at_once() { AT_ONCE } else { turn.room(0, 0) };
             read = (room, room as u64 * picoseconds / 1000);
             turn.weigh(room, read.0, 0, read.1);
             assert!(!turn.is_at_once(), "{picoseconds}: {room} bytes");
@@ -237,7 +232,7 @@ mod tests {
         for (picoseconds, is_all) in [(36_000, false), (10_000, false), (500, true), (300, true)] {
             let mut turn = Turn::new();
             let (room, took) = settled(picoseconds, &mut turn);
-            assert_eq!(room == 1 << 20, is_all, "{picoseconds}: {room}");
+            assert_eq!(room == AT_ONCE, is_all, "{picoseconds}: {room}");
             assert!(took <= SLICE || is_all, "{picoseconds}: {took} ns");
             assert!(took >= SLICE / 4, "{picoseconds}: {took} ns, as much as it may");
         }
@@ -247,16 +242,16 @@ mod tests {
     fn a_read_that_took_very_long_is_not_repeated() {
         let mut turn = Turn::new();
         settled(300, &mut turn);
-        turn.weigh(1 << 20, 1 << 20, 0, 36_000_000);
-        assert!(turn.room(0, 0, 1 << 20) <= 16 * 1024);
+        turn.weigh(AT_ONCE, AT_ONCE, 0, 36_000_000);
+        assert!(turn.room(0, 0) <= 16 * 1024);
         // What completes a large message may take as long as the message does.
         settled(300, &mut turn);
-        turn.weigh(1 << 20, 200, 1 << 20, 400_000);
-        assert_eq!(turn.room(0, 0, 1 << 20), 1 << 20);
+        turn.weigh(AT_ONCE, 200, 1 << 20, 400_000);
+        assert_eq!(turn.room(0, 0), AT_ONCE);
         // Nor is one that was interrupted once forgiven too late.
         settled(300, &mut turn);
-        turn.weigh(1 << 20, 1 << 20, 0, 1_500_000);
-        assert_eq!(settled(300, &mut turn).0, 1 << 20);
+        turn.weigh(AT_ONCE, AT_ONCE, 0, 1_500_000);
+        assert_eq!(settled(300, &mut turn).0, AT_ONCE);
     }
 
     #[test]
@@ -272,15 +267,13 @@ mod tests {
         assert!(!turn.is_at_once(), "few bytes that took long");
     }
 
-    const MOST: usize = 1 << 20;
-
     #[test]
     fn the_rest_of_a_frame_comes_at_once_and_little_while_the_queue_is_not_empty() {
         let mut turn = Turn::new();
         settled(36_000, &mut turn);
-        assert_eq!(turn.room(500_000, 0, MOST), 500_000);
-        assert_eq!(turn.room(u64::MAX, 0, MOST), MOST);
+        assert_eq!(turn.room(500_000, 0), 500_000);
+        assert_eq!(turn.room(u64::MAX, 0), MOST);
         settled(300, &mut turn);
-        assert_eq!((turn.room(0, 0, MOST), turn.room(0, 1, MOST)), (MOST, QUEUED));
+        assert_eq!((turn.room(0, 0), turn.room(0, 1)), (AT_ONCE, QUEUED));
     }
 }
