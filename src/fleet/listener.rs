@@ -256,10 +256,23 @@ fn bind_address(address: SocketAddr, backlog: i32) -> io::Result<(Listener, Sock
     if address.is_ipv6() {
         socket.set_only_v6(true)?; // IPv4 is served by a socket of its own, whatever the system's default
     }
+    if address.ip().is_loopback() {
+        unpace(&socket);
+    }
     socket.bind(&address.into())?;
     socket.listen(backlog)?;
     let address = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
     Ok((Listener::of(socket, Bound::Tcp(address))?, address))
+}
+
+/// Takes a congestion control that paces away from a socket whose connections never leave the machine: BBR's timers take a
+/// third of the time of a large message there, and there is no path to be probed. Accepted sockets inherit it; the route's
+/// `congctl` prevails, ip-route(8).
+fn unpace(socket: &Socket) {
+    let is_paced = |name: Vec<u8>| name.starts_with(b"bbr");
+    if socket.tcp_congestion().is_ok_and(is_paced) {
+        let _ = socket.set_tcp_congestion(b"reno"); // every kernel has it; without it all works as well
+    }
 }
 
 /// A socket that somebody else has bound and listens on, which is passed on as `fd`, called `name` in errors. Its file
@@ -470,6 +483,27 @@ mod tests {
         assert!(flags.contains(OFlag::O_NONBLOCK));
         let all = adopted_or_bound(&[tcp("127.0.0.1", 0)], 16, &[listener]).unwrap();
         assert_eq!(all.iter().map(|listener| address(listener)).collect::<Vec<_>>(), [at]);
+    }
+
+    #[test]
+    fn nothing_is_paced_that_never_leaves_the_machine() {
+        let congestion = |socket: SockRef| {
+            let name = String::from_utf8(socket.tcp_congestion().unwrap()).unwrap();
+            name.trim_end_matches('\0').to_owned()
+        };
+        let usual = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let accepted = |host| {
+            let listener = bind(&[tcp(host, 0)], 16).unwrap().remove(0);
+            let _client = TcpStream::connect(("127.0.0.1", address(&listener).port())).unwrap();
+            congestion(SockRef::from(&SockRef::from(&listener).accept().unwrap().0))
+        };
+        assert!(!accepted("127.0.0.1").starts_with("bbr"));
+        assert_eq!(accepted("0.0.0.0"), congestion(SockRef::from(&usual)), "peers elsewhere");
+        // Where the system's is another, or there is no BBR at all.
+        let before = congestion(SockRef::from(&usual));
+        let after = usual.set_tcp_congestion(b"bbr").map_or(before, |()| "reno".to_owned());
+        unpace(&usual);
+        assert_eq!(congestion(SockRef::from(&usual)), after);
     }
 
     #[test]
