@@ -83,8 +83,11 @@ def report_of(done, args):
 
 @contextmanager
 def serving(server, port, args, cpu=SERVER_CPU, options=("--workers", "1"), handlers=None):
-    """Starts a server, waits until it listens, and stops it afterwards, unless it has ended by then."""
-    if server == "floor":
+    """Starts a server ("wshd", "floor" or the beginning of a command whose last argument is the port), waits until it
+    listens, and stops it afterwards, unless it has ended by then."""
+    if isinstance(server, list):
+        command = [*server, str(port)]
+    elif server == "floor":
         command = [TOOLS / "rawecho", str(port)]
     else:
         command = [args.wshd, "--port", str(port), "--websock-handlers", handlers or args.wshd.parent / "handlers",
