@@ -11,6 +11,12 @@ use sha1::{Digest, Sha1};
 
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
+/// How each answer that accepts begins.
+const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Accept: ";
+/// Bytes that it seldom exceeds.
+const USUAL_ANSWER: usize = 256;
+
 /// A valid opening handshake: what the client asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opening {
@@ -90,9 +96,11 @@ fn bad(why: &'static str) -> Refusal {
 
 /// Section 4.1: a number from 0 to 255 without leading zeros. Section 4.4: 426 to any but 13.
 fn check_version(value: &[u8]) -> Result<(), Refusal> {
+    if value == b"13" {
+        return Ok(());
+    }
     let text = std::str::from_utf8(value).unwrap_or_default();
     match text.parse().ok().filter(|version: &u8| version.to_string() == text) {
-        Some(13) => Ok(()),
         Some(_) => Err(Refusal {
             status: 426,
             why: "expected WebSocket version 13",
@@ -141,10 +149,10 @@ pub fn write_switching(
     extensions: Option<&str>,
     headers: &[(String, String)],
 ) {
-    write_status(out, 101);
-    write_header(out, "Upgrade", b"websocket");
-    write_header(out, "Connection", b"Upgrade");
-    write_header(out, "Sec-WebSocket-Accept", &opening.accept);
+    out.reserve(USUAL_ANSWER);
+    out.extend_from_slice(SWITCHING);
+    out.extend_from_slice(&opening.accept);
+    out.extend_from_slice(b"\r\n");
     if let Some(protocol) = protocol {
         write_header(out, "Sec-WebSocket-Protocol", protocol.as_bytes());
     }

@@ -257,7 +257,9 @@ impl Head {
 
     /// Whether the fields of this name, which are lists, contain the token, in any case.
     pub fn has_token(&self, name: &str, token: &str) -> bool {
-        list(self.header_all(name)).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
+        let is_token = |element: &[u8]| element.eq_ignore_ascii_case(token.as_bytes());
+        // Most often it is the only one.
+        self.header_all(name).any(is_token) || list(self.header_all(name)).any(is_token)
     }
 
     /// The length that the request declares for its body; bytes.
