@@ -25,7 +25,7 @@ impl Worker {
     // --------------------------------------------------------------------- in
 
     /// A socket has something to read, or may have and it is its turn. `buffer` ends in one spare byte. Says whether as
-    /// much came as there was room for, so that there may be more.
+    /// much came as was asked for, so that there may be more.
     #[inline(always)]
     pub fn readable(&self, id: u64, in_turn: bool, buffer: &mut [u8]) -> bool {
         #[derive(Clone, Copy)]
@@ -36,7 +36,7 @@ impl Worker {
             Nothing,
             ReplyStill,
         }
-        let (received, next, at_once, room) = {
+        let (received, asked, next, at_once, room) = {
             let core = &mut *self.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return false };
             let at_once = conn.turn.is_at_once();
@@ -66,12 +66,12 @@ impl Worker {
             };
             match intake {
                 Some((gathered, most)) => {
-                    let room = most.min(room);
-                    (input::append(&conn.socket, gathered, room), Next::Gathered, at_once, room)
+                    let asked = most.min(room);
+                    (input::append(&conn.socket, gathered, asked), asked, Next::Gathered, at_once, room)
                 }
                 None => {
                     let room = room.min(input::AT_ONCE);
-                    (input::receive(&conn.socket, &mut buffer[..room]), next, at_once, room)
+                    (input::receive(&conn.socket, &mut buffer[..room]), room, next, at_once, room)
                 }
             }
         };
@@ -100,7 +100,7 @@ impl Worker {
             (Err(Errno::AGAIN | Errno::INTR), _) => self.flush(id),
             (Err(_), _) => self.lost(id),
         }
-        received == Ok(room)
+        received == Ok(asked)
     }
 
     /// Bytes that the handler of a connection has been given in messages.
