@@ -489,11 +489,10 @@ fn requests_that_come_before_it_serves_are_carried_out_then() {
 
 #[test]
 fn it_can_be_stopped_while_a_handler_does_not_answer() {
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let (_dir, mut server, _) = probing();
-        let probes = server.workers();
-        server.signal(signal);
-        assert_eq!(server.wait().signal(), Some(signal as i32));
-        until("the probe has ended, too", || !probes.iter().any(|pid| is_alive(*pid)));
-    }
+    // Not SIGINT: who runs the tests in the background of a shell without job control has it ignored.
+    let (_dir, mut server, _) = probing();
+    let probes = server.workers();
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().signal(), Some(Signal::SIGTERM as i32));
+    until("the probe has ended, too", || !probes.iter().any(|pid| is_alive(*pid)));
 }
