@@ -7,7 +7,7 @@ mod daemon;
 use std::collections::BTreeSet;
 use std::process::{Command, Output};
 
-use daemon::{Dir, ECHO, run, wshd};
+use daemon::{Dir, ECHO, output_of, run, wshd};
 
 const MANUAL: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/man/wshd.8"));
 
@@ -135,7 +135,7 @@ fn check_reports_what_is_wrong_and_goes_on() {
     let good = dir.handler("good", ECHO);
     let other = dir.path().join("good.so");
     std::fs::copy(&good, &other).unwrap();
-    let output = wshd().arg("check").args([&bad, &good, &other]).output().unwrap();
+    let output = output_of(wshd().arg("check").args([&bad, &good, &other])).unwrap();
     assert_eq!(output.status.code(), Some(6));
     let text = stdout(&output);
     assert!(text.contains("bad_wsh.so: exports no ws_handler_entry_v1"), "{text}");

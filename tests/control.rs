@@ -19,7 +19,7 @@ use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use client::{Raw, UPGRADE};
-use daemon::{Dir, PATIENCE, Server, is_alive, until, wshd};
+use daemon::{Dir, Server, is_alive, output_of, until, wshd};
 use serde_json::{Value, json};
 
 /// A server with a control socket.
@@ -47,7 +47,7 @@ impl Controlled {
     }
 
     fn ctl(&self, args: &[&str]) -> Output {
-        wshd().args(["ctl", "--control-socket"]).arg(self.socket()).args(args).output().unwrap()
+        output_of(wshd().args(["ctl", "--control-socket"]).arg(self.socket()).args(args)).unwrap()
     }
 
     /// What it prints.
@@ -85,9 +85,7 @@ impl Controlled {
     }
 
     fn connect(&self) -> UnixStream {
-        let stream = UnixStream::connect(self.socket()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream
+        client::unix(self.socket())
     }
 }
 
@@ -157,7 +155,7 @@ fn status_shows_workers_pools_and_handlers() {
     assert_eq!(echo["connections"], 1);
     assert_eq!(echo["totals"], json!({ "messages_in": 1, "messages_out": 1, "bytes_in": 5, "bytes_out": 5 }));
     // For people, the socket found through the configuration file.
-    let output = wshd().args(["ctl", "status", "-c"]).arg(&file).output().unwrap();
+    let output = output_of(wshd().args(["ctl", "status", "-c"]).arg(&file)).unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("3 of 3 workers running, 1 connection\n"), "{text}");
     for (start, rest) in
@@ -500,7 +498,7 @@ fn without_a_server_it_says_what_to_do() {
     let dir = Dir::new();
     let path = socket_in(&dir);
     let ctl =
-        |args: &[&str]| wshd().args(["ctl", "--control-socket"]).arg(&path).args(args).output().unwrap();
+        |args: &[&str]| output_of(wshd().args(["ctl", "--control-socket"]).arg(&path).args(args)).unwrap();
     for stale in [false, true] {
         if stale {
             drop(UnixListener::bind(&path).unwrap());
@@ -630,7 +628,7 @@ fn who_is_not_meant_to_is_kept_out() {
     let as_nobody = |path: PathBuf| {
         let mut command = std::process::Command::new(&program);
         command.args(["ctl", "status", "--control-socket"]).arg(path);
-        command.uid(NOBODY).gid(NOBODY).output().unwrap()
+        output_of(command.uid(NOBODY).gid(NOBODY)).unwrap()
     };
     let output = as_nobody(this.socket());
     let error = String::from_utf8(output.stderr).unwrap();

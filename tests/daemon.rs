@@ -15,12 +15,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::mpsc;
 
 use client::Raw;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
-use server::{Dir, ECHO, PATIENCE, Server, children, is_alive, until};
+use server::{Dir, ECHO, PATIENCE, Server, children, is_alive, output_of, until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_wshd");
 
@@ -95,9 +94,7 @@ fn listening() -> (OwnedFd, String) {
 }
 
 fn over_unix(path: &Path, resource: &str) -> Raw<UnixStream> {
-    let stream = UnixStream::connect(path).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut raw = Raw::over(stream);
+    let mut raw = Raw::over(client::unix(path));
     raw.upgrade(resource, "");
     raw
 }
@@ -166,7 +163,7 @@ fn a_descriptor_that_does_not_listen_is_an_error_that_names_it() {
     let fails = |count, first: OwnedFd, second: Option<OwnedFd>, names: &str, expected: &str| {
         let dir = dir();
         let mut command = passed(&dir, count, first, second, &[]);
-        let output = command.env("LISTEN_FDNAMES", names).output().unwrap();
+        let output = output_of(command.env("LISTEN_FDNAMES", names)).unwrap();
         let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
         assert_eq!(output.status.code(), Some(4), "{log}");
         assert!(log.contains(expected), "{log}");
@@ -309,9 +306,7 @@ fn daemonize(dir: &Dir, args: &[&str]) -> Output {
     let mut command = Command::new(PROGRAM);
     command.args(["--daemon", "--workers", "2", "-l"]).arg(dir.path().join("log"));
     command.arg("-w").arg(dir.path()).args(args).stdin(Stdio::null());
-    let (sender, output) = mpsc::channel();
-    std::thread::spawn(move || sender.send(command.output().unwrap()));
-    output.recv_timeout(PATIENCE).expect("it returns, and nobody holds its output")
+    output_of(&mut command).expect("it returns, and nobody holds its output")
 }
 
 fn text(bytes: &[u8]) -> &str {
@@ -385,7 +380,7 @@ fn a_log_that_can_not_be_opened_is_the_callers_to_know() {
     let dir = dir();
     let mut command = Command::new(PROGRAM);
     command.args(["--daemon", "-p", "0", "-l", "/nowhere/log", "-w"]).arg(dir.path());
-    let output = command.output().unwrap();
+    let output = output_of(&mut command).unwrap();
     assert_eq!(output.status.code(), Some(3));
     assert!(text(&output.stderr).contains("wshd: --log-file /nowhere/log: No such file"), "{output:?}");
 }
@@ -597,7 +592,7 @@ fn workers_below_another_root() {
     assert_eq!(raw.ask("file /inside"), "inside");
     assert_eq!(raw.ask(&format!("file {}", at("inside").display())), "No such file or directory");
     assert_eq!(over_unix(&socket, "/echo").ask("hello"), "hello");
-    let mut page = Raw::over(UnixStream::connect(&socket).unwrap());
+    let mut page = Raw::over(client::unix(&socket));
     page.send(b"GET /page.txt HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert_eq!(page.answer().body, b"static");
 

@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -629,7 +629,7 @@ fn a_peer_without_an_address() {
     let dir = talk_dir();
     let (file, socket) = (path(&dir, "access"), path(&dir, "socket"));
     let _server = serve(&dir, &["--access-log", &file, "-H", &format!("unix:{socket}")]);
-    let mut raw = Raw::over(UnixStream::connect(&socket).unwrap());
+    let mut raw = Raw::over(client::unix(&socket));
     raw.upgrade("/talk", "");
     raw.ask("hello");
     drop(raw);

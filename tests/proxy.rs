@@ -10,7 +10,6 @@ mod daemon;
 mod fixtures;
 
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::net::UnixStream;
 
 use client::{Raw, UPGRADE};
 use daemon::{Dir, Server, until};
@@ -206,9 +205,7 @@ fn a_proxy_may_be_on_a_unix_socket() {
     for (trust, expected) in [(true, "family=4 port=0 text=192.0.2.1"), (false, "family=1 port=0 text=")] {
         let trusted = if trust { &["--trust-proxy", "unix"][..] } else { &TRUST };
         let (mut server, _dir) = serve(&[&["--server-host", &address], trusted].concat());
-        let stream = UnixStream::connect(&socket).unwrap();
-        stream.set_read_timeout(Some(daemon::PATIENCE)).unwrap();
-        let mut raw = Raw::over(stream);
+        let mut raw = Raw::over(client::unix(&socket));
         raw.upgrade("/everything", "X-Forwarded-For: 192.0.2.1\r\n");
         let answer = raw.ask("remote_address");
         assert!(answer.ends_with(expected), "{answer}, expected {expected}");

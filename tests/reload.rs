@@ -211,7 +211,7 @@ fn handlers_and_addresses_come_and_go() {
     goes.frame(client::CLOSE, &client::close_payload(1001, ""));
     assert_eq!(stays.ask("version"), "1");
     assert_eq!(connect_and_ask(&server, "/comes", "version"), "7");
-    let mut over_unix = Raw::over(std::os::unix::net::UnixStream::connect(&socket).unwrap());
+    let mut over_unix = Raw::over(client::unix(&socket));
     over_unix.upgrade("/comes", "");
     let mut late = Raw::connect(&server.address());
     late.send(b"GET /goes HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");

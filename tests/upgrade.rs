@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use client::{Raw, ask, connect};
 use crowd::{Crowd, Habits, SMALL_TALK};
-use daemon::{Dir, Server, children, is_alive, until};
+use daemon::{Dir, Server, children, is_alive, output_of, until, wshd};
 use fixtures::add_handler;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -214,7 +214,7 @@ fn pools_and_unix_sockets_go_on() {
     )
     .unwrap();
     let mut upgradable = Upgradable::start(&dir, &["--config", config.to_str().unwrap()]);
-    let mut raw = Raw::over(UnixStream::connect(&socket).unwrap());
+    let mut raw = Raw::over(client::unix(&socket));
     raw.upgrade("/echo", "");
     let before = children(upgradable.supervisor);
     upgradable.upgrade();
@@ -223,7 +223,7 @@ fn pools_and_unix_sockets_go_on() {
     let after = children(upgradable.supervisor);
     assert_eq!(after.len(), 2);
     assert!(after.iter().all(|pid| !before.contains(pid)));
-    let mut late = Raw::over(UnixStream::connect(&socket).unwrap());
+    let mut late = Raw::over(client::unix(&socket));
     late.upgrade("/echo", "");
     drop((raw, late));
     upgradable.stop();
@@ -240,18 +240,15 @@ fn control_socket_and_metrics_are_those_of_the_new_executable() {
         ["--control-socket", control.to_str().unwrap(), "--metrics", &metrics_address, "--workers", "1"];
     let mut upgradable = Upgradable::start(&dir, &args);
     let ctl = |order: &str| {
-        let output = Command::new(env!("CARGO_BIN_EXE_wshd"))
-            .args(["ctl", "--control-socket", control.to_str().unwrap(), order])
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let output =
+            output_of(wshd().args(["ctl", "--control-socket", control.to_str().unwrap(), order])).unwrap();
         (
             output.status.code(),
             String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap(),
         )
     };
     let metrics_of = || {
-        let mut raw = Raw::over(UnixStream::connect(&metrics).unwrap());
+        let mut raw = Raw::over(client::unix(&metrics));
         raw.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         String::from_utf8(raw.rest()).unwrap()
     };
@@ -295,7 +292,7 @@ fn an_executable_that_fails_late_leaves_the_sockets_of_the_old_one_alone() {
     );
     let ctl = |order: &str| {
         let mut command = daemon::wshd();
-        command.args(["ctl", order, "--control-socket"]).arg(&control).output().unwrap()
+        output_of(command.args(["ctl", order, "--control-socket"]).arg(&control)).unwrap()
     };
     let output = ctl("upgrade");
     let error = String::from_utf8(output.stderr).unwrap();
@@ -303,7 +300,7 @@ fn an_executable_that_fails_late_leaves_the_sockets_of_the_old_one_alone() {
     assert!(error.contains("this executable serves on: ") && error.contains("exit code 3"), "{error}");
     let status = String::from_utf8(ctl("status").stdout).unwrap();
     assert!(status.contains(&format!("process {}, ", upgradable.supervisor)), "{status}");
-    let mut raw = Raw::over(UnixStream::connect(&socket).unwrap());
+    let mut raw = Raw::over(client::unix(&socket));
     raw.upgrade("/echo", "");
     drop(raw);
     UnixStream::connect(&metrics).unwrap();
@@ -319,7 +316,7 @@ fn the_new_executable_serves_metrics_at_the_same_address() {
     let address = format!("unix:{}", socket.display());
     let mut upgradable = Upgradable::start(&dir, &["--workers", "1", "--metrics", &address]);
     let report = || {
-        let mut raw = Raw::over(UnixStream::connect(&socket).unwrap());
+        let mut raw = Raw::over(client::unix(&socket));
         raw.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
         String::from_utf8(raw.answer().body).unwrap()
     };

@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::client::tcp;
+use super::client::{tcp, unix};
 use super::*;
 
 const MANUAL: &str = include_str!("../../man/wshd.8");
@@ -257,7 +256,7 @@ fn on_a_unix_socket() {
     let address = format!("unix:{}", path.display());
     let mut server = Server::start(&dir, &["--workers", "1", "--metrics", &address]);
     assert_eq!(endpoint(&server), address);
-    let mut raw = Raw::over(UnixStream::connect(&path).unwrap());
+    let mut raw = Raw::over(unix(&path));
     raw.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(raw.answer().status, 200);
     // No handler can get hold of the socket.
@@ -286,7 +285,7 @@ fn a_reload_may_change_the_address() {
     write(&sockets[0]);
     let mut server = Server::start(&dir, &["--workers", "1", "--config", config.to_str().unwrap()]);
     let ask = |socket: &std::path::Path| {
-        let mut raw = Raw::over(UnixStream::connect(socket).unwrap());
+        let mut raw = Raw::over(unix(socket));
         raw.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
         raw.answer().status
     };

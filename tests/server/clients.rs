@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::client::{self, Raw, UPGRADE};
-use crate::daemon::until;
+use crate::daemon::{output_of, until};
 use crate::{memory, serve};
 
 fn script(name: &str) -> PathBuf {
@@ -17,7 +17,7 @@ fn script(name: &str) -> PathBuf {
 /// The output of a client that has to succeed.
 #[track_caller]
 fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let output = output_of(command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::client::{self, Answer, CLOSE, Raw, TEXT, UPGRADE, header};
@@ -248,7 +247,7 @@ fn over_a_unix_socket_and_ipv6() {
     let path = socket.path().join("wshd");
     let host = format!("unix:{}", path.display());
     let mut server = serve(&["everything"], &["-H", &host, "-H", "::1"]);
-    let mut raw = Raw::over(UnixStream::connect(&path).unwrap());
+    let mut raw = Raw::over(client::unix(&path));
     raw.upgrade("/everything", "");
     assert_eq!(raw.ask("remote_address"), "remote_address: 0 family=1 port=0 text=");
     assert_eq!(raw.ask("local_address"), format!("local_address: 0 family=1 port=0 text={}", path.display()));

@@ -1,8 +1,9 @@
 //! A headless Chromium, driven by the W3C WebDriver protocol.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -160,15 +161,14 @@ impl Drop for Browser {
 
 /// chromedriver says on which port it listens.
 fn driver_port(driver: &mut Child) -> u16 {
-    let mut lines = BufReader::new(driver.stdout.take().unwrap());
-    let mut line = String::new();
-    let port = loop {
-        line.clear();
-        assert!(lines.read_line(&mut line).unwrap() > 0, "chromedriver ended before it was ready");
-        if let Some((_, port)) = line.split_once("started successfully on port ") {
-            break port.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
+    let lines = BufReader::new(driver.stdout.take().unwrap()).lines();
+    let (sender, port) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            if let Some((_, port)) = line.split_once("started successfully on port ") {
+                let _ = sender.send(port.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().unwrap());
+            }
         }
-    };
-    std::thread::spawn(move || lines.read_to_end(&mut Vec::new()));
-    port
+    });
+    port.recv_timeout(PATIENCE).expect("chromedriver says its port")
 }
