@@ -12,6 +12,7 @@ use std::sync::Arc;
 use socket2::Socket;
 
 use super::counting::{NO_HANDLER, OpenCount};
+use super::event_loop::ARRIVALS;
 use super::mailbox::{Mailbox, PeerClose};
 use super::opening::{Handshake, Request};
 use super::output::{Queue, Spare};
@@ -61,7 +62,7 @@ pub struct Conn {
     /// Index of the handler in the routes, once the request is known.
     pub handler: u16,
     pauses: u8,
-    /// What epoll watches: 1 for reading, 2 for writing.
+    /// What epoll watches it for: see [`ARRIVALS`] and its siblings.
     pub watched: u8,
     /// Whether it is served at once or in turn.
     pub turn: Turn,
@@ -196,7 +197,7 @@ impl Conn {
             since: 0,
             handler: NO_HANDLER,
             pauses: 0,
-            watched: 1,
+            watched: ARRIVALS,
             turn: Turn::new(),
             dirty: false,
         }

@@ -37,6 +37,9 @@ pub const LISTENER: u64 = 1 << 31;
 /// Of connections: their ids.
 const CONNECTION: u64 = 1 << 32;
 
+/// That a socket has ended is read behind what came before.
+const ENDS: EpollFlags = EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
+
 /// What the loop waits for.
 pub struct Poll(Epoll);
 
@@ -49,6 +52,11 @@ impl Poll {
     /// Adds a descriptor, watched for reading.
     pub fn add(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
         Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
+    }
+
+    /// Adds a connection, watched for [`ARRIVALS`].
+    pub fn add_conn(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        Ok(self.0.add(fd, EpollEvent::new(flags_of(ARRIVALS), token))?)
     }
 
     /// Adds an event counter that is never read: each ring is an event.
@@ -68,13 +76,26 @@ impl Poll {
         let _ = self.0.delete(fd);
     }
 
-    /// Changes what a descriptor is watched for: 1 reading, 2 writing.
+    /// Changes what a connection is watched for, or has an event told again that was not dealt with.
     pub fn watch(&self, fd: impl AsFd, token: u64, watched: u8) -> io::Result<()> {
-        let mut flags = EpollFlags::empty();
-        flags.set(EpollFlags::EPOLLIN, watched & 1 != 0);
-        flags.set(EpollFlags::EPOLLOUT, watched & 2 != 0);
-        Ok(self.0.modify(fd, &mut EpollEvent::new(flags, token))?)
+        Ok(self.0.modify(fd, &mut EpollEvent::new(flags_of(watched), token))?)
     }
+}
+
+/// There is something to read.
+pub const READABLE: u8 = 1;
+/// It can be written to.
+pub const WRITABLE: u8 = 2;
+/// Something has come to be read, which is told once. It saves epoll from looking at the socket again when all of it has been
+/// read: a fiftieth of a short echo.
+pub const ARRIVALS: u8 = 4;
+
+fn flags_of(watched: u8) -> EpollFlags {
+    let mut flags = EpollFlags::empty();
+    flags.set(EpollFlags::EPOLLIN, watched & (READABLE | ARRIVALS) != 0);
+    flags.set(EpollFlags::EPOLLOUT, watched & WRITABLE != 0);
+    flags.set(EpollFlags::EPOLLET | EpollFlags::EPOLLRDHUP, watched & ARRIVALS != 0);
+    flags
 }
 
 impl Worker {
@@ -164,8 +185,11 @@ impl Worker {
             self.flush(id);
         }
         if events.contains(EpollFlags::EPOLLIN) {
-            self.readable(id, false, buffer);
-        } else if events.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) && !self.is_waiting(id) {
+            let has_ended = events.intersects(ENDS);
+            if self.readable(id, false, buffer) || has_ended {
+                self.watch_again(id);
+            }
+        } else if events.intersects(ENDS) && !self.is_waiting(id) {
             self.lost(id);
         }
     }

@@ -3,6 +3,7 @@
 
 use super::Worker;
 use super::conn::{Conn, Pause};
+use super::event_loop::{ARRIVALS, READABLE, WRITABLE};
 
 impl Worker {
     /// Stops reading for a reason.
@@ -45,12 +46,18 @@ impl Worker {
     /// The same for a connection at hand.
     #[inline]
     pub fn watch_conn(&self, id: u64, conn: &mut Conn) {
-        let wanted = match conn.turn.is_unwatched() {
-            false => u8::from(!conn.is_paused()) | if conn.queued() > 0 { 2 } else { 0 },
-            true => 0,
-        };
+        let wanted = wanted(conn);
         if wanted != conn.watched {
             self.watch_for(id, conn, wanted);
+        }
+    }
+
+    /// There may be more to read than was read after an event. If that is told once, it is to be told again.
+    #[inline(never)]
+    pub fn watch_again(&self, id: u64) {
+        match self.core.borrow_mut().table.get(id) {
+            Some(conn) if conn.watched & ARRIVALS != 0 => self.watch_for(id, conn, wanted(conn)),
+            _ => {}
         }
     }
 
@@ -60,5 +67,20 @@ impl Worker {
         if let Err(error) = self.poll.watch(&conn.socket, id, wanted) {
             log::error!("connection {id:x}: epoll: {error}");
         }
+    }
+}
+
+/// What a connection is to be watched for.
+#[inline]
+fn wanted(conn: &Conn) -> u8 {
+    if conn.turn.is_unwatched() {
+        return 0;
+    }
+    match (!conn.is_paused(), conn.queued() > 0) {
+        (true, false) if conn.turn.is_at_once() => ARRIVALS,
+        (true, false) => READABLE,
+        (true, true) => READABLE | WRITABLE,
+        (false, true) => WRITABLE,
+        (false, false) => 0,
     }
 }

@@ -24,8 +24,8 @@ const FILE_PIECE: u64 = 128 * 1024;
 impl Worker {
     // --------------------------------------------------------------------- in
 
-    /// A socket has something to read, or may have and it is its turn. `buffer` ends in one spare byte. Says whether as
-    /// much came as was asked for, so that there may be more.
+    /// A socket has something to read, or may have and it is its turn. `buffer` ends in one spare byte. Says whether there
+    /// may be more now: as much came as was asked for.
     #[inline(always)]
     pub fn readable(&self, id: u64, in_turn: bool, buffer: &mut [u8]) -> bool {
         #[derive(Clone, Copy)]
@@ -100,7 +100,7 @@ impl Worker {
             (Err(Errno::AGAIN | Errno::INTR), _) => self.flush(id),
             (Err(_), _) => self.lost(id),
         }
-        received == Ok(asked)
+        received == Ok(asked) || received == Err(Errno::INTR)
     }
 
     /// Bytes that the handler of a connection has been given in messages.

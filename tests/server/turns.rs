@@ -1,10 +1,12 @@
 //! Whose turn it is among connections that bring much and those that bring little.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::path::{Path, PathBuf};
 
 use crate::client::{self, Raw, TEXT};
-use crate::daemon::until;
+use crate::daemon::{is_idle, until};
 use crate::{Served, serve};
 
 /// Bytes in a message that are much at once.
@@ -42,7 +44,13 @@ fn arrived(raw: &Raw) {
 }
 
 /// Has the handler hold the worker until the file that is returned is there.
-fn hold(server: &Served, raw: &mut Raw, name: char, dir: &Path, is_large: bool) -> PathBuf {
+fn hold<S: Read + Write>(
+    server: &Served,
+    raw: &mut Raw<S>,
+    name: char,
+    dir: &Path,
+    is_large: bool,
+) -> PathBuf {
     let file = dir.join(format!("go-{name}"));
     let text = format!("{name} hold {}", file.display());
     raw.send(&if is_large { large(&text, SOME) } else { client::frame(TEXT, text.as_bytes()) });
@@ -104,4 +112,38 @@ fn who_ends_while_it_waits_is_not_waited_for() {
     fs::write(go_on, "").unwrap();
     assert_eq!(many[1].ask("order"), "1AC");
     assert_eq!(gate.ask("order"), "");
+}
+
+#[test]
+fn what_is_left_of_what_came_at_once_is_read_though_nothing_more_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("wshd");
+    // In a Unix socket more waits than is read at a time, also of one that has brought little so far.
+    let server = serve(&["turns"], &["--server-host", &format!("unix:{}", socket.display())]);
+    let [mut gate, mut raw] = [(); 2].map(|()| Raw::over(client::unix(&socket)));
+    gate.upgrade("/turns", "");
+    raw.upgrade("/turns", "");
+    let go = hold(&server, &mut gate, '1', dir.path(), false);
+    const MESSAGES: usize = 150;
+    raw.send(&large("a", 1000).repeat(MESSAGES));
+    fs::write(go, "").unwrap();
+    let mut order = gate.ask("order");
+    until("the worker waits", || is_idle(server.worker()));
+    order += &gate.ask("order");
+    assert_eq!(order, "1".to_owned() + &"a".repeat(MESSAGES));
+}
+
+#[test]
+fn an_end_that_came_with_a_message_is_noticed_behind_it() {
+    let server = serve(&["turns"], &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let mut gate = Raw::open(&server.address(), "/turns");
+    let mut raw = Raw::open(&server.address(), "/turns");
+    let go = hold(&server, &mut gate, '1', dir.path(), false);
+    raw.text("a");
+    raw.stream.shutdown(Shutdown::Write).unwrap();
+    arrived(&raw);
+    fs::write(go, "").unwrap();
+    raw.expect_end();
+    assert_eq!(gate.ask("order"), "1a");
 }
