@@ -97,7 +97,7 @@ impl Host for Worker {
 
     fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
         let ours = match self.core.borrow_mut().table.get(handshake).map(|conn| &conn.phase) {
-            Some(Phase::Opening(handshake, None, _)) => Some(handshake.clone()),
+            Some(Phase::Opening(handshake, None, ..)) => Some(handshake.clone()),
             _ => None,
         };
         let Some(ours) = ours else { return WS_E_GONE };

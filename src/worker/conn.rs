@@ -55,8 +55,6 @@ pub struct Conn {
     pub queue: Option<Box<Queue>>,
     /// The entry in the timers that counts (ms); [`NEVER`] without one.
     pub timer_at: u64,
-    /// End of the present phase; [`NEVER`] if it has none.
-    pub deadline: u64,
     /// Since when this worker has it; seconds of the clock.
     pub since: u32,
     /// Index of the handler in the routes, once the request is known.
@@ -70,18 +68,18 @@ pub struct Conn {
     pub dirty: bool,
 }
 
-/// Where a connection stands.
+/// Where a connection stands. The last number is when that has to be over; [`NEVER`] if it has not.
 pub enum Phase {
     /// The request head is being read.
-    Head(Vec<u8>),
+    Head(Vec<u8>, u64),
     /// The handler decides about the handshake; what came after the request is set aside.
-    Opening(Arc<Handshake>, Option<Arc<Mailbox>>, Option<Box<[u8]>>),
+    Opening(Arc<Handshake>, Option<Arc<Mailbox>>, Option<Box<[u8]>>, u64),
     /// An HTTP response is being sent.
-    Reply(Option<FileBody>),
+    Reply(Option<FileBody>, u64),
     /// The WebSocket is open, or being closed.
     Open(Open),
     /// All is sent; the peer is to close its end.
-    Linger,
+    Linger(u64),
 }
 
 /// What is left to send of a file.
@@ -120,6 +118,8 @@ pub struct Extra {
     pub request: Option<Arc<Request>>,
     /// How the peer began to close.
     pub peer_close: Option<PeerClose>,
+    /// When the thread has to have answered that.
+    pub answer_by: Option<u64>,
     /// Timers of an event style handler.
     pub timers: Timers,
     /// Who began to close (`WS_BY_...`), and the code; 0 while nobody did.
@@ -190,10 +190,9 @@ impl Conn {
     pub fn new(socket: Socket, deadline: u64) -> Self {
         Conn {
             socket,
-            phase: Phase::Head(Vec::new()),
+            phase: Phase::Head(Vec::new(), deadline),
             queue: None,
             timer_at: NEVER,
-            deadline,
             since: 0,
             handler: NO_HANDLER,
             pauses: 0,
@@ -231,7 +230,7 @@ impl Conn {
     /// Sets aside what was read and can not be processed yet.
     pub fn set_unread(&mut self, bytes: Option<Box<[u8]>>) {
         match &mut self.phase {
-            Phase::Opening(_, _, unread) => *unread = bytes,
+            Phase::Opening(_, _, unread, _) => *unread = bytes,
             Phase::Open(open) if bytes.is_some() => open.extra().unread = bytes,
             _ => {}
         }
@@ -240,7 +239,7 @@ impl Conn {
     /// Takes that back.
     pub fn take_unread(&mut self) -> Option<Box<[u8]>> {
         match &mut self.phase {
-            Phase::Opening(_, _, unread) => unread.take(),
+            Phase::Opening(_, _, unread, _) => unread.take(),
             Phase::Open(open) => open.extra.as_mut()?.unread.take(),
             _ => None,
         }
@@ -249,7 +248,7 @@ impl Conn {
     /// Whether there is such.
     pub fn has_unread(&self) -> bool {
         match &self.phase {
-            Phase::Opening(_, _, unread) => unread.is_some(),
+            Phase::Opening(_, _, unread, _) => unread.is_some(),
             Phase::Open(open) => open.extra.as_ref().is_some_and(|extra| extra.unread.is_some()),
             _ => false,
         }
@@ -270,15 +269,23 @@ impl Conn {
         self.queue.as_ref().map_or(0, |queue| queue.len())
     }
 
+    /// When the present phase has to be over, or an open connection's thread to have answered the peer's Close frame.
+    pub fn deadline(&self) -> u64 {
+        match &self.phase {
+            Phase::Head(_, at) | Phase::Opening(.., at) | Phase::Reply(_, at) | Phase::Linger(at) => *at,
+            Phase::Open(open) => open.extra.as_ref().and_then(|extra| extra.answer_by).unwrap_or(NEVER),
+        }
+    }
+
     /// The next instant at which something is to be done about this connection. `stall` is how long the
     /// send queue may wait without progress.
     pub fn next_deadline(&self, limits: &Limits, stall: u64) -> u64 {
         match &self.phase {
             Phase::Open(open) => {
                 let stalled = self.stalled().map_or(NEVER, |since| since.saturating_add(stall));
-                self.deadline.min(open.proto.deadline(limits)).min(open.next_timer()).min(stalled)
+                self.deadline().min(open.proto.deadline(limits)).min(open.next_timer()).min(stalled)
             }
-            _ => self.deadline,
+            _ => self.deadline(),
         }
     }
 

@@ -236,7 +236,7 @@ impl Worker {
             record.seal();
             record.set_standing(standing::TAKEN | standing::FRESH);
         }
-        if let Some(Conn { phase: Phase::Head(bytes), .. }) = core.table.get(id) {
+        if let Some(Conn { phase: Phase::Head(bytes, _), .. }) = core.table.get(id) {
             *bytes = read;
         }
     }

@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use ::ws_handler::raw::*;
 
 use super::Worker;
-use super::conn::{NEVER, Open, Pause, Phase};
+use super::conn::{Open, Pause, Phase};
 use super::greet::LINGER;
 use super::mailbox::{Ended, PeerClose};
 use super::record::standing;
@@ -27,7 +27,7 @@ impl Worker {
             let Some((open, mut io)) = protocol else { return };
             let closed = open.proto.close(code, reason, &mut io).is_ok();
             if closed {
-                conn.deadline = NEVER;
+                open.extra().answer_by = None;
                 Self::mark_dirty(core, id);
             }
             closed
@@ -67,9 +67,7 @@ impl Worker {
             mailbox.peer_close(PeerClose { code, reason: [reason, b"\0"].concat() });
             // The thread answers; if it does not come to it in time, we do.
             let deadline = self.now.get().saturating_add(self.config.limits.close_deadline / 10 * 9);
-            if let Some(conn) = self.core.borrow_mut().table.get(id) {
-                conn.deadline = deadline;
-            }
+            self.with_open(id, |_, open| open.extra().answer_by = Some(deadline));
             return self.arm(id);
         }
         let Some(service) = self.service(handler) else { return };
@@ -165,8 +163,7 @@ impl Worker {
             let said = conn.open().is_some_and(|open| open.proto.close_sent().is_some());
             let heard = conn.open().is_some_and(|open| open.peer_close().is_some());
             if said && !heard && conn.queued() == 0 && conn.socket.shutdown(Shutdown::Write).is_ok() {
-                conn.phase = Phase::Linger;
-                conn.deadline = self.now.get().saturating_add(LINGER);
+                conn.phase = Phase::Linger(self.now.get().saturating_add(LINGER));
                 for reason in [Pause::Handler, Pause::Mailbox, Pause::Queue, Pause::Move] {
                     conn.set_pause(reason, false, self.now.get());
                 }
@@ -174,7 +171,7 @@ impl Worker {
             }
         }
         let lingers =
-            matches!(self.core.borrow_mut().table.get(id).map(|conn| &conn.phase), Some(Phase::Linger));
+            matches!(self.core.borrow_mut().table.get(id).map(|conn| &conn.phase), Some(Phase::Linger(_)));
         if lingers {
             self.arm(id);
         } else {
@@ -214,8 +211,8 @@ impl Worker {
         let (handler, unopened, phase_over, timers) = {
             let core = &mut *self.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
-            let over = conn.deadline <= now;
-            let linger = matches!(conn.phase, Phase::Linger);
+            let over = conn.deadline() <= now;
+            let linger = matches!(conn.phase, Phase::Linger(_));
             let handler = conn.handler;
             match conn.open() {
                 None if linger && over => {
@@ -243,9 +240,7 @@ impl Worker {
             let code = self.with_open(id, |_, open| open.peer_close().map_or(1005, |close| close.code));
             let answer = code.filter(|code| *code != 1005);
             self.close(id, answer, b"", WS_BY_PEER);
-            if let Some(conn) = self.core.borrow_mut().table.get(id) {
-                conn.deadline = NEVER;
-            }
+            self.with_open(id, |_, open| open.extra().answer_by = None);
         }
         self.protocol_deadline(id);
     }

@@ -273,8 +273,8 @@ impl Worker {
         for id in ids {
             let is_open = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
                 Some(Phase::Open(_)) => true,
-                Some(Phase::Reply(_) | Phase::Linger) | None => continue,
-                Some(Phase::Head(_) | Phase::Opening(..)) => false,
+                Some(Phase::Reply(..) | Phase::Linger(_)) | None => continue,
+                Some(Phase::Head(..) | Phase::Opening(..)) => false,
             };
             if is_open {
                 self.close(id, Some(code), b"", ::ws_handler::raw::WS_BY_HOST);

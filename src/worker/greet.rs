@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use ::ws_handler::raw::*;
 use socket2::Socket;
 
-use super::conn::{Conn, FileBody, NEVER, Open, Pause, Phase};
+use super::conn::{Conn, FileBody, Open, Pause, Phase};
 use super::counting::OpenCount;
 use super::facts;
 use super::mailbox::{Ended, Mailbox, Opened};
@@ -78,7 +78,7 @@ impl Worker {
     /// Bytes of a request head have come.
     pub fn read_head(&self, id: u64, received: &[u8]) {
         let mut kept = match self.core.borrow_mut().table.get(id) {
-            Some(Conn { phase: Phase::Head(bytes), .. }) => std::mem::take(bytes),
+            Some(Conn { phase: Phase::Head(bytes, _), .. }) => std::mem::take(bytes),
             _ => return,
         };
         // Usually all comes at once, and is not copied.
@@ -172,7 +172,7 @@ impl Worker {
             let core = &mut *self.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
             let unread = (!rest.is_empty()).then(|| rest.into());
-            conn.phase = Phase::Opening(Arc::clone(&handshake), mailbox.clone(), unread);
+            conn.phase = Phase::Opening(Arc::clone(&handshake), mailbox.clone(), unread, conn.deadline());
             conn.set_pause(Pause::Handshake, true, self.now.get());
             if let Some(record) = core.table.record(id).filter(|_| rest.is_empty()) {
                 record.set_head(handshake.request.head.as_bytes());
@@ -222,7 +222,7 @@ impl Worker {
     /// The verdict is there, or the time for it is over: the reply is written.
     pub fn conclude(&self, id: u64) {
         let (handshake, mailbox) = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
-            Some(Phase::Opening(handshake, mailbox, _)) => (Arc::clone(handshake), mailbox.clone()),
+            Some(Phase::Opening(handshake, mailbox, ..)) => (Arc::clone(handshake), mailbox.clone()),
             _ => return,
         };
         self.mailroom.remove_handshake(id);
@@ -297,7 +297,6 @@ impl Worker {
             conn.phase = Phase::Open(open);
             conn.set_unread(unread);
             conn.set_pause(Pause::Handshake, false, self.now.get());
-            conn.deadline = NEVER;
             if let Some(record) = core.table.record(id) {
                 record.seal();
             }
@@ -379,8 +378,7 @@ impl Worker {
                 }
                 Body::File { file, offset, length } => Some(FileBody { file, offset, left: length }),
             };
-            conn.phase = Phase::Reply(file);
-            conn.deadline = self.now.get().saturating_add(self.config.handshake_time);
+            conn.phase = Phase::Reply(file, self.now.get().saturating_add(self.config.handshake_time));
             conn.dirty = true;
             core.dirty.push(id);
         }
@@ -391,7 +389,7 @@ impl Worker {
     /// Drops a connection that is not open yet.
     pub fn drop_unopened(&self, id: u64) {
         let opening = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
-            Some(Phase::Opening(handshake, mailbox, _)) => Some((Arc::clone(handshake), mailbox.clone())),
+            Some(Phase::Opening(handshake, mailbox, ..)) => Some((Arc::clone(handshake), mailbox.clone())),
             _ => None,
         };
         if let Some((handshake, mailbox)) = opening {
@@ -411,8 +409,8 @@ impl Worker {
             Other,
         }
         let slow = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
-            Some(Phase::Head(bytes)) if !bytes.is_empty() => Slow::Head,
-            Some(Phase::Opening(handshake, mailbox, _)) => {
+            Some(Phase::Head(bytes, _)) if !bytes.is_empty() => Slow::Head,
+            Some(Phase::Opening(handshake, mailbox, ..)) => {
                 Slow::Handler(Arc::clone(handshake), mailbox.clone())
             }
             _ => Slow::Other,

@@ -42,8 +42,8 @@ impl Worker {
     pub fn close_by_order(&self, ticket: u64, conn: u64, code: u16) {
         let state = match self.core.borrow_mut().table.get(conn).map(|conn| &conn.phase) {
             Some(Phase::Open(open)) => Some((true, !open.is_closing() && !open.over)),
-            Some(Phase::Head(_) | Phase::Opening(..) | Phase::Reply(_)) => Some((false, true)),
-            Some(Phase::Linger) | None => None,
+            Some(Phase::Head(..) | Phase::Opening(..) | Phase::Reply(..)) => Some((false, true)),
+            Some(Phase::Linger(_)) | None => None,
         };
         let begun = match state {
             Some((true, true)) if close::may_travel(code) => {
@@ -98,16 +98,16 @@ impl Worker {
         let (resource, protocol) = (text(strings.resource), strings.protocol.map(text));
         let conn = core.table.get(id)?;
         let (phase, handler, resource, protocol) = match &conn.phase {
-            Phase::Head(_) => ("request", None, None, None),
+            Phase::Head(..) => ("request", None, None, None),
             Phase::Opening(handshake, ..) => {
                 ("handshake", Some(handshake.handler), Some(text(handshake.request.strings().resource)), None)
             }
-            Phase::Reply(_) => ("reply", None, None, None),
+            Phase::Reply(..) => ("reply", None, None, None),
             Phase::Open(open) if open.over || open.is_closing() => {
                 ("closing", Some(conn.handler), Some(resource), protocol)
             }
             Phase::Open(_) => ("open", Some(conn.handler), Some(resource), protocol),
-            Phase::Linger => ("ended", None, None, None),
+            Phase::Linger(_) => ("ended", None, None, None),
         };
         let route = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler)));
         Some(Connection {

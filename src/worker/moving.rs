@@ -216,8 +216,8 @@ impl Worker {
             }
             Purpose::Linger => {
                 let raw = socket.as_raw_fd();
-                let mut conn = Conn::new(socket, self.now.get().saturating_add(LINGER));
-                conn.phase = Phase::Linger;
+                let mut conn = Conn::new(socket, NEVER);
+                conn.phase = Phase::Linger(self.now.get().saturating_add(LINGER));
                 if let Some(id) = self.add(conn) {
                     if let Some(record) = self.core.borrow_mut().table.record(id) {
                         // For the access log. Of one that pointed to more nothing is known.

@@ -66,8 +66,8 @@ impl Worker {
         let now = self.now.get();
         let core = &mut *self.core.borrow_mut();
         match core.table.get(probe.conn).map(|conn| &conn.phase) {
-            None | Some(Phase::Reply(_) | Phase::Linger) => Finding::Over,
-            Some(Phase::Head(_) | Phase::Opening(..)) => Finding::Nothing,
+            None | Some(Phase::Reply(..) | Phase::Linger(_)) => Finding::Over,
+            Some(Phase::Head(..) | Phase::Opening(..)) => Finding::Nothing,
             Some(Phase::Open(open)) => {
                 let since = *probe.open_since.get_or_insert(now);
                 // A blocking handler's thread may still have the message before it.

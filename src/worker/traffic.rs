@@ -45,12 +45,12 @@ impl Worker {
                 return false;
             };
             let next = match &conn.phase {
-                Phase::Head(_) => Next::Head,
+                Phase::Head(..) => Next::Head,
                 Phase::Open(_) => Next::Messages,
                 // What comes now is not wanted: it is read so that closing does not reset the connection
                 // before the peer has read our last words.
-                Phase::Opening(..) | Phase::Linger => Next::Nothing,
-                Phase::Reply(_) => Next::ReplyStill,
+                Phase::Opening(..) | Phase::Linger(_) => Next::Nothing,
+                Phase::Reply(..) => Next::ReplyStill,
             };
             if conn.is_paused() {
                 return false;
@@ -297,15 +297,14 @@ impl Worker {
                         conn.set_pause(Pause::Queue, true, now);
                     }
                 }
-                Phase::Reply(_) if left == 0 => {
+                Phase::Reply(..) if left == 0 => {
                     let _ = conn.socket.shutdown(Shutdown::Write);
                     // Nothing to wait for if the peer has closed its end already.
                     let linger = if conn.is_paused() { 0 } else { LINGER };
-                    conn.phase = Phase::Linger;
-                    conn.deadline = now.saturating_add(linger);
+                    conn.phase = Phase::Linger(now.saturating_add(linger));
                 }
-                Phase::Reply(_) if progress => {
-                    conn.deadline = now.saturating_add(self.config.handshake_time);
+                Phase::Reply(_, deadline) if progress => {
+                    *deadline = now.saturating_add(self.config.handshake_time);
                 }
                 _ => {}
             }
@@ -416,7 +415,7 @@ fn write_queue(conn: &mut Conn) -> bool {
             break;
         }
         let more = match &mut conn.phase {
-            Phase::Reply(Some(file)) if after == 0 => next_piece(file, queue.tail()),
+            Phase::Reply(Some(file), _) if after == 0 => next_piece(file, queue.tail()),
             _ => Some(false),
         };
         match more {
@@ -437,7 +436,7 @@ fn standing_of(conn: &Conn) -> u32 {
     let boundary = conn.queue.as_ref().is_none_or(|queue| queue.is_at_start());
     let movable = conn.queue.is_none() && !conn.has_unread();
     match &conn.phase {
-        Phase::Head(_) => standing::TAKEN | standing::FRESH,
+        Phase::Head(..) => standing::TAKEN | standing::FRESH,
         Phase::Opening(..) if !conn.has_unread() => standing::TAKEN | standing::OPENING,
         Phase::Open(open) if !open.over && open.proto.close_sent().is_none() => {
             let mailbox = open.mailbox();
