@@ -421,7 +421,7 @@ mod tests {
         // With the record and an entry in the timers.
         let timers = size_of::<u64>();
         let connection = size_of::<Option<Conn>>();
-        assert!(connection + size_of::<Record>() + timers <= 256, "{connection}");
+        assert!(connection + size_of::<Record>() + timers <= 248, "{connection}");
     }
 
     #[test]
