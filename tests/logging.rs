@@ -373,7 +373,7 @@ fn a_reload_changes_the_log() {
         &server,
         format!("log_file = {second:?}\nlog_format = 'json'\naccess_log = '-'\nlog_level = 'fine'"),
     );
-    until("the worker is replaced", || server.workers().len() == 1 && server.worker() != worker);
+    until("the worker is replaced", || matches!(server.workers()[..], [new] if new != worker));
     until("the reload is done", || read(&second).contains("reload: done, 1 resources"));
     say(&mut client, 10, "line 3");
     let lines: Vec<serde_json::Value> =
@@ -387,7 +387,7 @@ fn a_reload_changes_the_log() {
     reload(&server, format!("{same}log_max = '1G'"));
     until("it is done", || read(&second).contains("no worker has to be replaced"));
     reload(&server, format!("{same}[handler.'/talk']\nlog_level = 'error'"));
-    until("the worker is replaced", || server.workers().len() == 1 && server.worker() != worker);
+    until("the worker is replaced", || matches!(server.workers()[..], [new] if new != worker));
     say(&mut client, 40, "line 4");
     say(&mut client, 50, "line 5");
     let log = read(&second);
