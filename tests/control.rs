@@ -19,7 +19,7 @@ use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use client::{Raw, UPGRADE};
-use daemon::{Dir, Server, is_alive, output_of, until, wshd};
+use daemon::{Dir, Server, ctl, is_alive, output_of, until, wshd};
 use serde_json::{Value, json};
 
 /// A server with a control socket.
@@ -47,7 +47,7 @@ impl Controlled {
     }
 
     fn ctl(&self, args: &[&str]) -> Output {
-        output_of(wshd().args(["ctl", "--control-socket"]).arg(self.socket()).args(args)).unwrap()
+        ctl(&self.socket(), args)
     }
 
     /// What it prints.
@@ -497,8 +497,7 @@ fn the_file_of_a_dead_server_is_replaced_and_that_of_a_living_one_is_not() {
 fn without_a_server_it_says_what_to_do() {
     let dir = Dir::new();
     let path = socket_in(&dir);
-    let ctl =
-        |args: &[&str]| output_of(wshd().args(["ctl", "--control-socket"]).arg(&path).args(args)).unwrap();
+    let ctl = |args: &[&str]| ctl(&path, args);
     for stale in [false, true] {
         if stale {
             drop(UnixListener::bind(&path).unwrap());

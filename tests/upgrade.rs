@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use client::{Raw, ask, connect};
 use crowd::{Crowd, Habits, SMALL_TALK};
-use daemon::{Dir, Server, children, is_alive, output_of, until, wshd};
+use daemon::{Dir, Server, children, ctl, is_alive, until};
 use fixtures::add_handler;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -240,8 +240,7 @@ fn control_socket_and_metrics_are_those_of_the_new_executable() {
         ["--control-socket", control.to_str().unwrap(), "--metrics", &metrics_address, "--workers", "1"];
     let mut upgradable = Upgradable::start(&dir, &args);
     let ctl = |order: &str| {
-        let output =
-            output_of(wshd().args(["ctl", "--control-socket", control.to_str().unwrap(), order])).unwrap();
+        let output = ctl(&control, &[order]);
         (
             output.status.code(),
             String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap(),
@@ -290,10 +289,7 @@ fn an_executable_that_fails_late_leaves_the_sockets_of_the_old_one_alone() {
            static void on_message(ws_conn conn, const ws_message *msg) { (void)conn; (void)msg; }
            WS_HANDLER(.name = "late", .on_worker_start = on_worker_start, .on_message = on_message);"#,
     );
-    let ctl = |order: &str| {
-        let mut command = daemon::wshd();
-        output_of(command.args(["ctl", order, "--control-socket"]).arg(&control)).unwrap()
-    };
+    let ctl = |order: &str| ctl(&control, &[order]);
     let output = ctl("upgrade");
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(9), "{error}");

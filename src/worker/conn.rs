@@ -280,13 +280,9 @@ impl Conn {
     /// The next instant at which something is to be done about this connection. `stall` is how long the
     /// send queue may wait without progress.
     pub fn next_deadline(&self, limits: &Limits, stall: u64) -> u64 {
-        match &self.phase {
-            Phase::Open(open) => {
-                let stalled = self.stalled().map_or(NEVER, |since| since.saturating_add(stall));
-                self.deadline().min(open.proto.deadline(limits)).min(open.next_timer()).min(stalled)
-            }
-            _ => self.deadline(),
-        }
+        let Phase::Open(open) = &self.phase else { return self.deadline() };
+        let stalled = self.stalled().map_or(NEVER, |since| since.saturating_add(stall));
+        self.deadline().min(open.proto.deadline(limits)).min(open.next_timer()).min(stalled)
     }
 
     /// The open WebSocket with what its protocol needs of its surroundings.

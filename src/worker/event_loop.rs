@@ -54,9 +54,9 @@ impl Poll {
         Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
     }
 
-    /// Adds a connection, watched for [`ARRIVALS`].
-    pub fn add_conn(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        Ok(self.0.add(fd, EpollEvent::new(flags_of(ARRIVALS), token))?)
+    /// Adds a connection, with what it is watched for.
+    pub fn add_conn(&self, fd: impl AsFd, token: u64, watched: u8) -> io::Result<()> {
+        Ok(self.0.add(fd, EpollEvent::new(flags_of(watched), token))?)
     }
 
     /// Adds an event counter that is never read: each ring is an event.
@@ -185,8 +185,7 @@ impl Worker {
             self.flush(id);
         }
         if events.contains(EpollFlags::EPOLLIN) {
-            let has_ended = events.intersects(ENDS);
-            if self.readable(id, false, buffer) || has_ended {
+            if self.readable(id, false, buffer) || events.intersects(ENDS) {
                 self.watch_again(id);
             }
         } else if events.intersects(ENDS) && !self.is_waiting(id) {

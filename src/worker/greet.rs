@@ -60,7 +60,7 @@ impl Worker {
         let conn = core.table.get(id)?;
         conn.since = (self.now.get() / 1_000_000_000) as u32;
         let raw = std::os::fd::AsRawFd::as_raw_fd(&conn.socket);
-        if let Err(error) = self.poll.add_conn(&conn.socket, id) {
+        if let Err(error) = self.poll.add_conn(&conn.socket, id, conn.watched) {
             log::error!("a connection was dropped: epoll: {error}");
             core.table.remove(id);
             self.uncount();

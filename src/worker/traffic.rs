@@ -25,7 +25,7 @@ impl Worker {
     // --------------------------------------------------------------------- in
 
     /// A socket has something to read, or may have and it is its turn. `buffer` ends in one spare byte. Says whether there
-    /// may be more now: as much came as was asked for.
+    /// may be more now: as much came as was asked for, or a signal came instead.
     #[inline(always)]
     pub fn readable(&self, id: u64, in_turn: bool, buffer: &mut [u8]) -> bool {
         #[derive(Clone, Copy)]

@@ -70,22 +70,30 @@ pub fn wshd() -> Command {
 
 /// What [`Command::output`] returns. A command that does not end is killed, and that is an error.
 pub fn output_of(command: &mut Command) -> std::io::Result<Output> {
-    // Independent clients need 30 s on a quiet machine.
-    const LIMIT: Duration = Duration::from_secs(180);
+    output_within(PATIENCE, command)
+}
+
+/// The same for one that may take longer.
+pub fn output_within(limit: Duration, command: &mut Command) -> std::io::Result<Output> {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let pid = Pid::from_raw(child.id() as i32);
     let (sender, output) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
-    output.recv_timeout(LIMIT).unwrap_or_else(|_| {
+    output.recv_timeout(limit).unwrap_or_else(|_| {
         // It is waited for when its output has ended, so that the pid is still its own.
         let _ = kill(pid, Signal::SIGKILL);
-        Err(std::io::Error::other(format!("killed after {LIMIT:?}: {command:?}")))
+        Err(std::io::Error::other(format!("killed after {limit:?}: {command:?}")))
     })
 }
 
 /// Runs it to its end.
 pub fn run(args: &[&str]) -> Output {
     output_of(wshd().args(args)).unwrap()
+}
+
+/// Runs `wshd ctl` against the server with this control socket.
+pub fn ctl(socket: &Path, args: &[&str]) -> Output {
+    output_of(wshd().args(["ctl", "--control-socket"]).arg(socket).args(args)).unwrap()
 }
 
 /// A running server. Killed at the end of the test, if it still runs; its workers then leave by themselves.

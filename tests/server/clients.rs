@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::client::{self, Raw, UPGRADE};
-use crate::daemon::{output_of, until};
+use crate::daemon::{PATIENCE, output_within, until};
 use crate::{memory, serve};
 
 fn script(name: &str) -> PathBuf {
@@ -17,7 +17,8 @@ fn script(name: &str) -> PathBuf {
 /// The output of a client that has to succeed.
 #[track_caller]
 fn run(command: &mut Command) -> String {
-    let output = output_of(command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    // Some need 30 s on a quiet machine.
+    let output = output_within(PATIENCE * 6, command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)
