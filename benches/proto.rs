@@ -7,16 +7,16 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use wshd::proto::codec::{Codecs, Deflate};
-use wshd::proto::connection::{Connection, Event, Io, Send};
-use wshd::proto::deflate::{Config, negotiate};
-use wshd::proto::extension::Offer;
-use wshd::proto::frame::{self, Opcode};
-use wshd::proto::handshake;
-use wshd::proto::head::{self, Head, HeadLimits, Parsed};
-use wshd::proto::limits::Limits;
-use wshd::proto::mask::Mask;
-use wshd::proto::utf8::Validator;
+use wshd::proto::http1::head::{self, Head, HeadLimits, Parsed};
+use wshd::proto::ws::connection::{Connection, Event, Io, Send};
+use wshd::proto::ws::deflate::codec::{Codecs, Deflate};
+use wshd::proto::ws::deflate::negotiate::{Config, negotiate};
+use wshd::proto::ws::extension::Offer;
+use wshd::proto::ws::frame::{self, Opcode};
+use wshd::proto::ws::handshake;
+use wshd::proto::ws::limits::Limits;
+use wshd::proto::ws::mask::Mask;
+use wshd::proto::ws::utf8::Validator;
 
 const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 

@@ -3,9 +3,9 @@
 //! the configuration file says becomes options in front of those that are given; it is read here and nowhere else.
 
 mod account;
+mod admission;
 mod control;
 mod daemon;
-mod doors;
 mod file;
 mod landlock;
 mod logging;
@@ -28,8 +28,8 @@ pub use clap_complete::Shell;
 
 pub use self::file::keys;
 
+use self::admission::AdmissionArgs;
 use self::daemon::DaemonArgs;
-use self::doors::DoorArgs;
 use self::file::File;
 use self::landlock::LandlockArgs;
 use self::logging::Logging;
@@ -37,7 +37,8 @@ use self::sending::SendingArgs;
 use self::value::{Host, Time, count, host, memory_or_zero, size, size_or_zero, time, time_or_off};
 use crate::config::{Config, CrashRecords, Listen, Quarantine, Wear};
 use crate::ctl;
-use crate::proto::{deflate, head::HeadLimits, limits::Limits};
+use crate::proto::http1::head::HeadLimits;
+use crate::proto::ws::{deflate::negotiate as deflate, limits::Limits};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -254,7 +255,7 @@ struct Args {
     #[command(flatten)]
     daemon: DaemonArgs,
     #[command(flatten)]
-    doors: DoorArgs,
+    admission: AdmissionArgs,
     #[command(flatten)]
     landlock: LandlockArgs,
 
@@ -362,7 +363,7 @@ impl Args {
             },
             crash_records: self.crash_dir.map(|dir| CrashRecords { dir, bytes: self.crash_bytes }),
             control: self.control.into_config(),
-            doors: self.doors.into_doors().map_err(|why| places.wrong("proxy_protocol", why))?,
+            admission: self.admission.into_config().map_err(|why| places.wrong("proxy_protocol", why))?,
             landlock: self.landlock.into_landlock().map_err(|(id, why)| places.wrong(id, &why))?,
             handler_time: self.handler_timeout,
             drain_time: self.drain_timeout,

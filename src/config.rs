@@ -11,7 +11,7 @@ use nix::unistd::{Gid, Uid};
 
 use crate::log::Settings as LogSettings;
 use crate::proto;
-use crate::proto::allow::{HostRule, OriginRule};
+use crate::proto::http1::allow::{HostRule, OriginRule};
 
 pub use crate::fleet::listener::Listen;
 
@@ -79,7 +79,7 @@ pub struct Daemon {
 
 /// Who may come in, and how often. Counts are over all processes; 0: no limit.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Doors {
+pub struct Admission {
     /// Most connections.
     pub total: u32,
     /// Most connections of an address.
@@ -100,7 +100,7 @@ pub struct Doors {
     pub proxy: Proxy,
 }
 
-impl Doors {
+impl Admission {
     /// The origins that are allowed for a resource; empty: all.
     pub fn origins_of(&self, resource: &str) -> &[OriginRule] {
         self.origins_of.get(resource).unwrap_or(&self.origins)
@@ -181,13 +181,13 @@ pub struct Config {
     /// Most connections to blocking handlers (each has a thread) of one worker.
     pub threads: u32,
     /// Bounds of a request head.
-    pub head: proto::head::HeadLimits,
+    pub head: proto::http1::head::HeadLimits,
     /// Time from accept to the end of the opening handshake; ns, never 0.
     pub handshake_time: u64,
     /// Bounds of an open connection.
-    pub limits: proto::limits::Limits,
+    pub limits: proto::ws::limits::Limits,
     /// How permessage-deflate is negotiated unless a handler says otherwise.
-    pub deflate: proto::deflate::Config,
+    pub deflate: proto::ws::deflate::negotiate::Config,
     /// When send queues are full.
     pub sending: Sending,
     /// What a worker may use up before it is replaced.
@@ -199,7 +199,7 @@ pub struct Config {
     /// The socket for `wshd ctl`.
     pub control: Control,
     /// Who may come in.
-    pub doors: Doors,
+    pub admission: Admission,
     /// What workers may do with files, if that is confined.
     pub landlock: Option<Landlock>,
     /// How long a handler may run without a call to the host before it is brought down; ns, 0: for ever.

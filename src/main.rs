@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use wshd::cli::{self, Command};
 use wshd::config::Config;
 use wshd::exit::Exit;
-use wshd::fleet::title;
+use wshd::fleet::process_title;
 use wshd::supervisor::upgrade::{Invocation, Predecessor};
 use wshd::supervisor::{self, Origin, daemon::Daemon, spawn, systemd};
 use wshd::{ctl, log as sink};
@@ -56,7 +56,7 @@ fn serve(
         daemon.ended(exit);
         return exit;
     }
-    title::prepare();
+    process_title::prepare();
     let reread = move || match read() {
         Ok(Command::Serve(config)) => Ok(*config),
         Ok(_) => Err("the command line does not serve".to_owned()),

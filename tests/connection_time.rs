@@ -2,9 +2,9 @@
 //! too many Pings, paused reading. Two ends exchange frames in memory; nothing sleeps.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use wshd::proto::codec::Codecs;
-use wshd::proto::connection::{Connection, Deadline, Event, Io, Kind, Send};
-use wshd::proto::limits::Limits;
+use wshd::proto::ws::connection::{Connection, Deadline, Event, Io, Kind, Send};
+use wshd::proto::ws::deflate::codec::Codecs;
+use wshd::proto::ws::limits::Limits;
 
 const SECOND: u64 = 1_000_000_000;
 const NEVER: u64 = u64::MAX;

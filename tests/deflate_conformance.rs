@@ -1,9 +1,9 @@
 //! Compressed messages, walked through RFC 7692 section 7.2: octets on the wire, cut at every place, and what they say.
 #![allow(clippy::expect_used)]
 
-use wshd::proto::codec::{Codecs, Deflate, InflateError};
-use wshd::proto::deflate::{Config, negotiate};
-use wshd::proto::extension;
+use wshd::proto::ws::deflate::codec::{Codecs, Deflate, InflateError};
+use wshd::proto::ws::deflate::negotiate::{Config, negotiate};
+use wshd::proto::ws::extension;
 
 /// RFC 7692 section 7.2.3: what is on the wire, and what it says.
 const EXAMPLES: &[(&str, &[u8], &[u8])] = &[

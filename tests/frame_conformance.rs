@@ -8,11 +8,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeSet;
-use wshd::proto::codec::{Codecs, Deflate};
-use wshd::proto::connection::{Body, Connection, Event, Io, Kind, Send};
-use wshd::proto::deflate::{Config, negotiate};
-use wshd::proto::extension::Offer;
-use wshd::proto::limits::Limits;
+use wshd::proto::ws::connection::{Body, Connection, Event, Io, Kind, Send};
+use wshd::proto::ws::deflate::codec::{Codecs, Deflate};
+use wshd::proto::ws::deflate::negotiate::{Config, negotiate};
+use wshd::proto::ws::extension::Offer;
+use wshd::proto::ws::limits::Limits;
 
 /// What stands before the client's octets come.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,9 +2,9 @@
 //! what it is answered. Each request is fed whole, and cut at every place.
 #![allow(clippy::expect_used)]
 
-use wshd::proto::deflate::{Config, negotiate};
-use wshd::proto::handshake::{check, is_upgrade, write_response, write_switching};
-use wshd::proto::head::{HeadLimits, Parsed, parse};
+use wshd::proto::http1::head::{HeadLimits, Parsed, parse};
+use wshd::proto::ws::deflate::negotiate::{Config, negotiate};
+use wshd::proto::ws::handshake::{check, is_upgrade, write_response, write_switching};
 
 const LIMITS: HeadLimits = HeadLimits { bytes: 8192, headers: 50 };
 

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| wshd::proto::proxy::fuzz(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| wshd::proto::http1::proxy::fuzz(data));

@@ -12,7 +12,7 @@ use super::value::{Time, time};
 use crate::config::Control;
 use crate::ctl::request::{Change, Id, Request, Switch};
 use crate::ctl::{Order, Show};
-use crate::proto::close;
+use crate::proto::ws::close;
 
 /// Where `wshd ctl` asks when it is not told.
 const DEFAULT_SOCKET: &str = "/run/wshd/control";

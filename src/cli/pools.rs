@@ -9,7 +9,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::account::{Account, group, identity, must_be_root, user};
-use super::doors;
+use super::admission;
 use super::file::{self, Entry, File};
 use super::value::{Time, count, memory, time, time_or_off};
 use crate::config::{Children, Config, Pool, RESERVED_DESCRIPTORS};
@@ -42,7 +42,7 @@ struct HandlerTable {
     #[arg(long, value_name = "LEVEL", value_enum)]
     log_level: Option<Level>,
     #[command(flatten)]
-    doors: doors::HandlerArgs,
+    admission: admission::HandlerArgs,
 }
 
 /// See [`Config::drain_time`].
@@ -64,7 +64,7 @@ struct PoolTable {
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = count::<usize>(MAX_WORKERS as u64))]
     workers: usize,
     #[command(flatten)]
-    doors: doors::PoolArgs,
+    admission: admission::PoolArgs,
     /// Who they run as [default: as the server]
     #[arg(long, value_name = "USER", value_parser = user)]
     user: Option<Account>,
@@ -195,7 +195,7 @@ fn handler(
         config.drain_times.insert(resource.to_owned(), time);
     }
     config.log.handlers.extend(found.log_level.map(|level| (resource.to_owned(), level)));
-    found.doors.apply(resource, &mut config.doors);
+    found.admission.apply(resource, &mut config.admission);
     match table.get(SETTINGS) {
         None => Ok(Vec::new()),
         Some(value) => settings(file, file.table(SETTINGS, value, "a table")?),
@@ -264,7 +264,7 @@ fn pool(file: &File, name: &str, table: &DeTable<'_>, place: String) -> Result<T
     let pool = Pool {
         name: name.to_owned(),
         workers: found.workers,
-        connections: found.doors.max_connections,
+        connections: found.admission.max_connections,
         user,
         groups,
         nice: found.nice,

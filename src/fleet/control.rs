@@ -43,7 +43,7 @@ pub enum Command {
         part: u16,
     },
     /// The inlet that comes with this is that of a slot's inbox.
-    Inlet {
+    Tx {
         /// The slot.
         slot: u16,
     },
@@ -191,7 +191,7 @@ impl Command {
             Command::HandOver { to } => message(b'H', [to.into(), 0, 0]),
             Command::Drain => message(b'D', [0; 3]),
             Command::Begin => message(b'B', [0; 3]),
-            Command::Inlet { slot } => message(b'I', [slot.into(), 0, 0]),
+            Command::Tx { slot } => message(b'I', [slot.into(), 0, 0]),
             Command::Log(book) => message(b'L', [book as u64, 0, 0]),
             Command::Child { slot, part } => message(b'P', [slot.into(), part.into(), 0]),
             Command::Shed { to, count } => message(b'M', [to.into(), count.into(), 0]),
@@ -208,7 +208,7 @@ impl Command {
             b'H' => Command::HandOver { to: first as u16 },
             b'D' => Command::Drain,
             b'B' => Command::Begin,
-            b'I' => Command::Inlet { slot: first as u16 },
+            b'I' => Command::Tx { slot: first as u16 },
             b'L' => Command::Log(Book::from_number(first)?),
             b'P' => Command::Child { slot: first as u16, part: second as u16 },
             b'M' => Command::Shed { to: first as u16, count: second as u16 },

@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
+use super::handler_counters::{Count, HandlerCounters, Times};
 use super::scoreboard::Place;
-use super::tally::{Count, Tally, Times};
 
 /// Ways in which processes die.
 pub const DEATHS: [&str; 5] = ["crash", "exit", "hang", "killed", "ended"];
@@ -113,13 +113,13 @@ struct Head {
 #[derive(Clone, Copy, Debug)]
 pub struct Lane {
     head: &'static Head,
-    tallies: &'static [Tally],
+    handler_counters: &'static [HandlerCounters],
 }
 
 impl Lane {
     /// What is counted for the handler of this entry.
-    pub fn tally(&self, entry: usize) -> &'static Tally {
-        &self.tallies[if entry < self.tallies.len() { entry } else { OTHER }]
+    pub fn counters(&self, entry: usize) -> &'static HandlerCounters {
+        &self.handler_counters[if entry < self.handler_counters.len() { entry } else { OTHER }]
     }
 
     /// A send queue had so many bytes before, and has so many now; returns how many all have. [event loop]
@@ -149,7 +149,7 @@ pub struct Counters {
     entries: &'static [Entry],
     heads: &'static [Head],
     /// Lane by lane.
-    tallies: &'static [Tally],
+    handler_counters: &'static [HandlerCounters],
 }
 
 impl Counters {
@@ -158,10 +158,15 @@ impl Counters {
     pub fn create(places: usize, lanes: usize, handlers: usize) -> io::Result<&'static Self> {
         // More would cost address space, of which a worker may have little.
         let entries = handlers.saturating_mul(2).max(64) + 2;
-        let tallies = lanes.checked_mul(entries).ok_or(io::ErrorKind::InvalidInput)?;
+        let handler_counters = lanes.checked_mul(entries).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: all of these consist of atomic integers, for which zero is a value.
         let counters = unsafe {
-            Self { places: map(places)?, entries: map(entries)?, heads: map(lanes)?, tallies: map(tallies)? }
+            Self {
+                places: map(places)?,
+                entries: map(entries)?,
+                heads: map(lanes)?,
+                handler_counters: map(handler_counters)?,
+            }
         };
         for (entry, name) in [(NONE, "none"), (OTHER, "other")] {
             counters.entries[entry].set(name);
@@ -224,23 +229,25 @@ impl Counters {
         let Some(index) = self.heads.iter().position(|head| claim(&head)) else {
             log::error!("no room for the counters of this process: it is not counted what it does");
             // SAFETY: as in create().
-            return unsafe { Ok(Lane { head: &map(1)?[0], tallies: map(self.entries.len())? }) };
+            return unsafe { Ok(Lane { head: &map(1)?[0], handler_counters: map(self.entries.len())? }) };
         };
-        let (head, tallies) = self.lanes().nth(index).ok_or(io::ErrorKind::NotFound)?;
-        let now = self.traffic(tallies);
+        let (head, handler_counters) = self.lanes().nth(index).ok_or(io::ErrorKind::NotFound)?;
+        let now = self.traffic(handler_counters);
         let now = [now.messages_in, now.bytes_in, now.messages_out, now.bytes_out];
         for (before, now) in head.before.iter().zip(now) {
             before.clear();
             before.add(now);
         }
         head.slot.store(slot as u32 + 1, Ordering::Release);
-        Ok(Lane { head, tallies })
+        Ok(Lane { head, handler_counters })
     }
 
     /// A process counts no more: there is nothing any more of what it had. [supervisor]
     pub fn forget(&self, pid: i32) {
-        for (head, tallies) in self.lanes().filter(|(head, _)| head.owner.load(Ordering::Acquire) == pid) {
-            tallies.iter().zip(self.entries()).for_each(|(tally, _)| tally.open.clear());
+        for (head, handler_counters) in
+            self.lanes().filter(|(head, _)| head.owner.load(Ordering::Acquire) == pid)
+        {
+            handler_counters.iter().zip(self.entries()).for_each(|(counters, _)| counters.open.clear());
             head.queued.clear();
         }
     }
@@ -254,18 +261,19 @@ impl Counters {
     }
 
     /// What all processes have counted for the handler of this entry. [any process]
-    pub fn total(&self, entry: usize) -> Tally {
-        let total = Tally::default();
-        let tallies = self.used_lanes().filter_map(|(_, tallies)| tallies.get(entry));
-        tallies.for_each(|tally| total.add_all(tally));
+    pub fn total(&self, entry: usize) -> HandlerCounters {
+        let total = HandlerCounters::default();
+        let handler_counters =
+            self.used_lanes().filter_map(|(_, handler_counters)| handler_counters.get(entry));
+        handler_counters.for_each(|counters| total.add_all(counters));
         total
     }
 
     /// What a process has received and sent for all handlers since it began; None if it has no lane. [any process]
     pub fn traffic_of(&self, pid: i32) -> Option<Traffic> {
-        let (head, tallies) =
+        let (head, handler_counters) =
             self.used_lanes().find(|(head, _)| head.owner.load(Ordering::Acquire) == pid && pid != 0)?;
-        let now = self.traffic(tallies);
+        let now = self.traffic(handler_counters);
         let [messages_in, bytes_in, messages_out, bytes_out] = head.before.each_ref().map(Count::get);
         Some(Traffic {
             messages_in: now.messages_in.saturating_sub(messages_in),
@@ -283,21 +291,21 @@ impl Counters {
         heads.map(|head| head.queued.get()).fold(0, u64::wrapping_add)
     }
 
-    fn traffic(&self, tallies: &[Tally]) -> Traffic {
-        tallies.iter().zip(self.entries()).fold(Traffic::default(), |sum, (tally, _)| Traffic {
-            messages_in: sum.messages_in.wrapping_add(tally.messages_in.get()),
-            bytes_in: sum.bytes_in.wrapping_add(tally.bytes_in.get()),
-            messages_out: sum.messages_out.wrapping_add(tally.messages_out.get()),
-            bytes_out: sum.bytes_out.wrapping_add(tally.bytes_out.get()),
+    fn traffic(&self, handler_counters: &[HandlerCounters]) -> Traffic {
+        handler_counters.iter().zip(self.entries()).fold(Traffic::default(), |sum, (counters, _)| Traffic {
+            messages_in: sum.messages_in.wrapping_add(counters.messages_in.get()),
+            bytes_in: sum.bytes_in.wrapping_add(counters.bytes_in.get()),
+            messages_out: sum.messages_out.wrapping_add(counters.messages_out.get()),
+            bytes_out: sum.bytes_out.wrapping_add(counters.bytes_out.get()),
         })
     }
 
-    fn lanes(&self) -> impl Iterator<Item = (&'static Head, &'static [Tally])> {
-        self.heads.iter().zip(self.tallies.chunks_exact(self.entries.len()))
+    fn lanes(&self) -> impl Iterator<Item = (&'static Head, &'static [HandlerCounters])> {
+        self.heads.iter().zip(self.handler_counters.chunks_exact(self.entries.len()))
     }
 
     /// Without those that nobody has ever had: reading them would take memory.
-    fn used_lanes(&self) -> impl Iterator<Item = (&'static Head, &'static [Tally])> {
+    fn used_lanes(&self) -> impl Iterator<Item = (&'static Head, &'static [HandlerCounters])> {
         self.lanes().filter(|(head, _)| head.slot.load(Ordering::Acquire) != 0)
     }
 }
@@ -326,13 +334,13 @@ mod tests {
         let counters = Counters::create(2, 8, 1).unwrap();
         let entry = counters.enter("/a");
         let first = counters.claim(1, 100).unwrap();
-        first.tally(entry).messages_in.add(3);
-        first.tally(entry).open.add(2);
+        first.counters(entry).messages_in.add(3);
+        first.counters(entry).open.add(2);
         first.count_queued(0, 50);
         assert_eq!((counters.queued(0), counters.queued(1)), (0, 50));
         counters.release(100);
         let next = counters.claim(1, 101).unwrap();
-        next.tally(entry).messages_in.add(4);
+        next.counters(entry).messages_in.add(4);
         assert_eq!(counters.total(entry).messages_in.get(), 7);
         assert_eq!(counters.total(entry).open.get() + counters.queued(1), 0);
         assert_eq!(counters.traffic_of(101).map(|traffic| traffic.messages_in), Some(4));
@@ -344,7 +352,7 @@ mod tests {
         let counters = Counters::create(1, 8, 0).unwrap();
         let lanes = [1, 2].map(|pid| counters.claim(0, pid).unwrap());
         for lane in lanes {
-            lane.tally(NONE).count_status(404);
+            lane.counters(NONE).count_status(404);
             lane.count_queued(0, 10);
             lane.count_queued(10, 7);
         }
@@ -357,7 +365,7 @@ mod tests {
         let counters = Counters::create(1, 8, 0).unwrap();
         let lanes = counters.heads.len() as i32;
         let all: Vec<Lane> = (1..=lanes + 1).map(|pid| counters.claim(0, pid).unwrap()).collect();
-        all.iter().for_each(|lane| lane.tally(OTHER).messages_out.add(1));
+        all.iter().for_each(|lane| lane.counters(OTHER).messages_out.add(1));
         assert_eq!(counters.total(OTHER).messages_out.get(), lanes as u64);
     }
 

@@ -29,45 +29,45 @@ const SEND_BUFFER: usize = 4 * 1024 * 1024;
 
 /// Both ends of one slot's inbox. Both block not.
 pub struct Inbox {
-    inlet: OwnedFd,
-    outlet: OwnedFd,
+    tx: OwnedFd,
+    rx: OwnedFd,
 }
 
 impl Inbox {
     /// A new, empty one.
     pub fn new() -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (inlet, outlet) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        let (tx, rx) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
         // As root without the limit of the system; else as far as that goes.
-        if setsockopt(&inlet, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
-            setsockopt(&inlet, sockopt::SndBuf, &SEND_BUFFER)?;
+        if setsockopt(&tx, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+            setsockopt(&tx, sockopt::SndBuf, &SEND_BUFFER)?;
         }
-        Ok(Inbox { inlet, outlet })
+        Ok(Inbox { tx, rx })
     }
 
     /// One whose ends came from another process.
-    pub fn of_ends(inlet: OwnedFd, outlet: OwnedFd) -> Self {
-        Inbox { inlet, outlet }
+    pub fn of_ends(tx: OwnedFd, rx: OwnedFd) -> Self {
+        Inbox { tx, rx }
     }
 
     /// Where others put connections in.
-    pub fn inlet(&self) -> BorrowedFd<'_> {
-        self.inlet.as_fd()
+    pub fn tx(&self) -> BorrowedFd<'_> {
+        self.tx.as_fd()
     }
 
     /// Only the end where others put connections in.
-    pub fn into_inlet(self) -> OwnedFd {
-        self.inlet
+    pub fn into_tx(self) -> OwnedFd {
+        self.tx
     }
 
     /// Where the slot's worker takes them out.
-    pub fn outlet(&self) -> BorrowedFd<'_> {
-        self.outlet.as_fd()
+    pub fn rx(&self) -> BorrowedFd<'_> {
+        self.rx.as_fd()
     }
 
     /// Whether there is something in it.
     pub fn has_mail(&self) -> bool {
-        let mut fds = [PollFd::new(self.outlet(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.rx(), PollFlags::POLLIN)];
         matches!(poll(&mut fds, PollTimeout::ZERO), Ok(ready) if ready > 0)
     }
 
@@ -75,7 +75,7 @@ impl Inbox {
     pub fn receive(&self, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
         let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
         let mut slices = [IoSliceMut::new(bytes)];
-        let fd = self.outlet.as_raw_fd();
+        let fd = self.rx.as_raw_fd();
         let message = recvmsg::<()>(fd, &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
         let mut fds = Vec::new();
         for part in message.cmsgs()? {
@@ -90,16 +90,16 @@ impl Inbox {
 
 /// The inbox of a slot, and the inlets of all.
 pub fn split(inboxes: Vec<Inbox>, slot: usize) -> io::Result<(Inbox, Vec<OwnedFd>)> {
-    let (mut ours, mut inlets) = (None, Vec::new());
+    let (mut ours, mut txs) = (None, Vec::new());
     for (index, inbox) in inboxes.into_iter().enumerate() {
         if index == slot {
-            inlets.push(inbox.inlet().try_clone_to_owned()?);
+            txs.push(inbox.tx().try_clone_to_owned()?);
             ours = Some(inbox);
         } else {
-            inlets.push(inbox.into_inlet());
+            txs.push(inbox.into_tx());
         }
     }
-    Ok((ours.ok_or_else(|| io::Error::other("no inbox for this slot"))?, inlets))
+    Ok((ours.ok_or_else(|| io::Error::other("no inbox for this slot"))?, txs))
 }
 
 /// Memory for one datagram to be sent, which is made beforehand: sending allocates nothing, locks nothing and is
@@ -189,7 +189,7 @@ impl Parcel {
     ///
     /// # Safety
     /// What was promised to [`add`](Self::add) must hold.
-    pub unsafe fn send(&mut self, inlet: RawFd) -> io::Result<()> {
+    pub unsafe fn send(&mut self, tx: RawFd) -> io::Result<()> {
         if self.count == 0 {
             return Ok(());
         }
@@ -209,7 +209,7 @@ impl Parcel {
             std::ptr::copy_nonoverlapping(self.fds.as_ptr().cast::<u8>(), libc::CMSG_DATA(first), fds);
         }
         // SAFETY: the header describes live memory, by the caller's promise.
-        let sent = unsafe { libc::sendmsg(inlet, &header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+        let sent = unsafe { libc::sendmsg(tx, &header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
         if sent < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -250,7 +250,7 @@ mod tests {
         }
         assert!(!parcel.has_room(1), "the kernel takes no more");
         // SAFETY: all pairs are open.
-        unsafe { parcel.send(inbox.inlet().as_raw_fd()).unwrap() };
+        unsafe { parcel.send(inbox.tx().as_raw_fd()).unwrap() };
         for (ours, other) in pairs {
             drop(ours); // in flight
             theirs.push(other);
@@ -279,7 +279,7 @@ mod tests {
             // SAFETY: piece and socket live to the end.
             unsafe {
                 assert!(parcel.add(ours.as_raw_fd(), &[&piece]));
-                match parcel.send(inbox.inlet().as_raw_fd()) {
+                match parcel.send(inbox.tx().as_raw_fd()) {
                     Ok(()) => sent += 1,
                     Err(error) => {
                         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
@@ -294,7 +294,7 @@ mod tests {
             assert_eq!(inbox.receive(&mut bytes).unwrap().0, MAX_BYTES);
         }
         // SAFETY: as above.
-        unsafe { parcel.send(inbox.inlet().as_raw_fd()).unwrap() };
+        unsafe { parcel.send(inbox.tx().as_raw_fd()).unwrap() };
         assert_eq!(inbox.receive(&mut bytes).unwrap().1.len(), 1);
     }
 }

@@ -2,17 +2,17 @@
 //! routes, and the title under which a process shows up. Holds no policy: the supervisor plans, the worker serves.
 
 pub mod addresses;
+pub mod breakers;
 pub mod control;
 pub mod counters;
+pub mod crash_report;
+pub mod current_call;
 pub mod datagram;
-pub mod doing;
-pub mod evidence;
-pub mod gates;
+pub mod handler_counters;
 pub mod inbox;
 pub mod listener;
 pub mod memory;
 pub mod peer;
+pub mod process_title;
 pub mod routes;
 pub mod scoreboard;
-pub mod tally;
-pub mod title;

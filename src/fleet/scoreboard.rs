@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::time::{ClockId, clock_gettime};
 
-use super::doing::Doing;
+use super::current_call::CurrentCall;
 
 /// Nanoseconds of CLOCK_MONOTONIC, the clock of every time in the scoreboard: one for all processes of a machine.
 pub fn now() -> u64 {
@@ -120,7 +120,7 @@ pub struct Slot {
     /// When the event loop last went around.
     pub heartbeat: AtomicU64,
     /// What is being executed right now.
-    pub doing: Doing,
+    pub call: CurrentCall,
     /// The last crash of a process in this slot.
     pub crash: Crash,
 }
@@ -154,8 +154,8 @@ impl Slot {
         self.connections.store(0, Ordering::Relaxed);
         self.started.store(now, Ordering::Relaxed);
         self.heartbeat.store(now, Ordering::Relaxed);
-        self.doing.end();
-        self.doing.delivered();
+        self.call.end();
+        self.call.delivered();
         self.set_state(State::Starting);
     }
 
@@ -173,7 +173,7 @@ impl Slot {
     pub fn end(&self) {
         self.pid.store(0, Ordering::Relaxed);
         self.connections.store(0, Ordering::Relaxed);
-        self.doing.end();
+        self.call.end();
         self.set_state(State::Empty);
     }
 }
@@ -372,15 +372,15 @@ mod tests {
             let slot = board.slot(2).unwrap();
             slot.connections.fetch_add(5, Ordering::Relaxed);
             slot.heartbeat.store(u64::MAX, Ordering::Relaxed);
-            slot.doing.turn_to(0xabcd, Peer::NONE, 1);
-            slot.doing.begin(7, 6);
+            slot.call.set_current(0xabcd, Peer::NONE, 1);
+            slot.call.begin(7, 6);
             slot.set_state(State::Running);
         });
         assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
         let slot = board.slot(2).unwrap();
         assert_eq!(slot.connections.load(Ordering::Relaxed), 5);
         assert_eq!(slot.heartbeat.load(Ordering::Relaxed), u64::MAX);
-        assert_eq!(slot.doing.current(), Some((7, 6, 0xabcd)));
+        assert_eq!(slot.call.current(), Some((7, 6, 0xabcd)));
         assert_eq!(slot.state(), State::Running);
         assert_eq!(board.slot(1).unwrap().state(), State::Empty);
     }
@@ -391,10 +391,10 @@ mod tests {
         let slot = board.slot(0).unwrap();
         slot.begin(10);
         slot.connections.store(9, Ordering::Relaxed);
-        slot.doing.turn_to(2, Peer::NONE, 3);
-        slot.doing.begin(0, 1);
+        slot.call.set_current(2, Peer::NONE, 3);
+        slot.call.begin(0, 1);
         slot.end();
-        assert_eq!((slot.state(), slot.doing.current()), (State::Empty, None));
+        assert_eq!((slot.state(), slot.call.current()), (State::Empty, None));
         slot.begin(20);
         assert_eq!(slot.state(), State::Starting);
         assert_eq!(slot.generation.load(Ordering::Relaxed), 2);

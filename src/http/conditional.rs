@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::reply::http_date;
-use crate::proto::head::Head;
+use crate::proto::http1::head::Head;
 
 /// How long after a change a further one might leave the same time stamp.
 const STAMP_GRAIN: Duration = Duration::from_secs(1);

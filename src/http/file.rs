@@ -18,7 +18,7 @@ use super::conditional::{Validators, Verdict};
 use super::path::RequestPath;
 use super::range::{Selection, select};
 use super::reply::{Body, Reply, error_at, redirect};
-use crate::proto::head::Head;
+use crate::proto::http1::head::Head;
 
 /// A FIFO or a device must not make the open wait or become a controlling terminal.
 const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);

@@ -16,7 +16,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use crate::proto::head::Head;
+use crate::proto::http1::head::Head;
 use console::Console;
 use path::{Refused, RequestPath};
 pub use reply::{Body, Reply};

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::fs::File;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::proto::handshake::reason_phrase;
+use crate::proto::ws::handshake::reason_phrase;
 
 /// An answer to one request; the connection is closed after it.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use nix::sys::stat::Mode;
 use tempfile::TempDir;
 
 use super::*;
-use crate::proto::head::{HeadLimits, Parsed, parse};
+use crate::proto::http1::head::{HeadLimits, Parsed, parse};
 
 /// Sat, 12 Aug 2023 09:00:00 GMT, when the files of the tests were last changed.
 const CHANGED: Duration = Duration::from_secs(1_691_830_800);

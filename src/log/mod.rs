@@ -183,21 +183,19 @@ pub fn write_access(fields: &[(&'static str, Value<'_>)]) {
 /// Opens a file anew, which somebody may have renamed, or finds a log daemon that has come new. Lines go to the old
 /// place until then, and if there is an error. Returns the descriptor to hand on. [supervisor]
 pub fn reopen(book: Book) -> Result<Option<OwnedFd>, String> {
-    with_logger(|logger| logger.outlet(book).map_or(Ok(None), Outlet::reopen)).unwrap_or(Ok(None))
+    with_logger(|logger| logger.rx(book).map_or(Ok(None), Outlet::reopen)).unwrap_or(Ok(None))
 }
 
 /// Renames a file that has become too large, and opens it anew; otherwise as [`reopen`]. [supervisor]
 pub fn rotate(book: Book) -> Result<Option<OwnedFd>, String> {
-    let rotate = |logger: &Logger| {
-        logger.outlet(book).map_or(Ok(None), |outlet| outlet.rotate(logger.settings.rotation))
-    };
+    let rotate = |logger: &Logger| logger.rx(book).map_or(Ok(None), |rx| rx.rotate(logger.settings.rotation));
     with_logger(rotate).unwrap_or(Ok(None))
 }
 
 /// Goes on where the supervisor has opened something. [worker]
 pub fn replace(book: Book, fd: OwnedFd) -> io::Result<()> {
     let target = Target::from_fd(fd)?;
-    with_logger(|logger| logger.outlet(book).map(|outlet| outlet.replace(target)));
+    with_logger(|logger| logger.rx(book).map(|rx| rx.replace(target)));
     Ok(())
 }
 
@@ -254,7 +252,7 @@ impl Logger {
         Ok(Self { settings: settings.clone(), log, access })
     }
 
-    fn outlet(&self, book: Book) -> Option<&Outlet> {
+    fn rx(&self, book: Book) -> Option<&Outlet> {
         match book {
             Book::Log => Some(&self.log),
             Book::Access => self.access.as_ref(),
@@ -385,19 +383,19 @@ mod tests {
     fn what_was_lost_is_told_with_the_next_line() {
         let (mut reader, writer) = io::pipe().unwrap();
         let path = PathBuf::from(format!("/proc/self/fd/{}", writer.as_raw_fd()));
-        let outlet = Outlet::new(Target::file(&path).unwrap(), Form::Text, None);
+        let rx = Outlet::new(Target::file(&path).unwrap(), Form::Text, None);
         drop(writer);
         let line = |message| Line { level: Level::Info, handler: None, conn: 0, message, fields: &[] };
         let long = "x".repeat(3000);
         // A pipe holds 64 KiB, or less for a user who has many (pipe(7)).
-        (0..100).for_each(|_| outlet.write(&line(&long)));
-        let lost = outlet.lost.load(Ordering::Relaxed);
+        (0..100).for_each(|_| rx.write(&line(&long)));
+        let lost = rx.lost.load(Ordering::Relaxed);
         assert!((1..100).contains(&lost));
         let mut room = vec![0; 16 * 1024];
         reader.read_exact(&mut room).unwrap();
-        outlet.write(&line("next"));
-        outlet.write(&line("last"));
-        drop(outlet);
+        rx.write(&line("next"));
+        rx.write(&line("last"));
+        drop(rx);
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         let mut ends = text.lines().rev().map(|line| line.split_once("] ").unwrap().1);
@@ -417,11 +415,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/log");
         std::fs::create_dir(dir.path().join("a")).unwrap();
-        let outlet = Outlet::new(Target::file(&path).unwrap(), Form::Text, Some(path.clone()));
+        let rx = Outlet::new(Target::file(&path).unwrap(), Form::Text, Some(path.clone()));
         std::fs::rename(dir.path().join("a"), dir.path().join("b")).unwrap();
-        let error = outlet.reopen().unwrap_err();
+        let error = rx.reopen().unwrap_err();
         assert!(error.contains("a/log: No such file"), "{error}");
-        outlet.write(&loss("still"));
+        rx.write(&loss("still"));
         assert!(std::fs::read_to_string(dir.path().join("b/log")).unwrap().ends_with("] still\n"));
     }
 

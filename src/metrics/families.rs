@@ -7,11 +7,11 @@ use std::time::UNIX_EPOCH;
 use super::Start;
 use super::text::{Family, Format, Kind, Labels, Text, seconds};
 use crate::ffi::probe::callback_name;
+use crate::fleet::breakers::Standing;
 use crate::fleet::counters::{DEATHS, Entry, NONE, OTHER, PlaceCounters};
-use crate::fleet::gates::Standing;
+use crate::fleet::handler_counters::{CALLBACKS, CLOSE_CODES, CLOSERS, HandlerCounters, STATUSES};
 use crate::fleet::memory;
 use crate::fleet::scoreboard::{self, State};
-use crate::fleet::tally::{CALLBACKS, CLOSE_CODES, CLOSERS, STATUSES, Tally};
 
 const fn counter(name: &'static str, unit: &'static str, help: &'static str) -> Family {
     Family { name, kind: Kind::Counter, unit, help }
@@ -124,7 +124,7 @@ struct Report<'a> {
 struct Handler<'a> {
     name: String,
     entry: &'a Entry,
-    total: Tally,
+    total: HandlerCounters,
 }
 
 /// A worker: what was counted of its place, and what there is now in the slots that have this place.
@@ -195,8 +195,9 @@ impl<'a> Report<'a> {
     /// What handlers are, and how they stand.
     fn handlers(&mut self) {
         let Self { start, text, handlers } = self;
-        let gate = |number: u16| start.gates.get(usize::from(number));
-        let routes = || start.routes.in_service().filter_map(|(number, route)| Some((route, gate(number)?)));
+        let breaker = |number: u16| start.breakers.get(usize::from(number));
+        let routes =
+            || start.routes.in_service().filter_map(|(number, route)| Some((route, breaker(number)?)));
         text.family(&HANDLER);
         for (route, _) in routes() {
             let pool = pool_name(start, start.config.pool_of(&route.resource));
@@ -210,8 +211,8 @@ impl<'a> Report<'a> {
         }
         text.family(&QUARANTINED);
         let now = scoreboard::now();
-        for (route, gate) in routes() {
-            let quarantined = gate.standing(now) != Standing::Open;
+        for (route, breaker) in routes() {
+            let quarantined = breaker.standing(now) != Standing::Open;
             text.sample(&[("handler", &route.resource)], u8::from(quarantined));
         }
         let of_entry: [Source<Entry>; 2] =
@@ -227,8 +228,8 @@ impl<'a> Report<'a> {
     /// What handlers did.
     fn traffic(&mut self) {
         let Self { start, text, handlers } = self;
-        let with_pool: [Source<Tally>; 2] =
-            [(&OPEN, |tally| tally.open.get()), (&OPENED, |tally| tally.status(101))];
+        let with_pool: [Source<HandlerCounters>; 2] =
+            [(&OPEN, |counters| counters.open.get()), (&OPENED, |counters| counters.status(101))];
         for (family, read) in with_pool {
             text.family(family);
             for Handler { name, total, .. } in handlers.iter() {
@@ -236,12 +237,12 @@ impl<'a> Report<'a> {
                 text.sample(&[("handler", name), ("pool", pool)], read(total));
             }
         }
-        let numbers: [Source<Tally>; 5] = [
-            (&MESSAGES[0], |tally| tally.messages_in.get()),
-            (&MESSAGES[1], |tally| tally.messages_out.get()),
-            (&BYTES[0], |tally| tally.bytes_in.get()),
-            (&BYTES[1], |tally| tally.bytes_out.get()),
-            (&REFUSED, |tally| tally.refused.get()),
+        let numbers: [Source<HandlerCounters>; 5] = [
+            (&MESSAGES[0], |counters| counters.messages_in.get()),
+            (&MESSAGES[1], |counters| counters.messages_out.get()),
+            (&BYTES[0], |counters| counters.bytes_in.get()),
+            (&BYTES[1], |counters| counters.bytes_out.get()),
+            (&REFUSED, |counters| counters.refused.get()),
         ];
         for (family, read) in numbers {
             text.family(family);
@@ -252,7 +253,7 @@ impl<'a> Report<'a> {
         text.family(&HANDSHAKES);
         let none = start.counters.total(NONE);
         let handled = handlers.iter().map(|handler| (&*handler.name, &handler.total));
-        let all: Vec<(&str, &Tally)> = handled.chain([("none", &none)]).collect();
+        let all: Vec<(&str, &HandlerCounters)> = handled.chain([("none", &none)]).collect();
         for (name, total) in &all {
             for status in STATUSES.into_iter().chain([0]) {
                 let label = if status == 0 { "other".to_owned() } else { status.to_string() };

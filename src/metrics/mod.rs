@@ -11,8 +11,8 @@ use std::time::SystemTime;
 
 use crate::config::Config;
 use crate::fleet::addresses::Addresses;
+use crate::fleet::breakers::CircuitBreaker;
 use crate::fleet::counters::Counters;
-use crate::fleet::gates::Gate;
 use crate::fleet::listener::Listener;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Place, Scoreboard};
@@ -32,7 +32,7 @@ pub struct Start {
     /// Who has been turned away.
     pub addresses: &'static Addresses,
     /// By handler: whether it is quarantined.
-    pub gates: &'static [Gate],
+    pub breakers: &'static [CircuitBreaker],
     /// The supervisor's pid.
     pub supervisor: i32,
     /// When the supervisor began.

@@ -14,8 +14,8 @@ use super::text::Format;
 use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::now;
 use crate::http::{self, Body, Reply};
-use crate::proto::handshake::write_response;
-use crate::proto::head::{self, Head, HeadLimits, Parsed};
+use crate::proto::http1::head::{self, Head, HeadLimits, Parsed};
+use crate::proto::ws::handshake::write_response;
 
 /// Clients at a time; when one more comes, the one that has been here for the longest makes way.
 const CLIENTS: usize = 32;

@@ -3,7 +3,7 @@
 
 use std::fmt::{Display, Write};
 
-use crate::fleet::tally::{BOUNDS, Times};
+use crate::fleet::handler_counters::{BOUNDS, Times};
 
 /// A text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

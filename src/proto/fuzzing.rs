@@ -1,12 +1,12 @@
 //! The body of the fuzz target over all of `proto`: a client's stream from its first octet, answered as a worker with
 //! an echo handler would. Has no socket, so it says nothing about writing.
 
-use super::codec::{Codecs, Deflate};
-use super::connection::{Connection, Deadline, Event, Io, Send};
-use super::head::{HeadLimits, Parsed, parse};
-use super::limits::Limits;
-use super::message::Kind;
-use super::{close, deflate, extension, handshake};
+use super::http1::head::{HeadLimits, Parsed, parse};
+use super::ws::connection::{Connection, Deadline, Event, Io, Send};
+use super::ws::deflate::codec::{Codecs, Deflate};
+use super::ws::limits::Limits;
+use super::ws::message::Kind;
+use super::ws::{close, deflate::negotiate as deflate, extension, handshake};
 
 /// The first three octets choose settings and cuts, the rest is what the client sends. It must not panic, the answer
 /// must be valid, and whole or in pieces the same must come of it; a client that then falls silent is got rid of.
@@ -174,7 +174,8 @@ fn check(out: &[u8]) {
 mod tests {
     use std::path::Path;
 
-    use super::super::{codec, connection, frame, handshake, head, message, proxy};
+    use crate::proto::http1::{head, proxy};
+    use crate::proto::ws::{connection, deflate::codec, frame, handshake, message};
 
     type Target = (&'static str, fn(&[u8]));
 

@@ -260,7 +260,7 @@ impl Fleet {
         self.counters.enter_place(record.place()).ok_or(io::ErrorKind::OutOfMemory)?.starts.add(1);
         let child = slot as u16;
         record.begin(scoreboard::now());
-        let ordered = [inbox.inlet(), inbox.outlet(), theirs.as_fd()]
+        let ordered = [inbox.tx(), inbox.rx(), theirs.as_fd()]
             .into_iter()
             .zip(0..)
             .try_for_each(|(fd, part)| control.send_command_with(Command::Child { slot: child, part }, fd));

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::ffi::probe::callback_name;
-use crate::fleet::evidence::{Facts, Message, Spot};
+use crate::fleet::crash_report::{Facts, Message, Spot};
 use crate::fleet::routes::Route;
 use crate::fleet::scoreboard::{EXIT, HANG};
 

@@ -13,9 +13,9 @@ use super::crash::{self, Cause, Death};
 use super::quarantine::{Quarantine, Sentence};
 use super::workers::Replaced;
 use crate::config::{self, Config};
-use crate::fleet::doing::Doing;
-use crate::fleet::evidence::{self, Evidence, Facts, Message};
-use crate::fleet::gates::{self, Gate, Standing};
+use crate::fleet::breakers::{self, CircuitBreaker, Standing};
+use crate::fleet::crash_report::{self, CrashReport, Facts, Message};
+use crate::fleet::current_call::CurrentCall;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{self, MAX_SLOTS};
 
@@ -23,9 +23,9 @@ use crate::fleet::scoreboard::{self, MAX_SLOTS};
 pub(super) struct Deaths {
     quarantine: Quarantine,
     /// By handler.
-    pub gates: &'static [Gate],
+    pub breakers: &'static [CircuitBreaker],
     /// By slot.
-    pub evidence: &'static [Evidence],
+    pub crash_report: &'static [CrashReport],
     /// To be written when there is time: when, which process, what.
     records: Vec<(SystemTime, Pid, Value)>,
 }
@@ -37,8 +37,8 @@ impl Deaths {
         let room = config.crash_records.as_ref().map_or((0, 0), |records| (config.head.bytes, records.bytes));
         Ok(Self {
             quarantine: Quarantine::new(config.quarantine),
-            gates: gates::create(Routes::MAX)?,
-            evidence: evidence::create(MAX_SLOTS, room.0, room.1)?,
+            breakers: breakers::create(Routes::MAX)?,
+            crash_report: crash_report::create(MAX_SLOTS, room.0, room.1)?,
             records: Vec::new(),
         })
     }
@@ -65,15 +65,15 @@ impl Fleet {
         self.addresses.clear(pid.as_raw());
         let Some(record) = self.scoreboard.slot(slot) else { return };
         let crash = record.crash.facts();
-        let facts = self.deaths.evidence.get(slot).map(Evidence::facts).unwrap_or_default();
+        let facts = self.deaths.crash_report.get(slot).map(CrashReport::facts).unwrap_or_default();
         let cause = Cause::of_crash(crash.signal, crash.address);
         self.tell(slot, pid, cause, crash.handler, (crash.callback, crash.conn), facts);
     }
 
     /// The process of this slot has ended without a word. To be called before its record is cleared.
     pub(super) fn on_death(&mut self, slot: usize, pid: Pid, status: WaitStatus) {
-        let doing = self.scoreboard.slot(slot).map(|record| &record.doing);
-        let current = doing.and_then(|doing| doing.current());
+        let current_call = self.scoreboard.slot(slot).map(|record| &record.call);
+        let current = current_call.and_then(|current_call| current_call.current());
         let cause = match status {
             WaitStatus::Exited(_, 0) if current.is_none() => {
                 return log::debug!("{}[{pid}] has left", self.name(slot));
@@ -84,19 +84,22 @@ impl Fleet {
         };
         let (handler, callback, conn) =
             current.map_or((None, 0, 0), |(handler, callback, conn)| (Some(handler), callback, conn));
-        let facts = doing.filter(|_| current.is_some()).map(|doing| self.facts_of(doing)).unwrap_or_default();
+        let facts = current_call
+            .filter(|_| current.is_some())
+            .map(|current_call| self.facts_of(current_call))
+            .unwrap_or_default();
         self.tell(slot, pid, cause, handler, (callback, conn), facts);
     }
 
     /// What the scoreboard tells of a process that left nothing else: the peer, and the beginning of the message.
-    fn facts_of(&self, doing: &Doing) -> Facts {
-        let message = doing.message().map(|message| {
-            let mut bytes = doing.first_bytes();
-            let hash = (bytes.len() as u64 == message.size).then(|| evidence::hash(&bytes));
+    fn facts_of(&self, current_call: &CurrentCall) -> Facts {
+        let message = current_call.message().map(|message| {
+            let mut bytes = current_call.first_bytes();
+            let hash = (bytes.len() as u64 == message.size).then(|| crash_report::hash(&bytes));
             bytes.truncate(self.config.crash_records.as_ref().map_or(0, |records| records.bytes));
             Message { kind: message.kind, size: message.size, hash, bytes }
         });
-        Facts { peer: doing.peer().address(), message, ..Facts::default() }
+        Facts { peer: current_call.peer().address(), message, ..Facts::default() }
     }
 
     /// A process that was replaced because of a crash has ended.
@@ -112,7 +115,7 @@ impl Fleet {
 
     /// A process has ended, however: what it was probing is nobody's any more.
     pub(super) fn release_gates(&self, pid: Pid) {
-        self.deaths.gates.iter().for_each(|gate| gate.release(pid.as_raw()));
+        self.deaths.breakers.iter().for_each(|breaker| breaker.release(pid.as_raw()));
     }
 
     /// Writes the records of crashes that are not written yet.
@@ -154,12 +157,12 @@ impl Fleet {
     /// Somebody has died in this handler.
     fn judge(&mut self, handler: u16) {
         let now = scoreboard::now();
-        let Some(gate) = self.deaths.gates.get(usize::from(handler)) else { return };
-        let standing = gate.standing(now);
+        let Some(breaker) = self.deaths.breakers.get(usize::from(handler)) else { return };
+        let standing = breaker.standing(now);
         let Some(Sentence { time, deaths }) = self.deaths.quarantine.on_death(handler, standing, now) else {
             return;
         };
-        gate.shut(now.saturating_add(time));
+        breaker.shut(now.saturating_add(time));
         let Some(route) = self.routes.handlers().get(usize::from(handler)) else { return };
         self.count_handler(handler, |entry| entry.quarantines.add(1));
         let why = match standing {

@@ -56,9 +56,9 @@ use crate::fleet::control::Command;
 use crate::fleet::counters::Counters;
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::{self, BindError, Bound, Listener};
+use crate::fleet::process_title;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{self, MAX_SLOTS, Place, Scoreboard};
-use crate::fleet::title;
 
 /// Reads the configuration anew; the error says what is wrong with it.
 pub type Reread = Box<dyn Fn() -> Result<Config, String>>;
@@ -79,7 +79,7 @@ pub struct Origin {
 
 /// Serves until told to stop. What went wrong is in the log; the result is the exit code.
 pub fn run(mut config: Config, mut origin: Origin) -> Exit {
-    title::set("wshd: supervisor");
+    process_title::set("wshd: supervisor");
     crate::log::set_process("supervisor");
     raise_descriptors(&mut config);
     let mut daemon = std::mem::take(&mut origin.daemon);
@@ -346,7 +346,7 @@ impl Fleet {
         fds.extend(self.control.interest().filter(|_| self.predecessor.is_none()));
         let inboxes = self.vacant.iter().filter_map(|slot| self.inboxes.get(*slot));
         let inboxes = inboxes.chain(self.inboxes_of_nobody());
-        fds.extend(inboxes.map(|inbox| PollFd::new(inbox.outlet(), PollFlags::POLLIN)));
+        fds.extend(inboxes.map(|inbox| PollFd::new(inbox.rx(), PollFlags::POLLIN)));
         let upgrade = self.successor.iter().filter(|successor| !successor.is_serving);
         fds.extend(upgrade.map(|successor| PollFd::new(successor.as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, timeout) {

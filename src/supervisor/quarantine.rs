@@ -1,5 +1,5 @@
 //! Which handlers are not served for a while because workers die in them: a pure function of what has happened,
-//! in virtual time. Shuts no gate and writes no log; the supervisor does (`fleet::gates`).
+//! in virtual time. Shuts no gate and writes no log; the supervisor does (`fleet::breakers`).
 //!
 //! So many deaths within the window that name one handler quarantine it, for a time that doubles with each
 //! quarantine. When the time is over and it is being probed one death is enough. Deaths during the quarantine,
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use super::plan::Time;
 use crate::config;
-use crate::fleet::gates::Standing;
+use crate::fleet::breakers::Standing;
 
 /// The longest quarantine, unless the first one is configured to be longer.
 pub const LONGEST: Time = 600_000_000_000;
@@ -53,10 +53,10 @@ impl Quarantine {
     }
 
     /// A process has died in this handler, whose gate stands like this.
-    pub fn on_death(&mut self, handler: u16, gate: Standing, now: Time) -> Option<Sentence> {
+    pub fn on_death(&mut self, handler: u16, breaker: Standing, now: Time) -> Option<Sentence> {
         let rules = &self.rules;
         let history = self.handlers.entry(handler).or_default();
-        if rules.deaths == 0 || gate == Standing::Shut {
+        if rules.deaths == 0 || breaker == Standing::Shut {
             return None;
         }
         let clean = rules.window.max(length(rules.time, history.times.saturating_sub(1)));
@@ -67,7 +67,7 @@ impl Quarantine {
         history.deaths.push(now);
         history.good_since = now;
         let deaths = history.deaths.len();
-        if gate == Standing::Open && deaths < rules.deaths as usize {
+        if breaker == Standing::Open && deaths < rules.deaths as usize {
             return None;
         }
         let time = length(rules.time, history.times);
@@ -101,8 +101,8 @@ mod tests {
     #[track_caller]
     fn check(rules: config::Quarantine, table: &[(u64, u16, Standing, u64)]) {
         let mut quarantine = Quarantine::new(rules);
-        for (row, (at, handler, gate, seconds)) in table.iter().enumerate() {
-            let sentence = quarantine.on_death(*handler, *gate, at * SECOND);
+        for (row, (at, handler, breaker, seconds)) in table.iter().enumerate() {
+            let sentence = quarantine.on_death(*handler, *breaker, at * SECOND);
             let time = sentence.map_or(0, |sentence| sentence.time);
             assert_eq!(time, seconds * SECOND, "row {row}: a death in {handler} at {at} s");
         }

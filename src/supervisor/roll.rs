@@ -179,8 +179,8 @@ impl Fleet {
     pub(super) fn order_to_leave(&mut self, slot: usize) {
         let Some((_, to, _)) = self.roll.retiring.filter(|(retiring, ..)| *retiring == slot) else { return };
         if let Some(successor) = self.successor.as_ref().filter(|successor| successor.is_serving) {
-            return match successor.inlet(slot) {
-                Some(inlet) => self.order_with(slot, Command::HandOver { to: slot as u16 }, Some(inlet)),
+            return match successor.tx(slot) {
+                Some(tx) => self.order_with(slot, Command::HandOver { to: slot as u16 }, Some(tx)),
                 None => self.order(slot, Command::Drain),
             };
         }

@@ -27,8 +27,8 @@ use crate::exit::Exit;
 use crate::fleet::control::Channel;
 use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::{self, Place, Slot, State};
-use crate::fleet::{inbox, title};
-use crate::worker::{self, parent};
+use crate::fleet::{inbox, process_title};
+use crate::worker::{self, process::zygote};
 use crate::{log as sink, metrics};
 
 /// Signals that a terminal sends to the whole process group, or that are orders to the supervisor only.
@@ -141,9 +141,9 @@ fn be_worker(
         log::error!("{name} can not start: {error}");
         return Exit::Internal.code();
     }
-    title::set(&format!("wshd: {name}"));
+    process_title::set(&format!("wshd: {name}"));
     sink::set_process(&name);
-    let (inbox, inlets) = match inbox::split(std::mem::take(&mut fleet.inboxes), slot) {
+    let (inbox, txs) = match inbox::split(std::mem::take(&mut fleet.inboxes), slot) {
         Ok(split) => split,
         Err(error) => {
             log::error!("{name} can not start: {error}");
@@ -160,20 +160,20 @@ fn be_worker(
         slot,
         control,
         inbox,
-        inlets,
+        txs,
         standby,
-        gates: fleet.deaths.gates,
-        evidence: fleet.deaths.evidence,
+        breakers: fleet.deaths.breakers,
+        crash_report: fleet.deaths.crash_report,
         addresses: fleet.addresses,
     };
     if !is_parent {
         return worker::run(start);
     }
     let (config, scoreboard) = (Arc::clone(&start.config), fleet.scoreboard);
-    parent::run(start, &move |slot| {
+    zygote::run(start, &move |slot| {
         let Place { pool, number } = scoreboard.slot(slot).map(Slot::place).unwrap_or_default();
         let name = config.worker_name(pool, number);
-        title::set(&format!("wshd: {name}"));
+        process_title::set(&format!("wshd: {name}"));
         sink::set_process(&name);
         come_under(supervisor);
         end_with(supervisor, patience)
@@ -226,7 +226,7 @@ fn be_metrics(fleet: &mut Fleet, supervisor: Pid) -> i32 {
         return Exit::Internal.code();
     }
     // SIGTERM stays blocked: it can be seen how the workers stop.
-    title::set("wshd: metrics");
+    process_title::set("wshd: metrics");
     sink::set_process("metrics");
     metrics::run(metrics::Start {
         config: Arc::clone(&fleet.config),
@@ -235,7 +235,7 @@ fn be_metrics(fleet: &mut Fleet, supervisor: Pid) -> i32 {
         scoreboard: fleet.scoreboard,
         counters: fleet.counters,
         addresses: fleet.addresses,
-        gates: fleet.deaths.gates,
+        breakers: fleet.deaths.breakers,
         supervisor: supervisor.as_raw(),
         started: fleet.metrics.started,
     })

@@ -107,7 +107,7 @@ impl Predecessor {
     /// Has the old executable hand its connections over to these.
     pub fn take_over<'a>(&self, inboxes: impl Iterator<Item = &'a Inbox>) -> io::Result<()> {
         for inbox in inboxes {
-            datagram::send(self.0.as_fd(), &FORMAT.to_ne_bytes(), Some(inbox.inlet()))?;
+            datagram::send(self.0.as_fd(), &FORMAT.to_ne_bytes(), Some(inbox.tx()))?;
         }
         datagram::send(self.0.as_fd(), b"\n", None)
     }
@@ -120,7 +120,7 @@ pub(super) struct Successor {
     /// When it is given up.
     pub give_up: plan::Time,
     /// Of its workers.
-    inlets: Vec<OwnedFd>,
+    txs: Vec<OwnedFd>,
     /// It has all: connections are handed over.
     pub is_serving: bool,
 }
@@ -153,7 +153,7 @@ impl Successor {
         match unsafe { fork()? } {
             ForkResult::Parent { child } => {
                 let give_up = scoreboard::now().saturating_add(PATIENCE);
-                Ok(Self { pid: child, fd: ours, give_up, inlets: Vec::new(), is_serving: false })
+                Ok(Self { pid: child, fd: ours, give_up, txs: Vec::new(), is_serving: false })
             }
             ForkResult::Child => {
                 drop(ours);
@@ -169,7 +169,7 @@ impl Successor {
     fn hear(&mut self) -> Result<bool, String> {
         loop {
             match receive(&self.fd) {
-                Ok(Some((form, Some(fd)))) if form == FORMAT.to_ne_bytes() => self.inlets.push(fd),
+                Ok(Some((form, Some(fd)))) if form == FORMAT.to_ne_bytes() => self.txs.push(fd),
                 // Another form of entries: connections can not move there.
                 Ok(Some((_, Some(_)))) => {}
                 Ok(Some(_)) => return Ok(true),
@@ -181,9 +181,9 @@ impl Successor {
     }
 
     /// Where a worker hands its connections over to; the workers take turns. None if they can not move there.
-    pub fn inlet(&self, slot: usize) -> Option<BorrowedFd<'_>> {
-        let index = slot.checked_rem(self.inlets.len())?;
-        self.inlets.get(index).map(AsFd::as_fd)
+    pub fn tx(&self, slot: usize) -> Option<BorrowedFd<'_>> {
+        let index = slot.checked_rem(self.txs.len())?;
+        self.txs.get(index).map(AsFd::as_fd)
     }
 }
 
@@ -248,7 +248,7 @@ impl Fleet {
             Ok(true) => {
                 successor.is_serving = true;
                 self.notify.main_pid(successor.pid);
-                if successor.inlets.is_empty() {
+                if successor.txs.is_empty() {
                     log::warn!("upgrade: the new executable can not take up connections: they are closed");
                 }
                 self.call_off("another executable takes over");

@@ -121,11 +121,10 @@ impl Fleet {
         self.inboxes.push(Inbox::new()?);
         let workers = self.workers.iter().flatten().filter_map(|worker| worker.control.as_ref());
         let replaced = self.replaced.iter().filter_map(|replaced| replaced.control.as_ref());
-        let inlet = self.inboxes.get(slot).map(Inbox::inlet);
-        for (channel, inlet) in workers.chain(replaced).chain(self.roll.channels()).zip(inlet.iter().cycle())
-        {
+        let tx = self.inboxes.get(slot).map(Inbox::tx);
+        for (channel, tx) in workers.chain(replaced).chain(self.roll.channels()).zip(tx.iter().cycle()) {
             // One that does not read any more is on its way out.
-            let _ = channel.send_command_with(Command::Inlet { slot: slot as u16 }, *inlet);
+            let _ = channel.send_command_with(Command::Tx { slot: slot as u16 }, *tx);
         }
         Ok(slot)
     }

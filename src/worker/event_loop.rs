@@ -2,22 +2,21 @@
 //! and hands each to its room.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use super::conn::{Conn, NEVER, Phase};
-use super::input;
-use super::rescue;
-use super::timer::{FOREVER, MS, Timers};
-use super::{Core, Worker};
 use crate::ffi::host::{defer_releases, monotonic, run_releases};
 use crate::fleet::control;
 use crate::fleet::scoreboard::State;
+use crate::worker::base::timers::{FOREVER, MS, Timers};
+use crate::worker::conn::receive;
+use crate::worker::conn::table::{Conn, NEVER, Phase};
+use crate::worker::crash::rescue;
+use crate::worker::{Core, Worker};
 
 /// Events taken at a time.
 const EVENTS: usize = 512;
@@ -27,7 +26,7 @@ const HEARTBEAT: u64 = 1000;
 /// How often (ns) a worker that is to leave looks for connections that are still to arrive.
 const ARRIVING: u64 = 2_000_000;
 
-const BELL: u64 = 0;
+const WAKEUP: u64 = 0;
 const CONTROL: u64 = 1;
 const SIGNAL: u64 = 2;
 /// Of the inbox.
@@ -40,80 +39,22 @@ const CONNECTION: u64 = 1 << 32;
 /// That a socket has ended is read behind what came before.
 const ENDS: EpollFlags = EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
 
-/// What the loop waits for.
-pub struct Poll(Epoll);
-
-impl Poll {
-    /// An empty one.
-    pub fn new() -> io::Result<Self> {
-        Ok(Poll(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?))
-    }
-
-    /// Adds a descriptor, watched for reading.
-    pub fn add(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
-    }
-
-    /// Adds a connection, with what it is watched for.
-    pub fn add_conn(&self, fd: impl AsFd, token: u64, watched: u8) -> io::Result<()> {
-        Ok(self.0.add(fd, EpollEvent::new(flags_of(watched), token))?)
-    }
-
-    /// Adds an event counter that is never read: each ring is an event.
-    pub fn add_bell(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, token))?)
-    }
-
-    /// Adds a descriptor that other processes watch for reading, too: one of those that wait is woken.
-    pub fn add_shared(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
-        Ok(self.0.add(fd, EpollEvent::new(flags, token))?)
-    }
-
-    /// Watches a descriptor no more.
-    pub fn forget(&self, fd: impl AsFd) {
-        // It fails only for one that is not watched.
-        let _ = self.0.delete(fd);
-    }
-
-    /// Changes what a connection is watched for, or has an event told again that was not dealt with.
-    pub fn watch(&self, fd: impl AsFd, token: u64, watched: u8) -> io::Result<()> {
-        Ok(self.0.modify(fd, &mut EpollEvent::new(flags_of(watched), token))?)
-    }
-}
-
-/// There is something to read.
-pub const READABLE: u8 = 1;
-/// It can be written to.
-pub const WRITABLE: u8 = 2;
-/// Something has come to be read, which is told once. It saves epoll from looking at the socket again when all of it has been
-/// read: a fiftieth of a short echo.
-pub const ARRIVALS: u8 = 4;
-
-fn flags_of(watched: u8) -> EpollFlags {
-    let mut flags = EpollFlags::empty();
-    flags.set(EpollFlags::EPOLLIN, watched & (READABLE | ARRIVALS) != 0);
-    flags.set(EpollFlags::EPOLLOUT, watched & WRITABLE != 0);
-    flags.set(EpollFlags::EPOLLET | EpollFlags::EPOLLRDHUP, watched & ARRIVALS != 0);
-    flags
-}
-
 impl Worker {
     /// Turns until the worker is told to leave.
     pub fn run(&'static self) -> io::Result<()> {
         // Blocked since the fork.
         let terminate = SigSet::from(Signal::SIGTERM);
         let signals = SignalFd::with_flags(&terminate, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        self.poll.add_bell(self.mailroom.bell(), BELL)?;
+        self.poll.add_edge(self.commands.wakeup(), WAKEUP)?;
         self.poll.add(&self.control, CONTROL)?;
         self.poll.add(&signals, SIGNAL)?;
-        let mut buffer = input::Buffer::new();
+        let mut buffer = receive::Buffer::new();
         let buffer = buffer.bytes();
         let mut events = [EpollEvent::empty(); EVENTS];
         defer_releases();
         loop {
             rescue::end_work();
-            let count = match self.poll.0.wait(&mut events, self.patience()) {
+            let count = match self.poll.wait(&mut events, self.poll_timeout()) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 Err(error) => return Err(error.into()),
@@ -123,10 +64,10 @@ impl Worker {
             for event in events.iter().take(count) {
                 rescue::begin_work();
                 match event.data() {
-                    BELL => self.obey(),
+                    WAKEUP => self.run_commands(),
                     INBOX => self.empty_inbox(),
                     CONTROL => {
-                        if self.hear_supervisor() {
+                        if self.read_control() {
                             return Ok(());
                         }
                     }
@@ -136,25 +77,25 @@ impl Worker {
                         }
                     }
                     listener @ LISTENER..CONNECTION => {
-                        self.accept_from((listener - LISTENER) as usize, self.most_to_accept(count));
+                        self.accept_from((listener - LISTENER) as usize, self.accept_budget(count));
                     }
                     conn => self.socket_ready(conn, event.events(), buffer),
                 }
                 self.settle();
             }
             rescue::begin_work();
-            self.serve_line(buffer);
-            self.look_for_connections();
+            self.serve_turns(buffer);
+            self.poll_listeners();
             self.deadlines();
-            self.hand_over_more();
-            self.send_let_go();
+            self.migrate_more();
+            self.send_detached();
             self.settle();
             // Whose bytes are released may send again.
             if run_releases() {
                 self.settle();
             }
             self.watch_probes();
-            self.counting.count_turn(self.now.get());
+            self.metrics.count_turn(self.now.get());
             if self.may_leave() {
                 self.leave();
                 return Ok(());
@@ -164,15 +105,15 @@ impl Worker {
 
     /// How long to wait: to the next deadline, but no longer than a heartbeat, and not at all while somebody waits for
     /// a turn.
-    fn patience(&self) -> EpollTimeout {
+    fn poll_timeout(&self) -> EpollTimeout {
         let next = match &*self.core.borrow() {
-            Core { line, .. } if !line.is_empty() => return EpollTimeout::ZERO,
+            Core { turns, .. } if !turns.is_empty() => return EpollTimeout::ZERO,
             core => core.timers.next().unwrap_or(NEVER),
         };
         let next = next.min(self.stop_at.get().unwrap_or(NEVER));
         let arriving = self.stop_at.get().is_some() && self.slot.crash.is_sending();
         let next = if arriving { next.min(self.now.get().saturating_add(ARRIVING)) } else { next };
-        let next = next.min(self.next_hand_over().unwrap_or(NEVER));
+        let next = next.min(self.next_migration().unwrap_or(NEVER));
         let ms = next.saturating_sub(self.now.get()).div_ceil(1_000_000).min(HEARTBEAT);
         EpollTimeout::try_from(ms as i32).unwrap_or(EpollTimeout::ZERO)
     }
@@ -189,7 +130,7 @@ impl Worker {
                 self.watch_again(id);
             }
         } else if events.intersects(ENDS) && !self.is_waiting(id) {
-            self.lost(id);
+            self.connection_lost(id);
         }
     }
 
@@ -204,7 +145,7 @@ impl Worker {
                 (core.over.pop(), core.dirty.pop())
             };
             if let Some(id) = over {
-                self.say_over(id);
+                self.notify_closed(id);
             }
             if let Some(id) = dirty {
                 self.flush(id);
@@ -213,15 +154,15 @@ impl Worker {
     }
 
     /// True if the worker is to leave at once.
-    fn hear_supervisor(&self) -> bool {
+    fn read_control(&self) -> bool {
         loop {
             match self.control.recv_command() {
                 Ok(Some((order, fd))) => match order {
                     control::Command::Stop => self.stop(1001),
-                    control::Command::Shed { to, count } => self.shed(to.into(), count.into()),
-                    control::Command::HandOver { to } => self.hand_over(to.into(), fd),
-                    control::Command::Drain => self.let_all_go(None, None),
-                    control::Command::Inlet { slot } => self.learn_inlet(slot.into(), fd),
+                    control::Command::Shed { to, count } => self.rebalance(to.into(), count.into()),
+                    control::Command::HandOver { to } => self.migrate(to.into(), fd),
+                    control::Command::Drain => self.move_all(None, None),
+                    control::Command::Tx { slot } => self.learn_tx(slot.into(), fd),
                     control::Command::Begin => {
                         if let Err(error) = self.begin() {
                             log::error!("can not begin: {error}");
@@ -263,8 +204,8 @@ impl Worker {
         if self.stop_at.get().is_some() {
             return;
         }
-        self.end_hand_over();
-        self.entrance.close();
+        self.end_migration();
+        self.acceptor.close();
         self.slot.set_state(State::Stopping);
         self.stop_at.set(Some(self.now.get().saturating_add(self.config.stop_time)));
         self.empty_inbox();
@@ -285,7 +226,7 @@ impl Worker {
 
     /// Whether all is done, or the time for it is over.
     fn may_leave(&self) -> bool {
-        let Some(at) = self.stop_at.get() else { return self.has_handed_over() || self.is_spent() };
+        let Some(at) = self.stop_at.get() else { return self.has_migrated() || self.is_done() };
         // Connections of a worker that has crashed are still to be closed.
         let arriving = self.slot.crash.is_sending();
         self.empty_inbox();
@@ -295,7 +236,7 @@ impl Worker {
 
     /// The last thing: handlers hear that the worker stops.
     fn leave(&self) {
-        self.end_hand_over();
+        self.end_migration();
         let ids = self.core.borrow().table.ids();
         ids.into_iter().for_each(|id| self.log_close(id, ::ws_handler::raw::WS_BY_HOST, 1006));
         let (connections, threads) = (self.core.borrow().table.len(), self.threads.get());

@@ -1,49 +1,24 @@
 //! A worker: one process that owns connections and runs handlers.
 //!
 //! One event loop touches all sockets (`event_loop`). A connection's way:
-//! `accept` -> `greet` (request head, route, opening handshake) -> `traffic`
+//! `accept` -> `start_connection` (request head, route, opening handshake) -> `traffic`
 //! (messages both ways, closing) -> handlers, whose calls come back in through
 //! `calls` (on the loop), `thread` (blocking handlers) or `outside` (threads of
 //! their own).
 
-mod accept;
-mod access;
-mod calls;
+mod base;
+mod blocking;
+mod commands;
 mod conn;
-mod counting;
-mod doors;
-mod ending;
+mod crash;
 mod event_loop;
-mod evidence;
-mod facts;
-mod greet;
-mod handover;
-mod input;
-mod listing;
-mod mailbox;
-mod mailroom;
-mod marks;
-mod modules;
-mod moving;
-mod opening;
-mod orders;
-mod output;
-mod outside;
-mod pace;
-pub mod parent;
-mod pauses;
-mod probation;
-mod record;
-mod rescue;
-mod resuming;
-mod service;
-mod signals;
-mod single;
-mod thread;
-mod timer;
-mod traffic;
-mod turn;
-mod watchdog;
+mod handshake;
+mod host;
+mod listen;
+mod ops;
+pub mod process;
+mod session;
+mod transfer;
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
@@ -55,38 +30,40 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::gettid;
 
 use crate::config::Config;
-use crate::ffi::host;
+use crate::ffi::host as plugin_host;
 use crate::fleet::addresses::Addresses;
+use crate::fleet::breakers;
 use crate::fleet::control::{self, Channel, Report};
 use crate::fleet::counters::Counters;
-use crate::fleet::evidence::Evidence;
-use crate::fleet::gates;
+use crate::fleet::crash_report::CrashReport;
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::Listener;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Scoreboard, Slot, State};
 use crate::http::Site;
-use crate::proto::codec::Codecs;
-use accept::{Entrance, Share};
-use access::Ledger;
-use conn::Table;
-use counting::Counting;
-use doors::Doors;
-use event_loop::Poll;
-use evidence::Collector;
-use handover::Leaving;
-use mailroom::Mailroom;
-use modules::Modules;
-use moving::Shipment;
-use output::Spare;
-use probation::Probe;
-use rescue::Kit;
-use resuming::LettingGo;
-use service::{Loaded, Service};
-use thread::ThreadHost;
-use timer::Timers;
-use turn::Line;
-use watchdog::Watchdog;
+use crate::proto::ws::deflate::codec::Codecs;
+use base::poll::Poll;
+use base::timers::{self, Timers};
+use blocking::thread::ThreadHost;
+use blocking::watchdog::Watchdog;
+use commands::queue::CommandQueue;
+use conn::handoff::Shipment;
+use conn::send_queue::QueuePool;
+use conn::table::Table;
+use crash::modules::Modules;
+use crash::report::Collector;
+use crash::rescue::{self, RescueContext};
+use handshake::breaker_probe::Probe;
+use host::foreign_thread::ForeignThreadHost;
+use listen::accept::{Acceptor, Share};
+use listen::admission::Admission;
+use ops::access_log::AccessLog;
+use ops::metrics::Metrics;
+use process::handlers::{Loaded, Service};
+use process::per_connection;
+use session::turn::TurnQueue;
+use transfer::detach::Detaching;
+use transfer::send::Leaving;
 
 /// What a worker is given by the supervisor, just after fork.
 pub struct Start {
@@ -107,13 +84,13 @@ pub struct Start {
     /// Where connections come from other workers.
     pub inbox: Inbox,
     /// By slot: where others are sent connections.
-    pub inlets: Vec<OwnedFd>,
+    pub txs: Vec<OwnedFd>,
     /// Whether to wait for the order to begin.
     pub standby: bool,
     /// By handler: whether it is served.
-    pub gates: &'static [gates::Gate],
+    pub breakers: &'static [breakers::CircuitBreaker],
     /// By slot: what a crash leaves.
-    pub evidence: &'static [Evidence],
+    pub crash_report: &'static [CrashReport],
     /// Where connections are counted.
     pub addresses: &'static Addresses,
 }
@@ -123,14 +100,14 @@ pub struct Start {
 struct Core {
     table: Table,
     codecs: Codecs,
-    spare: Spare,
+    queue_pool: QueuePool,
     timers: Timers,
     /// Connections with something to write.
     dirty: Vec<u64>,
     /// Connections whose end the handler is to hear of.
     over: Vec<u64>,
     /// Connections that wait for their turn, among them those that may be read again and have something left unread.
-    line: Line,
+    turns: TurnQueue,
 }
 
 /// The worker. Lives as long as the process.
@@ -146,22 +123,22 @@ struct Worker {
     /// Where connections come from other workers.
     inbox: Inbox,
     /// By slot: where others are sent connections.
-    inlets: RefCell<Vec<OwnedFd>>,
+    txs: RefCell<Vec<OwnedFd>>,
     /// The pool that it belongs to.
     pool: usize,
-    counting: &'static Counting,
-    mailroom: &'static Mailroom,
+    metrics: &'static Metrics,
+    commands: &'static CommandQueue,
     thread_host: &'static ThreadHost,
     poll: &'static Poll,
     core: RefCell<Core>,
     /// The time of this turn of the loop; ns.
     now: Cell<u64>,
     /// Where connections come in.
-    entrance: &'static Entrance,
+    acceptor: &'static Acceptor,
     /// By handler: whether it is served.
-    gates: &'static [gates::Gate],
+    breakers: &'static [breakers::CircuitBreaker],
     /// Who may come in.
-    doors: Doors,
+    admission: Admission,
     /// Connections to quarantined handlers that were let through.
     probes: RefCell<Vec<Probe>>,
     /// This process.
@@ -175,13 +152,13 @@ struct Worker {
     /// When to leave, once told to stop.
     stop_at: Cell<Option<u64>>,
     /// In a process for one connection: whether that has come.
-    single: Option<Cell<bool>>,
+    per_connection: Option<Cell<bool>>,
     /// Blocking connections on their way to another process.
-    letting_go: RefCell<Vec<LettingGo>>,
+    detaching: RefCell<Vec<Detaching>>,
     /// Blocking threads that run.
     threads: Cell<u32>,
     /// What the access log knows of the connections.
-    ledger: Ledger,
+    access_log: AccessLog,
     /// The text that a handler is being given: already known to be UTF-8.
     delivering: Cell<(*const u8, usize)>,
 }
@@ -206,24 +183,24 @@ fn run_loaded(start: Start, loaded: Loaded, ready: Report) -> i32 {
 
 fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
     let Start { config, routes, listeners, scoreboard, slot: index, control, .. } = start;
-    let (gates, evidence, standby) = (start.gates, start.evidence, start.standby);
-    let (inbox, inlets) = (start.inbox, start.inlets);
+    let (breakers, crash_report, standby) = (start.breakers, start.crash_report, start.standby);
+    let (inbox, txs) = (start.inbox, start.txs);
     let slot = scoreboard.slot(index).ok_or_else(|| io::Error::other("no such slot in the scoreboard"))?;
     let pid = std::process::id() as i32;
-    let counting =
-        Counting::new(start.counters, &routes, (index, slot.place()), pid, config.metrics.is_some())?;
-    let counting: &Counting = Box::leak(Box::new(counting));
-    let single = single::is_single(&config, slot.place());
-    let connections = if single { single::CONNECTIONS } else { most_connections(&config) };
-    let mailroom: &'static Mailroom =
-        Box::leak(Box::new(Mailroom::new(connections, config.sending, counting)?));
-    host::set_outside_host(Box::leak(Box::new(outside::Outside { mailroom })));
+    let metrics =
+        Metrics::new(start.counters, &routes, (index, slot.place()), pid, config.metrics.is_some())?;
+    let metrics: &Metrics = Box::leak(Box::new(metrics));
+    let per_connection = per_connection::is_per_connection_place(&config, slot.place());
+    let connections = if per_connection { per_connection::CONNECTIONS } else { most_connections(&config) };
+    let commands: &'static CommandQueue =
+        Box::leak(Box::new(CommandQueue::new(connections, config.sending, metrics)?));
+    plugin_host::set_outside_host(Box::leak(Box::new(ForeignThreadHost { commands })));
     let poll: &Poll = Box::leak(Box::new(Poll::new()?));
-    let entrance: &Entrance =
-        Box::leak(Box::new(Entrance::new(&listeners, poll, Share { scoreboard, index, slot, connections })));
+    let acceptor: &Acceptor =
+        Box::leak(Box::new(Acceptor::new(&listeners, poll, Share { scoreboard, index, slot, connections })));
     let pool = usize::from(slot.place().pool);
     let desk = start.addresses.join(std::process::id() as i32, pool);
-    let doors = Doors::new(Arc::clone(&config), desk);
+    let admission = Admission::new(Arc::clone(&config), desk);
     let resources = routes.resources().map(|(resource, _)| resource.to_owned()).collect();
     let worker: &'static Worker = Box::leak(Box::new(Worker {
         site: Site::new(
@@ -234,53 +211,54 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         scoreboard,
         control,
         inbox,
-        inlets: RefCell::new(inlets),
+        txs: RefCell::new(txs),
         pool,
-        counting,
-        mailroom,
-        thread_host: Box::leak(Box::new(ThreadHost { mailroom, counting })),
+        metrics,
+        commands,
+        thread_host: Box::leak(Box::new(ThreadHost { commands, metrics })),
         poll,
         core: RefCell::new(Core {
             table: Table::new(connections)?,
             codecs: Codecs::new(),
-            spare: Spare::default(),
+            queue_pool: QueuePool::default(),
             timers: Timers::new(connections),
             dirty: Vec::new(),
             over: Vec::new(),
-            line: Line::default(),
+            turns: TurnQueue::default(),
         }),
-        now: Cell::new(host::monotonic()),
-        entrance,
-        gates,
-        doors,
+        now: Cell::new(plugin_host::monotonic()),
+        acceptor,
+        breakers,
+        admission,
         probes: RefCell::default(),
         pid,
         most_connections: connections,
         shipment: RefCell::new(Shipment::new()),
         leaving: RefCell::default(),
         stop_at: Cell::new(None),
-        letting_go: RefCell::default(),
+        detaching: RefCell::default(),
         threads: Cell::new(0),
-        ledger: Ledger::new(config.log.access.is_some()),
+        access_log: AccessLog::new(config.log.access.is_some()),
         delivering: Cell::new((std::ptr::null(), 0)),
-        single: single.then(|| Cell::new(false)),
+        per_connection: per_connection.then(|| Cell::new(false)),
         services: loaded.0,
         config: Arc::clone(&config),
         routes,
     }));
-    host::set_host(worker);
+    plugin_host::set_host(worker);
     let loaded_files = worker.services.iter().zip(0..).filter_map(|(service, index)| {
         service.as_ref().map(|service| (index, service.plugin.path.as_path()))
     });
     let modules = Modules::read(&loaded_files.collect::<Vec<_>>())?;
-    let evidence = evidence.get(index).ok_or_else(|| io::Error::other("no such slot for evidence"))?;
-    rescue::install(Kit {
+    let crash_report =
+        crash_report.get(index).ok_or_else(|| io::Error::other("no such slot for evidence"))?;
+    rescue::install(RescueContext {
         pid: worker.pid,
-        collector: Collector { modules, evidence },
+        collector: Collector { modules, crash_report },
         records: worker.core.borrow().table.records(),
-        mailroom,
+        commands,
         slot,
-        inlet: worker.inbox.inlet().as_raw_fd(),
+        tx: worker.inbox.tx().as_raw_fd(),
         control: worker.control.as_fd().as_raw_fd(),
         report: control::CRASHED.to_vec(),
         shipment: UnsafeCell::new(Shipment::new()),
@@ -302,12 +280,12 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
 impl Worker {
     /// From now on connections are served.
     fn begin(&self) -> io::Result<()> {
-        self.slot.heartbeat.store(host::monotonic(), Ordering::Relaxed);
+        self.slot.heartbeat.store(plugin_host::monotonic(), Ordering::Relaxed);
         self.slot.set_state(State::Running);
-        self.poll.add(self.inbox.outlet(), event_loop::INBOX)?;
-        let entrance = self.entrance;
-        if entrance.exists() {
-            std::thread::Builder::new().name("doorkeeper".to_owned()).spawn(|| entrance.keep())?;
+        self.poll.add(self.inbox.rx(), event_loop::INBOX)?;
+        let acceptor = self.acceptor;
+        if acceptor.exists() {
+            std::thread::Builder::new().name("doorkeeper".to_owned()).spawn(|| acceptor.keep())?;
         }
         Ok(())
     }
@@ -317,5 +295,5 @@ impl Worker {
 fn most_connections(config: &Config) -> u32 {
     let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     let possible = files.saturating_sub(config.reserved_descriptors()).max(1);
-    config.connections.min(u32::try_from(possible).unwrap_or(u32::MAX)).min(timer::MAX_SLOT)
+    config.connections.min(u32::try_from(possible).unwrap_or(u32::MAX)).min(timers::MAX_SLOT)
 }

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::{Control, Number, Outcome};
 use crate::ctl::request::{Change, Id, Switch};
+use crate::fleet::breakers::UNTIL_LIFTED;
 use crate::fleet::control::Command;
-use crate::fleet::gates::UNTIL_LIFTED;
 use crate::fleet::scoreboard;
 use crate::supervisor::Fleet;
 use crate::supervisor::plan::Time;
@@ -62,9 +62,11 @@ impl Fleet {
         self.control.closings = rest;
         for Closing { client, id, .. } in late {
             let slot = self.channel_to(id.pid).map(|(slot, _)| slot);
-            let doing = slot.and_then(|slot| self.executes(slot, id.pid));
-            let why = match doing {
-                Some(doing) => format!("it is in {} of {}", doing.callback, doing.handler),
+            let current_call = slot.and_then(|slot| self.executes(slot, id.pid));
+            let why = match current_call {
+                Some(current_call) => {
+                    format!("it is in {} of {}", current_call.callback, current_call.handler)
+                }
                 None if slot.is_none() => "it has ended".to_owned(),
                 None => "it is busy".to_owned(),
             };
@@ -124,8 +126,8 @@ impl Fleet {
         let time = time.map(|time| Duration::from_secs(time.into()));
         let nanoseconds = time.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
         let until = nanoseconds.map_or(UNTIL_LIFTED, |time| scoreboard::now().saturating_add(time));
-        if let Some(gate) = self.deaths.gates.get(usize::from(number)) {
-            gate.shut(until);
+        if let Some(breaker) = self.deaths.breakers.get(usize::from(number)) {
+            breaker.shut(until);
         }
         if let Some(route) = self.routes.handlers().get(usize::from(number)) {
             let how_long = time.map_or("until that is lifted".to_owned(), |time| format!("for {time:?}"));
@@ -134,8 +136,8 @@ impl Fleet {
     }
 
     fn lift(&mut self, number: u16) {
-        if let Some(gate) = self.deaths.gates.get(usize::from(number)) {
-            gate.lift();
+        if let Some(breaker) = self.deaths.breakers.get(usize::from(number)) {
+            breaker.lift();
         }
         self.deaths.forgive(number);
         if let Some(route) = self.routes.handlers().get(usize::from(number)) {

@@ -11,8 +11,8 @@ use serde_json::Value;
 use crate::ctl::answer::{Executes, Handler, Pool, Quarantine, Status, Totals, Worker, seconds};
 use crate::ctl::request::Id;
 use crate::ffi::probe::callback_name;
+use crate::fleet::breakers::{CircuitBreaker, Standing};
 use crate::fleet::counters::Traffic;
-use crate::fleet::gates::{Gate, Standing};
 use crate::fleet::memory;
 use crate::fleet::scoreboard::{self, Place, State};
 use crate::supervisor::Fleet;
@@ -113,9 +113,9 @@ impl Fleet {
     /// The callback that the process in a slot is in.
     pub(super) fn executes(&self, slot: usize, pid: i32) -> Option<Executes> {
         let record = self.scoreboard.slot(slot).filter(|record| record.pid.load(Ordering::Relaxed) == pid)?;
-        let doing = &record.doing;
-        let since = doing.since.load(Ordering::Relaxed);
-        let (handler, callback, conn) = doing.current()?;
+        let current_call = &record.call;
+        let since = current_call.since.load(Ordering::Relaxed);
+        let (handler, callback, conn) = current_call.current()?;
         let route = self.routes.handlers().get(usize::from(handler));
         Some(Executes {
             handler: route.map_or("?", |route| &route.name).to_owned(),
@@ -136,7 +136,7 @@ impl Fleet {
         let route = self.routes.handlers().get(usize::from(number))?;
         let resources = self.routes.resources().filter(|(_, handler)| *handler == number);
         let pool = self.config.pools.get(self.config.pool_of(&route.resource));
-        let tally = self.counters.total(self.counters.entry_of(&route.resource));
+        let counters = self.counters.total(self.counters.entry_of(&route.resource));
         Some(Handler {
             name: route.name.clone(),
             version: route.version.clone(),
@@ -144,14 +144,14 @@ impl Fleet {
             style: if route.blocking { "blocking" } else { "event" }.to_owned(),
             pool: pool.map_or_else(String::new, |pool| pool.name.clone()),
             file: path_text(&route.file),
-            connections: tally.open.get(),
+            connections: counters.open.get(),
             totals: Totals {
-                messages_in: tally.messages_in.get(),
-                messages_out: tally.messages_out.get(),
-                bytes_in: tally.bytes_in.get(),
-                bytes_out: tally.bytes_out.get(),
+                messages_in: counters.messages_in.get(),
+                messages_out: counters.messages_out.get(),
+                bytes_in: counters.bytes_in.get(),
+                bytes_out: counters.bytes_out.get(),
             },
-            quarantine: self.deaths.gates.get(usize::from(number)).and_then(quarantine),
+            quarantine: self.deaths.breakers.get(usize::from(number)).and_then(quarantine),
         })
     }
 }
@@ -175,14 +175,14 @@ fn path_text(path: &Path) -> String {
     path.display().to_string()
 }
 
-fn quarantine(gate: &Gate) -> Option<Quarantine> {
+fn quarantine(breaker: &CircuitBreaker) -> Option<Quarantine> {
     let now = scoreboard::now();
-    let probing = match gate.standing(now) {
+    let probing = match breaker.standing(now) {
         Standing::Open => return None,
         Standing::Shut => false,
         Standing::Probing => true,
     };
-    Some(Quarantine { probing, seconds: gate.time_left(now).filter(|_| !probing).map(seconds) })
+    Some(Quarantine { probing, seconds: breaker.time_left(now).filter(|_| !probing).map(seconds) })
 }
 
 /// Processor time that a process has used, in user mode and in the kernel; None if it is gone.
@@ -213,14 +213,14 @@ mod tests {
 
     #[test]
     fn a_gate_tells_how_long_it_is_shut() {
-        let gate = Gate::default();
-        assert!(quarantine(&gate).is_none());
-        gate.shut(scoreboard::now() + 100_000_000_000);
-        let shut = quarantine(&gate).unwrap();
+        let breaker = CircuitBreaker::default();
+        assert!(quarantine(&breaker).is_none());
+        breaker.shut(scoreboard::now() + 100_000_000_000);
+        let shut = quarantine(&breaker).unwrap();
         assert!(!shut.probing && shut.seconds.is_some_and(|left| (90.0..=100.0).contains(&left)));
-        gate.shut(1);
-        assert!(quarantine(&gate).is_some_and(|gate| gate.probing && gate.seconds.is_none()));
-        gate.shut(crate::fleet::gates::UNTIL_LIFTED);
-        assert!(quarantine(&gate).is_some_and(|gate| !gate.probing && gate.seconds.is_none()));
+        breaker.shut(1);
+        assert!(quarantine(&breaker).is_some_and(|breaker| breaker.probing && breaker.seconds.is_none()));
+        breaker.shut(crate::fleet::breakers::UNTIL_LIFTED);
+        assert!(quarantine(&breaker).is_some_and(|breaker| !breaker.probing && breaker.seconds.is_none()));
     }
 }

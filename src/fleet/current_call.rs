@@ -1,0 +1,150 @@
+//! What a worker is executing right now, in the scoreboard: who is to blame when it does not come back, or when it
+//! ends without a word. A few stores for each call into a handler; atomics only, so that nobody waits.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::peer::{Peer, PeerCell};
+
+/// Bytes of a message that are kept beside it, so that they can be told after a death that left no time.
+pub const KEPT: usize = 64;
+
+/// The call into a handler that a worker's event loop is in.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct CurrentCall {
+    /// Number of the handler in `Routes` plus 1; 0: no call.
+    pub handler: AtomicU32,
+    /// Number of the callback, as the `ffi` counts them.
+    pub callback: AtomicU32,
+    /// Since when; ns of [`now`].
+    pub since: AtomicU64,
+    /// The connection's id; 0: none.
+    pub conn: AtomicU64,
+    /// Type of the message that is being delivered; 0: none.
+    kind: AtomicU32,
+    reserved: u32,
+    /// Bytes of its payload.
+    size: AtomicU64,
+    /// Where it lies in the worker's memory.
+    data: AtomicU64,
+    /// Of the connection.
+    peer: PeerCell,
+    /// The first bytes of the message, little-endian.
+    first: [AtomicU64; KEPT / 8],
+}
+
+/// A message that is being delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// `WS_TEXT` or `WS_BINARY`.
+    pub kind: u32,
+    /// Bytes of its payload.
+    pub size: u64,
+    /// Its address in the worker.
+    pub data: u64,
+}
+
+impl CurrentCall {
+    /// The calls that follow are about this connection. [worker, event loop]
+    pub fn set_current(&self, conn: u64, peer: Peer, now: u64) {
+        self.since.store(now, Ordering::Relaxed);
+        self.conn.store(conn, Ordering::Relaxed);
+        self.peer.store(peer);
+    }
+
+    /// A call begins. [worker, event loop]
+    pub fn begin(&self, handler: u16, callback: u32) {
+        self.callback.store(callback, Ordering::Relaxed);
+        self.handler.store(u32::from(handler) + 1, Ordering::Release);
+    }
+
+    /// The call has come back.
+    pub fn end(&self) {
+        self.handler.store(0, Ordering::Release);
+    }
+
+    /// The call that begins next is given a message of so many bytes, with which `from` begins. [worker, event loop]
+    #[inline]
+    pub fn deliver(&self, kind: u32, from: &[u8], size: usize) {
+        self.size.store(size as u64, Ordering::Relaxed);
+        self.data.store(from.as_ptr() as u64, Ordering::Relaxed);
+        match from.first_chunk::<KEPT>() {
+            // Usually there is more than the message: a copy of a fixed size is the quickest.
+            Some(first) => self.keep(first),
+            None => {
+                let mut first = [0; KEPT];
+                first.iter_mut().zip(from).for_each(|(to, byte)| *to = *byte);
+                self.keep(&first);
+            }
+        }
+        self.kind.store(kind, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn keep(&self, first: &[u8; KEPT]) {
+        let (words, _) = first.as_chunks::<8>();
+        for (to, word) in self.first.iter().zip(words) {
+            to.store(u64::from_le_bytes(*word), Ordering::Relaxed);
+        }
+    }
+
+    /// The message is gone. [worker, event loop]
+    pub fn delivered(&self) {
+        self.kind.store(0, Ordering::Relaxed);
+    }
+
+    /// The message that is being delivered. May be torn while the worker lives.
+    pub fn message(&self) -> Option<Message> {
+        let kind = Some(self.kind.load(Ordering::Relaxed)).filter(|kind| *kind != 0)?;
+        let (size, data) = (self.size.load(Ordering::Relaxed), self.data.load(Ordering::Relaxed));
+        Some(Message { kind, size, data })
+    }
+
+    /// The first [`KEPT`] bytes of the message. [supervisor, after the worker's death]
+    pub fn first_bytes(&self) -> Vec<u8> {
+        let size = self.size.load(Ordering::Relaxed).min(KEPT as u64) as usize;
+        let words = self.first.iter().map(|word| word.load(Ordering::Relaxed).to_le_bytes());
+        words.flatten().take(size).collect()
+    }
+
+    /// The peer of the connection. [supervisor, after the worker's death]
+    pub fn peer(&self) -> Peer {
+        self.peer.load()
+    }
+
+    /// The call in progress: number of the handler, callback, connection. May be torn while the worker lives.
+    pub fn current(&self) -> Option<(u16, u32, u64)> {
+        let handler = self.handler.load(Ordering::Acquire).checked_sub(1)?;
+        let callback = self.callback.load(Ordering::Relaxed);
+        Some((handler.try_into().ok()?, callback, self.conn.load(Ordering::Relaxed)))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_delivered_is_known_with_its_first_bytes() {
+        let current_call = CurrentCall::default();
+        assert_eq!((current_call.current(), current_call.message()), (None, None));
+        let payload: Vec<u8> = (1..=100).collect();
+        for size in [0, 1, 7, 8, 9, 63, 64, 65, 100] {
+            current_call.deliver(1, &payload[..(size + 30).min(100)], size);
+            let message = current_call.message().unwrap();
+            assert_eq!((message.kind, message.size), (1, size as u64));
+            assert_eq!(current_call.first_bytes(), payload[..size.min(KEPT)], "{size}");
+        }
+        let address = "192.0.2.1:80".parse().unwrap();
+        current_call.set_current(0xabcd, Some(address).into(), 1);
+        current_call.begin(7, 6);
+        assert_eq!(
+            (current_call.current(), current_call.peer().address()),
+            (Some((7, 6, 0xabcd)), Some(address))
+        );
+        current_call.delivered();
+        current_call.end();
+        assert_eq!((current_call.current(), current_call.message()), (None, None));
+    }
+}

@@ -1,0 +1,267 @@
+//! Who a proxy says that it speaks for, in the request: Forwarded (RFC 7239) and X-Forwarded-For.
+//!
+//! Trusts nobody: the caller tells which addresses are proxies that may be believed, and asks only when such a one has
+//! sent the request. Refuses fields that are malformed, and two fields that name different clients: a proxy that sets
+//! one of them may hand on what a client has put into the other.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::proto::http1::head::Head;
+use crate::proto::ws::extension::is_token;
+
+/// The fields can not be understood: the request is to be answered with 400.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(pub &'static str);
+
+/// A place on the way of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Node {
+    /// Its port is 0 where none was told.
+    Address(SocketAddr),
+    /// It does not want to be known, or is not.
+    Unknown,
+}
+
+/// The client for which the trusted proxy `peer` has sent this request: going from the right, the first address that
+/// is not trusted, or the last one that is known.
+pub fn client(
+    head: &Head,
+    peer: Option<SocketAddr>,
+    is_trusted: impl Fn(IpAddr) -> bool,
+) -> Result<Option<SocketAddr>, Malformed> {
+    let walk = |nodes: Vec<Node>| {
+        let mut client = peer;
+        for node in nodes.into_iter().rev() {
+            let Node::Address(address) = node else { break };
+            client = Some(address);
+            if !is_trusted(address.ip()) {
+                break;
+            }
+        }
+        client
+    };
+    let mut found = None;
+    if head.header("forwarded").is_some() {
+        found = Some(walk(forwarded(head.header_all("forwarded"))?));
+    }
+    if head.header("x-forwarded-for").is_some() {
+        let other = walk(x_forwarded_for(head.header_all("x-forwarded-for"))?);
+        let ip = |client: Option<SocketAddr>| client.map(|address| address.ip());
+        if found.is_some_and(|found| ip(found) != ip(other)) {
+            return Err(Malformed("Forwarded and X-Forwarded-For name different clients"));
+        }
+        found = found.or(Some(other));
+    }
+    Ok(found.unwrap_or(peer))
+}
+
+/// RFC 7239 section 4: elements, each with pairs of a token and a value.
+fn forwarded<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Node>, Malformed> {
+    const WRONG: Malformed = Malformed("malformed Forwarded");
+    let mut nodes = Vec::new();
+    for value in values {
+        for element in split(value, b',').ok_or(WRONG)? {
+            if element.is_empty() {
+                continue;
+            }
+            let mut names = Vec::new();
+            let mut node = Node::Unknown;
+            for pair in split(element, b';').ok_or(WRONG)? {
+                if pair.is_empty() {
+                    continue;
+                }
+                let mut halves = pair.splitn(2, |byte| *byte == b'=');
+                let name = halves.next().unwrap_or_default();
+                let value = halves.next().and_then(unquoted).ok_or(WRONG)?;
+                // "Each parameter MUST NOT occur more than once per field-value."
+                if !is_token(name) || names.iter().any(|known: &&[u8]| known.eq_ignore_ascii_case(name)) {
+                    return Err(WRONG);
+                }
+                names.push(name);
+                if name.eq_ignore_ascii_case(b"for") {
+                    node = node_of(&value).ok_or(WRONG)?;
+                }
+            }
+            nodes.push(node);
+        }
+    }
+    Ok(nodes)
+}
+
+/// Addresses in a list; what everybody does, by no standard.
+fn x_forwarded_for<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Node>, Malformed> {
+    let elements = crate::proto::http1::head::list(values);
+    let nodes = elements.map(|element| {
+        let text = std::str::from_utf8(element).ok();
+        let bare = text.and_then(|text| text.parse::<IpAddr>().ok()).map(address);
+        bare.or_else(|| node_of(element)).ok_or(Malformed("malformed X-Forwarded-For"))
+    });
+    nodes.collect()
+}
+
+/// The pieces between separators, without the white space around them; separators in quoted strings do not count.
+/// `None`: a quoted string has no end.
+fn split(text: &[u8], separator: u8) -> Option<Vec<&[u8]>> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let pieces = text.split(|&byte| {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_quoted => is_escaped = true,
+            b'"' => is_quoted = !is_quoted,
+            _ => {}
+        }
+        byte == separator && !is_quoted
+    });
+    let pieces = pieces.map(<[u8]>::trim_ascii).collect();
+    (!is_quoted).then_some(pieces)
+}
+
+/// RFC 9110 section 5.6.4: the value of a token or a quoted string.
+fn unquoted(value: &[u8]) -> Option<Vec<u8>> {
+    let Some(inner) = value.strip_prefix(b"\"") else { return is_token(value).then(|| value.to_vec()) };
+    let inner = inner.strip_suffix(b"\"")?;
+    let (mut text, mut is_escaped) = (Vec::with_capacity(inner.len()), false);
+    for &byte in inner {
+        match byte {
+            b'"' if !is_escaped => return None,
+            b'\\' if !is_escaped => is_escaped = true,
+            _ => {
+                is_escaped = false;
+                text.push(byte);
+            }
+        }
+    }
+    (!is_escaped).then_some(text)
+}
+
+/// RFC 7239 section 6: `192.0.2.1`, `[2001:db8::1]`, `unknown` or `_hidden`, perhaps with `:` and a port that is a
+/// number or `_hidden`.
+fn node_of(text: &[u8]) -> Option<Node> {
+    let is_hidden = |text: &str| {
+        let rest = text.strip_prefix('_');
+        rest.is_some_and(|rest| {
+            !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        })
+    };
+    let text = std::str::from_utf8(text).ok()?;
+    let (name, port) = match text.rsplit_once(':') {
+        // The last colon may be one of the address.
+        Some((name, port)) if !port.contains(']') => (name, Some(port)),
+        _ => (text, None),
+    };
+    let port = match port {
+        None => 0,
+        Some(port) if is_hidden(port) => 0,
+        Some(port) if port.bytes().all(|byte| byte.is_ascii_digit()) => port.parse().ok()?,
+        Some(_) => return None,
+    };
+    if name.eq_ignore_ascii_case("unknown") || is_hidden(name) {
+        return Some(Node::Unknown);
+    }
+    let ip = match name.strip_prefix('[') {
+        Some(name) => IpAddr::V6(name.strip_suffix(']')?.parse().ok()?),
+        None => IpAddr::V4(name.parse().ok()?),
+    };
+    Some(Node::Address(SocketAddr::new(ip.to_canonical(), port)))
+}
+
+fn address(ip: IpAddr) -> Node {
+    Node::Address(SocketAddr::new(ip.to_canonical(), 0))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::proto::http1::head::{HeadLimits, Parsed, parse};
+
+    /// The client of a request with these headers that 10.0.0.1 has sent; all of 10 is trusted.
+    fn client_of(headers: &str) -> Result<String, Malformed> {
+        let text = format!("GET / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
+        let limits = HeadLimits { bytes: 4096, headers: 32 };
+        let Ok(Parsed::Head { head, .. }) = parse(text.as_bytes(), &limits) else { panic!("{text}") };
+        let trusted = |ip: IpAddr| ip.to_string().starts_with("10.");
+        let found = client(&head, Some("10.0.0.1:99".parse().unwrap()), trusted)?;
+        Ok(found.unwrap().to_string())
+    }
+
+    #[track_caller]
+    fn is(headers: &str, expected: &str) {
+        assert_eq!(client_of(headers).as_deref(), Ok(expected), "{headers}");
+    }
+
+    #[test]
+    fn without_the_fields_it_is_the_proxy() {
+        is("Origin: x", "10.0.0.1:99");
+    }
+
+    #[test]
+    fn the_examples_of_rfc_7239() {
+        // Section 4.
+        is(r#"Forwarded: for="_gazonk""#, "10.0.0.1:99");
+        is(r#"Forwarded: For="[2001:db8:cafe::17]:4711""#, "[2001:db8:cafe::17]:4711");
+        is("Forwarded: for=192.0.2.60;proto=http;by=203.0.113.43", "192.0.2.60:0");
+        is("Forwarded: for=192.0.2.43, for=198.51.100.17", "198.51.100.17:0");
+        // Section 6.
+        is(r#"Forwarded: for="192.0.2.43:47011""#, "192.0.2.43:47011");
+        is(r#"Forwarded: for="[2001:db8:cafe::17]:47011""#, "[2001:db8:cafe::17]:47011");
+        // Section 7.1: one list in two fields, and with white space.
+        is("Forwarded: for=192.0.2.43\r\nForwarded: for=198.51.100.17", "198.51.100.17:0");
+        // Section 7.4.
+        is(r#"Forwarded: for=192.0.2.43, for="[2001:db8:cafe::17]""#, "[2001:db8:cafe::17]:0");
+    }
+
+    #[test]
+    fn the_rightmost_that_is_not_trusted_counts() {
+        is("X-Forwarded-For: 192.0.2.1, 198.51.100.2, 10.0.0.3, 10.0.0.2", "198.51.100.2:0");
+        is("Forwarded: for=192.0.2.1, for=198.51.100.2, for=10.0.0.3, for=10.0.0.2", "198.51.100.2:0");
+        is("X-Forwarded-For: 10.0.0.3, 10.0.0.2", "10.0.0.3:0");
+        is("Forwarded: for=192.0.2.1, for=unknown, for=10.0.0.2", "10.0.0.2:0");
+        is("Forwarded: for=192.0.2.1, proto=https", "10.0.0.1:99");
+    }
+
+    #[test]
+    fn addresses_in_every_form() {
+        is("X-Forwarded-For: 2001:db8::1", "[2001:db8::1]:0");
+        is("X-Forwarded-For: [2001:db8::1]:80", "[2001:db8::1]:80");
+        is("X-Forwarded-For: 192.0.2.1:80", "192.0.2.1:80");
+        is("X-Forwarded-For: ::ffff:192.0.2.1", "192.0.2.1:0");
+        is("X-Forwarded-For: , 192.0.2.1,", "192.0.2.1:0");
+        is(r#"Forwarded: for="192.0.2.1:_p""#, "192.0.2.1:0");
+        is(r#"Forwarded: by="a,b;c\"d" ; for=192.0.2.1"#, "192.0.2.1:0");
+    }
+
+    #[test]
+    fn malformed_fields() {
+        for wrong in [
+            "X-Forwarded-For: example.com",
+            "X-Forwarded-For: 192.0.2.1:x",
+            "X-Forwarded-For: 192.0.2.300",
+            "X-Forwarded-For: 192.0.2.1 192.0.2.2",
+            "Forwarded: for",
+            "Forwarded: for=",
+            "Forwarded: for=192.0.2.1;for=192.0.2.2",
+            "Forwarded: for=192.0.2.1:80", // a colon needs quotes
+            "Forwarded: for=\"192.0.2.1",
+            "Forwarded: for=\"192.0.2.1\"x",
+            "Forwarded: for=2001:db8::1",
+            "Forwarded: for=\"2001:db8::1\"", // and IPv6 brackets
+            "Forwarded: for=\"[192.0.2.1]\"",
+            "Forwarded: for=\"192.0.2.1:70000\"",
+            "Forwarded: for=_",
+            "Forwarded: f r=192.0.2.1",
+        ] {
+            assert!(client_of(wrong).is_err(), "{wrong}: {:?}", client_of(wrong));
+        }
+    }
+
+    /// Whichever of the two a proxy sets, what a client puts into the other does not help it.
+    #[test]
+    fn two_fields_must_agree() {
+        is("Forwarded: for=\"192.0.2.1:5\"\r\nX-Forwarded-For: 192.0.2.1", "192.0.2.1:5");
+        let spoofed = client_of("Forwarded: for=203.0.113.9\r\nX-Forwarded-For: 192.0.2.1");
+        assert_eq!(spoofed, Err(Malformed("Forwarded and X-Forwarded-For name different clients")));
+        assert!(client_of("Forwarded: proto=http\r\nX-Forwarded-For: 192.0.2.1").is_err());
+    }
+}

@@ -1,0 +1,11 @@
+//! HTTP/1.1 as far as a WebSocket server needs it, and what a proxy puts before or into it.
+//!
+//! - [`proxy`][]: the header with which a proxy begins (PROXY protocol)
+//! - [`head`][]: the request head (RFC 9112)
+//! - [`forwarded`][]: the client as a proxy tells it (RFC 7239)
+//! - [`allow`][]: allowed origins and hosts
+
+pub mod allow;
+pub mod forwarded;
+pub mod head;
+pub mod proxy;

@@ -1,0 +1,87 @@
+//! A connection in time: keepalive Pings, silent and idle peers, unanswered
+//! Close frames. Nothing here runs while octets come: `receive` only notes when.
+
+use super::{Connection, Io, Phase, control};
+use crate::proto::ws::close::GOING_AWAY;
+use crate::proto::ws::frame::Opcode;
+use crate::proto::ws::limits::Limits;
+
+/// What `Connection::on_deadline` did or found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deadline {
+    /// Nothing is due.
+    Later,
+    /// A keepalive Ping was appended.
+    Pinged,
+    /// No message for too long: a Close frame with 1001 was appended; the closing handshake has begun.
+    Idle,
+    /// Nothing came after a keepalive Ping: the socket is to be dropped.
+    PeerSilent,
+    /// One side's Close frame was not answered: the socket is to be dropped.
+    CloseTimedOut,
+}
+
+impl Connection {
+    /// When `on_deadline()` has something to do; `u64::MAX`: never. It only moves away while octets come, so a
+    /// timer may be set once and be asked for anew when it runs out.
+    pub fn deadline(&self, limits: &Limits) -> u64 {
+        let (silent, idle, ping) = self.deadlines(limits);
+        silent.min(idle).min(ping)
+    }
+
+    /// Does what is due at `io.now`.
+    pub fn on_deadline(&mut self, io: &mut Io) -> Deadline {
+        let (silent, idle, ping) = self.deadlines(io.limits);
+        if io.now >= silent {
+            let open = self.phase == Phase::Open;
+            self.finish(io.codecs);
+            return if open { Deadline::PeerSilent } else { Deadline::CloseTimedOut };
+        }
+        if io.now >= idle {
+            self.append_close(Some(GOING_AWAY), b"", io.out);
+            self.phase = Phase::CloseSent;
+            self.since = io.now;
+            return Deadline::Idle;
+        }
+        if io.now >= ping {
+            // Its payload is its time, by which its Pong is recognised.
+            control(io.out, Opcode::Ping, &io.now.to_be_bytes());
+            self.since = io.now;
+            self.awaiting_pong = true;
+            return Deadline::Pinged;
+        }
+        Deadline::Later
+    }
+
+    /// Reading is paused, or goes on: limits on silence do not count meanwhile, the close deadline does.
+    pub fn set_paused(&mut self, paused: bool, now: u64) {
+        if self.paused && !paused {
+            self.last_received = now;
+            self.last_message = now;
+            self.awaiting_pong = false;
+        }
+        self.paused = paused;
+    }
+
+    /// When the peer counts as gone, when as idle, and when it is to be pinged.
+    fn deadlines(&self, limits: &Limits) -> (u64, u64, u64) {
+        const NEVER: u64 = u64::MAX;
+        let after = |from: u64, limit: u64| if limit == 0 { NEVER } else { from.saturating_add(limit) };
+        match self.phase {
+            Phase::Finished => (NEVER, NEVER, NEVER),
+            Phase::CloseSent | Phase::CloseReceived => {
+                (after(self.since, limits.close_deadline), NEVER, NEVER)
+            }
+            Phase::Open if self.paused => (NEVER, NEVER, NEVER),
+            Phase::Open => {
+                let idle = after(self.last_message, limits.idle);
+                // Any octet is a sign of life, not just the Pong.
+                if self.awaiting_pong && self.last_received <= self.since && limits.pong_deadline != 0 {
+                    (after(self.since, limits.pong_deadline), idle, NEVER)
+                } else {
+                    (NEVER, idle, after(self.last_received.max(self.since), limits.ping_interval))
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! The opening handshake, server side (RFC 6455 section 4.2), and the responses that end it.
+//!
+//! Chooses neither subprotocol nor extensions, and knows no handlers: it checks what the client sent and writes what
+//! the caller decided.
+
+use crate::proto::http1::head::{Head, list};
+use crate::proto::ws::extension::{self, Offer, is_token};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sha1::{Digest, Sha1};
+
+const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// How each answer that accepts begins.
+const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Accept: ";
+/// Bytes that it seldom exceeds.
+const USUAL_ANSWER: usize = 256;
+
+/// A valid opening handshake: what the client asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// The value of Sec-WebSocket-Accept.
+    pub accept: [u8; 28],
+    /// Subprotocols in the client's order of preference; tokens without duplicates.
+    pub protocols: Vec<String>,
+    /// Extensions in the client's order of preference.
+    pub extensions: Vec<Offer>,
+}
+
+/// The request is not a valid opening handshake: answer with `status` and `headers`, and close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{status}: {why}")]
+pub struct Refusal {
+    /// 400, 405 or 426.
+    pub status: u16,
+    /// For the log and the body of the answer.
+    pub why: &'static str,
+    /// Headers that the answer must have.
+    pub headers: &'static [(&'static str, &'static str)],
+}
+
+/// Whether this request asks for a WebSocket at all.
+pub fn is_upgrade(head: &Head) -> bool {
+    head.has_token("upgrade", "websocket")
+}
+
+/// Checks an opening handshake by RFC 6455 section 4.2.1. A list that is there but empty counts as absent.
+pub fn check(head: &Head) -> Result<Opening, Refusal> {
+    // Item 1.
+    if head.method() != "GET" {
+        return Err(Refusal { status: 405, why: "expected GET", headers: &[("Allow", "GET")] });
+    }
+    if head.minor_version() < 1 {
+        return Err(bad("expected HTTP/1.1 or later"));
+    }
+    if head.has_body() {
+        return Err(bad("an opening handshake has no body"));
+    }
+    // Item 2.
+    if head.authority().is_empty() {
+        return Err(bad("expected a host"));
+    }
+    // Items 3 and 4.
+    if !is_upgrade(head) {
+        return Err(bad("expected Upgrade: websocket"));
+    }
+    if !head.has_token("connection", "upgrade") {
+        return Err(bad("expected Connection: Upgrade"));
+    }
+    // Item 6, before the key, so that other versions learn which one is spoken here (section 4.4).
+    check_version(only(head, "sec-websocket-version").ok_or(bad("expected one Sec-WebSocket-Version"))?)?;
+    // Item 5.
+    let key = only(head, "sec-websocket-key").ok_or(bad("expected one Sec-WebSocket-Key"))?;
+    if !is_key(key) {
+        return Err(bad("expected Sec-WebSocket-Key to be 16 bytes in base64"));
+    }
+    Ok(Opening {
+        accept: accept_key(key),
+        // Items 8 and 9.
+        protocols: protocols(head)?,
+        extensions: extension::parse(head.header_all("sec-websocket-extensions"))
+            .map_err(|_| bad("malformed Sec-WebSocket-Extensions"))?,
+    })
+}
+
+/// The value of the only field of this name.
+fn only<'a>(head: &'a Head, name: &str) -> Option<&'a [u8]> {
+    let mut values = head.header_all(name);
+    values.next().filter(|_| values.next().is_none())
+}
+
+fn bad(why: &'static str) -> Refusal {
+    Refusal { status: 400, why, headers: &[] }
+}
+
+/// Section 4.1: a number from 0 to 255 without leading zeros. Section 4.4: 426 to any but 13.
+fn check_version(value: &[u8]) -> Result<(), Refusal> {
+    if value == b"13" {
+        return Ok(());
+    }
+    let text = std::str::from_utf8(value).unwrap_or_default();
+    match text.parse().ok().filter(|version: &u8| version.to_string() == text) {
+        Some(_) => Err(Refusal {
+            status: 426,
+            why: "expected WebSocket version 13",
+            headers: &[("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")],
+        }),
+        None => Err(bad("invalid Sec-WebSocket-Version")),
+    }
+}
+
+fn is_key(key: &[u8]) -> bool {
+    let mut nonce = [0; 18];
+    matches!(STANDARD.decode_slice(key, &mut nonce), Ok(16))
+}
+
+/// Section 4.1 item 10: tokens, all of them different.
+fn protocols(head: &Head) -> Result<Vec<String>, Refusal> {
+    let mut protocols: Vec<String> = Vec::new();
+    for element in list(head.header_all("sec-websocket-protocol")) {
+        let name = std::str::from_utf8(element).ok().filter(|name| is_token(name.as_bytes()));
+        let name = name.ok_or(bad("malformed Sec-WebSocket-Protocol"))?;
+        if protocols.iter().any(|known| known == name) {
+            return Err(bad("a subprotocol is named twice"));
+        }
+        protocols.push(name.to_owned());
+    }
+    Ok(protocols)
+}
+
+/// The value of Sec-WebSocket-Accept for a Sec-WebSocket-Key (section 4.2.2 item 5.4).
+pub fn accept_key(key: &[u8]) -> [u8; 28] {
+    let digest = Sha1::new().chain_update(key).chain_update(GUID).finalize();
+    let mut accept = [0; 28];
+    // 20 bytes are 28 digits, always.
+    let written = STANDARD.encode_slice(digest, &mut accept);
+    debug_assert_eq!(written, Ok(28));
+    accept
+}
+
+/// Appends the response that opens the connection (section 4.2.2 item 5).
+///
+/// `extensions` is the value of Sec-WebSocket-Extensions. Headers that would not be valid are left out.
+pub fn write_switching(
+    out: &mut Vec<u8>,
+    opening: &Opening,
+    protocol: Option<&str>,
+    extensions: Option<&str>,
+    headers: &[(String, String)],
+) {
+    out.reserve(USUAL_ANSWER);
+    out.extend_from_slice(SWITCHING);
+    out.extend_from_slice(&opening.accept);
+    out.extend_from_slice(b"\r\n");
+    if let Some(protocol) = protocol {
+        write_header(out, "Sec-WebSocket-Protocol", protocol.as_bytes());
+    }
+    if let Some(extensions) = extensions {
+        write_header(out, "Sec-WebSocket-Extensions", extensions.as_bytes());
+    }
+    for (name, value) in headers {
+        write_header(out, name, value.as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends a whole response, after which the connection is closed. Statuses that have no body (204, 304) get none.
+/// Headers that would not be valid are left out.
+pub fn write_response(
+    out: &mut Vec<u8>,
+    status: u16,
+    headers: &[(&str, &str)],
+    content_type: &str,
+    body: &[u8],
+) {
+    write_status(out, status);
+    // RFC 9110 section 7.8: who sends Upgrade names it in Connection as well.
+    let upgrade = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("upgrade"));
+    write_header(out, "Connection", if upgrade { b"Upgrade, close" } else { b"close" });
+    for (name, value) in headers {
+        write_header(out, name, value.as_bytes());
+    }
+    let body = if matches!(status, 204 | 304) { None } else { Some(body) };
+    if let Some(body) = body {
+        if !body.is_empty() {
+            write_header(out, "Content-Type", content_type.as_bytes());
+        }
+        write_header(out, "Content-Length", body.len().to_string().as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(body.unwrap_or_default());
+}
+
+fn write_status(out: &mut Vec<u8>, status: u16) {
+    out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\n", reason_phrase(status)).as_bytes());
+}
+
+fn write_header(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    if is_header_name(name.as_bytes()) && is_header_value(value) {
+        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+            out.extend_from_slice(part);
+        }
+    }
+}
+
+/// The phrase for a status code (RFC 9110 section 15, RFC 6585); a general one for codes that have none.
+pub fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        101 => "Switching Protocols",
+        200 => "OK",
+        201 => "Created",
+        202 => "Accepted",
+        204 => "No Content",
+        206 => "Partial Content",
+        300 => "Multiple Choices",
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        304 => "Not Modified",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        402 => "Payment Required",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        406 => "Not Acceptable",
+        407 => "Proxy Authentication Required",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        410 => "Gone",
+        411 => "Length Required",
+        412 => "Precondition Failed",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        415 => "Unsupported Media Type",
+        416 => "Range Not Satisfiable",
+        417 => "Expectation Failed",
+        421 => "Misdirected Request",
+        422 => "Unprocessable Content",
+        426 => "Upgrade Required",
+        428 => "Precondition Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        451 => "Unavailable For Legal Reasons",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        511 => "Network Authentication Required",
+        _ => match status / 100 {
+            1 => "Informational",
+            2 => "Success",
+            3 => "Redirection",
+            4 => "Client Error",
+            _ => "Server Error",
+        },
+    }
+}
+
+/// Whether `name` can be the name of a header (RFC 9110 section 5.1).
+pub fn is_header_name(name: &[u8]) -> bool {
+    is_token(name)
+}
+
+/// Whether `value` can be the value of a header (RFC 9110 section 5.5): no control characters, so no second line.
+pub fn is_header_value(value: &[u8]) -> bool {
+    value.iter().all(|&byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f))
+}
+
+/// Takes arbitrary bytes for a request, and answers it.
+#[doc(hidden)]
+#[cfg(any(test, fuzzing, feature = "fuzz"))]
+#[allow(clippy::unwrap_used)]
+pub fn fuzz(data: &[u8]) {
+    use crate::proto::http1::head::{HeadLimits, Parsed, parse};
+    let Ok(Parsed::Head { head, .. }) = parse(data, &HeadLimits { bytes: 4096, headers: 32 }) else { return };
+    let mut out = Vec::new();
+    let expected = match check(&head) {
+        Ok(opening) => {
+            assert!(head.method() == "GET" && is_upgrade(&head) && !head.has_body());
+            assert!(opening.protocols.iter().all(|name| is_token(name.as_bytes())));
+            // Whatever the client says, injected into each place, stays in its line.
+            let text = String::from_utf8_lossy(data).into_owned();
+            let protocol = opening.protocols.first().map(String::as_str);
+            write_switching(&mut out, &opening, protocol, Some(&text), &[(text.clone(), text.clone())]);
+            101
+        }
+        Err(refusal) => {
+            assert!(matches!(refusal.status, 400 | 405 | 426));
+            write_response(&mut out, refusal.status, refusal.headers, "text/plain", refusal.why.as_bytes());
+            refusal.status
+        }
+    };
+    let mut fields = [httparse::EMPTY_HEADER; 16];
+    let mut response = httparse::Response::new(&mut fields);
+    let httparse::Status::Complete(end) = response.parse(&out).unwrap() else {
+        panic!("our response is cut off")
+    };
+    assert_eq!(response.code, Some(expected));
+    assert!(expected != 101 || end == out.len());
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::proto::http1::head::{HeadLimits, Parsed, parse};
+    use proptest::prelude::*;
+
+    const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+    fn head(text: &str) -> Head {
+        match parse(text.as_bytes(), &HeadLimits { bytes: 4096, headers: 32 }).unwrap() {
+            Parsed::Head { head, .. } => head,
+            Parsed::NeedMore => panic!("incomplete: {text:?}"),
+        }
+    }
+
+    /// A valid request with more fields.
+    fn request(more: &str) -> String {
+        format!(
+            "GET /chat HTTP/1.1\r\nHost: server.example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             {KEY}Sec-WebSocket-Version: 13\r\n{more}\r\n"
+        )
+    }
+
+    #[test]
+    fn accepts_the_example_of_the_rfc() {
+        // RFC 6455 sections 1.2 and 1.3.
+        let opening = check(&head(&request(
+            "Origin: http://example.com\r\nSec-WebSocket-Protocol: chat, superchat\r\n",
+        )));
+        let opening = opening.unwrap();
+        assert_eq!(&opening.accept, b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(opening.protocols, ["chat", "superchat"]);
+        assert_eq!(opening.extensions, []);
+    }
+
+    #[test]
+    fn writes_the_response_of_the_rfc() {
+        let opening = check(&head(&request(""))).unwrap();
+        let mut out = Vec::new();
+        let headers = [("X-A".to_owned(), "1".to_owned()), ("X-B".to_owned(), "1\r\nX-C: 2".to_owned())];
+        write_switching(&mut out, &opening, Some("chat"), Some("permessage-deflate"), &headers);
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: chat\r\n\
+             Sec-WebSocket-Extensions: permessage-deflate\r\nX-A: 1\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn writes_whole_responses() {
+        let write = |status, headers: &[(&str, &str)], body: &[u8]| {
+            let mut out = b"before ".to_vec();
+            write_response(&mut out, status, headers, "text/plain", body);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(
+            write(404, &[], b"gone\n"),
+            "before HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Type: text/plain\r\n\
+             Content-Length: 5\r\n\r\ngone\n"
+        );
+        assert_eq!(write(304, &[], b"x"), "before HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n");
+        assert_eq!(
+            write(426, &[("Upgrade", "websocket"), ("A\r\n", "b"), ("A", "b\nc")], b""),
+            "before HTTP/1.1 426 Upgrade Required\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\
+             Content-Length: 0\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn keys_are_16_bytes_in_base64() {
+        for (key, valid) in [
+            ("dGhlIHNhbXBsZSBub25jZQ==", true),
+            ("AAAAAAAAAAAAAAAAAAAAAA==", true),
+            ("", false),
+            ("dGhlIHNhbXBsZSBub25jZQ", false),
+            ("dGhlIHNhbXBsZSBub25jZR==", false), // bits behind the last byte
+            ("dGhlIHNhbXBsZSBub25jZQE=", false), // 17 bytes
+            ("dGhlIHNhbXBsZSBub25jZQEC", false), // 18 bytes
+            ("dGhlIHNhbXBsZSBub25j", false),     // 15 bytes
+            ("dGhlIHNhbXBsZSBub25jZQ==dGhlIHNhbXBsZSBub25jZQ==", false),
+            ("dGhlIHNhbXBsZSBub25 ZQ==", false),
+        ] {
+            assert_eq!(is_key(key.as_bytes()), valid, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn header_lines_can_not_be_broken() {
+        assert!(is_header_name(b"X-Header_1") && is_header_value(b"a b\tc\xe9"));
+        for name in ["", "a b", "a:", "a\r\n", "\u{e9}"] {
+            assert!(!is_header_name(name.as_bytes()), "{name:?}");
+        }
+        for value in ["a\r\nb: c", "a\n", "\r", "\0", "\x7f"] {
+            assert!(!is_header_value(value.as_bytes()), "{value:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_requests_are_answered(more in "(Sec-WebSocket-(Protocol|Extensions|Version|Key): ?[a-d,;=\" ]{0,9}\r\n|Upgrade: h2\r\n|Content-Length: [01]\r\n){0,3}") {
+            fuzz(request(&more).as_bytes());
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Leaf types of a worker: epoll, timers.
+
+pub mod poll;
+pub mod timers;

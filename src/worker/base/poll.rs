@@ -1,0 +1,69 @@
+//! The epoll instance of a worker, and what its sockets are watched for.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+/// What the loop waits for.
+pub struct Poll(Epoll);
+
+impl Poll {
+    /// An empty one.
+    pub fn new() -> io::Result<Self> {
+        Ok(Poll(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?))
+    }
+
+    /// Waits for events, at most for so long; returns how many came.
+    pub fn wait(&self, events: &mut [EpollEvent], timeout: EpollTimeout) -> nix::Result<usize> {
+        self.0.wait(events, timeout)
+    }
+
+    /// Adds a descriptor, watched for reading.
+    pub fn add(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
+    }
+
+    /// Adds a connection, with what it is watched for.
+    pub fn add_conn(&self, fd: impl AsFd, token: u64, watched: u8) -> io::Result<()> {
+        Ok(self.0.add(fd, EpollEvent::new(flags_of(watched), token))?)
+    }
+
+    /// Adds an event counter that is never read: each ring is an event.
+    pub fn add_edge(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, token))?)
+    }
+
+    /// Adds a descriptor that other processes watch for reading, too: one of those that wait is woken.
+    pub fn add_shared(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
+        Ok(self.0.add(fd, EpollEvent::new(flags, token))?)
+    }
+
+    /// Watches a descriptor no more.
+    pub fn forget(&self, fd: impl AsFd) {
+        // It fails only for one that is not watched.
+        let _ = self.0.delete(fd);
+    }
+
+    /// Changes what a connection is watched for, or has an event told again that was not dealt with.
+    pub fn watch(&self, fd: impl AsFd, token: u64, watched: u8) -> io::Result<()> {
+        Ok(self.0.modify(fd, &mut EpollEvent::new(flags_of(watched), token))?)
+    }
+}
+
+/// There is something to read.
+pub const READABLE: u8 = 1;
+/// It can be written to.
+pub const WRITABLE: u8 = 2;
+/// Something has come to be read, which is told once. It saves epoll from looking at the socket again when all of it has been
+/// read: a fiftieth of a short echo.
+pub const ARRIVALS: u8 = 4;
+
+fn flags_of(watched: u8) -> EpollFlags {
+    let mut flags = EpollFlags::empty();
+    flags.set(EpollFlags::EPOLLIN, watched & (READABLE | ARRIVALS) != 0);
+    flags.set(EpollFlags::EPOLLOUT, watched & WRITABLE != 0);
+    flags.set(EpollFlags::EPOLLET | EpollFlags::EPOLLRDHUP, watched & ARRIVALS != 0);
+    flags
+}

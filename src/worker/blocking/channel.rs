@@ -1,0 +1,355 @@
+//! What the event loop leaves for the thread of a blocking connection, and how
+//! that thread waits for it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::ffi::host::{Address, Task};
+use crate::proto::ws::deflate::negotiate::Params;
+use crate::worker::commands::queue::CommandQueue;
+use crate::worker::conn::record::Strings;
+use crate::worker::handshake::handshake::Request;
+
+/// Payload bytes that wait here before the loop stops reading from the peer.
+const HIGH: usize = 1024 * 1024;
+/// The loop reads again when no more than this waits.
+const LOW: usize = 256 * 1024;
+/// What an item costs beyond its payload, so that a flood of empty messages counts.
+const DELIVERY_COST: usize = 64;
+
+/// One thing for the thread to take, in order.
+pub enum Delivery {
+    /// A message or fragment; the payload is followed by a NUL.
+    Message { kind: u32, flags: u32, payload: Vec<u8> },
+    /// A Pong.
+    Pong { payload: Vec<u8>, rtt: u64 },
+    /// A posted function.
+    Task(Task),
+}
+
+impl Delivery {
+    fn cost(&self) -> usize {
+        match self {
+            Delivery::Message { payload, .. } | Delivery::Pong { payload, .. } => {
+                payload.len() + DELIVERY_COST
+            }
+            Delivery::Task(_) => 0,
+        }
+    }
+}
+
+/// How the peer began to close.
+#[derive(Clone, Debug)]
+pub struct PeerClose {
+    /// Its code, 1005 without one.
+    pub code: u16,
+    /// Its reason, followed by a NUL.
+    pub reason: Vec<u8>,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// `WS_BY_...`
+    pub by: u32,
+    /// The code that the side gave.
+    pub code: u16,
+}
+
+/// What the thread may be asked about its connection, in memory of its own.
+pub struct Opened {
+    /// The kept request, if the handler asked for that.
+    pub request: Option<Arc<Request>>,
+    /// Resource, origin and subprotocol, each followed by a NUL.
+    pub resource: Vec<u8>,
+    #[allow(missing_docs)]
+    pub origin: Option<Vec<u8>>,
+    #[allow(missing_docs)]
+    pub protocol: Option<Vec<u8>>,
+    /// What was agreed about compression.
+    pub deflate: Option<Params>,
+    /// The peer.
+    pub remote: Address,
+    /// Our end.
+    pub local: Option<Address>,
+}
+
+impl Opened {
+    /// The strings, as the record has them.
+    pub fn strings(&self) -> Strings<'_> {
+        fn text(bytes: &[u8]) -> &[u8] {
+            bytes.strip_suffix(b"\0").unwrap_or(bytes)
+        }
+        Strings {
+            resource: text(&self.resource),
+            origin: self.origin.as_deref().map(text),
+            protocol: self.protocol.as_deref().map(text),
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    opened: Option<Arc<Opened>>,
+    deliveries: VecDeque<Delivery>,
+    bytes: usize,
+    /// The loop has stopped reading and wants to know when there is room.
+    throttled: bool,
+    /// Not answered yet.
+    peer_close: Option<PeerClose>,
+    /// The peer's answer to our Close.
+    answer: Option<PeerClose>,
+    /// A Close was sent or the connection is lost: messages no longer count.
+    closing: bool,
+    /// The server wants the connection to end, and the thread has not been told.
+    draining: bool,
+    /// It has.
+    drained: bool,
+    /// The thread waits for the next thing.
+    waiting: bool,
+    /// The thread is to let go of the connection once there is nothing left to take.
+    leaving: bool,
+    /// It has.
+    moved: bool,
+    /// It has nothing more to take, whatever comes: it ends the connection.
+    finished: bool,
+    /// The connection is lost.
+    lost: bool,
+    ended: Option<Ended>,
+}
+
+/// The mailbox of one connection.
+pub struct ThreadChannel {
+    conn: u64,
+    /// Is told whether the thread has something to do.
+    commands: &'static CommandQueue,
+    /// The handler can go on in another process.
+    resumable: bool,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// What a waiting thread wakes up for.
+pub enum Woken {
+    /// The next item; `room` if the loop wants to be told that it can read again.
+    Delivery(Delivery, bool),
+    /// The peer began to close and waits for the answer.
+    PeerClose(PeerClose),
+    /// The connection is closing or gone.
+    Closing,
+    /// The server wants the connection to end; said once.
+    Draining,
+    /// The connection goes on in another process: nothing can be sent to it any more.
+    Moved,
+    /// The time is over.
+    TimedOut,
+}
+
+impl ThreadChannel {
+    /// An empty one.
+    pub fn new(conn: u64, commands: &'static CommandQueue, resumable: bool) -> Arc<Self> {
+        let (state, changed) = Default::default();
+        Arc::new(ThreadChannel { conn, commands, resumable, state, changed })
+    }
+
+    // ------------------------------------------------------ called by the loop
+
+    /// Whether the connection can go on in another process when its thread has nothing to do.
+    pub fn is_resumable(&self) -> bool {
+        self.resumable
+    }
+
+    /// The thread is to let go of the connection once it has taken all that is here; with `at_once` only if it
+    /// waits for more. Returns whether it will.
+    pub fn leave(&self, at_once: bool) -> bool {
+        self.change(|state| {
+            state.leaving |= state.waiting || !at_once;
+            state.leaving
+        })
+    }
+
+    /// The handshake is done: the thread can begin.
+    pub fn open(&self, opened: Opened) {
+        self.change(|state| state.opened = Some(Arc::new(opened)));
+    }
+
+    /// Leaves an item; false if the loop should stop reading.
+    pub fn put(&self, delivery: Delivery) -> bool {
+        self.change(|state| {
+            self.commands.set_idle(self.conn, false);
+            state.bytes += delivery.cost();
+            state.deliveries.push_back(delivery);
+            state.throttled |= state.bytes > HIGH;
+            !state.throttled
+        })
+    }
+
+    /// The peer began to close.
+    pub fn peer_close(&self, close: PeerClose) {
+        self.change(|state| {
+            self.commands.set_idle(self.conn, false);
+            state.peer_close = Some(close);
+        });
+    }
+
+    /// The peer has answered our Close.
+    pub fn answered(&self, close: PeerClose) {
+        self.change(|state| state.answer = Some(close));
+    }
+
+    /// The connection has ended without (the rest of) a closing handshake.
+    pub fn lost(&self) {
+        self.change(|state| (state.closing, state.lost) = (true, true));
+    }
+
+    /// The server wants the connection to end soon.
+    pub fn drain(&self) {
+        self.change(|state| state.draining = true);
+    }
+
+    /// A Close was sent: there are no more messages.
+    pub fn closing(&self) {
+        self.change(|state| state.closing = true);
+    }
+
+    /// The connection is gone. Returns the functions that were posted and not called.
+    pub fn end(&self, ended: Ended) -> Vec<Task> {
+        self.change(|state| {
+            state.closing = true;
+            state.ended = Some(ended);
+            let deliveries = std::mem::take(&mut state.deliveries).into_iter();
+            deliveries
+                .filter_map(|delivery| if let Delivery::Task(task) = delivery { Some(task) } else { None })
+                .collect()
+        })
+    }
+
+    /// Something outside changed that the thread may wait for: the send queue has drained.
+    pub fn nudge(&self) {
+        self.change(|_| ());
+    }
+
+    /// Leaves a posted function; gives it back if the connection is gone.
+    pub fn post(&self, task: Task) -> Result<(), Task> {
+        self.change(|state| match state.ended.is_some() || state.moved {
+            true => Err(task),
+            false => {
+                self.commands.set_idle(self.conn, false);
+                state.deliveries.push_back(Delivery::Task(task));
+                Ok(())
+            }
+        })
+    }
+
+    // ------------------------------------------------ called by its own thread
+
+    /// Waits until the connection is open; `None` if it ended before.
+    pub fn wait_open(&self) -> Option<Arc<Opened>> {
+        let state = self.lock();
+        let wait = self.changed.wait_while(state, |state| state.opened.is_none() && state.ended.is_none());
+        let state = wait.unwrap_or_else(PoisonError::into_inner);
+        state.opened.clone()
+    }
+
+    /// Waits for the next thing, at most until `deadline`.
+    pub fn wait(&self, deadline: Option<Instant>) -> Woken {
+        let mut state = self.lock();
+        loop {
+            let left = deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+            let next = self.next(&mut state).or_else(|| left.is_zero().then_some(Woken::TimedOut));
+            state.waiting = next.is_none();
+            // There is nothing to take: whoever puts something in says so first.
+            self.commands.set_idle(self.conn, state.waiting);
+            if let Some(next) = next {
+                return next;
+            }
+            state = match deadline {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(_) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+    }
+
+    fn next(&self, state: &mut State) -> Option<Woken> {
+        while let Some(delivery) = state.deliveries.pop_front() {
+            state.bytes -= delivery.cost();
+            // After our own Close only posted functions count.
+            if state.closing && !matches!(delivery, Delivery::Task(_)) {
+                continue;
+            }
+            let room = state.throttled && state.bytes <= LOW;
+            state.throttled &= !room;
+            return Some(Woken::Delivery(delivery, room));
+        }
+        if let Some(close) = state.peer_close.take() {
+            return Some(Woken::PeerClose(close));
+        }
+        if state.draining && !state.closing {
+            (state.draining, state.drained) = (false, true);
+            return Some(Woken::Draining);
+        }
+        if state.closing {
+            return Some(Woken::Closing);
+        }
+        if state.leaving && !state.finished {
+            state.moved = true;
+            self.commands.set_gone(self.conn);
+        }
+        state.moved.then_some(Woken::Moved)
+    }
+
+    /// The thread begins.
+    pub fn begin(&self) {
+        self.commands.set_idle(self.conn, false);
+    }
+
+    /// The thread does not begin yet: until then there is nothing that could be lost.
+    pub fn rest(&self) {
+        self.commands.set_idle(self.conn, true);
+    }
+
+    /// The handler has come to its end: the connection is closed, not moved. False if it was moved before.
+    pub fn finish(&self) -> bool {
+        let mut state = self.lock();
+        state.finished = true;
+        !state.moved
+    }
+
+    /// The peer's answer to our Close, and whether the connection is over.
+    pub fn last_words(&self) -> (Option<PeerClose>, bool) {
+        let state = self.lock();
+        (state.answer.clone(), state.lost || state.ended.is_some())
+    }
+
+    /// Whether the thread was told that the server wants the connection to end.
+    pub fn is_drained(&self) -> bool {
+        self.lock().drained
+    }
+
+    /// Waits while the send queue is full and the connection is not gone.
+    pub fn wait_writable(&self, is_full: impl Fn() -> bool) {
+        let state = self.lock();
+        let wait = self.changed.wait_while(state, |state| state.ended.is_none() && is_full());
+        drop(wait.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Waits until the connection is gone.
+    pub fn wait_ended(&self) -> Ended {
+        let state = self.lock();
+        let wait = self.changed.wait_while(state, |state| state.ended.is_none());
+        let state = wait.unwrap_or_else(PoisonError::into_inner);
+        state.ended.unwrap_or(Ended { by: ::ws_handler::raw::WS_BY_HOST, code: 1006 })
+    }
+
+    fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let result = change(&mut self.lock());
+        self.changed.notify_one();
+        result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while it is held leaves plain data that is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

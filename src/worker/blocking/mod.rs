@@ -1,0 +1,5 @@
+//! The threads of blocking handlers, what the loop exchanges with them, and the watchdog.
+
+pub mod channel;
+pub mod thread;
+pub mod watchdog;

@@ -1,0 +1,452 @@
+//! The threads of blocking handlers: one for each connection. A thread never
+//! touches a socket; it takes what the loop left in its mailbox, and sends
+//! commands to the loop.
+
+use std::cell::RefCell;
+use std::ffi::c_void;
+use std::io;
+use std::ptr::null_mut;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ::ws_handler::raw::*;
+
+use crate::ffi::call::{self, Handler};
+use crate::ffi::host::{self, ABSENT, Address, Callback, End, Fact, Host, Number, Payload, Reply, Task};
+use crate::worker::blocking::channel::{Delivery, Opened, PeerClose, ThreadChannel, Woken};
+use crate::worker::blocking::watchdog::CallClock;
+use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::crash::report;
+use crate::worker::crash::signals;
+use crate::worker::handshake::handshake::Handshake;
+use crate::worker::host::info::Info;
+use crate::worker::ops::metrics::{Metrics, Stopwatch};
+
+/// Timers of one connection, see `ws_set_timer`.
+pub const MAX_TIMERS: usize = 16;
+/// Stack of a thread; only what is used becomes memory. What C programs are used to.
+const STACK: usize = 8 * 1024 * 1024;
+
+/// What a thread knows of its connection.
+struct Current {
+    conn: u64,
+    handler: Handler,
+    channel: Arc<ThreadChannel>,
+    /// None for a connection that has come from another process.
+    handshake: Option<Arc<Handshake>>,
+    opened: Option<Arc<Opened>>,
+    /// The message that the handler holds, with its NUL.
+    message: Vec<u8>,
+    last_opcode: u32,
+    peer_close: Option<PeerClose>,
+    over: bool,
+    /// It goes on in another process.
+    moved: bool,
+    timers: Vec<(Instant, i64, Task)>,
+    timers_made: i64,
+    clock: Arc<CallClock>,
+    stopwatch: Stopwatch,
+    user: *mut c_void,
+    state: Vec<u8>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+}
+
+/// The host of blocking threads.
+pub struct ThreadHost {
+    /// Where commands go.
+    pub commands: &'static CommandQueue,
+    /// What is counted of handlers.
+    pub metrics: &'static Metrics,
+}
+
+/// How the life of a connection begins on its thread.
+pub enum Beginning {
+    /// With the handler's part of the handshake.
+    Handshake(Arc<Handshake>),
+    /// It goes on, opened elsewhere: its id, the handler's index in the routes, and its state with a NUL.
+    Resumed(u64, u16, Vec<u8>),
+}
+
+/// Starts the thread of a connection.
+pub fn spawn(
+    host: &'static ThreadHost,
+    handler: Handler,
+    channel: Arc<ThreadChannel>,
+    beginning: Beginning,
+) -> io::Result<()> {
+    let builder = std::thread::Builder::new().stack_size(STACK).name("handler".to_owned());
+    builder.spawn(move || live(host, handler, channel, beginning)).map(drop)
+}
+
+/// The life of a connection, on its thread.
+fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>, beginning: Beginning) {
+    channel.begin();
+    let (conn, number, handshake, state) = match beginning {
+        Beginning::Handshake(handshake) => (handshake.conn, handshake.handler, Some(handshake), Vec::new()),
+        Beginning::Resumed(conn, handler, state) => (conn, handler, None, state),
+    };
+    let clock = CallClock::begin(number, conn);
+    let stopwatch = host.metrics.stopwatch(number);
+    let current = Current {
+        conn,
+        handler,
+        channel: Arc::clone(&channel),
+        handshake: handshake.clone(),
+        opened: None,
+        message: vec![0],
+        last_opcode: 0,
+        peer_close: None,
+        over: false,
+        moved: false,
+        timers: Vec::new(),
+        timers_made: 0,
+        clock: Arc::clone(&clock),
+        stopwatch,
+        user: null_mut(),
+        state,
+    };
+    CURRENT.set(Some(current));
+    if let Err(error) = signals::use_signal_stack() {
+        log::error!("connection {conn:x}: no signal stack: {error}");
+    }
+    host::set_host(host);
+    if let Some(handshake) = handshake {
+        handshake
+            .returned(stopwatch.time_of(handler, Callback::Handshake, || handler.handshake(conn)), false);
+        host.commands.give(Command::Verdict(conn));
+    }
+    if let Some(opened) = clock.pausing(|| channel.wait_open()) {
+        with(|current| current.opened = Some(opened));
+        if !serve(host, handler, conn, stopwatch) {
+            stopwatch.time_of(handler, Callback::Close, || handler.close(conn, WS_BY_MOVE, 0));
+            let state = with(|current| std::mem::take(&mut current.state)).unwrap_or_default();
+            host.commands
+                .give(Command::Detached(conn, state.strip_suffix(b"\0").unwrap_or_default().to_vec()));
+        } else if handler.has(Callback::Close) {
+            let ended = clock.pausing(|| channel.wait_ended());
+            with(Current::hear_last_words);
+            stopwatch.time(Callback::Close, || handler.close(conn, ended.by, u32::from(ended.code)));
+        }
+    }
+    CURRENT.set(None);
+    clock.end();
+    signals::leave_signal_stack();
+    host.commands.give(Command::ThreadEnded);
+}
+
+/// From open to the closing handshake; false if the connection goes on in another process.
+fn serve(host: &'static ThreadHost, handler: Handler, conn: u64, stopwatch: Stopwatch) -> bool {
+    let opened = stopwatch.time_of(handler, Callback::Open, || handler.open(conn));
+    let result = match opened {
+        0.. => stopwatch.time(Callback::Transfer, || handler.transfer(conn)),
+        _ => opened,
+    };
+    let channel = with(|current| Arc::clone(&current.channel));
+    if channel.as_ref().is_some_and(|channel| !channel.finish()) {
+        return false;
+    }
+    while let Some(woken) = channel.as_ref().map(|channel| channel.wait(Some(Instant::now()))) {
+        match woken {
+            Woken::Delivery(Delivery::Task(task), _) => host.run_task(conn, task),
+            Woken::Delivery(..) | Woken::Draining => {}
+            Woken::PeerClose(close) => {
+                host.answer_close(conn, close);
+                break;
+            }
+            Woken::Closing | Woken::Moved | Woken::TimedOut => break,
+        }
+    }
+    let code = if result < 0 {
+        log::error!("connection {conn:x}: the handler returned {result}; closed with 1011");
+        1011
+    } else if channel.as_ref().is_some_and(|channel| channel.is_drained()) {
+        1012
+    } else {
+        1000
+    };
+    // Counts only if nothing has closed the connection before.
+    host.commands.if_open(conn, Command::Close { conn, code: Some(code), reason: Vec::new() });
+    true
+}
+
+/// Runs with what this thread knows of its connection; must not call the handler.
+fn with<R>(f: impl FnOnce(&mut Current) -> R) -> Option<R> {
+    CURRENT.with_borrow_mut(|current| current.as_mut().map(f))
+}
+
+/// The same, if the thread's connection is this one.
+fn of<R>(conn: u64, f: impl FnOnce(&mut Current) -> R) -> Option<R> {
+    with(|current| (current.conn == conn).then(|| f(current))).flatten()
+}
+
+/// Runs a function of the handler.
+fn run_timed(conn: u64, task: Task) {
+    match of(conn, |current| current.stopwatch) {
+        Some(stopwatch) => stopwatch.time(Callback::Task, || task.run(conn)),
+        None => task.run(conn),
+    }
+}
+
+impl ThreadHost {
+    /// The peer began to close: the handler chooses the answer.
+    fn answer_close(&self, conn: u64, close: PeerClose) {
+        let code = close.code;
+        let Some((handler, stopwatch)) = of(conn, |current| {
+            current.peer_close = Some(close);
+            (current.handler, current.stopwatch)
+        }) else {
+            return;
+        };
+        let result = stopwatch.time_of(handler, Callback::Passive, || handler.passive(conn));
+        let code = match result {
+            result if result < 0 => Some(1011),
+            _ => (code != 1005).then_some(code),
+        };
+        // Counts only if the handler has not chosen another answer with ws_close().
+        self.commands.if_open(conn, Command::Close { conn, code, reason: Vec::new() });
+    }
+
+    fn run_task(&self, conn: u64, task: Task) {
+        self.commands.uncount_post(conn);
+        run_timed(conn, task);
+    }
+
+    /// Calls the timers that are due; returns when the next one is.
+    fn run_timers(&self, conn: u64) -> Option<Instant> {
+        loop {
+            let now = Instant::now();
+            let due = of(conn, |current| {
+                let next = current.timers.iter().enumerate().min_by_key(|(_, (at, ..))| *at);
+                match next.map(|(index, (at, ..))| (index, *at)) {
+                    Some((index, at)) if at <= now => Err(current.timers.swap_remove(index).2),
+                    next => Ok(next.map(|(_, at)| at)),
+                }
+            })?;
+            match due {
+                Ok(next) => return next,
+                Err(task) => run_timed(conn, task),
+            }
+        }
+    }
+}
+
+impl Host for ThreadHost {
+    fn fact(&self, conn: u64, fact: Fact) -> ws_bytes {
+        of(conn, |current| match fact {
+            Fact::CloseReason => match &current.peer_close {
+                Some(close) if close.reason.len() > 1 => text(&close.reason),
+                _ => ABSENT,
+            },
+            Fact::State if !current.state.is_empty() => text(&current.state),
+            _ => current.info(|info| info.get(fact)),
+        })
+        .unwrap_or(ABSENT)
+    }
+
+    fn number(&self, conn: u64, number: Number) -> u32 {
+        of(conn, |current| match number {
+            Number::Version => 13,
+            Number::Deflate => {
+                u32::from(current.opened.as_ref().is_some_and(|opened| opened.deflate.is_some()))
+            }
+            Number::LastOpcode => current.last_opcode,
+            Number::CloseCode => match &current.peer_close {
+                Some(close) => u32::from(close.code),
+                None if current.over => WS_CLOSE_ABNORMAL,
+                None => 0,
+            },
+            Number::IsResumed => u32::from(current.handshake.is_none()),
+        })
+        .unwrap_or(0)
+    }
+
+    fn header(&self, conn: u64, name: &[u8]) -> ws_bytes {
+        of(conn, |current| current.info(|info| info.header(name))).unwrap_or(ABSENT)
+    }
+
+    fn header_at(&self, conn: u64, index: usize) -> Option<(ws_bytes, ws_bytes)> {
+        of(conn, |current| current.info(|info| info.header_at(index))).flatten()
+    }
+
+    fn address(&self, conn: u64, end: End) -> Option<Address> {
+        of(conn, |current| match (&current.opened, end) {
+            (Some(opened), End::Remote) => Some(opened.remote.clone()),
+            (Some(opened), End::Local) => opened.local.clone(),
+            (None, end) => current.handshake.as_ref().and_then(|handshake| handshake.address(end)),
+        })
+        .flatten()
+    }
+
+    fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
+        match of(handshake, |current| current.handshake.clone()).flatten() {
+            Some(ours) => ours.reply(reply),
+            None => self.commands.reply(handshake, reply),
+        }
+    }
+
+    fn receive(&self, conn: u64, timeout_ms: i64) -> Result<ws_message, i32> {
+        let ours = of(conn, |current| (Arc::clone(&current.channel), Arc::clone(&current.clock)));
+        let (channel, clock) = ours.ok_or(WS_E_GONE)?;
+        let end = u64::try_from(timeout_ms).ok().map(|ms| Instant::now() + Duration::from_millis(ms));
+        loop {
+            let timer = self.run_timers(conn);
+            let deadline = [end, timer].into_iter().flatten().min();
+            match clock.pausing(|| channel.wait(deadline)) {
+                Woken::Delivery(delivery, room) => {
+                    if room {
+                        self.commands.give(Command::Room(conn));
+                    }
+                    match delivery {
+                        Delivery::Message { kind, flags, payload } => {
+                            return of(conn, |current| {
+                                current.message = payload;
+                                current.last_opcode = kind;
+                                report::hold(kind, &current.message[..current.message.len() - 1]);
+                                call::message(kind, flags, &current.message)
+                            })
+                            .ok_or(WS_E_GONE);
+                        }
+                        Delivery::Pong { payload, rtt } => {
+                            let ours = of(conn, |current| (current.handler, current.stopwatch));
+                            if let Some((handler, stopwatch)) = ours {
+                                stopwatch
+                                    .time_of(handler, Callback::Pong, || handler.pong(conn, &payload, rtt));
+                            }
+                        }
+                        Delivery::Task(task) => self.run_task(conn, task),
+                    }
+                }
+                Woken::PeerClose(close) => {
+                    self.answer_close(conn, close);
+                    return Err(WS_CLOSED);
+                }
+                Woken::Draining => return Err(WS_E_DRAINING),
+                Woken::Closing => {
+                    of(conn, Current::hear_last_words);
+                    return Err(WS_CLOSED);
+                }
+                // Once more for each further call.
+                Woken::Moved => {
+                    of(conn, |current| current.moved = true);
+                    return Err(WS_CLOSED);
+                }
+                Woken::TimedOut if end.is_some_and(|end| Instant::now() >= end) => return Err(WS_E_TIMEOUT),
+                Woken::TimedOut => {}
+            }
+        }
+    }
+
+    fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
+        // On its own connection's thread the call waits for room.
+        if let Some((channel, clock)) =
+            of(conn, |current| (Arc::clone(&current.channel), Arc::clone(&current.clock)))
+            && self.commands.is_queue_full(conn)
+        {
+            clock.pausing(|| channel.wait_writable(|| self.commands.is_queue_full(conn)));
+        }
+        self.commands.send(conn, kind, payload, flags)
+    }
+
+    fn ping(&self, conn: u64, payload: &[u8]) -> i32 {
+        self.commands.ping(conn, payload)
+    }
+
+    fn buffered(&self, conn: u64) -> usize {
+        self.commands.buffered(conn)
+    }
+
+    fn pause(&self, conn: u64, pause: bool) -> i32 {
+        self.commands.if_open(conn, Command::Pause(conn, pause))
+    }
+
+    fn set_timer(&self, conn: u64, delay_ms: u64, task: Task) -> i64 {
+        of(conn, |current| {
+            if current.timers.len() == MAX_TIMERS {
+                return i64::from(WS_E_LIMIT);
+            }
+            let Some(at) = Instant::now().checked_add(Duration::from_millis(delay_ms)) else {
+                return i64::from(WS_E_INVALID);
+            };
+            current.timers_made += 1;
+            current.timers.push((at, current.timers_made, task));
+            current.timers_made
+        })
+        .unwrap_or(i64::from(WS_E_GONE))
+    }
+
+    fn clear_timer(&self, conn: u64, timer: i64) -> i32 {
+        of(conn, |current| {
+            let Some(index) = current.timers.iter().position(|(_, id, _)| *id == timer) else {
+                return WS_E_INVALID;
+            };
+            current.timers.swap_remove(index);
+            WS_OK
+        })
+        .unwrap_or(WS_E_GONE)
+    }
+
+    fn post(&self, conn: u64, task: Task) -> i32 {
+        self.commands.post(conn, task)
+    }
+
+    fn close(&self, conn: u64, code: u32, reason: &[u8]) -> i32 {
+        self.commands.close(conn, code, reason)
+    }
+
+    fn abort(&self, conn: u64) -> i32 {
+        self.commands.if_open(conn, Command::Abort(conn))
+    }
+
+    fn set_user(&self, conn: u64, user: *mut c_void) -> i32 {
+        of(conn, |current| current.user = user).map_or(WS_E_GONE, |()| WS_OK)
+    }
+
+    fn user(&self, conn: u64) -> *mut c_void {
+        of(conn, |current| current.user).unwrap_or(null_mut())
+    }
+
+    fn set_state(&self, conn: u64, state: &[u8]) -> i32 {
+        let copied = of(conn, |current| {
+            current.state = if state.is_empty() { Vec::new() } else { [state, b"\0"].concat() };
+            current.moved
+        });
+        match copied {
+            // It is taken along when on_close has returned.
+            Some(true) => WS_OK,
+            Some(false) => self.commands.if_open(conn, Command::State(conn, state.to_vec())),
+            None => WS_E_GONE,
+        }
+    }
+}
+
+impl Current {
+    /// Takes over what the loop knows about the end.
+    fn hear_last_words(&mut self) {
+        let (answer, over) = self.channel.last_words();
+        self.peer_close = self.peer_close.take().or(answer);
+        self.over = over;
+    }
+
+    /// Answers from where the facts lie: with the open connection or in the handshake.
+    fn info<R>(&self, f: impl FnOnce(Info<'_>) -> R) -> R {
+        match (&self.opened, &self.handshake) {
+            (None, Some(handshake)) => f(handshake.info()),
+            (opened, _) => {
+                let opened = opened.as_deref();
+                f(Info {
+                    strings: opened.map(Opened::strings).unwrap_or_default(),
+                    deflate: opened.and_then(|opened| opened.deflate),
+                    request: opened.and_then(|opened| opened.request.as_deref()),
+                })
+            }
+        }
+    }
+}
+
+/// Bytes that end in a NUL, which is not counted.
+fn text(terminated: &[u8]) -> ws_bytes {
+    host::present(terminated.strip_suffix(b"\0").unwrap_or(terminated))
+}

@@ -1,0 +1,196 @@
+//! The format in which one process hands connections to another: crash rescue, balance, reload and upgrade use the same.
+//!
+//! An entry is a fixed header, the record as it lies in memory, and the parts
+//! that the record points to. Both sides are the same executable.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::RawFd;
+
+use crate::fleet::inbox::{FORMAT, MAX_FDS, Parcel};
+use crate::worker::conn::record::Record;
+
+/// What is to become of a connection that arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Purpose {
+    /// Go on with the open WebSocket.
+    Resume = 1,
+    /// Begin with the request head, of which perhaps something was read already.
+    Handshake = 2,
+    /// A Close frame was sent, and no more is to come: wait for the peer to close its end.
+    Linger = 3,
+}
+
+impl Purpose {
+    fn from_number(number: u32) -> Option<Self> {
+        [Purpose::Resume, Purpose::Handshake, Purpose::Linger]
+            .into_iter()
+            .find(|purpose| *purpose as u32 == number)
+    }
+}
+
+/// The header of an entry; native byte order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct EntryHeader {
+    magic: u32,
+    purpose: u32,
+    /// Sizes of spilled strings, state and request head; of a connection to greet, the last is what was read.
+    parts: [u32; 3],
+}
+
+const ENTRY_HEADER: usize = size_of::<EntryHeader>();
+
+/// Connections on their way into one inbox. Made beforehand; used without allocation or lock.
+pub struct Shipment {
+    parcel: Parcel,
+    headers: [EntryHeader; MAX_FDS],
+}
+
+impl Shipment {
+    /// An empty one. Large: to be boxed.
+    pub fn new() -> Box<Self> {
+        let header = EntryHeader { magic: FORMAT, purpose: 0, parts: [0; 3] };
+        Box::new(Shipment { parcel: Parcel::new(), headers: [header; MAX_FDS] })
+    }
+
+    /// Adds a connection; false if it has to be sent first.
+    ///
+    /// # Safety
+    /// The record and what it points to must stay as they are until the shipment is sent, and `fd` open.
+    pub unsafe fn add(&mut self, record: &Record, fd: RawFd, purpose: Purpose) -> bool {
+        let parts = match purpose {
+            Purpose::Resume => record.parts(),
+            Purpose::Handshake => [&[], &[], record.parts()[2]],
+            Purpose::Linger => [&[][..]; 3],
+        };
+        // SAFETY: promised by the caller.
+        unsafe { self.add_parts(record, fd, purpose, parts) }
+    }
+
+    /// Adds a connection of whose request something was read.
+    ///
+    /// # Safety
+    /// As for [`add`](Self::add), and `read` must stay as it is too.
+    pub unsafe fn add_handshake(&mut self, record: &Record, fd: RawFd, read: &[u8]) -> bool {
+        // SAFETY: promised by the caller.
+        unsafe { self.add_parts(record, fd, Purpose::Handshake, [&[], &[], read]) }
+    }
+
+    unsafe fn add_parts(&mut self, record: &Record, fd: RawFd, purpose: Purpose, parts: [&[u8]; 3]) -> bool {
+        let Some(header) = self.headers.get_mut(self.parcel.len()) else { return false };
+        header.purpose = purpose as u32;
+        header.parts = parts.map(|part| part.len() as u32);
+        // SAFETY: a Header is nothing but u32, without padding.
+        let header = unsafe { std::slice::from_raw_parts((&raw const *header).cast::<u8>(), ENTRY_HEADER) };
+        // SAFETY: promised by the caller; the headers are ours and are not changed before the parcel is sent.
+        unsafe { self.parcel.add(fd, &[header, record.block(), parts[0], parts[1], parts[2]]) }
+    }
+
+    /// Sends what is in it. `WouldBlock`: the inbox is full, and it keeps its content.
+    ///
+    /// # Safety
+    /// What was promised to [`add`](Self::add) must hold.
+    pub unsafe fn send(&mut self, tx: RawFd) -> io::Result<()> {
+        // SAFETY: promised by the caller.
+        unsafe { self.parcel.send(tx) }
+    }
+
+    /// What is in it: descriptors, and what was to become of them. Async-signal-safe.
+    pub fn content(&self) -> impl Iterator<Item = (RawFd, Purpose)> {
+        let purposes = self.headers.iter().filter_map(|header| Purpose::from_number(header.purpose));
+        self.parcel.fds().iter().copied().zip(purposes)
+    }
+
+    /// Empties it without sending.
+    pub fn clear(&mut self) {
+        self.parcel.clear();
+    }
+}
+
+/// One entry as it arrived.
+pub struct Entry<'a> {
+    /// What is to become of it.
+    pub purpose: Purpose,
+    /// The record's own bytes.
+    pub block: &'a [u8],
+    /// What the record points to.
+    pub parts: [&'a [u8]; 3],
+}
+
+/// Cuts the next entry off `bytes`; `None` if they are no entry.
+pub fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
+    fn take<'a>(bytes: &mut &'a [u8], size: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = bytes.split_at_checked(size)?;
+        *bytes = rest;
+        Some(taken)
+    }
+    let header = take(bytes, ENTRY_HEADER)?;
+    let word = |index: usize| {
+        let word = header.get(index * 4..index * 4 + 4)?;
+        Some(u32::from_ne_bytes(word.try_into().ok()?))
+    };
+    if word(0)? != FORMAT {
+        return None;
+    }
+    let purpose = Purpose::from_number(word(1)?)?;
+    let sizes = [word(2)?, word(3)?, word(4)?];
+    let block = take(bytes, size_of::<Record>())?;
+    let mut parts = [&[][..]; 3];
+    for (part, size) in parts.iter_mut().zip(sizes) {
+        *part = take(bytes, size as usize)?;
+    }
+    Some(Entry { purpose, block, parts })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::worker::conn::record::{Records, Strings};
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+    use crate::fleet::inbox::{Inbox, MAX_BYTES};
+
+    #[test]
+    fn an_entry_arrives_as_it_was_sent() {
+        let inbox = Inbox::new().unwrap();
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut records = Records::map(2).unwrap();
+        let record = records.get_mut(0).unwrap();
+        let resource = "/long".repeat(50);
+        let strings = Strings { resource: resource.as_bytes(), origin: None, protocol: Some(b"chat") };
+        record.set_strings(strings).unwrap();
+        record.set_state(b"17");
+        record.seal();
+        let mut shipment = Shipment::new();
+        // SAFETY: sent at once, while record and socket live.
+        unsafe {
+            assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Resume));
+            assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Linger));
+            assert!(shipment.add_handshake(record, ours.as_raw_fd(), b"GET"));
+            shipment.send(inbox.tx().as_raw_fd()).unwrap();
+        }
+        let mut bytes = vec![0; MAX_BYTES];
+        let (count, fds) = inbox.receive(&mut bytes).unwrap();
+        assert_eq!(fds.len(), 3);
+        let mut rest = &bytes[..count];
+        let entry = next_entry(&mut rest).unwrap();
+        assert_eq!(entry.purpose, Purpose::Resume);
+        let copy = records.get_mut(1).unwrap();
+        assert!(copy.import(entry.block, entry.parts));
+        assert_eq!((copy.strings(), copy.state()), (strings, Some(&b"17"[..])));
+        assert_eq!(next_entry(&mut rest).unwrap().purpose, Purpose::Linger);
+        let greeting = next_entry(&mut rest).unwrap();
+        assert_eq!((greeting.purpose, greeting.parts[2]), (Purpose::Handshake, &b"GET"[..]));
+        assert!(next_entry(&mut rest).is_none());
+    }
+
+    #[test]
+    fn bytes_that_are_no_entry_are_refused() {
+        let mut junk: &[u8] = &[1; 500];
+        assert!(next_entry(&mut junk).is_none());
+        let mut short: &[u8] = &FORMAT.to_ne_bytes();
+        assert!(next_entry(&mut short).is_none());
+    }
+}

@@ -1,0 +1,485 @@
+//! What is known of each open connection, packed, in a mapping of its own.
+//!
+//! A record is all that another process needs to go on with a connection that
+//! stands between two messages. It lies apart from the heap, where a handler's
+//! wild write is less likely to reach, and carries a checksum, so that a damaged
+//! one is recognised instead of trusted.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::offset_of;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+
+use crate::fleet::addresses::Mark;
+use crate::fleet::peer::Peer;
+
+/// Bytes of resource, origin and subprotocol that fit into the record itself.
+const INLINE: usize = 16;
+
+/// How a connection stands, for a crash that may come at any moment: bits of `Record::flags`.
+pub mod flags {
+    /// An open WebSocket that another process can take up as it is.
+    pub const MOVABLE: u32 = 1;
+    /// What was sent ends at a frame boundary: a Close frame can follow.
+    pub const BOUNDARY: u32 = 2;
+    /// Accepted; what was read of its request is the record's head.
+    pub const FRESH: u32 = 4;
+    /// There is a connection.
+    pub const TAKEN: u32 = 8;
+    /// Its handler decides about the request, which is the record's head; nothing was said yet.
+    pub const OPENING: u32 = 16;
+    /// It has a blocking thread: it is movable only while that has nothing to do, which the mailroom knows.
+    pub const THREAD: u32 = 32;
+}
+
+/// One connection. All zero: no connection.
+#[repr(C)]
+pub struct Record {
+    /// See [`flags`]; changes all the time and is not under the checksum: the upper half are the lower half's
+    /// bits turned over.
+    flags: AtomicU32,
+    /// Over everything behind it.
+    checksum: u32,
+    /// Over the bytes that `spill`, `state` and `head` point to.
+    parts: u32,
+    /// The upper half of the connection's id.
+    pub generation: u32,
+    /// The connection's descriptor.
+    pub fd: i32,
+    /// `Params::to_bits` of permessage-deflate; 0 without compression.
+    pub deflate: u32,
+    /// Shorter messages are not compressed.
+    pub threshold: u32,
+    /// The compressor's.
+    pub level: u16,
+    /// Index of the handler in the routes.
+    pub handler: u16,
+    /// `RESUMED`, `HAS_ORIGIN`, `HAS_PROTOCOL`, `HAS_PROXY_HEADER`.
+    attributes: u16,
+    resource: u16,
+    origin: u16,
+    protocol: u16,
+    /// Changed ones are to be sealed.
+    pub peer: Peer,
+    head_size: u32,
+    /// The kept request head: bytes that the connection owns.
+    head: *const u8,
+    /// Where it is counted.
+    pub mark: Mark,
+    state: Owned,
+    spill: Owned,
+    inline: [u8; INLINE],
+}
+
+const RESUMED: u16 = 1;
+const HAS_ORIGIN: u16 = 2;
+const HAS_PROTOCOL: u16 = 4;
+const HAS_PROXY_HEADER: u16 = 8;
+
+/// Where the checksum begins to count.
+const COVERED: usize = offset_of!(Record, parts);
+
+/// The strings of a connection; each can be followed by a NUL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Strings<'a> {
+    /// Path and query.
+    pub resource: &'a [u8],
+    /// The Origin header.
+    pub origin: Option<&'a [u8]>,
+    /// The chosen subprotocol.
+    pub protocol: Option<&'a [u8]>,
+}
+
+/// A string of the request was longer than a record can describe (64 KiB).
+#[derive(Debug)]
+pub struct TooLong;
+
+impl Record {
+    /// Sets what stays the same for the connection's life. The checksum is made by [`seal`](Self::seal).
+    pub fn set_strings(&mut self, strings: Strings<'_>) -> Result<(), TooLong> {
+        let origin = strings.origin.unwrap_or_default();
+        let protocol = strings.protocol.unwrap_or_default();
+        let length = |part: &[u8]| u16::try_from(part.len()).map_err(|_| TooLong);
+        (self.resource, self.origin, self.protocol) =
+            (length(strings.resource)?, length(origin)?, length(protocol)?);
+        self.attributes &= !(HAS_ORIGIN | HAS_PROTOCOL);
+        self.attributes |= if strings.origin.is_some() { HAS_ORIGIN } else { 0 };
+        self.attributes |= if strings.protocol.is_some() { HAS_PROTOCOL } else { 0 };
+        let mut text = Vec::with_capacity(strings.resource.len() + origin.len() + protocol.len() + 3);
+        for part in [strings.resource, origin, protocol] {
+            text.extend_from_slice(part);
+            text.push(0);
+        }
+        self.spill = Owned::NOTHING;
+        match self.inline.get_mut(..text.len()) {
+            Some(room) => room.copy_from_slice(&text),
+            None => self.spill = Owned::new(text),
+        }
+        Ok(())
+    }
+
+    /// The strings; each is followed by a NUL.
+    pub fn strings(&self) -> Strings<'_> {
+        let text: &[u8] = self.spill.get().unwrap_or(&self.inline);
+        let part = |at: usize, size: u16| text.get(at..at + usize::from(size)).unwrap_or_default();
+        let origin_at = usize::from(self.resource) + 1;
+        let protocol_at = origin_at + usize::from(self.origin) + 1;
+        Strings {
+            resource: part(0, self.resource),
+            origin: (self.attributes & HAS_ORIGIN != 0).then(|| part(origin_at, self.origin)),
+            protocol: (self.attributes & HAS_PROTOCOL != 0).then(|| part(protocol_at, self.protocol)),
+        }
+    }
+
+    /// Sets the subprotocol alone: the other strings stay where they are, since handlers may hold on to them. It is
+    /// cut to the room that [`set_strings`](Self::set_strings) has made.
+    pub fn set_protocol(&mut self, protocol: Option<&[u8]>) {
+        let at = usize::from(self.resource) + usize::from(self.origin) + 2;
+        let text: &mut [u8] = self.spill.get_mut().unwrap_or(&mut self.inline);
+        let room =
+            text.get_mut(at..).and_then(|rest| rest.split_last_mut()).map_or(&mut [][..], |(_, room)| room);
+        let name = protocol.unwrap_or_default();
+        let length = name.len().min(room.len());
+        room.iter_mut().zip(name).for_each(|(to, from)| *to = *from);
+        if let Some(end) = text.get_mut(at + length) {
+            *end = 0;
+        }
+        self.protocol = length as u16;
+        self.attributes = self.attributes & !HAS_PROTOCOL | if protocol.is_some() { HAS_PROTOCOL } else { 0 };
+    }
+
+    /// Whether the header of the PROXY protocol was read: the peer is whom it named.
+    pub fn has_proxy_header(&self) -> bool {
+        self.attributes & HAS_PROXY_HEADER != 0
+    }
+
+    /// It was.
+    pub fn set_proxy_header(&mut self) {
+        self.attributes |= HAS_PROXY_HEADER;
+    }
+
+    /// What is known of a connection that is still to be greeted, from another process's record of it: the peer,
+    /// whether the header of the PROXY protocol was read, and where it is counted. `None` if the record is damaged.
+    pub fn handshake_in(block: &[u8]) -> Option<(Peer, bool, Mark)> {
+        let at = |offset: usize| block.get(offset..);
+        let checksum = u32::from_ne_bytes(*at(offset_of!(Record, checksum))?.first_chunk()?);
+        if block.len() != size_of::<Record>() || checksum != sum(&[at(COVERED)?]) {
+            return None;
+        }
+        // SAFETY: within the block, whose length was just checked; a Peer is numbers, and any bytes make one.
+        let peer = unsafe { block.as_ptr().add(offset_of!(Record, peer)).cast::<Peer>().read_unaligned() };
+        let attributes = u16::from_ne_bytes(*at(offset_of!(Record, attributes))?.first_chunk()?);
+        let mark = Mark::from_ne_bytes(*at(offset_of!(Record, mark))?.first_chunk()?);
+        Some((peer, attributes & HAS_PROXY_HEADER != 0, mark))
+    }
+
+    /// Attaches the handler's state; an empty one detaches.
+    pub fn set_state(&mut self, state: &[u8]) {
+        self.state = Owned::NOTHING;
+        if !state.is_empty() {
+            let mut bytes = Vec::with_capacity(state.len() + 1);
+            bytes.extend_from_slice(state);
+            bytes.push(0);
+            self.state = Owned::new(bytes);
+        }
+    }
+
+    /// The attached state, which is followed by a NUL.
+    pub fn state(&self) -> Option<&[u8]> {
+        self.state.get().and_then(|bytes| bytes.get(..bytes.len().saturating_sub(1)))
+    }
+
+    /// Whether the connection was opened in another process.
+    pub fn is_resumed(&self) -> bool {
+        self.attributes & RESUMED != 0
+    }
+
+    /// It was.
+    pub fn set_resumed(&mut self) {
+        self.attributes |= RESUMED;
+    }
+
+    /// Keeps sight of the request head, which must stay where it is until it is forgotten or the record cleared.
+    pub fn set_head(&mut self, head: &[u8]) {
+        (self.head, self.head_size) = (head.as_ptr(), u32::try_from(head.len()).unwrap_or(0));
+    }
+
+    /// Loses sight of the request head, which may change or go from now on. Seals the record.
+    pub fn forget_head(&mut self) {
+        if self.head_size != 0 {
+            (self.head, self.head_size) = (std::ptr::null(), 0);
+            self.seal();
+        }
+    }
+
+    /// How the connection stands; only that there is one if that was written over.
+    pub fn flags(&self) -> u32 {
+        let word = self.flags.load(Ordering::Relaxed);
+        let flags = word & 0xffff;
+        match word {
+            0 => 0,
+            _ if word >> 16 == !flags & 0xffff => flags,
+            _ => flags::TAKEN,
+        }
+    }
+
+    /// Whether another process can take the connection up as it is, unless something is on the way to it.
+    pub fn is_movable(&self) -> bool {
+        self.flags() & (flags::MOVABLE | flags::THREAD) == flags::MOVABLE
+    }
+
+    /// Says how the connection stands.
+    pub fn set_flags(&self, flags: u32) {
+        self.flags.store(flags | !flags << 16, Ordering::Relaxed);
+    }
+
+    /// Makes the checksums, after every change.
+    pub fn seal(&mut self) {
+        self.parts = sum(&self.parts());
+        self.checksum = sum(&[self.covered()]);
+    }
+
+    /// Whether the record is as it was when it was sealed. The record itself is looked at first, so that no
+    /// damaged pointer is followed.
+    pub fn is_intact(&self) -> bool {
+        self.checksum == sum(&[self.covered()]) && self.parts == sum(&self.parts())
+    }
+
+    /// The record's own bytes, for another process.
+    pub fn block(&self) -> &[u8] {
+        // SAFETY: a Record is a plain block of memory of this size without padding, made from
+        // zeroed pages, so that every byte of it is initialised.
+        unsafe { std::slice::from_raw_parts((&raw const *self).cast::<u8>(), size_of::<Record>()) }
+    }
+
+    /// The bytes that the record points to: spilled strings, state, request head.
+    pub fn parts(&self) -> [&[u8]; 3] {
+        let head = match self.head_size {
+            0 => &[],
+            // SAFETY: set_head() was given these bytes, which stay until the record is cleared.
+            size => unsafe { std::slice::from_raw_parts(self.head, size as usize) },
+        };
+        [self.spill.get().unwrap_or_default(), self.state.get().unwrap_or_default(), head]
+    }
+
+    /// Takes over what another process knew: its record's own bytes, and the parts. The head is not kept. The
+    /// record must be clear. False, and it stays clear, if they are damaged.
+    pub fn import(&mut self, block: &[u8], parts: [&[u8]; 3]) -> bool {
+        if block.len() != size_of::<Record>() {
+            return false;
+        }
+        // SAFETY: both have this size; the pointers among the bytes are replaced below before any use, with
+        // ptr::write, so that nothing behind them is dropped.
+        unsafe {
+            std::ptr::copy_nonoverlapping(block.as_ptr(), (&raw mut *self).cast::<u8>(), block.len());
+        }
+        let intact = self.checksum == sum(&[self.covered()]) && self.parts == sum(&parts);
+        let own = |part: &[u8]| Owned::new(part.to_vec());
+        let [spill, state, _] = if intact { parts } else { [&[][..]; 3] };
+        // SAFETY: plain stores into our own fields; the values there belong to another process.
+        unsafe {
+            std::ptr::write(&raw mut self.spill, own(spill));
+            std::ptr::write(&raw mut self.state, own(state));
+        }
+        (self.head, self.head_size) = (std::ptr::null(), 0);
+        if !intact {
+            // SAFETY: all zero is a valid Record, and this one owns nothing.
+            unsafe { std::ptr::write_bytes(&raw mut *self, 0, 1) };
+        }
+        intact
+    }
+
+    fn covered(&self) -> &[u8] {
+        self.block().get(COVERED..).unwrap_or_default()
+    }
+}
+
+/// Bytes on the heap, owned; none of all zero. What a boxed slice is, in 12 bytes: where and how many stand in the
+/// record, under its checksum.
+#[repr(C, packed(4))]
+struct Owned {
+    first: *mut u8,
+    size: u32,
+}
+
+impl Owned {
+    const NOTHING: Owned = Owned { first: std::ptr::null_mut(), size: 0 };
+
+    /// More than 4 GiB are nothing.
+    fn new(bytes: Vec<u8>) -> Owned {
+        match u32::try_from(bytes.len()) {
+            Ok(0) | Err(_) => Owned::NOTHING,
+            Ok(size) => Owned { first: Box::into_raw(bytes.into_boxed_slice()).cast(), size },
+        }
+    }
+
+    fn raw(&self) -> Option<*mut [u8]> {
+        let (first, size) = (self.first, self.size);
+        (!first.is_null()).then(|| std::ptr::slice_from_raw_parts_mut(first, size as usize))
+    }
+
+    fn get(&self) -> Option<&[u8]> {
+        // SAFETY: made of a box in new(), whose bytes live until drop(); &self keeps writers away.
+        self.raw().map(|bytes| unsafe { &*bytes })
+    }
+
+    fn get_mut(&mut self) -> Option<&mut [u8]> {
+        // SAFETY: as in get(); &mut self makes it the only reference.
+        self.raw().map(|bytes| unsafe { &mut *bytes })
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: the box of new() with its own length, given up here and nowhere else.
+        drop(self.raw().map(|bytes| unsafe { Box::from_raw(bytes) }));
+    }
+}
+
+fn sum(parts: &[&[u8]]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    parts.iter().for_each(|part| hasher.update(part));
+    hasher.finalize()
+}
+
+/// All records of a worker, in anonymous pages that cost nothing until used.
+pub struct Records {
+    first: NonNull<Record>,
+    count: usize,
+}
+
+impl Records {
+    /// Maps room for `count` records.
+    pub fn map(count: usize) -> io::Result<Records> {
+        let size = NonZeroUsize::new(count.saturating_mul(size_of::<Record>()))
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: a new anonymous mapping, which touches no other memory.
+        let first = unsafe {
+            mmap_anonymous(
+                None,
+                size,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
+            )?
+        };
+        Ok(Records { first: first.cast(), count })
+    }
+
+    /// Where they lie, for the rescue.
+    pub fn raw(&self) -> (NonNull<Record>, usize) {
+        (self.first, self.count)
+    }
+
+    /// A record.
+    #[cfg(test)]
+    pub fn get(&self, slot: u32) -> Option<&Record> {
+        // SAFETY: within the mapping; zeroed pages are a valid Record (nothing owned, zero numbers).
+        (slot as usize).lt(&self.count).then(|| unsafe { self.first.add(slot as usize).as_ref() })
+    }
+
+    /// A record, to be changed and sealed.
+    pub fn get_mut(&mut self, slot: u32) -> Option<&mut Record> {
+        // SAFETY: as in get(); &mut self makes it the only reference.
+        (slot as usize).lt(&self.count).then(|| unsafe { self.first.add(slot as usize).as_mut() })
+    }
+
+    /// Empties a record.
+    pub fn clear(&mut self, slot: u32) {
+        if let Some(record) = self.get_mut(slot) {
+            record.state = Owned::NOTHING;
+            record.spill = Owned::NOTHING;
+            // SAFETY: all zero is a valid Record that owns nothing, and it owns nothing now.
+            unsafe { std::ptr::write_bytes(&raw mut *record, 0, 1) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(resource: &str) -> Strings<'_> {
+        Strings { resource: resource.as_bytes(), origin: Some(b"https://example.com"), protocol: None }
+    }
+
+    #[test]
+    fn a_record_keeps_short_and_long_strings() {
+        let mut records = Records::map(2).unwrap();
+        for resource in ["/echo".to_owned(), format!("/{}", "long".repeat(500))] {
+            let record = records.get_mut(1).unwrap();
+            record.set_strings(strings(&resource)).unwrap();
+            assert_eq!(record.strings(), strings(&resource));
+            records.clear(1);
+        }
+        assert!(records.get(2).is_none());
+    }
+
+    #[test]
+    fn a_changed_byte_is_noticed_anywhere() {
+        let mut records = Records::map(1).unwrap();
+        let record = records.get_mut(0).unwrap();
+        record.set_strings(strings(&"/x".repeat(100))).unwrap();
+        record.set_state(b"counter 7");
+        record.peer = Some("192.0.2.1:80".parse().unwrap()).into();
+        record.seal();
+        assert!(record.is_intact());
+        record.fd ^= 1;
+        assert!(!record.is_intact());
+        record.fd ^= 1;
+        record.state.get_mut().unwrap()[3] ^= 1;
+        assert!(!record.is_intact());
+        record.state.get_mut().unwrap()[3] ^= 1;
+        record.spill.get_mut().unwrap()[50] ^= 1;
+        assert!(!record.is_intact());
+    }
+
+    #[test]
+    fn what_is_known_of_a_connection_to_greet_is_read_from_its_block() {
+        let mut records = Records::map(1).unwrap();
+        let record = records.get_mut(0).unwrap();
+        for peer in [Some("192.0.2.1:80"), Some("[2001:db8::1]:443"), None] {
+            record.peer = peer.map(|peer| peer.parse().unwrap()).into();
+            record.mark = 17;
+            record.seal();
+            assert_eq!(Record::handshake_in(record.block()), Some((record.peer, false, 17)));
+        }
+        record.set_proxy_header();
+        assert_eq!(Record::handshake_in(record.block()), None, "it is not sealed");
+        record.seal();
+        assert!(Record::handshake_in(record.block()).is_some_and(|(_, was_read, _)| was_read));
+    }
+
+    #[test]
+    fn another_process_takes_over_what_is_intact_and_nothing_else() {
+        let mut records = Records::map(2).unwrap();
+        let long = "/x".repeat(100);
+        let record = records.get_mut(0).unwrap();
+        record.set_strings(strings(&long)).unwrap();
+        record.set_state(b"counter 7");
+        record.set_head(b"GET / HTTP/1.1");
+        record.seal();
+        let mut block = record.block().to_vec();
+        let parts: Vec<Vec<u8>> = record.parts().iter().map(|part| part.to_vec()).collect();
+        let parts = [&parts[0][..], &parts[1], &parts[2]];
+        let copy = records.get_mut(1).unwrap();
+        assert!(copy.import(&block, parts));
+        assert_eq!((copy.strings(), copy.state()), (strings(&long), Some(&b"counter 7"[..])));
+        records.clear(1);
+        let copy = records.get_mut(1).unwrap();
+        assert!(!copy.import(&block, [parts[0], b"counter 8\0", parts[2]]));
+        block[60] ^= 4;
+        assert!(!copy.import(&block, parts));
+        assert!(copy.block().iter().all(|byte| *byte == 0), "what is damaged leaves no trace");
+    }
+
+    #[test]
+    fn the_record_has_no_padding() {
+        // The checksum reads every byte: 7 numbers of 4, 8 of 2, the address, one of 4, one pointer, one number of 8,
+        // twice owned bytes, and the inline strings.
+        assert_eq!(size_of::<Record>(), 28 + 16 + 16 + 4 + 8 + 8 + 24 + INLINE);
+    }
+}

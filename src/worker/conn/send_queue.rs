@@ -1,0 +1,276 @@
+//! A connection's send queue: bytes that the kernel has not taken yet.
+//!
+//! A connection without such bytes has no queue. Empty queues are kept for
+//! reuse, so that the usual answer costs no allocation.
+//!
+//! System calls are made with rustix: in a process with threads each send() of the C library enters and leaves a
+//! cancellation point.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, send, sendmsg};
+use socket2::Socket;
+
+use crate::ffi::host::OwnedBytes;
+
+/// Queues kept for reuse in a worker.
+const SPARE: usize = 64;
+/// A kept queue's buffer is at most this large.
+const SPARE_BYTES: usize = 64 * 1024;
+/// Bytes that were sent are kept as long as they are no more than this, or than what waits behind them.
+const KEPT: usize = 64 * 1024;
+/// Pieces given to the kernel in one call.
+const PIECES: usize = 16;
+
+enum Chunk {
+    Copied(Vec<u8>),
+    Owned(OwnedBytes),
+}
+
+impl Chunk {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Chunk::Copied(bytes) => bytes,
+            Chunk::Owned(bytes) => bytes.as_ref(),
+        }
+    }
+}
+
+/// The bytes to send, in order: `before`, then `tail`.
+#[derive(Default)]
+pub struct Queue {
+    before: VecDeque<Chunk>,
+    /// Bytes in `before`.
+    before_size: usize,
+    tail: Vec<u8>,
+    /// Of the first chunk, the kernel has taken so much.
+    sent: usize,
+    /// What waits begins in the middle of what was sent, not at its start.
+    torn: bool,
+    /// Since when it waits without progress.
+    pub stalled: Option<u64>,
+    /// Bytes of it that the mailroom knows of.
+    pub counted: u32,
+}
+
+impl Queue {
+    /// Bytes that wait.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.before_size + self.tail.len() - self.sent
+    }
+
+    /// Whether nothing waits.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether nothing of what waits was sent, so that it begins with a frame.
+    #[inline]
+    pub fn is_at_start(&self) -> bool {
+        !self.torn
+    }
+
+    /// The buffer at the end, to append to.
+    #[inline]
+    pub fn tail(&mut self) -> &mut Vec<u8> {
+        &mut self.tail
+    }
+
+    /// Appends bytes of the handler's own, without a copy.
+    pub fn push_owned(&mut self, bytes: OwnedBytes) {
+        if !self.tail.is_empty() {
+            let tail = std::mem::take(&mut self.tail);
+            self.push(Chunk::Copied(tail));
+        }
+        self.push(Chunk::Owned(bytes));
+    }
+
+    fn push(&mut self, chunk: Chunk) {
+        self.before_size += chunk.bytes().len();
+        self.before.push_back(chunk);
+    }
+
+    /// Gives the kernel what it takes; `Ok` even if that is nothing.
+    pub fn write_to(&mut self, socket: &Socket) -> io::Result<()> {
+        self.write_before(socket, &[]).map(|_| ())
+    }
+
+    /// The same, with bytes that follow the queue; says how many of those were taken.
+    pub fn write_before(&mut self, socket: &Socket, after: &[u8]) -> io::Result<usize> {
+        loop {
+            let waiting = self.len();
+            if waiting + after.len() == 0 {
+                return Ok(0);
+            }
+            let (written, given) = if self.before.is_empty() && after.is_empty() {
+                (send(socket, self.tail.get(self.sent..).unwrap_or_default(), SendFlags::NOSIGNAL), waiting)
+            } else {
+                let (slices, used, given) = self.slices(after);
+                let mut nothing = SendAncillaryBuffer::default();
+                let slices = slices.get(..used).unwrap_or_default();
+                (sendmsg(socket, slices, &mut nothing, SendFlags::NOSIGNAL), given)
+            };
+            let written = match written {
+                Ok(written) => written,
+                Err(Errno::AGAIN) => return Ok(0),
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            self.advance(written.min(waiting));
+            // Where a write ends is the end of a frame only if it took everything.
+            self.torn = (self.torn || written > 0) && written < waiting + after.len();
+            if written < given || given == waiting + after.len() {
+                return Ok(written.saturating_sub(waiting));
+            }
+        }
+    }
+
+    /// What waits, and `after` it, as far as it fits into so many slices: the slices, how many are used, their bytes.
+    fn slices<'a>(&'a self, after: &'a [u8]) -> ([IoSlice<'a>; PIECES], usize, usize) {
+        let mut slices = [IoSlice::new(&[]); PIECES];
+        let chunks = self.before.iter().map(Chunk::bytes).chain([self.tail.as_slice(), after]);
+        let (mut used, mut given, mut skip) = (0, 0, self.sent);
+        for (slice, chunk) in slices.iter_mut().zip(chunks) {
+            let bytes = chunk.get(skip..).unwrap_or_default();
+            *slice = IoSlice::new(bytes);
+            (used, given, skip) = (used + 1, given + bytes.len(), 0);
+        }
+        (slices, used, given)
+    }
+
+    /// So many bytes more have been taken.
+    fn advance(&mut self, written: usize) {
+        self.sent += written;
+        while let Some(size) =
+            self.before.front().map(|chunk| chunk.bytes().len()).filter(|size| *size <= self.sent)
+        {
+            self.before.pop_front();
+            (self.before_size, self.sent) = (self.before_size - size, self.sent - size);
+        }
+        if !self.before.is_empty() {
+            return;
+        }
+        let waiting = self.tail.len().saturating_sub(self.sent);
+        if waiting == 0 {
+            // The buffer stays, empty, for the next message.
+            self.tail.clear();
+            self.sent = 0;
+        } else if self.sent >= waiting.max(KEPT) {
+            // It may never be empty, so what was sent has to go at some time: no byte moves more than once for it.
+            self.tail.drain(..self.sent);
+            self.tail.shrink_to(2 * waiting);
+            self.sent = 0;
+        }
+    }
+}
+
+/// Queues that no connection needs at the moment.
+#[derive(Default)]
+pub struct QueuePool {
+    // Boxed as connections have them: a queue changes hands without being moved.
+    #[allow(clippy::vec_box)]
+    queues: Vec<Box<Queue>>,
+}
+
+impl QueuePool {
+    /// An empty queue.
+    pub fn take(&mut self) -> Box<Queue> {
+        self.queues.pop().unwrap_or_default()
+    }
+
+    /// Takes an empty queue back.
+    pub fn put(&mut self, mut queue: Box<Queue>) {
+        (queue.stalled, queue.counted) = (None, 0);
+        let kept = queue.is_empty() && self.queues.len() < SPARE && queue.tail.capacity() <= SPARE_BYTES;
+        if kept {
+            self.queues.push(queue);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn bytes_arrive_in_order_whatever_the_kernel_takes_at_a_time() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let ours = Socket::from(std::os::fd::OwnedFd::from(ours));
+        let mut queue = Queue::default();
+        let mut expected = Vec::new();
+        let mut received = Vec::new();
+        for round in 0..50_u32 {
+            let piece: Vec<u8> = (0..round * 997).map(|i| (i ^ round) as u8).collect();
+            queue.tail().extend_from_slice(&piece);
+            expected.extend_from_slice(&piece);
+            let after = [round as u8; 3000];
+            let taken = queue.write_before(&ours, &after).unwrap();
+            assert!(taken == 0 || queue.is_empty());
+            queue.tail().extend_from_slice(&after[taken..]);
+            expected.extend_from_slice(&after);
+            if round % 7 == 0 {
+                let mut some = vec![0; 40_000.min(expected.len() - received.len() - queue.len())];
+                theirs.read_exact(&mut some).unwrap();
+                received.extend(some);
+            }
+        }
+        while !queue.is_empty() {
+            let mut some = vec![0; expected.len() - received.len() - queue.len()];
+            theirs.read_exact(&mut some).unwrap();
+            received.extend(some);
+            queue.write_to(&ours).unwrap();
+        }
+        drop(ours);
+        theirs.read_to_end(&mut received).unwrap();
+        assert!(received == expected);
+    }
+
+    #[test]
+    fn a_queue_that_is_never_empty_holds_little_more_than_what_waits() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let ours = Socket::from(std::os::fd::OwnedFd::from(ours));
+        let mut queue = Queue::default();
+        let (mut sent, mut received) = (0_u32, 0_u32);
+        // More than the socket takes from the beginning.
+        let mut fill = |queue: &mut Queue, size: usize| {
+            while queue.len() < size {
+                queue.tail().extend_from_slice(&sent.to_be_bytes());
+                sent += 1;
+            }
+        };
+        fill(&mut queue, 1 << 20);
+        for round in 0..100 {
+            queue.write_to(&ours).unwrap();
+            let mut some = vec![0; 40_000];
+            theirs.read_exact(&mut some).unwrap();
+            for number in some.chunks(4) {
+                assert_eq!(number, received.to_be_bytes());
+                received += 1;
+            }
+            fill(&mut queue, if round < 50 { 1 << 20 } else { 100_000 });
+            assert!(queue.tail.len() <= 2 * queue.len() + KEPT, "{round}: {}", queue.tail.len());
+        }
+        assert!(queue.tail.capacity() <= 500_000, "{}", queue.tail.capacity());
+    }
+
+    #[test]
+    fn a_drained_queue_is_used_again_and_a_large_one_is_not_kept() {
+        let mut queue_pool = QueuePool::default();
+        let mut queue = queue_pool.take();
+        queue.tail().reserve(SPARE_BYTES + 1);
+        queue_pool.put(queue);
+        assert!(queue_pool.queues.is_empty());
+        let queue = queue_pool.take();
+        queue_pool.put(queue);
+        assert_eq!(queue_pool.queues.len(), 1);
+    }
+}

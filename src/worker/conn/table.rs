@@ -1,0 +1,445 @@
+//! A connection as the event loop sees it, and the table of them.
+//!
+//! Connections are named by a 64-bit id: the generation of their place in the
+//! upper half, the place in the lower. Calls nothing.
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::io;
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use socket2::Socket;
+
+use crate::ffi::host::Task;
+use crate::proto::ws::connection::{Connection, Io};
+use crate::proto::ws::deflate::codec::Codecs;
+use crate::proto::ws::limits::Limits;
+use crate::worker::base::poll::ARRIVALS;
+use crate::worker::blocking::channel::{PeerClose, ThreadChannel};
+use crate::worker::conn::rate_limit::Pace;
+use crate::worker::conn::record::{Record, Records};
+use crate::worker::conn::send_queue::{Queue, QueuePool};
+use crate::worker::handshake::handshake::{Handshake, Request};
+use crate::worker::ops::metrics::{NO_HANDLER, OpenCount};
+use crate::worker::session::turn::Turn;
+
+/// Never.
+pub const NEVER: u64 = u64::MAX;
+
+/// Reasons not to read from a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Pause {
+    /// The handler has asked for it.
+    Handler = 1,
+    /// The blocking thread does not keep up.
+    ThreadChannel = 2,
+    /// The send queue is above its high mark.
+    Queue = 4,
+    /// The handshake is not finished.
+    Handshake = 8,
+    /// The peer has closed its end.
+    Ended = 16,
+    /// The blocking thread is to let go of the connection, which goes on in another process.
+    Move = 32,
+}
+
+/// One connection.
+pub struct Conn {
+    /// Non-blocking.
+    pub socket: Socket,
+    /// Where it stands.
+    pub phase: Phase,
+    /// What waits to be sent; none if nothing does.
+    pub queue: Option<Box<Queue>>,
+    /// The entry in the timers that counts (ms); [`NEVER`] without one.
+    pub timer_at: u64,
+    /// Since when this worker has it; seconds of the clock.
+    pub since: u32,
+    /// Index of the handler in the routes, once the request is known.
+    pub handler: u16,
+    pauses: u8,
+    /// What epoll watches it for: see [`ARRIVALS`] and its siblings.
+    pub watched: u8,
+    /// Whether it is served at once or in turn.
+    pub turn: Turn,
+    /// It is going to be flushed: it is in the list for that, or being processed.
+    pub dirty: bool,
+}
+
+/// Where a connection stands. The last number is when that has to be over; [`NEVER`] if it has not.
+pub enum Phase {
+    /// The request head is being read.
+    Head(Vec<u8>, u64),
+    /// The handler decides about the handshake; what came after the request is set aside.
+    Opening(Arc<Handshake>, Option<Arc<ThreadChannel>>, Option<Box<[u8]>>, u64),
+    /// An HTTP response is being sent.
+    Reply(Option<FileBody>, u64),
+    /// The WebSocket is open, or being closed.
+    Open(Open),
+    /// All is sent; the peer is to close its end.
+    Linger(u64),
+}
+
+/// What is left to send of a file.
+pub struct FileBody {
+    /// The file.
+    pub file: File,
+    /// Where to go on.
+    pub offset: u64,
+    /// How much is left.
+    pub left: u64,
+}
+
+/// An open WebSocket.
+pub struct Open {
+    /// The protocol.
+    pub proto: Connection,
+    /// Counts it.
+    pub counted: OpenCount,
+    /// The handler's pointer.
+    pub user: *mut c_void,
+    extra: Option<Box<Extra>>,
+    /// Type of the last message.
+    pub last_opcode: u8,
+    /// The connection is over: on_close is owed.
+    pub over: bool,
+    /// The handler does not know of it (accepted only to be closed).
+    pub silent: bool,
+}
+
+/// What a connection that waits for messages usually does not have.
+#[derive(Default)]
+pub struct Extra {
+    /// The mailbox of a blocking handler.
+    pub channel: Option<Arc<ThreadChannel>>,
+    /// The request, if the handler keeps it.
+    pub request: Option<Arc<Request>>,
+    /// How the peer began to close.
+    pub peer_close: Option<PeerClose>,
+    /// When the thread has to have answered that.
+    pub answer_by: Option<u64>,
+    /// Timers of an event style handler.
+    pub timers: Timers,
+    /// Who began to close (`WS_BY_...`), and the code; 0 while nobody did.
+    pub closing: (u8, u16),
+    unread: Option<Box<[u8]>>,
+    /// How fast the peer may send, if that is limited.
+    pub pace: Option<Pace>,
+}
+
+/// A connection's timers.
+#[derive(Default)]
+pub struct Timers {
+    /// When, number, what.
+    pub waiting: Vec<(u64, i64, Task)>,
+    /// The last number given.
+    pub made: i64,
+}
+
+impl Open {
+    /// A connection that has just opened.
+    pub fn new(proto: Connection, counted: OpenCount) -> Self {
+        Open { proto, counted, user: null_mut(), extra: None, last_opcode: 0, over: false, silent: false }
+    }
+
+    /// What most connections do not have, to be changed.
+    pub fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    /// The mailbox of a blocking handler.
+    #[inline]
+    pub fn channel(&self) -> Option<&Arc<ThreadChannel>> {
+        self.extra.as_ref()?.channel.as_ref()
+    }
+
+    /// The request, if the handler keeps it.
+    pub fn request(&self) -> Option<&Arc<Request>> {
+        self.extra.as_ref()?.request.as_ref()
+    }
+
+    /// How the peer began to close.
+    pub fn peer_close(&self) -> Option<&PeerClose> {
+        self.extra.as_ref()?.peer_close.as_ref()
+    }
+
+    /// Whether anybody has begun to close.
+    pub fn is_closing(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.closing.0 != 0)
+    }
+
+    /// Notes who began to close; the first counts.
+    pub fn begin_close(&mut self, by: u32, code: u16) {
+        let extra = self.extra();
+        if extra.closing.0 == 0 {
+            extra.closing = (by as u8, code);
+        }
+    }
+
+    /// When the next timer of the handler is due.
+    pub fn next_timer(&self) -> u64 {
+        let timers = self.extra.iter().flat_map(|extra| &extra.timers.waiting);
+        timers.map(|(at, ..)| *at).min().unwrap_or(NEVER)
+    }
+}
+
+impl Conn {
+    /// A connection whose request head is to be read by `deadline`.
+    pub fn new(socket: Socket, deadline: u64) -> Self {
+        Conn {
+            socket,
+            phase: Phase::Head(Vec::new(), deadline),
+            queue: None,
+            timer_at: NEVER,
+            since: 0,
+            handler: NO_HANDLER,
+            pauses: 0,
+            watched: ARRIVALS,
+            turn: Turn::new(),
+            dirty: false,
+        }
+    }
+
+    /// The open WebSocket, if it is one.
+    pub fn open(&mut self) -> Option<&mut Open> {
+        match &mut self.phase {
+            Phase::Open(open) => Some(open),
+            _ => None,
+        }
+    }
+
+    /// Stops or resumes reading for one reason. True if the last reason to pause has gone.
+    pub fn set_pause(&mut self, reason: Pause, paused: bool, now: u64) -> bool {
+        let before = self.pauses;
+        self.pauses = if paused { before | reason as u8 } else { before & !(reason as u8) };
+        if (before == 0) != (self.pauses == 0)
+            && let Some(open) = self.open()
+        {
+            open.proto.set_paused(paused, now);
+        }
+        before != 0 && self.pauses == 0
+    }
+
+    /// Whether there is a reason not to read.
+    pub fn is_paused(&self) -> bool {
+        self.pauses != 0
+    }
+
+    /// Sets aside what was read and can not be processed yet.
+    pub fn set_unread(&mut self, bytes: Option<Box<[u8]>>) {
+        match &mut self.phase {
+            Phase::Opening(_, _, unread, _) => *unread = bytes,
+            Phase::Open(open) if bytes.is_some() => open.extra().unread = bytes,
+            _ => {}
+        }
+    }
+
+    /// Takes that back.
+    pub fn take_unread(&mut self) -> Option<Box<[u8]>> {
+        match &mut self.phase {
+            Phase::Opening(_, _, unread, _) => unread.take(),
+            Phase::Open(open) => open.extra.as_mut()?.unread.take(),
+            _ => None,
+        }
+    }
+
+    /// Whether there is such.
+    pub fn has_unread(&self) -> bool {
+        match &self.phase {
+            Phase::Opening(_, _, unread, _) => unread.is_some(),
+            Phase::Open(open) => open.extra.as_ref().is_some_and(|extra| extra.unread.is_some()),
+            _ => false,
+        }
+    }
+
+    /// Since when the send queue waits without progress.
+    pub fn stalled(&self) -> Option<u64> {
+        self.queue.as_ref()?.stalled
+    }
+
+    /// The send queue, if there is one, and where it leads to.
+    pub fn queue_and_socket(&mut self) -> Option<(&mut Queue, &Socket)> {
+        Some((self.queue.as_deref_mut()?, &self.socket))
+    }
+
+    /// Bytes that wait to be sent.
+    pub fn queued(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.len())
+    }
+
+    /// When the present phase has to be over, or an open connection's thread to have answered the peer's Close frame.
+    pub fn deadline(&self) -> u64 {
+        match &self.phase {
+            Phase::Head(_, at) | Phase::Opening(.., at) | Phase::Reply(_, at) | Phase::Linger(at) => *at,
+            Phase::Open(open) => open.extra.as_ref().and_then(|extra| extra.answer_by).unwrap_or(NEVER),
+        }
+    }
+
+    /// The next instant at which something is to be done about this connection. `stall` is how long the
+    /// send queue may wait without progress.
+    pub fn next_deadline(&self, limits: &Limits, stall: u64) -> u64 {
+        let Phase::Open(open) = &self.phase else { return self.deadline() };
+        let stalled = self.stalled().map_or(NEVER, |since| since.saturating_add(stall));
+        self.deadline().min(open.proto.deadline(limits)).min(open.next_timer()).min(stalled)
+    }
+
+    /// The open WebSocket with what its protocol needs of its surroundings.
+    pub fn protocol<'a>(
+        &'a mut self,
+        now: u64,
+        limits: &'a Limits,
+        codecs: &'a mut Codecs,
+        queue_pool: &mut QueuePool,
+    ) -> Option<(&'a mut Open, Io<'a>)> {
+        let Phase::Open(open) = &mut self.phase else { return None };
+        let out = self.queue.get_or_insert_with(|| queue_pool.take()).tail();
+        Some((open, Io { now, limits, codecs, out }))
+    }
+}
+
+/// Connections in a piece of the table.
+const PIECE: usize = 256;
+
+/// All connections of a worker.
+pub struct Table {
+    /// By slot. In pieces of a fixed size: what is there never moves, and costs what it takes.
+    places: Vec<Vec<Option<Conn>>>,
+    /// By slot: upper half of the id of the connection there, or of the last one.
+    generations: Vec<u32>,
+    free: Vec<u32>,
+    records: Records,
+    most: u32,
+    live: u32,
+}
+
+impl Table {
+    /// A table for at most so many.
+    pub fn new(most: u32) -> io::Result<Self> {
+        let records = Records::map(most as usize)?;
+        // Memory that is not used costs nothing; growing would leave holes behind.
+        let (places, generations, free) = (Vec::new(), Vec::with_capacity(most as usize), Vec::new());
+        Ok(Table { places, generations, free, records, most, live: 0 })
+    }
+
+    /// Adds a connection; `None`, and it is dropped, when the table is full.
+    pub fn add(&mut self, conn: Conn) -> Option<u64> {
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None if self.generations.len() < self.most as usize => {
+                self.generations.push(0);
+                self.generations.len() as u32 - 1
+            }
+            None => return None,
+        };
+        let generation = self.generations.get_mut(slot as usize)?;
+        // 0 is no generation: no id is 0.
+        *generation = generation.wrapping_add(1).max(1);
+        if slot as usize >= self.places.len() * PIECE {
+            self.places.push(std::iter::repeat_with(|| None).take(PIECE).collect());
+        }
+        *self.places.get_mut(slot as usize / PIECE)?.get_mut(slot as usize % PIECE)? = Some(conn);
+        self.live += 1;
+        Some(u64::from(*generation) << 32 | u64::from(slot))
+    }
+
+    /// The connection of that id.
+    #[inline]
+    pub fn get(&mut self, id: u64) -> Option<&mut Conn> {
+        self.place(id)?.as_mut()
+    }
+
+    /// The place of the connection of that id; empty once it is gone.
+    #[inline]
+    fn place(&mut self, id: u64) -> Option<&mut Option<Conn>> {
+        let slot = id as u32 as usize;
+        let is_current = *self.generations.get(slot)? == (id >> 32) as u32;
+        self.places.get_mut(slot / PIECE)?.get_mut(slot % PIECE).filter(|_| is_current)
+    }
+
+    /// The record of a connection; changed ones are to be sealed.
+    pub fn record(&mut self, id: u64) -> Option<&mut Record> {
+        self.both(id).map(|(_, record)| record)
+    }
+
+    /// A connection and its record.
+    #[inline]
+    pub fn both(&mut self, id: u64) -> Option<(&mut Conn, &mut Record)> {
+        let slot = id as u32 as usize;
+        let is_current = *self.generations.get(slot)? == (id >> 32) as u32;
+        let place = self.places.get_mut(slot / PIECE)?.get_mut(slot % PIECE).filter(|_| is_current)?;
+        Some((place.as_mut()?, self.records.get_mut(id as u32)?))
+    }
+
+    /// Where the records lie.
+    pub fn records(&self) -> (std::ptr::NonNull<Record>, usize) {
+        self.records.raw()
+    }
+
+    /// Takes a connection out and forgets all about it.
+    pub fn remove(&mut self, id: u64) -> Option<Conn> {
+        let conn = self.place(id)?.take()?;
+        let slot = id as u32;
+        self.records.clear(slot);
+        self.free.push(slot);
+        self.live -= 1;
+        Some(conn)
+    }
+
+    /// Ids of all connections.
+    pub fn ids(&self) -> Vec<u64> {
+        let taken = self.places.iter().flatten().zip(0..).filter(|(conn, _)| conn.is_some());
+        taken.filter_map(|(_, slot)| self.id_of(slot)).collect()
+    }
+
+    /// The id of the connection in this slot, or of the last one.
+    pub fn id_of(&self, slot: u32) -> Option<u64> {
+        self.generations.get(slot as usize).map(|generation| u64::from(*generation) << 32 | u64::from(slot))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> u32 {
+        self.live
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conn() -> Conn {
+        Conn::new(Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap(), NEVER)
+    }
+
+    #[test]
+    fn what_an_idle_connection_costs() {
+        // With the record and an entry in the timers.
+        let timers = size_of::<u64>();
+        let connection = size_of::<Option<Conn>>();
+        assert!(connection + size_of::<Record>() + timers <= 248, "{connection}");
+    }
+
+    #[test]
+    fn an_id_names_one_connection_only() {
+        let mut table = Table::new(1).unwrap();
+        let first = table.add(conn()).unwrap();
+        assert!(table.add(conn()).is_none(), "the table has one place");
+        assert!(table.remove(first).is_some());
+        let second = table.add(conn()).unwrap();
+        assert_ne!(first, second);
+        assert!(table.get(first).is_none() && table.remove(first).is_none());
+        assert_eq!(table.ids(), [second]);
+    }
+
+    #[test]
+    fn reading_resumes_when_the_last_reason_to_pause_is_gone() {
+        let mut conn = conn();
+        assert!(!conn.set_pause(Pause::Handler, true, 0));
+        assert!(!conn.set_pause(Pause::Queue, true, 0));
+        assert!(!conn.set_pause(Pause::Handler, false, 0));
+        assert!(conn.is_paused());
+        assert!(conn.set_pause(Pause::Queue, false, 0));
+        assert!(!conn.set_pause(Pause::Queue, false, 0), "it was not paused");
+    }
+}

@@ -1,0 +1,225 @@
+//! The modules whose code this process has mapped, noted while all was well, so that a crash can say where it was
+//! without a look into `/proc`. Knows of no code that is loaded later.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::path::Path;
+
+/// Most mappings with code that are noted; of others only the address is told.
+const MAPPINGS: usize = 1024;
+/// How far up the stack to search for a handler's code.
+const STACK: usize = 64 * 1024;
+const PAGE: usize = 4096;
+
+/// One mapping with code.
+struct Mapping {
+    start: u64,
+    end: u64,
+    /// Where the module was loaded: its own address 0.
+    base: u64,
+    name: Box<[u8]>,
+    handler: Option<u16>,
+}
+
+/// All of them.
+pub struct Modules(Vec<Mapping>);
+
+/// A place in the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodePlace<'a> {
+    /// The base name of the module; empty without one.
+    pub name: &'a [u8],
+    /// Within the module; without one the address itself.
+    pub offset: u64,
+    /// Whose code it is, by index of the routes.
+    pub handler: Option<u16>,
+}
+
+impl<'a> CodePlace<'a> {
+    /// As it is noted.
+    pub fn spot(self) -> (&'a [u8], u64) {
+        (self.name, self.offset)
+    }
+}
+
+impl Modules {
+    /// Notes what is mapped now. `handlers` are the files of handlers with their indexes of the routes.
+    pub fn read(handlers: &[(u16, &Path)]) -> io::Result<Self> {
+        Ok(Self(parse(&std::fs::read_to_string("/proc/self/maps")?, handlers)))
+    }
+
+    /// Where an address is.
+    pub fn place(&self, address: u64) -> CodePlace<'_> {
+        match self.find(address) {
+            Some(mapping) => CodePlace {
+                name: &mapping.name,
+                offset: address.wrapping_sub(mapping.base),
+                handler: mapping.handler,
+            },
+            None => CodePlace { name: &[], offset: address, handler: None },
+        }
+    }
+
+    /// The first return address above `stack` that lies in a handler's code. Async-signal-safe; a bad address is
+    /// nowhere.
+    pub fn caller(&self, stack: u64) -> Option<CodePlace<'_>> {
+        let mut page = [0_u8; PAGE];
+        let mut at = stack.checked_next_multiple_of(8)?;
+        let end = stack.checked_add(STACK as u64)?;
+        while at < end {
+            let size = PAGE - at as usize % PAGE; // to the end of the page
+            let room = page.get_mut(..size)?;
+            if read_own(at, room) == size {
+                let words = room.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word));
+                let places = words.filter(|word| follows_call(*word)).map(|word| self.place(word));
+                if let Some(place) = places.into_iter().find(|place| place.handler.is_some()) {
+                    return Some(place);
+                }
+            }
+            at += size as u64;
+        }
+        None
+    }
+
+    fn find(&self, address: u64) -> Option<&Mapping> {
+        self.0.iter().find(|mapping| (mapping.start..mapping.end).contains(&address))
+    }
+}
+
+/// Copies memory of this process from an address that may be anything; returns how much could be read.
+/// Async-signal-safe.
+pub fn read_own(address: u64, to: &mut [u8]) -> usize {
+    let local = libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: to.len() };
+    let remote = libc::iovec { iov_base: address as *mut _, iov_len: to.len() };
+    // SAFETY: writes into `to` only; the kernel checks the other address, and refuses instead of faulting.
+    let read = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
+    usize::try_from(read).unwrap_or(0)
+}
+
+/// Whether the instruction before this address is a call: a pointer to a function that lies on the stack is not
+/// where anybody came from.
+#[cfg(target_arch = "x86_64")]
+fn follows_call(address: u64) -> bool {
+    let mut before = [0; 7];
+    if address < PAGE as u64 || read_own(address - 7, &mut before) != before.len() {
+        return false;
+    }
+    // E8 rel32; or FF /2 with 2 to 7 bytes.
+    let indirect =
+        |size: usize| matches!(before.get(7 - size..), Some([0xff, modrm, ..]) if modrm >> 3 & 7 == 2);
+    before[2] == 0xe8 || [2, 3, 4, 6, 7].into_iter().any(indirect)
+}
+
+/// The same: BL or BLR.
+#[cfg(target_arch = "aarch64")]
+fn follows_call(address: u64) -> bool {
+    let mut before = [0; 4];
+    if address < PAGE as u64 || read_own(address - 4, &mut before) != before.len() {
+        return false;
+    }
+    let instruction = u32::from_ne_bytes(before);
+    instruction >> 26 == 0x25 || instruction & 0xffff_fc1f == 0xd63f_0000
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn follows_call(_: u64) -> bool {
+    true
+}
+
+/// The mappings with code in the text of proc_pid_maps(5).
+fn parse(maps: &str, handlers: &[(u16, &Path)]) -> Vec<Mapping> {
+    let mut found = Vec::with_capacity(64);
+    let mut base = (0, "");
+    for turns in maps.lines() {
+        let mut fields = turns.splitn(6, ' ');
+        let (Some(range), Some(access), Some(offset)) = (fields.next(), fields.next(), fields.next()) else {
+            continue;
+        };
+        let path = fields.nth(2).unwrap_or_default().trim_start();
+        let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+        let Some((Some(start), Some(end))) = range.split_once('-').map(|(start, end)| (hex(start), hex(end)))
+        else {
+            continue;
+        };
+        if !path.starts_with('/') {
+            continue; // [stack], [vdso], or nothing
+        }
+        if hex(offset) == Some(0) || base.1 != path {
+            base = (start.saturating_sub(hex(offset).unwrap_or(0)), path);
+        }
+        if access.contains('x') && found.len() < MAPPINGS {
+            let name = path.rsplit('/').next().unwrap_or(path).as_bytes().into();
+            let handler =
+                handlers.iter().find(|(_, file)| *file == Path::new(path)).map(|(handler, _)| *handler);
+            found.push(Mapping { start, end, base: base.0, name, handler });
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    // Two objects as ld and lld lay them out: with lld the code's address is not its offset in the file.
+    const MAPS: &str = "\
+55d0a0000000-55d0a0005000 r--p 00000000 fe:00 42     /usr/bin/wshd
+55d0a0005000-55d0a0009000 r-xp 00005000 fe:00 42     /usr/bin/wshd
+55d0a1000000-55d0a1021000 rw-p 00000000 00:00 0      [heap]
+7f0000000000-7f0000001000 r--p 00000000 fe:00 7      /h/a b_wsh.so
+7f0000002000-7f0000003000 r-xp 00001000 fe:00 7      /h/a b_wsh.so
+7f0000003000-7f0000004000 r-xp 00000000 00:00 0
+7f0000004000-7f0000005000 r-xp 00000000 00:00 0      [vdso]
+";
+
+    #[test]
+    fn an_address_is_a_module_and_an_address_in_it() {
+        let modules = Modules(parse(MAPS, &[(3, Path::new("/h/a b_wsh.so"))]));
+        let place = modules.place(0x7f00_0000_2010);
+        assert_eq!(place, CodePlace { name: b"a b_wsh.so", offset: 0x2010, handler: Some(3) });
+        assert_eq!(
+            modules.place(0x55d0_a000_5001),
+            CodePlace { name: b"wshd", offset: 0x5001, handler: None }
+        );
+        // Data, a hole, and what has no file.
+        for address in [0x7f00_0000_0000, 0x7f00_0000_3000, 0x7f00_0000_4000, 0xdead000, 0] {
+            assert_eq!(modules.place(address), CodePlace { name: b"", offset: address, handler: None });
+        }
+    }
+
+    #[test]
+    fn our_own_code_is_found() {
+        let modules = Modules::read(&[]).unwrap();
+        let place = modules.place(our_own_code_is_found as *const () as u64);
+        let exe = std::env::current_exe().unwrap();
+        assert_eq!(place.name, exe.file_name().unwrap().as_encoded_bytes());
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_not_read() {
+        let word = 7_u64;
+        let mut to = [0; 8];
+        assert_eq!(read_own(&raw const word as u64, &mut to), 8);
+        assert_eq!(u64::from_ne_bytes(to), 7);
+        for address in [0, 8, u64::MAX - 7] {
+            assert_eq!(read_own(address, &mut to), 0);
+        }
+    }
+
+    #[inline(never)]
+    fn search(modules: &Modules) -> Option<(u64, u64)> {
+        let here = 0_u64;
+        modules.caller(&raw const here as u64).map(|place| (place.offset, u64::from(place.handler.unwrap())))
+    }
+
+    #[test]
+    fn the_caller_is_found_on_the_stack_and_a_bad_stack_is_no_harm() {
+        // Our own program plays the handler.
+        let exe = std::env::current_exe().unwrap();
+        let modules = Modules::read(&[(9, &exe)]).unwrap();
+        assert_eq!(search(&modules).unwrap().1, 9);
+        assert_eq!(modules.caller(0), None);
+        assert_eq!(modules.caller(u64::MAX - 100), None);
+    }
+}

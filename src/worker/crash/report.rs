@@ -1,0 +1,131 @@
+//! What a crashing process leaves for the log line and the crash record: where the code was, and which connection
+//! and message it had. Runs in the rescue, under its rules; whatever is not as it should be is left out.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::ffi::c_void;
+
+use crate::fleet::crash_report::{self, CrashReport};
+use crate::fleet::current_call::{CurrentCall, Message};
+use crate::worker::conn::record::Record;
+use crate::worker::crash::modules::{CodePlace, Modules, read_own};
+
+/// Bytes of a message that are copied at a time.
+const PIECE: usize = 4096;
+
+/// Where the crashing thread was.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Registers {
+    /// The instruction; 0 for none in particular.
+    pub code: u64,
+    /// The end of the stack; 0: no handler's code runs on it, what lies there is stale.
+    pub stack: u64,
+}
+
+impl Registers {
+    /// Out of what the kernel gives to a signal handler.
+    ///
+    /// # Safety
+    /// `context` must be the third argument of a signal handler.
+    pub unsafe fn of(context: *const c_void) -> Self {
+        // SAFETY: promised by the caller.
+        let Some(context) = (unsafe { context.cast::<libc::ucontext_t>().as_ref() }) else {
+            return Self::default();
+        };
+        let registers = &context.uc_mcontext;
+        #[cfg(target_arch = "x86_64")]
+        let (code, stack) =
+            (registers.gregs[libc::REG_RIP as usize] as u64, registers.gregs[libc::REG_RSP as usize] as u64);
+        #[cfg(target_arch = "aarch64")]
+        let (code, stack) = (registers.pc, registers.sp);
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let (code, stack) = (0, (&raw const *registers) as u64);
+        Self { code, stack }
+    }
+
+    /// Of the caller, for want of a signal.
+    pub fn here() -> Self {
+        let local = 0_u8;
+        Self { code: 0, stack: &raw const local as u64 }
+    }
+}
+
+thread_local! {
+    static HELD: Cell<Message> = const { Cell::new(NONE) };
+}
+
+const NONE: Message = Message { kind: 0, size: 0, data: 0 };
+
+/// The message that the calling thread's blocking handler holds from now on. It may be freed without a word: a
+/// crash reads it as if it could be anything.
+pub fn hold(kind: u32, payload: &[u8]) {
+    HELD.set(Message { kind, size: payload.len() as u64, data: payload.as_ptr() as u64 });
+}
+
+/// What gathers the evidence, made beforehand.
+pub struct Collector {
+    /// Where the code is.
+    pub modules: Modules,
+    /// Where it is left.
+    pub crash_report: &'static CrashReport,
+}
+
+impl Collector {
+    /// Gathers all; returns whose code was running, if it is a handler's. `record` must be intact.
+    /// Async-signal-safe.
+    pub fn collect(
+        &self,
+        at: Registers,
+        current_call: &CurrentCall,
+        conn: u64,
+        record: Option<&Record>,
+    ) -> Option<u16> {
+        self.crash_report.clear();
+        let (code, via) = self.find_code(at);
+        self.crash_report.note_code(code.map(CodePlace::spot), via.map(CodePlace::spot));
+        if let Some(record) = record {
+            self.crash_report.note_peer(record.peer);
+            let strings = record.strings();
+            self.crash_report.note_strings([Some(strings.resource), strings.origin, strings.protocol]);
+        }
+        let of_loop =
+            || current_call.message().filter(|_| current_call.current().is_some_and(|(.., at)| at == conn));
+        let held = Some(HELD.get()).filter(|held| held.kind != 0);
+        if let Some(message) = held.or_else(of_loop) {
+            self.copy(message);
+        }
+        code.and_then(|code| code.handler)
+    }
+
+    /// The handler's code, and the library's that it had called.
+    fn find_code(&self, at: Registers) -> (Option<CodePlace<'_>>, Option<CodePlace<'_>>) {
+        let code = (at.code != 0).then(|| self.modules.place(at.code));
+        if code.is_some_and(|code| code.handler.is_some()) {
+            return (code, None);
+        }
+        match Some(at.stack).filter(|stack| *stack != 0).and_then(|stack| self.modules.caller(stack)) {
+            Some(caller) => (Some(caller), code),
+            None => (code, None),
+        }
+    }
+
+    fn copy(&self, message: Message) {
+        self.crash_report.note_message(message.kind, message.size);
+        let mut piece = [0_u8; PIECE];
+        let mut at = 0;
+        loop {
+            let size = (message.size - at).min(PIECE as u64) as usize;
+            let Some(room) = piece.get_mut(..size) else { return };
+            if size > 0 && read_own(message.data.wrapping_add(at), room) != size {
+                return;
+            }
+            if at == 0 {
+                self.crash_report.note_hash(crash_report::hash(room));
+            }
+            at += size as u64;
+            if size == 0 || !self.crash_report.note_bytes(room) {
+                return;
+            }
+        }
+    }
+}

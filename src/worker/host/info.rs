@@ -1,0 +1,93 @@
+//! What handlers may ask about a connection, wherever the answer lies: in the
+//! handshake, in the record of an open connection, or with a blocking thread.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+
+use ::ws_handler::raw::*;
+use socket2::SockAddr;
+
+use crate::ffi::host::{ABSENT, Address, Fact, present};
+use crate::proto::ws::deflate::negotiate::Params;
+use crate::worker::conn::record::Strings;
+use crate::worker::handshake::handshake::Request;
+
+/// The facts of one connection, borrowed from where they lie.
+#[derive(Clone, Copy)]
+pub struct Info<'a> {
+    /// Each followed by a NUL.
+    pub strings: Strings<'a>,
+    /// What was agreed about compression.
+    pub deflate: Option<Params>,
+    /// The request, in the handshake or if it is kept.
+    pub request: Option<&'a Request>,
+}
+
+impl Info<'_> {
+    /// The answer to a fact about request and agreement; absent for the others.
+    pub fn get(&self, fact: Fact) -> ws_bytes {
+        let request = self.request;
+        let found = match fact {
+            Fact::Resource => Some(self.strings.resource),
+            Fact::Path => self.strings.resource.split(|&byte| byte == b'?').next(),
+            Fact::Query => {
+                let resource = self.strings.resource;
+                resource.iter().position(|&byte| byte == b'?').and_then(|at| resource.get(at + 1..))
+            }
+            Fact::Origin => self.strings.origin,
+            Fact::Protocol => self.strings.protocol,
+            Fact::Authority => request.map(|request| request.head.authority().as_bytes()),
+            Fact::Method => request.map(|request| request.head.method().as_bytes()),
+            Fact::RequestedProtocols => request.and_then(Request::protocols),
+            Fact::RequestedExtensions => request.and_then(Request::extensions),
+            Fact::Extensions => self.deflate.map(extension_text),
+            Fact::CloseReason | Fact::State => None,
+        };
+        found.map_or(ABSENT, present)
+    }
+
+    /// The first header of that name.
+    pub fn header(&self, name: &[u8]) -> ws_bytes {
+        let value = self.request.zip(str::from_utf8(name).ok());
+        value.and_then(|(request, name)| request.head.header(name)).map_or(ABSENT, present)
+    }
+
+    /// The index-th header.
+    pub fn header_at(&self, index: usize) -> Option<(ws_bytes, ws_bytes)> {
+        let (name, value) = self.request?.head.header_at(index)?;
+        Some((present(name.as_bytes()), present(value)))
+    }
+}
+
+/// The value of the extensions header for these parameters, which handlers may
+/// keep for the connection's life: there are a few hundred different ones at most,
+/// so each is made once and stays.
+fn extension_text(params: Params) -> &'static [u8] {
+    static MADE: Mutex<BTreeMap<u32, &'static [u8]>> = Mutex::new(BTreeMap::new());
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    made.entry(params.to_bits()).or_insert_with(|| {
+        let text = Box::leak((params.header_value() + "\0").into_bytes().into_boxed_slice());
+        text.strip_suffix(b"\0").unwrap_or(text)
+    })
+}
+
+/// An IP address as handlers see it; without one the peer is on a Unix socket.
+pub fn address(ip: Option<SocketAddr>) -> Address {
+    match ip {
+        Some(SocketAddr::V4(ip)) => Address { family: WS_IPV4, port: ip.port(), text: ip.ip().to_string() },
+        Some(SocketAddr::V6(ip)) => match ip.ip().to_ipv4_mapped() {
+            Some(v4) => Address { family: WS_IPV4, port: ip.port(), text: v4.to_string() },
+            None => Address { family: WS_IPV6, port: ip.port(), text: ip.ip().to_string() },
+        },
+        None => Address { family: WS_UNIX, port: 0, text: String::new() },
+    }
+}
+
+/// The address of our end of a connection.
+pub fn local_address(local: &SockAddr) -> Address {
+    match local.as_pathname() {
+        Some(path) => Address { family: WS_UNIX, port: 0, text: path.display().to_string() },
+        None => address(local.as_socket()),
+    }
+}

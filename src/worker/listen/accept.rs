@@ -1,0 +1,344 @@
+//! Accepting connections, on the event loop: the listening sockets are in its poll with EPOLLEXCLUSIVE, so that a
+//! connection wakes one of the workers that have nothing to do. A worker that is ahead of the others takes them out of
+//! its poll; its doorkeeper, a thread, puts them back. Reads nothing of what is accepted.
+//!
+//! Why no connection waits while a worker could take it:
+//! - Each that comes wakes one of the sleeping workers that have the sockets in their poll, and that one accepts at
+//!   least one connection from there before it takes them out, however far ahead it is by then. With several in the
+//!   queue as many were woken, and who takes more than one does the others' work.
+//! - If none of those sleeps, all of them find the socket ready when they poll next: it is level-triggered.
+//! - If no poll has it, the least loaded worker may accept, and its doorkeeper hears of each change of a load. What is
+//!   put into a poll and is ready already is an event at once.
+//! - Who was woken and dies, leaves or is stuck before it accepts takes the wake-up along. So each worker that has the
+//!   sockets in its poll looks for itself once in a second.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use socket2::{SockRef, Socket};
+
+use crate::fleet::addresses::Refusal;
+use crate::fleet::listener::Listener;
+use crate::fleet::scoreboard::{Scoreboard, Slot, State, now};
+use crate::worker::Worker;
+use crate::worker::base::poll::Poll;
+use crate::worker::event_loop::LISTENER;
+use crate::worker::listen::admission;
+
+/// Connections accepted at a time: others have their turn in between.
+const AT_A_TIME: usize = 16;
+/// How often (ns) to accept until there is nothing left.
+const ALL: u64 = 1_000_000;
+/// How often (ns) to look for connections that nobody has called for.
+const LOOK: u64 = 1_000_000_000;
+/// A worker whose loop has not turned for so long (ns) is not waited for.
+const STALE: u64 = 3_000_000_000;
+/// A worker that has been in one call of a handler for so long (ns) is not waited for.
+const STUCK: u64 = 100_000_000;
+/// How long to hold back before looking again, should no load change meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Pause when descriptors or memory have run out.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// Where connections come in: the listening sockets of a worker. Shared by its event loop and its doorkeeper.
+pub struct Acceptor {
+    sockets: Vec<ListenSocket>,
+    poll: &'static Poll,
+    share: Share,
+    state: Mutex<AcceptState>,
+    changed: Condvar,
+    /// When the loop last looked for itself, and when it last tried to accept all; ns.
+    looked: AtomicU64,
+    tried_all: AtomicU64,
+}
+
+struct ListenSocket {
+    listener: Arc<Listener>,
+    /// It has failed for good.
+    failed: AtomicBool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum AcceptState {
+    /// The sockets are in the poll.
+    Accepting,
+    /// They are not: the doorkeeper puts them back when this worker may accept, but not before this time has passed.
+    Paused(Duration),
+    /// They are not, and stay away.
+    Closed,
+}
+
+impl Acceptor {
+    /// Not open yet: its [doorkeeper](Self::keep) will open it.
+    pub fn new(listeners: &[Arc<Listener>], poll: &'static Poll, share: Share) -> Self {
+        let socket_of =
+            |listener: &Arc<Listener>| ListenSocket { listener: Arc::clone(listener), failed: false.into() };
+        Self {
+            sockets: listeners.iter().map(socket_of).collect(),
+            poll,
+            share,
+            state: Mutex::new(AcceptState::Paused(Duration::ZERO)),
+            changed: Condvar::new(),
+            looked: AtomicU64::new(now()),
+            tried_all: AtomicU64::default(),
+        }
+    }
+
+    /// Whether there is anything to accept from.
+    pub fn exists(&self) -> bool {
+        !self.sockets.is_empty()
+    }
+
+    /// The doorkeeper's work, on a thread of its own: opens the entrance whenever it is held and this worker may
+    /// accept. Until it is closed.
+    pub fn keep(&self) {
+        while let Some(pause) = self.wait_until_held() {
+            std::thread::sleep(pause);
+            loop {
+                let seen = self.share.scoreboard.tick();
+                if self.is(AcceptState::Closed) || self.share.may_take() {
+                    break;
+                }
+                self.share.scoreboard.wait(seen, LOOK_AGAIN);
+            }
+            self.open();
+        }
+    }
+
+    /// The pause that is wanted first; `None` once the entrance is closed.
+    fn wait_until_held(&self) -> Option<Duration> {
+        let is_open = |state: &mut AcceptState| *state == AcceptState::Accepting;
+        let state = self.changed.wait_while(self.lock(), is_open);
+        match *state.unwrap_or_else(PoisonError::into_inner) {
+            AcceptState::Paused(pause) => Some(pause),
+            AcceptState::Accepting | AcceptState::Closed => None,
+        }
+    }
+
+    fn open(&self) {
+        let mut state = self.lock();
+        if !matches!(*state, AcceptState::Paused(_)) {
+            return;
+        }
+        *state = AcceptState::Accepting;
+        for (socket_of, token) in self.sockets.iter().zip(LISTENER..) {
+            if !socket_of.failed.load(Ordering::Relaxed)
+                && let Err(error) = self.poll.add_shared(&*socket_of.listener, token)
+            {
+                log::warn!("{}: epoll: {error}; trying again", socket_of.listener.address);
+                self.empty_poll();
+                *state = AcceptState::Paused(RETRY_AFTER);
+                return;
+            }
+        }
+    }
+
+    /// Has the doorkeeper open again, after a pause and when this worker may accept. [event loop]
+    fn hold(&self, pause: Duration) {
+        let mut state = self.lock();
+        if *state == AcceptState::Accepting {
+            *state = AcceptState::Paused(pause);
+            self.empty_poll();
+            self.changed.notify_one();
+        }
+    }
+
+    /// Lets nothing more in. [event loop]
+    pub fn close(&self) {
+        let mut state = self.lock();
+        if *state == AcceptState::Accepting {
+            self.empty_poll();
+        }
+        *state = AcceptState::Closed;
+        self.changed.notify_one();
+    }
+
+    fn empty_poll(&self) {
+        self.sockets.iter().for_each(|socket_of| self.poll.forget(&*socket_of.listener));
+    }
+
+    fn is(&self, state: AcceptState) -> bool {
+        *self.lock() == state
+    }
+
+    fn lock(&self) -> MutexGuard<'_, AcceptState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A worker's share of all connections of its pool.
+pub struct Share {
+    /// The load of all workers.
+    pub scoreboard: &'static Scoreboard,
+    /// This worker's place in it.
+    pub index: usize,
+    /// What it says of this worker.
+    pub slot: &'static Slot,
+    /// Most connections of this worker.
+    pub connections: u32,
+}
+
+impl Share {
+    /// Whether this worker may take a connection.
+    fn may_take(&self) -> bool {
+        let siblings = self.scoreboard.slots().iter().enumerate();
+        // The workers of other pools have connections sent to them.
+        let siblings = siblings.filter(|(_, sibling)| sibling.place().pool == self.slot.place().pool);
+        let others = siblings.filter(|(index, _)| *index != self.index).map(|(_, other)| other);
+        let others = others.filter(|other| serves(other)).map(load);
+        may_accept(load(self.slot), self.connections, others)
+    }
+}
+
+impl Worker {
+    /// How many connections to accept in a turn of the loop with so many events. Where there is none left, accept4
+    /// takes as long as where there is one: so in short turns a few, which are likely to be there.
+    pub fn accept_budget(&self, events: usize) -> usize {
+        let (now, tried) = (self.now.get(), self.acceptor.tried_all.load(Ordering::Relaxed));
+        if now.saturating_sub(tried) < ALL {
+            return (events / 4).clamp(1, AT_A_TIME);
+        }
+        self.acceptor.tried_all.store(now, Ordering::Relaxed);
+        AT_A_TIME
+    }
+
+    /// Connections wait at the listening socket with this number: accepts so many, if this worker may have them.
+    pub fn accept_from(&self, number: usize, most: usize) {
+        if self.acceptor.is(AcceptState::Closed) {
+            return;
+        }
+        let Some(socket_of) = self.acceptor.sockets.get(number) else { return };
+        let address = &socket_of.listener.address;
+        for _ in 0..most {
+            match accept(&socket_of.listener) {
+                Ok((socket, peer)) => self.admit_socket(socket, peer),
+                Err(Errno::EAGAIN) => return,
+                // accept(2): errors of the connection that was waiting, not of the socket.
+                Err(Errno::EINTR | Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM | Errno::ENETDOWN) => {}
+                Err(Errno::ENOPROTOOPT | Errno::EHOSTDOWN | Errno::ENONET | Errno::EHOSTUNREACH) => {}
+                Err(Errno::EOPNOTSUPP | Errno::ENETUNREACH) => {}
+                Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)) => {
+                    log::warn!("accept on {address}: {error}; trying again");
+                    return self.acceptor.hold(RETRY_AFTER);
+                }
+                Err(error) => {
+                    log::error!("accept on {address}: {error}; this worker accepts no more there");
+                    socket_of.failed.store(true, Ordering::Relaxed);
+                    return self.poll.forget(&*socket_of.listener);
+                }
+            }
+            if !self.acceptor.share.may_take() {
+                return self.acceptor.hold(Duration::ZERO);
+            }
+        }
+    }
+
+    /// Accepts what waits although nobody has called, at most once in a second. See above.
+    pub fn poll_listeners(&self) {
+        let acceptor = self.acceptor;
+        let looked = acceptor.looked.load(Ordering::Relaxed);
+        if self.now.get().saturating_sub(looked) >= LOOK {
+            acceptor.looked.store(self.now.get(), Ordering::Relaxed);
+            let is_open = || acceptor.is(AcceptState::Accepting);
+            (0..acceptor.sockets.len())
+                .take_while(|_| is_open())
+                .for_each(|number| self.accept_from(number, AT_A_TIME));
+        }
+    }
+
+    /// Accepts what this worker was woken for, perhaps, and then nothing more.
+    pub fn stop_accepting(&self) {
+        if self.acceptor.is(AcceptState::Accepting) {
+            (0..self.acceptor.sockets.len()).for_each(|number| self.accept_from(number, AT_A_TIME));
+        }
+        self.acceptor.close();
+    }
+
+    fn admit_socket(&self, socket: Socket, peer: Option<SocketAddr>) {
+        match self.admission.admit(peer) {
+            Ok(ticket) => {
+                self.metrics.place.accepted.add_shared(1);
+                self.count_one_more();
+                self.start_connection(socket, peer, ticket);
+            }
+            Err(refusal) => self.refuse_socket(socket, peer, refusal),
+        }
+    }
+
+    /// A connection is over a limit. That costs little, and takes no more than half of the room for connections.
+    fn refuse_socket(&self, socket: Socket, peer: Option<SocketAddr>, refusal: Refusal) {
+        self.admission.note(refusal, peer, "");
+        if load(self.slot) >= self.most_connections / 2 || !self.admission.may_answer() {
+            return admission::cut(&socket, refusal);
+        }
+        self.count_one_more();
+        self.refuse_politely(socket, refusal);
+    }
+
+    fn count_one_more(&self) {
+        self.slot.connections.fetch_add(1, Ordering::Relaxed);
+        self.scoreboard.changed();
+    }
+}
+
+/// The next connection, and the peer's address if that is one of IP.
+fn accept(listener: &Listener) -> Result<(Socket, Option<SocketAddr>), Errno> {
+    let accepted = SockRef::from(listener).accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
+    let (socket, address) = accepted.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
+    Ok((socket, address.as_socket()))
+}
+
+/// Whether a worker takes its share, so that others wait for it.
+fn serves(slot: &Slot) -> bool {
+    let age = |since: &AtomicU64| now().saturating_sub(since.load(Ordering::Relaxed));
+    let is_stuck = || slot.call.current().is_some() && age(&slot.call.since) >= STUCK;
+    slot.state() == State::Running && age(&slot.heartbeat) < STALE && !is_stuck()
+}
+
+fn load(slot: &Slot) -> u32 {
+    slot.connections.load(Ordering::Relaxed)
+}
+
+/// Whether a worker of this load may take one more: it must not be more than one
+/// or a twentieth ahead of the least loaded.
+fn may_accept(mine: u32, most: u32, others: impl Iterator<Item = u32>) -> bool {
+    let least = others.min().unwrap_or(mine);
+    mine < most && mine <= least + least / 20
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_accept;
+
+    #[test]
+    fn the_least_loaded_worker_accepts_and_one_far_ahead_does_not() {
+        assert!(may_accept(0, 10, [5, 6, 7].into_iter()));
+        assert!(may_accept(5, 10, [5, 6, 7].into_iter()));
+        assert!(!may_accept(6, 10, [5, 6, 7].into_iter()));
+        assert!(may_accept(104, 1000, [100, 120].into_iter()));
+        assert!(!may_accept(106, 1000, [100, 120].into_iter()));
+    }
+
+    #[test]
+    fn a_worker_alone_accepts_up_to_its_bound() {
+        assert!(may_accept(9, 10, std::iter::empty()));
+        assert!(!may_accept(10, 10, std::iter::empty()));
+    }
+
+    #[test]
+    fn loads_stay_within_the_bar_however_unlucky_the_order() {
+        // Always the most loaded worker that may accept gets the next connection.
+        let mut loads = [0_u32; 4];
+        for _ in 0..400 {
+            let next = (0..4)
+                .filter(|&i| may_accept(loads[i], 1000, (0..4).filter(|&j| j != i).map(|j| loads[j])))
+                .max_by_key(|&i| loads[i]);
+            loads[next.unwrap()] += 1;
+        }
+        let (most, least) = (loads.iter().max().unwrap(), loads.iter().min().unwrap());
+        assert!(f64::from(*most) / f64::from(*least) <= 1.1, "{loads:?}");
+    }
+}

@@ -1,0 +1,211 @@
+//! The access log: a line when a connection opens, ends, goes elsewhere or is refused. What it needs to know of a
+//! connection beyond the record lies here, and only while there is an access log.
+
+use std::cell::RefCell;
+
+use ::ws_handler::raw::*;
+
+use crate::ffi::host::Address;
+use crate::log::{self as sink, Level, Value};
+use crate::proto::http1::head::Head;
+use crate::proto::ws::deflate::negotiate::Params;
+use crate::proto::ws::handshake;
+use crate::worker::Worker;
+use crate::worker::host::info;
+
+/// What the access log knows of the connections, by their place in the table; None without an access log.
+pub struct AccessLog(Option<RefCell<Vec<Entry>>>);
+
+/// One connection.
+#[derive(Default)]
+struct Entry {
+    /// Its id: another one may have had the place before.
+    conn: u64,
+    /// When it was accepted, opened or came from elsewhere; ns.
+    since: u64,
+    stage: Stage,
+    messages_in: u64,
+    bytes_in: u64,
+    messages_out: u64,
+    bytes_out: u64,
+}
+
+#[derive(Default, PartialEq, Eq)]
+enum Stage {
+    /// Nothing that a line is owed for.
+    #[default]
+    Quiet,
+    /// Its request waits for an answer: the resource, and whether it is for a WebSocket.
+    Asked(Box<str>, bool),
+    /// It is open.
+    Open,
+}
+
+impl AccessLog {
+    /// An empty one.
+    pub fn new(is_on: bool) -> Self {
+        Self(is_on.then(RefCell::default))
+    }
+
+    /// A connection that is new in this process.
+    pub fn begin(&self, id: u64, now: u64) {
+        if let Some(entries) = &self.0 {
+            let entries = &mut *entries.borrow_mut();
+            let place = id as u32 as usize;
+            if entries.len() <= place {
+                entries.resize_with(place + 1, Entry::default);
+            }
+            if let Some(entry) = entries.get_mut(place) {
+                *entry = Entry { conn: id, since: now, ..Entry::default() };
+            }
+        }
+    }
+
+    /// A message, or a part of one, has come.
+    #[inline]
+    pub fn received(&self, id: u64, bytes: usize, last: bool) {
+        self.with(id, |entry| {
+            entry.messages_in += u64::from(last);
+            entry.bytes_in += bytes as u64;
+        });
+    }
+
+    /// A message, or a part of one, was sent.
+    #[inline]
+    pub fn sent(&self, id: u64, bytes: usize, last: bool) {
+        self.with(id, |entry| {
+            entry.messages_out += u64::from(last);
+            entry.bytes_out += bytes as u64;
+        });
+    }
+
+    /// A request has come.
+    pub fn asked(&self, id: u64, head: &Head) {
+        self.with(id, |entry| {
+            entry.stage = Stage::Asked(head.resource().into(), handshake::is_upgrade(head));
+        });
+    }
+
+    /// Changes the entry of a connection, if it is still there.
+    #[inline]
+    fn with<R>(&self, id: u64, f: impl FnOnce(&mut Entry) -> R) -> Option<R> {
+        self.0.as_ref()?.borrow_mut().get_mut(id as u32 as usize).filter(|entry| entry.conn == id).map(f)
+    }
+}
+
+type Field<'a> = (&'static str, Value<'a>);
+
+impl Worker {
+    /// The connection is open here: new, or come from another process.
+    pub fn log_open(&self, id: u64, is_new: bool) {
+        let now = self.now.get();
+        let open = |entry: &mut Entry| (entry.stage, entry.since) = (Stage::Open, now);
+        if self.access_log.with(id, open).is_some() {
+            let event = if is_new { "open" } else { "resumed" };
+            let status = is_new.then_some(("status", Value::Number(101)));
+            self.log_agreed(id, event, status.as_slice(), &[]);
+        }
+    }
+
+    /// The connection has ended.
+    pub fn log_close(&self, id: u64, by: u32, code: u32) {
+        let by = match by {
+            WS_BY_PEER => "peer",
+            WS_BY_HANDLER => "handler",
+            _ => "server",
+        };
+        self.log_end(id, "close", code.into(), by);
+    }
+
+    /// The connection goes on in another process; a request that is handed on is answered there.
+    pub fn log_moved(&self, id: u64) {
+        self.log_end(id, "moved", 0, "move");
+        self.access_log.with(id, |entry| entry.stage = Stage::Quiet);
+    }
+
+    /// A process that crashed has closed the connection; what that process knew of it is lost.
+    pub fn log_cut(&self, id: u64) {
+        if self.access_log.0.is_some() {
+            self.log_agreed(id, "close", &[], &[("code", Value::Absent), ("by", Value::Text("crash"))]);
+        }
+    }
+
+    /// The request was answered with something else than a WebSocket, or (`None`) not at all. `head` is that of the
+    /// answer.
+    pub fn log_answer(&self, id: u64, head: Option<&[u8]>) {
+        let answered = |entry: &mut Entry| (std::mem::take(&mut entry.stage), entry.since);
+        let Some((stage, since)) = self.access_log.with(id, answered) else { return };
+        let (resource, event) = match (&stage, head) {
+            (Stage::Asked(resource, true), _) => (Some(&**resource), "refused"),
+            (Stage::Asked(resource, false), _) => (Some(&**resource), "http"),
+            // What came was no request.
+            (Stage::Quiet, Some(_)) => (None, "http"),
+            _ => return,
+        };
+        let status = head.and_then(|head| str::from_utf8(head.get(9..12)?).ok()?.parse().ok());
+        let fields = [
+            ("status", status.map_or(Value::Absent, Value::Number)),
+            ("duration_ms", self.time_since(since)),
+        ];
+        self.log_about(id, event, resource, &fields);
+    }
+
+    fn log_end(&self, id: u64, event: &str, code: u64, by: &str) {
+        let end = |entry: &mut Entry| (entry.stage == Stage::Open).then(|| std::mem::take(entry));
+        let Some(entry) = self.access_log.with(id, end).flatten() else { return };
+        let fields = [
+            ("code", Value::Number(code)),
+            ("by", Value::Text(by)),
+            ("messages_in", Value::Number(entry.messages_in)),
+            ("bytes_in", Value::Number(entry.bytes_in)),
+            ("messages_out", Value::Number(entry.messages_out)),
+            ("bytes_out", Value::Number(entry.bytes_out)),
+            ("duration_ms", self.time_since(entry.since)),
+        ];
+        self.log_agreed(id, event, &[], &fields);
+    }
+
+    fn time_since(&self, since: u64) -> Value<'static> {
+        Value::Number(self.now.get().saturating_sub(since) / 1_000_000)
+    }
+
+    /// Writes a line about a connection that is open, with these fields before and behind what was agreed on.
+    fn log_agreed(&self, id: u64, event: &str, before: &[Field], behind: &[Field]) {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let agreed = self.core.borrow_mut().table.record(id).map(|record| {
+            let strings = record.strings();
+            let deflate = (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten();
+            (text(strings.resource), strings.protocol.map(text), deflate.map(Params::header_value))
+        });
+        let Some((resource, protocol, compression)) = agreed else { return };
+        let agreed =
+            [("subprotocol", protocol.as_deref().into()), ("compression", compression.as_deref().into())];
+        let resource = Some(&*resource).filter(|resource| !resource.is_empty());
+        self.log_about(id, event, resource, &[before, &agreed, behind].concat());
+    }
+
+    /// Writes a line about any connection, unless the log level of its handler keeps it out.
+    fn log_about(&self, id: u64, event: &str, resource: Option<&str>, fields: &[Field]) {
+        let path = resource.and_then(|resource| resource.split('?').next()).unwrap_or_default();
+        let route =
+            self.routes.find(path).and_then(|handler| self.routes.handlers().get(usize::from(handler)));
+        let level = route.and_then(|route| self.config.log.handlers.get(&route.resource));
+        if level.is_some_and(|level| *level > Level::Info) {
+            return;
+        }
+        let peer = self.core.borrow_mut().table.record(id).map(|record| info::address(record.peer.address()));
+        let peer = peer.map(|Address { family, port, text }| match family {
+            WS_IPV4 => format!("{text}:{port}"),
+            WS_IPV6 => format!("[{text}]:{port}"),
+            _ => "unix".to_owned(),
+        });
+        let (conn, peer) = (format!("{id:x}"), peer.as_deref());
+        let first = [
+            ("event", Value::Text(event)),
+            ("conn", Value::Text(&conn)),
+            ("peer", peer.into()),
+            ("resource", resource.into()),
+        ];
+        sink::write_access(&[&first, fields].concat());
+    }
+}

@@ -1,0 +1,108 @@
+//! What this worker counts, and how long its handlers take: the clock is looked at only if somebody wants to know,
+//! which is when the server has an endpoint for metrics.
+
+use std::io;
+
+use crate::ffi::call::Handler;
+use crate::ffi::host::{Callback, monotonic};
+use crate::fleet::counters::{Counters, Lane, NONE, OTHER, PlaceCounters};
+use crate::fleet::handler_counters::HandlerCounters;
+use crate::fleet::routes::Routes;
+use crate::fleet::scoreboard::Place;
+
+/// The counters of this process. Those of a handler are found by its number in the routes.
+pub struct Metrics {
+    lane: Lane,
+    /// By handler.
+    handler_counters: Vec<&'static HandlerCounters>,
+    /// Of the worker that this process is.
+    pub place: &'static PlaceCounters,
+    timed: bool,
+}
+
+/// The number of no handler.
+pub const NO_HANDLER: u16 = u16::MAX;
+
+impl Metrics {
+    /// Begins to count what the process in this slot does; `timed`: times as well.
+    pub fn new(
+        counters: &Counters,
+        routes: &Routes,
+        (slot, place): (usize, Place),
+        pid: i32,
+        timed: bool,
+    ) -> io::Result<Self> {
+        let lane = counters.claim(slot, pid)?;
+        let of_resource = |resource: &str| lane.counters(counters.entry_of(resource));
+        let handler_counters = routes.handlers().iter().map(|route| of_resource(&route.resource)).collect();
+        // Without room for it, it is counted for nobody.
+        let place = counters.place(place).unwrap_or_else(|| Box::leak(Box::default()));
+        Ok(Self { lane, handler_counters, place, timed })
+    }
+
+    /// What is counted for a handler, or for [`NO_HANDLER`].
+    pub fn of(&self, handler: u16) -> &'static HandlerCounters {
+        let entry = if handler == NO_HANDLER { NONE } else { OTHER };
+        self.handler_counters.get(usize::from(handler)).copied().unwrap_or_else(|| self.lane.counters(entry))
+    }
+
+    /// A send queue had so many bytes before, and has so many now; returns how many all have. [event loop]
+    pub fn count_queued(&self, before: u32, after: u32) -> u64 {
+        self.lane.count_queued(before.into(), after.into())
+    }
+
+    /// Measures calls of a handler.
+    pub fn stopwatch(&self, handler: u16) -> Stopwatch {
+        Stopwatch(self.timed.then(|| self.of(handler)))
+    }
+
+    /// A turn of the event loop has ended, which began at this time (ns). [event loop]
+    pub fn count_turn(&self, begun: u64) {
+        if self.timed {
+            self.place.turns.add(monotonic().saturating_sub(begun));
+        }
+    }
+}
+
+/// Measures how long calls take, or does not.
+#[derive(Clone, Copy)]
+pub struct Stopwatch(Option<&'static HandlerCounters>);
+
+impl Stopwatch {
+    /// The same for a callback that the handler may not have, which is not counted then. [any thread]
+    pub fn time_of<R>(self, handler: Handler, callback: Callback, call: impl FnOnce() -> R) -> R {
+        if handler.has(callback) { self.time(callback, call) } else { call() }
+    }
+
+    /// Calls, and counts the time. [any thread]
+    #[inline]
+    pub fn time<R>(self, callback: Callback, call: impl FnOnce() -> R) -> R {
+        let Some(times) = self.0.and_then(|counters| counters.times(callback as u32)) else { return call() };
+        let begun = monotonic();
+        let result = call();
+        times.add(monotonic().saturating_sub(begun));
+        result
+    }
+}
+
+/// Counts a WebSocket as open for as long as it lives. [event loop]
+pub struct OpenCount(&'static HandlerCounters);
+
+impl OpenCount {
+    /// It has opened.
+    pub fn new(counters: &'static HandlerCounters) -> Self {
+        counters.open.add(1);
+        Self(counters)
+    }
+
+    /// What else is counted for its handler.
+    pub fn counters(&self) -> &'static HandlerCounters {
+        self.0
+    }
+}
+
+impl Drop for OpenCount {
+    fn drop(&mut self) {
+        self.0.open.subtract(1);
+    }
+}

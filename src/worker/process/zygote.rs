@@ -1,0 +1,151 @@
+//! The parent of a pool with a process for each connection: has the handlers loaded and started, and forks a child
+//! for each order of the supervisor. Has one thread and serves nobody, so that a child can be whatever it wants to be.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork, getpid};
+
+use crate::fleet::control::{Channel, Command, Report};
+use crate::fleet::inbox::Inbox;
+use crate::fleet::scoreboard::State;
+use crate::worker::process::handlers::Loaded;
+use crate::worker::{Start, run_loaded};
+
+/// What a child does first, in its slot: it comes under the supervisor, and takes a name.
+pub type Settle = dyn Fn(usize) -> io::Result<()>;
+
+/// Runs a parent until it is told to leave, and in its children a worker; returns the exit code of the process.
+pub fn run(start: Start, settle: &Settle) -> i32 {
+    match serve_forks(start, settle) {
+        Ok(None) => 0,
+        Ok(Some((child, loaded, ready))) => run_loaded(child, loaded, ready),
+        Err(error) => {
+            log::error!("parent: {error}");
+            1
+        }
+    }
+}
+
+/// The descriptors of a child, as far as they have come.
+#[derive(Default)]
+struct Expected {
+    slot: u16,
+    tx: Option<OwnedFd>,
+    rx: Option<OwnedFd>,
+}
+
+/// Returns in the parent when it is to leave, and in each child.
+fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Start, Loaded, Report)>> {
+    // Connections come to the children only.
+    start.txs.clear();
+    let slot = start.scoreboard.slot(start.slot).ok_or(io::ErrorKind::NotFound)?;
+    let (loaded, ready) = Loaded::load(&start.config, &start.routes, slot.place());
+    slot.set_state(if start.standby { State::Standby } else { State::Running });
+    start.control.send_report(ready)?;
+    // Blocked since the fork.
+    let signals =
+        SignalFd::with_flags(&SigSet::from(Signal::SIGTERM), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    let mut expected = Expected::default();
+    loop {
+        let mut fds = [
+            PollFd::new(start.control.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if let Ok(Some(_)) = signals.read_signal() {
+            break;
+        }
+        match start.control.recv_command() {
+            Ok(Some((Command::Child { slot: child, part }, Some(fd)))) => {
+                if let Some((inbox, control)) = expected.add(child, part, fd)
+                    && fork_child()
+                {
+                    let child = usize::from(child);
+                    settle(child)?;
+                    control.send_report(Report::Born { pid: getpid().as_raw() })?;
+                    let start = Start { slot: child, control, inbox, standby: false, ..start };
+                    return Ok(Some((start, loaded, ready)));
+                }
+            }
+            Ok(Some((Command::Log(book), Some(fd)))) => {
+                if let Err(error) = crate::log::replace(book, fd) {
+                    log::warn!("the log goes on in the old file: {error}");
+                }
+            }
+            // There are none here.
+            Ok(Some((Command::List { ticket }, _))) => {
+                start.control.send_report(Report::Listed { ticket, listed: 0, left_out: 0 })?;
+            }
+            Ok(Some((Command::Close { ticket, .. }, _))) => {
+                start.control.send_report(Report::Closing { ticket, begun: false })?;
+            }
+            Ok(Some((Command::Begin, _))) => slot.set_state(State::Running),
+            Ok(Some((Command::HandOver { .. }, _))) => {
+                slot.set_state(State::Stopping);
+                start.control.send_report(Report::Leaving)?;
+                break;
+            }
+            Ok(Some((Command::Stop | Command::Quit, _))) | Ok(None) => break,
+            Ok(Some(_)) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                log::warn!("from the supervisor: {error}")
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    loaded.stop();
+    Ok(None)
+}
+
+impl Expected {
+    /// One more; all of them once they have come.
+    fn add(&mut self, slot: u16, part: u16, fd: OwnedFd) -> Option<(Inbox, Channel)> {
+        match part {
+            0 => *self = Expected { slot, tx: Some(fd), rx: None },
+            1 => self.rx = Some(fd).filter(|_| self.slot == slot),
+            _ => {
+                let all = Some(std::mem::take(self)).filter(|expected| expected.slot == slot)?;
+                return Some((Inbox::of_ends(all.tx?, all.rx?), Channel::from(fd)));
+            }
+        }
+        None
+    }
+}
+
+/// Forks twice, so that the child becomes one of the supervisor. True in the child. Where it fails the child's channel
+/// is closed, which the supervisor notices.
+fn fork_child() -> bool {
+    // SAFETY: this process has one thread, so that its child may do whatever a process may do. If a handler has made
+    // more all the same, fork(3) leaves the allocator usable, and what the handler has locked is its own.
+    match unsafe { fork() } {
+        Ok(ForkResult::Parent { child }) => {
+            if !matches!(waitpid(child, None), Ok(WaitStatus::Exited(_, 0))) {
+                log::error!("a child can not be forked");
+            }
+            false
+        }
+        Ok(ForkResult::Child) => {
+            // SAFETY: as above.
+            let forked = unsafe { fork() };
+            if let Ok(ForkResult::Child) = forked {
+                return true;
+            }
+            // SAFETY: ends the process in between without running anything of the parent's or the handlers'.
+            unsafe { libc::_exit(i32::from(forked.is_err())) }
+        }
+        Err(error) => {
+            log::error!("a child can not be forked: {error}");
+            false
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Reading from a connection pauses for reasons and goes on when the last one has gone; epoll watches for what is wanted.
+//! Nothing is read or written here.
+
+use crate::worker::Worker;
+use crate::worker::base::poll::{ARRIVALS, READABLE, WRITABLE};
+use crate::worker::conn::table::{Conn, Pause};
+
+impl Worker {
+    /// Stops reading for a reason.
+    pub fn pause(&self, id: u64, reason: Pause) {
+        let core = &mut *self.core.borrow_mut();
+        let Some(conn) = core.table.get(id) else { return };
+        conn.set_pause(reason, true, self.now.get());
+        self.watch_conn(id, conn);
+    }
+
+    /// A reason not to read has gone.
+    pub fn resume(&self, id: u64, reason: Pause) {
+        let core = &mut *self.core.borrow_mut();
+        let Some(conn) = core.table.get(id) else { return };
+        if conn.set_pause(reason, false, self.now.get()) {
+            self.watch_conn(id, conn);
+            if conn.has_unread() {
+                core.turns.join(id, conn);
+            }
+        }
+    }
+
+    /// `ws_pause` and `ws_resume`.
+    pub fn pause_for_handler(&self, id: u64, paused: bool) {
+        if paused {
+            self.pause(id, Pause::Handler);
+        } else {
+            self.resume(id, Pause::Handler);
+            self.arm(id);
+        }
+    }
+
+    /// Has epoll watch for what is wanted now.
+    pub fn watch(&self, id: u64) {
+        if let Some(conn) = self.core.borrow_mut().table.get(id) {
+            self.watch_conn(id, conn);
+        }
+    }
+
+    /// The same for a connection at hand.
+    #[inline]
+    pub fn watch_conn(&self, id: u64, conn: &mut Conn) {
+        let wanted = wanted(conn);
+        if wanted != conn.watched {
+            self.watch_for(id, conn, wanted);
+        }
+    }
+
+    /// There may be more to read than was read after an event. If that is told once, it is to be told again.
+    #[inline(never)]
+    pub fn watch_again(&self, id: u64) {
+        match self.core.borrow_mut().table.get(id) {
+            Some(conn) if conn.watched & ARRIVALS != 0 => self.watch_for(id, conn, wanted(conn)),
+            _ => {}
+        }
+    }
+
+    #[inline(never)]
+    fn watch_for(&self, id: u64, conn: &mut Conn, wanted: u8) {
+        conn.watched = wanted;
+        if let Err(error) = self.poll.watch(&conn.socket, id, wanted) {
+            log::error!("connection {id:x}: epoll: {error}");
+        }
+    }
+}
+
+/// What a connection is to be watched for.
+#[inline]
+fn wanted(conn: &Conn) -> u8 {
+    if conn.turn.is_unwatched() {
+        return 0;
+    }
+    match (!conn.is_paused(), conn.queued() > 0) {
+        (true, false) if conn.turn.is_at_once() => ARRIVALS,
+        (true, false) => READABLE,
+        (true, true) => READABLE | WRITABLE,
+        (false, true) => WRITABLE,
+        (false, false) => 0,
+    }
+}

@@ -1,0 +1,279 @@
+//! Whose turn it is. Connections that bring little are served as the loop finds them. Those that brought much at
+//! once, or whose bytes took long, wait in line: they come after the others, in the order in which they were found,
+//! and for a bounded time, after which the loop looks for others again. Takes nothing from anybody: what is not read
+//! stays in the socket.
+
+use std::collections::VecDeque;
+
+use crate::ffi::host::monotonic;
+use crate::worker::Worker;
+use crate::worker::conn::receive::AT_ONCE;
+use crate::worker::conn::table::Conn;
+use crate::worker::crash::rescue;
+
+/// Bytes of a large message read at a time.
+const MOST: usize = 1024 * 1024;
+/// Up to so many bytes the time that they take is not worth a look at the clock.
+pub const UNTIMED: usize = 2048;
+/// Bytes read at a time from a connection whose send queue is not empty: they may have to be set aside. A queue above
+/// this is written to in turn.
+pub const QUEUED: usize = 64 * 1024;
+/// A frame of which fewer bytes are missing is not worth a read by itself.
+const SCRAP: usize = 128;
+/// Who took longer than this (ns) waits in line the next time.
+const LONG: u64 = 30_000;
+/// Reads of what is left of a frame, at most: what is gathered grows by a factor, from 1 KiB to [`MOST`].
+const READS: usize = 4;
+/// The line is served for so long (ns) in a turn of the loop, or as long as the others have taken in it, up to
+/// [`MOST_SHARE`].
+const SHARE: u64 = 100_000;
+/// See [`SHARE`]; ns.
+const MOST_SHARE: u64 = 1_000_000;
+/// One read is to bring what takes no longer than this (ns); more may come at once if it takes no more than a
+/// nanosecond a byte, as large messages do.
+const SLICE: u64 = 50_000;
+
+/// The rest of a frame, if it is worth a read by itself and no larger than `most`: it does not wait for the next turn. Until
+/// it has come the connection can not move, even though the process crashes.
+fn rest(to_come: u64, most: usize) -> Option<usize> {
+    usize::try_from(to_come).ok().filter(|rest| (SCRAP..=most).contains(rest))
+}
+
+/// How a connection takes its turns.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    flags: u8,
+    /// The binary logarithm of the bytes that it is read at a time while it brings much.
+    stride: u8,
+}
+
+/// It brings much.
+const HEAVY: u8 = 1;
+/// It is in the line.
+const WAITING: u8 = 2;
+/// Nor is it watched meanwhile.
+const UNWATCHED: u8 = 4;
+
+/// Up to so many wait in line and are watched all the same: that epoll finds them ready again and again costs less than
+/// to take them out and to put them back.
+const FEW: usize = 16;
+
+/// 1 KiB, and [`AT_ONCE`].
+const STRIDES: std::ops::RangeInclusive<u8> = 10..=AT_ONCE.ilog2() as u8;
+
+impl Turn {
+    /// Of a connection of which nothing is known: it counts as one that brings little.
+    pub fn new() -> Self {
+        Turn { flags: 0, stride: AT_ONCE.ilog2() as u8 }
+    }
+
+    /// It is read when it is found to be readable.
+    #[inline]
+    pub fn is_at_once(self) -> bool {
+        self.flags == 0
+    }
+
+    /// Nothing is to be watched for until its turn has come.
+    #[inline]
+    pub fn is_unwatched(self) -> bool {
+        self.flags & UNWATCHED != 0
+    }
+
+    /// Bytes to read from one that brings much: of a frame, `to_come` are missing; `queued` wait to be sent.
+    fn room(self, to_come: u64, queued: usize) -> usize {
+        let stride = if queued > 0 { QUEUED.min(1 << self.stride) } else { 1 << self.stride };
+        stride.max(usize::try_from(to_come).unwrap_or(usize::MAX)).min(MOST)
+    }
+
+    /// There was room for so many bytes, so many came, with which messages of `delivered` bytes became complete, and all
+    /// that took so long (ns).
+    pub fn update(&mut self, room: usize, count: usize, delivered: u64, took: u64) {
+        let brought = delivered.max(count as u64);
+        // Who fills the room has more to come.
+        let is_heavy = count == room || brought >= AT_ONCE as u64 || took > LONG;
+        self.flags = self.flags & !HEAVY | if is_heavy { HEAVY } else { 0 };
+        let is_quick = took <= brought;
+        let stride = if took > SLICE && !is_quick {
+            self.stride.saturating_sub((took / SLICE).ilog2() as u8 + 1)
+        } else if count == room && (took < SLICE / 2 || is_quick) {
+            self.stride + 1
+        } else {
+            self.stride
+        };
+        self.stride = stride.clamp(*STRIDES.start(), *STRIDES.end());
+    }
+}
+
+/// Those who wait for their turn, each once.
+#[derive(Default)]
+pub struct TurnQueue(VecDeque<u64>);
+
+impl TurnQueue {
+    /// How many bytes to read from a connection now. `None`: it is not its turn yet, and it has joined those who wait.
+    #[inline]
+    pub fn room_for(&mut self, id: u64, conn: &mut Conn, in_turn: bool) -> Option<usize> {
+        if conn.turn.is_at_once() {
+            return Some(AT_ONCE);
+        }
+        let to_come = conn.open().map_or(0, |open| open.proto.to_come());
+        if in_turn {
+            return Some(conn.turn.room(to_come, conn.queued()));
+        }
+        let rest = rest(to_come, AT_ONCE).filter(|_| !conn.has_unread());
+        if rest.is_none() {
+            self.join(id, conn);
+        }
+        rest
+    }
+
+    /// A connection waits for its turn, if it does not yet. Then it has to be seen to what it is watched for.
+    pub fn join(&mut self, id: u64, conn: &mut Conn) {
+        if conn.turn.flags & WAITING == 0 {
+            conn.turn.flags |= if self.0.len() < FEW { WAITING } else { WAITING | UNWATCHED };
+            self.0.push_back(id);
+        }
+    }
+
+    /// Whether nobody waits.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Worker {
+    /// Whether a connection that can be written to has to wait for its turn.
+    pub fn writes_in_turn(&self, id: u64) -> bool {
+        let core = &mut *self.core.borrow_mut();
+        let Some(conn) = core.table.get(id) else { return false };
+        let waits = !conn.turn.is_at_once() || conn.queued() > QUEUED;
+        if waits {
+            core.turns.join(id, conn);
+            self.watch_conn(id, conn);
+        }
+        waits
+    }
+
+    /// Whether a connection is in the line.
+    pub fn is_waiting(&self, id: u64) -> bool {
+        self.core.borrow_mut().table.get(id).is_some_and(|conn| conn.turn.flags & WAITING != 0)
+    }
+
+    /// Serves those in line: at least one, and others while there is time. Those that join meanwhile have to wait for
+    /// the next turn of the loop.
+    pub fn serve_turns(&self, buffer: &mut [u8]) {
+        let waiting = self.core.borrow().turns.0.len();
+        if waiting == 0 {
+            return;
+        }
+        let begun = monotonic();
+        let share = begun.saturating_sub(self.now.get()).clamp(SHARE, MOST_SHARE);
+        let until = begun.saturating_add(share);
+        for _ in 0..waiting {
+            let Some(id) = self.core.borrow_mut().turns.0.pop_front() else { return };
+            rescue::begin_work();
+            self.serve_waiting(id, buffer);
+            self.settle();
+            if monotonic() >= until {
+                return;
+            }
+        }
+    }
+
+    /// Apart from the reading of those that are served at once, which it would cost instructions.
+    #[inline(never)]
+    fn read_in_turn(&self, id: u64, buffer: &mut [u8]) -> bool {
+        self.readable(id, true, buffer)
+    }
+
+    fn serve_waiting(&self, id: u64, buffer: &mut [u8]) {
+        let is_queued = match self.core.borrow_mut().table.get(id) {
+            Some(conn) => {
+                conn.turn.flags &= !(WAITING | UNWATCHED);
+                conn.queued() > 0
+            }
+            // It has ended or moved away.
+            None => return,
+        };
+        if is_queued {
+            self.flush(id);
+        }
+        if !self.process_unread(id, buffer) {
+            let rest = || self.with_open(id, |_, open| rest(open.proto.to_come(), MOST)).flatten();
+            for _ in 0..=READS {
+                if !self.read_in_turn(id, buffer) || rest().is_none() {
+                    break;
+                }
+            }
+        }
+        self.watch(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads of a connection that has endless bytes, each of which takes so long (ns): the last one's size and time.
+    fn settled(picoseconds: u64, turn: &mut Turn) -> (usize, u64) {
+        let mut read = (0, 0);
+        for _ in 0..20 {
+            let room = if turn.is_at_once() { AT_ONCE } else { turn.room(0, 0) };
+            read = (room, room as u64 * picoseconds / 1000);
+            turn.update(room, read.0, 0, read.1);
+            assert!(!turn.is_at_once(), "{picoseconds}: {room} bytes");
+        }
+        read
+    }
+
+    #[test]
+    fn what_is_read_at_a_time_takes_no_longer_than_a_slice() {
+        // Messages of a byte, of 20 bytes, of 1 KiB, of 1 MiB.
+        for (picoseconds, is_all) in [(36_000, false), (10_000, false), (500, true), (300, true)] {
+            let mut turn = Turn::new();
+            let (room, took) = settled(picoseconds, &mut turn);
+            assert_eq!(room == AT_ONCE, is_all, "{picoseconds}: {room}");
+            assert!(took <= SLICE || is_all, "{picoseconds}: {took} ns");
+            assert!(took >= SLICE / 4, "{picoseconds}: {took} ns, as much as it may");
+        }
+    }
+
+    #[test]
+    fn a_read_that_took_very_long_is_not_repeated() {
+        let mut turn = Turn::new();
+        settled(300, &mut turn);
+        turn.update(AT_ONCE, AT_ONCE, 0, 36_000_000);
+        assert!(turn.room(0, 0) <= 16 * 1024);
+        // What completes a large message may take as long as the message does.
+        settled(300, &mut turn);
+        turn.update(AT_ONCE, 200, 1 << 20, 400_000);
+        assert_eq!(turn.room(0, 0), AT_ONCE);
+        // Nor is one that was interrupted once forgiven too late.
+        settled(300, &mut turn);
+        turn.update(AT_ONCE, AT_ONCE, 0, 1_500_000);
+        assert_eq!(settled(300, &mut turn).0, AT_ONCE);
+    }
+
+    #[test]
+    fn who_brings_little_is_served_at_once_again() {
+        let mut turn = Turn::new();
+        turn.update(AT_ONCE, AT_ONCE, 0, 0);
+        assert!(!turn.is_at_once());
+        turn.update(MOST, 100, AT_ONCE as u64, 0);
+        assert!(!turn.is_at_once(), "the end of a large message");
+        turn.update(MOST, 100, 0, LONG);
+        assert!(turn.is_at_once());
+        turn.update(AT_ONCE, 5000, 0, LONG + 1);
+        assert!(!turn.is_at_once(), "few bytes that took long");
+    }
+
+    #[test]
+    fn the_rest_of_a_frame_comes_at_once_and_little_while_the_queue_is_not_empty() {
+        let mut turn = Turn::new();
+        settled(36_000, &mut turn);
+        assert_eq!(turn.room(500_000, 0), 500_000);
+        assert_eq!(turn.room(u64::MAX, 0), MOST);
+        settled(300, &mut turn);
+        assert_eq!((turn.room(0, 0), turn.room(0, 1)), (AT_ONCE, QUEUED));
+    }
+}

@@ -1,0 +1,405 @@
+//! Letting go of connections while all is well: some of them to another slot
+//! (balance), or all of them because this worker is to leave.
+#![allow(unsafe_code)]
+
+use std::collections::{BTreeMap, HashSet};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::Ordering;
+
+use ::ws_handler::raw::*;
+
+use crate::ffi::host::Callback;
+use crate::fleet::control::Report;
+use crate::fleet::scoreboard::{Slot, State};
+use crate::worker::Worker;
+use crate::worker::conn::handoff::Purpose;
+use crate::worker::conn::record::flags;
+use crate::worker::conn::table::Phase;
+use crate::worker::handshake::request::unavailable;
+
+/// How often (ns) connections that could not move yet are looked at again: at first, and after [`SOON`].
+const AGAIN: u64 = 20_000_000;
+const LATER: u64 = 500_000_000;
+/// See [`AGAIN`]; ns.
+const SOON: u64 = 5_000_000_000;
+
+/// What a worker that hands its connections over keeps in mind.
+pub struct Leaving {
+    /// Of the inbox that they go to; none if there is nobody who could take them up.
+    tx: Option<OwnedFd>,
+    /// Whose that is; it does not leave before this worker has sent all.
+    to: Option<&'static Slot>,
+    /// When it began.
+    since: u64,
+    /// Connections that can not move, or not yet, and whose handlers know.
+    told: HashSet<u64>,
+    /// Since when there is no connection; handlers' threads may still be there.
+    empty_since: Option<u64>,
+    /// When those are closed that have a time for it.
+    closing: BTreeMap<(u64, u64), u64>,
+}
+
+impl Worker {
+    /// Moves up to `count` connections to another slot.
+    pub fn rebalance(&self, to: usize, count: usize) {
+        if self.leaving.borrow().is_some() || self.stop_at.get().is_some() {
+            return;
+        }
+        // It may have been told to leave since.
+        if self.scoreboard.slot(to).is_none_or(|slot| slot.state() != State::Running) {
+            return;
+        }
+        if self.tx_to(Some(to)).is_none() {
+            return log::error!("the inbox of slot {to} is not known");
+        }
+        let ids = self.core.borrow().table.ids();
+        let moved = self.send_away(&ids, Some(to), count);
+        log::debug!("{moved} connections moved to slot {to}");
+    }
+
+    /// Hands a request over to the least loaded worker of the pool that serves it, with what was read of it.
+    pub fn forward_request(&self, id: u64, handler: u16, read: &[u8]) {
+        let pool = self.pool_of(handler);
+        let Some((slot, tx)) = self.least_loaded(pool) else {
+            return self.reply(id, unavailable("no process of the pool that serves this resource is free"));
+        };
+        let packed = {
+            let core = &mut *self.core.borrow_mut();
+            core.table.record(id).is_some_and(|record| {
+                // SAFETY: the record stays in place until it is sent below, and `read` is borrowed until then.
+                unsafe { self.shipment.borrow_mut().add_handshake(record, record.fd, read) }
+            })
+        };
+        if !packed || !self.forward(tx.as_raw_fd(), id) {
+            self.release_claim(slot, pool);
+            self.reply(id, unavailable("the pool that serves this resource does not keep up"));
+        }
+    }
+
+    /// The least loaded worker of a pool and its inlet; in a pool with a process for each connection one that waits,
+    /// which is reserved.
+    fn least_loaded(&self, pool: usize) -> Option<(&'static Slot, OwnedFd)> {
+        let slots = self.scoreboard.slots().iter().enumerate();
+        let slots = slots.filter(|(_, slot)| usize::from(slot.place().pool) == pool);
+        // What lies in the inbox of a worker that is starting is taken up as soon as it is ready.
+        let eagerness = |slot: &Slot| {
+            let load = slot.connections.load(Ordering::Relaxed);
+            match slot.state() {
+                State::Running => Some((0, load)),
+                State::Starting => Some((1, load)),
+                State::Stopping | State::Standby | State::Empty => None,
+            }
+        };
+        let known = |index: usize| self.txs.borrow().get(index).and_then(|tx| tx.try_clone().ok());
+        let slots = slots.filter_map(|(index, slot)| Some((eagerness(slot)?, index, slot)));
+        if self.config.pools.get(pool).is_some_and(|pool| pool.children.is_some()) {
+            // One that is starting may not get that far, and what it was sent would wait for another.
+            let mut idle =
+                slots.filter(|(eagerness, _, slot)| *eagerness == (0, 0) && is_per_connection(slot));
+            return idle.find_map(|(_, index, slot)| {
+                let tx = known(index)?;
+                slot.claim().then_some((slot, tx))
+            });
+        }
+        let (_, to, slot) = slots.min_by_key(|(eagerness, index, _)| (*eagerness, *index))?;
+        Some((slot, known(to)?))
+    }
+
+    /// The worker that was found for a connection does not get it.
+    fn release_claim(&self, slot: &Slot, pool: usize) {
+        if self.config.pools.get(pool).is_some_and(|pool| pool.children.is_some()) {
+            slot.release();
+        }
+    }
+
+    /// Sends the one connection that was packed, and forgets it; false if there is no room at the other end.
+    fn forward(&self, tx: RawFd, id: u64) -> bool {
+        let sent = self.ship(tx);
+        if sent {
+            self.forget_moved(id);
+        }
+        sent
+    }
+
+    /// Begins to hand all connections over to another slot, or to the inbox with this inlet, and to leave.
+    pub fn migrate(&self, to: usize, tx: Option<OwnedFd>) {
+        let slot = self.scoreboard.slot(to).filter(|_| tx.is_none());
+        let known = || self.txs.borrow().get(to).and_then(|tx| tx.try_clone().ok());
+        let Some(tx) = tx.or_else(known) else {
+            return log::error!("told to hand over to slot {to}, whose inbox is not known");
+        };
+        self.move_all(Some(tx), slot);
+    }
+
+    /// Begins to leave: connections go where the inlet leads to; those that can not are closed in the time that their
+    /// handlers have.
+    pub fn move_all(&self, tx: Option<OwnedFd>, slot: Option<&'static Slot>) {
+        if self.leaving.borrow().is_some() || self.stop_at.get().is_some() {
+            return;
+        }
+        // What has been accepted goes along.
+        self.stop_accepting();
+        self.slot.set_state(State::Stopping);
+        if let Err(error) = self.control.send_report(Report::Leaving) {
+            log::error!("to the supervisor: {error}");
+        }
+        let since = self.now.get();
+        if let Some(slot) = slot {
+            slot.crash.begin_sending(self.pid);
+        }
+        *self.leaving.borrow_mut() = Some(Leaving {
+            tx,
+            to: slot,
+            since,
+            told: HashSet::new(),
+            empty_since: None,
+            closing: BTreeMap::new(),
+        });
+        self.migrate_more();
+    }
+
+    /// Whether all is handed over. What arrives from here on lies in the inbox, where the supervisor finds it.
+    pub fn has_migrated(&self) -> bool {
+        let Some(since) = self.leaving.borrow().as_ref().and_then(|leaving| leaving.empty_since) else {
+            return false;
+        };
+        let is_late = self.now.get() >= since.saturating_add(self.config.stop_time);
+        !self.slot.crash.is_sending() && (self.threads.get() == 0 || is_late)
+    }
+
+    /// Nothing is handed over any more: those that are left are closed here.
+    pub fn end_migration(&self) {
+        if let Some(to) = self.leaving.borrow_mut().take().and_then(|leaving| leaving.to) {
+            to.crash.end_sending(self.pid);
+        }
+    }
+
+    /// The inlet of another slot's inbox.
+    pub fn learn_tx(&self, slot: usize, tx: Option<OwnedFd>) {
+        if self.per_connection.is_some() {
+            return; // it has nothing to send
+        }
+        let mut txs = self.txs.borrow_mut();
+        let is_next = txs.len() == slot;
+        match (txs.get_mut(slot), tx) {
+            (Some(known), Some(tx)) => *known = tx,
+            // The supervisor tells of all, in order.
+            (None, Some(tx)) if is_next => txs.push(tx),
+            _ => log::error!("the inlet of slot {slot} did not arrive"),
+        }
+    }
+
+    /// Tells a handler that the server wants a connection to end.
+    fn drain(&self, id: u64) {
+        let left = self.with_open(id, |handler, open| {
+            (!open.is_closing() && !open.over).then(|| (handler, open.channel().cloned()))
+        });
+        match left.flatten() {
+            // A resumable one is waited for instead.
+            Some((_, Some(channel))) if channel.is_resumable() => {}
+            Some((_, Some(channel))) => channel.drain(),
+            Some((handler, None)) => {
+                let Some(service) = self.service(handler) else { return };
+                if service.handler.has(Callback::Drain) {
+                    self.call_about(handler, Callback::Drain, id, || service.handler.drain(id));
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// When to look again, while connections are being handed over.
+    pub fn next_migration(&self) -> Option<u64> {
+        let now = self.now.get();
+        let leaving = self.leaving.borrow();
+        let Some(Leaving { since, closing, .. }) = leaving.as_ref() else {
+            let detaching = !self.detaching.borrow().is_empty();
+            return detaching.then(|| now.saturating_add(AGAIN));
+        };
+        let again = now.saturating_add(if now.saturating_sub(*since) < SOON { AGAIN } else { LATER });
+        Some(closing.keys().next().map_or(again, |(at, _)| again.min(*at)))
+    }
+
+    /// Hands over what has become movable; what has not is closed with 1012 when its time is over.
+    pub fn migrate_more(&self) {
+        if self.leaving.borrow().is_none() {
+            return;
+        }
+        let ids = self.core.borrow().table.ids();
+        self.send_away(&ids, None, usize::MAX);
+        let left = self.core.borrow().table.ids();
+        let now = self.now.get();
+        if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
+            leaving.empty_since = left.is_empty().then(|| leaving.empty_since.unwrap_or(now));
+        }
+        self.announce_end(&left);
+        let due = || {
+            let mut leaving = self.leaving.borrow_mut();
+            let closing = &mut leaving.as_mut()?.closing;
+            closing.first_entry().filter(|first| first.key().0 <= now).map(|first| first.remove())
+        };
+        while let Some(id) = due() {
+            self.close(id, Some(1012), b"", WS_BY_HOST);
+        }
+    }
+
+    /// Tells the handlers of connections that can not move, or not yet, and spreads their ends over the time that
+    /// they have.
+    fn announce_end(&self, ids: &[u64]) {
+        let is_open =
+            |id: &u64| self.with_open(*id, |handler, open| (!open.over).then_some(handler)).flatten();
+        let is_told =
+            |id: &u64| self.leaving.borrow().as_ref().is_none_or(|leaving| leaving.told.contains(id));
+        let open = ids.iter().filter(|id| !is_told(id)).filter_map(|id| Some((*id, is_open(id)?)));
+        let open: Vec<(u64, u16)> = open.collect();
+        for (index, &(id, handler)) in open.iter().enumerate() {
+            if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
+                leaving.told.insert(id);
+                let route = self.routes.handlers().get(usize::from(handler));
+                if let Some(time) = route.and_then(|route| self.config.drain_time(&route.resource)) {
+                    // One that can move once its thread comes back has all of the time.
+                    let part = if self.is_resumable(id) { open.len() } else { index + 1 };
+                    let share = u128::from(time) * part as u128 / open.len() as u128;
+                    let at = self.now.get().saturating_add(share as u64);
+                    leaving.closing.insert((at, id), id);
+                }
+            }
+            self.drain(id);
+        }
+    }
+
+    /// The inlet for connections that go to a slot, or `None` for where all of them go.
+    fn tx_to(&self, to: Option<usize>) -> Option<RawFd> {
+        match (&*self.leaving.borrow(), to) {
+            (Some(leaving), _) => leaving.tx.as_ref().map(|tx| tx.as_raw_fd()),
+            (None, to) => self.txs.borrow().get(to?).map(|tx| tx.as_raw_fd()),
+        }
+    }
+
+    /// Sends those that are movable to a slot, or where all go, and asks threads to let go of theirs; returns how many
+    /// went or will go.
+    pub fn send_away(&self, ids: &[u64], to: Option<usize>, count: usize) -> usize {
+        let Some(tx) = self.tx_to(to) else { return 0 };
+        let mut moved = 0;
+        let mut batch = Vec::new();
+        for &id in ids {
+            if moved + batch.len() == count {
+                break;
+            }
+            let Some(purpose) = self.purpose_of(id) else {
+                moved += usize::from(self.detach_thread(id, to));
+                continue;
+            };
+            if purpose == Purpose::Resume && !self.detach(id) {
+                continue;
+            }
+            if !self.pack(id, purpose) {
+                moved += self.dispatch(tx, &mut batch);
+                if !self.pack(id, purpose) {
+                    self.keep(id);
+                    continue;
+                }
+            }
+            batch.push(id);
+        }
+        moved + self.dispatch(tx, &mut batch)
+    }
+
+    /// Sends a connection that has just arrived on to the pool that serves its handler; false if that is not
+    /// possible.
+    pub fn forward_arrived(&self, id: u64, pool: usize) -> bool {
+        let Some((slot, tx)) = self.least_loaded(pool) else { return false };
+        let sent = self.pack(id, Purpose::Resume) && self.forward(tx.as_raw_fd(), id);
+        if !sent {
+            self.release_claim(slot, pool);
+        }
+        sent
+    }
+
+    /// How a connection can move; `None`: not now.
+    fn purpose_of(&self, id: u64) -> Option<Purpose> {
+        let core = &mut *self.core.borrow_mut();
+        let record = core.table.record(id)?;
+        if record.flags() & flags::FRESH != 0 {
+            return Some(Purpose::Handshake);
+        }
+        (record.is_movable() && self.commands.is_quiet(id)).then_some(Purpose::Resume)
+    }
+
+    /// Tells the handler that the connection goes on elsewhere; false if that made it immovable. From here on it is over
+    /// for calls, also from callbacks of others that are let go: what is packed must stay as it is.
+    fn detach(&self, id: u64) -> bool {
+        let known = self.with_open(id, |handler, open| (!open.over).then_some((handler, open.silent)));
+        let Some((handler, silent)) = known.flatten() else { return false };
+        self.commands.set_gone(id);
+        if silent {
+            return true; // its thread has let go of it
+        }
+        self.with_open(id, |_, open| open.over = true);
+        if let Some(service) = self.service(handler).filter(|service| service.handler.has(Callback::Close)) {
+            self.call_about(handler, Callback::Close, id, || service.handler.close(id, WS_BY_MOVE, 0));
+        }
+        true
+    }
+
+    /// The connection could not be sent: it goes on here, as if it had come from elsewhere.
+    fn keep(&self, id: u64) {
+        let handler = {
+            let core = &mut *self.core.borrow_mut();
+            if let Some(record) = core.table.record(id) {
+                record.set_resumed();
+                record.seal();
+            }
+            match core.table.get(id) {
+                Some(conn) if matches!(conn.phase, Phase::Open(_)) => conn.handler,
+                _ => return,
+            }
+        };
+        self.commands.set_open(id, handler);
+        self.with_open(id, |_, open| (open.user, open.over) = (std::ptr::null_mut(), false));
+        self.notify_open(id, handler);
+    }
+
+    fn pack(&self, id: u64, purpose: Purpose) -> bool {
+        let core = &mut *self.core.borrow_mut();
+        let Some(record) = core.table.record(id) else { return false };
+        // SAFETY: records stay in place; this one is cleared only after the shipment was sent or emptied.
+        unsafe { self.shipment.borrow_mut().add(record, record.fd, purpose) }
+    }
+
+    /// Sends the batch and forgets its connections, or keeps them if there is no room at the other end.
+    fn dispatch(&self, tx: RawFd, batch: &mut Vec<u64>) -> usize {
+        let (sent, count) = (self.ship(tx), batch.len());
+        for id in batch.drain(..) {
+            if sent { self.forget_moved(id) } else { self.keep(id) }
+        }
+        if sent { count } else { 0 }
+    }
+
+    /// Sends what was packed; it is unpacked in any case.
+    fn ship(&self, tx: RawFd) -> bool {
+        let mut shipment = self.shipment.borrow_mut();
+        // SAFETY: all that was packed is still in the table, with its descriptors open.
+        let sent = unsafe { shipment.send(tx) };
+        shipment.clear();
+        sent.is_ok()
+    }
+
+    fn forget_moved(&self, id: u64) {
+        self.metrics.place.moved_out.add_shared(1);
+        // The socket lives on elsewhere, so that closing it here would leave it watched (epoll(7)).
+        if let Some(conn) = self.core.borrow_mut().table.get(id) {
+            self.poll.forget(&conn.socket);
+        }
+        if let Some(record) = self.core.borrow_mut().table.record(id) {
+            record.mark = 0; // it is the receiver's now
+        }
+        self.log_moved(id);
+        self.remove(id);
+    }
+}
+
+/// Whether the process in a slot was forked by a parent, which is the first in its pool.
+fn is_per_connection(slot: &Slot) -> bool {
+    slot.place().number > 0
+}
