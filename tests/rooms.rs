@@ -20,6 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("metrics", &["fleet", "proto", "http", "ffi::probe"]),
     ("http", &["proto"]),
     ("fleet", &[]),
+    ("proto/fuzzing.rs", &["proto"]),
     ("proto/http1", &["proto::ws::extension::is_token"]),
     ("proto/ws", &["proto::http1::head"]),
     // ffi: nothing. Its own modules are reached by `super`.
