@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod ctl;
 pub mod exit;
@@ -17,4 +18,5 @@ pub mod log;
 pub mod metrics;
 pub mod proto;
 pub mod supervisor;
+pub mod time;
 pub mod worker;

@@ -5,8 +5,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// A room, or a file of one that may do more than the room, and what it may use. Everybody may use `log`, `config` and
-/// `exit`, which are values.
+/// A room, or a file of one that may do more than the room, and what it may use. Everybody may use `log`, `config`, `exit`
+/// and `time`, which are values.
 const ARROWS: &[(&str, &[&str])] = &[
     ("main.rs", &["cli", "ctl", "supervisor", "fleet::process_title"]),
     ("cli", &["proto", "ctl"]),
@@ -14,19 +14,21 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config.rs", &["proto", "fleet::listener"]),
     ("exit.rs", &[]),
     ("log", &[]),
-    ("supervisor/spawn.rs", &["worker", "metrics", "fleet"]),
-    ("supervisor", &["fleet", "ffi::probe", "ctl::request", "ctl::answer"]),
-    ("worker", &["fleet", "proto", "http", "ffi", "ctl::request", "ctl::answer"]),
-    ("metrics", &["fleet", "proto", "http", "ffi::probe"]),
+    ("supervisor/spawn.rs", &["worker", "metrics", "fleet", "clock"]),
+    ("supervisor", &["clock", "fleet", "ffi::probe", "ctl::request", "ctl::answer"]),
+    ("worker", &["clock", "fleet", "proto", "http", "ffi", "ctl::request", "ctl::answer"]),
+    ("metrics", &["clock", "fleet", "proto", "http", "ffi::probe"]),
     ("http", &["proto"]),
-    ("fleet", &[]),
+    ("clock.rs", &[]),
+    ("time.rs", &["clock"]),
+    ("fleet", &["clock"]),
+    ("ffi", &["clock"]),
     ("proto/fuzzing.rs", &["proto"]),
     ("proto/http1", &["proto::ws::extension::is_token"]),
     ("proto/ws", &["proto::http1::head"]),
-    // ffi: nothing. Its own modules are reached by `super`.
     ("", &[]),
 ];
-const VALUES: [&str; 3] = ["config", "exit", "log"];
+const VALUES: [&str; 4] = ["config", "exit", "log", "time"];
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(directory).unwrap() {

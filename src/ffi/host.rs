@@ -321,10 +321,7 @@ pub fn place() -> Place {
 
 /// Nanoseconds of CLOCK_MONOTONIC, the clock of all times in a worker.
 pub fn monotonic() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes one timespec that is ours; this clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    crate::clock::now().as_nanos()
 }
 
 // ------------------------------------------------------------------- places

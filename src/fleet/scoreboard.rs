@@ -9,15 +9,12 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
-use nix::time::{ClockId, clock_gettime};
 
 use super::current_call::CurrentCall;
 
 /// Nanoseconds of CLOCK_MONOTONIC, the clock of every time in the scoreboard: one for all processes of a machine.
 pub fn now() -> u64 {
-    // The clock exists on every Linux; 0 would only make a record look old.
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map_or(0, |time| Duration::from(time).as_nanos().try_into().unwrap_or(u64::MAX))
+    crate::clock::now().as_nanos()
 }
 
 /// The shared records. Lives until the last process that has it mapped ends; never freed before.

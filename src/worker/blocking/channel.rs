@@ -9,7 +9,7 @@ use crate::ffi::host::{Address, Task};
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::worker::commands::queue::CommandQueue;
 use crate::worker::conn::record::Strings;
-use crate::worker::handshake::handshake::Request;
+use crate::worker::handshake::pending::Request;
 
 /// Payload bytes that wait here before the loop stops reading from the peer.
 const HIGH: usize = 1024 * 1024;

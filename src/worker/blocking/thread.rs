@@ -18,7 +18,7 @@ use crate::worker::blocking::watchdog::CallClock;
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::crash::report;
 use crate::worker::crash::signals;
-use crate::worker::handshake::handshake::Handshake;
+use crate::worker::handshake::pending::Handshake;
 use crate::worker::host::info::Info;
 use crate::worker::ops::metrics::{Metrics, Stopwatch};
 

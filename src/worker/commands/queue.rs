@@ -14,7 +14,7 @@ use crate::config::Sending;
 use crate::ffi::host::{OwnedBytes, Payload, Reply, Task};
 use crate::proto::ws::utf8;
 use crate::worker::conn::watermarks::Watermarks;
-use crate::worker::handshake::handshake::{Handshake, close_body};
+use crate::worker::handshake::pending::{Handshake, close_body};
 use crate::worker::ops::metrics::Metrics;
 
 /// Functions that may wait for one connection, see `ws_post`.

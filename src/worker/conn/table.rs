@@ -20,7 +20,7 @@ use crate::worker::blocking::channel::{PeerClose, ThreadChannel};
 use crate::worker::conn::rate_limit::Pace;
 use crate::worker::conn::record::{Record, Records};
 use crate::worker::conn::send_queue::{Queue, QueuePool};
-use crate::worker::handshake::handshake::{Handshake, Request};
+use crate::worker::handshake::pending::{Handshake, Request};
 use crate::worker::ops::metrics::{NO_HANDLER, OpenCount};
 use crate::worker::session::turn::Turn;
 

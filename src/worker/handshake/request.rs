@@ -21,7 +21,7 @@ use crate::worker::blocking::channel::{Ended, Opened, ThreadChannel};
 use crate::worker::blocking::thread::Beginning;
 use crate::worker::conn::record::{Strings, flags};
 use crate::worker::conn::table::{Conn, FileBody, Open, Pause, Phase};
-use crate::worker::handshake::handshake::{Finished, Handshake, Request, Verdict};
+use crate::worker::handshake::pending::{Finished, Handshake, Request, Verdict};
 use crate::worker::host::info;
 use crate::worker::ops::metrics::OpenCount;
 use crate::worker::{Service, Worker};

@@ -18,7 +18,7 @@ use crate::worker::blocking::thread::MAX_TIMERS;
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::send_queue::Queue;
 use crate::worker::conn::table::{Conn, Phase};
-use crate::worker::handshake::handshake::close_body;
+use crate::worker::handshake::pending::close_body;
 use crate::worker::host::info::{self, Info};
 use crate::worker::{Core, Worker};
 

@@ -11,7 +11,7 @@ use socket2::SockAddr;
 use crate::ffi::host::{ABSENT, Address, Fact, present};
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::worker::conn::record::Strings;
-use crate::worker::handshake::handshake::Request;
+use crate::worker::handshake::pending::Request;
 
 /// The facts of one connection, borrowed from where they lie.
 #[derive(Clone, Copy)]

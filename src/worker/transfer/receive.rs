@@ -22,7 +22,7 @@ use crate::worker::Worker;
 use crate::worker::conn::handoff::{Entry, Purpose, next_entry};
 use crate::worker::conn::record::Record;
 use crate::worker::conn::table::{Conn, NEVER, Open, Phase};
-use crate::worker::handshake::handshake::Request;
+use crate::worker::handshake::pending::Request;
 use crate::worker::handshake::request::{LINGER, unavailable};
 use crate::worker::ops::metrics::{NO_HANDLER, OpenCount};
 
