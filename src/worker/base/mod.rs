@@ -1,4 +1,5 @@
 //! Leaf types of a worker: epoll, timers.
 
+pub mod metrics;
 pub mod poll;
 pub mod timers;

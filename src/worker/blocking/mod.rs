@@ -1,5 +1,4 @@
 //! The threads of blocking handlers, what the loop exchanges with them, and the watchdog.
 
-pub mod channel;
 pub mod thread;
 pub mod watchdog;

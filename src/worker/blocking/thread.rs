@@ -13,14 +13,14 @@ use ::ws_handler::raw::*;
 
 use crate::ffi::call::{self, Handler};
 use crate::ffi::host::{self, ABSENT, Address, Callback, End, Fact, Host, Number, Payload, Reply, Task};
-use crate::worker::blocking::channel::{Delivery, Opened, PeerClose, ThreadChannel, Woken};
+use crate::worker::base::metrics::{Metrics, Stopwatch};
 use crate::worker::blocking::watchdog::CallClock;
 use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::conn::channel::{Delivery, Opened, PeerClose, ThreadChannel, Woken};
+use crate::worker::conn::handshake::Handshake;
+use crate::worker::conn::info::Info;
 use crate::worker::crash::report;
 use crate::worker::crash::signals;
-use crate::worker::handshake::pending::Handshake;
-use crate::worker::host::info::Info;
-use crate::worker::ops::metrics::{Metrics, Stopwatch};
 
 /// Timers of one connection, see `ws_set_timer`.
 pub const MAX_TIMERS: usize = 16;

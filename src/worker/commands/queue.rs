@@ -13,9 +13,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::config::Sending;
 use crate::ffi::host::{OwnedBytes, Payload, Reply, Task};
 use crate::proto::ws::utf8;
-use crate::worker::conn::watermarks::Watermarks;
-use crate::worker::handshake::pending::{Handshake, close_body};
-use crate::worker::ops::metrics::Metrics;
+use crate::worker::base::metrics::Metrics;
+use crate::worker::commands::watermarks::Watermarks;
+use crate::worker::conn::handshake::{Handshake, close_body};
 
 /// Functions that may wait for one connection, see `ws_post`.
 const MAX_POSTS: u32 = 1024;

@@ -15,14 +15,14 @@ use crate::ffi::host::Task;
 use crate::proto::ws::connection::{Connection, Io};
 use crate::proto::ws::deflate::codec::Codecs;
 use crate::proto::ws::limits::Limits;
+use crate::worker::base::metrics::{NO_HANDLER, OpenCount};
 use crate::worker::base::poll::ARRIVALS;
-use crate::worker::blocking::channel::{PeerClose, ThreadChannel};
+use crate::worker::conn::channel::{PeerClose, ThreadChannel};
+use crate::worker::conn::handshake::{Handshake, Request};
 use crate::worker::conn::rate_limit::Pace;
 use crate::worker::conn::record::{Record, Records};
 use crate::worker::conn::send_queue::{Queue, QueuePool};
-use crate::worker::handshake::pending::{Handshake, Request};
-use crate::worker::ops::metrics::{NO_HANDLER, OpenCount};
-use crate::worker::session::turn::Turn;
+use crate::worker::conn::turn::Turn;
 
 /// Never.
 pub const NEVER: u64 = u64::MAX;

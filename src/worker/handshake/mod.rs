@@ -1,5 +1,5 @@
 //! From the request head to 101 or a refusal.
 
 pub mod breaker_probe;
-pub mod pending;
+
 pub mod request;

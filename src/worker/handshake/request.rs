@@ -17,13 +17,13 @@ use crate::proto::http1::head::{self, Head, Parsed};
 use crate::proto::ws::connection::Connection;
 use crate::proto::ws::deflate::codec::Deflate;
 use crate::proto::ws::handshake;
-use crate::worker::blocking::channel::{Ended, Opened, ThreadChannel};
+use crate::worker::base::metrics::OpenCount;
 use crate::worker::blocking::thread::Beginning;
+use crate::worker::conn::channel::{Ended, Opened, ThreadChannel};
+use crate::worker::conn::handshake::{Finished, Handshake, Request, Verdict};
+use crate::worker::conn::info;
 use crate::worker::conn::record::{Strings, flags};
 use crate::worker::conn::table::{Conn, FileBody, Open, Pause, Phase};
-use crate::worker::handshake::pending::{Finished, Handshake, Request, Verdict};
-use crate::worker::host::info;
-use crate::worker::ops::metrics::OpenCount;
 use crate::worker::{Service, Worker};
 
 /// How long the peer may take to close its end after everything was said.

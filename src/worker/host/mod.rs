@@ -1,5 +1,5 @@
 //! What plugins may call: from the event loop and from foreign threads.
 
-pub mod event_loop;
-pub mod foreign_thread;
-pub mod info;
+pub mod foreign_host;
+pub mod handlers;
+pub mod loop_host;

@@ -11,7 +11,7 @@ use crate::proto::http1::head::Head;
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::proto::ws::handshake;
 use crate::worker::Worker;
-use crate::worker::host::info;
+use crate::worker::conn::info;
 
 /// What the access log knows of the connections, by their place in the table; None without an access log.
 pub struct AccessLog(Option<RefCell<Vec<Entry>>>);

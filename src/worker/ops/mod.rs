@@ -2,4 +2,3 @@
 
 pub mod access_log;
 pub mod connections;
-pub mod metrics;

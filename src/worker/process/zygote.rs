@@ -14,7 +14,7 @@ use nix::unistd::{ForkResult, fork, getpid};
 use crate::fleet::control::{Channel, Command, Report};
 use crate::fleet::inbox::Inbox;
 use crate::fleet::scoreboard::State;
-use crate::worker::process::handlers::Loaded;
+use crate::worker::host::handlers::Loaded;
 use crate::worker::{Start, run_loaded};
 
 /// What a child does first, in its slot: it comes under the supervisor, and takes a name.

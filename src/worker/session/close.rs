@@ -8,7 +8,7 @@ use ::ws_handler::raw::*;
 use crate::ffi::host::{Callback, Task};
 use crate::proto::ws::connection::Deadline;
 use crate::worker::Worker;
-use crate::worker::blocking::channel::{Ended, PeerClose};
+use crate::worker::conn::channel::{Ended, PeerClose};
 use crate::worker::conn::record::flags;
 use crate::worker::conn::table::{Open, Pause, Phase};
 use crate::worker::handshake::request::LINGER;

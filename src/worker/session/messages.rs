@@ -8,12 +8,12 @@ use rustix::io::Errno;
 
 use crate::ffi::host::{Callback, monotonic};
 use crate::proto::ws::connection::{Body, Event, Kind};
-use crate::worker::blocking::channel::Delivery;
+use crate::worker::conn::channel::Delivery;
 use crate::worker::conn::receive;
 use crate::worker::conn::record::flags;
 use crate::worker::conn::table::{Conn, FileBody, Open, Pause, Phase};
+use crate::worker::conn::turn::UNTIMED;
 use crate::worker::handshake::request::LINGER;
-use crate::worker::session::turn::UNTIMED;
 use crate::worker::{Core, Service, Worker};
 
 /// So many bytes of a frame, or more, are received where its message is gathered.

@@ -3,4 +3,3 @@
 pub mod close;
 pub mod messages;
 pub mod read_control;
-pub mod turn;

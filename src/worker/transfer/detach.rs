@@ -10,10 +10,10 @@ use std::sync::Arc;
 use ::ws_handler::raw::*;
 
 use crate::proto::ws::deflate::negotiate::Params;
-use crate::worker::blocking::channel::{Opened, ThreadChannel};
 use crate::worker::blocking::thread::{self, Beginning};
+use crate::worker::conn::channel::{Opened, ThreadChannel};
+use crate::worker::conn::info;
 use crate::worker::conn::table::{Open, Pause, Phase};
-use crate::worker::host::info;
 use crate::worker::{Service, Worker};
 
 /// A connection whose thread was asked to let go of it.

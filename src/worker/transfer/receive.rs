@@ -19,12 +19,12 @@ use crate::proto::ws::deflate::codec::Deflate;
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::proto::ws::handshake;
 use crate::worker::Worker;
+use crate::worker::base::metrics::{NO_HANDLER, OpenCount};
 use crate::worker::conn::handoff::{Entry, Purpose, next_entry};
+use crate::worker::conn::handshake::Request;
 use crate::worker::conn::record::Record;
 use crate::worker::conn::table::{Conn, NEVER, Open, Phase};
-use crate::worker::handshake::pending::Request;
 use crate::worker::handshake::request::{LINGER, unavailable};
-use crate::worker::ops::metrics::{NO_HANDLER, OpenCount};
 
 impl Worker {
     /// Takes up all connections that lie in this slot's inbox.

@@ -15,11 +15,11 @@ use crate::fleet::handler_counters::HandlerCounters;
 use crate::proto::ws::connection::{Connection, Io, Kind, Send, SendError};
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::worker::blocking::thread::MAX_TIMERS;
+use crate::worker::conn::handshake::close_body;
+use crate::worker::conn::info::{self, Info};
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::send_queue::Queue;
 use crate::worker::conn::table::{Conn, Phase};
-use crate::worker::handshake::pending::close_body;
-use crate::worker::host::info::{self, Info};
 use crate::worker::{Core, Worker};
 
 /// Payloads from this size on are written from where they lie instead of being

@@ -13,8 +13,8 @@ use crate::proto::http1::head::Head;
 use crate::proto::ws::close;
 use crate::proto::ws::deflate::negotiate::{self, Params};
 use crate::proto::ws::handshake::{self, Opening};
+use crate::worker::conn::info::{self, Info};
 use crate::worker::conn::record::Strings;
-use crate::worker::host::info::{self, Info};
 
 /// Headers that a handler may add to a reply.
 const MAX_HEADERS: usize = 64;
