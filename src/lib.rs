@@ -9,6 +9,7 @@
 pub mod cli;
 pub mod clock;
 pub mod config;
+mod control;
 pub mod ctl;
 pub mod exit;
 pub mod ffi;
@@ -17,6 +18,7 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod proto;
+pub mod service;
 pub mod supervisor;
 pub mod time;
 pub mod worker;

@@ -1,6 +1,7 @@
 //! Arguments become a configuration, the supervisor runs it, its result is the exit code. Nothing else.
 
 use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -8,8 +9,10 @@ use wshd::cli::{self, Command};
 use wshd::config::Config;
 use wshd::exit::Exit;
 use wshd::fleet::process_title;
+use wshd::service::daemonize::Daemon;
+use wshd::service::{listen_fds, notify::Notify};
 use wshd::supervisor::upgrade::{Invocation, Predecessor};
-use wshd::supervisor::{self, Origin, daemon::Daemon, spawn, systemd};
+use wshd::supervisor::{self, Origin, spawn};
 use wshd::{ctl, log as sink};
 
 fn main() -> ExitCode {
@@ -41,11 +44,13 @@ fn serve(
     read: impl Fn() -> Result<Command, cli::Error> + 'static,
 ) -> Exit {
     let predecessor = Predecessor::from_environment();
-    let environment = match systemd::take() {
-        Ok(environment) => environment,
+    let notify = Notify::from_environment();
+    let sockets = match listen_fds::take() {
+        Ok(sockets) => sockets,
         Err(error) => return failed(Exit::Bind, &error),
     };
-    let kept = environment.raw().chain(predecessor.as_ref().map(Predecessor::raw));
+    let raw = sockets.iter().map(|passed| passed.fd.as_raw_fd());
+    let kept = raw.chain(predecessor.as_ref().map(Predecessor::raw));
     spawn::close_inherited(&kept.collect::<Vec<_>>());
     let mut daemon = match Daemon::start(&config.daemon, predecessor.is_some()) {
         Ok(daemon) => daemon,
@@ -63,7 +68,7 @@ fn serve(
         Err(error) => Err(error.to_string()),
     };
     let reread = Box::new(reread);
-    supervisor::run(config, Origin { reread, invocation, predecessor, environment, daemon })
+    supervisor::run(config, Origin { reread, invocation, predecessor, sockets, notify, daemon })
 }
 
 fn check(files: &[PathBuf]) -> Exit {

@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 /// A room, or a file of one that may do more than the room, and what it may use. Everybody may use `log`, `config`, `exit`
 /// and `time`, which are values.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("main.rs", &["cli", "ctl", "supervisor", "fleet::process_title"]),
+    ("main.rs", &["cli", "ctl", "service", "supervisor", "fleet::process_title"]),
     ("cli", &["proto", "ctl"]),
     ("ctl", &[]),
     ("config.rs", &["proto", "fleet::listener"]),
     ("exit.rs", &[]),
     ("log", &[]),
-    ("supervisor/spawn.rs", &["worker", "metrics", "fleet", "clock"]),
-    ("supervisor", &["clock", "fleet", "ffi::probe", "ctl::request", "ctl::answer"]),
+    ("service", &["clock"]),
+    ("control", &["clock", "fleet", "ctl::request", "ctl::answer"]),
+    ("supervisor/spawn.rs", &["worker", "metrics", "service", "fleet", "clock"]),
+    ("supervisor", &["clock", "control", "service", "fleet", "ffi::probe", "ctl::request", "ctl::answer"]),
     ("worker", &["clock", "fleet", "proto", "http", "ffi", "ctl::request", "ctl::answer"]),
     ("metrics", &["clock", "fleet", "proto", "http", "ffi::probe"]),
     ("http", &["proto"]),

@@ -8,21 +8,18 @@ mod children;
 pub mod confine;
 pub mod crash;
 mod ctl;
-pub mod daemon;
 mod deaths;
 pub mod discover;
 pub mod edition;
 mod landlock;
 mod logs;
 mod metrics;
-pub mod pid_file;
 pub mod plan;
 pub mod quarantine;
 mod reload;
 mod roll;
 pub mod scan;
 pub mod spawn;
-pub mod systemd;
 pub mod upgrade;
 mod upkeep;
 mod workers;
@@ -39,13 +36,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::children::Children;
 use self::ctl::Control;
-use self::daemon::Daemon;
 use self::deaths::Deaths;
 use self::edition::Edition;
 use self::metrics::Metrics;
 use self::plan::{Action, Event, Plan, Times};
 use self::roll::Roll;
-use self::systemd::{Environment, Notify, Passed};
 use self::upgrade::{Invocation, Predecessor, Successor};
 use self::upkeep::Upkeep;
 use self::workers::{Replaced, Worker};
@@ -59,6 +54,10 @@ use crate::fleet::listener::{self, BindError, Bound, Listener};
 use crate::fleet::process_title;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{self, MAX_SLOTS, Place, Scoreboard};
+use crate::service::daemonize::Daemon;
+use crate::service::listen_fds::Passed;
+use crate::service::notify::Notify;
+use crate::time::Instant;
 
 /// Reads the configuration anew; the error says what is wrong with it.
 pub type Reread = Box<dyn Fn() -> Result<Config, String>>;
@@ -71,8 +70,10 @@ pub struct Origin {
     pub invocation: Invocation,
     /// The server that this one replaces.
     pub predecessor: Option<Predecessor>,
-    /// What it was started with.
-    pub environment: Environment,
+    /// Sockets to use instead of binding; none unless some were passed.
+    pub sockets: Vec<Passed>,
+    /// To the service manager.
+    pub notify: Notify,
     /// What started it; told how it goes.
     pub daemon: Daemon,
 }
@@ -165,8 +166,7 @@ impl Fleet {
         landlock::check(&config).map_err(|why| (Exit::Config, why))?;
         let addresses = Addresses::for_processes(config.pools.iter().map(Pool::processes).sum())
             .map_err(|error| (Exit::Internal, error.to_string()))?;
-        let Origin { reread, invocation, predecessor, environment, daemon } = origin;
-        let Environment { sockets, notify } = environment;
+        let Origin { reread, invocation, predecessor, sockets, notify, daemon } = origin;
         let inherited = predecessor.as_ref().map(Predecessor::listeners).transpose();
         let inherited =
             inherited.map_err(|error| (Exit::Bind, format!("sockets of the old server: {error}")))?;
@@ -332,7 +332,7 @@ impl Fleet {
         let upgrade = self.successor.iter().filter(|successor| !successor.is_serving);
         let deadline = deadline.chain(self.control.deadline());
         let deadline = deadline.chain(upgrade.map(|successor| successor.give_up));
-        let deadline = deadline.chain(self.notify.due()).min();
+        let deadline = deadline.chain(self.notify.due().map(Instant::as_nanos)).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
             let milliseconds = deadline.saturating_sub(scoreboard::now()).div_ceil(1_000_000);
             PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
@@ -363,7 +363,7 @@ impl Fleet {
         self.kill_replaced();
         self.look_after_workers();
         self.look_after_logs();
-        self.notify.turn(scoreboard::now());
+        self.notify.turn(crate::clock::now());
     }
 
     fn read_signals(&mut self, events: &mut VecDeque<Event>) {

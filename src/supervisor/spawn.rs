@@ -18,16 +18,16 @@ use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid};
 
 use super::ctl::Control;
-use super::daemon;
 use super::edition::Edition;
 use super::metrics::Metrics;
-use super::systemd::Notify;
 use super::{Fleet, confine, landlock, plan};
 use crate::exit::Exit;
 use crate::fleet::control::Channel;
 use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::{self, Place, Slot, State};
 use crate::fleet::{inbox, process_title};
+use crate::service::daemonize;
+use crate::service::notify::Notify;
 use crate::worker::{self, process::zygote};
 use crate::{log as sink, metrics};
 
@@ -244,7 +244,7 @@ fn be_metrics(fleet: &mut Fleet, supervisor: Pid) -> i32 {
 fn prepare(is_detached: bool) -> io::Result<()> {
     if is_detached {
         // Who waits for the server to be ready may wait for the end of its output, too.
-        daemon::leave_streams()?;
+        daemonize::leave_streams()?;
     }
     // A handler that reads standard input must not take it from the terminal.
     dup2_stdin(File::open("/dev/null")?)?;

@@ -25,11 +25,11 @@ use nix::unistd::{ForkResult, Pid, execv, fork};
 use super::Fleet;
 use super::edition::Step;
 use super::plan::{self, Plan};
-use super::systemd::Notify;
 use crate::fleet::datagram;
 use crate::fleet::inbox::{FORMAT, Inbox};
 use crate::fleet::listener::{self, Listen, Listener};
 use crate::fleet::scoreboard;
+use crate::service::notify::Notify;
 
 /// Names the descriptor that the old executable has left for the new one.
 const VARIABLE: &str = "WSHD_UPGRADE";

@@ -3,7 +3,6 @@
 
 mod listing;
 mod orders;
-mod socket;
 mod status;
 
 use std::collections::VecDeque;
@@ -16,17 +15,17 @@ use serde_json::Value;
 
 use self::listing::Listing;
 use self::orders::Closing;
-use self::socket::{Asked, Socket};
 use super::Fleet;
 use super::plan::{Event, Time};
+use crate::clock;
 use crate::config;
+use crate::control::socket::{Asked, Number, Socket};
 use crate::ctl::answer;
 use crate::ctl::request::Request;
 use crate::fleet::control::Report;
 use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard;
-
-pub use self::socket::Number;
+use crate::time::Instant;
 
 /// The control socket, and what is being done for its clients.
 pub(super) struct Control {
@@ -111,7 +110,7 @@ impl Control {
 
     /// When [`Fleet::serve_control`] is to be called at the latest.
     pub fn deadline(&self) -> Option<Time> {
-        let clients = self.socket.as_ref().and_then(Socket::deadline);
+        let clients = self.socket.as_ref().and_then(Socket::deadline).map(Instant::as_nanos);
         let listings = self.listings.iter().map(|listing| listing.deadline);
         let closings = self.closings.iter().map(|closing| closing.deadline);
         listings.chain(closings).chain(clients).min()
@@ -152,7 +151,7 @@ impl Control {
 
     fn send(&mut self, client: Number, line: Vec<u8>) {
         if let Some(socket) = &mut self.socket {
-            socket.answer(client, line, scoreboard::now());
+            socket.answer(client, line, clock::now());
         }
     }
 }
@@ -162,7 +161,7 @@ impl Fleet {
     pub(super) fn serve_control(&mut self, events: &mut VecDeque<Event>) {
         // As long as another executable serves it is the one to be asked.
         let socket = self.control.socket.as_mut().filter(|_| self.predecessor.is_none());
-        let asked = socket.map(|socket| socket.turn(scoreboard::now()));
+        let asked = socket.map(|socket| socket.turn(clock::now()));
         for asked in asked.into_iter().flatten() {
             let client = asked.client;
             match self.obey(asked, events) {

@@ -1,5 +1,5 @@
-//! What a server owes to the place it was started from: a shell that waits until it is ready, and a pid file.
-//! systemd is in `systemd`, rights are in `confine`.
+//! Going to the background, while the process that was called waits until the server is ready or has failed; with it
+//! goes the pid file.
 
 #![allow(unsafe_code)]
 

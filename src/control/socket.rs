@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
@@ -15,14 +16,14 @@ use socket2::{SockRef, Socket as Stream};
 use crate::ctl::answer;
 use crate::ctl::request::MAX_BYTES;
 use crate::fleet::listener::{self, Listen, Listener};
-use crate::supervisor::plan::Time;
+use crate::time::Instant;
 
 /// Most clients at a time.
 const MAX_CLIENTS: usize = 8;
-/// Time for a request to arrive, and how long an answer may lie there without the client taking any of it; ns.
-const IDLE: Time = 5_000_000_000;
-/// How long an answer may take; ns.
-const LONGEST: Time = 600_000_000_000;
+/// Time for a request to arrive, and how long an answer may lie there without the client taking any of it.
+const IDLE: Duration = Duration::from_secs(5);
+/// How long an answer may take.
+const LONGEST: Duration = Duration::from_secs(600);
 /// Connections that the kernel keeps until there is room for them.
 const BACKLOG: i32 = 16;
 
@@ -37,7 +38,7 @@ pub struct Socket {
     open_to_group: bool,
     clients: Vec<Client>,
     /// When to try again after nobody could be let in for lack of something, such as descriptors.
-    accept_at: Option<Time>,
+    accept_at: Option<Instant>,
     /// The number of the next client.
     next: Number,
 }
@@ -48,7 +49,7 @@ struct Client {
     peer: UnixCredentials,
     state: State,
     /// When something must have happened.
-    deadline: Time,
+    deadline: Instant,
 }
 
 enum State {
@@ -119,12 +120,12 @@ impl Socket {
     }
 
     /// When to look after the clients at the latest.
-    pub fn deadline(&self) -> Option<Time> {
+    pub fn deadline(&self) -> Option<Instant> {
         self.clients.iter().map(|client| client.deadline).chain(self.accept_at).min()
     }
 
     /// Does what can be done without waiting; returns the requests that have come.
-    pub fn turn(&mut self, now: Time) -> Vec<Asked> {
+    pub fn turn(&mut self, now: Instant) -> Vec<Asked> {
         self.accept(now);
         let mut asked = Vec::new();
         for client in &mut self.clients {
@@ -132,7 +133,7 @@ impl Socket {
                 Ok(Some(_)) if !self.open_to_group && !is_ours(client.peer.uid()) => client.refuse(now),
                 Ok(Some(line)) => {
                     client.state = State::Waiting;
-                    client.deadline = now.saturating_add(LONGEST);
+                    client.deadline = now + LONGEST;
                     let (client, pid, uid) = (client.number, client.peer.pid(), client.peer.uid());
                     asked.push(Asked { client, pid, uid, line });
                 }
@@ -147,7 +148,7 @@ impl Socket {
     }
 
     /// Answers a client with a line, as far as it can be sent at once; the rest follows in [`turn`](Self::turn).
-    pub fn answer(&mut self, client: Number, line: Vec<u8>, now: Time) {
+    pub fn answer(&mut self, client: Number, line: Vec<u8>, now: Instant) {
         if let Some(client) = self.clients.iter_mut().find(|known| known.number == client) {
             client.answer(line, now);
         }
@@ -158,7 +159,7 @@ impl Socket {
         self.clients.retain(|client| !matches!(client.state, State::Over));
     }
 
-    fn accept(&mut self, now: Time) {
+    fn accept(&mut self, now: Instant) {
         if self.accept_at.is_some_and(|at| at > now) {
             return;
         }
@@ -170,7 +171,7 @@ impl Socket {
                 Err(error) if is_to_be_tried_again(&error) => return,
                 Err(error) => {
                     log::warn!("control socket: {error}");
-                    self.accept_at = Some(now.saturating_add(IDLE));
+                    self.accept_at = Some(now + IDLE);
                     return;
                 }
             };
@@ -178,7 +179,7 @@ impl Socket {
             let peer = stream.set_nonblocking(true).and(peer);
             match peer {
                 Ok(peer) => {
-                    let (number, deadline) = (self.next, now.saturating_add(IDLE));
+                    let (number, deadline) = (self.next, now + IDLE);
                     self.next += 1;
                     self.clients.push(Client {
                         number,
@@ -201,7 +202,7 @@ fn is_ours(uid: u32) -> bool {
 
 impl Client {
     /// Reads on; the line, once it is whole, or what is wrong with it.
-    fn read(&mut self, now: Time) -> Result<Option<Vec<u8>>, String> {
+    fn read(&mut self, now: Instant) -> Result<Option<Vec<u8>>, String> {
         let State::Asking(read) = &mut self.state else { return Ok(None) };
         let mut bytes = [0; MAX_BYTES];
         // What a request is short of its bound: never more is taken.
@@ -231,7 +232,7 @@ impl Client {
         }
     }
 
-    fn refuse(&mut self, now: Time) {
+    fn refuse(&mut self, now: Instant) {
         let (uid, pid) = (self.peer.uid(), self.peer.pid());
         log::warn!("control socket: process {pid} of user {uid} was refused");
         let why = format!(
@@ -242,19 +243,19 @@ impl Client {
         self.answer(answer::line(&Err(why)), now);
     }
 
-    fn answer(&mut self, line: Vec<u8>, now: Time) {
+    fn answer(&mut self, line: Vec<u8>, now: Instant) {
         self.state = State::Taking(line, 0);
-        self.deadline = now.saturating_add(IDLE);
+        self.deadline = now + IDLE;
         self.write(now);
     }
 
-    fn write(&mut self, now: Time) {
+    fn write(&mut self, now: Instant) {
         let State::Taking(line, sent) = &mut self.state else { return };
         while let Some(rest) = line.get(*sent..).filter(|rest| !rest.is_empty()) {
             match self.stream.write(rest) {
                 Ok(count) => {
                     *sent += count;
-                    self.deadline = now.saturating_add(IDLE);
+                    self.deadline = now + IDLE;
                 }
                 Err(error) if is_to_be_tried_again(&error) => return,
                 Err(_) => break, // it has left
@@ -263,7 +264,7 @@ impl Client {
         self.state = State::Over;
     }
 
-    fn look_at_the_time(&mut self, now: Time) {
+    fn look_at_the_time(&mut self, now: Instant) {
         if self.deadline > now {
             return;
         }
@@ -293,6 +294,12 @@ mod tests {
 
     use super::*;
 
+    const TICK: Duration = Duration::from_nanos(1);
+
+    fn at(nanos: u64) -> Instant {
+        Instant::from_nanos(nanos)
+    }
+
     fn bound() -> (Socket, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let socket = Socket::bind(&dir.path().join("control"), None, &[]).unwrap();
@@ -316,18 +323,18 @@ mod tests {
         let (mut socket, dir) = bound();
         let mut client = connect(&dir);
         client.write_all(b"{\"a\":").unwrap();
-        assert!(socket.turn(0).is_empty());
+        assert!(socket.turn(at(0)).is_empty());
         client.write_all(b"1}\nmore").unwrap();
-        let asked = socket.turn(1);
+        let asked = socket.turn(at(1));
         assert_eq!((asked.len(), &asked[0].line[..]), (1, &b"{\"a\":1}"[..]));
         assert_eq!((asked[0].pid, asked[0].uid), (std::process::id() as i32, geteuid().as_raw()));
-        assert!(socket.turn(2).is_empty(), "one request each");
-        socket.answer(asked[0].client, b"yes\n".to_vec(), 3);
+        assert!(socket.turn(at(2)).is_empty(), "one request each");
+        socket.answer(asked[0].client, b"yes\n".to_vec(), at(3));
         let mut line = String::new();
         io::BufReader::new(&client).read_line(&mut line).unwrap();
         assert_eq!(line, "yes\n");
         assert_eq!(socket.clients.len(), 0);
-        socket.answer(asked[0].client, b"again\n".to_vec(), 4); // nobody is there: nothing happens
+        socket.answer(asked[0].client, b"again\n".to_vec(), at(4)); // nobody is there: nothing happens
     }
 
     #[test]
@@ -347,22 +354,22 @@ mod tests {
     fn who_says_nothing_or_too_much_is_told_so() {
         let (mut socket, dir) = bound();
         let mut silent = connect(&dir);
-        socket.turn(0);
-        assert_eq!(socket.deadline(), Some(IDLE));
-        socket.turn(IDLE - 1);
+        socket.turn(at(0));
+        assert_eq!(socket.deadline(), Some(at(0) + IDLE));
+        socket.turn(at(0) + (IDLE - TICK));
         assert_eq!(socket.clients.len(), 1);
-        socket.turn(IDLE);
+        socket.turn(at(0) + IDLE);
         assert!(error(&mut silent).contains("within 5 seconds"));
         let mut talker = connect(&dir);
         talker.write_all(&[b'x'; MAX_BYTES + 100]).unwrap();
-        assert!(socket.turn(0).is_empty());
+        assert!(socket.turn(at(0)).is_empty());
         let mut line = Vec::new();
         // What it had sent beyond the bound was never read, which it is told after the answer.
         let _ = talker.read_to_end(&mut line);
         assert!(answer::read(&line).unwrap().unwrap_err().contains("too long"));
         let gone = connect(&dir);
         drop(gone);
-        socket.turn(0);
+        socket.turn(at(0));
         assert_eq!((socket.clients.len(), socket.deadline()), (0, None));
     }
 
@@ -374,19 +381,19 @@ mod tests {
         for client in &mut clients {
             client.write_all(b"\n").unwrap();
         }
-        for asked in socket.turn(0) {
-            socket.answer(asked.client, long.clone(), 0);
+        for asked in socket.turn(at(0)) {
+            socket.answer(asked.client, long.clone(), at(0));
         }
         assert_eq!(socket.clients.len(), 2);
         let [mut reader, _idler] = clients;
         let mut bytes = vec![0; long.len()];
-        let (mut taken, mut now) = (0, 0);
+        let (mut taken, mut now) = (0, at(0));
         while taken < long.len() {
-            now += IDLE - 1;
+            now = now + (IDLE - TICK);
             taken += reader.read(&mut bytes).unwrap();
             socket.turn(now);
         }
-        assert!(now > IDLE);
+        assert!(now > at(0) + IDLE);
         assert_eq!((taken, socket.clients.len()), (long.len(), 0));
     }
 
@@ -394,15 +401,15 @@ mod tests {
     fn those_that_are_too_many_wait_their_turn() {
         let (mut socket, dir) = bound();
         let mut clients: Vec<UnixStream> = (0..MAX_CLIENTS + 2).map(|_| connect(&dir)).collect();
-        socket.turn(0);
+        socket.turn(at(0));
         assert_eq!((socket.clients.len(), socket.interest().count()), (MAX_CLIENTS, MAX_CLIENTS));
         for client in &mut clients {
             client.write_all(b"x\n").unwrap();
         }
-        let asked = socket.turn(0);
+        let asked = socket.turn(at(0));
         assert_eq!((asked.len(), socket.interest().count()), (MAX_CLIENTS, 0), "nothing to wait for");
-        asked.iter().for_each(|asked| socket.answer(asked.client, b"y\n".to_vec(), 0));
-        assert_eq!(socket.turn(0).len(), 2);
+        asked.iter().for_each(|asked| socket.answer(asked.client, b"y\n".to_vec(), at(0)));
+        assert_eq!(socket.turn(at(0)).len(), 2);
     }
 
     #[test]
@@ -410,10 +417,10 @@ mod tests {
         let (mut socket, dir) = bound();
         let mut client = connect(&dir);
         client.write_all(b"x\n").unwrap();
-        assert_eq!(socket.turn(0).len(), 1);
-        socket.turn(LONGEST - 1);
+        assert_eq!(socket.turn(at(0)).len(), 1);
+        socket.turn(at(0) + (LONGEST - TICK));
         assert_eq!(socket.clients.len(), 1);
-        socket.turn(LONGEST);
+        socket.turn(at(0) + LONGEST);
         assert!(error(&mut client).contains("ten minutes"));
     }
 }

@@ -1,0 +1,3 @@
+//! The server's side of the control socket (`wshd ctl`).
+
+pub mod socket;
