@@ -198,6 +198,20 @@ fn opening_handshakes() {
     }
 }
 
+/// What is compared with one another has a bound, below what fits into a head: parsing stops there.
+#[test]
+fn lists_have_a_bound() {
+    let list = |count: usize| (0..count).map(|number| format!("p{number}")).collect::<Vec<_>>().join(",");
+    for name in ["Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions"] {
+        let ask = |count| answer(&request(GET, &[&format!("{name}: {}", list(count))]), &Config::default());
+        assert_eq!(status(&ask(128)), 101, "{name}");
+        assert_eq!(status(&ask(129)), 431, "{name}");
+        // What stands behind the bound is not looked at.
+        let more = format!("{name}: {}, {}, b c", list(100), list(100).replace('p', "q"));
+        assert_eq!(status(&answer(&request(GET, &[&more]), &Config::default())), 431, "{name}");
+    }
+}
+
 /// RFC 6455 section 4.2.2 items 5.5 and 5.6: nothing is chosen that was not offered.
 #[test]
 fn nothing_unasked_is_chosen() {

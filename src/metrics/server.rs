@@ -135,8 +135,9 @@ impl Client {
         if count == 0 {
             return Ok(Next::Go);
         }
+        let seen = request.len();
         request.extend_from_slice(buffer.get(..count).unwrap_or_default());
-        let reply = match head::parse(request, &LIMITS) {
+        let reply = match head::parse_more(request, seen, &LIMITS) {
             Ok(Parsed::NeedMore) => return Ok(Next::Stay),
             Ok(Parsed::Head { head, .. }) => answer(&head, report),
             Err(bad) => bytes(http::error(bad.status, bad.why, &[])),

@@ -14,6 +14,9 @@ use crate::proto::ws::extension::is_token;
 #[error("{0}")]
 pub struct Malformed(pub &'static str);
 
+/// Parameters of one element of Forwarded; RFC 7239 knows four.
+const MAX_PARAMETERS: usize = 16;
+
 /// A place on the way of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Node {
@@ -75,7 +78,8 @@ fn forwarded<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Node>, Ma
                 let name = halves.next().unwrap_or_default();
                 let value = halves.next().and_then(unquoted).ok_or(WRONG)?;
                 // "Each parameter MUST NOT occur more than once per field-value."
-                if !is_token(name) || names.iter().any(|known: &&[u8]| known.eq_ignore_ascii_case(name)) {
+                let is_known = |known: &&[u8]| known.eq_ignore_ascii_case(name);
+                if !is_token(name) || names.len() == MAX_PARAMETERS || names.iter().any(is_known) {
                     return Err(WRONG);
                 }
                 names.push(name);
@@ -254,6 +258,17 @@ mod tests {
         ] {
             assert!(client_of(wrong).is_err(), "{wrong}: {:?}", client_of(wrong));
         }
+    }
+
+    /// Each name is compared with all before it in its element.
+    #[test]
+    fn an_element_has_at_most_16_parameters() {
+        let element = |count: usize| {
+            let others: String = (1..count).map(|number| format!(";p{number}=x")).collect();
+            format!("Forwarded: for=192.0.2.1{others}")
+        };
+        is(&format!("{}, for=10.0.0.2", element(16)), "192.0.2.1:0");
+        assert_eq!(client_of(&element(17)), Err(Malformed("malformed Forwarded")));
     }
 
     /// Whichever of the two a proxy sets, what a client puts into the other does not help it.

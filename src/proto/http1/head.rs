@@ -40,14 +40,25 @@ pub struct BadHead {
 
 /// Heads with at most this many fields are parsed without an allocation for them.
 const FIELDS_ON_STACK: usize = 64;
-/// Up to this length an incomplete head is parsed at each call, to refuse what is not HTTP early. Above it, the end is
-/// searched for first, so that a head that comes in single bytes does not cost the square of its length.
+/// Up to this length an incomplete head is parsed at each call, to refuse what is not HTTP early. A longer one is parsed
+/// once, when its end has come.
 const EARLY: usize = 1024;
+/// RFC 9112 section 2.2: "at least one empty line" before the request line is ignored. Bytes of line ends.
+const BLANK: usize = 4;
 
 /// Parses a request head. `input` is everything received so far, from the first byte.
 pub fn parse(input: &[u8], limits: &HeadLimits) -> Result<Parsed, BadHead> {
-    let has_end = || memmem::find(input, b"\n\r\n").or_else(|| memmem::find(input, b"\n\n")).is_some();
-    if input.len() > EARLY && !has_end() {
+    parse_more(input, 0, limits)
+}
+
+/// The same where the first `seen` bytes have given [`Parsed::NeedMore`] before: above 1 KiB they are not looked at
+/// again until the head is complete, so that a head in single bytes costs no more than its length.
+pub fn parse_more(input: &[u8], seen: usize, limits: &HeadLimits) -> Result<Parsed, BadHead> {
+    let blank = input.iter().take(BLANK + 1).take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+    if blank > BLANK {
+        return Err(bad("not an HTTP/1.1 request"));
+    }
+    if input.len() > EARLY && !has_end(input.get(blank.max(seen.saturating_sub(2))..).unwrap_or_default()) {
         return incomplete(input, limits);
     }
     if limits.headers <= FIELDS_ON_STACK {
@@ -56,6 +67,10 @@ pub fn parse(input: &[u8], limits: &HeadLimits) -> Result<Parsed, BadHead> {
     } else {
         parse_with(input, limits, &mut vec![httparse::EMPTY_HEADER; limits.headers])
     }
+}
+
+fn has_end(part: &[u8]) -> bool {
+    memmem::find(part, b"\n\r\n").or_else(|| memmem::find(part, b"\n\n")).is_some()
 }
 
 fn parse_with<'a>(
@@ -352,6 +367,7 @@ pub fn fuzz(data: &[u8]) {
     assert_eq!(head.as_bytes(), &data[..consumed]);
     for cut in [consumed - 1, consumed / 2, consumed / 3, 0] {
         assert!(matches!(parse(&data[..cut], &limits), Ok(Parsed::NeedMore)), "cut at {cut}");
+        assert!(matches!(parse_more(data, cut, &limits), Ok(Parsed::Head { .. })), "seen up to {cut}");
     }
     assert!(!head.method().is_empty() && !head.target().contains('#'));
     assert!(head.resource().starts_with('/') || matches!(head.method(), "OPTIONS" | "CONNECT"));
@@ -406,6 +422,33 @@ mod tests {
             assert!(matches!(parse(&text.as_bytes()[..cut], &LIMITS), Ok(Parsed::NeedMore)), "at {cut}");
         }
         assert_eq!(head(text).header("upgrade"), Some(&b"websocket"[..]));
+    }
+
+    #[test]
+    fn a_long_head_in_pieces_is_found_complete_with_its_last_byte() {
+        for end in ["\r\n\r\n", "\n\n", "\n\r\n", "\r\n\n"] {
+            let text = format!("\r\nGET /a HTTP/1.1\r\nHost: h\r\nA: {}{end}", "v".repeat(1500));
+            for step in 1..5 {
+                let mut seen = 0;
+                while seen + step < text.len() {
+                    let parsed = parse_more(&text.as_bytes()[..seen + step], seen, &LIMITS);
+                    assert!(matches!(parsed, Ok(Parsed::NeedMore)), "{end:?} at {seen}: {parsed:?}");
+                    seen += step;
+                }
+                let parsed = parse_more(text.as_bytes(), seen, &LIMITS);
+                assert!(matches!(parsed, Ok(Parsed::Head { .. })), "{end:?} in steps of {step}: {parsed:?}");
+            }
+        }
+    }
+
+    /// Else the end of a head would be searched for in empty lines again and again.
+    #[test]
+    fn two_empty_lines_before_the_request_are_ignored_and_no_more() {
+        let text = "GET /a HTTP/1.1\r\nHost: h\r\n\r\n";
+        assert_eq!(status(format!("\r\n\r\n{text}")), 200);
+        assert_eq!(status(format!("\n\n\n\n{text}")), 200);
+        assert_eq!(status("\r\n\r\n\r"), 400);
+        assert_eq!(status(format!("\n\n\n\n\n{text}")), 400);
     }
 
     #[test]

@@ -11,34 +11,48 @@ pub struct Offer {
     pub params: Vec<(String, Option<String>)>,
 }
 
-/// The header does not follow the grammar; the handshake fails (RFC 6455 section 9.1).
+/// Extensions and parameters of a request together.
+pub const MAX_ITEMS: usize = 128;
+
+/// The handshake fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("malformed Sec-WebSocket-Extensions, expected: token *( ; token [= value] ), comma separated")]
-pub struct Malformed;
+pub enum Wrong {
+    /// Not the grammar of RFC 6455 section 9.1.
+    #[error("expected: token *( ; token [= value] ), comma separated")]
+    Malformed,
+    /// More than [`MAX_ITEMS`].
+    #[error("more than 128 extensions and parameters")]
+    TooMany,
+}
 
 /// Parses all values of the header, which are one list (RFC 6455 section 9.1: "may be split").
 /// Empty elements between commas are skipped (RFC 9110 section 5.6.1.2).
-pub fn parse<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Offer>, Malformed> {
-    let mut offers = Vec::new();
+pub fn parse<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Offer>, Wrong> {
+    let (mut offers, mut items) = (Vec::new(), 0);
     for value in values {
         let mut input = Input(value);
         loop {
             input.skip_space();
             if !input.is_empty() && !input.at(b',') {
-                offers.push(offer(&mut input)?);
+                offers.push(offer(&mut input, &mut items)?);
             }
             if input.is_empty() {
                 break;
             }
-            input.take(b',').ok_or(Malformed)?;
+            input.take(b',').ok_or(Wrong::Malformed)?;
         }
     }
     Ok(offers)
 }
 
 /// `extension = extension-token *( ";" extension-param )`
-fn offer(input: &mut Input) -> Result<Offer, Malformed> {
-    let name = input.token().ok_or(Malformed)?.to_owned();
+fn offer(input: &mut Input, items: &mut usize) -> Result<Offer, Wrong> {
+    let mut count = || {
+        *items += 1;
+        if *items > MAX_ITEMS { Err(Wrong::TooMany) } else { Ok(()) }
+    };
+    count()?;
+    let name = input.token().ok_or(Wrong::Malformed)?.to_owned();
     let mut params = Vec::new();
     loop {
         input.skip_space();
@@ -46,12 +60,13 @@ fn offer(input: &mut Input) -> Result<Offer, Malformed> {
             return Ok(Offer { name, params });
         }
         input.skip_space();
-        let key = input.token().ok_or(Malformed)?.to_owned();
+        count()?;
+        let key = input.token().ok_or(Wrong::Malformed)?.to_owned();
         input.skip_space();
         let value = match input.take(b'=') {
             Some(()) => {
                 input.skip_space();
-                Some(input.token_or_quoted().ok_or(Malformed)?)
+                Some(input.token_or_quoted().ok_or(Wrong::Malformed)?)
             }
             None => None,
         };
@@ -127,7 +142,7 @@ mod tests {
     use super::*;
 
     /// Written as `name;key=value;key`, offers separated by `|`.
-    fn show(values: &[&str]) -> Result<String, Malformed> {
+    fn show(values: &[&str]) -> Result<String, Wrong> {
         let offers = parse(values.iter().map(|value| value.as_bytes()))?;
         let show = |offer: &Offer| {
             let mut text = offer.name.clone();
@@ -165,6 +180,14 @@ mod tests {
     }
 
     #[test]
+    fn counts_extensions_and_parameters_together() {
+        let offers = ["a; b; c=1"; MAX_ITEMS / 3];
+        assert!(show(&offers).is_ok());
+        assert_eq!(show(&[&offers[..], &["a, a, a"]].concat()), Err(Wrong::TooMany));
+        assert_eq!(show(&[&"a,".repeat(MAX_ITEMS + 1)]), Err(Wrong::TooMany));
+    }
+
+    #[test]
     fn refuses_everything_else() {
         #[rustfmt::skip]
         let table = [
@@ -173,7 +196,7 @@ mod tests {
             "foo; a b", "\"foo\"", "foo; a==1", "foo\0",
         ];
         for value in table {
-            assert_eq!(show(&[value]), Err(Malformed), "{value:?}");
+            assert_eq!(show(&[value]), Err(Wrong::Malformed), "{value:?}");
         }
     }
 }

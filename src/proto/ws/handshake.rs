@@ -8,6 +8,10 @@ use crate::proto::ws::extension::{self, Offer, is_token};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest, Sha1};
+use std::collections::BTreeSet;
+
+/// Subprotocols of a request. Handlers' own are compared with each of them.
+pub const MAX_PROTOCOLS: usize = 128;
 
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -22,7 +26,7 @@ const USUAL_ANSWER: usize = 256;
 pub struct Opening {
     /// The value of Sec-WebSocket-Accept.
     pub accept: [u8; 28],
-    /// Subprotocols in the client's order of preference; tokens without duplicates.
+    /// Subprotocols in the client's order of preference; at most [`MAX_PROTOCOLS`] tokens without duplicates.
     pub protocols: Vec<String>,
     /// Extensions in the client's order of preference.
     pub extensions: Vec<Offer>,
@@ -32,7 +36,7 @@ pub struct Opening {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{status}: {why}")]
 pub struct Refusal {
-    /// 400, 405 or 426.
+    /// 400, 405, 426 or 431.
     pub status: u16,
     /// For the log and the body of the answer.
     pub why: &'static str,
@@ -79,8 +83,12 @@ pub fn check(head: &Head) -> Result<Opening, Refusal> {
         accept: accept_key(key),
         // Items 8 and 9.
         protocols: protocols(head)?,
-        extensions: extension::parse(head.header_all("sec-websocket-extensions"))
-            .map_err(|_| bad("malformed Sec-WebSocket-Extensions"))?,
+        extensions: extension::parse(head.header_all("sec-websocket-extensions")).map_err(
+            |wrong| match wrong {
+                extension::Wrong::Malformed => bad("malformed Sec-WebSocket-Extensions"),
+                extension::Wrong::TooMany => too_many("more than 128 extensions and parameters"),
+            },
+        )?,
     })
 }
 
@@ -117,16 +125,23 @@ fn is_key(key: &[u8]) -> bool {
 
 /// Section 4.1 item 10: tokens, all of them different.
 fn protocols(head: &Head) -> Result<Vec<String>, Refusal> {
-    let mut protocols: Vec<String> = Vec::new();
+    let (mut protocols, mut names) = (Vec::new(), BTreeSet::new());
     for element in list(head.header_all("sec-websocket-protocol")) {
+        if protocols.len() == MAX_PROTOCOLS {
+            return Err(too_many("more than 128 subprotocols"));
+        }
         let name = std::str::from_utf8(element).ok().filter(|name| is_token(name.as_bytes()));
         let name = name.ok_or(bad("malformed Sec-WebSocket-Protocol"))?;
-        if protocols.iter().any(|known| known == name) {
+        if !names.insert(name) {
             return Err(bad("a subprotocol is named twice"));
         }
         protocols.push(name.to_owned());
     }
     Ok(protocols)
+}
+
+fn too_many(why: &'static str) -> Refusal {
+    Refusal { status: 431, why, headers: &[] }
 }
 
 /// The value of Sec-WebSocket-Accept for a Sec-WebSocket-Key (section 4.2.2 item 5.4).
@@ -291,7 +306,7 @@ pub fn fuzz(data: &[u8]) {
             101
         }
         Err(refusal) => {
-            assert!(matches!(refusal.status, 400 | 405 | 426));
+            assert!(matches!(refusal.status, 400 | 405 | 426 | 431));
             write_response(&mut out, refusal.status, refusal.headers, "text/plain", refusal.why.as_bytes());
             refusal.status
         }

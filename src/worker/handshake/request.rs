@@ -81,6 +81,7 @@ impl Worker {
             Some(Conn { phase: Phase::Head(bytes, _), .. }) => std::mem::take(bytes),
             _ => return,
         };
+        let seen = kept.len();
         // Usually all comes at once, and is not copied.
         let read = if kept.is_empty() {
             Cow::Borrowed(received)
@@ -88,8 +89,11 @@ impl Worker {
             kept.extend_from_slice(received);
             Cow::Owned(kept)
         };
+        let all = read.len();
         let Some(read) = self.take_proxy_header(id, read) else { return };
-        match head::parse(&read, &self.config.head) {
+        // Behind a header of the PROXY protocol nothing has been looked at.
+        let seen = if read.len() == all { seen } else { 0 };
+        match head::parse_more(&read, seen, &self.config.head) {
             Ok(Parsed::NeedMore) => self.keep_head(id, read.into_owned()),
             Ok(Parsed::Head { head, consumed }) => self.read_request(id, head, &read, consumed),
             Err(bad) => self.reply(id, http::error(bad.status, bad.why, &[])),
