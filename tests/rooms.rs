@@ -97,6 +97,23 @@ fn the_protocol_forbids_unsafe_code() {
 }
 
 #[test]
+fn policy_is_pure() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/supervisor/policy");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    assert!(files.len() > 4);
+    for path in files {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let code: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        for word in ["nix::", "libc::", "rustix", "clock", "std::io", "std::fs", "std::os", "unsafe", "log::"]
+        {
+            let found = code.iter().find(|line| line.contains(word));
+            assert_eq!(found, None, "{}: {word}", path.display());
+        }
+    }
+}
+
+#[test]
 fn the_rule_can_be_broken() {
     assert!(
         may_use("worker/handshake/request.rs", "http::Site") && !may_use("proto/ws/frame.rs", "http::Site")

@@ -213,6 +213,38 @@ fn the_log_names_the_handler_in_which_a_worker_died() {
 }
 
 #[test]
+fn a_handler_that_kills_its_process_group_ends_its_worker_only() {
+    let dir = echo_dir();
+    dir.handler(
+        "group",
+        r#"
+        #include <signal.h>
+        #include <ws_handler.h>
+        static void on_message(ws_conn conn, const ws_message *msg) { (void)conn; (void)msg; kill(0, SIGKILL); }
+        WS_HANDLER(.name = "group", .on_message = on_message);
+        "#,
+    );
+    let config = dir.path().join("wshd.conf");
+    std::fs::write(&config, "[handler.\"/group\"]\nisolation = \"connection\"\n").unwrap();
+    for args in [&[][..], &["--config", config.to_str().unwrap()]] {
+        let mut server =
+            Server::start(&dir, &[args, &["--workers", "2", "--metrics", "127.0.0.1:0"]].concat());
+        let (before, deaths) = (server.workers(), logged(&server, "died of SIGKILL"));
+        let address = server.address();
+        let (mut client, _) = tungstenite::connect(format!("ws://{address}/group")).unwrap();
+        client.send("now".into()).unwrap();
+        until("one worker is gone", || logged(&server, "died of SIGKILL") > deaths);
+        let others = before.iter().filter(|pid| is_alive(**pid)).count();
+        assert!(others + 1 >= before.len(), "{others} of {} are left", before.len());
+        let (mut client, _) = tungstenite::connect(format!("ws://{address}/echo")).unwrap();
+        client.send("here".into()).unwrap();
+        assert_eq!(client.read().unwrap().into_text().unwrap().as_str(), "here");
+        drop(client);
+        server.stop();
+    }
+}
+
+#[test]
 fn a_stopped_worker_is_killed_in_time() {
     let dir = echo_dir();
     let mut server = Server::start(&dir, &["--workers", "2", "--stop-timeout", "200ms"]);

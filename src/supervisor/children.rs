@@ -12,7 +12,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 use super::Fleet;
-use super::plan;
+use super::policy::slots as plan;
 use super::workers::{Replaced, Worker};
 use crate::config;
 use crate::fleet::control::{Channel, Command, Report};

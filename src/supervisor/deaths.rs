@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::Fleet;
 use super::crash::{self, Cause, Death};
-use super::quarantine::{Quarantine, Sentence};
+use super::policy::quarantine::{Quarantine, Sentence};
 use super::workers::Replaced;
 use crate::config::{self, Config};
 use crate::fleet::breakers::{self, CircuitBreaker, Standing};

@@ -4,7 +4,8 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::{Fleet, plan};
+use super::Fleet;
+use super::policy::slots as plan;
 use crate::fleet::control::Command;
 use crate::fleet::scoreboard;
 use crate::log::{self as sink, Book};

@@ -10,7 +10,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::crash::Cause;
-use super::plan::Time;
+use super::policy::slots::Time;
 use super::{Fleet, spawn};
 use crate::config::{Config, Pool};
 use crate::fleet::counters::{Counters, DEATHS, Entry, OTHER, PlaceCounters};

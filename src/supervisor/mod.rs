@@ -1,8 +1,7 @@
 //! The supervisor: binds, forks, watches, replaces, stops. Small and single-threaded; never reads a byte of a
-//! client and never loads a handler. What it does when is decided in [`plan`]; here it is carried out.
+//! client and never loads a handler. What it does when is decided in [`policy`]; here it is carried out.
 
 pub mod alias;
-pub mod balance;
 pub mod check;
 mod children;
 pub mod confine;
@@ -14,8 +13,7 @@ pub mod edition;
 mod landlock;
 mod logs;
 mod metrics;
-pub mod plan;
-pub mod quarantine;
+pub mod policy;
 mod reload;
 mod roll;
 pub mod scan;
@@ -39,7 +37,7 @@ use self::ctl::Control;
 use self::deaths::Deaths;
 use self::edition::Edition;
 use self::metrics::Metrics;
-use self::plan::{Action, Event, Plan, Times};
+use self::policy::slots::{self as plan, Action, Event, Plan, Times};
 use self::roll::Roll;
 use self::upgrade::{Invocation, Predecessor, Successor};
 use self::upkeep::Upkeep;

@@ -2,7 +2,7 @@
 //! are not as they should be (`roll`). A mistake changes nothing. Also the way in for one worker more or less.
 
 use super::edition::{Edition, Step};
-use super::plan::Plan;
+use super::policy::slots::Plan;
 use super::{Fleet, metrics, raise_descriptors};
 use crate::fleet::scoreboard::Place;
 use crate::log as sink;

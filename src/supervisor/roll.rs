@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::edition::{Edition, Step};
-use super::plan::{self, Event};
+use super::policy::slots::{self as plan, Event};
 use super::{Fleet, Worker, spawn};
 use crate::fleet::control::{Channel, Command, Report};
 use crate::fleet::scoreboard::{self, Place, State};

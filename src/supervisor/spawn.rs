@@ -15,12 +15,13 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
-use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid};
+use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid, setpgid};
 
 use super::ctl::Control;
 use super::edition::Edition;
 use super::metrics::Metrics;
-use super::{Fleet, confine, landlock, plan};
+use super::policy::slots as plan;
+use super::{Fleet, confine, landlock};
 use crate::exit::Exit;
 use crate::fleet::control::Channel;
 use crate::fleet::listener::Listener;
@@ -175,6 +176,7 @@ fn be_worker(
         let name = config.worker_name(pool, number);
         process_title::set(&format!("wshd: {name}"));
         sink::set_process(&name);
+        setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
         come_under(supervisor);
         end_with(supervisor, patience)
     })
@@ -246,6 +248,8 @@ fn prepare(is_detached: bool) -> io::Result<()> {
         // Who waits for the server to be ready may wait for the end of its output, too.
         daemonize::leave_streams()?;
     }
+    // kill(0, SIGKILL) in a handler, or in what it has started, ends this process alone.
+    setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
     // A handler that reads standard input must not take it from the terminal.
     dup2_stdin(File::open("/dev/null")?)?;
     for ignored in NOT_FOR_WORKERS {

@@ -24,7 +24,7 @@ use nix::unistd::{ForkResult, Pid, execv, fork};
 
 use super::Fleet;
 use super::edition::Step;
-use super::plan::{self, Plan};
+use super::policy::slots::{self as plan, Plan};
 use crate::fleet::datagram;
 use crate::fleet::inbox::{FORMAT, Inbox};
 use crate::fleet::listener::{self, Listen, Listener};

@@ -1,10 +1,11 @@
 //! Looking after workers that serve: loads are evened out after one has come new, and one that is worn is replaced.
-//! What is too much is decided in [`balance`].
+//! What is too much is decided in [`balance`](super::policy::rebalance).
 
 use std::sync::atomic::Ordering;
 
+use super::Fleet;
 use super::edition::Step;
-use super::{Fleet, balance, plan};
+use super::policy::{rebalance as balance, slots as plan};
 use crate::config::Wear;
 use crate::fleet::control::Command;
 use crate::fleet::memory;

@@ -9,7 +9,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::edition::Step;
-use super::plan::{self, Event};
+use super::policy::slots::{self as plan, Event};
 use super::{Fleet, spawn};
 use crate::exit::Exit;
 use crate::fleet::control::{Channel, Command, Report};

@@ -15,7 +15,7 @@ use crate::ctl::answer::Silent;
 use crate::fleet::control::{Channel, Command};
 use crate::fleet::scoreboard::{self, State};
 use crate::supervisor::Fleet;
-use crate::supervisor::plan::Time;
+use crate::supervisor::policy::slots::Time;
 
 /// How long workers may take; ns.
 const PATIENCE: Time = 2_000_000_000;

@@ -16,7 +16,7 @@ use serde_json::Value;
 use self::listing::Listing;
 use self::orders::Closing;
 use super::Fleet;
-use super::plan::{Event, Time};
+use super::policy::slots::{Event, Time};
 use crate::clock;
 use crate::config;
 use crate::control::socket::{Asked, Number, Socket};

@@ -10,7 +10,7 @@ use crate::fleet::breakers::UNTIL_LIFTED;
 use crate::fleet::control::Command;
 use crate::fleet::scoreboard;
 use crate::supervisor::Fleet;
-use crate::supervisor::plan::Time;
+use crate::supervisor::policy::slots::Time;
 use crate::supervisor::reload::MOST_WORKERS;
 
 /// How long a worker may take to begin to close a connection; ns.

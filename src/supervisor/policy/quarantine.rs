@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use super::plan::Time;
+use super::slots::Time;
 use crate::config;
 use crate::fleet::breakers::Standing;
 

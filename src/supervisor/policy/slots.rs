@@ -1,8 +1,8 @@
-//! What the supervisor does when something happens: a pure function of state and event, in virtual time. Forks,
-//! kills, reads and prints nothing; `supervisor::run` carries the actions out.
+//! Which slots have a process: workers are started, restarted with a growing delay, stopped, and given up if none of
+//! them starts.
 //!
-//! A worker that dies is replaced at once the first time, then after 1 s, 2 s, 4 s and so on up to 30 s; what
-//! was is forgiven after a minute of service. A fleet of which no worker comes up is given up.
+//! A worker that dies is restarted at once the first time, then after 1 s, 2 s, 4 s and so on up to 30 s; a minute of
+//! service resets the delay.
 
 use crate::exit::Exit;
 

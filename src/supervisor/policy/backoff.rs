@@ -1,0 +1,67 @@
+//! How long to wait before something that has failed is tried again.
+
+use std::time::Duration;
+
+/// Waits that double from failure to failure, up to a bound. One that worked for long enough in between starts over.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    rule: Rule,
+    /// Failures that are not forgiven.
+    failures: u32,
+}
+
+/// The waits of a [`Backoff`].
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Failures in a row that are retried at once.
+    pub free: u32,
+    /// The first wait after those.
+    pub first: Duration,
+    /// The longest wait.
+    pub longest: Duration,
+    /// After so much work without a failure earlier ones do not count any more.
+    pub forgiven: Duration,
+}
+
+impl Backoff {
+    /// Nothing has failed.
+    pub const fn new(rule: Rule) -> Self {
+        Self { rule, failures: 0 }
+    }
+
+    /// It has failed after working for so long: the wait until it is to be tried again.
+    pub fn failed(&mut self, worked: Duration) -> Duration {
+        if worked >= self.rule.forgiven {
+            self.failures = 0;
+        }
+        let Rule { free, first, longest, .. } = self.rule;
+        let wait = match self.failures.checked_sub(free) {
+            None => Duration::ZERO,
+            Some(before) => doubled(first, before).min(longest),
+        };
+        self.failures = self.failures.saturating_add(1);
+        wait
+    }
+}
+
+/// A time doubled so many times.
+pub fn doubled(first: Duration, times: u32) -> Duration {
+    1_u32.checked_shl(times).and_then(|factor| first.checked_mul(factor)).unwrap_or(Duration::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_a_bound_and_start_over_after_long_work() {
+        let seconds = Duration::from_secs;
+        let rule = Rule { free: 1, first: seconds(1), longest: seconds(5), forgiven: seconds(60) };
+        let mut backoff = Backoff::new(rule);
+        for (worked, wait) in [(0, 0), (59, 1), (0, 2), (0, 4), (0, 5), (0, 5), (60, 0), (0, 1)] {
+            assert_eq!(backoff.failed(seconds(worked)), seconds(wait), "after {worked} s");
+        }
+        assert_eq!(doubled(seconds(1), 31), seconds(1 << 31));
+        assert_eq!(doubled(seconds(1), 32), Duration::MAX);
+    }
+}
