@@ -377,10 +377,10 @@ fn close_closes_that_one_with_the_code() {
         assert_eq!(client::ask(client, "still here"), "still here");
     }
     until("it is gone", || this.json(&["connections"])["connections"].as_array().unwrap().len() == 2);
-    assert!(this.refuses(&["close", &id]).contains(&format!("{id} is no connection that is open")));
-    assert!(this.refuses(&["close", "1:100000001"]).contains("no worker is process 1"));
+    assert!(this.refuses(&["close", &id]).contains(&format!("{id} is not an open connection")));
+    assert!(this.refuses(&["close", "1:100000001"]).contains("no worker has pid 1"));
     let supervisor = format!("{}:100000001", this.server.pid());
-    assert!(this.refuses(&["close", &supervisor]).contains("no worker is process"));
+    assert!(this.refuses(&["close", &supervisor]).contains("no worker has pid"));
     // One that has not said what it wants is dropped.
     let mut silent = Raw::connect(&this.address());
     let peer = silent.stream.local_addr().unwrap().to_string();
@@ -394,7 +394,7 @@ fn close_closes_that_one_with_the_code() {
     });
     this.says(&["close", &id.unwrap()]);
     assert!(silent.rest().is_empty());
-    assert!(this.server.log().contains(" orders: close "), "{}", this.server.log());
+    assert!(this.server.log().contains(" requests: close "), "{}", this.server.log());
 }
 
 #[test]
@@ -429,7 +429,7 @@ fn a_handler_is_quarantined_and_served_again_by_order() {
     until("it is served", || state(&this).is_null());
     assert!(this.refuses(&["quarantine", "/nothing", "on"]).contains("no handler serves /nothing"));
     let wrong = this.raw(b"{\"command\":\"quarantine\",\"state\":\"on\"}\n");
-    assert_eq!(wrong["error"], "expected a resource to switch");
+    assert_eq!(wrong["error"], "expected the resource whose handler to quarantine");
 }
 
 #[test]

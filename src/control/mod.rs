@@ -1,3 +1,272 @@
-//! The server's side of the control socket (`wshd ctl`).
+//! The server's side of the control socket (`wshd ctl`): reads requests, answers those that only ask, and hands the
+//! others to the supervisor as [`Operation`]s. Sees the server as a [`View`]; changes nothing of it, and never waits.
+//! What a request means is in `crate::ctl::request`.
 
-pub mod socket;
+mod closing;
+mod listing;
+mod socket;
+pub mod view;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::poll::PollFd;
+use serde_json::Value;
+
+use self::closing::Closing;
+use self::listing::Listing;
+use self::socket::{Asked, Socket};
+use self::view::View;
+use crate::clock;
+use crate::config;
+use crate::ctl::answer;
+use crate::ctl::request::{Change, Request, Switch};
+use crate::fleet::control::Report;
+use crate::fleet::listener::Listener;
+use crate::time::Instant;
+
+pub use self::socket::Number;
+
+/// The control socket, and what its clients are waiting for. The default has no socket.
+#[derive(Default)]
+pub struct Control {
+    /// None without `--control-socket`, and in workers.
+    socket: Option<Socket>,
+    /// When the supervisor started.
+    started: Instant,
+    /// Requests that were read and not yet served.
+    asked: Vec<Asked>,
+    /// Lists of connections that workers are writing.
+    listings: Vec<Listing>,
+    /// Connections that workers are to close.
+    closings: Vec<Closing>,
+    /// Clients waiting for a reload that has not begun yet.
+    reload_wanted: Vec<Number>,
+    /// Clients waiting for the reload that is under way.
+    reloading: Vec<Number>,
+    /// Clients waiting for an upgrade.
+    upgrading: Vec<Number>,
+    /// The ticket of the next command to a worker that replies.
+    next_ticket: u64,
+}
+
+/// What a client wants the supervisor to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Stop the server; now: without closing connections first.
+    Stop {
+        /// At once.
+        now: bool,
+    },
+    /// Reload; ends with [`Control::reload_ends`].
+    Reload,
+    /// Upgrade; ends with [`Control::upgrade_ends`].
+    Upgrade,
+    /// Change the number of workers of a pool; answered with [`Control::answer`].
+    Workers {
+        /// Its name.
+        pool: String,
+        /// How.
+        change: Change,
+    },
+    /// Quarantine a handler, or lift its quarantine; answered with [`Control::answer`].
+    Quarantine {
+        /// Number of the handler.
+        handler: u16,
+        /// On or off.
+        state: Switch,
+        /// For how long; None: until it is lifted.
+        time: Option<Duration>,
+    },
+}
+
+/// What becomes of a request.
+enum Outcome {
+    /// Answered at once.
+    Answer(Result<Value, String>),
+    /// The answer follows.
+    Later,
+    /// The supervisor has to do it.
+    Do(Operation),
+}
+
+impl Control {
+    /// Listens if a socket is configured, perhaps on one that is inherited.
+    pub fn new(config: &config::Control, inherited: &[Arc<Listener>]) -> io::Result<Self> {
+        let bind = |path: &PathBuf| Socket::bind(path, config.group, inherited);
+        let socket = config.socket.as_ref().map(bind).transpose()?;
+        Ok(Self { socket, started: clock::now(), ..Self::default() })
+    }
+
+    /// The socket, for another server.
+    pub fn listener(&self) -> Option<&Arc<Listener>> {
+        self.socket.as_ref().and_then(Socket::listener)
+    }
+
+    /// Another server has taken the socket over.
+    pub fn hand_over(&mut self) {
+        self.socket.iter_mut().for_each(Socket::hand_over);
+    }
+
+    /// Removes the socket's file.
+    pub fn remove_file(&self) {
+        self.socket.iter().for_each(Socket::remove_file);
+    }
+
+    /// What the supervisor's loop is to wait for.
+    pub fn interest(&self) -> impl Iterator<Item = PollFd<'_>> {
+        self.socket.iter().flat_map(Socket::interest)
+    }
+
+    /// When [`read`](Self::read) and [`serve`](Self::serve) are to be called at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        let clients = self.socket.as_ref().and_then(Socket::deadline);
+        let listings = self.listings.iter().map(|listing| listing.deadline);
+        let closings = self.closings.iter().map(|closing| closing.deadline);
+        listings.chain(closings).chain(clients).min()
+    }
+
+    /// Reads requests and sends answers as far as possible without waiting; true if [`serve`](Self::serve) has
+    /// something to do.
+    pub fn read(&mut self, now: Instant) -> bool {
+        let asked = self.socket.as_mut().map(|socket| socket.turn(now));
+        self.asked.extend(asked.into_iter().flatten());
+        !(self.asked.is_empty() && self.listings.is_empty() && self.closings.is_empty())
+    }
+
+    /// Answers the requests that were read, and those whose workers have replied or are late; returns what the
+    /// supervisor has to do, and for whom.
+    pub fn serve(&mut self, view: &View<'_>, now: Instant) -> Vec<(Number, Operation)> {
+        let mut operations = Vec::new();
+        for Asked { client, pid, uid, line } in std::mem::take(&mut self.asked) {
+            let outcome = match Request::read(&line) {
+                Ok(request) => {
+                    if request.changes_something() {
+                        log::info!("wshd ctl: process {pid} of user {uid} requests: {}", request.name());
+                    }
+                    self.take_up(client, request, view, now)
+                }
+                Err(why) => Outcome::Answer(Err(why)),
+            };
+            match outcome {
+                Outcome::Answer(answer) => self.answer(client, &answer),
+                Outcome::Later => {}
+                Outcome::Do(operation) => operations.push((client, operation)),
+            }
+        }
+        self.finish_listings(view, now);
+        self.finish_closings(view, now);
+        operations
+    }
+
+    fn take_up(&mut self, client: Number, request: Request, view: &View<'_>, now: Instant) -> Outcome {
+        match request {
+            Request::Status {} => {
+                let status = serde_json::to_value(view.status(self.started, now));
+                Outcome::Answer(status.map_err(|error| error.to_string()))
+            }
+            Request::Connections {} => self.list_connections(client, view, now),
+            Request::Close { id, code } => self.close_connection(client, (id, code), view, now),
+            Request::Quarantine { resource, state, seconds } => {
+                let time = seconds.map(|seconds| Duration::from_secs(seconds.into()));
+                quarantine(view, resource.as_deref(), state, time)
+            }
+            Request::Stop { now } => {
+                self.answer(client, &Ok("stopping".into()));
+                Outcome::Do(Operation::Stop { now })
+            }
+            Request::Reload {} => {
+                self.reload_wanted.push(client);
+                Outcome::Do(Operation::Reload)
+            }
+            Request::Upgrade {} if view.is_upgrading => {
+                Outcome::Answer(Err("an upgrade is already under way".to_owned()))
+            }
+            Request::Upgrade {} => {
+                self.upgrading.push(client);
+                Outcome::Do(Operation::Upgrade)
+            }
+            Request::Workers { pool, change } => Outcome::Do(Operation::Workers { pool, change }),
+        }
+    }
+
+    /// A worker replies to a command that a client's request caused.
+    pub fn hear(&mut self, pid: i32, report: Report) {
+        match report {
+            Report::Listed { ticket, listed, left_out } => self.listed(pid, ticket, listed, left_out),
+            Report::Closing { ticket, begun } => self.closing(ticket, begun),
+            Report::Ready { .. } | Report::Crashed | Report::Leaving => {}
+            Report::Born { .. } | Report::Taken => {}
+        }
+    }
+
+    /// The reload begins that clients are waiting for.
+    pub fn reload_begins(&mut self) {
+        self.reloading.append(&mut self.reload_wanted);
+    }
+
+    /// The reload has ended: clients that waited for it are told.
+    pub fn reload_ends(&mut self, result: &Result<String, String>) {
+        let result = result.clone().map_err(|why| format!("the reload was {why}"));
+        let result = result.map(|done| Value::String(format!("reload: {done}")));
+        for client in std::mem::take(&mut self.reloading) {
+            self.answer(client, &result);
+        }
+    }
+
+    /// The upgrade has ended: clients that waited for it are told.
+    pub fn upgrade_ends(&mut self, result: &Result<String, String>) {
+        let result = result.clone().map(Value::String);
+        for client in std::mem::take(&mut self.upgrading) {
+            self.answer(client, &result);
+        }
+    }
+
+    /// Answers a client that has waited for it.
+    pub fn answer(&mut self, client: Number, result: &Result<Value, String>) {
+        self.send(client, answer::line(result));
+    }
+
+    fn send(&mut self, client: Number, line: Vec<u8>) {
+        if let Some(socket) = &mut self.socket {
+            socket.answer(client, line, clock::now());
+        }
+    }
+
+    /// A number that a worker is to give back.
+    fn ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket - 1
+    }
+}
+
+/// Which handlers are quarantined, or the change of one.
+fn quarantine(
+    view: &View<'_>,
+    resource: Option<&str>,
+    state: Option<Switch>,
+    time: Option<Duration>,
+) -> Outcome {
+    let answer = |handlers: Vec<answer::Handler>| {
+        Outcome::Answer(serde_json::to_value(handlers).map_err(|error| error.to_string()))
+    };
+    let refused = |why: String| Outcome::Answer(Err(why));
+    let Some(resource) = resource else {
+        return match (state, time) {
+            (None, None) => answer(view.handlers()),
+            _ => refused("expected the resource whose handler to quarantine".to_owned()),
+        };
+    };
+    let Some(handler) = view.routes.find(resource) else {
+        return refused(format!("no handler serves {resource}: see wshd ctl quarantine without a resource"));
+    };
+    match (state, time) {
+        (None, None) => answer(view.handler(handler).into_iter().collect()),
+        (Some(state @ Switch::On), time) | (Some(state @ Switch::Off), time @ None) => {
+            Outcome::Do(Operation::Quarantine { handler, state, time })
+        }
+        _ => refused("expected a time with \"on\" only".to_owned()),
+    }
+}

@@ -3,6 +3,7 @@
 //! does not know there it passes over. Times are seconds, sizes bytes.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -194,10 +195,9 @@ pub struct Silent {
     pub executes: Option<Executes>,
 }
 
-/// ns as seconds.
-pub fn seconds(time: u64) -> f64 {
-    // Milliseconds: nobody wants to read more digits.
-    (time / 1_000_000) as f64 / 1000.0
+/// A time as seconds, to the millisecond.
+pub fn seconds(time: Duration) -> f64 {
+    time.as_millis() as f64 / 1000.0
 }
 
 #[cfg(test)]
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn seconds_have_three_digits() {
-        assert_eq!(seconds(1_234_567_890), 1.234);
-        assert_eq!(seconds(0), 0.0);
+        assert_eq!(seconds(Duration::from_nanos(1_234_567_890)), 1.234);
+        assert_eq!(seconds(Duration::ZERO), 0.0);
     }
 }

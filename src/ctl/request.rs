@@ -102,6 +102,14 @@ impl Request {
         serde_json::from_slice(line).map_err(|error| format!("not a request: {error}"))
     }
 
+    /// Whether it asks for more than an answer.
+    pub fn changes_something(&self) -> bool {
+        !matches!(
+            self,
+            Request::Status {} | Request::Connections {} | Request::Quarantine { state: None, .. }
+        )
+    }
+
     /// For the log.
     pub fn name(&self) -> String {
         match self {

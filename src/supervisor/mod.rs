@@ -5,8 +5,8 @@ pub mod alias;
 pub mod check;
 mod children;
 pub mod confine;
+mod control;
 pub mod crash;
-mod ctl;
 mod deaths;
 pub mod discover;
 pub mod edition;
@@ -33,7 +33,6 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::children::Children;
-use self::ctl::Control;
 use self::deaths::Deaths;
 use self::edition::Edition;
 use self::metrics::Metrics;
@@ -43,6 +42,7 @@ use self::upgrade::{Invocation, Predecessor, Successor};
 use self::upkeep::Upkeep;
 use self::workers::{Replaced, Worker};
 use crate::config::{Config, Pool};
+use crate::control::Control;
 use crate::exit::Exit;
 use crate::fleet::addresses::Addresses;
 use crate::fleet::control::Command;
@@ -328,7 +328,7 @@ impl Fleet {
         let looks = looks.chain(self.children.deadline());
         let deadline = kills.chain(deadline).chain(looks).chain(self.roll.deadline());
         let upgrade = self.successor.iter().filter(|successor| !successor.is_serving);
-        let deadline = deadline.chain(self.control.deadline());
+        let deadline = deadline.chain(self.control.deadline().map(Instant::as_nanos));
         let deadline = deadline.chain(upgrade.map(|successor| successor.give_up));
         let deadline = deadline.chain(self.notify.due().map(Instant::as_nanos)).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {

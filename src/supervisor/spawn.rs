@@ -17,11 +17,11 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid, setpgid};
 
-use super::ctl::Control;
 use super::edition::Edition;
 use super::metrics::Metrics;
 use super::policy::slots as plan;
 use super::{Fleet, confine, landlock};
+use crate::control::Control;
 use crate::exit::Exit;
 use crate::fleet::control::Channel;
 use crate::fleet::listener::Listener;
@@ -110,7 +110,7 @@ fn leave_to_the_supervisor(fleet: &mut Fleet) -> bool {
     fleet.listeners.clear();
     fleet.predecessor = None;
     fleet.successor = None;
-    fleet.control = Control::none();
+    fleet.control = Control::default();
     fleet.signals = None;
     fleet.notify = Notify::default();
     std::mem::take(&mut fleet.daemon).is_detached()

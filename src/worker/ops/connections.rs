@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use ::ws_handler::raw::WS_BY_HOST;
 
@@ -119,7 +120,9 @@ impl Worker {
             handler: route.map(|route| route.name.as_str().into()),
             protocol,
             compressed: phase != "request" && deflate != 0,
-            age: seconds(self.now.get().saturating_sub(u64::from(conn.since) * 1_000_000_000)),
+            age: seconds(Duration::from_nanos(
+                self.now.get().saturating_sub(u64::from(conn.since) * 1_000_000_000),
+            )),
             queued: conn.queued() as u64,
         })
     }

@@ -1,33 +1,32 @@
-//! The list of all connections: the supervisor knows none of them. Each worker is given a file in memory, writes its
-//! part as JSON into it, and says when it has; the parts are put together unread, up to a bound. A worker that does
-//! not come to it in time is named, with what it does instead.
+//! The list of all connections, of which the supervisor knows none. Each worker is given a file in memory, writes its
+//! part into it as JSON, and reports when it has; the parts are joined unread, up to a bound. A worker that does not
+//! reply in time is named, with the callback that it is in.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::json;
 
+use super::view::View;
 use super::{Control, Number, Outcome};
 use crate::ctl::answer::Silent;
 use crate::fleet::control::{Channel, Command};
-use crate::fleet::scoreboard::{self, State};
-use crate::supervisor::Fleet;
-use crate::supervisor::policy::slots::Time;
+use crate::time::Instant;
 
-/// How long workers may take; ns.
-const PATIENCE: Time = 2_000_000_000;
-/// Most bytes of a list.
+/// How long workers may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Maximum size of a list.
 const MAX_BYTES: usize = 16 << 20;
 
 /// A list that is being written.
 pub(super) struct Listing {
     ticket: u64,
     client: Number,
-    /// When it is sent as it is.
-    pub deadline: Time,
+    /// When it is sent as far as it is complete.
+    pub deadline: Instant,
     parts: Vec<Part>,
 }
 
@@ -50,10 +49,10 @@ impl Control {
     }
 }
 
-impl Fleet {
+impl Control {
     /// Has all workers write down their connections.
-    pub(super) fn list_connections(&mut self, client: Number) -> Outcome {
-        let ticket = self.control.ticket();
+    pub(super) fn list_connections(&mut self, client: Number, view: &View<'_>, now: Instant) -> Outcome {
+        let ticket = self.ticket();
         let part = |pid: i32, channel: &Channel| {
             let file: File = memfd_create(c"wshd connections", MFdFlags::MFD_CLOEXEC)?.into();
             match channel.send_command_with(Command::List { ticket }, file.as_fd()) {
@@ -68,52 +67,46 @@ impl Fleet {
                 Err(error) => Err(error),
             }
         };
-        // One that is still loading handlers has no connections, and reads no orders yet.
-        let starting = |pid: i32| {
-            let mut records = self.scoreboard.slots().iter();
-            records.any(|slot| slot.pid.load(Ordering::Relaxed) == pid && slot.state() == State::Starting)
-        };
-        let channels = self.channels().filter(|(pid, ..)| !starting(*pid));
+        let channels = view.channels().filter(|(pid, ..)| !view.is_starting(*pid));
         let parts: io::Result<Vec<Part>> = channels.map(|(pid, _, channel)| part(pid, channel)).collect();
         match parts {
             Ok(parts) => {
-                let deadline = scoreboard::now().saturating_add(PATIENCE);
-                self.control.listings.push(Listing { ticket, client, deadline, parts });
+                self.listings.push(Listing { ticket, client, deadline: now + PATIENCE, parts });
                 Outcome::Later
             }
-            Err(error) => Outcome::Now(Err(format!("connections can not be listed: {error}"))),
+            Err(error) => Outcome::Answer(Err(format!("cannot list connections: {error}"))),
         }
     }
 
     /// Sends the lists that are complete, or have been waited for long enough.
-    pub(super) fn finish_listings(&mut self) {
-        let now = scoreboard::now();
-        let mut index = 0;
-        while let Some(listing) = self.control.listings.get(index) {
-            let is_there = |pid: i32| self.channels().any(|(known, ..)| known == pid);
-            let complete = listing.parts.iter().all(|part| part.written.is_some() || !is_there(part.pid));
-            if !complete && listing.deadline > now {
-                index += 1;
-                continue;
-            }
-            let listing = self.control.listings.swap_remove(index);
+    pub(super) fn finish_listings(&mut self, view: &View<'_>, now: Instant) {
+        let is_there = |pid: i32| view.channels().any(|(known, ..)| known == pid);
+        let is_complete = |listing: &Listing| {
+            listing.parts.iter().all(|part| part.written.is_some() || !is_there(part.pid))
+        };
+        let (finished, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.listings)
+            .into_iter()
+            .partition(|listing| is_complete(listing) || listing.deadline <= now);
+        self.listings = rest;
+        for listing in finished {
             let client = listing.client;
-            let line = self.put_together(listing);
-            self.control.send(client, line);
+            self.send(client, listing.put_together(view, now));
         }
     }
+}
 
-    fn put_together(&self, listing: Listing) -> Vec<u8> {
+impl Listing {
+    /// The answer, from the parts as they are.
+    fn put_together(self, view: &View<'_>, now: Instant) -> Vec<u8> {
         let mut line = br#"{"ok":true,"result":{"connections":["#.to_vec();
         let begun = line.len();
         let (mut total_left_out, mut silent) = (0, Vec::new());
-        for mut part in listing.parts {
+        for mut part in self.parts {
             let Some((listed, left_out)) = part.written else {
-                let slot = self.channels().find(|(pid, ..)| *pid == part.pid).map(|(_, slot, _)| slot);
-                silent.extend(slot.map(|slot| Silent {
-                    worker: self.short_name(slot),
+                silent.extend(view.channel_to(part.pid).map(|(slot, _)| Silent {
+                    worker: view.short_name(slot),
                     pid: part.pid,
-                    executes: self.executes(slot, part.pid),
+                    executes: view.executes(slot, part.pid, now),
                 }));
                 continue;
             };
@@ -134,24 +127,6 @@ impl Fleet {
             format!("],\"left_out\":{total_left_out},\"silent\":{silent}}}}}\n").as_bytes(),
         );
         line
-    }
-
-    /// All processes that have connections and take orders: pid, slot, channel.
-    pub(super) fn channels(&self) -> impl Iterator<Item = (i32, usize, &Channel)> {
-        let workers = self.workers.iter().enumerate().filter_map(|(slot, worker)| {
-            let worker = worker.as_ref()?;
-            Some((worker.pid.as_raw(), slot, worker.control.as_ref()?))
-        });
-        let replaced = self
-            .replaced
-            .iter()
-            .filter_map(|replaced| Some((replaced.pid.as_raw(), replaced.slot, replaced.control.as_ref()?)));
-        workers.chain(replaced)
-    }
-
-    /// The slot of a process and the way to it.
-    pub(super) fn channel_to(&self, pid: i32) -> Option<(usize, &Channel)> {
-        self.channels().find(|(known, ..)| *known == pid).map(|(_, slot, channel)| (slot, channel))
     }
 }
 

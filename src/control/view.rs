@@ -1,37 +1,76 @@
-//! How the server is, for `wshd ctl status`: from the scoreboard, the gates and /proc. Asks no worker, so that it is
-//! told also when all of them hang.
+//! The server as the supervisor knows it when a request comes: the processes, and where to read what they are doing.
+//! Tells what the scoreboard, the circuit breakers and /proc say, so that it is known also when all workers hang.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::unistd::{Pid, SysconfVar, sysconf};
-use serde_json::Value;
 
+use crate::clock;
+use crate::config::Config;
 use crate::ctl::answer::{Executes, Handler, Pool, Quarantine, Status, Totals, Worker, seconds};
 use crate::ctl::request::Id;
 use crate::ffi::probe::callback_name;
 use crate::fleet::breakers::{CircuitBreaker, Standing};
-use crate::fleet::counters::Traffic;
+use crate::fleet::control::Channel;
+use crate::fleet::counters::{Counters, Traffic};
+use crate::fleet::listener::Listener;
 use crate::fleet::memory;
-use crate::fleet::scoreboard::{self, Place, State};
-use crate::supervisor::Fleet;
+use crate::fleet::routes::Routes;
+use crate::fleet::scoreboard::{Place, Scoreboard, State};
+use crate::time::Instant;
 
-impl Fleet {
+/// What a request can see of the server.
+pub struct View<'a> {
+    /// The running configuration.
+    pub config: &'a Config,
+    /// The handlers.
+    pub routes: &'a Routes,
+    /// Where the server listens.
+    pub listeners: &'a [Arc<Listener>],
+    /// What workers do.
+    pub scoreboard: &'a Scoreboard,
+    /// What they count.
+    pub counters: &'a Counters,
+    /// By handler: whether it is served.
+    pub breakers: &'a [CircuitBreaker],
+    /// The processes in slots, and the slots that wait for one; then those that are leaving.
+    pub processes: Vec<Process<'a>>,
+    /// Whether an upgrade is under way.
+    pub is_upgrading: bool,
+}
+
+/// A worker, or the slot of one that is to come back.
+pub struct Process<'a> {
+    /// Its slot.
+    pub slot: usize,
+    /// None: the slot waits for a new process.
+    pub pid: Option<Pid>,
+    /// Whether it was replaced and has not ended yet.
+    pub is_leaving: bool,
+    /// Where it takes commands; None if it does not.
+    pub channel: Option<&'a Channel>,
+}
+
+impl<'a> View<'a> {
     /// All that is known without asking workers.
-    pub(super) fn status(&self) -> Result<Value, String> {
-        let slots = (0..self.workers.len()).filter(|slot| self.is_in_use(*slot));
-        let mut workers: Vec<(Place, Worker)> =
-            slots.filter_map(|slot| Some((self.place(slot)?, self.present(slot)?))).collect();
-        workers.sort_by_key(|(place, _)| *place);
-        let workers: Vec<Worker> = workers.into_iter().map(|(_, worker)| worker).collect();
-        let leaving = self.replaced.iter().filter_map(|replaced| {
-            let worker = self.worker(replaced.slot, replaced.pid)?;
+    pub fn status(&self, started: Instant, now: Instant) -> Status {
+        let leaving = self.processes.iter().filter(|process| process.is_leaving);
+        let leaving = leaving.filter_map(|process| {
+            let worker = self.worker(process, now)?;
             Some(Worker { state: "leaving".to_owned(), ..worker })
         });
+        let present = self.processes.iter().filter(|process| !process.is_leaving);
+        let mut workers: Vec<(Place, Worker)> = present
+            .filter_map(|process| Some((self.place(process.slot)?, self.worker(process, now)?)))
+            .collect();
+        workers.sort_by_key(|(place, _)| *place);
+        let workers: Vec<Worker> = workers.into_iter().map(|(_, worker)| worker).collect();
         let pools = self.config.pools.iter().filter_map(|pool| {
             let ours = || workers.iter().filter(|worker| worker.pool == pool.name);
-            // One that is gone keeps its number.
+            // A pool that is gone keeps its number.
             (ours().next().is_some() || pool.workers > 0).then(|| Pool {
                 name: pool.name.clone(),
                 workers: ours().count(),
@@ -39,55 +78,66 @@ impl Fleet {
                 connections: ours().map(|worker| u64::from(worker.connections)).sum(),
             })
         });
-        let status = Status {
+        Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: Pid::this().as_raw(),
-            uptime: seconds(scoreboard::now().saturating_sub(self.control.started)),
+            uptime: seconds(now.since(started)),
             listen: self.listeners.iter().map(|listener| listener.address.to_string()).collect(),
             leaving: leaving.collect(),
             pools: pools.collect(),
             handlers: self.handlers(),
             workers,
-        };
-        serde_json::to_value(status).map_err(|error| error.to_string())
-    }
-
-    /// The worker in a slot, or that there is none now.
-    fn present(&self, slot: usize) -> Option<Worker> {
-        match self.workers.get(slot)? {
-            Some(worker) => self.worker(slot, worker.pid),
-            None => {
-                let (name, pool) = (self.short_name(slot), self.pool_name(slot));
-                Some(Worker { name, pool, state: "empty".to_owned(), ..Worker::default() })
-            }
         }
     }
 
-    /// A process that is, or was, in a slot.
-    fn worker(&self, slot: usize, pid: Pid) -> Option<Worker> {
-        let record = self.scoreboard.slot(slot)?;
-        let process = Worker {
-            name: self.short_name(slot),
+    fn place(&self, slot: usize) -> Option<Place> {
+        self.scoreboard.slot(slot).map(|record| record.place())
+    }
+
+    /// The process of this pid that takes commands, and where.
+    pub fn channel_to(&self, pid: i32) -> Option<(usize, &'a Channel)> {
+        self.channels().find(|(known, ..)| *known == pid).map(|(_, slot, channel)| (slot, channel))
+    }
+
+    /// All processes that have connections and take commands: pid, slot, channel.
+    pub fn channels(&self) -> impl Iterator<Item = (i32, usize, &'a Channel)> {
+        self.processes
+            .iter()
+            .filter_map(|process| Some((process.pid?.as_raw(), process.slot, process.channel?)))
+    }
+
+    /// Whether the process is still loading handlers: it has no connections, and reads no commands yet.
+    pub fn is_starting(&self, pid: i32) -> bool {
+        let mut records = self.scoreboard.slots().iter();
+        records.any(|slot| slot.pid.load(Ordering::Relaxed) == pid && slot.state() == State::Starting)
+    }
+
+    fn worker(&self, process: &Process<'_>, now: Instant) -> Option<Worker> {
+        let record = self.scoreboard.slot(process.slot)?;
+        let (name, pool) = (self.short_name(process.slot), self.pool_name(process.slot));
+        let Some(pid) = process.pid else {
+            return Some(Worker { name, pool, state: "empty".to_owned(), ..Worker::default() });
+        };
+        let worker = Worker {
+            name,
             pid: pid.as_raw(),
-            pool: self.pool_name(slot),
+            pool,
             memory: memory::resident(pid.as_raw()).unwrap_or(0),
             cpu: processor_time(pid).unwrap_or_default().as_secs_f64(),
             totals: self.counters.traffic_of(pid.as_raw()).map(totals).unwrap_or_default(),
             ..Worker::default()
         };
-        // After a crash the record is that of another one already.
+        // After a crash the record is already that of the replacement.
         if record.pid.load(Ordering::Relaxed) != pid.as_raw() {
-            return Some(process);
+            return Some(worker);
         }
-        let now = scoreboard::now();
-        let since = |time: &AtomicU64| seconds(now.saturating_sub(time.load(Ordering::Relaxed)));
         Some(Worker {
             state: state_text(record.state()).to_owned(),
             connections: record.connections.load(Ordering::Relaxed),
-            age: since(&record.started),
-            heartbeat: since(&record.heartbeat),
-            executes: self.executes(slot, pid.as_raw()),
-            ..process
+            age: since(&record.started, now),
+            heartbeat: since(&record.heartbeat, now),
+            executes: self.executes(process.slot, pid.as_raw(), now),
+            ..worker
         })
     }
 
@@ -96,43 +146,35 @@ impl Fleet {
         pool.map_or_else(String::new, |pool| pool.name.clone())
     }
 
-    /// Whether somebody is in this slot, or comes back there; else its worker has left it for good.
-    fn is_in_use(&self, slot: usize) -> bool {
-        let is_there = self.workers.get(slot).is_some_and(Option::is_some);
-        let leaves = self.replaced.iter().any(|replaced| replaced.slot == slot);
-        let waits = self.roll.slots().any(|standby| standby == slot);
-        is_there || !(leaves || waits || self.vacant.contains(&slot))
-    }
-
     /// `POOL/NUMBER`.
-    pub(super) fn short_name(&self, slot: usize) -> String {
-        let name = self.name(slot);
+    pub fn short_name(&self, slot: usize) -> String {
+        let Place { pool, number } = self.place(slot).unwrap_or_default();
+        let name = self.config.worker_name(pool, number);
         name.strip_prefix("worker ").unwrap_or(&name).to_owned()
     }
 
     /// The callback that the process in a slot is in.
-    pub(super) fn executes(&self, slot: usize, pid: i32) -> Option<Executes> {
+    pub fn executes(&self, slot: usize, pid: i32, now: Instant) -> Option<Executes> {
         let record = self.scoreboard.slot(slot).filter(|record| record.pid.load(Ordering::Relaxed) == pid)?;
-        let current_call = &record.call;
-        let since = current_call.since.load(Ordering::Relaxed);
-        let (handler, callback, conn) = current_call.current()?;
+        let time = since(&record.call.since, now);
+        let (handler, callback, conn) = record.call.current()?;
         let route = self.routes.handlers().get(usize::from(handler));
         Some(Executes {
             handler: route.map_or("?", |route| &route.name).to_owned(),
             resource: route.map_or("?", |route| &route.resource).to_owned(),
             callback: callback_name(callback).to_owned(),
             connection: (conn != 0).then(|| Id { pid, conn }.to_string()),
-            time: seconds(scoreboard::now().saturating_sub(since)),
+            time,
         })
     }
 
     /// All handlers, in the order of their numbers.
-    pub(super) fn handlers(&self) -> Vec<Handler> {
+    pub fn handlers(&self) -> Vec<Handler> {
         self.routes.in_service().filter_map(|(number, _)| self.handler(number)).collect()
     }
 
     /// A handler by its number.
-    pub(super) fn handler(&self, number: u16) -> Option<Handler> {
+    pub fn handler(&self, number: u16) -> Option<Handler> {
         let route = self.routes.handlers().get(usize::from(number))?;
         let resources = self.routes.resources().filter(|(_, handler)| *handler == number);
         let pool = self.config.pools.get(self.config.pool_of(&route.resource));
@@ -151,9 +193,14 @@ impl Fleet {
                 bytes_in: counters.bytes_in.get(),
                 bytes_out: counters.bytes_out.get(),
             },
-            quarantine: self.deaths.breakers.get(usize::from(number)).and_then(quarantine),
+            quarantine: self.breakers.get(usize::from(number)).and_then(quarantine),
         })
     }
+}
+
+/// Seconds since a time in the scoreboard.
+fn since(time: &AtomicU64, now: Instant) -> f64 {
+    seconds(now.since(Instant::from_nanos(time.load(Ordering::Relaxed))))
 }
 
 fn state_text(state: State) -> &'static str {
@@ -176,13 +223,14 @@ fn path_text(path: &Path) -> String {
 }
 
 fn quarantine(breaker: &CircuitBreaker) -> Option<Quarantine> {
-    let now = scoreboard::now();
+    let now = clock::now().as_nanos();
     let probing = match breaker.standing(now) {
         Standing::Open => return None,
         Standing::Shut => false,
         Standing::Probing => true,
     };
-    Some(Quarantine { probing, seconds: breaker.time_left(now).filter(|_| !probing).map(seconds) })
+    let left = breaker.time_left(now).filter(|_| !probing);
+    Some(Quarantine { probing, seconds: left.map(|left| seconds(Duration::from_nanos(left))) })
 }
 
 /// Processor time that a process has used, in user mode and in the kernel; None if it is gone.
@@ -215,7 +263,7 @@ mod tests {
     fn a_gate_tells_how_long_it_is_shut() {
         let breaker = CircuitBreaker::default();
         assert!(quarantine(&breaker).is_none());
-        breaker.shut(scoreboard::now() + 100_000_000_000);
+        breaker.shut(clock::now().as_nanos() + 100_000_000_000);
         let shut = quarantine(&breaker).unwrap();
         assert!(!shut.probing && shut.seconds.is_some_and(|left| (90.0..=100.0).contains(&left)));
         breaker.shut(1);
