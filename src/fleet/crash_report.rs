@@ -1,6 +1,6 @@
-//! Evidence: shared memory with one record for each slot, in which a process that crashes leaves what the log line
-//! and the crash record tell beyond the scoreboard: which code, which connection, which message. Written from a
-//! signal handler; read by the supervisor after it was told. Atomics only, as in the scoreboard.
+//! Crash reports: shared memory with one report for each slot, in which a crashing process leaves what the log line and
+//! the crash record tell beyond the scoreboard: which code, which connection, which message. Written from a signal
+//! handler; read by the supervisor after it was told. Atomics only, as in the scoreboard.
 
 #![allow(unsafe_code)]
 
@@ -16,8 +16,8 @@ use super::peer::{Peer, PeerCell};
 /// Bytes kept of the name of a module.
 pub const NAME: usize = 64;
 
-/// The record of one slot.
-#[derive(Debug)]
+/// The report of one slot.
+#[derive(Clone, Copy, Debug)]
 pub struct CrashReport {
     fixed: &'static Fixed,
     /// Resource, origin and subprotocol, one after the other.
@@ -93,10 +93,10 @@ pub fn hash(first: &[u8]) -> u32 {
     crc32fast::hash(first.get(..HASHED).unwrap_or(first))
 }
 
-/// All that was left.
+/// Everything that was left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// The code that crashed; if that is a library's, the handler's code that had called it.
+    /// The code that crashed; if it is a library's, the handler's code that called it.
     pub code: Option<Spot>,
     /// The library's code.
     pub via: Option<Spot>,
@@ -112,7 +112,7 @@ pub struct Facts {
     pub message: Option<Message>,
 }
 
-/// Makes the records of so many slots, with room for so many bytes of strings and of a message each. They live
+/// Makes the reports of so many slots, with room for so many bytes of strings and of a message each. They live
 /// until the last process ends. [supervisor, before fork]
 pub fn create(slots: usize, strings: usize, bytes: usize) -> io::Result<&'static [CrashReport]> {
     let room = strings.checked_add(bytes).and_then(|room| room.checked_next_multiple_of(align_of::<Fixed>()));
@@ -141,7 +141,7 @@ pub fn create(slots: usize, strings: usize, bytes: usize) -> io::Result<&'static
 
 /// All of these are async-signal-safe. [worker, when it crashes]
 impl CrashReport {
-    /// Begins: what an earlier process has left is gone.
+    /// Forgets what an earlier process has left.
     pub fn clear(&self) {
         let fixed = self.fixed;
         fixed.peer.store(Peer::NONE);

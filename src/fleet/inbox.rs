@@ -1,10 +1,9 @@
 //! Inboxes: the Unix sockets on which connections arrive from other processes.
 //!
-//! The supervisor makes one for each slot, and every worker gets the inlets of
-//! all: any worker can send to any slot, and what lies in an inbox outlives the
-//! process that was to read it. A datagram carries up to
-//! [`MAX_FDS`] descriptors and a description of as many connections, whose form
-//! is the worker's business.
+//! The supervisor makes one for each slot, and every worker gets the sending ends
+//! of all: any worker can send to any slot, and what lies in an inbox outlives the
+//! process that was to read it. A datagram carries up to [`MAX_FDS`] descriptors
+//! and a description of as many connections, whose format is the worker's matter.
 #![allow(unsafe_code)]
 
 use std::io::{self, IoSliceMut};
@@ -27,7 +26,7 @@ pub const MAX_BYTES: usize = 160 * 1024;
 /// Wanted for the send buffer; the kernel may give less, but its default holds a datagram.
 const SEND_BUFFER: usize = 4 * 1024 * 1024;
 
-/// Both ends of one slot's inbox. Both block not.
+/// Both ends of one slot's inbox, which are non-blocking.
 pub struct Inbox {
     tx: OwnedFd,
     rx: OwnedFd,
@@ -88,7 +87,7 @@ impl Inbox {
     }
 }
 
-/// The inbox of a slot, and the inlets of all.
+/// The inbox of a slot, and the sending ends of all.
 pub fn split(inboxes: Vec<Inbox>, slot: usize) -> io::Result<(Inbox, Vec<OwnedFd>)> {
     let (mut ours, mut txs) = (None, Vec::new());
     for (index, inbox) in inboxes.into_iter().enumerate() {
@@ -102,8 +101,7 @@ pub fn split(inboxes: Vec<Inbox>, slot: usize) -> io::Result<(Inbox, Vec<OwnedFd
     Ok((ours.ok_or_else(|| io::Error::other("no inbox for this slot"))?, txs))
 }
 
-/// Memory for one datagram to be sent, which is made beforehand: sending allocates nothing, locks nothing and is
-/// async-signal-safe.
+/// Memory for one datagram, reserved beforehand: sending allocates nothing, locks nothing and is async-signal-safe.
 pub struct Parcel {
     slices: [MaybeUninit<libc::iovec>; SLICES],
     used: usize,
@@ -160,15 +158,15 @@ impl Parcel {
     /// Adds a connection. False, and nothing is added, without room for it.
     ///
     /// # Safety
-    /// The pieces must stay readable and `fd` open until the parcel is sent or emptied.
-    pub unsafe fn add(&mut self, fd: RawFd, pieces: &[&[u8]]) -> bool {
+    /// The pieces must stay as they are and `fd` open until the parcel is sent or emptied.
+    pub unsafe fn add(&mut self, fd: RawFd, pieces: &[*const [u8]]) -> bool {
         let size = pieces.iter().map(|piece| piece.len()).sum();
         if pieces.len() > PIECES || !self.has_room(size) {
             return false;
         }
-        for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
+        for piece in pieces.iter().filter(|piece| piece.len() > 0) {
             if let Some(slice) = self.slices.get_mut(self.used) {
-                slice.write(libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() });
+                slice.write(libc::iovec { iov_base: piece.cast_mut().cast(), iov_len: piece.len() });
                 self.used += 1;
             }
         }
@@ -185,7 +183,7 @@ impl Parcel {
         (self.used, self.bytes, self.count) = (0, 0, 0);
     }
 
-    /// Sends all and empties it. `WouldBlock`: the inbox is full; nothing was sent, and it keeps its content.
+    /// Sends all and empties it. On an error nothing was sent and it keeps its content; `WouldBlock`: the inbox is full.
     ///
     /// # Safety
     /// What was promised to [`add`](Self::add) must hold.
@@ -278,7 +276,7 @@ mod tests {
         loop {
             // SAFETY: piece and socket live to the end.
             unsafe {
-                assert!(parcel.add(ours.as_raw_fd(), &[&piece]));
+                assert!(parcel.add(ours.as_raw_fd(), &[&piece[..]]));
                 match parcel.send(inbox.tx().as_raw_fd()) {
                     Ok(()) => sent += 1,
                     Err(error) => {

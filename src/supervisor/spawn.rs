@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -276,6 +276,7 @@ fn prepare(is_detached: bool) -> io::Result<()> {
 fn end_with(supervisor: Pid, patience: u32) -> io::Result<()> {
     // The channel's end tells the worker to leave; a worker that is stuck in a handler does not read it.
     PATIENCE.store(patience, Ordering::Relaxed);
+    SUPERVISOR.store(supervisor.as_raw(), Ordering::Relaxed);
     // SAFETY: the function does what a signal handler may do only.
     unsafe { signal(Signal::SIGALRM, SigHandler::Handler(on_orphaned))? };
     set_pdeathsig(Signal::SIGALRM)?;
@@ -288,8 +289,16 @@ fn end_with(supervisor: Pid, patience: u32) -> io::Result<()> {
 /// Seconds that a worker has to leave after the supervisor has vanished.
 static PATIENCE: AtomicU32 = AtomicU32::new(0);
 
-/// SIGALRM, first from the end of the supervisor, then from the alarm: the second one ends the process.
+/// The process whose end is waited for.
+static SUPERVISOR: AtomicI32 = AtomicI32::new(0);
+
+/// SIGALRM, first from the end of the supervisor, then from the alarm: the second one ends the process. One from
+/// elsewhere does nothing while the supervisor lives.
 extern "C" fn on_orphaned(_: libc::c_int) {
+    // SAFETY: getppid is async-signal-safe.
+    if unsafe { libc::getppid() } == SUPERVISOR.load(Ordering::Relaxed) {
+        return;
+    }
     // SAFETY: both calls are async-signal-safe (signal-safety(7)).
     unsafe {
         libc::signal(libc::SIGALRM, libc::SIG_DFL);

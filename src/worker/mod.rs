@@ -42,6 +42,7 @@ use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Scoreboard, Slot, State};
 use crate::http::Site;
 use crate::proto::ws::deflate::codec::Codecs;
+use base::memory;
 use base::metrics::Metrics;
 use base::poll::Poll;
 use base::timers::{self, Timers};
@@ -193,7 +194,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
     let per_connection = per_connection::is_per_connection_place(&config, slot.place());
     let connections = if per_connection { per_connection::CONNECTIONS } else { most_connections(&config) };
     let commands: &'static CommandQueue =
-        Box::leak(Box::new(CommandQueue::new(connections, config.sending, metrics)?));
+        memory::guard(CommandQueue::new(connections, config.sending, metrics)?)?;
     plugin_host::set_outside_host(Box::leak(Box::new(ForeignThreadHost { commands })));
     let poll: &Poll = Box::leak(Box::new(Poll::new()?));
     let acceptor: &Acceptor =
@@ -233,7 +234,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         probes: RefCell::default(),
         pid,
         most_connections: connections,
-        shipment: RefCell::new(Shipment::new()),
+        shipment: RefCell::new(Box::new(Shipment::new())),
         leaving: RefCell::default(),
         stop_at: Cell::new(None),
         detaching: RefCell::default(),
@@ -251,7 +252,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
     });
     let modules = Modules::read(&loaded_files.collect::<Vec<_>>())?;
     let crash_report =
-        crash_report.get(index).ok_or_else(|| io::Error::other("no such slot for evidence"))?;
+        *crash_report.get(index).ok_or_else(|| io::Error::other("no such slot for a crash report"))?;
     rescue::install(RescueContext {
         pid: worker.pid,
         collector: Collector { modules, crash_report },
@@ -260,7 +261,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         slot,
         tx: worker.inbox.tx().as_raw_fd(),
         control: worker.control.as_fd().as_raw_fd(),
-        report: control::CRASHED.to_vec(),
+        report: &control::CRASHED,
         shipment: UnsafeCell::new(Shipment::new()),
     })?;
     if config.handler_time != 0 {

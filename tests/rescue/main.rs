@@ -15,6 +15,7 @@ mod hangs;
 mod moved;
 mod races;
 mod resumable;
+mod signals;
 mod single;
 mod slow;
 
@@ -22,7 +23,7 @@ use client::Raw;
 use daemon::{Dir, Server};
 
 /// Resource and text for each way to die.
-const WAYS: [(&str, &str); 11] = [
+const WAYS: [(&str, &str); 14] = [
     ("/crash", "null"),
     ("/crash", "abort"),
     ("/crash", "stack"),
@@ -34,6 +35,9 @@ const WAYS: [(&str, &str); 11] = [
     ("/panic_abort", "panic"),
     ("/crash", "ill"),
     ("/crash", "bus"),
+    ("/crash", "trap"),
+    ("/crash", "sys"),
+    ("/crash", "xcpu"),
 ];
 
 /// The handlers of [`WAYS`], and one that does not crash.

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use crate::client::{CLOSE, PING, PONG, Raw, UPGRADE, frame as frame_bytes};
 use crate::crowd::{Crowd, End, SMALL_TALK};
-use crate::daemon::{PATIENCE, until};
+use crate::daemon::{PATIENCE, is_alive, until};
 use crate::{crash, logged, serve, stop};
 
 /// Zeros in frames of 10,000, to the end of the connection; the code of the Close frame that came last.
@@ -147,6 +147,68 @@ fn a_damaged_record_is_not_adopted() {
     }
     assert!((1..59).contains(&left), "{left} of 59 went on");
     drop(clients);
+    stop(&mut server);
+}
+
+#[test]
+fn a_request_that_its_connection_no_longer_keeps_is_not_read() {
+    let (mut server, _dir) = serve(&["keep_request", "crash", "echo"], &["--max-head", "1M"]);
+    let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
+    let cookie = format!("Cookie: {}\r\n", "c".repeat(900_000));
+    let mut lingering: Vec<Raw> = (0..5).map(|_| Raw::connect(&server.address())).collect();
+    for client in &mut lingering {
+        client.upgrade("/keep_request", &cookie);
+        client.send(&[0xff; 16]); // no frame
+        client.expect_close(1002);
+    }
+    let mut kept = Raw::connect(&server.address());
+    kept.upgrade("/keep_request", &cookie);
+    crash(&server, "/crash", "null");
+    assert_eq!(crowd.served().clients, 100);
+    assert_eq!(crowd.ends(), []);
+    // What is too large for a datagram is told so.
+    kept.expect_close(1012);
+    for client in &mut lingering {
+        client.expect_end();
+    }
+    drop(crowd);
+    stop(&mut server);
+}
+
+#[test]
+fn without_a_free_descriptor_all_threads_are_stopped() {
+    let (mut server, dir) = serve(&["rescue", "echo"], &[]);
+    let crowd = Crowd::gather(&server.address(), "/echo", 300, SMALL_TALK);
+    let path = dir.path().join("counted");
+    let mut moved = 0;
+    for _ in 0..5 {
+        std::fs::write(&path, [0; 8]).unwrap();
+        let mut counting = Raw::open(&server.address(), "/rescue");
+        counting.text(&format!("count {}", path.display()));
+        for number in 1..=20 {
+            assert_eq!(counting.next_text(), number.to_string());
+        }
+        let worker = server.worker();
+        crash(&server, "/rescue", "exhaust null");
+        until("it is dead", || !is_alive(worker));
+        counting.frame(PING, b"there?");
+        let mut last = 20;
+        let is_moved = loop {
+            let frame = counting.next().expect("an answer or a Close, not the end");
+            match frame.first {
+                PONG => break true,
+                CLOSE => break false,
+                _ => last = String::from_utf8(frame.payload).unwrap().parse::<u64>().unwrap(),
+            }
+        };
+        let noted = u64::from_ne_bytes(std::fs::read(&path).unwrap().try_into().unwrap());
+        assert!(!is_moved || noted <= last, "{noted} were sent, {last} arrived");
+        moved += usize::from(is_moved);
+    }
+    println!("moved {moved} times of 5");
+    crowd.served();
+    assert_eq!(crowd.ends(), []);
+    drop(crowd);
     stop(&mut server);
 }
 

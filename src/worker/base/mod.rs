@@ -1,5 +1,6 @@
-//! Leaf types of a worker: epoll, timers.
+//! Leaf types of a worker: memory, counters, epoll, timers.
 
+pub mod memory;
 pub mod metrics;
 pub mod poll;
 pub mod timers;

@@ -3,6 +3,7 @@
 //! those threads read to know whether a command still makes sense.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::config::Sending;
 use crate::ffi::host::{OwnedBytes, Payload, Reply, Task};
 use crate::proto::ws::utf8;
+use crate::worker::base::memory;
 use crate::worker::base::metrics::Metrics;
 use crate::worker::commands::watermarks::Watermarks;
 use crate::worker::conn::handshake::{Handshake, close_body};
@@ -87,7 +89,7 @@ struct SlotState {
 
 /// The meeting point of a worker's threads.
 pub struct CommandQueue {
-    slots: Box<[SlotState]>,
+    slots: &'static [SlotState],
     commands: Mutex<Vec<Command>>,
     awake: AtomicBool,
     wakeup: EventFd,
@@ -99,9 +101,9 @@ pub struct CommandQueue {
 
 impl CommandQueue {
     /// Room for `connections`, whose send queues are full as configured.
-    pub fn new(connections: u32, sending: Sending, metrics: &'static Metrics) -> nix::Result<Self> {
+    pub fn new(connections: u32, sending: Sending, metrics: &'static Metrics) -> io::Result<Self> {
         Ok(CommandQueue {
-            slots: (0..connections).map(|_| SlotState::default()).collect(),
+            slots: memory::guard_all((0..connections).map(|_| SlotState::default()))?,
             commands: Mutex::default(),
             awake: AtomicBool::new(false),
             wakeup: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,

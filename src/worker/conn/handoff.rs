@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use crate::fleet::inbox::{FORMAT, MAX_FDS, Parcel};
-use crate::worker::conn::record::Record;
+use crate::worker::conn::record::{NOTHING, Record};
 
 /// What is to become of a connection that arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl Purpose {
 struct EntryHeader {
     magic: u32,
     purpose: u32,
-    /// Sizes of spilled strings, state and request head; of a connection to greet, the last is what was read.
+    /// Sizes of spilled strings, state and request head; before the handshake the last is what was read.
     parts: [u32; 3],
 }
 
@@ -49,21 +49,23 @@ pub struct Shipment {
 }
 
 impl Shipment {
-    /// An empty one. Large: to be boxed.
-    pub fn new() -> Box<Self> {
+    /// An empty one.
+    pub fn new() -> Self {
         let header = EntryHeader { magic: FORMAT, purpose: 0, parts: [0; 3] };
-        Box::new(Shipment { parcel: Parcel::new(), headers: [header; MAX_FDS] })
+        Shipment { parcel: Parcel::new(), headers: [header; MAX_FDS] }
     }
 
     /// Adds a connection; false if it has to be sent first.
     ///
     /// # Safety
-    /// The record and what it points to must stay as they are until the shipment is sent, and `fd` open.
+    /// The record and what it points to must stay as they are until the shipment is sent, and `fd` open. Parts that
+    /// cannot be read are an error of [`send`](Self::send), nothing worse.
     pub unsafe fn add(&mut self, record: &Record, fd: RawFd, purpose: Purpose) -> bool {
+        let [spill, state, head] = record.part_places();
         let parts = match purpose {
-            Purpose::Resume => record.parts(),
-            Purpose::Handshake => [&[], &[], record.parts()[2]],
-            Purpose::Linger => [&[][..]; 3],
+            Purpose::Resume => [spill, state, head],
+            Purpose::Handshake => [NOTHING, NOTHING, head],
+            Purpose::Linger => [NOTHING; 3],
         };
         // SAFETY: promised by the caller.
         unsafe { self.add_parts(record, fd, purpose, parts) }
@@ -75,15 +77,20 @@ impl Shipment {
     /// As for [`add`](Self::add), and `read` must stay as it is too.
     pub unsafe fn add_handshake(&mut self, record: &Record, fd: RawFd, read: &[u8]) -> bool {
         // SAFETY: promised by the caller.
-        unsafe { self.add_parts(record, fd, Purpose::Handshake, [&[], &[], read]) }
+        unsafe { self.add_parts(record, fd, Purpose::Handshake, [NOTHING, NOTHING, read]) }
     }
 
-    unsafe fn add_parts(&mut self, record: &Record, fd: RawFd, purpose: Purpose, parts: [&[u8]; 3]) -> bool {
+    unsafe fn add_parts(
+        &mut self,
+        record: &Record,
+        fd: RawFd,
+        purpose: Purpose,
+        parts: [*const [u8]; 3],
+    ) -> bool {
         let Some(header) = self.headers.get_mut(self.parcel.len()) else { return false };
         header.purpose = purpose as u32;
         header.parts = parts.map(|part| part.len() as u32);
-        // SAFETY: a Header is nothing but u32, without padding.
-        let header = unsafe { std::slice::from_raw_parts((&raw const *header).cast::<u8>(), ENTRY_HEADER) };
+        let header = std::ptr::slice_from_raw_parts((&raw const *header).cast::<u8>(), ENTRY_HEADER);
         // SAFETY: promised by the caller; the headers are ours and are not changed before the parcel is sent.
         unsafe { self.parcel.add(fd, &[header, record.block(), parts[0], parts[1], parts[2]]) }
     }
@@ -97,7 +104,7 @@ impl Shipment {
         unsafe { self.parcel.send(tx) }
     }
 
-    /// What is in it: descriptors, and what was to become of them. Async-signal-safe.
+    /// What is in it: descriptors and purposes. Async-signal-safe.
     pub fn content(&self) -> impl Iterator<Item = (RawFd, Purpose)> {
         let purposes = self.headers.iter().filter_map(|header| Purpose::from_number(header.purpose));
         self.parcel.fds().iter().copied().zip(purposes)

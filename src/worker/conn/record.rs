@@ -2,25 +2,23 @@
 //!
 //! A record is all that another process needs to go on with a connection that
 //! stands between two messages. It lies apart from the heap, where a handler's
-//! wild write is less likely to reach, and carries a checksum, so that a damaged
-//! one is recognised instead of trusted.
+//! wild write is less likely to reach it, and has a checksum, so that damage is
+//! noticed.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::mem::offset_of;
-use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
-
 use crate::fleet::addresses::Mark;
 use crate::fleet::peer::Peer;
+use crate::worker::base::memory::{self, Pages};
 
 /// Bytes of resource, origin and subprotocol that fit into the record itself.
 const INLINE: usize = 16;
 
-/// How a connection stands, for a crash that may come at any moment: bits of `Record::flags`.
+/// What can be done with a connection if the process crashes right now: bits of `Record::flags`.
 pub mod flags {
     /// An open WebSocket that another process can take up as it is.
     pub const MOVABLE: u32 = 1;
@@ -30,10 +28,12 @@ pub mod flags {
     pub const FRESH: u32 = 4;
     /// There is a connection.
     pub const TAKEN: u32 = 8;
-    /// Its handler decides about the request, which is the record's head; nothing was said yet.
+    /// Its handler decides about the request, which is the record's head; nothing was answered yet.
     pub const OPENING: u32 = 16;
-    /// It has a blocking thread: it is movable only while that has nothing to do, which the mailroom knows.
+    /// It has a blocking thread: it is movable only while that has nothing to do, which the command queue knows.
     pub const THREAD: u32 = 32;
+    /// As `OPENING`, but more than the request was read, which no other process can know.
+    pub const AHEAD: u32 = 64;
 }
 
 /// One connection. All zero: no connection.
@@ -42,7 +42,7 @@ pub struct Record {
     /// See [`flags`]; changes all the time and is not under the checksum: the upper half are the lower half's
     /// bits turned over.
     flags: AtomicU32,
-    /// Over everything behind it.
+    /// Over everything after it.
     checksum: u32,
     /// Over the bytes that `spill`, `state` and `head` point to.
     parts: u32,
@@ -80,6 +80,10 @@ const HAS_ORIGIN: u16 = 2;
 const HAS_PROTOCOL: u16 = 4;
 const HAS_PROXY_HEADER: u16 = 8;
 
+/// No bytes.
+pub const NOTHING: *const [u8] = std::ptr::slice_from_raw_parts(std::ptr::null(), 0);
+/// Bytes that are read at a time to check them.
+const PIECE: usize = 16 * 1024;
 /// Where the checksum begins to count.
 const COVERED: usize = offset_of!(Record, parts);
 
@@ -203,12 +207,12 @@ impl Record {
         self.attributes |= RESUMED;
     }
 
-    /// Keeps sight of the request head, which must stay where it is until it is forgotten or the record cleared.
+    /// Points to the request head, which must stay where it is until it is forgotten or the record cleared.
     pub fn set_head(&mut self, head: &[u8]) {
         (self.head, self.head_size) = (head.as_ptr(), u32::try_from(head.len()).unwrap_or(0));
     }
 
-    /// Loses sight of the request head, which may change or go from now on. Seals the record.
+    /// Forgets the request head, which may change or be freed from now on. Seals the record.
     pub fn forget_head(&mut self) {
         if self.head_size != 0 {
             (self.head, self.head_size) = (std::ptr::null(), 0);
@@ -216,7 +220,7 @@ impl Record {
         }
     }
 
-    /// How the connection stands; only that there is one if that was written over.
+    /// The flags; only that there is a connection if they were overwritten.
     pub fn flags(&self) -> u32 {
         let word = self.flags.load(Ordering::Relaxed);
         let flags = word & 0xffff;
@@ -232,7 +236,7 @@ impl Record {
         self.flags() & (flags::MOVABLE | flags::THREAD) == flags::MOVABLE
     }
 
-    /// Says how the connection stands.
+    /// Sets the flags.
     pub fn set_flags(&self, flags: u32) {
         self.flags.store(flags | !flags << 16, Ordering::Relaxed);
     }
@@ -243,10 +247,26 @@ impl Record {
         self.checksum = sum(&[self.covered()]);
     }
 
-    /// Whether the record is as it was when it was sealed. The record itself is looked at first, so that no
-    /// damaged pointer is followed.
+    /// Whether the record is as it was when it was sealed. Cannot fault, whatever it points to; the record itself is
+    /// checked first. Async-signal-safe.
     pub fn is_intact(&self) -> bool {
-        self.checksum == sum(&[self.covered()]) && self.parts == sum(&self.parts())
+        self.checksum == sum(&[self.covered()]) && self.sum_parts() == Some(self.parts)
+    }
+
+    /// The checksum of the parts; `None` if they cannot be read.
+    fn sum_parts(&self) -> Option<u32> {
+        let mut hasher = crc32fast::Hasher::new();
+        let mut piece = [0; PIECE];
+        for part in self.part_places() {
+            let mut at = 0;
+            while at < part.len() {
+                let room = piece.get_mut(..PIECE.min(part.len() - at))?;
+                memory::read(part.cast::<u8>() as u64 + at as u64, room).then_some(())?;
+                hasher.update(room);
+                at += room.len();
+            }
+        }
+        Some(hasher.finalize())
     }
 
     /// The record's own bytes, for another process.
@@ -257,13 +277,20 @@ impl Record {
     }
 
     /// The bytes that the record points to: spilled strings, state, request head.
-    pub fn parts(&self) -> [&[u8]; 3] {
+    fn parts(&self) -> [&[u8]; 3] {
         let head = match self.head_size {
             0 => &[],
             // SAFETY: set_head() was given these bytes, which stay until the record is cleared.
             size => unsafe { std::slice::from_raw_parts(self.head, size as usize) },
         };
         [self.spill.get().unwrap_or_default(), self.state.get().unwrap_or_default(), head]
+    }
+
+    /// Where they are, for the kernel to read.
+    pub fn part_places(&self) -> [*const [u8]; 3] {
+        let owned = |bytes: &Owned| bytes.raw().map_or(NOTHING, <*mut [u8]>::cast_const);
+        let head = std::ptr::slice_from_raw_parts(self.head, self.head_size as usize);
+        [owned(&self.spill), owned(&self.state), head]
     }
 
     /// Takes over what another process knew: its record's own bytes, and the parts. The head is not kept. The
@@ -346,45 +373,39 @@ fn sum(parts: &[&[u8]]) -> u32 {
     hasher.finalize()
 }
 
-/// All records of a worker, in anonymous pages that cost nothing until used.
+/// All records of a worker, in pages of their own that cost nothing until used.
 pub struct Records {
-    first: NonNull<Record>,
+    pages: Pages,
     count: usize,
 }
 
 impl Records {
     /// Maps room for `count` records.
     pub fn map(count: usize) -> io::Result<Records> {
-        let size = NonZeroUsize::new(count.saturating_mul(size_of::<Record>()))
-            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        // SAFETY: a new anonymous mapping, which touches no other memory.
-        let first = unsafe {
-            mmap_anonymous(
-                None,
-                size,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
-            )?
-        };
-        Ok(Records { first: first.cast(), count })
+        let size = count.checked_mul(size_of::<Record>()).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Records { pages: Pages::map(size)?, count })
+    }
+
+    fn first(&self) -> NonNull<Record> {
+        self.pages.first().cast()
     }
 
     /// Where they lie, for the rescue.
     pub fn raw(&self) -> (NonNull<Record>, usize) {
-        (self.first, self.count)
+        (self.first(), self.count)
     }
 
     /// A record.
     #[cfg(test)]
     pub fn get(&self, slot: u32) -> Option<&Record> {
         // SAFETY: within the mapping; zeroed pages are a valid Record (nothing owned, zero numbers).
-        (slot as usize).lt(&self.count).then(|| unsafe { self.first.add(slot as usize).as_ref() })
+        (slot as usize).lt(&self.count).then(|| unsafe { self.first().add(slot as usize).as_ref() })
     }
 
     /// A record, to be changed and sealed.
     pub fn get_mut(&mut self, slot: u32) -> Option<&mut Record> {
         // SAFETY: as in get(); &mut self makes it the only reference.
-        (slot as usize).lt(&self.count).then(|| unsafe { self.first.add(slot as usize).as_mut() })
+        (slot as usize).lt(&self.count).then(|| unsafe { self.first().add(slot as usize).as_mut() })
     }
 
     /// Empties a record.

@@ -1,28 +1,31 @@
-//! The modules whose code this process has mapped, noted while all was well, so that a crash can say where it was
-//! without a look into `/proc`. Knows of no code that is loaded later.
-#![allow(unsafe_code)]
+//! The modules whose code this process has mapped, listed while all is well, so that a crash can say where it was
+//! without reading `/proc`. Does not know code that is loaded later.
 
 use std::io;
 use std::path::Path;
 
-/// Most mappings with code that are noted; of others only the address is told.
+use crate::fleet::crash_report::NAME;
+use crate::worker::base::memory;
+
+/// Mappings with code that are listed, at most; of others only the address is reported.
 const MAPPINGS: usize = 1024;
 /// How far up the stack to search for a handler's code.
 const STACK: usize = 64 * 1024;
 const PAGE: usize = 4096;
 
-/// One mapping with code.
+/// One mapping with code. Points to nothing: it lies where the heap's overflows do not reach.
 struct Mapping {
     start: u64,
     end: u64,
     /// Where the module was loaded: its own address 0.
     base: u64,
-    name: Box<[u8]>,
+    /// The base name of the file, cut, and its size.
+    name: ([u8; NAME], usize),
     handler: Option<u16>,
 }
 
 /// All of them.
-pub struct Modules(Vec<Mapping>);
+pub struct Modules(&'static [Mapping]);
 
 /// A place in the code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,16 +46,20 @@ impl<'a> CodePlace<'a> {
 }
 
 impl Modules {
-    /// Notes what is mapped now. `handlers` are the files of handlers with their indexes of the routes.
+    /// Lists what is mapped now. `handlers` are the files of handlers with their indexes in the routes.
     pub fn read(handlers: &[(u16, &Path)]) -> io::Result<Self> {
-        Ok(Self(parse(&std::fs::read_to_string("/proc/self/maps")?, handlers)))
+        Self::of(&std::fs::read_to_string("/proc/self/maps")?, handlers)
+    }
+
+    fn of(maps: &str, handlers: &[(u16, &Path)]) -> io::Result<Self> {
+        Ok(Self(memory::guard_all(parse(maps, handlers).into_iter())?))
     }
 
     /// Where an address is.
     pub fn place(&self, address: u64) -> CodePlace<'_> {
         match self.find(address) {
             Some(mapping) => CodePlace {
-                name: &mapping.name,
+                name: mapping.name.0.get(..mapping.name.1).unwrap_or_default(),
                 offset: address.wrapping_sub(mapping.base),
                 handler: mapping.handler,
             },
@@ -69,7 +76,7 @@ impl Modules {
         while at < end {
             let size = PAGE - at as usize % PAGE; // to the end of the page
             let room = page.get_mut(..size)?;
-            if read_own(at, room) == size {
+            if memory::read(at, room) {
                 let words = room.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word));
                 let places = words.filter(|word| follows_call(*word)).map(|word| self.place(word));
                 if let Some(place) = places.into_iter().find(|place| place.handler.is_some()) {
@@ -86,22 +93,12 @@ impl Modules {
     }
 }
 
-/// Copies memory of this process from an address that may be anything; returns how much could be read.
-/// Async-signal-safe.
-pub fn read_own(address: u64, to: &mut [u8]) -> usize {
-    let local = libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: to.len() };
-    let remote = libc::iovec { iov_base: address as *mut _, iov_len: to.len() };
-    // SAFETY: writes into `to` only; the kernel checks the other address, and refuses instead of faulting.
-    let read = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
-    usize::try_from(read).unwrap_or(0)
-}
-
 /// Whether the instruction before this address is a call: a pointer to a function that lies on the stack is not
 /// where anybody came from.
 #[cfg(target_arch = "x86_64")]
 fn follows_call(address: u64) -> bool {
     let mut before = [0; 7];
-    if address < PAGE as u64 || read_own(address - 7, &mut before) != before.len() {
+    if address < PAGE as u64 || !memory::read(address - 7, &mut before) {
         return false;
     }
     // E8 rel32; or FF /2 with 2 to 7 bytes.
@@ -114,7 +111,7 @@ fn follows_call(address: u64) -> bool {
 #[cfg(target_arch = "aarch64")]
 fn follows_call(address: u64) -> bool {
     let mut before = [0; 4];
-    if address < PAGE as u64 || read_own(address - 4, &mut before) != before.len() {
+    if address < PAGE as u64 || !memory::read(address - 4, &mut before) {
         return false;
     }
     let instruction = u32::from_ne_bytes(before);
@@ -130,8 +127,8 @@ fn follows_call(_: u64) -> bool {
 fn parse(maps: &str, handlers: &[(u16, &Path)]) -> Vec<Mapping> {
     let mut found = Vec::with_capacity(64);
     let mut base = (0, "");
-    for turns in maps.lines() {
-        let mut fields = turns.splitn(6, ' ');
+    for line in maps.lines() {
+        let mut fields = line.splitn(6, ' ');
         let (Some(range), Some(access), Some(offset)) = (fields.next(), fields.next(), fields.next()) else {
             continue;
         };
@@ -148,7 +145,9 @@ fn parse(maps: &str, handlers: &[(u16, &Path)]) -> Vec<Mapping> {
             base = (start.saturating_sub(hex(offset).unwrap_or(0)), path);
         }
         if access.contains('x') && found.len() < MAPPINGS {
-            let name = path.rsplit('/').next().unwrap_or(path).as_bytes().into();
+            let mut name = ([0; NAME], 0);
+            let file = path.rsplit('/').next().unwrap_or(path);
+            name.1 = name.0.iter_mut().zip(file.bytes()).map(|(to, byte)| *to = byte).count();
             let handler =
                 handlers.iter().find(|(_, file)| *file == Path::new(path)).map(|(handler, _)| *handler);
             found.push(Mapping { start, end, base: base.0, name, handler });
@@ -175,7 +174,7 @@ mod tests {
 
     #[test]
     fn an_address_is_a_module_and_an_address_in_it() {
-        let modules = Modules(parse(MAPS, &[(3, Path::new("/h/a b_wsh.so"))]));
+        let modules = Modules::of(MAPS, &[(3, Path::new("/h/a b_wsh.so"))]).unwrap();
         let place = modules.place(0x7f00_0000_2010);
         assert_eq!(place, CodePlace { name: b"a b_wsh.so", offset: 0x2010, handler: Some(3) });
         assert_eq!(
@@ -194,17 +193,6 @@ mod tests {
         let place = modules.place(our_own_code_is_found as *const () as u64);
         let exe = std::env::current_exe().unwrap();
         assert_eq!(place.name, exe.file_name().unwrap().as_encoded_bytes());
-    }
-
-    #[test]
-    fn memory_that_is_not_there_is_not_read() {
-        let word = 7_u64;
-        let mut to = [0; 8];
-        assert_eq!(read_own(&raw const word as u64, &mut to), 8);
-        assert_eq!(u64::from_ne_bytes(to), 7);
-        for address in [0, 8, u64::MAX - 7] {
-            assert_eq!(read_own(address, &mut to), 0);
-        }
     }
 
     #[inline(never)]

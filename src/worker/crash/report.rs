@@ -1,5 +1,5 @@
-//! What a crashing process leaves for the log line and the crash record: where the code was, and which connection
-//! and message it had. Runs in the rescue, under its rules; whatever is not as it should be is left out.
+//! What a crashing process leaves for the log line and the crash record: the place in the code, the connection and the
+//! message. Runs in the rescue, under its rules; what cannot be read is left out.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -7,8 +7,9 @@ use std::ffi::c_void;
 
 use crate::fleet::crash_report::{self, CrashReport};
 use crate::fleet::current_call::{CurrentCall, Message};
+use crate::worker::base::memory;
 use crate::worker::conn::record::Record;
-use crate::worker::crash::modules::{CodePlace, Modules, read_own};
+use crate::worker::crash::modules::{CodePlace, Modules};
 
 /// Bytes of a message that are copied at a time.
 const PIECE: usize = 4096;
@@ -43,7 +44,7 @@ impl Registers {
         Self { code, stack }
     }
 
-    /// Of the caller, for want of a signal.
+    /// Of the caller, where there is no signal.
     pub fn here() -> Self {
         let local = 0_u8;
         Self { code: 0, stack: &raw const local as u64 }
@@ -56,22 +57,22 @@ thread_local! {
 
 const NONE: Message = Message { kind: 0, size: 0, data: 0 };
 
-/// The message that the calling thread's blocking handler holds from now on. It may be freed without a word: a
-/// crash reads it as if it could be anything.
+/// The message that the calling thread's blocking handler has from now on. It may be freed without notice: a crash
+/// reads it as if it could be anything.
 pub fn hold(kind: u32, payload: &[u8]) {
     HELD.set(Message { kind, size: payload.len() as u64, data: payload.as_ptr() as u64 });
 }
 
-/// What gathers the evidence, made beforehand.
+/// Collects it; made beforehand.
 pub struct Collector {
     /// Where the code is.
     pub modules: Modules,
     /// Where it is left.
-    pub crash_report: &'static CrashReport,
+    pub crash_report: CrashReport,
 }
 
 impl Collector {
-    /// Gathers all; returns whose code was running, if it is a handler's. `record` must be intact.
+    /// Collects everything; returns whose code was running, if it is a handler's. `record` must be intact.
     /// Async-signal-safe.
     pub fn collect(
         &self,
@@ -116,7 +117,7 @@ impl Collector {
         loop {
             let size = (message.size - at).min(PIECE as u64) as usize;
             let Some(room) = piece.get_mut(..size) else { return };
-            if size > 0 && read_own(message.data.wrapping_add(at), room) != size {
+            if size > 0 && !memory::read(message.data.wrapping_add(at), room) {
                 return;
             }
             if at == 0 {

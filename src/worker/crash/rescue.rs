@@ -1,10 +1,11 @@
-//! Crash rescue: when a handler brings the process down, its connection gets
-//! close 1011 and the others move to the slot's inbox, from which the worker
-//! that replaces this one takes them up.
+//! Crash rescue: when a handler crashes the process, its connection gets close
+//! 1011 and the others move to the slot's inbox, from which the worker that
+//! replaces this one takes them up.
 //!
-//! Runs in a signal handler, so: async-signal-safe calls only, memory that was
-//! reserved beforehand only, and no lock. A second crash in here ends the
-//! process at once.
+//! Runs in a signal handler, so: async-signal-safe calls only, memory and
+//! descriptors that were reserved beforehand only, and no lock. What it reads is
+//! between guard pages or is read through the kernel, which does not fault. A
+//! second crash in here ends the process at once.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
@@ -18,63 +19,72 @@ use nix::unistd::Pid;
 
 use crate::ffi::host::{Callback, monotonic, place};
 use crate::fleet::scoreboard::{EXIT, HANG, Slot};
+use crate::worker::base::memory;
 use crate::worker::commands::queue::CommandQueue;
 use crate::worker::conn::handoff::{Purpose, Shipment};
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::crash::report::{Collector, Registers};
-use crate::worker::crash::signals::{self, nap, on_signal, stop_other_threads};
+use crate::worker::crash::signals::{self, CRASHES, nap, on_signal, stop_other_threads, wait_for_the_end};
 
-/// Signals that a crash raises.
-const CRASHES: [c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGABRT];
-/// How long to wait for the event loop to finish what it is about; ns.
+/// How long to wait for the event loop to finish what it is doing; ns.
 const FINISH_TIME: u64 = 50_000_000;
 /// How long the replacement may take to make room in the inbox; ns.
 const SEND_TIME: u64 = 5_000_000_000;
 
-/// A process that crashes within this time (ns) of its start, with no connection to blame, was perhaps brought down
-/// by one that has just moved into it.
+/// A process that crashes within this time (ns) of its start, with no connection to blame, may have been crashed by one
+/// that has just moved into it.
 const YOUNG: u64 = 10_000_000_000;
-/// So many such crashes in a row, and the connections of the handler whose code it was are given up.
+/// After so many such crashes in a row the connections of the handler whose code it was are given up.
 const UNATTRIBUTED: u32 = 3;
 
-const CLOSE_1011: [u8; 4] = [0x88, 2, 0x03, 0xf3];
-const CLOSE_1012: [u8; 4] = [0x88, 2, 0x03, 0xf4];
+const CLOSE_1011: &[u8] = &[0x88, 2, 0x03, 0xf3];
+const CLOSE_1012: &[u8] = &[0x88, 2, 0x03, 0xf4];
+const STATUS_500: &[u8] =
+    b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+const STATUS_503: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
-/// What the rescue needs, gathered while all was well.
+/// What the rescue needs, collected while all is well.
 pub struct RescueContext {
-    /// The process that this is the kit of: a child that a handler forks has it, too.
+    /// The process that this belongs to: a child that a handler forks has a copy.
     pub pid: i32,
     /// All records.
     pub records: (NonNull<Record>, usize),
     /// What is on its way to a connection.
     pub commands: &'static CommandQueue,
-    /// Where the facts of the crash are written.
+    /// Where the crash is noted.
     pub slot: &'static Slot,
-    /// Gathers more of them.
+    /// Collects the rest of the report.
     pub collector: Collector,
-    /// The inlet of this slot's inbox.
+    /// The sending end of this slot's inbox.
     pub tx: RawFd,
     /// The channel to the supervisor.
     pub control: RawFd,
-    /// What `control` says when a worker has crashed.
-    pub report: Vec<u8>,
+    /// The message on `control` that a worker has crashed.
+    pub report: &'static [u8],
     /// Room for one datagram.
-    pub shipment: UnsafeCell<Box<Shipment>>,
+    pub shipment: UnsafeCell<Shipment>,
 }
 
 static CONTEXT: AtomicPtr<RescueContext> = AtomicPtr::new(null_mut());
 /// The thread that is in the rescue; 0 for none.
 static RESCUER: AtomicI32 = AtomicI32::new(0);
-/// The connection whose handler hangs.
-static HUNG: AtomicU64 = AtomicU64::new(0);
-/// A rescue is waiting for the event loop to finish what it is about.
+/// The thread that the watchdog has found hanging, and the connection that its call is about.
+static HUNG: (AtomicI32, AtomicU64) = (AtomicI32::new(0), AtomicU64::new(0));
+/// A rescue waits for the event loop to finish what it is doing.
 static WANTED: AtomicBool = AtomicBool::new(false);
-/// The event loop is about something.
+/// The event loop is doing something.
 static BUSY: AtomicBool = AtomicBool::new(false);
 
 /// Installs the rescue for this process.
 pub fn install(context: RescueContext) -> io::Result<()> {
-    CONTEXT.store(Box::into_raw(Box::new(context)), Ordering::Release);
+    CONTEXT.store(memory::guard(context)?, Ordering::Release);
+    if !memory::read(CLOSE_1011.as_ptr() as u64, &mut [0]) {
+        log::warn!(
+            "process_vm_readv(2) is not permitted: in a crash, connections with state or with a resource of more \
+             than 15 bytes are lost; allow it in the seccomp filter"
+        );
+    }
     signals::install()?;
     for signal in CRASHES {
         on_signal(signal, crashed)?;
@@ -91,10 +101,9 @@ pub fn install(context: RescueContext) -> io::Result<()> {
 /// all connections in order.
 pub fn begin_work() {
     BUSY.store(true, Ordering::SeqCst);
-    while WANTED.load(Ordering::SeqCst) {
+    if WANTED.load(Ordering::SeqCst) {
         BUSY.store(false, Ordering::SeqCst);
-        // SAFETY: waits, for the end.
-        unsafe { libc::pause() };
+        wait_for_the_end();
     }
 }
 
@@ -103,60 +112,70 @@ pub fn end_work() {
     BUSY.store(false, Ordering::SeqCst);
 }
 
-/// Brings the process down on the thread that gets it.
+/// Crashes the process on the thread that gets it.
 fn hang_signal() -> c_int {
     libc::SIGRTMIN() + 6
 }
 
 /// Has the rescue run on a thread of this process that hangs in a handler, called for this connection.
 pub fn kill_hung(thread: Pid, conn: u64) {
-    HUNG.store(conn, Ordering::Release);
+    HUNG.1.store(conn, Ordering::Release);
+    HUNG.0.store(thread.as_raw(), Ordering::Release);
     // SAFETY: a thread that has just ended is ESRCH, nothing worse.
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.as_raw(), hang_signal()) };
 }
 
 extern "C" fn hung(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
-    // Between the watchdog's look and this signal the handler may have come back.
-    if place().1 != HUNG.load(Ordering::Acquire) {
+    // SAFETY: gettid has no preconditions.
+    let is_meant = HUNG.0.load(Ordering::Acquire) == unsafe { libc::gettid() };
+    // Between the watchdog's look and this signal the handler may have returned. Or a handler has raised it.
+    if !is_meant || place().1 != HUNG.1.load(Ordering::Acquire) {
         return;
     }
     // SAFETY: the kernel gives a valid context.
     rescue(HANG, 0, unsafe { Registers::of(context) });
     // A core dump shows where it hung.
-    // SAFETY: both are async-signal-safe.
-    unsafe {
-        libc::signal(libc::SIGABRT, libc::SIG_DFL);
-        libc::raise(libc::SIGABRT);
-    }
+    die_of(libc::SIGABRT);
 }
 
 extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel gives a valid siginfo.
-    let address = unsafe { (*info).si_addr() } as u64;
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as u64) };
+    let is_fault = code > 0 && [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL].contains(&signal);
     // SAFETY: the kernel gives a valid context.
-    rescue(signal, address, unsafe { Registers::of(context) });
-    // With the default action the instruction that crashed does so once more, and a core dump shows it.
+    let mut registers = unsafe { Registers::of(context) };
+    if signal == libc::SIGTRAP && cfg!(target_arch = "x86_64") {
+        registers.code = registers.code.saturating_sub(1); // it points behind the breakpoint
+    }
+    rescue(signal, if is_fault { address } else { 0 }, registers);
+    match is_fault {
+        // With the default action the instruction faults once more, and a core dump shows it.
+        // SAFETY: async-signal-safe, and the default action installs no code.
+        true => _ = unsafe { libc::signal(signal, libc::SIG_DFL) },
+        false => die_of(signal),
+    }
+}
+
+/// The process ends by this signal once its handler has returned.
+fn die_of(signal: c_int) {
     // SAFETY: both are async-signal-safe.
     unsafe {
         libc::signal(signal, libc::SIG_DFL);
-        if (*info).si_code <= 0 {
-            // Sent by a call such as abort(), not by an instruction.
-            libc::raise(signal);
-        }
+        libc::raise(signal);
     }
 }
 
 /// Runs when a handler calls exit(): workers themselves leave with _exit.
 extern "C" fn exited() {
     if rescue(EXIT, 0, Registers::here()) {
-        // SAFETY: ends the process before destructors pull the ground from under other threads.
+        // SAFETY: ends the process before destructors free what other threads use.
         unsafe { libc::_exit(crate::exit::Exit::Internal.code()) }
     }
 }
 
 /// Saves what can be saved; false if there is nothing. `signal` is [`EXIT`] or [`HANG`] where there is none.
 fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
-    // SAFETY: set once, to a kit that is never freed.
+    // SAFETY: set once, to a context that is never freed.
     let Some(context) = (unsafe { CONTEXT.load(Ordering::Acquire).as_ref() }) else { return false };
     // SAFETY: both have no preconditions.
     let (me, pid) = unsafe { (libc::gettid(), libc::getpid()) };
@@ -169,12 +188,9 @@ fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
         // A crash within the rescue: the process ends at once.
         Err(other) if other == me => return true,
         // Another thread was first, and will stop this one.
-        Err(_) => loop {
-            // SAFETY: waits.
-            unsafe { libc::pause() };
-        },
+        Err(_) => wait_for_the_end(),
     }
-    // Signals keep their handlers: other threads may crash until they have been stopped, and shall wait then.
+    // Signals keep their handlers: other threads may crash until they have been stopped, and must wait then.
     WANTED.store(true, Ordering::SeqCst);
     if me != pid {
         let give_up = monotonic() + FINISH_TIME;
@@ -183,161 +199,176 @@ fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
         }
     }
     stop_other_threads(pid, me);
-    let (callback, culprit) = place();
-    let slot = Some(culprit as u32 as usize).filter(|slot| culprit != 0 && *slot < context.records.1);
-    // SAFETY: within the mapping.
-    let record = slot.map(|slot| unsafe { context.records.0.add(slot).as_ref() });
-    let record = record.filter(|record| record.is_intact());
-    // The event loop's own code has crashed, or somebody has sent the signal: no handler is to blame.
-    // SAFETY: getpid has no preconditions.
-    let idle = callback == Callback::None && me == unsafe { libc::getpid() };
-    let registers = Registers { stack: if idle { 0 } else { registers.stack }, ..registers };
-    let whose_code = context.collector.collect(registers, &context.slot.call, culprit, record);
-    // A thread that the handler has made serves no connection, but its code is known.
-    let handler = record.map(|record| record.handler).or(whose_code);
-    context.slot.crash.note(signal, address, handler, callback as u32, culprit);
+    let blame = context.report(signal, address, registers, me == pid);
     context.slot.crash.begin_sending(pid);
-    // The supervisor forks the replacement now; if it can not be told it will notice the death.
+    // The supervisor forks the replacement now; if it cannot be told it will notice the death.
     // SAFETY: a live buffer and an open descriptor.
     unsafe {
         libc::send(context.control, context.report.as_ptr().cast(), context.report.len(), libc::MSG_NOSIGNAL)
     };
-    // SAFETY: only one thread gets here.
-    let shipment = unsafe { &mut **context.shipment.get() };
-    shipment.clear();
-    let now = monotonic();
-    let give_up = now + SEND_TIME;
-    let young = now.saturating_sub(context.slot.started.load(Ordering::Relaxed)) < YOUNG;
-    let given_up = context.slot.crash.count_nameless(culprit == 0, young) > UNATTRIBUTED;
-    let blame = Blamed { culprit, handler: handler.filter(|_| given_up), all: given_up && handler.is_none() };
-    let (mut moved, mut cut) = (0, 0);
-    for slot in 0..context.records.1 {
-        // SAFETY: within the mapping, which is never unmapped; all other threads have stopped.
-        let record = unsafe { context.records.0.add(slot).as_ref() };
-        let stands = record.flags();
-        if stands & flags::TAKEN == 0 {
-            continue;
-        }
-        let id = u64::from(record.generation) << 32 | slot as u64;
-        let Some(purpose) = decide(context, record, stands, id, &blame) else {
-            cut += 1;
-            continue;
-        };
-        match purpose {
-            Purpose::Linger => cut += 1,
-            Purpose::Resume | Purpose::Handshake => moved += 1,
-        }
-        // SAFETY: nothing changes the records any more, and the descriptors stay open.
-        unsafe {
-            if !shipment.add(record, record.fd, purpose) {
-                let lost = send(context, shipment, give_up);
-                (moved, cut) = (moved - lost.min(moved), cut + lost);
-                shipment.add(record, record.fd, purpose);
-            }
-        }
-    }
-    // SAFETY: as above.
-    let lost = unsafe { send(context, shipment, give_up) };
-    context.slot.crash.note_result(moved - lost.min(moved), cut + lost);
+    context.send_all(&blame);
     context.slot.crash.end_sending(pid);
-    // Writing a core dump takes its time: nobody shall wait for the end of a connection until then.
-    // SAFETY: nothing in this process uses a descriptor any more, but for the standard streams.
+    // Writing a core dump takes time: nobody must wait for the end of a connection until then.
+    // SAFETY: nothing in this process uses a descriptor any more, except for the standard streams.
     unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
     true
 }
 
 /// Who does not go on.
-struct Blamed {
+struct Blame {
     /// The connection whose callback crashed; 0: none.
     culprit: u64,
-    /// A handler of which it is not known which connection brings it down, again and again.
+    /// A handler that crashes again and again, with no connection to blame.
     handler: Option<u16>,
     /// Not even the handler is known.
     all: bool,
 }
 
-/// What to do with a connection; `None`: it is cut when the process ends. Says the last word to those that can
-/// not go on.
-fn decide(context: &RescueContext, record: &Record, stands: u32, id: u64, blame: &Blamed) -> Option<Purpose> {
-    if !record.is_intact() {
-        return None;
+impl RescueContext {
+    /// Leaves the report of the crash on this thread; returns who is to blame.
+    fn report(&self, signal: c_int, address: u64, registers: Registers, is_loop: bool) -> Blame {
+        let (callback, culprit) = place();
+        let record = (culprit != 0).then(|| self.record(culprit as u32 as usize)).flatten();
+        let record = record.filter(|record| record.is_intact());
+        // The event loop's own code has crashed, or somebody has sent the signal: no handler is to blame.
+        let idle = callback == Callback::None && is_loop;
+        let registers = Registers { stack: if idle { 0 } else { registers.stack }, ..registers };
+        let whose_code = self.collector.collect(registers, &self.slot.call, culprit, record);
+        // A thread that the handler has made serves no connection, but its code is known.
+        let handler = record.map(|record| record.handler).or(whose_code);
+        self.slot.crash.note(signal, address, handler, callback as u32, culprit);
+        let young = monotonic().saturating_sub(self.slot.started.load(Ordering::Relaxed)) < YOUNG;
+        let given_up = self.slot.crash.count_nameless(culprit == 0, young) > UNATTRIBUTED;
+        Blame { culprit, handler: handler.filter(|_| given_up), all: given_up && handler.is_none() }
     }
-    if id == blame.culprit {
-        return last_frame(record, stands, &CLOSE_1011);
-    }
-    if stands & flags::FRESH != 0 {
-        return Some(Purpose::Handshake);
-    }
-    if blame.all || blame.handler == Some(record.handler) {
-        return last_frame(record, stands, &CLOSE_1012);
-    }
-    if stands & flags::OPENING != 0 {
-        return Some(Purpose::Handshake);
-    }
-    let is_idle = stands & flags::THREAD == 0 || context.commands.is_idle(id);
-    if stands & flags::MOVABLE != 0 && is_idle && context.commands.is_quiet(id) {
-        return Some(Purpose::Resume);
-    }
-    last_frame(record, stands, &CLOSE_1012)
-}
 
-fn last_frame(record: &Record, stands: u32, close: &[u8]) -> Option<Purpose> {
-    if stands & flags::BOUNDARY == 0 {
-        return None;
+    fn record(&self, slot: usize) -> Option<&Record> {
+        // SAFETY: within the mapping, which is never unmapped; all other threads have stopped.
+        (slot < self.records.1).then(|| unsafe { self.records.0.add(slot).as_ref() })
     }
-    // SAFETY: the descriptor is the connection's.
-    let said = unsafe { send_last_frame(record.fd, close) };
-    // The replacement waits for the peer's end, so that no reset overtakes the Close frame.
-    said.then_some(Purpose::Linger)
-}
 
-/// Sends the last frame, and nothing after; false if it could not be sent.
-///
-/// # Safety
-/// `fd` must be a connection's that nobody else uses.
-unsafe fn send_last_frame(fd: RawFd, close: &[u8]) -> bool {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: a live buffer, and promised by the caller.
-    unsafe {
-        let sent = libc::send(fd, close.as_ptr().cast(), close.len(), flags);
-        libc::shutdown(fd, libc::SHUT_WR);
-        sent == close.len() as isize
-    }
-}
-
-/// Returns how many connections could not be sent: those are told to connect again.
-///
-/// # Safety
-/// As for `Shipment::send`.
-unsafe fn send(context: &RescueContext, shipment: &mut Shipment, give_up: u64) -> u32 {
-    loop {
-        // SAFETY: promised by the caller.
-        match unsafe { shipment.send(context.tx) } {
-            Ok(()) => return 0,
-            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-            // The inbox is full, or too many descriptors are in flight: until the replacement has taken some out.
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EAGAIN | libc::ETOOMANYREFS | libc::ENOBUFS)
-                ) && monotonic() < give_up =>
-            {
-                let mut fd = libc::pollfd { fd: context.tx, events: libc::POLLOUT, revents: 0 };
-                // SAFETY: one live pollfd.
-                unsafe { libc::poll(&mut fd, 1, 10) };
-            }
-            Err(_) => {
-                let mut lost = 0;
-                for (fd, purpose) in shipment.content() {
-                    if purpose == Purpose::Resume {
-                        // SAFETY: a live buffer; the descriptor is the connection's, between two messages.
-                        unsafe { send_last_frame(fd, &CLOSE_1012) };
-                    }
-                    lost += u32::from(purpose != Purpose::Linger);
+    /// Sends all connections to the inbox but those that cannot go on.
+    fn send_all(&self, blame: &Blame) {
+        // SAFETY: only one thread gets here, once.
+        let shipment = unsafe { &mut *self.shipment.get() };
+        shipment.clear();
+        let give_up = monotonic() + SEND_TIME;
+        let (mut moved, mut lost, mut failed) = (0, 0, 0);
+        let taken = |record: &&Record| record.flags() & flags::TAKEN != 0;
+        for (slot, record) in
+            (0..self.records.1).filter_map(|slot| Some((slot, self.record(slot).filter(taken)?)))
+        {
+            let id = u64::from(record.generation) << 32 | slot as u64;
+            let Some(purpose) = self.decide(record, id, blame) else {
+                lost += 1;
+                continue;
+            };
+            // SAFETY: nothing changes the records any more, and the descriptors stay open.
+            let is_added = unsafe {
+                shipment.add(record, record.fd, purpose) || {
+                    failed += self.send(shipment, give_up);
+                    shipment.add(record, record.fd, purpose)
                 }
-                shipment.clear();
-                return lost;
+            };
+            match purpose {
+                Purpose::Resume | Purpose::Handshake if is_added => moved += 1,
+                Purpose::Linger => lost += 1,
+                // It has more state, or a longer request, than a datagram can carry.
+                Purpose::Resume | Purpose::Handshake => {
+                    end_with(record, CLOSE_1012, STATUS_503);
+                    lost += 1;
+                }
             }
         }
+        // SAFETY: as above.
+        failed += unsafe { self.send(shipment, give_up) };
+        self.slot.crash.note_result(moved - failed, lost + failed);
+    }
+
+    /// What to do with a connection; `None`: it is cut when the process ends. Tells those that cannot go on.
+    fn decide(&self, record: &Record, id: u64, blame: &Blame) -> Option<Purpose> {
+        let stands = record.flags();
+        if !record.is_intact() {
+            return None;
+        }
+        if id == blame.culprit {
+            return end_with(record, CLOSE_1011, STATUS_500);
+        }
+        if stands & flags::FRESH != 0 {
+            return Some(Purpose::Handshake);
+        }
+        if blame.all || blame.handler == Some(record.handler) {
+            return end_with(record, CLOSE_1012, STATUS_503);
+        }
+        if stands & flags::OPENING != 0 {
+            return Some(Purpose::Handshake);
+        }
+        let is_idle = stands & flags::THREAD == 0 || self.commands.is_idle(id);
+        if stands & flags::MOVABLE != 0 && is_idle && self.commands.is_quiet(id) {
+            return Some(Purpose::Resume);
+        }
+        end_with(record, CLOSE_1012, STATUS_503)
+    }
+
+    /// Sends what is in the shipment; returns how many connections could not be sent, of those that were to go on. They
+    /// are told to connect again.
+    ///
+    /// # Safety
+    /// As for `Shipment::send`.
+    unsafe fn send(&self, shipment: &mut Shipment, give_up: u64) -> u32 {
+        loop {
+            // SAFETY: promised by the caller.
+            match unsafe { shipment.send(self.tx) } {
+                Ok(()) => return 0,
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                // The inbox is full, or too many descriptors are in flight: until the replacement has taken some out.
+                Err(error)
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::EAGAIN | libc::ETOOMANYREFS | libc::ENOBUFS)
+                    ) && monotonic() < give_up =>
+                {
+                    let mut fd = libc::pollfd { fd: self.tx, events: libc::POLLOUT, revents: 0 };
+                    // SAFETY: one live pollfd.
+                    unsafe { libc::poll(&mut fd, 1, 10) };
+                }
+                Err(_) => {
+                    let mut lost = 0;
+                    for (fd, purpose) in shipment.content() {
+                        if purpose == Purpose::Resume {
+                            send_last(fd, CLOSE_1012);
+                        }
+                        lost += u32::from(purpose != Purpose::Linger);
+                    }
+                    shipment.clear();
+                    return lost;
+                }
+            }
+        }
+    }
+}
+
+/// Ends a connection with this Close frame, or with this response if its request was not answered yet; `None` if
+/// neither can be sent. The replacement waits for the peer's end, so that no reset overtakes it.
+fn end_with(record: &Record, close: &[u8], response: &[u8]) -> Option<Purpose> {
+    let stands = record.flags();
+    let last = if stands & flags::BOUNDARY != 0 {
+        close
+    } else if stands & (flags::FRESH | flags::OPENING | flags::AHEAD) != 0 {
+        response
+    } else {
+        return None;
+    };
+    send_last(record.fd, last).then_some(Purpose::Linger)
+}
+
+/// Sends the last bytes of a connection; false if they could not be sent.
+fn send_last(fd: RawFd, bytes: &[u8]) -> bool {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: a live buffer; all other threads have stopped, so that nobody else uses the connection's descriptor.
+    unsafe {
+        let sent = libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags);
+        libc::shutdown(fd, libc::SHUT_WR);
+        sent == bytes.len() as isize
     }
 }

@@ -1,49 +1,95 @@
-//! Signals within a worker: handlers and the stacks they run on, and threads that
-//! are stopped by them. What runs in a signal handler here is
-//! async-signal-safe.
+//! Signals within a worker: their handlers, the stacks that these run on, and how the other threads are stopped.
+//! Everything that runs in a signal handler here is async-signal-safe.
+//!
+//! Raw sigaction(2) rather than a library: handlers need the alternate stack, siginfo and the registers.
 #![allow(unsafe_code)]
 
-use std::cell::UnsafeCell;
+use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::io;
-use std::mem::MaybeUninit;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 
 use crate::ffi::host::monotonic;
+use crate::worker::base::memory::Pages;
+
+/// Signals that say that the code has crashed; the rescue handles them.
+pub const CRASHES: [c_int; 8] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGILL,
+    libc::SIGABRT,
+    libc::SIGTRAP,
+    libc::SIGSYS,
+    libc::SIGXCPU,
+];
+/// Signals that would end or stop the process, although they say nothing about it: a timer of a library, a terminal, a
+/// mistake. SIGALRM is not among them: it tells of the end of the supervisor.
+const STRAY: [c_int; 14] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGPIPE,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
+    libc::SIGXFSZ,
+];
 
 /// A thread's stack for signal handlers.
 const STACK: usize = 64 * 1024;
 /// How long to wait for the other threads to stop; ns.
 const STOP_TIME: u64 = 100_000_000;
+/// How long to wait in addition for the event loop to leave [`uninterrupted`]; ns.
+const UNINTERRUPTED_TIME: u64 = 2_000_000_000;
 /// When to look for threads that were not told to stop; ns.
 const TELL_AGAIN: u64 = 2_000_000;
 
+/// The threads of this process: a descriptor of `/proc/self/task`, opened while there were descriptors.
+static TASKS: AtomicI32 = AtomicI32::new(-1);
+/// The other threads are to stop.
+static STOPPING: AtomicBool = AtomicBool::new(false);
 /// Threads that have stopped.
 static STOPPED: AtomicU32 = AtomicU32::new(0);
+/// How deep the event loop is in [`uninterrupted`].
+static UNINTERRUPTED: AtomicU32 = AtomicU32::new(0);
+
+/// Makes stray signals do nothing. To be called before any code of a handler runs, whose own handlers then replace
+/// these. A function rather than SIG_IGN: programs that a handler starts begin with the default.
+pub fn disarm_stray() -> io::Result<()> {
+    let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();
+    STRAY.into_iter().chain(real_time).try_for_each(|signal| on_signal(signal, nothing))
+}
 
 /// Makes ready what the functions of this module need, on the main thread.
 pub fn install() -> io::Result<()> {
     use_signal_stack()?;
+    TASKS.store(open_tasks(), Ordering::Relaxed);
     on_signal(stop_signal(), stopped)
 }
 
-/// Gives the calling thread a stack on which a stack overflow can be handled. It stays until the process ends or
-/// the thread's memory is given back with it.
+/// Gives the calling thread a stack on which a stack overflow can be handled. It stays until
+/// [`leave_signal_stack`], or until the thread ends.
 pub fn use_signal_stack() -> io::Result<()> {
-    thread_local! {
-        static OWN: UnsafeCell<Option<Box<[MaybeUninit<u8>]>>> = const { UnsafeCell::new(None) };
+    let pages = Pages::map(STACK)?;
+    let stack = libc::stack_t { ss_sp: pages.first().as_ptr().cast(), ss_flags: 0, ss_size: STACK };
+    // SAFETY: the pages are kept for as long as they are the thread's stack.
+    match unsafe { libc::sigaltstack(&stack, null_mut()) } {
+        0 => OWN_STACK.set(Some(pages)),
+        _ => return Err(io::Error::last_os_error()),
     }
-    OWN.with(|own| {
-        // SAFETY: only this thread, only here.
-        let stack = unsafe { &mut *own.get() }.get_or_insert_with(|| Box::new_uninit_slice(STACK));
-        let stack = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: STACK };
-        // SAFETY: the memory lives as long as the thread.
-        match unsafe { libc::sigaltstack(&stack, null_mut()) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    })
+    Ok(())
+}
+
+thread_local! {
+    static OWN_STACK: RefCell<Option<Pages>> = const { RefCell::new(None) };
 }
 
 /// The calling thread ends: its signal stack is not used any more.
@@ -51,6 +97,7 @@ pub fn leave_signal_stack() {
     let none = libc::stack_t { ss_sp: null_mut(), ss_flags: libc::SS_DISABLE, ss_size: STACK };
     // SAFETY: disabling needs no memory.
     unsafe { libc::sigaltstack(&none, null_mut()) };
+    OWN_STACK.set(None);
 }
 
 /// What a signal handler is.
@@ -61,7 +108,7 @@ pub fn on_signal(signal: c_int, action: Action) -> io::Result<()> {
     // SAFETY: all zero is a valid sigaction.
     let mut new: libc::sigaction = unsafe { std::mem::zeroed() };
     new.sa_sigaction = action as *const () as usize;
-    new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
     // SAFETY: the functions given here are async-signal-safe.
     match unsafe { libc::sigaction(signal, &new, null_mut()) } {
         0 => Ok(()),
@@ -69,14 +116,27 @@ pub fn on_signal(signal: c_int, action: Action) -> io::Result<()> {
     }
 }
 
+/// Runs `work` on the event loop so that a crash on another thread does not stop it in the middle: what it moves is in
+/// one place or the other whenever the rescue looks. Must be short, and must not call a handler.
+pub fn uninterrupted<R>(work: impl FnOnce() -> R) -> R {
+    UNINTERRUPTED.fetch_add(1, Ordering::SeqCst);
+    let result = work();
+    if UNINTERRUPTED.fetch_sub(1, Ordering::SeqCst) == 1 && STOPPING.load(Ordering::SeqCst) {
+        // The signal comes once more, and stops it here.
+        wait_for_the_end();
+    }
+    result
+}
+
 /// Stops all threads but this one, also those that handlers made. Gives up after a while: a thread that has
 /// blocked the signal goes on.
 pub fn stop_other_threads(pid: i32, me: i32) {
+    STOPPING.store(true, Ordering::SeqCst);
     let give_up = monotonic() + STOP_TIME;
     let mut told_at = 0;
     loop {
         let now = monotonic();
-        // Again and again: threads begin and end meanwhile. One that has stopped keeps the signal waiting.
+        // Again and again: threads begin and end meanwhile. In one that has stopped the signal stays pending.
         let tell = now - told_at > TELL_AGAIN;
         let mut others = 0;
         each_thread(|tid| {
@@ -88,6 +148,8 @@ pub fn stop_other_threads(pid: i32, me: i32) {
                 }
             }
         });
+        let is_held_back = me != pid && UNINTERRUPTED.load(Ordering::SeqCst) > 0;
+        let give_up = give_up + if is_held_back { UNINTERRUPTED_TIME } else { 0 };
         // None runs that could begin another.
         if STOPPED.load(Ordering::Acquire) >= others || now >= give_up {
             return;
@@ -106,22 +168,39 @@ pub fn nap() {
     unsafe { libc::nanosleep(&pause, null_mut()) };
 }
 
-/// Calls with each thread's id.
-fn each_thread(mut call: impl FnMut(i32)) {
+/// Waits until the process ends. Async-signal-safe.
+pub fn wait_for_the_end() -> ! {
+    loop {
+        // SAFETY: waits.
+        unsafe { libc::pause() };
+    }
+}
+
+fn open_tasks() -> c_int {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
     // SAFETY: open(2) is async-signal-safe; the path ends in NUL.
-    let dir = unsafe { libc::open(c"/proc/self/task".as_ptr(), flags) };
-    if dir < 0 {
-        return;
+    unsafe { libc::open(c"/proc/self/task".as_ptr(), flags) }
+}
+
+/// Calls with each thread's id.
+fn each_thread(mut call: impl FnMut(i32)) {
+    if list_threads(TASKS.load(Ordering::Relaxed), &mut call) == 0 {
+        // A handler has closed the descriptor; another file may have its number by now.
+        TASKS.store(open_tasks(), Ordering::Relaxed);
+        list_threads(TASKS.load(Ordering::Relaxed), &mut call);
     }
+}
+
+/// The same from this descriptor; returns how many there are.
+fn list_threads(tasks: c_int, call: &mut impl FnMut(i32)) -> usize {
     let mut buffer = [0_u8; 4096];
+    let mut count = 0;
+    // SAFETY: moves the position of our descriptor, or fails.
+    unsafe { libc::lseek(tasks, 0, libc::SEEK_SET) };
     loop {
         // SAFETY: a live buffer of that size.
-        let size = unsafe { libc::syscall(libc::SYS_getdents64, dir, buffer.as_mut_ptr(), buffer.len()) };
-        let Ok(size) = usize::try_from(size) else { break };
-        if size == 0 {
-            break;
-        }
+        let size = unsafe { libc::syscall(libc::SYS_getdents64, tasks, buffer.as_mut_ptr(), buffer.len()) };
+        let Some(size) = usize::try_from(size).ok().filter(|size| *size > 0) else { return count };
         let mut at = 0;
         // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name.
         while at + 19 < size {
@@ -131,13 +210,12 @@ fn each_thread(mut call: impl FnMut(i32)) {
             let tid =
                 digits.fold(0_i32, |tid, digit| tid.wrapping_mul(10).wrapping_add(i32::from(digit - b'0')));
             if tid != 0 {
+                count += 1;
                 call(tid);
             }
             at += length.max(1);
         }
     }
-    // SAFETY: our own descriptor.
-    unsafe { libc::close(dir) };
 }
 
 /// Stops a thread for good; real-time signals are free for programs.
@@ -146,9 +224,17 @@ fn stop_signal() -> c_int {
 }
 
 extern "C" fn stopped(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
-    STOPPED.fetch_add(1, Ordering::AcqRel);
-    loop {
-        // SAFETY: waits.
-        unsafe { libc::pause() };
+    // Nobody is to stop: a handler has raised it.
+    if !STOPPING.load(Ordering::SeqCst) {
+        return;
     }
+    // SAFETY: both have no preconditions.
+    let is_loop = unsafe { libc::gettid() == libc::getpid() };
+    if is_loop && UNINTERRUPTED.load(Ordering::SeqCst) > 0 {
+        return;
+    }
+    STOPPED.fetch_add(1, Ordering::AcqRel);
+    wait_for_the_end();
 }
+
+extern "C" fn nothing(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}

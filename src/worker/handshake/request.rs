@@ -178,10 +178,10 @@ impl Worker {
             let unread = (!rest.is_empty()).then(|| rest.into());
             conn.phase = Phase::Opening(Arc::clone(&handshake), channel.clone(), unread, conn.deadline());
             conn.set_pause(Pause::Handshake, true, self.now.get());
-            if let Some(record) = core.table.record(id).filter(|_| rest.is_empty()) {
+            if let Some(record) = core.table.record(id) {
                 record.set_head(handshake.request.head.as_bytes());
                 record.seal();
-                record.set_flags(flags::TAKEN | flags::OPENING);
+                record.set_flags(flags::TAKEN | if rest.is_empty() { flags::OPENING } else { flags::AHEAD });
             }
         }
         match channel {

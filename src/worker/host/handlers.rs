@@ -6,6 +6,7 @@ use crate::ffi::plugin::{self, Plugin};
 use crate::fleet::control::Report;
 use crate::fleet::routes::{Route, Routes};
 use crate::fleet::scoreboard::Place;
+use crate::worker::crash::signals;
 
 /// A handler as this process has it.
 pub struct Service {
@@ -21,6 +22,9 @@ pub struct Loaded(pub Vec<Option<Service>>);
 impl Loaded {
     /// Loads them and tells them that the worker of this place starts; also returns what is to be reported of that.
     pub fn load(config: &Config, routes: &Routes, place: Place) -> (Self, Report) {
+        if let Err(error) = signals::disarm_stray() {
+            log::error!("stray signals can end this process: {error}");
+        }
         let ours =
             |route: &&Route| !route.retired && config.pool_of(&route.resource) == usize::from(place.pool);
         let load = |route: &Route| {

@@ -159,10 +159,11 @@ impl Worker {
     fn shutdown(&self, id: u64) {
         {
             let core = &mut *self.core.borrow_mut();
-            let Some(conn) = core.table.get(id) else { return };
+            let Some((conn, record)) = core.table.both(id) else { return };
             let said = conn.open().is_some_and(|open| open.proto.close_sent().is_some());
             let heard = conn.open().is_some_and(|open| open.peer_close().is_some());
             if said && !heard && conn.queued() == 0 && conn.socket.shutdown(Shutdown::Write).is_ok() {
+                record.forget_head(); // it goes with the phase
                 conn.phase = Phase::Linger(self.now.get().saturating_add(LINGER));
                 for reason in [Pause::Handler, Pause::ThreadChannel, Pause::Queue, Pause::Move] {
                     conn.set_pause(reason, false, self.now.get());

@@ -435,7 +435,7 @@ fn flags_of(conn: &Conn) -> u32 {
     let movable = conn.queue.is_none() && !conn.has_unread();
     match &conn.phase {
         Phase::Head(..) => flags::TAKEN | flags::FRESH,
-        Phase::Opening(..) if !conn.has_unread() => flags::TAKEN | flags::OPENING,
+        Phase::Opening(..) => flags::TAKEN | if conn.has_unread() { flags::AHEAD } else { flags::OPENING },
         Phase::Open(open) if !open.over && open.proto.close_sent().is_none() => {
             let channel = open.channel();
             let resumable = channel.is_none_or(|channel| channel.is_resumable());

@@ -15,6 +15,7 @@ use crate::worker::Worker;
 use crate::worker::conn::handoff::Purpose;
 use crate::worker::conn::record::flags;
 use crate::worker::conn::table::Phase;
+use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::request::unavailable;
 
 /// How often (ns) connections that could not move yet are looked at again: at first, and after [`SOON`].
@@ -114,7 +115,7 @@ impl Worker {
 
     /// Sends the one connection that was packed, and forgets it; false if there is no room at the other end.
     fn forward(&self, tx: RawFd, id: u64) -> bool {
-        let sent = self.ship(tx);
+        let sent = self.ship(tx, &[id]);
         if sent {
             self.forget_moved(id);
         }
@@ -369,20 +370,27 @@ impl Worker {
 
     /// Sends the batch and forgets its connections, or keeps them if there is no room at the other end.
     fn dispatch(&self, tx: RawFd, batch: &mut Vec<u64>) -> usize {
-        let (sent, count) = (self.ship(tx), batch.len());
+        let (sent, count) = (self.ship(tx, batch), batch.len());
         for id in batch.drain(..) {
             if sent { self.forget_moved(id) } else { self.keep(id) }
         }
         if sent { count } else { 0 }
     }
 
-    /// Sends what was packed; it is unpacked in any case.
-    fn ship(&self, tx: RawFd) -> bool {
+    /// Sends the connections that were packed; they are unpacked in any case.
+    fn ship(&self, tx: RawFd, ids: &[u64]) -> bool {
         let mut shipment = self.shipment.borrow_mut();
-        // SAFETY: all that was packed is still in the table, with its descriptors open.
-        let sent = unsafe { shipment.send(tx) };
-        shipment.clear();
-        sent.is_ok()
+        let core = &mut *self.core.borrow_mut();
+        uninterrupted(|| {
+            // SAFETY: all that was packed is still in the table, with its descriptors open.
+            let sent = unsafe { shipment.send(tx) }.is_ok();
+            shipment.clear();
+            for id in ids.iter().filter(|_| sent) {
+                // They are the receiver's: a rescue must not send them once more.
+                core.table.record(*id).inspect(|record| record.set_flags(0));
+            }
+            sent
+        })
     }
 
     fn forget_moved(&self, id: u64) {
