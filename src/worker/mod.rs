@@ -21,6 +21,7 @@ mod session;
 mod transfer;
 
 use std::cell::{Cell, RefCell, UnsafeCell};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -48,7 +49,7 @@ use base::poll::Poll;
 use base::timers::{self, Timers};
 use blocking::thread::ThreadHost;
 use blocking::watchdog::Watchdog;
-use commands::queue::CommandQueue;
+use commands::queue::{Command, CommandQueue};
 use conn::handoff::Shipment;
 use conn::send_queue::QueuePool;
 use conn::table::Table;
@@ -158,6 +159,8 @@ struct Worker {
     detaching: RefCell<Vec<Detaching>>,
     /// Blocking threads that run.
     threads: Cell<u32>,
+    /// Commands of other threads that were taken and are still to be carried out.
+    batch: RefCell<VecDeque<Command>>,
     /// What the access log knows of the connections.
     access_log: AccessLog,
     /// The text that a handler is being given: already known to be UTF-8.
@@ -239,6 +242,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         stop_at: Cell::new(None),
         detaching: RefCell::default(),
         threads: Cell::new(0),
+        batch: RefCell::default(),
         access_log: AccessLog::new(config.log.access.is_some()),
         delivering: Cell::new((std::ptr::null(), 0)),
         per_connection: per_connection.then(|| Cell::new(false)),

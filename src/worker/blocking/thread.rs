@@ -168,7 +168,7 @@ fn serve(host: &'static ThreadHost, handler: Handler, conn: u64, stopwatch: Stop
         1000
     };
     // Counts only if nothing has closed the connection before.
-    host.commands.if_open(conn, Command::Close { conn, code: Some(code), reason: Vec::new() });
+    host.commands.close_with(conn, Some(code), b"");
     true
 }
 
@@ -206,11 +206,11 @@ impl ThreadHost {
             _ => (code != 1005).then_some(code),
         };
         // Counts only if the handler has not chosen another answer with ws_close().
-        self.commands.if_open(conn, Command::Close { conn, code, reason: Vec::new() });
+        self.commands.close_with(conn, code, b"");
     }
 
     fn run_task(&self, conn: u64, task: Task) {
-        self.commands.uncount_post(conn);
+        self.commands.end_post(conn);
         run_timed(conn, task);
     }
 
@@ -359,7 +359,7 @@ impl Host for ThreadHost {
     }
 
     fn pause(&self, conn: u64, pause: bool) -> i32 {
-        self.commands.if_open(conn, Command::Pause(conn, pause))
+        self.commands.pause(conn, pause)
     }
 
     fn set_timer(&self, conn: u64, delay_ms: u64, task: Task) -> i64 {
@@ -397,7 +397,7 @@ impl Host for ThreadHost {
     }
 
     fn abort(&self, conn: u64) -> i32 {
-        self.commands.if_open(conn, Command::Abort(conn))
+        self.commands.abort(conn)
     }
 
     fn set_user(&self, conn: u64, user: *mut c_void) -> i32 {
@@ -411,12 +411,12 @@ impl Host for ThreadHost {
     fn set_state(&self, conn: u64, state: &[u8]) -> i32 {
         let copied = of(conn, |current| {
             current.state = if state.is_empty() { Vec::new() } else { [state, b"\0"].concat() };
-            current.moved
+            // If it is moved, the state is taken along when on_close has returned.
+            !current.moved && current.channel.set_state(state)
         });
         match copied {
-            // It is taken along when on_close has returned.
-            Some(true) => WS_OK,
-            Some(false) => self.commands.if_open(conn, Command::State(conn, state.to_vec())),
+            Some(true) => self.commands.attach_state(conn),
+            Some(false) => WS_OK,
             None => WS_E_GONE,
         }
     }

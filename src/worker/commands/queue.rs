@@ -1,6 +1,5 @@
-//! What reaches the event loop from other threads: commands about connections,
-//! in one queue with one wake-up, and the few words about each connection that
-//! those threads read to know whether a command still makes sense.
+//! What reaches the event loop from other threads: commands, in one queue with one wake-up, and the slots that those
+//! threads enter to leave one.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,11 +15,9 @@ use crate::ffi::host::{OwnedBytes, Payload, Reply, Task};
 use crate::proto::ws::utf8;
 use crate::worker::base::memory;
 use crate::worker::base::metrics::Metrics;
+use crate::worker::commands::slot::{Gate, Refused, Slot, Waiting};
 use crate::worker::commands::watermarks::Watermarks;
 use crate::worker::conn::handshake::{Handshake, close_body};
-
-/// Functions that may wait for one connection, see `ws_post`.
-const MAX_POSTS: u32 = 1024;
 
 /// A payload on its way to the loop.
 pub enum Outbound {
@@ -40,24 +37,12 @@ impl Outbound {
     }
 }
 
-/// What a thread wants of the loop. Connections are named by id.
+/// What a thread wants of the loop, about a connection that is named by id.
 pub enum Command {
+    /// Counted in the connection's slot until it is carried out.
+    Counted(u64, Counted),
     /// A handshake has its verdict.
     Verdict(u64),
-    /// Send a message or fragment.
-    Send { conn: u64, kind: u32, outbound: Outbound, flags: u32 },
-    /// Send a Ping.
-    Ping(u64, Vec<u8>),
-    /// Stop or resume reading on behalf of the handler.
-    Pause(u64, bool),
-    /// Call a function on the connection's thread.
-    Post(u64, Task),
-    /// Begin or answer the closing handshake.
-    Close { conn: u64, code: Option<u16>, reason: Vec<u8> },
-    /// Drop the connection.
-    Abort(u64),
-    /// Attach state.
-    State(u64, Vec<u8>),
     /// A blocking thread has let go of its connection, with this state: it can go on in another process.
     Detached(u64, Vec<u8>),
     /// A blocking thread has taken so many messages that reading can go on.
@@ -66,31 +51,37 @@ pub enum Command {
     ThreadEnded,
 }
 
-/// What other threads may know of a slot of the connection table.
-#[derive(Default)]
-struct SlotState {
-    /// Upper half of the id of the connection that can be sent to; 0 if there is none.
-    generation: AtomicU32,
-    /// Bytes in its send queue and on the way there.
-    queued: AtomicU32,
-    /// Functions posted and not called yet.
-    posts: AtomicU32,
-    /// Commands without a payload that are on the way.
-    pending: AtomicU32,
+/// A command that was answered with WS_OK: it is carried out, or its connection ends and on_close tells.
+pub enum Counted {
+    /// Send a message or fragment.
+    Send { kind: u32, outbound: Outbound, flags: u32 },
+    /// Send a Ping.
+    Ping(Vec<u8>),
+    /// Stop or resume reading, as the slot says.
+    Pause,
+    /// Call a function on the connection's thread.
+    Post(Task),
+    /// Begin or answer the closing handshake.
+    Close { code: Option<u16>, reason: Vec<u8> },
+    /// Drop the connection.
+    Abort,
+    /// Attach the state that its thread has left.
+    State,
+}
+
+/// What other threads know of a connection.
+struct Known {
+    slot: Slot,
     /// Upper half of the id of the connection whose blocking thread has nothing to do; 0 if it has.
     idle: AtomicU32,
-    /// Type of the fragmented message that is being sent, or 0.
-    fragments: AtomicU32,
-    /// Somebody was told WS_E_FULL and waits for on_writable.
-    full: AtomicBool,
-    /// Index of its handler in the routes.
+    /// Index of its handler in the routes; of the one before for a moment, which matters to a counter only.
     handler: AtomicU16,
 }
 
 /// The meeting point of a worker's threads.
 pub struct CommandQueue {
-    slots: &'static [SlotState],
-    commands: Mutex<Vec<Command>>,
+    connections: &'static [Known],
+    waiting: Waiting<Command>,
     awake: AtomicBool,
     wakeup: EventFd,
     handshakes: Mutex<HashMap<u64, Arc<Handshake>>>,
@@ -102,9 +93,10 @@ pub struct CommandQueue {
 impl CommandQueue {
     /// Room for `connections`, whose send queues are full as configured.
     pub fn new(connections: u32, sending: Sending, metrics: &'static Metrics) -> io::Result<Self> {
+        let unknown = || Known { slot: Slot::new(), idle: AtomicU32::new(0), handler: AtomicU16::new(0) };
         Ok(CommandQueue {
-            slots: memory::guard_all((0..connections).map(|_| SlotState::default()))?,
-            commands: Mutex::default(),
+            connections: memory::guard_all((0..connections).map(|_| unknown()))?,
+            waiting: Waiting::new(),
             awake: AtomicBool::new(false),
             wakeup: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             handshakes: Mutex::default(),
@@ -115,123 +107,167 @@ impl CommandQueue {
 
     // ---------------------------------------------------- called by any thread
 
-    /// Leaves a command and wakes the loop.
+    /// Leaves a command that is not counted, and wakes the loop.
     pub fn give(&self, command: Command) {
-        lock(&self.commands).push(command);
+        self.waiting.push(command);
+        self.wake();
+    }
+
+    fn wake(&self) {
         if !self.awake.swap(true, Ordering::AcqRel) {
             let _ = self.wakeup.write(1);
         }
     }
 
+    /// Leaves a command if the connection is open and `admit` lets it pass. Results as in `ws_handler.h`.
+    fn enter(
+        &self,
+        conn: u64,
+        admit: impl Fn(Gate) -> Result<Gate, Refused>,
+        bytes: usize,
+        counted: Counted,
+    ) -> i32 {
+        let Some(known) = self.known(conn) else { return WS_E_GONE };
+        let command = Command::Counted(conn, counted);
+        match self.waiting.enter(&known.slot, generation(conn), admit, clamp(bytes), command) {
+            Ok(()) => {
+                self.wake();
+                WS_OK
+            }
+            // The command is dropped here, outside the lock: that may call the handler.
+            Err((refused, _)) => self.refuse(conn, refused),
+        }
+    }
+
     /// `ws_send` and its kin from a thread that is not the loop.
     pub fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
-        let Some(slot) = self.open(conn) else { return WS_E_GONE };
         let bytes = match &payload {
             Payload::Borrowed(bytes) => bytes,
             Payload::Owned(bytes) => bytes.as_ref(),
         };
-        let running = slot.fragments.load(Ordering::Relaxed);
-        let valid = match (running, kind) {
-            // The loop checks fragmented text, whose pieces may be cut within a character.
-            (0, WS_TEXT) => flags & WS_MORE != 0 || utf8::is_valid(bytes),
-            (0, WS_BINARY) => true,
-            (running, kind) => running == kind,
+        let more = flags & WS_MORE != 0;
+        // The loop checks fragmented text, whose pieces may be cut within a character.
+        let may_begin = kind == WS_BINARY || kind == WS_TEXT && (more || utf8::is_valid(bytes));
+        let admit = |gate: Gate| match gate.fragments() {
+            0 if !may_begin => Err(Refused::Invalid),
+            running if running != 0 && running != kind => Err(Refused::Invalid),
+            _ if self.is_queue_full(conn) => Err(Refused::Full),
+            _ => Ok(gate.with_fragments(if more { kind } else { 0 })),
         };
-        if !valid {
-            return WS_E_INVALID;
+        // Before the payload is copied.
+        if let Err(refused) = self.would_admit(conn, admit) {
+            return self.refuse(conn, refused);
         }
-        if self.refuses(slot) {
-            return WS_E_FULL;
-        }
+        let cost = cost(bytes);
         let outbound = match payload {
             Payload::Borrowed(bytes) => Outbound::Copied(bytes.to_vec()),
             Payload::Owned(bytes) => Outbound::Owned(bytes),
         };
-        slot.queued.fetch_add(clamp(cost(outbound.bytes())), Ordering::Relaxed);
-        slot.fragments.store(if flags & WS_MORE != 0 { kind } else { 0 }, Ordering::Relaxed);
-        self.give(Command::Send { conn, kind, outbound, flags });
-        WS_OK
+        self.enter(conn, admit, cost, Counted::Send { kind, outbound, flags })
+    }
+
+    fn would_admit(&self, conn: u64, admit: impl Fn(Gate) -> Result<Gate, Refused>) -> Result<Gate, Refused> {
+        let known = self.known(conn).filter(|known| known.slot.is_open(generation(conn)));
+        known.ok_or(Refused::Gone).and_then(|known| admit(known.slot.gate()))
+    }
+
+    fn refuse(&self, conn: u64, refused: Refused) -> i32 {
+        match refused {
+            Refused::Gone => WS_E_GONE,
+            Refused::Full => {
+                self.count_refused(conn);
+                WS_E_FULL
+            }
+            Refused::Limit => WS_E_LIMIT,
+            Refused::Invalid => WS_E_INVALID,
+        }
     }
 
     /// `ws_ping`.
     pub fn ping(&self, conn: u64, payload: &[u8]) -> i32 {
-        let Some(slot) = self.open(conn) else { return WS_E_GONE };
-        if payload.len() > 125 {
-            return WS_E_INVALID;
+        let admit = |gate| if self.is_queue_full(conn) { Err(Refused::Full) } else { Ok(gate) };
+        match self.would_admit(conn, admit) {
+            Ok(_) if payload.len() > 125 => WS_E_INVALID,
+            Ok(_) => self.enter(conn, admit, cost(payload), Counted::Ping(payload.to_vec())),
+            Err(refused) => self.refuse(conn, refused),
         }
-        if self.refuses(slot) {
-            return WS_E_FULL;
-        }
-        slot.queued.fetch_add(clamp(cost(payload)), Ordering::Relaxed);
-        self.give(Command::Ping(conn, payload.to_vec()));
-        WS_OK
     }
 
     /// `ws_buffered`.
     pub fn buffered(&self, conn: u64) -> usize {
-        self.open(conn).map_or(0, |slot| slot.queued.load(Ordering::Relaxed) as usize)
+        self.known(conn).map_or(0, |known| known.slot.buffered(generation(conn)))
     }
 
-    /// Commands without a payload: given if the connection is there. The loop confirms them with
-    /// [`completed`](Self::obeyed).
-    pub fn if_open(&self, conn: u64, command: Command) -> i32 {
-        let Some(slot) = self.open(conn) else { return WS_E_GONE };
-        slot.pending.fetch_add(1, Ordering::Relaxed);
-        self.give(command);
-        WS_OK
+    /// `ws_pause` and `ws_resume`.
+    pub fn pause(&self, conn: u64, paused: bool) -> i32 {
+        let Some(known) = self.known(conn) else { return WS_E_GONE };
+        match known.slot.set_pause(generation(conn), paused) {
+            Ok(true) => {
+                self.give(Command::Counted(conn, Counted::Pause));
+                WS_OK
+            }
+            Ok(false) => WS_OK,
+            Err(refused) => self.refuse(conn, refused),
+        }
     }
 
-    /// `ws_close`.
+    /// `ws_close`: the last command of this connection.
     pub fn close(&self, conn: u64, code: u32, reason: &[u8]) -> i32 {
         let Some(code) = close_body(code, reason) else { return WS_E_INVALID };
-        self.if_open(conn, Command::Close { conn, code, reason: reason.to_vec() })
+        self.close_with(conn, code, reason)
+    }
+
+    /// The same with a code that may be sent, or none.
+    pub fn close_with(&self, conn: u64, code: Option<u16>, reason: &[u8]) -> i32 {
+        self.enter(conn, |gate| Ok(gate.closed()), 0, Counted::Close { code, reason: reason.to_vec() })
+    }
+
+    /// `ws_abort`: the last command of this connection.
+    pub fn abort(&self, conn: u64) -> i32 {
+        self.enter(conn, |gate| Ok(gate.closed()), 0, Counted::Abort)
     }
 
     /// `ws_post`.
     pub fn post(&self, conn: u64, task: Task) -> i32 {
-        let Some(slot) = self.open(conn) else { return WS_E_GONE };
-        if slot.posts.fetch_add(1, Ordering::Relaxed) >= MAX_POSTS {
-            slot.posts.fetch_sub(1, Ordering::Relaxed);
-            return WS_E_LIMIT;
-        }
-        self.give(Command::Post(conn, task));
-        WS_OK
+        self.enter(conn, Gate::with_post, 0, Counted::Post(task))
     }
 
-    /// A posted function has been called.
-    pub fn uncount_post(&self, conn: u64) {
-        if let Some(slot) = self.open(conn) {
-            slot.posts.fetch_sub(1, Ordering::Relaxed);
+    /// The thread of a blocking connection has left a new state.
+    pub fn attach_state(&self, conn: u64) -> i32 {
+        self.enter(conn, Ok, 0, Counted::State)
+    }
+
+    /// A posted function is called.
+    pub fn end_post(&self, conn: u64) {
+        if let Some(known) = self.known(conn) {
+            known.slot.end_post(generation(conn));
         }
     }
 
     /// Whether nothing is in the send queue, nor on the way to the loop: the connection is as its record says.
     /// Async-signal-safe.
     pub fn is_quiet(&self, conn: u64) -> bool {
-        let is_zero = |count: &AtomicU32| count.load(Ordering::Relaxed) == 0;
-        self.open(conn).is_none_or(|slot| is_zero(&slot.queued) && is_zero(&slot.pending))
+        self.known(conn).is_none_or(|known| known.slot.is_quiet(generation(conn)))
     }
 
     /// The blocking thread of a connection has nothing to do, or something.
     pub fn set_idle(&self, conn: u64, idle: bool) {
-        let Some(slot) = self.slots.get(conn as u32 as usize) else { return };
-        let (zero, generation) = (0, (conn >> 32) as u32);
-        let (before, after) = if idle { (zero, generation) } else { (generation, zero) };
+        let Some(known) = self.known(conn) else { return };
+        let (before, after) = if idle { (0, generation(conn)) } else { (generation(conn), 0) };
         // It changes nothing for a thread whose connection has gone, and another has taken the place.
-        let _ = slot.idle.compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed);
+        let _ = known.idle.compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// Whether the blocking thread of a connection has nothing to do. Async-signal-safe.
     pub fn is_idle(&self, conn: u64) -> bool {
-        let slot = self.slots.get(conn as u32 as usize);
-        slot.is_some_and(|slot| slot.idle.load(Ordering::Acquire) == (conn >> 32) as u32)
+        self.known(conn).is_some_and(|known| known.idle.load(Ordering::Acquire) == generation(conn))
     }
 
     /// A handler's wish about a handshake that this thread is not in.
     pub fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
         let Some(known) = lock(&self.handshakes).get(&handshake).cloned() else { return WS_E_GONE };
         let result = known.reply_later(reply);
-        if known.has_verdict() {
+        if result != WS_E_GONE && known.has_verdict() {
             self.give(Command::Verdict(handshake));
         }
         result
@@ -239,33 +275,27 @@ impl CommandQueue {
 
     /// Whether the send queue is above its high mark; if so, on_writable is owed.
     pub fn is_queue_full(&self, conn: u64) -> bool {
-        self.open(conn).is_some_and(|slot| self.is_full(slot))
+        let high = self.watermarks.high();
+        self.known(conn).is_some_and(|known| known.slot.is_full(generation(conn), high))
     }
 
     /// The same when something is to be sent, which then is not.
     pub fn refuses_to_send(&self, conn: u64) -> bool {
-        self.open(conn).is_some_and(|slot| self.refuses(slot))
-    }
-
-    fn refuses(&self, slot: &SlotState) -> bool {
-        let full = self.is_full(slot);
+        let full = self.is_queue_full(conn);
         if full {
-            self.metrics.of(slot.handler.load(Ordering::Relaxed)).refused.add_shared(1);
+            self.count_refused(conn);
         }
         full
     }
 
-    fn is_full(&self, slot: &SlotState) -> bool {
-        let full = slot.queued.load(Ordering::Relaxed) as usize >= self.watermarks.high();
-        if full {
-            slot.full.store(true, Ordering::Release);
+    fn count_refused(&self, conn: u64) {
+        if let Some(known) = self.known(conn) {
+            self.metrics.of(known.handler.load(Ordering::Relaxed)).refused.add_shared(1);
         }
-        full
     }
 
-    fn open(&self, conn: u64) -> Option<&SlotState> {
-        let slot = self.slots.get(conn as u32 as usize)?;
-        (slot.generation.load(Ordering::Acquire) == (conn >> 32) as u32).then_some(slot)
+    fn known(&self, conn: u64) -> Option<&Known> {
+        self.connections.get(conn as u32 as usize)
     }
 
     // ------------------------------------------------------ called by the loop
@@ -281,54 +311,73 @@ impl CommandQueue {
         // In this order: a command given in between rings again. The other way round it could be missed here while
         // `awake` is still set, and nobody would ring.
         self.awake.swap(false, Ordering::AcqRel);
-        std::mem::take(&mut *lock(&self.commands))
+        self.waiting.take()
+    }
+
+    /// Messages that threads have sent on this connection and that have not been carried out.
+    pub fn take_sends(&self, conn: u64) -> Vec<Command> {
+        self.waiting.extract(|command| command.is_send_of(conn))
     }
 
     /// The connection can be sent to from now on.
     pub fn set_open(&self, conn: u64, handler: u16) {
-        let Some(slot) = self.slots.get(conn as u32 as usize) else { return };
-        slot.queued.store(0, Ordering::Relaxed);
-        slot.posts.store(0, Ordering::Relaxed);
-        slot.pending.store(0, Ordering::Relaxed);
-        slot.idle.store(0, Ordering::Relaxed);
-        slot.fragments.store(0, Ordering::Relaxed);
-        slot.full.store(false, Ordering::Relaxed);
-        slot.handler.store(handler, Ordering::Relaxed);
-        slot.generation.store((conn >> 32) as u32, Ordering::Release);
+        let Some(known) = self.known(conn) else { return };
+        known.idle.store(0, Ordering::Relaxed);
+        known.handler.store(handler, Ordering::Relaxed);
+        known.slot.open(generation(conn));
     }
 
-    /// A command that [`if_open`](Self::if_open) gave was carried out.
-    pub fn completed(&self, conn: u64) {
-        if let Some(slot) = self.open(conn) {
-            slot.pending.fetch_sub(1, Ordering::Relaxed);
+    /// A counted command was carried out.
+    pub fn leave(&self, conn: u64) {
+        if let Some(known) = self.known(conn) {
+            known.slot.leave(generation(conn));
         }
     }
 
     /// Nothing can be sent to the connection any more. Also called by its blocking thread, when that lets go of it.
     pub fn set_gone(&self, conn: u64) {
-        if let Some(slot) = self.open(conn) {
-            slot.generation.store(0, Ordering::Release);
+        if let Some(known) = self.known(conn) {
+            known.slot.close(generation(conn));
         }
+    }
+
+    /// The same, unless a command is under way: what was answered with WS_OK does not stay behind when a connection moves.
+    pub fn set_gone_if_quiet(&self, conn: u64) -> bool {
+        self.known(conn).is_none_or(|known| known.slot.close_if_quiet(generation(conn)))
+    }
+
+    /// What a thread has last said about reading.
+    pub fn take_pause(&self, conn: u64) -> Option<bool> {
+        self.known(conn)?.slot.take_pause(generation(conn))
     }
 
     /// Bytes came into the send queue, or left it.
     pub fn count_queued(&self, conn: u64, before: usize, after: usize) {
-        if let Some(slot) = self.open(conn) {
-            slot.queued.fetch_add(clamp(after).wrapping_sub(clamp(before)), Ordering::Relaxed);
+        if let Some(known) = self.known(conn) {
+            known.slot.add_bytes(generation(conn), clamp(before), clamp(after));
         }
     }
 
-    /// The loop sends a fragment of this type, or (0) the end of a message.
-    pub fn set_fragments(&self, conn: u64, kind: u32) {
-        if let Some(slot) = self.open(conn) {
-            slot.fragments.store(kind, Ordering::Relaxed);
+    /// Whether a fragmented message is under way.
+    pub fn has_fragments(&self, conn: u64) -> bool {
+        self.known(conn).is_some_and(|known| known.slot.gate().fragments() != 0)
+    }
+
+    /// See [`Slot::begin_fragments`].
+    pub fn begin_fragments(&self, conn: u64, kind: u32) -> Option<u32> {
+        self.known(conn)?.slot.begin_fragments(generation(conn), kind)
+    }
+
+    /// See [`Slot::end_fragments`].
+    pub fn end_fragments(&self, conn: u64) {
+        if let Some(known) = self.known(conn) {
+            known.slot.end_fragments(generation(conn));
         }
     }
 
     /// Whether on_writable is owed; asked once the queue has drained.
     pub fn take_full(&self, conn: u64) -> bool {
-        self.open(conn)
-            .is_some_and(|slot| slot.full.load(Ordering::Relaxed) && slot.full.swap(false, Ordering::AcqRel))
+        self.known(conn).is_some_and(|known| known.slot.take_full(generation(conn)))
     }
 
     /// Makes a handshake known to all threads, before the handler hears of it.
@@ -342,9 +391,20 @@ impl CommandQueue {
     }
 }
 
+impl Command {
+    /// Whether it sends a message or fragment on this connection.
+    pub fn is_send_of(&self, conn: u64) -> bool {
+        matches!(self, Command::Counted(id, Counted::Send { .. }) if *id == conn)
+    }
+}
+
 /// What a message on its way to the loop counts for; empty ones take memory, too.
 pub fn cost(payload: &[u8]) -> usize {
     payload.len() + size_of::<Command>()
+}
+
+fn generation(conn: u64) -> u32 {
+    (conn >> 32) as u32
 }
 
 fn clamp(size: usize) -> u32 {
@@ -352,7 +412,7 @@ fn clamp(size: usize) -> u32 {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic elsewhere leaves both collections whole.
+    // A panic elsewhere leaves the handshakes whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

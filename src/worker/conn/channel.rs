@@ -117,6 +117,8 @@ struct State {
     /// The connection is lost.
     lost: bool,
     ended: Option<Ended>,
+    /// Attached by the handler, not to the record yet.
+    state: Option<Vec<u8>>,
 }
 
 /// The mailbox of one connection.
@@ -225,6 +227,11 @@ impl ThreadChannel {
         })
     }
 
+    /// The state that the thread has attached since.
+    pub fn take_state(&self) -> Option<Vec<u8>> {
+        self.lock().state.take()
+    }
+
     /// Something outside changed that the thread may wait for: the send queue has drained.
     pub fn nudge(&self) {
         self.change(|_| ());
@@ -320,6 +327,11 @@ impl ThreadChannel {
     pub fn last_words(&self) -> (Option<PeerClose>, bool) {
         let state = self.lock();
         (state.answer.clone(), state.lost || state.ended.is_some())
+    }
+
+    /// Attaches a state; true if the loop is to be told, false if it has yet to take an earlier one.
+    pub fn set_state(&self, state: &[u8]) -> bool {
+        self.lock().state.replace(state.to_vec()).is_none()
     }
 
     /// Whether the thread was told that the server wants the connection to end.

@@ -8,7 +8,7 @@ use std::ptr::null_mut;
 use ::ws_handler::raw::*;
 
 use crate::ffi::host::{ABSENT, Address, End, Fact, Host, Number, Payload, Reply, Task};
-use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::commands::queue::CommandQueue;
 
 /// See the module.
 pub struct ForeignThreadHost {
@@ -34,7 +34,7 @@ impl Host for ForeignThreadHost {
     }
 
     fn pause(&self, conn: u64, pause: bool) -> i32 {
-        self.commands.if_open(conn, Command::Pause(conn, pause))
+        self.commands.pause(conn, pause)
     }
 
     fn post(&self, conn: u64, task: Task) -> i32 {
@@ -46,7 +46,7 @@ impl Host for ForeignThreadHost {
     }
 
     fn abort(&self, conn: u64) -> i32 {
-        self.commands.if_open(conn, Command::Abort(conn))
+        self.commands.abort(conn)
     }
 
     // What follows is allowed in callbacks only, and such a thread is in none.

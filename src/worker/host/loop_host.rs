@@ -115,13 +115,9 @@ impl Host for Worker {
     }
 
     fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
-        let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
-        match payload {
-            Payload::Borrowed(bytes) => {
-                let trusted = !how.more && self.delivering.get() == (bytes.as_ptr(), bytes.len());
-                self.send_bytes(conn, kind, bytes, Send { trusted, ..how }, true)
-            }
-            Payload::Owned(bytes) => self.send_owned_bytes(conn, kind, bytes, how, true),
+        match flags & WS_MORE != 0 || self.commands.has_fragments(conn) {
+            false => self.send_payload(conn, kind, payload, flags),
+            true => self.send_fragment(conn, kind, payload, flags),
         }
     }
 
@@ -241,6 +237,37 @@ impl Worker {
         self.commands.refuses_to_send(id)
     }
 
+    fn send_payload(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
+        let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
+        match payload {
+            Payload::Borrowed(bytes) => {
+                let trusted = !how.more && self.delivering.get() == (bytes.as_ptr(), bytes.len());
+                self.send_bytes(conn, kind, bytes, Send { trusted, ..how }, true)
+            }
+            Payload::Owned(bytes) => self.send_owned_bytes(conn, kind, bytes, how, true),
+        }
+    }
+
+    /// A fragment, or what follows one: threads that send on the same connection are told, and what they were told WS_OK
+    /// for comes before it.
+    #[cold]
+    fn send_fragment(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
+        if self.with_open(conn, |_, open| open.over) != Some(false) {
+            return WS_E_GONE;
+        }
+        if message_kind(kind).is_none() {
+            return WS_E_INVALID;
+        }
+        let Some(running) = self.commands.begin_fragments(conn, kind) else { return WS_E_INVALID };
+        self.run_sends(conn);
+        let result = self.send_payload(conn, kind, payload, flags);
+        let is_begun = flags & WS_MORE != 0 && result == WS_OK || running != 0 && result != WS_OK;
+        if !is_begun {
+            self.commands.end_fragments(conn);
+        }
+        result
+    }
+
     /// Sends bytes that are valid during this call only. `bounded`: not if the send queue is full.
     pub fn send_bytes(&self, id: u64, kind: u32, bytes: &[u8], how: Send, bounded: bool) -> i32 {
         let Some(message) = message_kind(kind) else { return WS_E_INVALID };
@@ -262,7 +289,7 @@ impl Worker {
             }
             Err(result) => return result,
         };
-        self.count_out(counters, id, kind, bytes.len(), how.more);
+        self.count_out(counters, id, bytes.len(), how.more);
         WS_OK
     }
 
@@ -285,7 +312,7 @@ impl Worker {
             }
             Err(result) => return result,
         };
-        self.count_out(counters, id, kind, size, how.more);
+        self.count_out(counters, id, size, how.more);
         WS_OK
     }
 
@@ -320,10 +347,9 @@ impl Worker {
         sent.map(|sent| (sent, counters))
     }
 
-    fn count_out(&self, counters: &HandlerCounters, id: u64, kind: u32, size: usize, more: bool) {
+    fn count_out(&self, counters: &HandlerCounters, id: u64, size: usize, more: bool) {
         counters.sent(size, !more);
         self.access_log.sent(id, size, !more);
-        self.commands.set_fragments(id, if more { kind } else { 0 });
     }
 }
 

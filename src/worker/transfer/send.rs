@@ -332,7 +332,9 @@ impl Worker {
     fn detach(&self, id: u64) -> bool {
         let known = self.with_open(id, |handler, open| (!open.over).then_some((handler, open.silent)));
         let Some((handler, silent)) = known.flatten() else { return false };
-        self.commands.set_gone(id);
+        if !self.commands.set_gone_if_quiet(id) {
+            return false;
+        }
         if silent {
             return true; // its thread has let go of it
         }

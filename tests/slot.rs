@@ -1,0 +1,167 @@
+//! The protocol of a connection's slot under loom: all orders in which threads that send and a loop that lets go of the
+//! connection, and gives its slot to another, can meet.
+#![allow(clippy::unwrap_used, dead_code)]
+
+mod sync {
+    pub use loom::sync::atomic::{AtomicU64, Ordering, fence};
+    pub use loom::sync::{Mutex, MutexGuard};
+    pub use std::sync::PoisonError;
+}
+#[path = "../src/worker/commands/slot.rs"]
+mod slot;
+
+use loom::sync::Arc;
+use loom::thread;
+
+use slot::{Gate, Refused, Slot, Waiting};
+
+const FIRST: u32 = 1;
+const SECOND: u32 = 2;
+const HIGH: usize = 10;
+
+/// A slot, and the queue: a command is the generation that it is about and a number.
+struct Shared {
+    slot: Slot,
+    waiting: Waiting<(u32, u32)>,
+}
+
+impl Shared {
+    /// With a connection in the slot.
+    fn open() -> Arc<Shared> {
+        let shared = Shared { slot: Slot::new(), waiting: Waiting::new() };
+        shared.slot.open(FIRST);
+        Arc::new(shared)
+    }
+
+    fn send(&self, generation: u32, bytes: u32, number: u32) -> Result<(), Refused> {
+        let admit = |gate: Gate| match self.slot.is_full(generation, HIGH) {
+            true => Err(Refused::Full),
+            false => Ok(gate),
+        };
+        let entered = self.waiting.enter(&self.slot, generation, admit, bytes, (generation, number));
+        entered.map_err(|(refused, _)| refused)
+    }
+
+    /// Carries out what waits; the numbers.
+    fn run(&self, bytes: u32) -> Vec<(u32, u32)> {
+        let taken = self.waiting.take();
+        for (generation, _) in &taken {
+            self.slot.add_bytes(*generation, bytes, 0);
+            self.slot.leave(*generation);
+        }
+        taken
+    }
+}
+
+/// All orders with at most so many preemptions, which finds nearly everything and takes seconds.
+fn model(check: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(check);
+}
+
+#[test]
+fn what_was_answered_with_ok_is_carried_out_before_the_connection_moves() {
+    model(|| {
+        let shared = Shared::open();
+        let sender = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || (1..=2).take_while(|number| shared.send(FIRST, 4, *number).is_ok()).count())
+        };
+        // The loop lets go of it when it can.
+        let mut done = shared.run(4);
+        let mut moved = shared.slot.close_if_quiet(FIRST);
+        let accepted = sender.join().unwrap();
+        if !moved {
+            done.extend(shared.run(4));
+            moved = shared.slot.close_if_quiet(FIRST);
+        }
+        assert!(moved);
+        assert_eq!(shared.waiting.take(), [], "nothing stays behind");
+        let numbers: Vec<u32> = done.into_iter().map(|(_, number)| number).collect();
+        assert_eq!(numbers, (1..=accepted as u32).collect::<Vec<_>>(), "in order, none lost");
+        assert_eq!(shared.send(FIRST, 4, 9), Err(Refused::Gone));
+    });
+}
+
+#[test]
+fn nothing_is_counted_for_the_connection_that_has_the_slot_next() {
+    model(|| {
+        let shared = Shared::open();
+        let sender = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                _ = shared.send(FIRST, 4, 1);
+                shared.slot.set_pause(FIRST, true)
+            })
+        };
+        // The connection ends and another has its slot, while the command waits or is being given.
+        shared.slot.close(FIRST);
+        shared.slot.open(SECOND);
+        assert_eq!(shared.send(SECOND, 5, 2), Ok(()));
+        assert_eq!(shared.slot.buffered(SECOND), 5);
+        if sender.join().unwrap() == Ok(true) {
+            shared.slot.leave(FIRST);
+        }
+        for (generation, number) in shared.waiting.take() {
+            assert_eq!(number, generation);
+            shared.slot.add_bytes(generation, if generation == FIRST { 4 } else { 5 }, 0);
+            shared.slot.leave(generation);
+        }
+        assert!(shared.slot.is_quiet(SECOND) && shared.slot.buffered(SECOND) == 0);
+        assert_eq!(shared.slot.take_pause(SECOND), None);
+    });
+}
+
+#[test]
+fn who_is_told_that_the_queue_is_full_is_told_when_it_has_drained() {
+    model(|| {
+        let shared = Shared::open();
+        shared.slot.add_bytes(FIRST, 0, HIGH as u32);
+        let sender = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || shared.send(FIRST, 1, 1))
+        };
+        shared.slot.add_bytes(FIRST, HIGH as u32, 0);
+        let mut told = shared.slot.take_full(FIRST);
+        if sender.join().unwrap() == Ok(()) {
+            return;
+        }
+        // The loop looks once more only if something was sent.
+        told |= !shared.run(1).is_empty() && shared.slot.take_full(FIRST);
+        assert!(told, "on_writable is owed for ever");
+    });
+}
+
+#[test]
+fn fragments_of_two_senders_do_not_mix() {
+    const TEXT: u32 = 1;
+    const BINARY: u32 = 2;
+    model(|| {
+        let shared = Shared::open();
+        let sender = |kind: u32, shared: Arc<Shared>| {
+            move || {
+                for more in [true, false] {
+                    let admit = move |gate: Gate| match gate.fragments() {
+                        running if running == 0 && !more || running != 0 && running != kind => {
+                            Err(Refused::Invalid)
+                        }
+                        _ => Ok(gate.with_fragments(if more { kind } else { 0 })),
+                    };
+                    let command = (FIRST, kind * 10 + u32::from(more));
+                    if shared.waiting.enter(&shared.slot, FIRST, admit, 0, command).is_err() {
+                        return;
+                    }
+                }
+            }
+        };
+        let text = thread::spawn(sender(TEXT, Arc::clone(&shared)));
+        sender(BINARY, Arc::clone(&shared))();
+        text.join().unwrap();
+        let given: Vec<u32> = shared.waiting.take().into_iter().map(|(_, number)| number).collect();
+        assert!(
+            [vec![11, 10], vec![21, 20], vec![11, 10, 21, 20], vec![21, 20, 11, 10]].contains(&given),
+            "{given:?}"
+        );
+    });
+}
