@@ -9,11 +9,13 @@
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod confine;
 mod control;
 pub mod ctl;
 pub mod exit;
 pub mod ffi;
 pub mod fleet;
+pub mod handlers;
 pub mod http;
 pub mod log;
 pub mod metrics;

@@ -9,6 +9,7 @@ use wshd::cli::{self, Command};
 use wshd::config::Config;
 use wshd::exit::Exit;
 use wshd::fleet::process_title;
+use wshd::handlers::{check, probes::Probes, program};
 use wshd::service::daemonize::Daemon;
 use wshd::service::{listen_fds, notify::Notify};
 use wshd::supervisor::upgrade::{Invocation, Predecessor};
@@ -16,6 +17,10 @@ use wshd::supervisor::{self, Origin, spawn};
 use wshd::{ctl, log as sink};
 
 fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|name| name == program::NAME) {
+        spawn::close_inherited(&[]);
+        return program::run();
+    }
     let exe_dir = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
     // The title will be written over the original.
     let invocation = Invocation::of_this_process();
@@ -23,7 +28,7 @@ fn main() -> ExitCode {
     let read = move || cli::parse(args.clone(), exe_dir.clone());
     let exit = match read() {
         Ok(Command::Serve(config)) => serve(*config, invocation, read),
-        Ok(Command::Check(files)) => check(&files),
+        Ok(Command::Check(files)) => check_files(&files),
         Ok(Command::Ctl(order)) => ctl::run(&order),
         Ok(Command::Completions(shell)) => {
             let _ = io::stdout().write_all(&cli::completions(shell)); // who has asked may read a part only
@@ -71,8 +76,8 @@ fn serve(
     supervisor::run(config, Origin { reread, invocation, predecessor, sockets, notify, daemon })
 }
 
-fn check(files: &[PathBuf]) -> Exit {
-    match supervisor::check::check(files, &mut io::stdout().lock()) {
+fn check_files(files: &[PathBuf]) -> Exit {
+    match check::check(files, Probes::default(), &mut io::stdout().lock(), &mut io::stderr()) {
         Ok(exit) => exit,
         Err(error) => failed(Exit::Internal, &error),
     }

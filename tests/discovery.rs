@@ -10,17 +10,38 @@ use std::time::{Duration, Instant};
 
 use daemon::{Dir, ECHO};
 use wshd::ffi::plugin::Style;
-use wshd::ffi::probe::{self, LIMIT, Offer, ProbeError, check};
+use wshd::handlers::message::{Offer, Request};
+use wshd::handlers::probe::{LIMIT, ProbeError, Report};
+use wshd::handlers::probes::Probes;
+
+/// What comes of these, which are probed side by side.
+fn reports(requests: impl IntoIterator<Item = Request>) -> Vec<Report> {
+    let mut probes = Probes::by(env!("CARGO_BIN_EXE_wshd").into());
+    requests.into_iter().enumerate().for_each(|(number, request)| probes.push(number, request));
+    probes.finish();
+    let mut reports: Vec<(usize, Report)> = std::iter::from_fn(|| probes.known()).collect();
+    reports.sort_by_key(|(number, _)| *number);
+    reports.into_iter().map(|(_, report)| report).collect()
+}
+
+fn request(file: &Path, start: bool) -> Request {
+    Request { file: file.into(), settings: Vec::new(), start, confinement: None }
+}
+
+fn report(file: &Path, start: bool) -> Report {
+    reports([request(file, start)]).remove(0)
+}
 
 /// Asks a file what it offers, with all rights.
 fn probe(file: &Path) -> Result<Offer, ProbeError> {
-    probe::probe(file, &|| Ok(()))
+    let Report { offer, fault, .. } = report(file, false);
+    fault.map_or_else(|| Ok(offer.unwrap()), Err)
 }
 
 /// A handler with this code in a constructor.
 fn constructor(code: &str) -> String {
     format!(
-        "#include <signal.h>\n#include <stdlib.h>\n#include <unistd.h>\n#include <fcntl.h>\n\
+        "#define _GNU_SOURCE\n#include <signal.h>\n#include <stdlib.h>\n#include <unistd.h>\n#include <fcntl.h>\n#include <stdio.h>\n\
          __attribute__((constructor)) static void at_load(void) {{ {code} }}\n{ECHO}"
     )
 }
@@ -154,45 +175,151 @@ fn files_that_are_no_handlers() {
 
 #[test]
 fn constructors_that_end_the_process() {
-    assert_eq!(fault(&constructor("raise(SIGSEGV);")), "died of signal 11 (SIGSEGV) while loading");
-    assert_eq!(fault(&constructor("abort();")), "died of signal 6 (SIGABRT) while loading");
-    assert_eq!(fault(&constructor("exit(3);")), "ended the process with status 3 while loading");
-    assert_eq!(fault(&constructor("_exit(0);")), "ended the process with status 0 while loading");
+    let loading = "while loading (constructors, ws_handler_entry_v1), expected to return";
+    for (code, expected) in [
+        ("raise(SIGSEGV);", "killed by signal 11 (SIGSEGV)"),
+        ("*(volatile int *)8 = 1;", "killed by signal 11 (SIGSEGV)"),
+        ("abort();", "killed by signal 6 (SIGABRT)"),
+        ("exit(3);", "exited with status 3"),
+        ("_exit(0);", "exited with status 0"),
+    ] {
+        assert_eq!(fault(&constructor(code)), format!("{expected} {loading}"), "{code}");
+    }
 }
 
 #[test]
 fn a_constructor_without_end() {
     let begun = Instant::now();
     let error = fault(&constructor("for (;;) pause();"));
-    assert_eq!(error, "did not come back within 5 s while loading");
+    assert_eq!(error, "did not return within 5 s while loading (constructors, ws_handler_entry_v1)");
     assert!(begun.elapsed() >= LIMIT && begun.elapsed() < LIMIT + Duration::from_secs(5));
 }
 
 #[test]
 fn a_constructor_that_closes_everything_gives_no_answer() {
     let error = fault(&constructor("for (int fd = 0; fd < 256; fd++) close(fd);"));
-    assert!(error.ends_with("while loading"), "{error}");
+    assert!(error.starts_with("exited with status 1 while loading"), "{error}");
 }
 
 #[test]
 fn a_constructor_that_answers_itself_is_not_believed() {
-    for junk in ["offer", "offer\\0x\\0y\\0maybe\\0-1\\0z\\0\\0end", "end", "started\\0x", "\\377\\0\\0\\0"] {
-        let size = junk.replace("\\377", "x").replace("\\0", "0").len() + 1;
+    let dir = Dir::new();
+    let offer = r#"{\"offer\":{\"name\":\"x\",\"version\":\"\",\"style\":\"event\",\"flags\":0,\"abi\":65536,\"protocols\":[]}}\n"#;
+    let forged = format!("00000000000000000000000000000000{offer}");
+    let junk = ["x", "\\n", "\\377\\n", offer, &forged, "{\\\"started\\\":0}\\n", "offer\\0x\\0y\\0end\\0"];
+    let cases = junk.iter().flat_map(|junk| ["", "_exit(0);"].map(|end| (*junk, end)));
+    let cases: Vec<(&str, &str)> = cases.chain([("x", "for (;;) pause();")]).collect();
+    let requests = cases.iter().enumerate().map(|(number, (junk, end))| {
         let code = format!(
-            "for (int fd = 3; fd < 64; fd++) if (write(fd, \"{junk}\", {size}) < 0) continue; _exit(9);"
+            "static const char junk[] = \"{junk}\"; \
+             for (int fd = 0; fd < 64; fd++) if (write(fd, junk, sizeof junk - 1) < 0) continue; {end}"
         );
-        let error = fault(&constructor(&code));
-        assert!(!error.is_empty(), "{junk}: {error}");
+        request(&dir.handler(&number.to_string(), &constructor(&code)), true)
+    });
+    for (report, case) in reports(requests.collect::<Vec<_>>()).into_iter().zip(cases) {
+        let error = report.fault.unwrap().to_string();
+        let names_it = error.contains("into a descriptor that is not its own");
+        assert!(names_it || !case.1.is_empty(), "{case:?}: {error}");
+        assert_eq!(report.offer, None, "{case:?}");
     }
+}
+
+/// A handler whose code in a constructor finds out something and exits with 0 if it is as it should be.
+#[track_caller]
+fn constructor_finds(expected: &str, request: impl Fn(&Path) -> Request) {
+    let dir = Dir::new();
+    let code = format!("if (!({expected})) _exit(9);");
+    let path = dir.handler("finds", &constructor(&code));
+    assert_eq!(reports([request(&path)]).remove(0).fault, None, "{expected}");
+}
+
+#[test]
+fn a_probe_has_nothing_of_whoever_asks() {
+    // A descriptor that exec keeps, as a careless parent leaves it.
+    let kept = std::fs::File::open("/dev/null").unwrap();
+    rustix::io::fcntl_setfd(&kept, rustix::io::FdFlags::empty()).unwrap();
+    let request = |path: &Path| request(path, false);
+    // 0 to 2, and one for the answer.
+    let open = "({ int open = 0; for (int fd = 0; fd < 1024; fd++) open += fcntl(fd, F_GETFD) >= 0; open; })";
+    constructor_finds(&format!("{open} == 4"), request);
+    constructor_finds("read(0, (char[1]){0}, 1) == 0 && write(1, \"x\", 1) == 1", request);
+    constructor_finds("getpgid(0) == getpid()", request);
+    let blocked = "({ sigset_t set; sigprocmask(SIG_BLOCK, NULL, &set); sigisemptyset(&set); })";
+    constructor_finds(blocked, request);
+    drop(kept);
+}
+
+#[test]
+fn a_probe_gets_its_settings_and_not_by_argument_or_environment() {
+    let dir = Dir::new();
+    let source = r#"
+        #include <ws_handler.h>
+        #include <fcntl.h>
+        #include <string.h>
+        #include <unistd.h>
+        static int has(const char *file, const char *text)
+        {
+            static char bytes[1 << 16];
+            int fd = open(file, O_RDONLY);
+            ssize_t size = read(fd, bytes, sizeof bytes);
+            close(fd);
+            return size <= 0 || memmem(bytes, (size_t)size, text, strlen(text)) != NULL;
+        }
+        static void on_message(ws_conn conn, const ws_message *msg) { (void)conn; (void)msg; }
+        static int32_t start(void)
+        {
+            if (!ws_bytes_equal(ws_config("secret"), "of this one"))
+                return -1;
+            return has("/proc/self/cmdline", "of this one") || has("/proc/self/environ", "of this one") ? -2 : 0;
+        }
+        WS_HANDLER(.name = "settings", .on_message = on_message, .on_worker_start = start);
+    "#;
+    let file = dir.handler("settings", &format!("#define _GNU_SOURCE\n{source}"));
+    let settings = vec![("secret".to_owned(), "of this one".to_owned())];
+    let report = reports([Request { settings, ..request(&file, true) }]).remove(0);
+    assert_eq!(report.fault, None);
+}
+
+#[test]
+fn what_a_handler_writes_to_standard_error_is_kept_up_to_a_bound() {
+    let dir = Dir::new();
+    let path = dir.handler("talks", &constructor("if (write(2, \"no licence\\n\", 11)) abort();"));
+    assert_eq!(report(&path, false).log, "no licence\n");
+    let flood = "static char line[1 << 12]; for (int i = 0; i < 1 << 12; i++) line[i] = 'x'; \
+                 for (int i = 0; i < 100; i++) if (write(2, line, sizeof line) < 0) _exit(1);";
+    let log = report(&dir.handler("floods", &constructor(flood)), false).log;
+    assert!(log.len() < 5000 && log.ends_with("x\n(405504 bytes more)"), "{log}");
+}
+
+#[test]
+fn many_are_probed_side_by_side() {
+    let dir = Dir::new();
+    let slow = dir.handler("slow", &constructor("sleep(1);"));
+    let begun = Instant::now();
+    let reports = reports((0..8).map(|_| request(&slow, false)));
+    assert!(reports.iter().all(|report| report.fault.is_none()));
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
 }
 
 #[test]
 fn a_process_that_a_constructor_leaves_behind_does_not_delay_the_answer() {
     let dir = Dir::new();
-    let path = dir.handler("forks", &constructor("if (fork() == 0) { sleep(20); _exit(0); }"));
-    let begun = Instant::now();
-    assert_eq!(probe(&path).unwrap().name, "echo");
-    assert!(begun.elapsed() < LIMIT);
+    for (end, expected) in [("", None), ("_exit(7);", Some("exited with status 7"))] {
+        let pid = dir.path().join("pid");
+        let code = format!(
+            "int child = fork(); if (child == 0) {{ sleep(60); _exit(0); }} \
+             dprintf(open(\"{}\", O_CREAT | O_WRONLY, 0600), \"%d\", child); {end}",
+            pid.display()
+        );
+        let path = dir.handler("forks", &constructor(&code));
+        let begun = Instant::now();
+        let error = probe(&path).map(|_| ()).map_err(|error| error.to_string());
+        assert!(begun.elapsed() < LIMIT);
+        assert_eq!(error.as_ref().err().map(|error| &error[..20]), expected);
+        let left: i32 = std::fs::read_to_string(&pid).unwrap().parse().unwrap();
+        daemon::until("what it left behind is gone", || !daemon::is_alive(left));
+        std::fs::remove_file(pid).unwrap();
+    }
 }
 
 #[test]
@@ -233,7 +360,7 @@ fn a_check_starts_the_handler_too() {
         );
         let path = dir.handler(name, &source);
         assert_eq!(probe(&path).unwrap().name, "started", "a probe does not start it");
-        let (offer, fault) = check(&path);
+        let Report { offer, fault, .. } = report(&path, true);
         assert_eq!(offer.unwrap().name, "started");
         fault.map(|fault| fault.to_string())
     };
@@ -241,9 +368,9 @@ fn a_check_starts_the_handler_too() {
     let fault = start("fails", "return WS_E_FAILED;");
     assert_eq!(fault.as_deref(), Some("on_worker_start returned -9, expected 0 or more"));
     let fault = start("crashes", "raise(SIGFPE); return 0;");
-    assert_eq!(fault.as_deref(), Some("died of signal 8 (SIGFPE) in on_worker_start"));
+    assert_eq!(fault.as_deref(), Some("killed by signal 8 (SIGFPE) in on_worker_start, expected to return"));
     let fault = start("exits", "exit(0);");
-    assert_eq!(fault.as_deref(), Some("ended the process with status 0 in on_worker_start"));
+    assert_eq!(fault.as_deref(), Some("exited with status 0 in on_worker_start, expected to return"));
     let fault = start("loops", "for (;;) continue;");
-    assert_eq!(fault.as_deref(), Some("did not come back within 5 s in on_worker_start"));
+    assert_eq!(fault.as_deref(), Some("did not return within 5 s in on_worker_start"));
 }

@@ -302,7 +302,7 @@ fn a_broken_handler_does_not_keep_the_others_from_being_served() {
     assert!(server.ready.contains(", 1 resource, "), "{}", server.ready);
     let log = server.log();
     assert!(log.contains("text_wsh.so: not a shared object"), "{log}");
-    assert!(log.contains("crash_wsh.so: died of signal"), "{log}");
+    assert!(log.contains("crash_wsh.so: killed by signal"), "{log}");
 }
 
 #[test]

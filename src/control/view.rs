@@ -12,7 +12,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::ctl::answer::{Executes, Handler, Pool, Quarantine, Status, Totals, Worker, seconds};
 use crate::ctl::request::Id;
-use crate::ffi::probe::callback_name;
+use crate::ffi::callback_name;
 use crate::fleet::breakers::{CircuitBreaker, Standing};
 use crate::fleet::control::Channel;
 use crate::fleet::counters::{Counters, Traffic};

@@ -1,11 +1,14 @@
-//! The one room for plugin FFI: the calls that a plugin makes ([`host`]), and
-//! loading one ([`plugin`], [`probe`]). The mirror of the header is
-//! [`ws_handler::raw`]. Imports nothing else of this crate.
+//! The one room for plugin FFI: the calls that a plugin makes ([`host`]), loading one ([`plugin`]) and calling it
+//! ([`call`]). The mirror of the header is [`ws_handler::raw`]. Knows no log: who loads a plugin says where its lines go.
 
 pub mod call;
 pub mod host;
 pub mod plugin;
-pub mod probe;
 mod table;
 
 pub use ws_handler::raw;
+
+/// The name of a callback by its number in the scoreboard, for the log.
+pub fn callback_name(number: u32) -> &'static str {
+    host::Callback::from_number(number).name()
+}

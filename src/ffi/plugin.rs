@@ -10,12 +10,16 @@ use std::path::{Path, PathBuf};
 use std::{fmt, ptr};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use serde::{Deserialize, Serialize};
 use ws_handler::raw;
 
-use crate::log::Level;
+/// Takes what a handler logs: the handler's name, the level (`WS_LOG_*`), the connection or 0, the text. Called from any
+/// thread.
+pub type Log = Box<dyn Fn(&str, u32, raw::ws_conn, &str) + Send + Sync>;
 
 /// How a handler is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Style {
     /// `on_message`, on the event loop.
     Event,
@@ -94,15 +98,14 @@ pub enum LoadError {
     Protocols(String),
 }
 
-/// Loads the handler in `path` into this process, which is worker number `worker` of its pool, with the
-/// settings of the handler's section of the configuration, and the least level of what it may write to the log if it
-/// has one of its own. Runs the plugin's constructors and its entry
-/// function; whatever comes of it, the object stays loaded.
+/// Loads the handler in `path` into this process, which is worker number `worker` of its pool, with the settings of the
+/// handler's section of the configuration. Runs the plugin's constructors and its entry function; whatever comes of it,
+/// the object stays loaded.
 pub fn load(
     path: &Path,
     worker: u32,
-    settings: &[(String, String)],
-    log_level: Option<Level>,
+    settings: Vec<(String, String)>,
+    log: Log,
 ) -> Result<Plugin, LoadError> {
     let path = path.canonicalize()?; // dlopen would search for a name without a slash
     check_magic(&path)?;
@@ -114,7 +117,7 @@ pub fn load(
     let entry = unsafe { library.get::<raw::ws_handler_entry>(raw::ENTRY_SYMBOL) };
     let entry = entry.map(|symbol| *symbol).map_err(|_| LoadError::NoEntry);
     std::mem::forget(library); // never unloaded: its threads and pointers may be anywhere
-    let host = super::table::table(&file_name, worker, settings.to_vec(), log_level);
+    let host = super::table::table(&file_name, worker, settings, log);
     // SAFETY: the symbol is the entry function, and the host's table lives as long as the process.
     let table = unsafe { entry?(host) };
     // SAFETY: the entry function returned this table; the header has it live as long as the process.

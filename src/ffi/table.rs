@@ -6,7 +6,7 @@
 use std::ffi::{c_char, c_void};
 
 use super::host::*;
-use crate::log::{self, Level};
+use super::plugin::Log;
 use ::ws_handler::raw::*;
 
 /// The table for one handler; it carries what the functions that are not about
@@ -16,19 +16,13 @@ struct Table {
     raw: ws_host,
     handler: String,
     settings: Vec<(String, String)>,
-    log_level: Option<Level>,
+    log: Log,
 }
 
-/// Makes the table for one handler, which writes what is of this level to the log, or without one of the log's own. It
-/// is never freed: a plugin is never unloaded.
-pub fn table(
-    handler: &str,
-    worker: u32,
-    settings: Vec<(String, String)>,
-    log_level: Option<Level>,
-) -> &'static ws_host {
+/// Makes the table for one handler. It is never freed: a plugin is never unloaded.
+pub fn table(handler: &str, worker: u32, settings: Vec<(String, String)>, log: Log) -> &'static ws_host {
     let handler = handler.to_owned();
-    let table = Box::leak(Box::new(Table { raw: host(worker), handler, settings, log_level }));
+    let table = Box::leak(Box::new(Table { raw: host(worker), handler, settings, log }));
     &table.raw
 }
 
@@ -102,15 +96,7 @@ unsafe extern "C" fn write_log(
     let table = unsafe { &*host.cast::<Table>() };
     // SAFETY: the handler passes text[0..size).
     let text = String::from_utf8_lossy(unsafe { bytes(text, size) });
-    let level = match level {
-        0..WS_LOG_DEBUG => Level::Fine,
-        WS_LOG_DEBUG..WS_LOG_INFO => Level::Debug,
-        WS_LOG_INFO..WS_LOG_WARN => Level::Info,
-        WS_LOG_WARN..WS_LOG_ERROR => Level::Warn,
-        WS_LOG_ERROR..WS_LOG_CRITICAL => Level::Error,
-        WS_LOG_CRITICAL.. => Level::Critical,
-    };
-    log::write_for_handler(table.log_level, level, &table.handler, conn, text.trim_end());
+    (table.log)(&table.handler, level, conn, text.trim_end());
 }
 
 unsafe extern "C" fn now() -> u64 {

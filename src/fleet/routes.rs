@@ -28,7 +28,7 @@ pub struct Route {
 }
 
 /// Tells one version of a file from another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Stamp {
     /// Device and inode.
     pub inode: (u64, u64),

@@ -6,7 +6,7 @@ use std::time::UNIX_EPOCH;
 
 use super::Start;
 use super::text::{Family, Format, Kind, Labels, Text, seconds};
-use crate::ffi::probe::callback_name;
+use crate::ffi::callback_name;
 use crate::fleet::breakers::Standing;
 use crate::fleet::counters::{DEATHS, Entry, NONE, OTHER, PlaceCounters};
 use crate::fleet::handler_counters::{CALLBACKS, CLOSE_CODES, CLOSERS, HandlerCounters, STATUSES};

@@ -5,11 +5,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{discover, metrics};
+use super::metrics;
 use crate::config::{Config, Pool};
 use crate::fleet::listener::{self, Listener};
 use crate::fleet::routes::{Route, Routes};
 use crate::fleet::scoreboard::Place;
+use crate::handlers::discover::discover;
 use crate::log::Settings as LogSettings;
 
 /// Configuration, handlers and listening sockets that belong together.
@@ -41,8 +42,7 @@ impl Edition {
     /// before may stay so.
     pub fn following(&self, config: Config) -> Result<Self, String> {
         let config = config.following(&self.config);
-        let (routes, faults) =
-            discover::discover(&config, &self.routes).map_err(|error| error.to_string())?;
+        let (routes, faults) = discover(&config, &self.routes).map_err(|error| error.to_string())?;
         let new_faults: Vec<&String> = faults.iter().filter(|fault| !self.faults.contains(fault)).collect();
         if let [first, rest @ ..] = &new_faults[..] {
             let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };

@@ -1,22 +1,16 @@
 //! The supervisor: binds, forks, watches, replaces, stops. Small and single-threaded; never reads a byte of a
 //! client and never loads a handler. What it does when is decided in [`policy`]; here it is carried out.
 
-pub mod alias;
-pub mod check;
 mod children;
-pub mod confine;
 mod control;
 pub mod crash;
 mod deaths;
-pub mod discover;
 pub mod edition;
-mod landlock;
 mod logs;
 mod metrics;
 pub mod policy;
 mod reload;
 mod roll;
-pub mod scan;
 pub mod spawn;
 pub mod upgrade;
 mod upkeep;
@@ -52,6 +46,7 @@ use crate::fleet::listener::{self, BindError, Bound, Listener};
 use crate::fleet::process_title;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{self, MAX_SLOTS, Place, Scoreboard};
+use crate::handlers::discover::discover;
 use crate::service::daemonize::Daemon;
 use crate::service::listen_fds::Passed;
 use crate::service::notify::Notify;
@@ -161,7 +156,7 @@ struct Fleet {
 impl Fleet {
     /// Binds, finds the handlers and makes what is shared; all before the first fork of a worker.
     fn prepare(config: Config, origin: Origin) -> Result<Self, (Exit, String)> {
-        landlock::check(&config).map_err(|why| (Exit::Config, why))?;
+        crate::confine::landlock::check(&config).map_err(|why| (Exit::Config, why))?;
         let addresses = Addresses::for_processes(config.pools.iter().map(Pool::processes).sum())
             .map_err(|error| (Exit::Internal, error.to_string()))?;
         let Origin { reread, invocation, predecessor, sockets, notify, daemon } = origin;
@@ -184,8 +179,8 @@ impl Fleet {
         })?;
         let internal = |error: io::Error| (Exit::Internal, error.to_string());
         let prepared = || {
-            let (routes, faults) = discover::discover(&config, &Routes::default())
-                .map_err(|error| (Exit::Config, error.to_string()))?;
+            let (routes, faults) =
+                discover(&config, &Routes::default()).map_err(|error| (Exit::Config, error.to_string()))?;
             faults.iter().for_each(|fault| log::warn!("{fault}"));
             if config.strict_handlers && !faults.is_empty() {
                 let count = faults.len();

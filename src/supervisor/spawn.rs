@@ -1,5 +1,5 @@
 //! Forking a worker. The child's way from fork to the worker's code, always in this order: close what is the
-//! supervisor's, standard streams, signals, [`confine`], end of the parent, title, work, leave. No exec: a worker inherits the
+//! supervisor's, standard streams, signals, [`Confinement`], end of the parent, title, work, leave. No exec: a worker inherits the
 //! configuration as it was parsed.
 
 #![allow(unsafe_code)]
@@ -17,10 +17,11 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{ForkResult, Pid, dup2_stdin, fork, getpid, getppid, setpgid};
 
+use super::Fleet;
 use super::edition::Edition;
 use super::metrics::Metrics;
 use super::policy::slots as plan;
-use super::{Fleet, confine, landlock};
+use crate::confine::Confinement;
 use crate::control::Control;
 use crate::exit::Exit;
 use crate::fleet::control::Channel;
@@ -133,11 +134,12 @@ fn be_worker(
     let name = config.worker_name(pool, number);
     let patience = config.stop_time.saturating_add(plan::GRACE).div_ceil(1_000_000_000);
     let patience = patience.try_into().unwrap_or(u32::MAX);
+    let handlers = routes.handlers().iter().map(|route| &route.file);
+    let confinement = Confinement::of(&config, usize::from(pool)).map(|to| to.with_files(&config, handlers));
     let prepared = prepare(is_detached)
         .and_then(|()| metrics.iter().chain(&useless).try_for_each(|listener| close(listener)))
-        .and_then(|()| confine::enter(&config, usize::from(pool)))
-        .and_then(|()| end_with(supervisor, patience))
-        .and_then(|()| landlock::confine(&config, routes.handlers().iter().map(|route| &route.file)));
+        .and_then(|()| confinement.map_or(Ok(()), |confinement| confinement.enter()))
+        .and_then(|()| end_with(supervisor, patience));
     if let Err(error) = prepared {
         log::error!("{name} can not start: {error}");
         return Exit::Internal.code();
@@ -221,7 +223,7 @@ fn be_metrics(fleet: &mut Fleet, supervisor: Pid) -> i32 {
     let is_detached = leave_to_the_supervisor(fleet);
     fleet.inboxes.clear();
     let prepared = prepare(is_detached)
-        .and_then(|()| confine::enter(&fleet.config, 0))
+        .and_then(|()| Confinement::of(&fleet.config, 0).map_or(Ok(()), |confinement| confinement.enter()))
         .and_then(|()| end_with(supervisor, 1));
     if let Err(error) = prepared {
         log::error!("metrics can not be served: {error}");

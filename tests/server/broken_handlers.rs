@@ -15,8 +15,8 @@ const BROKEN: [(&str, &[&str]); 8] = [
     ("tiny_table", &["table"]),
     ("no_entry", &["ws_handler_entry_v1"]),
     ("entry_null", &["ws_handler_entry_v1"]),
-    ("constructor_crashes", &["died of signal"]),
-    ("constructor_exits", &["ended the process"]),
+    ("constructor_crashes", &["killed by signal"]),
+    ("constructor_exits", &["exited with status"]),
 ];
 
 fn line_of<'a>(log: &'a str, name: &str) -> &'a str {

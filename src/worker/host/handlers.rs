@@ -3,9 +3,11 @@
 use crate::config::Config;
 use crate::ffi::call::Handler;
 use crate::ffi::plugin::{self, Plugin};
+use crate::ffi::raw;
 use crate::fleet::control::Report;
 use crate::fleet::routes::{Route, Routes};
 use crate::fleet::scoreboard::Place;
+use crate::log::{Level, write_for_handler};
 use crate::worker::crash::signals;
 
 /// A handler as this process has it.
@@ -43,9 +45,12 @@ impl Loaded {
 }
 
 fn load(config: &Config, route: &Route, worker: u32) -> Option<Service> {
-    let settings = config.settings.get(&route.resource).map_or(&[][..], Vec::as_slice);
-    let log_level = config.log.handlers.get(&route.resource).copied();
-    let plugin = plugin::load(&config.inside(&route.file), worker, settings, log_level)
+    let settings = config.settings.get(&route.resource).cloned().unwrap_or_default();
+    let least = config.log.handlers.get(&route.resource).copied();
+    let log: plugin::Log = Box::new(move |handler, level, conn, text| {
+        write_for_handler(least, level_of(level), handler, conn, text);
+    });
+    let plugin = plugin::load(&config.inside(&route.file), worker, settings, log)
         .inspect_err(|error| log::error!("{}: {error}; {} answers 503", route.file.display(), route.resource))
         .ok()?;
     let handler = Handler::new(plugin.table);
@@ -56,4 +61,16 @@ fn load(config: &Config, route: &Route, worker: u32) -> Option<Service> {
         return None;
     }
     Some(Service { plugin, handler })
+}
+
+/// The level of a line by its number in `ws_handler.h`, where numbers between two levels count as the lower one.
+fn level_of(number: u32) -> Level {
+    match number {
+        0..raw::WS_LOG_DEBUG => Level::Fine,
+        raw::WS_LOG_DEBUG..raw::WS_LOG_INFO => Level::Debug,
+        raw::WS_LOG_INFO..raw::WS_LOG_WARN => Level::Info,
+        raw::WS_LOG_WARN..raw::WS_LOG_ERROR => Level::Warn,
+        raw::WS_LOG_ERROR..raw::WS_LOG_CRITICAL => Level::Error,
+        raw::WS_LOG_CRITICAL.. => Level::Critical,
+    }
 }

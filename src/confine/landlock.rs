@@ -4,6 +4,7 @@
 //! later kernels can do beyond that, such as guarding against truncation, is used where it is there. Nothing but files
 //! is confined: not the network, not signals.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
     path_beneath_rules,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Landlock};
 
@@ -52,23 +54,38 @@ pub fn check(config: &Config) -> Result<(), String> {
     rules().map(drop).map_err(|error| format!("--landlock: this kernel can not confine workers: {error}"))
 }
 
-/// Confines this process and all it starts, for good, to the directories of the configuration and these handlers. The
-/// last thing before handlers are loaded. [worker or probe, one thread]
-pub fn confine<'a>(config: &'a Config, handlers: impl IntoIterator<Item = &'a PathBuf>) -> io::Result<()> {
-    let Some(Landlock { read, write }) = &config.landlock else { return Ok(()) };
-    let ours = [&config.handlers].into_iter().chain(&config.document_root).chain(handlers);
-    let inside = |path: &'a PathBuf| config.inside(path);
-    let readable = ours.chain(read).map(inside).chain(SYSTEM.map(|path| Path::new(path).into()));
-    let writable = write.iter().map(inside).chain(SINKS.map(|path| Path::new(path).into()));
-    let confine = || {
-        let rules = rules()?
-            .add_rules(path_beneath_rules(readable, AccessFs::from_read(NEWEST)))?
-            .add_rules(path_beneath_rules(writable, AccessFs::from_all(NEWEST)))?;
-        rules.restrict_self()
-    };
-    confine()
-        .map(drop)
-        .map_err(|error: landlock::RulesetError| io::Error::other(format!("Landlock: {error}")))
+/// The files that a process may use, as it sees them: below its root, if it has one of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Files {
+    /// Beside those of the system.
+    read: Vec<OsString>,
+    write: Vec<OsString>,
+}
+
+impl Files {
+    /// The directories of the configuration and these handlers, if it limits files at all.
+    pub fn of<'a>(config: &'a Config, handlers: impl IntoIterator<Item = &'a PathBuf>) -> Option<Self> {
+        let Landlock { read, write } = config.landlock.as_ref()?;
+        let inside = |path: &PathBuf| config.inside(path).into_owned().into_os_string();
+        let ours = [&config.handlers].into_iter().chain(&config.document_root).chain(handlers);
+        Some(Self { read: ours.chain(read).map(inside).collect(), write: write.iter().map(inside).collect() })
+    }
+
+    /// Confines this process and all it starts to these, for good. The last thing before handlers are loaded. [worker or
+    /// probe, one thread]
+    pub fn confine(&self) -> io::Result<()> {
+        let readable = self.read.iter().map(Path::new).chain(SYSTEM.map(Path::new));
+        let writable = self.write.iter().map(Path::new).chain(SINKS.map(Path::new));
+        let confine = || {
+            let rules = rules()?
+                .add_rules(path_beneath_rules(readable, AccessFs::from_read(NEWEST)))?
+                .add_rules(path_beneath_rules(writable, AccessFs::from_all(NEWEST)))?;
+            rules.restrict_self()
+        };
+        confine()
+            .map(drop)
+            .map_err(|error: landlock::RulesetError| io::Error::other(format!("Landlock: {error}")))
+    }
 }
 
 /// Rules that allow nothing yet.

@@ -1,18 +1,37 @@
-//! `wshd check FILE...`: loads handlers as a worker would, each in a process of its own, and tells what they are
-//! and what is wrong with them. Binds nothing and serves nothing.
+//! `wshd check FILE...`: loads handlers and starts them as a worker would, each in a probe of its own, and tells what they
+//! are and what is wrong with them. Binds nothing and serves nothing.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use super::message::{Offer, Request};
+use super::probe::Report;
+use super::probes::Probes;
 use super::scan::SUFFIX;
 use crate::exit::Exit;
-use crate::ffi::probe::{self, Offer};
 
-/// Checks the files and reports to `out`.
-pub fn check(files: &[PathBuf], out: &mut impl Write) -> io::Result<Exit> {
+/// Checks the files and reports to `out`, in their order; what they themselves write to standard error goes to `log`.
+pub fn check(
+    files: &[PathBuf],
+    mut probes: Probes,
+    out: &mut impl Write,
+    log: &mut impl Write,
+) -> io::Result<Exit> {
+    for (number, file) in files.iter().enumerate() {
+        let file = file.clone().into();
+        probes.push(number, Request { file, settings: Vec::new(), start: true, confinement: None });
+    }
+    probes.finish();
+    let mut reports: BTreeMap<usize, Report> = BTreeMap::new();
+    while let Some((number, report)) = probes.known() {
+        reports.insert(number, report);
+    }
     let mut exit = Exit::Ok;
-    for file in files {
-        let (offer, fault) = probe::check(file);
+    for (file, Report { offer, fault, log: said }) in files.iter().zip(reports.into_values()) {
+        for line in said.lines() {
+            writeln!(log, "{}: {line}", file.display())?;
+        }
         match &fault {
             None => writeln!(out, "{}: ok", file.display())?,
             Some(fault) => {

@@ -1,0 +1,296 @@
+//! One probe: a process that loads a plugin, from the question to its end, seen from the process that asks. Nothing here
+//! waits: whoever waits for the descriptors, the deadline and the end of the process says when to go on.
+
+use std::io::{self, PipeReader, Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::WaitStatus;
+use nix::unistd::Pid;
+
+use super::message::{Answer, Answers, NoAnswer, Offer, Request};
+use super::program::{NAME, Question};
+use crate::time::Instant;
+
+/// The time that a plugin has to load, and to start.
+pub const LIMIT: Duration = Duration::from_secs(5);
+/// The time from SIGKILL until a probe is given up: it hangs in the kernel, such as in a file system that does not answer.
+const GIVE_UP: Duration = Duration::from_secs(2);
+/// What is kept of standard error, from its beginning; bytes.
+const LONGEST_LOG: usize = 4 * 1024;
+/// What is read of a descriptor at a time: what a pipe holds (pipe(7)), and no more of a flood; bytes.
+const PIECE: usize = 64 * 1024;
+
+/// Why a plugin can not serve. Does not name the file, the caller knows it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProbeError {
+    /// The words of a [`LoadError`](crate::ffi::plugin::LoadError), or why the process could not be confined.
+    #[error("{0}")]
+    Load(String),
+    /// It killed the process it was in.
+    #[error("killed by signal {} ({}) {stage}, expected to return", *signal as i32, signal.as_str())]
+    Signal {
+        /// By which signal.
+        signal: Signal,
+        /// When.
+        stage: Stage,
+    },
+    /// It ended the process it was in.
+    #[error("exited with status {status} {stage}, expected to return")]
+    Exit {
+        /// Its exit status.
+        status: i32,
+        /// When.
+        stage: Stage,
+    },
+    /// It did not return.
+    #[error("did not return within {} s {stage}", LIMIT.as_secs())]
+    Timeout {
+        /// From what.
+        stage: Stage,
+    },
+    /// It wrote where it should not have.
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswer),
+    /// `on_worker_start` failed.
+    #[error("on_worker_start returned {0}, expected 0 or more")]
+    Start(i32),
+    /// The system refused the probe; nothing is known about the plugin.
+    #[error("cannot be probed: {0}")]
+    System(String),
+}
+
+/// What a plugin was doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Constructors and the entry function.
+    Load,
+    /// `on_worker_start`.
+    Start,
+}
+
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Stage::Load => "while loading (constructors, ws_handler_entry_v1)",
+            Stage::Start => "in on_worker_start",
+        })
+    }
+}
+
+/// What came of a probe.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Known also where only starting failed.
+    pub offer: Option<Offer>,
+    /// None: it can serve.
+    pub fault: Option<ProbeError>,
+    /// What it has written to standard error, as far as it is kept.
+    pub log: String,
+}
+
+impl Report {
+    /// That of a probe that could not be started.
+    pub fn of_system(error: &io::Error) -> Self {
+        Self { fault: Some(ProbeError::System(error.to_string())), ..Self::default() }
+    }
+}
+
+/// A probe that runs.
+#[derive(Debug)]
+pub struct Probe {
+    /// Also the number of its process group.
+    pid: Pid,
+    /// Whether it is to start the plugin, too.
+    start: bool,
+    /// None when it has been closed at the other end.
+    answer: Option<PipeReader>,
+    log: Option<PipeReader>,
+    answers: Answers,
+    /// What is known so far.
+    report: Report,
+    /// Bytes that were written to standard error beyond what is kept.
+    log_left_out: usize,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Until then.
+    Running(Instant),
+    /// There is nothing more to be learnt; killed, and to be reaped until then.
+    Killed(Instant),
+    /// Reaped or given up.
+    Over,
+}
+
+impl Probe {
+    /// Starts `program`, which is this executable, as a probe.
+    pub fn start(program: &Path, request: &Request, now: Instant) -> io::Result<Self> {
+        let mut nonce = [0; 16];
+        rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())?;
+        let nonce = format!("{:032x}", u128::from_ne_bytes(nonce));
+        // A file in memory takes a question of any length at once, as a pipe does not.
+        let mut question = std::fs::File::from(memfd_create(c"wshd probe", MFdFlags::MFD_CLOEXEC)?);
+        let asked = Question { nonce: nonce.clone(), request: request.clone() };
+        question.write_all(&serde_json::to_vec(&asked)?)?;
+        question.rewind()?;
+        let (answer, answer_end) = io::pipe()?;
+        let (log, log_end) = io::pipe()?;
+        for pipe in [&answer, &log] {
+            rustix::io::ioctl_fionbio(pipe, true)?;
+        }
+        let child = Command::new(program)
+            .arg0(NAME)
+            .arg(&request.file)
+            .stdin(question)
+            .stdout(answer_end)
+            .stderr(log_end)
+            .process_group(0)
+            .spawn()?;
+        Ok(Self {
+            pid: Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?),
+            start: request.start,
+            answer: Some(answer),
+            log: Some(log),
+            answers: Answers::new(nonce),
+            report: Report::default(),
+            log_left_out: 0,
+            state: State::Running(now + LIMIT),
+        })
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// When [`step`](Self::step) has something to do, if nothing comes earlier.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.state {
+            State::Running(until) | State::Killed(until) => Some(until),
+            State::Over => None,
+        }
+    }
+
+    /// What to wait for, to become readable.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [&self.answer, &self.log].into_iter().flatten().map(AsFd::as_fd)
+    }
+
+    /// What came of it, when it is over.
+    pub fn into_report(self) -> Result<Report, Self> {
+        if self.state != State::Over {
+            return Err(self);
+        }
+        let mut report = self.report;
+        if self.log_left_out > 0 {
+            report.log += &format!("\n({} bytes more)", self.log_left_out);
+        }
+        Ok(report)
+    }
+
+    /// Reads what has come, and sees to the deadline.
+    pub fn step(&mut self, now: Instant) {
+        self.read_log();
+        let is_known = matches!(self.state, State::Running(_)) && self.read_answer();
+        match self.state {
+            State::Running(_) if is_known => self.kill(now),
+            State::Running(deadline) if deadline <= now => {
+                self.report.fault = Some(ProbeError::Timeout { stage: self.stage() });
+                self.kill(now);
+            }
+            State::Killed(give_up) if give_up <= now => self.state = State::Over,
+            _ => {}
+        }
+    }
+
+    /// It has been reaped, with this status.
+    pub fn reaped(&mut self, status: WaitStatus) {
+        self.read_log();
+        if matches!(self.state, State::Running(_)) && !self.read_answer() {
+            let stage = self.stage();
+            self.report.fault = Some(match status {
+                WaitStatus::Signaled(_, signal, _) => ProbeError::Signal { signal, stage },
+                WaitStatus::Exited(_, status) => ProbeError::Exit { status, stage },
+                _ => ProbeError::Exit { status: 0, stage },
+            });
+        }
+        // What it has left behind. Linux gives a pid away again only after all others, so the group is still its own.
+        let _ = killpg(self.pid, Signal::SIGKILL);
+        self.state = State::Over;
+    }
+
+    /// Ends it: nobody wants to know any more.
+    pub fn cancel(&self) {
+        let _ = killpg(self.pid, Signal::SIGKILL);
+    }
+
+    /// Not reaped yet, so the pid is still its own. Whatever it has left behind dies with it.
+    fn kill(&mut self, now: Instant) {
+        let _ = killpg(self.pid, Signal::SIGKILL);
+        self.state = State::Killed(now + GIVE_UP);
+    }
+
+    fn stage(&self) -> Stage {
+        if self.report.offer.is_some() { Stage::Start } else { Stage::Load }
+    }
+
+    /// Whether all is known that will ever be.
+    fn read_answer(&mut self) -> bool {
+        let bytes = read_piece(&mut self.answer);
+        self.answers.feed(&bytes);
+        loop {
+            let fault = match self.answers.next() {
+                Ok(None) => return false,
+                Ok(Some(Answer::Offer(offer))) if self.report.offer.is_none() => {
+                    self.report.offer = Some(offer);
+                    if self.start {
+                        continue;
+                    }
+                    None
+                }
+                Ok(Some(Answer::Started(result))) if self.start && self.report.offer.is_some() => {
+                    (result < 0).then_some(ProbeError::Start(result))
+                }
+                Ok(Some(Answer::Fault(why))) => Some(ProbeError::Load(why)),
+                Ok(Some(out_of_order)) => {
+                    Some(ProbeError::Load(format!("gave an answer out of order: {out_of_order:?}")))
+                }
+                Err(junk) => Some(junk.into()),
+            };
+            self.report.fault = fault;
+            return true;
+        }
+    }
+
+    fn read_log(&mut self) {
+        let bytes = read_piece(&mut self.log);
+        let text = String::from_utf8_lossy(&bytes);
+        let room = text.floor_char_boundary(LONGEST_LOG.saturating_sub(self.report.log.len()));
+        self.report.log += &text[..room];
+        self.log_left_out += text.len() - room;
+    }
+}
+
+/// What can be read at once, up to [`PIECE`]; at the end of the pipe it becomes None.
+fn read_piece(pipe: &mut Option<PipeReader>) -> Vec<u8> {
+    let mut bytes = vec![0; PIECE];
+    let mut size = 0;
+    while let (Some(open), room @ [_, ..]) = (pipe.as_mut(), &mut bytes[size..]) {
+        match open.read(room) {
+            Ok(0) => *pipe = None,
+            Ok(read) => size += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(_) => *pipe = None,
+        }
+    }
+    bytes.truncate(size);
+    bytes
+}
