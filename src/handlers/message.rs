@@ -123,7 +123,7 @@ impl Answers {
     }
 
     /// The next complete answer, if there is one.
-    pub fn next(&mut self) -> Result<Option<Answer>, NoAnswer> {
+    pub fn take(&mut self) -> Result<Option<Answer>, NoAnswer> {
         let Some(end) = self.bytes.iter().position(|byte| *byte == b'\n') else {
             return if self.bytes.len() > LONGEST_LINE { Err(self.refuse()) } else { Ok(None) };
         };
@@ -172,7 +172,7 @@ mod tests {
             let mut found = Vec::new();
             for piece in lines.chunks(size) {
                 answers.feed(piece);
-                while let Some(answer) = answers.next().unwrap() {
+                while let Some(answer) = answers.take().unwrap() {
                     found.push(answer);
                 }
             }
@@ -188,25 +188,25 @@ mod tests {
         for junk in [&b"\n"[..], b"{}\n", b"end\n", b"\xff\n", &honest[1..], &forged, b"0123456789abcdef\n"] {
             let mut answers = Answers::new(NONCE.to_owned());
             answers.feed(&[junk, &honest].concat());
-            let error = answers.next().unwrap_err().to_string();
+            let error = answers.take().unwrap_err().to_string();
             assert!(error.contains("a descriptor that is not its own"), "{error}");
         }
         let mut answers = Answers::new(NONCE.to_owned());
         answers.feed(b"no line");
-        assert_eq!(answers.next(), Ok(None));
+        assert_eq!(answers.take(), Ok(None));
     }
 
     #[test]
     fn a_line_has_a_bound() {
         let mut answers = Answers::new(NONCE.to_owned());
         answers.feed(&vec![b'x'; LONGEST_LINE]);
-        assert_eq!(answers.next(), Ok(None));
+        assert_eq!(answers.take(), Ok(None));
         answers.feed(b"x");
-        assert!(answers.next().unwrap_err().to_string().starts_with("wrote \"xxx"));
+        assert!(answers.take().unwrap_err().to_string().starts_with("wrote \"xxx"));
         let long = Offer { name: "x".repeat(LONGEST_LINE), ..offer() };
         let mut answers = Answers::new(NONCE.to_owned());
         answers.feed(&Answer::Offer(long).to_line(NONCE));
-        let Ok(Some(Answer::Fault(why))) = answers.next() else { panic!("no fault") };
+        let Ok(Some(Answer::Fault(why))) = answers.take() else { panic!("no fault") };
         assert!(why.contains("expected at most 65536"), "{why}");
     }
 }

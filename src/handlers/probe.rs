@@ -112,9 +112,10 @@ pub struct Probe {
     answer: Option<PipeReader>,
     log: Option<PipeReader>,
     answers: Answers,
-    /// What is known so far.
+    /// What is known so far, but for the log.
     report: Report,
-    /// Bytes that were written to standard error beyond what is kept.
+    /// From standard error: at most [`LONGEST_LOG`] bytes, and the number of those beyond.
+    log_bytes: Vec<u8>,
     log_left_out: usize,
     state: State,
 }
@@ -160,6 +161,7 @@ impl Probe {
             log: Some(log),
             answers: Answers::new(nonce),
             report: Report::default(),
+            log_bytes: Vec::new(),
             log_left_out: 0,
             state: State::Running(now + LIMIT),
         })
@@ -183,16 +185,18 @@ impl Probe {
         [&self.answer, &self.log].into_iter().flatten().map(AsFd::as_fd)
     }
 
-    /// What came of it, when it is over.
-    pub fn into_report(self) -> Result<Report, Self> {
-        if self.state != State::Over {
-            return Err(self);
-        }
-        let mut report = self.report;
+    /// Whether there is nothing left to wait for.
+    pub fn is_over(&self) -> bool {
+        self.state == State::Over
+    }
+
+    /// What came of it.
+    pub fn into_report(self) -> Report {
+        let mut log = String::from_utf8_lossy(&self.log_bytes).into_owned();
         if self.log_left_out > 0 {
-            report.log += &format!("\n({} bytes more)", self.log_left_out);
+            log += &format!("\n({} bytes more)", self.log_left_out);
         }
-        Ok(report)
+        Report { log, ..self.report }
     }
 
     /// Reads what has come, and sees to the deadline.
@@ -246,7 +250,7 @@ impl Probe {
         let bytes = read_piece(&mut self.answer);
         self.answers.feed(&bytes);
         loop {
-            let fault = match self.answers.next() {
+            let fault = match self.answers.take() {
                 Ok(None) => return false,
                 Ok(Some(Answer::Offer(offer))) if self.report.offer.is_none() => {
                     self.report.offer = Some(offer);
@@ -271,10 +275,9 @@ impl Probe {
 
     fn read_log(&mut self) {
         let bytes = read_piece(&mut self.log);
-        let text = String::from_utf8_lossy(&bytes);
-        let room = text.floor_char_boundary(LONGEST_LOG.saturating_sub(self.report.log.len()));
-        self.report.log += &text[..room];
-        self.log_left_out += text.len() - room;
+        let (kept, left_out) = bytes.split_at(bytes.len().min(LONGEST_LOG - self.log_bytes.len()));
+        self.log_bytes.extend_from_slice(kept);
+        self.log_left_out += left_out.len();
     }
 }
 

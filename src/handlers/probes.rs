@@ -137,11 +137,8 @@ impl Probes {
     }
 
     fn collect(&mut self) {
-        for (number, probe) in std::mem::take(&mut self.running) {
-            match probe.into_report() {
-                Ok(report) => self.known.push_back((number, report)),
-                Err(probe) => self.running.push((number, probe)),
-            }
+        for (number, probe) in self.running.extract_if(.., |(_, probe)| probe.is_over()) {
+            self.known.push_back((number, probe.into_report()));
         }
     }
 }
