@@ -2,9 +2,10 @@
 //! what it is answered. Each request is fed whole, and cut at every place.
 #![allow(clippy::expect_used)]
 
+use wshd::http;
 use wshd::proto::http1::head::{HeadLimits, Parsed, parse};
 use wshd::proto::ws::deflate::negotiate::{Config, negotiate};
-use wshd::proto::ws::handshake::{check, is_upgrade, write_response, write_switching};
+use wshd::proto::ws::handshake::{check, is_upgrade, write_switching};
 
 const LIMITS: HeadLimits = HeadLimits { bytes: 8192, headers: 50 };
 
@@ -40,18 +41,12 @@ fn answer(request: &[u8], config: &Config) -> String {
     let mut out = Vec::new();
     match parse(request, &LIMITS) {
         Ok(Parsed::NeedMore) => panic!("incomplete: {}", String::from_utf8_lossy(request)),
-        Err(bad) => write_response(&mut out, bad.status, &[], "text/plain", bad.why.as_bytes()),
+        Err(bad) => out = http::error(bad.status, bad.why, &[]).into_bytes(),
         Ok(Parsed::Head { head, consumed }) => {
             assert_eq!(consumed, request.len());
             match check(&head) {
                 Err(refusal) => {
-                    write_response(
-                        &mut out,
-                        refusal.status,
-                        refusal.headers,
-                        "text/plain",
-                        refusal.why.as_bytes(),
-                    );
+                    out = http::error(refusal.status, refusal.why, refusal.headers).into_bytes();
                 }
                 Ok(opening) => {
                     assert!(is_upgrade(&head));
@@ -109,7 +104,9 @@ const HANDSHAKES: &[Row] = &[
     ("4.2.1 1 absolute ws", "GET ws://server.example.com HTTP/1.1", &[], 101, ACCEPT, EXAMPLE),
     ("4.2.1 1 method", "POST /chat HTTP/1.1", &[], 405, "Allow", "GET"),
     ("4.2.1 1 method", "HEAD /chat HTTP/1.1", &[], 405, "Allow", "GET"),
-    ("4.2.1 1 method is case-sensitive", "get /chat HTTP/1.1", &[], 405, "Allow", "GET"),
+    ("4.2.1 1 method is case-sensitive", "get /chat HTTP/1.1", &[], 501, "Connection", "close"),
+    ("9110 9.1 unknown method", "BREW /chat HTTP/1.1", &[], 501, "Connection", "close"),
+    ("9110 2.5 a higher minor version", "GET /chat HTTP/1.2", &[], 101, ACCEPT, EXAMPLE),
     ("4.2.1 1 HTTP/1.0", "GET /chat HTTP/1.0", &[], 400, "Connection", "close"),
     ("4.2.1 1 HTTP/2", "GET /chat HTTP/2.0", &[], 505, "Connection", "close"),
     ("4.2.1 1 no version", "GET /chat", &[], 400, "Connection", "close"),
@@ -119,12 +116,18 @@ const HANDSHAKES: &[Row] = &[
     ("3 escaped fragment", "GET /chat%23a HTTP/1.1", &[], 101, ACCEPT, EXAMPLE),
     ("4.1 has no body", GET, &["Content-Length: 1"], 400, "Connection", "close"),
     ("4.1 has no body", GET, &["Transfer-Encoding: chunked"], 400, "Connection", "close"),
+    ("9112 6.3 not chunked", GET, &["Transfer-Encoding: gzip"], 400, "Connection", "close"),
     ("4.1 length of nothing", GET, &["Content-Length: 0"], 101, ACCEPT, EXAMPLE),
     // 4.2.1 item 2: Host
     ("4.2.1 2 absent", GET, &["-Host"], 400, "Connection", "close"),
     ("4.2.1 2 empty", GET, &["Host: "], 400, "Connection", "close"),
     ("4.2.1 2 twice", GET, &["+Host: other"], 400, "Connection", "close"),
     ("4.2.1 2 invalid", GET, &["Host: a b"], 400, "Connection", "close"),
+    ("4.2.1 2 invalid port", GET, &["Host: a:b"], 400, "Connection", "close"),
+    ("4.2.1 2 port above 65535", GET, &["Host: a:99999"], 400, "Connection", "close"),
+    ("4.2.1 2 open bracket", GET, &["Host: [::1"], 400, "Connection", "close"),
+    ("4.2.1 2 not percent-encoded", GET, &["Host: %zz"], 400, "Connection", "close"),
+    ("3986 3.2.3 empty port", GET, &["Host: a:"], 101, ACCEPT, EXAMPLE),
     ("4.2.1 2 port", GET, &["Host: [::1]:8080"], 101, ACCEPT, EXAMPLE),
     // 4.2.1 item 3: Upgrade contains websocket, in any case
     ("4.2.1 3 absent", GET, &["-Upgrade"], 400, "Connection", "close"),
@@ -148,11 +151,13 @@ const HANDSHAKES: &[Row] = &[
     ("4.2.1 5 space around", GET, &["Sec-WebSocket-Key:  dGhlIHNhbXBsZSBub25jZQ==  "], 101, ACCEPT, EXAMPLE),
     ("4.2.1 names in any case", GET, &["-Sec-WebSocket-Key", "+SEC-websocket-KEY: dGhlIHNhbXBsZSBub25jZQ=="], 101, ACCEPT, EXAMPLE),
     // 4.2.1 item 6, 4.4: Sec-WebSocket-Version
-    ("4.2.1 6 absent", GET, &["-Sec-WebSocket-Version"], 400, "Connection", "close"),
-    ("4.2.1 6 twice", GET, &["+Sec-WebSocket-Version: 13"], 400, "Connection", "close"),
-    ("4.2.1 6 not a number", GET, &["Sec-WebSocket-Version: x"], 400, "Connection", "close"),
-    ("4.3 leading zero", GET, &["Sec-WebSocket-Version: 013"], 400, "Connection", "close"),
-    ("4.3 above 255", GET, &["Sec-WebSocket-Version: 269"], 400, "Connection", "close"),
+    ("4.2.1 6 absent", GET, &["-Sec-WebSocket-Version"], 400, "Sec-WebSocket-Version", "13"),
+    ("4.2.1 6 twice", GET, &["+Sec-WebSocket-Version: 13"], 400, "Sec-WebSocket-Version", "13"),
+    ("4.2.1 6 not a number", GET, &["Sec-WebSocket-Version: x"], 400, "Sec-WebSocket-Version", "13"),
+    ("4.3 leading zero", GET, &["Sec-WebSocket-Version: 013"], 400, "Sec-WebSocket-Version", "13"),
+    ("4.3 above 255", GET, &["Sec-WebSocket-Version: 269"], 400, "Sec-WebSocket-Version", "13"),
+    ("4.4 above 255", GET, &["Sec-WebSocket-Version: 777"], 400, "Sec-WebSocket-Version", "13"),
+    ("4.4 list", GET, &["Sec-WebSocket-Version: 13, 8"], 400, "Sec-WebSocket-Version", "13"),
     ("4.4 older", GET, &["Sec-WebSocket-Version: 8"], 426, "Sec-WebSocket-Version", "13"),
     ("4.4 newer", GET, &["Sec-WebSocket-Version: 25"], 426, "Sec-WebSocket-Version", "13"),
     ("4.2.2 4 Upgrade in 426", GET, &["Sec-WebSocket-Version: 0"], 426, "Upgrade", "websocket"),

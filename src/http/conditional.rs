@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::reply::http_date;
+use super::response::http_date;
 use crate::proto::http1::head::Head;
 
 /// How long after a change a further one might leave the same time stamp.

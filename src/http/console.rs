@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
-use super::reply::{Body, Reply};
+use super::response::{Body, Response};
 
 /// Where the page is. A file of this name in the document root is not served.
 pub const PATH: &str = "/console.html";
@@ -49,14 +49,14 @@ impl Console {
         Self { page: page.into_bytes(), policy }
     }
 
-    pub fn reply(&self, now: SystemTime) -> Reply {
+    pub fn reply(&self, now: SystemTime) -> Response {
         let headers = [
             ("Content-Type", "text/html; charset=utf-8"),
             ("Content-Security-Policy", self.policy.as_str()),
             ("Referrer-Policy", "no-referrer"),
             ("Cache-Control", "no-cache"),
         ];
-        Reply::new(now, 200, &headers, Body::Bytes(Cow::Owned(self.page.clone())))
+        Response::new(now, 200, &headers, Body::Bytes(Cow::Owned(self.page.clone())))
     }
 }
 

@@ -17,7 +17,7 @@ use nix::sys::stat::Mode;
 use super::conditional::{Validators, Verdict};
 use super::path::RequestPath;
 use super::range::{Selection, select};
-use super::reply::{Body, Reply, error_at, redirect};
+use super::response::{Body, Response};
 use crate::proto::http1::head::Head;
 
 /// A FIFO or a device must not make the open wait or become a controlling terminal.
@@ -101,7 +101,7 @@ impl Root {
 }
 
 /// Answers a GET for a path below the root.
-pub fn serve(root: &Root, path: &RequestPath, head: &Head, now: SystemTime) -> Reply {
+pub fn serve(root: &Root, path: &RequestPath, head: &Head, now: SystemTime) -> Response {
     let index = path.is_directory().then(|| path.join("index.html"));
     let is_index = index.is_some();
     let path = index.as_ref().unwrap_or(path);
@@ -109,21 +109,23 @@ pub fn serve(root: &Root, path: &RequestPath, head: &Head, now: SystemTime) -> R
         Ok((metadata, file)) if metadata.is_file() => content(path, file, &metadata, head, now),
         Ok((metadata, _)) if metadata.is_dir() && !is_index => {
             let query = head.query().map(|query| format!("?{query}")).unwrap_or_default();
-            redirect(now, 301, &(path.to_directory_url() + &query))
+            Response::redirect(now, 301, &(path.to_directory_url() + &query))
         }
         Ok(_) => super::not_found(now),
-        Err(Errno::EACCES | Errno::EPERM) => error_at(now, 403, "the server may not read this file", &[]),
-        Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN) => {
-            error_at(now, 503, "the server is busy", &[("Retry-After", "1")])
+        Err(Errno::EACCES | Errno::EPERM) => {
+            Response::error(now, 403, "the server may not read this file", &[])
         }
-        Err(Errno::EIO) => error_at(now, 500, "the file can not be read", &[]),
+        Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN) => {
+            Response::error(now, 503, "the server is busy", &[("Retry-After", "1")])
+        }
+        Err(Errno::EIO) => Response::error(now, 500, "the file can not be read", &[]),
         // Not there, a link out of the root, a file where a directory is named, a name too long: all the same to
         // a client.
         Err(_) => super::not_found(now),
     }
 }
 
-fn content(path: &RequestPath, file: File, metadata: &Metadata, head: &Head, now: SystemTime) -> Reply {
+fn content(path: &RequestPath, file: File, metadata: &Metadata, head: &Head, now: SystemTime) -> Response {
     let size = metadata.len();
     let modified = metadata.modified().unwrap_or(now);
     let validators = Validators::new(metadata.ino(), size, modified, now);
@@ -133,8 +135,8 @@ fn content(path: &RequestPath, file: File, metadata: &Metadata, head: &Head, now
     let mut headers =
         vec![("ETag", etag.as_str()), ("Last-Modified", &last_modified), ("Accept-Ranges", "bytes")];
     match validators.evaluate(head) {
-        Verdict::NotModified => return Reply::new(now, 304, &headers, Body::Empty),
-        Verdict::Failed => return error_at(now, 412, "the file is in another state", &headers),
+        Verdict::NotModified => return Response::new(now, 304, &headers, Body::Empty),
+        Verdict::Failed => return Response::error(now, 412, "the file is in another state", &headers),
         Verdict::Proceed => {}
     }
     let selection = match head.header("Range") {
@@ -144,15 +146,15 @@ fn content(path: &RequestPath, file: File, metadata: &Metadata, head: &Head, now
     };
     headers.push(("Content-Type", &media_type));
     match selection {
-        Selection::Whole => Reply::new(now, 200, &headers, Body::File { file, offset: 0, length: size }),
+        Selection::Whole => Response::new(now, 200, &headers, Body::File { file, offset: 0, length: size }),
         Selection::Part { offset, length } => {
             let place = format!("bytes {offset}-{}/{size}", offset + length - 1);
             headers.push(("Content-Range", &place));
-            Reply::new(now, 206, &headers, Body::File { file, offset, length })
+            Response::new(now, 206, &headers, Body::File { file, offset, length })
         }
         Selection::Unsatisfiable => {
             let place = format!("bytes */{size}");
-            error_at(now, 416, "the range lies outside the file", &[("Content-Range", &place)])
+            Response::error(now, 416, "the range lies outside the file", &[("Content-Range", &place)])
         }
     }
 }

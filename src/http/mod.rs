@@ -1,8 +1,7 @@
-//! What is not WebSocket: static files, the console page and error replies.
+//! HTTP beside WebSocket: static files, the console page, and all responses but 101.
 //!
-//! A request head goes in, a reply comes out. No socket is touched and nothing
-//! is waited for but the local file system. Methods other than GET and HEAD,
-//! request bodies and persistent connections are refused: each reply says
+//! A request head goes in, a response comes out. No socket is touched and nothing is waited for but the local file system.
+//! Methods other than GET and HEAD, request bodies and persistent connections are refused: each response says
 //! `Connection: close`.
 
 mod conditional;
@@ -10,16 +9,16 @@ mod console;
 mod file;
 mod path;
 mod range;
-mod reply;
+mod response;
 
 use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use crate::proto::http1::head::Head;
+use crate::proto::http1::head::{Head, is_known_method};
 use console::Console;
 use path::{Refused, RequestPath};
-pub use reply::{Body, Reply};
+pub use response::{Body, Response, reason_phrase, takes_content};
 
 /// Everything that is served over plain HTTP.
 pub struct Site {
@@ -42,15 +41,15 @@ impl Site {
     ///
     /// `/console.html` is always the built-in page, then come the handlers' resources (426), then files. With no
     /// document root, `/` leads to the console.
-    pub fn serve(&self, head: &Head, now: SystemTime) -> Reply {
+    pub fn serve(&self, head: &Head, now: SystemTime) -> Response {
         match head.method() {
             "GET" => self.get(head, now),
-            "HEAD" => self.get(head, now).without_body(),
-            _ => reply::error_at(now, 405, "only GET and HEAD are served here", &[("Allow", "GET, HEAD")]),
+            "HEAD" => self.get(head, now).without_content(),
+            _ => refuse_method(head.method(), now),
         }
     }
 
-    fn get(&self, head: &Head, now: SystemTime) -> Reply {
+    fn get(&self, head: &Head, now: SystemTime) -> Response {
         if head.path() == console::PATH {
             return self.console.reply(now);
         }
@@ -59,31 +58,37 @@ impl Site {
         }
         let path = match RequestPath::parse(head.path()) {
             Ok(path) => path,
-            Err(Refused::Malformed(why)) => return reply::error_at(now, 400, why, &[]),
+            Err(Refused::Malformed(why)) => return Response::error(now, 400, why, &[]),
             Err(Refused::Hidden) => return not_found(now),
         };
         match &self.root {
             Some(root) => file::serve(root, &path, head, now),
-            None if head.path() == "/" => reply::redirect(now, 302, console::PATH),
+            None if head.path() == "/" => Response::redirect(now, 302, console::PATH),
             None => not_found(now),
         }
     }
 }
 
-/// A reply of plain text that says what is wrong. `headers` are added as they are: their values must be free of
-/// control characters.
-pub fn error(status: u16, why: &str, headers: &[(&str, &str)]) -> Reply {
-    reply::error_at(SystemTime::now(), status, why, headers)
+/// A response of plain text that says what is wrong, made now.
+pub fn error(status: u16, why: &str, fields: &[(&str, &str)]) -> Response {
+    Response::error(SystemTime::now(), status, why, fields)
 }
 
-/// RFC 9110 15.5.22: the reply names the protocol to use instead.
-fn upgrade_required(now: SystemTime) -> Reply {
+/// The answer to a method other than GET and HEAD.
+pub fn refuse_method(method: &str, now: SystemTime) -> Response {
+    match is_known_method(method) {
+        true => Response::error(now, 405, "only GET and HEAD are served here", &[("Allow", "GET, HEAD")]),
+        false => Response::error(now, 501, "unknown method", &[]),
+    }
+}
+
+fn upgrade_required(now: SystemTime) -> Response {
     let why = "this resource speaks WebSocket; the page /console.html can connect to it";
-    reply::error_at(now, 426, why, &[("Upgrade", "websocket")])
+    Response::error(now, 426, why, &[])
 }
 
-fn not_found(now: SystemTime) -> Reply {
-    reply::error_at(now, 404, "there is no such file", &[])
+fn not_found(now: SystemTime) -> Response {
+    Response::error(now, 404, "there is no such file", &[])
 }
 
 #[cfg(test)]

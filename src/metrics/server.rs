@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{SockRef, Socket};
@@ -13,9 +14,8 @@ use socket2::{SockRef, Socket};
 use super::text::Format;
 use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::now;
-use crate::http::{self, Body, Reply};
+use crate::http::{self, Body, Response};
 use crate::proto::http1::head::{self, Head, HeadLimits, Parsed};
-use crate::proto::ws::handshake::write_response;
 
 /// Clients at a time; when one more comes, the one that has been here for the longest makes way.
 const CLIENTS: usize = 32;
@@ -140,9 +140,11 @@ impl Client {
         let reply = match head::parse_more(request, seen, &LIMITS) {
             Ok(Parsed::NeedMore) => return Ok(Next::Stay),
             Ok(Parsed::Head { head, .. }) => answer(&head, report),
-            Err(bad) => bytes(http::error(bad.status, bad.why, &[])),
+            Err(bad) => http::error(bad.status, bad.why, &[]),
         };
-        self.phase = Phase::Reply(reply, 0);
+        let takes_content = http::takes_content(request);
+        let reply = if takes_content { reply } else { reply.without_content() };
+        self.phase = Phase::Reply(reply.into_bytes(), 0);
         Ok(Next::Stay)
     }
 
@@ -158,35 +160,17 @@ impl Client {
     }
 }
 
-/// The reply to a request.
-fn answer(head: &Head, report: impl Fn(Format) -> String) -> Vec<u8> {
-    let is_head = head.method() == "HEAD";
+/// The response to a request.
+fn answer(head: &Head, report: impl Fn(Format) -> String) -> Response {
+    let now = SystemTime::now();
     if head.path() != PATH {
-        return without_body(is_head, http::error(404, "there is /metrics only", &[]));
+        return Response::error(now, 404, "there is /metrics only", &[]);
     }
-    if !is_head && head.method() != "GET" {
-        let allowed = [("Allow", "GET, HEAD")];
-        return bytes(http::error(405, "only GET and HEAD are served here", &allowed));
+    if !matches!(head.method(), "GET" | "HEAD") {
+        return http::refuse_method(head.method(), now);
     }
     let accept: Vec<_> = head.header_all("Accept").map(String::from_utf8_lossy).collect();
     let format = Format::wanted(&accept.join(","));
-    let body = report(format);
-    let mut reply = Vec::with_capacity(body.len() + 256);
-    write_response(&mut reply, 200, &[("Vary", "Accept")], format.content_type(), body.as_bytes());
-    if is_head {
-        reply.truncate(reply.len() - body.len());
-    }
-    reply
-}
-
-fn without_body(is_head: bool, reply: Reply) -> Vec<u8> {
-    if is_head { reply.head } else { bytes(reply) }
-}
-
-fn bytes(reply: Reply) -> Vec<u8> {
-    let mut bytes = reply.head;
-    if let Body::Bytes(body) = &reply.body {
-        bytes.extend_from_slice(body);
-    }
-    bytes
+    let fields = [("Content-Type", format.content_type()), ("Vary", "Accept")];
+    Response::new(now, 200, &fields, Body::Bytes(report(format).into_bytes().into()))
 }

@@ -74,7 +74,7 @@ fn greet(bytes: &[u8], config: &deflate::Config, out: &mut Vec<u8>) -> (Option<S
         Ok(Parsed::NeedMore) => return (None, Vec::new()),
         Ok(Parsed::Head { head, consumed }) => (head, bytes[consumed..].to_vec()),
         Err(bad) => {
-            handshake::write_response(out, bad.status, &[], "text/plain", bad.why.as_bytes());
+            refuse(out, bad.status);
             return (Some(Stage::Answered), Vec::new());
         }
     };
@@ -88,16 +88,15 @@ fn greet(bytes: &[u8], config: &deflate::Config, out: &mut Vec<u8>) -> (Option<S
             (Some(Stage::Open(Box::new(Connection::new(1, deflate, false)))), unread)
         }
         Err(refusal) => {
-            handshake::write_response(
-                out,
-                refusal.status,
-                refusal.headers,
-                "text/plain",
-                refusal.why.as_bytes(),
-            );
+            refuse(out, refusal.status);
             (Some(Stage::Answered), Vec::new())
         }
     }
+}
+
+/// In place of the response, which is not made here.
+fn refuse(out: &mut Vec<u8>, status: u16) {
+    out.extend_from_slice(format!("HTTP/1.1 {status} refused\r\n\r\n").as_bytes());
 }
 
 /// Answers each message with itself, and Close with its code.

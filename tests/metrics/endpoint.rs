@@ -142,9 +142,20 @@ fn only_this_resource_and_only_for_reading() {
     assert_eq!(ask("GET /metrics HTTP/1.0\r\n\r\n").status, 200);
     let answer = ask("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc");
     assert_eq!((answer.status, answer.header("Allow")), (405, Some("GET, HEAD")));
-    let answer = ask("HEAD /metrics HTTP/1.1\r\nHost: a\r\n\r\n");
-    assert_eq!((answer.status, answer.body.len()), (200, 0));
-    assert!(answer.header("Content-Length").unwrap().parse::<usize>().unwrap() > 1000);
+    assert_eq!(ask("BREW /metrics HTTP/1.1\r\nHost: a\r\n\r\n").status, 501);
+    for (status, request, longer_than) in [
+        (200, "HEAD /metrics HTTP/1.1\r\nHost: a\r\n\r\n", 1000),
+        (404, "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", 10),
+        (400, "HEAD /metrics HTTP/1.1\r\n\r\n", 10),
+        (505, "HEAD /metrics HTTP/2.0\r\n\r\n", 10),
+    ] {
+        let answer = ask(request);
+        assert_eq!((answer.status, answer.body.len()), (status, 0), "{request}");
+        assert!(
+            answer.header("Content-Length").unwrap().parse::<usize>().unwrap() > longer_than,
+            "{request}"
+        );
+    }
     assert_eq!(ask("nonsense\r\n\r\n").status, 400);
     assert_eq!(ask(&format!("GET /{} HTTP/1.1\r\n", "x".repeat(9000))).status, 414);
     server.stop();

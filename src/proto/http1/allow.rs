@@ -1,6 +1,8 @@
 //! Which origins and hosts are allowed: rules as an operator writes them, and what they match.
 //!
-//! Knows no request: what is to be matched is handed in as text.
+//! Knows no request: what is to be matched is handed in.
+
+use crate::proto::http1::authority::Authority;
 
 /// An origin (RFC 6454): `https://example.com`, `https://*.example.com:8443`, `null`, or `*` for all.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +15,8 @@ pub enum OriginRule {
     Tuple(String, Name, Option<u16>),
 }
 
-/// A host of a request: `example.com`, `*.example.com`, `[::1]:8443`. Without a port, all ports.
+/// A host of a request: `example.com`, `*.example.com`, `[::1]:8443`. Without a port, all ports; with 80 or 443 also
+/// requests that name none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostRule {
     name: Name,
@@ -61,14 +64,17 @@ impl HostRule {
     /// Reads a rule, or says what was expected.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         const EXPECTED: &str = "expected a host such as example.com, *.example.com or [::1]:8443";
-        let (host, port) = split_port(text).ok_or(EXPECTED)?;
+        let Authority { host, port } = Authority::parse(text).ok_or(EXPECTED)?;
         Ok(Self { name: Name::parse(host).ok_or(EXPECTED)?, port })
     }
 
-    /// Whether it allows the authority, a host perhaps with a port, that a request is for.
-    pub fn allows(&self, authority: &str) -> bool {
-        split_port(authority)
-            .is_some_and(|(host, port)| self.name.is(host) && (self.port.is_none() || self.port == port))
+    /// Whether it allows what a request is for.
+    pub fn allows(&self, asked: Authority<'_>) -> bool {
+        let port = match (self.port, asked.port) {
+            (None, _) | (Some(80 | 443), None) => true,
+            (port, asked) => port == asked,
+        };
+        port && self.name.is(asked.host)
     }
 }
 
@@ -103,33 +109,13 @@ fn split_origin(text: &str) -> Option<(&str, &str, Option<u16>)> {
     if scheme.is_empty() || !scheme.chars().all(is_scheme) {
         return None;
     }
-    let (host, port) = split_port(authority)?;
+    let Authority { host, port } = Authority::parse(authority)?;
     let own = match scheme.to_ascii_lowercase().as_str() {
         "http" | "ws" => Some(80),
         "https" | "wss" => Some(443),
         _ => None,
     };
     Some((scheme, host, port.filter(|port| Some(*port) != own)))
-}
-
-/// Host, in brackets if it is IPv6, and port.
-fn split_port(text: &str) -> Option<(&str, Option<u16>)> {
-    let end = match text.strip_prefix('[') {
-        Some(rest) => {
-            let size = rest.find(']')?;
-            rest.get(..size)?.parse::<std::net::Ipv6Addr>().ok()?;
-            size + 2
-        }
-        None => text.find(':').unwrap_or(text.len()),
-    };
-    let (host, rest) = text.split_at_checked(end)?;
-    match rest.strip_prefix(':') {
-        None if rest.is_empty() => Some((host, None)),
-        Some(port) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
-            Some((host, Some(port.parse().ok()?)))
-        }
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -142,7 +128,7 @@ mod tests {
     }
 
     fn host(rule: &str, authority: &str) -> bool {
-        HostRule::parse(rule).unwrap().allows(authority)
+        Authority::parse(authority).is_some_and(|asked| HostRule::parse(rule).unwrap().allows(asked))
     }
 
     #[test]
@@ -195,9 +181,17 @@ mod tests {
         assert!(host("example.com:8080", "example.com:8080") && !host("example.com:8080", "example.com"));
         assert!(host("*.example.com", "a.example.com:1") && !host("*.example.com", "example.com"));
         assert!(host("[::1]", "[::1]:80") && host("127.0.0.1", "127.0.0.1:80"));
-        for other in ["", "example.com:", "example.com:x", "example.com:70000", "[::1", "::1", "a:b:c"] {
-            assert!(!host("example.com", other), "{other}");
+        assert!(host("example.com", "example.com:") && !host("example.com", "example.org"));
+    }
+
+    /// Which of the two it is the server can not know: TLS may have ended before it.
+    #[test]
+    fn a_request_without_a_port_is_for_that_of_its_scheme() {
+        for rule in ["example.com:80", "example.com:443"] {
+            assert!(host(rule, "example.com") && host(rule, "example.com:"), "{rule}");
+            assert!(!host(rule, "example.com:8080"), "{rule}");
         }
+        assert!(!host("example.com:80", "example.com:443") && !host("example.com:8080", "example.com:"));
     }
 
     #[test]

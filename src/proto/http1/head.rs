@@ -5,6 +5,9 @@
 
 use memchr::memmem;
 
+use crate::proto::http1::authority::Authority;
+use crate::proto::http1::target::Target;
+
 /// How large a head may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadLimits {
@@ -26,6 +29,14 @@ pub enum Parsed {
         /// How many bytes of the input it took. What follows belongs to the connection.
         consumed: usize,
     },
+}
+
+/// The methods of RFC 9110 section 9 and RFC 5789. Any other gets 501.
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+
+/// Whether this is a method of HTTP; they are case-sensitive.
+pub fn is_known_method(method: &str) -> bool {
+    METHODS.contains(&method)
 }
 
 /// The request can not be understood: answer with `status` and close.
@@ -87,7 +98,7 @@ fn parse_with<'a>(
             Ok(Parsed::Head { head, consumed })
         }
         Err(httparse::Error::TooManyHeaders) => Err(BadHead { status: 431, why: "too many header fields" }),
-        Err(httparse::Error::Version) => Err(bad_version(input)),
+        Err(httparse::Error::Version) => later_version(input, limits),
         Err(httparse::Error::HeaderName) => Err(bad("invalid header name")),
         Err(httparse::Error::HeaderValue) => Err(bad("invalid header value")),
         Err(_) => Err(bad("not an HTTP/1.1 request")),
@@ -112,14 +123,25 @@ fn bad(why: &'static str) -> BadHead {
     BadHead { status: 400, why }
 }
 
-/// The third word of the request line is not HTTP/1.0 or HTTP/1.1: another version, or no version at all.
-fn bad_version(input: &[u8]) -> BadHead {
-    let word = input.trim_ascii_start().split(|&byte| byte == b' ').nth(2);
-    match word.and_then(|word| word.strip_prefix(b"HTTP/")) {
-        Some([b'0' | b'2'..=b'9', ..] | [b'1', b'.', b'2'..=b'9', ..]) => {
-            BadHead { status: 505, why: "expected HTTP/1.1" }
+/// The third word of the request line is not HTTP/1.0 or HTTP/1.1. RFC 9110 section 2.5: a higher minor version is
+/// processed as the highest one that is known.
+fn later_version(input: &[u8], limits: &HeadLimits) -> Result<Parsed, BadHead> {
+    let word = input.trim_ascii_start().split(|&byte| byte == b' ').nth(2).unwrap_or_default();
+    match word.strip_prefix(b"HTTP/").unwrap_or_default() {
+        [b'1', b'.', b'2'..=b'9'] | [b'1', b'.', b'2'..=b'9', b'\r' | b'\n', ..] => {
+            let minor = Span::of(input, word).start as usize + b"HTTP/1.".len();
+            let mut copy = input.to_vec();
+            let digit = copy.get_mut(minor).map(|digit| std::mem::replace(digit, b'1'));
+            let mut parsed = parse(&copy, limits)?;
+            if let Parsed::Head { head, .. } = &mut parsed
+                && let (Some(place), Some(digit)) = (head.bytes.get_mut(minor), digit)
+            {
+                *place = digit;
+            }
+            Ok(parsed)
         }
-        _ => bad("not an HTTP/1.1 request"),
+        [b'0' | b'2'..=b'9', ..] => Err(BadHead { status: 505, why: "expected HTTP/1.1" }),
+        _ => Err(bad("not an HTTP/1.1 request")),
     }
 }
 
@@ -134,6 +156,8 @@ pub struct Head {
     target: Span,
     resource: Span,
     authority: Span,
+    /// The port of the target's scheme; 0 where the target has none.
+    scheme_port: u16,
     minor_version: u8,
     fields: Box<[(Span, Span)]>,
 }
@@ -165,7 +189,7 @@ impl Head {
         }
         let method = request.method.unwrap_or_default();
         let target = request.path.unwrap_or_default();
-        let split = split_target(method, target)?;
+        let split = Target::split(method, target).map_err(bad)?;
 
         let mut bytes = input.to_vec();
         let resource = if split.resource.starts_with('/') || split.authority.is_none() {
@@ -187,6 +211,7 @@ impl Head {
             target: Span::of(input, target.as_bytes()),
             resource,
             authority: Span::default(),
+            scheme_port: split.scheme_port,
             minor_version: request.version.unwrap_or_default(),
             fields: fields.collect(),
         };
@@ -194,6 +219,7 @@ impl Head {
         // RFC 9112 section 3.2.2: the authority of an absolute-form replaces that of Host.
         head.authority = split.authority.map_or(host, |authority| Span::of(input, authority.as_bytes()));
         head.check_content_length()?;
+        head.check_transfer_encoding()?;
         Ok(head)
     }
 
@@ -202,8 +228,11 @@ impl Head {
         let mut hosts = self.spans("host");
         match (hosts.next(), hosts.next()) {
             (Some(_), Some(_)) => Err(bad("more than one Host")),
-            (Some(host), None) if is_authority(self.slice(host)) => Ok(host),
-            (Some(_), None) => Err(bad("invalid Host")),
+            (Some(host), None) if self.slice(host).is_empty() => Ok(host),
+            (Some(host), None) => {
+                let text = std::str::from_utf8(self.slice(host)).ok();
+                text.and_then(Authority::parse).map(|_| host).ok_or(bad("invalid Host"))
+            }
             (None, _) if self.minor_version == 0 => Ok(Span::default()),
             (None, _) => Err(bad("no Host")),
         }
@@ -217,6 +246,23 @@ impl Head {
             Some(Some(first)) if lengths.all(|other| other == Some(first)) => Ok(()),
             _ => Err(bad("invalid Content-Length")),
         }
+    }
+
+    /// RFC 9112 section 6.3: where a body ends can not be told unless chunked is the last coding, and a length beside it
+    /// is an attempt to smuggle a request past somebody.
+    fn check_transfer_encoding(&self) -> Result<(), BadHead> {
+        if self.header("transfer-encoding").is_none() {
+            return Ok(());
+        }
+        let mut codings = list(self.header_all("transfer-encoding"));
+        let has_chunked = codings.any(|coding| coding.eq_ignore_ascii_case(b"chunked"));
+        if !has_chunked || codings.next().is_some() {
+            return Err(bad("Transfer-Encoding does not end in chunked"));
+        }
+        if self.minor_version == 0 || self.header("content-length").is_some() {
+            return Err(bad("Transfer-Encoding beside Content-Length or in HTTP/1.0"));
+        }
+        Ok(())
     }
 
     /// The method, such as "GET"; case-sensitive.
@@ -250,7 +296,15 @@ impl Head {
         self.text(self.authority)
     }
 
-    /// 1 for HTTP/1.1, 0 for HTTP/1.0.
+    /// The same in its parts, unless it is empty. Without a port of its own it has that of the target's scheme; in other
+    /// forms of the target the scheme, and so its port, is not known: whoever ended TLS may have sent it on.
+    pub fn host_and_port(&self) -> Option<Authority<'_>> {
+        let authority = Authority::parse(self.authority())?;
+        let scheme_port = (self.scheme_port != 0).then_some(self.scheme_port);
+        Some(Authority { port: authority.port.or(scheme_port), ..authority })
+    }
+
+    /// 1 for HTTP/1.1 and later, 0 for HTTP/1.0.
     pub fn minor_version(&self) -> u8 {
         self.minor_version
     }
@@ -313,37 +367,6 @@ impl std::fmt::Debug for Head {
     }
 }
 
-struct Target<'a> {
-    authority: Option<&'a str>,
-    resource: &'a str,
-}
-
-/// RFC 9112 section 3.2: the four forms of a request target.
-fn split_target<'a>(method: &str, target: &'a str) -> Result<Target<'a>, BadHead> {
-    // RFC 6455 section 3: fragment identifiers must not be used; RFC 9112 has no place for them either.
-    if target.contains('#') {
-        return Err(bad("a fragment in the request target"));
-    }
-    if target.starts_with('/') || (method == "OPTIONS" && target == "*") {
-        return Ok(Target { authority: None, resource: target });
-    }
-    if method == "CONNECT" && !target.is_empty() && is_authority(target.as_bytes()) {
-        return Ok(Target { authority: None, resource: target });
-    }
-    let (scheme, rest) = target.split_once("://").ok_or(bad("invalid request target"))?;
-    let known = ["ws", "wss", "http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
-    let (authority, resource) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    if !known || authority.is_empty() || !is_authority(authority.as_bytes()) {
-        return Err(bad("invalid request target"));
-    }
-    Ok(Target { authority: Some(authority), resource })
-}
-
-/// The characters of `uri-host [ ":" port ]` (RFC 3986 section 3.2); user names are not allowed here. May be empty.
-fn is_authority(text: &[u8]) -> bool {
-    text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
-}
-
 /// The elements of comma-separated lists, without the empty ones (RFC 9110 section 5.6.1).
 pub(in crate::proto) fn list<'a>(values: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
     values
@@ -380,199 +403,4 @@ pub fn fuzz(data: &[u8]) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const LIMITS: HeadLimits = HeadLimits { bytes: 2048, headers: 8 };
-
-    fn head(text: &str) -> Head {
-        match parse(text.as_bytes(), &LIMITS).unwrap() {
-            Parsed::Head { head, .. } => head,
-            Parsed::NeedMore => panic!("incomplete: {text:?}"),
-        }
-    }
-
-    fn status(text: impl AsRef<[u8]>) -> u16 {
-        parse(text.as_ref(), &LIMITS).err().map_or(200, |bad| bad.status)
-    }
-
-    #[test]
-    fn reads_request_line_and_fields() {
-        let text =
-            "GET /chat?a=1?b HTTP/1.1\r\nHost: example.com:80\r\nX-A:  one \r\nx-a:two\r\nEmpty:\r\n\r\nrest";
-        let Parsed::Head { head, consumed } = parse(text.as_bytes(), &LIMITS).unwrap() else { panic!() };
-        assert_eq!(&text[consumed..], "rest");
-        assert_eq!((head.method(), head.target(), head.minor_version()), ("GET", "/chat?a=1?b", 1));
-        assert_eq!((head.path(), head.query(), head.authority()), ("/chat", Some("a=1?b"), "example.com:80"));
-        assert_eq!(head.header("X-a"), Some(&b"one"[..]));
-        assert_eq!(head.header_all("x-a").collect::<Vec<_>>(), [b"one", b"two"]);
-        assert_eq!(head.header("empty"), Some(&b""[..]));
-        assert_eq!(head.header("absent"), None);
-        assert_eq!(head.header_at(2), Some(("x-a", &b"two"[..])));
-        assert_eq!(head.header_at(4), None);
-        assert_eq!(head.as_bytes(), &text.as_bytes()[..consumed]);
-    }
-
-    #[test]
-    fn every_split_needs_more_and_then_gives_the_same() {
-        let text = "GET /a HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n\r\n";
-        for cut in 0..text.len() {
-            assert!(matches!(parse(&text.as_bytes()[..cut], &LIMITS), Ok(Parsed::NeedMore)), "at {cut}");
-        }
-        assert_eq!(head(text).header("upgrade"), Some(&b"websocket"[..]));
-    }
-
-    #[test]
-    fn a_long_head_in_pieces_is_found_complete_with_its_last_byte() {
-        for end in ["\r\n\r\n", "\n\n", "\n\r\n", "\r\n\n"] {
-            let text = format!("\r\nGET /a HTTP/1.1\r\nHost: h\r\nA: {}{end}", "v".repeat(1500));
-            for step in 1..5 {
-                let mut seen = 0;
-                while seen + step < text.len() {
-                    let parsed = parse_more(&text.as_bytes()[..seen + step], seen, &LIMITS);
-                    assert!(matches!(parsed, Ok(Parsed::NeedMore)), "{end:?} at {seen}: {parsed:?}");
-                    seen += step;
-                }
-                let parsed = parse_more(text.as_bytes(), seen, &LIMITS);
-                assert!(matches!(parsed, Ok(Parsed::Head { .. })), "{end:?} in steps of {step}: {parsed:?}");
-            }
-        }
-    }
-
-    /// Else the end of a head would be searched for in empty lines again and again.
-    #[test]
-    fn two_empty_lines_before_the_request_are_ignored_and_no_more() {
-        let text = "GET /a HTTP/1.1\r\nHost: h\r\n\r\n";
-        assert_eq!(status(format!("\r\n\r\n{text}")), 200);
-        assert_eq!(status(format!("\n\n\n\n{text}")), 200);
-        assert_eq!(status("\r\n\r\n\r"), 400);
-        assert_eq!(status(format!("\n\n\n\n\n{text}")), 400);
-    }
-
-    #[test]
-    fn reduces_the_forms_of_the_target() {
-        for (line, resource, authority) in [
-            ("GET /", "/", "h"),
-            ("GET //a//b", "//a//b", "h"),
-            ("GET ws://x:1/a?b", "/a?b", "x:1"),
-            ("GET HTTP://x/", "/", "x"),
-            ("GET wss://x", "/", "x"),
-            ("GET https://[::1]:8?q=/", "/?q=/", "[::1]:8"),
-            ("OPTIONS *", "*", "h"),
-            ("CONNECT x:443", "x:443", "h"),
-        ] {
-            let head = head(&format!("{line} HTTP/1.1\r\nHost: h\r\n\r\n"));
-            assert_eq!((head.resource(), head.authority()), (resource, authority), "{line}");
-        }
-    }
-
-    #[test]
-    fn refuses_what_is_malformed() {
-        #[rustfmt::skip]
-        let table = [
-            "GET /a#b", "GET /#", "GET a", "GET *", "GET ftp://h/", "GET http:///a", "GET http://u@h/", "GET http:h",
-            "GET  /", "G@T /", "GET /a b", "GET /\x01", "GET", "\0",
-        ];
-        for line in table {
-            assert_eq!(status(format!("{line} HTTP/1.1\r\nHost: h\r\n\r\n")), 400, "{line:?}");
-        }
-        #[rustfmt::skip]
-        let table = [
-            "", "Host: a\r\nHost: a", "Host: a b", "Host: a/b", "Host: u@h", "Host: h\r\n folded: x", "Host : h",
-            "Host: h\r\nA: \x00", "Host: h\r\nA b: c", "Host: h\r\n: c", "Host: h\r\nA", "Host: h\rA: b",
-            "Host: h\r\nContent-Length: x", "Host: h\r\nContent-Length: -1", "Host: h\r\nContent-Length:",
-            "Host: h\r\nContent-Length: 1\r\nContent-Length: 2", "Host: h\r\nContent-Length: 99999999999999999999",
-        ];
-        for fields in table {
-            assert_eq!(status(format!("GET / HTTP/1.1\r\n{fields}\r\n\r\n")), 400, "{fields:?}");
-        }
-    }
-
-    #[test]
-    fn refuses_other_versions() {
-        #[rustfmt::skip]
-        let table = [
-            ("HTTP/1.1", 200), ("HTTP/1.0", 200), ("HTTP/1.2", 505), ("HTTP/2.0", 505), ("HTTP/0.9", 505),
-            ("HTTP/1.", 400), ("http/1.1", 400), ("HTTX/1.1", 400), ("", 400), ("b HTTP/1.1", 400), ("HTTP/1.1x", 400),
-        ];
-        for (version, expected) in table {
-            assert_eq!(status(format!("GET / {version}\r\nHost: h\r\n\r\n")), expected, "{version:?}");
-        }
-        assert_eq!(status("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), 505);
-    }
-
-    #[test]
-    fn refuses_garbage_early() {
-        assert_eq!(status(b"\x16\x03\x01"), 400, "a TLS ClientHello");
-        assert_eq!(status("GET / HTTP/2"), 505);
-        assert_eq!(status("GET / HTTP/1.1\r\n folded"), 400);
-    }
-
-    #[test]
-    fn keeps_its_limits() {
-        let with = |target: usize, value: usize, fields: usize| {
-            let (target, value) = ("a".repeat(target), "v".repeat(value));
-            format!("GET /{target} HTTP/1.1\r\nHost: h\r\nA: {value}\r\n{}\r\n", "B: c\r\n".repeat(fields))
-        };
-        let fit = LIMITS.bytes - with(0, 0, 0).len();
-        assert_eq!(status(with(0, fit, 0)), 200);
-        assert_eq!(status(with(0, fit + 1, 0)), 431);
-        assert_eq!(status(with(LIMITS.bytes, 0, 0)), 414);
-        assert_eq!(status(with(0, 0, LIMITS.headers - 2)), 200);
-        assert_eq!(status(with(0, 0, LIMITS.headers - 1)), 431);
-        // The same without an end in sight.
-        assert_eq!(status("A".repeat(LIMITS.bytes)), 414);
-        assert_eq!(status(&with(0, LIMITS.bytes, 0)[..LIMITS.bytes]), 431);
-        assert_eq!(status(&with(0, LIMITS.bytes, 0)[..LIMITS.bytes - 1]), 200);
-        // More fields than are parsed on the stack.
-        let many = HeadLimits { bytes: 1 << 16, headers: 200 };
-        let parsed = parse(with(0, 0, 150).as_bytes(), &many);
-        assert!(matches!(parsed, Ok(Parsed::Head { head, .. }) if head.header_at(151).is_some()));
-    }
-
-    #[test]
-    fn finds_tokens_in_lists() {
-        let head =
-            head("GET / HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, UPGRADE\r\nConnection: ,x ,\r\n\r\n");
-        assert!(head.has_token("connection", "upgrade"));
-        assert!(head.has_token("Connection", "X"));
-        assert!(!head.has_token("connection", "keep"));
-        assert!(!head.has_token("connection", ""));
-        assert!(!head.has_token("host", "x"));
-    }
-
-    #[test]
-    fn tells_bodies() {
-        for (field, body) in [
-            ("A: b", false),
-            ("Content-Length: 0", false),
-            ("Content-Length: 3", true),
-            ("Content-Length: 3, 3", true),
-            ("Transfer-Encoding: chunked", true),
-        ] {
-            let head = head(&format!("POST / HTTP/1.1\r\nHost: h\r\n{field}\r\n\r\n"));
-            assert_eq!(head.has_body(), body, "{field}");
-        }
-    }
-
-    #[test]
-    fn http_1_0_needs_no_host() {
-        assert_eq!(head("GET / HTTP/1.0\r\n\r\n").authority(), "");
-    }
-
-    #[test]
-    fn the_bodies_of_the_fuzzer_hold() {
-        fuzz(b"\r\nGET http://a?b HTTP/1.1\r\nHost: h\r\n\r\nmore");
-        fuzz(b"OPTIONS * HTTP/1.1\nHost: h\nA:\n\n");
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_bytes_do_no_harm(data: Vec<u8>, target in "[!-~]{1,20}", fields in "([A-Za-z-]{1,9}: ?[ -~]{0,9}\r?\n){0,5}") {
-            fuzz(&data);
-            fuzz(format!("GET {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n").as_bytes());
-        }
-    }
-}
+mod tests;

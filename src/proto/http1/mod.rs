@@ -3,9 +3,13 @@
 //! - [`proxy`][]: the header with which a proxy begins (PROXY protocol)
 //! - [`head`][]: the request head (RFC 9112)
 //! - [`forwarded`][]: the client as a proxy tells it (RFC 7239)
+//! - [`target`][]: the request target (RFC 9112 3.2)
+//! - [`authority`][]: host and port of a request (RFC 3986 3.2)
 //! - [`allow`][]: allowed origins and hosts
 
 pub mod allow;
+pub mod authority;
 pub mod forwarded;
 pub mod head;
 pub mod proxy;
+pub mod target;

@@ -66,6 +66,8 @@ pub struct Conn {
     pub turn: Turn,
     /// It is going to be flushed: it is in the list for that, or being processed.
     pub dirty: bool,
+    /// Whether an HTTP response may have content: what has come of the request does not begin with HEAD.
+    pub takes_content: bool,
 }
 
 /// Where a connection stands. The last number is when that has to be over; [`NEVER`] if it has not.
@@ -199,6 +201,7 @@ impl Conn {
             watched: ARRIVALS,
             turn: Turn::new(),
             dirty: false,
+            takes_content: false,
         }
     }
 

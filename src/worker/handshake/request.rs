@@ -12,7 +12,7 @@ use socket2::Socket;
 
 use crate::ffi::host::{Callback, End};
 use crate::fleet::addresses::Ticket;
-use crate::http::{self, Body, Reply};
+use crate::http::{self, Body, Response};
 use crate::proto::http1::head::{self, Head, Parsed};
 use crate::proto::ws::connection::Connection;
 use crate::proto::ws::deflate::codec::Deflate;
@@ -91,6 +91,9 @@ impl Worker {
         };
         let all = read.len();
         let Some(read) = self.take_proxy_header(id, read) else { return };
+        if let Some(conn) = self.core.borrow_mut().table.get(id) {
+            conn.takes_content = http::takes_content(&read);
+        }
         // Behind a header of the PROXY protocol nothing has been looked at.
         let seen = if read.len() == all { seen } else { 0 };
         match head::parse_more(&read, seen, &self.config.head) {
@@ -362,8 +365,8 @@ impl Worker {
     }
 
     /// Sends an HTTP response; the connection ends with it.
-    pub fn reply(&self, id: u64, reply: Reply) {
-        self.log_answer(id, Some(&reply.head));
+    pub fn reply(&self, id: u64, response: Response) {
+        self.log_answer(id, Some(response.head()));
         {
             let core = &mut *self.core.borrow_mut();
             if let Some(record) = core.table.record(id) {
@@ -372,9 +375,10 @@ impl Worker {
             }
             let Some(conn) = core.table.get(id) else { return };
             let out = conn.queue.get_or_insert_with(|| core.queue_pool.take()).tail();
-            out.extend_from_slice(&reply.head);
-            self.metrics.of(conn.handler).count_status(reply.status());
-            let file = match reply.body {
+            out.extend_from_slice(response.head());
+            self.metrics.of(conn.handler).count_status(response.status());
+            let response = if conn.takes_content { response } else { response.without_content() };
+            let file = match response.into_body() {
                 Body::Empty => None,
                 Body::Bytes(bytes) => {
                     out.extend_from_slice(&bytes);
@@ -451,25 +455,32 @@ fn end_early(channel: Option<&ThreadChannel>) {
     }
 }
 
-pub fn unavailable(why: &str) -> Reply {
+pub fn unavailable(why: &str) -> Response {
     http::error(503, why, &[("Retry-After", "1")])
 }
 
-fn quarantined(seconds: u64) -> Reply {
+fn quarantined(seconds: u64) -> Response {
     let why = "the handler of this resource has crashed too often and is not served for a while";
     http::error(503, why, &[("Retry-After", &seconds.to_string())])
 }
 
-/// What the handler wants to say instead of 101.
-fn rejection(status: u16, content_type: Option<&str>, body: Vec<u8>, headers: &[(String, String)]) -> Reply {
-    let phrase = handshake::reason_phrase(status);
+/// What the handler wants to say instead of 101. The type of the content is that of the body given, if it has one; the
+/// handler may have added a header for a body without.
+fn rejection(
+    status: u16,
+    content_type: Option<&str>,
+    body: Vec<u8>,
+    headers: &[(String, String)],
+) -> Response {
     let (content_type, body) = match content_type {
         Some(content_type) => (content_type, body),
-        None => ("text/plain; charset=utf-8", format!("{status} {phrase}\n").into_bytes()),
+        None => {
+            let text = format!("{status} {}\n", http::reason_phrase(status));
+            ("text/plain; charset=utf-8", text.into_bytes())
+        }
     };
-    let headers: Vec<(&str, &str)> =
-        headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    let mut head = Vec::new();
-    handshake::write_response(&mut head, status, &headers, content_type, &body);
-    Reply { head, body: Body::Empty }
+    let own = headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let content_type = (!content_type.is_empty()).then_some(("Content-Type", content_type));
+    let fields: Vec<(&str, &str)> = content_type.into_iter().chain(own).collect();
+    Response::new(SystemTime::now(), status, &fields, Body::Bytes(body.into()))
 }

@@ -14,7 +14,8 @@ use socket2::Socket;
 use crate::config::Config;
 use crate::fleet::addresses::{Desk, Mark, Refusal, Ticket};
 use crate::fleet::scoreboard::now;
-use crate::http::{self, Body, Reply};
+use crate::http::{self, Response};
+use crate::proto::http1::allow::HostRule;
 use crate::proto::http1::head::Head;
 use crate::proto::http1::{forwarded, proxy};
 use crate::worker::Worker;
@@ -141,12 +142,10 @@ impl Admission {
 
 /// Answers a connection that is over a limit as far as that goes without waiting, and closes it.
 pub fn cut(socket: &Socket, refusal: Refusal) {
-    let Reply { mut head, body } = answer(refusal);
-    if let Body::Bytes(bytes) = body {
-        head.extend_from_slice(&bytes);
-    }
+    // Nothing was read: the method may be HEAD.
+    let response = answer(refusal).without_content().into_bytes();
     // Whoever is over a limit does not need to hear of it.
-    let _ = socket.send_with_flags(&head, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+    let _ = socket.send_with_flags(&response, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
 }
 
 fn reason(refusal: Refusal) -> &'static str {
@@ -164,7 +163,7 @@ fn reason(refusal: Refusal) -> &'static str {
 }
 
 /// The answer to a request, or to a connection before there is one.
-fn answer(refusal: Refusal) -> Reply {
+fn answer(refusal: Refusal) -> Response {
     let (status, headers) = match refusal {
         Refusal::Total | Refusal::Pool => (503, &[("Retry-After", RETRY)][..]),
         Refusal::Address => (429, &[("Retry-After", RETRY)][..]),
@@ -279,30 +278,26 @@ impl Worker {
                 return false;
             }
         }
-        let authority = head.authority();
-        if !admission.hosts.is_empty() && !admission.hosts.iter().any(|host| host.allows(authority)) {
-            self.refuse(id, Refusal::Host, &shown(authority.as_bytes()));
+        let asked = head.host_and_port();
+        let is_allowed = |host: &HostRule| asked.is_some_and(|asked| host.allows(asked));
+        if !admission.hosts.is_empty() && !admission.hosts.iter().any(is_allowed) {
+            self.refuse(id, Refusal::Host, &shown(head.authority().as_bytes()));
             return false;
         }
         true
     }
 
     /// RFC 9112 3.2.2: with a validation host, a target in absolute form must name it.
-    pub fn check_authority(&self, head: &Head) -> Result<(), Reply> {
+    pub fn check_authority(&self, head: &Head) -> Result<(), Response> {
         let absolute = !head.target().starts_with('/');
         let (host, port) = &self.config.validation;
         if !absolute || (host.is_none() && port.is_none()) {
             return Ok(());
         }
-        let authority = head.authority();
-        let (name, number) = match authority.rsplit_once(':') {
-            Some((name, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
-                (name, number.parse().unwrap_or(0))
-            }
-            _ => (authority, 80),
-        };
-        let right = host.as_ref().is_none_or(|host| host.eq_ignore_ascii_case(name))
-            && port.is_none_or(|port| port == number);
+        let right = head.host_and_port().is_some_and(|asked| {
+            host.as_ref().is_none_or(|host| host.eq_ignore_ascii_case(asked.host))
+                && port.is_none_or(|port| asked.port.unwrap_or(80) == port)
+        });
         if right { Ok(()) } else { Err(http::error(421, "this server does not serve that host", &[])) }
     }
 

@@ -1,0 +1,282 @@
+//! HTTP responses: the one place that writes them, whoever answers. Only 101 is written elsewhere, since the handshake
+//! makes it (`proto::ws::handshake`).
+//!
+//! Each response ends its connection, and says so.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::proto::ws::handshake::{is_header_name, is_header_value};
+
+/// The answer to one request.
+#[derive(Debug)]
+pub struct Response {
+    status: u16,
+    head: Vec<u8>,
+    body: Body,
+}
+
+/// The content of a response. Its length is the one that the head announces, or it is left out (HEAD).
+#[derive(Debug)]
+pub enum Body {
+    /// Nothing follows the head.
+    Empty,
+    /// These bytes.
+    Bytes(Cow<'static, [u8]>),
+    /// `length` bytes of a regular file from `offset` on. The file may shrink meanwhile.
+    File {
+        /// Open for reading.
+        file: File,
+        /// In bytes from the file's start.
+        offset: u64,
+        /// In bytes.
+        length: u64,
+    },
+}
+
+/// Fields of which a response has one: the first that the caller gives counts.
+const ONCE: [&str; 8] = [
+    "Content-Type",
+    "Content-Range",
+    "Date",
+    "ETag",
+    "Last-Modified",
+    "Location",
+    "Retry-After",
+    "Sec-WebSocket-Version",
+];
+
+impl Response {
+    /// Writes the head. `fields` follow those that every response has, in their order; what is no valid field is left out.
+    pub fn new(now: SystemTime, status: u16, fields: &[(&str, &str)], body: Body) -> Self {
+        let has = |name: &str| fields.iter().any(|(field, _)| field.eq_ignore_ascii_case(name));
+        let mut head = Vec::with_capacity(512);
+        write(&mut head, &["HTTP/1.1 ", &status.to_string(), " ", reason_phrase(status), "\r\n"]);
+        // RFC 9110 6.6.1: an origin server with a clock sends it.
+        if !has("Date") {
+            write(&mut head, &["Date: ", &http_date(now), "\r\n"]);
+        }
+        // RFC 9110 7.8: Upgrade is always named as a connection option.
+        let upgrades = has("Upgrade") || status == 426;
+        write(&mut head, &["Connection: ", if upgrades { "Upgrade, close" } else { "close" }, "\r\n"]);
+        // RFC 9110 15.5.22: 426 names the protocol to use; RFC 6455 4.4 and its version.
+        for (name, value) in [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")] {
+            if status == 426 && !has(name) {
+                write(&mut head, &[name, ": ", value, "\r\n"]);
+            }
+        }
+        if !has("X-Content-Type-Options") {
+            write(&mut head, &["X-Content-Type-Options: nosniff\r\n"]);
+        }
+        // RFC 9110 15.3.5, 15.4.5: 204 and 304 have no content, and a length would be that of another response.
+        let body = if matches!(status, 204 | 304) { None } else { Some(body) };
+        if let Some(body) = &body {
+            write(&mut head, &["Content-Length: ", &body.length().to_string(), "\r\n"]);
+        }
+        for (at, (name, value)) in fields.iter().enumerate() {
+            let same = |other: &str| other.eq_ignore_ascii_case(name);
+            let again = ONCE.iter().any(|once| same(once))
+                && fields.iter().take(at).any(|(earlier, _)| same(earlier));
+            if !again && is_header_name(name.as_bytes()) && is_header_value(value.as_bytes()) {
+                write(&mut head, &[name, ": ", value, "\r\n"]);
+            }
+        }
+        write(&mut head, &["\r\n"]);
+        Self { status, head, body: body.unwrap_or(Body::Empty) }
+    }
+
+    /// A line of text that says what is wrong.
+    pub fn error(now: SystemTime, status: u16, why: &str, fields: &[(&str, &str)]) -> Self {
+        let text = format!("{status} {}: {why}\n", reason_phrase(status));
+        let fields = [&[("Content-Type", "text/plain; charset=utf-8")], fields].concat();
+        Self::new(now, status, &fields, Body::Bytes(text.into_bytes().into()))
+    }
+
+    /// Leads to another place.
+    pub fn redirect(now: SystemTime, status: u16, location: &str) -> Self {
+        Self::error(now, status, "see Location", &[("Location", location)])
+    }
+
+    /// RFC 9110 9.3.2: HEAD gets the same fields and no content. See [`takes_content`].
+    pub fn without_content(self) -> Self {
+        Self { body: Body::Empty, ..self }
+    }
+
+    /// The status code.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// From the status line to the empty line.
+    pub fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// What to write after the head.
+    pub fn into_body(self) -> Body {
+        self.body
+    }
+
+    /// All of a response that is not a file.
+    pub fn into_bytes(mut self) -> Vec<u8> {
+        debug_assert!(!matches!(self.body, Body::File { .. }));
+        if let Body::Bytes(bytes) = &self.body {
+            self.head.extend_from_slice(bytes);
+        }
+        self.head
+    }
+}
+
+impl Body {
+    fn length(&self) -> u64 {
+        match self {
+            Body::Empty => 0,
+            Body::Bytes(bytes) => bytes.len() as u64,
+            Body::File { length, .. } => *length,
+        }
+    }
+}
+
+/// Whether a response may have content, as far as the request has come, be it malformed or not complete. Not while the
+/// method may still be HEAD.
+pub fn takes_content(request: &[u8]) -> bool {
+    let mut method = request.iter().skip_while(|byte| matches!(byte, b'\r' | b'\n'));
+    b"HEAD ".iter().any(|expected| method.next().is_some_and(|byte| byte != expected))
+}
+
+/// RFC 9110 5.6.7. Times that the format can not tell are moved to the next that it can.
+pub(super) fn http_date(time: SystemTime) -> String {
+    let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799); // 9999-12-31 23:59:59
+    httpdate::fmt_http_date(time.clamp(UNIX_EPOCH, last))
+}
+
+fn write(out: &mut Vec<u8>, parts: &[&str]) {
+    parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
+}
+
+/// The phrase for a status code (RFC 9110 section 15, RFC 6585); a general one for codes that have none.
+pub fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        101 => "Switching Protocols",
+        200 => "OK",
+        201 => "Created",
+        202 => "Accepted",
+        204 => "No Content",
+        206 => "Partial Content",
+        300 => "Multiple Choices",
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        304 => "Not Modified",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        402 => "Payment Required",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        406 => "Not Acceptable",
+        407 => "Proxy Authentication Required",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        410 => "Gone",
+        411 => "Length Required",
+        412 => "Precondition Failed",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        415 => "Unsupported Media Type",
+        416 => "Range Not Satisfiable",
+        417 => "Expectation Failed",
+        421 => "Misdirected Request",
+        422 => "Unprocessable Content",
+        426 => "Upgrade Required",
+        428 => "Precondition Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        451 => "Unavailable For Legal Reasons",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        511 => "Network Authentication Required",
+        _ => match status / 100 {
+            1 => "Informational",
+            2 => "Success",
+            3 => "Redirection",
+            4 => "Client Error",
+            _ => "Server Error",
+        },
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn written(status: u16, fields: &[(&str, &str)], body: &'static [u8]) -> String {
+        let response = Response::new(UNIX_EPOCH, status, fields, Body::Bytes(body.into()));
+        let text = String::from_utf8(response.into_bytes()).unwrap();
+        text.replace("Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n", "D;")
+            .replace("X-Content-Type-Options: nosniff\r\n", "N;")
+    }
+
+    #[test]
+    fn a_response_is_complete() {
+        assert_eq!(
+            written(404, &[("Content-Type", "text/plain"), ("Vary", "A"), ("Vary", "B")], b"gone\n"),
+            "HTTP/1.1 404 Not Found\r\nD;Connection: close\r\nN;Content-Length: 5\r\nContent-Type: text/plain\r\n\
+             Vary: A\r\nVary: B\r\n\r\ngone\n"
+        );
+    }
+
+    #[test]
+    fn some_have_no_content() {
+        for (status, phrase) in [(204, "No Content"), (304, "Not Modified")] {
+            let expected = format!("HTTP/1.1 {status} {phrase}\r\nD;Connection: close\r\nN;\r\n");
+            assert_eq!(written(status, &[], b"x"), expected);
+        }
+    }
+
+    #[test]
+    fn an_upgrade_that_is_required_is_named() {
+        let expected = "HTTP/1.1 426 Upgrade Required\r\nD;Connection: Upgrade, close\r\nUpgrade: websocket\r\n\
+                        Sec-WebSocket-Version: 13\r\nN;Content-Length: 0\r\n\r\n";
+        assert_eq!(written(426, &[], b""), expected);
+        let given = written(426, &[("sec-websocket-version", "13, 14"), ("Upgrade", "h2c, websocket")], b"");
+        assert!(
+            given.contains("\r\nsec-websocket-version: 13, 14\r\nUpgrade: h2c, websocket\r\n"),
+            "{given}"
+        );
+        assert_eq!(given.matches("pgrade: ").count(), 1, "{given}");
+        assert_eq!(given.to_lowercase().matches("version: ").count(), 1, "{given}");
+    }
+
+    #[test]
+    fn fields_that_may_not_be_repeated_are_not_and_invalid_ones_are_left_out() {
+        let fields = [
+            ("content-type", "a/b"),
+            ("Content-Type", "c/d"),
+            ("A\r\n", "b"),
+            ("A", "b\nc"),
+            ("DATE", "then"),
+        ];
+        let expected = "HTTP/1.1 403 Forbidden\r\nConnection: close\r\nN;Content-Length: 1\r\ncontent-type: a/b\r\n\
+                        DATE: then\r\n\r\nx";
+        assert_eq!(written(403, &fields, b"x"), expected);
+    }
+
+    #[test]
+    fn head_takes_no_content_nor_what_may_become_it() {
+        for request in ["", "\r\n", "H", "HEAD", "HEAD ", "\r\nHEAD /a HTTP/1.1\r\n", "HEAD \x01"] {
+            assert!(!takes_content(request.as_bytes()), "{request:?}");
+        }
+        for request in ["G", "GET / HTTP/1.1", "HEADS ", "HEAP", "head / ", "\x16"] {
+            assert!(takes_content(request.as_bytes()), "{request:?}");
+        }
+    }
+}
