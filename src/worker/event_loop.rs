@@ -257,6 +257,7 @@ impl Worker {
         loop {
             let due = self.core.borrow_mut().timers.due(self.now.get());
             let Some((at, slot)) = due else { return };
+            rescue::begin_work();
             if let Some(id) = self.come_up(at, slot) {
                 self.on_deadline(id);
                 self.arm(id);

@@ -24,6 +24,7 @@ use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -50,7 +51,7 @@ use base::timers::{self, Timers};
 use blocking::thread::ThreadHost;
 use blocking::watchdog::Watchdog;
 use commands::queue::{Command, CommandQueue};
-use conn::handoff::Shipment;
+use conn::handoff::{Arrivals, Shipment};
 use conn::send_queue::QueuePool;
 use conn::table::Table;
 use conn::turn::TurnQueue;
@@ -147,6 +148,8 @@ struct Worker {
     pid: i32,
     /// Connections that it can have.
     most_connections: u32,
+    /// Connections that have come from another process and are not in the table yet.
+    arrivals: RefCell<&'static mut Arrivals>,
     /// Room for connections on their way to another process.
     shipment: RefCell<Box<Shipment>>,
     /// Where connections are handed over to, once told so.
@@ -202,6 +205,8 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
     let poll: &Poll = Box::leak(Box::new(Poll::new()?));
     let acceptor: &Acceptor =
         Box::leak(Box::new(Acceptor::new(&listeners, poll, Share { scoreboard, index, slot, connections })));
+    let arrivals = memory::guard(Arrivals::new())?;
+    let known_arrivals = NonNull::from(&mut *arrivals);
     let pool = usize::from(slot.place().pool);
     let desk = start.addresses.join(std::process::id() as i32, pool);
     let admission = Admission::new(Arc::clone(&config), desk);
@@ -237,6 +242,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         probes: RefCell::default(),
         pid,
         most_connections: connections,
+        arrivals: RefCell::new(arrivals),
         shipment: RefCell::new(Box::new(Shipment::new())),
         leaving: RefCell::default(),
         stop_at: Cell::new(None),
@@ -261,6 +267,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         pid: worker.pid,
         collector: Collector { modules, crash_report },
         records: worker.core.borrow().table.records(),
+        arrivals: known_arrivals,
         commands,
         slot,
         tx: worker.inbox.tx().as_raw_fd(),

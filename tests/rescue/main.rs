@@ -43,12 +43,13 @@ const WAYS: [(&str, &str); 14] = [
 /// The handlers of [`WAYS`], and one that does not crash.
 const HANDLERS: [&str; 4] = ["crash", "throw", "panic_abort", "echo"];
 
-/// Serves these fixtures with one worker, unless `args` say otherwise.
+/// Serves these fixtures, `NAME` or `PATH=NAME`, with one worker, unless `args` say otherwise.
 #[track_caller]
 fn serve(handlers: &[&str], args: &[&str]) -> (Server, Dir) {
     let dir = Dir::new();
     for name in handlers {
-        fixtures::add_handler(dir.path(), name, name);
+        let (path, name) = name.split_once('=').unwrap_or((name, name));
+        fixtures::add_handler(dir.path(), path, name);
     }
     let one = ["--workers", "1"];
     let workers = if args.contains(&"--workers") { &[][..] } else { &one[..] };

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::client::{CLOSE, PING, PONG, Raw, UPGRADE, frame as frame_bytes};
-use crate::crowd::{Crowd, End, SMALL_TALK};
+use crate::crowd::{Crowd, End, Habits, SMALL_TALK};
 use crate::daemon::{PATIENCE, is_alive, until};
 use crate::{crash, logged, serve, stop};
 
@@ -246,6 +246,54 @@ fn a_connection_whose_arrival_kills_without_a_name_is_given_up() {
     assert_eq!(later.ask("still"), "still");
     drop((trap, other, later));
     stop(&mut server);
+}
+
+#[test]
+fn a_crash_beside_a_worker_that_takes_connections_up_loses_none() {
+    let (mut server, _dir) = serve(&["rescue", "slow=rescue", "echo"], &[]);
+    let habits = Habits { quiet: true, ..SMALL_TALK };
+    let mut trap = Raw::open(&server.address(), "/rescue?arrived=20");
+    let first = Crowd::gather(&server.address(), "/echo", 500, habits);
+    // Their handshakes begin anew when they arrive, and take longer than a crash waits.
+    let mut late: Vec<Raw> = (0..50).map(|_| Raw::connect(&server.address())).collect();
+    for client in &mut late {
+        client.send(format!("GET /slow?late=5 HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}\r\n").as_bytes());
+    }
+    let last = Crowd::gather(&server.address(), "/echo", 500, habits);
+    crash(&server, "/rescue", "null");
+    // Until it is given up: nobody knows which connection it is.
+    trap.expect_close(1012);
+    assert_eq!((first.served().clients, last.served().clients), (500, 500));
+    assert_eq!((first.ends(), last.ends()), (vec![], vec![]));
+    let mut other = Raw::open(&server.address(), "/slow");
+    assert_eq!(other.ask("accept"), "accept");
+    for client in &mut late {
+        assert!(client.head().starts_with("HTTP/1.1 101 "));
+    }
+    drop((first, last, late, other));
+    stop(&mut server);
+}
+
+#[test]
+fn a_crash_beside_a_worker_that_hands_over_loses_and_doubles_none() {
+    let habits = Habits { deflate: true, quiet: true, ..SMALL_TALK };
+    for delay in ["0", "1", "10"] {
+        let (mut server, _dir) = serve(&["rescue", "echo"], &["--worker-max-messages", "1000"]);
+        let first = Crowd::gather(&server.address(), "/echo", 300, habits);
+        let trap = Raw::open(&server.address(), &format!("/rescue?leaving={delay}"));
+        let last = Crowd::gather(&server.address(), "/echo", 700, habits);
+        until("it has crashed while it was worn", || {
+            first.served();
+            last.served();
+            logged(&server, " crashed: ") > 0
+        });
+        for _ in 0..3 {
+            assert_eq!((first.served().clients, last.served().clients), (300, 700), "after {delay} ms");
+        }
+        assert_eq!((first.ends(), last.ends()), (vec![], vec![]), "after {delay} ms");
+        drop((first, last, trap));
+        stop(&mut server);
+    }
 }
 
 #[test]

@@ -5,9 +5,10 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::RawFd;
+use std::ops::Range;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use crate::fleet::inbox::{FORMAT, MAX_FDS, Parcel};
+use crate::fleet::inbox::{FORMAT, Inbox, MAX_BYTES, MAX_FDS, Parcel};
 use crate::worker::conn::record::{NOTHING, Record};
 
 /// What is to become of a connection that arrives.
@@ -71,6 +72,17 @@ impl Shipment {
         unsafe { self.add_parts(record, fd, purpose, parts) }
     }
 
+    /// Adds a connection that has arrived in this process and was not taken up yet, as it came.
+    ///
+    /// # Safety
+    /// As for [`add`](Self::add).
+    pub unsafe fn add_arrival(&mut self, arrival: &Arrival<'_>) -> bool {
+        let Some(header) = self.headers.get_mut(self.parcel.len()) else { return false };
+        header.purpose = arrival.purpose as u32;
+        // SAFETY: promised by the caller.
+        unsafe { self.parcel.add(arrival.fd, &[arrival.bytes]) }
+    }
+
     /// Adds a connection of whose request something was read.
     ///
     /// # Safety
@@ -116,6 +128,67 @@ impl Shipment {
     }
 }
 
+/// Connections that have arrived in a datagram and are not in the table yet. Where a crash finds them.
+pub struct Arrivals {
+    bytes: [u8; MAX_BYTES],
+    /// The entries that were not taken yet: start <= end <= [`MAX_BYTES`].
+    entries: Range<usize>,
+    fds: [RawFd; MAX_FDS],
+    /// The descriptors that were not taken yet: start <= end <= [`MAX_FDS`].
+    waiting: Range<usize>,
+}
+
+/// One of them.
+pub struct Arrival<'a> {
+    fd: RawFd,
+    /// What is to become of it.
+    pub purpose: Purpose,
+    /// Its whole entry.
+    bytes: &'a [u8],
+}
+
+impl Arrivals {
+    /// None.
+    pub fn new() -> Self {
+        Arrivals { bytes: [0; MAX_BYTES], entries: 0..0, fds: [-1; MAX_FDS], waiting: 0..0 }
+    }
+
+    /// Receives the next datagram, after all of the last one were taken. `WouldBlock` when there is none.
+    pub fn receive(&mut self, inbox: &Inbox) -> io::Result<()> {
+        let (count, fds) = inbox.receive(&mut self.bytes)?;
+        self.entries = 0..count.min(MAX_BYTES);
+        self.waiting = 0..fds.len().min(MAX_FDS);
+        self.fds.iter_mut().zip(fds).for_each(|(to, fd)| *to = fd.into_raw_fd());
+        Ok(())
+    }
+
+    /// Gives the first to `take`, without an entry if that cannot be read, and then forgets it. `None` when there is
+    /// none.
+    pub fn take_first<R>(&mut self, take: impl FnOnce(OwnedFd, Option<&Entry<'_>>) -> R) -> Option<R> {
+        let fd = *self.fds.get(self.waiting.clone())?.first()?;
+        let mut rest = self.bytes.get(self.entries.clone()).unwrap_or_default();
+        let entry = next_entry(&mut rest);
+        let left = if entry.is_some() { rest.len() } else { 0 };
+        // SAFETY: receive() was given this descriptor, and it is forgotten below.
+        let result = take(unsafe { OwnedFd::from_raw_fd(fd) }, entry.as_ref());
+        self.waiting.start += 1;
+        self.entries.start = self.entries.end - left;
+        Some(result)
+    }
+
+    /// All that were not taken yet and can be read. Async-signal-safe.
+    pub fn iter(&self) -> impl Iterator<Item = Arrival<'_>> {
+        let mut rest = self.bytes.get(self.entries.clone()).unwrap_or_default();
+        let waiting = self.fds.get(self.waiting.clone()).unwrap_or_default();
+        waiting.iter().map_while(move |fd| {
+            let before = rest;
+            let entry = next_entry(&mut rest)?;
+            let bytes = before.get(..before.len() - rest.len())?;
+            Some(Arrival { fd: *fd, purpose: entry.purpose, bytes })
+        })
+    }
+}
+
 /// One entry as it arrived.
 pub struct Entry<'a> {
     /// What is to become of it.
@@ -127,7 +200,7 @@ pub struct Entry<'a> {
 }
 
 /// Cuts the next entry off `bytes`; `None` if they are no entry.
-pub fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
+fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
     fn take<'a>(bytes: &mut &'a [u8], size: usize) -> Option<&'a [u8]> {
         let (taken, rest) = bytes.split_at_checked(size)?;
         *bytes = rest;
@@ -157,7 +230,6 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::*;
-    use crate::fleet::inbox::{Inbox, MAX_BYTES};
 
     #[test]
     fn an_entry_arrives_as_it_was_sent() {
@@ -178,19 +250,31 @@ mod tests {
             assert!(shipment.add_handshake(record, ours.as_raw_fd(), b"GET"));
             shipment.send(inbox.tx().as_raw_fd()).unwrap();
         }
-        let mut bytes = vec![0; MAX_BYTES];
-        let (count, fds) = inbox.receive(&mut bytes).unwrap();
-        assert_eq!(fds.len(), 3);
-        let mut rest = &bytes[..count];
-        let entry = next_entry(&mut rest).unwrap();
-        assert_eq!(entry.purpose, Purpose::Resume);
+        let mut arrivals = Arrivals::new();
+        arrivals.receive(&inbox).unwrap();
+        let purposes =
+            |arrivals: &Arrivals| arrivals.iter().map(|arrival| arrival.purpose).collect::<Vec<_>>();
+        assert_eq!(purposes(&arrivals), [Purpose::Resume, Purpose::Linger, Purpose::Handshake]);
         let copy = records.get_mut(1).unwrap();
-        assert!(copy.import(entry.block, entry.parts));
+        let imported =
+            arrivals.take_first(|_, entry| copy.import(entry.unwrap().block, entry.unwrap().parts));
+        assert_eq!(imported, Some(true));
         assert_eq!((copy.strings(), copy.state()), (strings, Some(&b"17"[..])));
-        assert_eq!(next_entry(&mut rest).unwrap().purpose, Purpose::Linger);
-        let greeting = next_entry(&mut rest).unwrap();
-        assert_eq!((greeting.purpose, greeting.parts[2]), (Purpose::Handshake, &b"GET"[..]));
-        assert!(next_entry(&mut rest).is_none());
+        assert_eq!(purposes(&arrivals), [Purpose::Linger, Purpose::Handshake]);
+
+        // The others are sent on as they came.
+        for arrival in arrivals.iter() {
+            // SAFETY: sent below, while they wait in `arrivals`.
+            assert!(unsafe { shipment.add_arrival(&arrival) });
+        }
+        // SAFETY: as above.
+        unsafe { shipment.send(inbox.tx().as_raw_fd()).unwrap() };
+        arrivals.receive(&inbox).unwrap();
+        assert_eq!(purposes(&arrivals), [Purpose::Linger, Purpose::Handshake]);
+        arrivals.take_first(|_, _| ()).unwrap();
+        let read = arrivals.take_first(|_, entry| entry.unwrap().parts[2].to_vec());
+        assert_eq!(read, Some(b"GET".to_vec()));
+        assert!(arrivals.take_first(|_, _| ()).is_none());
     }
 
     #[test]

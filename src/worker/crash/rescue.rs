@@ -21,7 +21,7 @@ use crate::ffi::host::{Callback, monotonic, place};
 use crate::fleet::scoreboard::{EXIT, HANG, Slot};
 use crate::worker::base::memory;
 use crate::worker::commands::queue::CommandQueue;
-use crate::worker::conn::handoff::{Purpose, Shipment};
+use crate::worker::conn::handoff::{Arrivals, Purpose, Shipment};
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::crash::report::{Collector, Registers};
 use crate::worker::crash::signals::{self, CRASHES, nap, on_signal, stop_other_threads, wait_for_the_end};
@@ -50,6 +50,8 @@ pub struct RescueContext {
     pub pid: i32,
     /// All records.
     pub records: (NonNull<Record>, usize),
+    /// Connections that were received and are not in the table yet.
+    pub arrivals: NonNull<Arrivals>,
     /// What is on its way to a connection.
     pub commands: &'static CommandQueue,
     /// Where the crash is noted.
@@ -254,6 +256,17 @@ impl RescueContext {
         shipment.clear();
         let give_up = monotonic() + SEND_TIME;
         let (mut moved, mut lost, mut failed) = (0, 0, 0);
+        // SAFETY: between guard pages that are never unmapped; the event loop has stopped, or is this thread.
+        for arrival in unsafe { self.arrivals.as_ref() }.iter() {
+            // SAFETY: nobody takes it any more.
+            let is_added = unsafe {
+                shipment.add_arrival(&arrival) || {
+                    failed += self.send(shipment, give_up);
+                    shipment.add_arrival(&arrival)
+                }
+            };
+            moved += u32::from(is_added && arrival.purpose != Purpose::Linger);
+        }
         let taken = |record: &&Record| record.flags() & flags::TAKEN != 0;
         for (slot, record) in
             (0..self.records.1).filter_map(|slot| Some((slot, self.record(slot).filter(taken)?)))

@@ -25,6 +25,8 @@ use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::{Scoreboard, Slot, State, now};
 use crate::worker::Worker;
 use crate::worker::base::poll::Poll;
+use crate::worker::crash::rescue;
+use crate::worker::crash::signals::uninterrupted;
 use crate::worker::event_loop::LISTENER;
 use crate::worker::listen::admission;
 
@@ -213,8 +215,10 @@ impl Worker {
         let Some(socket_of) = self.acceptor.sockets.get(number) else { return };
         let address = &socket_of.listener.address;
         for _ in 0..most {
-            match accept(&socket_of.listener) {
-                Ok((socket, peer)) => self.admit_socket(socket, peer),
+            rescue::begin_work();
+            let admit = |(socket, peer)| self.admit_socket(socket, peer);
+            match uninterrupted(|| accept(&socket_of.listener).map(admit)) {
+                Ok(()) => {}
                 Err(Errno::EAGAIN) => return,
                 // accept(2): errors of the connection that was waiting, not of the socket.
                 Err(Errno::EINTR | Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM | Errno::ENETDOWN) => {}

@@ -1,9 +1,4 @@
-//! Moving a connection: what one process tells another about it, and taking it
-//! up there. One form for all uses: crash rescue, balance, reload, upgrade.
-//!
-//! An entry is a fixed header, the record as it lies in memory, and the parts
-//! that the record points to. Both sides are the same executable.
-#![allow(unsafe_code)]
+//! Taking up connections that other processes have sent: crash rescue, balance, reload and upgrade all end here.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -12,7 +7,6 @@ use std::sync::Arc;
 use ::ws_handler::raw::*;
 use socket2::Socket;
 
-use crate::fleet::inbox::MAX_BYTES;
 use crate::proto::http1::head::{self, Parsed};
 use crate::proto::ws::connection::Connection;
 use crate::proto::ws::deflate::codec::Deflate;
@@ -20,47 +14,78 @@ use crate::proto::ws::deflate::negotiate::Params;
 use crate::proto::ws::handshake;
 use crate::worker::Worker;
 use crate::worker::base::metrics::{NO_HANDLER, OpenCount};
-use crate::worker::conn::handoff::{Entry, Purpose, next_entry};
+use crate::worker::conn::handoff::{Entry, Purpose};
 use crate::worker::conn::handshake::Request;
-use crate::worker::conn::record::Record;
+use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::table::{Conn, NEVER, Open, Phase};
+use crate::worker::crash::rescue;
+use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::request::{LINGER, unavailable};
+
+/// What follows once all connections of a datagram are in the table.
+enum Next {
+    /// This handler is told that the connection is open.
+    Open(u16),
+    /// The part of the request that was read is processed.
+    Read,
+}
 
 impl Worker {
     /// Takes up all connections that lie in this slot's inbox.
     pub fn empty_inbox(&self) {
-        let mut bytes = vec![0; MAX_BYTES];
         loop {
-            let (count, fds) = match self.inbox.receive(&mut bytes) {
-                Ok(received) => received,
+            match uninterrupted(|| self.arrivals.borrow_mut().receive(&self.inbox)) {
+                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => return log::error!("inbox: {error}"),
-            };
-            let mut rest = bytes.get(..count).unwrap_or_default();
+            }
             // All of them are in the table before a handler hears of one, and may crash.
             let mut moved = Vec::new();
-            for fd in fds {
-                match next_entry(&mut rest) {
-                    Some(entry) => moved.extend(self.take_up(fd, &entry)),
-                    None => log::error!("inbox: an entry that nobody can read; its connection is cut"),
-                }
+            while let Some(taken) = self.take_up_first() {
+                moved.extend(taken);
+                rescue::begin_work();
             }
-            for (id, handler) in moved {
-                match self.stop_at.get() {
-                    None => self.notify_open(id, handler),
-                    Some(_) => {
+            for (id, next) in moved {
+                match next {
+                    Next::Read => self.read_arrived(id),
+                    Next::Open(handler) if self.stop_at.get().is_none() => self.notify_open(id, handler),
+                    Next::Open(_) => {
                         // The handler never hears of it here.
                         self.with_open(id, |_, open| open.silent = true);
                         self.close(id, Some(1001), b"", WS_BY_HOST);
                     }
                 }
                 self.flush(id);
+                rescue::begin_work();
             }
         }
     }
 
-    /// Takes a connection up; if its handler is to hear of that: its id, and the handler.
-    fn take_up(&self, fd: OwnedFd, entry: &Entry) -> Option<(u64, u16)> {
+    /// Takes up the first connection of the datagram; `None` when all were taken. A crash finds it either there or in
+    /// the table.
+    fn take_up_first(&self) -> Option<Option<(u64, Next)>> {
+        uninterrupted(|| {
+            self.arrivals.borrow_mut().take_first(|fd, entry| match entry {
+                Some(entry) => self.take_up(fd, entry),
+                None => {
+                    log::error!("inbox: malformed handoff entry; connection dropped");
+                    None
+                }
+            })
+        })
+    }
+
+    /// Goes on with what another process has read of a request.
+    fn read_arrived(&self, id: u64) {
+        if let Some(record) = self.core.borrow_mut().table.record(id) {
+            record.set_flags(flags::TAKEN);
+            record.forget_head();
+        }
+        self.read_head(id, b"");
+    }
+
+    /// Takes a connection up, without calling its handler; returns its id and what is to follow.
+    fn take_up(&self, fd: OwnedFd, entry: &Entry) -> Option<(u64, Next)> {
         let socket = Socket::from(fd);
         let admitted = entry.purpose == Purpose::Linger && self.per_connection.is_some() || self.admit();
         self.metrics.place.moved_in.add_shared(1);
@@ -79,10 +104,11 @@ impl Worker {
                     record.set_proxy_header();
                     record.seal();
                 }
-                if !entry.parts[2].is_empty() {
-                    self.read_head(id, entry.parts[2]);
+                if entry.parts[2].is_empty() {
+                    return None;
                 }
-                None
+                self.keep_head(id, entry.parts[2].to_vec());
+                Some((id, Next::Read))
             }
             Purpose::Linger => {
                 let raw = socket.as_raw_fd();
@@ -96,14 +122,16 @@ impl Worker {
                         record.generation = (id >> 32) as u32;
                         record.fd = raw;
                         record.seal();
-                        record.set_flags(crate::worker::conn::record::flags::TAKEN);
+                        record.set_flags(flags::TAKEN);
                     }
                     self.log_cut(id);
                     self.arm(id);
                 }
                 None
             }
-            Purpose::Resume => self.resume_moved(socket, entry),
+            Purpose::Resume => {
+                self.resume_moved(socket, entry).map(|(id, handler)| (id, Next::Open(handler)))
+            }
         }
     }
 

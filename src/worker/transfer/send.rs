@@ -15,6 +15,7 @@ use crate::worker::Worker;
 use crate::worker::conn::handoff::Purpose;
 use crate::worker::conn::record::flags;
 use crate::worker::conn::table::Phase;
+use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::request::unavailable;
 
@@ -266,6 +267,7 @@ impl Worker {
                 }
             }
             self.drain(id);
+            rescue::begin_work();
         }
     }
 
@@ -284,6 +286,7 @@ impl Worker {
         let mut moved = 0;
         let mut batch = Vec::new();
         for &id in ids {
+            rescue::begin_work();
             if moved + batch.len() == count {
                 break;
             }
