@@ -47,6 +47,23 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 const VALUES: [&str; 4] = ["config", "exit", "log", "time"];
 
+/// The rooms of a worker, from the top down: each may use those below it. The files beside them, which wire them and run the
+/// event loop, may use all.
+const WORKER: &[&str] = &[
+    "process",
+    "ops",
+    "transfer",
+    "handshake",
+    "session",
+    "host",
+    "blocking",
+    "listen",
+    "crash",
+    "conn",
+    "commands",
+    "base",
+];
+
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
@@ -104,6 +121,45 @@ fn rooms_use_what_their_arrows_allow() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// The room of a worker that a path names: what follows `worker::` or `worker/`.
+fn worker_room(path: &str) -> Option<&str> {
+    path.strip_prefix("worker")?.trim_start_matches([':', '/']).split([':', '/']).next()
+}
+
+/// Whether a file of a worker's room uses a room above it, or what stands beside the rooms.
+fn goes_up(file: &str, used: &str) -> bool {
+    let floor = |path| WORKER.iter().position(|room| Some(*room) == worker_room(path));
+    match (floor(file), floor(used)) {
+        (Some(from), Some(to)) => to < from,
+        (Some(_), None) => used.starts_with("worker"),
+        (None, _) => false,
+    }
+}
+
+#[test]
+fn rooms_of_a_worker_use_what_is_below_them() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root.join("worker"), &mut files);
+    let mut wrong = Vec::new();
+    for path in files {
+        let file = path.strip_prefix(&root).unwrap().to_str().unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let upwards = uses(&text).into_iter().filter(|used| goes_up(file, used));
+        wrong.extend(upwards.map(|used| format!("{file} uses {used}")));
+        // Within a room the neighbours are reached by `super`; further up only by their whole path.
+        if text.contains("super::super::") {
+            wrong.push(format!("{file} uses super::super::"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let rooms = std::fs::read_dir(root.join("worker")).unwrap().map(|entry| entry.unwrap());
+    for room in rooms.filter(|entry| entry.path().is_dir()) {
+        let name = room.file_name().into_string().unwrap();
+        assert!(WORKER.contains(&name.as_str()), "worker/{name} is not in the list");
+    }
+}
+
 #[test]
 fn the_protocol_forbids_unsafe_code() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -135,6 +191,11 @@ fn the_rule_can_be_broken() {
     );
     assert!(may_use("supervisor/spawn.rs", "worker::Start") && !may_use("supervisor/mod.rs", "worker"));
     assert!(!may_use("supervisor/mod.rs", "ffi::host") && !may_use("supervisor/mod.rs", "workers"));
+    assert!(goes_up("worker/conn/table.rs", "worker::session::Session"));
+    assert!(goes_up("worker/base/poll.rs", "worker::Worker"));
+    assert!(
+        !goes_up("worker/session/mod.rs", "worker::conn::table") && !goes_up("worker/mod.rs", "worker::base")
+    );
     let text = "use crate::http::{self, Body};\n// crate::worker\nlet a = crate::fleet::now();";
     assert_eq!(uses(text), ["fleet::now".to_owned(), "http::".to_owned()].into());
 }

@@ -30,7 +30,7 @@ use crate::fleet::scoreboard::{self, Place, Slot, State};
 use crate::fleet::{inbox, process_title};
 use crate::service::daemonize;
 use crate::service::notify::Notify;
-use crate::worker::{self, process::zygote};
+use crate::worker;
 use crate::{log as sink, metrics};
 
 /// Signals that a terminal sends to the whole process group, or that are orders to the supervisor only.
@@ -173,7 +173,7 @@ fn be_worker(
         return worker::run(start);
     }
     let (config, scoreboard) = (Arc::clone(&start.config), fleet.scoreboard);
-    zygote::run(start, &move |slot| {
+    worker::run_zygote(start, &move |slot| {
         let Place { pool, number } = scoreboard.slot(slot).map(Slot::place).unwrap_or_default();
         let name = config.worker_name(pool, number);
         process_title::set(&format!("wshd: {name}"));

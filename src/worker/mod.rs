@@ -1,29 +1,42 @@
 //! A worker: one process that owns connections and runs handlers.
 //!
-//! One event loop touches all sockets (`event_loop`). A connection's way:
-//! `accept` -> `start_connection` (request head, route, opening handshake) -> `traffic`
-//! (messages both ways, closing) -> handlers, whose calls come back in through
-//! `calls` (on the loop), `thread` (blocking handlers) or `outside` (threads of
-//! their own).
+//! Its rooms, each of which may use those below it only:
+//!
+//! - the files beside this one: the event loop, and what it does with each event
+//! - [`process`]: what kind of process this is
+//! - [`ops`]: what operators see
+//! - [`transfer`]: sends live connections to another process, and takes them up
+//! - [`handshake`]: from the request head to 101 or a refusal
+//! - [`session`]: an open WebSocket: messages, closing, deadlines
+//! - [`host`]: handlers, and what they may call
+//! - [`blocking`]: threads of blocking handlers, and the watchdog
+//! - [`listen`]: listening sockets, and the limits for what comes from there
+//! - [`crash`]: code that runs in a signal handler
+//! - [`conn`]: the data of the connections, and what can be done with them without a handler
+//! - [`commands`]: from other threads to the loop
+//! - [`base`]: leaf types
 
+mod accepting;
 mod base;
 mod blocking;
 mod commands;
 mod conn;
+mod control;
 mod crash;
+mod dispatch;
 mod event_loop;
 mod handshake;
 mod host;
 mod listen;
 mod ops;
-pub mod process;
+mod process;
 mod session;
+mod thread_commands;
 mod transfer;
 
 use std::cell::{Cell, RefCell, UnsafeCell};
-use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,141 +46,59 @@ use nix::unistd::gettid;
 
 use crate::config::Config;
 use crate::ffi::host as plugin_host;
-use crate::fleet::addresses::Addresses;
-use crate::fleet::breakers;
-use crate::fleet::control::{self, Channel, Report};
-use crate::fleet::counters::Counters;
-use crate::fleet::crash_report::CrashReport;
-use crate::fleet::inbox::Inbox;
-use crate::fleet::listener::Listener;
-use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::{Scoreboard, Slot, State};
+use crate::fleet::control::{self as fleet_control, Channel, Report};
+use crate::fleet::scoreboard::{Place, Slot, State};
 use crate::http::Site;
-use crate::proto::ws::deflate::codec::Codecs;
+use base::lifecycle::Lifecycle;
+use base::load::Load;
 use base::memory;
 use base::metrics::Metrics;
 use base::poll::Poll;
-use base::timers::{self, Timers};
+use base::timers;
 use blocking::thread::ThreadHost;
+use blocking::threads::Threads;
 use blocking::watchdog::Watchdog;
-use commands::queue::{Command, CommandQueue};
+use commands::queue::CommandQueue;
+use conn::access_log::AccessLog;
+use conn::connections::Conns;
 use conn::handoff::{Arrivals, Shipment};
-use conn::send_queue::QueuePool;
-use conn::table::Table;
-use conn::turn::TurnQueue;
+use conn::handshake::Registry;
 use crash::modules::Modules;
 use crash::report::Collector;
 use crash::rescue::{self, RescueContext};
-use handshake::breaker_probe::Probe;
+use handshake::Handshakes;
 use host::foreign_host::ForeignThreadHost;
-use host::handlers::{Loaded, Service};
-use listen::accept::{Acceptor, Share};
+use host::handlers::{Handlers, Loaded};
+use host::loop_host::LoopHost;
+use listen::acceptor::{Acceptor, Share};
 use listen::admission::Admission;
-use ops::access_log::AccessLog;
-use process::per_connection;
-use transfer::detach::Detaching;
-use transfer::send::Leaving;
+use ops::connections::Listing;
+pub use process::start::Start;
+use process::zygote;
+use session::Session;
+use transfer::Transfer;
 
-/// What a worker is given by the supervisor, just after fork.
-pub struct Start {
-    /// The configuration.
-    pub config: Arc<Config>,
-    /// The handlers to load.
-    pub routes: Arc<Routes>,
-    /// The sockets to accept from.
-    pub listeners: Vec<Arc<Listener>>,
-    /// Where all workers write down how they are.
-    pub scoreboard: &'static Scoreboard,
-    /// Where all processes count.
-    pub counters: &'static Counters,
-    /// This worker's slot.
-    pub slot: usize,
-    /// To the supervisor.
-    pub control: Channel,
-    /// Where connections come from other workers.
-    pub inbox: Inbox,
-    /// By slot: where others are sent connections.
-    pub txs: Vec<OwnedFd>,
-    /// Whether to wait for the order to begin.
-    pub standby: bool,
-    /// By handler: whether it is served.
-    pub breakers: &'static [breakers::CircuitBreaker],
-    /// By slot: what a crash leaves.
-    pub crash_report: &'static [CrashReport],
-    /// Where connections are counted.
-    pub addresses: &'static Addresses,
-}
+/// Connections that a process for one connection has room for: for that one, and for those of an earlier process that wait
+/// for their peers to close.
+const PER_CONNECTION: u32 = 64;
 
-/// What changes while a connection is served. Never borrowed while a handler runs:
-/// its calls borrow it.
-struct Core {
-    table: Table,
-    codecs: Codecs,
-    queue_pool: QueuePool,
-    timers: Timers,
-    /// Connections with something to write.
-    dirty: Vec<u64>,
-    /// Connections whose end the handler is to hear of.
-    over: Vec<u64>,
-    /// Connections that wait for their turn, among them those that may be read again and have something left unread.
-    turns: TurnQueue,
-}
-
-/// The worker. Lives as long as the process.
+/// The event loop and its rooms, which live as long as the process.
 struct Worker {
-    config: Arc<Config>,
-    routes: Arc<Routes>,
-    /// By index of the route; none if it could not be loaded.
-    services: Vec<Option<Service>>,
-    site: Site,
-    slot: &'static Slot,
-    scoreboard: &'static Scoreboard,
-    control: Channel,
-    /// Where connections come from other workers.
-    inbox: Inbox,
-    /// By slot: where others are sent connections.
-    txs: RefCell<Vec<OwnedFd>>,
-    /// The pool that it belongs to.
-    pool: usize,
-    metrics: &'static Metrics,
-    commands: &'static CommandQueue,
-    thread_host: &'static ThreadHost,
+    life: &'static Lifecycle,
     poll: &'static Poll,
-    core: RefCell<Core>,
-    /// The time of this turn of the loop; ns.
-    now: Cell<u64>,
-    /// Where connections come in.
+    commands: &'static CommandQueue,
+    metrics: &'static Metrics,
+    slot: &'static Slot,
+    control: &'static Channel,
+    conns: &'static Conns,
+    threads: &'static Threads,
+    handlers: &'static Handlers,
+    session: &'static Session,
+    handshakes: &'static Handshakes,
+    transfer: Transfer,
+    listing: Listing,
+    admission: &'static Admission,
     acceptor: &'static Acceptor,
-    /// By handler: whether it is served.
-    breakers: &'static [breakers::CircuitBreaker],
-    /// Who may come in.
-    admission: Admission,
-    /// Connections to quarantined handlers that were let through.
-    probes: RefCell<Vec<Probe>>,
-    /// This process.
-    pid: i32,
-    /// Connections that it can have.
-    most_connections: u32,
-    /// Connections that have come from another process and are not in the table yet.
-    arrivals: RefCell<&'static mut Arrivals>,
-    /// Room for connections on their way to another process.
-    shipment: RefCell<Box<Shipment>>,
-    /// Where connections are handed over to, once told so.
-    leaving: RefCell<Option<Leaving>>,
-    /// When to leave, once told to stop.
-    stop_at: Cell<Option<u64>>,
-    /// In a process for one connection: whether that has come.
-    per_connection: Option<Cell<bool>>,
-    /// Blocking connections on their way to another process.
-    detaching: RefCell<Vec<Detaching>>,
-    /// Blocking threads that run.
-    threads: Cell<u32>,
-    /// Commands of other threads that were taken and are still to be carried out.
-    batch: RefCell<VecDeque<Command>>,
-    /// What the access log knows of the connections.
-    access_log: AccessLog,
-    /// The text that a handler is being given: already known to be UTF-8.
-    delivering: Cell<(*const u8, usize)>,
 }
 
 /// Runs a worker until it is told to leave; returns the exit code of the process.
@@ -175,6 +106,19 @@ pub fn run(start: Start) -> i32 {
     let place = start.scoreboard.slot(start.slot).map(Slot::place).unwrap_or_default();
     let (loaded, ready) = Loaded::load(&start.config, &start.routes, place);
     run_loaded(start, loaded, ready)
+}
+
+/// Runs a zygote until it is told to leave, and in the processes that it forks a worker; returns the exit code of the
+/// process. `settle` is what such a process does first, in its slot.
+pub fn run_zygote(start: Start, settle: &zygote::Settle) -> i32 {
+    match zygote::serve_forks(start, settle) {
+        Ok(None) => 0,
+        Ok(Some((child, loaded, ready))) => run_loaded(child, loaded, ready),
+        Err(error) => {
+            log::error!("zygote: {error}");
+            1
+        }
+    }
 }
 
 /// The same where the handlers have been loaded.
@@ -189,97 +133,146 @@ fn run_loaded(start: Start, loaded: Loaded, ready: Report) -> i32 {
 }
 
 fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
-    let Start { config, routes, listeners, scoreboard, slot: index, control, .. } = start;
-    let (breakers, crash_report, standby) = (start.breakers, start.crash_report, start.standby);
-    let (inbox, txs) = (start.inbox, start.txs);
+    let Start { config, routes, listeners, scoreboard, slot: index, control, inbox, txs, .. } = start;
+    let (breakers, addresses, standby) = (start.breakers, start.addresses, start.standby);
     let slot = scoreboard.slot(index).ok_or_else(|| io::Error::other("no such slot in the scoreboard"))?;
+    let crash_report =
+        *start.crash_report.get(index).ok_or_else(|| io::Error::other("no such slot for crash reports"))?;
     let pid = std::process::id() as i32;
-    let metrics =
-        Metrics::new(start.counters, &routes, (index, slot.place()), pid, config.metrics.is_some())?;
-    let metrics: &Metrics = Box::leak(Box::new(metrics));
-    let per_connection = per_connection::is_per_connection_place(&config, slot.place());
-    let connections = if per_connection { per_connection::CONNECTIONS } else { most_connections(&config) };
-    let commands: &'static CommandQueue =
-        memory::guard(CommandQueue::new(connections, config.sending, metrics)?)?;
-    plugin_host::set_outside_host(Box::leak(Box::new(ForeignThreadHost { commands })));
-    let poll: &Poll = Box::leak(Box::new(Poll::new()?));
-    let acceptor: &Acceptor =
-        Box::leak(Box::new(Acceptor::new(&listeners, poll, Share { scoreboard, index, slot, connections })));
+    let place = slot.place();
+    let pool = usize::from(place.pool);
+    let is_single = is_per_connection(&config, place);
+    let most = if is_single { PER_CONNECTION } else { most_connections(&config) };
+
+    let control: &'static Channel = leak(control);
+    let life = leak(Lifecycle::new());
+    let metrics = leak(Metrics::new(start.counters, &routes, (index, place), pid, config.metrics.is_some())?);
+    let poll = leak(Poll::new()?);
+    let commands: &'static CommandQueue = memory::guard(CommandQueue::new(most, config.sending, metrics)?)?;
+    let registry: &Registry = leak(Registry::default());
+    let access_log = AccessLog::new(Arc::clone(&config), Arc::clone(&routes));
+    let load = Load::new(slot, scoreboard, is_single);
+    let conns = leak(Conns::new(
+        most,
+        Arc::clone(&config),
+        life,
+        poll,
+        commands,
+        metrics,
+        load,
+        addresses,
+        access_log,
+    )?);
+    let acceptor =
+        leak(Acceptor::new(&listeners, poll, Share { scoreboard, index, slot, connections: most }));
+    let admission = leak(Admission::new(Arc::clone(&config), addresses.join(pid, pool)));
+    let threads =
+        leak(Threads::new(leak(ThreadHost { commands, handshakes: registry, metrics }), config.threads));
+    let host = leak(LoopHost { conns, commands, delivering: Cell::new((std::ptr::null(), 0)) });
+    let handlers = leak(Handlers {
+        services: loaded.0,
+        slot,
+        conns,
+        metrics,
+        routes: Arc::clone(&routes),
+        config: Arc::clone(&config),
+    });
+    let session = leak(Session {
+        conns,
+        handlers,
+        host,
+        threads,
+        commands,
+        admission,
+        config: Arc::clone(&config),
+        life,
+    });
+    let resources = routes.resources().map(|(resource, _)| resource.to_owned()).collect();
+    let document_root = config.document_root.as_deref().map(|root| config.inside(root).into_owned());
+    let handshakes = leak(Handshakes {
+        conns,
+        session,
+        handlers,
+        threads,
+        commands,
+        registry,
+        admission,
+        metrics,
+        routes: Arc::clone(&routes),
+        site: Site::new(document_root, resources)?,
+        breakers,
+        probes: RefCell::default(),
+        config: Arc::clone(&config),
+        life,
+        pid,
+        pool,
+    });
     let arrivals = memory::guard(Arrivals::new())?;
     let known_arrivals = NonNull::from(&mut *arrivals);
-    let pool = usize::from(slot.place().pool);
-    let desk = start.addresses.join(std::process::id() as i32, pool);
-    let admission = Admission::new(Arc::clone(&config), desk);
-    let resources = routes.resources().map(|(resource, _)| resource.to_owned()).collect();
-    let worker: &'static Worker = Box::leak(Box::new(Worker {
-        site: Site::new(
-            config.document_root.as_deref().map(|root| config.inside(root).into_owned()),
-            resources,
-        )?,
-        slot,
-        scoreboard,
-        control,
-        inbox,
-        txs: RefCell::new(txs),
-        pool,
-        metrics,
-        commands,
-        thread_host: Box::leak(Box::new(ThreadHost { commands, metrics })),
-        poll,
-        core: RefCell::new(Core {
-            table: Table::new(connections)?,
-            codecs: Codecs::new(),
-            queue_pool: QueuePool::default(),
-            timers: Timers::new(connections),
-            dirty: Vec::new(),
-            over: Vec::new(),
-            turns: TurnQueue::default(),
-        }),
-        now: Cell::new(plugin_host::monotonic()),
-        acceptor,
-        breakers,
-        admission,
-        probes: RefCell::default(),
-        pid,
-        most_connections: connections,
-        arrivals: RefCell::new(arrivals),
-        shipment: RefCell::new(Box::new(Shipment::new())),
-        leaving: RefCell::default(),
-        stop_at: Cell::new(None),
-        detaching: RefCell::default(),
-        threads: Cell::new(0),
-        batch: RefCell::default(),
-        access_log: AccessLog::new(config.log.access.is_some()),
-        delivering: Cell::new((std::ptr::null(), 0)),
-        per_connection: per_connection.then(|| Cell::new(false)),
-        services: loaded.0,
-        config: Arc::clone(&config),
-        routes,
-    }));
-    plugin_host::set_host(worker);
-    let loaded_files = worker.services.iter().zip(0..).filter_map(|(service, index)| {
+    plugin_host::set_outside_host(leak(ForeignThreadHost { commands, handshakes: registry }));
+    plugin_host::set_host(host);
+    let loaded_files = handlers.services.iter().zip(0..).filter_map(|(service, index)| {
         service.as_ref().map(|service| (index, service.plugin.path.as_path()))
     });
-    let modules = Modules::read(&loaded_files.collect::<Vec<_>>())?;
-    let crash_report =
-        *crash_report.get(index).ok_or_else(|| io::Error::other("no such slot for a crash report"))?;
     rescue::install(RescueContext {
-        pid: worker.pid,
-        collector: Collector { modules, crash_report },
-        records: worker.core.borrow().table.records(),
+        pid,
+        collector: Collector { modules: Modules::read(&loaded_files.collect::<Vec<_>>())?, crash_report },
+        records: conns.core.borrow().table.records(),
         arrivals: known_arrivals,
         commands,
         slot,
-        tx: worker.inbox.tx().as_raw_fd(),
-        control: worker.control.as_fd().as_raw_fd(),
-        report: &control::CRASHED,
+        tx: inbox.tx().as_raw_fd(),
+        control: control.as_fd().as_raw_fd(),
+        report: &fleet_control::CRASHED,
         shipment: UnsafeCell::new(Shipment::new()),
     })?;
     if config.handler_time != 0 {
-        let routes = Arc::clone(&worker.routes);
+        let routes = Arc::clone(&routes);
         let watchdog = Watchdog { slot, event_loop: gettid(), routes, limit: config.handler_time };
         std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || watchdog.run())?;
     }
+    let transfer = Transfer {
+        conns,
+        handlers,
+        session,
+        handshakes,
+        threads,
+        commands,
+        metrics,
+        admission,
+        config,
+        routes: Arc::clone(&routes),
+        life,
+        scoreboard,
+        slot,
+        pid,
+        pool,
+        control,
+        inbox,
+        txs: RefCell::new(txs),
+        arrivals: RefCell::new(arrivals),
+        shipment: RefCell::new(Box::new(Shipment::new())),
+        leaving: RefCell::default(),
+        detaching: RefCell::default(),
+    };
+    let listing = Listing { conns, routes, slot, pid };
+    let worker: &'static Worker = leak(Worker {
+        life,
+        poll,
+        commands,
+        metrics,
+        slot,
+        control,
+        conns,
+        threads,
+        handlers,
+        session,
+        handshakes,
+        transfer,
+        listing,
+        admission,
+        acceptor,
+    });
     if standby {
         slot.set_state(State::Standby);
     } else {
@@ -289,18 +282,35 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
     worker.run()
 }
 
+/// The rooms of a worker live as long as its process, and refer to each other.
+fn leak<T>(room: T) -> &'static T {
+    Box::leak(Box::new(room))
+}
+
 impl Worker {
     /// From now on connections are served.
     fn begin(&self) -> io::Result<()> {
         self.slot.heartbeat.store(plugin_host::monotonic(), Ordering::Relaxed);
         self.slot.set_state(State::Running);
-        self.poll.add(self.inbox.rx(), event_loop::INBOX)?;
+        self.poll.add(self.transfer.inbox.rx(), event_loop::INBOX)?;
         let acceptor = self.acceptor;
         if acceptor.exists() {
-            std::thread::Builder::new().name("doorkeeper".to_owned()).spawn(|| acceptor.keep())?;
+            std::thread::Builder::new().name("accept-throttle".to_owned()).spawn(|| acceptor.keep())?;
         }
         Ok(())
     }
+
+    fn report(&self, report: Report) {
+        if let Err(error) = self.control.send_report(report) {
+            log::warn!("cannot report to the supervisor: {error}");
+        }
+    }
+}
+
+/// Whether the worker of this place is a process that serves one connection and leaves with it.
+fn is_per_connection(config: &Config, place: Place) -> bool {
+    let pool = config.pools.get(usize::from(place.pool));
+    place.number > 0 && pool.is_some_and(|pool| pool.children.is_some())
 }
 
 /// Connections that this process can have: a pool may have a limit of its own.

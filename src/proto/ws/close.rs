@@ -58,6 +58,17 @@ pub fn parse(body: &[u8]) -> Result<u16, BadBody> {
     }
 }
 
+/// Checks what a handler gave to close with: the code for the frame (`None`: an
+/// empty one), if code and reason may be sent.
+pub fn checked(code: u32, reason: &[u8]) -> Option<Option<u16>> {
+    let code = u16::try_from(code).ok()?;
+    if code == 1005 {
+        return reason.is_empty().then_some(None);
+    }
+    let valid = may_travel(code) && reason.len() <= 123 && str::from_utf8(reason).is_ok();
+    valid.then_some(Some(code))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

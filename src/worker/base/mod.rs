@@ -1,5 +1,7 @@
-//! Leaf types of a worker: memory, counters, epoll, timers.
+//! Leaf types of a worker: memory, counters, epoll, timers, time.
 
+pub mod lifecycle;
+pub mod load;
 pub mod memory;
 pub mod metrics;
 pub mod poll;

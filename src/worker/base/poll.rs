@@ -5,6 +5,11 @@ use std::os::fd::AsFd;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+/// Token of the first listening socket; the others follow.
+pub const LISTENER: u64 = 1 << 31;
+/// Tokens from here on are ids of connections.
+pub const CONNECTION: u64 = 1 << 32;
+
 /// What the loop waits for.
 pub struct Poll(Epoll);
 

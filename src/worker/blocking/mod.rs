@@ -1,4 +1,5 @@
-//! The threads of blocking handlers, what the loop exchanges with them, and the watchdog.
+//! The threads of blocking handlers, and the watchdog.
 
 pub mod thread;
+pub mod threads;
 pub mod watchdog;

@@ -17,7 +17,7 @@ use crate::worker::base::metrics::{Metrics, Stopwatch};
 use crate::worker::blocking::watchdog::CallClock;
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::channel::{Delivery, Opened, PeerClose, ThreadChannel, Woken};
-use crate::worker::conn::handshake::Handshake;
+use crate::worker::conn::handshake::{Handshake, Registry};
 use crate::worker::conn::info::Info;
 use crate::worker::crash::report;
 use crate::worker::crash::signals;
@@ -58,6 +58,8 @@ thread_local! {
 pub struct ThreadHost {
     /// Where commands go.
     pub commands: &'static CommandQueue,
+    /// Handshakes that other threads may finish.
+    pub handshakes: &'static Registry,
     /// What is counted of handlers.
     pub metrics: &'static Metrics,
 }
@@ -283,7 +285,13 @@ impl Host for ThreadHost {
     fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
         match of(handshake, |current| current.handshake.clone()).flatten() {
             Some(ours) => ours.reply(reply),
-            None => self.commands.reply(handshake, reply),
+            None => {
+                let (result, has_verdict) = self.handshakes.reply(handshake, reply);
+                if has_verdict {
+                    self.commands.give(Command::Verdict(handshake));
+                }
+                result
+            }
         }
     }
 

@@ -1,7 +1,6 @@
-//! From other threads to the event loop: the slots they enter, the queue of their commands, and carrying those out.
+//! From other threads to the event loop: the slots that they enter, and the queue of their commands.
 
 pub mod queue;
-pub mod run;
 pub mod slot;
 pub mod watermarks;
 

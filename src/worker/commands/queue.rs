@@ -1,23 +1,20 @@
 //! What reaches the event loop from other threads: commands, in one queue with one wake-up, and the slots that those
 //! threads enter to leave one.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::ws_handler::raw::*;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::config::Sending;
-use crate::ffi::host::{OwnedBytes, Payload, Reply, Task};
-use crate::proto::ws::utf8;
+use crate::ffi::host::{OwnedBytes, Payload, Task};
+use crate::proto::ws::{close, utf8};
 use crate::worker::base::memory;
 use crate::worker::base::metrics::Metrics;
 use crate::worker::commands::slot::{Gate, Refused, Slot, Waiting};
 use crate::worker::commands::watermarks::Watermarks;
-use crate::worker::conn::handshake::{Handshake, close_body};
 
 /// A payload on its way to the loop.
 pub enum Outbound {
@@ -84,7 +81,6 @@ pub struct CommandQueue {
     waiting: Waiting<Command>,
     awake: AtomicBool,
     wakeup: EventFd,
-    handshakes: Mutex<HashMap<u64, Arc<Handshake>>>,
     /// When send queues are full.
     pub watermarks: Watermarks,
     metrics: &'static Metrics,
@@ -99,7 +95,6 @@ impl CommandQueue {
             waiting: Waiting::new(),
             awake: AtomicBool::new(false),
             wakeup: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
-            handshakes: Mutex::default(),
             watermarks: Watermarks::new(sending),
             metrics,
         })
@@ -213,7 +208,7 @@ impl CommandQueue {
 
     /// `ws_close`: the last command of this connection.
     pub fn close(&self, conn: u64, code: u32, reason: &[u8]) -> i32 {
-        let Some(code) = close_body(code, reason) else { return WS_E_INVALID };
+        let Some(code) = close::checked(code, reason) else { return WS_E_INVALID };
         self.close_with(conn, code, reason)
     }
 
@@ -261,16 +256,6 @@ impl CommandQueue {
     /// Whether the blocking thread of a connection has nothing to do. Async-signal-safe.
     pub fn is_idle(&self, conn: u64) -> bool {
         self.known(conn).is_some_and(|known| known.idle.load(Ordering::Acquire) == generation(conn))
-    }
-
-    /// A handler's wish about a handshake that this thread is not in.
-    pub fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
-        let Some(known) = lock(&self.handshakes).get(&handshake).cloned() else { return WS_E_GONE };
-        let result = known.reply_later(reply);
-        if result != WS_E_GONE && known.has_verdict() {
-            self.give(Command::Verdict(handshake));
-        }
-        result
     }
 
     /// Whether the send queue is above its high mark; if so, on_writable is owed.
@@ -379,16 +364,6 @@ impl CommandQueue {
     pub fn take_full(&self, conn: u64) -> bool {
         self.known(conn).is_some_and(|known| known.slot.take_full(generation(conn)))
     }
-
-    /// Makes a handshake known to all threads, before the handler hears of it.
-    pub fn add_handshake(&self, handshake: &Arc<Handshake>) {
-        lock(&self.handshakes).insert(handshake.conn, Arc::clone(handshake));
-    }
-
-    /// Forgets a handshake.
-    pub fn remove_handshake(&self, conn: u64) {
-        lock(&self.handshakes).remove(&conn);
-    }
 }
 
 impl Command {
@@ -409,11 +384,6 @@ fn generation(conn: u64) -> u32 {
 
 fn clamp(size: usize) -> u32 {
     u32::try_from(size).unwrap_or(u32::MAX)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic elsewhere leaves the handshakes whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! wants it. Shared by the event loop and, for blocking handlers and deferred
 //! answers, by another thread. Touches no socket.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -118,6 +119,36 @@ pub struct Handshake {
     draft: Mutex<Draft>,
 }
 
+/// Handshakes that other threads may finish, by the handle that they hold. One for each connection in that phase at most.
+#[derive(Default)]
+pub struct Registry(Mutex<HashMap<u64, Arc<Handshake>>>);
+
+impl Registry {
+    /// Makes a handshake known, before the handler hears of it.
+    pub fn add(&self, handshake: &Arc<Handshake>) {
+        self.lock().insert(handshake.conn, Arc::clone(handshake));
+    }
+
+    /// Forgets a handshake.
+    pub fn remove(&self, conn: u64) {
+        self.lock().remove(&conn);
+    }
+
+    /// A handler's wish about a handshake, from a thread that is not in it; also whether the loop is to carry out a
+    /// verdict now.
+    pub fn reply(&self, handshake: u64, reply: Reply<'_>) -> (i32, bool) {
+        match self.lock().get(&handshake).cloned() {
+            Some(known) => (known.reply_later(reply), known.has_verdict()),
+            None => (WS_E_GONE, false),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Handshake>>> {
+        // A panic elsewhere leaves a map that is still whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A handshake that came to its end, ready to be written.
 pub struct Finished {
     /// What to do.
@@ -203,7 +234,7 @@ impl Handshake {
                 return WS_OK;
             }
             Reply::Accept => Verdict::Accept,
-            Reply::AcceptAndClose { code, reason } => match close_body(code, reason) {
+            Reply::AcceptAndClose { code, reason } => match close::checked(code, reason) {
                 Some(code) => Verdict::AcceptAndClose(code, reason.to_vec()),
                 None => return WS_E_INVALID,
             },
@@ -314,15 +345,4 @@ fn deflate_config(options: &ws_deflate_options) -> Option<negotiate::Config> {
         threshold: options.threshold,
         level: u8::try_from(options.level).ok().filter(|level| (1..=9).contains(level))?,
     })
-}
-
-/// Checks what a handler gave to close with: the code for the frame (`None`: an
-/// empty one), if code and reason may be sent.
-pub fn close_body(code: u32, reason: &[u8]) -> Option<Option<u16>> {
-    let code = u16::try_from(code).ok()?;
-    if code == 1005 {
-        return reason.is_empty().then_some(None);
-    }
-    let valid = close::may_travel(code) && reason.len() <= 123 && str::from_utf8(reason).is_ok();
-    valid.then_some(Some(code))
 }

@@ -1,12 +1,18 @@
-//! The data of one connection and the table of them. Calls nobody.
+//! The data of one connection, the table of all, and what can be done with them without a handler.
 
+pub mod access_log;
 pub mod channel;
+pub mod closing;
+pub mod connections;
 pub mod handoff;
 pub mod handshake;
 pub mod info;
+pub mod output;
 pub mod rate_limit;
+pub mod read_control;
 pub mod receive;
 pub mod record;
 pub mod send_queue;
+pub mod sending;
 pub mod table;
 pub mod turn;

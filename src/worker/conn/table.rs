@@ -24,6 +24,8 @@ use crate::worker::conn::record::{Record, Records};
 use crate::worker::conn::send_queue::{Queue, QueuePool};
 use crate::worker::conn::turn::Turn;
 
+/// How long the peer may take to close its end after everything was said.
+pub const LINGER: u64 = 2_000_000_000;
 /// Never.
 pub const NEVER: u64 = u64::MAX;
 
@@ -178,6 +180,11 @@ impl Open {
         if extra.closing.0 == 0 {
             extra.closing = (by as u8, code);
         }
+    }
+
+    /// Whether the thread of a blocking handler has not answered the peer's Close in time.
+    pub fn is_answer_due(&self, now: u64) -> bool {
+        self.extra.as_ref().and_then(|extra| extra.answer_by).is_some_and(|at| at <= now)
     }
 
     /// When the next timer of the handler is due.

@@ -5,14 +5,11 @@
 
 use std::collections::VecDeque;
 
-use crate::ffi::host::monotonic;
-use crate::worker::Worker;
 use crate::worker::conn::receive::AT_ONCE;
 use crate::worker::conn::table::Conn;
-use crate::worker::crash::rescue;
 
 /// Bytes of a large message read at a time.
-const MOST: usize = 1024 * 1024;
+pub const MOST: usize = 1024 * 1024;
 /// Up to so many bytes the time that they take is not worth a look at the clock.
 pub const UNTIMED: usize = 2048;
 /// Bytes read at a time from a connection whose send queue is not empty: they may have to be set aside. A queue above
@@ -23,19 +20,19 @@ const SCRAP: usize = 128;
 /// Who took longer than this (ns) waits in line the next time.
 const LONG: u64 = 30_000;
 /// Reads of what is left of a frame, at most: what is gathered grows by a factor, from 1 KiB to [`MOST`].
-const READS: usize = 4;
+pub const READS: usize = 4;
 /// The line is served for so long (ns) in a turn of the loop, or as long as the others have taken in it, up to
 /// [`MOST_SHARE`].
-const SHARE: u64 = 100_000;
+pub const SHARE: u64 = 100_000;
 /// See [`SHARE`]; ns.
-const MOST_SHARE: u64 = 1_000_000;
+pub const MOST_SHARE: u64 = 1_000_000;
 /// One read is to bring what takes no longer than this (ns); more may come at once if it takes no more than a
 /// nanosecond a byte, as large messages do.
 const SLICE: u64 = 50_000;
 
 /// The rest of a frame, if it is worth a read by itself and no larger than `most`: it does not wait for the next turn. Until
 /// it has come the connection can not move, even though the process crashes.
-fn rest(to_come: u64, most: usize) -> Option<usize> {
+pub fn rest(to_come: u64, most: usize) -> Option<usize> {
     usize::try_from(to_come).ok().filter(|rest| (SCRAP..=most).contains(rest))
 }
 
@@ -65,6 +62,16 @@ impl Turn {
     /// Of a connection of which nothing is known: it counts as one that brings little.
     pub fn new() -> Self {
         Turn { flags: 0, stride: AT_ONCE.ilog2() as u8 }
+    }
+
+    /// Whether it is in the queue.
+    pub fn is_waiting(self) -> bool {
+        self.flags & WAITING != 0
+    }
+
+    /// It is its turn: it is not in the queue any more.
+    pub fn begin(&mut self) {
+        self.flags &= !(WAITING | UNWATCHED);
     }
 
     /// It is read when it is found to be readable.
@@ -134,79 +141,20 @@ impl TurnQueue {
         }
     }
 
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The first one, which waits no more.
+    pub fn pop(&mut self) -> Option<u64> {
+        self.0.pop_front()
+    }
+
     /// Whether nobody waits.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-}
-
-impl Worker {
-    /// Whether a connection that can be written to has to wait for its turn.
-    pub fn writes_in_turn(&self, id: u64) -> bool {
-        let core = &mut *self.core.borrow_mut();
-        let Some(conn) = core.table.get(id) else { return false };
-        let waits = !conn.turn.is_at_once() || conn.queued() > QUEUED;
-        if waits {
-            core.turns.join(id, conn);
-            self.watch_conn(id, conn);
-        }
-        waits
-    }
-
-    /// Whether a connection is in the line.
-    pub fn is_waiting(&self, id: u64) -> bool {
-        self.core.borrow_mut().table.get(id).is_some_and(|conn| conn.turn.flags & WAITING != 0)
-    }
-
-    /// Serves those in line: at least one, and others while there is time. Those that join meanwhile have to wait for
-    /// the next turn of the loop.
-    pub fn serve_turns(&self, buffer: &mut [u8]) {
-        let waiting = self.core.borrow().turns.0.len();
-        if waiting == 0 {
-            return;
-        }
-        let begun = monotonic();
-        let share = begun.saturating_sub(self.now.get()).clamp(SHARE, MOST_SHARE);
-        let until = begun.saturating_add(share);
-        for _ in 0..waiting {
-            let Some(id) = self.core.borrow_mut().turns.0.pop_front() else { return };
-            rescue::begin_work();
-            self.serve_waiting(id, buffer);
-            self.settle();
-            if monotonic() >= until {
-                return;
-            }
-        }
-    }
-
-    /// Apart from the reading of those that are served at once, which it would cost instructions.
-    #[inline(never)]
-    fn read_in_turn(&self, id: u64, buffer: &mut [u8]) -> bool {
-        self.readable(id, true, buffer)
-    }
-
-    fn serve_waiting(&self, id: u64, buffer: &mut [u8]) {
-        let is_queued = match self.core.borrow_mut().table.get(id) {
-            Some(conn) => {
-                conn.turn.flags &= !(WAITING | UNWATCHED);
-                conn.queued() > 0
-            }
-            // It has ended or moved away.
-            None => return,
-        };
-        if is_queued {
-            self.flush(id);
-        }
-        if !self.process_unread(id, buffer) {
-            let rest = || self.with_open(id, |_, open| rest(open.proto.to_come(), MOST)).flatten();
-            for _ in 0..=READS {
-                if !self.read_in_turn(id, buffer) || rest().is_none() {
-                    break;
-                }
-            }
-        }
-        self.watch(id);
     }
 }
 

@@ -4,8 +4,8 @@
 //! that, the next request is the probe.
 
 use crate::fleet::breakers::Decision;
-use crate::worker::Worker;
 use crate::worker::conn::table::Phase;
+use crate::worker::handshake::Handshakes;
 
 /// How long (ns) a probe must be open.
 const MOMENT: u64 = 1_000_000_000;
@@ -27,16 +27,16 @@ enum Finding {
     Over,
 }
 
-impl Worker {
+impl Handshakes {
     /// Whether a request may get to its handler; else the seconds after which to try again.
     pub fn check_breaker(&self, handler: u16, conn: u64) -> Result<(), u64> {
         let Some(breaker) = self.breakers.get(usize::from(handler)) else { return Ok(()) };
-        match breaker.enter(self.pid, self.now.get()) {
+        match breaker.enter(self.pid, self.life.now.get()) {
             Decision::Free => Ok(()),
             Decision::Refused { seconds } => Err(seconds),
             Decision::Probe { until, first } => {
                 let level = if first { log::Level::Info } else { log::Level::Debug };
-                log::log!(level, "{}: probed by connection {conn:x}", self.handler_name(handler));
+                log::log!(level, "{}: probed by connection {conn:x}", self.handlers.handler_name(handler));
                 self.probes.borrow_mut().push(Probe { handler, conn, until, open_since: None });
                 Ok(())
             }
@@ -53,7 +53,10 @@ impl Worker {
                 (Finding::Over, Some(breaker)) => breaker.release(self.pid),
                 (Finding::Well, Some(breaker)) => {
                     if breaker.open(self.pid, probe.until) {
-                        log::info!("{}: the probe went well: served again", self.handler_name(probe.handler));
+                        log::info!(
+                            "{}: the probe went well: served again",
+                            self.handlers.handler_name(probe.handler)
+                        );
                     }
                 }
                 (_, None) => {}
@@ -63,8 +66,8 @@ impl Worker {
     }
 
     fn look_at(&self, probe: &mut Probe) -> Finding {
-        let now = self.now.get();
-        let core = &mut *self.core.borrow_mut();
+        let now = self.life.now.get();
+        let core = &mut *self.conns.core.borrow_mut();
         match core.table.get(probe.conn).map(|conn| &conn.phase) {
             None | Some(Phase::Reply(..) | Phase::Linger(_)) => Finding::Over,
             Some(Phase::Head(..) | Phase::Opening(..)) => Finding::Nothing,
@@ -76,9 +79,5 @@ impl Worker {
                 if well { Finding::Well } else { Finding::Nothing }
             }
         }
-    }
-
-    fn handler_name(&self, handler: u16) -> &str {
-        self.routes.handlers().get(usize::from(handler)).map_or("a handler", |route| &route.name)
     }
 }

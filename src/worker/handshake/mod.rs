@@ -1,5 +1,59 @@
 //! From the request head to 101 or a refusal.
 
 pub mod breaker_probe;
-
+pub mod checks;
 pub mod request;
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::fleet::breakers::CircuitBreaker;
+use crate::fleet::routes::Routes;
+use crate::http::Site;
+use crate::worker::base::lifecycle::Lifecycle;
+use crate::worker::base::metrics::Metrics;
+use crate::worker::blocking::threads::Threads;
+use crate::worker::commands::queue::CommandQueue;
+use crate::worker::conn::connections::Conns;
+use crate::worker::conn::handshake::Registry;
+use crate::worker::handshake::breaker_probe::Probe;
+use crate::worker::host::handlers::Handlers;
+use crate::worker::listen::admission::Admission;
+use crate::worker::session::Session;
+
+/// What happens to connections that are not open yet.
+pub struct Handshakes {
+    /// The connections.
+    pub conns: &'static Conns,
+    /// What goes on with those that have opened.
+    pub session: &'static Session,
+    /// Whom they are told about.
+    pub handlers: &'static Handlers,
+    /// Threads of blocking handlers.
+    pub threads: &'static Threads,
+    /// What other threads may know of connections.
+    pub commands: &'static CommandQueue,
+    /// Handshakes that other threads may finish.
+    pub registry: &'static Registry,
+    /// Who may come in.
+    pub admission: &'static Admission,
+    /// What is counted.
+    pub metrics: &'static Metrics,
+    /// Which handler a path has.
+    pub routes: Arc<Routes>,
+    /// Answers what is no WebSocket.
+    pub site: Site,
+    /// By handler: whether it is served.
+    pub breakers: &'static [CircuitBreaker],
+    /// Connections to quarantined handlers that were let through.
+    pub probes: RefCell<Vec<Probe>>,
+    /// Limits and times.
+    pub config: Arc<Config>,
+    /// Time, and whether the worker is stopping.
+    pub life: &'static Lifecycle,
+    /// This process.
+    pub pid: i32,
+    /// The pool that it belongs to.
+    pub pool: usize,
+}

@@ -23,63 +23,43 @@ use crate::worker::conn::channel::{Ended, Opened, ThreadChannel};
 use crate::worker::conn::handshake::{Finished, Handshake, Request, Verdict};
 use crate::worker::conn::info;
 use crate::worker::conn::record::{Strings, flags};
-use crate::worker::conn::table::{Conn, FileBody, Open, Pause, Phase};
-use crate::worker::{Service, Worker};
+use crate::worker::conn::table::{Conn, Open, Pause, Phase};
+use crate::worker::handshake::Handshakes;
+use crate::worker::host::handlers::Service;
 
-/// How long the peer may take to close its end after everything was said.
-pub const LINGER: u64 = 2_000_000_000;
+/// A request for a handler of another pool, with what was read of it.
+pub struct Elsewhere<'a> {
+    /// That pool.
+    pub pool: usize,
+    /// From its first byte on.
+    pub read: Cow<'a, [u8]>,
+}
 
-impl Worker {
+impl Handshakes {
     /// Takes an accepted connection in.
     pub fn start_connection(&self, socket: Socket, peer: Option<SocketAddr>, ticket: Ticket) -> Option<u64> {
         // It was accepted while the worker was told to stop: like all others that have not said anything.
-        if self.stop_at.get().is_some() {
-            self.release_one();
+        if self.life.is_stopping() {
+            self.conns.load.release();
             return None;
         }
-        let deadline = self.now.get().saturating_add(self.config.handshake_time);
-        let id = self.add(Conn::new(socket, deadline))?;
-        if let Some(record) = self.core.borrow_mut().table.record(id) {
+        let deadline = self.life.now.get().saturating_add(self.config.handshake_time);
+        let id = self.conns.add(Conn::new(socket, deadline))?;
+        if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
             record.peer = peer.into();
             record.mark = ticket.keep();
             record.seal();
             record.set_flags(flags::TAKEN | flags::FRESH);
         }
-        self.arm(id);
+        self.conns.arm(id);
         Some(id)
     }
 
-    /// Adds a connection, which the scoreboard counts already, to table and poll. `None` if there is no room.
-    pub fn add(&self, conn: Conn) -> Option<u64> {
-        let core = &mut *self.core.borrow_mut();
-        let Some(id) = core.table.add(conn) else {
-            log::warn!("a connection was dropped: {} connections already", self.config.connections);
-            self.release_one();
-            return None;
-        };
-        let conn = core.table.get(id)?;
-        conn.since = (self.now.get() / 1_000_000_000) as u32;
-        let raw = std::os::fd::AsRawFd::as_raw_fd(&conn.socket);
-        if let Err(error) = self.poll.add_conn(&conn.socket, id, conn.watched) {
-            log::error!("a connection was dropped: epoll: {error}");
-            core.table.remove(id);
-            self.release_one();
-            return None;
-        }
-        let record = core.table.record(id)?;
-        record.generation = (id >> 32) as u32;
-        record.fd = raw;
-        record.seal();
-        record.set_flags(flags::TAKEN);
-        self.access_log.begin(id, self.now.get());
-        Some(id)
-    }
-
-    /// Bytes of a request head have come.
-    pub fn read_head(&self, id: u64, received: &[u8]) {
-        let mut kept = match self.core.borrow_mut().table.get(id) {
+    /// Bytes of a request head have come. Returned is a request that another pool is to answer.
+    pub fn read_head<'a>(&self, id: u64, received: &'a [u8]) -> Option<Elsewhere<'a>> {
+        let mut kept = match self.conns.core.borrow_mut().table.get(id) {
             Some(Conn { phase: Phase::Head(bytes, _), .. }) => std::mem::take(bytes),
-            _ => return,
+            _ => return None,
         };
         let seen = kept.len();
         // Usually all comes at once, and is not copied.
@@ -90,71 +70,81 @@ impl Worker {
             Cow::Owned(kept)
         };
         let all = read.len();
-        let Some(read) = self.take_proxy_header(id, read) else { return };
-        if let Some(conn) = self.core.borrow_mut().table.get(id) {
+        let read = self.take_proxy_header(id, read)?;
+        if let Some(conn) = self.conns.core.borrow_mut().table.get(id) {
             conn.takes_content = http::takes_content(&read);
         }
         // Behind a header of the PROXY protocol nothing has been looked at.
         let seen = if read.len() == all { seen } else { 0 };
         match head::parse_more(&read, seen, &self.config.head) {
-            Ok(Parsed::NeedMore) => self.keep_head(id, read.into_owned()),
-            Ok(Parsed::Head { head, consumed }) => self.read_request(id, head, &read, consumed),
-            Err(bad) => self.reply(id, http::error(bad.status, bad.why, &[])),
+            Ok(Parsed::NeedMore) => self.conns.keep_head(id, read.into_owned()),
+            Ok(Parsed::Head { head, consumed }) => {
+                self.conns.access_log.asked(id, &head);
+                match self.handler_of(id, &head) {
+                    Ok(Some(handler)) if self.handlers.pool_of(handler) != self.pool => {
+                        return Some(Elsewhere { pool: self.handlers.pool_of(handler), read });
+                    }
+                    Ok(Some(handler)) => {
+                        let rest = read.get(consumed..).unwrap_or_default();
+                        if let Err(reply) = self.begin(id, handler, head, rest) {
+                            self.conns.reply(id, reply);
+                        }
+                    }
+                    Ok(None) => {}
+                    Err(reply) => self.conns.reply(id, reply),
+                }
+            }
+            Err(bad) => self.conns.reply(id, http::error(bad.status, bad.why, &[])),
+        }
+        None
+    }
+
+    /// The handler that a request is for, if it may have it. `None`: the request was refused.
+    fn handler_of(&self, id: u64, head: &Head) -> Result<Option<u16>, Response> {
+        if self.life.is_stopping() {
+            return Err(unavailable("the server is stopping"));
+        }
+        if !self.check_request(id, head) {
+            return Ok(None);
+        }
+        self.check_authority(head)?;
+        let site = || self.site.serve(head, SystemTime::now());
+        let handler = self.routes.find(head.path()).ok_or_else(site)?;
+        if let Some(conn) = self.conns.core.borrow_mut().table.get(id) {
+            conn.handler = handler; // what is answered counts for it
+        }
+        if !handshake::is_upgrade(head) {
+            return Err(site());
+        }
+        if !self.check_limits(id, handler, head) {
+            return Ok(None);
+        }
+        // Here the breaker is asked in `begin`, which lets a probe through.
+        let breaker = self.breakers.get(usize::from(handler));
+        match breaker.and_then(|breaker| breaker.refusal(self.life.now.get())) {
+            Some(seconds) if self.handlers.pool_of(handler) != self.pool => Err(quarantined(seconds)),
+            _ => Ok(Some(handler)),
         }
     }
 
-    /// A whole head is there, the first `consumed` of the bytes read: what does it want?
-    fn read_request(&self, id: u64, head: Head, read: &[u8], consumed: usize) {
-        self.access_log.asked(id, &head);
-        if self.stop_at.get().is_some() {
-            return self.reply(id, unavailable("the server is stopping"));
-        }
-        if !self.check_request(id, &head) {
-            return;
-        }
-        if let Err(reply) = self.check_authority(&head) {
-            return self.reply(id, reply);
-        }
-        let Some(handler) = self.routes.find(head.path()) else {
-            return self.reply(id, self.site.serve(&head, SystemTime::now()));
-        };
-        if let Some(conn) = self.core.borrow_mut().table.get(id) {
-            conn.handler = handler; // what is answered counts for it
-        }
-        if !handshake::is_upgrade(&head) {
-            return self.reply(id, self.site.serve(&head, SystemTime::now()));
-        }
-        if !self.check_limits(id, handler, &head) {
-            return;
-        }
-        if self.pool_of(handler) != self.pool {
-            let breaker = self.breakers.get(usize::from(handler));
-            if let Some(seconds) = breaker.and_then(|breaker| breaker.refusal(self.now.get())) {
-                return self.reply(id, quarantined(seconds));
-            }
-            return self.forward_request(id, handler, read);
-        }
-        let opening = match handshake::check(&head) {
-            Ok(opening) => opening,
-            Err(refusal) => {
-                return self.reply(id, http::error(refusal.status, refusal.why, refusal.headers));
-            }
-        };
-        let Some(service) = self.service(handler) else {
-            return self.reply(id, unavailable("the handler of this resource could not be started"));
-        };
-        if let Err(seconds) = self.check_breaker(handler, id) {
-            return self.reply(id, quarantined(seconds));
-        }
-        let rest = read.get(consumed..).unwrap_or_default();
+    /// A request for a handler of this worker, followed by `rest`.
+    fn begin(&self, id: u64, handler: u16, head: Head, rest: &[u8]) -> Result<(), Response> {
+        let opening = handshake::check(&head)
+            .map_err(|refusal| http::error(refusal.status, refusal.why, refusal.headers))?;
+        let service = self
+            .handlers
+            .service(handler)
+            .ok_or_else(|| unavailable("the handler of this resource could not be started"))?;
+        self.check_breaker(handler, id).map_err(quarantined)?;
         self.begin_handshake(id, handler, service, Request::new(head, opening), rest);
+        Ok(())
     }
 
     /// The handler's part of the handshake: on the loop, or on a thread of the connection's own.
-    fn begin_handshake(&self, id: u64, handler: u16, service: &Service, request: Request, rest: &[u8]) {
+    pub fn begin_handshake(&self, id: u64, handler: u16, service: &Service, request: Request, rest: &[u8]) {
         let blocking = service.handler.is_blocking();
         let ends = {
-            let core = &mut *self.core.borrow_mut();
+            let core = &mut *self.conns.core.borrow_mut();
             let mut peer = None;
             if let Some(record) = core.table.record(id) {
                 record.handler = handler; // it may crash already in the handshake
@@ -165,22 +155,22 @@ impl Worker {
             (peer, blocking.then(|| conn.socket.local_addr().ok()).flatten())
         };
         if !self.record_strings(id, &request) {
-            return self.reply(id, http::error(431, "a resource or origin of more than 64 KiB", &[]));
+            return self.conns.reply(id, http::error(431, "a resource or origin of more than 64 KiB", &[]));
         }
         let deflate = (!service.handler.has_flag(WS_NO_EXTENSIONS)).then_some(&self.config.deflate);
         let protocols = &service.plugin.protocols;
         let request = Arc::new(request);
         let handshake = Arc::new(Handshake::new(id, handler, request, ends, protocols, deflate));
-        if blocking && self.threads.get() >= self.config.threads {
-            return self.reply(id, unavailable("too many connections to blocking handlers"));
+        if blocking && self.threads.is_full() {
+            return self.conns.reply(id, unavailable("too many connections to blocking handlers"));
         }
-        let channel = blocking.then(|| self.new_channel(id, service));
+        let channel = blocking.then(|| self.threads.new_channel(id, service.handler));
         {
-            let core = &mut *self.core.borrow_mut();
+            let core = &mut *self.conns.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
             let unread = (!rest.is_empty()).then(|| rest.into());
             conn.phase = Phase::Opening(Arc::clone(&handshake), channel.clone(), unread, conn.deadline());
-            conn.set_pause(Pause::Handshake, true, self.now.get());
+            conn.set_pause(Pause::Handshake, true, self.life.now.get());
             if let Some(record) = core.table.record(id) {
                 record.set_head(handshake.request.head.as_bytes());
                 record.seal();
@@ -189,25 +179,28 @@ impl Worker {
         }
         match channel {
             Some(channel) => {
-                match self.start_thread(service, channel, Beginning::Handshake(handshake)) {
+                match self.threads.start(service.handler, channel, Beginning::Handshake(handshake)) {
                     Ok(()) => {}
                     Err(error) => {
                         log::error!("no thread for a blocking handler: {error}");
-                        return self.reply(id, unavailable("no thread can be started"));
+                        return self.conns.reply(id, unavailable("no thread can be started"));
                     }
                 }
-                self.watch(id);
+                self.conns.watch(id);
             }
             None => {
-                self.commands.add_handshake(&handshake);
+                self.registry.add(&handshake);
                 let call = || service.handler.handshake(id);
                 let has_it = service.handler.has(Callback::Handshake);
-                let result =
-                    if has_it { self.call_about(handler, Callback::Handshake, id, call) } else { WS_OK };
+                let result = if has_it {
+                    self.handlers.call_about(handler, Callback::Handshake, id, call)
+                } else {
+                    WS_OK
+                };
                 if handshake.returned(result, true) {
                     self.finish_handshake(id);
                 } else {
-                    self.watch(id);
+                    self.conns.watch(id);
                 }
             }
         }
@@ -215,10 +208,10 @@ impl Worker {
 
     /// Puts resource and origin where they stay for the connection's life, with room for any subprotocol offered;
     /// false if they are too long.
-    fn record_strings(&self, id: u64, request: &Request) -> bool {
+    pub fn record_strings(&self, id: u64, request: &Request) -> bool {
         let longest = request.opening.protocols.iter().max_by_key(|name| name.len());
         let strings = Strings { protocol: longest.map(|name| name.as_bytes()), ..request.strings() };
-        let core = &mut *self.core.borrow_mut();
+        let core = &mut *self.conns.core.borrow_mut();
         let Some(record) = core.table.record(id) else { return false };
         let recorded = record.set_strings(strings).is_ok();
         record.set_protocol(None);
@@ -228,11 +221,11 @@ impl Worker {
 
     /// The verdict is there, or the time for it is over: the reply is written.
     pub fn finish_handshake(&self, id: u64) {
-        let (handshake, channel) = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
+        let (handshake, channel) = match self.conns.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
             Some(Phase::Opening(handshake, channel, ..)) => (Arc::clone(handshake), channel.clone()),
             _ => return,
         };
-        self.commands.remove_handshake(id);
+        self.registry.remove(id);
         let finished = handshake.finish();
         match finished.verdict {
             Verdict::Accept => self.accept(id, &handshake, finished, channel, None),
@@ -242,18 +235,18 @@ impl Worker {
             }
             Verdict::Reject { status, content_type, body } => {
                 end_early(channel.as_deref());
-                self.reply(id, rejection(status, content_type.as_deref(), body, &finished.headers));
+                self.conns.reply(id, rejection(status, content_type.as_deref(), body, &finished.headers));
             }
             Verdict::Abort => {
                 self.metrics.of(handshake.handler).count_status(0);
                 end_early(channel.as_deref());
-                self.remove(id);
+                self.conns.remove(id);
             }
         }
     }
 
     /// Writes 101 and opens the connection.
-    fn accept(
+    pub fn accept(
         &self,
         id: u64,
         handshake: &Handshake,
@@ -261,7 +254,7 @@ impl Worker {
         channel: Option<Arc<ThreadChannel>>,
         close: Option<(Option<u16>, Vec<u8>)>,
     ) {
-        let Some(service) = self.service(handshake.handler) else { return };
+        let Some(service) = self.handlers.service(handshake.handler) else { return };
         let Finished { protocol, deflate, headers, .. } = finished;
         let params = deflate.map(|(params, ..)| params);
         let stream = service.handler.has_flag(WS_STREAM);
@@ -271,7 +264,7 @@ impl Worker {
             Strings { protocol: protocol.as_deref().map(str::as_bytes), ..handshake.request.strings() };
         let request = keep.then(|| Arc::clone(&handshake.request));
         {
-            let core = &mut *self.core.borrow_mut();
+            let core = &mut *self.conns.core.borrow_mut();
             if let Some(record) = core.table.record(id) {
                 record.set_flags(flags::TAKEN);
                 record.forget_head();
@@ -293,28 +286,30 @@ impl Worker {
             let codec = deflate.map(|(params, threshold, level)| Deflate::new(params, threshold, level));
             let counted = OpenCount::new(self.metrics.of(handshake.handler));
             counted.counters().count_status(101);
-            let mut open = Open::new(Connection::new(self.now.get(), codec, stream), counted);
+            let mut open = Open::new(Connection::new(self.life.now.get(), codec, stream), counted);
             open.silent = close.is_some();
             if request.is_some() || channel.is_some() {
                 let kept = (request.clone(), channel.clone().filter(|_| close.is_none()));
                 (open.extra().request, open.extra().channel) = kept;
             }
-            self.set_pace(&mut open);
+            if let Some(limit) = self.admission.rate_limit() {
+                open.extra().pace = Some(limit);
+            }
             let unread = conn.take_unread();
             conn.phase = Phase::Open(open);
             conn.set_unread(unread);
-            conn.set_pause(Pause::Handshake, false, self.now.get());
+            conn.set_pause(Pause::Handshake, false, self.life.now.get());
             if let Some(record) = core.table.record(id) {
                 record.seal();
             }
         }
-        self.log_open(id, true);
+        self.conns.log_open(id, true);
         // Before anything of the handler's runs: should it crash, a Close frame has to follow the reply.
-        self.flush(id);
+        self.conns.flush(id);
         if let Some((code, reason)) = close {
             end_early(channel.as_deref());
-            self.close(id, code, &reason, WS_BY_HANDLER);
-            return self.go_on_reading(id);
+            self.conns.close(id, code, &reason, WS_BY_HANDLER);
+            return self.conns.go_on_reading(id);
         }
         self.commands.set_open(id, handshake.handler);
         match channel {
@@ -331,82 +326,26 @@ impl Worker {
                 });
             }
             None => {
-                self.notify_open(id, handshake.handler);
+                self.session.notify_open(id, handshake.handler);
             }
         }
-        self.go_on_reading(id);
-        self.arm(id);
-    }
-
-    /// Has what came with the request processed.
-    fn go_on_reading(&self, id: u64) {
-        let core = &mut *self.core.borrow_mut();
-        if let Some(conn) = core.table.get(id).filter(|conn| conn.has_unread()) {
-            core.turns.join(id, conn);
-        }
-    }
-
-    /// Tells the handler that a connection is open: a blocking one that it goes on.
-    pub fn notify_open(&self, id: u64, handler: u16) {
-        let Some(service) = self.service(handler) else {
-            return self.close(id, Some(1012), b"", WS_BY_HOST);
-        };
-        if service.handler.is_blocking() {
-            return self.resume_blocking(id, handler, service);
-        }
-        if !service.handler.has(Callback::Open) {
-            return;
-        }
-        let result = self.call_about(handler, Callback::Open, id, || service.handler.open(id));
-        if result < 0 {
-            log::error!("{}: on_open returned {result}; closed with 1011", service.plugin.name);
-            self.close(id, Some(1011), b"", WS_BY_HANDLER);
-        }
-    }
-
-    /// Sends an HTTP response; the connection ends with it.
-    pub fn reply(&self, id: u64, response: Response) {
-        self.log_answer(id, Some(response.head()));
-        {
-            let core = &mut *self.core.borrow_mut();
-            if let Some(record) = core.table.record(id) {
-                record.set_flags(flags::TAKEN);
-                record.forget_head();
-            }
-            let Some(conn) = core.table.get(id) else { return };
-            let out = conn.queue.get_or_insert_with(|| core.queue_pool.take()).tail();
-            out.extend_from_slice(response.head());
-            self.metrics.of(conn.handler).count_status(response.status());
-            let response = if conn.takes_content { response } else { response.without_content() };
-            let file = match response.into_body() {
-                Body::Empty => None,
-                Body::Bytes(bytes) => {
-                    out.extend_from_slice(&bytes);
-                    None
-                }
-                Body::File { file, offset, length } => Some(FileBody { file, offset, left: length }),
-            };
-            conn.phase = Phase::Reply(file, self.now.get().saturating_add(self.config.handshake_time));
-            conn.dirty = true;
-            core.dirty.push(id);
-        }
-        self.resume(id, Pause::Handshake);
-        self.arm(id);
+        self.conns.go_on_reading(id);
+        self.conns.arm(id);
     }
 
     /// Drops a connection that is not open yet.
     pub fn drop_unopened(&self, id: u64) {
-        let opening = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
+        let opening = match self.conns.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
             Some(Phase::Opening(handshake, channel, ..)) => Some((Arc::clone(handshake), channel.clone())),
             _ => None,
         };
         if let Some((handshake, channel)) = opening {
             handshake.finish();
             self.metrics.of(handshake.handler).count_status(0);
-            self.commands.remove_handshake(id);
+            self.registry.remove(id);
             end_early(channel.as_deref());
         }
-        self.remove(id);
+        self.conns.remove(id);
     }
 
     /// The time for the handshake or for a reply is over.
@@ -416,7 +355,7 @@ impl Worker {
             Handler(Arc<Handshake>, Option<Arc<ThreadChannel>>),
             Other,
         }
-        let slow = match self.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
+        let slow = match self.conns.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
             Some(Phase::Head(bytes, _)) if !bytes.is_empty() => Slow::Head,
             Some(Phase::Opening(handshake, channel, ..)) => {
                 Slow::Handler(Arc::clone(handshake), channel.clone())
@@ -424,26 +363,15 @@ impl Worker {
             _ => Slow::Other,
         };
         match slow {
-            Slow::Head => self.reply(id, http::error(408, "the request did not come in time", &[])),
+            Slow::Head => self.conns.reply(id, http::error(408, "the request did not come in time", &[])),
             Slow::Handler(handshake, channel) => {
                 handshake.finish();
-                self.commands.remove_handshake(id);
+                self.registry.remove(id);
                 end_early(channel.as_deref());
-                self.reply(id, unavailable("the handler did not decide in time"));
+                self.conns.reply(id, unavailable("the handler did not decide in time"));
             }
-            Slow::Other => self.remove(id),
+            Slow::Other => self.conns.remove(id),
         }
-    }
-
-    /// The pool that serves a handler.
-    pub fn pool_of(&self, handler: u16) -> usize {
-        let route = self.routes.handlers().get(usize::from(handler));
-        route.map_or(0, |route| self.config.pool_of(&route.resource))
-    }
-
-    /// A handler of this worker.
-    pub fn service(&self, handler: u16) -> Option<&Service> {
-        self.services.get(usize::from(handler)).and_then(Option::as_ref)
     }
 }
 

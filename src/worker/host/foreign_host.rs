@@ -8,17 +8,24 @@ use std::ptr::null_mut;
 use ::ws_handler::raw::*;
 
 use crate::ffi::host::{ABSENT, Address, End, Fact, Host, Number, Payload, Reply, Task};
-use crate::worker::commands::queue::CommandQueue;
+use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::conn::handshake::Registry;
 
 /// See the module.
 pub struct ForeignThreadHost {
     /// Where commands go.
     pub commands: &'static CommandQueue,
+    /// Handshakes that such threads may finish.
+    pub handshakes: &'static Registry,
 }
 
 impl Host for ForeignThreadHost {
     fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
-        self.commands.reply(handshake, reply)
+        let (result, has_verdict) = self.handshakes.reply(handshake, reply);
+        if has_verdict {
+            self.commands.give(Command::Verdict(handshake));
+        }
+        result
     }
 
     fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {

@@ -1,13 +1,18 @@
-//! The handlers as a process has them: loaded, and told that a worker starts.
+//! The handlers as a process has them: loaded, told that a worker starts, and called on the event loop.
+
+use std::sync::Arc;
 
 use crate::config::Config;
 use crate::ffi::call::Handler;
+use crate::ffi::host::Callback;
 use crate::ffi::plugin::{self, Plugin};
 use crate::ffi::raw;
 use crate::fleet::control::Report;
 use crate::fleet::routes::{Route, Routes};
-use crate::fleet::scoreboard::Place;
+use crate::fleet::scoreboard::{Place, Slot};
 use crate::log::{Level, write_for_handler};
+use crate::worker::base::metrics::Metrics;
+use crate::worker::conn::connections::Conns;
 use crate::worker::crash::signals;
 
 /// A handler as this process has it.
@@ -41,6 +46,61 @@ impl Loaded {
     /// Tells them that the worker stops.
     pub fn stop(&self) {
         self.0.iter().flatten().for_each(|service| service.handler.worker_stop());
+    }
+}
+
+/// The handlers of a worker's event loop.
+pub struct Handlers {
+    /// By index of the route; none if it could not be loaded.
+    pub services: Vec<Option<Service>>,
+    /// What they are called for is shown here.
+    pub slot: &'static Slot,
+    /// Whom they are told about.
+    pub conns: &'static Conns,
+    /// How long they take.
+    pub metrics: &'static Metrics,
+    /// Their names.
+    pub routes: Arc<Routes>,
+    /// Their pools.
+    pub config: Arc<Config>,
+}
+
+impl Handlers {
+    /// A handler of this worker.
+    pub fn service(&self, handler: u16) -> Option<&Service> {
+        self.services.get(usize::from(handler)).and_then(Option::as_ref)
+    }
+
+    /// The pool that serves a handler.
+    pub fn pool_of(&self, handler: u16) -> usize {
+        let route = self.routes.handlers().get(usize::from(handler));
+        route.map_or(0, |route| self.config.pool_of(&route.resource))
+    }
+
+    pub fn handler_name(&self, handler: u16) -> &str {
+        self.routes.handlers().get(usize::from(handler)).map_or("a handler", |route| &route.name)
+    }
+
+    /// Calls into a handler about a connection, with the scoreboard saying so.
+    pub fn call_about<R>(&self, handler: u16, callback: Callback, id: u64, call: impl FnOnce() -> R) -> R {
+        self.set_current(id);
+        self.call(handler, callback, call)
+    }
+
+    /// The scoreboard knows from now on which connection calls are about.
+    pub fn set_current(&self, id: u64) {
+        let peer =
+            self.conns.core.borrow_mut().table.record(id).map(|record| record.peer).unwrap_or_default();
+        self.slot.call.set_current(id, peer, self.conns.life.now.get());
+    }
+
+    /// Calls into a handler about the connection turned to.
+    #[inline]
+    pub fn call<R>(&self, handler: u16, callback: Callback, call: impl FnOnce() -> R) -> R {
+        self.slot.call.begin(handler, callback as u32);
+        let result = self.metrics.stopwatch(handler).time(callback, call);
+        self.slot.call.end();
+        result
     }
 }
 

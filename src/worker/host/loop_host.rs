@@ -1,36 +1,40 @@
-//! The calls of handlers on the event loop: facts from the records, everything
+//! The calls of handlers on the event loop: information from the records, everything
 //! else done at once.
 
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::Arc;
 
 use ::ws_handler::raw::*;
-use socket2::Socket;
 
-use crate::ffi::host::{
-    ABSENT, Address, Callback, End, Fact, Host, Number, OwnedBytes, Payload, Reply, Task, present,
-};
-use crate::fleet::handler_counters::HandlerCounters;
-use crate::proto::ws::connection::{Connection, Io, Kind, Send, SendError};
+use crate::clock;
+use crate::ffi::host::{ABSENT, Address, Callback, End, Fact, Host, Number, Payload, Reply, Task, present};
+use crate::proto::ws::close;
+use crate::proto::ws::connection::Send;
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::worker::blocking::thread::MAX_TIMERS;
-use crate::worker::conn::handshake::close_body;
+use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::conn::connections::Conns;
 use crate::worker::conn::info::{self, Info};
-use crate::worker::conn::record::{Record, flags};
-use crate::worker::conn::send_queue::Queue;
-use crate::worker::conn::table::{Conn, Phase};
-use crate::worker::{Core, Worker};
+use crate::worker::conn::sending::message_kind;
+use crate::worker::conn::table::Phase;
 
-/// Payloads from this size on are written from where they lie instead of being
-/// gathered with others.
-const LARGE: usize = 16 * 1024;
+/// See the module.
+pub struct LoopHost {
+    /// What the calls are about.
+    pub conns: &'static Conns,
+    /// Where posted functions and late verdicts go.
+    pub commands: &'static CommandQueue,
+    /// The text that a handler is being given: already known to be UTF-8.
+    pub delivering: Cell<(*const u8, usize)>,
+}
 
-impl Host for Worker {
+impl Host for LoopHost {
     fn fact(&self, conn: u64, fact: Fact) -> ws_bytes {
         match fact {
             Fact::CloseReason => {
-                let core = &mut *self.core.borrow_mut();
+                let core = &mut *self.conns.core.borrow_mut();
                 let open = core.table.get(conn).and_then(|conn| conn.open());
                 let close = open.and_then(|open| open.peer_close());
                 match close.and_then(|close| close.reason.strip_suffix(b"\0")) {
@@ -39,7 +43,7 @@ impl Host for Worker {
                 }
             }
             Fact::State => {
-                let core = &mut *self.core.borrow_mut();
+                let core = &mut *self.conns.core.borrow_mut();
                 core.table.record(conn).and_then(|record| record.state()).map_or(ABSENT, present)
             }
             _ => self.info(conn, |info| info.get(fact)).unwrap_or(ABSENT),
@@ -47,7 +51,7 @@ impl Host for Worker {
     }
 
     fn number(&self, conn: u64, number: Number) -> u32 {
-        let core = &mut *self.core.borrow_mut();
+        let core = &mut *self.conns.core.borrow_mut();
         match number {
             // A function that outlived its connection finds it gone.
             Number::Version => {
@@ -85,7 +89,7 @@ impl Host for Worker {
     }
 
     fn address(&self, conn: u64, end: End) -> Option<Address> {
-        let core = &mut *self.core.borrow_mut();
+        let core = &mut *self.conns.core.borrow_mut();
         match end {
             End::Remote => core.table.record(conn).map(|record| info::address(record.peer.address())),
             End::Local => {
@@ -96,7 +100,7 @@ impl Host for Worker {
     }
 
     fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
-        let ours = match self.core.borrow_mut().table.get(handshake).map(|conn| &conn.phase) {
+        let ours = match self.conns.core.borrow_mut().table.get(handshake).map(|conn| &conn.phase) {
             Some(Phase::Opening(handshake, None, ..)) => Some(handshake.clone()),
             _ => None,
         };
@@ -105,7 +109,7 @@ impl Host for Worker {
         let result = if later { ours.reply_later(reply) } else { ours.reply(reply) };
         // Later, from a timer or a callback of another connection: nobody else will see the verdict.
         if later && ours.has_verdict() {
-            self.commands.give(crate::worker::commands::queue::Command::Verdict(handshake));
+            self.commands.give(Command::Verdict(handshake));
         }
         result
     }
@@ -122,24 +126,24 @@ impl Host for Worker {
     }
 
     fn ping(&self, conn: u64, payload: &[u8]) -> i32 {
-        self.send_ping(conn, payload, true)
+        self.conns.send_ping(conn, payload, true)
     }
 
     fn buffered(&self, conn: u64) -> usize {
-        self.core.borrow_mut().table.get(conn).map_or(0, |conn| conn.queued())
+        self.conns.core.borrow_mut().table.get(conn).map_or(0, |conn| conn.queued())
     }
 
     fn pause(&self, conn: u64, pause: bool) -> i32 {
-        if self.with_open(conn, |_, open| open.over || open.is_closing()) != Some(false) {
+        if self.conns.with_open(conn, |_, open| open.over || open.is_closing()) != Some(false) {
             return WS_E_GONE;
         }
-        self.pause_for_handler(conn, pause);
+        self.conns.pause_for_handler(conn, pause);
         WS_OK
     }
 
     fn set_timer(&self, conn: u64, delay_ms: u64, task: Task) -> i64 {
-        let at = self.now.get().saturating_add(delay_ms.saturating_mul(1_000_000));
-        let made = self.with_open(conn, |_, open| {
+        let at = clock::now().as_nanos().saturating_add(delay_ms.saturating_mul(1_000_000));
+        let made = self.conns.with_open(conn, |_, open| {
             if open.over {
                 return i64::from(WS_E_GONE);
             }
@@ -151,12 +155,12 @@ impl Host for Worker {
             timers.waiting.push((at, timers.made, task));
             timers.made
         });
-        self.arm(conn);
+        self.conns.arm(conn);
         made.unwrap_or(i64::from(WS_E_GONE))
     }
 
     fn clear_timer(&self, conn: u64, timer: i64) -> i32 {
-        let cleared = self.with_open(conn, |_, open| {
+        let cleared = self.conns.with_open(conn, |_, open| {
             let waiting = &mut open.extra().timers.waiting;
             let index = waiting.iter().position(|(_, number, _)| *number == timer)?;
             waiting.swap_remove(index);
@@ -170,32 +174,33 @@ impl Host for Worker {
     }
 
     fn close(&self, conn: u64, code: u32, reason: &[u8]) -> i32 {
-        let Some(code) = close_body(code, reason) else { return WS_E_INVALID };
-        if self.with_open(conn, |_, open| open.over || open.proto.close_sent().is_some()) != Some(false) {
+        let Some(code) = close::checked(code, reason) else { return WS_E_INVALID };
+        if self.conns.with_open(conn, |_, open| open.over || open.proto.close_sent().is_some()) != Some(false)
+        {
             return WS_E_GONE;
         }
-        Worker::close(self, conn, code, reason, WS_BY_HANDLER);
+        self.conns.close(conn, code, reason, WS_BY_HANDLER);
         WS_OK
     }
 
     fn abort(&self, conn: u64) -> i32 {
-        if self.with_open(conn, |_, open| open.over) != Some(false) {
+        if self.conns.with_open(conn, |_, open| open.over) != Some(false) {
             return WS_E_GONE;
         }
-        Worker::abort(self, conn);
+        self.conns.abort(conn);
         WS_OK
     }
 
     fn set_user(&self, conn: u64, user: *mut c_void) -> i32 {
-        self.with_open(conn, |_, open| open.user = user).map_or(WS_E_GONE, |()| WS_OK)
+        self.conns.with_open(conn, |_, open| open.user = user).map_or(WS_E_GONE, |()| WS_OK)
     }
 
     fn user(&self, conn: u64) -> *mut c_void {
-        self.with_open(conn, |_, open| open.user).unwrap_or(null_mut())
+        self.conns.with_open(conn, |_, open| open.user).unwrap_or(null_mut())
     }
 
     fn set_state(&self, conn: u64, state: &[u8]) -> i32 {
-        let core = &mut *self.core.borrow_mut();
+        let core = &mut *self.conns.core.borrow_mut();
         let Some(record) = core.table.record(conn) else { return WS_E_GONE };
         record.set_state(state);
         record.seal();
@@ -203,10 +208,10 @@ impl Host for Worker {
     }
 }
 
-impl Worker {
+impl LoopHost {
     /// Runs with the facts of a connection, wherever they lie.
     fn info<R>(&self, id: u64, f: impl FnOnce(Info<'_>) -> R) -> Option<R> {
-        let core = &mut *self.core.borrow_mut();
+        let core = &mut *self.conns.core.borrow_mut();
         let request = match &core.table.get(id)?.phase {
             Phase::Opening(handshake, ..) => Some(Arc::clone(&handshake.request)),
             Phase::Open(open) => open.request().cloned(),
@@ -217,34 +222,14 @@ impl Worker {
         Some(f(Info { strings: record.strings(), deflate, request: request.as_deref() }))
     }
 
-    /// Whether the send queue is above its high mark even after the kernel was given what it takes; on_writable
-    /// is owed then.
-    #[inline]
-    fn is_full(&self, id: u64, conn: &mut Conn, record: &mut Record) -> bool {
-        conn.queued() >= self.commands.watermarks.floor() && self.stays_full(id, conn, record)
-    }
-
-    #[cold]
-    fn stays_full(&self, id: u64, conn: &mut Conn, record: &mut Record) -> bool {
-        // What is in it by now may lower the mark.
-        self.count_queue(id, conn, counted_of(conn));
-        if conn.queued() < self.commands.watermarks.high() {
-            return false;
-        }
-        // A socket that fails is found out by the flush that follows.
-        let _ = write_early(conn, record, |queue, socket| queue.write_to(socket));
-        self.count_queue(id, conn, counted_of(conn));
-        self.commands.refuses_to_send(id)
-    }
-
     fn send_payload(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
         let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
         match payload {
             Payload::Borrowed(bytes) => {
                 let trusted = !how.more && self.delivering.get() == (bytes.as_ptr(), bytes.len());
-                self.send_bytes(conn, kind, bytes, Send { trusted, ..how }, true)
+                self.conns.send_bytes(conn, kind, bytes, Send { trusted, ..how }, true)
             }
-            Payload::Owned(bytes) => self.send_owned_bytes(conn, kind, bytes, how, true),
+            Payload::Owned(bytes) => self.conns.send_owned_bytes(conn, kind, bytes, how, true),
         }
     }
 
@@ -252,139 +237,19 @@ impl Worker {
     /// for comes before it.
     #[cold]
     fn send_fragment(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
-        if self.with_open(conn, |_, open| open.over) != Some(false) {
+        if self.conns.with_open(conn, |_, open| open.over) != Some(false) {
             return WS_E_GONE;
         }
         if message_kind(kind).is_none() {
             return WS_E_INVALID;
         }
         let Some(running) = self.commands.begin_fragments(conn, kind) else { return WS_E_INVALID };
-        self.run_sends(conn);
+        self.conns.run_sends(conn);
         let result = self.send_payload(conn, kind, payload, flags);
         let is_begun = flags & WS_MORE != 0 && result == WS_OK || running != 0 && result != WS_OK;
         if !is_begun {
             self.commands.end_fragments(conn);
         }
         result
-    }
-
-    /// Sends bytes that are valid during this call only. `bounded`: not if the send queue is full.
-    pub fn send_bytes(&self, id: u64, kind: u32, bytes: &[u8], how: Send, bounded: bool) -> i32 {
-        let Some(message) = message_kind(kind) else { return WS_E_INVALID };
-        let core = &mut *self.core.borrow_mut();
-        let sent = self.sending(core, id, bounded, |proto, io| match bytes.len() {
-            LARGE.. => proto.send_header(message, bytes, how, io),
-            _ => proto.send(message, bytes, how, io).map(|()| false),
-        });
-        let counters = match sent {
-            Ok((false, counters)) => counters,
-            Ok((true, counters)) => {
-                let Some((conn, record)) = core.table.both(id) else { return WS_E_GONE };
-                write_early(conn, record, |queue, socket| {
-                    // A socket that fails is found out by the flush that follows.
-                    let taken = queue.write_before(socket, bytes).unwrap_or(0);
-                    queue.tail().extend_from_slice(bytes.get(taken..).unwrap_or_default());
-                });
-                counters
-            }
-            Err(result) => return result,
-        };
-        self.count_out(counters, id, bytes.len(), how.more);
-        WS_OK
-    }
-
-    /// Sends bytes that stay as they are until they are dropped.
-    pub fn send_owned_bytes(&self, id: u64, kind: u32, bytes: OwnedBytes, how: Send, bounded: bool) -> i32 {
-        let size = bytes.as_ref().len();
-        if size < LARGE {
-            return self.send_bytes(id, kind, bytes.as_ref(), how, bounded);
-        }
-        let Some(message) = message_kind(kind) else { return WS_E_INVALID };
-        let core = &mut *self.core.borrow_mut();
-        let send = |proto: &mut Connection, io: &mut Io| proto.send_header(message, bytes.as_ref(), how, io);
-        let counters = match self.sending(core, id, bounded, send) {
-            Ok((false, counters)) => counters,
-            Ok((true, counters)) => {
-                if let Some((queue, _)) = core.table.get(id).and_then(|conn| conn.queue_and_socket()) {
-                    queue.push_owned(bytes);
-                }
-                counters
-            }
-            Err(result) => return result,
-        };
-        self.count_out(counters, id, size, how.more);
-        WS_OK
-    }
-
-    /// Sends a Ping.
-    pub fn send_ping(&self, id: u64, payload: &[u8], bounded: bool) -> i32 {
-        let core = &mut *self.core.borrow_mut();
-        let sent = self.sending(core, id, bounded, |proto, io| proto.ping(payload, io));
-        sent.err().unwrap_or(WS_OK)
-    }
-
-    /// Runs with the protocol of a connection that can be sent to; what it appends goes out with the next flush. Also
-    /// returns what is counted for its handler.
-    fn sending<R>(
-        &self,
-        core: &mut Core,
-        id: u64,
-        bounded: bool,
-        send: impl FnOnce(&mut Connection, &mut Io) -> Result<R, SendError>,
-    ) -> Result<(R, &'static HandlerCounters), i32> {
-        let (conn, record) = core.table.both(id).ok_or(WS_E_GONE)?;
-        if bounded && self.is_full(id, conn, record) {
-            return Err(WS_E_FULL);
-        }
-        let limits = &self.config.limits;
-        let protocol = conn.protocol(self.now.get(), limits, &mut core.codecs, &mut core.queue_pool);
-        let (open, mut io) = protocol.filter(|(open, _)| !open.over).ok_or(WS_E_GONE)?;
-        let counters = open.counted.counters();
-        let sent = send(&mut open.proto, &mut io).map_err(send_result);
-        if !conn.dirty {
-            Worker::mark_dirty(core, id);
-        }
-        sent.map(|sent| (sent, counters))
-    }
-
-    fn count_out(&self, counters: &HandlerCounters, id: u64, size: usize, more: bool) {
-        counters.sent(size, !more);
-        self.access_log.sent(id, size, !more);
-    }
-}
-
-/// Writes in the middle of a callback. Should there be a crash, no Close frame can follow while that goes on, nor if
-/// it ends within a frame.
-fn write_early<R>(
-    conn: &mut Conn,
-    record: &mut Record,
-    write: impl FnOnce(&mut Queue, &Socket) -> R,
-) -> Option<R> {
-    let (queue, socket) = conn.queue_and_socket()?;
-    let stands = record.flags();
-    record.set_flags(stands & !flags::BOUNDARY);
-    let result = write(queue, socket);
-    if queue.is_at_start() {
-        record.set_flags(stands);
-    }
-    Some(result)
-}
-
-fn counted_of(conn: &Conn) -> u32 {
-    conn.queue.as_ref().map_or(0, |queue| queue.counted)
-}
-
-fn message_kind(kind: u32) -> Option<Kind> {
-    match kind {
-        WS_TEXT => Some(Kind::Text),
-        WS_BINARY => Some(Kind::Binary),
-        _ => None,
-    }
-}
-
-fn send_result(error: SendError) -> i32 {
-    match error {
-        SendError::Closing => WS_E_GONE,
-        SendError::NotUtf8 | SendError::TooLong | SendError::WrongKind | SendError::BadCode => WS_E_INVALID,
     }
 }

@@ -1,4 +1,4 @@
-//! What plugins may call: from the event loop and from foreign threads.
+//! Handlers, and what they may call: on the event loop and from threads of their own.
 
 pub mod foreign_host;
 pub mod handlers;

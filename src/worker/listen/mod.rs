@@ -1,4 +1,4 @@
-//! From the listening socket to an admitted socket.
+//! From the listening socket to an accepted one, and the limits that it has to pass.
 
-pub mod accept;
+pub mod acceptor;
 pub mod admission;

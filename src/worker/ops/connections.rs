@@ -1,78 +1,61 @@
-//! For operators (`wshd ctl`): the list of this worker's connections, and closing one of them. The list has a bound,
+//! For operators (`wshd ctl`): the list of this worker's connections. It has a bound,
 //! so that writing it does not hold the event loop up.
 
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
-
-use ::ws_handler::raw::WS_BY_HOST;
 
 use crate::ctl::answer::{Connection, seconds};
 use crate::ctl::request::Id;
 use crate::fleet::control::Report;
-use crate::fleet::scoreboard::Place;
-use crate::proto::ws::close;
+use crate::fleet::routes::Routes;
+use crate::fleet::scoreboard::{Place, Slot};
+use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::table::Phase;
-use crate::worker::{Core, Worker};
 
 /// Most connections in a list.
 const MAX_LINES: usize = 20_000;
 /// Most bytes of a list; resources can be long.
 const MAX_BYTES: usize = 4 << 20;
 
-impl Worker {
-    /// Writes the list into a file, and reports that.
-    pub fn list(&self, ticket: u64, file: Option<OwnedFd>) {
-        let (text, listed, left_out) = self.written_list();
+/// The connections of a worker, as operators see them.
+pub struct Listing {
+    /// All of them.
+    pub conns: &'static Conns,
+    /// What they are served by.
+    pub routes: Arc<Routes>,
+    /// Which worker this is.
+    pub slot: &'static Slot,
+    /// This process.
+    pub pid: i32,
+}
+
+impl Listing {
+    /// Writes the list into a file; what is to be reported of that.
+    pub fn write(&self, ticket: u64, file: Option<OwnedFd>) -> Report {
+        let (text, listed, left_out) = self.text();
         let written = file.map_or(Err(io::ErrorKind::InvalidInput.into()), |file| {
             File::from(file).write_all(text.as_slice())
         });
-        let report = match written {
+        match written {
             Ok(()) => Report::Listed { ticket, listed, left_out },
             Err(error) => {
-                log::error!("the list of connections: {error}");
+                log::error!("cannot write the list of connections: {error}");
                 Report::Listed { ticket, listed: 0, left_out: listed + left_out }
             }
-        };
-        self.report(report);
-    }
-
-    /// Begins to close a connection, and reports whether there is such a one.
-    pub fn close_by_order(&self, ticket: u64, conn: u64, code: u16) {
-        let state = match self.core.borrow_mut().table.get(conn).map(|conn| &conn.phase) {
-            Some(Phase::Open(open)) => Some((true, !open.is_closing() && !open.over)),
-            Some(Phase::Head(..) | Phase::Opening(..) | Phase::Reply(..)) => Some((false, true)),
-            Some(Phase::Linger(_)) | None => None,
-        };
-        let begun = match state {
-            Some((true, true)) if close::may_travel(code) => {
-                self.close(conn, Some(code), b"", WS_BY_HOST);
-                true
-            }
-            Some((false, true)) => {
-                self.drop_unopened(conn);
-                true
-            }
-            _ => false,
-        };
-        self.report(Report::Closing { ticket, begun });
-    }
-
-    fn report(&self, report: Report) {
-        if let Err(error) = self.control.send_report(report) {
-            log::warn!("to the supervisor: {error}");
         }
     }
 
     /// JSON objects with commas between, how many, and how many more there would be.
-    fn written_list(&self) -> (Vec<u8>, u64, u64) {
+    fn text(&self) -> (Vec<u8>, u64, u64) {
         let (mut text, mut listed, mut left_out) = (Vec::new(), 0, 0);
         let Place { pool, number } = self.slot.place();
-        let name = self.config.worker_name(pool, number);
+        let name = self.conns.config.worker_name(pool, number);
         let name = name.strip_prefix("worker ").unwrap_or(&name);
-        let core = &mut *self.core.borrow_mut();
+        let core = &mut *self.conns.core.borrow_mut();
         for id in core.table.ids() {
             let end = text.len();
             let has_room = (listed as usize) < MAX_LINES && end < MAX_BYTES;
@@ -121,7 +104,7 @@ impl Worker {
             protocol,
             compressed: phase != "request" && deflate != 0,
             age: seconds(Duration::from_nanos(
-                self.now.get().saturating_sub(u64::from(conn.since) * 1_000_000_000),
+                self.conns.life.now.get().saturating_sub(u64::from(conn.since) * 1_000_000_000),
             )),
             queued: conn.queued() as u64,
         })

@@ -1,4 +1,3 @@
-//! What operators see: access log, metrics, the list of connections.
+//! What operators see.
 
-pub mod access_log;
 pub mod connections;

@@ -1,4 +1,4 @@
-//! What kind of process this is: handlers loaded, zygote, a process for one connection.
+//! What kind of process this is.
 
-pub mod per_connection;
+pub mod start;
 pub mod zygote;

@@ -15,22 +15,10 @@ use crate::fleet::control::{Channel, Command, Report};
 use crate::fleet::inbox::Inbox;
 use crate::fleet::scoreboard::State;
 use crate::worker::host::handlers::Loaded;
-use crate::worker::{Start, run_loaded};
+use crate::worker::process::start::Start;
 
 /// What a child does first, in its slot: it comes under the supervisor, and takes a name.
 pub type Settle = dyn Fn(usize) -> io::Result<()>;
-
-/// Runs a parent until it is told to leave, and in its children a worker; returns the exit code of the process.
-pub fn run(start: Start, settle: &Settle) -> i32 {
-    match serve_forks(start, settle) {
-        Ok(None) => 0,
-        Ok(Some((child, loaded, ready))) => run_loaded(child, loaded, ready),
-        Err(error) => {
-            log::error!("parent: {error}");
-            1
-        }
-    }
-}
 
 /// The descriptors of a child, as far as they have come.
 #[derive(Default)]
@@ -41,7 +29,7 @@ struct Expected {
 }
 
 /// Returns in the parent when it is to leave, and in each child.
-fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Start, Loaded, Report)>> {
+pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Start, Loaded, Report)>> {
     // Connections come to the children only.
     start.txs.clear();
     let slot = start.scoreboard.slot(start.slot).ok_or(io::ErrorKind::NotFound)?;

@@ -1,5 +1,36 @@
-//! An open WebSocket: reading, delivering, writing, closing, deadlines.
+//! An open WebSocket: messages, closing, deadlines.
 
-pub mod close;
+pub mod closing;
 pub mod messages;
-pub mod read_control;
+pub mod opening;
+
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::worker::base::lifecycle::Lifecycle;
+use crate::worker::blocking::threads::Threads;
+use crate::worker::commands::queue::CommandQueue;
+use crate::worker::conn::connections::Conns;
+use crate::worker::host::handlers::Handlers;
+use crate::worker::host::loop_host::LoopHost;
+use crate::worker::listen::admission::Admission;
+
+/// What happens to open connections.
+pub struct Session {
+    /// The connections.
+    pub conns: &'static Conns,
+    /// Whom they are told about.
+    pub handlers: &'static Handlers,
+    /// What handlers call.
+    pub host: &'static LoopHost,
+    /// Threads of blocking handlers.
+    pub threads: &'static Threads,
+    /// What those leave for the loop.
+    pub commands: &'static CommandQueue,
+    /// Where refusals are counted.
+    pub admission: &'static Admission,
+    /// Limits and times.
+    pub config: Arc<Config>,
+    /// The time of this turn.
+    pub life: &'static Lifecycle,
+}

@@ -1,5 +1,76 @@
-//! Sends live connections to another process, and takes them up there.
+//! Sends live connections to another process, and takes them up there: balance, reload, upgrade, and what a crashed
+//! process has left in the inbox.
 
 pub mod detach;
 pub mod receive;
 pub mod send;
+
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::fleet::control::Channel;
+use crate::fleet::inbox::Inbox;
+use crate::fleet::routes::Routes;
+use crate::fleet::scoreboard::{Scoreboard, Slot};
+use crate::worker::base::lifecycle::Lifecycle;
+use crate::worker::base::metrics::Metrics;
+use crate::worker::blocking::threads::Threads;
+use crate::worker::commands::queue::CommandQueue;
+use crate::worker::conn::connections::Conns;
+use crate::worker::conn::handoff::{Arrivals, Shipment};
+use crate::worker::handshake::Handshakes;
+use crate::worker::host::handlers::Handlers;
+use crate::worker::listen::admission::Admission;
+use crate::worker::session::Session;
+use crate::worker::transfer::detach::Detaching;
+use crate::worker::transfer::send::Leaving;
+
+/// What moves connections between this process and others.
+pub struct Transfer {
+    /// The connections.
+    pub conns: &'static Conns,
+    /// Whom they are told about.
+    pub handlers: &'static Handlers,
+    /// What goes on with those that arrive open.
+    pub session: &'static Session,
+    /// What goes on with the others.
+    pub handshakes: &'static Handshakes,
+    /// Threads of blocking handlers.
+    pub threads: &'static Threads,
+    /// What other threads have left for connections.
+    pub commands: &'static CommandQueue,
+    /// What is counted.
+    pub metrics: &'static Metrics,
+    /// Where connections are counted by address.
+    pub admission: &'static Admission,
+    /// Limits and times.
+    pub config: Arc<Config>,
+    /// Which handler a path has.
+    pub routes: Arc<Routes>,
+    /// Time, and whether the worker is stopping.
+    pub life: &'static Lifecycle,
+    /// The slots of all workers.
+    pub scoreboard: &'static Scoreboard,
+    /// This worker's.
+    pub slot: &'static Slot,
+    /// This process.
+    pub pid: i32,
+    /// The pool that it belongs to.
+    pub pool: usize,
+    /// To the supervisor.
+    pub control: &'static Channel,
+    /// Where connections come from other workers.
+    pub inbox: Inbox,
+    /// By slot: where others are sent connections.
+    pub txs: RefCell<Vec<OwnedFd>>,
+    /// Connections that have come from another process and are not in the table yet.
+    pub arrivals: RefCell<&'static mut Arrivals>,
+    /// Room for connections on their way to another process.
+    pub shipment: RefCell<Box<Shipment>>,
+    /// Where connections are handed over to, once told so.
+    pub leaving: RefCell<Option<Leaving>>,
+    /// Blocking connections on their way to another process.
+    pub detaching: RefCell<Vec<Detaching>>,
+}

@@ -7,20 +7,22 @@ use std::sync::Arc;
 use ::ws_handler::raw::*;
 use socket2::Socket;
 
+use crate::fleet::control::Report;
 use crate::proto::http1::head::{self, Parsed};
 use crate::proto::ws::connection::Connection;
 use crate::proto::ws::deflate::codec::Deflate;
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::proto::ws::handshake;
-use crate::worker::Worker;
+use crate::worker::base::load::Arrival;
 use crate::worker::base::metrics::{NO_HANDLER, OpenCount};
 use crate::worker::conn::handoff::{Entry, Purpose};
 use crate::worker::conn::handshake::Request;
 use crate::worker::conn::record::{Record, flags};
-use crate::worker::conn::table::{Conn, NEVER, Open, Phase};
+use crate::worker::conn::table::{Conn, LINGER, NEVER, Open, Phase};
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
-use crate::worker::handshake::request::{LINGER, unavailable};
+use crate::worker::handshake::request::unavailable;
+use crate::worker::transfer::Transfer;
 
 /// What follows once all connections of a datagram are in the table.
 enum Next {
@@ -30,7 +32,7 @@ enum Next {
     Read,
 }
 
-impl Worker {
+impl Transfer {
     /// Takes up all connections that lie in this slot's inbox.
     pub fn empty_inbox(&self) {
         loop {
@@ -48,14 +50,14 @@ impl Worker {
             for (id, next) in moved {
                 match next {
                     Next::Read => self.read_arrived(id),
-                    Next::Open(handler) if self.stop_at.get().is_none() => self.notify_open(id, handler),
+                    Next::Open(handler) if !self.life.is_stopping() => self.session.notify_open(id, handler),
                     Next::Open(_) => {
                         // The handler never hears of it here.
-                        self.with_open(id, |_, open| open.silent = true);
-                        self.close(id, Some(1001), b"", WS_BY_HOST);
+                        self.conns.with_open(id, |_, open| open.silent = true);
+                        self.conns.close(id, Some(1001), b"", WS_BY_HOST);
                     }
                 }
-                self.flush(id);
+                self.conns.flush(id);
                 rescue::begin_work();
             }
         }
@@ -77,17 +79,34 @@ impl Worker {
 
     /// Goes on with what another process has read of a request.
     fn read_arrived(&self, id: u64) {
-        if let Some(record) = self.core.borrow_mut().table.record(id) {
+        if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
             record.set_flags(flags::TAKEN);
             record.forget_head();
         }
-        self.read_head(id, b"");
+        if let Some(elsewhere) = self.handshakes.read_head(id, b"") {
+            self.forward_request(id, &elsewhere);
+        }
+    }
+
+    /// Whether a connection that arrives is served here: the first one, where there may be one only.
+    fn admit(&self, purpose: Purpose) -> bool {
+        let load = &self.conns.load;
+        if purpose == Purpose::Linger && load.is_per_connection() {
+            return true;
+        }
+        let arrival = load.arrived();
+        if arrival == Arrival::Taken
+            && let Err(error) = self.control.send_report(Report::Taken)
+        {
+            log::error!("cannot report to the supervisor: {error}");
+        }
+        arrival != Arrival::Refused
     }
 
     /// Takes a connection up, without calling its handler; returns its id and what is to follow.
     fn take_up(&self, fd: OwnedFd, entry: &Entry) -> Option<(u64, Next)> {
         let socket = Socket::from(fd);
-        let admitted = entry.purpose == Purpose::Linger && self.per_connection.is_some() || self.admit();
+        let admitted = self.admit(entry.purpose);
         self.metrics.place.moved_in.add_shared(1);
         match entry.purpose {
             Purpose::Handshake => {
@@ -95,27 +114,28 @@ impl Worker {
                 let found = || (socket.peer_addr().ok().and_then(|address| address.as_socket()), false, 0);
                 let (peer, has_proxy_header, mark) =
                     known.map_or_else(found, |(peer, was_read, mark)| (peer.address(), was_read, mark));
-                let id = self.start_connection(socket, peer, self.admission.take_over(peer, mark))?;
+                let id =
+                    self.handshakes.start_connection(socket, peer, self.admission.take_over(peer, mark))?;
                 if !admitted {
-                    self.reply(id, unavailable("this process has its connection already"));
+                    self.conns.reply(id, unavailable("this process has its connection already"));
                     return None;
                 }
-                if has_proxy_header && let Some(record) = self.core.borrow_mut().table.record(id) {
+                if has_proxy_header && let Some(record) = self.conns.core.borrow_mut().table.record(id) {
                     record.set_proxy_header();
                     record.seal();
                 }
                 if entry.parts[2].is_empty() {
                     return None;
                 }
-                self.keep_head(id, entry.parts[2].to_vec());
+                self.conns.keep_head(id, entry.parts[2].to_vec());
                 Some((id, Next::Read))
             }
             Purpose::Linger => {
                 let raw = socket.as_raw_fd();
                 let mut conn = Conn::new(socket, NEVER);
-                conn.phase = Phase::Linger(self.now.get().saturating_add(LINGER));
-                if let Some(id) = self.add(conn) {
-                    if let Some(record) = self.core.borrow_mut().table.record(id) {
+                conn.phase = Phase::Linger(self.life.now.get().saturating_add(LINGER));
+                if let Some(id) = self.conns.add(conn) {
+                    if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
                         // For the access log. Of one that pointed to more nothing is known.
                         record.import(entry.block, entry.parts);
                         record.mark = self.admission.take_over(record.peer.address(), record.mark).keep();
@@ -124,8 +144,8 @@ impl Worker {
                         record.seal();
                         record.set_flags(flags::TAKEN);
                     }
-                    self.log_cut(id);
-                    self.arm(id);
+                    self.conns.log(id, |log, record, _| log.cut(id, record));
+                    self.conns.arm(id);
                 }
                 None
             }
@@ -136,11 +156,11 @@ impl Worker {
     }
 
     /// Goes on with a WebSocket that another process had.
-    fn resume_moved(&self, socket: Socket, entry: &Entry) -> Option<(u64, u16)> {
+    pub fn resume_moved(&self, socket: Socket, entry: &Entry) -> Option<(u64, u16)> {
         let raw = socket.as_raw_fd();
-        let id = self.add(Conn::new(socket, NEVER))?;
+        let id = self.conns.add(Conn::new(socket, NEVER))?;
         let known = {
-            let core = &mut *self.core.borrow_mut();
+            let core = &mut *self.conns.core.borrow_mut();
             core.table.record(id).and_then(|record| {
                 record.import(entry.block, entry.parts).then(|| {
                     record.mark = self.admission.take_over(record.peer.address(), record.mark).keep();
@@ -161,7 +181,7 @@ impl Worker {
         };
         let Some((handler, deflate)) = known else {
             log::error!("inbox: a damaged record; its connection is cut");
-            self.remove(id);
+            self.conns.remove(id);
             return None;
         };
         let Some(route) = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler))) else {
@@ -169,8 +189,8 @@ impl Worker {
             return None;
         };
         let (handler, flags) = (handler.unwrap_or_default(), route.flags);
-        if self.pool_of(handler) != self.pool {
-            if !self.forward_arrived(id, self.pool_of(handler)) {
+        if self.handlers.pool_of(handler) != self.pool {
+            if !self.forward_arrived(id, self.handlers.pool_of(handler)) {
                 self.close_arrived(id, handler, deflate, 1012);
             }
             return None;
@@ -181,18 +201,20 @@ impl Worker {
         }
         let request = (!entry.parts[2].is_empty()).then(|| self.read_kept(entry.parts[2])).flatten();
         {
-            let core = &mut *self.core.borrow_mut();
+            let core = &mut *self.conns.core.borrow_mut();
             if let (Some(request), Some(record)) = (&request, core.table.record(id)) {
                 record.set_head(request.head.as_bytes());
                 record.seal();
             }
             let conn = core.table.get(id)?;
-            let protocol = Connection::new(self.now.get(), deflate, flags & WS_STREAM != 0);
+            let protocol = Connection::new(self.life.now.get(), deflate, flags & WS_STREAM != 0);
             let mut open = Open::new(protocol, OpenCount::new(self.metrics.of(handler)));
             if request.is_some() {
                 open.extra().request = request;
             }
-            self.set_pace(&mut open);
+            if let Some(limit) = self.admission.rate_limit() {
+                open.extra().pace = Some(limit);
+            }
             conn.handler = handler;
             conn.phase = Phase::Open(open);
             if let Some(record) = core.table.record(id) {
@@ -200,31 +222,31 @@ impl Worker {
                 record.seal();
             }
         }
-        self.log_open(id, false);
+        self.conns.log_open(id, false);
         self.commands.set_open(id, handler);
         // From here on it can move again.
-        self.flush(id);
+        self.conns.flush(id);
         Some((id, handler))
     }
 
     /// Closes a connection that arrived and that no handler here serves.
-    fn close_arrived(&self, id: u64, handler: u16, deflate: Option<Deflate>, code: u16) {
-        self.log_open(id, false);
+    pub fn close_arrived(&self, id: u64, handler: u16, deflate: Option<Deflate>, code: u16) {
+        self.conns.log_open(id, false);
         {
-            let core = &mut *self.core.borrow_mut();
+            let core = &mut *self.conns.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
-            let protocol = Connection::new(self.now.get(), deflate, false);
+            let protocol = Connection::new(self.life.now.get(), deflate, false);
             let mut open = Open::new(protocol, OpenCount::new(self.metrics.of(handler)));
             open.silent = true;
             conn.handler = handler;
             conn.phase = Phase::Open(open);
         }
-        self.close(id, Some(code), b"", WS_BY_HOST);
-        self.flush(id);
+        self.conns.close(id, Some(code), b"", WS_BY_HOST);
+        self.conns.flush(id);
     }
 
     /// The request of a connection whose handler keeps it.
-    fn read_kept(&self, bytes: &[u8]) -> Option<Arc<Request>> {
+    pub fn read_kept(&self, bytes: &[u8]) -> Option<Arc<Request>> {
         let Ok(Parsed::Head { head, .. }) = head::parse(bytes, &self.config.head) else { return None };
         let opening = handshake::check(&head).ok()?;
         Some(Arc::new(Request::new(head, opening)))

@@ -9,15 +9,14 @@ use std::sync::atomic::Ordering;
 use ::ws_handler::raw::*;
 
 use crate::ffi::host::Callback;
-use crate::fleet::control::Report;
 use crate::fleet::scoreboard::{Slot, State};
-use crate::worker::Worker;
 use crate::worker::conn::handoff::Purpose;
 use crate::worker::conn::record::flags;
 use crate::worker::conn::table::Phase;
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
-use crate::worker::handshake::request::unavailable;
+use crate::worker::handshake::request::{Elsewhere, unavailable};
+use crate::worker::transfer::Transfer;
 
 /// How often (ns) connections that could not move yet are looked at again: at first, and after [`SOON`].
 const AGAIN: u64 = 20_000_000;
@@ -33,6 +32,8 @@ pub struct Leaving {
     to: Option<&'static Slot>,
     /// When it began.
     since: u64,
+    /// When to look next for connections that can move.
+    look_at: u64,
     /// Connections that can not move, or not yet, and whose handlers know.
     told: HashSet<u64>,
     /// Since when there is no connection; handlers' threads may still be there.
@@ -41,10 +42,17 @@ pub struct Leaving {
     closing: BTreeMap<(u64, u64), u64>,
 }
 
-impl Worker {
+impl Leaving {
+    /// When something is to be done.
+    fn next(&self) -> u64 {
+        self.closing.keys().next().map_or(self.look_at, |(at, _)| self.look_at.min(*at))
+    }
+}
+
+impl Transfer {
     /// Moves up to `count` connections to another slot.
     pub fn rebalance(&self, to: usize, count: usize) {
-        if self.leaving.borrow().is_some() || self.stop_at.get().is_some() {
+        if self.is_leaving() || self.life.is_stopping() {
             return;
         }
         // It may have been told to leave since.
@@ -54,19 +62,21 @@ impl Worker {
         if self.tx_to(Some(to)).is_none() {
             return log::error!("the inbox of slot {to} is not known");
         }
-        let ids = self.core.borrow().table.ids();
+        let ids = self.conns.ids();
         let moved = self.send_away(&ids, Some(to), count);
         log::debug!("{moved} connections moved to slot {to}");
     }
 
     /// Hands a request over to the least loaded worker of the pool that serves it, with what was read of it.
-    pub fn forward_request(&self, id: u64, handler: u16, read: &[u8]) {
-        let pool = self.pool_of(handler);
+    pub fn forward_request(&self, id: u64, Elsewhere { pool, read }: &Elsewhere<'_>) {
+        let pool = *pool;
         let Some((slot, tx)) = self.least_loaded(pool) else {
-            return self.reply(id, unavailable("no process of the pool that serves this resource is free"));
+            return self
+                .conns
+                .reply(id, unavailable("no process of the pool that serves this resource is free"));
         };
         let packed = {
-            let core = &mut *self.core.borrow_mut();
+            let core = &mut *self.conns.core.borrow_mut();
             core.table.record(id).is_some_and(|record| {
                 // SAFETY: the record stays in place until it is sent below, and `read` is borrowed until then.
                 unsafe { self.shipment.borrow_mut().add_handshake(record, record.fd, read) }
@@ -74,13 +84,13 @@ impl Worker {
         };
         if !packed || !self.forward(tx.as_raw_fd(), id) {
             self.release_claim(slot, pool);
-            self.reply(id, unavailable("the pool that serves this resource does not keep up"));
+            self.conns.reply(id, unavailable("the pool that serves this resource does not keep up"));
         }
     }
 
     /// The least loaded worker of a pool and its inlet; in a pool with a process for each connection one that waits,
     /// which is reserved.
-    fn least_loaded(&self, pool: usize) -> Option<(&'static Slot, OwnedFd)> {
+    pub fn least_loaded(&self, pool: usize) -> Option<(&'static Slot, OwnedFd)> {
         let slots = self.scoreboard.slots().iter().enumerate();
         let slots = slots.filter(|(_, slot)| usize::from(slot.place().pool) == pool);
         // What lies in the inbox of a worker that is starting is taken up as soon as it is ready.
@@ -108,7 +118,7 @@ impl Worker {
     }
 
     /// The worker that was found for a connection does not get it.
-    fn release_claim(&self, slot: &Slot, pool: usize) {
+    pub fn release_claim(&self, slot: &Slot, pool: usize) {
         if self.config.pools.get(pool).is_some_and(|pool| pool.children.is_some()) {
             slot.release();
         }
@@ -123,36 +133,30 @@ impl Worker {
         sent
     }
 
-    /// Begins to hand all connections over to another slot, or to the inbox with this inlet, and to leave.
-    pub fn migrate(&self, to: usize, tx: Option<OwnedFd>) {
+    /// Where connections for this slot go, and whose inbox that is: `tx` if it came with the order (it leads to another
+    /// server), else what is known of the slot.
+    pub fn target(&self, to: usize, tx: Option<OwnedFd>) -> Option<(OwnedFd, Option<&'static Slot>)> {
         let slot = self.scoreboard.slot(to).filter(|_| tx.is_none());
         let known = || self.txs.borrow().get(to).and_then(|tx| tx.try_clone().ok());
-        let Some(tx) = tx.or_else(known) else {
-            return log::error!("told to hand over to slot {to}, whose inbox is not known");
-        };
-        self.move_all(Some(tx), slot);
+        Some((tx.or_else(known)?, slot))
     }
 
-    /// Begins to leave: connections go where the inlet leads to; those that can not are closed in the time that their
-    /// handlers have.
-    pub fn move_all(&self, tx: Option<OwnedFd>, slot: Option<&'static Slot>) {
-        if self.leaving.borrow().is_some() || self.stop_at.get().is_some() {
-            return;
-        }
-        // What has been accepted goes along.
-        self.stop_accepting();
-        self.slot.set_state(State::Stopping);
-        if let Err(error) = self.control.send_report(Report::Leaving) {
-            log::error!("to the supervisor: {error}");
-        }
-        let since = self.now.get();
-        if let Some(slot) = slot {
+    /// Whether this worker is leaving.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.borrow().is_some()
+    }
+
+    /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers have.
+    pub fn begin_leaving(&self, tx: Option<OwnedFd>, to: Option<&'static Slot>) {
+        if let Some(slot) = to {
             slot.crash.begin_sending(self.pid);
         }
+        let since = self.life.now.get();
         *self.leaving.borrow_mut() = Some(Leaving {
             tx,
-            to: slot,
+            to,
             since,
+            look_at: since,
             told: HashSet::new(),
             empty_since: None,
             closing: BTreeMap::new(),
@@ -165,8 +169,8 @@ impl Worker {
         let Some(since) = self.leaving.borrow().as_ref().and_then(|leaving| leaving.empty_since) else {
             return false;
         };
-        let is_late = self.now.get() >= since.saturating_add(self.config.stop_time);
-        !self.slot.crash.is_sending() && (self.threads.get() == 0 || is_late)
+        let is_late = self.life.now.get() >= since.saturating_add(self.config.stop_time);
+        !self.slot.crash.is_sending() && (self.threads.running() == 0 || is_late)
     }
 
     /// Nothing is handed over any more: those that are left are closed here.
@@ -178,7 +182,7 @@ impl Worker {
 
     /// The inlet of another slot's inbox.
     pub fn learn_tx(&self, slot: usize, tx: Option<OwnedFd>) {
-        if self.per_connection.is_some() {
+        if self.conns.load.is_per_connection() {
             return; // it has nothing to send
         }
         let mut txs = self.txs.borrow_mut();
@@ -192,8 +196,8 @@ impl Worker {
     }
 
     /// Tells a handler that the server wants a connection to end.
-    fn drain(&self, id: u64) {
-        let left = self.with_open(id, |handler, open| {
+    pub fn drain(&self, id: u64) {
+        let left = self.conns.with_open(id, |handler, open| {
             (!open.is_closing() && !open.over).then(|| (handler, open.channel().cloned()))
         });
         match left.flatten() {
@@ -201,9 +205,9 @@ impl Worker {
             Some((_, Some(channel))) if channel.is_resumable() => {}
             Some((_, Some(channel))) => channel.drain(),
             Some((handler, None)) => {
-                let Some(service) = self.service(handler) else { return };
+                let Some(service) = self.handlers.service(handler) else { return };
                 if service.handler.has(Callback::Drain) {
-                    self.call_about(handler, Callback::Drain, id, || service.handler.drain(id));
+                    self.handlers.call_about(handler, Callback::Drain, id, || service.handler.drain(id));
                 }
             }
             None => {}
@@ -212,26 +216,24 @@ impl Worker {
 
     /// When to look again, while connections are being handed over.
     pub fn next_migration(&self) -> Option<u64> {
-        let now = self.now.get();
-        let leaving = self.leaving.borrow();
-        let Some(Leaving { since, closing, .. }) = leaving.as_ref() else {
-            let detaching = !self.detaching.borrow().is_empty();
-            return detaching.then(|| now.saturating_add(AGAIN));
-        };
-        let again = now.saturating_add(if now.saturating_sub(*since) < SOON { AGAIN } else { LATER });
-        Some(closing.keys().next().map_or(again, |(at, _)| again.min(*at)))
+        match self.leaving.borrow().as_ref() {
+            Some(leaving) => Some(leaving.next()),
+            None if self.detaching.borrow().is_empty() => None,
+            None => Some(self.life.now.get().saturating_add(AGAIN)),
+        }
     }
 
-    /// Hands over what has become movable; what has not is closed with 1012 when its time is over.
+    /// Hands over what has become movable; what has not is closed with 1012 when its time is over. Looks at all
+    /// connections now and then only: a turn of the loop costs no more for those that are left.
     pub fn migrate_more(&self) {
-        if self.leaving.borrow().is_none() {
+        let now = self.life.now.get();
+        if self.leaving.borrow().as_ref().is_none_or(|leaving| now < leaving.next()) && !self.has_emptied() {
             return;
         }
-        let ids = self.core.borrow().table.ids();
-        self.send_away(&ids, None, usize::MAX);
-        let left = self.core.borrow().table.ids();
-        let now = self.now.get();
+        self.send_away(&self.conns.ids(), None, usize::MAX);
+        let left = self.conns.ids();
         if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
+            leaving.look_at = now + if now.saturating_sub(leaving.since) < SOON { AGAIN } else { LATER };
             leaving.empty_since = left.is_empty().then(|| leaving.empty_since.unwrap_or(now));
         }
         self.announce_end(&left);
@@ -241,15 +243,21 @@ impl Worker {
             closing.first_entry().filter(|first| first.key().0 <= now).map(|first| first.remove())
         };
         while let Some(id) = due() {
-            self.close(id, Some(1012), b"", WS_BY_HOST);
+            self.conns.close(id, Some(1012), b"", WS_BY_HOST);
         }
+    }
+
+    /// Whether the last connection has gone since the last look.
+    fn has_emptied(&self) -> bool {
+        let is_noted = |leaving: &Leaving| leaving.empty_since.is_some();
+        self.leaving.borrow().as_ref().is_some_and(|leaving| !is_noted(leaving)) && self.conns.len() == 0
     }
 
     /// Tells the handlers of connections that can not move, or not yet, and spreads their ends over the time that
     /// they have.
-    fn announce_end(&self, ids: &[u64]) {
+    pub fn announce_end(&self, ids: &[u64]) {
         let is_open =
-            |id: &u64| self.with_open(*id, |handler, open| (!open.over).then_some(handler)).flatten();
+            |id: &u64| self.conns.with_open(*id, |handler, open| (!open.over).then_some(handler)).flatten();
         let is_told =
             |id: &u64| self.leaving.borrow().as_ref().is_none_or(|leaving| leaving.told.contains(id));
         let open = ids.iter().filter(|id| !is_told(id)).filter_map(|id| Some((*id, is_open(id)?)));
@@ -260,9 +268,9 @@ impl Worker {
                 let route = self.routes.handlers().get(usize::from(handler));
                 if let Some(time) = route.and_then(|route| self.config.drain_time(&route.resource)) {
                     // One that can move once its thread comes back has all of the time.
-                    let part = if self.is_resumable(id) { open.len() } else { index + 1 };
+                    let part = if self.conns.is_resumable(id) { open.len() } else { index + 1 };
                     let share = u128::from(time) * part as u128 / open.len() as u128;
-                    let at = self.now.get().saturating_add(share as u64);
+                    let at = self.life.now.get().saturating_add(share as u64);
                     leaving.closing.insert((at, id), id);
                 }
             }
@@ -272,7 +280,7 @@ impl Worker {
     }
 
     /// The inlet for connections that go to a slot, or `None` for where all of them go.
-    fn tx_to(&self, to: Option<usize>) -> Option<RawFd> {
+    pub fn tx_to(&self, to: Option<usize>) -> Option<RawFd> {
         match (&*self.leaving.borrow(), to) {
             (Some(leaving), _) => leaving.tx.as_ref().map(|tx| tx.as_raw_fd()),
             (None, to) => self.txs.borrow().get(to?).map(|tx| tx.as_raw_fd()),
@@ -321,8 +329,8 @@ impl Worker {
     }
 
     /// How a connection can move; `None`: not now.
-    fn purpose_of(&self, id: u64) -> Option<Purpose> {
-        let core = &mut *self.core.borrow_mut();
+    pub fn purpose_of(&self, id: u64) -> Option<Purpose> {
+        let core = &mut *self.conns.core.borrow_mut();
         let record = core.table.record(id)?;
         if record.flags() & flags::FRESH != 0 {
             return Some(Purpose::Handshake);
@@ -332,8 +340,8 @@ impl Worker {
 
     /// Tells the handler that the connection goes on elsewhere; false if that made it immovable. From here on it is over
     /// for calls, also from callbacks of others that are let go: what is packed must stay as it is.
-    fn detach(&self, id: u64) -> bool {
-        let known = self.with_open(id, |handler, open| (!open.over).then_some((handler, open.silent)));
+    pub fn detach(&self, id: u64) -> bool {
+        let known = self.conns.with_open(id, |handler, open| (!open.over).then_some((handler, open.silent)));
         let Some((handler, silent)) = known.flatten() else { return false };
         if !self.commands.set_gone_if_quiet(id) {
             return false;
@@ -341,17 +349,20 @@ impl Worker {
         if silent {
             return true; // its thread has let go of it
         }
-        self.with_open(id, |_, open| open.over = true);
-        if let Some(service) = self.service(handler).filter(|service| service.handler.has(Callback::Close)) {
-            self.call_about(handler, Callback::Close, id, || service.handler.close(id, WS_BY_MOVE, 0));
+        self.conns.with_open(id, |_, open| open.over = true);
+        if let Some(service) =
+            self.handlers.service(handler).filter(|service| service.handler.has(Callback::Close))
+        {
+            self.handlers
+                .call_about(handler, Callback::Close, id, || service.handler.close(id, WS_BY_MOVE, 0));
         }
         true
     }
 
     /// The connection could not be sent: it goes on here, as if it had come from elsewhere.
-    fn keep(&self, id: u64) {
+    pub fn keep(&self, id: u64) {
         let handler = {
-            let core = &mut *self.core.borrow_mut();
+            let core = &mut *self.conns.core.borrow_mut();
             if let Some(record) = core.table.record(id) {
                 record.set_resumed();
                 record.seal();
@@ -362,12 +373,12 @@ impl Worker {
             }
         };
         self.commands.set_open(id, handler);
-        self.with_open(id, |_, open| (open.user, open.over) = (std::ptr::null_mut(), false));
-        self.notify_open(id, handler);
+        self.conns.with_open(id, |_, open| (open.user, open.over) = (std::ptr::null_mut(), false));
+        self.session.notify_open(id, handler);
     }
 
-    fn pack(&self, id: u64, purpose: Purpose) -> bool {
-        let core = &mut *self.core.borrow_mut();
+    pub fn pack(&self, id: u64, purpose: Purpose) -> bool {
+        let core = &mut *self.conns.core.borrow_mut();
         let Some(record) = core.table.record(id) else { return false };
         // SAFETY: records stay in place; this one is cleared only after the shipment was sent or emptied.
         unsafe { self.shipment.borrow_mut().add(record, record.fd, purpose) }
@@ -385,7 +396,7 @@ impl Worker {
     /// Sends the connections that were packed; they are unpacked in any case.
     fn ship(&self, tx: RawFd, ids: &[u64]) -> bool {
         let mut shipment = self.shipment.borrow_mut();
-        let core = &mut *self.core.borrow_mut();
+        let core = &mut *self.conns.core.borrow_mut();
         uninterrupted(|| {
             // SAFETY: all that was packed is still in the table, with its descriptors open.
             let sent = unsafe { shipment.send(tx) }.is_ok();
@@ -398,17 +409,17 @@ impl Worker {
         })
     }
 
-    fn forget_moved(&self, id: u64) {
+    pub fn forget_moved(&self, id: u64) {
         self.metrics.place.moved_out.add_shared(1);
         // The socket lives on elsewhere, so that closing it here would leave it watched (epoll(7)).
-        if let Some(conn) = self.core.borrow_mut().table.get(id) {
-            self.poll.forget(&conn.socket);
+        if let Some(conn) = self.conns.core.borrow_mut().table.get(id) {
+            self.conns.poll.forget(&conn.socket);
         }
-        if let Some(record) = self.core.borrow_mut().table.record(id) {
+        if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
             record.mark = 0; // it is the receiver's now
         }
-        self.log_moved(id);
-        self.remove(id);
+        self.conns.log(id, |log, record, now| log.moved(id, record, now));
+        self.conns.remove(id);
     }
 }
 

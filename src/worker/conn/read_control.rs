@@ -1,16 +1,18 @@
 //! Reading from a connection pauses for reasons and goes on when the last one has gone; epoll watches for what is wanted.
 //! Nothing is read or written here.
 
-use crate::worker::Worker;
 use crate::worker::base::poll::{ARRIVALS, READABLE, WRITABLE};
-use crate::worker::conn::table::{Conn, Pause};
+use crate::worker::conn::connections::Conns;
+use crate::worker::conn::record::flags;
+use crate::worker::conn::table::{Conn, Pause, Phase};
+use crate::worker::conn::turn::QUEUED;
 
-impl Worker {
+impl Conns {
     /// Stops reading for a reason.
     pub fn pause(&self, id: u64, reason: Pause) {
         let core = &mut *self.core.borrow_mut();
         let Some(conn) = core.table.get(id) else { return };
-        conn.set_pause(reason, true, self.now.get());
+        conn.set_pause(reason, true, self.life.now.get());
         self.watch_conn(id, conn);
     }
 
@@ -18,7 +20,7 @@ impl Worker {
     pub fn resume(&self, id: u64, reason: Pause) {
         let core = &mut *self.core.borrow_mut();
         let Some(conn) = core.table.get(id) else { return };
-        if conn.set_pause(reason, false, self.now.get()) {
+        if conn.set_pause(reason, false, self.life.now.get()) {
             self.watch_conn(id, conn);
             if conn.has_unread() {
                 core.turns.join(id, conn);
@@ -34,6 +36,44 @@ impl Worker {
             self.resume(id, Pause::Handler);
             self.arm(id);
         }
+    }
+
+    /// Has what came with the request processed.
+    pub fn go_on_reading(&self, id: u64) {
+        let core = &mut *self.core.borrow_mut();
+        if let Some(conn) = core.table.get(id).filter(|conn| conn.has_unread()) {
+            core.turns.join(id, conn);
+        }
+    }
+
+    /// More of a request head has to come.
+    pub fn keep_head(&self, id: u64, read: Vec<u8>) {
+        let core = &mut *self.core.borrow_mut();
+        if let Some(record) = core.table.record(id) {
+            record.set_head(&read);
+            record.seal();
+            record.set_flags(flags::TAKEN | flags::FRESH);
+        }
+        if let Some(Conn { phase: Phase::Head(bytes, _), .. }) = core.table.get(id) {
+            *bytes = read;
+        }
+    }
+
+    /// Whether a connection that can be written to has to wait for its turn.
+    pub fn writes_in_turn(&self, id: u64) -> bool {
+        let core = &mut *self.core.borrow_mut();
+        let Some(conn) = core.table.get(id) else { return false };
+        let waits = !conn.turn.is_at_once() || conn.queued() > QUEUED;
+        if waits {
+            core.turns.join(id, conn);
+            self.watch_conn(id, conn);
+        }
+        waits
+    }
+
+    /// Whether a connection is in the line.
+    pub fn is_waiting(&self, id: u64) -> bool {
+        self.core.borrow_mut().table.get(id).is_some_and(|conn| conn.turn.is_waiting())
     }
 
     /// Has epoll watch for what is wanted now.
@@ -62,7 +102,7 @@ impl Worker {
     }
 
     #[inline(never)]
-    fn watch_for(&self, id: u64, conn: &mut Conn, wanted: u8) {
+    pub fn watch_for(&self, id: u64, conn: &mut Conn, wanted: u8) {
         conn.watched = wanted;
         if let Err(error) = self.poll.watch(&conn.socket, id, wanted) {
             log::error!("connection {id:x}: epoll: {error}");

@@ -20,18 +20,12 @@ use std::time::Duration;
 use nix::errno::Errno;
 use socket2::{SockRef, Socket};
 
-use crate::fleet::addresses::Refusal;
 use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::{Scoreboard, Slot, State, now};
-use crate::worker::Worker;
-use crate::worker::base::poll::Poll;
-use crate::worker::crash::rescue;
-use crate::worker::crash::signals::uninterrupted;
-use crate::worker::event_loop::LISTENER;
-use crate::worker::listen::admission;
+use crate::worker::base::poll::{LISTENER, Poll};
 
 /// Connections accepted at a time: others have their turn in between.
-const AT_A_TIME: usize = 16;
+pub const AT_A_TIME: usize = 16;
 /// How often (ns) to accept until there is nothing left.
 const ALL: u64 = 1_000_000;
 /// How often (ns) to look for connections that nobody has called for.
@@ -49,7 +43,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 pub struct Acceptor {
     sockets: Vec<ListenSocket>,
     poll: &'static Poll,
-    share: Share,
+    /// How much of all connections this worker takes.
+    pub share: Share,
     state: Mutex<AcceptState>,
     changed: Condvar,
     /// When the loop last looked for itself, and when it last tried to accept all; ns.
@@ -76,10 +71,10 @@ enum AcceptState {
 impl Acceptor {
     /// Not open yet: its [doorkeeper](Self::keep) will open it.
     pub fn new(listeners: &[Arc<Listener>], poll: &'static Poll, share: Share) -> Self {
-        let socket_of =
+        let socket =
             |listener: &Arc<Listener>| ListenSocket { listener: Arc::clone(listener), failed: false.into() };
         Self {
-            sockets: listeners.iter().map(socket_of).collect(),
+            sockets: listeners.iter().map(socket).collect(),
             poll,
             share,
             state: Mutex::new(AcceptState::Paused(Duration::ZERO)),
@@ -126,11 +121,11 @@ impl Acceptor {
             return;
         }
         *state = AcceptState::Accepting;
-        for (socket_of, token) in self.sockets.iter().zip(LISTENER..) {
-            if !socket_of.failed.load(Ordering::Relaxed)
-                && let Err(error) = self.poll.add_shared(&*socket_of.listener, token)
+        for (socket, token) in self.sockets.iter().zip(LISTENER..) {
+            if !socket.failed.load(Ordering::Relaxed)
+                && let Err(error) = self.poll.add_shared(&*socket.listener, token)
             {
-                log::warn!("{}: epoll: {error}; trying again", socket_of.listener.address);
+                log::warn!("{}: epoll: {error}; trying again", socket.listener.address);
                 self.empty_poll();
                 *state = AcceptState::Paused(RETRY_AFTER);
                 return;
@@ -159,7 +154,76 @@ impl Acceptor {
     }
 
     fn empty_poll(&self) {
-        self.sockets.iter().for_each(|socket_of| self.poll.forget(&*socket_of.listener));
+        self.sockets.iter().for_each(|socket| self.poll.forget(&*socket.listener));
+    }
+
+    /// How many sockets there are.
+    pub fn sockets(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// Whether the sockets are in the poll.
+    pub fn is_accepting(&self) -> bool {
+        self.is(AcceptState::Accepting)
+    }
+
+    /// Whether it is time to accept although nobody was woken. [event loop]
+    pub fn is_poll_due(&self, now: u64) -> bool {
+        let is_due = now.saturating_sub(self.looked.load(Ordering::Relaxed)) >= LOOK;
+        if is_due {
+            self.looked.store(now, Ordering::Relaxed);
+        }
+        is_due
+    }
+
+    /// How many connections to accept in a turn of the loop with so many events. Where there is none left, accept4
+    /// takes as long as where there is one: so in short turns a few, which are likely to be there. [event loop]
+    pub fn budget(&self, events: usize, now: u64) -> usize {
+        if now.saturating_sub(self.tried_all.load(Ordering::Relaxed)) < ALL {
+            return (events / 4).clamp(1, AT_A_TIME);
+        }
+        self.tried_all.store(now, Ordering::Relaxed);
+        AT_A_TIME
+    }
+
+    /// The next connection that waits at a socket, and the peer's address if that is one of IP. [event loop]
+    pub fn accept(&self, number: usize) -> Option<(Socket, Option<SocketAddr>)> {
+        if self.is(AcceptState::Closed) {
+            return None;
+        }
+        let socket = self.sockets.get(number)?;
+        let address = &socket.listener.address;
+        for _ in 0..AT_A_TIME {
+            match accept(&socket.listener) {
+                Ok(accepted) => return Some(accepted),
+                Err(Errno::EAGAIN) => return None,
+                // accept(2): errors of the connection that was waiting, not of the socket.
+                Err(Errno::EINTR | Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM | Errno::ENETDOWN) => {}
+                Err(Errno::ENOPROTOOPT | Errno::EHOSTDOWN | Errno::ENONET | Errno::EHOSTUNREACH) => {}
+                Err(Errno::EOPNOTSUPP | Errno::ENETUNREACH) => {}
+                Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)) => {
+                    log::warn!("accept on {address}: {error}; trying again");
+                    self.hold(RETRY_AFTER);
+                    return None;
+                }
+                Err(error) => {
+                    log::error!("accept on {address}: {error}; this worker accepts no more there");
+                    socket.failed.store(true, Ordering::Relaxed);
+                    self.poll.forget(&*socket.listener);
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether this worker may take one more; if not, it accepts no more until it may. [event loop]
+    pub fn may_go_on(&self) -> bool {
+        let may = self.share.may_take();
+        if !may {
+            self.hold(Duration::ZERO);
+        }
+        may
     }
 
     fn is(&self, state: AcceptState) -> bool {
@@ -184,6 +248,11 @@ pub struct Share {
 }
 
 impl Share {
+    /// Whether half of this worker's room is taken.
+    pub fn is_half_full(&self) -> bool {
+        load(self.slot) >= self.connections / 2
+    }
+
     /// Whether this worker may take a connection.
     fn may_take(&self) -> bool {
         let siblings = self.scoreboard.slots().iter().enumerate();
@@ -192,99 +261,6 @@ impl Share {
         let others = siblings.filter(|(index, _)| *index != self.index).map(|(_, other)| other);
         let others = others.filter(|other| serves(other)).map(load);
         may_accept(load(self.slot), self.connections, others)
-    }
-}
-
-impl Worker {
-    /// How many connections to accept in a turn of the loop with so many events. Where there is none left, accept4
-    /// takes as long as where there is one: so in short turns a few, which are likely to be there.
-    pub fn accept_budget(&self, events: usize) -> usize {
-        let (now, tried) = (self.now.get(), self.acceptor.tried_all.load(Ordering::Relaxed));
-        if now.saturating_sub(tried) < ALL {
-            return (events / 4).clamp(1, AT_A_TIME);
-        }
-        self.acceptor.tried_all.store(now, Ordering::Relaxed);
-        AT_A_TIME
-    }
-
-    /// Connections wait at the listening socket with this number: accepts so many, if this worker may have them.
-    pub fn accept_from(&self, number: usize, most: usize) {
-        if self.acceptor.is(AcceptState::Closed) {
-            return;
-        }
-        let Some(socket_of) = self.acceptor.sockets.get(number) else { return };
-        let address = &socket_of.listener.address;
-        for _ in 0..most {
-            rescue::begin_work();
-            let admit = |(socket, peer)| self.admit_socket(socket, peer);
-            match uninterrupted(|| accept(&socket_of.listener).map(admit)) {
-                Ok(()) => {}
-                Err(Errno::EAGAIN) => return,
-                // accept(2): errors of the connection that was waiting, not of the socket.
-                Err(Errno::EINTR | Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM | Errno::ENETDOWN) => {}
-                Err(Errno::ENOPROTOOPT | Errno::EHOSTDOWN | Errno::ENONET | Errno::EHOSTUNREACH) => {}
-                Err(Errno::EOPNOTSUPP | Errno::ENETUNREACH) => {}
-                Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)) => {
-                    log::warn!("accept on {address}: {error}; trying again");
-                    return self.acceptor.hold(RETRY_AFTER);
-                }
-                Err(error) => {
-                    log::error!("accept on {address}: {error}; this worker accepts no more there");
-                    socket_of.failed.store(true, Ordering::Relaxed);
-                    return self.poll.forget(&*socket_of.listener);
-                }
-            }
-            if !self.acceptor.share.may_take() {
-                return self.acceptor.hold(Duration::ZERO);
-            }
-        }
-    }
-
-    /// Accepts what waits although nobody has called, at most once in a second. See above.
-    pub fn poll_listeners(&self) {
-        let acceptor = self.acceptor;
-        let looked = acceptor.looked.load(Ordering::Relaxed);
-        if self.now.get().saturating_sub(looked) >= LOOK {
-            acceptor.looked.store(self.now.get(), Ordering::Relaxed);
-            let is_open = || acceptor.is(AcceptState::Accepting);
-            (0..acceptor.sockets.len())
-                .take_while(|_| is_open())
-                .for_each(|number| self.accept_from(number, AT_A_TIME));
-        }
-    }
-
-    /// Accepts what this worker was woken for, perhaps, and then nothing more.
-    pub fn stop_accepting(&self) {
-        if self.acceptor.is(AcceptState::Accepting) {
-            (0..self.acceptor.sockets.len()).for_each(|number| self.accept_from(number, AT_A_TIME));
-        }
-        self.acceptor.close();
-    }
-
-    fn admit_socket(&self, socket: Socket, peer: Option<SocketAddr>) {
-        match self.admission.admit(peer) {
-            Ok(ticket) => {
-                self.metrics.place.accepted.add_shared(1);
-                self.count_one_more();
-                self.start_connection(socket, peer, ticket);
-            }
-            Err(refusal) => self.refuse_socket(socket, peer, refusal),
-        }
-    }
-
-    /// A connection is over a limit. That costs little, and takes no more than half of the room for connections.
-    fn refuse_socket(&self, socket: Socket, peer: Option<SocketAddr>, refusal: Refusal) {
-        self.admission.note(refusal, peer, "");
-        if load(self.slot) >= self.most_connections / 2 || !self.admission.may_answer() {
-            return admission::cut(&socket, refusal);
-        }
-        self.count_one_more();
-        self.refuse_politely(socket, refusal);
-    }
-
-    fn count_one_more(&self) {
-        self.slot.connections.fetch_add(1, Ordering::Relaxed);
-        self.scoreboard.changed();
     }
 }
 

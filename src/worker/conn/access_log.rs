@@ -2,19 +2,27 @@
 //! connection beyond the record lies here, and only while there is an access log.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use ::ws_handler::raw::*;
 
+use crate::config::Config;
 use crate::ffi::host::Address;
+use crate::fleet::routes::Routes;
 use crate::log::{self as sink, Level, Value};
 use crate::proto::http1::head::Head;
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::proto::ws::handshake;
-use crate::worker::Worker;
 use crate::worker::conn::info;
+use crate::worker::conn::record::Record;
 
 /// What the access log knows of the connections, by their place in the table; None without an access log.
-pub struct AccessLog(Option<RefCell<Vec<Entry>>>);
+pub struct AccessLog {
+    /// By place in the table; none if there is no access log.
+    entries: Option<RefCell<Vec<Entry>>>,
+    config: Arc<Config>,
+    routes: Arc<Routes>,
+}
 
 /// One connection.
 #[derive(Default)]
@@ -42,14 +50,20 @@ enum Stage {
 }
 
 impl AccessLog {
-    /// An empty one.
-    pub fn new(is_on: bool) -> Self {
-        Self(is_on.then(RefCell::default))
+    /// Of connections to these handlers; nothing is written unless the configuration has an access log.
+    pub fn new(config: Arc<Config>, routes: Arc<Routes>) -> Self {
+        Self { entries: config.log.access.is_some().then(RefCell::default), config, routes }
+    }
+
+    /// Whether anything is written.
+    #[inline]
+    pub fn is_on(&self) -> bool {
+        self.entries.is_some()
     }
 
     /// A connection that is new in this process.
     pub fn begin(&self, id: u64, now: u64) {
-        if let Some(entries) = &self.0 {
+        if let Some(entries) = &self.entries {
             let entries = &mut *entries.borrow_mut();
             let place = id as u32 as usize;
             if entries.len() <= place {
@@ -89,52 +103,57 @@ impl AccessLog {
     /// Changes the entry of a connection, if it is still there.
     #[inline]
     fn with<R>(&self, id: u64, f: impl FnOnce(&mut Entry) -> R) -> Option<R> {
-        self.0.as_ref()?.borrow_mut().get_mut(id as u32 as usize).filter(|entry| entry.conn == id).map(f)
+        self.entries
+            .as_ref()?
+            .borrow_mut()
+            .get_mut(id as u32 as usize)
+            .filter(|entry| entry.conn == id)
+            .map(f)
     }
 }
 
 type Field<'a> = (&'static str, Value<'a>);
 
-impl Worker {
+impl AccessLog {
     /// The connection is open here: new, or come from another process.
-    pub fn log_open(&self, id: u64, is_new: bool) {
-        let now = self.now.get();
+    pub fn open(&self, id: u64, record: &Record, now: u64, is_new: bool) {
         let open = |entry: &mut Entry| (entry.stage, entry.since) = (Stage::Open, now);
-        if self.access_log.with(id, open).is_some() {
+        if self.with(id, open).is_some() {
             let event = if is_new { "open" } else { "resumed" };
             let status = is_new.then_some(("status", Value::Number(101)));
-            self.log_agreed(id, event, status.as_slice(), &[]);
+            self.write_agreed(id, record, event, status.as_slice(), &[]);
         }
     }
 
     /// The connection has ended.
-    pub fn log_close(&self, id: u64, by: u32, code: u32) {
+    pub fn close(&self, id: u64, record: &Record, now: u64, by: u32, code: u32) {
         let by = match by {
             WS_BY_PEER => "peer",
             WS_BY_HANDLER => "handler",
             _ => "server",
         };
-        self.log_end(id, "close", code.into(), by);
+        self.end(id, record, now, "close", (code.into(), by));
     }
 
     /// The connection goes on in another process; a request that is handed on is answered there.
-    pub fn log_moved(&self, id: u64) {
-        self.log_end(id, "moved", 0, "move");
-        self.access_log.with(id, |entry| entry.stage = Stage::Quiet);
+    pub fn moved(&self, id: u64, record: &Record, now: u64) {
+        self.end(id, record, now, "moved", (0, "move"));
+        self.with(id, |entry| entry.stage = Stage::Quiet);
     }
 
     /// A process that crashed has closed the connection; what that process knew of it is lost.
-    pub fn log_cut(&self, id: u64) {
-        if self.access_log.0.is_some() {
-            self.log_agreed(id, "close", &[], &[("code", Value::Absent), ("by", Value::Text("crash"))]);
+    pub fn cut(&self, id: u64, record: &Record) {
+        if self.entries.is_some() {
+            let fields = [("code", Value::Absent), ("by", Value::Text("crash"))];
+            self.write_agreed(id, record, "close", &[], &fields);
         }
     }
 
     /// The request was answered with something else than a WebSocket, or (`None`) not at all. `head` is that of the
     /// answer.
-    pub fn log_answer(&self, id: u64, head: Option<&[u8]>) {
+    pub fn answer(&self, id: u64, record: &Record, now: u64, head: Option<&[u8]>) {
         let answered = |entry: &mut Entry| (std::mem::take(&mut entry.stage), entry.since);
-        let Some((stage, since)) = self.access_log.with(id, answered) else { return };
+        let Some((stage, since)) = self.with(id, answered) else { return };
         let (resource, event) = match (&stage, head) {
             (Stage::Asked(resource, true), _) => (Some(&**resource), "refused"),
             (Stage::Asked(resource, false), _) => (Some(&**resource), "http"),
@@ -145,14 +164,14 @@ impl Worker {
         let status = head.and_then(|head| str::from_utf8(head.get(9..12)?).ok()?.parse().ok());
         let fields = [
             ("status", status.map_or(Value::Absent, Value::Number)),
-            ("duration_ms", self.time_since(since)),
+            ("duration_ms", milliseconds(since, now)),
         ];
-        self.log_about(id, event, resource, &fields);
+        self.write(id, record, event, resource, &fields);
     }
 
-    fn log_end(&self, id: u64, event: &str, code: u64, by: &str) {
+    fn end(&self, id: u64, record: &Record, now: u64, event: &str, (code, by): (u64, &str)) {
         let end = |entry: &mut Entry| (entry.stage == Stage::Open).then(|| std::mem::take(entry));
-        let Some(entry) = self.access_log.with(id, end).flatten() else { return };
+        let Some(entry) = self.with(id, end).flatten() else { return };
         let fields = [
             ("code", Value::Number(code)),
             ("by", Value::Text(by)),
@@ -160,32 +179,26 @@ impl Worker {
             ("bytes_in", Value::Number(entry.bytes_in)),
             ("messages_out", Value::Number(entry.messages_out)),
             ("bytes_out", Value::Number(entry.bytes_out)),
-            ("duration_ms", self.time_since(entry.since)),
+            ("duration_ms", milliseconds(entry.since, now)),
         ];
-        self.log_agreed(id, event, &[], &fields);
-    }
-
-    fn time_since(&self, since: u64) -> Value<'static> {
-        Value::Number(self.now.get().saturating_sub(since) / 1_000_000)
+        self.write_agreed(id, record, event, &[], &fields);
     }
 
     /// Writes a line about a connection that is open, with these fields before and behind what was agreed on.
-    fn log_agreed(&self, id: u64, event: &str, before: &[Field], behind: &[Field]) {
+    fn write_agreed(&self, id: u64, record: &Record, event: &str, before: &[Field], behind: &[Field]) {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let agreed = self.core.borrow_mut().table.record(id).map(|record| {
-            let strings = record.strings();
-            let deflate = (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten();
-            (text(strings.resource), strings.protocol.map(text), deflate.map(Params::header_value))
-        });
-        let Some((resource, protocol, compression)) = agreed else { return };
+        let strings = record.strings();
+        let deflate = (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten();
+        let (resource, protocol) = (text(strings.resource), strings.protocol.map(text));
+        let compression = deflate.map(Params::header_value);
         let agreed =
             [("subprotocol", protocol.as_deref().into()), ("compression", compression.as_deref().into())];
         let resource = Some(&*resource).filter(|resource| !resource.is_empty());
-        self.log_about(id, event, resource, &[before, &agreed, behind].concat());
+        self.write(id, record, event, resource, &[before, &agreed, behind].concat());
     }
 
     /// Writes a line about any connection, unless the log level of its handler keeps it out.
-    fn log_about(&self, id: u64, event: &str, resource: Option<&str>, fields: &[Field]) {
+    fn write(&self, id: u64, record: &Record, event: &str, resource: Option<&str>, fields: &[Field]) {
         let path = resource.and_then(|resource| resource.split('?').next()).unwrap_or_default();
         let route =
             self.routes.find(path).and_then(|handler| self.routes.handlers().get(usize::from(handler)));
@@ -193,19 +206,23 @@ impl Worker {
         if level.is_some_and(|level| *level > Level::Info) {
             return;
         }
-        let peer = self.core.borrow_mut().table.record(id).map(|record| info::address(record.peer.address()));
-        let peer = peer.map(|Address { family, port, text }| match family {
+        let Address { family, port, text } = info::address(record.peer.address());
+        let peer = match family {
             WS_IPV4 => format!("{text}:{port}"),
             WS_IPV6 => format!("[{text}]:{port}"),
             _ => "unix".to_owned(),
-        });
-        let (conn, peer) = (format!("{id:x}"), peer.as_deref());
+        };
+        let conn = format!("{id:x}");
         let first = [
             ("event", Value::Text(event)),
             ("conn", Value::Text(&conn)),
-            ("peer", peer.into()),
+            ("peer", Value::Text(&peer)),
             ("resource", resource.into()),
         ];
         sink::write_access(&[&first, fields].concat());
     }
+}
+
+fn milliseconds(since: u64, now: u64) -> Value<'static> {
+    Value::Number(now.saturating_sub(since) / 1_000_000)
 }

@@ -1,0 +1,67 @@
+//! The event loop accepts, and hands what it has accepted to the handshake.
+
+use std::net::SocketAddr;
+
+use socket2::Socket;
+
+use crate::worker::Worker;
+use crate::worker::crash::rescue;
+use crate::worker::crash::signals::uninterrupted;
+use crate::worker::listen::acceptor::AT_A_TIME;
+use crate::worker::listen::admission;
+
+impl Worker {
+    /// Connections wait at the listening socket with this number: accepts so many, if this worker may have them.
+    pub fn accept_from(&self, number: usize, most: usize) {
+        for _ in 0..most {
+            rescue::begin_work();
+            let admit = |(socket, peer)| self.admit(socket, peer);
+            if uninterrupted(|| self.acceptor.accept(number).map(admit)).is_none() {
+                return;
+            }
+            if !self.acceptor.may_go_on() {
+                return;
+            }
+        }
+    }
+
+    /// Accepts what waits although nobody was woken for it, at most once in a second: see [`crate::worker::listen`].
+    pub fn poll_listeners(&self) {
+        if self.acceptor.is_poll_due(self.life.now.get()) {
+            self.accept_from_all();
+        }
+    }
+
+    /// Accepts what this worker may have been woken for, and then nothing more.
+    pub fn stop_accepting(&self) {
+        self.accept_from_all();
+        self.acceptor.close();
+    }
+
+    fn accept_from_all(&self) {
+        for number in 0..self.acceptor.sockets() {
+            if self.acceptor.is_accepting() {
+                self.accept_from(number, AT_A_TIME);
+            }
+        }
+    }
+
+    fn admit(&self, socket: Socket, peer: Option<SocketAddr>) {
+        match self.admission.admit(peer) {
+            Ok(ticket) => {
+                self.metrics.place.accepted.add_shared(1);
+                self.conns.load.accepted();
+                self.handshakes.start_connection(socket, peer, ticket);
+            }
+            Err(refusal) => {
+                self.admission.note(refusal, peer, "");
+                // Refusing costs little, and takes no more than half of the room for connections.
+                if self.acceptor.share.is_half_full() || !self.admission.may_answer() {
+                    return admission::cut(&socket, refusal);
+                }
+                self.conns.load.accepted();
+                self.handshakes.refuse_politely(socket, refusal);
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! How many connections this process has, as the scoreboard tells the others.
+//!
+//! A process for one connection counts one from the moment that somebody reserves it until it has left, so that it is
+//! reserved once.
+
+use std::cell::Cell;
+use std::sync::atomic::Ordering;
+
+use crate::fleet::scoreboard::{Scoreboard, Slot};
+
+/// See the module.
+pub struct Load {
+    slot: &'static Slot,
+    scoreboard: &'static Scoreboard,
+    /// In a process for one connection: whether that has come.
+    taken: Option<Cell<bool>>,
+}
+
+/// What becomes of a connection that arrives from another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// It is served here.
+    Admitted,
+    /// It is the one that this process was made for.
+    Taken,
+    /// This process has its connection already.
+    Refused,
+}
+
+impl Load {
+    /// Of the process in this slot; `per_connection` if it is for one connection.
+    pub fn new(slot: &'static Slot, scoreboard: &'static Scoreboard, per_connection: bool) -> Self {
+        Self { slot, scoreboard, taken: per_connection.then(|| Cell::new(false)) }
+    }
+
+    /// Whether this is a process for one connection.
+    pub fn is_per_connection(&self) -> bool {
+        self.taken.is_some()
+    }
+
+    /// Whether the one connection has come.
+    pub fn is_taken(&self) -> bool {
+        self.taken.as_ref().is_some_and(Cell::get)
+    }
+
+    /// A connection was accepted.
+    pub fn accepted(&self) {
+        self.slot.connections.fetch_add(1, Ordering::Relaxed);
+        self.scoreboard.changed();
+    }
+
+    /// A connection arrives from another process.
+    pub fn arrived(&self) -> Arrival {
+        let Some(taken) = &self.taken else {
+            self.slot.connections.fetch_add(1, Ordering::Relaxed);
+            return Arrival::Admitted;
+        };
+        if taken.replace(true) {
+            return Arrival::Refused;
+        }
+        // It comes without a reservation if it was rescued from a crash.
+        self.slot.connections.store(1, Ordering::Relaxed);
+        Arrival::Taken
+    }
+
+    /// A connection is gone.
+    pub fn release(&self) {
+        if self.taken.is_some() {
+            return; // it stays reserved
+        }
+        self.slot.connections.fetch_sub(1, Ordering::Relaxed);
+        self.scoreboard.changed();
+    }
+}

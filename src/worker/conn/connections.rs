@@ -1,0 +1,285 @@
+//! The connections of a worker and what each waits for. Every operation on a connection that needs no handler is a
+//! method here; what handlers are owed is collected in [`Core`] and told by `session`.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::fleet::addresses::{Addresses, Mark};
+use crate::proto::ws::deflate::codec::Codecs;
+use crate::worker::base::lifecycle::Lifecycle;
+use crate::worker::base::load::Load;
+use crate::worker::base::metrics::Metrics;
+use crate::worker::base::poll::Poll;
+use crate::worker::base::timers::{FOREVER, MS, Timers};
+use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::conn::access_log::AccessLog;
+use crate::worker::conn::record::{Record, flags};
+use crate::worker::conn::send_queue::QueuePool;
+use crate::worker::conn::table::{Conn, NEVER, Open, Phase, Table};
+use crate::worker::conn::turn::TurnQueue;
+
+/// How long the send queue may wait where no Pings say what a silent peer is; ns.
+const STALL: u64 = 60_000_000_000;
+
+/// What changes while connections are served. Never borrowed while a handler runs: its calls borrow it.
+pub struct Core {
+    /// All connections.
+    pub table: Table,
+    /// Compression state that connections take turns with.
+    pub codecs: Codecs,
+    /// Send queues that no connection needs now.
+    pub queue_pool: QueuePool,
+    /// When a connection's next deadline is.
+    pub timers: Timers,
+    /// Connections with something to write, each once.
+    pub dirty: Vec<u64>,
+    /// Connections whose end their handler is to hear of, each once.
+    pub over: Vec<u64>,
+    /// Connections whose send queue has drained, and whose handler waits for that.
+    pub writable: Vec<u64>,
+    /// Connections that wait for their turn, among them those that may be read again and have something left unread.
+    pub turns: TurnQueue,
+}
+
+impl Core {
+    /// Puts a connection on the list of those to flush. Until then it cannot move.
+    pub fn mark_dirty(&mut self, id: u64) {
+        match self.table.both(id) {
+            Some((conn, record)) if !conn.dirty => {
+                conn.dirty = true;
+                record.set_flags(record.flags() & !flags::MOVABLE);
+            }
+            _ => return,
+        }
+        self.dirty.push(id);
+    }
+}
+
+/// Whose part it is to act on a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Nobody's: the connection is gone, or its phase has time left.
+    Nothing,
+    /// The peer did not close its end after all was said.
+    Lingered,
+    /// The handshake, or the reply, took too long.
+    Unopened,
+    /// It is open.
+    Open,
+}
+
+/// The connections of this worker.
+pub struct Conns {
+    /// Their state.
+    pub core: RefCell<Core>,
+    /// Commands of other threads that were taken and are still to be carried out.
+    pub batch: RefCell<VecDeque<Command>>,
+    /// Limits and times.
+    pub config: Arc<Config>,
+    /// Time, and whether the worker is stopping.
+    pub life: &'static Lifecycle,
+    /// What their sockets are watched with.
+    pub poll: &'static Poll,
+    /// What other threads may know of them.
+    pub commands: &'static CommandQueue,
+    /// What is counted of them.
+    pub metrics: &'static Metrics,
+    /// How many there are, as other processes see it.
+    pub load: Load,
+    /// Where they are counted by address.
+    pub addresses: &'static Addresses,
+    /// A line for what becomes of each.
+    pub access_log: AccessLog,
+}
+
+impl Conns {
+    /// None, with room for `most`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        most: u32,
+        config: Arc<Config>,
+        life: &'static Lifecycle,
+        poll: &'static Poll,
+        commands: &'static CommandQueue,
+        metrics: &'static Metrics,
+        load: Load,
+        addresses: &'static Addresses,
+        access_log: AccessLog,
+    ) -> io::Result<Self> {
+        let core = RefCell::new(Core {
+            table: Table::new(most)?,
+            codecs: Codecs::new(),
+            queue_pool: QueuePool::default(),
+            timers: Timers::new(most),
+            dirty: Vec::new(),
+            over: Vec::new(),
+            writable: Vec::new(),
+            turns: TurnQueue::default(),
+        });
+        let batch = RefCell::default();
+        Ok(Self { core, batch, config, life, poll, commands, metrics, load, addresses, access_log })
+    }
+
+    /// Adds a connection, which the scoreboard counts already, to table and poll. `None` if there is no room.
+    pub fn add(&self, conn: Conn) -> Option<u64> {
+        let core = &mut *self.core.borrow_mut();
+        let Some(id) = core.table.add(conn) else {
+            log::warn!("a connection was dropped: {} connections already", self.config.connections);
+            self.load.release();
+            return None;
+        };
+        let conn = core.table.get(id)?;
+        conn.since = (self.life.now.get() / 1_000_000_000) as u32;
+        let raw = std::os::fd::AsRawFd::as_raw_fd(&conn.socket);
+        if let Err(error) = self.poll.add_conn(&conn.socket, id, conn.watched) {
+            log::error!("a connection was dropped: epoll: {error}");
+            core.table.remove(id);
+            self.load.release();
+            return None;
+        }
+        let record = core.table.record(id)?;
+        record.generation = (id >> 32) as u32;
+        record.fd = raw;
+        record.seal();
+        record.set_flags(flags::TAKEN);
+        self.access_log.begin(id, self.life.now.get());
+        Some(id)
+    }
+
+    /// Forgets a connection and closes its socket.
+    pub fn remove(&self, id: u64) {
+        self.log(id, |log, record, now| log.answer(id, record, now, None));
+        let removed = {
+            let core = &mut *self.core.borrow_mut();
+            core.table.record(id).inspect(|record| self.settle_address(record.peer.address(), record.mark));
+            core.table.remove(id)
+        };
+        if let Some(conn) = removed {
+            let sum = self.metrics.count_queued(conn.queue.as_ref().map_or(0, |queue| queue.counted), 0);
+            self.commands.watermarks.update(sum);
+            self.load.release();
+        }
+    }
+
+    /// A connection is over, or is counted elsewhere from now on.
+    pub fn settle_address(&self, client: Option<SocketAddr>, mark: Mark) {
+        self.addresses.settle(mark, client.map(|client| client.ip()));
+    }
+
+    /// What the deadline of a connection is about.
+    pub fn due(&self, id: u64) -> Due {
+        let now = self.life.now.get();
+        match self.core.borrow_mut().table.get(id) {
+            Some(Conn { phase: Phase::Open(_), .. }) => Due::Open,
+            Some(conn) if conn.deadline() > now => Due::Nothing,
+            Some(Conn { phase: Phase::Linger(_), .. }) => Due::Lingered,
+            Some(_) => Due::Unopened,
+            None => Due::Nothing,
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> u32 {
+        self.core.borrow().table.len()
+    }
+
+    /// All of them.
+    pub fn ids(&self) -> Vec<u64> {
+        self.core.borrow().table.ids()
+    }
+
+    /// Runs with an open connection and its handler's index; must not call the handler.
+    pub fn with_open<R>(&self, id: u64, f: impl FnOnce(u16, &mut Open) -> R) -> Option<R> {
+        let core = &mut *self.core.borrow_mut();
+        let conn = core.table.get(id)?;
+        let handler = conn.handler;
+        conn.open().map(|open| f(handler, open))
+    }
+
+    pub fn peer(&self, id: u64) -> Option<SocketAddr> {
+        self.core.borrow_mut().table.record(id).and_then(|record| record.peer.address())
+    }
+
+    /// Whether it is a blocking connection that can move once its thread has nothing to do.
+    pub fn is_resumable(&self, id: u64) -> bool {
+        let channel = self.with_open(id, |_, open| open.channel().cloned()).flatten();
+        channel.is_some_and(|channel| channel.is_resumable())
+    }
+
+    /// Bytes that the handler of a connection has been given in messages.
+    pub fn delivered(&self, id: u64) -> u64 {
+        self.with_open(id, |_, open| open.counted.counters().bytes_in.get()).unwrap_or(0)
+    }
+
+    pub fn is_unfragmented(&self, id: u64) -> bool {
+        self.with_open(id, |_, open| open.proto.is_movable()).unwrap_or(false)
+    }
+
+    /// A state that a blocking thread attaches.
+    pub fn attach_state(&self, id: u64, state: &[u8]) {
+        if let Some(record) = self.core.borrow_mut().table.record(id) {
+            record.set_state(state);
+            record.seal();
+        }
+    }
+
+    /// How long the send queue may wait without the peer taking anything; ns.
+    pub fn stall_time(&self) -> u64 {
+        let limits = &self.config.limits;
+        match limits.ping_interval {
+            0 => STALL,
+            interval => interval.saturating_add(limits.pong_deadline),
+        }
+    }
+
+    /// Sees to it that the connection's next deadline is in the timers.
+    pub fn arm(&self, id: u64) {
+        let core = &mut *self.core.borrow_mut();
+        if let Some(conn) = core.table.get(id) {
+            self.arm_conn(id, conn, &mut core.timers);
+        }
+    }
+
+    /// The same for a connection at hand.
+    pub fn arm_conn(&self, id: u64, conn: &mut Conn, timers: &mut Timers) {
+        // At least a millisecond ahead: a deadline can not make the loop spin.
+        let soon = self.life.now.get() + 1_000_000;
+        let at = conn.next_deadline(&self.config.limits, self.stall_time()).max(soon).div_ceil(MS);
+        if at < conn.timer_at.min(FOREVER) {
+            conn.timer_at = at;
+            timers.enter(at, id as u32);
+        }
+    }
+
+    /// The connection that a timer has come up for, unless the entry was stale.
+    pub fn come_up(&self, at: u64, slot: u32) -> Option<u64> {
+        let core = &mut *self.core.borrow_mut();
+        let id = core.table.id_of(slot)?;
+        core.table.get(id).filter(|conn| conn.timer_at == at)?.timer_at = NEVER;
+        Some(id)
+    }
+
+    /// For the access log: the connection is open here, new or come from another process.
+    pub fn log_open(&self, id: u64, is_new: bool) {
+        self.log(id, |log, record, now| log.open(id, record, now, is_new));
+    }
+
+    /// For the access log: the connection has ended.
+    pub fn log_close(&self, id: u64, by: u32, code: u32) {
+        self.log(id, |log, record, now| log.close(id, record, now, by, code));
+    }
+
+    /// For the access log: what is said about a connection that has a record.
+    #[inline]
+    pub fn log(&self, id: u64, write: impl FnOnce(&AccessLog, &Record, u64)) {
+        if self.access_log.is_on()
+            && let Some(record) = self.core.borrow_mut().table.record(id)
+        {
+            write(&self.access_log, record, self.life.now.get());
+        }
+    }
+}

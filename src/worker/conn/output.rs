@@ -1,0 +1,188 @@
+//! Writing: the send queue to the socket, messages and replies into the send queue.
+
+use std::net::Shutdown;
+use std::os::unix::fs::FileExt;
+
+use crate::http::{Body, Response};
+use crate::worker::conn::connections::Conns;
+use crate::worker::conn::record::flags;
+use crate::worker::conn::table::{Conn, FileBody, LINGER, Pause, Phase};
+
+/// Bytes of a file put into the send queue at a time.
+const FILE_PIECE: u64 = 128 * 1024;
+
+impl Conns {
+    /// Writes what waits, as far as the socket takes it, and goes on from there.
+    pub fn flush(&self, id: u64) {
+        let writable = {
+            let core = &mut *self.core.borrow_mut();
+            let Some((conn, record)) = core.table.both(id) else { return };
+            let now = self.life.now.get();
+            conn.dirty = false;
+            let mut progress = false;
+            if let Some(queue) = &conn.queue {
+                // While it is being written to, on a crash of another thread nothing can be said.
+                record.set_flags(flags::TAKEN);
+                let counted = queue.counted;
+                progress = write_queue(conn);
+                self.count_queue(id, conn, counted);
+            }
+            let left = conn.queued();
+            match conn.queue.take() {
+                Some(mut queue) if left > 0 => {
+                    queue.stalled = queue.stalled.filter(|_| !progress).or(Some(now));
+                    conn.queue = Some(queue);
+                }
+                Some(queue) => core.queue_pool.put(queue),
+                None => {}
+            }
+            match &mut conn.phase {
+                Phase::Open(open) => {
+                    if left == 0 && open.proto.is_finished() && !open.over {
+                        open.over = true;
+                        core.over.push(id);
+                    }
+                    if left >= self.commands.watermarks.high() {
+                        conn.set_pause(Pause::Queue, true, now);
+                    }
+                }
+                Phase::Reply(..) if left == 0 => {
+                    let _ = conn.socket.shutdown(Shutdown::Write);
+                    // Nothing to wait for if the peer has closed its end already.
+                    let linger = if conn.is_paused() { 0 } else { LINGER };
+                    conn.phase = Phase::Linger(now.saturating_add(linger));
+                }
+                Phase::Reply(_, deadline) if progress => {
+                    *deadline = now.saturating_add(self.config.handshake_time);
+                }
+                _ => {}
+            }
+            let writable = left <= self.commands.watermarks.low();
+            if writable && conn.set_pause(Pause::Queue, false, now) && conn.has_unread() {
+                core.turns.join(id, conn);
+            }
+            self.watch_conn(id, conn);
+            record.set_flags(flags_of(conn));
+            self.arm_conn(id, conn, &mut core.timers);
+            writable
+        };
+        if writable && self.commands.take_full(id) {
+            self.core.borrow_mut().writable.push(id);
+        }
+    }
+
+    /// The same while there is more to process.
+    pub fn flush_within(&self, id: u64) {
+        self.flush(id);
+        if let Some(record) = self.core.borrow_mut().table.record(id) {
+            record.set_flags(record.flags() & !flags::MOVABLE);
+        }
+    }
+
+    /// Has the mailroom know how much waits now, of which it knew `counted`.
+    pub fn count_queue(&self, id: u64, conn: &mut Conn, counted: u32) {
+        let left = u32::try_from(conn.queued()).unwrap_or(u32::MAX);
+        if counted != left {
+            self.commands.watermarks.update(self.metrics.count_queued(counted, left));
+            self.commands.count_queued(id, counted as usize, left as usize);
+        }
+        if let Some(queue) = &mut conn.queue {
+            queue.counted = left;
+        }
+    }
+
+    /// Sends an HTTP response; the connection ends with it.
+    pub fn reply(&self, id: u64, response: Response) {
+        self.log(id, |log, record, now| log.answer(id, record, now, Some(response.head())));
+        {
+            let core = &mut *self.core.borrow_mut();
+            if let Some(record) = core.table.record(id) {
+                record.set_flags(flags::TAKEN);
+                record.forget_head();
+            }
+            let Some(conn) = core.table.get(id) else { return };
+            let out = conn.queue.get_or_insert_with(|| core.queue_pool.take()).tail();
+            out.extend_from_slice(response.head());
+            self.metrics.of(conn.handler).count_status(response.status());
+            let response = if conn.takes_content { response } else { response.without_content() };
+            let file = match response.into_body() {
+                Body::Empty => None,
+                Body::Bytes(bytes) => {
+                    out.extend_from_slice(&bytes);
+                    None
+                }
+                Body::File { file, offset, length } => Some(FileBody { file, offset, left: length }),
+            };
+            conn.phase = Phase::Reply(file, self.life.now.get().saturating_add(self.config.handshake_time));
+            conn.dirty = true;
+            core.dirty.push(id);
+        }
+        self.resume(id, Pause::Handshake);
+        self.arm(id);
+    }
+}
+
+/// Writes a connection's queue, file pieces following; true if the socket took anything. If the socket fails the queue
+/// goes.
+fn write_queue(conn: &mut Conn) -> bool {
+    let mut progress = false;
+    while let Some(queue) = &mut conn.queue {
+        let before = queue.len();
+        let written = queue.write_to(&conn.socket);
+        let after = queue.len();
+        progress |= after < before;
+        if written.is_err() {
+            drop(conn.queue.take());
+            break;
+        }
+        let more = match &mut conn.phase {
+            Phase::Reply(Some(file), _) if after == 0 => next_piece(file, queue.tail()),
+            _ => Some(false),
+        };
+        match more {
+            Some(true) => {}
+            Some(false) => break,
+            // The file can not be read on: the length that was promised can not be kept.
+            None => {
+                drop(conn.queue.take());
+                let _ = conn.socket.shutdown(Shutdown::Both);
+            }
+        }
+    }
+    progress
+}
+
+/// How an idle connection stands, should the process crash.
+fn flags_of(conn: &Conn) -> u32 {
+    let boundary = conn.queue.as_ref().is_none_or(|queue| queue.is_at_start());
+    let movable = conn.queue.is_none() && !conn.has_unread();
+    match &conn.phase {
+        Phase::Head(..) => flags::TAKEN | flags::FRESH,
+        Phase::Opening(..) => flags::TAKEN | if conn.has_unread() { flags::AHEAD } else { flags::OPENING },
+        Phase::Open(open) if !open.over && open.proto.close_sent().is_none() => {
+            let channel = open.channel();
+            let resumable = channel.is_none_or(|channel| channel.is_resumable());
+            let movable = movable && resumable && open.proto.is_movable();
+            flags::TAKEN
+                | if boundary { flags::BOUNDARY } else { 0 }
+                | if movable { flags::MOVABLE } else { 0 }
+                | if channel.is_some() { flags::THREAD } else { 0 }
+        }
+        _ => flags::TAKEN,
+    }
+}
+
+/// The next piece of a file; false at its end, `None` if it can not be read.
+fn next_piece(file: &mut FileBody, out: &mut Vec<u8>) -> Option<bool> {
+    if file.left == 0 {
+        return Some(false);
+    }
+    let size = file.left.min(FILE_PIECE) as usize;
+    let start = out.len();
+    out.resize(start + size, 0);
+    let read = file.file.read_at(out.get_mut(start..)?, file.offset).ok().filter(|read| *read > 0)?;
+    out.truncate(start + read);
+    file.offset += read as u64;
+    file.left -= read as u64;
+    Some(true)
+}

@@ -1,0 +1,210 @@
+//! Messages into the send queue, on behalf of handlers.
+
+use std::collections::VecDeque;
+
+use ::ws_handler::raw::*;
+use socket2::Socket;
+
+use crate::ffi::host::OwnedBytes;
+use crate::fleet::handler_counters::HandlerCounters;
+use crate::proto::ws::connection::{Connection, Io, Kind, Send, SendError};
+use crate::worker::commands::queue::{Command, Counted, Outbound, cost};
+use crate::worker::conn::connections::{Conns, Core};
+use crate::worker::conn::record::{Record, flags};
+use crate::worker::conn::send_queue::Queue;
+use crate::worker::conn::table::Conn;
+
+/// Payloads from this size on are written from where they lie instead of being
+/// gathered with others.
+const LARGE: usize = 16 * 1024;
+
+impl Conns {
+    /// Whether the send queue is above its high mark even after the kernel was given what it takes; on_writable
+    /// is owed then.
+    #[inline]
+    fn is_full(&self, id: u64, conn: &mut Conn, record: &mut Record) -> bool {
+        conn.queued() >= self.commands.watermarks.floor() && self.stays_full(id, conn, record)
+    }
+
+    #[cold]
+    fn stays_full(&self, id: u64, conn: &mut Conn, record: &mut Record) -> bool {
+        // What is in it by now may lower the mark.
+        self.count_queue(id, conn, counted_of(conn));
+        if conn.queued() < self.commands.watermarks.high() {
+            return false;
+        }
+        // A socket that fails is found out by the flush that follows.
+        let _ = write_early(conn, record, |queue, socket| queue.write_to(socket));
+        self.count_queue(id, conn, counted_of(conn));
+        self.commands.refuses_to_send(id)
+    }
+
+    /// Carries out what other threads have sent on a connection, ahead of the other commands.
+    pub fn run_sends(&self, id: u64) {
+        let taken = self.batch.take().into_iter();
+        let (mut sends, rest): (VecDeque<_>, _) = taken.partition(|command| command.is_send_of(id));
+        self.batch.replace(rest);
+        sends.extend(self.commands.take_sends(id));
+        for command in sends {
+            if let Command::Counted(id, Counted::Send { kind, outbound, flags }) = command {
+                self.send_outbound(id, kind, outbound, flags);
+                self.commands.leave(id);
+            }
+        }
+    }
+
+    /// Sends what another thread was told WS_OK for.
+    pub fn send_outbound(&self, id: u64, kind: u32, outbound: Outbound, flags: u32) {
+        self.take_over(id, cost(outbound.bytes()));
+        let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
+        let trusted = !how.more && kind == WS_TEXT;
+        let result = match outbound {
+            Outbound::Copied(bytes) => {
+                let how = Send { trusted: trusted && self.is_unfragmented(id), ..how };
+                self.send_bytes(id, kind, &bytes, how, false)
+            }
+            Outbound::Owned(bytes) => self.send_owned_bytes(id, kind, bytes, how, false),
+        };
+        // The thread was told WS_OK: only a fragmented text that turns out not to be UTF-8 comes here.
+        if result == WS_E_INVALID {
+            log::error!(
+                "connection {id:x}: a fragmented text from another thread is not UTF-8; closing with 1011"
+            );
+            self.close(id, Some(1011), b"", WS_BY_HANDLER);
+        }
+    }
+
+    /// Sends a Ping that another thread was told WS_OK for.
+    pub fn send_outbound_ping(&self, id: u64, payload: &[u8]) {
+        self.take_over(id, cost(payload));
+        self.send_ping(id, payload, false);
+    }
+
+    /// Bytes that were on their way are counted by the send queue from now on. The connection cannot move until it is
+    /// flushed.
+    fn take_over(&self, id: u64, cost: usize) {
+        self.core.borrow_mut().mark_dirty(id);
+        self.commands.count_queued(id, cost, 0);
+    }
+
+    /// Sends bytes that are valid during this call only. `bounded`: not if the send queue is full.
+    pub fn send_bytes(&self, id: u64, kind: u32, bytes: &[u8], how: Send, bounded: bool) -> i32 {
+        let Some(message) = message_kind(kind) else { return WS_E_INVALID };
+        let core = &mut *self.core.borrow_mut();
+        let sent = self.sending(core, id, bounded, |proto, io| match bytes.len() {
+            LARGE.. => proto.send_header(message, bytes, how, io),
+            _ => proto.send(message, bytes, how, io).map(|()| false),
+        });
+        let counters = match sent {
+            Ok((false, counters)) => counters,
+            Ok((true, counters)) => {
+                let Some((conn, record)) = core.table.both(id) else { return WS_E_GONE };
+                write_early(conn, record, |queue, socket| {
+                    // A socket that fails is found out by the flush that follows.
+                    let taken = queue.write_before(socket, bytes).unwrap_or(0);
+                    queue.tail().extend_from_slice(bytes.get(taken..).unwrap_or_default());
+                });
+                counters
+            }
+            Err(result) => return result,
+        };
+        self.count_out(counters, id, bytes.len(), how.more);
+        WS_OK
+    }
+
+    /// Sends bytes that stay as they are until they are dropped.
+    pub fn send_owned_bytes(&self, id: u64, kind: u32, bytes: OwnedBytes, how: Send, bounded: bool) -> i32 {
+        let size = bytes.as_ref().len();
+        if size < LARGE {
+            return self.send_bytes(id, kind, bytes.as_ref(), how, bounded);
+        }
+        let Some(message) = message_kind(kind) else { return WS_E_INVALID };
+        let core = &mut *self.core.borrow_mut();
+        let send = |proto: &mut Connection, io: &mut Io| proto.send_header(message, bytes.as_ref(), how, io);
+        let counters = match self.sending(core, id, bounded, send) {
+            Ok((false, counters)) => counters,
+            Ok((true, counters)) => {
+                if let Some((queue, _)) = core.table.get(id).and_then(|conn| conn.queue_and_socket()) {
+                    queue.push_owned(bytes);
+                }
+                counters
+            }
+            Err(result) => return result,
+        };
+        self.count_out(counters, id, size, how.more);
+        WS_OK
+    }
+
+    /// Sends a Ping.
+    pub fn send_ping(&self, id: u64, payload: &[u8], bounded: bool) -> i32 {
+        let core = &mut *self.core.borrow_mut();
+        let sent = self.sending(core, id, bounded, |proto, io| proto.ping(payload, io));
+        sent.err().unwrap_or(WS_OK)
+    }
+
+    /// Runs with the protocol of a connection that can be sent to; what it appends goes out with the next flush. Also
+    /// returns what is counted for its handler.
+    fn sending<R>(
+        &self,
+        core: &mut Core,
+        id: u64,
+        bounded: bool,
+        send: impl FnOnce(&mut Connection, &mut Io) -> Result<R, SendError>,
+    ) -> Result<(R, &'static HandlerCounters), i32> {
+        let (conn, record) = core.table.both(id).ok_or(WS_E_GONE)?;
+        if bounded && self.is_full(id, conn, record) {
+            return Err(WS_E_FULL);
+        }
+        let limits = &self.config.limits;
+        let protocol = conn.protocol(self.life.now.get(), limits, &mut core.codecs, &mut core.queue_pool);
+        let (open, mut io) = protocol.filter(|(open, _)| !open.over).ok_or(WS_E_GONE)?;
+        let counters = open.counted.counters();
+        let sent = send(&mut open.proto, &mut io).map_err(send_result);
+        if !conn.dirty {
+            core.mark_dirty(id);
+        }
+        sent.map(|sent| (sent, counters))
+    }
+
+    fn count_out(&self, counters: &HandlerCounters, id: u64, size: usize, more: bool) {
+        counters.sent(size, !more);
+        self.access_log.sent(id, size, !more);
+    }
+}
+
+/// Writes in the middle of a callback. Should there be a crash, no Close frame can follow while that goes on, nor if
+/// it ends within a frame.
+fn write_early<R>(
+    conn: &mut Conn,
+    record: &mut Record,
+    write: impl FnOnce(&mut Queue, &Socket) -> R,
+) -> Option<R> {
+    let (queue, socket) = conn.queue_and_socket()?;
+    let stands = record.flags();
+    record.set_flags(stands & !flags::BOUNDARY);
+    let result = write(queue, socket);
+    if queue.is_at_start() {
+        record.set_flags(stands);
+    }
+    Some(result)
+}
+
+fn counted_of(conn: &Conn) -> u32 {
+    conn.queue.as_ref().map_or(0, |queue| queue.counted)
+}
+
+/// The type of a message by its number in `ws_handler.h`.
+pub fn message_kind(kind: u32) -> Option<Kind> {
+    match kind {
+        WS_TEXT => Some(Kind::Text),
+        WS_BINARY => Some(Kind::Binary),
+        _ => None,
+    }
+}
+
+fn send_result(error: SendError) -> i32 {
+    match error {
+        SendError::Closing => WS_E_GONE,
+        SendError::NotUtf8 | SendError::TooLong | SendError::WrongKind | SendError::BadCode => WS_E_INVALID,
+    }
+}

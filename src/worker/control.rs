@@ -1,0 +1,160 @@
+//! What the supervisor tells this worker.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use ::ws_handler::raw::WS_BY_HOST;
+
+use crate::fleet::control;
+use crate::fleet::control::Report;
+use crate::fleet::scoreboard::{Slot, State};
+use crate::proto::ws::close;
+use crate::worker::Worker;
+use crate::worker::conn::table::Phase;
+
+impl Worker {
+    /// True if the worker is to leave at once.
+    pub fn read_control(&self) -> bool {
+        loop {
+            match self.control.recv_command() {
+                Ok(Some((order, fd))) => match order {
+                    control::Command::Stop => self.stop(1001),
+                    control::Command::Shed { to, count } => self.transfer.rebalance(to.into(), count.into()),
+                    control::Command::HandOver { to } => self.migrate(to.into(), fd),
+                    control::Command::Drain => self.move_all(None, None),
+                    control::Command::Tx { slot } => self.transfer.learn_tx(slot.into(), fd),
+                    control::Command::Begin => {
+                        if let Err(error) = self.begin() {
+                            log::error!("can not begin: {error}");
+                            return true;
+                        }
+                    }
+                    control::Command::Log(book) => {
+                        let fd = fd.ok_or_else(|| io::Error::other("no descriptor came with it"));
+                        if let Err(error) = fd.and_then(|fd| crate::log::replace(book, fd)) {
+                            log::warn!("the log goes on in the old file: {error}");
+                        }
+                    }
+                    control::Command::List { ticket } => self.report(self.listing.write(ticket, fd)),
+                    control::Command::Close { ticket, conn, code } => self.close_by_order(ticket, conn, code),
+                    control::Command::Quit => return true,
+                    control::Command::Child { .. } => log::warn!("from the supervisor: not a parent"),
+                },
+                // The supervisor has vanished: nobody would restart or stop this worker.
+                Ok(None) => {
+                    if !self.life.is_stopping() {
+                        log::warn!("the supervisor is gone: leaving");
+                    }
+                    // Its end stays readable: not watched any more.
+                    self.poll.forget(self.control);
+                    self.stop(1001);
+                    return false;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(error) => {
+                    log::warn!("from the supervisor: {error}");
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Begins to hand all connections over to another slot, or to the inbox with this end, and to leave.
+    fn migrate(&self, to: usize, tx: Option<OwnedFd>) {
+        match self.transfer.target(to, tx) {
+            Some((tx, slot)) => self.move_all(Some(tx), slot),
+            None => log::error!("told to hand over to slot {to}, whose inbox is not known"),
+        }
+    }
+
+    /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers have.
+    fn move_all(&self, tx: Option<OwnedFd>, to: Option<&'static Slot>) {
+        if self.transfer.is_leaving() || self.life.is_stopping() {
+            return;
+        }
+        // What has been accepted goes along.
+        self.stop_accepting();
+        self.slot.set_state(State::Stopping);
+        self.report(Report::Leaving);
+        self.transfer.begin_leaving(tx, to);
+    }
+
+    /// Begins to close a connection, and reports whether there is such a one.
+    fn close_by_order(&self, ticket: u64, conn: u64, code: u16) {
+        let state = match self.conns.core.borrow_mut().table.get(conn).map(|conn| &conn.phase) {
+            Some(Phase::Open(open)) => Some((true, !open.is_closing() && !open.over)),
+            Some(Phase::Head(..) | Phase::Opening(..) | Phase::Reply(..)) => Some((false, true)),
+            Some(Phase::Linger(_)) | None => None,
+        };
+        let begun = match state {
+            Some((true, true)) if close::may_travel(code) => {
+                self.conns.close(conn, Some(code), b"", WS_BY_HOST);
+                true
+            }
+            Some((false, true)) => {
+                self.handshakes.drop_unopened(conn);
+                true
+            }
+            _ => false,
+        };
+        self.report(Report::Closing { ticket, begun });
+    }
+
+    /// Begins to leave: closes all connections with this code.
+    pub fn stop(&self, code: u16) {
+        if self.life.is_stopping() {
+            return;
+        }
+        self.transfer.end_migration();
+        self.acceptor.close();
+        self.slot.set_state(State::Stopping);
+        self.life.stop_at.set(Some(self.life.now.get().saturating_add(self.conns.config.stop_time)));
+        self.transfer.empty_inbox();
+        let ids = self.conns.ids();
+        for id in ids {
+            let is_open = match self.conns.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
+                Some(Phase::Open(_)) => true,
+                Some(Phase::Reply(..) | Phase::Linger(_)) | None => continue,
+                Some(Phase::Head(..) | Phase::Opening(..)) => false,
+            };
+            if is_open {
+                self.conns.close(id, Some(code), b"", WS_BY_HOST);
+            } else {
+                self.handshakes.drop_unopened(id);
+            }
+        }
+    }
+
+    /// Whether all is done, or the time for it is over.
+    pub fn may_leave(&self) -> bool {
+        let Some(at) = self.life.stop_at.get() else { return self.transfer.has_migrated() || self.is_done() };
+        // Connections of a worker that has crashed are still to be closed.
+        let arriving = self.slot.crash.is_sending();
+        self.transfer.empty_inbox();
+        let done = self.conns.len() == 0 && self.threads.running() == 0 && !arriving;
+        done || self.life.now.get() >= at
+    }
+
+    /// The last thing: handlers hear that the worker stops.
+    pub fn leave(&self) {
+        self.transfer.end_migration();
+        let ids = self.conns.ids();
+        ids.into_iter().for_each(|id| self.conns.log_close(id, WS_BY_HOST, 1006));
+        let (connections, threads) = (self.conns.len(), self.threads.running());
+        if connections > 0 || threads > 0 {
+            log::warn!(
+                "leaving with {connections} connections and {threads} handler threads that did not end in time"
+            );
+        }
+        if threads == 0 {
+            for service in self.handlers.services.iter().flatten() {
+                service.handler.worker_stop();
+            }
+        }
+    }
+
+    /// Whether this process was for one connection, which has come and gone.
+    fn is_done(&self) -> bool {
+        self.conns.load.is_taken() && self.conns.len() == 0 && self.threads.running() == 0
+    }
+}

@@ -1,0 +1,205 @@
+//! What an event means: a socket that can be read or written, a turn, a deadline. Hands it to the room that knows.
+
+use ::ws_handler::raw::WS_BY_PEER;
+use nix::sys::epoll::EpollFlags;
+use rustix::io::Errno;
+
+use crate::clock;
+use crate::worker::Worker;
+use crate::worker::conn::connections::Due;
+use crate::worker::conn::receive;
+use crate::worker::conn::record::flags;
+use crate::worker::conn::table::{Pause, Phase};
+use crate::worker::conn::turn::{MOST, MOST_SHARE, READS, SHARE, UNTIMED, rest};
+use crate::worker::crash::rescue;
+
+/// So many bytes of a frame, or more, are received where its message is gathered.
+const LARGE: usize = 16 * 1024;
+/// That a socket has ended is read behind what came before.
+const ENDS: EpollFlags = EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
+
+impl Worker {
+    /// Something has happened to the socket of a connection.
+    pub fn socket_ready(&self, id: u64, events: EpollFlags, buffer: &mut [u8]) {
+        if events.contains(EpollFlags::EPOLLOUT) {
+            if self.conns.writes_in_turn(id) {
+                return;
+            }
+            self.conns.flush(id);
+        }
+        if events.contains(EpollFlags::EPOLLIN) {
+            if self.readable(id, false, buffer) || events.intersects(ENDS) {
+                self.conns.watch_again(id);
+            }
+        } else if events.intersects(ENDS) && !self.conns.is_waiting(id) {
+            self.connection_lost(id);
+        }
+    }
+
+    /// A socket has something to read, or may have and it is its turn. `buffer` ends in one spare byte. Says whether there
+    /// may be more now: as much came as was asked for, or a signal came instead.
+    #[inline(always)]
+    fn readable(&self, id: u64, in_turn: bool, buffer: &mut [u8]) -> bool {
+        #[derive(Clone, Copy)]
+        enum Next {
+            Head,
+            Messages,
+            Gathered,
+            Nothing,
+            ReplyStill,
+        }
+        let (received, asked, next, at_once, room) = {
+            let core = &mut *self.conns.core.borrow_mut();
+            let Some((conn, record)) = core.table.both(id) else { return false };
+            let at_once = conn.turn.is_at_once();
+            let Some(room) = core.turns.room_for(id, conn, in_turn) else {
+                self.conns.watch_conn(id, conn);
+                return false;
+            };
+            let next = match &conn.phase {
+                Phase::Head(..) => Next::Head,
+                Phase::Open(_) => Next::Messages,
+                // What comes now is not wanted: it is read so that closing does not reset the connection
+                // before the peer has read our last words.
+                Phase::Opening(..) | Phase::Linger(_) => Next::Nothing,
+                Phase::Reply(..) => Next::ReplyStill,
+            };
+            if conn.is_paused() {
+                return false;
+            }
+            // Until all that is read now is processed the connection can not move.
+            record.set_flags(record.flags() & !(flags::MOVABLE | flags::FRESH));
+            if matches!(next, Next::Head) {
+                record.forget_head();
+            }
+            let intake = match &mut conn.phase {
+                Phase::Open(open) if !at_once && !open.over => open.proto.intake(LARGE),
+                _ => None,
+            };
+            match intake {
+                Some((gathered, most)) => {
+                    let asked = most.min(room);
+                    (receive::append(&conn.socket, gathered, asked), asked, Next::Gathered, at_once, room)
+                }
+                None => {
+                    let room = room.min(receive::AT_ONCE);
+                    (receive::receive(&conn.socket, &mut buffer[..room]), room, next, at_once, room)
+                }
+            }
+        };
+        match (received, next) {
+            // A half-close after the request: the reply is wanted all the same.
+            (Ok(0), Next::ReplyStill) => self.conns.pause(id, Pause::Ended),
+            (Ok(0), _) => self.connection_lost(id),
+            (Ok(count), Next::Head) => self.read_head(id, &buffer[..count]),
+            (Ok(count), Next::Messages) if count <= UNTIMED && at_once => {
+                self.session.process(id, buffer, count, 0)
+            }
+            (Ok(count), Next::Messages | Next::Gathered) => {
+                let (begun, before) = (clock::now().as_nanos(), self.conns.delivered(id));
+                match next {
+                    Next::Gathered => self.session.process(id, buffer, 0, count),
+                    _ => self.session.process(id, buffer, count, 0),
+                }
+                let took = clock::now().as_nanos().saturating_sub(begun);
+                let delivered = self.conns.delivered(id).saturating_sub(before);
+                if let Some(conn) = self.conns.core.borrow_mut().table.get(id) {
+                    conn.turn.update(room, count, delivered, took);
+                }
+            }
+            (Ok(_), Next::Nothing | Next::ReplyStill) => {}
+            // Nothing to read after all: it stands as it did.
+            (Err(Errno::AGAIN | Errno::INTR), _) => self.conns.flush(id),
+            (Err(_), _) => self.connection_lost(id),
+        }
+        received == Ok(asked) || received == Err(Errno::INTR)
+    }
+
+    /// The socket has failed, or the peer has closed it.
+    fn connection_lost(&self, id: u64) {
+        match self.conns.with_open(id, |_, _| ()) {
+            Some(()) => self.conns.end(id, WS_BY_PEER, 1006),
+            None => self.handshakes.drop_unopened(id),
+        }
+    }
+
+    /// Serves those in line: at least one, and others while there is time. Those that join meanwhile have to wait for
+    /// the next turn of the loop.
+    pub fn serve_turns(&self, buffer: &mut [u8]) {
+        let waiting = self.conns.core.borrow().turns.len();
+        if waiting == 0 {
+            return;
+        }
+        let begun = clock::now().as_nanos();
+        let share = begun.saturating_sub(self.life.now.get()).clamp(SHARE, MOST_SHARE);
+        let until = begun.saturating_add(share);
+        for _ in 0..waiting {
+            let Some(id) = self.conns.core.borrow_mut().turns.pop() else { return };
+            rescue::begin_work();
+            self.serve_waiting(id, buffer);
+            self.session.settle();
+            if clock::now().as_nanos() >= until {
+                return;
+            }
+        }
+    }
+
+    /// Apart from the reading of those that are served at once, which it would cost instructions.
+    #[inline(never)]
+    fn read_in_turn(&self, id: u64, buffer: &mut [u8]) -> bool {
+        self.readable(id, true, buffer)
+    }
+
+    fn serve_waiting(&self, id: u64, buffer: &mut [u8]) {
+        let is_queued = match self.conns.core.borrow_mut().table.get(id) {
+            Some(conn) => {
+                conn.turn.begin();
+                conn.queued() > 0
+            }
+            // It has ended or moved away.
+            None => return,
+        };
+        if is_queued {
+            self.conns.flush(id);
+        }
+        if !self.session.process_unread(id, buffer) {
+            let rest = || self.conns.with_open(id, |_, open| rest(open.proto.to_come(), MOST)).flatten();
+            for _ in 0..=READS {
+                if !self.read_in_turn(id, buffer) || rest().is_none() {
+                    break;
+                }
+            }
+        }
+        self.conns.watch(id);
+    }
+
+    /// Asks the connections whose timers have come up what is due.
+    pub fn deadlines(&self) {
+        loop {
+            let due = self.conns.core.borrow_mut().timers.due(self.life.now.get());
+            let Some((at, slot)) = due else { return };
+            rescue::begin_work();
+            if let Some(id) = self.conns.come_up(at, slot) {
+                self.on_deadline(id);
+                self.conns.arm(id);
+            }
+        }
+    }
+
+    /// Bytes of a request head have come.
+    fn read_head(&self, id: u64, bytes: &[u8]) {
+        if let Some(elsewhere) = self.handshakes.read_head(id, bytes) {
+            self.transfer.forward_request(id, &elsewhere);
+        }
+    }
+
+    /// A connection's deadline has come.
+    fn on_deadline(&self, id: u64) {
+        match self.conns.due(id) {
+            Due::Nothing => {}
+            Due::Lingered => self.conns.remove(id),
+            Due::Unopened => self.handshakes.handshake_timed_out(id),
+            Due::Open => self.session.on_deadline(id),
+        }
+    }
+}

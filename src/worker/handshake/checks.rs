@@ -1,0 +1,163 @@
+//! What a request has to pass before its handler hears of it: the proxy's header, hosts, origins, limits.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+
+use socket2::Socket;
+
+use crate::fleet::addresses::Refusal;
+use crate::http::{self, Response};
+use crate::proto::http1::allow::HostRule;
+use crate::proto::http1::head::Head;
+use crate::proto::http1::{forwarded, proxy};
+use crate::worker::conn::table::Conn;
+use crate::worker::handshake::Handshakes;
+use crate::worker::listen::admission::answer;
+
+/// Bytes of what a client has sent that are shown in the log.
+const SHOWN: usize = 100;
+
+impl Handshakes {
+    /// A connection is over a limit, and there is time to tell its peer.
+    pub fn refuse_politely(&self, socket: Socket, refusal: Refusal) {
+        if self.life.is_stopping() {
+            return self.conns.load.release();
+        }
+        let deadline = self.life.now.get().saturating_add(self.config.handshake_time);
+        if let Some(id) = self.conns.add(Conn::new(socket, deadline)) {
+            self.conns.reply(id, answer(refusal));
+        }
+    }
+
+    /// Turns a request away.
+    pub fn refuse(&self, id: u64, refusal: Refusal, detail: &str) {
+        self.admission.note(refusal, self.conns.peer(id), detail);
+        self.conns.reply(id, answer(refusal));
+    }
+
+    /// What was read of a request without the header of the PROXY protocol that is to come first. `None`: more has to
+    /// come, or the connection is over.
+    pub fn take_proxy_header<'a>(&self, id: u64, read: Cow<'a, [u8]>) -> Option<Cow<'a, [u8]>> {
+        let trusted = &self.config.admission.proxy;
+        if !trusted.protocol {
+            return Some(read);
+        }
+        let is_due = {
+            let core = &mut *self.conns.core.borrow_mut();
+            let record = core.table.record(id)?;
+            !record.has_proxy_header() && trusted.trusts(record.peer.address().map(|peer| peer.ip()))
+        };
+        if !is_due {
+            return Some(read);
+        }
+        match proxy::parse(&read) {
+            Ok(proxy::Parsed::NeedMore) => {
+                self.conns.keep_head(id, read.into_owned());
+                None
+            }
+            Ok(proxy::Parsed::Header { client, consumed }) => {
+                self.meet(id, client, true).map_err(|refusal| self.refuse(id, refusal, "")).ok()?;
+                Some(match read {
+                    Cow::Borrowed(read) => Cow::Borrowed(read.get(consumed..).unwrap_or_default()),
+                    Cow::Owned(read) => Cow::Owned(read.get(consumed..).unwrap_or_default().to_vec()),
+                })
+            }
+            Err(bad) => {
+                self.admission.note(Refusal::Proxy, self.conns.peer(id), &format!(": {bad}"));
+                self.conns.remove(id);
+                None
+            }
+        }
+    }
+
+    /// The client behind a proxy is known: from here on it is the peer.
+    pub fn meet(&self, id: u64, client: Option<SocketAddr>, by_header: bool) -> Result<(), Refusal> {
+        let core = &mut *self.conns.core.borrow_mut();
+        let Some(record) = core.table.record(id) else { return Ok(()) };
+        let mut admitted = Ok(());
+        if client.is_some() {
+            let mut ticket = self.admission.desk.take();
+            admitted = self.admission.name(&mut ticket, client);
+            if admitted.is_err() {
+                ticket = self.admission.desk.take(); // it is only answered
+            }
+            self.admission.end(record.peer.address(), record.mark);
+            (record.peer, record.mark) = (client.into(), ticket.keep());
+        }
+        if by_header {
+            record.set_proxy_header();
+        }
+        record.seal();
+        admitted
+    }
+
+    /// A request is there: who has sent it, and whether it is for this server. False: it was answered.
+    pub fn check_request(&self, id: u64, head: &Head) -> bool {
+        let admission = &self.config.admission;
+        let peer = self.conns.peer(id);
+        let trusts = |peer: Option<SocketAddr>| admission.proxy.trusts(peer.map(|peer| peer.ip()));
+        if admission.proxy.is_any() && trusts(peer) {
+            let met = match forwarded::client(head, peer, |ip| admission.proxy.trusts(Some(ip))) {
+                Ok(client) if client == peer => Ok(()),
+                Ok(client) => self.meet(id, client, false).map_err(|refusal| (refusal, String::new())),
+                Err(malformed) => Err((Refusal::Forwarded, format!(": {malformed}"))),
+            };
+            if let Err((refusal, detail)) = met {
+                self.refuse(id, refusal, &detail);
+                return false;
+            }
+        }
+        let asked = head.host_and_port();
+        let is_allowed = |host: &HostRule| asked.is_some_and(|asked| host.allows(asked));
+        if !admission.hosts.is_empty() && !admission.hosts.iter().any(is_allowed) {
+            self.refuse(id, Refusal::Host, &shown(head.authority().as_bytes()));
+            return false;
+        }
+        true
+    }
+
+    /// RFC 9112 3.2.2: with a validation host, a target in absolute form must name it.
+    pub fn check_authority(&self, head: &Head) -> Result<(), Response> {
+        let absolute = !head.target().starts_with('/');
+        let (host, port) = &self.config.validation;
+        if !absolute || (host.is_none() && port.is_none()) {
+            return Ok(());
+        }
+        let right = head.host_and_port().is_some_and(|asked| {
+            host.as_ref().is_none_or(|host| host.eq_ignore_ascii_case(asked.host))
+                && port.is_none_or(|port| asked.port.unwrap_or(80) == port)
+        });
+        if right { Ok(()) } else { Err(http::error(421, "this server does not serve that host", &[])) }
+    }
+
+    /// A handshake is about to begin: whether pages of its origin may, and whether the pool has room. False: it was
+    /// answered.
+    pub fn check_limits(&self, id: u64, handler: u16, head: &Head) -> bool {
+        let admission = &self.config.admission;
+        let route = self.routes.handlers().get(usize::from(handler));
+        let origins = route.map_or(&admission.origins[..], |route| admission.origins_of(&route.resource));
+        // What is no browser does not say where it comes from; whoever is no browser can say what it likes.
+        let is_allowed = |origin: &[u8]| origins.iter().any(|rule| rule.allows(origin));
+        let foreign = head.header_all("origin").find(|origin| !origins.is_empty() && !is_allowed(origin));
+        if let Some(origin) = foreign {
+            self.refuse(id, Refusal::Origin, &shown(origin));
+            return false;
+        }
+        let pool = self.handlers.pool_of(handler);
+        let most = self.config.pools.get(pool).and_then(|pool| pool.connections);
+        if let Some(most) = most {
+            // In its own pool it is counted already.
+            let more = u64::from(pool != self.pool);
+            if self.admission.desk.table().in_pool(pool) + more > u64::from(most) {
+                self.refuse(id, Refusal::Pool, "");
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// What a client has sent, safe to be read in a log.
+fn shown(text: &[u8]) -> String {
+    format!(": {}", text.get(..SHOWN).unwrap_or(text).escape_ascii())
+}

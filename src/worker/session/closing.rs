@@ -1,0 +1,134 @@
+//! How a connection ends as its handler sees it: the peer's Close, deadlines, and `on_close`, which is called once.
+
+use ::ws_handler::raw::*;
+
+use crate::ffi::host::{Callback, Task};
+use crate::proto::ws::connection::Deadline;
+use crate::worker::conn::channel::{Ended, PeerClose};
+use crate::worker::conn::table::Open;
+use crate::worker::session::Session;
+
+impl Session {
+    /// The peer sent the first Close frame.
+    pub fn peer_closes(&self, id: u64, code: u16, reason: &[u8]) {
+        self.conns.note_peer_close(id, code, reason);
+        let Some((handler, channel)) = self.conns.with_open(id, |handler, open| {
+            open.begin_close(WS_BY_PEER, code);
+            (handler, open.channel().cloned())
+        }) else {
+            return;
+        };
+        if let Some(channel) = channel {
+            channel.peer_close(PeerClose { code, reason: [reason, b"\0"].concat() });
+            // The thread answers; if it does not come to it in time, we do.
+            let deadline = self.life.now.get().saturating_add(self.config.limits.close_deadline / 10 * 9);
+            self.conns.with_open(id, |_, open| open.extra().answer_by = Some(deadline));
+            return self.conns.arm(id);
+        }
+        let Some(service) = self.handlers.service(handler) else { return };
+        let result = match service.handler.has(Callback::Passive) {
+            true => self.handlers.call_about(handler, Callback::Passive, id, || service.handler.passive(id)),
+            false => WS_OK,
+        };
+        let answer = if result < 0 { Some(1011) } else { (code != 1005).then_some(code) };
+        self.conns.close(id, answer, b"", WS_BY_PEER);
+    }
+
+    /// Tells the handler that a connection is over, and forgets it.
+    pub fn notify_closed(&self, id: u64) {
+        let Some((handler, silent, channel, (by, code))) = self.conns.with_open(id, |handler, open| {
+            let silent = open.silent;
+            let extra = open.extra();
+            (handler, silent, extra.channel.take(), extra.closing)
+        }) else {
+            return;
+        };
+        let by = u32::from(by);
+        self.conns.log_close(id, by, code.into());
+        self.conns.metrics.of(handler).count_close(by, code);
+        match (channel, self.handlers.service(handler)) {
+            (Some(channel), _) => {
+                for task in channel.end(Ended { by, code }) {
+                    task.run(id);
+                }
+            }
+            (None, Some(service)) if !silent && service.handler.has(Callback::Close) => {
+                self.handlers.call_about(handler, Callback::Close, id, || {
+                    service.handler.close(id, by, u32::from(code))
+                });
+            }
+            _ => {}
+        }
+        self.conns.shutdown(id);
+    }
+
+    /// A deadline of an open connection has come: timers of its handler, the answer to a Close that its thread owes, and
+    /// what the protocol waits for.
+    pub fn on_deadline(&self, id: u64) {
+        let now = self.life.now.get();
+        let due =
+            self.conns.with_open(id, |handler, open| (handler, take_due(open, now), open.is_answer_due(now)));
+        let Some((handler, timers, is_answer_due)) = due else { return };
+        for task in timers {
+            self.handlers.call_about(handler, Callback::Task, id, || task.run(id));
+        }
+        if is_answer_due {
+            let code = self.conns.with_open(id, |_, open| open.peer_close().map_or(1005, |close| close.code));
+            let answer = code.filter(|code| *code != 1005);
+            self.conns.close(id, answer, b"", WS_BY_PEER);
+            self.conns.with_open(id, |_, open| open.extra().answer_by = None);
+        }
+        self.protocol_deadline(id);
+    }
+
+    fn protocol_deadline(&self, id: u64) {
+        let now = self.life.now.get();
+        let stall = self.conns.stall_time();
+        let (due, stalled) = {
+            let core = &mut *self.conns.core.borrow_mut();
+            core.mark_dirty(id);
+            let Some(conn) = core.table.get(id) else { return };
+            let protocol = conn.protocol(now, &self.config.limits, &mut core.codecs, &mut core.queue_pool);
+            let Some((open, mut io)) = protocol else { return };
+            let due = open.proto.on_deadline(&mut io);
+            (due, conn.stalled().is_some_and(|since| since.saturating_add(stall) <= now))
+        };
+        match due {
+            Deadline::Later if stalled => {
+                log::info!("connection {id:x}: the peer takes nothing; dropped");
+                self.conns.end(id, WS_BY_HOST, 1006);
+            }
+            Deadline::Later => {}
+            Deadline::Pinged => self.conns.flush(id),
+            Deadline::Idle => {
+                self.conns.begin_close(id, WS_BY_HOST, 1001);
+                self.conns.flush(id);
+            }
+            Deadline::PeerSilent => self.conns.end(id, WS_BY_HOST, 1006),
+            Deadline::CloseTimedOut => {
+                // Whoever began to close, the other has not answered: cut.
+                self.conns.end(id, WS_BY_HOST, 1006);
+            }
+        }
+    }
+}
+
+/// Takes the timers that are due out of a connection, in order.
+fn take_due(open: &mut Open, now: u64) -> Vec<Task> {
+    if open.next_timer() > now {
+        return Vec::new();
+    }
+    let timers = &mut open.extra().timers;
+    let mut due = Vec::new();
+    let mut index = 0;
+    while let Some((at, ..)) = timers.waiting.get(index) {
+        if *at <= now {
+            let (at, number, task) = timers.waiting.swap_remove(index);
+            due.push((at, number, task));
+        } else {
+            index += 1;
+        }
+    }
+    due.sort_by_key(|(at, number, _)| (*at, *number));
+    due.into_iter().map(|(.., task)| task).collect()
+}

@@ -1,0 +1,81 @@
+//! Handlers hear that a connection is open: a new one, or one that goes on after a move.
+
+use std::io;
+use std::sync::Arc;
+
+use ::ws_handler::raw::*;
+
+use crate::ffi::host::Callback;
+use crate::proto::ws::deflate::negotiate::Params;
+use crate::worker::blocking::thread::Beginning;
+use crate::worker::conn::channel::Opened;
+use crate::worker::conn::info;
+use crate::worker::conn::table::Pause;
+use crate::worker::host::handlers::Service;
+use crate::worker::session::Session;
+
+impl Session {
+    /// Tells the handler that a connection is open: a blocking one that it goes on.
+    pub fn notify_open(&self, id: u64, handler: u16) {
+        let Some(service) = self.handlers.service(handler) else {
+            return self.conns.close(id, Some(1012), b"", WS_BY_HOST);
+        };
+        if service.handler.is_blocking() {
+            return self.resume_blocking(id, handler, service);
+        }
+        if !service.handler.has(Callback::Open) {
+            return;
+        }
+        let result = self.handlers.call_about(handler, Callback::Open, id, || service.handler.open(id));
+        if result < 0 {
+            log::error!("{}: on_open returned {result}; closed with 1011", service.plugin.name);
+            self.conns.close(id, Some(1011), b"", WS_BY_HANDLER);
+        }
+    }
+
+    /// Goes on with a blocking connection that has come from another process, or did not get there.
+    pub fn resume_blocking(&self, id: u64, handler: u16, service: &Service) {
+        let begun = match !self.threads.is_full() {
+            true => self.resume_thread(id, handler, service),
+            false => Err(io::Error::other("too many connections to blocking handlers")),
+        };
+        if let Err(error) = begun {
+            log::error!("{}: connection {id:x} can not go on here: {error}", service.plugin.name);
+            self.conns.with_open(id, |_, open| (open.extra().channel, open.silent) = (None, true));
+            self.conns.close(id, Some(1012), b"", WS_BY_HOST);
+        }
+        self.conns.resume(id, Pause::Move);
+    }
+
+    pub fn resume_thread(&self, id: u64, handler: u16, service: &Service) -> io::Result<()> {
+        let channel = self.threads.new_channel(id, service.handler);
+        let known = {
+            let core = &mut *self.conns.core.borrow_mut();
+            let local = core.table.get(id).and_then(|conn| conn.socket.local_addr().ok());
+            core.table.record(id).map(|record| {
+                let text = |bytes: &[u8]| [bytes, b"\0"].concat();
+                let strings = record.strings();
+                let opened = Opened {
+                    request: None,
+                    resource: text(strings.resource),
+                    origin: strings.origin.map(text),
+                    protocol: strings.protocol.map(text),
+                    deflate: (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten(),
+                    remote: info::address(record.peer.address()),
+                    local: local.as_ref().map(info::local_address),
+                };
+                (opened, record.state().map(text).unwrap_or_default())
+            })
+        };
+        let Some((mut opened, state)) = known else { return Ok(()) };
+        channel.rest();
+        self.conns.with_open(id, |_, open| {
+            opened.request = open.request().cloned();
+            (open.extra().channel, open.silent) = (Some(Arc::clone(&channel)), false);
+        });
+        // From here on it is as movable as its thread says.
+        self.conns.flush(id);
+        channel.open(opened);
+        self.threads.start(service.handler, channel, Beginning::Resumed(id, handler, state))
+    }
+}

@@ -1,0 +1,59 @@
+//! The commands of other threads, carried out by the loop.
+
+use ::ws_handler::raw::*;
+
+use crate::worker::Worker;
+use crate::worker::commands::queue::{Command, Counted};
+use crate::worker::conn::table::Pause;
+
+impl Worker {
+    /// Carries out what other threads want.
+    pub fn run_commands(&self) {
+        self.conns.batch.borrow_mut().extend(self.commands.take());
+        // One by one: a handler that is called meanwhile may take some out.
+        while let Some(command) = self.next_command() {
+            self.run_command(command);
+        }
+    }
+
+    fn next_command(&self) -> Option<Command> {
+        self.conns.batch.borrow_mut().pop_front()
+    }
+
+    fn run_command(&self, command: Command) {
+        match command {
+            Command::Counted(conn, counted) => {
+                self.run_counted(conn, counted);
+                self.commands.leave(conn);
+            }
+            Command::Verdict(conn) => self.handshakes.finish_handshake(conn),
+            Command::Detached(conn, state) => self.transfer.thread_detached(conn, &state),
+            Command::Room(conn) => {
+                self.conns.resume(conn, Pause::ThreadChannel);
+                self.conns.arm(conn);
+            }
+            Command::ThreadEnded => self.threads.ended(),
+        }
+    }
+
+    fn run_counted(&self, id: u64, counted: Counted) {
+        match counted {
+            Counted::Send { kind, outbound, flags } => self.conns.send_outbound(id, kind, outbound, flags),
+            Counted::Ping(payload) => self.conns.send_outbound_ping(id, &payload),
+            Counted::Pause => {
+                if let Some(paused) = self.commands.take_pause(id) {
+                    self.conns.pause_for_handler(id, paused);
+                }
+            }
+            Counted::Post(task) => self.session.run_posted(id, task),
+            Counted::Close { code, reason } => self.conns.close(id, code, &reason, WS_BY_HANDLER),
+            Counted::Abort => self.conns.abort(id),
+            Counted::State => {
+                let channel = self.conns.with_open(id, |_, open| open.channel().cloned()).flatten();
+                if let Some(state) = channel.and_then(|channel| channel.take_state()) {
+                    self.conns.attach_state(id, &state);
+                }
+            }
+        }
+    }
+}
