@@ -66,7 +66,7 @@ fn frames(c: &mut Criterion) {
 
 fn masking(c: &mut Criterion) {
     let mut group = c.benchmark_group("unmask");
-    for len in [20, 1024, 65_536] {
+    for len in [20, 1024, 65_536, 1 << 20] {
         let mut data = vec![0x5a; len];
         group.throughput(Throughput::Bytes(len as u64));
         group.bench_function(len.to_string(), |b| b.iter(|| Mask::new(KEY).apply(black_box(&mut data))));
@@ -76,7 +76,7 @@ fn masking(c: &mut Criterion) {
 fn utf8(c: &mut Criterion) {
     let mut group = c.benchmark_group("utf8");
     for (name, sample) in [("ascii", "plain text "), ("mixed", "aä水🌻")] {
-        for len in [20, 1024, 65_536] {
+        for len in [20, 1024, 65_536, 1 << 20] {
             let text = &sample.repeat(len / sample.len() + 1).into_bytes()[..len];
             group.throughput(Throughput::Bytes(len as u64));
             group.bench_function(format!("{name} {len}"), |b| {

@@ -49,15 +49,10 @@ fn apply_short(key: u32, data: &mut [u8]) {
     }
 }
 
-/// With the widest vectors that the processor has.
+/// Blocks of 64 octets, which the compiler turns into vector instructions. Those that every processor of the kind has are
+/// enough: AVX2 would save 0.2 us of 64 KiB.
 #[inline(never)]
 fn apply_long(key: u32, data: &mut [u8]) {
-    fearless_simd::dispatch!(fearless_simd::Level::new(), _ => apply_blocks(key, data));
-}
-
-/// Blocks of 64 octets, which the compiler turns into vector instructions.
-#[inline(always)]
-fn apply_blocks(key: u32, data: &mut [u8]) {
     let pattern = [key.to_le_bytes(); 16];
     let pattern = pattern.as_flattened();
     let (blocks, rest) = data.as_chunks_mut::<64>();
