@@ -110,6 +110,8 @@ impl Worker {
         self.slot.set_state(State::Stopping);
         self.life.stop_at.set(Some(self.life.now.get().saturating_add(self.conns.config.stop_time)));
         self.transfer.empty_inbox();
+        // What threads were told WS_OK for goes out before the Close frames.
+        self.run_commands();
         let ids = self.conns.ids();
         for id in ids {
             let is_open = match self.conns.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
@@ -118,7 +120,7 @@ impl Worker {
                 Some(Phase::Head(..) | Phase::Opening(..)) => false,
             };
             if is_open {
-                self.conns.close(id, Some(code), b"", WS_BY_HOST);
+                self.conns.close_after_messages(id, code);
             } else {
                 self.handshakes.drop_unopened(id);
             }

@@ -90,7 +90,11 @@ impl Worker {
         match (received, next) {
             // A half-close after the request: the reply is wanted all the same.
             (Ok(0), Next::ReplyStill) => self.conns.pause(id, Pause::Ended),
-            (Ok(0), _) => self.connection_lost(id),
+            (Ok(0), _) => {
+                if !self.conns.input_ended(id) {
+                    self.handshakes.drop_unopened(id);
+                }
+            }
             (Ok(count), Next::Head) => self.read_head(id, &buffer[..count]),
             (Ok(count), Next::Messages) if count <= UNTIMED && at_once => {
                 self.session.process(id, buffer, count, 0)
@@ -115,7 +119,7 @@ impl Worker {
         received == Ok(asked) || received == Err(Errno::INTR)
     }
 
-    /// The socket has failed, or the peer has closed it.
+    /// The socket has failed.
     fn connection_lost(&self, id: u64) {
         match self.conns.with_open(id, |_, _| ()) {
             Some(()) => self.conns.end(id, WS_BY_PEER, 1006),

@@ -28,6 +28,7 @@ impl Worker {
             }
             Command::Verdict(conn) => self.handshakes.finish_handshake(conn),
             Command::Detached(conn, state) => self.transfer.thread_detached(conn, &state),
+            Command::CaughtUp(conn) => self.conns.finish_input(conn),
             Command::Room(conn) => {
                 self.conns.resume(conn, Pause::ThreadChannel);
                 self.conns.arm(conn);

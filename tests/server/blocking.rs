@@ -54,6 +54,66 @@ fn receive_wakes_on_a_message_a_timeout_and_a_close() {
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
+/// What a client sends in one write before it shuts down its writing side.
+fn half_closed(server: &crate::Served, resource: &str, sent: &[u8]) -> Raw {
+    let mut raw = Raw::open(&server.address(), resource);
+    raw.send(sent);
+    raw.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    raw
+}
+
+#[test]
+fn what_came_before_the_end_of_input_is_answered() {
+    let server = serve(&["everything", "everything_blocking"], &[]);
+    let message = client::frame(TEXT, b"sleep 100");
+    let close = client::frame(CLOSE, &close_payload(4000, ""));
+    let violation = client::frame(0x83, b"no such opcode");
+    for resource in ["/everything", "/everything_blocking"] {
+        // RFC 6455 5.5.1: the Close frame is answered, whatever the peer's writing side does.
+        let mut raw = half_closed(&server, resource, &[&message[..], &message, &close].concat());
+        assert_eq!((raw.next_text(), raw.next_text()), ("sleep: ok".to_owned(), "sleep: ok".to_owned()));
+        raw.expect_close(4000);
+        raw.expect_end();
+        let mut raw = half_closed(&server, resource, &[&message[..], &message].concat());
+        assert_eq!((raw.next_text(), raw.next_text()), ("sleep: ok".to_owned(), "sleep: ok".to_owned()));
+        raw.expect_end();
+        let mut raw = half_closed(&server, resource, &[&message[..], &message, &violation].concat());
+        assert_eq!((raw.next_text(), raw.next_text()), ("sleep: ok".to_owned(), "sleep: ok".to_owned()));
+        raw.expect_close(1002);
+        raw.expect_end();
+    }
+}
+
+#[test]
+fn what_is_queued_when_the_peer_ends_its_input_is_sent() {
+    let server = serve(&["echo", "echo_blocking"], &["--no-deflate"]);
+    // More than the kernel's buffers take.
+    let payload = vec![b'x'; 12 << 20];
+    for resource in ["/echo", "/echo_blocking"] {
+        let mut raw = half_closed(&server, resource, &client::frame(TEXT, &payload));
+        assert_eq!(raw.next().unwrap().payload.len(), payload.len());
+        raw.expect_end();
+    }
+}
+
+#[test]
+fn messages_that_came_before_a_stop_are_answered() {
+    let mut server = serve(&["everything_blocking"], &[]);
+    let mut raw = Raw::open(&server.address(), "/everything_blocking");
+    let mut idle = Raw::open(&server.address(), "/everything_blocking");
+    raw.text("sleep 300");
+    raw.text("user");
+    raw.frame(PING, b"all of it has come");
+    assert_eq!(raw.next().unwrap().first, PONG);
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    idle.expect_close(1001);
+    assert_eq!(raw.next_text(), "sleep: ok");
+    assert_eq!(raw.next_text(), "user: ");
+    raw.expect_close(1001);
+    drop((raw, idle));
+    server.wait();
+}
+
 #[test]
 fn the_end_of_transfer_data_closes() {
     let server = serve(&["everything_blocking"], &[]);

@@ -60,7 +60,8 @@ pub enum Event {
         reason: Body,
     },
     /// The peer broke the protocol or a limit. The connection is finished; a Close frame with `code` has been
-    /// appended, unless one was sent before.
+    /// appended, unless one was sent before. After `defer_failures` the caller sends it with `close()`, as it answers the
+    /// peer's Close.
     Failed {
         /// RFC 6455 7.4.1.
         code: u16,
@@ -98,6 +99,7 @@ pub struct Connection {
     awaiting_pong: bool,
     stream: bool,
     paused: bool,
+    deferring: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -105,7 +107,7 @@ enum Phase {
     Open,
     /// Ours is sent, the peer's is to come.
     CloseSent,
-    /// The peer's has come, ours is to be sent.
+    /// The peer's has come, or nothing will; ours is to be sent.
     CloseReceived,
     /// Both, or the connection has failed.
     Finished,
@@ -151,7 +153,13 @@ impl Connection {
             awaiting_pong: false,
             stream,
             paused: false,
+            deferring: false,
         }
+    }
+
+    /// From now on failures leave it to the caller to send the Close frame: something may have to be sent before it.
+    pub fn defer_failures(&mut self) {
+        self.deferring = true;
     }
 
     /// Takes octets from `input[*at..]`, advances `at`, and returns at the first event. **To be called until it
@@ -243,6 +251,20 @@ impl Connection {
             self.since = io.now;
         }
         Ok(())
+    }
+
+    /// The peer has closed its end without a Close frame. What is to be sent still can be.
+    pub fn end_input(&mut self, io: &mut Io) {
+        match self.phase {
+            Phase::Open => (self.phase, self.since) = (Phase::CloseReceived, io.now),
+            Phase::CloseSent => self.finish(io.codecs),
+            Phase::CloseReceived | Phase::Finished => {}
+        }
+    }
+
+    /// Ends it without a Close frame.
+    pub fn abandon(&mut self, io: &mut Io) {
+        self.finish(io.codecs);
     }
 
     /// Both sides are done, or the connection has failed: once `out` is written the socket can be shut down.
@@ -358,6 +380,10 @@ impl Connection {
     /// RFC 6455 7.1.7: fails the connection.
     #[cold]
     fn fail(&mut self, violation: Violation, io: &mut Io) -> Event {
+        if self.deferring && self.phase == Phase::Open {
+            (self.phase, self.since) = (Phase::CloseReceived, io.now);
+            return Event::Failed { code: violation.code, why: violation.why };
+        }
         if self.phase != Phase::CloseSent {
             self.append_close(Some(violation.code), b"", io.out);
         }

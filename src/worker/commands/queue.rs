@@ -42,6 +42,8 @@ pub enum Command {
     Verdict(u64),
     /// A blocking thread has let go of its connection, with this state: it can go on in another process.
     Detached(u64, Vec<u8>),
+    /// A blocking thread has taken all messages after which nothing comes.
+    CaughtUp(u64),
     /// A blocking thread has taken so many messages that reading can go on.
     Room(u64),
     /// A blocking thread is over.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::ffi::host::{Address, Task};
 use crate::proto::ws::deflate::negotiate::Params;
-use crate::worker::commands::queue::CommandQueue;
+use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::handshake::Request;
 use crate::worker::conn::record::Strings;
 
@@ -100,8 +100,10 @@ struct State {
     peer_close: Option<PeerClose>,
     /// The peer's answer to our Close.
     answer: Option<PeerClose>,
-    /// A Close was sent or the connection is lost: messages no longer count.
+    /// A Close was sent: messages no longer count.
     closing: bool,
+    /// Nothing more comes from the peer; whether the loop wants to be told that all was taken.
+    input_ended: Option<bool>,
     /// The server wants the connection to end, and the thread has not been told.
     draining: bool,
     /// It has.
@@ -202,7 +204,7 @@ impl ThreadChannel {
 
     /// The connection has ended without (the rest of) a closing handshake.
     pub fn lost(&self) {
-        self.change(|state| (state.closing, state.lost) = (true, true));
+        self.change(|state| state.lost = true);
     }
 
     /// The server wants the connection to end soon.
@@ -210,20 +212,28 @@ impl ThreadChannel {
         self.change(|state| state.draining = true);
     }
 
-    /// A Close was sent: there are no more messages.
+    /// A Close was sent: there are no more messages. Of one that is lost those that came before are taken still.
     pub fn closing(&self) {
-        self.change(|state| state.closing = true);
+        self.change(|state| state.closing |= !state.lost);
+    }
+
+    /// Nothing more comes from the peer: once the thread has taken all that is here, it says so to the loop, and waits.
+    pub fn end_input(&self) {
+        self.change(|state| state.input_ended = state.input_ended.or(Some(true)));
     }
 
     /// The connection is gone. Returns the functions that were posted and not called.
     pub fn end(&self, ended: Ended) -> Vec<Task> {
         self.change(|state| {
-            state.closing = true;
             state.ended = Some(ended);
-            let deliveries = std::mem::take(&mut state.deliveries).into_iter();
-            deliveries
-                .filter_map(|delivery| if let Delivery::Task(task) = delivery { Some(task) } else { None })
-                .collect()
+            let mut tasks = Vec::new();
+            for delivery in std::mem::take(&mut state.deliveries) {
+                match delivery {
+                    Delivery::Task(task) => tasks.push(task),
+                    other => state.deliveries.push_back(other),
+                }
+            }
+            tasks
         })
     }
 
@@ -292,14 +302,18 @@ impl ThreadChannel {
         if let Some(close) = state.peer_close.take() {
             return Some(Woken::PeerClose(close));
         }
-        if state.draining && !state.closing {
+        if state.closing || state.lost || state.ended.is_some() {
+            return Some(Woken::Closing);
+        }
+        if state.input_ended == Some(true) {
+            state.input_ended = Some(false);
+            self.commands.give(Command::CaughtUp(self.conn));
+        }
+        if state.draining {
             (state.draining, state.drained) = (false, true);
             return Some(Woken::Draining);
         }
-        if state.closing {
-            return Some(Woken::Closing);
-        }
-        if state.leaving && !state.finished {
+        if state.leaving && !state.finished && state.input_ended.is_none() {
             state.moved = true;
             self.commands.set_gone(self.conn);
         }

@@ -19,9 +19,11 @@ impl Conns {
             let limits = &self.config.limits;
             let protocol = conn.protocol(self.life.now.get(), limits, &mut core.codecs, &mut core.queue_pool);
             let Some((open, mut io)) = protocol else { return };
+            // RFC 6455 7.1.7: of a connection that has failed the code is fixed.
+            let (code, reason) = open.failure().map_or((code, reason), |code| (Some(code), &b""[..]));
             let closed = open.proto.close(code, reason, &mut io).is_ok();
             if closed {
-                open.extra().answer_by = None;
+                open.extra().last_call = None;
                 core.mark_dirty(id);
             }
             closed
@@ -98,7 +100,8 @@ impl Conns {
             if said && !heard && conn.queued() == 0 && conn.socket.shutdown(Shutdown::Write).is_ok() {
                 record.forget_head(); // it goes with the phase
                 conn.phase = Phase::Linger(self.life.now.get().saturating_add(LINGER));
-                for reason in [Pause::Handler, Pause::ThreadChannel, Pause::Queue, Pause::Move] {
+                for reason in [Pause::Handler, Pause::ThreadChannel, Pause::Queue, Pause::Move, Pause::Ended]
+                {
                     conn.set_pause(reason, false, self.life.now.get());
                 }
                 self.watch_conn(id, conn);

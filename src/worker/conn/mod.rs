@@ -7,6 +7,7 @@ pub mod connections;
 pub mod handoff;
 pub mod handshake;
 pub mod info;
+pub mod last_call;
 pub mod output;
 pub mod rate_limit;
 pub mod read_control;

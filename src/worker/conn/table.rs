@@ -43,7 +43,7 @@ pub enum Pause {
     Handshake = 8,
     /// The peer has closed its end.
     Ended = 16,
-    /// The blocking thread is to let go of the connection, which goes on in another process.
+    /// The blocking thread is to take what has come, and then the connection moves or is closed.
     Move = 32,
 }
 
@@ -113,6 +113,17 @@ pub struct Open {
     pub silent: bool,
 }
 
+/// What is done once the thread of a blocking handler has taken all messages that have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastCall {
+    /// The peer has sent a Close frame, which the thread answers.
+    Answer,
+    /// The peer has closed its end without one.
+    Ended,
+    /// The peer has broken the protocol or a limit, or the server ends the connection: a Close frame with this code.
+    Close(u16),
+}
+
 /// What a connection that waits for messages usually does not have.
 #[derive(Default)]
 pub struct Extra {
@@ -122,8 +133,8 @@ pub struct Extra {
     pub request: Option<Arc<Request>>,
     /// How the peer began to close.
     pub peer_close: Option<PeerClose>,
-    /// When the thread has to have answered that.
-    pub answer_by: Option<u64>,
+    /// Why a blocking handler gets no more messages than it has yet to take, and by when it has to have taken those.
+    pub last_call: Option<(LastCall, u64)>,
     /// Timers of an event style handler.
     pub timers: Timers,
     /// Who began to close (`WS_BY_...`), and the code; 0 while nobody did.
@@ -153,6 +164,12 @@ impl Open {
         self.extra.get_or_insert_default()
     }
 
+    /// Gives the connection to the thread of a blocking handler.
+    pub fn set_channel(&mut self, channel: Arc<ThreadChannel>) {
+        self.proto.defer_failures();
+        self.extra().channel = Some(channel);
+    }
+
     /// The mailbox of a blocking handler.
     #[inline]
     pub fn channel(&self) -> Option<&Arc<ThreadChannel>> {
@@ -174,6 +191,12 @@ impl Open {
         self.extra.as_ref().is_some_and(|extra| extra.closing.0 != 0)
     }
 
+    /// The code with which the connection has failed, if that is still to be said.
+    pub fn failure(&self) -> Option<u16> {
+        let closing = self.extra.as_ref().map(|extra| extra.closing);
+        closing.filter(|(by, _)| u32::from(*by) == ::ws_handler::raw::WS_BY_HOST).map(|(_, code)| code)
+    }
+
     /// Notes who began to close; the first counts.
     pub fn begin_close(&mut self, by: u32, code: u16) {
         let extra = self.extra();
@@ -182,9 +205,9 @@ impl Open {
         }
     }
 
-    /// Whether the thread of a blocking handler has not answered the peer's Close in time.
-    pub fn is_answer_due(&self, now: u64) -> bool {
-        self.extra.as_ref().and_then(|extra| extra.answer_by).is_some_and(|at| at <= now)
+    /// Whether the thread of a blocking handler has not taken in time what came before the end.
+    pub fn is_last_call_over(&self, now: u64) -> bool {
+        self.extra.as_ref().and_then(|extra| extra.last_call).is_some_and(|(_, by)| by <= now)
     }
 
     /// When the next timer of the handler is due.
@@ -283,7 +306,9 @@ impl Conn {
     pub fn deadline(&self) -> u64 {
         match &self.phase {
             Phase::Head(_, at) | Phase::Opening(.., at) | Phase::Reply(_, at) | Phase::Linger(at) => *at,
-            Phase::Open(open) => open.extra.as_ref().and_then(|extra| extra.answer_by).unwrap_or(NEVER),
+            Phase::Open(open) => {
+                open.extra.as_ref().and_then(|extra| extra.last_call).map_or(NEVER, |(_, by)| by)
+            }
         }
     }
 

@@ -288,9 +288,11 @@ impl Handshakes {
             counted.counters().count_status(101);
             let mut open = Open::new(Connection::new(self.life.now.get(), codec, stream), counted);
             open.silent = close.is_some();
-            if request.is_some() || channel.is_some() {
-                let kept = (request.clone(), channel.clone().filter(|_| close.is_none()));
-                (open.extra().request, open.extra().channel) = kept;
+            if request.is_some() {
+                open.extra().request = request.clone();
+            }
+            if let Some(channel) = channel.as_ref().filter(|_| close.is_none()) {
+                open.set_channel(Arc::clone(channel));
             }
             if let Some(limit) = self.admission.rate_limit() {
                 open.extra().pace = Some(limit);

@@ -5,7 +5,7 @@ use ::ws_handler::raw::*;
 use crate::ffi::host::{Callback, Task};
 use crate::proto::ws::connection::Deadline;
 use crate::worker::conn::channel::{Ended, PeerClose};
-use crate::worker::conn::table::Open;
+use crate::worker::conn::table::{LastCall, Open};
 use crate::worker::session::Session;
 
 impl Session {
@@ -20,10 +20,7 @@ impl Session {
         };
         if let Some(channel) = channel {
             channel.peer_close(PeerClose { code, reason: [reason, b"\0"].concat() });
-            // The thread answers; if it does not come to it in time, we do.
-            let deadline = self.life.now.get().saturating_add(self.config.limits.close_deadline / 10 * 9);
-            self.conns.with_open(id, |_, open| open.extra().answer_by = Some(deadline));
-            return self.conns.arm(id);
+            return self.conns.set_last_call(id, LastCall::Answer);
         }
         let Some(service) = self.handlers.service(handler) else { return };
         let result = match service.handler.has(Callback::Passive) {
@@ -66,17 +63,15 @@ impl Session {
     /// what the protocol waits for.
     pub fn on_deadline(&self, id: u64) {
         let now = self.life.now.get();
-        let due =
-            self.conns.with_open(id, |handler, open| (handler, take_due(open, now), open.is_answer_due(now)));
-        let Some((handler, timers, is_answer_due)) = due else { return };
+        let due = self
+            .conns
+            .with_open(id, |handler, open| (handler, take_due(open, now), open.is_last_call_over(now)));
+        let Some((handler, timers, is_last_call_over)) = due else { return };
         for task in timers {
             self.handlers.call_about(handler, Callback::Task, id, || task.run(id));
         }
-        if is_answer_due {
-            let code = self.conns.with_open(id, |_, open| open.peer_close().map_or(1005, |close| close.code));
-            let answer = code.filter(|code| *code != 1005);
-            self.conns.close(id, answer, b"", WS_BY_PEER);
-            self.conns.with_open(id, |_, open| open.extra().answer_by = None);
+        if is_last_call_over {
+            self.conns.finish_input(id);
         }
         self.protocol_deadline(id);
     }

@@ -86,7 +86,7 @@ impl Session {
                 }
                 Some(Event::Failed { code, why }) => {
                     log::info!("connection {id:x}: {why}; closed with {code}");
-                    self.conns.begin_close(id, WS_BY_HOST, code);
+                    self.conns.failed(id, code);
                 }
             }
         }

@@ -71,7 +71,8 @@ impl Session {
         channel.rest();
         self.conns.with_open(id, |_, open| {
             opened.request = open.request().cloned();
-            (open.extra().channel, open.silent) = (Some(Arc::clone(&channel)), false);
+            open.set_channel(Arc::clone(&channel));
+            open.silent = false;
         });
         // From here on it is as movable as its thread says.
         self.conns.flush(id);

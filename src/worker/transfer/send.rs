@@ -243,7 +243,7 @@ impl Transfer {
             closing.first_entry().filter(|first| first.key().0 <= now).map(|first| first.remove())
         };
         while let Some(id) = due() {
-            self.conns.close(id, Some(1012), b"", WS_BY_HOST);
+            self.conns.close_after_messages(id, 1012);
         }
     }
 
