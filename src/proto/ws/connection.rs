@@ -296,6 +296,24 @@ impl Connection {
         self.decoder.to_come()
     }
 
+    /// Bytes of memory in which an incomplete message is gathered, inflated so far; not counting what was handed out.
+    /// Between messages 0.
+    #[inline]
+    pub fn held(&self) -> usize {
+        self.decoder.held()
+    }
+
+    /// Bytes of the contexts of compression: see [`Deflate::context_bytes`].
+    pub fn context_bytes(&self) -> (usize, usize) {
+        self.deflate.as_deref().map_or((0, 0), Deflate::context_bytes)
+    }
+
+    /// Forgets the context for sending, if there is one and no message is partly sent: see
+    /// [`Deflate::drop_sending_context`].
+    pub fn drop_sending_context(&mut self, codecs: &mut Codecs) -> bool {
+        self.deflate.as_deref_mut().is_none_or(|deflate| deflate.drop_sending_context(codecs))
+    }
+
     /// The compression, if agreed.
     pub fn deflate(&self) -> Option<&Deflate> {
         self.deflate.as_deref()

@@ -294,9 +294,9 @@ impl Decoder {
         Some(Item::Control { opcode, body: Body::Owned(std::mem::take(&mut partial.control)) })
     }
 
-    /// The memory held besides the decoder itself.
-    #[cfg(any(test, fuzzing, feature = "fuzz"))]
-    pub(super) fn held(&self) -> usize {
+    /// Bytes of memory in which an incomplete message or control frame is gathered, inflated if it came compressed.
+    #[inline]
+    pub fn held(&self) -> usize {
         self.partial.as_ref().map_or(0, |partial| {
             partial.control.capacity()
                 + partial.message.as_ref().map_or(0, |message| message.gathered.capacity())

@@ -103,6 +103,37 @@ fn memory_follows_what_has_come_not_what_is_announced() {
     }
 }
 
+/// 1000 octets of zeros in a few, cut before the last.
+#[test]
+fn what_an_incomplete_message_holds_counts_as_inflated() {
+    let mut theirs = flate2::Compress::new(flate2::Compression::best(), false);
+    let mut wire = Vec::with_capacity(99);
+    theirs.compress_vec(&[0; 1000], &mut wire, flate2::FlushCompress::Sync).unwrap();
+    let payload = &wire[..wire.len() - 4];
+    let frame = [&[0xc2, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat();
+    let mut bench = Bench::new(Some(&Config::default()));
+    let (begin, end) = frame.split_at(frame.len() - 1);
+    assert_eq!((bench.connection.held(), bench.connection.context_bytes()), (0, (0, 0)));
+    assert_eq!(bench.receive(&mut begin.to_vec()), Event::NeedMore);
+    let held = bench.connection.held();
+    assert!((900..=4000).contains(&held), "{held} of {} that came", begin.len());
+    assert!(bench.connection.context_bytes().1 > 0);
+    assert!(matches!(bench.receive(&mut end.to_vec()), Event::Message { compressed: true, .. }));
+    assert_eq!((bench.connection.held(), bench.connection.context_bytes()), (0, (0, 0)));
+}
+
+#[test]
+fn a_sending_context_can_be_dropped_between_messages() {
+    let mut bench = Bench::new(Some(&Config { threshold: 0, ..Config::default() }));
+    assert_eq!(bench.send(Kind::Text, b"one", MORE), Ok(()));
+    let Bench { connection, codecs, .. } = &mut bench;
+    assert!(connection.context_bytes().0 > 0 && !connection.drop_sending_context(codecs));
+    assert_eq!(bench.send(Kind::Text, b"two", LAST), Ok(()));
+    let Bench { connection, codecs, .. } = &mut bench;
+    assert!(connection.drop_sending_context(codecs) && connection.context_bytes() == (0, 0));
+    assert!(Bench::new(None).connection.drop_sending_context(&mut Codecs::new()), "nothing was agreed");
+}
+
 #[test]
 fn the_rest_of_a_frame_may_come_where_the_message_is_gathered() {
     // A text of 200 octets in two frames, of which the second is cut; all keys are "\x01\x02\x03\x04".
