@@ -89,6 +89,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>)
     let places = settings.into_iter().map(|setting| (setting.id, setting.place));
     let mut config = args.into_config(&matches, exe_dir, &Places(places.collect()))?;
     pools::read(&file, &document, &mut config).map_err(Error::Config)?;
+    config.file = Some(path);
     Ok(Command::Serve(Box::new(config)))
 }
 
@@ -321,6 +322,7 @@ impl Args {
             .into_config(workers, &mut handlers, &mut self.document_root, places)
             .map_err(Error::Config)?;
         Ok(Config {
+            file: None,
             listen: listen.collect(),
             handlers,
             scan_dir: self.scan_dir,

@@ -156,6 +156,8 @@ pub struct Landlock {
 /// The configuration of a fleet. Made before the first fork of those that have it, and never changed after.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// The configuration file that was read, if one was.
+    pub file: Option<PathBuf>,
     /// Where to listen, in the order given; never empty.
     pub listen: Vec<Listen>,
     /// Root of the handler directory.

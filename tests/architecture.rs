@@ -27,6 +27,7 @@ const UNSAFE: &[&str] = &[
     "service/daemonize.rs",
     "service/listen_fds.rs",
     "service/mod.rs",
+    "service/start_signals.rs",
     "supervisor/spawn.rs",
     "supervisor/upgrade.rs",
     "worker/base/memory.rs",

@@ -1,6 +1,6 @@
 //! The server as a daemon of the system: listening sockets that are passed to it, what it tells a service manager, life
 //! in the background, the pid file, and which rights its workers have left.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
 mod client;
@@ -13,6 +13,7 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -409,6 +410,101 @@ fn one_server_a_pid_file() {
     until("the file is that of the new one", || content() == format!("{}\n", third.pid()));
     third.stop();
     assert!(!pid_file.exists());
+}
+
+#[test]
+fn the_pid_file_is_there_when_the_ready_line_is() {
+    let dir = dir();
+    let pid_file = dir.path().join("pid");
+    for _ in 0..20 {
+        std::fs::write(&pid_file, "1\n").unwrap(); // of a server that was killed
+        let mut server = Server::start(&dir, &["--workers", "1", "--pid-file", pid_file.to_str().unwrap()]);
+        assert_eq!(std::fs::read_to_string(&pid_file).unwrap(), format!("{}\n", server.pid()));
+        server.signal(Signal::SIGQUIT);
+        server.wait();
+        assert!(!pid_file.exists());
+    }
+}
+
+/// Takes its time to load, and more to start.
+const SLOW: &str = r#"
+    #include <unistd.h>
+    #include <ws_handler.h>
+    static __attribute__((constructor)) void load(void) { sleep(2); }
+    WS_HANDLER(.name = "slow");
+"#;
+
+#[test]
+fn a_signal_during_the_start_leaves_nothing_behind() {
+    let dir = dir();
+    dir.handler("slow", SLOW);
+    let at = |name: &str| dir.path().join(name);
+    let host = format!("unix:{}", at("socket").display());
+    let (pid_file, control) = (at("pid"), at("control"));
+    let args = ["-H", &host, "--pid-file", pid_file.to_str().unwrap()];
+    let args = [&args[..], &["--control-socket", control.to_str().unwrap()]].concat();
+    let is_left = |entry: &std::fs::DirEntry| {
+        let name = entry.file_name().into_string().unwrap();
+        ["socket", "control", "pid"].iter().any(|left| name.contains(left))
+    };
+    let nothing_is_left = || {
+        let left = std::fs::read_dir(dir.path()).unwrap().map(Result::unwrap).find(is_left);
+        assert!(left.is_none(), "{left:?}");
+    };
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
+        let mut server = Server::spawn(&dir, &args);
+        until("it is on its way", || at("socket").exists());
+        let begun = std::time::Instant::now();
+        server.signal(signal);
+        let status = server.wait();
+        assert!(begun.elapsed() < std::time::Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert_eq!(status.signal(), Some(signal as i32), "as a program ends that does not know the signal");
+        nothing_is_left();
+    }
+    // In the background the caller is told.
+    let mut command = Command::new(PROGRAM);
+    command.args(["--daemon", "-l"]).arg(at("log")).arg("-w").arg(dir.path()).args(&args);
+    command.stderr(Stdio::piped()).stdout(Stdio::piped());
+    let caller = command.spawn().unwrap();
+    until("it is on its way", || at("socket").exists());
+    let [daemon] = users_of(&at("log"))[..] else { panic!("{:?}", users_of(&at("log"))) };
+    kill(Pid::from_raw(daemon), Signal::SIGTERM).unwrap();
+    let output = caller.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("SIGTERM"), "{output:?}");
+    nothing_is_left();
+}
+
+/// The processes that have a file open.
+fn users_of(file: &Path) -> Vec<i32> {
+    let names = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name());
+    let pids = names.filter_map(|name| name.to_str()?.parse::<i32>().ok());
+    let has_it = |pid: &i32| {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        open.into_iter().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|link| link == file))
+    };
+    pids.filter(has_it).collect()
+}
+
+#[test]
+fn a_reload_during_the_start_waits_until_the_server_is_ready() {
+    let dir = dir();
+    dir.handler("slow", SLOW);
+    let path = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(["-p", "0", "--log-level", "debug", "-l"]).arg(dir.path().join("log"));
+    command.arg("-w").arg(dir.path()).env("NOTIFY_SOCKET", &path);
+    let server = Server::launch(command, dir.path().join("log"));
+    server.says(" is starting");
+    server.signal(Signal::SIGHUP);
+    let mut server = server.when_ready();
+    assert_eq!(heard(&manager).get("READY").map(String::as_str), Some("1"), "before anything else");
+    assert_eq!(heard(&manager).get("RELOADING").map(String::as_str), Some("1"));
+    assert_eq!(heard(&manager).get("READY").map(String::as_str), Some("1"));
+    server.says("reload: done");
+    server.stop();
 }
 
 /// The lines of /proc/PID/status.

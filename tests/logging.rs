@@ -121,6 +121,92 @@ fn access(text: &str, event: &str) -> Vec<BTreeMap<String, String>> {
     lines.map(fields).collect()
 }
 
+/// The rest of the first line that has this.
+fn after<'a>(log: &'a str, what: &str) -> &'a str {
+    let line = log.lines().find_map(|line| line.split_once(what)).expect(what);
+    line.1
+}
+
+#[test]
+fn the_life_of_a_server() {
+    let dir = talk_dir();
+    dir.handler("b/gone", TALK);
+    let config = path(&dir, "w.conf");
+    fs::write(&config, "log_level = 'info'\n").unwrap();
+    let mut server = serve(&dir, &["--log-file", &path(&dir, "log"), "--config", &config]);
+    let log = server.log();
+    let started = format!("wshd {} is starting, configuration file {config}", env!("CARGO_PKG_VERSION"));
+    assert!(log.contains(&started), "{log}");
+    assert_eq!(format!("wshd: ready on {}", after(&log, "] ready on ")), server.ready.trim_end());
+
+    let talk = fs::read(path(&dir, "talk_wsh.so")).unwrap();
+    fs::remove_file(path(&dir, "talk_wsh.so")).unwrap();
+    fs::write(path(&dir, "talk_wsh.so"), talk).unwrap();
+    fs::remove_file(path(&dir, "b/gone_wsh.so")).unwrap();
+    dir.handler("new", TALK);
+    server.signal(Signal::SIGHUP);
+    server.says("reload: done");
+    let log = server.log();
+    assert_eq!(after(&log, "reload: resources "), "added: /new; changed: /talk; removed: /b/gone");
+
+    server.stop();
+    let log = server.log();
+    assert!(log.contains("SIGTERM received"), "{log}");
+    assert!(log.trim_end().ends_with("] stopped, exit status 0"), "{log}");
+}
+
+#[test]
+fn a_failure_to_start_is_on_standard_error_as_well() {
+    let dir = talk_dir();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let log = path(&dir, "log");
+    let fails = |args: &[&str], code: i32, why: &str| {
+        let output = daemon::run(&[&["-w", dir.path().to_str().unwrap(), "-l", &log], args].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert_eq!(stderr.matches(why).count(), 1, "{stderr}");
+        assert!(read(&log).contains(why));
+    };
+    fails(&["-p", &port], 4, &format!("127.0.0.1:{port}: Address already in use"));
+    fs::write(path(&dir, "bad_wsh.so"), "text").unwrap();
+    fails(&["-p", "0", "--strict-handlers"], 3, "1 handlers or aliases are broken");
+}
+
+#[test]
+fn lines_on_a_standard_error_that_is_the_journal() {
+    let dir = talk_dir();
+    let file = File::create(path(&dir, "stderr")).unwrap();
+    let file = std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap());
+    let serve = |stream: String, args: &[&str]| {
+        let mut command = command(&dir, args);
+        command.env("JOURNAL_STREAM", stream);
+        Server::launch(command, path(&dir, "log").into()).when_ready()
+    };
+    let device = std::os::unix::fs::MetadataExt::dev(&fs::metadata(path(&dir, "stderr")).unwrap());
+    let mut server = serve(format!("{device}:{file}"), &["--access-log", "-"]);
+    let mut client = connect(&server.address(), "/talk");
+    say(&mut client, 50, "help");
+    close(client, 1000);
+    server.says("event=close");
+    server.stop();
+    let log = server.log();
+    assert!(log.lines().all(|line| line.starts_with('<')), "{log}");
+    assert!(log.contains("\n<3>worker default/0: talk: connection ") && log.contains(": help\n"), "{log}");
+    assert!(log.contains("\n<6>worker default/0: access event=open "), "{log}");
+    assert!(log.contains("<6>supervisor: SIGTERM received"), "{log}");
+
+    let mut server = serve(format!("{device}:{file}"), &["--log-format", "json"]);
+    server.stop();
+    let first = server.log().lines().next().unwrap().to_owned();
+    let object: serde_json::Value = serde_json::from_str(first.strip_prefix("<6>").unwrap()).unwrap();
+    assert_eq!(object["process"], "supervisor");
+
+    let mut server = serve(format!("{device}:1"), &[]);
+    server.stop();
+    assert!(server.log().starts_with("20"), "another stream: {}", server.log());
+}
+
 #[test]
 fn every_level() {
     let dir = talk_dir();

@@ -30,6 +30,9 @@ pub enum DiscoverError {
     /// A directory is wrong.
     #[error(transparent)]
     Scan(#[from] scan::ScanError),
+    /// The caller gave up.
+    #[error("interrupted")]
+    Interrupted,
     /// The map file cannot be read.
     #[error("map file {path}: {why}")]
     Map {
@@ -42,9 +45,16 @@ pub enum DiscoverError {
 
 /// Finds all handlers and probes those that are not among the ones that are `known`, to its end. Returns the routes and
 /// what was left out.
-pub fn discover(config: &Config, known: &Routes) -> Result<(Routes, Vec<String>), DiscoverError> {
+pub fn discover(
+    config: &Config,
+    known: &Routes,
+    is_interrupted: &dyn Fn() -> bool,
+) -> Result<(Routes, Vec<String>), DiscoverError> {
     let mut discovery = Discovery::begin(config, known, Probes::default())?;
-    discovery.probes.finish();
+    discovery.probes.finish_unless(is_interrupted);
+    if is_interrupted() {
+        return Err(DiscoverError::Interrupted);
+    }
     discovery.take_reports();
     Ok(discovery.finish())
 }

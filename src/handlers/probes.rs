@@ -112,7 +112,15 @@ impl Probes {
     /// Waits until all is known; at most [`LIMIT`](super::probe::LIMIT) and a little for each so many as run at a time.
     /// For a process that has nothing else to do.
     pub fn finish(&mut self) {
+        self.finish_unless(&|| false);
+    }
+
+    /// The same, but gives up when this is true; a signal that is caught has it look.
+    pub fn finish_unless(&mut self, is_interrupted: &dyn Fn() -> bool) {
         while !self.is_done() {
+            if is_interrupted() {
+                return self.cancel();
+            }
             let now = clock::now();
             let left = self.deadline().map_or(0, |deadline| deadline.since(now).as_millis() as u64 + 1);
             let timeout = PollTimeout::try_from(left.min(LOOK)).unwrap_or(PollTimeout::ZERO);

@@ -57,6 +57,11 @@ pub enum Form {
     Text,
     /// One object.
     Json,
+    /// A line of text for the journal on standard error, which adds time and pid itself (sd-daemon(3)):
+    /// `<4>worker default/0: message`.
+    JournalText,
+    /// The same around an object.
+    JournalJson,
     /// A datagram as syslog(3) makes them, without the time, which the daemon takes from its own clock (RFC 3164
     /// 4.3.2): `<28>wshd[1234]: worker default/0: message`.
     SyslogText,
@@ -92,6 +97,7 @@ impl Form {
             Form::Text => {
                 write!(text, "{} {:<5} ", humantime::format_rfc3339_millis(by.now), line.level.name())
             }
+            Form::JournalText | Form::JournalJson => write!(text, "<{}>", severity(line.level)),
             Form::Json | Form::Journal => Ok(()),
         };
         match self {
@@ -101,13 +107,16 @@ impl Form {
                 write_message(&mut text, line, longest);
                 text.push('\n');
             }
-            Form::SyslogText => {
+            Form::SyslogText | Form::JournalText => {
                 if !by.process.is_empty() {
                     let _ = write!(text, "{}: ", Escaped(by.process));
                 }
                 write_message(&mut text, line, longest);
+                if self == Form::JournalText {
+                    text.push('\n');
+                }
             }
-            Form::Json => {
+            Form::Json | Form::JournalJson => {
                 write_json(&mut text, line, by, longest);
                 text.push('\n');
             }
@@ -354,7 +363,8 @@ mod tests {
         let fields = [("field", Value::Text(&long))];
         let long = Line { handler: Some(&long), ..line(&long, &fields) };
         let by = Writer { process: &"\u{e9}".repeat(20_000), ..by() };
-        for form in [Form::Text, Form::Json, Form::SyslogText, Form::SyslogJson, Form::Journal] {
+        let lines = [Form::Text, Form::Json, Form::JournalText, Form::JournalJson];
+        for form in lines.into_iter().chain([Form::SyslogText, Form::SyslogJson, Form::Journal]) {
             for max in [1024, MAX, 2 * MAX] {
                 let bytes = form.write(&long, &by, max);
                 assert!(bytes.len() <= max && bytes.len() > max / 4, "{form:?} {max} {}", bytes.len());
@@ -363,6 +373,13 @@ mod tests {
         let bytes = Form::Json.write(&long, &by, MAX);
         let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         assert!(json["message"].as_str().unwrap().ends_with("\u{7}..."));
+    }
+
+    #[test]
+    fn a_line_for_the_journal_on_standard_error() {
+        assert_eq!(text(Form::JournalText, &line("m\nn", &[])), "<4>worker default/0: m\\nn\n");
+        let json = text(Form::JournalJson, &line("m", &[]));
+        assert!(json.starts_with("<4>{\"time\":") && json.ends_with("\"message\":\"m\"}\n"), "{json}");
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub enum AccessLog {
 }
 
 /// What lines look like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// For people.
     Text,
@@ -77,7 +77,7 @@ pub enum Format {
 }
 
 /// The levels, as `ws_handler.h` has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Each step.
     Fine,
@@ -86,7 +86,6 @@ pub enum Level {
     /// What an operator may want to know.
     Info,
     /// Something is not as it should be; the server goes on.
-    #[value(alias = "warning")]
     Warn,
     /// Something has failed.
     Error,
@@ -95,7 +94,12 @@ pub enum Level {
 }
 
 impl Level {
-    fn name(self) -> &'static str {
+    /// All of them, in order.
+    pub const ALL: [Level; 6] =
+        [Level::Fine, Level::Debug, Level::Info, Level::Warn, Level::Error, Level::Critical];
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
         match self {
             Level::Fine => "fine",
             Level::Debug => "debug",
@@ -224,9 +228,9 @@ struct Logger {
 
 impl Logger {
     fn open(settings: &Settings) -> Result<Self, String> {
-        let (text, datagram) = match settings.format {
-            Format::Text => (Form::Text, Form::SyslogText),
-            Format::Json => (Form::Json, Form::SyslogJson),
+        let (text, journal, datagram) = match settings.format {
+            Format::Text => (Form::Text, Form::JournalText, Form::SyslogText),
+            Format::Json => (Form::Json, Form::JournalJson, Form::SyslogJson),
         };
         let file = |option: &str, path: &Path| {
             let target = Target::file(path).map_err(|error| failed(option, path, &error))?;
@@ -239,7 +243,7 @@ impl Logger {
         let log = match &settings.destination {
             Destination::Stderr => {
                 let target = Target::stderr().map_err(|error| format!("standard error: {error}"))?;
-                Outlet::new(target, text, None)
+                Outlet::new(target, if target::stderr_is_journal() { journal } else { text }, None)
             }
             Destination::File(path) => file("--log-file", path)?,
             Destination::Syslog(path) => daemon("--log-target syslog:", path, datagram)?,

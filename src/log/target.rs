@@ -163,6 +163,14 @@ impl Stream {
     }
 }
 
+/// Whether standard error is a stream of systemd's journal: JOURNAL_STREAM names its device and inode
+/// (systemd.exec(5)).
+pub fn stderr_is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    let stderr = fstat(io::stderr().as_fd());
+    stderr.is_ok_and(|stderr| stream == format!("{}:{}", stderr.st_dev, stderr.st_ino))
+}
+
 /// The daemon has closed its socket.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotConnected)

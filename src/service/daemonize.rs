@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
+use std::path::PathBuf;
 
 use nix::fcntl::OFlag;
 use nix::sys::wait::waitpid;
@@ -14,21 +15,25 @@ use super::pid_file::{self, PidFile};
 use crate::config;
 use crate::exit::Exit;
 
-/// The server as a daemon. A default one is none: that of a worker, and of a server in the foreground without a pid file.
+/// The server as a daemon. The default has neither caller nor pid file: that of a worker.
 #[derive(Debug, Default)]
 pub struct Daemon {
-    /// To the process that was called, until it has been told.
+    /// To the process that was called, until it has been told how the start went.
     caller: Option<File>,
+    /// Where to place the pid file.
+    pid_path: Option<PathBuf>,
+    /// None until the server serves.
     pid_file: Option<PidFile>,
-    /// It takes over from one that holds the pid file.
+    /// Whether this server takes over from one that holds the pid file.
     is_successor: bool,
+    is_ready: bool,
 }
 
 /// Why there is no daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The system refuses it.
-    #[error("can not go to the background: {0}")]
+    #[error("cannot go to the background: {0}")]
     Detach(#[from] io::Error),
     /// There can be no pid file.
     #[error(transparent)]
@@ -50,20 +55,18 @@ impl Error {
 const READY: u8 = 0;
 
 impl Daemon {
-    /// Goes to the background if it is to, and looks after the pid file. Call it in a process with one thread, and tell
-    /// [`ended`](Self::ended) how it ends. `is_successor`: it is started by the server whose place it takes, which is in
-    /// the background and holds the pid file.
+    /// Goes to the background if configured, and checks that there can be a pid file. Call it in a process with one
+    /// thread, and tell [`ended`](Self::ended) how it ends. `is_successor`: this process was started by the server that
+    /// it replaces, which is in the background and holds the pid file.
     pub fn start(settings: &config::Daemon, is_successor: bool) -> Result<Self, Error> {
         let caller = if settings.detach && !is_successor { Some(detach()?) } else { None };
-        let mut daemon = Self { caller, pid_file: None, is_successor };
-        let prepare = if is_successor { PidFile::write } else { PidFile::prepare };
-        match settings.pid_file.as_deref().map(prepare).transpose() {
-            Ok(pid_file) => daemon.pid_file = pid_file,
-            Err(error) => {
-                let error = Error::from(error);
-                daemon.tell(error.exit().code() as u8);
-                return Err(error);
-            }
+        let mut daemon =
+            Self { caller, pid_path: settings.pid_file.clone(), is_successor, ..Self::default() };
+        let check = if is_successor { PidFile::check_directory } else { PidFile::check };
+        if let Err(error) = settings.pid_file.as_deref().map_or(Ok(()), check) {
+            let error = Error::from(error);
+            daemon.tell(error.exit().code() as u8);
+            return Err(error);
         }
         Ok(daemon)
     }
@@ -73,13 +76,17 @@ impl Daemon {
         self.caller.is_some()
     }
 
-    /// The server serves: writes the pid file, lets the caller go and takes leave of its terminal.
+    /// Places the pid file. Call it before anybody is told that the server is ready.
+    pub fn place_pid_file(&mut self) -> Result<(), Error> {
+        let Some(path) = &self.pid_path else { return Ok(()) };
+        let placed = if self.is_successor { PidFile::take_over(path) } else { PidFile::place(path) };
+        self.pid_file = Some(placed?);
+        Ok(())
+    }
+
+    /// The server is ready: lets the caller go and leaves its terminal.
     pub fn ready(&mut self) -> Result<(), Error> {
-        match &mut self.pid_file {
-            Some(pid_file) if self.is_successor => pid_file.take_over()?,
-            Some(pid_file) => pid_file.place()?,
-            None => {}
-        }
+        self.is_ready = true;
         if self.caller.is_some() {
             leave_streams()?;
             self.tell(READY);
@@ -87,12 +94,16 @@ impl Daemon {
         Ok(())
     }
 
+    /// Whether the server has been ready.
+    pub fn is_ready(&self) -> bool {
+        self.is_ready
+    }
+
     /// Has the pid file name this process again if a successor, which has failed, has put its own there.
     pub fn rewrite_pid_file(&mut self) -> Result<(), Error> {
-        let Some(old) = self.pid_file.as_ref().filter(|file| !file.is_there()) else { return Ok(()) };
-        let mut new = PidFile::write(old.path())?;
-        new.take_over()?;
-        self.pid_file = Some(new);
+        if let Some(old) = self.pid_file.as_ref().filter(|file| !file.is_there()) {
+            self.pid_file = Some(PidFile::take_over(old.path())?);
+        }
         Ok(())
     }
 
@@ -102,8 +113,7 @@ impl Daemon {
             pid_file.remove();
         }
         if self.caller.is_some() {
-            eprintln!("wshd: ended with status {} before it was ready, see the log", exit.code());
-            // It was told to stop: well done, but not ready.
+            // One that was told to stop has stopped as it should, but is not ready.
             let exit = if exit == Exit::Ok { Exit::Internal } else { exit };
             self.tell(exit.code() as u8);
         }

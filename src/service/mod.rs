@@ -7,6 +7,7 @@ pub mod daemonize;
 pub mod listen_fds;
 pub mod notify;
 pub mod pid_file;
+pub mod start_signals;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;

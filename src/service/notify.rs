@@ -37,6 +37,7 @@ pub struct Notify {
     ping_at: Instant,
     /// At most [`UNSENT`]; the oldest are given up.
     unsent: VecDeque<String>,
+    is_ready: bool,
     is_stopping: bool,
 }
 
@@ -71,17 +72,31 @@ impl Notify {
         &self.variables
     }
 
-    /// The server serves, for the first time or after [`reloading`](Self::reloading). This process is the main one. Not
-    /// said after [`stopping`](Self::stopping).
+    /// The server serves. This process is the main one.
     pub fn ready(&mut self, status: &str) {
+        self.is_ready = true;
+        self.serving(status);
+    }
+
+    /// A reload has ended, with success or not. Does nothing before [`ready`](Self::ready).
+    pub fn reloaded(&mut self, status: &str) {
+        if self.is_ready {
+            self.serving(status);
+        }
+    }
+
+    fn serving(&mut self, status: &str) {
         if self.is_stopping {
             return;
         }
         self.send(format!("READY=1\nMAINPID={}\nSTATUS={}", std::process::id(), line(status)));
     }
 
-    /// The configuration is being read anew; to be followed by [`ready`](Self::ready), whatever comes of it.
+    /// A reload begins; to be followed by [`reloaded`](Self::reloaded). Does nothing before [`ready`](Self::ready).
     pub fn reloading(&mut self) {
+        if !self.is_ready {
+            return;
+        }
         // CLOCK_MONOTONIC, as now() is.
         self.send(format!("RELOADING=1\nMONOTONIC_USEC={}\nSTATUS=Reloading", now().as_nanos() / 1000));
     }

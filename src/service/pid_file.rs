@@ -1,6 +1,6 @@
-//! The pid file: it is there, whole and locked while its server serves, so that another one that is told the same file
-//! does not start. Locks as fcntl(2) has them belong to the supervisor alone: not to its workers, nor to what a handler
-//! starts.
+//! The pid file: while a server serves it is there, whole and locked, so that a second server with the same file does
+//! not start. The locks are those of fcntl(2), which belong to the supervisor alone: not to its workers, nor to what a
+//! handler starts.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::unistd::{AccessFlags, eaccess};
 
 /// Why there is no pid file.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +22,7 @@ pub enum Error {
         /// Whose it is.
         holder: i32,
     },
-    /// It can not be written.
+    /// It cannot be written.
     #[error("--pid-file {}: {source}", path.display())]
     Io {
         /// The file.
@@ -31,46 +32,61 @@ pub enum Error {
     },
 }
 
-/// A pid file, or before the server serves, what will be one.
+/// The pid file of a server that serves.
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
-    /// Under another name until it is placed.
-    passing: PathBuf,
-    /// Locked.
+    /// Locked, and under this name unless somebody has replaced it.
     file: File,
-    is_placed: bool,
 }
 
 /// How often a file that comes and goes is looked at.
 const TRIES: u32 = 8;
 
 impl PidFile {
-    /// Finds out that no other server holds the file, and that one can be written.
-    pub fn prepare(path: &Path) -> Result<Self, Error> {
-        if let Some(holder) =
-            open(path).and_then(|file| try_lock(&file)).map_err(|source| io_at(path, source))?
-        {
+    /// Whether no other server holds the file, and one can be made in its directory. Leaves nothing there.
+    pub fn check(path: &Path) -> Result<(), Error> {
+        let failed = |source| io_at(path, source);
+        if let Some(holder) = open(path).and_then(|file| try_lock(&file)).map_err(failed)? {
             return Err(Error::Held { path: path.to_owned(), holder });
         }
-        Self::write(path)
+        Self::check_directory(path)
     }
 
-    /// The same for a server that takes over from another one, which holds the file.
-    pub fn write(path: &Path) -> Result<Self, Error> {
+    /// Whether a file can be made in its directory.
+    pub fn check_directory(path: &Path) -> Result<(), Error> {
+        path.file_name().ok_or_else(|| io_at(path, io::ErrorKind::IsADirectory.into()))?;
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let directory = directory.unwrap_or(Path::new("."));
+        eaccess(directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| io_at(path, error.into()))
+    }
+
+    /// Puts the file there, whole and locked. One that a server has left behind is replaced, one that is held is not.
+    pub fn place(path: &Path) -> Result<Self, Error> {
         let failed = |source| io_at(path, source);
-        let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::IsADirectory.into()))?;
-        let passing = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-        let _ = fs::remove_file(&passing); // of a process that had this number and was killed
-        // create_new follows no link that somebody has put there.
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o644).open(&passing).map_err(failed)?;
-        let written = writeln!(file, "{}", std::process::id()).and_then(|()| try_lock(&Some(&file)));
-        if let Err(error) = written {
-            let _ = fs::remove_file(&passing);
-            return Err(failed(error));
+        let draft = Draft::write(path).map_err(failed)?;
+        for _ in 0..TRIES {
+            match fs::hard_link(&draft.name.0, path) {
+                Ok(()) => return Ok(draft.placed(path)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(failed(error)),
+            }
+            // Stays locked until it is replaced: of two servers that find it, one gets it.
+            let stale = open(path).map_err(failed)?;
+            if let Some(holder) = try_lock(&stale).map_err(failed)? {
+                return Err(Error::Held { path: path.to_owned(), holder });
+            }
+            if stale.as_ref().is_some_and(|stale| is_at(stale, path)) {
+                return draft.replace(path).map_err(failed);
+            }
         }
-        Ok(Self { path: path.to_owned(), passing, file, is_placed: false })
+        Err(failed(io::ErrorKind::ResourceBusy.into()))
+    }
+
+    /// The same whoever holds the file: an upgrade, in which the old server knows.
+    pub fn take_over(path: &Path) -> Result<Self, Error> {
+        let taken = Draft::write(path).and_then(|draft| draft.replace(path));
+        taken.map_err(|source| io_at(path, source))
     }
 
     /// Its name.
@@ -78,48 +94,57 @@ impl PidFile {
         &self.path
     }
 
-    /// The server serves. A file that a server has left behind makes way, one that is held does not.
-    pub fn place(&mut self) -> Result<(), Error> {
-        for _ in 0..TRIES {
-            match fs::hard_link(&self.passing, &self.path) {
-                Ok(()) => {
-                    let _ = fs::remove_file(&self.passing);
-                    self.is_placed = true;
-                    return Ok(());
-                }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(source) => return Err(io_at(&self.path, source)),
-            }
-            let existing = open(&self.path).map_err(|source| io_at(&self.path, source))?;
-            if let Some(holder) = try_lock(&existing).map_err(|source| io_at(&self.path, source))? {
-                return Err(Error::Held { path: self.path.clone(), holder });
-            }
-            // Ours to replace if it is still the one that was locked.
-            if existing.is_some_and(|existing| is_at(&existing, &self.path)) {
-                return self.take_over();
-            }
-        }
-        Err(io_at(&self.path, io::ErrorKind::ResourceBusy.into()))
-    }
-
-    /// The same, whoever holds the file: that server knows.
-    pub fn take_over(&mut self) -> Result<(), Error> {
-        fs::rename(&self.passing, &self.path).map_err(|source| io_at(&self.path, source))?;
-        self.is_placed = true;
-        Ok(())
-    }
-
     /// Whether it is still the one that was placed.
     pub fn is_there(&self) -> bool {
         is_at(&self.file, &self.path)
     }
 
-    /// The server ends, or does not come to serve. Leaves the file of a successor alone.
-    pub fn remove(&self) {
-        let path = if self.is_placed { &self.path } else { &self.passing };
-        if is_at(&self.file, path) {
-            let _ = fs::remove_file(path); // it is stale, which the next server finds out
+    /// Removes it, unless it is a successor's.
+    pub fn remove(self) {
+        if self.is_there() {
+            let _ = fs::remove_file(&self.path); // if that fails the next server finds that nobody holds it
         }
+    }
+}
+
+/// A pid file under another name, for the moment until it is placed.
+struct Draft {
+    name: DraftName,
+    /// Locked.
+    file: File,
+}
+
+/// Removed when it is dropped.
+struct DraftName(PathBuf);
+
+impl Draft {
+    fn write(path: &Path) -> io::Result<Self> {
+        let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?;
+        let draft = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
+        let _ = fs::remove_file(&draft); // of a process that had this number and was killed
+        // create_new follows no link that somebody has put there.
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&draft)?;
+        let name = DraftName(draft);
+        writeln!(file, "{}", std::process::id())?;
+        try_lock(&Some(&file))?;
+        Ok(Self { name, file })
+    }
+
+    /// Gives it its name, whatever has that now.
+    fn replace(self, path: &Path) -> io::Result<PidFile> {
+        fs::rename(&self.name.0, path)?;
+        Ok(self.placed(path))
+    }
+
+    /// It has its name.
+    fn placed(self, path: &Path) -> PidFile {
+        PidFile { path: path.to_owned(), file: self.file }
+    }
+}
+
+impl Drop for DraftName {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0); // after a rename it is not there
     }
 }
 
@@ -163,23 +188,30 @@ fn is_at(file: &File, path: &Path) -> bool {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, unsafe_code)]
 mod tests {
+    use std::io::Read as _;
+    use std::time::Duration;
+
+    use nix::sys::wait::waitpid;
+    use nix::unistd::{ForkResult, fork};
+
     use super::*;
+    use crate::clock;
 
     fn files(dir: &Path) -> Vec<String> {
         let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.collect()
     }
 
-    // Locks of one process do not hold it back: what a second server finds is in tests/daemon.rs.
+    // Locks of one process do not exclude each other: what a second server finds is in tests/daemon.rs.
     #[test]
     fn it_appears_whole_and_goes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pid");
-        let mut file = PidFile::prepare(&path).unwrap();
-        assert!(!path.exists(), "not before it serves");
-        file.place().unwrap();
+        PidFile::check(&path).unwrap();
+        assert_eq!(files(dir.path()), [""; 0], "nothing before it serves");
+        let file = PidFile::place(&path).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
         assert_eq!(files(dir.path()), ["pid"]);
         file.remove();
@@ -187,30 +219,57 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_has_left_behind_makes_way() {
+    fn what_a_server_has_left_behind_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pid");
         fs::write(&path, "1\n").unwrap();
-        let mut file = PidFile::prepare(&path).unwrap();
-        file.place().unwrap();
+        PidFile::check(&path).unwrap();
+        let _file = PidFile::place(&path).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        assert_eq!(files(dir.path()), ["pid"]);
     }
 
+    /// Two processes find a stale file at the same time, again and again.
     #[test]
-    fn a_server_that_does_not_come_up_leaves_nothing() {
+    fn one_of_two_servers_gets_a_stale_file() {
         let dir = tempfile::tempdir().unwrap();
-        PidFile::prepare(&dir.path().join("pid")).unwrap().remove();
-        assert_eq!(files(dir.path()), [""; 0]);
+        for round in 0..300 {
+            let path = dir.path().join(format!("{round}"));
+            fs::write(&path, "1\n").unwrap();
+            let at = clock::now() + Duration::from_millis(2);
+            let ((mut results, result), (release, hold)) = (io::pipe().unwrap(), io::pipe().unwrap());
+            let compete = || {
+                // SAFETY: the child writes files and ends; it shares no lock with another thread but the allocator's,
+                // which fork leaves usable.
+                match unsafe { fork() }.unwrap() {
+                    ForkResult::Parent { child } => child,
+                    ForkResult::Child => {
+                        while clock::now() < at {}
+                        let won = PidFile::place(&path);
+                        let _ = (&result).write_all(&[won.is_ok().into()]);
+                        // The file stays locked until both have tried.
+                        let _ = (&release).read(&mut [0]);
+                        // SAFETY: ends the child without running anything of the test harness.
+                        unsafe { libc::_exit(0) }
+                    }
+                }
+            };
+            let children = [compete(), compete()];
+            let mut won = [0; 2];
+            results.read_exact(&mut won).unwrap();
+            (&hold).write_all(&[0; 2]).unwrap();
+            children.into_iter().for_each(|child| assert!(waitpid(child, None).is_ok()));
+            assert_eq!(won.iter().sum::<u8>(), 1, "round {round}");
+        }
     }
 
     #[test]
     fn the_file_of_a_successor_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pid");
-        let mut old = PidFile::prepare(&path).unwrap();
-        old.place().unwrap();
-        let mut new = PidFile::write(&path).unwrap();
-        new.take_over().unwrap();
+        let old = PidFile::place(&path).unwrap();
+        let new = PidFile::take_over(&path).unwrap();
+        assert!(!old.is_there());
         old.remove();
         assert!(path.exists());
         new.remove();
@@ -218,13 +277,14 @@ mod tests {
     }
 
     #[test]
-    fn a_link_or_a_place_that_can_not_be_written() {
+    fn a_link_or_a_place_that_cannot_be_written() {
         let dir = tempfile::tempdir().unwrap();
         let link = dir.path().join("pid");
         std::os::unix::fs::symlink("/etc/hostname", &link).unwrap();
-        let error = PidFile::prepare(&link).unwrap_err().to_string();
+        let error = PidFile::check(&link).unwrap_err().to_string();
         assert!(error.starts_with(&format!("--pid-file {}: ", link.display())), "{error}");
-        assert!(PidFile::prepare("/nowhere/pid".as_ref()).is_err());
-        assert!(PidFile::prepare("/".as_ref()).is_err());
+        assert!(PidFile::check("/nowhere/pid".as_ref()).is_err());
+        assert!(PidFile::check("/".as_ref()).is_err());
+        assert!(PidFile::check("pid".as_ref()).is_ok(), "in the working directory");
     }
 }

@@ -42,7 +42,8 @@ impl Edition {
     /// before may stay so.
     pub fn following(&self, config: Config) -> Result<Self, String> {
         let config = config.following(&self.config);
-        let (routes, faults) = discover(&config, &self.routes).map_err(|error| error.to_string())?;
+        let (routes, faults) =
+            discover(&config, &self.routes, &|| false).map_err(|error| error.to_string())?;
         let new_faults: Vec<&String> = faults.iter().filter(|fault| !self.faults.contains(fault)).collect();
         if let [first, rest @ ..] = &new_faults[..] {
             let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };

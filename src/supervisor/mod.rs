@@ -1,6 +1,7 @@
 //! The supervisor: binds, forks, watches, replaces, stops. Small and single-threaded; never reads a byte of a
 //! client and never loads a handler. What it does when is decided in [`policy`]; here it is carried out.
 
+mod changes;
 mod children;
 mod control;
 pub mod crash;
@@ -47,9 +48,11 @@ use crate::fleet::process_title;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{self, MAX_SLOTS, Place, Scoreboard};
 use crate::handlers::discover::discover;
-use crate::service::daemonize::Daemon;
+use crate::log::Destination;
+use crate::service::daemonize::{self, Daemon};
 use crate::service::listen_fds::Passed;
 use crate::service::notify::Notify;
+use crate::service::start_signals::{STOP, StartSignals, end_by};
 use crate::time::Instant;
 
 /// Reads the configuration anew; the error says what is wrong with it.
@@ -75,10 +78,21 @@ pub struct Origin {
 pub fn run(mut config: Config, mut origin: Origin) -> Exit {
     process_title::set("wshd: supervisor");
     crate::log::set_process("supervisor");
+    let file = config
+        .file
+        .as_ref()
+        .map_or("no configuration file".to_owned(), |file| format!("configuration file {}", file.display()));
+    log::info!("wshd {} is starting, {file}", env!("CARGO_PKG_VERSION"));
     raise_descriptors(&mut config);
+    let is_log_seen = config.log.destination == Destination::Stderr && !origin.daemon.is_detached();
     let mut daemon = std::mem::take(&mut origin.daemon);
-    match hold_requests().and_then(|()| Fleet::prepare(config, origin)) {
+    let signals = match hold_requests().and_then(|()| StartSignals::watch()) {
+        Ok(signals) => signals,
+        Err(error) => return failed_to_start(&mut daemon, is_log_seen, Exit::Internal, &error.to_string()),
+    };
+    match Fleet::prepare(config, origin, &signals) {
         Ok(mut fleet) => {
+            drop(signals);
             fleet.daemon = daemon;
             let exit = fleet.serve();
             // After an upgrade, or before it is done, they are somebody else's.
@@ -86,17 +100,35 @@ pub fn run(mut config: Config, mut origin: Origin) -> Exit {
                 fleet.listeners.iter().for_each(|listener| listener.remove_file());
                 fleet.control.remove_file();
             }
+            if !is_log_seen && !fleet.daemon.is_ready() {
+                eprintln!("wshd: ended with status {} before it was ready; see the log", exit.code());
+            }
             fleet.daemon.ended(exit);
+            log::info!("stopped, exit status {}", exit.code());
             exit
         }
         Err((exit, why)) => {
-            log::error!(target: crate::log::CRITICAL, "{why}");
-            if daemon.is_detached() {
-                eprintln!("wshd: {why}"); // where it was started from
-            }
-            daemon.ended(exit);
+            let exit = failed_to_start(&mut daemon, is_log_seen, exit, &why);
+            signals.received().into_iter().for_each(end_by);
             exit
         }
+    }
+}
+
+fn failed_to_start(daemon: &mut Daemon, is_log_seen: bool, exit: Exit, why: &str) -> Exit {
+    log::error!(target: crate::log::CRITICAL, "{why}");
+    if !is_log_seen {
+        eprintln!("wshd: {why}"); // where it was started from
+    }
+    daemon.ended(exit);
+    exit
+}
+
+/// An error if the server is told to stop while it starts.
+fn go_on(signals: &StartSignals) -> Result<(), (Exit, String)> {
+    match signals.received() {
+        None => Ok(()),
+        Some(signal) => Err((Exit::Internal, format!("{signal} received during the start"))),
     }
 }
 
@@ -155,7 +187,7 @@ struct Fleet {
 
 impl Fleet {
     /// Binds, finds the handlers and makes what is shared; all before the first fork of a worker.
-    fn prepare(config: Config, origin: Origin) -> Result<Self, (Exit, String)> {
+    fn prepare(config: Config, origin: Origin, start: &StartSignals) -> Result<Self, (Exit, String)> {
         crate::confine::landlock::check(&config).map_err(|why| (Exit::Config, why))?;
         let addresses = Addresses::for_processes(config.pools.iter().map(Pool::processes).sum())
             .map_err(|error| (Exit::Internal, error.to_string()))?;
@@ -179,8 +211,9 @@ impl Fleet {
         })?;
         let internal = |error: io::Error| (Exit::Internal, error.to_string());
         let prepared = || {
-            let (routes, faults) =
-                discover(&config, &Routes::default()).map_err(|error| (Exit::Config, error.to_string()))?;
+            let found = discover(&config, &Routes::default(), &|| start.received().is_some());
+            go_on(start)?;
+            let (routes, faults) = found.map_err(|error| (Exit::Config, error.to_string()))?;
             faults.iter().for_each(|fault| log::warn!("{fault}"));
             if config.strict_handlers && !faults.is_empty() {
                 let count = faults.len();
@@ -196,11 +229,12 @@ impl Fleet {
             }
             let counters = metrics::counters(&config, &routes).map_err(internal)?;
             let deaths = Deaths::new(&config).map_err(internal)?;
+            let signals = watch_signals().map_err(internal)?;
+            go_on(start)?; // the loop reads what comes from here on
             let control = Control::new(&config.control, &inherited).map_err(|error| {
                 let path = config.control.socket.clone().unwrap_or_default();
                 (Exit::Bind, format!("--control-socket {}: {error}", path.display()))
             })?;
-            let signals = watch_signals().map_err(internal)?;
             Ok((routes, faults, scoreboard, counters, deaths, control, signals, inboxes))
         };
         match prepared() {
@@ -386,12 +420,15 @@ impl Fleet {
 
     /// Tells everybody that the server serves. Who started it may have closed its output: no reason not to serve.
     fn announce(&mut self) -> Result<(), Event> {
-        let mut out = io::stdout();
-        let _ = writeln!(out, "wshd: {}", self.summary()).and_then(|()| out.flush());
-        self.daemon.ready().map_err(|error| {
+        let failed = |error: daemonize::Error| {
             log::error!(target: crate::log::CRITICAL, "{error}");
             Event::Fail(error.exit())
-        })?;
+        };
+        self.daemon.place_pid_file().map_err(failed)?;
+        let mut out = io::stdout();
+        let _ = writeln!(out, "wshd: {}", self.summary()).and_then(|()| out.flush());
+        self.daemon.ready().map_err(failed)?;
+        log::info!("{}", self.summary());
         self.notify.ready(&self.summary());
         if let Some(predecessor) = self.predecessor.take() {
             self.take_over(&predecessor);
@@ -425,15 +462,14 @@ fn status(listeners: &[Arc<Listener>], workers: usize, resources: usize) -> Stri
 const REQUESTS: [Signal; 5] =
     [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTTIN, Signal::SIGTTOU];
 
-/// From here on these wait until they are read. Those that end the server do so at once, as long as it does not serve.
-fn hold_requests() -> Result<(), (Exit, String)> {
-    SigSet::from_iter(REQUESTS).thread_block().map_err(|error| (Exit::Internal, error.to_string()))
+/// From here on these wait until the loop reads them.
+fn hold_requests() -> io::Result<()> {
+    Ok(SigSet::from_iter(REQUESTS).thread_block()?)
 }
 
 /// From here on these signals are read, not delivered.
 fn watch_signals() -> io::Result<SignalFd> {
-    let stop = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT];
-    let signals = SigSet::from_iter(stop.into_iter().chain([Signal::SIGCHLD]).chain(REQUESTS));
+    let signals = SigSet::from_iter(STOP.into_iter().chain([Signal::SIGCHLD]).chain(REQUESTS));
     signals.thread_block()?;
     Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
 }

@@ -1,6 +1,7 @@
 //! Reload: configuration and handlers are read anew and checked, and workers of another edition replace those that
 //! are not as they should be (`roll`). A mistake changes nothing. Also the way in for one worker more or less.
 
+use super::changes::Changes;
 use super::edition::{Edition, Step};
 use super::policy::slots::Plan;
 use super::{Fleet, metrics, raise_descriptors};
@@ -8,14 +9,14 @@ use crate::fleet::scoreboard::Place;
 use crate::log as sink;
 
 impl Fleet {
-    /// A reload is wanted; it begins as soon as nothing else is being replaced.
+    /// A reload is wanted; it begins as soon as the server is ready and nothing else is being replaced.
     pub(super) fn ask_for_reload(&mut self) {
         self.is_reload_due = true;
     }
 
     /// Begins the reload that is wanted, if it can begin now.
     pub(super) fn begin_reload(&mut self, plan: &Plan) {
-        if !self.is_reload_due || !self.roll.is_idle() {
+        if !self.is_reload_due || !self.roll.is_idle() || !self.daemon.is_ready() && !plan.is_stopping() {
             return;
         }
         self.is_reload_due = false;
@@ -60,6 +61,10 @@ impl Fleet {
             !listeners.iter().any(|new| std::sync::Arc::ptr_eq(old, new))
         };
         self.listeners.iter().filter(is_gone).for_each(|listener| listener.remove_file());
+        let changes = Changes::between(&self.routes, &routes);
+        if !changes.is_empty() {
+            log::info!("reload: resources {changes}");
+        }
         self.deaths.set_rules(config.quarantine);
         if config.control != self.config.control {
             log::warn!(
@@ -87,7 +92,7 @@ impl Fleet {
             }
         }
         self.control.reload_ends(&result);
-        self.notify.ready(&self.summary());
+        self.notify.reloaded(&self.summary());
     }
 
     /// One worker more in a pool.
