@@ -19,6 +19,10 @@ const CC_INPUTS: [&str; 3] = ["include/ws_handler.h", "include/ws_handler.hpp", 
 const RUST_INPUTS: [&str; 3] = ["include/rust/src", "include/rust/Cargo.toml", "build.rs"];
 
 fn main() {
+    // A handler's _exit is the server's (src/worker/crash/traps.rs): its end is noticed, and its connections are saved.
+    for function in ["_exit", "_Exit"] {
+        println!("cargo::rustc-link-arg-bins=-Wl,--export-dynamic-symbol={function}");
+    }
     for input in ["build.rs", "plugins", "include"] {
         println!("cargo::rerun-if-changed={input}");
     }

@@ -37,6 +37,7 @@ const UNSAFE: &[&str] = &[
     "worker/crash/report.rs",
     "worker/crash/rescue.rs",
     "worker/crash/signals.rs",
+    "worker/crash/traps.rs",
     "worker/process/zygote.rs",
     "worker/transfer/send.rs",
 ];

@@ -241,30 +241,32 @@ fn exits_hangs_and_kills_are_recorded_as_what_they_are() {
         "{line}"
     );
     assert_eq!(exit["message"]["bytes"], "ZXhpdA==");
+    let (_, exit) = served.crash("/exits", "", "_exit");
+    assert_eq!(exit["cause"], "exit");
 
     let mut peer = String::new();
     let (line, ended) = served.death(|server| {
         let mut raw = Raw::open(&server.address(), "/exits");
         peer = raw.stream.local_addr().unwrap().to_string();
-        raw.text("_exit");
+        raw.text("group");
         raw.rest();
     });
     assert_eq!((&ended["cause"], &ended["status"]), (&"ended".into(), &3.into()));
     assert!(line.contains("ended with status 3 in on_message of exits, connection "), "{line}");
-    // CRC-32 of "_exit", by Python's zlib.crc32.
-    let end = format!(" from {peer}, text message of 5 bytes (hash c92cf415)");
+    // CRC-32 of "group", by Python's zlib.crc32.
+    let end = format!(" from {peer}, text message of 5 bytes (hash 6dc044c5)");
     assert!(line.ends_with(&end), "{line}");
     assert_eq!(ended["peer"], peer);
     let message = serde_json::json!({
-        "type": "text", "size": 5, "hash": "c92cf415", "bytes": "X2V4aXQ=", "complete": true
+        "type": "text", "size": 5, "hash": "6dc044c5", "bytes": "Z3JvdXA=", "complete": true
     });
     assert_eq!(ended["message"], message);
 
     // Of a longer one the beginning is known. The handler compares up to the NUL.
-    let (line, ended) = served.crash("/exits", "", &format!("_exit\0{}", "x".repeat(94)));
+    let (line, ended) = served.crash("/exits", "", &format!("group\0{}", "x".repeat(94)));
     assert!(line.ends_with(", text message of 100 bytes"), "{line}");
     let bytes = base64::engine::general_purpose::STANDARD.decode(ended["message"]["bytes"].as_str().unwrap());
-    assert_eq!(bytes.unwrap(), [b"_exit\0", "x".repeat(58).as_bytes()].concat());
+    assert_eq!(bytes.unwrap(), [b"group\0", "x".repeat(58).as_bytes()].concat());
     assert_eq!((&ended["message"]["hash"], &ended["message"]["complete"]), (&Value::Null, &false.into()));
 
     let (line, hang) = served.crash("/loop", "", "loop");

@@ -206,7 +206,7 @@ fn a_probe_whose_worker_is_killed_makes_way_for_the_next() {
 
 #[test]
 fn deaths_without_last_words_and_hangs_and_exits_count() {
-    for (handler, word) in [("exits", "_exit"), ("exits", "exit"), ("loop", "loop"), ("loop", "kill")] {
+    for (handler, word) in [("exits", "group"), ("exits", "exit"), ("loop", "loop"), ("loop", "kill")] {
         let timeout = if word == "kill" { "30s" } else { "200ms" };
         let options = ["--quarantine-deaths", "1", "--handler-timeout", timeout];
         let (server, _dir) = serve(&["exits", "loop"], &options);

@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_void};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::ws_handler::raw::*;
 
@@ -311,7 +312,31 @@ pub fn enter(callback: Callback, conn: ws_conn) -> Place {
 
 /// The callback is over.
 pub fn leave(before: Place) {
+    if IS_CHILD.load(Ordering::Relaxed)
+        && let Some(end) = CHILD_RETURNS.get()
+    {
+        end(PLACE.get());
+    }
     PLACE.set(before);
+}
+
+/// This process is a child that a handler has forked, with a copy of everything.
+static IS_CHILD: AtomicBool = AtomicBool::new(false);
+/// What to do with one that returns from its callback.
+static CHILD_RETURNS: OnceLock<fn(Place) -> !> = OnceLock::new();
+
+/// From now on children that handlers fork have no host, and end with this function when they return from their
+/// callback.
+pub fn watch_forks(returns: fn(Place) -> !) -> std::io::Result<()> {
+    extern "C" fn in_child() {
+        IS_CHILD.store(true, Ordering::Relaxed);
+    }
+    let _ = CHILD_RETURNS.set(returns);
+    // SAFETY: registers a function that lives as long as the process and does what a forked child may do only.
+    match unsafe { libc::pthread_atfork(None, None, Some(in_child)) } {
+        0 => Ok(()),
+        error => Err(std::io::Error::from_raw_os_error(error)),
+    }
 }
 
 /// Where the calling thread is.
@@ -349,6 +374,9 @@ pub(super) fn host_at(function: &str, tag: Tag, conn: ws_conn) -> Option<&'stati
     };
     if !allowed {
         breach(function, tag, callback);
+        return None;
+    }
+    if IS_CHILD.load(Ordering::Relaxed) {
         return None;
     }
     HOST.get().or_else(|| OUTSIDE.get().map(|host| *host as &dyn Host))

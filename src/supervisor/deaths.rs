@@ -17,7 +17,7 @@ use crate::fleet::breakers::{self, CircuitBreaker, Standing};
 use crate::fleet::crash_report::{self, CrashReport, Facts, Message};
 use crate::fleet::current_call::CurrentCall;
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::{self, MAX_SLOTS};
+use crate::fleet::scoreboard::{self, MAX_SLOTS, State};
 
 /// What is known of deaths, and what comes of them.
 pub(super) struct Deaths {
@@ -74,8 +74,9 @@ impl Fleet {
     pub(super) fn on_death(&mut self, slot: usize, pid: Pid, status: WaitStatus) {
         let current_call = self.scoreboard.slot(slot).map(|record| &record.call);
         let current = current_call.and_then(|current_call| current_call.current());
+        let has_left = self.scoreboard.slot(slot).is_none_or(|record| record.state() == State::Stopping);
         let cause = match status {
-            WaitStatus::Exited(_, 0) if current.is_none() => {
+            WaitStatus::Exited(_, 0) if current.is_none() && has_left => {
                 return log::debug!("{}[{pid}] has left", self.name(slot));
             }
             WaitStatus::Exited(_, status) => Cause::Ended(status),

@@ -14,7 +14,7 @@ use crate::worker::Worker;
 use crate::worker::base::poll::{CONNECTION, LISTENER};
 use crate::worker::conn::receive;
 use crate::worker::conn::table::NEVER;
-use crate::worker::crash::rescue;
+use crate::worker::crash::{rescue, traps};
 
 /// Events taken at a time.
 const EVENTS: usize = 512;
@@ -89,6 +89,7 @@ impl Worker {
                 self.session.settle();
             }
             self.handshakes.watch_probes();
+            traps::check_signals(self.life.now.get());
             self.metrics.count_turn(self.life.now.get());
             if self.may_leave() {
                 self.leave();

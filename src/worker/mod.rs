@@ -66,6 +66,7 @@ use conn::handshake::Registry;
 use crash::modules::Modules;
 use crash::report::Collector;
 use crash::rescue::{self, RescueContext};
+use crash::traps;
 use handshake::Handshakes;
 use host::foreign_host::ForeignThreadHost;
 use host::handlers::{Handlers, Loaded};
@@ -123,8 +124,14 @@ pub fn run_zygote(start: Start, settle: &zygote::Settle) -> i32 {
 
 /// The same where the handlers have been loaded.
 fn run_loaded(start: Start, loaded: Loaded, ready: Report) -> i32 {
+    let slot = start.scoreboard.slot(start.slot);
     match serve(start, loaded, ready) {
-        Ok(()) => 0,
+        Ok(()) => {
+            rescue::dismiss();
+            // Whoever ends without having said so was ended by a handler.
+            slot.inspect(|slot| slot.set_state(State::Stopping));
+            0
+        }
         Err(error) => {
             log::error!("worker: {error}");
             1
@@ -214,8 +221,9 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
     let loaded_files = handlers.services.iter().zip(0..).filter_map(|(service, index)| {
         service.as_ref().map(|service| (index, service.plugin.path.as_path()))
     });
-    rescue::install(RescueContext {
+    rescue::prepare(RescueContext {
         pid,
+        routes: Arc::clone(&routes),
         collector: Collector { modules: Modules::read(&loaded_files.collect::<Vec<_>>())?, crash_report },
         records: conns.core.borrow().table.records(),
         arrivals: known_arrivals,
@@ -226,6 +234,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         report: &fleet_control::CRASHED,
         shipment: UnsafeCell::new(Shipment::new()),
     })?;
+    traps::install()?;
     if config.handler_time != 0 {
         let routes = Arc::clone(&routes);
         let watchdog = Watchdog { slot, event_loop: gettid(), routes, limit: config.handler_time };

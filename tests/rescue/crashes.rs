@@ -57,7 +57,7 @@ fn under_load_those_that_end_were_in_the_middle_of_a_message_and_are_told_so() {
 fn a_crash_on_a_blocking_thread_moves_the_others() {
     let (mut server, _dir) = serve(&["crash_blocking", "echo"], &[]);
     let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
-    for way in ["null", "abort", "stack", "exit"] {
+    for way in ["null", "abort", "stack", "exit", "_exit"] {
         crash(&server, "/crash_blocking", way);
         assert_eq!(crowd.served().clients, 100);
         assert_eq!(crowd.ends(), [], "after {way}");

@@ -23,7 +23,7 @@ use client::Raw;
 use daemon::{Dir, Server};
 
 /// Resource and text for each way to die.
-const WAYS: [(&str, &str); 14] = [
+const WAYS: [(&str, &str); 15] = [
     ("/crash", "null"),
     ("/crash", "abort"),
     ("/crash", "stack"),
@@ -38,6 +38,7 @@ const WAYS: [(&str, &str); 14] = [
     ("/crash", "trap"),
     ("/crash", "sys"),
     ("/crash", "xcpu"),
+    ("/crash", "_exit"),
 ];
 
 /// The handlers of [`WAYS`], and one that does not crash.

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use crate::client::{CLOSE, PING, PONG, Raw, UPGRADE, frame as frame_bytes};
 use crate::crowd::{Crowd, End, Habits, SMALL_TALK};
-use crate::daemon::{PATIENCE, is_alive, until};
+use crate::daemon::{PATIENCE, children, is_alive, until};
 use crate::{crash, logged, serve, stop};
 
 /// Zeros in frames of 10,000, to the end of the connection; the code of the Close frame that came last.
@@ -73,6 +73,29 @@ fn a_child_of_a_handler_may_die_as_it_likes() {
     assert_eq!(logged(&server, "crashed"), 0);
     drop(crowd);
     drop(client);
+    stop(&mut server);
+}
+
+#[test]
+fn a_child_that_returns_from_its_callback_ends_there() {
+    let (mut server, _dir) = serve(&["crash", "crash_blocking", "echo"], &[]);
+    let habits = Habits { deflate: true, ..SMALL_TALK };
+    let crowd = Crowd::gather(&server.address(), "/echo", 50, habits);
+    for (resource, callback) in [("/crash", "on_message"), ("/crash_blocking", "transfer_data")] {
+        let mut client = Raw::open(&server.address(), resource);
+        for _ in 0..3 {
+            // It comes once: the child has no host to send it.
+            assert_eq!(client.ask("fork"), "fork");
+            assert_eq!(client.ask("still"), "still");
+        }
+        let told = format!("a child of fork() returned from {callback} for connection ");
+        until("they have ended", || logged(&server, &told) == 3);
+        crowd.served();
+        assert_eq!(crowd.ends(), []);
+    }
+    let worker = server.worker();
+    until("no child is left", || children(worker).iter().all(|pid| !is_alive(*pid)));
+    drop(crowd);
     stop(&mut server);
 }
 
@@ -170,6 +193,19 @@ fn a_request_that_its_connection_no_longer_keeps_is_not_read() {
     kept.expect_close(1012);
     for client in &mut lingering {
         client.expect_end();
+    }
+    drop(crowd);
+    stop(&mut server);
+}
+
+#[test]
+fn an_overflow_of_the_heap_costs_one_connection() {
+    let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
+    let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
+    for size in [4_000, 16_000, 60_000] {
+        crash(&server, "/rescue", &format!("overflow {size} null"));
+        crowd.served();
+        assert_eq!(crowd.ends(), [], "after {size} bytes");
     }
     drop(crowd);
     stop(&mut server);
@@ -430,6 +466,19 @@ fn asleep(pid: i32) -> bool {
     let _ = file.and_then(|mut file| file.read_to_string(&mut wchan));
     // 35: nanosleep, 230: clock_nanosleep (x86-64); 101 and 115 (arm64).
     ["35 ", "230 ", "101 ", "115 "].iter().any(|number| wchan.starts_with(number))
+}
+
+#[test]
+fn an_end_that_no_rescue_can_see_is_reported() {
+    let (mut server, _dir) = serve(&["crash_blocking", "echo"], &[]);
+    let mut culprit = Raw::open(&server.address(), "/crash_blocking");
+    culprit.text("exit_group");
+    culprit.expect_end();
+    server.says("] ended with status 0");
+    assert_eq!(Raw::open(&server.address(), "/echo").ask("still"), "still");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+    assert_eq!(logged(&server, "] ended with status"), 1, "{}", server.log());
 }
 
 #[test]

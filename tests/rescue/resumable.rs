@@ -53,6 +53,21 @@ fn under_load_those_that_end_had_a_message_under_way_and_are_told_so() {
 }
 
 #[test]
+fn a_crash_while_they_let_go_costs_one_connection() {
+    let quiet = Habits { quiet: true, ..SMALL_TALK };
+    let (mut server, _dir) = serve(&["rescue", "resumable_echo_blocking"], &["--worker-max-age", "3s"]);
+    let first = Crowd::gather(&server.address(), ECHO, 100, quiet);
+    let mut trap = Raw::open(&server.address(), "/rescue?leave=null");
+    let last = Crowd::gather(&server.address(), ECHO, 100, quiet);
+    trap.expect_close(1011);
+    server.says("in on_close of rescue");
+    assert_eq!((first.served().clients, last.served().clients), (100, 100));
+    assert_eq!((first.ends(), last.ends()), (vec![], vec![]));
+    drop((first, last));
+    stop(&mut server);
+}
+
+#[test]
 fn a_worker_that_is_replaced_hands_them_over() {
     let deflate = Habits { deflate: true, ..SMALL_TALK };
     let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2", "--worker-max-messages", "1000"]);

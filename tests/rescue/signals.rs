@@ -58,3 +58,26 @@ fn a_trap_is_attributed_with_its_place_in_the_code() {
     }
     stop(&mut server);
 }
+
+#[test]
+fn signals_that_a_handler_has_changed_are_put_back() {
+    let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
+    let crowd = Crowd::gather(&server.address(), "/echo", 50, SMALL_TALK);
+    let cases = [
+        ("action", "null", "the action of SIGSEGV"),
+        ("ignore", "abort", "the action of SIGABRT"),
+        ("block", "null", "SIGSEGV blocked"),
+        ("stack", "stack", "the signal stack"),
+    ];
+    for (what, way, told) in cases {
+        let mut client = Raw::open(&server.address(), "/rescue");
+        assert_eq!(client.ask(&format!("override {what}")), format!("override {what}"));
+        server.says(&format!("which were put back: {told};"));
+        crash(&server, "/rescue", way);
+        crowd.served();
+        assert_eq!(crowd.ends(), [], "after {what}");
+        assert_eq!(client.ask("still"), "still", "after {what}");
+    }
+    drop(crowd);
+    stop(&mut server);
+}

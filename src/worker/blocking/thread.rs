@@ -419,7 +419,10 @@ impl Host for ThreadHost {
     fn set_state(&self, conn: u64, state: &[u8]) -> i32 {
         let copied = of(conn, |current| {
             current.state = if state.is_empty() { Vec::new() } else { [state, b"\0"].concat() };
-            // If it is moved, the state is taken along when on_close has returned.
+            // If it is moved, the state is taken along when on_close has returned: until then a crash must not move it.
+            if current.moved {
+                self.commands.set_idle(conn, false);
+            }
             !current.moved && current.channel.set_state(state)
         });
         match copied {

@@ -12,7 +12,7 @@ use nix::unistd::{Pid, gettid};
 use crate::ffi::host::{Callback, monotonic};
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::Slot;
-use crate::worker::crash::rescue;
+use crate::worker::crash::traps;
 
 /// What a handler's thread shows of itself.
 pub struct CallClock {
@@ -89,7 +89,7 @@ impl Watchdog {
         log::error!(
             "{name}: {callback} for connection {conn:x} has not come back for {limit:?}: brought down"
         );
-        rescue::kill_hung(thread, conn);
+        traps::kill_hung(thread, conn);
         // The rescue stops this thread too; if the signal is blocked there is no more to do than to try again.
         std::thread::sleep(Duration::from_secs(1));
     }

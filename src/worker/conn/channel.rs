@@ -276,8 +276,8 @@ impl ThreadChannel {
             let left = deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
             let next = self.next(&mut state).or_else(|| left.is_zero().then_some(Woken::TimedOut));
             state.waiting = next.is_none();
-            // There is nothing to take: whoever puts something in says so first.
-            self.commands.set_idle(self.conn, state.waiting);
+            // There is nothing to take: whoever puts something in says so first. Nor is there once it lets go.
+            self.commands.set_idle(self.conn, state.waiting || matches!(next, Some(Woken::Moved)));
             if let Some(next) = next {
                 return next;
             }

@@ -4,3 +4,4 @@ pub mod modules;
 pub mod report;
 pub mod rescue;
 pub mod signals;
+pub mod traps;

@@ -9,22 +9,22 @@
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::io;
 use std::os::fd::RawFd;
 use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
-
-use nix::unistd::Pid;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 
 use crate::ffi::host::{Callback, monotonic, place};
-use crate::fleet::scoreboard::{EXIT, HANG, Slot};
+use crate::fleet::routes::Routes;
+use crate::fleet::scoreboard::Slot;
 use crate::worker::base::memory;
 use crate::worker::commands::queue::CommandQueue;
 use crate::worker::conn::handoff::{Arrivals, Purpose, Shipment};
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::crash::report::{Collector, Registers};
-use crate::worker::crash::signals::{self, CRASHES, nap, on_signal, stop_other_threads, wait_for_the_end};
+use crate::worker::crash::signals::{nap, stop_other_threads, wait_for_the_end};
 
 /// How long to wait for the event loop to finish what it is doing; ns.
 const FINISH_TIME: u64 = 50_000_000;
@@ -56,6 +56,8 @@ pub struct RescueContext {
     pub commands: &'static CommandQueue,
     /// Where the crash is noted.
     pub slot: &'static Slot,
+    /// For the names of handlers; not used in the rescue itself.
+    pub routes: Arc<Routes>,
     /// Collects the rest of the report.
     pub collector: Collector,
     /// The sending end of this slot's inbox.
@@ -71,15 +73,13 @@ pub struct RescueContext {
 static CONTEXT: AtomicPtr<RescueContext> = AtomicPtr::new(null_mut());
 /// The thread that is in the rescue; 0 for none.
 static RESCUER: AtomicI32 = AtomicI32::new(0);
-/// The thread that the watchdog has found hanging, and the connection that its call is about.
-static HUNG: (AtomicI32, AtomicU64) = (AtomicI32::new(0), AtomicU64::new(0));
 /// A rescue waits for the event loop to finish what it is doing.
 static WANTED: AtomicBool = AtomicBool::new(false);
 /// The event loop is doing something.
 static BUSY: AtomicBool = AtomicBool::new(false);
 
-/// Installs the rescue for this process.
-pub fn install(context: RescueContext) -> io::Result<()> {
+/// Makes the rescue ready in this process. The ways to it are opened by `traps`.
+pub fn prepare(context: RescueContext) -> io::Result<()> {
     CONTEXT.store(memory::guard(context)?, Ordering::Release);
     if !memory::read(CLOSE_1011.as_ptr() as u64, &mut [0]) {
         log::warn!(
@@ -87,16 +87,23 @@ pub fn install(context: RescueContext) -> io::Result<()> {
              than 15 bytes are lost; allow it in the seccomp filter"
         );
     }
-    signals::install()?;
-    for signal in CRASHES {
-        on_signal(signal, crashed)?;
-    }
-    on_signal(hang_signal(), hung)?;
-    // SAFETY: registers a function that lives as long as the process.
-    match unsafe { libc::atexit(exited) } {
-        0 => Ok(()),
-        _ => Err(io::Error::other("atexit: no memory")),
-    }
+    Ok(())
+}
+
+/// The worker leaves in good order: from here on its end is no crash.
+pub fn dismiss() {
+    CONTEXT.store(null_mut(), Ordering::Release);
+}
+
+/// The name of the handler of a connection, for a child that a handler has forked.
+pub fn handler_name(conn: u64) -> &'static str {
+    // SAFETY: set once, to a context that is never freed.
+    let context = unsafe { CONTEXT.load(Ordering::Acquire).as_ref() }.filter(|_| conn != 0);
+    let route = context.and_then(|context| {
+        let record = context.record(conn as u32 as usize)?;
+        context.routes.handlers().get(usize::from(record.handler))
+    });
+    route.map_or("a handler", |route| &route.name)
 }
 
 /// The event loop begins with something, or goes on to the next: the moment at which a crash of another thread finds
@@ -114,69 +121,8 @@ pub fn end_work() {
     BUSY.store(false, Ordering::SeqCst);
 }
 
-/// Crashes the process on the thread that gets it.
-fn hang_signal() -> c_int {
-    libc::SIGRTMIN() + 6
-}
-
-/// Has the rescue run on a thread of this process that hangs in a handler, called for this connection.
-pub fn kill_hung(thread: Pid, conn: u64) {
-    HUNG.1.store(conn, Ordering::Release);
-    HUNG.0.store(thread.as_raw(), Ordering::Release);
-    // SAFETY: a thread that has just ended is ESRCH, nothing worse.
-    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.as_raw(), hang_signal()) };
-}
-
-extern "C" fn hung(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: gettid has no preconditions.
-    let is_meant = HUNG.0.load(Ordering::Acquire) == unsafe { libc::gettid() };
-    // Between the watchdog's look and this signal the handler may have returned. Or a handler has raised it.
-    if !is_meant || place().1 != HUNG.1.load(Ordering::Acquire) {
-        return;
-    }
-    // SAFETY: the kernel gives a valid context.
-    rescue(HANG, 0, unsafe { Registers::of(context) });
-    // A core dump shows where it hung.
-    die_of(libc::SIGABRT);
-}
-
-extern "C" fn crashed(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel gives a valid siginfo.
-    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as u64) };
-    let is_fault = code > 0 && [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL].contains(&signal);
-    // SAFETY: the kernel gives a valid context.
-    let mut registers = unsafe { Registers::of(context) };
-    if signal == libc::SIGTRAP && cfg!(target_arch = "x86_64") {
-        registers.code = registers.code.saturating_sub(1); // it points behind the breakpoint
-    }
-    rescue(signal, if is_fault { address } else { 0 }, registers);
-    match is_fault {
-        // With the default action the instruction faults once more, and a core dump shows it.
-        // SAFETY: async-signal-safe, and the default action installs no code.
-        true => _ = unsafe { libc::signal(signal, libc::SIG_DFL) },
-        false => die_of(signal),
-    }
-}
-
-/// The process ends by this signal once its handler has returned.
-fn die_of(signal: c_int) {
-    // SAFETY: both are async-signal-safe.
-    unsafe {
-        libc::signal(signal, libc::SIG_DFL);
-        libc::raise(signal);
-    }
-}
-
-/// Runs when a handler calls exit(): workers themselves leave with _exit.
-extern "C" fn exited() {
-    if rescue(EXIT, 0, Registers::here()) {
-        // SAFETY: ends the process before destructors free what other threads use.
-        unsafe { libc::_exit(crate::exit::Exit::Internal.code()) }
-    }
-}
-
-/// Saves what can be saved; false if there is nothing. `signal` is [`EXIT`] or [`HANG`] where there is none.
-fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
+/// Saves what can be saved; false if there is nothing. `signal` is `EXIT` or `HANG` where there is none.
+pub fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
     // SAFETY: set once, to a context that is never freed.
     let Some(context) = (unsafe { CONTEXT.load(Ordering::Acquire).as_ref() }) else { return false };
     // SAFETY: both have no preconditions.

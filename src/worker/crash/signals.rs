@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::io;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 
 use crate::ffi::host::monotonic;
@@ -68,6 +68,40 @@ pub fn disarm_stray() -> io::Result<()> {
     STRAY.into_iter().chain(real_time).try_for_each(|signal| on_signal(signal, nothing))
 }
 
+/// Puts the handler of a signal back; whether it was another one.
+pub fn put_back(signal: c_int, action: Action) -> bool {
+    // SAFETY: all zero is a valid sigaction, which is only written to.
+    let mut current: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: changes nothing; a live sigaction.
+    unsafe { libc::sigaction(signal, null(), &mut current) };
+    current.sa_sigaction != action as *const () as usize && on_signal(signal, action).is_ok()
+}
+
+/// Puts the calling thread's signal stack back; whether it was another one.
+pub fn put_stack_back() -> bool {
+    OWN_STACK.with_borrow(|own| {
+        let Some(own) = own.as_ref().map(stack_of) else { return false };
+        let mut current = own;
+        // SAFETY: changes nothing; a live stack_t.
+        unsafe { libc::sigaltstack(null(), &mut current) };
+        // SAFETY: the pages are kept for as long as they are the thread's stack.
+        current.ss_sp != own.ss_sp && unsafe { libc::sigaltstack(&own, null_mut()) } == 0
+    })
+}
+
+/// Has the calling thread receive these signals; the first one that it had blocked.
+pub fn unblock(signals: &[c_int]) -> Option<c_int> {
+    // SAFETY: an all-zero set is valid, and these calls only read and write live sets of our own.
+    unsafe {
+        let (mut wanted, mut before): (libc::sigset_t, libc::sigset_t) =
+            (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigemptyset(&mut wanted);
+        signals.iter().for_each(|signal| _ = libc::sigaddset(&mut wanted, *signal));
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &wanted, &mut before);
+        signals.iter().copied().find(|signal| libc::sigismember(&before, *signal) == 1)
+    }
+}
+
 /// Makes ready what the functions of this module need, on the main thread.
 pub fn install() -> io::Result<()> {
     use_signal_stack()?;
@@ -79,13 +113,16 @@ pub fn install() -> io::Result<()> {
 /// [`leave_signal_stack`], or until the thread ends.
 pub fn use_signal_stack() -> io::Result<()> {
     let pages = Pages::map(STACK)?;
-    let stack = libc::stack_t { ss_sp: pages.first().as_ptr().cast(), ss_flags: 0, ss_size: STACK };
     // SAFETY: the pages are kept for as long as they are the thread's stack.
-    match unsafe { libc::sigaltstack(&stack, null_mut()) } {
+    match unsafe { libc::sigaltstack(&stack_of(&pages), null_mut()) } {
         0 => OWN_STACK.set(Some(pages)),
         _ => return Err(io::Error::last_os_error()),
     }
     Ok(())
+}
+
+fn stack_of(pages: &Pages) -> libc::stack_t {
+    libc::stack_t { ss_sp: pages.first().as_ptr().cast(), ss_flags: 0, ss_size: STACK }
 }
 
 thread_local! {
@@ -219,11 +256,12 @@ fn list_threads(tasks: c_int, call: &mut impl FnMut(i32)) -> usize {
 }
 
 /// Stops a thread for good; real-time signals are free for programs.
-fn stop_signal() -> c_int {
+pub fn stop_signal() -> c_int {
     libc::SIGRTMIN() + 5
 }
 
-extern "C" fn stopped(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
+/// The handler of [`stop_signal`].
+pub extern "C" fn stopped(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
     // Nobody is to stop: a handler has raised it.
     if !STOPPING.load(Ordering::SeqCst) {
         return;

@@ -92,6 +92,7 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
         }
     }
     loaded.stop();
+    slot.set_state(State::Stopping);
     Ok(None)
 }
 
