@@ -97,13 +97,13 @@ impl Worker {
             }
             (Ok(count), Next::Head) => self.read_head(id, &buffer[..count]),
             (Ok(count), Next::Messages) if count <= UNTIMED && at_once => {
-                self.session.process(id, buffer, count, 0)
+                self.session.process(id, buffer, count, 0, None)
             }
             (Ok(count), Next::Messages | Next::Gathered) => {
                 let (begun, before) = (clock::now().as_nanos(), self.conns.delivered(id));
                 match next {
-                    Next::Gathered => self.session.process(id, buffer, 0, count),
-                    _ => self.session.process(id, buffer, count, 0),
+                    Next::Gathered => self.session.process(id, buffer, 0, count, Some(begun)),
+                    _ => self.session.process(id, buffer, count, 0, None),
                 }
                 let took = clock::now().as_nanos().saturating_sub(begun);
                 let delivered = self.conns.delivered(id).saturating_sub(before);

@@ -147,3 +147,19 @@ fn an_end_that_came_with_a_message_is_noticed_behind_it() {
     raw.expect_end();
     assert_eq!(gate.ask("order"), "1a");
 }
+
+#[test]
+fn messages_that_take_long_are_served_in_slices_and_nobody_is_killed() {
+    const MESSAGES: usize = 200;
+    // All of them take longer than a handler may.
+    let server = serve(&["turns"], &["--handler-timeout", "1s"]);
+    let mut quiet = Raw::open(&server.address(), "/turns");
+    let mut slow = Raw::open(&server.address(), "/turns");
+    slow.send(&client::frame(TEXT, b"a nap").repeat(MESSAGES));
+    assert_eq!(slow.next_text(), "a", "what is ready does not wait for the rest");
+    let first = quiet.ask("order");
+    assert!(!first.is_empty() && first.len() < MESSAGES / 2, "{} were processed before", first.len());
+    (1..MESSAGES).for_each(|_| assert_eq!(slow.next_text(), "a"));
+    assert_eq!(first.len() + quiet.ask("order").len(), MESSAGES);
+    assert_eq!(slow.ask("order"), "");
+}

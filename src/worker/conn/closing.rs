@@ -100,10 +100,7 @@ impl Conns {
             if said && !heard && conn.queued() == 0 && conn.socket.shutdown(Shutdown::Write).is_ok() {
                 record.forget_head(); // it goes with the phase
                 conn.phase = Phase::Linger(self.life.now.get().saturating_add(LINGER));
-                for reason in [Pause::Handler, Pause::ThreadChannel, Pause::Queue, Pause::Move, Pause::Ended]
-                {
-                    conn.set_pause(reason, false, self.life.now.get());
-                }
+                conn.clear_pauses(self.life.now.get());
                 self.watch_conn(id, conn);
             }
         }

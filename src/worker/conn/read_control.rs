@@ -46,6 +46,17 @@ impl Conns {
         }
     }
 
+    /// What was read and not processed yet waits for the connection's next turn.
+    pub fn wait_for_turn(&self, id: u64, rest: &[u8]) {
+        let core = &mut *self.core.borrow_mut();
+        let Some(conn) = core.table.get(id) else { return };
+        if matches!(&conn.phase, Phase::Open(open) if !open.over) {
+            conn.set_unread(Some(rest.into()));
+            conn.set_pause(Pause::Slice, true, self.life.now.get());
+            core.turns.join(id, conn);
+        }
+    }
+
     /// More of a request head has to come.
     pub fn keep_head(&self, id: u64, read: Vec<u8>) {
         let core = &mut *self.core.borrow_mut();

@@ -45,6 +45,8 @@ pub enum Pause {
     Ended = 16,
     /// The blocking thread is to take what has come, and then the connection moves or is closed.
     Move = 32,
+    /// What was read of it waits for the next slice.
+    Slice = 64,
 }
 
 /// One connection.
@@ -253,6 +255,14 @@ impl Conn {
             open.proto.set_paused(paused, now);
         }
         before != 0 && self.pauses == 0
+    }
+
+    /// What comes is only read to find the end: no reason not to counts any more.
+    pub fn clear_pauses(&mut self, now: u64) {
+        self.pauses = 0;
+        if let Some(open) = self.open() {
+            open.proto.set_paused(false, now);
+        }
     }
 
     /// Whether there is a reason not to read.

@@ -40,8 +40,10 @@ pub fn rest(to_come: u64, most: usize) -> Option<usize> {
 #[derive(Clone, Copy, Debug)]
 pub struct Turn {
     flags: u8,
-    /// The binary logarithm of the bytes that it is read at a time while it brings much.
-    stride: u8,
+    /// The lower half: the binary logarithm of the bytes that it is read at a time while it brings much, above that of the
+    /// least. The upper half: messages between two looks at the clock, 0 for one that takes longer than a slice, else
+    /// one more than the binary logarithm. In one byte, which each idle connection has.
+    steps: u8,
 }
 
 /// It brings much.
@@ -61,7 +63,28 @@ const STRIDES: std::ops::RangeInclusive<u8> = 10..=AT_ONCE.ilog2() as u8;
 impl Turn {
     /// Of a connection of which nothing is known: it counts as one that brings little.
     pub fn new() -> Self {
-        Turn { flags: 0, stride: AT_ONCE.ilog2() as u8 }
+        let mut turn = Turn { flags: 0, steps: 0 };
+        turn.set_stride(*STRIDES.end());
+        turn.set_interval(1);
+        turn
+    }
+
+    fn stride(self) -> u8 {
+        STRIDES.start() + (self.steps & 0xf)
+    }
+
+    fn set_stride(&mut self, stride: u8) {
+        let above = stride.clamp(*STRIDES.start(), *STRIDES.end()) - STRIDES.start();
+        self.steps = self.steps & 0xf0 | above;
+    }
+
+    fn interval(self) -> u8 {
+        (self.steps >> 4).checked_sub(1).map_or(0, |log| 1 << log)
+    }
+
+    fn set_interval(&mut self, messages: u8) {
+        let log = messages.min(MOST_UNTIMED).checked_ilog2().map_or(0, |log| log as u8 + 1);
+        self.steps = self.steps & 0x0f | log << 4;
     }
 
     /// Whether it is in the queue.
@@ -88,7 +111,7 @@ impl Turn {
 
     /// Bytes to read from one that brings much: of a frame, `to_come` are missing; `queued` wait to be sent.
     fn room(self, to_come: u64, queued: usize) -> usize {
-        let stride = if queued > 0 { QUEUED.min(1 << self.stride) } else { 1 << self.stride };
+        let stride = if queued > 0 { QUEUED.min(1 << self.stride()) } else { 1 << self.stride() };
         stride.max(usize::try_from(to_come).unwrap_or(usize::MAX)).min(MOST)
     }
 
@@ -101,13 +124,58 @@ impl Turn {
         self.flags = self.flags & !HEAVY | if is_heavy { HEAVY } else { 0 };
         let is_quick = took <= brought;
         let stride = if took > SLICE && !is_quick {
-            self.stride.saturating_sub((took / SLICE).ilog2() as u8 + 1)
+            self.stride().saturating_sub((took / SLICE).ilog2() as u8 + 1)
         } else if count == room && (took < SLICE / 2 || is_quick) {
-            self.stride + 1
+            self.stride() + 1
         } else {
-            self.stride
+            self.stride()
         };
-        self.stride = stride.clamp(*STRIDES.start(), *STRIDES.end());
+        self.set_stride(stride);
+    }
+}
+
+/// What was read at once may hold many messages: they are processed in slices of about so long (ns), between which other
+/// connections are served. One message may take longer.
+const SLICE_TIME: u64 = 500_000;
+/// Most messages that are processed without a look at the clock.
+const MOST_UNTIMED: u8 = 16;
+
+/// The time that the messages of one connection take, while there are more.
+pub struct Slice {
+    /// When the first of them began, or the clock was looked at first; ns.
+    begun: Option<u64>,
+    /// When the clock was last looked at; ns.
+    looked: u64,
+    /// Messages since then.
+    messages: u8,
+}
+
+impl Slice {
+    /// Begins, at this time (ns) if it is known.
+    pub fn new(begun: Option<u64>) -> Self {
+        Slice { begun, looked: begun.unwrap_or(0), messages: 0 }
+    }
+
+    /// One more message was processed, and more wait: whether those have to wait for the next slice.
+    pub fn is_over(&mut self, turn: &mut Turn, now: impl FnOnce() -> u64) -> bool {
+        self.messages += 1;
+        if self.messages < turn.interval() {
+            return false;
+        }
+        let Some(begun) = self.begun else {
+            (self.looked, self.messages) = (now(), 0);
+            self.begun = Some(self.looked);
+            return turn.interval() == 0;
+        };
+        let now = now();
+        let took = now.saturating_sub(self.looked);
+        turn.set_interval(match took / u64::from(self.messages) {
+            SLICE_TIME.. => 0,
+            _ if took >= SLICE_TIME / 4 => turn.interval().div_ceil(2),
+            _ => turn.interval().max(1) * 2,
+        });
+        (self.looked, self.messages) = (now, 0);
+        now.saturating_sub(begun) >= SLICE_TIME
     }
 }
 
@@ -184,6 +252,39 @@ mod tests {
             assert!(took <= SLICE || is_all, "{picoseconds}: {took} ns");
             assert!(took >= SLICE / 4, "{picoseconds}: {took} ns, as much as it may");
         }
+    }
+
+    /// Messages that take so long each (ns): how many are processed in each of some slices.
+    fn slices(turn: &mut Turn, time: u64, is_timed: bool) -> Vec<u64> {
+        let mut now = 1_000_000_000;
+        let slice = |_| {
+            let mut slice = Slice::new(is_timed.then_some(now));
+            for count in 1..10_000 {
+                now += time;
+                if slice.is_over(turn, || now) {
+                    return count;
+                }
+            }
+            panic!("it does not end");
+        };
+        (0..20).map(slice).collect()
+    }
+
+    #[test]
+    fn a_slow_handler_has_one_message_in_a_slice_and_a_quick_one_many() {
+        let mut turn = Turn::new();
+        let counts = slices(&mut turn, 5_000_000, false);
+        assert!(counts[0] <= 2 && counts[1..].iter().all(|count| *count == 1), "{counts:?}");
+        // It is quick again: the clock is looked at less and less often.
+        let counts = slices(&mut turn, 200, true);
+        assert!(counts[2..].iter().all(|count| (2500..2550).contains(count)), "{counts:?}");
+        assert_eq!(turn.interval(), MOST_UNTIMED);
+        // And slow again: as many as were not timed before, once.
+        let counts = slices(&mut turn, 5_000_000, true);
+        assert!(
+            counts[0] <= u64::from(MOST_UNTIMED) && counts[1..].iter().all(|count| *count == 1),
+            "{counts:?}"
+        );
     }
 
     #[test]

@@ -2,11 +2,13 @@
 
 use ::ws_handler::raw::*;
 
+use crate::clock;
 use crate::ffi::host::{Callback, Task};
 use crate::fleet::addresses::Refusal;
 use crate::proto::ws::connection::{Body, Event, Kind};
 use crate::worker::conn::channel::Delivery;
 use crate::worker::conn::table::{Open, Pause};
+use crate::worker::conn::turn::Slice;
 use crate::worker::host::handlers::Service;
 use crate::worker::session::Session;
 
@@ -16,6 +18,7 @@ impl Session {
         let count = {
             let core = &mut *self.conns.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return true };
+            conn.set_pause(Pause::Slice, false, self.life.now.get());
             if conn.is_paused() {
                 return true;
             }
@@ -26,15 +29,18 @@ impl Session {
             unread.len()
         };
         if count < buffer.len() {
-            self.process(id, buffer, count, 0);
+            let begun = clock::now().as_nanos();
+            self.process(id, buffer, count, 0, Some(begun));
         }
         true
     }
 
     /// Feeds `buffer[..count]` to the protocol, after `gathered` bytes that were received where a message is gathered, and
-    /// does what comes of it.
-    pub fn process(&self, id: u64, buffer: &mut [u8], count: usize, mut gathered: usize) {
+    /// does what comes of it. It began at that time (ns), if the clock was looked at. What does not fit into a slice is set
+    /// aside, and the connection waits for its next turn.
+    pub fn process(&self, id: u64, buffer: &mut [u8], count: usize, mut gathered: usize, begun: Option<u64>) {
         self.handlers.set_current(id);
+        let mut slice = Slice::new(begun);
         let mut at = 0;
         loop {
             let (event, handler) = {
@@ -76,6 +82,10 @@ impl Session {
                 Some(Event::Message { kind, first, last, body, .. }) => {
                     let flags = if first { WS_FIRST } else { 0 } | if last { WS_LAST } else { 0 };
                     self.deliver(id, handler, kind, flags, body, buffer);
+                    if at < count && self.is_slice_over(id, &mut slice) {
+                        self.conns.wait_for_turn(id, &buffer[at..count]);
+                        break;
+                    }
                 }
                 Some(Event::Pong { body, rtt }) => self.deliver_pong(id, body.octets(buffer), rtt),
                 Some(Event::CloseReceived { code, reason }) => {
@@ -91,6 +101,11 @@ impl Session {
             }
         }
         self.conns.flush(id);
+    }
+
+    fn is_slice_over(&self, id: u64, slice: &mut Slice) -> bool {
+        let core = &mut *self.conns.core.borrow_mut();
+        core.table.get(id).is_some_and(|conn| slice.is_over(&mut conn.turn, || clock::now().as_nanos()))
     }
 
     /// Gives a message to its handler, or to the thread of a blocking one.
