@@ -1,9 +1,12 @@
 //! Whose turn it is among connections that bring much and those that bring little.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use crate::client::{self, Raw, TEXT};
 use crate::daemon::{is_idle, until};
@@ -131,6 +134,26 @@ fn what_is_left_of_what_came_at_once_is_read_though_nothing_more_comes() {
     until("the worker waits", || is_idle(server.worker()));
     order += &gate.ask("order");
     assert_eq!(order, "1".to_owned() + &"a".repeat(MESSAGES));
+}
+
+/// unix(7): a receive ends at data that came with descriptors.
+#[test]
+fn what_stands_behind_a_descriptor_that_was_sent_along_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("wshd");
+    let server = serve(&["turns"], &["--server-host", &format!("unix:{}", socket.display())]);
+    let [mut gate, mut raw] = [(); 2].map(|()| Raw::over(client::unix(&socket)));
+    gate.upgrade("/turns", "");
+    raw.upgrade("/turns", "");
+    let go = hold(&server, &mut gate, '1', dir.path(), false);
+    let (first, second) = (client::frame(TEXT, b"a"), client::frame(TEXT, b"b nap"));
+    let descriptors = [std::io::stderr().as_raw_fd()];
+    let with = [ControlMessage::ScmRights(&descriptors)];
+    sendmsg::<()>(raw.stream.as_raw_fd(), &[IoSlice::new(&first)], &with, MsgFlags::empty(), None).unwrap();
+    raw.send(&second);
+    fs::write(go, "").unwrap();
+    assert_eq!(raw.next_text(), "b");
+    assert_eq!(gate.ask("order"), "1ab");
 }
 
 #[test]

@@ -101,10 +101,11 @@ impl Conns {
                 record.forget_head();
             }
             let Some(conn) = core.table.get(id) else { return };
+            let takes_content = conn.takes_content();
             let out = conn.queue.get_or_insert_with(|| core.queue_pool.take()).tail();
             out.extend_from_slice(response.head());
             self.metrics.of(conn.handler).count_status(response.status());
-            let response = if conn.takes_content { response } else { response.without_content() };
+            let response = if takes_content { response } else { response.without_content() };
             let file = match response.into_body() {
                 Body::Empty => None,
                 Body::Bytes(bytes) => {

@@ -128,7 +128,7 @@ fn wanted(conn: &Conn) -> u8 {
         return 0;
     }
     match (!conn.is_paused(), conn.queued() > 0) {
-        (true, false) if conn.turn.is_at_once() => ARRIVALS,
+        (true, false) if conn.turn.is_at_once() && conn.is_drained_by_short_reads() => ARRIVALS,
         (true, false) => READABLE,
         (true, true) => READABLE | WRITABLE,
         (false, true) => WRITABLE,

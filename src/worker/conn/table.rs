@@ -9,14 +9,14 @@ use std::io;
 use std::ptr::null_mut;
 use std::sync::Arc;
 
-use socket2::Socket;
+use socket2::{Domain, Socket};
 
 use crate::ffi::host::Task;
 use crate::proto::ws::connection::{Connection, Io};
 use crate::proto::ws::deflate::codec::Codecs;
 use crate::proto::ws::limits::Limits;
 use crate::worker::base::metrics::{NO_HANDLER, OpenCount};
-use crate::worker::base::poll::ARRIVALS;
+use crate::worker::base::poll::{ARRIVALS, READABLE};
 use crate::worker::conn::channel::{PeerClose, ThreadChannel};
 use crate::worker::conn::handshake::{Handshake, Request};
 use crate::worker::conn::rate_limit::Pace;
@@ -49,6 +49,10 @@ pub enum Pause {
     Slice = 64,
 }
 
+const TAKES_CONTENT: u8 = 1;
+/// It is a Unix socket.
+const LOCAL: u8 = 2;
+
 /// One connection.
 pub struct Conn {
     /// Non-blocking.
@@ -70,8 +74,8 @@ pub struct Conn {
     pub turn: Turn,
     /// It is going to be flushed: it is in the list for that, or being processed.
     pub dirty: bool,
-    /// Whether an HTTP response may have content: what has come of the request does not begin with HEAD.
-    pub takes_content: bool,
+    /// [`TAKES_CONTENT`], [`LOCAL`].
+    traits: u8,
 }
 
 /// Where a connection stands. The last number is when that has to be over; [`NEVER`] if it has not.
@@ -222,6 +226,7 @@ impl Open {
 impl Conn {
     /// A connection whose request head is to be read by `deadline`.
     pub fn new(socket: Socket, deadline: u64) -> Self {
+        let is_local = socket.domain().is_ok_and(|domain| domain == Domain::UNIX);
         Conn {
             socket,
             phase: Phase::Head(Vec::new(), deadline),
@@ -230,11 +235,28 @@ impl Conn {
             since: 0,
             handler: NO_HANDLER,
             pauses: 0,
-            watched: ARRIVALS,
+            watched: if is_local { READABLE } else { ARRIVALS },
             turn: Turn::new(),
             dirty: false,
-            takes_content: false,
+            traits: if is_local { LOCAL } else { 0 },
         }
+    }
+
+    /// Whether an HTTP response may have content: what has come of the request does not begin with HEAD.
+    pub fn takes_content(&self) -> bool {
+        self.traits & TAKES_CONTENT != 0
+    }
+
+    /// Sets that.
+    pub fn set_takes_content(&mut self, takes: bool) {
+        self.traits = self.traits & !TAKES_CONTENT | if takes { TAKES_CONTENT } else { 0 };
+    }
+
+    /// Whether a receive that brings less than was asked for has emptied the socket. On a Unix socket it may have ended at
+    /// ancillary data (unix(7)).
+    #[inline]
+    pub fn is_drained_by_short_reads(&self) -> bool {
+        self.traits & LOCAL == 0
     }
 
     /// The open WebSocket, if it is one.

@@ -72,7 +72,7 @@ impl Handshakes {
         let all = read.len();
         let read = self.take_proxy_header(id, read)?;
         if let Some(conn) = self.conns.core.borrow_mut().table.get(id) {
-            conn.takes_content = http::takes_content(&read);
+            conn.set_takes_content(http::takes_content(&read));
         }
         // Behind a header of the PROXY protocol nothing has been looked at.
         let seen = if read.len() == all { seen } else { 0 };
