@@ -100,7 +100,7 @@ impl Conns {
             if said && !heard && conn.queued() == 0 && conn.socket.shutdown(Shutdown::Write).is_ok() {
                 record.forget_head(); // it goes with the phase
                 conn.phase = Phase::Linger(self.life.now.get().saturating_add(LINGER));
-                conn.clear_pauses(self.life.now.get());
+                conn.clear_pauses();
                 self.watch_conn(id, conn);
             }
         }

@@ -280,11 +280,8 @@ impl Conn {
     }
 
     /// What comes is only read to find the end: no reason not to counts any more.
-    pub fn clear_pauses(&mut self, now: u64) {
+    pub fn clear_pauses(&mut self) {
         self.pauses = 0;
-        if let Some(open) = self.open() {
-            open.proto.set_paused(false, now);
-        }
     }
 
     /// Whether there is a reason not to read.
