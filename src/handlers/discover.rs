@@ -59,6 +59,17 @@ pub fn discover(
     Ok(discovery.finish())
 }
 
+/// Why a reload that finds these faults is refused. With strict handlers any of them is a reason; without, only those that
+/// were not there before: what was broken may stay so.
+pub fn refusal(faults: &[String], before: &[String], strict: bool) -> Option<String> {
+    let mut reasons = faults.iter().filter(|fault| strict || !before.contains(fault));
+    let first = reasons.next()?;
+    Some(match reasons.count() {
+        0 => first.clone(),
+        more => format!("{first} (and {more} more)"),
+    })
+}
+
 /// Handlers on their way to routes.
 #[derive(Debug)]
 pub struct Discovery {
@@ -246,4 +257,20 @@ fn out_of_use(resource: &str, routes: &Routes) -> Option<String> {
     let Some(number) = routes.find(resource) else { return Some("no handler serves it".to_owned()) };
     let first = routes.handlers().get(usize::from(number)).map(|route| route.resource.as_str());
     first.filter(|first| *first != resource).map(|first| format!("it is another name of {first}"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_broken_may_stay_so_unless_handlers_are_strict() {
+        let [a, b, c] = ["a", "b", "c"].map(str::to_owned);
+        let before = [a.clone(), b.clone()];
+        assert_eq!(refusal(&[], &before, true), None);
+        assert_eq!(refusal(&before, &before, false), None);
+        assert_eq!(refusal(&before, &before, true).unwrap(), "a (and 1 more)");
+        assert_eq!(refusal(&[b, c], &[a], false).unwrap(), "b (and 1 more)");
+    }
 }

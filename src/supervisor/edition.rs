@@ -10,7 +10,7 @@ use crate::config::{Config, Pool};
 use crate::fleet::listener::{self, Listener};
 use crate::fleet::routes::{Route, Routes};
 use crate::fleet::scoreboard::Place;
-use crate::handlers::discover::discover;
+use crate::handlers::discover::{discover, refusal};
 use crate::log::Settings as LogSettings;
 
 /// Configuration, handlers and listening sockets that belong together.
@@ -38,16 +38,13 @@ pub struct Step {
 }
 
 impl Edition {
-    /// The one that follows this one. An error says what is wrong, and that it is wrong now only: what was broken
-    /// before may stay so.
+    /// The one that follows this one. An error says what is wrong; see [`refusal`].
     pub fn following(&self, config: Config) -> Result<Self, String> {
         let config = config.following(&self.config);
         let (routes, faults) =
             discover(&config, &self.routes, &|| false).map_err(|error| error.to_string())?;
-        let new_faults: Vec<&String> = faults.iter().filter(|fault| !self.faults.contains(fault)).collect();
-        if let [first, rest @ ..] = &new_faults[..] {
-            let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
-            return Err(format!("{first}{more}"));
+        if let Some(why) = refusal(&faults, &self.faults, config.strict_handlers) {
+            return Err(why);
         }
         let routes = routes.following(&self.routes).ok_or("too many handlers have come and gone: restart")?;
         let listeners = listener::adopted_or_bound(&config.listen, config.backlog, &self.listeners)

@@ -247,7 +247,7 @@ impl Fleet {
     fn on_ready(&mut self, slot: usize, broken: u16, events: &mut VecDeque<Event>) {
         if broken > 0 && self.config.strict_handlers {
             log::error!("{}: {broken} handlers are broken", self.name(slot));
-            events.push_back(Event::Fail(Exit::Config));
+            events.push_back(Event::Broken);
         }
         events.push_back(Event::Ready(slot));
         self.order_to_leave(slot);

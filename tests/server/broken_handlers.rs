@@ -69,6 +69,40 @@ fn with_strict_handlers_a_broken_one_is_an_error() {
     }
 }
 
+/// Asserts that this resource answers 503.
+#[track_caller]
+fn is_unavailable(server: &Server, resource: &str) {
+    let mut raw = Raw::connect(&server.address());
+    raw.send(format!("GET {resource} HTTP/1.1\r\nHost: a\r\n{UPGRADE}\r\n").as_bytes());
+    assert_eq!(raw.answer().status, 503, "{resource}");
+}
+
+#[test]
+fn strict_handlers_do_not_end_a_server_that_serves() {
+    let dir = Dir::new();
+    fixtures::add_handler(dir.path(), "echo", "echo");
+    fixtures::add_handler(dir.path(), "b", "echo");
+    let mut server = Server::start(&dir, &["--workers", "1", "--strict-handlers"]);
+    assert_eq!(Raw::open(&server.address(), "/b").ask("served"), "served");
+    let junk = dir.path().join("junk");
+    std::fs::write(&junk, "text").unwrap();
+    std::fs::rename(&junk, dir.path().join("b_wsh.so")).unwrap();
+    let worker = server.worker();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), nix::sys::signal::SIGKILL).unwrap();
+    server.says("b_wsh.so: not a shared object");
+    until("it is replaced", || matches!(server.workers()[..], [other] if other != worker));
+    assert_eq!(Raw::open(&server.address(), "/echo").ask("served"), "served");
+    is_unavailable(&server, "/b");
+    // A reload with it is refused, also when it was broken before, and changes nothing.
+    for count in 1..=2 {
+        server.signal(nix::sys::signal::SIGHUP);
+        until("the reload is refused", || server.log().matches("reload: refused").count() == count);
+        assert!(server.log().lines().last().unwrap().contains("b_wsh.so: not a shared object"));
+    }
+    is_unavailable(&server, "/b");
+    server.stop();
+}
+
 /// Another connection, and the worker that serves it.
 #[track_caller]
 fn still_serves(server: &Served, resource: &str) {

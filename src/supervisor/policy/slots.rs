@@ -34,6 +34,8 @@ pub enum Event {
     Quit,
     /// A worker found what makes going on pointless.
     Fail(Exit),
+    /// A worker has handlers that cannot be loaded, which is an error at the start: a server that serves goes on.
+    Broken,
     /// Nothing but that time has passed.
     Time,
 }
@@ -177,6 +179,8 @@ impl Plan {
             Event::Interrupt => self.interrupt(now, &mut actions),
             Event::Quit => self.stop(Exit::Ok, true, now, &mut actions),
             Event::Fail(exit) => self.stop(exit, true, now, &mut actions),
+            Event::Broken if !self.announced => self.stop(Exit::Config, true, now, &mut actions),
+            Event::Broken => {}
             Event::Time => {}
         }
         self.pass_time(now, &mut actions);

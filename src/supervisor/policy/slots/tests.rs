@@ -17,7 +17,7 @@ fn check(slots: usize, table: &[(u64, Event, &[Action])]) -> Plan {
 }
 
 use Event::{
-    Adopted, Crashed, Died, Fail, Interrupt, Left, Orphaned, Quit as QuitNow, Ready, Terminate,
+    Adopted, Broken, Crashed, Died, Fail, Interrupt, Left, Orphaned, Quit as QuitNow, Ready, Terminate,
     Time as Passed,
 };
 
@@ -319,4 +319,10 @@ fn connections_of_a_worker_that_crashes_while_stopping_are_taken_up_to_be_closed
 #[test]
 fn events_about_nobody_change_nothing() {
     check(1, &[(0, Ready(7), &[]), (0, Died(7), &[]), (0, Ready(0), &[Announce])]);
+}
+
+#[test]
+fn broken_handlers_end_a_start_and_not_a_server_that_serves() {
+    check(1, &[(1, Broken, &[Quit(0)]), (2, Died(0), &[Leave(Exit::Config)])]);
+    check(1, &[(1, Ready(0), &[Announce]), (2, Died(0), &[Spawn(0)]), (3, Broken, &[]), (3, Ready(0), &[])]);
 }
