@@ -2,6 +2,9 @@
 //! routes, and the title under which a process shows up. Holds no policy: the supervisor plans, the worker serves.
 
 pub mod addresses;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod alone;
 pub mod breakers;
 pub mod control;
 pub mod counters;

@@ -322,11 +322,13 @@ fn futex(word: &AtomicU32, operation: libc::c_int, value: u32, timeout: *const l
 mod tests {
     use std::time::Instant;
 
+    use nix::sys::prctl::set_pdeathsig;
     use nix::sys::signal::{Signal, kill};
     use nix::sys::wait::{WaitStatus, waitpid};
     use nix::unistd::{ForkResult, Pid, fork};
 
     use super::*;
+    use crate::fleet::alone::is_alone;
     use crate::fleet::peer::Peer;
 
     /// Runs `work` in a child process, which uses no memory but its own and the scoreboard.
@@ -335,6 +337,7 @@ mod tests {
         match unsafe { fork() }.unwrap() {
             ForkResult::Parent { child } => child,
             ForkResult::Child => {
+                let _ = set_pdeathsig(Signal::SIGKILL); // also if the test fails
                 work();
                 // SAFETY: ends the child without running anything of the test harness.
                 unsafe { libc::_exit(0) }
@@ -362,6 +365,9 @@ mod tests {
 
     #[test]
     fn both_sides_of_a_fork_see_the_same_records() {
+        if !is_alone() {
+            return;
+        }
         let board = board(3);
         assert_eq!(board.slots().len(), 3);
         assert!(board.slot(3).is_none());
@@ -401,6 +407,9 @@ mod tests {
 
     #[test]
     fn a_change_in_another_process_ends_the_wait() {
+        if !is_alone() {
+            return;
+        }
         let board = Scoreboard::create(1).unwrap();
         let seen = board.tick();
         let child = in_child(|| {
@@ -417,6 +426,9 @@ mod tests {
 
     #[test]
     fn a_waiter_is_woken_and_one_that_was_killed_costs_no_more() {
+        if !is_alone() {
+            return;
+        }
         let board = Scoreboard::create(1).unwrap();
         let seen = board.tick();
         let is_waiting = || board.header.waiting.load(Ordering::SeqCst) != 0;
