@@ -23,7 +23,7 @@ use std::process::Command;
 use std::thread;
 
 use fake::{calls, fake};
-use fixtures::{built_dir, compiler, fixture, root, run};
+use fixtures::{compiler, fixture, root, run};
 use header::{Header, rust_signature};
 use loaded::Loaded;
 use ws_handler::raw;
@@ -213,9 +213,9 @@ const STRICT: [&str; 5] = ["-Wall", "-Wextra", "-pedantic", "-Werror", "-fsyntax
 
 #[test]
 fn header_and_plugins_are_clean_in_every_standard() {
-    let dir = built_dir();
-    let header = dir.join("header_alone.c");
-    let veneer = dir.join("veneer_alone.cc");
+    let dir = tempfile::tempdir().unwrap();
+    let header = dir.path().join("header_alone.c");
+    let veneer = dir.path().join("veneer_alone.cc");
     fs::write(&header, "#include <ws_handler.h>\n#include <ws_handler.h>\n").unwrap();
     fs::write(&veneer, "#include <ws_handler.hpp>\n#include <ws_handler.hpp>\n").unwrap();
 
@@ -242,7 +242,8 @@ fn header_and_plugins_are_clean_in_every_standard() {
 
 #[test]
 fn a_misspelt_signature_does_not_compile_in_cpp() {
-    let source = built_dir().join("misspelt.cc");
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("misspelt.cc");
     let handler = |member: &str| {
         format!("#include <ws_handler.hpp>\nstruct h {{ {member} }};\nWS_HANDLER_CPP(h, name = \"h\");\n")
     };
@@ -259,8 +260,9 @@ fn a_misspelt_signature_does_not_compile_in_cpp() {
 
 #[test]
 fn the_examples_of_the_contract_compile_as_printed() {
+    let dir = tempfile::tempdir().unwrap();
     for name in ["example_event", "example_blocking"] {
-        let library = built_dir().join(format!("{name}.so"));
+        let library = dir.path().join(format!("{name}.so"));
         let source = root().join(format!("ctests/{name}_wsh.c"));
         let cc = compiler("CC", "cc");
         run(Command::new(&cc[0])
@@ -536,7 +538,8 @@ fn handler_name(source: &Path) -> &str {
 }
 
 fn run_c_program(name: &str) -> String {
-    let program = built_dir().join(format!("{name}.{:?}", thread::current().id()));
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join(name);
     let cc = compiler("CC", "cc");
     run(Command::new(&cc[0])
         .args(&cc[1..])
@@ -545,9 +548,7 @@ fn run_c_program(name: &str) -> String {
         .arg(root().join(format!("ctests/{name}.c")))
         .arg("-o")
         .arg(&program));
-    let printed = run(&mut Command::new(&program));
-    fs::remove_file(program).unwrap();
-    printed
+    run(&mut Command::new(&program))
 }
 
 /// Exported symbols, without the weak copies of std templates in C++.

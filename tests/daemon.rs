@@ -649,7 +649,7 @@ fn what_workers_may_not_read_is_found_at_the_start() {
     std::fs::set_permissions(dir.path().join("echo_wsh.so"), PermissionsExt::from_mode(0o600)).unwrap();
     let mut server = Server::start(&dir, &["--user", "4001", "--group", "4002"]);
     assert!(server.ready.contains(", 1 resource, "), "{}", server.ready);
-    server.says("echo_wsh.so: can not be read: Permission denied");
+    server.says("echo_wsh.so: cannot be read: Permission denied");
     is_confined(server.workers()[0], 4001, &[4002]);
     server.stop();
 }

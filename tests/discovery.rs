@@ -8,8 +8,16 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use daemon::{Dir, ECHO};
+use daemon::{Dir, ECHO, Server};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use wshd::cli::{self, Command};
+use wshd::clock;
+use wshd::config::Config;
 use wshd::ffi::plugin::Style;
+use wshd::fleet::routes::Routes;
+use wshd::handlers::discover::Discovery;
 use wshd::handlers::message::{Offer, Request};
 use wshd::handlers::probe::{LIMIT, ProbeError, Report};
 use wshd::handlers::probes::Probes;
@@ -55,7 +63,7 @@ fn entry(code: &str) -> String {
     )
 }
 
-/// Why a handler with this source can not be used.
+/// Why a handler with this source cannot be used.
 #[track_caller]
 fn fault(source: &str) -> String {
     let dir = Dir::new();
@@ -162,7 +170,7 @@ fn files_that_are_no_handlers() {
     std::fs::write(&text, "").unwrap();
     assert!(probe(&text).unwrap_err().to_string().contains("begins with []"));
     std::fs::write(&text, b"\x7fELF and nothing else").unwrap();
-    assert!(probe(&text).unwrap_err().to_string().starts_with("can not be loaded: "));
+    assert!(probe(&text).unwrap_err().to_string().starts_with("cannot be loaded: "));
     assert!(probe(dir.path()).unwrap_err().to_string().contains("expected one"));
     let error = probe(&dir.path().join("nowhere")).unwrap_err().to_string();
     assert!(error.contains("No such file"), "{error}");
@@ -373,4 +381,89 @@ fn a_check_starts_the_handler_too() {
     assert_eq!(fault.as_deref(), Some("exited with status 0 in on_worker_start, expected to return"));
     let fault = start("loops", "for (;;) continue;");
     assert_eq!(fault.as_deref(), Some("did not return within 5 s in on_worker_start"));
+}
+
+fn prober() -> Probes {
+    Probes::by(env!("CARGO_BIN_EXE_wshd").into())
+}
+
+fn config(dir: &Dir) -> Config {
+    let args = ["wshd".into(), "-w".into(), dir.path().into()];
+    let Command::Serve(config) = cli::parse(args, None).unwrap() else { unreachable!() };
+    *config
+}
+
+#[test]
+fn a_discovery_does_not_wait() {
+    let dir = Dir::new();
+    let pids = dir.path().join("pids");
+    let code = format!(
+        "dprintf(open(\"{}\", O_CREAT | O_APPEND | O_WRONLY, 0600), \"%d\\n\", getpid());",
+        pids.display()
+    );
+    for name in ["a", "b", "c"] {
+        dir.handler(name, &constructor(&format!("{code} for (;;) pause();")));
+    }
+    let begun = Instant::now();
+    let mut discovery = Discovery::begin(&config(&dir), &Routes::default(), prober()).unwrap();
+    let running = || std::fs::read_to_string(&pids).unwrap_or_default().lines().count();
+    daemon::until("all run", || {
+        assert!(!discovery.is_done() && discovery.deadline().is_some());
+        discovery.step(clock::now());
+        running() == 3
+    });
+    assert!(begun.elapsed() < LIMIT, "they hang, and nobody waits for them");
+    assert!(!discovery.reaped(Pid::this(), WaitStatus::StillAlive));
+    discovery.cancel();
+    for pid in std::fs::read_to_string(&pids).unwrap().lines() {
+        let status = waitpid(Pid::from_raw(pid.parse().unwrap()), None).unwrap();
+        assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{status:?}");
+    }
+}
+
+#[test]
+fn a_discovery_ends_in_routes_and_faults() {
+    let dir = Dir::new();
+    for (name, source) in [("good", ECHO), ("bad", "int x;"), ("dies", &constructor("abort();"))] {
+        dir.handler(name, source);
+    }
+    symlink(dir.path().join("good_wsh.so"), dir.path().join("link_wsh.so")).unwrap();
+    let find = |known: &Routes| {
+        let mut discovery = Discovery::begin(&config(&dir), known, prober()).unwrap();
+        let asked = discovery.descriptors().count() + usize::from(discovery.deadline().is_some());
+        discovery.wait(&|| false);
+        (discovery.finish(), asked)
+    };
+    let ((routes, faults), _) = find(&Routes::default());
+    let resources: Vec<&str> = routes.resources().map(|(resource, _)| resource).collect();
+    assert_eq!(resources, ["/good", "/link"]);
+    let name = |name: &str| format!("handler {}/{name}_wsh.so: ", dir.path().display());
+    assert!(faults[0].starts_with(&(name("bad") + "exports no ws_handler_entry_v1")), "{faults:?}");
+    assert!(faults[1].starts_with(&(name("dies") + "killed by signal 6 (SIGABRT)")), "{faults:?}");
+    assert!(faults[1].ends_with("; /dies is not served"), "{faults:?}");
+    // What has not changed is not probed again.
+    std::fs::remove_file(dir.path().join("bad_wsh.so")).unwrap();
+    std::fs::remove_file(dir.path().join("dies_wsh.so")).unwrap();
+    let ((again, faults), asked) = find(&routes);
+    assert_eq!((again.resources().len(), faults.len(), asked), (2, 0, 0));
+}
+
+#[test]
+fn a_server_probes_with_what_it_runs_and_logs_what_handlers_write() {
+    let dir = Dir::new();
+    let program = dir.path().join("wshd");
+    std::fs::copy(env!("CARGO_BIN_EXE_wshd"), &program).unwrap();
+    let handlers = dir.path().join("handlers");
+    std::fs::create_dir(&handlers).unwrap();
+    let log = dir.path().join("log");
+    let mut command = std::process::Command::new(&program);
+    command.args(["-p", "0", "--workers", "1", "-w"]).arg(&handlers).arg("--log-file").arg(&log);
+    let mut server = Server::launch(command, log).when_ready();
+    std::fs::remove_file(&program).unwrap();
+    let talks = constructor("if (write(2, \"no licence\\n\", 11)) return;");
+    dir.handler("handlers/talks", &talks);
+    server.signal(Signal::SIGHUP);
+    server.says("reload: done, 1 resource");
+    server.says("talks_wsh.so (probe): no licence");
+    server.stop();
 }

@@ -66,14 +66,14 @@ impl fmt::Debug for Plugin {
 /// Why a file is no handler: nothing of it is used. Does not name the file, the caller knows it.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// It can not be read.
-    #[error("can not be read: {0}")]
+    /// It cannot be read.
+    #[error("cannot be read: {0}")]
     Read(#[from] io::Error),
     /// It is no shared object.
     #[error("not a shared object: got a file that begins with {0:02x?}, expected 7f 45 4c 46 (ELF)")]
     NotElf(Vec<u8>),
     /// The dynamic linker refuses it; its words.
-    #[error("can not be loaded: {0}")]
+    #[error("cannot be loaded: {0}")]
     Link(String),
     /// It exports no entry function.
     #[error("exports no {}: is WS_HANDLER(...) missing?", raw::ENTRY_SYMBOL)]

@@ -14,7 +14,7 @@ pub struct Alias {
     pub existing: String,
 }
 
-/// A line that can not be used.
+/// A line that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {why}")]
 pub struct Fault {

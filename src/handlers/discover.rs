@@ -51,11 +51,10 @@ pub fn discover(
     is_interrupted: &dyn Fn() -> bool,
 ) -> Result<(Routes, Vec<String>), DiscoverError> {
     let mut discovery = Discovery::begin(config, known, Probes::default())?;
-    discovery.probes.finish_unless(is_interrupted);
+    discovery.wait(is_interrupted);
     if is_interrupted() {
         return Err(DiscoverError::Interrupted);
     }
-    discovery.take_reports();
     Ok(discovery.finish())
 }
 
@@ -162,6 +161,12 @@ impl Discovery {
     /// When [`step`](Self::step) has something to do, if nothing comes earlier. None: it is done.
     pub fn deadline(&self) -> Option<Instant> {
         self.probes.deadline()
+    }
+
+    /// Waits until all is known, or `is_interrupted`; for a process that has nothing else to do.
+    pub fn wait(&mut self, is_interrupted: &dyn Fn() -> bool) {
+        self.probes.finish_unless(is_interrupted);
+        self.take_reports();
     }
 
     /// Goes on, without waiting.

@@ -76,7 +76,7 @@ impl Offer {
 pub enum Answer {
     /// It was loaded.
     Offer(Offer),
-    /// It can not serve, for this reason. The last line.
+    /// It cannot serve, for this reason. The last line.
     Fault(String),
     /// `on_worker_start` returned this. The last line.
     Started(i32),

@@ -26,7 +26,7 @@ const LONGEST_LOG: usize = 4 * 1024;
 /// What is read of a descriptor at a time: what a pipe holds (pipe(7)), and no more of a flood; bytes.
 const PIECE: usize = 64 * 1024;
 
-/// Why a plugin can not serve. Does not name the file, the caller knows it.
+/// Why a plugin cannot serve. Does not name the file, the caller knows it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
     /// The words of a [`LoadError`](crate::ffi::plugin::LoadError), or why the process could not be confined.

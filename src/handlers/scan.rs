@@ -1,18 +1,18 @@
-//! Finding handlers: `a/b_wsh.so` below the root serves `/a/b`. Looks at names, links and permissions only; what
-//! is in a file is the probe's business. The walk is sorted and bounded, and follows no link to a directory.
+//! Finding handlers: `a/b_wsh.so` below the root serves `/a/b`. Looks at names, links and permissions only, never into
+//! a file. The walk is sorted and bounded, and follows no link to a directory.
 
 use std::fs::{DirEntry, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// What ends the name of a handler.
+/// How the name of a handler ends.
 pub const SUFFIX: &str = "_wsh.so";
 /// Directories below this depth are not searched.
 pub const MAX_DEPTH: usize = 16;
-/// More files and directories are not looked at.
+/// Files and directories beyond this number are not looked at.
 pub const MAX_ENTRIES: usize = 100_000;
-/// More handlers are not taken.
+/// Handlers beyond this number are left out.
 pub const MAX_HANDLERS: usize = 4096;
 
 /// What to search, and how.
@@ -24,8 +24,7 @@ pub struct Scan<'a> {
     pub scan_dir: Option<&'a Path>,
     /// Take handlers whose real path is outside the root.
     pub allow_outside: bool,
-    /// Refuse what this user does not own or others may write: set when running as root, whose process the code
-    /// of a handler would run in.
+    /// Refuse what another user owns or may write: set when running as root, since a handler's code would run as root.
     pub trusted_owner: Option<u32>,
 }
 
@@ -40,7 +39,7 @@ pub struct Found {
     pub identity: (u64, u64),
 }
 
-/// Something that was passed over, and why.
+/// Something that was left out, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {why}", path.display())]
 pub struct Skipped {
@@ -53,7 +52,7 @@ pub struct Skipped {
 /// Nothing can be searched.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
-    /// A directory that was configured can not be read.
+    /// A configured directory cannot be read.
     #[error("{what} {}: {source}", path.display())]
     Directory {
         /// Which of them.

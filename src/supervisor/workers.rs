@@ -11,7 +11,6 @@ use nix::unistd::Pid;
 use super::edition::Step;
 use super::policy::slots::{self as plan, Event};
 use super::{Fleet, spawn};
-use crate::exit::Exit;
 use crate::fleet::control::{Channel, Command, Report};
 use crate::fleet::inbox::Inbox;
 use crate::fleet::scoreboard::{self, MAX_SLOTS, Place, Slot, State};
