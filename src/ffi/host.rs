@@ -300,7 +300,7 @@ pub fn set_host(host: &'static dyn Host) {
 }
 
 /// Sets the host of all threads that have none of their own; the first call counts.
-pub fn set_outside_host(host: &'static (dyn Host + Sync)) {
+pub fn set_foreign_host(host: &'static (dyn Host + Sync)) {
     let _ = OUTSIDE.set(host);
 }
 

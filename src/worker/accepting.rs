@@ -11,7 +11,7 @@ use crate::worker::listen::acceptor::AT_A_TIME;
 use crate::worker::listen::admission;
 
 impl Worker {
-    /// Connections wait at the listening socket with this number: accepts so many, if this worker may have them.
+    /// Accepts up to `most` connections from the listening socket with this number, as far as this worker may take them.
     pub fn accept_from(&self, number: usize, most: usize) {
         for _ in 0..most {
             rescue::begin_work();
@@ -32,7 +32,7 @@ impl Worker {
         }
     }
 
-    /// Accepts what this worker may have been woken for, and then nothing more.
+    /// Accepts what this worker may have been woken for, then closes the acceptor.
     pub fn stop_accepting(&self) {
         self.accept_from_all();
         self.acceptor.close();
@@ -55,7 +55,7 @@ impl Worker {
             }
             Err(refusal) => {
                 self.admission.note(refusal, peer, "");
-                // Refusing costs little, and takes no more than half of the room for connections.
+                // Refusals take at most half of the connection table.
                 if self.acceptor.share.is_half_full() || !self.admission.may_answer() {
                     return admission::cut(&socket, refusal);
                 }

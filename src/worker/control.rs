@@ -1,4 +1,4 @@
-//! What the supervisor tells this worker.
+//! Commands of the supervisor.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,7 +13,7 @@ use crate::worker::Worker;
 use crate::worker::conn::table::Phase;
 
 impl Worker {
-    /// True if the worker is to leave at once.
+    /// Handles all commands that have arrived. True if the worker is to leave at once.
     pub fn read_control(&self) -> bool {
         loop {
             match self.control.recv_command() {
@@ -25,34 +25,36 @@ impl Worker {
                     control::Command::Tx { slot } => self.transfer.learn_tx(slot.into(), fd),
                     control::Command::Begin => {
                         if let Err(error) = self.begin() {
-                            log::error!("can not begin: {error}");
+                            log::error!("cannot start serving: {error}");
                             return true;
                         }
                     }
                     control::Command::Log(book) => {
                         let fd = fd.ok_or_else(|| io::Error::other("no descriptor came with it"));
                         if let Err(error) = fd.and_then(|fd| crate::log::replace(book, fd)) {
-                            log::warn!("the log goes on in the old file: {error}");
+                            log::warn!("cannot reopen the log; keeping the old file: {error}");
                         }
                     }
                     control::Command::List { ticket } => self.report(self.listing.write(ticket, fd)),
                     control::Command::Close { ticket, conn, code } => self.close_by_order(ticket, conn, code),
                     control::Command::Quit => return true,
-                    control::Command::Child { .. } => log::warn!("from the supervisor: not a parent"),
+                    control::Command::Child { .. } => {
+                        log::warn!("the supervisor asked for a fork, but this is not a zygote; ignored")
+                    }
                 },
-                // The supervisor has vanished: nobody would restart or stop this worker.
+                // The supervisor has died: nobody would restart or stop this worker.
                 Ok(None) => {
                     if !self.life.is_stopping() {
-                        log::warn!("the supervisor is gone: leaving");
+                        log::warn!("the supervisor has died; stopping");
                     }
-                    // Its end stays readable: not watched any more.
+                    // The closed channel stays readable: stop watching it.
                     self.poll.forget(self.control);
                     self.stop(1001);
                     return false;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(error) => {
-                    log::warn!("from the supervisor: {error}");
+                    log::warn!("cannot read a command of the supervisor: {error}");
                     return false;
                 }
             }
@@ -72,14 +74,14 @@ impl Worker {
         if self.transfer.is_leaving() || self.life.is_stopping() {
             return;
         }
-        // What has been accepted goes along.
+        // Accepted connections move too.
         self.stop_accepting();
         self.slot.set_state(State::Stopping);
         self.report(Report::Leaving);
         self.transfer.begin_leaving(tx, to);
     }
 
-    /// Begins to close a connection, and reports whether there is such a one.
+    /// Begins to close a connection, and reports whether it exists.
     fn close_by_order(&self, ticket: u64, conn: u64, code: u16) {
         let state = match self.conns.core.borrow_mut().table.get(conn).map(|conn| &conn.phase) {
             Some(Phase::Open(open)) => Some((true, !open.is_closing() && !open.over)),
@@ -100,7 +102,7 @@ impl Worker {
         self.report(Report::Closing { ticket, begun });
     }
 
-    /// Begins to leave: closes all connections with this code.
+    /// Begins to stop: closes all connections with this code.
     pub fn stop(&self, code: u16) {
         if self.life.is_stopping() {
             return;
@@ -127,17 +129,17 @@ impl Worker {
         }
     }
 
-    /// Whether all is done, or the time for it is over.
+    /// Whether everything is done, or the stop timeout has expired.
     pub fn may_leave(&self) -> bool {
         let Some(at) = self.life.stop_at.get() else { return self.transfer.has_migrated() || self.is_done() };
-        // Connections of a worker that has crashed are still to be closed.
+        // Connections of a crashed worker may still arrive and have to be closed.
         let arriving = self.slot.crash.is_sending();
         self.transfer.empty_inbox();
         let done = self.conns.len() == 0 && self.threads.running() == 0 && !arriving;
         done || self.life.now.get() >= at
     }
 
-    /// The last thing: handlers hear that the worker stops.
+    /// Calls on_worker_stop of all handlers.
     pub fn leave(&self) {
         self.transfer.end_migration();
         let ids = self.conns.ids();
@@ -155,7 +157,7 @@ impl Worker {
         }
     }
 
-    /// Whether this process was for one connection, which has come and gone.
+    /// Whether the one connection of a per-connection process has come and gone.
     fn is_done(&self) -> bool {
         self.conns.load.is_taken() && self.conns.len() == 0 && self.threads.running() == 0
     }

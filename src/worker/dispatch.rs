@@ -1,4 +1,4 @@
-//! What an event means: a socket that can be read or written, a turn, a deadline. Hands it to the room that knows.
+//! Dispatches events: a readable or writable socket, a connection's turn, a deadline. The room in charge does the rest.
 
 use ::ws_handler::raw::WS_BY_PEER;
 use nix::sys::epoll::EpollFlags;
@@ -13,13 +13,13 @@ use crate::worker::conn::table::{Pause, Phase};
 use crate::worker::conn::turn::{MOST, MOST_SHARE, READS, SHARE, UNTIMED, rest};
 use crate::worker::crash::rescue;
 
-/// So many bytes of a frame, or more, are received where its message is gathered.
+/// Frames with at least this many bytes left are received directly into the message buffer.
 const LARGE: usize = 16 * 1024;
-/// That a socket has ended is read behind what came before.
+/// The end of a stream, which is read behind the data before it.
 const ENDS: EpollFlags = EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
 
 impl Worker {
-    /// Something has happened to the socket of a connection.
+    /// Handles an epoll event of a connection.
     pub fn socket_ready(&self, id: u64, events: EpollFlags, buffer: &mut [u8]) {
         if events.contains(EpollFlags::EPOLLOUT) {
             if self.conns.writes_in_turn(id) {
@@ -36,8 +36,8 @@ impl Worker {
         }
     }
 
-    /// A socket has something to read, or may have and it is its turn. `buffer` ends in one spare byte. Says whether there
-    /// may be more now: as much came as was asked for, or a signal came instead.
+    /// Reads from a connection that is readable, or whose turn it is. `buffer` ends in one spare byte. Returns whether more
+    /// may be there: the read was full, or interrupted.
     #[inline(always)]
     fn readable(&self, id: u64, in_turn: bool, buffer: &mut [u8]) -> bool {
         #[derive(Clone, Copy)]
@@ -59,15 +59,15 @@ impl Worker {
             let next = match &conn.phase {
                 Phase::Head(..) => Next::Head,
                 Phase::Open(_) => Next::Messages,
-                // What comes now is not wanted: it is read so that closing does not reset the connection
-                // before the peer has read our last words.
+                // Read and dropped, so that closing does not reset the connection before the peer has read the
+                // last bytes.
                 Phase::Opening(..) | Phase::Linger(_) => Next::Nothing,
                 Phase::Reply(..) => Next::ReplyStill,
             };
             if conn.is_paused() {
                 return false;
             }
-            // Until all that is read now is processed the connection can not move.
+            // The connection cannot move until everything read now is processed.
             record.set_flags(record.flags() & !(flags::MOVABLE | flags::FRESH));
             if matches!(next, Next::Head) {
                 record.forget_head();
@@ -88,7 +88,7 @@ impl Worker {
             }
         };
         match (received, next) {
-            // A half-close after the request: the reply is wanted all the same.
+            // A half-close after the request: the peer still expects the reply.
             (Ok(0), Next::ReplyStill) => self.conns.pause(id, Pause::Ended),
             (Ok(0), _) => {
                 if !self.conns.input_ended(id) {
@@ -112,7 +112,7 @@ impl Worker {
                 }
             }
             (Ok(_), Next::Nothing | Next::ReplyStill) => {}
-            // Nothing to read after all: it stands as it did.
+            // Nothing to read: restore the record flags.
             (Err(Errno::AGAIN | Errno::INTR), _) => self.conns.flush(id),
             (Err(_), _) => self.connection_lost(id),
         }
@@ -127,8 +127,8 @@ impl Worker {
         }
     }
 
-    /// Serves those in line: at least one, and others while there is time. Those that join meanwhile have to wait for
-    /// the next turn of the loop.
+    /// Serves waiting connections: at least one, and more while time is left. Those that join meanwhile wait for the next
+    /// turn of the loop.
     pub fn serve_turns(&self, buffer: &mut [u8]) {
         let waiting = self.conns.core.borrow().turns.len();
         if waiting == 0 {
@@ -148,7 +148,7 @@ impl Worker {
         }
     }
 
-    /// Apart from the reading of those that are served at once, which it would cost instructions.
+    /// Not inlined: keeps the path of connections that are served at once short.
     #[inline(never)]
     fn read_in_turn(&self, id: u64, buffer: &mut [u8]) -> bool {
         self.readable(id, true, buffer)
@@ -160,7 +160,7 @@ impl Worker {
                 conn.turn.begin();
                 conn.queued() > 0
             }
-            // It has ended or moved away.
+            // Closed or moved since.
             None => return,
         };
         if is_queued {
@@ -177,7 +177,7 @@ impl Worker {
         self.conns.watch(id);
     }
 
-    /// Asks the connections whose timers have come up what is due.
+    /// Handles the deadlines that have expired.
     pub fn deadlines(&self) {
         loop {
             let due = self.conns.core.borrow_mut().timers.due(self.life.now.get());
@@ -190,14 +190,14 @@ impl Worker {
         }
     }
 
-    /// Bytes of a request head have come.
+    /// Continues with bytes of a request head.
     fn read_head(&self, id: u64, bytes: &[u8]) {
         if let Some(elsewhere) = self.handshakes.read_head(id, bytes) {
             self.transfer.forward_request(id, &elsewhere);
         }
     }
 
-    /// A connection's deadline has come.
+    /// Handles the deadline of a connection.
     fn on_deadline(&self, id: u64) {
         match self.conns.due(id) {
             Due::Nothing => {}

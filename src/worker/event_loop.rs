@@ -1,5 +1,4 @@
-//! The event loop: waits for sockets, commands, deadlines and the supervisor,
-//! and hands each to its room.
+//! The event loop: waits for sockets, commands, deadlines and the supervisor, and dispatches each.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -18,10 +17,10 @@ use crate::worker::crash::{rescue, traps};
 
 /// Events taken at a time.
 const EVENTS: usize = 512;
-/// The loop goes around at least so often (ms), which shows that it is alive.
+/// Longest wait of the loop (ms): its heartbeat.
 const HEARTBEAT: u64 = 1000;
 
-/// How often (ns) a worker that is to leave looks for connections that are still to arrive.
+/// Poll interval (ns) for connections that are still to arrive while the worker stops.
 const ARRIVING: u64 = 2_000_000;
 
 const WAKEUP: u64 = 0;
@@ -31,7 +30,7 @@ const SIGNAL: u64 = 2;
 pub const INBOX: u64 = 3;
 
 impl Worker {
-    /// Turns until the worker is told to leave.
+    /// Runs until the worker is told to leave.
     pub fn run(&'static self) -> io::Result<()> {
         // Blocked since the fork.
         let terminate = SigSet::from(Signal::SIGTERM);
@@ -84,7 +83,7 @@ impl Worker {
             self.transfer.migrate_more();
             self.transfer.send_detached();
             self.session.settle();
-            // Whose bytes are released may send again.
+            // A release callback may send.
             if run_releases() {
                 self.session.settle();
             }
@@ -98,8 +97,7 @@ impl Worker {
         }
     }
 
-    /// How long to wait: to the next deadline, but no longer than a heartbeat, and not at all while somebody waits for
-    /// a turn.
+    /// Time until the next deadline, at most a heartbeat; zero while a connection waits for its turn.
     fn poll_timeout(&self) -> EpollTimeout {
         let next = {
             let core = self.conns.core.borrow();

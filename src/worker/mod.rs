@@ -216,7 +216,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
     });
     let arrivals = memory::guard(Arrivals::new())?;
     let known_arrivals = NonNull::from(&mut *arrivals);
-    plugin_host::set_outside_host(leak(ForeignThreadHost { commands, handshakes: registry }));
+    plugin_host::set_foreign_host(leak(ForeignThreadHost { commands, handshakes: registry }));
     plugin_host::set_host(host);
     let loaded_files = handlers.services.iter().zip(0..).filter_map(|(service, index)| {
         service.as_ref().map(|service| (index, service.plugin.path.as_path()))
@@ -304,7 +304,7 @@ impl Worker {
         self.poll.add(self.transfer.inbox.rx(), event_loop::INBOX)?;
         let acceptor = self.acceptor;
         if acceptor.exists() {
-            std::thread::Builder::new().name("accept-throttle".to_owned()).spawn(|| acceptor.keep())?;
+            std::thread::Builder::new().name("accept-throttle".to_owned()).spawn(|| acceptor.throttle())?;
         }
         Ok(())
     }

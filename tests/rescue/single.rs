@@ -249,7 +249,7 @@ fn they_run_as_the_user_of_their_pool_and_within_its_limits() {
     // The parent has one thread, each process two: no more than five of them.
     let mut others: Vec<Raw> = (0..4).map(|_| open(&server)).collect();
     assert!(try_open(&server).is_err());
-    server.says("a child can not be forked");
+    server.says("cannot fork a process for a connection");
     close(others.pop().unwrap());
     others.push(open(&server));
     assert!(others.iter_mut().all(|client| client.ask("hello") == "hello"));

@@ -1,5 +1,4 @@
-//! Closing without a handler: Close frames out, and the end of a connection. That handlers hear of it is up to
-//! `session`.
+//! Sends Close frames and ends connections. `session` calls the handlers.
 
 use std::net::Shutdown;
 
@@ -30,7 +29,7 @@ impl Conns {
         };
         if closed {
             self.begin_close(id, by, code.unwrap_or(1005));
-            // The peer's Close is wanted now, whatever the handler has paused for.
+            // From now on the peer's Close must be read, whoever has paused reading.
             self.resume(id, Pause::Handler);
             self.resume(id, Pause::ThreadChannel);
             self.resume(id, Pause::Move);
@@ -61,7 +60,7 @@ impl Conns {
         });
     }
 
-    /// The handler wants the connection dropped.
+    /// Drops a connection on behalf of its handler.
     pub fn abort(&self, id: u64) {
         if let Some(conn) = self.core.borrow_mut().table.get(id) {
             let counted = conn.queue.take().map_or(0, |queue| queue.counted);
@@ -84,13 +83,12 @@ impl Conns {
             core.over.push(id);
         }
         if let Some(record) = core.table.record(id) {
-            // It is not to come to life again elsewhere.
+            // It must not be resumed elsewhere.
             record.set_flags(flags::TAKEN);
         }
     }
 
-    /// Closes the socket; if the peer may still be sending, only after it has closed its end: a reset would
-    /// take our Close frame with it.
+    /// Closes the socket. If the peer may still be sending, waits for its end first: a reset would discard our Close frame.
     pub fn shutdown(&self, id: u64) {
         {
             let core = &mut *self.core.borrow_mut();

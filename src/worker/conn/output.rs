@@ -12,7 +12,7 @@ use crate::worker::conn::table::{Conn, FileBody, LINGER, Pause, Phase};
 const FILE_PIECE: u64 = 128 * 1024;
 
 impl Conns {
-    /// Writes what waits, as far as the socket takes it, and goes on from there.
+    /// Writes the send queue as far as the socket takes it, and updates what depends on it.
     pub fn flush(&self, id: u64) {
         let writable = {
             let core = &mut *self.core.borrow_mut();
@@ -21,7 +21,7 @@ impl Conns {
             conn.dirty = false;
             let mut progress = false;
             if let Some(queue) = &conn.queue {
-                // While it is being written to, on a crash of another thread nothing can be said.
+                // If another thread crashes during the write, no Close frame can follow.
                 record.set_flags(flags::TAKEN);
                 let counted = queue.counted;
                 progress = write_queue(conn);
@@ -48,7 +48,7 @@ impl Conns {
                 }
                 Phase::Reply(..) if left == 0 => {
                     let _ = conn.socket.shutdown(Shutdown::Write);
-                    // Nothing to wait for if the peer has closed its end already.
+                    // The peer may have closed its end already.
                     let linger = if conn.is_paused() { 0 } else { LINGER };
                     conn.phase = Phase::Linger(now.saturating_add(linger));
                 }
@@ -71,7 +71,7 @@ impl Conns {
         }
     }
 
-    /// The same while there is more to process.
+    /// The same in the middle of processing: the connection stays immovable.
     pub fn flush_within(&self, id: u64) {
         self.flush(id);
         if let Some(record) = self.core.borrow_mut().table.record(id) {
@@ -79,7 +79,7 @@ impl Conns {
         }
     }
 
-    /// Has the mailroom know how much waits now, of which it knew `counted`.
+    /// Updates the count of queued bytes that other threads see; it was `counted`.
     pub fn count_queue(&self, id: u64, conn: &mut Conn, counted: u32) {
         let left = u32::try_from(conn.queued()).unwrap_or(u32::MAX);
         if counted != left {
@@ -123,8 +123,8 @@ impl Conns {
     }
 }
 
-/// Writes a connection's queue, file pieces following; true if the socket took anything. If the socket fails the queue
-/// goes.
+/// Writes a connection's queue, and pieces of a file behind it; true if the socket took anything. The queue is dropped if
+/// the socket fails.
 fn write_queue(conn: &mut Conn) -> bool {
     let mut progress = false;
     while let Some(queue) = &mut conn.queue {
@@ -143,7 +143,7 @@ fn write_queue(conn: &mut Conn) -> bool {
         match more {
             Some(true) => {}
             Some(false) => break,
-            // The file can not be read on: the length that was promised can not be kept.
+            // The file cannot be read: Content-Length cannot be kept.
             None => {
                 drop(conn.queue.take());
                 let _ = conn.socket.shutdown(Shutdown::Both);
@@ -153,7 +153,7 @@ fn write_queue(conn: &mut Conn) -> bool {
     progress
 }
 
-/// How an idle connection stands, should the process crash.
+/// The record flags of a connection that is not being processed.
 fn flags_of(conn: &Conn) -> u32 {
     let boundary = conn.queue.as_ref().is_none_or(|queue| queue.is_at_start());
     let movable = conn.queue.is_none() && !conn.has_unread();
@@ -173,7 +173,7 @@ fn flags_of(conn: &Conn) -> u32 {
     }
 }
 
-/// The next piece of a file; false at its end, `None` if it can not be read.
+/// Appends the next piece of a file; false at its end, `None` if it cannot be read.
 fn next_piece(file: &mut FileBody, out: &mut Vec<u8>) -> Option<bool> {
     if file.left == 0 {
         return Some(false);

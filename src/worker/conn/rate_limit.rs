@@ -1,12 +1,11 @@
-//! How fast a peer may send: messages and bytes in a second. Two words for each limit, asked with the time of the
-//! loop's turn.
+//! Rate limit for what a peer sends: messages and bytes per second.
 
 /// In a second.
 const NANOSECONDS: u64 = 1_000_000_000;
 
-/// The pace of one connection.
+/// The limits of one connection.
 #[derive(Debug)]
-pub struct Pace {
+pub struct RateLimit {
     messages: Rate,
     bytes: Rate,
 }
@@ -16,11 +15,11 @@ pub struct Pace {
 struct Rate {
     /// In a second; 0: no limit.
     most: u64,
-    /// When all that has come would be over if it came at this rate; ns.
+    /// When everything received so far would have arrived at this rate; ns.
     due: u64,
 }
 
-impl Pace {
+impl RateLimit {
     /// At most so many in a second; 0: no limit.
     pub fn new(messages: u32, bytes: u64) -> Self {
         Self { messages: Rate { most: messages.into(), due: 0 }, bytes: Rate { most: bytes, due: 0 } }
@@ -33,7 +32,7 @@ impl Pace {
 }
 
 impl Rate {
-    /// One that is larger than the burst may come if nothing has for a second, and has to be made up for.
+    /// A count above the burst is admitted after a second of silence, and delays what follows.
     fn admits(&mut self, count: u64, now: u64) -> bool {
         if self.most == 0 || count == 0 {
             return true;
@@ -56,7 +55,7 @@ mod tests {
     #[test]
     fn so_many_at_once_and_then_as_many_in_each_second() {
         for most in [1, 3, 7, 1000] {
-            let mut pace = Pace::new(most, 0);
+            let mut pace = RateLimit::new(most, 0);
             let now = 5 * NANOSECONDS;
             let mut admitted = |now| (0..2 * most).filter(|_| pace.admits(true, 1 << 20, now)).count();
             assert_eq!(admitted(now), most as usize);
@@ -69,7 +68,7 @@ mod tests {
 
     #[test]
     fn bytes_count_in_every_part_and_messages_once() {
-        let mut pace = Pace::new(2, 1000);
+        let mut pace = RateLimit::new(2, 1000);
         assert!(pace.admits(true, 400, 0) && pace.admits(false, 400, 0) && pace.admits(true, 100, 0));
         assert!(!pace.admits(true, 0, 0), "the third message");
         assert!(pace.admits(false, 100, 0) && !pace.admits(false, 1, 0));
@@ -77,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_message_above_the_burst_has_to_be_made_up_for() {
-        let mut pace = Pace::new(0, 1000);
+        let mut pace = RateLimit::new(0, 1000);
         assert!(pace.admits(true, 10_000, 0));
         assert!(!pace.admits(true, 1, 9 * NANOSECONDS - 1));
         // 9 of 10 seconds are over: as if nothing but a second's worth was there.

@@ -1,5 +1,4 @@
-//! Reading from a connection pauses for reasons and goes on when the last one has gone; epoll watches for what is wanted.
-//! Nothing is read or written here.
+//! Read control: reading pauses for reasons and resumes when the last one is gone. What epoll watches follows from that.
 
 use crate::worker::base::poll::{ARRIVALS, READABLE, WRITABLE};
 use crate::worker::conn::connections::Conns;
@@ -8,7 +7,7 @@ use crate::worker::conn::table::{Conn, Pause, Phase};
 use crate::worker::conn::turn::QUEUED;
 
 impl Conns {
-    /// Stops reading for a reason.
+    /// Pauses reading for a reason.
     pub fn pause(&self, id: u64, reason: Pause) {
         let core = &mut *self.core.borrow_mut();
         let Some(conn) = core.table.get(id) else { return };
@@ -16,7 +15,7 @@ impl Conns {
         self.watch_conn(id, conn);
     }
 
-    /// A reason not to read has gone.
+    /// Removes a reason not to read.
     pub fn resume(&self, id: u64, reason: Pause) {
         let core = &mut *self.core.borrow_mut();
         let Some(conn) = core.table.get(id) else { return };
@@ -38,7 +37,7 @@ impl Conns {
         }
     }
 
-    /// Has what came with the request processed.
+    /// Schedules the bytes that followed the request.
     pub fn go_on_reading(&self, id: u64) {
         let core = &mut *self.core.borrow_mut();
         if let Some(conn) = core.table.get(id).filter(|conn| conn.has_unread()) {
@@ -46,7 +45,7 @@ impl Conns {
         }
     }
 
-    /// What was read and not processed yet waits for the connection's next turn.
+    /// Sets bytes aside until the connection's next turn.
     pub fn wait_for_turn(&self, id: u64, rest: &[u8]) {
         let core = &mut *self.core.borrow_mut();
         let Some(conn) = core.table.get(id) else { return };
@@ -57,7 +56,7 @@ impl Conns {
         }
     }
 
-    /// More of a request head has to come.
+    /// Keeps an incomplete request head.
     pub fn keep_head(&self, id: u64, read: Vec<u8>) {
         let core = &mut *self.core.borrow_mut();
         if let Some(record) = core.table.record(id) {
@@ -82,12 +81,12 @@ impl Conns {
         waits
     }
 
-    /// Whether a connection is in the line.
+    /// Whether a connection waits for its turn.
     pub fn is_waiting(&self, id: u64) -> bool {
         self.core.borrow_mut().table.get(id).is_some_and(|conn| conn.turn.is_waiting())
     }
 
-    /// Has epoll watch for what is wanted now.
+    /// Updates what epoll watches.
     pub fn watch(&self, id: u64) {
         if let Some(conn) = self.core.borrow_mut().table.get(id) {
             self.watch_conn(id, conn);
@@ -103,7 +102,7 @@ impl Conns {
         }
     }
 
-    /// There may be more to read than was read after an event. If that is told once, it is to be told again.
+    /// There may be more to read than was read: re-arms an edge-triggered watch.
     #[inline(never)]
     pub fn watch_again(&self, id: u64) {
         match self.core.borrow_mut().table.get(id) {

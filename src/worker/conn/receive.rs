@@ -1,6 +1,6 @@
-//! Receiving from a socket. Knows no connections.
+//! Receives from a socket.
 //!
-//! System calls are made with rustix, see `output`.
+//! System calls are made with rustix, see `send_queue`.
 #![allow(unsafe_code)]
 
 use rustix::io::Errno;

@@ -1,7 +1,6 @@
 //! A connection's send queue: bytes that the kernel has not taken yet.
 //!
-//! A connection without such bytes has no queue. Empty queues are kept for
-//! reuse, so that the usual answer costs no allocation.
+//! A connection without such bytes has no queue. Empty queues are reused, so that the usual reply needs no allocation.
 //!
 //! System calls are made with rustix: in a process with threads each send() of the C library enters and leaves a
 //! cancellation point.
@@ -17,11 +16,11 @@ use crate::ffi::host::OwnedBytes;
 
 /// Queues kept for reuse in a worker.
 const SPARE: usize = 64;
-/// A kept queue's buffer is at most this large.
+/// Largest buffer of a queue that is kept.
 const SPARE_BYTES: usize = 64 * 1024;
-/// Bytes that were sent are kept as long as they are no more than this, or than what waits behind them.
+/// Sent bytes are removed once they exceed this and what waits behind them.
 const KEPT: usize = 64 * 1024;
-/// Pieces given to the kernel in one call.
+/// Slices of one sendmsg(2).
 const PIECES: usize = 16;
 
 enum Chunk {
@@ -45,13 +44,13 @@ pub struct Queue {
     /// Bytes in `before`.
     before_size: usize,
     tail: Vec<u8>,
-    /// Of the first chunk, the kernel has taken so much.
+    /// Bytes of the first chunk that were sent.
     sent: usize,
-    /// What waits begins in the middle of what was sent, not at its start.
+    /// The last write was partial: what waits may begin within a frame.
     torn: bool,
     /// Since when it waits without progress.
     pub stalled: Option<u64>,
-    /// Bytes of it that the mailroom knows of.
+    /// Bytes of it that the command queue knows of.
     pub counted: u32,
 }
 
@@ -99,7 +98,7 @@ impl Queue {
         self.write_before(socket, &[]).map(|_| ())
     }
 
-    /// The same, with bytes that follow the queue; says how many of those were taken.
+    /// The same with bytes that follow the queue; returns how many of those were taken.
     pub fn write_before(&mut self, socket: &Socket, after: &[u8]) -> io::Result<usize> {
         loop {
             let waiting = self.len();
@@ -121,7 +120,7 @@ impl Queue {
                 Err(error) => return Err(error.into()),
             };
             self.advance(written.min(waiting));
-            // Where a write ends is the end of a frame only if it took everything.
+            // A write ends at a frame boundary only if it took everything.
             self.torn = (self.torn || written > 0) && written < waiting + after.len();
             if written < given || given == waiting + after.len() {
                 return Ok(written.saturating_sub(waiting));
@@ -160,7 +159,7 @@ impl Queue {
             self.tail.clear();
             self.sent = 0;
         } else if self.sent >= waiting.max(KEPT) {
-            // It may never be empty, so what was sent has to go at some time: no byte moves more than once for it.
+            // The queue may never be empty: remove sent bytes so that each byte moves once at most.
             self.tail.drain(..self.sent);
             self.tail.shrink_to(2 * waiting);
             self.sent = 0;
@@ -171,7 +170,7 @@ impl Queue {
 /// Queues that no connection needs at the moment.
 #[derive(Default)]
 pub struct QueuePool {
-    // Boxed as connections have them: a queue changes hands without being moved.
+    // Boxed as in connections: a queue changes hands without a copy.
     #[allow(clippy::vec_box)]
     queues: Vec<Box<Queue>>,
 }

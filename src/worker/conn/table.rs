@@ -1,7 +1,6 @@
 //! A connection as the event loop sees it, and the table of them.
 //!
-//! Connections are named by a 64-bit id: the generation of their place in the
-//! upper half, the place in the lower. Calls nothing.
+//! Connections are named by a 64-bit id: the generation of their slot in the upper half, the slot in the lower.
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -19,7 +18,7 @@ use crate::worker::base::metrics::{NO_HANDLER, OpenCount};
 use crate::worker::base::poll::{ARRIVALS, READABLE};
 use crate::worker::conn::channel::{PeerClose, ThreadChannel};
 use crate::worker::conn::handshake::{Handshake, Request};
-use crate::worker::conn::rate_limit::Pace;
+use crate::worker::conn::rate_limit::RateLimit;
 use crate::worker::conn::record::{Record, Records};
 use crate::worker::conn::send_queue::{Queue, QueuePool};
 use crate::worker::conn::turn::Turn;
@@ -133,7 +132,7 @@ pub enum LastCall {
 /// What a connection that waits for messages usually does not have.
 #[derive(Default)]
 pub struct Extra {
-    /// The mailbox of a blocking handler.
+    /// The channel to the thread of a blocking handler.
     pub channel: Option<Arc<ThreadChannel>>,
     /// The request, if the handler keeps it.
     pub request: Option<Arc<Request>>,
@@ -147,7 +146,7 @@ pub struct Extra {
     pub closing: (u8, u16),
     unread: Option<Box<[u8]>>,
     /// How fast the peer may send, if that is limited.
-    pub pace: Option<Pace>,
+    pub pace: Option<RateLimit>,
 }
 
 /// A connection's timers.
@@ -176,7 +175,7 @@ impl Open {
         self.extra().channel = Some(channel);
     }
 
-    /// The mailbox of a blocking handler.
+    /// The channel to the thread of a blocking handler.
     #[inline]
     pub fn channel(&self) -> Option<&Arc<ThreadChannel>> {
         self.extra.as_ref()?.channel.as_ref()
@@ -382,7 +381,7 @@ impl Table {
     /// A table for at most so many.
     pub fn new(most: u32) -> io::Result<Self> {
         let records = Records::map(most as usize)?;
-        // Memory that is not used costs nothing; growing would leave holes behind.
+        // Unused memory costs nothing, and growing would fragment the heap.
         let (places, generations, free) = (Vec::new(), Vec::with_capacity(most as usize), Vec::new());
         Ok(Table { places, generations, free, records, most, live: 0 })
     }

@@ -1,7 +1,6 @@
-//! Whose turn it is. Connections that bring little are served as the loop finds them. Those that brought much at
-//! once, or whose bytes took long, wait in line: they come after the others, in the order in which they were found,
-//! and for a bounded time, after which the loop looks for others again. Takes nothing from anybody: what is not read
-//! stays in the socket.
+//! Fairness between connections. Light ones are served as the loop finds them. Heavy ones, which brought much at once or whose
+//! bytes took long to process, wait in a queue: they are served after the others, first come first served, for a bounded
+//! time in each turn of the loop. What is not read stays in the socket.
 
 use std::collections::VecDeque;
 
@@ -10,19 +9,18 @@ use crate::worker::conn::table::Conn;
 
 /// Bytes of a large message read at a time.
 pub const MOST: usize = 1024 * 1024;
-/// Up to so many bytes the time that they take is not worth a look at the clock.
+/// Reads of up to this size are not timed.
 pub const UNTIMED: usize = 2048;
 /// Bytes read at a time from a connection whose send queue is not empty: they may have to be set aside. A queue above
 /// this is written to in turn.
 pub const QUEUED: usize = 64 * 1024;
-/// A frame of which fewer bytes are missing is not worth a read by itself.
+/// The rest of a frame is read at once only if it has at least this many bytes.
 const SCRAP: usize = 128;
-/// Who took longer than this (ns) waits in line the next time.
+/// A read that took longer than this (ns) makes the connection heavy.
 const LONG: u64 = 30_000;
 /// Reads of what is left of a frame, at most: what is gathered grows by a factor, from 1 KiB to [`MOST`].
 pub const READS: usize = 4;
-/// The line is served for so long (ns) in a turn of the loop, or as long as the others have taken in it, up to
-/// [`MOST_SHARE`].
+/// Time (ns) for the queue in a turn of the loop; or as long as the others have taken in it, up to [`MOST_SHARE`].
 pub const SHARE: u64 = 100_000;
 /// See [`SHARE`]; ns.
 pub const MOST_SHARE: u64 = 1_000_000;
@@ -46,22 +44,21 @@ pub struct Turn {
     steps: u8,
 }
 
-/// It brings much.
+/// The connection is heavy.
 const HEAVY: u8 = 1;
-/// It is in the line.
+/// It is in the queue.
 const WAITING: u8 = 2;
-/// Nor is it watched meanwhile.
+/// It is not watched while it waits.
 const UNWATCHED: u8 = 4;
 
-/// Up to so many wait in line and are watched all the same: that epoll finds them ready again and again costs less than
-/// to take them out and to put them back.
+/// This many waiting connections stay watched: being found ready again costs less than two epoll_ctl calls.
 const FEW: usize = 16;
 
 /// 1 KiB, and [`AT_ONCE`].
 const STRIDES: std::ops::RangeInclusive<u8> = 10..=AT_ONCE.ilog2() as u8;
 
 impl Turn {
-    /// Of a connection of which nothing is known: it counts as one that brings little.
+    /// A new connection counts as light.
     pub fn new() -> Self {
         let mut turn = Turn { flags: 0, steps: 0 };
         turn.set_stride(*STRIDES.end());
@@ -92,18 +89,18 @@ impl Turn {
         self.flags & WAITING != 0
     }
 
-    /// It is its turn: it is not in the queue any more.
+    /// Its turn begins: it was removed from the queue.
     pub fn begin(&mut self) {
         self.flags &= !(WAITING | UNWATCHED);
     }
 
-    /// It is read when it is found to be readable.
+    /// Whether it is served as soon as it is readable.
     #[inline]
     pub fn is_at_once(self) -> bool {
         self.flags == 0
     }
 
-    /// Nothing is to be watched for until its turn has come.
+    /// Whether it is not watched until its turn.
     #[inline]
     pub fn is_unwatched(self) -> bool {
         self.flags & UNWATCHED != 0
@@ -115,11 +112,10 @@ impl Turn {
         stride.max(usize::try_from(to_come).unwrap_or(usize::MAX)).min(MOST)
     }
 
-    /// There was room for so many bytes, so many came, with which messages of `delivered` bytes became complete, and all
-    /// that took so long (ns).
+    /// Updates after a read of `count` bytes into `room`, which completed messages of `delivered` bytes and took so long (ns).
     pub fn update(&mut self, room: usize, count: usize, delivered: u64, took: u64) {
         let brought = delivered.max(count as u64);
-        // Who fills the room has more to come.
+        // A full read means more data is waiting.
         let is_heavy = count == room || brought >= AT_ONCE as u64 || took > LONG;
         self.flags = self.flags & !HEAVY | if is_heavy { HEAVY } else { 0 };
         let is_quick = took <= brought;
@@ -179,7 +175,7 @@ impl Slice {
     }
 }
 
-/// Those who wait for their turn, each once.
+/// Connections that wait for their turn, each once.
 #[derive(Default)]
 pub struct TurnQueue(VecDeque<u64>);
 
@@ -201,7 +197,7 @@ impl TurnQueue {
         rest
     }
 
-    /// A connection waits for its turn, if it does not yet. Then it has to be seen to what it is watched for.
+    /// Puts a connection into the queue, if it is not there yet. The caller updates what epoll watches.
     pub fn join(&mut self, id: u64, conn: &mut Conn) {
         if conn.turn.flags & WAITING == 0 {
             conn.turn.flags |= if self.0.len() < FEW { WAITING } else { WAITING | UNWATCHED };
@@ -214,12 +210,12 @@ impl TurnQueue {
         self.0.len()
     }
 
-    /// The first one, which waits no more.
+    /// Removes the first one.
     pub fn pop(&mut self) -> Option<u64> {
         self.0.pop_front()
     }
 
-    /// Whether nobody waits.
+    /// Whether none waits.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

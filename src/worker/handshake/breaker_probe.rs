@@ -1,26 +1,25 @@
-//! Handlers that crash too often are quarantined by the supervisor (`fleet::breakers`). Here is the worker's part: no
-//! request gets to such a handler, and after the time one connection at a time is let through and watched. Once it
-//! has been open for a moment, or a message of its was handled, the handler is served again; when it ends before
-//! that, the next request is the probe.
+//! The worker's part of the circuit breakers (`fleet::breakers`): an open breaker refuses requests; a half-open one lets one
+//! connection at a time through as a probe. The breaker closes once the probe has been open for a moment, or a message of
+//! it was handled. If the probe ends before that, the next request is the probe.
 
 use crate::fleet::breakers::Decision;
 use crate::worker::conn::table::Phase;
 use crate::worker::handshake::Handshakes;
 
-/// How long (ns) a probe must be open.
+/// How long (ns) a probe must stay open.
 const MOMENT: u64 = 1_000_000_000;
 
-/// A connection that was let through.
+/// A probe connection.
 pub struct Probe {
     handler: u16,
     conn: u64,
-    /// What the gate is opened with.
+    /// What the breaker is closed with.
     until: u64,
     /// Since when it is open.
     open_since: Option<u64>,
 }
 
-/// What a probe has told.
+/// What a probe shows.
 enum Finding {
     Nothing,
     Well,
@@ -43,7 +42,7 @@ impl Handshakes {
         }
     }
 
-    /// Sees what has become of the probes; once in a turn of the loop.
+    /// Checks the probes; once in a turn of the loop.
     pub fn watch_probes(&self) {
         self.probes.borrow_mut().retain_mut(|probe| {
             let finding = self.look_at(probe);
@@ -54,7 +53,7 @@ impl Handshakes {
                 (Finding::Well, Some(breaker)) => {
                     if breaker.open(self.pid, probe.until) {
                         log::info!(
-                            "{}: the probe went well: served again",
+                            "{}: probe succeeded; handler back in service",
                             self.handlers.handler_name(probe.handler)
                         );
                     }
@@ -73,7 +72,7 @@ impl Handshakes {
             Some(Phase::Head(..) | Phase::Opening(..)) => Finding::Nothing,
             Some(Phase::Open(open)) => {
                 let since = *probe.open_since.get_or_insert(now);
-                // A blocking handler's thread may still have the message before it.
+                // The thread of a blocking handler may not have taken the message yet.
                 let handled = open.last_opcode != 0 && open.channel().is_none();
                 let well = handled || now.saturating_sub(since) >= MOMENT;
                 if well { Finding::Well } else { Finding::Nothing }

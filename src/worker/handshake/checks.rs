@@ -1,4 +1,4 @@
-//! What a request has to pass before its handler hears of it: the proxy's header, hosts, origins, limits.
+//! Checks before a handler is called: PROXY header, host, origin, limits.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -14,11 +14,11 @@ use crate::worker::conn::table::Conn;
 use crate::worker::handshake::Handshakes;
 use crate::worker::listen::admission::answer;
 
-/// Bytes of what a client has sent that are shown in the log.
+/// Most bytes of client data shown in the log.
 const SHOWN: usize = 100;
 
 impl Handshakes {
-    /// A connection is over a limit, and there is time to tell its peer.
+    /// Answers a connection that exceeds a limit.
     pub fn refuse_politely(&self, socket: Socket, refusal: Refusal) {
         if self.life.is_stopping() {
             return self.conns.load.release();
@@ -29,14 +29,13 @@ impl Handshakes {
         }
     }
 
-    /// Turns a request away.
+    /// Refuses a request.
     pub fn refuse(&self, id: u64, refusal: Refusal, detail: &str) {
         self.admission.note(refusal, self.conns.peer(id), detail);
         self.conns.reply(id, answer(refusal));
     }
 
-    /// What was read of a request without the header of the PROXY protocol that is to come first. `None`: more has to
-    /// come, or the connection is over.
+    /// Strips the header of the PROXY protocol where one is due. `None`: more has to come, or the connection was dropped.
     pub fn take_proxy_header<'a>(&self, id: u64, read: Cow<'a, [u8]>) -> Option<Cow<'a, [u8]>> {
         let trusted = &self.config.admission.proxy;
         if !trusted.protocol {
@@ -70,7 +69,7 @@ impl Handshakes {
         }
     }
 
-    /// The client behind a proxy is known: from here on it is the peer.
+    /// Makes the client behind a proxy the peer of this connection.
     pub fn meet(&self, id: u64, client: Option<SocketAddr>, by_header: bool) -> Result<(), Refusal> {
         let core = &mut *self.conns.core.borrow_mut();
         let Some(record) = core.table.record(id) else { return Ok(()) };
@@ -91,7 +90,7 @@ impl Handshakes {
         admitted
     }
 
-    /// A request is there: who has sent it, and whether it is for this server. False: it was answered.
+    /// Finds the client behind a proxy, and checks the host. False: the request was refused.
     pub fn check_request(&self, id: u64, head: &Head) -> bool {
         let admission = &self.config.admission;
         let peer = self.conns.peer(id);
@@ -130,13 +129,12 @@ impl Handshakes {
         if right { Ok(()) } else { Err(http::error(421, "this server does not serve that host", &[])) }
     }
 
-    /// A handshake is about to begin: whether pages of its origin may, and whether the pool has room. False: it was
-    /// answered.
+    /// Checks the origin and the connection limit of the pool. False: the request was refused.
     pub fn check_limits(&self, id: u64, handler: u16, head: &Head) -> bool {
         let admission = &self.config.admission;
         let route = self.routes.handlers().get(usize::from(handler));
         let origins = route.map_or(&admission.origins[..], |route| admission.origins_of(&route.resource));
-        // What is no browser does not say where it comes from; whoever is no browser can say what it likes.
+        // A client that is not a browser may send no Origin, or any it likes.
         let is_allowed = |origin: &[u8]| origins.iter().any(|rule| rule.allows(origin));
         let foreign = head.header_all("origin").find(|origin| !origins.is_empty() && !is_allowed(origin));
         if let Some(origin) = foreign {
@@ -146,7 +144,7 @@ impl Handshakes {
         let pool = self.handlers.pool_of(handler);
         let most = self.config.pools.get(pool).and_then(|pool| pool.connections);
         if let Some(most) = most {
-            // In its own pool it is counted already.
+            // In this pool the connection is counted already.
             let more = u64::from(pool != self.pool);
             if self.admission.desk.table().in_pool(pool) + more > u64::from(most) {
                 self.refuse(id, Refusal::Pool, "");
@@ -157,7 +155,7 @@ impl Handshakes {
     }
 }
 
-/// What a client has sent, safe to be read in a log.
+/// Client data, escaped for the log.
 fn shown(text: &[u8]) -> String {
     format!(": {}", text.get(..SHOWN).unwrap_or(text).escape_ascii())
 }

@@ -22,13 +22,13 @@ use crate::worker::host::handlers::Handlers;
 use crate::worker::listen::admission::Admission;
 use crate::worker::session::Session;
 
-/// What happens to connections that are not open yet.
+/// Serves connections that are not open yet.
 pub struct Handshakes {
     /// The connections.
     pub conns: &'static Conns,
-    /// What goes on with those that have opened.
+    /// Takes over open connections.
     pub session: &'static Session,
-    /// Whom they are told about.
+    /// The handlers that are called.
     pub handlers: &'static Handlers,
     /// Threads of blocking handlers.
     pub threads: &'static Threads,
@@ -36,17 +36,17 @@ pub struct Handshakes {
     pub commands: &'static CommandQueue,
     /// Handshakes that other threads may finish.
     pub registry: &'static Registry,
-    /// Who may come in.
+    /// Limits over all processes.
     pub admission: &'static Admission,
     /// What is counted.
     pub metrics: &'static Metrics,
     /// Which handler a path has.
     pub routes: Arc<Routes>,
-    /// Answers what is no WebSocket.
+    /// Answers requests that are not for a WebSocket.
     pub site: Site,
-    /// By handler: whether it is served.
+    /// By handler.
     pub breakers: &'static [CircuitBreaker],
-    /// Connections to quarantined handlers that were let through.
+    /// Probe connections to quarantined handlers.
     pub probes: RefCell<Vec<Probe>>,
     /// Limits and times.
     pub config: Arc<Config>,

@@ -1,6 +1,5 @@
-//! From an accepted socket to an open WebSocket: the request head, the route,
-//! the handler's part of the handshake, and the reply. What is not WebSocket is
-//! answered by `http`.
+//! From an accepted socket to an open WebSocket: request head, route, do_extra_handshake, reply. Requests that are not for a
+//! WebSocket are answered by `http`.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -36,9 +35,9 @@ pub struct Elsewhere<'a> {
 }
 
 impl Handshakes {
-    /// Takes an accepted connection in.
+    /// Adds an accepted connection.
     pub fn start_connection(&self, socket: Socket, peer: Option<SocketAddr>, ticket: Ticket) -> Option<u64> {
-        // It was accepted while the worker was told to stop: like all others that have not said anything.
+        // Accepted while the worker was told to stop.
         if self.life.is_stopping() {
             self.conns.load.release();
             return None;
@@ -55,14 +54,14 @@ impl Handshakes {
         Some(id)
     }
 
-    /// Bytes of a request head have come. Returned is a request that another pool is to answer.
+    /// Continues with bytes of a request head. Returns a request that another pool is to answer.
     pub fn read_head<'a>(&self, id: u64, received: &'a [u8]) -> Option<Elsewhere<'a>> {
         let mut kept = match self.conns.core.borrow_mut().table.get(id) {
             Some(Conn { phase: Phase::Head(bytes, _), .. }) => std::mem::take(bytes),
             _ => return None,
         };
         let seen = kept.len();
-        // Usually all comes at once, and is not copied.
+        // Usually the head comes at once, and is not copied.
         let read = if kept.is_empty() {
             Cow::Borrowed(received)
         } else {
@@ -74,7 +73,7 @@ impl Handshakes {
         if let Some(conn) = self.conns.core.borrow_mut().table.get(id) {
             conn.set_takes_content(http::takes_content(&read));
         }
-        // Behind a header of the PROXY protocol nothing has been looked at.
+        // Bytes behind a header of the PROXY protocol have not been searched.
         let seen = if read.len() == all { seen } else { 0 };
         match head::parse_more(&read, seen, &self.config.head) {
             Ok(Parsed::NeedMore) => self.conns.keep_head(id, read.into_owned()),
@@ -119,7 +118,7 @@ impl Handshakes {
         if !self.check_limits(id, handler, head) {
             return Ok(None);
         }
-        // Here the breaker is asked in `begin`, which lets a probe through.
+        // For handlers of this pool `begin` asks the breaker, and may let a probe through.
         let breaker = self.breakers.get(usize::from(handler));
         match breaker.and_then(|breaker| breaker.refusal(self.life.now.get())) {
             Some(seconds) if self.handlers.pool_of(handler) != self.pool => Err(quarantined(seconds)),
@@ -140,7 +139,7 @@ impl Handshakes {
         Ok(())
     }
 
-    /// The handler's part of the handshake: on the loop, or on a thread of the connection's own.
+    /// Calls do_extra_handshake: on the loop, or on the connection's own thread.
     pub fn begin_handshake(&self, id: u64, handler: u16, service: &Service, request: Request, rest: &[u8]) {
         let blocking = service.handler.is_blocking();
         let ends = {
@@ -151,7 +150,7 @@ impl Handshakes {
                 peer = record.peer.address();
             }
             let Some(conn) = core.table.get(id) else { return };
-            // Else the socket itself is asked, should the handler want to know.
+            // In the event style the socket is asked if the handler wants to know.
             (peer, blocking.then(|| conn.socket.local_addr().ok()).flatten())
         };
         if !self.record_strings(id, &request) {
@@ -206,8 +205,8 @@ impl Handshakes {
         }
     }
 
-    /// Puts resource and origin where they stay for the connection's life, with room for any subprotocol offered;
-    /// false if they are too long.
+    /// Stores resource and origin for the connection's life, with room for any subprotocol offered; false if they are too
+    /// long.
     pub fn record_strings(&self, id: u64, request: &Request) -> bool {
         let longest = request.opening.protocols.iter().max_by_key(|name| name.len());
         let strings = Strings { protocol: longest.map(|name| name.as_bytes()), ..request.strings() };
@@ -219,7 +218,7 @@ impl Handshakes {
         recorded
     }
 
-    /// The verdict is there, or the time for it is over: the reply is written.
+    /// Writes the reply: the verdict is there, or the handshake has timed out.
     pub fn finish_handshake(&self, id: u64) {
         let (handshake, channel) = match self.conns.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
             Some(Phase::Opening(handshake, channel, ..)) => (Arc::clone(handshake), channel.clone()),
@@ -306,7 +305,7 @@ impl Handshakes {
             }
         }
         self.conns.log_open(id, true);
-        // Before anything of the handler's runs: should it crash, a Close frame has to follow the reply.
+        // Before the handler is called: if it crashes, a Close frame must follow the reply.
         self.conns.flush(id);
         if let Some((code, reason)) = close {
             end_early(channel.as_deref());
@@ -350,7 +349,7 @@ impl Handshakes {
         self.conns.remove(id);
     }
 
-    /// The time for the handshake or for a reply is over.
+    /// The handshake, or a reply, has timed out.
     pub fn handshake_timed_out(&self, id: u64) {
         enum Slow {
             Head,
@@ -377,10 +376,10 @@ impl Handshakes {
     }
 }
 
-/// The thread of a connection that was never opened can go.
+/// Ends the thread of a connection that was never opened.
 fn end_early(channel: Option<&ThreadChannel>) {
     if let Some(channel) = channel {
-        // Nothing was posted: there was no open connection to post to.
+        // Nothing can have been posted to a connection that was not open.
         drop(channel.end(Ended { by: WS_BY_HOST, code: 1006 }));
     }
 }
@@ -394,8 +393,7 @@ fn quarantined(seconds: u64) -> Response {
     http::error(503, why, &[("Retry-After", &seconds.to_string())])
 }
 
-/// What the handler wants to say instead of 101. The type of the content is that of the body given, if it has one; the
-/// handler may have added a header for a body without.
+/// A handler's rejection. Content-Type is that of the body given; without one the handler may have added its own header.
 fn rejection(
     status: u16,
     content_type: Option<&str>,

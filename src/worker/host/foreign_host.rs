@@ -1,6 +1,5 @@
-//! The host of threads that handlers made themselves: what is tagged
-//! `[any thread]` goes to the loop through the mailroom, the rest is refused
-//! before it comes here.
+//! The host of threads that handlers have created: calls tagged `[any thread]` become commands for the loop; others are
+//! refused before they come here.
 
 use std::ffi::c_void;
 use std::ptr::null_mut;

@@ -1,13 +1,13 @@
 //! Accepting connections, on the event loop: the listening sockets are in its poll with EPOLLEXCLUSIVE, so that a
 //! connection wakes one of the workers that have nothing to do. A worker that is ahead of the others takes them out of
-//! its poll; its doorkeeper, a thread, puts them back. Reads nothing of what is accepted.
+//! its poll; a thread, the accept throttle, puts them back.
 //!
 //! Why no connection waits while a worker could take it:
 //! - Each that comes wakes one of the sleeping workers that have the sockets in their poll, and that one accepts at
 //!   least one connection from there before it takes them out, however far ahead it is by then. With several in the
 //!   queue as many were woken, and who takes more than one does the others' work.
 //! - If none of those sleeps, all of them find the socket ready when they poll next: it is level-triggered.
-//! - If no poll has it, the least loaded worker may accept, and its doorkeeper hears of each change of a load. What is
+//! - If no poll has it, the least loaded worker may accept, and its throttle hears of each change of a load. What is
 //!   put into a poll and is ready already is an event at once.
 //! - Who was woken and dies, leaves or is stuck before it accepts takes the wake-up along. So each worker that has the
 //!   sockets in its poll looks for itself once in a second.
@@ -39,7 +39,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Pause when descriptors or memory have run out.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// Where connections come in: the listening sockets of a worker. Shared by its event loop and its doorkeeper.
+/// Where connections come in: the listening sockets of a worker. Shared by its event loop and its throttle.
 pub struct Acceptor {
     sockets: Vec<ListenSocket>,
     poll: &'static Poll,
@@ -62,14 +62,14 @@ struct ListenSocket {
 enum AcceptState {
     /// The sockets are in the poll.
     Accepting,
-    /// They are not: the doorkeeper puts them back when this worker may accept, but not before this time has passed.
+    /// They are not: the throttle puts them back when this worker may accept, but not before this time has passed.
     Paused(Duration),
     /// They are not, and stay away.
     Closed,
 }
 
 impl Acceptor {
-    /// Not open yet: its [doorkeeper](Self::keep) will open it.
+    /// Not accepting yet: its [throttle](Self::throttle) will begin.
     pub fn new(listeners: &[Arc<Listener>], poll: &'static Poll, share: Share) -> Self {
         let socket =
             |listener: &Arc<Listener>| ListenSocket { listener: Arc::clone(listener), failed: false.into() };
@@ -89,9 +89,9 @@ impl Acceptor {
         !self.sockets.is_empty()
     }
 
-    /// The doorkeeper's work, on a thread of its own: opens the entrance whenever it is held and this worker may
+    /// The throttle, on a thread of its own: starts accepting whenever that is paused and this worker may
     /// accept. Until it is closed.
-    pub fn keep(&self) {
+    pub fn throttle(&self) {
         while let Some(pause) = self.wait_until_held() {
             std::thread::sleep(pause);
             loop {
@@ -133,7 +133,7 @@ impl Acceptor {
         }
     }
 
-    /// Has the doorkeeper open again, after a pause and when this worker may accept. [event loop]
+    /// Has the throttle start again, after a pause and when this worker may accept. [event loop]
     fn hold(&self, pause: Duration) {
         let mut state = self.lock();
         if *state == AcceptState::Accepting {

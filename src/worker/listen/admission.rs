@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::fleet::addresses::{Desk, Mark, Refusal, Ticket};
 use crate::fleet::scoreboard::now;
 use crate::http::{self, Response};
-use crate::worker::conn::rate_limit::Pace;
+use crate::worker::conn::rate_limit::RateLimit;
 
 const SECOND: u64 = 1_000_000_000;
 /// In a second, and of a process: connections over a limit that are answered with care, so that the client reads the
@@ -123,9 +123,9 @@ impl Admission {
     }
 
     /// How fast a peer may send, if that is limited.
-    pub fn rate_limit(&self) -> Option<Pace> {
+    pub fn rate_limit(&self) -> Option<RateLimit> {
         let limits = &self.config.admission;
-        self.has_pace.then(|| Pace::new(limits.messages, limits.bytes))
+        self.has_pace.then(|| RateLimit::new(limits.messages, limits.bytes))
     }
 
     /// Whether there is a limit of what peers may send.

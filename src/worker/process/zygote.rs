@@ -1,5 +1,5 @@
-//! The parent of a pool with a process for each connection: has the handlers loaded and started, and forks a child
-//! for each order of the supervisor. Has one thread and serves nobody, so that a child can be whatever it wants to be.
+//! The zygote of a pool with a process for each connection: loads and starts the handlers, and forks a process for each
+//! command of the supervisor. It has one thread and serves no connection.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -17,7 +17,7 @@ use crate::fleet::scoreboard::State;
 use crate::worker::host::handlers::Loaded;
 use crate::worker::process::start::Start;
 
-/// What a child does first, in its slot: it comes under the supervisor, and takes a name.
+/// What a forked process does first, in its slot: becomes a child of the supervisor, and takes a title.
 pub type Settle = dyn Fn(usize) -> io::Result<()>;
 
 /// The descriptors of a child, as far as they have come.
@@ -28,7 +28,7 @@ struct Expected {
     rx: Option<OwnedFd>,
 }
 
-/// Returns in the parent when it is to leave, and in each child.
+/// Returns in the zygote when it is to leave, and in each forked process.
 pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Start, Loaded, Report)>> {
     // Connections come to the children only.
     start.txs.clear();
@@ -66,7 +66,7 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
             }
             Ok(Some((Command::Log(book), Some(fd)))) => {
                 if let Err(error) = crate::log::replace(book, fd) {
-                    log::warn!("the log goes on in the old file: {error}");
+                    log::warn!("cannot reopen the log; keeping the old file: {error}");
                 }
             }
             // There are none here.
@@ -119,7 +119,7 @@ fn fork_child() -> bool {
     match unsafe { fork() } {
         Ok(ForkResult::Parent { child }) => {
             if !matches!(waitpid(child, None), Ok(WaitStatus::Exited(_, 0))) {
-                log::error!("a child can not be forked");
+                log::error!("cannot fork a process for a connection");
             }
             false
         }
@@ -133,7 +133,7 @@ fn fork_child() -> bool {
             unsafe { libc::_exit(i32::from(forked.is_err())) }
         }
         Err(error) => {
-            log::error!("a child can not be forked: {error}");
+            log::error!("cannot fork a process for a connection: {error}");
             false
         }
     }

@@ -31,7 +31,7 @@ impl Session {
         self.conns.close(id, answer, b"", WS_BY_PEER);
     }
 
-    /// Tells the handler that a connection is over, and forgets it.
+    /// Calls on_close, and shuts the connection down.
     pub fn notify_closed(&self, id: u64) {
         let Some((handler, silent, channel, (by, code))) = self.conns.with_open(id, |handler, open| {
             let silent = open.silent;
@@ -59,8 +59,8 @@ impl Session {
         self.conns.shutdown(id);
     }
 
-    /// A deadline of an open connection has come: timers of its handler, the answer to a Close that its thread owes, and
-    /// what the protocol waits for.
+    /// Handles the deadline of an open connection: its handler's timers, an overdue answer to the peer's Close, and the
+    /// deadlines of the protocol.
     pub fn on_deadline(&self, id: u64) {
         let now = self.life.now.get();
         let due = self
@@ -90,7 +90,7 @@ impl Session {
         };
         match due {
             Deadline::Later if stalled => {
-                log::info!("connection {id:x}: the peer takes nothing; dropped");
+                log::info!("connection {id:x}: send stalled; connection dropped");
                 self.conns.end(id, WS_BY_HOST, 1006);
             }
             Deadline::Later => {}
@@ -101,14 +101,14 @@ impl Session {
             }
             Deadline::PeerSilent => self.conns.end(id, WS_BY_HOST, 1006),
             Deadline::CloseTimedOut => {
-                // Whoever began to close, the other has not answered: cut.
+                // The closing handshake was not completed in time.
                 self.conns.end(id, WS_BY_HOST, 1006);
             }
         }
     }
 }
 
-/// Takes the timers that are due out of a connection, in order.
+/// Removes the expired timers of a connection; in order.
 fn take_due(open: &mut Open, now: u64) -> Vec<Task> {
     if open.next_timer() > now {
         return Vec::new();

@@ -13,7 +13,7 @@ use crate::worker::host::handlers::Service;
 use crate::worker::session::Session;
 
 impl Session {
-    /// Processes bytes that were set aside when reading paused; false if there are none.
+    /// Processes the bytes that were set aside; false if there are none.
     pub fn process_unread(&self, id: u64, buffer: &mut [u8]) -> bool {
         let count = {
             let core = &mut *self.conns.core.borrow_mut();
@@ -23,7 +23,7 @@ impl Session {
                 return true;
             }
             let Some(unread) = conn.take_unread() else { return false };
-            // It came out of this buffer, or is a request head's tail, which is shorter.
+            // These bytes once fitted into this buffer, or follow a request head, which is shorter.
             let Some(to) = buffer.get_mut(..unread.len()) else { return true };
             to.copy_from_slice(&unread);
             unread.len()
@@ -35,9 +35,9 @@ impl Session {
         true
     }
 
-    /// Feeds `buffer[..count]` to the protocol, after `gathered` bytes that were received where a message is gathered, and
-    /// does what comes of it. It began at that time (ns), if the clock was looked at. What does not fit into a slice is set
-    /// aside, and the connection waits for its next turn.
+    /// Feeds `buffer[..count]` to the protocol, after `gathered` bytes that are in the message buffer already, and handles
+    /// the events. `begun` is the time (ns) if the caller has read the clock. What does not fit into a slice is set aside
+    /// until the connection's next turn.
     pub fn process(&self, id: u64, buffer: &mut [u8], count: usize, mut gathered: usize, begun: Option<u64>) {
         self.handlers.set_current(id);
         let mut slice = Slice::new(begun);
@@ -46,7 +46,7 @@ impl Session {
             let (event, handler) = {
                 let core = &mut *self.conns.core.borrow_mut();
                 let Some(conn) = core.table.get(id) else { return };
-                // What is sent meanwhile leaves with the flush below.
+                // Flushed below.
                 conn.dirty = true;
                 if conn.is_paused() && gathered == 0 {
                     let rest = &buffer[at..count];
@@ -76,7 +76,7 @@ impl Session {
                 None => self.conns.flush_within(id),
                 Some(Event::NeedMore) if at >= count => break,
                 Some(Event::NeedMore) => {}
-                // It counts as a message: it costs as much as a small one.
+                // Counts as a message: it costs as much as a small one.
                 Some(Event::Empty) => _ = self.is_too_fast(id, true, 0),
                 Some(Event::Message { first, ref body, .. }) if self.is_too_fast(id, first, body.len()) => {}
                 Some(Event::Message { kind, first, last, body, .. }) => {
@@ -108,7 +108,7 @@ impl Session {
         core.table.get(id).is_some_and(|conn| slice.is_over(&mut conn.turn, || clock::now().as_nanos()))
     }
 
-    /// Gives a message to its handler, or to the thread of a blocking one.
+    /// Delivers a message to its handler, or to the thread of a blocking one.
     pub fn deliver(&self, id: u64, handler: u16, kind: Kind, flags: u32, body: Body, buffer: &mut [u8]) {
         self.conns.access_log.received(id, body.len(), flags & WS_LAST != 0);
         let Some(service) = self.handlers.service(handler) else { return };
@@ -117,7 +117,7 @@ impl Session {
         }
         match body {
             Body::Input(range) => {
-                // The NUL after the payload takes the place of a byte that is put back.
+                // The NUL after the payload replaces a byte that is restored below.
                 let next = std::mem::replace(&mut buffer[range.end], 0);
                 self.call_message(handler, id, service, (kind, flags), &buffer[range.start..], range.len());
                 buffer[range.end] = next;
@@ -130,7 +130,7 @@ impl Session {
         }
     }
 
-    /// Leaves a message for the thread of a blocking handler.
+    /// Queues a message for the thread of a blocking handler.
     pub fn put_message(&self, id: u64, kind: Kind, flags: u32, body: Body, buffer: &[u8]) {
         let Some(channel) = self.conns.with_open(id, |_, open| open.channel().cloned()).flatten() else {
             return;
@@ -150,7 +150,7 @@ impl Session {
         }
     }
 
-    /// A message of so many bytes, with which `from` begins; a NUL follows them.
+    /// Calls on_message with the first `size` bytes of `from`, which a NUL follows.
     pub fn call_message(
         &self,
         handler: u16,
@@ -185,7 +185,7 @@ impl Session {
         }
     }
 
-    /// The send queue has drained, which the handler waits for.
+    /// Calls on_writable: the send queue has drained.
     fn notify_writable(&self, id: u64) {
         match self.conns.with_open(id, |handler, open| (handler, open.channel().cloned())) {
             Some((_, Some(channel))) => channel.nudge(),
@@ -200,7 +200,7 @@ impl Session {
         }
     }
 
-    /// A message, or a part of one, has come: whether it is one too many. Then the connection is being closed.
+    /// Whether a message or fragment exceeds the rate limit; if so, the connection is being closed.
     #[inline]
     pub fn is_too_fast(&self, id: u64, is_first: bool, size: usize) -> bool {
         self.admission.limits_rate() && self.breaks_pace(id, is_first, size)
@@ -218,8 +218,8 @@ impl Session {
         true
     }
 
-    /// A posted function: called here, or left for the blocking thread; if the connection is gone, called all
-    /// the same, so that what it holds can be freed.
+    /// Runs a posted function here, or queues it for the blocking thread. It also runs if the connection is gone, so that it
+    /// can free what it holds.
     pub fn run_posted(&self, id: u64, task: Task) {
         let known = self.conns.with_open(id, |handler, open| (handler, open.channel().cloned(), open.over));
         match known {
@@ -236,7 +236,7 @@ impl Session {
         }
     }
 
-    /// Does what events have left to do: handlers hear of ends and of drained queues, what was queued is written.
+    /// Finishes what events have left: calls on_close and on_writable, and flushes send queues.
     pub fn settle(&self) {
         loop {
             let (over, dirty, writable) = {

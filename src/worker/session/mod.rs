@@ -15,19 +15,19 @@ use crate::worker::host::handlers::Handlers;
 use crate::worker::host::loop_host::LoopHost;
 use crate::worker::listen::admission::Admission;
 
-/// What happens to open connections.
+/// Serves open connections.
 pub struct Session {
     /// The connections.
     pub conns: &'static Conns,
-    /// Whom they are told about.
+    /// The handlers that are called.
     pub handlers: &'static Handlers,
     /// What handlers call.
     pub host: &'static LoopHost,
     /// Threads of blocking handlers.
     pub threads: &'static Threads,
-    /// What those leave for the loop.
+    /// Commands of other threads.
     pub commands: &'static CommandQueue,
-    /// Where refusals are counted.
+    /// Counts refusals.
     pub admission: &'static Admission,
     /// Limits and times.
     pub config: Arc<Config>,

@@ -1,4 +1,4 @@
-//! Handlers hear that a connection is open: a new one, or one that goes on after a move.
+//! Calls on_open: for a new connection, or one that was resumed after a move.
 
 use std::io;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::worker::host::handlers::Service;
 use crate::worker::session::Session;
 
 impl Session {
-    /// Tells the handler that a connection is open: a blocking one that it goes on.
+    /// Calls on_open; for a blocking handler, resumes the connection on a new thread.
     pub fn notify_open(&self, id: u64, handler: u16) {
         let Some(service) = self.handlers.service(handler) else {
             return self.conns.close(id, Some(1012), b"", WS_BY_HOST);
@@ -33,7 +33,7 @@ impl Session {
         }
     }
 
-    /// Goes on with a blocking connection that has come from another process, or did not get there.
+    /// Resumes a blocking connection that has come from another process, or could not be sent.
     pub fn resume_blocking(&self, id: u64, handler: u16, service: &Service) {
         let begun = match !self.threads.is_full() {
             true => self.resume_thread(id, handler, service),
@@ -74,7 +74,7 @@ impl Session {
             open.set_channel(Arc::clone(&channel));
             open.silent = false;
         });
-        // From here on it is as movable as its thread says.
+        // From here on its thread decides whether it can move.
         self.conns.flush(id);
         channel.open(opened);
         self.threads.start(service.handler, channel, Beginning::Resumed(id, handler, state))
