@@ -219,9 +219,12 @@ struct Args {
     /// Replace a worker that has received more messages than this (0: never)
     #[arg(long, value_name = "COUNT", default_value_t = 0, help_heading = LIMITS)]
     worker_max_messages: u64,
-    /// How long a handler may run without calling the server before it is brought down
+    /// How long a handler may run without calling the server before its worker is killed (0: for ever)
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time_or_off, help_heading = LIMITS)]
     handler_timeout: Time,
+    /// How long a blocking handler may wait outside the server's calls before its worker is killed (0: for ever)
+    #[arg(long, value_name = "TIME", default_value = "0", value_parser = time_or_off, help_heading = LIMITS)]
+    handler_wait_timeout: Time,
     /// Quarantine a handler in which so many workers have died (0: never)
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = value_parser!(u32).range(..=1000),
         help_heading = LIMITS)]
@@ -368,6 +371,8 @@ impl Args {
             admission: self.admission.into_config().map_err(|why| places.wrong("proxy_protocol", why))?,
             landlock: self.landlock.into_landlock().map_err(|(id, why)| places.wrong(id, &why))?,
             handler_time: self.handler_timeout,
+            handler_times: Default::default(),
+            handler_wait_time: self.handler_wait_timeout,
             drain_time: self.drain_timeout,
             drain_times: Default::default(),
             stop_time: self.stop_timeout,

@@ -204,8 +204,12 @@ pub struct Config {
     pub admission: Admission,
     /// What workers may do with files, if that is confined.
     pub landlock: Option<Landlock>,
-    /// How long a handler may run without a call to the host before it is brought down; ns, 0: for ever.
+    /// How long a handler may run without a call of the host before its worker is killed; ns, 0: for ever.
     pub handler_time: u64,
+    /// The same for handlers of their own, by resource.
+    pub handler_times: BTreeMap<String, u64>,
+    /// How long a blocking handler may wait without a call of the host before its worker is killed; ns, 0: for ever.
+    pub handler_wait_time: u64,
     /// Over this time the connections that can not move are closed when their worker is replaced; ns.
     pub drain_time: u64,
     /// The same for handlers of their own, by resource; None: they are left until they end.
@@ -323,6 +327,11 @@ impl Config {
             *number = numbers.get(*number).copied().unwrap_or_default();
         }
         self
+    }
+
+    /// How long this handler may run without a call of the host; ns, 0: for ever.
+    pub fn handler_time(&self, resource: &str) -> u64 {
+        self.handler_times.get(resource).copied().unwrap_or(self.handler_time)
     }
 
     /// Over what time connections of this handler that can not move are closed when their worker is replaced; None:

@@ -38,6 +38,10 @@ struct HandlerTable {
     /// that of the server]
     #[arg(long, value_name = "TIME", value_parser = drain)]
     drain_timeout: Option<Drain>,
+    /// How long the handler may run without calling the server before its worker is killed (0: for ever) [default: that
+    /// of the server]
+    #[arg(long, value_name = "TIME", value_parser = time_or_off)]
+    handler_timeout: Option<Time>,
     /// Least level of what the handler writes to the log [default: that of the log]
     #[arg(long, value_name = "LEVEL", value_enum)]
     log_level: Option<Level>,
@@ -194,6 +198,7 @@ fn handler(
     if let Some(Drain(time)) = found.drain_timeout {
         config.drain_times.insert(resource.to_owned(), time);
     }
+    config.handler_times.extend(found.handler_timeout.map(|time| (resource.to_owned(), time)));
     config.log.handlers.extend(found.log_level.map(|level| (resource.to_owned(), level)));
     found.admission.apply(resource, &mut config.admission);
     match table.get(SETTINGS) {
@@ -494,7 +499,7 @@ mod tests {
             ("[handler.a]", "1: handler.\"a\": expected a resource, which begins with /"),
             (
                 "[handler.'/a']\nisolate = 1",
-                "2: isolate: there is no such key, expected one of isolation, pool, drain_timeout, log_level, allow_origin",
+                "2: isolate: there is no such key, expected one of isolation, pool, drain_timeout, handler_timeout, log_level, allow_origin",
             ),
             (
                 "[handler.'/a']\nisolation = 'none'",

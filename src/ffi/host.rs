@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_void};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ::ws_handler::raw::*;
 
@@ -289,6 +289,20 @@ pub type Place = (Callback, ws_conn);
 thread_local! {
     static PLACE: Cell<Place> = const { Cell::new((Callback::None, 0)) };
     static HOST: Cell<Option<&'static dyn Host>> = const { Cell::new(None) };
+    static CALLS: Cell<Option<&'static AtomicU64>> = const { Cell::new(None) };
+}
+
+/// From now on the calls on this thread are counted here.
+pub fn count_calls(calls: &'static AtomicU64) {
+    CALLS.set(Some(calls));
+}
+
+/// A call, of the host or of a handler: the thread makes progress. Only this thread changes the count.
+#[inline]
+pub fn count_call() {
+    if let Some(calls) = CALLS.get() {
+        calls.store(calls.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
 }
 
 /// The host of threads that the handlers made themselves.
@@ -365,6 +379,7 @@ pub(super) enum Tag {
 
 /// The host to ask, if `function` may be called here.
 pub(super) fn host_at(function: &str, tag: Tag, conn: ws_conn) -> Option<&'static dyn Host> {
+    count_call();
     let (callback, here) = PLACE.get();
     let allowed = match tag {
         Tag::AnyThread => true,

@@ -92,6 +92,7 @@ unsafe extern "C" fn write_log(
     text: *const c_char,
     size: usize,
 ) {
+    count_call();
     // SAFETY: the wrappers in the header pass the table they were given by table().
     let table = unsafe { &*host.cast::<Table>() };
     // SAFETY: the handler passes text[0..size).
@@ -100,10 +101,12 @@ unsafe extern "C" fn write_log(
 }
 
 unsafe extern "C" fn now() -> u64 {
+    count_call();
     monotonic()
 }
 
 unsafe extern "C" fn config(host: *const ws_host, key: *const c_char, size: usize) -> ws_bytes {
+    count_call();
     // SAFETY: as in write_log().
     let (table, key) = unsafe { (&*host.cast::<Table>(), bytes(key, size)) };
     let value = table.settings.iter().find(|(name, _)| name.as_bytes() == key);
@@ -116,6 +119,7 @@ unsafe extern "C" fn config_at(
     key: *mut ws_bytes,
     value: *mut ws_bytes,
 ) -> i32 {
+    count_call();
     // SAFETY: as in write_log().
     let table = unsafe { &*host.cast::<Table>() };
     let Some((name, text)) = table.settings.get(index) else { return 0 };

@@ -106,8 +106,9 @@ impl Edition {
         let with_settings = |route: &Route| {
             let settings = self.config.settings.get(&route.resource).cloned();
             let drain = self.config.drain_times.get(&route.resource).copied();
+            let time = self.config.handler_times.get(&route.resource).copied();
             let log_level = self.config.log.handlers.get(&route.resource).copied();
-            (route.resource.clone(), route.file.clone(), route.stamp, settings, drain, log_level)
+            (route.resource.clone(), route.file.clone(), route.stamp, settings, drain, time, log_level)
         };
         let mut handlers: Vec<_> = ours.map(with_settings).collect();
         handlers.sort_by(|one, other| one.0.cmp(&other.0));
@@ -137,6 +138,7 @@ fn of_all(config: &Config) -> Config {
         isolation: Default::default(),
         settings: Default::default(),
         drain_times: Default::default(),
+        handler_times: Default::default(),
         control: Default::default(),
         log: LogSettings { handlers: Default::default(), rotation: Default::default(), ..config.log.clone() },
         ..config.clone()

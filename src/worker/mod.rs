@@ -42,7 +42,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nix::sys::resource::{Resource, getrlimit};
-use nix::unistd::gettid;
 
 use crate::config::Config;
 use crate::ffi::host as plugin_host;
@@ -235,9 +234,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         shipment: UnsafeCell::new(Shipment::new()),
     })?;
     traps::install()?;
-    if config.handler_time != 0 {
-        let routes = Arc::clone(&routes);
-        let watchdog = Watchdog { slot, event_loop: gettid(), routes, limit: config.handler_time };
+    if let Some(watchdog) = Watchdog::new(&config, &routes, slot) {
         std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || watchdog.run())?;
     }
     let transfer = Transfer {

@@ -1,10 +1,14 @@
 //! Handlers that do not come back.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::client::Raw;
 use crate::crowd::{Crowd, SMALL_TALK};
-use crate::{serve, stop};
+use crate::daemon::until;
+use crate::{logged, serve, stop};
 
 #[test]
 fn a_handler_that_hangs_is_named_and_ended_and_the_others_go_on() {
@@ -31,19 +35,19 @@ fn while_one_worker_hangs_the_other_serves_without_delay() {
     let mut clients: Vec<Raw> = (0..10).map(|_| Raw::open(&server.address(), "/echo")).collect();
     let mut culprit = Raw::open(&server.address(), "/loop");
     culprit.text("sleep");
-    // Half of them are in the other worker, and answer at once; who does is there.
-    std::thread::sleep(Duration::from_millis(100));
-    let begun = Instant::now();
+    until("it hangs", || logged(&server, "sleeping") == 1);
+    // Half of them are in the other worker, and answer at once.
     clients.iter_mut().for_each(|client| client.text("now?"));
-    let mut prompt = 0;
-    for client in &mut clients {
-        client.stream.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
-        let mut byte = [0];
-        prompt += usize::from(client.stream.peek(&mut byte).is_ok());
-        client.stream.set_read_timeout(Some(crate::daemon::PATIENCE)).unwrap();
-    }
-    assert!(begun.elapsed() < Duration::from_secs(1));
-    assert!((4..=6).contains(&prompt), "{prompt} of 10 were answered while one of two workers hung");
+    let answered = |client: &Raw| {
+        client.stream.set_nonblocking(true).unwrap();
+        let answered = client.stream.peek(&mut [0]).is_ok();
+        client.stream.set_nonblocking(false).unwrap();
+        answered
+    };
+    until("those of the other worker are answered", || {
+        clients.iter().filter(|client| answered(client)).count() >= 4
+    });
+    assert!(!answered(&culprit), "only after the worker that hung had ended");
     culprit.expect_close(1011);
     clients.iter_mut().for_each(|client| assert_eq!(client.next_text(), "now?"));
     drop((clients, culprit));
@@ -51,19 +55,45 @@ fn while_one_worker_hangs_the_other_serves_without_delay() {
 }
 
 #[test]
-fn a_blocking_handler_that_hangs_is_ended_and_one_that_waits_in_a_call_is_not() {
-    let (mut server, _dir) = serve(&["everything_blocking", "echo"], &["--handler-timeout", "300ms"]);
+fn a_blocking_handler_is_judged_by_the_processor_time_that_it_uses_between_calls() {
+    let (mut server, _dir) = serve(&["busy_blocking", "echo"], &["--handler-timeout", "300ms"]);
     let mut event = Raw::open(&server.address(), "/echo");
-    let mut waiting = Raw::open(&server.address(), "/everything_blocking");
-    assert_eq!(waiting.ask("sleep 1"), "sleep: ok");
-    std::thread::sleep(Duration::from_millis(900));
-    assert_eq!(waiting.ask("sleep 1"), "sleep: ok", "the time in ws_receive does not count");
-    let mut culprit = Raw::open(&server.address(), "/everything_blocking");
-    culprit.text("sleep 20000");
+    let mut idle = Raw::open(&server.address(), "/busy_blocking");
+    assert_eq!(idle.ask("wait 1000"), "done", "waiting is not hanging");
+    assert_eq!(idle.ask("work 1000"), "done", "each call of the host begins the time anew");
+    let mut culprit = Raw::open(&server.address(), "/busy_blocking");
+    culprit.text("spin");
     culprit.expect_close(1011);
-    waiting.expect_close(1012);
+    idle.expect_close(1012);
     assert_eq!(event.ask("still"), "still");
-    server.says("everything_blocking: its thread for connection ");
-    drop((event, waiting, culprit));
+    server.says("busy_blocking: its thread for connection ");
+    drop((event, idle, culprit));
+    stop(&mut server);
+}
+
+#[test]
+fn how_long_a_blocking_handler_may_wait_is_a_limit_of_its_own() {
+    let (mut server, _dir) = serve(&["busy_blocking"], &["--handler-wait-timeout", "300ms"]);
+    let mut culprit = Raw::open(&server.address(), "/busy_blocking");
+    culprit.text("wait 60000");
+    culprit.expect_close(1011);
+    drop(culprit);
+    stop(&mut server);
+}
+
+#[test]
+fn time_in_which_the_process_was_stopped_does_not_count() {
+    let (mut server, _dir) = serve(&["loop"], &["--handler-timeout", "4s"]);
+    let mut client = Raw::open(&server.address(), "/loop");
+    let worker = Pid::from_raw(server.worker());
+    client.text("nap");
+    // The callback sleeps for two seconds, in the middle of which the process is stopped for longer than the limit.
+    until("it naps", || logged(&server, "napping") == 1);
+    kill(worker, Signal::SIGSTOP).unwrap();
+    std::thread::sleep(Duration::from_secs(5));
+    kill(worker, Signal::SIGCONT).unwrap();
+    assert_eq!(client.next_text(), "nap");
+    assert_eq!(server.worker(), worker.as_raw());
+    drop(client);
     stop(&mut server);
 }

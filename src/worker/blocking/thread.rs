@@ -44,7 +44,7 @@ struct Current {
     moved: bool,
     timers: Vec<(Instant, i64, Task)>,
     timers_made: i64,
-    clock: Arc<CallClock>,
+    clock: &'static CallClock,
     stopwatch: Stopwatch,
     user: *mut c_void,
     state: Vec<u8>,
@@ -105,7 +105,7 @@ fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>
         moved: false,
         timers: Vec::new(),
         timers_made: 0,
-        clock: Arc::clone(&clock),
+        clock,
         stopwatch,
         user: null_mut(),
         state,
@@ -296,7 +296,7 @@ impl Host for ThreadHost {
     }
 
     fn receive(&self, conn: u64, timeout_ms: i64) -> Result<ws_message, i32> {
-        let ours = of(conn, |current| (Arc::clone(&current.channel), Arc::clone(&current.clock)));
+        let ours = of(conn, |current| (Arc::clone(&current.channel), current.clock));
         let (channel, clock) = ours.ok_or(WS_E_GONE)?;
         let end = u64::try_from(timeout_ms).ok().map(|ms| Instant::now() + Duration::from_millis(ms));
         loop {
@@ -349,8 +349,7 @@ impl Host for ThreadHost {
 
     fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
         // On its own connection's thread the call waits for room.
-        if let Some((channel, clock)) =
-            of(conn, |current| (Arc::clone(&current.channel), Arc::clone(&current.clock)))
+        if let Some((channel, clock)) = of(conn, |current| (Arc::clone(&current.channel), current.clock))
             && self.commands.is_queue_full(conn)
         {
             clock.pausing(|| channel.wait_writable(|| self.commands.is_queue_full(conn)));

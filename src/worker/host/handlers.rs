@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::config::Config;
 use crate::ffi::call::Handler;
-use crate::ffi::host::Callback;
+use crate::ffi::host::{Callback, count_call};
 use crate::ffi::plugin::{self, Plugin};
 use crate::ffi::raw;
 use crate::fleet::control::Report;
@@ -97,6 +97,7 @@ impl Handlers {
     /// Calls into a handler about the connection turned to.
     #[inline]
     pub fn call<R>(&self, handler: u16, callback: Callback, call: impl FnOnce() -> R) -> R {
+        count_call();
         self.slot.call.begin(handler, callback as u32);
         let result = self.metrics.stopwatch(handler).time(callback, call);
         self.slot.call.end();
