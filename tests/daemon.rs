@@ -412,6 +412,82 @@ fn one_server_a_pid_file() {
     assert!(!pid_file.exists());
 }
 
+/// Does not return from a message for some seconds.
+const BUSY: &str = r#"
+    #include <unistd.h>
+    #include <ws_handler.h>
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        (void)msg;
+        ws_log_conn(conn, WS_LOG_INFO, "is busy");
+        for (int i = 0; i < 100; i++)
+            usleep(100000);
+    }
+    WS_HANDLER(.name = "busy", .on_message = on_message);
+"#;
+
+/// A server whose only worker is in a handler; its address, and that of a Unix socket.
+fn busy(dir: &Dir, args: &[&str]) -> (Server, String, PathBuf) {
+    dir.handler("busy", BUSY);
+    let socket = dir.path().join("socket");
+    let host = format!("unix:{}", socket.display());
+    let both = ["--workers", "1", "-H", "127.0.0.1", "-H", &host, "--stop-timeout", "1s"];
+    let server = Server::start(dir, &[&both[..], args].concat());
+    let mut raw = Raw::open(&server.address(), "/busy");
+    raw.text("go");
+    server.says("is busy");
+    let address = server.address();
+    (server, address, socket)
+}
+
+#[track_caller]
+fn refused_within_a_second(what: &str, begun: std::time::Instant, is_refused: impl FnMut() -> bool) {
+    until(what, is_refused);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(1), "{what}: after {:?}", begun.elapsed());
+}
+
+#[test]
+fn connections_are_refused_as_soon_as_the_server_stops() {
+    let (dir, begun) = (dir(), std::time::Instant::now);
+    let (mut server, address, socket) = busy(&dir, &[]);
+    let begun = begun();
+    server.signal(Signal::SIGTERM);
+    refused_within_a_second("TCP is refused", begun, || std::net::TcpStream::connect(&address).is_err());
+    refused_within_a_second("Unix is refused", begun, || UnixStream::connect(&socket).is_err());
+    assert!(server.child.try_wait().unwrap().is_none(), "the worker is still in the handler");
+    assert_eq!(server.wait().code(), Some(7), "it is killed then");
+}
+
+#[test]
+fn the_port_of_a_supervisor_that_was_killed_is_free() {
+    let dir = dir();
+    let (mut server, address, socket) = busy(&dir, &[]);
+    let worker = Background(server.worker());
+    let begun = std::time::Instant::now();
+    server.signal(Signal::SIGKILL);
+    server.wait();
+    refused_within_a_second("the port is free", begun, || TcpListener::bind(&address).is_ok());
+    refused_within_a_second("Unix is refused", begun, || UnixStream::connect(&socket).is_err());
+    assert!(is_alive(worker.0), "the worker is still in the handler");
+}
+
+#[test]
+fn sockets_that_a_new_executable_has_are_not_shut_down() {
+    let dir = dir();
+    let pid_file = dir.path().join("pid");
+    let (mut old, address, _) = busy(&dir, &["--pid-file", pid_file.to_str().unwrap()]);
+    let worker = Background(old.worker());
+    old.signal(Signal::SIGUSR2);
+    old.says("upgrade: the new executable serves");
+    let new = Background::of(&pid_file);
+    assert_ne!(new.0, old.pid());
+    old.signal(Signal::SIGKILL);
+    old.wait();
+    until("the old worker is gone", || !is_alive(worker.0));
+    assert_eq!(Raw::open(&address, "/echo").ask("x"), "x");
+    new.stop();
+}
+
 #[test]
 fn the_pid_file_is_there_when_the_ready_line_is() {
     let dir = dir();

@@ -72,6 +72,17 @@ impl Scoreboard {
         true
     }
 
+    /// Notes whether another server has the listening sockets, too: one that replaces this server, or is replaced by it.
+    /// [supervisor]
+    pub fn share_sockets(&self, are_shared: bool) {
+        self.header.shared_sockets.store(are_shared.into(), Ordering::SeqCst);
+    }
+
+    /// Whether one has: then they are closed, but not shut down.
+    pub fn are_sockets_shared(&self) -> bool {
+        self.header.shared_sockets.load(Ordering::SeqCst) != 0
+    }
+
     /// A word that is different after each [`Scoreboard::changed`].
     pub fn tick(&self) -> u32 {
         self.header.tick.load(Ordering::SeqCst)
@@ -309,6 +320,8 @@ struct Header {
     tick: AtomicU32,
     /// 1: a process sleeps on `tick`, or did.
     waiting: AtomicU32,
+    /// 1: another server has the listening sockets, too.
+    shared_sockets: AtomicU32,
 }
 
 fn futex(word: &AtomicU32, operation: libc::c_int, value: u32, timeout: *const libc::timespec) {

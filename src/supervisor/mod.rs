@@ -78,10 +78,8 @@ pub struct Origin {
 pub fn run(mut config: Config, mut origin: Origin) -> Exit {
     process_title::set("wshd: supervisor");
     crate::log::set_process("supervisor");
-    let file = config
-        .file
-        .as_ref()
-        .map_or("no configuration file".to_owned(), |file| format!("configuration file {}", file.display()));
+    let file = config.file.as_ref().map(|file| format!("configuration file {}", file.display()));
+    let file = file.as_deref().unwrap_or("no configuration file");
     log::info!("wshd {} is starting, {file}", env!("CARGO_PKG_VERSION"));
     raise_descriptors(&mut config);
     let is_log_seen = config.log.destination == Destination::Stderr && !origin.daemon.is_detached();
@@ -220,6 +218,7 @@ impl Fleet {
                 return Err((Exit::Config, format!("{count} handlers or aliases are broken, see above")));
             }
             let scoreboard = Scoreboard::create(MAX_SLOTS).map_err(internal)?;
+            scoreboard.share_sockets(!is_new);
             let mut inboxes = Vec::new();
             for (pool, settings) in config.pools.iter().enumerate() {
                 for number in 0..settings.workers {
@@ -345,6 +344,7 @@ impl Fleet {
     /// Nobody is replaced any more, and those that leave anyway are to be quick.
     fn prepare_to_stop(&mut self, command: Command) {
         self.notify.stopping();
+        self.refuse_connections();
         self.call_off("the server is told to stop");
         self.release_children();
         self.hurry_replaced(command);

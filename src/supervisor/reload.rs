@@ -60,7 +60,13 @@ impl Fleet {
         let is_gone = |old: &&std::sync::Arc<crate::fleet::listener::Listener>| {
             !listeners.iter().any(|new| std::sync::Arc::ptr_eq(old, new))
         };
-        self.listeners.iter().filter(is_gone).for_each(|listener| listener.remove_file());
+        let are_shared = self.scoreboard.are_sockets_shared();
+        for listener in self.listeners.iter().filter(is_gone) {
+            if !are_shared {
+                listener.shut_down();
+            }
+            listener.remove_file();
+        }
         let changes = Changes::between(&self.routes, &routes);
         if !changes.is_empty() {
             log::info!("reload: resources {changes}");

@@ -227,12 +227,14 @@ impl Fleet {
             return self.upgrade_done(Err(why.to_owned()));
         }
         let listeners = self.listeners.iter().chain(&self.metrics.listeners).chain(self.control.listener());
+        self.scoreboard.share_sockets(true);
         match Successor::start(&self.invocation, listeners, &self.notify) {
             Ok(successor) => {
                 log::info!("upgrade: {}[{}] is starting", self.invocation.program.display(), successor.pid);
                 self.successor = Some(successor);
             }
             Err(error) => {
+                self.scoreboard.share_sockets(false);
                 let program = self.invocation.program.display();
                 self.upgrade_done(Err(format!("{program} can not be started: {error}")));
             }
@@ -287,6 +289,7 @@ impl Fleet {
 
     fn fail_upgrade(&mut self, why: &str) {
         let Some(successor) = self.successor.take() else { return };
+        self.scoreboard.share_sockets(false);
         if let Err(error) = self.daemon.rewrite_pid_file() {
             log::error!("{error}");
         }
@@ -307,6 +310,13 @@ impl Fleet {
         self.control.upgrade_ends(&result);
     }
 
+    /// New connections are refused from now on, unless another executable has the sockets too.
+    pub(super) fn refuse_connections(&self) {
+        if !self.scoreboard.are_sockets_shared() {
+            self.listeners.iter().for_each(|listener| listener.shut_down());
+        }
+    }
+
     /// Whether another executable serves in the place of this one.
     pub(super) fn has_successor(&self) -> bool {
         self.successor.as_ref().is_some_and(|successor| successor.is_serving)
@@ -323,8 +333,10 @@ impl Fleet {
         let serving = self.serving().into_iter().filter(|(place, _)| place.pool == 0);
         let inboxes = serving.filter_map(|(_, slot)| self.inboxes.get(slot));
         if let Err(error) = predecessor.take_over(inboxes) {
-            log::error!("upgrade: the old executable does not hear: {error}");
+            log::error!("upgrade: cannot reach the old executable: {error}");
         }
+        // The old one accepts no more.
+        self.scoreboard.share_sockets(false);
     }
 }
 

@@ -171,6 +171,9 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
     )?);
     let acceptor =
         leak(Acceptor::new(&listeners, poll, Share { scoreboard, index, slot, connections: most }));
+    if !listeners.is_empty() {
+        listen::orphan_watch::start(listeners, scoreboard)?;
+    }
     let admission = leak(Admission::new(Arc::clone(&config), addresses.join(pid, pool)));
     let threads =
         leak(Threads::new(leak(ThreadHost { commands, handshakes: registry, metrics }), config.threads));

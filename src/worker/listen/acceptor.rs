@@ -207,7 +207,10 @@ impl Acceptor {
                     return None;
                 }
                 Err(error) => {
-                    log::error!("accept on {address}: {error}; this worker accepts no more there");
+                    // EINVAL: it was shut down, since the server stops or does not listen there any more.
+                    if error != Errno::EINVAL {
+                        log::error!("accept on {address}: {error}; this worker accepts no more there");
+                    }
                     socket.failed.store(true, Ordering::Relaxed);
                     self.poll.forget(&*socket.listener);
                     return None;

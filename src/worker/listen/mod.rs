@@ -2,3 +2,4 @@
 
 pub mod acceptor;
 pub mod admission;
+pub mod orphan_watch;
