@@ -17,6 +17,7 @@ use wshd::proto::ws::handshake;
 use wshd::proto::ws::limits::Limits;
 use wshd::proto::ws::mask::Mask;
 use wshd::proto::ws::utf8::Validator;
+use wshd::time::Instant;
 
 const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
@@ -119,7 +120,7 @@ fn echo(c: &mut Criterion) {
     {
         let wire = client_frame(kind, &json(len));
         let (limits, mut codecs, mut out) = (Limits::default(), Codecs::new(), Vec::with_capacity(len + 16));
-        let mut connection = Connection::new(0, None, false);
+        let mut connection = Connection::new(Instant::default(), None, false);
         group.throughput(Throughput::Bytes(len as u64));
         // The input is unmasked in place: each turn has a fresh copy, which is not timed.
         group.bench_function(format!("{kind:?} {len}"), |b| {
@@ -127,7 +128,12 @@ fn echo(c: &mut Criterion) {
                 || wire.clone(),
                 |input| {
                     out.clear();
-                    let mut io = Io { now: 1, limits: &limits, codecs: &mut codecs, out: &mut out };
+                    let mut io = Io {
+                        now: Instant::from_nanos(1),
+                        limits: &limits,
+                        codecs: &mut codecs,
+                        out: &mut out,
+                    };
                     let Event::Message { kind, body, .. } = connection.receive(input, &mut 0, &mut io) else {
                         panic!()
                     };

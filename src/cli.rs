@@ -19,6 +19,7 @@ use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
@@ -343,10 +344,10 @@ impl Args {
             limits: Limits {
                 message: self.max_message,
                 frame: self.max_frame.min(self.max_message),
-                idle: self.idle_timeout,
-                ping_interval: self.ping_interval,
-                pong_deadline: self.pong_timeout,
-                close_deadline: self.close_timeout,
+                idle: Duration::from_nanos(self.idle_timeout),
+                ping_interval: Duration::from_nanos(self.ping_interval),
+                pong_deadline: Duration::from_nanos(self.pong_timeout),
+                close_deadline: Duration::from_nanos(self.close_timeout),
                 pings_per_second: self.max_pings,
             },
             deflate: deflate::Config {

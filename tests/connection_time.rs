@@ -2,16 +2,19 @@
 //! too many Pings, paused reading. Two ends exchange frames in memory; nothing sleeps.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::time::Duration;
+
 use wshd::proto::ws::connection::{Connection, Deadline, Event, Io, Kind, Send};
 use wshd::proto::ws::deflate::codec::Codecs;
 use wshd::proto::ws::limits::Limits;
+use wshd::time::Instant;
 
-const SECOND: u64 = 1_000_000_000;
-const NEVER: u64 = u64::MAX;
+const SECOND: Duration = Duration::from_secs(1);
+const NEVER: Instant = Instant::NEVER;
 
 /// A connection, the clock, and the peer's end of the wire.
 struct Pair {
-    now: u64,
+    now: Instant,
     limits: Limits,
     server: Connection,
     codecs: Codecs,
@@ -21,7 +24,7 @@ struct Pair {
 
 impl Pair {
     fn new(limits: Limits) -> Self {
-        let now = 1000 * SECOND;
+        let now = Instant::default() + 1000 * SECOND;
         let server = Connection::new(now, None, false);
         Pair { now, limits, server, codecs: Codecs::new(), wire: Vec::new() }
     }
@@ -53,18 +56,18 @@ impl Pair {
 
     /// Time passes up to the next deadline, which must be `seconds` from now.
     #[track_caller]
-    fn deadline_after(&mut self, seconds: u64) -> Deadline {
+    fn deadline_after(&mut self, seconds: u32) -> Deadline {
         let deadline = self.server.deadline(&self.limits);
-        assert_eq!(deadline, self.now + seconds * SECOND, "in {} s", (deadline - self.now) / SECOND);
-        self.now = deadline - 1;
+        assert_eq!(deadline, self.now + seconds * SECOND, "in {} s", deadline.since(self.now).as_secs());
+        self.now = Instant::from_nanos(deadline.as_nanos() - 1);
         assert_eq!(self.with(Connection::on_deadline), Deadline::Later, "a nanosecond early");
         assert!(self.wire.is_empty());
         self.now = deadline;
         self.with(Connection::on_deadline)
     }
 
-    fn pass(&mut self, seconds: u64) {
-        self.now += seconds * SECOND;
+    fn pass(&mut self, seconds: u32) {
+        self.now = self.now + seconds * SECOND;
     }
 }
 
@@ -140,14 +143,14 @@ fn an_empty_read_is_none() {
 
 #[test]
 fn what_is_off_never_comes() {
-    let mut pair = Pair::new(Limits { ping_interval: 0, ..limits() });
+    let mut pair = Pair::new(Limits { ping_interval: Duration::ZERO, ..limits() });
     assert_eq!(pair.server.deadline(&pair.limits), NEVER);
     // Without a deadline for Pongs the Pings go on.
-    pair = Pair::new(Limits { pong_deadline: 0, ..limits() });
+    pair = Pair::new(Limits { pong_deadline: Duration::ZERO, ..limits() });
     assert_eq!(pair.deadline_after(30), Deadline::Pinged);
     pair.peer_reads();
     assert_eq!(pair.deadline_after(30), Deadline::Pinged);
-    pair = Pair::new(Limits { close_deadline: 0, ..limits() });
+    pair = Pair::new(Limits { close_deadline: Duration::ZERO, ..limits() });
     pair.with(|server, io| server.close(None, b"", io)).unwrap();
     assert_eq!(pair.server.deadline(&pair.limits), NEVER);
 }
@@ -177,7 +180,7 @@ fn keepalive_and_own_ping_do_not_mix() {
 
 #[test]
 fn idle_counts_messages_in_both_directions_and_nothing_else() {
-    let mut pair = Pair::new(Limits { idle: 100 * SECOND, ping_interval: 0, ..limits() });
+    let mut pair = Pair::new(Limits { idle: 100 * SECOND, ping_interval: Duration::ZERO, ..limits() });
     pair.pass(60);
     assert!(matches!(pair.peer_sends(0x82, b"a"), Event::Message { .. }));
     assert_eq!(pair.server.deadline(&pair.limits), pair.now + 100 * SECOND);
@@ -218,17 +221,17 @@ fn so_is_the_peers() {
 
 #[test]
 fn pings_per_second() {
-    let mut pair = Pair::new(Limits { pings_per_second: 4, ping_interval: 0, ..limits() });
+    let mut pair = Pair::new(Limits { pings_per_second: 4, ping_interval: Duration::ZERO, ..limits() });
     // Four at once, and four in each second after.
     for _ in 0..4 {
         assert_eq!(pair.peer_sends(0x89, b"p"), Event::NeedMore);
     }
     for _ in 0..40 {
-        pair.now += SECOND / 4;
+        pair.now = pair.now + SECOND / 4;
         assert_eq!(pair.peer_sends(0x89, b"p"), Event::NeedMore);
     }
     assert_eq!(pair.peer_reads().len(), 44);
-    pair.now += SECOND / 4 - 1;
+    pair.now = pair.now + (SECOND / 4 - Duration::from_nanos(1));
     assert!(matches!(pair.peer_sends(0x89, b"p"), Event::Failed { code: 1008, .. }));
     assert_eq!(pair.peer_reads(), [(0x88, vec![0x03, 0xf0])]);
 }

@@ -13,6 +13,7 @@ use wshd::proto::ws::deflate::codec::{Codecs, Deflate};
 use wshd::proto::ws::deflate::negotiate::{Config, negotiate};
 use wshd::proto::ws::extension::Offer;
 use wshd::proto::ws::limits::Limits;
+use wshd::time::Instant;
 
 /// What stands before the client's octets come.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -313,9 +314,9 @@ fn feed(setup: Setup, stream: bool, input: &[u8], cuts: &[usize]) -> (String, Ve
         DeflateAlone => Some(deflate(true)),
         _ => None,
     };
-    let mut connection = Connection::new(0, deflate, stream);
+    let mut connection = Connection::new(Instant::default(), deflate, stream);
     let (mut codecs, mut out) = (Codecs::new(), Vec::new());
-    let mut io = Io { now: 0, limits: &limits, codecs: &mut codecs, out: &mut out };
+    let mut io = Io { now: Instant::default(), limits: &limits, codecs: &mut codecs, out: &mut out };
     match setup {
         Closing => connection.close(Some(1000), b"", &mut io).unwrap(),
         Pinged => {
@@ -350,7 +351,7 @@ fn feed(setup: Setup, stream: bool, input: &[u8], cuts: &[usize]) -> (String, Ve
                     }
                 }
                 Event::Pong { body, rtt } => {
-                    assert_eq!(rtt, 0);
+                    assert_eq!(rtt, std::time::Duration::ZERO);
                     events.push(format!("pong {}", show(&owned(body, &piece))));
                 }
                 Event::CloseReceived { code, reason } => {
@@ -451,9 +452,9 @@ fn octets(row: &str) -> Vec<u8> {
 #[test]
 fn examples_as_sent() {
     let limits = Limits::default();
-    let mut connection = Connection::new(0, None, false);
+    let mut connection = Connection::new(Instant::default(), None, false);
     let (mut codecs, mut out) = (Codecs::new(), Vec::new());
-    let mut io = Io { now: 0, limits: &limits, codecs: &mut codecs, out: &mut out };
+    let mut io = Io { now: Instant::default(), limits: &limits, codecs: &mut codecs, out: &mut out };
     let mut sent = |kind, data: &[u8], more| {
         io.out.clear();
         connection.send(kind, data, Send { more, ..Send::default() }, &mut io).unwrap();

@@ -321,7 +321,7 @@ pub mod tests {
         assert_eq!(config.log.destination, crate::log::Destination::File(log_file));
         assert_eq!(config.log.level, crate::log::Level::Warn);
         assert_eq!((config.limits.message, config.limits.frame), (65_536, 2_048));
-        assert_eq!((config.limits.idle, config.limits.ping_interval), (120_000_000_000, 0));
+        assert_eq!((config.limits.idle.as_secs(), config.limits.ping_interval.as_secs()), (120, 0));
         assert_eq!((config.limits.pings_per_second, config.deflate.level), (7, 9));
         assert!(!config.deflate.enabled && !config.strict_handlers);
     }

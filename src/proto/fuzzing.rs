@@ -7,6 +7,7 @@ use super::ws::deflate::codec::{Codecs, Deflate};
 use super::ws::limits::Limits;
 use super::ws::message::Kind;
 use super::ws::{close, deflate::negotiate as deflate, extension, handshake};
+use crate::time::Instant;
 
 /// The first three octets choose settings and cuts, the rest is what the client sends. It must not panic, the answer
 /// must be valid, and whole or in pieces the same must come of it; a client that then falls silent is got rid of.
@@ -58,7 +59,7 @@ fn serve<'a>(settings: u8, pieces: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
             (stage, piece) = (next.unwrap_or(Stage::Head(std::mem::take(bytes))), unread);
         }
         if let Stage::Open(connection) = &mut stage {
-            let io = Io { now: 1, limits: &limits, codecs: &mut codecs, out: &mut out };
+            let io = Io { now: Instant::from_nanos(1), limits: &limits, codecs: &mut codecs, out: &mut out };
             echo(connection, &mut piece, io);
         }
     }
@@ -85,7 +86,7 @@ fn greet(bytes: &[u8], config: &deflate::Config, out: &mut Vec<u8>) -> (Option<S
             let protocol = opening.protocols.first().map(String::as_str);
             handshake::write_switching(out, &opening, protocol, value.as_deref(), &[]);
             let deflate = params.map(|params| Deflate::new(params, config.threshold, config.level));
-            (Some(Stage::Open(Box::new(Connection::new(1, deflate, false)))), unread)
+            (Some(Stage::Open(Box::new(Connection::new(Instant::from_nanos(1), deflate, false)))), unread)
         }
         Err(refusal) => {
             refuse(out, refusal.status);

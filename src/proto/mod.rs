@@ -1,7 +1,7 @@
 //! The protocol without I/O: bytes and `now` in, events and bytes out.
 //!
-//! No file descriptor, clock, thread or plugin is seen here. Times are
-//! nanoseconds of a monotonic clock that the caller reads. Short input is "need
+//! No file descriptor, clock, thread or plugin is seen here. The caller
+//! reads the clock. Short input is "need
 //! more", not an error. **Call [`ws::connection::Connection::receive`] until it says
 //! `NeedMore`**; what it and its sisters append to `out` is to be written.
 

@@ -5,9 +5,11 @@
 use crate::proto::ws::close::{self, NO_CODE, POLICY};
 use crate::proto::ws::deflate::codec::{Codecs, Deflate};
 use crate::proto::ws::frame::{self, MAX_CONTROL, Opcode};
-use crate::proto::ws::limits::{Limits, SECOND};
+use crate::proto::ws::limits::Limits;
 use crate::proto::ws::message::{self, Decoder, Item, Surroundings, Violation};
 use crate::proto::ws::utf8::{self, Validator};
+use crate::time::Instant;
+use std::time::Duration;
 
 mod deadline;
 mod intake;
@@ -40,8 +42,8 @@ pub enum Event {
     Pong {
         /// As in the Ping.
         body: Body,
-        /// Time since the Ping; nanoseconds.
-        rtt: u64,
+        /// Time since the Ping.
+        rtt: Duration,
     },
     /// A fragment that brings nothing and ends nothing has come.
     Empty,
@@ -72,8 +74,8 @@ pub enum Event {
 
 /// What one call needs of its surroundings.
 pub struct Io<'a> {
-    /// The time; nanoseconds of a monotonic clock.
-    pub now: u64,
+    /// The time.
+    pub now: Instant,
     /// The connection's limits.
     pub limits: &'a Limits,
     /// The worker's codecs.
@@ -87,11 +89,11 @@ pub struct Connection {
     decoder: Decoder,
     deflate: Option<Box<Deflate>>,
     /// When the last octets came.
-    last_received: u64,
+    last_received: Instant,
     /// When the last data message, or part of one, came or was sent.
-    last_message: u64,
+    last_message: Instant,
     /// When the newest keepalive Ping was sent, while open; when the first Close frame was sent or came, after.
-    since: u64,
+    since: Instant,
     rare: Option<Box<Rare>>,
     /// 0: none.
     close_sent: u16,
@@ -118,7 +120,7 @@ enum Phase {
 struct Rare {
     /// The peer's Pings are paid for up to this time: each costs its share of a second, none more than a
     /// second ahead.
-    pings_paid: u64,
+    pings_paid: Instant,
     /// The newest `ping()`, if unanswered.
     ping: Option<OwnPing>,
     /// The message that is partly sent.
@@ -126,7 +128,7 @@ struct Rare {
 }
 
 struct OwnPing {
-    at: u64,
+    at: Instant,
     payload: Vec<u8>,
 }
 
@@ -140,7 +142,7 @@ struct Outgoing {
 impl Connection {
     /// A connection whose opening handshake is complete. `stream`: deliver parts of messages as they come
     /// instead of gathering whole ones.
-    pub fn new(now: u64, deflate: Option<Deflate>, stream: bool) -> Self {
+    pub fn new(now: Instant, deflate: Option<Deflate>, stream: bool) -> Self {
         Connection {
             decoder: Decoder::new(),
             deflate: deflate.map(Box::new),
@@ -353,13 +355,13 @@ impl Connection {
                 None
             }
             _ => {
-                if self.awaiting_pong && payload == self.since.to_be_bytes() {
+                if self.awaiting_pong && payload == self.since.as_nanos().to_be_bytes() {
                     self.awaiting_pong = false;
                     return None;
                 }
                 // RFC 6455 5.5.3: a Pong that was not asked for is no error.
                 let ping = self.rare.as_mut()?.ping.take_if(|ping| ping.payload == payload)?;
-                Some(Event::Pong { body, rtt: io.now.saturating_sub(ping.at) })
+                Some(Event::Pong { body, rtt: io.now.since(ping.at) })
             }
         }
     }
@@ -385,10 +387,10 @@ impl Connection {
 
     /// Whether the peer may send a Ping now.
     fn pay_for_ping(&mut self, io: &Io) -> bool {
-        let Some(price) = SECOND.checked_div(io.limits.pings_per_second.into()) else { return true };
+        let Some(price) = SECOND.checked_div(io.limits.pings_per_second) else { return true };
         let rare = self.rare();
-        let paid = rare.pings_paid.max(io.now).saturating_add(price);
-        let affordable = paid - io.now <= SECOND;
+        let paid = rare.pings_paid.max(io.now) + price;
+        let affordable = paid.since(io.now) <= SECOND;
         if affordable {
             rare.pings_paid = paid;
         }
@@ -428,6 +430,8 @@ impl Connection {
         }
     }
 }
+
+const SECOND: Duration = Duration::from_secs(1);
 
 fn control(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     frame::encode(out, opcode, true, false, payload.len());

@@ -230,9 +230,9 @@ impl Conns {
     /// How long the send queue may wait without the peer taking anything; ns.
     pub fn stall_time(&self) -> u64 {
         let limits = &self.config.limits;
-        match limits.ping_interval {
+        match limits.ping_interval.as_nanos() as u64 {
             0 => STALL,
-            interval => interval.saturating_add(limits.pong_deadline),
+            interval => interval.saturating_add(limits.pong_deadline.as_nanos() as u64),
         }
     }
 

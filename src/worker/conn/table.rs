@@ -14,6 +14,7 @@ use crate::ffi::host::Task;
 use crate::proto::ws::connection::{Connection, Io};
 use crate::proto::ws::deflate::codec::Codecs;
 use crate::proto::ws::limits::Limits;
+use crate::time::Instant;
 use crate::worker::base::metrics::{NO_HANDLER, OpenCount};
 use crate::worker::base::poll::{ARRIVALS, READABLE};
 use crate::worker::conn::channel::{PeerClose, ThreadChannel};
@@ -273,7 +274,7 @@ impl Conn {
         if (before == 0) != (self.pauses == 0)
             && let Some(open) = self.open()
         {
-            open.proto.set_paused(paused, now);
+            open.proto.set_paused(paused, Instant::from_nanos(now));
         }
         before != 0 && self.pauses == 0
     }
@@ -345,7 +346,8 @@ impl Conn {
     pub fn next_deadline(&self, limits: &Limits, stall: u64) -> u64 {
         let Phase::Open(open) = &self.phase else { return self.deadline() };
         let stalled = self.stalled().map_or(NEVER, |since| since.saturating_add(stall));
-        self.deadline().min(open.proto.deadline(limits)).min(open.next_timer()).min(stalled)
+        let protocol = open.proto.deadline(limits).as_nanos();
+        self.deadline().min(protocol).min(open.next_timer()).min(stalled)
     }
 
     /// The open WebSocket with what its protocol needs of its surroundings.
@@ -358,7 +360,7 @@ impl Conn {
     ) -> Option<(&'a mut Open, Io<'a>)> {
         let Phase::Open(open) = &mut self.phase else { return None };
         let out = self.queue.get_or_insert_with(|| queue_pool.take()).tail();
-        Some((open, Io { now, limits, codecs, out }))
+        Some((open, Io { now: Instant::from_nanos(now), limits, codecs, out }))
     }
 }
 

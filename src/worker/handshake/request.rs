@@ -16,6 +16,7 @@ use crate::proto::http1::head::{self, Head, Parsed};
 use crate::proto::ws::connection::Connection;
 use crate::proto::ws::deflate::codec::Deflate;
 use crate::proto::ws::handshake;
+use crate::time::Instant;
 use crate::worker::base::metrics::OpenCount;
 use crate::worker::blocking::thread::Beginning;
 use crate::worker::conn::channel::{Ended, Opened, ThreadChannel};
@@ -285,7 +286,8 @@ impl Handshakes {
             let codec = deflate.map(|(params, threshold, level)| Deflate::new(params, threshold, level));
             let counted = OpenCount::new(self.metrics.of(handshake.handler));
             counted.counters().count_status(101);
-            let mut open = Open::new(Connection::new(self.life.now.get(), codec, stream), counted);
+            let mut open =
+                Open::new(Connection::new(Instant::from_nanos(self.life.now.get()), codec, stream), counted);
             open.silent = close.is_some();
             if request.is_some() {
                 open.extra().request = request.clone();

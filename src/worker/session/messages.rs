@@ -87,7 +87,9 @@ impl Session {
                         break;
                     }
                 }
-                Some(Event::Pong { body, rtt }) => self.deliver_pong(id, body.octets(buffer), rtt),
+                Some(Event::Pong { body, rtt }) => {
+                    self.deliver_pong(id, body.octets(buffer), rtt.as_nanos() as u64)
+                }
                 Some(Event::CloseReceived { code, reason }) => {
                     self.peer_closes(id, code, reason.octets(buffer));
                 }

@@ -13,6 +13,7 @@ use crate::proto::ws::connection::Connection;
 use crate::proto::ws::deflate::codec::Deflate;
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::proto::ws::handshake;
+use crate::time::Instant;
 use crate::worker::base::load::Arrival;
 use crate::worker::base::metrics::{NO_HANDLER, OpenCount};
 use crate::worker::conn::handoff::{Entry, Purpose};
@@ -207,7 +208,8 @@ impl Transfer {
                 record.seal();
             }
             let conn = core.table.get(id)?;
-            let protocol = Connection::new(self.life.now.get(), deflate, flags & WS_STREAM != 0);
+            let protocol =
+                Connection::new(Instant::from_nanos(self.life.now.get()), deflate, flags & WS_STREAM != 0);
             let mut open = Open::new(protocol, OpenCount::new(self.metrics.of(handler)));
             if request.is_some() {
                 open.extra().request = request;
@@ -235,7 +237,7 @@ impl Transfer {
         {
             let core = &mut *self.conns.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
-            let protocol = Connection::new(self.life.now.get(), deflate, false);
+            let protocol = Connection::new(Instant::from_nanos(self.life.now.get()), deflate, false);
             let mut open = Open::new(protocol, OpenCount::new(self.metrics.of(handler)));
             open.silent = true;
             conn.handler = handler;

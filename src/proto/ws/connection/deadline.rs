@@ -5,6 +5,8 @@ use super::{Connection, Io, Phase, control};
 use crate::proto::ws::close::GOING_AWAY;
 use crate::proto::ws::frame::Opcode;
 use crate::proto::ws::limits::Limits;
+use crate::time::Instant;
+use std::time::Duration;
 
 /// What `Connection::on_deadline` did or found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,9 +24,9 @@ pub enum Deadline {
 }
 
 impl Connection {
-    /// When `on_deadline()` has something to do; `u64::MAX`: never. It only moves away while octets come, so a
+    /// When `on_deadline()` has something to do; [`Instant::NEVER`] if nothing. It only moves away while octets come, so a
     /// timer may be set once and be asked for anew when it runs out.
-    pub fn deadline(&self, limits: &Limits) -> u64 {
+    pub fn deadline(&self, limits: &Limits) -> Instant {
         let (silent, idle, ping) = self.deadlines(limits);
         silent.min(idle).min(ping)
     }
@@ -45,7 +47,7 @@ impl Connection {
         }
         if io.now >= ping {
             // Its payload is its time, by which its Pong is recognised.
-            control(io.out, Opcode::Ping, &io.now.to_be_bytes());
+            control(io.out, Opcode::Ping, &io.now.as_nanos().to_be_bytes());
             self.since = io.now;
             self.awaiting_pong = true;
             return Deadline::Pinged;
@@ -54,7 +56,7 @@ impl Connection {
     }
 
     /// Reading is paused, or goes on: limits on silence do not count meanwhile, the close deadline does.
-    pub fn set_paused(&mut self, paused: bool, now: u64) {
+    pub fn set_paused(&mut self, paused: bool, now: Instant) {
         if self.paused && !paused {
             self.last_received = now;
             self.last_message = now;
@@ -64,9 +66,9 @@ impl Connection {
     }
 
     /// When the peer counts as gone, when as idle, and when it is to be pinged.
-    fn deadlines(&self, limits: &Limits) -> (u64, u64, u64) {
-        const NEVER: u64 = u64::MAX;
-        let after = |from: u64, limit: u64| if limit == 0 { NEVER } else { from.saturating_add(limit) };
+    fn deadlines(&self, limits: &Limits) -> (Instant, Instant, Instant) {
+        const NEVER: Instant = Instant::NEVER;
+        let after = |from: Instant, limit: Duration| if limit.is_zero() { NEVER } else { from + limit };
         match self.phase {
             Phase::Finished => (NEVER, NEVER, NEVER),
             Phase::CloseSent | Phase::CloseReceived => {
@@ -76,7 +78,7 @@ impl Connection {
             Phase::Open => {
                 let idle = after(self.last_message, limits.idle);
                 // Any octet is a sign of life, not just the Pong.
-                if self.awaiting_pong && self.last_received <= self.since && limits.pong_deadline != 0 {
+                if self.awaiting_pong && self.last_received <= self.since && !limits.pong_deadline.is_zero() {
                     (after(self.since, limits.pong_deadline), idle, NEVER)
                 } else {
                     (NEVER, idle, after(self.last_received.max(self.since), limits.ping_interval))

@@ -49,8 +49,8 @@ fn run(settings: u8, data: &[u8], pieces: impl Iterator<Item = usize>) -> Outcom
         Limits { frame: 1 << 16, message: 1 << 16, pings_per_second: 0, ..Limits::default() }
     };
     let (mut codecs, mut out) = (Codecs::new(), Vec::new());
-    let mut io = Io { now: 1, limits: &limits, codecs: &mut codecs, out: &mut out };
-    let mut connection = Connection::new(0, deflate, stream);
+    let mut io = Io { now: Instant::from_nanos(1), limits: &limits, codecs: &mut codecs, out: &mut out };
+    let mut connection = Connection::new(Instant::default(), deflate, stream);
     if bit(4) {
         assert_eq!(connection.ping(b"ping", &mut io), Ok(()));
     }

@@ -24,7 +24,7 @@ impl Bench {
         let deflate = config
             .map(|config| Deflate::new(negotiate(&[offer], config).unwrap(), config.threshold, config.level));
         Bench {
-            connection: Connection::new(0, deflate, false),
+            connection: Connection::new(Instant::default(), deflate, false),
             limits: Limits::default(),
             codecs: Codecs::new(),
             out: Vec::new(),
@@ -32,7 +32,12 @@ impl Bench {
     }
 
     fn with<T>(&mut self, call: impl FnOnce(&mut Connection, &mut Io) -> T) -> T {
-        let mut io = Io { now: 0, limits: &self.limits, codecs: &mut self.codecs, out: &mut self.out };
+        let mut io = Io {
+            now: Instant::default(),
+            limits: &self.limits,
+            codecs: &mut self.codecs,
+            out: &mut self.out,
+        };
         call(&mut self.connection, &mut io)
     }
 
@@ -295,7 +300,7 @@ fn a_failed_connection_holds_nothing() {
     assert_eq!(event, Event::Failed { code: 1002, why: "reserved opcode" });
     assert_eq!((bench.connection.decoder.held(), bench.connection.close_sent()), (0, Some(1002)));
     assert!(bench.connection.is_finished() && !bench.connection.is_movable());
-    assert_eq!(bench.connection.deadline(&bench.limits), u64::MAX);
+    assert_eq!(bench.connection.deadline(&bench.limits), Instant::NEVER);
 }
 
 /// Streams that are mostly valid, so that the fuzz body gets past the first octets.
