@@ -226,6 +226,12 @@ struct Args {
     /// How long a blocking handler may wait outside the server's calls before its worker is killed (0: for ever)
     #[arg(long, value_name = "TIME", default_value = "0", value_parser = time_or_off, help_heading = LIMITS)]
     handler_wait_timeout: Time,
+    /// Kill and replace a worker that has not responded for this long, outside of handlers (0: never)
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = time_or_off, help_heading = LIMITS)]
+    worker_timeout: Time,
+    /// How long a request waits for a process of its own before it is answered with 503 (0: not at all)
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time_or_off, help_heading = LIMITS)]
+    process_timeout: Time,
     /// Quarantine a handler in which so many workers have died (0: never)
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = value_parser!(u32).range(..=1000),
         help_heading = LIMITS)]
@@ -374,6 +380,8 @@ impl Args {
             handler_time: self.handler_timeout,
             handler_times: Default::default(),
             handler_wait_time: self.handler_wait_timeout,
+            worker_timeout: Duration::from_nanos(self.worker_timeout),
+            process_timeout: Duration::from_nanos(self.process_timeout),
             drain_time: self.drain_timeout,
             drain_times: Default::default(),
             stop_time: self.stop_timeout,
@@ -425,177 +433,4 @@ fn normalize(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::config::Sending;
-    use crate::log::{Destination, Level};
-
-    /// Parses a command line with a handler directory.
-    fn run(args: &[&str]) -> Result<Command, Error> {
-        let line = ["wshd", "-w", "/h"].iter().chain(args).map(OsString::from);
-        parse(line, None)
-    }
-
-    #[track_caller]
-    fn config(args: &[&str]) -> Config {
-        match run(args).unwrap() {
-            Command::Serve(config) => *config,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// The message of an error.
-    #[track_caller]
-    fn error(args: &[&str]) -> String {
-        run(args).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn the_table_of_options_is_sound() {
-        command().debug_assert();
-    }
-
-    #[test]
-    fn defaults() {
-        let config = config(&[]);
-        assert_eq!(config.listen, [Listen::Tcp { host: "127.0.0.1".into(), port: 8080 }]);
-        assert_eq!(config.document_root, None);
-        assert_eq!(config.limits.message, 16 << 20);
-        assert_eq!(config.sending, Sending { high: 1 << 20, low: 256 << 10, total: 256 << 20 });
-        assert_eq!(config.stop_time, 10_000_000_000);
-        let Quarantine { deaths, window, time } = config.quarantine;
-        assert_eq!((deaths, window, time), (3, 60_000_000_000, 10_000_000_000));
-        assert!(config.crash_records.is_none());
-        assert_eq!((config.connections, config.threads), (16_384, 256));
-        assert!(config.workers >= 1);
-        assert!(config.deflate.enabled);
-    }
-
-    #[test]
-    fn limits_without_an_option_of_ours_have_the_defaults_of_the_protocol() {
-        let (ours, theirs) = (config(&[]).limits, Limits::default());
-        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
-        let (ours, theirs) = (config(&[]).deflate, deflate::Config::default());
-        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
-    }
-
-    #[test]
-    fn options_of_mod_pywebsocket_in_both_spellings() {
-        let dashes = ["--server-host", "::1", "--port=0", "--websock-handlers-map-file=m_f"];
-        let underscores = ["--server_host", "::1", "--port=0", "--websock_handlers_map_file=m_f"];
-        for args in [dashes, underscores] {
-            let config = config(&args);
-            assert_eq!(config.listen, [Listen::Tcp { host: "::1".into(), port: 0 }]);
-            assert_eq!(config.map_file, Some("m_f".into()), "values keep their _");
-        }
-        let config = config(&[
-            "-H",
-            "localhost",
-            "-p",
-            "81",
-            "-m",
-            "m",
-            "-s",
-            "s",
-            "-d",
-            "/",
-            "-q",
-            "7",
-            "-V",
-            "v",
-            "-P",
-            "82",
-            "-l",
-            "l",
-            "--log_level=warning",
-            "--allow_handlers_outside_root_dir",
-        ]);
-        assert_eq!(config.listen, [Listen::Tcp { host: "localhost".into(), port: 81 }]);
-        assert_eq!(config.scan_dir, Some("s".into()));
-        assert_eq!(config.document_root, Some("/".into()));
-        assert_eq!(config.backlog, 7);
-        assert_eq!(config.validation, (Some("v".into()), Some(82)));
-        assert_eq!(config.log.destination, Destination::File(std::path::absolute("l").unwrap()));
-        assert_eq!(config.log.level, Level::Warn);
-        assert!(config.allow_outside);
-    }
-
-    #[test]
-    fn hosts_and_ports_become_addresses() {
-        let listen = config(&["-H", "0.0.0.0", "-H", "[::]", "-H", "unix:/run/s", "-p", "1"]).listen;
-        let texts: Vec<String> = listen.iter().map(Listen::to_string).collect();
-        assert_eq!(texts, ["0.0.0.0:1", "[::]:1", "unix:/run/s"]);
-    }
-
-    #[test]
-    fn an_error_names_option_and_value_and_what_was_expected() {
-        for (option, value) in [("--server-host", "a:80"), ("--max-head", "1T"), ("--idle-timeout", "30")] {
-            let error = error(&[option, value]);
-            assert!(error.contains(option) && error.contains(&format!("'{value}'")), "{error}");
-            assert!(error.contains("expected"), "{error}");
-        }
-        for never_off in ["--handshake-timeout", "--pong-timeout", "--close-timeout"] {
-            assert!(error(&[never_off, "0"]).contains("can not be off"));
-        }
-    }
-
-    #[test]
-    fn numbers_have_ranges() {
-        for wrong in [
-            ["--workers", "0"],
-            ["--workers", "1025"],
-            ["--port", "65536"],
-            ["--queue", "0"],
-            ["--validation-port", "0"],
-            ["--deflate-level", "10"],
-            ["--max-connections", "0"],
-            ["--max-headers", "0"],
-            ["--max-pings", "-1"],
-        ] {
-            let error = error(&[&wrong.join("=")]);
-            assert!(error.contains(wrong[0]) && error.contains(wrong[1]), "{error}");
-        }
-    }
-
-    #[test]
-    fn marks_of_the_send_queue_are_in_order() {
-        let config = config(&["--send-high", "64K"]);
-        assert_eq!((config.sending.high, config.sending.low), (65_536, 16_384));
-        let error = error(&["--send-high", "64K", "--send-low", "65537"]);
-        assert!(error.contains("--send-low 65537 is above --send-high 65536"), "{error}");
-    }
-
-    #[test]
-    fn a_frame_is_never_larger_than_a_message() {
-        assert_eq!(config(&["--max-message", "1M"]).limits.frame, 1 << 20);
-        assert_eq!(config(&["--max-frame", "1K"]).limits.frame, 1 << 10);
-    }
-
-    #[test]
-    fn directories_that_are_not_there() {
-        assert!(matches!(run(&["-d", "/nowhere"]), Err(Error::Config(_))));
-        let dir = tempfile::tempdir().unwrap();
-        let parse_in = |exe_dir: PathBuf| parse(["wshd".into()], Some(exe_dir));
-        let bin = dir.path().join("bin");
-        let error = parse_in(bin.clone()).unwrap_err().to_string();
-        assert!(error.contains("bin/handlers") && error.contains("lib/wshd/handlers"), "{error}");
-        std::fs::create_dir_all(dir.path().join("lib/wshd/handlers")).unwrap();
-        std::fs::create_dir_all(&bin).unwrap();
-        let handlers = |command| match command {
-            Ok(Command::Serve(config)) => config.handlers,
-            other => panic!("{other:?}"),
-        };
-        assert!(handlers(parse_in(bin.clone())).ends_with("../lib/wshd/handlers"));
-        std::fs::create_dir(bin.join("handlers")).unwrap();
-        assert!(handlers(parse_in(bin.clone())).ends_with("bin/handlers"));
-    }
-
-    #[test]
-    fn check_takes_files_only() {
-        let check = |args: &[&str]| parse(["wshd"].iter().chain(args).map(OsString::from), None);
-        assert!(matches!(check(&["check", "a", "b"]), Ok(Command::Check(files)) if files.len() == 2));
-        assert!(matches!(check(&["check"]), Err(Error::Usage(_))));
-        assert!(matches!(check(&["-p", "1", "check", "a"]), Err(Error::Usage(_))));
-        assert!(matches!(check(&["chek"]), Err(Error::Usage(_))));
-    }
-}
+mod tests;

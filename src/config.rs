@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use nix::unistd::{Gid, Uid};
@@ -210,6 +211,10 @@ pub struct Config {
     pub handler_times: BTreeMap<String, u64>,
     /// How long a blocking handler may wait without a call of the host before its worker is killed; ns, 0: for ever.
     pub handler_wait_time: u64,
+    /// A worker whose event loop has not turned for so long, outside of handlers, is killed; zero: never.
+    pub worker_timeout: Duration,
+    /// A request waits so long for a process of its own, where each connection has one; zero: not at all.
+    pub process_timeout: Duration,
     /// Over this time the connections that can not move are closed when their worker is replaced; ns.
     pub drain_time: u64,
     /// The same for handlers of their own, by resource; None: they are left until they end.

@@ -166,7 +166,7 @@ fn workers_that_are_replaced_hand_over_the_count_too() {
     let mut all = crowd(ONE, &server, 10);
     until("workers have been replaced", || {
         all.iter_mut().for_each(|raw| assert_eq!(raw.ask("on"), "on"));
-        server.log().matches("has left, replaced").count() >= 3
+        server.log().matches("exited, replaced").count() >= 3
     });
     drop(all.pop());
     all.push(let_in(ONE, &server));

@@ -28,6 +28,7 @@ const UNSAFE: &[&str] = &[
     "service/listen_fds.rs",
     "service/mod.rs",
     "service/start_signals.rs",
+    "supervisor/child.rs",
     "supervisor/spawn.rs",
     "supervisor/upgrade.rs",
     "worker/base/memory.rs",

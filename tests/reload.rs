@@ -13,6 +13,7 @@ mod fixtures;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use client::{Raw, ask, connect, header};
 use crowd::{Crowd, Habits, SMALL_TALK};
@@ -175,11 +176,11 @@ fn what_is_wrong_changes_nothing() {
     refused(&server, "chat_wsh.so: ");
     // It loads, but a worker with it does not come up.
     install(&dir, "chat", &versioned(2, "abort();"));
-    refused(&server, "worker default/0 is not as it should be: it was ended by SIGABRT");
+    refused(&server, "]: died of SIGABRT");
     install(&dir, "chat", &versioned(3, "return -1;"));
-    refused(&server, "1 of its handlers can not be loaded");
+    refused(&server, "1 of its handlers cannot be loaded");
     install(&dir, "chat", &versioned(4, "_exit(3);"));
-    refused(&server, "it ended with exit code 3");
+    refused(&server, "ended with status 3");
 
     assert_eq!(pids(&server), before);
     assert_eq!(ask(&mut client, "version"), "1");
@@ -402,7 +403,7 @@ fn a_reload_repairs_what_can_not_come_up() {
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     until("it has failed to come up twice", || logged(&server, "ended with status 9") >= 2);
     install(&dir, "chat", &versioned(2, &start));
-    refused(&server, "worker chat/0 is not as it should be");
+    refused(&server, "the new worker chat/0");
     assert_eq!(connect_and_ask(&server, "/other", "version"), "1");
     install(&dir, "chat", &versioned(3, ""));
     reload(&server);
@@ -522,5 +523,74 @@ fn two_thousand_clients_do_not_notice_ten_reloads() {
     assert_eq!(crowd.served().clients, 2000);
     assert_eq!(crowd.ends(), []);
     drop(crowd);
+    server.stop();
+}
+
+#[test]
+fn a_reload_whose_second_worker_fails_changes_nothing() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(1, ""));
+    let mut server = Server::start(&dir, &["--workers", "2"]);
+    let before = pids(&server);
+    for (version, failure) in [(2, "return -1;"), (3, "abort();")] {
+        // The first worker that starts makes the file, the second one finds it.
+        let mark = dir.path().join(format!("started-{version}"));
+        let start = format!("if (mkdir(\"{}\", 0700) != 0) {failure}", mark.display());
+        install(&dir, "chat", &format!("#include <sys/stat.h>\n{}", versioned(version, &start)));
+        refused(&server, "the new worker default/");
+        until("only those from before are left", || pids(&server) == before);
+        for _ in 0..4 {
+            assert_eq!(connect_and_ask(&server, "/chat", "version"), "1");
+        }
+    }
+    server.stop();
+}
+
+#[test]
+fn a_reload_with_slow_handlers_keeps_nobody_waiting() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(1, ""));
+    let socket = dir.path().join("control");
+    let args = ["--workers", "1", "--control-socket", socket.to_str().unwrap()];
+    let mut server = Server::start(&dir, &args);
+    for number in 0..4 {
+        let slow = "\n__attribute__((constructor)) static void slow(void) { sleep(3); }\n";
+        install(&dir, &format!("slow{number}"), &(versioned(1, "") + slow));
+    }
+    let (begun, worker) = (Instant::now(), server.worker());
+    server.signal(Signal::SIGHUP);
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    let mut late = Raw::open(&server.address(), "/chat");
+    assert_eq!(late.ask("version"), "1");
+    let replaced_after = begun.elapsed();
+    assert!(replaced_after < Duration::from_secs(3), "{replaced_after:?}");
+    let mut slowest = Duration::ZERO;
+    while logged(&server, "reload: done") == 0 {
+        let asked = Instant::now();
+        assert_eq!(daemon::ctl(&socket, &["status"]).status.code(), Some(0));
+        slowest = slowest.max(asked.elapsed());
+        assert!(begun.elapsed() < daemon::PATIENCE, "{}", server.log());
+    }
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    // Four handlers with 3 s each were probed side by side, and then loaded by one worker.
+    assert!(begun.elapsed() < Duration::from_secs(29), "{:?}", begun.elapsed());
+    assert_eq!(logged(&server, "the supervisor was busy for"), 0, "{}", server.log());
+    drop(late);
+    server.stop();
+}
+
+#[test]
+fn a_reload_is_not_done_while_a_worker_that_it_replaces_hangs() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(1, ""));
+    let mut server = Server::start(&dir, &["--workers", "1", "--worker-timeout", "3s"]);
+    let old = server.worker();
+    kill(Pid::from_raw(old), Signal::SIGSTOP).unwrap();
+    install(&dir, "chat", &versioned(2, ""));
+    server.signal(Signal::SIGHUP);
+    until("the new version serves", || connect_and_ask(&server, "/chat", "version") == "2");
+    server.says("reload: done");
+    assert!(!daemon::is_alive(old), "{}", server.log());
+    assert_eq!(logged(&server, &format!("[{old}] has not responded")), 1);
     server.stop();
 }

@@ -16,7 +16,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("log", &[]),
     ("service", &["clock"]),
     ("control", &["clock", "fleet", "ffi::callback_name", "ctl::request", "ctl::answer"]),
-    ("supervisor/spawn.rs", &["worker", "metrics", "confine", "control", "service", "fleet", "clock"]),
+    ("supervisor/child.rs", &["worker", "metrics", "confine", "service", "fleet"]),
+    ("supervisor/spawn.rs", &["worker", "metrics", "fleet", "clock"]),
     (
         "supervisor",
         &[

@@ -1,5 +1,5 @@
 //! The supervisor and its workers as processes: coming up, dying, being replaced, leaving.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "common/server.rs"]
 mod daemon;
@@ -527,4 +527,128 @@ fn it_can_be_stopped_while_a_handler_does_not_answer() {
     server.signal(Signal::SIGTERM);
     assert_eq!(server.wait().signal(), Some(Signal::SIGTERM as i32));
     until("the probe has ended, too", || !probes.iter().any(|pid| is_alive(*pid)));
+}
+
+/// Ticks of processor time and voluntary switches (proc_pid_stat(5), proc_pid_status(5)) of a process so far.
+fn work_of(pid: i32) -> (u64, u64) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let ticks = stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(2);
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let switches = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+    (ticks.map(|ticks| ticks.parse::<u64>().unwrap()).sum(), switches.trim().parse().unwrap())
+}
+
+/// Asserts that a process does next to nothing for a while.
+#[track_caller]
+fn assert_idle(pid: i32, time: Duration) {
+    let before = work_of(pid);
+    std::thread::sleep(time);
+    let after = work_of(pid);
+    let (ticks, switches) = (after.0 - before.0, after.1 - before.1);
+    let seconds = time.as_secs() + 1;
+    assert!(
+        ticks <= 2 * seconds && switches <= 30 * seconds,
+        "{ticks} ticks, {switches} switches in {time:?}"
+    );
+}
+
+#[test]
+fn a_supervisor_that_waits_for_workers_to_stop_uses_no_processor() {
+    let dir = echo_dir();
+    let mut server =
+        Server::start(&dir, &["--workers", "2", "--stop-timeout", "3s", "--metrics", "127.0.0.1:0"]);
+    let worker = server.workers().into_iter().find(|pid| title(*pid).contains("worker")).unwrap();
+    send(worker, Signal::SIGSTOP);
+    server.signal(Signal::SIGTERM);
+    until("it has been told to stop", || logged(&server, "SIGTERM received") == 1);
+    assert_idle(server.pid(), Duration::from_secs(2));
+    assert_eq!(server.wait().code(), Some(7));
+}
+
+#[test]
+fn a_worker_that_does_not_respond_is_killed_and_replaced() {
+    let dir = echo_dir();
+    let mut server = Server::start(&dir, &["--workers", "1", "--worker-timeout", "2s"]);
+    let before = server.workers();
+    send(before[0], Signal::SIGSTOP);
+    server.says(&format!("worker default/0[{}] has not responded for ", before[0]));
+    replaced(&server, 1, &before);
+    let (mut client, _) = tungstenite::connect(format!("ws://{}/echo", server.address())).unwrap();
+    client.send("here".into()).unwrap();
+    assert_eq!(client.read().unwrap().into_text().unwrap().as_str(), "here");
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_worker_that_becomes_another_program_is_killed_and_replaced() {
+    let dir = echo_dir();
+    dir.handler(
+        "exec",
+        r#"
+        #include <unistd.h>
+        #include <ws_handler.h>
+        static void on_message(ws_conn conn, const ws_message *msg)
+        {
+            (void)conn;
+            (void)msg;
+            execl("/bin/sleep", "sleep", "60", (char *)0);
+        }
+        WS_HANDLER(.name = "exec", .on_message = on_message);
+        "#,
+    );
+    let mut server = Server::start(&dir, &["--workers", "1"]);
+    let before = server.workers();
+    let (mut client, _) = tungstenite::connect(format!("ws://{}/exec", server.address())).unwrap();
+    client.send("now".into()).unwrap();
+    server.says(&format!(
+        "worker default/0[{}] closed its channel and does not exit; sending SIGTERM",
+        before[0]
+    ));
+    replaced(&server, 1, &before);
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_request_waits_for_a_process_of_its_own() {
+    let dir = echo_dir();
+    let config = dir.path().join("wshd.conf");
+    std::fs::write(
+        &config,
+        "[handler.\"/echo\"]\nisolation = \"connection\"\n[pool.echo]\nspare = 1\nprocesses = 8\n",
+    )
+    .unwrap();
+    let mut server = Server::start(&dir, &["--config", config.to_str().unwrap(), "--workers", "1"]);
+    let url = format!("ws://{}/echo", server.address());
+    // One after another, without a pause, from the ready line on; and a burst.
+    for round in 0..100 {
+        let mut client = tungstenite::connect(&url).unwrap_or_else(|error| panic!("{round}: {error}")).0;
+        client.send("here".into()).unwrap();
+        assert_eq!(client.read().unwrap().into_text().unwrap().as_str(), "here", "{round}");
+    }
+    let burst: Vec<_> = (0..6).map(|_| tungstenite::connect(&url)).collect();
+    assert!(burst.iter().all(Result::is_ok), "{burst:?}");
+    assert_eq!(logged(&server, "not forked"), 0, "{}", server.log());
+    drop(burst);
+    server.stop();
+}
+
+#[test]
+fn a_request_without_a_process_is_answered_in_time() {
+    let dir = echo_dir();
+    let config = dir.path().join("wshd.conf");
+    let text = "[handler.\"/echo\"]\nisolation = \"connection\"\n[pool.echo]\nspare = 1\nprocesses = 1\n";
+    std::fs::write(&config, text).unwrap();
+    let args = ["--config", config.to_str().unwrap(), "--workers", "1", "--process-timeout", "300ms"];
+    let mut server = Server::start(&dir, &args);
+    let url = format!("ws://{}/echo", server.address());
+    let first = tungstenite::connect(&url).unwrap();
+    let asked = Instant::now();
+    let error = tungstenite::connect(&url).unwrap_err().to_string();
+    assert!(error.contains("503"), "{error}");
+    assert!(asked.elapsed() >= Duration::from_millis(300), "{:?}", asked.elapsed());
+    drop(first);
+    drop(tungstenite::connect(&url).unwrap());
+    server.stop();
 }

@@ -181,14 +181,14 @@ fn an_executable_that_does_not_come_up_changes_nothing() {
     let address = upgradable.server.address();
     let mut raw = Raw::open(&address, "/echo");
     let failures = [
-        (&b"#!/bin/sh\nexit 42\n"[..], "it ended with exit code 42"),
-        (b"no program at all\0", "it ended with exit code 127"),
-        (b"#!/bin/sh\nkill -SEGV $$\n", "it was ended by SIGSEGV"),
+        (&b"#!/bin/sh\nexit 42\n"[..], "ended with exit code 42"),
+        (b"no program at all\0", "ended with exit code 127"),
+        (b"#!/bin/sh\nkill -SEGV $$\n", "was ended by SIGSEGV"),
     ];
     for (content, why) in failures {
         upgradable.install(content);
         upgradable.server.signal(Signal::SIGUSR2);
-        upgradable.server.says(&format!("]: {why}"));
+        upgradable.server.says(&format!(": {why}"));
         assert_eq!(raw.ask("still here"), "still here");
     }
     assert_eq!(upgradable.logged("upgrade: failed, and this executable serves on"), failures.len());
@@ -254,7 +254,7 @@ fn control_socket_and_metrics_are_those_of_the_new_executable() {
     let old = upgradable.supervisor;
     upgradable.install(b"#!/bin/sh\nexit 9\n");
     let (code, text) = ctl("upgrade");
-    assert!(code != Some(0) && text.contains("it ended with exit code 9"), "{text}");
+    assert!(code != Some(0) && text.contains("ended with exit code 9"), "{text}");
     upgradable.install(&fs::read(env!("CARGO_BIN_EXE_wshd")).unwrap());
     let (code, text) = ctl("upgrade");
     assert_eq!(code, Some(0), "{text}");
@@ -333,4 +333,129 @@ fn the_new_executable_serves_metrics_at_the_same_address() {
     drop(client);
     upgradable.stop();
     assert!(!socket.exists());
+}
+
+/// Ticks of processor time of a process (proc_pid_stat(5)).
+fn ticks(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ")
+        .unwrap()
+        .1
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .map(|ticks| ticks.parse::<u64>().unwrap())
+        .sum()
+}
+
+#[test]
+fn an_executable_that_closes_its_channel_and_lives_is_ended() {
+    let dir = Dir::new();
+    add_handler(dir.path(), "echo", "echo");
+    let mut upgradable = Upgradable::start(&dir, &["--workers", "1"]);
+    let mut raw = Raw::open(&upgradable.server.address(), "/echo");
+    // It ignores SIGTERM.
+    upgradable.install(b"#!/bin/bash\ntrap '' TERM\neval \"exec $WSHD_UPGRADE<&-\"\nexec sleep 60\n");
+    let before = (ticks(upgradable.supervisor), children(upgradable.supervisor).len());
+    upgradable.server.signal(Signal::SIGUSR2);
+    upgradable.server.says("it closed its channel before it was ready");
+    until("it has been killed", || children(upgradable.supervisor).len() == before.1);
+    assert!(ticks(upgradable.supervisor) - before.0 < 50, "it has waited, not polled");
+    assert_eq!(raw.ask("still here"), "still here");
+    upgradable.install(&fs::read(env!("CARGO_BIN_EXE_wshd")).unwrap());
+    upgradable.upgrade();
+    assert_eq!(raw.ask("and in the new one"), "and in the new one");
+    drop(raw);
+    upgradable.stop();
+}
+
+#[test]
+fn a_stop_during_an_upgrade_leaves_nobody_behind() {
+    let dir = Dir::new();
+    add_handler(dir.path(), "echo", "echo");
+    let mut upgradable = Upgradable::start(&dir, &["--workers", "1"]);
+    upgradable.install(b"#!/bin/sh\ntrap '' TERM\nexec sleep 60\n");
+    let before = children(upgradable.supervisor);
+    upgradable.server.signal(Signal::SIGUSR2);
+    let mut pending = None;
+    until("the other executable runs", || {
+        pending = children(upgradable.supervisor).into_iter().find(|pid| !before.contains(pid));
+        pending.is_some_and(|pid| title(pid).starts_with("sleep"))
+    });
+    upgradable.server.signal(Signal::SIGTERM);
+    assert_eq!(upgradable.server.wait().code(), Some(0), "{}", upgradable.server.log());
+    assert!(!is_alive(pending.unwrap()));
+    assert_eq!(upgradable.logged("upgrade: failed, and this executable serves on"), 1);
+}
+
+#[test]
+fn an_executable_that_dies_after_it_has_taken_over_gives_back() {
+    let dir = Dir::new();
+    add_handler(dir.path(), "echo", "echo");
+    // Its connections do not move.
+    dir.handler(
+        "stubborn",
+        r#"#include <ws_handler.h>
+           static int transfer(ws_conn conn)
+           {
+               ws_message msg;
+               for (;;) {
+                   int result = ws_receive(conn, &msg, -1);
+                   if (result == WS_E_DRAINING) continue;
+                   if (result != WS_MESSAGE) return 0;
+                   ws_send(conn, msg.type, msg.data, msg.size);
+               }
+           }
+           WS_HANDLER(.name = "stubborn", .transfer_data = transfer);"#,
+    );
+    let pid_file = dir.path().join("pid");
+    let args = ["--workers", "1", "--drain-timeout", "10m", "--pid-file", pid_file.to_str().unwrap()];
+    let mut upgradable = Upgradable::start(&dir, &args);
+    let address = upgradable.server.address();
+    let mut stubborn = Raw::open(&address, "/stubborn");
+    assert_eq!(stubborn.ask("hello"), "hello");
+    let old = upgradable.supervisor;
+    upgradable.server.signal(Signal::SIGUSR2);
+    let mut new = None;
+    until("there is a new supervisor", || {
+        new = children(old).into_iter().find(|pid| title(*pid).starts_with("wshd: supervisor"));
+        new.is_some()
+    });
+    upgradable.server.says("upgrade: the new executable serves");
+    assert_eq!(stubborn.ask("still there"), "still there");
+    kill(Pid::from_raw(new.unwrap()), Signal::SIGKILL).unwrap();
+    upgradable.server.says("this executable serves again");
+    let mut late = Raw::open(&address, "/echo");
+    assert_eq!(late.ask("served"), "served");
+    assert_eq!(stubborn.ask("and still"), "and still");
+    assert_eq!(fs::read_to_string(&pid_file).unwrap().trim(), old.to_string());
+    drop((stubborn, late));
+    upgradable.stop();
+    assert_eq!(upgradable.logged("no connection is left here"), 0);
+}
+
+#[test]
+fn process_1_is_not_upgraded() {
+    let unshare = |command: &mut Command| {
+        command.args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child"]);
+    };
+    let mut probe = Command::new("unshare");
+    unshare(&mut probe);
+    if !probe.arg("true").status().is_ok_and(|status| status.success()) {
+        return; // not allowed here
+    }
+    let dir = Dir::new();
+    add_handler(dir.path(), "echo", "echo");
+    let (log, control) = (dir.path().join("log"), dir.path().join("control"));
+    let mut command = Command::new("unshare");
+    unshare(&mut command);
+    command.arg(env!("CARGO_BIN_EXE_wshd")).args(["--port", "0", "--workers", "1", "--websock-handlers"]);
+    command.arg(dir.path()).arg("--log-file").arg(&log).arg("--control-socket").arg(&control);
+    let server = Server::launch(command, log).when_ready();
+    let output = ctl(&control, &["upgrade"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(9), "{error}");
+    assert!(error.contains("this is process 1"), "{error}");
+    assert_eq!(ctl(&control, &["stop"]).status.code(), Some(0));
+    drop(server);
 }

@@ -102,12 +102,17 @@ impl Control {
 
     /// The socket, for another server.
     pub fn listener(&self) -> Option<&Arc<Listener>> {
-        self.socket.as_ref().and_then(Socket::listener)
+        self.socket.as_ref().map(Socket::listener)
     }
 
     /// Another server has taken the socket over.
     pub fn hand_over(&mut self) {
         self.socket.iter_mut().for_each(Socket::hand_over);
+    }
+
+    /// The other server is gone.
+    pub fn take_back(&mut self) {
+        self.socket.iter_mut().for_each(Socket::take_back);
     }
 
     /// Removes the socket's file.

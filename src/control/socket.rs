@@ -32,8 +32,9 @@ pub type Number = u64;
 
 /// A listening control socket and its clients.
 pub struct Socket {
-    /// None once another server has taken it over.
-    listener: Option<Arc<Listener>>,
+    listener: Arc<Listener>,
+    /// False while another server has taken it over.
+    accepts: bool,
     /// Who may use it is decided by the file's permissions, beyond root and the server's own user.
     open_to_group: bool,
     clients: Vec<Client>,
@@ -84,29 +85,40 @@ impl Socket {
             Some(listener) => Arc::clone(listener),
             None => Arc::new(listener::bind_private(path, group, BACKLOG)?),
         };
-        let listener = Some(listener);
-        Ok(Self { listener, open_to_group: group.is_some(), clients: Vec::new(), accept_at: None, next: 1 })
+        Ok(Self {
+            listener,
+            accepts: true,
+            open_to_group: group.is_some(),
+            clients: Vec::new(),
+            accept_at: None,
+            next: 1,
+        })
     }
 
     /// Removes the file, unless another server has replaced it.
     pub fn remove_file(&self) {
-        self.listener.iter().for_each(|listener| listener.remove_file());
+        self.listener.remove_file();
     }
 
     /// For another server, which takes it over.
-    pub fn listener(&self) -> Option<&Arc<Listener>> {
-        self.listener.as_ref()
+    pub fn listener(&self) -> &Arc<Listener> {
+        &self.listener
     }
 
     /// Nobody is let in any more; those who are in are served.
     pub fn hand_over(&mut self) {
-        self.listener = None;
+        self.accepts = false;
+    }
+
+    /// Clients are let in again.
+    pub fn take_back(&mut self) {
+        self.accepts = true;
     }
 
     /// What to wait for. Nothing of those who wait for an answer: that they have left is noticed when it is sent.
     pub fn interest(&self) -> impl Iterator<Item = PollFd<'_>> {
         let has_room = self.clients.len() < MAX_CLIENTS && self.accept_at.is_none();
-        let listener = self.listener.as_ref().filter(|_| has_room);
+        let listener = Some(&self.listener).filter(|_| self.accepts && has_room);
         let listener = listener.map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN));
         let clients = self.clients.iter().filter_map(|client| {
             let flags = match client.state {
@@ -164,9 +176,11 @@ impl Socket {
             return;
         }
         self.accept_at = None;
-        let Some(listener) = &self.listener else { return };
+        if !self.accepts {
+            return;
+        }
         while self.clients.len() < MAX_CLIENTS {
-            let stream = match SockRef::from(&**listener).accept() {
+            let stream = match SockRef::from(&*self.listener).accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if is_to_be_tried_again(&error) => return,
                 Err(error) => {

@@ -120,7 +120,7 @@ pub struct Slot {
     /// Pool and number, 16 bits each.
     place: AtomicU32,
     /// Counts the processes that this slot has had. Written by the supervisor.
-    pub generation: AtomicU32,
+    generation: AtomicU32,
     /// Open connections.
     pub connections: AtomicU32,
     /// When the process was forked. Written by the supervisor.
@@ -138,6 +138,11 @@ impl Slot {
     pub fn place(&self) -> Place {
         let place = self.place.load(Ordering::Relaxed);
         Place { pool: (place >> 16) as u16, number: place as u16 }
+    }
+
+    /// How many processes this slot has had. [supervisor]
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     /// Where the process in this slot stands.
@@ -413,7 +418,7 @@ mod tests {
         assert_eq!((slot.state(), slot.call.current()), (State::Empty, None));
         slot.begin(20);
         assert_eq!(slot.state(), State::Starting);
-        assert_eq!(slot.generation.load(Ordering::Relaxed), 2);
+        assert_eq!(slot.generation(), 2);
         assert_eq!(slot.connections.load(Ordering::Relaxed), 0);
         assert_eq!(slot.heartbeat.load(Ordering::Relaxed), 20);
     }

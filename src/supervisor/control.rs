@@ -1,12 +1,12 @@
 //! The supervisor's part of `wshd ctl`: what requests see of it, and carrying out what they ask for.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::Fleet;
+use super::Supervisor;
 use super::policy::slots::Event;
+use super::processes::Role;
 use super::reload::MOST_WORKERS;
 use crate::clock;
 use crate::control::view::{Process, View};
@@ -14,26 +14,26 @@ use crate::control::{Number, Operation};
 use crate::ctl::request::{Change, Switch};
 use crate::fleet::breakers::UNTIL_LIFTED;
 
-impl Fleet {
+impl Supervisor {
     /// Serves clients of the control socket. While another executable still serves, it is the one to be asked.
-    pub(super) fn serve_control(&mut self, events: &mut VecDeque<Event>) {
+    pub(super) fn serve_control(&mut self) {
         let now = clock::now();
-        if self.predecessor.is_some() || !self.control.read(now) {
+        if self.upgrade.predecessor.is_some() || !self.control.read(now) {
             return;
         }
         let mut control = std::mem::take(&mut self.control); // the view borrows the rest
         let operations = control.serve(&self.view(), now);
         self.control = control;
         for (client, operation) in operations {
-            self.operate(client, operation, events);
+            self.operate(client, operation);
         }
     }
 
-    fn operate(&mut self, client: Number, operation: Operation, events: &mut VecDeque<Event>) {
+    fn operate(&mut self, client: Number, operation: Operation) {
         match operation {
-            Operation::Stop { now } => events.push_back(if now { Event::Quit } else { Event::Terminate }),
-            Operation::Reload => self.ask_for_reload(),
-            Operation::Upgrade => self.ask_for_upgrade(),
+            Operation::Stop { now } => self.stop(if now { Event::Quit } else { Event::Terminate }),
+            Operation::Reload => self.rolling.is_reload_wanted = true,
+            Operation::Upgrade => self.request_upgrade(),
             Operation::Workers { pool, change } => {
                 let result = self.change_workers(&pool, change);
                 self.control.answer(client, &result);
@@ -52,47 +52,53 @@ impl Fleet {
 
     /// What a request sees.
     fn view(&self) -> View<'_> {
-        let slots = (0..self.workers.len()).filter(|slot| self.is_in_use(*slot));
-        let present = slots.map(|slot| {
-            let worker = self.workers.get(slot).and_then(Option::as_ref);
-            let channel = worker.and_then(|worker| worker.control.as_ref());
-            Process { slot, pid: worker.map(|worker| worker.pid), is_leaving: false, channel }
+        // Slots whose workers are due come without a process.
+        let slots = 0..self.processes.slots();
+        let present =
+            slots.filter(|slot| self.processes.holder(*slot).is_some() || self.slots.is_taken(*slot));
+        let present = present.map(|slot| {
+            let process = self.processes.in_slot(slot);
+            Process {
+                slot,
+                pid: process.map(|(pid, _)| pid),
+                is_leaving: false,
+                channel: process.and_then(|(_, process)| process.channel.as_ref()),
+            }
         });
-        let leaving = self.replaced.iter().map(|replaced| Process {
-            slot: replaced.slot,
-            pid: Some(replaced.pid),
-            is_leaving: true,
-            channel: replaced.control.as_ref(),
+        let leaving = self
+            .processes
+            .iter()
+            .filter(|(_, process)| matches!(process.role, Role::Draining | Role::Crashed));
+        let leaving = leaving.filter_map(|(pid, process)| {
+            Some(Process {
+                slot: process.slot?,
+                pid: Some(pid),
+                is_leaving: true,
+                channel: process.channel.as_ref(),
+            })
         });
         View {
-            config: &self.config,
-            routes: &self.routes,
-            listeners: &self.listeners,
-            scoreboard: self.scoreboard,
-            counters: self.counters,
-            breakers: self.deaths.breakers,
+            config: &self.generation.config,
+            routes: &self.generation.routes,
+            listeners: &self.generation.listeners,
+            scoreboard: self.shared.scoreboard,
+            counters: self.shared.counters,
+            breakers: self.shared.breakers,
             processes: present.chain(leaving).collect(),
-            is_upgrading: self.is_upgrade_due || self.successor.is_some(),
+            is_upgrading: self.upgrade.is_under_way(),
         }
-    }
-
-    /// Whether there is a worker in this slot, or one is to come back there; else its worker has left it for good.
-    fn is_in_use(&self, slot: usize) -> bool {
-        let is_there = self.workers.get(slot).is_some_and(Option::is_some);
-        let leaves = self.replaced.iter().any(|replaced| replaced.slot == slot);
-        let waits = self.roll.slots().any(|standby| standby == slot);
-        is_there || !(leaves || waits || self.vacant.contains(&slot))
     }
 
     /// Changes the number of workers of a pool; workers are added or removed one after another.
     fn change_workers(&mut self, pool: &str, change: Change) -> Result<Value, String> {
-        let number = self.config.pools.iter().position(|known| known.name == pool && known.workers > 0);
+        let number =
+            self.generation.config.pools.iter().position(|known| known.name == pool && known.workers > 0);
         let number = number.and_then(|number| u16::try_from(number).ok());
         let number = number.ok_or_else(|| format!("there is no pool {pool}: see wshd ctl status"))?;
-        if self.config.is_parent(number, 0) {
+        if self.generation.config.is_parent(number, 0) {
             return Err(format!("expected another pool: {pool} has a process for each connection"));
         }
-        let before = self.workers_of(number).count();
+        let before = self.workers_of(number).len();
         let after = match change {
             Change::By(change) => before.saturating_add_signed(change as isize),
             Change::To(after) => after as usize,
@@ -107,21 +113,18 @@ impl Fleet {
 
     fn shut(&self, number: u16, time: Option<Duration>) {
         let until = time.map_or(UNTIL_LIFTED, |time| (clock::now() + time).as_nanos());
-        if let Some(breaker) = self.deaths.breakers.get(usize::from(number)) {
+        if let Some(breaker) = self.shared.breakers.get(usize::from(number)) {
             breaker.shut(until);
         }
-        if let Some(route) = self.routes.handlers().get(usize::from(number)) {
+        if let Some(route) = self.generation.routes.handlers().get(usize::from(number)) {
             let how_long = time.map_or("until it is lifted".to_owned(), |time| format!("for {time:?}"));
             log::warn!("{}: quarantined by wshd ctl {how_long}; {} answers 503", route.name, route.resource);
         }
     }
 
     fn lift(&mut self, number: u16) {
-        if let Some(breaker) = self.deaths.breakers.get(usize::from(number)) {
-            breaker.lift();
-        }
-        self.deaths.forgive(number);
-        if let Some(route) = self.routes.handlers().get(usize::from(number)) {
+        self.forgive(number);
+        if let Some(route) = self.generation.routes.handlers().get(usize::from(number)) {
             log::warn!("{}: quarantine lifted by wshd ctl; handler back in service", route.name);
         }
     }

@@ -3,57 +3,60 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
-use super::Fleet;
-use super::policy::slots as plan;
+use super::Supervisor;
 use crate::fleet::control::Command;
-use crate::fleet::scoreboard;
 use crate::log::{self as sink, Book};
+use crate::time::Instant;
 
-/// How often (ns) sizes are looked at.
-const LOOK: plan::Time = 1_000_000_000;
+/// How often sizes are looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// When the sizes of the files are looked at next.
 #[derive(Debug, Default)]
 pub(super) struct Sizes {
-    look_at: plan::Time,
+    look_at: Instant,
     /// By book: a file could not be renamed or opened anew, and that has been said.
     failing: [bool; sink::BOOKS.len()],
 }
 
-impl Fleet {
+impl Supervisor {
     /// Opens the files anew.
     pub(super) fn reopen_logs(&mut self) {
         for book in sink::BOOKS {
             match sink::reopen(book) {
                 Ok(fd) => self.hand_on(book, fd),
                 Err(error) => {
-                    log::error!("the log can not be opened anew: {error}; it goes on in the old place")
+                    log::error!("cannot reopen the log: {error}; keeping the old file")
                 }
             }
         }
     }
 
     /// When sizes are to be looked at next, if at all.
-    pub(super) fn next_look_at_logs(&self) -> Option<plan::Time> {
-        (self.config.log.rotation.size != 0).then_some(self.sizes.look_at)
+    pub(super) fn next_look_at_logs(&self) -> Option<Instant> {
+        (self.generation.config.log.rotation.size != 0).then_some(self.maintenance.sizes.look_at)
     }
 
     /// Renames the files that have become too large.
-    pub(super) fn look_after_logs(&mut self) {
-        let now = scoreboard::now();
+    pub(super) fn look_after_logs(&mut self, now: Instant) {
         if self.next_look_at_logs().is_none_or(|at| at > now) {
             return;
         }
-        self.sizes.look_at = now.saturating_add(LOOK);
+        self.maintenance.sizes.look_at = now + LOOK;
         for (index, book) in sink::BOOKS.into_iter().enumerate() {
             let rotated = sink::rotate(book);
-            let was_failing =
-                self.sizes.failing.get_mut(index).map(|failing| std::mem::replace(failing, rotated.is_err()));
+            let was_failing = self
+                .maintenance
+                .sizes
+                .failing
+                .get_mut(index)
+                .map(|failing| std::mem::replace(failing, rotated.is_err()));
             match rotated {
                 Ok(fd) => self.hand_on(book, fd),
                 Err(_) if was_failing == Some(true) => {}
-                Err(error) => log::error!("a log file has become too large, but can not be renamed: {error}"),
+                Err(error) => log::error!("cannot rotate a log file: {error}"),
             }
         }
     }
@@ -61,19 +64,16 @@ impl Fleet {
     /// Sends a descriptor to all workers, also those that are being replaced and those that wait.
     fn hand_on(&mut self, book: Book, fd: Option<OwnedFd>) {
         let Some(fd) = fd else { return };
-        let workers = self.workers.iter().flatten().filter_map(|worker| worker.control.as_ref());
-        let replaced = self.replaced.iter().filter_map(|replaced| replaced.control.as_ref());
-        let waiting = self.roll.channels().chain(self.children.channels());
-        for channel in workers.chain(replaced).chain(waiting) {
+        for pid in self.processes.with_channel() {
             // Another error: it has gone.
-            match channel.send_command_with(Command::Log(book), fd.as_fd()) {
+            match self.processes.command(pid, Command::Log(book), Some(fd.as_fd())) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    log::warn!("a worker does not read its orders, and goes on in the old log file");
+                    log::warn!("process {pid} does not read its commands, and goes on in the old log file");
                 }
                 _ => {}
             }
         }
-        // The process that serves metrics takes no orders, and another one inherits the new file.
-        self.metrics.start_anew();
+        // The process that serves metrics takes no commands, and another one inherits the new file.
+        self.metrics.start_anew(&mut self.processes);
     }
 }

@@ -1,26 +1,31 @@
-//! The process that serves metrics, which is no worker and has no slot: it is forked anew when it dies and at a reload,
-//! and ends with the supervisor. And what the supervisor itself counts.
+//! The process that serves metrics, which is no worker and has no slot: it is restarted when it dies and at a reload, and
+//! ends with the supervisor. And what the supervisor itself counts.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::crash::Cause;
-use super::policy::slots::Time;
-use super::{Fleet, spawn};
+use super::death::Cause;
+use super::policy::backoff::{Backoff, Rule};
+use super::processes::Processes;
+use super::{Flow, Supervisor, spawn};
+use crate::clock;
 use crate::config::{Config, Pool};
 use crate::fleet::counters::{Counters, DEATHS, Entry, OTHER, PlaceCounters};
 use crate::fleet::listener::{self, BindError, Listener};
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::{self, MAX_SLOTS};
+use crate::fleet::scoreboard::MAX_SLOTS;
+use crate::time::Instant;
 
-/// The pauses (ns) before it is forked once more: doubled from the first to the longest, and forgotten when it has
-/// served for the longest.
-const PAUSES: (Time, Time) = (1_000_000_000, 30_000_000_000);
+const RESTART: Rule = Rule {
+    free: 0,
+    first: Duration::from_secs(1),
+    longest: Duration::from_secs(30),
+    forgiven: Duration::from_secs(30),
+};
 /// Length of the kernel's queue of clients.
 const BACKLOG: i32 = 64;
 
@@ -30,105 +35,98 @@ pub(super) struct Metrics {
     pub listeners: Vec<Arc<Listener>>,
     /// When the supervisor started.
     pub started: SystemTime,
+    /// Whether this server is to serve them: while there are two, the one that serves does.
+    pub is_wanted: bool,
     pid: Option<Pid>,
-    /// It is of an older edition, and has been killed.
-    is_old: bool,
     /// When the last one was forked.
-    since: Time,
-    /// When to fork.
-    at: Time,
-    /// The last pause; 0: none.
-    pause: Time,
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        let started = SystemTime::now();
-        Self { listeners: Vec::new(), started, pid: None, is_old: false, since: 0, at: 0, pause: 0 }
-    }
+    since: Instant,
+    /// When the next one is due.
+    at: Instant,
+    restart: Backoff,
 }
 
 impl Metrics {
-    /// Binds, if metrics are to be served and there is no socket for that.
-    pub fn prepare(config: &Config, inherited: &[Arc<Listener>]) -> Result<Self, BindError> {
-        Ok(Self { listeners: bind(config, inherited)?, ..Self::default() })
+    pub fn new(listeners: Vec<Arc<Listener>>, is_wanted: bool) -> Self {
+        Self {
+            listeners,
+            started: SystemTime::now(),
+            is_wanted,
+            pid: None,
+            since: Instant::default(),
+            at: Instant::default(),
+            restart: Backoff::new(RESTART),
+        }
     }
 
-    /// Serves on these sockets, and tells of the new edition, from now on.
-    pub fn renew(&mut self, listeners: Vec<Arc<Listener>>) {
+    /// Serves on these sockets, and tells of the new generation, from now on.
+    pub fn renew(&mut self, listeners: Vec<Arc<Listener>>, processes: &mut Processes) {
         let is_gone = |old: &&Arc<Listener>| !listeners.iter().any(|new| Arc::ptr_eq(old, new));
         self.listeners.iter().filter(is_gone).for_each(|listener| listener.remove_file());
         self.listeners = listeners;
-        self.start_anew();
+        self.start_anew(processes);
     }
 
-    /// What it was forked with has changed.
-    pub fn start_anew(&mut self) {
-        if let Some(pid) = self.pid {
-            // Not reaped yet, so the pid is still its own; it has nothing to lose. Clients wait in the socket.
-            self.is_old = kill(pid, Signal::SIGKILL).is_ok();
-        }
+    /// What it was forked with has changed: another one is forked. It has nothing to lose, and clients wait in the socket.
+    pub fn start_anew(&mut self, processes: &mut Processes) {
+        self.pid.take().into_iter().for_each(|pid| processes.dismiss(pid));
     }
 
-    /// A process has ended: whether it was this one.
-    pub fn ended(&mut self, pid: Pid, status: WaitStatus) -> bool {
-        if self.pid != Some(pid) {
-            return false;
-        }
-        self.pid = None;
-        if !std::mem::take(&mut self.is_old) {
-            log::error!("metrics[{pid}] is gone: {status:?}");
+    /// The process has ended.
+    pub fn ended(&mut self, pid: Pid, how: &str) {
+        if self.pid.take_if(|known| *known == pid).is_some() {
+            log::error!("metrics[{pid}] {how}");
             self.retry();
         }
-        true
     }
 
     fn retry(&mut self) {
-        let now = scoreboard::now();
-        let served = now.saturating_sub(self.since) >= PAUSES.1;
-        self.pause = if served { PAUSES.0 } else { (self.pause * 2).clamp(PAUSES.0, PAUSES.1) };
-        self.at = now.saturating_add(self.pause);
+        let now = clock::now();
+        self.at = now + self.restart.failed(now.since(self.since));
+    }
+
+    /// When the process is to be forked, if it is.
+    pub fn due(&self) -> Option<Instant> {
+        let is_missing = self.pid.is_none() && !self.listeners.is_empty() && self.is_wanted;
+        is_missing.then_some(self.at)
     }
 
     /// Ends it, for good.
-    pub fn end(&mut self) {
-        self.listeners.iter().for_each(|listener| listener.remove_file());
-        self.hand_over();
+    pub fn stop(&mut self, processes: &mut Processes) {
+        self.is_wanted = false;
+        self.start_anew(processes);
     }
 
-    /// Ends it, and leaves the sockets to another executable.
-    pub fn hand_over(&mut self) {
-        self.listeners.clear();
-        if let Some(pid) = self.pid.take() {
-            // Not reaped yet, so the pid is still its own; it has nothing to lose.
-            let _ = kill(pid, Signal::SIGKILL);
-            let _ = waitpid(pid, None);
-        }
+    /// Another executable serves metrics on these sockets.
+    pub fn hand_over(&mut self, processes: &mut Processes) {
+        self.stop(processes);
+    }
+
+    /// It does not any more.
+    pub fn take_back(&mut self) {
+        self.is_wanted = true;
+    }
+
+    /// Removes the files of the sockets.
+    pub fn remove_files(&self) {
+        self.listeners.iter().for_each(|listener| listener.remove_file());
     }
 }
 
-impl Fleet {
-    /// When the process is to be forked, if it is. While there are two executables the one that serves has it.
-    pub(super) fn metrics_due(&self) -> Option<Time> {
-        let metrics = &self.metrics;
-        let is_missing = metrics.pid.is_none() && !metrics.listeners.is_empty();
-        (is_missing && self.predecessor.is_none()).then_some(metrics.at)
-    }
-
-    /// Forks the process if it is missing.
-    pub(super) fn tend_metrics(&mut self) {
-        let now = scoreboard::now();
-        if self.metrics_due().is_none_or(|at| at > now) {
-            return;
-        }
-        self.metrics.since = now;
-        match spawn::spawn_metrics(self) {
-            Ok(pid) => self.metrics.pid = Some(pid),
-            Err(error) => {
-                log::error!("the process that serves metrics can not be forked: {error}");
-                self.metrics.retry();
+impl Supervisor {
+    /// Forks the process if it is due.
+    pub(super) fn start_metrics(&mut self) -> Flow {
+        let now = clock::now();
+        if self.metrics.due().is_some_and(|at| at <= now) {
+            self.metrics.since = now;
+            match spawn::metrics(self)? {
+                Ok(pid) => self.metrics.pid = Some(pid),
+                Err(error) => {
+                    log::error!("metrics: cannot fork: {error}");
+                    self.metrics.retry();
+                }
             }
         }
+        ControlFlow::Continue(())
     }
 
     /// A process of this slot has died, perhaps in a handler.
@@ -146,14 +144,18 @@ impl Fleet {
 
     /// Counts something of the worker whose slot this is.
     pub(super) fn count_in_place(&self, slot: usize, count: impl FnOnce(&PlaceCounters)) {
-        self.scoreboard.slot(slot).and_then(|record| self.counters.place(record.place())).map(count);
+        self.shared
+            .scoreboard
+            .slot(slot)
+            .and_then(|record| self.shared.counters.place(record.place()))
+            .map(count);
     }
 
     /// Counts something of a handler.
     pub(super) fn count_handler(&self, handler: u16, count: impl FnOnce(&Entry)) {
-        let route = self.routes.handlers().get(usize::from(handler));
-        let entry = route.map_or(OTHER, |route| self.counters.entry_of(&route.resource));
-        self.counters.entry(entry).map(count);
+        let route = self.generation.routes.handlers().get(usize::from(handler));
+        let entry = route.map_or(OTHER, |route| self.shared.counters.entry_of(&route.resource));
+        self.shared.counters.entry(entry).map(count);
     }
 }
 

@@ -1,58 +1,64 @@
-//! The supervisor: binds, forks, watches, replaces, stops. Small and single-threaded; never reads a byte of a
-//! client and never loads a handler. What it does when is decided in [`policy`]; here it is carried out.
+//! The supervisor: binds, forks, watches, restarts, stops. Single-threaded; never reads a byte of a client and never
+//! loads a handler. What it does when is decided in [`policy`]; here it is carried out, and nothing here waits: whatever
+//! takes time is a child with a deadline in the table of [`processes`].
 
 mod changes;
-mod children;
+mod child;
 mod control;
-pub mod crash;
-mod deaths;
-pub mod edition;
+mod death;
+pub mod generation;
 mod logs;
+mod maintenance;
 mod metrics;
 pub mod policy;
+mod pools;
+mod postmortem;
+mod prepare;
+mod processes;
 mod reload;
-mod roll;
+mod reports;
+mod rolling;
 pub mod spawn;
 pub mod upgrade;
-mod upkeep;
 mod workers;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::convert::Infallible;
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+use nix::unistd::Pid;
 
-use self::children::Children;
-use self::deaths::Deaths;
-use self::edition::Edition;
+use self::child::Child;
+use self::generation::Generation;
+use self::maintenance::Maintenance;
 use self::metrics::Metrics;
-use self::policy::slots::{self as plan, Action, Event, Plan, Times};
-use self::roll::Roll;
-use self::upgrade::{Invocation, Predecessor, Successor};
-use self::upkeep::Upkeep;
-use self::workers::{Replaced, Worker};
-use crate::config::{Config, Pool};
+use self::policy::slots::{Action, Event, Slots};
+use self::pools::Pools;
+use self::postmortem::Postmortem;
+use self::processes::{Processes, Role};
+use self::rolling::Rolling;
+use self::upgrade::{Invocation, Predecessor, Upgrade};
+use crate::clock;
+use crate::config::Config;
 use crate::control::Control;
 use crate::exit::Exit;
 use crate::fleet::addresses::Addresses;
+use crate::fleet::breakers::CircuitBreaker;
 use crate::fleet::control::Command;
 use crate::fleet::counters::Counters;
-use crate::fleet::inbox::Inbox;
-use crate::fleet::listener::{self, BindError, Bound, Listener};
+use crate::fleet::crash_report::CrashReport;
 use crate::fleet::process_title;
-use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::{self, MAX_SLOTS, Place, Scoreboard};
-use crate::handlers::discover::discover;
+use crate::fleet::scoreboard::Scoreboard;
 use crate::log::Destination;
 use crate::service::daemonize::{self, Daemon};
 use crate::service::listen_fds::Passed;
 use crate::service::notify::Notify;
-use crate::service::start_signals::{STOP, StartSignals, end_by};
+use crate::service::start_signals::{StartSignals, end_by};
 use crate::time::Instant;
 
 /// Reads the configuration anew; the error says what is wrong with it.
@@ -74,42 +80,36 @@ pub struct Origin {
     pub daemon: Daemon,
 }
 
-/// Serves until told to stop. What went wrong is in the log; the result is the exit code.
+/// Serves until told to stop. Errors are in the log; the result is the exit code. A forked child does not return.
 pub fn run(mut config: Config, mut origin: Origin) -> Exit {
     process_title::set("wshd: supervisor");
     crate::log::set_process("supervisor");
     let file = config.file.as_ref().map(|file| format!("configuration file {}", file.display()));
     let file = file.as_deref().unwrap_or("no configuration file");
     log::info!("wshd {} is starting, {file}", env!("CARGO_PKG_VERSION"));
-    raise_descriptors(&mut config);
+    prepare::raise_descriptors(&mut config);
     let is_log_seen = config.log.destination == Destination::Stderr && !origin.daemon.is_detached();
     let mut daemon = std::mem::take(&mut origin.daemon);
-    let signals = match hold_requests().and_then(|()| StartSignals::watch()) {
+    let signals = match prepare::hold_requests().and_then(|()| StartSignals::watch()) {
         Ok(signals) => signals,
         Err(error) => return failed_to_start(&mut daemon, is_log_seen, Exit::Internal, &error.to_string()),
     };
-    match Fleet::prepare(config, origin, &signals) {
-        Ok(mut fleet) => {
+    let outcome = match Supervisor::prepare(config, origin, &signals) {
+        Ok(mut supervisor) => {
             drop(signals);
-            fleet.daemon = daemon;
-            let exit = fleet.serve();
-            // After an upgrade, or before it is done, they are somebody else's.
-            if !fleet.has_successor() && fleet.predecessor.is_none() {
-                fleet.listeners.iter().for_each(|listener| listener.remove_file());
-                fleet.control.remove_file();
-            }
-            if !is_log_seen && !fleet.daemon.is_ready() {
-                eprintln!("wshd: ended with status {} before it was ready; see the log", exit.code());
-            }
-            fleet.daemon.ended(exit);
-            log::info!("stopped, exit status {}", exit.code());
-            exit
+            supervisor.host.daemon = daemon;
+            supervisor.run(is_log_seen)
         }
         Err((exit, why)) => {
             let exit = failed_to_start(&mut daemon, is_log_seen, exit, &why);
             signals.received().into_iter().for_each(end_by);
-            exit
+            Outcome::Exit(exit)
         }
+    };
+    // All that was the supervisor's is dropped: a child has what it was given, and nothing else.
+    match outcome {
+        Outcome::Exit(exit) => exit,
+        Outcome::Child(child) => child.run(),
     }
 }
 
@@ -122,279 +122,240 @@ fn failed_to_start(daemon: &mut Daemon, is_log_seen: bool, exit: Exit, why: &str
     exit
 }
 
-/// An error if the server is told to stop while it starts.
-fn go_on(signals: &StartSignals) -> Result<(), (Exit, String)> {
-    match signals.received() {
-        None => Ok(()),
-        Some(signal) => Err((Exit::Internal, format!("{signal} received during the start"))),
-    }
+/// How the supervisor's loop ends.
+enum Outcome {
+    /// The server ends.
+    Exit(Exit),
+    /// This is a forked child, which is to become this.
+    Child(Box<Child>),
 }
 
-/// Everything that the supervisor holds; a forked worker takes its share out of it.
-struct Fleet {
-    config: Arc<Config>,
-    routes: Arc<Routes>,
-    listeners: Vec<Arc<Listener>>,
-    /// Handlers and aliases that were left out because they are broken.
-    faults: Vec<String>,
-    reread: Reread,
-    invocation: Invocation,
-    /// The server that this one replaces, until it has got what it needs.
-    predecessor: Option<Predecessor>,
-    /// The server that is to replace this one.
-    successor: Option<Successor>,
-    /// Whether an upgrade is wanted.
-    is_upgrade_due: bool,
-    scoreboard: &'static Scoreboard,
-    /// Where workers count connections.
-    addresses: &'static Addresses,
-    counters: &'static Counters,
-    /// The process that serves what is counted.
-    metrics: Metrics,
-    /// By slot.
-    workers: Vec<Option<Worker>>,
-    /// By slot: where connections arrive from other workers.
-    inboxes: Vec<Inbox>,
-    /// Processes that have been replaced, and are to end soon.
-    replaced: Vec<Replaced>,
-    /// Slots in which somebody is, or is to be, as the plan knows it.
-    taken: BTreeSet<usize>,
-    /// Slots whose workers have left for good.
-    vacant: BTreeSet<usize>,
+/// What a step of the loop returns: the loop goes on, or ends.
+type Flow<T = ()> = ControlFlow<Outcome, T>;
+
+/// The supervisor, by its parts.
+struct Supervisor {
+    /// What new workers are made of.
+    generation: Generation,
+    /// What workers, metrics and supervisor write and read.
+    shared: Shared,
+    processes: Processes,
+    /// Which slots are to have a process.
+    slots: Slots,
     /// Replacing workers while they serve.
-    roll: Roll,
-    /// Processes that serve one connection each.
-    children: Children,
-    /// Whether a reload is wanted.
-    is_reload_due: bool,
+    rolling: Rolling,
+    /// Pools with a process for each connection.
+    pools: Pools,
+    /// Another executable that takes over, or the one that this one takes over from.
+    upgrade: Upgrade,
+    /// The process that serves metrics.
+    metrics: Metrics,
     /// What workers have died of.
-    deaths: Deaths,
-    /// When workers are looked after.
-    upkeep: Upkeep,
-    /// Of the log files.
-    sizes: logs::Sizes,
-    /// What operators ask for.
+    postmortem: Postmortem,
+    /// What is looked at regularly.
+    maintenance: Maintenance,
+    /// The control socket.
     control: Control,
-    /// None in a worker.
-    signals: Option<SignalFd>,
+    /// What the process has around it.
+    host: Host,
+}
+
+/// Memory that was mapped before the first fork, the same in all processes.
+#[derive(Clone, Copy)]
+struct Shared {
+    scoreboard: &'static Scoreboard,
+    counters: &'static Counters,
+    /// Where workers count connections by client address.
+    addresses: &'static Addresses,
+    /// By handler.
+    breakers: &'static [CircuitBreaker],
+    /// By slot.
+    crash_reports: &'static [CrashReport],
+}
+
+/// The surroundings of the supervisor's process.
+struct Host {
+    reread: Reread,
+    signals: SignalFd,
     /// To the service manager.
     notify: Notify,
     /// To the place that the server was started from.
     daemon: Daemon,
+    /// The exit code, once only the end of children is waited for.
+    leaving: Option<Exit>,
+    /// When the loop last began to turn.
+    turned: Instant,
 }
 
-impl Fleet {
-    /// Binds, finds the handlers and makes what is shared; all before the first fork of a worker.
-    fn prepare(config: Config, origin: Origin, start: &StartSignals) -> Result<Self, (Exit, String)> {
-        crate::confine::landlock::check(&config).map_err(|why| (Exit::Config, why))?;
-        let addresses = Addresses::for_processes(config.pools.iter().map(Pool::processes).sum())
-            .map_err(|error| (Exit::Internal, error.to_string()))?;
-        let Origin { reread, invocation, predecessor, sockets, notify, daemon } = origin;
-        let inherited = predecessor.as_ref().map(Predecessor::listeners).transpose();
-        let inherited =
-            inherited.map_err(|error| (Exit::Bind, format!("sockets of the old server: {error}")))?;
-        let mut inherited = inherited.unwrap_or_default();
-        let bind_failed = |error: BindError| (Exit::Bind, error.to_string());
-        for Passed { fd, name } in sockets {
-            inherited.push(Arc::new(listener::adopt(fd, &name).map_err(bind_failed)?));
-        }
-        let listeners =
-            listener::adopted_or_bound(&config.listen, config.backlog, &inherited).map_err(bind_failed)?;
-        let is_new = predecessor.is_none();
-        let metrics = Metrics::prepare(&config, &inherited).map_err(|error| {
-            if is_new {
-                listeners.iter().for_each(|listener| listener.remove_file());
-            }
-            bind_failed(error)
-        })?;
-        let internal = |error: io::Error| (Exit::Internal, error.to_string());
-        let prepared = || {
-            let found = discover(&config, &Routes::default(), &|| start.received().is_some());
-            go_on(start)?;
-            let (routes, faults) = found.map_err(|error| (Exit::Config, error.to_string()))?;
-            faults.iter().for_each(|fault| log::warn!("{fault}"));
-            if config.strict_handlers && !faults.is_empty() {
-                let count = faults.len();
-                return Err((Exit::Config, format!("{count} handlers or aliases are broken, see above")));
-            }
-            let scoreboard = Scoreboard::create(MAX_SLOTS).map_err(internal)?;
-            scoreboard.share_sockets(!is_new);
-            let mut inboxes = Vec::new();
-            for (pool, settings) in config.pools.iter().enumerate() {
-                for number in 0..settings.workers {
-                    scoreboard.assign(inboxes.len(), Place { pool: pool as u16, number: number as u16 });
-                    inboxes.push(Inbox::new().map_err(internal)?);
-                }
-            }
-            let counters = metrics::counters(&config, &routes).map_err(internal)?;
-            let deaths = Deaths::new(&config).map_err(internal)?;
-            let signals = watch_signals().map_err(internal)?;
-            go_on(start)?; // the loop reads what comes from here on
-            let control = Control::new(&config.control, &inherited).map_err(|error| {
-                let path = config.control.socket.clone().unwrap_or_default();
-                (Exit::Bind, format!("--control-socket {}: {error}", path.display()))
-            })?;
-            Ok((routes, faults, scoreboard, counters, deaths, control, signals, inboxes))
+/// A turn of the loop that takes longer than this is worth a warning: nothing in it should wait.
+const LONG_TURN: Duration = Duration::from_millis(500);
+
+impl Supervisor {
+    fn run(mut self, is_log_seen: bool) -> Outcome {
+        self.slots.on(Event::Start, clock::now());
+        let outcome = match self.turn_forever() {
+            ControlFlow::Break(outcome) => outcome,
+            ControlFlow::Continue(never) => match never {},
         };
-        match prepared() {
-            Ok((routes, faults, scoreboard, counters, deaths, control, signals, inboxes)) => Ok(Self {
-                workers: (0..inboxes.len()).map(|_| None).collect(),
-                inboxes,
-                replaced: Vec::new(),
-                taken: BTreeSet::new(),
-                vacant: BTreeSet::new(),
-                roll: Roll::default(),
-                children: Children::default(),
-                is_reload_due: false,
-                deaths,
-                control,
-                upkeep: Upkeep::default(),
-                sizes: logs::Sizes::default(),
-                config: Arc::new(config),
-                routes: Arc::new(routes),
-                listeners,
-                faults,
-                reread,
-                invocation,
-                predecessor,
-                successor: None,
-                is_upgrade_due: false,
-                scoreboard,
-                addresses,
-                counters,
-                metrics,
-                signals: Some(signals),
-                notify,
-                daemon,
-            }),
-            Err(error) => {
-                if is_new {
-                    listeners.iter().chain(&metrics.listeners).for_each(|listener| listener.remove_file());
-                }
-                Err(error)
+        if let Outcome::Exit(exit) = outcome {
+            // After an upgrade, or before it is done, they are somebody else's.
+            if !self.upgrade.is_superseded() && self.upgrade.predecessor.is_none() {
+                self.generation.listeners.iter().for_each(|listener| listener.remove_file());
+                self.metrics.remove_files();
+                self.control.remove_file();
             }
+            if !is_log_seen && !self.host.daemon.is_ready() {
+                eprintln!("wshd: ended with status {} before it was ready; see the log", exit.code());
+            }
+            self.host.daemon.ended(exit);
+            log::info!("stopped, exit status {}", exit.code());
         }
+        outcome
     }
 
-    /// What new workers are made of.
-    fn edition(&self) -> Edition {
-        Edition {
-            config: Arc::clone(&self.config),
-            routes: Arc::clone(&self.routes),
-            listeners: self.listeners.clone(),
-            metrics: self.metrics.listeners.clone(),
-            faults: self.faults.clone(),
-        }
-    }
-
-    fn serve(&mut self) -> Exit {
-        let mut plan = Plan::new(self.inboxes.len(), Times { stop: self.config.stop_time });
-        let mut events = VecDeque::from([Event::Start]);
+    fn turn_forever(&mut self) -> Flow<Infallible> {
         loop {
-            if let Some(exit) = self.carry_out(&mut plan, &mut events) {
-                return exit;
-            }
-            // Only now is everybody where the plan thinks.
-            self.taken = plan.taken().collect();
-            self.begin_reload(&plan);
-            self.begin_upgrade(&plan);
-            self.go_on_with_upgrade();
-            self.roll_on(&mut events);
-            self.keep_children();
-            plan.set_times(Times { stop: self.config.stop_time });
-            if !events.is_empty() {
-                continue;
-            }
-            if self.is_superseded() {
-                log::info!("all connections are with the new executable");
-                return Exit::Ok;
-            }
+            self.go_on_with_reload();
+            self.carry_out()?;
+            self.ask_for_processes();
+            self.start_metrics()?;
             self.write_records();
-            self.tend_metrics();
-            self.wait(plan.deadline(), &mut events);
-            events.push_back(Event::Time);
+            if let Some(exit) = self.is_done() {
+                return ControlFlow::Break(Outcome::Exit(exit));
+            }
+            self.wait();
         }
     }
 
-    /// Does what the plan wants after these events; the exit code, if that is to leave.
-    fn carry_out(&mut self, plan: &mut Plan, events: &mut VecDeque<Event>) -> Option<Exit> {
-        while let Some(event) = events.pop_front() {
-            match event {
-                Event::Terminate | Event::Interrupt => self.prepare_to_stop(Command::Stop),
-                Event::Quit | Event::Fail(_) => self.prepare_to_stop(Command::Quit),
-                _ => {}
-            }
-            for action in plan.on(event, scoreboard::now()) {
-                match action {
-                    Action::Leave(exit) => {
-                        self.see_off();
-                        return Some(exit);
-                    }
-                    Action::Announce => events.extend(self.announce().err()),
-                    Action::Spawn(slot) => events.extend(self.spawn(slot).err()),
-                    Action::Stop(slot) => self.order(slot, Command::Stop),
-                    Action::Quit(slot) => self.order(slot, Command::Quit),
-                    Action::Kill(slot) => self.kill(slot),
-                }
+    /// Carries out what was decided, until nothing is left to be done at this moment.
+    fn carry_out(&mut self) -> Flow {
+        loop {
+            if let Some(action) = self.slots.action() {
+                self.carry_out_for_slots(action)?;
+            } else if let Some(action) = self.rolling.policy.action() {
+                self.carry_out_rolling(action)?;
+            } else if !self.begin_reload() {
+                return ControlFlow::Continue(());
             }
         }
-        None
     }
 
-    /// Nobody is replaced any more, and those that leave anyway are to be quick.
-    fn prepare_to_stop(&mut self, command: Command) {
-        self.notify.stopping();
+    fn carry_out_for_slots(&mut self, action: Action) -> Flow {
+        match action {
+            Action::Spawn(slot) => self.start_worker(slot)?,
+            Action::Stop(slot) => self.stop_worker(slot, Command::Stop),
+            Action::Quit(slot) => self.stop_worker(slot, Command::Quit),
+            Action::Announce => self.announce(),
+            Action::Leave(exit) => self.leave(exit),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The server is told to stop. Nothing is replaced any more, and processes that leave anyway have to be quick.
+    fn stop(&mut self, event: Event) {
+        let at_once = !matches!(event, Event::Terminate | Event::Interrupt);
+        self.host.notify.stopping();
+        self.stop_upgrade();
         self.refuse_connections();
-        self.call_off("the server is told to stop");
-        self.release_children();
-        self.hurry_replaced(command);
+        self.abort_rolling("the server is told to stop");
+        self.slots.on(event, clock::now());
+        self.stop_pools(if at_once { Command::Quit } else { Command::Stop });
+        self.hurry(if at_once { Command::Quit } else { Command::Stop });
     }
 
-    /// Waits for a signal, a report or the deadline, and says what has happened.
-    fn wait(&mut self, deadline: Option<plan::Time>, events: &mut VecDeque<Event>) {
-        let kills = self.replaced.iter().map(|replaced| replaced.kill_at);
-        let looks = self.next_look().into_iter().chain(self.next_look_at_logs()).chain(self.metrics_due());
-        let looks = looks.chain(self.children.deadline());
-        let deadline = kills.chain(deadline).chain(looks).chain(self.roll.deadline());
-        let upgrade = self.successor.iter().filter(|successor| !successor.is_serving);
-        let deadline = deadline.chain(self.control.deadline().map(Instant::as_nanos));
-        let deadline = deadline.chain(upgrade.map(|successor| successor.give_up));
-        let deadline = deadline.chain(self.notify.due().map(Instant::as_nanos)).min();
-        let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
-            let milliseconds = deadline.saturating_sub(scoreboard::now()).div_ceil(1_000_000);
-            PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
+    /// No worker is left that holds a slot: the rest is waited for.
+    fn leave(&mut self, exit: Exit) {
+        self.host.leaving = Some(exit);
+        self.metrics.stop(&mut self.processes);
+        self.hurry(Command::Stop);
+    }
+
+    /// The exit code, when nothing is left to be done.
+    fn is_done(&self) -> Option<Exit> {
+        let superseded = self.upgrade.is_superseded();
+        let is_ours = |role: Role| match role {
+            Role::Successor => !superseded,
+            Role::Metrics => self.host.leaving.is_some(),
+            _ => true,
+        };
+        let mut ours = self.processes.iter().filter(|(_, process)| is_ours(process.role));
+        match ours.next() {
+            Some(_) => None,
+            None if superseded && self.rolling.policy.is_idle() => {
+                log::info!("upgrade: no connection is left here; leaving");
+                Some(Exit::Ok)
+            }
+            None => self.host.leaving,
+        }
+    }
+
+    /// Waits for a signal, a message or the next deadline, and takes in what has happened.
+    fn wait(&mut self) {
+        let now = clock::now();
+        let busy = now.since(self.host.turned);
+        if busy > LONG_TURN {
+            log::warn!(
+                "the supervisor was busy for {busy:?}; the machine is overloaded, or a file system or name server slow"
+            );
+        }
+        let deadlines = [
+            self.processes.deadline(),
+            self.slots.deadline(),
+            self.pools.deadline(now),
+            self.maintenance_due(now),
+            self.metrics.due(),
+            self.rolling.loading.as_ref().and_then(|loading| loading.discovery.deadline()),
+            self.control.deadline(),
+            self.host.notify.due(),
+        ];
+        let timeout = deadlines.into_iter().flatten().min().map_or(PollTimeout::NONE, |deadline| {
+            let wait = deadline.since(now).as_nanos().div_ceil(1_000_000);
+            u64::try_from(wait)
+                .ok()
+                .and_then(|wait| PollTimeout::try_from(wait).ok())
+                .unwrap_or(PollTimeout::MAX)
         });
-        let mut fds: Vec<PollFd> =
-            self.signals.iter().map(|signals| PollFd::new(signals.as_fd(), PollFlags::POLLIN)).collect();
-        let workers = self.workers.iter().flatten().filter_map(|worker| worker.control.as_ref());
-        let replaced = self.replaced.iter().filter_map(|replaced| replaced.control.as_ref());
-        let channels = workers.chain(replaced).chain(self.roll.channels()).chain(self.children.channels());
-        fds.extend(channels.map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN)));
-        fds.extend(self.control.interest().filter(|_| self.predecessor.is_none()));
-        let inboxes = self.vacant.iter().filter_map(|slot| self.inboxes.get(*slot));
-        let inboxes = inboxes.chain(self.inboxes_of_nobody());
-        fds.extend(inboxes.map(|inbox| PollFd::new(inbox.rx(), PollFlags::POLLIN)));
-        let upgrade = self.successor.iter().filter(|successor| !successor.is_serving);
-        fds.extend(upgrade.map(|successor| PollFd::new(successor.as_fd(), PollFlags::POLLIN)));
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds = vec![readable(self.host.signals.as_fd())];
+        let mut channels: Vec<Pid> = Vec::new();
+        for (pid, process) in self.processes.iter() {
+            if let Some(channel) = &process.channel {
+                channels.push(pid);
+                fds.push(readable(channel.as_fd()));
+            }
+        }
+        fds.extend(self.pools.channels().map(|channel| readable(channel.as_fd())));
+        fds.extend(self.upgrade.channels().map(readable));
+        let probes = self.rolling.loading.iter().flat_map(|loading| loading.discovery.descriptors());
+        fds.extend(probes.map(readable));
+        fds.extend(self.control.interest().filter(|_| self.upgrade.predecessor.is_none()));
+        let watched = self.slots_without_process().chain(self.pools_inboxes(now));
+        fds.extend(watched.filter_map(|slot| self.processes.inbox(slot)).map(|inbox| readable(inbox.rx())));
         match poll(&mut fds, timeout) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => log::error!("poll: {error}"),
         }
-        for slot in 0..self.workers.len() {
-            self.read_reports(slot, events);
-        }
-        self.read_replaced(events);
-        self.serve_control(events);
-        self.read_signals(events);
-        self.look_into_vacant_inboxes(events);
-        self.kill_replaced();
-        self.look_after_workers();
-        self.look_after_logs();
-        self.notify.turn(crate::clock::now());
+        self.host.turned = clock::now();
+        let is_ready = |fd: &PollFd| fd.revents().is_some_and(|events| !events.is_empty());
+        let ready: Vec<Pid> =
+            channels.iter().zip(&fds[1..]).filter(|(_, fd)| is_ready(fd)).map(|(pid, _)| *pid).collect();
+        drop(fds);
+        ready.into_iter().for_each(|pid| self.read_reports(pid));
+        self.read_births();
+        self.read_successor();
+        self.watch_old_server();
+        self.serve_control();
+        self.read_signals();
+        self.take_up_orphans();
+        let now = clock::now();
+        self.signal_late(now);
+        self.maintain(now);
+        self.host.notify.turn(now);
+        self.slots.on(Event::Time, now);
     }
 
-    fn read_signals(&mut self, events: &mut VecDeque<Event>) {
-        while let Some(Ok(Some(info))) = self.signals.as_ref().map(SignalFd::read_signal) {
+    fn read_signals(&mut self) {
+        while let Ok(Some(info)) = self.host.signals.read_signal() {
             let Ok(signal) = Signal::try_from(info.ssi_signo as i32) else { continue };
             if signal != Signal::SIGCHLD {
                 log::info!("{signal} received");
@@ -405,122 +366,52 @@ impl Fleet {
                 }
             };
             match signal {
-                Signal::SIGCHLD => self.reap(events),
-                Signal::SIGINT => events.push_back(Event::Interrupt),
-                Signal::SIGQUIT => events.push_back(Event::Quit),
-                Signal::SIGHUP => self.ask_for_reload(),
-                Signal::SIGUSR2 => self.ask_for_upgrade(),
+                Signal::SIGCHLD => self.reap(),
+                Signal::SIGINT => self.stop(Event::Interrupt),
+                Signal::SIGQUIT => self.stop(Event::Quit),
+                Signal::SIGHUP => self.rolling.is_reload_wanted = true,
+                Signal::SIGUSR2 => self.request_upgrade(),
                 Signal::SIGTTIN => complain(self.add_worker(0)),
                 Signal::SIGTTOU => complain(self.remove_worker(0)),
                 Signal::SIGUSR1 => self.reopen_logs(),
-                _ => events.push_back(Event::Terminate),
+                _ => self.stop(Event::Terminate),
             }
         }
     }
 
-    /// Tells everybody that the server serves. Who started it may have closed its output: no reason not to serve.
-    fn announce(&mut self) -> Result<(), Event> {
-        let failed = |error: daemonize::Error| {
+    /// The server serves. Whoever started it may have closed its output: no reason not to serve.
+    fn announce(&mut self) {
+        if let Err(error) = self.try_announce() {
             log::error!(target: crate::log::CRITICAL, "{error}");
-            Event::Fail(error.exit())
-        };
-        self.daemon.place_pid_file().map_err(failed)?;
-        let mut out = io::stdout();
-        let _ = writeln!(out, "wshd: {}", self.summary()).and_then(|()| out.flush());
-        self.daemon.ready().map_err(failed)?;
-        log::info!("{}", self.summary());
-        self.notify.ready(&self.summary());
-        if let Some(predecessor) = self.predecessor.take() {
-            self.take_over(&predecessor);
+            self.stop(Event::Fail(error.exit()));
         }
+    }
+
+    fn try_announce(&mut self) -> Result<(), daemonize::Error> {
+        self.host.daemon.place_pid_file()?;
+        let summary = self.summary();
+        let mut out = io::stdout();
+        let _ = writeln!(out, "wshd: {summary}").and_then(|()| out.flush());
+        self.host.daemon.ready()?;
+        log::info!("{summary}");
+        self.host.notify.ready(&summary);
+        self.take_over();
         Ok(())
     }
 
     /// What it serves.
     fn summary(&self) -> String {
-        status(&self.listeners, self.config.all_workers(), self.routes.resources().len())
+        let Generation { config, routes, listeners, .. } = &self.generation;
+        prepare::summary(listeners, config.all_workers(), routes.resources().len())
     }
-}
 
-/// One line, stable for scripts.
-fn status(listeners: &[Arc<Listener>], workers: usize, resources: usize) -> String {
-    let addresses: Vec<String> = listeners.iter().map(|listener| listener.address.to_string()).collect();
-    let plural = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
-    let mut line = format!(
-        "ready on {}, {}, {}",
-        addresses.join(" and "),
-        plural(workers, "worker"),
-        plural(resources, "resource")
-    );
-    if let Some(authority) = listeners.iter().find_map(|listener| Bound::local_authority(&listener.address)) {
-        line += &format!(", console http://{authority}/console.html");
+    /// How long a worker may take to stop.
+    fn stop_time(&self) -> Duration {
+        Duration::from_nanos(self.generation.config.stop_time)
     }
-    line
-}
 
-/// Signals that ask for something and must not end a server that has just been started.
-const REQUESTS: [Signal; 5] =
-    [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTTIN, Signal::SIGTTOU];
-
-/// From here on these wait until the loop reads them.
-fn hold_requests() -> io::Result<()> {
-    Ok(SigSet::from_iter(REQUESTS).thread_block()?)
-}
-
-/// From here on these signals are read, not delivered.
-fn watch_signals() -> io::Result<SignalFd> {
-    let signals = SigSet::from_iter(STOP.into_iter().chain([Signal::SIGCHLD]).chain(REQUESTS));
-    signals.thread_block()?;
-    Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
-}
-
-/// Raises the limit of open files as far as the connections need it; where that is not possible lowers the
-/// number of connections.
-fn raise_descriptors(config: &mut Config) {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    let wanted = u64::from(config.connections) + config.reserved_descriptors();
-    if soft >= wanted {
-        return;
-    }
-    let limit = match setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard) {
-        Ok(()) => wanted.min(hard),
-        Err(_) => soft,
-    };
-    if limit < wanted {
-        let possible =
-            u32::try_from(limit.saturating_sub(config.reserved_descriptors()).max(1)).unwrap_or(u32::MAX);
-        log::warn!(
-            "a worker can have {limit} open files only: --max-connections lowered from {} to {possible}",
-            config.connections
-        );
-        config.connections = possible;
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use std::path::PathBuf;
-
-    use super::*;
-    use crate::config::Listen;
-
-    #[test]
-    fn the_ready_line_names_addresses_numbers_and_console() {
-        let dir = tempfile::tempdir().unwrap();
-        let path: PathBuf = dir.path().join("s");
-        let tcp = Listen::Tcp { host: "0.0.0.0".to_owned(), port: 0 };
-        let both = listener::bind_missing(&[Listen::Unix(path.clone()), tcp], 1, &[]).unwrap();
-        let port = both[1].address.local_authority().unwrap().port();
-        assert_eq!(
-            status(&both, 2, 1),
-            format!(
-                "ready on unix:{} and 0.0.0.0:{port}, 2 workers, 1 resource, \
-                 console http://127.0.0.1:{port}/console.html",
-                path.display()
-            )
-        );
-        let expected = format!("ready on unix:{}, 1 worker, 0 resources", path.display());
-        assert_eq!(status(&both[..1], 1, 0), expected);
+    /// Until when whoever is told to stop now may take.
+    fn end_of_stop(&self) -> Instant {
+        clock::now() + self.stop_time()
     }
 }

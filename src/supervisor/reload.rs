@@ -1,112 +1,171 @@
-//! Reload: configuration and handlers are read anew and checked, and workers of another edition replace those that
-//! are not as they should be (`roll`). A mistake changes nothing. Also the way in for one worker more or less.
+//! Reload: configuration and handlers are read anew and checked, and workers of another generation replace those that are
+//! to change (`rolling`). A mistake changes nothing. Also one worker more or less.
+
+use std::sync::Arc;
 
 use super::changes::Changes;
-use super::edition::{Edition, Step};
-use super::policy::slots::Plan;
-use super::{Fleet, metrics, raise_descriptors};
+use super::generation::Generation;
+use super::policy::rolling_restart::{Event, Failure, Step};
+use super::rolling::Loading;
+use super::{Supervisor, metrics, prepare};
+use crate::clock;
 use crate::fleet::scoreboard::Place;
+use crate::handlers::discover::Discovery;
+use crate::handlers::probes::Probes;
 use crate::log as sink;
 
-impl Fleet {
-    /// A reload is wanted; it begins as soon as the server is ready and nothing else is being replaced.
-    pub(super) fn ask_for_reload(&mut self) {
-        self.is_reload_due = true;
+impl Supervisor {
+    /// Begins the reload that is wanted, as soon as the server is ready and nothing else is being
+    /// replaced; whether it did.
+    pub(super) fn begin_reload(&mut self) -> bool {
+        let is_idle = self.rolling.policy.is_idle() && self.rolling.loading.is_none();
+        let is_ready = self.host.daemon.is_ready() || self.slots.is_stopping();
+        if !self.rolling.is_reload_wanted || !is_idle || !is_ready {
+            return false;
+        }
+        self.rolling.is_reload_wanted = false;
+        self.control.reload_begins();
+        let not_now = if self.slots.is_stopping() {
+            Some("the server is told to stop")
+        } else if self.upgrade.is_under_way() {
+            Some("an upgrade is under way")
+        } else {
+            None
+        };
+        if let Some(why) = not_now {
+            self.end_reload(Err(failed(why)));
+            return true;
+        }
+        self.host.notify.reloading();
+        match self.load() {
+            Ok(loading) => self.rolling.loading = Some(loading),
+            Err(why) => self.end_reload(Err(failed(&why))),
+        }
+        true
     }
 
-    /// Begins the reload that is wanted, if it can begin now.
-    pub(super) fn begin_reload(&mut self, plan: &Plan) {
-        if !self.is_reload_due || !self.roll.is_idle() || !self.daemon.is_ready() && !plan.is_stopping() {
+    fn load(&self) -> Result<Loading, String> {
+        let mut config = (self.host.reread)()?;
+        prepare::raise_descriptors(&mut config);
+        let config = config.following(&self.generation.config);
+        let discovery = Discovery::begin(&config, &self.generation.routes, Probes::default());
+        Ok(Loading { config, discovery: discovery.map_err(|error| error.to_string())? })
+    }
+
+    /// Handlers of a reload are probed; when all are known, workers are replaced.
+    pub(super) fn go_on_with_reload(&mut self) {
+        let Some(loading) = &mut self.rolling.loading else { return };
+        loading.discovery.step(clock::now());
+        // Meanwhile a worker may have been replaced for another reason.
+        if !loading.discovery.is_done() || !self.rolling.policy.is_idle() {
             return;
         }
-        self.is_reload_due = false;
-        self.control.reload_begins();
-        if plan.is_stopping() {
-            return self.reload_done(Err("the server is told to stop".to_owned()));
-        }
-        if self.has_successor() {
-            return self.reload_done(Err("another executable has taken over".to_owned()));
-        }
-        self.notify.reloading();
-        match self.next_edition() {
-            Ok(edition) => {
-                // What new workers inherit.
-                if let Err(why) = sink::start(&edition.config.log) {
-                    return self.reload_done(Err(why));
-                }
-                metrics::enter_handlers(self.counters, &edition.routes);
-                let changed = self.edition().changed_pools(&edition);
-                // Also those that are to come up again, however often they have failed.
-                let taken = self.taken.iter().filter_map(|slot| Some((self.place(*slot)?, *slot)));
-                let steps = edition.steps(&changed, &taken.collect::<Vec<_>>());
-                if steps.is_empty() {
-                    log::info!("reload: no worker has to be replaced");
-                }
-                self.roll_out(edition, steps);
-            }
-            Err(why) => self.reload_done(Err(why)),
+        let Some(Loading { config, discovery }) = self.rolling.loading.take() else { return };
+        let (routes, faults) = discovery.finish();
+        let generation = self.generation.following(config, routes, faults).and_then(|generation| {
+            // New workers inherit it.
+            sink::start(&generation.config.log)?;
+            Ok(generation)
+        });
+        match generation {
+            Ok(generation) => self.try_out(generation),
+            Err(why) => self.end_reload(Err(failed(&why))),
         }
     }
 
-    fn next_edition(&self) -> Result<Edition, String> {
-        let mut config = (self.reread)()?;
-        raise_descriptors(&mut config);
-        self.edition().following(config)
+    fn try_out(&mut self, generation: Generation) {
+        metrics::enter_handlers(self.shared.counters, &generation.routes);
+        let changed = self.generation.changed_pools(&generation);
+        // Also those that are to be restarted, however often they have failed.
+        let taken: Vec<(Place, usize)> = self.slots.taken().map(|slot| (self.place_of(slot), slot)).collect();
+        let steps = generation.steps(&changed, &taken);
+        if steps.is_empty() {
+            log::info!("reload: no worker has to be replaced");
+        }
+        self.rolling.trial = Some(generation);
+        self.rolling.policy.on(Event::Reload(steps));
     }
 
-    /// The new edition has shown that it works: all workers that are started from now on are made of it.
-    pub(super) fn set_edition(&mut self, edition: Edition) {
-        let Edition { config, routes, listeners, metrics, faults } = edition;
-        let is_gone = |old: &&std::sync::Arc<crate::fleet::listener::Listener>| {
-            !listeners.iter().any(|new| std::sync::Arc::ptr_eq(old, new))
-        };
-        let are_shared = self.scoreboard.are_sockets_shared();
-        for listener in self.listeners.iter().filter(is_gone) {
+    /// What is being read for a reload is not wanted any more.
+    pub(super) fn cancel_loading(&mut self, why: &str) {
+        if let Some(Loading { discovery, .. }) = self.rolling.loading.take() {
+            discovery.cancel();
+            self.end_reload(Err(failed(why)));
+        }
+    }
+
+    /// The new generation has shown that it works: all workers that are started from now on are of it.
+    pub(super) fn commit(&mut self, new: Generation) {
+        let is_gone = |old: &&Arc<_>| !new.listeners.iter().any(|new| Arc::ptr_eq(old, new));
+        let are_shared = self.shared.scoreboard.are_sockets_shared();
+        for listener in self.generation.listeners.iter().filter(is_gone) {
             if !are_shared {
                 listener.shut_down();
             }
             listener.remove_file();
         }
-        let changes = Changes::between(&self.routes, &routes);
+        let changes = Changes::between(&self.generation.routes, &new.routes);
         if !changes.is_empty() {
             log::info!("reload: resources {changes}");
         }
-        self.deaths.set_rules(config.quarantine);
-        if config.control != self.config.control {
+        self.postmortem.quarantine.set_rules(new.config.quarantine);
+        self.lift_quarantines_of_changed(&new);
+        if new.config.control != self.generation.config.control {
             log::warn!(
                 "reload: control_socket and control_group stay as they were until the server is restarted"
             );
         }
-        (self.config, self.routes, self.listeners, self.faults) = (config, routes, listeners, faults);
-        self.metrics.renew(metrics);
+        self.metrics.renew(new.metrics.clone(), &mut self.processes);
+        self.generation = new;
     }
 
-    /// A reload has come to its end.
-    pub(super) fn reload_done(&mut self, result: Result<(), String>) {
-        let resources = self.routes.resources().len();
+    /// A handler whose file has changed begins anew.
+    fn lift_quarantines_of_changed(&mut self, new: &Generation) {
+        let old = Arc::clone(&self.generation.routes);
+        for (number, route) in new.routes.in_service() {
+            let Some(before) = old.handlers().get(usize::from(number)) else { continue };
+            if (&before.file, before.stamp) != (&route.file, route.stamp) {
+                self.forgive(number);
+            }
+        }
+    }
+
+    /// The standbys of a reload serve, or nothing of it does, or the server was interrupted.
+    pub(super) fn reload_done(&mut self, result: Result<(), Failure>) {
+        self.rolling.trial = None;
         let result = match result {
-            Ok(()) => Ok(format!("done, {resources} resources")),
-            Err(why) => Err(format!("refused, and nothing has changed: {why}")),
+            Ok(()) => Ok(()),
+            Err(Failure { why, committed: false }) => Err(failed(&why)),
+            Err(Failure { why, committed: true }) => Err(format!(
+                "incomplete: the new configuration is in force, but not all workers were replaced: {why}"
+            )),
         };
+        self.end_reload(result);
+    }
+
+    fn end_reload(&mut self, result: Result<(), String>) {
+        let resources = self.generation.routes.resources().len();
+        let result = result.map(|()| format!("done, {resources} resources"));
         match &result {
             Ok(done) => log::info!("reload: {done}"),
             Err(why) => {
-                if let Err(error) = sink::start(&self.config.log) {
-                    log::error!("the log can not go on where it was: {error}");
+                if let Err(error) = sink::start(&self.generation.config.log) {
+                    log::error!("the log cannot go on where it was: {error}");
                 }
                 log::error!("reload: {why}");
             }
         }
         self.control.reload_ends(&result);
-        self.notify.reloaded(&self.summary());
+        self.host.notify.reloaded(&self.summary());
     }
 
     /// One worker more in a pool.
     pub(super) fn add_worker(&mut self, pool: u16) -> Result<(), String> {
-        let numbers: Vec<u16> = self.workers_of(pool).map(|(place, _)| place.number).collect();
+        let numbers: Vec<u16> = self.workers_of(pool).iter().map(|(place, _)| place.number).collect();
         match (0..u16::MAX).find(|number| !numbers.contains(number)) {
             Some(number) if numbers.len() < MOST_WORKERS => {
-                self.roll.push(Step { start: Some(Place { pool, number }), retire: None });
+                let step = Step { start: Some(Place { pool, number }), retire: None };
+                self.rolling.policy.on(Event::Step(step));
                 Ok(())
             }
             _ => Err(format!("there are {MOST_WORKERS} workers already")),
@@ -115,12 +174,13 @@ impl Fleet {
 
     /// One worker less in a pool; its connections go on in the others.
     pub(super) fn remove_worker(&mut self, pool: u16) -> Result<(), String> {
-        let workers: Vec<(Place, Option<usize>)> = self.workers_of(pool).collect();
+        let workers = self.workers_of(pool);
         match workers.iter().max() {
             Some((_, Some(slot))) if workers.len() > 1 => {
-                self.roll.push(Step { start: None, retire: Some(*slot) });
+                let step = Step { start: None, retire: Some(*slot) };
+                self.rolling.policy.on(Event::Step(step));
             }
-            Some((place, None)) if workers.len() > 1 => self.cancel_start(*place),
+            Some((place, None)) if workers.len() > 1 => self.rolling.policy.on(Event::Cancel(*place)),
             _ => return Err("one worker has to stay".to_owned()),
         }
         Ok(())
@@ -128,22 +188,26 @@ impl Fleet {
 
     /// Places and slots of all workers.
     pub(super) fn serving(&self) -> Vec<(Place, usize)> {
-        let slots = self.workers.iter().enumerate().filter(|(_, worker)| worker.is_some());
-        let slots = slots.filter(|(slot, _)| !self.children.owns(*slot));
-        slots.filter_map(|(slot, _)| Some((self.place(slot)?, slot))).collect()
+        let slots = (0..self.processes.slots()).filter(|slot| !self.pools.owns(*slot));
+        let slots = slots.filter(|slot| self.processes.holder(*slot).is_some());
+        slots.map(|slot| (self.place_of(slot), slot)).collect()
     }
 
     /// Those of a pool that are not to leave, with their slots, and those that are to come in addition.
-    pub(super) fn workers_of(&self, pool: u16) -> impl Iterator<Item = (Place, Option<usize>)> {
-        let replaced = self.roll.replaced();
-        let stays = |slot: usize| !self.roll.retires(slot) || replaced.contains(&slot);
-        let serving = self.serving().into_iter().filter(|(_, slot)| stays(*slot));
+    pub(super) fn workers_of(&self, pool: u16) -> Vec<(Place, Option<usize>)> {
+        let rolling = &self.rolling.policy;
+        let replaced: Vec<usize> = rolling.replaced().collect();
+        let serving = self.serving().into_iter();
+        let serving = serving.filter(|(_, slot)| !rolling.retires(*slot) || replaced.contains(slot));
         let serving = serving.map(|(place, slot)| (place, Some(slot)));
-        let coming = self.roll.additions().map(|place| (place, None));
-        let all: Vec<_> = serving.chain(coming).filter(|(place, _)| place.pool == pool).collect();
-        all.into_iter()
+        let coming = rolling.additions().map(|place| (place, None));
+        serving.chain(coming).filter(|(place, _)| place.pool == pool).collect()
     }
 }
 
-/// In a pool, by order.
+fn failed(why: &str) -> String {
+    format!("refused, and nothing has changed: {why}")
+}
+
+/// In a pool, by command.
 pub(super) const MOST_WORKERS: usize = 1024;

@@ -1,11 +1,11 @@
 //! Upgrade: another executable takes over while this one serves. It is started with one end of a socket pair, over
-//! which it gets the listening sockets; when its workers are ready it sends back the inlets of their inboxes, and all
-//! connections are handed over to them. If it does not come up, nothing has changed.
+//! which it gets the listening sockets; when its workers are ready it sends back where their inboxes are, and all
+//! connections are handed over to them. What happens when something fails is in `policy::upgrade`.
 //!
 //! From old to new: a datagram for each listening socket, what it was bound for (or that it was passed to the old one)
 //! and the socket; then an empty line.
-//! From new to old: a datagram for each worker of the default pool, the form of entries and an inlet; then an empty
-//! line.
+//! From new to old: a datagram for each worker of the default pool, the form of entries and where its inbox is; then an
+//! empty line.
 
 #![allow(unsafe_code)]
 
@@ -15,20 +15,27 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::SigSet;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
-use nix::unistd::{ForkResult, Pid, execv, fork};
+use nix::unistd::{Pid, execv, getpid};
 
-use super::Fleet;
-use super::edition::Step;
-use super::policy::slots::{self as plan, Plan};
+use super::Supervisor;
+use super::policy::rolling_restart::{self, Step};
+use super::policy::slots;
+use super::policy::upgrade::{self as policy, Action, Event};
+use super::processes::{GRACE, Process, Role};
+use super::spawn::{Forked, fork_child};
+use super::workers::START;
+use crate::clock;
+use crate::fleet::control::Command;
 use crate::fleet::datagram;
 use crate::fleet::inbox::{FORMAT, Inbox};
 use crate::fleet::listener::{self, Listen, Listener};
-use crate::fleet::scoreboard;
+use crate::fleet::scoreboard::Place;
 use crate::service::notify::Notify;
 
 /// Names the descriptor that the old executable has left for the new one.
@@ -37,8 +44,8 @@ const VARIABLE: &str = "WSHD_UPGRADE";
 const PASSED: &[u8] = b"passed";
 /// The longest datagram: a path or a name.
 const DATAGRAM: usize = 8 * 1024;
-/// The new executable has this long (ns) to come up; longer than its workers have.
-const PATIENCE: plan::Time = 2 * plan::START;
+/// The new executable has this long to become ready; longer than its workers have.
+const PATIENCE: Duration = Duration::from_secs(2 * START.as_secs());
 
 /// How this program was started, and is started again.
 #[derive(Clone, Debug)]
@@ -113,77 +120,61 @@ impl Predecessor {
     }
 }
 
-/// The old executable's end: to the one that is to replace it.
-pub(super) struct Successor {
-    pub pid: Pid,
-    fd: OwnedFd,
-    /// When it is given up.
-    pub give_up: plan::Time,
-    /// Of its workers.
+/// An upgrade from the side of the old executable, and from that of the new one.
+pub(super) struct Upgrade {
+    policy: policy::Upgrade,
+    invocation: Invocation,
+    /// The server that this one replaces, until it has got what it needs.
+    pub predecessor: Option<Predecessor>,
+    /// The same once it has what it needs, until it ends: it has the listening sockets, too.
+    old_server: Option<Predecessor>,
+    /// To the executable that is to replace this one, for as long as this one lives.
+    channel: Option<OwnedFd>,
+    /// Inboxes of its workers, as far as connections can move there.
     txs: Vec<OwnedFd>,
-    /// It has all: connections are handed over.
-    pub is_serving: bool,
 }
 
-impl AsFd for Successor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-impl Successor {
-    /// Starts it.
-    fn start<'a>(
-        invocation: &Invocation,
-        listeners: impl Iterator<Item = &'a Arc<Listener>>,
-        notify: &Notify,
-    ) -> io::Result<Self> {
-        let text = |text: &std::ffi::OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
-        let program = text(invocation.program.as_os_str())?;
-        let args = invocation.args.iter().map(|arg| text(arg)).collect::<io::Result<Vec<CString>>>()?;
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        for listener in listeners {
-            let text = listener.asked().map_or_else(|| PASSED.to_vec(), Listen::to_bytes);
-            datagram::send(ours.as_fd(), &text, Some(listener.as_fd()))?;
-        }
-        datagram::send(ours.as_fd(), b"\n", None)?;
-        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        // SAFETY: the supervisor has one thread, so the child may do whatever a process may do.
-        match unsafe { fork()? } {
-            ForkResult::Parent { child } => {
-                let give_up = scoreboard::now().saturating_add(PATIENCE);
-                Ok(Self { pid: child, fd: ours, give_up, txs: Vec::new(), is_serving: false })
-            }
-            ForkResult::Child => {
-                drop(ours);
-                let error = replace_image(&program, &args, theirs, notify);
-                log::error!("{}: {error}", invocation.program.display());
-                // SAFETY: ends the child here: what the supervisor would do at its end is not the child's.
-                unsafe { libc::_exit(127) }
-            }
-        }
+impl Upgrade {
+    pub fn new(invocation: Invocation, predecessor: Option<Predecessor>) -> Self {
+        let policy = policy::Upgrade::default();
+        Self { policy, invocation, predecessor, old_server: None, channel: None, txs: Vec::new() }
     }
 
-    /// What it sends; true when that is all.
-    fn hear(&mut self) -> Result<bool, String> {
-        loop {
-            match receive(&self.fd) {
-                Ok(Some((form, Some(fd)))) if form == FORMAT.to_ne_bytes() => self.txs.push(fd),
-                // Another form of entries: connections can not move there.
-                Ok(Some((_, Some(_)))) => {}
-                Ok(Some(_)) => return Ok(true),
-                Ok(None) => return Err("it has ended".to_owned()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) => return Err(error.to_string()),
-            }
-        }
+    /// Whether an upgrade is under way.
+    pub fn is_under_way(&self) -> bool {
+        self.policy != policy::Upgrade::Idle
     }
 
-    /// Where a worker hands its connections over to; the workers take turns. None if they can not move there.
+    /// Whether another executable serves in the place of this one.
+    pub fn is_superseded(&self) -> bool {
+        self.policy.is_serving()
+    }
+
+    /// What to wait for.
+    pub fn channels(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let channel = self.channel.as_ref().filter(|_| self.policy == policy::Upgrade::Starting);
+        channel.into_iter().chain(self.old_server.as_ref().map(|old| &old.0)).map(AsFd::as_fd)
+    }
+
+    /// Where a worker hands its connections over to; the new workers take turns. None if connections cannot move there.
     pub fn tx(&self, slot: usize) -> Option<BorrowedFd<'_>> {
         let index = slot.checked_rem(self.txs.len())?;
         self.txs.get(index).map(AsFd::as_fd)
+    }
+
+    /// What the new executable says.
+    fn read(&mut self) -> Option<Event> {
+        let channel = self.channel.as_ref().filter(|_| self.policy == policy::Upgrade::Starting)?;
+        loop {
+            match receive(channel) {
+                Ok(Some((form, Some(fd)))) if form == FORMAT.to_ne_bytes() => self.txs.push(fd),
+                // Another form of entries: connections cannot move there.
+                Ok(Some((_, Some(_)))) => {}
+                Ok(Some(_)) => return Some(Event::Ready),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Ok(None) | Err(_) => return Some(Event::Closed),
+            }
+        }
     }
 }
 
@@ -202,107 +193,179 @@ fn replace_image(program: &CString, args: &[CString], fd: OwnedFd, notify: &Noti
     }
 }
 
-impl Fleet {
+impl Supervisor {
     /// An upgrade is wanted.
-    pub(super) fn ask_for_upgrade(&mut self) {
-        self.is_upgrade_due = true;
-    }
-
-    /// Starts another executable that is to take over.
-    pub(super) fn begin_upgrade(&mut self, plan: &Plan) {
-        if !std::mem::take(&mut self.is_upgrade_due) {
-            return;
-        }
-        if self.successor.is_some() {
-            return log::error!("upgrade: one is on its way already");
-        }
-        let why = if plan.is_stopping() {
+    pub(super) fn request_upgrade(&mut self) {
+        let why_not = if getpid().as_raw() == 1 {
+            Some("this is process 1, with whose end the container ends: start another container instead")
+        } else if self.slots.is_stopping() {
             Some("the server is told to stop")
-        } else if !self.roll.is_idle() {
-            Some("workers are being replaced")
+        } else if !self.rolling.policy.is_idle() || self.rolling.loading.is_some() {
+            Some("workers are being replaced; try again")
+        } else if self.upgrade.predecessor.is_some() {
+            Some("the server is not ready yet")
         } else {
             None
         };
-        if let Some(why) = why {
-            return self.upgrade_done(Err(why.to_owned()));
+        self.on_upgrade(Event::Requested(why_not));
+    }
+
+    /// The server stops: an upgrade that is not ready is given up.
+    pub(super) fn stop_upgrade(&mut self) {
+        self.on_upgrade(Event::Stop);
+    }
+
+    /// What the new executable says.
+    pub(super) fn read_successor(&mut self) {
+        if let Some(event) = self.upgrade.read() {
+            self.on_upgrade(event);
         }
-        let listeners = self.listeners.iter().chain(&self.metrics.listeners).chain(self.control.listener());
-        self.scoreboard.share_sockets(true);
-        match Successor::start(&self.invocation, listeners, &self.notify) {
-            Ok(successor) => {
-                log::info!("upgrade: {}[{}] is starting", self.invocation.program.display(), successor.pid);
-                self.successor = Some(successor);
-            }
-            Err(error) => {
-                self.scoreboard.share_sockets(false);
-                let program = self.invocation.program.display();
-                self.upgrade_done(Err(format!("{program} can not be started: {error}")));
+    }
+
+    pub(super) fn on_upgrade(&mut self, event: Event) {
+        for action in self.upgrade.policy.on(event) {
+            match action {
+                Action::Start => match self.start_successor() {
+                    Ok(pid) => {
+                        log::info!(
+                            "upgrade: {}[{pid}] is starting",
+                            self.upgrade.invocation.program.display()
+                        );
+                    }
+                    Err(error) => {
+                        let program = self.upgrade.invocation.program.display();
+                        let why = format!("{program} cannot be started: {error}");
+                        self.on_upgrade(Event::NotStarted(why));
+                    }
+                },
+                Action::Refuse(why) => self.upgrade_done(Err(format!("upgrade: refused: {why}"))),
+                Action::Fail(why) => self.fail_upgrade(&why),
+                Action::Hurry => {
+                    let processes = self.processes.iter_mut();
+                    let successors = processes.filter(|(_, process)| process.role == Role::Successor);
+                    successors.for_each(|(_, process)| process.hurry(clock::now() + GRACE));
+                }
+                Action::End => {
+                    let successor = self.processes.in_role(Role::Successor).next();
+                    successor.into_iter().for_each(|pid| self.processes.terminate(pid, clock::now()));
+                }
+                Action::HandOver => self.hand_over(),
+                Action::TakeBack(how) => self.take_back(&how),
             }
         }
     }
 
-    /// Goes on with an upgrade as far as that is possible now.
-    pub(super) fn go_on_with_upgrade(&mut self) {
-        let Some(successor) = self.successor.as_mut().filter(|successor| !successor.is_serving) else {
-            return;
-        };
-        match successor.hear() {
-            Ok(true) => {
-                successor.is_serving = true;
-                self.notify.main_pid(successor.pid);
-                if successor.txs.is_empty() {
-                    log::warn!("upgrade: the new executable can not take up connections: they are closed");
-                }
-                self.call_off("another executable takes over");
-                self.metrics.hand_over();
-                self.control.hand_over();
-                for (_, slot) in self.serving() {
-                    self.roll.push(Step { start: None, retire: Some(slot) });
-                }
-                self.upgrade_done(Ok(()));
+    fn start_successor(&mut self) -> io::Result<Pid> {
+        let text = |text: &std::ffi::OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
+        let program = text(self.upgrade.invocation.program.as_os_str())?;
+        let args =
+            self.upgrade.invocation.args.iter().map(|arg| text(arg)).collect::<io::Result<Vec<CString>>>()?;
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let listeners = self.generation.listeners.iter().chain(&self.metrics.listeners);
+        for listener in listeners.chain(self.control.listener()) {
+            let text = listener.asked().map_or_else(|| PASSED.to_vec(), Listen::to_bytes);
+            datagram::send(ours.as_fd(), &text, Some(listener.as_fd()))?;
+        }
+        datagram::send(ours.as_fd(), b"\n", None)?;
+        match fork_child()? {
+            Forked::Parent { child } => {
+                let mut process = Process::new(Role::Successor, None, 0, None);
+                process.set_deadline(clock::now() + PATIENCE);
+                self.processes.insert(child, process);
+                self.shared.scoreboard.share_sockets(true);
+                (self.upgrade.channel, self.upgrade.txs) = (Some(ours), Vec::new());
+                Ok(child)
             }
-            Ok(false) if successor.give_up > scoreboard::now() => {}
-            Ok(false) => {
-                // Not reaped yet, so the pid is still its own.
-                let _ = kill(successor.pid, Signal::SIGTERM);
-                self.fail_upgrade("it was not ready in time");
+            Forked::Child { .. } => {
+                let error = replace_image(&program, &args, theirs, &self.host.notify);
+                log::error!("{}: {error}", self.upgrade.invocation.program.display());
+                // SAFETY: ends the child here: it was to become another program, and is none of this one.
+                unsafe { libc::_exit(127) }
             }
-            // Reaped soon, which tells more.
-            Err(_) => {}
         }
     }
 
-    /// The process that was to take over has ended, however; false if it is another one.
-    pub(super) fn lose_successor(&mut self, pid: Pid, why: &str) -> bool {
-        match &self.successor {
-            Some(successor) if successor.pid == pid && successor.is_serving => {
-                log::error!("upgrade: the new executable has taken over, and is gone: {why}");
-                true
+    /// The new executable serves: connections go there.
+    fn hand_over(&mut self) {
+        let successor = self.processes.in_role(Role::Successor).next();
+        if let Some((pid, process)) = successor.and_then(|pid| Some((pid, self.processes.get_mut(pid)?))) {
+            process.set_deadline(crate::time::Instant::NEVER);
+            self.host.notify.main_pid(pid);
+        }
+        if self.upgrade.txs.is_empty() {
+            log::warn!("upgrade: the new executable cannot take up connections; they are closed");
+        }
+        self.abort_rolling("another executable takes over");
+        self.metrics.hand_over(&mut self.processes);
+        self.control.hand_over();
+        for (_, slot) in self.serving() {
+            let step = Step { start: None, retire: Some(slot) };
+            self.rolling.policy.on(rolling_restart::Event::Step(step));
+        }
+        self.upgrade_done(Ok("upgrade: the new executable serves, connections are handed over".to_owned()));
+    }
+
+    /// The new executable is gone while connections are handed over to it: this one serves again.
+    fn take_back(&mut self, how: &str) {
+        log::error!(
+            "upgrade: the new executable {how} after it had taken over; this executable serves again"
+        );
+        // The one that has been told to leave will; those that were to follow stay.
+        let leaves = |slot: usize| self.rolling.policy.is_retiring(slot);
+        let (leaving, staying): (Vec<_>, Vec<_>) =
+            self.serving().into_iter().partition(|(_, slot)| leaves(*slot));
+        self.abort_rolling("the new executable is gone");
+        self.upgrade.txs.clear();
+        self.upgrade.channel = None;
+        self.shared.scoreboard.share_sockets(false);
+        self.host.notify.main_pid(Pid::this());
+        self.metrics.take_back();
+        self.control.take_back();
+        self.rewrite_pid_file();
+        let places: Vec<Place> = staying.into_iter().map(|(place, _)| place).collect();
+        for (pool, settings) in (0_u16..).zip(&self.generation.config.clone().pools) {
+            let missing = (0..settings.workers as u16).map(|number| Place { pool, number });
+            for place in missing.filter(|place| !places.contains(place)) {
+                match self.free_slot(place) {
+                    Ok(slot) => self.slots.on(slots::Event::Wanted(slot), clock::now()),
+                    Err(error) => log::error!("upgrade: no slot for a worker: {error}"),
+                }
             }
-            Some(successor) if successor.pid == pid => {
-                self.fail_upgrade(why);
-                true
-            }
-            _ => false,
+        }
+        // What they have goes to those that start here.
+        let leaving = leaving.into_iter().filter_map(|(_, slot)| self.processes.holder(slot));
+        let leaving: Vec<Pid> = leaving.chain(self.processes.in_role(Role::Draining)).collect();
+        leaving.into_iter().for_each(|pid| self.redirect(pid));
+    }
+
+    fn redirect(&self, pid: Pid) {
+        let Some(slot) = self.processes.get(pid).and_then(|process| process.slot) else { return };
+        let pool = self.place_of(slot).pool;
+        let heirs = || self.slots.taken().filter(|heir| *heir != slot);
+        let heir = heirs().find(|heir| self.place_of(*heir).pool == pool).or_else(|| heirs().next());
+        if let Some(to) = heir {
+            let _ = self.processes.command(pid, Command::HandOver { to: to as u16 }, None); // it has gone
         }
     }
 
     fn fail_upgrade(&mut self, why: &str) {
-        let Some(successor) = self.successor.take() else { return };
-        self.scoreboard.share_sockets(false);
-        if let Err(error) = self.daemon.rewrite_pid_file() {
+        self.upgrade.channel = None;
+        self.shared.scoreboard.share_sockets(false);
+        self.rewrite_pid_file();
+        let program = self.upgrade.invocation.program.display();
+        self.upgrade_done(Err(format!("upgrade: failed, and this executable serves on: {program}: {why}")));
+    }
+
+    fn rewrite_pid_file(&mut self) {
+        if let Err(error) = self.host.daemon.rewrite_pid_file() {
             log::error!("{error}");
         }
-        let program = self.invocation.program.display();
-        self.upgrade_done(Err(format!("{program}[{}]: {why}", successor.pid)));
     }
 
     /// An upgrade has succeeded or failed.
-    fn upgrade_done(&mut self, result: Result<(), String>) {
-        let result = match result {
-            Ok(()) => Ok("upgrade: the new executable serves, connections are handed over".to_owned()),
-            Err(why) => Err(format!("upgrade: failed, and this executable serves on: {why}")),
-        };
+    fn upgrade_done(&mut self, result: Result<String, String>) {
         match &result {
             Ok(done) => log::info!("{done}"),
             Err(why) => log::error!("{why}"),
@@ -310,33 +373,35 @@ impl Fleet {
         self.control.upgrade_ends(&result);
     }
 
-    /// New connections are refused from now on, unless another executable has the sockets too.
-    pub(super) fn refuse_connections(&self) {
-        if !self.scoreboard.are_sockets_shared() {
-            self.listeners.iter().for_each(|listener| listener.shut_down());
-        }
-    }
-
-    /// Whether another executable serves in the place of this one.
-    pub(super) fn has_successor(&self) -> bool {
-        self.successor.as_ref().is_some_and(|successor| successor.is_serving)
-    }
-
-    /// The same, and nothing is left to be done here.
-    pub(super) fn is_superseded(&self) -> bool {
-        let is_empty = self.workers.iter().all(Option::is_none) && self.replaced.is_empty();
-        self.has_successor() && is_empty && self.roll.is_idle()
-    }
-
-    /// All workers are ready: the old executable can hand its connections over.
-    pub(super) fn take_over(&self, predecessor: &Predecessor) {
+    /// All workers are ready: the old executable, if there is one, can hand its connections over.
+    pub(super) fn take_over(&mut self) {
+        let Some(predecessor) = self.upgrade.predecessor.take() else { return };
+        self.metrics.is_wanted = true;
         let serving = self.serving().into_iter().filter(|(place, _)| place.pool == 0);
-        let inboxes = serving.filter_map(|(_, slot)| self.inboxes.get(slot));
+        let inboxes = serving.filter_map(|(_, slot)| self.processes.inbox(slot));
         if let Err(error) = predecessor.take_over(inboxes) {
             log::error!("upgrade: cannot reach the old executable: {error}");
         }
-        // The old one accepts no more.
-        self.scoreboard.share_sockets(false);
+        // It sends nothing more, and its end is waited for in the loop.
+        match fcntl(&predecessor.0, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)) {
+            Ok(_) => self.upgrade.old_server = Some(predecessor),
+            Err(error) => log::error!("upgrade: the channel to the old executable: {error}"),
+        }
+    }
+
+    /// Until the old server has ended, it may have to take the listening sockets back: they are not shut down.
+    pub(super) fn watch_old_server(&mut self) {
+        let has_ended = |old: &Predecessor| matches!(receive(&old.0), Ok(None));
+        if self.upgrade.old_server.take_if(|old| has_ended(old)).is_some() {
+            self.shared.scoreboard.share_sockets(false);
+        }
+    }
+
+    /// New connections are refused from now on, unless another executable has the sockets, too.
+    pub(super) fn refuse_connections(&self) {
+        if !self.shared.scoreboard.are_sockets_shared() {
+            self.generation.listeners.iter().for_each(|listener| listener.shut_down());
+        }
     }
 }
 

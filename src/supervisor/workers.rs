@@ -1,373 +1,262 @@
-//! The processes of the fleet: they are forked, given orders, heard, and reaped. What that means is the plan's.
+//! Workers: started, told to stop, reaped. Which ones and when is decided in `policy::slots`.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
-use super::edition::Step;
-use super::policy::slots::{self as plan, Event};
-use super::{Fleet, spawn};
-use crate::fleet::control::{Channel, Command, Report};
+use super::policy::rolling_restart::Step;
+use super::policy::slots::Event;
+use super::policy::{rolling_restart, upgrade};
+use super::processes::{Late, Process, Role};
+use super::{Flow, Supervisor, spawn};
+use crate::clock;
+use crate::fleet::control::Command;
 use crate::fleet::inbox::Inbox;
-use crate::fleet::scoreboard::{self, MAX_SLOTS, Place, Slot, State};
+use crate::fleet::scoreboard::{MAX_SLOTS, Place, Slot, State};
+use crate::time::Instant;
 
-/// A crashed process has this long (ns) to hand over its connections and write a core dump.
-const LAST_WORDS: plan::Time = 30_000_000_000;
+/// A worker that is not ready after this is ended.
+pub const START: Duration = Duration::from_secs(60);
 
-/// The process in a slot.
-pub(super) struct Worker {
-    pub pid: Pid,
-    /// None after the worker's end was closed.
-    pub control: Option<Channel>,
-}
-
-impl Worker {
-    /// One that was just forked, or has waited.
-    pub fn new(pid: Pid, control: Channel) -> Self {
-        Self { pid, control: Some(control) }
-    }
-}
-
-/// A process that is on its way out, and counts no more.
-pub(super) struct Replaced {
-    pub pid: Pid,
-    pub slot: usize,
-    /// When it is killed.
-    pub kill_at: plan::Time,
-    /// None if it has crashed: it does not listen.
-    pub control: Option<Channel>,
-    /// Whether another process is to take up in its slot what it leaves.
-    pub is_followed: bool,
-}
-
-impl Fleet {
-    /// Which worker a slot is that of, if there is such a slot.
-    pub(super) fn place(&self, slot: usize) -> Option<Place> {
-        self.scoreboard.slot(slot).map(Slot::place)
-    }
-
-    /// The same of a slot that there is.
+impl Supervisor {
+    /// Which worker a slot is that of.
     pub(super) fn place_of(&self, slot: usize) -> Place {
-        self.place(slot).unwrap_or_default()
+        self.shared.scoreboard.slot(slot).map(Slot::place).unwrap_or_default()
     }
 
     /// What a worker is called in the log.
     pub(super) fn name(&self, slot: usize) -> String {
         let Place { pool, number } = self.place_of(slot);
-        self.config.worker_name(pool, number)
+        self.generation.config.worker_name(pool, number)
     }
 
-    /// Forks a worker into a slot, which then serves.
-    pub(super) fn spawn(&mut self, slot: usize) -> Result<(), Event> {
-        match spawn::spawn(self, slot, &self.edition(), false) {
-            Ok((pid, control)) => {
+    /// Forks a worker into a slot.
+    pub(super) fn start_worker(&mut self, slot: usize) -> Flow {
+        let generation = self.generation.clone();
+        match spawn::worker(self, Role::Worker, slot, &generation)? {
+            Ok(pid) => {
                 log::debug!("{}[{pid}] is starting", self.name(slot));
-                self.adopt(Worker::new(pid, control), slot);
-                Ok(())
+                self.maintenance.begin_rebalance(clock::now());
             }
             Err(error) => {
-                log::error!("{} can not be forked: {error}", self.name(slot));
-                Err(Event::Died(slot))
+                log::error!("{}: cannot fork: {error}", self.name(slot));
+                self.slots.on(Event::Died(slot), clock::now());
             }
         }
+        ControlFlow::Continue(())
     }
 
-    /// The worker of a slot from now on.
-    pub(super) fn adopt(&mut self, worker: Worker, slot: usize) {
-        self.put(worker, slot);
-        self.upkeep.begin_balance();
-    }
-
-    /// The process in a slot from now on.
-    pub(super) fn put(&mut self, worker: Worker, slot: usize) {
-        if self.workers.len() <= slot {
-            self.workers.resize_with(slot + 1, || None);
-        }
-        self.workers[slot] = Some(worker);
-    }
-
-    /// A slot in which nobody is, for a new worker in this place; all others get to know of its inbox.
+    /// A slot for a new worker in this place, in which no process is; all others get to know of its inbox.
     pub(super) fn free_slot(&mut self, place: Place) -> io::Result<usize> {
-        let is_taken = |slot: &usize| {
-            self.taken.contains(slot)
-                || self.workers.get(*slot).is_some_and(Option::is_some)
-                || self.replaced.iter().any(|replaced| replaced.slot == *slot)
-                || self.roll.slots().any(|standby| standby == *slot)
-                || self.children.owns(*slot)
-                || self.scoreboard.slot(*slot).is_some_and(|record| record.state() != State::Empty)
+        let is_free = |slot: &usize| {
+            let is_empty = |record: &Slot| record.state() == State::Empty;
+            !self.slots.is_taken(*slot)
+                && !self.processes.is_in_use(*slot)
+                && !self.pools.owns(*slot)
+                && self.shared.scoreboard.slot(*slot).is_none_or(is_empty)
         };
-        let slot = (0..MAX_SLOTS).find(|slot| !is_taken(slot)).ok_or(io::ErrorKind::OutOfMemory)?;
-        if slot == self.inboxes.len() {
+        let slot = (0..MAX_SLOTS).find(is_free).ok_or(io::ErrorKind::OutOfMemory)?;
+        if slot == self.processes.slots() {
             self.new_slot()?;
         }
-        self.vacant.remove(&slot);
-        if !self.scoreboard.assign(slot, place) {
-            return Err(io::ErrorKind::OutOfMemory.into());
+        match self.shared.scoreboard.assign(slot, place) {
+            true => Ok(slot),
+            false => Err(io::ErrorKind::OutOfMemory.into()),
         }
-        Ok(slot)
     }
 
     /// A slot that was never used; all others get to know of its inbox.
     pub(super) fn new_slot(&mut self) -> io::Result<usize> {
-        let slot = self.inboxes.len();
-        if slot >= MAX_SLOTS {
+        if self.processes.slots() >= MAX_SLOTS {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
-        self.inboxes.push(Inbox::new()?);
-        let workers = self.workers.iter().flatten().filter_map(|worker| worker.control.as_ref());
-        let replaced = self.replaced.iter().filter_map(|replaced| replaced.control.as_ref());
-        let tx = self.inboxes.get(slot).map(Inbox::tx);
-        for (channel, tx) in workers.chain(replaced).chain(self.roll.channels()).zip(tx.iter().cycle()) {
+        let slot = self.processes.add_slot()?;
+        let tx = self.processes.inbox(slot).map(Inbox::tx);
+        for pid in self.processes.with_channel() {
             // One that does not read any more is on its way out.
-            let _ = channel.send_command_with(Command::Tx { slot: slot as u16 }, *tx);
+            let _ = self.processes.command(pid, Command::Tx { slot: slot as u16 }, tx);
         }
         Ok(slot)
     }
 
-    /// Sends an order to the worker of a slot.
-    pub(super) fn order(&self, slot: usize, command: Command) {
-        self.order_with(slot, command, None);
-    }
-
-    /// The same with a descriptor.
-    pub(super) fn order_with(&self, slot: usize, command: Command, fd: Option<BorrowedFd<'_>>) {
-        let Some(Some(Worker { control: Some(control), .. })) = self.workers.get(slot) else { return };
-        let sent = match fd {
-            Some(fd) => control.send_command_with(command, fd),
-            None => control.send_command(command),
-        };
-        if let Err(error) = sent {
-            log::debug!("{}: {error}", self.name(slot)); // it is gone, or will be killed
+    /// Sends a command to the worker of a slot.
+    pub(super) fn command(&self, slot: usize, command: Command, fd: Option<BorrowedFd<'_>>) {
+        let Some(pid) = self.processes.holder(slot) else { return };
+        if let Err(error) = self.processes.command(pid, command, fd) {
+            log::debug!("{}[{pid}]: {error}", self.name(slot)); // it is gone, or will be killed
         }
     }
 
-    /// Kills the worker of a slot, which had its time.
-    pub(super) fn kill(&self, slot: usize) {
-        let Some(Some(worker)) = self.workers.get(slot) else { return };
-        log::error!("{}[{}] did not come back in time and is killed", self.name(slot), worker.pid);
-        // Not reaped yet, so the pid is still its own.
-        let _ = kill(worker.pid, Signal::SIGKILL);
+    /// Tells the worker of a slot to stop or quit, in time.
+    pub(super) fn stop_worker(&mut self, slot: usize, command: Command) {
+        self.command(slot, command, None);
+        let end = self.end_of_stop();
+        let holder = self.processes.holder(slot);
+        if let Some(process) = holder.and_then(|pid| self.processes.get_mut(pid)) {
+            limit(process, command, end);
+        }
     }
 
-    /// Until when whoever is told to stop now may live; ns.
-    pub(super) fn end_of_stop(&self) -> plan::Time {
-        scoreboard::now().saturating_add(self.config.stop_time).saturating_add(plan::GRACE)
-    }
-
-    /// Tells those that leave anyway to be quick: the server stops.
-    pub(super) fn hurry_replaced(&mut self, command: Command) {
-        let kill_at = self.end_of_stop();
-        for replaced in &mut self.replaced {
-            if let Some(control) = &replaced.control {
-                let _ = control.send_command(command); // it is gone, or will be killed
-                replaced.kill_at = replaced.kill_at.min(kill_at);
+    /// The server stops: those that leave anyway have to be quick.
+    pub(super) fn hurry(&mut self, command: Command) {
+        let end = self.end_of_stop();
+        let leaving = self
+            .processes
+            .iter()
+            .filter(|(_, process)| matches!(process.role, Role::Draining | Role::Crashed));
+        for pid in leaving.map(|(pid, _)| pid).collect::<Vec<_>>() {
+            let _ = self.processes.command(pid, command, None); // it is gone, or will be killed
+            if let Some(process) = self.processes.get_mut(pid) {
+                limit(process, command, end);
             }
         }
     }
 
-    /// Kills replaced processes that do not come to their end.
-    pub(super) fn kill_replaced(&mut self) {
-        let now = scoreboard::now();
-        let config = &self.config;
-        for late in self.replaced.iter_mut().filter(|replaced| replaced.kill_at <= now) {
-            let Place { pool, number } = self.scoreboard.slot(late.slot).map(Slot::place).unwrap_or_default();
-            let name = config.worker_name(pool, number);
-            log::error!("{name}[{}] was replaced, does not end and is killed", late.pid);
-            // Not reaped yet, so the pid is still its own.
-            let _ = kill(late.pid, Signal::SIGKILL);
-            late.kill_at = plan::Time::MAX;
-        }
-    }
-
-    /// Waits for processes that were replaced, so that none is left; not for longer than they have.
-    pub(super) fn see_off(&mut self) {
-        match self.predecessor {
-            None => self.metrics.end(),
-            Some(_) => self.metrics.hand_over(), // the sockets are the old server's still
-        }
-        let give_up = self.end_of_stop();
-        self.hurry_replaced(Command::Stop);
-        while !(self.replaced.is_empty() && self.roll.is_over()) && scoreboard::now() < give_up {
-            self.wait(Some(give_up), &mut VecDeque::new());
-        }
-        for left in &self.replaced {
-            // Not reaped yet, so the pid is still its own.
-            let _ = kill(left.pid, Signal::SIGKILL);
-        }
-    }
-
-    /// What the worker of a slot has to say, all of it.
-    pub(super) fn read_reports(&mut self, slot: usize, events: &mut VecDeque<Event>) {
-        loop {
-            let Some(Some(worker)) = self.workers.get_mut(slot) else { return };
-            let Some(control) = &worker.control else { return };
-            let pid = worker.pid;
-            match control.recv_report() {
-                Ok(Some(Report::Ready { loaded, broken })) => {
-                    log::debug!("{} is ready with {loaded} handlers", self.name(slot));
-                    self.on_ready(slot, broken, events);
+    /// Signals processes that do not do in time what they were told.
+    pub(super) fn signal_late(&mut self, now: Instant) {
+        for Late { pid, role, slot, is_deaf, signal } in self.processes.late(now) {
+            let name = match (role, slot) {
+                (_, Some(slot)) => self.name(slot),
+                (Role::Successor, _) => "upgrade: the new executable".to_owned(),
+                _ => "process".to_owned(),
+            };
+            let why = match role {
+                _ if is_deaf => "closed its channel and does not exit",
+                Role::Worker | Role::PerConnection(_) | Role::Standby => {
+                    "did not do in time what it was told"
                 }
-                Ok(Some(Report::Crashed)) => {
-                    let kill_at = scoreboard::now().saturating_add(LAST_WORDS);
-                    self.replaced.push(Replaced { pid, slot, kill_at, control: None, is_followed: true });
-                    self.workers[slot] = None;
-                    self.on_crash(slot, pid);
-                    events.push_back(Event::Crashed(slot));
+                Role::Draining => "did not exit in time after it was replaced",
+                Role::Crashed => "did not exit in time after its crash",
+                Role::Successor => "was not ready in time",
+                Role::Metrics | Role::Dismissed => "did not exit in time",
+            };
+            log::error!("{name}[{pid}] {why}; sending {signal}");
+            if signal == Signal::SIGKILL {
+                self.slots.on(Event::Killed, now);
+            }
+            if role == Role::Successor {
+                self.on_upgrade(upgrade::Event::Late);
+            }
+        }
+    }
+
+    /// Collects all children that have ended. What a child said before its end is read first.
+    pub(super) fn reap(&mut self) {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        while let Some(pid) = waitid(Id::All, flags).ok().and_then(|status| status.pid()) {
+            if self.processes.get(pid).is_none() {
+                self.read_births();
+            }
+            self.read_reports(pid);
+            match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+                Ok(status) => self.ended(pid, status),
+                Err(error) => return log::error!("waitpid({pid}): {error}"),
+            }
+        }
+    }
+
+    fn ended(&mut self, pid: Pid, status: WaitStatus) {
+        self.shared.breakers.iter().for_each(|breaker| breaker.release(pid.as_raw()));
+        self.shared.addresses.release(pid.as_raw());
+        self.shared.counters.release(pid.as_raw());
+        self.shared.scoreboard.slots().iter().for_each(|record| record.crash.end_sending(pid.as_raw()));
+        if self.rolling.loading.as_mut().is_some_and(|loading| loading.discovery.reaped(pid, status)) {
+            return;
+        }
+        // Or it is a child of a child, which came to this process when its parent ended.
+        let Some(process) = self.processes.remove(pid) else { return };
+        let cause = cause_of_death(status);
+        match (process.role, process.slot) {
+            (Role::Metrics, _) => self.metrics.ended(pid, &cause),
+            (Role::Successor, _) => self.on_upgrade(upgrade::Event::Ended(cause)),
+            (Role::Standby, Some(slot)) => {
+                let why = self.on_death((slot, pid), process.role, status).unwrap_or(cause);
+                self.vacate(slot, &process);
+                let why = format!("the new {}[{pid}]: {why}", self.name(slot));
+                self.rolling.policy.on(rolling_restart::Event::Failed(self.place_of(slot), why));
+            }
+            (Role::Worker, Some(slot)) => {
+                self.on_death((slot, pid), process.role, status);
+                self.vacate(slot, &process);
+                self.slots.on(Event::Died(slot), clock::now());
+                self.rolling.policy.on(rolling_restart::Event::Left(slot));
+            }
+            (Role::PerConnection(_), Some(slot)) => {
+                self.on_death((slot, pid), process.role, status);
+                self.on_per_connection_death(slot);
+                self.vacate(slot, &process);
+            }
+            (Role::Draining, Some(slot)) => {
+                match status {
+                    WaitStatus::Exited(_, 0) => log::info!("{}[{pid}] exited, replaced", self.name(slot)),
+                    _ => drop(self.on_death((slot, pid), process.role, status)),
                 }
-                Ok(Some(Report::Leaving)) => {
-                    let control = worker.control.take();
-                    self.count_in_place(slot, |counters| counters.replaced.add_shared(1));
-                    let kill_at = self.patience_with(slot);
-                    self.roll.has_left(slot);
-                    self.replaced.push(Replaced { pid, slot, kill_at, control, is_followed: false });
-                    self.workers[slot] = None;
-                    events.push_back(Event::Left(slot));
-                }
-                Ok(Some(report @ (Report::Listed { .. } | Report::Closing { .. }))) => {
-                    self.control.hear(worker.pid.as_raw(), report);
-                }
-                Ok(Some(Report::Taken | Report::Born { .. })) => {}
-                Ok(None) => worker.control = None,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    if error.kind() != io::ErrorKind::InvalidData {
-                        worker.control = None;
-                    }
-                    log::error!("{}: {error}", self.name(slot));
-                }
+                self.vacate(slot, &process);
             }
-        }
-    }
-
-    fn on_ready(&mut self, slot: usize, broken: u16, events: &mut VecDeque<Event>) {
-        if broken > 0 && self.config.strict_handlers {
-            log::error!("{}: {broken} handlers are broken", self.name(slot));
-            events.push_back(Event::Broken);
-        }
-        events.push_back(Event::Ready(slot));
-        self.order_to_leave(slot);
-    }
-
-    /// Until when a worker that hands its connections over may live; ns.
-    fn patience_with(&self, slot: usize) -> plan::Time {
-        let pool = self.place_of(slot).pool;
-        let routes = self.routes.handlers().iter();
-        let ours = routes.filter(|route| self.config.pool_of(&route.resource) == usize::from(pool));
-        let drain =
-            ours.map(|route| self.config.drain_time(&route.resource).unwrap_or(plan::Time::MAX)).max();
-        self.end_of_stop().saturating_add(drain.unwrap_or(0))
-    }
-
-    /// What those that are replaced have to say: that they crash even so.
-    pub(super) fn read_replaced(&mut self, events: &mut VecDeque<Event>) {
-        for index in 0..self.replaced.len() {
-            while let Some(replaced) = self.replaced.get_mut(index) {
-                let said = replaced.control.as_ref().map(Channel::recv_report);
-                match said {
-                    Some(Ok(Some(Report::Crashed))) => {
-                        let (slot, pid) = (replaced.slot, replaced.pid);
-                        (replaced.control, replaced.is_followed) = (None, true);
-                        replaced.kill_at = scoreboard::now().saturating_add(LAST_WORDS);
-                        self.on_crash(slot, pid);
-                        // What it saves lies in its inbox: somebody takes it up there and hands it over again.
-                        self.roll.push(Step { start: None, retire: Some(slot) });
-                        events.push_back(Event::Orphaned(slot));
-                    }
-                    Some(Ok(Some(report))) => self.control.hear(replaced.pid.as_raw(), report),
-                    // Its end; it is reaped soon.
-                    Some(Ok(None)) => replaced.control = None,
-                    Some(Err(_)) | None => break,
-                }
+            (Role::Crashed, Some(slot)) => {
+                self.tell_rescue(slot, pid);
+                self.vacate(slot, &process);
             }
+            (Role::Dismissed, Some(slot)) => self.vacate(slot, &process),
+            (_, None) => {}
         }
     }
 
-    /// Collects all children that have ended.
-    pub(super) fn reap(&mut self, events: &mut VecDeque<Event>) {
-        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            let Some(pid) = status.pid() else { return };
-            self.release_gates(pid);
-            self.roll.has_ended(pid);
-            self.addresses.release(pid.as_raw());
-            self.counters.release(pid.as_raw());
-            if self.metrics.ended(pid, status) {
-                continue;
-            }
-            self.scoreboard.slots().iter().for_each(|record| record.crash.end_sending(pid.as_raw()));
-            let is_in = |worker: &Option<Worker>| worker.as_ref().is_some_and(|worker| worker.pid == pid);
-            if let Some(slot) = self.workers.iter().position(is_in) {
-                self.read_reports(slot, events); // what it said before it died: it may have been replaced by that
-            }
-            self.read_replaced(events);
-            let cause = cause_of_death(status);
-            if self.lose_standby(pid, &cause) || self.lose_successor(pid, &cause) {
-                continue;
-            }
-            if let Some(index) = self.replaced.iter().position(|replaced| replaced.pid == pid) {
-                let replaced = self.replaced.swap_remove(index);
-                self.tell_end(&replaced, status);
-                continue;
-            }
-            let Some(slot) = self.workers.iter().position(is_in) else { continue };
-            self.workers[slot] = None;
-            self.on_death(slot, pid, status);
-            self.on_child_death(slot);
-            self.empty(slot);
-            events.push_back(Event::Died(slot));
-        }
-    }
-
-    /// A process that was replaced has ended.
-    fn tell_end(&mut self, replaced: &Replaced, status: WaitStatus) {
-        let Replaced { pid, slot, .. } = *replaced;
-        // Whoever crashed said so; it has been told by whom it was replaced.
-        let has_left = matches!(status, WaitStatus::Exited(_, 0));
-        match has_left {
-            true => log::info!("{}[{pid}] has left, replaced", self.name(slot)),
-            false => self.tell_rescue(replaced),
-        }
-        if self.children.owns(slot) {
-            return self.empty(slot);
-        }
-        if !replaced.is_followed {
-            self.leave_vacant(slot);
-        }
-    }
-
-    /// Nobody is to be in this slot.
-    pub(super) fn leave_vacant(&mut self, slot: usize) {
-        self.empty(slot);
-        self.vacant.insert(slot);
-    }
-
-    /// Somebody may have sent connections to a worker that was just leaving: they are taken up all the same.
-    pub(super) fn look_into_vacant_inboxes(&mut self, events: &mut VecDeque<Event>) {
-        let has_mail = |slot: &usize| self.inboxes.get(*slot).is_some_and(Inbox::has_mail);
-        let Some(slot) = self.vacant.iter().copied().find(has_mail) else { return };
-        log::debug!("{} has left, and something has arrived for it", self.name(slot));
-        self.vacant.remove(&slot);
-        self.roll.push(Step { start: None, retire: Some(slot) });
-        events.push_back(Event::Orphaned(slot));
-    }
-
-    /// Nobody is in this slot.
-    pub(super) fn empty(&self, slot: usize) {
-        if let Some(record) = self.scoreboard.slot(slot) {
+    /// The record of a slot is that of nobody, unless another process has it already.
+    pub(super) fn vacate(&self, slot: usize, process: &Process) {
+        if let Some(record) = self.shared.scoreboard.slot(slot)
+            && record.generation() == process.generation
+        {
             record.end();
-            self.scoreboard.changed();
+            self.shared.scoreboard.changed();
         }
+    }
+
+    /// Slots in which no process is, nor due, nor one of a pool's: what is sent there meanwhile has to be taken up.
+    pub(super) fn slots_without_process(&self) -> impl Iterator<Item = usize> {
+        let in_use: BTreeSet<usize> = self.processes.iter().filter_map(|(_, process)| process.slot).collect();
+        let is_free = move |slot: &usize| {
+            !in_use.contains(slot) && !self.slots.is_taken(*slot) && !self.pools.owns(*slot)
+        };
+        (0..self.processes.slots()).filter(is_free)
+    }
+
+    /// Connections that were sent to a worker that was just leaving are taken up by another one in its slot, which hands
+    /// them over again.
+    pub(super) fn take_up_orphans(&mut self) {
+        let orphan = self.slots_without_process().find(|slot| self.processes.has_mail(*slot));
+        let Some(slot) = orphan.filter(|_| self.host.leaving.is_none()) else { return };
+        log::debug!("{} has left, and connections have arrived for it", self.name(slot));
+        self.take_up(slot);
+    }
+
+    /// A worker serves in this slot for as long as it takes to hand over what is in the inbox.
+    pub(super) fn take_up(&mut self, slot: usize) {
+        self.slots.on(Event::Orphaned(slot), clock::now());
+        let step = Step { start: None, retire: Some(slot) };
+        self.rolling.policy.on(rolling_restart::Event::Step(step));
+    }
+}
+
+/// Until when a process that was told to stop or quit may take.
+pub(super) fn limit(process: &mut Process, command: Command, end: Instant) {
+    match command {
+        Command::Quit => process.kill_at(clock::now() + super::processes::GRACE),
+        _ => process.hurry(end),
     }
 }
 
 /// How a process ended, for people.
 fn cause_of_death(status: WaitStatus) -> String {
     match status {
-        WaitStatus::Exited(_, code) => format!("it ended with exit code {code}"),
-        WaitStatus::Signaled(_, signal, _) => format!("it was ended by {signal}"),
-        other => format!("it is gone: {other:?}"),
+        WaitStatus::Exited(_, code) => format!("ended with exit code {code}"),
+        WaitStatus::Signaled(_, signal, _) => format!("was ended by {signal}"),
+        other => format!("is gone: {other:?}"),
     }
 }

@@ -71,8 +71,11 @@ impl Worker {
 
     /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers have.
     fn move_all(&self, tx: Option<OwnedFd>, to: Option<&'static Slot>) {
-        if self.transfer.is_leaving() || self.life.is_stopping() {
+        if self.life.is_stopping() {
             return;
+        }
+        if self.transfer.is_leaving() {
+            return self.transfer.redirect(tx, to);
         }
         // Accepted connections move too.
         self.stop_accepting();

@@ -81,6 +81,7 @@ impl Worker {
             self.poll_listeners();
             self.deadlines();
             self.transfer.migrate_more();
+            self.transfer.serve_waiting();
             self.transfer.send_detached();
             self.session.settle();
             // A release callback may send.
@@ -110,6 +111,7 @@ impl Worker {
         let arriving = self.life.is_stopping() && self.slot.crash.is_sending();
         let next = if arriving { next.min(self.life.now.get().saturating_add(ARRIVING)) } else { next };
         let next = next.min(self.transfer.next_migration().unwrap_or(NEVER));
+        let next = next.min(self.transfer.next_waiting().unwrap_or(NEVER));
         let ms = next.saturating_sub(self.life.now.get()).div_ceil(1_000_000).min(HEARTBEAT);
         EpollTimeout::try_from(ms as i32).unwrap_or(EpollTimeout::ZERO)
     }

@@ -263,6 +263,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         shipment: RefCell::new(Box::new(Shipment::new())),
         leaving: RefCell::default(),
         detaching: RefCell::default(),
+        waiting: RefCell::default(),
     };
     let listing = Listing { conns, routes, slot, pid };
     let worker: &'static Worker = leak(Worker {

@@ -77,7 +77,7 @@ fn a_crash_on_a_thread_that_the_handler_made_ends_nobody() {
             culprit.expect_close(1011);
         } else {
             // The echo may have come before; the connection is as clean as all others.
-            until("it crashed", || logged(&server, "went on elsewhere") == count);
+            until("it crashed", || logged(&server, "has ended after its crash") == count);
             while culprit.ask("still here") != "still here" {}
         }
         assert_eq!(crowd.served().clients, 100, "after {way}");

@@ -2,6 +2,10 @@
 //! it (`tests/rooms.rs`). The supervisor's loop carries the decisions out.
 
 pub mod backoff;
+pub mod liveness;
+pub mod pools;
 pub mod quarantine;
 pub mod rebalance;
+pub mod rolling_restart;
 pub mod slots;
+pub mod upgrade;

@@ -1,5 +1,4 @@
-//! Which handlers are not served for a while because workers die in them: a pure function of what has happened,
-//! in virtual time. Shuts no gate and writes no log; the supervisor does (`fleet::breakers`).
+//! Which handlers are not served for a while because workers die in them: a circuit breaker that opens by itself.
 //!
 //! So many deaths within the window that name one handler quarantine it, for a time that doubles with each
 //! quarantine. When the time is over and it is being probed one death is enough. Deaths during the quarantine,
@@ -7,13 +6,15 @@
 //! and at least the window, all is forgiven.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use super::slots::Time;
+use super::backoff::doubled;
 use crate::config;
 use crate::fleet::breakers::Standing;
+use crate::time::Instant;
 
 /// The longest quarantine, unless the first one is configured to be longer.
-pub const LONGEST: Time = 600_000_000_000;
+pub const LONGEST: Duration = Duration::from_secs(600);
 
 /// What is held against the handlers.
 #[derive(Debug)]
@@ -25,18 +26,18 @@ pub struct Quarantine {
 #[derive(Clone, Debug, Default)]
 struct History {
     /// Since the last quarantine, within the window; in order.
-    deaths: Vec<Time>,
+    deaths: Vec<Instant>,
     /// Quarantines that are not forgiven.
     times: u32,
     /// Since when it has been good: the last death, or the end of the last quarantine.
-    good_since: Time,
+    good_since: Instant,
 }
 
 /// A handler is to be quarantined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sentence {
-    /// How long; ns.
-    pub time: Time,
+pub struct Verdict {
+    /// How long.
+    pub time: Duration,
     /// Deaths that led to it.
     pub deaths: usize,
 }
@@ -52,29 +53,40 @@ impl Quarantine {
         self.rules = rules;
     }
 
-    /// A process has died in this handler, whose gate stands like this.
-    pub fn on_death(&mut self, handler: u16, breaker: Standing, now: Time) -> Option<Sentence> {
-        let rules = &self.rules;
+    /// A process has died in this handler, whose breaker stands like this.
+    pub fn on_death(&mut self, handler: u16, breaker: Standing, now: Instant) -> Option<Verdict> {
+        let needed = self.rules.deaths as usize;
+        self.judge(handler, breaker, needed, now)
+    }
+
+    /// A process has died in this handler before it could serve: once is enough, since no worker starts with it.
+    pub fn on_death_at_start(&mut self, handler: u16, now: Instant) -> Option<Verdict> {
+        self.judge(handler, Standing::Probing, 1, now)
+    }
+
+    fn judge(&mut self, handler: u16, breaker: Standing, needed: usize, now: Instant) -> Option<Verdict> {
+        let first = Duration::from_nanos(self.rules.time);
+        let window = Duration::from_nanos(self.rules.window);
         let history = self.handlers.entry(handler).or_default();
-        if rules.deaths == 0 || breaker == Standing::Shut {
+        if self.rules.deaths == 0 || breaker == Standing::Shut {
             return None;
         }
-        let clean = rules.window.max(length(rules.time, history.times.saturating_sub(1)));
-        if now.saturating_sub(history.good_since) >= clean {
+        let clean = window.max(length(first, history.times.saturating_sub(1)));
+        if now.since(history.good_since) >= clean {
             history.times = 0;
         }
-        history.deaths.retain(|death| now.saturating_sub(*death) < rules.window);
+        history.deaths.retain(|death| now.since(*death) < window);
         history.deaths.push(now);
         history.good_since = now;
         let deaths = history.deaths.len();
-        if breaker == Standing::Open && deaths < rules.deaths as usize {
+        if breaker == Standing::Open && deaths < needed {
             return None;
         }
-        let time = length(rules.time, history.times);
+        let time = length(first, history.times);
         history.times = history.times.saturating_add(1);
         history.deaths.clear();
-        history.good_since = now.saturating_add(time);
-        Some(Sentence { time, deaths })
+        history.good_since = now + time;
+        Some(Verdict { time, deaths })
     }
 
     /// Nothing is held against this handler any more.
@@ -84,8 +96,8 @@ impl Quarantine {
 }
 
 /// The length of a quarantine after so many.
-fn length(first: Time, before: u32) -> Time {
-    first.saturating_mul(1_u64.checked_shl(before).unwrap_or(Time::MAX)).min(LONGEST.max(first))
+fn length(first: Duration, before: u32) -> Duration {
+    doubled(first, before).min(LONGEST.max(first))
 }
 
 #[cfg(test)]
@@ -93,18 +105,22 @@ mod tests {
     use super::Standing::{Open, Probing, Shut};
     use super::*;
 
-    const SECOND: Time = 1_000_000_000;
+    const SECOND: u64 = 1_000_000_000;
     const RULES: config::Quarantine =
         config::Quarantine { deaths: 3, window: 60 * SECOND, time: 10 * SECOND };
+
+    fn at(nanos: u64) -> Instant {
+        Instant::from_nanos(nanos)
+    }
 
     /// Runs a table of (seconds, handler, gate, seconds of quarantine or 0).
     #[track_caller]
     fn check(rules: config::Quarantine, table: &[(u64, u16, Standing, u64)]) {
         let mut quarantine = Quarantine::new(rules);
         for (row, (at, handler, breaker, seconds)) in table.iter().enumerate() {
-            let sentence = quarantine.on_death(*handler, *breaker, at * SECOND);
-            let time = sentence.map_or(0, |sentence| sentence.time);
-            assert_eq!(time, seconds * SECOND, "row {row}: a death in {handler} at {at} s");
+            let verdict = quarantine.on_death(*handler, *breaker, Instant::from_nanos(at * SECOND));
+            let time = verdict.map_or(0, |verdict| verdict.time.as_secs());
+            assert_eq!(time, *seconds, "row {row}: a death in {handler} at {at} s");
         }
     }
 
@@ -205,22 +221,24 @@ mod tests {
     #[test]
     fn what_is_forgiven_does_not_count_any_more() {
         let mut quarantine = Quarantine::new(RULES);
-        let mut dies = |handler, at: u64| quarantine.on_death(handler, Open, at).is_some();
+        let mut dies =
+            |handler, at: u64| quarantine.on_death(handler, Open, Instant::from_nanos(at)).is_some();
         assert_eq!([dies(0, 1), dies(0, 2), dies(1, 2), dies(1, 2)], [false; 4]);
         quarantine.forgive(0);
         quarantine.forgive(2); // nobody knows it
-        let mut dies = |handler, at: u64| quarantine.on_death(handler, Open, at).is_some();
+        let mut dies =
+            |handler, at: u64| quarantine.on_death(handler, Open, Instant::from_nanos(at)).is_some();
         assert_eq!([dies(0, 3), dies(1, 3), dies(0, 4), dies(0, 5)], [false, true, false, true]);
     }
 
     #[test]
     fn the_number_of_deaths_is_told() {
         let mut quarantine = Quarantine::new(RULES);
-        assert_eq!(quarantine.on_death(0, Open, 1), None);
-        assert_eq!(quarantine.on_death(0, Open, 2), None);
-        let first = quarantine.on_death(0, Open, 3);
-        assert_eq!(first, Some(Sentence { time: 10 * SECOND, deaths: 3 }));
-        let second = quarantine.on_death(0, Probing, 11 * SECOND);
-        assert_eq!(second, Some(Sentence { time: 20 * SECOND, deaths: 1 }));
+        assert_eq!(quarantine.on_death(0, Open, at(1)), None);
+        assert_eq!(quarantine.on_death(0, Open, at(2)), None);
+        let first = quarantine.on_death(0, Open, at(3));
+        assert_eq!(first, Some(Verdict { time: Duration::from_secs(10), deaths: 3 }));
+        let second = quarantine.on_death(0, Probing, at(11 * SECOND));
+        assert_eq!(second, Some(Verdict { time: Duration::from_secs(20), deaths: 1 }));
     }
 }

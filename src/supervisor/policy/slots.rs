@@ -2,40 +2,49 @@
 //! them starts.
 //!
 //! A worker that dies is restarted at once the first time, then after 1 s, 2 s, 4 s and so on up to 30 s; a minute of
-//! service resets the delay.
+//! service resets the delay. One that crashes while it serves is restarted at once: its connections wait.
+//!
+//! Change with [`Slots::on`], then carry out [`Slots::action`] until there is none.
 
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::backoff::{Backoff, Rule};
 use crate::exit::Exit;
-
-/// Nanoseconds of a clock that only goes forward.
-pub type Time = u64;
+use crate::time::Instant;
 
 /// Something has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The beginning.
+    /// The server starts.
     Start,
     /// The worker in this slot accepts connections.
     Ready(usize),
     /// The process in this slot has ended, or could not be forked.
     Died(usize),
-    /// The process in this slot is going down because of a handler, and hands its connections over.
-    Crashed(usize),
-    /// A worker that was started to wait serves in this slot from now on.
+    /// The process in this slot is crashing, and sends its connections to the slot's inbox; whether it did so while it
+    /// served a connection.
+    Crashed(usize, bool),
+    /// A standby serves in this slot from now on.
     Adopted(usize),
-    /// The process in this slot hands its connections over to others and leaves: nobody follows it.
+    /// The process in this slot hands its connections over and leaves: it is not replaced here.
     Left(usize),
-    /// What left this slot has crashed, and somebody has to take up what is in its inbox.
+    /// Connections wait in the inbox of this slot, which nobody is to serve in: a worker is needed to take them up.
     Orphaned(usize),
+    /// A worker is to serve in this slot again.
+    Wanted(usize),
     /// Stop when all connections are closed.
     Terminate,
     /// The same from a terminal; when repeated: stop at once.
     Interrupt,
     /// Stop at once.
     Quit,
-    /// A worker found what makes going on pointless.
+    /// Going on is pointless.
     Fail(Exit),
     /// A worker has handlers that cannot be loaded, which is an error at the start: a server that serves goes on.
     Broken,
+    /// A process that did not stop in time was killed.
+    Killed,
     /// Nothing but that time has passed.
     Time,
 }
@@ -45,51 +54,40 @@ pub enum Event {
 pub enum Action {
     /// Fork a worker into this slot.
     Spawn(usize),
-    /// Order the worker to stop.
+    /// Command the worker to stop.
     Stop(usize),
-    /// Order the worker to leave at once.
+    /// Command the worker to leave at once.
     Quit(usize),
-    /// Kill the worker: it had its time.
-    Kill(usize),
-    /// All workers are ready, for the first time: say so.
+    /// All workers are ready, for the first time.
     Announce,
-    /// Nothing is left to be done.
+    /// Leave as soon as no process is left.
     Leave(Exit),
 }
 
-/// The times of a plan, all in ns.
-#[derive(Clone, Copy, Debug)]
-pub struct Times {
-    /// From the order to stop until a worker must have left by itself.
-    pub stop: Time,
-}
+/// A process that crashed after at least this long has served, whatever it crashed in.
+const SERVED: Duration = Duration::from_secs(1);
+/// So many failed starts in a row, in every slot, and the server gives up.
+const FAILED_STARTS: u32 = 5;
+const RESTART: Rule = Rule {
+    free: 1,
+    first: Duration::from_secs(1),
+    longest: Duration::from_secs(30),
+    forgiven: Duration::from_secs(60),
+};
 
-/// After the time to stop, or the order to quit: the patience left.
-pub const GRACE: Time = SECOND;
-/// A worker that is not ready after this is killed.
-pub const START: Time = 60 * SECOND;
-/// A worker that served this long has its earlier deaths forgiven.
-pub const FORGIVEN: Time = 60 * SECOND;
-/// The longest wait before a worker is replaced.
-pub const LONGEST_WAIT: Time = 30 * SECOND;
-/// So many failed starts in a row, in every slot, and the fleet is given up.
-pub const FAILED_STARTS: u32 = 5;
-const SECOND: Time = 1_000_000_000;
-
-/// The state of the fleet as far as decisions depend on it.
+/// All slots, as far as decisions depend on them.
 #[derive(Debug)]
-pub struct Plan {
+pub struct Slots {
     slots: Vec<Slot>,
     phase: Phase,
-    times: Times,
     announced: bool,
+    actions: VecDeque<Action>,
 }
 
 #[derive(Clone, Debug)]
 struct Slot {
     process: Process,
-    /// Deaths that are not forgiven.
-    deaths: u32,
+    restart: Backoff,
     /// Starts in a row that ended before the worker was ready.
     failed_starts: u32,
 }
@@ -97,15 +95,11 @@ struct Slot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Process {
     /// None, and one is due at this time.
-    Due(Time),
-    Starting {
-        since: Time,
-    },
+    Due(Instant),
+    Starting,
     Running {
-        since: Time,
+        since: Instant,
     },
-    /// Killed because it did not get ready; its death is still to be reported.
-    Killed,
     /// None, and none is due.
     Gone,
 }
@@ -113,29 +107,24 @@ enum Process {
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     Serving,
-    /// The workers have been told to leave; who is left at `kill_at` is killed.
+    /// The workers have been told to leave.
     Stopping {
-        kill_at: Time,
         exit: Exit,
         at_once: bool,
         interrupted: bool,
     },
-    /// The rest was killed.
-    Killing {
-        exit: Exit,
-    },
     Left,
 }
 
-impl Plan {
-    /// A plan for so many slots; [`Event::Start`] sets it going.
-    pub fn new(slots: usize, times: Times) -> Self {
-        Self { slots: vec![Slot::EMPTY; slots], phase: Phase::Serving, times, announced: false }
-    }
-
-    /// Other times, after a reload.
-    pub fn set_times(&mut self, times: Times) {
-        self.times = times;
+impl Slots {
+    /// So many; [`Event::Start`] sets them going.
+    pub fn new(slots: usize) -> Self {
+        Self {
+            slots: vec![Slot::EMPTY; slots],
+            phase: Phase::Serving,
+            announced: false,
+            actions: VecDeque::new(),
+        }
     }
 
     /// Whether the workers have been told to leave.
@@ -143,205 +132,206 @@ impl Plan {
         !matches!(self.phase, Phase::Serving)
     }
 
-    /// The slots in which somebody is, or is to be.
+    /// Whether all workers have been ready once.
+    pub fn is_announced(&self) -> bool {
+        self.announced
+    }
+
+    /// Whether a process is in this slot, or due.
+    pub fn is_taken(&self, slot: usize) -> bool {
+        self.slots.get(slot).is_some_and(|slot| slot.process != Process::Gone)
+    }
+
+    /// When a process for this slot, which has none, is due.
+    pub fn due(&self, slot: usize) -> Option<Instant> {
+        match self.slots.get(slot)?.process {
+            Process::Due(at) => Some(at),
+            _ => None,
+        }
+    }
+
+    /// The slots in which a process is, or due.
     pub fn taken(&self) -> impl Iterator<Item = usize> {
-        let slots = self.slots.iter().enumerate();
-        slots.filter(|(_, slot)| slot.process != Process::Gone).map(|(index, _)| index)
+        (0..self.slots.len()).filter(|slot| self.is_taken(*slot))
     }
 
-    /// Whether all that should serve do.
-    fn is_complete(&self) -> bool {
-        let is_well = |slot: &Slot| matches!(slot.process, Process::Running { .. } | Process::Gone);
-        self.slots.iter().all(is_well)
+    /// The next action.
+    pub fn action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
     }
 
-    /// What is to be done after `event` at `now`. Events about slots that have no process change nothing.
-    pub fn on(&mut self, event: Event, now: Time) -> Vec<Action> {
-        let mut actions = Vec::new();
+    /// When [`Event::Time`] is to be given, if at all. Later than the last event.
+    pub fn deadline(&self) -> Option<Instant> {
+        (0..self.slots.len()).filter_map(|slot| self.due(slot)).min()
+    }
+
+    /// Something has happened. Events about slots that have no process change nothing.
+    pub fn on(&mut self, event: Event, now: Instant) {
         match event {
             Event::Start => self.slots.iter_mut().for_each(|slot| slot.process = Process::Due(now)),
-            Event::Ready(slot) => self.ready(slot, now, &mut actions),
-            Event::Died(slot) => self.died(slot, now, &mut actions),
-            Event::Crashed(slot) => self.crashed(slot, now, &mut actions),
-            Event::Adopted(slot) => self.adopted(slot, now, &mut actions),
+            Event::Ready(slot) => self.ready(slot, now),
+            Event::Died(slot) => self.died(slot, now),
+            Event::Crashed(slot, served) => self.crashed(slot, served, now),
+            Event::Adopted(slot) => self.adopted(slot, now),
             Event::Left(slot) => {
                 if let Some(slot) = self.slots.get_mut(slot) {
                     *slot = Slot::EMPTY;
                 }
             }
-            Event::Orphaned(slot) => {
-                if let Some(slot) = self.slots.get_mut(slot) {
-                    slot.process = Process::Running { since: now };
+            Event::Orphaned(slot) => self.orphaned(slot),
+            Event::Wanted(slot) if matches!(self.phase, Phase::Serving) => {
+                let slot = self.slot_mut(slot);
+                if slot.process == Process::Gone {
+                    slot.process = Process::Due(now);
                 }
-                self.crashed(slot, now, &mut actions);
             }
-            Event::Terminate => self.stop(Exit::Ok, false, now, &mut actions),
-            Event::Interrupt => self.interrupt(now, &mut actions),
-            Event::Quit => self.stop(Exit::Ok, true, now, &mut actions),
-            Event::Fail(exit) => self.stop(exit, true, now, &mut actions),
-            Event::Broken if !self.announced => self.stop(Exit::Config, true, now, &mut actions),
+            Event::Wanted(_) => {}
+            Event::Terminate => self.stop(Exit::Ok, false),
+            Event::Interrupt => self.interrupt(),
+            Event::Quit => self.stop(Exit::Ok, true),
+            Event::Fail(exit) => self.stop(exit, true),
+            Event::Broken if !self.announced => self.stop(Exit::Config, true),
             Event::Broken => {}
+            Event::Killed => {
+                if let Phase::Stopping { exit: exit @ Exit::Ok, .. } = &mut self.phase {
+                    *exit = Exit::Killed;
+                }
+            }
             Event::Time => {}
         }
-        self.pass_time(now, &mut actions);
-        self.leave(&mut actions);
-        actions
+        self.spawn_due(now);
+        self.leave();
     }
 
-    /// When [`Event::Time`] is next worth giving, if at all.
-    pub fn deadline(&self) -> Option<Time> {
-        match self.phase {
-            Phase::Serving => self.slots.iter().filter_map(|slot| slot.deadline()).min(),
-            Phase::Stopping { kill_at, .. } => Some(kill_at),
-            Phase::Killing { .. } | Phase::Left => None,
+    /// A slot, perhaps a new one.
+    fn slot_mut(&mut self, slot: usize) -> &mut Slot {
+        if self.slots.len() <= slot {
+            self.slots.resize(slot + 1, Slot::EMPTY);
         }
+        &mut self.slots[slot]
     }
 
-    fn ready(&mut self, slot: usize, now: Time, actions: &mut Vec<Action>) {
+    fn ready(&mut self, slot: usize, now: Instant) {
         let Some(slot) = self.slots.get_mut(slot) else { return };
-        if !matches!(slot.process, Process::Starting { .. }) {
+        if slot.process != Process::Starting {
             return;
         }
         slot.process = Process::Running { since: now };
         slot.failed_starts = 0;
-        if self.is_complete() && !self.announced && matches!(self.phase, Phase::Serving) {
+        let is_well = |slot: &Slot| matches!(slot.process, Process::Running { .. } | Process::Gone);
+        if self.slots.iter().all(is_well) && !self.announced && matches!(self.phase, Phase::Serving) {
             self.announced = true;
-            actions.push(Action::Announce);
+            self.actions.push_back(Action::Announce);
         }
     }
 
-    fn died(&mut self, slot: usize, now: Time, actions: &mut Vec<Action>) {
+    fn died(&mut self, slot: usize, now: Instant) {
         let Some(slot) = self.slots.get_mut(slot) else { return };
-        match slot.process {
-            Process::Running { since } if now.saturating_sub(since) >= FORGIVEN => slot.deaths = 0,
-            Process::Running { .. } => {}
-            Process::Starting { .. } | Process::Killed => slot.failed_starts += 1,
+        let worked = match slot.process {
+            Process::Running { since } => now.since(since),
+            Process::Starting => {
+                slot.failed_starts += 1;
+                Duration::ZERO
+            }
             Process::Due(_) | Process::Gone => return,
-        }
+        };
         if !matches!(self.phase, Phase::Serving) {
             slot.process = Process::Gone;
             return;
         }
-        slot.process = Process::Due(now.saturating_add(wait(slot.deaths)));
-        slot.deaths = slot.deaths.saturating_add(1);
+        slot.process = Process::Due(now + slot.restart.failed(worked));
         let mut taken = self.slots.iter().filter(|slot| slot.process != Process::Gone);
         if taken.all(|slot| slot.failed_starts >= FAILED_STARTS) {
-            self.stop(Exit::Start, true, now, actions);
+            self.stop(Exit::Start, true);
         }
     }
 
-    /// Its connections wait for a replacement, if only to be closed, and a handler is to blame: no backoff.
-    fn crashed(&mut self, slot: usize, now: Time, actions: &mut Vec<Action>) {
-        let Some(process) = self.slots.get_mut(slot).map(|slot| &mut slot.process) else { return };
-        match (*process, self.phase) {
-            (Process::Running { .. }, Phase::Serving) => {
-                *process = Process::Starting { since: now };
-                actions.push(Action::Spawn(slot));
+    /// Its connections wait for a replacement, if only to be closed: no delay. One that had no time to serve died like
+    /// others, as did one that is not to be replaced any more.
+    fn crashed(&mut self, slot: usize, served: bool, now: Instant) {
+        match (self.slots.get(slot).map(|slot| slot.process), self.phase) {
+            (Some(Process::Running { since }), Phase::Serving) if !served && now.since(since) < SERVED => {
+                self.died(slot, now);
             }
-            (Process::Running { .. }, Phase::Stopping { at_once: false, .. }) => {
-                *process = Process::Starting { since: now };
-                actions.extend([Action::Spawn(slot), Action::Stop(slot)]);
+            (Some(Process::Running { .. }), _) => {
+                self.orphaned(slot);
+                if matches!(self.phase, Phase::Stopping { at_once: true, .. } | Phase::Left) {
+                    self.died(slot, now);
+                }
             }
-            // It was not serving yet, or nobody is replaced any more: a death like others.
-            _ => self.died(slot, now, actions),
+            _ => self.died(slot, now),
         }
     }
 
-    fn adopted(&mut self, slot: usize, now: Time, actions: &mut Vec<Action>) {
-        if self.slots.len() <= slot {
-            self.slots.resize(slot + 1, Slot::EMPTY);
+    /// A worker takes up what waits in the inbox.
+    fn orphaned(&mut self, number: usize) {
+        let Some(slot) = self.slots.get_mut(number) else { return };
+        match self.phase {
+            Phase::Serving => self.actions.push_back(Action::Spawn(number)),
+            Phase::Stopping { at_once: false, .. } => {
+                self.actions.extend([Action::Spawn(number), Action::Stop(number)]);
+            }
+            Phase::Stopping { .. } | Phase::Left => return,
         }
-        self.slots[slot] = Slot { process: Process::Running { since: now }, ..Slot::EMPTY };
+        slot.process = Process::Starting;
+    }
+
+    fn adopted(&mut self, slot: usize, now: Instant) {
+        *self.slot_mut(slot) = Slot { process: Process::Running { since: now }, ..Slot::EMPTY };
         if let Phase::Stopping { at_once, .. } = self.phase {
-            actions.push(if at_once { Action::Quit(slot) } else { Action::Stop(slot) });
+            self.actions.push_back(if at_once { Action::Quit(slot) } else { Action::Stop(slot) });
         }
     }
 
-    fn interrupt(&mut self, now: Time, actions: &mut Vec<Action>) {
+    fn interrupt(&mut self) {
         let again = matches!(self.phase, Phase::Stopping { interrupted: true, .. });
-        self.stop(Exit::Ok, again, now, actions);
+        self.stop(Exit::Ok, again);
         if let Phase::Stopping { interrupted, .. } = &mut self.phase {
             *interrupted = true;
         }
     }
 
     /// Tells all to leave: within the time to stop, or at once. The first reason to leave is the exit code.
-    fn stop(&mut self, exit: Exit, at_once: bool, now: Time, actions: &mut Vec<Action>) {
-        let order = if at_once { Action::Quit } else { Action::Stop };
+    fn stop(&mut self, exit: Exit, at_once: bool) {
         let (exit, interrupted) = match self.phase {
             Phase::Serving => (exit, false),
-            Phase::Stopping { exit, at_once: false, interrupted, .. } if at_once => (exit, interrupted),
-            Phase::Stopping { .. } | Phase::Killing { .. } | Phase::Left => return,
+            Phase::Stopping { exit, at_once: false, interrupted } if at_once => (exit, interrupted),
+            Phase::Stopping { .. } | Phase::Left => return,
         };
-        let patience = if at_once { GRACE } else { self.times.stop.saturating_add(GRACE) };
-        self.phase = Phase::Stopping { kill_at: now.saturating_add(patience), exit, at_once, interrupted };
+        self.phase = Phase::Stopping { exit, at_once, interrupted };
         for (index, slot) in self.slots.iter_mut().enumerate() {
             match slot.process {
-                Process::Starting { .. } | Process::Running { .. } => actions.push(order(index)),
-                Process::Killed | Process::Gone => {}
+                Process::Starting | Process::Running { .. } => {
+                    self.actions.push_back(if at_once { Action::Quit(index) } else { Action::Stop(index) });
+                }
+                Process::Gone => {}
                 Process::Due(_) => slot.process = Process::Gone,
             }
         }
     }
 
-    fn pass_time(&mut self, now: Time, actions: &mut Vec<Action>) {
-        let is_due = |slot: &Slot| slot.deadline().is_some_and(|deadline| deadline <= now);
-        match self.phase {
-            Phase::Serving => {
-                for (index, slot) in self.slots.iter_mut().enumerate().filter(|(_, slot)| is_due(slot)) {
-                    if matches!(slot.process, Process::Due(_)) {
-                        slot.process = Process::Starting { since: now };
-                        actions.push(Action::Spawn(index));
-                    } else {
-                        slot.process = Process::Killed;
-                        actions.push(Action::Kill(index));
-                    }
-                }
+    fn spawn_due(&mut self, now: Instant) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if matches!(slot.process, Process::Due(at) if at <= now) {
+                slot.process = Process::Starting;
+                self.actions.push_back(Action::Spawn(index));
             }
-            Phase::Stopping { kill_at, exit, .. } if kill_at <= now => {
-                let left = actions.len();
-                for (index, slot) in self.slots.iter().enumerate() {
-                    if !matches!(slot.process, Process::Gone) {
-                        actions.push(Action::Kill(index));
-                    }
-                }
-                let killed = actions.len() > left && exit == Exit::Ok;
-                self.phase = Phase::Killing { exit: if killed { Exit::Killed } else { exit } };
-            }
-            Phase::Stopping { .. } | Phase::Killing { .. } | Phase::Left => {}
         }
     }
 
-    fn leave(&mut self, actions: &mut Vec<Action>) {
-        if let Phase::Stopping { exit, .. } | Phase::Killing { exit } = self.phase
+    fn leave(&mut self) {
+        if let Phase::Stopping { exit, .. } = self.phase
             && self.slots.iter().all(|slot| slot.process == Process::Gone)
         {
             self.phase = Phase::Left;
-            actions.push(Action::Leave(exit));
+            self.actions.push_back(Action::Leave(exit));
         }
     }
 }
 
 impl Slot {
-    /// Nobody is in it, and nobody is to be.
-    const EMPTY: Slot = Slot { process: Process::Gone, deaths: 0, failed_starts: 0 };
-
-    fn deadline(&self) -> Option<Time> {
-        match self.process {
-            Process::Due(at) => Some(at),
-            Process::Starting { since } => Some(since.saturating_add(START)),
-            Process::Running { .. } | Process::Killed | Process::Gone => None,
-        }
-    }
-}
-
-/// The wait before a replacement, after so many deaths before this one.
-fn wait(deaths: u32) -> Time {
-    match deaths {
-        0 => 0,
-        1..=5 => SECOND << (deaths - 1),
-        _ => LONGEST_WAIT,
-    }
+    /// No process is in it, and none is due.
+    const EMPTY: Slot = Slot { process: Process::Gone, restart: Backoff::new(RESTART), failed_starts: 0 };
 }
 
 #[cfg(test)]

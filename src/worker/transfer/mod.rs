@@ -4,6 +4,7 @@
 pub mod detach;
 pub mod receive;
 pub mod send;
+pub mod waiting;
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -26,6 +27,7 @@ use crate::worker::listen::admission::Admission;
 use crate::worker::session::Session;
 use crate::worker::transfer::detach::Detaching;
 use crate::worker::transfer::send::Leaving;
+use crate::worker::transfer::waiting::Waiting;
 
 /// What moves connections between this process and others.
 pub struct Transfer {
@@ -71,6 +73,8 @@ pub struct Transfer {
     pub shipment: RefCell<Box<Shipment>>,
     /// Where connections are handed over to, once told so.
     pub leaving: RefCell<Option<Leaving>>,
+    /// Requests that wait for a process.
+    pub waiting: RefCell<Vec<Waiting>>,
     /// Blocking connections on their way to another process.
     pub detaching: RefCell<Vec<Detaching>>,
 }

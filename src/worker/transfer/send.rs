@@ -68,13 +68,15 @@ impl Transfer {
     }
 
     /// Hands a request over to the least loaded worker of the pool that serves it, with what was read of it.
-    pub fn forward_request(&self, id: u64, Elsewhere { pool, read }: &Elsewhere<'_>) {
-        let pool = *pool;
-        let Some((slot, tx)) = self.least_loaded(pool) else {
-            return self
-                .conns
-                .reply(id, unavailable("no process of the pool that serves this resource is free"));
-        };
+    pub fn forward_request(&self, id: u64, elsewhere: &Elsewhere<'_>) {
+        if !self.try_forward(id, elsewhere) {
+            self.wait_for_process(id, elsewhere);
+        }
+    }
+
+    /// The same; false, and nothing is done, while no worker of the pool is free.
+    pub fn try_forward(&self, id: u64, Elsewhere { pool, read }: &Elsewhere<'_>) -> bool {
+        let Some((slot, tx)) = self.least_loaded(*pool) else { return false };
         let packed = {
             let core = &mut *self.conns.core.borrow_mut();
             core.table.record(id).is_some_and(|record| {
@@ -83,9 +85,15 @@ impl Transfer {
             })
         };
         if !packed || !self.forward(tx.as_raw_fd(), id) {
-            self.release_claim(slot, pool);
+            self.release_claim(slot, *pool);
             self.conns.reply(id, unavailable("the pool that serves this resource does not keep up"));
         }
+        true
+    }
+
+    /// Whether a pool has a process for each connection.
+    pub fn is_per_connection(&self, pool: usize) -> bool {
+        self.config.pools.get(pool).is_some_and(|pool| pool.children.is_some())
     }
 
     /// The least loaded worker of a pool and its inlet; in a pool with a process for each connection one that waits,
@@ -104,7 +112,7 @@ impl Transfer {
         };
         let known = |index: usize| self.txs.borrow().get(index).and_then(|tx| tx.try_clone().ok());
         let slots = slots.filter_map(|(index, slot)| Some((eagerness(slot)?, index, slot)));
-        if self.config.pools.get(pool).is_some_and(|pool| pool.children.is_some()) {
+        if self.is_per_connection(pool) {
             // One that is starting may not get that far, and what it was sent would wait for another.
             let mut idle =
                 slots.filter(|(eagerness, _, slot)| *eagerness == (0, 0) && is_per_connection(slot));
@@ -119,7 +127,7 @@ impl Transfer {
 
     /// The worker that was found for a connection does not get it.
     pub fn release_claim(&self, slot: &Slot, pool: usize) {
-        if self.config.pools.get(pool).is_some_and(|pool| pool.children.is_some()) {
+        if self.is_per_connection(pool) {
             slot.release();
         }
     }
@@ -162,6 +170,15 @@ impl Transfer {
             closing: BTreeMap::new(),
         });
         self.migrate_more();
+    }
+
+    /// What is left goes to this inbox from now on: where it was to go is gone.
+    pub fn redirect(&self, tx: Option<OwnedFd>, to: Option<&'static Slot>) {
+        if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
+            leaving.to.into_iter().for_each(|old| old.crash.end_sending(self.pid));
+            to.into_iter().for_each(|new| new.crash.begin_sending(self.pid));
+            (leaving.tx, leaving.to) = (tx, to);
+        }
     }
 
     /// Whether all is handed over. What arrives from here on lies in the inbox, where the supervisor finds it.

@@ -1,24 +1,32 @@
-//! The plan in tables of time, event and actions.
+//! Tables of time, event and actions.
 
 use super::Action::*;
 use super::*;
 
-const STOP: Time = 10 * SECOND;
+fn at(seconds: u64) -> Instant {
+    Instant::default() + Duration::from_secs(seconds)
+}
 
-/// Runs a table of (seconds, event, actions) through a plan that has been started at 0.
+fn actions(slots: &mut Slots, event: Event, seconds: u64) -> Vec<Action> {
+    slots.on(event, at(seconds));
+    std::iter::from_fn(|| slots.action()).collect()
+}
+
+/// Runs a table of (seconds, event, actions) through slots that have been started at 0.
 #[track_caller]
-fn check(slots: usize, table: &[(u64, Event, &[Action])]) -> Plan {
-    let mut plan = Plan::new(slots, Times { stop: STOP });
-    assert_eq!(plan.on(Event::Start, 0), (0..slots).map(Spawn).collect::<Vec<_>>());
-    for (row, (seconds, event, actions)) in table.iter().enumerate() {
-        assert_eq!(plan.on(*event, seconds * SECOND), *actions, "row {row}: {event:?} at {seconds} s");
+fn check(slots: usize, table: &[(u64, Event, &[Action])]) -> Slots {
+    let mut all = Slots::new(slots);
+    assert_eq!(actions(&mut all, Event::Start, 0), (0..slots).map(Spawn).collect::<Vec<_>>());
+    for (row, (seconds, event, expected)) in table.iter().enumerate() {
+        let done = actions(&mut all, *event, *seconds);
+        assert_eq!(done, *expected, "row {row}: {event:?} at {seconds} s");
     }
-    plan
+    all
 }
 
 use Event::{
-    Adopted, Broken, Crashed, Died, Fail, Interrupt, Left, Orphaned, Quit as QuitNow, Ready, Terminate,
-    Time as Passed,
+    Adopted, Broken, Crashed, Died, Fail, Interrupt, Killed, Left, Orphaned, Quit as QuitNow, Ready,
+    Terminate, Time as Passed, Wanted,
 };
 
 #[test]
@@ -102,31 +110,14 @@ fn the_other_slots_do_not_pay_for_one() {
 }
 
 #[test]
-fn the_deadline_is_the_next_replacement_or_late_start() {
-    let mut plan = check(2, &[(0, Ready(0), &[])]);
-    assert_eq!(plan.deadline(), Some(START)); // slot 1 is starting
-    assert_eq!(plan.on(Ready(1), SECOND), [Announce]);
-    assert_eq!(plan.deadline(), None);
-    assert_eq!(plan.on(Died(0), 2 * SECOND), [Spawn(0)]);
-    assert_eq!(plan.on(Died(0), 3 * SECOND), []);
-    assert_eq!(plan.deadline(), Some(4 * SECOND));
-    assert_eq!(plan.on(Terminate, 3 * SECOND), [Stop(1)]);
-    assert_eq!(plan.deadline(), Some(3 * SECOND + STOP + GRACE));
-}
-
-#[test]
-fn a_worker_that_does_not_get_ready_is_killed_and_replaced() {
-    check(
-        1,
-        &[
-            (59, Passed, &[]),
-            (60, Passed, &[Kill(0)]),
-            (61, Passed, &[]),
-            (62, Ready(0), &[]), // too late
-            (63, Died(0), &[Spawn(0)]),
-            (64, Ready(0), &[Announce]),
-        ],
-    );
+fn the_deadline_is_the_next_start() {
+    let mut slots = check(2, &[(0, Ready(0), &[])]);
+    assert_eq!(slots.deadline(), None);
+    assert_eq!(actions(&mut slots, Died(0), 2), [Spawn(0)]);
+    assert_eq!(actions(&mut slots, Died(0), 3), []);
+    assert_eq!(slots.deadline(), Some(at(4)));
+    assert_eq!(actions(&mut slots, Terminate, 3), [Stop(1)]);
+    assert_eq!(slots.deadline(), None);
 }
 
 #[test]
@@ -219,17 +210,16 @@ fn stopping_waits_for_all_and_replaces_nobody() {
 }
 
 #[test]
-fn who_does_not_stop_in_time_is_killed() {
+fn a_process_that_had_to_be_killed_shows_in_the_exit_code() {
     check(
         2,
         &[
             (0, Ready(0), &[]),
+            (0, Killed, &[]), // while the server serves it does not matter
             (0, Ready(1), &[Announce]),
             (5, Terminate, &[Stop(0), Stop(1)]),
             (6, Died(0), &[]),
-            (15, Passed, &[]), // 10 s are over, 1 s of grace is not
-            (16, Passed, &[Kill(1)]),
-            (17, Passed, &[]),
+            (16, Killed, &[]),
             (17, Died(1), &[Leave(Exit::Killed)]),
         ],
     );
@@ -245,8 +235,7 @@ fn a_second_interrupt_is_impatience_but_a_second_terminate_is_not() {
             (2, Terminate, &[]),
             (3, Interrupt, &[Quit(0)]),
             (3, Interrupt, &[]),
-            (4, Passed, &[Kill(0)]),
-            (4, Died(0), &[Leave(Exit::Killed)]),
+            (4, Died(0), &[Leave(Exit::Ok)]),
         ],
     );
     check(1, &[(1, Terminate, &[Stop(0)]), (2, Interrupt, &[]), (3, Interrupt, &[Quit(0)])]);
@@ -254,10 +243,7 @@ fn a_second_interrupt_is_impatience_but_a_second_terminate_is_not() {
 
 #[test]
 fn quit_leaves_at_once() {
-    check(
-        2,
-        &[(0, Ready(0), &[]), (1, QuitNow, &[Quit(0), Quit(1)]), (1, Died(0), &[]), (2, Passed, &[Kill(1)])],
-    );
+    check(2, &[(0, Ready(0), &[]), (1, QuitNow, &[Quit(0), Quit(1)]), (1, Died(0), &[]), (2, Passed, &[])]);
     check(1, &[(1, Terminate, &[Stop(0)]), (2, QuitNow, &[Quit(0)]), (2, Died(0), &[Leave(Exit::Ok)])]);
 }
 
@@ -275,7 +261,7 @@ fn the_first_reason_to_leave_is_the_exit_code() {
             (0, Fail(Exit::Start), &[]),
             (0, Terminate, &[]),
             (0, Died(0), &[]),
-            (1, Passed, &[Kill(1)]),
+            (1, Killed, &[]),
             (1, Died(1), &[Leave(Exit::Config)]),
         ],
     );
@@ -287,14 +273,56 @@ fn a_worker_that_crashes_while_serving_is_replaced_without_delay_whatever_was() 
         1,
         &[
             (0, Ready(0), &[Announce]),
-            (1, Crashed(0), &[Spawn(0)]),
+            (1, Crashed(0, true), &[Spawn(0)]),
             (1, Ready(0), &[]),
-            (1, Crashed(0), &[Spawn(0)]),
-            (2, Crashed(0), &[Spawn(0)]), // before it was ready: the first death
-            (2, Crashed(0), &[]),
-            (3, Passed, &[Spawn(0)]),
+            (1, Crashed(0, true), &[Spawn(0)]),
+            (3, Crashed(0, true), &[Spawn(0)]), // before it was ready: the first death
+            (3, Crashed(0, true), &[]),
+            (4, Passed, &[Spawn(0)]),
             (4, Terminate, &[Stop(0)]),
-            (5, Crashed(0), &[Leave(Exit::Ok)]),
+            (5, Crashed(0, true), &[Leave(Exit::Ok)]),
+        ],
+    );
+}
+
+#[test]
+fn crashes_that_leave_no_time_to_serve_are_deaths_like_others() {
+    check(
+        1,
+        &[
+            (0, Ready(0), &[Announce]),
+            (0, Crashed(0, false), &[Spawn(0)]),
+            (0, Ready(0), &[]),
+            (0, Crashed(0, false), &[]),
+            (1, Passed, &[Spawn(0)]),
+            (1, Ready(0), &[]),
+            (1, Crashed(0, false), &[]),
+            (3, Passed, &[Spawn(0)]),
+            (3, Ready(0), &[]),
+            (4, Crashed(0, false), &[Spawn(0)]), // that one has served
+        ],
+    );
+}
+
+#[test]
+fn a_slot_that_is_wanted_again_gets_a_worker() {
+    check(
+        1,
+        &[
+            (0, Ready(0), &[Announce]),
+            (1, Wanted(0), &[]),
+            (2, Left(0), &[]),
+            (3, Wanted(0), &[Spawn(0)]),
+            (3, Wanted(2), &[Spawn(2)]),
+        ],
+    );
+    check(
+        1,
+        &[
+            (0, Ready(0), &[Announce]),
+            (1, Left(0), &[]),
+            (1, Terminate, &[Leave(Exit::Ok)]),
+            (1, Wanted(0), &[]),
         ],
     );
 }
@@ -307,11 +335,11 @@ fn connections_of_a_worker_that_crashes_while_stopping_are_taken_up_to_be_closed
             (0, Ready(0), &[]),
             (0, Ready(1), &[Announce]),
             (1, Terminate, &[Stop(0), Stop(1)]),
-            (1, Crashed(0), &[Spawn(0), Stop(0)]),
+            (1, Crashed(0, false), &[Spawn(0), Stop(0)]),
             (2, Ready(0), &[]),
             (2, Died(0), &[]),
             (2, QuitNow, &[Quit(1)]),
-            (2, Crashed(1), &[Leave(Exit::Ok)]),
+            (2, Crashed(1, false), &[Leave(Exit::Ok)]),
         ],
     );
 }

@@ -1,24 +1,24 @@
-//! An edition: what a generation of workers is made of. A reload makes a new one, from configuration and handlers as
-//! they are then, and says which workers it makes necessary. Forks only to probe handlers, and changes nothing that
-//! serves.
+//! A generation: what workers are made of. A reload makes a new one, from configuration and handlers as they are then, and
+//! says which workers have to be replaced. Changes nothing that serves.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::metrics;
+use super::policy::rolling_restart::Step;
 use crate::config::{Config, Pool};
 use crate::fleet::listener::{self, Listener};
 use crate::fleet::routes::{Route, Routes};
 use crate::fleet::scoreboard::Place;
-use crate::handlers::discover::{discover, refusal};
+use crate::handlers::discover::refusal;
 use crate::log::Settings as LogSettings;
 
 /// Configuration, handlers and listening sockets that belong together.
 #[derive(Clone, Debug)]
-pub struct Edition {
+pub struct Generation {
     /// As it was read.
     pub config: Arc<Config>,
-    /// The handlers; numbers outlive editions.
+    /// The handlers; numbers outlive generations.
     pub routes: Arc<Routes>,
     /// The sockets to accept from.
     pub listeners: Vec<Arc<Listener>>,
@@ -28,21 +28,10 @@ pub struct Edition {
     pub faults: Vec<String>,
 }
 
-/// A worker to be started, one to be retired in its favour, or both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// Place of the worker to be started.
-    pub start: Option<Place>,
-    /// Slot of the worker to be retired then.
-    pub retire: Option<usize>,
-}
-
-impl Edition {
-    /// The one that follows this one. An error says what is wrong; see [`refusal`].
-    pub fn following(&self, config: Config) -> Result<Self, String> {
-        let config = config.following(&self.config);
-        let (routes, faults) =
-            discover(&config, &self.routes, &|| false).map_err(|error| error.to_string())?;
+impl Generation {
+    /// The one that follows this one, of a configuration that follows its configuration. An error says what is wrong; see
+    /// [`refusal`].
+    pub fn following(&self, config: Config, routes: Routes, faults: Vec<String>) -> Result<Self, String> {
         if let Some(why) = refusal(&faults, &self.faults, config.strict_handlers) {
             return Err(why);
         }
@@ -54,7 +43,7 @@ impl Edition {
     }
 
     /// The pools whose workers would not be what they are if they were started from `new`.
-    pub fn changed_pools(&self, new: &Edition) -> BTreeSet<usize> {
+    pub fn changed_pools(&self, new: &Generation) -> BTreeSet<usize> {
         let pools = 0..new.config.pools.len();
         let (before, after) = (&self.config, &new.config);
         if of_all(before) != of_all(after) {
@@ -74,7 +63,7 @@ impl Edition {
         changed
     }
 
-    /// What is to be done for this edition to serve, in order. `workers` are those that serve: places and slots.
+    /// What is to be done for this generation to serve, in order. `workers` are those that serve: places and slots.
     pub fn steps(&self, changed: &BTreeSet<usize>, workers: &[(Place, usize)]) -> Vec<Step> {
         let slot_of = |place: Place| workers.iter().find(|(taken, _)| *taken == place).map(|(_, slot)| *slot);
         // The default pool last: its workers pass requests on to the others.

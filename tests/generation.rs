@@ -1,4 +1,4 @@
-//! What a reload replaces: which pools have changed, and the steps from one edition to the next.
+//! What a reload replaces: which pools have changed, and the steps from one generation to the next.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeSet;
@@ -9,7 +9,8 @@ use wshd::cli::{self, Command};
 use wshd::config::{Config, Pool};
 use wshd::fleet::routes::{Route, Routes, Stamp};
 use wshd::fleet::scoreboard::Place;
-use wshd::supervisor::edition::{Edition, Step};
+use wshd::supervisor::generation::Generation;
+use wshd::supervisor::policy::rolling_restart::Step;
 
 /// A handler in a version of its file.
 fn route(resource: &str, version: u64) -> Route {
@@ -33,13 +34,13 @@ fn config(workers: usize, pools: &[(&str, usize)], isolated: &[(&str, usize)]) -
     *config
 }
 
-fn edition(config: Config, resources: &[(&str, u64)]) -> Edition {
+fn generation(config: Config, resources: &[(&str, u64)]) -> Generation {
     let mut routes = Routes::default();
     for (resource, version) in resources {
         routes.add(route(resource, *version));
     }
     let (config, routes) = (Arc::new(config), Arc::new(routes));
-    Edition { config, routes, listeners: Vec::new(), metrics: Vec::new(), faults: Vec::new() }
+    Generation { config, routes, listeners: Vec::new(), metrics: Vec::new(), faults: Vec::new() }
 }
 
 fn place(pool: u16, number: u16) -> Place {
@@ -53,9 +54,9 @@ fn step(start: Option<(u16, u16)>, retire: Option<usize>) -> Step {
 #[test]
 fn only_the_pool_of_a_changed_handler_gets_new_workers() {
     let config = config(1, &[("b", 1)], &[("/b", 1)]);
-    let old = edition(config.clone(), &[("/a", 1), ("/b", 1)]);
+    let old = generation(config.clone(), &[("/a", 1), ("/b", 1)]);
     let changed = |resources: &[(&str, u64)]| {
-        let changed = old.changed_pools(&edition(config.clone(), resources));
+        let changed = old.changed_pools(&generation(config.clone(), resources));
         changed.into_iter().collect::<Vec<_>>()
     };
     assert_eq!(changed(&[("/a", 1), ("/b", 1)]), [] as [usize; 0]);
@@ -69,11 +70,11 @@ fn only_the_pool_of_a_changed_handler_gets_new_workers() {
 #[test]
 fn settings_concern_the_pools_that_have_them() {
     let before = config(2, &[("b", 1)], &[("/b", 1)]);
-    let old = edition(before.clone(), &[("/a", 1), ("/b", 1)]);
+    let old = generation(before.clone(), &[("/a", 1), ("/b", 1)]);
     let changed = |change: &dyn Fn(&mut Config)| {
         let mut after = before.clone();
         change(&mut after);
-        let changed = old.changed_pools(&edition(after, &[("/a", 1), ("/b", 1)]));
+        let changed = old.changed_pools(&generation(after, &[("/a", 1), ("/b", 1)]));
         changed.into_iter().collect::<Vec<_>>()
     };
     assert_eq!(changed(&|config| config.pools[1].nice = 5), [1]);
@@ -88,7 +89,7 @@ fn settings_concern_the_pools_that_have_them() {
 
 #[test]
 fn workers_are_replaced_pool_by_pool_the_default_pool_last_and_what_is_too_many_goes() {
-    let new = edition(config(2, &[("b", 2), ("gone", 0)], &[]), &[]);
+    let new = generation(config(2, &[("b", 2), ("gone", 0)], &[]), &[]);
     let workers = [(place(0, 0), 0), (place(0, 1), 1), (place(0, 2), 5), (place(1, 0), 2), (place(2, 0), 3)];
     assert_eq!(
         new.steps(&[0].into(), &workers),

@@ -1,0 +1,197 @@
+//! A forked child's way from the supervisor's code to the worker's, always in this order: process group, standard streams,
+//! signals, [`Confinement`], end with the parent, title, work, leave. No exec: a worker inherits the configuration as it was
+//! parsed.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::unistd::{Pid, dup2_stdin, getppid, setpgid};
+
+use super::processes::GRACE;
+use crate::config::Config;
+use crate::confine::Confinement;
+use crate::exit::Exit;
+use crate::fleet::process_title;
+use crate::fleet::scoreboard::{Place, Slot};
+use crate::service::daemonize;
+use crate::worker;
+use crate::{log as sink, metrics};
+
+/// Signals that a terminal sends to the whole process group, or that are requests to the supervisor only.
+const NOT_FOR_WORKERS: [Signal; 7] = [
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+];
+
+/// A forked child before it does anything.
+pub(super) struct Child {
+    /// Whose child it is.
+    pub supervisor: Pid,
+    /// Whether its standard output and error are to go nowhere.
+    pub is_detached: bool,
+    pub config: Arc<Config>,
+    pub task: Task,
+}
+
+/// What it is to become.
+pub(super) enum Task {
+    /// The worker of this place; an error if it has no inbox.
+    Worker {
+        place: Place,
+        start: io::Result<worker::Start>,
+    },
+    Metrics(metrics::Start),
+}
+
+impl Child {
+    /// To its end.
+    pub fn run(self) -> ! {
+        // A panic has printed its message.
+        let code = catch_unwind(AssertUnwindSafe(|| self.work())).unwrap_or(Exit::Internal.code());
+        // SAFETY: ends the child here: exit handlers are the supervisor's or the plugins', whose threads may still run.
+        unsafe { libc::_exit(code) }
+    }
+
+    fn work(self) -> i32 {
+        let Self { supervisor, is_detached, config, task } = self;
+        match task {
+            Task::Worker { place, start } => {
+                let name = config.worker_name(place.pool, place.number);
+                let patience = Duration::from_nanos(config.stop_time) + GRACE;
+                let patience = u32::try_from(patience.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u32::MAX);
+                let start = start.and_then(|start| {
+                    let files = start.routes.handlers().iter().map(|route| &route.file);
+                    let confinement = Confinement::of(&config, usize::from(place.pool));
+                    prepare(is_detached)?;
+                    confinement.map_or(Ok(()), |to| to.with_files(&config, files).enter())?;
+                    end_with(supervisor, patience)?;
+                    Ok(start)
+                });
+                let start = match start {
+                    Ok(start) => start,
+                    Err(error) => return failed(&name, &error),
+                };
+                set_name(&name);
+                if !config.is_parent(place.pool, place.number) {
+                    return worker::run(start);
+                }
+                let scoreboard = start.scoreboard;
+                worker::run_zygote(start, &move |slot| {
+                    let Place { pool, number } = scoreboard.slot(slot).map(Slot::place).unwrap_or_default();
+                    set_name(&config.worker_name(pool, number));
+                    setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+                    come_under(supervisor);
+                    end_with(supervisor, patience)
+                })
+            }
+            // As the workers of the default pool.
+            Task::Metrics(start) => {
+                let prepared = prepare(is_detached)
+                    .and_then(|()| Confinement::of(&config, 0).map_or(Ok(()), |to| to.enter()))
+                    .and_then(|()| end_with(supervisor, 1));
+                if let Err(error) = prepared {
+                    return failed("metrics", &error);
+                }
+                // SIGTERM stays blocked: it can be seen how the workers stop.
+                set_name("metrics");
+                metrics::run(start)
+            }
+        }
+    }
+}
+
+fn failed(name: &str, error: &io::Error) -> i32 {
+    log::error!("{name} cannot start: {error}");
+    Exit::Internal.code()
+}
+
+fn set_name(name: &str) {
+    process_title::set(&format!("wshd: {name}"));
+    sink::set_process(name);
+}
+
+/// Waits until the process in between has ended, and this one is a child of the supervisor; for a second at most.
+fn come_under(supervisor: Pid) {
+    for _ in 0..1000 {
+        if getppid() == supervisor {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn prepare(is_detached: bool) -> io::Result<()> {
+    if is_detached {
+        // Who waits for the server to be ready may wait for the end of its output, too.
+        daemonize::leave_streams()?;
+    }
+    // kill(0, SIGKILL) in a handler, or in what it has started, ends this process alone.
+    setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+    // A handler that reads standard input must not take it from the terminal.
+    dup2_stdin(File::open("/dev/null")?)?;
+    for ignored in NOT_FOR_WORKERS {
+        // SAFETY: ignoring a signal installs no code.
+        unsafe { signal(ignored, SigHandler::SigIgn)? };
+    }
+    for crash in [Signal::SIGSEGV, Signal::SIGBUS] {
+        // SAFETY: the default action installs no code; it replaces the handler of Rust's runtime.
+        unsafe { signal(crash, SigHandler::SigDfl)? };
+    }
+    // Large messages come and go: their memory is kept instead of being mapped, zeroed and unmapped for each.
+    // SAFETY: sets two numbers of the allocator, before there is a second thread.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 * 1024 * 1024);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 * 1024 * 1024);
+    }
+    // What the supervisor blocks for its signalfd is not blocked here; SIGTERM is, before there is a second thread
+    // that could get it: the event loop reads it.
+    SigSet::from(Signal::SIGTERM).thread_set_mask()?;
+    Ok(())
+}
+
+/// Has the worker end with the supervisor. After a change of the user, which takes this back (prctl(2)).
+fn end_with(supervisor: Pid, patience: u32) -> io::Result<()> {
+    // The channel's end tells the worker to leave; a worker that is stuck in a handler does not read it.
+    PATIENCE.store(patience, Ordering::Relaxed);
+    SUPERVISOR.store(supervisor.as_raw(), Ordering::Relaxed);
+    // SAFETY: the function does what a signal handler may do only.
+    unsafe { signal(Signal::SIGALRM, SigHandler::Handler(on_orphaned))? };
+    set_pdeathsig(Signal::SIGALRM)?;
+    match getppid() == supervisor {
+        true => Ok(()),
+        false => Err(io::Error::other("the supervisor has vanished")),
+    }
+}
+
+/// Seconds that a worker has to leave after the supervisor has vanished.
+static PATIENCE: AtomicU32 = AtomicU32::new(0);
+
+/// The process whose end is waited for.
+static SUPERVISOR: AtomicI32 = AtomicI32::new(0);
+
+/// SIGALRM, first from the end of the supervisor, then from the alarm: the second one ends the process. One from
+/// elsewhere does nothing while the supervisor lives.
+extern "C" fn on_orphaned(_: libc::c_int) {
+    // SAFETY: getppid is async-signal-safe.
+    if unsafe { libc::getppid() } == SUPERVISOR.load(Ordering::Relaxed) {
+        return;
+    }
+    // SAFETY: both calls are async-signal-safe (signal-safety(7)).
+    unsafe {
+        libc::signal(libc::SIGALRM, libc::SIG_DFL);
+        libc::alarm(PATIENCE.load(Ordering::Relaxed));
+    }
+}

@@ -1,0 +1,161 @@
+//! What is looked at regularly: loads are evened out after a worker has started, workers that are worn out are replaced, and
+//! those that hang are ended. What is too much is decided in `policy`.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use nix::unistd::Pid;
+
+use super::policy::liveness::{self, Limits};
+use super::policy::rebalance;
+use super::policy::rolling_restart::{Event, Step};
+use super::processes::Role;
+use super::{Supervisor, logs};
+use crate::config::Wear;
+use crate::fleet::control::Command;
+use crate::fleet::memory;
+use crate::fleet::scoreboard::{self, State};
+use crate::time::Instant;
+
+/// How often loads are compared after a worker has started, and for how long.
+const REBALANCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
+/// How often workers are asked whether they are worn out.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// When what is looked at.
+#[derive(Default)]
+pub(super) struct Maintenance {
+    /// Until when loads are compared.
+    rebalance_until: Instant,
+    /// When loads or wear are looked at next.
+    look_at: Instant,
+    /// When heartbeats are looked at next.
+    pulse_at: Instant,
+    pub sizes: logs::Sizes,
+}
+
+impl Maintenance {
+    /// A worker has started.
+    pub fn begin_rebalance(&mut self, now: Instant) {
+        self.rebalance_until = now + REBALANCE.1;
+        self.look_at = now;
+    }
+}
+
+impl Supervisor {
+    /// When [`maintain`](Self::maintain) has something to do.
+    pub(super) fn maintenance_due(&self, now: Instant) -> Option<Instant> {
+        if self.slots.is_stopping() {
+            return None;
+        }
+        let looks = self.is_look_wanted(now).then_some(self.maintenance.look_at);
+        let pulses = self.limits().map(|_| self.maintenance.pulse_at);
+        looks.into_iter().chain(pulses).chain(self.next_look_at_logs()).min()
+    }
+
+    fn is_look_wanted(&self, now: Instant) -> bool {
+        self.maintenance.rebalance_until > now || self.generation.config.wear.is_bounded()
+    }
+
+    /// Looks at what is due.
+    pub(super) fn maintain(&mut self, now: Instant) {
+        if self.slots.is_stopping() {
+            return;
+        }
+        if self.is_look_wanted(now) && self.maintenance.look_at <= now {
+            self.look_after_workers(now);
+        }
+        if let Some(limits) = self.limits().filter(|_| self.maintenance.pulse_at <= now) {
+            self.maintenance.pulse_at = now + liveness::INTERVAL;
+            self.end_hung_workers(limits, now);
+        }
+        self.look_after_logs(now);
+    }
+
+    /// Has workers move connections to each other until they are balanced, and replaces those that are worn out.
+    fn look_after_workers(&mut self, now: Instant) {
+        if self.maintenance.rebalance_until > now {
+            self.maintenance.look_at = now + REBALANCE.0;
+            if self.rolling.policy.is_idle() {
+                self.rebalance();
+            }
+        } else {
+            self.maintenance.look_at = now + LOOK;
+        }
+        // One at a time, so that there is always a worker to accept.
+        if self.rolling.policy.is_idle() && self.processes.in_role(Role::Draining).next().is_none() {
+            let worn = self.processes.in_role(Role::Worker).find_map(|pid| self.wear_of(pid, now));
+            if let Some((slot, why)) = worn {
+                log::info!("{} is replaced: {why}", self.name(slot));
+                let step = Step { start: Some(self.place_of(slot)), retire: Some(slot) };
+                self.rolling.policy.on(Event::Step(step));
+            }
+        }
+    }
+
+    /// One move in each pool that is out of balance.
+    fn rebalance(&self) {
+        let slots = self.shared.scoreboard.slots();
+        let pools =
+            self.generation.config.pools.iter().enumerate().filter(|(_, pool)| pool.children.is_none());
+        for (pool, _) in pools {
+            let load = |slot: &scoreboard::Slot| {
+                let serves = slot.state() == State::Running && usize::from(slot.place().pool) == pool;
+                serves.then(|| slot.connections.load(Ordering::Relaxed))
+            };
+            let loads: Vec<Option<u32>> = slots.iter().map(load).collect();
+            if let Some((from, to, count)) = rebalance::next_move(&loads) {
+                self.command(from, Command::Shed { to: to as u16, count: count as u16 }, None);
+            }
+        }
+    }
+
+    /// The slot of a worker and why it is to be replaced, if it is.
+    fn wear_of(&self, pid: Pid, now: Instant) -> Option<(usize, String)> {
+        let slot = self.processes.get(pid)?.slot?;
+        let record = self.shared.scoreboard.slot(slot).filter(|record| record.state() == State::Running)?;
+        let wear = &self.generation.config.wear;
+        let used = Wear {
+            memory: if wear.memory == 0 { 0 } else { memory::resident(pid.as_raw()).unwrap_or(0) },
+            age: now.as_nanos().saturating_sub(record.started.load(Ordering::Relaxed)),
+            messages: self.shared.counters.traffic_of(pid.as_raw()).map_or(0, |traffic| traffic.messages_in),
+        };
+        rebalance::worn(wear, &used).map(|why| (slot, why))
+    }
+
+    /// How long workers may be silent, if they are judged.
+    fn limits(&self) -> Option<Limits> {
+        let config = &self.generation.config;
+        // The longest that a handler may have; 0: for ever.
+        let times = || config.handler_times.values().chain([&config.handler_time]);
+        let handler = times().min().filter(|time| **time != 0).and_then(|_| times().max()).copied();
+        let handler = Duration::from_nanos(handler.unwrap_or(0));
+        let limits = Limits { silence: config.worker_timeout, handler };
+        (!limits.silence.is_zero()).then_some(limits)
+    }
+
+    /// Ends workers whose event loop does not turn although nothing that they may do takes so long.
+    fn end_hung_workers(&mut self, limits: Limits, now: Instant) {
+        let mut hung = Vec::new();
+        for (pid, process) in self.processes.iter_mut() {
+            let judged = matches!(process.role, Role::Worker | Role::PerConnection(_) | Role::Draining);
+            let Some(slot) = process.slot.filter(|_| judged && !process.is_late()) else { continue };
+            let Some(record) = self.shared.scoreboard.slot(slot) else { continue };
+            let is_its_own = record.generation() == process.generation;
+            let serves = matches!(record.state(), State::Running | State::Stopping);
+            if !is_its_own
+                || !serves
+                || self.generation.config.is_parent(record.place().pool, record.place().number)
+            {
+                continue;
+            }
+            let beat = record.heartbeat.load(Ordering::Relaxed);
+            let in_handler = record.call.current().is_some();
+            hung.extend(process.pulse.look(beat, in_handler, limits, now).map(|silent| (pid, slot, silent)));
+        }
+        for (pid, slot, silent) in hung {
+            log::error!("{}[{pid}] has not responded for {silent:?}; ending it", self.name(slot));
+            self.processes.get_mut(pid).into_iter().for_each(|process| process.hurry(now));
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! How many processes a pool with a process for each connection has.
+
+use std::time::Duration;
+
+use super::backoff::{Backoff, Rule};
+use crate::config::Children;
+use crate::time::Instant;
+
+/// A process that could not be forked, or died before it was ready, delays the next one.
+const RETRY: Rule = Rule {
+    free: 2,
+    first: Duration::from_millis(100),
+    longest: Duration::from_secs(5),
+    forgiven: Duration::from_secs(10),
+};
+
+/// The processes of such a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// All that there are, or have been asked for.
+    pub all: usize,
+    /// Those among them that can take a connection, or soon can.
+    pub idle: usize,
+    /// Slots without a process in whose inbox a connection waits.
+    pub orphaned: usize,
+}
+
+impl Count {
+    /// How many are to be forked.
+    pub fn missing(self, wanted: Children) -> usize {
+        let room = wanted.most.saturating_sub(self.all);
+        wanted.spare.saturating_sub(self.idle).min(room).max(self.orphaned)
+    }
+}
+
+/// When the next process of a pool may be forked.
+#[derive(Debug)]
+pub struct Gate {
+    backoff: Backoff,
+    failed: Instant,
+    not_before: Instant,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        let (failed, not_before) = (Instant::default(), Instant::default());
+        Self { backoff: Backoff::new(RETRY), failed, not_before }
+    }
+}
+
+impl Gate {
+    /// A process has failed.
+    pub fn failed(&mut self, now: Instant) {
+        self.not_before = now + self.backoff.failed(now.since(self.failed));
+        self.failed = now;
+    }
+
+    /// When the next one may be forked, if not now.
+    pub fn opens(&self, now: Instant) -> Option<Instant> {
+        Some(self.not_before).filter(|at| *at > now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_wait_as_are_wanted_and_there_is_room_for() {
+        let wanted = Children { spare: 3, most: 5 };
+        for (all, idle, orphaned, expected) in [
+            (0, 0, 0, 3),
+            (3, 3, 0, 0),
+            (3, 2, 0, 1),
+            (3, 0, 0, 2), // two more are the bound
+            (5, 0, 0, 0),
+            (6, 0, 0, 0), // one is being replaced
+            (5, 0, 1, 1), // a connection that was saved waits for a process, whatever the bound
+            (3, 1, 1, 2),
+        ] {
+            let count = Count { all, idle, orphaned };
+            assert_eq!(count.missing(wanted), expected, "{count:?}");
+        }
+    }
+
+    #[test]
+    fn processes_that_fail_delay_the_next_one() {
+        let mut gate = Gate::default();
+        let at = |ms: u64| Instant::default() + Duration::from_millis(ms);
+        for (failed, opens) in
+            [(20_000, None), (20_001, None), (20_002, Some(20_102)), (20_102, Some(20_302))]
+        {
+            gate.failed(at(failed));
+            assert_eq!(gate.opens(at(failed)), opens.map(at));
+        }
+        assert_eq!(gate.opens(at(20_302)), None);
+        gate.failed(at(40_000));
+        assert_eq!(gate.opens(at(40_000)), None);
+    }
+}

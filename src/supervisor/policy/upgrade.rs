@@ -1,0 +1,143 @@
+//! Upgrade: another executable takes over, or this one serves on. Each row is a state, each column an event:
+//!
+//! | | Requested | Ready | Closed | Late | Stop | Ended |
+//! |---|---|---|---|---|---|---|
+//! | Idle | Start, or Refuse | | | | | |
+//! | Starting | Refuse | HandOver, Serving | Hurry, Deaf | Fail, Ending | Fail, End, Ending | Fail, Idle |
+//! | Deaf | Refuse | | | Fail, Ending | Fail, End, Ending | Fail, Idle |
+//! | Ending | Refuse | | | | | Idle |
+//! | Serving | Refuse | | | | | TakeBack, Idle |
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Upgrade {
+    /// There is no other executable.
+    #[default]
+    Idle,
+    /// It was started, and is not ready.
+    Starting,
+    /// It has closed its channel: it is ending, or else it is ended.
+    Deaf,
+    /// It has failed and is being ended.
+    Ending,
+    /// It serves; this process hands its connections over.
+    Serving,
+}
+
+/// Something has happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An upgrade is wanted; the reason if it is not possible now.
+    Requested(Option<&'static str>),
+    /// The other executable could not be started.
+    NotStarted(String),
+    /// Its workers are ready to take connections over.
+    Ready,
+    /// It has closed its channel, or sent nonsense.
+    Closed,
+    /// It has not become ready in time, and has been sent SIGTERM.
+    Late,
+    /// It has ended; how.
+    Ended(String),
+    /// This server is told to stop.
+    Stop,
+}
+
+/// Something is to be done, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Start the other executable.
+    Start,
+    /// The upgrade is not begun.
+    Refuse(String),
+    /// Hand connections over; the upgrade has succeeded.
+    HandOver,
+    /// The upgrade has failed; this executable serves on.
+    Fail(String),
+    /// End the other executable if it does not end by itself in a moment.
+    Hurry,
+    /// End the other executable: SIGTERM, then SIGKILL.
+    End,
+    /// The other executable is gone although it served: serve again, with new workers.
+    TakeBack(String),
+}
+
+impl Upgrade {
+    /// Whether the other executable serves.
+    pub fn is_serving(self) -> bool {
+        self == Upgrade::Serving
+    }
+
+    /// Something has happened: what is to be done.
+    pub fn on(&mut self, event: Event) -> Vec<Action> {
+        let fail = |why: &str| Action::Fail(why.to_owned());
+        let (state, actions) = match (*self, event) {
+            (Upgrade::Idle, Event::Requested(None)) => (Upgrade::Starting, vec![Action::Start]),
+            (state, Event::Requested(why)) => {
+                (state, vec![Action::Refuse(why.unwrap_or("an upgrade is already under way").to_owned())])
+            }
+            (Upgrade::Starting, Event::NotStarted(why)) => (Upgrade::Idle, vec![Action::Fail(why)]),
+            (Upgrade::Starting, Event::Ready) => (Upgrade::Serving, vec![Action::HandOver]),
+            (Upgrade::Starting, Event::Closed) => (Upgrade::Deaf, vec![Action::Hurry]),
+            (Upgrade::Deaf, Event::Late) => {
+                (Upgrade::Ending, vec![fail("it closed its channel before it was ready")])
+            }
+            (Upgrade::Starting, Event::Late) => (Upgrade::Ending, vec![fail("it was not ready in time")]),
+            (Upgrade::Starting | Upgrade::Deaf, Event::Stop) => {
+                (Upgrade::Ending, vec![fail("the server is told to stop"), Action::End])
+            }
+            (Upgrade::Starting | Upgrade::Deaf, Event::Ended(how)) => {
+                (Upgrade::Idle, vec![Action::Fail(how)])
+            }
+            (Upgrade::Ending, Event::Ended(_)) => (Upgrade::Idle, Vec::new()),
+            (Upgrade::Serving, Event::Ended(how)) => (Upgrade::Idle, vec![Action::TakeBack(how)]),
+            (state, _) => (state, Vec::new()),
+        };
+        *self = state;
+        actions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Action::{End, Fail, HandOver, Hurry, Refuse, Start, TakeBack};
+    use super::Event::{Closed, Ended, Late, NotStarted, Ready, Requested, Stop};
+    use super::Upgrade::{Deaf, Ending, Idle, Serving, Starting};
+
+    #[test]
+    fn what_happens_in_each_state() {
+        let text = |text: &str| text.to_owned();
+        let under_way = || vec![Refuse(text("an upgrade is already under way"))];
+        let ended = || Ended(text("it died"));
+        let table = [
+            (Idle, Requested(None), Starting, vec![Start]),
+            (Idle, Requested(Some("not now")), Idle, vec![Refuse(text("not now"))]),
+            (Idle, Ready, Idle, vec![]),
+            (Idle, Stop, Idle, vec![]),
+            (Starting, Requested(None), Starting, under_way()),
+            (Starting, NotStarted(text("no file")), Idle, vec![Fail(text("no file"))]),
+            (Starting, Ready, Serving, vec![HandOver]),
+            (Starting, Closed, Deaf, vec![Hurry]),
+            (Deaf, Late, Ending, vec![Fail(text("it closed its channel before it was ready"))]),
+            (Deaf, Stop, Ending, vec![Fail(text("the server is told to stop")), End]),
+            (Deaf, ended(), Idle, vec![Fail(text("it died"))]),
+            (Starting, Late, Ending, vec![Fail(text("it was not ready in time"))]),
+            (Starting, Stop, Ending, vec![Fail(text("the server is told to stop")), End]),
+            (Starting, ended(), Idle, vec![Fail(text("it died"))]),
+            (Ending, Requested(None), Ending, under_way()),
+            (Ending, Ready, Ending, vec![]),
+            (Ending, Closed, Ending, vec![]),
+            (Ending, Late, Ending, vec![]),
+            (Ending, Stop, Ending, vec![]),
+            (Ending, ended(), Idle, vec![]),
+            (Serving, Requested(None), Serving, under_way()),
+            (Serving, Closed, Serving, vec![]),
+            (Serving, Stop, Serving, vec![]),
+            (Serving, ended(), Idle, vec![TakeBack(text("it died"))]),
+        ];
+        for (before, event, after, actions) in table {
+            let mut upgrade = before;
+            assert_eq!((upgrade.on(event.clone()), upgrade), (actions, after), "{before:?} {event:?}");
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Pools with a process for each connection. Such a pool has one worker, its parent (`worker::process::zygote`), which has
+//! the handlers loaded and serves nobody; here it is told to fork, so that always some processes wait for a connection.
+//! Those are in slots that are theirs alone. How many there are is decided in `policy::pools`.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
+
+use super::Supervisor;
+use super::policy::pools::{Count, Gate};
+use super::processes::{Process, Role};
+use super::workers::START;
+use crate::clock;
+use crate::config::Children;
+use crate::fleet::control::{Channel, Command, Report};
+use crate::fleet::scoreboard::{Place, Slot, State};
+use crate::time::Instant;
+
+/// A process that has not told its pid after this is given up.
+const BIRTH: Duration = Duration::from_secs(10);
+/// When to look again whether connections are still not taken up.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The processes of all such pools, as far as they are not in the table.
+#[derive(Default)]
+pub(super) struct Pools {
+    /// Slots that are for such processes only.
+    slots: BTreeSet<usize>,
+    /// Asked for, and not heard of yet: they have no pid.
+    pending: Vec<Pending>,
+    /// By pool.
+    gates: BTreeMap<u16, Gate>,
+    /// By slot: when connections that nobody takes out of its inbox are given up.
+    abandoned: BTreeMap<usize, Instant>,
+    /// Whether orphans come to this process.
+    is_reaper: bool,
+    is_stopping: bool,
+}
+
+struct Pending {
+    slot: usize,
+    generation: u32,
+    parent: Pid,
+    channel: Channel,
+    give_up: Instant,
+}
+
+impl Pools {
+    /// Whether a slot is for per-connection processes.
+    pub fn owns(&self, slot: usize) -> bool {
+        self.slots.contains(&slot)
+    }
+
+    /// When [`Supervisor::ask_for_processes`] has something to do.
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        let births = self.pending.iter().map(|pending| pending.give_up);
+        let gates = self.gates.values().filter_map(|gate| gate.opens(now));
+        births.chain(gates).chain(self.abandoned.values().copied()).min()
+    }
+
+    /// The channels of those that have not been heard of.
+    pub fn channels(&self) -> impl Iterator<Item = &Channel> {
+        self.pending.iter().map(|pending| &pending.channel)
+    }
+}
+
+impl Supervisor {
+    /// Sees to it that there are as many processes as there should be; once in a turn.
+    pub(super) fn ask_for_processes(&mut self) {
+        if self.pools.is_stopping {
+            return;
+        }
+        self.give_up_pending();
+        self.give_up_abandoned();
+        let now = clock::now();
+        for pool in 0..self.generation.config.pools.len() as u16 {
+            let settings = self.generation.config.pools.get(usize::from(pool));
+            let wanted = settings.filter(|pool| pool.workers > 0 && !self.upgrade.is_superseded());
+            match (self.parent_of(pool), wanted.and_then(|pool| pool.children)) {
+                (_, None) => self.dismiss_idle(pool, None),
+                (None, Some(_)) => {}
+                (Some((slot, parent)), Some(wanted)) => {
+                    self.dismiss_idle(pool, Some(parent));
+                    if self.is_gate_open(pool, now)
+                        && let Err(error) = self.ask_parent(pool, parent, wanted)
+                    {
+                        log::error!("{}[{parent}]: cannot fork: {error}", self.name(slot));
+                        self.pools.gates.entry(pool).or_default().failed(now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_gate_open(&self, pool: u16, now: Instant) -> bool {
+        self.pools.gates.get(&pool).is_none_or(|gate| gate.opens(now).is_none())
+    }
+
+    /// A process of such a pool has died: if it has not got as far as to wait for a connection, the next one takes its
+    /// time. To be called before its record is cleared.
+    pub(super) fn on_per_connection_death(&mut self, slot: usize) {
+        if self.shared.scoreboard.slot(slot).is_some_and(|record| record.state() == State::Starting) {
+            let pool = self.place_of(slot).pool;
+            self.pools.gates.entry(pool).or_default().failed(clock::now());
+        }
+    }
+
+    /// Closes connections for which there is no process for as long as an opening handshake may take.
+    fn give_up_abandoned(&mut self) {
+        let now = clock::now();
+        let patience = now + Duration::from_nanos(self.generation.config.handshake_time);
+        for slot in self.pools.slots.iter().copied() {
+            let Some(inbox) = self.processes.inbox(slot).filter(|inbox| inbox.has_mail()) else {
+                self.pools.abandoned.remove(&slot);
+                continue;
+            };
+            let give_up = self.pools.abandoned.entry(slot).or_insert(patience);
+            if *give_up > now {
+                continue;
+            }
+            if self.shared.scoreboard.slot(slot).is_some_and(|record| record.state() != State::Empty) {
+                *give_up = now + AGAIN; // a process may take them yet
+                continue;
+            }
+            // Unread: their content is between workers.
+            let mut nothing = [0; 1];
+            while let Ok((_, fds)) = inbox.receive(&mut nothing) {
+                log::error!("{}: no process for {} connections; closed", self.name(slot), fds.len());
+            }
+            self.pools.abandoned.remove(&slot);
+        }
+    }
+
+    /// Slots without a process that could have one at once: what arrives in their inboxes waits for that.
+    pub(super) fn pools_inboxes(&self, now: Instant) -> impl Iterator<Item = usize> {
+        let is_free = move |slot: &usize| {
+            let Some(record) = self.shared.scoreboard.slot(*slot) else { return false };
+            let pool = record.place().pool;
+            !self.pools.is_stopping
+                && record.state() == State::Empty
+                && self.is_gate_open(pool, now)
+                && self.parent_of(pool).is_some()
+        };
+        self.pools.slots.iter().copied().filter(is_free)
+    }
+
+    /// All per-connection processes are on their way out: the server stops.
+    pub(super) fn stop_pools(&mut self, command: Command) {
+        // Those that are not known yet notice that their channel has ended.
+        let Pools { slots, is_reaper, .. } = std::mem::take(&mut self.pools);
+        for slot in slots.iter().copied() {
+            self.stop_worker(slot, command);
+        }
+        self.pools = Pools { slots, is_reaper, is_stopping: true, ..Pools::default() };
+    }
+
+    /// Slot and pid of the process that forks those of a pool, if it can.
+    fn parent_of(&self, pool: u16) -> Option<(usize, Pid)> {
+        self.processes.in_role(Role::Worker).find_map(|pid| {
+            let slot = self.processes.get(pid)?.slot?;
+            let record = self.shared.scoreboard.slot(slot)?;
+            let is_parent = record.place() == Place { pool, number: 0 } && record.state() == State::Running;
+            is_parent.then_some((slot, pid))
+        })
+    }
+
+    /// The slots of a pool's per-connection processes.
+    fn slots_of(&self, pool: u16) -> Vec<usize> {
+        self.pools.slots.iter().copied().filter(|slot| self.place_of(*slot).pool == pool).collect()
+    }
+
+    /// Tells those to leave that wait for a connection and have another parent than this.
+    fn dismiss_idle(&mut self, pool: u16, parent: Option<Pid>) {
+        for slot in self.slots_of(pool) {
+            let Some((_, process)) = self.processes.in_slot(slot) else { continue };
+            let is_others = matches!(process.role, Role::PerConnection(known) if Some(known) != parent);
+            let Some(record) = self.shared.scoreboard.slot(slot).filter(|_| is_others) else { continue };
+            // Nobody sends it a connection after this.
+            if record.state() == State::Running && record.claim() {
+                self.stop_worker(slot, Command::Stop);
+            }
+        }
+    }
+
+    /// Asks the parent for as many processes as are missing.
+    fn ask_parent(&mut self, pool: u16, parent: Pid, wanted: Children) -> io::Result<()> {
+        let state = |slot: &usize| self.shared.scoreboard.slot(*slot).map_or(State::Empty, Slot::state);
+        let (free, taken): (Vec<usize>, Vec<usize>) =
+            self.slots_of(pool).into_iter().partition(|slot| state(slot) == State::Empty);
+        let (orphaned, others): (Vec<usize>, Vec<usize>) =
+            free.into_iter().partition(|slot| self.processes.has_mail(*slot));
+        let is_idle = |slot: &&usize| {
+            let record = self.shared.scoreboard.slot(**slot);
+            record.is_some_and(|slot| slot.connections.load(Ordering::Relaxed) == 0)
+                && matches!(state(slot), State::Starting | State::Running)
+        };
+        let idle = taken.iter().filter(is_idle).count();
+        let missing = Count { all: taken.len(), idle, orphaned: orphaned.len() }.missing(wanted);
+        let mut free: VecDeque<usize> = orphaned.into_iter().chain(others).collect();
+        for _ in 0..missing {
+            let slot = match free.pop_front() {
+                Some(slot) => slot,
+                None => self.slot_for(pool)?,
+            };
+            self.ask_for(parent, slot)?;
+        }
+        Ok(())
+    }
+
+    /// A slot that is for per-connection processes of this pool from now on.
+    fn slot_for(&mut self, pool: u16) -> io::Result<usize> {
+        let numbers: BTreeSet<u16> =
+            self.slots_of(pool).into_iter().map(|slot| self.place_of(slot).number).collect();
+        let number =
+            (1..u16::MAX).find(|number| !numbers.contains(number)).ok_or(io::ErrorKind::OutOfMemory)?;
+        // Those of pools that are no more.
+        let is_left_over = |slot: &usize| {
+            let pool = self.generation.config.pools.get(usize::from(self.place_of(*slot).pool));
+            pool.is_none_or(|pool| pool.workers == 0 || pool.children.is_none())
+                && self.shared.scoreboard.slot(*slot).is_some_and(|slot| slot.state() == State::Empty)
+        };
+        let left_over = self.pools.slots.iter().copied().find(is_left_over);
+        let slot = match left_over {
+            Some(slot) => slot,
+            None => self.new_slot()?,
+        };
+        if !self.shared.scoreboard.assign(slot, Place { pool, number }) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.pools.slots.insert(slot);
+        Ok(slot)
+    }
+
+    fn ask_for(&mut self, parent: Pid, slot: usize) -> io::Result<()> {
+        if !self.pools.is_reaper {
+            // The parent forks twice, so that its children become those of the supervisor.
+            set_child_subreaper(true)?;
+            self.pools.is_reaper = true;
+        }
+        let (ours, theirs) = Channel::pair()?;
+        let (Some(record), Some(inbox)) = (self.shared.scoreboard.slot(slot), self.processes.inbox(slot))
+        else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let counters = self.shared.counters.enter_place(record.place());
+        counters.ok_or(io::ErrorKind::OutOfMemory)?.starts.add(1);
+        record.begin(clock::now().as_nanos());
+        let asked =
+            [inbox.tx(), inbox.rx(), theirs.as_fd()].into_iter().zip(0..).try_for_each(|(fd, part)| {
+                self.processes.command(parent, Command::Child { slot: slot as u16, part }, Some(fd))
+            });
+        if let Err(error) = asked {
+            record.end();
+            return Err(error);
+        }
+        let (generation, give_up) = (record.generation(), clock::now() + BIRTH);
+        self.pools.pending.push(Pending { slot, generation, parent, channel: ours, give_up });
+        Ok(())
+    }
+
+    /// Processes that have told their pids go into the table.
+    pub(super) fn read_births(&mut self) {
+        for pending in std::mem::take(&mut self.pools.pending) {
+            let Pending { slot, generation, parent, .. } = pending;
+            match pending.channel.recv_report() {
+                // Only a child of this process may be sent signals and be waited for.
+                Ok(Some(Report::Born { pid })) if self.is_new_child(pid) => {
+                    let pid = Pid::from_raw(pid);
+                    log::debug!("{}[{pid}] is forked", self.name(slot));
+                    if let Some(record) = self.shared.scoreboard.slot(slot) {
+                        record.pid.store(pid.as_raw(), Ordering::Relaxed);
+                    }
+                    let role = Role::PerConnection(parent);
+                    let mut process = Process::new(role, Some(slot), generation, Some(pending.channel));
+                    process.set_deadline(clock::now() + START);
+                    self.processes.insert(pid, process);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.pools.pending.push(pending),
+                other => {
+                    log::error!("{}: not forked: {other:?}", self.name(slot));
+                    self.not_born(slot);
+                }
+            }
+        }
+    }
+
+    fn give_up_pending(&mut self) {
+        let now = clock::now();
+        let late: Vec<usize> = self
+            .pools
+            .pending
+            .iter()
+            .filter(|pending| pending.give_up <= now)
+            .map(|pending| pending.slot)
+            .collect();
+        self.pools.pending.retain(|pending| pending.give_up > now);
+        for slot in late {
+            log::error!("{}: not forked within {BIRTH:?}", self.name(slot));
+            self.not_born(slot);
+        }
+    }
+
+    fn not_born(&mut self, slot: usize) {
+        if let Some(record) = self.shared.scoreboard.slot(slot) {
+            record.end();
+        }
+        let pool = self.place_of(slot).pool;
+        self.pools.gates.entry(pool).or_default().failed(clock::now());
+    }
+
+    /// Whether this is a child of this process that is not in the table.
+    fn is_new_child(&self, pid: i32) -> bool {
+        is_ours(pid) && self.processes.get(Pid::from_raw(pid)).is_none()
+    }
+}
+
+/// Whether it is a child of this process, or was one and has not been reaped.
+fn is_ours(pid: i32) -> bool {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    pid > 0 && waitid(Id::Pid(Pid::from_raw(pid)), flags).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_own_children_are_taken_for_children() {
+        for pid in [0, -1, 1, std::process::id() as i32, i32::MAX] {
+            assert!(!is_ours(pid), "{pid}");
+        }
+    }
+}

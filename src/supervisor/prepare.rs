@@ -1,0 +1,244 @@
+//! From the configuration to a supervisor that can fork: binds, finds the handlers and maps what is shared.
+
+use std::io;
+use std::sync::Arc;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::generation::Generation;
+use super::maintenance::Maintenance;
+use super::metrics::{self, Metrics};
+use super::policy::slots::Slots;
+use super::pools::Pools;
+use super::postmortem::Postmortem;
+use super::processes::Processes;
+use super::rolling::Rolling;
+use super::upgrade::{Predecessor, Upgrade};
+use super::{Host, Origin, Shared, Supervisor};
+use crate::clock;
+use crate::config::{Config, Pool};
+use crate::confine::landlock;
+use crate::control::Control;
+use crate::exit::Exit;
+use crate::fleet::addresses::Addresses;
+use crate::fleet::listener::{self, BindError, Bound, Listener};
+use crate::fleet::routes::Routes;
+use crate::fleet::scoreboard::{MAX_SLOTS, Place, Scoreboard};
+use crate::fleet::{breakers, crash_report};
+use crate::handlers::discover::discover;
+use crate::service::daemonize::Daemon;
+use crate::service::listen_fds::Passed;
+use crate::service::start_signals::{STOP, StartSignals};
+
+/// Room for a message in the record of a crash, where the configuration names none.
+const MESSAGE: usize = 64 * 1024;
+
+/// What keeps the server from starting: how it ends, and why.
+type Failure = (Exit, String);
+
+fn internal(error: io::Error) -> Failure {
+    (Exit::Internal, error.to_string())
+}
+
+fn not_bound(error: BindError) -> Failure {
+    (Exit::Bind, error.to_string())
+}
+
+impl Supervisor {
+    /// All that comes before the first fork of a worker.
+    pub(super) fn prepare(config: Config, origin: Origin, start: &StartSignals) -> Result<Self, Failure> {
+        landlock::check(&config).map_err(|why| (Exit::Config, why))?;
+        let Origin { reread, invocation, predecessor, sockets, notify, daemon: _ } = origin;
+        let inherited = predecessor.as_ref().map(Predecessor::listeners).transpose();
+        let inherited =
+            inherited.map_err(|error| (Exit::Bind, format!("sockets of the old server: {error}")))?;
+        let mut inherited = inherited.unwrap_or_default();
+        for Passed { fd, name } in sockets {
+            inherited.push(Arc::new(listener::adopt(fd, &name).map_err(not_bound)?));
+        }
+        let mut bound = Vec::new();
+        let is_new = predecessor.is_none();
+        let prepared = Prepared::new(config, &inherited, &mut bound, start).inspect_err(|_| {
+            // Those of the old server are its own.
+            bound.iter().filter(|_| is_new).for_each(|listener| listener.remove_file());
+        })?;
+        let Prepared { generation, shared, processes, control, signals } = prepared;
+        shared.scoreboard.share_sockets(!is_new);
+        Ok(Self {
+            slots: Slots::new(processes.slots()),
+            postmortem: Postmortem::new(generation.config.quarantine),
+            metrics: Metrics::new(generation.metrics.clone(), is_new),
+            upgrade: Upgrade::new(invocation, predecessor),
+            rolling: Rolling::default(),
+            pools: Pools::default(),
+            maintenance: Maintenance::default(),
+            host: Host {
+                reread,
+                signals,
+                notify,
+                daemon: Daemon::default(),
+                leaving: None,
+                turned: clock::now(),
+            },
+            generation,
+            shared,
+            processes,
+            control,
+        })
+    }
+}
+
+struct Prepared {
+    generation: Generation,
+    shared: Shared,
+    processes: Processes,
+    control: Control,
+    signals: SignalFd,
+}
+
+impl Prepared {
+    /// Whatever comes of it, `bound` has the sockets.
+    fn new(
+        config: Config,
+        inherited: &[Arc<Listener>],
+        bound: &mut Vec<Arc<Listener>>,
+        start: &StartSignals,
+    ) -> Result<Self, Failure> {
+        let listeners =
+            listener::adopted_or_bound(&config.listen, config.backlog, inherited).map_err(not_bound)?;
+        bound.extend(listeners.iter().cloned());
+        let metrics = metrics::bind(&config, inherited).map_err(not_bound)?;
+        bound.extend(metrics.iter().cloned());
+        let found = discover(&config, &Routes::default(), &|| start.received().is_some());
+        go_on(start)?;
+        let (routes, faults) = found.map_err(|error| (Exit::Config, error.to_string()))?;
+        faults.iter().for_each(|fault| log::warn!("{fault}"));
+        if config.strict_handlers && !faults.is_empty() {
+            let count = faults.len();
+            return Err((Exit::Config, format!("{count} handlers or aliases are broken, see above")));
+        }
+        let shared = shared(&config, &routes)?;
+        let mut processes = Processes::default();
+        for (pool, settings) in (0_u16..).zip(&config.pools) {
+            for number in 0..settings.workers as u16 {
+                shared.scoreboard.assign(processes.slots(), Place { pool, number });
+                processes.add_slot().map_err(internal)?;
+            }
+        }
+        let signals = watch_signals().map_err(internal)?;
+        go_on(start)?; // the loop reads what comes from here on
+        let control = Control::new(&config.control, inherited).map_err(|error| {
+            let path = config.control.socket.clone().unwrap_or_default();
+            (Exit::Bind, format!("--control-socket {}: {error}", path.display()))
+        })?;
+        let (config, routes) = (Arc::new(config), Arc::new(routes));
+        let generation = Generation { config, routes, listeners, metrics, faults };
+        Ok(Self { generation, shared, processes, control, signals })
+    }
+}
+
+fn shared(config: &Config, routes: &Routes) -> Result<Shared, Failure> {
+    let processes = config.pools.iter().map(Pool::processes).sum();
+    let message = config.crash_records.as_ref().map_or(MESSAGE, |records| records.bytes);
+    Ok(Shared {
+        scoreboard: Scoreboard::create(MAX_SLOTS).map_err(internal)?,
+        counters: metrics::counters(config, routes).map_err(internal)?,
+        addresses: Addresses::for_processes(processes).map_err(internal)?,
+        breakers: breakers::create(Routes::MAX).map_err(internal)?,
+        // Also without records, which a reload may turn on: memory that no crash uses is reserved only.
+        crash_reports: crash_report::create(MAX_SLOTS, config.head.bytes, message).map_err(internal)?,
+    })
+}
+
+/// One line, stable for scripts.
+pub(super) fn summary(listeners: &[Arc<Listener>], workers: usize, resources: usize) -> String {
+    let addresses: Vec<String> = listeners.iter().map(|listener| listener.address.to_string()).collect();
+    let plural = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+    let mut line = format!(
+        "ready on {}, {}, {}",
+        addresses.join(" and "),
+        plural(workers, "worker"),
+        plural(resources, "resource")
+    );
+    if let Some(authority) = listeners.iter().find_map(|listener| Bound::local_authority(&listener.address)) {
+        line += &format!(", console http://{authority}/console.html");
+    }
+    line
+}
+
+/// Signals that request something and must not end a server that has just been started.
+const REQUESTS: [Signal; 5] =
+    [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTTIN, Signal::SIGTTOU];
+
+/// From here on these wait until the loop reads them.
+pub(super) fn hold_requests() -> io::Result<()> {
+    Ok(SigSet::from_iter(REQUESTS).thread_block()?)
+}
+
+/// From here on these signals are read, not delivered.
+fn watch_signals() -> io::Result<SignalFd> {
+    let signals = SigSet::from_iter(STOP.into_iter().chain([Signal::SIGCHLD]).chain(REQUESTS));
+    signals.thread_block()?;
+    Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+}
+
+/// An error if the server is told to stop while it starts.
+fn go_on(signals: &StartSignals) -> Result<(), Failure> {
+    match signals.received() {
+        None => Ok(()),
+        Some(signal) => Err((Exit::Internal, format!("{signal} received during the start"))),
+    }
+}
+
+/// Raises the limit of open files as far as the connections need it; where that is not possible lowers the number of
+/// connections.
+pub(super) fn raise_descriptors(config: &mut Config) {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let wanted = u64::from(config.connections) + config.reserved_descriptors();
+    if soft >= wanted {
+        return;
+    }
+    let limit = match setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard) {
+        Ok(()) => wanted.min(hard),
+        Err(_) => soft,
+    };
+    if limit < wanted {
+        let possible =
+            u32::try_from(limit.saturating_sub(config.reserved_descriptors()).max(1)).unwrap_or(u32::MAX);
+        log::warn!(
+            "a worker can have {limit} open files only: --max-connections lowered from {} to {possible}",
+            config.connections
+        );
+        config.connections = possible;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::config::Listen;
+
+    #[test]
+    fn the_ready_line_names_addresses_numbers_and_console() {
+        let dir = tempfile::tempdir().unwrap();
+        let path: PathBuf = dir.path().join("s");
+        let tcp = Listen::Tcp { host: "0.0.0.0".to_owned(), port: 0 };
+        let both = listener::bind_missing(&[Listen::Unix(path.clone()), tcp], 1, &[]).unwrap();
+        let port = both[1].address.local_authority().unwrap().port();
+        assert_eq!(
+            summary(&both, 2, 1),
+            format!(
+                "ready on unix:{} and 0.0.0.0:{port}, 2 workers, 1 resource, \
+                 console http://127.0.0.1:{port}/console.html",
+                path.display()
+            )
+        );
+        let expected = format!("ready on unix:{}, 1 worker, 0 resources", path.display());
+        assert_eq!(summary(&both[..1], 1, 0), expected);
+    }
+}

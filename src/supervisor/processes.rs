@@ -1,0 +1,345 @@
+//! The process table: each child of the supervisor by pid, with what it is for, the slot it is in, its channel, and until
+//! when it has to do what it was told. Who is late gets SIGTERM and a second later SIGKILL, whatever its role.
+//!
+//! Also the slots' side of it: which process holds a slot, and the slots' inboxes.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::policy::liveness::Pulse;
+use crate::fleet::control::{Channel, Command};
+use crate::fleet::inbox::Inbox;
+use crate::time::Instant;
+
+/// From SIGTERM to SIGKILL.
+pub const GRACE: Duration = Duration::from_secs(1);
+
+/// What a process is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Holds its slot: serves there, or will as soon as it has started.
+    Worker,
+    /// Holds its slot, and serves one connection there. Forked by the worker of its pool with this pid.
+    PerConnection(Pid),
+    /// Started beside the worker that it is to replace; waits for the command to begin.
+    Standby,
+    /// Hands its connections over, or waits until they end; holds its slot no more.
+    Draining,
+    /// Crashes, and sends its connections to the inbox of its slot, which it holds no more.
+    Crashed,
+    /// Serves metrics.
+    Metrics,
+    /// The other executable of an upgrade.
+    Successor,
+    /// Was killed because it is not needed.
+    Dismissed,
+}
+
+/// A child of the supervisor, from fork until it is reaped.
+#[derive(Debug)]
+pub struct Process {
+    pub role: Role,
+    /// Where it serves, or did.
+    pub slot: Option<usize>,
+    /// Of its slot's record, when it was forked: what the record says is about this process while they are the same.
+    pub generation: u32,
+    /// None: it has none, or its end is closed.
+    pub channel: Option<Channel>,
+    pub pulse: Pulse,
+    /// When it gets the next signal.
+    deadline: Instant,
+    next: Signal,
+}
+
+/// A process that was late, and the signal it got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Late {
+    pub pid: Pid,
+    pub role: Role,
+    pub slot: Option<usize>,
+    /// It had a channel, whose end it has closed.
+    pub is_deaf: bool,
+    pub signal: Signal,
+}
+
+impl Process {
+    /// One that was just forked.
+    pub fn new(role: Role, slot: Option<usize>, generation: u32, channel: Option<Channel>) -> Self {
+        let pulse = Pulse::default();
+        Self { role, slot, generation, channel, pulse, deadline: Instant::NEVER, next: Signal::SIGTERM }
+    }
+
+    /// Until when it has to do what it was told; replaces what was said before, unless it is late already.
+    pub fn set_deadline(&mut self, deadline: Instant) {
+        if self.next == Signal::SIGTERM {
+            self.deadline = deadline;
+        }
+    }
+
+    /// The same, if that is earlier.
+    pub fn hurry(&mut self, deadline: Instant) {
+        self.set_deadline(self.deadline.min(deadline));
+    }
+
+    /// Until when it has to leave, without another SIGTERM.
+    pub fn kill_at(&mut self, deadline: Instant) {
+        if self.next == Signal::SIGTERM {
+            (self.deadline, self.next) = (deadline, Signal::SIGKILL);
+        }
+    }
+
+    /// Whether it has been late, and got a signal for that.
+    pub fn is_late(&self) -> bool {
+        self.next != Signal::SIGTERM
+    }
+
+    fn is_holder(&self) -> bool {
+        matches!(self.role, Role::Worker | Role::PerConnection(_))
+    }
+}
+
+struct Slot {
+    /// Where connections arrive from other processes.
+    inbox: Inbox,
+    /// In the table as a worker or per-connection process of this slot.
+    holder: Option<Pid>,
+}
+
+/// All children, and all slots.
+#[derive(Default)]
+pub struct Processes {
+    table: BTreeMap<Pid, Process>,
+    slots: Vec<Slot>,
+}
+
+impl Processes {
+    /// One more slot; its number.
+    pub fn add_slot(&mut self) -> io::Result<usize> {
+        self.slots.push(Slot { inbox: Inbox::new()?, holder: None });
+        Ok(self.slots.len() - 1)
+    }
+
+    /// How many slots there are.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The inbox of a slot.
+    pub fn inbox(&self, slot: usize) -> Option<&Inbox> {
+        self.slots.get(slot).map(|slot| &slot.inbox)
+    }
+
+    /// Whether a connection waits in the inbox of a slot.
+    pub fn has_mail(&self, slot: usize) -> bool {
+        self.inbox(slot).is_some_and(Inbox::has_mail)
+    }
+
+    /// The inboxes of all slots. In a forked child, which leaves the table behind.
+    pub fn take_inboxes(&mut self) -> Vec<Inbox> {
+        self.slots.drain(..).map(|slot| slot.inbox).collect()
+    }
+
+    /// A child was forked.
+    pub fn insert(&mut self, pid: Pid, process: Process) {
+        let slot = process.slot.filter(|_| process.is_holder());
+        if let Some(slot) = slot.and_then(|slot| self.slots.get_mut(slot)) {
+            slot.holder = Some(pid);
+        }
+        self.table.insert(pid, process);
+    }
+
+    /// A child was reaped.
+    pub fn remove(&mut self, pid: Pid) -> Option<Process> {
+        self.release(pid);
+        self.table.remove(&pid)
+    }
+
+    /// Changes what a process is for.
+    pub fn set_role(&mut self, pid: Pid, role: Role) {
+        self.release(pid);
+        let Some(process) = self.table.get_mut(&pid) else { return };
+        process.role = role;
+        let slot = process.slot.filter(|_| process.is_holder());
+        if let Some(slot) = slot.and_then(|slot| self.slots.get_mut(slot)) {
+            slot.holder = Some(pid);
+        }
+    }
+
+    fn release(&mut self, pid: Pid) {
+        let slot = self.table.get(&pid).and_then(|process| process.slot);
+        if let Some(slot) = slot.and_then(|slot| self.slots.get_mut(slot)) {
+            slot.holder.take_if(|holder| *holder == pid);
+        }
+    }
+
+    pub fn get(&self, pid: Pid) -> Option<&Process> {
+        self.table.get(&pid)
+    }
+
+    pub fn get_mut(&mut self, pid: Pid) -> Option<&mut Process> {
+        self.table.get_mut(&pid)
+    }
+
+    /// The process that holds a slot.
+    pub fn holder(&self, slot: usize) -> Option<Pid> {
+        self.slots.get(slot)?.holder
+    }
+
+    /// The same with what is known of it.
+    pub fn in_slot(&self, slot: usize) -> Option<(Pid, &Process)> {
+        let pid = self.holder(slot)?;
+        Some((pid, self.table.get(&pid)?))
+    }
+
+    /// Whether any process is, or was, in this slot and has not been reaped.
+    pub fn is_in_use(&self, slot: usize) -> bool {
+        self.holder(slot).is_some() || self.table.values().any(|process| process.slot == Some(slot))
+    }
+
+    /// All processes.
+    pub fn iter(&self) -> impl Iterator<Item = (Pid, &Process)> {
+        self.table.iter().map(|(pid, process)| (*pid, process))
+    }
+
+    /// All processes.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (Pid, &mut Process)> {
+        self.table.iter_mut().map(|(pid, process)| (*pid, process))
+    }
+
+    /// The pids of those in a role.
+    pub fn in_role(&self, role: Role) -> impl Iterator<Item = Pid> {
+        self.table.iter().filter(move |(_, process)| process.role == role).map(|(pid, _)| *pid)
+    }
+
+    /// Pids of all that have an open channel.
+    pub fn with_channel(&self) -> Vec<Pid> {
+        self.iter().filter(|(_, process)| process.channel.is_some()).map(|(pid, _)| pid).collect()
+    }
+
+    /// Sends a command, perhaps with a descriptor. A process that cannot be told is gone, or will be killed.
+    pub fn command(&self, pid: Pid, command: Command, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let channel = self.table.get(&pid).and_then(|process| process.channel.as_ref());
+        let channel = channel.ok_or(io::ErrorKind::BrokenPipe)?;
+        match fd {
+            Some(fd) => channel.send_command_with(command, fd),
+            None => channel.send_command(command),
+        }
+    }
+
+    /// Kills a process that is not needed.
+    pub fn dismiss(&mut self, pid: Pid) {
+        self.set_role(pid, Role::Dismissed);
+        self.signal(pid, Signal::SIGKILL);
+    }
+
+    /// Ends a process: SIGTERM now, SIGKILL after a grace.
+    pub fn terminate(&mut self, pid: Pid, now: Instant) {
+        if let Some(process) = self.table.get_mut(&pid) {
+            process.kill_at(now + GRACE);
+            self.signal(pid, Signal::SIGTERM);
+        }
+    }
+
+    /// Only to what is in the table: not reaped yet, so the pid is still its own.
+    fn signal(&self, pid: Pid, signal: Signal) {
+        if self.table.contains_key(&pid) {
+            let _ = kill(pid, signal);
+        }
+    }
+
+    /// When [`Processes::late`] is to be called.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.table.values().map(|process| process.deadline).filter(|deadline| !deadline.is_never()).min()
+    }
+
+    /// Signals those that are late, each at most twice.
+    pub fn late(&mut self, now: Instant) -> Vec<Late> {
+        let mut late = Vec::new();
+        for (pid, process) in &mut self.table {
+            if process.deadline > now {
+                continue;
+            }
+            let (role, slot, signal) = (process.role, process.slot, process.next);
+            let is_deaf = slot.is_some() && process.channel.is_none() && role != Role::Crashed;
+            (process.deadline, process.next) = match signal {
+                Signal::SIGTERM => (now + GRACE, Signal::SIGKILL),
+                _ => (Instant::NEVER, Signal::SIGKILL),
+            };
+            late.push(Late { pid: *pid, role, slot, is_deaf, signal });
+        }
+        late.iter().for_each(|late| self.signal(late.pid, late.signal));
+        late
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A pid that no process has.
+    const NOBODY: Pid = Pid::from_raw(i32::MAX);
+    const OTHER: Pid = Pid::from_raw(i32::MAX - 1);
+
+    fn at(second: u32) -> Instant {
+        Instant::default() + second * SECOND
+    }
+
+    fn worker(slot: usize) -> Process {
+        Process::new(Role::Worker, Some(slot), 1, None)
+    }
+
+    #[test]
+    fn who_is_late_gets_sigterm_then_sigkill_and_its_deadline_is_over() {
+        for role in
+            [Role::Worker, Role::Draining, Role::Crashed, Role::Standby, Role::Metrics, Role::Successor]
+        {
+            let mut processes = Processes::default();
+            processes.insert(NOBODY, Process::new(role, None, 0, None));
+            assert_eq!(processes.deadline(), None);
+            processes.get_mut(NOBODY).unwrap().set_deadline(at(5));
+            processes.get_mut(NOBODY).unwrap().hurry(at(7));
+            let signals = |processes: &mut Processes, second| {
+                processes.late(at(second)).iter().map(|late| late.signal).collect::<Vec<_>>()
+            };
+            assert_eq!(signals(&mut processes, 4), []);
+            assert_eq!(signals(&mut processes, 5), [Signal::SIGTERM]);
+            assert_eq!(processes.deadline(), Some(at(6)));
+            processes.get_mut(NOBODY).unwrap().set_deadline(at(90)); // too late
+            assert_eq!(signals(&mut processes, 6), [Signal::SIGKILL]);
+            assert_eq!((processes.deadline(), signals(&mut processes, 100)), (None, vec![]), "{role:?}");
+        }
+    }
+
+    #[test]
+    fn one_process_holds_a_slot() {
+        let mut processes = Processes::default();
+        assert_eq!(processes.add_slot().unwrap(), 0);
+        processes.insert(NOBODY, worker(0));
+        assert_eq!(processes.holder(0), Some(NOBODY));
+        processes.set_role(NOBODY, Role::Crashed);
+        assert_eq!((processes.holder(0), processes.is_in_use(0)), (None, true));
+        processes.insert(OTHER, worker(0));
+        assert!(processes.remove(NOBODY).is_some());
+        assert_eq!(processes.holder(0), Some(OTHER), "the end of the other one changes nothing");
+        assert!(processes.remove(OTHER).is_some());
+        assert_eq!((processes.holder(0), processes.is_in_use(0), processes.iter().count()), (None, false, 0));
+    }
+
+    #[test]
+    fn a_standby_holds_its_slot_from_when_it_begins() {
+        let mut processes = Processes::default();
+        processes.add_slot().unwrap();
+        processes.insert(NOBODY, Process::new(Role::Standby, Some(0), 1, None));
+        assert_eq!(processes.holder(0), None);
+        processes.set_role(NOBODY, Role::Worker);
+        assert_eq!(processes.holder(0), Some(NOBODY));
+    }
+}

@@ -1,0 +1,115 @@
+//! What workers say on their channels, by the role that they have when it is read.
+
+use std::io;
+use std::time::Duration;
+
+use nix::unistd::Pid;
+
+use super::Supervisor;
+use super::policy::rolling_restart;
+use super::policy::slots::Event;
+use super::processes::{GRACE, Role};
+use crate::clock;
+use crate::fleet::control::Report;
+use crate::time::Instant;
+
+/// A crashed process has this long to hand over its connections and write a core dump.
+const LAST_WORDS: Duration = Duration::from_secs(30);
+
+impl Supervisor {
+    /// All that a process has to say.
+    pub(super) fn read_reports(&mut self, pid: Pid) {
+        loop {
+            let Some(process) = self.processes.get_mut(pid) else { return };
+            let (role, Some(slot)) = (process.role, process.slot) else { return };
+            let Some(channel) = &process.channel else { return };
+            match channel.recv_report() {
+                Ok(Some(report)) => self.on_report(pid, (role, slot), report),
+                // It exits, or has executed another program; then it is not a worker any more.
+                Ok(None) => {
+                    process.channel = None;
+                    return process.hurry(clock::now() + GRACE);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    if error.kind() != io::ErrorKind::InvalidData {
+                        process.channel = None;
+                        process.hurry(clock::now() + GRACE);
+                    }
+                    log::error!("{}[{pid}]: {error}", self.name(slot));
+                }
+            }
+        }
+    }
+
+    fn on_report(&mut self, pid: Pid, (role, slot): (Role, usize), report: Report) {
+        let now = clock::now();
+        match (report, role) {
+            (Report::Ready { broken, loaded }, Role::Standby) => {
+                self.on_standby_ready(pid, slot, (loaded, broken))
+            }
+            (Report::Ready { broken, loaded }, Role::Worker | Role::PerConnection(_)) => {
+                log::debug!("{} is ready with {loaded} handlers", self.name(slot));
+                self.on_ready(pid, slot, broken);
+            }
+            (Report::Ready { .. }, _) => {}
+            (Report::Crashed, _) => {
+                let was_holder = self.processes.holder(slot) == Some(pid);
+                if role != Role::Standby {
+                    self.processes.set_role(pid, Role::Crashed);
+                }
+                if let Some(process) = self.processes.get_mut(pid) {
+                    process.channel = None;
+                    process.set_deadline(now + LAST_WORDS);
+                }
+                let served = self.on_crash(slot, pid, role);
+                match role {
+                    Role::Worker if was_holder => self.slots.on(Event::Crashed(slot, served), now),
+                    // What it saves lies in the inbox of a slot that is nobody's.
+                    Role::Draining if self.processes.holder(slot).is_none() => self.take_up(slot),
+                    _ => {}
+                }
+            }
+            (Report::Leaving, Role::Worker) => {
+                self.processes.set_role(pid, Role::Draining);
+                let deadline = self.drain_deadline(slot);
+                if let Some(process) = self.processes.get_mut(pid) {
+                    process.set_deadline(deadline);
+                }
+                self.count_in_place(slot, |counters| counters.replaced.add_shared(1));
+                self.slots.on(Event::Left(slot), now);
+                self.rolling.policy.on(rolling_restart::Event::Left(slot));
+            }
+            (Report::Leaving, _) => {}
+            (report @ (Report::Listed { .. } | Report::Closing { .. }), _) => {
+                self.control.hear(pid.as_raw(), report);
+            }
+            (Report::Taken | Report::Born { .. }, _) => {}
+        }
+    }
+
+    fn on_ready(&mut self, pid: Pid, slot: usize, broken: u16) {
+        let stopping = self.slots.is_stopping();
+        if let Some(process) = self.processes.get_mut(pid).filter(|_| !stopping) {
+            process.set_deadline(Instant::NEVER);
+        }
+        // A server that serves goes on with what it can serve.
+        if broken > 0 && self.generation.config.strict_handlers && !self.slots.is_announced() {
+            log::error!("{}: {broken} handlers are broken (strict_handlers)", self.name(slot));
+            return self.stop(Event::Broken);
+        }
+        self.slots.on(Event::Ready(slot), clock::now());
+        self.retire_if_due(slot);
+    }
+
+    /// Until when a worker that hands its connections over may live.
+    fn drain_deadline(&self, slot: usize) -> Instant {
+        let config = &self.generation.config;
+        let pool = usize::from(self.place_of(slot).pool);
+        let routes = self.generation.routes.handlers().iter();
+        let ours = routes.filter(|route| config.pool_of(&route.resource) == pool);
+        let drain = ours.map(|route| config.drain_time(&route.resource).unwrap_or(u64::MAX)).max();
+        let end = self.end_of_stop() + Duration::from_nanos(drain.unwrap_or(0));
+        if self.slots.is_stopping() { end.min(self.end_of_stop()) } else { end }
+    }
+}

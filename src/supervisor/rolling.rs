@@ -1,0 +1,192 @@
+//! Standbys, and workers that hand over to them. When is decided in `policy::rolling_restart`.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use nix::unistd::Pid;
+
+use super::generation::Generation;
+use super::policy::rolling_restart::{Action, Event, RollingRestart};
+use super::policy::slots;
+use super::processes::Role;
+use super::{Flow, Supervisor, spawn};
+use crate::clock;
+use crate::config::Config;
+use crate::fleet::control::Command;
+use crate::fleet::scoreboard::{Place, Slot, State};
+use crate::handlers::discover::Discovery;
+use crate::time::Instant;
+
+/// A worker has this long to begin to leave when it is told to; a handler that hangs is ended before.
+const RETIRE: Duration = Duration::from_secs(120);
+
+/// Replacing workers while they serve.
+#[derive(Default)]
+pub(super) struct Rolling {
+    pub policy: RollingRestart,
+    /// What a reload reads.
+    pub loading: Option<Loading>,
+    /// The generation of a reload that is not committed.
+    pub trial: Option<Generation>,
+    /// A reload is to begin as soon as nothing else is being replaced.
+    pub is_reload_wanted: bool,
+    /// Who takes over from the worker that is told to leave.
+    heir: Option<usize>,
+}
+
+/// A configuration that was read, and its handlers, which are being probed.
+pub(super) struct Loading {
+    pub config: Config,
+    pub discovery: Discovery,
+}
+
+impl Supervisor {
+    pub(super) fn carry_out_rolling(&mut self, action: Action) -> Flow {
+        match action {
+            Action::Start(place) => return self.start_standby(place),
+            Action::Commit => {
+                if let Some(generation) = self.rolling.trial.take() {
+                    self.commit(generation);
+                }
+            }
+            Action::Begin(place) => self.begin_standby(place),
+            Action::Retire(slot, heir) => {
+                self.rolling.heir = heir.and_then(|place| self.slot_of(place, slot));
+                self.retire(slot);
+            }
+            Action::Dismiss(place) => {
+                if let Some((pid, slot)) = self.standby(place) {
+                    log::debug!("{}[{pid}] is not needed any more", self.name(slot));
+                    self.processes.dismiss(pid);
+                }
+            }
+            Action::Done(result) => self.reload_done(result),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Gives up what is being replaced; what serves goes on.
+    pub(super) fn abort_rolling(&mut self, why: &str) {
+        self.cancel_loading(why);
+        self.rolling.policy.on(Event::Abort(why.to_owned()));
+    }
+
+    fn start_standby(&mut self, place: Place) -> Flow {
+        let generation = self.rolling.trial.as_ref().unwrap_or(&self.generation).clone();
+        let forked = match self.free_slot(place) {
+            Ok(slot) => spawn::worker(self, Role::Standby, slot, &generation)?.map(|pid| (pid, slot)),
+            Err(error) => Err(error),
+        };
+        match forked {
+            Ok((pid, slot)) => log::debug!("{}[{pid}] is starting, as a standby", self.name(slot)),
+            Err(error) => {
+                let name = generation.config.worker_name(place.pool, place.number);
+                log::error!("{name}: cannot fork: {error}");
+                self.rolling.policy.on(Event::Failed(place, format!("{name} cannot be forked: {error}")));
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The standby for a place, and its slot.
+    fn standby(&self, place: Place) -> Option<(Pid, usize)> {
+        let mut standbys = self.processes.in_role(Role::Standby);
+        standbys.find_map(|pid| {
+            let slot = self.processes.get(pid)?.slot?;
+            (self.place_of(slot) == place).then_some((pid, slot))
+        })
+    }
+
+    pub(super) fn on_standby_ready(&mut self, pid: Pid, slot: usize, (loaded, broken): (u16, u16)) {
+        let place = self.place_of(slot);
+        if broken > 0 {
+            let why =
+                format!("the new {}[{pid}]: {broken} of its handlers cannot be loaded", self.name(slot));
+            self.rolling.policy.on(Event::Failed(place, why));
+            return self.processes.dismiss(pid);
+        }
+        log::debug!("{}[{pid}] is ready with {loaded} handlers, as a standby", self.name(slot));
+        if let Some(process) = self.processes.get_mut(pid) {
+            process.set_deadline(Instant::NEVER);
+        }
+        self.rolling.policy.on(Event::Ready(place));
+    }
+
+    fn begin_standby(&mut self, place: Place) {
+        // One that has just ended is reaped soon, and then restarted where it was to serve.
+        let Some((pid, slot)) = self.standby(place) else { return };
+        self.processes.set_role(pid, Role::Worker);
+        if let Some(record) = self.shared.scoreboard.slot(slot) {
+            record.set_state(State::Starting);
+        }
+        self.command(slot, Command::Begin, None);
+        self.maintenance.begin_rebalance(clock::now());
+        self.slots.on(slots::Event::Adopted(slot), clock::now());
+    }
+
+    /// The slot whose worker is in this place, other than one.
+    fn slot_of(&self, place: Place, except: usize) -> Option<usize> {
+        let mut slots = 0..self.processes.slots();
+        slots.find(|slot| {
+            *slot != except && self.processes.holder(*slot).is_some() && self.place_of(*slot) == place
+        })
+    }
+
+    /// Tells the worker of a slot to hand over and leave.
+    fn retire(&mut self, slot: usize) {
+        if self.processes.holder(slot).is_none() {
+            // It is to be restarted: that is not necessary any more, unless its inbox has something.
+            self.slots.on(slots::Event::Left(slot), clock::now());
+            return self.rolling.policy.on(Event::Left(slot));
+        }
+        self.tell_to_leave(slot);
+    }
+
+    /// The same for a worker that was restarted after it had been told to.
+    pub(super) fn retire_if_due(&mut self, slot: usize) {
+        if self.rolling.policy.is_retiring(slot) {
+            self.tell_to_leave(slot);
+        }
+    }
+
+    fn tell_to_leave(&mut self, slot: usize) {
+        let Some(pid) = self.processes.holder(slot) else { return };
+        if self.upgrade.is_superseded() {
+            match self.upgrade.tx(slot) {
+                Some(tx) => self.command(slot, Command::HandOver { to: slot as u16 }, Some(tx)),
+                None => self.command(slot, Command::Drain, None),
+            }
+        } else {
+            let heir = self.rolling.heir.filter(|heir| self.processes.holder(*heir).is_some());
+            match heir.or_else(|| self.heir_of(slot)) {
+                Some(to) => self.command(slot, Command::HandOver { to: to as u16 }, None),
+                None => {
+                    log::error!("{}: no worker can take over its connections; it stays", self.name(slot));
+                    return self.rolling.policy.on(Event::Left(slot));
+                }
+            }
+        }
+        if let Some(process) = self.processes.get_mut(pid) {
+            process.set_deadline(clock::now() + RETIRE);
+        }
+    }
+
+    /// Who takes over what a worker without a successor has: the least loaded of its pool, or else of the default pool,
+    /// which passes connections on.
+    fn heir_of(&self, slot: usize) -> Option<usize> {
+        let pool = self.place_of(slot).pool;
+        // One that is starting finds in its inbox what came meanwhile.
+        let serves = |record: &Slot| matches!(record.state(), State::Running | State::Starting);
+        let slots = self.shared.scoreboard.slots().iter().enumerate();
+        let others = slots.filter(|(other, record)| {
+            *other != slot
+                && serves(record)
+                && self.processes.holder(*other).is_some()
+                && !self.pools.owns(*other)
+        });
+        let heirs = others.filter(|(_, record)| record.place().pool == pool || record.place().pool == 0);
+        let load = |record: &Slot| record.connections.load(Ordering::Relaxed);
+        heirs.min_by_key(|(_, record)| (record.place().pool != pool, load(record))).map(|(slot, _)| slot)
+    }
+}

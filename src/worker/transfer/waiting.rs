@@ -1,0 +1,73 @@
+//! Requests for pools with a process for each connection that wait for a process: for a bounded time, and so many at most.
+//! The head of such a request stays with its connection, so that it moves along if this worker crashes or leaves.
+
+use std::borrow::Cow;
+
+use crate::worker::conn::table::Phase;
+use crate::worker::handshake::request::{Elsewhere, unavailable};
+use crate::worker::transfer::Transfer;
+
+/// Requests that wait in one worker.
+const MOST: usize = 1024;
+/// How often (ns) to look for a process.
+const AGAIN: u64 = 2_000_000;
+
+/// A request that waits.
+pub struct Waiting {
+    id: u64,
+    pool: usize,
+    /// When it is answered with 503; ns.
+    give_up: u64,
+}
+
+impl Transfer {
+    /// No process of the pool is free: the request waits for one, or is answered with 503.
+    pub fn wait_for_process(&self, id: u64, Elsewhere { pool, read }: &Elsewhere<'_>) {
+        let limit = self.config.process_timeout;
+        let waiting = &mut *self.waiting.borrow_mut();
+        let is_known = waiting.iter().any(|known| known.id == id);
+        if !self.is_per_connection(*pool) || limit.is_zero() || (!is_known && waiting.len() >= MOST) {
+            return self
+                .conns
+                .reply(id, unavailable("no process of the pool that serves this resource is free"));
+        }
+        self.conns.keep_head(id, read.to_vec());
+        if !is_known {
+            let give_up = self.life.now.get().saturating_add(limit.as_nanos() as u64);
+            waiting.push(Waiting { id, pool: *pool, give_up });
+        }
+    }
+
+    /// When [`serve_waiting`](Self::serve_waiting) has something to do.
+    pub fn next_waiting(&self) -> Option<u64> {
+        (!self.waiting.borrow().is_empty()).then(|| self.life.now.get().saturating_add(AGAIN))
+    }
+
+    /// Sends those that wait to processes that have become free, first come, first served.
+    pub fn serve_waiting(&self) {
+        if self.waiting.borrow().is_empty() {
+            return;
+        }
+        let now = self.life.now.get();
+        let mut full: Vec<usize> = Vec::new();
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        for one in waiting {
+            let Waiting { id, pool, give_up } = one;
+            let read = match self.conns.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
+                Some(Phase::Head(bytes, _)) => bytes.clone(),
+                _ => continue,
+            };
+            if !full.contains(&pool) {
+                if self.try_forward(id, &Elsewhere { pool, read: Cow::Owned(read) }) {
+                    continue;
+                }
+                full.push(pool);
+            }
+            if give_up <= now {
+                self.conns.reply(id, unavailable("no process became free for this resource in time"));
+            } else {
+                self.waiting.borrow_mut().push(one);
+            }
+        }
+    }
+}
