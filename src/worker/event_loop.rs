@@ -112,7 +112,12 @@ impl Worker {
         let next = if arriving { next.min(self.life.now.get().saturating_add(ARRIVING)) } else { next };
         let next = next.min(self.transfer.next_migration().unwrap_or(NEVER));
         let next = next.min(self.transfer.next_waiting().unwrap_or(NEVER));
-        let ms = next.saturating_sub(self.life.now.get()).div_ceil(1_000_000).min(HEARTBEAT);
+        let mut left = next.saturating_sub(self.life.now.get());
+        // The turn has taken time, which counts if the deadline is near.
+        if left < HEARTBEAT * 1_000_000 {
+            left = next.saturating_sub(monotonic());
+        }
+        let ms = left.div_ceil(1_000_000).min(HEARTBEAT);
         EpollTimeout::try_from(ms as i32).unwrap_or(EpollTimeout::ZERO)
     }
 }

@@ -186,3 +186,11 @@ fn messages_that_take_long_are_served_in_slices_and_nobody_is_killed() {
     assert_eq!(first.len() + quiet.ask("order").len(), MESSAGES);
     assert_eq!(slow.ask("order"), "");
 }
+
+#[test]
+fn a_timer_runs_from_when_it_was_set_however_long_the_callback_has_taken() {
+    let server = serve(&["turns"], &[]);
+    let mut raw = Raw::open(&server.address(), "/turns");
+    let took: u32 = raw.ask("a timer").parse().unwrap();
+    assert!(took >= 50, "after {took} ms");
+}

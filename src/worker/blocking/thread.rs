@@ -11,19 +11,19 @@ use std::time::{Duration, Instant};
 
 use ::ws_handler::raw::*;
 
+use crate::clock;
 use crate::ffi::call::{self, Handler};
 use crate::ffi::host::{self, ABSENT, Address, Callback, End, Fact, Host, Number, Payload, Reply, Task};
 use crate::worker::base::metrics::{Metrics, Stopwatch};
 use crate::worker::blocking::watchdog::CallClock;
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::channel::{Delivery, Opened, PeerClose, ThreadChannel, Woken};
+use crate::worker::conn::handler_timers::HandlerTimers;
 use crate::worker::conn::handshake::{Handshake, Registry};
 use crate::worker::conn::info::Info;
 use crate::worker::crash::report;
 use crate::worker::crash::signals;
 
-/// Timers of one connection, see `ws_set_timer`.
-pub const MAX_TIMERS: usize = 16;
 /// Stack of a thread; only what is used becomes memory. What C programs are used to.
 const STACK: usize = 8 * 1024 * 1024;
 
@@ -42,8 +42,7 @@ struct Current {
     over: bool,
     /// It goes on in another process.
     moved: bool,
-    timers: Vec<(Instant, i64, Task)>,
-    timers_made: i64,
+    timers: HandlerTimers,
     clock: &'static CallClock,
     stopwatch: Stopwatch,
     user: *mut c_void,
@@ -103,8 +102,7 @@ fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>
         peer_close: None,
         over: false,
         moved: false,
-        timers: Vec::new(),
-        timers_made: 0,
+        timers: HandlerTimers::default(),
         clock,
         stopwatch,
         user: null_mut(),
@@ -216,22 +214,14 @@ impl ThreadHost {
         run_timed(conn, task);
     }
 
-    /// Calls the timers that are due; returns when the next one is.
+    /// Calls the timers that have expired; returns when the next one does.
     fn run_timers(&self, conn: u64) -> Option<Instant> {
-        loop {
-            let now = Instant::now();
-            let due = of(conn, |current| {
-                let next = current.timers.iter().enumerate().min_by_key(|(_, (at, ..))| *at);
-                match next.map(|(index, (at, ..))| (index, *at)) {
-                    Some((index, at)) if at <= now => Err(current.timers.swap_remove(index).2),
-                    next => Ok(next.map(|(_, at)| at)),
-                }
-            })?;
-            match due {
-                Ok(next) => return next,
-                Err(task) => run_timed(conn, task),
-            }
+        let now = clock::now();
+        while let Some(task) = of(conn, |current| current.timers.pop(now)).flatten() {
+            run_timed(conn, task);
         }
+        let next = of(conn, |current| current.timers.next()).filter(|next| !next.is_never())?;
+        Some(Instant::now() + next.since(clock::now()))
     }
 }
 
@@ -370,29 +360,15 @@ impl Host for ThreadHost {
     }
 
     fn set_timer(&self, conn: u64, delay_ms: u64, task: Task) -> i64 {
-        of(conn, |current| {
-            if current.timers.len() == MAX_TIMERS {
-                return i64::from(WS_E_LIMIT);
-            }
-            let Some(at) = Instant::now().checked_add(Duration::from_millis(delay_ms)) else {
-                return i64::from(WS_E_INVALID);
-            };
-            current.timers_made += 1;
-            current.timers.push((at, current.timers_made, task));
-            current.timers_made
-        })
-        .unwrap_or(i64::from(WS_E_GONE))
+        of(conn, |current| current.timers.set(clock::now(), delay_ms, task)).unwrap_or(i64::from(WS_E_GONE))
     }
 
     fn clear_timer(&self, conn: u64, timer: i64) -> i32 {
-        of(conn, |current| {
-            let Some(index) = current.timers.iter().position(|(_, id, _)| *id == timer) else {
-                return WS_E_INVALID;
-            };
-            current.timers.swap_remove(index);
-            WS_OK
-        })
-        .unwrap_or(WS_E_GONE)
+        match of(conn, |current| current.timers.clear(timer)) {
+            Some(true) => WS_OK,
+            Some(false) => WS_E_INVALID,
+            None => WS_E_GONE,
+        }
     }
 
     fn post(&self, conn: u64, task: Task) -> i32 {

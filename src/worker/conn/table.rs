@@ -18,6 +18,7 @@ use crate::time::Instant;
 use crate::worker::base::metrics::{NO_HANDLER, OpenCount};
 use crate::worker::base::poll::{ARRIVALS, READABLE};
 use crate::worker::conn::channel::{PeerClose, ThreadChannel};
+use crate::worker::conn::handler_timers::HandlerTimers;
 use crate::worker::conn::handshake::{Handshake, Request};
 use crate::worker::conn::rate_limit::RateLimit;
 use crate::worker::conn::record::{Record, Records};
@@ -142,21 +143,12 @@ pub struct Extra {
     /// Why a blocking handler gets no more messages than it has yet to take, and by when it has to have taken those.
     pub last_call: Option<(LastCall, u64)>,
     /// Timers of an event style handler.
-    pub timers: Timers,
+    pub timers: HandlerTimers,
     /// Who began to close (`WS_BY_...`), and the code; 0 while nobody did.
     pub closing: (u8, u16),
     unread: Option<Box<[u8]>>,
     /// How fast the peer may send, if that is limited.
     pub pace: Option<RateLimit>,
-}
-
-/// A connection's timers.
-#[derive(Default)]
-pub struct Timers {
-    /// When, number, what.
-    pub waiting: Vec<(u64, i64, Task)>,
-    /// The last number given.
-    pub made: i64,
 }
 
 impl Open {
@@ -218,8 +210,12 @@ impl Open {
 
     /// When the next timer of the handler is due.
     pub fn next_timer(&self) -> u64 {
-        let timers = self.extra.iter().flat_map(|extra| &extra.timers.waiting);
-        timers.map(|(at, ..)| *at).min().unwrap_or(NEVER)
+        self.extra.as_ref().map_or(NEVER, |extra| extra.timers.next().as_nanos())
+    }
+
+    /// The timer of the handler that expired first.
+    pub fn pop_timer(&mut self, now: u64) -> Option<Task> {
+        self.extra.as_mut()?.timers.pop(Instant::from_nanos(now))
     }
 }
 

@@ -13,7 +13,6 @@ use crate::ffi::host::{ABSENT, Address, Callback, End, Fact, Host, Number, Paylo
 use crate::proto::ws::close;
 use crate::proto::ws::connection::Send;
 use crate::proto::ws::deflate::negotiate::Params;
-use crate::worker::blocking::thread::MAX_TIMERS;
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::info::{self, Info};
@@ -142,31 +141,20 @@ impl Host for LoopHost {
     }
 
     fn set_timer(&self, conn: u64, delay_ms: u64, task: Task) -> i64 {
-        let at = clock::now().as_nanos().saturating_add(delay_ms.saturating_mul(1_000_000));
-        let made = self.conns.with_open(conn, |_, open| {
-            if open.over {
-                return i64::from(WS_E_GONE);
-            }
-            let timers = &mut open.extra().timers;
-            if timers.waiting.len() == MAX_TIMERS {
-                return i64::from(WS_E_LIMIT);
-            }
-            timers.made += 1;
-            timers.waiting.push((at, timers.made, task));
-            timers.made
+        let made = self.conns.with_open(conn, |_, open| match open.over {
+            true => i64::from(WS_E_GONE),
+            false => open.extra().timers.set(clock::now(), delay_ms, task),
         });
         self.conns.arm(conn);
         made.unwrap_or(i64::from(WS_E_GONE))
     }
 
     fn clear_timer(&self, conn: u64, timer: i64) -> i32 {
-        let cleared = self.conns.with_open(conn, |_, open| {
-            let waiting = &mut open.extra().timers.waiting;
-            let index = waiting.iter().position(|(_, number, _)| *number == timer)?;
-            waiting.swap_remove(index);
-            Some(WS_OK)
-        });
-        cleared.map_or(WS_E_GONE, |cleared| cleared.unwrap_or(WS_E_INVALID))
+        match self.conns.with_open(conn, |_, open| open.extra().timers.clear(timer)) {
+            Some(true) => WS_OK,
+            Some(false) => WS_E_INVALID,
+            None => WS_E_GONE,
+        }
     }
 
     fn post(&self, conn: u64, task: Task) -> i32 {

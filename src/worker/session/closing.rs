@@ -2,10 +2,10 @@
 
 use ::ws_handler::raw::*;
 
-use crate::ffi::host::{Callback, Task};
+use crate::ffi::host::Callback;
 use crate::proto::ws::connection::Deadline;
 use crate::worker::conn::channel::{Ended, PeerClose};
-use crate::worker::conn::table::{LastCall, Open};
+use crate::worker::conn::table::LastCall;
 use crate::worker::session::Session;
 
 impl Session {
@@ -63,13 +63,13 @@ impl Session {
     /// deadlines of the protocol.
     pub fn on_deadline(&self, id: u64) {
         let now = self.life.now.get();
-        let due = self
-            .conns
-            .with_open(id, |handler, open| (handler, take_due(open, now), open.is_last_call_over(now)));
-        let Some((handler, timers, is_last_call_over)) = due else { return };
-        for task in timers {
+        // One by one: a callback may clear the next one.
+        while let Some((handler, Some(task))) =
+            self.conns.with_open(id, |handler, open| (handler, open.pop_timer(now)))
+        {
             self.handlers.call_about(handler, Callback::Task, id, || task.run(id));
         }
+        let is_last_call_over = self.conns.with_open(id, |_, open| open.is_last_call_over(now)) == Some(true);
         if is_last_call_over {
             self.conns.finish_input(id);
         }
@@ -106,24 +106,4 @@ impl Session {
             }
         }
     }
-}
-
-/// Removes the expired timers of a connection; in order.
-fn take_due(open: &mut Open, now: u64) -> Vec<Task> {
-    if open.next_timer() > now {
-        return Vec::new();
-    }
-    let timers = &mut open.extra().timers;
-    let mut due = Vec::new();
-    let mut index = 0;
-    while let Some((at, ..)) = timers.waiting.get(index) {
-        if *at <= now {
-            let (at, number, task) = timers.waiting.swap_remove(index);
-            due.push((at, number, task));
-        } else {
-            index += 1;
-        }
-    }
-    due.sort_by_key(|(at, number, _)| (*at, *number));
-    due.into_iter().map(|(.., task)| task).collect()
 }
