@@ -51,6 +51,8 @@ fn request(address: &str, resource: &str) -> (Outcome, Raw) {
     let outcome = match head.get(9..12) {
         Some("101") => Outcome::Open,
         Some("503") => Outcome::Refused(header(&head, "Retry-After").unwrap().parse().unwrap()),
+        // It crashed in the handshake.
+        Some("500") => Outcome::Cut,
         Some(_) => panic!("{head}"),
         None => Outcome::Cut,
     };
@@ -183,8 +185,8 @@ fn a_probe_that_ends_early_tells_nothing_and_one_that_stays_open_is_enough() {
     };
     drop(next_probe());
     let probe = next_probe();
-    assert!(!server.log().contains("the probe went well"));
-    server.says("the probe went well");
+    assert!(!server.log().contains("probe succeeded"));
+    server.says("probe succeeded");
     drop(probe);
     assert_eq!(server.log().matches("probed by connection").count(), 2);
 }
