@@ -390,10 +390,10 @@ impl Supervisor {
     fn try_announce(&mut self) -> Result<(), daemonize::Error> {
         self.host.daemon.place_pid_file()?;
         let summary = self.summary();
+        log::info!("{summary}");
         let mut out = io::stdout();
         let _ = writeln!(out, "wshd: {summary}").and_then(|()| out.flush());
         self.host.daemon.ready()?;
-        log::info!("{summary}");
         self.host.notify.ready(&summary);
         self.take_over();
         Ok(())
