@@ -9,9 +9,9 @@ mod daemon;
 mod file;
 mod landlock;
 mod logging;
+mod memory;
 mod metrics;
 mod pools;
-mod sending;
 mod value;
 
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ use self::daemon::DaemonArgs;
 use self::file::File;
 use self::landlock::LandlockArgs;
 use self::logging::Logging;
-use self::sending::SendingArgs;
+use self::memory::MemoryArgs;
 use self::value::{Host, Time, count, host, memory_or_zero, size, size_or_zero, time, time_or_off};
 use crate::config::{Config, CrashRecords, Listen, Quarantine, Wear};
 use crate::ctl;
@@ -199,7 +199,7 @@ struct Args {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time, help_heading = LIMITS)]
     close_timeout: Time,
     #[command(flatten)]
-    sending: SendingArgs,
+    memory: MemoryArgs,
     /// Most pings that a peer may send in a second; 0 is off
     #[arg(long, value_name = "COUNT", default_value_t = 20, help_heading = LIMITS)]
     max_pings: u32,
@@ -303,7 +303,7 @@ impl Args {
         exe_dir: Option<PathBuf>,
         places: &Places,
     ) -> Result<Config, Error> {
-        let sending = self.sending.into_sending().map_err(|(send_low, send_high)| {
+        let (sending, memory) = self.memory.into_config().map_err(|(send_low, send_high)| {
             let [low, high] = ["send_low", "send_high"].map(|id| places.of(id));
             let what = format!("{low} {send_low} is above {high} {send_high}: expected at most that");
             match ["send_low", "send_high"].iter().any(|id| places.0.contains_key(*id)) {
@@ -363,6 +363,7 @@ impl Args {
                 ..deflate::Config::default()
             },
             sending,
+            memory,
             wear: Wear {
                 memory: self.worker_max_memory,
                 age: self.worker_max_age,

@@ -145,6 +145,13 @@ pub struct Sending {
     pub total: u64,
 }
 
+/// What a worker's connections may hold together; bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Of incomplete messages; 0: no bound.
+    pub receive_total: u64,
+}
+
 /// Files that confined workers may use beside those that they need anyway.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Landlock {
@@ -193,6 +200,8 @@ pub struct Config {
     pub deflate: proto::ws::deflate::negotiate::Config,
     /// When send queues are full.
     pub sending: Sending,
+    /// What connections may hold together.
+    pub memory: Memory,
     /// What a worker may use up before it is replaced.
     pub wear: Wear,
     /// When a handler in which workers die is not served for a while.

@@ -31,6 +31,7 @@ const UNSAFE: &[&str] = &[
     "supervisor/child.rs",
     "supervisor/spawn.rs",
     "supervisor/upgrade.rs",
+    "worker/base/heap.rs",
     "worker/base/memory.rs",
     "worker/conn/handoff.rs",
     "worker/conn/receive.rs",

@@ -107,6 +107,8 @@ struct Head {
     before: [Count; 4],
     /// Bytes in the send queues of all connections.
     queued: Count,
+    /// Bytes that the incomplete messages of all connections take.
+    receiving: Count,
 }
 
 /// The lane of one process. [worker]
@@ -126,6 +128,16 @@ impl Lane {
     pub fn count_queued(&self, before: u64, after: u64) -> u64 {
         self.head.queued.add(after.wrapping_sub(before));
         self.head.queued.get()
+    }
+
+    /// Bytes in the send queues of all connections.
+    pub fn queued(&self) -> u64 {
+        self.head.queued.get()
+    }
+
+    /// Incomplete messages take so many bytes. [event loop]
+    pub fn set_receiving(&self, bytes: u64) {
+        self.head.receiving.set(bytes);
     }
 }
 
@@ -249,6 +261,7 @@ impl Counters {
         {
             handler_counters.iter().zip(self.entries()).for_each(|(counters, _)| counters.open.clear());
             head.queued.clear();
+            head.receiving.clear();
         }
     }
 
@@ -286,9 +299,17 @@ impl Counters {
     /// Bytes in the send queues of all connections of a slot, those of a process that leaves it included.
     /// [any process]
     pub fn queued(&self, slot: usize) -> u64 {
-        let in_slot = |head: &Head| head.slot.load(Ordering::Acquire) as usize == slot + 1;
-        let heads = self.heads.iter().filter(|head| in_slot(head));
-        heads.map(|head| head.queued.get()).fold(0, u64::wrapping_add)
+        self.sum_of(slot, |head| &head.queued)
+    }
+
+    /// Bytes that incomplete messages take in the same way. [any process]
+    pub fn receiving(&self, slot: usize) -> u64 {
+        self.sum_of(slot, |head| &head.receiving)
+    }
+
+    fn sum_of(&self, slot: usize, count: impl Fn(&Head) -> &Count) -> u64 {
+        let in_slot = |head: &&Head| head.slot.load(Ordering::Acquire) as usize == slot + 1;
+        self.heads.iter().filter(in_slot).map(|head| count(head).get()).fold(0, u64::wrapping_add)
     }
 
     fn traffic(&self, handler_counters: &[HandlerCounters]) -> Traffic {

@@ -30,6 +30,10 @@ impl Count {
         self.0.load(Ordering::Relaxed)
     }
 
+    pub(super) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     pub(super) fn clear(&self) {
         self.0.store(0, Ordering::Relaxed);
     }

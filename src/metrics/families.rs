@@ -89,6 +89,11 @@ const MOVED: Family =
     counter("wshd_worker_connections_moved", "", "Connections that came from or went to another process.");
 const QUEUED: Family =
     gauge("wshd_worker_send_queue_bytes", "bytes", "Bytes that wait to be sent to the peers of a worker.");
+const RECEIVING: Family = gauge(
+    "wshd_worker_receive_bytes",
+    "bytes",
+    "Memory that incomplete large messages of the peers of a worker take.",
+);
 const TURN: Family = histogram(
     "wshd_worker_loop_turn_seconds",
     "How long a worker was busy before it looked for events again: the delay that an event may have.",
@@ -134,6 +139,8 @@ struct Worker {
     connections: u64,
     /// Bytes in its send queues.
     queued: u64,
+    /// Memory of its incomplete messages.
+    receiving: u64,
 }
 
 fn workers(start: &Start) -> impl Iterator<Item = Worker> {
@@ -146,6 +153,7 @@ fn workers(start: &Start) -> impl Iterator<Item = Worker> {
             counters,
             connections: slots().map(|(_, slot)| u64::from(slot.connections.load(Relaxed))).sum(),
             queued: slots().map(|(index, _)| start.counters.queued(index)).sum(),
+            receiving: slots().map(|(index, _)| start.counters.receiving(index)).sum(),
         }
     })
 }
@@ -293,10 +301,11 @@ impl<'a> Report<'a> {
             text.sample(&[("state", name)], count);
         }
         let workers: Vec<Worker> = workers(start).collect();
-        let numbers: [Source<Worker>; 5] = [
+        let numbers: [Source<Worker>; 6] = [
             (&CONNECTIONS, |worker| worker.connections),
             (&ACCEPTED, |worker| worker.counters.accepted.get()),
             (&QUEUED, |worker| worker.queued),
+            (&RECEIVING, |worker| worker.receiving),
             (&STARTS, |worker| worker.counters.starts.get()),
             (&REPLACEMENTS, |worker| worker.counters.replaced.get()),
         ];

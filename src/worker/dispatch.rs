@@ -64,6 +64,11 @@ impl Worker {
                 Phase::Opening(..) | Phase::Linger(_) => Next::Nothing,
                 Phase::Reply(..) => Next::ReplyStill,
             };
+            let share = || conn.open().map(|open| open.share()).unwrap_or_default();
+            if core.receive_budget.has_to_wait(id, share) {
+                conn.set_pause(Pause::Memory, true, self.life.now.get());
+                self.conns.watch_conn(id, conn);
+            }
             if conn.is_paused() {
                 return false;
             }
@@ -82,7 +87,7 @@ impl Worker {
                     (receive::append(&conn.socket, gathered, asked), asked, Next::Gathered, at_once, room)
                 }
                 None => {
-                    let room = room.min(receive::AT_ONCE);
+                    let room = room.min(core.receive_budget.room());
                     (receive::receive(&conn.socket, &mut buffer[..room]), room, next, at_once, room)
                 }
             }

@@ -83,6 +83,7 @@ impl Worker {
             self.transfer.migrate_more();
             self.transfer.serve_waiting();
             self.transfer.send_detached();
+            self.conns.tend_memory();
             self.session.settle();
             // A release callback may send.
             if run_releases() {

@@ -333,3 +333,75 @@ fn a_slow_head_costs_what_was_sent() {
     assert!(each < 4096, "{each} bytes for a head of 26");
     slow.clear();
 }
+
+/// The beginning of a compressed message: it inflates to so many bytes, and goes on.
+fn unfinished(inflated: usize) -> Vec<u8> {
+    let mut deflated = Vec::with_capacity(inflated / 64 + 1024);
+    let mut deflate = flate2::Compress::new(flate2::Compression::best(), false);
+    deflate.compress_vec(&vec![0; inflated], &mut deflated, flate2::FlushCompress::Sync).unwrap();
+    client::frame(0x42, &deflated)
+}
+
+#[test]
+fn unfinished_messages_cost_no_more_than_they_may_together_and_nothing_afterwards() {
+    const CLIENTS: usize = 40;
+    let args = ["--receive-total", "32M", "--max-message", "4M"];
+    let server = serve(&["echo"], &args);
+    let begin = unfinished(4 << 20);
+    let before = memory(server.worker());
+    let clients: Vec<Raw> = (0..CLIENTS)
+        .map(|_| {
+            let mut raw = Raw::connect(&server.address());
+            raw.upgrade("/echo", "Sec-WebSocket-Extensions: permessage-deflate\r\n");
+            raw.send(&begin);
+            raw
+        })
+        .collect();
+    // The bound holds although they have sent 160 MiB: those that are late wait or are closed.
+    until("memory is scarce", || server.log().contains("no memory for its message (--receive-total)"));
+    until("all that was sent is read or waits", || crate::daemon::is_idle(server.worker()));
+    let grown = memory(server.worker()).saturating_sub(before);
+    assert!(grown < 48 << 20, "{grown} bytes");
+    // Others are served meanwhile.
+    assert_eq!(Raw::open(&server.address(), "/echo").ask("small"), "small");
+    drop(clients);
+    until("the memory is given back", || memory(server.worker()).saturating_sub(before) < 8 << 20);
+}
+
+#[test]
+fn large_messages_wait_for_memory_and_all_of_them_arrive() {
+    const CLIENTS: usize = 12;
+    const MESSAGE: usize = 2 << 20;
+    let args = ["--receive-total", "6M", "--send-high", "64K", "--no-deflate"];
+    let server = serve(&["echo"], &args);
+    let clients: Vec<Raw> = (0..CLIENTS).map(|_| Raw::open(&server.address(), "/echo")).collect();
+    std::thread::scope(|scope| {
+        for (mut raw, byte) in clients.into_iter().zip(b'a'..) {
+            scope.spawn(move || {
+                // In fragments, each of which is read before the next one comes.
+                for part in 0..4 {
+                    let first = [0x02, 0x00, 0x00, 0x80][part];
+                    raw.frame(first, &vec![byte; MESSAGE / 4]);
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                let echo = raw.next().unwrap();
+                assert!(echo.payload.len() == MESSAGE && echo.payload.iter().all(|octet| *octet == byte));
+            });
+        }
+    });
+    assert!(!server.log().contains("no memory"), "{}", server.log());
+}
+
+#[test]
+fn a_message_that_others_wait_for_is_given_up_in_the_end() {
+    let args = ["--receive-total", "1M", "--no-deflate"];
+    let server = serve(&["echo"], &args);
+    let mut slow = Raw::open(&server.address(), "/echo");
+    slow.frame(0x02, &vec![b'x'; 900 << 10]);
+    until("it is read", || crate::daemon::is_idle(server.worker()));
+    let mut next = Raw::open(&server.address(), "/echo");
+    next.frame(0x02, &vec![b'y'; 20 << 10]);
+    next.frame(0x80, &vec![b'y'; 200 << 10]);
+    slow.expect_close(1013);
+    assert_eq!(next.next().unwrap().payload.len(), 220 << 10);
+}

@@ -255,6 +255,12 @@ impl Connection {
         Ok(())
     }
 
+    /// Fails the connection for a reason that the peer is not to blame for, and forgets the message that is incomplete.
+    pub fn give_up(&mut self, code: u16, why: &'static str, io: &mut Io) -> Event {
+        self.decoder = Decoder::new();
+        self.fail(Violation { code, why }, io)
+    }
+
     /// The peer has closed its end without a Close frame. What is to be sent still can be.
     pub fn end_input(&mut self, io: &mut Io) {
         match self.phase {

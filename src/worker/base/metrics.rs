@@ -51,6 +51,16 @@ impl Metrics {
         self.lane.count_queued(before.into(), after.into())
     }
 
+    /// Bytes in the send queues of all connections.
+    pub fn queued(&self) -> u64 {
+        self.lane.queued()
+    }
+
+    /// Incomplete messages take so many bytes. [event loop]
+    pub fn set_receiving(&self, bytes: usize) {
+        self.lane.set_receiving(bytes as u64);
+    }
+
     /// Measures calls of a handler.
     pub fn stopwatch(&self, handler: u16) -> Stopwatch {
         Stopwatch(self.timed.then(|| self.of(handler)))

@@ -97,6 +97,8 @@ impl Conns {
             let heard = conn.open().is_some_and(|open| open.peer_close().is_some());
             if said && !heard && conn.queued() == 0 && conn.socket.shutdown(Shutdown::Write).is_ok() {
                 record.forget_head(); // it goes with the phase
+                let share = conn.open().map(|open| open.share());
+                core.receive_budget.release(id, share.unwrap_or_default(), self.life.now.get());
                 conn.phase = Phase::Linger(self.life.now.get().saturating_add(LINGER));
                 conn.clear_pauses();
                 self.watch_conn(id, conn);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::fleet::addresses::{Addresses, Mark};
 use crate::proto::ws::deflate::codec::Codecs;
+use crate::worker::base::heap::HeapTrim;
 use crate::worker::base::lifecycle::Lifecycle;
 use crate::worker::base::load::Load;
 use crate::worker::base::metrics::Metrics;
@@ -17,6 +18,7 @@ use crate::worker::base::poll::Poll;
 use crate::worker::base::timers::{FOREVER, MS, Timers};
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::access_log::AccessLog;
+use crate::worker::conn::receive_budget::ReceiveBudget;
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::send_queue::QueuePool;
 use crate::worker::conn::table::{Conn, NEVER, Open, Phase, Table};
@@ -43,6 +45,10 @@ pub struct Core {
     pub writable: Vec<u64>,
     /// Connections that wait for their turn, among them those that may be read again and have something left unread.
     pub turns: TurnQueue,
+    /// Memory of incomplete messages.
+    pub receive_budget: ReceiveBudget,
+    /// Whether memory that is free is to go back to the system.
+    pub heap_trim: HeapTrim,
 }
 
 impl Core {
@@ -119,6 +125,8 @@ impl Conns {
             over: Vec::new(),
             writable: Vec::new(),
             turns: TurnQueue::default(),
+            receive_budget: ReceiveBudget::new(config.memory.receive_total),
+            heap_trim: HeapTrim::default(),
         });
         let batch = RefCell::default();
         Ok(Self { core, batch, config, life, poll, commands, metrics, load, addresses, access_log })
@@ -158,7 +166,8 @@ impl Conns {
             core.table.record(id).inspect(|record| self.settle_address(record.peer.address(), record.mark));
             core.table.remove(id)
         };
-        if let Some(conn) = removed {
+        if let Some(mut conn) = removed {
+            self.release_share(id, &mut conn);
             let sum = self.metrics.count_queued(conn.queue.as_ref().map_or(0, |queue| queue.counted), 0);
             self.commands.watermarks.update(sum);
             self.load.release();

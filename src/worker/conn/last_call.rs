@@ -103,7 +103,8 @@ impl Conns {
         self.begin_close(id, WS_BY_PEER, 1006);
     }
 
-    fn with_protocol<R>(&self, id: u64, f: impl FnOnce(&mut Open, &mut Io) -> R) -> Option<R> {
+    /// Runs with the protocol of an open connection.
+    pub fn with_protocol<R>(&self, id: u64, f: impl FnOnce(&mut Open, &mut Io) -> R) -> Option<R> {
         let core = &mut *self.core.borrow_mut();
         let conn = core.table.get(id)?;
         let (now, limits) = (self.life.now.get(), &self.config.limits);

@@ -21,6 +21,7 @@ use crate::worker::conn::channel::{PeerClose, ThreadChannel};
 use crate::worker::conn::handler_timers::HandlerTimers;
 use crate::worker::conn::handshake::{Handshake, Request};
 use crate::worker::conn::rate_limit::RateLimit;
+use crate::worker::conn::receive_budget::{ReceiveBudget, Share};
 use crate::worker::conn::record::{Record, Records};
 use crate::worker::conn::send_queue::{Queue, QueuePool};
 use crate::worker::conn::turn::Turn;
@@ -48,6 +49,8 @@ pub enum Pause {
     Move = 32,
     /// What was read of it waits for the next slice.
     Slice = 64,
+    /// It is in the middle of a large message while memory for messages is scarce.
+    Memory = 128,
 }
 
 const TAKES_CONTENT: u8 = 1;
@@ -149,6 +152,8 @@ pub struct Extra {
     unread: Option<Box<[u8]>>,
     /// How fast the peer may send, if that is limited.
     pub pace: Option<RateLimit>,
+    /// Memory of an incomplete message that is counted.
+    pub share: Share,
 }
 
 impl Open {
@@ -206,6 +211,17 @@ impl Open {
     /// Whether the thread of a blocking handler has not taken in time what came before the end.
     pub fn is_last_call_over(&self, now: u64) -> bool {
         self.extra.as_ref().and_then(|extra| extra.last_call).is_some_and(|(_, by)| by <= now)
+    }
+
+    /// Memory of an incomplete message that is counted.
+    pub fn share(&self) -> Share {
+        self.extra.as_ref().map_or(Share::default(), |extra| extra.share)
+    }
+
+    /// Whether an incomplete message takes more memory, or less, than is counted.
+    #[inline]
+    pub fn is_share_stale(&self) -> bool {
+        self.share().bytes() != ReceiveBudget::counted(self.proto.held())
     }
 
     /// When the next timer of the handler is due.

@@ -42,6 +42,7 @@ impl Session {
         self.handlers.set_current(id);
         let mut slice = Slice::new(begun);
         let mut at = 0;
+        let mut is_share_stale = false;
         loop {
             let (event, handler) = {
                 let core = &mut *self.conns.core.borrow_mut();
@@ -69,6 +70,7 @@ impl Session {
                         open.last_opcode = *kind as u8;
                         open.counted.counters().received(body.len(), *last);
                     }
+                    is_share_stale = open.is_share_stale();
                     (Some(event), handler)
                 }
             };
@@ -101,6 +103,9 @@ impl Session {
                     self.conns.failed(id, code);
                 }
             }
+        }
+        if is_share_stale {
+            self.conns.count_share(id);
         }
         self.conns.flush(id);
     }

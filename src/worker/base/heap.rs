@@ -1,0 +1,75 @@
+//! Memory that was used for large data and is free goes back to the system.
+#![allow(unsafe_code)]
+
+/// Less than this is not worth a look through the heap; bytes.
+const MUCH: usize = 32 * 1024 * 1024;
+/// Time between two looks; ns.
+const INTERVAL: u64 = 1_000_000_000;
+
+/// Watches how many bytes are in use, and has the heap trimmed when many of them have been free for a while. The C library
+/// keeps what is freed: its threshold for mappings of their own rises to 32 MiB with the first large one that is freed.
+#[derive(Default)]
+pub struct HeapTrim {
+    /// The most in use since the heap was trimmed; bytes.
+    most: usize,
+    /// The most in use since the last look; at most `most`.
+    recent: usize,
+    /// When to look next; ns.
+    next: u64,
+}
+
+impl HeapTrim {
+    /// So many bytes are in use.
+    #[inline]
+    pub fn note(&mut self, used: usize) {
+        self.recent = self.recent.max(used);
+        self.most = self.most.max(used);
+    }
+
+    /// Whether the heap is to be trimmed, where so many bytes are in use.
+    #[inline]
+    pub fn is_due(&mut self, used: usize, now: u64) -> bool {
+        self.note(used);
+        if now < self.next || self.most < MUCH {
+            return false;
+        }
+        self.next = now.saturating_add(INTERVAL);
+        let is_due = self.most - self.recent >= MUCH;
+        if is_due {
+            self.most = self.recent;
+        }
+        self.recent = used;
+        is_due
+    }
+}
+
+/// Gives free pages of the heap back to the system.
+pub fn trim() {
+    // SAFETY: the allocator takes its own locks; nothing that is allocated moves.
+    #[cfg(target_env = "gnu")]
+    let _ = unsafe { libc::malloc_trim(0) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_heap_is_trimmed_once_much_has_been_free_for_an_interval() {
+        let mut heap = HeapTrim::default();
+        assert!(!heap.is_due(3 * MUCH, 1));
+        // It was in use within the last interval.
+        assert!(!heap.is_due(0, 1 + INTERVAL));
+        assert!(heap.is_due(0, 1 + 2 * INTERVAL));
+        assert!(!heap.is_due(0, 1 + 4 * INTERVAL), "nothing was used since");
+    }
+
+    #[test]
+    fn what_is_used_again_and_again_stays() {
+        let mut heap = HeapTrim::default();
+        for round in 0..10 {
+            heap.note(3 * MUCH);
+            assert!(!heap.is_due(0, round * INTERVAL));
+        }
+    }
+}
