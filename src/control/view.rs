@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::ctl::answer::{Executes, Handler, Pool, Quarantine, Status, Totals, Worker, seconds};
 use crate::ctl::request::Id;
 use crate::ffi::callback_name;
-use crate::fleet::breakers::{CircuitBreaker, Standing};
+use crate::fleet::breakers::{BreakerState, CircuitBreaker};
 use crate::fleet::control::Channel;
 use crate::fleet::counters::{Counters, Traffic};
 use crate::fleet::listener::Listener;
@@ -224,10 +224,10 @@ fn path_text(path: &Path) -> String {
 
 fn quarantine(breaker: &CircuitBreaker) -> Option<Quarantine> {
     let now = clock::now().as_nanos();
-    let probing = match breaker.standing(now) {
-        Standing::Open => return None,
-        Standing::Shut => false,
-        Standing::Probing => true,
+    let probing = match breaker.state(now) {
+        BreakerState::Closed => return None,
+        BreakerState::Open => false,
+        BreakerState::HalfOpen => true,
     };
     let left = breaker.time_left(now).filter(|_| !probing);
     Some(Quarantine { probing, seconds: left.map(|left| seconds(Duration::from_nanos(left))) })
@@ -263,12 +263,12 @@ mod tests {
     fn a_gate_tells_how_long_it_is_shut() {
         let breaker = CircuitBreaker::default();
         assert!(quarantine(&breaker).is_none());
-        breaker.shut(clock::now().as_nanos() + 100_000_000_000);
+        breaker.open(clock::now().as_nanos() + 100_000_000_000);
         let shut = quarantine(&breaker).unwrap();
         assert!(!shut.probing && shut.seconds.is_some_and(|left| (90.0..=100.0).contains(&left)));
-        breaker.shut(1);
+        breaker.open(1);
         assert!(quarantine(&breaker).is_some_and(|breaker| breaker.probing && breaker.seconds.is_none()));
-        breaker.shut(crate::fleet::breakers::UNTIL_LIFTED);
+        breaker.open(crate::fleet::breakers::UNTIL_LIFTED);
         assert!(quarantine(&breaker).is_some_and(|breaker| !breaker.probing && breaker.seconds.is_none()));
     }
 }

@@ -176,16 +176,16 @@ impl Addresses {
     }
 
     /// Takes a row for this process. Without a free one it counts nothing. [worker, once]
-    pub fn join(&'static self, pid: i32, pool: usize) -> Desk {
+    pub fn join(&'static self, pid: i32, pool: usize) -> Limiter {
         let claim =
             |row: &&Row| row.pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         let Some((index, row)) = self.rows.iter().enumerate().find(|(_, row)| claim(row)) else {
-            return Desk { table: self, row: None, mark: 0 };
+            return Limiter { table: self, row: None, mark: 0 };
         };
         row.pool.store(pool as u32, Ordering::Relaxed);
         let generation = row.generation.load(Ordering::Relaxed) as u16;
         let parts = [self.own_number, generation, index as u16, 0];
-        Desk {
+        Limiter {
             table: self,
             row: Some(row),
             mark: parts.iter().fold(0, |mark, part| mark << 16 | u64::from(*part)),
@@ -304,7 +304,7 @@ impl Row {
 
 /// Where a process counts. All its threads may.
 #[derive(Clone, Copy)]
-pub struct Desk {
+pub struct Limiter {
     table: &'static Addresses,
     /// None: there was no row left.
     row: Option<&'static Row>,
@@ -314,13 +314,13 @@ pub struct Desk {
 
 /// A connection that is counted, as long as this lives.
 #[derive(Default)]
-pub struct Ticket {
+pub struct Permit {
     row: Option<&'static Row>,
     cell: Option<&'static AtomicU64>,
     mark: Mark,
 }
 
-impl Desk {
+impl Limiter {
     /// The table.
     pub fn table(self) -> &'static Addresses {
         self.table
@@ -332,16 +332,16 @@ impl Desk {
     }
 
     /// Counts a connection of nobody yet.
-    pub fn take(self) -> Ticket {
+    pub fn take(self) -> Permit {
         if let Some(row) = self.row {
             row.connections.fetch_add(1, Ordering::SeqCst);
         }
-        Ticket { row: self.row, cell: None, mark: self.mark }
+        Permit { row: self.row, cell: None, mark: self.mark }
     }
 
     /// Counts the connection for an address from now on, and no longer for another. False if there is no room.
-    pub fn name(self, ticket: &mut Ticket, key: Key) -> bool {
-        ticket.unname();
+    pub fn name(self, permit: &mut Permit, key: Key) -> bool {
+        permit.unname();
         self.begin_use();
         let found = self.row.and_then(|row| {
             let is_same = |cell: u64| cell >> 32 == key.tag();
@@ -352,7 +352,7 @@ impl Desk {
             Some((line * 8 + place, cell))
         });
         if let Some((place, cell)) = found {
-            (ticket.cell, ticket.mark) = (Some(cell), self.mark | (place as u64 + 1));
+            (permit.cell, permit.mark) = (Some(cell), self.mark | (place as u64 + 1));
         }
         self.note_lack(found.is_some())
     }
@@ -418,7 +418,7 @@ impl Line {
     }
 }
 
-impl Ticket {
+impl Permit {
     /// The connection stays counted, until what is returned is settled: by its process, or by one that takes it up.
     /// See [`Addresses::settle`].
     pub fn keep(mut self) -> Mark {
@@ -436,7 +436,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.unname();
         if let Some(row) = self.row {

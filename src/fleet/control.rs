@@ -18,7 +18,7 @@ pub enum Command {
     /// Leave now.
     Quit,
     /// Move so many connections to the inbox of another slot.
-    Shed {
+    Rebalance {
         /// The other slot.
         to: u16,
         /// How many at most.
@@ -26,7 +26,7 @@ pub enum Command {
     },
     /// Accept nothing more, hand all connections over to another slot, or to the inbox whose inlet comes with this,
     /// and leave.
-    HandOver {
+    Migrate {
         /// The other slot, if no inlet comes.
         to: u16,
     },
@@ -188,13 +188,13 @@ impl Command {
         match self {
             Command::Stop => message(b'S', [0; 3]),
             Command::Quit => message(b'Q', [0; 3]),
-            Command::HandOver { to } => message(b'H', [to.into(), 0, 0]),
+            Command::Migrate { to } => message(b'H', [to.into(), 0, 0]),
             Command::Drain => message(b'D', [0; 3]),
             Command::Begin => message(b'B', [0; 3]),
             Command::Tx { slot } => message(b'I', [slot.into(), 0, 0]),
             Command::Log(book) => message(b'L', [book as u64, 0, 0]),
             Command::Child { slot, part } => message(b'P', [slot.into(), part.into(), 0]),
-            Command::Shed { to, count } => message(b'M', [to.into(), count.into(), 0]),
+            Command::Rebalance { to, count } => message(b'M', [to.into(), count.into(), 0]),
             Command::List { ticket } => message(b'W', [ticket, 0, 0]),
             Command::Close { ticket, conn, code } => message(b'X', [ticket, conn, code.into()]),
         }
@@ -205,13 +205,13 @@ impl Command {
         Some(match message[0] {
             b'S' => Command::Stop,
             b'Q' => Command::Quit,
-            b'H' => Command::HandOver { to: first as u16 },
+            b'H' => Command::Migrate { to: first as u16 },
             b'D' => Command::Drain,
             b'B' => Command::Begin,
             b'I' => Command::Tx { slot: first as u16 },
             b'L' => Command::Log(Book::from_number(first)?),
             b'P' => Command::Child { slot: first as u16, part: second as u16 },
-            b'M' => Command::Shed { to: first as u16, count: second as u16 },
+            b'M' => Command::Rebalance { to: first as u16, count: second as u16 },
             b'W' => Command::List { ticket: first },
             b'X' => Command::Close { ticket: first, conn: second, code: third as u16 },
             _ => return None,
@@ -289,8 +289,8 @@ mod tests {
         supervisor.send_command(Command::Stop).unwrap();
         supervisor.send_command(Command::Quit).unwrap();
         worker.send_report(Report::Ready { loaded: 0x1234, broken: 7 }).unwrap();
-        supervisor.send_command(Command::Shed { to: 0x1234, count: 7 }).unwrap();
-        for sent in [Command::Stop, Command::Quit, Command::Shed { to: 0x1234, count: 7 }] {
+        supervisor.send_command(Command::Rebalance { to: 0x1234, count: 7 }).unwrap();
+        for sent in [Command::Stop, Command::Quit, Command::Rebalance { to: 0x1234, count: 7 }] {
             assert!(matches!(worker.recv_command().unwrap(), Some((command, None)) if command == sent));
         }
         assert_eq!(supervisor.recv_report().unwrap(), Some(Report::Ready { loaded: 0x1234, broken: 7 }));

@@ -7,7 +7,7 @@ use std::time::UNIX_EPOCH;
 use super::Start;
 use super::text::{Family, Format, Kind, Labels, Text, seconds};
 use crate::ffi::callback_name;
-use crate::fleet::breakers::Standing;
+use crate::fleet::breakers::BreakerState;
 use crate::fleet::counters::{DEATHS, Entry, NONE, OTHER, PlaceCounters};
 use crate::fleet::handler_counters::{CALLBACKS, CLOSE_CODES, CLOSERS, HandlerCounters, STATUSES};
 use crate::fleet::memory;
@@ -220,7 +220,7 @@ impl<'a> Report<'a> {
         text.family(&QUARANTINED);
         let now = scoreboard::now();
         for (route, breaker) in routes() {
-            let quarantined = breaker.standing(now) != Standing::Open;
+            let quarantined = breaker.state(now) != BreakerState::Closed;
             text.sample(&[("handler", &route.resource)], u8::from(quarantined));
         }
         let of_entry: [Source<Entry>; 2] =

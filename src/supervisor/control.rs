@@ -114,7 +114,7 @@ impl Supervisor {
     fn shut(&self, number: u16, time: Option<Duration>) {
         let until = time.map_or(UNTIL_LIFTED, |time| (clock::now() + time).as_nanos());
         if let Some(breaker) = self.shared.breakers.get(usize::from(number)) {
-            breaker.shut(until);
+            breaker.open(until);
         }
         if let Some(route) = self.generation.routes.handlers().get(usize::from(number)) {
             let how_long = time.map_or("until it is lifted".to_owned(), |time| format!("for {time:?}"));

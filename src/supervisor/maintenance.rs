@@ -105,7 +105,7 @@ impl Supervisor {
             };
             let loads: Vec<Option<u32>> = slots.iter().map(load).collect();
             if let Some((from, to, count)) = rebalance::next_move(&loads) {
-                self.command(from, Command::Shed { to: to as u16, count: count as u16 }, None);
+                self.command(from, Command::Rebalance { to: to as u16, count: count as u16 }, None);
             }
         }
     }

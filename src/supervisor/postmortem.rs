@@ -13,7 +13,7 @@ use super::policy::quarantine::{Quarantine, Verdict};
 use super::processes::Role;
 use crate::clock;
 use crate::config;
-use crate::fleet::breakers::Standing;
+use crate::fleet::breakers::BreakerState;
 use crate::fleet::crash_report::{self, CrashReport, Facts, Message};
 use crate::fleet::current_call::CurrentCall;
 use crate::fleet::scoreboard::State;
@@ -152,16 +152,15 @@ impl Supervisor {
     fn judge(&mut self, handler: u16) {
         let now = clock::now();
         let Some(breaker) = self.shared.breakers.get(usize::from(handler)) else { return };
-        let standing = breaker.standing(now.as_nanos());
-        let Some(Verdict { time, deaths }) = self.postmortem.quarantine.on_death(handler, standing, now)
-        else {
+        let state = breaker.state(now.as_nanos());
+        let Some(Verdict { time, deaths }) = self.postmortem.quarantine.on_death(handler, state, now) else {
             return;
         };
-        breaker.shut((now + time).as_nanos());
+        breaker.open((now + time).as_nanos());
         let Some(route) = self.generation.routes.handlers().get(usize::from(handler)) else { return };
         self.count_handler(handler, |entry| entry.quarantines.add(1));
-        let why = match standing {
-            Standing::Probing => "a worker died in it when it was probed".to_owned(),
+        let why = match state {
+            BreakerState::HalfOpen => "a worker died in it when it was probed".to_owned(),
             _ => format!(
                 "{deaths} worker{} died in it within {:?}",
                 if deaths == 1 { "" } else { "s" },

@@ -154,13 +154,13 @@ impl Supervisor {
         let Some(pid) = self.processes.holder(slot) else { return };
         if self.upgrade.is_superseded() {
             match self.upgrade.tx(slot) {
-                Some(tx) => self.command(slot, Command::HandOver { to: slot as u16 }, Some(tx)),
+                Some(tx) => self.command(slot, Command::Migrate { to: slot as u16 }, Some(tx)),
                 None => self.command(slot, Command::Drain, None),
             }
         } else {
             let heir = self.rolling.heir.filter(|heir| self.processes.holder(*heir).is_some());
             match heir.or_else(|| self.heir_of(slot)) {
-                Some(to) => self.command(slot, Command::HandOver { to: to as u16 }, None),
+                Some(to) => self.command(slot, Command::Migrate { to: to as u16 }, None),
                 None => {
                     log::error!("{}: no worker can take over its connections; it stays", self.name(slot));
                     return self.rolling.policy.on(Event::Left(slot));

@@ -346,7 +346,7 @@ impl Supervisor {
         let heirs = || self.slots.taken().filter(|heir| *heir != slot);
         let heir = heirs().find(|heir| self.place_of(*heir).pool == pool).or_else(|| heirs().next());
         if let Some(to) = heir {
-            let _ = self.processes.command(pid, Command::HandOver { to: to as u16 }, None); // it has gone
+            let _ = self.processes.command(pid, Command::Migrate { to: to as u16 }, None); // it has gone
         }
     }
 

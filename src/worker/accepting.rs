@@ -48,10 +48,10 @@ impl Worker {
 
     fn admit(&self, socket: Socket, peer: Option<SocketAddr>) {
         match self.admission.admit(peer) {
-            Ok(ticket) => {
+            Ok(permit) => {
                 self.metrics.place.accepted.add_shared(1);
                 self.conns.load.accepted();
-                self.handshakes.start_connection(socket, peer, ticket);
+                self.handshakes.start_connection(socket, peer, permit);
             }
             Err(refusal) => {
                 self.admission.note(refusal, peer, "");

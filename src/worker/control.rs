@@ -19,8 +19,10 @@ impl Worker {
             match self.control.recv_command() {
                 Ok(Some((order, fd))) => match order {
                     control::Command::Stop => self.stop(1001),
-                    control::Command::Shed { to, count } => self.transfer.rebalance(to.into(), count.into()),
-                    control::Command::HandOver { to } => self.migrate(to.into(), fd),
+                    control::Command::Rebalance { to, count } => {
+                        self.transfer.rebalance(to.into(), count.into())
+                    }
+                    control::Command::Migrate { to } => self.migrate(to.into(), fd),
                     control::Command::Drain => self.move_all(None, None),
                     control::Command::Tx { slot } => self.transfer.learn_tx(slot.into(), fd),
                     control::Command::Begin => {

@@ -13,10 +13,10 @@ fn key(table: &Addresses, ip: &str) -> Key {
     table.key(ip.parse().unwrap())
 }
 
-fn ticket(desk: Desk, ip: &str) -> Ticket {
-    let mut ticket = desk.take();
-    assert!(desk.name(&mut ticket, key(desk.table, ip)));
-    ticket
+fn permit(limiter: Limiter, ip: &str) -> Permit {
+    let mut permit = limiter.take();
+    assert!(limiter.name(&mut permit, key(limiter.table, ip)));
+    permit
 }
 
 #[test]
@@ -24,9 +24,9 @@ fn connections_are_counted_over_all_processes_and_no_longer_than_they_live() {
     let table = Addresses::create(3).unwrap();
     let (ours, theirs) = (table.join(1, 0), table.join(2, 1));
     let of = |ip: &str| table.of(key(table, ip));
-    let first = ticket(ours, "192.0.2.1");
-    let second = ticket(theirs, "192.0.2.1");
-    let other = ticket(theirs, "192.0.2.2");
+    let first = permit(ours, "192.0.2.1");
+    let second = permit(theirs, "192.0.2.1");
+    let other = permit(theirs, "192.0.2.2");
     assert_eq!((of("192.0.2.1"), of("192.0.2.2"), of("192.0.2.3")), (2, 1, 0));
     assert_eq!((table.total(), table.in_pool(0), table.in_pool(1)), (3, 1, 2));
     drop((first, other));
@@ -48,9 +48,9 @@ fn an_address_is_an_ipv4_address_or_half_an_ipv6_address() {
 #[test]
 fn a_ticket_goes_over_to_another_address() {
     let table = Addresses::create(1).unwrap();
-    let desk = table.join(1, 0);
-    let mut connection = ticket(desk, "10.0.0.1");
-    assert!(desk.name(&mut connection, key(table, "192.0.2.1")));
+    let limiter = table.join(1, 0);
+    let mut connection = permit(limiter, "10.0.0.1");
+    assert!(limiter.name(&mut connection, key(table, "192.0.2.1")));
     assert_eq!((table.of(key(table, "10.0.0.1")), table.of(key(table, "192.0.2.1"))), (0, 1));
     assert_eq!(table.total(), 1);
 }
@@ -61,14 +61,14 @@ fn a_connection_that_moves_is_counted_all_the_way() {
     let (sender, receiver) = (table.join(1, 0), table.join(2, 0));
     let address: Option<IpAddr> = Some(ip.parse().unwrap());
     let counts = || (table.of(key(table, ip)), table.total());
-    let mut stays = vec![ticket(sender, ip)];
-    let mark = ticket(sender, ip).keep();
+    let mut stays = vec![permit(sender, ip)];
+    let mark = permit(sender, ip).keep();
     assert_eq!(counts(), (2, 2), "on its way");
     table.settle(mark, address);
-    stays.push(ticket(receiver, ip));
+    stays.push(permit(receiver, ip));
     assert_eq!(counts(), (2, 2));
     // From another server, from nowhere, of another address, or from a process that has ended.
-    let mark = ticket(sender, ip).keep();
+    let mark = permit(sender, ip).keep();
     for (mark, ip) in [(mark ^ 1 << 50, address), (0, address), (u64::MAX, address)] {
         table.settle(mark, ip);
     }
@@ -78,7 +78,7 @@ fn a_connection_that_moves_is_counted_all_the_way() {
     table.release(1);
     stays.remove(0).keep();
     let other = table.join(3, 0);
-    stays.push(ticket(other, ip));
+    stays.push(permit(other, ip));
     table.settle(mark, address);
     assert_eq!(counts(), (2, 2), "its row is another's");
     drop(stays);
@@ -107,23 +107,23 @@ fn so_many_new_connections_in_a_second() {
 #[test]
 fn a_full_table_refuses_nobody() {
     let table = Addresses::create(1).unwrap();
-    let desk = table.join(1, 0);
+    let limiter = table.join(1, 0);
     let many = 20 * HELD as u32;
     let addresses = (0..many).map(|number| IpAddr::from(number.to_be_bytes()));
-    let tickets: Vec<Ticket> = addresses
+    let tickets: Vec<Permit> = addresses
         .map(|ip| {
-            let mut ticket = desk.take();
-            desk.name(&mut ticket, table.key(ip));
-            ticket
+            let mut permit = limiter.take();
+            limiter.name(&mut permit, table.key(ip));
+            permit
         })
         .collect();
     assert_eq!(table.total(), u64::from(many));
-    let counted = tickets.iter().filter(|ticket| ticket.cell.is_some()).count() as u64;
+    let counted = tickets.iter().filter(|permit| permit.cell.is_some()).count() as u64;
     assert!(counted <= 8 * HELD as u64 && counted + table.uncounted() == u64::from(many));
     drop(tickets);
     assert_eq!(table.total(), 0);
     let ip = "192.0.2.1";
-    let _again = ticket(desk, ip);
+    let _again = permit(limiter, ip);
     assert_eq!(table.of(key(table, ip)), 1);
 }
 
@@ -132,11 +132,11 @@ fn without_a_row_nothing_is_counted_and_nobody_refused() {
     let table = Addresses::create(1).unwrap();
     let (first, second) = (table.join(1, 0), table.join(2, 0));
     assert!(first.has_row() && !second.has_row());
-    let mut ticket = second.take();
-    assert!(!second.name(&mut ticket, key(table, "192.0.2.1")));
+    let mut permit = second.take();
+    assert!(!second.name(&mut permit, key(table, "192.0.2.1")));
     assert!(second.open(key(table, "192.0.2.1"), 1, 0));
     assert_eq!((table.uncounted(), table.total()), (2, 0));
-    drop(ticket);
+    drop(permit);
     table.release(1);
     assert!(table.join(3, 0).has_row());
 }
@@ -144,15 +144,15 @@ fn without_a_row_nothing_is_counted_and_nobody_refused() {
 #[test]
 fn threads_of_a_process_count_together() {
     let table = Addresses::create(1).unwrap();
-    let desk = table.join(1, 0);
+    let limiter = table.join(1, 0);
     std::thread::scope(|scope| {
         for thread in 0..4 {
             scope.spawn(move || {
                 for round in 0..10_000 {
-                    let mut connection = desk.take();
+                    let mut connection = limiter.take();
                     // All in one line's worth of addresses, so that cells are taken and freed all the time.
                     let ip = IpAddr::from([192, 0, 2, (round + thread) as u8 % 8]);
-                    assert!(desk.name(&mut connection, table.key(ip)));
+                    assert!(limiter.name(&mut connection, table.key(ip)));
                 }
             });
         }
@@ -168,18 +168,18 @@ fn a_process_that_is_killed_while_it_counts_leaves_nothing() {
     }
     let table = Addresses::create(2).unwrap();
     let ours = table.join(-1, 0);
-    let kept = ticket(ours, "192.0.2.1");
+    let kept = permit(ours, "192.0.2.1");
     // SAFETY: the child uses atomics in the mapping only, until it is killed.
     let child = match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
             let _ = set_pdeathsig(Signal::SIGKILL); // also if the test fails
-            let desk = table.join(std::process::id() as i32, 0);
+            let limiter = table.join(std::process::id() as i32, 0);
             let key = key(table, "192.0.2.1");
             loop {
-                let mut connections = [desk.take(), desk.take(), desk.take()];
-                connections.iter_mut().for_each(|ticket| assert!(desk.name(ticket, key)));
-                desk.open(key, 1, 2);
+                let mut connections = [limiter.take(), limiter.take(), limiter.take()];
+                connections.iter_mut().for_each(|permit| assert!(limiter.name(permit, key)));
+                limiter.open(key, 1, 2);
             }
         }
     };

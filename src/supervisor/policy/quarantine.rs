@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::backoff::doubled;
 use crate::config;
-use crate::fleet::breakers::Standing;
+use crate::fleet::breakers::BreakerState;
 use crate::time::Instant;
 
 /// The longest quarantine, unless the first one is configured to be longer.
@@ -54,21 +54,21 @@ impl Quarantine {
     }
 
     /// A process has died in this handler, whose breaker stands like this.
-    pub fn on_death(&mut self, handler: u16, breaker: Standing, now: Instant) -> Option<Verdict> {
+    pub fn on_death(&mut self, handler: u16, breaker: BreakerState, now: Instant) -> Option<Verdict> {
         let needed = self.rules.deaths as usize;
         self.judge(handler, breaker, needed, now)
     }
 
     /// A process has died in this handler before it could serve: once is enough, since no worker starts with it.
     pub fn on_death_at_start(&mut self, handler: u16, now: Instant) -> Option<Verdict> {
-        self.judge(handler, Standing::Probing, 1, now)
+        self.judge(handler, BreakerState::HalfOpen, 1, now)
     }
 
-    fn judge(&mut self, handler: u16, breaker: Standing, needed: usize, now: Instant) -> Option<Verdict> {
+    fn judge(&mut self, handler: u16, breaker: BreakerState, needed: usize, now: Instant) -> Option<Verdict> {
         let first = Duration::from_nanos(self.rules.time);
         let window = Duration::from_nanos(self.rules.window);
         let history = self.handlers.entry(handler).or_default();
-        if self.rules.deaths == 0 || breaker == Standing::Shut {
+        if self.rules.deaths == 0 || breaker == BreakerState::Open {
             return None;
         }
         let clean = window.max(length(first, history.times.saturating_sub(1)));
@@ -79,7 +79,7 @@ impl Quarantine {
         history.deaths.push(now);
         history.good_since = now;
         let deaths = history.deaths.len();
-        if breaker == Standing::Open && deaths < needed {
+        if breaker == BreakerState::Closed && deaths < needed {
             return None;
         }
         let time = length(first, history.times);
@@ -102,7 +102,7 @@ fn length(first: Duration, before: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::Standing::{Open, Probing, Shut};
+    use super::BreakerState::{Closed, HalfOpen, Open};
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
@@ -115,7 +115,7 @@ mod tests {
 
     /// Runs a table of (seconds, handler, gate, seconds of quarantine or 0).
     #[track_caller]
-    fn check(rules: config::Quarantine, table: &[(u64, u16, Standing, u64)]) {
+    fn check(rules: config::Quarantine, table: &[(u64, u16, BreakerState, u64)]) {
         let mut quarantine = Quarantine::new(rules);
         for (row, (at, handler, breaker, seconds)) in table.iter().enumerate() {
             let verdict = quarantine.on_death(*handler, *breaker, Instant::from_nanos(at * SECOND));
@@ -126,17 +126,26 @@ mod tests {
 
     #[test]
     fn three_deaths_in_a_minute() {
-        check(RULES, &[(100, 0, Open, 0), (120, 0, Open, 0), (159, 0, Open, 10)]);
+        check(RULES, &[(100, 0, Closed, 0), (120, 0, Closed, 0), (159, 0, Closed, 10)]);
         // The first is a minute ago, and does not count any more; at 181 the second one does not.
         check(
             RULES,
-            &[(100, 0, Open, 0), (120, 0, Open, 0), (160, 0, Open, 0), (181, 0, Open, 0), (182, 0, Open, 10)],
+            &[
+                (100, 0, Closed, 0),
+                (120, 0, Closed, 0),
+                (160, 0, Closed, 0),
+                (181, 0, Closed, 0),
+                (182, 0, Closed, 10),
+            ],
         );
     }
 
     #[test]
     fn only_that_handler() {
-        check(RULES, &[(1, 0, Open, 0), (2, 1, Open, 0), (3, 0, Open, 0), (4, 1, Open, 0), (5, 1, Open, 10)]);
+        check(
+            RULES,
+            &[(1, 0, Closed, 0), (2, 1, Closed, 0), (3, 0, Closed, 0), (4, 1, Closed, 0), (5, 1, Closed, 10)],
+        );
     }
 
     #[test]
@@ -144,16 +153,16 @@ mod tests {
         check(
             RULES,
             &[
-                (1, 0, Open, 0),
-                (1, 0, Open, 0),
-                (1, 0, Open, 10),
-                (11, 0, Probing, 20),
-                (31, 0, Probing, 40),
-                (71, 0, Probing, 80),
-                (151, 0, Probing, 160),
-                (311, 0, Probing, 320),
-                (631, 0, Probing, 600), // not 640
-                (1231, 0, Probing, 600),
+                (1, 0, Closed, 0),
+                (1, 0, Closed, 0),
+                (1, 0, Closed, 10),
+                (11, 0, HalfOpen, 20),
+                (31, 0, HalfOpen, 40),
+                (71, 0, HalfOpen, 80),
+                (151, 0, HalfOpen, 160),
+                (311, 0, HalfOpen, 320),
+                (631, 0, HalfOpen, 600), // not 640
+                (1231, 0, HalfOpen, 600),
             ],
         );
     }
@@ -163,12 +172,12 @@ mod tests {
         check(
             RULES,
             &[
-                (1, 0, Open, 0),
-                (1, 0, Open, 0),
-                (1, 0, Open, 10),
-                (12, 0, Open, 0),
-                (13, 0, Open, 0),
-                (14, 0, Open, 20),
+                (1, 0, Closed, 0),
+                (1, 0, Closed, 0),
+                (1, 0, Closed, 10),
+                (12, 0, Closed, 0),
+                (13, 0, Closed, 0),
+                (14, 0, Closed, 20),
             ],
         );
     }
@@ -178,43 +187,43 @@ mod tests {
         check(
             RULES,
             &[
-                (1, 0, Open, 0),
-                (1, 0, Open, 0),
-                (1, 0, Open, 10),
-                (2, 0, Shut, 0),
-                (2, 0, Shut, 0),
-                (2, 0, Shut, 0),
-                (12, 0, Open, 0),
-                (12, 0, Open, 0),
-                (12, 0, Open, 20),
+                (1, 0, Closed, 0),
+                (1, 0, Closed, 0),
+                (1, 0, Closed, 10),
+                (2, 0, Open, 0),
+                (2, 0, Open, 0),
+                (2, 0, Open, 0),
+                (12, 0, Closed, 0),
+                (12, 0, Closed, 0),
+                (12, 0, Closed, 20),
             ],
         );
     }
 
     #[test]
     fn forgiven_after_the_window_or_as_long_as_the_quarantine_was() {
-        let begin = [(1, 0, Open, 0), (1, 0, Open, 0), (1, 0, Open, 10)];
+        let begin = [(1, 0, Closed, 0), (1, 0, Closed, 0), (1, 0, Closed, 10)];
         // The quarantine ends at 11 s; the window is 60 s.
-        check(RULES, &[&begin[..], &[(70, 0, Probing, 20)]].concat());
-        check(RULES, &[&begin[..], &[(71, 0, Probing, 10)]].concat());
+        check(RULES, &[&begin[..], &[(70, 0, HalfOpen, 20)]].concat());
+        check(RULES, &[&begin[..], &[(71, 0, HalfOpen, 10)]].concat());
         // The fourth ends at 151 s and was 80 s.
         let begin =
-            [&begin[..], &[(11, 0, Probing, 20), (31, 0, Probing, 40), (71, 0, Probing, 80)]].concat();
-        check(RULES, &[&begin[..], &[(230, 0, Probing, 160)]].concat());
-        check(RULES, &[&begin[..], &[(231, 0, Probing, 10)]].concat());
+            [&begin[..], &[(11, 0, HalfOpen, 20), (31, 0, HalfOpen, 40), (71, 0, HalfOpen, 80)]].concat();
+        check(RULES, &[&begin[..], &[(230, 0, HalfOpen, 160)]].concat());
+        check(RULES, &[&begin[..], &[(231, 0, HalfOpen, 10)]].concat());
         // A death that was not enough begins the clean time anew: 60 s after 65 s.
-        let begin = [(1, 0, Open, 0), (1, 0, Open, 0), (1, 0, Open, 10), (65, 0, Open, 0)];
-        check(RULES, &[&begin[..], &[(124, 0, Probing, 20)]].concat());
-        check(RULES, &[&begin[..], &[(125, 0, Probing, 10)]].concat());
+        let begin = [(1, 0, Closed, 0), (1, 0, Closed, 0), (1, 0, Closed, 10), (65, 0, Closed, 0)];
+        check(RULES, &[&begin[..], &[(124, 0, HalfOpen, 20)]].concat());
+        check(RULES, &[&begin[..], &[(125, 0, HalfOpen, 10)]].concat());
     }
 
     #[test]
     fn the_rules_are_the_operators() {
         let rules = config::Quarantine { deaths: 1, window: SECOND, time: 1000 * SECOND };
-        check(rules, &[(1, 0, Open, 1000), (1001, 0, Probing, 1000)]);
+        check(rules, &[(1, 0, Closed, 1000), (1001, 0, HalfOpen, 1000)]);
         check(
             config::Quarantine { deaths: 0, ..RULES },
-            &[(1, 0, Open, 0), (1, 0, Open, 0), (1, 0, Open, 0)],
+            &[(1, 0, Closed, 0), (1, 0, Closed, 0), (1, 0, Closed, 0)],
         );
     }
 
@@ -222,23 +231,23 @@ mod tests {
     fn what_is_forgiven_does_not_count_any_more() {
         let mut quarantine = Quarantine::new(RULES);
         let mut dies =
-            |handler, at: u64| quarantine.on_death(handler, Open, Instant::from_nanos(at)).is_some();
+            |handler, at: u64| quarantine.on_death(handler, Closed, Instant::from_nanos(at)).is_some();
         assert_eq!([dies(0, 1), dies(0, 2), dies(1, 2), dies(1, 2)], [false; 4]);
         quarantine.forgive(0);
         quarantine.forgive(2); // nobody knows it
         let mut dies =
-            |handler, at: u64| quarantine.on_death(handler, Open, Instant::from_nanos(at)).is_some();
+            |handler, at: u64| quarantine.on_death(handler, Closed, Instant::from_nanos(at)).is_some();
         assert_eq!([dies(0, 3), dies(1, 3), dies(0, 4), dies(0, 5)], [false, true, false, true]);
     }
 
     #[test]
     fn the_number_of_deaths_is_told() {
         let mut quarantine = Quarantine::new(RULES);
-        assert_eq!(quarantine.on_death(0, Open, at(1)), None);
-        assert_eq!(quarantine.on_death(0, Open, at(2)), None);
-        let first = quarantine.on_death(0, Open, at(3));
+        assert_eq!(quarantine.on_death(0, Closed, at(1)), None);
+        assert_eq!(quarantine.on_death(0, Closed, at(2)), None);
+        let first = quarantine.on_death(0, Closed, at(3));
         assert_eq!(first, Some(Verdict { time: Duration::from_secs(10), deaths: 3 }));
-        let second = quarantine.on_death(0, Probing, at(11 * SECOND));
+        let second = quarantine.on_death(0, HalfOpen, at(11 * SECOND));
         assert_eq!(second, Some(Verdict { time: Duration::from_secs(20), deaths: 1 }));
     }
 }

@@ -51,7 +51,7 @@ impl Handshakes {
                 (Finding::Nothing, _) => return true,
                 (Finding::Over, Some(breaker)) => breaker.release(self.pid),
                 (Finding::Well, Some(breaker)) => {
-                    if breaker.open(self.pid, probe.until) {
+                    if breaker.close(self.pid, probe.until) {
                         log::info!(
                             "{}: probe succeeded; handler back in service",
                             self.handlers.handler_name(probe.handler)

@@ -75,13 +75,13 @@ impl Handshakes {
         let Some(record) = core.table.record(id) else { return Ok(()) };
         let mut admitted = Ok(());
         if client.is_some() {
-            let mut ticket = self.admission.desk.take();
-            admitted = self.admission.name(&mut ticket, client);
+            let mut permit = self.admission.limiter.take();
+            admitted = self.admission.name(&mut permit, client);
             if admitted.is_err() {
-                ticket = self.admission.desk.take(); // it is only answered
+                permit = self.admission.limiter.take(); // it is only answered
             }
             self.admission.end(record.peer.address(), record.mark);
-            (record.peer, record.mark) = (client.into(), ticket.keep());
+            (record.peer, record.mark) = (client.into(), permit.keep());
         }
         if by_header {
             record.set_proxy_header();
@@ -146,7 +146,7 @@ impl Handshakes {
         if let Some(most) = most {
             // In this pool the connection is counted already.
             let more = u64::from(pool != self.pool);
-            if self.admission.desk.table().in_pool(pool) + more > u64::from(most) {
+            if self.admission.limiter.table().in_pool(pool) + more > u64::from(most) {
                 self.refuse(id, Refusal::Pool, "");
                 return false;
             }

@@ -10,7 +10,7 @@ use ::ws_handler::raw::*;
 use socket2::Socket;
 
 use crate::ffi::host::{Callback, End};
-use crate::fleet::addresses::Ticket;
+use crate::fleet::addresses::Permit;
 use crate::http::{self, Body, Response};
 use crate::proto::http1::head::{self, Head, Parsed};
 use crate::proto::ws::connection::Connection;
@@ -37,7 +37,7 @@ pub struct Elsewhere<'a> {
 
 impl Handshakes {
     /// Adds an accepted connection.
-    pub fn start_connection(&self, socket: Socket, peer: Option<SocketAddr>, ticket: Ticket) -> Option<u64> {
+    pub fn start_connection(&self, socket: Socket, peer: Option<SocketAddr>, permit: Permit) -> Option<u64> {
         // Accepted while the worker was told to stop.
         if self.life.is_stopping() {
             self.conns.load.release();
@@ -47,7 +47,7 @@ impl Handshakes {
         let id = self.conns.add(Conn::new(socket, deadline))?;
         if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
             record.peer = peer.into();
-            record.mark = ticket.keep();
+            record.mark = permit.keep();
             record.seal();
             record.set_flags(flags::TAKEN | flags::FRESH);
         }

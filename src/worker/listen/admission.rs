@@ -11,7 +11,7 @@ use std::sync::Arc;
 use socket2::Socket;
 
 use crate::config::Config;
-use crate::fleet::addresses::{Desk, Mark, Refusal, Ticket};
+use crate::fleet::addresses::{Limiter, Mark, Permit, Refusal};
 use crate::fleet::scoreboard::now;
 use crate::http::{self, Response};
 use crate::worker::conn::rate_limit::RateLimit;
@@ -27,7 +27,7 @@ const RETRY: &str = "10";
 pub struct Admission {
     config: Arc<Config>,
     /// Where connections are counted.
-    pub desk: Desk,
+    pub limiter: Limiter,
     /// By reason: when (ns) it was last logged, and how often it was not since then.
     said: [Cell<(u64, u64)>; Refusal::ALL.len()],
     /// As `said`, for connections that could not be counted.
@@ -39,45 +39,45 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// For the process that counts at this desk.
-    pub fn new(config: Arc<Config>, desk: Desk) -> Self {
-        if !desk.has_row() {
+    /// For the process that counts at this limiter.
+    pub fn new(config: Arc<Config>, limiter: Limiter) -> Self {
+        if !limiter.has_row() {
             log::warn!("the connections of this process are not counted: there are too many processes");
         }
         let said = Default::default();
         let (uncounted, answered) = Default::default();
         let has_pace = config.admission.messages != 0 || config.admission.bytes != 0;
-        Self { config, desk, said, uncounted, has_pace, answered }
+        Self { config, limiter, said, uncounted, has_pace, answered }
     }
 
     /// Whether a connection that was accepted may go on.
-    pub fn admit(&self, peer: Option<SocketAddr>) -> Result<Ticket, Refusal> {
+    pub fn admit(&self, peer: Option<SocketAddr>) -> Result<Permit, Refusal> {
         let admission = &self.config.admission;
-        let mut ticket = self.desk.take();
-        if admission.total != 0 && self.desk.table().total() > u64::from(admission.total) {
+        let mut permit = self.limiter.take();
+        if admission.total != 0 && self.limiter.table().total() > u64::from(admission.total) {
             return Err(Refusal::Total);
         }
-        self.name(&mut ticket, peer).map(|()| ticket)
+        self.name(&mut permit, peer).map(|()| permit)
     }
 
     /// Whose connection it is: whether there may be one more.
-    pub fn name(&self, ticket: &mut Ticket, client: Option<SocketAddr>) -> Result<(), Refusal> {
+    pub fn name(&self, permit: &mut Permit, client: Option<SocketAddr>) -> Result<(), Refusal> {
         let admission = &self.config.admission;
         let Some(ip) = client.map(|client| client.ip()).filter(|ip| !admission.proxy.trusts(Some(*ip)))
         else {
             return Ok(());
         };
-        let table = self.desk.table();
+        let table = self.limiter.table();
         if admission.per_address != 0 {
             let key = table.key(ip);
-            if !self.desk.name(ticket, key) {
+            if !self.limiter.name(permit, key) {
                 self.warn(&self.uncounted, || format!("{ip}: no room to count its connections"));
             } else if table.of(key) > u64::from(admission.per_address) {
                 return Err(Refusal::Address);
             }
         }
         let most = u64::from(admission.handshakes);
-        if most != 0 && !self.desk.open(table.key(ip), now() / SECOND, most) {
+        if most != 0 && !self.limiter.open(table.key(ip), now() / SECOND, most) {
             return Err(Refusal::Rate);
         }
         Ok(())
@@ -85,24 +85,24 @@ impl Admission {
 
     /// A connection is over, or has gone over to another client.
     pub fn end(&self, client: Option<SocketAddr>, mark: Mark) {
-        self.desk.table().settle(mark, client.map(|client| client.ip()));
+        self.limiter.table().settle(mark, client.map(|client| client.ip()));
     }
 
     /// Counts a connection that another process had let in, and had counted there.
-    pub fn take_over(&self, client: Option<SocketAddr>, mark: Mark) -> Ticket {
+    pub fn take_over(&self, client: Option<SocketAddr>, mark: Mark) -> Permit {
         let admission = &self.config.admission;
         self.end(client, mark);
-        let mut ticket = self.desk.take();
+        let mut permit = self.limiter.take();
         let ip = client.map(|client| client.ip()).filter(|_| admission.per_address != 0);
         if let Some(ip) = ip.filter(|ip| !admission.proxy.trusts(Some(*ip))) {
-            self.desk.name(&mut ticket, self.desk.table().key(ip));
+            self.limiter.name(&mut permit, self.limiter.table().key(ip));
         }
-        ticket
+        permit
     }
 
     /// Counts a client that is turned away, and logs it perhaps.
     pub fn note(&self, refusal: Refusal, client: Option<SocketAddr>, detail: &str) {
-        self.desk.table().refused(refusal);
+        self.limiter.table().refused(refusal);
         let Some(said) = self.said.get(refusal as usize) else { return };
         self.warn(said, || {
             let client = client.map_or_else(|| "a peer on a Unix socket".to_owned(), |ip| ip.to_string());
