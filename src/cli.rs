@@ -6,6 +6,7 @@ mod account;
 mod admission;
 mod control;
 mod daemon;
+mod deflate;
 mod file;
 mod landlock;
 mod logging;
@@ -31,6 +32,7 @@ pub use self::file::keys;
 
 use self::admission::AdmissionArgs;
 use self::daemon::DaemonArgs;
+use self::deflate::DeflateArgs;
 use self::file::File;
 use self::landlock::LandlockArgs;
 use self::logging::Logging;
@@ -39,7 +41,7 @@ use self::value::{Host, Time, count, host, memory_or_zero, size, size_or_zero, t
 use crate::config::{Config, CrashRecords, Listen, Quarantine, Wear};
 use crate::ctl;
 use crate::proto::http1::head::HeadLimits;
-use crate::proto::ws::{deflate::negotiate as deflate, limits::Limits};
+use crate::proto::ws::limits::Limits;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -248,16 +250,8 @@ struct Args {
     /// Time to close all connections when told to stop
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time_or_off, help_heading = LIMITS)]
     stop_timeout: Time,
-    /// Send messages shorter than this uncompressed
-    #[arg(long, value_name = "SIZE", default_value = "64", value_parser = size_or_zero, help_heading = LIMITS)]
-    deflate_threshold: usize,
-    /// Effort of compression, from 1 (fast) to 9 (small)
-    #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = value_parser!(u8).range(1..=9),
-        help_heading = LIMITS)]
-    deflate_level: u8,
-    /// Do not compress
-    #[arg(long, help_heading = LIMITS)]
-    no_deflate: bool,
+    #[command(flatten)]
+    deflate: DeflateArgs,
 
     #[command(flatten)]
     metrics: metrics::MetricsOptions,
@@ -303,6 +297,7 @@ impl Args {
         exe_dir: Option<PathBuf>,
         places: &Places,
     ) -> Result<Config, Error> {
+        let (deflate, contexts) = self.deflate.into_config();
         let (sending, memory) = self.memory.into_config().map_err(|(send_low, send_high)| {
             let [low, high] = ["send_low", "send_high"].map(|id| places.of(id));
             let what = format!("{low} {send_low} is above {high} {send_high}: expected at most that");
@@ -356,12 +351,8 @@ impl Args {
                 close_deadline: Duration::from_nanos(self.close_timeout),
                 pings_per_second: self.max_pings,
             },
-            deflate: deflate::Config {
-                enabled: !self.no_deflate,
-                threshold: self.deflate_threshold.try_into().unwrap_or(u32::MAX),
-                level: self.deflate_level,
-                ..deflate::Config::default()
-            },
+            deflate,
+            contexts,
             sending,
             memory,
             wear: Wear {
@@ -380,6 +371,7 @@ impl Args {
             landlock: self.landlock.into_landlock().map_err(|(id, why)| places.wrong(id, &why))?,
             handler_time: self.handler_timeout,
             handler_times: Default::default(),
+            without_takeover: Default::default(),
             handler_wait_time: self.handler_wait_timeout,
             worker_timeout: Duration::from_nanos(self.worker_timeout),
             process_timeout: Duration::from_nanos(self.process_timeout),

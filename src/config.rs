@@ -2,7 +2,7 @@
 //! argument and no environment: `cli` does, and hands over a finished [`Config`].
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -152,6 +152,15 @@ pub struct Memory {
     pub receive_total: u64,
 }
 
+/// Contexts with which messages are compressed that go on from the ones before (RFC 7692 section 7.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contexts {
+    /// What all of a worker may take; above it the longest idle are dropped. Bytes; 0: no bound.
+    pub total: u64,
+    /// How long one is kept that is not used; ns, 0: for ever.
+    pub idle: u64,
+}
+
 /// Files that confined workers may use beside those that they need anyway.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Landlock {
@@ -198,6 +207,10 @@ pub struct Config {
     pub limits: proto::ws::limits::Limits,
     /// How permessage-deflate is negotiated unless a handler says otherwise.
     pub deflate: proto::ws::deflate::negotiate::Config,
+    /// Resources of the handlers whose messages are compressed each on its own, beside what `deflate` says.
+    pub without_takeover: BTreeSet<String>,
+    /// How long contexts of compression are kept.
+    pub contexts: Contexts,
     /// When send queues are full.
     pub sending: Sending,
     /// What connections may hold together.
@@ -341,6 +354,12 @@ impl Config {
             *number = numbers.get(*number).copied().unwrap_or_default();
         }
         self
+    }
+
+    /// How permessage-deflate is negotiated for this handler unless it says otherwise.
+    pub fn deflate_of(&self, resource: &str) -> proto::ws::deflate::negotiate::Config {
+        let alone = self.deflate.server_no_context_takeover || self.without_takeover.contains(resource);
+        proto::ws::deflate::negotiate::Config { server_no_context_takeover: alone, ..self.deflate.clone() }
     }
 
     /// How long this handler may run without a call of the host; ns, 0: for ever.

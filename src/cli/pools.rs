@@ -42,6 +42,9 @@ struct HandlerTable {
     /// of the server]
     #[arg(long, value_name = "TIME", value_parser = time_or_off)]
     handler_timeout: Option<Time>,
+    /// Compress each message on its own, without a context that is kept between messages
+    #[arg(long)]
+    no_deflate_takeover: bool,
     /// Least level of what the handler writes to the log [default: that of the log]
     #[arg(long, value_name = "LEVEL", value_enum)]
     log_level: Option<Level>,
@@ -199,6 +202,7 @@ fn handler(
         config.drain_times.insert(resource.to_owned(), time);
     }
     config.handler_times.extend(found.handler_timeout.map(|time| (resource.to_owned(), time)));
+    config.without_takeover.extend(found.no_deflate_takeover.then(|| resource.to_owned()));
     config.log.handlers.extend(found.log_level.map(|level| (resource.to_owned(), level)));
     found.admission.apply(resource, &mut config.admission);
     match table.get(SETTINGS) {
@@ -499,7 +503,7 @@ mod tests {
             ("[handler.a]", "1: handler.\"a\": expected a resource, which begins with /"),
             (
                 "[handler.'/a']\nisolate = 1",
-                "2: isolate: there is no such key, expected one of isolation, pool, drain_timeout, handler_timeout, log_level, allow_origin",
+                "2: isolate: there is no such key, expected one of isolation, pool, drain_timeout, handler_timeout, no_deflate_takeover, log_level, allow_origin",
             ),
             (
                 "[handler.'/a']\nisolation = 'none'",

@@ -46,7 +46,7 @@ fn defaults() {
 fn limits_without_an_option_of_ours_have_the_defaults_of_the_protocol() {
     let (ours, theirs) = (config(&[]).limits, Limits::default());
     assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
-    let (ours, theirs) = (config(&[]).deflate, deflate::Config::default());
+    let (ours, theirs) = (config(&[]).deflate, crate::proto::ws::deflate::negotiate::Config::default());
     assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
 }
 

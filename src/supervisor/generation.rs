@@ -97,7 +97,17 @@ impl Generation {
             let drain = self.config.drain_times.get(&route.resource).copied();
             let time = self.config.handler_times.get(&route.resource).copied();
             let log_level = self.config.log.handlers.get(&route.resource).copied();
-            (route.resource.clone(), route.file.clone(), route.stamp, settings, drain, time, log_level)
+            let takeover = self.config.without_takeover.contains(&route.resource);
+            (
+                route.resource.clone(),
+                route.file.clone(),
+                route.stamp,
+                settings,
+                drain,
+                time,
+                log_level,
+                takeover,
+            )
         };
         let mut handlers: Vec<_> = ours.map(with_settings).collect();
         handlers.sort_by(|one, other| one.0.cmp(&other.0));
@@ -128,6 +138,7 @@ fn of_all(config: &Config) -> Config {
         settings: Default::default(),
         drain_times: Default::default(),
         handler_times: Default::default(),
+        without_takeover: Default::default(),
         control: Default::default(),
         log: LogSettings { handlers: Default::default(), rotation: Default::default(), ..config.log.clone() },
         ..config.clone()

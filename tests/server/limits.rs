@@ -405,3 +405,72 @@ fn a_message_that_others_wait_for_is_given_up_in_the_end() {
     slow.expect_close(1013);
     assert_eq!(next.next().unwrap().payload.len(), 220 << 10);
 }
+
+/// A client that reads what is compressed with a context.
+struct Inflating {
+    raw: Raw,
+    inflate: flate2::Decompress,
+}
+
+impl Inflating {
+    fn open(server: &crate::Served, answer: &str) -> Self {
+        let mut raw = Raw::connect(&server.address());
+        let head = raw.upgrade("/echo", "Sec-WebSocket-Extensions: permessage-deflate\r\n");
+        assert!(head.contains(answer), "{head}");
+        Inflating { raw, inflate: flate2::Decompress::new(false) }
+    }
+
+    /// Has a text echoed; says how many bytes the compressed reply has.
+    fn ask(&mut self, text: &str) -> usize {
+        self.raw.text(text);
+        let reply = self.raw.next().unwrap();
+        assert_eq!(reply.first, 0xc1);
+        let whole = [&reply.payload[..], &[0, 0, 0xff, 0xff]].concat();
+        let mut inflated = Vec::with_capacity(text.len() + 100);
+        self.inflate.decompress_vec(&whole, &mut inflated, flate2::FlushDecompress::Sync).unwrap();
+        assert_eq!(inflated, text.as_bytes());
+        reply.payload.len()
+    }
+}
+
+/// Digits without a pattern.
+fn digits(from: u64) -> String {
+    (from..from + 60).map(|number| (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20).to_string()).collect()
+}
+
+#[test]
+fn contexts_of_compression_cost_no_more_than_they_may_together() {
+    const CLIENTS: u64 = 100;
+    let server = serve(&["echo"], &["--deflate-total", "2M"]);
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| Inflating::open(&server, "deflate")).collect();
+    let before = memory(server.worker());
+    for round in 0..3 {
+        for (client, number) in clients.iter_mut().zip(0..) {
+            client.ask(&digits(number * 1000 + round));
+        }
+    }
+    let grown = memory(server.worker()).saturating_sub(before);
+    // Without the bound it would be 19 MiB.
+    assert!(grown < 6 << 20, "{grown} bytes");
+}
+
+#[test]
+fn a_context_of_compression_is_dropped_after_the_idle_time() {
+    let server = serve(&["echo"], &["--deflate-idle", "300ms"]);
+    let mut client = Inflating::open(&server, "deflate");
+    let text = digits(0);
+    let alone = client.ask(&text);
+    until("the message is compressed with what came before", || client.ask(&text) < alone / 2);
+    until("it is compressed without it", || {
+        std::thread::sleep(Duration::from_millis(1500));
+        client.ask(&text) == alone
+    });
+}
+
+#[test]
+fn contexts_can_be_switched_off() {
+    let server = serve(&["echo"], &["--no-deflate-takeover"]);
+    let mut client = Inflating::open(&server, "server_no_context_takeover");
+    let text = digits(0);
+    assert_eq!(client.ask(&text), client.ask(&text));
+}

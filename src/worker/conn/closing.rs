@@ -90,6 +90,7 @@ impl Conns {
 
     /// Closes the socket. If the peer may still be sending, waits for its end first: a reset would discard our Close frame.
     pub fn shutdown(&self, id: u64) {
+        self.release_memory(id);
         {
             let core = &mut *self.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return };
@@ -97,8 +98,6 @@ impl Conns {
             let heard = conn.open().is_some_and(|open| open.peer_close().is_some());
             if said && !heard && conn.queued() == 0 && conn.socket.shutdown(Shutdown::Write).is_ok() {
                 record.forget_head(); // it goes with the phase
-                let share = conn.open().map(|open| open.share());
-                core.receive_budget.release(id, share.unwrap_or_default(), self.life.now.get());
                 conn.phase = Phase::Linger(self.life.now.get().saturating_add(LINGER));
                 conn.clear_pauses();
                 self.watch_conn(id, conn);

@@ -18,6 +18,7 @@ use crate::worker::base::poll::Poll;
 use crate::worker::base::timers::{FOREVER, MS, Timers};
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::access_log::AccessLog;
+use crate::worker::conn::contexts::Contexts;
 use crate::worker::conn::receive_budget::ReceiveBudget;
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::send_queue::QueuePool;
@@ -47,6 +48,8 @@ pub struct Core {
     pub turns: TurnQueue,
     /// Memory of incomplete messages.
     pub receive_budget: ReceiveBudget,
+    /// Contexts for compressing.
+    pub contexts: Contexts,
     /// Whether memory that is free is to go back to the system.
     pub heap_trim: HeapTrim,
 }
@@ -126,6 +129,7 @@ impl Conns {
             writable: Vec::new(),
             turns: TurnQueue::default(),
             receive_budget: ReceiveBudget::new(config.memory.receive_total),
+            contexts: Contexts::new(config.contexts),
             heap_trim: HeapTrim::default(),
         });
         let batch = RefCell::default();
@@ -161,13 +165,13 @@ impl Conns {
     /// Forgets a connection and closes its socket.
     pub fn remove(&self, id: u64) {
         self.log(id, |log, record, now| log.answer(id, record, now, None));
+        self.release_memory(id);
         let removed = {
             let core = &mut *self.core.borrow_mut();
             core.table.record(id).inspect(|record| self.settle_address(record.peer.address(), record.mark));
             core.table.remove(id)
         };
-        if let Some(mut conn) = removed {
-            self.release_share(id, &mut conn);
+        if let Some(conn) = removed {
             let sum = self.metrics.count_queued(conn.queue.as_ref().map_or(0, |queue| queue.counted), 0);
             self.commands.watermarks.update(sum);
             self.load.release();

@@ -2,12 +2,39 @@
 
 use crate::proto::ws::connection::Event;
 use crate::worker::base::heap;
-use crate::worker::conn::connections::Conns;
+use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::receive_budget::Verdict;
-use crate::worker::conn::table::{Conn, Pause};
+use crate::worker::conn::table::{Conn, Open, Pause};
 
 /// RFC 6455 7.4, registered by IANA: Try Again Later.
 const TRY_AGAIN_LATER: u16 = 1013;
+
+impl Core {
+    /// Something was compressed for a connection, with a context that it keeps. If all contexts together are too large now,
+    /// the longest idle lose theirs.
+    #[inline(never)]
+    pub fn count_context(&mut self, id: u64, now: u64) {
+        let Some(open) = self.table.get(id).and_then(Conn::open) else { return };
+        let bytes = open.proto.context_bytes().0;
+        self.contexts.update(id, &mut open.extra().holding, bytes, now);
+        self.heap_trim.note(self.contexts.sum());
+        self.drop_surplus_contexts(now);
+    }
+
+    /// Drops contexts of connections that were not sent anything compressed for too long, or for the longest time of all.
+    pub fn drop_surplus_contexts(&mut self, now: u64) {
+        while let Some(id) = self.contexts.surplus(now) {
+            let Some(open) = self.table.get(id).and_then(Conn::open) else { return };
+            let is_dropped = open.proto.drop_sending_context(&mut self.codecs);
+            let bytes = open.proto.context_bytes().0;
+            self.contexts.update(id, &mut open.extra().holding, bytes, now);
+            // It is in the middle of a message: it is the last to be asked again.
+            if !is_dropped {
+                return;
+            }
+        }
+    }
+}
 
 impl Conns {
     /// Counts the memory that a connection's incomplete message takes now. If there is too little, reading pauses or the
@@ -31,13 +58,15 @@ impl Conns {
         }
     }
 
-    /// The connection has ended, or is no longer open.
-    pub fn release_share(&self, id: u64, conn: &mut Conn) {
-        if let Some(open) = conn.open().filter(|open| open.share().bytes() > 0) {
-            let core = &mut *self.core.borrow_mut();
-            core.receive_budget.release(id, open.share(), self.life.now.get());
-            self.metrics.set_receiving(core.receive_budget.sum());
-        }
+    /// The connection has ended: nothing of what it holds counts.
+    pub fn release_memory(&self, id: u64) {
+        let core = &mut *self.core.borrow_mut();
+        let counted = core.table.get(id).and_then(Conn::open).and_then(Open::take_counted);
+        let Some((share, mut holding)) = counted else { return };
+        let now = self.life.now.get();
+        core.receive_budget.release(id, share, now);
+        core.contexts.update(id, &mut holding, 0, now);
+        self.metrics.set_receiving(core.receive_budget.sum());
     }
 
     /// Does what is due once in a turn: connections for which there is memory again go on, the oldest that others have
@@ -46,7 +75,8 @@ impl Conns {
         let now = self.life.now.get();
         let (released, overdue, is_trim_due) = {
             let core = &mut *self.core.borrow_mut();
-            let used = core.receive_budget.sum() + self.metrics.queued() as usize;
+            core.drop_surplus_contexts(now);
+            let used = core.receive_budget.sum() + core.contexts.sum() + self.metrics.queued() as usize;
             let is_trim_due = core.heap_trim.is_due(used, now);
             (core.receive_budget.take_released(), core.receive_budget.overdue(now), is_trim_due)
         };

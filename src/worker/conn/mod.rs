@@ -4,6 +4,7 @@ pub mod access_log;
 pub mod channel;
 pub mod closing;
 pub mod connections;
+pub mod contexts;
 pub mod handler_timers;
 pub mod handoff;
 pub mod handshake;

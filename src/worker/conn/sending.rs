@@ -160,8 +160,12 @@ impl Conns {
         let (open, mut io) = protocol.filter(|(open, _)| !open.over).ok_or(WS_E_GONE)?;
         let counters = open.counted.counters();
         let sent = send(&mut open.proto, &mut io).map_err(send_result);
+        let has_context = open.proto.deflate().is_some() && open.proto.context_bytes().0 > 0;
         if !conn.dirty {
             core.mark_dirty(id);
+        }
+        if has_context {
+            core.count_context(id, self.life.now.get());
         }
         sent.map(|sent| (sent, counters))
     }

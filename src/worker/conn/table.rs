@@ -18,6 +18,7 @@ use crate::time::Instant;
 use crate::worker::base::metrics::{NO_HANDLER, OpenCount};
 use crate::worker::base::poll::{ARRIVALS, READABLE};
 use crate::worker::conn::channel::{PeerClose, ThreadChannel};
+use crate::worker::conn::contexts::Holding;
 use crate::worker::conn::handler_timers::HandlerTimers;
 use crate::worker::conn::handshake::{Handshake, Request};
 use crate::worker::conn::rate_limit::RateLimit;
@@ -154,6 +155,8 @@ pub struct Extra {
     pub pace: Option<RateLimit>,
     /// Memory of an incomplete message that is counted.
     pub share: Share,
+    /// Its context for compressing, as it is counted.
+    pub holding: Holding,
 }
 
 impl Open {
@@ -216,6 +219,12 @@ impl Open {
     /// Memory of an incomplete message that is counted.
     pub fn share(&self) -> Share {
         self.extra.as_ref().map_or(Share::default(), |extra| extra.share)
+    }
+
+    /// What is counted of it, which is nothing any more.
+    pub fn take_counted(&mut self) -> Option<(Share, Holding)> {
+        let extra = self.extra.as_deref_mut()?;
+        Some((std::mem::take(&mut extra.share), std::mem::take(&mut extra.holding)))
     }
 
     /// Whether an incomplete message takes more memory, or less, than is counted.

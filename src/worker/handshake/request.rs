@@ -157,7 +157,7 @@ impl Handshakes {
         if !self.record_strings(id, &request) {
             return self.conns.reply(id, http::error(431, "a resource or origin of more than 64 KiB", &[]));
         }
-        let deflate = (!service.handler.has_flag(WS_NO_EXTENSIONS)).then_some(&self.config.deflate);
+        let deflate = (!service.handler.has_flag(WS_NO_EXTENSIONS)).then_some(&service.deflate);
         let protocols = &service.plugin.protocols;
         let request = Arc::new(request);
         let handshake = Arc::new(Handshake::new(id, handler, request, ends, protocols, deflate));

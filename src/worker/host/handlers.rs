@@ -11,6 +11,7 @@ use crate::fleet::control::Report;
 use crate::fleet::routes::{Route, Routes};
 use crate::fleet::scoreboard::{Place, Slot};
 use crate::log::{Level, write_for_handler};
+use crate::proto::ws::deflate::negotiate;
 use crate::worker::base::metrics::Metrics;
 use crate::worker::conn::connections::Conns;
 use crate::worker::crash::signals;
@@ -21,6 +22,8 @@ pub struct Service {
     pub plugin: Plugin,
     /// Its callbacks.
     pub handler: Handler,
+    /// How permessage-deflate is negotiated unless the handler says otherwise.
+    pub deflate: negotiate::Config,
 }
 
 /// All handlers of a pool, by index of the route; none where one is another pool's or could not be loaded.
@@ -121,7 +124,7 @@ fn load(config: &Config, route: &Route, worker: u32) -> Option<Service> {
         log::error!("{file}: on_worker_start returned {result}; {} answers 503", route.resource);
         return None;
     }
-    Some(Service { plugin, handler })
+    Some(Service { plugin, handler, deflate: config.deflate_of(&route.resource) })
 }
 
 /// The level of a line by its number in `ws_handler.h`, where numbers between two levels count as the lower one.

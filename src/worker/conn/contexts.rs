@@ -1,0 +1,90 @@
+//! Which connections of a worker hold a context for compressing, and which of them lose it: the longest idle, when all
+//! together are too large, and those that have been idle for too long. Knows no connections.
+
+use std::collections::BTreeMap;
+
+use crate::config::Contexts as Limits;
+
+/// A connection's context as it is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    bytes: usize,
+    /// Its key among the holders, while `bytes` is not 0.
+    order: u64,
+}
+
+/// The contexts of a worker.
+pub struct Contexts {
+    limits: Limits,
+    /// Sum of all holdings; bytes.
+    sum: usize,
+    /// Connection and time (ns) of the last use; the longest idle first.
+    holders: BTreeMap<u64, (u64, u64)>,
+    last_order: u64,
+}
+
+impl Contexts {
+    /// Nobody holds any.
+    pub fn new(limits: Limits) -> Self {
+        Contexts { limits, sum: 0, holders: BTreeMap::new(), last_order: 0 }
+    }
+
+    /// A connection has compressed a message, or lost its context: that takes so many bytes now.
+    pub fn update(&mut self, id: u64, holding: &mut Holding, bytes: usize, now: u64) {
+        self.holders.remove(&holding.order);
+        self.sum = self.sum - holding.bytes + bytes;
+        *holding = Holding::default();
+        if bytes > 0 {
+            self.last_order += 1;
+            *holding = Holding { bytes, order: self.last_order };
+            self.holders.insert(self.last_order, (id, now));
+        }
+    }
+
+    /// The longest idle, if it is to lose its context.
+    #[inline]
+    pub fn surplus(&self, now: u64) -> Option<u64> {
+        let (_, (id, used)) = self.holders.first_key_value()?;
+        let is_too_much = self.limits.total != 0 && self.sum as u64 > self.limits.total;
+        let is_idle = self.limits.idle != 0 && now.saturating_sub(*used) >= self.limits.idle;
+        (is_too_much || is_idle).then_some(*id)
+    }
+
+    /// Bytes held by all.
+    #[inline]
+    pub fn sum(&self) -> usize {
+        self.sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contexts(total: u64, idle: u64) -> (Contexts, [Holding; 3]) {
+        (Contexts::new(Limits { total, idle }), [Holding::default(); 3])
+    }
+
+    #[test]
+    fn the_longest_idle_loses_its_context_when_all_are_too_large() {
+        let (mut contexts, [mut a, mut b, mut c]) = contexts(250, 0);
+        contexts.update(1, &mut a, 100, 0);
+        contexts.update(2, &mut b, 100, 1);
+        contexts.update(1, &mut a, 100, 2);
+        assert_eq!(contexts.surplus(u64::MAX), None);
+        contexts.update(3, &mut c, 100, 3);
+        assert_eq!((contexts.surplus(3), contexts.sum()), (Some(2), 300));
+        contexts.update(2, &mut b, 0, 3);
+        assert_eq!((contexts.surplus(3), contexts.sum(), b), (None, 200, Holding::default()));
+    }
+
+    #[test]
+    fn a_context_is_lost_after_the_idle_time() {
+        let (mut contexts, [mut a, mut b, _]) = contexts(0, 10);
+        contexts.update(1, &mut a, 100, 0);
+        contexts.update(2, &mut b, 100, 5);
+        assert_eq!((contexts.surplus(9), contexts.surplus(10)), (None, Some(1)));
+        contexts.update(1, &mut a, 0, 10);
+        assert_eq!((contexts.surplus(14), contexts.surplus(15)), (None, Some(2)));
+    }
+}
