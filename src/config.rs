@@ -16,9 +16,11 @@ use crate::proto::http1::allow::{HostRule, OriginRule};
 
 pub use crate::fleet::listener::Listen;
 
-/// Descriptors of a worker that are not connections: standard streams, listeners, epoll, inbox, log, and what
-/// a handler opens.
-pub const RESERVED_DESCRIPTORS: u64 = 64;
+/// Descriptors of a worker that are not connections: standard streams, listeners, epoll, inbox, log, spare ones, and
+/// what a handler opens.
+pub const RESERVED_DESCRIPTORS: u64 = 80;
+/// Descriptors that a worker keeps for what comes from other processes when there are no others.
+pub const SPARE_DESCRIPTORS: usize = 16;
 
 /// What a worker may use up before it is replaced; 0: as much as it wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -33,6 +33,7 @@ const UNSAFE: &[&str] = &[
     "supervisor/upgrade.rs",
     "worker/base/heap.rs",
     "worker/base/memory.rs",
+    "worker/base/poll.rs",
     "worker/conn/handoff.rs",
     "worker/conn/receive.rs",
     "worker/conn/record.rs",

@@ -102,6 +102,8 @@ pub enum Report {
     },
     /// It waits for a connection no more.
     Taken,
+    /// It cannot take connections, as the scoreboard says. Said again as long as it is so.
+    Faulty,
 }
 
 /// One end. Errors of kind `WouldBlock` mean: nothing there yet (or no room); `InvalidData`: nonsense came,
@@ -229,6 +231,7 @@ impl Report {
             Report::Closing { ticket, begun } => message(b'X', [ticket, begun.into(), 0]),
             Report::Born { pid } => message(b'B', [u64::from(pid.unsigned_abs()), 0, 0]),
             Report::Taken => message(b'T', [0; 3]),
+            Report::Faulty => message(b'F', [0; 3]),
         }
     }
 
@@ -242,6 +245,7 @@ impl Report {
             b'X' => Report::Closing { ticket: first, begun: second != 0 },
             b'B' => Report::Born { pid: first as i32 },
             b'T' => Report::Taken,
+            b'F' => Report::Faulty,
             _ => return None,
         })
     }

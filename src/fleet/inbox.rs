@@ -8,17 +8,16 @@
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, setsockopt, socketpair,
-    sockopt,
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recv, recvmsg};
 
 /// The form of what is in a datagram: another number whenever the description of a connection changes, so that
-/// different versions of the server do not misread each other.
-pub const FORMAT: u32 = 0x7773_6803;
+/// different versions of the server do not misread each other. A datagram begins with it and the number of descriptors,
+/// which are u32 in native byte order.
+pub const FORMAT: u32 = 0x7773_6804;
 /// Descriptors in one datagram; the kernel takes 253 (unix(7), SCM_RIGHTS).
 pub const MAX_FDS: usize = 240;
 /// Bytes in one datagram.
@@ -70,17 +69,27 @@ impl Inbox {
         matches!(poll(&mut fds, PollTimeout::ZERO), Ok(ready) if ready > 0)
     }
 
-    /// The next datagram, into `bytes`: how many, and the descriptors. `WouldBlock` when there is none.
+    /// How many descriptors the next datagram brings. `WouldBlock` when there is none.
+    pub fn next_fds(&self) -> io::Result<usize> {
+        let mut start = [[0; 4]; 2];
+        // A peek that has no room for descriptors makes none.
+        recv(&self.rx, start.as_flattened_mut(), RecvFlags::PEEK)?;
+        let [format, count] = start.map(u32::from_ne_bytes);
+        // Of another format it is received to be dropped.
+        Ok(if format == FORMAT { MAX_FDS.min(count as usize) } else { 1 })
+    }
+
+    /// The next datagram, into `bytes`: how many, and the descriptors, as far as there was room for them. `WouldBlock`
+    /// when there is none.
     pub fn receive(&self, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-        let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
-        let mut slices = [IoSliceMut::new(bytes)];
-        let fd = self.rx.as_raw_fd();
-        let message = recvmsg::<()>(fd, &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let message =
+            recvmsg(&self.rx, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
         let mut fds = Vec::new();
-        for part in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = part {
-                // SAFETY: the kernel has just made these descriptors for this process, and nobody else owns them.
-                fds.extend(raw.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
+        for part in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = part {
+                fds.extend(rights);
             }
         }
         Ok((message.bytes, fds))
@@ -230,6 +239,7 @@ unsafe impl Send for Parcel {}
 mod tests {
     use std::fs::File;
     use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;

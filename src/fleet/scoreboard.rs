@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code)]
 
+use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -117,6 +118,8 @@ pub struct Slot {
     /// The process in this slot, 0 for none. Written by the supervisor.
     pub pid: AtomicI32,
     state: AtomicU32,
+    /// Number of the [`Fault`]; 0: none.
+    fault: AtomicU32,
     /// Pool and number, 16 bits each.
     place: AtomicU32,
     /// Counts the processes that this slot has had. Written by the supervisor.
@@ -161,6 +164,26 @@ impl Slot {
         self.state.store(state as u32, Ordering::Release);
     }
 
+    /// Why the process in this slot cannot take connections, if it cannot.
+    pub fn fault(&self) -> Option<Fault> {
+        match self.fault.load(Ordering::Relaxed) {
+            1 => Some(Fault::Descriptors),
+            2 => Some(Fault::System),
+            3 => Some(Fault::Listener),
+            _ => None,
+        }
+    }
+
+    /// Says so. [worker]
+    pub fn set_fault(&self, fault: Option<Fault>) {
+        self.fault.store(fault.map_or(0, |fault| fault as u32), Ordering::Relaxed);
+    }
+
+    /// Whether it serves, and can take connections.
+    pub fn takes_connections(&self) -> bool {
+        self.state() == State::Running && self.fault().is_none()
+    }
+
     /// Makes the record that of a new process. [supervisor, before fork]
     pub fn begin(&self, now: u64) {
         self.generation.fetch_add(1, Ordering::Relaxed);
@@ -169,6 +192,7 @@ impl Slot {
         self.heartbeat.store(now, Ordering::Relaxed);
         self.call.end();
         self.call.delivered();
+        self.set_fault(None);
         self.set_state(State::Starting);
     }
 
@@ -187,6 +211,7 @@ impl Slot {
         self.pid.store(0, Ordering::Relaxed);
         self.connections.store(0, Ordering::Relaxed);
         self.call.end();
+        self.set_fault(None);
         self.set_state(State::Empty);
     }
 }
@@ -214,6 +239,28 @@ pub enum State {
     Stopping = 3,
     /// Ready to serve, and waits to be told to.
     Standby = 4,
+}
+
+/// Why a worker cannot take connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Fault {
+    /// It has no descriptor left.
+    Descriptors = 1,
+    /// The system has no descriptor or no memory left: no other process would do better.
+    System = 2,
+    /// A listening socket cannot be accepted from any more.
+    Listener = 3,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Fault::Descriptors => "it is out of file descriptors",
+            Fault::System => "the system is out of file descriptors or memory",
+            Fault::Listener => "it has lost a listening socket",
+        })
+    }
 }
 
 /// The facts of a crash, written by the crashing process and read by the supervisor.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
+use super::policy::backoff::{Backoff, Rule};
 use super::policy::liveness::{self, Limits};
 use super::policy::rebalance;
 use super::policy::rolling_restart::{Event, Step};
@@ -22,8 +23,16 @@ const REBALANCE: (Duration, Duration) = (Duration::from_millis(100), Duration::f
 /// How often workers are asked whether they are worn out.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How workers are replaced that cannot take connections. A handler may use up descriptors wherever it runs: replacing its
+/// worker again and again helps nobody.
+const FAULTS: Rule = Rule {
+    free: 2,
+    first: Duration::from_secs(5),
+    longest: Duration::from_secs(300),
+    forgiven: Duration::from_secs(60),
+};
+
 /// When what is looked at.
-#[derive(Default)]
 pub(super) struct Maintenance {
     /// Until when loads are compared.
     rebalance_until: Instant,
@@ -31,7 +40,23 @@ pub(super) struct Maintenance {
     look_at: Instant,
     /// When heartbeats are looked at next.
     pulse_at: Instant,
+    faults: Backoff,
+    /// Before this no worker is replaced because of a fault.
+    faults_until: Instant,
     pub sizes: logs::Sizes,
+}
+
+impl Default for Maintenance {
+    fn default() -> Self {
+        Self {
+            rebalance_until: Instant::default(),
+            look_at: Instant::default(),
+            pulse_at: Instant::default(),
+            faults: Backoff::new(FAULTS),
+            faults_until: Instant::default(),
+            sizes: logs::Sizes::default(),
+        }
+    }
 }
 
 impl Maintenance {
@@ -93,6 +118,22 @@ impl Supervisor {
         }
     }
 
+    /// A worker cannot take connections. It says so again while it cannot.
+    pub(super) fn replace_faulty(&mut self, slot: usize, now: Instant) {
+        let fault = self.shared.scoreboard.slot(slot).and_then(scoreboard::Slot::fault);
+        let Some(fault) = fault.filter(|_| self.rolling.policy.is_idle() && !self.slots.is_stopping()) else {
+            return;
+        };
+        if now < self.maintenance.faults_until {
+            return;
+        }
+        let wait = self.maintenance.faults.failed(now.since(self.maintenance.faults_until));
+        self.maintenance.faults_until = now + wait;
+        log::warn!("{} is replaced: {fault}", self.name(slot));
+        let step = Step { start: Some(self.place_of(slot)), retire: Some(slot) };
+        self.rolling.policy.on(Event::Step(step));
+    }
+
     /// One move in each pool that is out of balance.
     fn rebalance(&self) {
         let slots = self.shared.scoreboard.slots();
@@ -100,7 +141,7 @@ impl Supervisor {
             self.generation.config.pools.iter().enumerate().filter(|(_, pool)| pool.children.is_none());
         for (pool, _) in pools {
             let load = |slot: &scoreboard::Slot| {
-                let serves = slot.state() == State::Running && usize::from(slot.place().pool) == pool;
+                let serves = slot.takes_connections() && usize::from(slot.place().pool) == pool;
                 serves.then(|| slot.connections.load(Ordering::Relaxed))
             };
             let loads: Vec<Option<u32>> = slots.iter().map(load).collect();

@@ -84,7 +84,8 @@ impl Supervisor {
             (report @ (Report::Listed { .. } | Report::Closing { .. }), _) => {
                 self.control.hear(pid.as_raw(), report);
             }
-            (Report::Taken | Report::Born { .. }, _) => {}
+            (Report::Faulty, Role::Worker) => self.replace_faulty(slot, now),
+            (Report::Faulty | Report::Taken | Report::Born { .. }, _) => {}
         }
     }
 

@@ -177,7 +177,7 @@ impl Supervisor {
     fn heir_of(&self, slot: usize) -> Option<usize> {
         let pool = self.place_of(slot).pool;
         // One that is starting finds in its inbox what came meanwhile.
-        let serves = |record: &Slot| matches!(record.state(), State::Running | State::Starting);
+        let serves = |record: &Slot| record.state() == State::Starting || record.takes_connections();
         let slots = self.shared.scoreboard.slots().iter().enumerate();
         let others = slots.filter(|(other, record)| {
             *other != slot

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use socket2::Socket;
 
+use crate::fleet::control::Report;
+use crate::fleet::scoreboard::{Fault, State};
 use crate::worker::Worker;
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
@@ -25,11 +27,21 @@ impl Worker {
         }
     }
 
-    /// Accepts what waits although nobody was woken for it, at most once in a second: see [`crate::worker::listen`].
-    pub fn poll_listeners(&self) {
-        if self.acceptor.is_poll_due(self.life.now.get()) {
-            self.accept_from_all();
+    /// Once in a second: takes what waits although nobody was woken for it (see [`crate::worker::listen::acceptor`]),
+    /// and tells the supervisor if this worker cannot.
+    pub fn look_for_connections(&self) {
+        if !self.acceptor.is_poll_due(self.life.now.get()) {
+            return;
         }
+        if self.descriptors.check() {
+            self.transfer.watch_inbox();
+        }
+        if matches!(self.slot.fault(), Some(Fault::Descriptors | Fault::Listener))
+            && self.slot.state() == State::Running
+        {
+            self.report(Report::Faulty);
+        }
+        self.accept_from_all();
     }
 
     /// Accepts what this worker may have been woken for, then closes the acceptor.

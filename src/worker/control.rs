@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use ::ws_handler::raw::WS_BY_HOST;
 
@@ -15,7 +16,15 @@ use crate::worker::conn::table::Phase;
 impl Worker {
     /// Handles all commands that have arrived. True if the worker is to leave at once.
     pub fn read_control(&self) -> bool {
+        let leaves = self.run_orders();
+        self.descriptors.refill();
+        leaves
+    }
+
+    fn run_orders(&self) -> bool {
         loop {
+            // A descriptor may come with it.
+            self.descriptors.make_room_for_order();
             match self.control.recv_command() {
                 Ok(Some((order, fd))) => match order {
                     control::Command::Stop => self.stop(1001),
@@ -72,7 +81,7 @@ impl Worker {
     }
 
     /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers have.
-    fn move_all(&self, tx: Option<OwnedFd>, to: Option<&'static Slot>) {
+    fn move_all(&self, tx: Option<Rc<OwnedFd>>, to: Option<&'static Slot>) {
         if self.life.is_stopping() {
             return;
         }

@@ -5,12 +5,10 @@ use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollTimeout};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::ffi::host::{defer_releases, monotonic, run_releases};
 use crate::worker::Worker;
-use crate::worker::base::poll::{CONNECTION, LISTENER};
+use crate::worker::base::poll::{CONNECTION, INBOX, LISTENER};
 use crate::worker::conn::receive;
 use crate::worker::conn::table::NEVER;
 use crate::worker::crash::{rescue, traps};
@@ -26,18 +24,11 @@ const ARRIVING: u64 = 2_000_000;
 const WAKEUP: u64 = 0;
 const CONTROL: u64 = 1;
 const SIGNAL: u64 = 2;
-/// Of the inbox.
-pub const INBOX: u64 = 3;
 
 impl Worker {
     /// Runs until the worker is told to leave.
     pub fn run(&'static self) -> io::Result<()> {
-        // Blocked since the fork.
-        let terminate = SigSet::from(Signal::SIGTERM);
-        let signals = SignalFd::with_flags(&terminate, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        self.poll.add_edge(self.commands.wakeup(), WAKEUP)?;
-        self.poll.add(self.control, CONTROL)?;
-        self.poll.add(&signals, SIGNAL)?;
+        self.watch_orders()?;
         let mut buffer = receive::Buffer::new();
         let buffer = buffer.bytes();
         let mut events = [EpollEvent::empty(); EVENTS];
@@ -62,7 +53,7 @@ impl Worker {
                         }
                     }
                     SIGNAL => {
-                        while let Ok(Some(_)) = signals.read_signal() {
+                        while let Ok(Some(_)) = self.signals.read_signal() {
                             self.stop(1001);
                         }
                     }
@@ -78,7 +69,12 @@ impl Worker {
             }
             rescue::begin_work();
             self.serve_turns(buffer);
-            self.poll_listeners();
+            self.look_for_connections();
+            if self.acceptor.renew_poll() {
+                self.watch_orders()?;
+                self.transfer.rewatch_inbox();
+                self.conns.watch_all();
+            }
             self.deadlines();
             self.transfer.migrate_more();
             self.transfer.serve_waiting();
@@ -97,6 +93,12 @@ impl Worker {
                 return Ok(());
             }
         }
+    }
+
+    fn watch_orders(&self) -> io::Result<()> {
+        self.poll.add_edge(self.commands.wakeup(), WAKEUP)?;
+        self.poll.add(self.control, CONTROL)?;
+        self.poll.add(&self.signals, SIGNAL)
     }
 
     /// Time until the next deadline, at most a heartbeat; zero while a connection waits for its turn.

@@ -38,16 +38,20 @@ use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::config::Config;
 use crate::ffi::host as plugin_host;
 use crate::fleet::control::{self as fleet_control, Channel, Report};
 use crate::fleet::scoreboard::{Place, Slot, State};
 use crate::http::Site;
+use base::descriptors::Descriptors;
 use base::lifecycle::Lifecycle;
 use base::load::Load;
 use base::memory;
@@ -90,6 +94,9 @@ struct Worker {
     metrics: &'static Metrics,
     slot: &'static Slot,
     control: &'static Channel,
+    /// SIGTERM, which is blocked since the fork.
+    signals: SignalFd,
+    descriptors: &'static Descriptors,
     conns: &'static Conns,
     threads: &'static Threads,
     handlers: &'static Handlers,
@@ -169,8 +176,9 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         addresses,
         access_log,
     )?);
-    let acceptor =
-        leak(Acceptor::new(&listeners, poll, Share { scoreboard, index, slot, connections: most }));
+    let descriptors = leak(Descriptors::new(slot, scoreboard));
+    let share = Share { scoreboard, index, slot, connections: most };
+    let acceptor = leak(Acceptor::new(&listeners, poll, descriptors, share));
     if !listeners.is_empty() {
         listen::orphan_watch::start(listeners, scoreboard)?;
     }
@@ -257,14 +265,18 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         pid,
         pool,
         control,
+        descriptors,
         inbox,
-        txs: RefCell::new(txs),
+        watches_inbox: Cell::new(false),
+        txs: RefCell::new(txs.into_iter().map(Rc::new).collect()),
         arrivals: RefCell::new(arrivals),
         shipment: RefCell::new(Box::new(Shipment::new())),
         leaving: RefCell::default(),
         detaching: RefCell::default(),
         waiting: RefCell::default(),
     };
+    let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+    let signals = SignalFd::with_flags(&SigSet::from(Signal::SIGTERM), flags)?;
     let listing = Listing { conns, routes, slot, pid };
     let worker: &'static Worker = leak(Worker {
         life,
@@ -273,6 +285,8 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         metrics,
         slot,
         control,
+        signals,
+        descriptors,
         conns,
         threads,
         handlers,
@@ -302,7 +316,7 @@ impl Worker {
     fn begin(&self) -> io::Result<()> {
         self.slot.heartbeat.store(plugin_host::monotonic(), Ordering::Relaxed);
         self.slot.set_state(State::Running);
-        self.poll.add(self.transfer.inbox.rx(), event_loop::INBOX)?;
+        self.transfer.watch_inbox();
         let acceptor = self.acceptor;
         if acceptor.exists() {
             std::thread::Builder::new().name("accept-throttle".to_owned()).spawn(|| acceptor.throttle())?;

@@ -120,7 +120,7 @@ fn without_descriptors_a_worker_goes_on_serving_and_accepts_when_it_has_some() {
     let names = descriptors.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
     limit(&(names.max().unwrap() + 1).to_string());
     let mut waiting = Raw::connect(&server.address());
-    server.says("Too many open files; trying again");
+    server.says("accepts no connections until");
     for _ in 0..10 {
         assert_eq!(first.ask("still"), "still");
     }
@@ -128,5 +128,70 @@ fn without_descriptors_a_worker_goes_on_serving_and_accepts_when_it_has_some() {
     waiting.upgrade("/echo", "");
     assert_eq!(waiting.ask("at last"), "at last");
     drop((first, waiting));
+    server.stop();
+}
+
+/// Asks for one thing, and expects another.
+#[track_caller]
+fn ask(raw: &mut Raw, question: &str, answer: &str) {
+    let said = raw.ask(question);
+    assert!(said.starts_with(answer), "{question}: {said}");
+}
+
+#[test]
+fn a_worker_without_descriptors_is_not_waited_for_and_is_replaced() {
+    let mut server = serve_four(&["echo", "descriptors"], &[]);
+    let mut eater = Raw::open(&server.address(), "/descriptors");
+    ask(&mut eater, "take", "taken ");
+    let before = eater.ask("pid");
+    // It has one connection: the others would stop at two if they waited for it to catch up.
+    let open_ones: Vec<Raw> = (0..20).map(|_| open(&server)).collect();
+    server.says("is replaced: it is out of file descriptors");
+    until("its connections go on elsewhere", || eater.ask("pid") != before);
+    until("four workers serve", || server.workers().len() == 4);
+    drop((eater, open_ones, open(&server)));
+    server.stop();
+    let log = server.log();
+    assert_eq!(log.matches("accepts no connections until").count(), 1, "{log}");
+}
+
+#[test]
+fn a_worker_whose_listening_socket_was_closed_is_not_waited_for_and_is_replaced() {
+    let mut server = serve_four(&["echo", "descriptors"], &[]);
+    let mut deaf = Raw::open(&server.address(), "/descriptors");
+    ask(&mut deaf, "deafen", "deaf 1");
+    let before = deaf.ask("pid");
+    let open_ones: Vec<Raw> = (0..20).map(|_| open(&server)).collect();
+    server.says("is replaced: it has lost a listening socket");
+    until("its connections go on elsewhere", || deaf.ask("pid") != before);
+    drop((deaf, open_ones, open(&server)));
+    server.stop();
+    let log = server.log();
+    assert_eq!(log.matches("accepts no more there").count(), 1, "{log}");
+}
+
+#[test]
+fn what_is_sent_to_a_worker_without_descriptors_waits_for_its_replacement() {
+    const MORE: usize = 40;
+    let config = "[handler.'/descriptors']\nisolation = 'pool'\npool = 'own'\n[pool.own]\nworkers = 1\n";
+    let dir = crate::daemon::Dir::new();
+    crate::fixtures::add_handler(dir.path(), "descriptors", "descriptors");
+    let file = dir.path().join("wshd.conf");
+    std::fs::write(&file, config).unwrap();
+    let mut server = Server::start(&dir, &["--workers", "1", "--config", file.to_str().unwrap()]);
+    let mut eater = Raw::open(&server.address(), "/descriptors");
+    ask(&mut eater, "take", "taken ");
+    let mut later: Vec<Raw> = (0..MORE).map(|_| Raw::connect(&server.address())).collect();
+    for raw in &mut later {
+        raw.send(
+            format!("GET /descriptors HTTP/1.1\r\nHost: a\r\n{}\r\n", crate::client::UPGRADE).as_bytes(),
+        );
+    }
+    for raw in &mut later {
+        assert!(raw.head().starts_with("HTTP/1.1 101 "));
+        assert_eq!(raw.ask("served"), "served");
+    }
+    server.says("is replaced: it is out of file descriptors");
+    drop((eater, later));
     server.stop();
 }

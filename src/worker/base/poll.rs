@@ -1,10 +1,15 @@
 //! The epoll instance of a worker, and what its sockets are watched for.
 
-use std::io;
-use std::os::fd::AsFd;
+#![allow(unsafe_code)]
 
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+/// Token of the inbox.
+pub const INBOX: u64 = 3;
 /// Token of the first listening socket; the others follow.
 pub const LISTENER: u64 = 1 << 31;
 /// Tokens from here on are ids of connections.
@@ -22,6 +27,14 @@ impl Poll {
     /// Waits for events, at most for so long; returns how many came.
     pub fn wait(&self, events: &mut [EpollEvent], timeout: EpollTimeout) -> nix::Result<usize> {
         self.0.wait(events, timeout)
+    }
+
+    /// Forgets all at once, descriptors that are closed in this process and open in others too.
+    pub fn renew(&self) -> io::Result<()> {
+        let empty = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        // SAFETY: both are open epoll instances, and the second number stays one that this value owns.
+        let result = unsafe { libc::dup3(empty.0.as_raw_fd(), self.0.0.as_raw_fd(), libc::O_CLOEXEC) };
+        Errno::result(result).map(drop).map_err(io::Error::from)
     }
 
     /// Adds a descriptor, watched for reading.
@@ -45,10 +58,9 @@ impl Poll {
         Ok(self.0.add(fd, EpollEvent::new(flags, token))?)
     }
 
-    /// Watches a descriptor no more.
-    pub fn forget(&self, fd: impl AsFd) {
-        // It fails only for one that is not watched.
-        let _ = self.0.delete(fd);
+    /// Watches a descriptor no more; false if it is none of those that are watched.
+    pub fn forget(&self, fd: impl AsFd) -> bool {
+        self.0.delete(fd).is_ok()
     }
 
     /// Changes what a connection is watched for, or has an event told again that was not dealt with.

@@ -36,6 +36,8 @@ impl Purpose {
 #[derive(Clone, Copy)]
 struct EntryHeader {
     magic: u32,
+    /// In the first entry of a datagram: how many entries it has, each with a descriptor. Else of no meaning.
+    count: u32,
     purpose: u32,
     /// Sizes of spilled strings, state and request head; before the handshake the last is what was read.
     parts: [u32; 3],
@@ -52,7 +54,7 @@ pub struct Shipment {
 impl Shipment {
     /// An empty one.
     pub fn new() -> Self {
-        let header = EntryHeader { magic: FORMAT, purpose: 0, parts: [0; 3] };
+        let header = EntryHeader { magic: FORMAT, count: 0, purpose: 0, parts: [0; 3] };
         Shipment { parcel: Parcel::new(), headers: [header; MAX_FDS] }
     }
 
@@ -79,8 +81,10 @@ impl Shipment {
     pub unsafe fn add_arrival(&mut self, arrival: &Arrival<'_>) -> bool {
         let Some(header) = self.headers.get_mut(self.parcel.len()) else { return false };
         header.purpose = arrival.purpose as u32;
-        // SAFETY: promised by the caller.
-        unsafe { self.parcel.add(arrival.fd, &[arrival.bytes]) }
+        header.parts = arrival.parts;
+        let header = std::ptr::slice_from_raw_parts((&raw const *header).cast::<u8>(), ENTRY_HEADER);
+        // SAFETY: promised by the caller; the headers are ours and are not changed before the parcel is sent.
+        unsafe { self.parcel.add(arrival.fd, &[header, arrival.bytes]) }
     }
 
     /// Adds a connection of whose request something was read.
@@ -112,6 +116,7 @@ impl Shipment {
     /// # Safety
     /// What was promised to [`add`](Self::add) must hold.
     pub unsafe fn send(&mut self, tx: RawFd) -> io::Result<()> {
+        self.headers[0].count = self.parcel.len() as u32;
         // SAFETY: promised by the caller.
         unsafe { self.parcel.send(tx) }
     }
@@ -143,7 +148,9 @@ pub struct Arrival<'a> {
     fd: RawFd,
     /// What is to become of it.
     pub purpose: Purpose,
-    /// Its whole entry.
+    /// Sizes as in the header of its entry.
+    parts: [u32; 3],
+    /// What follows that header.
     bytes: &'a [u8],
 }
 
@@ -153,13 +160,14 @@ impl Arrivals {
         Arrivals { bytes: [0; MAX_BYTES], entries: 0..0, fds: [-1; MAX_FDS], waiting: 0..0 }
     }
 
-    /// Receives the next datagram, after all of the last one were taken. `WouldBlock` when there is none.
-    pub fn receive(&mut self, inbox: &Inbox) -> io::Result<()> {
+    /// Receives the next datagram, after all of the last one were taken, and returns the number of its descriptors.
+    /// `WouldBlock` when there is none.
+    pub fn receive(&mut self, inbox: &Inbox) -> io::Result<usize> {
         let (count, fds) = inbox.receive(&mut self.bytes)?;
         self.entries = 0..count.min(MAX_BYTES);
         self.waiting = 0..fds.len().min(MAX_FDS);
         self.fds.iter_mut().zip(fds).for_each(|(to, fd)| *to = fd.into_raw_fd());
-        Ok(())
+        Ok(self.waiting.len())
     }
 
     /// Gives the first to `take`, without an entry if that cannot be read, and then forgets it. `None` when there is
@@ -183,8 +191,9 @@ impl Arrivals {
         waiting.iter().map_while(move |fd| {
             let before = rest;
             let entry = next_entry(&mut rest)?;
-            let bytes = before.get(..before.len() - rest.len())?;
-            Some(Arrival { fd: *fd, purpose: entry.purpose, bytes })
+            let bytes = before.get(ENTRY_HEADER..before.len() - rest.len())?;
+            let parts = entry.parts.map(|part| part.len() as u32);
+            Some(Arrival { fd: *fd, purpose: entry.purpose, parts, bytes })
         })
     }
 }
@@ -214,8 +223,8 @@ fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
     if word(0)? != FORMAT {
         return None;
     }
-    let purpose = Purpose::from_number(word(1)?)?;
-    let sizes = [word(2)?, word(3)?, word(4)?];
+    let purpose = Purpose::from_number(word(2)?)?;
+    let sizes = [word(3)?, word(4)?, word(5)?];
     let block = take(bytes, size_of::<Record>())?;
     let mut parts = [&[][..]; 3];
     for (part, size) in parts.iter_mut().zip(sizes) {
@@ -251,7 +260,8 @@ mod tests {
             shipment.send(inbox.tx().as_raw_fd()).unwrap();
         }
         let mut arrivals = Arrivals::new();
-        arrivals.receive(&inbox).unwrap();
+        assert_eq!(inbox.next_fds().unwrap(), 3);
+        assert_eq!(arrivals.receive(&inbox).unwrap(), 3);
         let purposes =
             |arrivals: &Arrivals| arrivals.iter().map(|arrival| arrival.purpose).collect::<Vec<_>>();
         assert_eq!(purposes(&arrivals), [Purpose::Resume, Purpose::Linger, Purpose::Handshake]);
@@ -269,7 +279,8 @@ mod tests {
         }
         // SAFETY: as above.
         unsafe { shipment.send(inbox.tx().as_raw_fd()).unwrap() };
-        arrivals.receive(&inbox).unwrap();
+        assert_eq!(inbox.next_fds().unwrap(), 2);
+        assert_eq!(arrivals.receive(&inbox).unwrap(), 2);
         assert_eq!(purposes(&arrivals), [Purpose::Linger, Purpose::Handshake]);
         arrivals.take_first(|_, _| ()).unwrap();
         let read = arrivals.take_first(|_, entry| entry.unwrap().parts[2].to_vec());

@@ -86,6 +86,17 @@ impl Conns {
         self.core.borrow_mut().table.get(id).is_some_and(|conn| conn.turn.is_waiting())
     }
 
+    /// Has epoll watch all connections, after it has forgotten them.
+    pub fn watch_all(&self) {
+        for id in self.ids() {
+            if let Some(conn) = self.core.borrow_mut().table.get(id)
+                && let Err(error) = self.poll.add_conn(&conn.socket, id, conn.watched)
+            {
+                log::error!("connection {id:x}: epoll: {error}");
+            }
+        }
+    }
+
     /// Updates what epoll watches.
     pub fn watch(&self, id: u64) {
         if let Some(conn) = self.core.borrow_mut().table.get(id) {

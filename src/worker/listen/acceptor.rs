@@ -9,19 +9,22 @@
 //! - If none of those sleeps, all of them find the socket ready when they poll next: it is level-triggered.
 //! - If no poll has it, the least loaded worker may accept, and its throttle hears of each change of a load. What is
 //!   put into a poll and is ready already is an event at once.
-//! - Who was woken and dies, leaves or is stuck before it accepts takes the wake-up along. So each worker that has the
-//!   sockets in its poll looks for itself once in a second.
+//! - Who was woken and dies, leaves, is stuck or has no descriptor before it accepts takes the wake-up along. So each
+//!   worker that has the sockets in its poll looks for itself once in a second.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::stat::fstat;
 use socket2::{SockRef, Socket};
 
 use crate::fleet::listener::Listener;
-use crate::fleet::scoreboard::{Scoreboard, Slot, State, now};
+use crate::fleet::scoreboard::{Fault, Scoreboard, Slot, now};
+use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::poll::{LISTENER, Poll};
 
 /// Connections accepted at a time: others have their turn in between.
@@ -36,13 +39,14 @@ const STALE: u64 = 3_000_000_000;
 const STUCK: u64 = 100_000_000;
 /// How long to hold back before looking again, should no load change meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Pause when descriptors or memory have run out.
+/// Pause when epoll has no room.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// Where connections come in: the listening sockets of a worker. Shared by its event loop and its throttle.
 pub struct Acceptor {
     sockets: Vec<ListenSocket>,
     poll: &'static Poll,
+    descriptors: &'static Descriptors,
     /// How much of all connections this worker takes.
     pub share: Share,
     state: Mutex<AcceptState>,
@@ -50,12 +54,26 @@ pub struct Acceptor {
     /// When the loop last looked for itself, and when it last tried to accept all; ns.
     looked: AtomicU64,
     tried_all: AtomicU64,
+    /// The poll has a socket that cannot be taken out of it.
+    is_stale: AtomicBool,
 }
 
 struct ListenSocket {
     listener: Arc<Listener>,
+    /// Its inode: a handler may close the descriptor, and have another file there.
+    inode: Option<u64>,
     /// It has failed for good.
     failed: AtomicBool,
+}
+
+impl ListenSocket {
+    fn is_intact(&self) -> bool {
+        self.inode.is_some() && inode(&self.listener) == self.inode
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -70,17 +88,27 @@ enum AcceptState {
 
 impl Acceptor {
     /// Not accepting yet: its [throttle](Self::throttle) will begin.
-    pub fn new(listeners: &[Arc<Listener>], poll: &'static Poll, share: Share) -> Self {
-        let socket =
-            |listener: &Arc<Listener>| ListenSocket { listener: Arc::clone(listener), failed: false.into() };
+    pub fn new(
+        listeners: &[Arc<Listener>],
+        poll: &'static Poll,
+        descriptors: &'static Descriptors,
+        share: Share,
+    ) -> Self {
+        let socket = |listener: &Arc<Listener>| ListenSocket {
+            inode: inode(listener),
+            listener: Arc::clone(listener),
+            failed: false.into(),
+        };
         Self {
             sockets: listeners.iter().map(socket).collect(),
             poll,
+            descriptors,
             share,
             state: Mutex::new(AcceptState::Paused(Duration::ZERO)),
             changed: Condvar::new(),
             looked: AtomicU64::new(now()),
             tried_all: AtomicU64::default(),
+            is_stale: false.into(),
         }
     }
 
@@ -122,23 +150,28 @@ impl Acceptor {
         }
         *state = AcceptState::Accepting;
         for (socket, token) in self.sockets.iter().zip(LISTENER..) {
-            if !socket.failed.load(Ordering::Relaxed)
-                && let Err(error) = self.poll.add_shared(&*socket.listener, token)
-            {
-                log::warn!("{}: epoll: {error}; trying again", socket.listener.address);
-                self.empty_poll();
-                *state = AcceptState::Paused(RETRY_AFTER);
-                return;
+            if socket.has_failed() {
+                continue;
+            }
+            match self.poll.add_shared(&*socket.listener, token) {
+                Ok(()) => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOSPC)) => {
+                    log::warn!("{}: epoll: {error}; trying again", socket.listener.address);
+                    self.empty_poll();
+                    *state = AcceptState::Paused(RETRY_AFTER);
+                    return;
+                }
+                Err(error) => self.lose(socket, &error),
             }
         }
     }
 
-    /// Has the throttle start again, after a pause and when this worker may accept. [event loop]
-    fn hold(&self, pause: Duration) {
+    /// Has the throttle start again when this worker may accept. [event loop]
+    fn hold(&self) {
         let mut state = self.lock();
         if *state == AcceptState::Accepting {
-            *state = AcceptState::Paused(pause);
-            self.empty_poll();
+            *state = AcceptState::Paused(Duration::ZERO);
+            self.is_stale.fetch_or(!self.empty_poll(), Ordering::Relaxed);
             self.changed.notify_one();
         }
     }
@@ -147,14 +180,16 @@ impl Acceptor {
     pub fn close(&self) {
         let mut state = self.lock();
         if *state == AcceptState::Accepting {
-            self.empty_poll();
+            self.is_stale.fetch_or(!self.empty_poll(), Ordering::Relaxed);
         }
         *state = AcceptState::Closed;
         self.changed.notify_one();
     }
 
-    fn empty_poll(&self) {
-        self.sockets.iter().for_each(|socket| self.poll.forget(&*socket.listener));
+    /// False: there is one that it cannot be made to forget.
+    fn empty_poll(&self) -> bool {
+        let sockets = self.sockets.iter().filter(|socket| !socket.has_failed());
+        sockets.filter(|socket| !self.poll.forget(&*socket.listener)).count() == 0
     }
 
     /// How many sockets there are.
@@ -191,8 +226,7 @@ impl Acceptor {
         if self.is(AcceptState::Closed) {
             return None;
         }
-        let socket = self.sockets.get(number)?;
-        let address = &socket.listener.address;
+        let socket = self.sockets.get(number).filter(|socket| !socket.has_failed())?;
         for _ in 0..AT_A_TIME {
             match accept(&socket.listener) {
                 Ok(accepted) => return Some(accepted),
@@ -202,17 +236,20 @@ impl Acceptor {
                 Err(Errno::ENOPROTOOPT | Errno::EHOSTDOWN | Errno::ENONET | Errno::EHOSTUNREACH) => {}
                 Err(Errno::EOPNOTSUPP | Errno::ENETUNREACH) => {}
                 Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)) => {
-                    log::warn!("accept on {address}: {error}; trying again");
-                    self.hold(RETRY_AFTER);
+                    self.descriptors.ran_out(error);
+                    self.hold();
                     return None;
                 }
                 Err(error) => {
-                    // EINVAL: it was shut down, since the server stops or does not listen there any more.
-                    if error != Errno::EINVAL {
-                        log::error!("accept on {address}: {error}; this worker accepts no more there");
+                    // It was shut down, since the server stops or does not listen there any more.
+                    let is_shut_down = error == Errno::EINVAL && socket.is_intact();
+                    socket.failed.store(is_shut_down, Ordering::Relaxed);
+                    if is_shut_down {
+                        self.poll.forget(&*socket.listener);
+                    } else {
+                        self.lose(socket, &error);
+                        self.is_stale.store(true, Ordering::Relaxed);
                     }
-                    socket.failed.store(true, Ordering::Relaxed);
-                    self.poll.forget(&*socket.listener);
                     return None;
                 }
             }
@@ -220,11 +257,37 @@ impl Acceptor {
         None
     }
 
+    /// A socket has failed for good.
+    fn lose(&self, socket: &ListenSocket, error: &dyn fmt::Display) {
+        log::error!("accept on {}: {error}; this worker accepts no more there", socket.listener.address);
+        socket.failed.store(true, Ordering::Relaxed);
+        self.share.slot.set_fault(Some(Fault::Listener));
+    }
+
+    /// A socket whose descriptor a handler has closed cannot be taken out of a poll (epoll(7), Q6), and would be ready
+    /// for ever: so all that is in the poll is forgotten. True: it is, and has to be added anew. [event loop]
+    pub fn renew_poll(&self) -> bool {
+        if !self.is_stale.swap(false, Ordering::Relaxed) {
+            return false;
+        }
+        let mut state = self.lock();
+        self.descriptors.make_room_for_order();
+        let renewed = self.poll.renew();
+        self.descriptors.refill();
+        if let Err(error) = &renewed {
+            log::error!("epoll: {error}; the event loop is busy until this worker is replaced");
+        } else if *state == AcceptState::Accepting {
+            *state = AcceptState::Paused(Duration::ZERO);
+            self.changed.notify_one();
+        }
+        renewed.is_ok()
+    }
+
     /// Whether this worker may take one more; if not, it accepts no more until it may. [event loop]
     pub fn may_go_on(&self) -> bool {
         let may = self.share.may_take();
         if !may {
-            self.hold(Duration::ZERO);
+            self.hold();
         }
         may
     }
@@ -258,6 +321,9 @@ impl Share {
 
     /// Whether this worker may take a connection.
     fn may_take(&self) -> bool {
+        if matches!(self.slot.fault(), Some(Fault::Descriptors | Fault::System)) {
+            return false;
+        }
         let siblings = self.scoreboard.slots().iter().enumerate();
         // The workers of other pools have connections sent to them.
         let siblings = siblings.filter(|(_, sibling)| sibling.place().pool == self.slot.place().pool);
@@ -265,6 +331,10 @@ impl Share {
         let others = others.filter(|other| serves(other)).map(load);
         may_accept(load(self.slot), self.connections, others)
     }
+}
+
+fn inode(listener: &Listener) -> Option<u64> {
+    fstat(listener).ok().map(|status| status.st_ino)
 }
 
 /// The next connection, and the peer's address if that is one of IP.
@@ -278,7 +348,7 @@ fn accept(listener: &Listener) -> Result<(Socket, Option<SocketAddr>), Errno> {
 fn serves(slot: &Slot) -> bool {
     let age = |since: &AtomicU64| now().saturating_sub(since.load(Ordering::Relaxed));
     let is_stuck = || slot.call.current().is_some() && age(&slot.call.since) >= STUCK;
-    slot.state() == State::Running && age(&slot.heartbeat) < STALE && !is_stuck()
+    slot.takes_connections() && age(&slot.heartbeat) < STALE && !is_stuck()
 }
 
 fn load(slot: &Slot) -> u32 {

@@ -6,8 +6,9 @@ pub mod receive;
 pub mod send;
 pub mod waiting;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::config::Config;
@@ -15,6 +16,7 @@ use crate::fleet::control::Channel;
 use crate::fleet::inbox::Inbox;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Scoreboard, Slot};
+use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::lifecycle::Lifecycle;
 use crate::worker::base::metrics::Metrics;
 use crate::worker::blocking::threads::Threads;
@@ -63,10 +65,14 @@ pub struct Transfer {
     pub pool: usize,
     /// To the supervisor.
     pub control: &'static Channel,
+    /// Room for descriptors that come.
+    pub descriptors: &'static Descriptors,
     /// Where connections come from other workers.
     pub inbox: Inbox,
+    /// Whether the event loop waits for them: not before this worker serves, nor while there is no room for them.
+    pub watches_inbox: Cell<bool>,
     /// By slot: where others are sent connections.
-    pub txs: RefCell<Vec<OwnedFd>>,
+    pub txs: RefCell<Vec<Rc<OwnedFd>>>,
     /// Connections that have come from another process and are not in the table yet.
     pub arrivals: RefCell<&'static mut Arrivals>,
     /// Room for connections on their way to another process.

@@ -16,6 +16,7 @@ use crate::proto::ws::handshake;
 use crate::time::Instant;
 use crate::worker::base::load::Arrival;
 use crate::worker::base::metrics::{NO_HANDLER, OpenCount};
+use crate::worker::base::poll::INBOX;
 use crate::worker::conn::handoff::{Entry, Purpose};
 use crate::worker::conn::handshake::Request;
 use crate::worker::conn::record::{Record, flags};
@@ -37,7 +38,7 @@ impl Transfer {
     /// Takes up all connections that lie in this slot's inbox.
     pub fn empty_inbox(&self) {
         loop {
-            match uninterrupted(|| self.arrivals.borrow_mut().receive(&self.inbox)) {
+            match self.receive() {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => return log::error!("inbox: {error}"),
@@ -61,6 +62,45 @@ impl Transfer {
                 self.conns.flush(id);
                 rescue::begin_work();
             }
+        }
+    }
+
+    /// Receives a datagram. Where there are not enough descriptors for those in it, it stays for later, or for the worker
+    /// that replaces this one.
+    fn receive(&self) -> io::Result<()> {
+        let count = self.inbox.next_fds()?;
+        if !self.descriptors.make_room(count) {
+            if self.watches_inbox.replace(false) {
+                self.conns.poll.forget(self.inbox.rx());
+            }
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let received = uninterrupted(|| self.arrivals.borrow_mut().receive(&self.inbox));
+        self.descriptors.refill();
+        let lost = count.saturating_sub(received?);
+        if lost > 0 {
+            log::error!(
+                "inbox: lost {lost} of {count} connections: another thread took the last descriptors"
+            );
+        }
+        Ok(())
+    }
+
+    /// Has the event loop wait for connections from other processes.
+    pub fn watch_inbox(&self) {
+        if self.watches_inbox.get() {
+            return;
+        }
+        match self.conns.poll.add(self.inbox.rx(), INBOX) {
+            Ok(()) => self.watches_inbox.set(true),
+            Err(error) => log::error!("inbox: epoll: {error}; trying again"),
+        }
+    }
+
+    /// The same after the poll has forgotten all.
+    pub fn rewatch_inbox(&self) {
+        if self.watches_inbox.replace(false) {
+            self.watch_inbox();
         }
     }
 

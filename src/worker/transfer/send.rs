@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use ::ws_handler::raw::*;
@@ -27,7 +28,7 @@ const SOON: u64 = 5_000_000_000;
 /// What a worker that hands its connections over keeps in mind.
 pub struct Leaving {
     /// Of the inbox that they go to; none if there is nobody who could take them up.
-    tx: Option<OwnedFd>,
+    tx: Option<Rc<OwnedFd>>,
     /// Whose that is; it does not leave before this worker has sent all.
     to: Option<&'static Slot>,
     /// When it began.
@@ -55,8 +56,8 @@ impl Transfer {
         if self.is_leaving() || self.life.is_stopping() {
             return;
         }
-        // It may have been told to leave since.
-        if self.scoreboard.slot(to).is_none_or(|slot| slot.state() != State::Running) {
+        // It may have been told to leave since, or have run out of descriptors.
+        if self.scoreboard.slot(to).is_none_or(|slot| !slot.takes_connections()) {
             return;
         }
         if self.tx_to(Some(to)).is_none() {
@@ -98,19 +99,21 @@ impl Transfer {
 
     /// The least loaded worker of a pool and its inlet; in a pool with a process for each connection one that waits,
     /// which is reserved.
-    pub fn least_loaded(&self, pool: usize) -> Option<(&'static Slot, OwnedFd)> {
+    pub fn least_loaded(&self, pool: usize) -> Option<(&'static Slot, Rc<OwnedFd>)> {
         let slots = self.scoreboard.slots().iter().enumerate();
         let slots = slots.filter(|(_, slot)| usize::from(slot.place().pool) == pool);
         // What lies in the inbox of a worker that is starting is taken up as soon as it is ready.
         let eagerness = |slot: &Slot| {
             let load = slot.connections.load(Ordering::Relaxed);
             match slot.state() {
-                State::Running => Some((0, load)),
+                State::Running if slot.fault().is_none() => Some((0, load)),
                 State::Starting => Some((1, load)),
+                // It waits there for the one that is to replace this worker.
+                State::Running => Some((2, load)),
                 State::Stopping | State::Standby | State::Empty => None,
             }
         };
-        let known = |index: usize| self.txs.borrow().get(index).and_then(|tx| tx.try_clone().ok());
+        let known = |index: usize| self.txs.borrow().get(index).cloned();
         let slots = slots.filter_map(|(index, slot)| Some((eagerness(slot)?, index, slot)));
         if self.is_per_connection(pool) {
             // One that is starting may not get that far, and what it was sent would wait for another.
@@ -143,10 +146,10 @@ impl Transfer {
 
     /// Where connections for this slot go, and whose inbox that is: `tx` if it came with the order (it leads to another
     /// server), else what is known of the slot.
-    pub fn target(&self, to: usize, tx: Option<OwnedFd>) -> Option<(OwnedFd, Option<&'static Slot>)> {
+    pub fn target(&self, to: usize, tx: Option<OwnedFd>) -> Option<(Rc<OwnedFd>, Option<&'static Slot>)> {
         let slot = self.scoreboard.slot(to).filter(|_| tx.is_none());
-        let known = || self.txs.borrow().get(to).and_then(|tx| tx.try_clone().ok());
-        Some((tx.or_else(known)?, slot))
+        let known = || self.txs.borrow().get(to).cloned();
+        Some((tx.map(Rc::new).or_else(known)?, slot))
     }
 
     /// Whether this worker is leaving.
@@ -155,7 +158,7 @@ impl Transfer {
     }
 
     /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers have.
-    pub fn begin_leaving(&self, tx: Option<OwnedFd>, to: Option<&'static Slot>) {
+    pub fn begin_leaving(&self, tx: Option<Rc<OwnedFd>>, to: Option<&'static Slot>) {
         if let Some(slot) = to {
             slot.crash.begin_sending(self.pid);
         }
@@ -173,7 +176,7 @@ impl Transfer {
     }
 
     /// What is left goes to this inbox from now on: where it was to go is gone.
-    pub fn redirect(&self, tx: Option<OwnedFd>, to: Option<&'static Slot>) {
+    pub fn redirect(&self, tx: Option<Rc<OwnedFd>>, to: Option<&'static Slot>) {
         if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
             leaving.to.into_iter().for_each(|old| old.crash.end_sending(self.pid));
             to.into_iter().for_each(|new| new.crash.begin_sending(self.pid));
@@ -205,9 +208,9 @@ impl Transfer {
         let mut txs = self.txs.borrow_mut();
         let is_next = txs.len() == slot;
         match (txs.get_mut(slot), tx) {
-            (Some(known), Some(tx)) => *known = tx,
+            (Some(known), Some(tx)) => *known = Rc::new(tx),
             // The supervisor tells of all, in order.
-            (None, Some(tx)) if is_next => txs.push(tx),
+            (None, Some(tx)) if is_next => txs.push(Rc::new(tx)),
             _ => log::error!("the inlet of slot {slot} did not arrive"),
         }
     }
