@@ -312,6 +312,10 @@ impl Args {
                 return Err(Error::Config(message));
             }
         }
+        // Handlers may change the current directory of workers.
+        self.document_root = self.document_root.map(std::path::absolute).transpose().map_err(|error| {
+            Error::Config(format!("{}: the current directory: {error}", places.of("document_root")))
+        })?;
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let port = self.port;
         let listen = self.server_host.into_iter().map(|host| match host {

@@ -127,6 +127,13 @@ impl Handler {
     }
 }
 
+/// Writes what this process has in the buffers of stdio streams.
+pub fn flush_stdio() {
+    // SAFETY: without a stream all of them are flushed, each under its own lock. Where one cannot be written to, what it
+    // holds is lost, and nobody is left who could do something about it.
+    unsafe { libc::fflush(std::ptr::null_mut()) };
+}
+
 /// A message for the handler. `terminated` is the payload with its NUL byte.
 pub fn message(kind: u32, flags: u32, terminated: &[u8]) -> ws_message {
     debug_assert_eq!(terminated.last(), Some(&0));

@@ -165,9 +165,7 @@ impl Worker {
             );
         }
         if threads == 0 {
-            for service in self.handlers.services.iter().flatten() {
-                service.handler.worker_stop();
-            }
+            self.handlers.stop();
         }
     }
 

@@ -597,3 +597,38 @@ fn the_handler_compiled_against_the_first_release_still_works() {
     raw.frame(TEXT, b"");
     assert_eq!(raw.next_text(), "");
 }
+
+#[test]
+fn what_a_handler_changes_of_its_process_is_not_the_servers_and_its_output_is_written() {
+    let dir = crate::daemon::Dir::new();
+    crate::fixtures::add_handler(dir.path(), "process_state", "process_state");
+    std::fs::create_dir(dir.path().join("www")).unwrap();
+    std::fs::write(dir.path().join("www/page.txt"), "found").unwrap();
+    let log = dir.path().join("log");
+    let mut command = crate::daemon::wshd();
+    command.current_dir(dir.path()).args(["--port", "0", "--workers", "1", "-w", "."]);
+    command.args(["--document-root", "www", "--log-file", "log", "--log-level", "debug"]);
+    let mut server = crate::daemon::Server::launch(command, log.clone()).when_ready();
+    // A handler that has gone to another directory.
+    let mut client = crate::client::Raw::connect(&server.address());
+    client.send(b"GET /page.txt HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(client.rest().ends_with(b"found"));
+    std::fs::rename(&log, dir.path().join("old")).unwrap();
+    server.signal(nix::sys::signal::Signal::SIGUSR1);
+    crate::daemon::until("the log is reopened where it was", || log.exists());
+    // A program that a handler starts, except for what was ignored when the server was started.
+    let ours = std::fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = |status: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    let mut raw = crate::client::Raw::open(&server.address(), "/process_state");
+    // Rust's runtime ignores SIGPIPE in this process.
+    let rust_ignores = 1 << (libc::SIGPIPE - 1);
+    // The two after these are the C library's own, and ignored by its posix_spawn(3).
+    let signals = u64::from(u32::MAX >> 1);
+    assert_eq!(ignored(&raw.ask("signals")) & !(ignored(&ours) & !rust_ignores) & signals, 0);
+    drop(raw);
+    server.stop();
+    assert_eq!(std::fs::read_to_string(dir.path().join("written")).unwrap(), "started\nstopped\n");
+}

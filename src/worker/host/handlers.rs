@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::config::Config;
-use crate::ffi::call::Handler;
+use crate::ffi::call::{self, Handler};
 use crate::ffi::host::{Callback, count_call};
 use crate::ffi::plugin::{self, Plugin};
 use crate::ffi::raw;
@@ -48,7 +48,7 @@ impl Loaded {
 
     /// Tells them that the worker stops.
     pub fn stop(&self) {
-        self.0.iter().flatten().for_each(|service| service.handler.worker_stop());
+        stop(&self.0);
     }
 }
 
@@ -69,6 +69,11 @@ pub struct Handlers {
 }
 
 impl Handlers {
+    /// Tells them that the worker stops.
+    pub fn stop(&self) {
+        stop(&self.services);
+    }
+
     /// A handler of this worker.
     pub fn service(&self, handler: u16) -> Option<&Service> {
         self.services.get(usize::from(handler)).and_then(Option::as_ref)
@@ -106,6 +111,13 @@ impl Handlers {
         self.slot.call.end();
         result
     }
+}
+
+/// Tells them that the worker stops, and writes what they have left in the buffers of stdio: the process ends without
+/// exit(3).
+fn stop(services: &[Option<Service>]) {
+    services.iter().flatten().for_each(|service| service.handler.worker_stop());
+    call::flush_stdio();
 }
 
 fn load(config: &Config, route: &Route, worker: u32) -> Option<Service> {

@@ -11,6 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork, getpid};
 
+use crate::ffi::call;
 use crate::fleet::control::{Channel, Command, Report};
 use crate::fleet::inbox::Inbox;
 use crate::fleet::scoreboard::State;
@@ -114,6 +115,8 @@ impl Expected {
 /// Forks twice, so that the child becomes one of the supervisor. True in the child. Where it fails the child's channel
 /// is closed, which the supervisor notices.
 fn fork_child() -> bool {
+    // Else each child would write it once more.
+    call::flush_stdio();
     // SAFETY: this process has one thread, so that its child may do whatever a process may do. If a handler has made
     // more all the same, fork(3) leaves the allocator usable, and what the handler has locked is its own.
     match unsafe { fork() } {
