@@ -2,6 +2,7 @@
 //! process has left in the inbox.
 
 pub mod detach;
+pub mod pacing;
 pub mod receive;
 pub mod send;
 pub mod waiting;

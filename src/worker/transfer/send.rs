@@ -2,7 +2,7 @@
 //! (balance), or all of them because this worker is to leave.
 #![allow(unsafe_code)]
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -11,6 +11,7 @@ use ::ws_handler::raw::*;
 
 use crate::ffi::host::Callback;
 use crate::fleet::scoreboard::{Slot, State};
+use crate::time::Instant;
 use crate::worker::conn::handoff::Purpose;
 use crate::worker::conn::record::flags;
 use crate::worker::conn::table::Phase;
@@ -18,12 +19,7 @@ use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::request::{Elsewhere, unavailable};
 use crate::worker::transfer::Transfer;
-
-/// How often (ns) connections that could not move yet are looked at again: at first, and after [`SOON`].
-const AGAIN: u64 = 20_000_000;
-const LATER: u64 = 500_000_000;
-/// See [`AGAIN`]; ns.
-const SOON: u64 = 5_000_000_000;
+use crate::worker::transfer::pacing::{AGAIN, Pacing};
 
 /// What a worker that hands its connections over keeps in mind.
 pub struct Leaving {
@@ -31,23 +27,11 @@ pub struct Leaving {
     tx: Option<Rc<OwnedFd>>,
     /// Whose that is; it does not leave before this worker has sent all.
     to: Option<&'static Slot>,
-    /// When it began.
-    since: u64,
-    /// When to look next for connections that can move.
-    look_at: u64,
+    pacing: Pacing,
     /// Connections that can not move, or not yet, and whose handlers know.
     told: HashSet<u64>,
     /// Since when there is no connection; handlers' threads may still be there.
     empty_since: Option<u64>,
-    /// When those are closed that have a time for it.
-    closing: BTreeMap<(u64, u64), u64>,
-}
-
-impl Leaving {
-    /// When something is to be done.
-    fn next(&self) -> u64 {
-        self.closing.keys().next().map_or(self.look_at, |(at, _)| self.look_at.min(*at))
-    }
 }
 
 impl Transfer {
@@ -162,16 +146,9 @@ impl Transfer {
         if let Some(slot) = to {
             slot.crash.begin_sending(self.pid);
         }
-        let since = self.life.now.get();
-        *self.leaving.borrow_mut() = Some(Leaving {
-            tx,
-            to,
-            since,
-            look_at: since,
-            told: HashSet::new(),
-            empty_since: None,
-            closing: BTreeMap::new(),
-        });
+        let now = Instant::from_nanos(self.life.now.get());
+        *self.leaving.borrow_mut() =
+            Some(Leaving { tx, to, pacing: Pacing::new(now), told: HashSet::new(), empty_since: None });
         self.migrate_more();
     }
 
@@ -237,32 +214,32 @@ impl Transfer {
     /// When to look again, while connections are being handed over.
     pub fn next_migration(&self) -> Option<u64> {
         match self.leaving.borrow().as_ref() {
-            Some(leaving) => Some(leaving.next()),
+            Some(leaving) => Some(leaving.pacing.next().as_nanos()),
             None if self.detaching.borrow().is_empty() => None,
-            None => Some(self.life.now.get().saturating_add(AGAIN)),
+            None => Some((Instant::from_nanos(self.life.now.get()) + AGAIN).as_nanos()),
         }
     }
 
     /// Hands over what has become movable; what has not is closed with 1012 when its time is over. Looks at all
     /// connections now and then only: a turn of the loop costs no more for those that are left.
     pub fn migrate_more(&self) {
-        let now = self.life.now.get();
-        if self.leaving.borrow().as_ref().is_none_or(|leaving| now < leaving.next()) && !self.has_emptied() {
-            return;
-        }
-        self.send_away(&self.conns.ids(), None, usize::MAX);
-        let left = self.conns.ids();
-        if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
-            leaving.look_at = now + if now.saturating_sub(leaving.since) < SOON { AGAIN } else { LATER };
-            leaving.empty_since = left.is_empty().then(|| leaving.empty_since.unwrap_or(now));
-        }
-        self.announce_end(&left);
-        let due = || {
-            let mut leaving = self.leaving.borrow_mut();
-            let closing = &mut leaving.as_mut()?.closing;
-            closing.first_entry().filter(|first| first.key().0 <= now).map(|first| first.remove())
+        let now = Instant::from_nanos(self.life.now.get());
+        let is_look_due = match self.leaving.borrow_mut().as_mut() {
+            Some(leaving) => leaving.pacing.take_look(now),
+            None => return,
         };
+        if is_look_due || self.has_emptied() {
+            self.send_away(&self.conns.ids(), None, usize::MAX);
+            let left = self.conns.ids();
+            if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
+                leaving.empty_since = left.is_empty().then(|| leaving.empty_since.unwrap_or(now.as_nanos()));
+            }
+            self.announce_end(&left);
+        }
+        let due = || self.leaving.borrow_mut().as_mut()?.pacing.take_due(now);
         while let Some(id) = due() {
+            // It may have become movable since the last look.
+            self.send_away(&[id], None, 1);
             self.conns.close_after_messages(id, 1012);
         }
     }
@@ -290,8 +267,8 @@ impl Transfer {
                     // One that can move once its thread comes back has all of the time.
                     let part = if self.conns.is_resumable(id) { open.len() } else { index + 1 };
                     let share = u128::from(time) * part as u128 / open.len() as u128;
-                    let at = self.life.now.get().saturating_add(share as u64);
-                    leaving.closing.insert((at, id), id);
+                    let at = Instant::from_nanos(self.life.now.get().saturating_add(share as u64));
+                    leaving.pacing.close_at(at, id);
                 }
             }
             self.drain(id);
