@@ -98,6 +98,24 @@ impl Scoreboard {
         }
     }
 
+    /// All workers have as many connections as they may; true if that is new. [worker]
+    pub fn begin_saturation(&self) -> bool {
+        let begin = |count: u32| count.is_multiple_of(2).then(|| count.wrapping_add(1));
+        self.header.saturation.fetch_update(Ordering::Relaxed, Ordering::Relaxed, begin).is_ok()
+    }
+
+    /// They do not any more; true if that is new. [worker]
+    pub fn end_saturation(&self) -> bool {
+        let end = |count: u32| (count % 2 == 1).then(|| count.wrapping_add(1));
+        self.header.saturation.fetch_update(Ordering::Relaxed, Ordering::Relaxed, end).is_ok()
+    }
+
+    /// Whether they do, and how often that has begun.
+    pub fn saturation(&self) -> (bool, u32) {
+        let count = self.header.saturation.load(Ordering::Relaxed);
+        (count % 2 == 1, count.div_ceil(2))
+    }
+
     /// Waits until the tick is no longer `seen`, at most `timeout`. May return early.
     pub fn wait(&self, seen: u32, timeout: Duration) {
         let timeout = libc::timespec {
@@ -372,6 +390,8 @@ struct Header {
     tick: AtomicU32,
     /// 1: a process sleeps on `tick`, or did.
     waiting: AtomicU32,
+    /// How often saturation has begun and ended; odd: it lasts.
+    saturation: AtomicU32,
     /// 1: another server has the listening sockets, too.
     shared_sockets: AtomicU32,
 }

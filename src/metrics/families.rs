@@ -11,7 +11,7 @@ use crate::fleet::breakers::BreakerState;
 use crate::fleet::counters::{DEATHS, Entry, NONE, OTHER, PlaceCounters};
 use crate::fleet::handler_counters::{CALLBACKS, CLOSE_CODES, CLOSERS, HandlerCounters, STATUSES};
 use crate::fleet::memory;
-use crate::fleet::scoreboard::{self, State};
+use crate::fleet::scoreboard::{self, Slot, State};
 
 const fn counter(name: &'static str, unit: &'static str, help: &'static str) -> Family {
     Family { name, kind: Kind::Counter, unit, help }
@@ -78,6 +78,10 @@ const UNCOUNTED: Family = counter(
 );
 
 const WORKERS: Family = gauge("wshd_workers", "", "Workers by their state.");
+const SATURATED: Family =
+    gauge("wshd_saturated", "", "Whether all workers have as many connections as they may: 1, or 0.");
+const SATURATIONS: Family =
+    counter("wshd_saturations", "", "How often all workers came to have as many connections as they may.");
 const CONNECTIONS: Family = gauge(
     "wshd_worker_connections",
     "",
@@ -291,15 +295,23 @@ impl<'a> Report<'a> {
         let Self { start, text, .. } = self;
         text.family(&WORKERS);
         let states = [
-            (State::Starting, "starting"),
-            (State::Standby, "standby"),
-            (State::Running, "running"),
-            (State::Stopping, "stopping"),
+            (State::Starting, false, "starting"),
+            (State::Standby, false, "standby"),
+            (State::Running, false, "running"),
+            (State::Running, true, "faulty"),
+            (State::Stopping, false, "stopping"),
         ];
-        for (state, name) in states {
-            let count = start.scoreboard.slots().iter().filter(|slot| slot.state() == state).count();
-            text.sample(&[("state", name)], count);
+        for (state, is_faulty, name) in states {
+            let is_so = |slot: &&Slot| {
+                slot.state() == state && (state != State::Running || slot.fault().is_some() == is_faulty)
+            };
+            text.sample(&[("state", name)], start.scoreboard.slots().iter().filter(is_so).count());
         }
+        let (is_saturated, saturations) = start.scoreboard.saturation();
+        text.family(&SATURATED);
+        text.sample(&[], u8::from(is_saturated));
+        text.family(&SATURATIONS);
+        text.sample(&[], saturations);
         let workers: Vec<Worker> = workers(start).collect();
         let numbers: [Source<Worker>; 6] = [
             (&CONNECTIONS, |worker| worker.connections),

@@ -41,6 +41,9 @@ impl Worker {
         {
             self.report(Report::Faulty);
         }
+        if self.acceptor.exists() {
+            self.acceptor.share.watch_saturation();
+        }
         self.accept_from_all();
     }
 

@@ -288,9 +288,13 @@ fn connections_over_the_limit_wait_for_their_turn() {
     let nothing = third.stream.read(&mut [0; 1]).unwrap_err();
     assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
     third.stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    server.says("all workers are full (1 with max_connections 2): new connections wait");
     drop(first);
     assert!(third.head().starts_with("HTTP/1.1 101 "));
     assert_eq!(third.ask("my turn"), "my turn");
+    drop((second, third));
+    server.says("new ones are accepted again");
+    assert_eq!(server.log().matches("new connections wait").count(), 1);
 }
 
 #[test]

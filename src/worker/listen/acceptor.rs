@@ -23,7 +23,7 @@ use nix::sys::stat::fstat;
 use socket2::{SockRef, Socket};
 
 use crate::fleet::listener::Listener;
-use crate::fleet::scoreboard::{Fault, Scoreboard, Slot, now};
+use crate::fleet::scoreboard::{Fault, Scoreboard, Slot, State, now};
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::poll::{LISTENER, Poll};
 
@@ -287,6 +287,9 @@ impl Acceptor {
     pub fn may_go_on(&self) -> bool {
         let may = self.share.may_take();
         if !may {
+            if load(self.share.slot) >= self.share.connections {
+                self.share.watch_saturation();
+            }
             self.hold();
         }
         may
@@ -317,6 +320,28 @@ impl Share {
     /// Whether half of this worker's room is taken.
     pub fn is_half_full(&self) -> bool {
         load(self.slot) >= self.connections / 2
+    }
+
+    /// Says once that all workers are full, and once that there is room again: not for a single connection of many, of
+    /// which some may come and go at any time. [event loop]
+    pub fn watch_saturation(&self) {
+        if self.slot.state() != State::Running {
+            return;
+        }
+        let pool = self.slot.place().pool;
+        let workers = self.scoreboard.slots().iter();
+        let loads = workers.filter(|slot| slot.place().pool == pool && slot.takes_connections()).map(load);
+        let free: Vec<u32> = loads.map(|load| self.connections.saturating_sub(load)).collect();
+        let (workers, most) = (free.len() as u64, u64::from(self.connections));
+        let free: u64 = free.into_iter().map(u64::from).sum();
+        if free == 0 && workers > 0 && self.scoreboard.begin_saturation() {
+            log::warn!(
+                "all workers are full ({workers} with max_connections {most}): new connections wait until others close"
+            );
+        }
+        if free > workers * most / 20 && self.scoreboard.end_saturation() {
+            log::info!("there is room for {free} connections: new ones are accepted again");
+        }
     }
 
     /// Whether this worker may take a connection.
