@@ -16,9 +16,9 @@ use crate::proto::http1::allow::{HostRule, OriginRule};
 
 pub use crate::fleet::listener::Listen;
 
-/// Descriptors of a worker that are not connections: standard streams, listeners, epoll, inbox, log, spare ones, and
-/// what a handler opens.
-pub const RESERVED_DESCRIPTORS: u64 = 80;
+/// Descriptors of a worker that are not connections: standard streams, listeners, epoll, inbox, log, and what
+/// a handler opens.
+pub const RESERVED_DESCRIPTORS: u64 = 64;
 /// Descriptors that a worker keeps for what comes from other processes when there are no others.
 pub const SPARE_DESCRIPTORS: usize = 16;
 
@@ -385,7 +385,7 @@ impl Config {
     pub fn reserved_descriptors(&self) -> u64 {
         let children =
             self.pools.iter().filter_map(|pool| pool.children).map(|children| children.most as u64);
-        RESERVED_DESCRIPTORS + children.sum::<u64>()
+        RESERVED_DESCRIPTORS + SPARE_DESCRIPTORS as u64 + children.sum::<u64>()
     }
 
     /// Whether the worker of this place has children that serve, and serves nobody itself.
