@@ -166,6 +166,9 @@ impl Transfer {
         let Some(since) = self.leaving.borrow().as_ref().and_then(|leaving| leaving.empty_since) else {
             return false;
         };
+        if self.conns.len() > 0 {
+            return false; // some have arrived in the same turn, and go on at the next look
+        }
         let is_late = self.life.now.get() >= since.saturating_add(self.config.stop_time);
         !self.slot.crash.is_sending() && (self.threads.running() == 0 || is_late)
     }
