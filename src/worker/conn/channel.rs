@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crate::ffi::host::{Address, Task};
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::worker::commands::queue::{Command, CommandQueue};
-use crate::worker::conn::handshake::Request;
 use crate::worker::conn::record::Strings;
+use crate::worker::conn::request::Request;
 
 /// Payload bytes that wait here before the loop stops reading from the peer.
 const HIGH: usize = 1024 * 1024;

@@ -23,7 +23,7 @@ use crate::worker::conn::receive_budget::ReceiveBudget;
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::send_queue::QueuePool;
 use crate::worker::conn::table::{Conn, NEVER, Open, Phase, Table};
-use crate::worker::conn::turn::TurnQueue;
+use crate::worker::conn::turn_queue::TurnQueue;
 
 /// How long the send queue may wait where no Pings say what a silent peer is; ns.
 const STALL: u64 = 60_000_000_000;

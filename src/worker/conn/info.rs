@@ -10,8 +10,8 @@ use socket2::SockAddr;
 
 use crate::ffi::host::{ABSENT, Address, Fact, present};
 use crate::proto::ws::deflate::negotiate::Params;
-use crate::worker::conn::handshake::Request;
 use crate::worker::conn::record::Strings;
+use crate::worker::conn::request::Request;
 
 /// The facts of one connection, borrowed from where they lie.
 #[derive(Clone, Copy)]

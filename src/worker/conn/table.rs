@@ -20,10 +20,11 @@ use crate::worker::base::poll::{ARRIVALS, READABLE};
 use crate::worker::conn::channel::{PeerClose, ThreadChannel};
 use crate::worker::conn::contexts::Holding;
 use crate::worker::conn::handler_timers::HandlerTimers;
-use crate::worker::conn::handshake::{Handshake, Request};
+use crate::worker::conn::handshake::Handshake;
 use crate::worker::conn::rate_limit::RateLimit;
 use crate::worker::conn::receive_budget::{ReceiveBudget, Share};
 use crate::worker::conn::record::{Record, Records};
+use crate::worker::conn::request::Request;
 use crate::worker::conn::send_queue::{Queue, QueuePool};
 use crate::worker::conn::turn::Turn;
 

@@ -2,10 +2,7 @@
 //! bytes took long to process, wait in a queue: they are served after the others, first come first served, for a bounded
 //! time in each turn of the loop. What is not read stays in the socket.
 
-use std::collections::VecDeque;
-
 use crate::worker::conn::receive::AT_ONCE;
-use crate::worker::conn::table::Conn;
 
 /// Bytes of a large message read at a time.
 pub const MOST: usize = 1024 * 1024;
@@ -14,25 +11,11 @@ pub const UNTIMED: usize = 2048;
 /// Bytes read at a time from a connection whose send queue is not empty: they may have to be set aside. A queue above
 /// this is written to in turn.
 pub const QUEUED: usize = 64 * 1024;
-/// The rest of a frame is read at once only if it has at least this many bytes.
-const SCRAP: usize = 128;
 /// A read that took longer than this (ns) makes the connection heavy.
 const LONG: u64 = 30_000;
-/// Reads of what is left of a frame, at most: what is gathered grows by a factor, from 1 KiB to [`MOST`].
-pub const READS: usize = 4;
-/// Time (ns) for the queue in a turn of the loop; or as long as the others have taken in it, up to [`MOST_SHARE`].
-pub const SHARE: u64 = 100_000;
-/// See [`SHARE`]; ns.
-pub const MOST_SHARE: u64 = 1_000_000;
 /// One read is to bring what takes no longer than this (ns); more may come at once if it takes no more than a
 /// nanosecond a byte, as large messages do.
 const SLICE: u64 = 50_000;
-
-/// The rest of a frame, if it is worth a read by itself and no larger than `most`: it does not wait for the next turn. Until
-/// it has come the connection can not move, even though the process crashes.
-pub fn rest(to_come: u64, most: usize) -> Option<usize> {
-    usize::try_from(to_come).ok().filter(|rest| (SCRAP..=most).contains(rest))
-}
 
 /// How a connection takes its turns.
 #[derive(Clone, Copy, Debug)]
@@ -50,9 +33,6 @@ const HEAVY: u8 = 1;
 const WAITING: u8 = 2;
 /// It is not watched while it waits.
 const UNWATCHED: u8 = 4;
-
-/// This many waiting connections stay watched: being found ready again costs less than two epoll_ctl calls.
-const FEW: usize = 16;
 
 /// 1 KiB, and [`AT_ONCE`].
 const STRIDES: std::ops::RangeInclusive<u8> = 10..=AT_ONCE.ilog2() as u8;
@@ -89,6 +69,11 @@ impl Turn {
         self.flags & WAITING != 0
     }
 
+    /// It is in the queue from now on, and still watched or not.
+    pub fn wait(&mut self, is_watched: bool) {
+        self.flags |= if is_watched { WAITING } else { WAITING | UNWATCHED };
+    }
+
     /// Its turn begins: it was removed from the queue.
     pub fn begin(&mut self) {
         self.flags &= !(WAITING | UNWATCHED);
@@ -107,7 +92,7 @@ impl Turn {
     }
 
     /// Bytes to read from one that brings much: of a frame, `to_come` are missing; `queued` wait to be sent.
-    fn room(self, to_come: u64, queued: usize) -> usize {
+    pub fn room(self, to_come: u64, queued: usize) -> usize {
         let stride = if queued > 0 { QUEUED.min(1 << self.stride()) } else { 1 << self.stride() };
         stride.max(usize::try_from(to_come).unwrap_or(usize::MAX)).min(MOST)
     }
@@ -172,53 +157,6 @@ impl Slice {
         });
         (self.looked, self.messages) = (now, 0);
         now.saturating_sub(begun) >= SLICE_TIME
-    }
-}
-
-/// Connections that wait for their turn, each once.
-#[derive(Default)]
-pub struct TurnQueue(VecDeque<u64>);
-
-impl TurnQueue {
-    /// How many bytes to read from a connection now. `None`: it is not its turn yet, and it has joined those who wait.
-    #[inline]
-    pub fn room_for(&mut self, id: u64, conn: &mut Conn, in_turn: bool) -> Option<usize> {
-        if conn.turn.is_at_once() {
-            return Some(AT_ONCE);
-        }
-        let to_come = conn.open().map_or(0, |open| open.proto.to_come());
-        if in_turn {
-            return Some(conn.turn.room(to_come, conn.queued()));
-        }
-        let rest = rest(to_come, AT_ONCE).filter(|_| !conn.has_unread());
-        if rest.is_none() {
-            self.join(id, conn);
-        }
-        rest
-    }
-
-    /// Puts a connection into the queue, if it is not there yet. The caller updates what epoll watches.
-    pub fn join(&mut self, id: u64, conn: &mut Conn) {
-        if conn.turn.flags & WAITING == 0 {
-            conn.turn.flags |= if self.0.len() < FEW { WAITING } else { WAITING | UNWATCHED };
-            self.0.push_back(id);
-        }
-    }
-
-    /// How many wait.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Removes the first one.
-    pub fn pop(&mut self) -> Option<u64> {
-        self.0.pop_front()
-    }
-
-    /// Whether none waits.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 

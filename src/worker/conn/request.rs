@@ -1,0 +1,61 @@
+//! The request of a WebSocket, as handlers may ask about it.
+
+use crate::proto::http1::head::Head;
+use crate::proto::ws::handshake::Opening;
+use crate::worker::conn::record::Strings;
+
+/// A request for a WebSocket that breaks no rule. Kept for the connection's
+/// whole life only if the handler asks for it.
+pub struct Request {
+    /// The head as it came.
+    pub head: Head,
+    /// What of it concerns the handshake.
+    pub opening: Opening,
+    /// `resource NUL`: the head's own bytes are not followed by NUL.
+    resource: Vec<u8>,
+    origin: Option<Vec<u8>>,
+    protocols: Option<Vec<u8>>,
+    extensions: Option<Vec<u8>>,
+}
+
+impl Request {
+    /// Prepares what handlers may ask for.
+    pub fn new(head: Head, opening: Opening) -> Self {
+        let terminated = |text: &[u8]| [text, b"\0"].concat();
+        let joined = |name: &str| {
+            let values: Vec<&[u8]> = head.header_all(name).collect();
+            (!values.is_empty()).then(|| terminated(&values.join(&b", "[..])))
+        };
+        Request {
+            resource: terminated(head.resource().as_bytes()),
+            origin: head.header("Origin").map(terminated),
+            protocols: joined("Sec-WebSocket-Protocol"),
+            extensions: joined("Sec-WebSocket-Extensions"),
+            head,
+            opening,
+        }
+    }
+
+    /// Resource and origin, each followed by a NUL; no subprotocol.
+    pub fn strings(&self) -> Strings<'_> {
+        Strings {
+            resource: unterminated(&self.resource),
+            origin: self.origin.as_deref().map(unterminated),
+            protocol: None,
+        }
+    }
+
+    /// The subprotocols offered, joined with ", ".
+    pub fn protocols(&self) -> Option<&[u8]> {
+        self.protocols.as_deref().map(unterminated)
+    }
+
+    /// The extensions offered, joined with ", ".
+    pub fn extensions(&self) -> Option<&[u8]> {
+        self.extensions.as_deref().map(unterminated)
+    }
+}
+
+fn unterminated(text: &[u8]) -> &[u8] {
+    text.strip_suffix(b"\0").unwrap_or(text)
+}
