@@ -28,6 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "handlers",
             "confine",
             "ffi::callback_name",
+            "ffi::is_start",
             "ctl::request",
             "ctl::answer",
         ],

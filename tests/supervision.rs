@@ -283,11 +283,76 @@ fn a_fleet_that_can_not_start_is_given_up() {
         "#,
     );
     let begun = Instant::now();
-    let mut server = Server::spawn(&dir, &["--workers", "2"]);
+    let mut server = Server::spawn(&dir, &["--workers", "2", "--quarantine-deaths", "0"]);
     assert_eq!(server.wait().code(), Some(5));
     // Five starts in each slot: at once, at once, then after 1, 2 and 4 s.
     assert!(begun.elapsed() >= Duration::from_secs(7), "{:?}", begun.elapsed());
     assert_eq!(logged(&server, "died of SIGABRT"), 10, "{}", server.log());
+}
+
+/// A handler that loads in a probe, and ends every worker that starts with it.
+fn bad_start(name: &str, action: &str) -> String {
+    format!(
+        "#include <stdlib.h>\n#include <ws_handler.h>\n\
+         static void on_message(ws_conn conn, const ws_message *msg) {{ (void)conn; (void)msg; }}\n\
+         static int32_t start(void) {{ {action}; return 0; }}\n\
+         WS_HANDLER(.name = \"{name}\", .on_message = on_message, .on_worker_start = start);"
+    )
+}
+
+#[test]
+fn a_handler_that_ends_workers_at_the_start_is_named_and_the_others_are_served() {
+    let dir = echo_dir();
+    let mut bad: Vec<String> = (0..6).map(|number| format!("bad{number}")).collect();
+    for name in &bad {
+        dir.handler(name, &bad_start(name, "abort()"));
+    }
+    dir.handler("leaves", &bad_start("leaves", "exit(0)"));
+    bad.push("leaves".to_owned());
+    let begun = Instant::now();
+    let mut server = Server::start(&dir, &["--workers", "2"]);
+    assert!(begun.elapsed() < Duration::from_secs(5), "no delay: {:?}", begun.elapsed());
+    let log = server.log();
+    assert!(log.contains("died of SIGABRT in on_worker_start of bad0"), "{log}");
+    assert!(log.contains("ended with status 0 in on_worker_start of leaves"), "{log}");
+    let url = |name: &str| format!("ws://127.0.0.1:{}/{name}", port(&server));
+    for name in &bad {
+        match tungstenite::connect(url(name)) {
+            Err(tungstenite::Error::Http(response)) => assert_eq!(response.status(), 503, "{name}"),
+            other => panic!("{name}: {other:?}"),
+        }
+        assert_eq!(log.matches(&format!("{name}: no worker starts with it")).count(), 1, "{log}");
+    }
+    let (mut client, _) = tungstenite::connect(url("echo")).unwrap();
+    client.send("here".into()).unwrap();
+    assert_eq!(client.read().unwrap().into_text().unwrap().as_str(), "here");
+
+    // Nothing is repaired.
+    server.signal(Signal::SIGHUP);
+    until("it is refused by name", || {
+        let log = server.log();
+        log.contains("reload: refused") && log.contains("in on_worker_start of bad0\n")
+    });
+    for name in &bad {
+        dir.handler(name, ECHO);
+    }
+    server.signal(Signal::SIGHUP);
+    until("it is done", || logged(&server, "reload: done") == 1);
+    for name in &bad {
+        let (mut client, _) = tungstenite::connect(url(name)).unwrap();
+        client.send("here".into()).unwrap();
+        assert_eq!(client.read().unwrap().into_text().unwrap().as_str(), "here");
+    }
+    server.stop();
+}
+
+#[test]
+fn a_fleet_of_strict_handlers_does_not_start_with_one_that_ends_its_worker() {
+    let dir = echo_dir();
+    dir.handler("bad", &bad_start("bad", "abort()"));
+    let mut server = Server::spawn(&dir, &["--workers", "1", "--strict-handlers"]);
+    assert_eq!(server.wait().code(), Some(3));
+    assert_eq!(logged(&server, "died of SIGABRT in on_worker_start of bad"), 1, "{}", server.log());
 }
 
 #[test]

@@ -239,12 +239,14 @@ pub enum Callback {
     Writable,
     Drain,
     Task,
+    /// Not a callback: its constructors, or its entry function.
+    Load,
 }
 
 impl Callback {
     /// The callback of that number; `None` for a number that is none.
     pub fn from_number(number: u32) -> Self {
-        const ALL: [Callback; 13] = [
+        const ALL: [Callback; 14] = [
             Callback::None,
             Callback::WorkerStart,
             Callback::WorkerStop,
@@ -258,6 +260,7 @@ impl Callback {
             Callback::Writable,
             Callback::Drain,
             Callback::Task,
+            Callback::Load,
         ];
         let of_that_number = ALL.into_iter().find(|callback| *callback as u32 == number);
         of_that_number.unwrap_or(Callback::None)
@@ -279,6 +282,7 @@ impl Callback {
             Callback::Writable => "on_writable",
             Callback::Drain => "on_drain",
             Callback::Task => "a posted function or timer",
+            Callback::Load => "loading",
         }
     }
 }

@@ -12,3 +12,8 @@ pub use ws_handler::raw;
 pub fn callback_name(number: u32) -> &'static str {
     host::Callback::from_number(number).name()
 }
+
+/// Whether a callback of this number is part of the start of a worker.
+pub fn is_start(number: u32) -> bool {
+    matches!(host::Callback::from_number(number), host::Callback::Load | host::Callback::WorkerStart)
+}

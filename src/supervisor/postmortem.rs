@@ -3,6 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -10,10 +11,12 @@ use serde_json::Value;
 use super::Supervisor;
 use super::death::{self, Cause, Death};
 use super::policy::quarantine::{Quarantine, Verdict};
-use super::processes::Role;
+use super::policy::slots::Event;
+use super::processes::{Process, Role};
 use crate::clock;
 use crate::config;
-use crate::fleet::breakers::BreakerState;
+use crate::ffi::is_start;
+use crate::fleet::breakers::{BreakerState, UNTIL_LIFTED};
 use crate::fleet::crash_report::{self, CrashReport, Facts, Message};
 use crate::fleet::current_call::CurrentCall;
 use crate::fleet::scoreboard::State;
@@ -53,7 +56,7 @@ impl Supervisor {
     pub(super) fn on_death(
         &mut self,
         (slot, pid): (usize, Pid),
-        role: Role,
+        process: &Process,
         status: WaitStatus,
     ) -> Option<String> {
         let current_call = self.shared.scoreboard.slot(slot).map(|record| &record.call);
@@ -78,7 +81,12 @@ impl Supervisor {
             .filter(|_| current.is_some())
             .map(|current_call| self.facts_of(current_call))
             .unwrap_or_default();
-        Some(self.tell((slot, pid), role, cause, handler, (callback, conn), facts))
+        let line = self.tell((slot, pid), process.role, cause, handler, (callback, conn), facts);
+        // Whoever was killed from outside would have started.
+        let is_its_own = process.is_late() || cause != Cause::Killed(Signal::SIGKILL);
+        let handler = handler.filter(|_| process.role == Role::Worker && is_start(callback) && is_its_own);
+        handler.into_iter().for_each(|handler| self.judge_at_start(handler));
+        Some(line)
     }
 
     /// What the scoreboard tells of a process that left nothing else: the peer, and the beginning of the message.
@@ -142,10 +150,44 @@ impl Supervisor {
             self.postmortem.records.push((now, pid, record));
         }
         // What a standby dies of is not served.
-        if let Some(handler) = handler.filter(|_| role != Role::Standby) {
+        if let Some(handler) = handler.filter(|_| role != Role::Standby && !is_start(callback)) {
             self.judge(handler);
         }
         line
+    }
+
+    /// A worker has died in this handler before it could serve: the next one starts without it.
+    fn judge_at_start(&mut self, handler: u16) {
+        let quarantine = &mut self.postmortem.quarantine;
+        let is_known = quarantine.does_not_start(handler) || self.slots.is_stopping();
+        if is_known || !quarantine.on_death_at_start(handler) {
+            return;
+        }
+        self.shared
+            .breakers
+            .get(usize::from(handler))
+            .into_iter()
+            .for_each(|breaker| breaker.open(UNTIL_LIFTED));
+        self.count_handler(handler, |entry| entry.quarantines.add(1));
+        let Some(route) = self.generation.routes.handlers().get(usize::from(handler)) else { return };
+        log::error!(
+            "{}: no worker starts with it: quarantined until a reload, {} answers 503",
+            route.name,
+            route.resource
+        );
+        if self.generation.config.strict_handlers && !self.slots.is_announced() {
+            log::error!("{}: broken (strict_handlers)", route.name);
+            self.stop(Event::Broken);
+        }
+    }
+
+    /// Whether the process of this slot died at the start in a handler that is not loaded again. To be called before its
+    /// record is cleared.
+    pub(super) fn was_ended_at_start(&self, slot: usize) -> bool {
+        let current = self.shared.scoreboard.slot(slot).and_then(|record| record.call.current());
+        current.is_some_and(|(handler, callback, _)| {
+            is_start(callback) && self.postmortem.quarantine.does_not_start(handler)
+        })
     }
 
     /// A process has died in this handler.

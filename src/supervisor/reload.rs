@@ -75,7 +75,13 @@ impl Supervisor {
 
     fn try_out(&mut self, generation: Generation) {
         metrics::enter_handlers(self.shared.counters, &generation.routes);
-        let changed = self.generation.changed_pools(&generation);
+        let mut changed = self.generation.changed_pools(&generation);
+        // What did not start is tried out again, changed or not.
+        changed.extend(self.postmortem.quarantine.not_starting().filter_map(|handler| {
+            let route =
+                generation.routes.handlers().get(usize::from(handler)).filter(|route| !route.retired)?;
+            Some(generation.config.pool_of(&route.resource))
+        }));
         // Also those that are to be restarted, however often they have failed.
         let taken: Vec<(Place, usize)> = self.slots.taken().map(|slot| (self.place_of(slot), slot)).collect();
         let steps = generation.steps(&changed, &taken);
@@ -119,12 +125,13 @@ impl Supervisor {
         self.generation = new;
     }
 
-    /// A handler whose file has changed begins anew.
+    /// A handler whose file has changed begins anew, as does one that did not start before.
     fn lift_quarantines_of_changed(&mut self, new: &Generation) {
         let old = Arc::clone(&self.generation.routes);
         for (number, route) in new.routes.in_service() {
             let Some(before) = old.handlers().get(usize::from(number)) else { continue };
-            if (&before.file, before.stamp) != (&route.file, route.stamp) {
+            let is_changed = (&before.file, before.stamp) != (&route.file, route.stamp);
+            if is_changed || self.postmortem.quarantine.does_not_start(number) {
                 self.forgive(number);
             }
         }

@@ -45,6 +45,11 @@ pub(super) fn worker(
     slot: usize,
     generation: &Generation,
 ) -> Flow<io::Result<Pid>> {
+    // A reload tries out all handlers anew.
+    let skipped = match role == Role::Standby && supervisor.rolling.trial.is_some() {
+        true => Vec::new(),
+        false => supervisor.postmortem.quarantine.not_starting().collect(),
+    };
     let forked = Channel::pair().and_then(|channels| {
         let record = supervisor.shared.scoreboard.slot(slot).ok_or(io::ErrorKind::NotFound)?;
         record.begin(clock::now().as_nanos());
@@ -84,6 +89,7 @@ pub(super) fn worker(
     let start = inbox::split(inboxes, slot).map(|(inbox, txs)| worker::Start {
         config: Arc::clone(&config),
         routes,
+        skipped,
         listeners,
         scoreboard: shared.scoreboard,
         counters: shared.counters,

@@ -176,26 +176,27 @@ impl Supervisor {
             (Role::Metrics, _) => self.metrics.ended(pid, &cause),
             (Role::Successor, _) => self.on_upgrade(upgrade::Event::Ended(cause)),
             (Role::Standby, Some(slot)) => {
-                let why = self.on_death((slot, pid), process.role, status).unwrap_or(cause);
+                let why = self.on_death((slot, pid), &process, status).unwrap_or(cause);
                 self.vacate(slot, &process);
                 let why = format!("the new {}[{pid}]: {why}", self.name(slot));
                 self.rolling.policy.on(rolling_restart::Event::Failed(self.place_of(slot), why));
             }
             (Role::Worker, Some(slot)) => {
-                self.on_death((slot, pid), process.role, status);
+                self.on_death((slot, pid), &process, status);
+                let event = if self.was_ended_at_start(slot) { Event::Hindered } else { Event::Died };
                 self.vacate(slot, &process);
-                self.slots.on(Event::Died(slot), clock::now());
+                self.slots.on(event(slot), clock::now());
                 self.rolling.policy.on(rolling_restart::Event::Left(slot));
             }
             (Role::PerConnection(_), Some(slot)) => {
-                self.on_death((slot, pid), process.role, status);
+                self.on_death((slot, pid), &process, status);
                 self.on_per_connection_death(slot);
                 self.vacate(slot, &process);
             }
             (Role::Draining, Some(slot)) => {
                 match status {
                     WaitStatus::Exited(_, 0) => log::info!("{}[{pid}] exited, replaced", self.name(slot)),
-                    _ => drop(self.on_death((slot, pid), process.role, status)),
+                    _ => drop(self.on_death((slot, pid), &process, status)),
                 }
                 self.vacate(slot, &process);
             }

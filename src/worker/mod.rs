@@ -110,8 +110,11 @@ struct Worker {
 
 /// Runs a worker until it is told to leave; returns the exit code of the process.
 pub fn run(start: Start) -> i32 {
-    let place = start.scoreboard.slot(start.slot).map(Slot::place).unwrap_or_default();
-    let (loaded, ready) = Loaded::load(&start.config, &start.routes, place);
+    let Some(slot) = start.scoreboard.slot(start.slot) else {
+        log::error!("worker: no such slot in the scoreboard: {}", start.slot);
+        return 1;
+    };
+    let (loaded, ready) = Loaded::load(&start.config, &start.routes, &start.skipped, slot);
     run_loaded(start, loaded, ready)
 }
 

@@ -4,6 +4,8 @@
 //! quarantine. When the time is over and it is being probed one death is enough. Deaths during the quarantine,
 //! by connections that were open before, change nothing. After as long without a death as the quarantine was,
 //! and at least the window, all is forgiven.
+//!
+//! A handler in which a worker dies at the start is not loaded again until it is forgiven.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,6 +29,8 @@ pub struct Quarantine {
 struct History {
     /// Since the last quarantine, within the window; in order.
     deaths: Vec<Instant>,
+    /// A worker has died in it at the start.
+    does_not_start: bool,
     /// Quarantines that are not forgiven.
     times: u32,
     /// Since when it has been good: the last death, or the end of the last quarantine.
@@ -55,16 +59,6 @@ impl Quarantine {
 
     /// A process has died in this handler, whose breaker stands like this.
     pub fn on_death(&mut self, handler: u16, breaker: BreakerState, now: Instant) -> Option<Verdict> {
-        let needed = self.rules.deaths as usize;
-        self.judge(handler, breaker, needed, now)
-    }
-
-    /// A process has died in this handler before it could serve: once is enough, since no worker starts with it.
-    pub fn on_death_at_start(&mut self, handler: u16, now: Instant) -> Option<Verdict> {
-        self.judge(handler, BreakerState::HalfOpen, 1, now)
-    }
-
-    fn judge(&mut self, handler: u16, breaker: BreakerState, needed: usize, now: Instant) -> Option<Verdict> {
         let first = Duration::from_nanos(self.rules.time);
         let window = Duration::from_nanos(self.rules.window);
         let history = self.handlers.entry(handler).or_default();
@@ -79,7 +73,7 @@ impl Quarantine {
         history.deaths.push(now);
         history.good_since = now;
         let deaths = history.deaths.len();
-        if breaker == BreakerState::Closed && deaths < needed {
+        if breaker == BreakerState::Closed && deaths < self.rules.deaths as usize {
             return None;
         }
         let time = length(first, history.times);
@@ -87,6 +81,25 @@ impl Quarantine {
         history.deaths.clear();
         history.good_since = now + time;
         Some(Verdict { time, deaths })
+    }
+
+    /// A worker has died in this handler before it could serve: once is enough, since none starts with it. False: nothing
+    /// is quarantined.
+    pub fn on_death_at_start(&mut self, handler: u16) -> bool {
+        if self.rules.deaths > 0 {
+            self.handlers.entry(handler).or_default().does_not_start = true;
+        }
+        self.does_not_start(handler)
+    }
+
+    /// Whether a handler is not to be loaded.
+    pub fn does_not_start(&self, handler: u16) -> bool {
+        self.handlers.get(&handler).is_some_and(|history| history.does_not_start)
+    }
+
+    /// The handlers that are not to be loaded.
+    pub fn not_starting(&self) -> impl Iterator<Item = u16> {
+        self.handlers.iter().filter(|(_, history)| history.does_not_start).map(|(handler, _)| *handler)
     }
 
     /// Nothing is held against this handler any more.

@@ -22,6 +22,8 @@ pub enum Event {
     Ready(usize),
     /// The process in this slot has ended, or could not be forked.
     Died(usize),
+    /// The process in this slot has died at the start, of what the next one will do without.
+    Hindered(usize),
     /// The process in this slot is crashing, and sends its connections to the slot's inbox; whether it did so while it
     /// served a connection.
     Crashed(usize, bool),
@@ -171,6 +173,7 @@ impl Slots {
             Event::Start => self.slots.iter_mut().for_each(|slot| slot.process = Process::Due(now)),
             Event::Ready(slot) => self.ready(slot, now),
             Event::Died(slot) => self.died(slot, now),
+            Event::Hindered(slot) => self.hindered(slot, now),
             Event::Crashed(slot, served) => self.crashed(slot, served, now),
             Event::Adopted(slot) => self.adopted(slot, now),
             Event::Left(slot) => {
@@ -243,6 +246,16 @@ impl Slots {
         let mut taken = self.slots.iter().filter(|slot| slot.process != Process::Gone);
         if taken.all(|slot| slot.failed_starts >= FAILED_STARTS) {
             self.stop(Exit::Start, true);
+        }
+    }
+
+    /// There are no more of these than handlers: no delay, and no failed start.
+    fn hindered(&mut self, slot: usize, now: Instant) {
+        match (self.slots.get_mut(slot), self.phase) {
+            (Some(slot), Phase::Serving) if slot.process == Process::Starting => {
+                slot.process = Process::Due(now)
+            }
+            _ => self.died(slot, now),
         }
     }
 

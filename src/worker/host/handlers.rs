@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use crate::clock;
 use crate::config::Config;
 use crate::ffi::call::{self, Handler};
 use crate::ffi::host::{Callback, count_call};
 use crate::ffi::plugin::{self, Plugin};
 use crate::ffi::raw;
 use crate::fleet::control::Report;
+use crate::fleet::peer::Peer;
 use crate::fleet::routes::{Route, Routes};
-use crate::fleet::scoreboard::{Place, Slot};
+use crate::fleet::scoreboard::Slot;
 use crate::log::{Level, write_for_handler};
 use crate::proto::ws::deflate::negotiate;
 use crate::worker::base::metrics::Metrics;
@@ -30,20 +32,30 @@ pub struct Service {
 pub struct Loaded(pub Vec<Option<Service>>);
 
 impl Loaded {
-    /// Loads them and tells them that the worker of this place starts; also returns what is to be reported of that.
-    pub fn load(config: &Config, routes: &Routes, place: Place) -> (Self, Report) {
+    /// Loads them, except those that are skipped, and tells them that the worker in this slot starts; also returns what
+    /// is to be reported of that.
+    pub fn load(config: &Config, routes: &Routes, skipped: &[u16], slot: &Slot) -> (Self, Report) {
         if let Err(error) = signals::disarm_stray() {
             log::error!("stray signals can end this process: {error}");
         }
-        let ours =
-            |route: &&Route| !route.retired && config.pool_of(&route.resource) == usize::from(place.pool);
-        let load = |route: &Route| {
-            Some(route).filter(ours).and_then(|route| load(config, route, place.number.into()))
+        let place = slot.place();
+        let is_ours = |number: u16, route: &Route| {
+            let pool = config.pool_of(&route.resource);
+            !route.retired && pool == usize::from(place.pool) && !skipped.contains(&number)
         };
-        let services: Vec<_> = routes.handlers().iter().map(load).collect();
-        let (wanted, loaded) =
-            (routes.handlers().iter().filter(ours).count(), services.iter().flatten().count());
-        (Self(services), Report::Ready { loaded: loaded as u16, broken: (wanted - loaded) as u16 })
+        slot.call.set_current(0, Peer::NONE, clock::now().as_nanos());
+        let mut wanted = 0;
+        let services = routes.handlers().iter().zip(0..).map(|(route, number)| {
+            if !is_ours(number, route) {
+                return None;
+            }
+            wanted += 1;
+            load(config, route, place.number.into(), |callback| slot.call.begin(number, callback as u32))
+        });
+        let services: Vec<_> = services.collect();
+        slot.call.end();
+        let loaded = services.iter().flatten().count() as u16;
+        (Self(services), Report::Ready { loaded, broken: wanted - loaded })
     }
 
     /// Tells them that the worker stops.
@@ -120,16 +132,19 @@ fn stop(services: &[Option<Service>]) {
     call::flush_stdio();
 }
 
-fn load(config: &Config, route: &Route, worker: u32) -> Option<Service> {
+/// `enter` is told what the handler is about to be called for.
+fn load(config: &Config, route: &Route, worker: u32, enter: impl Fn(Callback)) -> Option<Service> {
     let settings = config.settings.get(&route.resource).cloned().unwrap_or_default();
     let least = config.log.handlers.get(&route.resource).copied();
     let log: plugin::Log = Box::new(move |handler, level, conn, text| {
         write_for_handler(least, level_of(level), handler, conn, text);
     });
+    enter(Callback::Load);
     let plugin = plugin::load(&config.inside(&route.file), worker, settings, log)
         .inspect_err(|error| log::error!("{}: {error}; {} answers 503", route.file.display(), route.resource))
         .ok()?;
     let handler = Handler::new(plugin.table);
+    enter(Callback::WorkerStart);
     let result = handler.worker_start();
     if result < 0 {
         let file = route.file.display();

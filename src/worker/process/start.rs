@@ -20,6 +20,8 @@ pub struct Start {
     pub config: Arc<Config>,
     /// The handlers to load.
     pub routes: Arc<Routes>,
+    /// Numbers of those that are not to be loaded: workers have died in them at the start.
+    pub skipped: Vec<u16>,
     /// The sockets to accept from.
     pub listeners: Vec<Arc<Listener>>,
     /// Where all workers write down how they are.

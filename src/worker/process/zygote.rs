@@ -34,7 +34,7 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
     // Connections come to the children only.
     start.txs.clear();
     let slot = start.scoreboard.slot(start.slot).ok_or(io::ErrorKind::NotFound)?;
-    let (loaded, ready) = Loaded::load(&start.config, &start.routes, slot.place());
+    let (loaded, ready) = Loaded::load(&start.config, &start.routes, &start.skipped, slot);
     slot.set_state(if start.standby { State::Standby } else { State::Running });
     start.control.send_report(ready)?;
     // Blocked since the fork.

@@ -25,8 +25,8 @@ fn check(slots: usize, table: &[(u64, Event, &[Action])]) -> Slots {
 }
 
 use Event::{
-    Adopted, Broken, Crashed, Died, Fail, Interrupt, Killed, Left, Orphaned, Quit as QuitNow, Ready,
-    Terminate, Time as Passed, Wanted,
+    Adopted, Broken, Crashed, Died, Fail, Hindered, Interrupt, Killed, Left, Orphaned, Quit as QuitNow,
+    Ready, Terminate, Time as Passed, Wanted,
 };
 
 #[test]
@@ -41,6 +41,16 @@ fn the_fleet_is_announced_once_when_all_are_ready() {
             (4, Ready(0), &[]),
         ],
     );
+}
+
+#[test]
+fn a_start_that_goes_without_what_hindered_the_last_one_is_no_failure() {
+    let hindered: Vec<(u64, Event, &[Action])> = vec![(0, Hindered(0), &[Spawn(0)]); 10];
+    let mut slots = check(1, &[&hindered[..], &[(1, Ready(0), &[Announce])]].concat());
+    // One that is said to have served died like any other, and nobody is started when all are to leave.
+    assert_eq!(actions(&mut slots, Hindered(0), 70), [Spawn(0)]);
+    actions(&mut slots, Terminate, 71);
+    assert_eq!(actions(&mut slots, Hindered(0), 72), [Leave(Exit::Ok)]);
 }
 
 #[test]
