@@ -1,6 +1,7 @@
 //! What is reported: the metrics of the server, in wshd(8) as here. Handlers are told apart by resource, workers by
 //! name; a metric that grows with both has been left out.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::UNIX_EPOCH;
 
@@ -186,10 +187,15 @@ impl<'a> Report<'a> {
         let workers = workers.map(|(name, pid)| (format!("worker {name}"), pid));
         let others = [("supervisor", start.supervisor), ("metrics", std::process::id() as i32)];
         let others = others.map(|(name, pid)| (name.to_owned(), pid));
+        // A worker that drains has the name of the one that has replaced it.
+        let mut sizes = BTreeMap::new();
         for (process, pid) in others.into_iter().chain(workers) {
             if let Some(bytes) = memory::resident(pid) {
-                text.sample(&[("process", &process)], bytes);
+                *sizes.entry(process).or_insert(0) += bytes;
             }
+        }
+        for (process, bytes) in sizes {
+            text.sample(&[("process", &process)], bytes);
         }
     }
 

@@ -206,6 +206,24 @@ fn a_crash_and_a_quarantine_are_seen() {
 }
 
 #[test]
+fn a_worker_that_drains_is_added_to_its_successor() {
+    let dir = Dir::new();
+    let file = dir.handler("b", BLOCKING);
+    let mut server = Server::start(&dir, &["--metrics", "127.0.0.1:0", "--workers", "1"]);
+    let mut raw = Raw::open(&server.address(), "/b");
+    raw.ask("x");
+    let old = workers(&server)[0];
+    std::fs::remove_file(file).unwrap();
+    dir.handler("b", &format!("{BLOCKING}/* changed */"));
+    server.signal(Signal::SIGHUP);
+    until("the reload is done", || server.log().contains("reload: done"));
+    assert!(is_alive(old), "it waits for its connection");
+    assert!(report(&server).of(r#"wshd_resident_memory_bytes{process="worker default/0"}"#) > 0.0);
+    drop(raw);
+    server.stop();
+}
+
+#[test]
 fn a_replaced_worker_is_counted_and_its_traffic_once() {
     let (mut server, _dir) = serve(&["--workers", "1", "--worker-max-messages", "3"]);
     let mut raw = Raw::open(&server.address(), "/a");

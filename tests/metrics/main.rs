@@ -115,7 +115,12 @@ fn report(server: &Server) -> Report {
     let text = String::from_utf8(answer.body).unwrap();
     let samples =
         text.lines().filter(|line| !line.starts_with('#')).map(|line| line.rsplit_once(' ').unwrap());
-    Report(samples.map(|(series, value)| (series.to_owned(), value.parse().unwrap())).collect())
+    let mut report = BTreeMap::new();
+    for (series, value) in samples {
+        let before = report.insert(series.to_owned(), value.parse().unwrap());
+        assert_eq!(before, None, "{series} is there twice");
+    }
+    Report(report)
 }
 
 #[derive(Debug)]
