@@ -337,6 +337,13 @@ impl Config {
         self.isolation.get(resource).copied().unwrap_or(0)
     }
 
+    /// The same with the settings of handlers of this pool only.
+    pub fn with_settings_of(&self, pool: Option<usize>) -> Self {
+        let mut config = self.clone();
+        config.settings.retain(|resource, _| Some(self.pool_of(resource)) == pool);
+        config
+    }
+
     /// The same with numbers of pools that go on from those of `before`: a pool keeps its number, and one that is gone
     /// has no workers.
     pub fn following(mut self, before: &Config) -> Self {

@@ -9,12 +9,16 @@ use wshd::cli::{self, Command};
 use wshd::config::Config;
 use wshd::exit::Exit;
 use wshd::fleet::process_title;
+use wshd::fleet::wipe;
 use wshd::handlers::{check, probes::Probes, program};
 use wshd::service::daemonize::Daemon;
 use wshd::service::{listen_fds, notify::Notify};
 use wshd::supervisor::upgrade::{Invocation, Predecessor};
 use wshd::supervisor::{self, Origin, spawn};
 use wshd::{ctl, log as sink};
+
+#[global_allocator]
+static ALLOCATOR: wipe::Wiping = wipe::Wiping;
 
 fn main() -> ExitCode {
     if std::env::args_os().next().is_some_and(|name| name == program::NAME) {

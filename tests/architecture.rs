@@ -23,6 +23,7 @@ const UNSAFE: &[&str] = &[
     "fleet/inbox.rs",
     "fleet/process_title.rs",
     "fleet/scoreboard.rs",
+    "fleet/wipe.rs",
     "handlers/program.rs",
     "service/daemonize.rs",
     "service/listen_fds.rs",

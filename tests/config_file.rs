@@ -9,11 +9,14 @@ mod daemon;
 #[path = "common/fixtures.rs"]
 mod fixtures;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use client::Raw;
 use daemon::{Dir, ECHO, Server, run};
+use nix::sys::signal::Signal;
 use wshd::cli::{self, Command};
 
 const MANUAL: &str = include_str!("../man/wshd.conf.5");
@@ -216,4 +219,60 @@ fn the_example_of_the_manual_is_right() {
     let untrusted = &config.pools[config.pool_of("/legacy/feed")];
     assert_eq!((untrusted.name.as_str(), untrusted.workers, untrusted.max_cpu), ("untrusted", 2, Some(3600)));
     assert_eq!((config.pool_of("/chat"), config.all_workers()), (0, 6));
+}
+
+/// Whether a process has these bytes in its memory.
+fn is_in_memory(pid: i32, needle: &str) -> bool {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let ranges = maps.lines().filter(|line| line.contains(" rw-p ")).map(|line| {
+        let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        (u64::from_str_radix(from, 16).unwrap(), u64::from_str_radix(to, 16).unwrap())
+    });
+    ranges.into_iter().any(|(from, to)| {
+        let mut bytes = vec![0; (to - from) as usize];
+        let read = memory.read_at(&mut bytes, from).unwrap_or(0);
+        memchr::memmem::find(&bytes[..read], needle.as_bytes()).is_some()
+    })
+}
+
+#[test]
+fn a_worker_holds_the_settings_of_its_own_handlers_only() {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    dir.handler("other", ECHO);
+    let secrets = |version: u32| {
+        let of = |name: &str| format!("{version}-secret-of-{name}-0123456789");
+        (of("echo"), of("other"))
+    };
+    let write = |version: u32| {
+        let (echo, other) = secrets(version);
+        let text = format!(
+            "workers = 1\n[handler.'/echo'.settings]\nkey = '{echo}'\n\
+             [handler.'/other']\nisolation = 'pool'\nsettings = {{ key = '{other}' }}\n[pool.other]\nworkers = 1\n"
+        );
+        file(&dir, &text)
+    };
+    let config = write(1);
+    let mut server = Server::start(&dir, &["--config", &config, "--metrics", "127.0.0.1:0"]);
+    let check = |before: &[i32], version: u32| {
+        let mut found = BTreeSet::new();
+        for pid in server.workers().into_iter().filter(|pid| !before.contains(pid)) {
+            for past in 1..=version {
+                let (echo, other) = secrets(past);
+                let has = (is_in_memory(pid, &echo), is_in_memory(pid, &other));
+                assert!(past == version || has == (false, false), "{pid}: settings of the past");
+                found.insert(has);
+            }
+        }
+        found.remove(&(false, false)); // metrics
+        assert_eq!(found, [(false, true), (true, false)].into());
+    };
+    check(&[], 1);
+    let before = server.workers();
+    write(2);
+    server.signal(Signal::SIGHUP);
+    daemon::until("the reload is done", || server.log().contains("reload: done"));
+    check(&before, 2);
+    server.stop();
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// A room, or a file of one that may do more than the room, and what it may use. Everybody may use `log`, `config`, `exit`
 /// and `time`, which are values.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("main.rs", &["cli", "ctl", "service", "supervisor", "handlers", "fleet::process_title"]),
+    ("main.rs", &["cli", "ctl", "service", "supervisor", "handlers", "fleet::process_title", "fleet::wipe"]),
     ("cli", &["proto", "ctl"]),
     ("ctl", &[]),
     ("config.rs", &["proto", "fleet::listener"]),

@@ -19,3 +19,4 @@ pub mod peer;
 pub mod process_title;
 pub mod routes;
 pub mod scoreboard;
+pub mod wipe;

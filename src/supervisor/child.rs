@@ -19,8 +19,8 @@ use super::processes::GRACE;
 use crate::config::Config;
 use crate::confine::Confinement;
 use crate::exit::Exit;
-use crate::fleet::process_title;
 use crate::fleet::scoreboard::{Place, Slot};
+use crate::fleet::{process_title, wipe};
 use crate::service::daemonize;
 use crate::worker;
 use crate::{log as sink, metrics};
@@ -65,8 +65,29 @@ impl Child {
         unsafe { libc::_exit(code) }
     }
 
+    /// The same with no copy of the settings of handlers that it does not serve.
+    fn without_settings_of_others(self) -> Self {
+        let pool = match &self.task {
+            Task::Worker { place, .. } => Some(usize::from(place.pool)),
+            Task::Metrics(_) => None,
+        };
+        let config = Arc::new(self.config.with_settings_of(pool));
+        let task = match self.task {
+            Task::Worker { place, start } => {
+                let start = start.map(|start| worker::Start { config: Arc::clone(&config), ..start });
+                Task::Worker { place, start }
+            }
+            Task::Metrics(start) => Task::Metrics(metrics::Start { config: Arc::clone(&config), ..start }),
+        };
+        let Self { supervisor, is_detached, config: whole, .. } = self;
+        // The last reference to the supervisor's configuration, which is overwritten.
+        drop(whole);
+        wipe::stop();
+        Self { supervisor, is_detached, config, task }
+    }
+
     fn work(self) -> i32 {
-        let Self { supervisor, is_detached, config, task } = self;
+        let Self { supervisor, is_detached, config, task } = self.without_settings_of_others();
         match task {
             Task::Worker { place, start } => {
                 let name = config.worker_name(place.pool, place.number);
