@@ -536,7 +536,7 @@ fn the_number_of_connections_fits_the_open_files() {
     command.arg(env!("CARGO_BIN_EXE_wshd")).args([dir.path(), &log]);
     let mut server = Server::launch(command, log);
     until("it is ready", || logged(&server, "is ready with 1 handlers") == 1);
-    assert_eq!(logged(&server, "--max-connections lowered from 16384 to 136"), 1);
+    assert_eq!(logged(&server, "--max-connections lowered from 16384 to 120"), 1);
     server.signal(Signal::SIGTERM);
     assert_eq!(server.wait().code(), Some(0));
 }
