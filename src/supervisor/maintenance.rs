@@ -195,8 +195,19 @@ impl Supervisor {
             hung.extend(process.pulse.look(beat, in_handler, limits, now).map(|silent| (pid, slot, silent)));
         }
         for (pid, slot, silent) in hung {
+            // Whoever debugs a worker may take all the time.
+            if is_traced(pid) {
+                continue;
+            }
             log::error!("{}[{pid}] has not responded for {silent:?}; ending it", self.name(slot));
             self.processes.get_mut(pid).into_iter().for_each(|process| process.hurry(now));
         }
     }
+}
+
+/// Whether a debugger has attached to a process (proc_pid_status(5)).
+fn is_traced(pid: Pid) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+    tracer.is_some_and(|tracer| tracer.trim() != "0")
 }
