@@ -244,7 +244,7 @@ struct Args {
     /// How long a handler is quarantined the first time; then twice as long, up to 10m
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time, help_heading = LIMITS)]
     quarantine_time: Time,
-    /// Time over which connections that can not move are closed when their worker is replaced
+    /// Time over which connections that cannot move are closed when their worker is replaced
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time_or_off, help_heading = LIMITS)]
     drain_timeout: Time,
     /// Time to close all connections when told to stop

@@ -1,4 +1,4 @@
-//! Everything a process needs to know, already parsed into types that can not be wrong. Reads no file, no
+//! Everything a process needs to know, already parsed into types that cannot be wrong. Reads no file, no
 //! argument and no environment: `cli` does, and hands over a finished [`Config`].
 
 use std::borrow::Cow;
@@ -239,7 +239,7 @@ pub struct Config {
     pub worker_timeout: Duration,
     /// A request waits so long for a process of its own, where each connection has one; zero: not at all.
     pub process_timeout: Duration,
-    /// Over this time the connections that can not move are closed when their worker is replaced; ns.
+    /// Over this time the connections that cannot move are closed when their worker is replaced; ns.
     pub drain_time: u64,
     /// The same for handlers of their own, by resource; None: they are left until they end.
     pub drain_times: BTreeMap<String, Option<u64>>,
@@ -376,7 +376,7 @@ impl Config {
         self.handler_times.get(resource).copied().unwrap_or(self.handler_time)
     }
 
-    /// Over what time connections of this handler that can not move are closed when their worker is replaced; None:
+    /// Over what time connections of this handler that cannot move are closed when their worker is replaced; None:
     /// they are left until they end.
     pub fn drain_time(&self, resource: &str) -> Option<u64> {
         self.drain_times.get(resource).copied().unwrap_or(Some(self.drain_time))

@@ -15,7 +15,7 @@ pub enum Exit {
     Usage = 2,
     /// The configuration, or with `--strict-handlers` a handler, is wrong.
     Config = 3,
-    /// A listening address can not be bound, or another server holds the pid file.
+    /// A listening address cannot be bound, or another server holds the pid file.
     Bind = 4,
     /// No worker comes up.
     Start = 5,
@@ -25,7 +25,7 @@ pub enum Exit {
     Killed = 7,
     /// `wshd ctl`: no server answers.
     Unreachable = 8,
-    /// `wshd ctl`: the server does not do what it was asked for, or can not.
+    /// `wshd ctl`: the server does not do what it was asked for, or cannot.
     Refused = 9,
 }
 

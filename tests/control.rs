@@ -195,7 +195,7 @@ fn a_handler_that_hangs_is_named_while_it_hangs() {
         "{text}"
     );
 
-    // Its worker can not answer, which costs others nothing but time.
+    // Its worker cannot answer, which costs others nothing but time.
     assert_eq!(this.server.workers().len(), 2);
     let list = this.json(&["connections"]);
     assert_eq!(list["silent"][0]["pid"], pid);

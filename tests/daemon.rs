@@ -768,7 +768,7 @@ fn workers_below_another_root() {
     page.send(b"GET /page.txt HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert_eq!(page.answer().body, b"static");
 
-    // A crash is found in the code, and the record lies where workers can not see it.
+    // A crash is found in the code, and the record lies where workers cannot see it.
     let mut other = over_unix(&socket, "/probe");
     raw.text("crash");
     raw.expect_close(1011);

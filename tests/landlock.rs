@@ -118,7 +118,7 @@ fn handlers_use_the_files_that_they_may() {
             }
             // What the C library needs for it is there.
             assert_eq!(tell(&mut raw, "lookup", Path::new("localhost")), OK);
-            // A program that the handler starts is confined as well: here it can not even be started.
+            // A program that the handler starts is confined as well: here it cannot even be started.
             let failed = tell(&mut raw, "run", Path::new("true")) != 0;
             assert_eq!(failed, is_confined);
             // The rescue works, and the next worker is confined, too.

@@ -266,7 +266,7 @@ fn a_reader_that_goes_away_and_a_file_that_shrinks_do_no_harm() {
     write!(cut, "GET /big.bin HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     cut.read_exact(&mut [0; 1000]).unwrap();
     fs::File::options().write(true).open(&big).unwrap().set_len(0).unwrap();
-    // The announced length can not be kept: the connection ends early instead of hanging.
+    // The announced length cannot be kept: the connection ends early instead of hanging.
     let rest = cut.read_to_end(&mut Vec::new());
     assert!(rest.is_err() || rest.unwrap() < (32 << 20) - 1000);
     assert_eq!(site.get("/a.txt").body, b"0123456789");

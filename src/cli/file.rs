@@ -16,7 +16,7 @@ use toml::de::{DeInteger, DeString, DeTable, DeValue};
 
 /// The largest file that is read; bytes.
 const MAX_BYTES: u64 = 1 << 20;
-/// Options that can not be in the file.
+/// Options that cannot be in the file.
 const LINE_ONLY: [&str; 1] = ["config"];
 
 /// The text of a configuration file.

@@ -34,7 +34,7 @@ struct HandlerTable {
     /// The pool [default: one named after the resource]
     #[arg(long, value_name = "NAME", value_parser = pool_name)]
     pool: Option<String>,
-    /// Time over which connections that can not move are closed when their worker is replaced, or never [default:
+    /// Time over which connections that cannot move are closed when their worker is replaced, or never [default:
     /// that of the server]
     #[arg(long, value_name = "TIME", value_parser = drain)]
     drain_timeout: Option<Drain>,

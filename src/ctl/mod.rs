@@ -140,7 +140,7 @@ fn connect(path: &Path) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// What to do about a socket that can not be connected to.
+/// What to do about a socket that cannot be connected to.
 fn unreachable(path: &Path, error: &io::Error) -> String {
     let path = path.display();
     match error.kind() {

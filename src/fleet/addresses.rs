@@ -48,7 +48,7 @@ pub enum Refusal {
     Host,
     /// No proper header of the PROXY protocol.
     Proxy,
-    /// Forwarded or X-Forwarded-For can not be understood.
+    /// Forwarded or X-Forwarded-For cannot be understood.
     Forwarded,
     /// Too many messages, or bytes of messages, in a second.
     Messages,

@@ -157,7 +157,7 @@ impl AsFd for Listener {
     }
 }
 
-/// An address that can not be listened on.
+/// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error("can not listen on {address}: {source}")]
 pub struct BindError {

@@ -32,7 +32,7 @@ impl Validators {
     /// `identity` is whatever changes when the name is given to another file; `modified` the time of the last change.
     pub fn new(identity: u64, size: u64, modified: SystemTime, now: SystemTime) -> Self {
         let stamp = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
-        // RFC 9110 8.8.1: a time stamp is strong once it can not be given to a second state any more.
+        // RFC 9110 8.8.1: a time stamp is strong once it cannot be given to a second state any more.
         let strong = now.duration_since(modified).is_ok_and(|age| age > STAMP_GRAIN);
         Self {
             tag: format!("\"{identity:x}-{size:x}-{:x}\"", stamp.as_nanos()),

@@ -109,7 +109,7 @@ mod tests {
         assert!(policy.contains(&format!("script-src '{}'", source_hash(script))));
         assert!(policy.contains(&format!("style-src '{}'", source_hash(style))));
         assert!(policy.starts_with("default-src 'none';") && !policy.contains("unsafe"));
-        // What a hash can not allow: event handlers and style attributes.
+        // What a hash cannot allow: event handlers and style attributes.
         for inline in [" style=\"", " onclick=", " onload=", "javascript:"] {
             assert!(!page.contains(inline), "{inline}");
         }

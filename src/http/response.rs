@@ -145,7 +145,7 @@ pub fn takes_content(request: &[u8]) -> bool {
     b"HEAD ".iter().any(|expected| method.next().is_some_and(|byte| byte != expected))
 }
 
-/// RFC 9110 5.6.7. Times that the format can not tell are moved to the next that it can.
+/// RFC 9110 5.6.7. Times that the format cannot tell are moved to the next that it can.
 pub(super) fn http_date(time: SystemTime) -> String {
     let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799); // 9999-12-31 23:59:59
     httpdate::fmt_http_date(time.clamp(UNIX_EPOCH, last))

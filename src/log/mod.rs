@@ -24,7 +24,7 @@ pub use self::line::Value;
 use self::line::{Form, Line, Writer};
 use self::target::Target;
 
-/// Target of records above `error`: the server, or a handler, can not go on.
+/// Target of records above `error`: the server, or a handler, cannot go on.
 pub const CRITICAL: &str = "critical";
 
 /// Which lines are written, where, and how they look.
@@ -89,7 +89,7 @@ pub enum Level {
     Warn,
     /// Something has failed.
     Error,
-    /// The server can not go on.
+    /// The server cannot go on.
     Critical,
 }
 

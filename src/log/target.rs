@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::stat::{SFlag, fstat};
 
-/// The most bytes of a line, so that what a peer sends can not fill a disk at once.
+/// The most bytes of a line, so that what a peer sends cannot fill a disk at once.
 const LINE: usize = 8 * 1024;
 /// The most bytes of a line in a pipe, which takes them whole or not at all.
 const PIPE_LINE: usize = libc::PIPE_BUF;
@@ -63,7 +63,7 @@ impl Target {
             if let Ok(file) = open(Path::new("/proc/self/fd/2")) {
                 return Self::from_fd(file.into());
             }
-            // Somebody else's, which can not be opened anew.
+            // Somebody else's, which cannot be opened anew.
         }
         Self::from_fd(stderr.as_fd().try_clone_to_owned()?)
     }

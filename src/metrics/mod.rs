@@ -47,7 +47,7 @@ impl Start {
     }
 }
 
-/// Serves until it is killed; returns the exit code of the process when it can not.
+/// Serves until it is killed; returns the exit code of the process when it cannot.
 pub fn run(start: Start) -> i32 {
     match server::serve(&start.listeners, |format| families::report(&start, format)) {
         Ok(never) => match never {},

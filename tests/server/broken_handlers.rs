@@ -1,4 +1,4 @@
-//! Handlers that can not be served, or that misbehave, beside some that work.
+//! Handlers that cannot be served, or that misbehave, beside some that work.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ fn broken_ones_are_named_with_their_cause_and_the_rest_is_served() {
         raw.expect_close(1000);
         raw.expect_end();
     }
-    // It loads, but can not start in a worker.
+    // It loads, but cannot start in a worker.
     server.says("init_fails_wsh.so: on_worker_start returned -9");
     let mut raw = Raw::connect(&server.address());
     raw.send(format!("GET /init_fails HTTP/1.1\r\nHost: a\r\n{UPGRADE}\r\n").as_bytes());

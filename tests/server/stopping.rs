@@ -68,7 +68,7 @@ fn what_was_sent_before_the_stop_still_arrives() {
     let mut raw = Raw::open(&server.address(), "/everything");
     raw.text("zeros 900000");
     raw.text("send queued");
-    // The worker has obeyed once the first frame is here; the kernel can not hold all of it.
+    // The worker has obeyed once the first frame is here; the kernel cannot hold all of it.
     let first = raw.next().unwrap();
     assert_eq!((first.first, first.payload.len()), (BINARY, 900_000));
     server.signal(Signal::SIGTERM);

@@ -184,7 +184,7 @@ mod tests {
         assert!(host("example.com", "example.com:") && !host("example.com", "example.org"));
     }
 
-    /// Which of the two it is the server can not know: TLS may have ended before it.
+    /// Which of the two it is the server cannot know: TLS may have ended before it.
     #[test]
     fn a_request_without_a_port_is_for_that_of_its_scheme() {
         for rule in ["example.com:80", "example.com:443"] {

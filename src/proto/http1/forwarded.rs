@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::proto::http1::head::Head;
 use crate::proto::ws::extension::is_token;
 
-/// The fields can not be understood: the request is to be answered with 400.
+/// The fields cannot be understood: the request is to be answered with 400.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Malformed(pub &'static str);

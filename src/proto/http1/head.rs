@@ -39,7 +39,7 @@ pub fn is_known_method(method: &str) -> bool {
     METHODS.contains(&method)
 }
 
-/// The request can not be understood: answer with `status` and close.
+/// The request cannot be understood: answer with `status` and close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{status}: {why}")]
 pub struct BadHead {
@@ -248,7 +248,7 @@ impl Head {
         }
     }
 
-    /// RFC 9112 section 6.3: where a body ends can not be told unless chunked is the last coding, and a length beside it
+    /// RFC 9112 section 6.3: where a body ends cannot be told unless chunked is the last coding, and a length beside it
     /// is an attempt to smuggle a request past somebody.
     fn check_transfer_encoding(&self) -> Result<(), BadHead> {
         if self.header("transfer-encoding").is_none() {

@@ -10,7 +10,7 @@ pub struct Validator {
     have: u8,
 }
 
-/// The octets fed so far can not begin any valid text (or, at the end, a
+/// The octets fed so far cannot begin any valid text (or, at the end, a
 /// character is unfinished).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotUtf8;

@@ -259,7 +259,7 @@ impl Conns {
 
     /// The same for a connection at hand.
     pub fn arm_conn(&self, id: u64, conn: &mut Conn, timers: &mut Timers) {
-        // At least a millisecond ahead: a deadline can not make the loop spin.
+        // At least a millisecond ahead: a deadline cannot make the loop spin.
         let soon = self.life.now.get() + 1_000_000;
         let at = conn.next_deadline(&self.config.limits, self.stall_time()).max(soon).div_ceil(MS);
         if at < conn.timer_at.min(FOREVER) {

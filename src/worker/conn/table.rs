@@ -311,7 +311,7 @@ impl Conn {
         self.pauses != 0
     }
 
-    /// Sets aside what was read and can not be processed yet.
+    /// Sets aside what was read and cannot be processed yet.
     pub fn set_unread(&mut self, bytes: Option<Box<[u8]>>) {
         match &mut self.phase {
             Phase::Opening(_, _, unread, _) => *unread = bytes,

@@ -17,7 +17,7 @@ pub const MOST_SHARE: u64 = 1_000_000;
 const FEW: usize = 16;
 
 /// The rest of a frame, if it is worth a read by itself and no larger than `most`: it does not wait for the next turn. Until
-/// it has come the connection can not move, even though the process crashes.
+/// it has come the connection cannot move, even though the process crashes.
 pub fn rest(to_come: u64, most: usize) -> Option<usize> {
     usize::try_from(to_come).ok().filter(|rest| (SCRAP..=most).contains(rest))
 }

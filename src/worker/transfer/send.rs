@@ -28,7 +28,7 @@ pub struct Leaving {
     /// Whose that is; it does not leave before this worker has sent all.
     to: Option<&'static Slot>,
     pacing: Pacing,
-    /// Connections that can not move, or not yet, and whose handlers know.
+    /// Connections that cannot move, or not yet, and whose handlers know.
     told: HashSet<u64>,
     /// Since when there is no connection; handlers' threads may still be there.
     empty_since: Option<u64>,
@@ -253,7 +253,7 @@ impl Transfer {
         self.leaving.borrow().as_ref().is_some_and(|leaving| !is_noted(leaving)) && self.conns.len() == 0
     }
 
-    /// Tells the handlers of connections that can not move, or not yet, and spreads their ends over the time that
+    /// Tells the handlers of connections that cannot move, or not yet, and spreads their ends over the time that
     /// they have.
     pub fn announce_end(&self, ids: &[u64]) {
         let is_open =

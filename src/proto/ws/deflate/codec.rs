@@ -76,7 +76,7 @@ impl Codecs {
     }
 }
 
-/// Why a message can not be inflated.
+/// Why a message cannot be inflated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InflateError {
     /// It would be longer than the limit (close code 1009).

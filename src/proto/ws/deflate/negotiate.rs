@@ -112,7 +112,7 @@ impl Params {
         ])
     }
 
-    /// `None` for a number that [`Params::to_bits`] can not have returned.
+    /// `None` for a number that [`Params::to_bits`] cannot have returned.
     pub fn from_bits(bits: u32) -> Option<Params> {
         let [mark, takeover, client_bits, server_bits] = bits.to_be_bytes();
         let valid = mark == 1

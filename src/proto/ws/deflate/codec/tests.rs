@@ -119,7 +119,7 @@ fn the_limit_is_exact_and_counts_what_is_there_already() {
 fn stays_within_the_window() {
     let mut codecs = Codecs::new();
     for bits in 9..=15 {
-        // Noise that repeats itself one byte outside of the window can not be compressed without leaving it.
+        // Noise that repeats itself one byte outside of the window cannot be compressed without leaving it.
         let period = (1 << bits) + 1;
         let data = noise(period).repeat(3);
         let mut small = deflate(&format!("{TAKEOVER}; server_max_window_bits={bits}"));
