@@ -222,10 +222,10 @@ struct Args {
     /// Replace a worker that has received more messages than this (0: never)
     #[arg(long, value_name = "COUNT", default_value_t = 0, help_heading = LIMITS)]
     worker_max_messages: u64,
-    /// How long a handler may run without calling the server before its worker is killed (0: for ever)
+    /// How long a handler may run without calling the server before its worker is killed (0: forever)
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time_or_off, help_heading = LIMITS)]
     handler_timeout: Time,
-    /// How long a blocking handler may wait outside the server's calls before its worker is killed (0: for ever)
+    /// How long a blocking handler may wait outside the server's calls before its worker is killed (0: forever)
     #[arg(long, value_name = "TIME", default_value = "0", value_parser = time_or_off, help_heading = LIMITS)]
     handler_wait_timeout: Time,
     /// Kill and replace a worker that has not responded for this long, outside of handlers (0: never)

@@ -159,7 +159,7 @@ pub struct Memory {
 pub struct Contexts {
     /// What all of a worker may take; above it the longest idle are dropped. Bytes; 0: no bound.
     pub total: u64,
-    /// How long one is kept that is not used; ns, 0: for ever.
+    /// How long one is kept that is not used; ns, 0: forever.
     pub idle: u64,
 }
 
@@ -229,11 +229,11 @@ pub struct Config {
     pub admission: Admission,
     /// What workers may do with files, if that is confined.
     pub landlock: Option<Landlock>,
-    /// How long a handler may run without a call of the host before its worker is killed; ns, 0: for ever.
+    /// How long a handler may run without a call of the host before its worker is killed; ns, 0: forever.
     pub handler_time: u64,
     /// The same for handlers of their own, by resource.
     pub handler_times: BTreeMap<String, u64>,
-    /// How long a blocking handler may wait without a call of the host before its worker is killed; ns, 0: for ever.
+    /// How long a blocking handler may wait without a call of the host before its worker is killed; ns, 0: forever.
     pub handler_wait_time: u64,
     /// A worker whose event loop has not turned for so long, outside of handlers, is killed; zero: never.
     pub worker_timeout: Duration,
@@ -371,7 +371,7 @@ impl Config {
         proto::ws::deflate::negotiate::Config { server_no_context_takeover: alone, ..self.deflate.clone() }
     }
 
-    /// How long this handler may run without a call of the host; ns, 0: for ever.
+    /// How long this handler may run without a call of the host; ns, 0: forever.
     pub fn handler_time(&self, resource: &str) -> u64 {
         self.handler_times.get(resource).copied().unwrap_or(self.handler_time)
     }

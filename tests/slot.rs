@@ -129,7 +129,7 @@ fn who_is_told_that_the_queue_is_full_is_told_when_it_has_drained() {
         }
         // The loop looks once more only if something was sent.
         told |= !shared.run(1).is_empty() && shared.slot.take_full(FIRST);
-        assert!(told, "on_writable is owed for ever");
+        assert!(told, "on_writable is owed forever");
     });
 }
 

@@ -38,7 +38,7 @@ struct HandlerTable {
     /// that of the server]
     #[arg(long, value_name = "TIME", value_parser = drain)]
     drain_timeout: Option<Drain>,
-    /// How long the handler may run without calling the server before its worker is killed (0: for ever) [default: that
+    /// How long the handler may run without calling the server before its worker is killed (0: forever) [default: that
     /// of the server]
     #[arg(long, value_name = "TIME", value_parser = time_or_off)]
     handler_timeout: Option<Time>,

@@ -49,7 +49,7 @@ enum Next {
     Go,
 }
 
-/// Serves what `report` returns, for ever; fails if the listening sockets do.
+/// Serves what `report` returns, forever; fails if the listening sockets do.
 pub fn serve(listeners: &[Arc<Listener>], report: impl Fn(Format) -> String) -> io::Result<Infallible> {
     let mut clients: Vec<Client> = Vec::new();
     loop {

@@ -167,7 +167,7 @@ impl Supervisor {
     /// How long workers may be silent, if they are judged.
     fn limits(&self) -> Option<Limits> {
         let config = &self.generation.config;
-        // The longest that a handler may have; 0: for ever.
+        // The longest that a handler may have; 0: forever.
         let times = || config.handler_times.values().chain([&config.handler_time]);
         let handler = times().min().filter(|time| **time != 0).and_then(|_| times().max()).copied();
         let handler = Duration::from_nanos(handler.unwrap_or(0));

@@ -146,7 +146,7 @@ impl Worker {
         for _ in 0..waiting {
             let Some(id) = self.conns.core.borrow_mut().turns.pop() else { return };
             rescue::begin_work();
-            self.serve_waiting(id, buffer);
+            self.serve_turn(id, buffer);
             self.session.settle();
             if clock::now().as_nanos() >= until {
                 return;
@@ -160,7 +160,7 @@ impl Worker {
         self.readable(id, true, buffer)
     }
 
-    fn serve_waiting(&self, id: u64, buffer: &mut [u8]) {
+    fn serve_turn(&self, id: u64, buffer: &mut [u8]) {
         let is_queued = match self.conns.core.borrow_mut().table.get(id) {
             Some(conn) => {
                 conn.turn.begin();

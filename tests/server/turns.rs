@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -63,6 +64,18 @@ fn hold<S: Read + Write>(
     file
 }
 
+/// A server on a Unix socket in this directory, and two connections to it.
+fn on_a_unix_socket(dir: &Path) -> (Served, [Raw<UnixStream>; 2]) {
+    let socket = dir.join("wshd");
+    let server = serve(&["turns"], &["--server-host", &format!("unix:{}", socket.display())]);
+    let connect = |()| {
+        let mut raw = Raw::over(client::unix(&socket));
+        raw.upgrade("/turns", "");
+        raw
+    };
+    (server, [(); 2].map(connect))
+}
+
 #[test]
 fn who_brings_little_goes_before_those_that_bring_much() {
     let server = serve(&["turns"], &[]);
@@ -119,13 +132,9 @@ fn who_ends_while_it_waits_is_not_waited_for() {
 
 #[test]
 fn what_is_left_of_what_came_at_once_is_read_though_nothing_more_comes() {
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("wshd");
     // In a Unix socket more waits than is read at a time, also of one that has brought little so far.
-    let server = serve(&["turns"], &["--server-host", &format!("unix:{}", socket.display())]);
-    let [mut gate, mut raw] = [(); 2].map(|()| Raw::over(client::unix(&socket)));
-    gate.upgrade("/turns", "");
-    raw.upgrade("/turns", "");
+    let dir = tempfile::tempdir().unwrap();
+    let (server, [mut gate, mut raw]) = on_a_unix_socket(dir.path());
     let go = hold(&server, &mut gate, '1', dir.path(), false);
     const MESSAGES: usize = 150;
     raw.send(&large("a", 1000).repeat(MESSAGES));
@@ -140,11 +149,7 @@ fn what_is_left_of_what_came_at_once_is_read_though_nothing_more_comes() {
 #[test]
 fn what_stands_behind_a_descriptor_that_was_sent_along_is_read() {
     let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("wshd");
-    let server = serve(&["turns"], &["--server-host", &format!("unix:{}", socket.display())]);
-    let [mut gate, mut raw] = [(); 2].map(|()| Raw::over(client::unix(&socket)));
-    gate.upgrade("/turns", "");
-    raw.upgrade("/turns", "");
+    let (server, [mut gate, mut raw]) = on_a_unix_socket(dir.path());
     let go = hold(&server, &mut gate, '1', dir.path(), false);
     let (first, second) = (client::frame(TEXT, b"a"), client::frame(TEXT, b"b nap"));
     let descriptors = [std::io::stderr().as_raw_fd()];

@@ -100,7 +100,7 @@ impl Silence {
     }
 }
 
-/// How long a handler may make no call; zero: for ever.
+/// How long a handler may make no call; zero: forever.
 struct Limits {
     run: Duration,
     wait: Duration,

@@ -296,9 +296,7 @@ impl Handshakes {
             if let Some(channel) = channel.as_ref().filter(|_| close.is_none()) {
                 open.set_channel(Arc::clone(channel));
             }
-            if let Some(limit) = self.admission.rate_limit() {
-                open.extra().pace = Some(limit);
-            }
+            self.admission.limit_rate(&mut open);
             let unread = conn.take_unread();
             conn.phase = Phase::Open(open);
             conn.set_unread(unread);

@@ -265,7 +265,7 @@ impl Acceptor {
     }
 
     /// A socket whose descriptor a handler has closed cannot be taken out of a poll (epoll(7), Q6), and would be ready
-    /// for ever: so all that is in the poll is forgotten. True: it is, and has to be added anew. [event loop]
+    /// forever: so all that is in the poll is forgotten. True: it is, and has to be added anew. [event loop]
     pub fn renew_poll(&self) -> bool {
         if !self.is_stale.swap(false, Ordering::Relaxed) {
             return false;

@@ -15,6 +15,7 @@ use crate::fleet::addresses::{Limiter, Mark, Permit, Refusal};
 use crate::fleet::scoreboard::now;
 use crate::http::{self, Response};
 use crate::worker::conn::rate_limit::RateLimit;
+use crate::worker::conn::table::Open;
 
 const SECOND: u64 = 1_000_000_000;
 /// In a second, and of a process: connections over a limit that are answered with care, so that the client reads the
@@ -122,10 +123,12 @@ impl Admission {
         }
     }
 
-    /// How fast a peer may send, if that is limited.
-    pub fn rate_limit(&self) -> Option<RateLimit> {
-        let limits = &self.config.admission;
-        self.has_pace.then(|| RateLimit::new(limits.messages, limits.bytes))
+    /// Limits how fast the peer of a connection that opens may send, if that is limited.
+    pub fn limit_rate(&self, open: &mut Open) {
+        if self.has_pace {
+            let limits = &self.config.admission;
+            open.extra().pace = Some(RateLimit::new(limits.messages, limits.bytes));
+        }
     }
 
     /// Whether there is a limit of what peers may send.

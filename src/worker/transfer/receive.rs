@@ -254,9 +254,7 @@ impl Transfer {
             if request.is_some() {
                 open.extra().request = request;
             }
-            if let Some(limit) = self.admission.rate_limit() {
-                open.extra().pace = Some(limit);
-            }
+            self.admission.limit_rate(&mut open);
             conn.handler = handler;
             conn.phase = Phase::Open(open);
             if let Some(record) = core.table.record(id) {
