@@ -362,11 +362,6 @@ pub fn place() -> Place {
     PLACE.get()
 }
 
-/// Nanoseconds of CLOCK_MONOTONIC, the clock of all times in a worker.
-pub fn monotonic() -> u64 {
-    crate::clock::now().as_nanos()
-}
-
 // ------------------------------------------------------------------- places
 
 /// The places that the tags name.

@@ -102,7 +102,7 @@ unsafe extern "C" fn write_log(
 
 unsafe extern "C" fn now() -> u64 {
     count_call();
-    monotonic()
+    crate::clock::now().as_nanos()
 }
 
 unsafe extern "C" fn config(host: *const ws_host, key: *const c_char, size: usize) -> ws_bytes {

@@ -13,11 +13,6 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
 use super::current_call::CurrentCall;
 
-/// Nanoseconds of CLOCK_MONOTONIC, the clock of every time in the scoreboard: one for all processes of a machine.
-pub fn now() -> u64 {
-    crate::clock::now().as_nanos()
-}
-
 /// The shared records. Lives until the last process that has it mapped ends; never freed before.
 pub struct Scoreboard {
     header: &'static Header,

@@ -7,12 +7,13 @@ use std::time::UNIX_EPOCH;
 
 use super::Start;
 use super::text::{Family, Format, Kind, Labels, Text, seconds};
+use crate::clock;
 use crate::ffi::callback_name;
 use crate::fleet::breakers::BreakerState;
 use crate::fleet::counters::{DEATHS, Entry, NONE, OTHER, PlaceCounters};
 use crate::fleet::handler_counters::{CALLBACKS, CLOSE_CODES, CLOSERS, HandlerCounters, STATUSES};
 use crate::fleet::memory;
-use crate::fleet::scoreboard::{self, Slot, State};
+use crate::fleet::scoreboard::{Slot, State};
 
 const fn counter(name: &'static str, unit: &'static str, help: &'static str) -> Family {
     Family { name, kind: Kind::Counter, unit, help }
@@ -228,7 +229,7 @@ impl<'a> Report<'a> {
             text.sample(&labels, 1);
         }
         text.family(&QUARANTINED);
-        let now = scoreboard::now();
+        let now = clock::now().as_nanos();
         for (route, breaker) in routes() {
             let quarantined = breaker.state(now) != BreakerState::Closed;
             text.sample(&[("handler", &route.resource)], u8::from(quarantined));

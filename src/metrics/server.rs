@@ -12,8 +12,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{SockRef, Socket};
 
 use super::text::Format;
+use crate::clock;
 use crate::fleet::listener::Listener;
-use crate::fleet::scoreboard::now;
 use crate::http::{self, Body, Response};
 use crate::proto::http1::head::{self, Head, HeadLimits, Parsed};
 
@@ -54,7 +54,7 @@ pub fn serve(listeners: &[Arc<Listener>], report: impl Fn(Format) -> String) -> 
     let mut clients: Vec<Client> = Vec::new();
     loop {
         let (calling, ready) = wait(listeners, &clients)?;
-        let time = now();
+        let time = clock::now().as_nanos();
         let mut ready = ready.into_iter();
         clients.retain_mut(|client| {
             let is_ready = ready.next().unwrap_or(false);
@@ -80,7 +80,7 @@ fn wait<'a>(
     }));
     let deadline = clients.iter().map(|client| client.deadline).min();
     let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
-        let milliseconds = deadline.saturating_sub(now()).div_ceil(1_000_000);
+        let milliseconds = deadline.saturating_sub(clock::now().as_nanos()).div_ceil(1_000_000);
         PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
     });
     match poll(&mut fds, timeout) {

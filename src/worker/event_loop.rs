@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollTimeout};
 
-use crate::ffi::host::{defer_releases, monotonic, run_releases};
+use crate::clock;
+use crate::ffi::host::{defer_releases, run_releases};
 use crate::worker::Worker;
 use crate::worker::base::poll::{CONNECTION, INBOX, LISTENER};
 use crate::worker::conn::receive;
@@ -40,7 +41,7 @@ impl Worker {
                 Err(Errno::EINTR) => 0,
                 Err(error) => return Err(error.into()),
             };
-            self.life.now.set(monotonic());
+            self.life.now.set(clock::now().as_nanos());
             self.slot.heartbeat.store(self.life.now.get(), Ordering::Relaxed);
             for event in events.iter().take(count) {
                 rescue::begin_work();
@@ -118,7 +119,7 @@ impl Worker {
         let mut left = next.saturating_sub(self.life.now.get());
         // The turn has taken time, which counts if the deadline is near.
         if left < HEARTBEAT * 1_000_000 {
-            left = next.saturating_sub(monotonic());
+            left = next.saturating_sub(clock::now().as_nanos());
         }
         let ms = left.div_ceil(1_000_000).min(HEARTBEAT);
         EpollTimeout::try_from(ms as i32).unwrap_or(EpollTimeout::ZERO)

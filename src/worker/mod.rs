@@ -46,6 +46,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::clock;
 use crate::config::Config;
 use crate::ffi::host as plugin_host;
 use crate::fleet::control::{self as fleet_control, Channel, Report};
@@ -317,7 +318,7 @@ fn leak<T>(room: T) -> &'static T {
 impl Worker {
     /// From now on connections are served.
     fn begin(&self) -> io::Result<()> {
-        self.slot.heartbeat.store(plugin_host::monotonic(), Ordering::Relaxed);
+        self.slot.heartbeat.store(clock::now().as_nanos(), Ordering::Relaxed);
         self.slot.set_state(State::Running);
         self.transfer.watch_inbox();
         let acceptor = self.acceptor;

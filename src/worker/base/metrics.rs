@@ -3,8 +3,9 @@
 
 use std::io;
 
+use crate::clock;
 use crate::ffi::call::Handler;
-use crate::ffi::host::{Callback, monotonic};
+use crate::ffi::host::Callback;
 use crate::fleet::counters::{Counters, Lane, NONE, OTHER, PlaceCounters};
 use crate::fleet::handler_counters::HandlerCounters;
 use crate::fleet::routes::Routes;
@@ -69,7 +70,7 @@ impl Metrics {
     /// A turn of the event loop has ended, which began at this time (ns). [event loop]
     pub fn count_turn(&self, begun: u64) {
         if self.timed {
-            self.place.turns.add(monotonic().saturating_sub(begun));
+            self.place.turns.add(clock::now().as_nanos().saturating_sub(begun));
         }
     }
 }
@@ -88,9 +89,9 @@ impl Stopwatch {
     #[inline]
     pub fn time<R>(self, callback: Callback, call: impl FnOnce() -> R) -> R {
         let Some(times) = self.0.and_then(|counters| counters.times(callback as u32)) else { return call() };
-        let begun = monotonic();
+        let begun = clock::now().as_nanos();
         let result = call();
-        times.add(monotonic().saturating_sub(begun));
+        times.add(clock::now().as_nanos().saturating_sub(begun));
         result
     }
 }

@@ -16,7 +16,8 @@ use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 
-use crate::ffi::host::{Callback, monotonic, place};
+use crate::clock;
+use crate::ffi::host::{Callback, place};
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::Slot;
 use crate::worker::base::memory;
@@ -141,8 +142,8 @@ pub fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
     // Signals keep their handlers: other threads may crash until they have been stopped, and must wait then.
     WANTED.store(true, Ordering::SeqCst);
     if me != pid {
-        let give_up = monotonic() + FINISH_TIME;
-        while BUSY.load(Ordering::SeqCst) && monotonic() < give_up {
+        let give_up = clock::now().as_nanos() + FINISH_TIME;
+        while BUSY.load(Ordering::SeqCst) && clock::now().as_nanos() < give_up {
             nap();
         }
     }
@@ -185,7 +186,7 @@ impl RescueContext {
         // A thread that the handler has made serves no connection, but its code is known.
         let handler = record.map(|record| record.handler).or(whose_code);
         self.slot.crash.note(signal, address, handler, callback as u32, culprit);
-        let young = monotonic().saturating_sub(self.slot.started.load(Ordering::Relaxed)) < YOUNG;
+        let young = clock::now().as_nanos().saturating_sub(self.slot.started.load(Ordering::Relaxed)) < YOUNG;
         let given_up = self.slot.crash.count_nameless(culprit == 0, young) > UNATTRIBUTED;
         Blame { culprit, handler: handler.filter(|_| given_up), all: given_up && handler.is_none() }
     }
@@ -200,7 +201,7 @@ impl RescueContext {
         // SAFETY: only one thread gets here, once.
         let shipment = unsafe { &mut *self.shipment.get() };
         shipment.clear();
-        let give_up = monotonic() + SEND_TIME;
+        let give_up = clock::now().as_nanos() + SEND_TIME;
         let (mut moved, mut lost, mut failed) = (0, 0, 0);
         // SAFETY: between guard pages that are never unmapped; the event loop has stopped, or is this thread.
         for arrival in unsafe { self.arrivals.as_ref() }.iter() {
@@ -285,7 +286,7 @@ impl RescueContext {
                     if matches!(
                         error.raw_os_error(),
                         Some(libc::EAGAIN | libc::ETOOMANYREFS | libc::ENOBUFS)
-                    ) && monotonic() < give_up =>
+                    ) && clock::now().as_nanos() < give_up =>
                 {
                     let mut fd = libc::pollfd { fd: self.tx, events: libc::POLLOUT, revents: 0 };
                     // SAFETY: one live pollfd.

@@ -10,7 +10,7 @@ use std::io;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 
-use crate::ffi::host::monotonic;
+use crate::clock;
 use crate::worker::base::memory::Pages;
 
 /// Signals that say that the code has crashed; the rescue handles them.
@@ -169,10 +169,10 @@ pub fn uninterrupted<R>(work: impl FnOnce() -> R) -> R {
 /// blocked the signal goes on.
 pub fn stop_other_threads(pid: i32, me: i32) {
     STOPPING.store(true, Ordering::SeqCst);
-    let give_up = monotonic() + STOP_TIME;
+    let give_up = clock::now().as_nanos() + STOP_TIME;
     let mut told_at = 0;
     loop {
-        let now = monotonic();
+        let now = clock::now().as_nanos();
         // Again and again: threads begin and end meanwhile. In one that has stopped the signal stays pending.
         let tell = now - told_at > TELL_AGAIN;
         let mut others = 0;

@@ -22,8 +22,9 @@ use nix::errno::Errno;
 use nix::sys::stat::fstat;
 use socket2::{SockRef, Socket};
 
+use crate::clock;
 use crate::fleet::listener::Listener;
-use crate::fleet::scoreboard::{Fault, Scoreboard, Slot, State, now};
+use crate::fleet::scoreboard::{Fault, Scoreboard, Slot, State};
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::poll::{LISTENER, Poll};
 
@@ -106,7 +107,7 @@ impl Acceptor {
             share,
             state: Mutex::new(AcceptState::Paused(Duration::ZERO)),
             changed: Condvar::new(),
-            looked: AtomicU64::new(now()),
+            looked: AtomicU64::new(clock::now().as_nanos()),
             tried_all: AtomicU64::default(),
             is_stale: false.into(),
         }
@@ -371,7 +372,7 @@ fn accept(listener: &Listener) -> Result<(Socket, Option<SocketAddr>), Errno> {
 
 /// Whether a worker takes its share, so that others wait for it.
 fn serves(slot: &Slot) -> bool {
-    let age = |since: &AtomicU64| now().saturating_sub(since.load(Ordering::Relaxed));
+    let age = |since: &AtomicU64| clock::now().as_nanos().saturating_sub(since.load(Ordering::Relaxed));
     let is_stuck = || slot.call.current().is_some() && age(&slot.call.since) >= STUCK;
     slot.takes_connections() && age(&slot.heartbeat) < STALE && !is_stuck()
 }

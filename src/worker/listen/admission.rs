@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use socket2::Socket;
 
+use crate::clock;
 use crate::config::Config;
 use crate::fleet::addresses::{Limiter, Mark, Permit, Refusal};
-use crate::fleet::scoreboard::now;
 use crate::http::{self, Response};
 use crate::worker::conn::rate_limit::RateLimit;
 use crate::worker::conn::table::Open;
@@ -78,7 +78,7 @@ impl Admission {
             }
         }
         let most = u64::from(admission.handshakes);
-        if most != 0 && !self.limiter.open(table.key(ip), now() / SECOND, most) {
+        if most != 0 && !self.limiter.open(table.key(ip), clock::now().as_nanos() / SECOND, most) {
             return Err(Refusal::Rate);
         }
         Ok(())
@@ -112,7 +112,7 @@ impl Admission {
     }
 
     fn warn(&self, said: &Cell<(u64, u64)>, line: impl FnOnce() -> String) {
-        let (now, (last, left_out)) = (now(), said.get());
+        let (now, (last, left_out)) = (clock::now().as_nanos(), said.get());
         if last != 0 && now.saturating_sub(last) < SECOND {
             return said.set((last, left_out + 1));
         }
@@ -139,7 +139,7 @@ impl Admission {
 
     /// Whether there is time for an answer that arrives for sure.
     pub fn may_answer(&self) -> bool {
-        let second = now() / SECOND;
+        let second = clock::now().as_nanos() / SECOND;
         let (last, answered) = self.answered.get();
         let answered = if last == second { answered } else { 0 };
         self.answered.set((second, answered + 1));
