@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::datagram;
@@ -106,6 +107,15 @@ pub enum Report {
     Faulty,
 }
 
+/// What an auxiliary process says of its start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// It serves as soon as it is told to begin.
+    Ready,
+    /// It will exit, with the exit code of the server if that is starting, too; why.
+    Failed(String),
+}
+
 /// One end. Errors of kind `WouldBlock` mean: nothing there yet (or no room); `InvalidData`: nonsense came,
 /// was taken off the channel, and can be passed over.
 #[derive(Debug)]
@@ -144,6 +154,47 @@ impl Channel {
     pub fn recv_report(&self) -> io::Result<Option<Report>> {
         let Some((message, _)) = self.recv()? else { return Ok(None) };
         Report::read(message).map(Some).ok_or_else(|| nonsense(message[0]))
+    }
+
+    /// Says how the start went; a longer reason is cut off. [auxiliary process]
+    pub fn send_start(&self, start: &Start) -> io::Result<()> {
+        let mut bytes = match start {
+            Start::Ready => vec![b'R'],
+            Start::Failed(why) => [b"F", why.as_bytes()].concat(),
+        };
+        bytes.truncate(REASON);
+        datagram::send(self.0.as_fd(), &bytes, None)
+    }
+
+    /// Waits until it is told to begin. [auxiliary process]
+    pub fn wait_for_begin(&self) -> io::Result<()> {
+        loop {
+            match self.recv_command() {
+                Ok(Some((Command::Begin, _))) => return Ok(()),
+                Ok(Some(_)) => {}
+                Ok(None) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+                    match poll(&mut fds, PollTimeout::NONE) {
+                        Ok(_) | Err(nix::Error::EINTR) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The same; None: the process is gone, or has nothing more to say. [supervisor]
+    pub fn recv_start(&self) -> io::Result<Option<Start>> {
+        let mut bytes = [0; REASON];
+        let (size, _) = datagram::receive(self.0.as_fd(), &mut bytes)?;
+        match bytes.get(..size).and_then(<[u8]>::split_first) {
+            None => Ok(None),
+            Some((b'R', [])) => Ok(Some(Start::Ready)),
+            Some((b'F', why)) => Ok(Some(Start::Failed(String::from_utf8_lossy(why).into_owned()))),
+            Some((tag, _)) => Err(nonsense(*tag)),
+        }
     }
 
     fn send(&self, message: Message, with: Option<BorrowedFd<'_>>) -> io::Result<()> {
@@ -251,6 +302,9 @@ impl Report {
     }
 }
 
+/// The longest [`Start`].
+const REASON: usize = 4096;
+
 /// A tag, padded, and three numbers in native byte order.
 type Message = [u8; 32];
 
@@ -298,6 +352,21 @@ mod tests {
             assert!(matches!(worker.recv_command().unwrap(), Some((command, None)) if command == sent));
         }
         assert_eq!(supervisor.recv_report().unwrap(), Some(Report::Ready { loaded: 0x1234, broken: 7 }));
+    }
+
+    #[test]
+    fn the_start_of_an_auxiliary_process_is_told_with_its_reason() {
+        let (supervisor, auxiliary) = Channel::pair().unwrap();
+        for start in [Start::Ready, Start::Failed("no such key".to_owned())] {
+            auxiliary.send_start(&start).unwrap();
+            assert_eq!(supervisor.recv_start().unwrap(), Some(start));
+        }
+        auxiliary.send_start(&Start::Failed("x".repeat(10_000))).unwrap();
+        assert_eq!(supervisor.recv_start().unwrap(), Some(Start::Failed("x".repeat(REASON - 1))));
+        auxiliary.send_report(Report::Crashed).unwrap();
+        assert_eq!(supervisor.recv_start().unwrap_err().kind(), io::ErrorKind::InvalidData);
+        drop(auxiliary);
+        assert_eq!(supervisor.recv_start().unwrap(), None);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
 use super::handler_counters::{Count, HandlerCounters, Times};
+use super::routes::Routes;
 use super::scoreboard::Place;
 
 /// Ways in which processes die.
@@ -196,6 +197,13 @@ impl Counters {
                 index
             }
             None => OTHER,
+        }
+    }
+
+    /// Enters all handlers that are served. [supervisor, before a worker that serves them is forked]
+    pub fn enter_all(&self, routes: &Routes) {
+        for (_, route) in routes.in_service() {
+            self.enter(&route.resource);
         }
     }
 

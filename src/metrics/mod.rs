@@ -6,12 +6,15 @@ mod families;
 mod server;
 mod text;
 
+use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::config::Config;
 use crate::fleet::addresses::Addresses;
 use crate::fleet::breakers::CircuitBreaker;
+use crate::fleet::control::{self, Channel};
 use crate::fleet::counters::Counters;
 use crate::fleet::listener::Listener;
 use crate::fleet::routes::Routes;
@@ -47,13 +50,9 @@ impl Start {
     }
 }
 
-/// Serves until it is killed; returns the exit code of the process when it cannot.
-pub fn run(start: Start) -> i32 {
-    match server::serve(&start.listeners, |format| families::report(&start, format)) {
-        Ok(never) => match never {},
-        Err(error) => {
-            log::error!("metrics can not be served: {error}");
-            1
-        }
-    }
+/// Serves from the command to begin until it is killed; fails if the sockets do.
+pub fn run(start: Start, channel: &Channel) -> io::Result<Infallible> {
+    channel.send_start(&control::Start::Ready)?;
+    channel.wait_for_begin()?;
+    server::serve(&start.listeners, |format| families::report(&start, format))
 }

@@ -15,10 +15,12 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{Pid, dup2_stdin, getppid, setpgid};
 
+use super::auxiliary::Kind;
 use super::processes::GRACE;
 use crate::config::Config;
 use crate::confine::Confinement;
 use crate::exit::Exit;
+use crate::fleet::control::{Channel, Start};
 use crate::fleet::scoreboard::{Place, Slot};
 use crate::fleet::{process_title, wipe};
 use crate::service::daemonize;
@@ -53,7 +55,32 @@ pub(super) enum Task {
         place: Place,
         start: io::Result<worker::Start>,
     },
+    Auxiliary(Kind, Channel, Auxiliary),
+}
+
+/// An auxiliary process, by its kind.
+pub(super) enum Auxiliary {
     Metrics(metrics::Start),
+}
+
+impl Auxiliary {
+    fn with_config(self, config: &Arc<Config>) -> Self {
+        match self {
+            Auxiliary::Metrics(start) => {
+                Auxiliary::Metrics(metrics::Start { config: Arc::clone(config), ..start })
+            }
+        }
+    }
+
+    /// Serves until it has nothing left to do; an error tells with which exit code it cannot, and why.
+    fn run(self, channel: &Channel) -> Result<(), (Exit, String)> {
+        match self {
+            Auxiliary::Metrics(start) => match metrics::run(start, channel) {
+                Ok(never) => match never {},
+                Err(error) => Err((Exit::Internal, error.to_string())),
+            },
+        }
+    }
 }
 
 impl Child {
@@ -69,7 +96,7 @@ impl Child {
     fn without_settings_of_others(self) -> Self {
         let pool = match &self.task {
             Task::Worker { place, .. } => Some(usize::from(place.pool)),
-            Task::Metrics(_) => None,
+            Task::Auxiliary(..) => None,
         };
         let config = Arc::new(self.config.with_settings_of(pool));
         let task = match self.task {
@@ -77,7 +104,9 @@ impl Child {
                 let start = start.map(|start| worker::Start { config: Arc::clone(&config), ..start });
                 Task::Worker { place, start }
             }
-            Task::Metrics(start) => Task::Metrics(metrics::Start { config: Arc::clone(&config), ..start }),
+            Task::Auxiliary(kind, channel, start) => {
+                Task::Auxiliary(kind, channel, start.with_config(&config))
+            }
         };
         let Self { supervisor, is_detached, config: whole, .. } = self;
         // The last reference to the supervisor's configuration, which is overwritten.
@@ -88,11 +117,11 @@ impl Child {
 
     fn work(self) -> i32 {
         let Self { supervisor, is_detached, config, task } = self.without_settings_of_others();
+        let patience = Duration::from_nanos(config.stop_time) + GRACE;
+        let patience = u32::try_from(patience.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u32::MAX);
         match task {
             Task::Worker { place, start } => {
                 let name = config.worker_name(place.pool, place.number);
-                let patience = Duration::from_nanos(config.stop_time) + GRACE;
-                let patience = u32::try_from(patience.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u32::MAX);
                 let start = start.and_then(|start| {
                     let files = start.routes.handlers().iter().map(|route| &route.file);
                     let confinement = Confinement::of(&config, usize::from(place.pool));
@@ -118,17 +147,22 @@ impl Child {
                     end_with(supervisor, patience)
                 })
             }
-            // As the workers of the default pool.
-            Task::Metrics(start) => {
+            Task::Auxiliary(kind, channel, start) => {
+                // Confined as the workers of the default pool. SIGTERM stays blocked: those that take commands read it,
+                // and metrics show how the workers stop.
                 let prepared = prepare(is_detached)
                     .and_then(|()| Confinement::of(&config, 0).map_or(Ok(()), |to| to.enter()))
-                    .and_then(|()| end_with(supervisor, 1));
-                if let Err(error) = prepared {
-                    return failed("metrics", &error);
+                    .and_then(|()| end_with(supervisor, if kind.takes_commands() { patience } else { 1 }))
+                    .map_err(|error| (Exit::Internal, error.to_string()));
+                set_name(kind.name());
+                match prepared.and_then(|()| start.run(&channel)) {
+                    Ok(()) => Exit::Ok.code(),
+                    Err((exit, why)) => {
+                        // Logged by the supervisor, with what comes of it.
+                        let _ = channel.send_start(&Start::Failed(why));
+                        exit.code()
+                    }
                 }
-                // SIGTERM stays blocked: it can be seen how the workers stop.
-                set_name("metrics");
-                metrics::run(start)
             }
         }
     }

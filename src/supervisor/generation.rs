@@ -4,14 +4,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::metrics;
 use super::policy::rolling_restart::Step;
 use crate::config::{Config, Pool};
-use crate::fleet::listener::{self, Listener};
+use crate::fleet::listener::{self, BindError, Listener};
 use crate::fleet::routes::{Route, Routes};
 use crate::fleet::scoreboard::Place;
 use crate::handlers::discover::refusal;
 use crate::log::Settings as LogSettings;
+
+/// Length of the kernel's queue of clients that ask for metrics.
+const METRICS_BACKLOG: i32 = 64;
 
 /// Configuration, handlers and listening sockets that belong together.
 #[derive(Clone, Debug)]
@@ -38,8 +40,13 @@ impl Generation {
         let routes = routes.following(&self.routes).ok_or("too many handlers have come and gone: restart")?;
         let listeners = listener::adopted_or_bound(&config.listen, config.backlog, &self.listeners)
             .map_err(|error| error.to_string())?;
-        let metrics = metrics::bind(&config, &self.metrics).map_err(|error| error.to_string())?;
+        let metrics = bind_metrics(&config, &self.metrics).map_err(|error| error.to_string())?;
         Ok(Self { config: Arc::new(config), routes: Arc::new(routes), listeners, metrics, faults })
+    }
+
+    /// All sockets that it listens on.
+    pub fn sockets(&self) -> impl Iterator<Item = &Arc<Listener>> {
+        self.listeners.iter().chain(&self.metrics)
     }
 
     /// The pools whose workers would not be what they are if they were started from `new`.
@@ -126,6 +133,16 @@ impl Generation {
         };
         self.routes.resources().filter_map(named).collect()
     }
+}
+
+/// The sockets to serve metrics on, of which those that are there go on.
+pub fn bind_metrics(config: &Config, have: &[Arc<Listener>]) -> Result<Vec<Arc<Listener>>, BindError> {
+    let listeners = listener::bind_missing(config.metrics.as_slice(), METRICS_BACKLOG, have)?;
+    let is_new = |new: &&Arc<Listener>| !have.iter().any(|old| Arc::ptr_eq(old, new));
+    for listener in listeners.iter().filter(is_new) {
+        log::info!("metrics are served on {}", listener.address);
+    }
+    Ok(listeners)
 }
 
 /// What concerns the workers of all pools.

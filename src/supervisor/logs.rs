@@ -73,7 +73,6 @@ impl Supervisor {
                 _ => {}
             }
         }
-        // The process that serves metrics takes no commands, and another one inherits the new file.
-        self.metrics.start_anew(&mut self.processes);
+        self.auxiliaries.renew(&mut self.processes);
     }
 }

@@ -2,6 +2,7 @@
 //! loads a handler. What it does when is decided in [`policy`]; here it is carried out, and nothing here waits: whatever
 //! takes time is a child with a deadline in the table of [`processes`].
 
+mod auxiliary;
 mod changes;
 mod child;
 mod control;
@@ -9,7 +10,6 @@ mod death;
 pub mod generation;
 mod logs;
 mod maintenance;
-mod metrics;
 pub mod policy;
 mod pools;
 mod postmortem;
@@ -26,17 +26,17 @@ use std::convert::Infallible;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::Pid;
 
+use self::auxiliary::Auxiliaries;
 use self::child::Child;
 use self::generation::Generation;
 use self::maintenance::Maintenance;
-use self::metrics::Metrics;
 use self::policy::slots::{Action, Event, Slots};
 use self::pools::Pools;
 use self::postmortem::Postmortem;
@@ -54,6 +54,7 @@ use crate::fleet::counters::Counters;
 use crate::fleet::crash_report::CrashReport;
 use crate::fleet::process_title;
 use crate::fleet::scoreboard::Scoreboard;
+use crate::handlers::discover::Discovery;
 use crate::log::Destination;
 use crate::service::daemonize::{self, Daemon};
 use crate::service::listen_fds::Passed;
@@ -148,8 +149,8 @@ struct Supervisor {
     pools: Pools,
     /// Another executable that takes over, or the one that this one takes over from.
     upgrade: Upgrade,
-    /// The process that serves metrics.
-    metrics: Metrics,
+    /// Processes without a slot.
+    auxiliaries: Auxiliaries,
     /// What workers have died of.
     postmortem: Postmortem,
     /// What is looked at regularly.
@@ -181,6 +182,10 @@ struct Host {
     notify: Notify,
     /// To the place that the server was started from.
     daemon: Daemon,
+    /// When the supervisor began.
+    started: SystemTime,
+    /// All workers are ready for the first time: the server is, too, as soon as the auxiliary processes are.
+    is_announcing: bool,
     /// The exit code, once only the end of children is waited for.
     leaving: Option<Exit>,
     /// When the loop last began to turn.
@@ -200,8 +205,7 @@ impl Supervisor {
         if let Outcome::Exit(exit) = outcome {
             // After an upgrade, or before it is done, they are somebody else's.
             if !self.upgrade.is_superseded() && self.upgrade.predecessor.is_none() {
-                self.generation.listeners.iter().for_each(|listener| listener.remove_file());
-                self.metrics.remove_files();
+                self.generation.sockets().for_each(|listener| listener.remove_file());
                 self.control.remove_file();
             }
             if !is_log_seen && !self.host.daemon.is_ready() {
@@ -218,7 +222,8 @@ impl Supervisor {
             self.go_on_with_reload();
             self.carry_out()?;
             self.ask_for_processes();
-            self.start_metrics()?;
+            self.start_auxiliaries()?;
+            self.announce();
             self.write_records();
             if let Some(exit) = self.is_done() {
                 return ControlFlow::Break(Outcome::Exit(exit));
@@ -245,7 +250,7 @@ impl Supervisor {
             Action::Spawn(slot) => self.start_worker(slot)?,
             Action::Stop(slot) => self.stop_worker(slot, Command::Stop),
             Action::Quit(slot) => self.stop_worker(slot, Command::Quit),
-            Action::Announce => self.announce(),
+            Action::Announce => self.host.is_announcing = true,
             Action::Leave(exit) => self.leave(exit),
         }
         ControlFlow::Continue(())
@@ -259,6 +264,8 @@ impl Supervisor {
         self.refuse_connections();
         self.abort_rolling("the server is told to stop");
         self.slots.on(event, clock::now());
+        let end = self.end_of_stop();
+        self.auxiliaries.stop(&mut self.processes, end);
         self.stop_pools(if at_once { Command::Quit } else { Command::Stop });
         self.hurry(if at_once { Command::Quit } else { Command::Stop });
     }
@@ -266,7 +273,8 @@ impl Supervisor {
     /// No worker is left that holds a slot: the rest is waited for.
     fn leave(&mut self, exit: Exit) {
         self.host.leaving = Some(exit);
-        self.metrics.stop(&mut self.processes);
+        let end = self.end_of_stop();
+        self.auxiliaries.retire(&mut self.processes, end);
         self.hurry(Command::Stop);
     }
 
@@ -275,7 +283,7 @@ impl Supervisor {
         let superseded = self.upgrade.is_superseded();
         let is_ours = |role: Role| match role {
             Role::Successor => !superseded,
-            Role::Metrics => self.host.leaving.is_some(),
+            Role::Auxiliary(_) => self.host.leaving.is_some(),
             _ => true,
         };
         let mut ours = self.processes.iter().filter(|(_, process)| is_ours(process.role));
@@ -303,8 +311,8 @@ impl Supervisor {
             self.slots.deadline(),
             self.pools.deadline(now),
             self.maintenance_due(now),
-            self.metrics.due(),
-            self.rolling.loading.as_ref().and_then(|loading| loading.discovery.deadline()),
+            self.auxiliaries.due(),
+            self.rolling.discovery().and_then(Discovery::deadline),
             self.control.deadline(),
             self.host.notify.due(),
         ];
@@ -326,7 +334,7 @@ impl Supervisor {
         }
         fds.extend(self.pools.channels().map(|channel| readable(channel.as_fd())));
         fds.extend(self.upgrade.channels().map(readable));
-        let probes = self.rolling.loading.iter().flat_map(|loading| loading.discovery.descriptors());
+        let probes = self.rolling.discovery().into_iter().flat_map(Discovery::descriptors);
         fds.extend(probes.map(readable));
         fds.extend(self.control.interest().filter(|_| self.upgrade.predecessor.is_none()));
         let watched = self.slots_without_process().chain(self.pools_inboxes(now));
@@ -381,6 +389,10 @@ impl Supervisor {
 
     /// The server serves. Whoever started it may have closed its output: no reason not to serve.
     fn announce(&mut self) {
+        if !self.host.is_announcing || !self.auxiliaries.are_ready() || self.slots.is_stopping() {
+            return;
+        }
+        self.host.is_announcing = false;
         if let Err(error) = self.try_announce() {
             log::error!(target: crate::log::CRITICAL, "{error}");
             self.stop(Event::Fail(error.exit()));

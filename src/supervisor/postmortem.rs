@@ -17,6 +17,7 @@ use crate::clock;
 use crate::config;
 use crate::ffi::is_start;
 use crate::fleet::breakers::{BreakerState, UNTIL_LIFTED};
+use crate::fleet::counters::DEATHS;
 use crate::fleet::crash_report::{self, CrashReport, Facts, Message};
 use crate::fleet::current_call::CurrentCall;
 use crate::fleet::scoreboard::State;
@@ -124,6 +125,19 @@ impl Supervisor {
                 Ok(path) => log::info!("the record of the end of process {pid} is {}", path.display()),
                 Err(error) => log::error!("{}: the record of a crash: {error}", settings.dir.display()),
             }
+        }
+    }
+
+    /// A process of this slot has died, perhaps in a handler.
+    fn count_death(&self, slot: usize, cause: Cause, handler: Option<u16>) {
+        let cause = DEATHS.iter().position(|name| *name == cause.name());
+        self.count_in_place(slot, |counters| {
+            if let Some(count) = cause.and_then(|cause| counters.deaths.get(cause)) {
+                count.add_shared(1);
+            }
+        });
+        if let Some(handler) = handler {
+            self.count_handler(handler, |entry| entry.crashes.add(1));
         }
     }
 

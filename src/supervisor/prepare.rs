@@ -2,14 +2,15 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use super::generation::Generation;
+use super::auxiliary::Auxiliaries;
+use super::generation::{Generation, bind_metrics};
 use super::maintenance::Maintenance;
-use super::metrics::{self, Metrics};
 use super::policy::slots::Slots;
 use super::pools::Pools;
 use super::postmortem::Postmortem;
@@ -23,6 +24,7 @@ use crate::confine::landlock;
 use crate::control::Control;
 use crate::exit::Exit;
 use crate::fleet::addresses::Addresses;
+use crate::fleet::counters::Counters;
 use crate::fleet::listener::{self, BindError, Bound, Listener};
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{MAX_SLOTS, Place, Scoreboard};
@@ -69,7 +71,7 @@ impl Supervisor {
         Ok(Self {
             slots: Slots::new(processes.slots()),
             postmortem: Postmortem::new(generation.config.quarantine),
-            metrics: Metrics::new(generation.metrics.clone(), is_new),
+            auxiliaries: Auxiliaries::new(&generation, is_new),
             upgrade: Upgrade::new(invocation, predecessor),
             rolling: Rolling::default(),
             pools: Pools::default(),
@@ -79,6 +81,8 @@ impl Supervisor {
                 signals,
                 notify,
                 daemon: Daemon::default(),
+                started: SystemTime::now(),
+                is_announcing: false,
                 leaving: None,
                 turned: clock::now(),
             },
@@ -109,7 +113,7 @@ impl Prepared {
         let listeners =
             listener::adopted_or_bound(&config.listen, config.backlog, inherited).map_err(not_bound)?;
         bound.extend(listeners.iter().cloned());
-        let metrics = metrics::bind(&config, inherited).map_err(not_bound)?;
+        let metrics = bind_metrics(&config, inherited).map_err(not_bound)?;
         bound.extend(metrics.iter().cloned());
         let found = discover(&config, &Routes::default(), &|| start.received().is_some());
         go_on(start)?;
@@ -140,11 +144,15 @@ impl Prepared {
 }
 
 fn shared(config: &Config, routes: &Routes) -> Result<Shared, Failure> {
-    let processes = config.pools.iter().map(Pool::processes).sum();
+    let processes: usize = config.pools.iter().map(Pool::processes).sum();
+    // A reload doubles the processes for a while, and may make more of them.
+    let lanes = processes.saturating_mul(2).saturating_add(64).min(MAX_SLOTS);
+    let counters = Counters::create(MAX_SLOTS, lanes, routes.handlers().len()).map_err(internal)?;
+    counters.enter_all(routes);
     let message = config.crash_records.as_ref().map_or(MESSAGE, |records| records.bytes);
     Ok(Shared {
         scoreboard: Scoreboard::create(MAX_SLOTS).map_err(internal)?,
-        counters: metrics::counters(config, routes).map_err(internal)?,
+        counters,
         addresses: Addresses::for_processes(processes).map_err(internal)?,
         breakers: breakers::create(Routes::MAX).map_err(internal)?,
         // Also without records, which a reload may turn on: memory that no crash uses is reserved only.

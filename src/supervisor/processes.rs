@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::auxiliary::Kind;
 use super::policy::liveness::Pulse;
 use crate::fleet::control::{Channel, Command};
 use crate::fleet::inbox::Inbox;
@@ -32,8 +33,10 @@ pub enum Role {
     Draining,
     /// Crashes, and sends its connections to the inbox of its slot, which it holds no more.
     Crashed,
-    /// Serves metrics.
-    Metrics,
+    /// Of the supervisor's own; holds no slot.
+    Auxiliary(Kind),
+    /// The same after it was replaced or told to leave: exits with its last connection.
+    Leaving(Kind),
     /// The other executable of an upgrade.
     Successor,
     /// Was killed because it is not needed.
@@ -216,9 +219,13 @@ impl Processes {
         self.table.iter().filter(move |(_, process)| process.role == role).map(|(pid, _)| *pid)
     }
 
-    /// Pids of all that have an open channel.
+    /// Pids of all that can be told something.
     pub fn with_channel(&self) -> Vec<Pid> {
-        self.iter().filter(|(_, process)| process.channel.is_some()).map(|(pid, _)| pid).collect()
+        let listens = |process: &Process| match process.role {
+            Role::Auxiliary(kind) => process.channel.is_some() && kind.takes_commands(),
+            _ => process.channel.is_some(),
+        };
+        self.iter().filter(|(_, process)| listens(process)).map(|(pid, _)| pid).collect()
     }
 
     /// Sends a command, perhaps with a descriptor. A process that cannot be told is gone, or will be killed.
@@ -298,9 +305,14 @@ mod tests {
 
     #[test]
     fn who_is_late_gets_sigterm_then_sigkill_and_its_deadline_is_over() {
-        for role in
-            [Role::Worker, Role::Draining, Role::Crashed, Role::Standby, Role::Metrics, Role::Successor]
-        {
+        for role in [
+            Role::Worker,
+            Role::Draining,
+            Role::Crashed,
+            Role::Standby,
+            Role::Auxiliary(Kind::Metrics),
+            Role::Successor,
+        ] {
             let mut processes = Processes::default();
             processes.insert(NOBODY, Process::new(role, None, 0, None));
             assert_eq!(processes.deadline(), None);

@@ -7,7 +7,7 @@ use super::changes::Changes;
 use super::generation::Generation;
 use super::policy::rolling_restart::{Event, Failure, Step};
 use super::rolling::Loading;
-use super::{Supervisor, metrics, prepare};
+use super::{Supervisor, prepare};
 use crate::clock;
 use crate::fleet::scoreboard::Place;
 use crate::handlers::discover::Discovery;
@@ -49,32 +49,52 @@ impl Supervisor {
         prepare::raise_descriptors(&mut config);
         let config = config.following(&self.generation.config);
         let discovery = Discovery::begin(&config, &self.generation.routes, Probes::default());
-        Ok(Loading { config, discovery: discovery.map_err(|error| error.to_string())? })
+        Ok(Loading::Probing {
+            config: Box::new(config),
+            discovery: discovery.map_err(|error| error.to_string())?,
+        })
     }
 
-    /// Handlers of a reload are probed; when all are known, workers are replaced.
+    /// Handlers of a reload are probed; when all are known auxiliary processes start; when all are ready workers are
+    /// replaced.
     pub(super) fn go_on_with_reload(&mut self) {
-        let Some(loading) = &mut self.rolling.loading else { return };
-        loading.discovery.step(clock::now());
-        // Meanwhile a worker may have been replaced for another reason.
-        if !loading.discovery.is_done() || !self.rolling.policy.is_idle() {
-            return;
+        match &mut self.rolling.loading {
+            Some(Loading::Probing { discovery, .. }) => {
+                discovery.step(clock::now());
+                if discovery.is_done() {
+                    self.loaded();
+                }
+            }
+            // Meanwhile a worker may be being replaced for another reason.
+            Some(Loading::Starting(_)) if self.rolling.policy.is_idle() => match self.auxiliaries.trial() {
+                Some(Ok(())) => self.begin_trial(),
+                Some(Err(why)) => self.cancel_loading(&why),
+                None => {}
+            },
+            _ => {}
         }
-        let Some(Loading { config, discovery }) = self.rolling.loading.take() else { return };
+    }
+
+    fn loaded(&mut self) {
+        let Some(Loading::Probing { config, discovery }) = self.rolling.loading.take() else { return };
         let (routes, faults) = discovery.finish();
-        let generation = self.generation.following(config, routes, faults).and_then(|generation| {
+        let generation = self.generation.following(*config, routes, faults).and_then(|generation| {
             // New workers inherit it.
             sink::start(&generation.config.log)?;
             Ok(generation)
         });
         match generation {
-            Ok(generation) => self.try_out(generation),
+            Ok(generation) => {
+                self.auxiliaries.try_out(&self.generation, &generation);
+                self.rolling.loading = Some(Loading::Starting(generation));
+            }
             Err(why) => self.end_reload(Err(failed(&why))),
         }
     }
 
-    fn try_out(&mut self, generation: Generation) {
-        metrics::enter_handlers(self.shared.counters, &generation.routes);
+    fn begin_trial(&mut self) {
+        let Some(Loading::Starting(generation)) = self.rolling.loading.take() else { return };
+        self.shared.counters.enter_all(&generation.routes);
         let mut changed = self.generation.changed_pools(&generation);
         // What did not start is tried out again, changed or not.
         changed.extend(self.postmortem.quarantine.not_starting().filter_map(|handler| {
@@ -94,17 +114,19 @@ impl Supervisor {
 
     /// What is being read for a reload is not wanted any more.
     pub(super) fn cancel_loading(&mut self, why: &str) {
-        if let Some(Loading { discovery, .. }) = self.rolling.loading.take() {
-            discovery.cancel();
-            self.end_reload(Err(failed(why)));
+        match self.rolling.loading.take() {
+            Some(Loading::Probing { discovery, .. }) => discovery.cancel(),
+            Some(Loading::Starting(_)) => self.auxiliaries.abort_trial(&mut self.processes),
+            None => return,
         }
+        self.end_reload(Err(failed(why)));
     }
 
     /// The new generation has shown that it works: all workers that are started from now on are of it.
     pub(super) fn commit(&mut self, new: Generation) {
-        let is_gone = |old: &&Arc<_>| !new.listeners.iter().any(|new| Arc::ptr_eq(old, new));
+        let is_gone = |old: &&Arc<_>| !new.sockets().any(|new| Arc::ptr_eq(old, new));
         let are_shared = self.shared.scoreboard.are_sockets_shared();
-        for listener in self.generation.listeners.iter().filter(is_gone) {
+        for listener in self.generation.sockets().filter(is_gone) {
             if !are_shared {
                 listener.shut_down();
             }
@@ -121,7 +143,8 @@ impl Supervisor {
                 "reload: control_socket and control_group stay as they were until the server is restarted"
             );
         }
-        self.metrics.renew(new.metrics.clone(), &mut self.processes);
+        let deadline = self.drain_deadline(None);
+        self.auxiliaries.commit(&mut self.processes, deadline);
         self.generation = new;
     }
 
@@ -140,6 +163,7 @@ impl Supervisor {
     /// The standbys of a reload serve, or nothing of it does, or the server was interrupted.
     pub(super) fn reload_done(&mut self, result: Result<(), Failure>) {
         self.rolling.trial = None;
+        self.auxiliaries.abort_trial(&mut self.processes); // none after a commit
         let result = match result {
             Ok(()) => Ok(()),
             Err(Failure { why, committed: false }) => Err(failed(&why)),

@@ -6,11 +6,13 @@ use std::time::Duration;
 use nix::unistd::Pid;
 
 use super::Supervisor;
+use super::auxiliary::Kind;
 use super::policy::rolling_restart;
 use super::policy::slots::Event;
 use super::processes::{GRACE, Role};
 use crate::clock;
 use crate::fleet::control::Report;
+use crate::fleet::routes::Route;
 use crate::time::Instant;
 
 /// A crashed process has this long to hand over its connections and write a core dump.
@@ -21,8 +23,12 @@ impl Supervisor {
     pub(super) fn read_reports(&mut self, pid: Pid) {
         loop {
             let Some(process) = self.processes.get_mut(pid) else { return };
-            let (role, Some(slot)) = (process.role, process.slot) else { return };
             let Some(channel) = &process.channel else { return };
+            let (role, slot) = match (process.role, process.slot) {
+                (role, Some(slot)) => (role, slot),
+                (Role::Auxiliary(kind) | Role::Leaving(kind), None) => return self.read_start(pid, kind),
+                _ => return,
+            };
             match channel.recv_report() {
                 Ok(Some(report)) => self.on_report(pid, (role, slot), report),
                 // It exits, or has executed another program; then it is not a worker any more.
@@ -37,6 +43,27 @@ impl Supervisor {
                         process.hurry(clock::now() + GRACE);
                     }
                     log::error!("{}[{pid}]: {error}", self.name(slot));
+                }
+            }
+        }
+    }
+
+    /// All that an auxiliary process has to say.
+    fn read_start(&mut self, pid: Pid, kind: Kind) {
+        while let Some(process) = self.processes.get_mut(pid)
+            && let Some(channel) = &process.channel
+        {
+            match channel.recv_start() {
+                Ok(Some(start)) => self.auxiliaries.on_start(pid, start, &mut self.processes),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    log::error!("{}[{pid}]: {error}", kind.name());
+                }
+                Ok(None) | Err(_) => {
+                    process.channel = None;
+                    if kind.takes_commands() {
+                        process.hurry(clock::now() + GRACE);
+                    }
                 }
             }
         }
@@ -72,7 +99,7 @@ impl Supervisor {
             }
             (Report::Leaving, Role::Worker) => {
                 self.processes.set_role(pid, Role::Draining);
-                let deadline = self.drain_deadline(slot);
+                let deadline = self.drain_deadline(Some(self.place_of(slot).pool));
                 if let Some(process) = self.processes.get_mut(pid) {
                     process.set_deadline(deadline);
                 }
@@ -103,12 +130,12 @@ impl Supervisor {
         self.retire_if_due(slot);
     }
 
-    /// Until when a worker that hands its connections over may live.
-    fn drain_deadline(&self, slot: usize) -> Instant {
+    /// Until when a process may live that is replaced while it has connections: of this pool, or of any.
+    pub(super) fn drain_deadline(&self, pool: Option<u16>) -> Instant {
         let config = &self.generation.config;
-        let pool = usize::from(self.place_of(slot).pool);
         let routes = self.generation.routes.handlers().iter();
-        let ours = routes.filter(|route| config.pool_of(&route.resource) == pool);
+        let is_ours = |pool| move |route: &&Route| config.pool_of(&route.resource) == usize::from(pool);
+        let ours = routes.filter(|route| pool.is_none_or(|pool| is_ours(pool)(route)));
         let drain = ours.map(|route| config.drain_time(&route.resource).unwrap_or(u64::MAX)).max();
         let end = self.end_of_stop() + Duration::from_nanos(drain.unwrap_or(0));
         if self.slots.is_stopping() { end.min(self.end_of_stop()) } else { end }

@@ -35,10 +35,30 @@ pub(super) struct Rolling {
     heir: Option<usize>,
 }
 
-/// A configuration that was read, and its handlers, which are being probed.
-pub(super) struct Loading {
-    pub config: Config,
-    pub discovery: Discovery,
+/// A reload before any worker is replaced.
+pub(super) enum Loading {
+    /// The configuration was read, and its handlers are being probed.
+    Probing { config: Box<Config>, discovery: Discovery },
+    /// Auxiliary processes of the new generation start.
+    Starting(Generation),
+}
+
+impl Rolling {
+    /// The handlers that are being probed for a reload.
+    pub fn discovery(&self) -> Option<&Discovery> {
+        match &self.loading {
+            Some(Loading::Probing { discovery, .. }) => Some(discovery),
+            _ => None,
+        }
+    }
+
+    /// The generation of a reload whose processes start.
+    pub fn on_trial(&self) -> Option<&Generation> {
+        match &self.loading {
+            Some(Loading::Starting(generation)) => Some(generation),
+            _ => self.trial.as_ref(),
+        }
+    }
 }
 
 impl Supervisor {

@@ -11,7 +11,8 @@ use std::sync::atomic::Ordering;
 
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 
-use super::child::{Child, Task};
+use super::auxiliary::Kind;
+use super::child::{Auxiliary, Child, Task};
 use super::generation::Generation;
 use super::processes::{Process, Role};
 use super::workers::START;
@@ -110,33 +111,44 @@ pub(super) fn worker(
     })
 }
 
-/// Forks the process that serves metrics.
-pub(super) fn metrics(supervisor: &mut Supervisor) -> Flow<io::Result<Pid>> {
-    let parent = match fork_child() {
+/// Forks an auxiliary process of a generation.
+pub(super) fn auxiliary(
+    supervisor: &mut Supervisor,
+    kind: Kind,
+    generation: &Generation,
+) -> Flow<io::Result<Pid>> {
+    let forked = Channel::pair().and_then(|channels| Ok((channels, fork_child()?)));
+    let ((ours, theirs), parent) = match forked {
         Err(error) => return ControlFlow::Continue(Err(error)),
-        Ok(Forked::Parent { child }) => {
-            supervisor.processes.insert(child, Process::new(Role::Metrics, None, 0, None));
+        Ok(((ours, _), Forked::Parent { child })) => {
+            let mut process = Process::new(Role::Auxiliary(kind), None, 0, Some(ours));
+            process.set_deadline(clock::now() + START);
+            supervisor.processes.insert(child, process);
             return ControlFlow::Continue(Ok(child));
         }
-        Ok(Forked::Child { supervisor }) => supervisor,
+        Ok((channels, Forked::Child { supervisor })) => (channels, supervisor),
     };
-    let Generation { config, routes, .. } = supervisor.generation.clone();
+    drop(ours);
+    let Generation { config, routes, metrics, .. } = generation.clone();
     let shared = supervisor.shared;
-    become_child(Child {
-        supervisor: parent,
-        is_detached: supervisor.host.daemon.is_detached(),
-        config: Arc::clone(&config),
-        task: Task::Metrics(metrics::Start {
-            config,
+    let start = match kind {
+        Kind::Metrics => Auxiliary::Metrics(metrics::Start {
+            config: Arc::clone(&config),
             routes,
-            listeners: supervisor.metrics.listeners.clone(),
+            listeners: metrics,
             scoreboard: shared.scoreboard,
             counters: shared.counters,
             addresses: shared.addresses,
             breakers: shared.breakers,
             supervisor: parent.as_raw(),
-            started: supervisor.metrics.started,
+            started: supervisor.host.started,
         }),
+    };
+    become_child(Child {
+        supervisor: parent,
+        is_detached: supervisor.host.daemon.is_detached(),
+        config,
+        task: Task::Auxiliary(kind, theirs, start),
     })
 }
 

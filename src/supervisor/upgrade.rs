@@ -263,7 +263,7 @@ impl Supervisor {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let listeners = self.generation.listeners.iter().chain(&self.metrics.listeners);
+        let listeners = self.generation.sockets();
         for listener in listeners.chain(self.control.listener()) {
             let text = listener.asked().map_or_else(|| PASSED.to_vec(), Listen::to_bytes);
             datagram::send(ours.as_fd(), &text, Some(listener.as_fd()))?;
@@ -298,7 +298,8 @@ impl Supervisor {
             log::warn!("upgrade: the new executable cannot take up connections; they are closed");
         }
         self.abort_rolling("another executable takes over");
-        self.metrics.hand_over(&mut self.processes);
+        let deadline = self.drain_deadline(None);
+        self.auxiliaries.retire(&mut self.processes, deadline);
         self.control.hand_over();
         for (_, slot) in self.serving() {
             let step = Step { start: None, retire: Some(slot) };
@@ -321,7 +322,7 @@ impl Supervisor {
         self.upgrade.channel = None;
         self.shared.scoreboard.share_sockets(false);
         self.host.notify.main_pid(Pid::this());
-        self.metrics.take_back();
+        self.auxiliaries.take_back(&self.generation);
         self.control.take_back();
         self.rewrite_pid_file();
         let places: Vec<Place> = staying.into_iter().map(|(place, _)| place).collect();
@@ -376,7 +377,7 @@ impl Supervisor {
     /// All workers are ready: the old executable, if there is one, can hand its connections over.
     pub(super) fn take_over(&mut self) {
         let Some(predecessor) = self.upgrade.predecessor.take() else { return };
-        self.metrics.is_wanted = true;
+        self.auxiliaries.serve(&mut self.processes);
         let serving = self.serving().into_iter().filter(|(place, _)| place.pool == 0);
         let inboxes = serving.filter_map(|(_, slot)| self.processes.inbox(slot));
         if let Err(error) = predecessor.take_over(inboxes) {

@@ -14,9 +14,11 @@ use super::policy::rolling_restart::Step;
 use super::policy::slots::Event;
 use super::policy::{rolling_restart, upgrade};
 use super::processes::{Late, Process, Role};
+use super::rolling::Loading;
 use super::{Flow, Supervisor, spawn};
 use crate::clock;
 use crate::fleet::control::Command;
+use crate::fleet::counters::{Entry, OTHER, PlaceCounters};
 use crate::fleet::inbox::Inbox;
 use crate::fleet::scoreboard::{MAX_SLOTS, Place, Slot, State};
 use crate::time::Instant;
@@ -109,7 +111,7 @@ impl Supervisor {
         let leaving = self
             .processes
             .iter()
-            .filter(|(_, process)| matches!(process.role, Role::Draining | Role::Crashed));
+            .filter(|(_, process)| matches!(process.role, Role::Draining | Role::Crashed | Role::Leaving(_)));
         for pid in leaving.map(|(pid, _)| pid).collect::<Vec<_>>() {
             let _ = self.processes.command(pid, command, None); // it is gone, or will be killed
             if let Some(process) = self.processes.get_mut(pid) {
@@ -124,6 +126,7 @@ impl Supervisor {
             let name = match (role, slot) {
                 (_, Some(slot)) => self.name(slot),
                 (Role::Successor, _) => "upgrade: the new executable".to_owned(),
+                (Role::Auxiliary(kind) | Role::Leaving(kind), _) => kind.name().to_owned(),
                 _ => "process".to_owned(),
             };
             let why = match role {
@@ -133,8 +136,8 @@ impl Supervisor {
                 }
                 Role::Draining => "did not exit in time after it was replaced",
                 Role::Crashed => "did not exit in time after its crash",
-                Role::Successor => "was not ready in time",
-                Role::Metrics | Role::Dismissed => "did not exit in time",
+                Role::Successor | Role::Auxiliary(_) => "was not ready in time",
+                Role::Leaving(_) | Role::Dismissed => "did not exit in time",
             };
             log::error!("{name}[{pid}] {why}; sending {signal}");
             if signal == Signal::SIGKILL {
@@ -166,14 +169,17 @@ impl Supervisor {
         self.shared.addresses.release(pid.as_raw());
         self.shared.counters.release(pid.as_raw());
         self.shared.scoreboard.slots().iter().for_each(|record| record.crash.end_sending(pid.as_raw()));
-        if self.rolling.loading.as_mut().is_some_and(|loading| loading.discovery.reaped(pid, status)) {
+        if let Some(Loading::Probing { discovery, .. }) = &mut self.rolling.loading
+            && discovery.reaped(pid, status)
+        {
             return;
         }
         // Or it is a child of a child, which came to this process when its parent ended.
         let Some(process) = self.processes.remove(pid) else { return };
         let cause = cause_of_death(status);
         match (process.role, process.slot) {
-            (Role::Metrics, _) => self.metrics.ended(pid, &cause),
+            (Role::Auxiliary(_), _) => self.auxiliary_ended(pid, status, &cause),
+            (Role::Leaving(kind), _) => log::info!("{}[{pid}] {cause}, replaced", kind.name()),
             (Role::Successor, _) => self.on_upgrade(upgrade::Event::Ended(cause)),
             (Role::Standby, Some(slot)) => {
                 let why = self.on_death((slot, pid), &process, status).unwrap_or(cause);
@@ -207,6 +213,19 @@ impl Supervisor {
             (Role::Dismissed, Some(slot)) => self.vacate(slot, &process),
             (_, None) => {}
         }
+    }
+
+    /// Counts something of the worker whose slot this is.
+    pub(super) fn count_in_place(&self, slot: usize, count: impl FnOnce(&PlaceCounters)) {
+        let record = self.shared.scoreboard.slot(slot);
+        record.and_then(|record| self.shared.counters.place(record.place())).map(count);
+    }
+
+    /// Counts something of a handler.
+    pub(super) fn count_handler(&self, handler: u16, count: impl FnOnce(&Entry)) {
+        let route = self.generation.routes.handlers().get(usize::from(handler));
+        let entry = route.map_or(OTHER, |route| self.shared.counters.entry_of(&route.resource));
+        self.shared.counters.entry(entry).map(count);
     }
 
     /// The record of a slot is that of nobody, unless another process has it already.
