@@ -48,6 +48,8 @@ pub enum Command {
         /// The slot.
         slot: u16,
     },
+    /// Take up what lies in the inbox whose receiving end comes with this: nobody serves in its slot for now.
+    TakeUp,
     /// Write this log into the file whose descriptor comes with this.
     Log(Book),
     /// Write the list of connections into the file that comes along.
@@ -245,6 +247,7 @@ impl Command {
             Command::Drain => message(b'D', [0; 3]),
             Command::Begin => message(b'B', [0; 3]),
             Command::Tx { slot } => message(b'I', [slot.into(), 0, 0]),
+            Command::TakeUp => message(b'U', [0; 3]),
             Command::Log(book) => message(b'L', [book as u64, 0, 0]),
             Command::Child { slot, part } => message(b'P', [slot.into(), part.into(), 0]),
             Command::Rebalance { to, count } => message(b'M', [to.into(), count.into(), 0]),
@@ -262,6 +265,7 @@ impl Command {
             b'D' => Command::Drain,
             b'B' => Command::Begin,
             b'I' => Command::Tx { slot: first as u16 },
+            b'U' => Command::TakeUp,
             b'L' => Command::Log(Book::from_number(first)?),
             b'P' => Command::Child { slot: first as u16, part: second as u16 },
             b'M' => Command::Rebalance { to: first as u16, count: second as u16 },

@@ -28,8 +28,11 @@ const SEND_BUFFER: usize = 4 * 1024 * 1024;
 /// Both ends of one slot's inbox, which are non-blocking.
 pub struct Inbox {
     tx: OwnedFd,
-    rx: OwnedFd,
+    rx: Receiver,
 }
+
+/// The receiving end of an inbox. More than one process may have it: each datagram comes to one of them.
+pub struct Receiver(OwnedFd);
 
 impl Inbox {
     /// A new, empty one.
@@ -40,12 +43,12 @@ impl Inbox {
         if setsockopt(&tx, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
             setsockopt(&tx, sockopt::SndBuf, &SEND_BUFFER)?;
         }
-        Ok(Inbox { tx, rx })
+        Ok(Inbox { tx, rx: Receiver(rx) })
     }
 
     /// One whose ends came from another process.
     pub fn of_ends(tx: OwnedFd, rx: OwnedFd) -> Self {
-        Inbox { tx, rx }
+        Inbox { tx, rx: Receiver(rx) }
     }
 
     /// Where others put connections in.
@@ -59,13 +62,28 @@ impl Inbox {
     }
 
     /// Where the slot's worker takes them out.
-    pub fn rx(&self) -> BorrowedFd<'_> {
-        self.rx.as_fd()
+    pub fn rx(&self) -> &Receiver {
+        &self.rx
     }
+}
 
+impl From<OwnedFd> for Receiver {
+    /// An end that came from another process.
+    fn from(end: OwnedFd) -> Self {
+        Receiver(end)
+    }
+}
+
+impl AsFd for Receiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Receiver {
     /// Whether there is something in it.
     pub fn has_mail(&self) -> bool {
-        let mut fds = [PollFd::new(self.rx(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         matches!(poll(&mut fds, PollTimeout::ZERO), Ok(ready) if ready > 0)
     }
 
@@ -73,7 +91,7 @@ impl Inbox {
     pub fn next_fds(&self) -> io::Result<usize> {
         let mut start = [[0; 4]; 2];
         // A peek that has no room for descriptors makes none.
-        recv(&self.rx, start.as_flattened_mut(), RecvFlags::PEEK)?;
+        recv(&self.0, start.as_flattened_mut(), RecvFlags::PEEK)?;
         let [format, count] = start.map(u32::from_ne_bytes);
         // Of another format it is received to be dropped.
         Ok(if format == FORMAT { MAX_FDS.min(count as usize) } else { 1 })
@@ -84,8 +102,7 @@ impl Inbox {
     pub fn receive(&self, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let message =
-            recvmsg(&self.rx, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        let message = recvmsg(&self.0, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
         let mut fds = Vec::new();
         for part in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = part {
@@ -264,7 +281,7 @@ mod tests {
             theirs.push(other);
         }
         let mut bytes = vec![0; MAX_BYTES];
-        let (count, fds) = inbox.receive(&mut bytes).unwrap();
+        let (count, fds) = inbox.rx().receive(&mut bytes).unwrap();
         assert_eq!((count, fds.len()), (3 * MAX_FDS, MAX_FDS));
         for (index, (fd, mut other)) in fds.into_iter().zip(theirs).enumerate() {
             assert_eq!(bytes[3 * index..3 * index + 3], [b'<', index as u8, b'>']);
@@ -273,7 +290,7 @@ mod tests {
             other.read_exact(&mut byte).unwrap();
             assert_eq!(byte, [index as u8]);
         }
-        assert_eq!(inbox.receive(&mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(inbox.rx().receive(&mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]
@@ -299,10 +316,10 @@ mod tests {
         assert_eq!(parcel.len(), 1);
         let mut bytes = vec![0; MAX_BYTES];
         for _ in 0..sent {
-            assert_eq!(inbox.receive(&mut bytes).unwrap().0, MAX_BYTES);
+            assert_eq!(inbox.rx().receive(&mut bytes).unwrap().0, MAX_BYTES);
         }
         // SAFETY: as above.
         unsafe { parcel.send(inbox.tx().as_raw_fd()).unwrap() };
-        assert_eq!(inbox.receive(&mut bytes).unwrap().1.len(), 1);
+        assert_eq!(inbox.rx().receive(&mut bytes).unwrap().1.len(), 1);
     }
 }

@@ -238,6 +238,10 @@ pub struct Place {
     pub number: u16,
 }
 
+/// A process that is not ready this long after it was forked is ended. A crashed one waits as long for its replacement to
+/// take its connections up.
+pub const START: Duration = Duration::from_secs(60);
+
 /// Where the process in a slot stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]

@@ -9,6 +9,7 @@ mod control;
 mod death;
 pub mod generation;
 mod logs;
+mod mail;
 mod maintenance;
 pub mod policy;
 mod pools;
@@ -36,6 +37,7 @@ use nix::unistd::Pid;
 use self::auxiliary::Auxiliaries;
 use self::child::Child;
 use self::generation::Generation;
+use self::mail::Mail;
 use self::maintenance::Maintenance;
 use self::policy::slots::{Action, Event, Slots};
 use self::pools::Pools;
@@ -151,6 +153,8 @@ struct Supervisor {
     upgrade: Upgrade,
     /// Processes without a slot.
     auxiliaries: Auxiliaries,
+    /// Connections that nobody takes up.
+    mail: Mail,
     /// What workers have died of.
     postmortem: Postmortem,
     /// What is looked at regularly.
@@ -313,6 +317,7 @@ impl Supervisor {
             self.maintenance_due(now),
             self.auxiliaries.due(),
             self.rolling.discovery().and_then(Discovery::deadline),
+            self.mail.deadline(),
             self.control.deadline(),
             self.host.notify.due(),
         ];
@@ -337,24 +342,25 @@ impl Supervisor {
         let probes = self.rolling.discovery().into_iter().flat_map(Discovery::descriptors);
         fds.extend(probes.map(readable));
         fds.extend(self.control.interest().filter(|_| self.upgrade.predecessor.is_none()));
-        let watched = self.slots_without_process().chain(self.pools_inboxes(now));
-        fds.extend(watched.filter_map(|slot| self.processes.inbox(slot)).map(|inbox| readable(inbox.rx())));
+        let watched = self.pools_inboxes(now).filter_map(|slot| self.processes.inbox(slot));
+        let watched = watched.map(|inbox| inbox.rx()).chain(self.unread_inboxes());
+        fds.extend(watched.map(|inbox| readable(inbox.as_fd())));
         match poll(&mut fds, timeout) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => log::error!("poll: {error}"),
         }
-        self.host.turned = clock::now();
         let is_ready = |fd: &PollFd| fd.revents().is_some_and(|events| !events.is_empty());
         let ready: Vec<Pid> =
             channels.iter().zip(&fds[1..]).filter(|(_, fd)| is_ready(fd)).map(|(pid, _)| *pid).collect();
         drop(fds);
+        self.host.turned = clock::now();
         ready.into_iter().for_each(|pid| self.read_reports(pid));
         self.read_births();
         self.read_successor();
         self.watch_old_server();
         self.serve_control();
         self.read_signals();
-        self.take_up_orphans();
+        self.take_up_mail();
         let now = clock::now();
         self.signal_late(now);
         self.maintain(now);

@@ -15,11 +15,11 @@ use nix::unistd::Pid;
 use super::Supervisor;
 use super::policy::pools::{Count, Gate};
 use super::processes::{Process, Role};
-use super::workers::START;
+
 use crate::clock;
 use crate::config::Children;
 use crate::fleet::control::{Channel, Command, Report};
-use crate::fleet::scoreboard::{Place, Slot, State};
+use crate::fleet::scoreboard::{Place, START, Slot, State};
 use crate::time::Instant;
 
 /// A process that has not told its pid after this is given up.
@@ -116,7 +116,7 @@ impl Supervisor {
         let now = clock::now();
         let patience = now + Duration::from_nanos(self.generation.config.handshake_time);
         for slot in self.pools.slots.iter().copied() {
-            let Some(inbox) = self.processes.inbox(slot).filter(|inbox| inbox.has_mail()) else {
+            let Some(inbox) = self.processes.inbox(slot).filter(|inbox| inbox.rx().has_mail()) else {
                 self.pools.abandoned.remove(&slot);
                 continue;
             };
@@ -130,7 +130,7 @@ impl Supervisor {
             }
             // Unread: their content is between workers.
             let mut nothing = [0; 1];
-            while let Ok((_, fds)) = inbox.receive(&mut nothing) {
+            while let Ok((_, fds)) = inbox.rx().receive(&mut nothing) {
                 log::error!("{}: no process for {} connections; closed", self.name(slot), fds.len());
             }
             self.pools.abandoned.remove(&slot);
@@ -251,10 +251,9 @@ impl Supervisor {
         let counters = self.shared.counters.enter_place(record.place());
         counters.ok_or(io::ErrorKind::OutOfMemory)?.starts.add(1);
         record.begin(clock::now().as_nanos());
-        let asked =
-            [inbox.tx(), inbox.rx(), theirs.as_fd()].into_iter().zip(0..).try_for_each(|(fd, part)| {
-                self.processes.command(parent, Command::Child { slot: slot as u16, part }, Some(fd))
-            });
+        let asked = [inbox.tx(), inbox.rx().as_fd(), theirs.as_fd()].into_iter().zip(0..).try_for_each(
+            |(fd, part)| self.processes.command(parent, Command::Child { slot: slot as u16, part }, Some(fd)),
+        );
         if let Err(error) = asked {
             record.end();
             return Err(error);

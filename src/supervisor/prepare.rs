@@ -10,6 +10,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::auxiliary::Auxiliaries;
 use super::generation::{Generation, bind_metrics};
+use super::mail::Mail;
 use super::maintenance::Maintenance;
 use super::policy::slots::Slots;
 use super::pools::Pools;
@@ -74,6 +75,7 @@ impl Supervisor {
             auxiliaries: Auxiliaries::new(&generation, is_new),
             upgrade: Upgrade::new(invocation, predecessor),
             rolling: Rolling::default(),
+            mail: Mail::default(),
             pools: Pools::default(),
             maintenance: Maintenance::default(),
             host: Host {

@@ -139,7 +139,7 @@ impl Processes {
 
     /// Whether a connection waits in the inbox of a slot.
     pub fn has_mail(&self, slot: usize) -> bool {
-        self.inbox(slot).is_some_and(Inbox::has_mail)
+        self.inbox(slot).is_some_and(|inbox| inbox.rx().has_mail())
     }
 
     /// The inboxes of all slots. In a forked child, which leaves the table behind.

@@ -13,10 +13,11 @@ use super::processes::{GRACE, Role};
 use crate::clock;
 use crate::fleet::control::Report;
 use crate::fleet::routes::Route;
+use crate::fleet::scoreboard::START;
 use crate::time::Instant;
 
 /// A crashed process has this long to hand over its connections and write a core dump.
-const LAST_WORDS: Duration = Duration::from_secs(30);
+const LAST_WORDS: Duration = Duration::from_secs(START.as_secs() + 30);
 
 impl Supervisor {
     /// All that a process has to say.
@@ -90,11 +91,8 @@ impl Supervisor {
                     process.set_deadline(now + LAST_WORDS);
                 }
                 let served = self.on_crash(slot, pid, role);
-                match role {
-                    Role::Worker if was_holder => self.slots.on(Event::Crashed(slot, served), now),
-                    // What it saves lies in the inbox of a slot that is nobody's.
-                    Role::Draining if self.processes.holder(slot).is_none() => self.take_up(slot),
-                    _ => {}
+                if role == Role::Worker && was_holder {
+                    self.slots.on(Event::Crashed(slot, served), now);
                 }
             }
             (Report::Leaving, Role::Worker) => {

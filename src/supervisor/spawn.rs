@@ -15,12 +15,12 @@ use super::auxiliary::Kind;
 use super::child::{Auxiliary, Child, Task};
 use super::generation::Generation;
 use super::processes::{Process, Role};
-use super::workers::START;
+
 use super::{Flow, Outcome, Supervisor};
 use crate::clock;
 use crate::fleet::control::Channel;
 use crate::fleet::inbox;
-use crate::fleet::scoreboard::State;
+use crate::fleet::scoreboard::{START, State};
 use crate::{metrics, worker};
 
 /// Closes what the program was started with beyond the standard streams: a lock or pipe of the shell would be

@@ -29,13 +29,13 @@ use super::policy::slots;
 use super::policy::upgrade::{self as policy, Action, Event};
 use super::processes::{GRACE, Process, Role};
 use super::spawn::{Forked, fork_child};
-use super::workers::START;
+
 use crate::clock;
 use crate::fleet::control::Command;
 use crate::fleet::datagram;
 use crate::fleet::inbox::{FORMAT, Inbox};
 use crate::fleet::listener::{self, Listen, Listener};
-use crate::fleet::scoreboard::Place;
+use crate::fleet::scoreboard::{Place, START};
 use crate::service::notify::Notify;
 
 /// Names the descriptor that the old executable has left for the new one.

@@ -1,16 +1,13 @@
 //! Workers: started, told to stop, reaped. Which ones and when is decided in `policy::slots`.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
-use super::policy::rolling_restart::Step;
 use super::policy::slots::Event;
 use super::policy::{rolling_restart, upgrade};
 use super::processes::{Late, Process, Role};
@@ -22,9 +19,6 @@ use crate::fleet::counters::{Entry, OTHER, PlaceCounters};
 use crate::fleet::inbox::Inbox;
 use crate::fleet::scoreboard::{MAX_SLOTS, Place, Slot, State};
 use crate::time::Instant;
-
-/// A worker that is not ready after this is ended.
-pub const START: Duration = Duration::from_secs(60);
 
 impl Supervisor {
     /// Which worker a slot is that of.
@@ -236,31 +230,6 @@ impl Supervisor {
             record.end();
             self.shared.scoreboard.changed();
         }
-    }
-
-    /// Slots in which no process is, nor due, nor one of a pool's: what is sent there meanwhile has to be taken up.
-    pub(super) fn slots_without_process(&self) -> impl Iterator<Item = usize> {
-        let in_use: BTreeSet<usize> = self.processes.iter().filter_map(|(_, process)| process.slot).collect();
-        let is_free = move |slot: &usize| {
-            !in_use.contains(slot) && !self.slots.is_taken(*slot) && !self.pools.owns(*slot)
-        };
-        (0..self.processes.slots()).filter(is_free)
-    }
-
-    /// Connections that were sent to a worker that was just leaving are taken up by another one in its slot, which hands
-    /// them over again.
-    pub(super) fn take_up_orphans(&mut self) {
-        let orphan = self.slots_without_process().find(|slot| self.processes.has_mail(*slot));
-        let Some(slot) = orphan.filter(|_| self.host.leaving.is_none()) else { return };
-        log::debug!("{} has left, and connections have arrived for it", self.name(slot));
-        self.take_up(slot);
-    }
-
-    /// A worker serves in this slot for as long as it takes to hand over what is in the inbox.
-    pub(super) fn take_up(&mut self, slot: usize) {
-        self.slots.on(Event::Orphaned(slot), clock::now());
-        let step = Step { start: None, retire: Some(slot) };
-        self.rolling.policy.on(rolling_restart::Event::Step(step));
     }
 }
 

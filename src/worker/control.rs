@@ -8,6 +8,7 @@ use ::ws_handler::raw::WS_BY_HOST;
 
 use crate::fleet::control;
 use crate::fleet::control::Report;
+use crate::fleet::inbox::Receiver;
 use crate::fleet::scoreboard::{Slot, State};
 use crate::proto::ws::close;
 use crate::worker::Worker;
@@ -34,6 +35,10 @@ impl Worker {
                     control::Command::Migrate { to } => self.migrate(to.into(), fd),
                     control::Command::Drain => self.move_all(None, None),
                     control::Command::Tx { slot } => self.transfer.learn_tx(slot.into(), fd),
+                    control::Command::TakeUp => match fd {
+                        Some(fd) => self.transfer.empty(&Receiver::from(fd)),
+                        None => log::warn!("told to take up connections, but no inbox came with it"),
+                    },
                     control::Command::Begin => {
                         if let Err(error) = self.begin() {
                             log::error!("cannot start serving: {error}");

@@ -13,6 +13,7 @@ mod crowd;
 mod handover;
 mod hangs;
 mod moved;
+mod orphans;
 mod races;
 mod resumable;
 mod signals;

@@ -31,8 +31,6 @@ pub enum Event {
     Adopted(usize),
     /// The process in this slot hands its connections over and leaves: it is not replaced here.
     Left(usize),
-    /// Connections wait in the inbox of this slot, which nobody is to serve in: a worker is needed to take them up.
-    Orphaned(usize),
     /// A worker is to serve in this slot again.
     Wanted(usize),
     /// Stop when all connections are closed.
@@ -181,7 +179,6 @@ impl Slots {
                     *slot = Slot::EMPTY;
                 }
             }
-            Event::Orphaned(slot) => self.orphaned(slot),
             Event::Wanted(slot) if matches!(self.phase, Phase::Serving) => {
                 let slot = self.slot_mut(slot);
                 if slot.process == Process::Gone {

@@ -8,7 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use crate::fleet::inbox::{FORMAT, Inbox, MAX_BYTES, MAX_FDS, Parcel};
+use crate::fleet::inbox::{FORMAT, MAX_BYTES, MAX_FDS, Parcel, Receiver};
 use crate::worker::conn::record::{NOTHING, Record};
 
 /// What is to become of a connection that arrives.
@@ -162,8 +162,8 @@ impl Arrivals {
 
     /// Receives the next datagram, after all of the last one were taken, and returns the number of its descriptors.
     /// `WouldBlock` when there is none.
-    pub fn receive(&mut self, inbox: &Inbox) -> io::Result<usize> {
-        let (count, fds) = inbox.receive(&mut self.bytes)?;
+    pub fn receive(&mut self, from: &Receiver) -> io::Result<usize> {
+        let (count, fds) = from.receive(&mut self.bytes)?;
         self.entries = 0..count.min(MAX_BYTES);
         self.waiting = 0..fds.len().min(MAX_FDS);
         self.fds.iter_mut().zip(fds).for_each(|(to, fd)| *to = fd.into_raw_fd());
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn an_entry_arrives_as_it_was_sent() {
-        let inbox = Inbox::new().unwrap();
+        let inbox = crate::fleet::inbox::Inbox::new().unwrap();
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut records = Records::map(2).unwrap();
         let record = records.get_mut(0).unwrap();
@@ -260,8 +260,8 @@ mod tests {
             shipment.send(inbox.tx().as_raw_fd()).unwrap();
         }
         let mut arrivals = Arrivals::new();
-        assert_eq!(inbox.next_fds().unwrap(), 3);
-        assert_eq!(arrivals.receive(&inbox).unwrap(), 3);
+        assert_eq!(inbox.rx().next_fds().unwrap(), 3);
+        assert_eq!(arrivals.receive(inbox.rx()).unwrap(), 3);
         let purposes =
             |arrivals: &Arrivals| arrivals.iter().map(|arrival| arrival.purpose).collect::<Vec<_>>();
         assert_eq!(purposes(&arrivals), [Purpose::Resume, Purpose::Linger, Purpose::Handshake]);
@@ -279,8 +279,8 @@ mod tests {
         }
         // SAFETY: as above.
         unsafe { shipment.send(inbox.tx().as_raw_fd()).unwrap() };
-        assert_eq!(inbox.next_fds().unwrap(), 2);
-        assert_eq!(arrivals.receive(&inbox).unwrap(), 2);
+        assert_eq!(inbox.rx().next_fds().unwrap(), 2);
+        assert_eq!(arrivals.receive(inbox.rx()).unwrap(), 2);
         assert_eq!(purposes(&arrivals), [Purpose::Linger, Purpose::Handshake]);
         arrivals.take_first(|_, _| ()).unwrap();
         let read = arrivals.take_first(|_, entry| entry.unwrap().parts[2].to_vec());

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 use crate::clock;
 use crate::ffi::host::{Callback, place};
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::Slot;
+use crate::fleet::scoreboard::{START, Slot};
 use crate::worker::base::memory;
 use crate::worker::commands::queue::CommandQueue;
 use crate::worker::conn::handoff::{Arrivals, Purpose, Shipment};
@@ -29,9 +29,6 @@ use crate::worker::crash::signals::{nap, stop_other_threads, wait_for_the_end};
 
 /// How long to wait for the event loop to finish what it is doing; ns.
 const FINISH_TIME: u64 = 50_000_000;
-/// How long the replacement may take to make room in the inbox; ns.
-const SEND_TIME: u64 = 5_000_000_000;
-
 /// A process that crashes within this time (ns) of its start, with no connection to blame, may have been crashed by one
 /// that has just moved into it.
 const YOUNG: u64 = 10_000_000_000;
@@ -201,7 +198,7 @@ impl RescueContext {
         // SAFETY: only one thread gets here, once.
         let shipment = unsafe { &mut *self.shipment.get() };
         shipment.clear();
-        let give_up = clock::now().as_nanos() + SEND_TIME;
+        let give_up = (clock::now() + START).as_nanos();
         let (mut moved, mut lost, mut failed) = (0, 0, 0);
         // SAFETY: between guard pages that are never unmapped; the event loop has stopped, or is this thread.
         for arrival in unsafe { self.arrivals.as_ref() }.iter() {

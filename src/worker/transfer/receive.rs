@@ -8,6 +8,7 @@ use ::ws_handler::raw::*;
 use socket2::Socket;
 
 use crate::fleet::control::Report;
+use crate::fleet::inbox::Receiver;
 use crate::proto::http1::head::{self, Parsed};
 use crate::proto::ws::connection::Connection;
 use crate::proto::ws::deflate::codec::Deflate;
@@ -37,8 +38,13 @@ enum Next {
 impl Transfer {
     /// Takes up all connections that lie in this slot's inbox.
     pub fn empty_inbox(&self) {
+        self.empty(self.inbox.rx());
+    }
+
+    /// The same in this inbox.
+    pub fn empty(&self, inbox: &Receiver) {
         loop {
-            match self.receive() {
+            match self.receive(inbox) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => return log::error!("inbox: {error}"),
@@ -65,17 +71,17 @@ impl Transfer {
         }
     }
 
-    /// Receives a datagram. Where there are not enough descriptors for those in it, it stays for later, or for the worker
-    /// that replaces this one.
-    fn receive(&self) -> io::Result<()> {
-        let count = self.inbox.next_fds()?;
+    /// Receives a datagram. Where there are not enough descriptors for those in it, it stays for later, or for another
+    /// worker.
+    fn receive(&self, inbox: &Receiver) -> io::Result<()> {
+        let count = inbox.next_fds()?;
         if !self.descriptors.make_room(count) {
             if self.watches_inbox.replace(false) {
                 self.conns.poll.forget(self.inbox.rx());
             }
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let received = uninterrupted(|| self.arrivals.borrow_mut().receive(&self.inbox));
+        let received = uninterrupted(|| self.arrivals.borrow_mut().receive(inbox));
         self.descriptors.refill();
         let lost = count.saturating_sub(received?);
         if lost > 0 {

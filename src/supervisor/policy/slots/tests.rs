@@ -25,8 +25,8 @@ fn check(slots: usize, table: &[(u64, Event, &[Action])]) -> Slots {
 }
 
 use Event::{
-    Adopted, Broken, Crashed, Died, Fail, Hindered, Interrupt, Killed, Left, Orphaned, Quit as QuitNow,
-    Ready, Terminate, Time as Passed, Wanted,
+    Adopted, Broken, Crashed, Died, Fail, Hindered, Interrupt, Killed, Left, Quit as QuitNow, Ready,
+    Terminate, Time as Passed, Wanted,
 };
 
 #[test]
@@ -188,9 +188,6 @@ fn a_slot_whose_worker_has_left_is_nobodys() {
             (2, Left(0), &[]),
             (3, Died(0), &[]),
             (4, Died(2), &[Spawn(2)]),
-            (5, Orphaned(0), &[Spawn(0)]),
-            (6, Ready(0), &[]),
-            (7, Left(0), &[]),
             (8, Terminate, &[Stop(2)]),
             (9, Adopted(0), &[Stop(0)]),
             (9, Died(0), &[]),

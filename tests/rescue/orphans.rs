@@ -1,0 +1,85 @@
+//! Connections that were saved, and whose slot gets no worker soon: another one of the pool takes them up.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::QUARANTINE_OFF;
+use crate::client::Raw;
+use crate::daemon::{Dir, ECHO, Server};
+
+/// Crashes on "crash", and does `action` when a worker starts while there is a file `flag`.
+fn fragile(flag: &str, action: &str) -> String {
+    format!(
+        r#"
+        #include <stdlib.h>
+        #include <string.h>
+        #include <unistd.h>
+        #include <ws_handler.h>
+        static int32_t start(void) {{ if (access("{flag}", F_OK) == 0) {{ {action}; }} return 0; }}
+        static void on_message(ws_conn conn, const ws_message *msg)
+        {{
+            if (strcmp((const char *)msg->data, "crash") == 0) abort();
+            ws_send(conn, msg->type, msg->data, msg->size);
+        }}
+        WS_HANDLER(.name = "fragile", .on_message = on_message, .on_worker_start = start);
+        "#
+    )
+}
+
+/// Clients whose worker crashes, and whose replacement then does `action`.
+#[track_caller]
+fn orphaned(action: &str, args: &[&str]) -> (Server, Dir) {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    let flag = dir.path().join("flag");
+    dir.handler("fragile", &fragile(flag.to_str().unwrap(), action));
+    let server = Server::start(&dir, &[&["--workers", "2"], args].concat());
+    let mut clients: Vec<Raw> = (0..16).map(|_| Raw::open(&server.address(), "/echo")).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.ask("before"), "before"));
+    let mut culprit = Raw::open(&server.address(), "/fragile");
+    assert_eq!(culprit.ask("before"), "before");
+    std::fs::write(&flag, "").unwrap();
+    culprit.text("crash");
+    culprit.expect_close(1011);
+    let crashed = Instant::now();
+    for client in &mut clients {
+        assert_eq!(client.ask("after"), "after");
+    }
+    assert!(crashed.elapsed() < Duration::from_secs(3), "{action}: {:?}", crashed.elapsed());
+    (server, dir)
+}
+
+#[test]
+fn connections_of_a_slot_whose_worker_does_not_start_are_taken_up_by_another() {
+    for action in ["for (;;) pause()", "abort()", "_exit(3)"] {
+        let (server, _dir) = orphaned(action, &QUARANTINE_OFF);
+        server.signal(Signal::SIGQUIT);
+    }
+}
+
+/// Keeps 8 KiB for each connection, and is slow to start while there is a file `flag`.
+fn heavy(flag: &str) -> String {
+    fragile(flag, "sleep(6)").replace(
+        "ws_send(conn, msg",
+        "static const char state[8192]; ws_set_state(conn, state, sizeof state); ws_send(conn, msg",
+    )
+}
+
+#[test]
+#[ignore = "takes ten seconds and 1,200 connections"]
+fn a_rescue_waits_for_as_long_as_the_only_replacement_starts() {
+    let dir = Dir::new();
+    let flag = dir.path().join("flag");
+    dir.handler("heavy", &heavy(flag.to_str().unwrap()));
+    let server = Server::start(&dir, &[&["--workers", "1"], &QUARANTINE_OFF[..]].concat());
+    // More than the inbox takes.
+    let mut clients: Vec<Raw> = (0..1200).map(|_| Raw::open(&server.address(), "/heavy")).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.ask("before"), "before"));
+    std::fs::write(&flag, "").unwrap();
+    let mut culprit = clients.pop().unwrap();
+    culprit.text("crash");
+    culprit.expect_close(1011);
+    clients.iter_mut().for_each(|client| assert_eq!(client.ask("after"), "after"));
+    server.signal(Signal::SIGTERM);
+}
