@@ -4,6 +4,7 @@
 
 mod account;
 mod admission;
+mod authentication;
 mod control;
 mod daemon;
 mod deflate;
@@ -31,6 +32,7 @@ pub use clap_complete::Shell;
 pub use self::file::keys;
 
 use self::admission::AdmissionArgs;
+use self::authentication::AuthenticationArgs;
 use self::daemon::DaemonArgs;
 use self::deflate::DeflateArgs;
 use self::file::File;
@@ -262,6 +264,8 @@ struct Args {
     #[command(flatten)]
     admission: AdmissionArgs,
     #[command(flatten)]
+    authentication: AuthenticationArgs,
+    #[command(flatten)]
     landlock: LandlockArgs,
 
     /// Print version
@@ -372,6 +376,7 @@ impl Args {
             crash_records: self.crash_dir.map(|dir| CrashRecords { dir, bytes: self.crash_bytes }),
             control: self.control.into_config(),
             admission: self.admission.into_config().map_err(|why| places.wrong("proxy_protocol", why))?,
+            authentication: self.authentication.into_config().map_err(|(id, why)| places.wrong(id, &why))?,
             landlock: self.landlock.into_landlock().map_err(|(id, why)| places.wrong(id, &why))?,
             handler_time: self.handler_timeout,
             handler_times: Default::default(),

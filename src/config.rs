@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use nix::unistd::{Gid, Uid};
 
+use crate::auth::Authentication;
 use crate::log::Settings as LogSettings;
 use crate::proto;
 use crate::proto::http1::allow::{HostRule, OriginRule};
@@ -227,6 +228,8 @@ pub struct Config {
     pub control: Control,
     /// Who may come in.
     pub admission: Admission,
+    /// Who has to prove who they are.
+    pub authentication: Authentication,
     /// What workers may do with files, if that is confined.
     pub landlock: Option<Landlock>,
     /// How long a handler may run without a call of the host before its worker is killed; ns, 0: forever.
@@ -337,10 +340,17 @@ impl Config {
         self.isolation.get(resource).copied().unwrap_or(0)
     }
 
-    /// The same with the settings of handlers of this pool only.
+    /// The same with the settings and the secrets of handlers of this pool only.
     pub fn with_settings_of(&self, pool: Option<usize>) -> Self {
         let mut config = self.clone();
-        config.settings.retain(|resource, _| Some(self.pool_of(resource)) == pool);
+        let is_theirs = |resource: &str| Some(self.pool_of(resource)) == pool;
+        config.settings.retain(|resource, _| is_theirs(resource));
+        // Pool 0 serves what is no handler, too, and handlers that the configuration does not name.
+        let is_ruled = |resource: &String| !self.authentication.of.contains_key(resource);
+        let has_others = pool == Some(0)
+            || self.isolation.keys().any(|resource| is_theirs(resource) && is_ruled(resource));
+        config.authentication.of.retain(|resource, _| is_theirs(resource));
+        config.authentication.all = config.authentication.all.filter(|_| has_others);
         config
     }
 

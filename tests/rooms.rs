@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 /// and `time`, which are values.
 const ARROWS: &[(&str, &[&str])] = &[
     ("main.rs", &["cli", "ctl", "service", "supervisor", "handlers", "fleet::process_title", "fleet::wipe"]),
-    ("cli", &["proto", "ctl"]),
+    ("cli", &["proto", "ctl", "auth"]),
     ("ctl", &[]),
-    ("config.rs", &["proto", "fleet::listener"]),
+    ("auth", &["proto::http1::head"]),
+    ("config.rs", &["auth", "proto", "fleet::listener"]),
     ("exit.rs", &[]),
     ("log", &[]),
     ("service", &["clock"]),
@@ -21,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "supervisor",
         &[
+            "auth",
             "clock",
             "control",
             "service",
@@ -35,7 +37,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("handlers", &["clock", "fleet::routes", "ffi", "confine"]),
     ("confine", &[]),
-    ("worker", &["clock", "fleet", "proto", "http", "ffi", "ctl::request", "ctl::answer"]),
+    ("worker", &["auth", "clock", "fleet", "proto", "http", "ffi", "ctl::request", "ctl::answer"]),
     ("metrics", &["clock", "fleet", "proto", "http", "ffi::callback_name"]),
     ("http", &["proto"]),
     ("clock.rs", &[]),

@@ -9,9 +9,9 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::account::{Account, group, identity, must_be_root, user};
-use super::admission;
 use super::file::{self, Entry, File};
 use super::value::{Time, count, memory, time, time_or_off};
+use super::{admission, authentication};
 use crate::config::{Children, Config, Pool, RESERVED_DESCRIPTORS};
 use crate::log::Level;
 
@@ -50,6 +50,8 @@ struct HandlerTable {
     log_level: Option<Level>,
     #[command(flatten)]
     admission: admission::HandlerArgs,
+    #[command(flatten)]
+    authentication: authentication::HandlerPolicyArgs,
 }
 
 /// See [`Config::drain_time`].
@@ -205,6 +207,10 @@ fn handler(
     config.without_takeover.extend(found.no_deflate_takeover.then(|| resource.to_owned()));
     config.log.handlers.extend(found.log_level.map(|level| (resource.to_owned(), level)));
     found.admission.apply(resource, &mut config.admission);
+    found
+        .authentication
+        .apply(resource, &mut config.authentication)
+        .map_err(|(id, why)| format!("{}: {why}", place_of(&keys, id).unwrap_or(&place)))?;
     match table.get(SETTINGS) {
         None => Ok(Vec::new()),
         Some(value) => settings(file, file.table(SETTINGS, value, "a table")?),
@@ -503,7 +509,7 @@ mod tests {
             ("[handler.a]", "1: handler.\"a\": expected a resource, which begins with /"),
             (
                 "[handler.'/a']\nisolate = 1",
-                "2: isolate: there is no such key, expected one of isolation, pool, drain_timeout, handler_timeout, no_deflate_takeover, log_level, allow_origin",
+                "2: isolate: there is no such key, expected one of wshd.conf(5), such as isolation",
             ),
             (
                 "[handler.'/a']\nisolation = 'none'",

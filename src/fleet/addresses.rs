@@ -25,6 +25,8 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 const HELD: usize = 4096;
 /// Addresses whose new connections of the present second a process can count: 8 in each line.
 const OPENED: usize = 1024;
+/// Addresses whose failed logins of the present minute a process can count: 8 in each line.
+const FAILED: usize = 256;
 /// Processes beyond two for each worker.
 const SPARE: usize = 64;
 /// How often a cell is tried again that another thread of this process has changed.
@@ -52,11 +54,13 @@ pub enum Refusal {
     Forwarded,
     /// Too many messages, or bytes of messages, in a second.
     Messages,
+    /// Too many failed logins of its address in this minute.
+    Logins,
 }
 
 impl Refusal {
     /// All, in the order of their numbers.
-    pub const ALL: [Refusal; 9] = [
+    pub const ALL: [Refusal; 10] = [
         Refusal::Total,
         Refusal::Pool,
         Refusal::Address,
@@ -66,6 +70,7 @@ impl Refusal {
         Refusal::Proxy,
         Refusal::Forwarded,
         Refusal::Messages,
+        Refusal::Logins,
     ];
 
     /// A word for logs and metrics.
@@ -80,6 +85,7 @@ impl Refusal {
             Refusal::Proxy => "proxy",
             Refusal::Forwarded => "forwarded",
             Refusal::Messages => "messages",
+            Refusal::Logins => "logins",
         }
     }
 }
@@ -104,10 +110,12 @@ struct Row {
     is_used: AtomicU32,
     held: [Line; HELD],
     opened: [Line; OPENED],
+    failed: [Line; FAILED],
 }
 
 /// A cache line. A cell is 0, or has in its upper half the tag of an address. In the lower half of one of `held` is the
-/// number of connections, in one of `opened` the second and, in the last 16 bits, the number of new connections in it.
+/// number of connections, in one of `opened` the second and, in the last 16 bits, the number of new connections in it; in
+/// one of `failed` the minute and the number of failed logins.
 #[repr(C, align(64))]
 struct Line([AtomicU64; 8]);
 
@@ -252,9 +260,13 @@ impl Addresses {
     /// The new connections of an address in this second.
     pub fn opened(&self, key: Key, second: u64) -> u64 {
         let lines = self.taken().filter_map(|row| key.line(&row.opened));
-        let cells = lines.flat_map(|line| &line.0).map(|cell| cell.load(Ordering::Relaxed));
-        let now = in_second(key, second, 0) >> 16;
-        cells.filter(|cell| cell >> 16 == now).map(|cell| cell & 0xffff).sum()
+        count_in(lines, key, second)
+    }
+
+    /// The failed logins of an address in this minute.
+    pub fn failed(&self, key: Key, minute: u64) -> u64 {
+        let lines = self.taken().filter_map(|row| key.line(&row.failed));
+        count_in(lines, key, minute)
     }
 
     fn taken(&self) -> impl Iterator<Item = &Row> {
@@ -280,9 +292,16 @@ impl Addresses {
     }
 }
 
-/// A cell of `opened`.
-fn in_second(key: Key, second: u64, count: u64) -> u64 {
-    key.tag() << 32 | (second & 0xffff) << 16 | count
+/// A cell of `opened` or `failed`.
+fn in_period(key: Key, period: u64, count: u64) -> u64 {
+    key.tag() << 32 | (period & 0xffff) << 16 | count
+}
+
+/// What is counted for an address in this period.
+fn count_in<'a>(lines: impl Iterator<Item = &'a Line>, key: Key, period: u64) -> u64 {
+    let cells = lines.flat_map(|line| &line.0).map(|cell| cell.load(Ordering::Relaxed));
+    let now = in_period(key, period, 0) >> 16;
+    cells.filter(|cell| cell >> 16 == now).map(|cell| cell & 0xffff).sum()
 }
 
 impl Row {
@@ -297,7 +316,7 @@ impl Row {
         if self.is_used.swap(0, Ordering::AcqRel) == 0 {
             return;
         }
-        let cells = self.held.iter().chain(&self.opened).flat_map(|line| &line.0);
+        let cells = self.held.iter().chain(&self.opened).chain(&self.failed).flat_map(|line| &line.0);
         cells.for_each(|cell| cell.store(0, Ordering::Relaxed));
     }
 }
@@ -361,12 +380,9 @@ impl Limiter {
     /// is no room to count.
     pub fn open(self, key: Key, second: u64, most: u64) -> bool {
         self.begin_use();
-        let now = in_second(key, second, 0);
-        let is_same = |cell: u64| cell >> 16 == now >> 16;
-        let is_free = |cell: u64| (cell >> 16) & 0xffff != second & 0xffff || cell >> 32 == 0;
+        let is_same = |cell: u64| cell >> 16 == in_period(key, second, 0) >> 16;
         let line = self.row.and_then(|row| key.line(&row.opened));
-        let change = |cell: u64| (if is_same(cell) { cell } else { now }) + 1;
-        let Some((_, cell)) = line.and_then(|line| line.change(is_same, is_free, change)) else {
+        let Some(cell) = line.and_then(|line| line.count(key, second)) else {
             self.note_lack(false);
             return true;
         };
@@ -378,6 +394,13 @@ impl Limiter {
             let _ = cell.fetch_update(Ordering::SeqCst, Ordering::Relaxed, back);
         }
         is_within
+    }
+
+    /// Counts a failed login of an address in this minute, if there is room.
+    pub fn fail(self, key: Key, minute: u64) {
+        self.begin_use();
+        let line = self.row.and_then(|row| key.line(&row.failed));
+        self.note_lack(line.and_then(|line| line.count(key, minute)).is_some());
     }
 
     fn begin_use(self) {
@@ -395,6 +418,17 @@ impl Limiter {
 }
 
 impl Line {
+    /// Counts one more of an address in this period; None without room.
+    fn count(&self, key: Key, period: u64) -> Option<&AtomicU64> {
+        let now = in_period(key, period, 0);
+        let is_same = |cell: u64| cell >> 16 == now >> 16;
+        let is_free = |cell: u64| (cell >> 16) & 0xffff != period & 0xffff || cell >> 32 == 0;
+        // At the highest count that there is room for it stays.
+        let more = |cell: u64| if cell & 0xffff == 0xffff { cell } else { cell + 1 };
+        let change = |cell: u64| more(if is_same(cell) { cell } else { now });
+        self.change(is_same, is_free, change).map(|(_, cell)| cell)
+    }
+
     /// Changes the cell that is the right one, else one that is free, and says which. None without either, or if other threads of this
     /// process are always faster.
     fn change(

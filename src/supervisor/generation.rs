@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::policy::rolling_restart::Step;
+use crate::auth::Authentication;
 use crate::config::{Config, Pool};
 use crate::fleet::listener::{self, BindError, Listener};
 use crate::fleet::routes::{Route, Routes};
@@ -64,7 +65,10 @@ impl Generation {
         };
         let mut changed: BTreeSet<usize> = pools.filter(is_changed).collect();
         // The workers of the default pool accept, and find the handlers of all pools.
-        if self.addresses() != new.addresses() || self.resources() != new.resources() {
+        // Its workers also ask who wants files.
+        let of_files = |generation: &Self| generation.config.authentication.all.clone();
+        let is_other = of_files(self) != of_files(new);
+        if is_other || self.addresses() != new.addresses() || self.resources() != new.resources() {
             changed.insert(0);
         }
         changed
@@ -114,6 +118,7 @@ impl Generation {
                 time,
                 log_level,
                 takeover,
+                self.config.authentication.of(&route.resource).cloned(),
             )
         };
         let mut handlers: Vec<_> = ours.map(with_settings).collect();
@@ -156,6 +161,10 @@ fn of_all(config: &Config) -> Config {
         drain_times: Default::default(),
         handler_times: Default::default(),
         without_takeover: Default::default(),
+        authentication: Authentication {
+            failures: config.authentication.failures,
+            ..Authentication::default()
+        },
         control: Default::default(),
         log: LogSettings { handlers: Default::default(), rotation: Default::default(), ..config.log.clone() },
         ..config.clone()

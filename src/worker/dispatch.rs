@@ -197,7 +197,7 @@ impl Worker {
     }
 
     /// Continues with bytes of a request head.
-    fn read_head(&self, id: u64, bytes: &[u8]) {
+    pub fn read_head(&self, id: u64, bytes: &[u8]) {
         if let Some(elsewhere) = self.handshakes.read_head(id, bytes) {
             self.transfer.forward_request(id, &elsewhere);
         }

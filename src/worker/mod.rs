@@ -72,6 +72,7 @@ use crash::report::Collector;
 use crash::rescue::{self, RescueContext};
 use crash::traps;
 use handshake::Handshakes;
+use handshake::authentication::Logins;
 use host::foreign_host::ForeignThreadHost;
 use host::handlers::{Handlers, Loaded};
 use host::loop_host::LoopHost;
@@ -222,6 +223,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         routes: Arc::clone(&routes),
         site: Site::new(document_root, resources)?,
         breakers,
+        logins: Logins::new(commands),
         probes: RefCell::default(),
         config: Arc::clone(&config),
         life,

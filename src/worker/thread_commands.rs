@@ -34,6 +34,11 @@ impl Worker {
                 self.conns.arm(conn);
             }
             Command::ThreadEnded => self.threads.ended(),
+            Command::Authenticated(conn, outcome) => {
+                if self.handshakes.authenticated(conn, outcome) {
+                    self.read_head(conn, b"");
+                }
+            }
         }
     }
 

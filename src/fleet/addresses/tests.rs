@@ -105,6 +105,24 @@ fn so_many_new_connections_in_a_second() {
 }
 
 #[test]
+fn failed_logins_are_counted_over_all_processes_for_a_minute() {
+    let table = Addresses::create(2).unwrap();
+    let (ours, theirs) = (table.join(1, 0), table.join(2, 0));
+    let one = key(table, "192.0.2.1");
+    assert!(ours.open(one, 7, 9));
+    for _ in 0..3 {
+        ours.fail(one, 7);
+        theirs.fail(one, 7);
+    }
+    assert_eq!((table.failed(one, 7), table.failed(one, 8), table.opened(one, 7)), (6, 0, 1));
+    assert_eq!(table.failed(key(table, "192.0.2.2"), 7), 0);
+    theirs.fail(one, 8);
+    assert_eq!((table.failed(one, 8), table.failed(one, 7)), (1, 3), "its cell is used again");
+    table.release(1);
+    assert_eq!(table.failed(one, 7), 0);
+}
+
+#[test]
 fn a_full_table_refuses_nobody() {
     let table = Addresses::create(1).unwrap();
     let limiter = table.join(1, 0);

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use ::ws_handler::raw::*;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::auth;
 use crate::config::Sending;
 use crate::ffi::host::{OwnedBytes, Payload, Task};
 use crate::proto::ws::{close, utf8};
@@ -48,6 +49,8 @@ pub enum Command {
     Room(u64),
     /// A blocking thread is over.
     ThreadEnded,
+    /// The password in a request was compared.
+    Authenticated(u64, auth::Outcome),
 }
 
 /// A command that was answered with WS_OK: it is carried out, or its connection ends and on_close tells.

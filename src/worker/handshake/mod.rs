@@ -1,5 +1,6 @@
 //! From the request head to 101 or a refusal.
 
+pub mod authentication;
 pub mod breaker_probe;
 pub mod checks;
 pub mod request;
@@ -17,6 +18,7 @@ use crate::worker::blocking::threads::Threads;
 use crate::worker::commands::queue::CommandQueue;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::handshake::Registry;
+use crate::worker::handshake::authentication::Logins;
 use crate::worker::handshake::breaker_probe::Probe;
 use crate::worker::host::handlers::Handlers;
 use crate::worker::listen::admission::Admission;
@@ -46,6 +48,8 @@ pub struct Handshakes {
     pub site: Site,
     /// By handler.
     pub breakers: &'static [CircuitBreaker],
+    /// Passwords that are being compared.
+    pub logins: Logins,
     /// Probe connections to quarantined handlers.
     pub probes: RefCell<Vec<Probe>>,
     /// Limits and times.

@@ -36,6 +36,22 @@ pub struct Elsewhere<'a> {
     pub read: Cow<'a, [u8]>,
 }
 
+/// Why a request does not get to its handler.
+pub enum Unserved {
+    /// This is the answer.
+    Reply(Response),
+    /// It was answered.
+    Answered,
+    /// Its password is being compared.
+    Waits,
+}
+
+impl From<Response> for Unserved {
+    fn from(reply: Response) -> Self {
+        Self::Reply(reply)
+    }
+}
+
 impl Handshakes {
     /// Adds an accepted connection.
     pub fn start_connection(&self, socket: Socket, peer: Option<SocketAddr>, permit: Permit) -> Option<u64> {
@@ -62,7 +78,8 @@ impl Handshakes {
             Some(Conn { phase: Phase::Head(bytes, _), .. }) => std::mem::take(bytes),
             _ => return None,
         };
-        let seen = kept.len();
+        // What has arrived from another process, or waits for a password, may be a whole head already.
+        let seen = if received.is_empty() { 0 } else { kept.len() };
         // Usually the head comes at once, and is not copied.
         let read = if kept.is_empty() {
             Cow::Borrowed(received)
@@ -81,18 +98,17 @@ impl Handshakes {
             Ok(Parsed::NeedMore) => self.conns.keep_head(id, read.into_owned()),
             Ok(Parsed::Head { head, consumed }) => {
                 self.conns.access_log.asked(id, &head);
-                match self.handler_of(id, &head) {
-                    Ok(Some(handler)) if self.handlers.pool_of(handler) != self.pool => {
+                let handler = match self.handler_of(id, &head) {
+                    Ok(handler) if self.handlers.pool_of(handler) != self.pool => {
                         return Some(Elsewhere { pool: self.handlers.pool_of(handler), read });
                     }
-                    Ok(Some(handler)) => {
-                        let rest = read.get(consumed..).unwrap_or_default();
-                        if let Err(reply) = self.begin(id, handler, head, rest) {
-                            self.conns.reply(id, reply);
-                        }
-                    }
-                    Ok(None) => {}
-                    Err(reply) => self.conns.reply(id, reply),
+                    handler => handler,
+                };
+                let rest = read.get(consumed..).unwrap_or_default();
+                match handler.and_then(|handler| self.begin(id, handler, head, rest)) {
+                    Ok(()) | Err(Unserved::Answered) => {}
+                    Err(Unserved::Waits) => self.wait_for_password(id, read.into_owned()),
+                    Err(Unserved::Reply(reply)) => self.conns.reply(id, reply),
                 }
             }
             Err(bad) => self.conns.reply(id, http::error(bad.status, bad.why, &[])),
@@ -100,38 +116,41 @@ impl Handshakes {
         None
     }
 
-    /// The handler that a request is for, if it may have it. `None`: the request was refused.
-    fn handler_of(&self, id: u64, head: &Head) -> Result<Option<u16>, Response> {
+    /// The handler that a request is for, if it may have it.
+    fn handler_of(&self, id: u64, head: &Head) -> Result<u16, Unserved> {
         if self.life.is_stopping() {
-            return Err(unavailable("the server is stopping"));
+            return Err(unavailable("the server is stopping").into());
         }
         if !self.check_request(id, head) {
-            return Ok(None);
+            return Err(Unserved::Answered);
         }
         self.check_authority(head)?;
-        let site = || self.site.serve(head, SystemTime::now());
-        let handler = self.routes.find(head.path()).ok_or_else(site)?;
-        if let Some(conn) = self.conns.core.borrow_mut().table.get(id) {
+        let found = self.routes.find(head.path());
+        if let (Some(handler), Some(conn)) = (found, self.conns.core.borrow_mut().table.get(id)) {
             conn.handler = handler; // what is answered counts for it
         }
-        if !handshake::is_upgrade(head) {
-            return Err(site());
-        }
+        let Some(handler) = found.filter(|_| handshake::is_upgrade(head)) else {
+            self.authenticate(id, self.config.authentication.all.as_deref(), head)?;
+            return Err(self.site.serve(head, SystemTime::now()).into());
+        };
         if !self.check_limits(id, handler, head) {
-            return Ok(None);
+            return Err(Unserved::Answered);
         }
         // For handlers of this pool `begin` asks the breaker, and may let a probe through.
         let breaker = self.breakers.get(usize::from(handler));
         match breaker.and_then(|breaker| breaker.refusal(self.life.now.get())) {
-            Some(seconds) if self.handlers.pool_of(handler) != self.pool => Err(quarantined(seconds)),
-            _ => Ok(Some(handler)),
+            Some(seconds) if self.handlers.pool_of(handler) != self.pool => Err(quarantined(seconds).into()),
+            _ => Ok(handler),
         }
     }
 
     /// A request for a handler of this worker, followed by `rest`.
-    fn begin(&self, id: u64, handler: u16, head: Head, rest: &[u8]) -> Result<(), Response> {
+    fn begin(&self, id: u64, handler: u16, head: Head, rest: &[u8]) -> Result<(), Unserved> {
         let opening = handshake::check(&head)
             .map_err(|refusal| http::error(refusal.status, refusal.why, refusal.headers))?;
+        let policy = self.routes.handlers().get(usize::from(handler));
+        let policy = policy.and_then(|route| self.config.authentication.of(&route.resource));
+        self.authenticate(id, policy.map(|policy| &**policy), &head)?;
         let service = self
             .handlers
             .service(handler)
@@ -365,6 +384,9 @@ impl Handshakes {
             _ => Slow::Other,
         };
         match slow {
+            Slow::Head if self.logins.is_waiting(id) => {
+                self.conns.reply(id, unavailable("the password could not be compared in time"));
+            }
             Slow::Head => self.conns.reply(id, http::error(408, "the request did not come in time", &[])),
             Slow::Handler(handshake, channel) => {
                 handshake.finish();

@@ -33,6 +33,8 @@ pub struct Admission {
     said: [Cell<(u64, u64)>; Refusal::ALL.len()],
     /// As `said`, for connections that could not be counted.
     uncounted: Cell<(u64, u64)>,
+    /// As `said`, for logins that have failed.
+    failed_logins: Cell<(u64, u64)>,
     /// Whether there is a limit of what peers may send in a second.
     has_pace: bool,
     /// The present second, and the number of explanations in it.
@@ -46,9 +48,9 @@ impl Admission {
             log::warn!("the connections of this process are not counted: there are too many processes");
         }
         let said = Default::default();
-        let (uncounted, answered) = Default::default();
+        let (uncounted, failed_logins, answered) = Default::default();
         let has_pace = config.admission.messages != 0 || config.admission.bytes != 0;
-        Self { config, limiter, said, uncounted, has_pace, answered }
+        Self { config, limiter, said, uncounted, failed_logins, has_pace, answered }
     }
 
     /// Whether a connection that was accepted may go on.
@@ -84,6 +86,25 @@ impl Admission {
         Ok(())
     }
 
+    /// Whether an address may try to log in, or has failed too often.
+    pub fn may_log_in(&self, client: Option<SocketAddr>) -> Result<(), Refusal> {
+        let most = u64::from(self.config.authentication.failures);
+        let table = self.limiter.table();
+        let failed = |client: SocketAddr| table.failed(table.key(client.ip()), minute());
+        match client.filter(|_| most != 0) {
+            Some(client) if failed(client) >= most => Err(Refusal::Logins),
+            _ => Ok(()),
+        }
+    }
+
+    /// A login from there has failed, for this reason.
+    pub fn login_failed(&self, client: Option<SocketAddr>, why: &str) {
+        self.warn(&self.failed_logins, || format!("{}: login failed: {why}", name_of(client)));
+        if let Some(client) = client.filter(|_| self.config.authentication.failures != 0) {
+            self.limiter.fail(self.limiter.table().key(client.ip()), minute());
+        }
+    }
+
     /// A connection is over, or has gone over to another client.
     pub fn end(&self, client: Option<SocketAddr>, mark: Mark) {
         self.limiter.table().settle(mark, client.map(|client| client.ip()));
@@ -105,10 +126,7 @@ impl Admission {
     pub fn note(&self, refusal: Refusal, client: Option<SocketAddr>, detail: &str) {
         self.limiter.table().refused(refusal);
         let Some(said) = self.said.get(refusal as usize) else { return };
-        self.warn(said, || {
-            let client = client.map_or_else(|| "a peer on a Unix socket".to_owned(), |ip| ip.to_string());
-            format!("{client} was turned away: {}{detail}", reason(refusal))
-        });
+        self.warn(said, || format!("{} was turned away: {}{detail}", name_of(client), reason(refusal)));
     }
 
     fn warn(&self, said: &Cell<(u64, u64)>, line: impl FnOnce() -> String) {
@@ -147,6 +165,14 @@ impl Admission {
     }
 }
 
+fn name_of(client: Option<SocketAddr>) -> String {
+    client.map_or_else(|| "a peer on a Unix socket".to_owned(), |client| client.to_string())
+}
+
+fn minute() -> u64 {
+    clock::now().as_nanos() / (60 * SECOND)
+}
+
 /// Answers a connection that is over a limit as far as that goes without waiting, and closes it.
 pub fn cut(socket: &Socket, refusal: Refusal) {
     // Nothing was read: the method may be HEAD.
@@ -166,6 +192,7 @@ fn reason(refusal: Refusal) -> &'static str {
         Refusal::Proxy => "a connection without a proper header of the PROXY protocol",
         Refusal::Forwarded => "a proxy does not tell properly whom it relays",
         Refusal::Messages => "more messages in a second than are allowed",
+        Refusal::Logins => "too many failed logins from its address in this minute",
     }
 }
 
@@ -175,6 +202,7 @@ pub fn answer(refusal: Refusal) -> Response {
         Refusal::Total | Refusal::Pool => (503, &[("Retry-After", RETRY)][..]),
         Refusal::Address => (429, &[("Retry-After", RETRY)][..]),
         Refusal::Rate | Refusal::Messages => (429, &[("Retry-After", "1")][..]),
+        Refusal::Logins => (429, &[("Retry-After", "60")][..]),
         Refusal::Origin => (403, &[][..]),
         Refusal::Host => (421, &[][..]),
         Refusal::Proxy | Refusal::Forwarded => (400, &[][..]),

@@ -1,0 +1,173 @@
+//! Who a client is, before a handler or a file is served. What takes long, the comparison of a password with its hash, is
+//! done by a few threads: its request waits as it came, and is read again with the outcome. It moves like any request of
+//! which something was read; another process asks anew.
+//!
+//! Bounds: [`THREADS`] threads, [`WAITING`] requests (of an address a quarter of them), and the time for the handshake.
+//! Beyond them the answer is 503.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use crate::auth::{Check, Denied, Outcome, Policy, User};
+use crate::http;
+use crate::proto::http1::head::Head;
+use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::conn::table::Pause;
+use crate::worker::handshake::Handshakes;
+use crate::worker::handshake::request::{Unserved, unavailable};
+
+/// Most threads that compare passwords; no more than there are cores.
+const THREADS: usize = 4;
+/// Most requests that wait for them.
+const WAITING: usize = 256;
+
+/// Passwords that are being compared.
+pub struct Logins {
+    /// By connection, of which some may have gone; at most [`WAITING`].
+    waiting: RefCell<HashMap<u64, Login>>,
+    threads: Cell<usize>,
+    checks: Arc<Checks>,
+}
+
+struct Login {
+    client: Option<SocketAddr>,
+    /// Once it is known, until the request is read again.
+    outcome: Option<Outcome>,
+}
+
+/// What the threads take from.
+struct Checks {
+    waiting: Mutex<VecDeque<(u64, Check)>>,
+    come: Condvar,
+    /// Where outcomes go.
+    commands: &'static CommandQueue,
+}
+
+impl Logins {
+    /// None; the threads start when there is something for them.
+    pub fn new(commands: &'static CommandQueue) -> Self {
+        let checks = Checks { waiting: Mutex::default(), come: Condvar::new(), commands };
+        Self { waiting: RefCell::default(), threads: Cell::new(0), checks: Arc::new(checks) }
+    }
+
+    /// Has a password compared for a connection of this client; false if there is no room, or no thread.
+    fn begin(&self, id: u64, client: Option<SocketAddr>, check: Check) -> bool {
+        let waiting = &mut *self.waiting.borrow_mut();
+        let ip = |client: Option<SocketAddr>| client.map(|client| client.ip());
+        let is_same = |login: &&Login| client.is_some() && ip(login.client) == ip(client);
+        let of_address = waiting.values().filter(is_same).count();
+        if waiting.len() >= WAITING || of_address >= WAITING / 4 {
+            return false;
+        }
+        if let Err(error) = self.start_thread() {
+            log::error!("cannot start a thread that compares passwords: {error}");
+            if self.threads.get() == 0 {
+                return false;
+            }
+        }
+        waiting.insert(id, Login { client, outcome: None });
+        self.checks.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back((id, check));
+        self.checks.come.notify_one();
+        true
+    }
+
+    fn start_thread(&self) -> io::Result<()> {
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        if self.threads.get() < THREADS.min(cores) {
+            let checks = Arc::clone(&self.checks);
+            std::thread::Builder::new().name("password".to_owned()).spawn(move || checks.serve())?;
+            self.threads.set(self.threads.get() + 1);
+        }
+        Ok(())
+    }
+
+    /// Whether the password of a connection is being compared.
+    pub fn is_waiting(&self, id: u64) -> bool {
+        self.waiting.borrow().contains_key(&id)
+    }
+}
+
+impl Checks {
+    /// What each thread does, as long as the process lives.
+    fn serve(&self) {
+        loop {
+            let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let waiting = self.come.wait_while(waiting, |waiting| waiting.is_empty());
+            let next = waiting.unwrap_or_else(PoisonError::into_inner).pop_front();
+            if let Some((id, check)) = next {
+                self.commands.give(Command::Authenticated(id, check.run()));
+            }
+        }
+    }
+}
+
+impl Handshakes {
+    /// Who sends this request, if that is asked.
+    pub fn authenticate(
+        &self,
+        id: u64,
+        policy: Option<&Policy>,
+        head: &Head,
+    ) -> Result<Option<User>, Unserved> {
+        let Some(policy) = policy else { return Ok(None) };
+        let known = self.logins.waiting.borrow_mut().remove(&id).and_then(|login| login.outcome);
+        let client = self.conns.peer(id);
+        let is_known = known.is_some();
+        let outcome = match known {
+            Some(outcome) => outcome,
+            None => {
+                if let Err(refusal) = self.admission.may_log_in(client) {
+                    self.refuse(id, refusal, "");
+                    return Err(Unserved::Answered);
+                }
+                policy.authenticate(head)
+            }
+        };
+        match outcome {
+            Outcome::User(user) => Ok(Some(user)),
+            Outcome::Check(check) => match self.logins.begin(id, client, check) {
+                true => Err(Unserved::Waits),
+                false => Err(unavailable("too many passwords to compare").into()),
+            },
+            Outcome::Denied(denied) => {
+                if !is_known {
+                    self.login_failed(client, denied);
+                }
+                let challenge = policy.challenge(denied);
+                let fields: Vec<(&str, &str)> =
+                    challenge.iter().map(|(name, value)| (*name, value.as_str())).collect();
+                Err(http::error(401, denied.why(), &fields).into())
+            }
+        }
+    }
+
+    /// The request waits as it came, until [`authenticated`](Self::authenticated).
+    pub fn wait_for_password(&self, id: u64, read: Vec<u8>) {
+        self.conns.keep_head(id, read);
+        self.conns.pause(id, Pause::Handshake);
+    }
+
+    /// A password was compared. Whether the request is to be read again: its connection may have gone, or moved.
+    pub fn authenticated(&self, id: u64, outcome: Outcome) -> bool {
+        let Some(login) = self.logins.waiting.borrow_mut().remove(&id) else { return false };
+        if let Outcome::Denied(denied) = &outcome {
+            self.login_failed(login.client, *denied);
+        }
+        if self.conns.core.borrow_mut().table.get(id).is_none() {
+            return false;
+        }
+        self.logins.waiting.borrow_mut().insert(id, Login { outcome: Some(outcome), ..login });
+        self.conns.resume(id, Pause::Handshake);
+        true
+    }
+
+    fn login_failed(&self, client: Option<SocketAddr>, denied: Denied) {
+        if denied.is_attempt() {
+            self.admission.login_failed(client, denied.why());
+        }
+    }
+}

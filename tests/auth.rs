@@ -1,0 +1,285 @@
+//! Who may come in by proving who it is: passwords and bearer tokens, for all that is served or for one handler.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "common/client.rs"]
+mod client;
+#[path = "common/server.rs"]
+mod daemon;
+#[path = "common/fixtures.rs"]
+mod fixtures;
+
+use std::fs::{read_to_string, write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use client::{Answer, Raw, UPGRADE, header};
+use daemon::{Dir, Server, until};
+use nix::sys::signal::Signal;
+use ring::hmac;
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+/// Serves these fixtures with the options of this file, in which DIR is the directory, and users.
+#[track_caller]
+fn serve(handlers: &[&str], users: &str, text: &str) -> (Server, Dir) {
+    let dir = Dir::new();
+    file(&dir, "users", users);
+    file(&dir, "key", SECRET);
+    for name in handlers {
+        fixtures::add_handler(dir.path(), name, name.rsplit('/').next().unwrap());
+    }
+    let text = text.replace("DIR", dir.path().to_str().unwrap());
+    let path = file(&dir, "wshd.conf", &text);
+    let server = Server::start(&dir, &["--config", path.to_str().unwrap()]);
+    (server, dir)
+}
+
+fn file(dir: &Dir, name: &str, text: &str) -> PathBuf {
+    let path = dir.path().join(name);
+    write(&path, text).unwrap();
+    path
+}
+
+/// A line of an htpasswd file; the cost makes a comparison take long.
+fn user(name: &str, password: &str, cost: u32) -> String {
+    let hash = bcrypt::hash_with_salt(password, cost, [7; 16]).unwrap();
+    format!("{name}:{}\n", hash.format_for_version(bcrypt::Version::TwoY))
+}
+
+fn basic(credentials: &str) -> String {
+    format!("Authorization: Basic {}\r\n", STANDARD.encode(credentials))
+}
+
+fn token(subject: &str) -> String {
+    let [header, claims] =
+        [r#"{"alg":"HS256"}"#.to_owned(), format!(r#"{{"sub":"{subject}","exp":4102444800}}"#)]
+            .map(|part| URL_SAFE_NO_PAD.encode(part));
+    let message = format!("{header}.{claims}");
+    let sum = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes()), message.as_bytes());
+    format!("{message}.{}", URL_SAFE_NO_PAD.encode(sum))
+}
+
+/// A handshake that is refused.
+#[track_caller]
+fn refused(server: &Server, resource: &str, headers: &str) -> Answer {
+    let mut raw = Raw::connect(&server.address());
+    raw.send(format!("GET {resource} HTTP/1.1\r\nHost: a\r\n{UPGRADE}{headers}\r\n").as_bytes());
+    raw.answer()
+}
+
+/// An open connection that answers; also the head of the reply.
+#[track_caller]
+fn opened(server: &Server, resource: &str, headers: &str) -> (Raw, String) {
+    let mut raw = Raw::connect(&server.address());
+    let head = raw.upgrade(resource, headers);
+    assert_eq!(raw.ask("here"), "here");
+    (raw, head)
+}
+
+/// A request for no WebSocket.
+#[track_caller]
+fn get(server: &Server, resource: &str, headers: &str) -> Answer {
+    let mut raw = Raw::connect(&server.address());
+    raw.send(format!("GET {resource} HTTP/1.1\r\nHost: a\r\n{headers}\r\n").as_bytes());
+    raw.answer()
+}
+
+#[test]
+fn one_credential_opens_everything_but_what_is_open_to_all() {
+    let (mut server, _dir) = serve(
+        &["echo", "open/echo"],
+        "",
+        "basic_auth = true\nbasic_auth_credential = 'ann:s:cret'\nauth_realm = 'the chat'\n\
+         [handler.'/open/echo']\nno_auth = true\n",
+    );
+    let right = basic("ann:s:cret");
+    opened(&server, "/echo", &right);
+    assert_eq!(get(&server, "/console.html", &right).status, 200);
+    assert_eq!(get(&server, "/echo", &right).status, 426);
+    opened(&server, "/open/echo", "");
+    for (answer, why) in [
+        (refused(&server, "/echo", ""), "credentials are required"),
+        (get(&server, "/console.html", ""), "credentials are required"),
+        (get(&server, "/echo", ""), "credentials are required"),
+        (refused(&server, "/echo", &basic("ann:s")), "wrong user or password"),
+        (refused(&server, "/echo", &basic("bob:s:cret")), "wrong user or password"),
+        (refused(&server, "/echo", "Authorization: Basic ann\r\n"), "malformed Basic credentials"),
+        (get(&server, "/console.html", "Authorization: Bearer x\r\n"), "not accepted here"),
+    ] {
+        let body = String::from_utf8_lossy(&answer.body);
+        assert_eq!((answer.status, body.contains(why)), (401, true), "{why}: {}{body}", answer.head);
+        assert_eq!(answer.header("WWW-Authenticate"), Some("Basic realm=\"the chat\", charset=\"UTF-8\""));
+    }
+    server.says("127.0.0.1:");
+    server.says("login failed: wrong user or password");
+    server.stop();
+}
+
+#[test]
+fn passwords_are_compared_off_the_event_loop() {
+    let users = user("ann", "secret", 9) + &user("bob", "quick", 4);
+    let text = "workers = 1\n[handler.'/echo']\nhtpasswd = 'DIR/users'\n";
+    let (mut server, _dir) = serve(&["echo", "open/echo"], &users, text);
+    let (mut other, _) = opened(&server, "/open/echo", "");
+    let request = format!("GET /echo HTTP/1.1\r\nHost: a\r\n{UPGRADE}{}\r\n", basic("ann:secret"));
+    // A frame may follow at once.
+    let request = [request.as_bytes(), &client::frame(client::TEXT, b"early")].concat();
+    let begun = Instant::now();
+    let mut waiting: Vec<Raw> = (0..6).map(|_| Raw::connect(&server.address())).collect();
+    waiting.iter_mut().for_each(|raw| raw.send(&request));
+    let (mut longest, mut rounds) = (Duration::ZERO, 0);
+    while begun.elapsed() < Duration::from_millis(300) {
+        let asked = Instant::now();
+        assert_eq!(other.ask("still"), "still");
+        longest = longest.max(asked.elapsed());
+        rounds += 1;
+    }
+    for raw in &mut waiting {
+        assert!(raw.head().starts_with("HTTP/1.1 101 "));
+        assert_eq!(raw.next_text(), "early");
+    }
+    let all = begun.elapsed();
+    println!("6 comparisons took {all:?}; another connection waited {longest:?} at most, in {rounds} rounds");
+    assert!(longest < all / 2, "{longest:?} of {all:?}");
+    assert_eq!(refused(&server, "/echo", &basic("ann:wrong")).status, 401);
+    assert_eq!(refused(&server, "/echo", &basic("nobody:quick")).status, 401);
+    opened(&server, "/echo", &basic("bob:quick"));
+    // Of those that leave while their password is compared nothing is left.
+    for _ in 0..3 {
+        Raw::connect(&server.address()).send(&request);
+    }
+    drop((waiting, other));
+    opened(&server, "/echo", &basic("bob:quick"));
+    server.stop();
+}
+
+#[test]
+fn guesses_of_an_address_are_counted_over_all_workers() {
+    let users = user("ann", "secret", 4);
+    let text = "workers = 2\nhtpasswd = 'DIR/users'\njwt_key = 'DIR/key'\nmax_auth_failures = 4\n";
+    let (mut server, dir) = serve(&["echo"], &users, text);
+    let right = basic("ann:secret");
+    for guess in 0..4 {
+        // To be asked is no failure, nor is to succeed.
+        assert_eq!(refused(&server, "/echo", "").status, 401);
+        opened(&server, "/echo", &right);
+        let headers = if guess % 2 == 0 {
+            basic(&format!("ann:{guess}"))
+        } else {
+            "Authorization: Bearer a.b.c\r\n".to_owned()
+        };
+        assert_eq!(refused(&server, "/echo", &headers).status, 401);
+    }
+    // A minute may have begun meanwhile: then there are as many more.
+    until("it has to wait", || {
+        let answer = refused(&server, "/echo", &basic("ann:guess"));
+        if answer.status == 429 {
+            assert_eq!(answer.header("Retry-After"), Some("60"));
+        }
+        answer.status == 429
+    });
+    assert_eq!(get(&server, "/console.html", &right).status, 429, "also with the right password");
+    server.says("too many failed logins from its address in this minute");
+    drop(dir);
+    server.stop();
+}
+
+#[test]
+fn tokens_in_header_query_and_subprotocol() {
+    let text =
+        "jwt_key = 'DIR/key'\njwt_query = 'access_token'\njwt_protocol = 'bearer.'\nmax_auth_failures = 0\n";
+    let (mut server, _dir) = serve(&["echo"], "", text);
+    let token = token("ann");
+    opened(&server, "/echo", &format!("Authorization: bearer {token}\r\n"));
+    opened(&server, &format!("/echo?x=1&access_token={token}"), "");
+    let (_, head) = opened(&server, "/echo", &format!("Sec-WebSocket-Protocol: bearer.{token}\r\n"));
+    assert_eq!(header(&head, "Sec-WebSocket-Protocol"), None, "a token is no subprotocol");
+    for (resource, headers, why) in [
+        ("/echo", String::new(), "credentials are required"),
+        ("/echo", basic("ann:secret"), "not accepted here"),
+        ("/echo", format!("Authorization: Bearer {token}x\r\n"), "the signature of the token is wrong"),
+        ("/echo?access_token=a.b.c", String::new(), "malformed token"),
+        ("/echo", "Sec-WebSocket-Protocol: chat, bearer.a.b.c\r\n".to_owned(), "malformed token"),
+    ] {
+        let answer = refused(&server, resource, &headers);
+        let body = String::from_utf8_lossy(&answer.body);
+        assert_eq!((answer.status, body.contains(why)), (401, true), "{why}: {}{body}", answer.head);
+        let challenge = answer.header("WWW-Authenticate").unwrap();
+        assert!(challenge.starts_with("Bearer realm=\"wshd\""), "{challenge}");
+        assert_eq!(challenge.contains("error=\"invalid_token\""), why.contains("token"), "{challenge}");
+    }
+    server.stop();
+}
+
+#[test]
+fn a_reload_reads_the_users_again() {
+    let text = "workers = 1\nhtpasswd = 'DIR/users'\nmax_auth_failures = 0\n";
+    let (mut server, dir) = serve(&["echo"], &user("ann", "old", 4), text);
+    let (mut stays, _) = opened(&server, "/echo", &basic("ann:old"));
+    file(&dir, "users", "ann:plain\n");
+    server.signal(Signal::SIGHUP);
+    server.says("make it anew with: htpasswd -B FILE USER");
+    opened(&server, "/echo", &basic("ann:old"));
+    file(&dir, "users", &user("ann", "new", 4));
+    server.signal(Signal::SIGHUP);
+    server.says("reload: done");
+    assert_eq!(refused(&server, "/echo", &basic("ann:old")).status, 401);
+    opened(&server, "/echo", &basic("ann:new"));
+    assert_eq!(stays.ask("still"), "still", "who is in stays");
+    server.stop();
+}
+
+#[test]
+fn a_request_that_waits_survives_its_worker() {
+    let users = user("ann", "secret", 9);
+    let text = "workers = 1\n[handler.'/echo']\nhtpasswd = 'DIR/users'\n";
+    let (mut server, _dir) = serve(&["echo", "crash"], &users, text);
+    let mut waiting: Vec<Raw> = (0..4).map(|_| Raw::connect(&server.address())).collect();
+    for raw in &mut waiting {
+        raw.send(format!("GET /echo HTTP/1.1\r\nHost: a\r\n{UPGRADE}{}\r\n", basic("ann:secret")).as_bytes());
+    }
+    let mut crash = Raw::open(&server.address(), "/crash");
+    crash.text("null");
+    crash.expect_close(1011);
+    for raw in &mut waiting {
+        assert!(raw.head().starts_with("HTTP/1.1 101 "));
+        assert_eq!(raw.ask("here"), "here");
+    }
+    server.stop();
+}
+
+#[test]
+fn a_pool_asks_for_its_own_handlers_and_other_pools_do_not_know_its_secrets() {
+    let text = "workers = 1\nbasic_auth_credential = 'ann:for-all'\n[handler.'/echo']\nisolation = 'pool'\n\
+                htpasswd = 'DIR/users'\n[handler.'/rescue']\nisolation = 'pool'\n";
+    let (mut server, dir) = serve(&["echo", "rescue"], &user("eve", "own", 4), text);
+    // Browsers send more than a kilobyte.
+    let cookie = format!("Cookie: {}\r\n", "x".repeat(3000));
+    opened(&server, "/echo", &format!("{cookie}{}", basic("eve:own")));
+    assert_eq!(refused(&server, "/echo", &basic("ann:for-all")).status, 401);
+    assert_eq!(refused(&server, "/rescue", &basic("eve:own")).status, 401);
+    let mut raw = Raw::connect(&server.address());
+    raw.upgrade("/rescue", &basic("ann:for-all"));
+    assert_eq!(get(&server, "/console.html", &basic("ann:for-all")).status, 200);
+    let hash = read_to_string(dir.path().join("users")).unwrap();
+    let hash = hash.trim().split_once(':').unwrap().1.to_owned();
+    let holders = server.workers().into_iter().filter(|pid| holds(*pid, hash.as_bytes())).count();
+    assert_eq!(holders, 1, "the pool of /echo alone has its file");
+    server.stop();
+}
+
+/// Whether these bytes are in the memory of a process.
+fn holds(pid: i32, wanted: &[u8]) -> bool {
+    use std::os::unix::fs::FileExt;
+    let maps = read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    maps.lines().filter(|line| line.contains(" rw-p ")).any(|line| {
+        let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let [from, to] = [from, to].map(|address| u64::from_str_radix(address, 16).unwrap());
+        let mut bytes = vec![0; (to - from) as usize];
+        let read = memory.read_at(&mut bytes, from).unwrap_or(0);
+        memchr::memmem::find(&bytes[..read], wanted).is_some()
+    })
+}
