@@ -97,6 +97,7 @@ impl Drop for OwnedBytes {
         let deferred = DEFERRED.try_with(|deferred| match &mut *deferred.borrow_mut() {
             Some(waiting) => {
                 waiting.push(release);
+                HAS_DEFERRED.set(true);
                 true
             }
             None => false,
@@ -123,6 +124,7 @@ impl Release {
 
 thread_local! {
     static DEFERRED: RefCell<Option<Vec<Release>>> = const { RefCell::new(None) };
+    static HAS_DEFERRED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// From now on bytes that are dropped on this thread are released by [`run_releases`] only: the function may call the
@@ -132,7 +134,13 @@ pub fn defer_releases() {
 }
 
 /// Releases what was dropped on this thread; whether there was any.
+#[inline]
 pub fn run_releases() -> bool {
+    HAS_DEFERRED.replace(false) && release_deferred()
+}
+
+#[cold]
+fn release_deferred() -> bool {
     let waiting = DEFERRED.with_borrow_mut(|deferred| deferred.as_mut().map(std::mem::take));
     let waiting = waiting.unwrap_or_default();
     waiting.iter().for_each(|release| release.run());
@@ -348,6 +356,7 @@ static CHILD_RETURNS: OnceLock<fn(Place) -> !> = OnceLock::new();
 pub fn watch_forks(returns: fn(Place) -> !) -> std::io::Result<()> {
     extern "C" fn in_child() {
         IS_CHILD.store(true, Ordering::Relaxed);
+        HOST.set(None);
     }
     let _ = CHILD_RETURNS.set(returns);
     // SAFETY: registers a function that lives as long as the process and does what a forked child may do only.
@@ -390,10 +399,13 @@ pub(super) fn host_at(function: &str, tag: Tag, conn: ws_conn) -> Option<&'stati
         breach(function, tag, callback);
         return None;
     }
-    if IS_CHILD.load(Ordering::Relaxed) {
-        return None;
-    }
-    HOST.get().or_else(|| OUTSIDE.get().map(|host| *host as &dyn Host))
+    HOST.get().or_else(foreign_host)
+}
+
+/// The host of a thread that a handler made itself. A forked child has none.
+fn foreign_host() -> Option<&'static dyn Host> {
+    let is_child = IS_CHILD.load(Ordering::Relaxed);
+    OUTSIDE.get().filter(|_| !is_child).map(|host| *host as &dyn Host)
 }
 
 /// A handler called a function from a place that its tag does not allow: a

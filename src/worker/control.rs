@@ -130,6 +130,7 @@ impl Worker {
         self.acceptor.close();
         self.slot.set_state(State::Stopping);
         self.life.stop_at.set(Some(self.life.now.get().saturating_add(self.conns.config.stop_time)));
+        self.life.request_chores();
         self.transfer.empty_inbox();
         // What threads were told WS_OK for goes out before the Close frames.
         self.run_commands();

@@ -10,6 +10,7 @@ use crate::clock;
 use crate::ffi::host::{defer_releases, run_releases};
 use crate::worker::Worker;
 use crate::worker::base::poll::{CONNECTION, INBOX, LISTENER};
+use crate::worker::base::timers::MS;
 use crate::worker::conn::receive;
 use crate::worker::conn::table::NEVER;
 use crate::worker::crash::{rescue, traps};
@@ -19,6 +20,8 @@ const EVENTS: usize = 512;
 /// Longest wait of the loop (ms): its heartbeat.
 const HEARTBEAT: u64 = 1000;
 
+/// A deadline that is so near (ns) is measured from the end of the turn.
+const NEAR: u64 = 100 * MS;
 /// Poll interval (ns) for connections that are still to arrive while the worker stops.
 const ARRIVING: u64 = 2_000_000;
 
@@ -70,30 +73,49 @@ impl Worker {
             }
             rescue::begin_work();
             self.serve_turns(buffer);
-            self.look_for_connections();
             if self.acceptor.renew_poll() {
                 self.watch_orders()?;
                 self.transfer.rewatch_inbox();
                 self.conns.watch_all();
             }
             self.deadlines();
-            self.transfer.migrate_more();
-            self.transfer.serve_waiting();
-            self.transfer.send_detached();
-            self.conns.tend_memory();
-            self.session.settle();
             // A release callback may send.
             if run_releases() {
                 self.session.settle();
             }
-            self.handshakes.watch_probes();
-            traps::check_signals(self.life.now.get());
-            self.metrics.count_turn(self.life.now.get());
-            if self.may_leave() {
+            if self.life.are_chores_due() && self.do_chores() {
                 self.leave();
                 return Ok(());
             }
+            self.metrics.count_turn(self.life.now.get());
         }
+    }
+
+    /// Sees to what no event tells of: once a heartbeat, and at the end of a turn in which something was requested, as long
+    /// as that is not done. Returns whether the worker may leave.
+    #[cold]
+    fn do_chores(&self) -> bool {
+        self.look_for_connections();
+        self.transfer.migrate_more();
+        self.transfer.serve_waiting();
+        self.transfer.send_detached();
+        self.conns.tend_memory();
+        self.session.settle();
+        self.handshakes.watch_probes();
+        let now = self.life.now.get();
+        traps::check_signals(now);
+        let may_leave = self.may_leave();
+        let arriving = self.life.is_stopping() && self.slot.crash.is_sending();
+        let next = [
+            self.life.stop_at.get(),
+            arriving.then(|| now.saturating_add(ARRIVING)),
+            self.transfer.next_migration(),
+            self.transfer.next_waiting(),
+        ];
+        let more = next.iter().any(Option::is_some) || self.handshakes.has_probes();
+        let heartbeat = now.saturating_add(HEARTBEAT * MS);
+        self.life.chores_done(next.into_iter().flatten().fold(heartbeat, u64::min), more);
+        may_leave
     }
 
     fn watch_orders(&self) -> io::Result<()> {
@@ -111,17 +133,13 @@ impl Worker {
             }
             core.timers.next().unwrap_or(NEVER)
         };
-        let next = next.min(self.life.stop_at.get().unwrap_or(NEVER));
-        let arriving = self.life.is_stopping() && self.slot.crash.is_sending();
-        let next = if arriving { next.min(self.life.now.get().saturating_add(ARRIVING)) } else { next };
-        let next = next.min(self.transfer.next_migration().unwrap_or(NEVER));
-        let next = next.min(self.transfer.next_waiting().unwrap_or(NEVER));
+        let next = next.min(self.life.chores_at());
         let mut left = next.saturating_sub(self.life.now.get());
         // The turn has taken time, which counts if the deadline is near.
-        if left < HEARTBEAT * 1_000_000 {
+        if left < NEAR {
             left = next.saturating_sub(clock::now().as_nanos());
         }
-        let ms = left.div_ceil(1_000_000).min(HEARTBEAT);
+        let ms = left.div_ceil(MS).min(HEARTBEAT);
         EpollTimeout::try_from(ms as i32).unwrap_or(EpollTimeout::ZERO)
     }
 }

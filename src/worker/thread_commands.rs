@@ -33,7 +33,10 @@ impl Worker {
                 self.conns.resume(conn, Pause::ThreadChannel);
                 self.conns.arm(conn);
             }
-            Command::ThreadEnded => self.threads.ended(),
+            Command::ThreadEnded => {
+                self.threads.ended();
+                self.life.request_chores();
+            }
             Command::Authenticated(conn, outcome) => {
                 if self.handshakes.authenticated(conn, outcome) {
                     self.read_head(conn, b"");

@@ -55,6 +55,12 @@ pub struct Core {
 }
 
 impl Core {
+    /// Whether connections are to be flushed, or handlers to be told of something.
+    #[inline]
+    pub fn owes(&self) -> bool {
+        !(self.over.is_empty() && self.dirty.is_empty() && self.writable.is_empty())
+    }
+
     /// Puts a connection on the list of those to flush. Until then it cannot move.
     pub fn mark_dirty(&mut self, id: u64) {
         match self.table.both(id) {
@@ -175,6 +181,8 @@ impl Conns {
             let sum = self.metrics.count_queued(conn.queue.as_ref().map_or(0, |queue| queue.counted), 0);
             self.commands.watermarks.update(sum);
             self.load.release();
+            // It may have been the last one that this worker has waited for.
+            self.life.request_chores();
         }
     }
 
@@ -258,13 +266,23 @@ impl Conns {
     }
 
     /// The same for a connection at hand.
+    #[inline]
     pub fn arm_conn(&self, id: u64, conn: &mut Conn, timers: &mut Timers) {
+        if !conn.is_armed() {
+            self.arm_anew(id, conn, timers);
+        }
+    }
+
+    fn arm_anew(&self, id: u64, conn: &mut Conn, timers: &mut Timers) {
         // At least a millisecond ahead: a deadline cannot make the loop spin.
         let soon = self.life.now.get() + 1_000_000;
         let at = conn.next_deadline(&self.config.limits, self.stall_time()).max(soon).div_ceil(MS);
         if at < conn.timer_at.min(FOREVER) {
             conn.timer_at = at;
             timers.enter(at, id as u32);
+        }
+        if let Some(open) = conn.open() {
+            open.armed = true;
         }
     }
 

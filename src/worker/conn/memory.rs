@@ -49,6 +49,9 @@ impl Conns {
             let verdict = core.receive_budget.update(id, &mut open.extra().share, held, now);
             self.metrics.set_receiving(core.receive_budget.sum());
             core.heap_trim.note(core.receive_budget.sum());
+            if core.receive_budget.has_released() {
+                self.life.request_chores();
+            }
             verdict
         };
         match verdict {
@@ -69,7 +72,7 @@ impl Conns {
         self.metrics.set_receiving(core.receive_budget.sum());
     }
 
-    /// Does what is due once in a turn: connections for which there is memory again go on, the oldest that others have
+    /// Once a heartbeat, and when memory was released that others wait for: connections for which there is memory again go on, the oldest that others have
     /// waited for too long is closed, and memory that is free goes back to the system.
     pub fn tend_memory(&self) {
         let now = self.life.now.get();

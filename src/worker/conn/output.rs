@@ -25,7 +25,8 @@ impl Conns {
                 record.set_flags(flags::TAKEN);
                 let counted = queue.counted;
                 progress = write_queue(conn);
-                self.count_queue(id, conn, counted);
+                let sum = self.count_queue(id, conn, counted);
+                sum.inspect(|sum| core.heap_trim.note(*sum));
             }
             let left = conn.queued();
             match conn.queue.take() {
@@ -79,16 +80,20 @@ impl Conns {
         }
     }
 
-    /// Updates the count of queued bytes that other threads see; it was `counted`.
-    pub fn count_queue(&self, id: u64, conn: &mut Conn, counted: u32) {
+    /// Updates the count of queued bytes that other threads see; it was `counted`. Returns the sum of all connections'
+    /// if that has changed.
+    pub fn count_queue(&self, id: u64, conn: &mut Conn, counted: u32) -> Option<usize> {
         let left = u32::try_from(conn.queued()).unwrap_or(u32::MAX);
-        if counted != left {
-            self.commands.watermarks.update(self.metrics.count_queued(counted, left));
-            self.commands.count_queued(id, counted as usize, left as usize);
-        }
         if let Some(queue) = &mut conn.queue {
             queue.counted = left;
         }
+        if counted == left {
+            return None;
+        }
+        let sum = self.metrics.count_queued(counted, left);
+        self.commands.watermarks.update(sum);
+        self.commands.count_queued(id, counted as usize, left as usize);
+        Some(sum as usize)
     }
 
     /// Sends an HTTP response; the connection ends with it.

@@ -115,6 +115,12 @@ impl ReceiveBudget {
         self.update(id, &mut share, 0, now);
     }
 
+    /// Whether there are connections that may go on.
+    #[inline]
+    pub fn has_released(&self) -> bool {
+        !self.released.is_empty()
+    }
+
     /// Connections that may go on; some of them may never have waited.
     #[inline]
     pub fn take_released(&mut self) -> Vec<u64> {

@@ -91,9 +91,12 @@ impl Conns {
     pub fn send_bytes(&self, id: u64, kind: u32, bytes: &[u8], how: Send, bounded: bool) -> i32 {
         let Some(message) = message_kind(kind) else { return WS_E_INVALID };
         let core = &mut *self.core.borrow_mut();
-        let sent = self.sending(core, id, bounded, |proto, io| match bytes.len() {
-            LARGE.. => proto.send_header(message, bytes, how, io),
-            _ => proto.send(message, bytes, how, io).map(|()| false),
+        let sent = self.sending(core, id, bounded, |proto, io| {
+            let follows = proto.send_header(message, bytes, how, io)?;
+            if follows && bytes.len() < LARGE {
+                io.out.extend_from_slice(bytes);
+            }
+            Ok(follows && bytes.len() >= LARGE)
         });
         let counters = match sent {
             Ok((false, counters)) => counters,

@@ -123,6 +123,8 @@ pub struct Open {
     pub over: bool,
     /// The handler does not know of it (accepted only to be closed).
     pub silent: bool,
+    /// Its deadlines were entered since it is open.
+    pub armed: bool,
 }
 
 /// What is done once the thread of a blocking handler has taken all messages that have come.
@@ -163,7 +165,16 @@ pub struct Extra {
 impl Open {
     /// A connection that has just opened.
     pub fn new(proto: Connection, counted: OpenCount) -> Self {
-        Open { proto, counted, user: null_mut(), extra: None, last_opcode: 0, over: false, silent: false }
+        Open {
+            proto,
+            counted,
+            user: null_mut(),
+            extra: None,
+            last_opcode: 0,
+            over: false,
+            silent: false,
+            armed: false,
+        }
     }
 
     /// What most connections do not have, to be changed.
@@ -363,6 +374,16 @@ impl Conn {
         }
     }
 
+    /// Whether the entry in the timers stands: it was made while the connection was open, and each message since has only
+    /// moved its deadlines away.
+    #[inline]
+    pub fn is_armed(&self) -> bool {
+        let is_quiet = |open: &Open| open.armed && open.extra.is_none() && open.proto.is_quiet();
+        self.timer_at != NEVER
+            && self.queue.is_none()
+            && matches!(&self.phase, Phase::Open(open) if is_quiet(open))
+    }
+
     /// The next instant at which something is to be done about this connection. `stall` is how long the
     /// send queue may wait without progress.
     pub fn next_deadline(&self, limits: &Limits, stall: u64) -> u64 {
@@ -392,7 +413,7 @@ const PIECE: usize = 256;
 /// All connections of a worker.
 pub struct Table {
     /// By slot. In pieces of a fixed size: what is there never moves, and costs what it takes.
-    places: Vec<Vec<Option<Conn>>>,
+    places: Vec<Box<[Option<Conn>; PIECE]>>,
     /// By slot: upper half of the id of the connection there, or of the last one.
     generations: Vec<u32>,
     free: Vec<u32>,
@@ -424,7 +445,7 @@ impl Table {
         // 0 is no generation: no id is 0.
         *generation = generation.wrapping_add(1).max(1);
         if slot as usize >= self.places.len() * PIECE {
-            self.places.push(std::iter::repeat_with(|| None).take(PIECE).collect());
+            self.places.push(Box::new([const { None }; PIECE]));
         }
         *self.places.get_mut(slot as usize / PIECE)?.get_mut(slot as usize % PIECE)? = Some(conn);
         self.live += 1;
@@ -476,7 +497,8 @@ impl Table {
 
     /// Ids of all connections.
     pub fn ids(&self) -> Vec<u64> {
-        let taken = self.places.iter().flatten().zip(0..).filter(|(conn, _)| conn.is_some());
+        let taken =
+            self.places.iter().flat_map(|piece| piece.iter()).zip(0..).filter(|(conn, _)| conn.is_some());
         taken.filter_map(|(_, slot)| self.id_of(slot)).collect()
     }
 

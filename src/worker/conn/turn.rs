@@ -129,20 +129,32 @@ pub struct Slice {
     looked: u64,
     /// Messages since then.
     messages: u8,
+    /// The connection's, as far as it is known; 0 at first.
+    interval: u8,
 }
 
 impl Slice {
     /// Begins, at this time (ns) if it is known.
     pub fn new(begun: Option<u64>) -> Self {
-        Slice { begun, looked: begun.unwrap_or(0), messages: 0 }
+        Slice { begun, looked: begun.unwrap_or(0), messages: 0, interval: 0 }
     }
 
-    /// One more message was processed, and more wait: whether those have to wait for the next slice.
-    pub fn is_over(&mut self, turn: &mut Turn, now: impl FnOnce() -> u64) -> bool {
+    /// One more message was processed, and more wait: whether to ask if the slice is over.
+    #[inline]
+    pub fn add_message(&mut self) -> bool {
         self.messages += 1;
-        if self.messages < turn.interval() {
-            return false;
-        }
+        self.messages >= self.interval
+    }
+
+    /// Whether the messages that wait have to wait for the next slice.
+    pub fn is_over(&mut self, turn: &mut Turn, now: impl FnOnce() -> u64) -> bool {
+        let is_over = self.messages >= turn.interval() && self.look(turn, now);
+        self.interval = turn.interval();
+        is_over
+    }
+
+    /// Looks at the clock.
+    fn look(&mut self, turn: &mut Turn, now: impl FnOnce() -> u64) -> bool {
         let Some(begun) = self.begun else {
             (self.looked, self.messages) = (now(), 0);
             self.begun = Some(self.looked);
@@ -195,7 +207,7 @@ mod tests {
             let mut slice = Slice::new(is_timed.then_some(now));
             for count in 1..10_000 {
                 now += time;
-                if slice.is_over(turn, || now) {
+                if slice.add_message() && slice.is_over(turn, || now) {
                     return count;
                 }
             }

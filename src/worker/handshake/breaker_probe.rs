@@ -37,12 +37,18 @@ impl Handshakes {
                 let level = if first { log::Level::Info } else { log::Level::Debug };
                 log::log!(level, "{}: probed by connection {conn:x}", self.handlers.handler_name(handler));
                 self.probes.borrow_mut().push(Probe { handler, conn, until, open_since: None });
+                self.life.request_chores();
                 Ok(())
             }
         }
     }
 
-    /// Checks the probes; once in a turn of the loop.
+    /// Whether a handler is being probed.
+    pub fn has_probes(&self) -> bool {
+        !self.probes.borrow().is_empty()
+    }
+
+    /// Checks the probes; in each turn of the loop while there are any.
     pub fn watch_probes(&self) {
         self.probes.borrow_mut().retain_mut(|probe| {
             let finding = self.look_at(probe);

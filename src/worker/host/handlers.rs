@@ -115,7 +115,7 @@ impl Handlers {
     }
 
     /// Calls into a handler about the connection turned to.
-    #[inline]
+    #[inline(always)]
     pub fn call<R>(&self, handler: u16, callback: Callback, call: impl FnOnce() -> R) -> R {
         count_call();
         self.slot.call.begin(handler, callback as u32);

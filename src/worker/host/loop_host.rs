@@ -210,6 +210,7 @@ impl LoopHost {
         Some(f(Info { strings: record.strings(), deflate, request: request.as_deref() }))
     }
 
+    #[inline(always)]
     fn send_payload(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
         let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
         match payload {

@@ -268,9 +268,10 @@ impl Acceptor {
     /// A socket whose descriptor a handler has closed cannot be taken out of a poll (epoll(7), Q6), and would be ready
     /// forever: so all that is in the poll is forgotten. True: it is, and has to be added anew. [event loop]
     pub fn renew_poll(&self) -> bool {
-        if !self.is_stale.swap(false, Ordering::Relaxed) {
+        if !self.is_stale.load(Ordering::Relaxed) {
             return false;
         }
+        self.is_stale.store(false, Ordering::Relaxed);
         let mut state = self.lock();
         self.descriptors.make_room_for_order();
         let renewed = self.poll.renew();

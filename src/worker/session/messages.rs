@@ -43,6 +43,7 @@ impl Session {
         let mut slice = Slice::new(begun);
         let mut at = 0;
         let mut is_share_stale = false;
+        let is_limited = self.admission.limits_rate();
         loop {
             let (event, handler) = {
                 let core = &mut *self.conns.core.borrow_mut();
@@ -79,12 +80,13 @@ impl Session {
                 Some(Event::NeedMore) if at >= count => break,
                 Some(Event::NeedMore) => {}
                 // Counts as a message: it costs as much as a small one.
-                Some(Event::Empty) => _ = self.is_too_fast(id, true, 0),
-                Some(Event::Message { first, ref body, .. }) if self.is_too_fast(id, first, body.len()) => {}
+                Some(Event::Empty) => _ = is_limited && self.is_too_fast(id, true, 0),
+                Some(Event::Message { first, ref body, .. })
+                    if is_limited && self.is_too_fast(id, first, body.len()) => {}
                 Some(Event::Message { kind, first, last, body, .. }) => {
                     let flags = if first { WS_FIRST } else { 0 } | if last { WS_LAST } else { 0 };
                     self.deliver(id, handler, kind, flags, body, buffer);
-                    if at < count && self.is_slice_over(id, &mut slice) {
+                    if at < count && slice.add_message() && self.is_slice_over(id, &mut slice) {
                         self.conns.wait_for_turn(id, &buffer[at..count]);
                         break;
                     }
@@ -110,12 +112,14 @@ impl Session {
         self.conns.flush(id);
     }
 
+    #[inline(never)]
     fn is_slice_over(&self, id: u64, slice: &mut Slice) -> bool {
         let core = &mut *self.conns.core.borrow_mut();
         core.table.get(id).is_some_and(|conn| slice.is_over(&mut conn.turn, || clock::now().as_nanos()))
     }
 
     /// Delivers a message to its handler, or to the thread of a blocking one.
+    #[inline]
     pub fn deliver(&self, id: u64, handler: u16, kind: Kind, flags: u32, body: Body, buffer: &mut [u8]) {
         self.conns.access_log.received(id, body.len(), flags & WS_LAST != 0);
         let Some(service) = self.handlers.service(handler) else { return };
@@ -129,15 +133,27 @@ impl Session {
                 self.call_message(handler, id, service, (kind, flags), &buffer[range.start..], range.len());
                 buffer[range.end] = next;
             }
-            Body::Owned(mut payload) => {
-                let size = payload.len();
-                payload.push(0);
-                self.call_message(handler, id, service, (kind, flags), &payload, size);
-            }
+            Body::Owned(payload) => self.deliver_owned(handler, id, service, (kind, flags), payload),
         }
     }
 
+    /// Not inlined: keeps the path of messages that came in one read short.
+    #[inline(never)]
+    fn deliver_owned(
+        &self,
+        handler: u16,
+        id: u64,
+        service: &Service,
+        how: (Kind, u32),
+        mut payload: Vec<u8>,
+    ) {
+        let size = payload.len();
+        payload.push(0);
+        self.call_message(handler, id, service, how, &payload, size);
+    }
+
     /// Queues a message for the thread of a blocking handler.
+    #[inline(never)]
     pub fn put_message(&self, id: u64, kind: Kind, flags: u32, body: Body, buffer: &[u8]) {
         let Some(channel) = self.conns.with_open(id, |_, open| open.channel().cloned()).flatten() else {
             return;
@@ -158,7 +174,8 @@ impl Session {
     }
 
     /// Calls on_message with the first `size` bytes of `from`, which a NUL follows.
-    pub fn call_message(
+    #[inline(always)]
+    fn call_message(
         &self,
         handler: u16,
         id: u64,
@@ -208,12 +225,8 @@ impl Session {
     }
 
     /// Whether a message or fragment exceeds the rate limit; if so, the connection is being closed.
-    #[inline]
-    pub fn is_too_fast(&self, id: u64, is_first: bool, size: usize) -> bool {
-        self.admission.limits_rate() && self.breaks_pace(id, is_first, size)
-    }
-
-    pub fn breaks_pace(&self, id: u64, is_first: bool, size: usize) -> bool {
+    #[inline(never)]
+    fn is_too_fast(&self, id: u64, is_first: bool, size: usize) -> bool {
         let now = self.life.now.get();
         let admits =
             |open: &mut Open| open.extra().pace.as_mut().is_none_or(|pace| pace.admits(is_first, size, now));
@@ -244,24 +257,27 @@ impl Session {
     }
 
     /// Finishes what events have left: calls on_close and on_writable, and flushes send queues.
+    #[inline]
     pub fn settle(&self) {
-        loop {
-            let (over, dirty, writable) = {
-                let core = &mut *self.conns.core.borrow_mut();
-                if core.over.is_empty() && core.dirty.is_empty() && core.writable.is_empty() {
-                    return;
-                }
-                (core.over.pop(), core.dirty.pop(), core.writable.pop())
-            };
-            if let Some(id) = over {
-                self.notify_closed(id);
-            }
-            if let Some(id) = dirty {
-                self.conns.flush(id);
-            }
-            if let Some(id) = writable {
-                self.notify_writable(id);
-            }
+        while self.conns.core.borrow().owes() {
+            self.settle_some();
+        }
+    }
+
+    #[inline(never)]
+    fn settle_some(&self) {
+        let (over, dirty, writable) = {
+            let core = &mut *self.conns.core.borrow_mut();
+            (core.over.pop(), core.dirty.pop(), core.writable.pop())
+        };
+        if let Some(id) = over {
+            self.notify_closed(id);
+        }
+        if let Some(id) = dirty {
+            self.conns.flush(id);
+        }
+        if let Some(id) = writable {
+            self.notify_writable(id);
         }
     }
 }

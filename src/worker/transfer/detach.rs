@@ -38,6 +38,7 @@ impl Transfer {
         }
         self.conns.pause(id, Pause::Move);
         self.detaching.borrow_mut().push(Detaching { conn: id, to });
+        self.life.request_chores();
         true
     }
 

@@ -149,6 +149,7 @@ impl Transfer {
         let now = Instant::from_nanos(self.life.now.get());
         *self.leaving.borrow_mut() =
             Some(Leaving { tx, to, pacing: Pacing::new(now), told: HashSet::new(), empty_since: None });
+        self.life.request_chores();
         self.migrate_more();
     }
 

@@ -35,6 +35,7 @@ impl Transfer {
         if !is_known {
             let give_up = self.life.now.get().saturating_add(limit.as_nanos() as u64);
             waiting.push(Waiting { id, pool: *pool, give_up });
+            self.life.request_chores();
         }
     }
 

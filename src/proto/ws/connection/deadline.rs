@@ -31,6 +31,12 @@ impl Connection {
         silent.min(idle).min(ping)
     }
 
+    /// Whether no deadline but those of an idle connection runs.
+    #[inline]
+    pub fn is_quiet(&self) -> bool {
+        self.phase == Phase::Open && !self.awaiting_pong && !self.paused
+    }
+
     /// Does what is due at `io.now`.
     pub fn on_deadline(&mut self, io: &mut Io) -> Deadline {
         let (silent, idle, ping) = self.deadlines(io.limits);

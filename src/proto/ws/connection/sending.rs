@@ -52,7 +52,7 @@ impl Connection {
 
     /// As `send()`, but where the payload goes out as it is, only the header is appended: true, and the caller
     /// is to write `data` after `out`.
-    #[inline]
+    #[inline(always)]
     pub fn send_header(
         &mut self,
         kind: Kind,
@@ -68,7 +68,10 @@ impl Connection {
             return Err(SendError::NotUtf8);
         }
         self.last_message = io.now;
-        frame::encode(io.out, kind.opcode(), true, false, data.len());
+        match data.len() {
+            len @ 0..126 => frame::encode_short(io.out, kind.opcode(), len as u8),
+            len => frame::encode(io.out, kind.opcode(), true, false, len),
+        }
         Ok(true)
     }
 
