@@ -192,6 +192,7 @@ impl Worker {
             if let Some(id) = self.conns.come_up(at, slot) {
                 self.on_deadline(id);
                 self.conns.arm(id);
+                self.session.settle();
             }
         }
     }
