@@ -19,10 +19,11 @@ use crate::worker::base::timers::{FOREVER, MS, Timers};
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::access_log::AccessLog;
 use crate::worker::conn::contexts::Contexts;
+use crate::worker::conn::open::Open;
 use crate::worker::conn::receive_budget::ReceiveBudget;
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::send_queue::QueuePool;
-use crate::worker::conn::table::{Conn, NEVER, Open, Phase, Table};
+use crate::worker::conn::table::{Conn, NEVER, Phase, Table};
 use crate::worker::conn::turn_queue::TurnQueue;
 
 /// How long the send queue may wait where no Pings say what a silent peer is; ns.

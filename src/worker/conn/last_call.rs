@@ -6,7 +6,8 @@ use ::ws_handler::raw::*;
 
 use crate::proto::ws::connection::Io;
 use crate::worker::conn::connections::Conns;
-use crate::worker::conn::table::{LastCall, Open, Pause};
+use crate::worker::conn::open::{LastCall, Open};
+use crate::worker::conn::table::Pause;
 
 impl Conns {
     /// The peer broke the protocol or a limit.

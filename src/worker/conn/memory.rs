@@ -3,8 +3,9 @@
 use crate::proto::ws::connection::Event;
 use crate::worker::base::heap;
 use crate::worker::conn::connections::{Conns, Core};
+use crate::worker::conn::open::Open;
 use crate::worker::conn::receive_budget::Verdict;
-use crate::worker::conn::table::{Conn, Open, Pause};
+use crate::worker::conn::table::{Conn, Pause};
 
 /// RFC 6455 7.4, registered by IANA: Try Again Later.
 const TRY_AGAIN_LATER: u16 = 1013;

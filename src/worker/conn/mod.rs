@@ -11,6 +11,7 @@ pub mod handshake;
 pub mod info;
 pub mod last_call;
 pub mod memory;
+pub mod open;
 pub mod output;
 pub mod rate_limit;
 pub mod read_control;

@@ -22,9 +22,10 @@ use crate::worker::blocking::thread::Beginning;
 use crate::worker::conn::channel::{Ended, Opened, ThreadChannel};
 use crate::worker::conn::handshake::{Finished, Handshake, Verdict};
 use crate::worker::conn::info;
+use crate::worker::conn::open::Open;
 use crate::worker::conn::record::{Strings, flags};
 use crate::worker::conn::request::Request;
-use crate::worker::conn::table::{Conn, Open, Pause, Phase};
+use crate::worker::conn::table::{Conn, Pause, Phase};
 use crate::worker::handshake::Handshakes;
 use crate::worker::host::handlers::Service;
 

@@ -14,8 +14,8 @@ use crate::clock;
 use crate::config::Config;
 use crate::fleet::addresses::{Limiter, Mark, Permit, Refusal};
 use crate::http::{self, Response};
+use crate::worker::conn::open::Open;
 use crate::worker::conn::rate_limit::RateLimit;
-use crate::worker::conn::table::Open;
 
 const SECOND: u64 = 1_000_000_000;
 /// In a second, and of a process: connections over a limit that are answered with care, so that the client reads the

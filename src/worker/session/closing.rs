@@ -5,7 +5,7 @@ use ::ws_handler::raw::*;
 use crate::ffi::host::Callback;
 use crate::proto::ws::connection::Deadline;
 use crate::worker::conn::channel::{Ended, PeerClose};
-use crate::worker::conn::table::LastCall;
+use crate::worker::conn::open::LastCall;
 use crate::worker::session::Session;
 
 impl Session {

@@ -6,7 +6,8 @@
 
 use ::ws_handler::raw::*;
 
-use crate::worker::conn::table::{Open, Pause, Phase};
+use crate::worker::conn::open::Open;
+use crate::worker::conn::table::{Pause, Phase};
 use crate::worker::transfer::Transfer;
 
 /// A connection whose thread was asked to let go of it.

@@ -1,0 +1,191 @@
+//! What a connection has while it is an open WebSocket.
+
+use std::ffi::c_void;
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use crate::ffi::host::Task;
+use crate::proto::ws::connection::Connection;
+use crate::time::Instant;
+use crate::worker::base::metrics::OpenCount;
+use crate::worker::conn::channel::{PeerClose, ThreadChannel};
+use crate::worker::conn::contexts::Holding;
+use crate::worker::conn::handler_timers::HandlerTimers;
+use crate::worker::conn::rate_limit::RateLimit;
+use crate::worker::conn::receive_budget::{ReceiveBudget, Share};
+use crate::worker::conn::request::Request;
+use crate::worker::conn::table::NEVER;
+
+/// An open WebSocket.
+pub struct Open {
+    /// The protocol.
+    pub proto: Connection,
+    /// Counts it.
+    pub counted: OpenCount,
+    /// The handler's pointer.
+    pub user: *mut c_void,
+    extra: Option<Box<Extra>>,
+    /// Type of the last message.
+    pub last_opcode: u8,
+    /// The connection is over: on_close is owed.
+    pub over: bool,
+    /// The handler does not know of it (accepted only to be closed).
+    pub silent: bool,
+    /// Its deadlines were entered since it is open.
+    pub armed: bool,
+}
+
+/// What is done once the thread of a blocking handler has taken all messages that have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastCall {
+    /// The peer has sent a Close frame, which the thread answers.
+    Answer,
+    /// The peer has closed its end without one.
+    Ended,
+    /// The peer has broken the protocol or a limit, or the server ends the connection: a Close frame with this code.
+    Close(u16),
+}
+
+/// What a connection that waits for messages usually does not have.
+#[derive(Default)]
+pub struct Extra {
+    /// The channel to the thread of a blocking handler.
+    pub channel: Option<Arc<ThreadChannel>>,
+    /// The request, if the handler keeps it.
+    pub request: Option<Arc<Request>>,
+    /// How the peer began to close.
+    pub peer_close: Option<PeerClose>,
+    /// Why a blocking handler gets no more messages than it has yet to take, and by when it has to have taken those.
+    pub last_call: Option<(LastCall, u64)>,
+    /// Timers of an event style handler.
+    pub timers: HandlerTimers,
+    /// Who began to close (`WS_BY_...`), and the code; 0 while nobody did.
+    pub closing: (u8, u16),
+    unread: Option<Box<[u8]>>,
+    /// How fast the peer may send, if that is limited.
+    pub pace: Option<RateLimit>,
+    /// Memory of an incomplete message that is counted.
+    pub share: Share,
+    /// Its context for compressing, as it is counted.
+    pub holding: Holding,
+}
+
+impl Open {
+    /// A connection that has just opened.
+    pub fn new(proto: Connection, counted: OpenCount) -> Self {
+        Open {
+            proto,
+            counted,
+            user: null_mut(),
+            extra: None,
+            last_opcode: 0,
+            over: false,
+            silent: false,
+            armed: false,
+        }
+    }
+
+    /// What most connections do not have, to be changed.
+    pub fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    /// Sets aside what was read and cannot be processed yet.
+    pub fn set_unread(&mut self, bytes: Option<Box<[u8]>>) {
+        self.extra().unread = bytes;
+    }
+
+    /// Takes that back.
+    pub fn take_unread(&mut self) -> Option<Box<[u8]>> {
+        self.extra.as_mut()?.unread.take()
+    }
+
+    /// Whether there is such.
+    pub fn has_unread(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.unread.is_some())
+    }
+
+    /// When the thread of a blocking handler has to have taken what came before the end; ns.
+    pub fn last_call_by(&self) -> u64 {
+        self.extra.as_ref().and_then(|extra| extra.last_call).map_or(NEVER, |(_, by)| by)
+    }
+
+    /// Whether only the deadlines of an idle connection run.
+    #[inline]
+    pub fn is_quiet(&self) -> bool {
+        self.extra.is_none() && self.proto.is_quiet()
+    }
+
+    /// Gives the connection to the thread of a blocking handler.
+    pub fn set_channel(&mut self, channel: Arc<ThreadChannel>) {
+        self.proto.defer_failures();
+        self.extra().channel = Some(channel);
+    }
+
+    /// The channel to the thread of a blocking handler.
+    #[inline]
+    pub fn channel(&self) -> Option<&Arc<ThreadChannel>> {
+        self.extra.as_ref()?.channel.as_ref()
+    }
+
+    /// The request, if the handler keeps it.
+    pub fn request(&self) -> Option<&Arc<Request>> {
+        self.extra.as_ref()?.request.as_ref()
+    }
+
+    /// How the peer began to close.
+    pub fn peer_close(&self) -> Option<&PeerClose> {
+        self.extra.as_ref()?.peer_close.as_ref()
+    }
+
+    /// Whether anybody has begun to close.
+    pub fn is_closing(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.closing.0 != 0)
+    }
+
+    /// The code with which the connection has failed, if that is still to be said.
+    pub fn failure(&self) -> Option<u16> {
+        let closing = self.extra.as_ref().map(|extra| extra.closing);
+        closing.filter(|(by, _)| u32::from(*by) == ::ws_handler::raw::WS_BY_HOST).map(|(_, code)| code)
+    }
+
+    /// Notes who began to close; the first counts.
+    pub fn begin_close(&mut self, by: u32, code: u16) {
+        let extra = self.extra();
+        if extra.closing.0 == 0 {
+            extra.closing = (by as u8, code);
+        }
+    }
+
+    /// Whether the thread of a blocking handler has not taken in time what came before the end.
+    pub fn is_last_call_over(&self, now: u64) -> bool {
+        self.extra.as_ref().and_then(|extra| extra.last_call).is_some_and(|(_, by)| by <= now)
+    }
+
+    /// Memory of an incomplete message that is counted.
+    pub fn share(&self) -> Share {
+        self.extra.as_ref().map_or(Share::default(), |extra| extra.share)
+    }
+
+    /// What is counted of it, which is nothing any more.
+    pub fn take_counted(&mut self) -> Option<(Share, Holding)> {
+        let extra = self.extra.as_deref_mut()?;
+        Some((std::mem::take(&mut extra.share), std::mem::take(&mut extra.holding)))
+    }
+
+    /// Whether an incomplete message takes more memory, or less, than is counted.
+    #[inline]
+    pub fn is_share_stale(&self) -> bool {
+        self.share().bytes() != ReceiveBudget::counted(self.proto.held())
+    }
+
+    /// When the next timer of the handler is due.
+    pub fn next_timer(&self) -> u64 {
+        self.extra.as_ref().map_or(NEVER, |extra| extra.timers.next().as_nanos())
+    }
+
+    /// The timer of the handler that expired first.
+    pub fn pop_timer(&mut self, now: u64) -> Option<Task> {
+        self.extra.as_mut()?.timers.pop(Instant::from_nanos(now))
+    }
+}
