@@ -283,3 +283,43 @@ fn holds(pid: i32, wanted: &[u8]) -> bool {
         memchr::memmem::find(&bytes[..read], wanted).is_some()
     })
 }
+
+#[test]
+fn the_user_is_known_wherever_the_connection_goes() {
+    let text = "workers = 1\njwt_key = 'DIR/key'\njwt_query = 'token'\njwt_protocol = 'bearer.'\n\
+                access_log = 'DIR/access'\ncontrol_socket = 'DIR/control'\n";
+    let (mut server, dir) = serve(&["everything"], "", text);
+    let token = token("ann@id.example");
+    let mut raw = Raw::connect(&server.address());
+    raw.upgrade(
+        &format!("/everything?a=1&token={token}&b"),
+        &format!("Sec-WebSocket-Protocol: bearer.{token}, chat\r\n"),
+    );
+    assert_eq!(get(&server, &format!("/console.html?token={token}"), "").status, 200);
+    let connections = || {
+        let output = daemon::ctl(&dir.path().join("control"), &["connections", "--json"]);
+        let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        list["connections"].as_array().unwrap().iter().find(|conn| conn["phase"] == "open").cloned()
+    };
+    let before = connections().unwrap();
+    assert_eq!(
+        (&before["user"], &before["resource"]),
+        (&"ann@id.example".into(), &"/everything?a=1&b".into())
+    );
+    let conf = read_to_string(dir.path().join("wshd.conf")).unwrap();
+    file(&dir, "wshd.conf", &format!("{conf}max_threads = 7\n"));
+    server.signal(Signal::SIGHUP);
+    server.says("reload: done");
+    until("it has moved", || connections().is_some_and(|now| now["id"] != before["id"]));
+    assert_eq!(connections().unwrap()["user"], "ann@id.example");
+    drop(raw);
+    let access = || read_to_string(dir.path().join("access")).unwrap();
+    until("its end is logged", || access().contains("event=close"));
+    let log = access();
+    for event in ["open", "moved", "resumed", "close", "http"] {
+        let line = log.lines().find(|line| line.contains(&format!("event={event} "))).unwrap();
+        assert!(line.contains(" user=ann@id.example "), "{line}");
+    }
+    assert!(!log.contains(&token[..20]), "{log}");
+    server.stop();
+}

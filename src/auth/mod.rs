@@ -5,6 +5,7 @@
 mod passwords;
 mod tokens;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
@@ -121,6 +122,16 @@ impl Policy {
             (Some(passwords), Some(credentials)) => passwords.verify(credentials),
             _ => Outcome::Denied(Denied::Malformed("Authorization is of a kind that is not accepted here")),
         }
+    }
+
+    /// Path and query of a request, without the parameter that holds a token.
+    pub fn resource<'a>(&self, head: &'a Head) -> Cow<'a, str> {
+        self.tokens.as_ref().map_or(head.resource().into(), |tokens| tokens.hide(head.resource()))
+    }
+
+    /// Whether a subprotocol that was offered is a token.
+    pub fn is_token(&self, protocol: &str) -> bool {
+        self.tokens.as_ref().is_some_and(|tokens| tokens.is_token(protocol))
     }
 
     /// The fields of a 401 (RFC 9110 section 11.6.1).

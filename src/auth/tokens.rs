@@ -1,6 +1,7 @@
 //! Bearer tokens: JWT (RFC 7519) that are signed with HS256, RS256 or ES256. Which of them is fixed by the key: what a
 //! token says of its algorithm is compared with that, never followed.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtVerifier, KeyUtils};
@@ -93,12 +94,21 @@ impl Tokens {
 
     fn in_query<'a>(&self, head: &'a Head) -> Option<&'a [u8]> {
         let name = self.rules.query.as_deref()?;
-        let parameters = head.query()?.split('&').filter_map(|parameter| parameter.split_once('='));
         // A token is base64url and dots: nothing in it is percent-encoded.
-        parameters
-            .into_iter()
-            .find(|(key, _)| percent_decode_str(key).eq(name.bytes()))
-            .map(|(_, value)| value.as_bytes())
+        head.query()?.split('&').find_map(|parameter| value_of(parameter, name)).map(str::as_bytes)
+    }
+
+    /// A resource without the parameter that holds a token.
+    pub fn hide<'a>(&self, resource: &'a str) -> Cow<'a, str> {
+        let parts = self.rules.query.as_deref().zip(resource.split_once('?'));
+        let Some((name, (path, query))) = parts else { return resource.into() };
+        let is_other = |parameter: &&str| value_of(parameter, name).is_none();
+        let left: Vec<&str> = query.split('&').filter(is_other).collect();
+        match left.len() {
+            same if same == query.split('&').count() => resource.into(),
+            0 => path.into(),
+            _ => format!("{path}?{}", left.join("&")).into(),
+        }
     }
 
     /// Whether a subprotocol that was offered is a token.
@@ -121,6 +131,12 @@ impl Tokens {
             Err(error) => Outcome::Denied(Denied::Token(why(&error))),
         }
     }
+}
+
+/// The value of a parameter of a query, if it has this name.
+fn value_of<'a>(parameter: &'a str, name: &str) -> Option<&'a str> {
+    let (key, value) = parameter.split_once('=')?;
+    percent_decode_str(key).eq(name.bytes()).then_some(value)
 }
 
 fn why(error: &Error) -> &'static str {
@@ -365,6 +381,15 @@ mod tests {
         let lines = "Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Protocol: v2 , bearer.d.e.f\r\n";
         assert_eq!(find("/a?access_token=a.b.c", lines), some("d.e.f"));
         assert!(tokens.is_token("bearer.x") && !tokens.is_token("bearer") && !tokens.is_token("chat"));
+        for (resource, hidden) in [
+            ("/a?x=1&access_token=a.b.c&y", "/a?x=1&y"),
+            ("/a?access%5Ftoken=a.b.c&access_token=", "/a"),
+            ("/a?access_token", "/a?access_token"),
+            ("/a?", "/a?"),
+            ("/a", "/a"),
+        ] {
+            assert_eq!(tokens.hide(resource), hidden);
+        }
         let nowhere = Tokens::new(SECRET, TokenRules::default()).unwrap();
         assert_eq!(nowhere.find(&head("/a?access_token=a.b.c", lines)), None);
         assert!(!nowhere.is_token(""));

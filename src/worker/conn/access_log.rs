@@ -10,9 +10,7 @@ use crate::config::Config;
 use crate::ffi::host::Address;
 use crate::fleet::routes::Routes;
 use crate::log::{self as sink, Level, Value};
-use crate::proto::http1::head::Head;
 use crate::proto::ws::deflate::negotiate::Params;
-use crate::proto::ws::handshake;
 use crate::worker::conn::info;
 use crate::worker::conn::record::Record;
 
@@ -93,11 +91,9 @@ impl AccessLog {
         });
     }
 
-    /// A request has come.
-    pub fn asked(&self, id: u64, head: &Head) {
-        self.with(id, |entry| {
-            entry.stage = Stage::Asked(head.resource().into(), handshake::is_upgrade(head));
-        });
+    /// A request has come, for a WebSocket or not.
+    pub fn asked(&self, id: u64, resource: &str, is_upgrade: bool) {
+        self.with(id, |entry| entry.stage = Stage::Asked(resource.into(), is_upgrade));
     }
 
     /// Changes the entry of a connection, if it is still there.
@@ -213,10 +209,12 @@ impl AccessLog {
             _ => "unix".to_owned(),
         };
         let conn = format!("{id:x}");
+        let user = record.strings().user.map(String::from_utf8_lossy);
         let first = [
             ("event", Value::Text(event)),
             ("conn", Value::Text(&conn)),
             ("peer", Value::Text(&peer)),
+            ("user", user.as_deref().into()),
             ("resource", resource.into()),
         ];
         sink::write_access(&[&first, fields].concat());

@@ -61,10 +61,12 @@ pub struct Ended {
 pub struct Opened {
     /// The kept request, if the handler asked for that.
     pub request: Option<Arc<Request>>,
-    /// Resource, origin and subprotocol, each followed by a NUL.
+    /// Resource, origin, user and subprotocol, each followed by a NUL.
     pub resource: Vec<u8>,
     #[allow(missing_docs)]
     pub origin: Option<Vec<u8>>,
+    #[allow(missing_docs)]
+    pub user: Option<Vec<u8>>,
     #[allow(missing_docs)]
     pub protocol: Option<Vec<u8>>,
     /// What was agreed about compression.
@@ -84,6 +86,7 @@ impl Opened {
         Strings {
             resource: text(&self.resource),
             origin: self.origin.as_deref().map(text),
+            user: self.user.as_deref().map(text),
             protocol: self.protocol.as_deref().map(text),
         }
     }

@@ -247,7 +247,12 @@ mod tests {
         let mut records = Records::map(2).unwrap();
         let record = records.get_mut(0).unwrap();
         let resource = "/long".repeat(50);
-        let strings = Strings { resource: resource.as_bytes(), origin: None, protocol: Some(b"chat") };
+        let strings = Strings {
+            resource: resource.as_bytes(),
+            origin: None,
+            user: Some(b"ann"),
+            protocol: Some(b"chat"),
+        };
         record.set_strings(strings).unwrap();
         record.set_state(b"17");
         record.seal();

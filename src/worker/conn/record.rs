@@ -15,7 +15,7 @@ use crate::fleet::addresses::Mark;
 use crate::fleet::peer::Peer;
 use crate::worker::base::memory::{self, Pages};
 
-/// Bytes of resource, origin and subprotocol that fit into the record itself.
+/// Bytes of resource, origin, user and subprotocol that fit into the record itself.
 const INLINE: usize = 16;
 
 /// What can be done with a connection if the process crashes right now: bits of `Record::flags`.
@@ -55,7 +55,9 @@ pub struct Record {
     /// Shorter messages are not compressed.
     pub threshold: u32,
     /// The compressor's.
-    pub level: u16,
+    pub level: u8,
+    /// Bytes of the user's name; 0: none.
+    user: u8,
     /// Index of the handler in the routes.
     pub handler: u16,
     /// `RESUMED`, `HAS_ORIGIN`, `HAS_PROTOCOL`, `HAS_PROXY_HEADER`.
@@ -94,11 +96,13 @@ pub struct Strings<'a> {
     pub resource: &'a [u8],
     /// The Origin header.
     pub origin: Option<&'a [u8]>,
+    /// Who it is, if that was asked.
+    pub user: Option<&'a [u8]>,
     /// The chosen subprotocol.
     pub protocol: Option<&'a [u8]>,
 }
 
-/// A string of the request was longer than a record can describe (64 KiB).
+/// A string of the request was longer than a record can describe: 64 KiB, of a user 255 bytes.
 #[derive(Debug)]
 pub struct TooLong;
 
@@ -110,11 +114,14 @@ impl Record {
         let length = |part: &[u8]| u16::try_from(part.len()).map_err(|_| TooLong);
         (self.resource, self.origin, self.protocol) =
             (length(strings.resource)?, length(origin)?, length(protocol)?);
+        self.user = strings.user.map_or(0, <[u8]>::len).try_into().map_err(|_| TooLong)?;
         self.attributes &= !(HAS_ORIGIN | HAS_PROTOCOL);
         self.attributes |= if strings.origin.is_some() { HAS_ORIGIN } else { 0 };
         self.attributes |= if strings.protocol.is_some() { HAS_PROTOCOL } else { 0 };
-        let mut text = Vec::with_capacity(strings.resource.len() + origin.len() + protocol.len() + 3);
-        for part in [strings.resource, origin, protocol] {
+        let parts = [Some(strings.resource), Some(origin), strings.user, Some(protocol)];
+        let size = parts.iter().flatten().map(|part| part.len() + 1).sum();
+        let mut text = Vec::with_capacity(size);
+        for part in parts.into_iter().flatten() {
             text.extend_from_slice(part);
             text.push(0);
         }
@@ -131,18 +138,24 @@ impl Record {
         let text: &[u8] = self.spill.get().unwrap_or(&self.inline);
         let part = |at: usize, size: u16| text.get(at..at + usize::from(size)).unwrap_or_default();
         let origin_at = usize::from(self.resource) + 1;
-        let protocol_at = origin_at + usize::from(self.origin) + 1;
+        let user_at = origin_at + usize::from(self.origin) + 1;
         Strings {
             resource: part(0, self.resource),
             origin: (self.attributes & HAS_ORIGIN != 0).then(|| part(origin_at, self.origin)),
-            protocol: (self.attributes & HAS_PROTOCOL != 0).then(|| part(protocol_at, self.protocol)),
+            user: (self.user != 0).then(|| part(user_at, self.user.into())),
+            protocol: (self.attributes & HAS_PROTOCOL != 0).then(|| part(self.protocol_at(), self.protocol)),
         }
+    }
+
+    fn protocol_at(&self) -> usize {
+        let user = if self.user == 0 { 0 } else { usize::from(self.user) + 1 };
+        usize::from(self.resource) + usize::from(self.origin) + 2 + user
     }
 
     /// Sets the subprotocol alone: the other strings stay where they are, since handlers may hold on to them. It is
     /// cut to the room that [`set_strings`](Self::set_strings) has made.
     pub fn set_protocol(&mut self, protocol: Option<&[u8]>) {
-        let at = usize::from(self.resource) + usize::from(self.origin) + 2;
+        let at = self.protocol_at();
         let text: &mut [u8] = self.spill.get_mut().unwrap_or(&mut self.inline);
         let room =
             text.get_mut(at..).and_then(|rest| rest.split_last_mut()).map_or(&mut [][..], |(_, room)| room);
@@ -424,7 +437,7 @@ mod tests {
     use super::*;
 
     fn strings(resource: &str) -> Strings<'_> {
-        Strings { resource: resource.as_bytes(), origin: Some(b"https://example.com"), protocol: None }
+        Strings { resource: resource.as_bytes(), origin: Some(b"https://example.com"), ..Strings::default() }
     }
 
     #[test]
@@ -437,6 +450,31 @@ mod tests {
             records.clear(1);
         }
         assert!(records.get(2).is_none());
+    }
+
+    #[test]
+    fn a_user_stands_between_the_other_strings() {
+        let mut records = Records::map(1).unwrap();
+        let record = records.get_mut(0).unwrap();
+        for (resource, user) in [("/e", "ann"), ("/e", "ann@id.example"), ("/long".repeat(9).as_str(), "é")]
+        {
+            let room = Strings {
+                resource: resource.as_bytes(),
+                origin: None,
+                user: Some(user.as_bytes()),
+                protocol: Some(b"chat.v2"),
+            };
+            record.set_strings(room).unwrap();
+            assert_eq!(record.strings(), room);
+            for protocol in [None, Some(&b"chat"[..]), Some(b"chat.v2")] {
+                record.set_protocol(protocol);
+                assert_eq!(record.strings(), Strings { protocol, ..room });
+            }
+        }
+        let long = [b'a'; 256];
+        assert!(record.set_strings(Strings { user: Some(&long), ..Strings::default() }).is_err());
+        record.set_strings(Strings { user: Some(&long[1..]), ..Strings::default() }).unwrap();
+        assert_eq!(record.strings().user.map(<[u8]>::len), Some(255));
     }
 
     #[test]
@@ -499,7 +537,7 @@ mod tests {
 
     #[test]
     fn the_record_has_no_padding() {
-        // The checksum reads every byte: 7 numbers of 4, 8 of 2, the address, one of 4, one pointer, one number of 8,
+        // The checksum reads every byte: 7 numbers of 4, 7 of 2, 2 of 1, the address, one of 4, one pointer, one number of 8,
         // twice owned bytes, and the inline strings.
         assert_eq!(size_of::<Record>(), 28 + 16 + 16 + 4 + 8 + 8 + 24 + INLINE);
     }

@@ -1,5 +1,8 @@
 //! The request of a WebSocket, as handlers may ask about it.
 
+use std::borrow::Cow;
+
+use crate::auth::{Policy, User};
 use crate::proto::http1::head::Head;
 use crate::proto::ws::handshake::Opening;
 use crate::worker::conn::record::Strings;
@@ -14,33 +17,44 @@ pub struct Request {
     /// `resource NUL`: the head's own bytes are not followed by NUL.
     resource: Vec<u8>,
     origin: Option<Vec<u8>>,
+    user: Option<Vec<u8>>,
     protocols: Option<Vec<u8>>,
     extensions: Option<Vec<u8>>,
 }
 
 impl Request {
-    /// Prepares what handlers may ask for.
-    pub fn new(head: Head, opening: Opening) -> Self {
+    /// Prepares what handlers may ask for, without a token that the policy has found in it.
+    pub fn new(head: Head, mut opening: Opening, user: Option<User>, policy: Option<&Policy>) -> Self {
         let terminated = |text: &[u8]| [text, b"\0"].concat();
         let joined = |name: &str| {
             let values: Vec<&[u8]> = head.header_all(name).collect();
             (!values.is_empty()).then(|| terminated(&values.join(&b", "[..])))
         };
+        let offered = opening.protocols.len();
+        opening.protocols.retain(|name| !policy.is_some_and(|policy| policy.is_token(name)));
+        let protocols = match opening.protocols.len() {
+            same if same == offered => joined("Sec-WebSocket-Protocol"),
+            0 => None,
+            _ => Some(terminated(opening.protocols.join(", ").as_bytes())),
+        };
+        let resource = policy.map_or(Cow::Borrowed(head.resource()), |policy| policy.resource(&head));
         Request {
-            resource: terminated(head.resource().as_bytes()),
+            resource: terminated(resource.as_bytes()),
             origin: head.header("Origin").map(terminated),
-            protocols: joined("Sec-WebSocket-Protocol"),
+            user: user.map(|user| terminated(user.name().as_bytes())),
+            protocols,
             extensions: joined("Sec-WebSocket-Extensions"),
             head,
             opening,
         }
     }
 
-    /// Resource and origin, each followed by a NUL; no subprotocol.
+    /// Resource, origin and user, each followed by a NUL; no subprotocol.
     pub fn strings(&self) -> Strings<'_> {
         Strings {
             resource: unterminated(&self.resource),
             origin: self.origin.as_deref().map(unterminated),
+            user: self.user.as_deref().map(unterminated),
             protocol: None,
         }
     }

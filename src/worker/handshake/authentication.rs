@@ -16,6 +16,7 @@ use crate::auth::{Check, Denied, Outcome, Policy, User};
 use crate::http;
 use crate::proto::http1::head::Head;
 use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::conn::record::Strings;
 use crate::worker::conn::table::Pause;
 use crate::worker::handshake::Handshakes;
 use crate::worker::handshake::request::{Unserved, unavailable};
@@ -142,6 +143,24 @@ impl Handshakes {
                     challenge.iter().map(|(name, value)| (*name, value.as_str())).collect();
                 Err(http::error(401, denied.why(), &fields).into())
             }
+        }
+    }
+
+    /// What is asked of those who want this handler, or what is none.
+    pub fn policy_of(&self, handler: Option<u16>) -> Option<&Policy> {
+        let authentication = &self.config.authentication;
+        let route = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler)));
+        route
+            .map_or(authentication.all.as_ref(), |route| authentication.of(&route.resource))
+            .map(|policy| &**policy)
+    }
+
+    /// For the access log: who wants what is no WebSocket.
+    pub fn record_user(&self, id: u64, user: Option<&User>) {
+        let Some(user) = user.map(|user| user.name().as_bytes()) else { return };
+        if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
+            let _ = record.set_strings(Strings { user: Some(user), ..Strings::default() }); // it fits
+            record.seal();
         }
     }
 

@@ -15,7 +15,7 @@ use crate::http::{self, Body, Response};
 use crate::proto::http1::head::{self, Head, Parsed};
 use crate::proto::ws::connection::Connection;
 use crate::proto::ws::deflate::codec::Deflate;
-use crate::proto::ws::handshake;
+use crate::proto::ws::handshake::{self, is_upgrade};
 use crate::time::Instant;
 use crate::worker::base::metrics::OpenCount;
 use crate::worker::blocking::thread::Beginning;
@@ -98,7 +98,11 @@ impl Handshakes {
         match head::parse_more(&read, seen, &self.config.head) {
             Ok(Parsed::NeedMore) => self.conns.keep_head(id, read.into_owned()),
             Ok(Parsed::Head { head, consumed }) => {
-                self.conns.access_log.asked(id, &head);
+                if self.conns.access_log.is_on() {
+                    let policy = self.policy_of(self.routes.find(head.path()));
+                    let resource = policy.map_or(head.resource().into(), |policy| policy.resource(&head));
+                    self.conns.access_log.asked(id, &resource, is_upgrade(&head));
+                }
                 let handler = match self.handler_of(id, &head) {
                     Ok(handler) if self.handlers.pool_of(handler) != self.pool => {
                         return Some(Elsewhere { pool: self.handlers.pool_of(handler), read });
@@ -130,8 +134,9 @@ impl Handshakes {
         if let (Some(handler), Some(conn)) = (found, self.conns.core.borrow_mut().table.get(id)) {
             conn.handler = handler; // what is answered counts for it
         }
-        let Some(handler) = found.filter(|_| handshake::is_upgrade(head)) else {
-            self.authenticate(id, self.config.authentication.all.as_deref(), head)?;
+        let Some(handler) = found.filter(|_| is_upgrade(head)) else {
+            let user = self.authenticate(id, self.policy_of(None), head)?;
+            self.record_user(id, user.as_ref());
             return Err(self.site.serve(head, SystemTime::now()).into());
         };
         if !self.check_limits(id, handler, head) {
@@ -149,15 +154,14 @@ impl Handshakes {
     fn begin(&self, id: u64, handler: u16, head: Head, rest: &[u8]) -> Result<(), Unserved> {
         let opening = handshake::check(&head)
             .map_err(|refusal| http::error(refusal.status, refusal.why, refusal.headers))?;
-        let policy = self.routes.handlers().get(usize::from(handler));
-        let policy = policy.and_then(|route| self.config.authentication.of(&route.resource));
-        self.authenticate(id, policy.map(|policy| &**policy), &head)?;
+        let policy = self.policy_of(Some(handler));
+        let user = self.authenticate(id, policy, &head)?;
         let service = self
             .handlers
             .service(handler)
             .ok_or_else(|| unavailable("the handler of this resource could not be started"))?;
         self.check_breaker(handler, id).map_err(quarantined)?;
-        self.begin_handshake(id, handler, service, Request::new(head, opening), rest);
+        self.begin_handshake(id, handler, service, Request::new(head, opening, user, policy), rest);
         Ok(())
     }
 
@@ -292,7 +296,7 @@ impl Handshakes {
                 record.handler = handshake.handler;
                 if let Some((params, threshold, level)) = deflate {
                     (record.deflate, record.threshold) = (params.to_bits(), threshold);
-                    record.level = u16::from(level);
+                    record.level = level;
                 }
                 if let Some(request) = &request {
                     record.set_head(request.head.as_bytes());
@@ -341,6 +345,7 @@ impl Handshakes {
                     request,
                     resource: text(strings.resource),
                     origin: strings.origin.map(text),
+                    user: strings.user.map(text),
                     protocol: protocol_text.map(String::into_bytes),
                     deflate: params,
                     remote: info::address(handshake.peer),

@@ -80,6 +80,7 @@ impl Listing {
         let text = |bytes: &[u8]| Cow::Owned(String::from_utf8_lossy(bytes).into_owned());
         let strings = record.strings();
         let (resource, protocol) = (text(strings.resource), strings.protocol.map(text));
+        let user = strings.user.map(text);
         let conn = core.table.get(id)?;
         let (phase, handler, resource, protocol) = match &conn.phase {
             Phase::Head(..) => ("request", None, None, None),
@@ -101,6 +102,7 @@ impl Listing {
             phase: phase.into(),
             resource,
             handler: route.map(|route| route.name.as_str().into()),
+            user,
             protocol,
             compressed: phase != "request" && deflate != 0,
             age: seconds(Duration::from_nanos(

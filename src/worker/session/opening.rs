@@ -59,6 +59,7 @@ impl Session {
                     request: None,
                     resource: text(strings.resource),
                     origin: strings.origin.map(text),
+                    user: strings.user.map(text),
                     protocol: strings.protocol.map(text),
                     deflate: (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten(),
                     remote: info::address(record.peer.address()),

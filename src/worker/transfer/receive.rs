@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ::ws_handler::raw::*;
 use socket2::Socket;
 
+use crate::auth::User;
 use crate::fleet::control::Report;
 use crate::fleet::inbox::Receiver;
 use crate::proto::http1::head::{self, Parsed};
@@ -217,8 +218,7 @@ impl Transfer {
                     record.set_resumed();
                     record.seal();
                     let params = (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten();
-                    let deflate =
-                        params.map(|params| Deflate::new(params, record.threshold, record.level as u8));
+                    let deflate = params.map(|params| Deflate::new(params, record.threshold, record.level));
                     // Who sent it may have known other handlers, or the same by other numbers.
                     let resource = record.strings().resource;
                     let path = resource.split(|byte| *byte == b'?').next().unwrap_or_default();
@@ -247,7 +247,8 @@ impl Transfer {
             self.close_arrived(id, handler, deflate, 1012);
             return None;
         }
-        let request = (!entry.parts[2].is_empty()).then(|| self.read_kept(entry.parts[2])).flatten();
+        let request =
+            (!entry.parts[2].is_empty()).then(|| self.read_kept(id, handler, entry.parts[2])).flatten();
         {
             let core = &mut *self.conns.core.borrow_mut();
             if let (Some(request), Some(record)) = (&request, core.table.record(id)) {
@@ -293,9 +294,12 @@ impl Transfer {
     }
 
     /// The request of a connection whose handler keeps it.
-    pub fn read_kept(&self, bytes: &[u8]) -> Option<Arc<Request>> {
+    pub fn read_kept(&self, id: u64, handler: u16, bytes: &[u8]) -> Option<Arc<Request>> {
         let Ok(Parsed::Head { head, .. }) = head::parse(bytes, &self.config.head) else { return None };
         let opening = handshake::check(&head).ok()?;
-        Some(Arc::new(Request::new(head, opening)))
+        let core = &mut *self.conns.core.borrow_mut();
+        let user =
+            core.table.record(id).and_then(|record| User::new(str::from_utf8(record.strings().user?).ok()?));
+        Some(Arc::new(Request::new(head, opening, user, self.handshakes.policy_of(Some(handler)))))
     }
 }
