@@ -1,8 +1,8 @@
-//! Everything a process needs to know, already parsed into types that cannot be wrong. Reads no file, no
-//! argument and no environment: `cli` does, and hands over a finished [`Config`].
+//! Everything a process needs to know, already parsed into types that cannot be wrong. Reads no file, no argument and no
+//! environment, and has no defaults: `settings` does, and hands over a finished [`Config`].
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use nix::unistd::{Gid, Uid};
 
 use crate::auth::Authentication;
-use crate::log::Settings as LogSettings;
+use crate::log::{Level, Settings as LogSettings};
 use crate::proto;
 use crate::proto::http1::allow::{HostRule, OriginRule};
 
@@ -28,8 +28,8 @@ pub const SPARE_DESCRIPTORS: usize = 16;
 pub struct Wear {
     /// Resident memory; bytes.
     pub memory: u64,
-    /// Age; ns.
-    pub age: u64,
+    /// Age.
+    pub age: Duration,
     /// Messages received.
     pub messages: u64,
 }
@@ -37,19 +37,19 @@ pub struct Wear {
 impl Wear {
     /// Whether there is any bound.
     pub fn is_bounded(&self) -> bool {
-        self.memory != 0 || self.age != 0 || self.messages != 0
+        self.memory != 0 || !self.age.is_zero() || self.messages != 0
     }
 }
 
 /// When a handler in which workers die is not served for a while.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quarantine {
     /// Deaths that are too many; 0: never.
     pub deaths: u32,
-    /// Within this time; ns.
-    pub window: u64,
-    /// The first time that it is not served, which doubles with each further one; ns, never 0.
-    pub time: u64,
+    /// Within this time; never zero.
+    pub window: Duration,
+    /// The first time that it is not served, which doubles with each further one; never zero.
+    pub time: Duration,
 }
 
 /// Records of crashes.
@@ -82,7 +82,7 @@ pub struct Daemon {
 }
 
 /// Who may come in, and how often. Counts are over all processes; 0: no limit.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Admission {
     /// Most connections.
     pub total: u32,
@@ -94,21 +94,10 @@ pub struct Admission {
     pub messages: u32,
     /// Most bytes of messages of a peer in a second.
     pub bytes: u64,
-    /// Allowed origins; empty: all.
-    pub origins: Vec<OriginRule>,
-    /// The same by resource, in place of them.
-    pub origins_of: BTreeMap<String, Vec<OriginRule>>,
     /// Hosts that requests may be for; empty: all.
     pub hosts: Vec<HostRule>,
     /// Proxies that are believed.
     pub proxy: Proxy,
-}
-
-impl Admission {
-    /// The origins that are allowed for a resource; empty: all.
-    pub fn origins_of(&self, resource: &str) -> &[OriginRule] {
-        self.origins_of.get(resource).unwrap_or(&self.origins)
-    }
 }
 
 /// Proxies that are believed when they tell whom they relay.
@@ -138,7 +127,7 @@ impl Proxy {
 }
 
 /// When send queues are full; bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sending {
     /// The queue of a connection is full from here on.
     pub high: usize,
@@ -149,19 +138,19 @@ pub struct Sending {
 }
 
 /// What a worker's connections may hold together; bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// Of incomplete messages; 0: no bound.
     pub receive_total: u64,
 }
 
 /// Contexts with which messages are compressed that go on from the ones before (RFC 7692 section 7.1.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Contexts {
     /// What all of a worker may take; above it the longest idle are dropped. Bytes; 0: no bound.
     pub total: u64,
-    /// How long one is kept that is not used; ns, 0: forever.
-    pub idle: u64,
+    /// How long one is kept that is not used; zero: forever.
+    pub idle: Duration,
 }
 
 /// Files that confined workers may use beside those that they need anyway.
@@ -173,8 +162,25 @@ pub struct Landlock {
     pub write: Vec<PathBuf>,
 }
 
+/// What one handler is served with; what its table does not say is as for all others.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HandlerSettings {
+    /// How long it may run without a call of the host before its worker is killed; zero: forever.
+    pub timeout: Duration,
+    /// Over this time its connections that cannot move are closed when their worker is replaced; None: they are left
+    /// until they end.
+    pub drain: Option<Duration>,
+    /// How permessage-deflate is negotiated unless the handler says otherwise.
+    pub deflate: proto::ws::deflate::negotiate::Config,
+    /// Allowed origins; empty: all.
+    pub origins: Vec<OriginRule>,
+    /// The least level of what it logs itself, if it has one of its own. If that is above info its connections are not
+    /// in the access log.
+    pub log_level: Option<Level>,
+}
+
 /// The configuration of a fleet. Made before the first fork of those that have it, and never changed after.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
     /// The configuration file that was read, if one was.
     pub file: Option<PathBuf>,
@@ -204,14 +210,10 @@ pub struct Config {
     pub threads: u32,
     /// Bounds of a request head.
     pub head: proto::http1::head::HeadLimits,
-    /// Time from accept to the end of the opening handshake; ns, never 0.
-    pub handshake_time: u64,
+    /// Time from accept to the end of the opening handshake; never zero.
+    pub handshake_timeout: Duration,
     /// Bounds of an open connection.
     pub limits: proto::ws::limits::Limits,
-    /// How permessage-deflate is negotiated unless a handler says otherwise.
-    pub deflate: proto::ws::deflate::negotiate::Config,
-    /// Resources of the handlers whose messages are compressed each on its own, beside what `deflate` says.
-    pub without_takeover: BTreeSet<String>,
     /// How long contexts of compression are kept.
     pub contexts: Contexts,
     /// When send queues are full.
@@ -232,22 +234,18 @@ pub struct Config {
     pub authentication: Authentication,
     /// What workers may do with files, if that is confined.
     pub landlock: Option<Landlock>,
-    /// How long a handler may run without a call of the host before its worker is killed; ns, 0: forever.
-    pub handler_time: u64,
-    /// The same for handlers of their own, by resource.
-    pub handler_times: BTreeMap<String, u64>,
-    /// How long a blocking handler may wait without a call of the host before its worker is killed; ns, 0: forever.
-    pub handler_wait_time: u64,
+    /// What handlers without a table of their own are served with.
+    pub handler: HandlerSettings,
+    /// Those with a table, by resource.
+    pub handler_of: BTreeMap<String, HandlerSettings>,
+    /// How long a blocking handler may wait without a call of the host before its worker is killed; zero: forever.
+    pub handler_wait_timeout: Duration,
     /// A worker whose event loop has not turned for so long, outside of handlers, is killed; zero: never.
     pub worker_timeout: Duration,
     /// A request waits so long for a process of its own, where each connection has one; zero: not at all.
     pub process_timeout: Duration,
-    /// Over this time the connections that cannot move are closed when their worker is replaced; ns.
-    pub drain_time: u64,
-    /// The same for handlers of their own, by resource; None: they are left until they end.
-    pub drain_times: BTreeMap<String, Option<u64>>,
-    /// Time from the order to stop until a worker must have left; ns.
-    pub stop_time: u64,
+    /// Time from the order to stop until a worker must have left.
+    pub stop_timeout: Duration,
     /// Where metrics are served, if they are.
     pub metrics: Option<Listen>,
     /// How the server is a daemon of the system.
@@ -264,7 +262,7 @@ pub struct Config {
 
 /// A pool of workers. Number 0 is "default", which accepts connections and serves every handler without a pool of
 /// its own; its workers run as the server does, without limits of their own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pool {
     /// As in titles and logs.
     pub name: String,
@@ -282,27 +280,21 @@ pub struct Pool {
     pub max_memory: Option<u64>,
     /// RLIMIT_NOFILE.
     pub max_files: Option<u64>,
-    /// RLIMIT_CPU; seconds, never 0.
-    pub max_cpu: Option<u64>,
+    /// RLIMIT_CPU; whole seconds, never zero.
+    pub max_cpu: Option<Duration>,
     /// RLIMIT_NPROC; only with a user, who is not root.
     pub max_processes: Option<u64>,
     /// A process for each connection; then the one worker is their parent.
-    pub children: Option<Children>,
+    pub children: Option<Processes>,
 }
 
 /// The processes of a pool in which each serves one connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Children {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Processes {
     /// How many wait for a connection, if there may be so many; at most `most`.
     pub spare: usize,
     /// How many there are, at least 1.
     pub most: usize,
-}
-
-impl Default for Children {
-    fn default() -> Self {
-        Self { spare: 2, most: 64 }
-    }
 }
 
 impl Pool {
@@ -313,23 +305,7 @@ impl Pool {
 
     /// A pool without limits that runs as the server does.
     pub fn new(name: &str, workers: usize) -> Self {
-        let name = name.to_owned();
-        let (connections, user, groups, nice) = (None, None, Vec::new(), 0);
-        let (max_memory, max_files, max_cpu, max_processes) = (None, None, None, None);
-        let children = None;
-        Self {
-            name,
-            workers,
-            connections,
-            user,
-            groups,
-            nice,
-            max_memory,
-            max_files,
-            max_cpu,
-            max_processes,
-            children,
-        }
+        Self { name: name.to_owned(), workers, ..Self::default() }
     }
 }
 
@@ -375,21 +351,9 @@ impl Config {
         self
     }
 
-    /// How permessage-deflate is negotiated for this handler unless it says otherwise.
-    pub fn deflate_of(&self, resource: &str) -> proto::ws::deflate::negotiate::Config {
-        let alone = self.deflate.server_no_context_takeover || self.without_takeover.contains(resource);
-        proto::ws::deflate::negotiate::Config { server_no_context_takeover: alone, ..self.deflate.clone() }
-    }
-
-    /// How long this handler may run without a call of the host; ns, 0: forever.
-    pub fn handler_time(&self, resource: &str) -> u64 {
-        self.handler_times.get(resource).copied().unwrap_or(self.handler_time)
-    }
-
-    /// Over what time connections of this handler that cannot move are closed when their worker is replaced; None:
-    /// they are left until they end.
-    pub fn drain_time(&self, resource: &str) -> Option<u64> {
-        self.drain_times.get(resource).copied().unwrap_or(Some(self.drain_time))
+    /// What this handler is served with.
+    pub fn handler(&self, resource: &str) -> &HandlerSettings {
+        self.handler_of.get(resource).unwrap_or(&self.handler)
     }
 
     /// A file as workers see it: below their root, if they have one of their own.

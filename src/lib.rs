@@ -22,6 +22,7 @@ pub mod log;
 pub mod metrics;
 pub mod proto;
 pub mod service;
+pub mod settings;
 pub mod supervisor;
 pub mod time;
 pub mod worker;

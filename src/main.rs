@@ -42,7 +42,7 @@ fn main() -> ExitCode {
             let _ = error.print(); // if that fails there is nobody to tell
             if error.use_stderr() { Exit::Usage } else { Exit::Ok }
         }
-        Err(error @ cli::Error::Config(_)) => failed(Exit::Config, &error),
+        Err(cli::Error::Settings(error)) => failed(error.exit(), &error),
     };
     exit.into()
 }

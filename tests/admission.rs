@@ -94,7 +94,7 @@ fn let_in(address: &str, server: &Server) -> Raw {
 
 #[test]
 fn an_address_has_so_many_connections_over_all_workers() {
-    let (mut server, _dir) = serve(&["echo"], &["--max-connections-per-address", "6"]);
+    let (mut server, _dir) = serve(&["echo"], &["-o", "max_connections_per_address=6"]);
     let mut all = crowd(ONE, &server, 6);
     for _ in 0..3 {
         // Told without being asked, and also to one that has asked already.
@@ -115,7 +115,7 @@ fn an_address_has_so_many_connections_over_all_workers() {
 
 #[test]
 fn all_addresses_together_have_so_many_connections() {
-    let (mut server, _dir) = serve(&["echo"], &["--max-connections-total", "4"]);
+    let (mut server, _dir) = serve(&["echo"], &["-o", "max_connections_total=4"]);
     let mut all = crowd(ONE, &server, 2);
     all.append(&mut crowd(OTHER, &server, 2));
     assert_refused(&from(ONE, &server).answer(), 503, "10");
@@ -131,7 +131,7 @@ fn all_addresses_together_have_so_many_connections() {
 /// Whatever becomes of the processes: those that are there are counted, once, and those that are gone are not.
 #[test]
 fn a_connection_that_moves_is_counted_once_and_one_that_dies_no_more() {
-    let args = ["--max-connections-per-address", "10", "--quarantine-deaths", "0"];
+    let args = ["-o", "max_connections_per_address=10", "-o", "quarantine_deaths=0"];
     let (mut server, _dir) = serve(&["echo", "crash"], &args);
     let mut all = crowd(ONE, &server, 10);
     for _ in 0..3 {
@@ -161,7 +161,7 @@ fn a_connection_that_moves_is_counted_once_and_one_that_dies_no_more() {
 
 #[test]
 fn workers_that_are_replaced_hand_over_the_count_too() {
-    let args = ["--max-connections-per-address", "10", "--worker-max-messages", "50"];
+    let args = ["-o", "max_connections_per_address=10", "-o", "worker_max_messages=50"];
     let (mut server, _dir) = serve(&["echo"], &args);
     let mut all = crowd(ONE, &server, 10);
     until("workers have been replaced", || {
@@ -203,7 +203,7 @@ fn a_reload_changes_a_limit_and_knows_who_is_there() {
 
 #[test]
 fn an_address_has_so_many_new_connections_in_a_second() {
-    let (mut server, _dir) = serve(&["echo"], &["--max-handshakes-per-address", "5"]);
+    let (mut server, _dir) = serve(&["echo"], &["-o", "max_handshakes_per_address=5"]);
     let begun = Instant::now();
     let mut opened = 0;
     for _ in 0..60 {
@@ -264,7 +264,7 @@ fn origins_that_are_not_allowed_are_forbidden() {
         "[handler.'/own']\nallow_origin = 'null'\n[handler.'/everything']\nallow_origin = '*'\n",
     )
     .unwrap();
-    let args = ["--allow-origin", "https://*.example.com", "--allow-origin", "http://localhost:8080"];
+    let args = ["-o", "allow_origin=https://*.example.com", "-o", "allow_origin=http://localhost:8080"];
     let mut server = Server::start(&dir, &[&["--config", file.to_str().unwrap()], &args[..]].concat());
     let status = |resource: &str, origin: &str| {
         let mut raw = from(ONE, &server);
@@ -291,7 +291,8 @@ fn origins_that_are_not_allowed_are_forbidden() {
 
 #[test]
 fn hosts_that_are_not_served_are_misdirected() {
-    let (mut server, _dir) = serve(&["echo"], &["--allow-host", "example.com", "--allow-host", "[::1]:8080"]);
+    let (mut server, _dir) =
+        serve(&["echo"], &["-o", "allow_host=example.com", "-o", "allow_host=[::1]:8080"]);
     let status = |host: &str| answer(from(ONE, &server), "/nothing", &format!("Host: {host}\r\n")).status;
     for (host, expected) in [
         ("example.com", 404),
@@ -313,7 +314,7 @@ fn hosts_that_are_not_served_are_misdirected() {
 
 #[test]
 fn a_peer_sends_so_many_messages_in_a_second() {
-    let (mut server, _dir) = serve(&["echo", "echo_blocking"], &["--max-message-rate", "20"]);
+    let (mut server, _dir) = serve(&["echo", "echo_blocking"], &["-o", "max_message_rate=20"]);
     for resource in ["/echo", "/echo_blocking"] {
         let mut patient = open(OTHER, &server, resource);
         let mut raw = open(ONE, &server, resource);
@@ -337,7 +338,7 @@ fn a_peer_sends_so_many_messages_in_a_second() {
 
 #[test]
 fn fragments_that_bring_nothing_count_as_messages() {
-    let (mut server, _dir) = serve(&["echo", "echo_blocking"], &["--max-message-rate", "20"]);
+    let (mut server, _dir) = serve(&["echo", "echo_blocking"], &["-o", "max_message_rate=20"]);
     for resource in ["/echo", "/echo_blocking"] {
         let mut raw = open(ONE, &server, resource);
         raw.frame(0x01, b"");
@@ -357,7 +358,7 @@ fn fragments_that_bring_nothing_count_as_messages() {
 
 #[test]
 fn a_peer_sends_so_many_bytes_in_a_second() {
-    let (mut server, _dir) = serve(&["echo"], &["--max-byte-rate", "64K"]);
+    let (mut server, _dir) = serve(&["echo"], &["-o", "max_byte_rate=64K"]);
     let mut raw = open(ONE, &server, "/echo");
     raw.frame(client::BINARY, &[b'x'; 200_000]);
     assert_eq!(raw.next().unwrap().payload.len(), 200_000, "one may be larger");
@@ -375,7 +376,7 @@ fn a_peer_sends_so_many_bytes_in_a_second() {
 /// Whoever makes noise gets one line a second.
 #[test]
 fn the_log_does_not_grow_with_those_who_are_turned_away() {
-    let (mut server, _dir) = serve(&["echo"], &["--max-connections-per-address", "1"]);
+    let (mut server, _dir) = serve(&["echo"], &["-o", "max_connections_per_address=1"]);
     let begun = Instant::now();
     let one = crowd(ONE, &server, 1);
     for _ in 0..500 {
@@ -404,7 +405,7 @@ fn raise_descriptors(needed: u64) {
 fn nobody_is_kept_out(flood: usize, room: usize) {
     raise_descriptors(flood as u64 + 200);
     let half = (room / 2).to_string();
-    let args = ["--max-connections-per-address", "20", "--max-connections", &half];
+    let args = ["-o", "max_connections_per_address=20", "--max-connections", &half];
     let (mut server, _dir) = serve(&["echo"], &args);
     let mut before = open(OTHER, &server, "/echo");
     let mut held = Vec::new();
@@ -457,7 +458,7 @@ fn one_address_with_ten_thousand_connections_does_not_keep_another_out() {
 fn a_thousand_who_send_a_byte_a_second_do_not_keep_others_out() {
     const COUNT: usize = 1000;
     raise_descriptors(COUNT as u64 + 200);
-    let (mut server, _dir) = serve(&["echo"], &["--handshake-timeout", "4s"]);
+    let (mut server, _dir) = serve(&["echo"], &["-o", "handshake_timeout=4s"]);
     let begun = Instant::now();
     let head = b"GET /echo HTTP/1.1\r\n";
     let mut slow: Vec<Raw> = (0..COUNT).map(|_| from(ONE, &server)).collect();

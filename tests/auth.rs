@@ -92,7 +92,7 @@ fn one_credential_opens_everything_but_what_is_open_to_all() {
         &["echo", "open/echo"],
         "",
         "basic_auth = true\nbasic_auth_credential = 'ann:s:cret'\nauth_realm = 'the chat'\n\
-         [handler.'/open/echo']\nno_auth = true\n",
+         [handler.'/open/echo']\nauth = false\n",
     );
     let right = basic("ann:s:cret");
     opened(&server, "/echo", &right);

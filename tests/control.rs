@@ -290,9 +290,9 @@ fn a_worker_that_leaves_is_still_asked_for_its_connections() {
     dir.handler("stubborn", STUBBORN);
     let socket = socket_in(&dir);
     let options =
-        ["--control-socket", socket.to_str().unwrap(), "--workers", "1", "--worker-max-messages", "1"];
+        ["--control-socket", socket.to_str().unwrap(), "--workers", "1", "-o", "worker_max_messages=1"];
     let mut this =
-        Controlled { server: Server::start(&dir, &[&options[..], &["--stop-timeout", "1h"]].concat()), dir };
+        Controlled { server: Server::start(&dir, &[&options[..], &["-o", "stop_timeout=1h"]].concat()), dir };
     let before = this.server.worker();
     let mut client = client::connect(&this.address(), "/stubborn");
     for _ in 0..2 {
@@ -434,7 +434,7 @@ fn a_handler_is_quarantined_and_served_again_by_order() {
 
 #[test]
 fn lifting_a_quarantine_forgives_what_led_to_it() {
-    let this = Controlled::start(&["crash"], &["--workers", "1", "--quarantine-deaths", "2"]);
+    let this = Controlled::start(&["crash"], &["--workers", "1", "-o", "quarantine_deaths=2"]);
     let crash = || {
         let before = this.server.workers();
         let mut raw = Raw::connect(&this.address());
@@ -463,7 +463,7 @@ fn stop_ends_the_server_and_the_socket() {
     assert_eq!(this.server.wait().code(), Some(0), "{}", this.server.log());
     assert!(!this.socket().exists());
 
-    let mut this = Controlled::start(&["echo"], &["--workers", "2", "--stop-timeout", "1h"]);
+    let mut this = Controlled::start(&["echo"], &["--workers", "2", "-o", "stop_timeout=1h"]);
     let client = client::connect(&this.address(), "/echo"); // does not answer the close
     assert_eq!(this.says(&["stop", "--now"]), "stopping\n");
     this.server.wait();
@@ -632,7 +632,7 @@ fn who_is_not_meant_to_is_kept_out() {
     let output = as_nobody(this.socket());
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(8), "{error}");
-    assert!(error.contains("permission denied") && error.contains("--control-group"), "{error}");
+    assert!(error.contains("permission denied") && error.contains("control_group"), "{error}");
     // A file that somebody has opened to all does not open the server.
     std::fs::set_permissions(this.socket(), PermissionsExt::from_mode(0o666)).unwrap();
     let output = as_nobody(this.socket());
@@ -641,7 +641,7 @@ fn who_is_not_meant_to_is_kept_out() {
     assert!(error.contains(&format!("user {NOBODY} may not control this server")), "{error}");
     this.server.says("of user 65534 was refused");
 
-    let this = Controlled::start(&["echo"], &["--workers", "1", "--control-group", &NOBODY.to_string()]);
+    let this = Controlled::start(&["echo"], &["--workers", "1", "-o", &format!("control_group={NOBODY}")]);
     std::fs::set_permissions(this.dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
     assert_eq!(this.socket().metadata().unwrap().permissions().mode() & 0o777, 0o660);
     let output = as_nobody(this.socket());

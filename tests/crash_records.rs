@@ -20,7 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-const QUARANTINE_OFF: [&str; 2] = ["--quarantine-deaths", "0"];
+const QUARANTINE_OFF: [&str; 2] = ["-o", "quarantine_deaths=0"];
 
 /// A server with one worker that records crashes.
 struct Recorded {
@@ -32,8 +32,8 @@ struct Recorded {
 fn serve(handlers: &[&str], args: &[&str]) -> Recorded {
     let (dir, records) = (Dir::new(), Dir::new());
     handlers.iter().for_each(|name| fixtures::add_handler(dir.path(), name, name));
-    let records_arg = records.path().to_str().unwrap();
-    let ours = ["--workers", "1", "--crash-dir", records_arg];
+    let records_arg = &format!("crash_dir={}", records.path().display());
+    let ours = ["--workers", "1", "-o", records_arg];
     let server = Server::start(&dir, &[&ours[..], &QUARANTINE_OFF, args].concat());
     Recorded { server, handlers: dir, records }
 }
@@ -221,7 +221,7 @@ fn bytes_of_messages_are_bounded_and_can_be_left_out() {
     // The handler compares up to the NUL.
     let long = format!("null\0{}", "x".repeat(99_999));
     for (limit, kept) in [("0", 0), ("1", 1), ("5000", 5000), ("64K", 65_536), ("1M", 100_004)] {
-        let served = serve(&["crash"], &["--crash-bytes", limit]);
+        let served = serve(&["crash"], &["-o", &format!("crash_bytes={limit}")]);
         let (_, record) = served.crash("/crash", "", &long);
         let bytes = record["message"]["bytes"].as_str().unwrap();
         let bytes = base64::engine::general_purpose::STANDARD.decode(bytes).unwrap();
@@ -233,7 +233,7 @@ fn bytes_of_messages_are_bounded_and_can_be_left_out() {
 
 #[test]
 fn exits_hangs_and_kills_are_recorded_as_what_they_are() {
-    let served = serve(&["exits", "loop"], &["--handler-timeout", "400ms"]);
+    let served = serve(&["exits", "loop"], &["-o", "handler_timeout=400ms"]);
     let (line, exit) = served.crash("/exits", "", "exit");
     assert_eq!((&exit["cause"], &exit["signal"]), (&"exit".into(), &Value::Null));
     assert!(
@@ -311,10 +311,10 @@ fn without_the_option_nothing_is_written() {
 #[test]
 fn a_directory_that_is_not_there_is_an_error() {
     let dir = Dir::new();
-    let output = daemon::run(&["-w", dir.path().to_str().unwrap(), "--crash-dir", "/nowhere"]);
+    let output = daemon::run(&["-w", dir.path().to_str().unwrap(), "-o", "crash_dir=/nowhere"]);
     assert_eq!(output.status.code(), Some(3));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("--crash-dir /nowhere: expected a directory"), "{said}");
+    assert!(said.contains("-o crash_dir=/nowhere: expected a directory"), "{said}");
 }
 
 /// Kills workers in all ways; neither descriptors nor memory of the supervisor grow.

@@ -431,7 +431,7 @@ fn busy(dir: &Dir, args: &[&str]) -> (Server, String, PathBuf) {
     dir.handler("busy", BUSY);
     let socket = dir.path().join("socket");
     let host = format!("unix:{}", socket.display());
-    let both = ["--workers", "1", "-H", "127.0.0.1", "-H", &host, "--stop-timeout", "1s"];
+    let both = ["--workers", "1", "-H", "127.0.0.1", "-H", &host, "-o", "stop_timeout=1s"];
     let server = Server::start(dir, &[&both[..], args].concat());
     let mut raw = Raw::open(&server.address(), "/busy");
     raw.text("go");
@@ -645,7 +645,8 @@ fn workers_keep_no_rights_of_root() {
     let host = format!("unix:{}", socket.display());
     // Port 80 is the supervisor's to bind.
     let mut args = vec!["-H", "0.0.0.0", "-p", "80", "-H", &host, "--user", "nobody", "--workers", "2"];
-    args.extend(["-w", dir.path().to_str().unwrap(), "--crash-dir", crashes.to_str().unwrap()]);
+    let crash_dir = format!("crash_dir={}", crashes.display());
+    args.extend(["-w", dir.path().to_str().unwrap(), "-o", &crash_dir]);
     args.extend(["--config", config.to_str().unwrap(), "--metrics", "0.0.0.0:0"]);
     let command = unshared(&dir, "umask 0", &args);
     let mut server = launch(&dir, command);
@@ -751,7 +752,8 @@ fn workers_below_another_root() {
     let paths = [&root, &at("handlers"), &at("www"), &crashes].map(|path| path.to_str().unwrap().to_owned());
     let host = format!("unix:{}", socket.display());
     let mut args = vec!["-H", &host, "--user", "4001", "--group", "4002", "--workers", "1"];
-    args.extend(["--chroot", &paths[0], "-w", &paths[1], "-d", &paths[2], "--crash-dir", &paths[3]]);
+    let own = [format!("-ochroot={}", paths[0]), format!("-ocrash_dir={}", paths[3])];
+    args.extend([&own[0], "-w", &paths[1], "-d", &paths[2], &own[1]]);
     let script = format!("mount -t proc proc {}", at("proc").display());
     let mut server = launch(&dir, unshared(&dir, &script, &args));
 

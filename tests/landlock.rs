@@ -85,11 +85,13 @@ fn handlers_use_the_files_that_they_may() {
         path
     };
     let [read, write, none, root] = ["read", "write", "none", "root"].map(made);
+    let paths =
+        [format!("-olandlock_read={}", read.display()), format!("-olandlock_write={}", write.display())];
     let args = |confined: bool| {
         let root = root.to_str().unwrap();
-        let paths = ["--landlock-read", read.to_str().unwrap(), "--landlock-write", write.to_str().unwrap()];
-        let confined = if confined { [&["--landlock"][..], &paths].concat() } else { Vec::new() };
-        [&["--workers", "1", "--document-root", root, "--quarantine-deaths", "0"], &confined[..]].concat()
+        let paths = paths.each_ref().map(String::as_str);
+        let confined = if confined { [&["-olandlock=true"][..], &paths].concat() } else { Vec::new() };
+        [&["--workers", "1", "--document-root", root, "-o", "quarantine_deaths=0"], &confined[..]].concat()
     };
     let touched = none.join("touched");
     let handler = dir.handler("files", &HANDLER.replace("TOUCHED", touched.to_str().unwrap()));

@@ -196,7 +196,7 @@ fn lines_on_a_standard_error_that_is_the_journal() {
     assert!(log.contains("\n<6>worker default/0: access event=open "), "{log}");
     assert!(log.contains("<6>supervisor: SIGTERM received"), "{log}");
 
-    let mut server = serve(format!("{device}:{file}"), &["--log-format", "json"]);
+    let mut server = serve(format!("{device}:{file}"), &["-o", "log_format=json"]);
     server.stop();
     let first = server.log().lines().next().unwrap().to_owned();
     let object: serde_json::Value = serde_json::from_str(first.strip_prefix("<6>").unwrap()).unwrap();
@@ -263,7 +263,7 @@ fn a_handler_has_a_level_of_its_own() {
 fn json_is_one_object_a_line() {
     let dir = talk_dir();
     let log = path(&dir, "log");
-    let server = serve(&dir, &["--log-file", &log, "--log-format=json", "--access-log", "-"]);
+    let server = serve(&dir, &["--log-file", &log, "-olog_format=json", "--access-log", "-"]);
     let mut client = connect(&server.address(), "/talk");
     say(&mut client, 40, "caf\u{e9} \"x\"\t\u{1b}[2J");
     close(client, 1000);
@@ -306,7 +306,8 @@ fn datagram(socket: &UnixDatagram, text: &str) -> Vec<u8> {
 fn lines_for_syslog() {
     let dir = talk_dir();
     let socket = daemon(&dir);
-    let args = ["--log-target=syslog", "--log-socket", &path(&dir, "socket"), "--access-log=-"];
+    let args =
+        ["-olog_target=syslog", "-o", &format!("log_socket={}", path(&dir, "socket")), "--access-log=-"];
     let server = serve(&dir, &args);
     let mut client = connect(&server.address(), "/talk");
     let pid = server.worker();
@@ -342,7 +343,8 @@ fn lines_for_syslog() {
 fn entries_for_the_journal() {
     let dir = talk_dir();
     let socket = daemon(&dir);
-    let args = ["--log-target=journald", "--log-socket", &path(&dir, "socket"), "--access-log=-"];
+    let args =
+        ["-olog_target=journald", "-o", &format!("log_socket={}", path(&dir, "socket")), "--access-log=-"];
     let server = serve(&dir, &args);
     let (mut client, _) = connect_with(&server.address(), "/talk", &[("Sec-WebSocket-Protocol", "talk")]);
     say(&mut client, 40, "hello");
@@ -620,10 +622,10 @@ fn lines_go_on_when_a_full_filesystem_has_room_again() {
 fn targets_that_are_not_there() {
     let dir = talk_dir();
     let none = path(&dir, "none");
-    let daemon = |target| vec!["--log-target".to_owned(), target, "--log-socket".to_owned(), none.clone()];
+    let daemon = |target| vec![format!("-olog_target={target}"), format!("-olog_socket={none}")];
     for (args, expected) in [
-        (daemon("syslog".to_owned()), format!("wshd: --log-target syslog: {none}: No such file")),
-        (daemon("journald".to_owned()), format!("wshd: --log-target journald: {none}: No such file")),
+        (daemon("syslog".to_owned()), format!("wshd: log_target syslog: {none}: No such file")),
+        (daemon("journald".to_owned()), format!("wshd: log_target journald: {none}: No such file")),
         (
             vec!["--access-log=/none/access".to_owned()],
             "wshd: --access-log /none/access: No such file".to_owned(),
@@ -751,7 +753,7 @@ fn who_ended_a_connection() {
 fn a_connection_that_moves_and_one_that_crashes() {
     let dir = talk_dir();
     let file = path(&dir, "access");
-    let server = serve(&dir, &["--access-log", &file, "--worker-max-messages", "3"]);
+    let server = serve(&dir, &["--access-log", &file, "-o", "worker_max_messages=3"]);
     let mut client = connect(&server.address(), "/talk");
     let peer = client.get_ref().local_addr().unwrap().to_string();
     (0..4).for_each(|_| drop(ask(&mut client, "four")));

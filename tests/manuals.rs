@@ -81,3 +81,27 @@ fn the_handler_in_the_readme_is_sound() {
     let check = Command::new(env!("CARGO_BIN_EXE_wshd")).arg("check").arg(&object).output().unwrap();
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
 }
+
+/// What the table of settings makes stands between these lines; with UPDATE_MANUALS in the environment it is put there.
+#[test]
+fn settings_are_those_of_the_table() {
+    use wshd::settings::{Scope, manual};
+    let parts = [
+        ("man/wshd.8", "options", manual::options()),
+        ("man/wshd.conf.5", "server", manual::keys(Scope::Server)),
+        ("man/wshd.conf.5", "handler", manual::keys(Scope::Handler)),
+        ("man/wshd.conf.5", "pool", manual::keys(Scope::Pool)),
+    ];
+    for (page, part, expected) in parts {
+        let text = std::fs::read_to_string(root().join(page)).unwrap();
+        let begin = format!(".\\\" settings: {part} (made by tests/manuals.rs)\n");
+        let (before, rest) = text.split_once(&begin).unwrap();
+        let (found, after) = rest.split_once(".\\\" end of settings\n").unwrap();
+        if std::env::var_os("UPDATE_MANUALS").is_some() {
+            let text = format!("{before}{begin}{expected}.\\\" end of settings\n{after}");
+            std::fs::write(root().join(page), text).unwrap();
+        } else {
+            assert!(found == expected, "{page}: run UPDATE_MANUALS=1 cargo test --test manuals");
+        }
+    }
+}

@@ -45,7 +45,7 @@ fn serve(args: &[&str]) -> (Server, Dir) {
     }
     let one = ["--workers", "1"];
     let workers = if args.contains(&"--workers") { &[][..] } else { &one[..] };
-    let server = Server::start(&dir, &[workers, &["--quarantine-deaths", "0"], args].concat());
+    let server = Server::start(&dir, &[workers, &["-o", "quarantine_deaths=0"], args].concat());
     (server, dir)
 }
 
@@ -58,13 +58,13 @@ fn serve_from_pool(args: &[&str]) -> (Server, Dir) {
     }
     let file = dir.path().join("wshd.conf");
     std::fs::write(&file, "[handler.'/everything']\nisolation = 'pool'\n").unwrap();
-    let config = ["--workers", "1", "--quarantine-deaths", "0", "--config", file.to_str().unwrap()];
+    let config = ["--workers", "1", "-o", "quarantine_deaths=0", "--config", file.to_str().unwrap()];
     let server = Server::start(&dir, &[&config[..], args].concat());
     (server, dir)
 }
 
-const TRUST: [&str; 2] = ["--trust-proxy", "127.0.0.1"];
-const PROTOCOL: [&str; 3] = ["--trust-proxy", "127.0.0.1", "--proxy-protocol"];
+const TRUST: [&str; 2] = ["-o", "trust_proxy=127.0.0.1"];
+const PROTOCOL: [&str; 3] = ["-o", "trust_proxy=127.0.0.1", "-oproxy_protocol=true"];
 
 /// What the handler sees of a connection that begins with these bytes.
 #[track_caller]
@@ -182,7 +182,7 @@ fn fields_of_the_request_tell_the_client() {
 /// A proxy behind a proxy: the first speaks in the request, the second in the header.
 #[test]
 fn header_and_fields_are_one_way() {
-    let args = ["--trust-proxy", "10.0.0.0/8"];
+    let args = ["-o", "trust_proxy=10.0.0.0/8"];
     let (mut server, _dir) = serve(&[&PROTOCOL[..], &args].concat());
     let field = request("/everything", "X-Forwarded-For: 192.0.2.1\r\n");
     let bytes = LINE.replace("192.0.2.7", "10.1.2.3") + &field;
@@ -203,7 +203,7 @@ fn a_proxy_may_be_on_a_unix_socket() {
     let socket = path.path().join("socket");
     let address = format!("unix:{}", socket.display());
     for (trust, expected) in [(true, "family=4 port=0 text=192.0.2.1"), (false, "family=1 port=0 text=")] {
-        let trusted = if trust { &["--trust-proxy", "unix"][..] } else { &TRUST };
+        let trusted = if trust { &["-o", "trust_proxy=unix"][..] } else { &TRUST };
         let (mut server, _dir) = serve(&[&["--server-host", &address], trusted].concat());
         let mut raw = Raw::over(client::unix(&socket));
         raw.upgrade("/everything", "X-Forwarded-For: 192.0.2.1\r\n");
@@ -267,7 +267,7 @@ fn the_client_stays_the_client_when_its_connection_moves() {
 
 #[test]
 fn limits_are_about_the_client_and_not_about_the_proxy() {
-    let limit = ["--max-connections-per-address", "2"];
+    let limit = ["-o", "max_connections_per_address=2"];
     for by_header in [true, false] {
         let proxy = if by_header { &PROTOCOL[..] } else { &TRUST };
         let (mut server, _dir) = serve(&[proxy, &limit, &["--workers", "2"]].concat());

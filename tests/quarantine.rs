@@ -84,7 +84,7 @@ fn sentences(server: &Server) -> Vec<String> {
 
 #[test]
 fn after_three_crashes_only_that_handler_answers_503() {
-    let (mut server, _dir) = serve(&["echo", "crash"], &["--quarantine-time", "30s"]);
+    let (mut server, _dir) = serve(&["echo", "crash"], &["-o", "quarantine_time=30s"]);
     let address = server.address();
     let mut before = Raw::open(&address, "/crash");
     for _ in 0..2 {
@@ -113,7 +113,7 @@ fn after_three_crashes_only_that_handler_answers_503() {
 fn a_handler_of_a_pool_is_refused_without_asking_the_pool() {
     let config = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(config.path(), "[handler.\"/crash\"]\nisolation = \"pool\"\n").unwrap();
-    let options = ["--quarantine-deaths", "1", "--quarantine-time", "30s", "--config"];
+    let options = ["-o", "quarantine_deaths=1", "-o", "quarantine_time=30s", "--config"];
     let config = config.path().to_str().unwrap();
     let (mut server, _dir) = serve(&["crash"], &[&options[..], &[config]].concat());
     let title = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -133,7 +133,7 @@ fn a_handler_of_a_pool_is_refused_without_asking_the_pool() {
 
 #[test]
 fn one_probe_at_a_time_and_the_second_quarantine_is_twice_as_long() {
-    let options = ["--quarantine-deaths", "1", "--quarantine-time", "400ms"];
+    let options = ["-o", "quarantine_deaths=1", "-o", "quarantine_time=400ms"];
     let (server, _dir) = serve(&["crash"], &options);
     let address = server.address();
 
@@ -170,7 +170,7 @@ fn one_probe_at_a_time_and_the_second_quarantine_is_twice_as_long() {
 
 #[test]
 fn a_probe_that_ends_early_tells_nothing_and_one_that_stays_open_is_enough() {
-    let options = ["--quarantine-deaths", "1", "--quarantine-time", "100ms"];
+    let options = ["-o", "quarantine_deaths=1", "-o", "quarantine_time=100ms"];
     let (server, _dir) = serve(&["crash"], &options);
     let address = server.address();
     crash(&server, "/crash?open=null");
@@ -193,7 +193,7 @@ fn a_probe_that_ends_early_tells_nothing_and_one_that_stays_open_is_enough() {
 
 #[test]
 fn a_probe_whose_worker_is_killed_makes_way_for_the_next() {
-    let options = ["--quarantine-deaths", "1", "--quarantine-time", "100ms"];
+    let options = ["-o", "quarantine_deaths=1", "-o", "quarantine_time=100ms"];
     let (server, _dir) = serve(&["crash"], &options);
     let address = server.address();
     crash(&server, "/crash?open=null");
@@ -212,8 +212,8 @@ fn a_probe_whose_worker_is_killed_makes_way_for_the_next() {
 #[test]
 fn deaths_without_last_words_and_hangs_and_exits_count() {
     for (handler, word) in [("exits", "group"), ("exits", "exit"), ("loop", "loop"), ("loop", "kill")] {
-        let timeout = if word == "kill" { "30s" } else { "200ms" };
-        let options = ["--quarantine-deaths", "1", "--handler-timeout", timeout];
+        let timeout = if word == "kill" { "handler_timeout=30s" } else { "handler_timeout=200ms" };
+        let options = ["-o", "quarantine_deaths=1", "-o", timeout];
         let (server, _dir) = serve(&["exits", "loop"], &options);
         let before = server.worker();
         let resource = format!("/{handler}");
@@ -240,7 +240,7 @@ fn deaths_without_last_words_and_hangs_and_exits_count() {
 
 #[test]
 fn zero_deaths_is_off() {
-    let (server, _dir) = serve(&["crash"], &["--quarantine-deaths", "0"]);
+    let (server, _dir) = serve(&["crash"], &["-o", "quarantine_deaths=0"]);
     for _ in 0..6 {
         crash(&server, "/crash?open=null");
     }
@@ -250,8 +250,8 @@ fn zero_deaths_is_off() {
 
 /// Hammers a handler that crashes on every open while echo clients count their messages.
 fn hammered(clients: usize, time: Duration, first: u64) {
-    let length = format!("{first}ms");
-    let (server, _dir) = serve(&["echo", "crash"], &["--workers", "2", "--quarantine-time", &length]);
+    let length = format!("quarantine_time={first}ms");
+    let (server, _dir) = serve(&["echo", "crash"], &["--workers", "2", "-o", &length]);
     let address = server.address();
     let over = AtomicBool::new(false);
     let echoes: Vec<client::Client> = (0..8).map(|_| client::connect(&address, "/echo")).collect();

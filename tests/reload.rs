@@ -166,7 +166,7 @@ fn what_is_wrong_changes_nothing() {
     let mut client = connect(&server.address(), "/chat");
 
     fs::write(&config, "workers = 1\nworkerz = 2\n").unwrap();
-    refused(&server, "wshd.conf:2: workerz: there is no such key");
+    refused(&server, "wshd.conf:2: workerz: no such key");
     fs::write(&config, "workers = 1\nserver_host = [\"127.0.0.1\", \"192.0.2.77\"]\n").unwrap();
     refused(&server, "can not listen on 192.0.2.77:");
     fs::write(&config, "workers = 1\n").unwrap();
@@ -480,7 +480,7 @@ fn crashes_in_the_middle_of_reloads_cost_their_own_connections_only() {
     let dir = Dir::new();
     install(&dir, "fragile", FRAGILE);
     install(&dir, "chat", &versioned(0, ""));
-    let mut server = Server::start(&dir, &["--workers", "2", "--quarantine-deaths", "0"]);
+    let mut server = Server::start(&dir, &["--workers", "2", "-o", "quarantine_deaths=0"]);
     let crowd = Crowd::gather(&server.address(), "/chat", 200, Habits { quiet: true, ..SMALL_TALK });
     for version in 1..=10 {
         let mut culprits: Vec<Raw> = (0..4).map(|_| Raw::open(&server.address(), "/fragile")).collect();
@@ -586,7 +586,7 @@ fn a_reload_with_slow_handlers_keeps_nobody_waiting() {
 fn a_reload_is_not_done_while_a_worker_that_it_replaces_hangs() {
     let dir = Dir::new();
     install(&dir, "chat", &versioned(1, ""));
-    let mut server = Server::start(&dir, &["--workers", "1", "--worker-timeout", "3s"]);
+    let mut server = Server::start(&dir, &["--workers", "1", "-o", "worker_timeout=3s"]);
     let old = server.worker();
     kill(Pid::from_raw(old), Signal::SIGSTOP).unwrap();
     install(&dir, "chat", &versioned(2, ""));

@@ -52,10 +52,10 @@ fn serve(args: &[&str]) -> (Server, Dir) {
 #[test]
 fn head_gets_no_content() {
     let args = [
-        ["--allow-host", "localhost"],
-        ["--allow-origin", "https://example.com"],
-        ["--handshake-timeout", "200ms"],
-        ["--max-head", "2K"],
+        ["-o", "allow_host=localhost"],
+        ["-o", "allow_origin=https://example.com"],
+        ["-o", "handshake_timeout=200ms"],
+        ["-o", "max_head=2K"],
     ];
     let (mut server, _dir) = serve(&args.concat());
     let long = "x".repeat(2100);
@@ -91,7 +91,7 @@ fn head_gets_no_content() {
 /// A connection over a limit is answered before its request is read, which may be HEAD.
 #[test]
 fn what_is_answered_unasked_has_no_content() {
-    let (mut server, _dir) = serve(&["--max-connections-per-address", "1"]);
+    let (mut server, _dir) = serve(&["-o", "max_connections_per_address=1"]);
     let held = Raw::open(&server.address(), "/echo");
     let answer = Raw::connect(&server.address()).answer();
     assert_eq!((answer.status, answer.body.len()), (429, 0), "{}", answer.head);
@@ -153,7 +153,7 @@ fn methods_that_are_unknown_are_told_from_those_that_are_not_allowed() {
 
 #[test]
 fn a_port_that_is_not_named_is_that_of_the_scheme() {
-    let (mut server, _dir) = serve(&["--validation-port", "443", "--allow-host", "example.com:443"]);
+    let (mut server, _dir) = serve(&["--validation-port", "443", "-o", "allow_host=example.com:443"]);
     for (target, status) in [
         ("https://example.com/echo", 101),
         ("wss://example.com:443/echo", 101),

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 /// and `time`, which are values.
 const ARROWS: &[(&str, &[&str])] = &[
     ("main.rs", &["cli", "ctl", "service", "supervisor", "handlers", "fleet::process_title", "fleet::wipe"]),
-    ("cli", &["proto", "ctl", "auth"]),
+    ("cli", &["proto", "ctl", "settings"]),
+    ("settings", &["auth", "proto"]),
     ("ctl", &[]),
     ("auth", &["proto::http1::head"]),
     ("config.rs", &["auth", "proto", "fleet::listener"]),

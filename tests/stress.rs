@@ -157,8 +157,8 @@ fn what_threads_were_told_ok_for_arrives_or_its_connection_has_ended() {
     std::fs::File::create(&totals).unwrap().set_len(ROWS * ROW).unwrap();
     let log = dir.path().join("log");
     let mut command = daemon::wshd();
-    command.args(["--port", "0", "--log-level", "info", "--workers", "3", "--quarantine-deaths", "0"]);
-    command.args(["--worker-max-messages", "2000", "--websock-handlers"]).arg(dir.path());
+    command.args(["--port", "0", "--log-level", "info", "--workers", "3", "-o", "quarantine_deaths=0"]);
+    command.args(["-o", "worker_max_messages=2000", "--websock-handlers"]).arg(dir.path());
     command.arg("--log-file").arg(&log).env("STRESS_TOTALS", &totals);
     let mut server = Server::launch(command, log).when_ready();
     let shared = Arc::new(Shared {

@@ -182,7 +182,7 @@ fn a_worker_stuck_in_a_handler_does_not_outlive_the_supervisor_for_long() {
         WS_HANDLER(.name = "stuck", .on_message = on_message, .on_worker_start = start);
         "#,
     );
-    let mut server = Server::spawn(&dir, &["--workers", "1", "--stop-timeout", "100ms"]);
+    let mut server = Server::spawn(&dir, &["--workers", "1", "-o", "stop_timeout=100ms"]);
     let mut workers = Vec::new();
     until("the worker has started", || {
         workers = server.workers();
@@ -247,7 +247,7 @@ fn a_handler_that_kills_its_process_group_ends_its_worker_only() {
 #[test]
 fn a_stopped_worker_is_killed_in_time() {
     let dir = echo_dir();
-    let mut server = Server::start(&dir, &["--workers", "2", "--stop-timeout", "200ms"]);
+    let mut server = Server::start(&dir, &["--workers", "2", "-o", "stop_timeout=200ms"]);
     let workers = server.workers();
     send(workers[0], Signal::SIGSTOP);
     let told = Instant::now();
@@ -260,7 +260,7 @@ fn a_stopped_worker_is_killed_in_time() {
 #[test]
 fn a_second_interrupt_does_not_wait() {
     let dir = echo_dir();
-    let mut server = Server::start(&dir, &["--workers", "1", "--stop-timeout", "10m"]);
+    let mut server = Server::start(&dir, &["--workers", "1", "-o", "stop_timeout=10m"]);
     send(server.workers()[0], Signal::SIGSTOP);
     server.signal(Signal::SIGINT);
     until("the first has been seen", || logged(&server, "SIGINT received") == 1);
@@ -283,7 +283,7 @@ fn a_fleet_that_can_not_start_is_given_up() {
         "#,
     );
     let begun = Instant::now();
-    let mut server = Server::spawn(&dir, &["--workers", "2", "--quarantine-deaths", "0"]);
+    let mut server = Server::spawn(&dir, &["--workers", "2", "-o", "quarantine_deaths=0"]);
     assert_eq!(server.wait().code(), Some(5));
     // Five starts in each slot: at once, at once, then after 1, 2 and 4 s.
     assert!(begun.elapsed() >= Duration::from_secs(7), "{:?}", begun.elapsed());
@@ -621,7 +621,7 @@ fn assert_idle(pid: i32, time: Duration) {
 fn a_supervisor_that_waits_for_workers_to_stop_uses_no_processor() {
     let dir = echo_dir();
     let mut server =
-        Server::start(&dir, &["--workers", "2", "--stop-timeout", "3s", "--metrics", "127.0.0.1:0"]);
+        Server::start(&dir, &["--workers", "2", "-o", "stop_timeout=3s", "--metrics", "127.0.0.1:0"]);
     let worker = server.workers().into_iter().find(|pid| title(*pid).contains("worker")).unwrap();
     send(worker, Signal::SIGSTOP);
     server.signal(Signal::SIGTERM);
@@ -633,7 +633,7 @@ fn a_supervisor_that_waits_for_workers_to_stop_uses_no_processor() {
 #[test]
 fn a_worker_that_does_not_respond_is_killed_and_replaced() {
     let dir = echo_dir();
-    let mut server = Server::start(&dir, &["--workers", "1", "--worker-timeout", "2s"]);
+    let mut server = Server::start(&dir, &["--workers", "1", "-o", "worker_timeout=2s"]);
     let before = server.workers();
     send(before[0], Signal::SIGSTOP);
     server.says(&format!("worker default/0[{}] has not responded for ", before[0]));
@@ -705,7 +705,7 @@ fn a_request_without_a_process_is_answered_in_time() {
     let config = dir.path().join("wshd.conf");
     let text = "[handler.\"/echo\"]\nisolation = \"connection\"\n[pool.echo]\nspare = 1\nprocesses = 1\n";
     std::fs::write(&config, text).unwrap();
-    let args = ["--config", config.to_str().unwrap(), "--workers", "1", "--process-timeout", "300ms"];
+    let args = ["--config", config.to_str().unwrap(), "--workers", "1", "-o", "process_timeout=300ms"];
     let mut server = Server::start(&dir, &args);
     let url = format!("ws://{}/echo", server.address());
     let first = tungstenite::connect(&url).unwrap();

@@ -409,7 +409,7 @@ fn an_executable_that_dies_after_it_has_taken_over_gives_back() {
            WS_HANDLER(.name = "stubborn", .transfer_data = transfer);"#,
     );
     let pid_file = dir.path().join("pid");
-    let args = ["--workers", "1", "--drain-timeout", "10m", "--pid-file", pid_file.to_str().unwrap()];
+    let args = ["--workers", "1", "-o", "drain_timeout=10m", "--pid-file", pid_file.to_str().unwrap()];
     let mut upgradable = Upgradable::start(&dir, &args);
     let address = upgradable.server.address();
     let mut stubborn = Raw::open(&address, "/stubborn");

@@ -1,40 +1,18 @@
-//! The control socket: the server's options for it, and `wshd ctl`, which speaks to it.
+//! `wshd ctl`: its command line becomes a request.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use nix::unistd::{Gid, Group};
 
 use super::Error;
-use super::file::File;
-use super::value::{Time, time};
-use crate::config::Control;
 use crate::ctl::request::{Change, Id, Request, Switch};
 use crate::ctl::{Order, Show};
 use crate::proto::ws::close;
+use crate::settings::{self, file::File, value};
 
 /// Where `wshd ctl` asks when it is not told.
 const DEFAULT_SOCKET: &str = "/run/wshd/control";
-
-/// ControlOptions of the server.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Control")]
-pub struct ControlOptions {
-    /// Listen for wshd ctl on this Unix socket [default: none]
-    #[arg(long, value_name = "PATH", value_parser = absolute)]
-    control_socket: Option<PathBuf>,
-    /// Members of this group may use the control socket, too [default: root and the server's user only]
-    #[arg(long, value_name = "GROUP", value_parser = group)]
-    control_group: Option<Gid>,
-}
-
-impl ControlOptions {
-    /// As the supervisor wants them.
-    pub fn into_config(self) -> Control {
-        Control { socket: self.control_socket, group: self.control_group }
-    }
-}
 
 /// Asks a running server, or tells it what to do
 #[derive(Debug, Args)]
@@ -84,7 +62,7 @@ enum What {
         state: Option<Switch>,
         /// For this time, then probe it [default: until switched off]
         #[arg(long, value_name = "TIME", value_parser = time, requires = "state")]
-        time: Option<Time>,
+        time: Option<Duration>,
         #[command(flatten)]
         form: Form,
     },
@@ -121,7 +99,7 @@ impl Ctl {
     pub fn into_order(self) -> Result<Order, Error> {
         let socket = match (self.control_socket, self.config) {
             (Some(path), _) => path,
-            (None, Some(file)) => socket_in(&file).map_err(Error::Config)?,
+            (None, Some(file)) => socket_in(&file)?,
             (None, None) => DEFAULT_SOCKET.into(),
         };
         let text = Show::default();
@@ -131,7 +109,7 @@ impl Ctl {
             What::Close { id, code } => (Request::Close { id, code }, text),
             What::Quarantine { resource, state, time, form } => {
                 let seconds =
-                    time.map(|time| u32::try_from(time.div_ceil(1_000_000_000)).unwrap_or(u32::MAX));
+                    time.map(|time| u32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u32::MAX));
                 let request = Request::Quarantine { resource, state, seconds };
                 (request, Show { json: form.json, ..text })
             }
@@ -145,31 +123,23 @@ impl Ctl {
 }
 
 /// The key `control_socket` of a configuration file; whatever else is in it does not matter here.
-fn socket_in(path: &std::path::Path) -> Result<PathBuf, String> {
+fn socket_in(path: &std::path::Path) -> Result<PathBuf, settings::Error> {
     let file = File::read(path)?;
     let document = file.parse()?;
     let named = document.get("control_socket").and_then(|value| value.get_ref().as_str());
     named.map(PathBuf::from).ok_or_else(|| {
-        format!("{}: expected control_socket = \"PATH\", or give --control-socket PATH", file.name())
+        settings::Error::Config(format!(
+            "{}: expected control_socket = \"PATH\", or give --control-socket PATH",
+            path.display()
+        ))
     })
 }
 
-/// The server may be in another directory when it comes to remove it.
-fn absolute(text: &str) -> Result<PathBuf, String> {
-    match text.starts_with('/') {
-        true => Ok(text.into()),
-        false => Err("expected an absolute path".to_owned()),
+fn time(text: &str) -> Result<Duration, String> {
+    match value::time(text)? {
+        time if time.is_zero() => Err("expected a time above 0".to_owned()),
+        time => Ok(time),
     }
-}
-
-fn group(text: &str) -> Result<Gid, String> {
-    const EXPECTED: &str = "expected the name or number of a group";
-    // The largest is no number to the kernel, but "leave as it is".
-    if let Some(number) = text.parse().ok().filter(|number| *number != u32::MAX) {
-        return Ok(Gid::from_raw(number));
-    }
-    let known = Group::from_name(text).map_err(|error| format!("{error}; {EXPECTED}"))?;
-    known.map(|group| group.gid).ok_or_else(|| EXPECTED.to_owned())
 }
 
 fn close_code(text: &str) -> Result<u16, String> {
@@ -244,15 +214,6 @@ mod tests {
         assert!(error.contains("w.conf: expected control_socket"), "{error}");
         assert!(socket(&["-c", "/nowhere", "status"]).unwrap_err().contains("/nowhere"));
         assert!(socket(&["-c", file_name, "--control-socket", "/s", "status"]).is_err());
-    }
-
-    #[test]
-    fn the_server_wants_an_absolute_path() {
-        let serve =
-            |path: &str| parse(["wshd", "-w", "/h", "--control-socket", path].map(OsString::from), None);
-        let Ok(Command::Serve(config)) = serve("/run/s") else { panic!("it is absolute") };
-        assert_eq!(config.control, Control { socket: Some("/run/s".into()), group: None });
-        assert!(serve("run/s").unwrap_err().to_string().contains("expected an absolute path"));
     }
 
     #[test]

@@ -51,7 +51,7 @@ const NEWEST: ABI = ABI::V5;
 /// Whether workers can be confined as wanted. [supervisor, before fork]
 pub fn check(config: &Config) -> Result<(), String> {
     let Some(_) = config.landlock else { return Ok(()) };
-    rules().map(drop).map_err(|error| format!("--landlock: this kernel cannot confine workers: {error}"))
+    rules().map(drop).map_err(|error| format!("landlock: this kernel cannot confine workers: {error}"))
 }
 
 /// The files that a process may use, as it sees them: below its root, if it has one of its own.

@@ -49,7 +49,12 @@ impl Confinement {
         let root = config.daemon.chroot.as_ref().map(|root| root.clone().into());
         config.pools.get(pool).map(|pool| Self {
             pool: pool.name.clone(),
-            limits: [pool.max_memory, pool.max_files, pool.max_cpu, pool.max_processes],
+            limits: [
+                pool.max_memory,
+                pool.max_files,
+                pool.max_cpu.map(|time| time.as_secs()),
+                pool.max_processes,
+            ],
             nice: pool.nice,
             root,
             groups: pool.groups.iter().map(|group| group.as_raw()).collect(),

@@ -251,7 +251,7 @@ impl Client {
         log::warn!("control socket: process {pid} of user {uid} was refused");
         let why = format!(
             "user {uid} may not control this server: expected root or user {}, or the server to be given a \
-             --control-group",
+             control_group",
             geteuid()
         );
         self.answer(answer::line(&Err(why)), now);

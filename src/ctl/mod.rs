@@ -148,7 +148,7 @@ fn unreachable(path: &Path, error: &io::Error) -> String {
             format!("no server listens on {path}: is it running with --control-socket {path}?")
         }
         io::ErrorKind::PermissionDenied => format!(
-            "{path}: permission denied: be root or the server's user, or give the server a --control-group"
+            "{path}: permission denied: be root or the server's user, or give the server a control_group"
         ),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
             format!("the server at {path} accepts no connection: is its supervisor stopped?")

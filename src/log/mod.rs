@@ -8,7 +8,6 @@ mod line;
 mod target;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -28,13 +27,10 @@ use self::target::Target;
 pub const CRITICAL: &str = "critical";
 
 /// Which lines are written, where, and how they look.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// The least level.
     pub level: Level,
-    /// The least level of what the handler of a resource says itself, where it has one of its own. If that is above
-    /// info its connections are not in the access log.
-    pub handlers: BTreeMap<String, Level>,
     /// Where the log goes.
     pub destination: Destination,
     /// What lines look like, but for those in the journal.
@@ -46,9 +42,10 @@ pub struct Settings {
 }
 
 /// Where the log goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Destination {
     /// Standard error.
+    #[default]
     Stderr,
     /// A file to append to.
     File(PathBuf),
@@ -68,22 +65,24 @@ pub enum AccessLog {
 }
 
 /// What lines look like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     /// For people.
+    #[default]
     Text,
     /// For programs: one object a line.
     Json,
 }
 
 /// The levels, as `ws_handler.h` has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Each step.
     Fine,
     /// What helps to find a mistake.
     Debug,
     /// What an operator may want to know.
+    #[default]
     Info,
     /// Something is not as it should be; the server goes on.
     Warn,
@@ -246,8 +245,8 @@ impl Logger {
                 Outlet::new(target, if target::stderr_is_journal() { journal } else { text }, None)
             }
             Destination::File(path) => file("--log-file", path)?,
-            Destination::Syslog(path) => daemon("--log-target syslog:", path, datagram)?,
-            Destination::Journald(path) => daemon("--log-target journald:", path, Form::Journal)?,
+            Destination::Syslog(path) => daemon("log_target syslog:", path, datagram)?,
+            Destination::Journald(path) => daemon("log_target journald:", path, Form::Journal)?,
         };
         let access = match &settings.access {
             Some(AccessLog::File(path)) => Some(file("--access-log", path)?),

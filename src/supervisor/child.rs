@@ -117,7 +117,7 @@ impl Child {
 
     fn work(self) -> i32 {
         let Self { supervisor, is_detached, config, task } = self.without_settings_of_others();
-        let patience = Duration::from_nanos(config.stop_time) + GRACE;
+        let patience = config.stop_timeout + GRACE;
         let patience = u32::try_from(patience.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u32::MAX);
         match task {
             Task::Worker { place, start } => {

@@ -104,22 +104,10 @@ impl Generation {
         let routes = self.routes.in_service().map(|(_, route)| route);
         let ours = routes.filter(|route| self.config.pool_of(&route.resource) == pool);
         let with_settings = |route: &Route| {
-            let settings = self.config.settings.get(&route.resource).cloned();
-            let drain = self.config.drain_times.get(&route.resource).copied();
-            let time = self.config.handler_times.get(&route.resource).copied();
-            let log_level = self.config.log.handlers.get(&route.resource).copied();
-            let takeover = self.config.without_takeover.contains(&route.resource);
-            (
-                route.resource.clone(),
-                route.file.clone(),
-                route.stamp,
-                settings,
-                drain,
-                time,
-                log_level,
-                takeover,
-                self.config.authentication.of(&route.resource).cloned(),
-            )
+            let own = self.config.settings.get(&route.resource).cloned();
+            let users = self.config.authentication.of(&route.resource).cloned();
+            let settings = self.config.handler(&route.resource).clone();
+            (route.resource.clone(), route.file.clone(), route.stamp, own, settings, users)
         };
         let mut handlers: Vec<_> = ours.map(with_settings).collect();
         handlers.sort_by(|one, other| one.0.cmp(&other.0));
@@ -158,15 +146,13 @@ fn of_all(config: &Config) -> Config {
         pools: Vec::new(),
         isolation: Default::default(),
         settings: Default::default(),
-        drain_times: Default::default(),
-        handler_times: Default::default(),
-        without_takeover: Default::default(),
         authentication: Authentication {
             failures: config.authentication.failures,
             ..Authentication::default()
         },
+        handler_of: Default::default(),
         control: Default::default(),
-        log: LogSettings { handlers: Default::default(), rotation: Default::default(), ..config.log.clone() },
+        log: LogSettings { rotation: Default::default(), ..config.log.clone() },
         ..config.clone()
     }
 }

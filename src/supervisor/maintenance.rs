@@ -158,7 +158,7 @@ impl Supervisor {
         let wear = &self.generation.config.wear;
         let used = Wear {
             memory: if wear.memory == 0 { 0 } else { memory::resident(pid.as_raw()).unwrap_or(0) },
-            age: now.as_nanos().saturating_sub(record.started.load(Ordering::Relaxed)),
+            age: now.since(Instant::from_nanos(record.started.load(Ordering::Relaxed))),
             messages: self.shared.counters.traffic_of(pid.as_raw()).map_or(0, |traffic| traffic.messages_in),
         };
         rebalance::worn(wear, &used).map(|why| (slot, why))
@@ -168,9 +168,9 @@ impl Supervisor {
     fn limits(&self) -> Option<Limits> {
         let config = &self.generation.config;
         // The longest that a handler may have; 0: forever.
-        let times = || config.handler_times.values().chain([&config.handler_time]);
-        let handler = times().min().filter(|time| **time != 0).and_then(|_| times().max()).copied();
-        let handler = Duration::from_nanos(handler.unwrap_or(0));
+        let times = || config.handler_of.values().chain([&config.handler]).map(|handler| handler.timeout);
+        let handler = times().min().filter(|time| !time.is_zero()).and_then(|_| times().max());
+        let handler = handler.unwrap_or_default();
         let limits = Limits { silence: config.worker_timeout, handler };
         (!limits.silence.is_zero()).then_some(limits)
     }

@@ -425,7 +425,7 @@ impl Supervisor {
 
     /// How long a worker may take to stop.
     fn stop_time(&self) -> Duration {
-        Duration::from_nanos(self.generation.config.stop_time)
+        self.generation.config.stop_timeout
     }
 
     /// Until when whoever is told to stop now may take.

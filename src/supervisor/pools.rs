@@ -17,7 +17,7 @@ use super::policy::pools::{Count, Gate};
 use super::processes::{Process, Role};
 
 use crate::clock;
-use crate::config::Children;
+use crate::config::Processes;
 use crate::fleet::control::{Channel, Command, Report};
 use crate::fleet::scoreboard::{Place, START, Slot, State};
 use crate::time::Instant;
@@ -114,7 +114,7 @@ impl Supervisor {
     /// Closes connections for which there is no process for as long as an opening handshake may take.
     fn give_up_abandoned(&mut self) {
         let now = clock::now();
-        let patience = now + Duration::from_nanos(self.generation.config.handshake_time);
+        let patience = now + self.generation.config.handshake_timeout;
         for slot in self.pools.slots.iter().copied() {
             let Some(inbox) = self.processes.inbox(slot).filter(|inbox| inbox.rx().has_mail()) else {
                 self.pools.abandoned.remove(&slot);
@@ -189,7 +189,7 @@ impl Supervisor {
     }
 
     /// Asks the parent for as many processes as are missing.
-    fn ask_parent(&mut self, pool: u16, parent: Pid, wanted: Children) -> io::Result<()> {
+    fn ask_parent(&mut self, pool: u16, parent: Pid, wanted: Processes) -> io::Result<()> {
         let state = |slot: &usize| self.shared.scoreboard.slot(*slot).map_or(State::Empty, Slot::state);
         let (free, taken): (Vec<usize>, Vec<usize>) =
             self.slots_of(pool).into_iter().partition(|slot| state(slot) == State::Empty);

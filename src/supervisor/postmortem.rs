@@ -1,7 +1,7 @@
 //! When workers die: it is logged and recorded, and the handler that is to blame is quarantined if it happens too
 //! often. Replaces nobody; that is the plan's.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
@@ -220,7 +220,7 @@ impl Supervisor {
             _ => format!(
                 "{deaths} worker{} died in it within {:?}",
                 if deaths == 1 { "" } else { "s" },
-                Duration::from_nanos(self.generation.config.quarantine.window)
+                self.generation.config.quarantine.window
             ),
         };
         log::warn!("{}: {why}: quarantined, {} answers 503 for {time:?}", route.name, route.resource);

@@ -134,8 +134,8 @@ impl Supervisor {
         let routes = self.generation.routes.handlers().iter();
         let is_ours = |pool| move |route: &&Route| config.pool_of(&route.resource) == usize::from(pool);
         let ours = routes.filter(|route| pool.is_none_or(|pool| is_ours(pool)(route)));
-        let drain = ours.map(|route| config.drain_time(&route.resource).unwrap_or(u64::MAX)).max();
-        let end = self.end_of_stop() + Duration::from_nanos(drain.unwrap_or(0));
+        let drain = ours.map(|route| config.handler(&route.resource).drain.unwrap_or(Duration::MAX)).max();
+        let end = self.end_of_stop() + drain.unwrap_or_default();
         if self.slots.is_stopping() { end.min(self.end_of_stop()) } else { end }
     }
 }

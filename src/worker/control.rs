@@ -129,7 +129,8 @@ impl Worker {
         self.transfer.end_migration();
         self.acceptor.close();
         self.slot.set_state(State::Stopping);
-        self.life.stop_at.set(Some(self.life.now.get().saturating_add(self.conns.config.stop_time)));
+        let patience = self.conns.config.stop_timeout.as_nanos() as u64;
+        self.life.stop_at.set(Some(self.life.now.get().saturating_add(patience)));
         self.life.request_chores();
         self.transfer.empty_inbox();
         // What threads were told WS_OK for goes out before the Close frames.

@@ -175,7 +175,7 @@ fn workers_are_added_up_and_what_a_dead_one_counted_stays() {
 #[test]
 fn a_crash_and_a_quarantine_are_seen() {
     let (mut server, _dir) =
-        serve(&["--workers", "1", "--quarantine-deaths", "1", "--quarantine-time", "10m"]);
+        serve(&["--workers", "1", "-o", "quarantine_deaths=1", "-o", "quarantine_time=10m"]);
     let mut bystanders: Vec<Raw> = (0..3).map(|_| Raw::open(&server.address(), "/a")).collect();
     report(&server).is("wshd_handler_quarantined", &[(r#"handler="/a""#, 0)]);
     let mut culprit = Raw::open(&server.address(), "/a");
@@ -225,7 +225,7 @@ fn a_worker_that_drains_is_added_to_its_successor() {
 
 #[test]
 fn a_replaced_worker_is_counted_and_its_traffic_once() {
-    let (mut server, _dir) = serve(&["--workers", "1", "--worker-max-messages", "3"]);
+    let (mut server, _dir) = serve(&["--workers", "1", "-o", "worker_max_messages=3"]);
     let mut raw = Raw::open(&server.address(), "/a");
     for _ in 0..3 {
         raw.ask("x");
@@ -275,7 +275,7 @@ fn a_request_for_a_pool_is_counted_once() {
 
 #[test]
 fn a_full_send_queue_is_seen() {
-    let (mut server, _dir) = serve(&["--workers", "1", "--send-high", "100K"]);
+    let (mut server, _dir) = serve(&["--workers", "1", "-o", "send_high=100K"]);
     let mut raw = Raw::open(&server.address(), "/a");
     raw.text("fill");
     let queued = r#"wshd_worker_send_queue_bytes{worker="default/0"}"#;

@@ -39,7 +39,7 @@ fn port_of(server: &Server) -> &str {
 #[test]
 fn a_worn_worker_is_replaced_and_nobody_is_disconnected() {
     let deflate = Habits { deflate: true, ..SMALL_TALK };
-    let (mut server, _dir) = serve(&["echo"], &["--workers", "2", "--worker-max-messages", "2000"]);
+    let (mut server, _dir) = serve(&["echo"], &["--workers", "2", "-o", "worker_max_messages=2000"]);
     let crowd = Crowd::gather(&server.address(), "/echo", 200, deflate);
     until("both workers have been replaced twice", || {
         crowd.served();
@@ -53,7 +53,7 @@ fn a_worn_worker_is_replaced_and_nobody_is_disconnected() {
 
 #[test]
 fn a_handler_lets_go_in_one_process_and_finds_its_state_in_the_next() {
-    let (mut server, _dir) = serve(&["everything"], &["--worker-max-age", "500ms"]);
+    let (mut server, _dir) = serve(&["everything"], &["-o", "worker_max_age=500ms"]);
     let mut client = connect(&server.address(), "/everything");
     assert_eq!(ask(&mut client, "set_state seven"), "set_state: 0");
     let first = server.worker();
@@ -67,7 +67,7 @@ fn a_handler_lets_go_in_one_process_and_finds_its_state_in_the_next() {
 #[test]
 fn all_are_told_when_the_server_stops_while_one_worker_hands_over_to_another() {
     for count in [1, 40] {
-        let args = ["--worker-max-messages", "3", "--stop-timeout", "20s"];
+        let args = ["-o", "worker_max_messages=3", "-o", "stop_timeout=20s"];
         let (mut server, _dir) = serve(&["echo"], &args);
         let mut idle: Vec<Raw> = (0..count).map(|_| Raw::open(&server.address(), "/echo")).collect();
         // A message that has come in part does not move.
@@ -95,7 +95,7 @@ fn all_are_told_when_the_server_stops_while_one_worker_hands_over_to_another() {
 #[test]
 fn connections_on_their_way_to_a_worker_that_stops_are_told_so() {
     // The old worker is stopped in the midst of handing over, so that its replacement is told to leave before it.
-    let args = ["--worker-max-messages", "3", "--stop-timeout", "20s"];
+    let args = ["-o", "worker_max_messages=3", "-o", "stop_timeout=20s"];
     let (mut server, _dir) = serve(&["echo"], &args);
     let mut idle: Vec<Raw> = (0..10).map(|_| Raw::open(&server.address(), "/echo")).collect();
     let mut torn = Raw::open(&server.address(), "/echo");
@@ -130,7 +130,7 @@ fn connections_on_their_way_to_a_worker_that_stops_are_told_so() {
 #[test]
 fn a_blocking_handler_is_told_that_its_worker_is_replaced() {
     // The loop of the example ends with WS_E_DRAINING; the new worker serves on.
-    let (mut server, _dir) = serve(&["echo_blocking"], &["--worker-max-age", "400ms"]);
+    let (mut server, _dir) = serve(&["echo_blocking"], &["-o", "worker_max_age=400ms"]);
     let mut raw = Raw::open(&server.address(), "/echo_blocking");
     assert_eq!(raw.ask("hello"), "hello");
     raw.expect_close(1012);

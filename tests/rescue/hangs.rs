@@ -12,7 +12,7 @@ use crate::{logged, serve, stop};
 
 #[test]
 fn a_handler_that_hangs_is_named_and_ended_and_the_others_go_on() {
-    let (mut server, _dir) = serve(&["loop", "echo"], &["--workers", "2", "--handler-timeout", "300ms"]);
+    let (mut server, _dir) = serve(&["loop", "echo"], &["--workers", "2", "-o", "handler_timeout=300ms"]);
     let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
     for (count, way) in ["loop", "lock", "sleep"].into_iter().enumerate() {
         let mut culprit = Raw::open(&server.address(), "/loop");
@@ -31,7 +31,7 @@ fn a_handler_that_hangs_is_named_and_ended_and_the_others_go_on() {
 
 #[test]
 fn while_one_worker_hangs_the_other_serves_without_delay() {
-    let (mut server, _dir) = serve(&["loop", "echo"], &["--workers", "2", "--handler-timeout", "1500ms"]);
+    let (mut server, _dir) = serve(&["loop", "echo"], &["--workers", "2", "-o", "handler_timeout=1500ms"]);
     let mut clients: Vec<Raw> = (0..10).map(|_| Raw::open(&server.address(), "/echo")).collect();
     let mut culprit = Raw::open(&server.address(), "/loop");
     culprit.text("sleep");
@@ -56,7 +56,7 @@ fn while_one_worker_hangs_the_other_serves_without_delay() {
 
 #[test]
 fn a_blocking_handler_is_judged_by_the_processor_time_that_it_uses_between_calls() {
-    let (mut server, _dir) = serve(&["busy_blocking", "echo"], &["--handler-timeout", "300ms"]);
+    let (mut server, _dir) = serve(&["busy_blocking", "echo"], &["-o", "handler_timeout=300ms"]);
     let mut event = Raw::open(&server.address(), "/echo");
     let mut idle = Raw::open(&server.address(), "/busy_blocking");
     assert_eq!(idle.ask("wait 1000"), "done", "waiting is not hanging");
@@ -73,7 +73,7 @@ fn a_blocking_handler_is_judged_by_the_processor_time_that_it_uses_between_calls
 
 #[test]
 fn how_long_a_blocking_handler_may_wait_is_a_limit_of_its_own() {
-    let (mut server, _dir) = serve(&["busy_blocking"], &["--handler-wait-timeout", "300ms"]);
+    let (mut server, _dir) = serve(&["busy_blocking"], &["-o", "handler_wait_timeout=300ms"]);
     let mut culprit = Raw::open(&server.address(), "/busy_blocking");
     culprit.text("wait 60000");
     culprit.expect_close(1011);
@@ -83,7 +83,7 @@ fn how_long_a_blocking_handler_may_wait_is_a_limit_of_its_own() {
 
 #[test]
 fn time_in_which_the_process_was_stopped_does_not_count() {
-    let (mut server, _dir) = serve(&["loop"], &["--handler-timeout", "4s"]);
+    let (mut server, _dir) = serve(&["loop"], &["-o", "handler_timeout=4s"]);
     let mut client = Raw::open(&server.address(), "/loop");
     let worker = Pid::from_raw(server.worker());
     client.text("nap");

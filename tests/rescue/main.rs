@@ -60,7 +60,7 @@ fn serve(handlers: &[&str], args: &[&str]) -> (Server, Dir) {
 }
 
 /// Crashes are wanted here.
-const QUARANTINE_OFF: [&str; 2] = ["--quarantine-deaths", "0"];
+const QUARANTINE_OFF: [&str; 2] = ["-o", "quarantine_deaths=0"];
 
 /// One connection crashes its worker, and ends with 1011.
 #[track_caller]

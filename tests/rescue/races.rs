@@ -175,7 +175,7 @@ fn a_damaged_record_is_not_adopted() {
 
 #[test]
 fn a_request_that_its_connection_no_longer_keeps_is_not_read() {
-    let (mut server, _dir) = serve(&["keep_request", "crash", "echo"], &["--max-head", "1M"]);
+    let (mut server, _dir) = serve(&["keep_request", "crash", "echo"], &["-o", "max_head=1M"]);
     let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
     let cookie = format!("Cookie: {}\r\n", "c".repeat(900_000));
     let mut lingering: Vec<Raw> = (0..5).map(|_| Raw::connect(&server.address())).collect();
@@ -315,7 +315,7 @@ fn a_crash_beside_a_worker_that_hands_over_loses_and_doubles_none() {
     let habits = Habits { deflate: true, quiet: true, ..SMALL_TALK };
     // While the other 700 are sent: a worker that has sent them all in time leaves without a crash.
     for delay in ["0", "1", "3"] {
-        let (mut server, _dir) = serve(&["rescue", "echo"], &["--worker-max-messages", "1000"]);
+        let (mut server, _dir) = serve(&["rescue", "echo"], &["-o", "worker_max_messages=1000"]);
         let first = Crowd::gather(&server.address(), "/echo", 300, habits);
         let trap = Raw::open(&server.address(), &format!("/rescue?leaving={delay}"));
         let last = Crowd::gather(&server.address(), "/echo", 700, habits);
@@ -416,7 +416,7 @@ fn connections_that_arrive_during_a_crash_are_served() {
 #[test]
 fn a_crash_while_the_server_stops() {
     for delay in [0, 1, 3, 10] {
-        let (mut server, _dir) = serve(&["crash", "echo"], &["--workers", "2", "--stop-timeout", "5s"]);
+        let (mut server, _dir) = serve(&["crash", "echo"], &["--workers", "2", "-o", "stop_timeout=5s"]);
         let mut others: Vec<Raw> = (0..20).map(|_| Raw::open(&server.address(), "/echo")).collect();
         let mut closing: Vec<Raw> =
             (0..4).map(|_| Raw::open(&server.address(), "/crash?close=null")).collect();

@@ -55,7 +55,7 @@ fn under_load_those_that_end_had_a_message_under_way_and_are_told_so() {
 #[test]
 fn a_crash_while_they_let_go_costs_one_connection() {
     let quiet = Habits { quiet: true, ..SMALL_TALK };
-    let (mut server, _dir) = serve(&["rescue", "resumable_echo_blocking"], &["--worker-max-age", "3s"]);
+    let (mut server, _dir) = serve(&["rescue", "resumable_echo_blocking"], &["-o", "worker_max_age=3s"]);
     let first = Crowd::gather(&server.address(), ECHO, 100, quiet);
     let mut trap = Raw::open(&server.address(), "/rescue?leave=null");
     let last = Crowd::gather(&server.address(), ECHO, 100, quiet);
@@ -70,7 +70,7 @@ fn a_crash_while_they_let_go_costs_one_connection() {
 #[test]
 fn a_worker_that_is_replaced_hands_them_over() {
     let deflate = Habits { deflate: true, ..SMALL_TALK };
-    let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2", "--worker-max-messages", "1000"]);
+    let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2", "-o", "worker_max_messages=1000"]);
     let crowd = Crowd::gather(&server.address(), ECHO, 100, deflate);
     until("both workers have been replaced, and all have moved twice", || {
         crowd.served();
@@ -104,7 +104,7 @@ fn a_worker_that_comes_new_gets_its_share_of_them() {
 
 #[test]
 fn one_that_is_busy_gets_1012_in_a_crash_and_moves_when_it_is_done_in_a_replacement() {
-    let (mut server, _dir) = serve(&["crash", "slow_resumable_blocking"], &["--worker-max-messages", "3"]);
+    let (mut server, _dir) = serve(&["crash", "slow_resumable_blocking"], &["-o", "worker_max_messages=3"]);
     let mut idle = Raw::open(&server.address(), "/slow_resumable_blocking");
     let mut busy = Raw::open(&server.address(), "/slow_resumable_blocking");
     assert_eq!(idle.ask("1"), "1 resumed 0");

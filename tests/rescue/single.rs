@@ -21,7 +21,11 @@ fn serve(keys: &str, args: &[&str]) -> (Server, Dir) {
     let config = dir.path().join("wshd.conf");
     fs::write(&config, format!("[handler.'/process']\nisolation = 'connection'\n[pool.process]\n{keys}\n"))
         .unwrap();
-    let quarantine = if args.contains(&"--quarantine-deaths") { &[][..] } else { &crate::QUARANTINE_OFF };
+    let quarantine = if args.iter().any(|arg| arg.starts_with("quarantine_deaths=")) {
+        &[][..]
+    } else {
+        &crate::QUARANTINE_OFF
+    };
     let ours = ["--workers", "1", "--config", config.to_str().unwrap()];
     (Server::start(&dir, &[&ours, quarantine, args].concat()), dir)
 }
@@ -259,7 +263,7 @@ fn they_run_as_the_user_of_their_pool_and_within_its_limits() {
 
 #[test]
 fn a_handler_that_crashes_too_often_is_quarantined() {
-    let (mut server, _dir) = serve("", &["--quarantine-deaths", "2"]);
+    let (mut server, _dir) = serve("", &["-o", "quarantine_deaths=2"]);
     let mut before = open(&server);
     for _ in 0..2 {
         let mut culprit = open(&server);

@@ -51,7 +51,7 @@ fn assert_fair(server: &Served, total: usize) {
 
 #[test]
 fn four_hundred_connections_on_four_workers() {
-    let server = serve(&["echo"], &["--workers", "4", "--handshake-timeout", "5m"]);
+    let server = serve(&["echo"], &["--workers", "4", "-o", "handshake_timeout=5m"]);
     until("all four are ready", || server.log().matches("is ready").count() == 4);
     let mut connections = Vec::new();
     open(&server, &mut connections, 400);
@@ -60,7 +60,7 @@ fn four_hundred_connections_on_four_workers() {
 
 #[test]
 fn balance_after_a_worker_was_killed_and_came_back() {
-    let server = serve(&["echo"], &["--workers", "4", "--handshake-timeout", "5m"]);
+    let server = serve(&["echo"], &["--workers", "4", "-o", "handshake_timeout=5m"]);
     until("all four are ready", || server.log().matches("is ready").count() == 4);
     let mut connections = Vec::new();
     open(&server, &mut connections, 400);

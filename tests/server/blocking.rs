@@ -8,7 +8,7 @@ use crate::{memory, serve};
 
 #[test]
 fn pings_are_answered_while_the_handler_sleeps() {
-    let server = serve(&["everything_blocking"], &["--ping-interval", "50ms", "--pong-timeout", "5s"]);
+    let server = serve(&["everything_blocking"], &["-o", "ping_interval=50ms", "-o", "pong_timeout=5s"]);
     let mut raw = Raw::open(&server.address(), "/everything_blocking");
     raw.text("sleep 500");
     raw.frame(PING, b"awake?");
@@ -86,7 +86,7 @@ fn what_came_before_the_end_of_input_is_answered() {
 
 #[test]
 fn what_is_queued_when_the_peer_ends_its_input_is_sent() {
-    let server = serve(&["echo", "echo_blocking"], &["--no-deflate"]);
+    let server = serve(&["echo", "echo_blocking"], &["-odeflate=false"]);
     // More than the kernel's buffers take.
     let payload = vec![b'x'; 12 << 20];
     for resource in ["/echo", "/echo_blocking"] {
@@ -128,7 +128,7 @@ fn the_end_of_transfer_data_closes() {
 
 #[test]
 fn a_flood_at_a_sleeping_handler_is_held_back_and_nothing_is_lost() {
-    let server = serve(&["everything_blocking"], &["--no-deflate"]);
+    let server = serve(&["everything_blocking"], &["-odeflate=false"]);
     let mut raw = Raw::open(&server.address(), "/everything_blocking");
     raw.text("released");
     assert_eq!(raw.next_text(), "released: 0");
@@ -156,7 +156,7 @@ fn a_flood_at_a_sleeping_handler_is_held_back_and_nothing_is_lost() {
 
 #[test]
 fn sending_waits_for_a_peer_that_reads_slowly() {
-    let args = ["--send-high", "64K", "--send-low", "16K", "--no-deflate"];
+    let args = ["-o", "send_high=64K", "-o", "send_low=16K", "-odeflate=false"];
     let server = serve(&["bench"], &args);
     let mut raw = Raw::open(&server.address(), "/bench");
     let before = memory(server.worker());

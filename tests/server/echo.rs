@@ -219,7 +219,7 @@ fn compression_is_agreed_as_offered_and_messages_come_compressed() {
     raw.text(&"a".repeat(1000));
     assert_eq!(raw.next().unwrap().first, TEXT);
     drop(server);
-    let server = serve(&["echo"], &["--no-deflate"]);
+    let server = serve(&["echo"], &["-odeflate=false"]);
     let head = Raw::connect(&server.address()).upgrade("/echo", offer);
     assert_eq!(client::header(&head, "Sec-WebSocket-Extensions"), None);
 }

@@ -442,7 +442,7 @@ fn logging_is_one_line_with_the_handlers_name() {
 
 #[test]
 fn ten_threads_send_and_nothing_is_lost_or_out_of_order() {
-    let mut server = serve(&["ten_threads"], &["--send-high", "16K"]);
+    let mut server = serve(&["ten_threads"], &["-o", "send_high=16K"]);
     let mut raw = Raw::open(&server.address(), "/ten_threads");
     raw.text("go");
     let mut next = [0; 10];
@@ -481,7 +481,7 @@ fn an_id_that_was_kept_is_gone_and_harms_nobody() {
 
 #[test]
 fn a_handshake_is_finished_later_by_another_thread() {
-    let mut server = serve(&["late_accept", "late_blocking"], &["--handshake-timeout", "300ms"]);
+    let mut server = serve(&["late_accept", "late_blocking"], &["-o", "handshake_timeout=300ms"]);
     let mut raw = Raw::connect(&server.address());
     let head = raw.upgrade("/late_accept?accept", "Sec-WebSocket-Protocol: late\r\n");
     assert_eq!(header(&head, "X-Late"), Some("yes"));

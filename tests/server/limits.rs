@@ -48,7 +48,7 @@ fn an_inflate_bomb_stops_at_the_message_limit() {
 
 #[test]
 fn a_frame_over_the_limit_is_refused_in_a_message_within_its_own() {
-    let server = serve(&["echo"], &["--max-message", "10K", "--max-frame", "1000"]);
+    let server = serve(&["echo"], &["--max-message", "10K", "-o", "max_frame=1000"]);
     let mut raw = Raw::open(&server.address(), "/echo");
     raw.frame(0x02, &[b'x'; 1000]);
     raw.frame(0x80, &[b'x'; 1000]);
@@ -75,7 +75,7 @@ fn a_connection_without_messages_is_closed_after_the_idle_time() {
 
 #[test]
 fn a_silent_peer_is_pinged_and_one_that_answers_stays() {
-    let server = serve(&["echo"], &["--ping-interval", "50ms", "--pong-timeout", "1s"]);
+    let server = serve(&["echo"], &["-o", "ping_interval=50ms", "-o", "pong_timeout=1s"]);
     let mut raw = Raw::open(&server.address(), "/echo");
     for _ in 0..4 {
         let ping = raw.next().unwrap();
@@ -90,7 +90,7 @@ fn a_silent_peer_is_pinged_and_one_that_answers_stays() {
 
 #[test]
 fn without_an_interval_nobody_is_pinged() {
-    let server = serve(&["everything"], &["--ping-interval", "0"]);
+    let server = serve(&["everything"], &["-o", "ping_interval=0"]);
     let mut raw = Raw::open(&server.address(), "/everything");
     raw.text("timer 200 later");
     assert!(raw.next_text().starts_with("set_timer: "));
@@ -99,7 +99,7 @@ fn without_an_interval_nobody_is_pinged() {
 
 #[test]
 fn a_close_that_is_not_answered_ends_in_time() {
-    let server = serve(&["close", "everything_blocking"], &["--close-timeout", "100ms"]);
+    let server = serve(&["close", "everything_blocking"], &["-o", "close_timeout=100ms"]);
     let mut raw = Raw::open(&server.address(), "/close");
     let begun = Instant::now();
     raw.text("3000 bye");
@@ -120,7 +120,7 @@ fn a_close_that_is_not_answered_ends_in_time() {
 
 #[test]
 fn a_full_send_queue_is_told_and_so_is_its_draining() {
-    let args = ["--send-high", "64K", "--send-low", "16K", "--no-deflate"];
+    let args = ["-o", "send_high=64K", "-o", "send_low=16K", "-odeflate=false"];
     let server = serve(&["queue"], &args);
     let mut raw = Raw::open(&server.address(), "/queue");
     raw.text("fill 10000");
@@ -147,7 +147,7 @@ fn a_full_send_queue_is_told_and_so_is_its_draining() {
 
 #[test]
 fn a_client_that_never_reads_costs_bounded_memory_and_is_dropped() {
-    let args = ["--send-high", "64K", "--ping-interval", "200ms", "--pong-timeout", "200ms"];
+    let args = ["-o", "send_high=64K", "-o", "ping_interval=200ms", "-o", "pong_timeout=200ms"];
     for resource in ["/echo_noext", "/echo_blocking", "/echo_cpp"] {
         let server = serve(&[&resource[1..]], &args);
         let mut raw = Raw::open(&server.address(), resource);
@@ -170,7 +170,7 @@ fn a_client_that_never_reads_costs_bounded_memory_and_is_dropped() {
 
 #[test]
 fn queues_that_are_too_large_together_are_full_earlier() {
-    let args = ["--send-total", "300K", "--send-high", "1M", "--send-low", "256K", "--no-deflate"];
+    let args = ["-o", "send_total=300K", "-o", "send_high=1M", "-o", "send_low=256K", "-odeflate=false"];
     let server = serve(&["queue"], &args);
     let mut both = [(); 2].map(|()| Raw::open(&server.address(), "/queue"));
     // How many bytes waited when the queue was full, as the handler tells once it has drained.
@@ -201,7 +201,7 @@ fn queues_that_are_too_large_together_are_full_earlier() {
 fn clients_that_never_read_cost_no_more_than_their_queues_may_hold() {
     const CLIENTS: usize = 16;
     const MESSAGE: usize = 50_000;
-    let server = serve(&["echo_noext"], &["--send-total", "1M", "--send-high", "1M"]);
+    let server = serve(&["echo_noext"], &["-o", "send_total=1M", "-o", "send_high=1M"]);
     let mut clients: Vec<(Raw, u32)> = Vec::new();
     let message =
         |number: u32| client::frame(BINARY, &[&number.to_be_bytes()[..], &[b'x'; MESSAGE]].concat());
@@ -259,7 +259,7 @@ fn clients_that_never_read_cost_no_more_than_their_queues_may_hold() {
 
 #[test]
 fn pings_per_second_have_a_bound() {
-    let server = serve(&["echo"], &["--max-pings", "5"]);
+    let server = serve(&["echo"], &["-o", "max_pings=5"]);
     let mut raw = Raw::open(&server.address(), "/echo");
     let flood: Vec<u8> = (0..50).flat_map(|_| client::frame(PING, b"")).collect();
     raw.send(&flood);
@@ -267,7 +267,7 @@ fn pings_per_second_have_a_bound() {
         assert_eq!(raw.next().unwrap().first, PONG);
     }
     assert_eq!(raw.expect_close(1008), "");
-    let server = serve(&["echo"], &["--max-pings", "0"]);
+    let server = serve(&["echo"], &["-o", "max_pings=0"]);
     let mut raw = Raw::open(&server.address(), "/echo");
     raw.send(&flood);
     for _ in 0..50 {
@@ -299,7 +299,7 @@ fn connections_over_the_limit_wait_for_their_turn() {
 
 #[test]
 fn blocking_handlers_over_the_limit_are_refused_before_the_handshake() {
-    let server = serve(&["echo", "echo_blocking"], &["--max-threads", "2"]);
+    let server = serve(&["echo", "echo_blocking"], &["-o", "max_threads=2"]);
     let mut first = Raw::open(&server.address(), "/echo_blocking");
     let mut second = Raw::open(&server.address(), "/echo_blocking");
     let mut third = Raw::connect(&server.address());
@@ -322,7 +322,7 @@ fn blocking_handlers_over_the_limit_are_refused_before_the_handshake() {
 
 #[test]
 fn a_slow_head_costs_what_was_sent() {
-    let server = serve(&["echo"], &["--max-head", "1M"]);
+    let server = serve(&["echo"], &["-o", "max_head=1M"]);
     let before = memory(server.worker());
     let mut slow: Vec<TcpStream> = (0..200)
         .map(|_| {
@@ -349,7 +349,7 @@ fn unfinished(inflated: usize) -> Vec<u8> {
 #[test]
 fn unfinished_messages_cost_no_more_than_they_may_together_and_nothing_afterwards() {
     const CLIENTS: usize = 40;
-    let args = ["--receive-total", "32M", "--max-message", "4M"];
+    let args = ["-o", "receive_total=32M", "--max-message", "4M"];
     let server = serve(&["echo"], &args);
     let begin = unfinished(4 << 20);
     let before = memory(server.worker());
@@ -362,7 +362,7 @@ fn unfinished_messages_cost_no_more_than_they_may_together_and_nothing_afterward
         })
         .collect();
     // The bound holds although they have sent 160 MiB: those that are late wait or are closed.
-    until("memory is scarce", || server.log().contains("no memory for its message (--receive-total)"));
+    until("memory is scarce", || server.log().contains("no memory for its message (receive_total)"));
     until("all that was sent is read or waits", || crate::daemon::is_idle(server.worker()));
     let grown = memory(server.worker()).saturating_sub(before);
     assert!(grown < 48 << 20, "{grown} bytes");
@@ -376,7 +376,7 @@ fn unfinished_messages_cost_no_more_than_they_may_together_and_nothing_afterward
 fn large_messages_wait_for_memory_and_all_of_them_arrive() {
     const CLIENTS: usize = 12;
     const MESSAGE: usize = 2 << 20;
-    let args = ["--receive-total", "6M", "--send-high", "64K", "--no-deflate"];
+    let args = ["-o", "receive_total=6M", "-o", "send_high=64K", "-odeflate=false"];
     let server = serve(&["echo"], &args);
     let clients: Vec<Raw> = (0..CLIENTS).map(|_| Raw::open(&server.address(), "/echo")).collect();
     std::thread::scope(|scope| {
@@ -398,7 +398,7 @@ fn large_messages_wait_for_memory_and_all_of_them_arrive() {
 
 #[test]
 fn a_message_that_others_wait_for_is_given_up_in_the_end() {
-    let args = ["--receive-total", "1M", "--no-deflate"];
+    let args = ["-o", "receive_total=1M", "-odeflate=false"];
     let server = serve(&["echo"], &args);
     let mut slow = Raw::open(&server.address(), "/echo");
     slow.frame(0x02, &vec![b'x'; 900 << 10]);
@@ -445,7 +445,7 @@ fn digits(from: u64) -> String {
 #[test]
 fn contexts_of_compression_cost_no_more_than_they_may_together() {
     const CLIENTS: u64 = 100;
-    let server = serve(&["echo"], &["--deflate-total", "2M"]);
+    let server = serve(&["echo"], &["-o", "deflate_total=2M"]);
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| Inflating::open(&server, "deflate")).collect();
     let before = memory(server.worker());
     for round in 0..3 {
@@ -460,7 +460,7 @@ fn contexts_of_compression_cost_no_more_than_they_may_together() {
 
 #[test]
 fn a_context_of_compression_is_dropped_after_the_idle_time() {
-    let server = serve(&["echo"], &["--deflate-idle", "300ms"]);
+    let server = serve(&["echo"], &["-o", "deflate_idle=300ms"]);
     let mut client = Inflating::open(&server, "deflate");
     let text = digits(0);
     let alone = client.ask(&text);
@@ -473,7 +473,7 @@ fn a_context_of_compression_is_dropped_after_the_idle_time() {
 
 #[test]
 fn contexts_can_be_switched_off() {
-    let server = serve(&["echo"], &["--no-deflate-takeover"]);
+    let server = serve(&["echo"], &["-odeflate_takeover=false"]);
     let mut client = Inflating::open(&server, "server_no_context_takeover");
     let text = digits(0);
     assert_eq!(client.ask(&text), client.ask(&text));

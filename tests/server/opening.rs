@@ -131,7 +131,7 @@ fn targets_in_absolute_form() {
 
 #[test]
 fn a_head_that_is_too_large_is_refused_before_its_end() {
-    let server = serve(&["echo"], &["--max-head", "1K", "--max-headers", "8"]);
+    let server = serve(&["echo"], &["-o", "max_head=1K", "-o", "max_headers=8"]);
     let long = "x".repeat(1200);
     // The rest of the request never comes.
     assert_eq!(request(&server, format!("GET /echo HTTP/1.1\r\nHost: a\r\nX: {long}")).status, 431);
@@ -163,7 +163,7 @@ fn frames_right_behind_the_head_are_served_and_large_ones_too() {
 
 #[test]
 fn a_client_that_says_nothing_more_is_given_up_in_time() {
-    let server = serve(&["echo"], &["--handshake-timeout", "100ms"]);
+    let server = serve(&["echo"], &["-o", "handshake_timeout=100ms"]);
     // Nothing at all: closed without a word. A part of a head: 408.
     assert_eq!(Raw::connect(&server.address()).rest(), b"");
     assert_eq!(request(&server, "GET /echo HTTP/1.1\r\nHost: a\r\n").status, 408);

@@ -36,7 +36,7 @@ fn sigterm_closes_all_with_1001_and_ends_with_0() {
 
 #[test]
 fn a_client_that_does_not_answer_is_not_waited_for() {
-    let mut server = serve(&["echo"], &["--close-timeout", "100ms"]);
+    let mut server = serve(&["echo"], &["-o", "close_timeout=100ms"]);
     let mut raw = Raw::open(&server.address(), "/echo");
     let begun = Instant::now();
     server.signal(Signal::SIGTERM);
@@ -48,7 +48,7 @@ fn a_client_that_does_not_answer_is_not_waited_for() {
 #[test]
 fn a_handler_that_does_not_come_back_is_left_behind_at_the_deadline() {
     let mut server =
-        serve(&["everything_blocking"], &["--stop-timeout", "300ms", "--close-timeout", "100ms"]);
+        serve(&["everything_blocking"], &["-o", "stop_timeout=300ms", "-o", "close_timeout=100ms"]);
     let mut raw = Raw::open(&server.address(), "/everything_blocking");
     assert_eq!(raw.ask("nap 60000"), "nap: begins");
     let mut other = Raw::open(&server.address(), "/everything_blocking");
@@ -64,7 +64,7 @@ fn a_handler_that_does_not_come_back_is_left_behind_at_the_deadline() {
 
 #[test]
 fn what_was_sent_before_the_stop_still_arrives() {
-    let mut server = serve(&["everything"], &["--no-deflate"]);
+    let mut server = serve(&["everything"], &["-odeflate=false"]);
     let mut raw = Raw::open(&server.address(), "/everything");
     raw.text("zeros 900000");
     raw.text("send queued");
@@ -95,7 +95,7 @@ fn sigquit_ends_at_once() {
 
 #[test]
 fn connections_that_come_while_it_stops_do_not_keep_it() {
-    let mut server = serve(&["everything_blocking"], &["--stop-timeout", "20s", "--close-timeout", "1s"]);
+    let mut server = serve(&["everything_blocking"], &["-o", "stop_timeout=20s", "-o", "close_timeout=1s"]);
     let address = server.address();
     let mut raw = Raw::open(&address, "/everything_blocking");
     assert_eq!(raw.ask("nap 300"), "nap: begins");

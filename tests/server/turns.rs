@@ -180,7 +180,7 @@ fn an_end_that_came_with_a_message_is_noticed_behind_it() {
 fn messages_that_take_long_are_served_in_slices_and_nobody_is_killed() {
     const MESSAGES: usize = 200;
     // All of them take longer than a handler may.
-    let server = serve(&["turns"], &["--handler-timeout", "1s"]);
+    let server = serve(&["turns"], &["-o", "handler_timeout=1s"]);
     let mut quiet = Raw::open(&server.address(), "/turns");
     let mut slow = Raw::open(&server.address(), "/turns");
     slow.send(&client::frame(TEXT, b"a nap").repeat(MESSAGES));

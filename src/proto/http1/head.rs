@@ -9,7 +9,7 @@ use crate::proto::http1::authority::Authority;
 use crate::proto::http1::target::Target;
 
 /// How large a head may be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeadLimits {
     /// Bytes from the first one to the end of the empty line.
     pub bytes: usize,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::backoff::{Backoff, Rule};
-use crate::config::Children;
+use crate::config::Processes;
 use crate::time::Instant;
 
 /// A process that could not be forked, or died before it was ready, delays the next one.
@@ -27,7 +27,7 @@ pub struct Count {
 
 impl Count {
     /// How many are to be forked.
-    pub fn missing(self, wanted: Children) -> usize {
+    pub fn missing(self, wanted: Processes) -> usize {
         let room = wanted.most.saturating_sub(self.all);
         wanted.spare.saturating_sub(self.idle).min(room).max(self.orphaned)
     }
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn as_many_wait_as_are_wanted_and_there_is_room_for() {
-        let wanted = Children { spare: 3, most: 5 };
+        let wanted = Processes { spare: 3, most: 5 };
         for (all, idle, orphaned, expected) in [
             (0, 0, 0, 3),
             (3, 3, 0, 0),

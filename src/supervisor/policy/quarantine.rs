@@ -59,8 +59,8 @@ impl Quarantine {
 
     /// A process has died in this handler, whose breaker stands like this.
     pub fn on_death(&mut self, handler: u16, breaker: BreakerState, now: Instant) -> Option<Verdict> {
-        let first = Duration::from_nanos(self.rules.time);
-        let window = Duration::from_nanos(self.rules.window);
+        let first = self.rules.time;
+        let window = self.rules.window;
         let history = self.handlers.entry(handler).or_default();
         if self.rules.deaths == 0 || breaker == BreakerState::Open {
             return None;
@@ -120,7 +120,7 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
     const RULES: config::Quarantine =
-        config::Quarantine { deaths: 3, window: 60 * SECOND, time: 10 * SECOND };
+        config::Quarantine { deaths: 3, window: Duration::from_secs(60), time: Duration::from_secs(10) };
 
     fn at(nanos: u64) -> Instant {
         Instant::from_nanos(nanos)
@@ -232,7 +232,8 @@ mod tests {
 
     #[test]
     fn the_rules_are_the_operators() {
-        let rules = config::Quarantine { deaths: 1, window: SECOND, time: 1000 * SECOND };
+        let rules =
+            config::Quarantine { deaths: 1, window: Duration::from_secs(1), time: Duration::from_secs(1000) };
         check(rules, &[(1, 0, Closed, 1000), (1001, 0, HalfOpen, 1000)]);
         check(
             config::Quarantine { deaths: 0, ..RULES },

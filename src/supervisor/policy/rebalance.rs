@@ -1,8 +1,6 @@
 //! When and what workers give to each other, and when one has served long enough: pure functions of what the
 //! scoreboard shows.
 
-use std::time::Duration;
-
 use crate::config::Wear;
 
 /// Connections moved at a time: a few, so that nobody waits for it.
@@ -26,14 +24,16 @@ pub fn worn(bounds: &Wear, used: &Wear) -> Option<String> {
         let megabytes = used.memory / (1024 * 1024);
         return Some(format!("it uses {megabytes} MiB of memory"));
     }
-    if over(used.age, bounds.age) {
-        return Some(format!("it is {:?} old", Duration::from_nanos(used.age)));
+    if !bounds.age.is_zero() && used.age >= bounds.age {
+        return Some(format!("it is {:?} old", used.age));
     }
     over(used.messages, bounds.messages).then(|| format!("it has received {} messages", used.messages))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -69,8 +69,8 @@ mod tests {
 
     #[test]
     fn a_worker_is_worn_at_its_bounds_and_without_bounds_never() {
-        let bounds = Wear { memory: 1 << 20, age: 2_000_000_000, messages: 0 };
-        let used = |memory, age, messages| Wear { memory, age, messages };
+        let bounds = Wear { memory: 1 << 20, age: Duration::from_secs(2), messages: 0 };
+        let used = |memory, age, messages| Wear { memory, age: Duration::from_nanos(age), messages };
         assert_eq!(worn(&bounds, &used((1 << 20) - 1, 1_999_999_999, u64::MAX)), None);
         assert_eq!(worn(&bounds, &used(1 << 20, 0, 0)).as_deref(), Some("it uses 1 MiB of memory"));
         assert_eq!(worn(&bounds, &used(0, 2_000_000_000, 0)).as_deref(), Some("it is 2s old"));

@@ -120,8 +120,8 @@ impl Watchdog {
     /// Of the calling thread, which runs the event loop, and of all blocking threads; `None` if nothing is limited.
     pub fn new(config: &Config, routes: &Arc<Routes>, slot: &'static Slot) -> Option<Self> {
         let limits = routes.handlers().iter().map(|route| Limits {
-            run: Duration::from_nanos(config.handler_time(&route.resource)),
-            wait: Duration::from_nanos(config.handler_wait_time),
+            run: config.handler(&route.resource).timeout,
+            wait: config.handler_wait_timeout,
         });
         let limits: Vec<_> = limits.collect();
         host::count_calls(&LOOP_CALLS);

@@ -198,8 +198,8 @@ impl AccessLog {
         let path = resource.and_then(|resource| resource.split('?').next()).unwrap_or_default();
         let route =
             self.routes.find(path).and_then(|handler| self.routes.handlers().get(usize::from(handler)));
-        let level = route.and_then(|route| self.config.log.handlers.get(&route.resource));
-        if level.is_some_and(|level| *level > Level::Info) {
+        let level = route.and_then(|route| self.config.handler(&route.resource).log_level);
+        if level.is_some_and(|level| level > Level::Info) {
             return;
         }
         let Address { family, port, text } = info::address(record.peer.address());

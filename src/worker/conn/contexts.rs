@@ -2,6 +2,7 @@
 //! together are too large, and those that have been idle for too long. Knows no connections.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::config::Contexts as Limits;
 
@@ -46,7 +47,8 @@ impl Contexts {
     pub fn surplus(&self, now: u64) -> Option<u64> {
         let (_, (id, used)) = self.holders.first_key_value()?;
         let is_too_much = self.limits.total != 0 && self.sum as u64 > self.limits.total;
-        let is_idle = self.limits.idle != 0 && now.saturating_sub(*used) >= self.limits.idle;
+        let is_idle = !self.limits.idle.is_zero()
+            && Duration::from_nanos(now.saturating_sub(*used)) >= self.limits.idle;
         (is_too_much || is_idle).then_some(*id)
     }
 
@@ -62,7 +64,7 @@ mod tests {
     use super::*;
 
     fn contexts(total: u64, idle: u64) -> (Contexts, [Holding; 3]) {
-        (Contexts::new(Limits { total, idle }), [Holding::default(); 3])
+        (Contexts::new(Limits { total, idle: Duration::from_nanos(idle) }), [Holding::default(); 3])
     }
 
     #[test]

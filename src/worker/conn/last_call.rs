@@ -68,7 +68,11 @@ impl Conns {
     /// Notes what is done when the thread has taken all that has come; if it does not in time, it is done then.
     pub fn set_last_call(&self, id: u64, last_call: LastCall) {
         let limit = self.config.limits.close_deadline.as_nanos() as u64 / 10 * 9;
-        let limit = if self.life.is_stopping() { limit.min(self.config.stop_time / 2) } else { limit };
+        let limit = if self.life.is_stopping() {
+            limit.min(self.config.stop_timeout.as_nanos() as u64 / 2)
+        } else {
+            limit
+        };
         let by = self.life.now.get().saturating_add(limit);
         self.with_open(id, |_, open| open.extra().last_call = Some((last_call, by)));
         self.arm(id);

@@ -99,7 +99,7 @@ impl Conns {
     /// Closes a connection whose incomplete message there is no memory for.
     #[cold]
     fn refuse_message(&self, id: u64) {
-        const WHY: &str = "no memory for its message (--receive-total)";
+        const WHY: &str = "no memory for its message (receive_total)";
         let failed = self.with_protocol(id, |open, io| open.proto.give_up(TRY_AGAIN_LATER, WHY, io));
         if let Some(Event::Failed { code, why }) = failed {
             log::warn!("connection {id:x}: {why}; closed with {code}");

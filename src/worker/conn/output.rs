@@ -54,7 +54,7 @@ impl Conns {
                     conn.phase = Phase::Linger(now.saturating_add(linger));
                 }
                 Phase::Reply(_, deadline) if progress => {
-                    *deadline = now.saturating_add(self.config.handshake_time);
+                    *deadline = now.saturating_add(self.config.handshake_timeout.as_nanos() as u64);
                 }
                 _ => {}
             }
@@ -119,7 +119,10 @@ impl Conns {
                 }
                 Body::File { file, offset, length } => Some(FileBody { file, offset, left: length }),
             };
-            conn.phase = Phase::Reply(file, self.life.now.get().saturating_add(self.config.handshake_time));
+            conn.phase = Phase::Reply(
+                file,
+                self.life.now.get().saturating_add(self.config.handshake_timeout.as_nanos() as u64),
+            );
             conn.dirty = true;
             core.dirty.push(id);
         }

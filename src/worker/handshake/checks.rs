@@ -23,7 +23,7 @@ impl Handshakes {
         if self.life.is_stopping() {
             return self.conns.load.release();
         }
-        let deadline = self.life.now.get().saturating_add(self.config.handshake_time);
+        let deadline = self.life.now.get().saturating_add(self.config.handshake_timeout.as_nanos() as u64);
         if let Some(id) = self.conns.add(Conn::new(socket, deadline)) {
             self.conns.reply(id, answer(refusal));
         }
@@ -131,9 +131,9 @@ impl Handshakes {
 
     /// Checks the origin and the connection limit of the pool. False: the request was refused.
     pub fn check_limits(&self, id: u64, handler: u16, head: &Head) -> bool {
-        let admission = &self.config.admission;
         let route = self.routes.handlers().get(usize::from(handler));
-        let origins = route.map_or(&admission.origins[..], |route| admission.origins_of(&route.resource));
+        let settings = route.map_or(&self.config.handler, |route| self.config.handler(&route.resource));
+        let origins = &settings.origins;
         // A client that is not a browser may send no Origin, or any it likes.
         let is_allowed = |origin: &[u8]| origins.iter().any(|rule| rule.allows(origin));
         let foreign = head.header_all("origin").find(|origin| !origins.is_empty() && !is_allowed(origin));

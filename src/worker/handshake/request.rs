@@ -61,7 +61,7 @@ impl Handshakes {
             self.conns.load.release();
             return None;
         }
-        let deadline = self.life.now.get().saturating_add(self.config.handshake_time);
+        let deadline = self.life.now.get().saturating_add(self.config.handshake_timeout.as_nanos() as u64);
         let id = self.conns.add(Conn::new(socket, deadline))?;
         if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
             record.peer = peer.into();

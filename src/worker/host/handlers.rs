@@ -135,7 +135,7 @@ fn stop(services: &[Option<Service>]) {
 /// `enter` is told what the handler is about to be called for.
 fn load(config: &Config, route: &Route, worker: u32, enter: impl Fn(Callback)) -> Option<Service> {
     let settings = config.settings.get(&route.resource).cloned().unwrap_or_default();
-    let least = config.log.handlers.get(&route.resource).copied();
+    let least = config.handler(&route.resource).log_level;
     let log: plugin::Log = Box::new(move |handler, level, conn, text| {
         write_for_handler(least, level_of(level), handler, conn, text);
     });
@@ -151,7 +151,7 @@ fn load(config: &Config, route: &Route, worker: u32, enter: impl Fn(Callback)) -
         log::error!("{file}: on_worker_start returned {result}; {} answers 503", route.resource);
         return None;
     }
-    Some(Service { plugin, handler, deflate: config.deflate_of(&route.resource) })
+    Some(Service { plugin, handler, deflate: config.handler(&route.resource).deflate.clone() })
 }
 
 /// The level of a line by its number in `ws_handler.h`, where numbers between two levels count as the lower one.

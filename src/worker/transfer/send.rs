@@ -170,7 +170,7 @@ impl Transfer {
         if self.conns.len() > 0 {
             return false; // some have arrived in the same turn, and go on at the next look
         }
-        let is_late = self.life.now.get() >= since.saturating_add(self.config.stop_time);
+        let is_late = self.life.now.get() >= since.saturating_add(self.config.stop_timeout.as_nanos() as u64);
         !self.slot.crash.is_sending() && (self.threads.running() == 0 || is_late)
     }
 
@@ -267,10 +267,10 @@ impl Transfer {
             if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
                 leaving.told.insert(id);
                 let route = self.routes.handlers().get(usize::from(handler));
-                if let Some(time) = route.and_then(|route| self.config.drain_time(&route.resource)) {
+                if let Some(time) = route.and_then(|route| self.config.handler(&route.resource).drain) {
                     // One that can move once its thread comes back has all of the time.
                     let part = if self.conns.is_resumable(id) { open.len() } else { index + 1 };
-                    let share = u128::from(time) * part as u128 / open.len() as u128;
+                    let share = time.as_nanos() * part as u128 / open.len() as u128;
                     let at = Instant::from_nanos(self.life.now.get().saturating_add(share as u64));
                     leaving.pacing.close_at(at, id);
                 }

@@ -13,7 +13,7 @@ pub struct Account {
     groups: Vec<Gid>,
 }
 
-/// The ids of a process that is to run as this user, this group or both: with a group, that alone; without, all those
+/// The ids of a process that is to run as this user, this group or both: with a group, that alone; without, all groups
 /// of the user. No groups: as the server.
 pub fn identity(user: Option<Account>, group: Option<Gid>) -> Result<(Option<Uid>, Vec<Gid>), String> {
     match (user, group) {
@@ -47,9 +47,14 @@ pub fn user(text: &str) -> Result<Account, String> {
     }
 }
 
-/// The value of an option that names a group.
+/// The value of an option that names the group of workers.
 pub fn group(text: &str) -> Result<Gid, String> {
     must_be_root("another group")?;
+    any_group(text)
+}
+
+/// A group, by name or number.
+pub fn any_group(text: &str) -> Result<Gid, String> {
     if let Some(number) = id(text) {
         return Ok(Gid::from_raw(number));
     }
@@ -67,7 +72,7 @@ fn id(text: &str) -> Option<u32> {
 pub fn must_be_root(for_this: &str) -> Result<(), String> {
     match geteuid().is_root() {
         true => Ok(()),
-        false => Err(format!("expected to be root: nobody else can give workers {for_this}")),
+        false => Err(format!("expected to be root: only root can give workers {for_this}")),
     }
 }
 

@@ -1,0 +1,158 @@
+//! Configuration files as they are written: TOML with the place of each key. Knows no setting but by the table; refuses
+//! what the table does not have, with file, line, key and what was expected.
+
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::{DeInteger, DeString, DeTable, DeValue};
+
+use super::places::Given;
+use super::{Error, Kind, Place, Places, Scope, Setting, find, similar};
+
+/// The largest file that is read; bytes.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The text of a configuration file.
+#[derive(Debug)]
+pub struct File {
+    path: PathBuf,
+    text: String,
+}
+
+/// A key and its value where they stand in the file.
+pub type Entry<'t, 'f> = (&'t Spanned<DeString<'f>>, &'t Spanned<DeValue<'f>>);
+
+impl File {
+    /// Reads the file. The error names it.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let mut text = String::new();
+        let read = |file: std::fs::File| file.take(MAX_BYTES + 1).read_to_string(&mut text);
+        let wrong = |why: String| Error::Config(format!("{}: {why}", path.display()));
+        std::fs::File::open(path).and_then(read).map_err(|error| wrong(error.to_string()))?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(wrong(format!("expected at most {MAX_BYTES} bytes")));
+        }
+        Ok(Self { path: path.to_owned(), text })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The whole of it.
+    pub fn parse(&self) -> Result<DeTable<'_>, Error> {
+        let document = DeTable::parse(&self.text).map_err(|error| {
+            let span = error.span().unwrap_or_default();
+            let message = error.message().replace('\n', ", ");
+            // The parser does not say which key.
+            let key = self.text.get(span.clone()).filter(|_| message.starts_with("duplicate key"));
+            let key = key.map_or(String::new(), |key| format!(" {key}"));
+            Error::Config(format!("{}: {message}{key}", self.line(span)))
+        })?;
+        Ok(document.into_inner())
+    }
+
+    /// Where a key stands.
+    pub fn place(&self, span: Range<usize>, key: &str) -> Place {
+        Place::File(format!("{}: {key}", self.line(span)))
+    }
+
+    fn line(&self, span: Range<usize>) -> String {
+        let before = self.text.bytes().take(span.start);
+        format!("{}:{}", self.path.display(), before.filter(|b| *b == b'\n').count() + 1)
+    }
+
+    /// The tables in a table, such as all `[pool.NAME]`: their names and entries. None is fine.
+    pub fn tables<'t, 'f>(
+        &self,
+        document: &'t DeTable<'f>,
+        key: &str,
+    ) -> Result<Vec<(&'t Spanned<DeString<'f>>, &'t DeTable<'f>)>, Error> {
+        let Some(value) = document.get(key) else { return Ok(Vec::new()) };
+        let inner = self.table(key, value, &format!("tables such as [{key}.\"NAME\"]"))?;
+        let inner = inner.iter().map(|(name, value)| {
+            let table = self.table(&format!("{key}.\"{}\"", name.get_ref()), value, "a table")?;
+            Ok((name, table))
+        });
+        inner.collect()
+    }
+
+    /// The table that a value must be.
+    pub fn table<'t, 'f>(
+        &self,
+        key: &str,
+        value: &'t Spanned<DeValue<'f>>,
+        expected: &str,
+    ) -> Result<&'t DeTable<'f>, Error> {
+        let wrong =
+            || self.place(value.span(), key).wrong(format!("expected {expected}, not {}", kind(value)));
+        value.get_ref().as_table().ok_or_else(wrong)
+    }
+
+    /// The values of these keys, which are settings of this table of the file. Their types are right, not their texts.
+    pub fn values<'t, 'f: 't>(
+        &self,
+        entries: impl IntoIterator<Item = Entry<'t, 'f>>,
+        scope: Scope,
+    ) -> Result<Places, Error> {
+        let mut values = Places::default();
+        for (key, value) in entries {
+            let name: &str = key.get_ref();
+            let Some(setting) = find(scope, name) else {
+                let why = format!("no such key, {}", similar(scope, name));
+                return Err(self.place(key.span(), name).wrong(why));
+            };
+            let texts = texts(setting, value).map_err(|expected| {
+                self.place(value.span(), name).wrong(format!("expected {expected}, not {}", kind(value)))
+            })?;
+            let written = self.text.get(value.span()).unwrap_or_default().to_owned();
+            values.insert(setting.name, Given { texts, written, place: self.place(key.span(), name) });
+        }
+        Ok(values)
+    }
+}
+
+/// A value as text, one for each element of a list; the error says what was expected.
+fn texts(setting: &Setting, value: &Spanned<DeValue<'_>>) -> Result<Vec<String>, &'static str> {
+    let text = match (&setting.kind, value.get_ref()) {
+        (Kind::Flag(_), DeValue::Boolean(is_on)) => is_on.to_string(),
+        (
+            Kind::Count(..) | Kind::Size(..) | Kind::Time(..) | Kind::NameOrNumber(..),
+            DeValue::Integer(number),
+        ) => decimal(number),
+        // So that a time can be switched off as others can.
+        (Kind::Text("TIME", _), DeValue::Integer(number)) => decimal(number),
+        (Kind::Flag(_), _) => return Err("true or false"),
+        (Kind::Count(..), _) => return Err("an integer"),
+        (Kind::List(..), DeValue::Array(values)) if !values.is_empty() => {
+            let text = |value: &Spanned<DeValue<'_>>| value.get_ref().as_str().map(str::to_owned);
+            let texts = values.iter().map(text).collect::<Option<Vec<_>>>();
+            return texts.ok_or("strings in the array");
+        }
+        (_, DeValue::String(text)) => text.to_string(),
+        (Kind::List(..), _) => return Err("a string or an array of strings"),
+        (Kind::Size(..) | Kind::Time(..) | Kind::NameOrNumber(..) | Kind::Text("TIME", _), _) => {
+            return Err("a string or an integer");
+        }
+        _ => return Err("a string"),
+    };
+    Ok(vec![text])
+}
+
+/// However the number is written in the file; as it is there if it is larger than any.
+pub fn decimal(number: &DeInteger<'_>) -> String {
+    let value = i128::from_str_radix(number.as_str(), number.radix());
+    value.map_or_else(|_| number.to_string(), |value| value.to_string())
+}
+
+/// A value's type, for errors.
+pub fn kind(value: &Spanned<DeValue<'_>>) -> String {
+    match value.get_ref() {
+        DeValue::Array(values) if values.is_empty() => "an empty array".to_owned(),
+        DeValue::Integer(_) | DeValue::Array(_) => format!("an {}", value.get_ref().type_str()),
+        other => format!("a {}", other.type_str()),
+    }
+}

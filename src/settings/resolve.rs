@@ -1,0 +1,193 @@
+//! From what was given to a [`Config`]: the values of the command line go over those of the file, both over the defaults;
+//! what has to be seen together is, and what is named has to be there.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use super::account::{identity, must_be_root};
+use super::draft::{Draft, Target};
+use super::file::File;
+use super::value::Host;
+use super::{Error, Kind, Places, Scope, find, in_scope, pools};
+use crate::config::{Config, CrashRecords, Landlock, Listen, Pool};
+use crate::log::{AccessLog, Destination};
+
+/// Where a syslog daemon listens: `_PATH_LOG` of <syslog.h>.
+const SYSLOG: &str = "/dev/log";
+/// Where systemd-journald listens: systemd.io/JOURNAL_NATIVE_PROTOCOL.
+const JOURNALD: &str = "/run/systemd/journal/socket";
+/// Stands for where the log goes.
+const SAME: &str = "-";
+/// What workers read in their root directory: where code is mapped, and which threads there are.
+const PROC: &str = "proc/self/maps";
+
+/// The configuration of a command line and the file that it names. `exe_dir` is where the program is, for the default of
+/// the handler directory.
+pub fn config(line: Places, file: Option<&Path>, exe_dir: Option<PathBuf>) -> Result<Config, Error> {
+    // Mistakes of the command line come first.
+    assign(&line, Scope::Server, &mut Draft::default())?;
+    let Some(path) = file else { return server(&line, exe_dir).map(|(_, config)| config) };
+    let file = File::read(path)?;
+    let document = file.parse()?;
+    let outside = document.iter().filter(|(key, _)| !pools::TABLES.contains(&&**key.get_ref()));
+    let values = file.values(outside, Scope::Server)?;
+    assign(&values, Scope::Server, &mut Draft::default())?;
+    let (draft, mut config) = server(&line.over(values), exe_dir)?;
+    pools::read(&file, &document, &draft, &mut config)?;
+    config.file = Some(path.to_owned());
+    Ok(config)
+}
+
+/// Assigns what was given, and else the defaults. Where a table can say what the server says, too, the draft has it.
+pub fn assign(given: &Places, scope: Scope, draft: &mut Draft) -> Result<(), Error> {
+    for setting in in_scope(scope) {
+        match given.get(setting.name) {
+            Some(given) => setting.assign(&given.texts, draft).map_err(|why| given.refused(why))?,
+            None if scope != Scope::Server && setting.is_in(Scope::Server) => {}
+            None => setting.assign_default(draft).map_err(Error::Config)?,
+        }
+    }
+    Ok(())
+}
+
+/// The configuration without tables, and the draft that it was made of.
+fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), Error> {
+    let mut draft = Draft::default();
+    assign(given, Scope::Server, &mut draft)?;
+    let mut config = draft.config.clone();
+    let listen = draft.hosts.iter().cloned().map(|host| match host {
+        Host::Name(host) => Listen::Tcp { host, port: draft.port },
+        Host::Unix(path) => Listen::Unix(path),
+    });
+    config.listen = listen.collect();
+    config.handler = draft.handler.clone();
+    config.workers = draft.workers.unwrap_or_else(cores);
+    config.limits.frame = config.limits.frame.min(config.limits.message);
+    config.sending.low = send_low(&draft, given)?;
+    config.crash_records = draft.crash_dir.clone().map(|dir| CrashRecords { dir, bytes: draft.crash_bytes });
+    for (name, dir) in [("document_root", &config.document_root), ("crash_dir", &draft.crash_dir)] {
+        if dir.as_ref().is_some_and(|dir| !dir.is_dir()) {
+            return Err(given.unusable(name, "expected a directory"));
+        }
+    }
+    // Handlers may change the current directory of workers.
+    config.document_root = config
+        .document_root
+        .map(std::path::absolute)
+        .transpose()
+        .map_err(|error| given.unusable("document_root", format!("the current directory: {error}")))?;
+    if config.admission.proxy.protocol && !config.admission.proxy.is_any() {
+        return Err(given.wrong("proxy_protocol", "expected trust_proxy beside it, which says from whom"));
+    }
+    config.authentication.all = draft.policy.clone().policy(given)?.map(Arc::new);
+    config.landlock = landlock(&draft, given)?;
+    config.handlers = draft.handlers.clone().map_or_else(|| default_handlers(exe_dir), Ok)?;
+    log(&draft, &mut config);
+    if config.daemon.detach {
+        fit_for_the_background(&config.log.destination, given)?;
+    }
+    config.daemon.chroot = draft.chroot.as_deref().map(|dir| chroot(dir, &mut config, given)).transpose()?;
+    let (user, groups) = identity(draft.user.clone(), draft.group).map_err(|why| given.wrong("user", why))?;
+    config.pools = vec![Pool { user, groups, ..Pool::new("default", config.workers) }];
+    Ok((draft, config))
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+fn send_low(draft: &Draft, given: &Places) -> Result<usize, Error> {
+    let high = draft.config.sending.high;
+    match draft.send_low.unwrap_or(high / 4) {
+        low if low > high => {
+            let high = format!("{} {high}", given.of("send_high"));
+            Err(given.wrong("send_low", format!("{low} is above {high}: expected at most that")))
+        }
+        low => Ok(low),
+    }
+}
+
+fn landlock(draft: &Draft, given: &Places) -> Result<Option<Landlock>, Error> {
+    let (read, write) = (&draft.landlock_read, &draft.landlock_write);
+    for (name, paths) in [("landlock_read", read), ("landlock_write", write)] {
+        if !paths.is_empty() && !draft.landlock {
+            return Err(given.wrong(name, "expected landlock beside it"));
+        }
+        if let Some(path) = paths.iter().find(|path| !path.exists()) {
+            return Err(given.wrong(name, format!("{}: expected a file or directory", path.display())));
+        }
+    }
+    Ok(draft.landlock.then(|| Landlock { read: read.clone(), write: write.clone() }))
+}
+
+fn default_handlers(exe_dir: Option<PathBuf>) -> Result<PathBuf, Error> {
+    let missing = |why: String| Error::Config(format!("--websock-handlers is missing{why}"));
+    let exe_dir = exe_dir.ok_or_else(|| missing(String::new()))?;
+    let candidates = ["handlers", "../lib/wshd/handlers"].map(|dir| exe_dir.join(dir));
+    candidates.iter().find(|dir| dir.is_dir()).cloned().ok_or_else(|| {
+        let [first, second] = candidates.map(|dir| dir.display().to_string());
+        missing(format!(", and there is neither {first} nor {second}"))
+    })
+}
+
+fn log(draft: &Draft, config: &mut Config) {
+    // Seen from where the server was started, also when it reads its settings again: a daemon goes elsewhere.
+    static START: OnceLock<PathBuf> = OnceLock::new();
+    let start = START.get_or_init(|| std::env::current_dir().unwrap_or_default());
+    let absolute = |path: &PathBuf| start.join(path);
+    let socket = |default: &str| draft.log_socket.as_ref().map_or_else(|| default.into(), absolute);
+    config.log.destination = match (draft.log_target, &draft.log_file) {
+        (None, Some(path)) => Destination::File(absolute(path)),
+        (Some(Target::Stderr) | None, _) => Destination::Stderr,
+        (Some(Target::Syslog), _) => Destination::Syslog(socket(SYSLOG)),
+        (Some(Target::Journald), _) => Destination::Journald(socket(JOURNALD)),
+    };
+    config.log.access = draft.access_log.as_ref().map(|path| match path.as_os_str() == SAME {
+        true => AccessLog::Log,
+        false => AccessLog::File(absolute(path)),
+    });
+}
+
+/// In the background standard error goes nowhere, and the server runs in `/`, where it is reloaded and upgraded as well:
+/// all files and directories that it is told must begin there.
+fn fit_for_the_background(log: &Destination, given: &Places) -> Result<(), Error> {
+    if *log == Destination::Stderr {
+        let why = "expected log_file or log_target beside it, as standard error goes nowhere";
+        return Err(given.wrong("daemon", why));
+    }
+    for (name, value) in given.iter() {
+        let is_path = match find(Scope::Server, name).map(|setting| &setting.kind) {
+            Some(Kind::Path(..)) => true,
+            Some(kind) => kind.value() == "PATH",
+            None => false,
+        };
+        if is_path && value.texts.iter().any(|path| path != SAME && Path::new(path).is_relative()) {
+            return Err(given.unusable(name, "expected a path that begins with /, with daemon"));
+        }
+    }
+    Ok(())
+}
+
+/// The real path of the root of workers. Handlers and document root are made real paths below it.
+fn chroot(dir: &Path, config: &mut Config, given: &Places) -> Result<PathBuf, Error> {
+    let failed = |why: String| given.unusable("chroot", why);
+    must_be_root("another root directory").map_err(failed)?;
+    let dir = dir.canonicalize().map_err(|error| failed(error.to_string()))?;
+    if !dir.join(PROC).exists() {
+        let at = dir.join("proc");
+        return Err(failed(format!("expected proc, as in mount -t proc proc {}", at.display())));
+    }
+    let below = |path: &Path| {
+        let path = path.canonicalize().map_err(|error| error.to_string())?;
+        match path.starts_with(&dir) {
+            true => Ok(path),
+            false => Err(format!("expected a directory below chroot {}", dir.display())),
+        }
+    };
+    config.handlers = below(&config.handlers).map_err(|why| given.unusable("websock_handlers", why))?;
+    if let Some(root) = &mut config.document_root {
+        *root = below(root).map_err(|why| given.unusable("document_root", why))?;
+    }
+    Ok(dir)
+}

@@ -1,0 +1,119 @@
+//! Who may come in, and how often.
+
+use super::super::Default::{Is, Unset};
+use super::super::Flag::No;
+use super::super::Kind::{Count, Flag, List, Size};
+use super::super::value::{MAX_SIZE, Trusted, each, network};
+use super::super::{Scope, Setting};
+use crate::proto::http1::allow::{HostRule, OriginRule};
+
+const SERVER: &[Scope] = &[Scope::Server];
+const EACH: &[Scope] = &[Scope::Server, Scope::Handler];
+/// The largest 32-bit count.
+const MAX: i64 = u32::MAX as i64;
+
+pub const TABLE: &[Setting] = &[
+    Setting {
+        name: "max_connections_total",
+        scopes: SERVER,
+        kind: Count("COUNT", 0..=MAX, |d, count| d.config.admission.total = count as u32),
+        default: Is("0"),
+        flag: No,
+        help: "Maximum connections of all workers together (0: no limit)",
+        more: "Further ones get status 503.",
+    },
+    Setting {
+        name: "max_connections_per_address",
+        scopes: SERVER,
+        kind: Count("COUNT", 0..=MAX, |d, count| d.config.admission.per_address = count as u32),
+        default: Is("0"),
+        flag: No,
+        help: "Maximum connections from one address, over all workers (0: no limit)",
+        more: "Further ones get status 429.\nOf an IPv6 address the first 64 bits count.",
+    },
+    Setting {
+        name: "max_handshakes_per_address",
+        scopes: SERVER,
+        kind: Count("COUNT", 0..=65_535, |d, count| d.config.admission.handshakes = count as u32),
+        default: Is("0"),
+        flag: No,
+        help: "Maximum new connections from one address in a second (0: no limit)",
+        more: "Further ones get status 429.",
+    },
+    Setting {
+        name: "max_message_rate",
+        scopes: SERVER,
+        kind: Count("COUNT", 0..=MAX, |d, count| d.config.admission.messages = count as u32),
+        default: Is("0"),
+        flag: No,
+        help: "Maximum messages from a peer in a second, on each connection (0: no limit)",
+        more: "\
+One more closes it with 1008.
+A fragment without a byte that is not the first of its message counts as a message.",
+    },
+    Setting {
+        name: "max_byte_rate",
+        scopes: SERVER,
+        kind: Size(0..=MAX_SIZE, |d, size| d.config.admission.bytes = size),
+        default: Is("0"),
+        flag: No,
+        help: "Maximum bytes of messages from a peer in a second, in the same way (0: no limit)",
+        more: "A single message may be larger, and has to be made up for by silence.",
+    },
+    Setting {
+        name: "allow_origin",
+        scopes: EACH,
+        kind: List("ORIGIN", |d, texts| Ok(d.handler.origins = each(texts, OriginRule::parse)?)),
+        default: Unset("all"),
+        flag: No,
+        help: "Accept WebSockets from pages of this origin, such as https://example.com",
+        more: "\
+Others get status 403.
+A host that begins with
+.Ql *.
+stands for all names below it, and not for the name itself.
+.Ql null
+is what browsers send for pages whose origin they do not tell,
+.Ql *
+allows all.
+A request without an origin is allowed: browsers always send one, and others what they like.",
+    },
+    Setting {
+        name: "allow_host",
+        scopes: SERVER,
+        kind: List("HOST", |d, texts| Ok(d.config.admission.hosts = each(texts, HostRule::parse)?)),
+        default: Unset("all"),
+        flag: No,
+        help: "Serve requests for this host, such as example.com or *.example.com",
+        more: "\
+Others get status 421.
+With a port only for this port; 80 and 443 also allow requests that name none.",
+    },
+    Setting {
+        name: "trust_proxy",
+        scopes: SERVER,
+        kind: List("NETWORK", |d, texts| {
+            let trusted = each(texts, network)?;
+            let networks = trusted.iter().filter_map(|trusted| match trusted {
+                Trusted::Network(network) => Some(*network),
+                Trusted::Unix => None,
+            });
+            d.config.admission.proxy.networks = networks.collect();
+            d.config.admission.proxy.unix = trusted.contains(&Trusted::Unix);
+            Ok(())
+        }),
+        default: Unset("none"),
+        flag: No,
+        help: "Trust client addresses sent by proxies in this network, such as 10.0.0.0/8 or ::1",
+        more: ".Ql unix\nare all peers on Unix sockets.\nSee DOORS in\n.Xr wshd 8 .",
+    },
+    Setting {
+        name: "proxy_protocol",
+        scopes: SERVER,
+        kind: Flag(|d, is_on| d.config.admission.proxy.protocol = is_on),
+        default: Is("false"),
+        flag: No,
+        help: "Expect the header of the PROXY protocol, version 1 or 2, from all that trust_proxy names",
+        more: "",
+    },
+];

@@ -1,0 +1,77 @@
+//! permessage-deflate.
+
+use super::super::Default::Is;
+use super::super::Flag::No;
+use super::super::Kind::{Count, Flag, Size, Time};
+use super::super::value::{MAX_MEMORY, MAX_SIZE};
+use super::super::{Scope, Setting, Zero};
+
+const SERVER: &[Scope] = &[Scope::Server];
+const EACH: &[Scope] = &[Scope::Server, Scope::Handler];
+
+pub const TABLE: &[Setting] = &[
+    Setting {
+        name: "deflate",
+        scopes: EACH,
+        kind: Flag(|d, is_on| d.handler.deflate.enabled = is_on),
+        default: Is("true"),
+        flag: No,
+        help: "Offer compression of messages",
+        more: "",
+    },
+    Setting {
+        name: "deflate_threshold",
+        scopes: SERVER,
+        kind: Size(0..=MAX_SIZE, |d, size| d.handler.deflate.threshold = size as u32),
+        default: Is("64"),
+        flag: No,
+        help: "Send shorter messages uncompressed",
+        more: "",
+    },
+    Setting {
+        name: "deflate_level",
+        scopes: SERVER,
+        kind: Count("LEVEL", 1..=9, |d, level| d.handler.deflate.level = level as u8),
+        default: Is("1"),
+        flag: No,
+        help: "Effort of compression, from 1 (fast) to 9 (small)",
+        more: "",
+    },
+    Setting {
+        name: "deflate_takeover",
+        scopes: EACH,
+        kind: Flag(|d, is_on| d.handler.deflate.server_no_context_takeover = !is_on),
+        default: Is("true"),
+        flag: No,
+        help: "Compress a message with reference to those before it",
+        more: "\
+This makes short messages that resemble each other much smaller; for that a connection keeps a context of 264K, of \
+which short messages use about 195K.
+Otherwise each message is compressed on its own, which the opening handshake says.
+A handler may decide for itself, with
+.Fn ws_configure_deflate .",
+    },
+    Setting {
+        name: "deflate_total",
+        scopes: SERVER,
+        kind: Size(0..=MAX_MEMORY, |d, size| d.config.contexts.total = size),
+        default: Is("64M"),
+        flag: No,
+        help: "Memory of all contexts for sending of a worker together (0: no limit)",
+        more: "\
+Above it those of the connections to which nothing compressed was sent for the longest time are dropped: their next \
+message starts without a history, and is larger.
+The default is enough for the contexts of 248 connections.
+Contexts for receiving, of 44K, are kept only if a handler allows its clients to take them over; they cannot be \
+dropped and are not counted.",
+    },
+    Setting {
+        name: "deflate_idle",
+        scopes: SERVER,
+        kind: Time(Zero::Off, |d, time| d.config.contexts.idle = time),
+        default: Is("60s"),
+        flag: No,
+        help: "Drop the context of a connection to which nothing compressed was sent for this time (0: never)",
+        more: "",
+    },
+];

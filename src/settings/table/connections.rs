@@ -1,0 +1,172 @@
+//! Limits of a connection: sizes, times, memory.
+
+use super::super::Default::{Is, Unset};
+use super::super::Flag::{Long, No};
+use super::super::Kind::{Count, Size, Time};
+use super::super::value::{MAX_MEMORY, MAX_SIZE};
+use super::super::{Scope, Setting, Zero};
+
+const SERVER: &[Scope] = &[Scope::Server];
+
+pub const TABLE: &[Setting] = &[
+    Setting {
+        name: "max_message",
+        scopes: SERVER,
+        kind: Size(1..=MAX_SIZE, |d, size| d.config.limits.message = size as usize),
+        default: Is("16M"),
+        flag: Long,
+        help: "Maximum size of a received message",
+        more: "A larger one closes the connection with 1009.",
+    },
+    Setting {
+        name: "max_frame",
+        scopes: SERVER,
+        kind: Size(1..=MAX_SIZE, |d, size| d.config.limits.frame = size as usize),
+        default: Is("16M"),
+        flag: No,
+        help: "Maximum size of a received frame",
+        more: "It is never more than\n.Cm max_message .",
+    },
+    Setting {
+        name: "max_head",
+        scopes: SERVER,
+        kind: Size(1..=MAX_SIZE, |d, size| d.config.head.bytes = size as usize),
+        default: Is("16K"),
+        flag: No,
+        help: "Maximum size of a request head",
+        more: "A larger one gets status 431.",
+    },
+    Setting {
+        name: "max_headers",
+        scopes: SERVER,
+        kind: Count("COUNT", 1..=1024, |d, count| d.config.head.headers = count as usize),
+        default: Is("100"),
+        flag: No,
+        help: "Maximum number of header fields of a request",
+        more: "\
+More of them, more than 128 subprotocols, or more than 128 extensions together with their parameters get status 431.",
+    },
+    Setting {
+        name: "handshake_timeout",
+        scopes: SERVER,
+        kind: Time(Zero::Wrong, |d, time| d.config.handshake_timeout = time),
+        default: Is("10s"),
+        flag: No,
+        help: "Time from accepting a connection to the end of its opening handshake",
+        more: "It cannot be off.",
+    },
+    Setting {
+        name: "idle_timeout",
+        scopes: SERVER,
+        kind: Time(Zero::Off, |d, time| d.config.limits.idle = time),
+        default: Is("0"),
+        flag: Long,
+        help: "Close connections idle for this time (0: never)",
+        more: "They are idle without messages; pings do not count.\nThe code is 1001.",
+    },
+    Setting {
+        name: "ping_interval",
+        scopes: SERVER,
+        kind: Time(Zero::Off, |d, time| d.config.limits.ping_interval = time),
+        default: Is("30s"),
+        flag: No,
+        help: "Ping a connection from which nothing has come for this time (0: never)",
+        more: "",
+    },
+    Setting {
+        name: "pong_timeout",
+        scopes: SERVER,
+        kind: Time(Zero::Wrong, |d, time| d.config.limits.pong_deadline = time),
+        default: Is("20s"),
+        flag: No,
+        help: "Drop a connection from which nothing has come for this time after a ping",
+        more: "It cannot be off.",
+    },
+    Setting {
+        name: "close_timeout",
+        scopes: SERVER,
+        kind: Time(Zero::Wrong, |d, time| d.config.limits.close_deadline = time),
+        default: Is("5s"),
+        flag: No,
+        help: "Drop a connection that does not answer a close frame in this time",
+        more: "It cannot be off.",
+    },
+    Setting {
+        name: "send_high",
+        scopes: SERVER,
+        kind: Size(1..=MAX_SIZE, |d, size| d.config.sending.high = size as usize),
+        default: Is("1M"),
+        flag: No,
+        help: "Size from which on the send queue of a connection is full, which its handler is told",
+        more: "",
+    },
+    Setting {
+        name: "send_low",
+        scopes: SERVER,
+        kind: Size(1..=MAX_SIZE, |d, size| d.send_low = Some(size as usize)),
+        default: Unset("a quarter of send_high"),
+        flag: No,
+        help: "Size at which a send queue that was full has drained, which its handler is told",
+        more: "",
+    },
+    Setting {
+        name: "send_total",
+        scopes: SERVER,
+        kind: Size(0..=MAX_MEMORY, |d, size| d.config.sending.total = size),
+        default: Is("256M"),
+        flag: No,
+        help: "Size of all send queues of a worker together above which each counts as full from 64K on (0: off)",
+        more: "\
+Such a queue has drained at 16K, until a quarter of the total is free.
+This bounds the growth of queues, not memory: with many connections 64K for each, and the message with which a queue \
+becomes full, come on top; and a buffer that grows while it is written to may take up to four times the bytes that \
+wait in it.
+No connection is closed for it; those that do not read are dropped in the end, see
+.Cm pong_timeout .",
+    },
+    Setting {
+        name: "receive_total",
+        scopes: SERVER,
+        kind: Size(0..=MAX_MEMORY, |d, size| d.config.memory.receive_total = size),
+        default: Is("256M"),
+        flag: No,
+        help: "Memory that incomplete messages of all peers of a worker may take together (0: off)",
+        more: "\
+Messages count as inflated as far as they have come.
+Messages that take less than 16K are not counted, nor are complete ones.
+From three quarters of it on, connections in the middle of a message are not read from until half of it is free, \
+except for the one whose message began first.
+If that one does not complete its message within 10 seconds, and others wait, it is closed with 1013.
+A connection that needs more memory when all of it is taken is closed with 1013.
+The total may be exceeded by two messages of the largest size.",
+    },
+    Setting {
+        name: "max_pings",
+        scopes: SERVER,
+        kind: Count("COUNT", 0..=u32::MAX as i64, |d, count| d.config.limits.pings_per_second = count as u32),
+        default: Is("20"),
+        flag: No,
+        help: "Maximum number of pings from a peer in a second (0: no limit)",
+        more: "More close the connection with 1008.",
+    },
+    Setting {
+        name: "max_connections",
+        scopes: SERVER,
+        kind: Count("COUNT", 1..=10_000_000, |d, count| d.config.connections = count as u32),
+        default: Is("16384"),
+        flag: Long,
+        help: "Maximum connections per worker",
+        more: "\
+The limit of open files is raised as far as this needs and the system allows; where it does not allow enough, the \
+number is lowered with a warning.",
+    },
+    Setting {
+        name: "max_threads",
+        scopes: SERVER,
+        kind: Count("COUNT", 1..=100_000, |d, count| d.config.threads = count as u32),
+        default: Is("256"),
+        flag: No,
+        help: "Maximum connections per worker to blocking handlers, which have a thread each",
+        more: "More get status 503.",
+    },
+];

@@ -1,0 +1,120 @@
+//! How the server is a daemon of the system, and what its processes may do there.
+
+use super::super::Default::{Is, Unset};
+use super::super::Flag::{Long, No};
+use super::super::Kind::{Flag, List, NameOrNumber, Path, Text};
+use super::super::account::{any_group, group, user};
+use super::super::value::absolute;
+use super::super::{Scope, Setting};
+
+const SERVER: &[Scope] = &[Scope::Server];
+/// Pools that say nothing else have the server's.
+const POOLS: &[Scope] = &[Scope::Server, Scope::Pool];
+
+pub const TABLE: &[Setting] = &[
+    Setting {
+        name: "daemon",
+        scopes: SERVER,
+        kind: Flag(|d, is_on| d.config.daemon.detach = is_on),
+        default: Is("false"),
+        flag: Long,
+        help: "Run in the background; return when ready",
+        more: "\
+All files and directories that are named must begin with /.
+It is read at the start only.
+See RUNNING AS A DAEMON in
+.Xr wshd 8 .",
+    },
+    Setting {
+        name: "pid_file",
+        scopes: SERVER,
+        kind: Path("FILE", |d, file| d.config.daemon.pid_file = Some(file)),
+        default: Unset("none"),
+        flag: Long,
+        help: "Keep the process id of the supervisor here",
+        more: "\
+Another server that holds it is an error, status 4.
+It is read at the start only.",
+    },
+    Setting {
+        name: "user",
+        scopes: POOLS,
+        kind: NameOrNumber("USER", |d, text| Ok(d.user = Some(user(text)?))),
+        default: Unset("as the server; of a pool, the user of the server"),
+        flag: Long,
+        help: "Run workers as this user",
+        more: "It is a name or a number, looked up at the start; a number need not be known.\nThe user must be able to read the handlers.\nNeeds a server that was started by root.",
+    },
+    Setting {
+        name: "group",
+        scopes: POOLS,
+        kind: NameOrNumber("GROUP", |d, text| Ok(d.group = Some(group(text)?))),
+        default: Unset("all groups of the user"),
+        flag: Long,
+        help: "Run workers with this group only",
+        more: "It is a name or a number.\nNeeds a server that was started by root.",
+    },
+    Setting {
+        name: "chroot",
+        scopes: SERVER,
+        kind: Path("DIR", |d, dir| d.chroot = Some(dir)),
+        default: Unset("none"),
+        flag: No,
+        help: "Make this directory the root of the workers",
+        more: "\
+Needs a server that was started by root.
+See RUNNING AS A DAEMON in
+.Xr wshd 8 .",
+    },
+    Setting {
+        name: "control_socket",
+        scopes: SERVER,
+        kind: Text("PATH", |d, text| Ok(d.config.control.socket = Some(absolute(text)?))),
+        default: Unset("none"),
+        flag: Long,
+        help: "Listen for wshd ctl on this Unix socket",
+        more: "\
+One that nobody answers on is replaced, and it is removed at the end.
+See CONTROL in
+.Xr wshd 8 .",
+    },
+    Setting {
+        name: "control_group",
+        scopes: SERVER,
+        kind: NameOrNumber("GROUP", |d, text| Ok(d.config.control.group = Some(any_group(text)?))),
+        default: Unset("only root and the user of the server"),
+        flag: No,
+        help: "Members of this group, by name or number, may use the control socket, too",
+        more: "",
+    },
+    Setting {
+        name: "landlock",
+        scopes: SERVER,
+        kind: Flag(|d, is_on| d.landlock = is_on),
+        default: Is("false"),
+        flag: No,
+        help: "Confine workers, and what they start, to reading handlers, static files and system libraries",
+        more: "\
+Where the kernel cannot do that the server does not start, status 3.
+See DOORS in
+.Xr wshd 8 .",
+    },
+    Setting {
+        name: "landlock_read",
+        scopes: SERVER,
+        kind: List("PATH", |d, texts| Ok(d.landlock_read = texts.iter().map(Into::into).collect())),
+        default: Unset("none"),
+        flag: No,
+        help: "Let confined workers read, and execute, this file or what is below this directory, too",
+        more: "",
+    },
+    Setting {
+        name: "landlock_write",
+        scopes: SERVER,
+        kind: List("PATH", |d, texts| Ok(d.landlock_write = texts.iter().map(Into::into).collect())),
+        default: Unset("none"),
+        flag: No,
+        help: "Let confined workers do everything with this file or with what is below this directory",
+        more: "",
+    },
+];

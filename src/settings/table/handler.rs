@@ -1,0 +1,81 @@
+//! What is of a handler alone.
+
+use super::super::Default::{Is, Unset};
+use super::super::Flag::No;
+use super::super::Kind::{Choice, Text};
+use super::super::draft::Isolation;
+use super::super::{Scope, Setting};
+use super::log::{LEVELS, level};
+
+const HANDLER: &[Scope] = &[Scope::Handler];
+
+pub const TABLE: &[Setting] = &[
+    Setting {
+        name: "isolation",
+        scopes: HANDLER,
+        kind: Choice("ISOLATION", &["shared", "pool", "connection"], |d, text| {
+            d.isolation = match text {
+                "shared" => Isolation::Shared,
+                "pool" => Isolation::Pool,
+                "connection" => Isolation::Connection,
+                _ => return false,
+            };
+            true
+        }),
+        default: Is("shared"),
+        flag: No,
+        help: "Whose processes run the handler",
+        more: "\
+.Bl -tag -width \"\\(dqshared\\(dq\"
+.It \"\\(dqshared\\(dq\"
+The workers of the server, as for all handlers without a table.
+What one of these handlers spoils can spoil the others of its worker: memory, descriptors, processor time.
+.It \"\\(dqpool\\(dq\"
+The workers of a pool, which run only the handlers that name this pool.
+A worker of the server accepts the connection, reads the request, and hands over the socket.
+.It \"\\(dqconnection\\(dq\"
+A process for each connection, of a pool that is for this only.
+They are forked from a parent that has loaded and started the handlers once, and leave with their connection.
+Some wait for connections, see
+.Cm spare ;
+when none is left, a request gets status 503.
+What a handler does in
+.Fn on_worker_start
+is done once, in the parent: its memory is there in each process, its threads are not.
+A reload replaces the parent and the processes that wait; those that have a connection keep it until its end.
+.El",
+    },
+    Setting {
+        name: "pool",
+        scopes: HANDLER,
+        kind: Text("NAME", |d, text| {
+            super::pool::name(text)?;
+            Ok(d.pool_name = Some(text.to_owned()))
+        }),
+        default: Unset("the resource without its first /"),
+        flag: No,
+        help: "The pool, for which there must be a table",
+        more: "\
+Several handlers can name the same one.
+The pool of the default, such as
+.Cm [pool.\\(dqa/b\\(dq]
+for
+.Pa /a/b ,
+does not need a table.",
+    },
+    Setting {
+        name: "log_level",
+        scopes: HANDLER,
+        kind: Choice("LEVEL", LEVELS, |d, text| {
+            d.handler.log_level = level(text);
+            d.handler.log_level.is_some()
+        }),
+        default: Unset("the log_level of the server"),
+        flag: No,
+        help: "Minimum severity of what the handler itself writes to the log",
+        more: "\
+That is what it writes with
+.Fn ws_log .
+If it is above info, the access log has no lines about its connections.",
+    },
+];

@@ -1,0 +1,114 @@
+//! The log and the access log.
+
+use super::super::Default::{Is, Unset};
+use super::super::Flag::{Long, No, Short};
+use super::super::Kind::{Choice, Count, Path, Size};
+use super::super::draft::Target;
+use super::super::value::MAX_MEMORY;
+use super::super::{Scope, Setting};
+use crate::log::{Format, Level};
+
+const SERVER: &[Scope] = &[Scope::Server];
+
+/// The levels, as they are written.
+pub const LEVELS: &[&str] = &["fine", "debug", "info", "warn", "error", "critical"];
+
+/// The level of this name.
+pub fn level(text: &str) -> Option<Level> {
+    // As mod_pywebsocket has it.
+    let text = if text == "warning" { "warn" } else { text };
+    Level::ALL.into_iter().find(|level| level.name() == text)
+}
+
+/// In the order of the manual.
+pub const TABLE: &[Setting] = &[
+    Setting {
+        name: "log_file",
+        scopes: SERVER,
+        kind: Path("FILE", |d, file| d.log_file = Some(file)),
+        default: Unset("none"),
+        flag: Short('l'),
+        help: "Append log lines to this file",
+        more: "",
+    },
+    Setting {
+        name: "log_target",
+        scopes: SERVER,
+        kind: Choice("TARGET", &["stderr", "syslog", "journald"], |d, text| {
+            d.log_target = match text {
+                "stderr" => Some(Target::Stderr),
+                "syslog" => Some(Target::Syslog),
+                "journald" => Some(Target::Journald),
+                _ => return false,
+            };
+            true
+        }),
+        default: Unset("the log file, else standard error"),
+        flag: No,
+        help: "Where log lines go, whatever log_file is: stderr, syslog or journald",
+        more: "",
+    },
+    Setting {
+        name: "log_socket",
+        scopes: SERVER,
+        kind: Path("FILE", |d, path| d.log_socket = Some(path)),
+        default: Unset("/dev/log for syslog, /run/systemd/journal/socket for journald"),
+        flag: No,
+        help: "The socket of syslog or journald",
+        more: "",
+    },
+    Setting {
+        name: "log_format",
+        scopes: SERVER,
+        kind: Choice("FORMAT", &["text", "json"], |d, text| {
+            d.config.log.format = match text {
+                "text" => Format::Text,
+                "json" => Format::Json,
+                _ => return false,
+            };
+            true
+        }),
+        default: Is("text"),
+        flag: No,
+        help: "Format of the lines of log and access log: text or json",
+        more: "",
+    },
+    Setting {
+        name: "log_level",
+        scopes: SERVER,
+        kind: Choice("LEVEL", LEVELS, |d, text| {
+            level(text).map(|level| d.config.log.level = level).is_some()
+        }),
+        default: Is("info"),
+        flag: Long,
+        help: "Minimum severity to log",
+        more: "From least to most severe: fine, debug, info, warn, error, critical.",
+    },
+    Setting {
+        name: "log_max",
+        scopes: SERVER,
+        kind: Size(0..=MAX_MEMORY, |d, size| d.config.log.rotation.size = size),
+        default: Is("0"),
+        flag: Long,
+        help: "Rotate log files larger than this (0: never)",
+        more: "The access log is rotated, too.",
+    },
+    Setting {
+        name: "log_count",
+        scopes: SERVER,
+        kind: Count("COUNT", 1..=1000, |d, count| d.config.log.rotation.count = count as u32),
+        default: Is("5"),
+        flag: Long,
+        help: "Number of rotated log files to keep",
+        more: "",
+    },
+    Setting {
+        name: "access_log",
+        scopes: SERVER,
+        kind: Path("FILE", |d, file| d.access_log = Some(file)),
+        default: Unset("none"),
+        flag: Long,
+        help: "Log connections to this file; - is the log",
+        more: "There is a line when a connection opens, closes or is refused.",
+    },
+];

@@ -1,0 +1,40 @@
+//! All settings, in the order and under the headings of wshd.conf(5).
+
+// A setter that may fail fits on a line this way.
+#![allow(clippy::unit_arg)]
+
+mod admission;
+mod authentication;
+mod compression;
+mod connections;
+mod daemon;
+mod handler;
+pub mod log;
+pub mod pool;
+mod serving;
+pub mod workers;
+
+use super::Setting;
+
+/// Settings under a heading.
+#[derive(Debug)]
+pub struct Group {
+    /// The heading.
+    pub title: &'static str,
+    /// In the order of the manual.
+    pub settings: &'static [Setting],
+}
+
+/// The whole table.
+pub const GROUPS: &[Group] = &[
+    Group { title: "What is served", settings: serving::TABLE },
+    Group { title: "Log", settings: log::TABLE },
+    Group { title: "Connections", settings: connections::TABLE },
+    Group { title: "Compression", settings: compression::TABLE },
+    Group { title: "Workers", settings: workers::TABLE },
+    Group { title: "Admission", settings: admission::TABLE },
+    Group { title: "Authentication", settings: authentication::TABLE },
+    Group { title: "System", settings: daemon::TABLE },
+    Group { title: "Handlers", settings: handler::TABLE },
+    Group { title: "Pools", settings: pool::TABLE },
+];

@@ -1,0 +1,145 @@
+//! Addresses, handlers, static files.
+
+use super::super::Default::{Is, Unset};
+use super::super::Flag::{Long, Short};
+use super::super::Kind::{Count, Flag, List, Path, Text};
+use super::super::value::{each, host};
+use super::super::{Scope, Setting};
+
+const SERVER: &[Scope] = &[Scope::Server];
+
+pub const TABLE: &[Setting] = &[
+    Setting {
+        name: "server_host",
+        scopes: SERVER,
+        kind: List("HOST", |d, texts| Ok(d.hosts = each(texts, host)?)),
+        default: Is("127.0.0.1"),
+        flag: Short('H'),
+        help: "Address, name or unix:/PATH to listen on",
+        more: "\
+All addresses of a name are used.
+.Sm off
+.Ar unix : Ar /path
+.Sm on
+is a socket in the file system: one that nobody answers on is replaced, and it is removed at the end.
+Its permissions, which the
+.Xr umask 2
+of the server gives, decide who may connect.
+An IPv6 address does not include IPv4: for all addresses of a machine give both 0.0.0.0 and ::.
+On a loopback address, where the congestion control of the system is BBR, reno is used instead, because the timers of \
+BBR cost much there and there is no path to be spared; the
+.Cm congctl
+of a route prevails
+.Pq Xr ip-route 8 .",
+    },
+    Setting {
+        name: "port",
+        scopes: SERVER,
+        kind: Count("PORT", 0..=65_535, |d, port| d.port = port as u16),
+        default: Is("8080"),
+        flag: Short('p'),
+        help: "Listen on this port; 0 picks a free one",
+        more: "It is the same for all addresses, and the ready line tells it.",
+    },
+    Setting {
+        name: "websock_handlers",
+        scopes: SERVER,
+        kind: Path("DIR", |d, dir| d.handlers = Some(dir)),
+        default: Unset("the first that exists of handlers and ../lib/wshd/handlers beside the program"),
+        flag: Short('w'),
+        help: "Serve /a/b with the handler DIR/a/b_wsh.so",
+        more: "",
+    },
+    Setting {
+        name: "websock_handlers_map_file",
+        scopes: SERVER,
+        kind: Path("FILE", |d, file| d.config.map_file = Some(file)),
+        default: Unset("none"),
+        flag: Short('m'),
+        help: "Aliases of resources, a line each: ALIAS RESOURCE",
+        more: "See FILES in\n.Xr wshd 8 .",
+    },
+    Setting {
+        name: "scan_dir",
+        scopes: SERVER,
+        kind: Path("DIR", |d, dir| d.config.scan_dir = Some(dir)),
+        default: Unset("none"),
+        flag: Short('s'),
+        help: "Search for handlers below this directory only",
+        more: "It is a part of the handler directory, from which resources are still named.",
+    },
+    Setting {
+        name: "allow_handlers_outside_root_dir",
+        scopes: SERVER,
+        kind: Flag(|d, is_on| d.config.allow_outside = is_on),
+        default: Is("false"),
+        flag: Long,
+        help: "Follow links out of the handler directory",
+        more: "",
+    },
+    Setting {
+        name: "strict_handlers",
+        scopes: SERVER,
+        kind: Flag(|d, is_on| d.config.strict_handlers = is_on),
+        default: Is("false"),
+        flag: Long,
+        help: "Do not start with an unusable handler or alias",
+        more: "\
+The status is then 3.
+A reload is refused for the same reasons.
+A server that serves never ends by this: a handler whose file has become unusable answers 503, and the others are \
+served.",
+    },
+    Setting {
+        name: "document_root",
+        scopes: SERVER,
+        kind: Path("DIR", |d, dir| d.config.document_root = Some(dir)),
+        default: Unset("none"),
+        flag: Short('d'),
+        help: "Serve static files from this directory",
+        more: "They answer requests that are not for a WebSocket.",
+    },
+    Setting {
+        name: "validation_host",
+        scopes: SERVER,
+        kind: Text("HOST", |d, host| Ok(d.config.validation.0 = Some(host.to_owned()))),
+        default: Unset("any"),
+        flag: Short('V'),
+        help: "Require this host in targets in absolute form",
+        more: "Another gets status 421.",
+    },
+    Setting {
+        name: "validation_port",
+        scopes: SERVER,
+        kind: Count("PORT", 1..=65_535, |d, port| d.config.validation.1 = Some(port as u16)),
+        default: Unset("any"),
+        flag: Short('P'),
+        help: "Require this port in targets in absolute form",
+        more: "\
+Another gets status 421.
+A target that names none is for the port of its scheme: 80 for http and ws, 443 for https and wss.",
+    },
+    Setting {
+        name: "queue",
+        scopes: SERVER,
+        kind: Count("COUNT", 1..=2_147_483_647, |d, count| d.config.backlog = count as i32),
+        default: Is("4096"),
+        flag: Short('q'),
+        help: "Connections that may wait to be accepted",
+        more: "This is the length of the kernel's queue.",
+    },
+    Setting {
+        name: "metrics",
+        scopes: SERVER,
+        kind: Text("ADDRESS", |d, text| {
+            Ok(d.config.metrics = Some(super::super::value::address(text)?))
+        }),
+        default: Unset("none"),
+        flag: Long,
+        help: "Serve metrics on HOST:PORT or unix:/PATH",
+        more: "\
+An IPv6 address stands in brackets; port 0 picks a free one, which the log tells.
+See METRICS in
+.Xr wshd 8 .",
+    },
+];
