@@ -16,7 +16,7 @@ use crate::worker::crash::rescue;
 
 /// Frames with at least this many bytes left are received directly into the message buffer.
 const LARGE: usize = 16 * 1024;
-/// The end of a stream, which is read behind the data before it.
+/// The end of a stream, which is read behind the data before it, as is what stands behind urgent data.
 const ENDS: EpollFlags = EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
 
 impl Worker {
@@ -29,7 +29,7 @@ impl Worker {
             self.conns.flush(id);
         }
         if events.contains(EpollFlags::EPOLLIN) {
-            if self.readable(id, false, buffer) || events.intersects(ENDS) {
+            if self.readable(id, false, buffer) || events.intersects(ENDS.union(EpollFlags::EPOLLPRI)) {
                 self.conns.watch_again(id);
             }
         } else if events.intersects(ENDS) && !self.conns.is_waiting(id) {

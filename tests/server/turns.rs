@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
 
 use crate::client::{self, Raw, TEXT};
 use crate::daemon::{is_idle, until};
@@ -156,6 +156,23 @@ fn what_stands_behind_a_descriptor_that_was_sent_along_is_read() {
     let with = [ControlMessage::ScmRights(&descriptors)];
     sendmsg::<()>(raw.stream.as_raw_fd(), &[IoSlice::new(&first)], &with, MsgFlags::empty(), None).unwrap();
     raw.send(&second);
+    fs::write(go, "").unwrap();
+    assert_eq!(raw.next_text(), "b");
+    assert_eq!(gate.ask("order"), "1ab");
+}
+
+#[test]
+fn what_stands_behind_urgent_data_is_read() {
+    let server = serve(&["turns"], &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let mut gate = Raw::open(&server.address(), "/turns");
+    let mut raw = Raw::open(&server.address(), "/turns");
+    let go = hold(&server, &mut gate, '1', dir.path(), false);
+    raw.text("a");
+    // A byte beside the stream: what is read ends before its place (tcp(7)).
+    send(raw.stream.as_raw_fd(), b"!", MsgFlags::MSG_OOB).unwrap();
+    raw.text("b nap");
+    arrived(&raw);
     fs::write(go, "").unwrap();
     assert_eq!(raw.next_text(), "b");
     assert_eq!(gate.ask("order"), "1ab");

@@ -81,6 +81,8 @@ fn flags_of(watched: u8) -> EpollFlags {
     let mut flags = EpollFlags::empty();
     flags.set(EpollFlags::EPOLLIN, watched & (READABLE | ARRIVALS) != 0);
     flags.set(EpollFlags::EPOLLOUT, watched & WRITABLE != 0);
-    flags.set(EpollFlags::EPOLLET | EpollFlags::EPOLLRDHUP, watched & ARRIVALS != 0);
+    // What ends a read early although more may be there: the end of the stream, and urgent data (tcp(7)).
+    let once = EpollFlags::EPOLLET | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLPRI;
+    flags.set(once, watched & ARRIVALS != 0);
     flags
 }
