@@ -309,3 +309,34 @@ fn a_handler_that_crashes_on_every_open_costs_one_worker_for_each_step_and_echo_
 fn the_same_with_fifty_clients() {
     hammered(50, Duration::from_secs(30), 1000);
 }
+
+#[test]
+fn a_handler_that_did_not_start_is_served_when_its_quarantine_is_lifted_and_it_starts() {
+    let dir = Dir::new();
+    let (flag, socket) = (dir.path().join("flag"), dir.path().join("control"));
+    std::fs::write(&flag, "").unwrap();
+    let source = format!(
+        r#"
+        #include <stdlib.h>
+        #include <unistd.h>
+        #include <ws_handler.h>
+        static int32_t start(void) {{ if (access("{}", F_OK) == 0) abort(); return 0; }}
+        static void on_message(ws_conn conn, const ws_message *msg) {{ ws_send(conn, msg->type, msg->data, msg->size); }}
+        WS_HANDLER(.name = "late", .on_message = on_message, .on_worker_start = start);
+        "#,
+        flag.display()
+    );
+    dir.handler("late", &source);
+    let mut server = Server::start(&dir, &["--workers", "2", "--control-socket", socket.to_str().unwrap()]);
+    let lift = || assert!(daemon::ctl(&socket, &["quarantine", "/late", "off"]).status.success());
+    let quarantines = || server.log().matches("late: workers die in it at their start").count();
+    assert_eq!(quarantines(), 1);
+    lift();
+    until("it has failed again", || quarantines() == 2);
+    assert_eq!(ask_for(&server.address(), "/late"), Outcome::Refused(1));
+    std::fs::remove_file(&flag).unwrap();
+    lift();
+    until("it is served", || ask_for(&server.address(), "/late") == Outcome::Open);
+    until("both workers are new", || server.log().matches("exited, replaced").count() == 2);
+    server.stop();
+}

@@ -176,11 +176,11 @@ fn what_is_wrong_changes_nothing() {
     refused(&server, "chat_wsh.so: ");
     // It loads, but a worker with it does not come up.
     install(&dir, "chat", &versioned(2, "abort();"));
-    refused(&server, "]: died of SIGABRT");
+    refused(&server, "]: crashed: SIGABRT in on_worker_start");
     install(&dir, "chat", &versioned(3, "return -1;"));
     refused(&server, "1 of its handlers cannot be loaded");
     install(&dir, "chat", &versioned(4, "_exit(3);"));
-    refused(&server, "ended with status 3");
+    refused(&server, "call of exit() in on_worker_start");
 
     assert_eq!(pids(&server), before);
     assert_eq!(ask(&mut client, "version"), "1");
@@ -403,7 +403,7 @@ fn a_reload_repairs_what_can_not_come_up() {
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     // It comes up without the handler that ends it.
     until("its resource answers 503", || {
-        logged(&server, "quarantined until a reload, /chat answers 503") == 1
+        logged(&server, "not loaded until a reload or \"wshd ctl quarantine /chat off\"") == 1
     });
     install(&dir, "chat", &versioned(2, &start));
     refused(&server, "in on_worker_start of versioned");

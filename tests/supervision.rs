@@ -287,7 +287,12 @@ fn a_fleet_that_can_not_start_is_given_up() {
     assert_eq!(server.wait().code(), Some(5));
     // Five starts in each slot: at once, at once, then after 1, 2 and 4 s.
     assert!(begun.elapsed() >= Duration::from_secs(7), "{:?}", begun.elapsed());
-    assert_eq!(logged(&server, "died of SIGABRT"), 10, "{}", server.log());
+    assert_eq!(
+        logged(&server, "crashed: SIGABRT in on_worker_start of bad, bad_wsh.so+0x"),
+        10,
+        "{}",
+        server.log()
+    );
 }
 
 /// A handler that loads in a probe, and ends every worker that starts with it.
@@ -313,15 +318,15 @@ fn a_handler_that_ends_workers_at_the_start_is_named_and_the_others_are_served()
     let mut server = Server::start(&dir, &["--workers", "2"]);
     assert!(begun.elapsed() < Duration::from_secs(5), "no delay: {:?}", begun.elapsed());
     let log = server.log();
-    assert!(log.contains("died of SIGABRT in on_worker_start of bad0"), "{log}");
-    assert!(log.contains("ended with status 0 in on_worker_start of leaves"), "{log}");
+    assert!(log.contains("crashed: SIGABRT in on_worker_start of bad0, bad0_wsh.so+0x"), "{log}");
+    assert!(log.contains("call of exit() in on_worker_start of leaves, leaves_wsh.so+0x"), "{log}");
     let url = |name: &str| format!("ws://127.0.0.1:{}/{name}", port(&server));
     for name in &bad {
         match tungstenite::connect(url(name)) {
             Err(tungstenite::Error::Http(response)) => assert_eq!(response.status(), 503, "{name}"),
             other => panic!("{name}: {other:?}"),
         }
-        assert_eq!(log.matches(&format!("{name}: no worker starts with it")).count(), 1, "{log}");
+        assert_eq!(log.matches(&format!("{name}: workers die in it at their start")).count(), 1, "{log}");
     }
     let (mut client, _) = tungstenite::connect(url("echo")).unwrap();
     client.send("here".into()).unwrap();
@@ -331,7 +336,7 @@ fn a_handler_that_ends_workers_at_the_start_is_named_and_the_others_are_served()
     server.signal(Signal::SIGHUP);
     until("it is refused by name", || {
         let log = server.log();
-        log.contains("reload: refused") && log.contains("in on_worker_start of bad0\n")
+        log.contains("reload: refused") && log.contains("in on_worker_start of bad0,")
     });
     for name in &bad {
         dir.handler(name, ECHO);
@@ -347,12 +352,67 @@ fn a_handler_that_ends_workers_at_the_start_is_named_and_the_others_are_served()
 }
 
 #[test]
+fn a_handler_that_hangs_at_the_start_is_named_and_the_others_are_served() {
+    let dir = echo_dir();
+    dir.handler("hangs", &bad_start("hangs", "for (;;) { }"));
+    let crashes = dir.path().join("crashes");
+    std::fs::create_dir(&crashes).unwrap();
+    let args = ["--workers", "2", "--handler-timeout", "1s", "--crash-dir", crashes.to_str().unwrap()];
+    let begun = Instant::now();
+    let server = Server::start(&dir, &args);
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    let log = server.log();
+    assert!(log.contains("in on_worker_start of hangs, hangs_wsh.so+0x"), "{log}");
+    assert_eq!(logged(&server, "hangs: workers die in it at their start"), 1, "{log}");
+    let url = |name: &str| format!("ws://127.0.0.1:{}/{name}", port(&server));
+    assert!(
+        matches!(tungstenite::connect(url("hangs")), Err(tungstenite::Error::Http(reply)) if reply.status() == 503)
+    );
+    let (mut client, _) = tungstenite::connect(url("echo")).unwrap();
+    client.send("here".into()).unwrap();
+    assert_eq!(client.read().unwrap().into_text().unwrap().as_str(), "here");
+    let records = || std::fs::read_dir(&crashes).unwrap().map(|entry| entry.unwrap().path());
+    until("there is a record", || records().next().is_some());
+    let record = std::fs::read_to_string(records().next().unwrap()).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(
+        (&record["cause"], &record["code"]["module"]),
+        (&"hang".into(), &"hangs_wsh.so".into()),
+        "{record}"
+    );
+}
+
+#[test]
+fn a_handler_whose_thread_aborts_is_not_loaded_again() {
+    let dir = echo_dir();
+    let start = "#include <pthread.h>\n#include <unistd.h>\n\
+         static void *work(void *arg) { usleep(20000); abort(); return arg; }\n";
+    let thread = "pthread_t thread; pthread_create(&thread, 0, work, 0)";
+    dir.handler(
+        "thread",
+        &format!("{start}{}", bad_start("thread", thread)).replacen(
+            "#include",
+            "#include <stdlib.h>\n#include",
+            1,
+        ),
+    );
+    let server = Server::start(&dir, &["--workers", "2"]);
+    until("it is quarantined", || logged(&server, "thread: workers die in it at their start") == 1);
+    until("they serve without it", || logged(&server, "is ready with 1 handlers") == 2);
+    let crashes = logged(&server, "crashed: SIGABRT in no callback of thread, thread_wsh.so+0x");
+    assert!((1..=2).contains(&crashes), "{crashes}: {}", server.log());
+    let (mut client, _) = tungstenite::connect(format!("ws://127.0.0.1:{}/echo", port(&server))).unwrap();
+    client.send("here".into()).unwrap();
+    assert_eq!(client.read().unwrap().into_text().unwrap().as_str(), "here");
+}
+
+#[test]
 fn a_fleet_of_strict_handlers_does_not_start_with_one_that_ends_its_worker() {
     let dir = echo_dir();
     dir.handler("bad", &bad_start("bad", "abort()"));
     let mut server = Server::spawn(&dir, &["--workers", "1", "--strict-handlers"]);
     assert_eq!(server.wait().code(), Some(3));
-    assert_eq!(logged(&server, "died of SIGABRT in on_worker_start of bad"), 1, "{}", server.log());
+    assert_eq!(logged(&server, "crashed: SIGABRT in on_worker_start of bad,"), 1, "{}", server.log());
 }
 
 #[test]

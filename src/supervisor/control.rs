@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Supervisor;
+use super::policy::rolling_restart::{self, Step};
 use super::policy::slots::Event;
 use super::processes::Role;
 use super::reload::MOST_WORKERS;
@@ -123,9 +124,22 @@ impl Supervisor {
     }
 
     fn lift(&mut self, number: u16) {
+        let was_loaded = !self.postmortem.quarantine.does_not_start(number);
         self.forgive(number);
-        if let Some(route) = self.generation.routes.handlers().get(usize::from(number)) {
-            log::warn!("{}: quarantine lifted by wshd ctl; handler back in service", route.name);
+        let Some(route) = self.generation.routes.handlers().get(usize::from(number)) else { return };
+        if was_loaded {
+            return log::warn!("{}: quarantine lifted by wshd ctl; handler back in service", route.name);
+        }
+        log::warn!(
+            "{}: quarantine lifted by wshd ctl; replacing the workers, which do without it",
+            route.name
+        );
+        let pool = self.generation.config.pool_of(&route.resource);
+        for (place, slot) in self.serving().into_iter().filter(|(place, _)| usize::from(place.pool) == pool) {
+            if !self.rolling.policy.retires(slot) {
+                let step = Step { start: Some(place), retire: Some(slot) };
+                self.rolling.policy.on(rolling_restart::Event::Step(step));
+            }
         }
     }
 }

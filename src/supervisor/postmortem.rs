@@ -1,7 +1,8 @@
 //! When workers die: it is logged and recorded, and the handler that is to blame is quarantined if it happens too
 //! often. Replaces nobody; that is the plan's.
 
-use std::time::SystemTime;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
@@ -21,6 +22,10 @@ use crate::fleet::counters::DEATHS;
 use crate::fleet::crash_report::{self, CrashReport, Facts, Message};
 use crate::fleet::current_call::CurrentCall;
 use crate::fleet::scoreboard::State;
+use crate::time::Instant;
+
+/// A process that is younger than this when a thread of a handler ends it has not served: the next one would end alike.
+const YOUNG: Duration = Duration::from_secs(1);
 
 /// What workers have died of, and what comes of it.
 pub(super) struct Postmortem {
@@ -37,29 +42,35 @@ impl Postmortem {
 }
 
 impl Supervisor {
-    /// A process of this slot has crashed, and said so; whether in a call about a connection. To be called before its
+    /// A process of this slot has crashed, and said so; how, and what that means for the slot. To be called before its
     /// replacement is forked.
-    pub(super) fn on_crash(&mut self, slot: usize, pid: Pid, role: Role) -> bool {
+    pub(super) fn on_crash(&mut self, slot: usize, pid: Pid, role: Role) -> (String, Event) {
         // Its connections go on elsewhere, or nowhere, though it may take long to write a core dump.
         self.shared.counters.forget(pid.as_raw());
         // What it has goes over to others, which count it.
         self.shared.addresses.clear(pid.as_raw());
-        let Some(record) = self.shared.scoreboard.slot(slot) else { return false };
+        let Some(record) = self.shared.scoreboard.slot(slot) else {
+            return (String::new(), Event::Crashed(slot, false));
+        };
         let crash = record.crash.facts();
         let facts = self.shared.crash_reports.get(slot).map(CrashReport::facts).unwrap_or_default();
         let cause = Cause::of_crash(crash.signal, crash.address);
-        self.tell((slot, pid), role, cause, crash.handler, (crash.callback, crash.conn), facts);
-        crash.conn != 0
+        let age = clock::now().since(Instant::from_nanos(record.started.load(Ordering::Relaxed)));
+        let is_young = record.state() == State::Starting || age < YOUNG;
+        let is_at_start = is_start(crash.callback) || is_young && crash.conn == 0;
+        let line = self.tell((slot, pid), cause, crash.handler, (crash.callback, crash.conn), facts);
+        let is_hindered = self.judge((slot, role), crash.handler, crash.conn, is_at_start);
+        (line, if is_hindered { Event::Hindered(slot) } else { Event::Crashed(slot, crash.conn != 0) })
     }
 
-    /// The process of this slot has ended without a word: how, unless it has just left. To be called before its record is
-    /// cleared.
+    /// The process of this slot has ended without a word: how, and what that means for the slot, unless it has just left. To
+    /// be called before its record is cleared.
     pub(super) fn on_death(
         &mut self,
         (slot, pid): (usize, Pid),
         process: &Process,
         status: WaitStatus,
-    ) -> Option<String> {
+    ) -> Option<(String, Event)> {
         let current_call = self.shared.scoreboard.slot(slot).map(|record| &record.call);
         let current = current_call.and_then(|current_call| current_call.current());
         let state = self.shared.scoreboard.slot(slot).map(|record| record.state());
@@ -82,12 +93,12 @@ impl Supervisor {
             .filter(|_| current.is_some())
             .map(|current_call| self.facts_of(current_call))
             .unwrap_or_default();
-        let line = self.tell((slot, pid), process.role, cause, handler, (callback, conn), facts);
+        let line = self.tell((slot, pid), cause, handler, (callback, conn), facts);
         // Whoever was killed from outside would have started.
         let is_its_own = process.is_late() || cause != Cause::Killed(Signal::SIGKILL);
-        let handler = handler.filter(|_| process.role == Role::Worker && is_start(callback) && is_its_own);
-        handler.into_iter().for_each(|handler| self.judge_at_start(handler));
-        Some(line)
+        let handler = handler.filter(|_| is_its_own || !is_start(callback));
+        let is_hindered = self.judge((slot, process.role), handler, conn, is_start(callback));
+        Some((line, if is_hindered { Event::Hindered(slot) } else { Event::Died(slot) }))
     }
 
     /// What the scoreboard tells of a process that left nothing else: the peer, and the beginning of the message.
@@ -141,11 +152,10 @@ impl Supervisor {
         }
     }
 
-    /// Logs and records a death, and judges the handler; returns how the process died.
+    /// Logs and records a death; returns how the process died.
     fn tell(
         &mut self,
         (slot, pid): (usize, Pid),
-        role: Role,
         cause: Cause,
         handler: Option<u16>,
         (callback, conn): (u32, u64),
@@ -163,11 +173,29 @@ impl Supervisor {
             let record = death.record(now);
             self.postmortem.records.push((now, pid, record));
         }
-        // What a standby dies of is not served.
-        if let Some(handler) = handler.filter(|_| role != Role::Standby && !is_start(callback)) {
-            self.judge(handler);
-        }
         line
+    }
+
+    /// Judges the handler in which a process has died; whether the next one will do without it.
+    fn judge(
+        &mut self,
+        (slot, role): (usize, Role),
+        handler: Option<u16>,
+        conn: u64,
+        at_start: bool,
+    ) -> bool {
+        // What a reload tries out is not served.
+        let is_trial = role == Role::Standby && self.rolling.trial.is_some();
+        let Some(handler) = handler.filter(|_| !is_trial) else { return false };
+        if at_start {
+            self.judge_at_start(handler);
+            return self.postmortem.quarantine.does_not_start(handler);
+        }
+        // A thread of its own would run again in the next process, whatever is served.
+        if self.judge_in_service(handler) && conn == 0 && !self.pools.owns(slot) {
+            self.judge_at_start(handler);
+        }
+        false
     }
 
     /// A worker has died in this handler before it could serve: the next one starts without it.
@@ -185,7 +213,8 @@ impl Supervisor {
         self.count_handler(handler, |entry| entry.quarantines.add(1));
         let Some(route) = self.generation.routes.handlers().get(usize::from(handler)) else { return };
         log::error!(
-            "{}: no worker starts with it: quarantined until a reload, {} answers 503",
+            "{}: workers die in it at their start; not loaded until a reload or \"wshd ctl quarantine {1} off\", {1} \
+             answers 503",
             route.name,
             route.resource
         );
@@ -195,25 +224,16 @@ impl Supervisor {
         }
     }
 
-    /// Whether the process of this slot died at the start in a handler that is not loaded again. To be called before its
-    /// record is cleared.
-    pub(super) fn was_ended_at_start(&self, slot: usize) -> bool {
-        let current = self.shared.scoreboard.slot(slot).and_then(|record| record.call.current());
-        current.is_some_and(|(handler, callback, _)| {
-            is_start(callback) && self.postmortem.quarantine.does_not_start(handler)
-        })
-    }
-
-    /// A process has died in this handler.
-    fn judge(&mut self, handler: u16) {
+    /// A process has died in this handler while it served; whether that quarantines it.
+    fn judge_in_service(&mut self, handler: u16) -> bool {
         let now = clock::now();
-        let Some(breaker) = self.shared.breakers.get(usize::from(handler)) else { return };
+        let Some(breaker) = self.shared.breakers.get(usize::from(handler)) else { return false };
         let state = breaker.state(now.as_nanos());
         let Some(Verdict { time, deaths }) = self.postmortem.quarantine.on_death(handler, state, now) else {
-            return;
+            return false;
         };
         breaker.open((now + time).as_nanos());
-        let Some(route) = self.generation.routes.handlers().get(usize::from(handler)) else { return };
+        let Some(route) = self.generation.routes.handlers().get(usize::from(handler)) else { return true };
         self.count_handler(handler, |entry| entry.quarantines.add(1));
         let why = match state {
             BreakerState::HalfOpen => "a worker died in it when it was probed".to_owned(),
@@ -224,5 +244,6 @@ impl Supervisor {
             ),
         };
         log::warn!("{}: {why}: quarantined, {} answers 503 for {time:?}", route.name, route.resource);
+        true
     }
 }

@@ -54,6 +54,8 @@ pub struct Process {
     /// None: it has none, or its end is closed.
     pub channel: Option<Channel>,
     pub pulse: Pulse,
+    /// Of a standby that has crashed: how.
+    pub failure: Option<String>,
     /// When it gets the next signal.
     deadline: Instant,
     next: Signal,
@@ -73,8 +75,17 @@ pub struct Late {
 impl Process {
     /// One that was just forked.
     pub fn new(role: Role, slot: Option<usize>, generation: u32, channel: Option<Channel>) -> Self {
-        let pulse = Pulse::default();
-        Self { role, slot, generation, channel, pulse, deadline: Instant::NEVER, next: Signal::SIGTERM }
+        let (pulse, failure) = Default::default();
+        Self {
+            role,
+            slot,
+            generation,
+            channel,
+            pulse,
+            failure,
+            deadline: Instant::NEVER,
+            next: Signal::SIGTERM,
+        }
     }
 
     /// Until when it has to do what it was told; replaces what was said before, unless it is late already.

@@ -83,16 +83,19 @@ impl Supervisor {
             (Report::Ready { .. }, _) => {}
             (Report::Crashed, _) => {
                 let was_holder = self.processes.holder(slot) == Some(pid);
-                if role != Role::Standby {
-                    self.processes.set_role(pid, Role::Crashed);
-                }
+                self.processes.set_role(pid, Role::Crashed);
                 if let Some(process) = self.processes.get_mut(pid) {
                     process.channel = None;
                     process.set_deadline(now + LAST_WORDS);
                 }
-                let served = self.on_crash(slot, pid, role);
-                if role == Role::Worker && was_holder {
-                    self.slots.on(Event::Crashed(slot, served), now);
+                let (line, event) = self.on_crash(slot, pid, role);
+                match role {
+                    Role::Worker if was_holder => self.slots.on(event, now),
+                    Role::Standby => {
+                        let process = self.processes.get_mut(pid);
+                        process.into_iter().for_each(|process| process.failure = Some(line.clone()));
+                    }
+                    _ => {}
                 }
             }
             (Report::Leaving, Role::Worker) => {

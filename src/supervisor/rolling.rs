@@ -121,9 +121,7 @@ impl Supervisor {
     pub(super) fn on_standby_ready(&mut self, pid: Pid, slot: usize, (loaded, broken): (u16, u16)) {
         let place = self.place_of(slot);
         if broken > 0 {
-            let why =
-                format!("the new {}[{pid}]: {broken} of its handlers cannot be loaded", self.name(slot));
-            self.rolling.policy.on(Event::Failed(place, why));
+            self.standby_failed(slot, pid, &format!("{broken} of its handlers cannot be loaded"));
             return self.processes.dismiss(pid);
         }
         log::debug!("{}[{pid}] is ready with {loaded} handlers, as a standby", self.name(slot));
@@ -131,6 +129,12 @@ impl Supervisor {
             process.set_deadline(Instant::NEVER);
         }
         self.rolling.policy.on(Event::Ready(place));
+    }
+
+    /// A standby will not serve.
+    pub(super) fn standby_failed(&mut self, slot: usize, pid: Pid, why: &str) {
+        let why = format!("the new {}[{pid}]: {why}", self.name(slot));
+        self.rolling.policy.on(Event::Failed(self.place_of(slot), why));
     }
 
     fn begin_standby(&mut self, place: Place) {

@@ -176,16 +176,14 @@ impl Supervisor {
             (Role::Leaving(kind), _) => log::info!("{}[{pid}] {cause}, replaced", kind.name()),
             (Role::Successor, _) => self.on_upgrade(upgrade::Event::Ended(cause)),
             (Role::Standby, Some(slot)) => {
-                let why = self.on_death((slot, pid), &process, status).unwrap_or(cause);
+                let why = self.on_death((slot, pid), &process, status).map_or(cause, |(why, _)| why);
                 self.vacate(slot, &process);
-                let why = format!("the new {}[{pid}]: {why}", self.name(slot));
-                self.rolling.policy.on(rolling_restart::Event::Failed(self.place_of(slot), why));
+                self.standby_failed(slot, pid, &why);
             }
             (Role::Worker, Some(slot)) => {
-                self.on_death((slot, pid), &process, status);
-                let event = if self.was_ended_at_start(slot) { Event::Hindered } else { Event::Died };
+                let death = self.on_death((slot, pid), &process, status);
                 self.vacate(slot, &process);
-                self.slots.on(event(slot), clock::now());
+                self.slots.on(death.map_or(Event::Died(slot), |(_, event)| event), clock::now());
                 self.rolling.policy.on(rolling_restart::Event::Left(slot));
             }
             (Role::PerConnection(_), Some(slot)) => {
@@ -201,8 +199,11 @@ impl Supervisor {
                 self.vacate(slot, &process);
             }
             (Role::Crashed, Some(slot)) => {
-                self.tell_rescue(slot, pid);
                 self.vacate(slot, &process);
+                match &process.failure {
+                    Some(why) => self.standby_failed(slot, pid, why),
+                    None => self.tell_rescue(slot, pid),
+                }
             }
             (Role::Dismissed, Some(slot)) => self.vacate(slot, &process),
             (_, None) => {}

@@ -67,7 +67,6 @@ use conn::access_log::AccessLog;
 use conn::connections::Conns;
 use conn::handoff::{Arrivals, Shipment};
 use conn::handshake::Registry;
-use crash::modules::Modules;
 use crash::report::Collector;
 use crash::rescue::{self, RescueContext};
 use crash::traps;
@@ -112,12 +111,13 @@ struct Worker {
 
 /// Runs a worker until it is told to leave; returns the exit code of the process.
 pub fn run(start: Start) -> i32 {
-    let Some(slot) = start.scoreboard.slot(start.slot) else {
-        log::error!("worker: no such slot in the scoreboard: {}", start.slot);
-        return 1;
-    };
-    let (loaded, ready) = Loaded::load(&start.config, &start.routes, &start.skipped, slot);
-    run_loaded(start, loaded, ready)
+    match start.load() {
+        Ok(loaded) => run_loaded(start, loaded),
+        Err(error) => {
+            log::error!("worker: {error}");
+            1
+        }
+    }
 }
 
 /// Runs a zygote until it is told to leave, and in the processes that it forks a worker; returns the exit code of the
@@ -125,7 +125,7 @@ pub fn run(start: Start) -> i32 {
 pub fn run_zygote(start: Start, settle: &zygote::Settle) -> i32 {
     match zygote::serve_forks(start, settle) {
         Ok(None) => 0,
-        Ok(Some((child, loaded, ready))) => run_loaded(child, loaded, ready),
+        Ok(Some((child, loaded))) => run_loaded(child, loaded),
         Err(error) => {
             log::error!("zygote: {error}");
             1
@@ -134,9 +134,9 @@ pub fn run_zygote(start: Start, settle: &zygote::Settle) -> i32 {
 }
 
 /// The same where the handlers have been loaded.
-fn run_loaded(start: Start, loaded: Loaded, ready: Report) -> i32 {
+fn run_loaded(start: Start, loaded: Loaded) -> i32 {
     let slot = start.scoreboard.slot(start.slot);
-    match serve(start, loaded, ready) {
+    match serve(start, loaded) {
         Ok(()) => {
             rescue::dismiss();
             // Whoever ends without having said so was ended by a handler.
@@ -150,12 +150,11 @@ fn run_loaded(start: Start, loaded: Loaded, ready: Report) -> i32 {
     }
 }
 
-fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
+fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
+    let (slot, crash_report) = (start.record()?, start.report()?);
+    let Loaded { services, report: ready, modules } = loaded;
     let Start { config, routes, listeners, scoreboard, slot: index, control, inbox, txs, .. } = start;
     let (breakers, addresses, standby) = (start.breakers, start.addresses, start.standby);
-    let slot = scoreboard.slot(index).ok_or_else(|| io::Error::other("no such slot in the scoreboard"))?;
-    let crash_report =
-        *start.crash_report.get(index).ok_or_else(|| io::Error::other("no such slot for crash reports"))?;
     let pid = std::process::id() as i32;
     let place = slot.place();
     let pool = usize::from(place.pool);
@@ -192,7 +191,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         leak(Threads::new(leak(ThreadHost { commands, handshakes: registry, metrics }), config.threads));
     let host = leak(LoopHost { conns, commands, delivering: Cell::new((std::ptr::null(), 0)) });
     let handlers = leak(Handlers {
-        services: loaded.0,
+        services,
         slot,
         conns,
         metrics,
@@ -234,13 +233,10 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
     let known_arrivals = NonNull::from(&mut *arrivals);
     plugin_host::set_foreign_host(leak(ForeignThreadHost { commands, handshakes: registry }));
     plugin_host::set_host(host);
-    let loaded_files = handlers.services.iter().zip(0..).filter_map(|(service, index)| {
-        service.as_ref().map(|service| (index, service.plugin.path.as_path()))
-    });
     rescue::prepare(RescueContext {
         pid,
         routes: Arc::clone(&routes),
-        collector: Collector { modules: Modules::read(&loaded_files.collect::<Vec<_>>())?, crash_report },
+        collector: Collector { modules, crash_report },
         records: conns.core.borrow().table.records(),
         arrivals: known_arrivals,
         commands,
@@ -250,7 +246,7 @@ fn serve(start: Start, loaded: Loaded, ready: Report) -> io::Result<()> {
         report: &fleet_control::CRASHED,
         shipment: UnsafeCell::new(Shipment::new()),
     })?;
-    traps::install()?;
+    traps::complete()?;
     if let Some(watchdog) = Watchdog::new(&config, &routes, slot) {
         std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || watchdog.run())?;
     }

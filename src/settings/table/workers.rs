@@ -64,7 +64,9 @@ In the event style this is the time that a callback takes; in the blocking style
 thread of the connection uses, so that a handler may wait for something of its own.
 Any call of the server begins the time anew, and time during which the process was stopped does not count.
 A handler that takes longer is named in the log and its worker is killed; its connection is closed with 1011, the \
-others go on in another worker.",
+others go on in another worker.
+Loading a handler and its on_worker_start have as long; one that takes longer is not loaded again until a reload.
+Off means forever, though a worker has a minute to start.",
     },
     Setting {
         name: "handler_wait_timeout",

@@ -4,4 +4,5 @@ pub mod modules;
 pub mod report;
 pub mod rescue;
 pub mod signals;
+pub mod start;
 pub mod traps;

@@ -1,11 +1,16 @@
-//! The modules whose code this process has mapped, listed while all is well, so that a crash can say where it was
-//! without reading `/proc`. Does not know code that is loaded later.
+//! The modules whose code this process has mapped, by address, so that a crash can say where it was. Once all handlers are
+//! loaded they are listed while all is well; a crash before that lists them itself. Does not know code that is loaded later.
+
+#![allow(unsafe_code)]
 
 use std::io;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::fleet::crash_report::NAME;
-use crate::worker::base::memory;
+use crate::worker::base::memory::{self, Pages};
 
 /// Mappings with code that are listed, at most; of others only the address is reported.
 const MAPPINGS: usize = 1024;
@@ -14,6 +19,7 @@ const STACK: usize = 64 * 1024;
 const PAGE: usize = 4096;
 
 /// One mapping with code. Points to nothing: it lies where the heap's overflows do not reach.
+#[derive(Clone, Copy)]
 struct Mapping {
     start: u64,
     end: u64,
@@ -25,7 +31,15 @@ struct Mapping {
 }
 
 /// All of them.
-pub struct Modules(&'static [Mapping]);
+pub struct Modules {
+    /// Room for [`MAPPINGS`], never unmapped.
+    room: NonNull<Mapping>,
+    /// So many are listed; 0 <= count <= MAPPINGS.
+    count: AtomicUsize,
+}
+
+// SAFETY: written by fill() before others look, and then by the one thread that is in the rescue.
+unsafe impl Sync for Modules {}
 
 /// A place in the code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,13 +60,52 @@ impl<'a> CodePlace<'a> {
 }
 
 impl Modules {
-    /// Lists what is mapped now. `handlers` are the files of handlers with their indexes in the routes.
-    pub fn read(handlers: &[(u16, &Path)]) -> io::Result<Self> {
-        Self::of(&std::fs::read_to_string("/proc/self/maps")?, handlers)
+    /// Room for the list, which is empty.
+    pub fn reserve() -> io::Result<&'static Self> {
+        let pages = Pages::map(MAPPINGS * size_of::<Mapping>())?;
+        let room = pages.first().cast();
+        std::mem::forget(pages); // it stays mapped
+        Ok(memory::guard(Self { room, count: AtomicUsize::new(0) })?)
     }
 
-    fn of(maps: &str, handlers: &[(u16, &Path)]) -> io::Result<Self> {
-        Ok(Self(memory::guard_all(parse(maps, handlers).into_iter())?))
+    /// Lists what is mapped now. `handlers` are the files of handlers with their indexes in the routes. Async-signal-safe.
+    pub fn fill(&self, handlers: &[(u16, PathBuf)]) {
+        self.count.store(0, Ordering::Relaxed);
+        let mut parser = Parser::default();
+        // SAFETY: open(2) is async-signal-safe; the path ends in NUL.
+        let file = unsafe { libc::open(c"/proc/self/maps".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+        let mut buffer = [0_u8; 2 * PAGE];
+        let mut used = 0;
+        while let Some(room) = buffer.get_mut(used..).filter(|room| !room.is_empty()) {
+            // SAFETY: a live buffer of that size.
+            let size = unsafe { libc::read(file, room.as_mut_ptr().cast(), room.len()) };
+            let Some(size) = usize::try_from(size).ok().filter(|size| *size > 0) else { break };
+            used += size;
+            let whole = buffer[..used].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            self.add(&mut parser, &buffer[..whole], handlers);
+            buffer.copy_within(whole..used, 0);
+            used -= whole;
+        }
+        // SAFETY: our own descriptor, or -1, which is EBADF.
+        unsafe { libc::close(file) };
+    }
+
+    fn add(&self, parser: &mut Parser, lines: &[u8], handlers: &[(u16, PathBuf)]) {
+        for mapping in
+            lines.split(|byte| *byte == b'\n').filter_map(|line| parser.mapping_with_code(line, handlers))
+        {
+            let count = self.count.load(Ordering::Relaxed);
+            if count < MAPPINGS {
+                // SAFETY: within the room.
+                unsafe { self.room.add(count).write(mapping) };
+                self.count.store(count + 1, Ordering::Release);
+            }
+        }
+    }
+
+    fn list(&self) -> &[Mapping] {
+        // SAFETY: so many have been written; see Sync for who writes when.
+        unsafe { std::slice::from_raw_parts(self.room.as_ptr(), self.count.load(Ordering::Acquire)) }
     }
 
     /// Where an address is.
@@ -89,7 +142,7 @@ impl Modules {
     }
 
     fn find(&self, address: u64) -> Option<&Mapping> {
-        self.0.iter().find(|mapping| (mapping.start..mapping.end).contains(&address))
+        self.list().iter().find(|mapping| (mapping.start..mapping.end).contains(&address))
     }
 }
 
@@ -123,37 +176,46 @@ fn follows_call(_: u64) -> bool {
     true
 }
 
-/// The mappings with code in the text of proc_pid_maps(5).
-fn parse(maps: &str, handlers: &[(u16, &Path)]) -> Vec<Mapping> {
-    let mut found = Vec::with_capacity(64);
-    let mut base = (0, "");
-    for line in maps.lines() {
-        let mut fields = line.splitn(6, ' ');
-        let (Some(range), Some(access), Some(offset)) = (fields.next(), fields.next(), fields.next()) else {
-            continue;
-        };
-        let path = fields.nth(2).unwrap_or_default().trim_start();
-        let hex = |text: &str| u64::from_str_radix(text, 16).ok();
-        let Some((Some(start), Some(end))) = range.split_once('-').map(|(start, end)| (hex(start), hex(end)))
-        else {
-            continue;
-        };
-        if !path.starts_with('/') {
-            continue; // [stack], [vdso], or nothing
+/// Reads proc_pid_maps(5), line by line. Allocates nothing.
+#[derive(Default)]
+struct Parser {
+    /// Of the file whose mappings come now: its address 0, and its device and inode as a number.
+    base: u64,
+    file: (u64, u64),
+}
+
+impl Parser {
+    /// The mapping in this line, if it is one of a file, and has code.
+    fn mapping_with_code(&mut self, line: &[u8], handlers: &[(u16, PathBuf)]) -> Option<Mapping> {
+        let mut fields = line.splitn(6, |byte| *byte == b' ');
+        let (range, access, offset) = (fields.next()?, fields.next()?, number(fields.next()?, 16)?);
+        let (device, inode) = (fields.next()?, number(fields.next()?, 10)?);
+        let path = fields.next().unwrap_or_default().trim_ascii_start();
+        let split = range.iter().position(|byte| *byte == b'-')?;
+        let (start, end) = (number(&range[..split], 16)?, number(&range[split + 1..], 16)?);
+        if !path.starts_with(b"/") {
+            return None; // [stack], [vdso], or nothing
         }
-        if hex(offset) == Some(0) || base.1 != path {
-            base = (start.saturating_sub(hex(offset).unwrap_or(0)), path);
+        let colon = device.iter().position(|byte| *byte == b':')?;
+        let file = (number(&device[..colon], 16)? << 32 | number(&device[colon + 1..], 16)?, inode);
+        if offset == 0 || self.file != file {
+            (self.base, self.file) = (start.saturating_sub(offset), file);
         }
-        if access.contains('x') && found.len() < MAPPINGS {
-            let mut name = ([0; NAME], 0);
-            let file = path.rsplit('/').next().unwrap_or(path);
-            name.1 = name.0.iter_mut().zip(file.bytes()).map(|(to, byte)| *to = byte).count();
-            let handler =
-                handlers.iter().find(|(_, file)| *file == Path::new(path)).map(|(handler, _)| *handler);
-            found.push(Mapping { start, end, base: base.0, name, handler });
+        if !access.contains(&b'x') {
+            return None;
         }
+        let mut name = ([0; NAME], 0);
+        let last = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        name.1 = name.0.iter_mut().zip(&path[last..]).map(|(to, byte)| *to = *byte).count();
+        let handler = handlers.iter().find(|(_, file)| file.as_os_str().as_bytes() == path);
+        Some(Mapping { start, end, base: self.base, name, handler: handler.map(|(handler, _)| *handler) })
     }
-    found
+}
+
+fn number(digits: &[u8], radix: u32) -> Option<u64> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(radix).map(u64::from);
+    let add = |number: u64, byte| number.checked_mul(radix.into())?.checked_add(digit(byte)?);
+    if digits.is_empty() { None } else { digits.iter().try_fold(0, add) }
 }
 
 #[cfg(test)]
@@ -174,7 +236,8 @@ mod tests {
 
     #[test]
     fn an_address_is_a_module_and_an_address_in_it() {
-        let modules = Modules::of(MAPS, &[(3, Path::new("/h/a b_wsh.so"))]).unwrap();
+        let modules = Modules::reserve().unwrap();
+        modules.add(&mut Parser::default(), MAPS.as_bytes(), &[(3, "/h/a b_wsh.so".into())]);
         let place = modules.place(0x7f00_0000_2010);
         assert_eq!(place, CodePlace { name: b"a b_wsh.so", offset: 0x2010, handler: Some(3) });
         assert_eq!(
@@ -189,7 +252,8 @@ mod tests {
 
     #[test]
     fn our_own_code_is_found() {
-        let modules = Modules::read(&[]).unwrap();
+        let modules = Modules::reserve().unwrap();
+        modules.fill(&[]);
         let place = modules.place(our_own_code_is_found as *const () as u64);
         let exe = std::env::current_exe().unwrap();
         assert_eq!(place.name, exe.file_name().unwrap().as_encoded_bytes());
@@ -205,8 +269,9 @@ mod tests {
     fn the_caller_is_found_on_the_stack_and_a_bad_stack_is_no_harm() {
         // Our own program plays the handler.
         let exe = std::env::current_exe().unwrap();
-        let modules = Modules::read(&[(9, &exe)]).unwrap();
-        assert_eq!(search(&modules).unwrap().1, 9);
+        let modules = Modules::reserve().unwrap();
+        modules.fill(&[(9, exe)]);
+        assert_eq!(search(modules).unwrap().1, 9);
         assert_eq!(modules.caller(0), None);
         assert_eq!(modules.caller(u64::MAX - 100), None);
     }

@@ -66,7 +66,7 @@ pub fn hold(kind: u32, payload: &[u8]) {
 /// Collects it; made beforehand.
 pub struct Collector {
     /// Where the code is.
-    pub modules: Modules,
+    pub modules: &'static Modules,
     /// Where it is left.
     pub crash_report: CrashReport,
 }

@@ -26,6 +26,7 @@ use crate::worker::conn::handoff::{Arrivals, Purpose, Shipment};
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::crash::report::{Collector, Registers};
 use crate::worker::crash::signals::{nap, stop_other_threads, wait_for_the_end};
+use crate::worker::crash::start;
 
 /// How long to wait for the event loop to finish what it is doing; ns.
 const FINISH_TIME: u64 = 50_000_000;
@@ -122,7 +123,9 @@ pub fn end_work() {
 /// Saves what can be saved; false if there is nothing. `signal` is `EXIT` or `HANG` where there is none.
 pub fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
     // SAFETY: set once, to a context that is never freed.
-    let Some(context) = (unsafe { CONTEXT.load(Ordering::Acquire).as_ref() }) else { return false };
+    let Some(context) = (unsafe { CONTEXT.load(Ordering::Acquire).as_ref() }) else {
+        return start::note_death(signal, address, registers);
+    };
     // SAFETY: both have no preconditions.
     let (me, pid) = unsafe { (libc::gettid(), libc::getpid()) };
     // A child that a handler has forked dies on its own: the connections are its parent's.

@@ -104,7 +104,7 @@ pub fn unblock(signals: &[c_int]) -> Option<c_int> {
 
 /// Makes ready what the functions of this module need, on the main thread.
 pub fn install() -> io::Result<()> {
-    use_signal_stack()?;
+    put_stack_back();
     TASKS.store(open_tasks(), Ordering::Relaxed);
     on_signal(stop_signal(), stopped)
 }

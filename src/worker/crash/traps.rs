@@ -14,6 +14,7 @@ use crate::fleet::scoreboard::{EXIT, HANG};
 use crate::worker::crash::report::Registers;
 use crate::worker::crash::rescue::{handler_name, rescue};
 use crate::worker::crash::signals::{self, Action, CRASHES, on_signal};
+use crate::worker::crash::start;
 
 /// How often changed signals are looked for; ns.
 const CHECK: u64 = 1_000_000_000;
@@ -21,19 +22,27 @@ const CHECK: u64 = 1_000_000_000;
 /// The thread that the watchdog has found hanging, and the connection that its call is about.
 static HUNG: (AtomicI32, AtomicU64) = (AtomicI32::new(0), AtomicU64::new(0));
 
-/// Has all of them lead to the rescue, which has to be prepared.
+/// Has signals and exit() lead to the rescue, from before the first handler is loaded.
 pub fn install() -> io::Result<()> {
-    signals::install()?;
-    for signal in CRASHES {
-        on_signal(signal, crashed)?;
-    }
-    on_signal(hang_signal(), hung)?;
-    watch_forks(child_returns)?;
+    signals::use_signal_stack()?;
+    catch_signals()?;
     // SAFETY: registers a function that lives as long as the process.
     match unsafe { libc::atexit(exited) } {
         0 => Ok(()),
         _ => Err(io::Error::other("atexit: no memory")),
     }
+}
+
+/// The rescue is prepared: has all of them lead there, whatever handlers have done to signals at their start.
+pub fn complete() -> io::Result<()> {
+    signals::install()?;
+    catch_signals()?;
+    watch_forks(child_returns)
+}
+
+fn catch_signals() -> io::Result<()> {
+    CRASHES.into_iter().try_for_each(|signal| on_signal(signal, crashed))?;
+    on_signal(hang_signal(), hung)
 }
 
 /// Puts back what handlers have changed about the signals of the rescue; once in a while on the event loop.
@@ -63,7 +72,7 @@ pub fn check_signals(now: u64) {
 }
 
 /// Crashes the process on the thread that gets it.
-fn hang_signal() -> c_int {
+pub fn hang_signal() -> c_int {
     libc::SIGRTMIN() + 6
 }
 
@@ -79,7 +88,7 @@ extern "C" fn hung(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: gettid has no preconditions.
     let is_meant = HUNG.0.load(Ordering::Acquire) == unsafe { libc::gettid() };
     // Between the watchdog's look and this signal the handler may have returned. Or a handler has raised it.
-    if !is_meant || place().1 != HUNG.1.load(Ordering::Acquire) {
+    if !start::is_over() && (!is_meant || place().1 != HUNG.1.load(Ordering::Acquire)) {
         return;
     }
     // SAFETY: the kernel gives a valid context.

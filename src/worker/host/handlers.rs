@@ -1,22 +1,26 @@
 //! The handlers as a process has them: loaded, told that a worker starts, and called on the event loop.
 
+use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use crate::clock;
 use crate::config::Config;
 use crate::ffi::call::{self, Handler};
 use crate::ffi::host::{Callback, count_call};
 use crate::ffi::plugin::{self, Plugin};
 use crate::ffi::raw;
 use crate::fleet::control::Report;
-use crate::fleet::peer::Peer;
+use crate::fleet::crash_report::CrashReport;
 use crate::fleet::routes::{Route, Routes};
 use crate::fleet::scoreboard::Slot;
 use crate::log::{Level, write_for_handler};
 use crate::proto::ws::deflate::negotiate;
 use crate::worker::base::metrics::Metrics;
 use crate::worker::conn::connections::Conns;
+use crate::worker::crash::modules::Modules;
+use crate::worker::crash::report::Collector;
 use crate::worker::crash::signals;
+use crate::worker::crash::start::StartWatch;
 
 /// A handler as this process has it.
 pub struct Service {
@@ -28,13 +32,27 @@ pub struct Service {
     pub deflate: negotiate::Config,
 }
 
-/// All handlers of a pool, by index of the route; none where one is another pool's or could not be loaded.
-pub struct Loaded(pub Vec<Option<Service>>);
+/// All handlers of a pool, started.
+pub struct Loaded {
+    /// By index of the route; none where one is another pool's or could not be loaded.
+    pub services: Vec<Option<Service>>,
+    /// How many there are.
+    pub report: Report,
+    /// Where their code is.
+    pub modules: &'static Modules,
+}
 
 impl Loaded {
-    /// Loads them, except those that are skipped, and tells them that the worker in this slot starts; also returns what
-    /// is to be reported of that.
-    pub fn load(config: &Config, routes: &Routes, skipped: &[u16], slot: &Slot) -> (Self, Report) {
+    /// Loads them, except those that are skipped, and tells them that the worker in this slot starts. Deaths meanwhile are
+    /// noted in the slot and in `crash_report`, and told to the supervisor over `control`.
+    pub fn load(
+        config: &Config,
+        routes: &Routes,
+        skipped: &[u16],
+        slot: &'static Slot,
+        crash_report: CrashReport,
+        control: RawFd,
+    ) -> io::Result<Self> {
         if let Err(error) = signals::disarm_stray() {
             log::error!("stray signals can end this process: {error}");
         }
@@ -43,24 +61,28 @@ impl Loaded {
             let pool = config.pool_of(&route.resource);
             !route.retired && pool == usize::from(place.pool) && !skipped.contains(&number)
         };
-        slot.call.set_current(0, Peer::NONE, clock::now().as_nanos());
+        let ours = routes.handlers().iter().zip(0..).filter(|(route, number)| is_ours(*number, route));
+        let files = ours.map(|(route, number)| (number, config.inside(&route.file).into_owned())).collect();
+        let collector = Collector { modules: Modules::reserve()?, crash_report };
+        let watch = StartWatch::begin(slot, collector, control, files)?;
         let mut wanted = 0;
         let services = routes.handlers().iter().zip(0..).map(|(route, number)| {
             if !is_ours(number, route) {
                 return None;
             }
             wanted += 1;
-            load(config, route, place.number.into(), |callback| slot.call.begin(number, callback as u32))
+            let limit = config.handler(&route.resource).timeout;
+            load(config, route, place.number.into(), |callback| watch.enter(number, callback, limit))
         });
         let services: Vec<_> = services.collect();
-        slot.call.end();
+        let modules = watch.end();
         let loaded = services.iter().flatten().count() as u16;
-        (Self(services), Report::Ready { loaded, broken: wanted - loaded })
+        Ok(Self { services, report: Report::Ready { loaded, broken: wanted - loaded }, modules })
     }
 
     /// Tells them that the worker stops.
     pub fn stop(&self) {
-        stop(&self.0);
+        stop(&self.services);
     }
 }
 

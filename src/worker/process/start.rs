@@ -1,6 +1,7 @@
 //! What a worker is given by the supervisor.
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::config::Config;
@@ -12,7 +13,8 @@ use crate::fleet::crash_report::CrashReport;
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::Listener;
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::Scoreboard;
+use crate::fleet::scoreboard::{Scoreboard, Slot};
+use crate::worker::host::handlers::Loaded;
 
 /// What a worker is given by the supervisor, just after fork.
 pub struct Start {
@@ -44,4 +46,25 @@ pub struct Start {
     pub crash_report: &'static [CrashReport],
     /// Where connections are counted.
     pub addresses: &'static Addresses,
+}
+
+impl Start {
+    /// The record of the slot.
+    pub fn record(&self) -> io::Result<&'static Slot> {
+        self.scoreboard.slot(self.slot).ok_or_else(|| io::Error::other("no such slot in the scoreboard"))
+    }
+
+    /// Where a crash leaves what is known.
+    pub fn report(&self) -> io::Result<CrashReport> {
+        self.crash_report
+            .get(self.slot)
+            .copied()
+            .ok_or_else(|| io::Error::other("no such slot for crash reports"))
+    }
+
+    /// Loads the handlers.
+    pub fn load(&self) -> io::Result<Loaded> {
+        let control = self.control.as_fd().as_raw_fd();
+        Loaded::load(&self.config, &self.routes, &self.skipped, self.record()?, self.report()?, control)
+    }
 }

@@ -30,13 +30,13 @@ struct Expected {
 }
 
 /// Returns in the zygote when it is to leave, and in each forked process.
-pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Start, Loaded, Report)>> {
+pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Start, Loaded)>> {
     // Connections come to the children only.
     start.txs.clear();
-    let slot = start.scoreboard.slot(start.slot).ok_or(io::ErrorKind::NotFound)?;
-    let (loaded, ready) = Loaded::load(&start.config, &start.routes, &start.skipped, slot);
+    let slot = start.record()?;
+    let loaded = start.load()?;
     slot.set_state(if start.standby { State::Standby } else { State::Running });
-    start.control.send_report(ready)?;
+    start.control.send_report(loaded.report)?;
     // Blocked since the fork.
     let signals =
         SignalFd::with_flags(&SigSet::from(Signal::SIGTERM), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
@@ -62,7 +62,7 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
                     settle(child)?;
                     control.send_report(Report::Born { pid: getpid().as_raw() })?;
                     let start = Start { slot: child, control, inbox, standby: false, ..start };
-                    return Ok(Some((start, loaded, ready)));
+                    return Ok(Some((start, loaded)));
                 }
             }
             Ok(Some((Command::Log(book), Some(fd)))) => {

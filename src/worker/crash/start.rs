@@ -1,0 +1,138 @@
+//! The start of a worker: while handlers are loaded and told that it starts there is nothing to rescue, but a death is noted
+//! with handler, callback and code, and a handler that does not come back in its time is ended, which is one, too.
+#![allow(unsafe_code)]
+
+use std::ffi::c_int;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::time::Duration;
+use std::{io, mem};
+
+use crate::clock;
+use crate::ffi::host::Callback;
+use crate::fleet::control;
+use crate::fleet::peer::Peer;
+use crate::fleet::scoreboard::Slot;
+use crate::worker::crash::modules::Modules;
+use crate::worker::crash::report::{Collector, Registers};
+use crate::worker::crash::traps;
+
+/// What a death at the start needs; made before any code of a handler runs.
+pub struct StartWatch {
+    /// The process that this belongs to.
+    pid: i32,
+    slot: &'static Slot,
+    collector: Collector,
+    /// The channel to the supervisor.
+    control: RawFd,
+    /// The files of handlers with their indexes in the routes.
+    handlers: Vec<(u16, PathBuf)>,
+    /// Sends the signal for a hang to the main thread.
+    timer: libc::timer_t,
+    /// When it does, in ns; 0: never.
+    give_up: AtomicU64,
+}
+
+/// None once the worker has started.
+static WATCH: AtomicPtr<StartWatch> = AtomicPtr::new(null_mut());
+
+impl StartWatch {
+    /// Begins to watch, on the main thread.
+    pub fn begin(
+        slot: &'static Slot,
+        collector: Collector,
+        control: RawFd,
+        handlers: Vec<(u16, PathBuf)>,
+    ) -> io::Result<&'static Self> {
+        traps::install()?;
+        let (timer, give_up) = (hang_timer()?, AtomicU64::new(0));
+        let pid = std::process::id() as i32;
+        let watch = Box::leak(Box::new(Self { pid, slot, collector, control, handlers, timer, give_up }));
+        WATCH.store(watch, Ordering::Release);
+        Ok(watch)
+    }
+
+    /// A handler is called, and has so long; zero: forever.
+    pub fn enter(&self, handler: u16, callback: Callback, limit: Duration) {
+        let now = clock::now();
+        self.slot.call.set_current(0, Peer::NONE, now.as_nanos());
+        self.slot.call.begin(handler, callback as u32);
+        let give_up = if limit.is_zero() { 0 } else { (now + limit).as_nanos() };
+        self.give_up.store(give_up, Ordering::Release);
+        self.arm(limit);
+    }
+
+    /// All handlers have started.
+    pub fn end(&self) -> &'static Modules {
+        self.give_up.store(0, Ordering::Release);
+        self.arm(Duration::ZERO);
+        self.slot.call.end();
+        WATCH.store(null_mut(), Ordering::Release);
+        self.collector.modules.fill(&self.handlers);
+        self.collector.modules
+    }
+
+    fn arm(&self, time: Duration) {
+        // SAFETY: all zero is a valid itimerspec.
+        let mut spec: libc::itimerspec = unsafe { mem::zeroed() };
+        spec.it_value.tv_sec = time.as_secs() as libc::time_t;
+        spec.it_value.tv_nsec = time.subsec_nanos().into();
+        // SAFETY: our own timer, and a live itimerspec. A time that the kernel refuses limits nothing.
+        unsafe { libc::timer_settime(self.timer, 0, &spec, null_mut()) };
+    }
+}
+
+/// A timer that sends the signal of a hang to the calling thread.
+fn hang_timer() -> io::Result<libc::timer_t> {
+    // SAFETY: all zero is a valid sigevent, and timer_create(2) writes the timer.
+    unsafe {
+        let mut event: libc::sigevent = mem::zeroed();
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = traps::hang_signal();
+        event.sigev_notify_thread_id = libc::gettid();
+        let mut timer: libc::timer_t = null_mut();
+        match libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) {
+            0 => Ok(timer),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Whether the handler that is starting has had its time. Async-signal-safe.
+pub fn is_over() -> bool {
+    // SAFETY: set to what is never freed.
+    let watch = unsafe { WATCH.load(Ordering::Acquire).as_ref() };
+    watch.is_some_and(|watch| (1..=clock::now().as_nanos()).contains(&watch.give_up.load(Ordering::Acquire)))
+}
+
+/// Notes a death, and tells the supervisor; false if the worker is not starting. Async-signal-safe.
+pub fn note_death(signal: c_int, address: u64, registers: Registers) -> bool {
+    // A second crash in here finds nothing.
+    // SAFETY: set to what is never freed.
+    let Some(watch) = (unsafe { WATCH.swap(null_mut(), Ordering::AcqRel).as_ref() }) else { return false };
+    // SAFETY: both have no preconditions.
+    let (me, pid) = unsafe { (libc::gettid(), libc::getpid()) };
+    if pid != watch.pid {
+        return false; // a child of a handler
+    }
+    watch.collector.modules.fill(&watch.handlers);
+    let whose_code = watch.collector.collect(registers, &watch.slot.call, 0, None);
+    let (handler, callback) = match watch.slot.call.current().filter(|_| me == pid) {
+        Some((handler, callback, _)) => (Some(handler), callback),
+        None => (whose_code, 0), // another thread
+    };
+    watch.slot.crash.note(signal, address, handler, callback, 0);
+    // If it cannot be told it will notice the death.
+    // SAFETY: a live buffer; the descriptor is open, or the call fails.
+    unsafe {
+        libc::send(
+            watch.control,
+            control::CRASHED.as_ptr().cast(),
+            control::CRASHED.len(),
+            libc::MSG_NOSIGNAL,
+        )
+    };
+    true
+}
