@@ -13,15 +13,21 @@ pub use clap_complete::Shell;
 
 use crate::config::Config;
 use crate::ctl;
-use crate::settings::{self, Flag, Kind, Place, Places, Scope, Setting, places::Given, resolve};
+use crate::settings::{
+    self, Flag, Kind, Place, Places, Scope, Setting, effective::Effective, places::Given, resolve,
+};
 
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Command {
     /// To serve.
     Serve(Box<Config>),
-    /// To check these files.
-    Check(Vec<PathBuf>),
+    /// To test this configuration.
+    Test(Box<Config>),
+    /// To check these handlers, with the settings that a configuration has for them.
+    Check(Vec<PathBuf>, Option<Box<Config>>),
+    /// To print this configuration.
+    Config(String),
     /// To ask a running server.
     Ctl(ctl::Order),
     /// To print what this shell needs to complete command lines.
@@ -41,12 +47,17 @@ pub enum Error {
 
 #[derive(Debug, Subcommand)]
 enum Sub {
-    /// Load handlers and report what is wrong with them
+    /// Check a configuration, or handlers
+    ///
+    /// Without FILE the configuration is tested, as for a start: the options are those of the server. Handlers are loaded
+    /// and started each in a process of its own, with the settings that the configuration has for them
     Check {
-        /// The files
-        #[arg(required = true, value_name = "FILE")]
+        /// Handlers, or directories of handlers
+        #[arg(value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// Print the configuration that these options make
+    Config,
     /// Ask a running server, or tell it what to do
     Ctl(control::Ctl),
     /// Print the completion script of a shell
@@ -62,13 +73,24 @@ enum Sub {
 pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>) -> Result<Command, Error> {
     let line = normalize(args);
     let matches = command().try_get_matches_from(line).map_err(key_of_the_file)?;
-    if matches.subcommand_name().is_none() {
-        let file = matches.get_one::<PathBuf>("config");
-        let config = resolve::config(given(&matches)?, file.map(PathBuf::as_path), exe_dir)?;
-        return Ok(Command::Serve(Box::new(config)));
-    }
+    let load = |matches: &ArgMatches| -> Result<(Config, Effective), Error> {
+        let file = matches.get_one::<PathBuf>("config").map(PathBuf::as_path);
+        Ok(resolve::load(given(matches)?, file, exe_dir.clone())?)
+    };
+    let Some((_, own)) = matches.subcommand() else {
+        let (config, _) = load(&matches)?;
+        return Ok(match matches.get_flag("test") {
+            true => Command::Test(Box::new(config)),
+            false => Command::Serve(Box::new(config)),
+        });
+    };
     match Sub::from_arg_matches(&matches)? {
-        Sub::Check { files } => Ok(Command::Check(files)),
+        Sub::Check { files } if files.is_empty() => Ok(Command::Test(Box::new(load(own)?.0))),
+        Sub::Check { files } => {
+            let config = own.contains_id("config").then(|| load(own)).transpose()?;
+            Ok(Command::Check(files, config.map(|(config, _)| Box::new(config))))
+        }
+        Sub::Config => Ok(Command::Config(load(own)?.1.to_toml(true))),
         Sub::Ctl(ctl) => Ok(Command::Ctl(ctl.into_order()?)),
         Sub::Completions { shell } => Ok(Command::Completions(shell)),
     }
@@ -76,26 +98,39 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>)
 
 /// The table of options, for the parser, `--help` and completions.
 pub fn command() -> clap::Command {
+    let test =
+        Arg::new("test").short('t').action(ArgAction::SetTrue).help("Check the configuration, and end");
+    let version = Arg::new("version").long("version").action(ArgAction::Version).help("Print version");
+    let command = options(clap::Command::new("wshd"))
+        .about("Serves WebSocket handlers, which are shared objects")
+        .version(env!("CARGO_PKG_VERSION"))
+        .disable_version_flag(true)
+        .args_conflicts_with_subcommands(true)
+        .arg(test)
+        .arg(version)
+        .override_usage("wshd [OPTION]...\n       wshd COMMAND ...");
+    let with_options = |command| {
+        options(command).mut_args(|arg| {
+            let is_own = arg.get_id() == "files";
+            arg.hide(!is_own)
+        })
+    };
+    let command = Sub::augment_subcommands(command)
+        .mut_subcommand("check", with_options)
+        .mut_subcommand("config", with_options);
+    let help = help(&command);
+    command.override_help(help)
+}
+
+/// Adds the options that make a configuration.
+fn options(command: clap::Command) -> clap::Command {
     let config = Arg::new("config").short('c').long("config").value_name("FILE");
     let config =
         config.value_parser(value_parser!(PathBuf)).help("Read settings from this file, see wshd.conf(5)");
     let setting = Arg::new("o").short('o').value_name("NAME=VALUE").action(ArgAction::Append);
     let setting = setting.help("Set any key of wshd.conf(5)");
     let options = settings::in_scope(Scope::Server).filter(|setting| setting.flag != Flag::No).map(option);
-    let version = Arg::new("version").long("version").action(ArgAction::Version).help("Print version");
-    let command = clap::Command::new("wshd")
-        .about("Serves WebSocket handlers, which are shared objects")
-        .version(env!("CARGO_PKG_VERSION"))
-        .disable_version_flag(true)
-        .args_conflicts_with_subcommands(true)
-        .arg(config)
-        .arg(setting)
-        .args(options)
-        .arg(version)
-        .override_usage("wshd [OPTION]...\n       wshd COMMAND ...");
-    let command = Sub::augment_subcommands(command);
-    let help = help(&command);
-    command.override_help(help)
+    command.arg(config).arg(setting).args(options)
 }
 
 /// One line for each option, but for names that are long: all of it fits on a screen.

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -184,6 +185,8 @@ pub struct HandlerSettings {
 pub struct Config {
     /// The configuration file that was read, if one was.
     pub file: Option<PathBuf>,
+    /// All that is configured, as TOML without secrets.
+    pub effective: Arc<str>,
     /// Where to listen, in the order given; never empty.
     pub listen: Vec<Listen>,
     /// Root of the handler directory.

@@ -14,7 +14,7 @@ use wshd::handlers::{check, probes::Probes, program};
 use wshd::service::daemonize::Daemon;
 use wshd::service::{listen_fds, notify::Notify};
 use wshd::supervisor::upgrade::{Invocation, Predecessor};
-use wshd::supervisor::{self, Origin, spawn};
+use wshd::supervisor::{self, Origin, dry_run, spawn};
 use wshd::{ctl, log as sink};
 
 #[global_allocator]
@@ -32,7 +32,12 @@ fn main() -> ExitCode {
     let read = move || cli::parse(args.clone(), exe_dir.clone());
     let exit = match read() {
         Ok(Command::Serve(config)) => serve(*config, invocation, read),
-        Ok(Command::Check(files)) => check_files(&files),
+        Ok(Command::Test(config)) => dry_run::dry_run(&config),
+        Ok(Command::Check(files, config)) => check_files(&files, config.as_deref()),
+        Ok(Command::Config(text)) => {
+            let _ = io::stdout().write_all(text.as_bytes()); // who has asked may read a part only
+            Exit::Ok
+        }
         Ok(Command::Ctl(order)) => ctl::run(&order),
         Ok(Command::Completions(shell)) => {
             let _ = io::stdout().write_all(&cli::completions(shell)); // who has asked may read a part only
@@ -80,8 +85,8 @@ fn serve(
     supervisor::run(config, Origin { reread, invocation, predecessor, sockets, notify, daemon })
 }
 
-fn check_files(files: &[PathBuf]) -> Exit {
-    match check::check(files, Probes::default(), &mut io::stdout().lock(), &mut io::stderr()) {
+fn check_files(files: &[PathBuf], config: Option<&Config>) -> Exit {
+    match check::check(files, config, Probes::default(), &mut io::stdout().lock(), &mut io::stderr()) {
         Ok(exit) => exit,
         Err(error) => failed(Exit::Internal, &error),
     }

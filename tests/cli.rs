@@ -64,7 +64,6 @@ fn usage_errors_name_option_value_and_what_was_expected() {
     fails(&["--idle_timeout", "30"], 2, &["--idle-timeout", "30", "expected a time"]);
     fails(&["--log-level", "loud"], 2, &["--log-level", "loud", "critical"]);
     fails(&["-osend_high=1K", "-osend_low=2K"], 2, &["-o send_low: 2048", "-o send_high 1024"]);
-    fails(&["check"], 2, &["FILE"]);
 }
 
 #[test]

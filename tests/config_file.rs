@@ -168,6 +168,140 @@ fn the_example_of_the_manual_is_right() {
     assert_eq!((config.pool_of("/chat"), config.all_workers()), (0, 6));
 }
 
+/// Runs the program to its end: status, standard output, standard error. DIR stands for the directory of the test.
+fn ran(dir: &Dir, args: &[&str]) -> (i32, String, String) {
+    let place = dir.path().to_str().unwrap();
+    let args: Vec<String> = args.iter().map(|arg| arg.replace("DIR", place)).collect();
+    let output = run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().replace(place, "DIR");
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn a_file_includes_others() {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    std::fs::create_dir(dir.path().join("conf.d")).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("w.conf", "websock_handlers = 'DIR'\ninclude = ['conf.d/*.toml', 'more.conf']\nport = 1\n");
+    write("conf.d/a.toml", "workers = 3\n[handler.'/echo']\nisolation = 'pool'\npool = 'p'\n");
+    write("conf.d/b.toml", "[pool.p]\nworkers = 2\n");
+    write("more.conf", "max_message = 5\n");
+    let config = || ran(&dir, &["config", "-c", "DIR/w.conf", "-w", "DIR"]);
+    let (status, text, error) = config();
+    assert_eq!((status, error.as_str()), (0, ""));
+    for line in
+        ["port = 1", "workers = 3", "max_message = \"5\"", "[pool.\"p\"]\nworkers = 2", "pool = \"p\""]
+    {
+        assert!(text.contains(&format!("{line}\n")), "{line}: {text}");
+    }
+    for (file, wrong, expected) in [
+        ("more.conf", "port = 2", "DIR/more.conf:1: port: it is already set at DIR/w.conf:3: port"),
+        (
+            "more.conf",
+            "[pool.p]",
+            "DIR/more.conf:1: pool.\"p\": it is already set at DIR/conf.d/b.toml:1: pool.\"p\"",
+        ),
+        (
+            "more.conf",
+            "[handler.'/echo']",
+            "DIR/more.conf:1: handler.\"/echo\": another file has a table for it, too",
+        ),
+        (
+            "more.conf",
+            "\ninclude = 'w.conf'",
+            "DIR/more.conf:2: include = 'w.conf': the files include each other: DIR/w.conf -> DIR/more.conf -> DIR/w.conf",
+        ),
+        (
+            "more.conf",
+            "include = 'conf.d/a.toml'",
+            "DIR/more.conf:1: include = 'conf.d/a.toml': DIR/conf.d/a.toml is already included",
+        ),
+        (
+            "more.conf",
+            "include = 'gone'",
+            "DIR/more.conf:1: include = 'gone': DIR/gone: No such file or directory (os error 2)",
+        ),
+    ] {
+        write(file, wrong);
+        assert_eq!(config(), (3, String::new(), format!("wshd: {expected}\n")));
+    }
+}
+
+#[test]
+fn what_is_in_force_is_a_file_that_can_be_read_again() {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    let text = "log_level = 'debug'\nallow_origin = ['https://a.example', 'null']\ndeflate = false\n\
+                drain_timeout = 'never'\nbasic_auth_credential = 'ann:pass\"word'\ncontrol_socket = 'DIR/s'\n\
+                [handler.'/echo']\nisolation = 'pool'\nsettings = { 'a key' = \"hidden \\u007F\" }\n[pool.echo]\nnice = 1\n";
+    let first = file(&dir, &text.replace("DIR", dir.path().to_str().unwrap()));
+    let place = dir.path().to_str().unwrap();
+    let args = ["-w", place, "-o", "idle_timeout=90s", "--port", "0"];
+    let (status, printed, error) = ran(&dir, &[&["config", "-c", &first], &args[..]].concat());
+    assert_eq!((status, error.as_str()), (0, ""));
+    assert!(
+        printed.contains("idle_timeout = \"90s\"\n") && printed.contains("\"a key\" = \"hidden \\u007F\"\n")
+    );
+    let again = dir.path().join("again.conf");
+    std::fs::write(&again, printed.replace("DIR", place)).unwrap();
+    assert_eq!(ran(&dir, &["config", "-c", "DIR/again.conf"]), (0, printed.clone(), String::new()));
+    // The running server tells the same without secrets.
+    let mut server = Server::start(&dir, &["-c", &first, "-o", "idle_timeout=90s"]);
+    let (status, told, error) = ran(&dir, &["ctl", "--control-socket", "DIR/s", "config"]);
+    assert_eq!((status, error.as_str()), (0, ""));
+    let masked = printed.replace("\"ann:pass\\\"word\"", "\"***\"").replace("\"hidden \\u007F\"", "\"***\"");
+    for (told, expected) in told.lines().zip(masked.lines()) {
+        // The tests start servers with more options.
+        assert!(told == expected || !told.contains("***") && !expected.contains("***"), "{told}: {expected}");
+    }
+    assert!(!told.contains("hidden") && !told.contains("ann:") && told.contains("\"a key\" = \"***\""));
+    server.stop();
+}
+
+#[test]
+fn a_configuration_is_tested_as_for_a_start_without_a_server() {
+    let dir = Dir::new();
+    let source = r#"
+        #include <stdio.h>
+        #include <ws_handler.h>
+        static int32_t start(void) { return ws_config("room").data ? WS_OK : -7; }
+        static void on_message(ws_conn conn, const ws_message *message) { (void)conn; (void)message; }
+        __attribute__((constructor)) static void at_load(void) { fputs("loaded\n", stderr); }
+        WS_HANDLER(.name = "room", .on_worker_start = start, .on_message = on_message);
+    "#;
+    let object = dir.handler("room", source);
+    let test = |text: &str, args: &[&str]| {
+        let file = file(&dir, &text.replace("DIR", dir.path().to_str().unwrap()));
+        ran(&dir, &[&["check", "-c", &file, "-w", "DIR"], args].concat())
+    };
+    let (status, out, log) =
+        test("server_host = 'unix:DIR/s'\n[handler.'/room'.settings]\nroom = 'a'\n", &[]);
+    assert_eq!(
+        (status, out.as_str()),
+        (0, "DIR/wshd.conf: the configuration is valid, 1 resource\n"),
+        "{log}"
+    );
+    assert!(log.contains("room_wsh.so (probe): loaded") && !dir.path().join("s").exists(), "{log}");
+    for (text, args, status, expected) in [
+        ("prot = 1", &[][..], 3, "DIR/wshd.conf:1: prot: no such key, did you mean port?"),
+        ("", &["-o", "prot=1"], 2, "-o prot: no such setting, did you mean port?"),
+        ("[handler.'/x']", &["--strict-handlers"], 3, "1 handlers or aliases are broken, see above"),
+        ("server_host = 'unix:/nowhere/s'", &[], 4, "can not listen on unix:/nowhere/s: No such file"),
+        ("server_host = 'no.such.host.invalid'", &[], 4, "can not listen on no.such.host.invalid:8080: "),
+    ] {
+        let (code, out, error) = test(text, args);
+        assert_eq!((code, out.as_str()), (status, ""), "{error}");
+        assert!(error.contains(&format!("wshd: {expected}")), "{error}");
+    }
+    // A handler by itself has the settings of the configuration.
+    let object = object.to_str().unwrap();
+    assert_eq!(ran(&dir, &["check", object]).0, 6);
+    file(&dir, "[handler.'/room'.settings]\nroom = 'a'\n");
+    let (status, out, _) = ran(&dir, &["check", "DIR", "-c", "DIR/wshd.conf", "-w", "DIR"]);
+    assert_eq!((status, out.lines().next()), (0, Some("DIR/room_wsh.so: ok")), "{out}");
+}
+
 /// Whether a process has these bytes in its memory.
 fn is_in_memory(pid: i32, needle: &str) -> bool {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();

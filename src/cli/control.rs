@@ -39,6 +39,8 @@ enum What {
             value_parser = interval)]
         watch: Option<Duration>,
     },
+    /// Print the configuration in force, without secrets
+    Config,
     /// List all connections
     Connections {
         #[command(flatten)]
@@ -105,6 +107,7 @@ impl Ctl {
         let text = Show::default();
         let (request, show) = match self.what {
             What::Status { form, watch } => (Request::Status {}, Show { json: form.json, watch }),
+            What::Config => (Request::Config {}, text),
             What::Connections { form } => (Request::Connections {}, Show { json: form.json, ..text }),
             What::Close { id, code } => (Request::Close { id, code }, text),
             What::Quarantine { resource, state, time, form } => {

@@ -172,6 +172,7 @@ impl Control {
                 let status = serde_json::to_value(view.status(self.started, now));
                 Outcome::Answer(status.map_err(|error| error.to_string()))
             }
+            Request::Config {} => Outcome::Answer(Ok((*view.config.effective).into())),
             Request::Connections {} => self.list_connections(client, view, now),
             Request::Close { id, code } => self.close_connection(client, (id, code), view, now),
             Request::Quarantine { resource, state, seconds } => {

@@ -15,6 +15,8 @@ pub const MAX_BYTES: usize = 4096;
 pub enum Request {
     /// How the server is: answered with [`Status`](super::answer::Status).
     Status {},
+    /// What is configured: answered with a text, TOML without secrets.
+    Config {},
     /// All connections: answered with [`Connections`](super::answer::Connections).
     Connections {},
     /// Close a connection.
@@ -106,7 +108,10 @@ impl Request {
     pub fn changes_something(&self) -> bool {
         !matches!(
             self,
-            Request::Status {} | Request::Connections {} | Request::Quarantine { state: None, .. }
+            Request::Status {}
+                | Request::Config {}
+                | Request::Connections {}
+                | Request::Quarantine { state: None, .. }
         )
     }
 
@@ -114,6 +119,7 @@ impl Request {
     pub fn name(&self) -> String {
         match self {
             Request::Status {} => "status".to_owned(),
+            Request::Config {} => "config".to_owned(),
             Request::Connections {} => "connections".to_owned(),
             Request::Close { id, code } => format!("close {id} with {code}"),
             Request::Quarantine { resource, state, .. } => {
@@ -224,6 +230,7 @@ mod tests {
         let workers = |pool: &str, change| Request::Workers { pool: pool.to_owned(), change };
         for (line, request) in [
             (r#"{"command":"status"}"#, Request::Status {}),
+            (r#"{"command":"config"}"#, Request::Config {}),
             (r#"{"command":"connections"}"#, Request::Connections {}),
             (r#"{"command":"close","id":"4711:100000007"}"#, Request::Close { id, code: 1001 }),
             (r#"{"command":"close","id":"4711:100000007","code":4000}"#, Request::Close { id, code: 4000 }),

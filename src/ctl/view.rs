@@ -15,6 +15,10 @@ pub fn of(request: &Request, result: &Value, bold: bool) -> Result<String, serde
     Ok(match request {
         Request::Status {} => status(&Status::deserialize(result)?, bold),
         Request::Connections {} => connections(&Connections::deserialize(result)?, bold),
+        Request::Config {} => {
+            let text = result.as_str().unwrap_or_default();
+            text.lines().map(|line| harmless(line) + "\n").collect()
+        }
         Request::Quarantine { .. } => handlers(&Vec::<Handler>::deserialize(result)?, bold),
         _ => harmless(result.as_str().unwrap_or("done")) + "\n",
     })

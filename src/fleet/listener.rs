@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::Gid;
+use nix::unistd::{AccessFlags, Gid, access};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 /// Where to listen, as configured.
@@ -191,6 +191,26 @@ pub fn bind(listen: &[Listen], backlog: i32) -> Result<Vec<Listener>, BindError>
             return Err(BindError { address: failed.to_string(), source });
         }
         attempt += 1;
+    }
+}
+
+/// Whether an address could be bound, as far as that can be known without binding it: others may have it.
+pub fn check(listen: &Listen) -> Result<(), BindError> {
+    let checked = match listen {
+        Listen::Tcp { host, port } => (&**host, *port).to_socket_addrs().map(drop),
+        Listen::Unix(path) => check_path(path),
+    };
+    checked.map_err(|source| BindError { address: listen.to_string(), source })
+}
+
+fn check_path(path: &Path) -> io::Result<()> {
+    SockAddr::unix(path)?;
+    match path.symlink_metadata() {
+        Ok(found) if !found.file_type().is_socket() => Err(io::ErrorKind::AddrInUse.into()),
+        _ => {
+            let dir = path.parent().unwrap_or(path);
+            Ok(access(dir, AccessFlags::W_OK | AccessFlags::X_OK)?)
+        }
     }
 }
 

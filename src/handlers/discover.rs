@@ -83,6 +83,8 @@ pub struct Discovery {
     configured: Vec<String>,
     /// What was passed over by the scan.
     faults: Vec<String>,
+    /// The handler directory.
+    root: std::path::PathBuf,
 }
 
 /// A file that may be a handler, and what is known of it.
@@ -144,6 +146,7 @@ impl Discovery {
             aliases,
             map_file,
             configured: config.isolation.keys().cloned().collect(),
+            root: config.handlers.clone(),
             faults: skipped.iter().map(|skipped| format!("{skipped}; skipped")).collect(),
         })
     }
@@ -208,6 +211,9 @@ impl Discovery {
             if let Some(fault) = out_of_use(&resource, &routes) {
                 faults.push(format!("configuration file: handler.{resource:?} is not used: {fault}"));
             }
+        }
+        if routes.resources().next().is_none() {
+            faults.push(format!("no resource is served: {} has no usable handler", self.root.display()));
         }
         (routes, faults)
     }

@@ -12,7 +12,9 @@
 pub mod account;
 pub mod authentication;
 pub mod draft;
+pub mod effective;
 pub mod file;
+mod include;
 pub mod manual;
 pub mod places;
 mod pools;

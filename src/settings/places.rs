@@ -104,6 +104,28 @@ impl Places {
         self.0.insert(name, given)
     }
 
+    /// Adds what another file says; no key may be in two.
+    pub fn add(&mut self, others: Places) -> Result<(), Error> {
+        for (name, given) in others.0 {
+            if let Some(before) = self.0.get(name).filter(|_| name != super::include::KEY) {
+                return Err(given.place.wrong(format!("it is already set at {}", before.place)));
+            }
+            self.0.insert(name, given);
+        }
+        Ok(())
+    }
+
+    /// Removes one.
+    pub fn remove(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
+    /// Gives one a value if it has none.
+    pub fn set(&mut self, name: &'static str, text: String) {
+        let place = self.of(name);
+        self.0.entry(name).or_insert_with(|| Given::on_line(vec![text], place));
+    }
+
     /// What was given for this name.
     pub fn get(&self, name: &str) -> Option<&Given> {
         self.0.get(name)

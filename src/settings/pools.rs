@@ -10,6 +10,7 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use super::account::identity;
 use super::draft::{Draft, Isolation};
+use super::effective::{Effective, string};
 use super::file::{self, File};
 use super::resolve::assign;
 use super::table::pool::{check_nice, name as pool_name};
@@ -31,17 +32,39 @@ struct Table {
     processes: Processes,
 }
 
-/// Reads the tables into the configuration; `server` is what the server's keys say.
-pub fn read(file: &File, document: &DeTable<'_>, server: &Draft, config: &mut Config) -> Result<(), Error> {
-    let mut pools = BTreeMap::new();
-    for (name, table) in file.tables(document, "pool")? {
-        let place = file.place(name.span(), &format!("pool.\"{}\"", name.get_ref()));
-        pool_name(name.get_ref()).map_err(|expected| place.wrong(expected))?;
-        pools.insert(name.get_ref().to_string(), pool(file, name.get_ref(), table, place)?);
+/// Reads the tables of all files into the configuration; `server` is what the server's keys say.
+pub fn read(
+    documents: &[(&File, DeTable<'_>)],
+    server: &Draft,
+    config: &mut Config,
+    effective: &mut Effective,
+) -> Result<(), Error> {
+    let mut pools: BTreeMap<String, Table> = BTreeMap::new();
+    for (file, document) in documents {
+        for (name, table) in file.tables(document, "pool")? {
+            let place = file.place(name.span(), &format!("pool.\"{}\"", name.get_ref()));
+            pool_name(name.get_ref()).map_err(|expected| place.wrong(expected))?;
+            if let Some(before) = pools.get(&**name.get_ref()) {
+                return Err(place.wrong(format!("it is already set at {}", before.place)));
+            }
+            let table = pool(file, name.get_ref(), table, place)?;
+            let heading = format!("[pool.{}]", string(name.get_ref()));
+            effective.tables.push((heading, Scope::Pool, table.given.clone()));
+            pools.insert(name.get_ref().to_string(), table);
+        }
     }
-    for (resource, table) in file.tables(document, "handler")? {
-        handler(file, resource, table, &pools, server, config)?;
+    for (file, document) in documents {
+        for (resource, table) in file.tables(document, "handler")? {
+            let place = file.place(resource.span(), &format!("handler.\"{}\"", resource.get_ref()));
+            if config.isolation.contains_key(&**resource.get_ref()) {
+                return Err(place.wrong("another file has a table for it, too"));
+            }
+            let given = handler(file, resource, table, &pools, server, config)?;
+            let heading = format!("[handler.{}]", string(resource.get_ref()));
+            effective.tables.push((heading, Scope::Handler, given));
+        }
     }
+    effective.own = config.settings.clone().into_iter().collect();
     let [default, others @ ..] = &mut config.pools[..] else { return Ok(()) };
     for pool in others.iter_mut().filter(|pool| pool.user.is_none()) {
         pool.user = default.user;
@@ -56,7 +79,7 @@ pub fn read(file: &File, document: &DeTable<'_>, server: &Draft, config: &mut Co
         0..=MAX_WORKERS => Ok(()),
         all => Err(Error::Config(format!(
             "{}: expected at most {MAX_WORKERS} workers in all pools, not {all}",
-            file.path().display()
+            documents.first().map(|(file, _)| file.path().display().to_string()).unwrap_or_default()
         ))),
     }
 }
@@ -69,7 +92,7 @@ fn handler(
     pools: &BTreeMap<String, Table>,
     server: &Draft,
     config: &mut Config,
-) -> Result<(), Error> {
+) -> Result<Places, Error> {
     let place = file.place(resource.span(), &format!("handler.\"{}\"", resource.get_ref()));
     let resource: &str = resource.get_ref();
     let Some(own_name) = resource.strip_prefix('/') else {
@@ -115,7 +138,7 @@ fn handler(
         Some(value) => own_settings(file, file.table(OWN, value, "a table")?)?,
     };
     config.settings.insert(resource.to_owned(), own);
-    Ok(())
+    Ok(given)
 }
 
 /// The handler's own settings, sorted by key.

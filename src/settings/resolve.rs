@@ -7,9 +7,9 @@ use std::sync::{Arc, OnceLock};
 
 use super::account::{identity, must_be_root};
 use super::draft::{Draft, Target};
-use super::file::File;
+use super::effective::Effective;
 use super::value::Host;
-use super::{Error, Kind, Places, Scope, find, in_scope, pools};
+use super::{Error, Kind, Places, Scope, find, in_scope, include, pools};
 use crate::config::{Config, CrashRecords, Landlock, Listen, Pool};
 use crate::log::{AccessLog, Destination};
 
@@ -22,21 +22,34 @@ const SAME: &str = "-";
 /// What workers read in their root directory: where code is mapped, and which threads there are.
 const PROC: &str = "proc/self/maps";
 
-/// The configuration of a command line and the file that it names. `exe_dir` is where the program is, for the default of
-/// the handler directory.
-pub fn config(line: Places, file: Option<&Path>, exe_dir: Option<PathBuf>) -> Result<Config, Error> {
+/// The configuration of a command line and the file that it names, and the same as it can be shown. `exe_dir` is where
+/// the program is, for the default of the handler directory.
+pub fn load(
+    line: Places,
+    file: Option<&Path>,
+    exe_dir: Option<PathBuf>,
+) -> Result<(Config, Effective), Error> {
     // Mistakes of the command line come first.
     assign(&line, Scope::Server, &mut Draft::default())?;
-    let Some(path) = file else { return server(&line, exe_dir).map(|(_, config)| config) };
-    let file = File::read(path)?;
-    let document = file.parse()?;
-    let outside = document.iter().filter(|(key, _)| !pools::TABLES.contains(&&**key.get_ref()));
-    let values = file.values(outside, Scope::Server)?;
-    assign(&values, Scope::Server, &mut Draft::default())?;
-    let (draft, mut config) = server(&line.over(values), exe_dir)?;
-    pools::read(&file, &document, &draft, &mut config)?;
-    config.file = Some(path.to_owned());
-    Ok(config)
+    let files = file.map(include::read).transpose()?.unwrap_or_default();
+    let documents = files.iter().map(|file| Ok((file, file.parse()?)));
+    let documents = documents.collect::<Result<Vec<_>, Error>>()?;
+    let mut given = Places::default();
+    for (file, document) in &documents {
+        let outside = document.iter().filter(|(key, _)| !pools::TABLES.contains(&&**key.get_ref()));
+        given.add(file.values(outside, Scope::Server)?)?;
+    }
+    assign(&given, Scope::Server, &mut Draft::default())?;
+    let given = line.over(given);
+    let (draft, mut config) = server(&given, exe_dir)?;
+    let mut effective = Effective { server: given, ..Effective::default() };
+    effective.server.remove(include::KEY);
+    effective.server.set("workers", config.workers.to_string());
+    effective.server.set("websock_handlers", config.handlers.display().to_string());
+    pools::read(&documents, &draft, &mut config, &mut effective)?;
+    config.file = file.map(Path::to_owned);
+    config.effective = effective.to_toml(false).into();
+    Ok((config, effective))
 }
 
 /// Assigns what was given, and else the defaults. Where a table can say what the server says, too, the draft has it.

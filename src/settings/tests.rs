@@ -16,7 +16,7 @@ pub fn config(text: &str, line: &[&str]) -> Result<Config, String> {
     let path = dir.path().join("w.conf");
     std::fs::write(&path, text).unwrap();
     let error = |error: Error| error.to_string().replace(&format!("{}/", dir.path().display()), "");
-    resolve::config(given(line), Some(&path), None).map_err(error)
+    resolve::load(given(line), Some(&path), None).map(|(config, _)| config).map_err(error)
 }
 
 fn given(line: &[&str]) -> Places {
@@ -65,10 +65,13 @@ fn every_type_of_value() {
 
 #[test]
 fn an_empty_file_is_the_defaults() {
-    let bare = resolve::config(given(&[]), None, None).unwrap();
+    let bare = resolve::load(given(&[]), None, None).unwrap().0;
     let read = config("# nothing\n", &[]).unwrap();
     assert!(read.file.as_ref().is_some_and(|file| file.ends_with("w.conf")));
-    assert_eq!(format!("{:?}", Config { file: None, ..read }), format!("{bare:?}"));
+    assert_eq!(
+        format!("{:?}", Config { file: None, effective: bare.effective.clone(), ..read }),
+        format!("{bare:?}")
+    );
 }
 
 #[test]
@@ -288,7 +291,7 @@ fn another_root_has_what_workers_need() {
     std::fs::create_dir(&handlers).unwrap();
     let args = |handlers: &str| {
         let line = [format!("chroot={}", root.display()), format!("websock_handlers={handlers}")];
-        resolve::config(given(&line.each_ref().map(String::as_str)), None, None)
+        resolve::load(given(&line.each_ref().map(String::as_str)), None, None).map(|(config, _)| config)
     };
     let error = args("/tmp").unwrap_err().to_string();
     assert!(error.starts_with("-o websock_handlers=/tmp: expected a directory below chroot "), "{error}");

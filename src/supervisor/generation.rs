@@ -141,6 +141,7 @@ pub fn bind_metrics(config: &Config, have: &[Arc<Listener>]) -> Result<Vec<Arc<L
 /// What concerns the workers of all pools.
 fn of_all(config: &Config) -> Config {
     Config {
+        effective: Default::default(),
         listen: Vec::new(),
         workers: 0,
         pools: Vec::new(),

@@ -7,6 +7,7 @@ mod changes;
 mod child;
 mod control;
 mod death;
+pub mod dry_run;
 pub mod generation;
 mod logs;
 mod mail;

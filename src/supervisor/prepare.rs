@@ -41,12 +41,25 @@ const MESSAGE: usize = 64 * 1024;
 /// What keeps the server from starting: how it ends, and why.
 type Failure = (Exit, String);
 
-fn internal(error: io::Error) -> Failure {
+pub(super) fn internal(error: io::Error) -> Failure {
     (Exit::Internal, error.to_string())
 }
 
-fn not_bound(error: BindError) -> Failure {
+pub(super) fn not_bound(error: BindError) -> Failure {
     (Exit::Bind, error.to_string())
+}
+
+/// The handlers, and what was left out.
+pub(super) fn find_handlers(config: &Config, start: &StartSignals) -> Result<(Routes, Vec<String>), Failure> {
+    let found = discover(config, &Routes::default(), &|| start.received().is_some());
+    go_on(start)?;
+    let (routes, faults) = found.map_err(|error| (Exit::Config, error.to_string()))?;
+    faults.iter().for_each(|fault| log::warn!("{fault}"));
+    if config.strict_handlers && !faults.is_empty() {
+        let count = faults.len();
+        return Err((Exit::Config, format!("{count} handlers or aliases are broken, see above")));
+    }
+    Ok((routes, faults))
 }
 
 impl Supervisor {
@@ -117,14 +130,7 @@ impl Prepared {
         bound.extend(listeners.iter().cloned());
         let metrics = bind_metrics(&config, inherited).map_err(not_bound)?;
         bound.extend(metrics.iter().cloned());
-        let found = discover(&config, &Routes::default(), &|| start.received().is_some());
-        go_on(start)?;
-        let (routes, faults) = found.map_err(|error| (Exit::Config, error.to_string()))?;
-        faults.iter().for_each(|fault| log::warn!("{fault}"));
-        if config.strict_handlers && !faults.is_empty() {
-            let count = faults.len();
-            return Err((Exit::Config, format!("{count} handlers or aliases are broken, see above")));
-        }
+        let (routes, faults) = find_handlers(&config, start)?;
         let shared = shared(&config, &routes)?;
         let mut processes = Processes::default();
         for (pool, settings) in (0_u16..).zip(&config.pools) {

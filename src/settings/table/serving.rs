@@ -1,7 +1,7 @@
 //! Addresses, handlers, static files.
 
 use super::super::Default::{Is, Unset};
-use super::super::Flag::{Long, Short};
+use super::super::Flag::{Long, No, Short};
 use super::super::Kind::{Count, Flag, List, Path, Text};
 use super::super::value::{each, host};
 use super::super::{Scope, Setting};
@@ -141,5 +141,18 @@ A target that names none is for the port of its scheme: 80 for http and ws, 443 
 An IPv6 address stands in brackets; port 0 picks a free one, which the log tells.
 See METRICS in
 .Xr wshd 8 .",
+    },
+    Setting {
+        name: "include",
+        scopes: SERVER,
+        kind: List("FILE", |_, _| Ok(())),
+        default: Unset("none"),
+        flag: No,
+        help: "Read these files, too, such as \\(dqconf.d/*.toml\\(dq",
+        more: "\
+A name is seen from the directory of the file that it stands in; those that match a pattern are read in alphabetical \
+order.
+No key may be set in two files.
+Only a file can include others, not the command line.",
     },
 ];

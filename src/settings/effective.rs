@@ -1,0 +1,85 @@
+//! The configuration in force as a file that can be read again: all settings of the server, and what the tables say.
+
+use super::include::KEY as INCLUDE;
+use super::places::Given;
+use super::{Default, Kind, Places, Scope, Setting, table};
+
+/// What stands for a secret.
+const MASKED: &str = "\"***\"";
+
+/// What was given, and where nothing was, the defaults.
+#[derive(Clone, Debug, std::default::Default)]
+pub struct Effective {
+    /// Of the server, with the values of those whose default depends on the machine.
+    pub server: Places,
+    /// The tables: heading, scope, and what they say.
+    pub tables: Vec<(String, Scope, Places)>,
+    /// The settings of the handlers themselves, by resource.
+    pub own: Vec<(String, Vec<(String, String)>)>,
+}
+
+impl Effective {
+    /// As TOML. Without secrets: what a handler's own settings say is not shown, nor are passwords.
+    pub fn to_toml(&self, with_secrets: bool) -> String {
+        let mut text = String::new();
+        for group in table::GROUPS {
+            let settings: Vec<_> = group
+                .settings
+                .iter()
+                .filter(|setting| setting.is_in(Scope::Server) && setting.name != INCLUDE)
+                .collect();
+            if !settings.is_empty() {
+                text += &format!("{}# {}\n", if text.is_empty() { "" } else { "\n" }, group.title);
+            }
+            for setting in settings {
+                text += &match (self.server.get(setting.name), setting.default) {
+                    (Some(given), _) => line(setting, given, with_secrets),
+                    (None, Default::Is(text)) => {
+                        format!("{} = {}\n", setting.name, value(setting, &[text.to_owned()]))
+                    }
+                    (None, Default::Unset(meaning)) => format!("# {}: {meaning}\n", setting.name),
+                };
+            }
+        }
+        for (heading, scope, given) in &self.tables {
+            text += &format!("\n{heading}\n");
+            for setting in super::in_scope(*scope) {
+                text += &given
+                    .get(setting.name)
+                    .map_or(String::new(), |given| line(setting, given, with_secrets));
+            }
+        }
+        for (resource, settings) in self.own.iter().filter(|(_, settings)| !settings.is_empty()) {
+            text += &format!("\n[handler.{}.settings]\n", string(resource));
+            for (key, own) in settings {
+                let own = if with_secrets { string(own) } else { MASKED.to_owned() };
+                text += &format!("{} = {own}\n", string(key));
+            }
+        }
+        text
+    }
+}
+
+fn line(setting: &Setting, given: &Given, with_secrets: bool) -> String {
+    let value = match setting.kind {
+        Kind::Secret(..) if !with_secrets => MASKED.to_owned(),
+        _ => value(setting, &given.texts),
+    };
+    format!("{} = {value}\n", setting.name)
+}
+
+fn value(setting: &Setting, texts: &[String]) -> String {
+    match (&setting.kind, texts) {
+        (Kind::Flag(_) | Kind::Count(..), [text]) => text.clone(),
+        (Kind::List(..), texts) => {
+            let texts: Vec<String> = texts.iter().map(|text| string(text)).collect();
+            format!("[{}]", texts.join(", "))
+        }
+        (_, texts) => string(&texts.concat()),
+    }
+}
+
+/// A basic string of TOML. JSON escapes the same, but for DEL.
+pub fn string(text: &str) -> String {
+    serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007F")
+}

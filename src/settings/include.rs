@@ -1,0 +1,83 @@
+//! The files of a configuration: the one that is named and those that it includes.
+
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+
+use super::file::File;
+use super::places::Given;
+use super::{Error, Scope};
+
+/// The key that names other files.
+pub const KEY: &str = "include";
+/// The most files of a configuration.
+const MAX_FILES: usize = 256;
+
+/// Reads them all: a file stands before those that it includes.
+pub fn read(path: &Path) -> Result<Vec<File>, Error> {
+    let mut files = Files::default();
+    files.read(path, &mut Vec::new(), None)?;
+    Ok(files.read)
+}
+
+#[derive(Default)]
+struct Files {
+    read: Vec<File>,
+    /// Real paths.
+    known: Vec<PathBuf>,
+}
+
+impl Files {
+    /// `above` are the real paths of the files through which this one is included, by the key that was given.
+    fn read(&mut self, path: &Path, above: &mut Vec<PathBuf>, by: Option<&Given>) -> Result<(), Error> {
+        let file = File::read(path).map_err(|error| match by {
+            Some(by) => by.refused(error),
+            None => error,
+        })?;
+        let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if let Some(by) = by {
+            if let Some(start) = above.iter().position(|file| *file == real) {
+                let cycle = above.iter().skip(start).chain([&real]).map(|file| file.display().to_string());
+                let cycle: Vec<_> = cycle.collect();
+                return Err(by.refused(format!("the files include each other: {}", cycle.join(" -> "))));
+            }
+            if self.known.contains(&real) {
+                return Err(by.refused(format!("{} is already included", path.display())));
+            }
+            if self.read.len() == MAX_FILES {
+                return Err(by.refused(format!("expected at most {MAX_FILES} files")));
+            }
+        }
+        self.known.push(real.clone());
+        let included = included(&file, &file.parse()?)?;
+        self.read.push(file);
+        let Some(given) = included else { return Ok(()) };
+        above.push(real);
+        for pattern in &given.texts {
+            for file in matching(path, pattern).map_err(|why| given.refused(why))? {
+                self.read(&file, above, Some(&given))?;
+            }
+        }
+        above.pop();
+        Ok(())
+    }
+}
+
+/// What a file includes.
+fn included(file: &File, document: &DeTable<'_>) -> Result<Option<Given>, Error> {
+    let entry = document.iter().find(|(key, _)| key.get_ref() == KEY);
+    let values = file.values(entry, Scope::Server)?;
+    Ok(values.get(KEY).cloned())
+}
+
+/// The files that a pattern stands for, seen from the directory of the file that it stands in. A name without a pattern
+/// has to be there.
+fn matching(by: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
+    let path = by.parent().unwrap_or(Path::new("")).join(pattern);
+    if !pattern.contains(['*', '?', '[']) {
+        return Ok(vec![path]);
+    }
+    let text = path.to_str().ok_or("expected UTF-8")?;
+    let found = glob::glob(text).map_err(|error| format!("{pattern}: {error}"))?;
+    found.map(|found| found.map_err(|error| error.to_string())).collect()
+}

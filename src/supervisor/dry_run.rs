@@ -1,0 +1,40 @@
+//! A start without a server, for `wshd check`: what a start would read and resolve is, handlers are loaded in probes, and
+//! what is wrong is told in the same words and with the same status. Nothing is bound or written, nobody is served.
+
+use super::prepare::{find_handlers, internal, not_bound};
+use crate::config::{Config, Listen};
+use crate::confine::landlock;
+use crate::exit::Exit;
+use crate::fleet::listener;
+use crate::log::{Destination, Settings as LogSettings};
+use crate::service::start_signals::StartSignals;
+
+/// Tests the configuration. What handlers log while they are probed goes to standard error.
+pub fn dry_run(config: &Config) -> Exit {
+    match test(config) {
+        Ok(resources) => {
+            let file = config.file.as_ref().map(|file| format!("{}: ", file.display()));
+            let plural = if resources == 1 { "" } else { "s" };
+            println!("{}the configuration is valid, {resources} resource{plural}", file.unwrap_or_default());
+            Exit::Ok
+        }
+        Err((exit, why)) => {
+            eprintln!("wshd: {why}");
+            exit
+        }
+    }
+}
+
+fn test(config: &Config) -> Result<usize, (Exit, String)> {
+    landlock::check(config).map_err(|why| (Exit::Config, why))?;
+    let log = LogSettings { destination: Destination::Stderr, access: None, ..config.log.clone() };
+    crate::log::start(&log).map_err(|error| (Exit::Config, error.to_string()))?;
+    crate::log::set_process("check");
+    let control = config.control.socket.iter().cloned().map(Listen::Unix);
+    for listen in config.listen.iter().cloned().chain(config.metrics.clone()).chain(control) {
+        listener::check(&listen).map_err(not_bound)?;
+    }
+    let signals = StartSignals::watch().map_err(internal)?;
+    let (routes, _) = find_handlers(config, &signals)?;
+    Ok(routes.resources().len())
+}
