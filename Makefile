@@ -3,6 +3,8 @@
 #   make                                     build
 #   make install                             into /usr/local, configuration into /etc
 #   make install PREFIX=/usr DESTDIR=/stage  for packagers
+#   make install SYSCONFDIR=/usr/local/etc   configuration elsewhere
+#   make uninstall                           with the same variables; what is in SYSCONFDIR stays
 #
 # The configuration file is left alone if it is there. The service needs its user, and a look by systemd:
 #
@@ -15,14 +17,47 @@ CARGO = cargo
 # Where the program and its handlers were built.
 BUILT = $(or $(CARGO_TARGET_DIR),target)/release
 
-INSTALL_PROGRAM = install -D -m 755
-INSTALL_DATA = install -D -m 644
 ROOT = $(DESTDIR)$(PREFIX)
-# Files that name /usr name the prefix instead.
+CONFIGURATION = $(DESTDIR)$(SYSCONFDIR)
+# Files that name /usr or /etc name what was chosen instead.
 PREFIXED = sed -e 's|^prefix=/usr$$|prefix=$(PREFIX)|' -e 's|/usr/bin/|$(PREFIX)/bin/|' \
-	-e 's|/usr/lib/wshd/|$(PREFIX)/lib/wshd/|'
+	-e 's|/usr/lib/wshd/|$(PREFIX)/lib/wshd/|' -e 's|/etc/wshd/|$(SYSCONFDIR)/wshd/|g'
 
-.PHONY: all install deb
+# What is installed below the prefix: source=place.
+FILES = \
+	include/ws_handler.h=include/ws_handler.h \
+	include/ws_handler.hpp=include/ws_handler.hpp \
+	man/ws_handler.3=share/man/man3/ws_handler.3 \
+	man/wshd.conf.5=share/man/man5/wshd.conf.5 \
+	man/wshd.7=share/man/man7/wshd.7 \
+	man/wshd.8=share/man/man8/wshd.8 \
+	LICENSE=share/doc/wshd/copyright \
+	README.md=share/doc/wshd/README.md \
+	CHANGELOG.md=share/doc/wshd/CHANGELOG.md \
+	plugins/echo_wsh.c=share/doc/wshd/examples/echo_wsh.c \
+	packaging/examples/wshd.socket=share/doc/wshd/examples/wshd.socket \
+	packaging/examples/Containerfile=share/doc/wshd/examples/Containerfile \
+	packaging/examples/grafana.json=share/doc/wshd/examples/grafana.json \
+	packaging/examples/prometheus-rules.yml=share/doc/wshd/examples/prometheus-rules.yml \
+	packaging/completions/wshd.bash=share/bash-completion/completions/wshd \
+	packaging/completions/_wshd=share/zsh/vendor-completions/_wshd \
+	packaging/completions/wshd.fish=share/fish/vendor_completions.d/wshd.fish \
+	packaging/wshd.sysusers=lib/sysusers.d/wshd.conf \
+	packaging/wshd.tmpfile=lib/tmpfiles.d/wshd.conf \
+	$(foreach file,Cargo.toml $(CRATE),include/rust/$(file)=share/wshd/rust/$(file))
+# The crate for handlers in Rust, which builds without a registry.
+CRATE = $(patsubst include/rust/%,%,$(wildcard include/rust/src/*.rs))
+# The same with the prefix in it.
+PREFIXED_FILES = \
+	packaging/wshd.pc=lib/pkgconfig/wshd.pc \
+	packaging/wshd.service=lib/systemd/system/wshd.service \
+	packaging/wshd@.service=lib/systemd/system/wshd@.service
+BUILT_FILES = bin/wshd lib/wshd/handlers/echo_wsh.so
+
+source = $(firstword $(subst =, ,$(1)))
+place = $(lastword $(subst =, ,$(1)))
+
+.PHONY: all install uninstall deb
 
 all:
 	$(CARGO) build --release --package wshd
@@ -30,27 +65,24 @@ all:
 deb:
 	$(CARGO) deb --package wshd
 
+define newline
+
+
+endef
+
 install:
-	$(INSTALL_PROGRAM) $(BUILT)/wshd $(ROOT)/bin/wshd
-	$(INSTALL_DATA) $(BUILT)/handlers/echo_wsh.so $(ROOT)/lib/wshd/handlers/echo_wsh.so
-	$(INSTALL_DATA) include/ws_handler.h $(ROOT)/include/ws_handler.h
-	$(INSTALL_DATA) include/ws_handler.hpp $(ROOT)/include/ws_handler.hpp
-	$(INSTALL_DATA) man/ws_handler.3 $(ROOT)/share/man/man3/ws_handler.3
-	$(INSTALL_DATA) man/wshd.conf.5 $(ROOT)/share/man/man5/wshd.conf.5
-	$(INSTALL_DATA) man/wshd.7 $(ROOT)/share/man/man7/wshd.7
-	$(INSTALL_DATA) man/wshd.8 $(ROOT)/share/man/man8/wshd.8
-	$(INSTALL_DATA) README.md $(ROOT)/share/doc/wshd/README.md
-	$(INSTALL_DATA) CHANGELOG.md $(ROOT)/share/doc/wshd/CHANGELOG.md
-	$(INSTALL_DATA) plugins/echo_wsh.c $(ROOT)/share/doc/wshd/examples/echo_wsh.c
-	$(INSTALL_DATA) packaging/examples/wshd.socket $(ROOT)/share/doc/wshd/examples/wshd.socket
-	$(INSTALL_DATA) packaging/completions/wshd.bash $(ROOT)/share/bash-completion/completions/wshd
-	$(INSTALL_DATA) packaging/completions/_wshd $(ROOT)/share/zsh/vendor-completions/_wshd
-	$(INSTALL_DATA) packaging/completions/wshd.fish $(ROOT)/share/fish/vendor_completions.d/wshd.fish
-	$(INSTALL_DATA) packaging/wshd.sysusers $(ROOT)/lib/sysusers.d/wshd.conf
-	$(INSTALL_DATA) packaging/wshd.tmpfile $(ROOT)/lib/tmpfiles.d/wshd.conf
-	$(INSTALL_DATA) packaging/wshd.logrotate $(DESTDIR)$(SYSCONFDIR)/logrotate.d/wshd
-	install -d $(ROOT)/lib/pkgconfig $(ROOT)/lib/systemd/system $(DESTDIR)$(SYSCONFDIR)/wshd
-	$(PREFIXED) packaging/wshd.pc > $(ROOT)/lib/pkgconfig/wshd.pc
-	$(PREFIXED) packaging/wshd.service > $(ROOT)/lib/systemd/system/wshd.service
-	test -e $(DESTDIR)$(SYSCONFDIR)/wshd/wshd.conf || \
-		$(PREFIXED) packaging/wshd.conf > $(DESTDIR)$(SYSCONFDIR)/wshd/wshd.conf
+	install -D -m 755 $(BUILT)/wshd $(ROOT)/bin/wshd
+	install -D -m 644 $(BUILT)/handlers/echo_wsh.so $(ROOT)/lib/wshd/handlers/echo_wsh.so
+	$(foreach file,$(FILES),install -D -m 644 $(call source,$(file)) $(ROOT)/$(call place,$(file))$(newline)	)
+	$(foreach file,$(PREFIXED_FILES),install -D -m 644 /dev/null $(ROOT)/$(call place,$(file))$(newline)	)
+	$(foreach file,$(PREFIXED_FILES),$(PREFIXED) $(call source,$(file)) > $(ROOT)/$(call place,$(file))$(newline)	)
+	install -D -m 644 packaging/wshd.logrotate $(CONFIGURATION)/logrotate.d/wshd
+	install -d $(CONFIGURATION)/wshd
+	test -e $(CONFIGURATION)/wshd/wshd.conf || $(PREFIXED) packaging/wshd.conf > $(CONFIGURATION)/wshd/wshd.conf
+
+# A server that runs goes on; the configuration and what handlers have written are the administrator's.
+uninstall:
+	rm -f $(foreach file,$(FILES) $(PREFIXED_FILES),$(ROOT)/$(call place,$(file))) \
+		$(addprefix $(ROOT)/,$(BUILT_FILES)) $(CONFIGURATION)/logrotate.d/wshd
+	for directory in lib/wshd/handlers lib/wshd share/doc/wshd/examples share/doc/wshd share/wshd/rust/src \
+		share/wshd/rust share/wshd; do rmdir $(ROOT)/$$directory 2>/dev/null || true; done

@@ -78,6 +78,8 @@ pub struct Daemon {
     pub detach: bool,
     /// Where the number of the supervisor's process is kept.
     pub pid_file: Option<PathBuf>,
+    /// Tells the processes of this server from those of another.
+    pub instance: Option<String>,
     /// The root directory of workers, a real path: handlers and document root are below it.
     pub chroot: Option<PathBuf>,
 }

@@ -61,17 +61,35 @@ fn packaged() -> BTreeSet<(String, u32)> {
         .iter()
         .fold(&manifest, |table, key| table.get(*key).unwrap().get_ref().as_table().unwrap());
     let assets = deb.get("assets").unwrap().get_ref().as_array().unwrap();
-    let described = assets.iter().map(|asset| {
+    let described = assets.iter().flat_map(|asset| {
         let asset = asset.get_ref().as_array().unwrap();
         let [source, target, mode] = [0, 1, 2].map(|at| asset.get(at).unwrap().get_ref().as_str().unwrap());
-        let name = Path::new(source).file_name().unwrap().to_str().unwrap();
-        let path = if target.ends_with('/') { format!("{target}{name}") } else { target.to_owned() };
-        assert!(source.starts_with("target/") || root().join(source).exists(), "there is no {source}");
-        (path, u32::from_str_radix(mode, 8).unwrap())
+        let mode = u32::from_str_radix(mode, 8).unwrap();
+        let sources = match source.split_once("/*.rs") {
+            Some((directory, _)) => {
+                files_in(&root().join(directory)).into_iter().map(|(name, _)| name).collect()
+            }
+            None => {
+                assert!(
+                    source.starts_with("target/") || root().join(source).exists(),
+                    "there is no {source}"
+                );
+                vec![source.to_owned()]
+            }
+        };
+        sources.into_iter().map(move |source| {
+            let name = Path::new(&source).file_name().unwrap().to_str().unwrap();
+            (if target.ends_with('/') { format!("{target}{name}") } else { target.to_owned() }, mode)
+        })
     });
     // Which cargo deb adds by itself.
-    let units = ["systemd/system/wshd.service", "sysusers.d/wshd.conf", "tmpfiles.d/wshd.conf"];
-    described.chain(units.map(|path| (format!("usr/lib/{path}"), 0o644))).collect()
+    let added = [
+        "lib/systemd/system/wshd.service",
+        "lib/sysusers.d/wshd.conf",
+        "lib/tmpfiles.d/wshd.conf",
+        "share/doc/wshd/copyright",
+    ];
+    described.chain(added.map(|path| (format!("usr/{path}"), 0o644))).collect()
 }
 
 #[test]
@@ -80,6 +98,30 @@ fn make_installs_what_the_package_has() {
     if install(&[&format!("DESTDIR={}", stage.path().display()), "PREFIX=/usr"]) {
         assert_eq!(files_in(stage.path()), packaged());
     }
+}
+
+#[test]
+fn what_was_installed_can_be_removed() {
+    let stage = tempfile::tempdir().unwrap();
+    let variables = [format!("DESTDIR={}", stage.path().display()), "SYSCONFDIR=/usr/local/etc".to_owned()];
+    let variables: Vec<&str> = variables.iter().map(String::as_str).collect();
+    if !install(&variables) {
+        return;
+    }
+    let uninstall =
+        Command::new("make").current_dir(root()).arg("uninstall").args(&variables).output().unwrap();
+    assert!(uninstall.status.success(), "{}", String::from_utf8_lossy(&uninstall.stderr));
+    // The administrator's stays.
+    let left: Vec<String> = files_in(stage.path()).into_iter().map(|(path, _)| path).collect();
+    assert_eq!(left, ["usr/local/etc/wshd/wshd.conf"]);
+    assert!(!stage.path().join("usr/local/lib/wshd").exists());
+}
+
+/// The crate is installed as source: a handler builds against it without a registry.
+#[test]
+fn the_installed_crate_needs_nothing_else() {
+    let manifest = fs::read_to_string(root().join("include/rust/Cargo.toml")).unwrap();
+    assert!(!manifest.contains("dependencies") && !manifest.contains("workspace"), "{manifest}");
 }
 
 #[test]
@@ -172,4 +214,40 @@ fn the_shell_completes() {
     let output =
         Command::new("bash").current_dir(root()).args(["-c", script]).env("PATH", path).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "--pid-file\n", "{output:?}");
+}
+
+/// Names of metrics in a text, without the endings that their kinds add.
+fn metrics_in(text: &str) -> BTreeSet<&str> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let names = text.split(|c| !is_name(c)).filter(|word| word.starts_with("wshd_"));
+    let without = |name, end| str::strip_suffix(name, end).unwrap_or(name);
+    names.map(|name| ["_total", "_bucket", "_info"].into_iter().fold(name, without)).collect()
+}
+
+#[test]
+fn dashboard_and_alerts_ask_for_metrics_that_there_are() {
+    let known = metrics_in(include_str!("../src/metrics/families.rs"));
+    let (dashboard, rules) = (
+        include_str!("../packaging/examples/grafana.json"),
+        include_str!("../packaging/examples/prometheus-rules.yml"),
+    );
+    for (text, least) in [(dashboard, 15), (rules, 6)] {
+        let asked = metrics_in(text);
+        assert!(asked.len() >= least);
+        assert_eq!(asked.difference(&known).collect::<Vec<_>>(), Vec::<&&str>::new());
+    }
+    serde_json::from_str::<serde_json::Value>(dashboard).unwrap();
+}
+
+#[test]
+fn instances_have_their_own_unit() {
+    let unit = include_str!("../packaging/wshd@.service");
+    let of_instance = |line: &str| {
+        let line = line.replace("/%i.conf", "/wshd.conf").replace(" --instance %i", "").replace("-%i", "");
+        line.replace("server %i", "server")
+    };
+    let settings = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| !line.starts_with('#')).map(of_instance).collect()
+    };
+    assert_eq!(settings(unit), settings(UNIT), "but for the name of the instance they are the same");
 }

@@ -777,3 +777,16 @@ fn a_request_without_a_process_is_answered_in_time() {
     drop(tungstenite::connect(&url).unwrap());
     server.stop();
 }
+
+#[test]
+fn titles_tell_instances_apart() {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    let server = Server::start(&dir, &["--workers", "1", "--instance", "chat"]);
+    assert_eq!(title(server.pid()), "wshd@chat: supervisor");
+    assert_eq!(title(server.worker()), "wshd@chat: worker default/0");
+    let mut wrong = std::process::Command::new(env!("CARGO_BIN_EXE_wshd"));
+    let refused = wrong.args(["--instance", "a b"]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("1 to 32 letters"), "{said}");
+}

@@ -17,8 +17,21 @@ pub fn prepare() {
     let _ = PLACES.set(places);
 }
 
-/// Changes the title of this process. Cut to what there is room for.
-pub fn set(title: &str) {
+/// From now on titles name this instance of the server. Before the first fork; the first call counts.
+pub fn set_instance(name: &str) {
+    let _ = INSTANCE.set(format!("wshd@{name}"));
+}
+
+/// The server's own name, which its titles begin with.
+static INSTANCE: OnceLock<String> = OnceLock::new();
+
+/// Changes the title of this process to its part in the server. Cut to what there is room for.
+pub fn set(part: &str) {
+    let server = INSTANCE.get().map_or("wshd", String::as_str);
+    set_title(&format!("{server}: {part}"));
+}
+
+fn set_title(title: &str) {
     let Some(Places { start, arguments, room }) = PLACES.get() else { return };
     let length = title.len().min(room - 1);
     // SAFETY: [start, start + room) is the writable memory of the arguments and the environment, which prepare()

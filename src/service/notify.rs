@@ -43,6 +43,8 @@ pub struct Notify {
 
 /// Messages that are kept until they can be sent.
 const UNSENT: usize = 8;
+/// For what a stop takes beyond the time that workers have.
+const MARGIN: Duration = Duration::from_secs(5);
 /// When to try again.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -106,10 +108,11 @@ impl Notify {
         self.send(format!("STATUS={}", line(status)));
     }
 
-    /// The server is about to leave. Only the first call tells it.
-    pub fn stopping(&mut self) {
+    /// The server is about to leave, which may take so long. Only the first call tells it.
+    pub fn stopping(&mut self, within: Duration) {
         if !std::mem::replace(&mut self.is_stopping, true) {
-            self.send("STOPPING=1\nSTATUS=Stopping".to_owned());
+            let usec = (within + MARGIN).as_micros();
+            self.send(format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={usec}\nSTATUS=Stopping"));
         }
     }
 
@@ -204,10 +207,13 @@ mod tests {
         assert!((before..=now().as_nanos() / 1000).contains(&usec));
         notify.status("busy");
         notify.main_pid(Pid::from_raw(7));
-        notify.stopping();
-        notify.stopping();
+        notify.stopping(Duration::from_secs(10));
+        notify.stopping(Duration::from_secs(10));
         let rest: Vec<String> = std::iter::from_fn(|| heard(&manager)).collect();
-        assert_eq!(rest, ["STATUS=busy", "MAINPID=7", "STOPPING=1\nSTATUS=Stopping"]);
+        assert_eq!(
+            rest,
+            ["STATUS=busy", "MAINPID=7", "STOPPING=1\nEXTEND_TIMEOUT_USEC=15000000\nSTATUS=Stopping"]
+        );
         assert_eq!(notify.due(), None, "no watchdog, nothing left");
     }
 

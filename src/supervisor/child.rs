@@ -174,7 +174,7 @@ fn failed(name: &str, error: &io::Error) -> i32 {
 }
 
 fn set_name(name: &str) {
-    process_title::set(&format!("wshd: {name}"));
+    process_title::set(name);
     sink::set_process(name);
 }
 

@@ -86,7 +86,8 @@ pub struct Origin {
 
 /// Serves until told to stop. Errors are in the log; the result is the exit code. A forked child does not return.
 pub fn run(mut config: Config, mut origin: Origin) -> Exit {
-    process_title::set("wshd: supervisor");
+    config.daemon.instance.iter().for_each(|name| process_title::set_instance(name));
+    process_title::set("supervisor");
     crate::log::set_process("supervisor");
     let file = config.file.as_ref().map(|file| format!("configuration file {}", file.display()));
     let file = file.as_deref().unwrap_or("no configuration file");
@@ -264,7 +265,7 @@ impl Supervisor {
     /// The server is told to stop. Nothing is replaced any more, and processes that leave anyway have to be quick.
     fn stop(&mut self, event: Event) {
         let at_once = !matches!(event, Event::Terminate | Event::Interrupt);
-        self.host.notify.stopping();
+        self.host.notify.stopping(self.stop_time());
         self.stop_upgrade();
         self.refuse_connections();
         self.abort_rolling("the server is told to stop");

@@ -11,6 +11,15 @@ const SERVER: &[Scope] = &[Scope::Server];
 /// Pools that say nothing else have the server's.
 const POOLS: &[Scope] = &[Scope::Server, Scope::Pool];
 
+/// A name as systemd has them for instances of a unit.
+fn instance(name: &str) -> Result<String, String> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if (1..=32).contains(&name.len()) && name.bytes().all(is_plain) {
+        return Ok(name.to_owned());
+    }
+    Err("expected 1 to 32 letters, digits, \"-\", \"_\" and \".\"".to_owned())
+}
+
 pub const TABLE: &[Setting] = &[
     Setting {
         name: "daemon",
@@ -34,6 +43,19 @@ See RUNNING AS A DAEMON in
         help: "Keep the process id of the supervisor here",
         more: "\
 Another server that holds it is an error, status 4.
+It is read at the start only.",
+    },
+    Setting {
+        name: "instance",
+        scopes: SERVER,
+        kind: Text("NAME", |d, name| Ok(d.config.daemon.instance = Some(instance(name)?))),
+        default: Unset("none"),
+        flag: Long,
+        help: "Tell this server from others in titles of processes",
+        more: "\
+With the name chat,
+.Xr ps 1
+shows wshd@chat instead of wshd.
 It is read at the start only.",
     },
     Setting {
