@@ -51,7 +51,7 @@ It is read at the start only.",
         kind: Text("NAME", |d, name| Ok(d.config.daemon.instance = Some(instance(name)?))),
         default: Unset("none"),
         flag: Long,
-        help: "Tell this server from others in titles of processes",
+        help: "Name of this server in titles of processes",
         more: "\
 With the name chat,
 .Xr ps 1
