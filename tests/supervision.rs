@@ -357,7 +357,8 @@ fn a_handler_that_hangs_at_the_start_is_named_and_the_others_are_served() {
     dir.handler("hangs", &bad_start("hangs", "for (;;) { }"));
     let crashes = dir.path().join("crashes");
     std::fs::create_dir(&crashes).unwrap();
-    let args = ["--workers", "2", "--handler-timeout", "1s", "--crash-dir", crashes.to_str().unwrap()];
+    let crash_dir = format!("crash_dir={}", crashes.display());
+    let args = ["--workers", "2", "-o", "handler_timeout=1s", "-o", &crash_dir];
     let begun = Instant::now();
     let server = Server::start(&dir, &args);
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());

@@ -459,3 +459,62 @@ fn process_1_is_not_upgraded() {
     assert_eq!(ctl(&control, &["stop"]).status.code(), Some(0));
     drop(server);
 }
+
+/// The longest (in seconds) that the supervisor does not listen while all that takes time is going on.
+fn longest_turn() -> f64 {
+    let dir = Dir::new();
+    ["echo", "crash"].iter().for_each(|name| add_handler(dir.path(), name, name));
+    let socket = dir.path().join("control");
+    let args = ["--workers", "2", "-o", "quarantine_deaths=0", "--log-max", "64K", "--control-socket"];
+    let mut this = Upgradable::start(&dir, &[&args[..], &[socket.to_str().unwrap()]].concat());
+    let crash = || {
+        let mut culprit = Raw::open(&this.server.address(), "/crash");
+        culprit.text("null");
+        culprit.expect_close(1011);
+    };
+    // Handlers that load slowly, hang, crash and exit, and crashes meanwhile.
+    for number in 0..4 {
+        let slow = "#include <ws_handler.h>\n#include <unistd.h>\n\
+             __attribute__((constructor)) static void load(void) { sleep(1); }\n\
+             static void on_message(ws_conn conn, const ws_message *msg) { (void)conn; (void)msg; }\n\
+             WS_HANDLER(.name = \"slow\", .on_message = on_message);";
+        dir.handler(&format!("slow{number}"), slow);
+    }
+    ["constructor_crashes", "constructor_exits", "constructor_hangs"]
+        .iter()
+        .for_each(|name| add_handler(dir.path(), name, name));
+    this.server.signal(Signal::SIGHUP);
+    (0..10).for_each(|_| crash());
+    until("the reload is over", || this.logged("supervisor") > 0 && this.logged("reload: ") > 0);
+    // A successor that does not get ready, and crashes meanwhile.
+    let program = fs::read(&this.program).unwrap();
+    this.install(b"#!/bin/sh\nexec sleep 2\n");
+    this.server.signal(Signal::SIGUSR2);
+    (0..10).for_each(|_| crash());
+    until("the upgrade has failed", || this.logged("upgrade: failed") == 1);
+    let status = |_: &Upgradable| -> f64 {
+        let output = ctl(&socket, &["status", "--json"]);
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        status["longest_turn"].as_f64().unwrap()
+    };
+    let old = status(&this);
+    this.install(&program);
+    this.upgrade();
+    let new = status(&this);
+    this.stop();
+    println!("the longest turn: {old} s, after the upgrade {new} s");
+    old.max(new)
+}
+
+#[test]
+fn the_supervisor_listens_whatever_goes_on() {
+    // On a machine that is busy with something else it may have to wait for the processor.
+    let turns: Vec<f64> = (0..3)
+        .map(|_| longest_turn())
+        .scan(false, |over, turn| {
+            let before = std::mem::replace(over, turn < 0.1);
+            (!before).then_some(turn)
+        })
+        .collect();
+    assert!(turns.iter().any(|turn| (1e-6..0.1).contains(turn)), "{turns:?}");
+}

@@ -22,6 +22,10 @@ use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Place, Scoreboard, State};
 use crate::time::Instant;
 
+/// Seconds after which a worker is said to hang; its event loop goes around at least once a second, unless a handler keeps
+/// it.
+const HUNG: f64 = 5.0;
+
 /// What a request can see of the server.
 pub struct View<'a> {
     /// The running configuration.
@@ -40,6 +44,8 @@ pub struct View<'a> {
     pub processes: Vec<Process<'a>>,
     /// Whether an upgrade is under way.
     pub is_upgrading: bool,
+    /// The longest that the supervisor has not listened, since the server was ready.
+    pub longest_turn: Duration,
 }
 
 /// A worker, or the slot of one that is to come back.
@@ -82,6 +88,7 @@ impl<'a> View<'a> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: Pid::this().as_raw(),
             uptime: seconds(now.since(started)),
+            longest_turn: self.longest_turn.as_secs_f64(),
             listen: self.listeners.iter().map(|listener| listener.address.to_string()).collect(),
             leaving: leaving.collect(),
             pools: pools.collect(),
@@ -131,11 +138,17 @@ impl<'a> View<'a> {
         if record.pid.load(Ordering::Relaxed) != pid.as_raw() {
             return Some(worker);
         }
+        let is_parent = self.place(process.slot).is_some_and(|at| self.config.is_parent(at.pool, at.number));
+        let heartbeat = since(&record.heartbeat, now);
+        let state = match record.state() {
+            State::Running | State::Stopping if heartbeat >= HUNG && !is_parent => "hung",
+            state => state_text(state),
+        };
         Some(Worker {
-            state: state_text(record.state()).to_owned(),
+            state: state.to_owned(),
             connections: record.connections.load(Ordering::Relaxed),
             age: since(&record.started, now),
-            heartbeat: since(&record.heartbeat, now),
+            heartbeat,
             executes: self.executes(process.slot, pid.as_raw(), now),
             ..worker
         })

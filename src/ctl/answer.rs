@@ -35,6 +35,9 @@ pub struct Status {
     pub pid: i32,
     /// Since the supervisor has begun.
     pub uptime: f64,
+    /// The longest that the supervisor has not listened, since the server was ready.
+    #[serde(default)]
+    pub longest_turn: f64,
     /// Where it listens.
     pub listen: Vec<String>,
     /// Those that are in a slot, in the order of slots.
@@ -56,7 +59,7 @@ pub struct Worker {
     pub pid: i32,
     /// Its pool.
     pub pool: String,
-    /// `starting`, `waiting`, `running`, `stopping`, `leaving`, or `empty` without a process.
+    /// `starting`, `waiting`, `running`, `stopping`, `hung` if it does not respond, `leaving`, or `empty` without a process.
     pub state: String,
     /// Resident memory.
     pub memory: u64,

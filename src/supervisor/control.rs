@@ -87,6 +87,7 @@ impl Supervisor {
             breakers: self.shared.breakers,
             processes: present.chain(leaving).collect(),
             is_upgrading: self.upgrade.is_under_way(),
+            longest_turn: self.host.longest_turn,
         }
     }
 

@@ -196,6 +196,8 @@ struct Host {
     leaving: Option<Exit>,
     /// When the loop last began to turn.
     turned: Instant,
+    /// The longest turn since the server was ready.
+    longest_turn: Duration,
 }
 
 /// A turn of the loop that takes longer than this is worth a warning: nothing in it should wait.
@@ -307,6 +309,9 @@ impl Supervisor {
     fn wait(&mut self) {
         let now = clock::now();
         let busy = now.since(self.host.turned);
+        if self.host.daemon.is_ready() {
+            self.host.longest_turn = self.host.longest_turn.max(busy);
+        }
         if busy > LONG_TURN {
             log::warn!(
                 "the supervisor was busy for {busy:?}; the machine is overloaded, or a file system or name server slow"

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
@@ -100,6 +100,7 @@ impl Supervisor {
                 is_announcing: false,
                 leaving: None,
                 turned: clock::now(),
+                longest_turn: Duration::ZERO,
             },
             generation,
             shared,
