@@ -19,8 +19,9 @@ const CC_INPUTS: [&str; 3] = ["include/ws_handler.h", "include/ws_handler.hpp", 
 const RUST_INPUTS: [&str; 3] = ["include/rust/src", "include/rust/Cargo.toml", "build.rs"];
 
 fn main() {
-    // A handler's _exit is the server's (src/worker/crash/traps.rs): its end is noticed, and its connections are saved.
-    for function in ["_exit", "_Exit"] {
+    // A handler's _exit and pthread_create are the server's (src/worker/crash/{traps,threads}.rs): its end is noticed, its
+    // threads are known, and connections are saved.
+    for function in ["_exit", "_Exit", "pthread_create"] {
         println!("cargo::rustc-link-arg-bins=-Wl,--export-dynamic-symbol={function}");
     }
     for input in ["build.rs", "plugins", "include"] {

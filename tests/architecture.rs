@@ -43,6 +43,7 @@ const UNSAFE: &[&str] = &[
     "worker/crash/rescue.rs",
     "worker/crash/signals.rs",
     "worker/crash/start.rs",
+    "worker/crash/threads.rs",
     "worker/crash/traps.rs",
     "worker/process/zygote.rs",
     "worker/transfer/send.rs",

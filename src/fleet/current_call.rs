@@ -8,14 +8,17 @@ use super::peer::{Peer, PeerCell};
 /// Bytes of a message that are kept beside it, so that they can be told after a death that left no time.
 pub const KEPT: usize = 64;
 
+/// The bits of `callback` that are the callback.
+const CALLBACK: u32 = 0xff;
+
 /// The call into a handler that a worker's event loop is in.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct CurrentCall {
     /// Number of the handler in `Routes` plus 1; 0: no call.
     pub handler: AtomicU32,
-    /// Number of the callback, as the `ffi` counts them.
-    pub callback: AtomicU32,
+    /// Number of the callback, as the `ffi` counts them; above it the handler's, as above, which stays after the call.
+    callback: AtomicU32,
     /// Since when; ns of [`now`].
     pub since: AtomicU64,
     /// The connection's id; 0: none.
@@ -54,8 +57,9 @@ impl CurrentCall {
 
     /// A call begins. [worker, event loop]
     pub fn begin(&self, handler: u16, callback: u32) {
-        self.callback.store(callback, Ordering::Relaxed);
-        self.handler.store(u32::from(handler) + 1, Ordering::Release);
+        let handler = u32::from(handler) + 1;
+        self.callback.store(callback & CALLBACK | handler << CALLBACK.count_ones(), Ordering::Relaxed);
+        self.handler.store(handler, Ordering::Release);
     }
 
     /// The call has come back.
@@ -112,10 +116,16 @@ impl CurrentCall {
         self.peer.load()
     }
 
+    /// The handler of the call in progress, or else of the last one. Async-signal-safe.
+    pub fn last(&self) -> Option<u16> {
+        let last = self.callback.load(Ordering::Relaxed) >> CALLBACK.count_ones();
+        last.checked_sub(1)?.try_into().ok()
+    }
+
     /// The call in progress: number of the handler, callback, connection. May be torn while the worker lives.
     pub fn current(&self) -> Option<(u16, u32, u64)> {
         let handler = self.handler.load(Ordering::Acquire).checked_sub(1)?;
-        let callback = self.callback.load(Ordering::Relaxed);
+        let callback = self.callback.load(Ordering::Relaxed) & CALLBACK;
         Some((handler.try_into().ok()?, callback, self.conn.load(Ordering::Relaxed)))
     }
 }
@@ -128,7 +138,7 @@ mod tests {
     #[test]
     fn what_is_delivered_is_known_with_its_first_bytes() {
         let current_call = CurrentCall::default();
-        assert_eq!((current_call.current(), current_call.message()), (None, None));
+        assert_eq!((current_call.current(), current_call.message(), current_call.last()), (None, None, None));
         let payload: Vec<u8> = (1..=100).collect();
         for size in [0, 1, 7, 8, 9, 63, 64, 65, 100] {
             current_call.deliver(1, &payload[..(size + 30).min(100)], size);
@@ -145,6 +155,7 @@ mod tests {
         );
         current_call.delivered();
         current_call.end();
+        assert_eq!(current_call.last(), Some(7));
         assert_eq!((current_call.current(), current_call.message()), (None, None));
     }
 }

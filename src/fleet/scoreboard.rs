@@ -290,6 +290,10 @@ pub struct Crash {
     callback: AtomicU32,
     /// Number of the handler plus 1; 0: none.
     handler: AtomicU32,
+    /// The same of the one that ran last before a crash that names nobody.
+    last: AtomicU32,
+    /// Of such crashes in a row, how many it was the last in.
+    alike: AtomicU32,
     moved: AtomicU32,
     cut: AtomicU32,
     /// Crashes in a row of young processes with no connection to blame.
@@ -316,7 +320,13 @@ pub struct CrashFacts {
     pub conn: u64,
     /// Number of the handler; None outside of handlers.
     pub handler: Option<u16>,
+    /// Crashes go on that name nobody, and this handler ran last before each.
+    pub suspect: Option<u16>,
 }
+
+/// After so many crashes in a row that name nobody the connections of a handler whose code it was, or that ran last before
+/// each, are given up.
+pub const UNATTRIBUTED: u32 = 3;
 
 impl Crash {
     /// Notes a crash. Async-signal-safe. [worker]
@@ -325,8 +335,22 @@ impl Crash {
         self.address.store(address, Ordering::Relaxed);
         self.callback.store(callback, Ordering::Relaxed);
         self.conn.store(conn, Ordering::Relaxed);
-        self.handler.store(handler.map_or(0, |handler| u32::from(handler) + 1), Ordering::Relaxed);
+        self.handler.store(with_none(handler), Ordering::Relaxed);
         self.note_result(0, 0);
+    }
+
+    /// Notes which handler ran last before a crash that names nobody. Async-signal-safe. [worker]
+    pub fn note_last(&self, handler: Option<u16>) {
+        let handler = with_none(handler);
+        let is_same = self.last.swap(handler, Ordering::Relaxed) == handler && handler != 0;
+        let alike =
+            if is_same { self.alike.load(Ordering::Relaxed).saturating_add(1) } else { handler.min(1) };
+        self.alike.store(alike, Ordering::Relaxed);
+    }
+
+    /// Who is suspected. Async-signal-safe.
+    pub fn suspect(&self) -> Option<u16> {
+        without_none(&self.last).filter(|_| self.alike.load(Ordering::Relaxed) > UNATTRIBUTED)
     }
 
     /// Notes how many connections were saved, and how many were not. Async-signal-safe. [worker]
@@ -367,11 +391,8 @@ impl Crash {
             address: self.address.load(Ordering::Relaxed),
             callback: self.callback.load(Ordering::Relaxed),
             conn: self.conn.load(Ordering::Relaxed),
-            handler: self
-                .handler
-                .load(Ordering::Relaxed)
-                .checked_sub(1)
-                .and_then(|handler| handler.try_into().ok()),
+            handler: without_none(&self.handler),
+            suspect: self.suspect(),
         }
     }
 
@@ -379,6 +400,14 @@ impl Crash {
     pub fn result(&self) -> (u32, u32) {
         (self.moved.load(Ordering::Relaxed), self.cut.load(Ordering::Acquire))
     }
+}
+
+fn with_none(handler: Option<u16>) -> u32 {
+    handler.map_or(0, |handler| u32::from(handler) + 1)
+}
+
+fn without_none(handler: &AtomicU32) -> Option<u16> {
+    handler.load(Ordering::Relaxed).checked_sub(1)?.try_into().ok()
 }
 
 /// The words that all slots share.

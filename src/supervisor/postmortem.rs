@@ -60,6 +60,7 @@ impl Supervisor {
         let is_at_start = is_start(crash.callback) || is_young && crash.conn == 0;
         let line = self.tell((slot, pid), cause, crash.handler, (crash.callback, crash.conn), facts);
         let is_hindered = self.judge((slot, role), crash.handler, crash.conn, is_at_start);
+        crash.suspect.into_iter().for_each(|handler| self.suspect(handler));
         (line, if is_hindered { Event::Hindered(slot) } else { Event::Crashed(slot, crash.conn != 0) })
     }
 
@@ -226,24 +227,39 @@ impl Supervisor {
 
     /// A process has died in this handler while it served; whether that quarantines it.
     fn judge_in_service(&mut self, handler: u16) -> bool {
-        let now = clock::now();
-        let Some(breaker) = self.shared.breakers.get(usize::from(handler)) else { return false };
-        let state = breaker.state(now.as_nanos());
-        let Some(Verdict { time, deaths }) = self.postmortem.quarantine.on_death(handler, state, now) else {
-            return false;
-        };
-        breaker.open((now + time).as_nanos());
-        let Some(route) = self.generation.routes.handlers().get(usize::from(handler)) else { return true };
-        self.count_handler(handler, |entry| entry.quarantines.add(1));
-        let why = match state {
-            BreakerState::HalfOpen => "a worker died in it when it was probed".to_owned(),
-            _ => format!(
+        let (state, now) = (self.breaker_state(handler), clock::now());
+        let Some(verdict) = self.postmortem.quarantine.on_death(handler, state, now) else { return false };
+        let why = match (state, verdict.deaths) {
+            (BreakerState::HalfOpen, _) => "a worker died in it when it was probed".to_owned(),
+            (_, deaths) => format!(
                 "{deaths} worker{} died in it within {:?}",
                 if deaths == 1 { "" } else { "s" },
                 self.generation.config.quarantine.window
             ),
         };
-        log::warn!("{}: {why}: quarantined, {} answers 503 for {time:?}", route.name, route.resource);
+        self.open_breaker(handler, now, verdict, &why);
         true
+    }
+
+    /// Workers die again and again outside of handlers, and this one ran last.
+    fn suspect(&mut self, handler: u16) {
+        let (state, now) = (self.breaker_state(handler), clock::now());
+        if let Some(verdict) = self.postmortem.quarantine.on_suspicion(handler, state, now) {
+            self.open_breaker(handler, now, verdict, "suspected, workers die in no handler and it ran last");
+        }
+    }
+
+    fn breaker_state(&self, handler: u16) -> BreakerState {
+        let breaker = self.shared.breakers.get(usize::from(handler));
+        breaker.map_or(BreakerState::Open, |breaker| breaker.state(clock::now().as_nanos()))
+    }
+
+    fn open_breaker(&self, handler: u16, now: Instant, Verdict { time, .. }: Verdict, why: &str) {
+        let breaker = self.shared.breakers.get(usize::from(handler));
+        breaker.into_iter().for_each(|breaker| breaker.open((now + time).as_nanos()));
+        self.count_handler(handler, |entry| entry.quarantines.add(1));
+        if let Some(route) = self.generation.routes.handlers().get(usize::from(handler)) {
+            log::warn!("{}: {why}: quarantined, {} answers 503 for {time:?}", route.name, route.resource);
+        }
     }
 }

@@ -19,6 +19,7 @@ mod resumable;
 mod signals;
 mod single;
 mod slow;
+mod threads;
 
 use client::Raw;
 use daemon::{Dir, Server};

@@ -556,18 +556,3 @@ fn what_a_paused_connection_has_not_read_yet_is_read_elsewhere() {
     drop(paused);
     stop(&mut server);
 }
-
-#[test]
-fn a_thread_of_the_handlers_own_without_a_stack_to_crash_on_takes_the_worker_along() {
-    let (mut server, _dir) = serve(&["crash", "echo"], &[]);
-    let mut others: Vec<Raw> = (0..20).map(|_| Raw::open(&server.address(), "/echo")).collect();
-    let mut culprit = Raw::open(&server.address(), "/crash");
-    culprit.text("thread stack");
-    for client in &mut others {
-        client.expect_end();
-    }
-    server.says("] died of SIGSEGV");
-    assert_eq!(Raw::open(&server.address(), "/echo").ask("still"), "still");
-    server.signal(Signal::SIGTERM);
-    assert_eq!(server.wait().code(), Some(0));
-}

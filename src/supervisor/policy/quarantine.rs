@@ -59,6 +59,11 @@ impl Quarantine {
 
     /// A process has died in this handler, whose breaker stands like this.
     pub fn on_death(&mut self, handler: u16, breaker: BreakerState, now: Instant) -> Option<Verdict> {
+        self.count(handler, breaker, now, self.rules.deaths as usize)
+    }
+
+    /// A death, of which so many are enough.
+    fn count(&mut self, handler: u16, breaker: BreakerState, now: Instant, enough: usize) -> Option<Verdict> {
         let first = self.rules.time;
         let window = self.rules.window;
         let history = self.handlers.entry(handler).or_default();
@@ -73,7 +78,7 @@ impl Quarantine {
         history.deaths.push(now);
         history.good_since = now;
         let deaths = history.deaths.len();
-        if breaker == BreakerState::Closed && deaths < self.rules.deaths as usize {
+        if breaker == BreakerState::Closed && deaths < enough {
             return None;
         }
         let time = length(first, history.times);
@@ -81,6 +86,12 @@ impl Quarantine {
         history.deaths.clear();
         history.good_since = now + time;
         Some(Verdict { time, deaths })
+    }
+
+    /// Processes die again and again in nobody's code, and this handler ran last: it is quarantined like one with so many
+    /// deaths.
+    pub fn on_suspicion(&mut self, handler: u16, breaker: BreakerState, now: Instant) -> Option<Verdict> {
+        self.count(handler, breaker, now, 1)
     }
 
     /// A worker has died in this handler before it could serve: once is enough, since none starts with it. False: nothing

@@ -1,8 +1,8 @@
 //! Which slots have a process: workers are started, restarted with a growing delay, stopped, and given up if none of
 //! them starts.
 //!
-//! A worker that dies is restarted at once the first time, then after 1 s, 2 s, 4 s and so on up to 30 s; a minute of
-//! service resets the delay. One that crashes while it serves is restarted at once: its connections wait.
+//! A worker that dies is restarted at once the first time, then after 1 s, 2 s, 4 s and so on up to 30 s, but if it has
+//! served not later than after as long as that; a minute of service resets the delay. One that crashes while it serves is restarted at once: its connections wait.
 //!
 //! Change with [`Slots::on`], then carry out [`Slots::action`] until there is none.
 
@@ -239,7 +239,9 @@ impl Slots {
             slot.process = Process::Gone;
             return;
         }
-        slot.process = Process::Due(now + slot.restart.failed(worked));
+        // One that works for a while is away for less than it works, however often it dies.
+        let wait = slot.restart.failed(worked);
+        slot.process = Process::Due(now + if worked < SERVED { wait } else { wait.min(worked) });
         let mut taken = self.slots.iter().filter(|slot| slot.process != Process::Gone);
         if taken.all(|slot| slot.failed_starts >= FAILED_STARTS) {
             self.stop(Exit::Start, true);

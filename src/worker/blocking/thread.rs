@@ -22,7 +22,6 @@ use crate::worker::conn::handler_timers::HandlerTimers;
 use crate::worker::conn::handshake::{Handshake, Registry};
 use crate::worker::conn::info::Info;
 use crate::worker::crash::report;
-use crate::worker::crash::signals;
 
 /// Stack of a thread; only what is used becomes memory. What C programs are used to.
 const STACK: usize = 8 * 1024 * 1024;
@@ -109,9 +108,6 @@ fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>
         state,
     };
     CURRENT.set(Some(current));
-    if let Err(error) = signals::use_signal_stack() {
-        log::error!("connection {conn:x}: no signal stack: {error}");
-    }
     host::set_host(host);
     if let Some(handshake) = handshake {
         handshake
@@ -133,7 +129,6 @@ fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>
     }
     CURRENT.set(None);
     clock.end();
-    signals::leave_signal_stack();
     host.commands.give(Command::ThreadEnded);
 }
 

@@ -5,4 +5,5 @@ pub mod report;
 pub mod rescue;
 pub mod signals;
 pub mod start;
+pub mod threads;
 pub mod traps;

@@ -10,6 +10,7 @@ use crate::fleet::current_call::{CurrentCall, Message};
 use crate::worker::base::memory;
 use crate::worker::conn::record::Record;
 use crate::worker::crash::modules::{CodePlace, Modules};
+use crate::worker::crash::threads;
 
 /// Bytes of a message that are copied at a time.
 const PIECE: usize = 4096;
@@ -95,7 +96,8 @@ impl Collector {
         if let Some(message) = held.or_else(of_loop) {
             self.copy(message);
         }
-        code.and_then(|code| code.handler)
+        let of_thread = || self.modules.place(threads::began_with()).handler;
+        code.and_then(|code| code.handler).or_else(of_thread)
     }
 
     /// The handler's code, and the library's that it had called.

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 use crate::clock;
 use crate::ffi::host::{Callback, place};
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::{START, Slot};
+use crate::fleet::scoreboard::{START, Slot, UNATTRIBUTED};
 use crate::worker::base::memory;
 use crate::worker::commands::queue::CommandQueue;
 use crate::worker::conn::handoff::{Arrivals, Purpose, Shipment};
@@ -33,8 +33,8 @@ const FINISH_TIME: u64 = 50_000_000;
 /// A process that crashes within this time (ns) of its start, with no connection to blame, may have been crashed by one
 /// that has just moved into it.
 const YOUNG: u64 = 10_000_000_000;
-/// After so many such crashes in a row the connections of the handler whose code it was are given up.
-const UNATTRIBUTED: u32 = 3;
+/// After so many such crashes in a row of which even the handler is not known all connections are given up.
+const HOPELESS: u32 = 6;
 
 const CLOSE_1011: &[u8] = &[0x88, 2, 0x03, 0xf3];
 const CLOSE_1012: &[u8] = &[0x88, 2, 0x03, 0xf4];
@@ -167,9 +167,9 @@ pub fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
 struct Blame {
     /// The connection whose callback crashed; 0: none.
     culprit: u64,
-    /// A handler that crashes again and again, with no connection to blame.
+    /// A handler that crashes again and again, with no connection to blame, or is suspected of it.
     handler: Option<u16>,
-    /// Not even the handler is known.
+    /// Nothing has helped.
     all: bool,
 }
 
@@ -187,8 +187,12 @@ impl RescueContext {
         let handler = record.map(|record| record.handler).or(whose_code);
         self.slot.crash.note(signal, address, handler, callback as u32, culprit);
         let young = clock::now().as_nanos().saturating_sub(self.slot.started.load(Ordering::Relaxed)) < YOUNG;
-        let given_up = self.slot.crash.count_nameless(culprit == 0, young) > UNATTRIBUTED;
-        Blame { culprit, handler: handler.filter(|_| given_up), all: given_up && handler.is_none() }
+        let count = self.slot.crash.count_nameless(culprit == 0, young);
+        let is_nameless = culprit == 0 && handler.is_none();
+        self.slot.crash.note_last(self.slot.call.last().filter(|_| is_nameless && young));
+        let known = handler.filter(|_| count > UNATTRIBUTED);
+        let suspect = known.or_else(|| self.slot.crash.suspect());
+        Blame { culprit, handler: suspect, all: count > HOPELESS && is_nameless }
     }
 
     fn record(&self, slot: usize) -> Option<&Record> {

@@ -80,7 +80,7 @@ pub fn put_back(signal: c_int, action: Action) -> bool {
 /// Puts the calling thread's signal stack back; whether it was another one.
 pub fn put_stack_back() -> bool {
     OWN_STACK.with_borrow(|own| {
-        let Some(own) = own.as_ref().map(stack_of) else { return false };
+        let Some(own) = own.as_ref().map(|own| stack_of(&own.0)) else { return false };
         let mut current = own;
         // SAFETY: changes nothing; a live stack_t.
         unsafe { libc::sigaltstack(null(), &mut current) };
@@ -109,16 +109,26 @@ pub fn install() -> io::Result<()> {
     on_signal(stop_signal(), stopped)
 }
 
-/// Gives the calling thread a stack on which a stack overflow can be handled. It stays until
-/// [`leave_signal_stack`], or until the thread ends.
+/// Gives the calling thread a stack on which a stack overflow can be handled, until it ends.
 pub fn use_signal_stack() -> io::Result<()> {
-    let pages = Pages::map(STACK)?;
+    let own = SignalStack(Pages::map(STACK)?);
     // SAFETY: the pages are kept for as long as they are the thread's stack.
-    match unsafe { libc::sigaltstack(&stack_of(&pages), null_mut()) } {
-        0 => OWN_STACK.set(Some(pages)),
+    match unsafe { libc::sigaltstack(&stack_of(&own.0), null_mut()) } {
+        0 => OWN_STACK.set(Some(own)),
         _ => return Err(io::Error::last_os_error()),
     }
     Ok(())
+}
+
+/// The calling thread's stack for signal handlers.
+struct SignalStack(Pages);
+
+impl Drop for SignalStack {
+    fn drop(&mut self) {
+        let none = libc::stack_t { ss_sp: null_mut(), ss_flags: libc::SS_DISABLE, ss_size: STACK };
+        // SAFETY: disabling needs no memory. If the thread has another stack by now it ends all the same.
+        unsafe { libc::sigaltstack(&none, null_mut()) };
+    }
 }
 
 fn stack_of(pages: &Pages) -> libc::stack_t {
@@ -126,15 +136,7 @@ fn stack_of(pages: &Pages) -> libc::stack_t {
 }
 
 thread_local! {
-    static OWN_STACK: RefCell<Option<Pages>> = const { RefCell::new(None) };
-}
-
-/// The calling thread ends: its signal stack is not used any more.
-pub fn leave_signal_stack() {
-    let none = libc::stack_t { ss_sp: null_mut(), ss_flags: libc::SS_DISABLE, ss_size: STACK };
-    // SAFETY: disabling needs no memory.
-    unsafe { libc::sigaltstack(&none, null_mut()) };
-    OWN_STACK.set(None);
+    static OWN_STACK: RefCell<Option<SignalStack>> = const { RefCell::new(None) };
 }
 
 /// What a signal handler is.
