@@ -16,7 +16,7 @@ use crate::log::{Level, Settings as LogSettings};
 use crate::proto;
 use crate::proto::http1::allow::{HostRule, OriginRule};
 
-pub use crate::fleet::listener::Listen;
+pub use crate::fleet::listener::{Binding, Listen};
 
 /// Descriptors of a worker that are not connections: standard streams, listeners, epoll, inbox, log, and what
 /// a handler opens.
@@ -110,8 +110,6 @@ pub struct Proxy {
     pub networks: Vec<IpNet>,
     /// Those on Unix sockets.
     pub unix: bool,
-    /// Whether they all begin with a header of the PROXY protocol.
-    pub protocol: bool,
 }
 
 impl Proxy {
@@ -165,6 +163,29 @@ pub struct Landlock {
     pub write: Vec<PathBuf>,
 }
 
+/// How to listen, and what is served to those who come in there.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ListenerSettings {
+    /// How the socket is bound.
+    pub binding: Binding,
+    /// Whether connections of proxies that are believed begin with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
+    /// Who is served the console.
+    pub console: Console,
+}
+
+/// Who is served the console, a page that lists all resources.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Console {
+    /// Clients on this machine that come through no proxy.
+    #[default]
+    Local,
+    /// All.
+    Always,
+    /// Nobody.
+    Never,
+}
+
 /// What one handler is served with; what its table does not say is as for all others.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HandlerSettings {
@@ -207,8 +228,10 @@ pub struct Config {
     pub validation: (Option<String>, Option<u16>),
     /// Number of workers, at least 1.
     pub workers: usize,
-    /// Length of the kernel's queue of connections that nobody has accepted yet.
-    pub backlog: i32,
+    /// How to listen where no table says otherwise, and what is served there.
+    pub listener: ListenerSettings,
+    /// Those with a table.
+    pub listener_of: Vec<(Listen, ListenerSettings)>,
     /// Most connections of one worker.
     pub connections: u32,
     /// Most connections to blocking handlers (each has a thread) of one worker.
@@ -359,6 +382,17 @@ impl Config {
     /// What this handler is served with.
     pub fn handler(&self, resource: &str) -> &HandlerSettings {
         self.handler_of.get(resource).unwrap_or(&self.handler)
+    }
+
+    /// How to listen at an address; `None`: on a socket that somebody else has bound.
+    pub fn listener(&self, asked: Option<&Listen>) -> &ListenerSettings {
+        let own = self.listener_of.iter().find(|(listen, _)| Some(listen) == asked);
+        own.map_or(&self.listener, |(_, settings)| settings)
+    }
+
+    /// What each listener has.
+    pub fn listeners(&self) -> impl Iterator<Item = &ListenerSettings> {
+        self.listen.iter().map(|listen| self.listener(Some(listen)))
     }
 
     /// A file as workers see it: below their root, if they have one of their own.

@@ -89,6 +89,7 @@ fn settings_are_those_of_the_table() {
     let parts = [
         ("man/wshd.8", "options", manual::options()),
         ("man/wshd.conf.5", "server", manual::keys(Scope::Server)),
+        ("man/wshd.conf.5", "listener", manual::keys(Scope::Listener)),
         ("man/wshd.conf.5", "handler", manual::keys(Scope::Handler)),
         ("man/wshd.conf.5", "pool", manual::keys(Scope::Pool)),
     ];

@@ -214,6 +214,37 @@ fn a_proxy_may_be_on_a_unix_socket() {
     }
 }
 
+/// A listener for a proxy, and one for the others.
+#[test]
+fn one_listener_has_the_header_and_another_has_not() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Dir::new();
+    let socket = place.path().join("socket");
+    let file = place.path().join("wshd.conf");
+    let text = format!(
+        "trust_proxy = ['127.0.0.1', 'unix']\nworkers = 1\n[[listener]]\naddress = '127.0.0.1:0'\n\
+         [[listener]]\naddress = 'unix:{}'\nmode = '0600'\nproxy_protocol = true\n",
+        socket.display()
+    );
+    std::fs::write(&file, text).unwrap();
+    let dir = Dir::new();
+    fixtures::add_handler(dir.path(), "everything", "everything");
+    let mut server = Server::start(&dir, &["--config", file.to_str().unwrap()]);
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let mut plain = Raw::open(&server.address(), "/everything");
+    assert!(plain.ask("remote_address").ends_with("text=127.0.0.1"));
+    let mut relayed = Raw::over(client::unix(&socket));
+    relayed.send(LINE.as_bytes());
+    relayed.upgrade("/everything", "");
+    assert_eq!(relayed.ask("remote_address"), SEEN);
+    let mut bare = Raw::over(client::unix(&socket));
+    bare.send(b"GET /everything HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(bare.rest().is_empty(), "a connection without the header is closed");
+    drop((plain, relayed, bare));
+    server.stop();
+}
+
 /// Brings a worker of the default pool down.
 #[track_caller]
 fn crash(server: &Server) {

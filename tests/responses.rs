@@ -170,3 +170,31 @@ fn a_port_that_is_not_named_is_that_of_the_scheme() {
     }
     server.stop();
 }
+
+#[test]
+fn the_console_is_for_whom_it_should_be() {
+    let get = |server: &Server, path: &str, fields: &str| {
+        ask(
+            &server.address(),
+            &format!("GET {path} HTTP/1.1\r\nHost: a\r\n{fields}Connection: close\r\n\r\n"),
+        )
+    };
+    let relayed = "X-Forwarded-For: 192.0.2.1\r\n";
+    for (args, here, through_a_proxy) in
+        [(&[][..], 200, 404), (&["-o", "console=true"], 200, 200), (&["-o", "console=false"], 404, 404)]
+    {
+        let (mut server, _dir) = serve(args);
+        assert_eq!(get(&server, "/console.html", "").status, here, "{args:?}");
+        assert_eq!(get(&server, "/console.html", relayed).status, through_a_proxy, "{args:?}");
+        let is_named = here == 200;
+        assert_eq!(get(&server, "/", "").status, if is_named { 302 } else { 404 }, "{args:?}");
+        let answer = get(&server, "/echo", "");
+        assert_eq!(
+            (answer.status, String::from_utf8_lossy(&answer.body).contains("/console.html")),
+            (426, is_named),
+            "{args:?}"
+        );
+        assert_eq!(server.ready.contains("console"), is_named, "{}", server.ready);
+        server.stop();
+    }
+}

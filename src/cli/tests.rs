@@ -88,7 +88,7 @@ fn options_of_mod_pywebsocket_in_both_spellings() {
     assert_eq!(config.listen, [Listen::Tcp { host: "localhost".into(), port: 81 }]);
     assert_eq!(config.scan_dir, Some("s".into()));
     assert_eq!(config.document_root, Some("/".into()));
-    assert_eq!(config.backlog, 7);
+    assert_eq!(config.listener.binding.backlog, 7);
     assert_eq!(config.validation, (Some("v".into()), Some(82)));
     assert_eq!(config.log.destination, Destination::File(std::path::absolute("l").unwrap()));
     assert_eq!(config.log.level, Level::Warn);

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{AccessFlags, Gid, access};
+use nix::unistd::{AccessFlags, Gid, Uid, access};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 /// Where to listen, as configured.
@@ -58,6 +58,19 @@ impl fmt::Display for Listen {
             Listen::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
+}
+
+/// How a socket is bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Binding {
+    /// Length of the kernel's queue of connections that nobody has accepted yet.
+    pub backlog: i32,
+    /// Of a socket in the file system: its permissions; without them as the umask says.
+    pub mode: Option<u32>,
+    /// The same: its owner.
+    pub owner: Option<Uid>,
+    /// The same: its group.
+    pub group: Option<Gid>,
 }
 
 /// The address really bound.
@@ -169,15 +182,17 @@ pub struct BindError {
 
 /// Binds and listens, on all addresses or on none. Those with port 0 share the port that the kernel picks.
 /// [supervisor, before fork]
-pub fn bind(listen: &[Listen], backlog: i32) -> Result<Vec<Listener>, BindError> {
+pub fn bind(listen: &[Listen], how: &dyn Fn(&Listen) -> Binding) -> Result<Vec<Listener>, BindError> {
     let mut attempt = 1;
     loop {
         let (mut listeners, mut picked) = (Vec::new(), 0);
         let failed = listen.iter().find_map(|listen| {
             let before = listeners.len();
             let bound = match listen {
-                Listen::Tcp { host, port } => bind_host(host, *port, backlog, &mut picked, &mut listeners),
-                Listen::Unix(path) => bind_unix(path, backlog).map(|listener| listeners.push(listener)),
+                Listen::Tcp { host, port } => {
+                    bind_host(host, *port, how(listen).backlog, &mut picked, &mut listeners)
+                }
+                Listen::Unix(path) => bind_unix(path, how(listen)).map(|listener| listeners.push(listener)),
             };
             listeners.iter_mut().skip(before).for_each(|listener| listener.asked = Some(listen.clone()));
             bound.err().map(|source| (listen, source))
@@ -217,24 +232,24 @@ fn check_path(path: &Path) -> io::Result<()> {
 /// The listeners for all that is to be listened on, of which those that are there go on. [supervisor]
 pub fn bind_missing(
     listen: &[Listen],
-    backlog: i32,
+    how: &dyn Fn(&Listen) -> Binding,
     have: &[Arc<Listener>],
 ) -> Result<Vec<Arc<Listener>>, BindError> {
     let kept = have.iter().filter(|have| have.asked.as_ref().is_some_and(|asked| listen.contains(asked)));
     let kept: Vec<Arc<Listener>> = kept.cloned().collect();
     let is_missing = |listen: &&Listen| !kept.iter().any(|kept| kept.asked.as_ref() == Some(*listen));
     let missing: Vec<Listen> = listen.iter().filter(is_missing).cloned().collect();
-    Ok(kept.into_iter().chain(bind(&missing, backlog)?.into_iter().map(Arc::new)).collect())
+    Ok(kept.into_iter().chain(bind(&missing, how)?.into_iter().map(Arc::new)).collect())
 }
 
 /// The same, but where some are there that were [adopted](adopt), these are all that is listened on. [supervisor]
 pub fn adopted_or_bound(
     listen: &[Listen],
-    backlog: i32,
+    how: &dyn Fn(&Listen) -> Binding,
     have: &[Arc<Listener>],
 ) -> Result<Vec<Arc<Listener>>, BindError> {
     let adopted: Vec<Arc<Listener>> = have.iter().filter(|have| have.asked.is_none()).cloned().collect();
-    if adopted.is_empty() { bind_missing(listen, backlog, have) } else { Ok(adopted) }
+    if adopted.is_empty() { bind_missing(listen, how, have) } else { Ok(adopted) }
 }
 
 /// How often another port is picked.
@@ -330,13 +345,22 @@ pub fn adopt(fd: OwnedFd, name: &str) -> Result<Listener, BindError> {
     Listener::of(socket, address).map_err(failed)
 }
 
-fn bind_unix(path: &Path, backlog: i32) -> io::Result<Listener> {
+fn bind_unix(path: &Path, how: Binding) -> io::Result<Listener> {
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    let file = identity(path);
-    socket.listen(backlog)?;
-    Ok(Listener { file, ..Listener::of(socket, Bound::Unix(path.to_owned()))? })
+    let listener = Listener { file: identity(path), ..Listener::of(socket, Bound::Unix(path.to_owned()))? };
+    // Nobody can connect before it listens.
+    let opened = permit(path, how).and_then(|()| SockRef::from(&listener.fd).listen(how.backlog));
+    opened.inspect_err(|_| listener.remove_file())?;
+    Ok(listener)
+}
+
+fn permit(path: &Path, how: Binding) -> io::Result<()> {
+    if how.owner.is_some() || how.group.is_some() {
+        chown(path, how.owner.map(Uid::as_raw), how.group.map(Gid::as_raw))?;
+    }
+    how.mode.map_or(Ok(()), |mode| std::fs::set_permissions(path, Permissions::from_mode(mode)))
 }
 
 /// Listens on a path that nobody but the owner, and the members of a group where one is given, may connect to.

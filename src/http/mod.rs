@@ -39,22 +39,22 @@ impl Site {
 
     /// Answers a request that is not a WebSocket handshake. `now` dates the reply.
     ///
-    /// `/console.html` is always the built-in page, then come the handlers' resources (426), then files. With no
-    /// document root, `/` leads to the console.
-    pub fn serve(&self, head: &Head, now: SystemTime) -> Response {
+    /// With `console` `/console.html` is the built-in page; then come the handlers' resources (426), then files. With
+    /// no document root, `/` leads to the console.
+    pub fn serve(&self, head: &Head, console: bool, now: SystemTime) -> Response {
         match head.method() {
-            "GET" => self.get(head, now),
-            "HEAD" => self.get(head, now).without_content(),
+            "GET" => self.get(head, console, now),
+            "HEAD" => self.get(head, console, now).without_content(),
             _ => refuse_method(head.method(), now),
         }
     }
 
-    fn get(&self, head: &Head, now: SystemTime) -> Response {
-        if head.path() == console::PATH {
+    fn get(&self, head: &Head, console: bool, now: SystemTime) -> Response {
+        if console && head.path() == console::PATH {
             return self.console.reply(now);
         }
         if self.resources.iter().any(|resource| resource == head.path()) {
-            return upgrade_required(now);
+            return upgrade_required(console, now);
         }
         let path = match RequestPath::parse(head.path()) {
             Ok(path) => path,
@@ -63,7 +63,7 @@ impl Site {
         };
         match &self.root {
             Some(root) => file::serve(root, &path, head, now),
-            None if head.path() == "/" => Response::redirect(now, 302, console::PATH),
+            None if console && head.path() == "/" => Response::redirect(now, 302, console::PATH),
             None => not_found(now),
         }
     }
@@ -82,8 +82,11 @@ pub fn refuse_method(method: &str, now: SystemTime) -> Response {
     }
 }
 
-fn upgrade_required(now: SystemTime) -> Response {
-    let why = "this resource speaks WebSocket; the page /console.html can connect to it";
+fn upgrade_required(console: bool, now: SystemTime) -> Response {
+    let why = match console {
+        true => "this resource speaks WebSocket; the page /console.html can connect to it",
+        false => "this resource speaks WebSocket",
+    };
     Response::error(now, 426, why, &[])
 }
 

@@ -85,7 +85,7 @@ fn ask(site: &Site, request: &str, now: SystemTime) -> Answer {
         Ok(Parsed::Head { head, .. }) => head,
         _ => panic!("{request} is no request head"),
     };
-    let reply = site.serve(&head, now);
+    let reply = site.serve(&head, true, now);
     let text = String::from_utf8(reply.head().to_vec()).unwrap();
     assert!(text.ends_with("\r\n\r\n"));
     let body = match reply.into_body() {

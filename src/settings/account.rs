@@ -47,6 +47,16 @@ pub fn user(text: &str) -> Result<Account, String> {
     }
 }
 
+/// A user, by name or number.
+pub fn any_user(text: &str) -> Result<Uid, String> {
+    let expected = "expected the name or number of a user";
+    if let Some(number) = id(text) {
+        return Ok(Uid::from_raw(number));
+    }
+    let known = User::from_name(text).map_err(|error| format!("{error}; {expected}"))?;
+    known.map(|user| user.uid).ok_or_else(|| expected.to_owned())
+}
+
 /// The value of an option that names the group of workers.
 pub fn group(text: &str) -> Result<Gid, String> {
     must_be_root("another group")?;

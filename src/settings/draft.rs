@@ -8,7 +8,7 @@ use nix::unistd::Gid;
 use super::account::Account;
 use super::authentication;
 use super::value::Host;
-use crate::config::{Config, HandlerSettings, Pool, Processes};
+use crate::config::{Config, HandlerSettings, Listen, ListenerSettings, Pool, Processes};
 
 /// A configuration in the making, of the server, of a handler or of a pool.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +17,10 @@ pub struct Draft {
     pub config: Config,
     /// Of the handler, or the server's for those that say nothing else.
     pub handler: HandlerSettings,
+    /// Of the listener, or the server's for those that say nothing else.
+    pub listener: ListenerSettings,
+    /// Of the listener: where.
+    pub address: Option<Listen>,
     /// Of the pool: limits.
     pub pool: Pool,
     /// Of the pool: processes for each connection.

@@ -31,7 +31,7 @@ pub fn keys(scope: Scope) -> String {
         }
         let title = match scope {
             Scope::Server => format!(".Ss {}\n", group.title),
-            Scope::Handler | Scope::Pool => String::new(),
+            _ => String::new(),
         };
         let items: String = settings.into_iter().map(|setting| key(setting, scope)).collect();
         Some((title, items))
@@ -40,7 +40,7 @@ pub fn keys(scope: Scope) -> String {
         Scope::Server => {
             groups.map(|(title, items)| format!("{title}.Bl -tag -width Ds\n{items}.El\n")).collect()
         }
-        Scope::Handler | Scope::Pool => {
+        _ => {
             let items: String = groups.map(|(_, items)| items).collect();
             format!(".Bl -tag -width Ds\n{items}.El\n")
         }
@@ -53,7 +53,8 @@ fn key(setting: &Setting, scope: Scope) -> String {
     let plural = if matches!(setting.kind, Kind::List(..)) { "s" } else { "" };
     let head = format!(".It Cm {name} Ar {}{plural}\n{help}.\n", setting.kind.value().to_lowercase());
     let is_shared = setting.is_in(Scope::Server);
-    let tables: &[(Scope, &str)] = &[(Scope::Handler, "handler"), (Scope::Pool, "pool")];
+    let tables: &[(Scope, &str)] =
+        &[(Scope::Handler, "handler"), (Scope::Pool, "pool"), (Scope::Listener, "listener")];
     let mut own = tables.iter().filter(|(table, _)| setting.is_in(*table)).map(|(_, name)| *name);
     match own.next_back() {
         Some(_) if is_shared && scope != Scope::Server => format!("{head}Default: as the server.\n"),

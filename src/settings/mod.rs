@@ -15,6 +15,7 @@ pub mod draft;
 pub mod effective;
 pub mod file;
 mod include;
+mod listeners;
 pub mod manual;
 pub mod places;
 mod pools;
@@ -57,6 +58,8 @@ pub enum Scope {
     Handler,
     /// `[pool.NAME]`
     Pool,
+    /// `[[listener]]`
+    Listener,
 }
 
 /// How the command line spells a setting.

@@ -19,7 +19,7 @@ use super::{Error, Place, Places, Scope};
 use crate::config::{Config, Pool, Processes};
 
 /// The keys that are tables.
-pub const TABLES: [&str; 2] = ["handler", "pool"];
+pub const TABLES: [&str; 3] = ["handler", "pool", "listener"];
 /// The table in a handler's table.
 const OWN: &str = "settings";
 

@@ -9,7 +9,7 @@ use super::account::{identity, must_be_root};
 use super::draft::{Draft, Target};
 use super::effective::Effective;
 use super::value::Host;
-use super::{Error, Kind, Places, Scope, find, in_scope, include, pools};
+use super::{Error, Kind, Places, Scope, find, in_scope, include, listeners, pools};
 use crate::config::{Config, CrashRecords, Landlock, Listen, Pool};
 use crate::log::{AccessLog, Destination};
 
@@ -46,6 +46,11 @@ pub fn load(
     effective.server.remove(include::KEY);
     effective.server.set("workers", config.workers.to_string());
     effective.server.set("websock_handlers", config.handlers.display().to_string());
+    listeners::read(&documents, &draft, &mut config, &mut effective)?;
+    if config.listeners().any(|listener| listener.proxy_protocol) && !config.admission.proxy.is_any() {
+        let why = "expected trust_proxy beside it, which says from whom";
+        return Err(effective.server.wrong("proxy_protocol", why));
+    }
     pools::read(&documents, &draft, &mut config, &mut effective)?;
     config.file = file.map(Path::to_owned);
     config.effective = effective.to_toml(false).into();
@@ -75,6 +80,7 @@ fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), E
     });
     config.listen = listen.collect();
     config.handler = draft.handler.clone();
+    config.listener = draft.listener.clone();
     config.workers = draft.workers.unwrap_or_else(cores);
     config.limits.frame = config.limits.frame.min(config.limits.message);
     config.sending.low = send_low(&draft, given)?;
@@ -90,9 +96,6 @@ fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), E
         .map(std::path::absolute)
         .transpose()
         .map_err(|error| given.unusable("document_root", format!("the current directory: {error}")))?;
-    if config.admission.proxy.protocol && !config.admission.proxy.is_any() {
-        return Err(given.wrong("proxy_protocol", "expected trust_proxy beside it, which says from whom"));
-    }
     config.authentication.all = draft.policy.clone().policy(given)?.map(Arc::new);
     config.landlock = landlock(&draft, given)?;
     config.handlers = draft.handlers.clone().map_or_else(|| default_handlers(exe_dir), Ok)?;

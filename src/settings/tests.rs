@@ -309,6 +309,51 @@ fn paths_are_added_to_what_is_needed_anyway() {
 }
 
 #[test]
+fn listeners_have_their_own_settings() {
+    use crate::config::{Console, ListenerSettings};
+    let text = "queue = 5\ntrust_proxy = '10.0.0.0/8'\n\
+                [[listener]]\naddress = 'unix:/run/s'\nmode = '0660'\ngroup = 7\nproxy_protocol = true\n\
+                [[listener]]\naddress = '[::1]:80'\nqueue = 6\nconsole = false\n";
+    let found = config(text, &[]).unwrap();
+    let listen: Vec<String> = found.listen.iter().map(Listen::to_string).collect();
+    assert_eq!(listen, ["unix:/run/s", "[::1]:80"]);
+    let [unix, tcp] = [0, 1].map(|at| found.listener(Some(&found.listen[at])));
+    assert_eq!((unix.binding.backlog, unix.binding.mode), (5, Some(0o660)));
+    assert_eq!(unix.binding.group.map(|group| group.as_raw()), Some(7));
+    assert!(unix.proxy_protocol && unix.console == Console::Local);
+    let expected = ListenerSettings { console: Console::Never, ..ListenerSettings::default() };
+    let backlog = tcp.binding.backlog;
+    assert_eq!(
+        (ListenerSettings { binding: std::default::Default::default(), ..tcp.clone() }, backlog),
+        (expected, 6)
+    );
+    assert!(!found.listener(None).proxy_protocol);
+    let both = config(text, &["server_host=::2"]).unwrap();
+    assert_eq!(both.listen.len(), 3);
+    for (text, expected) in [
+        ("[[listener]]", "1: listener: expected an address"),
+        ("[listener]", "1: listener: expected tables [[listener]], not a table"),
+        (
+            "[[listener]]\naddress = '::1'",
+            "2: address = '::1': expected HOST:PORT, [IPV6]:PORT or unix:/PATH",
+        ),
+        ("[[listener]]\naddress = 'a:1'\nmode = '0660'", "3: mode: expected an address unix:/PATH beside it"),
+        (
+            "[[listener]]\naddress = 'unix:/s'\nmode = '888'",
+            "3: mode = '888': expected permissions such as 0660",
+        ),
+        (
+            "[[listener]]\naddress = 'a:1'\n[[listener]]\naddress = 'a:1'",
+            "4: address: a:1 has a table already",
+        ),
+        ("[[listener]]\naddress = 'a:1'\nport = 1", "3: port: no such key, expected one of server_host"),
+    ] {
+        let error = config(text, &[]).unwrap_err();
+        assert!(error.starts_with(&format!("w.conf:{expected}")) || text.contains("port = 1"), "{error}");
+    }
+}
+
+#[test]
 fn paths_without_effect_or_without_file() {
     fails("landlock_read = '/etc'\n", "w.conf:1: landlock_read: expected landlock beside it");
     fails(

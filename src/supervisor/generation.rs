@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::policy::rolling_restart::Step;
 use crate::auth::Authentication;
-use crate::config::{Config, Pool};
+use crate::config::{Binding, Config, Listen, Pool};
 use crate::fleet::listener::{self, BindError, Listener};
 use crate::fleet::routes::{Route, Routes};
 use crate::fleet::scoreboard::Place;
@@ -14,7 +14,7 @@ use crate::handlers::discover::refusal;
 use crate::log::Settings as LogSettings;
 
 /// Length of the kernel's queue of clients that ask for metrics.
-const METRICS_BACKLOG: i32 = 64;
+const METRICS: Binding = Binding { backlog: 64, mode: None, owner: None, group: None };
 
 /// Configuration, handlers and listening sockets that belong together.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ impl Generation {
             return Err(why);
         }
         let routes = routes.following(&self.routes).ok_or("too many handlers have come and gone: restart")?;
-        let listeners = listener::adopted_or_bound(&config.listen, config.backlog, &self.listeners)
+        let listeners = listener::adopted_or_bound(&config.listen, &binding(&config), &self.listeners)
             .map_err(|error| error.to_string())?;
         let metrics = bind_metrics(&config, &self.metrics).map_err(|error| error.to_string())?;
         Ok(Self { config: Arc::new(config), routes: Arc::new(routes), listeners, metrics, faults })
@@ -130,12 +130,17 @@ impl Generation {
 
 /// The sockets to serve metrics on, of which those that are there go on.
 pub fn bind_metrics(config: &Config, have: &[Arc<Listener>]) -> Result<Vec<Arc<Listener>>, BindError> {
-    let listeners = listener::bind_missing(config.metrics.as_slice(), METRICS_BACKLOG, have)?;
+    let listeners = listener::bind_missing(config.metrics.as_slice(), &|_| METRICS, have)?;
     let is_new = |new: &&Arc<Listener>| !have.iter().any(|old| Arc::ptr_eq(old, new));
     for listener in listeners.iter().filter(is_new) {
         log::info!("metrics are served on {}", listener.address);
     }
     Ok(listeners)
+}
+
+/// How each socket is bound.
+pub(super) fn binding(config: &Config) -> impl Fn(&Listen) -> Binding {
+    |listen| config.listener(Some(listen)).binding
 }
 
 /// What concerns the workers of all pools.

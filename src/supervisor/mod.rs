@@ -427,7 +427,7 @@ impl Supervisor {
     /// What it serves.
     fn summary(&self) -> String {
         let Generation { config, routes, listeners, .. } = &self.generation;
-        prepare::summary(listeners, config.all_workers(), routes.resources().len())
+        prepare::summary(listeners, config, routes.resources().len())
     }
 
     /// How long a worker may take to stop.

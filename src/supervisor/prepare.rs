@@ -9,7 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::auxiliary::Auxiliaries;
-use super::generation::{Generation, bind_metrics};
+use super::generation::{Generation, bind_metrics, binding};
 use super::mail::Mail;
 use super::maintenance::Maintenance;
 use super::policy::slots::Slots;
@@ -20,7 +20,7 @@ use super::rolling::Rolling;
 use super::upgrade::{Predecessor, Upgrade};
 use super::{Host, Origin, Shared, Supervisor};
 use crate::clock;
-use crate::config::{Config, Pool};
+use crate::config::{Config, Console, Pool};
 use crate::confine::landlock;
 use crate::control::Control;
 use crate::exit::Exit;
@@ -127,7 +127,7 @@ impl Prepared {
         start: &StartSignals,
     ) -> Result<Self, Failure> {
         let listeners =
-            listener::adopted_or_bound(&config.listen, config.backlog, inherited).map_err(not_bound)?;
+            listener::adopted_or_bound(&config.listen, &binding(&config), inherited).map_err(not_bound)?;
         bound.extend(listeners.iter().cloned());
         let metrics = bind_metrics(&config, inherited).map_err(not_bound)?;
         bound.extend(metrics.iter().cloned());
@@ -170,16 +170,18 @@ fn shared(config: &Config, routes: &Routes) -> Result<Shared, Failure> {
 }
 
 /// One line, stable for scripts.
-pub(super) fn summary(listeners: &[Arc<Listener>], workers: usize, resources: usize) -> String {
+pub(super) fn summary(listeners: &[Arc<Listener>], config: &Config, resources: usize) -> String {
     let addresses: Vec<String> = listeners.iter().map(|listener| listener.address.to_string()).collect();
     let plural = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
     let mut line = format!(
         "ready on {}, {}, {}",
         addresses.join(" and "),
-        plural(workers, "worker"),
+        plural(config.all_workers(), "worker"),
         plural(resources, "resource")
     );
-    if let Some(authority) = listeners.iter().find_map(|listener| Bound::local_authority(&listener.address)) {
+    let has_console = |listener: &&Arc<Listener>| config.listener(listener.asked()).console != Console::Never;
+    let mut with_console = listeners.iter().filter(has_console);
+    if let Some(authority) = with_console.find_map(|listener| Bound::local_authority(&listener.address)) {
         line += &format!(", console http://{authority}/console.html");
     }
     line
@@ -245,10 +247,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path: PathBuf = dir.path().join("s");
         let tcp = Listen::Tcp { host: "0.0.0.0".to_owned(), port: 0 };
-        let both = listener::bind_missing(&[Listen::Unix(path.clone()), tcp], 1, &[]).unwrap();
+        let both =
+            listener::bind_missing(&[Listen::Unix(path.clone()), tcp], &|_| Default::default(), &[]).unwrap();
+        let config = |workers| Config { pools: vec![Pool::new("default", workers)], ..Config::default() };
         let port = both[1].address.local_authority().unwrap().port();
         assert_eq!(
-            summary(&both, 2, 1),
+            summary(&both, &config(2), 1),
             format!(
                 "ready on unix:{} and 0.0.0.0:{port}, 2 workers, 1 resource, \
                  console http://127.0.0.1:{port}/console.html",
@@ -256,6 +260,6 @@ mod tests {
             )
         );
         let expected = format!("ready on unix:{}, 1 worker, 0 resources", path.display());
-        assert_eq!(summary(&both[..1], 1, 0), expected);
+        assert_eq!(summary(&both[..1], &config(1), 0), expected);
     }
 }

@@ -17,7 +17,7 @@ impl Worker {
     pub fn accept_from(&self, number: usize, most: usize) {
         for _ in 0..most {
             rescue::begin_work();
-            let admit = |(socket, peer)| self.admit(socket, peer);
+            let admit = |(socket, peer)| self.admit(number, socket, peer);
             if uninterrupted(|| self.acceptor.accept(number).map(admit)).is_none() {
                 return;
             }
@@ -61,12 +61,13 @@ impl Worker {
         }
     }
 
-    fn admit(&self, socket: Socket, peer: Option<SocketAddr>) {
+    fn admit(&self, number: usize, socket: Socket, peer: Option<SocketAddr>) {
         match self.admission.admit(peer) {
             Ok(permit) => {
                 self.metrics.place.accepted.add_shared(1);
                 self.conns.load.accepted();
-                self.handshakes.start_connection(socket, peer, permit);
+                let listener = self.conns.config.listener(self.acceptor.asked(number));
+                self.handshakes.start_connection(socket, peer, permit, listener);
             }
             Err(refusal) => {
                 self.admission.note(refusal, peer, "");

@@ -8,6 +8,7 @@ use super::super::{Scope, Setting};
 use crate::proto::http1::allow::{HostRule, OriginRule};
 
 const SERVER: &[Scope] = &[Scope::Server];
+const LISTENERS: &[Scope] = &[Scope::Server, Scope::Listener];
 const EACH: &[Scope] = &[Scope::Server, Scope::Handler];
 /// The largest 32-bit count.
 const MAX: i64 = u32::MAX as i64;
@@ -109,8 +110,8 @@ With a port only for this port; 80 and 443 also allow requests that name none.",
     },
     Setting {
         name: "proxy_protocol",
-        scopes: SERVER,
-        kind: Flag(|d, is_on| d.config.admission.proxy.protocol = is_on),
+        scopes: LISTENERS,
+        kind: Flag(|d, is_on| d.listener.proxy_protocol = is_on),
         default: Is("false"),
         flag: No,
         help: "Expect the header of the PROXY protocol, version 1 or 2, from all that trust_proxy names",

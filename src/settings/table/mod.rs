@@ -9,6 +9,7 @@ mod compression;
 mod connections;
 mod daemon;
 mod handler;
+mod listener;
 pub mod log;
 pub mod pool;
 mod serving;
@@ -35,6 +36,7 @@ pub const GROUPS: &[Group] = &[
     Group { title: "Admission", settings: admission::TABLE },
     Group { title: "Authentication", settings: authentication::TABLE },
     Group { title: "System", settings: daemon::TABLE },
+    Group { title: "Listeners", settings: listener::TABLE },
     Group { title: "Handlers", settings: handler::TABLE },
     Group { title: "Pools", settings: pool::TABLE },
 ];

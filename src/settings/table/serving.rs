@@ -5,8 +5,10 @@ use super::super::Flag::{Long, No, Short};
 use super::super::Kind::{Count, Flag, List, Path, Text};
 use super::super::value::{each, host};
 use super::super::{Scope, Setting};
+use crate::config::Console;
 
 const SERVER: &[Scope] = &[Scope::Server];
+const EACH: &[Scope] = &[Scope::Server, Scope::Listener];
 
 pub const TABLE: &[Setting] = &[
     Setting {
@@ -121,12 +123,23 @@ A target that names none is for the port of its scheme: 80 for http and ws, 443 
     },
     Setting {
         name: "queue",
-        scopes: SERVER,
-        kind: Count("COUNT", 1..=2_147_483_647, |d, count| d.config.backlog = count as i32),
+        scopes: EACH,
+        kind: Count("COUNT", 1..=2_147_483_647, |d, count| d.listener.binding.backlog = count as i32),
         default: Is("4096"),
         flag: Short('q'),
         help: "Connections that may wait to be accepted",
         more: "This is the length of the kernel's queue.",
+    },
+    Setting {
+        name: "console",
+        scopes: EACH,
+        kind: Flag(|d, is_on| d.listener.console = if is_on { Console::Always } else { Console::Never }),
+        default: Unset("for clients on this machine that come through no proxy"),
+        flag: No,
+        help: "Serve the console, a page for trying resources out in a browser, to all",
+        more: "\
+It lists all resources.
+With false nobody is served it.",
     },
     Setting {
         name: "metrics",

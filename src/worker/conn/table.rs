@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use socket2::{Domain, Socket};
 
+use crate::config::Console;
 use crate::proto::ws::connection::Io;
 use crate::proto::ws::deflate::codec::Codecs;
 use crate::proto::ws::limits::Limits;
@@ -51,6 +52,9 @@ pub enum Pause {
 const TAKES_CONTENT: u8 = 1;
 /// It is a Unix socket.
 const LOCAL: u8 = 2;
+/// What `console` is where it came in, if one of these.
+const CONSOLE_ALWAYS: u8 = 4;
+const CONSOLE_NEVER: u8 = 8;
 
 /// One connection.
 pub struct Conn {
@@ -73,7 +77,7 @@ pub struct Conn {
     pub turn: Turn,
     /// It is going to be flushed: it is in the list for that, or being processed.
     pub dirty: bool,
-    /// [`TAKES_CONTENT`], [`LOCAL`].
+    /// [`TAKES_CONTENT`], [`LOCAL`], [`CONSOLE_ALWAYS`], [`CONSOLE_NEVER`].
     traits: u8,
 }
 
@@ -128,6 +132,25 @@ impl Conn {
     /// Sets that.
     pub fn set_takes_content(&mut self, takes: bool) {
         self.traits = self.traits & !TAKES_CONTENT | if takes { TAKES_CONTENT } else { 0 };
+    }
+
+    /// Who is served the console where it came in.
+    pub fn console(&self) -> Console {
+        match self.traits & (CONSOLE_ALWAYS | CONSOLE_NEVER) {
+            0 => Console::Local,
+            CONSOLE_ALWAYS => Console::Always,
+            _ => Console::Never,
+        }
+    }
+
+    /// Sets that.
+    pub fn set_console(&mut self, console: Console) {
+        let bit = match console {
+            Console::Local => 0,
+            Console::Always => CONSOLE_ALWAYS,
+            Console::Never => CONSOLE_NEVER,
+        };
+        self.traits = self.traits & !(CONSOLE_ALWAYS | CONSOLE_NEVER) | bit;
     }
 
     /// Whether a receive that brings less than was asked for has emptied the socket. On a Unix socket it may have ended at

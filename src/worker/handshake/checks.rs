@@ -38,7 +38,7 @@ impl Handshakes {
     /// Strips the header of the PROXY protocol where one is due. `None`: more has to come, or the connection was dropped.
     pub fn take_proxy_header<'a>(&self, id: u64, read: Cow<'a, [u8]>) -> Option<Cow<'a, [u8]>> {
         let trusted = &self.config.admission.proxy;
-        if !trusted.protocol {
+        if !trusted.is_any() {
             return Some(read);
         }
         let is_due = {

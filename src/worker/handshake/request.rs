@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use ::ws_handler::raw::*;
 use socket2::Socket;
 
+use crate::config::{Console, ListenerSettings};
 use crate::ffi::host::{Callback, End};
 use crate::fleet::addresses::Permit;
 use crate::http::{self, Body, Response};
@@ -28,6 +29,9 @@ use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, Pause, Phase};
 use crate::worker::handshake::Handshakes;
 use crate::worker::host::handlers::Service;
+
+/// Fields with which proxies tell whom they relay, or that they do.
+const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
 
 /// A request for a handler of another pool, with what was read of it.
 pub struct Elsewhere<'a> {
@@ -55,17 +59,28 @@ impl From<Response> for Unserved {
 
 impl Handshakes {
     /// Adds an accepted connection.
-    pub fn start_connection(&self, socket: Socket, peer: Option<SocketAddr>, permit: Permit) -> Option<u64> {
+    pub fn start_connection(
+        &self,
+        socket: Socket,
+        peer: Option<SocketAddr>,
+        permit: Permit,
+        listener: &ListenerSettings,
+    ) -> Option<u64> {
         // Accepted while the worker was told to stop.
         if self.life.is_stopping() {
             self.conns.load.release();
             return None;
         }
         let deadline = self.life.now.get().saturating_add(self.config.handshake_timeout.as_nanos() as u64);
-        let id = self.conns.add(Conn::new(socket, deadline))?;
+        let mut conn = Conn::new(socket, deadline);
+        conn.set_console(listener.console);
+        let id = self.conns.add(conn)?;
         if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
             record.peer = peer.into();
             record.mark = permit.keep();
+            if !listener.proxy_protocol {
+                record.set_proxy_header(); // as if it were read: there is none
+            }
             record.seal();
             record.set_flags(flags::TAKEN | flags::FRESH);
         }
@@ -121,6 +136,21 @@ impl Handshakes {
         None
     }
 
+    /// Whether the console is served to this client.
+    fn shows_console(&self, id: u64, head: &Head) -> bool {
+        let rule = self.conns.core.borrow_mut().table.get(id).map(|conn| conn.console());
+        match rule {
+            Some(Console::Always) => true,
+            Some(Console::Local) => {
+                let is_here = self.conns.peer(id).is_some_and(|peer| peer.ip().to_canonical().is_loopback());
+                // A proxy that hides whom it relays cannot be told from a client.
+                let is_relayed = FORWARDED.iter().any(|name| head.header_all(name).next().is_some());
+                is_here && !is_relayed
+            }
+            Some(Console::Never) | None => false,
+        }
+    }
+
     /// The handler that a request is for, if it may have it.
     fn handler_of(&self, id: u64, head: &Head) -> Result<u16, Unserved> {
         if self.life.is_stopping() {
@@ -137,7 +167,7 @@ impl Handshakes {
         let Some(handler) = found.filter(|_| is_upgrade(head)) else {
             let user = self.authenticate(id, self.policy_of(None), head)?;
             self.record_user(id, user.as_ref());
-            return Err(self.site.serve(head, SystemTime::now()).into());
+            return Err(self.site.serve(head, self.shows_console(id, head), SystemTime::now()).into());
         };
         if !self.check_limits(id, handler, head) {
             return Err(Unserved::Answered);

@@ -23,7 +23,7 @@ use nix::sys::stat::fstat;
 use socket2::{SockRef, Socket};
 
 use crate::clock;
-use crate::fleet::listener::Listener;
+use crate::fleet::listener::{Listen, Listener};
 use crate::fleet::scoreboard::{Fault, Scoreboard, Slot, State};
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::poll::{LISTENER, Poll};
@@ -191,6 +191,11 @@ impl Acceptor {
     fn empty_poll(&self) -> bool {
         let sockets = self.sockets.iter().filter(|socket| !socket.has_failed());
         sockets.filter(|socket| !self.poll.forget(&*socket.listener)).count() == 0
+    }
+
+    /// What a socket was bound for; `None`: somebody else has bound it.
+    pub fn asked(&self, number: usize) -> Option<&Listen> {
+        self.sockets.get(number)?.listener.asked()
     }
 
     /// How many sockets there are.

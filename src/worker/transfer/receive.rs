@@ -8,6 +8,7 @@ use ::ws_handler::raw::*;
 use socket2::Socket;
 
 use crate::auth::User;
+use crate::config::ListenerSettings;
 use crate::fleet::control::Report;
 use crate::fleet::inbox::Receiver;
 use crate::proto::http1::head::{self, Parsed};
@@ -163,8 +164,12 @@ impl Transfer {
                 let found = || (socket.peer_addr().ok().and_then(|address| address.as_socket()), false, 0);
                 let (peer, has_proxy_header, mark) =
                     known.map_or_else(found, |(peer, was_read, mark)| (peer.address(), was_read, mark));
-                let id =
-                    self.handshakes.start_connection(socket, peer, self.admission.take_over(peer, mark))?;
+                // Where it came in is not known here, but whether the header was read.
+                let expects_header = self.config.listeners().any(|listener| listener.proxy_protocol);
+                let listener =
+                    ListenerSettings { proxy_protocol: expects_header, ..self.config.listener.clone() };
+                let permit = self.admission.take_over(peer, mark);
+                let id = self.handshakes.start_connection(socket, peer, permit, &listener)?;
                 if !admitted {
                     self.conns.reply(id, unavailable("this process has its connection already"));
                     return None;

@@ -1,0 +1,56 @@
+//! The tables `[[listener]]` of the configuration file: an address each, with what is of it alone.
+
+use toml::de::{DeTable, DeValue};
+
+use super::draft::Draft;
+use super::effective::Effective;
+use super::file::{File, kind};
+use super::resolve::assign;
+use super::{Error, Scope};
+use crate::config::{Config, Listen};
+
+/// The key of these tables.
+const KEY: &str = "listener";
+
+/// Reads those of all files into the configuration. With any, the server listens on `server_host` only if that is given.
+pub fn read(
+    documents: &[(&File, DeTable<'_>)],
+    server: &Draft,
+    config: &mut Config,
+    effective: &mut Effective,
+) -> Result<(), Error> {
+    for (file, document) in documents {
+        let Some(value) = document.get(KEY) else { continue };
+        let place = file.place(value.span(), KEY);
+        let DeValue::Array(tables) = value.get_ref() else {
+            return Err(place.wrong(format!("expected tables [[{KEY}]], not {}", kind(value))));
+        };
+        for table in tables.iter() {
+            let place = file.place(table.span(), KEY);
+            let given = file.values(file.table(KEY, table, "a table")?.iter(), Scope::Listener)?;
+            let mut draft = Draft { listener: server.listener.clone(), ..Draft::default() };
+            assign(&given, Scope::Listener, &mut draft)?;
+            let listen = draft.address.ok_or_else(|| place.wrong("expected an address"))?;
+            if config.listener_of.iter().any(|(known, _)| *known == listen) {
+                return Err(given.wrong("address", format!("{listen} has a table already")));
+            }
+            let of_files = ["mode", "owner", "group"];
+            let of_file = of_files.into_iter().find(|name| given.get(name).is_some());
+            if let (Listen::Tcp { .. }, Some(name)) = (&listen, of_file) {
+                return Err(given.wrong(name, "expected an address unix:/PATH beside it"));
+            }
+            effective.tables.push((format!("[[{KEY}]]"), Scope::Listener, given));
+            config.listener_of.push((listen, draft.listener));
+        }
+    }
+    if !config.listener_of.is_empty() && effective.server.get("server_host").is_none() {
+        config.listen.clear();
+        effective.server.set("server_host", String::new());
+    }
+    for (listen, _) in &config.listener_of {
+        if !config.listen.contains(listen) {
+            config.listen.push(listen.clone());
+        }
+    }
+    Ok(())
+}
