@@ -13,6 +13,7 @@ pub use clap_complete::Shell;
 
 use crate::config::Config;
 use crate::ctl;
+use crate::kit::Kit;
 use crate::settings::{
     self, Flag, Kind, Place, Places, Scope, Setting, effective::Effective, places::Given, resolve,
 };
@@ -30,6 +31,8 @@ pub enum Command {
     Config(String),
     /// To ask a running server.
     Ctl(ctl::Order),
+    /// To do this for an author of handlers.
+    Kit(Kit),
     /// To print what this shell needs to complete command lines.
     Completions(Shell),
 }
@@ -60,6 +63,8 @@ enum Sub {
     Config,
     /// Ask a running server, or tell it what to do
     Ctl(control::Ctl),
+    #[command(flatten)]
+    Kit(Kit),
     /// Print the completion script of a shell
     Completions {
         /// The shell
@@ -92,6 +97,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>)
         }
         Sub::Config => Ok(Command::Config(load(own)?.1.to_toml(true))),
         Sub::Ctl(ctl) => Ok(Command::Ctl(ctl.into_order()?)),
+        Sub::Kit(kit) => Ok(Command::Kit(kit)),
         Sub::Completions { shell } => Ok(Command::Completions(shell)),
     }
 }

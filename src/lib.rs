@@ -18,6 +18,7 @@ pub mod ffi;
 pub mod fleet;
 pub mod handlers;
 pub mod http;
+pub mod kit;
 pub mod log;
 pub mod metrics;
 pub mod proto;

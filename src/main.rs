@@ -39,6 +39,7 @@ fn main() -> ExitCode {
             Exit::Ok
         }
         Ok(Command::Ctl(order)) => ctl::run(&order),
+        Ok(Command::Kit(kit)) => return kit.run(),
         Ok(Command::Completions(shell)) => {
             let _ = io::stdout().write_all(&cli::completions(shell)); // who has asked may read a part only
             Exit::Ok

@@ -8,8 +8,12 @@ use std::path::{Path, PathBuf};
 /// A room, or a file of one that may do more than the room, and what it may use. Everybody may use `log`, `config`, `exit`
 /// and `time`, which are values.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("main.rs", &["cli", "ctl", "service", "supervisor", "handlers", "fleet::process_title", "fleet::wipe"]),
-    ("cli", &["proto", "ctl", "settings"]),
+    (
+        "main.rs",
+        &["cli", "ctl", "kit", "service", "supervisor", "handlers", "fleet::process_title", "fleet::wipe"],
+    ),
+    ("cli", &["proto", "ctl", "kit", "settings"]),
+    ("kit", &["clock"]),
     ("settings", &["auth", "proto"]),
     ("ctl", &[]),
     ("auth", &["proto::http1::head"]),

@@ -1,0 +1,406 @@
+//! `wshd cat URL`: standard input goes to a WebSocket server, its messages to standard output. One thread, which waits for
+//! both; what the server does not take is not read from standard input.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tungstenite::handshake::client::Response;
+use tungstenite::protocol::CloseFrame;
+use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::{Error, Message};
+
+use super::client::{Client, Connection, Failure, Target, would_block};
+use super::value::time;
+use crate::clock;
+use crate::exit::Exit;
+use crate::time::Instant;
+
+/// Longest line that becomes a message; bytes.
+const MAX_LINE: usize = 16 << 20;
+/// What is read of standard input at once, and the largest message with `--binary`; bytes.
+const BLOCK: usize = 64 << 10;
+/// Messages received before standard input has its turn.
+const TURN: usize = 64;
+
+/// The command line.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Ends with 0 if the connection was closed with 1000 or without a code, with 100 + (code - 1000) \
+    for the codes 1001 to 1015, 106 for a connection that just ended, 120 for any other code.  Details: wshd-cat(1)"
+)]
+pub struct Cat {
+    #[command(flatten)]
+    target: Target,
+    /// Send what is read as binary messages, and print messages as they are, without line ends
+    #[arg(short, long)]
+    binary: bool,
+    /// Stay connected after the end of standard input, until the server closes
+    #[arg(short, long)]
+    keep_open: bool,
+    /// Ping this often, print round-trip times, and give up when an answer is missing
+    #[arg(short, long, value_name = "TIME", value_parser = time)]
+    ping: Option<Duration>,
+    /// Print the server's answer to the handshake, and how the connection ends
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// How a session ends.
+enum End {
+    /// With this close code, the server's or else ours; 1006 is none at all.
+    Closed(u16, String),
+    /// Nobody reads standard output.
+    NoReader,
+}
+
+/// Why it ends otherwise.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    Connecting(#[from] Failure),
+    #[error("standard input: {0}")]
+    Input(String),
+    #[error("{0}")]
+    System(#[from] io::Error),
+}
+
+impl Cat {
+    /// Does it.
+    pub fn run(self) -> ExitCode {
+        let fault = match self.attempt() {
+            Ok(End::NoReader) => return Exit::Ok.into(),
+            Ok(End::Closed(code, reason)) => return self.closed(code, &reason),
+            Err(fault) => fault,
+        };
+        eprintln!("wshd: {fault}");
+        match fault {
+            Fault::Connecting(failure) => failure.exit().into(),
+            Fault::Input(_) | Fault::System(_) => Exit::Internal.into(),
+        }
+    }
+
+    fn attempt(&self) -> Result<End, Fault> {
+        let (connection, response) = Client::new(&self.target)?.connect()?;
+        if self.verbose {
+            print_head(&response);
+        }
+        let now = clock::now();
+        let ping = self.ping.map(|interval| Pings { interval, next: now + interval, open: false });
+        let input = Input { line: Vec::new(), binary: self.binary };
+        let session = Session {
+            connection,
+            input: Some(input),
+            is_blocked: false,
+            pings: ping,
+            close: None,
+            deadline: Instant::NEVER,
+            patience: self.target.timeout,
+            keep_open: self.keep_open,
+            binary: self.binary,
+        };
+        session.run()
+    }
+
+    fn closed(&self, code: u16, reason: &str) -> ExitCode {
+        let status = status_of(code);
+        if self.verbose || status != 0 {
+            let colon = if reason.is_empty() { "" } else { ": " };
+            match code {
+                1006 => eprintln!("wshd: connection ended without a Close frame (1006){colon}{reason}"),
+                _ => eprintln!("wshd: connection closed with {code}{colon}{}", reason.escape_debug()),
+            }
+        }
+        status.into()
+    }
+}
+
+/// The exit status for a close code.
+fn status_of(code: u16) -> u8 {
+    match code {
+        1000 | 1005 => 0,
+        1001..=1015 => 100 + (code - 1000) as u8,
+        _ => 120,
+    }
+}
+
+fn print_head(response: &Response) {
+    eprintln!("< {:?} {}", response.version(), response.status());
+    for (name, value) in response.headers() {
+        eprintln!("< {name}: {}", String::from_utf8_lossy(value.as_bytes()).escape_debug());
+    }
+}
+
+struct Session {
+    connection: Connection,
+    /// Standard input, until its end.
+    input: Option<Input>,
+    /// The socket takes no more now: nothing is read from standard input.
+    is_blocked: bool,
+    pings: Option<Pings>,
+    /// The Close frame that came.
+    close: Option<(u16, String)>,
+    /// When the closing handshake has taken too long.
+    deadline: Instant,
+    patience: Duration,
+    keep_open: bool,
+    binary: bool,
+}
+
+struct Pings {
+    interval: Duration,
+    next: Instant,
+    /// One is not answered yet.
+    open: bool,
+}
+
+impl Session {
+    fn run(mut self) -> Result<End, Fault> {
+        loop {
+            let has_more = match self.receive()? {
+                Some(Received::All) => false,
+                Some(Received::Part) => true,
+                Some(Received::NoReader) => return Ok(End::NoReader),
+                None => return Ok(self.ended("")),
+            };
+            let flushed = self.connection.flush();
+            self.is_blocked = would_block(&flushed);
+            if let Err(error) = flushed
+                && !self.is_blocked
+            {
+                return Ok(self.ended_by(&error));
+            }
+            let now = clock::now();
+            if now >= self.deadline {
+                return Ok(self.ended("the server does not answer the Close frame"));
+            }
+            if !self.ping(now) {
+                return Ok(End::Closed(1006, "the server does not answer a ping".to_owned()));
+            }
+            if self.wait(has_more)? {
+                self.send_input()?;
+            }
+        }
+    }
+
+    /// Prints what has come; `None` when the connection has ended.
+    fn receive(&mut self) -> Result<Option<Received>, Fault> {
+        let mut out = io::stdout().lock();
+        for _ in 0..TURN {
+            let message = match self.connection.read() {
+                Ok(message) => message,
+                Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Some(Received::All));
+                }
+                Err(Error::ConnectionClosed | Error::AlreadyClosed) => return Ok(None),
+                Err(error) => {
+                    self.close.get_or_insert((1006, error.to_string()));
+                    return Ok(None);
+                }
+            };
+            let payload = match message {
+                Message::Text(text) => text.into(),
+                Message::Binary(bytes) => bytes,
+                Message::Pong(payload) => {
+                    self.pong(&payload);
+                    continue;
+                }
+                Message::Close(frame) => {
+                    self.note_close(frame);
+                    continue;
+                }
+                Message::Ping(_) | Message::Frame(_) => continue, // answered by the library
+            };
+            let line_end: &[u8] = if self.binary { b"" } else { b"\n" };
+            let written = out.write_all(&payload).and_then(|()| out.write_all(line_end));
+            match written.and_then(|()| out.flush()) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    return Ok(Some(Received::NoReader));
+                }
+                written => written?,
+            }
+        }
+        Ok(Some(Received::Part))
+    }
+
+    fn note_close(&mut self, frame: Option<CloseFrame>) {
+        let close = frame
+            .map_or((1005, String::new()), |frame| (u16::from(frame.code), frame.reason.as_str().to_owned()));
+        self.close = Some(close);
+        self.deadline = self.deadline.min(clock::now() + self.patience);
+    }
+
+    /// Sends a ping when it is time; false if the last one was not answered.
+    fn ping(&mut self, now: Instant) -> bool {
+        let Some(pings) = self.pings.as_mut().filter(|pings| now >= pings.next) else { return true };
+        if pings.open {
+            return false;
+        }
+        pings.next = now + pings.interval;
+        if self.connection.can_write() {
+            pings.open = true;
+            let sent = self.connection.send(Message::Ping(now.as_nanos().to_be_bytes().to_vec().into()));
+            self.is_blocked |= would_block(&sent);
+        }
+        true
+    }
+
+    fn pong(&mut self, payload: &[u8]) {
+        let Some(pings) = &mut self.pings else { return };
+        let Ok(sent) = payload.try_into().map(u64::from_be_bytes) else { return };
+        pings.open = false;
+        eprintln!("pong after {:.3} ms", clock::now().since(Instant::from_nanos(sent)).as_secs_f64() * 1e3);
+    }
+
+    /// Waits for something to do; true if standard input can be read.
+    fn wait(&self, has_more: bool) -> io::Result<bool> {
+        let stdin = io::stdin();
+        let next = self.pings.as_ref().map_or(Instant::NEVER, |pings| pings.next).min(self.deadline);
+        let timeout = match has_more {
+            true => PollTimeout::ZERO,
+            false if next.is_never() => PollTimeout::NONE,
+            // Up to the next millisecond, so that it is over then.
+            false => {
+                PollTimeout::try_from(next.since(clock::now()).as_millis() + 1).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        let mut events = PollFlags::POLLIN;
+        events.set(PollFlags::POLLOUT, self.is_blocked);
+        let mut fds = vec![PollFd::new(self.connection.get_ref().as_fd(), events)];
+        if self.input.is_some() && !self.is_blocked {
+            fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(fds.get(1).is_some_and(|fd| fd.any() == Some(true))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reads standard input once and sends what has become complete.
+    fn send_input(&mut self) -> Result<(), Fault> {
+        let Some(input) = &mut self.input else { return Ok(()) };
+        let mut block = vec![0; BLOCK];
+        let size = io::stdin().lock().read(&mut block)?;
+        block.truncate(size);
+        let is_end = block.is_empty();
+        let messages = input.messages(&block).map_err(Fault::Input)?;
+        for message in messages {
+            if self.connection.can_write() {
+                // What is not written now stays in the connection's buffer; other errors come again at the next read.
+                let _ = self.connection.write(message);
+            }
+        }
+        if is_end {
+            self.input = None;
+            if !self.keep_open {
+                self.deadline = clock::now() + self.patience;
+                let normal = CloseFrame { code: CloseCode::Normal, reason: Default::default() };
+                let _ = self.connection.close(Some(normal)); // as above
+            }
+        }
+        Ok(())
+    }
+
+    fn ended_by(self, error: &Error) -> End {
+        match error {
+            Error::ConnectionClosed | Error::AlreadyClosed => self.ended(""),
+            error => self.ended(&error.to_string()),
+        }
+    }
+
+    fn ended(self, why: &str) -> End {
+        let (code, reason) = self.close.unwrap_or((1006, why.to_owned()));
+        End::Closed(code, reason)
+    }
+}
+
+enum Received {
+    /// All that has come.
+    All,
+    /// There may be more.
+    Part,
+    /// Nobody reads standard output.
+    NoReader,
+}
+
+/// What makes messages of standard input.
+struct Input {
+    /// The beginning of a line whose end has not come; at most [`MAX_LINE`].
+    line: Vec<u8>,
+    binary: bool,
+}
+
+impl Input {
+    /// The messages that are complete with this block; an empty one is the end.
+    fn messages(&mut self, block: &[u8]) -> Result<Vec<Message>, String> {
+        if self.binary {
+            let message = (!block.is_empty()).then(|| Message::binary(block.to_vec()));
+            return Ok(message.into_iter().collect());
+        }
+        if block.is_empty() {
+            let rest = std::mem::take(&mut self.line);
+            return if rest.is_empty() { Ok(Vec::new()) } else { Ok(vec![text(rest)?]) };
+        }
+        let mut messages = Vec::new();
+        for piece in block.split_inclusive(|byte| *byte == b'\n') {
+            if self.line.len() + piece.len() > MAX_LINE {
+                return Err(format!("a line is longer than {MAX_LINE} bytes: send it with --binary"));
+            }
+            self.line.extend_from_slice(piece);
+            if self.line.last() == Some(&b'\n') {
+                let mut line = std::mem::take(&mut self.line);
+                line.pop();
+                messages.push(text(line)?);
+            }
+        }
+        Ok(messages)
+    }
+}
+
+fn text(line: Vec<u8>) -> Result<Message, String> {
+    let text = String::from_utf8(line).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        format!("a line is not UTF-8 from byte {at} on: send it with --binary")
+    })?;
+    Ok(Message::text(text))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn lines(blocks: &[&[u8]]) -> Result<Vec<String>, String> {
+        let mut input = Input { line: Vec::new(), binary: false };
+        let mut all = Vec::new();
+        for block in blocks {
+            all.extend(
+                input.messages(block)?.into_iter().map(|message| message.into_text().unwrap().to_string()),
+            );
+        }
+        Ok(all)
+    }
+
+    #[test]
+    fn lines_become_messages_wherever_blocks_are_cut() {
+        assert_eq!(lines(&[b"a\nb", b"c\n\n", b""]).unwrap(), ["a", "bc", ""]);
+        assert_eq!(lines(&[b"no end", b""]).unwrap(), ["no end"]);
+        assert_eq!(lines(&[b"caf\xc3", b"\xa9\n", b""]).unwrap(), ["caf\u{e9}"]);
+    }
+
+    #[test]
+    fn what_is_no_text_is_an_error_that_says_what_to_do() {
+        assert!(lines(&[b"ok\nab\xff\n"]).unwrap_err().contains("byte 2 on: send it with --binary"));
+        assert!(lines(&[&vec![b'a'; MAX_LINE + 1]]).unwrap_err().contains("longer than"));
+    }
+
+    #[test]
+    fn the_exit_status_tells_the_close_code() {
+        let status = [1000, 1005, 1001, 1011, 1006, 1015, 3000, 4999].map(status_of);
+        assert_eq!(status, [0, 0, 101, 111, 106, 115, 120, 120]);
+    }
+}
