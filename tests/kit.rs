@@ -11,8 +11,9 @@ use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
-use daemon::{Dir, ECHO, Server, output_of, wshd};
+use daemon::{Dir, ECHO, Server, output_of, output_within, wshd};
 
 /// Runs `wshd cat` with this standard input.
 #[track_caller]
@@ -184,8 +185,58 @@ fn cat_trusts_the_certificates_that_it_is_told() {
     ends(&cat(&url, &["--ca", file.to_str().unwrap()], b""), 2, "found none");
 }
 
+/// Begins a handler and runs its test, as its author would.
+#[track_caller]
+fn new_passes_its_test(lang: &str, style: &str) {
+    let dir = Dir::new();
+    let output =
+        output_of(wshd().args(["new", "my-chat", "--lang", lang, "--style", style]).current_dir(dir.path()));
+    ends(&output.unwrap(), 0, "");
+    let mut make = Command::new("make");
+    make.arg("test").current_dir(dir.path().join("my-chat")).env_remove("MAKEFLAGS");
+    let output = output_within(Duration::from_secs(120), &mut make).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    ends(&output, 0, "");
+    assert!(said.contains(&format!("style      {}", style.trim_end_matches('s'))), "{said}");
+    assert!(said.ends_with("my-chat: all tests passed\n"), "{said}");
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("warning"), "{output:?}");
+}
+
+#[test]
+fn new_in_c_passes_its_test_at_once() {
+    new_passes_its_test("c", "events");
+    new_passes_its_test("c", "blocking");
+}
+
+#[test]
+fn new_in_cpp_passes_its_test_at_once() {
+    new_passes_its_test("c++", "events");
+    new_passes_its_test("c++", "blocking");
+}
+
+#[test]
+#[ignore = "runs cargo"]
+fn new_in_rust_passes_its_test_at_once() {
+    new_passes_its_test("rust", "events");
+    new_passes_its_test("rust", "blocking");
+}
+
+#[test]
+fn new_overwrites_nothing() {
+    let dir = Dir::new();
+    let new = |name: &str| output_of(wshd().args(["new", name]).current_dir(dir.path())).unwrap();
+    std::fs::write(dir.path().join("taken"), "mine").unwrap();
+    ends(&new("taken"), 9, "taken exists and is left as it is: choose another name");
+    assert_eq!(std::fs::read(dir.path().join("taken")).unwrap(), b"mine");
+    ends(&new("chat"), 0, "");
+    ends(&new("chat"), 9, "exists");
+    ends(&new("no/where"), 9, "no/where: No such file");
+    ends(&new("Bad Name"), 2, "expected a name");
+}
+
 /// The commands that have a manual page of their own.
-const COMMANDS: [(&str, &str); 1] = [("cat", include_str!("../man/wshd-cat.1"))];
+const COMMANDS: [(&str, &str); 2] =
+    [("cat", include_str!("../man/wshd-cat.1")), ("new", include_str!("../man/wshd-new.1"))];
 
 #[test]
 fn the_manuals_name_the_options_of_the_commands() {

@@ -3,6 +3,8 @@
 
 pub mod cat;
 mod client;
+mod interface;
+pub mod new;
 mod value;
 
 use std::process::ExitCode;
@@ -12,7 +14,9 @@ use clap::Subcommand;
 /// What an author asks for.
 #[derive(Debug, Subcommand)]
 pub enum Kit {
-    /// Connect to a WebSocket server: lines of standard input are sent, messages received are printed
+    /// Begin a handler: a directory that builds, and passes its own test
+    New(new::New),
+    /// Send lines to a WebSocket server and print its messages
     Cat(cat::Cat),
 }
 
@@ -20,6 +24,7 @@ impl Kit {
     /// Does it. What went wrong is on standard error.
     pub fn run(self) -> ExitCode {
         match self {
+            Kit::New(new) => new.run(),
             Kit::Cat(cat) => cat.run(),
         }
     }
