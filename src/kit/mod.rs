@@ -17,7 +17,7 @@ pub enum Kit {
     /// Begin a handler: a directory that builds, and passes its own test
     New(new::New),
     /// Send lines to a WebSocket server and print its messages
-    Cat(cat::Cat),
+    Cat(Box<cat::Cat>),
 }
 
 impl Kit {

@@ -215,7 +215,7 @@ mod tests {
                     new.templates().into_iter().filter(|(path, _)| !path.contains("ws-handler/"))
                 {
                     let text = fill(text, &words);
-                    assert!(!text.contains(|c: char| c == '@') || path == "Makefile", "{path}: {text}");
+                    assert!(!text.contains('@') || path == "Makefile", "{path}: {text}");
                     assert!(path != "Makefile" || text.contains("WSHD = "), "{text}");
                     assert!(!words.iter().any(|(word, _)| text.contains(word)), "{path}");
                 }
