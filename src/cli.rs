@@ -105,7 +105,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>)
 /// The table of options, for the parser, `--help` and completions.
 pub fn command() -> clap::Command {
     let test =
-        Arg::new("test").short('t').action(ArgAction::SetTrue).help("Check the configuration, and end");
+        Arg::new("test").short('T').action(ArgAction::SetTrue).help("Check the configuration, and end");
     let version = Arg::new("version").long("version").action(ArgAction::Version).help("Print version");
     let command = options(clap::Command::new("wshd"))
         .about("Serves WebSocket handlers, which are shared objects")
@@ -130,7 +130,7 @@ pub fn command() -> clap::Command {
 
 /// Adds the options that make a configuration.
 fn options(command: clap::Command) -> clap::Command {
-    let config = Arg::new("config").short('c').long("config").value_name("FILE");
+    let config = Arg::new("config").short('f').long("config").alias("config-file").value_name("FILE");
     let config =
         config.value_parser(value_parser!(PathBuf)).help("Read settings from this file, see wshd.conf(5)");
     let setting = Arg::new("o").short('o').value_name("NAME=VALUE").action(ArgAction::Append);

@@ -1,6 +1,8 @@
 //! Everything a process needs to know, already parsed into types that cannot be wrong. Reads no file, no argument and no
 //! environment, and has no defaults: `settings` does, and hands over a finished [`Config`].
 
+pub mod gateway;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,6 +18,7 @@ use crate::log::{Level, Settings as LogSettings};
 use crate::proto;
 use crate::proto::http1::allow::{HostRule, OriginRule};
 
+use self::gateway::Gateway;
 pub use crate::fleet::listener::{Binding, Listen};
 
 /// Descriptors of a worker that are not connections: standard streams, listeners, epoll, inbox, log, and what
@@ -212,6 +215,8 @@ pub struct Config {
     pub effective: Arc<str>,
     /// Where to listen, in the order given; never empty.
     pub listen: Vec<Listen>,
+    /// Which of these gateways accept from, and how.
+    pub gateway: Gateway,
     /// Root of the handler directory.
     pub handlers: PathBuf,
     /// Only this directory below [`Config::handlers`] is searched; resources are still named from the root.

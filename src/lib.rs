@@ -16,6 +16,7 @@ pub mod ctl;
 pub mod exit;
 pub mod ffi;
 pub mod fleet;
+pub mod gateway;
 pub mod handlers;
 pub mod http;
 pub mod kit;

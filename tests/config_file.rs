@@ -68,7 +68,7 @@ fn errors_name_file_line_and_key() {
         &["--document-root", "/nowhere"],
         &["wshd: --document-root /nowhere: expected a directory"],
     );
-    let output = run(&["-c", "/nowhere.conf"]);
+    let output = run(&["-f", "/nowhere.conf"]);
     assert_eq!(output.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&output.stderr).starts_with("wshd: /nowhere.conf: No such file"));
 }
@@ -88,7 +88,7 @@ fn a_table_for_a_resource_that_nothing_serves() {
         "2 handlers or aliases are broken",
     ];
     fails(&dir, text, &[&map[..], &["--strict-handlers"]].concat(), &expected);
-    let mut server = Server::start(&dir, &["-c", &file(&dir, text), "-m", map[1], "--workers=1"]);
+    let mut server = Server::start(&dir, &["-f", &file(&dir, text), "-m", map[1], "--workers=1"]);
     assert!(expected[..2].iter().all(|warning| server.log().contains(warning)), "{}", server.log());
     assert!(!server.log().contains("handler.\"/echo\""), "{}", server.log());
     server.stop();
@@ -119,7 +119,7 @@ fn settings_reach_the_handler() {
     for name in ["everything", "everything_blocking"] {
         fixtures::add_handler(dir.path(), name, name);
     }
-    let mut server = Server::start(&dir, &["-c", &file(&dir, TEXT)]);
+    let mut server = Server::start(&dir, &["-f", &file(&dir, TEXT)]);
     let mut raw = Raw::open(&server.address(), "/everything");
     for (command, reply) in [
         ("config room", "config: \"a b\""),
@@ -155,7 +155,7 @@ fn the_example_of_the_manual_is_right() {
             text.lines().filter(|line| !line.starts_with("user = ") && !line.starts_with("group = "));
         text = allowed.collect::<Vec<_>>().join("\n");
     }
-    let args = ["wshd", "-c", &file(&dir, &text)].map(OsString::from);
+    let args = ["wshd", "-f", &file(&dir, &text)].map(OsString::from);
     let Ok(Command::Serve(config)) = cli::parse(args, None) else { panic!("{text}") };
     assert_eq!(config.handlers, PathBuf::from("/usr/lib/wshd/handlers"));
     assert_eq!(config.listen.len(), 3);
@@ -187,7 +187,7 @@ fn a_file_includes_others() {
     write("conf.d/a.toml", "workers = 3\n[handler.'/echo']\nisolation = 'pool'\npool = 'p'\n");
     write("conf.d/b.toml", "[pool.p]\nworkers = 2\n");
     write("more.conf", "max_message = 5\n");
-    let config = || ran(&dir, &["config", "-c", "DIR/w.conf", "-w", "DIR"]);
+    let config = || ran(&dir, &["config", "-f", "DIR/w.conf", "-w", "DIR"]);
     let (status, text, error) = config();
     assert_eq!((status, error.as_str()), (0, ""));
     for line in
@@ -238,16 +238,16 @@ fn what_is_in_force_is_a_file_that_can_be_read_again() {
     let first = file(&dir, &text.replace("DIR", dir.path().to_str().unwrap()));
     let place = dir.path().to_str().unwrap();
     let args = ["-w", place, "-o", "idle_timeout=90s", "--port", "0"];
-    let (status, printed, error) = ran(&dir, &[&["config", "-c", &first], &args[..]].concat());
+    let (status, printed, error) = ran(&dir, &[&["config", "-f", &first], &args[..]].concat());
     assert_eq!((status, error.as_str()), (0, ""));
     assert!(
         printed.contains("idle_timeout = \"90s\"\n") && printed.contains("\"a key\" = \"hidden \\u007F\"\n")
     );
     let again = dir.path().join("again.conf");
     std::fs::write(&again, printed.replace("DIR", place)).unwrap();
-    assert_eq!(ran(&dir, &["config", "-c", "DIR/again.conf"]), (0, printed.clone(), String::new()));
+    assert_eq!(ran(&dir, &["config", "-f", "DIR/again.conf"]), (0, printed.clone(), String::new()));
     // The running server tells the same without secrets.
-    let mut server = Server::start(&dir, &["-c", &first, "-o", "idle_timeout=90s"]);
+    let mut server = Server::start(&dir, &["-f", &first, "-o", "idle_timeout=90s"]);
     let (status, told, error) = ran(&dir, &["ctl", "--control-socket", "DIR/s", "config"]);
     assert_eq!((status, error.as_str()), (0, ""));
     let masked = printed.replace("\"ann:pass\\\"word\"", "\"***\"").replace("\"hidden \\u007F\"", "\"***\"");
@@ -273,7 +273,7 @@ fn a_configuration_is_tested_as_for_a_start_without_a_server() {
     let object = dir.handler("room", source);
     let test = |text: &str, args: &[&str]| {
         let file = file(&dir, &text.replace("DIR", dir.path().to_str().unwrap()));
-        ran(&dir, &[&["check", "-c", &file, "-w", "DIR"], args].concat())
+        ran(&dir, &[&["check", "-f", &file, "-w", "DIR"], args].concat())
     };
     let (status, out, log) =
         test("server_host = 'unix:DIR/s'\n[handler.'/room'.settings]\nroom = 'a'\n", &[]);
@@ -298,7 +298,7 @@ fn a_configuration_is_tested_as_for_a_start_without_a_server() {
     let object = object.to_str().unwrap();
     assert_eq!(ran(&dir, &["check", object]).0, 6);
     file(&dir, "[handler.'/room'.settings]\nroom = 'a'\n");
-    let (status, out, _) = ran(&dir, &["check", "DIR", "-c", "DIR/wshd.conf", "-w", "DIR"]);
+    let (status, out, _) = ran(&dir, &["check", "DIR", "-f", "DIR/wshd.conf", "-w", "DIR"]);
     assert_eq!((status, out.lines().next()), (0, Some("DIR/room_wsh.so: ok")), "{out}");
 }
 

@@ -155,7 +155,7 @@ fn status_shows_workers_pools_and_handlers() {
     assert_eq!(echo["connections"], 1);
     assert_eq!(echo["totals"], json!({ "messages_in": 1, "messages_out": 1, "bytes_in": 5, "bytes_out": 5 }));
     // For people, the socket found through the configuration file.
-    let output = output_of(wshd().args(["ctl", "status", "-c"]).arg(&file)).unwrap();
+    let output = output_of(wshd().args(["ctl", "status", "-f"]).arg(&file)).unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("3 of 3 workers running, 1 connection\n"), "{text}");
     for (start, rest) in

@@ -40,7 +40,14 @@ fn generation(config: Config, resources: &[(&str, u64)]) -> Generation {
         routes.add(route(resource, *version));
     }
     let (config, routes) = (Arc::new(config), Arc::new(routes));
-    Generation { config, routes, listeners: Vec::new(), metrics: Vec::new(), faults: Vec::new() }
+    Generation {
+        config,
+        routes,
+        listeners: Vec::new(),
+        metrics: Vec::new(),
+        faults: Vec::new(),
+        certificates: Vec::new(),
+    }
 }
 
 fn place(pool: u16, number: u16) -> Place {

@@ -161,7 +161,7 @@ fn parse(text: &str) -> Config {
         .iter()
         .fold(text.to_owned(), |text, place| text.replace(place, dir.path().to_str().unwrap()));
     fs::write(&path, &text).unwrap();
-    match cli::parse(["wshd".into(), "-c".into(), OsString::from(path)], None) {
+    match cli::parse(["wshd".into(), "-f".into(), OsString::from(path)], None) {
         Ok(cli::Command::Serve(config)) => *config,
         other => panic!("{other:?}\n{text}"),
     }

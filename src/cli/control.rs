@@ -22,7 +22,7 @@ pub struct Ctl {
     #[arg(long, value_name = "PATH", conflicts_with = "config", global = true)]
     control_socket: Option<PathBuf>,
     /// The server's configuration file, which names the socket
-    #[arg(short, long, value_name = "FILE", global = true)]
+    #[arg(short = 'f', long, alias = "config-file", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
     what: What,
@@ -211,12 +211,12 @@ mod tests {
         let file = dir.path().join("w.conf");
         let file_name = file.to_str().unwrap();
         std::fs::write(&file, "port = 1\nno_such_key = 2\ncontrol_socket = '/run/s'\n").unwrap();
-        assert_eq!(socket(&["-c", file_name, "status"]), Ok("/run/s".into()));
+        assert_eq!(socket(&["-f", file_name, "status"]), Ok("/run/s".into()));
         std::fs::write(&file, "port = 1\n").unwrap();
         let error = socket(&["--config", file_name, "status"]).unwrap_err();
         assert!(error.contains("w.conf: expected control_socket"), "{error}");
-        assert!(socket(&["-c", "/nowhere", "status"]).unwrap_err().contains("/nowhere"));
-        assert!(socket(&["-c", file_name, "--control-socket", "/s", "status"]).is_err());
+        assert!(socket(&["-f", "/nowhere", "status"]).unwrap_err().contains("/nowhere"));
+        assert!(socket(&["-f", file_name, "--control-socket", "/s", "status"]).is_err());
     }
 
     #[test]

@@ -170,7 +170,7 @@ fn check_takes_files_only() {
     let check = |args: &[&str]| parse(["wshd"].iter().chain(args).map(OsString::from), None);
     assert!(matches!(check(&["check", "a", "b"]), Ok(Command::Check(files, None)) if files.len() == 2));
     assert!(matches!(check(&["check", "-w", "/h"]), Ok(Command::Test(_))));
-    assert!(matches!(check(&["-t", "-w", "/h"]), Ok(Command::Test(_))));
+    assert!(matches!(check(&["-T", "-w", "/h"]), Ok(Command::Test(_))));
     assert!(matches!(check(&["-p", "1", "check", "a"]), Err(Error::Usage(_))));
     assert!(matches!(check(&["chek"]), Err(Error::Usage(_))));
 }

@@ -63,6 +63,19 @@ impl Confinement {
         })
     }
 
+    /// That of gateways: of the default pool, with a user of their own where they have one.
+    pub fn of_gateways(config: &Config) -> Option<Self> {
+        let own = &config.gateway;
+        Self::of(config, 0).map(|shared| match (own.user, &own.groups[..]) {
+            (None, []) => shared,
+            (user, groups) => Self {
+                groups: groups.iter().map(|group| group.as_raw()).collect(),
+                user: user.map(Uid::as_raw).or(shared.user),
+                ..shared
+            },
+        })
+    }
+
     /// The same, limited to these handlers and what else the configuration names, if it limits files at all.
     pub fn with_files<'a>(self, config: &'a Config, handlers: impl IntoIterator<Item = &'a PathBuf>) -> Self {
         Self { files: Files::of(config, handlers), ..self }

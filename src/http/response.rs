@@ -98,6 +98,15 @@ impl Response {
         Self::error(now, status, "see Location", &[("Location", location)])
     }
 
+    /// With one more field; what is no valid field is left out.
+    pub fn with_field(mut self, name: &str, value: &str) -> Self {
+        if is_header_name(name.as_bytes()) && is_header_value(value.as_bytes()) {
+            self.head.truncate(self.head.len() - 2); // the empty line
+            write(&mut self.head, &[name, ": ", value, "\r\n\r\n"]);
+        }
+        self
+    }
+
     /// RFC 9110 9.3.2: HEAD gets the same fields and no content. See [`takes_content`].
     pub fn without_content(self) -> Self {
         Self { body: Body::Empty, ..self }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::UNIX_EPOCH;
 
 use super::Start;
+use super::gateways;
 use super::text::{Family, Format, Kind, Labels, Text, seconds};
 use crate::clock;
 use crate::ffi::callback_name;
@@ -15,11 +16,11 @@ use crate::fleet::handler_counters::{CALLBACKS, CLOSE_CODES, CLOSERS, HandlerCou
 use crate::fleet::memory;
 use crate::fleet::scoreboard::{Slot, State};
 
-const fn counter(name: &'static str, unit: &'static str, help: &'static str) -> Family {
+pub(super) const fn counter(name: &'static str, unit: &'static str, help: &'static str) -> Family {
     Family { name, kind: Kind::Counter, unit, help }
 }
 
-const fn gauge(name: &'static str, unit: &'static str, help: &'static str) -> Family {
+pub(super) const fn gauge(name: &'static str, unit: &'static str, help: &'static str) -> Family {
     Family { name, kind: Kind::Gauge, unit, help }
 }
 
@@ -118,6 +119,9 @@ pub fn report(start: &Start, format: Format) -> String {
     report.traffic();
     report.refusals();
     report.workers();
+    if start.config.gateway.serves() {
+        gateways::report(start.gateways, &mut report.text);
+    }
     report.text.finish()
 }
 

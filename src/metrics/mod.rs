@@ -3,6 +3,7 @@
 //! wrong in them keeps anybody from seeing it.
 
 mod families;
+mod gateways;
 mod server;
 mod text;
 
@@ -16,6 +17,7 @@ use crate::fleet::addresses::Addresses;
 use crate::fleet::breakers::CircuitBreaker;
 use crate::fleet::control::{self, Channel};
 use crate::fleet::counters::Counters;
+use crate::fleet::gateway_counters::GatewayCounters;
 use crate::fleet::listener::Listener;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Place, Scoreboard};
@@ -34,6 +36,8 @@ pub struct Start {
     pub counters: &'static Counters,
     /// Who has been turned away.
     pub addresses: &'static Addresses,
+    /// What gateways have counted.
+    pub gateways: &'static GatewayCounters,
     /// By handler: whether it is quarantined.
     pub breakers: &'static [CircuitBreaker],
     /// The supervisor's pid.

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use nix::unistd::Gid;
 
 use super::account::Account;
-use super::authentication;
 use super::value::Host;
+use super::{authentication, tls};
 use crate::config::{Config, HandlerSettings, Listen, ListenerSettings, Pool, Processes};
 
 /// A configuration in the making, of the server, of a handler or of a pool.
@@ -59,6 +59,14 @@ pub struct Draft {
     pub landlock_write: Vec<PathBuf>,
     /// The root directory of workers, as given.
     pub chroot: Option<PathBuf>,
+    /// Of a listener, or the server's for those that say nothing else: what its connections begin with.
+    pub tls: tls::Draft,
+    /// Who gateways run as.
+    pub gateway_user: Option<Account>,
+    /// With this group.
+    pub gateway_group: Option<Gid>,
+    /// Number of gateways; None: half as many as cores.
+    pub gateways: Option<usize>,
     /// Of the server or of a handler: who has to prove who they are.
     pub policy: authentication::Draft,
     /// Of a handler: nobody is asked.

@@ -6,7 +6,7 @@ use super::draft::Draft;
 use super::effective::Effective;
 use super::file::{File, kind};
 use super::resolve::assign;
-use super::{Error, Scope};
+use super::{Error, Scope, tls};
 use crate::config::{Config, Listen};
 
 /// The key of these tables.
@@ -28,7 +28,8 @@ pub fn read(
         for table in tables.iter() {
             let place = file.place(table.span(), KEY);
             let given = file.values(file.table(KEY, table, "a table")?.iter(), Scope::Listener)?;
-            let mut draft = Draft { listener: server.listener.clone(), ..Draft::default() };
+            let (listener, tls) = (server.listener.clone(), server.tls.clone());
+            let mut draft = Draft { listener, tls, ..Draft::default() };
             assign(&given, Scope::Listener, &mut draft)?;
             let listen = draft.address.ok_or_else(|| place.wrong("expected an address"))?;
             if config.listener_of.iter().any(|(known, _)| *known == listen) {
@@ -39,6 +40,7 @@ pub fn read(
             if let (Listen::Tcp { .. }, Some(name)) = (&listen, of_file) {
                 return Err(given.wrong(name, "expected an address unix:/PATH beside it"));
             }
+            tls::listener(draft.tls, &given, &listen, config)?;
             effective.tables.push((format!("[[{KEY}]]"), Scope::Listener, given));
             config.listener_of.push((listen, draft.listener));
         }
@@ -47,6 +49,10 @@ pub fn read(
         config.listen.clear();
         effective.server.set("server_host", String::new());
     }
+    let listen = &config.listener_of;
+    let has_table = |known: &Listen| listen.iter().any(|(listen, _)| listen == known);
+    let is_listened_on = |known: &Listen| config.listen.contains(known) || has_table(known);
+    config.gateway.listeners.retain(|known| is_listened_on(&known.listen));
     for (listen, _) in &config.listener_of {
         if !config.listen.contains(listen) {
             config.listen.push(listen.clone());

@@ -21,6 +21,7 @@ pub mod places;
 mod pools;
 pub mod resolve;
 pub mod table;
+pub mod tls;
 pub mod value;
 
 use std::ops::RangeInclusive;

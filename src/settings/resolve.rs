@@ -9,7 +9,7 @@ use super::account::{identity, must_be_root};
 use super::draft::{Draft, Target};
 use super::effective::Effective;
 use super::value::Host;
-use super::{Error, Kind, Places, Scope, find, in_scope, include, listeners, pools};
+use super::{Error, Kind, Places, Scope, find, in_scope, include, listeners, pools, tls};
 use crate::config::{Config, CrashRecords, Landlock, Listen, Pool};
 use crate::log::{AccessLog, Destination};
 
@@ -97,6 +97,7 @@ fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), E
         .transpose()
         .map_err(|error| given.unusable("document_root", format!("the current directory: {error}")))?;
     config.authentication.all = draft.policy.clone().policy(given)?.map(Arc::new);
+    tls::server(&draft, given, &mut config)?;
     config.landlock = landlock(&draft, given)?;
     config.handlers = draft.handlers.clone().map_or_else(|| default_handlers(exe_dir), Ok)?;
     log(&draft, &mut config);
@@ -147,11 +148,14 @@ fn default_handlers(exe_dir: Option<PathBuf>) -> Result<PathBuf, Error> {
     })
 }
 
-fn log(draft: &Draft, config: &mut Config) {
-    // Seen from where the server was started, also when it reads its settings again: a daemon goes elsewhere.
+/// A path as seen from where the server was started, also when it reads its settings again: a daemon goes elsewhere.
+pub fn absolute(path: &Path) -> PathBuf {
     static START: OnceLock<PathBuf> = OnceLock::new();
-    let start = START.get_or_init(|| std::env::current_dir().unwrap_or_default());
-    let absolute = |path: &PathBuf| start.join(path);
+    START.get_or_init(|| std::env::current_dir().unwrap_or_default()).join(path)
+}
+
+fn log(draft: &Draft, config: &mut Config) {
+    let absolute = |path: &PathBuf| absolute(path);
     let socket = |default: &str| draft.log_socket.as_ref().map_or_else(|| default.into(), absolute);
     config.log.destination = match (draft.log_target, &draft.log_file) {
         (None, Some(path)) => Destination::File(absolute(path)),

@@ -409,7 +409,7 @@ fn the_access_log() {
     assert_eq!(file, Some(AccessLog::File("/a".into())));
 }
 
-const SCOPES: [Scope; 3] = [Scope::Server, Scope::Handler, Scope::Pool];
+const SCOPES: [Scope; 4] = [Scope::Server, Scope::Handler, Scope::Listener, Scope::Pool];
 
 #[test]
 fn a_name_stands_once_in_a_scope() {

@@ -36,15 +36,18 @@ use crate::time::Instant;
 pub enum Kind {
     /// Serves metrics over HTTP.
     Metrics,
+    /// Ends TLS and HTTP/2.
+    Gateway,
 }
 
 impl Kind {
-    const ALL: [Kind; 1] = [Kind::Metrics];
+    const ALL: [Kind; 2] = [Kind::Metrics, Kind::Gateway];
 
     /// Its name in the log and in `ps`.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Metrics => "metrics",
+            Kind::Gateway => "gateway",
         }
     }
 
@@ -52,13 +55,16 @@ impl Kind {
     fn count(self, generation: &Generation) -> usize {
         match self {
             Kind::Metrics => usize::from(!generation.metrics.is_empty()),
+            Kind::Gateway if generation.gateway_listeners().next().is_none() => 0,
+            Kind::Gateway => generation.config.gateway.processes,
         }
     }
 
     /// Whether the processes of one generation cannot serve another.
-    fn is_changed(self, _old: &Generation, _new: &Generation) -> bool {
+    fn is_changed(self, old: &Generation, new: &Generation) -> bool {
         match self {
             Kind::Metrics => true, // it tells of the configuration and its handlers
+            Kind::Gateway => old.are_gateways_changed(new),
         }
     }
 
@@ -67,6 +73,17 @@ impl Kind {
     pub fn takes_commands(self) -> bool {
         match self {
             Kind::Metrics => false,
+            Kind::Gateway => true,
+        }
+    }
+}
+
+impl Kind {
+    /// Whether one that is replaced may take until its last connection has ended.
+    fn relays(self) -> bool {
+        match self {
+            Kind::Metrics => false,
+            Kind::Gateway => true,
         }
     }
 }
@@ -101,6 +118,12 @@ impl Auxiliary {
     fn failed(&mut self, now: Instant) {
         (self.pid, self.is_ready) = (None, false);
         self.at = now + self.restart.failed(now.since(self.since));
+    }
+
+    /// Others are in its place.
+    fn replaced(self, processes: &mut Processes, deadline: Instant) {
+        let deadline = if self.kind.relays() { Instant::NEVER } else { deadline };
+        self.retire(processes, deadline);
     }
 
     /// It is not needed any more.
@@ -172,7 +195,7 @@ impl Auxiliaries {
         let replaced: Vec<_> = self.current.extract_if(.., is_replaced).collect();
         self.current.append(&mut self.trial);
         self.serve(processes);
-        replaced.into_iter().for_each(|auxiliary| auxiliary.retire(processes, deadline));
+        replaced.into_iter().for_each(|auxiliary| auxiliary.replaced(processes, deadline));
     }
 
     /// Those that are ready serve, and others as soon as they are.
@@ -193,7 +216,7 @@ impl Auxiliaries {
     /// None is needed any more. Those that have connections get until the deadline.
     pub fn retire(&mut self, processes: &mut Processes, deadline: Instant) {
         self.abort_trial(processes);
-        self.current.drain(..).for_each(|auxiliary| auxiliary.retire(processes, deadline));
+        self.current.drain(..).for_each(|auxiliary| auxiliary.replaced(processes, deadline));
     }
 
     /// The server stops: those with connections leave with the workers, the others show how these stop.

@@ -23,9 +23,10 @@ use crate::exit::Exit;
 use crate::fleet::control::{Channel, Start};
 use crate::fleet::scoreboard::{Place, Slot};
 use crate::fleet::{process_title, wipe};
+use crate::gateway::Gateway;
 use crate::service::daemonize;
 use crate::worker;
-use crate::{log as sink, metrics};
+use crate::{gateway, log as sink, metrics};
 
 /// Signals that a terminal sends to the whole process group, or that are requests to the supervisor only.
 const NOT_FOR_WORKERS: [Signal; 7] = [
@@ -61,6 +62,7 @@ pub(super) enum Task {
 /// An auxiliary process, by its kind.
 pub(super) enum Auxiliary {
     Metrics(metrics::Start),
+    Gateway(gateway::Start),
 }
 
 impl Auxiliary {
@@ -69,16 +71,30 @@ impl Auxiliary {
             Auxiliary::Metrics(start) => {
                 Auxiliary::Metrics(metrics::Start { config: Arc::clone(config), ..start })
             }
+            Auxiliary::Gateway(start) => {
+                Auxiliary::Gateway(gateway::Start { config: Arc::clone(config), ..start })
+            }
         }
     }
 
-    /// Serves until it has nothing left to do; an error tells with which exit code it cannot, and why.
-    fn run(self, channel: &Channel) -> Result<(), (Exit, String)> {
+    /// Serves until it has nothing left to do; an error tells with which exit code it cannot, and why. `confine` gives up
+    /// what is not needed to serve.
+    fn run(self, channel: &Channel, confine: impl FnOnce() -> io::Result<()>) -> Result<(), (Exit, String)> {
+        let internal = |error: io::Error| (Exit::Internal, error.to_string());
         match self {
-            Auxiliary::Metrics(start) => match metrics::run(start, channel) {
-                Ok(never) => match never {},
-                Err(error) => Err((Exit::Internal, error.to_string())),
-            },
+            Auxiliary::Metrics(start) => {
+                confine().map_err(internal)?;
+                match metrics::run(start, channel) {
+                    Ok(never) => match never {},
+                    Err(error) => Err(internal(error)),
+                }
+            }
+            Auxiliary::Gateway(start) => {
+                // Keys are read with the rights of the supervisor.
+                let gateway = Gateway::load(start).map_err(|why| (Exit::Config, why))?;
+                confine().map_err(internal)?;
+                gateway.run(channel).map_err(internal)
+            }
         }
     }
 }
@@ -150,12 +166,17 @@ impl Child {
             Task::Auxiliary(kind, channel, start) => {
                 // Confined as the workers of the default pool. SIGTERM stays blocked: those that take commands read it,
                 // and metrics show how the workers stop.
-                let prepared = prepare(is_detached)
-                    .and_then(|()| Confinement::of(&config, 0).map_or(Ok(()), |to| to.enter()))
-                    .and_then(|()| end_with(supervisor, if kind.takes_commands() { patience } else { 1 }))
-                    .map_err(|error| (Exit::Internal, error.to_string()));
+                let confine = || {
+                    let confinement = match kind {
+                        Kind::Gateway => Confinement::of_gateways(&config),
+                        Kind::Metrics => Confinement::of(&config, 0),
+                    };
+                    confinement.map_or(Ok(()), |to| to.enter())?;
+                    end_with(supervisor, if kind.takes_commands() { patience } else { 1 })
+                };
+                let prepared = prepare(is_detached).map_err(|error| (Exit::Internal, error.to_string()));
                 set_name(kind.name());
-                match prepared.and_then(|()| start.run(&channel)) {
+                match prepared.and_then(|()| start.run(&channel, confine)) {
                     Ok(()) => Exit::Ok.code(),
                     Err((exit, why)) => {
                         // Logged by the supervisor, with what comes of it.

@@ -6,6 +6,7 @@ use crate::config::{Config, Listen};
 use crate::confine::landlock;
 use crate::exit::Exit;
 use crate::fleet::listener;
+use crate::gateway;
 use crate::log::{Destination, Settings as LogSettings};
 use crate::service::start_signals::StartSignals;
 
@@ -36,5 +37,6 @@ fn test(config: &Config) -> Result<usize, (Exit, String)> {
     }
     let signals = StartSignals::watch().map_err(internal)?;
     let (routes, _) = find_handlers(config, &signals)?;
+    gateway::check(config).map_err(|why| (Exit::Config, why))?;
     Ok(routes.resources().len())
 }

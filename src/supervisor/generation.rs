@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::certificates::{Stamp, stamps};
 use super::policy::rolling_restart::Step;
 use crate::auth::Authentication;
 use crate::config::{Binding, Config, Listen, Pool};
@@ -29,6 +30,8 @@ pub struct Generation {
     pub metrics: Vec<Arc<Listener>>,
     /// What was left out because it is broken.
     pub faults: Vec<String>,
+    /// The files that gateways read, as they were.
+    pub certificates: Vec<Stamp>,
 }
 
 impl Generation {
@@ -42,12 +45,38 @@ impl Generation {
         let listeners = listener::adopted_or_bound(&config.listen, &binding(&config), &self.listeners)
             .map_err(|error| error.to_string())?;
         let metrics = bind_metrics(&config, &self.metrics).map_err(|error| error.to_string())?;
-        Ok(Self { config: Arc::new(config), routes: Arc::new(routes), listeners, metrics, faults })
+        let certificates = stamps(&config);
+        let (config, routes) = (Arc::new(config), Arc::new(routes));
+        Ok(Self { config, routes, listeners, metrics, faults, certificates })
     }
 
     /// All sockets that it listens on.
     pub fn sockets(&self) -> impl Iterator<Item = &Arc<Listener>> {
         self.listeners.iter().chain(&self.metrics)
+    }
+
+    /// The sockets that the workers of the default pool accept from.
+    pub fn worker_listeners(&self) -> Vec<Arc<Listener>> {
+        self.listeners.iter().filter(|listener| !self.is_for_gateways(listener)).cloned().collect()
+    }
+
+    /// The sockets that gateways accept from.
+    pub fn gateway_listeners(&self) -> impl Iterator<Item = &Arc<Listener>> {
+        self.listeners.iter().filter(|listener| self.is_for_gateways(listener))
+    }
+
+    /// Whether gateways that were started for one would not be what they are if they were started for the other.
+    pub fn are_gateways_changed(&self, new: &Generation) -> bool {
+        let identities = |generation: &Generation| {
+            let listeners = generation.gateway_listeners().map(Arc::as_ptr);
+            listeners.collect::<Vec<_>>()
+        };
+        let before = (&of_all(&self.config), &self.config.gateway, &self.certificates, identities(self));
+        before != (&of_all(&new.config), &new.config.gateway, &new.certificates, identities(new))
+    }
+
+    fn is_for_gateways(&self, listener: &Listener) -> bool {
+        self.config.gateway.entrance(listener.asked()).is_some()
     }
 
     /// The pools whose workers would not be what they are if they were started from `new`.
@@ -115,7 +144,7 @@ impl Generation {
     }
 
     fn addresses(&self) -> Vec<String> {
-        self.listeners.iter().map(|listener| listener.address.to_string()).collect()
+        self.worker_listeners().iter().map(|listener| listener.address.to_string()).collect()
     }
 
     /// All resources, with what they are other names of and the pool that serves them.
@@ -158,6 +187,7 @@ fn of_all(config: &Config) -> Config {
         },
         handler_of: Default::default(),
         control: Default::default(),
+        gateway: Default::default(),
         log: LogSettings { rotation: Default::default(), ..config.log.clone() },
         ..config.clone()
     }

@@ -3,6 +3,7 @@
 //! takes time is a child with a deadline in the table of [`processes`].
 
 mod auxiliary;
+mod certificates;
 mod changes;
 mod child;
 mod control;
@@ -36,6 +37,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::unistd::Pid;
 
 use self::auxiliary::Auxiliaries;
+use self::certificates::Certificates;
 use self::child::Child;
 use self::generation::Generation;
 use self::mail::Mail;
@@ -55,6 +57,8 @@ use crate::fleet::breakers::CircuitBreaker;
 use crate::fleet::control::Command;
 use crate::fleet::counters::Counters;
 use crate::fleet::crash_report::CrashReport;
+use crate::fleet::gateway_counters::GatewayCounters;
+use crate::fleet::gateway_queue::{GatewayQueue, Salt};
 use crate::fleet::process_title;
 use crate::fleet::scoreboard::Scoreboard;
 use crate::handlers::discover::Discovery;
@@ -161,6 +165,8 @@ struct Supervisor {
     postmortem: Postmortem,
     /// What is looked at regularly.
     maintenance: Maintenance,
+    /// What gateways and workers share.
+    gateways: Gateways,
     /// The control socket.
     control: Control,
     /// What the process has around it.
@@ -172,12 +178,23 @@ struct Supervisor {
 struct Shared {
     scoreboard: &'static Scoreboard,
     counters: &'static Counters,
+    gateways: &'static GatewayCounters,
     /// Where workers count connections by client address.
     addresses: &'static Addresses,
     /// By handler.
     breakers: &'static [CircuitBreaker],
     /// By slot.
     crash_reports: &'static [CrashReport],
+}
+
+/// What gateways share, with the workers and among themselves.
+struct Gateways {
+    /// Where they leave connections.
+    queue: GatewayQueue,
+    /// For the keys of their session tickets.
+    salt: Salt,
+    /// The files that they read.
+    certificates: Certificates,
 }
 
 /// The surroundings of the supervisor's process.
@@ -322,6 +339,7 @@ impl Supervisor {
             self.slots.deadline(),
             self.pools.deadline(now),
             self.maintenance_due(now),
+            self.next_look_at_certificates(),
             self.auxiliaries.due(),
             self.rolling.discovery().and_then(Discovery::deadline),
             self.mail.deadline(),
@@ -371,6 +389,7 @@ impl Supervisor {
         let now = clock::now();
         self.signal_late(now);
         self.maintain(now);
+        self.look_at_certificates(now);
         self.host.notify.turn(now);
         self.slots.on(Event::Time, now);
     }

@@ -9,6 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::auxiliary::Auxiliaries;
+use super::certificates::{Certificates, stamps};
 use super::generation::{Generation, bind_metrics, binding};
 use super::mail::Mail;
 use super::maintenance::Maintenance;
@@ -17,8 +18,8 @@ use super::pools::Pools;
 use super::postmortem::Postmortem;
 use super::processes::Processes;
 use super::rolling::Rolling;
-use super::upgrade::{Predecessor, Upgrade};
-use super::{Host, Origin, Shared, Supervisor};
+use super::upgrade::{Inherited, Predecessor, Upgrade};
+use super::{Gateways, Host, Origin, Shared, Supervisor};
 use crate::clock;
 use crate::config::{Config, Console, Pool};
 use crate::confine::landlock;
@@ -26,10 +27,11 @@ use crate::control::Control;
 use crate::exit::Exit;
 use crate::fleet::addresses::Addresses;
 use crate::fleet::counters::Counters;
+use crate::fleet::gateway_queue::GatewayQueue;
 use crate::fleet::listener::{self, BindError, Bound, Listener};
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{MAX_SLOTS, Place, Scoreboard};
-use crate::fleet::{breakers, crash_report};
+use crate::fleet::{breakers, crash_report, gateway_counters};
 use crate::handlers::discover::discover;
 use crate::service::daemonize::Daemon;
 use crate::service::listen_fds::Passed;
@@ -67,10 +69,10 @@ impl Supervisor {
     pub(super) fn prepare(config: Config, origin: Origin, start: &StartSignals) -> Result<Self, Failure> {
         landlock::check(&config).map_err(|why| (Exit::Config, why))?;
         let Origin { reread, invocation, predecessor, sockets, notify, daemon: _ } = origin;
-        let inherited = predecessor.as_ref().map(Predecessor::listeners).transpose();
+        let inherited = predecessor.as_ref().map(Predecessor::sockets).transpose();
         let inherited =
             inherited.map_err(|error| (Exit::Bind, format!("sockets of the old server: {error}")))?;
-        let mut inherited = inherited.unwrap_or_default();
+        let Inherited { listeners: mut inherited, queue } = inherited.unwrap_or_default();
         for Passed { fd, name } in sockets {
             inherited.push(Arc::new(listener::adopt(fd, &name).map_err(not_bound)?));
         }
@@ -81,6 +83,7 @@ impl Supervisor {
             bound.iter().filter(|_| is_new).for_each(|listener| listener.remove_file());
         })?;
         let Prepared { generation, shared, processes, control, signals } = prepared;
+        let gateways = gateways(queue).map_err(internal)?;
         shared.scoreboard.share_sockets(!is_new);
         Ok(Self {
             slots: Slots::new(processes.slots()),
@@ -105,6 +108,7 @@ impl Supervisor {
             generation,
             shared,
             processes,
+            gateways,
             control,
         })
     }
@@ -146,10 +150,18 @@ impl Prepared {
             let path = config.control.socket.clone().unwrap_or_default();
             (Exit::Bind, format!("--control-socket {}: {error}", path.display()))
         })?;
+        let certificates = stamps(&config);
         let (config, routes) = (Arc::new(config), Arc::new(routes));
-        let generation = Generation { config, routes, listeners, metrics, faults };
+        let generation = Generation { config, routes, listeners, metrics, faults, certificates };
         Ok(Self { generation, shared, processes, control, signals })
     }
+}
+
+fn gateways(inherited: Option<GatewayQueue>) -> io::Result<Gateways> {
+    let queue = inherited.map_or_else(GatewayQueue::new, Ok)?;
+    let mut salt = [0; 32];
+    rustix::rand::getrandom(&mut salt, rustix::rand::GetRandomFlags::empty())?;
+    Ok(Gateways { queue, salt, certificates: Certificates::default() })
 }
 
 fn shared(config: &Config, routes: &Routes) -> Result<Shared, Failure> {
@@ -162,6 +174,7 @@ fn shared(config: &Config, routes: &Routes) -> Result<Shared, Failure> {
     Ok(Shared {
         scoreboard: Scoreboard::create(MAX_SLOTS).map_err(internal)?,
         counters,
+        gateways: gateway_counters::create().map_err(internal)?,
         addresses: Addresses::for_processes(processes).map_err(internal)?,
         breakers: breakers::create(Routes::MAX).map_err(internal)?,
         // Also without records, which a reload may turn on: memory that no crash uses is reserved only.

@@ -146,6 +146,7 @@ impl Supervisor {
         let deadline = self.drain_deadline(None);
         self.auxiliaries.commit(&mut self.processes, deadline);
         self.generation = new;
+        self.gateways.certificates.forget();
     }
 
     /// A handler whose file has changed begins anew, as does one that did not start before.

@@ -21,7 +21,7 @@ use crate::clock;
 use crate::fleet::control::Channel;
 use crate::fleet::inbox;
 use crate::fleet::scoreboard::{START, State};
-use crate::{metrics, worker};
+use crate::{gateway, metrics, worker};
 
 /// Closes what the program was started with beyond the standard streams: a lock or pipe of the shell would be
 /// held by all processes of the server. Those that are meant for it are kept. Call it before anything is opened.
@@ -82,9 +82,11 @@ pub(super) fn worker(
             return ControlFlow::Continue(Ok(child));
         }
     };
-    let Generation { config, routes, listeners, .. } = generation.clone();
+    let Generation { config, routes, .. } = generation.clone();
     // Only the default pool accepts; to the others connections come through their inboxes.
-    let listeners = if record.place().pool == 0 { listeners } else { Vec::new() };
+    let accepts = record.place().pool == 0;
+    let listeners = if accepts { generation.worker_listeners() } else { Vec::new() };
+    let gateways = accepts.then(|| Arc::clone(supervisor.gateways.queue.rx()));
     let shared = supervisor.shared;
     let inboxes = supervisor.processes.take_inboxes();
     let start = inbox::split(inboxes, slot).map(|(inbox, txs)| worker::Start {
@@ -92,6 +94,7 @@ pub(super) fn worker(
         routes,
         skipped,
         listeners,
+        gateways,
         scoreboard: shared.scoreboard,
         counters: shared.counters,
         slot,
@@ -139,9 +142,17 @@ pub(super) fn auxiliary(
             scoreboard: shared.scoreboard,
             counters: shared.counters,
             addresses: shared.addresses,
+            gateways: shared.gateways,
             breakers: shared.breakers,
             supervisor: parent.as_raw(),
             started: supervisor.host.started,
+        }),
+        Kind::Gateway => Auxiliary::Gateway(gateway::Start {
+            config: Arc::clone(&config),
+            listeners: generation.gateway_listeners().cloned().collect(),
+            queue: Arc::clone(supervisor.gateways.queue.tx()),
+            counters: shared.gateways,
+            salt: supervisor.gateways.salt,
         }),
     };
     become_child(Child {

@@ -3,7 +3,7 @@
 //! connections are handed over to them. What happens when something fails is in `policy::upgrade`.
 //!
 //! From old to new: a datagram for each listening socket, what it was bound for (or that it was passed to the old one)
-//! and the socket; then an empty line.
+//! and the socket; one for each end of the queue of the gateways; then an empty line.
 //! From new to old: a datagram for each worker of the default pool, the form of entries and where its inbox is; then an
 //! empty line.
 
@@ -33,6 +33,7 @@ use super::spawn::{Forked, fork_child};
 use crate::clock;
 use crate::fleet::control::Command;
 use crate::fleet::datagram;
+use crate::fleet::gateway_queue::{FORMAT as QUEUE_FORMAT, GatewayQueue};
 use crate::fleet::inbox::{FORMAT, Inbox};
 use crate::fleet::listener::{self, Listen, Listener};
 use crate::fleet::scoreboard::{Place, START};
@@ -42,6 +43,8 @@ use crate::service::notify::Notify;
 const VARIABLE: &str = "WSHD_UPGRADE";
 /// Stands for what a socket was bound for, if the service manager has bound it.
 const PASSED: &[u8] = b"passed";
+/// Stands in front of the form of what is in the queue of the gateways; its sending end comes first.
+const QUEUE: &[u8] = b"gateway queue ";
 /// The longest datagram: a path or a name.
 const DATAGRAM: usize = 8 * 1024;
 /// The new executable has this long to become ready; longer than its workers have.
@@ -91,21 +94,29 @@ impl Predecessor {
         self.0.as_raw_fd()
     }
 
-    /// The listening sockets that go on.
-    pub fn listeners(&self) -> io::Result<Vec<Arc<Listener>>> {
+    /// The sockets that go on.
+    pub fn sockets(&self) -> io::Result<Inherited> {
         setsockopt(&self.0, sockopt::ReceiveTimeout, &TimeVal::seconds(10))?;
-        let mut listeners = Vec::new();
+        let (mut listeners, mut ends) = (Vec::new(), Vec::new());
         loop {
             match receive(&self.0)? {
                 Some((text, Some(fd))) if text == PASSED => {
                     let listener = listener::adopt(fd, "a socket that was passed to the old server");
                     listeners.push(Arc::new(listener.map_err(io::Error::other)?));
                 }
+                Some((text, Some(fd))) if text.starts_with(QUEUE) => {
+                    // One of another form is drained by the old workers.
+                    ends.extend((text.get(QUEUE.len()..) == Some(&QUEUE_FORMAT.to_ne_bytes())).then_some(fd));
+                }
                 Some((text, Some(fd))) => {
                     let listen = Listen::from_bytes(&text).ok_or(io::ErrorKind::InvalidData)?;
                     listeners.push(Arc::new(Listener::inherited(fd, listen)?));
                 }
-                Some(_) => return Ok(listeners),
+                Some(_) => {
+                    let ends: Option<[OwnedFd; 2]> = ends.try_into().ok();
+                    let queue = ends.map(|[tx, rx]| GatewayQueue::of_ends(tx, rx));
+                    return Ok(Inherited { listeners, queue });
+                }
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
         }
@@ -118,6 +129,15 @@ impl Predecessor {
         }
         datagram::send(self.0.as_fd(), b"\n", None)
     }
+}
+
+/// What the old executable passes on.
+#[derive(Default)]
+pub struct Inherited {
+    /// The listening sockets.
+    pub listeners: Vec<Arc<Listener>>,
+    /// Where gateways leave connections, those of the old executable too.
+    pub queue: Option<GatewayQueue>,
 }
 
 /// An upgrade from the side of the old executable, and from that of the new one.
@@ -267,6 +287,10 @@ impl Supervisor {
         for listener in listeners.chain(self.control.listener()) {
             let text = listener.asked().map_or_else(|| PASSED.to_vec(), Listen::to_bytes);
             datagram::send(ours.as_fd(), &text, Some(listener.as_fd()))?;
+        }
+        let queue = &self.gateways.queue;
+        for end in [queue.tx(), queue.rx()] {
+            datagram::send(ours.as_fd(), &[QUEUE, &QUEUE_FORMAT.to_ne_bytes()].concat(), Some(end.as_fd()))?;
         }
         datagram::send(ours.as_fd(), b"\n", None)?;
         match fork_child()? {

@@ -1,12 +1,11 @@
 //! The event loop accepts, and hands what it has accepted to the handshake.
 
-use std::net::SocketAddr;
-
 use socket2::Socket;
 
 use crate::fleet::control::Report;
 use crate::fleet::scoreboard::{Fault, State};
 use crate::worker::Worker;
+use crate::worker::conn::record::Greeting;
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::listen::acceptor::AT_A_TIME;
@@ -17,8 +16,9 @@ impl Worker {
     pub fn accept_from(&self, number: usize, most: usize) {
         for _ in 0..most {
             rescue::begin_work();
-            let admit = |(socket, peer)| self.admit(number, socket, peer);
-            if uninterrupted(|| self.acceptor.accept(number).map(admit)).is_none() {
+            if !uninterrupted(|| {
+                self.acceptor.accept(number, |socket, greeting| self.admit(number, socket, greeting))
+            }) {
                 return;
             }
             if !self.acceptor.may_go_on() {
@@ -61,16 +61,19 @@ impl Worker {
         }
     }
 
-    fn admit(&self, number: usize, socket: Socket, peer: Option<SocketAddr>) {
-        match self.admission.admit(peer) {
+    fn admit(&self, number: usize, socket: Socket, greeting: &Greeting<'_>) {
+        match self.admission.admit(greeting.peer) {
             Ok(permit) => {
                 self.metrics.place.accepted.add_shared(1);
                 self.conns.load.accepted();
-                let listener = self.conns.config.listener(self.acceptor.asked(number));
-                self.handshakes.start_connection(socket, peer, permit, listener);
+                let config = &self.conns.config;
+                let listener = self.acceptor.listener(number);
+                let listener =
+                    listener.map_or(&config.listener, |listener| config.listener(listener.asked()));
+                self.handshakes.start_connection(socket, greeting, permit, listener);
             }
             Err(refusal) => {
-                self.admission.note(refusal, peer, "");
+                self.admission.note(refusal, greeting.peer, "");
                 // Refusals take at most half of the connection table.
                 if self.acceptor.share.is_half_full() || !self.admission.may_answer() {
                     return admission::cut(&socket, refusal);

@@ -153,7 +153,8 @@ fn run_loaded(start: Start, loaded: Loaded) -> i32 {
 fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let (slot, crash_report) = (start.record()?, start.report()?);
     let Loaded { services, report: ready, modules } = loaded;
-    let Start { config, routes, listeners, scoreboard, slot: index, control, inbox, txs, .. } = start;
+    let Start { config, routes, listeners, gateways, scoreboard, slot: index, control, inbox, txs, .. } =
+        start;
     let (breakers, addresses, standby) = (start.breakers, start.addresses, start.standby);
     let pid = std::process::id() as i32;
     let place = slot.place();
@@ -182,7 +183,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     )?);
     let descriptors = leak(Descriptors::new(slot, scoreboard));
     let share = Share { scoreboard, index, slot, connections: most };
-    let acceptor = leak(Acceptor::new(&listeners, poll, descriptors, share));
+    let acceptor = leak(Acceptor::new(&listeners, gateways, poll, descriptors, share));
     if !listeners.is_empty() {
         listen::orphan_watch::start(listeners, scoreboard)?;
     }

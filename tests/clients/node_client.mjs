@@ -1,4 +1,4 @@
-// Echoes through wshd with the npm package ws: node_client.mjs ADDRESS
+// Echoes through wshd with the npm package ws: node_client.mjs ADDRESS|wss://ADDRESS
 //
 // Random messages of 0 bytes to 1 MiB, whole and in fragments, with pings between, without compression and with
 // each variant of permessage-deflate. Prints the number of messages of each variant; any difference is an error.
@@ -9,7 +9,7 @@ import { createRequire } from 'node:module';
 const require = createRequire(process.env.WSHD_NODE_MODULES + '/');
 const WebSocket = require('ws');
 
-const address = process.argv[2];
+const address = process.argv[2].includes('://') ? process.argv[2] : `ws://${process.argv[2]}`;
 const sizes = [0, 1, 63, 64, 125, 126, 127, 1000, 65535, 65536, 300_000, 1 << 20];
 const offers = {
   'none': false,
@@ -53,7 +53,7 @@ function once(client, event) {
 
 async function exchange(handler, offer) {
   const options = { perMessageDeflate: offer && { threshold: 0, ...offer }, maxPayload: 0 };
-  const client = new WebSocket(`ws://${address}/${handler}`, options);
+  const client = new WebSocket(`${address}/${handler}`, options);
   await once(client, 'open');
   const agreed = client.extensions;
   if (Boolean(offer) !== agreed.startsWith('permessage-deflate')) throw new Error(`agreed on "${agreed}"`);

@@ -1,4 +1,4 @@
-"""Echoes through wshd with the Python package websockets: python_client.py ADDRESS
+"""Echoes through wshd with the Python package websockets: python_client.py ADDRESS|wss://ADDRESS
 
 Random messages of 0 bytes to 1 MiB, whole and in fragments, with pings between, without compression and with each
 variant of permessage-deflate. Prints the number of messages of each variant; any difference is an error.
@@ -39,7 +39,7 @@ async def exchange(address, handler, offer, random):
     extensions = None if offer is None else [ClientPerMessageDeflateFactory(**offer)]
     options = {"compression": None, "extensions": extensions, "max_size": None, "ping_interval": None}
     count = 0
-    async with connect(f"ws://{address}/{handler}", **options) as client:
+    async with connect(f"{address}/{handler}", **options) as client:
         agreed = [extension.name for extension in client.protocol.extensions]
         assert agreed == ([] if offer is None else ["permessage-deflate"]), agreed
         for size in SIZES + [random.randrange(1 << 20) for _ in range(8)]:
@@ -63,6 +63,7 @@ async def exchange(address, handler, offer, random):
 
 
 async def main(address):
+    address = address if "://" in address else f"ws://{address}"
     for name, offer in OFFERS.items():
         for handler in ["echo", "echo_blocking"]:
             count = await exchange(address, handler, offer, random.Random(name + handler))

@@ -13,6 +13,7 @@ mod listener;
 pub mod log;
 pub mod pool;
 mod serving;
+mod tls;
 pub mod workers;
 
 use super::Setting;
@@ -29,6 +30,7 @@ pub struct Group {
 /// The whole table.
 pub const GROUPS: &[Group] = &[
     Group { title: "What is served", settings: serving::TABLE },
+    Group { title: "TLS and HTTP/2", settings: tls::TABLE },
     Group { title: "Log", settings: log::TABLE },
     Group { title: "Connections", settings: connections::TABLE },
     Group { title: "Compression", settings: compression::TABLE },

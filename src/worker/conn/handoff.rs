@@ -39,7 +39,7 @@ struct EntryHeader {
     /// In the first entry of a datagram: how many entries it has, each with a descriptor. Else of no meaning.
     count: u32,
     purpose: u32,
-    /// Sizes of spilled strings, state and request head; before the handshake the last is what was read.
+    /// Sizes of spilled facts and strings, state and request head; before the handshake the last is what was read.
     parts: [u32; 3],
 }
 
@@ -67,7 +67,7 @@ impl Shipment {
         let [spill, state, head] = record.part_places();
         let parts = match purpose {
             Purpose::Resume => [spill, state, head],
-            Purpose::Handshake => [NOTHING, NOTHING, head],
+            Purpose::Handshake => [spill, NOTHING, head],
             Purpose::Linger => [NOTHING; 3],
         };
         // SAFETY: promised by the caller.
@@ -92,8 +92,9 @@ impl Shipment {
     /// # Safety
     /// As for [`add`](Self::add), and `read` must stay as it is too.
     pub unsafe fn add_handshake(&mut self, record: &Record, fd: RawFd, read: &[u8]) -> bool {
+        let [spill, ..] = record.part_places();
         // SAFETY: promised by the caller.
-        unsafe { self.add_parts(record, fd, Purpose::Handshake, [NOTHING, NOTHING, read]) }
+        unsafe { self.add_parts(record, fd, Purpose::Handshake, [spill, NOTHING, read]) }
     }
 
     unsafe fn add_parts(

@@ -3,6 +3,7 @@
 use std::net::Shutdown;
 use std::os::unix::fs::FileExt;
 
+use crate::fleet::facts::Facts;
 use crate::http::{Body, Response};
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::record::flags;
@@ -97,7 +98,10 @@ impl Conns {
     }
 
     /// Sends an HTTP response; the connection ends with it.
-    pub fn reply(&self, id: u64, response: Response) {
+    pub fn reply(&self, id: u64, mut response: Response) {
+        if let Some(hsts) = self.hsts(id) {
+            response = response.with_field("Strict-Transport-Security", &hsts);
+        }
         self.log(id, |log, record, now| log.answer(id, record, now, Some(response.head())));
         {
             let core = &mut *self.core.borrow_mut();
@@ -128,6 +132,14 @@ impl Conns {
         }
         self.resume(id, Pause::Handshake);
         self.arm(id);
+    }
+
+    /// The value of Strict-Transport-Security (RFC 6797 section 7.1), if the gateway that the connection comes from has
+    /// one.
+    fn hsts(&self, id: u64) -> Option<String> {
+        let core = &mut *self.core.borrow_mut();
+        let hsts = Facts::from_bytes(core.table.record(id)?.facts()?)?.hsts?;
+        str::from_utf8(hsts).ok().map(str::to_owned)
     }
 }
 

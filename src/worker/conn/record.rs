@@ -8,10 +8,12 @@
 
 use std::io;
 use std::mem::offset_of;
+use std::net::SocketAddr;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::fleet::addresses::Mark;
+use crate::fleet::facts::Facts;
 use crate::fleet::peer::Peer;
 use crate::worker::base::memory::{self, Pages};
 
@@ -60,7 +62,7 @@ pub struct Record {
     user: u8,
     /// Index of the handler in the routes.
     pub handler: u16,
-    /// `RESUMED`, `HAS_ORIGIN`, `HAS_PROTOCOL`, `HAS_PROXY_HEADER`.
+    /// `RESUMED`, `HAS_ORIGIN`, `HAS_PROTOCOL`, `HAS_PROXY_HEADER`, `HAS_FACTS`.
     attributes: u16,
     resource: u16,
     origin: u16,
@@ -73,6 +75,7 @@ pub struct Record {
     /// Where it is counted.
     pub mark: Mark,
     state: Owned,
+    /// What does not fit into `inline`: with `HAS_FACTS` the gateway's facts, their size (u32) in front, then the strings.
     spill: Owned,
     inline: [u8; INLINE],
 }
@@ -81,6 +84,7 @@ const RESUMED: u16 = 1;
 const HAS_ORIGIN: u16 = 2;
 const HAS_PROTOCOL: u16 = 4;
 const HAS_PROXY_HEADER: u16 = 8;
+const HAS_FACTS: u16 = 16;
 
 /// No bytes.
 pub const NOTHING: *const [u8] = std::ptr::slice_from_raw_parts(std::ptr::null(), 0);
@@ -100,6 +104,25 @@ pub struct Strings<'a> {
     pub user: Option<&'a [u8]>,
     /// The chosen subprotocol.
     pub protocol: Option<&'a [u8]>,
+}
+
+/// What is known of a connection before its request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Greeting<'a> {
+    /// The peer, if it has an IP address.
+    pub peer: Option<SocketAddr>,
+    /// Whether the header of the PROXY protocol was read.
+    pub has_proxy_header: bool,
+    /// What a gateway knows of it.
+    pub facts: Option<&'a [u8]>,
+    /// Where it is counted.
+    pub mark: Mark,
+}
+
+/// The facts at the beginning of what a record has spilled.
+fn facts_in(attributes: u16, spill: &[u8]) -> Option<&[u8]> {
+    let (size, rest) = spill.split_first_chunk().filter(|_| attributes & HAS_FACTS != 0)?;
+    rest.get(..u32::from_ne_bytes(*size) as usize)
 }
 
 /// A string of the request was longer than a record can describe: 64 KiB, of a user 255 bytes.
@@ -125,17 +148,41 @@ impl Record {
             text.extend_from_slice(part);
             text.push(0);
         }
-        self.spill = Owned::NOTHING;
+        let facts = self.facts_end();
         match self.inline.get_mut(..text.len()) {
-            Some(room) => room.copy_from_slice(&text),
-            None => self.spill = Owned::new(text),
+            Some(room) if facts == 0 => {
+                self.spill = Owned::NOTHING;
+                room.copy_from_slice(&text);
+            }
+            _ => {
+                let facts = self.spill.get().and_then(|spill| spill.get(..facts)).unwrap_or_default();
+                self.spill = Owned::new([facts, &text].concat());
+            }
         }
         Ok(())
     }
 
+    /// Sets what a gateway knows of the connection, before the strings are set.
+    pub fn set_facts(&mut self, facts: &[u8]) {
+        let size = (facts.len() as u32).to_ne_bytes();
+        self.spill = Owned::new([&size, facts].concat());
+        self.attributes |= HAS_FACTS;
+    }
+
+    /// What a gateway knows of the connection, if it comes from one.
+    pub fn facts(&self) -> Option<&[u8]> {
+        facts_in(self.attributes, self.spill.get()?)
+    }
+
+    /// Bytes at the beginning of `spill` that are not strings.
+    fn facts_end(&self) -> usize {
+        self.facts().map_or(0, |facts| size_of::<u32>() + facts.len())
+    }
+
     /// The strings; each is followed by a NUL.
     pub fn strings(&self) -> Strings<'_> {
-        let text: &[u8] = self.spill.get().unwrap_or(&self.inline);
+        let text: &[u8] =
+            self.spill.get().and_then(|spill| spill.get(self.facts_end()..)).unwrap_or(&self.inline);
         let part = |at: usize, size: u16| text.get(at..at + usize::from(size)).unwrap_or_default();
         let origin_at = usize::from(self.resource) + 1;
         let user_at = origin_at + usize::from(self.origin) + 1;
@@ -155,7 +202,7 @@ impl Record {
     /// Sets the subprotocol alone: the other strings stay where they are, since handlers may hold on to them. It is
     /// cut to the room that [`set_strings`](Self::set_strings) has made.
     pub fn set_protocol(&mut self, protocol: Option<&[u8]>) {
-        let at = self.protocol_at();
+        let at = self.facts_end() + self.protocol_at();
         let text: &mut [u8] = self.spill.get_mut().unwrap_or(&mut self.inline);
         let room =
             text.get_mut(at..).and_then(|rest| rest.split_last_mut()).map_or(&mut [][..], |(_, room)| room);
@@ -179,9 +226,9 @@ impl Record {
         self.attributes |= HAS_PROXY_HEADER;
     }
 
-    /// What is known of a connection that is still to be greeted, from another process's record of it: the peer,
-    /// whether the header of the PROXY protocol was read, and where it is counted. `None` if the record is damaged.
-    pub fn handshake_in(block: &[u8]) -> Option<(Peer, bool, Mark)> {
+    /// What is known of a connection that is still to be greeted, from another process's record of it and what that
+    /// has spilled. `None` if the record is damaged.
+    pub fn greeting_in<'a>(block: &[u8], spill: &'a [u8]) -> Option<Greeting<'a>> {
         let at = |offset: usize| block.get(offset..);
         let checksum = u32::from_ne_bytes(*at(offset_of!(Record, checksum))?.first_chunk()?);
         if block.len() != size_of::<Record>() || checksum != sum(&[at(COVERED)?]) {
@@ -191,7 +238,9 @@ impl Record {
         let peer = unsafe { block.as_ptr().add(offset_of!(Record, peer)).cast::<Peer>().read_unaligned() };
         let attributes = u16::from_ne_bytes(*at(offset_of!(Record, attributes))?.first_chunk()?);
         let mark = Mark::from_ne_bytes(*at(offset_of!(Record, mark))?.first_chunk()?);
-        Some((peer, attributes & HAS_PROXY_HEADER != 0, mark))
+        let has_proxy_header = attributes & HAS_PROXY_HEADER != 0;
+        let facts = facts_in(attributes, spill).filter(|facts| Facts::from_bytes(facts).is_some());
+        Some(Greeting { peer: peer.address(), has_proxy_header, facts, mark })
     }
 
     /// Attaches the handler's state; an empty one detaches.
@@ -433,112 +482,5 @@ impl Records {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn strings(resource: &str) -> Strings<'_> {
-        Strings { resource: resource.as_bytes(), origin: Some(b"https://example.com"), ..Strings::default() }
-    }
-
-    #[test]
-    fn a_record_keeps_short_and_long_strings() {
-        let mut records = Records::map(2).unwrap();
-        for resource in ["/echo".to_owned(), format!("/{}", "long".repeat(500))] {
-            let record = records.get_mut(1).unwrap();
-            record.set_strings(strings(&resource)).unwrap();
-            assert_eq!(record.strings(), strings(&resource));
-            records.clear(1);
-        }
-        assert!(records.get(2).is_none());
-    }
-
-    #[test]
-    fn a_user_stands_between_the_other_strings() {
-        let mut records = Records::map(1).unwrap();
-        let record = records.get_mut(0).unwrap();
-        for (resource, user) in [("/e", "ann"), ("/e", "ann@id.example"), ("/long".repeat(9).as_str(), "é")]
-        {
-            let room = Strings {
-                resource: resource.as_bytes(),
-                origin: None,
-                user: Some(user.as_bytes()),
-                protocol: Some(b"chat.v2"),
-            };
-            record.set_strings(room).unwrap();
-            assert_eq!(record.strings(), room);
-            for protocol in [None, Some(&b"chat"[..]), Some(b"chat.v2")] {
-                record.set_protocol(protocol);
-                assert_eq!(record.strings(), Strings { protocol, ..room });
-            }
-        }
-        let long = [b'a'; 256];
-        assert!(record.set_strings(Strings { user: Some(&long), ..Strings::default() }).is_err());
-        record.set_strings(Strings { user: Some(&long[1..]), ..Strings::default() }).unwrap();
-        assert_eq!(record.strings().user.map(<[u8]>::len), Some(255));
-    }
-
-    #[test]
-    fn a_changed_byte_is_noticed_anywhere() {
-        let mut records = Records::map(1).unwrap();
-        let record = records.get_mut(0).unwrap();
-        record.set_strings(strings(&"/x".repeat(100))).unwrap();
-        record.set_state(b"counter 7");
-        record.peer = Some("192.0.2.1:80".parse().unwrap()).into();
-        record.seal();
-        assert!(record.is_intact());
-        record.fd ^= 1;
-        assert!(!record.is_intact());
-        record.fd ^= 1;
-        record.state.get_mut().unwrap()[3] ^= 1;
-        assert!(!record.is_intact());
-        record.state.get_mut().unwrap()[3] ^= 1;
-        record.spill.get_mut().unwrap()[50] ^= 1;
-        assert!(!record.is_intact());
-    }
-
-    #[test]
-    fn what_is_known_of_a_connection_to_greet_is_read_from_its_block() {
-        let mut records = Records::map(1).unwrap();
-        let record = records.get_mut(0).unwrap();
-        for peer in [Some("192.0.2.1:80"), Some("[2001:db8::1]:443"), None] {
-            record.peer = peer.map(|peer| peer.parse().unwrap()).into();
-            record.mark = 17;
-            record.seal();
-            assert_eq!(Record::handshake_in(record.block()), Some((record.peer, false, 17)));
-        }
-        record.set_proxy_header();
-        assert_eq!(Record::handshake_in(record.block()), None, "it is not sealed");
-        record.seal();
-        assert!(Record::handshake_in(record.block()).is_some_and(|(_, was_read, _)| was_read));
-    }
-
-    #[test]
-    fn another_process_takes_over_what_is_intact_and_nothing_else() {
-        let mut records = Records::map(2).unwrap();
-        let long = "/x".repeat(100);
-        let record = records.get_mut(0).unwrap();
-        record.set_strings(strings(&long)).unwrap();
-        record.set_state(b"counter 7");
-        record.set_head(b"GET / HTTP/1.1");
-        record.seal();
-        let mut block = record.block().to_vec();
-        let parts: Vec<Vec<u8>> = record.parts().iter().map(|part| part.to_vec()).collect();
-        let parts = [&parts[0][..], &parts[1], &parts[2]];
-        let copy = records.get_mut(1).unwrap();
-        assert!(copy.import(&block, parts));
-        assert_eq!((copy.strings(), copy.state()), (strings(&long), Some(&b"counter 7"[..])));
-        records.clear(1);
-        let copy = records.get_mut(1).unwrap();
-        assert!(!copy.import(&block, [parts[0], b"counter 8\0", parts[2]]));
-        block[60] ^= 4;
-        assert!(!copy.import(&block, parts));
-        assert!(copy.block().iter().all(|byte| *byte == 0), "what is damaged leaves no trace");
-    }
-
-    #[test]
-    fn the_record_has_no_padding() {
-        // The checksum reads every byte: 7 numbers of 4, 7 of 2, 2 of 1, the address, one of 4, one pointer, one number of 8,
-        // twice owned bytes, and the inline strings.
-        assert_eq!(size_of::<Record>(), 28 + 16 + 16 + 4 + 8 + 8 + 24 + INLINE);
-    }
-}
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -2,7 +2,6 @@
 //! WebSocket are answered by `http`.
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -24,7 +23,7 @@ use crate::worker::conn::channel::{Ended, Opened, ThreadChannel};
 use crate::worker::conn::handshake::{Finished, Handshake, Verdict};
 use crate::worker::conn::info;
 use crate::worker::conn::open::Open;
-use crate::worker::conn::record::{Strings, flags};
+use crate::worker::conn::record::{Greeting, Strings, flags};
 use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, Pause, Phase};
 use crate::worker::handshake::Handshakes;
@@ -62,7 +61,7 @@ impl Handshakes {
     pub fn start_connection(
         &self,
         socket: Socket,
-        peer: Option<SocketAddr>,
+        greeting: &Greeting<'_>,
         permit: Permit,
         listener: &ListenerSettings,
     ) -> Option<u64> {
@@ -76,10 +75,13 @@ impl Handshakes {
         conn.set_console(listener.console);
         let id = self.conns.add(conn)?;
         if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
-            record.peer = peer.into();
+            record.peer = greeting.peer.into();
             record.mark = permit.keep();
-            if !listener.proxy_protocol {
-                record.set_proxy_header(); // as if it were read: there is none
+            if greeting.has_proxy_header || !listener.proxy_protocol {
+                record.set_proxy_header(); // as if it were read where there is none
+            }
+            if let Some(facts) = greeting.facts {
+                record.set_facts(facts);
             }
             record.seal();
             record.set_flags(flags::TAKEN | flags::FRESH);

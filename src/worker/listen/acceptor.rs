@@ -13,7 +13,8 @@
 //!   worker that has the sockets in its poll looks for itself once in a second.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,10 +24,12 @@ use nix::sys::stat::fstat;
 use socket2::{SockRef, Socket};
 
 use crate::clock;
-use crate::fleet::listener::{Listen, Listener};
+use crate::fleet::gateway_queue::{MAX_PREAMBLE, Preamble};
+use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::{Fault, Scoreboard, Slot, State};
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::poll::{LISTENER, Poll};
+use crate::worker::conn::record::Greeting;
 
 /// Connections accepted at a time: others have their turn in between.
 pub const AT_A_TIME: usize = 16;
@@ -46,6 +49,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Where connections come in: the listening sockets of a worker. Shared by its event loop and its throttle.
 pub struct Acceptor {
     sockets: Vec<ListenSocket>,
+    /// [`MAX_PREAMBLE`] bytes, whose pages cost nothing until used.
+    preamble: Mutex<Vec<u8>>,
     poll: &'static Poll,
     descriptors: &'static Descriptors,
     /// How much of all connections this worker takes.
@@ -60,7 +65,7 @@ pub struct Acceptor {
 }
 
 struct ListenSocket {
-    listener: Arc<Listener>,
+    source: Source,
     /// Its inode: a handler may close the descriptor, and have another file there.
     inode: Option<u64>,
     /// It has failed for good.
@@ -68,8 +73,12 @@ struct ListenSocket {
 }
 
 impl ListenSocket {
+    fn new(source: Source) -> Self {
+        Self { inode: inode(&source), source, failed: false.into() }
+    }
+
     fn is_intact(&self) -> bool {
-        self.inode.is_some() && inode(&self.listener) == self.inode
+        self.inode.is_some() && inode(&self.source) == self.inode
     }
 
     fn has_failed(&self) -> bool {
@@ -91,17 +100,15 @@ impl Acceptor {
     /// Not accepting yet: its [throttle](Self::throttle) will begin.
     pub fn new(
         listeners: &[Arc<Listener>],
+        gateways: Option<Arc<OwnedFd>>,
         poll: &'static Poll,
         descriptors: &'static Descriptors,
         share: Share,
     ) -> Self {
-        let socket = |listener: &Arc<Listener>| ListenSocket {
-            inode: inode(listener),
-            listener: Arc::clone(listener),
-            failed: false.into(),
-        };
+        let listeners = listeners.iter().map(|listener| Source::Listener(Arc::clone(listener)));
         Self {
-            sockets: listeners.iter().map(socket).collect(),
+            sockets: listeners.chain(gateways.map(Source::Gateways)).map(ListenSocket::new).collect(),
+            preamble: Mutex::new(vec![0; MAX_PREAMBLE]),
             poll,
             descriptors,
             share,
@@ -154,10 +161,10 @@ impl Acceptor {
             if socket.has_failed() {
                 continue;
             }
-            match self.poll.add_shared(&*socket.listener, token) {
+            match self.poll.add_shared(&socket.source, token) {
                 Ok(()) => {}
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOSPC)) => {
-                    log::warn!("{}: epoll: {error}; trying again", socket.listener.address);
+                    log::warn!("{}: epoll: {error}; trying again", socket.source);
                     self.empty_poll();
                     *state = AcceptState::Paused(RETRY_AFTER);
                     return;
@@ -190,12 +197,15 @@ impl Acceptor {
     /// False: there is one that it cannot be made to forget.
     fn empty_poll(&self) -> bool {
         let sockets = self.sockets.iter().filter(|socket| !socket.has_failed());
-        sockets.filter(|socket| !self.poll.forget(&*socket.listener)).count() == 0
+        sockets.filter(|socket| !self.poll.forget(&socket.source)).count() == 0
     }
 
-    /// What a socket was bound for; `None`: somebody else has bound it.
-    pub fn asked(&self, number: usize) -> Option<&Listen> {
-        self.sockets.get(number)?.listener.asked()
+    /// The listening socket with this number; `None`: there is none, or gateways leave connections there.
+    pub fn listener(&self, number: usize) -> Option<&Listener> {
+        match &self.sockets.get(number)?.source {
+            Source::Listener(listener) => Some(listener),
+            Source::Gateways(_) => None,
+        }
     }
 
     /// How many sockets there are.
@@ -227,16 +237,27 @@ impl Acceptor {
         AT_A_TIME
     }
 
-    /// The next connection that waits at a socket, and the peer's address if that is one of IP. [event loop]
-    pub fn accept(&self, number: usize) -> Option<(Socket, Option<SocketAddr>)> {
+    /// Gives `take` the next connection that waits at a socket, and what is known of it. False: there is none.
+    /// [event loop]
+    pub fn accept(&self, number: usize, take: impl FnOnce(Socket, &Greeting<'_>)) -> bool {
         if self.is(AcceptState::Closed) {
-            return None;
+            return false;
         }
-        let socket = self.sockets.get(number).filter(|socket| !socket.has_failed())?;
+        let Some(socket) = self.sockets.get(number).filter(|socket| !socket.has_failed()) else {
+            return false;
+        };
+        let mut preamble = self.preamble.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..AT_A_TIME {
-            match accept(&socket.listener) {
-                Ok(accepted) => return Some(accepted),
-                Err(Errno::EAGAIN) => return None,
+            let accepted = match &socket.source {
+                Source::Listener(listener) => accept(listener),
+                Source::Gateways(queue) => self.receive(queue, &mut preamble),
+            };
+            match accepted {
+                Ok((connection, greeting)) => {
+                    take(connection, &greeting);
+                    return true;
+                }
+                Err(Errno::EAGAIN) => return false,
                 // accept(2): errors of the connection that was waiting, not of the socket.
                 Err(Errno::EINTR | Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM | Errno::ENETDOWN) => {}
                 Err(Errno::ENOPROTOOPT | Errno::EHOSTDOWN | Errno::ENONET | Errno::EHOSTUNREACH) => {}
@@ -244,28 +265,52 @@ impl Acceptor {
                 Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)) => {
                     self.descriptors.ran_out(error);
                     self.hold();
-                    return None;
+                    return false;
                 }
                 Err(error) => {
                     // It was shut down, since the server stops or does not listen there any more.
                     let is_shut_down = error == Errno::EINVAL && socket.is_intact();
                     socket.failed.store(is_shut_down, Ordering::Relaxed);
                     if is_shut_down {
-                        self.poll.forget(&*socket.listener);
+                        self.poll.forget(&socket.source);
                     } else {
                         self.lose(socket, &error);
                         self.is_stale.store(true, Ordering::Relaxed);
                     }
-                    return None;
+                    return false;
                 }
             }
         }
-        None
+        false
+    }
+
+    /// The next connection that a gateway relays.
+    fn receive<'a>(&self, queue: &OwnedFd, preamble: &'a mut [u8]) -> Result<(Socket, Greeting<'a>), Errno> {
+        // Without a free descriptor the connection would be lost (recvmsg(2), MSG_CTRUNC).
+        if !self.descriptors.make_room(1) {
+            return Err(Errno::EMFILE);
+        }
+        let received = Preamble::receive(queue, preamble);
+        self.descriptors.refill();
+        match received {
+            // The gateway has read the header of a proxy, if there was to be one.
+            Ok((Preamble { peer, facts }, connection)) => Ok((
+                connection.into(),
+                Greeting { peer, has_proxy_header: true, facts: Some(facts), mark: 0 },
+            )),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                log::error!("{GATEWAYS}: malformed preamble; connection dropped");
+                Err(Errno::EINTR)
+            }
+            // The supervisor has vanished, and with it all who could send.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Errno::EINVAL),
+            Err(error) => Err(Errno::from_raw(error.raw_os_error().unwrap_or(0))),
+        }
     }
 
     /// A socket has failed for good.
     fn lose(&self, socket: &ListenSocket, error: &dyn fmt::Display) {
-        log::error!("accept on {}: {error}; this worker accepts no more there", socket.listener.address);
+        log::error!("accept on {}: {error}; this worker accepts no more there", socket.source);
         socket.failed.store(true, Ordering::Relaxed);
         self.share.slot.set_fault(Some(Fault::Listener));
     }
@@ -365,15 +410,43 @@ impl Share {
     }
 }
 
-fn inode(listener: &Listener) -> Option<u64> {
-    fstat(listener).ok().map(|status| status.st_ino)
+/// What connections are taken from. All workers of the pool share it.
+enum Source {
+    Listener(Arc<Listener>),
+    /// The receiving end of the queue in which gateways leave connections.
+    Gateways(Arc<OwnedFd>),
+}
+
+/// The name of the queue in the log.
+const GATEWAYS: &str = "the queue of the gateways";
+
+impl AsFd for Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Source::Listener(listener) => listener.as_fd(),
+            Source::Gateways(queue) => queue.as_fd(),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Listener(listener) => listener.address.fmt(f),
+            Source::Gateways(_) => f.write_str(GATEWAYS),
+        }
+    }
+}
+
+fn inode(source: &Source) -> Option<u64> {
+    fstat(source).ok().map(|status| status.st_ino)
 }
 
 /// The next connection, and the peer's address if that is one of IP.
-fn accept(listener: &Listener) -> Result<(Socket, Option<SocketAddr>), Errno> {
+fn accept<'a>(listener: &Listener) -> Result<(Socket, Greeting<'a>), Errno> {
     let accepted = SockRef::from(listener).accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
     let (socket, address) = accepted.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
-    Ok((socket, address.as_socket()))
+    Ok((socket, Greeting { peer: address.as_socket(), ..Greeting::default() }))
 }
 
 /// Whether a worker takes its share, so that others wait for it.

@@ -26,6 +26,8 @@ pub struct Start {
     pub skipped: Vec<u16>,
     /// The sockets to accept from.
     pub listeners: Vec<Arc<Listener>>,
+    /// Where gateways leave connections, if this worker takes them.
+    pub gateways: Option<Arc<OwnedFd>>,
     /// Where all workers write down how they are.
     pub scoreboard: &'static Scoreboard,
     /// Where all processes count.

@@ -22,7 +22,7 @@ use crate::worker::base::metrics::{NO_HANDLER, OpenCount};
 use crate::worker::base::poll::INBOX;
 use crate::worker::conn::handoff::{Entry, Purpose};
 use crate::worker::conn::open::Open;
-use crate::worker::conn::record::{Record, flags};
+use crate::worker::conn::record::{Greeting, Record, flags};
 use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, LINGER, NEVER, Phase};
 use crate::worker::crash::rescue;
@@ -160,23 +160,18 @@ impl Transfer {
         self.metrics.place.moved_in.add_shared(1);
         match entry.purpose {
             Purpose::Handshake => {
-                let known = Record::handshake_in(entry.block);
-                let found = || (socket.peer_addr().ok().and_then(|address| address.as_socket()), false, 0);
-                let (peer, has_proxy_header, mark) =
-                    known.map_or_else(found, |(peer, was_read, mark)| (peer.address(), was_read, mark));
+                let known = Record::greeting_in(entry.block, entry.parts[0]);
+                let found = || socket.peer_addr().ok().and_then(|address| address.as_socket());
+                let greeting = known.unwrap_or_else(|| Greeting { peer: found(), ..Greeting::default() });
                 // Where it came in is not known here, but whether the header was read.
                 let expects_header = self.config.listeners().any(|listener| listener.proxy_protocol);
                 let listener =
                     ListenerSettings { proxy_protocol: expects_header, ..self.config.listener.clone() };
-                let permit = self.admission.take_over(peer, mark);
-                let id = self.handshakes.start_connection(socket, peer, permit, &listener)?;
+                let permit = self.admission.take_over(greeting.peer, greeting.mark);
+                let id = self.handshakes.start_connection(socket, &greeting, permit, &listener)?;
                 if !admitted {
                     self.conns.reply(id, unavailable("this process has its connection already"));
                     return None;
-                }
-                if has_proxy_header && let Some(record) = self.conns.core.borrow_mut().table.record(id) {
-                    record.set_proxy_header();
-                    record.seal();
                 }
                 if entry.parts[2].is_empty() {
                     return None;

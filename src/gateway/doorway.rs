@@ -1,0 +1,65 @@
+//! Leaving connections for the workers: each is one end of a socket pair, or the peer's socket itself, with what they are
+//! to know of it. A full queue is backpressure: the connection waits, for a bounded time.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Type};
+use tokio::io::Interest;
+use tokio::time::{sleep, timeout};
+
+use super::socket::{Socket, Watched, watch};
+use crate::fleet::facts::Facts;
+use crate::fleet::gateway_queue::Preamble;
+
+/// How long a connection may wait for room in the queue.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Pause when too many descriptors are in flight (unix(7), ETOOMANYREFS), of which nobody is told when that changes.
+const RETRY_AFTER: Duration = Duration::from_millis(20);
+
+/// The sending end of the queue.
+pub struct Doorway(Watched<Arc<OwnedFd>>);
+
+impl Doorway {
+    /// In the runtime of this process.
+    pub fn new(tx: Arc<OwnedFd>) -> io::Result<Self> {
+        watch(tx, Interest::WRITABLE).map(Self)
+    }
+
+    /// A connection of a worker for this client, of which this end is ours.
+    pub async fn connect(&self, client: Option<SocketAddr>, facts: Facts<'_>) -> io::Result<Socket> {
+        let (ours, theirs) = socket2::Socket::pair(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+        self.leave(theirs.as_fd(), client, facts).await?;
+        Socket::new(ours)
+    }
+
+    /// Leaves a connection for a worker.
+    pub async fn leave(
+        &self,
+        connection: impl AsFd,
+        client: Option<SocketAddr>,
+        facts: Facts<'_>,
+    ) -> io::Result<()> {
+        let facts = facts.to_bytes().ok_or(io::ErrorKind::FileTooLarge)?;
+        let preamble = Preamble { peer: client, facts: &facts };
+        let full = |_| io::Error::new(io::ErrorKind::TimedOut, "no worker took the connection in time");
+        timeout(PATIENCE, self.send(preamble, connection.as_fd())).await.map_err(full)?
+    }
+
+    async fn send(&self, preamble: Preamble<'_>, connection: std::os::fd::BorrowedFd<'_>) -> io::Result<()> {
+        loop {
+            let mut guard = self.0.writable().await?;
+            match guard.try_io(|tx| preamble.send(tx.get_ref().0.as_fd(), connection)) {
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => {
+                    sleep(RETRY_AFTER).await
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(result) => return result,
+                Err(_would_block) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! HTTP/2 (RFC 9113): each stream becomes a connection of a worker, which speaks HTTP/1.1 and is sent the equivalent
+//! request. A WebSocket is opened by an extended CONNECT (RFC 8441). Flow control is backpressure: what a peer does not
+//! allow to be sent stays in the socket pair, and in the worker's queue.
+
+mod body;
+mod request;
+mod response;
+mod stream;
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::Reason;
+use h2::server::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Sleep, sleep, timeout};
+
+use super::server::{OwnedFacts, Server};
+
+/// Streams of a connection at a time.
+const STREAMS: u32 = 256;
+/// What a peer may send on a stream before a worker has taken it; bytes. The default of RFC 9113 section 6.5.2.
+const STREAM_WINDOW: u32 = 65_535;
+/// The same on all streams of a connection.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What waits to be sent on a stream; bytes.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Streams that were reset before they were looked at.
+const RESETS_IN_LINE: usize = 20;
+/// Streams that a peer has reset before there was an answer, beyond as many as were answered: more is an attack
+/// (CVE-2023-44487).
+const RESETS: u32 = 100;
+/// A connection without a stream is closed after this time.
+const IDLE: Duration = Duration::from_secs(60);
+/// Time for what is left to be sent when a connection is closed.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What the streams of a connection share.
+pub struct Connection {
+    /// With all others.
+    pub server: Arc<Server>,
+    /// Whose they are.
+    pub client: Option<SocketAddr>,
+    /// The same for all.
+    pub facts: OwnedFacts,
+    /// Streams that came to an answer, and those that the peer has reset before.
+    answered: AtomicU32,
+    reset: AtomicU32,
+}
+
+impl Connection {
+    /// A stream was answered.
+    pub fn count_answer(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The peer has reset a stream before it was answered.
+    pub fn count_reset(&self) {
+        self.reset.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_abused(&self) -> bool {
+        let answered = self.answered.load(Ordering::Relaxed);
+        self.reset.load(Ordering::Relaxed) > RESETS.saturating_add(answered)
+    }
+}
+
+/// Serves a connection to its end.
+pub async fn serve<T>(
+    server: &Arc<Server>,
+    io: T,
+    client: Option<SocketAddr>,
+    facts: OwnedFacts,
+) -> io::Result<()>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let limits = &server.config.head;
+    let mut builder = Builder::new();
+    builder
+        .enable_connect_protocol()
+        .max_concurrent_streams(STREAMS)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(limits.bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(RESETS_IN_LINE);
+    let limit = server.config.handshake_timeout;
+    let greeted = timeout(limit, builder.handshake::<_, Bytes>(io)).await;
+    let mut h2 = greeted.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(failed)?;
+    let shared = Arc::new(Connection {
+        server: Arc::clone(server),
+        client,
+        facts,
+        answered: AtomicU32::new(0),
+        reset: AtomicU32::new(0),
+    });
+    let mut draining = server.draining.clone();
+    let mut told_to_drain = pin!(async move { draining.wait_for(|is_draining| *is_draining).await.is_ok() });
+    let (mut is_draining, mut idle): (bool, Option<Pin<Box<Sleep>>>) = (false, None);
+    loop {
+        let next = poll_fn(|cx| {
+            if !is_draining && told_to_drain.as_mut().poll(cx).is_ready() {
+                is_draining = true;
+                h2.graceful_shutdown();
+            }
+            if let Poll::Ready(accepted) = h2.poll_accept(cx) {
+                return Poll::Ready(Next::Accepted(accepted));
+            }
+            if shared.is_abused() {
+                return Poll::Ready(Next::Abused);
+            }
+            match Arc::strong_count(&shared) {
+                1 => {
+                    let timer = idle.get_or_insert_with(|| Box::pin(sleep(IDLE)));
+                    timer.as_mut().poll(cx).map(|()| Next::Idle)
+                }
+                _ => {
+                    idle = None;
+                    Poll::Pending
+                }
+            }
+        });
+        match next.await {
+            Next::Accepted(Some(Ok((request, respond)))) => {
+                idle = None;
+                server.counters.count_stream();
+                tokio::spawn(stream::serve(Arc::clone(&shared), request, respond));
+            }
+            Next::Accepted(Some(Err(error))) => return Err(failed(error)),
+            Next::Accepted(None) => return Ok(()),
+            Next::Abused => {
+                log::warn!("a client of HTTP/2 resets its streams too often; connection closed");
+                h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                break;
+            }
+            Next::Idle => {
+                h2.abrupt_shutdown(Reason::NO_ERROR);
+                break;
+            }
+        }
+    }
+    let goodbye = poll_fn(|cx| h2.poll_closed(cx));
+    let _ = timeout(GOODBYE, goodbye).await; // it is closed in any case
+    Ok(())
+}
+
+/// What a connection is to do.
+enum Next<T> {
+    Accepted(T),
+    Abused,
+    Idle,
+}
+
+fn failed(error: h2::Error) -> io::Error {
+    io::Error::other(error)
+}

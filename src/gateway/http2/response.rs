@@ -1,0 +1,94 @@
+//! A worker's response of HTTP/1.1 as the equivalent one of HTTP/2.
+
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+
+/// Bytes that the head of a response may take: more than handlers can add.
+pub const MOST_HEAD: usize = 64 * 1024;
+/// Headers of a response.
+const MOST_HEADERS: usize = 128;
+/// Headers that belong to a connection (RFC 9113 section 8.2.2), or to the handshake of HTTP/1.1 (RFC 8441 section 5).
+const OURS: [&str; 6] =
+    ["connection", "keep-alive", "proxy-connection", "sec-websocket-accept", "transfer-encoding", "upgrade"];
+
+/// What a worker has answered.
+pub struct Answer {
+    /// The head.
+    pub response: Response<()>,
+    /// It opens the WebSocket.
+    pub is_switching: bool,
+    /// Bytes of the body, if it says.
+    pub length: Option<u64>,
+    /// Bytes of the input that are the head.
+    pub consumed: usize,
+}
+
+/// The worker has not answered as it should.
+#[derive(Debug)]
+pub struct BadAnswer;
+
+/// Parses the head at the beginning of `input`, which is everything received so far; `None`: it is not complete. `accept`
+/// is what Sec-WebSocket-Accept has to be if it opens a WebSocket.
+pub fn parse(input: &[u8], accept: Option<&[u8]>) -> Result<Option<Answer>, BadAnswer> {
+    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+    let mut parsed = httparse::Response::new(&mut headers);
+    let consumed = match parsed.parse(input) {
+        Ok(httparse::Status::Complete(consumed)) => consumed,
+        Ok(httparse::Status::Partial) if input.len() < MOST_HEAD => return Ok(None),
+        _ => return Err(BadAnswer),
+    };
+    let status = parsed.code.ok_or(BadAnswer)?;
+    let is_switching = status == 101;
+    let find = |name: &str| {
+        parsed.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
+    };
+    if is_switching && (accept.is_none() || find("sec-websocket-accept") != accept) {
+        return Err(BadAnswer);
+    }
+    let length = find("content-length").and_then(|value| str::from_utf8(value).ok()?.trim().parse().ok());
+    let mut response = Response::new(());
+    // RFC 8441 section 5: success is 200 there.
+    let status = if is_switching { 200 } else { status };
+    *response.status_mut() = StatusCode::from_u16(status).map_err(|_| BadAnswer)?;
+    for header in parsed.headers.iter() {
+        let name = header.name.to_ascii_lowercase();
+        if OURS.contains(&name.as_str()) {
+            continue;
+        }
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| BadAnswer)?;
+        response.headers_mut().append(name, HeaderValue::from_bytes(header.value).map_err(|_| BadAnswer)?);
+    }
+    Ok(Some(Answer { response, is_switching, length, consumed }))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_switch_is_success_if_the_key_is_right() {
+        let input = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            Sec-WebSocket-Accept: right\r\nSec-WebSocket-Protocol: chat\r\n\r\n\x81\x00";
+        let answer = parse(input, Some(b"right")).unwrap().unwrap();
+        assert!(answer.is_switching && answer.response.status() == 200);
+        let headers: Vec<_> = answer.response.headers().iter().collect();
+        assert_eq!(headers.len(), 1);
+        assert_eq!(answer.response.headers()["sec-websocket-protocol"], "chat");
+        assert_eq!(&input[answer.consumed..], b"\x81\x00");
+        assert!(parse(input, Some(b"wrong")).is_err());
+        assert!(parse(input, None).is_err());
+    }
+
+    #[test]
+    fn other_answers_keep_status_and_headers() {
+        let input = b"HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\nConnection: close\r\nX: y\r\n\r\nno\n";
+        let answer = parse(input, Some(b"right")).unwrap().unwrap();
+        assert!(!answer.is_switching && answer.response.status() == 404);
+        assert_eq!((answer.length, answer.response.headers().len()), (Some(3), 2));
+        for cut in 0..answer.consumed {
+            assert!(parse(&input[..cut], None).unwrap().is_none(), "{cut}");
+        }
+        assert!(parse(b"nonsense\r\n\r\n", None).is_err());
+        assert!(parse(&vec![b'H'; MOST_HEAD], None).is_err());
+    }
+}

@@ -1,0 +1,140 @@
+//! One stream: its request goes to a worker, whose answer comes back, and then bytes go both ways.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::{Method, Response};
+use tokio::time::timeout;
+
+use super::Connection;
+use super::body::{Body, End};
+use super::request::Request;
+use super::response::{self, Answer};
+use crate::gateway::socket::Socket;
+use crate::http as pages;
+
+/// Time that a worker may take to answer beyond the time that it gives the client.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why there is no answer to pass on.
+enum Failure {
+    /// The client is to be told this.
+    Refused(u16, &'static str),
+    /// The client has reset the stream.
+    Reset,
+}
+
+/// Serves a stream to its end.
+pub async fn serve(
+    connection: Arc<Connection>,
+    request: http::Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let (parts, receive) = request.into_parts();
+    let asked = ask(&connection, &parts, &receive, &mut respond).await;
+    let (worker, answer, rest) = match asked {
+        Ok(asked) => asked,
+        Err(Failure::Reset) => return connection.count_reset(),
+        Err(Failure::Refused(status, why)) => {
+            connection.count_answer();
+            return refuse(&connection, &mut respond, status, why, parts.method == Method::HEAD);
+        }
+    };
+    connection.count_answer();
+    let Answer { response, is_switching, length, .. } = answer;
+    let has_no_body = parts.method == Method::HEAD || matches!(response.status().as_u16(), 204 | 304);
+    let left = match (is_switching, has_no_body) {
+        (true, _) => None,
+        (false, true) => Some(0),
+        (false, false) => length,
+    };
+    let Ok(send) = respond.send_response(response, left == Some(0)) else { return };
+    if left == Some(0) {
+        return;
+    }
+    let end = if is_switching { End::OfBoth } else { End::OfResponse(left) };
+    Body::new(worker, receive, send, rest, end).run().await;
+}
+
+/// Sends the request to a worker, and waits for the head of the answer: with it comes what follows it.
+async fn ask(
+    connection: &Connection,
+    parts: &http::request::Parts,
+    receive: &RecvStream,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<(Socket, Answer, Vec<u8>), Failure> {
+    let refused = |(status, why)| Failure::Refused(status, why);
+    let request = Request::new(parts, !receive.is_end_stream()).map_err(refused)?;
+    if request.head.len() > connection.server.config.head.bytes.saturating_add(1024) {
+        return Err(Failure::Refused(431, "a request head that is too long"));
+    }
+    let server = &connection.server;
+    let worker = server.doorway.connect(connection.client, connection.facts.borrow()).await;
+    let worker = worker.map_err(|error| {
+        server.unavailable(&error);
+        Failure::Refused(503, "no worker is free")
+    })?;
+    let gone = |_| Failure::Refused(502, "the worker has ended");
+    worker.write_all(&request.head).await.map_err(gone)?;
+    let limit = server.config.handshake_timeout + PATIENCE;
+    let answered = timeout(limit, answer(&worker, request.accept, respond)).await;
+    let (answer, rest) = answered.unwrap_or(Err(Failure::Refused(504, "no answer in time")))?;
+    Ok((worker, answer, rest))
+}
+
+async fn answer(
+    worker: &Socket,
+    accept: Option<[u8; 28]>,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<(Answer, Vec<u8>), Failure> {
+    let accept = accept.as_ref().map(<[u8; 28]>::as_slice);
+    let (mut head, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let read = poll_fn(|cx| {
+            if respond.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Failure::Reset));
+            }
+            let gone = |_: io::Error| Failure::Refused(502, "the worker has ended");
+            worker.poll_read(cx, &mut buffer).map_err(gone)
+        });
+        let count = read.await?;
+        if count == 0 {
+            return Err(Failure::Refused(502, "the worker has ended"));
+        }
+        head.extend_from_slice(buffer.get(..count).unwrap_or_default());
+        let bad = |_| Failure::Refused(502, "an answer that is none");
+        if let Some(answer) = response::parse(&head, accept).map_err(bad)? {
+            let rest = head.split_off(answer.consumed);
+            return Ok((answer, rest));
+        }
+    }
+}
+
+fn refuse(
+    connection: &Connection,
+    respond: &mut SendResponse<Bytes>,
+    status: u16,
+    why: &'static str,
+    is_head: bool,
+) {
+    let page = pages::error(status, why, &[]).into_bytes();
+    let Ok(Some(Answer { response, consumed, .. })) = response::parse(&page, None) else {
+        return respond.send_reset(Reason::INTERNAL_ERROR);
+    };
+    let (mut parts, ()) = response.into_parts();
+    if let Some(hsts) = connection.facts.hsts() {
+        parts.headers.extend([(http::header::STRICT_TRANSPORT_SECURITY, hsts)]);
+    }
+    if let Ok(mut send) = respond.send_response(Response::from_parts(parts, ()), is_head)
+        && !is_head
+    {
+        let body = Bytes::copy_from_slice(page.get(consumed..).unwrap_or_default());
+        let _ = send.send_data(body, true); // the stream was reset
+    }
+}

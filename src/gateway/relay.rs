@@ -1,0 +1,301 @@
+//! Relays between a TLS connection and a worker. Each direction reads as much as there is, writes it at once, and reads no
+//! more before that is written: what is in memory is bounded, and nothing is while the connection is idle.
+//!
+//! The worker sees what it would see of a plain connection: close_notify and FIN are the end of the stream, and what breaks
+//! TLS or resets the connection closes the pair. What the worker does last, the peer sees: the end of its stream becomes
+//! close_notify and FIN.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::{Sleep, sleep};
+
+use super::session::Session;
+use super::socket::Socket;
+
+/// Bytes read at a time.
+const BATCH: usize = 64 * 1024;
+/// What a message may take that was received in part.
+const UNREAD: usize = 80 * 1024;
+/// Batches in one turn; others have theirs in between.
+const TURN: usize = 16;
+/// How long the peer may take to close its end after the worker has.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long the peer may take nothing of what is left for it.
+const STALL: Duration = Duration::from_secs(30);
+/// How often to look whether the worker is gone while the peer takes nothing.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Memory that all connections of the process use in turn.
+pub struct Scratch {
+    /// What is read.
+    pub buffer: Vec<u8>,
+    /// What was decrypted.
+    pub plain: Vec<u8>,
+    /// What was encrypted.
+    pub encrypted: Vec<u8>,
+}
+
+thread_local! {
+    /// The memory of this thread's connections.
+    pub static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
+        buffer: vec![0; BATCH + UNREAD],
+        plain: Vec::new(),
+        encrypted: Vec::new(),
+    });
+}
+
+/// Receives what there is of a TLS connection, and gives what was in it to `take`. Ready with true: the peer sends no more.
+pub fn poll_receive(
+    socket: &Socket,
+    session: &mut Session,
+    cx: &mut Context<'_>,
+    take: impl FnOnce(&[u8]),
+) -> Poll<io::Result<bool>> {
+    SCRATCH.with_borrow_mut(|Scratch { buffer, plain, .. }| {
+        let before = session.unread().len();
+        let room = buffer.get_mut(before..before + BATCH).unwrap_or_default();
+        let count = match socket.poll_read(cx, room) {
+            Poll::Ready(Ok(0)) => return Poll::Ready(Ok(true)),
+            Poll::Ready(Ok(count)) => count,
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending => return Poll::Pending,
+        };
+        let received = buffer.get_mut(..before + count).unwrap_or_default();
+        plain.clear();
+        let result = session.receive(received, plain);
+        take(plain);
+        Poll::Ready(result.map(|()| session.is_ended()).map_err(io::Error::other))
+    })
+}
+
+/// Writes what is unsent. Pending: some of it still is.
+pub fn poll_send(socket: &Socket, session: &mut Session, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    while !session.unsent().is_empty() {
+        match socket.poll_write(cx, session.unsent()) {
+            Poll::Ready(Ok(count)) => session.sent(count),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending => return Poll::Pending,
+        }
+    }
+    Poll::Ready(Ok(()))
+}
+
+/// One connection and its worker.
+pub struct Relay {
+    peer: Socket,
+    session: Box<Session>,
+    worker: Socket,
+    /// Decrypted, and still to be written to the worker.
+    undelivered: Vec<u8>,
+    /// What is unsent waits until the peer takes it.
+    is_blocked: bool,
+    /// The peer sends no more, or nobody wants it.
+    has_peer_ended: bool,
+    /// The same, and the worker was told.
+    is_worker_told: bool,
+    /// The worker sends no more, and the peer was told as far as there was room.
+    has_worker_ended: bool,
+    /// By when it has to be over, or is looked at.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// What a direction has done.
+#[derive(PartialEq, Eq)]
+enum Step {
+    /// Something.
+    Moved,
+    /// Nothing: it waits for a socket.
+    Waits,
+}
+
+impl Relay {
+    /// `received` was in the TLS connection before.
+    pub fn new(peer: Socket, session: Box<Session>, worker: Socket, received: Vec<u8>) -> Self {
+        let has_peer_ended = session.is_ended();
+        let (is_blocked, is_worker_told, has_worker_ended, timer) = (false, false, false, None);
+        Self {
+            peer,
+            session,
+            worker,
+            undelivered: received,
+            is_blocked,
+            has_peer_ended,
+            is_worker_told,
+            has_worker_ended,
+            timer,
+        }
+    }
+
+    /// Until both ends are closed, or one has failed.
+    pub async fn run(mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        for _ in 0..TURN {
+            let outward = self.step_outward(cx)?;
+            let inward = self.step_inward(cx)?;
+            if self.is_over() {
+                return Poll::Ready(Ok(()));
+            }
+            if outward == Step::Waits && inward == Step::Waits {
+                return self.poll_timer(cx);
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn is_over(&self) -> bool {
+        self.has_worker_ended && self.has_peer_ended && self.session.unsent().is_empty()
+    }
+
+    /// From the peer to the worker.
+    fn step_inward(&mut self, cx: &mut Context<'_>) -> io::Result<Step> {
+        if !self.undelivered.is_empty() {
+            return Ok(match self.worker.poll_write(cx, &self.undelivered) {
+                Poll::Ready(Ok(count)) if count == self.undelivered.len() => {
+                    self.undelivered = Vec::new();
+                    Step::Moved
+                }
+                Poll::Ready(Ok(count)) => {
+                    self.undelivered.drain(..count);
+                    Step::Moved
+                }
+                Poll::Ready(Err(_)) => self.discard(),
+                Poll::Pending => Step::Waits,
+            });
+        }
+        if self.has_peer_ended {
+            if !std::mem::replace(&mut self.is_worker_told, true) {
+                self.worker.end();
+            }
+            return Ok(Step::Waits);
+        }
+        let Self { peer, session, worker, undelivered, is_worker_told, .. } = self;
+        let mut is_worker_gone = false;
+        let received = poll_receive(peer, session, cx, |plain| {
+            // Without a registration: what is left is written in the next step.
+            if plain.is_empty() || *is_worker_told {
+                return;
+            }
+            match worker.poll_write(&mut Context::from_waker(Waker::noop()), plain) {
+                Poll::Ready(Ok(count)) => *undelivered = plain.get(count..).unwrap_or_default().to_vec(),
+                Poll::Ready(Err(_)) => is_worker_gone = true,
+                Poll::Pending => *undelivered = plain.to_vec(),
+            }
+        });
+        match received {
+            Poll::Pending => Ok(Step::Waits),
+            Poll::Ready(received) => {
+                if is_worker_gone {
+                    self.discard();
+                }
+                match received {
+                    Ok(is_end) => self.has_peer_ended |= is_end,
+                    Err(error) => {
+                        // The alert, as far as that goes without waiting.
+                        let _ = poll_send(&self.peer, &mut self.session, cx);
+                        return Err(error);
+                    }
+                }
+                Ok(Step::Moved)
+            }
+        }
+    }
+
+    /// The worker takes nothing any more.
+    fn discard(&mut self) -> Step {
+        self.undelivered = Vec::new();
+        (self.has_peer_ended, self.is_worker_told) = (true, true);
+        Step::Moved
+    }
+
+    /// From the worker to the peer.
+    fn step_outward(&mut self, cx: &mut Context<'_>) -> io::Result<Step> {
+        if self.is_blocked {
+            return Ok(match poll_send(&self.peer, &mut self.session, cx)? {
+                Poll::Ready(()) => {
+                    (self.is_blocked, self.timer) = (false, None);
+                    if self.has_worker_ended {
+                        self.end();
+                    }
+                    Step::Moved
+                }
+                Poll::Pending => Step::Waits,
+            });
+        }
+        if self.has_worker_ended {
+            return Ok(Step::Waits);
+        }
+        let Self { peer, session, worker, .. } = self;
+        let count = SCRATCH.with_borrow_mut(|Scratch { buffer, encrypted, .. }| {
+            let room = buffer.get_mut(..BATCH).unwrap_or_default();
+            let count = match worker.poll_read(cx, room) {
+                Poll::Ready(Ok(count)) => count,
+                // It was closed with something unread in it.
+                Poll::Ready(Err(_)) => 0,
+                Poll::Pending => return Ok(None),
+            };
+            // A ticket, or the answer to a key update, goes along.
+            encrypted.clear();
+            encrypted.extend_from_slice(session.unsent());
+            session.keep_unsent(&[]);
+            session.swap_unsent(encrypted);
+            let result = match count {
+                0 => session.send_end(),
+                count => session.send(buffer.get(..count).unwrap_or_default()),
+            };
+            session.swap_unsent(encrypted);
+            result.map_err(io::Error::other)?;
+            let written = match peer.poll_write(cx, encrypted) {
+                Poll::Ready(written) => written?,
+                Poll::Pending => 0,
+            };
+            session.keep_unsent(encrypted.get(written..).unwrap_or_default());
+            Ok::<_, io::Error>(Some(count))
+        })?;
+        match count {
+            None => Ok(Step::Waits),
+            Some(count) => {
+                self.is_blocked = !self.session.unsent().is_empty();
+                if count == 0 {
+                    self.has_worker_ended = true;
+                    self.end();
+                }
+                Ok(Step::Moved)
+            }
+        }
+    }
+
+    /// The worker has ended: closes our end of the peer's connection once all was sent.
+    fn end(&mut self) {
+        let is_sent = self.session.unsent().is_empty();
+        if is_sent {
+            self.peer.end();
+        }
+        self.timer = Some(Box::pin(sleep(if is_sent { LINGER } else { STALL })));
+    }
+
+    /// Waits, but not forever for an end, nor for a peer that takes nothing when the worker is gone.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_blocked && self.timer.is_none() {
+            self.timer = Some(Box::pin(sleep(LOOK)));
+        }
+        loop {
+            let Some(timer) = &mut self.timer else { return Poll::Pending };
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if self.has_worker_ended || self.worker.is_gone() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            self.timer = self.is_blocked.then(|| Box::pin(sleep(LOOK)));
+        }
+    }
+}

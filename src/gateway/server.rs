@@ -1,0 +1,453 @@
+//! What all connections of a gateway share, and how each begins: header of the PROXY protocol, handshake, and then to a
+//! worker.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use super::certificate;
+use super::doorway::Doorway;
+use super::http2;
+use super::relay::{Relay, poll_receive, poll_send};
+use super::session::Session;
+use super::socket::Socket;
+use super::stream::{PlainStream, TlsStream};
+use super::tls;
+use crate::config::Config;
+use crate::fleet::facts::Facts;
+use crate::fleet::gateway_counters::{Failure, GatewayCounters};
+use crate::http::{self, Response};
+use crate::proto::http1::head::{self, Parsed};
+use crate::proto::http1::proxy;
+
+/// Handshakes at a time. When one more comes, the one that has taken the longest makes way.
+const HANDSHAKES: usize = 4096;
+/// The longest header of the PROXY protocol that is read.
+const PROXY_HEADER: usize = 4096;
+/// How a client of HTTP/2 begins (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How long a redirected client may take to close its end.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// A listener's entrance.
+pub struct Door {
+    /// What connections begin with.
+    pub entrance: Entrance,
+    /// Behind the header of the PROXY protocol, of proxies that are trusted.
+    pub has_proxy_header: bool,
+}
+
+/// What connections to a listener begin with, ready for them.
+pub enum Entrance {
+    /// TLS.
+    Tls {
+        /// As rustls has it.
+        tls: tls::Listener,
+        /// The value of Strict-Transport-Security.
+        hsts: Option<String>,
+    },
+    /// HTTP/2 with prior knowledge, or HTTP/1.1.
+    H2c,
+    /// A redirect to https.
+    Redirect {
+        /// Host and port; none: the host of the request.
+        to: Option<String>,
+    },
+}
+
+/// What a connection holds as long as it lives: its place among those that there may be, and what tells of the end of the
+/// last one.
+pub type Token = (OwnedSemaphorePermit, mpsc::Sender<()>);
+
+/// What all connections share.
+pub struct Server {
+    /// Where connections are left.
+    pub doorway: Doorway,
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Shared with all processes.
+    pub counters: &'static GatewayCounters,
+    /// True: no more is to begin.
+    pub draining: watch::Receiver<bool>,
+    handshakes: Handshakes,
+}
+
+/// Handshakes under way, by age.
+#[derive(Default)]
+struct Handshakes {
+    next: AtomicU64,
+    tasks: Mutex<BTreeMap<u64, AbortHandle>>,
+}
+
+impl Handshakes {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, AbortHandle>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A handshake that came to its end.
+enum Opened {
+    /// A connection of HTTP/1.1.
+    Http1 {
+        peer: Socket,
+        session: Box<Session>,
+        received: Vec<u8>,
+        client: Option<SocketAddr>,
+        name: Option<String>,
+    },
+    /// One of HTTP/2.
+    Http2 {
+        peer: Socket,
+        session: Box<Session>,
+        received: Vec<u8>,
+        client: Option<SocketAddr>,
+        name: Option<String>,
+    },
+}
+
+impl Server {
+    /// Leaves connections at `doorway`.
+    pub fn new(
+        doorway: Doorway,
+        config: Arc<Config>,
+        counters: &'static GatewayCounters,
+        draining: watch::Receiver<bool>,
+    ) -> Self {
+        Self { doorway, config, counters, draining, handshakes: Handshakes::default() }
+    }
+
+    /// Serves a connection in a task of its own, which holds `token` as long as it lives.
+    pub fn begin(self: &Arc<Self>, door: &Arc<Door>, peer: Socket, client: Option<SocketAddr>, token: Token) {
+        let (server, door) = (Arc::clone(self), Arc::clone(door));
+        let number = self.handshakes.next.fetch_add(1, Ordering::Relaxed);
+        let task = tokio::spawn(async move {
+            if let Err(error) = server.serve(number, &door, peer, client, token).await {
+                log::debug!("connection ended: {error}");
+            }
+            server.handshakes.lock().remove(&number);
+        });
+        let mut handshakes = self.handshakes.lock();
+        handshakes.insert(number, task.abort_handle());
+        if handshakes.len() > HANDSHAKES
+            && let Some((_, oldest)) = handshakes.pop_first()
+        {
+            oldest.abort();
+            self.counters.count_failure(Failure::Overload);
+        }
+    }
+
+    /// The handshake of this connection is over.
+    fn settle(&self, number: u64) {
+        self.handshakes.lock().remove(&number);
+    }
+
+    async fn serve(
+        self: &Arc<Self>,
+        number: u64,
+        door: &Door,
+        peer: Socket,
+        mut client: Option<SocketAddr>,
+        token: Token,
+    ) -> io::Result<()> {
+        let limit = self.config.handshake_timeout;
+        match &door.entrance {
+            Entrance::Tls { tls, hsts } => {
+                let opened = timeout(limit, self.handshake(tls, door.has_proxy_header, peer, client)).await;
+                self.settle(number);
+                let failed = |failure| self.counters.count_failure(failure);
+                let opened = opened.map_err(|_| {
+                    failed(Failure::Timeout);
+                    io::Error::from(io::ErrorKind::TimedOut)
+                })?;
+                let opened = opened.map_err(|(failure, error)| {
+                    failed(failure);
+                    error
+                })?;
+                let facts = |session: &Session, peer: &Socket, name: &Option<String>, is_http2| {
+                    OwnedFacts::new(session, peer, name.as_deref(), hsts.as_deref(), is_http2)
+                };
+                match opened {
+                    Opened::Http1 { peer, session, received, client, name } => {
+                        self.counters.count_handshake(session.is_resumed());
+                        let facts = facts(&session, &peer, &name, false);
+                        self.relay(peer, session, received, client, facts, token).await
+                    }
+                    Opened::Http2 { peer, session, received, client, name } => {
+                        self.counters.count_handshake(session.is_resumed());
+                        let facts = facts(&session, &peer, &name, true);
+                        let stream = TlsStream::new(peer, session, received);
+                        self.begin_http2(stream, client, facts, token);
+                        Ok(())
+                    }
+                }
+            }
+            Entrance::H2c => {
+                let is_http2 = timeout(limit, async {
+                    self.read_proxy_header(door.has_proxy_header, &peer, &mut client).await?;
+                    let mut buffer = [0; PREFACE.len()];
+                    let is_preface = |seen: &[u8]| match PREFACE.starts_with(seen) {
+                        false => Some(false),
+                        true => (seen.len() == PREFACE.len()).then_some(true),
+                    };
+                    peer.peek(&mut buffer, is_preface).await
+                });
+                let is_http2 = is_http2.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+                self.settle(number);
+                let local = peer.local();
+                match is_http2 {
+                    None => Ok(()),
+                    Some(false) => {
+                        let facts = Facts { local: local.as_deref(), ..Facts::default() };
+                        self.doorway.leave(peer.into_inner(), client, facts).await
+                    }
+                    Some(true) => {
+                        let facts = OwnedFacts { local, is_http2: true, ..OwnedFacts::default() };
+                        self.begin_http2(PlainStream(peer), client, facts, token);
+                        Ok(())
+                    }
+                }
+            }
+            Entrance::Redirect { to } => {
+                let redirected = timeout(limit, async {
+                    self.read_proxy_header(door.has_proxy_header, &peer, &mut client).await?;
+                    self.redirect(&peer, to.as_deref()).await
+                });
+                let result = redirected.await;
+                self.settle(number);
+                result.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+            }
+        }
+    }
+
+    /// Until the TLS session is open. The error says what it counts for.
+    async fn handshake(
+        &self,
+        tls: &tls::Listener,
+        has_proxy_header: bool,
+        peer: Socket,
+        mut client: Option<SocketAddr>,
+    ) -> Result<Opened, (Failure, io::Error)> {
+        let closed = |error| (Failure::Closed, error);
+        self.read_proxy_header(has_proxy_header, &peer, &mut client).await.map_err(closed)?;
+        let session = Session::new(Arc::clone(&tls.config));
+        let mut session = Box::new(session.map_err(|error| (Failure::Protocol, io::Error::other(error)))?);
+        let (mut received, mut name) = (Vec::new(), None);
+        while !session.is_open() {
+            let result = std::future::poll_fn(|cx| {
+                poll_receive(&peer, &mut session, cx, |plain| received.extend_from_slice(plain))
+            });
+            let is_ended = result.await;
+            // Asked for before any other connection had its turn.
+            name = tls.resolver.take_asked().or(name);
+            // Of TLS 1.3 only a ticket is unsent then: it goes along with what the worker says first.
+            if is_ended.is_ok() && session.is_open() && session.version() == Some("TLSv1.3") {
+                break;
+            }
+            // What is unsent after an error is the alert that says why.
+            let sent = std::future::poll_fn(|cx| poll_send(&peer, &mut session, cx)).await;
+            let is_ended = is_ended.map_err(|error| (failure_of(&error), error))?;
+            sent.map_err(closed)?;
+            if is_ended && !session.is_open() {
+                return Err(closed(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+        Ok(match session.alpn() {
+            Some(b"h2") => Opened::Http2 { peer, session, received, client, name },
+            _ => Opened::Http1 { peer, session, received, client, name },
+        })
+    }
+
+    /// Serves a connection of HTTP/2, in a task of its own: that of the handshake needs more memory.
+    fn begin_http2<T>(
+        self: &Arc<Self>,
+        stream: T,
+        client: Option<SocketAddr>,
+        facts: OwnedFacts,
+        token: Token,
+    ) where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let server = Arc::clone(self);
+        tokio::spawn(async move {
+            let _token = token;
+            if let Err(error) = http2::serve(&server, stream, client, facts).await {
+                log::debug!("connection of HTTP/2 ended: {error}");
+            }
+        });
+    }
+
+    /// Gives the connection to a worker, and has it relayed until its end, in a task of its own.
+    async fn relay(
+        &self,
+        peer: Socket,
+        mut session: Box<Session>,
+        received: Vec<u8>,
+        client: Option<SocketAddr>,
+        facts: OwnedFacts,
+        token: Token,
+    ) -> io::Result<()> {
+        let worker = match self.doorway.connect(client, facts.borrow()).await {
+            Ok(worker) => worker,
+            Err(error) => {
+                self.unavailable(&error);
+                let response = http::error(503, "no worker is free", &[("Retry-After", "1")]).into_bytes();
+                session.send(&response).and_then(|()| session.send_end()).map_err(io::Error::other)?;
+                let sent = std::future::poll_fn(|cx| poll_send(&peer, &mut session, cx));
+                return timeout(LINGER, sent).await.unwrap_or(Ok(()));
+            }
+        };
+        let relay = Relay::new(peer, session, worker, received);
+        tokio::spawn(async move {
+            let _token = token;
+            if let Err(error) = relay.run().await {
+                log::debug!("connection ended: {error}");
+            }
+        });
+        Ok(())
+    }
+
+    /// No worker has taken a connection.
+    pub fn unavailable(&self, error: &io::Error) {
+        self.counters.count_failure(Failure::Unavailable);
+        log::warn!("no worker took a connection: {error}");
+    }
+
+    /// Reads the header with which a trusted proxy begins, if it has to.
+    async fn read_proxy_header(
+        &self,
+        is_expected: bool,
+        peer: &Socket,
+        client: &mut Option<SocketAddr>,
+    ) -> io::Result<()> {
+        let proxies = &self.config.admission.proxy;
+        if !is_expected || !proxies.trusts(client.map(|client| client.ip())) {
+            return Ok(());
+        }
+        let mut buffer = vec![0; PROXY_HEADER];
+        let parsed = peer.peek(&mut buffer, |seen| match proxy::parse(seen) {
+            Ok(proxy::Parsed::NeedMore) => None,
+            Ok(proxy::Parsed::Header { client, consumed }) => Some(Ok((client, consumed))),
+            Err(bad) => Some(Err(bad)),
+        });
+        let (named, consumed) = parsed.await?.ok_or(io::ErrorKind::UnexpectedEof)?.map_err(|bad| {
+            log::warn!("a proxy did not begin with a proper header of the PROXY protocol: {bad}");
+            io::Error::from(io::ErrorKind::InvalidData)
+        })?;
+        *client = named.or(*client);
+        let header = buffer.get_mut(..consumed).unwrap_or_default();
+        match peer.read(header).await? {
+            count if count == consumed => Ok(()),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Answers one request with the same at https.
+    async fn redirect(&self, peer: &Socket, to: Option<&str>) -> io::Result<()> {
+        let limits = &self.config.head;
+        let mut buffer = vec![0; limits.bytes + 1];
+        let response = peer.peek(&mut buffer, |seen| match head::parse(seen, limits) {
+            Ok(Parsed::NeedMore) => None,
+            Ok(Parsed::Head { head, .. }) => Some(redirection(&head, to)),
+            Err(bad) => Some(http::error(bad.status, bad.why, &[])),
+        });
+        let Some(response) = response.await? else { return Ok(()) };
+        peer.write_all(&response.into_bytes()).await?;
+        peer.end();
+        // Closing before the client has read the response could take it away.
+        let drain = async { while peer.read(&mut buffer).await.is_ok_and(|count| count > 0) {} };
+        let _ = timeout(LINGER, drain).await;
+        Ok(())
+    }
+}
+
+fn redirection(head: &head::Head, to: Option<&str>) -> Response {
+    let host = to.map(str::to_owned).or_else(|| head.host_and_port().map(|asked| asked.host.to_owned()));
+    match host {
+        Some(host) => {
+            Response::redirect(SystemTime::now(), 308, &format!("https://{host}{}", head.resource()))
+        }
+        None => http::error(400, "a request without a host", &[]),
+    }
+}
+
+fn failure_of(error: &io::Error) -> Failure {
+    let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertificate(_)) => {
+            Failure::Certificate
+        }
+        Some(_) => Failure::Protocol,
+        None => Failure::Closed,
+    }
+}
+
+/// [`Facts`] that a connection keeps until a worker has them.
+#[derive(Clone, Default)]
+pub struct OwnedFacts {
+    is_tls: bool,
+    is_resumed: bool,
+    is_http2: bool,
+    local: Option<Vec<u8>>,
+    hsts: Option<String>,
+    version: Option<&'static str>,
+    cipher: Option<String>,
+    server_name: Option<String>,
+    alpn: Option<Vec<u8>>,
+    subject: Option<String>,
+    chain: Option<Vec<u8>>,
+}
+
+impl OwnedFacts {
+    fn new(
+        session: &Session,
+        peer: &Socket,
+        server_name: Option<&str>,
+        hsts: Option<&str>,
+        is_http2: bool,
+    ) -> Self {
+        let chain: Vec<u8> = session.chain().flatten().copied().collect();
+        Self {
+            is_tls: true,
+            is_resumed: session.is_resumed(),
+            is_http2,
+            local: peer.local(),
+            hsts: hsts.map(str::to_owned),
+            version: session.version(),
+            cipher: session.cipher(),
+            server_name: server_name.map(str::to_owned),
+            alpn: session.alpn().map(<[u8]>::to_vec),
+            subject: session.chain().next().and_then(certificate::subject),
+            chain: (!chain.is_empty()).then_some(chain),
+        }
+    }
+
+    /// The value of Strict-Transport-Security.
+    pub fn hsts(&self) -> Option<::http::HeaderValue> {
+        self.hsts.as_deref().and_then(|hsts| ::http::HeaderValue::from_str(hsts).ok())
+    }
+
+    /// As they are sent.
+    pub fn borrow(&self) -> Facts<'_> {
+        Facts {
+            is_tls: self.is_tls,
+            is_resumed: self.is_resumed,
+            is_http2: self.is_http2,
+            local: self.local.as_deref(),
+            hsts: self.hsts.as_deref().map(str::as_bytes),
+            version: self.version.map(str::as_bytes),
+            cipher: self.cipher.as_deref().map(str::as_bytes),
+            server_name: self.server_name.as_deref().map(str::as_bytes),
+            alpn: self.alpn.as_deref(),
+            subject: self.subject.as_deref().map(str::as_bytes),
+            chain: self.chain.as_deref(),
+        }
+    }
+}

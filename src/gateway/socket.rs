@@ -1,0 +1,157 @@
+//! Descriptors in the event loop of the runtime, and a stream socket of any family.
+
+#![allow(unsafe_code)]
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::task::{Context, Poll, ready};
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::net::{RecvFlags, recv};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A descriptor's owner in the event loop.
+pub type Watched<T> = AsyncFd<Owner<T>>;
+
+/// Who owns a descriptor.
+pub struct Owner<T>(pub T);
+
+impl<T: AsFd> AsFd for Owner<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl<T: AsFd> AsRawFd for Owner<T> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+/// Watches a descriptor that does not block.
+pub fn watch<T: AsFd>(owner: T, interest: Interest) -> io::Result<Watched<T>> {
+    // SAFETY: the owner, which goes along, keeps this descriptor open, and is not changed inside.
+    Ok(unsafe { AsyncFd::register_with_interest(Owner(owner), interest)? })
+}
+
+/// A stream socket that never blocks.
+pub struct Socket(Watched<socket2::Socket>);
+
+impl Socket {
+    /// One that is non-blocking already.
+    pub fn new(socket: socket2::Socket) -> io::Result<Self> {
+        watch(socket, Interest::READABLE | Interest::WRITABLE).map(Self)
+    }
+
+    /// Reads into `buffer`; 0 at the end.
+    pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.0.poll_read_ready(cx))?;
+            match guard.try_io(|socket| (&socket.get_ref().0).read(buffer)) {
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Ok(count)) => {
+                    if (1..buffer.len()).contains(&count) {
+                        guard.clear_ready(); // it is edge-triggered: what comes next is told
+                    }
+                    return Poll::Ready(Ok(count));
+                }
+                Ok(failed) => return Poll::Ready(failed),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    /// Writes some of `bytes`.
+    pub fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.0.poll_write_ready(cx))?;
+            match guard.try_io(|socket| (&socket.get_ref().0).write(bytes)) {
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(result) => return Poll::Ready(result),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    /// Looks at what has come, without taking it, until `enough` says what of it that means; `None` at the end, or when
+    /// `buffer` is full.
+    pub async fn peek<R>(
+        &self,
+        buffer: &mut [u8],
+        mut enough: impl FnMut(&[u8]) -> Option<R>,
+    ) -> io::Result<Option<R>> {
+        let mut seen = 0;
+        loop {
+            let mut guard = self.0.readable().await?;
+            let count = match guard.try_io(|socket| {
+                let (count, _) = recv(socket.get_ref(), &mut *buffer, RecvFlags::PEEK)?;
+                Ok(count)
+            }) {
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(count) => count?,
+                Err(_would_block) => continue,
+            };
+            if let Some(result) = enough(buffer.get(..count).unwrap_or_default()) {
+                return Ok(Some(result));
+            }
+            if count == seen || count == buffer.len() {
+                return Ok(None);
+            }
+            seen = count;
+            guard.clear_ready(); // what comes next is told
+        }
+    }
+
+    /// Whether there is something to read, or the end, without reading it.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_read_ready(cx).map_ok(|mut guard| guard.retain_ready())
+    }
+
+    /// Reads some.
+    pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        std::future::poll_fn(|cx| self.poll_read(cx, buffer)).await
+    }
+
+    /// Writes all.
+    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let count = std::future::poll_fn(|cx| self.poll_write(cx, bytes)).await?;
+            bytes = bytes.get(count..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// No more is written: the other side reads the end.
+    pub fn end(&self) {
+        let _ = self.0.get_ref().0.shutdown(Shutdown::Write); // it is gone
+    }
+
+    /// Whether the other side has closed both directions.
+    pub fn is_gone(&self) -> bool {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::empty())];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Its local address as text.
+    pub fn local(&self) -> Option<Vec<u8>> {
+        let address = self.0.get_ref().0.local_addr().ok()?;
+        match address.as_socket() {
+            Some(address) => Some(address.to_string().into_bytes()),
+            None => Some(address.as_pathname()?.as_os_str().as_encoded_bytes().to_vec()),
+        }
+    }
+
+    /// The socket itself.
+    pub fn into_inner(self) -> socket2::Socket {
+        self.0.into_inner().0
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().0.as_fd()
+    }
+}

@@ -1,0 +1,33 @@
+//! What gateways have counted.
+
+use super::families::{counter, gauge};
+use super::text::{Family, Text};
+use crate::fleet::gateway_counters::GatewayCounters;
+
+const HANDSHAKES: Family = counter("wshd_tls_handshakes", "", "TLS handshakes that came to their end.");
+const FAILURES: Family =
+    counter("wshd_tls_handshake_failures", "", "TLS handshakes that did not, by the reason.");
+const STREAMS: Family = counter("wshd_http2_streams", "", "Streams of HTTP/2 that were opened.");
+const EXPIRY: Family = gauge(
+    "wshd_certificate_expiry_timestamp_seconds",
+    "seconds",
+    "When the first certificate expires, since the Unix epoch.",
+);
+
+/// Writes it.
+pub fn report(counters: &GatewayCounters, text: &mut Text) {
+    text.family(&HANDSHAKES);
+    for (resumed, count) in ["no", "yes"].into_iter().zip(counters.handshakes()) {
+        text.sample(&[("resumed", resumed)], count);
+    }
+    text.family(&FAILURES);
+    for (failure, count) in counters.failures() {
+        text.sample(&[("reason", failure.name())], count);
+    }
+    text.family(&STREAMS);
+    text.sample(&[], counters.streams());
+    if let Some(expiry) = counters.expiry() {
+        text.family(&EXPIRY);
+        text.sample(&[], expiry);
+    }
+}

@@ -1,0 +1,212 @@
+//! What connections begin with: on all sockets that have no table, and on those of a table `[[listener]]`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::account::identity;
+use super::resolve::absolute;
+use super::{Error, Places, draft};
+use crate::config::gateway::{CertificateFiles, ClientAuth, Entrance, GatewayListener, Tls};
+use crate::config::{Config, Listen};
+
+/// What is said of a listener.
+#[derive(Clone, Debug, Default)]
+pub struct Draft {
+    /// It speaks TLS.
+    pub is_tls: bool,
+    /// Certificates, and as many keys.
+    pub certificates: Vec<PathBuf>,
+    /// In the same order.
+    pub keys: Vec<PathBuf>,
+    /// Clients are asked for a certificate.
+    pub asks_clients: bool,
+    /// They may have none.
+    pub is_client_optional: bool,
+    /// Who may have issued them.
+    pub client_ca: Option<PathBuf>,
+    /// TLS 1.2 is refused.
+    pub has_tls13_only: bool,
+    /// Names of cipher suites; empty: all.
+    pub ciphers: Vec<String>,
+    /// HTTP/2 is spoken.
+    pub has_http2: bool,
+    /// Sessions can be resumed.
+    pub has_tickets: bool,
+    /// For Strict-Transport-Security; zero: off.
+    pub hsts: Duration,
+    /// HTTP/2 without TLS.
+    pub is_h2c: bool,
+    /// Requests are redirected to https.
+    pub redirects: bool,
+    /// To this host.
+    pub redirect_host: Option<String>,
+}
+
+impl Draft {
+    /// What connections begin with, where that is not a request of HTTP/1.1 that a worker reads.
+    fn entrance(self, given: &Places) -> Result<Option<Entrance>, Error> {
+        let kinds = [("tls", self.is_tls), ("h2c", self.is_h2c), ("redirect_to_https", self.redirects)];
+        let mut chosen = kinds.into_iter().filter(|(_, is_chosen)| *is_chosen);
+        let first = chosen.next();
+        if let (Some((first, _)), Some((second, _))) = (first, chosen.next()) {
+            return Err(given.wrong(second, format!("expected no {first} beside it")));
+        }
+        let Some((kind, _)) = first else {
+            // What is the server's may be meant for listeners with tables.
+            return Ok(None);
+        };
+        Ok(Some(match kind {
+            "tls" => Entrance::Tls(Box::new(self.tls(given)?)),
+            "h2c" => Entrance::H2c,
+            _ => Entrance::Redirect { to: self.redirect_host },
+        }))
+    }
+
+    fn tls(self, given: &Places) -> Result<Tls, Error> {
+        if self.certificates.is_empty() {
+            return Err(given.wrong("tls", "expected certificate and private_key beside it"));
+        }
+        if self.certificates.len() != self.keys.len() {
+            let why = format!("expected as many as certificate has, {}", self.certificates.len());
+            return Err(given.wrong("private_key", why));
+        }
+        let absolute = |path: PathBuf| absolute(&path);
+        let pairs = self.certificates.into_iter().map(absolute).zip(self.keys.into_iter().map(absolute));
+        let client_auth = match (self.asks_clients, self.client_ca) {
+            (false, None) if self.is_client_optional => {
+                return Err(given.wrong("tls_client_cert_optional", "expected tls_client_auth beside it"));
+            }
+            (false, None) => None,
+            (false, Some(_)) => {
+                return Err(given.wrong("tls_client_ca", "expected tls_client_auth beside it"));
+            }
+            (true, None) => return Err(given.wrong("tls_client_auth", "expected tls_client_ca beside it")),
+            (true, Some(ca)) => Some(ClientAuth { ca: absolute(ca), is_optional: self.is_client_optional }),
+        };
+        Ok(Tls {
+            certificates: pairs.map(|(certificate, key)| CertificateFiles { certificate, key }).collect(),
+            has_tls12: !self.has_tls13_only,
+            ciphers: self.ciphers,
+            has_http2: self.has_http2,
+            has_tickets: self.has_tickets,
+            client_auth,
+            hsts: Some(self.hsts).filter(|hsts| !hsts.is_zero()),
+        })
+    }
+}
+
+/// What the server's own settings say.
+pub fn server(draft: &draft::Draft, given: &Places, config: &mut Config) -> Result<(), Error> {
+    let gateway = &mut config.gateway;
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    gateway.processes = draft.gateways.unwrap_or((cores / 2).max(1));
+    let identity = identity(draft.gateway_user.clone(), draft.gateway_group);
+    (gateway.user, gateway.groups) = identity.map_err(|why| given.wrong("gateway_user", why))?;
+    let entrance = draft.tls.clone().entrance(given)?;
+    if let Some(entrance) = &entrance {
+        let listener =
+            |listen: &_| GatewayListener { listen: Clone::clone(listen), entrance: entrance.clone() };
+        gateway.listeners = config.listen.iter().map(listener).collect();
+    }
+    gateway.passed = entrance;
+    Ok(())
+}
+
+/// What the table of a listener says.
+pub fn listener(draft: Draft, given: &Places, listen: &Listen, config: &mut Config) -> Result<(), Error> {
+    let listeners = &mut config.gateway.listeners;
+    listeners.retain(|known| known.listen != *listen);
+    if let Some(entrance) = draft.entrance(given)? {
+        listeners.push(GatewayListener { listen: listen.clone(), entrance });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::tests::{config, fails};
+    use super::*;
+
+    fn entrances(text: &str) -> Vec<(String, Entrance)> {
+        let gateway = config(text, &[]).unwrap().gateway;
+        let listeners = gateway.listeners.into_iter();
+        listeners.map(|listener| (listener.listen.to_string(), listener.entrance)).collect()
+    }
+
+    #[test]
+    fn each_listener_has_its_own() {
+        let text = r#"
+            certificate = "/c.pem"
+            private_key = "/k.pem"
+            hsts = "1h"
+            [[listener]]
+            address = "0.0.0.0:443"
+            tls = true
+            tls_min_version = "1.3"
+            [[listener]]
+            address = "[::]:444"
+            tls = true
+            certificate = ["/a.pem", "/b.pem"]
+            private_key = ["/a.key", "/b.key"]
+            http2 = false
+            [[listener]]
+            address = "0.0.0.0:80"
+            redirect_to_https = true
+            [[listener]]
+            address = "unix:/run/h2c"
+            h2c = true
+            [[listener]]
+            address = "127.0.0.1:81"
+        "#;
+        let config = config(text, &[]).unwrap();
+        let addresses: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["0.0.0.0:443", "[::]:444", "0.0.0.0:80", "unix:/run/h2c", "127.0.0.1:81"]);
+        let [(first, Entrance::Tls(one)), (second, Entrance::Tls(other)), (_, redirect), (_, h2c)] =
+            &entrances(text)[..]
+        else {
+            panic!("{:?}", entrances(text))
+        };
+        assert_eq!((first.as_str(), second.as_str()), ("0.0.0.0:443", "[::]:444"));
+        assert_eq!((redirect, h2c), (&Entrance::Redirect { to: None }, &Entrance::H2c));
+        assert!(!one.has_tls12 && one.has_http2 && one.hsts == Some(Duration::from_secs(3600)));
+        assert!(other.has_tls12 && !other.has_http2 && other.certificates.len() == 2);
+    }
+
+    #[test]
+    fn all_sockets_without_a_table_are_the_servers() {
+        let text = "tls = true\ncertificate = '/c'\nprivate_key = '/k'\nserver_host = ['::1', '127.0.0.1']\n";
+        let addresses: Vec<String> = entrances(text).into_iter().map(|(address, _)| address).collect();
+        assert_eq!(addresses, ["[::1]:8080", "127.0.0.1:8080"]);
+        assert!(config(text, &[]).unwrap().gateway.passed.is_some());
+        assert!(!config("", &[]).unwrap().gateway.serves());
+    }
+
+    #[test]
+    fn what_does_not_go_together() {
+        let pair = "certificate = '/c'\nprivate_key = '/k'\n";
+        for (text, expected) in [
+            ("tls = true", "1: tls: expected certificate and private_key beside it"),
+            (
+                "certificate = ['/a', '/b']\nprivate_key = '/k'\ntls = true",
+                "2: private_key: expected as many as certificate has, 2",
+            ),
+            (&format!("tls = true\nh2c = true\n{pair}"), "2: h2c: expected no tls beside it"),
+            (
+                &format!("tls = true\ntls_client_auth = true\n{pair}"),
+                "2: tls_client_auth: expected tls_client_ca beside it",
+            ),
+            (
+                &format!("tls = true\ntls_client_ca = '/a'\n{pair}"),
+                "2: tls_client_ca: expected tls_client_auth beside it",
+            ),
+            (
+                "[[listener]]\naddress = 'a:1'\ntls_min_version = '1.1'",
+                "3: tls_min_version = '1.1': expected one of 1.2, 1.3",
+            ),
+        ] {
+            fails(text, &format!("w.conf:{expected}"));
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Certificates made for a test, and clients that speak TLS.
+#![allow(dead_code, clippy::unwrap_used)] // each test program uses a part
+
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
+use tungstenite::{Message, WebSocket};
+
+use super::server::{Dir, PATIENCE, Server};
+
+/// Who issues certificates; its own is ca.pem.
+pub struct Authority {
+    dir: PathBuf,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub fn new(dir: &Dir) -> Self {
+        Self::named(dir.path(), "ca")
+    }
+
+    pub fn named(dir: &Path, name: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, format!("test {name}"));
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        std::fs::write(dir.join(format!("{name}.pem")), issuer.pem()).unwrap();
+        Self { dir: dir.to_owned(), issuer }
+    }
+
+    /// Writes NAME.pem and NAME.key, for these hosts.
+    pub fn issue(&self, name: &str, hosts: &[&str]) {
+        self.issue_with(name, hosts, |_| {});
+    }
+
+    pub fn issue_with(&self, name: &str, hosts: &[&str], change: impl FnOnce(&mut CertificateParams)) {
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+        let mut params = CertificateParams::new(hosts).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.distinguished_name.push(DnType::OrganizationName, "Tests, Inc.");
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        std::fs::write(self.dir.join(format!("{name}.pem")), certificate.pem()).unwrap();
+        std::fs::write(self.dir.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+
+    pub fn file(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+
+    fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        roots
+    }
+}
+
+pub type Tls = StreamOwned<ClientConnection, TcpStream>;
+
+/// How a client speaks TLS.
+pub struct Client {
+    roots: RootCertStore,
+    versions: Vec<&'static SupportedProtocolVersion>,
+    certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    protocols: Vec<Vec<u8>>,
+    prelude: Vec<u8>,
+    host: String,
+    address: String,
+    config: std::cell::OnceCell<Arc<ClientConfig>>,
+}
+
+impl Client {
+    pub fn of(authority: &Authority) -> Self {
+        Self {
+            roots: authority.roots(),
+            versions: vec![&rustls::version::TLS13, &rustls::version::TLS12],
+            certificate: None,
+            protocols: Vec::new(),
+            prelude: Vec::new(),
+            host: "localhost".to_owned(),
+            address: "127.0.0.1".to_owned(),
+            config: Default::default(),
+        }
+    }
+
+    pub fn version(mut self, version: &'static SupportedProtocolVersion) -> Self {
+        self.versions = vec![version];
+        self
+    }
+
+    pub fn host(mut self, host: &str) -> Self {
+        self.host = host.to_owned();
+        self
+    }
+
+    /// Connects to another address.
+    pub fn at(mut self, address: &str) -> Self {
+        self.address = address.to_owned();
+        self
+    }
+
+    /// Sends this before the handshake.
+    pub fn prelude(mut self, bytes: &[u8]) -> Self {
+        self.prelude = bytes.to_vec();
+        self
+    }
+
+    pub fn alpn(mut self, protocol: &str) -> Self {
+        self.protocols.push(protocol.as_bytes().to_vec());
+        self
+    }
+
+    /// Shows NAME.pem.
+    pub fn certificate(mut self, authority: &Authority, name: &str) -> Self {
+        let chain = CertificateDer::pem_file_iter(authority.file(&format!("{name}.pem"))).unwrap();
+        let key = PrivateKeyDer::from_pem_file(authority.file(&format!("{name}.key"))).unwrap();
+        self.certificate = Some((chain.map(Result::unwrap).collect(), key));
+        self
+    }
+
+    fn config(&self) -> Arc<ClientConfig> {
+        let config = self.config.get_or_init(|| {
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let builder = ClientConfig::builder_with_provider(provider);
+            let builder = builder.with_protocol_versions(&self.versions).unwrap();
+            let builder = builder.with_root_certificates(self.roots.clone());
+            let mut config = match &self.certificate {
+                Some((chain, key)) => builder.with_client_auth_cert(chain.clone(), key.clone_key()).unwrap(),
+                None => builder.with_no_client_auth(),
+            };
+            config.alpn_protocols = self.protocols.clone();
+            Arc::new(config)
+        });
+        Arc::clone(config)
+    }
+
+    /// A connection after the handshake.
+    pub fn connect(&self, port: u16) -> std::io::Result<Tls> {
+        let mut socket = TcpStream::connect((self.address.as_str(), port))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(Duration::from_secs(30)))?;
+        socket.set_nodelay(true)?;
+        std::io::Write::write_all(&mut socket, &self.prelude)?;
+        let name = ServerName::try_from(self.host.clone()).unwrap();
+        let mut session = ClientConnection::new(self.config(), name).map_err(std::io::Error::other)?;
+        while session.is_handshaking() {
+            session.complete_io(&mut socket)?;
+        }
+        Ok(StreamOwned::new(session, socket))
+    }
+
+    /// A WebSocket.
+    pub fn open(&self, port: u16, resource: &str) -> tungstenite::Result<WebSocket<Tls>> {
+        let stream = self.connect(port)?;
+        let url = format!("wss://localhost:{port}{resource}");
+        match tungstenite::client(url, stream) {
+            Ok((socket, _)) => Ok(socket),
+            Err(tungstenite::HandshakeError::Failure(error)) => Err(error),
+            Err(tungstenite::HandshakeError::Interrupted(_)) => Err(tungstenite::Error::ConnectionClosed),
+        }
+    }
+}
+
+/// Sends a message of this size, and waits for it to come back.
+#[track_caller]
+pub fn echo(socket: &mut WebSocket<Tls>, size: usize) {
+    let message = Message::binary((0..size).map(|at| at as u8).collect::<Vec<_>>());
+    socket.send(message.clone()).unwrap();
+    assert!(socket.read().unwrap() == message, "{size} bytes have changed");
+}
+
+/// The port of the first address that a server listens on.
+pub fn port(server: &Server) -> u16 {
+    server.address().rsplit_once(':').unwrap().1.parse().unwrap()
+}
+
+/// The pids of a server's processes whose title begins so, such as `gateway` or `worker`.
+pub fn processes(server: &Server, title: &str) -> Vec<i32> {
+    let is_so = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.starts_with(format!("wshd: {title}").as_bytes())
+    };
+    server.workers().into_iter().filter(is_so).collect()
+}

@@ -1,0 +1,498 @@
+//! TLS: clients of rustls against the gateway, the files that it reads, and what becomes of its connections.
+
+#![allow(clippy::unwrap_used)]
+
+mod common {
+    pub mod fixtures;
+    pub mod server;
+    pub mod tls;
+}
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use common::fixtures::add_handler;
+use common::server::{Dir, Server, is_alive, output_of, until, wshd};
+use common::tls::{Authority, Client, echo, port, processes};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rcgen::{DnType, date_time_ymd};
+use rustls::HandshakeKind;
+use tungstenite::Message;
+
+/// A directory with the echo handler and one that crashes, an authority, and a certificate for localhost.
+fn set_up() -> (Dir, Authority) {
+    let dir = Dir::new();
+    for handler in ["echo", "crash"] {
+        add_handler(dir.path(), handler, handler);
+    }
+    let authority = Authority::new(&dir);
+    authority.issue("cert", &["localhost"]);
+    (dir, authority)
+}
+
+/// The options of TLS with `cert.pem`, and more.
+fn args(dir: &Dir, more: &[&str]) -> Vec<String> {
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let tls = ["-t", "-k", &path("cert.key"), "-c", &path("cert.pem")];
+    tls.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
+}
+
+fn start(dir: &Dir, more: &[&str]) -> Server {
+    let args = args(dir, more);
+    Server::start(dir, &args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+#[track_caller]
+fn reload(server: &Server, outcome: &str) {
+    let before = server.log().matches(outcome).count();
+    server.signal(Signal::SIGHUP);
+    until(outcome, || server.log().matches(outcome).count() > before);
+}
+
+/// The common name of the certificate that the server shows.
+fn shown(stream: &common::tls::Tls) -> String {
+    let der = stream.conn.peer_certificates().unwrap()[0].to_vec();
+    let names = ["first", "second", "third", "cert"];
+    let is_in = |name: &&str| der.windows(name.len()).any(|part| part == name.as_bytes());
+    names.into_iter().find(is_in).unwrap().to_owned()
+}
+
+#[test]
+fn a_websocket_over_each_version_of_tls() {
+    let (dir, authority) = set_up();
+    let mut server = start(&dir, &["--workers", "2", "-o", "gateways=2"]);
+    assert_eq!(processes(&server, "gateway").len(), 2);
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let client = Client::of(&authority).version(version);
+        let mut socket = client.open(port(&server), "/echo").unwrap();
+        for size in [0, 1, 125, 126, 70_000, 3_000_000] {
+            echo(&mut socket, size);
+        }
+        socket.close(None).unwrap();
+        while socket.read().is_ok() {}
+    }
+    server.stop();
+    assert!(!server.log().contains("ERROR"), "{}", server.log());
+}
+
+#[test]
+fn sessions_are_resumed_whichever_gateway_takes_them() {
+    let (dir, authority) = set_up();
+    let server = start(&dir, &["-o", "gateways=3"]);
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let client = Client::of(&authority).version(version);
+        for number in 0..12 {
+            let mut socket = client.open(port(&server), "/echo").unwrap();
+            echo(&mut socket, 5); // the ticket has come by then
+            let expected = if number == 0 { HandshakeKind::Full } else { HandshakeKind::Resumed };
+            let got = socket.get_ref().conn.handshake_kind().unwrap();
+            // The first of TLS 1.3 may have asked for another key share.
+            assert!(got == expected || number == 0, "{version:?} {number}: {got:?}");
+        }
+    }
+}
+
+#[test]
+fn files_that_are_wrong_keep_the_server_from_starting() {
+    let (dir, authority) = set_up();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    authority.issue("other", &["localhost"]);
+    authority.issue_with("old", &["localhost"], |params| params.not_after = date_time_ymd(2020, 1, 1));
+    authority.issue_with("young", &["localhost"], |params| params.not_before = date_time_ymd(2999, 1, 1));
+    std::fs::write(dir.path().join("nothing.pem"), "nothing").unwrap();
+    for (certificate, key, why) in [
+        ("none.pem", "cert.key", "none.pem: No such file"),
+        ("cert.pem", "none.key", "none.key: No such file"),
+        ("nothing.pem", "cert.key", "nothing.pem: no certificate in the file"),
+        ("cert.pem", "nothing.pem", "nothing.pem: no private key in PEM"),
+        ("cert.pem", "other.key", "other.key does not match certificate"),
+        ("old.pem", "old.key", "old.pem: expired on 2020-01-01"),
+        ("young.pem", "young.key", "young.pem: not valid before 2999-01-01"),
+    ] {
+        // A start, and a test of the configuration.
+        for test in [&[][..], &["-T"]] {
+            let mut command = wshd();
+            command.args(test).args(["-p", "0", "-t", "-k", &path(key), "-c", &path(certificate), "-w"]);
+            let output = output_of(command.arg(dir.path())).unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(said.contains(why), "{certificate} {key}: {said}");
+            assert_eq!(output.status.code(), Some(3), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_reload_brings_a_new_certificate_and_a_wrong_one_changes_nothing() {
+    let (dir, authority) = set_up();
+    let server = start(&dir, &["--workers", "2"]);
+    let port = port(&server);
+    let mut old = Client::of(&authority).open(port, "/echo").unwrap();
+    echo(&mut old, 10);
+    assert_eq!(shown(old.get_ref()), "cert");
+    std::fs::copy(authority.file("ca.pem"), authority.file("cert.pem")).unwrap();
+    reload(&server, "does not match certificate");
+    assert_eq!(shown(&Client::of(&authority).connect(port).unwrap()), "cert");
+    authority.issue("second", &["localhost"]);
+    for end in ["pem", "key"] {
+        std::fs::copy(authority.file(&format!("second.{end}")), authority.file(&format!("cert.{end}")))
+            .unwrap();
+    }
+    reload(&server, "reload: done");
+    let mut new = Client::of(&authority).open(port, "/echo").unwrap();
+    assert_eq!(shown(new.get_ref()), "second");
+    echo(&mut new, 10);
+    echo(&mut old, 100_000);
+}
+
+#[test]
+fn a_crash_moves_the_connections_and_a_gateway_that_dies_is_replaced() {
+    let (dir, authority) = set_up();
+    let server = start(&dir, &["--workers", "1", "-o", "quarantine_deaths=0"]);
+    let client = Client::of(&authority);
+    let mut others: Vec<_> = (0..20).map(|_| client.open(port(&server), "/echo").unwrap()).collect();
+    let mut culprit = client.open(port(&server), "/crash").unwrap();
+    let worker = processes(&server, "worker")[0];
+    culprit.send(Message::text("null")).unwrap();
+    let Message::Close(Some(close)) = culprit.read().unwrap() else { panic!("no Close frame") };
+    assert_eq!(u16::from(close.code), 1011);
+    until("the worker is gone", || !is_alive(worker));
+    others.iter_mut().for_each(|other| echo(other, 1000));
+
+    let gateway = processes(&server, "gateway")[0];
+    kill(Pid::from_raw(gateway), Signal::SIGKILL).unwrap();
+    until("its connections end", || others[0].read().is_err());
+    until("another one serves", || client.open(port(&server), "/echo").is_ok());
+    echo(&mut client.open(port(&server), "/echo").unwrap(), 10);
+}
+
+#[test]
+fn the_certificate_is_chosen_by_name_and_clients_may_have_to_show_one() {
+    let (dir, authority) = set_up();
+    let other = Authority::named(dir.path(), "other-ca");
+    authority.issue_with("client", &[], |params| {
+        params.distinguished_name.push(DnType::CountryName, "AQ");
+        params.extended_key_usages.push(rcgen::ExtendedKeyUsagePurpose::ClientAuth);
+    });
+    other.issue("stranger", &[]);
+    let ca = authority.file("ca.pem");
+    let required = ["--tls-client-auth", "--tls-client-ca", &ca];
+    let optional = ["--tls-client-auth", "--tls-client-ca", &ca, "--tls-client-cert-optional"];
+    for (options, without) in [(&required[..], false), (&optional[..], true)] {
+        let server = start(&dir, options);
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let client = || Client::of(&authority).version(version);
+            let right = client().certificate(&authority, "client");
+            for _ in 0..3 {
+                echo(&mut right.open(port(&server), "/echo").unwrap(), 100); // also resumed
+            }
+            let stranger = client().certificate(&other, "stranger");
+            assert!(stranger.open(port(&server), "/echo").is_err(), "a stranger {version:?}");
+            assert_eq!(client().open(port(&server), "/echo").is_ok(), without, "none {version:?}");
+        }
+    }
+}
+
+#[test]
+fn ends_are_those_of_a_plain_connection() {
+    let (dir, authority) = set_up();
+    let server = start(&dir, &[]);
+    let client = Client::of(&authority);
+    let request = "GET /echo HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let masked_close = [0x88, 0x82, 0, 0, 0, 0, 3, 0xe8];
+    let masked_text = [0x81, 0x82, 0, 0, 0, 0, b'h', b'i'];
+    // close_notify behind a message and a Close frame: both are answered, and then the server says close_notify.
+    let mut stream = client.connect(port(&server)).unwrap();
+    stream.write_all(&[request.as_bytes(), &masked_text, &masked_close].concat()).unwrap();
+    stream.conn.send_close_notify();
+    stream.flush().unwrap();
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).unwrap(); // an error without close_notify
+    assert!(all.ends_with(b"\x81\x02hi\x88\x02\x03\xe8"), "{:?}", String::from_utf8_lossy(&all));
+    // An abrupt end, and bytes that are no TLS, close the connection of the worker.
+    let mut broken = client.connect(port(&server)).unwrap();
+    broken.write_all(request.as_bytes()).unwrap();
+    broken.read_exact(&mut [0; 12]).unwrap();
+    broken.sock.write_all(&[b'x'; 100]).unwrap();
+    let mut rest = Vec::new();
+    assert!(broken.read_to_end(&mut rest).is_err());
+    drop(client.connect(port(&server)).unwrap());
+    // Not TLS at all.
+    let mut plain = TcpStream::connect(("127.0.0.1", port(&server))).unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    plain.read_to_end(&mut rest).unwrap();
+    echo(&mut client.open(port(&server), "/echo").unwrap(), 10);
+}
+
+#[test]
+fn a_thousand_stalled_handshakes_delay_nobody() {
+    let (dir, authority) = set_up();
+    let server = start(&dir, &[]);
+    let port = port(&server);
+    let stalled: Vec<TcpStream> = (0..1000)
+        .map(|number| {
+            let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            // The beginning of a ClientHello.
+            socket.write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 252][..number % 10]).unwrap();
+            socket
+        })
+        .collect();
+    let begun = std::time::Instant::now();
+    echo(&mut Client::of(&authority).open(port, "/echo").unwrap(), 10);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    drop(stalled);
+}
+
+/// A configuration file with this text, in which `DIR` is the directory.
+fn config(dir: &Dir, text: &str) -> String {
+    let path = dir.path().join("wshd.conf");
+    std::fs::write(&path, text.replace("DIR", &dir.path().display().to_string())).unwrap();
+    path.display().to_string()
+}
+
+/// All ports in the ready line, in their order.
+fn ports(server: &Server) -> Vec<u16> {
+    let addresses = server.ready.trim_start_matches("wshd: ready on ").split(',').next().unwrap();
+    let port = |address: &str| address.rsplit_once(':').unwrap().1.trim().parse().unwrap();
+    addresses.split(" and ").map(port).collect()
+}
+
+#[test]
+fn listeners_side_by_side() {
+    let (dir, authority) = set_up();
+    for (name, host) in [("first", "first.test"), ("second", "*.second.test"), ("third", "third.test")] {
+        authority.issue(name, &[host]);
+    }
+    let text = r#"
+        certificate = ["DIR/first.pem", "DIR/second.pem", "DIR/third.pem"]
+        private_key = ["DIR/first.key", "DIR/second.key", "DIR/third.key"]
+        [[listener]]
+        address = "127.0.0.5:0"
+        tls = true
+        hsts = "1h"
+        tls_min_version = "1.3"
+        [[listener]]
+        address = "127.0.0.2:0"
+        redirect_to_https = true
+        [[listener]]
+        address = "127.0.0.3:0"
+        h2c = true
+        [[listener]]
+        address = "127.0.0.4:0"
+    "#;
+    let server = Server::start(&dir, &["-f", &config(&dir, text)]);
+    let [tls, redirect, h2c, plain] = ports(&server)[..] else { panic!("{}", server.ready) };
+    // The certificate is chosen by name; the first is for all others.
+    for (host, name) in [("first.test", "first"), ("a.second.test", "second"), ("third.test", "third")] {
+        assert_eq!(shown(&Client::of(&authority).at("127.0.0.5").host(host).connect(tls).unwrap()), name);
+    }
+    for other in ["a.b.second.test", "second.test"] {
+        let error = Client::of(&authority).at("127.0.0.5").host(other).connect(tls).unwrap_err();
+        assert!(error.to_string().contains("not valid for name"), "{error}");
+    }
+    let old = Client::of(&authority).at("127.0.0.5").host("first.test").version(&rustls::version::TLS12);
+    assert!(old.connect(tls).is_err(), "TLS 1.2");
+    let get = |stream: &mut dyn ReadWrite, path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: first.test:1234\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let mut stream = Client::of(&authority).at("127.0.0.5").host("first.test").connect(tls).unwrap();
+    let answer = get(&mut stream, "/nothing");
+    assert!(
+        answer.contains("404") && answer.contains("\r\nStrict-Transport-Security: max-age=3600\r\n"),
+        "{answer}"
+    );
+    let mut stream = TcpStream::connect(("127.0.0.2", redirect)).unwrap();
+    let answer = get(&mut stream, "/a?b");
+    assert!(
+        answer.starts_with("HTTP/1.1 308 ") && answer.contains("\r\nLocation: https://first.test/a?b\r\n"),
+        "{answer}"
+    );
+    for (address, port) in [("127.0.0.3", h2c), ("127.0.0.4", plain)] {
+        let answer = get(&mut TcpStream::connect((address, port)).unwrap(), "/console.html");
+        assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains("Strict"), "{answer}");
+        let url = format!("ws://{address}:{port}/echo");
+        let stream = TcpStream::connect((address, port)).unwrap();
+        let (mut socket, _) = tungstenite::client(url, stream).unwrap();
+        socket.send(Message::text("hi")).unwrap();
+        assert_eq!(socket.read().unwrap(), Message::text("hi"));
+    }
+}
+
+trait ReadWrite: Read + Write {}
+impl<T: Read + Write> ReadWrite for T {}
+
+#[test]
+fn a_certificate_that_changes_is_read_without_a_reload() {
+    let (dir, authority) = set_up();
+    let server = start(&dir, &[]);
+    let mut old = Client::of(&authority).open(port(&server), "/echo").unwrap();
+    authority.issue("second", &["localhost"]);
+    for end in ["pem", "key"] {
+        std::fs::rename(authority.file(&format!("second.{end}")), authority.file(&format!("cert.{end}")))
+            .unwrap();
+    }
+    let seen = || shown(&Client::of(&authority).connect(port(&server)).unwrap());
+    until("the new one is shown", || seen() == "second");
+    // One that is wrong is said once, and changes nothing.
+    std::fs::write(authority.file("cert.key"), "nothing").unwrap();
+    server.says("no private key in PEM");
+    assert_eq!(seen(), "second");
+    echo(&mut old, 1000);
+}
+
+#[test]
+fn an_upgrade_goes_on_with_all_connections() {
+    let (dir, authority) = set_up();
+    let program = dir.path().join("wshd");
+    std::fs::copy(env!("CARGO_BIN_EXE_wshd"), &program).unwrap();
+    let log = dir.path().join("log");
+    let mut command = std::process::Command::new(&program);
+    command.args(["-p", "0", "--log-level", "debug", "-l"]).arg(&log).arg("-w").arg(dir.path());
+    let mut server = Server::launch(
+        {
+            command.args(args(&dir, &["--workers", "1"])).stdin(std::process::Stdio::null());
+            command
+        },
+        log,
+    )
+    .when_ready();
+    let client = Client::of(&authority);
+    let mut before: Vec<_> = (0..5).map(|_| client.open(port(&server), "/echo").unwrap()).collect();
+    server.signal(Signal::SIGUSR2);
+    server.says("upgrade: the new executable serves");
+    before.iter_mut().for_each(|socket| echo(socket, 10_000));
+    let mut after = client.open(port(&server), "/echo").unwrap();
+    echo(&mut after, 10_000);
+    // The old one ends with its last connection.
+    let new = server.workers().into_iter().find(|pid| {
+        std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default().starts_with(b"wshd: supervisor")
+    });
+    let new = new.unwrap();
+    before.iter_mut().for_each(|socket| {
+        socket.close(None).unwrap();
+        while socket.read().is_ok() {}
+    });
+    assert_eq!(server.wait().code(), Some(0));
+    echo(&mut after, 10_000);
+    kill(Pid::from_raw(new), Signal::SIGTERM).unwrap();
+    until("the new one has left", || !is_alive(new));
+}
+
+#[test]
+fn a_proxy_names_the_client_before_the_handshake() {
+    let (dir, authority) = set_up();
+    let access = dir.path().join("access").display().to_string();
+    let trust = ["-o", "trust_proxy=127.0.0.1", "-o", "proxy_protocol=true", "-o"];
+    let access_log = format!("access_log={access}");
+    let server = start(&dir, &[&trust[..], &[&access_log]].concat());
+    let header = b"PROXY TCP4 192.0.2.7 192.0.2.1 5000 443\r\n";
+    let client = Client::of(&authority).prelude(header);
+    echo(&mut client.open(port(&server), "/echo").unwrap(), 10);
+    assert!(Client::of(&authority).open(port(&server), "/echo").is_err(), "without the header");
+    until("the client is in the log", || {
+        std::fs::read_to_string(&access).unwrap_or_default().contains("192.0.2.7")
+    });
+}
+
+#[test]
+fn the_port_is_free_soon_after_a_supervisor_was_killed() {
+    let (dir, authority) = set_up();
+    let server = start(&dir, &[]);
+    let mut socket = Client::of(&authority).open(port(&server), "/echo").unwrap();
+    server.signal(Signal::SIGKILL);
+    until("it is free", || std::net::TcpListener::bind(("127.0.0.1", port(&server))).is_ok());
+    // Said by the worker, and relayed.
+    let Message::Close(Some(close)) = socket.read().unwrap() else { panic!("no Close frame") };
+    assert_eq!(u16::from(close.code), 1001);
+}
+
+/// A handler that looks for bytes in memory: `own BYTES` in its own, `PID BYTES` in that of another process. The bytes
+/// are turned over, so that the order does not contain them.
+const SPY: &str = r#"
+    #include <ws_handler.h>
+    #include <fcntl.h>
+    #include <stdio.h>
+    #include <stdlib.h>
+    #include <string.h>
+    #include <unistd.h>
+    static const char *look(const char *pid, const unsigned char *bytes, size_t size)
+    {
+        static unsigned char buffer[1 << 20];
+        char name[64], line[512];
+        unsigned long from, to;
+        snprintf(name, sizeof name, "/proc/%s/maps", pid);
+        FILE *maps = fopen(name, "r");
+        snprintf(name, sizeof name, "/proc/%s/mem", pid);
+        int mem = open(name, O_RDONLY);
+        if (maps == NULL || mem < 0)
+            return "denied";
+        while (fgets(line, sizeof line, maps) != NULL) {
+            if (sscanf(line, "%lx-%lx r", &from, &to) != 2)
+                continue;
+            for (; from < to; from += sizeof buffer - size) {
+                size_t want = to - from < sizeof buffer ? to - from : sizeof buffer;
+                ssize_t got = pread(mem, buffer, want, (off_t)from);
+                for (ssize_t at = 0; at + (ssize_t)size <= got; at++) {
+                    size_t same = 0;
+                    while (same < size && (buffer[at + same] ^ 0xff) == bytes[same])
+                        same++;
+                    if (same == size)
+                        return "found";
+                }
+                if (want < sizeof buffer)
+                    break;
+            }
+        }
+        return "nothing";
+    }
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        char pid[32];
+        size_t at = 0;
+        const char *data = (const char *)msg->data;
+        while (data[at] != ' ')
+            at++;
+        memcpy(pid, data, at);
+        pid[at] = 0;
+        const char *said = look(strcmp(pid, "own") == 0 ? "self" : pid, (const unsigned char *)data + at + 1,
+                                msg->size - at - 1);
+        ws_send(conn, WS_TEXT, said, strlen(said));
+    }
+    WS_HANDLER(.name = "spy", .on_message = on_message);
+"#;
+
+#[test]
+fn no_key_is_in_reach_of_a_handler() {
+    let (dir, authority) = set_up();
+    dir.handler("spy", SPY);
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    // A worker of root could do everything.
+    let is_root = nix::unistd::geteuid().is_root();
+    let server = start(&dir, if is_root { &["--user", "65534", "--group", "65534"] } else { &[] });
+    let gateway = processes(&server, "gateway")[0];
+    let key = std::fs::read_to_string(authority.file("cert.key")).unwrap();
+    let key = rcgen::KeyPair::from_pem(&key).unwrap().serialize_der();
+    // The private part of a key of P-256 in PKCS #8 (RFC 5915).
+    let secret = &key[36..68];
+    let turned: Vec<u8> = secret.iter().map(|byte| !byte).collect();
+    let mut socket = Client::of(&authority).open(port(&server), "/spy").unwrap();
+    let mut ask = |of: &str, bytes: &[u8]| {
+        socket.send(Message::binary([of.as_bytes(), b" ", bytes].concat())).unwrap();
+        socket.read().unwrap().into_text().unwrap().to_string()
+    };
+    // It finds what is there.
+    let there: Vec<u8> = b"/proc/%s/maps".iter().map(|byte| !byte).collect();
+    assert_eq!(ask("own", &there), "found");
+    assert_eq!(ask("own", &turned), "nothing");
+    assert_eq!(ask(&gateway.to_string(), &turned), "denied");
+    let supervisor = server.pid();
+    let of_supervisor = ask(&supervisor.to_string(), &turned);
+    assert!(matches!(of_supervisor.as_str(), "denied" | "nothing"), "{of_supervisor}");
+}

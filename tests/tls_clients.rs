@@ -1,0 +1,201 @@
+//! TLS and HTTP/2 with clients of other makers. Slower tier; `.ci/run` installs what they need.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common {
+    pub mod fixtures;
+    pub mod server;
+    pub mod tls;
+}
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use base64::Engine as _;
+use rcgen::PublicKeyData as _;
+
+use common::fixtures::{add_handler, root};
+use common::server::{Dir, PATIENCE, Server, output_of, output_within};
+use common::tls::{Authority, port};
+
+struct Setup {
+    server: Server,
+    dir: Dir,
+    authority: Authority,
+}
+
+impl Setup {
+    fn new(more: &[&str]) -> Self {
+        let dir = Dir::new();
+        for handler in ["echo", "echo_blocking"] {
+            add_handler(dir.path(), handler, handler);
+        }
+        let authority = Authority::new(&dir);
+        authority.issue("cert", &["localhost"]);
+        let (key, certificate) = (authority.file("cert.key"), authority.file("cert.pem"));
+        let args = ["-t", "-k", &key, "-c", &certificate];
+        let server = Server::start(&dir, &[&args[..], more].concat());
+        Self { server, dir, authority }
+    }
+
+    fn url(&self, scheme: &str) -> String {
+        format!("{scheme}://localhost:{}", port(&self.server))
+    }
+}
+
+/// The output of a client that has to succeed.
+#[track_caller]
+fn run(command: &mut Command) -> String {
+    let output = output_within(PATIENCE * 6, command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn script(name: &str) -> std::path::PathBuf {
+    root().join("tests/clients").join(name)
+}
+
+#[test]
+#[ignore = "needs the Python package websockets"]
+fn python_websockets_over_tls() {
+    let python = std::env::var("WSHD_PYTHON").expect("WSHD_PYTHON: a python3 with the package websockets");
+    let setup = Setup::new(&[]);
+    let mut client = Command::new(python);
+    client.arg(script("python_client.py")).arg(setup.url("wss"));
+    let said = run(client.env("SSL_CERT_FILE", setup.authority.file("ca.pem")));
+    assert!(said.lines().count() == 14 && said.lines().all(|line| line.ends_with(": 20")), "{said}");
+}
+
+#[test]
+#[ignore = "needs Node.js and the npm package ws"]
+fn node_ws_over_tls() {
+    let modules = std::env::var("WSHD_NODE_MODULES").expect("WSHD_NODE_MODULES: a directory with ws");
+    assert!(Path::new(&modules).join("ws").exists(), "npm install ws");
+    let setup = Setup::new(&[]);
+    let mut client = Command::new("node");
+    client.arg(script("node_client.mjs")).arg(setup.url("wss"));
+    let said = run(client.env("NODE_EXTRA_CA_CERTS", setup.authority.file("ca.pem")));
+    assert!(said.lines().count() == 14 && said.lines().all(|line| line.ends_with(": 20")), "{said}");
+}
+
+#[test]
+#[ignore = "needs Node.js"]
+fn node_http2_with_extended_connect() {
+    let setup = Setup::new(&[]);
+    let mut client = Command::new("node");
+    client.arg(script("http2_client.mjs")).arg(setup.url("https"));
+    let said = run(client.env("NODE_EXTRA_CA_CERTS", setup.authority.file("ca.pem")));
+    assert_eq!(said.trim(), "10");
+}
+
+#[test]
+#[ignore = "needs nghttp2-client"]
+fn nghttp_and_h2load() {
+    let setup = Setup::new(&["-o", "hsts=1h"]);
+    let url = format!("{}/console.html", setup.url("https"));
+    let said = run(Command::new("nghttp").args(["-nv", "--no-verify-peer", &url]));
+    assert!(said.contains(":status: 200") && said.contains("ENABLE_CONNECT_PROTOCOL(0x08):1"), "{said}");
+    assert!(said.contains("strict-transport-security: max-age=3600"), "{said}");
+    let said = run(Command::new("h2load").args(["-n", "2000", "-c", "10", "-m", "20", &url]));
+    assert!(said.contains("2000 succeeded, 0 failed"), "{said}");
+}
+
+#[test]
+#[ignore = "needs openssl"]
+fn openssl_with_each_version_and_resumption() {
+    let setup = Setup::new(&[]);
+    let ticket = setup.dir.path().join("session").display().to_string();
+    let address = format!("localhost:{}", port(&setup.server));
+    let ca = setup.authority.file("ca.pem");
+    let client = |more: &[&str]| {
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-connect", &address, "-servername", "localhost", "-CAfile", &ca]);
+        // What it is asked is over at once: it says what was agreed, reads the ticket, and closes.
+        let script =
+            "printf 'GET / HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n'; sleep 0.5";
+        let mut shell = Command::new("sh");
+        let line: Vec<String> = command
+            .get_args()
+            .map(|arg| arg.to_str().unwrap().to_owned())
+            .chain(more.iter().map(|arg| (*arg).to_owned()))
+            .collect();
+        shell.arg("-c").arg(format!("({script}) | openssl {}", line.join(" "))).stdin(Stdio::null());
+        output_of(&mut shell).map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap()
+    };
+    for version in ["-tls1_2", "-tls1_3"] {
+        let said = client(&[version, "-sess_out", &ticket]);
+        assert!(said.contains("Verify return code: 0 (ok)") && said.contains("HTTP/1.1 404"), "{said}");
+        let said = client(&[version, "-sess_in", &ticket]);
+        assert!(said.contains("Reused, "), "{said}");
+    }
+    for version in ["-tls1", "-tls1_1"] {
+        let said = client(&[version]);
+        assert!(said.contains("Cipher is (NONE)"), "{said}");
+    }
+}
+
+#[test]
+#[ignore = "needs testssl.sh"]
+fn testssl_finds_no_weakness() {
+    let setup = Setup::new(&["-o", "hsts=365d"]);
+    let address = format!("localhost:{}", port(&setup.server));
+    let mut command = Command::new("testssl");
+    // Protocols, standard ciphers, forward secrecy, and what was known in 2024.
+    command.args([
+        "--quiet",
+        "--color",
+        "0",
+        "--warnings",
+        "off",
+        "-p",
+        "-s",
+        "-f",
+        "-H",
+        "-I",
+        "-T",
+        "-R",
+        "-C",
+        "-Z",
+        "-W",
+    ]);
+    let output = output_within(PATIENCE * 6, command.arg(address)).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("TLS 1.3    offered (OK)") && said.contains("TLS 1.2    offered (OK)"), "{said}");
+    assert!(
+        said.contains("TLS 1.1    not offered") && said.contains("SSLv3      not offered (OK)"),
+        "{said}"
+    );
+    assert!(!said.contains("VULNERABLE (NOT ok)") && !said.contains("NOT ok"), "{said}");
+}
+
+/// A page that echoes over a WebSocket, and what the browser's network log says of it.
+#[test]
+#[ignore = "needs chromium"]
+fn chromium_over_http_1_and_2() {
+    for (options, session) in [(&["-o", "http2=false"][..], false), (&[], true)] {
+        let root = tempfile::tempdir().unwrap();
+        let page = "<title>waits</title><script>const s = new WebSocket(`wss://${location.host}/echo`);\
+            s.onopen = () => s.send('hello'); s.onmessage = (e) => { document.title = `got ${e.data}`; };\
+            s.onerror = () => { document.title = 'failed'; };</script>";
+        std::fs::write(root.path().join("index.html"), page).unwrap();
+        let root = root.path().display().to_string();
+        let setup = Setup::new(&[options, &["--document-root", &root]].concat());
+        let path = |name: &str| setup.dir.path().join(name).display().to_string();
+        let key = std::fs::read_to_string(setup.authority.file("cert.key")).unwrap();
+        let key = rcgen::KeyPair::from_pem(&key).unwrap();
+        let digest = ring::digest::digest(&ring::digest::SHA256, &key.subject_public_key_info());
+        let pin = base64::engine::general_purpose::STANDARD.encode(digest);
+        let mut browser = Command::new("chromium");
+        browser.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]);
+        browser.args(["--disable-background-networking", "--timeout=5000", "--dump-dom"]);
+        browser.arg(format!("--user-data-dir={}", path("profile")));
+        browser.arg(format!("--log-net-log={}", path("net.json")));
+        browser.arg(format!("--ignore-certificate-errors-spki-list={pin}"));
+        let said = run(browser.arg(format!("{}/index.html", setup.url("https"))));
+        assert!(said.contains("got hello"), "{said}");
+        let log = std::fs::read_to_string(path("net.json")).unwrap();
+        // The page, and the WebSocket on a stream of the same connection.
+        assert_eq!(log.contains(":protocol: websocket"), session, "extended CONNECT in the network log");
+    }
+}
