@@ -118,6 +118,11 @@ int main(void)
     MEMBER(ws_host, set_state);
     MEMBER(ws_host, state);
     MEMBER(ws_host, is_resumed);
+    MEMBER(ws_host, subscribe);
+    MEMBER(ws_host, unsubscribe);
+    MEMBER(ws_host, publish);
+    MEMBER(ws_host, subscribers);
+    MEMBER(ws_host, missed);
 
     CONSTANT(WS_ABI_MAJOR);
     CONSTANT(WS_ABI_MINOR);
@@ -174,6 +179,10 @@ int main(void)
     CONSTANT(WS_LOG_CRITICAL);
     CONSTANT(WS_FOREVER);
     CONSTANT(WS_STATE_MAX);
+    CONSTANT(WS_TOPIC_MAX);
+    CONSTANT(WS_PUBLISH_MAX);
+    CONSTANT(WS_NOT_SELF);
+    CONSTANT(WS_DROP);
     CONSTANT(WS_KEEP_REQUEST);
     CONSTANT(WS_STREAM);
     CONSTANT(WS_NO_EXTENSIONS);

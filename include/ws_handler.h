@@ -126,6 +126,12 @@ typedef void (*ws_task)(ws_conn conn, void *arg);
 #define WS_MORE         1u /* a fragment: the next send continues this message */
 #define WS_UNCOMPRESSED 2u /* do not compress this message */
 
+/* For ws_publish(), beside WS_UNCOMPRESSED. */
+#define WS_NOT_SELF 0x100u /* not to the connection whose callback this is called in */
+
+/* For ws_subscribe(). */
+#define WS_DROP 1u /* if the connection does not keep up, messages are dropped and counted: ws_missed() */
+
 /* ws_address.family */
 #define WS_UNIX 1
 #define WS_IPV4 4
@@ -181,6 +187,10 @@ typedef void (*ws_task)(ws_conn conn, void *arg);
 #define WS_LOG_WARN     40
 #define WS_LOG_ERROR    50
 #define WS_LOG_CRITICAL 60
+
+/* The most that a topic's name may have, and a message that is published; bytes. */
+#define WS_TOPIC_MAX   255u
+#define WS_PUBLISH_MAX 1048576u
 
 /* Milliseconds that never end. */
 #define WS_FOREVER ((int64_t)-1)
@@ -349,6 +359,14 @@ typedef struct ws_host {
     int32_t (*set_state)(ws_conn conn, const void *data, size_t size);
     ws_bytes (*state)(ws_conn conn);
     int32_t (*is_resumed)(ws_conn conn);
+
+    /* topics */
+    int32_t (*subscribe)(ws_conn conn, const char *topic, size_t size, uint32_t flags);
+    int32_t (*unsubscribe)(ws_conn conn, const char *topic, size_t size);
+    int32_t (*publish)(const struct ws_host *host, const char *topic, size_t topic_size, uint32_t type,
+                       const void *data, size_t size, uint32_t flags);
+    uint64_t (*subscribers)(const struct ws_host *host, const char *topic, size_t size);
+    uint64_t (*missed)(ws_conn conn);
 
     /* ---- since 1.1: append here ---- */
 } ws_host;
@@ -871,6 +889,67 @@ static inline ws_bytes ws_state(ws_conn conn)
 static inline int32_t ws_is_resumed(ws_conn conn)
 {
     return ws_host_->is_resumed(conn);
+}
+
+/* ------------------------------------------------------------------- topics
+ *
+ * A message that is published to a topic reaches all connections that are
+ * subscribed to it, in every worker of every pool that serves the handler. Topics
+ * of different handlers do not meet, unless the setting topics gives them the same
+ * name. All subscribers of a topic get its messages in the same order, each at
+ * most once. A subscription goes with its connection into other processes; what
+ * is published meanwhile comes after that, or is counted as missed. A topic
+ * exists as long as it is used. Its name is UTF-8 without control characters, of
+ * at most WS_TOPIC_MAX bytes. */
+
+/* Subscribes a connection: it gets what is published after this call. Again: only
+ * the flags change. flags is WS_DROP or 0: a connection whose send queue is full
+ * when a message comes is closed with 1013, or with WS_DROP misses the message
+ * (on_writable follows, and ws_missed() says how many).
+ *   WS_OK
+ *   WS_E_INVALID  not a name of a topic, unknown flags
+ *   WS_E_LIMIT    the connection or the worker has too many
+ *   WS_E_GONE     the connection is not open yet, closing or gone
+ * [any thread] */
+static inline int32_t ws_subscribe(ws_conn conn, const char *topic, uint32_t flags)
+{
+    return ws_host_->subscribe(conn, topic, strlen(topic), flags);
+}
+
+/* Ends a subscription, as the end of the connection does. WS_OK, or WS_E_INVALID:
+ * there is none; WS_E_GONE. [any thread] */
+static inline int32_t ws_unsubscribe(ws_conn conn, const char *topic)
+{
+    return ws_host_->unsubscribe(conn, topic, strlen(topic));
+}
+
+/* Sends a message of type WS_TEXT (must be UTF-8) or WS_BINARY to all subscribers
+ * of a topic. It does not wait: a message may be lost when wshd: bus dies.
+ * flags: WS_NOT_SELF, WS_UNCOMPRESSED.
+ *   WS_OK         on its way, also without subscribers
+ *   WS_E_FULL     too much is on its way; nothing was published
+ *   WS_E_INVALID  not a name of a topic, not UTF-8, another type, unknown flags
+ *   WS_E_LIMIT    more than WS_PUBLISH_MAX bytes
+ *   WS_E_PLACE    the worker does not serve yet
+ * [any thread] */
+static inline int32_t ws_publish(const char *topic, uint32_t type, const void *data, size_t size,
+                                 uint32_t flags)
+{
+    return ws_host_->publish(ws_host_, topic, strlen(topic), type, data, size, flags);
+}
+
+/* How many connections are subscribed to a topic: in this worker, and in others as
+ * far as it has heard while it has subscribers itself. [any thread] */
+static inline uint64_t ws_subscribers(const char *topic)
+{
+    return ws_host_->subscribers(ws_host_, topic, strlen(topic));
+}
+
+/* How many messages of its topics a connection has missed since the last call.
+ * [any thread] */
+static inline uint64_t ws_missed(ws_conn conn)
+{
+    return ws_host_->missed(conn);
 }
 
 #ifdef __cplusplus

@@ -236,6 +236,15 @@ public:
     {
         return send(msg.type, msg, msg.is_last() || msg.flags == 0 ? 0 : WS_MORE);
     }
+    int32_t subscribe(const std::string &topic, uint32_t flags = 0) const
+    {
+        return ws_host_->subscribe(id_, topic.data(), topic.size(), flags);
+    }
+    int32_t unsubscribe(const std::string &topic) const
+    {
+        return ws_host_->unsubscribe(id_, topic.data(), topic.size());
+    }
+    uint64_t missed() const { return ws_missed(id_); }
     int32_t send_text(bytes text) const { return send(WS_TEXT, text); }
     int32_t send_binary(bytes data) const { return send(WS_BINARY, data); }
     // Sends the string without copying its bytes once more.
@@ -279,6 +288,23 @@ private:
 
     ws_conn id_;
 };
+
+// -------------------------------------------------------------------- topics
+
+// Sends a message to all subscribers of a topic; flags: WS_NOT_SELF,
+// WS_UNCOMPRESSED.
+inline int32_t publish(const std::string &topic, uint32_t type, bytes data, uint32_t flags = 0)
+{
+    return ws_host_->publish(ws_host_, topic.data(), topic.size(), type, data.data(), data.size(), flags);
+}
+inline int32_t publish(const std::string &topic, const message &msg, uint32_t flags = 0)
+{
+    return publish(topic, msg.type, msg, flags);
+}
+inline uint64_t subscribers(const std::string &topic)
+{
+    return ws_host_->subscribers(ws_host_, topic.data(), topic.size());
+}
 
 // ------------------------------------------------------- from here on: helpers
 

@@ -157,6 +157,23 @@ pub struct Contexts {
     pub idle: Duration,
 }
 
+/// Bounds of topics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TopicBounds {
+    /// Topics of a connection.
+    pub per_connection: u32,
+    /// Topics of a worker.
+    pub topics: u32,
+    /// Bytes that a worker may have waiting for the bus.
+    pub queue: u64,
+    /// Bytes that the bus may have waiting for a worker.
+    pub worker_queue: u64,
+    /// Bytes of messages that the bus keeps for connections on the way.
+    pub history: u64,
+    /// How long it keeps them.
+    pub history_time: Duration,
+}
+
 /// Files that confined workers may use beside those that they need anyway.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Landlock {
@@ -201,6 +218,8 @@ pub struct HandlerSettings {
     pub deflate: proto::ws::deflate::negotiate::Config,
     /// Allowed origins; empty: all.
     pub origins: Vec<OriginRule>,
+    /// The name that joins its topics with those of others, if it has one.
+    pub topics: Option<String>,
     /// The least level of what it logs itself, if it has one of its own. If that is above info its connections are not
     /// in the access log.
     pub log_level: Option<Level>,
@@ -281,6 +300,8 @@ pub struct Config {
     pub stop_timeout: Duration,
     /// Where metrics are served, if they are.
     pub metrics: Option<Listen>,
+    /// Bounds of topics.
+    pub topics: TopicBounds,
     /// How the server is a daemon of the system.
     pub daemon: Daemon,
     /// Where log lines go, and which.
@@ -398,6 +419,11 @@ impl Config {
     /// What each listener has.
     pub fn listeners(&self) -> impl Iterator<Item = &ListenerSettings> {
         self.listen.iter().map(|listen| self.listener(Some(listen)))
+    }
+
+    /// What the topics of a handler belong to: a name that does not begin with a slash, or its resource.
+    pub fn scope_of<'a>(&'a self, resource: &'a str) -> &'a str {
+        self.handler(resource).topics.as_deref().unwrap_or(resource)
     }
 
     /// A file as workers see it: below their root, if they have one of their own.

@@ -66,7 +66,7 @@ const STRUCTS: &[Layout] = &[
     layout!(ws_address: family, port, text),
     layout!(ws_deflate_options: size, server_max_window_bits, client_max_window_bits, server_no_context_takeover, client_no_context_takeover, threshold, level),
     layout!(ws_handler: size, abi, flags, name, version, protocols, on_worker_start, on_worker_stop, do_extra_handshake, on_open, transfer_data, on_message, passive_closing_handshake, on_close, on_pong, on_writable, on_drain),
-    layout!(ws_host: size, abi, worker, log, now, config, config_at, resource, path, query, authority, origin, method, header, header_at, requested_protocols, requested_extensions, version, remote_address, local_address, tls_fact, set_protocol, add_header, configure_deflate, refuse_extensions, accept, accept_and_close, reject, abort_handshake, protocol, extensions, deflate, receive, send, send_owned, ping, buffered, pause, resume, last_opcode, set_timer, clear_timer, post, close, abort, close_code, close_reason, set_user, user, set_state, state, is_resumed),
+    layout!(ws_host: size, abi, worker, log, now, config, config_at, resource, path, query, authority, origin, method, header, header_at, requested_protocols, requested_extensions, version, remote_address, local_address, tls_fact, set_protocol, add_header, configure_deflate, refuse_extensions, accept, accept_and_close, reject, abort_handshake, protocol, extensions, deflate, receive, send, send_owned, ping, buffered, pause, resume, last_opcode, set_timer, clear_timer, post, close, abort, close_code, close_reason, set_user, user, set_state, state, is_resumed, subscribe, unsubscribe, publish, subscribers, missed),
 ];
 
 const CONSTANTS: &[(&str, i64)] = constants![
@@ -125,6 +125,10 @@ const CONSTANTS: &[(&str, i64)] = constants![
     WS_LOG_CRITICAL,
     WS_FOREVER,
     WS_STATE_MAX,
+    WS_TOPIC_MAX,
+    WS_PUBLISH_MAX,
+    WS_NOT_SELF,
+    WS_DROP,
     WS_KEEP_REQUEST,
     WS_STREAM,
     WS_NO_EXTENSIONS,

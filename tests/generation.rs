@@ -9,6 +9,7 @@ use wshd::cli::{self, Command};
 use wshd::config::{Config, Pool};
 use wshd::fleet::routes::{Route, Routes, Stamp};
 use wshd::fleet::scoreboard::Place;
+use wshd::supervisor::bus::Bus;
 use wshd::supervisor::generation::Generation;
 use wshd::supervisor::policy::rolling_restart::Step;
 
@@ -40,11 +41,13 @@ fn generation(config: Config, resources: &[(&str, u64)]) -> Generation {
         routes.add(route(resource, *version));
     }
     let (config, routes) = (Arc::new(config), Arc::new(routes));
+    let bus = Bus::new(&config, Vec::new()).unwrap();
     Generation {
         config,
         routes,
         listeners: Vec::new(),
         metrics: Vec::new(),
+        bus,
         faults: Vec::new(),
         certificates: Vec::new(),
     }

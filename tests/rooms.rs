@@ -22,9 +22,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("log", &[]),
     ("service", &["clock"]),
     ("control", &["clock", "fleet", "ffi::callback_name", "ctl::request", "ctl::answer"]),
-    ("supervisor/child.rs", &["worker", "gateway", "metrics", "confine", "service", "fleet"]),
+    ("supervisor/child.rs", &["worker", "gateway", "metrics", "bus", "confine", "service", "fleet"]),
     ("supervisor/spawn.rs", &["worker", "gateway", "metrics", "fleet", "clock"]),
     ("supervisor/dry_run.rs", &["gateway", "confine", "service", "fleet"]),
+    ("supervisor/bus.rs", &["bus", "fleet"]),
     (
         "supervisor",
         &[
@@ -45,6 +46,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("confine", &[]),
     ("worker", &["auth", "clock", "fleet", "proto", "http", "ffi", "ctl::request", "ctl::answer"]),
     ("gateway", &["fleet", "proto", "http"]),
+    ("bus", &["clock", "fleet", "proto::ws::utf8"]),
     ("metrics", &["clock", "fleet", "proto", "http", "ffi::callback_name"]),
     ("http", &["proto"]),
     ("clock.rs", &[]),
@@ -68,6 +70,7 @@ const WORKER: &[&str] = &[
     "session",
     "host",
     "blocking",
+    "topics",
     "listen",
     "crash",
     "conn",

@@ -204,7 +204,7 @@ impl Control {
             Report::Listed { ticket, listed, left_out } => self.listed(pid, ticket, listed, left_out),
             Report::Closing { ticket, begun } => self.closing(ticket, begun),
             Report::Ready { .. } | Report::Crashed | Report::Leaving => {}
-            Report::Born { .. } | Report::Taken | Report::Faulty => {}
+            Report::Born { .. } | Report::Taken | Report::Faulty | Report::Topics => {}
         }
     }
 

@@ -366,6 +366,11 @@ pub fn watch_forks(returns: fn(Place) -> !) -> std::io::Result<()> {
     }
 }
 
+/// Whether this process is a child that a handler has forked.
+pub(super) fn is_child() -> bool {
+    IS_CHILD.load(Ordering::Relaxed)
+}
+
 /// Where the calling thread is.
 pub fn place() -> Place {
     PLACE.get()

@@ -5,6 +5,7 @@ pub mod call;
 pub mod host;
 pub mod plugin;
 mod table;
+pub mod topics;
 
 pub use ws_handler::raw;
 

@@ -103,7 +103,7 @@ pub enum LoadError {
 /// the object stays loaded.
 pub fn load(
     path: &Path,
-    worker: u32,
+    (number, worker): (u16, u32),
     settings: Vec<(String, String)>,
     log: Log,
 ) -> Result<Plugin, LoadError> {
@@ -117,7 +117,7 @@ pub fn load(
     let entry = unsafe { library.get::<raw::ws_handler_entry>(raw::ENTRY_SYMBOL) };
     let entry = entry.map(|symbol| *symbol).map_err(|_| LoadError::NoEntry);
     std::mem::forget(library); // never unloaded: its threads and pointers may be anywhere
-    let host = super::table::table(&file_name, worker, settings, log);
+    let host = super::table::table(&file_name, (number, worker), settings, log);
     // SAFETY: the symbol is the entry function, and the host's table lives as long as the process.
     let table = unsafe { entry?(host) };
     // SAFETY: the entry function returned this table; the header has it live as long as the process.

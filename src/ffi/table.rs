@@ -7,6 +7,7 @@ use std::ffi::{c_char, c_void};
 
 use super::host::*;
 use super::plugin::Log;
+use super::topics;
 use ::ws_handler::raw::*;
 
 /// The table for one handler; it carries what the functions that are not about
@@ -15,14 +16,20 @@ use ::ws_handler::raw::*;
 struct Table {
     raw: ws_host,
     handler: String,
+    number: u16,
     settings: Vec<(String, String)>,
     log: Log,
 }
 
 /// Makes the table for one handler. It is never freed: a plugin is never unloaded.
-pub fn table(handler: &str, worker: u32, settings: Vec<(String, String)>, log: Log) -> &'static ws_host {
+pub fn table(
+    handler: &str,
+    (number, worker): (u16, u32),
+    settings: Vec<(String, String)>,
+    log: Log,
+) -> &'static ws_host {
     let handler = handler.to_owned();
-    let table = Box::leak(Box::new(Table { raw: host(worker), handler, settings, log }));
+    let table = Box::leak(Box::new(Table { raw: host(worker), handler, number, settings, log }));
     &table.raw
 }
 
@@ -80,7 +87,21 @@ fn host(worker: u32) -> ws_host {
         set_state,
         state: state_,
         is_resumed: is_resumed_,
+        subscribe: topics::subscribe,
+        unsubscribe: topics::unsubscribe,
+        publish: topics::publish,
+        subscribers: topics::subscribers,
+        missed: topics::missed,
     }
+}
+
+/// The number of the handler that this table was made for.
+///
+/// # Safety
+/// `host` is a table made by [`table`].
+pub(super) unsafe fn number_of(host: *const ws_host) -> u16 {
+    // SAFETY: promised by the caller; it is the first member of a Table.
+    unsafe { (*host.cast::<Table>()).number }
 }
 
 // ------------------------------------------------- log, time, configuration

@@ -105,6 +105,8 @@ pub enum Report {
     },
     /// It waits for a connection no more.
     Taken,
+    /// Its handlers use topics.
+    Topics,
     /// It cannot take connections, as the scoreboard says. Said again as long as it is so.
     Faulty,
 }
@@ -287,6 +289,7 @@ impl Report {
             Report::Born { pid } => message(b'B', [u64::from(pid.unsigned_abs()), 0, 0]),
             Report::Taken => message(b'T', [0; 3]),
             Report::Faulty => message(b'F', [0; 3]),
+            Report::Topics => message(b'P', [0; 3]),
         }
     }
 
@@ -301,6 +304,7 @@ impl Report {
             b'B' => Report::Born { pid: first as i32 },
             b'T' => Report::Taken,
             b'F' => Report::Faulty,
+            b'P' => Report::Topics,
             _ => return None,
         })
     }

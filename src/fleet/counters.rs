@@ -37,6 +37,8 @@ pub struct PlaceCounters {
     pub moved_out: Count,
     /// Processes that handed their connections over to another one because they were told to.
     pub replaced: Count,
+    /// Messages that were on their way to a bus that died. Any thread.
+    pub topics_lost: Count,
     /// Processes that died, by [`DEATHS`].
     pub deaths: [Count; DEATHS.len()],
     /// How long the turns of the event loop took.
@@ -110,6 +112,8 @@ struct Head {
     queued: Count,
     /// Bytes that the incomplete messages of all connections take.
     receiving: Count,
+    /// Subscriptions of all connections to topics.
+    subscriptions: Count,
 }
 
 /// The lane of one process. [worker]
@@ -139,6 +143,11 @@ impl Lane {
     /// Incomplete messages take so many bytes. [event loop]
     pub fn set_receiving(&self, bytes: u64) {
         self.head.receiving.set(bytes);
+    }
+
+    /// Connections have so many subscriptions to topics. [event loop]
+    pub fn set_subscriptions(&self, count: u64) {
+        self.head.subscriptions.set(count);
     }
 }
 
@@ -270,6 +279,7 @@ impl Counters {
             handler_counters.iter().zip(self.entries()).for_each(|(counters, _)| counters.open.clear());
             head.queued.clear();
             head.receiving.clear();
+            head.subscriptions.clear();
         }
     }
 
@@ -313,6 +323,11 @@ impl Counters {
     /// Bytes that incomplete messages take in the same way. [any process]
     pub fn receiving(&self, slot: usize) -> u64 {
         self.sum_of(slot, |head| &head.receiving)
+    }
+
+    /// Subscriptions to topics in the same way. [any process]
+    pub fn subscriptions(&self, slot: usize) -> u64 {
+        self.sum_of(slot, |head| &head.subscriptions)
     }
 
     fn sum_of(&self, slot: usize, count: impl Fn(&Head) -> &Count) -> u64 {

@@ -119,6 +119,26 @@ pub const CLOSERS: [&str; 3] = ["peer", "handler", "server"];
 /// As many callbacks as `ffi` counts, none included.
 pub const CALLBACKS: usize = 13;
 
+/// What is counted of messages that are published.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct TopicCounters {
+    /// Published here. Any thread.
+    pub published: Count,
+    /// Not published since what goes to the bus had reached its bound. Any thread.
+    pub refused: Count,
+    /// Sent to subscribers.
+    pub delivered: Count,
+    /// Not sent to subscribers that did not keep up, or lost on the way.
+    pub dropped: Count,
+}
+
+impl TopicCounters {
+    fn all(&self) -> [&Count; 4] {
+        [&self.published, &self.refused, &self.delivered, &self.dropped]
+    }
+}
+
 /// What one process, or those that had its lane before, did for one handler. Written by the event loop of that
 /// process, but where it says otherwise.
 #[derive(Debug, Default)]
@@ -136,6 +156,8 @@ pub struct HandlerCounters {
     pub open: Count,
     /// Messages and Pings that were not sent because the queue was full. Any thread.
     pub refused: Count,
+    /// Messages of topics.
+    pub topics: TopicCounters,
     statuses: [Count; STATUSES.len() + 1],
     closes: [[Count; CLOSE_CODES.len()]; CLOSERS.len()],
     times: [Times; CALLBACKS],
@@ -208,12 +230,13 @@ impl HandlerCounters {
             bytes_out,
             open,
             refused,
+            topics,
             statuses,
             closes,
             times: _,
         } = self;
         let single = [messages_in, bytes_in, messages_out, bytes_out, open, refused];
-        single.into_iter().chain(statuses).chain(closes.iter().flatten())
+        single.into_iter().chain(topics.all()).chain(statuses).chain(closes.iter().flatten())
     }
 
     /// Adds all of another one.

@@ -6,6 +6,7 @@ pub mod addresses;
 #[allow(clippy::unwrap_used)]
 mod alone;
 pub mod breakers;
+pub mod bus_wire;
 pub mod control;
 pub mod counters;
 pub mod crash_report;
@@ -20,6 +21,7 @@ pub mod listener;
 pub mod memory;
 pub mod peer;
 pub mod process_title;
+pub mod rendezvous;
 pub mod routes;
 pub mod scoreboard;
 pub mod wipe;

@@ -62,7 +62,7 @@ fn answer() -> io::Result<()> {
     }
     // A probe is of no use to anybody else. A change of the user would have taken it back.
     let _ = set_pdeathsig(Signal::SIGKILL);
-    match plugin::load(Path::new(&request.file), 0, request.settings, Box::new(write_log)) {
+    match plugin::load(Path::new(&request.file), (0, 0), request.settings, Box::new(write_log)) {
         Err(error) => send(Answer::Fault(error.to_string())),
         Ok(plugin) => {
             let Plugin { name, version, table, style, protocols, .. } = plugin;

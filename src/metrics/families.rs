@@ -60,6 +60,16 @@ const BYTES: [Family; 2] = [
 ];
 const REFUSED: Family =
     counter("wshd_sends_refused", "", "Messages not sent because the send queue was full.");
+const TOPIC_MESSAGES: [Family; 4] = [
+    counter("wshd_topic_messages_published", "", "Messages that a handler published."),
+    counter(
+        "wshd_topic_messages_refused",
+        "",
+        "Messages not published because too much was on its way to the bus.",
+    ),
+    counter("wshd_topic_messages_delivered", "", "Published messages sent to subscribers, once for each."),
+    counter("wshd_topic_messages_dropped", "", "Published messages that subscribers missed, once for each."),
+];
 const CALLBACK: Family = histogram(
     "wshd_callback_duration_seconds",
     "How long calls of a handler took; transfer_data takes as long as its connection.",
@@ -100,6 +110,13 @@ const RECEIVING: Family = gauge(
     "wshd_worker_receive_bytes",
     "bytes",
     "Memory that incomplete large messages of the peers of a worker take.",
+);
+const SUBSCRIPTIONS: Family =
+    gauge("wshd_worker_topic_subscriptions", "", "Subscriptions of the connections of a worker to topics.");
+const TOPICS_LOST: Family = counter(
+    "wshd_worker_topic_messages_lost",
+    "",
+    "Messages that were published in a worker and may have been lost when the bus died.",
 );
 const TURN: Family = histogram(
     "wshd_worker_loop_turn_seconds",
@@ -151,6 +168,8 @@ struct Worker {
     queued: u64,
     /// Memory of its incomplete messages.
     receiving: u64,
+    /// Subscriptions to topics.
+    subscriptions: u64,
 }
 
 fn workers(start: &Start) -> impl Iterator<Item = Worker> {
@@ -164,6 +183,7 @@ fn workers(start: &Start) -> impl Iterator<Item = Worker> {
             connections: slots().map(|(_, slot)| u64::from(slot.connections.load(Relaxed))).sum(),
             queued: slots().map(|(index, _)| start.counters.queued(index)).sum(),
             receiving: slots().map(|(index, _)| start.counters.receiving(index)).sum(),
+            subscriptions: slots().map(|(index, _)| start.counters.subscriptions(index)).sum(),
         }
     })
 }
@@ -260,12 +280,16 @@ impl<'a> Report<'a> {
                 text.sample(&[("handler", name), ("pool", pool)], read(total));
             }
         }
-        let numbers: [Source<HandlerCounters>; 5] = [
+        let numbers: [Source<HandlerCounters>; 9] = [
             (&MESSAGES[0], |counters| counters.messages_in.get()),
             (&MESSAGES[1], |counters| counters.messages_out.get()),
             (&BYTES[0], |counters| counters.bytes_in.get()),
             (&BYTES[1], |counters| counters.bytes_out.get()),
             (&REFUSED, |counters| counters.refused.get()),
+            (&TOPIC_MESSAGES[0], |counters| counters.topics.published.get()),
+            (&TOPIC_MESSAGES[1], |counters| counters.topics.refused.get()),
+            (&TOPIC_MESSAGES[2], |counters| counters.topics.delivered.get()),
+            (&TOPIC_MESSAGES[3], |counters| counters.topics.dropped.get()),
         ];
         for (family, read) in numbers {
             text.family(family);
@@ -324,11 +348,13 @@ impl<'a> Report<'a> {
         text.family(&SATURATIONS);
         text.sample(&[], saturations);
         let workers: Vec<Worker> = workers(start).collect();
-        let numbers: [Source<Worker>; 6] = [
+        let numbers: [Source<Worker>; 8] = [
             (&CONNECTIONS, |worker| worker.connections),
             (&ACCEPTED, |worker| worker.counters.accepted.get()),
             (&QUEUED, |worker| worker.queued),
             (&RECEIVING, |worker| worker.receiving),
+            (&SUBSCRIPTIONS, |worker| worker.subscriptions),
+            (&TOPICS_LOST, |worker| worker.counters.topics_lost.get()),
             (&STARTS, |worker| worker.counters.starts.get()),
             (&REPLACEMENTS, |worker| worker.counters.replaced.get()),
         ];

@@ -38,16 +38,19 @@ pub enum Kind {
     Metrics,
     /// Ends TLS and HTTP/2.
     Gateway,
+    /// Carries published messages between workers.
+    Bus,
 }
 
 impl Kind {
-    const ALL: [Kind; 2] = [Kind::Metrics, Kind::Gateway];
+    const ALL: [Kind; 3] = [Kind::Metrics, Kind::Gateway, Kind::Bus];
 
     /// Its name in the log and in `ps`.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Metrics => "metrics",
             Kind::Gateway => "gateway",
+            Kind::Bus => "bus",
         }
     }
 
@@ -57,6 +60,7 @@ impl Kind {
             Kind::Metrics => usize::from(!generation.metrics.is_empty()),
             Kind::Gateway if generation.gateway_listeners().next().is_none() => 0,
             Kind::Gateway => generation.config.gateway.processes,
+            Kind::Bus => usize::from(generation.bus.is_used()),
         }
     }
 
@@ -65,6 +69,7 @@ impl Kind {
         match self {
             Kind::Metrics => true, // it tells of the configuration and its handlers
             Kind::Gateway => old.are_gateways_changed(new),
+            Kind::Bus => new.bus.is_used() && old.bus_settings() != new.bus_settings(),
         }
     }
 
@@ -73,7 +78,16 @@ impl Kind {
     pub fn takes_commands(self) -> bool {
         match self {
             Kind::Metrics => false,
-            Kind::Gateway => true,
+            Kind::Gateway | Kind::Bus => true,
+        }
+    }
+
+    /// When one that has died is restarted.
+    fn restart(self) -> Rule {
+        match self {
+            Kind::Metrics | Kind::Gateway => RESTART,
+            // Nothing that is published arrives without it.
+            Kind::Bus => Rule { free: 3, first: Duration::from_millis(100), ..RESTART },
         }
     }
 }
@@ -82,7 +96,7 @@ impl Kind {
     /// Whether one that is replaced may take until its last connection has ended.
     fn relays(self) -> bool {
         match self {
-            Kind::Metrics => false,
+            Kind::Metrics | Kind::Bus => false,
             Kind::Gateway => true,
         }
     }
@@ -112,7 +126,7 @@ struct Auxiliary {
 impl Auxiliary {
     fn new(kind: Kind) -> Self {
         let (since, at) = Default::default();
-        Self { kind, pid: None, is_ready: false, why: None, since, at, restart: Backoff::new(RESTART) }
+        Self { kind, pid: None, is_ready: false, why: None, since, at, restart: Backoff::new(kind.restart()) }
     }
 
     fn failed(&mut self, now: Instant) {
@@ -210,6 +224,13 @@ impl Auxiliaries {
         for auxiliary in self.current.iter_mut().filter(|auxiliary| !auxiliary.kind.takes_commands()) {
             auxiliary.is_ready = false;
             auxiliary.pid.take().into_iter().for_each(|pid| processes.dismiss(pid));
+        }
+    }
+
+    /// One of this kind is needed from now on.
+    pub fn need(&mut self, kind: Kind) {
+        if !self.current.iter().any(|auxiliary| auxiliary.kind == kind) {
+            self.current.push(Auxiliary::new(kind));
         }
     }
 

@@ -25,8 +25,7 @@ use crate::fleet::scoreboard::{Place, Slot};
 use crate::fleet::{process_title, wipe};
 use crate::gateway::Gateway;
 use crate::service::daemonize;
-use crate::worker;
-use crate::{gateway, log as sink, metrics};
+use crate::{bus, gateway, log as sink, metrics, worker};
 
 /// Signals that a terminal sends to the whole process group, or that are requests to the supervisor only.
 const NOT_FOR_WORKERS: [Signal; 7] = [
@@ -63,6 +62,7 @@ pub(super) enum Task {
 pub(super) enum Auxiliary {
     Metrics(metrics::Start),
     Gateway(gateway::Start),
+    Bus(io::Result<bus::Start>),
 }
 
 impl Auxiliary {
@@ -74,6 +74,7 @@ impl Auxiliary {
             Auxiliary::Gateway(start) => {
                 Auxiliary::Gateway(gateway::Start { config: Arc::clone(config), ..start })
             }
+            Auxiliary::Bus(start) => Auxiliary::Bus(start),
         }
     }
 
@@ -94,6 +95,11 @@ impl Auxiliary {
                 let gateway = Gateway::load(start).map_err(|why| (Exit::Config, why))?;
                 confine().map_err(internal)?;
                 gateway.run(channel).map_err(internal)
+            }
+            Auxiliary::Bus(start) => {
+                let start = start.map_err(internal)?;
+                confine().map_err(internal)?;
+                bus::run(start, channel).map_err(internal)
             }
         }
     }
@@ -169,7 +175,7 @@ impl Child {
                 let confine = || {
                     let confinement = match kind {
                         Kind::Gateway => Confinement::of_gateways(&config),
-                        Kind::Metrics => Confinement::of(&config, 0),
+                        Kind::Metrics | Kind::Bus => Confinement::of(&config, 0),
                     };
                     confinement.map_or(Ok(()), |to| to.enter())?;
                     end_with(supervisor, if kind.takes_commands() { patience } else { 1 })

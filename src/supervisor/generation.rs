@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::bus::{self, Bus};
 use super::certificates::{Stamp, stamps};
 use super::policy::rolling_restart::Step;
 use crate::auth::Authentication;
@@ -28,6 +29,8 @@ pub struct Generation {
     pub listeners: Vec<Arc<Listener>>,
     /// The sockets to serve metrics on.
     pub metrics: Vec<Arc<Listener>>,
+    /// Where workers meet the bus.
+    pub bus: Bus,
     /// What was left out because it is broken.
     pub faults: Vec<String>,
     /// The files that gateways read, as they were.
@@ -46,8 +49,15 @@ impl Generation {
             .map_err(|error| error.to_string())?;
         let metrics = bind_metrics(&config, &self.metrics).map_err(|error| error.to_string())?;
         let certificates = stamps(&config);
+        let bus = self.bus.following(&config).map_err(|error| error.to_string())?;
         let (config, routes) = (Arc::new(config), Arc::new(routes));
-        Ok(Self { config, routes, listeners, metrics, faults, certificates })
+        Ok(Self { config, routes, listeners, metrics, bus, faults, certificates })
+    }
+
+    /// What makes the bus what it is.
+    pub fn bus_settings(&self) -> impl PartialEq {
+        let pools: Vec<_> = self.config.pools.iter().map(|pool| pool.name.clone()).collect();
+        (self.config.topics, bus::scopes(&self.config, &self.routes), pools)
     }
 
     /// All sockets that it listens on.

@@ -3,6 +3,7 @@
 //! takes time is a child with a deadline in the table of [`processes`].
 
 mod auxiliary;
+pub mod bus;
 mod certificates;
 mod changes;
 mod child;

@@ -1,6 +1,7 @@
 //! From the configuration to a supervisor that can fork: binds, finds the handlers and maps what is shared.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::auxiliary::Auxiliaries;
+use super::bus::Bus;
 use super::certificates::{Certificates, stamps};
 use super::generation::{Generation, bind_metrics, binding};
 use super::mail::Mail;
@@ -72,13 +74,13 @@ impl Supervisor {
         let inherited = predecessor.as_ref().map(Predecessor::sockets).transpose();
         let inherited =
             inherited.map_err(|error| (Exit::Bind, format!("sockets of the old server: {error}")))?;
-        let Inherited { listeners: mut inherited, queue } = inherited.unwrap_or_default();
+        let Inherited { listeners: mut inherited, queue, parts } = inherited.unwrap_or_default();
         for Passed { fd, name } in sockets {
             inherited.push(Arc::new(listener::adopt(fd, &name).map_err(not_bound)?));
         }
         let mut bound = Vec::new();
         let is_new = predecessor.is_none();
-        let prepared = Prepared::new(config, &inherited, &mut bound, start).inspect_err(|_| {
+        let prepared = Prepared::new(config, (&inherited, parts), &mut bound, start).inspect_err(|_| {
             // Those of the old server are its own.
             bound.iter().filter(|_| is_new).for_each(|listener| listener.remove_file());
         })?;
@@ -126,7 +128,7 @@ impl Prepared {
     /// Whatever comes of it, `bound` has the sockets.
     fn new(
         config: Config,
-        inherited: &[Arc<Listener>],
+        (inherited, parts): (&[Arc<Listener>], Vec<(String, OwnedFd)>),
         bound: &mut Vec<Arc<Listener>>,
         start: &StartSignals,
     ) -> Result<Self, Failure> {
@@ -152,7 +154,8 @@ impl Prepared {
         })?;
         let certificates = stamps(&config);
         let (config, routes) = (Arc::new(config), Arc::new(routes));
-        let generation = Generation { config, routes, listeners, metrics, faults, certificates };
+        let bus = Bus::new(&config, parts).map_err(internal)?;
+        let generation = Generation { config, routes, listeners, metrics, bus, faults, certificates };
         Ok(Self { generation, shared, processes, control, signals })
     }
 }

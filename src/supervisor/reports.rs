@@ -112,6 +112,12 @@ impl Supervisor {
             (report @ (Report::Listed { .. } | Report::Closing { .. }), _) => {
                 self.control.hear(pid.as_raw(), report);
             }
+            (Report::Topics, _) => {
+                self.generation.bus.set_used();
+                if !self.slots.is_stopping() && !self.upgrade.is_superseded() {
+                    self.auxiliaries.need(Kind::Bus);
+                }
+            }
             (Report::Faulty, Role::Worker) => self.replace_faulty(slot, now),
             (Report::Faulty | Report::Taken | Report::Born { .. }, _) => {}
         }

@@ -82,14 +82,18 @@ pub(super) fn worker(
             return ControlFlow::Continue(Ok(child));
         }
     };
-    let Generation { config, routes, .. } = generation.clone();
+    let Generation { config, routes, bus, .. } = generation.clone();
     // Only the default pool accepts; to the others connections come through their inboxes.
     let accepts = record.place().pool == 0;
     let listeners = if accepts { generation.worker_listeners() } else { Vec::new() };
     let gateways = accepts.then(|| Arc::clone(supervisor.gateways.queue.rx()));
     let shared = supervisor.shared;
     let inboxes = supervisor.processes.take_inboxes();
-    let start = inbox::split(inboxes, slot).map(|(inbox, txs)| worker::Start {
+    let name = config.pools.get(usize::from(record.place().pool)).map_or("", |pool| &pool.name);
+    let rendezvous = bus.tx(name);
+    drop(bus);
+    let start = inbox::split(inboxes, slot).and_then(|both| Ok((both, rendezvous?)));
+    let start = start.map(|((inbox, txs), rendezvous)| worker::Start {
         config: Arc::clone(&config),
         routes,
         skipped,
@@ -100,6 +104,7 @@ pub(super) fn worker(
         slot,
         control: theirs,
         inbox,
+        rendezvous,
         txs,
         standby: role == Role::Standby,
         breakers: shared.breakers,
@@ -132,7 +137,7 @@ pub(super) fn auxiliary(
         Ok((channels, Forked::Child { supervisor })) => (channels, supervisor),
     };
     drop(ours);
-    let Generation { config, routes, metrics, .. } = generation.clone();
+    let Generation { config, routes, metrics, bus, .. } = generation.clone();
     let shared = supervisor.shared;
     let start = match kind {
         Kind::Metrics => Auxiliary::Metrics(metrics::Start {
@@ -154,6 +159,7 @@ pub(super) fn auxiliary(
             counters: shared.gateways,
             salt: supervisor.gateways.salt,
         }),
+        Kind::Bus => Auxiliary::Bus(bus.start(&config, &routes)),
     };
     become_child(Child {
         supervisor: parent,

@@ -3,7 +3,7 @@
 //! connections are handed over to them. What happens when something fails is in `policy::upgrade`.
 //!
 //! From old to new: a datagram for each listening socket, what it was bound for (or that it was passed to the old one)
-//! and the socket; one for each end of the queue of the gateways; then an empty line.
+//! and the socket; one for each end of the queue of the gateways; where workers meet the bus; then an empty line.
 //! From new to old: a datagram for each worker of the default pool, the form of entries and where its inbox is; then an
 //! empty line.
 
@@ -24,6 +24,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::{Pid, execv, getpid};
 
 use super::Supervisor;
+use super::bus::Bus;
 use super::policy::rolling_restart::{self, Step};
 use super::policy::slots;
 use super::policy::upgrade::{self as policy, Action, Event};
@@ -97,7 +98,7 @@ impl Predecessor {
     /// The sockets that go on.
     pub fn sockets(&self) -> io::Result<Inherited> {
         setsockopt(&self.0, sockopt::ReceiveTimeout, &TimeVal::seconds(10))?;
-        let (mut listeners, mut ends) = (Vec::new(), Vec::new());
+        let (mut listeners, mut ends, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             match receive(&self.0)? {
                 Some((text, Some(fd))) if text == PASSED => {
@@ -108,6 +109,9 @@ impl Predecessor {
                     // One of another form is drained by the old workers.
                     ends.extend((text.get(QUEUE.len()..) == Some(&QUEUE_FORMAT.to_ne_bytes())).then_some(fd));
                 }
+                Some((text, Some(fd))) if Bus::is_part(&text) => {
+                    parts.push((String::from_utf8_lossy(&text).into_owned(), fd));
+                }
                 Some((text, Some(fd))) => {
                     let listen = Listen::from_bytes(&text).ok_or(io::ErrorKind::InvalidData)?;
                     listeners.push(Arc::new(Listener::inherited(fd, listen)?));
@@ -115,7 +119,7 @@ impl Predecessor {
                 Some(_) => {
                     let ends: Option<[OwnedFd; 2]> = ends.try_into().ok();
                     let queue = ends.map(|[tx, rx]| GatewayQueue::of_ends(tx, rx));
-                    return Ok(Inherited { listeners, queue });
+                    return Ok(Inherited { listeners, queue, parts });
                 }
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
@@ -138,6 +142,8 @@ pub struct Inherited {
     pub listeners: Vec<Arc<Listener>>,
     /// Where gateways leave connections, those of the old executable too.
     pub queue: Option<GatewayQueue>,
+    /// Parts of the bus, and what they are.
+    pub parts: Vec<(String, OwnedFd)>,
 }
 
 /// An upgrade from the side of the old executable, and from that of the new one.
@@ -291,6 +297,9 @@ impl Supervisor {
         let queue = &self.gateways.queue;
         for end in [queue.tx(), queue.rx()] {
             datagram::send(ours.as_fd(), &[QUEUE, &QUEUE_FORMAT.to_ne_bytes()].concat(), Some(end.as_fd()))?;
+        }
+        for (what, fd) in self.generation.bus.parts() {
+            datagram::send(ours.as_fd(), what.as_bytes(), Some(fd))?;
         }
         datagram::send(ours.as_fd(), b"\n", None)?;
         match fork_child()? {

@@ -174,6 +174,7 @@ impl Worker {
         if threads == 0 {
             self.handlers.stop();
         }
+        self.link.finish();
     }
 
     /// Whether the one connection of a per-connection process has come and gone.

@@ -9,7 +9,7 @@ use nix::sys::epoll::{EpollEvent, EpollTimeout};
 use crate::clock;
 use crate::ffi::host::{defer_releases, run_releases};
 use crate::worker::Worker;
-use crate::worker::base::poll::{CONNECTION, INBOX, LISTENER};
+use crate::worker::base::poll::{BUS, CONNECTION, INBOX, LISTENER};
 use crate::worker::base::timers::MS;
 use crate::worker::conn::receive;
 use crate::worker::conn::table::NEVER;
@@ -51,6 +51,7 @@ impl Worker {
                 match event.data() {
                     WAKEUP => self.run_commands(),
                     INBOX => self.transfer.empty_inbox(),
+                    BUS => self.link.ready(),
                     CONTROL => {
                         if self.read_control() {
                             return Ok(());
@@ -73,9 +74,13 @@ impl Worker {
             }
             rescue::begin_work();
             self.serve_turns(buffer);
+            if self.link.serve() {
+                self.session.settle();
+            }
             if self.acceptor.renew_poll() {
                 self.watch_orders()?;
                 self.transfer.rewatch_inbox();
+                self.link.rewatch();
                 self.conns.watch_all();
             }
             self.deadlines();
@@ -111,6 +116,7 @@ impl Worker {
             arriving.then(|| now.saturating_add(ARRIVING)),
             self.transfer.next_migration(),
             self.transfer.next_waiting(),
+            self.link.due(),
         ];
         let more = next.iter().any(Option::is_some) || self.handshakes.has_probes();
         let heartbeat = now.saturating_add(HEARTBEAT * MS);
@@ -128,7 +134,7 @@ impl Worker {
     fn poll_timeout(&self) -> EpollTimeout {
         let next = {
             let core = self.conns.core.borrow();
-            if !core.turns.is_empty() {
+            if !core.turns.is_empty() || self.link.has_work() {
                 return EpollTimeout::ZERO;
             }
             core.timers.next().unwrap_or(NEVER)

@@ -10,6 +10,7 @@
 //! - [`session`]: an open WebSocket: messages, closing, deadlines
 //! - [`host`]: handlers, and what they may call
 //! - [`blocking`]: threads of blocking handlers, and the watchdog
+//! - [`topics`]: subscriptions, and messages that are published
 //! - [`listen`]: listening sockets, and the limits for what comes from there
 //! - [`crash`]: code that runs in a signal handler
 //! - [`conn`]: the data of the connections, and what can be done with them without a handler
@@ -32,6 +33,7 @@ mod ops;
 mod process;
 mod session;
 mod thread_commands;
+mod topics;
 mod transfer;
 
 use std::cell::{Cell, RefCell, UnsafeCell};
@@ -49,6 +51,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::clock;
 use crate::config::Config;
 use crate::ffi::host as plugin_host;
+use crate::ffi::topics::set_topics;
 use crate::fleet::control::{self as fleet_control, Channel, Report};
 use crate::fleet::scoreboard::{Place, Slot, State};
 use crate::http::Site;
@@ -58,6 +61,7 @@ use base::load::Load;
 use base::memory;
 use base::metrics::Metrics;
 use base::poll::Poll;
+use base::progress::Progress;
 use base::timers;
 use blocking::thread::ThreadHost;
 use blocking::threads::Threads;
@@ -81,6 +85,8 @@ use ops::connections::Listing;
 pub use process::start::Start;
 use process::zygote;
 use session::Session;
+use topics::link::Link;
+use topics::subscriptions::Subscriptions;
 use transfer::Transfer;
 
 /// Connections that a process for one connection has room for: for that one, and for those of an earlier process that wait
@@ -103,6 +109,7 @@ struct Worker {
     handlers: &'static Handlers,
     session: &'static Session,
     handshakes: &'static Handshakes,
+    link: &'static Link,
     transfer: Transfer,
     listing: Listing,
     admission: &'static Admission,
@@ -155,6 +162,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let Loaded { services, report: ready, modules } = loaded;
     let Start { config, routes, listeners, gateways, scoreboard, slot: index, control, inbox, txs, .. } =
         start;
+    let rendezvous = start.rendezvous;
     let (breakers, addresses, standby) = (start.breakers, start.addresses, start.standby);
     let pid = std::process::id() as i32;
     let place = slot.place();
@@ -168,6 +176,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let poll = leak(Poll::new()?);
     let commands: &'static CommandQueue = memory::guard(CommandQueue::new(most, config.sending, metrics)?)?;
     let registry: &Registry = leak(Registry::default());
+    let progress: &Progress = memory::guard(Progress::default())?;
     let access_log = AccessLog::new(Arc::clone(&config), Arc::clone(&routes));
     let load = Load::new(slot, scoreboard, is_single);
     let conns = leak(Conns::new(
@@ -181,6 +190,10 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         addresses,
         access_log,
     )?);
+    let scopes = routes.handlers().iter().map(|route| config.scope_of(&route.resource).to_owned()).collect();
+    let subscriptions: &Subscriptions =
+        leak(Subscriptions::new(scopes, config.topics, commands, metrics, progress));
+    let link: &Link = leak(Link::new(conns, subscriptions, progress, control, rendezvous));
     let descriptors = leak(Descriptors::new(slot, scoreboard));
     let share = Share { scoreboard, index, slot, connections: most };
     let acceptor = leak(Acceptor::new(&listeners, gateways, poll, descriptors, share));
@@ -234,11 +247,14 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let known_arrivals = NonNull::from(&mut *arrivals);
     plugin_host::set_foreign_host(leak(ForeignThreadHost { commands, handshakes: registry }));
     plugin_host::set_host(host);
+    set_topics(subscriptions);
     rescue::prepare(RescueContext {
         pid,
         routes: Arc::clone(&routes),
         collector: Collector { modules, crash_report },
         records: conns.core.borrow().table.records(),
+        topics: conns.core.borrow().table.topic_records(),
+        progress,
         arrivals: known_arrivals,
         commands,
         slot,
@@ -257,6 +273,8 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         session,
         handshakes,
         threads,
+        link,
+        progress,
         commands,
         metrics,
         admission,
@@ -295,6 +313,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         handlers,
         session,
         handshakes,
+        link,
         transfer,
         listing,
         admission,

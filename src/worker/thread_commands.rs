@@ -42,6 +42,7 @@ impl Worker {
                     self.read_head(conn, b"");
                 }
             }
+            Command::Topics => {} // once in a turn
         }
     }
 
@@ -57,6 +58,7 @@ impl Worker {
             Counted::Post(task) => self.session.run_posted(id, task),
             Counted::Close { code, reason } => self.conns.close(id, code, &reason, WS_BY_HANDLER),
             Counted::Abort => self.conns.abort(id),
+            Counted::Topics => self.link.renew(id),
             Counted::State => {
                 let channel = self.conns.with_open(id, |_, open| open.channel().cloned()).flatten();
                 if let Some(state) = channel.and_then(|channel| channel.take_state()) {

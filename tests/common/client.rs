@@ -190,6 +190,12 @@ impl<S: Read + Write> Raw<S> {
         Raw { stream, input: Vec::new() }
     }
 
+    /// The stream, of which all was taken that has come.
+    pub fn into_stream(self) -> S {
+        assert!(self.input.is_empty());
+        self.stream
+    }
+
     /// Sends an opening handshake, which has to succeed; returns the head of the answer.
     #[track_caller]
     pub fn upgrade(&mut self, resource: &str, headers: &str) -> String {

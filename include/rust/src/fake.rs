@@ -300,6 +300,31 @@ unsafe extern "C" fn is_resumed(_: ws_conn) -> i32 {
     1
 }
 
+unsafe extern "C" fn subscribe(conn: ws_conn, topic: *const c_char, size: usize, flags: u32) -> i32 {
+    called("subscribe", format!("{conn} {} {flags}", text(topic, size)))
+}
+unsafe extern "C" fn unsubscribe(conn: ws_conn, topic: *const c_char, size: usize) -> i32 {
+    called("unsubscribe", format!("{conn} {}", text(topic, size)))
+}
+unsafe extern "C" fn publish(
+    _: *const ws_host,
+    topic: *const c_char,
+    topic_size: usize,
+    kind: u32,
+    data: *const c_void,
+    size: usize,
+    flags: u32,
+) -> i32 {
+    let (topic, data) = (text(topic, topic_size), text(data.cast(), size));
+    called("publish", format!("{topic} {kind} {data} {flags}"))
+}
+unsafe extern "C" fn subscribers(_: *const ws_host, _: *const c_char, size: usize) -> u64 {
+    size as u64
+}
+unsafe extern "C" fn missed(conn: ws_conn) -> u64 {
+    conn
+}
+
 pub(crate) static HOST: ws_host = ws_host {
     size: size_of::<ws_host>(),
     abi: WS_ABI,
@@ -353,4 +378,9 @@ pub(crate) static HOST: ws_host = ws_host {
     set_state,
     state,
     is_resumed,
+    subscribe,
+    unsubscribe,
+    publish,
+    subscribers,
+    missed,
 };

@@ -41,6 +41,7 @@ mod handshake;
 mod host;
 mod session;
 mod style;
+mod topic;
 
 #[doc(hidden)]
 pub mod export;
@@ -56,9 +57,10 @@ pub use conn::{Blocking, Conn, Current, TimerId};
 pub use error::{Error, Outcome, Result};
 pub use handshake::{DeflateOptions, Handshake, LateHandshake, Reply};
 pub use host::{Level, config, list, log, now, settings, worker};
+pub use raw::{WS_DROP, WS_MORE, WS_NOT_SELF, WS_UNCOMPRESSED};
 pub use raw::{WS_KEEP_REQUEST, WS_NO_EXTENSIONS, WS_RESUMABLE, WS_STREAM};
-pub use raw::{WS_MORE, WS_UNCOMPRESSED};
 pub use style::{BlockingHandler, Handler};
+pub use topic::{publish, publish_flags, subscribers};
 
 /// Close codes of RFC 6455 by name.
 pub mod close_code {

@@ -115,6 +115,10 @@ pub const WS_LOG_ERROR: u32 = 50;
 pub const WS_LOG_CRITICAL: u32 = 60;
 pub const WS_FOREVER: i64 = -1;
 pub const WS_STATE_MAX: usize = 4096;
+pub const WS_TOPIC_MAX: usize = 255;
+pub const WS_PUBLISH_MAX: usize = 1_048_576;
+pub const WS_NOT_SELF: u32 = 0x100;
+pub const WS_DROP: u32 = 1;
 pub const WS_KEEP_REQUEST: u32 = 1;
 pub const WS_STREAM: u32 = 2;
 pub const WS_NO_EXTENSIONS: u32 = 4;
@@ -233,4 +237,17 @@ pub struct ws_host {
     pub set_state: unsafe extern "C" fn(conn: ws_conn, data: *const c_void, size: usize) -> i32,
     pub state: unsafe extern "C" fn(conn: ws_conn) -> ws_bytes,
     pub is_resumed: unsafe extern "C" fn(conn: ws_conn) -> i32,
+    pub subscribe: unsafe extern "C" fn(conn: ws_conn, topic: *const c_char, size: usize, flags: u32) -> i32,
+    pub unsubscribe: unsafe extern "C" fn(conn: ws_conn, topic: *const c_char, size: usize) -> i32,
+    pub publish: unsafe extern "C" fn(
+        host: *const ws_host,
+        topic: *const c_char,
+        topic_size: usize,
+        type_: u32,
+        data: *const c_void,
+        size: usize,
+        flags: u32,
+    ) -> i32,
+    pub subscribers: unsafe extern "C" fn(host: *const ws_host, topic: *const c_char, size: usize) -> u64,
+    pub missed: unsafe extern "C" fn(conn: ws_conn) -> u64,
 }

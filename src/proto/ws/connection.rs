@@ -11,11 +11,13 @@ use crate::proto::ws::utf8::{self, Validator};
 use crate::time::Instant;
 use std::time::Duration;
 
+mod broadcast;
 mod deadline;
 mod intake;
 mod sending;
 
 pub use crate::proto::ws::message::{Body, Kind};
+pub use broadcast::Broadcast;
 pub use deadline::Deadline;
 pub use sending::{Send, SendError};
 

@@ -14,6 +14,7 @@ pub mod log;
 pub mod pool;
 mod serving;
 mod tls;
+mod topics;
 pub mod workers;
 
 use super::Setting;
@@ -37,6 +38,7 @@ pub const GROUPS: &[Group] = &[
     Group { title: "Workers", settings: workers::TABLE },
     Group { title: "Admission", settings: admission::TABLE },
     Group { title: "Authentication", settings: authentication::TABLE },
+    Group { title: "Topics", settings: topics::TABLE },
     Group { title: "System", settings: daemon::TABLE },
     Group { title: "Listeners", settings: listener::TABLE },
     Group { title: "Handlers", settings: handler::TABLE },

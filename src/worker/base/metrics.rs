@@ -57,6 +57,11 @@ impl Metrics {
         self.lane.queued()
     }
 
+    /// Connections have so many subscriptions to topics. [event loop]
+    pub fn set_subscriptions(&self, count: usize) {
+        self.lane.set_subscriptions(count as u64);
+    }
+
     /// Incomplete messages take so many bytes. [event loop]
     pub fn set_receiving(&self, bytes: usize) {
         self.lane.set_receiving(bytes as u64);

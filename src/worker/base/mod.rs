@@ -7,4 +7,5 @@ pub mod load;
 pub mod memory;
 pub mod metrics;
 pub mod poll;
+pub mod progress;
 pub mod timers;

@@ -51,6 +51,8 @@ pub enum Command {
     ThreadEnded,
     /// The password in a request was compared.
     Authenticated(u64, auth::Outcome),
+    /// Something is to be told to the bus.
+    Topics,
 }
 
 /// A command that was answered with WS_OK: it is carried out, or its connection ends and on_close tells.
@@ -69,6 +71,8 @@ pub enum Counted {
     Abort,
     /// Attach the state that its thread has left.
     State,
+    /// Attach the subscriptions that it has now.
+    Topics,
 }
 
 /// What other threads know of a connection.
@@ -235,6 +239,17 @@ impl CommandQueue {
     /// The thread of a blocking connection has left a new state.
     pub fn attach_state(&self, conn: u64) -> i32 {
         self.enter(conn, Ok, 0, Counted::State)
+    }
+
+    /// The connection has subscribed to something, or ended that.
+    pub fn renew_topics(&self, conn: u64) -> i32 {
+        self.enter(conn, Ok, 0, Counted::Topics)
+    }
+
+    /// The handler of an open connection.
+    pub fn handler_of(&self, conn: u64) -> Option<u16> {
+        let known = self.known(conn).filter(|known| known.slot.is_open(generation(conn)))?;
+        Some(known.handler.load(Ordering::Relaxed))
     }
 
     /// A posted function is called.

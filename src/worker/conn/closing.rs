@@ -93,6 +93,7 @@ impl Conns {
         self.release_memory(id);
         {
             let core = &mut *self.core.borrow_mut();
+            core.end_subscriptions(id);
             let Some((conn, record)) = core.table.both(id) else { return };
             let said = conn.open().is_some_and(|open| open.proto.close_sent().is_some());
             let heard = conn.open().is_some_and(|open| open.peer_close().is_some());

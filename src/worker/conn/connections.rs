@@ -45,6 +45,8 @@ pub struct Core {
     pub over: Vec<u64>,
     /// Connections whose send queue has drained, and whose handler waits for that.
     pub writable: Vec<u64>,
+    /// Connections that have ended, or gone elsewhere, with subscriptions.
+    pub unsubscribed: Vec<u64>,
     /// Connections that wait for their turn, among them those that may be read again and have something left unread.
     pub turns: TurnQueue,
     /// Memory of incomplete messages.
@@ -72,6 +74,16 @@ impl Core {
             _ => return,
         }
         self.dirty.push(id);
+    }
+}
+
+impl Core {
+    /// A connection is not sent messages of topics any more.
+    pub fn end_subscriptions(&mut self, id: u64) {
+        if self.table.has_topics(id) {
+            self.table.set_topics(id, Vec::new());
+            self.unsubscribed.push(id);
+        }
     }
 }
 
@@ -134,6 +146,7 @@ impl Conns {
             dirty: Vec::new(),
             over: Vec::new(),
             writable: Vec::new(),
+            unsubscribed: Vec::new(),
             turns: TurnQueue::default(),
             receive_budget: ReceiveBudget::new(config.memory.receive_total),
             contexts: Contexts::new(config.contexts),
@@ -176,6 +189,7 @@ impl Conns {
         let removed = {
             let core = &mut *self.core.borrow_mut();
             core.table.record(id).inspect(|record| self.settle_address(record.peer.address(), record.mark));
+            core.end_subscriptions(id);
             core.table.remove(id)
         };
         if let Some(conn) = removed {

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::mem::offset_of;
 use std::ops::Range;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
@@ -39,8 +40,12 @@ struct EntryHeader {
     /// In the first entry of a datagram: how many entries it has, each with a descriptor. Else of no meaning.
     count: u32,
     purpose: u32,
-    /// Sizes of spilled facts and strings, state and request head; before the handshake the last is what was read.
-    parts: [u32; 3],
+    /// Sizes of spilled facts and strings, state, request head (before the handshake what was read of it), and subscriptions.
+    parts: [u32; 4],
+    /// No padding: all of it is sent.
+    unused: u32,
+    /// Stamp of the last message of any topic that the connection has got, as far as its subscriptions were live.
+    seen: u64,
 }
 
 const ENTRY_HEADER: usize = size_of::<EntryHeader>();
@@ -54,24 +59,31 @@ pub struct Shipment {
 impl Shipment {
     /// An empty one.
     pub fn new() -> Self {
-        let header = EntryHeader { magic: FORMAT, count: 0, purpose: 0, parts: [0; 3] };
+        let header = EntryHeader { magic: FORMAT, count: 0, purpose: 0, parts: [0; 4], unused: 0, seen: 0 };
         Shipment { parcel: Parcel::new(), headers: [header; MAX_FDS] }
     }
 
-    /// Adds a connection; false if it has to be sent first.
+    /// Adds a connection, with its subscriptions and the stamp of the last message that it has got by them; false if it has
+    /// to be sent first.
     ///
     /// # Safety
     /// The record and what it points to must stay as they are until the shipment is sent, and `fd` open. Parts that
     /// cannot be read are an error of [`send`](Self::send), nothing worse.
-    pub unsafe fn add(&mut self, record: &Record, fd: RawFd, purpose: Purpose) -> bool {
+    pub unsafe fn add(
+        &mut self,
+        record: &Record,
+        fd: RawFd,
+        purpose: Purpose,
+        (topics, seen): (*const [u8], u64),
+    ) -> bool {
         let [spill, state, head] = record.part_places();
         let parts = match purpose {
-            Purpose::Resume => [spill, state, head],
-            Purpose::Handshake => [spill, NOTHING, head],
-            Purpose::Linger => [NOTHING; 3],
+            Purpose::Resume => [spill, state, head, topics],
+            Purpose::Handshake => [spill, NOTHING, head, NOTHING],
+            Purpose::Linger => [NOTHING; 4],
         };
         // SAFETY: promised by the caller.
-        unsafe { self.add_parts(record, fd, purpose, parts) }
+        unsafe { self.add_parts(record, fd, purpose, parts, seen) }
     }
 
     /// Adds a connection that has arrived in this process and was not taken up yet, as it came.
@@ -80,8 +92,7 @@ impl Shipment {
     /// As for [`add`](Self::add).
     pub unsafe fn add_arrival(&mut self, arrival: &Arrival<'_>) -> bool {
         let Some(header) = self.headers.get_mut(self.parcel.len()) else { return false };
-        header.purpose = arrival.purpose as u32;
-        header.parts = arrival.parts;
+        (header.purpose, header.parts, header.seen) = (arrival.purpose as u32, arrival.parts, arrival.seen);
         let header = std::ptr::slice_from_raw_parts((&raw const *header).cast::<u8>(), ENTRY_HEADER);
         // SAFETY: promised by the caller; the headers are ours and are not changed before the parcel is sent.
         unsafe { self.parcel.add(arrival.fd, &[header, arrival.bytes]) }
@@ -94,7 +105,7 @@ impl Shipment {
     pub unsafe fn add_handshake(&mut self, record: &Record, fd: RawFd, read: &[u8]) -> bool {
         let [spill, ..] = record.part_places();
         // SAFETY: promised by the caller.
-        unsafe { self.add_parts(record, fd, Purpose::Handshake, [spill, NOTHING, read]) }
+        unsafe { self.add_parts(record, fd, Purpose::Handshake, [spill, NOTHING, read, NOTHING], 0) }
     }
 
     unsafe fn add_parts(
@@ -102,14 +113,15 @@ impl Shipment {
         record: &Record,
         fd: RawFd,
         purpose: Purpose,
-        parts: [*const [u8]; 3],
+        parts: [*const [u8]; 4],
+        seen: u64,
     ) -> bool {
         let Some(header) = self.headers.get_mut(self.parcel.len()) else { return false };
-        header.purpose = purpose as u32;
+        (header.purpose, header.seen) = (purpose as u32, seen);
         header.parts = parts.map(|part| part.len() as u32);
         let header = std::ptr::slice_from_raw_parts((&raw const *header).cast::<u8>(), ENTRY_HEADER);
         // SAFETY: promised by the caller; the headers are ours and are not changed before the parcel is sent.
-        unsafe { self.parcel.add(fd, &[header, record.block(), parts[0], parts[1], parts[2]]) }
+        unsafe { self.parcel.add(fd, &[header, record.block(), parts[0], parts[1], parts[2], parts[3]]) }
     }
 
     /// Sends what is in it. `WouldBlock`: the inbox is full, and it keeps its content.
@@ -149,8 +161,9 @@ pub struct Arrival<'a> {
     fd: RawFd,
     /// What is to become of it.
     pub purpose: Purpose,
-    /// Sizes as in the header of its entry.
-    parts: [u32; 3],
+    /// As in the header of its entry.
+    parts: [u32; 4],
+    seen: u64,
     /// What follows that header.
     bytes: &'a [u8],
 }
@@ -193,8 +206,9 @@ impl Arrivals {
             let before = rest;
             let entry = next_entry(&mut rest)?;
             let bytes = before.get(ENTRY_HEADER..before.len() - rest.len())?;
-            let parts = entry.parts.map(|part| part.len() as u32);
-            Some(Arrival { fd: *fd, purpose: entry.purpose, parts, bytes })
+            let [spill, state, head] = entry.parts;
+            let parts = [spill, state, head, entry.topics].map(|part| part.len() as u32);
+            Some(Arrival { fd: *fd, purpose: entry.purpose, parts, seen: entry.seen, bytes })
         })
     }
 }
@@ -207,6 +221,10 @@ pub struct Entry<'a> {
     pub block: &'a [u8],
     /// What the record points to.
     pub parts: [&'a [u8]; 3],
+    /// Its subscriptions.
+    pub topics: &'a [u8],
+    /// Stamp of the last message that it has got by those.
+    pub seen: u64,
 }
 
 /// Cuts the next entry off `bytes`; `None` if they are no entry.
@@ -225,13 +243,15 @@ fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
         return None;
     }
     let purpose = Purpose::from_number(word(2)?)?;
-    let sizes = [word(3)?, word(4)?, word(5)?];
+    let sizes = [word(3)?, word(4)?, word(5)?, word(6)?];
+    let seen = u64::from_ne_bytes(*header.get(offset_of!(EntryHeader, seen)..)?.first_chunk()?);
     let block = take(bytes, size_of::<Record>())?;
-    let mut parts = [&[][..]; 3];
+    let mut parts = [&[][..]; 4];
     for (part, size) in parts.iter_mut().zip(sizes) {
         *part = take(bytes, size as usize)?;
     }
-    Some(Entry { purpose, block, parts })
+    let [spill, state, head, topics] = parts;
+    Some(Entry { purpose, block, parts: [spill, state, head], topics, seen })
 }
 
 #[cfg(test)]
@@ -260,8 +280,8 @@ mod tests {
         let mut shipment = Shipment::new();
         // SAFETY: sent at once, while record and socket live.
         unsafe {
-            assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Resume));
-            assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Linger));
+            assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Resume, (b"news", 17)));
+            assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Linger, (NOTHING, 0)));
             assert!(shipment.add_handshake(record, ours.as_raw_fd(), b"GET"));
             shipment.send(inbox.tx().as_raw_fd()).unwrap();
         }
@@ -272,9 +292,11 @@ mod tests {
             |arrivals: &Arrivals| arrivals.iter().map(|arrival| arrival.purpose).collect::<Vec<_>>();
         assert_eq!(purposes(&arrivals), [Purpose::Resume, Purpose::Linger, Purpose::Handshake]);
         let copy = records.get_mut(1).unwrap();
-        let imported =
-            arrivals.take_first(|_, entry| copy.import(entry.unwrap().block, entry.unwrap().parts));
-        assert_eq!(imported, Some(true));
+        let imported = arrivals.take_first(|_, entry| {
+            let entry = entry.unwrap();
+            (copy.import(entry.block, entry.parts), entry.topics.to_vec(), entry.seen)
+        });
+        assert_eq!(imported, Some((true, b"news".to_vec(), 17)));
         assert_eq!((copy.strings(), copy.state()), (strings, Some(&b"17"[..])));
         assert_eq!(purposes(&arrivals), [Purpose::Linger, Purpose::Handshake]);
 

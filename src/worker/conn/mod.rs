@@ -1,6 +1,7 @@
 //! The data of one connection, the table of all, and what can be done with them without a handler.
 
 pub mod access_log;
+pub mod broadcasting;
 pub mod channel;
 pub mod closing;
 pub mod connections;
@@ -22,5 +23,6 @@ pub mod request;
 pub mod send_queue;
 pub mod sending;
 pub mod table;
+pub mod topic_records;
 pub mod turn;
 pub mod turn_queue;

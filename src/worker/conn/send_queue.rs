@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::rc::Rc;
 
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, send, sendmsg};
@@ -26,6 +27,8 @@ const PIECES: usize = 16;
 enum Chunk {
     Copied(Vec<u8>),
     Owned(OwnedBytes),
+    /// Of many queues.
+    Shared(Rc<[u8]>),
 }
 
 impl Chunk {
@@ -33,6 +36,7 @@ impl Chunk {
         match self {
             Chunk::Copied(bytes) => bytes,
             Chunk::Owned(bytes) => bytes.as_ref(),
+            Chunk::Shared(bytes) => bytes,
         }
     }
 }
@@ -81,11 +85,27 @@ impl Queue {
 
     /// Appends bytes of the handler's own, without a copy.
     pub fn push_owned(&mut self, bytes: OwnedBytes) {
+        self.push_behind_tail(Chunk::Owned(bytes));
+    }
+
+    /// Appends whole frames that other queues have too.
+    pub fn push_shared(&mut self, bytes: Rc<[u8]>) {
+        self.push_behind_tail(Chunk::Shared(bytes));
+    }
+
+    /// The same where the queue is empty and the kernel has taken the first `sent` bytes, not all of them.
+    pub fn push_rest(&mut self, bytes: Rc<[u8]>, sent: usize) {
+        debug_assert!(self.is_empty() && sent < bytes.len());
+        self.push(Chunk::Shared(bytes));
+        (self.sent, self.torn) = (sent, sent > 0);
+    }
+
+    fn push_behind_tail(&mut self, chunk: Chunk) {
         if !self.tail.is_empty() {
             let tail = std::mem::take(&mut self.tail);
             self.push(Chunk::Copied(tail));
         }
-        self.push(Chunk::Owned(bytes));
+        self.push(chunk);
     }
 
     fn push(&mut self, chunk: Chunk) {

@@ -22,7 +22,7 @@ impl Conns {
     /// Whether the send queue is above its high mark even after the kernel was given what it takes; on_writable
     /// is owed then.
     #[inline]
-    fn is_full(&self, id: u64, conn: &mut Conn, record: &mut Record) -> bool {
+    pub fn is_full(&self, id: u64, conn: &mut Conn, record: &mut Record) -> bool {
         conn.queued() >= self.commands.watermarks.floor() && self.stays_full(id, conn, record)
     }
 

@@ -20,6 +20,7 @@ use crate::worker::conn::handshake::Handshake;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::record::{Record, Records};
 use crate::worker::conn::send_queue::{Queue, QueuePool};
+use crate::worker::conn::topic_records::{RawTopicRecords, TopicRecords};
 use crate::worker::conn::turn::Turn;
 
 /// How long the peer may take to close its end after everything was said.
@@ -283,6 +284,7 @@ pub struct Table {
     generations: Vec<u32>,
     free: Vec<u32>,
     records: Records,
+    topics: TopicRecords,
     most: u32,
     live: u32,
 }
@@ -290,10 +292,10 @@ pub struct Table {
 impl Table {
     /// A table for at most so many.
     pub fn new(most: u32) -> io::Result<Self> {
-        let records = Records::map(most as usize)?;
+        let (records, topics) = (Records::map(most as usize)?, TopicRecords::map(most as usize)?);
         // Unused memory costs nothing, and growing would fragment the heap.
         let (places, generations, free) = (Vec::new(), Vec::with_capacity(most as usize), Vec::new());
-        Ok(Table { places, generations, free, records, most, live: 0 })
+        Ok(Table { places, generations, free, records, topics, most, live: 0 })
     }
 
     /// Adds a connection; `None`, and it is dropped, when the table is full.
@@ -350,11 +352,34 @@ impl Table {
         self.records.raw()
     }
 
+    /// Where the subscriptions lie.
+    pub fn topic_records(&self) -> RawTopicRecords {
+        self.topics.raw()
+    }
+
+    /// Whether a connection has subscriptions.
+    pub fn has_topics(&self, id: u64) -> bool {
+        self.topics.has(id as u32)
+    }
+
+    /// The subscriptions of a connection, as they travel: they stay where they are until they change.
+    pub fn topics(&self, id: u64) -> *const [u8] {
+        self.topics.raw().place(id as u32 as usize)
+    }
+
+    /// Replaces the subscriptions of a connection, as they are to travel; empty for none.
+    pub fn set_topics(&mut self, id: u64, bytes: Vec<u8>) {
+        if self.get(id).is_some() {
+            self.topics.set(id as u32, bytes);
+        }
+    }
+
     /// Takes a connection out and forgets all about it.
     pub fn remove(&mut self, id: u64) -> Option<Conn> {
         let conn = self.place(id)?.take()?;
         let slot = id as u32;
         self.records.clear(slot);
+        self.topics.set(slot, Vec::new());
         self.free.push(slot);
         self.live -= 1;
         Some(conn)

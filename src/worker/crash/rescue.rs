@@ -21,9 +21,11 @@ use crate::ffi::host::{Callback, place};
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{START, Slot, UNATTRIBUTED};
 use crate::worker::base::memory;
+use crate::worker::base::progress::Progress;
 use crate::worker::commands::queue::CommandQueue;
 use crate::worker::conn::handoff::{Arrivals, Purpose, Shipment};
 use crate::worker::conn::record::{Record, flags};
+use crate::worker::conn::topic_records::RawTopicRecords;
 use crate::worker::crash::report::{Collector, Registers};
 use crate::worker::crash::signals::{nap, stop_other_threads, wait_for_the_end};
 use crate::worker::crash::start;
@@ -49,6 +51,10 @@ pub struct RescueContext {
     pub pid: i32,
     /// All records.
     pub records: (NonNull<Record>, usize),
+    /// Their subscriptions.
+    pub topics: RawTopicRecords,
+    /// Which messages they have got by those.
+    pub progress: &'static Progress,
     /// Connections that were received and are not in the table yet.
     pub arrivals: NonNull<Arrivals>,
     /// What is on its way to a connection.
@@ -227,11 +233,12 @@ impl RescueContext {
                 lost += 1;
                 continue;
             };
+            let topics = (self.topics.place(slot), self.progress.seen_by(id));
             // SAFETY: nothing changes the records any more, and the descriptors stay open.
             let is_added = unsafe {
-                shipment.add(record, record.fd, purpose) || {
+                shipment.add(record, record.fd, purpose, topics) || {
                     failed += self.send(shipment, give_up);
-                    shipment.add(record, record.fd, purpose)
+                    shipment.add(record, record.fd, purpose, topics)
                 }
             };
             match purpose {

@@ -72,7 +72,8 @@ impl Loaded {
             }
             wanted += 1;
             let limit = config.handler(&route.resource).timeout;
-            load(config, route, place.number.into(), |callback| watch.enter(number, callback, limit))
+            let numbers = (number, place.number.into());
+            load(config, route, numbers, |callback| watch.enter(number, callback, limit))
         });
         let services: Vec<_> = services.collect();
         let modules = watch.end();
@@ -155,7 +156,7 @@ fn stop(services: &[Option<Service>]) {
 }
 
 /// `enter` is told what the handler is about to be called for.
-fn load(config: &Config, route: &Route, worker: u32, enter: impl Fn(Callback)) -> Option<Service> {
+fn load(config: &Config, route: &Route, worker: (u16, u32), enter: impl Fn(Callback)) -> Option<Service> {
     let settings = config.settings.get(&route.resource).cloned().unwrap_or_default();
     let least = config.handler(&route.resource).log_level;
     let log: plugin::Log = Box::new(move |handler, level, conn, text| {

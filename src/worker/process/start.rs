@@ -38,6 +38,8 @@ pub struct Start {
     pub control: Channel,
     /// Where connections come from other workers.
     pub inbox: Inbox,
+    /// Where the bus takes up this pool's connections to it.
+    pub rendezvous: OwnedFd,
     /// By slot: where others are sent connections.
     pub txs: Vec<OwnedFd>,
     /// Whether to wait for the order to begin.

@@ -20,6 +20,7 @@ use crate::fleet::scoreboard::{Scoreboard, Slot};
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::lifecycle::Lifecycle;
 use crate::worker::base::metrics::Metrics;
+use crate::worker::base::progress::Progress;
 use crate::worker::blocking::threads::Threads;
 use crate::worker::commands::queue::CommandQueue;
 use crate::worker::conn::connections::Conns;
@@ -28,6 +29,7 @@ use crate::worker::handshake::Handshakes;
 use crate::worker::host::handlers::Handlers;
 use crate::worker::listen::admission::Admission;
 use crate::worker::session::Session;
+use crate::worker::topics::link::Link;
 use crate::worker::transfer::detach::Detaching;
 use crate::worker::transfer::send::Leaving;
 use crate::worker::transfer::waiting::Waiting;
@@ -44,6 +46,10 @@ pub struct Transfer {
     pub handshakes: &'static Handshakes,
     /// Threads of blocking handlers.
     pub threads: &'static Threads,
+    /// Subscriptions of those that arrive.
+    pub link: &'static Link,
+    /// What those that leave have seen by theirs.
+    pub progress: &'static Progress,
     /// What other threads have left for connections.
     pub commands: &'static CommandQueue,
     /// What is counted.

@@ -238,6 +238,7 @@ impl Transfer {
         };
         let (handler, flags) = (handler.unwrap_or_default(), route.flags);
         if self.handlers.pool_of(handler) != self.pool {
+            self.link.pass(id, entry.topics, entry.seen);
             if !self.forward_arrived(id, self.handlers.pool_of(handler)) {
                 self.close_arrived(id, handler, deflate, 1012);
             }
@@ -272,6 +273,9 @@ impl Transfer {
         }
         self.conns.log_open(id, false);
         self.commands.set_open(id, handler);
+        if !entry.topics.is_empty() {
+            self.link.arrive(id, handler, entry.topics, entry.seen);
+        }
         // From here on it can move again.
         self.conns.flush(id);
         Some((id, handler))

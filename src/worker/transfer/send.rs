@@ -380,9 +380,10 @@ impl Transfer {
 
     pub fn pack(&self, id: u64, purpose: Purpose) -> bool {
         let core = &mut *self.conns.core.borrow_mut();
+        let topics = (core.table.topics(id), self.progress.seen_by(id));
         let Some(record) = core.table.record(id) else { return false };
         // SAFETY: records stay in place; this one is cleared only after the shipment was sent or emptied.
-        unsafe { self.shipment.borrow_mut().add(record, record.fd, purpose) }
+        unsafe { self.shipment.borrow_mut().add(record, record.fd, purpose, topics) }
     }
 
     /// Sends the batch and forgets its connections, or keeps them if there is no room at the other end.

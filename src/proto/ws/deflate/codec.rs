@@ -37,7 +37,7 @@ pub struct Codecs {
 }
 
 /// Window bits and level.
-type CompressorKey = (u8, u8);
+pub type CompressorKey = (u8, u8);
 
 impl Codecs {
     /// How many idle compressors, and how many idle inflaters, are kept.
@@ -208,7 +208,8 @@ impl Deflate {
         true
     }
 
-    fn compressor_key(&self) -> CompressorKey {
+    /// How it compresses: messages compressed alone with the same key are the same.
+    pub fn compressor_key(&self) -> CompressorKey {
         (self.params.named_server_max_window_bits().unwrap_or(WINDOW), self.level)
     }
 
@@ -223,6 +224,18 @@ impl Deflate {
             codecs.give_inflater(inflater);
         }
     }
+}
+
+/// Appends the compressed form of a whole message, which refers to no other: any receiver can read it whose window is not
+/// smaller.
+pub fn compress_alone(codecs: &mut Codecs, key: CompressorKey, data: &[u8], out: &mut Vec<u8>) {
+    if data.is_empty() {
+        return out.push(EMPTY);
+    }
+    let mut compressor = codecs.take_compressor(key);
+    deflate(&mut compressor, data, out);
+    out.truncate(out.len().saturating_sub(TAIL.len()));
+    codecs.give_compressor(key, compressor);
 }
 
 /// Appends `data`, which is not empty, and a sync flush: the output ends in [`TAIL`].

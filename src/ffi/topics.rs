@@ -1,0 +1,90 @@
+//! What handlers call about topics, and the C functions behind that.
+#![allow(unsafe_code)]
+
+use std::ffi::{c_char, c_void};
+use std::sync::OnceLock;
+
+use ::ws_handler::raw::*;
+
+use super::host::{bytes, count_call, place};
+use super::table::number_of;
+
+/// What the calls mean, on any thread. Handlers are named by number. Results are those of the functions in `ws_handler.h`.
+pub trait Topics: Sync {
+    /// Subscribes a connection.
+    fn subscribe(&self, conn: ws_conn, topic: &[u8], flags: u32) -> i32;
+    /// Ends that.
+    fn unsubscribe(&self, conn: ws_conn, topic: &[u8]) -> i32;
+    /// Sends a message to all subscribers; `WS_NOT_SELF` leaves out `this`.
+    fn publish(
+        &self,
+        handler: u16,
+        this: ws_conn,
+        topic: &[u8],
+        kind: u32,
+        payload: &[u8],
+        flags: u32,
+    ) -> i32;
+    /// How many subscribers there are.
+    fn subscribers(&self, handler: u16, topic: &[u8]) -> u64;
+    /// How many messages a connection has missed since the last call.
+    fn missed(&self, conn: ws_conn) -> u64;
+}
+
+static TOPICS: OnceLock<&'static dyn Topics> = OnceLock::new();
+
+/// Sets who answers; the first call counts. Until then no handler has a connection.
+pub fn set_topics(topics: &'static dyn Topics) {
+    let _ = TOPICS.set(topics);
+}
+
+fn ask<R>(otherwise: R, ask: impl FnOnce(&dyn Topics) -> R) -> R {
+    count_call();
+    match TOPICS.get() {
+        Some(topics) if !super::host::is_child() => ask(*topics),
+        _ => otherwise,
+    }
+}
+
+pub(super) unsafe extern "C" fn subscribe(
+    conn: ws_conn,
+    topic: *const c_char,
+    size: usize,
+    flags: u32,
+) -> i32 {
+    // SAFETY: the handler passes topic[0..size).
+    let topic = unsafe { bytes(topic, size) };
+    ask(WS_E_GONE, |topics| topics.subscribe(conn, topic, flags))
+}
+
+pub(super) unsafe extern "C" fn unsubscribe(conn: ws_conn, topic: *const c_char, size: usize) -> i32 {
+    // SAFETY: the handler passes topic[0..size).
+    let topic = unsafe { bytes(topic, size) };
+    ask(WS_E_GONE, |topics| topics.unsubscribe(conn, topic))
+}
+
+pub(super) unsafe extern "C" fn publish(
+    host: *const ws_host,
+    topic: *const c_char,
+    topic_size: usize,
+    kind: u32,
+    data: *const c_void,
+    size: usize,
+    flags: u32,
+) -> i32 {
+    // SAFETY: the handler passes topic[0..topic_size), data[0..size) and the host's table.
+    let (topic, payload, handler) =
+        unsafe { (bytes(topic, topic_size), bytes(data.cast(), size), number_of(host)) };
+    let (_, this) = place();
+    ask(WS_E_PLACE, |topics| topics.publish(handler, this, topic, kind, payload, flags))
+}
+
+pub(super) unsafe extern "C" fn subscribers(host: *const ws_host, topic: *const c_char, size: usize) -> u64 {
+    // SAFETY: the handler passes topic[0..size) and the host's table.
+    let (topic, handler) = unsafe { (bytes(topic, size), number_of(host)) };
+    ask(0, |topics| topics.subscribers(handler, topic))
+}
+
+pub(super) unsafe extern "C" fn missed(conn: ws_conn) -> u64 {
+    ask(0, |topics| topics.missed(conn))
+}

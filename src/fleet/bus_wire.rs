@@ -1,0 +1,559 @@
+//! What workers and the bus say to each other: frames on a stream socket, each a length and what it says. Either side reads
+//! the other's as a stranger's. Knows no socket.
+//!
+//! A worker numbers the topics that it subscribes to, and never gives a number twice; a topic is named by scope and name,
+//! with a NUL in between. The bus stamps each message with the time (ns of the monotonic clock) at which it took it in,
+//! later than the stamp before: a subscriber that has seen all up to a stamp can go on from there on any worker.
+
+use std::str;
+
+/// The version of all this, which a worker says when it connects.
+pub const FORMAT: u32 = 0x7773_6202;
+/// Bytes of a topic's name, and of a scope's, at most.
+pub const MAX_NAME: usize = 255;
+/// Bytes of a message at most.
+pub const MAX_MESSAGE: usize = 1024 * 1024;
+/// Bytes of a frame at most, without its length.
+const MAX_FRAME: usize = MAX_MESSAGE + 2 * MAX_NAME + 64;
+/// Bytes before the content of a frame: its length.
+const LENGTH: usize = 4;
+
+/// A message as a handler published it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message<'a> {
+    /// The subscriber that is not to get it, by the number that it has everywhere; 0: none.
+    pub but: u64,
+    /// `WS_TEXT` or `WS_BINARY`.
+    pub kind: u8,
+    /// Whether to compress it for those that have agreed on that.
+    pub compress: bool,
+    /// UTF-8 if it is text.
+    pub payload: &'a [u8],
+}
+
+/// From a worker to the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// Messages of this topic are wanted from now on, and before those the ones with a later stamp than `from`.
+    Subscribe {
+        /// The worker's number for it. One that it has subscribed to already: only the earlier messages are wanted.
+        topic: u32,
+        /// Comes back with the earlier messages.
+        ticket: u32,
+        /// A stamp.
+        from: u64,
+        /// Scope, NUL, name.
+        key: &'a str,
+    },
+    /// No more of this topic.
+    Unsubscribe {
+        /// The worker's number for it.
+        topic: u32,
+    },
+    /// A message for all that are subscribed to the topic.
+    Publish {
+        /// Scope, NUL, name.
+        key: &'a str,
+        /// The message.
+        message: Message<'a>,
+    },
+    /// So many subscribers of this topic are on this worker now.
+    Count {
+        /// The worker's number for it.
+        topic: u32,
+        /// How many.
+        count: u32,
+    },
+}
+
+/// From the bus to a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice<'a> {
+    /// A message.
+    Message {
+        /// The worker's number.
+        topic: u32,
+        /// 0, or that of a request for earlier messages, which this is one of.
+        ticket: u32,
+        /// When the bus took it in.
+        stamp: u64,
+        /// The message.
+        message: Message<'a>,
+    },
+    /// All earlier messages that there still are were sent.
+    Replayed {
+        /// The worker's number.
+        topic: u32,
+        /// Of the request.
+        ticket: u32,
+        /// That of the last message of all: the following are not among those that were sent.
+        stamp: u64,
+        /// Messages that there are no more. At least so many.
+        missed: u32,
+    },
+    /// The worker did not keep up: messages that it does not get.
+    Missed {
+        /// The worker's number.
+        topic: u32,
+        /// How many.
+        count: u32,
+    },
+    /// So many messages of this worker have been taken in since it connected.
+    Taken {
+        /// How many.
+        count: u64,
+    },
+    /// So many subscribers of this topic are on other workers.
+    Others {
+        /// The worker's number.
+        topic: u32,
+        /// How many.
+        count: u32,
+    },
+    /// The bus is about to end, and another one follows: nothing more is to be sent to this one.
+    Farewell,
+}
+
+/// A message that the bus keeps, as it is left to the one that follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept<'a> {
+    /// When it was taken in.
+    pub stamp: u64,
+    /// Scope, NUL, name.
+    pub key: &'a str,
+    /// The message.
+    pub message: Message<'a>,
+}
+
+impl Kept<'_> {
+    /// Appends its frame.
+    pub fn append_to(&self, out: &mut Vec<u8>) {
+        Frame::begin(out).byte(b'K').u64(self.stamp).key(self.key).message(self.message).end();
+    }
+
+    /// What the content of a frame says; `None` if it is nonsense.
+    pub fn read(content: &[u8]) -> Option<Kept<'_>> {
+        let (b'K', rest) = content.split_first()? else { return None };
+        let rest = &mut &*rest;
+        let stamp = u64(rest)?;
+        let size = usize::from(u16::from_ne_bytes(*take_array(rest)?));
+        Some(Kept { stamp, key: checked_key(take(rest, size)?)?, message: message(rest)? })
+    }
+}
+
+/// Scope and name of a topic in one. Neither has a NUL.
+pub fn key_of(scope: &str, name: &str) -> String {
+    [scope, "\0", name].concat()
+}
+
+/// The scope of a key, and the topic's name.
+pub fn split_key(key: &str) -> Option<(&str, &str)> {
+    key.split_once('\0')
+}
+
+/// Whether a topic can have this name: 1 to [`MAX_NAME`] bytes of UTF-8 without control characters.
+pub fn checked_name(name: &[u8]) -> Option<&str> {
+    let name = str::from_utf8(name).ok()?;
+    let fits = !name.is_empty() && name.len() <= MAX_NAME && !name.chars().any(char::is_control);
+    fits.then_some(name)
+}
+
+fn checked_key(key: &[u8]) -> Option<&str> {
+    let key = str::from_utf8(key).ok()?;
+    let (scope, name) = split_key(key)?;
+    (checked_name(scope.as_bytes()).is_some() && checked_name(name.as_bytes()).is_some()).then_some(key)
+}
+
+impl Request<'_> {
+    /// Appends its frame.
+    pub fn append_to(&self, out: &mut Vec<u8>) {
+        let frame = Frame::begin(out);
+        match *self {
+            Request::Subscribe { topic, ticket, from, key } => {
+                frame.byte(b'S').u32(topic).u32(ticket).u64(from).rest(key.as_bytes())
+            }
+            Request::Unsubscribe { topic } => frame.byte(b'U').u32(topic),
+            Request::Publish { key, message } => frame.byte(b'P').key(key).message(message),
+            Request::Count { topic, count } => frame.byte(b'C').u32(topic).u32(count),
+        }
+        .end();
+    }
+
+    /// What the content of a frame says; `None` if it is nonsense.
+    pub fn read(content: &[u8]) -> Option<Request<'_>> {
+        let (kind, mut rest) = content.split_first()?;
+        let rest = &mut rest;
+        let request = match kind {
+            b'S' => {
+                let (topic, ticket, from) = (u32(rest)?, u32(rest)?, u64(rest)?);
+                Request::Subscribe { topic, ticket, from, key: checked_key(std::mem::take(rest))? }
+            }
+            b'U' => Request::Unsubscribe { topic: u32(rest)? },
+            b'P' => {
+                let size = usize::from(u16::from_ne_bytes(*take_array(rest)?));
+                Request::Publish { key: checked_key(take(rest, size)?)?, message: message(rest)? }
+            }
+            b'C' => Request::Count { topic: u32(rest)?, count: u32(rest)? },
+            _ => return None,
+        };
+        rest.is_empty().then_some(request)
+    }
+}
+
+impl Notice<'_> {
+    /// Appends its frame.
+    pub fn append_to(&self, out: &mut Vec<u8>) {
+        let frame = Frame::begin(out);
+        match *self {
+            Notice::Message { topic, ticket, stamp, message } => {
+                frame.byte(b'M').u32(topic).u32(ticket).u64(stamp).message(message)
+            }
+            Notice::Replayed { topic, ticket, stamp, missed } => {
+                frame.byte(b'R').u32(topic).u32(ticket).u64(stamp).u32(missed)
+            }
+            Notice::Missed { topic, count } => frame.byte(b'D').u32(topic).u32(count),
+            Notice::Taken { count } => frame.byte(b'T').u64(count),
+            Notice::Others { topic, count } => frame.byte(b'O').u32(topic).u32(count),
+            Notice::Farewell => frame.byte(b'F'),
+        }
+        .end();
+    }
+
+    /// What the content of a frame says; `None` if it is nonsense.
+    pub fn read(content: &[u8]) -> Option<Notice<'_>> {
+        let (kind, mut rest) = content.split_first()?;
+        let rest = &mut rest;
+        let notice = match kind {
+            b'M' => Notice::Message {
+                topic: u32(rest)?,
+                ticket: u32(rest)?,
+                stamp: u64(rest)?,
+                message: message(rest)?,
+            },
+            b'R' => Notice::Replayed {
+                topic: u32(rest)?,
+                ticket: u32(rest)?,
+                stamp: u64(rest)?,
+                missed: u32(rest)?,
+            },
+            b'D' => Notice::Missed { topic: u32(rest)?, count: u32(rest)? },
+            b'T' => Notice::Taken { count: u64(rest)? },
+            b'O' => Notice::Others { topic: u32(rest)?, count: u32(rest)? },
+            b'F' => Notice::Farewell,
+            _ => return None,
+        };
+        rest.is_empty().then_some(notice)
+    }
+}
+
+/// A frame that is being written.
+struct Frame<'a> {
+    out: &'a mut Vec<u8>,
+    start: usize,
+}
+
+impl<'a> Frame<'a> {
+    fn begin(out: &'a mut Vec<u8>) -> Self {
+        let start = out.len();
+        out.extend_from_slice(&[0; LENGTH]);
+        Frame { out, start }
+    }
+
+    fn rest(self, bytes: &[u8]) -> Self {
+        self.out.extend_from_slice(bytes);
+        self
+    }
+
+    fn byte(self, byte: u8) -> Self {
+        self.rest(&[byte])
+    }
+
+    fn u32(self, number: u32) -> Self {
+        self.rest(&number.to_ne_bytes())
+    }
+
+    fn u64(self, number: u64) -> Self {
+        self.rest(&number.to_ne_bytes())
+    }
+
+    fn key(self, key: &str) -> Self {
+        // A key has at most two names and a NUL.
+        self.rest(&(key.len() as u16).to_ne_bytes()).rest(key.as_bytes())
+    }
+
+    fn message(self, message: Message<'_>) -> Self {
+        let frame = self.u64(message.but).byte(message.kind).byte(message.compress.into());
+        frame.rest(message.payload)
+    }
+
+    fn end(self) {
+        let length = (self.out.len() - self.start - LENGTH) as u32;
+        if let Some(place) = self.out.get_mut(self.start..self.start + LENGTH) {
+            place.copy_from_slice(&length.to_ne_bytes());
+        }
+    }
+}
+
+fn take<'a>(bytes: &mut &'a [u8], size: usize) -> Option<&'a [u8]> {
+    let (taken, rest) = bytes.split_at_checked(size)?;
+    *bytes = rest;
+    Some(taken)
+}
+
+fn take_array<'a, const N: usize>(bytes: &mut &'a [u8]) -> Option<&'a [u8; N]> {
+    let (taken, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(taken)
+}
+
+fn u32(bytes: &mut &[u8]) -> Option<u32> {
+    take_array(bytes).map(|bytes| u32::from_ne_bytes(*bytes))
+}
+
+fn u64(bytes: &mut &[u8]) -> Option<u64> {
+    take_array(bytes).map(|bytes| u64::from_ne_bytes(*bytes))
+}
+
+/// All that is left. That text is UTF-8 is for the reader to see.
+fn message<'a>(bytes: &mut &'a [u8]) -> Option<Message<'a>> {
+    let but = u64(bytes)?;
+    let [kind @ 1..=2, compress @ 0..=1] = *take_array(bytes)? else { return None };
+    let payload = std::mem::take(bytes);
+    let is_short = payload.len() <= MAX_MESSAGE;
+    is_short.then_some(Message { but, kind, compress: compress == 1, payload })
+}
+
+/// What has come on a stream, cut into frames.
+#[derive(Default)]
+pub struct Incoming {
+    bytes: Vec<u8>,
+    /// Bytes that were cut off: at most `bytes.len()`.
+    used: usize,
+}
+
+/// The other side does not speak this protocol.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TooLong;
+
+impl Incoming {
+    /// What has come already.
+    pub fn of(bytes: Vec<u8>) -> Self {
+        Incoming { bytes, used: 0 }
+    }
+
+    /// Room to receive into: at least so many bytes. What came is told by [`received`](Self::received).
+    pub fn room(&mut self, least: usize) -> &mut [u8] {
+        self.bytes.drain(..std::mem::take(&mut self.used));
+        let start = self.bytes.len();
+        self.bytes.resize(start + least, 0);
+        self.bytes.get_mut(start..).unwrap_or_default()
+    }
+
+    /// So many of the bytes of [`room`](Self::room), which were `least`, were filled.
+    pub fn received(&mut self, count: usize, least: usize) {
+        self.bytes.truncate(self.bytes.len() - least + count.min(least));
+        if self.bytes.is_empty() {
+            self.bytes.shrink_to(KEPT);
+        }
+    }
+
+    /// The content of the next frame; `None` until more has come.
+    pub fn next_frame(&mut self) -> Result<Option<&[u8]>, TooLong> {
+        let rest = self.bytes.get(self.used..).unwrap_or_default();
+        let Some((length, content)) = rest.split_first_chunk::<LENGTH>() else { return Ok(None) };
+        let length = u32::from_ne_bytes(*length) as usize;
+        if length > MAX_FRAME {
+            return Err(TooLong);
+        }
+        if content.len() < length {
+            return Ok(None);
+        }
+        let start = self.used + LENGTH;
+        self.used = start + length;
+        Ok(self.bytes.get(start..self.used))
+    }
+}
+
+/// Memory of an empty buffer that is kept.
+const KEPT: usize = 64 * 1024;
+
+/// What is to be written on a stream: whole frames, of the first of which the start may have been written.
+#[derive(Default)]
+pub struct Outgoing {
+    bytes: Vec<u8>,
+    /// Where the first frame begins that was not wholly written.
+    first: usize,
+    /// Bytes that were written: `first <= sent <= bytes.len()`.
+    sent: usize,
+}
+
+impl Outgoing {
+    /// Where frames are appended.
+    pub fn tail(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// What is still to be written.
+    pub fn unsent(&self) -> &[u8] {
+        self.bytes.get(self.sent..).unwrap_or_default()
+    }
+
+    /// So many bytes of that were written.
+    pub fn advance(&mut self, count: usize) {
+        self.sent = (self.sent + count).min(self.bytes.len());
+        if self.sent == self.bytes.len() {
+            self.bytes.clear();
+            self.bytes.shrink_to(KEPT);
+            (self.first, self.sent) = (0, 0);
+            return;
+        }
+        while let Some(length) = self.bytes.get(self.first..).and_then(|rest| rest.first_chunk::<LENGTH>()) {
+            let end = self.first + LENGTH + u32::from_ne_bytes(*length) as usize;
+            if end > self.sent {
+                break;
+            }
+            self.first = end;
+        }
+        // Each byte is moved once at most.
+        if self.first >= KEPT.max(self.bytes.len() / 2) {
+            self.bytes.drain(..self.first);
+            self.sent -= std::mem::take(&mut self.first);
+        }
+    }
+
+    /// Takes all frames of which nothing or not all was written: they can be written anew, to somebody else.
+    pub fn take(&mut self) -> Vec<u8> {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.drain(..std::mem::take(&mut self.first));
+        self.sent = 0;
+        bytes
+    }
+
+    /// Bytes that wait.
+    pub fn len(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Reads arbitrary bytes as both sides would.
+#[doc(hidden)]
+#[cfg(any(test, fuzzing, feature = "fuzz"))]
+#[allow(clippy::unwrap_used)]
+pub fn fuzz(data: &[u8]) {
+    let mut incoming = Incoming::default();
+    for piece in data.chunks(7) {
+        incoming.room(16)[..piece.len()].copy_from_slice(piece);
+        incoming.received(piece.len(), 16);
+        while let Ok(Some(content)) = incoming.next_frame() {
+            let (mut again, mut ours) = (Vec::new(), Vec::new());
+            if let Some(request) = Request::read(content) {
+                request.append_to(&mut again);
+                assert_eq!(again[LENGTH..], *content);
+            }
+            if let Some(notice) = Notice::read(content) {
+                notice.append_to(&mut ours);
+                assert_eq!(ours[LENGTH..], *content);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MESSAGE: Message<'_> = Message { but: 7, kind: 1, compress: true, payload: b"hello" };
+
+    fn requests() -> [Request<'static>; 4] {
+        [
+            Request::Subscribe { topic: 1, ticket: 2, from: 3 << 40, key: "/chat\0room" },
+            Request::Unsubscribe { topic: 9 },
+            Request::Publish { key: "/chat\0r", message: MESSAGE },
+            Request::Count { topic: 1, count: 2 },
+        ]
+    }
+
+    #[test]
+    fn what_is_written_is_read_in_any_pieces() {
+        let mut bytes = Vec::new();
+        requests().iter().for_each(|request| request.append_to(&mut bytes));
+        for size in 1..bytes.len() {
+            let (mut incoming, mut read) = (Incoming::default(), 0);
+            for piece in bytes.chunks(size) {
+                incoming.room(size)[..piece.len()].copy_from_slice(piece);
+                incoming.received(piece.len(), size);
+                while let Some(content) = incoming.next_frame().unwrap() {
+                    assert_eq!(Request::read(content), Some(requests()[read]));
+                    read += 1;
+                }
+            }
+            assert_eq!(read, 4);
+        }
+        let notices = [
+            Notice::Message { topic: 1, ticket: 0, stamp: 5, message: MESSAGE },
+            Notice::Replayed { topic: 1, ticket: 3, stamp: 6, missed: 2 },
+            Notice::Missed { topic: 1, count: 2 },
+            Notice::Taken { count: 1 },
+            Notice::Others { topic: 1, count: 3 },
+            Notice::Farewell,
+        ];
+        for notice in notices {
+            let mut bytes = Vec::new();
+            notice.append_to(&mut bytes);
+            assert_eq!(Notice::read(&bytes[LENGTH..]), Some(notice));
+            assert_eq!(
+                Notice::read(&bytes[LENGTH..bytes.len() - 1]).is_some(),
+                matches!(notice, Notice::Message { .. })
+            );
+        }
+    }
+
+    #[test]
+    fn nonsense_is_none() {
+        let publish = |key: &'static str, message| {
+            let mut bytes = Vec::new();
+            Request::Publish { key, message }.append_to(&mut bytes);
+            Request::read(&bytes[LENGTH..]).is_some()
+        };
+        assert!(publish("/a\0b", MESSAGE));
+        for key in ["/a", "\0b", "/a\0", "/a\0b\0c", "/a\0\n"] {
+            assert!(!publish(key, MESSAGE), "{key:?}");
+        }
+        assert!(!publish("/a\0b", Message { kind: 3, ..MESSAGE }));
+        let mut incoming = Incoming::default();
+        incoming.room(4).copy_from_slice(&u32::MAX.to_ne_bytes());
+        incoming.received(4, 4);
+        assert_eq!(incoming.next_frame(), Err(TooLong));
+    }
+
+    #[test]
+    fn frames_that_were_not_wholly_written_are_written_anew() {
+        let mut out = Outgoing::default();
+        requests().iter().for_each(|request| request.append_to(out.tail()));
+        let whole = out.unsent().to_vec();
+        let mut second = Vec::new();
+        requests()[0].append_to(&mut second);
+        out.advance(second.len() + 3);
+        assert_eq!(out.len(), whole.len() - second.len() - 3);
+        assert_eq!(out.take(), whole[second.len()..]);
+        assert!(out.is_empty() && out.take().is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_frames_or_nonsense(data in prop::collection::vec(any::<u8>(), 0..300)) {
+            fuzz(&data);
+            let mut framed = (data.len() as u32).to_ne_bytes().to_vec();
+            framed.extend(&data);
+            fuzz(&framed);
+        }
+    }
+}

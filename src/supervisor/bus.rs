@@ -1,0 +1,122 @@
+//! What the supervisor keeps for the bus: where workers meet it, which outlives it. The process itself is one of the
+//! auxiliaries; it is there once a handler uses topics.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::bus;
+use crate::bus::hub::Limits;
+use crate::config::Config;
+use crate::fleet::rendezvous::{Baton, Rendezvous};
+use crate::fleet::routes::Routes;
+
+/// See the module. A copy is the same.
+#[derive(Clone, Debug)]
+pub struct Bus {
+    baton: Arc<Baton>,
+    /// By name of the pool.
+    rendezvous: BTreeMap<String, Arc<Rendezvous>>,
+    /// Whether a handler uses topics.
+    is_used: Arc<AtomicBool>,
+}
+
+/// The ends of what is passed on to another server: what it is, by name, and the descriptor.
+const BATON: &str = "bus baton";
+const TX: &str = "bus tx ";
+const RX: &str = "bus rx ";
+
+impl Bus {
+    /// That of a server that replaces no other, or one that comes with these parts of the other's.
+    pub fn new(config: &Config, inherited: Vec<(String, OwnedFd)>) -> io::Result<Self> {
+        let (mut baton, mut txs, mut rendezvous) = (None, BTreeMap::new(), BTreeMap::new());
+        for (what, fd) in inherited {
+            if what == BATON {
+                baton = Some(Baton::from(fd));
+            } else if let Some(pool) = what.strip_prefix(TX) {
+                txs.insert(pool.to_owned(), fd);
+            } else if let Some((pool, tx)) = what.strip_prefix(RX).and_then(|pool| txs.remove_entry(pool)) {
+                rendezvous.insert(pool, Arc::new(Rendezvous::of_ends(tx, fd)));
+            }
+        }
+        let is_used = Arc::new(AtomicBool::new(baton.is_some()));
+        let baton = Arc::new(baton.map_or_else(Baton::new, Ok)?);
+        Bus { baton, rendezvous, is_used }.following(config)
+    }
+
+    /// The same for a configuration that may have other pools.
+    pub fn following(&self, config: &Config) -> io::Result<Self> {
+        let mut next = self.clone();
+        for pool in &config.pools {
+            if !next.rendezvous.contains_key(&pool.name) {
+                next.rendezvous.insert(pool.name.clone(), Arc::new(Rendezvous::new()?));
+            }
+        }
+        Ok(next)
+    }
+
+    /// Where the workers of a pool meet it.
+    pub fn tx(&self, pool: &str) -> io::Result<OwnedFd> {
+        let rendezvous = self.rendezvous.get(pool).ok_or(io::ErrorKind::NotFound)?;
+        rendezvous.tx().try_clone_to_owned()
+    }
+
+    /// What another server needs to go on with it; nothing if topics are not used.
+    pub fn parts(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        if !self.is_used() {
+            return Vec::new();
+        }
+        let mut parts = vec![(BATON.to_owned(), self.baton.fd())];
+        for (pool, rendezvous) in &self.rendezvous {
+            parts.push((format!("{TX}{pool}"), rendezvous.tx()));
+            parts.push((format!("{RX}{pool}"), rendezvous.rx()));
+        }
+        parts
+    }
+
+    /// Whether a handler uses topics.
+    pub fn is_used(&self) -> bool {
+        self.is_used.load(Ordering::Relaxed)
+    }
+
+    /// One does; false if that was known.
+    pub fn set_used(&self) -> bool {
+        !self.is_used.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether a part of another server's is one of these.
+    pub fn is_part(what: &[u8]) -> bool {
+        what.starts_with(b"bus ")
+    }
+
+    /// What the process is to be given.
+    pub fn start(&self, config: &Config, routes: &Routes) -> io::Result<bus::Start> {
+        let number = |name: &str| config.pool(name).and_then(|pool| u16::try_from(pool).ok());
+        let mut rendezvous = Vec::new();
+        for (pool, ends) in &self.rendezvous {
+            if let Some(pool) = number(pool) {
+                rendezvous.push((pool, ends.rx().try_clone_to_owned()?));
+            }
+        }
+        let bounds = config.topics;
+        let limits = Limits {
+            queue: bounds.worker_queue as usize,
+            history: bounds.history as usize,
+            age: bounds.history_time,
+            topics: bounds.topics as usize,
+        };
+        let baton = Baton::from(self.baton.fd().try_clone_to_owned()?);
+        Ok(bus::Start { rendezvous, baton, limits, scopes: scopes(config, routes) })
+    }
+}
+
+/// Which pool may use which scope: that of a handler that it serves.
+pub fn scopes(config: &Config, routes: &Routes) -> Vec<(u16, String)> {
+    let of_route = |resource: &str| (config.pool_of(resource) as u16, config.scope_of(resource).to_owned());
+    let mut scopes: Vec<_> = routes.in_service().map(|(_, route)| of_route(&route.resource)).collect();
+    scopes.sort();
+    scopes.dedup();
+    scopes
+}

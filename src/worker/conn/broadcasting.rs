@@ -1,0 +1,96 @@
+//! Messages for many connections at once: each connection's share of the work.
+
+use std::rc::Rc;
+
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+
+use crate::proto::ws::connection::{Broadcast, SendError};
+use crate::time::Instant;
+use crate::worker::base::poll::WRITABLE;
+use crate::worker::conn::connections::{Conns, Core};
+use crate::worker::conn::record::flags;
+use crate::worker::conn::table::Phase;
+
+/// What became of a message on one of the connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shared {
+    /// It is in the send queue or further.
+    Sent,
+    /// The send queue is above its high mark; on_writable is owed.
+    Full,
+    /// A message is partly sent, and this one can follow only when that has ended.
+    Unfinished,
+    /// The connection is closing or gone.
+    Gone,
+}
+
+impl Conns {
+    /// Sends a message that many connections get. What the socket takes at once is written here; the rest waits in the
+    /// send queue, which refers to the same bytes as all others.
+    pub fn share(&self, id: u64, message: &mut Broadcast) -> Shared {
+        let core = &mut *self.core.borrow_mut();
+        let Some((conn, record)) = core.table.both(id) else { return Shared::Gone };
+        if self.is_full(id, conn, record) {
+            return Shared::Full;
+        }
+        let now = self.life.now.get();
+        let Phase::Open(open) = &mut conn.phase else { return Shared::Gone };
+        if open.over {
+            return Shared::Gone;
+        }
+        let has_context = open.proto.context_bytes().0 > 0;
+        let frame = match open.proto.share(message, Instant::from_nanos(now), &mut core.codecs) {
+            Ok(frame) => frame,
+            Err(SendError::WrongKind) => return Shared::Unfinished,
+            Err(_) => return Shared::Gone,
+        };
+        let counters = open.counted.counters();
+        if let Some(queue) = &mut conn.queue {
+            queue.push_shared(frame);
+            if conn.watched & WRITABLE != 0 {
+                // It goes out when the socket takes bytes again.
+                let counted = conn.queue.as_ref().map_or(0, |queue| queue.counted);
+                self.count_queue(id, conn, counted);
+            } else {
+                core.mark_dirty(id);
+            }
+        } else {
+            // Should another thread crash during the write, no Close frame can follow.
+            let stands = record.flags();
+            record.set_flags(flags::TAKEN);
+            let sent = loop {
+                match send(&conn.socket, &frame, SendFlags::NOSIGNAL) {
+                    Err(Errno::INTR) => {}
+                    Err(Errno::AGAIN) => break 0,
+                    sent => break sent.unwrap_or(frame.len()), // one that fails is found out by the loop
+                }
+            };
+            record.set_flags(stands);
+            if sent < frame.len() {
+                put_rest(core, id, frame, sent);
+            }
+        }
+        if has_context {
+            core.count_context(id, now);
+        }
+        counters.sent(message.size(), true);
+        counters.topics.delivered.add(1);
+        self.access_log.sent(id, message.size(), true);
+        Shared::Sent
+    }
+}
+
+/// The kernel has not taken all of a frame.
+#[cold]
+fn put_rest(core: &mut Core, id: u64, frame: Rc<[u8]>, sent: usize) {
+    if let Some((conn, record)) = core.table.both(id) {
+        let mut queue = core.queue_pool.take();
+        queue.push_rest(frame, sent);
+        conn.queue = Some(queue);
+        if sent > 0 {
+            record.set_flags(flags::TAKEN);
+        }
+    }
+    core.mark_dirty(id);
+}

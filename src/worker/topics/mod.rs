@@ -1,0 +1,6 @@
+//! Topics: subscriptions of connections, and messages for all that are subscribed, which come from the bus.
+
+pub mod link;
+pub mod subscriptions;
+pub mod table;
+pub mod travelling;

@@ -1,0 +1,210 @@
+//! What handlers may do with topics, on any thread: it is in the table, and on its way to the bus, when the call returns.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ::ws_handler::raw::*;
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+
+use crate::clock;
+use crate::config::TopicBounds;
+use crate::ffi::topics::Topics;
+use crate::fleet::bus_wire::{Incoming, MAX_MESSAGE, Message, Outgoing, Request, checked_name, key_of};
+use crate::proto::ws::utf8;
+use crate::worker::base::metrics::Metrics;
+use crate::worker::base::progress::Progress;
+use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::topics::table::{Limits, Table};
+use crate::worker::topics::travelling::Subscription;
+
+/// What threads share.
+pub struct Shared {
+    /// Who is subscribed to what.
+    pub table: Table,
+    /// What the bus is to be told.
+    pub out: Outgoing,
+    /// To the bus, as long as it listens.
+    pub socket: Option<Arc<OwnedFd>>,
+    /// Messages put into `out` for the bus that is there now.
+    pub published: u64,
+    /// The last number that a connection was given.
+    last_number: u64,
+}
+
+impl Shared {
+    /// There is no bus any more: only messages are kept of what it was to be told. Returns how many.
+    pub fn keep_published(&mut self) -> u64 {
+        let mut all = Incoming::of(self.out.take());
+        let mut count = 0;
+        while let Ok(Some(content)) = all.next_frame() {
+            if let Some(Request::Publish { key, message }) = Request::read(content) {
+                Request::Publish { key, message }.append_to(self.out.tail());
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// Gives the bus what it takes of what it is to be told. True if something is left. One that has gone is found out by
+    /// the loop.
+    pub fn write(&mut self) -> bool {
+        let Some(socket) = &self.socket else { return !self.out.is_empty() };
+        while !self.out.is_empty() {
+            match send(socket, self.out.unsent(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(count) => self.out.advance(count),
+                Err(Errno::INTR) => {}
+                Err(_) => return true,
+            }
+        }
+        false
+    }
+}
+
+/// See the module.
+pub struct Subscriptions {
+    shared: Mutex<Shared>,
+    /// By handler: the scope of its topics.
+    scopes: Vec<String>,
+    bounds: TopicBounds,
+    commands: &'static CommandQueue,
+    metrics: &'static Metrics,
+    progress: &'static Progress,
+    /// Whether topics were ever used.
+    is_used: AtomicBool,
+}
+
+impl Subscriptions {
+    /// None yet. `scopes` are those of handlers, by number.
+    pub fn new(
+        scopes: Vec<String>,
+        bounds: TopicBounds,
+        commands: &'static CommandQueue,
+        metrics: &'static Metrics,
+        progress: &'static Progress,
+    ) -> Self {
+        let limits =
+            Limits { per_connection: bounds.per_connection as usize, topics: bounds.topics as usize };
+        let mut seed = [0; 8];
+        // Without randomness the process and the time have to do.
+        if rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::NONBLOCK) != Ok(8) {
+            seed = (clock::now().as_nanos() ^ u64::from(std::process::id()) << 40).to_ne_bytes();
+        }
+        let shared = Shared {
+            table: Table::new(limits),
+            out: Outgoing::default(),
+            socket: None,
+            published: 0,
+            last_number: u64::from_ne_bytes(seed),
+        };
+        let shared = Mutex::new(shared);
+        Subscriptions { shared, scopes, bounds, commands, metrics, progress, is_used: AtomicBool::new(false) }
+    }
+
+    /// Whether topics were ever used.
+    #[inline]
+    pub fn is_used(&self) -> bool {
+        self.is_used.load(Ordering::Relaxed)
+    }
+
+    /// They are.
+    pub fn set_used(&self) {
+        self.is_used.store(true, Ordering::Relaxed);
+    }
+
+    /// What threads share. A thread that has panicked has left it whole: nothing in between calls a handler.
+    pub fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The scope of a handler's topics.
+    pub fn scope_of(&self, handler: u16) -> Option<&str> {
+        self.scopes.get(usize::from(handler)).map(String::as_str)
+    }
+
+    fn key(&self, handler: u16, topic: &[u8]) -> Option<String> {
+        Some(key_of(self.scope_of(handler)?, checked_name(topic)?))
+    }
+
+    /// What was appended goes out; the loop sees to what does not.
+    fn send(&self, mut shared: MutexGuard<'_, Shared>) {
+        self.set_used();
+        let is_left = shared.write();
+        drop(shared);
+        if is_left {
+            self.commands.give(Command::Topics);
+        }
+    }
+}
+
+impl Topics for Subscriptions {
+    fn subscribe(&self, conn: u64, topic: &[u8], flags: u32) -> i32 {
+        let Some(handler) = self.commands.handler_of(conn) else { return WS_E_GONE };
+        let key = self.key(handler, topic).filter(|_| flags & !WS_DROP == 0);
+        let Some(key) = key else { return WS_E_INVALID };
+        let mut shared = self.lock();
+        let Shared { table, out, last_number, .. } = &mut *shared;
+        let number = || {
+            // 0 is nobody's.
+            *last_number = last_number.wrapping_add(1).max(1);
+            *last_number
+        };
+        let wanted = Subscription { from: clock::now().as_nanos(), flags: flags as u8 };
+        if table.subscribe(conn, &key, wanted, self.progress.last(), number, out.tail()).is_err() {
+            return WS_E_LIMIT;
+        }
+        // It travels along from here on, or the connection has gone and what it had goes with it.
+        let result = self.commands.renew_topics(conn);
+        if result != WS_OK {
+            table.leave(conn, out.tail());
+        }
+        self.send(shared);
+        result
+    }
+
+    fn unsubscribe(&self, conn: u64, topic: &[u8]) -> i32 {
+        let Some(handler) = self.commands.handler_of(conn) else { return WS_E_GONE };
+        let Some(key) = self.key(handler, topic) else { return WS_E_INVALID };
+        let mut shared = self.lock();
+        let Shared { table, out, .. } = &mut *shared;
+        if !table.unsubscribe(conn, &key, out.tail()) {
+            return WS_E_INVALID;
+        }
+        let _ = self.commands.renew_topics(conn); // else it has gone
+        self.send(shared);
+        WS_OK
+    }
+
+    fn publish(&self, handler: u16, this: u64, topic: &[u8], kind: u32, payload: &[u8], flags: u32) -> i32 {
+        let known = flags & !(WS_UNCOMPRESSED | WS_NOT_SELF) == 0 && matches!(kind, WS_TEXT | WS_BINARY);
+        let key = self.key(handler, topic).filter(|_| known);
+        let Some(key) = key.filter(|_| kind != WS_TEXT || utf8::is_valid(payload)) else {
+            return WS_E_INVALID;
+        };
+        if payload.len() > MAX_MESSAGE {
+            return WS_E_LIMIT;
+        }
+        let counters = self.metrics.of(handler);
+        let mut shared = self.lock();
+        if shared.out.len() + payload.len() > self.bounds.queue as usize {
+            counters.topics.refused.add_shared(1);
+            return WS_E_FULL;
+        }
+        let but = if flags & WS_NOT_SELF != 0 { shared.table.number_of(this) } else { 0 };
+        let message = Message { but, kind: kind as u8, compress: flags & WS_UNCOMPRESSED == 0, payload };
+        Request::Publish { key: &key, message }.append_to(shared.out.tail());
+        shared.published += 1;
+        counters.topics.published.add_shared(1);
+        self.send(shared);
+        WS_OK
+    }
+
+    fn subscribers(&self, handler: u16, topic: &[u8]) -> u64 {
+        self.key(handler, topic).map_or(0, |key| self.lock().table.subscribers(&key))
+    }
+
+    fn missed(&self, conn: u64) -> u64 {
+        self.lock().table.take_missed(conn)
+    }
+}

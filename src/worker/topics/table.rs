@@ -1,0 +1,443 @@
+//! Who is subscribed to what in this worker. Knows no connection but its id, no socket and no clock.
+//!
+//! A subscription is live, and gets what the bus sends, or it waits: for earlier messages, which the bus was asked for by a
+//! ticket, or for the end of a message that its connection is being sent in fragments. It knows up to which stamp of the
+//! bus it has seen all; that travels with the connection.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+
+use crate::fleet::bus_wire::{Request, key_of};
+use crate::worker::topics::travelling::{Subscription, Travelling};
+
+/// Subscriptions that wait for the same earlier messages.
+struct Group {
+    /// Of the request; 0: not asked for yet.
+    ticket: u32,
+    from: u64,
+    members: BTreeMap<u64, Subscription>,
+}
+
+struct Topic {
+    key: Box<str>,
+    /// By connection.
+    live: BTreeMap<u64, Subscription>,
+    waiting: Vec<Group>,
+    /// The bus sends messages of it.
+    is_known: bool,
+    /// Subscribers in other workers, as far as known.
+    others: u32,
+    /// Subscribers here, as far as the bus knows.
+    told: u32,
+}
+
+impl Topic {
+    fn len(&self) -> usize {
+        self.live.len() + self.waiting.iter().map(|group| group.members.len()).sum::<usize>()
+    }
+
+    fn remove(&mut self, conn: u64) -> Option<Subscription> {
+        let found = self
+            .live
+            .remove(&conn)
+            .or_else(|| self.waiting.iter_mut().find_map(|group| group.members.remove(&conn)));
+        // The bus still answers to the ticket of one that is empty, which is then unknown.
+        self.waiting.retain(|group| !group.members.is_empty());
+        found
+    }
+}
+
+/// A connection with subscriptions.
+struct Member {
+    /// Its number on all workers, now and later.
+    number: u64,
+    topics: Vec<u32>,
+    missed: u64,
+}
+
+/// Bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Topics of one connection.
+    pub per_connection: usize,
+    /// Topics of the worker.
+    pub topics: usize,
+}
+
+/// A bound was reached.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// See the module.
+pub struct Table {
+    limits: Limits,
+    topics: HashMap<u32, Topic>,
+    numbers: HashMap<Box<str>, u32>,
+    members: HashMap<u64, Member>,
+    last_topic: u32,
+    last_ticket: u32,
+    /// Topics whose number of subscribers is to be told.
+    recount: Vec<u32>,
+    /// Topic and connection of what waits for the end of a message in fragments.
+    blocked: Vec<(u32, u64)>,
+    subscriptions: usize,
+}
+
+impl Table {
+    /// An empty one.
+    pub fn new(limits: Limits) -> Self {
+        Table {
+            limits,
+            topics: HashMap::new(),
+            numbers: HashMap::new(),
+            members: HashMap::new(),
+            last_topic: 0,
+            last_ticket: 0,
+            recount: Vec::new(),
+            blocked: Vec::new(),
+            subscriptions: 0,
+        }
+    }
+
+    /// Subscriptions of all connections.
+    pub fn len(&self) -> usize {
+        self.subscriptions
+    }
+
+    /// Subscribes a connection to what comes after `from`, or changes the flags of what it is subscribed to. `delivered` is
+    /// the stamp of the last message that was delivered here, or is being delivered. `number` gives a new connection its
+    /// number. What the bus is to know is appended.
+    pub fn subscribe(
+        &mut self,
+        conn: u64,
+        key: &str,
+        wanted: Subscription,
+        delivered: u64,
+        number: impl FnOnce() -> u64,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Full> {
+        let known = self.numbers.get(key).copied();
+        let member = self.members.get(&conn);
+        let is_subscribed =
+            known.is_some_and(|known| member.is_some_and(|member| member.topics.contains(&known)));
+        if let Some(topic) = known.filter(|_| is_subscribed).and_then(|known| self.topics.get_mut(&known)) {
+            let waiting = topic.waiting.iter_mut().map(|group| &mut group.members);
+            let all = std::iter::once(&mut topic.live).chain(waiting);
+            all.filter_map(|members| members.get_mut(&conn)).for_each(|ours| ours.flags = wanted.flags);
+            return Ok(());
+        }
+        let count = member.map_or(0, |member| member.topics.len());
+        if count >= self.limits.per_connection || known.is_none() && self.topics.len() >= self.limits.topics {
+            return Err(Full);
+        }
+        let topic = known.unwrap_or_else(|| self.add_topic(key));
+        let member = || Member { number: number(), topics: Vec::new(), missed: 0 };
+        self.members.entry(conn).or_insert_with(member).topics.push(topic);
+        self.subscriptions += 1;
+        self.recount.push(topic);
+        self.place(topic, conn, wanted, delivered, out);
+        Ok(())
+    }
+
+    fn add_topic(&mut self, key: &str) -> u32 {
+        loop {
+            self.last_topic = self.last_topic.wrapping_add(1);
+            if !self.topics.contains_key(&self.last_topic) {
+                break;
+            }
+        }
+        let (live, waiting) = (BTreeMap::new(), Vec::new());
+        let topic = Topic { key: key.into(), live, waiting, is_known: false, others: 0, told: 1 };
+        self.topics.insert(self.last_topic, topic);
+        self.numbers.insert(key.into(), self.last_topic);
+        self.last_topic
+    }
+
+    /// Makes a subscription live if it has seen all that was delivered here, else has it wait.
+    fn place(&mut self, number: u32, conn: u64, wanted: Subscription, delivered: u64, out: &mut Vec<u8>) {
+        let Some(topic) = self.topics.get_mut(&number) else { return };
+        if topic.is_known && delivered <= wanted.from {
+            topic.live.insert(conn, wanted);
+        } else if let Some(group) =
+            topic.waiting.iter_mut().find(|group| group.ticket != 0 && group.from <= wanted.from)
+        {
+            group.members.insert(conn, wanted);
+        } else {
+            self.last_ticket = self.last_ticket.wrapping_add(1).max(1);
+            let (ticket, from) = (self.last_ticket, wanted.from);
+            topic.waiting.push(Group { ticket, from, members: [(conn, wanted)].into() });
+            Request::Subscribe { topic: number, ticket, from, key: &topic.key }.append_to(out);
+        }
+    }
+
+    /// Ends a subscription; false if there is none.
+    pub fn unsubscribe(&mut self, conn: u64, key: &str, out: &mut Vec<u8>) -> bool {
+        let Some(&number) = self.numbers.get(key) else { return false };
+        let Some(member) = self.members.get_mut(&conn) else { return false };
+        let Some(index) = member.topics.iter().position(|topic| *topic == number) else { return false };
+        member.topics.swap_remove(index);
+        if member.topics.is_empty() && member.missed == 0 {
+            self.members.remove(&conn);
+        }
+        self.remove(number, conn, out);
+        true
+    }
+
+    /// A connection has gone.
+    pub fn leave(&mut self, conn: u64, out: &mut Vec<u8>) {
+        let Some(member) = self.members.remove(&conn) else { return };
+        member.topics.into_iter().for_each(|topic| self.remove(topic, conn, out));
+    }
+
+    fn remove(&mut self, number: u32, conn: u64, out: &mut Vec<u8>) {
+        let Some(topic) = self.topics.get_mut(&number) else { return };
+        self.subscriptions -= usize::from(topic.remove(conn).is_some());
+        if topic.len() > 0 {
+            return self.recount.push(number);
+        }
+        if let Some(topic) = self.topics.remove(&number) {
+            self.numbers.remove(&topic.key);
+        }
+        Request::Unsubscribe { topic: number }.append_to(out);
+    }
+
+    // --------------------------------------------------------- what the bus says
+
+    /// Goes through those that a message is for, in the order of their ids, from the one after `position`. What `deliver`
+    /// returns becomes of the subscription. Ends early, with the id of the last, if `is_late` says so.
+    pub fn for_each(
+        &mut self,
+        Recipients { topic: number, ticket, stamp, but }: Recipients,
+        position: u64,
+        mut deliver: impl FnMut(u64, Subscription) -> Fate,
+        mut is_late: impl FnMut() -> bool,
+    ) -> Option<u64> {
+        let Self { topics, members, blocked, .. } = self;
+        let topic = topics.get_mut(&number)?;
+        let group = match ticket {
+            0 => &mut topic.live,
+            ticket => &mut topic.waiting.iter_mut().find(|group| group.ticket == ticket)?.members,
+        };
+        let mut stopped = Vec::new();
+        let mut last = None;
+        let after = (Bound::Excluded(position), Bound::Unbounded);
+        for (&conn, subscription) in group.range_mut(after) {
+            let is_author = || but != 0 && members.get(&conn).is_some_and(|member| member.number == but);
+            let fate = match subscription.from >= stamp || is_author() {
+                true => Fate::Goes,
+                false => deliver(conn, *subscription),
+            };
+            match fate {
+                Fate::Goes => {}
+                Fate::Missed => members.get_mut(&conn).into_iter().for_each(|member| member.missed += 1),
+                Fate::Blocked => stopped.push(conn),
+            }
+            if ticket != 0 && fate != Fate::Blocked {
+                subscription.from = subscription.from.max(stamp);
+            }
+            if is_late() {
+                last = Some(conn);
+                break;
+            }
+        }
+        let take = |conn| Some((conn, group.remove(&conn)?));
+        let stopped: Vec<_> = stopped.into_iter().filter_map(take).collect();
+        topic.waiting.retain(|group| !group.members.is_empty());
+        for (conn, subscription) in stopped {
+            let from = stamp - 1; // all before this message it has seen
+            let members = [(conn, Subscription { from, ..subscription })].into();
+            topic.waiting.push(Group { ticket: 0, from, members });
+            blocked.push((number, conn));
+        }
+        last
+    }
+
+    /// The earlier messages have come: who waited for them is live. Returns these, and what they have missed.
+    pub fn replayed(
+        &mut self,
+        number: u32,
+        ticket: u32,
+        stamp: u64,
+        missed: u32,
+    ) -> Vec<(u64, Subscription)> {
+        let Some(topic) = self.topics.get_mut(&number) else { return Vec::new() };
+        topic.is_known = true;
+        let Some(index) = topic.waiting.iter().position(|group| group.ticket == ticket) else {
+            return Vec::new();
+        };
+        let group = topic.waiting.swap_remove(index);
+        let mut live = Vec::new();
+        for (conn, subscription) in group.members {
+            let subscription = Subscription { from: subscription.from.max(stamp), ..subscription };
+            topic.live.insert(conn, subscription);
+            live.push((conn, subscription));
+            self.members.get_mut(&conn).into_iter().for_each(|member| member.missed += u64::from(missed));
+        }
+        live
+    }
+
+    /// Messages of a topic did not come; returns whom they were for.
+    pub fn missed(&mut self, number: u32, count: u32) -> Vec<(u64, Subscription)> {
+        let Some(topic) = self.topics.get(&number) else { return Vec::new() };
+        for conn in topic.live.keys() {
+            self.members.get_mut(conn).into_iter().for_each(|member| member.missed += u64::from(count));
+        }
+        topic.live.iter().map(|(conn, subscription)| (*conn, *subscription)).collect()
+    }
+
+    /// So many subscribers are on other workers.
+    pub fn set_others(&mut self, number: u32, count: u32) {
+        self.topics.get_mut(&number).into_iter().for_each(|topic| topic.others = count);
+    }
+
+    /// There is a new bus, which knows nothing: all wait for what they have not seen. All up to `delivered` was delivered.
+    pub fn subscribe_anew(&mut self, delivered: u64, out: &mut Vec<u8>) {
+        for (&number, topic) in &mut self.topics {
+            (topic.is_known, topic.others, topic.told) = (false, 0, 1);
+            let live = std::mem::take(&mut topic.live);
+            if !live.is_empty() {
+                let seen = |(conn, subscription): (u64, Subscription)| {
+                    (conn, Subscription { from: subscription.from.max(delivered), ..subscription })
+                };
+                let members = live.into_iter().map(seen).collect();
+                topic.waiting.push(Group { ticket: u32::MAX, from: delivered, members });
+            }
+            for group in topic.waiting.iter_mut().filter(|group| group.ticket != 0) {
+                self.last_ticket = self.last_ticket.wrapping_add(1).max(1);
+                group.ticket = self.last_ticket;
+                let Group { ticket, from, .. } = *group;
+                Request::Subscribe { topic: number, ticket, from, key: &topic.key }.append_to(out);
+            }
+            self.recount.push(number);
+        }
+    }
+
+    // -------------------------------------------------------- once in a turn
+
+    /// Whether anything is to be done.
+    pub fn has_chores(&self) -> bool {
+        !self.recount.is_empty() || !self.blocked.is_empty()
+    }
+
+    /// Tells the bus how many subscribers there are, where that has changed.
+    pub fn tell_counts(&mut self, out: &mut Vec<u8>) {
+        for number in std::mem::take(&mut self.recount) {
+            let Some(topic) = self.topics.get_mut(&number) else { continue };
+            let count = u32::try_from(topic.len()).unwrap_or(u32::MAX);
+            if topic.told != count {
+                topic.told = count;
+                Request::Count { topic: number, count }.append_to(out);
+            }
+        }
+    }
+
+    /// Asks for what was not sent between fragments, for connections where it can be sent now; those are returned.
+    pub fn unblock(&mut self, is_free: impl Fn(u64) -> bool, out: &mut Vec<u8>) -> Vec<u64> {
+        let mut free = Vec::new();
+        for (number, conn) in std::mem::take(&mut self.blocked) {
+            let Some(topic) = self.topics.get_mut(&number) else { continue };
+            let is_it = |group: &&mut Group| group.ticket == 0 && group.members.contains_key(&conn);
+            let Some(group) = topic.waiting.iter_mut().find(is_it) else { continue };
+            if !is_free(conn) {
+                self.blocked.push((number, conn));
+                continue;
+            }
+            self.last_ticket = self.last_ticket.wrapping_add(1).max(1);
+            group.ticket = self.last_ticket;
+            let Group { ticket, from, .. } = *group;
+            Request::Subscribe { topic: number, ticket, from, key: &topic.key }.append_to(out);
+            free.push(conn);
+        }
+        free
+    }
+
+    // -------------------------------------------------------------- questions
+
+    /// Subscribers of a topic, here and elsewhere.
+    pub fn subscribers(&self, key: &str) -> u64 {
+        let topic = self.numbers.get(key).and_then(|number| self.topics.get(number));
+        topic.map_or(0, |topic| topic.len() as u64 + u64::from(topic.others))
+    }
+
+    /// The number that a connection has on all workers; 0 without subscriptions.
+    pub fn number_of(&self, conn: u64) -> u64 {
+        self.members.get(&conn).map_or(0, |member| member.number)
+    }
+
+    /// How many messages a connection has missed since the last call.
+    pub fn take_missed(&mut self, conn: u64) -> u64 {
+        self.members.get_mut(&conn).map_or(0, |member| std::mem::take(&mut member.missed))
+    }
+
+    // ---------------------------------------------------------------- travelling
+
+    /// A connection's number and subscriptions, as `travelling` reads them. Empty without subscriptions.
+    pub fn export(&self, conn: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let Some(member) = self.members.get(&conn) else { return bytes };
+        for number in &member.topics {
+            let Some(topic) = self.topics.get(number) else { continue };
+            let waiting = || topic.waiting.iter().find_map(|group| group.members.get(&conn));
+            let (waits, subscription) = match topic.live.get(&conn) {
+                Some(subscription) => (false, *subscription),
+                None => match waiting() {
+                    Some(ours) => (true, *ours),
+                    None => continue,
+                },
+            };
+            let Some((_, name)) = topic.key.split_once('\0') else { continue };
+            if bytes.is_empty() {
+                bytes.extend_from_slice(&member.number.to_ne_bytes());
+            }
+            Travelling { waits, subscription, name }.append_to(&mut bytes);
+        }
+        bytes
+    }
+
+    /// A connection has come with these subscriptions, to topics of this scope, and with the number that it has
+    /// everywhere. Those beyond the bounds are left out; their number is returned.
+    pub fn arrive(
+        &mut self,
+        conn: u64,
+        scope: &str,
+        (number, travelling): (u64, &[Travelling<'_>]),
+        delivered: u64,
+        out: &mut Vec<u8>,
+    ) -> usize {
+        let mut left_out = 0;
+        for Travelling { subscription, name, .. } in travelling {
+            let key = key_of(scope, name);
+            let result = self.subscribe(conn, &key, *subscription, delivered, || number, out);
+            left_out += usize::from(result.is_err());
+        }
+        left_out
+    }
+}
+
+/// Whom a message is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Recipients {
+    /// This worker's number for it.
+    pub topic: u32,
+    /// 0, or those that wait with this ticket only.
+    pub ticket: u32,
+    /// Of the message.
+    pub stamp: u64,
+    /// Not this one, by its number on all workers; 0: none.
+    pub but: u64,
+}
+
+/// What becomes of a subscription with a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes on; the connection may have got the message, or be about to end.
+    Goes,
+    /// It has missed the message.
+    Missed,
+    /// It gets the message when its connection has ended a message in fragments.
+    Blocked,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

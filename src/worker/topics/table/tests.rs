@@ -1,0 +1,201 @@
+use super::*;
+use crate::fleet::bus_wire::Incoming;
+use crate::worker::topics::travelling::{read_travelling, settle_travelling};
+
+const KEY: &str = "/chat\0room";
+const NOBODY: [u64; 0] = [];
+
+struct Worker {
+    table: Table,
+    out: Vec<u8>,
+}
+
+impl Worker {
+    fn new() -> Self {
+        Worker { table: Table::new(Limits { per_connection: 2, topics: 3 }), out: Vec::new() }
+    }
+
+    fn subscribe(&mut self, conn: u64, from: u64, delivered: u64) -> Result<(), Full> {
+        let wanted = Subscription { from, flags: 0 };
+        self.table.subscribe(conn, KEY, wanted, delivered, || conn + 1000, &mut self.out)
+    }
+
+    /// What the bus is told, in short.
+    fn said(&mut self) -> String {
+        let mut incoming = Incoming::default();
+        incoming.room(self.out.len()).copy_from_slice(&self.out);
+        incoming.received(self.out.len(), self.out.len());
+        self.out.clear();
+        let mut said = Vec::new();
+        while let Ok(Some(content)) = incoming.next_frame() {
+            said.push(match Request::read(content) {
+                Some(Request::Subscribe { topic, ticket, from, .. }) => {
+                    format!("S{topic}/{ticket}>{from}")
+                }
+                other => format!("{other:?}"),
+            });
+        }
+        said.join(" ")
+    }
+
+    /// Who gets a message with this stamp.
+    fn deliver(&mut self, ticket: u32, stamp: u64, but: u64) -> Vec<u64> {
+        let mut got = Vec::new();
+        let whom = Recipients { topic: 1, ticket, stamp, but };
+        let deliver = |conn, _| {
+            got.push(conn);
+            Fate::Goes
+        };
+        assert_eq!(self.table.for_each(whom, 0, deliver, || false), None);
+        got
+    }
+}
+
+#[test]
+fn a_subscription_waits_for_the_bus_and_then_gets_each_message_once() {
+    let mut worker = Worker::new();
+    worker.subscribe(1, 10, 0).unwrap();
+    worker.subscribe(2, 12, 0).unwrap();
+    assert_eq!(worker.said(), "S1/1>10", "one request serves both");
+    assert_eq!(worker.deliver(0, 11, 0), NOBODY);
+    assert_eq!(worker.deliver(1, 11, 0), [1]);
+    assert_eq!(worker.deliver(1, 13, 0), [1, 2]);
+    assert_eq!(worker.deliver(1, 13, 0), NOBODY, "the same again");
+    let live = worker.table.replayed(1, 1, 13, 0);
+    assert_eq!(live.iter().map(|(conn, _)| *conn).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(worker.deliver(0, 13, 0), NOBODY);
+    assert_eq!(worker.deliver(0, 14, 1001), [2], "not to its author");
+    // The next one is live at once.
+    worker.subscribe(3, 20, 14).unwrap();
+    assert_eq!(worker.said(), "");
+    assert_eq!((worker.deliver(0, 19, 0), worker.deliver(0, 21, 0)), (vec![1, 2], vec![1, 2, 3]));
+}
+
+#[test]
+fn one_that_has_moved_gets_what_it_has_not_seen_elsewhere() {
+    let (mut from, mut to) = (Worker::new(), Worker::new());
+    from.subscribe(1, 10, 0).unwrap();
+    from.table.replayed(1, 1, 10, 0);
+    let bytes = settle_travelling(&from.table.export(1), 50);
+    let (number, travelling) = read_travelling(&bytes).unwrap();
+    assert_eq!((number, travelling[0].subscription.from, travelling[0].name), (1001, 50, "room"));
+
+    to.subscribe(7, 5, 0).unwrap();
+    to.table.replayed(1, 1, 5, 0);
+    to.said();
+    // The other worker is ahead.
+    assert_eq!(to.table.arrive(8, "/chat", (number, &travelling), 60, &mut to.out), 0);
+    assert_eq!(to.said(), "S1/2>50");
+    assert_eq!(to.deliver(0, 61, 0), [7]);
+    assert_eq!((to.deliver(2, 55, 0), to.deliver(2, 61, 0)), (vec![8], vec![8]));
+    // It goes on, in the middle of that.
+    let (_, again) = read_travelling(&settle_travelling(&to.table.export(8), 99))
+        .map(|(number, all)| (number, all[0].subscription.from))
+        .unwrap();
+    assert_eq!(again, 61);
+    to.table.replayed(1, 2, 61, 0);
+    assert_eq!(to.deliver(0, 62, 1001), [7], "it is the same subscriber");
+    // The other worker is behind.
+    let mut behind = Worker::new();
+    behind.subscribe(7, 5, 0).unwrap();
+    behind.table.replayed(1, 1, 5, 0);
+    behind.table.arrive(8, "/chat", (number, &travelling), 40, &mut behind.out);
+    assert_eq!((behind.deliver(0, 45, 0), behind.deliver(0, 51, 0)), (vec![7], vec![7, 8]));
+}
+
+#[test]
+fn a_message_in_fragments_is_waited_for() {
+    let mut worker = Worker::new();
+    worker.subscribe(1, 10, 0).unwrap();
+    worker.subscribe(2, 10, 0).unwrap();
+    worker.table.replayed(1, 1, 10, 0);
+    worker.said();
+    let whom = |stamp| Recipients { topic: 1, ticket: 0, stamp, but: 0 };
+    let fate = |conn, _| if conn == 1 { Fate::Blocked } else { Fate::Goes };
+    worker.table.for_each(whom(20), 0, fate, || false);
+    assert_eq!(worker.deliver(0, 21, 0), [2]);
+    assert!(worker.table.unblock(|_| false, &mut worker.out).is_empty() && worker.table.has_chores());
+    assert_eq!(worker.table.unblock(|_| true, &mut worker.out), [1]);
+    assert_eq!(worker.said(), "S1/2>19");
+    assert_eq!((worker.deliver(2, 20, 0), worker.deliver(2, 21, 0)), (vec![1], vec![1]));
+    worker.table.replayed(1, 2, 21, 0);
+    assert_eq!(worker.deliver(0, 22, 0), [1, 2]);
+}
+
+#[test]
+fn a_new_bus_is_told_all_and_asked_for_what_came_meanwhile() {
+    let mut worker = Worker::new();
+    worker.subscribe(1, 10, 0).unwrap();
+    worker.table.replayed(1, 1, 10, 0);
+    worker.subscribe(2, 5, 30).unwrap();
+    worker.said();
+    worker.table.subscribe_anew(30, &mut worker.out);
+    assert_eq!(worker.said(), "S1/3>5 S1/4>30");
+    assert_eq!(worker.deliver(0, 31, 0), NOBODY);
+    assert_eq!((worker.deliver(3, 31, 0), worker.deliver(4, 31, 0)), (vec![2], vec![1]));
+}
+
+#[test]
+fn a_broadcast_goes_on_where_it_was_interrupted() {
+    let mut worker = Worker::new();
+    (1..=5).for_each(|conn| worker.subscribe(conn, 10, 0).unwrap());
+    worker.table.replayed(1, 1, 10, 0);
+    let (mut got, mut position) = (Vec::new(), Some(0));
+    while let Some(at) = position {
+        let whom = Recipients { topic: 1, ticket: 0, stamp: 20, but: 0 };
+        let mut count = 0;
+        let deliver = |conn, _| {
+            got.push(conn);
+            Fate::Goes
+        };
+        let is_late = || {
+            count += 1;
+            count == 2
+        };
+        position = worker.table.for_each(whom, at, deliver, is_late);
+        worker.table.leave(3, &mut worker.out);
+    }
+    assert_eq!(got, [1, 2, 4, 5]);
+}
+
+#[test]
+fn counts_and_bounds() {
+    let mut worker = Worker::new();
+    worker.subscribe(1, 0, 0).unwrap();
+    worker.subscribe(1, 0, 0).unwrap();
+    worker.subscribe(2, 0, 0).unwrap();
+    assert_eq!((worker.table.len(), worker.table.subscribers(KEY)), (2, 2));
+    worker.said();
+    worker.table.tell_counts(&mut worker.out);
+    assert_eq!(worker.said(), "Some(Count { topic: 1, count: 2 })");
+    worker.table.set_others(1, 5);
+    assert_eq!(worker.table.subscribers(KEY), 7);
+    worker.table.replayed(1, 1, 0, 3);
+    assert_eq!((worker.table.take_missed(1), worker.table.take_missed(1)), (3, 0));
+    assert!(worker.table.unsubscribe(1, KEY, &mut worker.out));
+    assert!(!worker.table.unsubscribe(1, KEY, &mut worker.out));
+    worker.table.leave(2, &mut worker.out);
+    assert!(worker.said().ends_with("Some(Unsubscribe { topic: 1 })"));
+    assert_eq!((worker.table.len(), worker.table.topics.len(), worker.table.members.len()), (0, 0, 0));
+    let mut subscribe = |conn, key| {
+        let wanted = Subscription { from: 0, flags: 0 };
+        worker.table.subscribe(conn, key, wanted, 0, || conn, &mut worker.out)
+    };
+    assert_eq!(
+        [subscribe(1, "s\0a"), subscribe(1, "s\0b"), subscribe(1, "s\0c")],
+        [Ok(()), Ok(()), Err(Full)]
+    );
+    assert_eq!(
+        [subscribe(2, "s\0c"), subscribe(2, "s\0d"), subscribe(2, "s\0a")],
+        [Ok(()), Err(Full), Ok(())]
+    );
+}
+
+#[test]
+fn what_does_not_travel_well_is_left_behind() {
+    assert_eq!(read_travelling(&[1; 8]), Some((u64::from_ne_bytes([1; 8]), vec![])));
+    for junk in [&[0; 3][..], &[0; 9], &[1; 18], &[255; 40]] {
+        assert_eq!(read_travelling(junk), None);
+    }
+    assert!(settle_travelling(b"junk", 0).is_empty());
+}

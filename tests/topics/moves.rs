@@ -1,0 +1,215 @@
+//! A chat whose members number what they say, while connections move: nobody misses or doubles anything.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::signal::Signal;
+
+use crate::client::{Raw, frame};
+use crate::daemon::{Dir, Server, children};
+use crate::fixtures::add_handler;
+
+/// One of every so many says something.
+const SPEAKERS: usize = 25;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Member {
+    stream: TcpStream,
+    read: Vec<u8>,
+    /// By speaker: the number that it is to hear next.
+    next: Vec<u32>,
+    /// What it has said.
+    said: u32,
+    /// The code with which its connection was closed; 0: without one.
+    end: Option<u16>,
+}
+
+struct Chat {
+    members: Vec<Member>,
+    poll: Epoll,
+    is_quiet: bool,
+}
+
+impl Chat {
+    fn gather(address: &str, resources: &[&str], count: usize) -> Self {
+        let poll = Epoll::new(EpollCreateFlags::empty()).unwrap();
+        let member = |index: usize| {
+            let mut raw = Raw::open(address, resources[index % resources.len()]);
+            assert_eq!(raw.ask("sub room"), "sub 0");
+            let stream = raw.into_stream();
+            stream.set_nonblocking(true).unwrap();
+            poll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, index as u64)).unwrap();
+            Member { stream, read: Vec::new(), next: vec![0; count], said: 0, end: None }
+        };
+        let members = (0..count).map(member).collect();
+        Chat { members, poll, is_quiet: false }
+    }
+
+    fn speakers(&self) -> impl Iterator<Item = usize> + use<> {
+        (0..self.members.len()).step_by(SPEAKERS)
+    }
+
+    /// The speaker says its next number.
+    fn say(&mut self, speaker: usize) {
+        let member = &mut self.members[speaker];
+        let text = format!("quiet room {speaker} {}", member.said);
+        // A connection that has ended is found out by reading.
+        if member.end.is_none() && member.stream.write_all(&frame(0x81, text.as_bytes())).is_ok() {
+            member.said += 1;
+        }
+    }
+
+    /// Listens and talks until it is so.
+    #[track_caller]
+    fn until(&mut self, what: &str, mut is_so: impl FnMut(&Chat) -> bool) {
+        let give_up = Instant::now() + PATIENCE;
+        let mut events = [EpollEvent::empty(); 256];
+        while !is_so(self) {
+            assert!(Instant::now() < give_up, "{what}");
+            let count = self.poll.wait(&mut events, 20_u8).unwrap_or(0);
+            for event in &events[..count] {
+                self.listen(event.data() as usize);
+            }
+        }
+    }
+
+    fn listen(&mut self, index: usize) {
+        let mut bytes = [0; 16 * 1024];
+        let end = loop {
+            let member = &mut self.members[index];
+            match member.stream.read(&mut bytes) {
+                Ok(0) => break true,
+                Ok(count) => member.read.extend_from_slice(&bytes[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break false,
+                Err(_) => break true,
+            }
+        };
+        while let Some((first, payload)) = self.members[index].take_frame() {
+            match first & 15 {
+                1 => self.hear(index, &String::from_utf8(payload).unwrap()),
+                8 => self.members[index].end = Some(u16::from_be_bytes([payload[0], payload[1]])),
+                _ => {}
+            }
+        }
+        if end {
+            let member = &mut self.members[index];
+            member.end.get_or_insert(0);
+            self.poll.delete(&member.stream).unwrap();
+        }
+    }
+
+    fn hear(&mut self, index: usize, text: &str) {
+        let (speaker, number) = text.split_once(' ').unwrap();
+        let (speaker, number): (usize, u32) = (speaker.parse().unwrap(), number.parse().unwrap());
+        let next = &mut self.members[index].next[speaker];
+        assert_eq!(number, *next, "member {index} misses or doubles what {speaker} has said");
+        *next += 1;
+        if index == speaker && !self.is_quiet {
+            self.say(speaker);
+        }
+    }
+
+    /// All speakers that are left have said and heard so many more.
+    #[track_caller]
+    fn rounds(&mut self, rounds: u32) {
+        let goals: Vec<(usize, u32)> =
+            self.speakers().map(|speaker| (speaker, self.members[speaker].next[speaker] + rounds)).collect();
+        let is_there = |chat: &Chat, (speaker, goal): &(usize, u32)| {
+            let member = &chat.members[*speaker];
+            member.end.is_some() || member.next[*speaker] >= *goal
+        };
+        self.until("all go on talking", |chat| goals.iter().all(|goal| is_there(chat, goal)));
+    }
+
+    /// All that are left have heard all that those that are left have said.
+    #[track_caller]
+    fn end(&mut self) {
+        self.is_quiet = true;
+        let speakers: Vec<usize> = self.speakers().collect();
+        self.until("all have heard all", |chat| {
+            let present = |speaker: &&usize| chat.members[**speaker].end.is_none();
+            let has_all = |member: &Member| {
+                speakers
+                    .iter()
+                    .filter(present)
+                    .all(|speaker| member.next[*speaker] == chat.members[*speaker].said)
+            };
+            chat.members.iter().filter(|member| member.end.is_none()).all(has_all)
+        });
+    }
+
+    fn ends(&self) -> Vec<u16> {
+        self.members.iter().filter_map(|member| member.end).collect()
+    }
+}
+
+impl Member {
+    fn take_frame(&mut self) -> Option<(u8, Vec<u8>)> {
+        let [first, length, ..] = *self.read.as_slice() else { return None };
+        assert!(length < 126);
+        let end = 2 + usize::from(length);
+        let payload = self.read.get(2..end)?.to_vec();
+        self.read.drain(..end);
+        Some((first, payload))
+    }
+}
+
+/// The workers among a process's children.
+fn workers_of(pid: i32) -> Vec<i32> {
+    let title = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    children(pid).into_iter().filter(|pid| title(pid).starts_with("wshd: worker")).collect()
+}
+
+/// Crashes, and a reload that replaces all workers.
+fn chat_through_all(members: usize, workers: &str) {
+    let dir = Dir::new();
+    ["one", "two"].iter().for_each(|path| add_handler(dir.path(), path, "topics"));
+    let config = dir.path().join("wshd.conf");
+    let text = "[handler.\"/one\"]\ntopics = \"room\"\n[handler.\"/two\"]\nisolation = \"pool\"\ntopics = \"room\"\n[pool.two]\nworkers = 2\n";
+    std::fs::write(&config, text).unwrap();
+    let mut server = Server::start(&dir, &["--workers", workers, "--config", config.to_str().unwrap()]);
+    let mut chat = Chat::gather(&server.address(), &["/one", "/two"], members);
+    chat.speakers().for_each(|speaker| chat.say(speaker));
+    chat.rounds(10);
+    assert!(chat.ends().is_empty());
+
+    for resource in ["/one", "/two"] {
+        let mut culprit = Raw::open(&server.address(), resource);
+        let before = server.log().matches("crashed").count();
+        culprit.text("crash");
+        chat.until("it has crashed", |_| server.log().matches("crashed").count() > before);
+        chat.rounds(10);
+    }
+    // Those whose messages were being sent, or read, just then are told to connect again.
+    let ended = chat.ends();
+    assert!(ended.iter().all(|code| *code == 1012) && ended.len() * 5 <= members, "{ended:?}");
+
+    ["one", "two"].iter().for_each(|path| add_handler(dir.path(), path, "topics"));
+    let before = workers_of(server.pid());
+    server.signal(Signal::SIGHUP);
+    chat.until("all workers are replaced", |_| {
+        let now = workers_of(server.pid());
+        now.len() == before.len() && now.iter().all(|pid| !before.contains(pid))
+    });
+    chat.rounds(10);
+
+    chat.end();
+    assert_eq!(chat.ends(), ended, "nobody is disconnected by a reload");
+    let missed = server.log().matches("may be lost").count();
+    assert_eq!(missed, 0, "{}", server.log());
+    drop(chat);
+    server.stop();
+}
+
+#[test]
+fn nobody_misses_or_doubles_a_message_through_crashes_and_a_reload() {
+    chat_through_all(50, "2");
+}
+
+#[test]
+#[ignore = "slow"]
+fn a_crowd_misses_and_doubles_nothing_through_crashes_and_a_reload() {
+    chat_through_all(500, "4");
+}

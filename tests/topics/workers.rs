@@ -1,0 +1,242 @@
+//! Between the connections of one worker, and of several.
+
+use std::collections::BTreeSet;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::client::Raw;
+use crate::daemon::{Dir, Server, children, until};
+use crate::fixtures::add_handler;
+
+fn start(handlers: &[&str], args: &[&str]) -> (Dir, Server) {
+    let dir = Dir::new();
+    for name in handlers {
+        let (path, name) = name.split_once('=').unwrap_or((name, name));
+        add_handler(dir.path(), path, name);
+    }
+    let server = Server::start(&dir, args);
+    (dir, server)
+}
+
+/// Connections to this resource, at least one in each of so many workers.
+fn in_all_workers(server: &Server, resource: &str, workers: usize) -> Vec<Raw> {
+    let (mut all, mut pids) = (Vec::new(), BTreeSet::new());
+    until("a connection in each worker", || {
+        let mut one = Raw::open(&server.address(), resource);
+        pids.insert(one.ask("pid"));
+        all.push(one);
+        pids.len() == workers
+    });
+    all
+}
+
+/// The process of the bus, once there is one.
+fn bus_of(server: &Server) -> Option<i32> {
+    let title = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    children(server.pid()).into_iter().find(|pid| title(pid).starts_with("wshd: bus"))
+}
+
+#[test]
+fn a_message_reaches_each_subscriber_in_each_worker_once_and_nobody_else() {
+    let (_dir, mut server) = start(&["topics"], &["--workers", "4"]);
+    assert_eq!(bus_of(&server), None, "it comes when topics are used");
+    let mut all = in_all_workers(&server, "/topics", 4);
+    let mut stranger = Raw::open(&server.address(), "/topics");
+    assert_eq!(stranger.ask("sub other"), "sub 0");
+    for one in &mut all {
+        assert_eq!(one.ask("sub news"), "sub 0");
+    }
+    for (index, text) in ["first", "second", "third"].into_iter().enumerate() {
+        all[index].text(&format!("quiet news {text}"));
+        for one in &mut all {
+            assert_eq!(one.next_text(), text);
+        }
+    }
+    assert!(bus_of(&server).is_some());
+    // One that has left hears no more, and the one that publishes may leave itself out.
+    assert_eq!(all[0].ask("unsub news"), "unsub 0");
+    assert_eq!(all[0].ask("unsub news"), "unsub -5");
+    assert_eq!(all[1].ask("others news fourth"), "others 0");
+    all[2].text("quiet news fifth");
+    for (index, one) in all.iter_mut().enumerate().skip(1) {
+        let expected = if index == 1 { vec!["fifth"] } else { vec!["fourth", "fifth"] };
+        assert_eq!(expected.iter().map(|_| one.next_text()).collect::<Vec<_>>(), expected);
+    }
+    for one in [&mut all[0], &mut stranger] {
+        assert_eq!(one.ask("missed"), "missed 0", "nothing has come before");
+    }
+    until("all are counted", || all[1].ask("count news") == format!("count {}", all.len() - 1));
+    drop((all, stranger));
+    server.stop();
+}
+
+#[test]
+fn each_call_has_the_results_that_the_header_promises() {
+    let (_dir, mut server) = start(&["topics"], &["--workers", "1"]);
+    let mut one = Raw::open(&server.address(), "/topics");
+    let long = "x".repeat(256);
+    for (command, answer) in [
+        ("sub a", "sub 0"),
+        ("sub a", "sub 0"),
+        ("sub", "sub -5"),
+        ("sub \u{1}", "sub -5"),
+        (&format!("sub {long}"), "sub -5"),
+        (&format!("sub {}", &long[1..]), "sub 0"),
+        ("unsub b", "unsub -5"),
+        ("pub b nobody", "pub 0"),
+        ("flags b 1", "flags -5"),
+        ("flags b 4096", "flags -5"),
+        ("flags b 2", "flags 0"),
+        ("big b 1048576", "big 0"),
+        ("big b 1048577", "big -7"),
+        ("count a", "count 1"),
+        ("count b", "count 0"),
+    ] {
+        assert_eq!(one.ask(command), answer, "{command}");
+    }
+    let results: Vec<String> = (0..63).map(|index| one.ask(&format!("sub t{index}"))).collect();
+    assert!(results[..62].iter().all(|result| result == "sub 0") && results[62] == "sub -7", "{results:?}");
+    drop(one);
+    server.stop();
+}
+
+#[test]
+fn a_slow_subscriber_is_closed_or_told_what_it_has_missed() {
+    let (_dir, mut server) =
+        start(&["topics"], &["--workers", "1", "-o", "send_high=64K", "-o", "send_low=16K"]);
+    let mut fast = Raw::open(&server.address(), "/topics");
+    let (mut closed, mut dropped) =
+        (Raw::open(&server.address(), "/topics"), Raw::open(&server.address(), "/topics"));
+    assert_eq!((closed.ask("sub news"), dropped.ask("drop news")), ("sub 0".to_owned(), "drop 0".to_owned()));
+    // More than the sockets and the queues take.
+    let mut published = 0;
+    until("one is too slow", || {
+        let answer = fast.ask("many news 10 100000");
+        published += answer.strip_prefix("many ").unwrap().parse::<u64>().unwrap();
+        server.log().contains("too slow for the topics it is subscribed to; closed with 1013")
+    });
+    closed.expect_close(1013);
+    let (mut messages, mut missed) = (0, 0);
+    while messages + missed < published {
+        let frame = dropped.next().unwrap();
+        match frame.first & 15 {
+            2 => messages += 1,
+            1 => {
+                missed += String::from_utf8(frame.payload)
+                    .unwrap()
+                    .strip_prefix("writable ")
+                    .unwrap()
+                    .parse::<u64>()
+                    .unwrap()
+            }
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!(messages + missed, published);
+    assert!(missed > 0);
+    assert_eq!(fast.ask("pub news on"), "pub 0");
+    assert_eq!(dropped.next_text(), "on");
+    drop((fast, closed, dropped));
+    server.stop();
+}
+
+#[test]
+fn a_message_is_not_cut_into_one_that_is_sent_in_fragments() {
+    let (_dir, mut server) = start(&["topics"], &["--workers", "1"]);
+    let (mut one, mut other) =
+        (Raw::open(&server.address(), "/topics"), Raw::open(&server.address(), "/topics"));
+    assert_eq!((one.ask("sub news"), other.ask("sub news")), ("sub 0".to_owned(), "sub 0".to_owned()));
+    one.text("begin");
+    assert_eq!(one.next().unwrap().payload, b"be");
+    for text in ["x", "y"] {
+        other.text(&format!("quiet news {text}"));
+        assert_eq!(other.next_text(), text);
+    }
+    one.text("end");
+    assert_eq!(one.next().unwrap().payload, b"gin");
+    assert_eq!((one.next_text(), one.next_text()), ("x".to_owned(), "y".to_owned()));
+    drop((one, other));
+    server.stop();
+}
+
+#[test]
+fn the_bus_is_replaced_when_it_dies_and_all_goes_on() {
+    let (_dir, mut server) = start(&["topics"], &["--workers", "2"]);
+    let mut all = in_all_workers(&server, "/topics", 2);
+    for one in &mut all {
+        assert_eq!(one.ask("sub news"), "sub 0");
+    }
+    for round in 0..3 {
+        until("a bus", || bus_of(&server).is_some());
+        let bus = bus_of(&server).unwrap();
+        kill(Pid::from_raw(bus), Signal::SIGKILL).unwrap();
+        // What was on its way to it is lost. What is published from here on waits for the next one, in whatever order
+        // workers connect.
+        until("another one", || bus_of(&server).is_some_and(|other| other != bus));
+        all.iter_mut().for_each(|one| drop(one.ask("pid")));
+        for (index, one) in all.iter_mut().enumerate() {
+            one.text(&format!("quiet news {round}-{index}"));
+        }
+        let count = all.len();
+        let expected: BTreeSet<String> = (0..count).map(|index| format!("{round}-{index}")).collect();
+        for one in &mut all {
+            let heard: BTreeSet<String> = (0..count).map(|_| one.next_text()).collect();
+            assert_eq!(heard, expected);
+        }
+    }
+    drop(all);
+    server.stop();
+}
+
+#[test]
+fn topics_of_two_handlers_do_not_meet_unless_they_are_joined() {
+    for is_joined in [false, true] {
+        let dir = Dir::new();
+        ["one", "two"].iter().for_each(|path| add_handler(dir.path(), path, "topics"));
+        let topics = if is_joined { "topics = \"both\"\n" } else { "" };
+        let config = format!(
+            "[handler.\"/one\"]\n{topics}[handler.\"/two\"]\nisolation = \"pool\"\n{topics}[pool.two]\nworkers = 2\n"
+        );
+        let file = dir.path().join("wshd.conf");
+        std::fs::write(&file, config).unwrap();
+        let mut server = Server::start(&dir, &["--workers", "2", "--config", file.to_str().unwrap()]);
+        let mut one = Raw::open(&server.address(), "/one");
+        let mut two = Raw::open(&server.address(), "/two");
+        assert_eq!((one.ask("sub news"), two.ask("sub news")), ("sub 0".to_owned(), "sub 0".to_owned()));
+        one.text("quiet news from one");
+        two.text("quiet news from two");
+        if is_joined {
+            let heard = |client: &mut Raw| BTreeSet::from([client.next_text(), client.next_text()]);
+            let both = BTreeSet::from(["from one".to_owned(), "from two".to_owned()]);
+            assert_eq!((heard(&mut one), heard(&mut two)), (both.clone(), both));
+        } else {
+            assert_eq!((one.next_text(), two.next_text()), ("from one".to_owned(), "from two".to_owned()));
+            assert_eq!(
+                (one.ask("missed"), two.ask("missed")),
+                ("missed 0".to_owned(), "missed 0".to_owned())
+            );
+        }
+        server.stop();
+    }
+}
+
+#[test]
+fn the_chats_that_newcomers_copy_work() {
+    let (_dir, mut server) = start(&["chat", "chat_cpp", "chat_rust"], &["--workers", "2"]);
+    for (resource, hears_itself) in [("/chat", true), ("/chat_cpp", false), ("/chat_rust", false)] {
+        let room = format!("{resource}?kitchen");
+        let mut in_kitchen: Vec<Raw> = (0..6).map(|_| Raw::open(&server.address(), &room)).collect();
+        let mut elsewhere = Raw::open(&server.address(), resource);
+        in_kitchen[0].text("hello");
+        for (index, one) in in_kitchen.iter_mut().enumerate() {
+            if index > 0 || hears_itself {
+                assert_eq!(one.next_text(), "hello", "{room} {index}");
+            }
+        }
+        let mut lobby = Raw::open(&server.address(), resource);
+        lobby.text("in the lobby");
+        assert_eq!(elsewhere.next_text(), "in the lobby");
+    }
+    server.stop();
+}
