@@ -412,6 +412,35 @@ fn the_port_is_free_soon_after_a_supervisor_was_killed() {
     assert_eq!(u16::from(close.code), 1001);
 }
 
+/// Answers with both ends of the connection.
+const ENDS: &str = r#"
+    #include <ws_handler.h>
+    #include <stdio.h>
+    #include <string.h>
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        ws_address local, remote;
+        char text[300];
+        (void)msg;
+        ws_local_address(conn, &local);
+        ws_remote_address(conn, &remote);
+        snprintf(text, sizeof text, "%s %u, %s", local.text, (unsigned)local.port, remote.text);
+        ws_send(conn, WS_TEXT, text, strlen(text));
+    }
+    WS_HANDLER(.name = "ends", .on_message = on_message);
+"#;
+
+#[test]
+fn handlers_see_the_ends_of_the_connection_to_the_gateway() {
+    let (dir, authority) = set_up();
+    dir.handler("ends", ENDS);
+    let server = start(&dir, &[]);
+    let mut socket = Client::of(&authority).open(port(&server), "/ends").unwrap();
+    socket.send(Message::text("?")).unwrap();
+    let expected = format!("127.0.0.1 {}, 127.0.0.1", port(&server));
+    assert_eq!(socket.read().unwrap(), Message::text(expected));
+}
+
 /// A handler that looks for bytes in memory: `own BYTES` in its own, `PID BYTES` in that of another process. The bytes
 /// are turned over, so that the order does not contain them.
 const SPY: &str = r#"

@@ -27,6 +27,8 @@ pub enum Fact {
     Extensions,
     CloseReason,
     State,
+    /// Of the peer's TLS connection: by number.
+    Tls(u32),
 }
 
 /// A fact about a connection that is a number.

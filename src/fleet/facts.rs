@@ -93,6 +93,12 @@ impl<'a> Facts<'a> {
         })
     }
 
+    /// One of those of TLS, by the number that handlers know it by: version, cipher, server name, subject, ALPN, chain.
+    pub fn tls(&self, which: u32) -> Option<&'a [u8]> {
+        let known = [self.version, self.cipher, self.server_name, self.subject, self.alpn, self.chain];
+        known.get((which as usize).checked_sub(1)?).copied().flatten().filter(|_| self.is_tls)
+    }
+
     fn fields(&self) -> [Option<&'a [u8]>; FIELDS] {
         let Self { local, hsts, version, cipher, server_name, alpn, subject, chain, .. } = *self;
         [local, hsts, version, cipher, server_name, alpn, subject, chain]

@@ -421,6 +421,7 @@ impl Current {
                     strings: opened.map(Opened::strings).unwrap_or_default(),
                     deflate: opened.and_then(|opened| opened.deflate),
                     request: opened.and_then(|opened| opened.request.as_deref()),
+                    facts: opened.and_then(|opened| opened.facts.as_deref()),
                 })
             }
         }

@@ -75,6 +75,8 @@ pub struct Opened {
     pub remote: Address,
     /// Our end.
     pub local: Option<Address>,
+    /// What a gateway knows of the connection.
+    pub facts: Option<Arc<[u8]>>,
 }
 
 impl Opened {

@@ -59,6 +59,8 @@ pub struct Handshake {
     pub peer: Option<SocketAddr>,
     /// Our end, for a blocking handler.
     pub local: Option<SockAddr>,
+    /// What a gateway knows of the connection, for a blocking handler.
+    pub facts: Option<Arc<[u8]>>,
     draft: Mutex<Draft>,
 }
 
@@ -111,7 +113,7 @@ impl Handshake {
         conn: u64,
         handler: u16,
         request: Arc<Request>,
-        ends: (Option<SocketAddr>, Option<SockAddr>),
+        ends: (Option<SocketAddr>, Option<SockAddr>, Option<Arc<[u8]>>),
         protocols: &[String],
         config: Option<&negotiate::Config>,
     ) -> Self {
@@ -122,19 +124,28 @@ impl Handshake {
         };
         let draft =
             Draft { protocol, deflate, headers: Vec::new(), header_bytes: 0, verdict: None, finished: false };
-        Handshake { conn, request, handler, peer: ends.0, local: ends.1, draft: Mutex::new(draft) }
+        Handshake {
+            conn,
+            request,
+            handler,
+            peer: ends.0,
+            local: ends.1,
+            facts: ends.2,
+            draft: Mutex::new(draft),
+        }
     }
 
     /// What handlers may ask about the connection.
     pub fn info(&self) -> Info<'_> {
-        Info { strings: self.request.strings(), deflate: None, request: Some(&self.request) }
+        let facts = self.facts.as_deref();
+        Info { strings: self.request.strings(), deflate: None, request: Some(&self.request), facts }
     }
 
     /// One of the connection's ends.
     pub fn address(&self, end: End) -> Option<Address> {
         match end {
             End::Remote => Some(info::address(self.peer)),
-            End::Local => self.local.as_ref().map(info::local_address),
+            End::Local => info::local_end(self.local.as_ref(), self.facts.as_deref()),
         }
     }
 

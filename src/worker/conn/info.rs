@@ -9,6 +9,7 @@ use ::ws_handler::raw::*;
 use socket2::SockAddr;
 
 use crate::ffi::host::{ABSENT, Address, Fact, present};
+use crate::fleet::facts::Facts;
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::worker::conn::record::Strings;
 use crate::worker::conn::request::Request;
@@ -22,6 +23,8 @@ pub struct Info<'a> {
     pub deflate: Option<Params>,
     /// The request, in the handshake or if it is kept.
     pub request: Option<&'a Request>,
+    /// What a gateway knows of the connection, as bytes.
+    pub facts: Option<&'a [u8]>,
 }
 
 impl Info<'_> {
@@ -42,6 +45,7 @@ impl Info<'_> {
             Fact::RequestedProtocols => request.and_then(Request::protocols),
             Fact::RequestedExtensions => request.and_then(Request::extensions),
             Fact::Extensions => self.deflate.map(extension_text),
+            Fact::Tls(which) => self.facts.and_then(Facts::from_bytes).and_then(|facts| facts.tls(which)),
             Fact::CloseReason | Fact::State => None,
         };
         found.map_or(ABSENT, present)
@@ -84,10 +88,14 @@ pub fn address(ip: Option<SocketAddr>) -> Address {
     }
 }
 
-/// The address of our end of a connection.
-pub fn local_address(local: &SockAddr) -> Address {
-    match local.as_pathname() {
-        Some(path) => Address { family: WS_UNIX, port: 0, text: path.display().to_string() },
-        None => address(local.as_socket()),
+/// The address of our end of a connection: the gateway's end, where it comes from one.
+pub fn local_end(local: Option<&SockAddr>, facts: Option<&[u8]>) -> Option<Address> {
+    let unix = |path: String| Address { family: WS_UNIX, port: 0, text: path };
+    if let Some(known) = facts.and_then(Facts::from_bytes).and_then(|facts| facts.local) {
+        let text = String::from_utf8_lossy(known).into_owned();
+        return Some(text.parse().map_or_else(|_| unix(text), |socket| address(Some(socket))));
     }
+    let local = local?;
+    let path = local.as_pathname().map(|path| unix(path.display().to_string()));
+    Some(path.unwrap_or_else(|| address(local.as_socket())))
 }

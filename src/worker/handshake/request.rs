@@ -202,14 +202,15 @@ impl Handshakes {
         let blocking = service.handler.is_blocking();
         let ends = {
             let core = &mut *self.conns.core.borrow_mut();
-            let mut peer = None;
+            let (mut peer, mut facts) = (None, None);
             if let Some(record) = core.table.record(id) {
                 record.handler = handler; // it may crash already in the handshake
                 peer = record.peer.address();
+                facts = record.facts().filter(|_| blocking).map(Arc::from);
             }
             let Some(conn) = core.table.get(id) else { return };
             // In the event style the socket is asked if the handler wants to know.
-            (peer, blocking.then(|| conn.socket.local_addr().ok()).flatten())
+            (peer, blocking.then(|| conn.socket.local_addr().ok()).flatten(), facts)
         };
         if !self.record_strings(id, &request) {
             return self.conns.reply(id, http::error(431, "a resource or origin of more than 64 KiB", &[]));
@@ -382,6 +383,7 @@ impl Handshakes {
                     deflate: params,
                     remote: info::address(handshake.peer),
                     local: handshake.address(End::Local),
+                    facts: handshake.facts.clone(),
                 });
             }
             None => {

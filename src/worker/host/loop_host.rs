@@ -93,7 +93,7 @@ impl Host for LoopHost {
             End::Remote => core.table.record(conn).map(|record| info::address(record.peer.address())),
             End::Local => {
                 let local = core.table.get(conn)?.socket.local_addr().ok()?;
-                Some(info::local_address(&local))
+                info::local_end(Some(&local), core.table.record(conn)?.facts())
             }
         }
     }
@@ -207,7 +207,8 @@ impl LoopHost {
         };
         let record = core.table.record(id)?;
         let deflate = (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten();
-        Some(f(Info { strings: record.strings(), deflate, request: request.as_deref() }))
+        let facts = record.facts();
+        Some(f(Info { strings: record.strings(), deflate, request: request.as_deref(), facts }))
     }
 
     #[inline(always)]

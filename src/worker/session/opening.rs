@@ -63,7 +63,8 @@ impl Session {
                     protocol: strings.protocol.map(text),
                     deflate: (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten(),
                     remote: info::address(record.peer.address()),
-                    local: local.as_ref().map(info::local_address),
+                    local: info::local_end(local.as_ref(), record.facts()),
+                    facts: record.facts().map(Arc::from),
                 };
                 (opened, record.state().map(text).unwrap_or_default())
             })
