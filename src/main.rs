@@ -82,7 +82,7 @@ fn serve(
         Ok(_) => Err("the command line does not serve".to_owned()),
         Err(error) => Err(error.to_string()),
     };
-    let reread = Box::new(reread);
+    let reread = std::rc::Rc::new(reread);
     supervisor::run(config, Origin { reread, invocation, predecessor, sockets, notify, daemon })
 }
 

@@ -52,7 +52,7 @@ impl Recorded {
         let (before, worker) = (self.paths(), self.server.worker());
         // What it returns, such as a connection, is kept until the worker is dead.
         let _kept = cause(&self.server);
-        let announced = format!("the record of the end of process {worker} is ");
+        let announced = format!("crash record of process {worker}: ");
         self.server.says(&announced);
         let log = self.server.log();
         let line = log

@@ -583,6 +583,31 @@ fn a_reload_with_slow_handlers_keeps_nobody_waiting() {
 }
 
 #[test]
+fn a_configuration_that_takes_long_to_read_keeps_nobody_waiting() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(1, ""));
+    let [socket, config, passing] = ["control", "wshd.conf", "new.conf"].map(|name| dir.path().join(name));
+    fs::write(&config, "workers = 1\n").unwrap();
+    let args = ["--config", config.to_str().unwrap(), "--control-socket", socket.to_str().unwrap()];
+    let mut server = Server::start(&dir, &args);
+    // Whoever opens it waits for somebody who writes.
+    nix::unistd::mkfifo(&passing, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::rename(&passing, &config).unwrap();
+    server.signal(Signal::SIGHUP);
+    server.says("SIGHUP received");
+    kill(Pid::from_raw(server.worker()), Signal::SIGKILL).unwrap();
+    assert_eq!(connect_and_ask(&server, "/chat", "version"), "1");
+    assert_eq!(daemon::ctl(&socket, &["status"]).status.code(), Some(0));
+    fs::write(&passing, "workers = 2\n").unwrap();
+    let fifo = fs::File::options().write(true).open(&config).unwrap();
+    fs::rename(&passing, &config).unwrap();
+    drop(fifo);
+    until("the reload is done", || logged(&server, "reload: done") == 1);
+    assert_eq!(server.workers().len(), 2);
+    server.stop();
+}
+
+#[test]
 fn a_reload_is_not_done_while_a_worker_that_it_replaces_hangs() {
     let dir = Dir::new();
     install(&dir, "chat", &versioned(1, ""));

@@ -252,6 +252,15 @@ pub fn adopted_or_bound(
     if adopted.is_empty() { bind_missing(listen, how, have) } else { Ok(adopted) }
 }
 
+/// Looks the names of hosts up, for nothing but the time that this takes. [errand]
+pub fn look_up(listen: &[Listen]) {
+    for listen in listen {
+        if let Listen::Tcp { host, port } = listen {
+            let _ = (host.as_str(), *port).to_socket_addrs();
+        }
+    }
+}
+
 /// How often another port is picked.
 const PICKS: u32 = 16;
 

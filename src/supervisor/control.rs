@@ -34,7 +34,7 @@ impl Supervisor {
         match operation {
             Operation::Stop { now } => self.stop(if now { Event::Quit } else { Event::Terminate }),
             Operation::Reload => self.rolling.is_reload_wanted = true,
-            Operation::Upgrade => self.request_upgrade(),
+            Operation::Upgrade => self.upgrade.is_wanted = true,
             Operation::Workers { pool, change } => {
                 let result = self.change_workers(&pool, change);
                 self.control.answer(client, &result);

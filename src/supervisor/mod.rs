@@ -30,6 +30,7 @@ use std::convert::Infallible;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -71,7 +72,7 @@ use crate::service::start_signals::{StartSignals, end_by};
 use crate::time::Instant;
 
 /// Reads the configuration anew; the error says what is wrong with it.
-pub type Reread = Box<dyn Fn() -> Result<Config, String>>;
+pub type Reread = Rc<dyn Fn() -> Result<Config, String>>;
 
 /// Where a server comes from.
 pub struct Origin {
@@ -247,6 +248,7 @@ impl Supervisor {
         loop {
             self.go_on_with_reload();
             self.carry_out()?;
+            self.request_upgrade();
             self.ask_for_processes();
             self.start_auxiliaries()?;
             self.announce();
@@ -411,7 +413,7 @@ impl Supervisor {
                 Signal::SIGINT => self.stop(Event::Interrupt),
                 Signal::SIGQUIT => self.stop(Event::Quit),
                 Signal::SIGHUP => self.rolling.is_reload_wanted = true,
-                Signal::SIGUSR2 => self.request_upgrade(),
+                Signal::SIGUSR2 => self.upgrade.is_wanted = true,
                 Signal::SIGTTIN => complain(self.add_worker(0)),
                 Signal::SIGTTOU => complain(self.remove_worker(0)),
                 Signal::SIGUSR1 => self.reopen_logs(),

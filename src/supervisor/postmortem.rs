@@ -9,11 +9,11 @@ use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::Supervisor;
 use super::death::{self, Cause, Death};
 use super::policy::quarantine::{Quarantine, Verdict};
 use super::policy::slots::Event;
-use super::processes::{Process, Role};
+use super::processes::{Errand, Process, Role};
+use super::{Supervisor, spawn};
 use crate::clock;
 use crate::config;
 use crate::ffi::is_start;
@@ -131,12 +131,24 @@ impl Supervisor {
 
     /// Writes the records of crashes that are not written yet.
     pub(super) fn write_records(&mut self) {
-        let Some(settings) = &self.generation.config.crash_records else { return };
-        for (time, pid, record) in self.postmortem.records.drain(..) {
-            match death::write(&settings.dir, &record, time, pid.as_raw()) {
-                Ok(path) => log::info!("the record of the end of process {pid} is {}", path.display()),
-                Err(error) => log::error!("{}: the record of a crash: {error}", settings.dir.display()),
+        let records = std::mem::take(&mut self.postmortem.records);
+        let Some(dir) = self.generation.config.crash_records.as_ref().map(|records| records.dir.clone())
+        else {
+            return;
+        };
+        if records.is_empty() {
+            return;
+        }
+        let write = move || {
+            for (time, pid, record) in records {
+                match death::write(&dir, &record, time, pid.as_raw()) {
+                    Ok(path) => log::info!("crash record of process {pid}: {}", path.display()),
+                    Err(error) => log::error!("{}: cannot write a crash record: {error}", dir.display()),
+                }
             }
+        };
+        if let Err(error) = spawn::errand(self, Errand::WriteRecord, write) {
+            log::error!("cannot fork a process to write a crash record: {error}");
         }
     }
 

@@ -20,6 +20,15 @@ use crate::time::Instant;
 /// From SIGTERM to SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(1);
 
+/// What the supervisor would have to wait for if it did it itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// Reads the configuration and looks names up, so that this is done quickly the second time.
+    ReadConfig,
+    /// Writes a crash record.
+    WriteRecord,
+}
+
 /// What a process is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -37,6 +46,8 @@ pub enum Role {
     Auxiliary(Kind),
     /// The same after it was replaced or told to leave: exits with its last connection.
     Leaving(Kind),
+    /// Does one thing that may wait for a disk or a name server, and exits.
+    Errand(Errand),
     /// The other executable of an upgrade.
     Successor,
     /// Was killed because it is not needed.

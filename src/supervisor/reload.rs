@@ -1,14 +1,19 @@
 //! Reload: configuration and handlers are read anew and checked, and workers of another generation replace those that are
 //! to change (`rolling`). A mistake changes nothing. Also one worker more or less.
 
+use std::rc::Rc;
 use std::sync::Arc;
+
+use nix::sys::wait::WaitStatus;
 
 use super::changes::Changes;
 use super::generation::Generation;
 use super::policy::rolling_restart::{Event, Failure, Step};
+use super::processes::Errand;
 use super::rolling::Loading;
-use super::{Supervisor, prepare};
+use super::{Supervisor, prepare, spawn};
 use crate::clock;
+use crate::fleet::listener;
 use crate::fleet::scoreboard::Place;
 use crate::handlers::discover::Discovery;
 use crate::handlers::probes::Probes;
@@ -37,11 +42,34 @@ impl Supervisor {
             return true;
         }
         self.host.notify.reloading();
-        match self.load() {
-            Ok(loading) => self.rolling.loading = Some(loading),
-            Err(why) => self.end_reload(Err(failed(&why))),
+        self.rolling.loading = Some(Loading::Reading);
+        let reread = Rc::clone(&self.host.reread);
+        let rehearse = move || {
+            log::set_max_level(log::LevelFilter::Off); // what is wrong is told when it is read in earnest
+            reread().into_iter().for_each(|config| listener::look_up(&config.listen));
+        };
+        if let Err(error) = spawn::errand(self, Errand::ReadConfig, rehearse) {
+            self.cancel_loading(&format!("cannot fork: {error}"));
         }
         true
+    }
+
+    /// The child that reads the configuration has ended: reading it waits for nobody now, unless the child had to.
+    pub(super) fn config_was_read(&mut self, status: WaitStatus) {
+        if !matches!(self.rolling.loading, Some(Loading::Reading)) {
+            return;
+        }
+        let read = match status {
+            WaitStatus::Exited(..) => self.load(),
+            _ => Err(
+                "the configuration cannot be read in time: a name server or a file system does not answer"
+                    .to_owned(),
+            ),
+        };
+        match read {
+            Ok(loading) => self.rolling.loading = Some(loading),
+            Err(why) => self.cancel_loading(&why),
+        }
     }
 
     fn load(&self) -> Result<Loading, String> {
@@ -117,6 +145,7 @@ impl Supervisor {
         match self.rolling.loading.take() {
             Some(Loading::Probing { discovery, .. }) => discovery.cancel(),
             Some(Loading::Starting(_)) => self.auxiliaries.abort_trial(&mut self.processes),
+            Some(Loading::Reading) => {}
             None => return,
         }
         self.end_reload(Err(failed(why)));

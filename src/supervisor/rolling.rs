@@ -37,6 +37,8 @@ pub(super) struct Rolling {
 
 /// A reload before any worker is replaced.
 pub(super) enum Loading {
+    /// A child reads the configuration first.
+    Reading,
     /// The configuration was read, and its handlers are being probed.
     Probing { config: Box<Config>, discovery: Discovery },
     /// Auxiliary processes of the new generation start.

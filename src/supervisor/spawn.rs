@@ -6,22 +6,30 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::RawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 
 use super::auxiliary::Kind;
 use super::child::{Auxiliary, Child, Task};
 use super::generation::Generation;
-use super::processes::{Process, Role};
+use super::processes::{Errand, Process, Role};
 
 use super::{Flow, Outcome, Supervisor};
 use crate::clock;
+use crate::exit::Exit;
 use crate::fleet::control::Channel;
 use crate::fleet::inbox;
 use crate::fleet::scoreboard::{START, State};
 use crate::{gateway, metrics, worker};
+
+/// How long an errand may take.
+const ERRAND: Duration = Duration::from_secs(10);
 
 /// Closes what the program was started with beyond the standard streams: a lock or pipe of the shell would be
 /// held by all processes of the server. Those that are meant for it are kept. Call it before anything is opened.
@@ -167,6 +175,25 @@ pub(super) fn auxiliary(
         config,
         task: Task::Auxiliary(kind, theirs, start),
     })
+}
+
+/// Forks a child that does this, with the log as it is, and exits.
+pub(super) fn errand(supervisor: &mut Supervisor, errand: Errand, work: impl FnOnce()) -> io::Result<()> {
+    match fork_child()? {
+        Forked::Parent { child } => {
+            let mut process = Process::new(Role::Errand(errand), None, 0, None);
+            process.set_deadline(clock::now() + ERRAND);
+            supervisor.processes.insert(child, process);
+            Ok(())
+        }
+        Forked::Child { .. } => {
+            let _ = set_pdeathsig(Signal::SIGKILL);
+            // A panic has printed its message.
+            let code = catch_unwind(AssertUnwindSafe(work)).map_or(Exit::Internal, |()| Exit::Ok).code();
+            // SAFETY: ends the child here: what the process has around it is the supervisor's.
+            unsafe { libc::_exit(code) }
+        }
+    }
 }
 
 fn become_child<T>(child: Child) -> Flow<T> {

@@ -149,6 +149,8 @@ pub struct Inherited {
 /// An upgrade from the side of the old executable, and from that of the new one.
 pub(super) struct Upgrade {
     policy: policy::Upgrade,
+    /// One is to begin.
+    pub is_wanted: bool,
     invocation: Invocation,
     /// The server that this one replaces, until it has got what it needs.
     pub predecessor: Option<Predecessor>,
@@ -163,7 +165,15 @@ pub(super) struct Upgrade {
 impl Upgrade {
     pub fn new(invocation: Invocation, predecessor: Option<Predecessor>) -> Self {
         let policy = policy::Upgrade::default();
-        Self { policy, invocation, predecessor, old_server: None, channel: None, txs: Vec::new() }
+        Self {
+            policy,
+            is_wanted: false,
+            invocation,
+            predecessor,
+            old_server: None,
+            channel: None,
+            txs: Vec::new(),
+        }
     }
 
     /// Whether an upgrade is under way.
@@ -220,16 +230,18 @@ fn replace_image(program: &CString, args: &[CString], fd: OwnedFd, notify: &Noti
 }
 
 impl Supervisor {
-    /// An upgrade is wanted.
+    /// Begins the upgrade that is wanted, as soon as the server is ready.
     pub(super) fn request_upgrade(&mut self) {
+        if !self.upgrade.is_wanted || !(self.host.daemon.is_ready() || self.slots.is_stopping()) {
+            return;
+        }
+        self.upgrade.is_wanted = false;
         let why_not = if getpid().as_raw() == 1 {
             Some("this is process 1, with whose end the container ends: start another container instead")
         } else if self.slots.is_stopping() {
             Some("the server is told to stop")
         } else if !self.rolling.policy.is_idle() || self.rolling.loading.is_some() {
             Some("workers are being replaced; try again")
-        } else if self.upgrade.predecessor.is_some() {
-            Some("the server is not ready yet")
         } else {
             None
         };

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use super::policy::slots::Event;
 use super::policy::{rolling_restart, upgrade};
-use super::processes::{Late, Process, Role};
+use super::processes::{Errand, Late, Process, Role};
 use super::rolling::Loading;
 use super::{Flow, Supervisor, spawn};
 use crate::clock;
@@ -121,6 +121,8 @@ impl Supervisor {
                 (_, Some(slot)) => self.name(slot),
                 (Role::Successor, _) => "upgrade: the new executable".to_owned(),
                 (Role::Auxiliary(kind) | Role::Leaving(kind), _) => kind.name().to_owned(),
+                (Role::Errand(Errand::ReadConfig), _) => "reload: reading the configuration".to_owned(),
+                (Role::Errand(Errand::WriteRecord), _) => "writing a crash record".to_owned(),
                 _ => "process".to_owned(),
             };
             let why = match role {
@@ -131,7 +133,7 @@ impl Supervisor {
                 Role::Draining => "did not exit in time after it was replaced",
                 Role::Crashed => "did not exit in time after its crash",
                 Role::Successor | Role::Auxiliary(_) => "was not ready in time",
-                Role::Leaving(_) | Role::Dismissed => "did not exit in time",
+                Role::Leaving(_) | Role::Dismissed | Role::Errand(_) => "did not exit in time",
             };
             log::error!("{name}[{pid}] {why}; sending {signal}");
             if signal == Signal::SIGKILL {
@@ -174,6 +176,8 @@ impl Supervisor {
         match (process.role, process.slot) {
             (Role::Auxiliary(_), _) => self.auxiliary_ended(pid, status, &cause),
             (Role::Leaving(kind), _) => log::info!("{}[{pid}] {cause}, replaced", kind.name()),
+            (Role::Errand(Errand::ReadConfig), _) => self.config_was_read(status),
+            (Role::Errand(Errand::WriteRecord), _) => {}
             (Role::Successor, _) => self.on_upgrade(upgrade::Event::Ended(cause)),
             (Role::Standby, Some(slot)) => {
                 let why = self.on_death((slot, pid), &process, status).map_or(cause, |(why, _)| why);
