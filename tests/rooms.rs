@@ -182,6 +182,17 @@ fn the_protocol_forbids_unsafe_code() {
 }
 
 #[test]
+fn the_log_knows_no_command_line() {
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/log"), &mut files);
+    assert!(!files.is_empty());
+    for path in files {
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(!text.contains("clap"), "{}", path.display());
+    }
+}
+
+#[test]
 fn policy_is_pure() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/supervisor/policy");
     let mut files = Vec::new();

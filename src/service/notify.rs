@@ -1,6 +1,6 @@
 //! Notifying systemd, or another service manager with the same interface, of the state of the server (sd_notify(3)).
 //! Takes the address out of the environment, so that no handler and no child of one gets it. Never waits: what the
-//! manager does not take at once is sent again later.
+//! manager does not take at once is sent again later. The crate sd-notify waits, and knows no abstract addresses.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
