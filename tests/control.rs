@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 use client::{Raw, UPGRADE};
 use daemon::{Dir, Server, ctl, is_alive, output_of, until, wshd};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// A server with a control socket.
@@ -780,4 +782,16 @@ fn watch_shows_it_again_and_again() {
     // It ends with the server, and says why.
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(8), "{output:?}");
+}
+
+#[test]
+fn a_worker_that_does_not_respond_is_shown_as_hung() {
+    let mut this = Controlled::start(&["echo"], &["--workers", "1"]);
+    let worker = Pid::from_raw(this.server.worker());
+    let state = |this: &Controlled| this.json(&["status"])["workers"][0]["state"].clone();
+    kill(worker, Signal::SIGSTOP).unwrap();
+    until("it is shown as hung", || state(&this) == "hung");
+    kill(worker, Signal::SIGCONT).unwrap();
+    until("it runs again", || state(&this) == "running");
+    this.server.stop();
 }

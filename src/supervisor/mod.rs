@@ -47,7 +47,7 @@ use self::maintenance::Maintenance;
 use self::policy::slots::{Action, Event, Slots};
 use self::pools::Pools;
 use self::postmortem::Postmortem;
-use self::processes::{Processes, Role};
+use self::processes::{Errand, Processes, Role};
 use self::rolling::Rolling;
 use self::upgrade::{Invocation, Predecessor, Upgrade};
 use crate::clock;
@@ -312,6 +312,7 @@ impl Supervisor {
         let is_ours = |role: Role| match role {
             Role::Successor => !superseded,
             Role::Auxiliary(_) => self.host.leaving.is_some(),
+            Role::Errand(Errand::ReadConfig) => false, // it ends with this process
             _ => true,
         };
         let mut ours = self.processes.iter().filter(|(_, process)| is_ours(process.role));
