@@ -9,6 +9,8 @@ use std::time::Duration;
 use nix::unistd::Pid;
 
 use super::Supervisor;
+use super::policy::rolling_restart::{self, Step};
+use super::policy::slots::Event;
 use super::processes::{Process, Role};
 use crate::clock;
 use crate::fleet::control::Command;
@@ -72,12 +74,22 @@ impl Supervisor {
             let others = self.takers(slot);
             let Some((taker, pid)) = asked.checked_rem(others.len()).and_then(|index| others.get(index))
             else {
+                if !self.slots.is_taken(slot) {
+                    self.call_back(slot);
+                }
                 continue;
             };
             log::debug!("{} takes up connections of {}", self.name(*taker), self.name(slot));
             let rx = self.processes.inbox(slot).map(|inbox| inbox.rx().as_fd());
             let _ = self.processes.command(*pid, Command::TakeUp, rx); // the next one is asked
         }
+    }
+
+    /// All workers have left: one comes back for as long as it takes to hand over what is in the inbox.
+    fn call_back(&mut self, slot: usize) {
+        self.slots.on(Event::Wanted(slot), clock::now());
+        let step = Step { start: None, retire: Some(slot) };
+        self.rolling.policy.on(rolling_restart::Event::Step(step));
     }
 
     /// Workers that can serve what was sent to a slot, the best first: of its pool, else those that pass it on.
