@@ -74,7 +74,7 @@ impl Supervisor {
             let others = self.takers(slot);
             let Some((taker, pid)) = asked.checked_rem(others.len()).and_then(|index| others.get(index))
             else {
-                if !self.slots.is_taken(slot) {
+                if !self.slots.is_taken(slot) && !self.slots.is_stopping() {
                     self.call_back(slot);
                 }
                 continue;
