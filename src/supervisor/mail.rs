@@ -37,7 +37,8 @@ impl Mail {
 impl Supervisor {
     /// Inboxes to wait for: of slots whose worker does not read, without those that are known to have something.
     pub(super) fn unread_inboxes(&self) -> impl Iterator<Item = &Receiver> {
-        let unread = self.unread_slots().into_iter().filter(|slot| !self.mail.0.contains_key(slot));
+        let unread =
+            self.unread_slots().into_iter().filter(|slot| !self.maintenance.mail.0.contains_key(slot));
         unread.filter_map(|slot| self.processes.inbox(slot)).map(|inbox| inbox.rx())
     }
 
@@ -63,14 +64,14 @@ impl Supervisor {
         let now = clock::now();
         let mut unread = self.unread_slots();
         unread.retain(|slot| self.host.leaving.is_none() && self.processes.has_mail(*slot));
-        self.mail.0.retain(|slot, _| unread.contains(slot));
+        self.maintenance.mail.0.retain(|slot, _| unread.contains(slot));
         for slot in unread {
             let patience = if self.slots.is_taken(slot) { PATIENCE } else { Duration::ZERO };
-            let (at, asked) = *self.mail.0.entry(slot).or_insert((now + patience, 0));
+            let (at, asked) = *self.maintenance.mail.0.entry(slot).or_insert((now + patience, 0));
             if at > now {
                 continue;
             }
-            self.mail.0.insert(slot, (now + AGAIN, asked + 1));
+            self.maintenance.mail.0.insert(slot, (now + AGAIN, asked + 1));
             let others = self.takers(slot);
             let Some((taker, pid)) = asked.checked_rem(others.len()).and_then(|index| others.get(index))
             else {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
+use super::mail::Mail;
 use super::policy::backoff::{Backoff, Rule};
 use super::policy::liveness::{self, Limits};
 use super::policy::rebalance;
@@ -44,6 +45,7 @@ pub(super) struct Maintenance {
     /// Before this no worker is replaced because of a fault.
     faults_until: Instant,
     pub sizes: logs::Sizes,
+    pub mail: Mail,
 }
 
 impl Default for Maintenance {
@@ -55,6 +57,7 @@ impl Default for Maintenance {
             faults: Backoff::new(FAULTS),
             faults_until: Instant::default(),
             sizes: logs::Sizes::default(),
+            mail: Mail::default(),
         }
     }
 }

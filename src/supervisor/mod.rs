@@ -42,7 +42,6 @@ use self::auxiliary::Auxiliaries;
 use self::certificates::Certificates;
 use self::child::Child;
 use self::generation::Generation;
-use self::mail::Mail;
 use self::maintenance::Maintenance;
 use self::policy::slots::{Action, Event, Slots};
 use self::pools::Pools;
@@ -161,8 +160,6 @@ struct Supervisor {
     upgrade: Upgrade,
     /// Processes without a slot.
     auxiliaries: Auxiliaries,
-    /// Connections that nobody takes up.
-    mail: Mail,
     /// What workers have died of.
     postmortem: Postmortem,
     /// What is looked at regularly.
@@ -346,7 +343,7 @@ impl Supervisor {
             self.next_look_at_certificates(),
             self.auxiliaries.due(),
             self.rolling.discovery().and_then(Discovery::deadline),
-            self.mail.deadline(),
+            self.maintenance.mail.deadline(),
             self.control.deadline(),
             self.host.notify.due(),
         ];

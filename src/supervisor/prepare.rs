@@ -13,7 +13,6 @@ use super::auxiliary::Auxiliaries;
 use super::bus::Bus;
 use super::certificates::{Certificates, stamps};
 use super::generation::{Generation, bind_metrics, binding};
-use super::mail::Mail;
 use super::maintenance::Maintenance;
 use super::policy::slots::Slots;
 use super::pools::Pools;
@@ -93,7 +92,6 @@ impl Supervisor {
             auxiliaries: Auxiliaries::new(&generation, is_new),
             upgrade: Upgrade::new(invocation, predecessor),
             rolling: Rolling::default(),
-            mail: Mail::default(),
             pools: Pools::default(),
             maintenance: Maintenance::default(),
             host: Host {
