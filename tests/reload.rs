@@ -12,6 +12,7 @@ mod fixtures;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -590,16 +591,19 @@ fn a_configuration_that_takes_long_to_read_keeps_nobody_waiting() {
     fs::write(&config, "workers = 1\n").unwrap();
     let args = ["--config", config.to_str().unwrap(), "--control-socket", socket.to_str().unwrap()];
     let mut server = Server::start(&dir, &args);
+    let worker = server.worker();
     // Whoever opens it waits for somebody who writes.
     nix::unistd::mkfifo(&passing, nix::sys::stat::Mode::S_IRWXU).unwrap();
     fs::rename(&passing, &config).unwrap();
     server.signal(Signal::SIGHUP);
     server.says("SIGHUP received");
-    kill(Pid::from_raw(server.worker()), Signal::SIGKILL).unwrap();
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
     assert_eq!(connect_and_ask(&server, "/chat", "version"), "1");
     assert_eq!(daemon::ctl(&socket, &["status"]).status.code(), Some(0));
     fs::write(&passing, "workers = 2\n").unwrap();
-    let fifo = fs::File::options().write(true).open(&config).unwrap();
+    // It is still being read: this does not wait.
+    let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    let fifo = fs::File::options().write(true).custom_flags(flags).open(&config).unwrap();
     fs::rename(&passing, &config).unwrap();
     drop(fifo);
     until("the reload is done", || logged(&server, "reload: done") == 1);
