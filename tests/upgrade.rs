@@ -479,7 +479,7 @@ fn an_upgrade_that_is_requested_during_the_start_waits_until_the_server_is_ready
     assert!(log.find("ready on ").unwrap() < log.find("upgrade: ").unwrap(), "{log}");
     assert_eq!(this.server.wait().code(), Some(0), "{log}");
     let pid = |line: &str| line.split("supervisor[").nth(1)?.split(']').next()?.parse().ok();
-    this.supervisor = this.server.log().lines().rev().find_map(pid).unwrap();
+    this.supervisor = this.server.log().lines().filter_map(pid).find(|pid| *pid != supervisor).unwrap();
     this.stop();
 }
 
