@@ -422,7 +422,7 @@ impl Supervisor {
     /// All workers are ready: the old executable, if there is one, can hand its connections over.
     pub(super) fn take_over(&mut self) {
         let Some(predecessor) = self.upgrade.predecessor.take() else { return };
-        self.auxiliaries.serve(&self.processes);
+        self.auxiliaries.serve(&mut self.processes);
         let serving = self.serving().into_iter().filter(|(place, _)| place.pool == 0);
         let inboxes = serving.filter_map(|(_, slot)| self.processes.inbox(slot));
         if let Err(error) = predecessor.take_over(inboxes) {
