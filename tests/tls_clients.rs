@@ -62,9 +62,9 @@ fn python_websockets_over_tls() {
     let python = std::env::var("WSHD_PYTHON").expect("WSHD_PYTHON: a python3 with the package websockets");
     let setup = Setup::new(&[]);
     let mut client = Command::new(python);
-    client.arg(script("python_client.py")).arg(setup.url("wss"));
+    client.arg(script("python_client.py")).arg(setup.url("wss")).arg("plain");
     let said = run(client.env("SSL_CERT_FILE", setup.authority.file("ca.pem")));
-    assert!(said.lines().count() == 14 && said.lines().all(|line| line.ends_with(": 20")), "{said}");
+    assert!(said.lines().count() == 2 && said.lines().all(|line| line.ends_with(": 20")), "{said}");
 }
 
 #[test]
@@ -74,9 +74,9 @@ fn node_ws_over_tls() {
     assert!(Path::new(&modules).join("ws").exists(), "npm install ws");
     let setup = Setup::new(&[]);
     let mut client = Command::new("node");
-    client.arg(script("node_client.mjs")).arg(setup.url("wss"));
+    client.arg(script("node_client.mjs")).arg(setup.url("wss")).arg("plain");
     let said = run(client.env("NODE_EXTRA_CA_CERTS", setup.authority.file("ca.pem")));
-    assert!(said.lines().count() == 14 && said.lines().all(|line| line.ends_with(": 20")), "{said}");
+    assert!(said.lines().count() == 2 && said.lines().all(|line| line.ends_with(": 20")), "{said}");
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn openssl_with_each_version_and_resumption() {
     };
     for version in ["-tls1_2", "-tls1_3"] {
         let said = client(&[version, "-sess_out", &ticket]);
-        assert!(said.contains("Verify return code: 0 (ok)") && said.contains("HTTP/1.1 404"), "{said}");
+        assert!(said.contains("Verify return code: 0 (ok)") && said.contains("HTTP/1.1 302"), "{said}");
         let said = client(&[version, "-sess_in", &ticket]);
         assert!(said.contains("Reused, "), "{said}");
     }
@@ -177,7 +177,8 @@ fn chromium_over_http_1_and_2() {
         let root = tempfile::tempdir().unwrap();
         let page = "<title>waits</title><script>const s = new WebSocket(`wss://${location.host}/echo`);\
             s.onopen = () => s.send('hello'); s.onmessage = (e) => { document.title = `got ${e.data}`; };\
-            s.onerror = () => { document.title = 'failed'; };</script>";
+            s.onerror = () => { document.title = 'failed'; };\
+            (async () => { for (let i = 0; i < 300; i++) await fetch(`/index.html?${i}`); })();</script>";
         std::fs::write(root.path().join("index.html"), page).unwrap();
         let root = root.path().display().to_string();
         let setup = Setup::new(&[options, &["--document-root", &root]].concat());
@@ -188,7 +189,7 @@ fn chromium_over_http_1_and_2() {
         let pin = base64::engine::general_purpose::STANDARD.encode(digest);
         let mut browser = Command::new("chromium");
         browser.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]);
-        browser.args(["--disable-background-networking", "--timeout=5000", "--dump-dom"]);
+        browser.args(["--disable-background-networking", "--virtual-time-budget=5000", "--dump-dom"]);
         browser.arg(format!("--user-data-dir={}", path("profile")));
         browser.arg(format!("--log-net-log={}", path("net.json")));
         browser.arg(format!("--ignore-certificate-errors-spki-list={pin}"));

@@ -1,4 +1,4 @@
-// Echoes through wshd with the npm package ws: node_client.mjs ADDRESS|wss://ADDRESS
+// Echoes through wshd with the npm package ws: node_client.mjs ADDRESS|wss://ADDRESS [VARIANT]
 //
 // Random messages of 0 bytes to 1 MiB, whole and in fragments, with pings between, without compression and with
 // each variant of permessage-deflate. Prints the number of messages of each variant; any difference is an error.
@@ -92,6 +92,9 @@ async function exchange(handler, offer) {
 }
 
 for (const [name, offer] of Object.entries(offers)) {
+  if (process.argv[3] && process.argv[3] !== name) {
+    continue;
+  }
   for (const handler of ['echo', 'echo_blocking']) {
     console.log(`${name}, ${handler}: ${await exchange(handler, offer)}`);
   }

@@ -1,4 +1,4 @@
-"""Echoes through wshd with the Python package websockets: python_client.py ADDRESS|wss://ADDRESS
+"""Echoes through wshd with the Python package websockets: python_client.py ADDRESS|wss://ADDRESS [VARIANT]
 
 Random messages of 0 bytes to 1 MiB, whole and in fragments, with pings between, without compression and with each
 variant of permessage-deflate. Prints the number of messages of each variant; any difference is an error.
@@ -62,12 +62,14 @@ async def exchange(address, handler, offer, random):
     return count
 
 
-async def main(address):
+async def main(address, only=None):
     address = address if "://" in address else f"ws://{address}"
     for name, offer in OFFERS.items():
+        if only not in (None, name):
+            continue
         for handler in ["echo", "echo_blocking"]:
             count = await exchange(address, handler, offer, random.Random(name + handler))
             print(f"{name}, {handler}: {count}", flush=True)
 
 
-asyncio.run(main(sys.argv[1]))
+asyncio.run(main(*sys.argv[1:]))
