@@ -96,10 +96,6 @@ pub struct Admission {
     pub per_address: u32,
     /// Most new connections of an address in a second; at most 65,535.
     pub handshakes: u32,
-    /// Most messages of a peer in a second.
-    pub messages: u32,
-    /// Most bytes of messages of a peer in a second.
-    pub bytes: u64,
     /// Hosts that requests may be for; empty: all.
     pub hosts: Vec<HostRule>,
     /// Proxies that are believed.
@@ -209,6 +205,14 @@ pub enum Console {
 /// What one handler is served with; what its table does not say is as for all others.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HandlerSettings {
+    /// Bounds of an open connection.
+    pub limits: proto::ws::limits::Limits,
+    /// Most connections in all workers together, if there is a limit.
+    pub connections: Option<u32>,
+    /// Most messages of a peer in a second; 0: no limit.
+    pub message_rate: u32,
+    /// Most bytes of messages of a peer in a second; 0: no limit.
+    pub byte_rate: u64,
     /// How long it may run without a call of the host before its worker is killed; zero: forever.
     pub timeout: Duration,
     /// Over this time its connections that cannot move are closed when their worker is replaced; None: they are left
@@ -223,6 +227,14 @@ pub struct HandlerSettings {
     /// The least level of what it logs itself, if it has one of its own. If that is above info its connections are not
     /// in the access log.
     pub log_level: Option<Level>,
+}
+
+impl HandlerSettings {
+    /// The same, with no frame that is larger than a message.
+    pub fn sound(mut self) -> Self {
+        self.limits.frame = self.limits.frame.min(self.limits.message);
+        self
+    }
 }
 
 /// The configuration of a fleet. Made before the first fork of those that have it, and never changed after.
@@ -264,8 +276,6 @@ pub struct Config {
     pub head: proto::http1::head::HeadLimits,
     /// Time from accept to the end of the opening handshake; never zero.
     pub handshake_timeout: Duration,
-    /// Bounds of an open connection.
-    pub limits: proto::ws::limits::Limits,
     /// How long contexts of compression are kept.
     pub contexts: Contexts,
     /// When send queues are full.
@@ -306,6 +316,8 @@ pub struct Config {
     pub daemon: Daemon,
     /// Where log lines go, and which.
     pub log: LogSettings,
+    /// Further resources, which may end in `/*`, and the resource of the handler that serves them.
+    pub resources: BTreeMap<String, String>,
     /// The handlers' own settings by resource.
     pub settings: BTreeMap<String, Vec<(String, String)>>,
     /// The pools of workers; the first is the default pool, with [`Config::workers`].

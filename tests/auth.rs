@@ -39,6 +39,7 @@ fn serve(handlers: &[&str], users: &str, text: &str) -> (Server, Dir) {
 fn file(dir: &Dir, name: &str, text: &str) -> PathBuf {
     let path = dir.path().join(name);
     write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap(); // secrets
     path
 }
 

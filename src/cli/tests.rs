@@ -34,7 +34,7 @@ fn defaults() {
     let config = config(&[]);
     assert_eq!(config.listen, [Listen::Tcp { host: "127.0.0.1".into(), port: 8080 }]);
     assert_eq!(config.document_root, None);
-    assert_eq!(config.limits.message, 16 << 20);
+    assert_eq!(config.handler.limits.message, 16 << 20);
     assert_eq!(config.sending, Sending { high: 1 << 20, low: 256 << 10, total: 256 << 20 });
     assert_eq!(config.stop_timeout, Duration::from_secs(10));
     let Quarantine { deaths, window, time } = config.quarantine;
@@ -47,7 +47,7 @@ fn defaults() {
 
 #[test]
 fn limits_without_an_option_of_ours_have_the_defaults_of_the_protocol() {
-    let (ours, theirs) = (config(&[]).limits, Limits::default());
+    let (ours, theirs) = (config(&[]).handler.limits, Limits::default());
     assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
     let (ours, theirs) =
         (config(&[]).handler.deflate, crate::proto::ws::deflate::negotiate::Config::default());
@@ -142,8 +142,8 @@ fn marks_of_the_send_queue_are_in_order() {
 
 #[test]
 fn a_frame_is_never_larger_than_a_message() {
-    assert_eq!(config(&["--max-message", "1M"]).limits.frame, 1 << 20);
-    assert_eq!(config(&["-omax_frame=1K"]).limits.frame, 1 << 10);
+    assert_eq!(config(&["--max-message", "1M"]).handler.limits.frame, 1 << 20);
+    assert_eq!(config(&["-omax_frame=1K"]).handler.limits.frame, 1 << 10);
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn whatever_has_no_option_is_set_with_o() {
         "allow_origin=https://a",
         "-odeflate=false",
     ]);
-    assert_eq!(config.limits.idle, Duration::from_secs(120));
+    assert_eq!(config.handler.limits.idle, Duration::from_secs(120));
     assert_eq!(config.handler.origins.len(), 2, "lists add up");
     assert!(!config.handler.deflate.enabled);
     for (args, expected) in [

@@ -56,11 +56,13 @@ pub enum Refusal {
     Messages,
     /// Too many failed logins of its address in this minute.
     Logins,
+    /// Too many connections to the handler.
+    Handler,
 }
 
 impl Refusal {
     /// All, in the order of their numbers.
-    pub const ALL: [Refusal; 10] = [
+    pub const ALL: [Refusal; 11] = [
         Refusal::Total,
         Refusal::Pool,
         Refusal::Address,
@@ -71,6 +73,7 @@ impl Refusal {
         Refusal::Forwarded,
         Refusal::Messages,
         Refusal::Logins,
+        Refusal::Handler,
     ];
 
     /// A word for logs and metrics.
@@ -86,6 +89,7 @@ impl Refusal {
             Refusal::Forwarded => "forwarded",
             Refusal::Messages => "messages",
             Refusal::Logins => "logins",
+            Refusal::Handler => "handler",
         }
     }
 }

@@ -300,6 +300,12 @@ impl Counters {
         total
     }
 
+    /// Open connections to the handler of this entry, in all processes. [any process]
+    pub fn open_of(&self, entry: usize) -> u64 {
+        let open = self.used_lanes().filter_map(|(_, handlers)| handlers.get(entry));
+        open.map(|counters| counters.open.get()).fold(0, u64::wrapping_add)
+    }
+
     /// What a process has received and sent for all handlers since it began; None if it has no lane. [any process]
     pub fn traffic_of(&self, pid: i32) -> Option<Traffic> {
         let (head, handler_counters) =

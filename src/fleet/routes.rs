@@ -50,6 +50,8 @@ impl From<&Metadata> for Stamp {
 pub struct Routes {
     handlers: Vec<Route>,
     resources: BTreeMap<String, u16>,
+    /// Whether any resource is a prefix, which is looked for then.
+    has_prefixes: bool,
 }
 
 impl Routes {
@@ -68,6 +70,7 @@ impl Routes {
     /// Serves `resource` by what serves `existing`. False: nothing does.
     pub fn alias(&mut self, resource: &str, existing: &str) -> bool {
         let Some(number) = self.find(existing) else { return false };
+        self.has_prefixes |= resource.ends_with("/*");
         self.resources.insert(resource.to_owned(), number);
         true
     }
@@ -90,7 +93,8 @@ impl Routes {
         let renumbered = |(resource, number): (String, u16)| {
             numbers.get(usize::from(number)).map(|number| (resource, *number))
         };
-        Some(Self { handlers, resources: self.resources.into_iter().filter_map(renumbered).collect() })
+        let resources = self.resources.into_iter().filter_map(renumbered).collect();
+        Some(Self { handlers, resources, has_prefixes: self.has_prefixes })
     }
 
     /// All handlers, by number, also those that are retired.
@@ -103,9 +107,15 @@ impl Routes {
         (0..).zip(&self.handlers).filter(|(_, route)| !route.retired)
     }
 
-    /// The number of the handler for a path (without query).
+    /// The number of the handler for a path (without query): that of this resource, else that of the longest prefix,
+    /// which is a resource that ends in `/*`.
     pub fn find(&self, path: &str) -> Option<u16> {
-        self.resources.get(path).copied()
+        let exact = self.resources.get(path);
+        let prefix = || {
+            let mut ends = path.rmatch_indices('/').map(|(at, _)| at);
+            ends.find_map(|at| self.resources.get(&format!("{}/*", path.get(..at)?)))
+        };
+        exact.or_else(|| if self.has_prefixes { prefix() } else { None }).copied()
     }
 
     /// All resources with the numbers of their handlers, sorted.
@@ -170,6 +180,27 @@ mod tests {
             assert_eq!(routes.find(path), None, "{path}");
         }
         assert_eq!(routes.resources().collect::<Vec<_>>(), [("/a/b", 1), ("/b", 0)]);
+    }
+
+    #[test]
+    fn a_prefix_is_for_what_is_below_it_and_the_longest_wins() {
+        let mut routes = routes(&["/a", "/b", "/room/x"]);
+        assert!(routes.alias("/room/*", "/a") && routes.alias("/room/x/*", "/b"));
+        for (path, handler) in [
+            ("/room/1", Some(0)),
+            ("/room/", Some(0)),
+            ("/room/1/2", Some(0)),
+            ("/room/x", Some(2)),
+            ("/room/x/y", Some(1)),
+            ("/room", None),
+            ("/rooms/1", None),
+            ("/", None),
+            ("", None),
+        ] {
+            assert_eq!(routes.find(path), handler, "{path}");
+        }
+        assert!(routes.alias("/*", "/b"));
+        assert_eq!((routes.find("/anything"), routes.find("/room/1")), (Some(1), Some(0)));
     }
 
     #[test]

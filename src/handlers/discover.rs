@@ -81,6 +81,8 @@ pub struct Discovery {
     map_file: String,
     /// Resources that have settings of their own.
     configured: Vec<String>,
+    /// Resources that the configuration gives to handlers.
+    further: std::collections::BTreeMap<String, String>,
     /// What was passed over by the scan.
     faults: Vec<String>,
     /// The handler directory.
@@ -146,6 +148,7 @@ impl Discovery {
             aliases,
             map_file,
             configured: config.isolation.keys().cloned().collect(),
+            further: config.resources.clone(),
             root: config.handlers.clone(),
             faults: skipped.iter().map(|skipped| format!("{skipped}; skipped")).collect(),
         })
@@ -206,6 +209,16 @@ impl Discovery {
         }
         for fault in alias::apply(&self.aliases, &mut routes) {
             faults.push(format!("map file {}: {fault}", self.map_file));
+        }
+        for (resource, handler) in &self.further {
+            // Of a handler that is not there the table itself is told.
+            let is_own = routes.resources().any(|(own, _)| own == resource);
+            match is_own {
+                true => faults.push(format!(
+                    "configuration file: handler.{handler:?}: {resource} has a handler of its own"
+                )),
+                false => drop(routes.alias(resource, handler)),
+            }
         }
         for resource in self.configured {
             if let Some(fault) = out_of_use(&resource, &routes) {

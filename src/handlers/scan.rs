@@ -98,7 +98,7 @@ fn directory(what: &'static str, path: &Path) -> Result<PathBuf, ScanError> {
     let failed = |source| ScanError::Directory { what, path: path.to_owned(), source };
     let real = path.canonicalize().map_err(failed)?;
     match real.metadata().map_err(failed)?.is_dir() {
-        true => Ok(real),
+        true => std::fs::read_dir(&real).map(|_| real).map_err(failed),
         false => Err(failed(io::ErrorKind::NotADirectory.into())),
     }
 }

@@ -53,7 +53,7 @@ impl Site {
         if console && head.path() == console::PATH {
             return self.console.reply(now);
         }
-        if self.resources.iter().any(|resource| resource == head.path()) {
+        if self.resources.iter().any(|resource| is_for(resource, head.path())) {
             return upgrade_required(console, now);
         }
         let path = match RequestPath::parse(head.path()) {
@@ -67,6 +67,12 @@ impl Site {
             None => not_found(now),
         }
     }
+}
+
+/// Whether a resource, which may be a prefix that ends in `/*`, is for this path.
+fn is_for(resource: &str, path: &str) -> bool {
+    let prefix = resource.strip_suffix('*').filter(|prefix| prefix.ends_with('/'));
+    resource == path || prefix.is_some_and(|prefix| path.starts_with(prefix))
 }
 
 /// A response of plain text that says what is wrong, made now.

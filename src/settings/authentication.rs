@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{Error, Places};
@@ -68,7 +69,18 @@ fn users(path: &Path) -> Result<Passwords, String> {
 }
 
 fn tokens(path: &Path, rules: TokenRules) -> Result<Tokens, String> {
-    Ok(Tokens::new(&read(path)?, rules)?)
+    let key = read(path)?;
+    let tokens = Tokens::new(&key, rules)?;
+    let mode = path.metadata().map_err(|error| error.to_string())?.permissions().mode();
+    // Whoever can read a secret can make tokens; a public key is for everybody.
+    match mode & 0o007 != 0 && !key.starts_with(b"-----BEGIN") {
+        true => Err(format!(
+            "others can read this secret, mode {:04o}: chmod o= {}",
+            mode & 0o777,
+            path.display()
+        )),
+        false => Ok(tokens),
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
@@ -114,7 +126,9 @@ mod tests {
     fn files() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path().join("users"), USERS).unwrap();
-        write(dir.path().join("key"), "0123456789abcdef0123456789abcdef\n").unwrap();
+        let key = dir.path().join("key");
+        write(&key, "0123456789abcdef0123456789abcdef\n").unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
         dir
     }
 

@@ -71,6 +71,8 @@ pub struct Draft {
     pub policy: authentication::Draft,
     /// Of a handler: nobody is asked.
     pub is_open: bool,
+    /// Of a handler: further resources that it serves.
+    pub resources: Vec<String>,
     /// Of a handler: whose processes run it.
     pub isolation: Isolation,
     /// Of a handler: its pool, if it is named.

@@ -102,11 +102,20 @@ impl File {
         for (key, value) in entries {
             let name: &str = key.get_ref();
             let Some(setting) = find(scope, name) else {
+                if scope == Scope::Server && matches!(value.get_ref(), DeValue::Table(_)) {
+                    let why = "no such table, expected [handler.\"/RESOURCE\"], [pool.NAME] or [[listener]]";
+                    return Err(self.place(key.span(), name).wrong(why));
+                }
                 let why = format!("no such key, {}", similar(scope, name));
                 return Err(self.place(key.span(), name).wrong(why));
             };
             let texts = texts(setting, value).map_err(|expected| {
-                self.place(value.span(), name).wrong(format!("expected {expected}, not {}", kind(value)))
+                // Of an array, the element.
+                let elements = value.get_ref().as_array().into_iter().flat_map(|array| array.iter());
+                let element = elements.filter(|_| matches!(setting.kind, Kind::List(..)));
+                let wrong = element.into_iter().find(|element| element.get_ref().as_str().is_none());
+                let wrong = wrong.unwrap_or(value);
+                self.place(wrong.span(), name).wrong(format!("expected {expected}, not {}", kind(wrong)))
             })?;
             let written = self.text.get(value.span()).unwrap_or_default().to_owned();
             values.insert(setting.name, Given { texts, written, place: self.place(key.span(), name) });
@@ -130,7 +139,7 @@ fn texts(setting: &Setting, value: &Spanned<DeValue<'_>>) -> Result<Vec<String>,
         (Kind::List(..), DeValue::Array(values)) if !values.is_empty() => {
             let text = |value: &Spanned<DeValue<'_>>| value.get_ref().as_str().map(str::to_owned);
             let texts = values.iter().map(text).collect::<Option<Vec<_>>>();
-            return texts.ok_or("strings in the array");
+            return texts.ok_or("strings");
         }
         (_, DeValue::String(text)) => text.to_string(),
         (Kind::List(..), _) => return Err("a string or an array of strings"),

@@ -126,7 +126,12 @@ fn handler(
         }
     };
     config.isolation.insert(resource.to_owned(), number);
-    config.handler_of.insert(resource.to_owned(), draft.handler);
+    for further in draft.resources {
+        if let Some(other) = config.resources.insert(further.clone(), resource.to_owned()) {
+            return Err(at("resources").wrong(format!("{further} is given to {other} already")));
+        }
+    }
+    config.handler_of.insert(resource.to_owned(), draft.handler.sound());
     let policy = draft.policy.policy(&given)?.map(Arc::new);
     match (draft.is_open, &policy) {
         (true, Some(_)) => return Err(at("auth").wrong("expected no users and no key beside it")),

@@ -1,9 +1,12 @@
 //! From what was given to a [`Config`]: the values of the command line go over those of the file, both over the defaults;
 //! what has to be seen together is, and what is named has to be there.
 
+use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+
+use nix::unistd::{AccessFlags, access};
 
 use super::account::{identity, must_be_root};
 use super::draft::{Draft, Target};
@@ -79,10 +82,9 @@ fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), E
         Host::Unix(path) => Listen::Unix(path),
     });
     config.listen = listen.collect();
-    config.handler = draft.handler.clone();
+    config.handler = draft.handler.clone().sound();
     config.listener = draft.listener.clone();
     config.workers = draft.workers.unwrap_or_else(cores);
-    config.limits.frame = config.limits.frame.min(config.limits.message);
     config.sending.low = send_low(&draft, given)?;
     config.crash_records = draft.crash_dir.clone().map(|dir| CrashRecords { dir, bytes: draft.crash_bytes });
     for (name, dir) in [("document_root", &config.document_root), ("crash_dir", &draft.crash_dir)] {
@@ -90,6 +92,8 @@ fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), E
             return Err(given.unusable(name, "expected a directory"));
         }
     }
+    let crash_dir = draft.crash_dir.as_deref().map(may_create_in).transpose();
+    crash_dir.map_err(|error| given.unusable("crash_dir", error))?;
     // Handlers may change the current directory of workers.
     config.document_root = config
         .document_root
@@ -101,6 +105,12 @@ fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), E
     config.landlock = landlock(&draft, given)?;
     config.handlers = draft.handlers.clone().map_or_else(|| default_handlers(exe_dir), Ok)?;
     log(&draft, &mut config);
+    if let Destination::File(path) = &config.log.destination {
+        may_append_to(path).map_err(|error| given.unusable("log_file", error))?;
+    }
+    if let Some(AccessLog::File(path)) = &config.log.access {
+        may_append_to(path).map_err(|error| given.unusable("access_log", error))?;
+    }
     if config.daemon.detach {
         fit_for_the_background(&config.log.destination, given)?;
     }
@@ -167,6 +177,22 @@ fn log(draft: &Draft, config: &mut Config) {
         true => AccessLog::Log,
         false => AccessLog::File(absolute(path)),
     });
+}
+
+/// Whether the server may write to a file, or create it. Says so before it is detached, and creates nothing.
+fn may_append_to(path: &Path) -> io::Result<()> {
+    match path.metadata() {
+        Ok(found) if found.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        Ok(_) => Ok(access(path, AccessFlags::W_OK)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            may_create_in(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn may_create_in(dir: &Path) -> io::Result<()> {
+    Ok(access(dir, AccessFlags::W_OK | AccessFlags::X_OK)?)
 }
 
 /// In the background standard error goes nowhere, and the server runs in `/`, where it is reloaded and upgraded as well:

@@ -57,9 +57,12 @@ fn every_type_of_value() {
     let log_file = std::path::absolute("l").unwrap();
     assert_eq!(config.log.destination, crate::log::Destination::File(log_file));
     assert_eq!(config.log.level, crate::log::Level::Warn);
-    assert_eq!((config.limits.message, config.limits.frame), (65_536, 2_048));
-    assert_eq!((config.limits.idle.as_secs(), config.limits.ping_interval.as_secs()), (120, 0));
-    assert_eq!((config.limits.pings_per_second, config.handler.deflate.level), (7, 9));
+    assert_eq!((config.handler.limits.message, config.handler.limits.frame), (65_536, 2_048));
+    assert_eq!(
+        (config.handler.limits.idle.as_secs(), config.handler.limits.ping_interval.as_secs()),
+        (120, 0)
+    );
+    assert_eq!((config.handler.limits.pings_per_second, config.handler.deflate.level), (7, 9));
     assert!(!config.handler.deflate.enabled && !config.strict_handlers);
 }
 
@@ -80,7 +83,7 @@ fn the_command_line_wins() {
     let line = ["port=2", "server_host=::3", "max_message=16M"];
     let config = config(text, &line).unwrap();
     assert_eq!(config.listen, [Listen::Tcp { host: "::3".into(), port: 2 }]);
-    assert_eq!(config.limits.message, 16 << 20, "also with a value that is the default");
+    assert_eq!(config.handler.limits.message, 16 << 20, "also with a value that is the default");
     assert_eq!((config.sending.high, config.sending.low), (100, 25));
 }
 
@@ -106,10 +109,7 @@ fn a_value_of_a_wrong_type() {
     ] {
         fails(&format!("# one\n\n{line}\n"), &format!("w.conf:3: {expected}"));
     }
-    fails(
-        "server_host = [\n  'a',\n  2,\n]\n",
-        "w.conf:1: server_host: expected strings in the array, not an array",
-    );
+    fails("server_host = [\n  'a',\n  2,\n]\n", "w.conf:3: server_host: expected strings, not an integer");
 }
 
 #[test]
@@ -158,9 +158,7 @@ fn files_that_cannot_be_read() {
 #[test]
 fn without_options_everybody_may_come_in() {
     let admission = config("", &[]).unwrap().admission;
-    let limits =
-        (admission.total, admission.per_address, admission.handshakes, admission.messages, admission.bytes);
-    assert_eq!(limits, (0, 0, 0, 0, 0));
+    assert_eq!((admission.total, admission.per_address, admission.handshakes), (0, 0, 0));
     assert!(admission.hosts.is_empty() && !admission.proxy.is_any());
 }
 
@@ -306,6 +304,28 @@ fn paths_are_added_to_what_is_needed_anyway() {
     let text = "landlock = true\nlandlock_read = ['/etc', '/usr']\nlandlock_write = '/tmp'\n";
     let landlock = config(text, &[]).unwrap().landlock.unwrap();
     assert_eq!((landlock.read, landlock.write), (vec!["/etc".into(), "/usr".into()], vec!["/tmp".into()]));
+}
+
+#[test]
+fn a_handler_has_what_the_server_has_unless_it_says_otherwise() {
+    let text = "max_message = '2K'\nidle_timeout = '10m'\ndeflate_level = 3\n\
+                [handler.'/a']\nmax_message = 100\nping_interval = '5s'\nmax_message_rate = 7\ndeflate = false\n\
+                max_connections = 3\nresources = ['/room/*', '/other']\n[handler.'/b']\n";
+    let config = config(text, &[]).unwrap();
+    let [a, b, none] = ["/a", "/b", "/none"].map(|resource| config.handler(resource));
+    assert_eq!((a.limits.message, a.limits.frame, a.limits.idle.as_secs()), (100, 100, 600));
+    assert_eq!((a.limits.ping_interval.as_secs(), a.message_rate, a.connections), (5, 7, Some(3)));
+    assert_eq!((a.deflate.enabled, a.deflate.level), (false, 3));
+    assert_eq!((b, b.limits.message, b.limits.frame), (none, 2048, 2048));
+    assert_eq!(config.resources["/room/*"], "/a");
+    fails(
+        "[handler.'/a']\nresources = '/x'\n[handler.'/b']\nresources = '/x'\n",
+        "w.conf:4: resources: /x is given to /a already",
+    );
+    fails(
+        "[handler.'/a']\nresources = 'x'\n",
+        "w.conf:2: resources = 'x': expected a resource such as /room, or /room/* for all below it",
+    );
 }
 
 #[test]

@@ -188,7 +188,8 @@ pub fn write(dir: &Path, record: &Value, time: SystemTime, pid: i32) -> io::Resu
     text.push('\n');
     // create_new follows no link that somebody has put there.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-    file.write_all(text.as_bytes())?;
+    // On a full disk nothing is left rather than a part.
+    file.write_all(text.as_bytes()).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
     make_room(dir)?;
     Ok(path)
 }

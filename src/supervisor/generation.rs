@@ -191,6 +191,7 @@ fn of_all(config: &Config) -> Config {
         pools: Vec::new(),
         isolation: Default::default(),
         settings: Default::default(),
+        resources: Default::default(),
         authentication: Authentication {
             failures: config.authentication.failures,
             ..Authentication::default()

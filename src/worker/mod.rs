@@ -212,16 +212,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         routes: Arc::clone(&routes),
         config: Arc::clone(&config),
     });
-    let session = leak(Session {
-        conns,
-        handlers,
-        host,
-        threads,
-        commands,
-        admission,
-        config: Arc::clone(&config),
-        life,
-    });
+    let session = leak(Session { conns, handlers, host, threads, commands, admission, life });
     let resources = routes.resources().map(|(resource, _)| resource.to_owned()).collect();
     let document_root = config.document_root.as_deref().map(|root| config.inside(root).into_owned());
     let handshakes = leak(Handshakes {

@@ -5,8 +5,8 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use crate::client::{self, BINARY, CLOSE, PING, PONG, Raw, TEXT, UPGRADE};
-use crate::daemon::until;
-use crate::{memory, serve};
+use crate::daemon::{Dir, Server, until};
+use crate::{fixtures, memory, serve};
 
 #[test]
 fn a_message_over_the_limit_is_refused_however_it_comes() {
@@ -477,4 +477,35 @@ fn contexts_can_be_switched_off() {
     let mut client = Inflating::open(&server, "server_no_context_takeover");
     let text = digits(0);
     assert_eq!(client.ask(&text), client.ask(&text));
+}
+
+/// A handler may be limited more, or less, than the others.
+#[test]
+fn a_handler_has_limits_of_its_own() {
+    let dir = Dir::new();
+    for name in ["echo", "everything", "everything_blocking"] {
+        fixtures::add_handler(dir.path(), name, name);
+    }
+    let config = dir.path().join("wshd.conf");
+    let text = "workers = 2\nmax_message = 20\n[handler.'/echo']\nmax_message = 10\nresources = '/room/*'\n\
+                [handler.'/everything']\nmax_connections = 2\n[handler.'/everything_blocking']\nidle_timeout = '200ms'\n";
+    std::fs::write(&config, text).unwrap();
+    let mut server = Server::start(&dir, &["--config", config.to_str().unwrap()]);
+    let mut small = Raw::open(&server.address(), "/room/7");
+    assert_eq!(small.ask("0123456789"), "0123456789");
+    small.text("01234567890");
+    small.expect_close(1009);
+    let mut large = Raw::open(&server.address(), "/everything_blocking");
+    assert_eq!(large.ask("user"), "user: ");
+    large.expect_close(1001);
+    drop((small, large));
+    let open: Vec<Raw> = (0..2).map(|_| Raw::open(&server.address(), "/everything")).collect();
+    let refused = || {
+        let mut third = Raw::connect(&server.address());
+        third.upgrade("/everything", "").starts_with("HTTP/1.1 503 ")
+    };
+    assert!(refused());
+    drop(open);
+    until("there is room again", || !refused());
+    server.stop();
 }

@@ -43,8 +43,8 @@ pub const TABLE: &[Setting] = &[
     },
     Setting {
         name: "max_message_rate",
-        scopes: SERVER,
-        kind: Count("COUNT", 0..=MAX, |d, count| d.config.admission.messages = count as u32),
+        scopes: EACH,
+        kind: Count("COUNT", 0..=MAX, |d, count| d.handler.message_rate = count as u32),
         default: Is("0"),
         flag: No,
         help: "Maximum messages from a peer in a second, on each connection (0: no limit)",
@@ -54,8 +54,8 @@ A fragment without a byte that is not the first of its message counts as a messa
     },
     Setting {
         name: "max_byte_rate",
-        scopes: SERVER,
-        kind: Size(0..=MAX_SIZE, |d, size| d.config.admission.bytes = size),
+        scopes: EACH,
+        kind: Size(0..=MAX_SIZE, |d, size| d.handler.byte_rate = size),
         default: Is("0"),
         flag: No,
         help: "Maximum bytes of messages from a peer in a second, in the same way (0: no limit)",

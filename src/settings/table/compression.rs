@@ -21,7 +21,7 @@ pub const TABLE: &[Setting] = &[
     },
     Setting {
         name: "deflate_threshold",
-        scopes: SERVER,
+        scopes: EACH,
         kind: Size(0..=MAX_SIZE, |d, size| d.handler.deflate.threshold = size as u32),
         default: Is("64"),
         flag: No,
@@ -30,7 +30,7 @@ pub const TABLE: &[Setting] = &[
     },
     Setting {
         name: "deflate_level",
-        scopes: SERVER,
+        scopes: EACH,
         kind: Count("LEVEL", 1..=9, |d, level| d.handler.deflate.level = level as u8),
         default: Is("1"),
         flag: No,

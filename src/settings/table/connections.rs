@@ -7,12 +7,13 @@ use super::super::value::{MAX_MEMORY, MAX_SIZE};
 use super::super::{Scope, Setting, Zero};
 
 const SERVER: &[Scope] = &[Scope::Server];
+const EACH: &[Scope] = &[Scope::Server, Scope::Handler];
 
 pub const TABLE: &[Setting] = &[
     Setting {
         name: "max_message",
-        scopes: SERVER,
-        kind: Size(1..=MAX_SIZE, |d, size| d.config.limits.message = size as usize),
+        scopes: EACH,
+        kind: Size(1..=MAX_SIZE, |d, size| d.handler.limits.message = size as usize),
         default: Is("16M"),
         flag: Long,
         help: "Maximum size of a received message",
@@ -20,8 +21,8 @@ pub const TABLE: &[Setting] = &[
     },
     Setting {
         name: "max_frame",
-        scopes: SERVER,
-        kind: Size(1..=MAX_SIZE, |d, size| d.config.limits.frame = size as usize),
+        scopes: EACH,
+        kind: Size(1..=MAX_SIZE, |d, size| d.handler.limits.frame = size as usize),
         default: Is("16M"),
         flag: No,
         help: "Maximum size of a received frame",
@@ -57,8 +58,8 @@ More of them, more than 128 subprotocols, or more than 128 extensions together w
     },
     Setting {
         name: "idle_timeout",
-        scopes: SERVER,
-        kind: Time(Zero::Off, |d, time| d.config.limits.idle = time),
+        scopes: EACH,
+        kind: Time(Zero::Off, |d, time| d.handler.limits.idle = time),
         default: Is("0"),
         flag: Long,
         help: "Close connections idle for this time (0: never)",
@@ -66,8 +67,8 @@ More of them, more than 128 subprotocols, or more than 128 extensions together w
     },
     Setting {
         name: "ping_interval",
-        scopes: SERVER,
-        kind: Time(Zero::Off, |d, time| d.config.limits.ping_interval = time),
+        scopes: EACH,
+        kind: Time(Zero::Off, |d, time| d.handler.limits.ping_interval = time),
         default: Is("30s"),
         flag: No,
         help: "Ping a connection from which nothing has come for this time (0: never)",
@@ -75,8 +76,8 @@ More of them, more than 128 subprotocols, or more than 128 extensions together w
     },
     Setting {
         name: "pong_timeout",
-        scopes: SERVER,
-        kind: Time(Zero::Wrong, |d, time| d.config.limits.pong_deadline = time),
+        scopes: EACH,
+        kind: Time(Zero::Wrong, |d, time| d.handler.limits.pong_deadline = time),
         default: Is("20s"),
         flag: No,
         help: "Drop a connection from which nothing has come for this time after a ping",
@@ -84,8 +85,8 @@ More of them, more than 128 subprotocols, or more than 128 extensions together w
     },
     Setting {
         name: "close_timeout",
-        scopes: SERVER,
-        kind: Time(Zero::Wrong, |d, time| d.config.limits.close_deadline = time),
+        scopes: EACH,
+        kind: Time(Zero::Wrong, |d, time| d.handler.limits.close_deadline = time),
         default: Is("5s"),
         flag: No,
         help: "Drop a connection that does not answer a close frame in this time",
@@ -142,8 +143,8 @@ The total may be exceeded by two messages of the largest size.",
     },
     Setting {
         name: "max_pings",
-        scopes: SERVER,
-        kind: Count("COUNT", 0..=u32::MAX as i64, |d, count| d.config.limits.pings_per_second = count as u32),
+        scopes: EACH,
+        kind: Count("COUNT", 0..=u32::MAX as i64, |d, count| d.handler.limits.pings_per_second = count as u32),
         default: Is("20"),
         flag: No,
         help: "Maximum number of pings from a peer in a second (0: no limit)",

@@ -2,14 +2,36 @@
 
 use super::super::Default::{Is, Unset};
 use super::super::Flag::No;
-use super::super::Kind::{Choice, Text};
+use super::super::Kind::{Choice, Count, List, Text};
 use super::super::draft::Isolation;
+use super::super::value::each;
 use super::super::{Scope, Setting};
 use super::log::{LEVELS, level};
 
 const HANDLER: &[Scope] = &[Scope::Handler];
 
+/// What a request can ask for, or all that is below it.
+fn resource(text: &str) -> Result<String, &'static str> {
+    let path = text.strip_suffix("/*").unwrap_or(text);
+    let is_fit = |c: char| c.is_ascii_alphanumeric() || "-._~!$&'()+,;=:@/".contains(c);
+    match text.starts_with('/') && path.chars().all(is_fit) {
+        true => Ok(text.to_owned()),
+        false => Err("expected a resource such as /room, or /room/* for all below it"),
+    }
+}
+
 pub const TABLE: &[Setting] = &[
+    Setting {
+        name: "resources",
+        scopes: HANDLER,
+        kind: List("RESOURCE", |d, texts| Ok(d.resources = each(texts, resource)?)),
+        default: Unset("none"),
+        flag: No,
+        help: "Further resources that the handler serves, such as \\(dq/room/*\\(dq for all below /room/",
+        more: "\
+A resource of its own wins over a prefix, and a longer prefix over a shorter one.
+The handler sees the resource that was asked for.",
+    },
     Setting {
         name: "isolation",
         scopes: HANDLER,
@@ -62,6 +84,17 @@ The pool of the default, such as
 for
 .Pa /a/b ,
 does not need a table.",
+    },
+    Setting {
+        name: "max_connections",
+        scopes: HANDLER,
+        kind: Count("COUNT", 1..=10_000_000, |d, count| d.handler.connections = Some(count as u32)),
+        default: Unset("no limit"),
+        flag: No,
+        help: "Maximum connections to the handler, in all workers together",
+        more: "\
+Further requests get status 503.
+Opening handshakes that are under way at the same time may exceed it a little.",
     },
     Setting {
         name: "log_level",

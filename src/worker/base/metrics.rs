@@ -14,6 +14,9 @@ use crate::fleet::scoreboard::Place;
 /// The counters of this process. Those of a handler are found by its number in the routes.
 pub struct Metrics {
     lane: Lane,
+    counters: &'static Counters,
+    /// By handler, in the counters of all processes.
+    entries: Vec<usize>,
     /// By handler.
     handler_counters: Vec<&'static HandlerCounters>,
     /// Of the worker that this process is.
@@ -27,24 +30,30 @@ pub const NO_HANDLER: u16 = u16::MAX;
 impl Metrics {
     /// Begins to count what the process in this slot does; `timed`: times as well.
     pub fn new(
-        counters: &Counters,
+        counters: &'static Counters,
         routes: &Routes,
         (slot, place): (usize, Place),
         pid: i32,
         timed: bool,
     ) -> io::Result<Self> {
         let lane = counters.claim(slot, pid)?;
-        let of_resource = |resource: &str| lane.counters(counters.entry_of(resource));
-        let handler_counters = routes.handlers().iter().map(|route| of_resource(&route.resource)).collect();
+        let entries: Vec<usize> =
+            routes.handlers().iter().map(|route| counters.entry_of(&route.resource)).collect();
+        let handler_counters = entries.iter().map(|entry| lane.counters(*entry)).collect();
         // Without room for it, it is counted for nobody.
         let place = counters.place(place).unwrap_or_else(|| Box::leak(Box::default()));
-        Ok(Self { lane, handler_counters, place, timed })
+        Ok(Self { lane, counters, entries, handler_counters, place, timed })
     }
 
     /// What is counted for a handler, or for [`NO_HANDLER`].
     pub fn of(&self, handler: u16) -> &'static HandlerCounters {
         let entry = if handler == NO_HANDLER { NONE } else { OTHER };
         self.handler_counters.get(usize::from(handler)).copied().unwrap_or_else(|| self.lane.counters(entry))
+    }
+
+    /// Open connections to a handler, in all processes.
+    pub fn open_of(&self, handler: u16) -> u64 {
+        self.entries.get(usize::from(handler)).map_or(0, |entry| self.counters.open_of(*entry))
     }
 
     /// A send queue had so many bytes before, and has so many now; returns how many all have. [event loop]

@@ -48,6 +48,11 @@ enum Stage {
 }
 
 impl AccessLog {
+    /// The handlers whose connections it is about.
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
     /// Of connections to these handlers; nothing is written unless the configuration has an access log.
     pub fn new(config: Arc<Config>, routes: Arc<Routes>) -> Self {
         Self { entries: config.log.access.is_some().then(RefCell::default), config, routes }

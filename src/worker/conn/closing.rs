@@ -15,7 +15,7 @@ impl Conns {
         let closed = {
             let core = &mut *self.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
-            let limits = &self.config.limits;
+            let limits = &self.settings(conn.handler).limits;
             let protocol = conn.protocol(self.life.now.get(), limits, &mut core.codecs, &mut core.queue_pool);
             let Some((open, mut io)) = protocol else { return };
             // RFC 6455 7.1.7: of a connection that has failed the code is fixed.

@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::config::Config;
+use crate::config::{Config, HandlerSettings};
 use crate::fleet::addresses::{Addresses, Mark};
 use crate::proto::ws::deflate::codec::Codecs;
 use crate::worker::base::heap::HeapTrim;
@@ -108,6 +108,8 @@ pub struct Conns {
     pub batch: RefCell<VecDeque<Command>>,
     /// Limits and times.
     pub config: Arc<Config>,
+    /// What each handler is served with, by its number.
+    handlers: Vec<HandlerSettings>,
     /// Time, and whether the worker is stopping.
     pub life: &'static Lifecycle,
     /// What their sockets are watched with.
@@ -138,6 +140,8 @@ impl Conns {
         addresses: &'static Addresses,
         access_log: AccessLog,
     ) -> io::Result<Self> {
+        let routes = access_log.routes().handlers().iter();
+        let handlers = routes.map(|route| config.handler(&route.resource).clone()).collect();
         let core = RefCell::new(Core {
             table: Table::new(most)?,
             codecs: Codecs::new(),
@@ -153,7 +157,7 @@ impl Conns {
             heap_trim: HeapTrim::default(),
         });
         let batch = RefCell::default();
-        Ok(Self { core, batch, config, life, poll, commands, metrics, load, addresses, access_log })
+        Ok(Self { core, batch, config, handlers, life, poll, commands, metrics, load, addresses, access_log })
     }
 
     /// Adds a connection, which the scoreboard counts already, to table and poll. `None` if there is no room.
@@ -263,9 +267,15 @@ impl Conns {
         }
     }
 
-    /// How long the send queue may wait without the peer taking anything; ns.
-    pub fn stall_time(&self) -> u64 {
-        let limits = &self.config.limits;
+    /// What a handler is served with, by its number; for none, what those without a table are.
+    #[inline]
+    pub fn settings(&self, handler: u16) -> &HandlerSettings {
+        self.handlers.get(usize::from(handler)).unwrap_or(&self.config.handler)
+    }
+
+    /// How long a send queue may wait without the peer taking anything; ns.
+    pub fn stall_time(&self, handler: u16) -> u64 {
+        let limits = &self.settings(handler).limits;
         match limits.ping_interval.as_nanos() as u64 {
             0 => STALL,
             interval => interval.saturating_add(limits.pong_deadline.as_nanos() as u64),
@@ -291,7 +301,10 @@ impl Conns {
     fn arm_anew(&self, id: u64, conn: &mut Conn, timers: &mut Timers) {
         // At least a millisecond ahead: a deadline cannot make the loop spin.
         let soon = self.life.now.get() + 1_000_000;
-        let at = conn.next_deadline(&self.config.limits, self.stall_time()).max(soon).div_ceil(MS);
+        let at = conn
+            .next_deadline(&self.settings(conn.handler).limits, self.stall_time(conn.handler))
+            .max(soon)
+            .div_ceil(MS);
         if at < conn.timer_at.min(FOREVER) {
             conn.timer_at = at;
             timers.enter(at, id as u32);

@@ -5,6 +5,7 @@
 use ::ws_handler::raw::*;
 
 use crate::proto::ws::connection::Io;
+use crate::worker::base::metrics::NO_HANDLER;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::open::{LastCall, Open};
 use crate::worker::conn::table::Pause;
@@ -67,7 +68,8 @@ impl Conns {
 
     /// Notes what is done when the thread has taken all that has come; if it does not in time, it is done then.
     pub fn set_last_call(&self, id: u64, last_call: LastCall) {
-        let limit = self.config.limits.close_deadline.as_nanos() as u64 / 10 * 9;
+        let handler = self.core.borrow_mut().table.get(id).map_or(NO_HANDLER, |conn| conn.handler);
+        let limit = self.settings(handler).limits.close_deadline.as_nanos() as u64 / 10 * 9;
         let limit = if self.life.is_stopping() {
             limit.min(self.config.stop_timeout.as_nanos() as u64 / 2)
         } else {
@@ -112,7 +114,7 @@ impl Conns {
     pub fn with_protocol<R>(&self, id: u64, f: impl FnOnce(&mut Open, &mut Io) -> R) -> Option<R> {
         let core = &mut *self.core.borrow_mut();
         let conn = core.table.get(id)?;
-        let (now, limits) = (self.life.now.get(), &self.config.limits);
+        let (now, limits) = (self.life.now.get(), &self.settings(conn.handler).limits);
         let protocol = conn.protocol(now, limits, &mut core.codecs, &mut core.queue_pool);
         protocol.map(|(open, mut io)| f(open, &mut io))
     }

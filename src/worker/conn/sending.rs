@@ -158,7 +158,7 @@ impl Conns {
         if bounded && self.is_full(id, conn, record) {
             return Err(WS_E_FULL);
         }
-        let limits = &self.config.limits;
+        let limits = &self.settings(conn.handler).limits;
         let protocol = conn.protocol(self.life.now.get(), limits, &mut core.codecs, &mut core.queue_pool);
         let (open, mut io) = protocol.filter(|(open, _)| !open.over).ok_or(WS_E_GONE)?;
         let counters = open.counted.counters();

@@ -131,14 +131,17 @@ impl Handshakes {
 
     /// Checks the origin and the connection limit of the pool. False: the request was refused.
     pub fn check_limits(&self, id: u64, handler: u16, head: &Head) -> bool {
-        let route = self.routes.handlers().get(usize::from(handler));
-        let settings = route.map_or(&self.config.handler, |route| self.config.handler(&route.resource));
+        let settings = self.conns.settings(handler);
         let origins = &settings.origins;
         // A client that is not a browser may send no Origin, or any it likes.
         let is_allowed = |origin: &[u8]| origins.iter().any(|rule| rule.allows(origin));
         let foreign = head.header_all("origin").find(|origin| !origins.is_empty() && !is_allowed(origin));
         if let Some(origin) = foreign {
             self.refuse(id, Refusal::Origin, &shown(origin));
+            return false;
+        }
+        if settings.connections.is_some_and(|most| self.conns.metrics.open_of(handler) >= u64::from(most)) {
+            self.refuse(id, Refusal::Handler, "");
             return false;
         }
         let pool = self.handlers.pool_of(handler);

@@ -353,7 +353,7 @@ impl Handshakes {
             if let Some(channel) = channel.as_ref().filter(|_| close.is_none()) {
                 open.set_channel(Arc::clone(channel));
             }
-            self.admission.limit_rate(&mut open);
+            self.admission.limit_rate(&mut open, self.conns.settings(handshake.handler));
             let unread = conn.take_unread();
             conn.phase = Phase::Open(open);
             conn.set_unread(unread);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use socket2::Socket;
 
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, HandlerSettings};
 use crate::fleet::addresses::{Limiter, Mark, Permit, Refusal};
 use crate::http::{self, Response};
 use crate::worker::conn::open::Open;
@@ -49,7 +49,8 @@ impl Admission {
         }
         let said = Default::default();
         let (uncounted, failed_logins, answered) = Default::default();
-        let has_pace = config.admission.messages != 0 || config.admission.bytes != 0;
+        let is_limited = |handler: &HandlerSettings| handler.message_rate != 0 || handler.byte_rate != 0;
+        let has_pace = config.handler_of.values().chain([&config.handler]).any(is_limited);
         Self { config, limiter, said, uncounted, failed_logins, has_pace, answered }
     }
 
@@ -142,10 +143,9 @@ impl Admission {
     }
 
     /// Limits how fast the peer of a connection that opens may send, if that is limited.
-    pub fn limit_rate(&self, open: &mut Open) {
-        if self.has_pace {
-            let limits = &self.config.admission;
-            open.extra().pace = Some(RateLimit::new(limits.messages, limits.bytes));
+    pub fn limit_rate(&self, open: &mut Open, handler: &HandlerSettings) {
+        if handler.message_rate != 0 || handler.byte_rate != 0 {
+            open.extra().pace = Some(RateLimit::new(handler.message_rate, handler.byte_rate));
         }
     }
 
@@ -185,6 +185,7 @@ fn reason(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::Total => "too many connections",
         Refusal::Pool => "too many connections to the pool of this resource",
+        Refusal::Handler => "too many connections to this handler",
         Refusal::Address => "too many connections from its address",
         Refusal::Rate => "too many new connections from its address in this second",
         Refusal::Origin => "an origin that is not allowed here",
@@ -199,7 +200,7 @@ fn reason(refusal: Refusal) -> &'static str {
 /// The answer to a request, or to a connection before there is one.
 pub fn answer(refusal: Refusal) -> Response {
     let (status, headers) = match refusal {
-        Refusal::Total | Refusal::Pool => (503, &[("Retry-After", RETRY)][..]),
+        Refusal::Total | Refusal::Pool | Refusal::Handler => (503, &[("Retry-After", RETRY)][..]),
         Refusal::Address => (429, &[("Retry-After", RETRY)][..]),
         Refusal::Rate | Refusal::Messages => (429, &[("Retry-After", "1")][..]),
         Refusal::Logins => (429, &[("Retry-After", "60")][..]),

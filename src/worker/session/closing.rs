@@ -78,12 +78,13 @@ impl Session {
 
     fn protocol_deadline(&self, id: u64) {
         let now = self.life.now.get();
-        let stall = self.conns.stall_time();
         let (due, stalled) = {
             let core = &mut *self.conns.core.borrow_mut();
             core.mark_dirty(id);
             let Some(conn) = core.table.get(id) else { return };
-            let protocol = conn.protocol(now, &self.config.limits, &mut core.codecs, &mut core.queue_pool);
+            let stall = self.conns.stall_time(conn.handler);
+            let limits = &self.conns.settings(conn.handler).limits;
+            let protocol = conn.protocol(now, limits, &mut core.codecs, &mut core.queue_pool);
             let Some((open, mut io)) = protocol else { return };
             let due = open.proto.on_deadline(&mut io);
             (due, conn.stalled().is_some_and(|since| since.saturating_add(stall) <= now))

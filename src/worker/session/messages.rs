@@ -57,7 +57,7 @@ impl Session {
                     break;
                 }
                 let (full, handler) = (conn.queued() >= self.commands.watermarks.high(), conn.handler);
-                let limits = &self.config.limits;
+                let limits = &self.conns.settings(handler).limits;
                 let protocol =
                     conn.protocol(self.life.now.get(), limits, &mut core.codecs, &mut core.queue_pool);
                 let Some((open, mut io)) = protocol.filter(|(open, _)| !open.over) else { break };

@@ -4,9 +4,6 @@ pub mod closing;
 pub mod messages;
 pub mod opening;
 
-use std::sync::Arc;
-
-use crate::config::Config;
 use crate::worker::base::lifecycle::Lifecycle;
 use crate::worker::blocking::threads::Threads;
 use crate::worker::commands::queue::CommandQueue;
@@ -29,8 +26,6 @@ pub struct Session {
     pub commands: &'static CommandQueue,
     /// Counts refusals.
     pub admission: &'static Admission,
-    /// Limits and times.
-    pub config: Arc<Config>,
     /// The time of this turn.
     pub life: &'static Lifecycle,
 }

@@ -263,7 +263,7 @@ impl Transfer {
             if request.is_some() {
                 open.extra().request = request;
             }
-            self.admission.limit_rate(&mut open);
+            self.admission.limit_rate(&mut open, self.conns.settings(handler));
             conn.handler = handler;
             conn.phase = Phase::Open(open);
             if let Some(record) = core.table.record(id) {
