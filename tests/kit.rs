@@ -2,18 +2,23 @@
 //! pages against their options.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/client.rs"]
+mod client;
 #[path = "common/server.rs"]
 mod daemon;
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use daemon::{Dir, ECHO, Server, output_of, output_within, wshd};
+use client::{ask, connect};
+use daemon::{Dir, ECHO, PATIENCE, Server, output_of, output_within, wshd};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Runs `wshd cat` with this standard input.
 #[track_caller]
@@ -90,7 +95,7 @@ fn cat_pings_and_stays_after_the_end_of_standard_input() {
     let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
     for _ in 0..3 {
         let mut line = String::new();
-        std::io::BufRead::read_line(&mut stderr, &mut line).unwrap();
+        stderr.read_line(&mut line).unwrap();
         assert!(line.starts_with("pong after ") && line.ends_with(" ms\n"), "{line}");
     }
     server.stop();
@@ -185,6 +190,81 @@ fn cat_trusts_the_certificates_that_it_is_told() {
     ends(&cat(&url, &["--ca", file.to_str().unwrap()], b""), 2, "found none");
 }
 
+#[test]
+fn bench_measures_an_echo() {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    let mut server = Server::start(&dir, &["--workers", "1"]);
+    let url = format!("ws://{}/echo", server.address());
+    let bench = |args: &[&str]| output_of(wshd().arg("bench").args(args).arg(&url)).unwrap();
+    let json = |args: &[&str]| {
+        let output = bench(&[&["--json", "-t", "300ms"], args].concat());
+        ends(&output, 0, "");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+
+    let result = json(&["-c", "3", "-d", "4", "-z", "200K"]);
+    let answers = result["answers"].as_u64().unwrap();
+    assert!(answers >= 12 && result["unanswered"] == 0 && result["ended_early"] == 0, "{result}");
+    let latency = &result["latency_ns"];
+    assert!(latency["quantiles"]["0.5"].as_u64() <= latency["max"].as_u64(), "{result}");
+
+    // All that is due within the time is sent, however late the machine is.
+    let result = json(&["-c", "2", "-r", "200", "--binary"]);
+    assert_eq!((&result["answers"], &result["unanswered"]), (&60.into(), &0.into()), "{result}");
+
+    let svg = dir.path().join("latency.svg");
+    let output = bench(&["-t", "100ms", "--svg", svg.to_str().unwrap()]);
+    ends(&output, 0, "");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("latency of a message, from sending it") && text.contains(" 99.99%  "), "{text}");
+    let svg = std::fs::read_to_string(svg).unwrap();
+    assert!(svg.starts_with("<svg ") && svg.contains("<rect ") && svg.ends_with("</svg>\n"), "{svg}");
+    server.stop();
+}
+
+/// A handler that stalls once delays all that is due meanwhile: with a rate that is seen in every latency.
+#[test]
+fn bench_at_a_rate_does_not_leave_out_what_a_stall_delays() {
+    let dir = Dir::new();
+    let stalls = r#"
+        #include <time.h>
+        #include <ws_handler.h>
+        static void on_message(ws_conn conn, const ws_message *msg)
+        {
+            static int count;
+            struct timespec time = {0, 500 * 1000 * 1000};
+            if (++count == 50)
+                nanosleep(&time, NULL);
+            ws_send(conn, msg->type, msg->data, msg->size);
+        }
+        WS_HANDLER(.name = "stalls", .on_message = on_message);
+    "#;
+    dir.handler("stalls", stalls);
+    let mut server = Server::start(&dir, &["--workers", "1"]);
+    let url = format!("ws://{}/stalls", server.address());
+    let args = ["bench", "--json", "-c", "1", "-r", "100", "-t", "1500ms", &url];
+    let output = output_of(wshd().args(args)).unwrap();
+    ends(&output, 0, "");
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    // Of 150 messages 50 were due during the stall, which one alone was sent into.
+    assert_eq!(result["answers"], 150, "{result}");
+    let (quantiles, max) = (&result["latency_ns"]["quantiles"], &result["latency_ns"]["max"]);
+    assert!(quantiles["0.9"].as_u64().unwrap() > 200_000_000, "{result}");
+    assert!(max.as_u64().unwrap() > 450_000_000, "{result}");
+    server.stop();
+}
+
+#[test]
+fn bench_says_when_connections_end() {
+    let dir = Dir::new();
+    dir.handler("close", CLOSE);
+    let mut server = Server::start(&dir, &["--workers", "1"]);
+    let url = format!("ws://{}/close", server.address());
+    ends(&output_of(wshd().args(["bench", "-c", "2", &url])).unwrap(), 8, "2 connections ended before");
+    server.stop();
+}
+
 /// Begins a handler and runs its test, as its author would.
 #[track_caller]
 fn new_passes_its_test(lang: &str, style: &str) {
@@ -234,9 +314,133 @@ fn new_overwrites_nothing() {
     ends(&new("Bad Name"), 2, "expected a name");
 }
 
+/// `wshd run`, and what it prints.
+struct Running {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Running {
+    fn start(dir: &Dir, file: &str) -> Self {
+        let mut command = wshd();
+        command.args(["run", "--port", "0", file]).current_dir(dir.path());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = mpsc::channel();
+        let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let both: [Box<dyn Read + Send>; 2] = [Box::new(out), Box::new(err)];
+        for stream in both {
+            let sender = sender.clone();
+            thread::spawn(move || {
+                BufReader::new(stream).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+            });
+        }
+        Running { child, lines }
+    }
+
+    /// Waits for a line with this in it.
+    #[track_caller]
+    fn says(&self, what: &str) -> String {
+        let mut before = String::new();
+        loop {
+            let line =
+                self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {what:?} in\n{before}"));
+            if line.contains(what) {
+                return line;
+            }
+            before += &(line + "\n");
+        }
+    }
+
+    /// Where the handler is, once it is there.
+    fn address(&self) -> String {
+        let line = self.says("wshd: serving ws://");
+        line.trim_start_matches("wshd: serving ws://").split('/').next().unwrap().to_owned()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+}
+
+const VERSIONED: &str = r#"
+    #include <time.h>
+    #include <ws_handler.h>
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        struct timespec time = {0, 120 * 1000 * 1000};
+        if (msg->size == 4 && memcmp(msg->data, "slow", 4) == 0)
+            nanosleep(&time, NULL);
+        ws_send_text(conn, "version 1");
+    }
+    WS_HANDLER(.name = "x", .on_message = on_message);
+"#;
+
+#[test]
+fn run_compiles_and_reloads_what_changes() {
+    let dir = Dir::new();
+    let source = dir.path().join("x_wsh.c");
+    std::fs::write(&source, VERSIONED).unwrap();
+    let mut running = Running::start(&dir, "x_wsh.c");
+    let mut client = connect(&running.address(), "/x");
+    assert_eq!(ask(&mut client, "hello"), "version 1");
+    assert_eq!(ask(&mut client, "slow"), "version 1");
+    let line = running.says("took more than");
+    assert!(line.contains("x: on_message for connection "), "{line}");
+
+    std::fs::write(&source, VERSIONED.replace("ws_send_text(conn", "ws_send_tekst(conn")).unwrap();
+    running.says("ws_send_tekst");
+    running.says("not compiled: the last version is still served");
+    assert_eq!(ask(&mut client, "hello"), "version 1");
+
+    // The connection goes on in the new version.
+    std::fs::write(&source, VERSIONED.replace("version 1", "version 2")).unwrap();
+    let begun = Instant::now();
+    while ask(&mut client, "hello") != "version 2" {
+        assert!(begun.elapsed() < PATIENCE, "the old version is still served");
+        thread::sleep(Duration::from_millis(10));
+    }
+    kill(Pid::from_raw(running.child.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(running.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn run_waits_until_there_is_something_to_serve() {
+    let dir = Dir::new();
+    let source = dir.path().join("x_wsh.cc");
+    std::fs::write(&source, "no C++").unwrap();
+    let running = Running::start(&dir, "x_wsh.cc");
+    running.says("not compiled: waiting for a change");
+    std::fs::write(
+        &source,
+        "#include <ws_handler.hpp>\nstruct x { void on_message(ws::conn c, const ws::message &m) { c.send(m); } };\n\
+         WS_HANDLER_CPP(x, name = \"x\");\n",
+    )
+    .unwrap();
+    assert_eq!(ask(&mut connect(&running.address(), "/x"), "hello"), "hello");
+    drop(running);
+    let output = output_of(wshd().args(["run", "chat.py"]).current_dir(dir.path())).unwrap();
+    ends(&output, 3, "chat.py: No such file");
+}
+
+#[test]
+#[ignore = "runs cargo"]
+fn run_builds_packages() {
+    let dir = Dir::new();
+    ends(&output_of(wshd().args(["new", "y", "-l", "rust"]).current_dir(dir.path())).unwrap(), 0, "");
+    let running = Running::start(&dir, "y");
+    assert_eq!(ask(&mut connect(&running.address(), "/y"), "hello"), "hello");
+}
+
 /// The commands that have a manual page of their own.
-const COMMANDS: [(&str, &str); 2] =
-    [("cat", include_str!("../man/wshd-cat.1")), ("new", include_str!("../man/wshd-new.1"))];
+const COMMANDS: [(&str, &str); 4] = [
+    ("bench", include_str!("../man/wshd-bench.1")),
+    ("cat", include_str!("../man/wshd-cat.1")),
+    ("new", include_str!("../man/wshd-new.1")),
+    ("run", include_str!("../man/wshd-run.1")),
+];
 
 #[test]
 fn the_manuals_name_the_options_of_the_commands() {
@@ -247,10 +451,10 @@ fn the_manuals_name_the_options_of_the_commands() {
         let visible = command.get_arguments().filter(|arg| arg.get_id() != "help");
         let options: BTreeSet<_> =
             visible.filter_map(|arg| Some((arg.get_short(), arg.get_long()?))).collect();
-        let described = manual.lines().filter_map(|line| line.strip_prefix(".It Fl ")).map(|line| {
+        let described = manual.lines().filter_map(|line| line.strip_prefix(".It Fl ")).filter_map(|line| {
             let words: Vec<&str> = line.split(' ').collect();
             let short = words[0].chars().next().filter(|_| words[0].len() == 1);
-            (short, words.iter().find_map(|word| word.strip_prefix('-')).unwrap())
+            Some((short, words.iter().find_map(|word| word.strip_prefix('-'))?))
         });
         assert_eq!(options, described.collect(), "wshd-{name}(1)");
         for default in command.get_arguments().flat_map(|arg| arg.get_default_values()) {

@@ -13,7 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["cli", "ctl", "kit", "service", "supervisor", "handlers", "fleet::process_title", "fleet::wipe"],
     ),
     ("cli", &["proto", "ctl", "kit", "settings"]),
-    ("kit", &["clock"]),
+    ("kit", &["clock", "ctl::answer", "ctl::request"]),
     ("settings", &["auth", "proto"]),
     ("ctl", &[]),
     ("auth", &["proto::http1::head"]),

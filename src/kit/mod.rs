@@ -1,10 +1,15 @@
 //! Commands for authors of handlers: each file is one. They start servers, compilers and clients of their own and know
 //! nothing of a running server.
 
+pub mod bench;
 pub mod cat;
+pub mod check;
 mod client;
+mod control;
 mod interface;
 pub mod new;
+pub mod run;
+pub mod test;
 mod value;
 
 use std::process::ExitCode;
@@ -16,8 +21,14 @@ use clap::Subcommand;
 pub enum Kit {
     /// Begin a handler: a directory that builds, and passes its own test
     New(new::New),
+    /// Serve one handler, and compile and reload it when it changes
+    Run(Box<run::Run>),
+    /// Have conversations with a handler, as scripts say
+    Test(Box<test::Test>),
     /// Send lines to a WebSocket server and print its messages
     Cat(Box<cat::Cat>),
+    /// Measure how fast a resource answers
+    Bench(Box<bench::Bench>),
 }
 
 impl Kit {
@@ -25,6 +36,9 @@ impl Kit {
     pub fn run(self) -> ExitCode {
         match self {
             Kit::New(new) => new.run(),
+            Kit::Run(run) => run.run(),
+            Kit::Test(test) => test.run(),
+            Kit::Bench(bench) => bench.run(),
             Kit::Cat(cat) => cat.run(),
         }
     }

@@ -47,8 +47,9 @@ impl New {
     pub fn run(self) -> ExitCode {
         match self.create() {
             Ok(()) => {
-                let dir = self.path.display();
-                println!("{dir}: created. To build and test it:\n\n    cd {dir} && make test\n");
+                let (dir, wshd) = (self.path.display(), this_program().unwrap_or("wshd".to_owned()));
+                println!("{dir}: created. To test it, and to serve it:\n\n    cd {dir}\n    make test");
+                println!("    {wshd} run {}\n", self.runs());
                 Exit::Ok.into()
             }
             Err(error) => {
@@ -84,6 +85,14 @@ impl New {
             Lang::C => format!("{}_wsh.c", self.name()),
             Lang::Cpp => format!("{}_wsh.cc", self.name()),
             Lang::Rust => "src/lib.rs".to_owned(),
+        }
+    }
+
+    /// What `wshd run` is told.
+    fn runs(&self) -> String {
+        match self.lang {
+            Lang::C | Lang::Cpp => self.source(),
+            Lang::Rust => ".".to_owned(),
         }
     }
 
@@ -126,7 +135,7 @@ impl New {
     }
 
     /// What stands for the words of the templates.
-    fn words(&self) -> io::Result<[(&'static str, String); 10]> {
+    fn words(&self) -> io::Result<[(&'static str, String); 11]> {
         let (language, vendored, compiler, standard) = match self.lang {
             Lang::C => ("C", "include/ws_handler.h", "cc", "-std=c99"),
             Lang::Cpp => ("C++", "include/", "c++", "-std=c++17"),
@@ -140,6 +149,7 @@ impl New {
             ("@NAME@", self.name()),
             ("@IDENT@", self.name().replace('-', "_")),
             ("@SOURCE@", self.source()),
+            ("@RUN@", self.runs()),
             ("@DIR@", std::path::absolute(&self.path)?.to_string_lossy().into_owned()),
             ("@LANGUAGE@", language.to_owned()),
             ("@STYLE@", style.to_owned()),

@@ -1,0 +1,284 @@
+//! The load: connections that send on time and note when answers come.
+//!
+//! With a rate, a message has a time at which it is due, whatever has become of those before it, and its latency counts from
+//! then: a server that stalls cannot keep the messages from being measured that would have come meanwhile (coordinated
+//! omission). Those that are never answered count with the time that they have waited.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use tungstenite::{Error, Message};
+
+use crate::clock;
+use crate::kit::client::{Connection, would_block};
+use crate::time::Instant;
+
+/// Latencies are kept to three digits up to this; longer ones count as this.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// Time between two looks at the progress.
+const PROGRESS: Duration = Duration::from_millis(100);
+/// The timer's place among the connections.
+const TIMER: u64 = u64::MAX;
+
+/// What to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Messages a second of all connections; none: an answer is followed by the next message.
+    pub rate: Option<u64>,
+    /// Unanswered messages of a connection.
+    pub depth: u32,
+    /// How long messages are sent.
+    pub duration: Duration,
+    /// How long the last answers are waited for.
+    pub patience: Duration,
+    /// Bytes of a message.
+    pub size: usize,
+    /// Not text.
+    pub binary: bool,
+}
+
+impl Plan {
+    /// When message `number` of all connections is due, after the beginning; at once without a rate.
+    fn due(&self, number: u64) -> Duration {
+        let Some(rate) = self.rate else { return Duration::ZERO };
+        let nanos = u128::from(number) * 1_000_000_000 / u128::from(rate);
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+}
+
+/// What came of it.
+pub struct Measured {
+    /// Nanoseconds.
+    pub latencies: Histogram<u64>,
+    /// Messages that were answered.
+    pub answers: u64,
+    /// Messages that were due and were not.
+    pub unanswered: u64,
+    /// Connections that ended.
+    pub closed: u32,
+    /// From the first message to the last answer.
+    pub elapsed: Duration,
+}
+
+/// Connections under load.
+pub struct Load {
+    plan: Plan,
+    epoll: Epoll,
+    timer: TimerFd,
+    peers: Vec<Peer>,
+    /// With a rate, the message of all connections that is due next: they take turns.
+    next: u64,
+    message: Message,
+    latencies: Histogram<u64>,
+    answers: u64,
+    closed: u32,
+}
+
+struct Peer {
+    /// None when it has ended.
+    connection: Option<Connection>,
+    /// When those that are not answered yet were due, in their order; at most `depth`.
+    open: VecDeque<Instant>,
+    sent: u64,
+    /// The socket takes no more now.
+    is_blocked: bool,
+}
+
+impl Load {
+    /// Without connections.
+    pub fn new(plan: Plan) -> io::Result<Self> {
+        let letters = (b'a'..=b'z').cycle().take(plan.size).collect::<Vec<u8>>();
+        let message = match plan.binary {
+            true => Message::binary(letters),
+            false => Message::text(String::from_utf8_lossy(&letters).as_ref()),
+        };
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let timer =
+            TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
+        epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))?;
+        let latencies =
+            Histogram::new_with_bounds(1, LONGEST.as_nanos() as u64, 3).map_err(io::Error::other)?;
+        Ok(Load { plan, epoll, timer, peers: Vec::new(), next: 0, message, latencies, answers: 0, closed: 0 })
+    }
+
+    /// One more.
+    pub fn add(&mut self, connection: Connection) -> io::Result<()> {
+        // Edge-triggered: it is read and written until it would block.
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+        self.epoll.add(connection.get_ref(), EpollEvent::new(flags, self.peers.len() as u64))?;
+        self.peers.push(Peer {
+            connection: Some(connection),
+            open: VecDeque::with_capacity(self.plan.depth.min(1024) as usize),
+            sent: 0,
+            is_blocked: false,
+        });
+        Ok(())
+    }
+
+    /// Runs to the end, and tells every now and then how it is: time, answers, latencies.
+    pub fn run(mut self, progress: &mut dyn FnMut(Duration, u64, &Histogram<u64>)) -> io::Result<Measured> {
+        let begun = clock::now();
+        let end = begun + self.plan.duration;
+        let give_up = end + self.plan.patience;
+        let mut next_look = begun;
+        let mut events = vec![EpollEvent::empty(); 1024];
+        for index in 0..self.peers.len() {
+            self.serve(index, begun, end);
+        }
+        loop {
+            let now = clock::now();
+            let is_done = now >= end && self.peers.iter().all(|peer| peer.open.is_empty());
+            if is_done || now >= give_up || self.closed as usize == self.peers.len() {
+                break;
+            }
+            if now >= next_look {
+                progress(now.since(begun), self.answers, &self.latencies);
+                next_look = now + PROGRESS;
+            }
+            let wake = next_look.min(if now < end { end } else { give_up }).min(self.next_due(begun, end));
+            self.set_timer(wake.since(now))?;
+            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Err(nix::errno::Errno::EINTR) => continue,
+                count => count?,
+            };
+            for event in events.iter().take(count) {
+                if event.data() != TIMER {
+                    self.serve(event.data() as usize, begun, end);
+                }
+            }
+            let now = clock::now();
+            while self.next_due(begun, end) <= now {
+                self.send((self.next % self.peers.len() as u64) as usize, begun, end);
+                self.next += 1;
+            }
+        }
+        Ok(self.result(begun, end))
+    }
+
+    /// Reads what has come of a connection, and sends what it may.
+    fn serve(&mut self, index: usize, begun: Instant, end: Instant) {
+        loop {
+            let Some(peer) = self.peers.get_mut(index) else { return };
+            let Some(connection) = &mut peer.connection else { return };
+            match connection.read() {
+                Ok(Message::Text(_) | Message::Binary(_)) => {
+                    let Some(due) = peer.open.pop_front() else { continue }; // not an answer
+                    let latency = clock::now().since(due);
+                    self.latencies.saturating_record(latency.as_nanos() as u64);
+                    self.answers += 1;
+                }
+                Ok(_) => {}
+                Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return self.end(index),
+            }
+        }
+        self.send(index, begun, end);
+    }
+
+    /// Sends what is due on a connection and what its depth lets through.
+    fn send(&mut self, index: usize, begun: Instant, end: Instant) {
+        let now = clock::now();
+        let count = self.peers.len() as u64;
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        let Some(connection) = &mut peer.connection else { return };
+        let mut has_written = peer.is_blocked;
+        if has_written {
+            let flushed = connection.flush();
+            peer.is_blocked = would_block(&flushed);
+        }
+        while !peer.is_blocked && peer.open.len() < self.plan.depth as usize {
+            let due = match self.plan.rate {
+                // What was due in time is sent even late.
+                Some(_) => begun + self.plan.due(peer.sent * count + index as u64),
+                None => now,
+            };
+            if due > now || due >= end {
+                break;
+            }
+            match connection.write(self.message.clone()) {
+                Ok(()) => {}
+                // It stands in the connection's buffer.
+                result if would_block(&result) => peer.is_blocked = true,
+                _ => return self.end(index),
+            }
+            peer.open.push_back(due);
+            peer.sent += 1;
+            has_written = true;
+        }
+        if has_written && !peer.is_blocked {
+            match connection.flush() {
+                Ok(()) => {}
+                result if would_block(&result) => peer.is_blocked = true,
+                _ => self.end(index),
+            }
+        }
+    }
+
+    fn end(&mut self, index: usize) {
+        if let Some(peer) = self.peers.get_mut(index)
+            && peer.connection.take().is_some()
+        {
+            self.closed += 1;
+        }
+    }
+
+    /// When the next message is due.
+    fn next_due(&self, begun: Instant, end: Instant) -> Instant {
+        let due = self.plan.rate.map(|_| begun + self.plan.due(self.next));
+        due.filter(|due| *due < end).unwrap_or(Instant::NEVER)
+    }
+
+    fn set_timer(&self, after: Duration) -> io::Result<()> {
+        // Zero would switch it off.
+        let after = TimeSpec::from_duration(after.max(Duration::from_nanos(1)));
+        Ok(self.timer.set(Expiration::OneShot(after), TimerSetTimeFlags::empty())?)
+    }
+
+    fn result(mut self, begun: Instant, end: Instant) -> Measured {
+        let now = clock::now();
+        let count = self.peers.len() as u64;
+        let mut unanswered = 0;
+        for (index, peer) in self.peers.iter().enumerate() {
+            let numbers = self.plan.rate.into_iter().flat_map(|_| peer.sent..);
+            let unsent = numbers.map(|number| begun + self.plan.due(number * count + index as u64));
+            let unsent = unsent.take_while(|due| *due < end.min(now));
+            for due in peer.open.iter().copied().chain(unsent) {
+                self.latencies.saturating_record(now.since(due).as_nanos() as u64);
+                unanswered += 1;
+            }
+        }
+        let elapsed = now.since(begun);
+        Measured {
+            latencies: self.latencies,
+            answers: self.answers,
+            unanswered,
+            closed: self.closed,
+            elapsed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_due_at_the_rate() {
+        let plan = Plan {
+            rate: Some(1000),
+            depth: 1,
+            duration: Duration::from_secs(1),
+            patience: Duration::from_secs(1),
+            size: 0,
+            binary: false,
+        };
+        assert_eq!([0, 1, 42].map(|number| plan.due(number).as_millis()), [0, 1, 42]);
+        assert_eq!(Plan { rate: Some(1), ..plan }.due(u64::MAX), Duration::from_nanos(u64::MAX));
+        assert_eq!(Plan { rate: None, ..plan }.due(7), Duration::ZERO);
+    }
+}

@@ -1,0 +1,34 @@
+//! Tells when files change that a handler is made of.
+
+use std::path::Path;
+use std::sync::mpsc::Sender;
+
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+
+use super::Event;
+use super::build::Source;
+
+/// Watches as long as the result lives.
+pub fn start(source: &Source, sender: Sender<Event>) -> Result<RecommendedWatcher, String> {
+    let directories = source.directories();
+    let concerns = source.filter();
+    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // An error is a queue that was too long: something has changed.
+        let has_changed = event.is_ok_and(|event| {
+            !matches!(event.kind, EventKind::Access(_)) && event.paths.iter().any(|path| concerns(path))
+        });
+        if has_changed {
+            let _ = sender.send(Event::Changed); // nobody waits for it any more
+        }
+    });
+    let mut watcher: RecommendedWatcher = watcher.map_err(|error| format!("watching files: {error}"))?;
+    for (directory, is_recursive) in directories {
+        let mode = if is_recursive { RecursiveMode::Recursive } else { RecursiveMode::NonRecursive };
+        watch(&mut watcher, &directory, mode)?;
+    }
+    Ok(watcher)
+}
+
+fn watch(watcher: &mut RecommendedWatcher, directory: &Path, mode: RecursiveMode) -> Result<(), String> {
+    watcher.watch(directory, mode).map_err(|error| format!("watching {}: {error}", directory.display()))
+}
