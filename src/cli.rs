@@ -14,6 +14,7 @@ pub use clap_complete::Shell;
 use crate::config::Config;
 use crate::ctl;
 use crate::kit::Kit;
+use crate::kit::check::Check;
 use crate::settings::{
     self, Flag, Kind, Place, Places, Scope, Setting, effective::Effective, places::Given, resolve,
 };
@@ -26,7 +27,7 @@ pub enum Command {
     /// To test this configuration.
     Test(Box<Config>),
     /// To check these handlers, with the settings that a configuration has for them.
-    Check(Vec<PathBuf>, Option<Box<Config>>),
+    Check(Check, Option<Box<Config>>),
     /// To print this configuration.
     Config(String),
     /// To ask a running server.
@@ -58,6 +59,12 @@ enum Sub {
         /// Handlers, or directories of handlers
         #[arg(value_name = "FILE")]
         files: Vec<PathBuf>,
+        /// Report on handlers as one JSON array
+        #[arg(long, requires = "files")]
+        json: bool,
+        /// Warnings about handlers are faults, too
+        #[arg(long, requires = "files")]
+        strict: bool,
     },
     /// Print the configuration that these options make
     Config,
@@ -90,10 +97,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>)
         });
     };
     match Sub::from_arg_matches(&matches)? {
-        Sub::Check { files } if files.is_empty() => Ok(Command::Test(Box::new(load(own)?.0))),
-        Sub::Check { files } => {
+        Sub::Check { files, .. } if files.is_empty() => Ok(Command::Test(Box::new(load(own)?.0))),
+        Sub::Check { files, json, strict } => {
             let config = own.contains_id("config").then(|| load(own)).transpose()?;
-            Ok(Command::Check(files, config.map(|(config, _)| Box::new(config))))
+            let check = Check { files, json, strict };
+            Ok(Command::Check(check, config.map(|(config, _)| Box::new(config))))
         }
         Sub::Config => Ok(Command::Config(load(own)?.1.to_toml(true))),
         Sub::Ctl(ctl) => Ok(Command::Ctl(ctl.into_order()?)),
@@ -117,7 +125,7 @@ pub fn command() -> clap::Command {
         .override_usage("wshd [OPTION]...\n       wshd COMMAND ...");
     let with_options = |command| {
         options(command).mut_args(|arg| {
-            let is_own = arg.get_id() == "files";
+            let is_own = ["files", "json", "strict"].contains(&arg.get_id().as_str());
             arg.hide(!is_own)
         })
     };

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use wshd::cli::{self, Command};
@@ -10,7 +10,8 @@ use wshd::config::Config;
 use wshd::exit::Exit;
 use wshd::fleet::process_title;
 use wshd::fleet::wipe;
-use wshd::handlers::{check, probes::Probes, program};
+use wshd::handlers::program;
+use wshd::kit::check::Check;
 use wshd::service::daemonize::Daemon;
 use wshd::service::{listen_fds, notify::Notify};
 use wshd::supervisor::upgrade::{Invocation, Predecessor};
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     let exit = match read() {
         Ok(Command::Serve(config)) => serve(*config, invocation, read),
         Ok(Command::Test(config)) => dry_run::dry_run(&config),
-        Ok(Command::Check(files, config)) => check_files(&files, config.as_deref()),
+        Ok(Command::Check(check, config)) => check_files(&check, config.as_deref()),
         Ok(Command::Config(text)) => {
             let _ = io::stdout().write_all(text.as_bytes()); // who has asked may read a part only
             Exit::Ok
@@ -86,8 +87,8 @@ fn serve(
     supervisor::run(config, Origin { reread, invocation, predecessor, sockets, notify, daemon })
 }
 
-fn check_files(files: &[PathBuf], config: Option<&Config>) -> Exit {
-    match check::check(files, config, Probes::default(), &mut io::stdout().lock(), &mut io::stderr()) {
+fn check_files(check: &Check, config: Option<&Config>) -> Exit {
+    match check.run(config, &mut io::stdout().lock(), &mut io::stderr()) {
         Ok(exit) => exit,
         Err(error) => failed(Exit::Internal, &error),
     }

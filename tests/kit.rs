@@ -265,6 +265,108 @@ fn bench_says_when_connections_end() {
     server.stop();
 }
 
+/// Compiles a handler of these callbacks and asks `wshd check` about it.
+fn checked(dir: &Dir, language: &str, flags: &[&str], source: &str) -> serde_json::Value {
+    let file = dir.path().join(format!("x_wsh.{language}"));
+    std::fs::write(&file, source).unwrap();
+    let object = dir.path().join("x_wsh.so");
+    let mut compiler = Command::new(if language == "c" { "cc" } else { "c++" });
+    compiler.args(["-shared", "-fPIC", "-I", concat!(env!("CARGO_MANIFEST_DIR"), "/include")]).args(flags);
+    ends(&output_of(compiler.arg(&file).arg("-o").arg(&object)).unwrap(), 0, "");
+    let output = output_of(wshd().args(["check", "--json", "--strict"]).arg(&object)).unwrap();
+    let mut result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let warned =
+        result[0]["findings"].as_array().unwrap().iter().any(|finding| finding["level"] == "warning");
+    assert_eq!(output.status.code(), Some(if warned { 6 } else { 0 }), "{result}");
+    result[0].take()
+}
+
+#[test]
+fn check_names_what_a_handler_should_not_do() {
+    let dir = Dir::new();
+    let event = |what: &str| {
+        format!(
+            "#include <stdlib.h>\n#include <signal.h>\n#include <unistd.h>\n#include <ws_handler.h>\n\
+             static void on_message(ws_conn conn, const ws_message *msg) {{ (void)conn; (void)msg; {what} }}\n\
+             WS_HANDLER(.name = \"x\", .on_message = on_message);\n"
+        )
+    };
+    let blocking = |members: &str| {
+        format!(
+            "#include <unistd.h>\n#include <ws_handler.h>\n\
+             static int32_t transfer_data(ws_conn conn) {{ (void)conn; sleep(1); return WS_OK; }}\n\
+             void later(ws_conn conn) {{ (void)conn; }}\n\
+             WS_HANDLER(.name = \"x\", .transfer_data = transfer_data, {members});\n"
+        )
+    };
+    let hidden = ["-fvisibility=hidden"];
+    let shared = "#include <ws_handler.hpp>\ntemplate <class T> struct count { static int n; };\n\
+                  template <class T> int count<T>::n;\n\
+                  struct x { void on_message(ws::conn c, const ws::message &m) { ++count<int>::n; c.send(m); } };\n\
+                  WS_HANDLER_CPP(x, name = \"x\");\n";
+    let cases: [(&str, &[&str], String, Option<(&str, &str)>); 10] = [
+        ("c", &hidden, event("ws_send_text(conn, \"fine\");"), None),
+        ("c", &hidden, event("exit(1);"), Some(("ends-worker", "calls exit()"))),
+        ("c", &hidden, event("signal(SIGINT, SIG_IGN);"), Some(("process-state", "calls signal()"))),
+        ("c", &hidden, event("sleep(1);"), Some(("blocking-call", "calls sleep(), which may wait"))),
+        ("c", &hidden, blocking(".name = \"y\""), None),
+        ("c", &hidden, blocking(".on_drain = later"), Some(("style", "on_drain is never called"))),
+        ("c", &[], blocking(".version = \"1\""), Some(("exports", "exports later besides its entry"))),
+        ("c", &["-fvisibility=hidden", "-Wl,-rpath,/opt/lib"], event(""), Some(("rpath", "/opt/lib"))),
+        (
+            "c",
+            &["-fvisibility=hidden", "-Wl,-z,execstack"],
+            event(""),
+            Some(("execstack", "executable stacks")),
+        ),
+        ("cc", &[], shared.to_owned(), Some(("unique", "-fno-gnu-unique"))),
+    ];
+    for (language, flags, source, expected) in cases {
+        let result = checked(&dir, language, flags, &source);
+        assert_eq!(result["fault"], serde_json::Value::Null, "{result}");
+        let findings = result["findings"].as_array().unwrap();
+        match expected {
+            None => assert!(findings.is_empty(), "{source}\n{result}"),
+            Some((rule, message)) => {
+                let found = findings.iter().find(|finding| finding["rule"] == rule);
+                let found = found.unwrap_or_else(|| panic!("no {rule}: {source}\n{result}"));
+                assert!(found["message"].as_str().unwrap().contains(message), "{found}");
+            }
+        }
+    }
+    let result = checked(&dir, "cc", &["-fvisibility=hidden", "-fno-gnu-unique"], shared);
+    assert!(
+        result["findings"].as_array().unwrap().iter().all(|finding| finding["rule"] != "unique"),
+        "{result}"
+    );
+}
+
+#[test]
+fn check_tells_people_the_same() {
+    let dir = Dir::new();
+    let object = dir.handler(
+        "x",
+        &ECHO
+            .replace("ws_send(", "chdir(\"/\"); ws_send(")
+            .replace("#include", "#include <unistd.h>\n#include"),
+    );
+    let output = output_of(wshd().arg("check").arg(&object)).unwrap();
+    ends(&output, 0, ""); // without --strict
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("    warning    calls chdir(), which changes the process of all handlers"),
+        "{text}"
+    );
+    std::fs::write(&object, b"\x7fELF and no more").unwrap();
+    let output = output_of(wshd().arg("check").arg(&object)).unwrap();
+    ends(&output, 6, "");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("x_wsh.so: cannot be loaded: ") && text.contains("warning    cannot be examined"),
+        "{text}"
+    );
+}
+
 /// Begins a handler and runs its test, as its author would.
 #[track_caller]
 fn new_passes_its_test(lang: &str, style: &str) {

@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["cli", "ctl", "kit", "service", "supervisor", "handlers", "fleet::process_title", "fleet::wipe"],
     ),
     ("cli", &["proto", "ctl", "kit", "settings"]),
+    ("kit/check", &["handlers", "ffi::plugin", "ffi::raw"]),
     ("kit", &["clock", "ctl::answer", "ctl::request"]),
     ("settings", &["auth", "proto"]),
     ("ctl", &[]),

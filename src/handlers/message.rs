@@ -44,6 +44,10 @@ pub struct Offer {
     pub abi: u32,
     /// In order of preference.
     pub protocols: Vec<String>,
+    /// Bytes of its table.
+    pub size: usize,
+    /// The names of the callbacks that are set.
+    pub callbacks: Vec<String>,
 }
 
 impl Offer {
@@ -160,6 +164,8 @@ mod tests {
             flags: 3,
             abi: 0x1_0000,
             protocols: vec!["a".into(), "b".into()],
+            size: 128,
+            callbacks: vec!["transfer_data".into()],
         }
     }
 

@@ -2,7 +2,6 @@
 //! Loads nothing into a process that serves.
 
 pub mod alias;
-pub mod check;
 pub mod discover;
 pub mod message;
 pub mod probe;

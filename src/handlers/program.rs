@@ -66,14 +66,33 @@ fn answer() -> io::Result<()> {
         Err(error) => send(Answer::Fault(error.to_string())),
         Ok(plugin) => {
             let Plugin { name, version, table, style, protocols, .. } = plugin;
-            let (flags, abi) = (table.flags, table.abi);
-            send(Answer::Offer(Offer { name, version, style, flags, abi, protocols }))?;
+            let (flags, abi, size) = (table.flags, table.abi, table.size);
+            let callbacks = callbacks(table).map(str::to_owned).collect();
+            send(Answer::Offer(Offer { name, version, style, flags, abi, protocols, size, callbacks }))?;
             match request.start {
                 true => send(Answer::Started(Handler::new(table).worker_start())),
                 false => Ok(()),
             }
         }
     }
+}
+
+/// The names of the callbacks that are set.
+fn callbacks(table: &raw::ws_handler) -> impl Iterator<Item = &'static str> + use<> {
+    let all = [
+        ("on_worker_start", table.on_worker_start.is_some()),
+        ("on_worker_stop", table.on_worker_stop.is_some()),
+        ("do_extra_handshake", table.do_extra_handshake.is_some()),
+        ("on_open", table.on_open.is_some()),
+        ("transfer_data", table.transfer_data.is_some()),
+        ("on_message", table.on_message.is_some()),
+        ("passive_closing_handshake", table.passive_closing_handshake.is_some()),
+        ("on_close", table.on_close.is_some()),
+        ("on_pong", table.on_pong.is_some()),
+        ("on_writable", table.on_writable.is_some()),
+        ("on_drain", table.on_drain.is_some()),
+    ];
+    all.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name)
 }
 
 /// What the handler logs goes to the log of who asks, as all that it writes to standard error.

@@ -1,0 +1,110 @@
+//! The file of a handler as the dynamic linker sees it. Runs nothing of it, and cannot be harmed by what is in it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use object::elf::{
+    DT_RPATH, DT_RUNPATH, FileHeader64, PF_X, PT_GNU_STACK, SHF_WRITE, SHT_DYNSYM, STB_GNU_UNIQUE, STV_HIDDEN,
+};
+use object::endian::Endianness;
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
+
+use super::Finding;
+use super::functions::{Harm, harm_of};
+use crate::ffi::raw;
+
+/// The largest file that is looked at; bytes.
+const MAX_FILE: u64 = 1 << 30;
+
+/// Symbols that every handler has.
+const OWN: [&str; 2] = [raw::ENTRY_SYMBOL, "ws_host_"];
+
+/// What is to be said about it; what cannot be read has been told when it was loaded.
+pub fn findings(file: &Path, is_event: bool) -> Vec<Finding> {
+    let is_small = file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_FILE);
+    let Some(bytes) = is_small.then(|| std::fs::read(file).ok()).flatten() else { return Vec::new() };
+    match examine(&bytes, is_event) {
+        Ok(findings) => findings,
+        Err(error) => vec![Finding::warning("file", format!("cannot be examined: {error}"))],
+    }
+}
+
+fn examine(bytes: &[u8], is_event: bool) -> object::read::Result<Vec<Finding>> {
+    let header = FileHeader64::<Endianness>::parse(bytes)?;
+    let endian = header.endian()?;
+    let sections = header.sections(endian, bytes)?;
+    let mut findings = Vec::new();
+
+    let mut imports: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    let (mut exports, mut unique) = (Vec::new(), Vec::new());
+    let symbols = sections.symbols(endian, bytes, SHT_DYNSYM)?;
+    for (index, symbol) in symbols.enumerate() {
+        let name = String::from_utf8_lossy(symbol.name(endian, symbols.strings())?).into_owned();
+        if name.is_empty() {
+            continue;
+        }
+        if symbol.is_undefined(endian) {
+            if let Some(harm) = harm_of(&name, is_event) {
+                imports.entry(harm.rule()).or_default().push(name);
+            }
+            continue;
+        }
+        let section = symbols.symbol_section(endian, symbol, index)?;
+        let is_writable = section
+            .and_then(|section| sections.section(section).ok())
+            .is_some_and(|section| section.sh_flags(endian).contains(SHF_WRITE));
+        if symbol.st_bind() == STB_GNU_UNIQUE && is_writable {
+            unique.push(name);
+        } else if symbol.st_visibility() != STV_HIDDEN && !OWN.contains(&name.as_str()) {
+            exports.push(name);
+        }
+    }
+    for harm in [Harm::Ends, Harm::Shared, Harm::Waits] {
+        if let Some(names) = imports.get(harm.rule()) {
+            findings.push(Finding::warning(harm.rule(), format!("calls {}, {}", calls(names), harm.what())));
+        }
+    }
+    if !unique.is_empty() {
+        let what = format!(
+            "shares {} with every other handler that has it (STB_GNU_UNIQUE): compile with -fno-gnu-unique",
+            list(&unique)
+        );
+        findings.push(Finding::warning("unique", what));
+    }
+    if !exports.is_empty() {
+        let what = format!("exports {} besides its entry: compile with -fvisibility=hidden", list(&exports));
+        findings.push(Finding::note("exports", what));
+    }
+    let dynamic = sections.dynamic_table(endian, bytes)?;
+    for entry in dynamic.iter() {
+        if entry.tag == DT_RPATH || entry.tag == DT_RUNPATH {
+            let path = String::from_utf8_lossy(dynamic.string(entry)?);
+            let what =
+                format!("searches {path} for libraries (RPATH): install them, or link them statically");
+            findings.push(Finding::warning("rpath", what));
+        }
+    }
+    let is_stack =
+        |segment: &&object::elf::ProgramHeader64<Endianness>| segment.p_type(endian) == PT_GNU_STACK;
+    if let Some(stack) = header.program_headers(endian, bytes)?.iter().find(is_stack)
+        && stack.p_flags(endian).contains(PF_X)
+    {
+        let what = "asks for executable stacks, in all of the worker: link with -z noexecstack";
+        findings.push(Finding::warning("execstack", what));
+    }
+    Ok(findings)
+}
+
+fn calls(names: &[String]) -> String {
+    names.iter().map(|name| format!("{name}()")).collect::<Vec<_>>().join(", ")
+}
+
+/// Some names, and how many more there are.
+fn list(names: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}

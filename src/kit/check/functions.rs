@@ -1,0 +1,114 @@
+//! Functions of the C library that a handler should not call, and why. A worker is one process for all its handlers and
+//! connections.
+
+/// Why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harm {
+    /// It ends the worker.
+    Ends,
+    /// It changes what all handlers of the worker share.
+    Shared,
+    /// It may wait, on the event loop.
+    Waits,
+}
+
+impl Harm {
+    /// The rule that it breaks.
+    pub fn rule(self) -> &'static str {
+        match self {
+            Harm::Ends => "ends-worker",
+            Harm::Shared => "process-state",
+            Harm::Waits => "blocking-call",
+        }
+    }
+
+    /// What it does, and what to do instead.
+    pub fn what(self) -> &'static str {
+        match self {
+            Harm::Ends => "which ends the worker and counts as a crash: use ws_close() or return an error",
+            Harm::Shared => "which changes the process of all handlers and connections",
+            Harm::Waits => {
+                "which may wait, and all connections of the worker with it: use the blocking style, a thread or a timer"
+            }
+        }
+    }
+}
+
+const ENDS: &[&str] = &["exit", "_exit", "_Exit", "quick_exit", "err", "errx", "verr", "verrx"];
+const SHARED: &[&str] = &[
+    "alarm",
+    "bsd_signal",
+    "chdir",
+    "chroot",
+    "close_range",
+    "closefrom",
+    "daemon",
+    "fchdir",
+    "fork",
+    "setegid",
+    "seteuid",
+    "setgid",
+    "setgroups",
+    "setitimer",
+    "setlocale",
+    "setpgid",
+    "setpriority",
+    "setregid",
+    "setresgid",
+    "setresuid",
+    "setreuid",
+    "setrlimit",
+    "setrlimit64",
+    "setsid",
+    "setuid",
+    "sigaction",
+    "signal",
+    "sigprocmask",
+    "sigset",
+    "umask",
+    "unshare",
+    "vfork",
+];
+const WAITS: &[&str] = &[
+    "clock_nanosleep",
+    "flock",
+    "getaddrinfo",
+    "gethostbyname",
+    "lockf",
+    "nanosleep",
+    "pause",
+    "pclose",
+    "poll",
+    "popen",
+    "ppoll",
+    "pselect",
+    "select",
+    "sem_wait",
+    "sigsuspend",
+    "sigwait",
+    "sleep",
+    "system",
+    "usleep",
+    "wait",
+    "waitpid",
+];
+
+/// What this function does that a handler should not.
+pub fn harm_of(function: &str, is_event: bool) -> Option<Harm> {
+    let lists = [(Harm::Ends, ENDS), (Harm::Shared, SHARED), (Harm::Waits, WAITS)];
+    let found = lists.into_iter().find(|(_, list)| list.contains(&function));
+    found.map(|(harm, _)| harm).filter(|harm| is_event || *harm != Harm::Waits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_are_known_by_what_they_do() {
+        assert_eq!(harm_of("_exit", true), Some(Harm::Ends));
+        assert_eq!(harm_of("chdir", false), Some(Harm::Shared));
+        assert_eq!((harm_of("sleep", true), harm_of("sleep", false)), (Some(Harm::Waits), None));
+        assert_eq!(harm_of("malloc", true), None);
+    }
+}

@@ -1,0 +1,222 @@
+//! `wshd check FILE...`: says of handlers what they are and what is wrong with them. Each is loaded and started as in a
+//! worker, in a process of its own and with the settings that a configuration has for it; and its file is read as what the
+//! dynamic linker will see ([`elf`]). Binds nothing and serves nothing.
+
+mod elf;
+mod functions;
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::config::Config;
+use crate::exit::Exit;
+use crate::ffi::plugin::Style;
+use crate::ffi::raw;
+use crate::handlers::message::{Offer, Request};
+use crate::handlers::probe::Report;
+use crate::handlers::probes::Probes;
+use crate::handlers::scan::{self, SUFFIX, Scan};
+
+/// What to check, and how to tell.
+#[derive(Debug)]
+pub struct Check {
+    /// Handlers, and directories of handlers.
+    pub files: Vec<PathBuf>,
+    /// As one JSON array.
+    pub json: bool,
+    /// A warning is a fault.
+    pub strict: bool,
+}
+
+/// Something about a handler that its author should know.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Whether it does harm.
+    level: Level,
+    /// Which rule it is about: a word for programs.
+    rule: &'static str,
+    /// What was found, and what to do.
+    message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    Note,
+    Warning,
+}
+
+impl Finding {
+    fn note(rule: &'static str, message: impl Into<String>) -> Self {
+        Finding { level: Level::Note, rule, message: message.into() }
+    }
+
+    fn warning(rule: &'static str, message: impl Into<String>) -> Self {
+        Finding { level: Level::Warning, rule, message: message.into() }
+    }
+}
+
+/// A handler that was looked at.
+struct Checked {
+    file: PathBuf,
+    report: Report,
+    findings: Vec<Finding>,
+}
+
+impl Check {
+    /// Checks the files, and those in directories, and reports to `out`, in their order; what they themselves write to
+    /// standard error goes to `log`.
+    pub fn run(
+        &self,
+        config: Option<&Config>,
+        out: &mut impl Write,
+        log: &mut impl Write,
+    ) -> io::Result<Exit> {
+        let all = look(&expand(&self.files, log)?, config);
+        for Checked { file, report, .. } in all.iter().filter(|_| !self.json) {
+            for line in report.log.lines() {
+                writeln!(log, "{}: {line}", file.display())?;
+            }
+        }
+        match self.json {
+            true => writeln!(out, "{}", serde_json::Value::Array(all.iter().map(object).collect()))?,
+            false => all.iter().try_for_each(|checked| describe(checked, out))?,
+        }
+        out.flush()?;
+        let warned =
+            |checked: &Checked| checked.findings.iter().any(|finding| finding.level == Level::Warning);
+        let is_wrong = |checked: &Checked| checked.report.fault.is_some() || self.strict && warned(checked);
+        Ok(if all.iter().any(is_wrong) { Exit::Check } else { Exit::Ok })
+    }
+}
+
+/// The handlers in directories instead of these.
+fn expand(named: &[PathBuf], log: &mut impl Write) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in named {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let scan = Scan { root: path, scan_dir: None, allow_outside: true, trusted_owner: None };
+        let (found, skipped) = scan::scan(scan).map_err(io::Error::other)?;
+        for skipped in skipped {
+            writeln!(log, "{skipped}; skipped")?;
+        }
+        if found.is_empty() {
+            writeln!(log, "{}: no file there ends in {SUFFIX}", path.display())?;
+        }
+        files.extend(found.into_iter().map(|found| found.file));
+    }
+    Ok(files)
+}
+
+fn look(files: &[PathBuf], config: Option<&Config>) -> Vec<Checked> {
+    let mut probes = Probes::default();
+    for (number, file) in files.iter().enumerate() {
+        let settings = config.and_then(|config| config.settings.get(&resource(file, config)).cloned());
+        let (file, settings) = (file.clone().into(), settings.unwrap_or_default());
+        probes.push(number, Request { file, settings, start: true, confinement: None });
+    }
+    probes.finish();
+    let mut reports: BTreeMap<usize, Report> = BTreeMap::new();
+    while let Some((number, report)) = probes.known() {
+        reports.insert(number, report);
+    }
+    let checked = |(file, report): (&PathBuf, Report)| {
+        let mut findings = report.offer.as_ref().map(|offer| of_the_table(file, offer)).unwrap_or_default();
+        let is_event = report.offer.as_ref().is_none_or(|offer| offer.style == Style::Event);
+        findings.extend(elf::findings(file, is_event));
+        Checked { file: file.clone(), report, findings }
+    };
+    files.iter().zip(reports.into_values()).map(checked).collect()
+}
+
+/// The resource that a file would serve: by its place below the handler directory, and elsewhere, such as before it is
+/// put there, by its name.
+fn resource(file: &Path, config: &Config) -> String {
+    let real = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+    let root = config.handlers.canonicalize().unwrap_or_else(|_| config.handlers.clone());
+    let below = real.strip_prefix(root).ok().or(real.file_name().map(Path::new)).unwrap_or(&real);
+    let name = below.to_string_lossy();
+    // Also of a new file beside the old one, such as chat_wsh.so.new.
+    format!("/{}", name.rsplit_once(SUFFIX).map_or(&*name, |(name, _)| name))
+}
+
+/// What its name and its table tell.
+fn of_the_table(file: &Path, offer: &Offer) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if !file.as_os_str().as_encoded_bytes().ends_with(SUFFIX.as_bytes()) {
+        let what = format!("its name does not end in {SUFFIX}: a server will not find it");
+        findings.push(Finding::note("name", what));
+    }
+    let ((_, minor), ours) = (offer.abi_version(), raw::WS_ABI & 0xffff);
+    if minor > ours {
+        let what = format!(
+            "made for ABI 1.{minor}, this server has 1.{ours}: functions that it lacks return WS_E_UNSUPPORTED, \
+             callbacks that it lacks are not called"
+        );
+        findings.push(Finding::note("abi", what));
+    }
+    let expected = size_of::<raw::ws_handler>();
+    if minor == ours && offer.size != expected {
+        let what = format!(
+            "its table has {} bytes, that of ABI 1.{minor} {expected}: was it made without WS_HANDLER?",
+            offer.size
+        );
+        findings.push(Finding::warning("table", what));
+    }
+    let strange: &[&str] = match offer.style {
+        Style::Blocking => &["on_writable", "on_drain"],
+        Style::Event => &[],
+    };
+    for callback in offer.callbacks.iter().filter(|callback| strange.contains(&callback.as_str())) {
+        let what = format!("{callback} is never called in the {} style: see ws_receive()", offer.style);
+        findings.push(Finding::warning("style", what));
+    }
+    if offer.style == Style::Event && offer.flags & raw::WS_RESUMABLE != 0 {
+        let what = "WS_RESUMABLE means nothing in the event style: its connections can always move";
+        findings.push(Finding::note("style", what));
+    }
+    findings
+}
+
+fn describe(Checked { file, report, findings }: &Checked, out: &mut impl Write) -> io::Result<()> {
+    match &report.fault {
+        None => writeln!(out, "{}: ok", file.display())?,
+        Some(fault) => writeln!(out, "{}: {fault}", file.display())?,
+    }
+    if let Some(offer) = &report.offer {
+        let or_none = |text: String| if text.is_empty() { "none".to_owned() } else { text };
+        let (major, minor) = offer.abi_version();
+        writeln!(out, "    name       {}", offer.name.escape_debug())?;
+        writeln!(out, "    version    {}", or_none(offer.version.escape_debug().to_string()))?;
+        writeln!(out, "    abi        {major}.{minor}")?;
+        writeln!(out, "    style      {}", offer.style)?;
+        writeln!(out, "    flags      {}", or_none(offer.flag_names().join(" ")))?;
+        writeln!(out, "    protocols  {}", or_none(offer.protocols.join(", ")))?;
+    }
+    for Finding { level, message, .. } in findings {
+        let level = match level {
+            Level::Note => "note",
+            Level::Warning => "warning",
+        };
+        writeln!(out, "    {level:<10} {}", message.escape_debug())?;
+    }
+    Ok(())
+}
+
+/// For programs.
+fn object(Checked { file, report, findings }: &Checked) -> serde_json::Value {
+    json!({
+        "file": file.to_string_lossy(),
+        "fault": report.fault.as_ref().map(ToString::to_string),
+        "handler": report.offer,
+        "findings": findings,
+        "log": report.log,
+    })
+}
