@@ -92,6 +92,8 @@ fn an_offer_tells_all() {
             flags: 0x103,
             abi: 0x1_0000,
             protocols: vec!["chat.v2".into(), "chat.v1".into()],
+            size: size_of::<wshd::ffi::raw::ws_handler>(),
+            callbacks: vec!["on_message".into()],
         }
     );
     assert_eq!(offer.flag_names(), ["WS_KEEP_REQUEST", "WS_STREAM", "0x100 (unknown)"]);

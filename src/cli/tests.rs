@@ -168,7 +168,7 @@ fn directories_that_are_not_there() {
 #[test]
 fn check_takes_files_only() {
     let check = |args: &[&str]| parse(["wshd"].iter().chain(args).map(OsString::from), None);
-    assert!(matches!(check(&["check", "a", "b"]), Ok(Command::Check(files, None)) if files.len() == 2));
+    assert!(matches!(check(&["check", "a", "b"]), Ok(Command::Check(asked, None)) if asked.files.len() == 2));
     assert!(matches!(check(&["check", "-w", "/h"]), Ok(Command::Test(_))));
     assert!(matches!(check(&["-T", "-w", "/h"]), Ok(Command::Test(_))));
     assert!(matches!(check(&["-p", "1", "check", "a"]), Err(Error::Usage(_))));

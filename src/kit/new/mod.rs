@@ -115,7 +115,7 @@ impl New {
         let mut templates = vec![
             (self.source(), handler),
             file("Makefile", makefile),
-            file("test.sh", include_str!("templates/test.sh.in")),
+            (format!("{}.test", self.name()), include_str!("templates/conversation.test.in")),
             file("README.md", include_str!("templates/README.md.in")),
             file(".gitignore", include_str!("templates/gitignore.in")),
         ];

@@ -2,7 +2,7 @@
 //! the server, a child, reloads it. What does not compile or load changes nothing. The server itself is not different from
 //! any other: one worker, with its log passed through.
 
-mod build;
+pub(super) mod build;
 mod log;
 mod slow;
 mod watch;
@@ -199,7 +199,7 @@ fn child_end(mut child: Child) -> io::Result<ExitStatus> {
 }
 
 /// Puts a new version in the place of another: one that is mapped stays whole.
-fn install(object: &Path, served: &Path) -> io::Result<()> {
+pub(super) fn install(object: &Path, served: &Path) -> io::Result<()> {
     if let Some(dir) = served.parent() {
         fs::create_dir_all(dir)?;
     }

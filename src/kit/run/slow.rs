@@ -1,8 +1,7 @@
 //! Notices callbacks that keep a worker's event loop. Asks the server over its control socket what it executes, again and
 //! again, so that nothing is measured in the worker itself: times are those that were seen, and a little more is true.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::thread;
@@ -13,13 +12,12 @@ use serde_json::Value;
 use super::Event;
 use crate::ctl::answer::{self, Executes, Status};
 use crate::ctl::request::Request;
+use crate::kit::control::ask;
 
 /// Time between two questions.
 const INTERVAL: Duration = Duration::from_millis(15);
 /// How long the server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Most bytes of an answer.
-const MAX_ANSWER: u64 = 1 << 20;
 
 /// Has each callback that takes longer than `limit` become a line of the log, from a thread of its own that ends with the
 /// server.
@@ -61,12 +59,7 @@ fn line(executed: &Executes) -> String {
 }
 
 fn executes(control: &Path) -> io::Result<Option<Executes>> {
-    let socket = UnixStream::connect(control)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    let question = Request::Status {}.line().map_err(io::Error::other)?;
-    (&socket).write_all(&question)?;
-    let mut bytes = Vec::new();
-    BufReader::new((&socket).take(MAX_ANSWER)).read_until(b'\n', &mut bytes)?;
+    let bytes = ask(control, &Request::Status {}, PATIENCE)?;
     let result: Value = match answer::read(&bytes) {
         Some(Ok(result)) => result,
         Some(Err(error)) => return Err(io::Error::other(error)),

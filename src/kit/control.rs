@@ -1,0 +1,21 @@
+//! A question to the server that a command has started, on its control socket.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::ctl::request::Request;
+
+/// Most bytes of an answer.
+const MAX_ANSWER: u64 = 1 << 20;
+
+/// The line that it answers with.
+pub fn ask(control: &Path, request: &Request, patience: Duration) -> io::Result<Vec<u8>> {
+    let socket = UnixStream::connect(control)?;
+    socket.set_read_timeout(Some(patience))?;
+    (&socket).write_all(&request.line().map_err(io::Error::other)?)?;
+    let mut line = Vec::new();
+    BufReader::new((&socket).take(MAX_ANSWER)).read_until(b'\n', &mut line)?;
+    Ok(line)
+}

@@ -1,0 +1,304 @@
+//! The language of `wshd test`: a conversation, a line for each step. Pure: text in, steps out.
+
+use std::time::Duration;
+
+use tungstenite::http::{HeaderName, HeaderValue};
+
+use crate::kit::value::time;
+
+/// The longest script; bytes.
+pub const MAX_SCRIPT: u64 = 16 << 20;
+
+/// A line that does something.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// From 1.
+    pub line: usize,
+    /// Who does it; empty for the one without a name.
+    pub peer: String,
+    /// What.
+    pub action: Action,
+}
+
+/// What a step does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// The peer connects: the target of its request, if not that of the handler, and more headers.
+    Open(Option<String>, Vec<(HeaderName, HeaderValue)>),
+    /// The peer sends this.
+    Send(Content),
+    /// The peer vanishes without a Close frame.
+    Vanish,
+    /// This is to come next.
+    Expect(Content),
+    /// Nothing is to come for so long.
+    Silence(Duration),
+    /// The reply to the opening handshake is to have this status.
+    Status(u16),
+    /// And this header.
+    Header(HeaderName, HeaderValue),
+    /// Time passes.
+    Wait(Duration),
+    /// The connections move to another worker, as at a reload.
+    Move,
+}
+
+/// What goes over a connection.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    /// A text message.
+    Text(String),
+    /// A binary message.
+    Binary(Vec<u8>),
+    /// A piece of a text message; whether it is the first, and the last.
+    Fragment(String, bool, bool),
+    /// A Ping.
+    Ping(Vec<u8>),
+    /// A Pong.
+    Pong(Vec<u8>),
+    /// A Close frame; 1005 is one without a code.
+    Close(u16, String),
+    /// The end of the connection without a Close frame.
+    End,
+}
+
+/// A line that is no step.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {why}")]
+pub struct ScriptError {
+    line: usize,
+    why: String,
+}
+
+/// Reads a script.
+pub fn parse(text: &str) -> Result<Vec<Step>, ScriptError> {
+    let mut steps: Vec<Step> = Vec::new();
+    let mut in_message: Vec<String> = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line_number = number + 1;
+        let error = |why: String| ScriptError { line: line_number, why };
+        if line.trim().is_empty() || line.starts_with('#') {
+            continue;
+        }
+        // What is indented belongs to the request above it.
+        if line.starts_with([' ', '\t']) {
+            let Some(Action::Open(_, headers)) = steps.last_mut().map(|step| &mut step.action) else {
+                return Err(error(
+                    "a header stands below an open only: begin other lines at the margin".to_owned(),
+                ));
+            };
+            headers.push(header(line).map_err(error)?);
+            continue;
+        }
+        let (peer, action) = step(line, &mut in_message).map_err(error)?;
+        steps.push(Step { line: line_number, peer, action });
+    }
+    Ok(steps)
+}
+
+/// `in_message` has the peers that have sent a fragment that is not the last.
+fn step(line: &str, in_message: &mut Vec<String>) -> Result<(String, Action), String> {
+    const EXPECTED: &str = "expected > or < after the name of a peer or none, or = move, = wait TIME";
+    let at = line.find(['>', '<', '=']).ok_or(EXPECTED)?;
+    let (peer, rest) = line.split_at(at);
+    if !peer.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+        return Err(format!("{EXPECTED}; a name has letters, digits and _"));
+    }
+    let (direction, is_control) = match rest.get(..2) {
+        Some(">!") => ('>', true),
+        Some("<!") => ('<', true),
+        _ => (rest.chars().next().unwrap_or_default(), false),
+    };
+    let text = rest.get(if is_control { 2 } else { 1 }..).unwrap_or_default();
+    let text = text.strip_prefix(' ').unwrap_or(text);
+    let action = match (direction, is_control) {
+        ('>', false) => Action::Send(Content::Text(text.to_owned())),
+        ('<', false) => Action::Expect(Content::Text(text.to_owned())),
+        ('>', _) => sent(peer, text, in_message)?,
+        ('<', _) => expected(text)?,
+        _ if !peer.is_empty() => return Err(EXPECTED.to_owned()),
+        _ => match word(text) {
+            ("move", "") => Action::Move,
+            ("wait", duration) => Action::Wait(time(duration)?),
+            _ => return Err("expected = move or = wait TIME".to_owned()),
+        },
+    };
+    Ok((peer.to_owned(), action))
+}
+
+fn sent(peer: &str, text: &str, in_message: &mut Vec<String>) -> Result<Action, String> {
+    let content = match word(text) {
+        ("open", "") => return Ok(Action::Open(None, Vec::new())),
+        ("open", target) if target.starts_with('/') => {
+            return Ok(Action::Open(Some(target.to_owned()), Vec::new()));
+        }
+        ("open", _) => return Err("expected >! open or >! open /PATH".to_owned()),
+        ("vanish", "") => return Ok(Action::Vanish),
+        ("binary", digits) => Content::Binary(hex(digits)?),
+        (part @ ("fragment" | "last"), text) => {
+            let known = in_message.iter().position(|other| other == peer);
+            match (part, known) {
+                ("fragment", None) => in_message.push(peer.to_owned()),
+                ("last", Some(at)) => drop(in_message.swap_remove(at)),
+                ("last", None) => return Err("expected a >! fragment before the last".to_owned()),
+                _ => {}
+            }
+            Content::Fragment(text.to_owned(), known.is_none(), part == "last")
+        }
+        ("ping", text) => Content::Ping(control(text)?),
+        ("pong", text) => Content::Pong(control(text)?),
+        ("close", text) => close(text)?,
+        _ => {
+            let what = "expected >! open, binary, fragment, last, ping, pong, close or vanish";
+            return Err(format!("{what}; text is sent with > alone"));
+        }
+    };
+    Ok(Action::Send(content))
+}
+
+fn expected(text: &str) -> Result<Action, String> {
+    let content = match word(text) {
+        ("status", number) => {
+            let status = number.parse().ok().filter(|status| (100..600).contains(status));
+            return status
+                .map(Action::Status)
+                .ok_or("expected <! status and a number such as 101".to_owned());
+        }
+        ("header", line) => return header(line).map(|(name, value)| Action::Header(name, value)),
+        ("nothing", duration) => return time(duration).map(Action::Silence),
+        ("binary", digits) => Content::Binary(hex(digits)?),
+        ("ping", text) => Content::Ping(control(text)?),
+        ("pong", text) => Content::Pong(control(text)?),
+        ("close", text) => close(text)?,
+        ("end", "") => Content::End,
+        _ => {
+            let what = "expected <! status, header, binary, ping, pong, close, end or nothing TIME";
+            return Err(format!("{what}; text is expected with < alone"));
+        }
+    };
+    Ok(Action::Expect(content))
+}
+
+/// The first word, and what follows it and one space.
+fn word(text: &str) -> (&str, &str) {
+    text.split_once(' ').unwrap_or((text, ""))
+}
+
+fn header(line: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let pair = line.split_once(':').and_then(|(name, value)| {
+        Some((name.trim().parse::<HeaderName>().ok()?, value.trim().parse::<HeaderValue>().ok()?))
+    });
+    pair.ok_or_else(|| "expected NAME: VALUE".to_owned())
+}
+
+fn hex(digits: &str) -> Result<Vec<u8>, String> {
+    let digits: Vec<u32> = digits
+        .chars()
+        .filter(|c| *c != ' ')
+        .map(|c| c.to_digit(16).ok_or("expected bytes as hexadecimal digits, such as 00 ff"))
+        .collect::<Result<_, _>>()?;
+    if !digits.len().is_multiple_of(2) {
+        return Err("expected two hexadecimal digits for each byte".to_owned());
+    }
+    Ok(digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | *digit as u8)).collect())
+}
+
+/// The payload of a control frame (RFC 6455 5.5).
+fn control(text: &str) -> Result<Vec<u8>, String> {
+    match text.len() {
+        ..=125 => Ok(text.as_bytes().to_vec()),
+        length => Err(format!("a control frame carries at most 125 bytes: got {length}")),
+    }
+}
+
+fn close(text: &str) -> Result<Content, String> {
+    let (code, reason) = word(text);
+    if code.is_empty() {
+        return Ok(Content::Close(1005, String::new()));
+    }
+    let code = code.parse().ok().filter(|code| (1000..5000).contains(code));
+    let code = code.ok_or("expected close, or close CODE REASON with a code from 1000 to 4999")?;
+    match reason.len() {
+        ..=123 => Ok(Content::Close(code, reason.to_owned())),
+        length => Err(format!("the reason of a close has at most 123 bytes: got {length}")),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn actions(script: &str) -> Vec<(String, Action)> {
+        parse(script).unwrap().into_iter().map(|step| (step.peer, step.action)).collect()
+    }
+
+    fn one(script: &str) -> Action {
+        let mut all = actions(script);
+        assert_eq!(all.len(), 1, "{script}");
+        all.remove(0).1
+    }
+
+    #[test]
+    fn a_conversation_reads_as_it_is_spoken() {
+        let text = |text: &str| Content::Text(text.to_owned());
+        let script = "# two of them\n\nann> hello\nbob< hello\n<\n>  two spaces\n";
+        let expected = [
+            ("ann", Action::Send(text("hello"))),
+            ("bob", Action::Expect(text("hello"))),
+            ("", Action::Expect(text(""))),
+            ("", Action::Send(text(" two spaces"))),
+        ];
+        assert_eq!(actions(script), expected.map(|(peer, action)| (peer.to_owned(), action)));
+        assert_eq!(parse("#\n> x").unwrap()[0].line, 2);
+    }
+
+    #[test]
+    fn requests_have_headers_below_them() {
+        let action = one(">! open /chat?room=1\n    Origin: https://example.com\n    Cookie: a=b\n");
+        let Action::Open(Some(target), headers) = action else { panic!("{action:?}") };
+        assert_eq!((target.as_str(), headers.len()), ("/chat?room=1", 2));
+        assert_eq!(one("<! status 403"), Action::Status(403));
+        assert!(matches!(one("<! header Set-Cookie: a=b"), Action::Header(name, _) if name == "set-cookie"));
+    }
+
+    #[test]
+    fn everything_that_a_peer_can_do() {
+        assert_eq!(one(">! binary 00 ff7f"), Action::Send(Content::Binary(vec![0, 255, 127])));
+        assert_eq!(one("<! close"), Action::Expect(Content::Close(1005, String::new())));
+        assert_eq!(
+            one("<! close 1008 not here"),
+            Action::Expect(Content::Close(1008, "not here".to_owned()))
+        );
+        assert_eq!(one("<! pong x"), Action::Expect(Content::Pong(b"x".to_vec())));
+        assert_eq!(one("<! nothing 50ms"), Action::Silence(Duration::from_millis(50)));
+        assert_eq!([one("= move"), one(">! vanish")], [Action::Move, Action::Vanish]);
+        assert_eq!(one("= wait 1s"), Action::Wait(Duration::from_secs(1)));
+        let pieces = actions(">! fragment a\n>! fragment b\n>! last c\n>! fragment d");
+        let flags = pieces.into_iter().map(|(_, action)| match action {
+            Action::Send(Content::Fragment(_, is_first, is_last)) => (is_first, is_last),
+            other => panic!("{other:?}"),
+        });
+        assert!(flags.eq([(true, false), (false, false), (false, true), (true, false)]));
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_line() {
+        for (script, line, why) in [
+            ("hello", 1, "expected > or <"),
+            ("> a\n\nb c> d", 3, "a name has"),
+            (">! shout", 1, "text is sent with > alone"),
+            ("<! nothing", 1, "expected a time"),
+            (">! binary 0", 1, "two hexadecimal digits"),
+            (">! binary xy", 1, "hexadecimal"),
+            (">! close 999", 1, "from 1000 to 4999"),
+            (">! last x", 1, "before the last"),
+            ("> a\n  Origin: x", 2, "below an open only"),
+            ("<! status ok", 1, "a number"),
+            ("a= move", 1, "expected > or <"),
+        ] {
+            let error = parse(script).unwrap_err();
+            assert!(error.line == line && error.why.contains(why), "{script}: {error}");
+        }
+    }
+}
