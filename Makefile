@@ -32,6 +32,7 @@ FILES = \
 	man/wshd.7=share/man/man7/wshd.7 \
 	man/wshd.8=share/man/man8/wshd.8 \
 	$(foreach page,$(wildcard man/*.1),$(page)=share/man/man1/$(notdir $(page))) \
+	$(foreach page,$(wildcard man/wshd-*.7),$(page)=share/man/man7/$(notdir $(page))) \
 	LICENSE=share/doc/wshd/copyright \
 	README.md=share/doc/wshd/README.md \
 	CHANGELOG.md=share/doc/wshd/CHANGELOG.md \

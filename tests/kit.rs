@@ -618,6 +618,55 @@ fn run_builds_packages() {
     assert_eq!(ask(&mut connect(&running.address(), "/y"), "hello"), "hello");
 }
 
+const TUTORIAL: &str = include_str!("../man/wshd-tutorial.7");
+const PORTING: &str = include_str!("../man/wshd-porting.7");
+
+/// What stands between `.Bd` and `.Ed` in a manual page.
+fn displays(page: &str) -> impl Iterator<Item = &str> {
+    page.split("\n.Bd ")
+        .skip(1)
+        .map(|display| display.split_once('\n').unwrap().1.split("\n.Ed").next().unwrap())
+}
+
+#[test]
+fn every_step_of_the_tutorial_compiles_and_has_its_conversation() {
+    let dir = Dir::new();
+    let mut steps = 0;
+    for text in displays(TUTORIAL) {
+        if text.starts_with("/* chat_wsh.c, step") {
+            std::fs::write(dir.path().join("chat_wsh.c"), text).unwrap();
+        } else if text.starts_with("# chat.test, step") {
+            std::fs::write(dir.path().join("chat.test"), format!("{text}\n")).unwrap();
+            let mut test = wshd();
+            test.args(["test", "chat_wsh.c", "chat.test"]).env("CFLAGS", "-std=c99 -pedantic -Werror");
+            let output = output_of(test.current_dir(dir.path())).unwrap();
+            assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stdout));
+            ends(&output, 0, "");
+            steps += 1;
+        }
+    }
+    assert_eq!(steps, 3);
+}
+
+#[test]
+fn the_porting_guide_names_what_there_is_and_its_example_is_sound() {
+    let header = include_str!("../include/ws_handler.h");
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words: BTreeSet<&str> = PORTING.split(|c| !is_name(c)).collect();
+    let functions = words.iter().filter(|word| word.starts_with("WS_") || word.starts_with("ws_"));
+    // Which are attributes of the request there.
+    let theirs = ["ws_extension_processors", "ws_stream"];
+    for name in functions.filter(|name| !theirs.contains(name)) {
+        assert!(header.contains(name), "{name} is not in ws_handler.h");
+    }
+    let dir = Dir::new();
+    let example = displays(PORTING).find(|text| text.contains("#include <ws_handler.h>")).unwrap();
+    std::fs::write(dir.path().join("echo_wsh.c"), example).unwrap();
+    std::fs::write(dir.path().join("x.test"), "> a\n< a\n> Goodbye\n< Goodbye\n<! close 1000\n").unwrap();
+    let output = output_of(wshd().args(["test", "echo_wsh.c", "x.test"]).current_dir(dir.path())).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
 /// The commands that have a manual page of their own.
 const COMMANDS: [(&str, &str); 5] = [
     ("bench", include_str!("../man/wshd-bench.1")),
