@@ -7,8 +7,9 @@ mod log;
 mod slow;
 mod watch;
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -202,9 +203,12 @@ fn child_end(mut child: Child) -> io::Result<ExitStatus> {
 pub(super) fn install(object: &Path, served: &Path) -> io::Result<()> {
     if let Some(dir) = served.parent() {
         fs::create_dir_all(dir)?;
+        fs::set_permissions(dir, Permissions::from_mode(0o755))?;
     }
     let passing = served.with_extension("new");
     fs::copy(object, &passing)?;
+    // As root, a server takes no handler that others may write, whatever the umask was.
+    fs::set_permissions(&passing, Permissions::from_mode(0o644))?;
     fs::rename(&passing, served)
 }
 
