@@ -26,6 +26,9 @@ pub struct Server {
     child: Child,
     dir: PathBuf,
     socket: PathBuf,
+    object: PathBuf,
+    /// Its copy in the handler directory.
+    served: PathBuf,
 }
 
 impl Server {
@@ -33,7 +36,8 @@ impl Server {
     pub fn start(dir: &Path, object: &Path, name: &str, options: &[String]) -> Result<Self, String> {
         let cannot = |error: std::io::Error| format!("the server: {error}");
         let handlers = dir.join("handlers");
-        install(object, &handlers.join(format!("{name}_wsh.so"))).map_err(cannot)?;
+        let served = handlers.join(format!("{name}_wsh.so"));
+        install(object, &served).map_err(cannot)?;
         let log = File::create(dir.join("log")).map_err(cannot)?;
         let mut command = Command::new(std::env::current_exe().map_err(cannot)?);
         command.args(["--workers", "1", "--strict-handlers", "-o", "quarantine_deaths=0", "--server-host"]);
@@ -43,7 +47,7 @@ impl Server {
         command.args(options.iter().flat_map(|option| ["-o", option]));
         let child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().map_err(cannot)?;
-        let mut server = Server { child, dir: dir.to_owned(), socket };
+        let mut server = Server { child, dir: dir.to_owned(), socket, object: object.to_owned(), served };
         match server.first_line().is_some_and(|line| line.starts_with("wshd: ready on ")) {
             true => Ok(server),
             false => {
@@ -71,6 +75,8 @@ impl Server {
 
     /// Replaces the worker, to which all connections move that can.
     pub fn move_connections(&self) -> Result<(), String> {
+        // The same again: a file that is not new would not be loaded.
+        install(&self.object, &self.served).map_err(|error| format!("move: {error}"))?;
         let answer = ask(&self.dir.join("control"), &Request::Reload {}, PATIENCE);
         match answer.map_err(|error| format!("move: {error}")).map(|line| answer::read(&line))? {
             Some(Ok(_)) => Ok(()),
