@@ -30,6 +30,10 @@ fn main() {
     for variable in ["CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "WSHD_SKIP_PLUGINS"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
+    if let Err(error) = list_the_crate() {
+        println!("cargo::error={error}");
+        std::process::exit(1);
+    }
     if env::var_os("WSHD_SKIP_PLUGINS").is_some_and(|value| value == "1") {
         return;
     }
@@ -37,6 +41,20 @@ fn main() {
         println!("cargo::error={}", error.replace('\n', "\ncargo::error="));
         std::process::exit(1);
     }
+}
+
+/// The crate ws-handler as part of the server, for `wshd new`: paths and texts (src/kit/interface.rs).
+fn list_the_crate() -> Result<(), String> {
+    let root = path_of("CARGO_MANIFEST_DIR")?.join("include/rust");
+    let cannot = |error: io::Error| format!("{}: {error}", root.display());
+    let entries = fs::read_dir(root.join("src")).map_err(cannot)?;
+    let names = entries.map(|entry| Ok(format!("src/{}", entry?.file_name().to_string_lossy())));
+    let mut names = names.collect::<io::Result<Vec<String>>>().map_err(cannot)?;
+    names.push("Cargo.toml".to_owned());
+    names.sort();
+    let pair = |name: &String| format!("({name:?}, include_str!({:?})),\n", root.join(name));
+    let list: String = names.iter().map(pair).collect();
+    fs::write(path_of("OUT_DIR")?.join("ws_handler_crate.rs"), format!("&[\n{list}]\n")).map_err(cannot)
 }
 
 fn build_handlers() -> Result<(), String> {
