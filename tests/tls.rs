@@ -412,6 +412,24 @@ fn the_port_is_free_soon_after_a_supervisor_was_killed() {
     assert_eq!(u16::from(close.code), 1001);
 }
 
+#[test]
+fn a_gateway_writes_into_the_log_that_was_opened_anew() {
+    let (dir, _) = set_up();
+    let server = start(&dir, &[]);
+    let log = dir.path().join("log");
+    std::fs::rename(&log, dir.path().join("log.old")).unwrap();
+    server.signal(Signal::SIGUSR1);
+    let old = dir.path().join("log.old").display().to_string();
+    let gateway = processes(&server, "gateway")[0];
+    let holds = || {
+        let files = std::fs::read_dir(format!("/proc/{gateway}/fd")).unwrap();
+        files
+            .filter_map(|file| std::fs::read_link(file.ok()?.path()).ok())
+            .any(|file| file.display().to_string() == old)
+    };
+    until("the old one is let go of", || log.exists() && !holds());
+}
+
 /// Answers with both ends of the connection.
 const ENDS: &str = r#"
     #include <ws_handler.h>
