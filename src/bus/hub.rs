@@ -253,7 +253,11 @@ impl Hub {
                 self.recount.insert(key);
             }
         }
-        let mut missed = u32::from(topic.forgotten > from);
+        // Before what comes after the gap.
+        if topic.forgotten > from {
+            Notice::Missed { topic: number, ticket, count: 1 }.append_to(worker.out.tail());
+        }
+        let mut missed = 0;
         let start = topic.history.partition_point(|kept| kept.stamp <= from);
         for kept in topic.history.range(start..) {
             let message = kept.message.message();
@@ -413,7 +417,7 @@ impl Worker {
     fn tell_missed(&mut self) {
         for (topic, count) in std::mem::take(&mut self.missed) {
             if self.topics.contains_key(&topic) {
-                Notice::Missed { topic, count }.append_to(self.out.tail());
+                Notice::Missed { topic, ticket: 0, count }.append_to(self.out.tail());
             }
         }
     }
@@ -525,10 +529,13 @@ mod tests {
         subscribe(&mut hub, 1, 1, 0);
         (1..=3).for_each(|now| publish(&mut hub, 1, &[b'x'; 600], now));
         subscribe(&mut hub, 2, 7, 0);
-        assert!(heard(&mut hub, 2).ends_with("replayed@3/7-1"));
+        let all = heard(&mut hub, 2);
+        assert!(
+            all.starts_with("Missed { topic: 5, ticket: 7, count: 1 }") && all.ends_with("replayed@3/7-0")
+        );
         hub.expire(Instant::from_nanos(3 + 10_000_000_000));
         subscribe(&mut hub, 2, 8, 2);
-        assert_eq!(heard(&mut hub, 2), "replayed@3/8-1");
+        assert_eq!(heard(&mut hub, 2), "Missed { topic: 5, ticket: 8, count: 1 } replayed@3/8-0");
         subscribe(&mut hub, 2, 9, 3);
         assert_eq!(heard(&mut hub, 2), "replayed@3/9-0");
         assert!(hub.order.is_empty() && hub.kept == 0);
@@ -546,7 +553,7 @@ mod tests {
         hub.end_turn();
         assert_eq!(heard(&mut hub, 1).matches("Missed").count(), 0);
         publish(&mut hub, 2, b"y", 6);
-        assert_eq!(heard(&mut hub, 1), "Missed { topic: 5, count: 3 } y@6/0");
+        assert_eq!(heard(&mut hub, 1), "Missed { topic: 5, ticket: 0, count: 3 } y@6/0");
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use std::str;
 
 /// The version of all this, which a worker says when it connects.
-pub const FORMAT: u32 = 0x7773_6202;
+pub const FORMAT: u32 = 0x7773_6203;
 /// Bytes of a topic's name, and of a scope's, at most.
 pub const MAX_NAME: usize = 255;
 /// Bytes of a message at most.
@@ -91,10 +91,12 @@ pub enum Notice<'a> {
         /// Messages that there are no more. At least so many.
         missed: u32,
     },
-    /// The worker did not keep up: messages that it does not get.
+    /// Messages that it does not get: it did not keep up, or they are not kept any more.
     Missed {
         /// The worker's number.
         topic: u32,
+        /// As of a message.
+        ticket: u32,
         /// How many.
         count: u32,
     },
@@ -211,7 +213,7 @@ impl Notice<'_> {
             Notice::Replayed { topic, ticket, stamp, missed } => {
                 frame.byte(b'R').u32(topic).u32(ticket).u64(stamp).u32(missed)
             }
-            Notice::Missed { topic, count } => frame.byte(b'D').u32(topic).u32(count),
+            Notice::Missed { topic, ticket, count } => frame.byte(b'D').u32(topic).u32(ticket).u32(count),
             Notice::Taken { count } => frame.byte(b'T').u64(count),
             Notice::Others { topic, count } => frame.byte(b'O').u32(topic).u32(count),
             Notice::Farewell => frame.byte(b'F'),
@@ -236,7 +238,7 @@ impl Notice<'_> {
                 stamp: u64(rest)?,
                 missed: u32(rest)?,
             },
-            b'D' => Notice::Missed { topic: u32(rest)?, count: u32(rest)? },
+            b'D' => Notice::Missed { topic: u32(rest)?, ticket: u32(rest)?, count: u32(rest)? },
             b'T' => Notice::Taken { count: u64(rest)? },
             b'O' => Notice::Others { topic: u32(rest)?, count: u32(rest)? },
             b'F' => Notice::Farewell,
@@ -500,7 +502,7 @@ mod tests {
         let notices = [
             Notice::Message { topic: 1, ticket: 0, stamp: 5, message: MESSAGE },
             Notice::Replayed { topic: 1, ticket: 3, stamp: 6, missed: 2 },
-            Notice::Missed { topic: 1, count: 2 },
+            Notice::Missed { topic: 1, ticket: 3, count: 2 },
             Notice::Taken { count: 1 },
             Notice::Others { topic: 1, count: 3 },
             Notice::Farewell,

@@ -385,8 +385,8 @@ impl Link {
                     self.note_missed(&live, missed);
                 }
             }
-            Notice::Missed { topic, count } => {
-                let whom = self.subscriptions.lock().table.missed(topic, count);
+            Notice::Missed { topic, ticket, count } => {
+                let whom = self.subscriptions.lock().table.missed(topic, ticket, count);
                 self.note_missed(&whom, count);
             }
             Notice::Others { topic, count } => self.subscriptions.lock().table.set_others(topic, count),

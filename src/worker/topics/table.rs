@@ -276,13 +276,16 @@ impl Table {
         live
     }
 
-    /// Messages of a topic did not come; returns whom they were for.
-    pub fn missed(&mut self, number: u32, count: u32) -> Vec<(u64, Subscription)> {
+    /// Messages of a topic did not come; returns whom they were for: those that are live, or wait with this ticket.
+    pub fn missed(&mut self, number: u32, ticket: u32, count: u32) -> Vec<(u64, Subscription)> {
         let Some(topic) = self.topics.get(&number) else { return Vec::new() };
-        for conn in topic.live.keys() {
+        let waiting =
+            || topic.waiting.iter().find(|group| group.ticket == ticket).map(|group| &group.members);
+        let Some(whom) = (if ticket == 0 { Some(&topic.live) } else { waiting() }) else { return Vec::new() };
+        for conn in whom.keys() {
             self.members.get_mut(conn).into_iter().for_each(|member| member.missed += u64::from(count));
         }
-        topic.live.iter().map(|(conn, subscription)| (*conn, *subscription)).collect()
+        whom.iter().map(|(conn, subscription)| (*conn, *subscription)).collect()
     }
 
     /// So many subscribers are on other workers.
