@@ -23,8 +23,8 @@ struct Topic {
     /// By connection.
     live: BTreeMap<u64, Subscription>,
     waiting: Vec<Group>,
-    /// The bus sends messages of it.
-    is_known: bool,
+    /// The bus sends messages of it that are later than this stamp.
+    live_from: Option<u64>,
     /// Subscribers in other workers, as far as known.
     others: u32,
     /// Subscribers here, as far as the bus knows.
@@ -147,7 +147,7 @@ impl Table {
             }
         }
         let (live, waiting) = (BTreeMap::new(), Vec::new());
-        let topic = Topic { key: key.into(), live, waiting, is_known: false, others: 0, told: 1 };
+        let topic = Topic { key: key.into(), live, waiting, live_from: None, others: 0, told: 1 };
         self.topics.insert(self.last_topic, topic);
         self.numbers.insert(key.into(), self.last_topic);
         self.last_topic
@@ -156,7 +156,7 @@ impl Table {
     /// Makes a subscription live if it has seen all that was delivered here, else has it wait.
     fn place(&mut self, number: u32, conn: u64, wanted: Subscription, delivered: u64, out: &mut Vec<u8>) {
         let Some(topic) = self.topics.get_mut(&number) else { return };
-        if topic.is_known && delivered <= wanted.from {
+        if topic.live_from.is_some_and(|stamp| stamp.max(delivered) <= wanted.from) {
             topic.live.insert(conn, wanted);
         } else if let Some(group) =
             topic.waiting.iter_mut().find(|group| group.ticket != 0 && group.from <= wanted.from)
@@ -261,7 +261,7 @@ impl Table {
         missed: u32,
     ) -> Vec<(u64, Subscription)> {
         let Some(topic) = self.topics.get_mut(&number) else { return Vec::new() };
-        topic.is_known = true;
+        topic.live_from.get_or_insert(stamp);
         let Some(index) = topic.waiting.iter().position(|group| group.ticket == ticket) else {
             return Vec::new();
         };
@@ -296,7 +296,7 @@ impl Table {
     /// There is a new bus, which knows nothing: all wait for what they have not seen. All up to `delivered` was delivered.
     pub fn subscribe_anew(&mut self, delivered: u64, out: &mut Vec<u8>) {
         for (&number, topic) in &mut self.topics {
-            (topic.is_known, topic.others, topic.told) = (false, 0, 1);
+            (topic.live_from, topic.others, topic.told) = (None, 0, 1);
             let live = std::mem::take(&mut topic.live);
             if !live.is_empty() {
                 let seen = |(conn, subscription): (u64, Subscription)| {
