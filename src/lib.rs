@@ -8,6 +8,7 @@
 
 pub mod auth;
 pub mod bus;
+mod cgi;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -48,6 +48,7 @@ fn generation(config: Config, resources: &[(&str, u64)]) -> Generation {
         listeners: Vec::new(),
         metrics: Vec::new(),
         bus,
+        cgi: None,
         faults: Vec::new(),
         certificates: Vec::new(),
     }

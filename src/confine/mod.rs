@@ -76,6 +76,16 @@ impl Confinement {
         })
     }
 
+    /// That of the process that runs programs: as the default pool, with a user of its own if it has one.
+    pub fn of_programs(config: &Config) -> Option<Self> {
+        let confinement = Self::of(config, 0)?;
+        let Some(cgi) = config.cgi.as_ref().filter(|cgi| cgi.user.is_some()) else {
+            return Some(confinement);
+        };
+        let groups = cgi.groups.iter().map(|group| group.as_raw()).collect();
+        Some(Self { pool: "cgi".to_owned(), user: cgi.user.map(Uid::as_raw), groups, ..confinement })
+    }
+
     /// The same, limited to these handlers and what else the configuration names, if it limits files at all.
     pub fn with_files<'a>(self, config: &'a Config, handlers: impl IntoIterator<Item = &'a PathBuf>) -> Self {
         Self { files: Files::of(config, handlers), ..self }

@@ -26,12 +26,14 @@ pub const MAX_BYTES: usize = 160 * 1024;
 const SEND_BUFFER: usize = 4 * 1024 * 1024;
 
 /// Both ends of one slot's inbox, which are non-blocking.
+#[derive(Debug)]
 pub struct Inbox {
     tx: OwnedFd,
     rx: Receiver,
 }
 
 /// The receiving end of an inbox. More than one process may have it: each datagram comes to one of them.
+#[derive(Debug)]
 pub struct Receiver(OwnedFd);
 
 impl Inbox {

@@ -17,7 +17,8 @@ use std::time::SystemTime;
 
 use crate::proto::http1::head::{Head, is_known_method};
 use console::Console;
-use path::{Refused, RequestPath};
+use path::Refused;
+pub use path::RequestPath;
 pub use response::{Body, Response, reason_phrase, takes_content};
 
 /// Everything that is served over plain HTTP.

@@ -50,40 +50,15 @@ const ONCE: [&str; 8] = [
 impl Response {
     /// Writes the head. `fields` follow those that every response has, in their order; what is no valid field is left out.
     pub fn new(now: SystemTime, status: u16, fields: &[(&str, &str)], body: Body) -> Self {
-        let has = |name: &str| fields.iter().any(|(field, _)| field.eq_ignore_ascii_case(name));
-        let mut head = Vec::with_capacity(512);
-        write(&mut head, &["HTTP/1.1 ", &status.to_string(), " ", reason_phrase(status), "\r\n"]);
-        // RFC 9110 6.6.1: an origin server with a clock sends it.
-        if !has("Date") {
-            write(&mut head, &["Date: ", &http_date(now), "\r\n"]);
-        }
-        // RFC 9110 7.8: Upgrade is always named as a connection option.
-        let upgrades = has("Upgrade") || status == 426;
-        write(&mut head, &["Connection: ", if upgrades { "Upgrade, close" } else { "close" }, "\r\n"]);
-        // RFC 9110 15.5.22: 426 names the protocol to use; RFC 6455 4.4 and its version.
-        for (name, value) in [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")] {
-            if status == 426 && !has(name) {
-                write(&mut head, &[name, ": ", value, "\r\n"]);
-            }
-        }
-        if !has("X-Content-Type-Options") {
-            write(&mut head, &["X-Content-Type-Options: nosniff\r\n"]);
-        }
         // RFC 9110 15.3.5, 15.4.5: 204 and 304 have no content, and a length would be that of another response.
         let body = if matches!(status, 204 | 304) { None } else { Some(body) };
-        if let Some(body) = &body {
-            write(&mut head, &["Content-Length: ", &body.length().to_string(), "\r\n"]);
-        }
-        for (at, (name, value)) in fields.iter().enumerate() {
-            let same = |other: &str| other.eq_ignore_ascii_case(name);
-            let again = ONCE.iter().any(|once| same(once))
-                && fields.iter().take(at).any(|(earlier, _)| same(earlier));
-            if !again && is_header_name(name.as_bytes()) && is_header_value(value.as_bytes()) {
-                write(&mut head, &[name, ": ", value, "\r\n"]);
-            }
-        }
-        write(&mut head, &["\r\n"]);
+        let head = head(now, status, fields, body.as_ref().map(Body::length));
         Self { status, head, body: body.unwrap_or(Body::Empty) }
+    }
+
+    /// One whose content the caller sends, and whose fields tell how that is delimited.
+    pub fn streamed(now: SystemTime, status: u16, fields: &[(&str, &str)]) -> Self {
+        Self { status, head: head(now, status, fields, None), body: Body::Empty }
     }
 
     /// A line of text that says what is wrong.
@@ -145,6 +120,42 @@ impl Body {
             Body::File { length, .. } => *length,
         }
     }
+}
+
+/// From the status line to the empty line.
+fn head(now: SystemTime, status: u16, fields: &[(&str, &str)], length: Option<u64>) -> Vec<u8> {
+    let has = |name: &str| fields.iter().any(|(field, _)| field.eq_ignore_ascii_case(name));
+    let mut head = Vec::with_capacity(512);
+    write(&mut head, &["HTTP/1.1 ", &status.to_string(), " ", reason_phrase(status), "\r\n"]);
+    // RFC 9110 6.6.1: an origin server with a clock sends it.
+    if !has("Date") {
+        write(&mut head, &["Date: ", &http_date(now), "\r\n"]);
+    }
+    // RFC 9110 7.8: Upgrade is always named as a connection option.
+    let upgrades = has("Upgrade") || status == 426;
+    write(&mut head, &["Connection: ", if upgrades { "Upgrade, close" } else { "close" }, "\r\n"]);
+    // RFC 9110 15.5.22: 426 names the protocol to use; RFC 6455 4.4 and its version.
+    for (name, value) in [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")] {
+        if status == 426 && !has(name) {
+            write(&mut head, &[name, ": ", value, "\r\n"]);
+        }
+    }
+    if !has("X-Content-Type-Options") {
+        write(&mut head, &["X-Content-Type-Options: nosniff\r\n"]);
+    }
+    if let Some(length) = length {
+        write(&mut head, &["Content-Length: ", &length.to_string(), "\r\n"]);
+    }
+    for (at, (name, value)) in fields.iter().enumerate() {
+        let same = |other: &str| other.eq_ignore_ascii_case(name);
+        let again =
+            ONCE.iter().any(|once| same(once)) && fields.iter().take(at).any(|(earlier, _)| same(earlier));
+        if !again && is_header_name(name.as_bytes()) && is_header_value(value.as_bytes()) {
+            write(&mut head, &[name, ": ", value, "\r\n"]);
+        }
+    }
+    write(&mut head, &["\r\n"]);
+    head
 }
 
 /// Whether a response may have content, as far as the request has come, be it malformed or not complete. Not while the

@@ -8,7 +8,7 @@ use nix::unistd::Gid;
 use super::account::Account;
 use super::value::Host;
 use super::{authentication, tls};
-use crate::config::{Config, HandlerSettings, Listen, ListenerSettings, Pool, Processes};
+use crate::config::{Cgi, Config, HandlerSettings, Listen, ListenerSettings, Pool, Processes};
 
 /// A configuration in the making, of the server, of a handler or of a pool.
 #[derive(Clone, Debug, Default)]
@@ -73,6 +73,10 @@ pub struct Draft {
     pub is_open: bool,
     /// Of a handler: further resources that it serves.
     pub resources: Vec<String>,
+    /// Programs, if it has directories of them.
+    pub cgi: Cgi,
+    /// Who they run as.
+    pub cgi_user: Option<Account>,
     /// Of a handler: whose processes run it.
     pub isolation: Isolation,
     /// Of a handler: its pool, if it is named.

@@ -6,14 +6,14 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::{AccessFlags, Uid, access, geteuid};
 
 use super::account::{identity, must_be_root};
 use super::draft::{Draft, Target};
 use super::effective::Effective;
 use super::value::Host;
 use super::{Error, Kind, Places, Scope, find, in_scope, include, listeners, pools, tls};
-use crate::config::{Config, CrashRecords, Landlock, Listen, Pool};
+use crate::config::{Cgi, Config, CrashRecords, Landlock, Listen, Pool};
 use crate::log::{AccessLog, Destination};
 
 /// Where a syslog daemon listens: `_PATH_LOG` of <syslog.h>.
@@ -116,8 +116,31 @@ fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), E
     }
     config.daemon.chroot = draft.chroot.as_deref().map(|dir| chroot(dir, &mut config, given)).transpose()?;
     let (user, groups) = identity(draft.user.clone(), draft.group).map_err(|why| given.wrong("user", why))?;
+    config.cgi = programs(&draft, &config, user, given)?;
     config.pools = vec![Pool { user, groups, ..Pool::new("default", config.workers) }];
     Ok((draft, config))
+}
+
+/// Programs, if there are any; workers run as this user.
+fn programs(
+    draft: &Draft,
+    config: &Config,
+    workers: Option<Uid>,
+    given: &Places,
+) -> Result<Option<Cgi>, Error> {
+    if draft.cgi.directories.is_empty() {
+        return Ok(None);
+    }
+    if config.document_root.is_none() {
+        return Err(given.wrong("cgi_paths", "expected document_root beside it"));
+    }
+    let (user, groups) =
+        identity(draft.cgi_user.clone(), None).map_err(|why| given.wrong("cgi_user", why))?;
+    if user.or(workers).unwrap_or_else(geteuid).is_root() {
+        let why = "expected cgi_user or user beside it: programs do not run as root";
+        return Err(given.wrong("cgi_paths", why));
+    }
+    Ok(Some(Cgi { user, groups, ..draft.cgi.clone() }))
 }
 
 fn cores() -> usize {

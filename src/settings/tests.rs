@@ -463,3 +463,23 @@ fn only_the_server_has_options() {
         assert!(setting.flag == Flag::No || setting.is_in(Scope::Server), "{}", setting.name);
     }
 }
+
+#[test]
+fn directories_of_programs() {
+    let user = if geteuid().is_root() { "cgi_user = 'nobody'\n" } else { "" };
+    let text = format!("document_root = '/'\ncgi_paths = ['/cgi,/bin/x/', 'htbin']\n{user}");
+    let cgi = config(&text, &[]).unwrap().cgi.unwrap();
+    assert_eq!(cgi.directories, ["cgi", "bin/x", "htbin"].map(std::path::PathBuf::from));
+    assert_eq!((cgi.processes, cgi.timeout.as_secs(), cgi.body, cgi.output), (16, 30, 1 << 20, 64 << 20));
+    assert_eq!(cgi.user.is_some(), geteuid().is_root());
+    assert!(config("document_root = '/'\n", &[]).unwrap().cgi.is_none());
+    let expected = "expected directories relative to the document root, such as /cgi-bin";
+    for wrong in ["/", "../x", "a/../b", "a,"] {
+        fails(&format!("cgi_paths = '{wrong}'\n"), &format!("w.conf:1: cgi_paths = '{wrong}': {expected}"));
+    }
+    fails("cgi_paths = 'a'\n", "w.conf:1: cgi_paths: expected document_root beside it");
+    if geteuid().is_root() {
+        let root = "expected cgi_user or user beside it: programs do not run as root";
+        fails("document_root = '/'\ncgi_paths = 'a'\n", &format!("w.conf:2: cgi_paths: {root}"));
+    }
+}

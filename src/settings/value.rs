@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -41,6 +41,17 @@ pub fn host(text: &str) -> Result<Host, String> {
         true => Ok(Host::Name(name.to_owned())),
         false => Err("expected an address, a host name (without its port), or unix:/PATH".to_owned()),
     }
+}
+
+/// Directories below another one, with commas between; a slash at the beginning or end of one means nothing.
+pub fn directories(texts: &[String]) -> Result<Vec<PathBuf>, String> {
+    let directory = |text: &str| {
+        let path = PathBuf::from(text.trim_matches('/'));
+        let is_plain = path.components().all(|component| matches!(component, Component::Normal(_)));
+        let expected = "expected directories relative to the document root, such as /cgi-bin";
+        (is_plain && path.components().next().is_some()).then_some(path).ok_or_else(|| expected.to_owned())
+    };
+    texts.iter().flat_map(|text| text.split(',')).map(directory).collect()
 }
 
 /// An address with its port.

@@ -40,10 +40,12 @@ pub enum Kind {
     Gateway,
     /// Carries published messages between workers.
     Bus,
+    /// Runs programs for requests.
+    Cgi,
 }
 
 impl Kind {
-    const ALL: [Kind; 3] = [Kind::Metrics, Kind::Gateway, Kind::Bus];
+    const ALL: [Kind; 4] = [Kind::Metrics, Kind::Gateway, Kind::Bus, Kind::Cgi];
 
     /// Its name in the log and in `ps`.
     pub fn name(self) -> &'static str {
@@ -51,6 +53,7 @@ impl Kind {
             Kind::Metrics => "metrics",
             Kind::Gateway => "gateway",
             Kind::Bus => "bus",
+            Kind::Cgi => "cgi",
         }
     }
 
@@ -61,6 +64,7 @@ impl Kind {
             Kind::Gateway if generation.gateway_listeners().next().is_none() => 0,
             Kind::Gateway => generation.config.gateway.processes,
             Kind::Bus => usize::from(generation.bus.is_used()),
+            Kind::Cgi => usize::from(generation.cgi.is_some()),
         }
     }
 
@@ -70,6 +74,7 @@ impl Kind {
             Kind::Metrics => true, // it tells of the configuration and its handlers
             Kind::Gateway => old.are_gateways_changed(new),
             Kind::Bus => new.bus.is_used() && old.bus_settings() != new.bus_settings(),
+            Kind::Cgi => old.programs() != new.programs(),
         }
     }
 
@@ -78,14 +83,14 @@ impl Kind {
     pub fn takes_commands(self) -> bool {
         match self {
             Kind::Metrics => false,
-            Kind::Gateway | Kind::Bus => true,
+            Kind::Gateway | Kind::Bus | Kind::Cgi => true,
         }
     }
 
     /// When one that has died is restarted.
     fn restart(self) -> Rule {
         match self {
-            Kind::Metrics | Kind::Gateway => RESTART,
+            Kind::Metrics | Kind::Gateway | Kind::Cgi => RESTART,
             // Nothing that is published arrives without it.
             Kind::Bus => Rule { free: 3, first: Duration::from_millis(100), ..RESTART },
         }
@@ -96,7 +101,7 @@ impl Kind {
     /// Whether one that is replaced may take until its last connection has ended.
     fn relays(self) -> bool {
         match self {
-            Kind::Metrics | Kind::Bus => false,
+            Kind::Metrics | Kind::Bus | Kind::Cgi => false,
             Kind::Gateway => true,
         }
     }

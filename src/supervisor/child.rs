@@ -25,7 +25,7 @@ use crate::fleet::scoreboard::{Place, Slot};
 use crate::fleet::{process_title, wipe};
 use crate::gateway::Gateway;
 use crate::service::daemonize;
-use crate::{bus, gateway, log as sink, metrics, worker};
+use crate::{bus, cgi, gateway, log as sink, metrics, worker};
 
 /// Signals that a terminal sends to the whole process group, or that are requests to the supervisor only.
 const NOT_FOR_WORKERS: [Signal; 7] = [
@@ -63,6 +63,8 @@ pub(super) enum Auxiliary {
     Metrics(metrics::Start),
     Gateway(gateway::Start),
     Bus(io::Result<bus::Start>),
+    /// An error if it has no inbox.
+    Cgi(io::Result<cgi::Start>),
 }
 
 impl Auxiliary {
@@ -75,6 +77,9 @@ impl Auxiliary {
                 Auxiliary::Gateway(gateway::Start { config: Arc::clone(config), ..start })
             }
             Auxiliary::Bus(start) => Auxiliary::Bus(start),
+            Auxiliary::Cgi(start) => {
+                Auxiliary::Cgi(start.map(|start| cgi::Start { config: Arc::clone(config), ..start }))
+            }
         }
     }
 
@@ -100,6 +105,12 @@ impl Auxiliary {
                 let start = start.map_err(internal)?;
                 confine().map_err(internal)?;
                 bus::run(start, channel).map_err(internal)
+            }
+            Auxiliary::Cgi(start) => {
+                confine().map_err(internal)?;
+                start
+                    .and_then(|start| cgi::run(start, channel))
+                    .map_err(|error| (Exit::Start, error.to_string()))
             }
         }
     }
@@ -170,11 +181,12 @@ impl Child {
                 })
             }
             Task::Auxiliary(kind, channel, start) => {
-                // Confined as the workers of the default pool. SIGTERM stays blocked: those that take commands read it,
+                // Confined as the workers of the default pool, or as programs. SIGTERM stays blocked: those that take commands read it,
                 // and metrics show how the workers stop.
                 let confine = || {
                     let confinement = match kind {
                         Kind::Gateway => Confinement::of_gateways(&config),
+                        Kind::Cgi => Confinement::of_programs(&config),
                         Kind::Metrics | Kind::Bus => Confinement::of(&config, 0),
                     };
                     confinement.map_or(Ok(()), |to| to.enter())?;

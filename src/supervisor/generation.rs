@@ -2,13 +2,15 @@
 //! says which workers have to be replaced. Changes nothing that serves.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
 
 use super::bus::{self, Bus};
 use super::certificates::{Stamp, stamps};
 use super::policy::rolling_restart::Step;
 use crate::auth::Authentication;
-use crate::config::{Binding, Config, Listen, Pool};
+use crate::config::{Binding, Cgi, Config, Listen, Pool};
+use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::{self, BindError, Listener};
 use crate::fleet::routes::{Route, Routes};
 use crate::fleet::scoreboard::Place;
@@ -31,6 +33,8 @@ pub struct Generation {
     pub metrics: Vec<Arc<Listener>>,
     /// Where workers meet the bus.
     pub bus: Bus,
+    /// Where requests for programs arrive, if there are any. It outlives the process that runs them.
+    pub cgi: Option<Arc<Inbox>>,
     /// What was left out because it is broken.
     pub faults: Vec<String>,
     /// The files that gateways read, as they were.
@@ -50,8 +54,10 @@ impl Generation {
         let metrics = bind_metrics(&config, &self.metrics).map_err(|error| error.to_string())?;
         let certificates = stamps(&config);
         let bus = self.bus.following(&config).map_err(|error| error.to_string())?;
+        let cgi = make_inbox(&config, self.cgi.as_ref())
+            .map_err(|error| format!("no inbox for programs: {error}"))?;
         let (config, routes) = (Arc::new(config), Arc::new(routes));
-        Ok(Self { config, routes, listeners, metrics, bus, faults, certificates })
+        Ok(Self { config, routes, listeners, metrics, bus, cgi, faults, certificates })
     }
 
     /// What makes the bus what it is.
@@ -153,6 +159,12 @@ impl Generation {
         handlers
     }
 
+    /// What concerns the process that runs programs.
+    pub fn programs(&self) -> impl PartialEq {
+        let config = &self.config;
+        (config.cgi.clone(), config.document_root.clone(), config.head.clone(), config.handshake_timeout)
+    }
+
     fn addresses(&self) -> Vec<String> {
         self.worker_listeners().iter().map(|listener| listener.address.to_string()).collect()
     }
@@ -164,6 +176,15 @@ impl Generation {
             Some((resource.to_owned(), route.resource.clone(), self.config.pool_of(&route.resource)))
         };
         self.routes.resources().filter_map(named).collect()
+    }
+}
+
+/// The inbox for programs, if there are any: that which is there goes on.
+pub fn make_inbox(config: &Config, have: Option<&Arc<Inbox>>) -> io::Result<Option<Arc<Inbox>>> {
+    match (&config.cgi, have) {
+        (None, _) => Ok(None),
+        (Some(_), Some(inbox)) => Ok(Some(Arc::clone(inbox))),
+        (Some(_), None) => Ok(Some(Arc::new(Inbox::new()?))),
     }
 }
 
@@ -197,6 +218,8 @@ fn of_all(config: &Config) -> Config {
             ..Authentication::default()
         },
         handler_of: Default::default(),
+        // Workers know only which paths are those of programs.
+        cgi: config.cgi.as_ref().map(|cgi| Cgi { directories: cgi.directories.clone(), ..Cgi::default() }),
         control: Default::default(),
         gateway: Default::default(),
         log: LogSettings { rotation: Default::default(), ..config.log.clone() },

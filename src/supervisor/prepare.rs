@@ -12,7 +12,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::auxiliary::Auxiliaries;
 use super::bus::Bus;
 use super::certificates::{Certificates, stamps};
-use super::generation::{Generation, bind_metrics, binding};
+use super::generation::{Generation, bind_metrics, binding, make_inbox};
 use super::maintenance::Maintenance;
 use super::policy::slots::Slots;
 use super::pools::Pools;
@@ -152,8 +152,9 @@ impl Prepared {
         })?;
         let certificates = stamps(&config);
         let (config, routes) = (Arc::new(config), Arc::new(routes));
+        let cgi = make_inbox(&config, None).map_err(internal)?;
         let bus = Bus::new(&config, parts).map_err(internal)?;
-        let generation = Generation { config, routes, listeners, metrics, bus, faults, certificates };
+        let generation = Generation { config, routes, listeners, metrics, bus, cgi, faults, certificates };
         Ok(Self { generation, shared, processes, control, signals })
     }
 }

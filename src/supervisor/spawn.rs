@@ -5,7 +5,7 @@
 
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,7 +26,7 @@ use crate::exit::Exit;
 use crate::fleet::control::Channel;
 use crate::fleet::inbox;
 use crate::fleet::scoreboard::{START, State};
-use crate::{gateway, metrics, worker};
+use crate::{cgi, gateway, metrics, worker};
 
 /// How long an errand may take.
 const ERRAND: Duration = Duration::from_secs(10);
@@ -97,6 +97,8 @@ pub(super) fn worker(
     let gateways = accepts.then(|| Arc::clone(supervisor.gateways.queue.rx()));
     let shared = supervisor.shared;
     let inboxes = supervisor.processes.take_inboxes();
+    // Without a descriptor to spare a worker answers for the programs: 503.
+    let cgi = generation.cgi.as_ref().and_then(|inbox| inbox.tx().try_clone_to_owned().ok());
     let name = config.pools.get(usize::from(record.place().pool)).map_or("", |pool| &pool.name);
     let rendezvous = bus.tx(name);
     drop(bus);
@@ -114,6 +116,7 @@ pub(super) fn worker(
         inbox,
         rendezvous,
         txs,
+        cgi,
         standby: role == Role::Standby,
         breakers: shared.breakers,
         crash_report: shared.crash_reports,
@@ -145,7 +148,7 @@ pub(super) fn auxiliary(
         Ok((channels, Forked::Child { supervisor })) => (channels, supervisor),
     };
     drop(ours);
-    let Generation { config, routes, metrics, bus, .. } = generation.clone();
+    let Generation { config, routes, metrics, bus, cgi: inbox, .. } = generation.clone();
     let shared = supervisor.shared;
     let start = match kind {
         Kind::Metrics => Auxiliary::Metrics(metrics::Start {
@@ -168,6 +171,10 @@ pub(super) fn auxiliary(
             salt: supervisor.gateways.salt,
         }),
         Kind::Bus => Auxiliary::Bus(bus.start(&config, &routes)),
+        Kind::Cgi => Auxiliary::Cgi(inbox.ok_or_else(|| io::ErrorKind::NotFound.into()).and_then(|inbox| {
+            let inbox = inbox.rx().as_fd().try_clone_to_owned()?;
+            Ok(cgi::Start { config: Arc::clone(&config), inbox, addresses: shared.addresses })
+        })),
     };
     become_child(Child {
         supervisor: parent,

@@ -160,8 +160,9 @@ fn run_loaded(start: Start, loaded: Loaded) -> i32 {
 fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let (slot, crash_report) = (start.record()?, start.report()?);
     let Loaded { services, report: ready, modules } = loaded;
-    let Start { config, routes, listeners, gateways, scoreboard, slot: index, control, inbox, txs, .. } =
-        start;
+    let Start {
+        config, routes, listeners, gateways, scoreboard, slot: index, control, inbox, txs, cgi, ..
+    } = start;
     let rendezvous = start.rendezvous;
     let (breakers, addresses, standby) = (start.breakers, start.addresses, start.standby);
     let pid = std::process::id() as i32;
@@ -280,6 +281,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         descriptors,
         inbox,
         watches_inbox: Cell::new(false),
+        cgi,
         txs: RefCell::new(txs.into_iter().map(Rc::new).collect()),
         arrivals: RefCell::new(arrivals),
         shipment: RefCell::new(Box::new(Shipment::new())),

@@ -12,6 +12,7 @@ mod handler;
 mod listener;
 pub mod log;
 pub mod pool;
+mod programs;
 mod serving;
 mod tls;
 mod topics;
@@ -39,6 +40,7 @@ pub const GROUPS: &[Group] = &[
     Group { title: "Admission", settings: admission::TABLE },
     Group { title: "Authentication", settings: authentication::TABLE },
     Group { title: "Topics", settings: topics::TABLE },
+    Group { title: "Programs", settings: programs::TABLE },
     Group { title: "System", settings: daemon::TABLE },
     Group { title: "Listeners", settings: listener::TABLE },
     Group { title: "Handlers", settings: handler::TABLE },

@@ -8,6 +8,8 @@ use std::time::SystemTime;
 use ::ws_handler::raw::*;
 use socket2::Socket;
 
+use crate::auth::User;
+use crate::cgi::covers;
 use crate::config::{Console, ListenerSettings};
 use crate::ffi::host::{Callback, End};
 use crate::fleet::addresses::Permit;
@@ -32,12 +34,20 @@ use crate::worker::host::handlers::Service;
 /// Fields with which proxies tell whom they relay, or that they do.
 const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
 
-/// A request for a handler of another pool, with what was read of it.
-pub struct Elsewhere<'a> {
-    /// That pool.
-    pub pool: usize,
-    /// From its first byte on.
-    pub read: Cow<'a, [u8]>,
+/// A request that another process is to answer, with what was read of it from its first byte on.
+pub enum Elsewhere<'a> {
+    /// This pool serves its handler.
+    Pool(usize, Cow<'a, [u8]>),
+    /// It is for a program.
+    Program(Asked, Cow<'a, [u8]>),
+}
+
+/// A request for a program.
+pub struct Asked {
+    /// Who it is, if that was asked.
+    pub user: Option<User>,
+    /// Path and query without a token, if one may be there.
+    pub resource: Option<String>,
 }
 
 /// Why a request does not get to its handler.
@@ -48,6 +58,8 @@ pub enum Unserved {
     Answered,
     /// Its password is being compared.
     Waits,
+    /// It is for a program.
+    Program(Asked),
 }
 
 impl From<Response> for Unserved {
@@ -122,7 +134,7 @@ impl Handshakes {
                 }
                 let handler = match self.handler_of(id, &head) {
                     Ok(handler) if self.handlers.pool_of(handler) != self.pool => {
-                        return Some(Elsewhere { pool: self.handlers.pool_of(handler), read });
+                        return Some(Elsewhere::Pool(self.handlers.pool_of(handler), read));
                     }
                     handler => handler,
                 };
@@ -131,6 +143,7 @@ impl Handshakes {
                     Ok(()) | Err(Unserved::Answered) => {}
                     Err(Unserved::Waits) => self.wait_for_password(id, read.into_owned()),
                     Err(Unserved::Reply(reply)) => self.conns.reply(id, reply),
+                    Err(Unserved::Program(asked)) => return Some(Elsewhere::Program(asked, read)),
                 }
             }
             Err(bad) => self.conns.reply(id, http::error(bad.status, bad.why, &[])),
@@ -168,6 +181,12 @@ impl Handshakes {
         }
         let Some(handler) = found.filter(|_| is_upgrade(head)) else {
             let user = self.authenticate(id, self.policy_of(None), head)?;
+            let is_program =
+                |path| self.config.cgi.as_ref().is_some_and(|cgi| covers(&cgi.directories, path));
+            if found.is_none() && is_program(head.path()) {
+                let resource = self.policy_of(None).map(|policy| policy.resource(head).into_owned());
+                return Err(Unserved::Program(Asked { user, resource }));
+            }
             self.record_user(id, user.as_ref());
             return Err(self.site.serve(head, self.shows_console(id, head), SystemTime::now()).into());
         };

@@ -42,6 +42,8 @@ pub struct Start {
     pub rendezvous: OwnedFd,
     /// By slot: where others are sent connections.
     pub txs: Vec<OwnedFd>,
+    /// Where requests for programs go, if there are any.
+    pub cgi: Option<OwnedFd>,
     /// Whether to wait for the order to begin.
     pub standby: bool,
     /// By handler: whether it is served.

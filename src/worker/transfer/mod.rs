@@ -3,6 +3,7 @@
 
 pub mod detach;
 pub mod pacing;
+pub mod program;
 pub mod receive;
 pub mod send;
 pub mod waiting;
@@ -78,6 +79,8 @@ pub struct Transfer {
     pub inbox: Inbox,
     /// Whether the event loop waits for them: not before this worker serves, nor while there is no room for them.
     pub watches_inbox: Cell<bool>,
+    /// Where requests for programs go.
+    pub cgi: Option<OwnedFd>,
     /// By slot: where others are sent connections.
     pub txs: RefCell<Vec<Rc<OwnedFd>>>,
     /// Connections that have come from another process and are not in the table yet.

@@ -52,16 +52,22 @@ impl Transfer {
         log::debug!("{moved} connections moved to slot {to}");
     }
 
-    /// Hands a request over to the least loaded worker of the pool that serves it, with what was read of it.
+    /// Hands a request over to the least loaded worker of the pool that serves it, or to the process that runs programs,
+    /// with what was read of it.
     pub fn forward_request(&self, id: u64, elsewhere: &Elsewhere<'_>) {
-        if !self.try_forward(id, elsewhere) {
-            self.wait_for_process(id, elsewhere);
+        match elsewhere {
+            Elsewhere::Pool(pool, read) => {
+                if !self.try_forward(id, *pool, read) {
+                    self.wait_for_process(id, *pool, read);
+                }
+            }
+            Elsewhere::Program(asked, read) => self.forward_to_program(id, asked, read),
         }
     }
 
     /// The same; false, and nothing is done, while no worker of the pool is free.
-    pub fn try_forward(&self, id: u64, Elsewhere { pool, read }: &Elsewhere<'_>) -> bool {
-        let Some((slot, tx)) = self.least_loaded(*pool) else { return false };
+    pub fn try_forward(&self, id: u64, pool: usize, read: &[u8]) -> bool {
+        let Some((slot, tx)) = self.least_loaded(pool) else { return false };
         let packed = {
             let core = &mut *self.conns.core.borrow_mut();
             core.table.record(id).is_some_and(|record| {
@@ -70,7 +76,7 @@ impl Transfer {
             })
         };
         if !packed || !self.forward(tx.as_raw_fd(), id) {
-            self.release_claim(slot, *pool);
+            self.release_claim(slot, pool);
             self.conns.reply(id, unavailable("the pool that serves this resource does not keep up"));
         }
         true

@@ -1,10 +1,8 @@
 //! Requests for pools with a process for each connection that wait for a process: for a bounded time, and so many at most.
 //! The head of such a request stays with its connection, so that it moves along if this worker crashes or leaves.
 
-use std::borrow::Cow;
-
 use crate::worker::conn::table::Phase;
-use crate::worker::handshake::request::{Elsewhere, unavailable};
+use crate::worker::handshake::request::unavailable;
 use crate::worker::transfer::Transfer;
 
 /// Requests that wait in one worker.
@@ -22,11 +20,11 @@ pub struct Waiting {
 
 impl Transfer {
     /// No process of the pool is free: the request waits for one, or is answered with 503.
-    pub fn wait_for_process(&self, id: u64, Elsewhere { pool, read }: &Elsewhere<'_>) {
+    pub fn wait_for_process(&self, id: u64, pool: usize, read: &[u8]) {
         let limit = self.config.process_timeout;
         let waiting = &mut *self.waiting.borrow_mut();
         let is_known = waiting.iter().any(|known| known.id == id);
-        if !self.is_per_connection(*pool) || limit.is_zero() || (!is_known && waiting.len() >= MOST) {
+        if !self.is_per_connection(pool) || limit.is_zero() || (!is_known && waiting.len() >= MOST) {
             return self
                 .conns
                 .reply(id, unavailable("no process of the pool that serves this resource is free"));
@@ -34,7 +32,7 @@ impl Transfer {
         self.conns.keep_head(id, read.to_vec());
         if !is_known {
             let give_up = self.life.now.get().saturating_add(limit.as_nanos() as u64);
-            waiting.push(Waiting { id, pool: *pool, give_up });
+            waiting.push(Waiting { id, pool, give_up });
             self.life.request_chores();
         }
     }
@@ -59,7 +57,7 @@ impl Transfer {
                 _ => continue,
             };
             if !full.contains(&pool) {
-                if self.try_forward(id, &Elsewhere { pool, read: Cow::Owned(read) }) {
+                if self.try_forward(id, pool, &read) {
                     continue;
                 }
                 full.push(pool);

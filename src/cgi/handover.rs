@@ -1,0 +1,95 @@
+//! A request on its way from a worker to the process that runs CGI programs: one datagram with the socket, facts, and what
+//! was read so far.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use serde::{Deserialize, Serialize};
+
+use crate::fleet::addresses::Mark;
+use crate::fleet::datagram;
+
+/// Bytes of a datagram.
+pub const MAX_BYTES: usize = 160 * 1024;
+
+/// What the worker knows of a request beside its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// The client; none on a Unix socket.
+    pub peer: Option<SocketAddr>,
+    /// Who it is, if that was asked.
+    pub user: Option<String>,
+    /// Path and query without a token, where that is not the request's.
+    pub resource: Option<String>,
+    /// Where the connection is counted.
+    pub mark: Mark,
+    /// When it was sent; ns of the clock.
+    pub at: u64,
+}
+
+/// A request that has arrived.
+pub struct Handover {
+    /// Non-blocking.
+    pub socket: OwnedFd,
+    /// See there.
+    pub facts: Facts,
+    /// The request from its first byte on: the head, and perhaps more.
+    pub read: Vec<u8>,
+}
+
+/// Sends a request. `WouldBlock`: too many lie there already. [worker]
+pub fn send(to: BorrowedFd<'_>, socket: BorrowedFd<'_>, facts: &Facts, read: &[u8]) -> io::Result<()> {
+    let facts = serde_json::to_vec(facts)?;
+    let size = u32::try_from(facts.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let message = [&size.to_ne_bytes(), &facts[..], read].concat();
+    if message.len() > MAX_BYTES {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    datagram::send(to, &message, Some(socket))
+}
+
+/// The next request. `WouldBlock`: there is none; `InvalidData`: it could not be understood, and is dropped.
+pub fn receive(from: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Handover> {
+    let (size, socket) = datagram::receive(from, buffer)?;
+    let parse = || {
+        let (size, rest) = buffer.get(..size)?.split_first_chunk()?;
+        let (facts, read) = rest.split_at_checked(u32::from_ne_bytes(*size) as usize)?;
+        Some((serde_json::from_slice(facts).ok()?, read.to_vec()))
+    };
+    match (parse(), socket) {
+        (Some((facts, read)), Some(socket)) => Ok(Handover { socket, facts, read }),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::{UnixDatagram, UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn a_request_arrives_as_it_was_sent_and_nonsense_is_dropped() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let (client, _other) = UnixStream::pair().unwrap();
+        let mut buffer = vec![0; MAX_BYTES];
+        for peer in [Some("[2001:db8::1]:443".parse().unwrap()), None] {
+            let facts = Facts { peer, user: Some("ann".to_owned()), resource: None, mark: u64::MAX, at: 7 };
+            send(ours.as_fd(), client.as_fd(), &facts, b"GET / HTTP/1.1").unwrap();
+            let came = receive(theirs.as_fd(), &mut buffer).unwrap();
+            assert_eq!((came.facts, &came.read[..]), (facts, &b"GET / HTTP/1.1"[..]));
+        }
+        for nonsense in [&b""[..], b"abc", &[255; 40], b"\x02\0\0\0{}GET"] {
+            ours.send(nonsense).unwrap();
+            let error = receive(theirs.as_fd(), &mut buffer).err().unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
+        assert_eq!(receive(theirs.as_fd(), &mut buffer).err().unwrap().kind(), io::ErrorKind::WouldBlock);
+        let facts = Facts { peer: None, user: None, resource: Some("/a".to_owned()), mark: 0, at: 0 };
+        assert!(send(ours.as_fd(), client.as_fd(), &facts, &[0; MAX_BYTES]).is_err());
+    }
+}

@@ -1,0 +1,288 @@
+//! The process that runs CGI programs (RFC 3875): requests arrive from workers in an inbox, each is served by a thread, and
+//! each thread runs one program. No handler is loaded here, and no connection of a WebSocket comes here.
+//!
+//! Bounds: so many programs at a time (then 503), and for each its time, body, output and memory. A program ends with its
+//! client, with its time and with this process.
+
+pub mod handover;
+mod output;
+mod program;
+mod relay;
+mod spawn;
+
+use std::collections::BTreeSet;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::Socket;
+
+use crate::clock;
+use crate::config::{Cgi, Config};
+use crate::fleet::addresses::{Addresses, Limiter, Permit};
+use crate::fleet::control::{self, Channel, Command};
+use crate::http::{self, Response};
+use crate::log::{self as sink, Value};
+use crate::proto::http1::head::{self, Head, Parsed};
+use crate::time::Instant;
+use handover::{Handover, MAX_BYTES};
+use program::Program;
+pub use program::covers;
+use relay::{Bounds, End, Relay};
+use spawn::Limits;
+
+/// Requests that are taken at a time.
+const AT_A_TIME: usize = 64;
+/// How often (ms) a process that drains looks whether the last program has ended.
+const DRAINING: u64 = 50;
+/// How long threads may take to end after their programs were killed.
+const END: Duration = Duration::from_secs(1);
+
+/// What the process is given by the supervisor, just after fork.
+pub struct Start {
+    /// The configuration, which has programs.
+    pub config: Arc<Config>,
+    /// Where requests arrive.
+    pub inbox: OwnedFd,
+    /// Where connections are counted.
+    pub addresses: &'static Addresses,
+}
+
+/// What all threads share.
+struct Shared {
+    config: Arc<Config>,
+    cgi: Cgi,
+    /// The document root as this process sees it.
+    root: PathBuf,
+    limiter: Limiter,
+    /// The programs that run, by process group.
+    running: Mutex<BTreeSet<i32>>,
+    /// Requests that are being served.
+    serving: Mutex<usize>,
+}
+
+/// Serves from the command to begin until it is told to stop, or to drain and has nothing left.
+pub fn run(start: Start, channel: &Channel) -> io::Result<()> {
+    let Start { config, inbox, addresses } = start;
+    let (Some(cgi), Some(root)) = (config.cgi.clone(), config.document_root.clone()) else {
+        return Err(io::Error::other("no directories of programs"));
+    };
+    if nix::unistd::geteuid().is_root() {
+        return Err(io::Error::other("programs do not run as root: expected --cgi-user or --user"));
+    }
+    let limiter = addresses.join(std::process::id() as i32, usize::MAX);
+    let root = config.inside(&root).into_owned();
+    let (running, serving) = Default::default();
+    let shared = Arc::new(Shared { config, cgi, root, limiter, running, serving });
+    channel.send_start(&control::Start::Ready)?;
+    channel.wait_for_begin()?;
+    serve(&shared, &inbox, channel)
+}
+
+fn serve(shared: &Arc<Shared>, inbox: &OwnedFd, channel: &Channel) -> io::Result<()> {
+    let mut buffer = vec![0; MAX_BYTES];
+    let mut is_draining = false;
+    loop {
+        if is_draining && *lock(&shared.serving) == 0 {
+            return Ok(());
+        }
+        let mut fds = vec![PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN)];
+        if !is_draining {
+            fds.push(PollFd::new(inbox, PollFlags::IN));
+        }
+        let time = is_draining.then(|| Timespec { tv_sec: 0, tv_nsec: DRAINING as i64 * 1_000_000 });
+        match poll(&mut fds, time.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let [has_command, has_request] =
+            [0, 1].map(|index| fds.get(index).is_some_and(|fd| !fd.revents().is_empty()));
+        if has_command {
+            match channel.recv_command() {
+                Ok(Some((Command::Stop | Command::Quit, _))) | Ok(None) => {
+                    shared.end();
+                    return Ok(());
+                }
+                Ok(Some((Command::Drain, _))) => is_draining = true,
+                Ok(Some((Command::Log(book), Some(fd)))) => {
+                    if let Err(error) = sink::replace(book, fd) {
+                        log::error!("cannot use the new log: {error}");
+                    }
+                }
+                Ok(Some(_)) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::InvalidData) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for _ in 0..if has_request && !is_draining { AT_A_TIME } else { 0 } {
+            match handover::receive(inbox.as_fd(), &mut buffer) {
+                Ok(handover) => shared.start(handover),
+                Err(error) if error.kind() == ErrorKind::InvalidData => {
+                    log::error!("cgi: a request came malformed")
+                }
+                Err(_) => break,
+            }
+        }
+    }
+}
+
+/// A lock that a panic elsewhere leaves whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Serves a request on a thread of its own.
+    fn start(self: &Arc<Self>, handover: Handover) {
+        let Handover { socket, facts, read } = handover;
+        let (socket, begun) = (Socket::from(socket), clock::now());
+        let permit = self.take_over(&facts);
+        let is_late = begun.since(Instant::from_nanos(facts.at)) > self.config.handshake_timeout;
+        let is_full = {
+            let serving = &mut *lock(&self.serving);
+            let is_full = is_late || *serving >= self.cgi.processes as usize;
+            *serving += usize::from(!is_full);
+            is_full
+        };
+        let busy = |why| http::error(503, why, &[("Retry-After", "1")]);
+        if is_full {
+            // What fits into the socket's buffer; this thread has others to serve.
+            let response = busy("too many programs run already");
+            let is_head = !http::takes_content(&read);
+            let response = if is_head { response.without_content() } else { response };
+            let _ = socket.send(&response.into_bytes()); // it is gone
+            return;
+        }
+        let shared = Arc::clone(self);
+        let serve = move || {
+            shared.serve(&socket, &facts, read, begun);
+            drop((socket, permit));
+            *lock(&shared.serving) -= 1;
+        };
+        if let Err(error) = std::thread::Builder::new().name("cgi".to_owned()).spawn(serve) {
+            log::error!("cgi: cannot start a thread: {error}");
+            *lock(&self.serving) -= 1;
+        }
+    }
+
+    /// Counts a connection here that was counted in a worker.
+    fn take_over(&self, facts: &handover::Facts) -> Permit {
+        let (ip, table) = (facts.peer.map(|peer| peer.ip()), self.limiter.table());
+        table.settle(facts.mark, ip);
+        let mut permit = self.limiter.take();
+        if let Some(ip) = ip.filter(|ip| !self.config.admission.proxy.trusts(Some(*ip))) {
+            self.limiter.name(&mut permit, table.key(ip));
+        }
+        permit
+    }
+
+    fn serve(&self, socket: &Socket, facts: &handover::Facts, read: Vec<u8>, begun: Instant) {
+        // A worker has understood it before.
+        let Ok(Parsed::Head { head, consumed }) = head::parse(&read, &self.config.head) else { return };
+        let body = read.get(consumed..).unwrap_or_default().to_vec();
+        let status = match self.run(socket, facts, &head, body) {
+            Ok(status) => status,
+            Err(response) => {
+                let status = response.status();
+                relay::reply(socket, response, head.method() == "HEAD");
+                Some(status)
+            }
+        };
+        self.log(facts, &head, status, begun);
+    }
+
+    /// Runs the program of a request; the status that was sent, if one was. An error is the answer.
+    fn run(
+        &self,
+        socket: &Socket,
+        facts: &handover::Facts,
+        head: &Head,
+        body: Vec<u8>,
+    ) -> Result<Option<u16>, Response> {
+        let error = |status, why: &str| http::error(status, why, &[]);
+        if !matches!(head.method(), "GET" | "HEAD" | "POST") {
+            return Err(match head::is_known_method(head.method()) {
+                true => {
+                    http::error(405, "programs are for GET, HEAD and POST", &[("Allow", "GET, HEAD, POST")])
+                }
+                false => error(501, "unknown method"),
+            });
+        }
+        // RFC 3875 section 4.1.2: a program is told the length of what it gets.
+        if head.header("transfer-encoding").is_some() {
+            return Err(error(411, "a body needs a Content-Length"));
+        }
+        let length = head.content_length().unwrap_or(0);
+        if length > self.cgi.body {
+            return Err(error(413, "the body is too large"));
+        }
+        let program = Program::find(&self.root, &self.cgi.directories, head.path())?;
+        let expects = head.has_token("expect", "100-continue") && head.minor_version() > 0;
+        if expects && (body.len() as u64) < length && socket.send(b"HTTP/1.1 100 Continue\r\n\r\n").is_err() {
+            return Ok(None);
+        }
+        let local = socket.local_addr().ok().and_then(|local| local.as_socket());
+        let environment = program.environment(&self.root, head, facts, local);
+        let limits = Limits { cpu: self.cgi.lifetime, memory: self.cgi.memory };
+        let name = program.name();
+        let child = spawn::spawn(&program.file, environment, limits).map_err(|failed| {
+            log::error!("cgi {name}: cannot be started: {failed}");
+            match failed.kind() {
+                ErrorKind::WouldBlock | ErrorKind::OutOfMemory => {
+                    error(503, "the program cannot be started now")
+                }
+                _ => error(500, "the program cannot be started"),
+            }
+        })?;
+        let group = child.id() as i32;
+        let mut body = body;
+        body.truncate(usize::try_from(length).unwrap_or(usize::MAX)); // what follows is no part of it
+        let left = length - body.len() as u64;
+        let bounds = Bounds { idle: self.cgi.timeout, lifetime: self.cgi.lifetime, output: self.cgi.output };
+        lock(&self.running).insert(group);
+        let request = (head.method() == "HEAD", head.minor_version());
+        let relay = Relay::new(&name, socket, child, bounds, (body, left), request);
+        let (end, status) = relay.run(|| {
+            lock(&self.running).remove(&group);
+        });
+        log::debug!("cgi {name}: {end:?}");
+        Ok(status.filter(|_| end != End::Gone))
+    }
+
+    /// A line in the access log, as workers write.
+    fn log(&self, facts: &handover::Facts, head: &Head, status: Option<u16>, begun: Instant) {
+        if self.config.log.access.is_none() {
+            return;
+        }
+        let peer = facts.peer.map_or("unix".to_owned(), |peer| {
+            std::net::SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string()
+        });
+        let resource = facts.resource.as_deref().unwrap_or(head.resource());
+        let duration = clock::now().since(begun).as_millis() as u64;
+        sink::write_access(&[
+            ("event", Value::Text("http")),
+            ("conn", Value::Absent),
+            ("peer", Value::Text(&peer)),
+            ("user", facts.user.as_deref().into()),
+            ("resource", Value::Text(resource)),
+            ("status", status.map_or(Value::Absent, |status| Value::Number(status.into()))),
+            ("duration_ms", Value::Number(duration)),
+        ]);
+    }
+
+    /// Ends all programs, and waits a moment for their threads.
+    fn end(&self) {
+        for group in lock(&self.running).iter() {
+            let _ = killpg(Pid::from_raw(*group), Signal::SIGKILL); // it has ended
+        }
+        let until = clock::now() + END;
+        while *lock(&self.serving) > 0 && clock::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

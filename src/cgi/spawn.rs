@@ -1,0 +1,61 @@
+//! Starts a program: in a process group of its own, with a clean environment, pipes for its three streams, no other
+//! descriptor, no way to more rights, and limits. It ends with the thread that has started it.
+
+#![allow(unsafe_code)]
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::prctl::{set_no_new_privs, set_pdeathsig};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
+
+/// Signals that are ignored here, and not by programs.
+const SIGNALS: std::ops::Range<libc::c_int> = 1..32;
+
+/// What a program may use at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Processor time: the time that it may run at all.
+    pub cpu: Duration,
+    /// Address space of each of its processes; bytes.
+    pub memory: Option<u64>,
+}
+
+/// Starts it in its directory. The pipes are blocking.
+pub fn spawn(file: &Path, environment: Vec<(OsString, OsString)>, limits: Limits) -> io::Result<Child> {
+    let mut command = Command::new(file);
+    command.env_clear().envs(environment).current_dir(file.parent().unwrap_or(Path::new("/")));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    // SAFETY: what is called between fork and exec makes system calls only, and allocates nothing.
+    unsafe { command.pre_exec(move || confine(limits)) };
+    command.spawn()
+}
+
+fn confine(limits: Limits) -> io::Result<()> {
+    set_pdeathsig(Signal::SIGKILL)?;
+    set_no_new_privs()?;
+    let seconds = limits.cpu.as_secs().max(1);
+    let wanted = [
+        (Resource::RLIMIT_CORE, Some(0)),
+        (Resource::RLIMIT_CPU, Some(seconds)),
+        (Resource::RLIMIT_AS, limits.memory),
+    ];
+    for (resource, limit) in wanted {
+        if let Some(limit) = limit {
+            let (_, hard) = getrlimit(resource)?;
+            setrlimit(resource, limit.min(hard), limit.min(hard))?;
+        }
+    }
+    for signal in SIGNALS {
+        // SAFETY: the default action installs no code; of SIGKILL and SIGSTOP it is an error, which changes nothing.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: marks descriptors of this process, which is about to execute another program.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
+    Ok(())
+}

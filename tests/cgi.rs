@@ -1,0 +1,356 @@
+//! CGI programs: what they are told, what they may answer, and what bounds them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "common/client.rs"]
+mod client;
+#[path = "common/server.rs"]
+mod daemon;
+
+use std::fs::{Permissions, create_dir_all, read_to_string, set_permissions, write};
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use client::{Answer, Raw};
+use daemon::{Dir, Server, children, memory_of, until};
+use nix::unistd::geteuid;
+
+/// Serves these programs below /cgi, with the options of this file. `$DIR` in a program is a directory that it can write.
+#[track_caller]
+fn serve(programs: &[(&str, &str)], text: &str) -> (Server, Dir) {
+    let dir = Dir::new();
+    let open = |path: &std::path::Path, mode| set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    open(dir.path(), 0o755);
+    let (root, notes) = (dir.path().join("www"), dir.path().join("notes"));
+    create_dir_all(root.join("cgi")).unwrap();
+    create_dir_all(&notes).unwrap();
+    open(&notes, 0o777);
+    for (name, program) in programs {
+        let path = root.join("cgi").join(name);
+        write(&path, format!("#!/bin/sh\nDIR={}\n{program}\n", notes.display())).unwrap();
+        open(&path, 0o755);
+    }
+    let user = if geteuid().is_root() { "cgi_user = 'nobody'\n" } else { "" };
+    let text = format!("workers = 1\ndocument_root = '{}'\ncgi_paths = '/cgi'\n{user}{text}", root.display());
+    let path = dir.path().join("wshd.conf");
+    write(&path, text).unwrap();
+    let server = Server::start(&dir, &["--config", path.to_str().unwrap()]);
+    (server, dir)
+}
+
+#[track_caller]
+fn request(server: &Server, method: &str, resource: &str, rest: &str) -> Raw {
+    let mut raw = Raw::connect(&server.address());
+    raw.send(format!("{method} {resource} HTTP/1.1\r\nHost: example.com:81\r\n{rest}").as_bytes());
+    raw
+}
+
+#[track_caller]
+fn get(server: &Server, resource: &str) -> Answer {
+    request(server, "GET", resource, "\r\n").answer()
+}
+
+/// The content of chunks.
+fn content(answer: &Answer) -> String {
+    assert_eq!(answer.header("Transfer-Encoding"), Some("chunked"), "{}", answer.head);
+    let (mut left, mut text) = (&answer.body[..], Vec::new());
+    loop {
+        let end = left.windows(2).position(|bytes| bytes == b"\r\n").expect("a whole chunk");
+        let size = usize::from_str_radix(std::str::from_utf8(&left[..end]).unwrap(), 16).unwrap();
+        left = &left[end + 2..];
+        if size == 0 {
+            assert_eq!(left, b"\r\n");
+            return String::from_utf8(text).unwrap();
+        }
+        text.extend_from_slice(&left[..size]);
+        left = &left[size + 2..];
+    }
+}
+
+/// The process that runs programs.
+fn runner(server: &Server) -> i32 {
+    let is_runner = |pid: &i32| {
+        let title = read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        title.starts_with("wshd: cgi")
+    };
+    children(server.pid()).into_iter().find(is_runner).expect("wshd: cgi")
+}
+
+/// The numbers of processes that a program has noted.
+fn noted(dir: &Dir, name: &str) -> Vec<i32> {
+    let text = read_to_string(dir.path().join("notes").join(name)).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+fn is_running(pid: i32) -> bool {
+    let stat = read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+}
+
+const TEXT: &str = "printf 'Content-Type: text/plain\\n\\n'\n";
+
+#[test]
+fn a_program_gets_the_request_and_nothing_of_the_server() {
+    let env = format!(
+        "{TEXT}env | sort\necho uid $(id -u)\necho fds $(ls /proc/self/fd)\necho group $(ps -o pgid= -p $$) $$"
+    );
+    let echo = format!("{TEXT}echo $REQUEST_METHOD $CONTENT_LENGTH $PATH_INFO; cat");
+    let (mut server, dir) = serve(
+        &[("env", &env), ("echo", &echo)],
+        "basic_auth_credential = 'ann:secret'\naccess_log = 'ACCESS'\n"
+            .replace("ACCESS", "/dev/null")
+            .as_str(),
+    );
+    let login = "Authorization: Basic YW5uOnNlY3JldA==\r\n";
+    assert_eq!(get(&server, "/cgi/env").status, 401);
+    let answer =
+        request(&server, "GET", "/cgi/env/a%20b?x=1", &format!("{login}Cookie: k=v\r\nProxy: evil\r\n\r\n"))
+            .answer();
+    let text = content(&answer);
+    let root = dir.path().join("www");
+    for line in [
+        "AUTH_TYPE=Basic",
+        "GATEWAY_INTERFACE=CGI/1.1",
+        "HTTP_COOKIE=k=v",
+        "PATH_INFO=/a b",
+        &format!("PATH_TRANSLATED={}/a b", root.display()),
+        "QUERY_STRING=x=1",
+        "REMOTE_ADDR=127.0.0.1",
+        "REMOTE_USER=ann",
+        "REQUEST_METHOD=GET",
+        "SCRIPT_NAME=/cgi/env",
+        "SERVER_NAME=example.com",
+        "SERVER_PORT=81",
+        "SERVER_PROTOCOL=HTTP/1.1",
+    ] {
+        assert!(text.lines().any(|known| known == line), "{line}: {text}");
+    }
+    // The shell adds PWD and its kin.
+    for name in text.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name) {
+        let is_known =
+            ["PATH", "PWD", "OLDPWD", "SHLVL", "_", "DIR", "AUTH_TYPE", "DOCUMENT_ROOT", "QUERY_STRING"]
+                .contains(&name)
+                || ["HTTP_COOKIE", "HTTP_HOST"].contains(&name)
+                || ["SERVER_", "REMOTE_", "SCRIPT_", "REQUEST_", "PATH_", "GATEWAY_"]
+                    .iter()
+                    .any(|start| name.starts_with(start));
+        assert!(is_known, "{name}: {text}");
+    }
+    assert!(!text.contains("YW5u") && !text.contains("\nuid 0\n"), "{text}");
+    assert!(text.contains("\nfds 0 1 2 3\n"), "ls opens the fourth: {text}");
+    let group = text.lines().find_map(|line| line.strip_prefix("group ")).unwrap();
+    let (group, pid) = group.split_once(' ').unwrap();
+    assert_eq!(group, pid, "a process group of its own");
+
+    let post = format!("{login}Content-Length: 5\r\n\r\nhello, which is more than 5");
+    assert_eq!(content(&request(&server, "POST", "/cgi/echo/p", &post).answer()), "POST 5 /p\nhello");
+    let answer = request(&server, "HEAD", "/cgi/echo", &format!("{login}\r\n")).answer();
+    assert_eq!((answer.status, answer.body.len()), (200, 0));
+    // HTTP/1.0 knows no chunks.
+    let mut raw = Raw::connect(&server.address());
+    raw.send(format!("GET /cgi/echo HTTP/1.0\r\n{login}\r\n").as_bytes());
+    let answer = raw.answer();
+    assert_eq!((answer.header("Transfer-Encoding"), &answer.body[..]), (None, &b"GET\n"[..]));
+    for (method, rest, status) in [
+        ("PUT", "\r\n", 405),
+        ("XYZ", "\r\n", 501),
+        ("POST", "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411),
+        ("POST", "Content-Length: 99999999\r\n\r\n", 413),
+    ] {
+        let answer = request(&server, method, "/cgi/echo", &format!("{login}{rest}")).answer();
+        assert_eq!(answer.status, status, "{method} {rest}");
+    }
+    server.stop();
+}
+
+#[test]
+fn what_a_program_may_answer() {
+    let (mut server, dir) = serve(
+        &[
+            ("moved", "printf 'Location: https://example.com/x\\n\\n'"),
+            ("gone", "printf 'Status: 410 Gone\\nContent-Type: text/plain\\r\\n\\r\\nno more'"),
+            ("short", "printf 'Content-Type: a/b\\nContent-Length: 3\\n\\nabcdef'"),
+            ("none", "exit 3"),
+            ("words", "echo hello"),
+            ("split", "printf 'Content-Type: text/plain\\nX-A: b\\rSet-Cookie: evil=1\\n\\n'"),
+            (
+                "smuggled",
+                "printf 'Content-Type: a/b\\nTransfer-Encoding: chunked\\nConnection: keep-alive\\nX-A: b\\n\\n0\\r\\n\\r\\n'",
+            ),
+        ],
+        "",
+    );
+    let answer = get(&server, "/cgi/moved");
+    assert_eq!((answer.status, answer.header("Location")), (302, Some("https://example.com/x")));
+    let answer = get(&server, "/cgi/gone");
+    assert_eq!((answer.status, content(&answer)), (410, "no more".to_owned()));
+    let answer = get(&server, "/cgi/short");
+    assert_eq!((answer.header("Content-Length"), &answer.body[..]), (Some("3"), &b"abc"[..]));
+    for bad in ["none", "words", "split"] {
+        let answer = get(&server, &format!("/cgi/{bad}"));
+        assert_eq!((answer.status, answer.header("Set-Cookie")), (502, None), "{bad}");
+    }
+    let answer = get(&server, "/cgi/smuggled");
+    assert_eq!((content(&answer), answer.header("Connection")), ("0\r\n\r\n".to_owned(), Some("close")));
+    server.says("cgi /cgi/none: it ended before its header did");
+
+    // Nothing below the directory is a file to be read.
+    let www = dir.path().join("www");
+    write(www.join("cgi/data"), "secret").unwrap();
+    write(www.join("page.txt"), "page").unwrap();
+    for (resource, status) in [
+        ("/cgi/data", 403),
+        ("/c%67i/data", 403),
+        ("/cgi/", 403),
+        ("/cgi", 403),
+        ("/cgi/nothing", 404),
+        ("/cgi/../cgi/data", 404),
+        ("/page.txt", 200),
+        ("/page.txt/x", 404),
+    ] {
+        let answer = get(&server, resource);
+        assert_eq!(answer.status, status, "{resource}");
+        assert!(!String::from_utf8_lossy(&answer.body).contains("secret"));
+    }
+    server.stop();
+}
+
+#[test]
+fn output_is_streamed_and_a_program_ends_with_its_client() {
+    let stream = "printf 'Content-Type: text/event-stream\\n\\ndata: one\\n\\n'\necho $$ >> $DIR/stream\n\
+                  while [ ! -e $DIR/go ]; do sleep 0.02; done\nprintf 'data: two\\n\\n'\n";
+    let endless = format!("{TEXT}echo $$ >> $DIR/endless\nexec yes");
+    let silent = "sleep 1000 &\necho $! >> $DIR/silent\necho $$ >> $DIR/silent\nwait";
+    let (mut server, dir) = serve(&[("stream", stream), ("endless", &endless), ("silent", silent)], "");
+    let mut raw = request(&server, "GET", "/cgi/stream", "\r\n");
+    let (mut first, mut byte) = (Vec::new(), [0]);
+    while !first.ends_with(b"\r\n\r\nb\r\ndata: one\n\n\r\n") {
+        raw.stream.read_exact(&mut byte).unwrap();
+        first.push(byte[0]);
+    }
+    write(dir.path().join("notes/go"), "").unwrap();
+    assert_eq!(String::from_utf8_lossy(&raw.rest()), "b\r\ndata: two\n\n\r\n0\r\n\r\n");
+
+    // One that prints all the time waits for its client, and both it and one that prints nothing end with theirs.
+    let mut raw = request(&server, "GET", "/cgi/endless", "\r\n");
+    raw.head();
+    let silent = request(&server, "GET", "/cgi/silent", "\r\n");
+    until("they run", || noted(&dir, "silent").len() == 2 && noted(&dir, "endless").len() == 1);
+    let pids = [noted(&dir, "silent"), noted(&dir, "endless")].concat();
+    assert!(pids.iter().all(|pid| is_running(*pid)));
+    assert!(memory_of(runner(&server), "RssAnon") < 20_000);
+    drop((raw, silent));
+    until("they have ended", || !pids.iter().any(|pid| is_running(*pid)));
+    server.stop();
+}
+
+#[test]
+fn time_output_and_number_of_programs_are_bounded() {
+    let (mut server, dir) = serve(
+        &[
+            ("silent", "sleep 1000 &\necho $! >> $DIR/silent\necho $$ >> $DIR/silent\nwait"),
+            ("large", &format!("{TEXT}head -c 1073741824 /dev/zero")),
+            ("early", &format!("{TEXT}echo all\necho $$ >> $DIR/early\nexec >&-\nexec sleep 1000")),
+            (
+                "loud",
+                &format!("{TEXT}i=0; while [ $i -lt 150 ]; do echo line $i >&2; i=$((i+1)); done; echo end"),
+            ),
+            ("hello", &format!("{TEXT}echo hello")),
+        ],
+        "cgi_timeout = '1s'\ncgi_max_output = '4M'\ncgi_processes = 2\n",
+    );
+    // Without an answer in time.
+    let begun = Instant::now();
+    let silent = [0; 2].map(|_| request(&server, "GET", "/cgi/silent", "\r\n"));
+    until("they run", || noted(&dir, "silent").len() == 4);
+    let answer = get(&server, "/cgi/hello");
+    assert_eq!((answer.status, answer.header("Retry-After")), (503, Some("1")), "two run already");
+    for mut raw in silent {
+        assert_eq!(raw.answer().status, 504);
+    }
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    until("all of their processes have ended", || !noted(&dir, "silent").iter().any(|pid| is_running(*pid)));
+    server.says("cgi /cgi/silent: nothing was printed or taken for cgi_timeout; killed");
+    until("there is room", || get(&server, "/cgi/hello").status == 200);
+
+    // Too much: the client sees that something is missing.
+    let answer = get(&server, "/cgi/large");
+    assert!(answer.body.len() < 5 << 20 && !answer.body.ends_with(b"0\r\n\r\n"), "{}", answer.body.len());
+    server.says("cgi /cgi/large: it printed more than cgi_max_output; killed");
+
+    // The answer is complete when the output is closed; what goes on is given cgi_timeout.
+    assert_eq!(content(&get(&server, "/cgi/early")), "all\n");
+    until("it was killed", || !noted(&dir, "early").iter().any(|pid| is_running(*pid)));
+    server.says("cgi /cgi/early: it closed its output and went on for cgi_timeout; killed");
+
+    assert_eq!(content(&get(&server, "/cgi/loud")), "end\n");
+    server.says("cgi /cgi/loud: 50 more lines on standard error");
+    server.stop();
+}
+
+#[test]
+fn programs_end_with_the_server_and_survive_a_reload() {
+    let wait = format!("{TEXT}echo $$ >> $DIR/wait\nwhile [ ! -e $DIR/go ]; do sleep 0.02; done\necho done");
+    let (mut server, dir) = serve(&[("wait", &wait)], "");
+    let mut raw = request(&server, "GET", "/cgi/wait", "\r\n");
+    until("it runs", || noted(&dir, "wait").len() == 1);
+    let (old, conf) = (runner(&server), dir.path().join("wshd.conf"));
+    write(&conf, read_to_string(&conf).unwrap() + "cgi_processes = 3\n").unwrap();
+    server.signal(nix::sys::signal::Signal::SIGHUP);
+    server.says("reload: done");
+    write(dir.path().join("notes/go"), "").unwrap();
+    assert_eq!(content(&raw.answer()), "done\n");
+    until("the old process has left", || !is_running(old));
+    // The new one is killed, and replaced; meanwhile requests wait.
+    let pid = runner(&server);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(content(&get(&server, "/cgi/wait")), "done\n");
+    std::fs::remove_file(dir.path().join("notes/go")).unwrap();
+    let _raw = request(&server, "GET", "/cgi/wait", "\r\n");
+    until("it runs", || noted(&dir, "wait").len() == 3);
+    server.stop();
+    until("it has ended", || !noted(&dir, "wait").iter().any(|pid| is_running(*pid)));
+}
+
+#[test]
+fn a_server_without_directories_of_programs_serves_files() {
+    let dir = Dir::new();
+    let root = dir.path().join("www");
+    create_dir_all(root.join("cgi")).unwrap();
+    write(root.join("cgi/a"), "file").unwrap();
+    let mut server = Server::start(&dir, &["--document-root", root.to_str().unwrap()]);
+    assert_eq!(get(&server, "/cgi/a").body, b"file");
+    server.stop();
+    for (args, expected) in [
+        (&["--cgi-paths", "/cgi"][..], "--cgi-paths: expected document_root beside it"),
+        (&["--cgi-paths", "/../x", "-d", "/"], "expected directories relative to the document root"),
+    ] {
+        let output = daemon::run(args);
+        assert!(String::from_utf8_lossy(&output.stderr).contains(expected), "{output:?}");
+    }
+}
+
+#[test]
+#[ignore = "curl"]
+fn curl_sends_a_large_body_and_waits_for_the_order_to_go_on() {
+    let (mut server, dir) = serve(&[("count", &format!("{TEXT}wc -c"))], "cgi_max_body = '4M'\n");
+    let body = dir.path().join("body");
+    write(&body, vec![b'x'; 3 << 20]).unwrap();
+    let url = format!("http://{}/cgi/count", server.address());
+    let output = Command::new("curl")
+        .args([
+            "-sS",
+            "-v",
+            "--data-binary",
+            &format!("@{}", body.display()),
+            "-H",
+            "Expect: 100-continue",
+            &url,
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), (3 << 20).to_string());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("HTTP/1.1 100 Continue"));
+    server.stop();
+}
