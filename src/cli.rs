@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Subcommand, ValueHint, value_parser};
 
 pub use clap_complete::Shell;
@@ -15,6 +16,7 @@ use crate::config::Config;
 use crate::ctl;
 use crate::kit::Kit;
 use crate::kit::check::Check;
+use crate::settings::legacy::{IGNORED, Ignored};
 use crate::settings::{
     self, Flag, Kind, Place, Places, Scope, Setting, effective::Effective, places::Given, resolve,
 };
@@ -87,7 +89,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>)
     let matches = command().try_get_matches_from(line).map_err(key_of_the_file)?;
     let load = |matches: &ArgMatches| -> Result<(Config, Effective), Error> {
         let file = matches.get_one::<PathBuf>("config").map(PathBuf::as_path);
-        Ok(resolve::load(given(matches)?, file, exe_dir.clone())?)
+        let (mut config, effective) = resolve::load(given(matches)?, file, exe_dir.clone())?;
+        let is_given = |ignored: &&Ignored| {
+            matches.try_contains_id(ignored.name).is_ok()
+                && matches.value_source(ignored.name) == Some(ValueSource::CommandLine)
+        };
+        let warning = |ignored: &Ignored| ignored.warning(&format!("--{}", ignored.option()));
+        config.ignored.splice(0..0, IGNORED.iter().filter(is_given).map(warning));
+        Ok((config, effective))
     };
     let Some((_, own)) = matches.subcommand() else {
         let (config, _) = load(&matches)?;
@@ -115,6 +124,10 @@ pub fn command() -> clap::Command {
     let test =
         Arg::new("test").short('T').action(ArgAction::SetTrue).help("Check the configuration, and end");
     let version = Arg::new("version").long("version").action(ArgAction::Version).help("Print version");
+    let ignored = IGNORED.iter().map(|ignored| {
+        let arg = Arg::new(ignored.name).long(ignored.option()).hide(true);
+        arg.action(if ignored.takes_value { ArgAction::Set } else { ArgAction::SetTrue })
+    });
     let command = options(clap::Command::new("wshd"))
         .about("Serves WebSocket handlers, which are shared objects")
         .version(env!("CARGO_PKG_VERSION"))
@@ -122,6 +135,7 @@ pub fn command() -> clap::Command {
         .args_conflicts_with_subcommands(true)
         .arg(test)
         .arg(version)
+        .args(ignored)
         .override_usage("wshd [OPTION]...\n       wshd COMMAND ...");
     let with_options = |command| {
         options(command).mut_args(|arg| {
@@ -158,7 +172,7 @@ fn help(command: &clap::Command) -> String {
     }
     text += "\nOptions:\n";
     let help = Arg::new("help").short('h').long("help").action(ArgAction::Help).help("Print help");
-    for arg in command.get_arguments().chain([&help]) {
+    for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()).chain([&help]) {
         let short = arg.get_short().map_or("    ".to_owned(), |letter| format!("-{letter}, "));
         let long = arg.get_long().map(|long| format!("--{long}"));
         let has_value = arg.get_action().takes_values() && !arg.is_require_equals_set();

@@ -19,7 +19,9 @@ use crate::proto;
 use crate::proto::http1::allow::{HostRule, OriginRule};
 
 use self::gateway::Gateway;
+pub use crate::cgi::Cgi;
 pub use crate::fleet::listener::{Binding, Listen};
+pub use crate::proto::ws::handshake::Unmatched;
 
 /// Descriptors of a worker that are not connections: standard streams, listeners, epoll, inbox, log, and what
 /// a handler opens.
@@ -170,29 +172,6 @@ pub struct TopicBounds {
     pub history_time: Duration,
 }
 
-/// Programs that answer requests (CGI).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cgi {
-    /// The directories whose files are programs, below the document root; not empty, nor is any of them.
-    pub directories: Vec<PathBuf>,
-    /// Who programs run as; none: as the workers of the default pool, who are not root.
-    pub user: Option<Uid>,
-    /// Their groups, the first one first; none: those of the workers.
-    pub groups: Vec<Gid>,
-    /// Most programs at a time.
-    pub processes: u32,
-    /// A program that prints and takes nothing for this time is killed.
-    pub timeout: Duration,
-    /// A program that runs for longer is killed.
-    pub lifetime: Duration,
-    /// Most bytes of a request's body.
-    pub body: u64,
-    /// Most bytes of a program's output; 0: no bound.
-    pub output: u64,
-    /// Address space of each process of a program; bytes.
-    pub memory: Option<u64>,
-}
-
 /// Files that confined workers may use beside those that they need anyway.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Landlock {
@@ -250,6 +229,8 @@ pub struct HandlerSettings {
     /// The least level of what it logs itself, if it has one of its own. If that is above info its connections are not
     /// in the access log.
     pub log_level: Option<Level>,
+    /// Whether a handshake that offers subprotocols of which none is chosen is refused.
+    pub subprotocol: Unmatched,
 }
 
 impl HandlerSettings {
@@ -267,6 +248,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// All that is configured, as TOML without secrets.
     pub effective: Arc<str>,
+    /// Warnings about what was given and has no meaning.
+    pub ignored: Vec<String>,
     /// Where to listen, in the order given; never empty.
     pub listen: Vec<Listen>,
     /// Which of these gateways accept from, and how.

@@ -77,6 +77,7 @@ fn serve(
         daemon.ended(exit);
         return exit;
     }
+    config.ignored.iter().for_each(|warning| ::log::warn!("{warning}"));
     process_title::prepare();
     let reread = move || match read() {
         Ok(Command::Serve(config)) => Ok(*config),

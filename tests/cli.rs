@@ -33,7 +33,8 @@ fn fails(args: &[&str], code: i32, expected: &[&str]) {
 fn options() -> BTreeSet<String> {
     let mut command = wshd::cli::command();
     command.build();
-    command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).collect()
+    let shown = command.get_arguments().filter(|arg| !arg.is_hide_set());
+    shown.filter_map(|arg| arg.get_long().map(str::to_owned)).collect()
 }
 
 #[test]

@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("settings", &["auth", "proto"]),
     ("ctl", &[]),
     ("auth", &["proto::http1::head"]),
-    ("config", &["auth", "proto", "fleet::listener"]),
+    ("config", &["auth", "cgi::Cgi", "proto", "fleet::listener"]),
     ("exit.rs", &[]),
     ("log", &[]),
     ("service", &["clock"]),

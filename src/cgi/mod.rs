@@ -4,6 +4,7 @@
 //! Bounds: so many programs at a time (then 503), and for each its time, body, output and memory. A program ends with its
 //! client, with its time and with this process.
 
+mod bounds;
 pub mod handover;
 mod output;
 mod program;
@@ -23,13 +24,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::Socket;
 
 use crate::clock;
-use crate::config::{Cgi, Config};
+use crate::config::Config;
 use crate::fleet::addresses::{Addresses, Limiter, Permit};
 use crate::fleet::control::{self, Channel, Command};
 use crate::http::{self, Response};
 use crate::log::{self as sink, Value};
 use crate::proto::http1::head::{self, Head, Parsed};
 use crate::time::Instant;
+pub use bounds::Cgi;
 use handover::{Handover, MAX_BYTES};
 use program::Program;
 pub use program::covers;

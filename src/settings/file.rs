@@ -42,6 +42,11 @@ impl File {
         &self.path
     }
 
+    /// As it was read.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// The whole of it.
     pub fn parse(&self) -> Result<DeTable<'_>, Error> {
         let document = DeTable::parse(&self.text).map_err(|error| {

@@ -15,6 +15,7 @@ pub mod draft;
 pub mod effective;
 pub mod file;
 mod include;
+pub mod legacy;
 mod listeners;
 pub mod manual;
 pub mod places;

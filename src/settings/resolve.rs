@@ -11,6 +11,7 @@ use nix::unistd::{AccessFlags, Uid, access, geteuid};
 use super::account::{identity, must_be_root};
 use super::draft::{Draft, Target};
 use super::effective::Effective;
+use super::legacy::Legacy;
 use super::value::Host;
 use super::{Error, Kind, Places, Scope, find, in_scope, include, listeners, pools, tls};
 use crate::config::{Cgi, Config, CrashRecords, Landlock, Listen, Pool};
@@ -34,10 +35,11 @@ pub fn load(
 ) -> Result<(Config, Effective), Error> {
     // Mistakes of the command line come first.
     assign(&line, Scope::Server, &mut Draft::default())?;
-    let files = file.map(include::read).transpose()?.unwrap_or_default();
+    let legacy = file.map(Legacy::read).transpose()?.flatten();
+    let files = file.filter(|_| legacy.is_none()).map(include::read).transpose()?.unwrap_or_default();
     let documents = files.iter().map(|file| Ok((file, file.parse()?)));
     let documents = documents.collect::<Result<Vec<_>, Error>>()?;
-    let mut given = Places::default();
+    let Legacy { values: mut given, warnings } = legacy.unwrap_or_default();
     for (file, document) in &documents {
         let outside = document.iter().filter(|(key, _)| !pools::TABLES.contains(&&**key.get_ref()));
         given.add(file.values(outside, Scope::Server)?)?;
@@ -56,6 +58,7 @@ pub fn load(
     }
     pools::read(&documents, &draft, &mut config, &mut effective)?;
     config.file = file.map(Path::to_owned);
+    config.ignored = warnings;
     config.effective = effective.to_toml(false).into();
     Ok((config, effective))
 }
@@ -103,7 +106,7 @@ fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), E
     config.authentication.all = draft.policy.clone().policy(given)?.map(Arc::new);
     tls::server(&draft, given, &mut config)?;
     config.landlock = landlock(&draft, given)?;
-    config.handlers = draft.handlers.clone().map_or_else(|| default_handlers(exe_dir), Ok)?;
+    config.handlers = handlers(draft.handlers.as_deref(), config.document_root.as_deref(), exe_dir)?;
     log(&draft, &mut config);
     if let Destination::File(path) = &config.log.destination {
         may_append_to(path).map_err(|error| given.unusable("log_file", error))?;
@@ -169,6 +172,17 @@ fn landlock(draft: &Draft, given: &Places) -> Result<Option<Landlock>, Error> {
         }
     }
     Ok(draft.landlock.then(|| Landlock { read: read.clone(), write: write.clone() }))
+}
+
+/// The handler directory. Where mod_pywebsocket looks is the second choice: a relative one below the document root, and
+/// without any the document root itself.
+fn handlers(given: Option<&Path>, root: Option<&Path>, exe_dir: Option<PathBuf>) -> Result<PathBuf, Error> {
+    let Some(given) = given else {
+        let default = default_handlers(exe_dir);
+        return root.map(Path::to_owned).filter(|_| default.is_err()).map_or(default, Ok);
+    };
+    let below = root.map(|root| root.join(given)).filter(|below| !given.is_dir() && below.is_dir());
+    Ok(below.unwrap_or_else(|| given.to_owned()))
 }
 
 fn default_handlers(exe_dir: Option<PathBuf>) -> Result<PathBuf, Error> {

@@ -220,6 +220,7 @@ fn of_all(config: &Config) -> Config {
         handler_of: Default::default(),
         // Workers know only which paths are those of programs.
         cgi: config.cgi.as_ref().map(|cgi| Cgi { directories: cgi.directories.clone(), ..Cgi::default() }),
+        ignored: Vec::new(),
         control: Default::default(),
         gateway: Default::default(),
         log: LogSettings { rotation: Default::default(), ..config.log.clone() },

@@ -32,6 +32,16 @@ pub struct Opening {
     pub extensions: Vec<Offer>,
 }
 
+/// What becomes of a handshake that offers subprotocols of which the handler chooses none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unmatched {
+    /// The answer names none (RFC 6455 section 4.2.2).
+    #[default]
+    Omit,
+    /// It is refused with 400, as by mod_pywebsocket.
+    Refuse,
+}
+
 /// The request is not a valid opening handshake: answer with `status` and `headers`, and close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{status}: {why}")]

@@ -2,9 +2,10 @@
 
 use super::super::Default::{Is, Unset};
 use super::super::Flag::No;
-use super::super::Kind::{Count, Flag, List, Size};
+use super::super::Kind::{Choice, Count, Flag, List, Size};
 use super::super::value::{MAX_SIZE, Trusted, each, network};
 use super::super::{Scope, Setting};
+use crate::config::Unmatched;
 use crate::proto::http1::allow::{HostRule, OriginRule};
 
 const SERVER: &[Scope] = &[Scope::Server];
@@ -78,6 +79,27 @@ is what browsers send for pages whose origin they do not tell,
 .Ql *
 allows all.
 A request without an origin is allowed: browsers always send one, and others what they like.",
+    },
+    Setting {
+        name: "unmatched_subprotocol",
+        scopes: EACH,
+        kind: Choice("WHAT", &["omit", "refuse"], |d, text| {
+            d.handler.subprotocol = match text {
+                "omit" => Unmatched::Omit,
+                "refuse" => Unmatched::Refuse,
+                _ => return false,
+            };
+            true
+        }),
+        default: Is("omit"),
+        flag: No,
+        help: "Answer to a client that offers subprotocols of which the handler chooses none",
+        more: "\
+With omit the answer names none, as RFC 6455, section 4.2.2, has it: the client decides, and browsers end the \
+connection.
+With refuse it gets status 400 from the server, as from mod_pywebsocket: a client that does not look at the answer \
+cannot go on with another idea of what is spoken, but one that would do without any is turned away, too.
+A handler that rejects the handshake itself has the last word.",
     },
     Setting {
         name: "allow_host",

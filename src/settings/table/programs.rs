@@ -16,9 +16,9 @@ pub const TABLE: &[Setting] = &[
         kind: List("PATHS", |d, texts| Ok(d.cgi.directories = directories(texts)?)),
         default: Unset("none"),
         flag: Short('x'),
-        help: "Run what is below these directories of the document root as programs",
+        help: "Run files of these directories as CGI programs",
         more: "\
-Several may be given with commas between.
+They are below the document root; several may be given with commas between.
 See PROGRAMS in
 .Xr wshd 8 .",
     },

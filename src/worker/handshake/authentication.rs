@@ -19,7 +19,8 @@ use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::record::Strings;
 use crate::worker::conn::table::Pause;
 use crate::worker::handshake::Handshakes;
-use crate::worker::handshake::request::{Unserved, unavailable};
+use crate::worker::handshake::outcome::Unserved;
+use crate::worker::handshake::request::unavailable;
 
 /// Most threads that compare passwords; no more than there are cores.
 const THREADS: usize = 4;

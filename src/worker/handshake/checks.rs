@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 
 use socket2::Socket;
 
+use crate::config::Unmatched;
 use crate::fleet::addresses::Refusal;
 use crate::http::{self, Response};
 use crate::proto::http1::allow::HostRule;
 use crate::proto::http1::head::Head;
 use crate::proto::http1::{forwarded, proxy};
+use crate::worker::conn::handshake::{Finished, Handshake};
 use crate::worker::conn::table::Conn;
 use crate::worker::handshake::Handshakes;
 use crate::worker::listen::admission::answer;
@@ -127,6 +129,14 @@ impl Handshakes {
                 && port.is_none_or(|port| asked.port.unwrap_or(80) == port)
         });
         if right { Ok(()) } else { Err(http::error(421, "this server does not serve that host", &[])) }
+    }
+
+    /// Whether the handshake is refused because no subprotocol was chosen.
+    pub fn is_unmatched(&self, handshake: &Handshake, finished: &Finished) -> bool {
+        let route = self.routes.handlers().get(usize::from(handshake.handler));
+        let policy = route.map(|route| self.config.handler(&route.resource).subprotocol).unwrap_or_default();
+        let is_offered = !handshake.request.opening.protocols.is_empty();
+        policy == Unmatched::Refuse && is_offered && finished.protocol.is_none()
     }
 
     /// Checks the origin and the connection limit of the pool. False: the request was refused.

@@ -8,7 +8,6 @@ use std::time::SystemTime;
 use ::ws_handler::raw::*;
 use socket2::Socket;
 
-use crate::auth::User;
 use crate::cgi::covers;
 use crate::config::{Console, ListenerSettings};
 use crate::ffi::host::{Callback, End};
@@ -29,44 +28,11 @@ use crate::worker::conn::record::{Greeting, Strings, flags};
 use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, Pause, Phase};
 use crate::worker::handshake::Handshakes;
+use crate::worker::handshake::outcome::{Asked, Elsewhere, Unserved};
 use crate::worker::host::handlers::Service;
 
 /// Fields with which proxies tell whom they relay, or that they do.
 const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
-
-/// A request that another process is to answer, with what was read of it from its first byte on.
-pub enum Elsewhere<'a> {
-    /// This pool serves its handler.
-    Pool(usize, Cow<'a, [u8]>),
-    /// It is for a program.
-    Program(Asked, Cow<'a, [u8]>),
-}
-
-/// A request for a program.
-pub struct Asked {
-    /// Who it is, if that was asked.
-    pub user: Option<User>,
-    /// Path and query without a token, if one may be there.
-    pub resource: Option<String>,
-}
-
-/// Why a request does not get to its handler.
-pub enum Unserved {
-    /// This is the answer.
-    Reply(Response),
-    /// It was answered.
-    Answered,
-    /// Its password is being compared.
-    Waits,
-    /// It is for a program.
-    Program(Asked),
-}
-
-impl From<Response> for Unserved {
-    fn from(reply: Response) -> Self {
-        Self::Reply(reply)
-    }
-}
 
 impl Handshakes {
     /// Adds an accepted connection.
@@ -305,6 +271,11 @@ impl Handshakes {
         self.registry.remove(id);
         let finished = handshake.finish();
         match finished.verdict {
+            Verdict::Accept if self.is_unmatched(&handshake, &finished) => {
+                end_early(channel.as_deref());
+                let why = "none of the subprotocols that were offered is spoken here";
+                self.conns.reply(id, http::error(400, why, &[]));
+            }
             Verdict::Accept => self.accept(id, &handshake, finished, channel, None),
             Verdict::AcceptAndClose(code, ref reason) => {
                 let close = (code, reason.clone());

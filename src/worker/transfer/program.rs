@@ -6,7 +6,8 @@ use std::os::fd::AsFd;
 use crate::cgi::handover::{self, Facts};
 use crate::http;
 use crate::worker::crash::signals::uninterrupted;
-use crate::worker::handshake::request::{Asked, unavailable};
+use crate::worker::handshake::outcome::Asked;
+use crate::worker::handshake::request::unavailable;
 use crate::worker::transfer::Transfer;
 
 impl Transfer {

@@ -17,7 +17,8 @@ use crate::worker::conn::record::flags;
 use crate::worker::conn::table::Phase;
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
-use crate::worker::handshake::request::{Elsewhere, unavailable};
+use crate::worker::handshake::outcome::Elsewhere;
+use crate::worker::handshake::request::unavailable;
 use crate::worker::transfer::Transfer;
 use crate::worker::transfer::pacing::{AGAIN, Pacing};
 
