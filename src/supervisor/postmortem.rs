@@ -24,7 +24,8 @@ use crate::fleet::current_call::CurrentCall;
 use crate::fleet::scoreboard::State;
 use crate::time::Instant;
 
-/// A process that is younger than this when a thread of a handler ends it has not served: the next one would end alike.
+/// A process without connections that is younger than this when a thread of a handler ends it has not served: the next
+/// one would end alike.
 const YOUNG: Duration = Duration::from_secs(1);
 
 /// What workers have died of, and what comes of it.
@@ -56,7 +57,8 @@ impl Supervisor {
         let facts = self.shared.crash_reports.get(slot).map(CrashReport::facts).unwrap_or_default();
         let cause = Cause::of_crash(crash.signal, crash.address);
         let age = clock::now().since(Instant::from_nanos(record.started.load(Ordering::Relaxed)));
-        let is_young = record.state() == State::Starting || age < YOUNG;
+        let has_served = record.connections.load(Ordering::Relaxed) > 0;
+        let is_young = record.state() == State::Starting || age < YOUNG && !has_served;
         let is_at_start = is_start(crash.callback) || is_young && crash.conn == 0;
         let line = self.tell((slot, pid), cause, crash.handler, (crash.callback, crash.conn), facts);
         let is_hindered = self.judge((slot, role), crash.handler, crash.conn, is_at_start);
