@@ -130,10 +130,14 @@ fn compile_c(
     inputs: &[&str],
 ) -> Result<(), String> {
     let compiler = env::var(variable).unwrap_or_else(|_| default.to_owned());
+    let hidden: &[&str] = if variable == "CXX" { &["-fvisibility=hidden", "-fno-gnu-unique"] } else { &[] };
+    // clang does not know the second, and has no need of it.
+    let hidden =
+        if compiler.contains("clang") { hidden.get(..hidden.len() / 2).unwrap_or_default() } else { hidden };
     let mut words = compiler.split_whitespace(); // CC may be "ccache gcc"
     let mut command = Command::new(words.next().unwrap_or(default));
     command.args(words).args(["-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Iinclude"]);
-    command.args(env::var(flags).unwrap_or_default().split_whitespace());
+    command.args(hidden).args(env::var(flags).unwrap_or_default().split_whitespace());
     command.arg(source).arg("-o").arg(library);
     command.args(env::var("LDFLAGS").unwrap_or_default().split_whitespace());
     run_if_stale(command, library, source, inputs, &|error| {

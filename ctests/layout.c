@@ -118,6 +118,16 @@ int main(void)
     MEMBER(ws_host, set_state);
     MEMBER(ws_host, state);
     MEMBER(ws_host, is_resumed);
+    MEMBER(ws_host, attach_user);
+    MEMBER(ws_host, attach_state);
+    MEMBER(ws_host, query_param);
+    MEMBER(ws_host, cookie);
+    MEMBER(ws_host, host_version);
+    MEMBER(ws_host, workers);
+    MEMBER(ws_host, watch_fd);
+    MEMBER(ws_host, unwatch_fd);
+    MEMBER(ws_host, get_extension);
+    MEMBER(ws_host, send_raw);
     MEMBER(ws_host, subscribe);
     MEMBER(ws_host, unsubscribe);
     MEMBER(ws_host, publish);
@@ -133,6 +143,9 @@ int main(void)
     CONSTANT(WS_LAST);
     CONSTANT(WS_MORE);
     CONSTANT(WS_UNCOMPRESSED);
+    CONSTANT(WS_FD_READ);
+    CONSTANT(WS_FD_WRITE);
+    CONSTANT(WS_FD_HANGUP);
     CONSTANT(WS_UNIX);
     CONSTANT(WS_IPV4);
     CONSTANT(WS_IPV6);
@@ -151,6 +164,8 @@ int main(void)
     CONSTANT(WS_E_LIMIT);
     CONSTANT(WS_E_UNSUPPORTED);
     CONSTANT(WS_E_FAILED);
+    CONSTANT(WS_E_ABSENT);
+    CONSTANT(WS_E_DENIED);
     CONSTANT(WS_CLOSE_NORMAL);
     CONSTANT(WS_CLOSE_GOING_AWAY);
     CONSTANT(WS_CLOSE_PROTOCOL_ERROR);

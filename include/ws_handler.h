@@ -14,40 +14,61 @@
  * style: a thread for each connection, ws_receive() waits) or on_message
  * (event style: callbacks on the worker's event loop, which must not wait).
  *
- * Threads. A connection has one thread of its own: the event loop in the event
- * style, its own thread in the blocking style. All callbacks of the connection
- * run there, one at a time. Functions tagged [any thread] may be called from
- * everywhere; for the others the tag names the place. A wshd built in debug
- * mode aborts on a breach and names the function; otherwise the function does
- * nothing and returns WS_E_PLACE (or nothing, zero or absent bytes).
+ * Threads. All event-style connections of a worker share one thread, its event
+ * loop; a blocking connection has a thread of its own. All callbacks of a
+ * connection run on its thread, one at a time, so handlers of the event style
+ * need no lock for what only their callbacks touch. Functions tagged [any
+ * thread] may be called from everywhere; for the others the tag names the place.
+ * In the wrong place a function does nothing and returns WS_E_PLACE (or nothing,
+ * zero or absent bytes), and the host logs it; a host with --strict-abi, or one
+ * built in debug mode, aborts and names the function.
  *
  * Connections are values. A ws_conn is an id, not a pointer: it can be kept,
  * compared, copied to other threads, and used too late. A call on a connection
- * that is gone returns WS_E_GONE. The id of a connection is never given to
- * another one in the same process.
+ * that is closing or gone returns WS_E_GONE; one that is not open yet takes no
+ * message (WS_E_PLACE). The id of a connection is never given to another one in
+ * the same process.
  *
  * Bytes are pointer and length. What comes from the host is valid until the
  * callback returns (in transfer_data: until the next ws_receive), unless its
- * comment says longer. It is followed by one NUL that is not counted, and it
- * is valid UTF-8 where the message is text. What goes to the host is copied
- * before the call returns, unless sent with ws_send_owned().
+ * comment says longer. One NUL that is not counted follows it, always. A whole
+ * text message is valid UTF-8; a fragment of one (WS_STREAM) may begin or end
+ * within a character. What goes to the host is copied before the call returns,
+ * unless sent with ws_send_owned(). A strict host (see Threads) overwrites
+ * msg->data when the callback has returned.
  *
  * Results. WS_OK and other values >= 0 are success, values < 0 are errors.
- * Each comment lists all results that a function can have.
+ * Each comment lists all results that a function can have. Bits of flags that
+ * the host does not know are WS_E_INVALID. What was answered with WS_OK is
+ * delivered, or travels with the connection, or on_close tells that it ended.
  *
  * Processes. Workers are forked. The code of a handler runs in workers only,
- * and a handler is never unloaded: new code means a new process.
+ * and a handler is never unloaded: new code means a new process. The process is
+ * the host's, and shared with other handlers:
+ *   - SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS, SIGXCPU, SIGTERM,
+ *     SIGALRM, SIGRTMIN+5 and SIGRTMIN+6 belong to the host: a handler neither
+ *     catches, blocks nor unblocks them. See SIGNALS in ws_handler(3).
+ *   - Standard input is /dev/null; output and error are the server's own, and
+ *     /dev/null once it runs as a daemon: write with ws_log().
+ *   - chdir(), umask(), setlocale(), setenv(), setrlimit() and changes of the
+ *     user are for all handlers of the process: leave them alone.
+ *   - A child that a handler forks must exec() or _exit(), and cannot call the
+ *     host: its calls return WS_E_GONE.
  *
  * Containment. A negative result of a callback closes its connection with 1011
- * (in do_extra_handshake: answers 500) and is logged. C++ exceptions and Rust
- * panics must not leave the handler: ws_handler.hpp and the crate ws-handler
- * catch them inside it. A crash, an abort(), an exit() or an endless loop costs
- * its connection and the worker process, and is logged with the handler's name.
+ * (in do_extra_handshake: answers 500) and is logged with handler, callback and
+ * value. C++ exceptions and Rust panics must not leave the handler:
+ * ws_handler.hpp and the crate ws-handler catch them inside it. A crash, an
+ * abort(), an exit(), an _exit() or an endless loop costs its connection and the
+ * worker process, and is logged with the handler's name. Any call of the host is
+ * progress for the watchdog.
  *
  * Growth. Both tables begin with their size and are only ever appended to.
  * Within ABI 1 a handler may be older or newer than the host: members that one
  * side does not know count as absent, and a function that the host lacks
- * returns WS_E_UNSUPPORTED. Another major version is refused at load.
+ * returns WS_E_UNSUPPORTED (0, NULL or absent bytes where it returns no result).
+ * Another major version is refused at load. What does not belong into the table
+ * is offered by ws_get_extension().
  */
 #ifndef WS_HANDLER_H
 #define WS_HANDLER_H
@@ -111,8 +132,11 @@ typedef struct ws_deflate_options {
 
 #define WS_DEFLATE_DEFAULTS { sizeof(ws_deflate_options), 15, 15, 0, 1, 64, 1 }
 
-/* Runs on the thread of the connection. */
+/* Runs on the thread of the connection; with conn 0 on the worker's event loop. */
 typedef void (*ws_task)(ws_conn conn, void *arg);
+
+/* A watched descriptor is ready: events are WS_FD_.... See ws_watch_fd(). */
+typedef void (*ws_ready)(int32_t fd, uint32_t events, void *arg);
 
 /* Message types: the opcodes of RFC 6455. */
 #define WS_TEXT   1
@@ -131,6 +155,10 @@ typedef void (*ws_task)(ws_conn conn, void *arg);
 
 /* For ws_subscribe(). */
 #define WS_DROP 1u /* if the connection does not keep up, messages are dropped and counted: ws_missed() */
+/* What a descriptor is watched for, and what it is ready for. */
+#define WS_FD_READ   1u
+#define WS_FD_WRITE  2u
+#define WS_FD_HANGUP 4u /* told only: an error, or the other end is closed */
 
 /* ws_address.family */
 #define WS_UNIX 1
@@ -153,6 +181,8 @@ typedef void (*ws_task)(ws_conn conn, void *arg);
 #define WS_E_LIMIT       (-7)  /* a bound is reached */
 #define WS_E_UNSUPPORTED (-8)  /* the host is older than this function */
 #define WS_E_FAILED      (-9)  /* for handlers: some other failure */
+#define WS_E_ABSENT      (-10) /* there is nothing of that name */
+#define WS_E_DENIED      (-11) /* the configuration does not allow it */
 
 /* Close codes of RFC 6455 that programs use by name. */
 #define WS_CLOSE_NORMAL         1000
@@ -200,12 +230,13 @@ typedef void (*ws_task)(ws_conn conn, void *arg);
 
 /* -------------------------------------------------------- the handler's table */
 
-/* ws_handler.flags */
-#define WS_KEEP_REQUEST  1u  /* keep method and headers for the life of the connection */
-#define WS_STREAM        2u  /* deliver fragments as they come instead of whole messages */
-#define WS_NO_EXTENSIONS 4u  /* refuse all extensions */
-#define WS_RESUMABLE     8u  /* transfer_data can go on in another process, where it is called again:
-                              * see ws_receive() and ws_is_resumed() */
+/* ws_handler.flags. Bits 0 to 15 may be ignored by a host that does not know
+ * them; one that does not know a bit of 16 to 31 refuses the handler. */
+#define WS_RESUMABLE     0x00001u /* transfer_data can go on in another process, where it is called
+                                   * again: see ws_receive() and ws_is_resumed() */
+#define WS_KEEP_REQUEST  0x10000u /* keep method and headers for the life of the connection */
+#define WS_STREAM        0x20000u /* deliver fragments as they come instead of whole messages */
+#define WS_NO_EXTENSIONS 0x40000u /* refuse all extensions */
 
 /* What a handler is. All members but one of transfer_data and on_message are
  * optional. The table and its strings live as long as the process. */
@@ -227,8 +258,9 @@ typedef struct ws_handler {
     /* A worker starts or stops. No connection exists. A negative result of
      * start takes the handler out of service in this worker (503). Not called
      * when a worker crashes. Where each connection has a process of its own,
-     * start is called in their parent only: its memory and descriptors are there
-     * in each of them, its threads are not. */
+     * start is called in their parent only: its memory and descriptors, timers
+     * and posts are there in each of them, its threads are not. Both run on the
+     * thread of the worker's event loop. */
     int32_t (*on_worker_start)(void);
     void (*on_worker_stop)(void);
 
@@ -237,9 +269,12 @@ typedef struct ws_handler {
      *   WS_REJECTED  what ws_reject() returns: an error reply
      *   WS_ABORTED   what ws_abort_handshake() returns: no reply at all
      *   WS_LATER     event style only: another call will finish it, from any
-     *                thread, within the handshake's time limit (else 503)
+     *                thread or callback, within the handshake's time limit
+     *                (else 503)
      *   negative     500
-     * May wait in the blocking style. */
+     *   any other    500
+     * Fails closed: once ws_reject() or ws_abort_handshake() was called, WS_OK
+     * does not accept any more; see there. May wait in the blocking style. */
     int32_t (*do_extra_handshake)(ws_conn conn, ws_handshake *hs);
 
     /* The connection is open, or was taken up from another process: see
@@ -343,9 +378,10 @@ typedef struct ws_host {
     uint32_t (*last_opcode)(ws_conn conn);
 
     /* time and threads */
-    int64_t (*set_timer)(ws_conn conn, uint64_t delay_ms, ws_task task, void *arg);
-    int32_t (*clear_timer)(ws_conn conn, int64_t timer);
-    int32_t (*post)(ws_conn conn, ws_task task, void *arg);
+    int64_t (*set_timer)(const struct ws_host *host, ws_conn conn, uint64_t delay_ms, uint64_t period_ms,
+                         ws_task task, void *arg);
+    int32_t (*clear_timer)(const struct ws_host *host, ws_conn conn, int64_t timer);
+    int32_t (*post)(const struct ws_host *host, ws_conn conn, ws_task task, void *arg);
 
     /* closing */
     int32_t (*close)(ws_conn conn, uint32_t code, const char *reason, size_t size);
@@ -354,11 +390,27 @@ typedef struct ws_host {
     ws_bytes (*close_reason)(ws_conn conn);
 
     /* what a connection carries */
-    int32_t (*set_user)(ws_conn conn, void *user);
+    int32_t (*set_user)(ws_conn conn, void *user, void (*release)(void *arg));
     void *(*user)(ws_conn conn);
     int32_t (*set_state)(ws_conn conn, const void *data, size_t size);
     ws_bytes (*state)(ws_conn conn);
     int32_t (*is_resumed)(ws_conn conn);
+    int32_t (*attach_user)(ws_handshake *hs, void *user, void (*release)(void *arg));
+    int32_t (*attach_state)(ws_handshake *hs, const void *data, size_t size);
+
+    /* decoded */
+    int32_t (*query_param)(ws_conn conn, const char *name, size_t name_size, char *text, size_t size);
+    int32_t (*cookie)(ws_conn conn, const char *name, size_t name_size, char *text, size_t size);
+
+    /* the worker and the host */
+    const char *host_version;
+    uint32_t (*workers)(const struct ws_host *host);
+    int32_t (*watch_fd)(const struct ws_host *host, int32_t fd, uint32_t events, ws_ready ready, void *arg);
+    int32_t (*unwatch_fd)(const struct ws_host *host, int32_t fd);
+    const void *(*get_extension)(const struct ws_host *host, const char *id, size_t size);
+
+    /* octets */
+    int32_t (*send_raw)(const struct ws_host *host, ws_conn conn, const void *data, size_t size);
 
     /* topics */
     int32_t (*subscribe)(ws_conn conn, const char *topic, size_t size, uint32_t flags);
@@ -371,16 +423,24 @@ typedef struct ws_host {
     /* ---- since 1.1: append here ---- */
 } ws_host;
 
+/* Whether the host's table has this member: see Growth. */
+#define WS_HOST_HAS(member) \
+    (ws_host_->size >= offsetof(ws_host, member) + sizeof ws_host_->member)
+/* What every host has: members up to this size need not be asked for. */
+#define WS_HOST_LEAST_ (offsetof(ws_host, is_resumed) + sizeof(int32_t (*)(ws_conn)))
+
 /* ------------------------------------------------------------ the entry point */
 
 #if defined(__GNUC__)
 #define WS_EXPORT __attribute__((visibility("default")))
 #define WS_LOCAL_ __attribute__((visibility("hidden")))
 #define WS_PRINTF_(at, first) __attribute__((format(printf, at, first)))
+#define WS_MUST_USE_ __attribute__((warn_unused_result))
 #else
 #define WS_EXPORT
 #define WS_LOCAL_
 #define WS_PRINTF_(at, first)
+#define WS_MUST_USE_
 #endif
 
 /* The host's table; defined and set by WS_HANDLER. */
@@ -398,7 +458,7 @@ WS_EXPORT const ws_handler *ws_handler_entry_v1(const ws_host *host);
         static const ws_handler handler = {                                            \
             .size = sizeof(ws_handler), .abi = WS_ABI, __VA_ARGS__};                   \
         ws_host_ = host;                                                               \
-        return &handler;                                                               \
+        return host->size >= WS_HOST_LEAST_ ? &handler : NULL;                          \
     }                                                                                  \
     extern const ws_host *ws_host_
 
@@ -413,8 +473,8 @@ static inline int ws_bytes_equal(ws_bytes bytes, const char *string)
 }
 
 /* Takes the first item off a list such as "a, b", as ws_requested_protocols()
- * returns it. 1 and *item is set, or 0: the list is at its end. The item is not
- * followed by NUL. [any thread] */
+ * returns it. 1 and *item is set, or 0: the list is at its end. The item is a
+ * part of the list, so the list goes on behind it. [any thread] */
 static inline int ws_list_next(ws_bytes *list, ws_bytes *item)
 {
     const char *comma;
@@ -432,13 +492,74 @@ static inline int ws_list_next(ws_bytes *list, ws_bytes *item)
     return 1;
 }
 
-/* --------------------------------------------------- log, time, configuration */
+/* The name of a result, "WS_E_GONE"; of values >= 0 "WS_OK". [any thread] */
+static inline const char *ws_error_name(int32_t result)
+{
+    static const char *const names[] = {
+        "WS_OK",        "WS_E_GONE",  "WS_E_FULL",  "WS_E_TIMEOUT",     "WS_E_DRAINING", "WS_E_INVALID",
+        "WS_E_PLACE",   "WS_E_LIMIT", "WS_E_UNSUPPORTED", "WS_E_FAILED", "WS_E_ABSENT",   "WS_E_DENIED",
+    };
+    if (result >= 0)
+        return names[0];
+    return result >= WS_E_DENIED ? names[-result] : "an unknown error";
+}
+
+/* ------------------------------------------------------- the host, the worker */
+
+/* Name and version of the host, "wshd 1.0.0", for people and logs. [any thread] */
+static inline const char *ws_host_version(void)
+{
+    return WS_HOST_HAS(host_version) ? ws_host_->host_version : "";
+}
+
+/* An interface that is not a part of this file, by its name: what it points to,
+ * the name's owner says. NULL if the host has none. Names of wshd begin with
+ * "wshd."; none exists yet. [any thread] */
+static inline const void *ws_get_extension(const char *id)
+{
+    return WS_HOST_HAS(get_extension) ? ws_host_->get_extension(ws_host_, id, strlen(id)) : NULL;
+}
 
 /* This worker's number in its pool, from 0. [any thread] */
 static inline uint32_t ws_worker(void)
 {
     return ws_host_->worker;
 }
+
+/* How many workers this worker's pool has. [any thread] */
+static inline uint32_t ws_workers(void)
+{
+    return WS_HOST_HAS(workers) ? ws_host_->workers(ws_host_) : 1;
+}
+
+/* Calls ready(fd, events, arg) on the worker's event loop whenever the
+ * descriptor is ready for what it is watched for (as poll() tells it: again, as
+ * long as it is), so that a client library of a database or a message queue
+ * needs no thread. Watching it again replaces events, ready and arg. The
+ * descriptor stays the handler's: non-blocking, and unwatched before it is
+ * closed. ready must not wait; its time is measured and limited as that of a
+ * callback, and messages are sent from there as from any thread.
+ * Watched descriptors belong to the process: a connection that moves to another
+ * process leaves them behind, a crash closes them, and on_worker_start of the
+ * process that follows opens new ones.
+ * events: WS_FD_READ, WS_FD_WRITE or both. WS_OK, or WS_E_INVALID (other events,
+ * no ready, not a descriptor that can be watched, one of another handler),
+ * WS_E_LIMIT (more than 256 of this handler), WS_E_PLACE.
+ * [on the thread of the worker's event loop, on_worker_start included] */
+static inline int32_t ws_watch_fd(int32_t fd, uint32_t events, ws_ready ready, void *arg)
+{
+    return WS_HOST_HAS(watch_fd) ? ws_host_->watch_fd(ws_host_, fd, events, ready, arg) : WS_E_UNSUPPORTED;
+}
+
+/* Watches it no more. From then on ready is not called. WS_OK, or WS_E_INVALID (it
+ * is not watched), WS_E_PLACE.
+ * [on the thread of the worker's event loop, on_worker_start included] */
+static inline int32_t ws_unwatch_fd(int32_t fd)
+{
+    return WS_HOST_HAS(unwatch_fd) ? ws_host_->unwatch_fd(ws_host_, fd) : WS_E_UNSUPPORTED;
+}
+
+/* --------------------------------------------------- log, time, configuration */
 
 /* Nanoseconds of a clock that only goes forward; its start means nothing.
  * [any thread] */
@@ -503,7 +624,7 @@ static inline ws_bytes ws_resource(ws_conn conn)
 }
 
 /* The resource up to its "?". Valid for the life of the connection.
- * NUL does not follow. [in a callback of this connection] */
+ * [in a callback of this connection] */
 static inline ws_bytes ws_path(ws_conn conn)
 {
     return ws_host_->path(conn);
@@ -514,6 +635,29 @@ static inline ws_bytes ws_path(ws_conn conn)
 static inline ws_bytes ws_query(ws_conn conn)
 {
     return ws_host_->query(conn);
+}
+
+/* Decodes the first parameter of this name in the query, "room" in
+ * "?room=blue%20moon", into text[0..size), and a NUL behind it. "+" is a space;
+ * a "%" without two hexadecimal digits stays as it is. The result is not checked
+ * to be UTF-8. Its length, or
+ *   WS_E_ABSENT    there is no such parameter (or the connection is gone)
+ *   WS_E_LIMIT     it is longer than size - 1
+ *   WS_E_INVALID   it contains a NUL ("%00")
+ *   WS_E_PLACE
+ * [in a callback of this connection] */
+static inline int32_t ws_query_param(ws_conn conn, const char *name, char *text, size_t size)
+{
+    return WS_HOST_HAS(query_param) ? ws_host_->query_param(conn, name, strlen(name), text, size)
+                                    : WS_E_UNSUPPORTED;
+}
+
+/* The same for a cookie: the value without the quotes around it, with %XX decoded
+ * ("+" stays). WS_E_ABSENT also when the request was not kept.
+ * [in do_extra_handshake; with WS_KEEP_REQUEST in any callback of this connection] */
+static inline int32_t ws_cookie(ws_conn conn, const char *name, char *text, size_t size)
+{
+    return WS_HOST_HAS(cookie) ? ws_host_->cookie(conn, name, strlen(name), text, size) : WS_E_UNSUPPORTED;
 }
 
 /* Host and port that the client asked for, from the target or the Host header.
@@ -540,7 +684,7 @@ static inline ws_bytes ws_method(ws_conn conn)
 
 /* The first header of this name, in any case of letters, with the white space
  * around it removed; absent if there is none or the request was not kept. Not
- * checked to be UTF-8; NUL does not follow.
+ * checked to be UTF-8.
  * [in do_extra_handshake; with WS_KEEP_REQUEST in any callback of this connection] */
 static inline ws_bytes ws_header(ws_conn conn, const char *name)
 {
@@ -548,7 +692,7 @@ static inline ws_bytes ws_header(ws_conn conn, const char *name)
 }
 
 /* The index-th header in the order sent: 1 and *name, *value are set, or 0:
- * there are no more (or the request was not kept). NUL does not follow.
+ * there are no more (or the request was not kept).
  * [in do_extra_handshake; with WS_KEEP_REQUEST in any callback of this connection] */
 static inline int32_t ws_header_at(ws_conn conn, size_t index, ws_bytes *name, ws_bytes *value)
 {
@@ -602,14 +746,17 @@ static inline ws_bytes ws_tls_fact(ws_conn conn, uint32_t which)
 
 /* -------------------------------------------------------------------- reply
  *
- * All of these: [in do_extra_handshake; after WS_LATER any thread].
+ * All of these: [in do_extra_handshake; after WS_LATER any thread], that is also
+ * in callbacks and timers of other connections. After WS_LATER the first verdict
+ * finishes the handshake.
  * Common results: WS_E_GONE (finished, or the peer has left), WS_E_PLACE. */
 
-/* Chooses one of the offered subprotocols. WS_OK, or WS_E_INVALID: it was not
- * offered. [in do_extra_handshake; after WS_LATER any thread] */
+/* Chooses one of the offered subprotocols, or none with NULL. WS_OK, or
+ * WS_E_INVALID: it was not offered.
+ * [in do_extra_handshake; after WS_LATER any thread] */
 static inline int32_t ws_set_protocol(ws_handshake *hs, const char *protocol)
 {
-    return ws_host_->set_protocol(hs, protocol, strlen(protocol));
+    return ws_host_->set_protocol(hs, protocol, protocol != NULL ? strlen(protocol) : 0);
 }
 
 /* Adds a header to the reply, be it 101 or an error. Both are copied. WS_OK, or
@@ -623,7 +770,8 @@ static inline int32_t ws_add_header(ws_handshake *hs, const char *name, const ch
 
 /* How permessage-deflate is to be negotiated, if the client offers it; without
  * this call by the server's settings. WS_OK, or WS_E_INVALID (a value out of its
- * range). [in do_extra_handshake; after WS_LATER any thread] */
+ * range), WS_E_UNSUPPORTED (a member that this host does not know is not 0).
+ * [in do_extra_handshake; after WS_LATER any thread] */
 static inline int32_t ws_configure_deflate(ws_handshake *hs, const ws_deflate_options *options)
 {
     return ws_host_->configure_deflate(hs, options);
@@ -637,7 +785,8 @@ static inline int32_t ws_refuse_extensions(ws_handshake *hs)
 }
 
 /* Accepts: WS_OK. Needed only to finish after WS_LATER; in do_extra_handshake
- * returning WS_OK says the same. [in do_extra_handshake; after WS_LATER any thread] */
+ * returning WS_OK says the same. WS_E_INVALID once it was rejected.
+ * [in do_extra_handshake; after WS_LATER any thread] */
 static inline int32_t ws_accept(ws_handshake *hs)
 {
     return ws_host_->accept(hs);
@@ -654,25 +803,45 @@ static inline int32_t ws_accept_and_close(ws_handshake *hs, uint32_t code, const
 
 /* Rejects with a status from 300 to 599 and a short text. WS_REJECTED, to be
  * returned from do_extra_handshake, or WS_E_INVALID.
+ * From this call on the handshake cannot be accepted: should do_extra_handshake
+ * return WS_OK all the same, it is rejected (with 500 if this call failed) and
+ * that is logged as an error of the handler; a strict host aborts.
  * [in do_extra_handshake; after WS_LATER any thread] */
-static inline int32_t ws_reject(ws_handshake *hs, uint32_t status)
+WS_MUST_USE_ static inline int32_t ws_reject(ws_handshake *hs, uint32_t status)
 {
     return ws_host_->reject(hs, status, NULL, 0, NULL, 0);
 }
 
 /* The same with a body of the given media type, copied; at most 64 KiB
  * (WS_E_LIMIT). [in do_extra_handshake; after WS_LATER any thread] */
-static inline int32_t ws_reject_body(ws_handshake *hs, uint32_t status, const char *type,
+WS_MUST_USE_ static inline int32_t ws_reject_body(ws_handshake *hs, uint32_t status, const char *type,
                                      const void *body, size_t size)
 {
     return ws_host_->reject(hs, status, type, strlen(type), (const char *)body, size);
 }
 
 /* Drops the connection without any reply. WS_ABORTED, to be returned from
- * do_extra_handshake. [in do_extra_handshake; after WS_LATER any thread] */
-static inline int32_t ws_abort_handshake(ws_handshake *hs)
+ * do_extra_handshake. As with ws_reject() there is no way back.
+ * [in do_extra_handshake; after WS_LATER any thread] */
+WS_MUST_USE_ static inline int32_t ws_abort_handshake(ws_handshake *hs)
 {
     return ws_host_->abort_handshake(hs);
+}
+
+/* ws_set_user_owned() and ws_set_state() through the handshake, so that whoever
+ * finishes it can say who the peer is. WS_OK, WS_E_LIMIT (the state is too large).
+ * [in do_extra_handshake; after WS_LATER any thread] */
+static inline int32_t ws_attach_user(ws_handshake *hs, void *user, void (*release)(void *arg))
+{
+    if (WS_HOST_HAS(attach_user))
+        return ws_host_->attach_user(hs, user, release);
+    if (release != NULL)
+        release(user);
+    return WS_E_UNSUPPORTED;
+}
+static inline int32_t ws_attach_state(ws_handshake *hs, const void *data, size_t size)
+{
+    return WS_HOST_HAS(attach_state) ? ws_host_->attach_state(hs, data, size) : WS_E_UNSUPPORTED;
 }
 
 /* --------------------------------------------------------------- agreement */
@@ -722,8 +891,10 @@ static inline int32_t ws_receive(ws_conn conn, ws_message *msg, int64_t timeout_
  *   WS_E_FULL      the queue is above its high mark; nothing was queued. In the
  *                  event style on_writable follows. On the thread of a blocking
  *                  connection the call waits instead.
- *   WS_E_INVALID   not UTF-8, another type, another type than the fragments before
+ *   WS_E_INVALID   not UTF-8, another type, another type than the fragments
+ *                  before, unknown flags
  *   WS_E_GONE
+ *   WS_E_PLACE     the handshake is not finished
  * [any thread] */
 static inline int32_t ws_send(ws_conn conn, uint32_t type, const void *data, size_t size)
 {
@@ -753,6 +924,18 @@ static inline int32_t ws_send_owned(ws_conn conn, uint32_t type, const void *dat
                                     uint32_t flags, void (*release)(void *arg), void *arg)
 {
     return ws_host_->send_owned(conn, type, data, size, flags, release, arg);
+}
+
+/* For handlers that test clients: sends octets as they are, in the order of the
+ * messages, whatever they do to the protocol. In do_extra_handshake, and after
+ * WS_LATER until the handshake is finished, they take the place of the server's
+ * reply (at most 64 KiB, else WS_E_LIMIT): after WS_OK the connection is open
+ * behind them, otherwise it is closed once they are sent. WS_E_DENIED unless the
+ * handler's section of the configuration says "raw = true". Else results as of
+ * ws_send(). [any thread] */
+static inline int32_t ws_send_raw(ws_conn conn, const void *data, size_t size)
+{
+    return WS_HOST_HAS(send_raw) ? ws_host_->send_raw(ws_host_, conn, data, size) : WS_E_UNSUPPORTED;
 }
 
 /* Sends a Ping with at most 125 bytes. WS_OK, or WS_E_INVALID (too long),
@@ -791,33 +974,49 @@ static inline uint32_t ws_last_opcode(ws_conn conn)
     return ws_host_->last_opcode(conn);
 }
 
-/* --------------------------------------------------------- time and threads */
+/* --------------------------------------------------------- time and threads
+ *
+ * With conn 0 these three are about the worker instead of a connection: task(0,
+ * arg) runs on the worker's event loop, in both styles, and must not wait. Set in
+ * on_worker_start they begin once the worker serves. */
 
 /* Calls task(conn, arg) once, on the thread of the connection, after delay_ms
  * milliseconds; never, if the connection ends or moves to another process
  * before. A number > 0 that names the timer, or WS_E_LIMIT (more than 16 on a
- * connection), WS_E_GONE, WS_E_PLACE. In the blocking style timers run in
- * ws_receive(). [in a callback of this connection] */
+ * connection, 256 of a handler's without one), WS_E_INVALID (no task), WS_E_GONE,
+ * WS_E_PLACE. In the blocking style timers run in ws_receive(). Set in
+ * do_extra_handshake, a timer runs at the earliest after on_open.
+ * [in a callback of this connection; with conn 0 on the thread of the event loop] */
 static inline int64_t ws_set_timer(ws_conn conn, uint64_t delay_ms, ws_task task, void *arg)
 {
-    return ws_host_->set_timer(conn, delay_ms, task, arg);
+    return ws_host_->set_timer(ws_host_, conn, delay_ms, 0, task, arg);
+}
+
+/* The same again and again, every period_ms milliseconds (at least 1), until it is
+ * cleared. Calls that could not run in time are left out, not made up for.
+ * [in a callback of this connection; with conn 0 on the thread of the event loop] */
+static inline int64_t ws_set_interval(ws_conn conn, uint64_t period_ms, ws_task task, void *arg)
+{
+    return ws_host_->set_timer(ws_host_, conn, period_ms, period_ms > 0 ? period_ms : 1, task, arg);
 }
 
 /* Stops a timer. WS_OK, or WS_E_INVALID: it has run or never was; WS_E_GONE,
- * WS_E_PLACE. [in a callback of this connection] */
+ * WS_E_PLACE.
+ * [in a callback of this connection; with conn 0 on the thread of the event loop] */
 static inline int32_t ws_clear_timer(ws_conn conn, int64_t timer)
 {
-    return ws_host_->clear_timer(conn, timer);
+    return ws_host_->clear_timer(ws_host_, conn, timer);
 }
 
 /* Calls task(conn, arg) on the thread of the connection, soon (in the blocking
- * style in ws_receive()). After WS_OK it is called exactly once: if the
- * connection ends before, then on some thread, with a conn that is gone, so that
- * arg can be freed. Or WS_E_LIMIT (1,024 are waiting), WS_E_GONE: it is not
- * called. [any thread] */
+ * style in ws_receive(); posted before the connection is open, after on_open).
+ * After WS_OK it is called exactly once: if the connection ends before, then on
+ * some thread, with a conn that is gone, so that arg can be freed; with conn 0
+ * before on_worker_stop at the latest. Or WS_E_LIMIT (1,024 are waiting),
+ * WS_E_INVALID (no task), WS_E_GONE: it is not called. [any thread] */
 static inline int32_t ws_post(ws_conn conn, ws_task task, void *arg)
 {
-    return ws_host_->post(conn, task, arg);
+    return ws_host_->post(ws_host_, conn, task, arg);
 }
 
 /* ------------------------------------------------------------------ closing */
@@ -856,12 +1055,21 @@ static inline ws_bytes ws_close_reason(ws_conn conn)
 
 /* ------------------------------------------------ what a connection carries */
 
-/* A pointer of the handler's own; NULL at first. It stays in this process: after
- * a move it is NULL again. set: WS_OK, WS_E_GONE, WS_E_PLACE.
- * [in a callback of this connection] */
+/* A pointer of the handler's own; NULL at first. It can be set in
+ * do_extra_handshake already, and stays in this process: after a move it is NULL
+ * again. set: WS_OK, WS_E_GONE, WS_E_PLACE. [in a callback of this connection] */
 static inline int32_t ws_set_user(ws_conn conn, void *user)
 {
-    return ws_host_->set_user(conn, user);
+    return ws_host_->set_user(conn, user, NULL);
+}
+
+/* The same with a function that frees it: release(user) is called exactly once,
+ * whatever the result: when another pointer is set, after on_close, or when the
+ * handshake ends without an open connection; there perhaps on another thread.
+ * [in a callback of this connection] */
+static inline int32_t ws_set_user_owned(ws_conn conn, void *user, void (*release)(void *arg))
+{
+    return ws_host_->set_user(conn, user, release);
 }
 static inline void *ws_user(ws_conn conn)
 {
@@ -913,14 +1121,14 @@ static inline int32_t ws_is_resumed(ws_conn conn)
  * [any thread] */
 static inline int32_t ws_subscribe(ws_conn conn, const char *topic, uint32_t flags)
 {
-    return ws_host_->subscribe(conn, topic, strlen(topic), flags);
+    return WS_HOST_HAS(subscribe) ? ws_host_->subscribe(conn, topic, strlen(topic), flags) : WS_E_UNSUPPORTED;
 }
 
 /* Ends a subscription, as the end of the connection does. WS_OK, or WS_E_INVALID:
  * there is none; WS_E_GONE. [any thread] */
 static inline int32_t ws_unsubscribe(ws_conn conn, const char *topic)
 {
-    return ws_host_->unsubscribe(conn, topic, strlen(topic));
+    return WS_HOST_HAS(unsubscribe) ? ws_host_->unsubscribe(conn, topic, strlen(topic)) : WS_E_UNSUPPORTED;
 }
 
 /* Sends a message of type WS_TEXT (must be UTF-8) or WS_BINARY to all subscribers
@@ -935,21 +1143,22 @@ static inline int32_t ws_unsubscribe(ws_conn conn, const char *topic)
 static inline int32_t ws_publish(const char *topic, uint32_t type, const void *data, size_t size,
                                  uint32_t flags)
 {
-    return ws_host_->publish(ws_host_, topic, strlen(topic), type, data, size, flags);
+    return WS_HOST_HAS(publish) ? ws_host_->publish(ws_host_, topic, strlen(topic), type, data, size, flags)
+                                : WS_E_UNSUPPORTED;
 }
 
 /* How many connections are subscribed to a topic: in this worker, and in others as
  * far as it has heard while it has subscribers itself. [any thread] */
 static inline uint64_t ws_subscribers(const char *topic)
 {
-    return ws_host_->subscribers(ws_host_, topic, strlen(topic));
+    return WS_HOST_HAS(subscribers) ? ws_host_->subscribers(ws_host_, topic, strlen(topic)) : 0;
 }
 
 /* How many messages of its topics a connection has missed since the last call.
  * [any thread] */
 static inline uint64_t ws_missed(ws_conn conn)
 {
-    return ws_host_->missed(conn);
+    return WS_HOST_HAS(missed) ? ws_host_->missed(conn) : 0;
 }
 
 #ifdef __cplusplus

@@ -10,7 +10,11 @@
 //
 //     WS_HANDLER_CPP(echo, name = "echo");
 //
-//     c++ -shared -fPIC -fvisibility=hidden echo_wsh.cc -o echo_wsh.so
+//     c++ -shared -fPIC -fvisibility=hidden -fno-gnu-unique echo_wsh.cc -o echo_wsh.so
+//
+// Without the last two options handlers of one worker share inline static
+// variables of the same name (clang has no need of the last one, and no such
+// option).
 //
 // A handler is a class with the callbacks that it wants, under the names and with
 // the meaning that ws_handler.h gives them; no base class, nothing virtual. Each
@@ -20,7 +24,7 @@
 //
 //     static R    on_worker_start();
 //     static void on_worker_stop();
-//     static R    do_extra_handshake(ws::conn, ws::handshake);
+//     static int32_t do_extra_handshake(ws::conn, ws::handshake);
 //     R           on_open(ws::conn);
 //     R           transfer_data(ws::conn);                         blocking style
 //     void        on_message(ws::conn, const ws::message &);       event style
@@ -36,8 +40,9 @@
 // Exceptions never leave the handler. They are logged with what(), and the
 // callback returns WS_E_FAILED, or where it has no result closes with 1011.
 //
-// Of the C functions only ws_set_user() and ws_user() are taken: they keep the
-// object; see ws::conn::object(). The others can be used beside this file.
+// Of the C functions only ws_set_user(), ws_user() and ws_attach_user() are taken:
+// they keep the object; see ws::conn::object() and ws::handshake::attach(). The
+// others can be used beside this file.
 #ifndef WS_HANDLER_HPP
 #define WS_HANDLER_HPP
 
@@ -49,6 +54,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -114,6 +120,7 @@ struct message : bytes {
 // --------------------------------------------------- log, time, configuration
 
 inline uint32_t worker() { return ws_worker(); }
+inline uint32_t workers() { return ws_workers(); }
 inline uint64_t now() { return ws_now(); }
 inline void     log(uint32_t level, bytes text) { ws_host_->log(ws_host_, 0, level, text.data(), text.size()); }
 inline bytes    config(bytes key) { return ws_host_->config(ws_host_, key.data(), key.size()); }
@@ -137,12 +144,58 @@ inline std::vector<bytes> list(bytes text)
     return items;
 }
 
-// A handshake in progress; a value like ws_handshake *.
+namespace detail {
+
+// What a handshake attaches for on_open, perhaps from another thread.
+class attachment {
+public:
+    template <class T> void set(T value)
+    {
+        std::shared_ptr<void> made = std::make_shared<T>(std::move(value));
+        std::lock_guard<std::mutex> lock(mutex_);
+        value_.swap(made); // the one before is destroyed after the lock
+        type_ = type_of<T>();
+    }
+    template <class T> std::shared_ptr<T> get()
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        return type_ == type_of<T>() ? std::static_pointer_cast<T>(value_) : std::shared_ptr<T>();
+    }
+
+private:
+    template <class T> static const void *type_of()
+    {
+        static const char here = 0;
+        return &here;
+    }
+
+    std::mutex            mutex_;
+    std::shared_ptr<void> value_;
+    const void           *type_ = nullptr;
+};
+
+} // namespace detail
+
+// A handshake in progress; a value that can be kept and used from any thread after
+// WS_LATER.
 class handshake {
 public:
-    explicit handshake(ws_handshake *raw) : raw_(raw) {}
+    handshake(ws_handshake *raw, std::shared_ptr<detail::attachment> attached)
+        : raw_(raw), attached_(std::move(attached))
+    {
+    }
     ws_handshake *raw() const { return raw_; }
 
+    // Attaches a value for on_open, where ws::conn::attached() has it: who the peer
+    // is. It replaces one of before, and is destroyed with the connection, or if
+    // that never opens.
+    template <class T> void attach(T value) const { attached_->set(std::move(value)); }
+    int32_t                 set_state(bytes data) const
+    {
+        return ws_attach_state(raw_, data.data(), data.size());
+    }
+
+    // Absent bytes: none.
     int32_t set_protocol(bytes protocol) const
     {
         return ws_host_->set_protocol(raw_, protocol.data(), protocol.size());
@@ -161,15 +214,16 @@ public:
     {
         return ws_host_->accept_and_close(raw_, code, reason.data(), reason.size());
     }
-    int32_t reject(uint32_t status) const { return ws_reject(raw_, status); }
-    int32_t reject(uint32_t status, bytes type, bytes body) const
+    WS_MUST_USE_ int32_t reject(uint32_t status) const { return ws_reject(raw_, status); }
+    WS_MUST_USE_ int32_t reject(uint32_t status, bytes type, bytes body) const
     {
         return ws_host_->reject(raw_, status, type.data(), type.size(), body.data(), body.size());
     }
-    int32_t abort() const { return ws_abort_handshake(raw_); }
+    WS_MUST_USE_ int32_t abort() const { return ws_abort_handshake(raw_); }
 
 private:
-    ws_handshake *raw_;
+    ws_handshake                       *raw_;
+    std::shared_ptr<detail::attachment> attached_;
 };
 
 class conn;
@@ -207,6 +261,12 @@ public:
         name = raw_name, value = raw_value;
         return true;
     }
+    // Decoded; false if there is none, or it has a NUL or more than 4,095 bytes.
+    bool query_param(const char *name, std::string &value) const
+    {
+        return decoded(ws_query_param, name, value);
+    }
+    bool     cookie(const char *name, std::string &value) const { return decoded(ws_cookie, name, value); }
     bytes    requested_protocols() const { return ws_requested_protocols(id_); }
     bytes    requested_extensions() const { return ws_requested_extensions(id_); }
     uint32_t version() const { return ws_version(id_); }
@@ -253,6 +313,7 @@ public:
         std::string *owned = new std::string(std::move(data));
         return ws_send_owned(id_, type, owned->data(), owned->size(), flags, release, owned);
     }
+    int32_t     send_raw(bytes octets) const { return ws_send_raw(id_, octets.data(), octets.size()); }
     int32_t     ping(bytes data = bytes("")) const { return ws_ping(id_, data.data(), data.size()); }
     std::size_t buffered() const { return ws_buffered(id_); }
     int32_t     pause() const { return ws_pause(id_); }
@@ -260,9 +321,9 @@ public:
     uint32_t    last_opcode() const { return ws_last_opcode(id_); }
 
     // Time and threads. What the task holds is destroyed after it has run, or
-    // when the connection ends before; then it does not run. Timers need the
-    // object of the connection: before on_open it is WS_E_PLACE.
+    // when the connection ends before; then it does not run.
     inline int64_t set_timer(uint64_t delay_ms, task run) const;
+    inline int64_t set_interval(uint64_t period_ms, task run) const;
     inline int32_t clear_timer(int64_t timer) const;
     inline int32_t post(task run) const;
 
@@ -279,12 +340,24 @@ public:
     // on_close; Class is the one that was given to WS_HANDLER_CPP.
     // [in a callback of this connection]
     template <class Class> Class *object() const;
+    // What ws::handshake::attach() has attached, if it is a T, else null.
+    template <class T> std::shared_ptr<T> attached() const;
     int32_t set_state(bytes data) const { return ws_set_state(id_, data.data(), data.size()); }
     bytes   state() const { return ws_state(id_); }
     bool    is_resumed() const { return ws_is_resumed(id_) == 1; }
 
 private:
     static void release(void *arg) { delete static_cast<std::string *>(arg); }
+
+    template <class Ask> bool decoded(Ask ask, const char *name, std::string &value) const
+    {
+        char    text[4096];
+        int32_t size = ask(id_, name, text, sizeof text);
+        if (size >= 0)
+            value.assign(text, static_cast<std::size_t>(size));
+        return size >= 0;
+    }
+    inline int64_t add_timer(uint64_t delay_ms, bool again, task run) const;
 
     ws_conn id_;
 };
@@ -345,16 +418,38 @@ result_of(Call call)
     return call();
 }
 
-// What ws_user() points to: the timers that have not run, then the object.
+// Holds the object of a connection, whatever its class.
+struct holder {
+    virtual ~holder() {}
+};
+template <class Class> struct holder_of : holder {
+    Class object;
+
+    template <class From = Class>
+    explicit holder_of(conn c, typename std::enable_if<std::is_constructible<From, conn>::value>::type * = 0)
+        : object(c)
+    {
+    }
+    template <class From = Class>
+    explicit holder_of(conn, typename std::enable_if<!std::is_constructible<From, conn>::value>::type * = 0)
+        : object()
+    {
+    }
+};
+
+// What ws_user() points to: the timers that have not run, what was attached, and
+// from on_open to on_close the object. The host owns it: it is made when the first
+// of these is needed, and released on the connection's thread.
 struct session {
     struct timer {
-        session *owner;
-        int64_t  id;
-        task     run;
+        session              *owner;
+        int64_t               id;
+        bool                  again;
+        std::shared_ptr<task> run;
     };
     std::vector<std::unique_ptr<timer>> timers;
-
-    virtual ~session() {}
+    std::shared_ptr<attachment>         attached = std::make_shared<attachment>();
+    std::unique_ptr<holder>             object;
 
     std::unique_ptr<timer> take(const timer *wanted)
     {
@@ -371,26 +466,27 @@ struct session {
 
 inline session *session_of(ws_conn conn) { return static_cast<session *>(ws_user(conn)); }
 
-template <class Class> struct session_with : session {
-    Class object;
+inline void release_session(void *arg)
+{
+    contain(0, "the destructor", [&]() { return delete static_cast<session *>(arg), WS_OK; });
+}
 
-    template <class From = Class>
-    explicit session_with(conn c, typename std::enable_if<std::is_constructible<From, conn>::value>::type * = 0)
-        : object(c)
-    {
-    }
-    template <class From = Class>
-    explicit session_with(conn, typename std::enable_if<!std::is_constructible<From, conn>::value>::type * = 0)
-        : object()
-    {
-    }
-};
+// The session of a connection, made if there is none; null, and why, where that cannot be.
+inline session *session_for(ws_conn conn, int32_t &result)
+{
+    session *known = session_of(conn);
+    if (known != nullptr)
+        return known;
+    result = ws_set_user_owned(conn, new session(), release_session);
+    return result == WS_OK ? session_of(conn) : nullptr;
+}
 
 inline void run_timer(ws_conn conn, void *arg)
 {
-    session::timer                *due = static_cast<session::timer *>(arg);
-    std::unique_ptr<session::timer> mine = due->owner->take(due);
-    contain_and_close(conn, "a timer", [&]() { return mine->run(conn), WS_OK; });
+    session::timer                 *due = static_cast<session::timer *>(arg);
+    std::shared_ptr<task>           run = due->run; // it may clear itself
+    std::unique_ptr<session::timer> over = due->again ? nullptr : due->owner->take(due);
+    contain_and_close(conn, "a timer", [&]() { return (*run)(conn), WS_OK; });
 }
 
 inline void run_posted(ws_conn conn, void *arg)
@@ -430,30 +526,30 @@ template <class Class> struct calls {
     static Class &object(ws_conn conn)
     {
         session *found = session_of(conn);
-        if (found == nullptr)
+        if (found == nullptr || !found->object)
             throw std::logic_error("the connection has no object");
-        return static_cast<session_with<Class> *>(found)->object;
+        return static_cast<holder_of<Class> *>(found->object.get())->object;
     }
 
     template <class Then> static int32_t open(ws_conn conn, Then then)
     {
         return contain(conn, "on_open", [&]() -> int32_t {
-            std::unique_ptr<session_with<Class>> made(new session_with<Class>(ws::conn(conn)));
-            int32_t result = ws_set_user(conn, static_cast<session *>(made.get()));
-            if (result != WS_OK)
+            int32_t  result = WS_E_GONE;
+            session *own = session_for(conn, result);
+            if (own == nullptr)
                 return result;
-            return then(made.release()->object);
+            own->object.reset(new holder_of<Class>(ws::conn(conn)));
+            return then(object(conn));
         });
     }
 
     template <class Then> static void closed(ws_conn conn, Then then)
     {
-        std::unique_ptr<session> ended(session_of(conn));
-        if (!ended) // its constructor has failed
+        session *ended = session_of(conn);
+        if (ended == nullptr || !ended->object) // its constructor has failed
             return;
         contain(conn, "on_close", [&]() { return then(), WS_OK; });
-        ws_set_user(conn, NULL);
-        contain(conn, "the destructor", [&]() { return ended.reset(), WS_OK; });
+        contain(conn, "the destructor", [&]() { return ended->object.reset(), WS_OK; });
     }
 };
 
@@ -482,9 +578,16 @@ template <class C> void add_on_worker_stop(ws_handler &table, yes)
 template <class C> void add_do_extra_handshake(ws_handler &, no) {}
 template <class C> void add_do_extra_handshake(ws_handler &table, yes)
 {
+    static_assert(
+        std::is_same<decltype(C::do_extra_handshake(ws::conn(), std::declval<handshake>())), int32_t>::value,
+        "do_extra_handshake returns int32_t: WS_OK accepts, else what reject() or abort() returned");
     table.do_extra_handshake = [](ws_conn conn, ws_handshake *hs) -> int32_t {
-        return contain(conn, "do_extra_handshake", [&]() {
-            return result_of([&]() { return C::do_extra_handshake(ws::conn(conn), handshake(hs)); });
+        return contain(conn, "do_extra_handshake", [&]() -> int32_t {
+            int32_t  result = WS_E_GONE;
+            session *own = session_for(conn, result);
+            if (own == nullptr)
+                return result;
+            return C::do_extra_handshake(ws::conn(conn), handshake(hs, own->attached));
         });
     };
 }
@@ -599,11 +702,25 @@ template <class C> void fill(ws_handler &table)
 
 inline int64_t conn::set_timer(uint64_t delay_ms, task run) const
 {
-    detail::session *session = detail::session_of(id_);
+    return add_timer(delay_ms, false, std::move(run));
+}
+
+// Again and again, until it is cleared.
+inline int64_t conn::set_interval(uint64_t period_ms, task run) const
+{
+    return add_timer(period_ms, true, std::move(run));
+}
+
+inline int64_t conn::add_timer(uint64_t delay_ms, bool again, task run) const
+{
+    int32_t          result = WS_E_GONE;
+    detail::session *session = detail::session_for(id_, result);
     if (session == nullptr)
-        return WS_E_PLACE;
-    std::unique_ptr<detail::session::timer> timer(new detail::session::timer{session, 0, std::move(run)});
-    timer->id = ws_set_timer(id_, delay_ms, detail::run_timer, timer.get());
+        return result;
+    std::unique_ptr<detail::session::timer> timer(
+        new detail::session::timer{session, 0, again, std::make_shared<task>(std::move(run))});
+    timer->id = again ? ws_set_interval(id_, delay_ms, detail::run_timer, timer.get())
+                      : ws_set_timer(id_, delay_ms, detail::run_timer, timer.get());
     int64_t id = timer->id;
     if (id > 0)
         session->timers.push_back(std::move(timer));
@@ -635,7 +752,15 @@ inline int32_t conn::post(task run) const
 template <class Class> Class *conn::object() const
 {
     detail::session *session = detail::session_of(id_);
-    return session != nullptr ? &static_cast<detail::session_with<Class> *>(session)->object : nullptr;
+    if (session == nullptr || !session->object)
+        return nullptr;
+    return &static_cast<detail::holder_of<Class> *>(session->object.get())->object;
+}
+
+template <class T> std::shared_ptr<T> conn::attached() const
+{
+    detail::session *session = detail::session_of(id_);
+    return session != nullptr ? session->attached->get<T>() : std::shared_ptr<T>();
 }
 
 } // namespace ws
@@ -656,7 +781,7 @@ template <class Class> Class *conn::object() const
         };                                                                      \
         static const described handler;                                         \
         ws_host_ = host;                                                        \
-        return &handler;                                                        \
+        return host->size >= WS_HOST_LEAST_ ? &handler : nullptr;                \
     }                                                                           \
     static_assert(true, "")
 

@@ -1,7 +1,7 @@
 /*
  * echo in C++, with ws_handler.hpp: each connection has an object of its own.
  *
- *     c++ -shared -fPIC -fvisibility=hidden echo_cpp_wsh.cc -o echo_cpp_wsh.so
+ *     c++ -shared -fPIC -fvisibility=hidden -fno-gnu-unique echo_cpp_wsh.cc -o echo_cpp_wsh.so
  *     ws://127.0.0.1:8080/echo_cpp
  */
 #include <ws_handler.hpp>

@@ -4,7 +4,7 @@
 //!     ws://127.0.0.1:8080/echo_rust
 #![crate_type = "cdylib"]
 
-use ws_handler::{Current, Error, Handler, Level, Message, Outcome, close_code};
+use ws_handler::{By, Current, Error, Handler, Level, Message, Outcome, close_code};
 
 #[derive(Default)]
 struct Echo {
@@ -26,7 +26,7 @@ impl Handler for Echo {
         Ok(())
     }
 
-    fn on_close(self, conn: &Current, _by: u32, _code: u32) {
+    fn on_close(self, conn: &Current, _by: By, _code: u32) {
         conn.log(Level::Debug, format_args!("echoed {} messages", self.echoed));
     }
 }

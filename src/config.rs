@@ -231,6 +231,8 @@ pub struct HandlerSettings {
     pub log_level: Option<Level>,
     /// Whether a handshake that offers subprotocols of which none is chosen is refused.
     pub subprotocol: Unmatched,
+    /// Whether it may send octets past the protocol.
+    pub raw: bool,
 }
 
 impl HandlerSettings {
@@ -326,6 +328,8 @@ pub struct Config {
     pub log: LogSettings,
     /// Further resources, which may end in `/*`, and the resource of the handler that serves them.
     pub resources: BTreeMap<String, String>,
+    /// Whether a breach of the contract of `ws_handler.h` ends the worker.
+    pub strict_abi: bool,
     /// The handlers' own settings by resource.
     pub settings: BTreeMap<String, Vec<(String, String)>>,
     /// The pools of workers; the first is the default pool, with [`Config::workers`].

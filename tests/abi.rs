@@ -22,10 +22,10 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use fake::{calls, fake};
+use fake::fake;
 use fixtures::{compiler, fixture, root, run};
 use header::{Header, rust_signature};
-use loaded::Loaded;
+use loaded::{Loaded, calls};
 use ws_handler::raw;
 
 // ----------------------------------------------------- the header and the mirror
@@ -66,7 +66,7 @@ const STRUCTS: &[Layout] = &[
     layout!(ws_address: family, port, text),
     layout!(ws_deflate_options: size, server_max_window_bits, client_max_window_bits, server_no_context_takeover, client_no_context_takeover, threshold, level),
     layout!(ws_handler: size, abi, flags, name, version, protocols, on_worker_start, on_worker_stop, do_extra_handshake, on_open, transfer_data, on_message, passive_closing_handshake, on_close, on_pong, on_writable, on_drain),
-    layout!(ws_host: size, abi, worker, log, now, config, config_at, resource, path, query, authority, origin, method, header, header_at, requested_protocols, requested_extensions, version, remote_address, local_address, tls_fact, set_protocol, add_header, configure_deflate, refuse_extensions, accept, accept_and_close, reject, abort_handshake, protocol, extensions, deflate, receive, send, send_owned, ping, buffered, pause, resume, last_opcode, set_timer, clear_timer, post, close, abort, close_code, close_reason, set_user, user, set_state, state, is_resumed, subscribe, unsubscribe, publish, subscribers, missed),
+    layout!(ws_host: size, abi, worker, log, now, config, config_at, resource, path, query, authority, origin, method, header, header_at, requested_protocols, requested_extensions, version, remote_address, local_address, tls_fact, set_protocol, add_header, configure_deflate, refuse_extensions, accept, accept_and_close, reject, abort_handshake, protocol, extensions, deflate, receive, send, send_owned, ping, buffered, pause, resume, last_opcode, set_timer, clear_timer, post, close, abort, close_code, close_reason, set_user, user, set_state, state, is_resumed, attach_user, attach_state, query_param, cookie, host_version, workers, watch_fd, unwatch_fd, get_extension, send_raw, subscribe, unsubscribe, publish, subscribers, missed),
 ];
 
 const CONSTANTS: &[(&str, i64)] = constants![
@@ -79,6 +79,9 @@ const CONSTANTS: &[(&str, i64)] = constants![
     WS_LAST,
     WS_MORE,
     WS_UNCOMPRESSED,
+    WS_FD_READ,
+    WS_FD_WRITE,
+    WS_FD_HANGUP,
     WS_UNIX,
     WS_IPV4,
     WS_IPV6,
@@ -97,6 +100,8 @@ const CONSTANTS: &[(&str, i64)] = constants![
     WS_E_LIMIT,
     WS_E_UNSUPPORTED,
     WS_E_FAILED,
+    WS_E_ABSENT,
+    WS_E_DENIED,
     WS_CLOSE_NORMAL,
     WS_CLOSE_GOING_AWAY,
     WS_CLOSE_PROTOCOL_ERROR,
@@ -254,12 +259,43 @@ fn a_misspelt_signature_does_not_compile_in_cpp() {
     let compiles = |member: &str| {
         fs::write(&source, handler(member)).unwrap();
         let cxx = compiler("CXX", "c++");
-        strict(&cxx, "-std=c++11").arg(&source).output().unwrap().status.success()
+        is_compiled(strict(&cxx, "-std=c++11").arg(&source))
     };
     assert!(compiles("void on_message(ws::conn, const ws::message &) {}"));
     assert!(!compiles("void on_message(ws::conn, int *) {}"));
     assert!(!compiles("void on_message(ws::conn, const ws::message &) {} void on_pong(int) {}"));
     assert!(!compiles("void on_open(ws::conn) {}"), "neither style");
+    let echo = "void on_message(ws::conn, const ws::message &) {}";
+    let accepts = "static int32_t do_extra_handshake(ws::conn, ws::handshake) { return WS_OK; }";
+    assert!(compiles(&format!("{echo} {accepts}")));
+    let silent = "static void do_extra_handshake(ws::conn, ws::handshake hs) { (void)hs; }";
+    assert!(!compiles(&format!("{echo} {silent}")), "a handshake without a result");
+    let forgets =
+        "static int32_t do_extra_handshake(ws::conn, ws::handshake hs) { hs.reject(401); return WS_OK; }";
+    assert!(!compiles(&format!("{echo} {forgets}")), "a rejection that is not returned");
+}
+
+#[test]
+fn a_rejection_that_is_not_returned_is_a_warning_in_c() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("forgets.c");
+    let compiles = |body: &str| {
+        let function = format!("#include <ws_handler.h>\nint32_t f(ws_handshake *hs) {{ {body} }}\n");
+        fs::write(&source, function).unwrap();
+        is_compiled(strict(&compiler("CC", "cc"), "-std=c99").arg(&source))
+    };
+    assert!(compiles("return ws_reject(hs, 401);"));
+    for forgotten in
+        ["ws_reject(hs, 401)", "ws_reject_body(hs, 401, \"a/b\", \"\", 0)", "ws_abort_handshake(hs)"]
+    {
+        assert!(!compiles(&format!("{forgotten}; return WS_OK;")), "{forgotten}");
+    }
+}
+
+/// An older host has a smaller table: what it lacks is answered by the header, and no byte behind it is read.
+#[test]
+fn the_header_reads_no_member_that_an_older_host_lacks() {
+    run_c_program("older_host");
 }
 
 #[test]
@@ -356,12 +392,25 @@ fn the_cpp_veneer_passes_on_what_the_handler_says() {
     assert_eq!(calls(), ["accept_and_close 4000 why"]);
     fake(|fake| fake.query = None);
     assert_eq!(handler.handshake(), raw::WS_OK);
-    assert_eq!(calls(), ["configure_deflate 15,15,0,1,128,1", "add_header X-Veneer: yes", "accept"]);
+    assert_eq!(
+        calls(),
+        ["set_timer 0", "configure_deflate 15,15,0,1,128,1", "add_header X-Veneer: yes", "accept"]
+    );
+    fake(|fake| fake.timers.clear());
 
     handler.open();
     assert_eq!(handler.message("timer 5"), ["set_timer 5"]);
     assert_eq!(handler.run_timers(), ["send 1 1 0 timer"]);
     assert_eq!(handler.message("fragments"), ["send 1 1 1 a", "send 1 1 1 b", "send 1 1 0 c"]);
+    assert_eq!(handler.message("attached"), ["send 1 1 0 attached"]);
+    assert_eq!(handler.message("param"), ["send 1 1 0 blue moon"]);
+    assert_eq!(handler.message("interval"), ["set_timer 3 every 3"]);
+    let (_, task, arg) = fake(|fake| fake.timers.pop().unwrap());
+    for _ in 0..2 {
+        // SAFETY: as a host does, until it was cleared.
+        unsafe { task.unwrap()(1, arg as *mut _) };
+    }
+    assert_eq!(calls(), ["send 1 1 0 tick 1", "send 1 1 0 tick 2", "clear_timer 3"]);
     assert_eq!(handler.message("state x"), ["send 1 1 0 x"]);
     assert_eq!(handler.message("close"), ["close 1 3000 bye"]);
     assert_eq!(handler.message("owned").len(), 1);
@@ -522,6 +571,11 @@ fn strict(compiler: &[String], standard: &str) -> Command {
     let mut command = Command::new(&compiler[0]);
     command.args(&compiler[1..]).arg(standard).args(STRICT).arg("-I").arg(root().join("include"));
     command
+}
+
+/// Compiled in full: that a result is not used is found behind the syntax.
+fn is_compiled(command: &mut Command) -> bool {
+    command.args(["-fno-syntax-only", "-c", "-o", "/dev/null"]).output().unwrap().status.success()
 }
 
 /// The handlers of a directory, by language.

@@ -4,7 +4,7 @@
 
 use ::ws_handler::raw::*;
 
-use super::host::{Callback, enter, leave};
+use super::place::{Callback, enter, leave};
 
 /// A handler's table, from `plugin::load`, ready to be called.
 #[derive(Clone, Copy)]
@@ -105,11 +105,13 @@ impl Handler {
         within(Callback::Close, conn, || unsafe { f(conn, by, code) })
     }
 
-    /// `on_pong`.
-    pub fn pong(&self, conn: ws_conn, data: &[u8], rtt: u64) {
+    /// `on_pong`. `terminated` is the payload with its NUL byte.
+    pub fn pong(&self, conn: ws_conn, terminated: &[u8], rtt: u64) {
         let Some(f) = self.table.on_pong else { return };
+        debug_assert_eq!(terminated.last(), Some(&0));
+        let size = terminated.len().saturating_sub(1);
         // SAFETY: the bytes outlive the call.
-        within(Callback::Pong, conn, || unsafe { f(conn, data.as_ptr().cast(), data.len(), rtt) })
+        within(Callback::Pong, conn, || unsafe { f(conn, terminated.as_ptr().cast(), size, rtt) })
     }
 
     /// `on_writable`.

@@ -17,6 +17,20 @@ use ws_handler::raw;
 /// thread.
 pub type Log = Box<dyn Fn(&str, u32, raw::ws_conn, &str) + Send + Sync>;
 
+/// What a handler is loaded into.
+pub struct Circumstances {
+    /// The handler's number in this process.
+    pub number: u16,
+    /// The worker's number in its pool.
+    pub worker: u32,
+    /// The handler's section of the configuration.
+    pub settings: Vec<(String, String)>,
+    /// Whether it may send octets past the protocol.
+    pub raw: bool,
+    /// Takes its log lines.
+    pub log: Log,
+}
+
 /// How a handler is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -87,6 +101,9 @@ pub enum LoadError {
     /// It was made for another major version of the header.
     #[error("made for another ABI: got {}.{}, expected {}.x", .0 >> 16, .0 & 0xffff, raw::WS_ABI_MAJOR)]
     OtherAbi(u32),
+    /// It asks for what this version does not know, and says that it cannot do without.
+    #[error("flags: got {0:#x}, which this version does not know: it needs a newer wshd")]
+    Flags(u32),
     /// Neither style.
     #[error("neither transfer_data nor on_message is set, expected exactly one of them")]
     NoStyle,
@@ -98,15 +115,9 @@ pub enum LoadError {
     Protocols(String),
 }
 
-/// Loads the handler in `path` into this process, which is worker number `worker` of its pool, with the settings of the
-/// handler's section of the configuration. Runs the plugin's constructors and its entry function; whatever comes of it,
-/// the object stays loaded.
-pub fn load(
-    path: &Path,
-    (number, worker): (u16, u32),
-    settings: Vec<(String, String)>,
-    log: Log,
-) -> Result<Plugin, LoadError> {
+/// Loads the handler in `path` into this process. Runs the plugin's constructors and its entry function; whatever comes of
+/// it, the object stays loaded.
+pub fn load(path: &Path, given: Circumstances) -> Result<Plugin, LoadError> {
     let path = path.canonicalize()?; // dlopen would search for a name without a slash
     check_magic(&path)?;
     let file_name = default_name(&path);
@@ -117,11 +128,15 @@ pub fn load(
     let entry = unsafe { library.get::<raw::ws_handler_entry>(raw::ENTRY_SYMBOL) };
     let entry = entry.map(|symbol| *symbol).map_err(|_| LoadError::NoEntry);
     std::mem::forget(library); // never unloaded: its threads and pointers may be anywhere
-    let host = super::table::table(&file_name, (number, worker), settings, log);
+    let host = super::table::table(&file_name, given);
     // SAFETY: the symbol is the entry function, and the host's table lives as long as the process.
     let table = unsafe { entry?(host) };
     // SAFETY: the entry function returned this table; the header has it live as long as the process.
     let table = unsafe { copy_table(table) }?;
+    let unknown = table.flags & MUST_BE_KNOWN & !KNOWN_FLAGS;
+    if unknown != 0 {
+        return Err(LoadError::Flags(unknown));
+    }
     let style = match (table.transfer_data.is_some(), table.on_message.is_some()) {
         (true, false) => Style::Blocking,
         (false, true) => Style::Event,
@@ -140,6 +155,10 @@ pub fn load(
         path,
     })
 }
+
+/// Bits of the flags that a host must know to serve the handler; it may ignore the others.
+const MUST_BE_KNOWN: u32 = 0xffff_0000;
+const KNOWN_FLAGS: u32 = raw::WS_KEEP_REQUEST | raw::WS_STREAM | raw::WS_NO_EXTENSIONS;
 
 /// The name of a handler that gives itself none.
 fn default_name(path: &Path) -> String {

@@ -6,7 +6,9 @@
 use std::ffi::{c_char, c_void};
 
 use super::host::*;
-use super::plugin::Log;
+use super::place::*;
+use super::plugin::Circumstances;
+use super::request::*;
 use super::topics;
 use ::ws_handler::raw::*;
 
@@ -15,23 +17,32 @@ use ::ws_handler::raw::*;
 #[repr(C)]
 struct Table {
     raw: ws_host,
-    handler: String,
-    number: u16,
+    name: String,
+    /// Each key and value followed by a NUL.
     settings: Vec<(String, String)>,
-    log: Log,
+    given: Circumstances,
 }
 
 /// Makes the table for one handler. It is never freed: a plugin is never unloaded.
-pub fn table(
-    handler: &str,
-    (number, worker): (u16, u32),
-    settings: Vec<(String, String)>,
-    log: Log,
-) -> &'static ws_host {
-    let handler = handler.to_owned();
-    let table = Box::leak(Box::new(Table { raw: host(worker), handler, number, settings, log }));
-    &table.raw
+pub fn table(name: &str, mut given: Circumstances) -> &'static ws_host {
+    let terminated = |(key, value): (String, String)| (key + "\0", value + "\0");
+    let settings = std::mem::take(&mut given.settings).into_iter().map(terminated).collect();
+    let table = Table { raw: host(given.worker), name: name.to_owned(), settings, given };
+    &Box::leak(Box::new(table)).raw
 }
+
+/// # Safety
+/// `host` is a table made by [`table`]: the wrappers in the header pass the one that they were given.
+unsafe fn table_of<'a>(host: *const ws_host) -> &'a Table {
+    // SAFETY: promised by the caller; it is the first member of a Table.
+    unsafe { &*host.cast::<Table>() }
+}
+
+const VERSION: &std::ffi::CStr =
+    match std::ffi::CStr::from_bytes_with_nul(concat!("wshd ", env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+        Ok(version) => version,
+        Err(_) => c"wshd",
+    };
 
 fn host(worker: u32) -> ws_host {
     ws_host {
@@ -87,6 +98,16 @@ fn host(worker: u32) -> ws_host {
         set_state,
         state: state_,
         is_resumed: is_resumed_,
+        attach_user,
+        attach_state,
+        query_param,
+        cookie,
+        host_version: VERSION.as_ptr(),
+        workers,
+        watch_fd,
+        unwatch_fd,
+        get_extension,
+        send_raw,
         subscribe: topics::subscribe,
         unsubscribe: topics::unsubscribe,
         publish: topics::publish,
@@ -101,7 +122,7 @@ fn host(worker: u32) -> ws_host {
 /// `host` is a table made by [`table`].
 pub(super) unsafe fn number_of(host: *const ws_host) -> u16 {
     // SAFETY: promised by the caller; it is the first member of a Table.
-    unsafe { (*host.cast::<Table>()).number }
+    unsafe { (*host.cast::<Table>()).given.number }
 }
 
 // ------------------------------------------------- log, time, configuration
@@ -114,11 +135,9 @@ unsafe extern "C" fn write_log(
     size: usize,
 ) {
     count_call();
-    // SAFETY: the wrappers in the header pass the table they were given by table().
-    let table = unsafe { &*host.cast::<Table>() };
-    // SAFETY: the handler passes text[0..size).
-    let text = String::from_utf8_lossy(unsafe { bytes(text, size) });
-    (table.log)(&table.handler, level, conn, text.trim_end());
+    // SAFETY: the host's table, and the handler passes text[0..size).
+    let (table, text) = unsafe { (table_of(host), String::from_utf8_lossy(bytes(text, size))) };
+    (table.given.log)(&table.name, level, conn, text.trim_end());
 }
 
 unsafe extern "C" fn now() -> u64 {
@@ -128,10 +147,10 @@ unsafe extern "C" fn now() -> u64 {
 
 unsafe extern "C" fn config(host: *const ws_host, key: *const c_char, size: usize) -> ws_bytes {
     count_call();
-    // SAFETY: as in write_log().
-    let (table, key) = unsafe { (&*host.cast::<Table>(), bytes(key, size)) };
-    let value = table.settings.iter().find(|(name, _)| name.as_bytes() == key);
-    value.map_or(ABSENT, |(_, value)| present(value.as_bytes()))
+    // SAFETY: the host's table, and the handler passes key[0..size).
+    let (table, key) = unsafe { (table_of(host), bytes(key, size)) };
+    let value = table.settings.iter().find(|(name, _)| name.as_bytes().strip_suffix(b"\0") == Some(key));
+    value.map_or(ABSENT, |(_, value)| terminated(value.as_bytes()))
 }
 
 unsafe extern "C" fn config_at(
@@ -141,202 +160,48 @@ unsafe extern "C" fn config_at(
     value: *mut ws_bytes,
 ) -> i32 {
     count_call();
-    // SAFETY: as in write_log().
-    let table = unsafe { &*host.cast::<Table>() };
+    // SAFETY: the host's table.
+    let table = unsafe { table_of(host) };
     let Some((name, text)) = table.settings.get(index) else { return 0 };
     // SAFETY: the handler passes places for two ws_bytes.
     unsafe {
-        store(key, present(name.as_bytes()));
-        store(value, present(text.as_bytes()));
+        store(key, terminated(name.as_bytes()));
+        store(value, terminated(text.as_bytes()));
     }
     1
 }
 
-// ------------------------------------------------------------------ request
+// ------------------------------------------------------- the worker, the host
 
-macro_rules! facts {
-    ($($function:ident: $name:literal $fact:ident;)*) => {$(
-        unsafe extern "C" fn $function(conn: ws_conn) -> ws_bytes {
-            host_at($name, Tag::Callback, conn).map_or(ABSENT, |host| host.fact(conn, Fact::$fact))
-        }
-    )*};
+unsafe extern "C" fn workers(_: *const ws_host) -> u32 {
+    worker().map_or(1, |worker| worker.workers())
 }
 
-facts! {
-    resource_: "ws_resource" Resource;
-    path_: "ws_path" Path;
-    query_: "ws_query" Query;
-    authority_: "ws_authority" Authority;
-    origin_: "ws_origin" Origin;
-    method_: "ws_method" Method;
-    requested_protocols_: "ws_requested_protocols" RequestedProtocols;
-    requested_extensions_: "ws_requested_extensions" RequestedExtensions;
-    protocol_: "ws_protocol" Protocol;
-    extensions_: "ws_extensions" Extensions;
-    close_reason_: "ws_close_reason" CloseReason;
-    state_: "ws_state" State;
-}
-
-macro_rules! numbers {
-    ($($function:ident: $name:literal $number:ident $type:ty;)*) => {$(
-        unsafe extern "C" fn $function(conn: ws_conn) -> $type {
-            host_at($name, Tag::Callback, conn).map_or(0, |host| host.number(conn, Number::$number) as $type)
-        }
-    )*};
-}
-
-numbers! {
-    version_: "ws_version" Version u32;
-    deflate_: "ws_deflate" Deflate i32;
-    last_opcode_: "ws_last_opcode" LastOpcode u32;
-    close_code_: "ws_close_code" CloseCode u32;
-    is_resumed_: "ws_is_resumed" IsResumed i32;
-}
-
-unsafe extern "C" fn header(conn: ws_conn, name: *const c_char, size: usize) -> ws_bytes {
-    // SAFETY: the handler passes name[0..size).
-    let name = unsafe { bytes(name, size) };
-    host_at("ws_header", Tag::Callback, conn).map_or(ABSENT, |host| host.header(conn, name))
-}
-
-unsafe extern "C" fn header_at(
-    conn: ws_conn,
-    index: usize,
-    name: *mut ws_bytes,
-    value: *mut ws_bytes,
+unsafe extern "C" fn watch_fd(
+    host: *const ws_host,
+    fd: i32,
+    events: u32,
+    ready: ws_ready,
+    arg: *mut c_void,
 ) -> i32 {
-    let Some(host) = host_at("ws_header_at", Tag::Callback, conn) else { return 0 };
-    let Some((found, text)) = host.header_at(conn, index) else { return 0 };
-    // SAFETY: the handler passes places for two ws_bytes.
-    unsafe {
-        store(name, found);
-        store(value, text);
-    }
-    1
+    // SAFETY: the host's table.
+    let table = unsafe { table_of(host) };
+    let Some(event_loop) = event_loop("ws_watch_fd", &table.name) else { return WS_E_PLACE };
+    let Some(ready) = ready.filter(|_| fd >= 0 && matches!(events, 1..=3)) else { return WS_E_INVALID };
+    event_loop.watch(table.given.number, fd, events, Ready { ready, arg })
 }
 
-unsafe extern "C" fn remote_address(conn: ws_conn, to: *mut ws_address, size: usize) -> i32 {
-    // SAFETY: passed on as it came.
-    unsafe { address("ws_remote_address", conn, End::Remote, to, size) }
+unsafe extern "C" fn unwatch_fd(host: *const ws_host, fd: i32) -> i32 {
+    // SAFETY: the host's table.
+    let table = unsafe { table_of(host) };
+    let event_loop = event_loop("ws_unwatch_fd", &table.name);
+    event_loop.map_or(WS_E_PLACE, |event_loop| event_loop.unwatch(table.given.number, fd))
 }
 
-unsafe extern "C" fn local_address(conn: ws_conn, to: *mut ws_address, size: usize) -> i32 {
-    // SAFETY: passed on as it came.
-    unsafe { address("ws_local_address", conn, End::Local, to, size) }
-}
-
-/// # Safety
-/// `to[0..size)` bytes must be writable.
-unsafe fn address(function: &str, conn: ws_conn, end: End, to: *mut ws_address, size: usize) -> i32 {
-    let mut out = ws_address { family: 0, port: 0, text: [0; 112] };
-    let result = match host_at(function, Tag::Callback, conn) {
-        None => WS_E_PLACE,
-        Some(host) => match host.address(conn, end) {
-            None => WS_E_GONE,
-            Some(address) => {
-                out.family = address.family;
-                out.port = u32::from(address.port);
-                let room = out.text.len() - 1;
-                for (to, from) in out.text[..room].iter_mut().zip(address.text.bytes()) {
-                    *to = from as c_char;
-                }
-                WS_OK
-            }
-        },
-    };
-    let size = size.min(size_of::<ws_address>());
-    if !to.is_null() {
-        // SAFETY: the handler passes its own sizeof(ws_address); no more is written than either has.
-        unsafe { std::ptr::copy_nonoverlapping((&raw const out).cast::<u8>(), to.cast::<u8>(), size) };
-    }
-    result
-}
-
-unsafe extern "C" fn tls_fact(conn: ws_conn, _which: u32) -> ws_bytes {
-    // No connection of this server has TLS facts yet: it ends before the worker.
-    let _ = host_at("ws_tls_fact", Tag::Callback, conn);
-    ABSENT
-}
-
-// -------------------------------------------------------------------- reply
-
-fn reply(function: &str, hs: *mut ws_handshake, reply: Reply<'_>) -> i32 {
-    let handshake = hs as usize as u64;
-    host_at(function, Tag::Handshake, handshake).map_or(WS_E_PLACE, |host| host.reply(handshake, reply))
-}
-
-unsafe extern "C" fn set_protocol(hs: *mut ws_handshake, protocol: *const c_char, size: usize) -> i32 {
-    // SAFETY: the handler passes protocol[0..size).
-    reply("ws_set_protocol", hs, Reply::Protocol(unsafe { bytes(protocol, size) }))
-}
-
-unsafe extern "C" fn add_header(
-    hs: *mut ws_handshake,
-    name: *const c_char,
-    name_size: usize,
-    value: *const c_char,
-    value_size: usize,
-) -> i32 {
-    // SAFETY: the handler passes both with their sizes.
-    let (name, value) = unsafe { (bytes(name, name_size), bytes(value, value_size)) };
-    reply("ws_add_header", hs, Reply::Header { name, value })
-}
-
-unsafe extern "C" fn configure_deflate(hs: *mut ws_handshake, options: *const ws_deflate_options) -> i32 {
-    let mut all = ws_deflate_options {
-        size: size_of::<ws_deflate_options>(),
-        server_max_window_bits: 15,
-        client_max_window_bits: 15,
-        server_no_context_takeover: 0,
-        client_no_context_takeover: 1,
-        threshold: 64,
-        level: 1,
-    };
-    if options.is_null() {
-        return WS_E_INVALID;
-    }
-    // SAFETY: every version of the struct begins with its size.
-    let size = unsafe { options.cast::<usize>().read() }.min(all.size);
-    // SAFETY: no more is copied than the handler's struct and ours have.
-    unsafe { std::ptr::copy_nonoverlapping(options.cast::<u8>(), (&raw mut all).cast::<u8>(), size) };
-    reply("ws_configure_deflate", hs, Reply::Deflate(&all))
-}
-
-unsafe extern "C" fn refuse_extensions(hs: *mut ws_handshake) -> i32 {
-    reply("ws_refuse_extensions", hs, Reply::RefuseExtensions)
-}
-
-unsafe extern "C" fn accept(hs: *mut ws_handshake) -> i32 {
-    reply("ws_accept", hs, Reply::Accept)
-}
-
-unsafe extern "C" fn accept_and_close(
-    hs: *mut ws_handshake,
-    code: u32,
-    reason: *const c_char,
-    size: usize,
-) -> i32 {
-    // SAFETY: the handler passes reason[0..size).
-    let reason = unsafe { bytes(reason, size) };
-    reply("ws_accept_and_close", hs, Reply::AcceptAndClose { code, reason })
-}
-
-unsafe extern "C" fn reject(
-    hs: *mut ws_handshake,
-    status: u32,
-    content_type: *const c_char,
-    type_size: usize,
-    body: *const c_char,
-    body_size: usize,
-) -> i32 {
-    // SAFETY: the handler passes both with their sizes.
-    let (kind, body) = unsafe { (bytes(content_type, type_size), bytes(body, body_size)) };
-    let content_type = (!content_type.is_null()).then_some(kind);
-    reply("ws_reject", hs, Reply::Reject { status, content_type, body })
-}
-
-unsafe extern "C" fn abort_handshake(hs: *mut ws_handshake) -> i32 {
-    reply("ws_abort_handshake", hs, Reply::Abort)
+/// None exists yet.
+unsafe extern "C" fn get_extension(_: *const ws_host, _id: *const c_char, _size: usize) -> *const c_void {
+    count_call();
+    std::ptr::null()
 }
 
 // --------------------------------------------------------------------- data
@@ -368,12 +233,23 @@ unsafe extern "C" fn send_owned(
     release: Option<unsafe extern "C" fn(*mut c_void)>,
     arg: *mut c_void,
 ) -> i32 {
-    let payload = Payload::Owned(OwnedBytes { data: data.cast(), size, release, arg });
+    let release = Release { function: release, arg };
+    let payload = Payload::Owned(OwnedBytes { data: data.cast(), size, _release: release });
     let result = host_at("ws_send_owned", Tag::AnyThread, conn)
         .map_or(WS_E_GONE, |host| host.send(conn, kind, payload, flags));
     // Here nothing of the host's is in use.
     run_releases();
     result
+}
+
+unsafe extern "C" fn send_raw(host: *const ws_host, conn: ws_conn, data: *const c_void, size: usize) -> i32 {
+    // SAFETY: the host's table, and the handler passes data[0..size).
+    let (table, octets) = unsafe { (table_of(host), bytes(data.cast(), size)) };
+    if !table.given.raw {
+        count_call();
+        return WS_E_DENIED;
+    }
+    host_at("ws_send_raw", Tag::AnyThread, conn).map_or(WS_E_GONE, |host| host.send_raw(conn, octets))
 }
 
 unsafe extern "C" fn ping(conn: ws_conn, data: *const c_void, size: usize) -> i32 {
@@ -396,20 +272,46 @@ unsafe extern "C" fn resume(conn: ws_conn) -> i32 {
 
 // -------------------------------------------------- time, threads, closing
 
-unsafe extern "C" fn set_timer(conn: ws_conn, delay_ms: u64, task: ws_task, arg: *mut c_void) -> i64 {
-    let Some(host) = host_at("ws_set_timer", Tag::Callback, conn) else { return i64::from(WS_E_PLACE) };
-    let Some(task) = task else { return i64::from(WS_E_INVALID) };
-    host.set_timer(conn, delay_ms, Task { task, arg })
+unsafe extern "C" fn set_timer(
+    host: *const ws_host,
+    conn: ws_conn,
+    delay_ms: u64,
+    period_ms: u64,
+    task: ws_task,
+    arg: *mut c_void,
+) -> i64 {
+    let place = i64::from(WS_E_PLACE);
+    let task = task.map(|task| Task { task, arg }).ok_or(i64::from(WS_E_INVALID));
+    if conn == 0 {
+        // SAFETY: the host's table.
+        let table = unsafe { table_of(host) };
+        let Some(event_loop) = event_loop("ws_set_timer", &table.name) else { return place };
+        let set = |task| event_loop.set_timer(table.given.number, delay_ms, period_ms, task);
+        return task.map_or_else(|wrong| wrong, set);
+    }
+    let Some(host) = host_at("ws_set_timer", Tag::Callback, conn) else { return place };
+    task.map_or_else(|wrong| wrong, |task| host.set_timer(conn, delay_ms, period_ms, task))
 }
 
-unsafe extern "C" fn clear_timer(conn: ws_conn, timer: i64) -> i32 {
+unsafe extern "C" fn clear_timer(host: *const ws_host, conn: ws_conn, timer: i64) -> i32 {
+    if conn == 0 {
+        // SAFETY: the host's table.
+        let table = unsafe { table_of(host) };
+        let event_loop = event_loop("ws_clear_timer", &table.name);
+        return event_loop.map_or(WS_E_PLACE, |event_loop| event_loop.clear_timer(table.given.number, timer));
+    }
     host_at("ws_clear_timer", Tag::Callback, conn).map_or(WS_E_PLACE, |host| host.clear_timer(conn, timer))
 }
 
-unsafe extern "C" fn post(conn: ws_conn, task: ws_task, arg: *mut c_void) -> i32 {
-    let Some(host) = host_at("ws_post", Tag::AnyThread, conn) else { return WS_E_GONE };
+unsafe extern "C" fn post(host: *const ws_host, conn: ws_conn, task: ws_task, arg: *mut c_void) -> i32 {
     let Some(task) = task else { return WS_E_INVALID };
-    host.post(conn, Task { task, arg })
+    let task = Task { task, arg };
+    if conn == 0 {
+        // SAFETY: the host's table.
+        let number = unsafe { table_of(host) }.given.number;
+        return worker().map_or(WS_E_GONE, |worker| worker.post(number, task));
+    }
+    host_at("ws_post", Tag::AnyThread, conn).map_or(WS_E_GONE, |host| host.post(conn, task))
 }
 
 unsafe extern "C" fn close(conn: ws_conn, code: u32, reason: *const c_char, size: usize) -> i32 {
@@ -424,8 +326,17 @@ unsafe extern "C" fn abort(conn: ws_conn) -> i32 {
 
 // ------------------------------------------------ what a connection carries
 
-unsafe extern "C" fn set_user(conn: ws_conn, user: *mut c_void) -> i32 {
-    host_at("ws_set_user", Tag::Callback, conn).map_or(WS_E_PLACE, |host| host.set_user(conn, user))
+unsafe extern "C" fn set_user(
+    conn: ws_conn,
+    user: *mut c_void,
+    release: Option<unsafe extern "C" fn(*mut c_void)>,
+) -> i32 {
+    let user = owned(user, release);
+    let result =
+        host_at("ws_set_user", Tag::Callback, conn).map_or(WS_E_PLACE, |host| host.set_user(conn, user));
+    // Here nothing of the host's is in use.
+    run_releases();
+    result
 }
 
 unsafe extern "C" fn user(conn: ws_conn) -> *mut c_void {

@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 
 use ::ws_handler::raw::*;
 
-use super::host::{bytes, count_call, place};
+use super::host::bytes;
+use super::place::{count_call, is_child, place};
 use super::table::number_of;
 
 /// What the calls mean, on any thread. Handlers are named by number. Results are those of the functions in `ws_handler.h`.
@@ -41,7 +42,7 @@ pub fn set_topics(topics: &'static dyn Topics) {
 fn ask<R>(otherwise: R, ask: impl FnOnce(&dyn Topics) -> R) -> R {
     count_call();
     match TOPICS.get() {
-        Some(topics) if !super::host::is_child() => ask(*topics),
+        Some(topics) if !is_child() => ask(*topics),
         _ => otherwise,
     }
 }

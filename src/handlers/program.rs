@@ -17,8 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use super::message::{Answer, Offer, Request};
 use crate::ffi::call::Handler;
-use crate::ffi::plugin::{self, Plugin};
+use crate::ffi::plugin::{self, Circumstances, Plugin};
 use crate::ffi::raw;
+use crate::ffi::stand_in::set_stand_in;
 
 /// What this program is called when it is to probe, as argument 0, so that it can be seen in ps(1).
 pub const NAME: &str = "wshd: probe";
@@ -62,7 +63,10 @@ fn answer() -> io::Result<()> {
     }
     // A probe is of no use to anybody else. A change of the user would have taken it back.
     let _ = set_pdeathsig(Signal::SIGKILL);
-    match plugin::load(Path::new(&request.file), (0, 0), request.settings, Box::new(write_log)) {
+    set_stand_in();
+    let log = Box::new(write_log);
+    let given = Circumstances { number: 0, worker: 0, settings: request.settings, raw: false, log };
+    match plugin::load(Path::new(&request.file), given) {
         Err(error) => send(Answer::Fault(error.to_string())),
         Ok(plugin) => {
             let Plugin { name, version, table, style, protocols, .. } = plugin;

@@ -240,7 +240,7 @@ mod tests {
         }
     }
 
-    /// on_message is number 6 (`ffi::host::Callback`).
+    /// on_message is number 6 (`ffi::place::Callback`).
     fn death(cause: Cause, handler: Option<&Route>, facts: Facts) -> Death<'_> {
         Death { worker: "worker default/0", pid: 42, cause, handler, callback: 6, conn: 0x1_0000_0002, facts }
     }

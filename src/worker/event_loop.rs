@@ -9,7 +9,7 @@ use nix::sys::epoll::{EpollEvent, EpollTimeout};
 use crate::clock;
 use crate::ffi::host::{defer_releases, run_releases};
 use crate::worker::Worker;
-use crate::worker::base::poll::{BUS, CONNECTION, INBOX, LISTENER};
+use crate::worker::base::poll::{BUS, CONNECTION, HANDLER_FDS, INBOX, LISTENER};
 use crate::worker::base::timers::MS;
 use crate::worker::conn::receive;
 use crate::worker::conn::table::NEVER;
@@ -62,6 +62,7 @@ impl Worker {
                             self.stop(1001);
                         }
                     }
+                    HANDLER_FDS => self.handlers.serve_descriptors(),
                     listener @ LISTENER..CONNECTION => {
                         self.accept_from(
                             (listener - LISTENER) as usize,
@@ -81,9 +82,11 @@ impl Worker {
                 self.watch_orders()?;
                 self.transfer.rewatch_inbox();
                 self.link.rewatch();
+                self.handlers.tasks.renew()?;
                 self.conns.watch_all();
             }
             self.deadlines();
+            self.handlers.run_timers();
             // A release callback may send.
             if run_releases() {
                 self.session.settle();
@@ -139,7 +142,7 @@ impl Worker {
             }
             core.timers.next().unwrap_or(NEVER)
         };
-        let next = next.min(self.life.chores_at());
+        let next = next.min(self.life.chores_at()).min(self.handlers.tasks.next_timer());
         let mut left = next.saturating_sub(self.life.now.get());
         // The turn has taken time, which counts if the deadline is near.
         if left < NEAR {

@@ -50,7 +50,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::clock;
 use crate::config::Config;
-use crate::ffi::host as plugin_host;
+use crate::ffi::place;
 use crate::ffi::topics::set_topics;
 use crate::fleet::control::{self as fleet_control, Channel, Report};
 use crate::fleet::scoreboard::{Place, Slot, State};
@@ -159,21 +159,22 @@ fn run_loaded(start: Start, loaded: Loaded) -> i32 {
 
 fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let (slot, crash_report) = (start.record()?, start.report()?);
-    let Loaded { services, report: ready, modules } = loaded;
+    let Loaded { services, report: ready, modules, tasks, posts } = loaded;
     let Start {
         config, routes, listeners, gateways, scoreboard, slot: index, control, inbox, txs, cgi, ..
     } = start;
     let rendezvous = start.rendezvous;
     let (breakers, addresses, standby) = (start.breakers, start.addresses, start.standby);
     let pid = std::process::id() as i32;
-    let place = slot.place();
-    let pool = usize::from(place.pool);
-    let is_single = is_per_connection(&config, place);
+    let number = slot.place();
+    let pool = usize::from(number.pool);
+    let is_single = is_per_connection(&config, number);
     let most = if is_single { PER_CONNECTION } else { most_connections(&config) };
 
     let control: &'static Channel = leak(control);
     let life = leak(Lifecycle::new());
-    let metrics = leak(Metrics::new(start.counters, &routes, (index, place), pid, config.metrics.is_some())?);
+    let metrics =
+        leak(Metrics::new(start.counters, &routes, (index, number), pid, config.metrics.is_some())?);
     let poll = leak(Poll::new()?);
     let commands: &'static CommandQueue = memory::guard(CommandQueue::new(most, config.sending, metrics)?)?;
     let registry: &Registry = leak(Registry::default());
@@ -204,9 +205,16 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let admission = leak(Admission::new(Arc::clone(&config), addresses.join(pid, pool)));
     let threads =
         leak(Threads::new(leak(ThreadHost { commands, handshakes: registry, metrics }), config.threads));
-    let host = leak(LoopHost { conns, commands, delivering: Cell::new((std::ptr::null(), 0)) });
+    let host = leak(LoopHost {
+        conns,
+        commands,
+        handshakes: registry,
+        delivering: Cell::new((std::ptr::null(), 0)),
+    });
     let handlers = leak(Handlers {
         services,
+        tasks,
+        posts,
         slot,
         conns,
         metrics,
@@ -237,8 +245,8 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     });
     let arrivals = memory::guard(Arrivals::new())?;
     let known_arrivals = NonNull::from(&mut *arrivals);
-    plugin_host::set_foreign_host(leak(ForeignThreadHost { commands, handshakes: registry }));
-    plugin_host::set_host(host);
+    place::set_foreign_host(leak(ForeignThreadHost { commands, handshakes: registry }));
+    place::set_host(host);
     set_topics(subscriptions);
     rescue::prepare(RescueContext {
         pid,
@@ -312,6 +320,8 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         admission,
         acceptor,
     });
+    worker.handlers.tasks.begin(poll)?;
+    worker.handlers.posts.begin(commands);
     if standby {
         slot.set_state(State::Standby);
     } else {

@@ -43,6 +43,7 @@ impl Worker {
                 }
             }
             Command::Topics => {} // once in a turn
+            Command::Posted => self.handlers.run_posted(),
         }
     }
 
@@ -50,6 +51,7 @@ impl Worker {
         match counted {
             Counted::Send { kind, outbound, flags } => self.conns.send_outbound(id, kind, outbound, flags),
             Counted::Ping(payload) => self.conns.send_outbound_ping(id, &payload),
+            Counted::Raw(octets) => self.conns.send_outbound_raw(id, &octets),
             Counted::Pause => {
                 if let Some(paused) = self.commands.take_pause(id) {
                     self.conns.pause_for_handler(id, paused);

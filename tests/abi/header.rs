@@ -32,7 +32,10 @@ impl Header {
         let constants = defines
             .filter_map(|define| define.split_once(' '))
             .filter(|(name, value)| {
-                !name.contains('(') && !value.trim_start().starts_with(['{', '_']) && !value.trim().is_empty()
+                !name.contains('(')
+                    && !name.ends_with('_')
+                    && !value.trim_start().starts_with(['{', '_'])
+                    && !value.trim().is_empty()
             })
             .map(|(name, _)| name.to_owned())
             .collect();

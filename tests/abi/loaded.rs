@@ -5,8 +5,18 @@ use std::ptr;
 
 use ws_handler::raw;
 
-use crate::fake::{HOST, calls, fake, reset};
+use crate::fake::{HOST, fake, release_user, reset};
 use crate::fixtures::fixture;
+
+/// What has been called, without the places that panics name.
+pub fn calls() -> Vec<String> {
+    let without_place =
+        |call: String| match call.split_once(" at ").filter(|(before, _)| before.contains("panic in")) {
+            Some((before, after)) => format!("{before}:{}", after.splitn(3, ':').nth(2).unwrap()),
+            None => call,
+        };
+    crate::fake::calls().into_iter().map(without_place).collect()
+}
 
 /// A handler loaded from its library into the fake host of this thread.
 pub struct Loaded {
@@ -68,6 +78,7 @@ impl Loaded {
             // SAFETY: as a host does.
             unsafe { on_close(1, raw::WS_BY_PEER, 1000) };
         }
+        release_user(1);
         calls()
     }
 

@@ -1,5 +1,7 @@
 //! Each example of `plugins/` does what its first comment says.
 
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tungstenite::Message;
@@ -7,7 +9,8 @@ use tungstenite::Message;
 use crate::client::{
     self, CLOSE, Raw, ask, close_of, close_payload, connect, connect_with, header, next_text,
 };
-use crate::serve;
+use crate::daemon::{Dir, Server, until};
+use crate::{fixtures, serve};
 
 #[test]
 fn close_with_the_code_and_reason_of_a_text() {
@@ -143,4 +146,120 @@ fn benchmark_helper_measures_both_directions() {
     let mut client = connect(&server.address(), "/benchmark_helper");
     client.send(Message::text("dance")).unwrap();
     assert_eq!(close_of(&mut client).0, 1011);
+}
+
+/// PostgreSQL in the event loop, through libpq and ws_watch_fd(): many queries at a time, a database that goes away and
+/// comes back, and a worker that crashes meanwhile.
+#[test]
+#[ignore = "needs PostgreSQL's server and libpq"]
+fn postgres_counts_words() {
+    let Some(mut database) = Database::start() else { return };
+    let dir = Dir::new();
+    let object = dir.path().join("postgres_wsh.so");
+    let flags = |what: &str| {
+        let output = Command::new("pkg-config").args([what, "libpq"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let source = fixtures::root().join("plugins/libpq/postgres_wsh.c");
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-I"]).arg(fixtures::root().join("include"));
+    cc.args(flags("--cflags")).arg(source).arg("-o").arg(&object).args(flags("--libs"));
+    assert!(cc.status().unwrap().success());
+    let file = dir.path().join("w.conf");
+    let conninfo =
+        format!("host={} user=words dbname=postgres connect_timeout=2", database.dir.path().display());
+    std::fs::write(&file, format!("[handler.'/postgres'.settings]\nconninfo = '{conninfo}'\n")).unwrap();
+    let mut server = Server::start(&dir, &["--workers", "1", "--config", file.to_str().unwrap()]);
+    let mut clients: Vec<Raw> = (0..20).map(|_| Raw::open(&server.address(), "/postgres")).collect();
+    for round in 0..10 {
+        clients.iter_mut().for_each(|client| client.text("all"));
+        let mut seen: Vec<u32> = clients
+            .iter_mut()
+            .map(|client| client.next_text().strip_prefix("all ").unwrap().parse().unwrap())
+            .collect();
+        seen.sort();
+        assert_eq!(seen, (round * 20 + 1..=round * 20 + 20).collect::<Vec<_>>());
+    }
+    database.stop();
+    until("it is found out", || clients[0].ask("away") == "unavailable");
+    database.serve();
+    until("it is tried again", || clients[0].ask("back").starts_with("back "));
+    clients.drain(..).for_each(|mut client| client.frame(CLOSE, &close_payload(1000, "")));
+    server.stop();
+}
+
+/// A PostgreSQL of the test's own, on a socket in a directory.
+struct Database {
+    dir: tempfile::TempDir,
+    programs: std::path::PathBuf,
+    child: Option<Child>,
+}
+
+impl Database {
+    /// None if PostgreSQL is not installed.
+    fn start() -> Option<Self> {
+        let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+        let mut programs: Vec<_> = versions.map(|version| version.unwrap().path().join("bin")).collect();
+        programs.sort();
+        let programs = programs.pop()?;
+        let dir = tempfile::tempdir().unwrap();
+        let mut database = Self { dir, programs, child: None };
+        if nix::unistd::geteuid().is_root() {
+            let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+            nix::unistd::chown(database.dir.path(), Some(nobody.uid), Some(nobody.gid)).unwrap();
+        }
+        let data = database.data();
+        let mut initdb = database.program("initdb");
+        initdb.args(["--auth=trust", "--username=words", "--no-sync", "-D"]).arg(data);
+        assert!(initdb.stdout(Stdio::null()).status().unwrap().success());
+        database.serve();
+        Some(database)
+    }
+
+    fn data(&self) -> std::path::PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// It does not run as root.
+    fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(self.programs.join(name));
+        if nix::unistd::geteuid().is_root() {
+            let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+            command.uid(nobody.uid.as_raw()).gid(nobody.gid.as_raw());
+        }
+        command.current_dir("/");
+        command
+    }
+
+    fn serve(&mut self) {
+        let mut postgres = self.program("postgres");
+        postgres.args(["-c", "listen_addresses=", "-c", "fsync=off", "-k"]).arg(self.dir.path());
+        postgres.arg("-D").arg(self.data()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.child = Some(postgres.spawn().unwrap());
+        let socket = self.dir.path().join(".s.PGSQL.5432");
+        until("the database listens", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+        let ready = || {
+            let mut ready = self.program("pg_isready");
+            ready.arg("-h").arg(self.dir.path()).stdout(Stdio::null());
+            ready.status().unwrap().success()
+        };
+        until("the database is ready", ready);
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Fast shutdown.
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(child.id() as i32),
+                nix::sys::signal::SIGINT,
+            );
+            child.wait().unwrap();
+        }
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        self.stop();
+    }
 }

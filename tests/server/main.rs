@@ -13,6 +13,7 @@ mod balance;
 mod blocking;
 mod broken_handlers;
 mod clients;
+mod contract;
 mod echo;
 mod examples;
 mod handlers;

@@ -128,6 +128,54 @@ impl<'a> From<&'a String> for Message<'a> {
     }
 }
 
+/// What can be sent as a message: text, bytes, or a [`Message`].
+pub trait Sendable {
+    /// It as a message. Asked for once for each time that it is sent.
+    fn as_message(&self) -> Message<'_>;
+}
+
+impl<T: Sendable + ?Sized> Sendable for &T {
+    fn as_message(&self) -> Message<'_> {
+        (**self).as_message()
+    }
+}
+
+impl Sendable for str {
+    fn as_message(&self) -> Message<'_> {
+        self.into()
+    }
+}
+
+impl Sendable for String {
+    fn as_message(&self) -> Message<'_> {
+        self.as_str().into()
+    }
+}
+
+impl Sendable for [u8] {
+    fn as_message(&self) -> Message<'_> {
+        self.into()
+    }
+}
+
+impl<const N: usize> Sendable for [u8; N] {
+    fn as_message(&self) -> Message<'_> {
+        self[..].into()
+    }
+}
+
+impl Sendable for Vec<u8> {
+    fn as_message(&self) -> Message<'_> {
+        self[..].into()
+    }
+}
+
+impl Sendable for Message<'_> {
+    fn as_message(&self) -> Message<'_> {
+        *self
+    }
+}
+
 impl<'a> From<&'a [u8]> for Message<'a> {
     fn from(data: &'a [u8]) -> Self {
         Message { kind: Kind::Binary, data, first: true, last: true }

@@ -1,6 +1,6 @@
 //! A connection: as an id for any thread, in its callback, and with `receive`.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::fmt::{self, Display};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -8,9 +8,10 @@ use std::net::IpAddr;
 use std::ops::Deref;
 use std::time::Duration;
 
-use crate::bytes::{Bytes, Kind, Message};
+use crate::bytes::{Bytes, Kind, Message, Sendable};
 use crate::error::{Error, Result, check};
-use crate::host::{Level, host, log_conn, optional, pair};
+use crate::host::{Level, given, host, log_conn, optional, pair};
+use crate::panics::contain;
 use crate::raw::{self, ws_conn};
 use crate::session::{self, Session};
 
@@ -25,15 +26,15 @@ impl Conn {
         self.0
     }
 
-    /// Sends a message: a `&str`, a `&[u8]`, or a [`Message`]. A fragment that is
-    /// not its message's last is sent as one.
+    /// Sends text (`&str`, `String`), bytes (`&[u8]`, `Vec<u8>`, `[u8; N]`), or a
+    /// [`Message`]. A fragment that is not its message's last is sent as one.
     ///
     /// # Errors
     /// `Full`: nothing was queued; in the event style `on_writable` follows, on
     /// the thread of a blocking connection the call waits instead. `Invalid`: not
     /// of the type of the fragments before. `Gone`.
-    pub fn send<'m>(self, message: impl Into<Message<'m>>) -> Result {
-        let message = message.into();
+    pub fn send(self, message: impl Sendable) -> Result {
+        let message = message.as_message();
         self.send_flags(message.kind, message.data, if message.last { 0 } else { raw::WS_MORE })
     }
 
@@ -56,16 +57,28 @@ impl Conn {
         unsafe extern "C" fn release<D>(arg: *mut c_void) {
             // SAFETY: arg is the box below, and the host calls this exactly once.
             let data = unsafe { Box::from_raw(arg.cast::<D>()) };
-            session::contain(0, "dropping sent data", move || drop(data));
+            contain(0, "dropping sent data", move || drop(data));
         }
-        let data = Box::new(data);
-        let (start, size) = (data.as_ref().as_ref().as_ptr(), data.as_ref().as_ref().len());
-        let arg = Box::into_raw(data);
-        // SAFETY: the bytes belong to the box, which stays where it is and is not
-        // touched until release() is called.
+        let arg = Box::into_raw(Box::new(data));
+        // SAFETY: nobody else has it, and it stays where it is. Asked once: another
+        // answer might be about other bytes.
+        let bytes: &[u8] = unsafe { (*arg).as_ref() };
+        let (start, size) = (bytes.as_ptr(), bytes.len());
+        // SAFETY: the bytes are borrowed from the box, which is not touched until
+        // release() is called.
         check(unsafe {
             (host().send_owned)(self.0, kind.raw(), start.cast(), size, flags, Some(release::<D>), arg.cast())
         })
+    }
+
+    /// Sends octets past the protocol, in place of the reply until the handshake is
+    /// finished: for handlers that test clients.
+    ///
+    /// # Errors
+    /// `Denied` without the setting `raw`, `Full`, `Gone`.
+    pub fn send_raw(self, octets: &[u8]) -> Result {
+        // SAFETY: the octets are valid for the call.
+        check(unsafe { (host().send_raw)(given(), self.0, octets.as_ptr().cast(), octets.len()) })
     }
 
     /// Sends a Ping with at most 125 bytes; `on_pong` follows.
@@ -149,6 +162,8 @@ pub struct Current<'a> {
     conn: Conn,
     place: PhantomData<(&'a (), *mut ())>, // lives in the callback, on its thread
 }
+
+type Decoder = unsafe extern "C" fn(ws_conn, *const c_char, usize, *mut c_char, usize) -> i32;
 
 /// A timer that was set; see [`Current::set_timer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -266,14 +281,56 @@ impl Current<'_> {
         }
     }
 
-    /// Runs `task` once on this thread after `delay`; if the connection ends or
-    /// moves to another process before, the task is dropped instead.
+    /// The first parameter of this name in the query, decoded; `None` also if it
+    /// contains a NUL.
+    pub fn query_param(&self, name: &str) -> Option<String> {
+        self.decoded(host().query_param, name)
+    }
+
+    /// The first cookie of this name, decoded; kept only with `WS_KEEP_REQUEST`.
+    pub fn cookie(&self, name: &str) -> Option<String> {
+        self.decoded(host().cookie, name)
+    }
+
+    fn decoded(&self, ask: Decoder, name: &str) -> Option<String> {
+        let mut text = vec![0; 256];
+        loop {
+            // SAFETY: the name is valid for the call, and so is the room for the text.
+            let size = unsafe {
+                ask(self.conn.0, name.as_ptr().cast(), name.len(), text.as_mut_ptr().cast(), text.len())
+            };
+            match size {
+                raw::WS_E_LIMIT if text.len() < 1 << 20 => text.resize(text.len() * 4, 0),
+                size => {
+                    text.truncate(usize::try_from(size).ok()?);
+                    return Some(String::from_utf8_lossy(&text).into_owned());
+                }
+            }
+        }
+    }
+
+    /// What [`crate::Handshake::attach`] has attached, if it is a `T`; given once.
+    pub fn take_attached<T: 'static>(&self) -> Option<T> {
+        self.session()?.attachment.take()
+    }
+
+    /// Runs `task` once on this thread after `delay`, at the earliest after
+    /// `on_open`; if the connection ends or moves to another process before, the
+    /// task is dropped instead.
     ///
     /// # Errors
-    /// `Limit` (more than 16), `Gone`; `Place` before `on_open`.
+    /// `Limit` (more than 16), `Gone`.
     pub fn set_timer(&self, delay: Duration, task: impl FnOnce(&Current) + 'static) -> Result<TimerId> {
-        let session = self.session().ok_or(Error::Place)?;
-        session.set_timer(self.conn, delay, Box::new(task))
+        Session::of(self)?.set_timer(self.conn, delay, task)
+    }
+
+    /// The same again and again, every `period` (at least a millisecond), until it
+    /// is cleared or panics.
+    ///
+    /// # Errors
+    /// As of [`Current::set_timer`].
+    pub fn set_interval(&self, period: Duration, task: impl FnMut(&Current) + 'static) -> Result<TimerId> {
+        Session::of(self)?.set_interval(self.conn, period, task)
     }
 
     /// Stops a timer, and drops its task.
@@ -282,7 +339,7 @@ impl Current<'_> {
     /// `Invalid`: it has run or never was. `Gone`.
     pub fn clear_timer(&self, timer: TimerId) -> Result {
         // SAFETY: takes values.
-        check(unsafe { (host().clear_timer)(self.conn.0, timer.0) })?;
+        check(unsafe { (host().clear_timer)(given(), self.conn.0, timer.0) })?;
         if let Some(session) = self.session() {
             session.forget_timer(timer);
         }

@@ -26,6 +26,10 @@ pub enum Error {
     Unsupported,
     /// Some other failure.
     Failed,
+    /// There is nothing of that name.
+    Absent,
+    /// The configuration does not allow it.
+    Denied,
 }
 
 /// The result of a call to the host.
@@ -49,6 +53,8 @@ impl Error {
             Error::Limit => raw::WS_E_LIMIT,
             Error::Unsupported => raw::WS_E_UNSUPPORTED,
             Error::Failed => raw::WS_E_FAILED,
+            Error::Absent => raw::WS_E_ABSENT,
+            Error::Denied => raw::WS_E_DENIED,
         }
     }
 
@@ -63,6 +69,8 @@ impl Error {
             raw::WS_E_PLACE => Error::Place,
             raw::WS_E_LIMIT => Error::Limit,
             raw::WS_E_UNSUPPORTED => Error::Unsupported,
+            raw::WS_E_ABSENT => Error::Absent,
+            raw::WS_E_DENIED => Error::Denied,
             _ => Error::Failed,
         }
     }
@@ -80,6 +88,8 @@ impl fmt::Display for Error {
             Error::Limit => "a bound is reached",
             Error::Unsupported => "the host is older than this function",
             Error::Failed => "failed",
+            Error::Absent => "there is nothing of that name",
+            Error::Denied => "the configuration does not allow it",
         })
     }
 }

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use crate::bytes::{Bytes, Message, slice};
 use crate::conn::{Blocking, Current};
-use crate::error::{Error, Outcome, check};
+use crate::error::{Error, Outcome};
 use crate::handshake::Handshake;
 use crate::host::{self, host};
+use crate::panics::{self, contain, contain_and_close, contain_result};
 use crate::raw::{self, ws_conn, ws_handler, ws_handshake, ws_host, ws_message};
-use crate::session::{Session, contain, contain_and_close, contain_result};
-use crate::style::{BlockingHandler, Handler};
+use crate::session::Session;
+use crate::style::{BlockingHandler, By, Handler};
 
 /// Makes a type that implements [`Handler`] (or, after `blocking`,
 /// [`BlockingHandler`]) the handler of this `cdylib`. What follows sets members of
@@ -121,8 +122,9 @@ impl Table {
     /// # Safety
     /// `host` is the host's table, which lives as long as the process.
     pub unsafe fn enter(&'static self, host: *const ws_host) -> *const ws_handler {
-        host::set_host(host);
-        &self.0
+        panics::set_hook();
+        // SAFETY: promised by the caller.
+        if unsafe { host::set_host(host) } { &self.0 } else { ptr::null() }
     }
 }
 
@@ -160,7 +162,7 @@ unsafe fn handshake(
     contain_result(conn, "do_extra_handshake", || {
         // SAFETY: a callback of this connection is running.
         let current = unsafe { Current::new(conn) };
-        Handshake::lend(hs, |handshake| body(&current, handshake)).map(|reply| reply.0)
+        Handshake::lend(hs, &current, |handshake| body(&current, handshake)).map(|reply| reply.0)
     })
 }
 
@@ -168,15 +170,9 @@ unsafe fn open(conn: ws_conn, body: impl FnOnce(&Current) -> Outcome<Box<dyn Any
     contain_result(conn, "on_open", || {
         // SAFETY: a callback of this connection is running.
         let current = unsafe { Current::new(conn) };
+        let session = Session::of(&current)?;
         let handler = body(&current)?;
-        let session = Box::into_raw(Box::new(Session::new(handler)));
-        // SAFETY: the session is taken back in close().
-        let set = check(unsafe { (host().set_user)(conn, session.cast()) });
-        if set.is_err() {
-            // SAFETY: the host has not taken it, so this is the only pointer.
-            drop(unsafe { Box::from_raw(session) });
-        }
-        Ok(set.map(|()| raw::WS_OK)?)
+        session.handler.set(handler).map_or(Err(Error::Failed.into()), |()| Ok(raw::WS_OK))
     })
 }
 
@@ -184,19 +180,16 @@ unsafe fn close(conn: ws_conn, body: impl FnOnce(&Current, Box<dyn Any>)) {
     contain(conn, "on_close", || {
         // SAFETY: a callback of this connection is running.
         let current = unsafe { Current::new(conn) };
-        // SAFETY: null, or the session of open(), given back here and never again.
-        let session = unsafe { (host().user)(conn).cast::<Session>() };
-        if session.is_null() {
-            return; // on_open has failed
-        }
-        // SAFETY: as above; no callback comes after on_close.
-        let mut session = unsafe {
-            (host().set_user)(conn, ptr::null_mut());
-            Box::from_raw(session)
+        // SAFETY: null, or the session, to which nobody else has a reference: no
+        // other callback is running, and the Current above has given none.
+        let handler = unsafe {
+            let session = (host().user)(conn).cast::<Session>();
+            session.as_mut().and_then(|session| session.handler.take())
         };
-        let handler = std::mem::replace(&mut session.handler, Box::new(()));
-        drop(session);
-        body(&current, handler);
+        // None if on_open has failed.
+        if let Some(handler) = handler {
+            body(&current, handler);
+        }
     });
 }
 
@@ -256,7 +249,7 @@ unsafe extern "C" fn event_close<H: Handler>(conn: ws_conn, by: u32, code: u32) 
     unsafe {
         close(conn, |current, handler| {
             if let Ok(handler) = handler.downcast::<RefCell<H>>() {
-                handler.into_inner().on_close(current, by, code);
+                handler.into_inner().on_close(current, By::from_raw(by), code);
             }
         });
     }
@@ -285,7 +278,8 @@ unsafe extern "C" fn event_drain<H: Handler>(conn: ws_conn) {
 
 /// The handler of a connection.
 fn blocking<'a, H: BlockingHandler>(current: &'a Current) -> crate::Result<&'a H> {
-    current.session().and_then(|session| session.handler.downcast_ref()).ok_or(Error::Gone)
+    let handler = current.session().and_then(|session| session.handler.get());
+    handler.and_then(|handler| handler.downcast_ref()).ok_or(Error::Gone)
 }
 
 unsafe extern "C" fn blocking_worker_start<H: BlockingHandler>() -> i32 {
@@ -336,7 +330,7 @@ unsafe extern "C" fn blocking_close<H: BlockingHandler>(conn: ws_conn, by: u32, 
     unsafe {
         close(conn, |current, handler| {
             if let Ok(handler) = handler.downcast::<H>() {
-                handler.on_close(current, by, code);
+                handler.on_close(current, By::from_raw(by), code);
             }
         });
     }

@@ -13,11 +13,15 @@ use crate::raw::*;
 /// What a connection that is gone is called here.
 pub(crate) const GONE: ws_conn = 99;
 
+type Release = Option<unsafe extern "C" fn(arg: *mut c_void)>;
+
 #[derive(Default)]
 pub(crate) struct Fake {
     pub(crate) calls: Vec<String>,
-    pub(crate) user: HashMap<ws_conn, usize>,
+    pub(crate) user: HashMap<ws_conn, (usize, Release)>,
     pub(crate) timers: Vec<(i64, ws_task, usize)>,
+    timers_made: i64,
+    pub(crate) watched: HashMap<i32, (ws_ready, usize)>,
     pub(crate) posts: Vec<(ws_conn, ws_task, usize)>,
     pub(crate) results: HashMap<&'static str, i32>,
     pub(crate) inbox: Vec<(i32, String)>,
@@ -220,7 +224,7 @@ unsafe extern "C" fn send_owned(
     data: *const c_void,
     size: usize,
     flags: u32,
-    release: Option<unsafe extern "C" fn(arg: *mut c_void)>,
+    release: Release,
     arg: *mut c_void,
 ) -> i32 {
     let result = called("send_owned", format!("{conn} {type_} {flags} {}", text(data.cast(), size)));
@@ -243,22 +247,32 @@ unsafe extern "C" fn resume(_: ws_conn) -> i32 {
 unsafe extern "C" fn last_opcode(_: ws_conn) -> u32 {
     WS_BINARY
 }
-unsafe extern "C" fn set_timer(_: ws_conn, delay_ms: u64, task: ws_task, arg: *mut c_void) -> i64 {
-    let result = called("set_timer", delay_ms.to_string());
+unsafe extern "C" fn set_timer(
+    _: *const ws_host,
+    conn: ws_conn,
+    delay_ms: u64,
+    period_ms: u64,
+    task: ws_task,
+    arg: *mut c_void,
+) -> i64 {
+    let every = if period_ms > 0 { format!(" every {period_ms}") } else { String::new() };
+    let whose = if conn == 0 { " of the worker" } else { "" };
+    let result = called("set_timer", format!("{delay_ms}{every}{whose}"));
     if result < 0 {
         return result.into();
     }
     fake(|fake| {
-        let id = fake.timers.len() as i64 + 1;
+        fake.timers_made += 1;
+        let id = fake.timers_made;
         fake.timers.push((id, task, arg as usize));
         id
     })
 }
-unsafe extern "C" fn clear_timer(_: ws_conn, timer: i64) -> i32 {
+unsafe extern "C" fn clear_timer(_: *const ws_host, _: ws_conn, timer: i64) -> i32 {
     called("clear_timer", timer.to_string())
 }
-unsafe extern "C" fn post(conn: ws_conn, task: ws_task, arg: *mut c_void) -> i32 {
-    let result = called("post", String::new());
+unsafe extern "C" fn post(_: *const ws_host, conn: ws_conn, task: ws_task, arg: *mut c_void) -> i32 {
+    let result = called("post", if conn == 0 { "0".to_owned() } else { String::new() });
     if result == WS_OK {
         fake(|fake| fake.posts.push((conn, task, arg as usize)));
     }
@@ -273,15 +287,94 @@ unsafe extern "C" fn abort(_: ws_conn) -> i32 {
 unsafe extern "C" fn close_code(_: ws_conn) -> u32 {
     1000
 }
-unsafe extern "C" fn set_user(conn: ws_conn, user: *mut c_void) -> i32 {
-    let result = fake(|fake| fake.results.get("set_user").copied()).unwrap_or(WS_OK);
-    if result == WS_OK {
-        fake(|fake| fake.user.insert(conn, user as usize));
+/// Gives a connection its pointer; the one before is released.
+unsafe fn own(conn: ws_conn, user: *mut c_void, release: Release, name: &'static str) -> i32 {
+    let result = fake(|fake| fake.results.get(name).copied()).unwrap_or(WS_OK);
+    let replaced = match result {
+        WS_OK => fake(|fake| fake.user.insert(conn, (user as usize, release))),
+        _ => Some((user as usize, release)),
+    };
+    if let Some((user, Some(release))) = replaced {
+        // SAFETY: exactly once, whatever the result.
+        unsafe { release(user as *mut c_void) };
     }
     result
 }
+unsafe extern "C" fn set_user(conn: ws_conn, user: *mut c_void, release: Release) -> i32 {
+    // SAFETY: passed on as it came.
+    unsafe { own(conn, user, release, "set_user") }
+}
+/// A handshake is about connection 1.
+unsafe extern "C" fn attach_user(_: *mut ws_handshake, user: *mut c_void, release: Release) -> i32 {
+    called("attach_user", String::new());
+    // SAFETY: passed on as it came.
+    unsafe { own(1, user, release, "attach_user") }
+}
+unsafe extern "C" fn attach_state(_: *mut ws_handshake, data: *const c_void, size: usize) -> i32 {
+    // SAFETY: passed on as it came.
+    unsafe { set_state(1, data, size) }
+}
+/// After on_close, or when a handshake ends without an open connection: whether there was a pointer.
+#[allow(dead_code)] // not every test that includes this
+pub(crate) fn release_user(conn: ws_conn) -> bool {
+    match fake(|fake| fake.user.remove(&conn)) {
+        Some((user, Some(release))) => {
+            // SAFETY: exactly once.
+            unsafe { release(user as *mut c_void) };
+            true
+        }
+        _ => false,
+    }
+}
+unsafe extern "C" fn query_param(
+    _: ws_conn,
+    name: *const c_char,
+    name_size: usize,
+    to: *mut c_char,
+    size: usize,
+) -> i32 {
+    let value: &[u8] = match text(name, name_size).as_str() {
+        "room" => b"blue moon",
+        _ => return WS_E_ABSENT,
+    };
+    if value.len() >= size {
+        return WS_E_LIMIT;
+    }
+    // SAFETY: the caller has size bytes.
+    unsafe {
+        ptr::copy_nonoverlapping(value.as_ptr().cast(), to, value.len());
+        *to.add(value.len()) = 0;
+    }
+    value.len() as i32
+}
+unsafe extern "C" fn workers(_: *const ws_host) -> u32 {
+    4
+}
+unsafe extern "C" fn watch_fd(
+    _: *const ws_host,
+    fd: i32,
+    events: u32,
+    ready: ws_ready,
+    arg: *mut c_void,
+) -> i32 {
+    let result = called("watch_fd", format!("{fd} {events}"));
+    if result == WS_OK {
+        fake(|fake| fake.watched.insert(fd, (ready, arg as usize)));
+    }
+    result
+}
+unsafe extern "C" fn unwatch_fd(_: *const ws_host, fd: i32) -> i32 {
+    called("unwatch_fd", fd.to_string());
+    if fake(|fake| fake.watched.remove(&fd)).is_some() { WS_OK } else { WS_E_INVALID }
+}
+unsafe extern "C" fn get_extension(_: *const ws_host, id: *const c_char, size: usize) -> *const c_void {
+    if text(id, size) == "fake.answer" { ptr::from_ref(&42_u32).cast() } else { ptr::null() }
+}
+unsafe extern "C" fn send_raw(_: *const ws_host, conn: ws_conn, data: *const c_void, size: usize) -> i32 {
+    called("send_raw", format!("{conn} {}", text(data.cast(), size)))
+}
 unsafe extern "C" fn user(conn: ws_conn) -> *mut c_void {
-    fake(|fake| fake.user.get(&conn).copied().unwrap_or(0)) as *mut c_void
+    fake(|fake| fake.user.get(&conn).map_or(0, |(user, _)| *user)) as *mut c_void
 }
 unsafe extern "C" fn set_state(_: ws_conn, data: *const c_void, size: usize) -> i32 {
     if size > WS_STATE_MAX {
@@ -378,6 +471,16 @@ pub(crate) static HOST: ws_host = ws_host {
     set_state,
     state,
     is_resumed,
+    attach_user,
+    attach_state,
+    query_param,
+    cookie: query_param,
+    host_version: c"fake 1.0".as_ptr(),
+    workers,
+    watch_fd,
+    unwatch_fd,
+    get_extension,
+    send_raw,
     subscribe,
     unsubscribe,
     publish,

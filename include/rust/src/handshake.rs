@@ -1,13 +1,19 @@
 //! The opening handshake: what can be chosen for the reply, and the reply.
 
+use crate::conn::Current;
 use crate::error::{Error, Result, check};
 use crate::host::{host, optional};
 use crate::raw::{self, ws_handshake};
+use crate::session::{Attachment, Session};
 
 /// A handshake in progress, in `do_extra_handshake`.
-pub struct Handshake<'a>(&'a LateHandshake);
+pub struct Handshake<'a> {
+    late: &'a LateHandshake,
+    current: &'a Current<'a>,
+}
 
 /// How a handshake is answered: what `do_extra_handshake` returns.
+#[must_use = "a handshake is answered by returning this from do_extra_handshake"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply(pub(crate) i32);
 
@@ -30,9 +36,9 @@ pub struct DeflateOptions {
 
 /// A handshake that is finished later, from any thread, within its time limit.
 /// Dropped unfinished, it is rejected with 503.
-#[derive(Debug)]
 pub struct LateHandshake {
     raw: *mut ws_handshake,
+    attachment: Attachment,
     finished: bool,
 }
 
@@ -51,7 +57,15 @@ impl Handshake<'_> {
     /// # Errors
     /// `Invalid`: it was not offered.
     pub fn set_protocol(&self, protocol: &str) -> Result {
-        self.0.set_protocol(protocol)
+        self.late.set_protocol(protocol)
+    }
+
+    /// No subprotocol, also where the first that is known was chosen.
+    ///
+    /// # Errors
+    /// `Gone`: the peer has left.
+    pub fn clear_protocol(&self) -> Result {
+        self.late.clear_protocol()
     }
 
     /// Adds a header to the reply, be it 101 or an error.
@@ -60,7 +74,7 @@ impl Handshake<'_> {
     /// `Invalid` (not a header name, a control character, a header that the
     /// handshake itself writes), `Limit` (64 headers, 16 KiB).
     pub fn add_header(&self, name: &str, value: &str) -> Result {
-        self.0.add_header(name, value)
+        self.late.add_header(name, value)
     }
 
     /// How permessage-deflate is to be negotiated, if the client offers it.
@@ -68,7 +82,7 @@ impl Handshake<'_> {
     /// # Errors
     /// `Invalid`: a value out of its range.
     pub fn configure_deflate(&self, options: DeflateOptions) -> Result {
-        self.0.configure_deflate(options)
+        self.late.configure_deflate(options)
     }
 
     /// No extension on this connection.
@@ -76,7 +90,7 @@ impl Handshake<'_> {
     /// # Errors
     /// `Gone`: the peer has left.
     pub fn refuse_extensions(&self) -> Result {
-        self.0.refuse_extensions()
+        self.late.refuse_extensions()
     }
 
     /// Accepts and then closes, so that a browser's script can see why.
@@ -84,7 +98,7 @@ impl Handshake<'_> {
     /// # Errors
     /// `Invalid`: the code may not be sent, or the reason is too long.
     pub fn accept_and_close(&self, code: u32, reason: &str) -> Result<Reply> {
-        reply(self.0.accept_and_close_raw(code, reason))
+        reply(self.late.accept_and_close_raw(code, reason))
     }
 
     /// Rejects with a status from 300 to 599 and a short text.
@@ -92,7 +106,7 @@ impl Handshake<'_> {
     /// # Errors
     /// `Invalid`: another status.
     pub fn reject(&self, status: u32) -> Result<Reply> {
-        reply(self.0.reject_raw(status, None, &[]))
+        reply(self.late.reject_raw(status, None, &[]))
     }
 
     /// Rejects with a body of a media type.
@@ -100,7 +114,7 @@ impl Handshake<'_> {
     /// # Errors
     /// Also `Limit`: more than 64 KiB.
     pub fn reject_body(&self, status: u32, media_type: &str, body: &[u8]) -> Result<Reply> {
-        reply(self.0.reject_raw(status, Some(media_type), body))
+        reply(self.late.reject_raw(status, Some(media_type), body))
     }
 
     /// Drops the connection without any reply.
@@ -108,21 +122,61 @@ impl Handshake<'_> {
     /// # Errors
     /// `Gone`: the peer has left.
     pub fn abort(&self) -> Result<Reply> {
-        reply(self.0.abort_raw())
+        reply(self.late.abort_raw())
+    }
+
+    /// Attaches a value for `on_open`, which gets it from
+    /// [`Current::take_attached`]: who the peer is. It replaces one that was
+    /// attached before, and is dropped if the connection never opens.
+    ///
+    /// # Errors
+    /// `Gone`: the peer has left.
+    pub fn attach<T: Send + 'static>(&self, value: T) -> Result {
+        let replaced = Session::of(self.current)?.attachment.set(Box::new(value));
+        drop(replaced);
+        Ok(())
     }
 
     /// Event style only: finish it later. Return the reply at once.
-    pub fn later(&self) -> (Reply, LateHandshake) {
-        (Reply(raw::WS_LATER), LateHandshake { raw: self.0.raw, finished: false })
+    ///
+    /// # Errors
+    /// `Gone`: the peer has left.
+    pub fn later(&self) -> Result<(Reply, LateHandshake)> {
+        let attachment = Session::of(self.current)?.attachment.clone();
+        Ok((Reply(raw::WS_LATER), LateHandshake { raw: self.late.raw, attachment, finished: false }))
     }
 
     /// Runs `f` with the handshake of this handle.
-    pub(crate) fn lend<R>(raw: *mut ws_handshake, f: impl FnOnce(&Handshake) -> R) -> R {
-        f(&Handshake(&LateHandshake { raw, finished: true }))
+    pub(crate) fn lend<R>(raw: *mut ws_handshake, current: &Current, f: impl FnOnce(&Handshake) -> R) -> R {
+        let late = LateHandshake { raw, attachment: Attachment::default(), finished: true };
+        f(&Handshake { late: &late, current })
     }
 }
 
 impl LateHandshake {
+    /// As of [`Handshake::attach`].
+    pub fn attach<T: Send + 'static>(&self, value: T) {
+        drop(self.attachment.set(Box::new(value)));
+    }
+
+    /// Attaches bytes that follow the connection; see [`Current::set_state`].
+    ///
+    /// # Errors
+    /// `Limit` (too large), `Gone`.
+    pub fn set_state(&self, data: &[u8]) -> Result {
+        // SAFETY: the data is valid for the call.
+        check(unsafe { (host().attach_state)(self.raw, data.as_ptr().cast(), data.len()) })
+    }
+
+    /// No subprotocol, also where one was chosen before.
+    ///
+    /// # Errors
+    /// `Gone`.
+    pub fn clear_protocol(&self) -> Result {
+        // SAFETY: absent bytes.
+        check(unsafe { (host().set_protocol)(self.raw, std::ptr::null(), 0) })
+    }
+
     /// As of [`Handshake::set_protocol`].
     ///
     /// # Errors
@@ -240,6 +294,12 @@ impl LateHandshake {
     fn abort_raw(&self) -> i32 {
         // SAFETY: a handle of the host.
         unsafe { (host().abort_handshake)(self.raw) }
+    }
+}
+
+impl std::fmt::Debug for LateHandshake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("LateHandshake").field(&self.raw).finish()
     }
 }
 

@@ -1,13 +1,14 @@
 //! The host's table, and its functions that are not about one connection.
 
-use std::ffi::c_char;
+use std::ffi::{CStr, c_char, c_void};
 use std::fmt::Display;
-use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::bytes::Bytes;
 use crate::raw::{self, ws_conn, ws_host};
+use crate::stubs;
 
 /// Levels of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,11 +27,29 @@ pub enum Level {
     Critical = 60,
 }
 
-static HOST: AtomicPtr<ws_host> = AtomicPtr::new(ptr::null_mut());
+/// The host that has loaded this handler.
+struct Host {
+    /// As it was given, to be given back; shorter, if the host is older.
+    given: *const ws_host,
+    /// The same with every member.
+    table: ws_host,
+}
 
-/// Called once, by the entry point.
-pub(crate) fn set_host(host: *const ws_host) {
-    HOST.store(host.cast_mut(), Ordering::Release);
+// SAFETY: the host takes calls from any thread, and its table is never written.
+unsafe impl Send for Host {}
+// SAFETY: as above.
+unsafe impl Sync for Host {}
+
+static HOST: OnceLock<Host> = OnceLock::new();
+
+/// Called by the entry point; false if the host lacks what every host has.
+///
+/// # Safety
+/// `host` is the host's table, which lives as long as the process.
+pub(crate) unsafe fn set_host(given: *const ws_host) -> bool {
+    // SAFETY: promised by the caller.
+    let table = unsafe { stubs::complete(given) };
+    table.map(|table| HOST.get_or_init(|| Host { given, table })).is_some()
 }
 
 /// The host's table.
@@ -38,10 +57,12 @@ pub(crate) fn set_host(host: *const ws_host) {
 /// # Panics
 /// If no host has loaded this handler: only a unit test can come here so.
 pub(crate) fn host() -> &'static ws_host {
-    let host = HOST.load(Ordering::Acquire);
-    // SAFETY: null, or the table that a host has given, which lives as long as
-    // the process.
-    unsafe { host.as_ref() }.expect("no host has loaded this handler")
+    &HOST.get().expect("no host has loaded this handler").table
+}
+
+/// The table as its functions want it.
+pub(crate) fn given() -> *const ws_host {
+    HOST.get().map_or(ptr::null(), |host| host.given)
 }
 
 /// Writes a line to the server's log, marked with the handler's name.
@@ -53,7 +74,7 @@ pub(crate) fn log_conn(conn: ws_conn, level: Level, text: &str) {
     // The header's wrapper cuts here too.
     let size = (0..=text.len().min(1023)).rfind(|at| text.is_char_boundary(*at)).unwrap_or(0);
     // SAFETY: the table is the host's own, the text is valid for the call.
-    unsafe { (host().log)(host(), conn, level as u32, text.as_ptr().cast(), size) }
+    unsafe { (host().log)(given(), conn, level as u32, text.as_ptr().cast(), size) }
 }
 
 /// A clock that only goes forward; its start means nothing.
@@ -67,10 +88,28 @@ pub fn worker() -> u32 {
     host().worker
 }
 
+/// How many workers this worker's pool has.
+pub fn workers() -> u32 {
+    // SAFETY: the table is the host's own.
+    unsafe { (host().workers)(given()) }
+}
+
+/// Name and version of the host, for people and logs.
+pub fn host_version() -> &'static str {
+    // SAFETY: NUL-terminated, and lives as long as the process.
+    unsafe { CStr::from_ptr(host().host_version) }.to_str().unwrap_or_default()
+}
+
+/// An interface that is not a part of `ws_handler.h`, by its name; what it points to, the name's owner says.
+pub fn extension(id: &str) -> Option<NonNull<c_void>> {
+    // SAFETY: the table is the host's own, the name is valid for the call.
+    NonNull::new(unsafe { (host().get_extension)(given(), id.as_ptr().cast(), id.len()) }.cast_mut())
+}
+
 /// A value of the handler's own section of the configuration.
 pub fn config(key: &str) -> Option<Bytes<'static>> {
     // SAFETY: the key is valid for the call; the value lives as long as the process.
-    unsafe { Bytes::from_raw((host().config)(host(), key.as_ptr().cast(), key.len())) }
+    unsafe { Bytes::from_raw((host().config)(given(), key.as_ptr().cast(), key.len())) }
 }
 
 /// All keys and values of that section.
@@ -78,7 +117,7 @@ pub fn settings() -> impl Iterator<Item = (Bytes<'static>, Bytes<'static>)> {
     (0..).map_while(|index| {
         // SAFETY: both places are writable; what is put there lives as long as
         // the process.
-        unsafe { pair(|key, value| (host().config_at)(host(), index, key, value)) }
+        unsafe { pair(|key, value| (host().config_at)(given(), index, key, value)) }
     })
 }
 

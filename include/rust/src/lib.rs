@@ -31,7 +31,7 @@
 //! outlive the callback.
 //!
 //! Panics do not leave the handler (when built with `panic = "unwind"`): they are
-//! logged, and the connection is closed with 1011. This crate opens no sockets,
+//! logged with file and line, and the connection is closed with 1011. This crate opens no sockets,
 //! starts no threads, and depends on nothing but the standard library.
 
 mod bytes;
@@ -39,10 +39,13 @@ mod conn;
 mod error;
 mod handshake;
 mod host;
+mod panics;
 mod session;
+mod stubs;
 mod style;
 mod topic;
 
+pub mod event_loop;
 #[doc(hidden)]
 pub mod export;
 pub mod raw;
@@ -52,14 +55,15 @@ mod fake;
 #[cfg(test)]
 mod tests;
 
-pub use bytes::{Bytes, Kind, Message};
+pub use bytes::{Bytes, Kind, Message, Sendable};
 pub use conn::{Blocking, Conn, Current, TimerId};
 pub use error::{Error, Outcome, Result};
 pub use handshake::{DeflateOptions, Handshake, LateHandshake, Reply};
-pub use host::{Level, config, list, log, now, settings, worker};
-pub use raw::{WS_DROP, WS_MORE, WS_NOT_SELF, WS_UNCOMPRESSED};
+pub use host::{Level, config, extension, host_version, list, log, now, settings, worker, workers};
+pub use raw::{WS_DROP, WS_NOT_SELF};
+pub use raw::{WS_FD_HANGUP, WS_FD_READ, WS_FD_WRITE, WS_MORE, WS_UNCOMPRESSED};
 pub use raw::{WS_KEEP_REQUEST, WS_NO_EXTENSIONS, WS_RESUMABLE, WS_STREAM};
-pub use style::{BlockingHandler, Handler};
+pub use style::{BlockingHandler, By, Handler};
 pub use topic::{publish, publish_flags, subscribers};
 
 /// Close codes of RFC 6455 by name.

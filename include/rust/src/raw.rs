@@ -61,6 +61,8 @@ pub struct ws_deflate_options {
 
 pub type ws_task = Option<unsafe extern "C" fn(conn: ws_conn, arg: *mut c_void)>;
 
+pub type ws_ready = Option<unsafe extern "C" fn(fd: i32, events: u32, arg: *mut c_void)>;
+
 pub type ws_handler_entry = unsafe extern "C" fn(host: *const ws_host) -> *const ws_handler;
 
 pub const WS_TEXT: u32 = 1;
@@ -69,6 +71,9 @@ pub const WS_FIRST: u32 = 1;
 pub const WS_LAST: u32 = 2;
 pub const WS_MORE: u32 = 1;
 pub const WS_UNCOMPRESSED: u32 = 2;
+pub const WS_FD_READ: u32 = 1;
+pub const WS_FD_WRITE: u32 = 2;
+pub const WS_FD_HANGUP: u32 = 4;
 pub const WS_UNIX: u32 = 1;
 pub const WS_IPV4: u32 = 4;
 pub const WS_IPV6: u32 = 6;
@@ -87,6 +92,8 @@ pub const WS_E_PLACE: i32 = -6;
 pub const WS_E_LIMIT: i32 = -7;
 pub const WS_E_UNSUPPORTED: i32 = -8;
 pub const WS_E_FAILED: i32 = -9;
+pub const WS_E_ABSENT: i32 = -10;
+pub const WS_E_DENIED: i32 = -11;
 pub const WS_CLOSE_NORMAL: u32 = 1000;
 pub const WS_CLOSE_GOING_AWAY: u32 = 1001;
 pub const WS_CLOSE_PROTOCOL_ERROR: u32 = 1002;
@@ -119,10 +126,10 @@ pub const WS_TOPIC_MAX: usize = 255;
 pub const WS_PUBLISH_MAX: usize = 1_048_576;
 pub const WS_NOT_SELF: u32 = 0x100;
 pub const WS_DROP: u32 = 1;
-pub const WS_KEEP_REQUEST: u32 = 1;
-pub const WS_STREAM: u32 = 2;
-pub const WS_NO_EXTENSIONS: u32 = 4;
-pub const WS_RESUMABLE: u32 = 8;
+pub const WS_KEEP_REQUEST: u32 = 0x10000;
+pub const WS_STREAM: u32 = 0x20000;
+pub const WS_NO_EXTENSIONS: u32 = 0x40000;
+pub const WS_RESUMABLE: u32 = 1;
 
 #[repr(C)]
 pub struct ws_handler {
@@ -225,18 +232,64 @@ pub struct ws_host {
     pub pause: unsafe extern "C" fn(conn: ws_conn) -> i32,
     pub resume: unsafe extern "C" fn(conn: ws_conn) -> i32,
     pub last_opcode: unsafe extern "C" fn(conn: ws_conn) -> u32,
-    pub set_timer: unsafe extern "C" fn(conn: ws_conn, delay_ms: u64, task: ws_task, arg: *mut c_void) -> i64,
-    pub clear_timer: unsafe extern "C" fn(conn: ws_conn, timer: i64) -> i32,
-    pub post: unsafe extern "C" fn(conn: ws_conn, task: ws_task, arg: *mut c_void) -> i32,
+    pub set_timer: unsafe extern "C" fn(
+        host: *const ws_host,
+        conn: ws_conn,
+        delay_ms: u64,
+        period_ms: u64,
+        task: ws_task,
+        arg: *mut c_void,
+    ) -> i64,
+    pub clear_timer: unsafe extern "C" fn(host: *const ws_host, conn: ws_conn, timer: i64) -> i32,
+    pub post:
+        unsafe extern "C" fn(host: *const ws_host, conn: ws_conn, task: ws_task, arg: *mut c_void) -> i32,
     pub close: unsafe extern "C" fn(conn: ws_conn, code: u32, reason: *const c_char, size: usize) -> i32,
     pub abort: unsafe extern "C" fn(conn: ws_conn) -> i32,
     pub close_code: unsafe extern "C" fn(conn: ws_conn) -> u32,
     pub close_reason: unsafe extern "C" fn(conn: ws_conn) -> ws_bytes,
-    pub set_user: unsafe extern "C" fn(conn: ws_conn, user: *mut c_void) -> i32,
+    pub set_user: unsafe extern "C" fn(
+        conn: ws_conn,
+        user: *mut c_void,
+        release: Option<unsafe extern "C" fn(arg: *mut c_void)>,
+    ) -> i32,
     pub user: unsafe extern "C" fn(conn: ws_conn) -> *mut c_void,
     pub set_state: unsafe extern "C" fn(conn: ws_conn, data: *const c_void, size: usize) -> i32,
     pub state: unsafe extern "C" fn(conn: ws_conn) -> ws_bytes,
     pub is_resumed: unsafe extern "C" fn(conn: ws_conn) -> i32,
+    pub attach_user: unsafe extern "C" fn(
+        hs: *mut ws_handshake,
+        user: *mut c_void,
+        release: Option<unsafe extern "C" fn(arg: *mut c_void)>,
+    ) -> i32,
+    pub attach_state: unsafe extern "C" fn(hs: *mut ws_handshake, data: *const c_void, size: usize) -> i32,
+    pub query_param: unsafe extern "C" fn(
+        conn: ws_conn,
+        name: *const c_char,
+        name_size: usize,
+        text: *mut c_char,
+        size: usize,
+    ) -> i32,
+    pub cookie: unsafe extern "C" fn(
+        conn: ws_conn,
+        name: *const c_char,
+        name_size: usize,
+        text: *mut c_char,
+        size: usize,
+    ) -> i32,
+    pub host_version: *const c_char,
+    pub workers: unsafe extern "C" fn(host: *const ws_host) -> u32,
+    pub watch_fd: unsafe extern "C" fn(
+        host: *const ws_host,
+        fd: i32,
+        events: u32,
+        ready: ws_ready,
+        arg: *mut c_void,
+    ) -> i32,
+    pub unwatch_fd: unsafe extern "C" fn(host: *const ws_host, fd: i32) -> i32,
+    pub get_extension:
+        unsafe extern "C" fn(host: *const ws_host, id: *const c_char, size: usize) -> *const c_void,
+    pub send_raw:
+        unsafe extern "C" fn(host: *const ws_host, conn: ws_conn, data: *const c_void, size: usize) -> i32,
     pub subscribe: unsafe extern "C" fn(conn: ws_conn, topic: *const c_char, size: usize, flags: u32) -> i32,
     pub unsubscribe: unsafe extern "C" fn(conn: ws_conn, topic: *const c_char, size: usize) -> i32,
     pub publish: unsafe extern "C" fn(
@@ -251,3 +304,6 @@ pub struct ws_host {
     pub subscribers: unsafe extern "C" fn(host: *const ws_host, topic: *const c_char, size: usize) -> u64,
     pub missed: unsafe extern "C" fn(conn: ws_conn) -> u64,
 }
+
+// SAFETY: the tables are read only; the strings that they point to are static.
+unsafe impl Sync for ws_host {}

@@ -6,6 +6,33 @@ use crate::bytes::{Bytes, Message};
 use crate::conn::{Blocking, Current};
 use crate::error::Outcome;
 use crate::handshake::{Handshake, Reply};
+use crate::raw;
+
+/// Who ended a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum By {
+    /// The peer sent the first Close frame, or just vanished.
+    Peer,
+    /// `close()`, `abort()`, or the end of `transfer_data`.
+    Handler,
+    /// The server: a breach of the protocol, a limit, a shutdown.
+    Host,
+    /// It has not ended: it goes on in another process.
+    Move,
+}
+
+impl By {
+    /// That of a `WS_BY_` value; one of a newer host is the host's.
+    pub(crate) fn from_raw(by: u32) -> By {
+        match by {
+            raw::WS_BY_PEER => By::Peer,
+            raw::WS_BY_HANDLER => By::Handler,
+            raw::WS_BY_MOVE => By::Move,
+            _ => By::Host,
+        }
+    }
+}
 
 /// A handler in the event style: callbacks on the worker's event loop, which
 /// must not wait. Each connection has a value of the type, from `on_open` until
@@ -52,8 +79,8 @@ pub trait Handler: Sized + 'static {
         Ok(())
     }
 
-    /// The connection has ended, or (`WS_BY_MOVE`) goes on in another process. `by` is `raw::WS_BY_...`.
-    fn on_close(self, _conn: &Current, _by: u32, _code: u32) {}
+    /// The connection has ended, or ([`By::Move`]) goes on in another process.
+    fn on_close(self, _conn: &Current, _by: By, _code: u32) {}
 
     /// A Pong to an earlier `ping()` has come, after `rtt`.
     ///
@@ -147,7 +174,7 @@ pub trait BlockingHandler: Sized + 'static {
     }
 
     /// As of [`Handler::on_close`].
-    fn on_close(self, _conn: &Current, _by: u32, _code: u32) {}
+    fn on_close(self, _conn: &Current, _by: By, _code: u32) {}
 
     /// As of [`Handler::on_pong`].
     ///

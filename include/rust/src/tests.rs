@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::export::Table;
-use crate::fake::{GONE, HOST, calls, fake, reset};
+use crate::fake::{GONE, HOST, fake, release_user, reset};
 use crate::*;
 
 /// Does what the message says.
@@ -44,7 +44,7 @@ impl Handler for Obedient {
                 let held = Rc::clone(&self.open);
                 conn.set_timer(Duration::from_millis(5), move |conn| {
                     let open = conn.with_handler(|own: &mut Obedient| own.open.get());
-                    conn.send(&format!("timer {open:?} {}", held.get())).unwrap();
+                    conn.send(format!("timer {open:?} {}", held.get())).unwrap();
                 })?;
             }
             Some("timer panic") => {
@@ -61,12 +61,12 @@ impl Handler for Obedient {
         IN_HANDSHAKE.get()(conn, handshake)
     }
 
-    fn on_close(self, conn: &Current, by: u32, code: u32) {
-        conn.log(Level::Info, format_args!("closed {by} {code}"));
+    fn on_close(self, conn: &Current, by: By, code: u32) {
+        conn.log(Level::Info, format_args!("closed {by:?} {code}"));
     }
 
     fn on_pong(&mut self, conn: &Current, data: Bytes, rtt: Duration) -> Outcome {
-        Ok(conn.send(&format!("pong {data} {rtt:?}"))?)
+        Ok(conn.send(format!("pong {data} {rtt:?}"))?)
     }
 }
 
@@ -78,10 +78,23 @@ impl Drop for Obedient {
 
 static EVENT: Table = Table::event::<Obedient>().name(c"obedient").flags(WS_KEEP_REQUEST);
 
+/// What has been called, without the lines of this file that panics name.
+fn calls() -> Vec<String> {
+    let without_line = |call: String| match call
+        .split_once(" at include/rust/src/tests.rs:")
+        .or(call.split_once(" at src/tests.rs:"))
+    {
+        Some((before, after)) => before.to_owned() + after.trim_start_matches(|c: char| c.is_ascii_digit()),
+        None => call,
+    };
+    crate::fake::calls().into_iter().map(without_line).collect()
+}
+
 /// Loads the crate into a fresh host.
 fn load() {
     reset();
-    crate::host::set_host(&HOST);
+    // SAFETY: a table that is complete and static.
+    assert!(unsafe { crate::host::set_host(&HOST) });
 }
 
 /// The table, with a fresh host.
@@ -114,6 +127,7 @@ fn close(table: &raw::ws_handler) -> Vec<String> {
     calls();
     // SAFETY: as a host does.
     unsafe { table.on_close.unwrap()(1, raw::WS_BY_PEER, 1001) };
+    release_user(1);
     calls()
 }
 
@@ -126,7 +140,8 @@ fn handshake(table: &raw::ws_handler, body: fn(&Current, &Handshake) -> Outcome<
 #[test]
 fn the_table_says_what_it_is() {
     let table = table();
-    assert_eq!((table.size, table.abi, table.flags), (size_of::<raw::ws_handler>(), raw::WS_ABI, 1));
+    let expected = (size_of::<raw::ws_handler>(), raw::WS_ABI, raw::WS_KEEP_REQUEST);
+    assert_eq!((table.size, table.abi, table.flags), expected);
     assert!(table.on_message.is_some() && table.transfer_data.is_none());
 }
 
@@ -136,7 +151,7 @@ fn a_connection_has_a_value_from_open_to_close() {
     assert_eq!(open(table), raw::WS_OK);
     assert_eq!(OPEN.with(|open| open.get()), 1);
     assert_eq!(message(table, "hello"), ["send 1 1 0 hello"]);
-    assert_eq!(close(table), ["log 1 30 closed 1 1001"]);
+    assert_eq!(close(table), ["log 1 30 closed Peer 1001"]);
     assert_eq!(OPEN.with(|open| open.get()), 0);
     assert_eq!(close(table), [""; 0], "there is nothing left to close");
 }
@@ -235,7 +250,7 @@ fn a_posted_task_runs_unless_the_connection_is_gone() {
     message(table, "post");
     let held = Arc::new(());
     let keep = Arc::clone(&held);
-    Conn(GONE).post(move |conn| conn.send(&format!("{keep:?}")).unwrap()).unwrap();
+    Conn(GONE).post(move |conn| conn.send(format!("{keep:?}")).unwrap()).unwrap();
     calls();
     for (conn, task, arg) in fake(|fake| std::mem::take(&mut fake.posts)) {
         // SAFETY: as a host does, exactly once.
@@ -312,7 +327,7 @@ fn a_late_handshake_is_finished_once_or_rejected() {
     let table = table();
     thread_local! { static LATE: Cell<Option<LateHandshake>> = const { Cell::new(None) }; }
     let keep: fn(&Current, &Handshake) -> Outcome<Reply> = |_, hs| {
-        let (reply, late) = hs.later();
+        let (reply, late) = hs.later()?;
         LATE.set(Some(late));
         Ok(reply)
     };
@@ -362,9 +377,25 @@ fn sending_says_what_became_of_it() {
     let conn = Conn(1);
     conn.send("text").unwrap();
     conn.send(&b"bytes"[..]).unwrap();
+    conn.send(*b"four").unwrap();
+    conn.send([7_u8; 0]).unwrap();
+    conn.send(vec![b'v']).unwrap();
+    conn.send(String::from("string")).unwrap();
     conn.send(Message { last: false, ..Message::from("frag") }).unwrap();
     conn.send_flags(Kind::Binary, b"plain", WS_UNCOMPRESSED).unwrap();
-    assert_eq!(calls(), ["send 1 1 0 text", "send 1 2 0 bytes", "send 1 1 1 frag", "send 1 2 2 plain"]);
+    assert_eq!(
+        calls(),
+        [
+            "send 1 1 0 text",
+            "send 1 2 0 bytes",
+            "send 1 2 0 four",
+            "send 1 2 0 ",
+            "send 1 2 0 v",
+            "send 1 1 0 string",
+            "send 1 1 1 frag",
+            "send 1 2 2 plain"
+        ]
+    );
     for error in [
         Error::Gone,
         Error::Full,
@@ -445,6 +476,7 @@ fn a_blocking_handler_lives_in_transfer_data() {
             fake(|fake| fake.inbox = inbox.iter().map(|(code, text)| (*code, (*text).to_owned())).collect());
             let result = table.transfer_data.unwrap()(1);
             table.on_close.unwrap()(1, raw::WS_BY_PEER, 1000);
+            release_user(1);
             (result, calls())
         }
     }
@@ -461,4 +493,215 @@ fn a_blocking_handler_lives_in_transfer_data() {
     assert_eq!(run(&[(raw::WS_E_GONE, "")]).0, raw::WS_OK);
     assert_eq!(run(&[(1, "panic")]).0, raw::WS_E_FAILED);
     assert_eq!(run(&[(1, "fail")]).0, raw::WS_E_FAILED);
+}
+
+// ------------------------------------------------------- adversarial safe code
+
+/// Answers with other bytes each time: the host must not read beyond what one of them is.
+#[test]
+fn data_that_answers_differently_is_asked_once() {
+    struct TwoFaced(Cell<bool>, Box<[u8; 4]>, Box<[u8; 1 << 16]>);
+    impl AsRef<[u8]> for TwoFaced {
+        fn as_ref(&self) -> &[u8] {
+            if self.0.replace(true) { &self.2[..] } else { &self.1[..] }
+        }
+    }
+    table();
+    let data = TwoFaced(Cell::new(false), Box::new(*b"four"), Box::new([b'x'; 1 << 16]));
+    Conn(1).send_owned(Kind::Text, data, 0).unwrap();
+    assert_eq!(calls(), ["send_owned 1 1 0 four"]);
+    // Bytes in the value itself, which must not move while the host has them.
+    Conn(1).send_owned(Kind::Binary, *b"inside", 0).unwrap();
+    assert_eq!(calls(), ["send_owned 1 2 0 inside"]);
+
+    struct Fickle(Cell<u32>);
+    impl Sendable for Fickle {
+        fn as_message(&self) -> Message<'_> {
+            self.0.set(self.0.get() + 1);
+            if self.0.get() == 1 { Message::from("one") } else { Message::from("another") }
+        }
+    }
+    Conn(1).send(Fickle(Cell::new(0))).unwrap();
+    assert_eq!(calls(), ["send 1 1 0 one"]);
+}
+
+/// Whatever an error does when it is shown or dropped, it does not leave the handler.
+#[test]
+fn an_error_that_panics_is_contained() {
+    #[derive(Debug)]
+    struct Hostile(bool);
+    impl std::fmt::Display for Hostile {
+        fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            if self.0 { panic!("shown") } else { Ok(()) }
+        }
+    }
+    impl std::error::Error for Hostile {}
+    impl Drop for Hostile {
+        fn drop(&mut self) {
+            if !self.0 {
+                panic!("dropped");
+            }
+        }
+    }
+    let table = table();
+    assert_eq!(handshake(table, |_, _| Err(Hostile(true).into())), raw::WS_E_FAILED);
+    assert_eq!(calls(), ["log 1 50 panic in do_extra_handshake: shown"]);
+    assert_eq!(handshake(table, |_, _| Err(Hostile(false).into())), raw::WS_E_FAILED);
+    assert_eq!(
+        calls(),
+        ["log 1 50 error in do_extra_handshake: ", "log 1 50 panic in do_extra_handshake: dropped"]
+    );
+}
+
+#[test]
+fn a_panic_is_logged_with_file_and_line() {
+    let table = table();
+    open(table);
+    message(table, "panic");
+    // SAFETY: as a host does.
+    unsafe {
+        let msg = raw::ws_message { type_: raw::WS_TEXT, flags: 3, data: c"panic".as_ptr(), size: 5 };
+        table.on_message.unwrap()(1, &msg);
+    }
+    let told = crate::fake::calls();
+    assert!(
+        told[0].starts_with("log 1 50 panic in on_message at ") && told[0].contains("tests.rs:"),
+        "{told:?}"
+    );
+    close(table);
+}
+
+#[test]
+fn an_interval_clears_itself_and_what_it_holds() {
+    let table = table();
+    open(table);
+    // SAFETY: as in a callback.
+    let current = unsafe { Current::new(1) };
+    let held = Rc::new(Cell::new(0));
+    let (keep, id) = (Rc::clone(&held), Rc::new(Cell::new(None)));
+    let own = Rc::clone(&id);
+    let interval = current.set_interval(Duration::from_millis(5), move |conn| {
+        keep.set(keep.get() + 1);
+        if keep.get() == 2 {
+            conn.clear_timer(own.get().unwrap()).unwrap();
+        }
+    });
+    id.set(interval.ok());
+    let (_, task, arg) = fake(|fake| fake.timers[0]);
+    for _ in 0..2 {
+        // SAFETY: as a host does, until it was cleared.
+        unsafe { task.unwrap()(1, arg as *mut _) };
+    }
+    assert_eq!((held.get(), Rc::strong_count(&held)), (2, 1));
+    close(table);
+}
+
+#[test]
+fn what_was_attached_reaches_on_open_or_is_dropped() {
+    struct Name(Arc<()>);
+    thread_local! {
+        static HELD: Arc<()> = Arc::default();
+        static LATE: Cell<Option<LateHandshake>> = const { Cell::new(None) };
+    }
+    let held = || HELD.with(Arc::strong_count);
+    let table = table();
+    let attach: fn(&Current, &Handshake) -> Outcome<Reply> = |conn, hs| {
+        hs.attach(Name(HELD.with(Arc::clone)))?;
+        conn.set_timer(Duration::ZERO, |conn| conn.send("early timer").unwrap())?;
+        Ok(Reply::ACCEPT)
+    };
+    handshake(table, attach);
+    assert_eq!(held(), 2);
+    assert!(release_user(1), "the connection never opens");
+    assert_eq!(held(), 1);
+
+    handshake(table, |_, hs| {
+        let (reply, late) = hs.later()?;
+        LATE.set(Some(late));
+        Ok(reply)
+    });
+    let (late, name) = (LATE.take().unwrap(), HELD.with(Arc::clone));
+    std::thread::scope(|scope| {
+        // It is finished by another thread, which has a host of its own here.
+        scope.spawn(move || {
+            late.attach(Name(name));
+            late.accept().unwrap();
+        });
+    });
+    open(table);
+    // SAFETY: as in a callback.
+    let current = unsafe { Current::new(1) };
+    assert!(current.take_attached::<u32>().is_none(), "another type");
+    let name = current.take_attached::<Name>().unwrap();
+    assert_eq!((held(), Arc::strong_count(&name.0)), (2, 2));
+    assert!(current.take_attached::<Name>().is_none(), "given once");
+    drop(name);
+    close(table);
+    assert_eq!(held(), 1);
+}
+
+#[test]
+fn the_worker_has_intervals_posts_and_watched_descriptors() {
+    use crate::event_loop::{self, Interval, Watch};
+    load();
+    let count = Rc::new(Cell::new(0));
+    let keep = Rc::clone(&count);
+    let interval = Interval::new(Duration::from_millis(7), move || keep.set(keep.get() + 1)).unwrap();
+    assert_eq!(calls(), ["set_timer 7 every 7 of the worker"]);
+    let (_, task, arg) = fake(|fake| fake.timers[0]);
+    // SAFETY: as a host does.
+    unsafe { task.unwrap()(0, arg as *mut _) };
+    assert_eq!((count.get(), Rc::strong_count(&count)), (1, 2));
+    drop(interval);
+    assert_eq!((calls(), Rc::strong_count(&count)), (vec!["clear_timer 1".to_owned()], 1));
+
+    let slot: Rc<Cell<Option<Watch>>> = Rc::default();
+    let (own, keep) = (Rc::clone(&slot), Rc::clone(&count));
+    let ready = move |events| {
+        keep.set(events);
+        drop(own.take()); // ends itself
+    };
+    slot.set(Some(Watch::new(4, WS_FD_READ, ready).unwrap()));
+    assert_eq!(Watch::new(4, WS_FD_READ, |_| ()).err(), Some(Error::Invalid), "one for each");
+    let (ready, arg) = fake(|fake| fake.watched[&4]);
+    // SAFETY: as a host does.
+    unsafe { ready.unwrap()(4, WS_FD_READ | WS_FD_HANGUP, arg as *mut _) };
+    assert_eq!((count.get(), Rc::strong_count(&count)), (5, 1));
+
+    event_loop::post(|| log(Level::Info, "posted")).unwrap();
+    for (conn, task, arg) in fake(|fake| std::mem::take(&mut fake.posts)) {
+        // SAFETY: as a host does, exactly once.
+        unsafe { task.unwrap()(conn, arg as *mut _) };
+    }
+    assert_eq!(calls().last().unwrap(), "log 0 30 posted");
+    assert_eq!((workers(), host_version()), (4, "fake 1.0"));
+    assert!(extension("fake.answer").is_some() && extension("other").is_none());
+}
+
+/// Nothing of a table is read that an older host's does not have.
+#[test]
+fn an_older_hosts_table_is_completed() {
+    use crate::stubs::{LEAST, complete};
+    for size in (0..=size_of::<raw::ws_host>()).step_by(4) {
+        // Memory of just that size: valgrind and Miri see a read beyond it.
+        let mut words = vec![0_usize; size.div_ceil(size_of::<usize>()).max(1)];
+        // SAFETY: as many bytes as both have; the first member is the size.
+        unsafe {
+            ptr::copy_nonoverlapping((&raw const HOST).cast::<u8>(), words.as_mut_ptr().cast::<u8>(), size);
+        }
+        words[0] = size;
+        // SAFETY: the table begins with its size.
+        let table = unsafe { complete(words.as_ptr().cast()) };
+        assert_eq!(table.is_some(), size >= LEAST, "{size}");
+        let Some(table) = table else { continue };
+        // SAFETY: as a handler calls them.
+        unsafe {
+            assert_eq!((table.version)(1), 13);
+            let has_workers = size >= std::mem::offset_of!(raw::ws_host, workers) + size_of::<usize>();
+            assert_eq!((table.workers)(ptr::null()), if has_workers { 4 } else { 1 });
+            let result = (table.unwatch_fd)(ptr::null(), 9);
+            let has_it = size >= std::mem::offset_of!(raw::ws_host, unwatch_fd) + size_of::<usize>();
+            assert_eq!(result, if has_it { raw::WS_E_INVALID } else { raw::WS_E_UNSUPPORTED });
+        }
+    }
 }

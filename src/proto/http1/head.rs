@@ -346,6 +346,20 @@ impl Head {
         self.slice(Span { start: 0, end: self.sent })
     }
 
+    /// A copy with NULs behind its parts.
+    pub fn terminated(&self) -> TerminatedHead {
+        let mut head = self.clone();
+        let fields = self.fields.iter().flat_map(|(name, value)| [name, value]);
+        let parts = fields.chain([&self.method, &self.authority]).filter(|span| span.end > 0);
+        // What follows each of them is a delimiter: white space, a colon, the slash behind an authority.
+        for place in parts.map(|span| span.end as usize) {
+            if let Some(byte) = head.bytes.get_mut(place) {
+                *byte = 0;
+            }
+        }
+        TerminatedHead(head)
+    }
+
     fn spans(&self, wanted: &str) -> impl Iterator<Item = Span> {
         let named = |name| self.slice(name).eq_ignore_ascii_case(wanted.as_bytes());
         self.fields.iter().filter(move |(name, _)| named(*name)).map(|(_, value)| *value)
@@ -358,6 +372,36 @@ impl Head {
     /// Only for what httparse has handed out as text.
     fn text(&self, span: Span) -> &str {
         std::str::from_utf8(self.slice(span)).unwrap_or_default()
+    }
+}
+
+/// The parts of a head for those who read C strings: the last byte of each slice is a NUL.
+pub struct TerminatedHead(Head);
+
+impl TerminatedHead {
+    /// See [`Head::method`].
+    pub fn method(&self) -> &[u8] {
+        self.slice(self.0.method)
+    }
+
+    /// See [`Head::authority`]; `None` if there is none.
+    pub fn authority(&self) -> Option<&[u8]> {
+        let span = self.0.authority;
+        (span.end > 0).then(|| self.slice(span))
+    }
+
+    /// See [`Head::header`].
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        self.0.spans(name).next().map(|value| self.slice(value))
+    }
+
+    /// See [`Head::header_at`].
+    pub fn header_at(&self, index: usize) -> Option<(&[u8], &[u8])> {
+        self.0.fields.get(index).map(|(name, value)| (self.slice(*name), self.slice(*value)))
+    }
+
+    fn slice(&self, span: Span) -> &[u8] {
+        self.0.slice(Span { start: span.start, end: span.end.saturating_add(1) })
     }
 }
 

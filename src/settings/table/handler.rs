@@ -2,7 +2,7 @@
 
 use super::super::Default::{Is, Unset};
 use super::super::Flag::No;
-use super::super::Kind::{Choice, Count, List, Text};
+use super::super::Kind::{Choice, Count, Flag, List, Text};
 use super::super::draft::Isolation;
 use super::super::value::each;
 use super::super::{Scope, Setting};
@@ -95,6 +95,18 @@ does not need a table.",
         more: "\
 Further requests get status 503.
 Opening handshakes that are under way at the same time may exceed it a little.",
+    },
+    Setting {
+        name: "raw",
+        scopes: HANDLER,
+        kind: Flag(|d, is_on| d.handler.raw = is_on),
+        default: Is("false"),
+        flag: No,
+        help: "Let the handler send octets that are no WebSocket",
+        more: "\
+It does so with
+.Fn ws_send_raw :
+for handlers that test clients.",
     },
     Setting {
         name: "log_level",

@@ -93,6 +93,21 @@ A server that serves never ends by this: a handler whose file has become unusabl
 served.",
     },
     Setting {
+        name: "strict_abi",
+        scopes: SERVER,
+        kind: Flag(|d, is_on| d.config.strict_abi = is_on),
+        default: Is("false"),
+        flag: Long,
+        help: "Abort a worker whose handler breaks the contract",
+        more: "\
+The contract is that of
+.Xr ws_handler 3 .
+For the development of handlers: one that calls a function in a wrong place, or accepts after it has rejected, is found \
+where it does so.
+Otherwise the call returns an error, and that is logged.
+Messages are overwritten when the callback that they were lent to has returned.",
+    },
+    Setting {
         name: "document_root",
         scopes: SERVER,
         kind: Path("DIR", |d, dir| d.config.document_root = Some(dir)),

@@ -5,7 +5,7 @@ use std::io;
 
 use crate::clock;
 use crate::ffi::call::Handler;
-use crate::ffi::host::Callback;
+use crate::ffi::place::Callback;
 use crate::fleet::counters::{Counters, Lane, NONE, OTHER, PlaceCounters};
 use crate::fleet::handler_counters::HandlerCounters;
 use crate::fleet::routes::Routes;

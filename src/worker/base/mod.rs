@@ -9,3 +9,4 @@ pub mod metrics;
 pub mod poll;
 pub mod progress;
 pub mod timers;
+pub mod watch_set;

@@ -12,6 +12,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 pub const INBOX: u64 = 3;
 /// Token of the bus.
 pub const BUS: u64 = 4;
+/// Token of the descriptors that handlers watch, all together.
+pub const HANDLER_FDS: u64 = 5;
 /// Token of the first listening socket; the others follow.
 pub const LISTENER: u64 = 1 << 31;
 /// Tokens from here on are ids of connections.

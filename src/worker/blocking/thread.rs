@@ -13,14 +13,15 @@ use ::ws_handler::raw::*;
 
 use crate::clock;
 use crate::ffi::call::{self, Handler};
-use crate::ffi::host::{self, ABSENT, Address, Callback, End, Fact, Host, Number, Payload, Reply, Task};
+use crate::ffi::host::{ABSENT, Address, End, Fact, Host, Number, Payload, Reply, Task, User, terminated};
+use crate::ffi::place::{self, Callback, POISON, is_strict};
 use crate::worker::base::metrics::{Metrics, Stopwatch};
 use crate::worker::blocking::watchdog::CallClock;
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::channel::{Delivery, Opened, PeerClose, ThreadChannel, Woken};
 use crate::worker::conn::handler_timers::HandlerTimers;
 use crate::worker::conn::handshake::{Handshake, Registry};
-use crate::worker::conn::info::Info;
+use crate::worker::conn::info::{Info, Path};
 use crate::worker::crash::report;
 
 /// Stack of a thread; only what is used becomes memory. What C programs are used to.
@@ -44,8 +45,9 @@ struct Current {
     timers: HandlerTimers,
     clock: &'static CallClock,
     stopwatch: Stopwatch,
-    user: *mut c_void,
+    user: Option<User>,
     state: Vec<u8>,
+    path: Path,
 }
 
 thread_local! {
@@ -104,18 +106,23 @@ fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>
         timers: HandlerTimers::default(),
         clock,
         stopwatch,
-        user: null_mut(),
+        user: None,
         state,
+        path: Path::default(),
     };
     CURRENT.set(Some(current));
-    host::set_host(host);
+    place::set_host(host);
     if let Some(handshake) = handshake {
-        handshake
-            .returned(stopwatch.time_of(handler, Callback::Handshake, || handler.handshake(conn)), false);
+        let result = stopwatch.time_of(handler, Callback::Handshake, || handler.handshake(conn));
+        handshake.settle(result);
         host.commands.give(Command::Verdict(conn));
     }
     if let Some(opened) = clock.pausing(|| channel.wait_open()) {
         with(|current| current.opened = Some(opened));
+        // Attached in the handshake.
+        if with(|current| current.channel.has_state()) == Some(true) {
+            host.commands.attach_state(conn);
+        }
         if !serve(host, handler, conn, stopwatch) {
             stopwatch.time_of(handler, Callback::Close, || handler.close(conn, WS_BY_MOVE, 0));
             let state = with(|current| std::mem::take(&mut current.state)).unwrap_or_default();
@@ -136,8 +143,15 @@ fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>
 fn serve(host: &'static ThreadHost, handler: Handler, conn: u64, stopwatch: Stopwatch) -> bool {
     let opened = stopwatch.time_of(handler, Callback::Open, || handler.open(conn));
     let result = match opened {
-        0.. => stopwatch.time(Callback::Transfer, || handler.transfer(conn)),
-        _ => opened,
+        0.. => {
+            let result = stopwatch.time(Callback::Transfer, || handler.transfer(conn));
+            place::note_result(Callback::Transfer, conn, result, "closed with 1011");
+            result
+        }
+        _ => {
+            place::note_result(Callback::Open, conn, opened, "closed with 1011");
+            opened
+        }
     };
     let channel = with(|current| Arc::clone(&current.channel));
     if channel.as_ref().is_some_and(|channel| !channel.finish()) {
@@ -155,7 +169,6 @@ fn serve(host: &'static ThreadHost, handler: Handler, conn: u64, stopwatch: Stop
         }
     }
     let code = if result < 0 {
-        log::error!("connection {conn:x}: the handler returned {result}; closed with 1011");
         1011
     } else if channel.as_ref().is_some_and(|channel| channel.is_drained()) {
         1012
@@ -177,6 +190,11 @@ fn of<R>(conn: u64, f: impl FnOnce(&mut Current) -> R) -> Option<R> {
     with(|current| (current.conn == conn).then(|| f(current))).flatten()
 }
 
+/// Whether this is the handshake of this thread's connection, which is in progress.
+fn is_ours(handshake: u64) -> bool {
+    of(handshake, |current| current.handshake.is_some() && current.opened.is_none()) == Some(true)
+}
+
 /// Runs a function of the handler.
 fn run_timed(conn: u64, task: Task) {
     match of(conn, |current| current.stopwatch) {
@@ -196,6 +214,7 @@ impl ThreadHost {
             return;
         };
         let result = stopwatch.time_of(handler, Callback::Passive, || handler.passive(conn));
+        place::note_result(Callback::Passive, conn, result, "answered with 1011");
         let code = match result {
             result if result < 0 => Some(1011),
             _ => (code != 1005).then_some(code),
@@ -224,10 +243,11 @@ impl Host for ThreadHost {
     fn fact(&self, conn: u64, fact: Fact) -> ws_bytes {
         of(conn, |current| match fact {
             Fact::CloseReason => match &current.peer_close {
-                Some(close) if close.reason.len() > 1 => text(&close.reason),
+                Some(close) if close.reason.len() > 1 => terminated(&close.reason),
                 _ => ABSENT,
             },
-            Fact::State if !current.state.is_empty() => text(&current.state),
+            Fact::State if !current.state.is_empty() => terminated(&current.state),
+            Fact::Path => current.path(),
             _ => current.info(|info| info.get(fact)),
         })
         .unwrap_or(ABSENT)
@@ -295,6 +315,9 @@ impl Host for ThreadHost {
                     match delivery {
                         Delivery::Message { kind, flags, payload } => {
                             return of(conn, |current| {
+                                if is_strict() {
+                                    current.message.fill(POISON);
+                                }
                                 current.message = payload;
                                 current.last_opcode = kind;
                                 report::hold(kind, &current.message[..current.message.len() - 1]);
@@ -339,11 +362,18 @@ impl Host for ThreadHost {
         {
             clock.pausing(|| channel.wait_writable(|| self.commands.is_queue_full(conn)));
         }
-        self.commands.send(conn, kind, payload, flags)
+        self.handshakes.result(conn, self.commands.send(conn, kind, payload, flags))
     }
 
     fn ping(&self, conn: u64, payload: &[u8]) -> i32 {
-        self.commands.ping(conn, payload)
+        self.handshakes.result(conn, self.commands.ping(conn, payload))
+    }
+
+    fn send_raw(&self, conn: u64, octets: &[u8]) -> i32 {
+        match self.handshakes.get(conn) {
+            Some(handshake) => handshake.add_octets(octets),
+            None => self.commands.send_raw(conn, octets),
+        }
     }
 
     fn buffered(&self, conn: u64) -> usize {
@@ -351,11 +381,12 @@ impl Host for ThreadHost {
     }
 
     fn pause(&self, conn: u64, pause: bool) -> i32 {
-        self.commands.pause(conn, pause)
+        self.handshakes.result(conn, self.commands.pause(conn, pause))
     }
 
-    fn set_timer(&self, conn: u64, delay_ms: u64, task: Task) -> i64 {
-        of(conn, |current| current.timers.set(clock::now(), delay_ms, task)).unwrap_or(i64::from(WS_E_GONE))
+    fn set_timer(&self, conn: u64, delay_ms: u64, period_ms: u64, task: Task) -> i64 {
+        let made = of(conn, |current| current.timers.set(clock::now(), delay_ms, period_ms, task));
+        made.unwrap_or(i64::from(WS_E_GONE))
     }
 
     fn clear_timer(&self, conn: u64, timer: i64) -> i32 {
@@ -367,23 +398,39 @@ impl Host for ThreadHost {
     }
 
     fn post(&self, conn: u64, task: Task) -> i32 {
-        self.commands.post(conn, task)
+        self.handshakes.post(self.commands, conn, task)
     }
 
     fn close(&self, conn: u64, code: u32, reason: &[u8]) -> i32 {
-        self.commands.close(conn, code, reason)
+        self.handshakes.result(conn, self.commands.close(conn, code, reason))
     }
 
     fn abort(&self, conn: u64) -> i32 {
-        self.commands.abort(conn)
+        self.handshakes.result(conn, self.commands.abort(conn))
     }
 
-    fn set_user(&self, conn: u64, user: *mut c_void) -> i32 {
-        of(conn, |current| current.user = user).map_or(WS_E_GONE, |()| WS_OK)
+    fn set_user(&self, conn: u64, user: User) -> i32 {
+        // The one before is released here, where nothing of the thread is in use.
+        of(conn, |current| current.user.replace(user)).map_or(WS_E_GONE, |_| WS_OK)
     }
 
     fn user(&self, conn: u64) -> *mut c_void {
-        of(conn, |current| current.user).unwrap_or(null_mut())
+        of(conn, |current| current.user.as_ref().map(User::pointer)).flatten().unwrap_or(null_mut())
+    }
+
+    fn attach_user(&self, handshake: u64, user: User) -> i32 {
+        if is_ours(handshake) {
+            return self.set_user(handshake, user);
+        }
+        let mut replaced = None;
+        self.handshakes.carry(handshake, |carried| replaced = carried.user.replace(user))
+    }
+
+    fn attach_state(&self, handshake: u64, state: &[u8]) -> i32 {
+        match is_ours(handshake) {
+            true => self.set_state(handshake, state),
+            false => self.handshakes.carry(handshake, |carried| carried.state = Some(state.to_vec())),
+        }
     }
 
     fn set_state(&self, conn: u64, state: &[u8]) -> i32 {
@@ -396,6 +443,8 @@ impl Host for ThreadHost {
             !current.moved && current.channel.set_state(state)
         });
         match copied {
+            // Before the connection is open it is attached then.
+            Some(true) if of(conn, |current| current.opened.is_none()) == Some(true) => WS_OK,
             Some(true) => self.commands.attach_state(conn),
             Some(false) => WS_OK,
             None => WS_E_GONE,
@@ -411,6 +460,15 @@ impl Current {
         self.over = over;
     }
 
+    /// The same in the handshake and after.
+    fn path(&mut self) -> ws_bytes {
+        match (&self.opened, &self.handshake) {
+            (None, Some(handshake)) => self.path.of(handshake.info().strings.resource),
+            (Some(opened), _) => self.path.of(&opened.resource),
+            (None, None) => ABSENT,
+        }
+    }
+
     /// Answers from where the facts lie: with the open connection or in the handshake.
     fn info<R>(&self, f: impl FnOnce(Info<'_>) -> R) -> R {
         match (&self.opened, &self.handshake) {
@@ -418,7 +476,7 @@ impl Current {
             (opened, _) => {
                 let opened = opened.as_deref();
                 f(Info {
-                    strings: opened.map(Opened::strings).unwrap_or_default(),
+                    strings: opened.map(Opened::terminated_strings).unwrap_or_default(),
                     deflate: opened.and_then(|opened| opened.deflate),
                     request: opened.and_then(|opened| opened.request.as_deref()),
                     facts: opened.and_then(|opened| opened.facts.as_deref()),
@@ -426,9 +484,4 @@ impl Current {
             }
         }
     }
-}
-
-/// Bytes that end in a NUL, which is not counted.
-fn text(terminated: &[u8]) -> ws_bytes {
-    host::present(terminated.strip_suffix(b"\0").unwrap_or(terminated))
 }

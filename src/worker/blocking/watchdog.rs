@@ -14,7 +14,7 @@ use nix::unistd::{Pid, gettid};
 
 use crate::clock;
 use crate::config::Config;
-use crate::ffi::host::{self, Callback};
+use crate::ffi::place::{self, Callback};
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::Slot;
 use crate::worker::crash::traps;
@@ -53,8 +53,8 @@ impl CallClock {
         clock.conn.store(conn, Ordering::Relaxed);
         clock.is_running.store(true, Ordering::Relaxed);
         clock.thread.store(gettid().as_raw(), Ordering::Release);
-        host::count_calls(&clock.calls);
-        host::count_call();
+        place::count_calls(&clock.calls);
+        place::count_call();
         clock
     }
 
@@ -62,7 +62,7 @@ impl CallClock {
     pub fn pausing<R>(&self, call: impl FnOnce() -> R) -> R {
         self.is_running.store(false, Ordering::Relaxed);
         let result = call();
-        host::count_call();
+        place::count_call();
         self.is_running.store(true, Ordering::Relaxed);
         result
     }
@@ -124,7 +124,7 @@ impl Watchdog {
             wait: config.handler_wait_timeout,
         });
         let limits: Vec<_> = limits.collect();
-        host::count_calls(&LOOP_CALLS);
+        place::count_calls(&LOOP_CALLS);
         let routes = Arc::clone(routes);
         let is_limited = limits.iter().any(|limits| !limits.run.is_zero() || !limits.wait.is_zero());
         is_limited.then(|| Watchdog { slot, event_loop: gettid(), routes, limits })

@@ -53,6 +53,8 @@ pub enum Command {
     Authenticated(u64, auth::Outcome),
     /// Something is to be told to the bus.
     Topics,
+    /// Functions that are about no connection were posted.
+    Posted,
 }
 
 /// A command that was answered with WS_OK: it is carried out, or its connection ends and on_close tells.
@@ -61,6 +63,8 @@ pub enum Counted {
     Send { kind: u32, outbound: Outbound, flags: u32 },
     /// Send a Ping.
     Ping(Vec<u8>),
+    /// Send octets past the protocol.
+    Raw(Vec<u8>),
     /// Stop or resume reading, as the slot says.
     Pause,
     /// Call a function on the connection's thread.
@@ -149,6 +153,9 @@ impl CommandQueue {
             Payload::Borrowed(bytes) => bytes,
             Payload::Owned(bytes) => bytes.as_ref(),
         };
+        if flags & !(WS_MORE | WS_UNCOMPRESSED) != 0 {
+            return WS_E_INVALID;
+        }
         let more = flags & WS_MORE != 0;
         // The loop checks fragmented text, whose pieces may be cut within a character.
         let may_begin = kind == WS_BINARY || kind == WS_TEXT && (more || utf8::is_valid(bytes));
@@ -197,6 +204,15 @@ impl CommandQueue {
         }
     }
 
+    /// `ws_send_raw`.
+    pub fn send_raw(&self, conn: u64, octets: &[u8]) -> i32 {
+        let admit = |gate| if self.is_queue_full(conn) { Err(Refused::Full) } else { Ok(gate) };
+        match self.would_admit(conn, admit) {
+            Ok(_) => self.enter(conn, admit, cost(octets), Counted::Raw(octets.to_vec())),
+            Err(refused) => self.refuse(conn, refused),
+        }
+    }
+
     /// `ws_buffered`.
     pub fn buffered(&self, conn: u64) -> usize {
         self.known(conn).map_or(0, |known| known.slot.buffered(generation(conn)))
@@ -234,6 +250,11 @@ impl CommandQueue {
     /// `ws_post`.
     pub fn post(&self, conn: u64, task: Task) -> i32 {
         self.enter(conn, Gate::with_post, 0, Counted::Post(task))
+    }
+
+    /// Posts functions in their order; returns those that could not be.
+    pub fn post_all(&self, conn: u64, tasks: Vec<Task>) -> Vec<Task> {
+        tasks.into_iter().filter(|task| self.post(conn, *task) != WS_OK).collect()
     }
 
     /// The thread of a blocking connection has left a new state.
@@ -299,6 +320,11 @@ impl CommandQueue {
         }
     }
 
+    /// The handler that this connection has, open or not yet, or one before it.
+    pub fn handler_named(&self, conn: u64) -> Option<u16> {
+        self.known(conn).map(|known| known.handler.load(Ordering::Relaxed))
+    }
+
     fn known(&self, conn: u64) -> Option<&Known> {
         self.connections.get(conn as u32 as usize)
     }
@@ -324,11 +350,18 @@ impl CommandQueue {
         self.waiting.extract(|command| command.is_send_of(conn))
     }
 
+    /// The connection, not open yet, is this handler's.
+    pub fn set_handler(&self, conn: u64, handler: u16) {
+        if let Some(known) = self.known(conn) {
+            known.handler.store(handler, Ordering::Relaxed);
+        }
+    }
+
     /// The connection can be sent to from now on.
     pub fn set_open(&self, conn: u64, handler: u16) {
+        self.set_handler(conn, handler);
         let Some(known) = self.known(conn) else { return };
         known.idle.store(0, Ordering::Relaxed);
-        known.handler.store(handler, Ordering::Relaxed);
         known.slot.open(generation(conn));
     }
 

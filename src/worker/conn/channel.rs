@@ -22,7 +22,7 @@ const DELIVERY_COST: usize = 64;
 pub enum Delivery {
     /// A message or fragment; the payload is followed by a NUL.
     Message { kind: u32, flags: u32, payload: Vec<u8> },
-    /// A Pong.
+    /// A Pong; the payload is followed by a NUL.
     Pong { payload: Vec<u8>, rtt: u64 },
     /// A posted function.
     Task(Task),
@@ -80,16 +80,13 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// The strings, as the record has them.
-    pub fn strings(&self) -> Strings<'_> {
-        fn text(bytes: &[u8]) -> &[u8] {
-            bytes.strip_suffix(b"\0").unwrap_or(bytes)
-        }
+    /// The strings, each with the NUL behind it.
+    pub fn terminated_strings(&self) -> Strings<'_> {
         Strings {
-            resource: text(&self.resource),
-            origin: self.origin.as_deref().map(text),
-            user: self.user.as_deref().map(text),
-            protocol: self.protocol.as_deref().map(text),
+            resource: &self.resource,
+            origin: self.origin.as_deref(),
+            user: self.user.as_deref(),
+            protocol: self.protocol.as_deref(),
         }
     }
 }
@@ -245,6 +242,11 @@ impl ThreadChannel {
     /// The state that the thread has attached since.
     pub fn take_state(&self) -> Option<Vec<u8>> {
         self.lock().state.take()
+    }
+
+    /// Whether the thread has attached a state that is still to be taken.
+    pub fn has_state(&self) -> bool {
+        self.lock().state.is_some()
     }
 
     /// Something outside changed that the thread may wait for: the send queue has drained.

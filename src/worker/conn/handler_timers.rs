@@ -13,39 +13,69 @@ const MOST: usize = 16;
 /// See the module.
 #[derive(Default)]
 pub struct HandlerTimers {
-    /// When, number, what; at most [`MOST`].
-    waiting: Vec<(Instant, i64, Task)>,
+    /// At most [`MOST`].
+    waiting: Vec<Timer>,
     /// The last number given.
     made: i64,
 }
 
+struct Timer {
+    at: Instant,
+    number: i64,
+    /// Zero: it expires once.
+    period: Duration,
+    task: Task,
+}
+
 impl HandlerTimers {
-    /// Sets a timer; returns its number, or `WS_E_LIMIT`.
-    pub fn set(&mut self, now: Instant, delay_ms: u64, task: Task) -> i64 {
-        if self.waiting.len() == MOST {
+    /// Sets a timer, one that comes again with a period that is not 0; returns its number, or `WS_E_LIMIT`.
+    pub fn set(&mut self, now: Instant, delay_ms: u64, period_ms: u64, task: Task) -> i64 {
+        self.set_within(MOST, now, delay_ms, period_ms, task)
+    }
+
+    /// The same with another bound.
+    pub fn set_within(
+        &mut self,
+        most: usize,
+        now: Instant,
+        delay_ms: u64,
+        period_ms: u64,
+        task: Task,
+    ) -> i64 {
+        if self.waiting.len() >= most {
             return i64::from(WS_E_LIMIT);
         }
         self.made += 1;
-        self.waiting.push((now + Duration::from_millis(delay_ms), self.made, task));
+        let (at, period) = (now + Duration::from_millis(delay_ms), Duration::from_millis(period_ms));
+        self.waiting.push(Timer { at, number: self.made, period, task });
         self.made
     }
 
     /// Clears a timer; false if it is not set.
     pub fn clear(&mut self, timer: i64) -> bool {
-        let index = self.waiting.iter().position(|(_, number, _)| *number == timer);
+        let index = self.waiting.iter().position(|known| known.number == timer);
         index.map(|index| self.waiting.swap_remove(index)).is_some()
     }
 
     /// When the next one expires.
     pub fn next(&self) -> Instant {
-        self.waiting.iter().map(|(at, ..)| *at).min().unwrap_or(Instant::NEVER)
+        self.waiting.iter().map(|timer| timer.at).min().unwrap_or(Instant::NEVER)
     }
 
     /// Removes the one that expired first, of those with the same time the one that was set first. What a callback sets does
     /// not expire for the same `now`, so that others get their turn.
     pub fn pop(&mut self, now: Instant) -> Option<Task> {
-        let expired = self.waiting.iter().enumerate().filter(|(_, (at, ..))| *at <= now);
-        let (index, _) = expired.min_by_key(|(_, (at, number, _))| (*at, *number))?;
-        Some(self.waiting.swap_remove(index).2)
+        let expired = self.waiting.iter().enumerate().filter(|(_, timer)| timer.at <= now);
+        let (index, _) = expired.min_by_key(|(_, timer)| (timer.at, timer.number))?;
+        let timer = self.waiting.get_mut(index)?;
+        let task = timer.task;
+        if timer.period.is_zero() {
+            self.waiting.swap_remove(index);
+        } else {
+            // Those that could not come in time are left out.
+            let missed = now.since(timer.at).as_nanos() / timer.period.as_nanos();
+            timer.at = timer.at + timer.period.saturating_mul(u32::try_from(missed + 1).unwrap_or(u32::MAX));
+        }
+        Some(task)
     }
 }

@@ -3,25 +3,32 @@
 //! answers, by another thread. Touches no socket.
 
 use std::collections::HashMap;
+use std::ffi::c_void;
 use std::net::SocketAddr;
+use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::ws_handler::raw::*;
 use socket2::SockAddr;
 
-use crate::ffi::host::{Address, End, Reply};
+use crate::ffi::host::{Address, End, Reply, Task, User};
+use crate::ffi::place::{self, Callback};
 use crate::proto::ws::close;
 use crate::proto::ws::deflate::negotiate::{self, Params};
 use crate::proto::ws::handshake::{self};
-use crate::worker::conn::info::{self, Info};
+use crate::worker::commands::queue::CommandQueue;
+use crate::worker::conn::handler_timers::HandlerTimers;
+use crate::worker::conn::info::{self, Info, Path};
 use crate::worker::conn::request::Request;
 
 /// Headers that a handler may add to a reply.
 const MAX_HEADERS: usize = 64;
 /// Bytes of those headers.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// Bytes of the body of a rejection.
+/// Bytes of the body of a rejection, or of octets in place of a reply.
 const MAX_BODY: usize = 64 * 1024;
+/// Functions that wait for the connection to be open.
+const MAX_POSTS: usize = 1024;
 
 /// How a handshake ends.
 #[derive(Debug)]
@@ -43,8 +50,30 @@ struct Draft {
     headers: Vec<(String, String)>,
     header_bytes: usize,
     verdict: Option<Verdict>,
+    /// The handler has tried to reject or abort: it cannot accept any more.
+    rejected: bool,
     /// The verdict was carried out, or the peer has left: nothing counts any more.
     finished: bool,
+    carried: Carried,
+    /// Posted; at most [`MAX_POSTS`].
+    posts: Vec<Task>,
+    /// The connection is open or never will be: posts go elsewhere.
+    posts_closed: bool,
+}
+
+/// What a handler gives a connection before it is open. None of it runs before on_open.
+#[derive(Default)]
+pub struct Carried {
+    /// Its pointer.
+    pub user: Option<User>,
+    /// A state that another thread has attached.
+    pub state: Option<Vec<u8>>,
+    /// Its timers, in the event style.
+    pub timers: HandlerTimers,
+    /// The path, which was lent for the connection's life.
+    pub path: Path,
+    /// In place of a reply, unless empty.
+    pub octets: Vec<u8>,
 }
 
 /// A handshake in progress.
@@ -61,10 +90,13 @@ pub struct Handshake {
     pub local: Option<SockAddr>,
     /// What a gateway knows of the connection, for a blocking handler.
     pub facts: Option<Arc<[u8]>>,
+    /// It is answered by a thread of its own, and by no other.
+    is_blocking: bool,
     draft: Mutex<Draft>,
 }
 
-/// Handshakes that other threads may finish, by the handle that they hold. One for each connection in that phase at most.
+/// Handshakes in progress, for threads that finish them or post, by the handle that they hold. One for each connection in
+/// that phase at most.
 #[derive(Default)]
 pub struct Registry(Mutex<HashMap<u64, Arc<Handshake>>>);
 
@@ -79,13 +111,44 @@ impl Registry {
         self.lock().remove(&conn);
     }
 
+    /// A handshake in progress.
+    pub fn get(&self, conn: u64) -> Option<Arc<Handshake>> {
+        self.lock().get(&conn).cloned()
+    }
+
     /// A handler's wish about a handshake, from a thread that is not in it; also whether the loop is to carry out a
     /// verdict now.
     pub fn reply(&self, handshake: u64, reply: Reply<'_>) -> (i32, bool) {
-        match self.lock().get(&handshake).cloned() {
+        match self.get(handshake) {
+            Some(known) if known.is_blocking => (WS_E_PLACE, false),
             Some(known) => (known.reply_later(reply), known.has_verdict()),
             None => (WS_E_GONE, false),
         }
+    }
+
+    /// Changes what is carried by a handshake, from a thread that is not in it.
+    pub fn carry(&self, handshake: u64, change: impl FnOnce(&mut Carried)) -> i32 {
+        match self.get(handshake) {
+            Some(known) if known.is_blocking => WS_E_PLACE,
+            Some(known) => known.carry_later(change).map_or(WS_E_GONE, |()| WS_OK),
+            None => WS_E_GONE,
+        }
+    }
+
+    /// `ws_post` for a connection that may not be open yet.
+    pub fn post(&self, commands: &CommandQueue, conn: u64, task: Task) -> i32 {
+        let result = commands.post(conn, task);
+        if result != WS_E_GONE {
+            return result;
+        }
+        let posted = self.get(conn).and_then(|known| known.post(task));
+        // It may have opened meanwhile.
+        posted.unwrap_or_else(|| commands.post(conn, task))
+    }
+
+    /// The result of a call for a connection that is open: before that it came too early, and not too late.
+    pub fn result(&self, conn: u64, result: i32) -> i32 {
+        if result == WS_E_GONE && self.get(conn).is_some() { WS_E_PLACE } else { result }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Handshake>>> {
@@ -104,6 +167,19 @@ pub struct Finished {
     pub deflate: Option<(Params, u32, u8)>,
     /// Headers of the handler's own.
     pub headers: Vec<(String, String)>,
+    /// What the connection takes along, or what is released.
+    pub carried: Carried,
+}
+
+/// A handler that has not answered as the header says, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// WS_OK after it has rejected, or tried to.
+    AcceptedAfterAll,
+    /// A result without what belongs to it, or that is none.
+    Result,
+    /// A negative one.
+    Failed,
 }
 
 impl Handshake {
@@ -116,14 +192,25 @@ impl Handshake {
         ends: (Option<SocketAddr>, Option<SockAddr>, Option<Arc<[u8]>>),
         protocols: &[String],
         config: Option<&negotiate::Config>,
+        is_blocking: bool,
     ) -> Self {
         let protocol = protocols.iter().find(|known| request.opening.protocols.contains(known)).cloned();
         let deflate = match config {
             Some(config) => config.clone(),
             None => negotiate::Config { enabled: false, ..Default::default() },
         };
-        let draft =
-            Draft { protocol, deflate, headers: Vec::new(), header_bytes: 0, verdict: None, finished: false };
+        let draft = Draft {
+            protocol,
+            deflate,
+            headers: Vec::new(),
+            header_bytes: 0,
+            verdict: None,
+            rejected: false,
+            finished: false,
+            carried: Carried::default(),
+            posts: Vec::new(),
+            posts_closed: false,
+        };
         Handshake {
             conn,
             request,
@@ -131,6 +218,7 @@ impl Handshake {
             peer: ends.0,
             local: ends.1,
             facts: ends.2,
+            is_blocking,
             draft: Mutex::new(draft),
         }
     }
@@ -138,7 +226,12 @@ impl Handshake {
     /// What handlers may ask about the connection.
     pub fn info(&self) -> Info<'_> {
         let facts = self.facts.as_deref();
-        Info { strings: self.request.strings(), deflate: None, request: Some(&self.request), facts }
+        Info {
+            strings: self.request.terminated_strings(),
+            deflate: None,
+            request: Some(&self.request),
+            facts,
+        }
     }
 
     /// One of the connection's ends.
@@ -152,6 +245,60 @@ impl Handshake {
     /// Whether a verdict has been given.
     pub fn has_verdict(&self) -> bool {
         self.draft().verdict.is_some()
+    }
+
+    /// The path of the request.
+    pub fn path(&self) -> ws_bytes {
+        self.draft().carried.path.of(self.request.terminated_strings().resource)
+    }
+
+    /// The handler's pointer.
+    pub fn user(&self) -> *mut c_void {
+        self.draft().carried.user.as_ref().map_or(null_mut(), User::pointer)
+    }
+
+    /// Changes what the connection takes along; `None` if it is too late.
+    pub fn carry<R>(&self, change: impl FnOnce(&mut Carried) -> R) -> Option<R> {
+        let mut draft = self.draft();
+        (!draft.finished).then(|| change(&mut draft.carried))
+    }
+
+    /// The same after `WS_LATER`: once there is a verdict it is too late.
+    pub fn carry_later<R>(&self, change: impl FnOnce(&mut Carried) -> R) -> Option<R> {
+        let mut draft = self.draft();
+        (!draft.finished && draft.verdict.is_none()).then(|| change(&mut draft.carried))
+    }
+
+    /// Appends octets in place of a reply.
+    pub fn add_octets(&self, octets: &[u8]) -> i32 {
+        let add = |carried: &mut Carried| {
+            if carried.octets.len() + octets.len() > MAX_BODY {
+                return WS_E_LIMIT;
+            }
+            carried.octets.extend_from_slice(octets);
+            WS_OK
+        };
+        self.carry(add).unwrap_or(WS_E_GONE)
+    }
+
+    /// Keeps a function until the connection is open; `None` if it is, or never will be.
+    fn post(&self, task: Task) -> Option<i32> {
+        let mut draft = self.draft();
+        if draft.posts_closed {
+            return None;
+        }
+        if draft.posts.len() == MAX_POSTS {
+            return Some(WS_E_LIMIT);
+        }
+        draft.posts.push(task);
+        Some(WS_OK)
+    }
+
+    /// Takes those functions; others come no more.
+    pub fn close_posts(&self) -> Vec<Task> {
+        let mut draft = self.draft();
+        draft.posts_closed = true;
+        std::mem::take(&mut draft.posts)
     }
 
     /// A handler's wish, in `do_extra_handshake`, where the last verdict counts. Results as in `ws_handler.h`.
@@ -170,7 +317,11 @@ impl Handshake {
             return WS_E_GONE;
         }
         let verdict = match reply {
-            Reply::Protocol(name) => {
+            Reply::Protocol(None) => {
+                draft.protocol = None;
+                return WS_OK;
+            }
+            Reply::Protocol(Some(name)) => {
                 let offered =
                     self.request.opening.protocols.iter().find(|offered| offered.as_bytes() == name);
                 let Some(offered) = offered else { return WS_E_INVALID };
@@ -187,12 +338,15 @@ impl Handshake {
                 draft.deflate.enabled = false;
                 return WS_OK;
             }
+            Reply::Accept | Reply::AcceptAndClose { .. } if draft.rejected => return WS_E_INVALID,
             Reply::Accept => Verdict::Accept,
             Reply::AcceptAndClose { code, reason } => match close::checked(code, reason) {
                 Some(code) => Verdict::AcceptAndClose(code, reason.to_vec()),
                 None => return WS_E_INVALID,
             },
             Reply::Reject { status, content_type, body } => {
+                // Even if it fails: whoever wanted to reject does not want to accept.
+                draft.rejected = true;
                 let content_type = content_type.map(|kind| str::from_utf8(kind).map(str::to_owned));
                 match (u16::try_from(status), content_type.transpose()) {
                     (Ok(status @ 300..=599), Ok(content_type))
@@ -208,7 +362,10 @@ impl Handshake {
                     _ => return WS_E_INVALID,
                 }
             }
-            Reply::Abort => Verdict::Abort,
+            Reply::Abort => {
+                draft.rejected = true;
+                Verdict::Abort
+            }
         };
         let result = match verdict {
             Verdict::Accept | Verdict::AcceptAndClose(..) => WS_OK,
@@ -219,20 +376,44 @@ impl Handshake {
         result
     }
 
-    /// Notes what `do_extra_handshake` returned; false if the verdict comes later.
-    pub fn returned(&self, result: i32, may_be_later: bool) -> bool {
+    /// Notes what `do_extra_handshake` returned, and logs what was wrong with it; false if the verdict comes later.
+    pub fn settle(&self, result: i32) -> bool {
+        let (has_verdict, wrong) = self.returned(result);
+        let conn = self.conn;
+        match wrong {
+            None => {}
+            Some(Wrong::Failed) => place::note_result(Callback::Handshake, conn, result, "answered with 500"),
+            Some(Wrong::AcceptedAfterAll) => place::breach_of_contract(
+                Callback::Handshake,
+                conn,
+                format_args!("returned WS_OK after ws_reject() or ws_abort_handshake(); rejected"),
+            ),
+            Some(Wrong::Result) => place::note_wrong_result(Callback::Handshake, conn, result),
+        }
+        has_verdict
+    }
+
+    /// Notes what `do_extra_handshake` returned; whether there is a verdict, which may come later, and what was wrong.
+    /// Fails closed: what was rejected is never accepted.
+    pub fn returned(&self, result: i32) -> (bool, Option<Wrong>) {
         let mut draft = self.draft();
-        let verdict = match (result, draft.verdict.take()) {
-            (WS_LATER, None) if may_be_later => return false,
-            (WS_LATER, Some(verdict)) if may_be_later => verdict,
-            (WS_OK, Some(verdict @ (Verdict::Accept | Verdict::AcceptAndClose(..)))) => verdict,
-            (WS_OK, _) => Verdict::Accept,
-            (WS_REJECTED, Some(verdict @ Verdict::Reject { .. })) => verdict,
-            (WS_ABORTED, _) => Verdict::Abort,
-            _ => Verdict::Reject { status: 500, content_type: None, body: Vec::new() },
+        let failed = Verdict::Reject { status: 500, content_type: None, body: Vec::new() };
+        let (verdict, wrong) = match (result, draft.verdict.take()) {
+            (WS_LATER, None) if !self.is_blocking => return (false, None),
+            (WS_LATER, Some(verdict)) if !self.is_blocking => (verdict, None),
+            (WS_OK, verdict) if draft.rejected => {
+                let rejection = verdict.filter(|verdict| verdict.is_rejection());
+                (rejection.unwrap_or(failed), Some(Wrong::AcceptedAfterAll))
+            }
+            (WS_OK, verdict) => (verdict.unwrap_or(Verdict::Accept), None),
+            (WS_REJECTED, Some(verdict @ Verdict::Reject { .. })) => (verdict, None),
+            (WS_ABORTED, Some(Verdict::Abort)) => (Verdict::Abort, None),
+            (WS_ABORTED, _) => (Verdict::Abort, Some(Wrong::Result)),
+            (..0, _) => (failed, Some(Wrong::Failed)),
+            _ => (failed, Some(Wrong::Result)),
         };
         draft.verdict = Some(verdict);
-        true
+        (true, wrong)
     }
 
     /// Ends the handshake: later calls on its handle return `WS_E_GONE`. Without a
@@ -248,12 +429,19 @@ impl Handshake {
             verdict: draft.verdict.take().unwrap_or(timed_out),
             protocol: draft.protocol.take(),
             headers: std::mem::take(&mut draft.headers),
+            carried: std::mem::take(&mut draft.carried),
         }
     }
 
     fn draft(&self) -> MutexGuard<'_, Draft> {
         // A panic elsewhere leaves a draft that is still whole.
         self.draft.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Verdict {
+    fn is_rejection(&self) -> bool {
+        matches!(self, Verdict::Reject { .. } | Verdict::Abort)
     }
 }
 
@@ -299,4 +487,89 @@ fn deflate_config(options: &ws_deflate_options) -> Option<negotiate::Config> {
         threshold: options.threshold,
         level: u8::try_from(options.level).ok().filter(|level| (1..=9).contains(level))?,
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::proto::http1::head::{HeadLimits, Parsed, parse};
+
+    fn handshake(is_blocking: bool) -> Handshake {
+        let text = b"GET /a?b HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: x, y\r\n\
+                     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        let Ok(Parsed::Head { head, .. }) = parse(text, &HeadLimits { bytes: 1000, headers: 20 }) else {
+            panic!("not a head")
+        };
+        let opening = handshake::check(&head).unwrap();
+        let request = Arc::new(Request::new(head, opening, None, None));
+        Handshake::new(1, 0, request, (None, None, None), &["y".to_owned()], None, is_blocking)
+    }
+
+    fn reject(status: u32) -> Reply<'static> {
+        Reply::Reject { status, content_type: None, body: b"" }
+    }
+
+    /// The status of the verdict; 101, or 0 for none.
+    fn status(handshake: &Handshake) -> u16 {
+        match handshake.finish().verdict {
+            Verdict::Accept | Verdict::AcceptAndClose(..) => 101,
+            Verdict::Reject { status, .. } => status,
+            Verdict::Abort => 0,
+        }
+    }
+
+    #[test]
+    fn what_was_rejected_is_never_accepted() {
+        let accepted = Some(Wrong::AcceptedAfterAll);
+        for (replies, result, expected) in [
+            (vec![], WS_OK, (101, None)),
+            (vec![reject(401)], WS_OK, (401, accepted)),
+            (vec![reject(200)], WS_OK, (500, accepted)),
+            (vec![Reply::Abort], WS_OK, (0, accepted)),
+            (vec![reject(401), reject(99)], WS_OK, (401, accepted)),
+            (vec![reject(401)], WS_REJECTED, (401, None)),
+            (vec![reject(401), Reply::Accept], WS_OK, (401, accepted)),
+            (vec![reject(99), Reply::Accept], WS_OK, (500, accepted)),
+            (vec![Reply::Accept, reject(403)], WS_OK, (403, accepted)),
+            (vec![Reply::Abort], WS_ABORTED, (0, None)),
+            (vec![], WS_REJECTED, (500, Some(Wrong::Result))),
+            (vec![], 77, (500, Some(Wrong::Result))),
+            (vec![], WS_E_FAILED, (500, Some(Wrong::Failed))),
+            (vec![reject(401)], WS_E_FAILED, (500, Some(Wrong::Failed))),
+        ] {
+            let handshake = handshake(false);
+            for reply in replies {
+                handshake.reply(reply);
+            }
+            let (has_verdict, wrong) = handshake.returned(result);
+            assert!(has_verdict);
+            assert_eq!((status(&handshake), wrong), expected, "{result}");
+        }
+    }
+
+    #[test]
+    fn a_late_handshake_that_was_rejected_wrongly_cannot_be_accepted() {
+        let handshake = handshake(false);
+        assert_eq!(handshake.returned(WS_LATER), (false, None));
+        assert_eq!(handshake.reply_later(reject(99)), WS_E_INVALID);
+        assert_eq!(handshake.reply_later(Reply::Accept), WS_E_INVALID);
+        assert_eq!(handshake.reply_later(reject(403)), WS_REJECTED);
+        assert_eq!(handshake.reply_later(reject(404)), WS_E_GONE);
+        assert_eq!(handshake.carry_later(|_| ()), None, "too late");
+        assert_eq!(status(&handshake), 403);
+    }
+
+    #[test]
+    fn a_subprotocol_can_be_chosen_and_unchosen() {
+        let handshake = handshake(true);
+        assert_eq!(handshake.returned(WS_LATER), (true, Some(Wrong::Result)), "not in the blocking style");
+        let handshake = self::handshake(false);
+        assert_eq!(handshake.reply(Reply::Protocol(Some(b"z"))), WS_E_INVALID);
+        assert_eq!(handshake.reply(Reply::Protocol(Some(b"x"))), WS_OK);
+        assert_eq!(handshake.reply(Reply::Protocol(None)), WS_OK);
+        assert_eq!(handshake.finish().protocol, None);
+        assert_eq!(self::handshake(false).finish().protocol.as_deref(), Some("y"));
+    }
 }

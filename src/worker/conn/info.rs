@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use ::ws_handler::raw::*;
 use socket2::SockAddr;
 
-use crate::ffi::host::{ABSENT, Address, Fact, present};
+use crate::ffi::host::{ABSENT, Address, Fact, followed_by_nul, terminated};
 use crate::fleet::facts::Facts;
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::worker::conn::record::Strings;
@@ -17,7 +17,7 @@ use crate::worker::conn::request::Request;
 /// The facts of one connection, borrowed from where they lie.
 #[derive(Clone, Copy)]
 pub struct Info<'a> {
-    /// Each followed by a NUL.
+    /// Each with the NUL behind it.
     pub strings: Strings<'a>,
     /// What was agreed about compression.
     pub deflate: Option<Params>,
@@ -33,34 +33,58 @@ impl Info<'_> {
         let request = self.request;
         let found = match fact {
             Fact::Resource => Some(self.strings.resource),
-            Fact::Path => self.strings.resource.split(|&byte| byte == b'?').next(),
             Fact::Query => {
                 let resource = self.strings.resource;
                 resource.iter().position(|&byte| byte == b'?').and_then(|at| resource.get(at + 1..))
             }
             Fact::Origin => self.strings.origin,
             Fact::Protocol => self.strings.protocol,
-            Fact::Authority => request.map(|request| request.head.authority().as_bytes()),
-            Fact::Method => request.map(|request| request.head.method().as_bytes()),
+            Fact::Authority => request.and_then(|request| request.terminated().authority()),
+            Fact::Method => request.map(|request| request.terminated().method()),
             Fact::RequestedProtocols => request.and_then(Request::protocols),
             Fact::RequestedExtensions => request.and_then(Request::extensions),
             Fact::Extensions => self.deflate.map(extension_text),
-            Fact::Tls(which) => self.facts.and_then(Facts::from_bytes).and_then(|facts| facts.tls(which)),
-            Fact::CloseReason | Fact::State => None,
+            Fact::Tls(which) => {
+                let facts = self.facts.and_then(Facts::from_bytes);
+                return facts.and_then(|facts| facts.tls(which)).map_or(ABSENT, followed_by_nul);
+            }
+            Fact::Path | Fact::CloseReason | Fact::State => None,
         };
-        found.map_or(ABSENT, present)
+        found.map_or(ABSENT, terminated)
     }
 
     /// The first header of that name.
     pub fn header(&self, name: &[u8]) -> ws_bytes {
         let value = self.request.zip(str::from_utf8(name).ok());
-        value.and_then(|(request, name)| request.head.header(name)).map_or(ABSENT, present)
+        value.and_then(|(request, name)| request.terminated().header(name)).map_or(ABSENT, terminated)
     }
 
     /// The index-th header.
     pub fn header_at(&self, index: usize) -> Option<(ws_bytes, ws_bytes)> {
-        let (name, value) = self.request?.head.header_at(index)?;
-        Some((present(name.as_bytes()), present(value)))
+        let (name, value) = self.request?.terminated().header_at(index)?;
+        Some((terminated(name), terminated(value)))
+    }
+}
+
+/// The path of a resource, which handlers may keep for the connection's life: a copy with a NUL, where a query follows.
+#[derive(Default)]
+pub struct Path(Option<Box<[u8]>>);
+
+impl Path {
+    /// Whether somebody holds it.
+    pub fn is_made(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// That of this resource, which has a NUL behind it; always the same.
+    pub fn of(&mut self, resource: &[u8]) -> ws_bytes {
+        match resource.iter().position(|&byte| byte == b'?') {
+            None => terminated(resource),
+            Some(end) => {
+                let copy = || [resource.get(..end).unwrap_or_default(), b"\0"].concat().into();
+                terminated(self.0.get_or_insert_with(copy))
+            }
+        }
     }
 }
 
@@ -70,10 +94,8 @@ impl Info<'_> {
 fn extension_text(params: Params) -> &'static [u8] {
     static MADE: Mutex<BTreeMap<u32, &'static [u8]>> = Mutex::new(BTreeMap::new());
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-    made.entry(params.to_bits()).or_insert_with(|| {
-        let text = Box::leak((params.header_value() + "\0").into_bytes().into_boxed_slice());
-        text.strip_suffix(b"\0").unwrap_or(text)
-    })
+    made.entry(params.to_bits())
+        .or_insert_with(|| Box::leak((params.header_value() + "\0").into_bytes().into_boxed_slice()))
 }
 
 /// An IP address as handlers see it; without one the peer is on a Unix socket.

@@ -4,13 +4,15 @@ use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::Arc;
 
-use crate::ffi::host::Task;
+use crate::ffi::host::{Task, User};
 use crate::proto::ws::connection::Connection;
 use crate::time::Instant;
 use crate::worker::base::metrics::OpenCount;
 use crate::worker::conn::channel::{PeerClose, ThreadChannel};
 use crate::worker::conn::contexts::Holding;
 use crate::worker::conn::handler_timers::HandlerTimers;
+use crate::worker::conn::handshake::Carried;
+use crate::worker::conn::info::Path;
 use crate::worker::conn::rate_limit::RateLimit;
 use crate::worker::conn::receive_budget::{ReceiveBudget, Share};
 use crate::worker::conn::request::Request;
@@ -22,8 +24,8 @@ pub struct Open {
     pub proto: Connection,
     /// Counts it.
     pub counted: OpenCount,
-    /// The handler's pointer.
-    pub user: *mut c_void,
+    /// The handler's pointer; set by [`set_user`](Self::set_user).
+    user: *mut c_void,
     extra: Option<Box<Extra>>,
     /// Type of the last message.
     pub last_opcode: u8,
@@ -62,6 +64,10 @@ pub struct Extra {
     /// Who began to close (`WS_BY_...`), and the code; 0 while nobody did.
     pub closing: (u8, u16),
     unread: Option<Box<[u8]>>,
+    /// Releases the handler's pointer.
+    user: Option<User>,
+    /// The path, if the handler has asked for it.
+    pub path: Path,
     /// How fast the peer may send, if that is limited.
     pub pace: Option<RateLimit>,
     /// Memory of an incomplete message that is counted.
@@ -82,6 +88,42 @@ impl Open {
             over: false,
             silent: false,
             armed: false,
+        }
+    }
+
+    /// The handler's pointer.
+    pub fn user(&self) -> *mut c_void {
+        self.user
+    }
+
+    /// Sets it; returns the one before, to be released by whoever drops it.
+    pub fn set_user(&mut self, user: User) -> Option<User> {
+        self.user = user.pointer();
+        match &mut self.extra {
+            Some(extra) => extra.user.replace(user),
+            None if user.is_owned() => self.extra().user.replace(user),
+            None => None,
+        }
+    }
+
+    /// The handler has let go of the connection.
+    pub fn release_user(&mut self) {
+        self.user = null_mut();
+        if let Some(extra) = &mut self.extra {
+            extra.user = None;
+        }
+    }
+
+    /// Takes over what the handshake has carried.
+    pub fn take_over(&mut self, carried: Carried) {
+        if let Some(user) = carried.user {
+            self.set_user(user);
+        }
+        if !carried.timers.next().is_never() {
+            self.extra().timers = carried.timers;
+        }
+        if carried.path.is_made() {
+            self.extra().path = carried.path;
         }
     }
 

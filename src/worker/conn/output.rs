@@ -97,6 +97,25 @@ impl Conns {
         Some(sum as usize)
     }
 
+    /// Sends a handler's octets in place of a response; the connection ends with them.
+    pub fn reply_octets(&self, id: u64, octets: &[u8]) {
+        {
+            let core = &mut *self.core.borrow_mut();
+            if let Some(record) = core.table.record(id) {
+                record.set_flags(flags::TAKEN);
+                record.forget_head();
+            }
+            let Some(conn) = core.table.get(id) else { return };
+            conn.queue.get_or_insert_with(|| core.queue_pool.take()).tail().extend_from_slice(octets);
+            let by = self.life.now.get().saturating_add(self.config.handshake_timeout.as_nanos() as u64);
+            conn.phase = Phase::Reply(None, by);
+            conn.dirty = true;
+            core.dirty.push(id);
+        }
+        self.resume(id, Pause::Handshake);
+        self.arm(id);
+    }
+
     /// Sends an HTTP response; the connection ends with it.
     pub fn reply(&self, id: u64, mut response: Response) {
         if let Some(hsts) = self.hsts(id) {

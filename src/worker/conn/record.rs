@@ -179,11 +179,20 @@ impl Record {
         self.facts().map_or(0, |facts| size_of::<u32>() + facts.len())
     }
 
-    /// The strings; each is followed by a NUL.
+    /// The strings.
     pub fn strings(&self) -> Strings<'_> {
+        self.texts(0)
+    }
+
+    /// The strings, each with the NUL behind it.
+    pub fn terminated_strings(&self) -> Strings<'_> {
+        self.texts(1)
+    }
+
+    fn texts(&self, nul: usize) -> Strings<'_> {
         let text: &[u8] =
             self.spill.get().and_then(|spill| spill.get(self.facts_end()..)).unwrap_or(&self.inline);
-        let part = |at: usize, size: u16| text.get(at..at + usize::from(size)).unwrap_or_default();
+        let part = |at: usize, size: u16| text.get(at..at + usize::from(size) + nul).unwrap_or_default();
         let origin_at = usize::from(self.resource) + 1;
         let user_at = origin_at + usize::from(self.origin) + 1;
         Strings {
@@ -254,9 +263,14 @@ impl Record {
         }
     }
 
-    /// The attached state, which is followed by a NUL.
+    /// The attached state.
     pub fn state(&self) -> Option<&[u8]> {
-        self.state.get().and_then(|bytes| bytes.get(..bytes.len().saturating_sub(1)))
+        self.terminated_state().and_then(|bytes| bytes.strip_suffix(b"\0"))
+    }
+
+    /// The attached state, with the NUL behind it.
+    pub fn terminated_state(&self) -> Option<&[u8]> {
+        self.state.get()
     }
 
     /// Whether the connection was opened in another process.

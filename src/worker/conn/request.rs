@@ -1,9 +1,10 @@
 //! The request of a WebSocket, as handlers may ask about it.
 
 use std::borrow::Cow;
+use std::sync::OnceLock;
 
 use crate::auth::{Policy, User};
-use crate::proto::http1::head::Head;
+use crate::proto::http1::head::{Head, TerminatedHead};
 use crate::proto::ws::handshake::Opening;
 use crate::worker::conn::record::Strings;
 
@@ -14,7 +15,9 @@ pub struct Request {
     pub head: Head,
     /// What of it concerns the handshake.
     pub opening: Opening,
-    /// `resource NUL`: the head's own bytes are not followed by NUL.
+    /// Made when a handler asks for one of its parts.
+    terminated: OnceLock<TerminatedHead>,
+    /// Followed by a NUL, as the others below.
     resource: Vec<u8>,
     origin: Option<Vec<u8>>,
     user: Option<Vec<u8>>,
@@ -44,12 +47,13 @@ impl Request {
             user: user.map(|user| terminated(user.name().as_bytes())),
             protocols,
             extensions: joined("Sec-WebSocket-Extensions"),
+            terminated: OnceLock::new(),
             head,
             opening,
         }
     }
 
-    /// Resource, origin and user, each followed by a NUL; no subprotocol.
+    /// Resource, origin and user; no subprotocol.
     pub fn strings(&self) -> Strings<'_> {
         Strings {
             resource: unterminated(&self.resource),
@@ -59,14 +63,29 @@ impl Request {
         }
     }
 
-    /// The subprotocols offered, joined with ", ".
-    pub fn protocols(&self) -> Option<&[u8]> {
-        self.protocols.as_deref().map(unterminated)
+    /// The same, each with the NUL behind it.
+    pub fn terminated_strings(&self) -> Strings<'_> {
+        Strings {
+            resource: &self.resource,
+            origin: self.origin.as_deref(),
+            user: self.user.as_deref(),
+            protocol: None,
+        }
     }
 
-    /// The extensions offered, joined with ", ".
+    /// The subprotocols offered, joined with ", ", and a NUL.
+    pub fn protocols(&self) -> Option<&[u8]> {
+        self.protocols.as_deref()
+    }
+
+    /// The extensions offered, joined with ", ", and a NUL.
     pub fn extensions(&self) -> Option<&[u8]> {
-        self.extensions.as_deref().map(unterminated)
+        self.extensions.as_deref()
+    }
+
+    /// The head with NULs behind its parts.
+    pub fn terminated(&self) -> &TerminatedHead {
+        self.terminated.get_or_init(|| self.head.terminated())
     }
 }
 

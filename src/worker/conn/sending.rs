@@ -145,6 +145,22 @@ impl Conns {
         sent.err().unwrap_or(WS_OK)
     }
 
+    /// Sends octets past the protocol.
+    pub fn send_raw(&self, id: u64, octets: &[u8], bounded: bool) -> i32 {
+        let core = &mut *self.core.borrow_mut();
+        let sent = self.sending(core, id, bounded, |_, io| {
+            io.out.extend_from_slice(octets);
+            Ok(())
+        });
+        sent.err().unwrap_or(WS_OK)
+    }
+
+    /// Sends octets that another thread was told WS_OK for.
+    pub fn send_outbound_raw(&self, id: u64, octets: &[u8]) {
+        self.take_over(id, cost(octets));
+        self.send_raw(id, octets, false);
+    }
+
     /// Runs with the protocol of a connection that can be sent to; what it appends goes out with the next flush. Also
     /// returns what is counted for its handler.
     fn sending<R>(

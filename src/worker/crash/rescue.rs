@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 
 use crate::clock;
-use crate::ffi::host::{Callback, place};
+use crate::ffi::place::{Callback, place};
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{START, Slot, UNATTRIBUTED};
 use crate::worker::base::memory;

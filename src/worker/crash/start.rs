@@ -11,7 +11,7 @@ use std::time::Duration;
 use std::{io, mem};
 
 use crate::clock;
-use crate::ffi::host::Callback;
+use crate::ffi::place::Callback;
 use crate::fleet::control;
 use crate::fleet::peer::Peer;
 use crate::fleet::scoreboard::Slot;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::ffi::host::{Place, place, watch_forks};
+use crate::ffi::place::{Place, place, watch_forks};
 use crate::fleet::scoreboard::{EXIT, HANG};
 use crate::worker::crash::report::Registers;
 use crate::worker::crash::rescue::{handler_name, rescue};

@@ -20,7 +20,7 @@ use crate::worker::conn::record::Strings;
 use crate::worker::conn::table::Pause;
 use crate::worker::handshake::Handshakes;
 use crate::worker::handshake::outcome::Unserved;
-use crate::worker::handshake::request::unavailable;
+use crate::worker::handshake::replies::unavailable;
 
 /// Most threads that compare passwords; no more than there are cores.
 const THREADS: usize = 4;

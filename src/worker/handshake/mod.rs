@@ -4,6 +4,7 @@ pub mod authentication;
 pub mod breaker_probe;
 pub mod checks;
 pub mod outcome;
+pub mod replies;
 pub mod request;
 
 use std::cell::RefCell;

@@ -10,9 +10,10 @@ use socket2::Socket;
 
 use crate::cgi::covers;
 use crate::config::{Console, ListenerSettings};
-use crate::ffi::host::{Callback, End};
+use crate::ffi::host::End;
+use crate::ffi::place::Callback;
 use crate::fleet::addresses::Permit;
-use crate::http::{self, Body, Response};
+use crate::http;
 use crate::proto::http1::head::{self, Head, Parsed};
 use crate::proto::ws::connection::Connection;
 use crate::proto::ws::deflate::codec::Deflate;
@@ -21,7 +22,7 @@ use crate::time::Instant;
 use crate::worker::base::metrics::OpenCount;
 use crate::worker::blocking::thread::Beginning;
 use crate::worker::conn::channel::{Ended, Opened, ThreadChannel};
-use crate::worker::conn::handshake::{Finished, Handshake, Verdict};
+use crate::worker::conn::handshake::{Carried, Finished, Handshake, Verdict};
 use crate::worker::conn::info;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::record::{Greeting, Strings, flags};
@@ -29,6 +30,7 @@ use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, Pause, Phase};
 use crate::worker::handshake::Handshakes;
 use crate::worker::handshake::outcome::{Asked, Elsewhere, Unserved};
+use crate::worker::handshake::replies::{quarantined, rejection, unavailable};
 use crate::worker::host::handlers::Service;
 
 /// Fields with which proxies tell whom they relay, or that they do.
@@ -203,11 +205,14 @@ impl Handshakes {
         let deflate = (!service.handler.has_flag(WS_NO_EXTENSIONS)).then_some(&service.deflate);
         let protocols = &service.plugin.protocols;
         let request = Arc::new(request);
-        let handshake = Arc::new(Handshake::new(id, handler, request, ends, protocols, deflate));
+        let handshake = Handshake::new(id, handler, request, ends, protocols, deflate, blocking);
+        let handshake = Arc::new(handshake);
         if blocking && self.threads.is_full() {
             return self.conns.reply(id, unavailable("too many connections to blocking handlers"));
         }
         let channel = blocking.then(|| self.threads.new_channel(id, service.handler));
+        self.registry.add(&handshake);
+        self.commands.set_handler(id, handler);
         {
             let core = &mut *self.conns.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
@@ -216,23 +221,23 @@ impl Handshakes {
             conn.set_pause(Pause::Handshake, true, self.life.now.get());
             if let Some(record) = core.table.record(id) {
                 record.set_head(handshake.request.head.as_bytes());
+                // Of another process, in which this handshake has begun.
+                record.set_state(b"");
                 record.seal();
                 record.set_flags(flags::TAKEN | if rest.is_empty() { flags::OPENING } else { flags::AHEAD });
             }
         }
         match channel {
             Some(channel) => {
-                match self.threads.start(service.handler, channel, Beginning::Handshake(handshake)) {
-                    Ok(()) => {}
-                    Err(error) => {
-                        log::error!("no thread for a blocking handler: {error}");
-                        return self.conns.reply(id, unavailable("no thread can be started"));
-                    }
+                let beginning = Beginning::Handshake(Arc::clone(&handshake));
+                if let Err(error) = self.threads.start(service.handler, channel, beginning) {
+                    log::error!("no thread for a blocking handler: {error}");
+                    self.discard(&handshake, handshake.finish().carried, None);
+                    return self.conns.reply(id, unavailable("no thread can be started"));
                 }
                 self.conns.watch(id);
             }
             None => {
-                self.registry.add(&handshake);
                 let call = || service.handler.handshake(id);
                 let has_it = service.handler.has(Callback::Handshake);
                 let result = if has_it {
@@ -240,7 +245,7 @@ impl Handshakes {
                 } else {
                     WS_OK
                 };
-                if handshake.returned(result, true) {
+                if handshake.settle(result) {
                     self.finish_handshake(id);
                 } else {
                     self.conns.watch(id);
@@ -268,28 +273,48 @@ impl Handshakes {
             Some(Phase::Opening(handshake, channel, ..)) => (Arc::clone(handshake), channel.clone()),
             _ => return,
         };
-        self.registry.remove(id);
-        let finished = handshake.finish();
+        let mut finished = handshake.finish();
+        let octets = std::mem::take(&mut finished.carried.octets);
         match finished.verdict {
             Verdict::Accept if self.is_unmatched(&handshake, &finished) => {
-                end_early(channel.as_deref());
+                self.discard(&handshake, finished.carried, channel.as_deref());
                 let why = "none of the subprotocols that were offered is spoken here";
                 self.conns.reply(id, http::error(400, why, &[]));
             }
-            Verdict::Accept => self.accept(id, &handshake, finished, channel, None),
+            Verdict::Accept => self.accept(id, &handshake, finished, &octets, channel, None),
             Verdict::AcceptAndClose(code, ref reason) => {
                 let close = (code, reason.clone());
-                self.accept(id, &handshake, finished, channel, Some(close));
+                self.accept(id, &handshake, finished, &octets, channel, Some(close));
+            }
+            Verdict::Reject { .. } | Verdict::Abort if !octets.is_empty() => {
+                self.metrics.of(handshake.handler).count_status(0);
+                self.discard(&handshake, finished.carried, channel.as_deref());
+                self.conns.reply_octets(id, &octets);
             }
             Verdict::Reject { status, content_type, body } => {
-                end_early(channel.as_deref());
+                self.discard(&handshake, finished.carried, channel.as_deref());
                 self.conns.reply(id, rejection(status, content_type.as_deref(), body, &finished.headers));
             }
             Verdict::Abort => {
                 self.metrics.of(handshake.handler).count_status(0);
-                end_early(channel.as_deref());
+                self.discard(&handshake, finished.carried, channel.as_deref());
                 self.conns.remove(id);
             }
+        }
+    }
+
+    /// The handshake has ended without an open connection that its handler knows of: what it carries is released, and what
+    /// was posted is called for a connection that is gone.
+    fn discard(&self, handshake: &Handshake, carried: Carried, channel: Option<&ThreadChannel>) {
+        let id = handshake.conn;
+        self.registry.remove(id);
+        if let Some(channel) = channel {
+            // All that was posted waits in the handshake.
+            drop(channel.end(Ended { by: WS_BY_HOST, code: 1006 }));
+        }
+        drop(carried);
+        for task in handshake.close_posts() {
+            self.handlers.call_about(handshake.handler, Callback::Task, id, || task.run(id));
         }
     }
 
@@ -299,11 +324,12 @@ impl Handshakes {
         id: u64,
         handshake: &Handshake,
         finished: Finished,
+        octets: &[u8],
         channel: Option<Arc<ThreadChannel>>,
         close: Option<(Option<u16>, Vec<u8>)>,
     ) {
         let Some(service) = self.handlers.service(handshake.handler) else { return };
-        let Finished { protocol, deflate, headers, .. } = finished;
+        let Finished { protocol, deflate, headers, mut carried, .. } = finished;
         let params = deflate.map(|(params, ..)| params);
         let stream = service.handler.has_flag(WS_STREAM);
         let keep = service.handler.has_flag(WS_KEEP_REQUEST);
@@ -325,12 +351,25 @@ impl Handshakes {
                     record.set_head(request.head.as_bytes());
                 }
                 record.set_protocol(strings.protocol);
+                if let Some(state) = carried.state.take() {
+                    record.set_state(&state);
+                }
             }
             let Some(conn) = core.table.get(id) else { return };
             let out = conn.queue.get_or_insert_with(|| core.queue_pool.take()).tail();
-            let extensions = params.map(|params| params.header_value());
-            let opening = &handshake.request.opening;
-            handshake::write_switching(out, opening, protocol.as_deref(), extensions.as_deref(), &headers);
+            if octets.is_empty() {
+                let extensions = params.map(|params| params.header_value());
+                let opening = &handshake.request.opening;
+                handshake::write_switching(
+                    out,
+                    opening,
+                    protocol.as_deref(),
+                    extensions.as_deref(),
+                    &headers,
+                );
+            } else {
+                out.extend_from_slice(octets);
+            }
             let codec = deflate.map(|(params, threshold, level)| Deflate::new(params, threshold, level));
             let counted = OpenCount::new(self.metrics.of(handshake.handler));
             counted.counters().count_status(101);
@@ -342,6 +381,9 @@ impl Handshakes {
             }
             if let Some(channel) = channel.as_ref().filter(|_| close.is_none()) {
                 open.set_channel(Arc::clone(channel));
+            }
+            if close.is_none() {
+                open.take_over(std::mem::take(&mut carried));
             }
             self.admission.limit_rate(&mut open, self.conns.settings(handshake.handler));
             let unread = conn.take_unread();
@@ -356,11 +398,16 @@ impl Handshakes {
         // Before the handler is called: if it crashes, a Close frame must follow the reply.
         self.conns.flush(id);
         if let Some((code, reason)) = close {
-            end_early(channel.as_deref());
+            self.discard(handshake, carried, channel.as_deref());
             self.conns.close(id, code, &reason, WS_BY_HANDLER);
             return self.conns.go_on_reading(id);
         }
         self.commands.set_open(id, handshake.handler);
+        // In this order: who posts finds the connection open, or the handshake in progress.
+        for task in self.commands.post_all(id, handshake.close_posts()) {
+            task.run(id);
+        }
+        self.registry.remove(id);
         match channel {
             Some(channel) => {
                 let text = |bytes: &[u8]| [bytes, b"\0"].concat();
@@ -391,10 +438,8 @@ impl Handshakes {
             _ => None,
         };
         if let Some((handshake, channel)) = opening {
-            handshake.finish();
             self.metrics.of(handshake.handler).count_status(0);
-            self.registry.remove(id);
-            end_early(channel.as_deref());
+            self.discard(&handshake, handshake.finish().carried, channel.as_deref());
         }
         self.conns.remove(id);
     }
@@ -419,49 +464,10 @@ impl Handshakes {
             }
             Slow::Head => self.conns.reply(id, http::error(408, "the request did not come in time", &[])),
             Slow::Handler(handshake, channel) => {
-                handshake.finish();
-                self.registry.remove(id);
-                end_early(channel.as_deref());
+                self.discard(&handshake, handshake.finish().carried, channel.as_deref());
                 self.conns.reply(id, unavailable("the handler did not decide in time"));
             }
             Slow::Other => self.conns.remove(id),
         }
     }
-}
-
-/// Ends the thread of a connection that was never opened.
-fn end_early(channel: Option<&ThreadChannel>) {
-    if let Some(channel) = channel {
-        // Nothing can have been posted to a connection that was not open.
-        drop(channel.end(Ended { by: WS_BY_HOST, code: 1006 }));
-    }
-}
-
-pub fn unavailable(why: &str) -> Response {
-    http::error(503, why, &[("Retry-After", "1")])
-}
-
-fn quarantined(seconds: u64) -> Response {
-    let why = "the handler of this resource has crashed too often and is not served for a while";
-    http::error(503, why, &[("Retry-After", &seconds.to_string())])
-}
-
-/// A handler's rejection. Content-Type is that of the body given; without one the handler may have added its own header.
-fn rejection(
-    status: u16,
-    content_type: Option<&str>,
-    body: Vec<u8>,
-    headers: &[(String, String)],
-) -> Response {
-    let (content_type, body) = match content_type {
-        Some(content_type) => (content_type, body),
-        None => {
-            let text = format!("{status} {}\n", http::reason_phrase(status));
-            ("text/plain; charset=utf-8", text.into_bytes())
-        }
-    };
-    let own = headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    let content_type = (!content_type.is_empty()).then_some(("Content-Type", content_type));
-    let fields: Vec<(&str, &str)> = content_type.into_iter().chain(own).collect();
-    Response::new(SystemTime::now(), status, &fields, Body::Bytes(body.into()))
 }

@@ -6,7 +6,7 @@ use std::ptr::null_mut;
 
 use ::ws_handler::raw::*;
 
-use crate::ffi::host::{ABSENT, Address, End, Fact, Host, Number, Payload, Reply, Task};
+use crate::ffi::host::{ABSENT, Address, End, Fact, Host, Number, Payload, Reply, Task, User};
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::handshake::Registry;
 
@@ -28,11 +28,28 @@ impl Host for ForeignThreadHost {
     }
 
     fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
-        self.commands.send(conn, kind, payload, flags)
+        self.handshakes.result(conn, self.commands.send(conn, kind, payload, flags))
     }
 
     fn ping(&self, conn: u64, payload: &[u8]) -> i32 {
-        self.commands.ping(conn, payload)
+        self.handshakes.result(conn, self.commands.ping(conn, payload))
+    }
+
+    fn send_raw(&self, conn: u64, octets: &[u8]) -> i32 {
+        match self.handshakes.get(conn) {
+            Some(handshake) => handshake.add_octets(octets),
+            None => self.commands.send_raw(conn, octets),
+        }
+    }
+
+    fn attach_user(&self, handshake: u64, user: User) -> i32 {
+        let mut replaced = None;
+        // Dropped here, where nothing is locked.
+        self.handshakes.carry(handshake, |carried| replaced = carried.user.replace(user))
+    }
+
+    fn attach_state(&self, handshake: u64, state: &[u8]) -> i32 {
+        self.handshakes.carry(handshake, |carried| carried.state = Some(state.to_vec()))
     }
 
     fn buffered(&self, conn: u64) -> usize {
@@ -40,19 +57,19 @@ impl Host for ForeignThreadHost {
     }
 
     fn pause(&self, conn: u64, pause: bool) -> i32 {
-        self.commands.pause(conn, pause)
+        self.handshakes.result(conn, self.commands.pause(conn, pause))
     }
 
     fn post(&self, conn: u64, task: Task) -> i32 {
-        self.commands.post(conn, task)
+        self.handshakes.post(self.commands, conn, task)
     }
 
     fn close(&self, conn: u64, code: u32, reason: &[u8]) -> i32 {
-        self.commands.close(conn, code, reason)
+        self.handshakes.result(conn, self.commands.close(conn, code, reason))
     }
 
     fn abort(&self, conn: u64) -> i32 {
-        self.commands.abort(conn)
+        self.handshakes.result(conn, self.commands.abort(conn))
     }
 
     // What follows is allowed in callbacks only, and such a thread is in none.
@@ -81,7 +98,7 @@ impl Host for ForeignThreadHost {
         Err(WS_E_PLACE)
     }
 
-    fn set_timer(&self, _: u64, _: u64, _: Task) -> i64 {
+    fn set_timer(&self, _: u64, _: u64, _: u64, _: Task) -> i64 {
         i64::from(WS_E_PLACE)
     }
 
@@ -89,7 +106,7 @@ impl Host for ForeignThreadHost {
         WS_E_PLACE
     }
 
-    fn set_user(&self, _: u64, _: *mut c_void) -> i32 {
+    fn set_user(&self, _: u64, _: User) -> i32 {
         WS_E_PLACE
     }
 

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use crate::config::Config;
 use crate::ffi::call::{self, Handler};
-use crate::ffi::host::{Callback, count_call};
-use crate::ffi::plugin::{self, Plugin};
+use crate::ffi::host::Task;
+use crate::ffi::place::{self, Callback, count_call};
+use crate::ffi::plugin::{self, Circumstances, Plugin};
 use crate::ffi::raw;
 use crate::fleet::control::Report;
 use crate::fleet::crash_report::CrashReport;
@@ -21,6 +22,7 @@ use crate::worker::crash::modules::Modules;
 use crate::worker::crash::report::Collector;
 use crate::worker::crash::signals;
 use crate::worker::crash::start::StartWatch;
+use crate::worker::host::handler_tasks::{LoopTasks, Posts};
 
 /// A handler as this process has it.
 pub struct Service {
@@ -40,6 +42,10 @@ pub struct Loaded {
     pub report: Report,
     /// Where their code is.
     pub modules: &'static Modules,
+    /// Their timers and descriptors.
+    pub tasks: &'static LoopTasks,
+    /// What they have posted.
+    pub posts: &'static Posts,
 }
 
 impl Loaded {
@@ -57,6 +63,16 @@ impl Loaded {
             log::error!("stray signals can end this process: {error}");
         }
         let place = slot.place();
+        let names = routes.handlers().iter().map(|route| route.name.clone()).collect();
+        let workers = config.pools.get(usize::from(place.pool)).map_or(1, |pool| pool.workers);
+        let posts: &Posts =
+            Box::leak(Box::new(Posts::new(names, u32::try_from(workers).unwrap_or(u32::MAX))));
+        let tasks: &LoopTasks = Box::leak(Box::new(LoopTasks::new()));
+        if config.strict_abi {
+            place::be_strict();
+        }
+        place::set_worker(posts);
+        place::set_event_loop(tasks);
         let is_ours = |number: u16, route: &Route| {
             let pool = config.pool_of(&route.resource);
             !route.retired && pool == usize::from(place.pool) && !skipped.contains(&number)
@@ -72,17 +88,26 @@ impl Loaded {
             }
             wanted += 1;
             let limit = config.handler(&route.resource).timeout;
+            posts.set_called(Some(number));
             let numbers = (number, place.number.into());
             load(config, route, numbers, |callback| watch.enter(number, callback, limit))
         });
         let services: Vec<_> = services.collect();
         let modules = watch.end();
+        posts.set_called(None);
         let loaded = services.iter().flatten().count() as u16;
-        Ok(Self { services, report: Report::Ready { loaded, broken: wanted - loaded }, modules })
+        Ok(Self {
+            services,
+            report: Report::Ready { loaded, broken: wanted - loaded },
+            modules,
+            tasks,
+            posts,
+        })
     }
 
     /// Tells them that the worker stops.
     pub fn stop(&self) {
+        self.posts.take().into_iter().for_each(|(_, task)| task.run(0));
         stop(&self.services);
     }
 }
@@ -91,6 +116,10 @@ impl Loaded {
 pub struct Handlers {
     /// By index of the route; none if it could not be loaded.
     pub services: Vec<Option<Service>>,
+    /// Their timers and descriptors.
+    pub tasks: &'static LoopTasks,
+    /// What they have posted.
+    pub posts: &'static Posts,
     /// What they are called for is shown here.
     pub slot: &'static Slot,
     /// Whom they are told about.
@@ -106,7 +135,48 @@ pub struct Handlers {
 impl Handlers {
     /// Tells them that the worker stops.
     pub fn stop(&self) {
+        self.run_posted();
         stop(&self.services);
+    }
+
+    /// Runs what they have posted about no connection.
+    pub fn run_posted(&self) {
+        for (handler, task) in self.posts.take() {
+            self.run_task(handler, task);
+        }
+    }
+
+    /// Runs their timers that have expired.
+    #[inline]
+    pub fn run_timers(&self) {
+        if self.tasks.next_timer() <= self.conns.life.now.get() {
+            self.run_expired();
+        }
+    }
+
+    #[cold]
+    fn run_expired(&self) {
+        // One by one: a callback may clear the next one.
+        while let Some((handler, task)) = self.tasks.pop_timer(self.conns.life.now.get()) {
+            self.run_task(handler, task);
+        }
+    }
+
+    fn run_task(&self, handler: u16, task: Task) {
+        self.posts.set_called(Some(handler));
+        self.call_about(handler, Callback::Task, 0, || task.run(0));
+        self.posts.set_called(None);
+    }
+
+    /// Tells them of a few descriptors that are ready; the others come in the next turn.
+    pub fn serve_descriptors(&self) {
+        for told in self.tasks.ready() {
+            // One that was served before may have unwatched it.
+            let Some((handler, ready)) = self.tasks.watcher(told) else { continue };
+            self.posts.set_called(Some(handler));
+            self.call_about(handler, Callback::Ready, 0, || ready.run(told.fd, told.events));
+            self.posts.set_called(None);
+        }
     }
 
     /// A handler of this worker.
@@ -156,16 +226,25 @@ fn stop(services: &[Option<Service>]) {
 }
 
 /// `enter` is told what the handler is about to be called for.
-fn load(config: &Config, route: &Route, worker: (u16, u32), enter: impl Fn(Callback)) -> Option<Service> {
+fn load(
+    config: &Config,
+    route: &Route,
+    (number, worker): (u16, u32),
+    enter: impl Fn(Callback),
+) -> Option<Service> {
     let settings = config.settings.get(&route.resource).cloned().unwrap_or_default();
     let least = config.handler(&route.resource).log_level;
     let log: plugin::Log = Box::new(move |handler, level, conn, text| {
         write_for_handler(least, level_of(level), handler, conn, text);
     });
     enter(Callback::Load);
-    let plugin = plugin::load(&config.inside(&route.file), worker, settings, log)
-        .inspect_err(|error| log::error!("{}: {error}; {} answers 503", route.file.display(), route.resource))
-        .ok()?;
+    let raw = config.handler(&route.resource).raw;
+    let plugin =
+        plugin::load(&config.inside(&route.file), Circumstances { number, worker, settings, raw, log })
+            .inspect_err(|error| {
+                log::error!("{}: {error}; {} answers 503", route.file.display(), route.resource)
+            })
+            .ok()?;
     let handler = Handler::new(plugin.table);
     enter(Callback::WorkerStart);
     let result = handler.worker_start();

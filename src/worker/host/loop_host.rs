@@ -9,12 +9,15 @@ use std::sync::Arc;
 use ::ws_handler::raw::*;
 
 use crate::clock;
-use crate::ffi::host::{ABSENT, Address, Callback, End, Fact, Host, Number, Payload, Reply, Task, present};
+use crate::ffi::host::{ABSENT, Address, End, Fact, Host, Number, Payload, Reply, Task, User, terminated};
+use crate::ffi::place::{Callback, place};
 use crate::proto::ws::close;
 use crate::proto::ws::connection::Send;
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::connections::Conns;
+use crate::worker::conn::handler_timers::HandlerTimers;
+use crate::worker::conn::handshake::{Carried, Handshake, Registry};
 use crate::worker::conn::info::{self, Info};
 use crate::worker::conn::sending::message_kind;
 use crate::worker::conn::table::Phase;
@@ -25,6 +28,8 @@ pub struct LoopHost {
     pub conns: &'static Conns,
     /// Where posted functions and late verdicts go.
     pub commands: &'static CommandQueue,
+    /// Handshakes in progress.
+    pub handshakes: &'static Registry,
     /// The text that a handler is being given: already known to be UTF-8.
     pub delivering: Cell<(*const u8, usize)>,
 }
@@ -35,16 +40,19 @@ impl Host for LoopHost {
             Fact::CloseReason => {
                 let core = &mut *self.conns.core.borrow_mut();
                 let open = core.table.get(conn).and_then(|conn| conn.open());
-                let close = open.and_then(|open| open.peer_close());
-                match close.and_then(|close| close.reason.strip_suffix(b"\0")) {
-                    Some(reason) if !reason.is_empty() => present(reason),
+                match open.and_then(|open| open.peer_close()) {
+                    Some(close) if close.reason.len() > 1 => terminated(&close.reason),
                     _ => ABSENT,
                 }
             }
             Fact::State => {
                 let core = &mut *self.conns.core.borrow_mut();
-                core.table.record(conn).and_then(|record| record.state()).map_or(ABSENT, present)
+                core.table
+                    .record(conn)
+                    .and_then(|record| record.terminated_state())
+                    .map_or(ABSENT, terminated)
             }
+            Fact::Path => self.path(conn).unwrap_or(ABSENT),
             _ => self.info(conn, |info| info.get(fact)).unwrap_or(ABSENT),
         }
     }
@@ -54,7 +62,7 @@ impl Host for LoopHost {
         match number {
             // A function that outlived its connection finds it gone.
             Number::Version => {
-                let in_task = crate::ffi::host::place().0 == Callback::Task;
+                let in_task = place().0 == Callback::Task;
                 let conn = core.table.get(conn);
                 conn.map_or(
                     0,
@@ -99,12 +107,8 @@ impl Host for LoopHost {
     }
 
     fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
-        let ours = match self.conns.core.borrow_mut().table.get(handshake).map(|conn| &conn.phase) {
-            Some(Phase::Opening(handshake, None, ..)) => Some(handshake.clone()),
-            _ => None,
-        };
-        let Some(ours) = ours else { return WS_E_GONE };
-        let later = crate::ffi::host::place() != (Callback::Handshake, handshake);
+        let Some(ours) = self.opening(handshake) else { return WS_E_GONE };
+        let later = !self.is_in(handshake);
         let result = if later { ours.reply_later(reply) } else { ours.reply(reply) };
         // Later, from a timer or a callback of another connection: nobody else will see the verdict.
         if later && ours.has_verdict() {
@@ -118,14 +122,25 @@ impl Host for LoopHost {
     }
 
     fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
-        match flags & WS_MORE != 0 || self.commands.has_fragments(conn) {
+        let result = match flags != 0 || self.commands.has_fragments(conn) {
             false => self.send_payload(conn, kind, payload, flags),
-            true => self.send_fragment(conn, kind, payload, flags),
-        }
+            true => self.send_flagged(conn, kind, payload, flags),
+        };
+        if result == WS_E_GONE { self.gone(conn) } else { result }
     }
 
     fn ping(&self, conn: u64, payload: &[u8]) -> i32 {
-        self.conns.send_ping(conn, payload, true)
+        match self.conns.send_ping(conn, payload, true) {
+            WS_E_GONE => self.gone(conn),
+            result => result,
+        }
+    }
+
+    fn send_raw(&self, conn: u64, octets: &[u8]) -> i32 {
+        match self.opening(conn) {
+            Some(handshake) => handshake.add_octets(octets),
+            None => self.conns.send_raw(conn, octets, true),
+        }
     }
 
     fn buffered(&self, conn: u64) -> usize {
@@ -134,23 +149,31 @@ impl Host for LoopHost {
 
     fn pause(&self, conn: u64, pause: bool) -> i32 {
         if self.conns.with_open(conn, |_, open| open.over || open.is_closing()) != Some(false) {
-            return WS_E_GONE;
+            return self.gone(conn);
         }
         self.conns.pause_for_handler(conn, pause);
         WS_OK
     }
 
-    fn set_timer(&self, conn: u64, delay_ms: u64, task: Task) -> i64 {
+    fn set_timer(&self, conn: u64, delay_ms: u64, period_ms: u64, task: Task) -> i64 {
+        let set = |timers: &mut HandlerTimers| timers.set(clock::now(), delay_ms, period_ms, task);
+        if let Some(handshake) = self.opening(conn) {
+            return handshake.carry(|carried| set(&mut carried.timers)).unwrap_or(i64::from(WS_E_GONE));
+        }
         let made = self.conns.with_open(conn, |_, open| match open.over {
             true => i64::from(WS_E_GONE),
-            false => open.extra().timers.set(clock::now(), delay_ms, task),
+            false => set(&mut open.extra().timers),
         });
         self.conns.arm(conn);
         made.unwrap_or(i64::from(WS_E_GONE))
     }
 
     fn clear_timer(&self, conn: u64, timer: i64) -> i32 {
-        match self.conns.with_open(conn, |_, open| open.extra().timers.clear(timer)) {
+        let cleared = match self.opening(conn) {
+            Some(handshake) => handshake.carry(|carried| carried.timers.clear(timer)),
+            None => self.conns.with_open(conn, |_, open| open.extra().timers.clear(timer)),
+        };
+        match cleared {
             Some(true) => WS_OK,
             Some(false) => WS_E_INVALID,
             None => WS_E_GONE,
@@ -158,14 +181,14 @@ impl Host for LoopHost {
     }
 
     fn post(&self, conn: u64, task: Task) -> i32 {
-        self.commands.post(conn, task)
+        self.handshakes.post(self.commands, conn, task)
     }
 
     fn close(&self, conn: u64, code: u32, reason: &[u8]) -> i32 {
         let Some(code) = close::checked(code, reason) else { return WS_E_INVALID };
         if self.conns.with_open(conn, |_, open| open.over || open.proto.close_sent().is_some()) != Some(false)
         {
-            return WS_E_GONE;
+            return self.gone(conn);
         }
         self.conns.close(conn, code, reason, WS_BY_HANDLER);
         WS_OK
@@ -173,30 +196,87 @@ impl Host for LoopHost {
 
     fn abort(&self, conn: u64) -> i32 {
         if self.conns.with_open(conn, |_, open| open.over) != Some(false) {
-            return WS_E_GONE;
+            return self.gone(conn);
         }
         self.conns.abort(conn);
         WS_OK
     }
 
-    fn set_user(&self, conn: u64, user: *mut c_void) -> i32 {
-        self.conns.with_open(conn, |_, open| open.user = user).map_or(WS_E_GONE, |()| WS_OK)
+    fn set_user(&self, conn: u64, user: User) -> i32 {
+        let replaced = match self.opening(conn) {
+            Some(handshake) => handshake.carry(|carried| carried.user.replace(user)),
+            None => self.conns.with_open(conn, |_, open| open.set_user(user)),
+        };
+        replaced.map_or(WS_E_GONE, |_| WS_OK)
     }
 
     fn user(&self, conn: u64) -> *mut c_void {
-        self.conns.with_open(conn, |_, open| open.user).unwrap_or(null_mut())
+        let user = self.conns.with_open(conn, |_, open| open.user());
+        user.or_else(|| self.opening(conn).map(|handshake| handshake.user())).unwrap_or(null_mut())
     }
 
     fn set_state(&self, conn: u64, state: &[u8]) -> i32 {
+        if let Some(handshake) = self.opening(conn) {
+            handshake.carry(|carried| carried.state = None);
+        }
         let core = &mut *self.conns.core.borrow_mut();
         let Some(record) = core.table.record(conn) else { return WS_E_GONE };
         record.set_state(state);
         record.seal();
         WS_OK
     }
+
+    fn attach_user(&self, handshake: u64, user: User) -> i32 {
+        let set = |carried: &mut Carried| carried.user.replace(user);
+        let replaced = match self.opening(handshake) {
+            Some(ours) if self.is_in(handshake) => ours.carry(set),
+            Some(ours) => ours.carry_later(set),
+            None => None,
+        };
+        replaced.map_or(WS_E_GONE, |_| WS_OK)
+    }
+
+    fn attach_state(&self, handshake: u64, state: &[u8]) -> i32 {
+        match self.opening(handshake) {
+            Some(_) if self.is_in(handshake) => self.set_state(handshake, state),
+            Some(ours) => {
+                let set = |carried: &mut Carried| carried.state = Some(state.to_vec());
+                ours.carry_later(set).map_or(WS_E_GONE, |()| WS_OK)
+            }
+            None => WS_E_GONE,
+        }
+    }
 }
 
 impl LoopHost {
+    /// The handshake of a connection that is not open yet, in the event style.
+    fn opening(&self, id: u64) -> Option<Arc<Handshake>> {
+        match self.conns.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
+            Some(Phase::Opening(handshake, None, ..)) => Some(Arc::clone(handshake)),
+            _ => None,
+        }
+    }
+
+    /// Whether this is called in do_extra_handshake of this connection.
+    fn is_in(&self, handshake: u64) -> bool {
+        place() == (Callback::Handshake, handshake)
+    }
+
+    /// The result of a call for a connection that is open, where this one is not.
+    #[cold]
+    fn gone(&self, id: u64) -> i32 {
+        self.handshakes.result(id, WS_E_GONE)
+    }
+
+    fn path(&self, id: u64) -> Option<ws_bytes> {
+        if let Some(handshake) = self.opening(id) {
+            return Some(handshake.path());
+        }
+        let core = &mut *self.conns.core.borrow_mut();
+        let (conn, record) = core.table.both(id)?;
+        Some(conn.open()?.extra().path.of(record.terminated_strings().resource))
+    }
+
     /// Runs with the facts of a connection, wherever they lie.
     fn info<R>(&self, id: u64, f: impl FnOnce(Info<'_>) -> R) -> Option<R> {
         let core = &mut *self.conns.core.borrow_mut();
@@ -208,7 +288,7 @@ impl LoopHost {
         let record = core.table.record(id)?;
         let deflate = (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten();
         let facts = record.facts();
-        Some(f(Info { strings: record.strings(), deflate, request: request.as_deref(), facts }))
+        Some(f(Info { strings: record.terminated_strings(), deflate, request: request.as_deref(), facts }))
     }
 
     #[inline(always)]
@@ -223,9 +303,18 @@ impl LoopHost {
         }
     }
 
+    /// With flags, or while a fragmented message is under way.
+    #[cold]
+    fn send_flagged(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
+        match flags & WS_MORE != 0 || self.commands.has_fragments(conn) {
+            _ if flags & !(WS_MORE | WS_UNCOMPRESSED) != 0 => WS_E_INVALID,
+            false => self.send_payload(conn, kind, payload, flags),
+            true => self.send_fragment(conn, kind, payload, flags),
+        }
+    }
+
     /// A fragment, or what follows one: threads that send on the same connection are told, and what they were told WS_OK
     /// for comes before it.
-    #[cold]
     fn send_fragment(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
         if self.conns.with_open(conn, |_, open| open.over) != Some(false) {
             return WS_E_GONE;

@@ -2,7 +2,7 @@
 
 use ::ws_handler::raw::*;
 
-use crate::ffi::host::Callback;
+use crate::ffi::place::{self, Callback};
 use crate::proto::ws::connection::Deadline;
 use crate::worker::conn::channel::{Ended, PeerClose};
 use crate::worker::conn::open::LastCall;
@@ -27,6 +27,7 @@ impl Session {
             true => self.handlers.call_about(handler, Callback::Passive, id, || service.handler.passive(id)),
             false => WS_OK,
         };
+        place::note_result(Callback::Passive, id, result, "answered with 1011");
         let answer = if result < 0 { Some(1011) } else { (code != 1005).then_some(code) };
         self.conns.close(id, answer, b"", WS_BY_PEER);
     }

@@ -3,7 +3,8 @@
 use ::ws_handler::raw::*;
 
 use crate::clock;
-use crate::ffi::host::{Callback, Task};
+use crate::ffi::host::Task;
+use crate::ffi::place::{self, Callback, POISON};
 use crate::fleet::addresses::Refusal;
 use crate::proto::ws::connection::{Body, Event, Kind};
 use crate::worker::conn::channel::Delivery;
@@ -93,7 +94,8 @@ impl Session {
                     }
                 }
                 Some(Event::Pong { body, rtt }) => {
-                    self.deliver_pong(id, body.octets(buffer), rtt.as_nanos() as u64)
+                    let payload = [body.octets(buffer), b"\0"].concat();
+                    self.deliver_pong(id, payload, rtt.as_nanos() as u64);
                 }
                 Some(Event::CloseReceived { code, reason }) => {
                     self.peer_closes(id, code, reason.octets(buffer));
@@ -133,6 +135,9 @@ impl Session {
                 let next = std::mem::replace(&mut buffer[range.end], 0);
                 self.call_message(handler, id, service, (kind, flags), &buffer[range.start..], range.len());
                 buffer[range.end] = next;
+                if place::is_strict() {
+                    buffer[range].fill(POISON);
+                }
             }
             Body::Owned(payload) => self.deliver_owned(handler, id, service, (kind, flags), payload),
         }
@@ -151,6 +156,9 @@ impl Session {
         let size = payload.len();
         payload.push(0);
         self.call_message(handler, id, service, how, &payload, size);
+        if place::is_strict() {
+            payload.fill(POISON);
+        }
     }
 
     /// Queues a message for the thread of a blocking handler.
@@ -196,16 +204,17 @@ impl Session {
         self.host.delivering.set((std::ptr::null(), 0));
     }
 
-    pub fn deliver_pong(&self, id: u64, payload: &[u8], rtt: u64) {
+    /// Delivers a Pong; `payload` ends in a NUL.
+    pub fn deliver_pong(&self, id: u64, payload: Vec<u8>, rtt: u64) {
         let known = self.conns.with_open(id, |handler, open| (handler, open.channel().cloned()));
         let Some((handler, channel)) = known else { return };
         match channel {
-            Some(channel) => drop(channel.put(Delivery::Pong { payload: payload.to_vec(), rtt })),
+            Some(channel) => drop(channel.put(Delivery::Pong { payload, rtt })),
             None => {
                 let has_pong = |service: &&Service| service.handler.has(Callback::Pong);
                 let Some(service) = self.handlers.service(handler).filter(has_pong) else { return };
                 self.handlers
-                    .call_about(handler, Callback::Pong, id, || service.handler.pong(id, payload, rtt));
+                    .call_about(handler, Callback::Pong, id, || service.handler.pong(id, &payload, rtt));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ::ws_handler::raw::*;
 
-use crate::ffi::host::Callback;
+use crate::ffi::place::{self, Callback};
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::worker::blocking::thread::Beginning;
 use crate::worker::conn::channel::Opened;
@@ -28,7 +28,7 @@ impl Session {
         }
         let result = self.handlers.call_about(handler, Callback::Open, id, || service.handler.open(id));
         if result < 0 {
-            log::error!("{}: on_open returned {result}; closed with 1011", service.plugin.name);
+            place::note_result(Callback::Open, id, result, "closed with 1011");
             self.conns.close(id, Some(1011), b"", WS_BY_HANDLER);
         }
     }

@@ -27,7 +27,7 @@ use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, LINGER, NEVER, Phase};
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
-use crate::worker::handshake::request::unavailable;
+use crate::worker::handshake::replies::unavailable;
 use crate::worker::transfer::Transfer;
 
 /// What follows once all connections of a datagram are in the table.

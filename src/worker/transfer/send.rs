@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use ::ws_handler::raw::*;
 
-use crate::ffi::host::Callback;
+use crate::ffi::place::Callback;
 use crate::fleet::scoreboard::{Slot, State};
 use crate::time::Instant;
 use crate::worker::conn::handoff::Purpose;
@@ -18,7 +18,7 @@ use crate::worker::conn::table::Phase;
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::outcome::Elsewhere;
-use crate::worker::handshake::request::unavailable;
+use crate::worker::handshake::replies::unavailable;
 use crate::worker::transfer::Transfer;
 use crate::worker::transfer::pacing::{AGAIN, Pacing};
 
@@ -381,7 +381,10 @@ impl Transfer {
             }
         };
         self.commands.set_open(id, handler);
-        self.conns.with_open(id, |_, open| (open.user, open.over) = (std::ptr::null_mut(), false));
+        self.conns.with_open(id, |_, open| {
+            open.release_user();
+            open.over = false;
+        });
         self.session.notify_open(id, handler);
     }
 

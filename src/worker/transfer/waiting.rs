@@ -2,7 +2,7 @@
 //! The head of such a request stays with its connection, so that it moves along if this worker crashes or leaves.
 
 use crate::worker::conn::table::Phase;
-use crate::worker::handshake::request::unavailable;
+use crate::worker::handshake::replies::unavailable;
 use crate::worker::transfer::Transfer;
 
 /// Requests that wait in one worker.

@@ -1,0 +1,368 @@
+//! Where a thread is while it calls: in which callback of which connection, with which host; and what happens when a
+//! function is called from a place that its tag in `ws_handler.h` does not allow.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use ::ws_handler::raw::*;
+
+use super::host::{EventLoop, Host, Worker};
+use crate::clock;
+
+/// The callback that a thread is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum Callback {
+    None = 0,
+    WorkerStart,
+    WorkerStop,
+    Handshake,
+    Open,
+    Transfer,
+    Message,
+    Passive,
+    Close,
+    Pong,
+    Writable,
+    Drain,
+    Task,
+    /// Not a callback: its constructors, or its entry function.
+    Load,
+    Ready,
+}
+
+impl Callback {
+    /// The callback of that number; `None` for a number that is none.
+    pub fn from_number(number: u32) -> Self {
+        const ALL: [Callback; 15] = [
+            Callback::None,
+            Callback::WorkerStart,
+            Callback::WorkerStop,
+            Callback::Handshake,
+            Callback::Open,
+            Callback::Transfer,
+            Callback::Message,
+            Callback::Passive,
+            Callback::Close,
+            Callback::Pong,
+            Callback::Writable,
+            Callback::Drain,
+            Callback::Task,
+            Callback::Load,
+            Callback::Ready,
+        ];
+        let of_that_number = ALL.into_iter().find(|callback| *callback as u32 == number);
+        of_that_number.unwrap_or(Callback::None)
+    }
+
+    /// The callback's name in the header.
+    pub fn name(self) -> &'static str {
+        match self {
+            Callback::None => "no callback",
+            Callback::WorkerStart => "on_worker_start",
+            Callback::WorkerStop => "on_worker_stop",
+            Callback::Handshake => "do_extra_handshake",
+            Callback::Open => "on_open",
+            Callback::Transfer => "transfer_data",
+            Callback::Message => "on_message",
+            Callback::Passive => "passive_closing_handshake",
+            Callback::Close => "on_close",
+            Callback::Pong => "on_pong",
+            Callback::Writable => "on_writable",
+            Callback::Drain => "on_drain",
+            Callback::Task => "a posted function or timer",
+            Callback::Load => "loading",
+            Callback::Ready => "the function of a watched descriptor",
+        }
+    }
+}
+
+/// Where a thread is: in which callback of which connection; 0 for none.
+pub type Place = (Callback, ws_conn);
+
+thread_local! {
+    static PLACE: Cell<Place> = const { Cell::new((Callback::None, 0)) };
+    static HOST: Cell<Option<&'static dyn Host>> = const { Cell::new(None) };
+    static EVENT_LOOP: Cell<Option<&'static dyn EventLoop>> = const { Cell::new(None) };
+    static CALLS: Cell<Option<&'static AtomicU64>> = const { Cell::new(None) };
+}
+
+/// From now on the calls on this thread are counted here.
+pub fn count_calls(calls: &'static AtomicU64) {
+    CALLS.set(Some(calls));
+}
+
+/// A call, of the host or of a handler: the thread makes progress. Only this thread changes the count.
+#[inline]
+pub fn count_call() {
+    if let Some(calls) = CALLS.get() {
+        calls.store(calls.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+}
+
+/// The host of threads that the handlers made themselves.
+static OUTSIDE: OnceLock<&'static (dyn Host + Sync)> = OnceLock::new();
+static WORKER: OnceLock<&'static dyn Worker> = OnceLock::new();
+
+/// Sets the host of the calling thread.
+pub fn set_host(host: &'static dyn Host) {
+    HOST.set(Some(host));
+}
+
+/// Sets the host of all threads that have none of their own; the first call counts.
+pub fn set_foreign_host(host: &'static (dyn Host + Sync)) {
+    let _ = OUTSIDE.set(host);
+}
+
+/// What handlers want of this worker is for this one from now on; the first call counts.
+pub fn set_worker(worker: &'static dyn Worker) {
+    let _ = WORKER.set(worker);
+}
+
+/// The calling thread is that of the event loop.
+pub fn set_event_loop(event_loop: &'static dyn EventLoop) {
+    EVENT_LOOP.set(Some(event_loop));
+}
+
+/// Who answers what handlers want of their worker; none in a child that a handler has forked.
+pub(super) fn worker() -> Option<&'static dyn Worker> {
+    count_call();
+    if IS_CHILD.load(Ordering::Relaxed) {
+        return None;
+    }
+    WORKER.get().copied()
+}
+
+/// The event loop, if this is its thread, for the handler of this name.
+pub(super) fn event_loop(function: &str, name: &str) -> Option<&'static dyn EventLoop> {
+    count_call();
+    let found = EVENT_LOOP.get();
+    if found.is_none() {
+        let here = PLACE.get().0.name();
+        breach_is(format_args!(
+            "{name}: {function}() without a connection was called in {here} on another thread than the event loop's; \
+             it may be called only there"
+        ));
+    }
+    found.filter(|_| !IS_CHILD.load(Ordering::Relaxed))
+}
+
+/// Says that the calling thread enters a callback; returns where it was, to be
+/// given to [`leave`].
+pub fn enter(callback: Callback, conn: ws_conn) -> Place {
+    PLACE.replace((callback, conn))
+}
+
+/// The callback is over.
+pub fn leave(before: Place) {
+    if IS_CHILD.load(Ordering::Relaxed)
+        && let Some(end) = CHILD_RETURNS.get()
+    {
+        end(PLACE.get());
+    }
+    PLACE.set(before);
+}
+
+/// This process is a child that a handler has forked, with a copy of everything.
+static IS_CHILD: AtomicBool = AtomicBool::new(false);
+/// What to do with one that returns from its callback.
+static CHILD_RETURNS: OnceLock<fn(Place) -> !> = OnceLock::new();
+
+/// From now on children that handlers fork have no host, and end with this function when they return from their
+/// callback.
+pub fn watch_forks(returns: fn(Place) -> !) -> std::io::Result<()> {
+    extern "C" fn in_child() {
+        IS_CHILD.store(true, Ordering::Relaxed);
+        HOST.set(None);
+        EVENT_LOOP.set(None);
+    }
+    let _ = CHILD_RETURNS.set(returns);
+    // SAFETY: registers a function that lives as long as the process and does what a forked child may do only.
+    match unsafe { libc::pthread_atfork(None, None, Some(in_child)) } {
+        0 => Ok(()),
+        error => Err(std::io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// Whether this process is a child that a handler has forked.
+pub(super) fn is_child() -> bool {
+    IS_CHILD.load(Ordering::Relaxed)
+}
+
+/// Where the calling thread is.
+pub fn place() -> Place {
+    PLACE.get()
+}
+
+// ------------------------------------------------------------------- places
+
+/// The places that the tags name.
+#[derive(Clone, Copy)]
+pub(super) enum Tag {
+    /// On any thread.
+    AnyThread,
+    /// In a callback of this connection.
+    Callback,
+    /// In transfer_data of this connection.
+    Transfer,
+}
+
+/// The host to ask, if `function` may be called here.
+pub(super) fn host_at(function: &str, tag: Tag, conn: ws_conn) -> Option<&'static dyn Host> {
+    count_call();
+    let (callback, here) = PLACE.get();
+    let allowed = match tag {
+        Tag::AnyThread => true,
+        Tag::Callback => callback != Callback::None && here == conn,
+        Tag::Transfer => callback == Callback::Transfer && here == conn,
+    };
+    if !allowed {
+        let wanted = match tag {
+            Tag::Transfer => "in transfer_data of this connection",
+            _ => "in a callback of this connection",
+        };
+        breach(function, wanted, conn);
+        return None;
+    }
+    HOST.get().or_else(foreign_host)
+}
+
+/// The host of a thread that a handler made itself. A forked child has none.
+fn foreign_host() -> Option<&'static dyn Host> {
+    let is_child = IS_CHILD.load(Ordering::Relaxed);
+    OUTSIDE.get().filter(|_| !is_child).map(|host| *host as &dyn Host)
+}
+
+// ----------------------------------------------------------------- breaches
+
+/// Whether a breach of the contract ends the process.
+static STRICT: AtomicBool = AtomicBool::new(cfg!(debug_assertions));
+
+/// From now on a breach of the contract ends the process, as in a debug build.
+pub fn be_strict() {
+    STRICT.store(true, Ordering::Relaxed);
+}
+
+/// What a strict host leaves of a message when the callback that was given it has returned.
+pub const POISON: u8 = 0xdb;
+
+/// Whether it does.
+#[inline]
+pub fn is_strict() -> bool {
+    STRICT.load(Ordering::Relaxed)
+}
+
+/// A callback has broken the contract: a strict host aborts, so that the mistake is found where it is made.
+pub fn breach_of_contract(callback: Callback, conn: ws_conn, what: std::fmt::Arguments<'_>) {
+    let name = WORKER.get().map_or("a handler".to_owned(), |worker| worker.handler_name(conn));
+    breach_is(format_args!("{name}: {} of connection {conn:x} {what}", callback.name()));
+}
+
+fn breach_is(what: std::fmt::Arguments<'_>) {
+    static LIMIT: Limit = Limit::new();
+    if let Some(left_out) = LIMIT.pass(clock::now().as_nanos()) {
+        let more =
+            if left_out > 0 { format!(" ({left_out} more of these were not logged)") } else { String::new() };
+        log::error!("{what}{more}");
+    }
+    if is_strict() {
+        std::process::abort();
+    }
+}
+
+/// A function was called where its tag does not allow it.
+#[cold]
+fn breach(function: &str, wanted: &str, conn: ws_conn) {
+    let (callback, here) = PLACE.get();
+    let about = if here != 0 { here } else { conn };
+    let name = WORKER.get().map_or("a handler".to_owned(), |worker| worker.handler_name(about));
+    let place = match callback {
+        Callback::None => "outside of callbacks".to_owned(),
+        _ if here == 0 => format!("in {}", callback.name()),
+        _ => format!("in {} of connection {here:x}", callback.name()),
+    };
+    breach_is(format_args!(
+        "{name}: {function}({conn:x}) was called {place}; it may be called only {wanted}"
+    ));
+}
+
+/// Logs a negative result of a callback, and what follows from it.
+pub fn note_result(callback: Callback, conn: ws_conn, result: i32, consequence: &str) {
+    if result < 0 {
+        let name = WORKER.get().map_or("a handler".to_owned(), |worker| worker.handler_name(conn));
+        let (callback, error) = (callback.name(), error_name(result));
+        log::error!("{name}: {callback} of connection {conn:x} returned {result} ({error}); {consequence}");
+    }
+}
+
+/// Logs a result that a callback cannot have, or not without the call that it belongs to.
+pub fn note_wrong_result(callback: Callback, conn: ws_conn, result: i32) {
+    let name = WORKER.get().map_or("a handler".to_owned(), |worker| worker.handler_name(conn));
+    let callback = callback.name();
+    log::error!(
+        "{name}: {callback} of connection {conn:x} returned {result}, not the result of what it called"
+    );
+}
+
+/// The name of a result in the header.
+pub fn error_name(result: i32) -> &'static str {
+    match result {
+        WS_OK.. => "WS_OK",
+        WS_E_GONE => "WS_E_GONE",
+        WS_E_FULL => "WS_E_FULL",
+        WS_E_TIMEOUT => "WS_E_TIMEOUT",
+        WS_E_DRAINING => "WS_E_DRAINING",
+        WS_E_INVALID => "WS_E_INVALID",
+        WS_E_PLACE => "WS_E_PLACE",
+        WS_E_LIMIT => "WS_E_LIMIT",
+        WS_E_UNSUPPORTED => "WS_E_UNSUPPORTED",
+        WS_E_FAILED => "WS_E_FAILED",
+        WS_E_ABSENT => "WS_E_ABSENT",
+        WS_E_DENIED => "WS_E_DENIED",
+        _ => "an unknown error",
+    }
+}
+
+/// Lets a few log lines pass in a while, and counts the others.
+struct Limit {
+    /// When the while began; ns.
+    since: AtomicU64,
+    passed: AtomicU64,
+}
+
+impl Limit {
+    /// Lines in a while, and how long that is (ns).
+    const LINES: u64 = 10;
+    const WHILE: u64 = 10_000_000_000;
+
+    const fn new() -> Self {
+        Limit { since: AtomicU64::new(0), passed: AtomicU64::new(0) }
+    }
+
+    /// Whether a line may be written now; if so, how many before it were not.
+    fn pass(&self, now: u64) -> Option<u64> {
+        let since = self.since.load(Ordering::Relaxed);
+        let is_over = since == 0 || now.saturating_sub(since) >= Self::WHILE;
+        if is_over && self.since.compare_exchange(since, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            return Some(self.passed.swap(1, Ordering::Relaxed).saturating_sub(Self::LINES));
+        }
+        (self.passed.fetch_add(1, Ordering::Relaxed) < Self::LINES).then_some(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_breaches_are_told_and_the_others_counted() {
+        let limit = Limit::new();
+        let told = |now| (0..100).filter(|_| limit.pass(now).is_some()).count();
+        assert_eq!(told(1), 10);
+        assert_eq!(limit.pass(1 + Limit::WHILE), Some(90));
+        assert_eq!(told(1 + Limit::WHILE), 9);
+    }
+}
