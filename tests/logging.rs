@@ -454,7 +454,9 @@ fn a_reload_changes_the_log() {
     say(&mut client, 30, "line 2");
     reload(&server, "log_file = '/none/log'".to_owned());
     until("it is refused", || {
-        read(&first).contains("refused, and nothing has changed: --log-file /none/log: No")
+        let line =
+            format!("refused, and nothing has changed: {config}:1: log_file = \"/none/log\": No such file");
+        read(&first).contains(&line)
     });
     let worker = server.worker();
     reload(

@@ -157,7 +157,7 @@ fn what_is_installed_elsewhere_is_looked_for_there() {
 fn parse(text: &str) -> Config {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("wshd.conf");
-    let text = ["/usr/lib/wshd/handlers", "/srv/www", "/var/lib/wshd"]
+    let text = ["/usr/lib/wshd/handlers", "/srv/www", "/var/lib/wshd", "/var/log/wshd"]
         .iter()
         .fold(text.to_owned(), |text, place| text.replace(place, dir.path().to_str().unwrap()));
     fs::write(&path, &text).unwrap();
