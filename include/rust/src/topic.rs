@@ -3,7 +3,7 @@
 use crate::bytes::Message;
 use crate::conn::Conn;
 use crate::error::{Result, check};
-use crate::host::host;
+use crate::host::{given, host};
 
 impl Conn {
     /// Subscribes the connection to a topic: it gets what is published after this
@@ -57,7 +57,7 @@ pub fn publish_flags<'m>(topic: &str, message: impl Into<Message<'m>>, flags: u3
     // SAFETY: name and data are valid for the call, in which the host copies them.
     check(unsafe {
         (host().publish)(
-            host(),
+            given(),
             topic.as_ptr().cast(),
             topic.len(),
             kind,
@@ -72,5 +72,5 @@ pub fn publish_flags<'m>(topic: &str, message: impl Into<Message<'m>>, flags: u3
 /// as far as it has heard while it has subscribers itself.
 pub fn subscribers(topic: &str) -> u64 {
     // SAFETY: the name is valid for the call.
-    unsafe { (host().subscribers)(host(), topic.as_ptr().cast(), topic.len()) }
+    unsafe { (host().subscribers)(given(), topic.as_ptr().cast(), topic.len()) }
 }
