@@ -89,7 +89,7 @@ fn an_offer_tells_all() {
             name: "ch\u{e4}t".into(),
             version: "2.1".into(),
             style: Style::Event,
-            flags: 0x103,
+            flags: 0x3_0100,
             abi: 0x1_0000,
             protocols: vec!["chat.v2".into(), "chat.v1".into()],
             size: size_of::<wshd::ffi::raw::ws_handler>(),

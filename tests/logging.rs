@@ -455,7 +455,7 @@ fn a_reload_changes_the_log() {
     reload(&server, "log_file = '/none/log'".to_owned());
     until("it is refused", || {
         let line =
-            format!("refused, and nothing has changed: {config}:1: log_file = \"/none/log\": No such file");
+            format!("refused, and nothing has changed: {config}:1: log_file = '/none/log': No such file");
         read(&first).contains(&line)
     });
     let worker = server.worker();
