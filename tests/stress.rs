@@ -44,6 +44,8 @@ struct Shared {
 struct Client {
     stream: Mutex<Option<TcpStream>>,
     is_settled: AtomicBool,
+    /// An answer to "totals" is awaited. The answer to one that came right behind another would stand in the queue.
+    is_asked: AtomicBool,
 }
 
 /// Numbers that were received last, by process and thread.
@@ -58,6 +60,7 @@ impl Client {
             let open = || Raw::open(&shared.address, &format!("/stress?{row}"));
             // A worker may crash in the middle of the handshake.
             let Ok(mut raw) = std::panic::catch_unwind(open) else { continue };
+            self.is_asked.store(false, Ordering::Relaxed);
             *self.stream.lock().unwrap() = Some(raw.stream.try_clone().unwrap());
             let mut received = Received::new();
             while let Some(frame) = raw.next().filter(|frame| frame.first != CLOSE) {
@@ -93,6 +96,7 @@ impl Client {
                 let is_all = (0..4).all(|thread| got(received, thread) == numbers[1 + thread]);
                 let is_settled = is_all && numbers[5] == 0 && numbers[6] == numbers[7];
                 self.is_settled.store(is_settled, Ordering::Relaxed);
+                self.is_asked.store(false, Ordering::Relaxed);
             }
             _ => panic!("{text}"),
         }
@@ -102,7 +106,9 @@ impl Client {
     fn settles(&self) -> bool {
         match &mut *self.stream.lock().unwrap() {
             Some(stream) => {
-                let _ = stream.write_all(&client::frame(TEXT, b"totals"));
+                if !self.is_asked.swap(true, Ordering::Relaxed) {
+                    let _ = stream.write_all(&client::frame(TEXT, b"totals"));
+                }
                 self.is_settled.load(Ordering::Relaxed)
             }
             None => true,
