@@ -197,9 +197,14 @@ impl Server {
         assert!(!log.contains("panicked at"), "{log}");
     }
 
-    /// The pids of its workers, in no order.
+    /// The pids of its workers and of the parents of such, in no order. By their titles: the supervisor has other children,
+    /// too, some for a moment only, such as the one that writes a crash record.
     pub fn workers(&self) -> Vec<i32> {
-        children(self.pid())
+        let is_worker = |pid: &i32| {
+            let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            title.split_once(": ").is_some_and(|(_, part)| part.starts_with("worker ") || part.starts_with("parent "))
+        };
+        children(self.pid()).into_iter().filter(is_worker).collect()
     }
 
     /// Waits for its end.
@@ -218,12 +223,12 @@ impl Drop for Server {
         if std::thread::panicking() {
             eprintln!("log of the server:\n{}", self.log());
         }
-        let workers = self.workers();
+        let children = children(self.pid());
         let _ = self.child.kill();
         let _ = self.child.wait();
-        for worker in workers {
+        for child in children {
             // One that was stopped for a test can then see that it is to leave.
-            let _ = kill(Pid::from_raw(worker), Signal::SIGCONT);
+            let _ = kill(Pid::from_raw(child), Signal::SIGCONT);
         }
     }
 }
