@@ -14,6 +14,7 @@ use crate::worker::topics::travelling::{Subscription, Travelling};
 struct Group {
     /// Of the request; 0: not asked for yet.
     ticket: u32,
+    /// Messages up to this stamp do not come any more: they were not asked for, or have been delivered to the members.
     from: u64,
     members: BTreeMap<u64, Subscription>,
 }
@@ -216,7 +217,11 @@ impl Table {
         let topic = topics.get_mut(&number)?;
         let group = match ticket {
             0 => &mut topic.live,
-            ticket => &mut topic.waiting.iter_mut().find(|group| group.ticket == ticket)?.members,
+            ticket => {
+                let group = topic.waiting.iter_mut().find(|group| group.ticket == ticket)?;
+                group.from = stamp;
+                &mut group.members
+            }
         };
         let mut stopped = Vec::new();
         let mut last = None;
@@ -308,6 +313,7 @@ impl Table {
             for group in topic.waiting.iter_mut().filter(|group| group.ticket != 0) {
                 self.last_ticket = self.last_ticket.wrapping_add(1).max(1);
                 group.ticket = self.last_ticket;
+                group.from = group.members.values().map(|ours| ours.from).min().unwrap_or(group.from);
                 let Group { ticket, from, .. } = *group;
                 Request::Subscribe { topic: number, ticket, from, key: &topic.key }.append_to(out);
             }

@@ -104,6 +104,22 @@ fn one_that_has_moved_gets_what_it_has_not_seen_elsewhere() {
 }
 
 #[test]
+fn whoever_comes_in_the_middle_of_a_replay_asks_for_what_has_gone_by() {
+    let mut worker = Worker::new();
+    worker.subscribe(1, 10, 0).unwrap();
+    assert_eq!(worker.deliver(1, 15, 0), [1]);
+    worker.said();
+    worker.subscribe(2, 12, 0).unwrap();
+    assert_eq!(worker.said(), "S1/2>12");
+    worker.subscribe(3, 15, 0).unwrap();
+    assert_eq!(worker.said(), "", "all that it waits for is still to come");
+    assert_eq!(worker.deliver(1, 20, 0), [1, 3]);
+    worker.table.replayed(1, 1, 20, 0);
+    assert_eq!(worker.deliver(0, 21, 0), [1, 3]);
+    assert_eq!([15, 20, 21].map(|stamp| worker.deliver(2, stamp, 0)), [[2], [2], [2]]);
+}
+
+#[test]
 fn a_message_in_fragments_is_waited_for() {
     let mut worker = Worker::new();
     worker.subscribe(1, 10, 0).unwrap();
