@@ -31,6 +31,14 @@ fn in_all_workers(server: &Server, resource: &str, workers: usize) -> Vec<Raw> {
     all
 }
 
+/// A connection whose handler has been told that it is open, which may be later than the end of the opening handshake.
+fn open_for_handler(server: &Server, resource: &str) -> Raw {
+    let mut one = Raw::open(&server.address(), resource);
+    one.frame(0x89, b"");
+    assert_eq!(one.next().unwrap().first, 0x8a);
+    one
+}
+
 /// The process of the bus, once there is one.
 fn bus_of(server: &Server) -> Option<i32> {
     let title = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -226,8 +234,8 @@ fn the_chats_that_newcomers_copy_work() {
     let (_dir, mut server) = start(&["chat", "chat_cpp", "chat_rust"], &["--workers", "2"]);
     for (resource, hears_itself) in [("/chat", true), ("/chat_cpp", false), ("/chat_rust", false)] {
         let room = format!("{resource}?kitchen");
-        let mut in_kitchen: Vec<Raw> = (0..6).map(|_| Raw::open(&server.address(), &room)).collect();
-        let mut elsewhere = Raw::open(&server.address(), resource);
+        let mut in_kitchen: Vec<Raw> = (0..6).map(|_| open_for_handler(&server, &room)).collect();
+        let mut elsewhere = open_for_handler(&server, resource);
         in_kitchen[0].text("hello");
         for (index, one) in in_kitchen.iter_mut().enumerate() {
             if index > 0 || hears_itself {
