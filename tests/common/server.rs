@@ -202,7 +202,9 @@ impl Server {
     pub fn workers(&self) -> Vec<i32> {
         let is_worker = |pid: &i32| {
             let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            title.split_once(": ").is_some_and(|(_, part)| part.starts_with("worker ") || part.starts_with("parent "))
+            title
+                .split_once(": ")
+                .is_some_and(|(_, part)| part.starts_with("worker ") || part.starts_with("parent "))
         };
         children(self.pid()).into_iter().filter(is_worker).collect()
     }
