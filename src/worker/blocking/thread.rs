@@ -7,7 +7,7 @@ use std::ffi::c_void;
 use std::io;
 use std::ptr::null_mut;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::ws_handler::raw::*;
 
@@ -15,6 +15,7 @@ use crate::clock;
 use crate::ffi::call::{self, Handler};
 use crate::ffi::host::{ABSENT, Address, End, Fact, Host, Number, Payload, Reply, Task, User, terminated};
 use crate::ffi::place::{self, Callback, POISON, is_strict};
+use crate::time::Instant;
 use crate::worker::base::metrics::{Metrics, Stopwatch};
 use crate::worker::blocking::watchdog::CallClock;
 use crate::worker::commands::queue::{Command, CommandQueue};
@@ -157,7 +158,7 @@ fn serve(host: &'static ThreadHost, handler: Handler, conn: u64, stopwatch: Stop
     if channel.as_ref().is_some_and(|channel| !channel.finish()) {
         return false;
     }
-    while let Some(woken) = channel.as_ref().map(|channel| channel.wait(Some(Instant::now()))) {
+    while let Some(woken) = channel.as_ref().map(|channel| channel.wait(Some(clock::now()))) {
         match woken {
             Woken::Delivery(Delivery::Task(task), _) => host.run_task(conn, task),
             Woken::Delivery(..) | Woken::Draining => {}
@@ -234,8 +235,7 @@ impl ThreadHost {
         while let Some(task) = of(conn, |current| current.timers.pop(now)).flatten() {
             run_timed(conn, task);
         }
-        let next = of(conn, |current| current.timers.next()).filter(|next| !next.is_never())?;
-        Some(Instant::now() + next.since(clock::now()))
+        of(conn, |current| current.timers.next()).filter(|next| !next.is_never())
     }
 }
 
@@ -303,7 +303,7 @@ impl Host for ThreadHost {
     fn receive(&self, conn: u64, timeout_ms: i64) -> Result<ws_message, i32> {
         let ours = of(conn, |current| (Arc::clone(&current.channel), current.clock));
         let (channel, clock) = ours.ok_or(WS_E_GONE)?;
-        let end = u64::try_from(timeout_ms).ok().map(|ms| Instant::now() + Duration::from_millis(ms));
+        let end = u64::try_from(timeout_ms).ok().map(|ms| clock::now() + Duration::from_millis(ms));
         loop {
             let timer = self.run_timers(conn);
             let deadline = [end, timer].into_iter().flatten().min();
@@ -349,7 +349,7 @@ impl Host for ThreadHost {
                     of(conn, |current| current.moved = true);
                     return Err(WS_CLOSED);
                 }
-                Woken::TimedOut if end.is_some_and(|end| Instant::now() >= end) => return Err(WS_E_TIMEOUT),
+                Woken::TimedOut if end.is_some_and(|end| clock::now() >= end) => return Err(WS_E_TIMEOUT),
                 Woken::TimedOut => {}
             }
         }

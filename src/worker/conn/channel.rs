@@ -3,10 +3,11 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
+use crate::clock;
 use crate::ffi::host::{Address, Task};
 use crate::proto::ws::deflate::negotiate::Params;
+use crate::time::Instant;
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::record::Strings;
 use crate::worker::conn::request::Request;
@@ -280,17 +281,20 @@ impl ThreadChannel {
     pub fn wait(&self, deadline: Option<Instant>) -> Woken {
         let mut state = self.lock();
         loop {
-            let left = deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
-            let next = self.next(&mut state).or_else(|| left.is_zero().then_some(Woken::TimedOut));
+            let left = deadline.map(clock::sleep_until);
+            let is_late = left.is_some_and(|left| left.is_zero());
+            let next = self.next(&mut state).or_else(|| is_late.then_some(Woken::TimedOut));
             state.waiting = next.is_none();
             // There is nothing to take: whoever puts something in says so first. Nor is there once it lets go.
             self.commands.set_idle(self.conn, state.waiting || matches!(next, Some(Woken::Moved)));
             if let Some(next) = next {
                 return next;
             }
-            state = match deadline {
+            state = match left {
                 None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(_) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                Some(left) => {
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
             };
         }
     }
