@@ -17,9 +17,7 @@ use crate::ctl;
 use crate::kit::Kit;
 use crate::kit::check::Check;
 use crate::settings::legacy::{IGNORED, Ignored};
-use crate::settings::{
-    self, Flag, Kind, Place, Places, Scope, Setting, effective::Effective, places::Given, resolve,
-};
+use crate::settings::{self, Flag, Kind, Place, Places, Scope, Setting, effective::Effective, resolve};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -228,34 +226,13 @@ fn given(matches: &ArgMatches) -> Result<Places, Error> {
     let mut places = Places::default();
     for setting in settings::in_scope(Scope::Server).filter(|setting| setting.flag != Flag::No) {
         for text in matches.get_many::<String>(setting.name).into_iter().flatten() {
-            add(&mut places, setting, text, Place::Line(format!("--{}", setting.option())))?;
+            places.add_on_line(setting, text, Place::Line(format!("--{}", setting.option())))?;
         }
     }
     for text in matches.get_many::<String>("o").into_iter().flatten() {
-        let (name, value) = text.split_once('=').ok_or_else(|| {
-            settings::Error::Line(format!("-o {text}: expected NAME=VALUE, with a setting of wshd.conf(5)"))
-        })?;
-        let (name, value) = (name.trim(), value.trim());
-        let setting = settings::find(Scope::Server, name).ok_or_else(|| {
-            let similar = settings::similar(Scope::Server, name);
-            settings::Error::Line(format!("-o {name}: no such setting, {similar}"))
-        })?;
-        add(&mut places, setting, value, Place::Line(format!("-o {name}")))?;
+        places.add_option(text)?;
     }
     Ok(places)
-}
-
-/// Lists add up; whatever else is given twice is a mistake.
-fn add(places: &mut Places, setting: &'static Setting, text: &str, place: Place) -> Result<(), Error> {
-    let mut texts = vec![text.to_owned()];
-    if let Some(before) = places.get(setting.name) {
-        if !matches!(setting.kind, Kind::List(..)) {
-            return Err(place.wrong(format!("it is already given by {}", before.place)).into());
-        }
-        texts.splice(0..0, before.texts.iter().cloned());
-    }
-    places.insert(setting.name, Given::on_line(texts, place));
-    Ok(())
 }
 
 /// An option that is none may be a setting that has none.

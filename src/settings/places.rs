@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::{Kind, Scope, Setting, find, similar};
 use crate::exit::Exit;
 
 /// Why there is no configuration.
@@ -118,6 +119,32 @@ impl Places {
     /// Removes one.
     pub fn remove(&mut self, name: &str) {
         self.0.remove(name);
+    }
+
+    /// Adds a value of the command line. Lists add up; whatever else is given twice is a mistake.
+    pub fn add_on_line(&mut self, setting: &'static Setting, text: &str, place: Place) -> Result<(), Error> {
+        let mut texts = vec![text.to_owned()];
+        if let Some(before) = self.get(setting.name) {
+            if !matches!(setting.kind, Kind::List(..)) {
+                return Err(place.wrong(format!("it is already given by {}", before.place)));
+            }
+            texts.splice(0..0, before.texts.iter().cloned());
+        }
+        self.insert(setting.name, Given::on_line(texts, place));
+        Ok(())
+    }
+
+    /// Adds what stands behind `-o`: `NAME=VALUE`.
+    pub fn add_option(&mut self, text: &str) -> Result<(), Error> {
+        let (name, value) = text.split_once('=').ok_or_else(|| {
+            Error::Line(format!("-o {text}: expected NAME=VALUE, with a setting of wshd.conf(5)"))
+        })?;
+        let (name, value) = (name.trim(), value.trim());
+        let setting = find(Scope::Server, name).ok_or_else(|| {
+            let similar = similar(Scope::Server, name);
+            Error::Line(format!("-o {name}: no such setting, {similar}"))
+        })?;
+        self.add_on_line(setting, value, Place::Line(format!("-o {name}")))
     }
 
     /// Gives one a value if it has none.
