@@ -31,6 +31,7 @@ const UNSAFE: &[&str] = &[
     "fleet/wipe.rs",
     "gateway/socket.rs",
     "handlers/program.rs",
+    "kit/host/process.rs",
     "service/daemonize.rs",
     "service/listen_fds.rs",
     "service/mod.rs",

@@ -1,4 +1,4 @@
-//! Commands for authors of handlers: each file is one. They start servers, compilers and clients of their own and know
+//! Commands for authors of handlers. They start servers, workers ([`host`]), compilers and clients of their own and know
 //! nothing of a running server.
 
 pub mod bench;
@@ -6,6 +6,7 @@ pub mod cat;
 pub mod check;
 mod client;
 mod control;
+mod host;
 mod interface;
 pub mod new;
 pub mod run;

@@ -8,7 +8,7 @@ mod certificates;
 mod changes;
 mod child;
 mod control;
-mod death;
+pub(crate) mod death;
 pub mod dry_run;
 pub mod generation;
 mod logs;

@@ -2,9 +2,10 @@
 //! pages against their options.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "common/client.rs"]
+#[path = "../common/client.rs"]
 mod client;
-#[path = "common/server.rs"]
+mod conversations;
+#[path = "../common/server.rs"]
 mod daemon;
 
 use std::collections::BTreeSet;
@@ -369,86 +370,6 @@ fn check_tells_people_the_same() {
     );
 }
 
-/// A handler with something of everything.
-const PARLEY: &str = r#"
-    #include <ws_handler.h>
-    static int32_t do_extra_handshake(ws_conn conn, ws_handshake *hs)
-    {
-        if (ws_bytes_equal(ws_origin(conn), "https://evil.example"))
-            return ws_reject(hs, 403);
-        ws_add_header(hs, "X-Room", "7");
-        return WS_OK;
-    }
-    static int32_t on_open(ws_conn conn)
-    {
-        return ws_send_text(conn, ws_is_resumed(conn) ? "again" : "welcome");
-    }
-    static void on_message(ws_conn conn, const ws_message *msg)
-    {
-        if (msg->size == 3 && memcmp(msg->data, "bye", 3) == 0)
-            ws_close(conn, 4001, "as you like");
-        else if (msg->size == 5 && memcmp(msg->data, "abort", 5) == 0)
-            ws_abort(conn);
-        else
-            ws_send(conn, msg->type, msg->data, msg->size);
-    }
-    WS_HANDLER(.name = "parley", .do_extra_handshake = do_extra_handshake, .on_open = on_open,
-               .on_message = on_message);
-"#;
-
-/// Runs `wshd test` with this script on the handler in `parley_wsh.so`.
-fn tested(dir: &Dir, script: &str) -> Output {
-    std::fs::write(dir.path().join("x.test"), script).unwrap();
-    let args = ["test", "--timeout", "2s", "parley_wsh.so", "x.test"];
-    output_of(wshd().args(args).current_dir(dir.path())).unwrap()
-}
-
-#[test]
-fn test_has_the_conversation_of_a_script() {
-    let dir = Dir::new();
-    dir.handler("parley", PARLEY);
-    let script = "# Everything.\n\
-        < welcome\n> hello\n< hello\n>! binary 00 ff\n<! binary 00 ff\n\
-        >! fragment a\n>! ping x\n<! pong x\n>! last b\n< ab\n<! nothing 50ms\n\
-        ann>! open /parley?name=ann\n    Origin: https://example.com\nann<! status 101\nann<! header X-Room: 7\n\
-        ann< welcome\n= move\nann< again\n< again\nann> hi\nann< hi\n= wait 10ms\n\
-        ann>! close 1000 done\nann<! close 1000\n> bye\n<! close 4001 as you like\n\
-        eve>! open\n  Origin: https://evil.example\neve<! status 403\n\
-        bob>! vanish\ncat< welcome\ncat> abort\ncat<! end\nno>! open /other\nno<! status 404\n";
-    let output = tested(&dir, script);
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
-    assert!(output.stdout.starts_with(b"x.test: passed, "));
-}
-
-#[test]
-fn test_shows_expected_and_got() {
-    let dir = Dir::new();
-    dir.handler("parley", PARLEY);
-    for (script, line, expected, got) in [
-        ("< welcome\n> a\n< b\n", 3, "text \"b\"", "text \"a\""),
-        ("< welcome\n> bye\n< b\n", 3, "text \"b\"", "close 4001 \"as you like\""),
-        ("< welcome\n<! binary 00", 2, "binary 00", "nothing within 2s"),
-        ("<! nothing 1s", 1, "nothing for 1s", "text \"welcome\""),
-        ("<! status 403", 1, "status 403", "status 101"),
-        ("<! header X-Room: 8", 1, "x-room: 8", "x-room: 7"),
-        ("< welcome\n> abort\n<! close 1000\n", 3, "close 1000 \"\"", "the end of the connection"),
-    ] {
-        let output = tested(&dir, script);
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert_eq!(output.status.code(), Some(6), "{said}");
-        assert!(
-            said.starts_with(&format!(
-                "x.test:{line}: failed\n    expected  {expected}\n    got       {got}"
-            )),
-            "{said}"
-        );
-        assert!(said.contains("    log       "), "{said}");
-    }
-    ends(&tested(&dir, "hello\n"), 3, "x.test: line 1: expected > or <");
-    std::fs::write(dir.path().join("parley_wsh.so"), "nothing").unwrap();
-    ends(&tested(&dir, "> a\n"), 3, "not a shared object");
-}
-
 /// Begins a handler and runs its test, as its author would.
 #[track_caller]
 fn new_passes_its_test(lang: &str, style: &str) {
@@ -618,8 +539,8 @@ fn run_builds_packages() {
     assert_eq!(ask(&mut connect(&running.address(), "/y"), "hello"), "hello");
 }
 
-const TUTORIAL: &str = include_str!("../man/wshd-tutorial.7");
-const PORTING: &str = include_str!("../man/wshd-porting.7");
+const TUTORIAL: &str = include_str!("../../man/wshd-tutorial.7");
+const PORTING: &str = include_str!("../../man/wshd-porting.7");
 
 /// What stands between `.Bd` and `.Ed` in a manual page.
 fn displays(page: &str) -> impl Iterator<Item = &str> {
@@ -650,7 +571,7 @@ fn every_step_of_the_tutorial_compiles_and_has_its_conversation() {
 
 #[test]
 fn the_porting_guide_names_what_there_is_and_its_example_is_sound() {
-    let header = include_str!("../include/ws_handler.h");
+    let header = include_str!("../../include/ws_handler.h");
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let words: BTreeSet<&str> = PORTING.split(|c| !is_name(c)).collect();
     let functions = words.iter().filter(|word| word.starts_with("WS_") || word.starts_with("ws_"));
@@ -669,11 +590,11 @@ fn the_porting_guide_names_what_there_is_and_its_example_is_sound() {
 
 /// The commands that have a manual page of their own.
 const COMMANDS: [(&str, &str); 5] = [
-    ("bench", include_str!("../man/wshd-bench.1")),
-    ("cat", include_str!("../man/wshd-cat.1")),
-    ("new", include_str!("../man/wshd-new.1")),
-    ("run", include_str!("../man/wshd-run.1")),
-    ("test", include_str!("../man/wshd-test.1")),
+    ("bench", include_str!("../../man/wshd-bench.1")),
+    ("cat", include_str!("../../man/wshd-cat.1")),
+    ("new", include_str!("../../man/wshd-new.1")),
+    ("run", include_str!("../../man/wshd-run.1")),
+    ("test", include_str!("../../man/wshd-test.1")),
 ];
 
 #[test]

@@ -31,6 +31,9 @@ const QUIET: Duration = Duration::from_millis(50);
 /// What a callback on the event loop may take before there is a line about it.
 const SLOW: Duration = Duration::from_millis(50);
 
+/// Settings that are not given: mistakes end the worker, and what has crashed is tried again.
+const DEFAULTS: [&str; 2] = ["strict_abi=true", "quarantine_deaths=0"];
+
 /// The command line.
 #[derive(Debug, Args)]
 pub struct Run {
@@ -165,9 +168,12 @@ impl Session<'_> {
     fn start(&self) -> io::Result<Pid> {
         fs::create_dir_all(self.handlers())?;
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["--workers", "1", "--port", &self.run.port.to_string(), "-o", "quarantine_deaths=0"]);
+        command.args(["--workers", "1", "--port", &self.run.port.to_string()]);
         command.arg("--websock-handlers").arg(self.handlers()).arg("--control-socket").arg(self.control());
-        command.args(self.run.option.iter().flat_map(|option| ["-o", option]));
+        let given = &self.run.option;
+        let is_given = |default: &&str| given.iter().any(|option| name_of(option) == name_of(default));
+        let defaults = DEFAULTS.iter().filter(|default| !is_given(default)).copied();
+        command.args(defaults.chain(given.iter().map(String::as_str)).flat_map(|option| ["-o", option]));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Ctrl-C is ours, so that the end is told once and waited for.
         let mut child = command.process_group(0).spawn()?;
@@ -193,6 +199,11 @@ impl Session<'_> {
             let _ = kill(pid, Signal::SIGHUP);
         }
     }
+}
+
+/// Of a setting as `-o` takes it.
+fn name_of(option: &str) -> &str {
+    option.split('=').next().unwrap_or_default().trim()
 }
 
 fn child_end(mut child: Child) -> io::Result<ExitStatus> {

@@ -1,13 +1,16 @@
-//! One end of a conversation: a client on the server's Unix socket.
+//! One end of a conversation: a client on the host's Unix socket.
 
+use std::collections::VecDeque;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread::sleep;
 use std::time::Duration;
 
 use tungstenite::client::{IntoClientRequest, client_with_config};
-use tungstenite::handshake::HandshakeError;
-use tungstenite::handshake::client::Response;
+use tungstenite::handshake::client::{ClientHandshake, Response};
+use tungstenite::handshake::{HandshakeError, MidHandshake};
 use tungstenite::http::{HeaderName, HeaderValue};
 use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::Frame;
@@ -16,27 +19,47 @@ use tungstenite::{Error, Message, WebSocket};
 
 use super::script::Content;
 
+type Connection = WebSocket<UnixStream>;
+type NotYet = HandshakeError<ClientHandshake<UnixStream>>;
+type Reply = tungstenite::http::Response<Option<Vec<u8>>>;
+
+/// How far a peer is.
+enum State {
+    /// It waits for the reply to its request.
+    Asked(MidHandshake<ClientHandshake<UnixStream>>),
+    /// It has a WebSocket.
+    Open(Connection),
+    /// Its request was refused, or it has vanished.
+    Ended,
+}
+
 /// A peer of the handler.
 pub struct Peer {
-    /// None when its request was refused, or it has vanished.
-    connection: Option<WebSocket<UnixStream>>,
-    /// The reply to its request; none: there was none.
-    reply: Option<Box<tungstenite::http::Response<Option<Vec<u8>>>>>,
+    state: State,
+    /// The reply to its request; none: there was none, or not yet.
+    reply: Option<Box<Reply>>,
+    /// What came while something else was waited for; at most [`MOST`].
+    queue: VecDeque<Content>,
+    /// It has stopped to read.
+    is_stalled: bool,
     patience: Duration,
 }
 
+/// What is kept for later: more is left in the socket.
+const MOST: usize = 10_000;
+
 impl Peer {
-    /// Connects and shakes hands. A refusal is an answer like another.
-    pub fn open(
+    /// Connects and sends its request.
+    pub fn ask(
         socket: &Path,
         target: &str,
         headers: &[(HeaderName, HeaderValue)],
         patience: Duration,
     ) -> Result<Self, String> {
-        let stream = UnixStream::connect(socket).map_err(|error| format!("connect: {error}"))?;
-        let timeouts =
-            stream.set_read_timeout(Some(patience)).and_then(|()| stream.set_write_timeout(Some(patience)));
-        timeouts.map_err(|error| error.to_string())?;
+        let failed = |error: io::Error| format!("connect: {error}");
+        let stream = UnixStream::connect(socket).map_err(failed)?;
+        stream.set_nonblocking(true).map_err(failed)?;
+        stream.set_write_timeout(Some(patience)).map_err(failed)?;
         let mut request = format!("ws://localhost{target}")
             .into_client_request()
             .map_err(|error| format!("open {target}: {error}"))?;
@@ -46,19 +69,55 @@ impl Peer {
         for (name, value) in headers {
             request.headers_mut().append(name.clone(), value.clone());
         }
-        let (connection, reply): (_, Option<Response>) = match client_with_config(request, stream, None) {
-            Ok((connection, reply)) => (Some(connection), Some(reply)),
-            Err(HandshakeError::Failure(Error::Http(reply))) => (None, Some(*reply)),
-            Err(HandshakeError::Failure(Error::Io(_) | Error::ConnectionClosed)) => (None, None),
-            Err(HandshakeError::Failure(Error::Protocol(
-                tungstenite::error::ProtocolError::HandshakeIncomplete,
-            ))) => (None, None),
-            Err(HandshakeError::Interrupted(_)) => {
-                return Err(format!("open {target}: no reply within {patience:?}"));
+        let mut peer =
+            Peer { state: State::Ended, reply: None, queue: VecDeque::new(), is_stalled: false, patience };
+        peer.took(client_with_config(request, stream, None))
+            .map_err(|why| format!("open {target}: {why}"))?;
+        Ok(peer)
+    }
+
+    /// Waits for the reply to its request, if there was none yet. A refusal is an answer like another.
+    pub fn settle(&mut self) -> Result<(), String> {
+        let asked = match std::mem::replace(&mut self.state, State::Ended) {
+            State::Asked(asked) => asked,
+            other => {
+                self.state = other;
+                return Ok(());
             }
-            Err(HandshakeError::Failure(error)) => return Err(format!("open {target}: {error}")),
         };
-        Ok(Peer { connection, reply: reply.map(Box::new), patience })
+        let stream = asked.get_ref().get_ref();
+        let blocks = stream.set_nonblocking(false);
+        blocks.and_then(|()| stream.set_read_timeout(Some(self.patience))).map_err(|why| why.to_string())?;
+        self.took(asked.handshake())?;
+        match self.state {
+            State::Asked(_) => Err(format!("no reply to the request within {:?}", self.patience)),
+            _ => Ok(()),
+        }
+    }
+
+    fn took(&mut self, result: Result<(Connection, Response), NotYet>) -> Result<(), String> {
+        let incomplete = tungstenite::error::ProtocolError::HandshakeIncomplete;
+        match result {
+            Ok((connection, reply)) => {
+                self.state = State::Open(connection);
+                self.reply = Some(Box::new(reply));
+            }
+            Err(HandshakeError::Interrupted(asked)) => self.state = State::Asked(asked),
+            Err(HandshakeError::Failure(Error::Http(reply))) => self.reply = Some(reply),
+            Err(HandshakeError::Failure(Error::Io(_) | Error::ConnectionClosed)) => {}
+            Err(HandshakeError::Failure(Error::Protocol(error))) if error == incomplete => {}
+            Err(HandshakeError::Failure(error)) => return Err(error.to_string()),
+        }
+        Ok(())
+    }
+
+    /// Its socket.
+    pub fn fd(&self) -> Option<RawFd> {
+        match &self.state {
+            State::Asked(asked) => Some(asked.get_ref().get_ref().as_raw_fd()),
+            State::Open(connection) => Some(connection.get_ref().as_raw_fd()),
+            State::Ended => None,
+        }
     }
 
     /// Of the reply to its request; 0 if there was none.
@@ -74,8 +133,9 @@ impl Peer {
 
     /// Sends, and waits until the socket has taken it.
     pub fn send(&mut self, content: &Content) -> Result<(), String> {
+        self.settle()?;
         let status = self.status();
-        let Some(connection) = &mut self.connection else {
+        let State::Open(connection) = &mut self.state else {
             return Err(format!("send: the connection is not open (status {status})"));
         };
         let message = match content {
@@ -94,12 +154,30 @@ impl Peer {
             }
             Content::End => return Ok(()),
         };
+        connection.get_ref().set_nonblocking(false).map_err(|error| error.to_string())?;
         connection.send(message).map_err(|error| format!("send: {error}"))
     }
 
     /// Is gone at once.
     pub fn vanish(&mut self) {
-        self.connection = None;
+        self.state = State::Ended;
+        self.queue.clear();
+    }
+
+    /// From now on it reads nothing, or reads again.
+    pub fn stall(&mut self, is_stalled: bool) {
+        self.is_stalled = is_stalled;
+    }
+
+    /// Takes what has come, and answers Pings, without waiting.
+    pub fn look(&mut self) {
+        while !self.is_stalled && self.queue.len() < MOST {
+            match self.receive(None) {
+                // The end is found again.
+                Ok(None | Some(Content::End)) | Err(_) => return,
+                Ok(Some(content)) => self.queue.push_back(content),
+            }
+        }
     }
 
     /// What comes next. Pings and pongs are passed over unless one is expected.
@@ -114,21 +192,53 @@ impl Peer {
         }
     }
 
-    /// What comes within this time, if anything does.
-    pub fn silent_for(&mut self, duration: Duration) -> Option<Content> {
-        self.read(duration).unwrap_or(Some(Content::End))
+    /// What comes within this time, but for pings and pongs, if anything does.
+    pub fn silent_for(&mut self, duration: Duration) -> Result<Option<Content>, String> {
+        if matches!(self.state, State::Asked(_)) {
+            sleep(duration);
+            if let State::Asked(asked) = std::mem::replace(&mut self.state, State::Ended) {
+                self.took(asked.handshake())?;
+            }
+            let is_silent = matches!(self.state, State::Asked(_));
+            return if is_silent { Ok(None) } else { Err(format!("status {}", self.status())) };
+        }
+        loop {
+            match self.read(duration)? {
+                Some(Content::Ping(_) | Content::Pong(_)) => {}
+                other => return Ok(other),
+            }
+        }
     }
 
     /// What comes within this time.
     fn read(&mut self, patience: Duration) -> Result<Option<Content>, String> {
+        if self.is_stalled {
+            return Err("nothing: the peer has stopped reading".to_owned());
+        }
+        if let Some(content) = self.queue.pop_front() {
+            return Ok(Some(content));
+        }
+        self.settle()?;
+        self.receive(Some(patience))
+    }
+
+    /// The same past the queue; without a time it does not wait.
+    fn receive(&mut self, patience: Option<Duration>) -> Result<Option<Content>, String> {
         let status = self.status();
-        let Some(connection) = &mut self.connection else {
-            return match status {
-                101 | 0 => Ok(Some(Content::End)),
-                status => Err(format!("a refusal with status {status}")),
-            };
+        let connection = match &mut self.state {
+            State::Open(connection) => connection,
+            State::Asked(_) => return Ok(None),
+            State::Ended => {
+                return match status {
+                    101 | 0 => Ok(Some(Content::End)),
+                    status => Err(format!("a refusal with status {status}")),
+                };
+            }
         };
-        connection.get_ref().set_read_timeout(Some(patience)).map_err(|error| error.to_string())?;
+        let stream = connection.get_ref();
+        let is_set =
+            stream.set_nonblocking(patience.is_none()).and_then(|()| stream.set_read_timeout(patience));
+        is_set.map_err(|error| error.to_string())?;
         loop {
             return Ok(Some(match connection.read() {
                 Ok(Message::Text(text)) => Content::Text(text.as_str().to_owned()),

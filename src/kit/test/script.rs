@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tungstenite::http::{HeaderName, HeaderValue};
 
-use crate::kit::value::time;
+use crate::kit::value::{size, time};
 
 /// The longest script; bytes.
 pub const MAX_SCRIPT: u64 = 16 << 20;
@@ -23,12 +23,14 @@ pub struct Step {
 /// What a step does.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// The peer connects: the target of its request, if not that of the handler, and more headers.
-    Open(Option<String>, Vec<(HeaderName, HeaderValue)>),
+    /// The peer connects.
+    Open(Opening),
     /// The peer sends this.
     Send(Content),
     /// The peer vanishes without a Close frame.
     Vanish,
+    /// The peer stops reading, or reads again.
+    Stall(bool),
     /// This is to come next.
     Expect(Content),
     /// Nothing is to come for so long.
@@ -37,10 +39,27 @@ pub enum Action {
     Status(u16),
     /// And this header.
     Header(HeaderName, HeaderValue),
-    /// Time passes.
+    /// The script waits.
     Wait(Duration),
+    /// The clock of the host moves on.
+    Pass(Duration),
     /// The connections move to another worker, as at a reload.
     Move,
+    /// Another worker publishes this text for a topic.
+    Publish(String, String),
+    /// The log is to have another line with this in it.
+    Log(String),
+}
+
+/// How a peer connects.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Opening {
+    /// Path and query of its request, if they are not the handler's own.
+    pub target: Option<String>,
+    /// More headers of its request.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Whether the script goes on before there is a reply.
+    pub is_late: bool,
 }
 
 /// What goes over a connection.
@@ -82,12 +101,12 @@ pub fn parse(text: &str) -> Result<Vec<Step>, ScriptError> {
         }
         // What is indented belongs to the request above it.
         if line.starts_with([' ', '\t']) {
-            let Some(Action::Open(_, headers)) = steps.last_mut().map(|step| &mut step.action) else {
+            let Some(Action::Open(opening)) = steps.last_mut().map(|step| &mut step.action) else {
                 return Err(error(
                     "a header stands below an open only: begin other lines at the margin".to_owned(),
                 ));
             };
-            headers.push(header(line).map_err(error)?);
+            opening.headers.push(header(line).map_err(error)?);
             continue;
         }
         let (peer, action) = step(line, &mut in_message).map_err(error)?;
@@ -98,7 +117,7 @@ pub fn parse(text: &str) -> Result<Vec<Step>, ScriptError> {
 
 /// `in_message` has the peers that have sent a fragment that is not the last.
 fn step(line: &str, in_message: &mut Vec<String>) -> Result<(String, Action), String> {
-    const EXPECTED: &str = "expected > or < after the name of a peer or none, or = move, = wait TIME";
+    const EXPECTED: &str = "expected > or < after the name of a peer or none, or =";
     let at = line.find(['>', '<', '=']).ok_or(EXPECTED)?;
     let (peer, rest) = line.split_at(at);
     if !peer.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
@@ -120,7 +139,21 @@ fn step(line: &str, in_message: &mut Vec<String>) -> Result<(String, Action), St
         _ => match word(text) {
             ("move", "") => Action::Move,
             ("wait", duration) => Action::Wait(time(duration)?),
-            _ => return Err("expected = move or = wait TIME".to_owned()),
+            ("time", passes) => match word(passes) {
+                ("passes", duration) => Action::Pass(time(duration)?),
+                _ => return Err("expected = time passes TIME".to_owned()),
+            },
+            ("publish", message) => match word(message) {
+                ("", _) => return Err("expected = publish TOPIC TEXT".to_owned()),
+                (topic, text) => Action::Publish(topic.to_owned(), text.to_owned()),
+            },
+            ("log", "") => return Err("expected = log TEXT".to_owned()),
+            ("log", text) => Action::Log(text.to_owned()),
+            _ => {
+                let what =
+                    "expected = move, = time passes TIME, = wait TIME, = publish TOPIC TEXT or = log TEXT";
+                return Err(what.to_owned());
+            }
         },
     };
     Ok((peer.to_owned(), action))
@@ -128,12 +161,17 @@ fn step(line: &str, in_message: &mut Vec<String>) -> Result<(String, Action), St
 
 fn sent(peer: &str, text: &str, in_message: &mut Vec<String>) -> Result<Action, String> {
     let content = match word(text) {
-        ("open", "") => return Ok(Action::Open(None, Vec::new())),
-        ("open", target) if target.starts_with('/') => {
-            return Ok(Action::Open(Some(target.to_owned()), Vec::new()));
+        (how @ ("open" | "request"), target) if target.is_empty() || target.starts_with('/') => {
+            let target = Some(target.to_owned()).filter(|target| !target.is_empty());
+            return Ok(Action::Open(Opening { target, is_late: how == "request", ..Opening::default() }));
         }
-        ("open", _) => return Err("expected >! open or >! open /PATH".to_owned()),
+        ("open" | "request", _) => {
+            return Err("expected >! open or >! request, and a /PATH or nothing".to_owned());
+        }
         ("vanish", "") => return Ok(Action::Vanish),
+        ("stop", "reading") => return Ok(Action::Stall(true)),
+        ("read", "again") => return Ok(Action::Stall(false)),
+        ("large", length) => large(length)?,
         ("binary", digits) => Content::Binary(hex(digits)?),
         (part @ ("fragment" | "last"), text) => {
             let known = in_message.iter().position(|other| other == peer);
@@ -149,8 +187,8 @@ fn sent(peer: &str, text: &str, in_message: &mut Vec<String>) -> Result<Action, 
         ("pong", text) => Content::Pong(control(text)?),
         ("close", text) => close(text)?,
         _ => {
-            let what = "expected >! open, binary, fragment, last, ping, pong, close or vanish";
-            return Err(format!("{what}; text is sent with > alone"));
+            let what = "expected >! open, request, binary, large, fragment, last, ping, pong, close, vanish, stop reading";
+            return Err(format!("{what} or read again; text is sent with > alone"));
         }
     };
     Ok(Action::Send(content))
@@ -166,13 +204,14 @@ fn expected(text: &str) -> Result<Action, String> {
         }
         ("header", line) => return header(line).map(|(name, value)| Action::Header(name, value)),
         ("nothing", duration) => return time(duration).map(Action::Silence),
+        ("large", length) => large(length)?,
         ("binary", digits) => Content::Binary(hex(digits)?),
         ("ping", text) => Content::Ping(control(text)?),
         ("pong", text) => Content::Pong(control(text)?),
         ("close", text) => close(text)?,
         ("end", "") => Content::End,
         _ => {
-            let what = "expected <! status, header, binary, ping, pong, close, end or nothing TIME";
+            let what = "expected <! status, header, binary, large, ping, pong, close, end or nothing TIME";
             return Err(format!("{what}; text is expected with < alone"));
         }
     };
@@ -201,6 +240,11 @@ fn hex(digits: &str) -> Result<Vec<u8>, String> {
         return Err("expected two hexadecimal digits for each byte".to_owned());
     }
     Ok(digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | *digit as u8)).collect())
+}
+
+/// A text of this size.
+fn large(length: &str) -> Result<Content, String> {
+    Ok(Content::Text("x".repeat(size(length)?)))
 }
 
 /// The payload of a control frame (RFC 6455 5.5).
@@ -256,8 +300,11 @@ mod tests {
     #[test]
     fn requests_have_headers_below_them() {
         let action = one(">! open /chat?room=1\n    Origin: https://example.com\n    Cookie: a=b\n");
-        let Action::Open(Some(target), headers) = action else { panic!("{action:?}") };
+        let Action::Open(Opening { target: Some(target), headers, is_late: false }) = action else {
+            panic!("{action:?}")
+        };
         assert_eq!((target.as_str(), headers.len()), ("/chat?room=1", 2));
+        assert!(matches!(one(">! request"), Action::Open(Opening { target: None, is_late: true, .. })));
         assert_eq!(one("<! status 403"), Action::Status(403));
         assert!(matches!(one("<! header Set-Cookie: a=b"), Action::Header(name, _) if name == "set-cookie"));
     }
@@ -274,6 +321,14 @@ mod tests {
         assert_eq!(one("<! nothing 50ms"), Action::Silence(Duration::from_millis(50)));
         assert_eq!([one("= move"), one(">! vanish")], [Action::Move, Action::Vanish]);
         assert_eq!(one("= wait 1s"), Action::Wait(Duration::from_secs(1)));
+        assert_eq!(one("= time passes 30s"), Action::Pass(Duration::from_secs(30)));
+        assert_eq!(one("= publish news it rains"), Action::Publish("news".into(), "it rains".into()));
+        assert_eq!(one("= log a warning"), Action::Log("a warning".to_owned()));
+        assert_eq!(
+            [one(">! stop reading"), one(">! read again")],
+            [Action::Stall(true), Action::Stall(false)]
+        );
+        assert_eq!(one("<! large 1K"), Action::Expect(Content::Text("x".repeat(1024))));
         let pieces = actions(">! fragment a\n>! fragment b\n>! last c\n>! fragment d");
         let flags = pieces.into_iter().map(|(_, action)| match action {
             Action::Send(Content::Fragment(_, is_first, is_last)) => (is_first, is_last),

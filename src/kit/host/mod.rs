@@ -1,0 +1,404 @@
+//! Serves one handler without a server: the worker's own code, with a fleet of one worker and a bus around it, a Unix socket
+//! in a directory that nobody else can reach, and a clock that can be moved on. Judges nothing: who drives it does.
+//!
+//! The worker is a process that is forked, so that its crash is seen and told from here, and so that a connection can move to
+//! another one; or it runs on the main thread of this process, for debuggers, while another thread drives it.
+
+mod process;
+mod settings;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
+
+use self::process::Process;
+use super::run::install;
+use crate::bus;
+use crate::clock;
+use crate::config::Config;
+use crate::ffi::callback_name;
+use crate::fleet::addresses::Addresses;
+use crate::fleet::breakers::{self, CircuitBreaker};
+use crate::fleet::bus_wire::{FORMAT, Message, Request, key_of};
+use crate::fleet::control::{Channel, Command, Report};
+use crate::fleet::counters::Counters;
+use crate::fleet::crash_report::{self, CrashReport};
+use crate::fleet::datagram;
+use crate::fleet::inbox::Inbox;
+use crate::fleet::listener::{self, Listener};
+use crate::fleet::routes::Routes;
+use crate::fleet::scoreboard::{Place, Scoreboard, State};
+use crate::handlers::discover::discover;
+use crate::log as sink;
+use crate::supervisor::bus::Bus;
+use crate::supervisor::death::{Cause, Death};
+use crate::worker;
+
+/// How long a worker may take to start, to answer and to leave.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Two: one serves, and the other one takes up connections that move.
+const SLOTS: usize = 2;
+/// Room for a message in the report of a crash.
+const MESSAGE: usize = 64 << 10;
+/// The most of a log that is shown, from the end; bytes.
+const MAX_LOG: usize = 64 << 10;
+/// The clock moves on by this much at a time, so that timers run in their order.
+const STEP: Duration = Duration::from_millis(100);
+/// At most so many times, in larger steps if need be.
+const MAX_STEPS: u32 = 1000;
+/// Threads of the blocking style have this long to see that the clock has moved.
+const THREADS: Duration = Duration::from_millis(3);
+
+/// A worker that serves.
+struct Worker {
+    slot: usize,
+    channel: Channel,
+    /// It has said so.
+    has_crashed: bool,
+    /// None: it runs in this process.
+    process: Option<Process>,
+}
+
+impl Worker {
+    /// The next report; None: it has ended.
+    fn report(&mut self) -> io::Result<Option<Report>> {
+        let report = self.channel.recv_report();
+        self.has_crashed |= matches!(report, Ok(Some(Report::Crashed)));
+        report
+    }
+
+    /// Waits for its end, and reads what it still had to say; None: it had to be killed, or is no process.
+    fn wait(&mut self) -> Option<WaitStatus> {
+        let status = self.process.take().and_then(|process| process.wait(PATIENCE));
+        while let Ok(Some(_)) = self.report() {}
+        status
+    }
+}
+
+/// See the module. Processes are killed when it is dropped.
+pub struct Host {
+    dir: PathBuf,
+    config: Arc<Config>,
+    routes: Arc<Routes>,
+    listener: Arc<Listener>,
+    scoreboard: &'static Scoreboard,
+    counters: &'static Counters,
+    addresses: &'static Addresses,
+    breakers: &'static [CircuitBreaker],
+    crash_reports: &'static [CrashReport],
+    inboxes: Vec<Inbox>,
+    bus: Bus,
+    /// While it runs: its end of the channel, which it leaves with, and the process.
+    bus_process: Option<(Channel, Process)>,
+    /// Set from the start until its end was noticed.
+    worker: Option<Worker>,
+}
+
+impl Host {
+    /// For the handler in this file, with these settings. Its files are in `dir`, which is new.
+    pub fn new(dir: &Path, object: &Path, name: &str, options: &[String]) -> Result<Self, String> {
+        let cannot = |error: io::Error| format!("the host: {error}");
+        process::share_clock().map_err(cannot)?;
+        let handlers = dir.join("handlers");
+        install(object, &handlers.join(format!("{name}_wsh.so"))).map_err(cannot)?;
+        let config = settings::config(dir, &handlers, options)?;
+        sink::start(&config.log)?;
+        let found = discover(&config, &Routes::default(), &|| false);
+        let (routes, faults) = found.map_err(|error| error.to_string())?;
+        if let Some(fault) = faults.first() {
+            return Err(fault.clone());
+        }
+        let listener = listener::bind(&config.listen, &|_| Default::default()).ok();
+        let listener = listener.and_then(|mut all| all.pop()).ok_or("the host: cannot listen")?;
+        let counters = Counters::create(SLOTS, 8, routes.handlers().len()).map_err(cannot)?;
+        counters.enter_all(&routes);
+        let scoreboard = Scoreboard::create(SLOTS).map_err(cannot)?;
+        for slot in 0..SLOTS {
+            scoreboard.assign(slot, Place { pool: 0, number: slot as u16 });
+        }
+        let inboxes = (0..SLOTS).map(|_| Inbox::new()).collect::<io::Result<_>>().map_err(cannot)?;
+        let bus = Bus::new(&config, Vec::new()).map_err(cannot)?;
+        Ok(Host {
+            dir: dir.to_owned(),
+            addresses: Addresses::for_processes(SLOTS).map_err(cannot)?,
+            breakers: breakers::create(routes.handlers().len()).map_err(cannot)?,
+            crash_reports: crash_report::create(SLOTS, config.head.bytes, MESSAGE).map_err(cannot)?,
+            config: Arc::new(config),
+            routes: Arc::new(routes),
+            listener: Arc::new(listener),
+            scoreboard,
+            counters,
+            inboxes,
+            bus,
+            bus_process: None,
+            worker: None,
+        })
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("socket")
+    }
+
+    /// Where the log is.
+    pub fn log_file(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// The end of the log.
+    pub fn log(&self) -> String {
+        let log = fs::read(self.log_file()).unwrap_or_default();
+        let end = log.get(log.len().saturating_sub(MAX_LOG)..).unwrap_or_default();
+        String::from_utf8_lossy(end).into_owned()
+    }
+
+    /// Starts a worker as a process of its own, and waits until it serves.
+    pub fn start(&mut self) -> Result<(), String> {
+        self.start_bus().map_err(|error| format!("the bus: {error}"))?;
+        self.worker = Some(self.fork_worker(0, &[])?);
+        self.wait_until_ready()
+    }
+
+    /// The same for a worker that runs in this process, as [`worker::run`] with what this returns.
+    pub fn start_here(&mut self) -> Result<worker::Start, String> {
+        self.start_bus().map_err(|error| format!("the bus: {error}"))?;
+        let (start, channel) = self.prepare(0).map_err(|error| format!("the worker: {error}"))?;
+        process::hold_sigterm().map_err(|error| format!("signals: {error}"))?;
+        self.worker = Some(Worker { slot: 0, channel, has_crashed: false, process: None });
+        Ok(start)
+    }
+
+    /// Waits until the worker serves the handler.
+    pub fn wait_until_ready(&mut self) -> Result<(), String> {
+        match self.report(|report| matches!(report, Report::Ready { .. }))? {
+            Report::Ready { loaded: 0, .. } => {
+                Err("the handler does not start: its log tells why".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves all connections, to another process if the worker is one. That must not have `peers`, descriptors of this
+    /// process.
+    pub fn move_connections(&mut self, peers: &[RawFd]) -> Result<(), String> {
+        let Some(worker) = &self.worker else { return Err("the worker has ended".to_owned()) };
+        let to = 1 - worker.slot;
+        if worker.process.is_none() {
+            return self.move_within().map_err(|error| format!("move: {error}"));
+        }
+        let next = self.fork_worker(to, peers)?;
+        let Some(mut before) = self.worker.replace(next) else { return Ok(()) };
+        self.wait_until_ready()?;
+        let order = Command::Migrate { to: to as u16 };
+        before.channel.send_command(order).map_err(|error| format!("move: {error}"))?;
+        let status = before.wait();
+        self.judge(&before, status).map_or(Ok(()), Err)?;
+        self.turn()
+    }
+
+    /// Sends all connections to an inbox that nobody serves, and has the worker take them up from there.
+    fn move_within(&mut self) -> io::Result<()> {
+        const AWAY: usize = 1;
+        if let (Some(worker), Some(record)) = (&self.worker, self.scoreboard.slot(AWAY)) {
+            record.set_state(State::Running); // it is asked whether it takes connections
+            worker.channel.send_command(Command::Rebalance { to: AWAY as u16, count: u16::MAX })?;
+            if let Some(inbox) = self.inboxes.get(AWAY) {
+                worker.channel.send_command_with(Command::TakeUp, inbox.rx().as_fd())?;
+            }
+        }
+        self.turn().map_err(io::Error::other)
+    }
+
+    /// Waits until the event loop has dealt with all that lay before it.
+    pub fn turn(&mut self) -> Result<(), String> {
+        // What is asked in one turn is answered before the timers of that turn.
+        for _ in 0..2 {
+            let Some(worker) = &self.worker else { return Err("the worker has ended".to_owned()) };
+            let no_connection = Command::Close { ticket: 0, conn: 0, code: 1000 };
+            match worker.channel.send_command(no_connection) {
+                Ok(()) => self.report(|report| matches!(report, Report::Closing { .. }))?,
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(self.death_soon()),
+                Err(error) => return Err(format!("the worker: {error}")),
+            };
+        }
+        Ok(())
+    }
+
+    /// Moves the clock on. `meanwhile` is called often: peers may have to answer.
+    pub fn pass(&mut self, time: Duration, mut meanwhile: impl FnMut()) -> Result<(), String> {
+        let step = STEP.max(time / MAX_STEPS);
+        let has_threads = self.routes.in_service().any(|(_, route)| route.blocking);
+        let mut left = time;
+        while !left.is_zero() {
+            let now = left.min(step);
+            left -= now;
+            process::move_clock(now);
+            self.turn()?;
+            if has_threads {
+                sleep(THREADS);
+            }
+            meanwhile();
+        }
+        Ok(())
+    }
+
+    /// Publishes a text, as another worker would.
+    pub fn publish(&self, topic: &str, text: &str) -> io::Result<()> {
+        use std::io::Write;
+        let resource = self.routes.resources().next().map_or("/", |(resource, _)| resource);
+        let key = key_of(self.config.scope_of(resource), topic);
+        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        let rendezvous = self.bus.tx(&self.pool())?;
+        theirs.set_nonblocking(true)?;
+        datagram::send(rendezvous.as_fd(), &FORMAT.to_ne_bytes(), Some(theirs.as_fd()))?;
+        let message = Message { but: 0, kind: 1, compress: true, payload: text.as_bytes() };
+        let mut frame = Vec::new();
+        Request::Publish { key: &key, message }.append_to(&mut frame);
+        ours.write_all(&frame)
+    }
+
+    /// Has the worker leave: how it died, if it did.
+    pub fn stop(&mut self) -> Result<(), String> {
+        let Some(mut worker) = self.worker.take() else { return Ok(()) };
+        let _ = worker.channel.send_command(Command::Stop); // it may have ended
+        if worker.process.is_none() {
+            return Ok(()); // who runs it sees its end
+        }
+        let status = worker.wait();
+        self.judge(&worker, status).map_or(Ok(()), Err)
+    }
+
+    /// How the worker has died, if it has.
+    pub fn death(&mut self) -> Option<String> {
+        self.worker.as_mut()?.process.as_mut()?.ended()?;
+        let mut worker = self.worker.take()?;
+        let status = worker.wait();
+        self.judge(&worker, status)
+    }
+
+    fn pool(&self) -> String {
+        self.config.pools.first().map_or_else(String::new, |pool| pool.name.clone())
+    }
+
+    fn start_bus(&mut self) -> io::Result<()> {
+        let start = self.bus.start(&self.config, &self.routes)?;
+        let (ours, theirs) = Channel::pair()?;
+        let process = process::fork(&[], move || {
+            bus::run(start, &theirs).map_err(|error| log::error!("bus: {error}")).is_err().into()
+        })?;
+        ours.send_command(Command::Begin)?;
+        self.bus_process = Some((ours, process));
+        Ok(())
+    }
+
+    fn fork_worker(&self, slot: usize, peers: &[RawFd]) -> Result<Worker, String> {
+        let cannot = |error: io::Error| format!("the worker: {error}");
+        let (start, channel) = self.prepare(slot).map_err(cannot)?;
+        let process = process::fork(peers, move || {
+            sink::set_process("worker");
+            worker::run(start)
+        })
+        .map_err(cannot)?;
+        if let Some(record) = self.scoreboard.slot(slot) {
+            record.pid.store(process.pid().as_raw(), Ordering::Relaxed);
+        }
+        Ok(Worker { slot, channel, has_crashed: false, process: Some(process) })
+    }
+
+    /// What a worker in this slot is given, and this side of its channel.
+    fn prepare(&self, slot: usize) -> io::Result<(worker::Start, Channel)> {
+        let (ours, theirs) = Channel::pair()?;
+        if let Some(record) = self.scoreboard.slot(slot) {
+            record.begin(clock::now().as_nanos());
+            self.counters.enter_place(record.place());
+        }
+        let own = self.inboxes.get(slot).ok_or(io::ErrorKind::NotFound)?;
+        let inbox = Inbox::of_ends(own.tx().try_clone_to_owned()?, own.rx().as_fd().try_clone_to_owned()?);
+        let txs = self.inboxes.iter().map(|inbox| inbox.tx().try_clone_to_owned());
+        let start = worker::Start {
+            config: Arc::clone(&self.config),
+            routes: Arc::clone(&self.routes),
+            skipped: Vec::new(),
+            listeners: vec![Arc::clone(&self.listener)],
+            gateways: None,
+            scoreboard: self.scoreboard,
+            counters: self.counters,
+            slot,
+            control: theirs,
+            inbox,
+            rendezvous: self.bus.tx(&self.pool())?,
+            txs: txs.collect::<io::Result<Vec<OwnedFd>>>()?,
+            cgi: None,
+            standby: false,
+            breakers: self.breakers,
+            crash_report: self.crash_reports,
+            addresses: self.addresses,
+        };
+        Ok((start, ours))
+    }
+
+    /// Waits for a report.
+    fn report(&mut self, is_wanted: impl Fn(&Report) -> bool) -> Result<Report, String> {
+        let begun = Instant::now();
+        while let Some(left) = PATIENCE.checked_sub(begun.elapsed()) {
+            let Some(worker) = &mut self.worker else { break };
+            match worker.report() {
+                Ok(Some(report)) if is_wanted(&report) => return Ok(report),
+                Ok(Some(_)) => {}
+                Ok(None) => return Err(self.death_soon()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let mut fds = [PollFd::new(worker.channel.as_fd(), PollFlags::POLLIN)];
+                    let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+                }
+                Err(error) => return Err(format!("the worker: {error}")),
+            }
+        }
+        Err(format!("the worker does not answer within {PATIENCE:?}"))
+    }
+
+    /// The channel has ended: so has the process, or it is about to.
+    fn death_soon(&mut self) -> String {
+        let worker = self.worker.take();
+        let death = worker.and_then(|mut worker| {
+            let status = worker.wait();
+            self.judge(&worker, status)
+        });
+        death.unwrap_or_else(|| "the worker has ended".to_owned())
+    }
+
+    /// What the end of a worker was, if it was no proper one.
+    fn judge(&self, worker: &Worker, status: Option<WaitStatus>) -> Option<String> {
+        let (slot, has_crashed) = (worker.slot, worker.has_crashed);
+        let record = self.scoreboard.slot(slot)?;
+        let (crash, call) = (record.crash.facts(), record.call.current());
+        let cause = match status {
+            Some(WaitStatus::Exited(_, 0)) => return None,
+            _ if has_crashed => Cause::of_crash(crash.signal, crash.address),
+            Some(WaitStatus::Exited(_, status)) => Cause::Ended(status),
+            Some(WaitStatus::Signaled(_, signal, _)) => Cause::Killed(signal),
+            Some(_) | None => Cause::Killed(Signal::SIGKILL),
+        };
+        let (handler, callback, conn) = match (has_crashed, call) {
+            (true, _) => (crash.handler, crash.callback, crash.conn),
+            (false, Some((handler, callback, conn))) => (Some(handler), callback, conn),
+            (false, None) => (None, 0, 0),
+        };
+        let facts = self.crash_reports.get(slot).filter(|_| has_crashed).map(CrashReport::facts);
+        let handler = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler)));
+        if status.is_none() {
+            let what = handler.map(|route| format!(", in {} of {}", callback_name(callback), route.name));
+            return Some(format!("does not leave within {PATIENCE:?}{}", what.unwrap_or_default()));
+        }
+        let facts = facts.unwrap_or_default();
+        Some(Death { worker: "worker", pid: 0, cause, handler, callback, conn, facts }.line())
+    }
+}

@@ -1,0 +1,123 @@
+//! Processes of the host, and the clock that they share.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::RawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, dup2_stdin, fork as fork_process};
+
+use crate::clock;
+use crate::exit::Exit;
+
+/// Between two looks whether a process has ended.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// How far the clock is ahead; ns.
+static AHEAD: OnceLock<&'static AtomicU64> = OnceLock::new();
+
+/// Has this process and its children read a clock that [`move_clock`] moves on.
+pub fn share_clock() -> io::Result<()> {
+    if AHEAD.get().is_some() {
+        return Ok(());
+    }
+    let size = NonZeroUsize::new(size_of::<AtomicU64>()).ok_or(io::ErrorKind::InvalidInput)?;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice replaces no other memory.
+    let base = unsafe { mmap_anonymous(None, size, protection, MapFlags::MAP_SHARED)? };
+    // SAFETY: page-aligned, of this size, zeroed (a valid AtomicU64), and never unmapped.
+    clock::shift(AHEAD.get_or_init(|| unsafe { base.cast::<AtomicU64>().as_ref() }));
+    Ok(())
+}
+
+/// Moves the shared clock on.
+pub fn move_clock(time: Duration) {
+    let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    AHEAD.get().map(|ahead| ahead.fetch_add(nanos, Ordering::Relaxed));
+}
+
+/// As a worker expects it: its event loop reads SIGTERM.
+pub fn hold_sigterm() -> io::Result<()> {
+    Ok(SigSet::from(Signal::SIGTERM).thread_set_mask()?)
+}
+
+/// A child, which is killed when this is dropped.
+pub struct Process {
+    pid: Pid,
+    status: Option<WaitStatus>,
+}
+
+/// Forks a child that does this and exits with the result. It does not get the descriptors in `not_its`.
+pub fn fork(not_its: &[RawFd], work: impl FnOnce() -> i32) -> io::Result<Process> {
+    // SAFETY: this process has one thread, so that its child may do whatever a process may do.
+    match unsafe { fork_process()? } {
+        ForkResult::Parent { child } => Ok(Process { pid: child, status: None }),
+        ForkResult::Child => {
+            for fd in not_its {
+                // SAFETY: the child returns to nobody who has them: it ends below.
+                unsafe { libc::close(*fd) };
+            }
+            let code = prepare().map_or(Exit::Internal.code(), |()| {
+                // A panic has logged its message.
+                catch_unwind(AssertUnwindSafe(work)).unwrap_or(Exit::Internal.code())
+            });
+            // SAFETY: ends the child here: exit handlers are its parent's, or the handler's, whose threads may still run.
+            unsafe { libc::_exit(code) }
+        }
+    }
+}
+
+/// In the child.
+fn prepare() -> io::Result<()> {
+    set_pdeathsig(Signal::SIGKILL)?;
+    // A handler that reads standard input must not take it from the terminal.
+    dup2_stdin(File::open("/dev/null")?)?;
+    for crash in [Signal::SIGSEGV, Signal::SIGBUS] {
+        // SAFETY: the default action installs no code; it replaces the handler of Rust's runtime.
+        unsafe { signal(crash, SigHandler::SigDfl)? };
+    }
+    hold_sigterm()
+}
+
+impl Process {
+    /// Its number.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// How it has ended, if it has.
+    pub fn ended(&mut self) -> Option<WaitStatus> {
+        if self.status.is_none() {
+            let status = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
+            self.status = status.ok().filter(|status| *status != WaitStatus::StillAlive);
+        }
+        self.status
+    }
+
+    /// Waits for its end; None: it did not end in this time, and was killed.
+    pub fn wait(mut self, patience: Duration) -> Option<WaitStatus> {
+        let begun = Instant::now();
+        while self.ended().is_none() && begun.elapsed() < patience {
+            sleep(LOOK);
+        }
+        self.status
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.ended().is_none() && kill(self.pid, Signal::SIGKILL).is_ok() {
+            let _ = waitpid(self.pid, None); // it has no other parent
+        }
+    }
+}
