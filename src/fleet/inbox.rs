@@ -17,7 +17,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recv, re
 /// The form of what is in a datagram: another number whenever the description of a connection changes, so that
 /// different versions of the server do not misread each other. A datagram begins with it and the number of descriptors,
 /// which are u32 in native byte order.
-pub const FORMAT: u32 = 0x7773_6807;
+pub const FORMAT: u32 = 0x7773_6808;
 /// Descriptors in one datagram; the kernel takes 253 (unix(7), SCM_RIGHTS).
 pub const MAX_FDS: usize = 240;
 /// Bytes in one datagram.

@@ -74,7 +74,7 @@ impl Worker {
                 return false;
             }
             // The connection cannot move until everything read now is processed.
-            record.set_flags(record.flags() & !(flags::MOVABLE | flags::FRESH));
+            record.set_flags(record.flags() & !(flags::MOVABLE | flags::UNSENT | flags::FRESH));
             if matches!(next, Next::Head) {
                 record.forget_head();
             }

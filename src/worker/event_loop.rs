@@ -46,6 +46,7 @@ impl Worker {
             };
             self.life.now.set(clock::now().as_nanos());
             self.slot.heartbeat.store(self.life.now.get(), Ordering::Relaxed);
+            self.conns.begin_gathering(count);
             for event in events.iter().take(count) {
                 rescue::begin_work();
                 match event.data() {
@@ -73,6 +74,8 @@ impl Worker {
                 }
                 self.session.settle();
             }
+            self.conns.end_gathering();
+            self.session.settle();
             rescue::begin_work();
             self.serve_turns(buffer);
             if self.link.serve() {

@@ -254,6 +254,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         collector: Collector { modules, crash_report },
         records: conns.core.borrow().table.records(),
         topics: conns.core.borrow().table.topic_records(),
+        unsent: conns.core.borrow().table.unsent(),
         progress,
         arrivals: known_arrivals,
         commands,

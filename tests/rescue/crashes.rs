@@ -1,5 +1,8 @@
 //! Every way to die, beside a crowd.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::client::Raw;
 use crate::crowd::{Crowd, End, Habits, SMALL_TALK};
 use crate::daemon::until;
@@ -23,6 +26,33 @@ fn a_crash_in_each_way_ends_one_connection_of_a_thousand() {
     let crowd = Crowd::gather(&server.address(), "/echo", 1000, SMALL_TALK);
     crash_beside(&crowd, &server, &WAYS, 20);
     drop(crowd);
+    stop(&mut server);
+}
+
+#[test]
+fn replies_that_wait_for_the_end_of_the_turn_arrive_though_another_handler_crashes_in_it() {
+    let (mut server, _dir) = serve(&["crash", "echo"], &["--workers", "1"]);
+    let mut clients: Vec<Raw> = (0..60).map(|_| Raw::open(&server.address(), "/echo")).collect();
+    for round in 0..3 {
+        let mut culprit = Raw::open(&server.address(), "/crash");
+        // All of them are ready when the loop goes on: the culprit is in the middle.
+        let worker = Pid::from_raw(server.worker());
+        kill(worker, Signal::SIGSTOP).unwrap();
+        for (index, client) in clients.iter_mut().enumerate() {
+            if index == 30 {
+                culprit.text("null");
+            }
+            client.text(&format!("{round} {index}"));
+            client.text("again");
+        }
+        kill(worker, Signal::SIGCONT).unwrap();
+        for (index, client) in clients.iter_mut().enumerate() {
+            assert_eq!(client.next_text(), format!("{round} {index}"));
+            assert_eq!(client.next_text(), "again");
+            assert_eq!(client.ask("and on"), "and on");
+        }
+        culprit.expect_close(1011);
+    }
     stop(&mut server);
 }
 

@@ -280,7 +280,7 @@ impl CommandQueue {
         }
     }
 
-    /// Whether nothing is in the send queue, nor on the way to the loop: the connection is as its record says.
+    /// Whether nothing is on the way to the loop: the connection is as its record says.
     /// Async-signal-safe.
     pub fn is_quiet(&self, conn: u64) -> bool {
         self.known(conn).is_none_or(|known| known.slot.is_quiet(generation(conn)))

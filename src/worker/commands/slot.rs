@@ -202,10 +202,10 @@ impl Slot {
         closed.is_some() || self.gate().get(GENERATION) != generation
     }
 
-    /// Whether no command is under way and nothing in the send queue. Async-signal-safe.
+    /// Whether no command is under way. Async-signal-safe.
     pub fn is_quiet(&self, generation: u32) -> bool {
         let gate = self.gate();
-        gate.get(GENERATION) != generation || gate.get(COMMANDS) == 0 && self.bytes(generation) == 0
+        gate.get(GENERATION) != generation || gate.get(COMMANDS) == 0
     }
 
     /// A command has been carried out.

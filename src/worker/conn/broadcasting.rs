@@ -48,6 +48,7 @@ impl Conns {
         let counters = open.counted.counters();
         if let Some(queue) = &mut conn.queue {
             queue.push_shared(frame);
+            record.pin();
             if conn.watched & WRITABLE != 0 {
                 // It goes out when the socket takes bytes again.
                 let counted = conn.queue.as_ref().map_or(0, |queue| queue.counted);

@@ -19,6 +19,7 @@ use crate::worker::base::timers::{FOREVER, MS, Timers};
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::access_log::AccessLog;
 use crate::worker::conn::contexts::Contexts;
+use crate::worker::conn::gathering::Gathered;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::receive_budget::ReceiveBudget;
 use crate::worker::conn::record::{Record, flags};
@@ -41,6 +42,8 @@ pub struct Core {
     pub timers: Timers,
     /// Connections with something to write, each once.
     pub dirty: Vec<u64>,
+    /// Connections whose replies go out at the end of the turn.
+    pub gathered: Gathered,
     /// Connections whose end their handler is to hear of, each once.
     pub over: Vec<u64>,
     /// Connections whose send queue has drained, and whose handler waits for that.
@@ -69,7 +72,7 @@ impl Core {
         match self.table.both(id) {
             Some((conn, record)) if !conn.dirty => {
                 conn.dirty = true;
-                record.set_flags(record.flags() & !flags::MOVABLE);
+                record.pin();
             }
             _ => return,
         }
@@ -148,6 +151,7 @@ impl Conns {
             queue_pool: QueuePool::default(),
             timers: Timers::new(most),
             dirty: Vec::new(),
+            gathered: Gathered::default(),
             over: Vec::new(),
             writable: Vec::new(),
             unsubscribed: Vec::new(),

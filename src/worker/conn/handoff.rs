@@ -10,7 +10,8 @@ use std::ops::Range;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use crate::fleet::inbox::{FORMAT, MAX_BYTES, MAX_FDS, Parcel, Receiver};
-use crate::worker::conn::record::{NOTHING, Record};
+use crate::worker::conn::places::RawPlaces;
+use crate::worker::conn::record::{NOTHING, Record, flags};
 
 /// What is to become of a connection that arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,15 +41,24 @@ struct EntryHeader {
     /// In the first entry of a datagram: how many entries it has, each with a descriptor. Else of no meaning.
     count: u32,
     purpose: u32,
-    /// Sizes of spilled facts and strings, state, request head (before the handshake what was read of it), and subscriptions.
-    parts: [u32; 4],
-    /// No padding: all of it is sent.
-    unused: u32,
+    /// Sizes of spilled facts and strings, state, request head (before the handshake what was read of it), subscriptions, and
+    /// what is still to be sent to the peer.
+    parts: [u32; 5],
     /// Stamp of the last message of any topic that the connection has got, as far as its subscriptions were live.
     seen: u64,
 }
 
 const ENTRY_HEADER: usize = size_of::<EntryHeader>();
+
+/// What travels beside the record of an open connection. Each null for nothing.
+pub struct Beside {
+    /// Its subscriptions.
+    pub topics: *const [u8],
+    /// The stamp of the last message that it has got by those.
+    pub seen: u64,
+    /// What waits in its send queue: whole frames.
+    pub unsent: *const [u8],
+}
 
 /// Connections on their way into one inbox. Made beforehand; used without allocation or lock.
 pub struct Shipment {
@@ -59,12 +69,11 @@ pub struct Shipment {
 impl Shipment {
     /// An empty one.
     pub fn new() -> Self {
-        let header = EntryHeader { magic: FORMAT, count: 0, purpose: 0, parts: [0; 4], unused: 0, seen: 0 };
+        let header = EntryHeader { magic: FORMAT, count: 0, purpose: 0, parts: [0; 5], seen: 0 };
         Shipment { parcel: Parcel::new(), headers: [header; MAX_FDS] }
     }
 
-    /// Adds a connection, with its subscriptions and the stamp of the last message that it has got by them; false if it has
-    /// to be sent first.
+    /// Adds a connection, with what travels beside its record; false if it has to be sent first.
     ///
     /// # Safety
     /// The record and what it points to must stay as they are until the shipment is sent, and `fd` open. Parts that
@@ -74,16 +83,16 @@ impl Shipment {
         record: &Record,
         fd: RawFd,
         purpose: Purpose,
-        (topics, seen): (*const [u8], u64),
+        beside: &Beside,
     ) -> bool {
         let [spill, state, head] = record.part_places();
         let parts = match purpose {
-            Purpose::Resume => [spill, state, head, topics],
-            Purpose::Handshake => [spill, NOTHING, head, NOTHING],
-            Purpose::Linger => [NOTHING; 4],
+            Purpose::Resume => [spill, state, head, beside.topics, beside.unsent],
+            Purpose::Handshake => [spill, NOTHING, head, NOTHING, NOTHING],
+            Purpose::Linger => [NOTHING; 5],
         };
         // SAFETY: promised by the caller.
-        unsafe { self.add_parts(record, fd, purpose, parts, seen) }
+        unsafe { self.add_parts(record, fd, purpose, parts, beside.seen) }
     }
 
     /// Adds a connection that has arrived in this process and was not taken up yet, as it came.
@@ -105,7 +114,7 @@ impl Shipment {
     pub unsafe fn add_handshake(&mut self, record: &Record, fd: RawFd, read: &[u8]) -> bool {
         let [spill, ..] = record.part_places();
         // SAFETY: promised by the caller.
-        unsafe { self.add_parts(record, fd, Purpose::Handshake, [spill, NOTHING, read, NOTHING], 0) }
+        unsafe { self.add_parts(record, fd, Purpose::Handshake, [spill, NOTHING, read, NOTHING, NOTHING], 0) }
     }
 
     unsafe fn add_parts(
@@ -113,7 +122,7 @@ impl Shipment {
         record: &Record,
         fd: RawFd,
         purpose: Purpose,
-        parts: [*const [u8]; 4],
+        parts: [*const [u8]; 5],
         seen: u64,
     ) -> bool {
         let Some(header) = self.headers.get_mut(self.parcel.len()) else { return false };
@@ -121,7 +130,7 @@ impl Shipment {
         header.parts = parts.map(|part| part.len() as u32);
         let header = std::ptr::slice_from_raw_parts((&raw const *header).cast::<u8>(), ENTRY_HEADER);
         // SAFETY: promised by the caller; the headers are ours and are not changed before the parcel is sent.
-        unsafe { self.parcel.add(fd, &[header, record.block(), parts[0], parts[1], parts[2], parts[3]]) }
+        unsafe { self.parcel.add(fd, &[header, record.block(), parts[0], parts[1], parts[2], parts[3], parts[4]]) }
     }
 
     /// Sends what is in it. `WouldBlock`: the inbox is full, and it keeps its content.
@@ -146,6 +155,15 @@ impl Shipment {
     }
 }
 
+/// What waits in the send queue of a connection, as far as that can be sent along; `None` if it was damaged. Cannot fault.
+/// Async-signal-safe.
+pub fn unsent_of(record: &Record, id: u64, places: RawPlaces) -> Option<*const [u8]> {
+    match record.flags() & flags::UNSENT {
+        0 => Some(NOTHING),
+        _ => places.find(id as u32 as usize),
+    }
+}
+
 /// Connections that have arrived in a datagram and are not in the table yet. Where a crash finds them.
 pub struct Arrivals {
     bytes: [u8; MAX_BYTES],
@@ -162,7 +180,7 @@ pub struct Arrival<'a> {
     /// What is to become of it.
     pub purpose: Purpose,
     /// As in the header of its entry.
-    parts: [u32; 4],
+    parts: [u32; 5],
     seen: u64,
     /// What follows that header.
     bytes: &'a [u8],
@@ -207,7 +225,7 @@ impl Arrivals {
             let entry = next_entry(&mut rest)?;
             let bytes = before.get(ENTRY_HEADER..before.len() - rest.len())?;
             let [spill, state, head] = entry.parts;
-            let parts = [spill, state, head, entry.topics].map(|part| part.len() as u32);
+            let parts = [spill, state, head, entry.topics, entry.unsent].map(|part| part.len() as u32);
             Some(Arrival { fd: *fd, purpose: entry.purpose, parts, seen: entry.seen, bytes })
         })
     }
@@ -225,6 +243,8 @@ pub struct Entry<'a> {
     pub topics: &'a [u8],
     /// Stamp of the last message that it has got by those.
     pub seen: u64,
+    /// Whole frames that are sent to the peer before anything else.
+    pub unsent: &'a [u8],
 }
 
 /// Cuts the next entry off `bytes`; `None` if they are no entry.
@@ -243,15 +263,15 @@ fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
         return None;
     }
     let purpose = Purpose::from_number(word(2)?)?;
-    let sizes = [word(3)?, word(4)?, word(5)?, word(6)?];
+    let sizes = [word(3)?, word(4)?, word(5)?, word(6)?, word(7)?];
     let seen = u64::from_ne_bytes(*header.get(offset_of!(EntryHeader, seen)..)?.first_chunk()?);
     let block = take(bytes, size_of::<Record>())?;
-    let mut parts = [&[][..]; 4];
+    let mut parts = [&[][..]; 5];
     for (part, size) in parts.iter_mut().zip(sizes) {
         *part = take(bytes, size as usize)?;
     }
-    let [spill, state, head, topics] = parts;
-    Some(Entry { purpose, block, parts: [spill, state, head], topics, seen })
+    let [spill, state, head, topics, unsent] = parts;
+    Some(Entry { purpose, block, parts: [spill, state, head], topics, seen, unsent })
 }
 
 #[cfg(test)]
@@ -280,8 +300,9 @@ mod tests {
         let mut shipment = Shipment::new();
         // SAFETY: sent at once, while record and socket live.
         unsafe {
-            assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Resume, (b"news", 17)));
-            assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Linger, (NOTHING, 0)));
+            let beside = Beside { topics: b"news", seen: 17, unsent: b"\x81\x01a" };
+            assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Resume, &beside));
+            assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Linger, &beside));
             assert!(shipment.add_handshake(record, ours.as_raw_fd(), b"GET"));
             shipment.send(inbox.tx().as_raw_fd()).unwrap();
         }
@@ -294,9 +315,10 @@ mod tests {
         let copy = records.get_mut(1).unwrap();
         let imported = arrivals.take_first(|_, entry| {
             let entry = entry.unwrap();
-            (copy.import(entry.block, entry.parts), entry.topics.to_vec(), entry.seen)
+            let is_intact = copy.import(entry.block, entry.parts);
+            (is_intact, entry.topics.to_vec(), entry.seen, entry.unsent.to_vec())
         });
-        assert_eq!(imported, Some((true, b"news".to_vec(), 17)));
+        assert_eq!(imported, Some((true, b"news".to_vec(), 17, b"\x81\x01a".to_vec())));
         assert_eq!((copy.strings(), copy.state()), (strings, Some(&b"17"[..])));
         assert_eq!(purposes(&arrivals), [Purpose::Linger, Purpose::Handshake]);
 

@@ -113,7 +113,8 @@ impl Conns {
     /// Runs with the protocol of an open connection.
     pub fn with_protocol<R>(&self, id: u64, f: impl FnOnce(&mut Open, &mut Io) -> R) -> Option<R> {
         let core = &mut *self.core.borrow_mut();
-        let conn = core.table.get(id)?;
+        let (conn, record) = core.table.both(id)?;
+        record.pin();
         let (now, limits) = (self.life.now.get(), &self.settings(conn.handler).limits);
         let protocol = conn.protocol(now, limits, &mut core.codecs, &mut core.queue_pool);
         protocol.map(|(open, mut io)| f(open, &mut io))

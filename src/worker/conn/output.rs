@@ -6,9 +6,12 @@ use std::os::unix::fs::FileExt;
 use crate::fleet::facts::Facts;
 use crate::http::{Body, Response};
 use crate::worker::conn::connections::Conns;
-use crate::worker::conn::record::flags;
+use crate::worker::conn::places::Places;
+use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::table::{Conn, FileBody, LINGER, Pause, Phase};
 
+/// Most bytes in the send queue of a connection that moves with them.
+const UNSENT: usize = 16 * 1024;
 /// Bytes of a file put into the send queue at a time.
 const FILE_PIECE: u64 = 128 * 1024;
 
@@ -17,7 +20,7 @@ impl Conns {
     pub fn flush(&self, id: u64) {
         let writable = {
             let core = &mut *self.core.borrow_mut();
-            let Some((conn, record)) = core.table.both(id) else { return };
+            let Some((conn, record, unsent)) = core.table.all(id) else { return };
             let now = self.life.now.get();
             conn.dirty = false;
             let mut progress = false;
@@ -64,7 +67,7 @@ impl Conns {
                 core.turns.join(id, conn);
             }
             self.watch_conn(id, conn);
-            record.set_flags(flags_of(conn));
+            self.settle_record(id, conn, record, unsent);
             self.arm_conn(id, conn, &mut core.timers);
             writable
         };
@@ -77,8 +80,34 @@ impl Conns {
     pub fn flush_within(&self, id: u64) {
         self.flush(id);
         if let Some(record) = self.core.borrow_mut().table.record(id) {
-            record.set_flags(record.flags() & !flags::MOVABLE);
+            record.pin();
         }
+    }
+
+    /// Notes how a connection stands that is not being processed.
+    #[inline]
+    pub fn settle_record(&self, id: u64, conn: &Conn, record: &Record, unsent: &mut Places) {
+        // on_writable is not owed to one below the low mark: the process that takes it up knows of no debt.
+        let most = UNSENT.min(self.commands.watermarks.low());
+        let bytes = conn.queue.as_ref().and_then(|queue| queue.as_frames(most));
+        if let Some(bytes) = bytes {
+            unsent.note(id as u32, bytes);
+        }
+        record.set_flags(flags_of(conn, bytes.is_some()));
+    }
+
+    /// What another process had still to send on a connection that comes from there goes before anything else.
+    pub fn put_unsent(&self, id: u64, frames: &[u8]) {
+        let core = &mut *self.core.borrow_mut();
+        let Some((conn, record, unsent)) = core.table.all(id) else { return };
+        let flags = record.flags() & !flags::UNSENT;
+        if frames.is_empty() {
+            return record.set_flags(flags);
+        }
+        let out = conn.queue.get_or_insert_with(|| core.queue_pool.take()).tail();
+        out.extend_from_slice(frames);
+        unsent.note(id as u32, out);
+        record.set_flags(flags | flags::UNSENT);
     }
 
     /// Updates the count of queued bytes that other threads see; it was `counted`. Returns the sum of all connections'
@@ -192,10 +221,10 @@ fn write_queue(conn: &mut Conn) -> bool {
     progress
 }
 
-/// The record flags of a connection that is not being processed.
-fn flags_of(conn: &Conn) -> u32 {
+/// The record flags of a connection that is not being processed. `has_unsent`: what waits in its send queue travels with it.
+fn flags_of(conn: &Conn, has_unsent: bool) -> u32 {
     let boundary = conn.queue.as_ref().is_none_or(|queue| queue.is_at_start());
-    let movable = conn.queue.is_none() && !conn.has_unread();
+    let movable = (conn.queue.is_none() || has_unsent) && !conn.has_unread();
     match &conn.phase {
         Phase::Head(..) => flags::TAKEN | flags::FRESH,
         Phase::Opening(..) => flags::TAKEN | if conn.has_unread() { flags::AHEAD } else { flags::OPENING },
@@ -206,6 +235,7 @@ fn flags_of(conn: &Conn) -> u32 {
             flags::TAKEN
                 | if boundary { flags::BOUNDARY } else { 0 }
                 | if movable { flags::MOVABLE } else { 0 }
+                | if has_unsent { flags::UNSENT } else { 0 }
                 | if channel.is_some() { flags::THREAD } else { 0 }
         }
         _ => flags::TAKEN,

@@ -36,6 +36,8 @@ pub mod flags {
     pub const THREAD: u32 = 32;
     /// As `OPENING`, but more than the request was read, which no other process can know.
     pub const AHEAD: u32 = 64;
+    /// What waits in the send queue is whole frames, and noted in the place of its slot: it is sent before anything else.
+    pub const UNSENT: u32 = 128;
 }
 
 /// One connection. All zero: no connection.
@@ -315,6 +317,13 @@ impl Record {
     /// Sets the flags.
     pub fn set_flags(&self, flags: u32) {
         self.flags.store(flags | !flags << 16, Ordering::Relaxed);
+    }
+
+    /// The connection is being worked on, or its send queue is about to change: it cannot move, nor can what was in the
+    /// queue be sent.
+    #[inline]
+    pub fn pin(&self) {
+        self.set_flags(self.flags() & !(flags::MOVABLE | flags::UNSENT));
     }
 
     /// Makes the checksums, after every change.

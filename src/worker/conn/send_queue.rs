@@ -77,6 +77,13 @@ impl Queue {
         !self.torn
     }
 
+    /// What waits, if that is whole frames in one piece, and no more than `most`.
+    #[inline]
+    pub fn as_frames(&self, most: usize) -> Option<&[u8]> {
+        let is_whole = self.before.is_empty() && !self.torn && self.sent == 0;
+        (is_whole && !self.tail.is_empty() && self.tail.len() <= most).then_some(&self.tail)
+    }
+
     /// The buffer at the end, to append to.
     #[inline]
     pub fn tail(&mut self) -> &mut Vec<u8> {

@@ -203,6 +203,7 @@ fn write_early<R>(
     write: impl FnOnce(&mut Queue, &Socket) -> R,
 ) -> Option<R> {
     let (queue, socket) = conn.queue_and_socket()?;
+    record.pin();
     let stands = record.flags();
     record.set_flags(stands & !flags::BOUNDARY);
     let result = write(queue, socket);

@@ -18,9 +18,10 @@ use crate::worker::base::poll::{ARRIVALS, READABLE};
 use crate::worker::conn::channel::ThreadChannel;
 use crate::worker::conn::handshake::Handshake;
 use crate::worker::conn::open::Open;
-use crate::worker::conn::record::{Record, Records};
+use crate::worker::conn::places::{Places, RawPlaces};
+use crate::worker::conn::record::{NOTHING, Record, Records};
 use crate::worker::conn::send_queue::{Queue, QueuePool};
-use crate::worker::conn::topic_records::{RawTopicRecords, TopicRecords};
+use crate::worker::conn::topic_records::TopicRecords;
 use crate::worker::conn::turn::Turn;
 
 /// How long the peer may take to close its end after everything was said.
@@ -284,6 +285,8 @@ pub struct Table {
     generations: Vec<u32>,
     free: Vec<u32>,
     records: Records,
+    /// What waits in send queues, where a record says so.
+    unsent: Places,
     topics: TopicRecords,
     most: u32,
     live: u32,
@@ -292,10 +295,11 @@ pub struct Table {
 impl Table {
     /// A table for at most so many.
     pub fn new(most: u32) -> io::Result<Self> {
-        let (records, topics) = (Records::map(most as usize)?, TopicRecords::map(most as usize)?);
+        let (records, unsent) = (Records::map(most as usize)?, Places::map(most as usize)?);
+        let topics = TopicRecords::map(most as usize)?;
         // Unused memory costs nothing, and growing would fragment the heap.
         let (places, generations, free) = (Vec::new(), Vec::with_capacity(most as usize), Vec::new());
-        Ok(Table { places, generations, free, records, topics, most, live: 0 })
+        Ok(Table { places, generations, free, records, unsent, topics, most, live: 0 })
     }
 
     /// Adds a connection; `None`, and it is dropped, when the table is full.
@@ -341,10 +345,7 @@ impl Table {
     /// A connection and its record.
     #[inline]
     pub fn both(&mut self, id: u64) -> Option<(&mut Conn, &mut Record)> {
-        let slot = id as u32 as usize;
-        let is_current = *self.generations.get(slot)? == (id >> 32) as u32;
-        let place = self.places.get_mut(slot / PIECE)?.get_mut(slot % PIECE).filter(|_| is_current)?;
-        Some((place.as_mut()?, self.records.get_mut(id as u32)?))
+        self.all(id).map(|(conn, record, _)| (conn, record))
     }
 
     /// Where the records lie.
@@ -353,8 +354,22 @@ impl Table {
     }
 
     /// Where the subscriptions lie.
-    pub fn topic_records(&self) -> RawTopicRecords {
+    pub fn topic_records(&self) -> RawPlaces {
         self.topics.raw()
+    }
+
+    /// Where it is noted what waits in send queues.
+    pub fn unsent(&self) -> RawPlaces {
+        self.unsent.raw()
+    }
+
+    /// A connection, its record, and the place of what waits in its send queue.
+    #[inline]
+    pub fn all(&mut self, id: u64) -> Option<(&mut Conn, &mut Record, &mut Places)> {
+        let slot = id as u32 as usize;
+        let is_current = *self.generations.get(slot)? == (id >> 32) as u32;
+        let place = self.places.get_mut(slot / PIECE)?.get_mut(slot % PIECE).filter(|_| is_current)?;
+        Some((place.as_mut()?, self.records.get_mut(id as u32)?, &mut self.unsent))
     }
 
     /// Whether a connection has subscriptions.
@@ -364,7 +379,7 @@ impl Table {
 
     /// The subscriptions of a connection, as they travel: they stay where they are until they change.
     pub fn topics(&self, id: u64) -> *const [u8] {
-        self.topics.raw().place(id as u32 as usize)
+        self.topics.raw().find(id as u32 as usize).unwrap_or(NOTHING)
     }
 
     /// Replaces the subscriptions of a connection, as they are to travel; empty for none.

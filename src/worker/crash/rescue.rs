@@ -23,9 +23,9 @@ use crate::fleet::scoreboard::{START, Slot, UNATTRIBUTED};
 use crate::worker::base::memory;
 use crate::worker::base::progress::Progress;
 use crate::worker::commands::queue::CommandQueue;
-use crate::worker::conn::handoff::{Arrivals, Purpose, Shipment};
-use crate::worker::conn::record::{Record, flags};
-use crate::worker::conn::topic_records::RawTopicRecords;
+use crate::worker::conn::handoff::{Arrivals, Beside, Purpose, Shipment, unsent_of};
+use crate::worker::conn::places::RawPlaces;
+use crate::worker::conn::record::{NOTHING, Record, flags};
 use crate::worker::crash::report::{Collector, Registers};
 use crate::worker::crash::signals::{nap, stop_other_threads, wait_for_the_end};
 use crate::worker::crash::start;
@@ -52,7 +52,9 @@ pub struct RescueContext {
     /// All records.
     pub records: (NonNull<Record>, usize),
     /// Their subscriptions.
-    pub topics: RawTopicRecords,
+    pub topics: RawPlaces,
+    /// What waits in their send queues.
+    pub unsent: RawPlaces,
     /// Which messages they have got by those.
     pub progress: &'static Progress,
     /// Connections that were received and are not in the table yet.
@@ -229,16 +231,19 @@ impl RescueContext {
             (0..self.records.1).filter_map(|slot| Some((slot, self.record(slot).filter(taken)?)))
         {
             let id = u64::from(record.generation) << 32 | slot as u64;
-            let Some(purpose) = self.decide(record, id, blame) else {
+            let unsent = unsent_of(record, id, self.unsent);
+            let Some(purpose) = self.decide(record, id, unsent, blame) else {
                 lost += 1;
                 continue;
             };
-            let topics = (self.topics.place(slot), self.progress.seen_by(id));
+            let topics = self.topics.find(slot).unwrap_or(NOTHING);
+            let unsent = unsent.unwrap_or(NOTHING);
+            let beside = Beside { topics, seen: self.progress.seen_by(id), unsent };
             // SAFETY: nothing changes the records any more, and the descriptors stay open.
             let is_added = unsafe {
-                shipment.add(record, record.fd, purpose, topics) || {
+                shipment.add(record, record.fd, purpose, &beside) || {
                     failed += self.send(shipment, give_up);
-                    shipment.add(record, record.fd, purpose, topics)
+                    shipment.add(record, record.fd, purpose, &beside)
                 }
             };
             match purpose {
@@ -246,7 +251,7 @@ impl RescueContext {
                 Purpose::Linger => lost += 1,
                 // It has more state, or a longer request, than a datagram can carry.
                 Purpose::Resume | Purpose::Handshake => {
-                    end_with(record, CLOSE_1012, STATUS_503);
+                    end_with(record, unsent, CLOSE_1012, STATUS_503);
                     lost += 1;
                 }
             }
@@ -257,28 +262,35 @@ impl RescueContext {
     }
 
     /// What to do with a connection; `None`: it is cut when the process ends. Tells those that cannot go on.
-    fn decide(&self, record: &Record, id: u64, blame: &Blame) -> Option<Purpose> {
+    fn decide(
+        &self,
+        record: &Record,
+        id: u64,
+        unsent: Option<*const [u8]>,
+        blame: &Blame,
+    ) -> Option<Purpose> {
         let stands = record.flags();
         if !record.is_intact() {
             return None;
         }
+        let end_with = |close, response| end_with(record, unsent.unwrap_or(NOTHING), close, response);
         if id == blame.culprit {
-            return end_with(record, CLOSE_1011, STATUS_500);
+            return end_with(CLOSE_1011, STATUS_500);
         }
         if stands & flags::FRESH != 0 {
             return Some(Purpose::Handshake);
         }
         if blame.all || blame.handler == Some(record.handler) {
-            return end_with(record, CLOSE_1012, STATUS_503);
+            return end_with(CLOSE_1012, STATUS_503);
         }
         if stands & flags::OPENING != 0 {
             return Some(Purpose::Handshake);
         }
         let is_idle = stands & flags::THREAD == 0 || self.commands.is_idle(id);
-        if stands & flags::MOVABLE != 0 && is_idle && self.commands.is_quiet(id) {
+        if stands & flags::MOVABLE != 0 && is_idle && unsent.is_some() && self.commands.is_quiet(id) {
             return Some(Purpose::Resume);
         }
-        end_with(record, CLOSE_1012, STATUS_503)
+        end_with(CLOSE_1012, STATUS_503)
     }
 
     /// Sends what is in the shipment; returns how many connections could not be sent, of those that were to go on. They
@@ -319,9 +331,14 @@ impl RescueContext {
     }
 }
 
-/// Ends a connection with this Close frame, or with this response if its request was not answered yet; `None` if
-/// neither can be sent. The replacement waits for the peer's end, so that no reset overtakes it.
-fn end_with(record: &Record, close: &[u8], response: &[u8]) -> Option<Purpose> {
+/// Ends a connection with what waits in its send queue and this Close frame, or with this response if its request was not
+/// answered yet; `None` if neither can be sent. The replacement waits for the peer's end, so that no reset overtakes it.
+fn end_with(
+    record: &Record,
+    unsent: *const [u8],
+    close: &[u8],
+    response: &[u8],
+) -> Option<Purpose> {
     let stands = record.flags();
     let last = if stands & flags::BOUNDARY != 0 {
         close
@@ -330,16 +347,22 @@ fn end_with(record: &Record, close: &[u8], response: &[u8]) -> Option<Purpose> {
     } else {
         return None;
     };
-    send_last(record.fd, last).then_some(Purpose::Linger)
+    let is_sent = unsent.len() == 0 || send(record.fd, unsent, libc::MSG_MORE);
+    (is_sent && send_last(record.fd, last)).then_some(Purpose::Linger)
 }
 
 /// Sends the last bytes of a connection; false if they could not be sent.
 fn send_last(fd: RawFd, bytes: &[u8]) -> bool {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: a live buffer; all other threads have stopped, so that nobody else uses the connection's descriptor.
-    unsafe {
-        let sent = libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags);
-        libc::shutdown(fd, libc::SHUT_WR);
-        sent == bytes.len() as isize
-    }
+    let is_sent = send(fd, bytes, 0);
+    // SAFETY: all other threads have stopped, so that nobody else uses the connection's descriptor.
+    unsafe { libc::shutdown(fd, libc::SHUT_WR) };
+    is_sent
+}
+
+/// Sends bytes of a connection; false if not all of them could be sent. What cannot be read is an error, nothing worse.
+fn send(fd: RawFd, bytes: *const [u8], flags: c_int) -> bool {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | flags;
+    // SAFETY: the kernel reads the bytes, and refuses instead of faulting; nobody else uses the descriptor, as above.
+    let sent = unsafe { libc::send(fd, bytes.cast(), bytes.len(), flags) };
+    sent == bytes.len() as isize
 }

@@ -19,7 +19,8 @@ impl Session {
     pub fn process_unread(&self, id: u64, buffer: &mut [u8]) -> bool {
         let count = {
             let core = &mut *self.conns.core.borrow_mut();
-            let Some(conn) = core.table.get(id) else { return true };
+            let Some((conn, record)) = core.table.both(id) else { return true };
+            record.pin();
             conn.set_pause(Pause::Slice, false, self.life.now.get());
             if conn.is_paused() {
                 return true;
@@ -112,7 +113,7 @@ impl Session {
         if is_share_stale {
             self.conns.count_share(id);
         }
-        self.conns.flush(id);
+        self.conns.finish_turn(id);
     }
 
     #[inline(never)]

@@ -232,6 +232,7 @@ impl Transfer {
             self.conns.remove(id);
             return None;
         };
+        self.conns.put_unsent(id, entry.unsent);
         let Some(route) = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler))) else {
             self.close_arrived(id, NO_HANDLER, deflate, 1001);
             return None;

@@ -12,7 +12,7 @@ use ::ws_handler::raw::*;
 use crate::ffi::place::Callback;
 use crate::fleet::scoreboard::{Slot, State};
 use crate::time::Instant;
-use crate::worker::conn::handoff::Purpose;
+use crate::worker::conn::handoff::{Beside, Purpose, unsent_of};
 use crate::worker::conn::record::flags;
 use crate::worker::conn::table::Phase;
 use crate::worker::crash::rescue;
@@ -390,10 +390,13 @@ impl Transfer {
 
     pub fn pack(&self, id: u64, purpose: Purpose) -> bool {
         let core = &mut *self.conns.core.borrow_mut();
-        let topics = (core.table.topics(id), self.progress.seen_by(id));
+        let (topics, seen) = (core.table.topics(id), self.progress.seen_by(id));
+        let unsent = core.table.unsent();
         let Some(record) = core.table.record(id) else { return false };
+        let Some(unsent) = unsent_of(record, id, unsent) else { return false };
+        let beside = Beside { topics, seen, unsent };
         // SAFETY: records stay in place; this one is cleared only after the shipment was sent or emptied.
-        unsafe { self.shipment.borrow_mut().add(record, record.fd, purpose, topics) }
+        unsafe { self.shipment.borrow_mut().add(record, record.fd, purpose, &beside) }
     }
 
     /// Sends the batch and forgets its connections, or keeps them if there is no room at the other end.

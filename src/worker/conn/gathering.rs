@@ -1,0 +1,81 @@
+//! Small replies wait for the end of the turn in which they were made. A write wakes the peer's process, which then competes
+//! with the loop for the processor: the loop reads what has come before it writes to anybody. A crash sends what waits along
+//! with its connection, or writes it.
+
+use std::time::Duration;
+
+use crate::clock;
+use crate::time::Instant;
+use crate::worker::conn::connections::Conns;
+use crate::worker::conn::record::flags;
+
+/// Most bytes of a reply that waits.
+const MOST: usize = 4096;
+/// Connections whose replies wait, at most: as many as there are spare send queues.
+const CONNECTIONS: usize = 64;
+/// A turn that takes longer than this writes what waits: some of its messages are slow.
+const TIME: Duration = Duration::from_micros(200);
+/// Connections between two looks at the clock.
+const LOOK: usize = 4;
+
+/// Connections whose replies wait.
+#[derive(Default)]
+pub struct Gathered {
+    /// In the order in which they were made; no more than [`CONNECTIONS`].
+    ids: Vec<u64>,
+    /// There is more to read in this turn.
+    is_on: bool,
+}
+
+impl Conns {
+    /// A turn begins in which so many sockets are ready.
+    pub fn begin_gathering(&self, count: usize) {
+        self.core.borrow_mut().gathered.is_on = count > 1;
+    }
+
+    /// What was read of a connection is processed: its replies go out, at once or at the end of the turn.
+    pub fn finish_turn(&self, id: u64) {
+        match self.gather(id) {
+            None => self.flush(id),
+            Some(true) => self.flush_gathered(),
+            Some(false) => {}
+        }
+    }
+
+    /// Leaves the replies of a connection for later, if they are small and it could move with them. Returns whether it is time
+    /// to write them.
+    fn gather(&self, id: u64) -> Option<bool> {
+        let core = &mut *self.core.borrow_mut();
+        if !core.gathered.is_on {
+            return None;
+        }
+        let (conn, record, unsent) = core.table.all(id)?;
+        let queue = conn.queue.as_ref()?;
+        let is_new = queue.counted == 0 && queue.as_frames(MOST).is_some();
+        if !is_new || !conn.turn.is_at_once() || conn.is_paused() {
+            return None;
+        }
+        self.settle_record(id, conn, record, unsent);
+        if record.flags() & (flags::MOVABLE | flags::UNSENT) != flags::MOVABLE | flags::UNSENT {
+            return None;
+        }
+        conn.dirty = false;
+        let ids = &mut core.gathered.ids;
+        ids.push(id);
+        let is_late = || clock::now() > Instant::from_nanos(self.life.now.get()) + TIME;
+        Some(ids.len() >= CONNECTIONS || ids.len() % LOOK == 0 && is_late())
+    }
+
+    /// Nothing more is to be read in this turn.
+    pub fn end_gathering(&self) {
+        self.core.borrow_mut().gathered.is_on = false;
+        self.flush_gathered();
+    }
+
+    /// Writes what waits.
+    fn flush_gathered(&self) {
+        let mut ids = std::mem::take(&mut self.core.borrow_mut().gathered.ids);
+        ids.drain(..).for_each(|id| self.flush(id));
+        self.core.borrow_mut().gathered.ids = ids;
+    }
+}
