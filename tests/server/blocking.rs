@@ -54,6 +54,17 @@ fn receive_wakes_on_a_message_a_timeout_and_a_close() {
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
+#[test]
+fn what_came_before_the_idle_timeout_is_answered_first() {
+    let server = serve(&["everything_blocking"], &["-o", "idle_timeout=200ms"]);
+    let mut raw = Raw::open(&server.address(), "/everything_blocking");
+    raw.text("sleep 600");
+    raw.text("sleep 1");
+    assert_eq!(raw.next_text(), "sleep: ok");
+    assert_eq!(raw.next_text(), "sleep: ok");
+    raw.expect_close(1001);
+}
+
 /// What a client sends in one write before it shuts down its writing side.
 fn half_closed(server: &crate::Served, resource: &str, sent: &[u8]) -> Raw {
     let mut raw = Raw::open(&server.address(), resource);

@@ -79,7 +79,7 @@ impl Session {
 
     fn protocol_deadline(&self, id: u64) {
         let now = self.life.now.get();
-        let (due, stalled) = {
+        let (due, stalled, is_blocking) = {
             let core = &mut *self.conns.core.borrow_mut();
             core.mark_dirty(id);
             let Some(conn) = core.table.get(id) else { return };
@@ -87,8 +87,8 @@ impl Session {
             let limits = &self.conns.settings(conn.handler).limits;
             let protocol = conn.protocol(now, limits, &mut core.codecs, &mut core.queue_pool);
             let Some((open, mut io)) = protocol else { return };
-            let due = open.proto.on_deadline(&mut io);
-            (due, conn.stalled().is_some_and(|since| since.saturating_add(stall) <= now))
+            let (due, is_blocking) = (open.proto.on_deadline(&mut io), open.channel().is_some());
+            (due, conn.stalled().is_some_and(|since| since.saturating_add(stall) <= now), is_blocking)
         };
         match due {
             Deadline::Later if stalled => {
@@ -97,6 +97,7 @@ impl Session {
             }
             Deadline::Later => {}
             Deadline::Pinged => self.conns.flush(id),
+            Deadline::Idle if is_blocking => self.conns.close_after_messages(id, 1001),
             Deadline::Idle => {
                 self.conns.begin_close(id, WS_BY_HOST, 1001);
                 self.conns.flush(id);

@@ -15,7 +15,8 @@ pub enum Deadline {
     Later,
     /// A keepalive Ping was appended.
     Pinged,
-    /// No message for too long: a Close frame with 1001 was appended; the closing handshake has begun.
+    /// No message for too long: a Close frame with 1001 was appended; the closing handshake has begun. After
+    /// `defer_failures` it has not, and it is for the caller to close once what came before is answered.
     Idle,
     /// Nothing came after a keepalive Ping: the socket is to be dropped.
     PeerSilent,
@@ -44,6 +45,9 @@ impl Connection {
             let open = self.phase == Phase::Open;
             self.finish(io.codecs);
             return if open { Deadline::PeerSilent } else { Deadline::CloseTimedOut };
+        }
+        if io.now >= idle && self.deferring {
+            return Deadline::Idle;
         }
         if io.now >= idle {
             self.append_close(Some(GOING_AWAY), b"", io.out);
