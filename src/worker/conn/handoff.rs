@@ -78,13 +78,7 @@ impl Shipment {
     /// # Safety
     /// The record and what it points to must stay as they are until the shipment is sent, and `fd` open. Parts that
     /// cannot be read are an error of [`send`](Self::send), nothing worse.
-    pub unsafe fn add(
-        &mut self,
-        record: &Record,
-        fd: RawFd,
-        purpose: Purpose,
-        beside: &Beside,
-    ) -> bool {
+    pub unsafe fn add(&mut self, record: &Record, fd: RawFd, purpose: Purpose, beside: &Beside) -> bool {
         let [spill, state, head] = record.part_places();
         let parts = match purpose {
             Purpose::Resume => [spill, state, head, beside.topics, beside.unsent],
@@ -130,7 +124,9 @@ impl Shipment {
         header.parts = parts.map(|part| part.len() as u32);
         let header = std::ptr::slice_from_raw_parts((&raw const *header).cast::<u8>(), ENTRY_HEADER);
         // SAFETY: promised by the caller; the headers are ours and are not changed before the parcel is sent.
-        unsafe { self.parcel.add(fd, &[header, record.block(), parts[0], parts[1], parts[2], parts[3], parts[4]]) }
+        unsafe {
+            self.parcel.add(fd, &[header, record.block(), parts[0], parts[1], parts[2], parts[3], parts[4]])
+        }
     }
 
     /// Sends what is in it. `WouldBlock`: the inbox is full, and it keeps its content.

@@ -333,12 +333,7 @@ impl RescueContext {
 
 /// Ends a connection with what waits in its send queue and this Close frame, or with this response if its request was not
 /// answered yet; `None` if neither can be sent. The replacement waits for the peer's end, so that no reset overtakes it.
-fn end_with(
-    record: &Record,
-    unsent: *const [u8],
-    close: &[u8],
-    response: &[u8],
-) -> Option<Purpose> {
+fn end_with(record: &Record, unsent: *const [u8], close: &[u8], response: &[u8]) -> Option<Purpose> {
     let stands = record.flags();
     let last = if stands & flags::BOUNDARY != 0 {
         close
