@@ -45,6 +45,7 @@ const UNSAFE: &[&str] = &[
     "worker/base/watch_set.rs",
     "worker/conn/handoff.rs",
     "worker/conn/receive.rs",
+    "worker/conn/owned.rs",
     "worker/conn/places.rs",
     "worker/conn/record.rs",
     "worker/conn/topic_records.rs",

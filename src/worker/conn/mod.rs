@@ -15,6 +15,7 @@ pub mod last_call;
 pub mod memory;
 pub mod open;
 pub mod output;
+pub mod owned;
 pub mod places;
 pub mod rate_limit;
 pub mod read_control;
