@@ -63,7 +63,7 @@ impl Conns {
         let ids = &mut core.gathered.ids;
         ids.push(id);
         let is_late = || clock::now() > Instant::from_nanos(self.life.now.get()) + TIME;
-        Some(ids.len() >= CONNECTIONS || ids.len() % LOOK == 0 && is_late())
+        Some(ids.len() >= CONNECTIONS || ids.len().is_multiple_of(LOOK) && is_late())
     }
 
     /// Nothing more is to be read in this turn.
