@@ -1,6 +1,7 @@
 //! Everything a process needs to know, already parsed into types that cannot be wrong. Reads no file, no argument and no
 //! environment, and has no defaults: `settings` does, and hands over a finished [`Config`].
 
+pub mod drain;
 pub mod gateway;
 
 use std::borrow::Cow;
@@ -18,6 +19,7 @@ use crate::log::{Level, Settings as LogSettings};
 use crate::proto;
 use crate::proto::http1::allow::{HostRule, OriginRule};
 
+use self::drain::Drain;
 use self::gateway::Gateway;
 pub use crate::cgi::Cgi;
 pub use crate::fleet::listener::{Binding, Listen};
@@ -266,6 +268,8 @@ pub struct Config {
     pub allow_outside: bool,
     /// Whether a broken handler or alias is an error instead of a warning.
     pub strict_handlers: bool,
+    /// The path of health checks, if they are answered; it begins with a slash.
+    pub health: Option<Box<str>>,
     /// Root of the static files; without it there are none.
     pub document_root: Option<PathBuf>,
     /// Programs below it, if there are any.
@@ -318,6 +322,8 @@ pub struct Config {
     pub process_timeout: Duration,
     /// Time from the order to stop until a worker must have left.
     pub stop_timeout: Duration,
+    /// How the server sends its clients away before it stops.
+    pub drain: Drain,
     /// Where metrics are served, if they are.
     pub metrics: Option<Listen>,
     /// Bounds of topics.

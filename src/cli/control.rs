@@ -74,6 +74,14 @@ enum What {
         #[arg(long)]
         now: bool,
     },
+    /// Fail health checks, close connections over a time, then stop; again: over another time
+    Drain {
+        /// Over this time [default: drain_before_stop, or a minute]
+        #[arg(long = "for", value_name = "TIME", value_parser = value::time)]
+        time: Option<Duration>,
+    },
+    /// Serve again after a drain that has not come to its end
+    Resume,
     /// Read configuration and handlers anew
     Reload,
     /// Replace the running program by the one that is in its place now
@@ -111,12 +119,12 @@ impl Ctl {
             What::Connections { form } => (Request::Connections {}, Show { json: form.json, ..text }),
             What::Close { id, code } => (Request::Close { id, code }, text),
             What::Quarantine { resource, state, time, form } => {
-                let seconds =
-                    time.map(|time| u32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u32::MAX));
-                let request = Request::Quarantine { resource, state, seconds };
+                let request = Request::Quarantine { resource, state, seconds: time.map(whole_seconds) };
                 (request, Show { json: form.json, ..text })
             }
             What::Stop { now } => (Request::Stop { now }, text),
+            What::Drain { time } => (Request::Drain { seconds: time.map(whole_seconds) }, text),
+            What::Resume => (Request::Resume {}, text),
             What::Reload => (Request::Reload {}, text),
             What::Upgrade => (Request::Upgrade {}, text),
             What::Workers { change, pool } => (Request::Workers { pool, change }, text),
@@ -136,6 +144,11 @@ fn socket_in(path: &std::path::Path) -> Result<PathBuf, settings::Error> {
             path.display()
         ))
     })
+}
+
+/// Rounded up.
+fn whole_seconds(time: Duration) -> u32 {
+    u32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
 }
 
 fn time(text: &str) -> Result<Duration, String> {
@@ -192,6 +205,8 @@ mod tests {
         assert_eq!(request(&["workers", "+1"]), workers(Change::By(1)));
         assert_eq!(request(&["workers", "-2"]), workers(Change::By(-2)));
         assert_eq!(request(&["workers", "4"]), workers(Change::To(4)));
+        assert_eq!(request(&["drain", "--for", "90s"]), Request::Drain { seconds: Some(90) });
+        assert_eq!(request(&["drain", "--for", "0"]), Request::Drain { seconds: Some(0) });
         let quarantine =
             |state, seconds| Request::Quarantine { resource: Some("/a".to_owned()), state, seconds };
         assert_eq!(request(&["quarantine", "/a"]), quarantine(None, None));

@@ -64,6 +64,13 @@ pub enum Operation {
     Reload,
     /// Upgrade; ends with [`Control::upgrade_ends`].
     Upgrade,
+    /// Drain, or do so over another time; answered with [`Control::answer`].
+    Drain {
+        /// Over which time connections are closed; None: as configured.
+        time: Option<Duration>,
+    },
+    /// Serve again; answered with [`Control::answer`].
+    Resume,
     /// Change the number of workers of a pool; answered with [`Control::answer`].
     Workers {
         /// Its name.
@@ -194,6 +201,10 @@ impl Control {
                 self.upgrading.push(client);
                 Outcome::Do(Operation::Upgrade)
             }
+            Request::Drain { seconds } => Outcome::Do(Operation::Drain {
+                time: seconds.map(|seconds| Duration::from_secs(seconds.into())),
+            }),
+            Request::Resume {} => Outcome::Do(Operation::Resume),
             Request::Workers { pool, change } => Outcome::Do(Operation::Workers { pool, change }),
         }
     }

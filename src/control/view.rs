@@ -10,7 +10,7 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use crate::clock;
 use crate::config::Config;
-use crate::ctl::answer::{Executes, Handler, Pool, Quarantine, Status, Totals, Worker, seconds};
+use crate::ctl::answer::{Draining, Executes, Handler, Pool, Quarantine, Status, Totals, Worker, seconds};
 use crate::ctl::request::Id;
 use crate::ffi::callback_name;
 use crate::fleet::breakers::{BreakerState, CircuitBreaker};
@@ -46,6 +46,8 @@ pub struct View<'a> {
     pub is_upgrading: bool,
     /// The longest that the supervisor has not listened, since the server was ready.
     pub longest_turn: Duration,
+    /// How the server drains, if it does.
+    pub draining: Option<Draining>,
 }
 
 /// A worker, or the slot of one that is to come back.
@@ -89,6 +91,7 @@ impl<'a> View<'a> {
             pid: Pid::this().as_raw(),
             uptime: seconds(now.since(started)),
             longest_turn: self.longest_turn.as_secs_f64(),
+            draining: self.draining.clone(),
             listen: self.listeners.iter().map(|listener| listener.address.to_string()).collect(),
             leaving: leaving.collect(),
             pools: pools.collect(),

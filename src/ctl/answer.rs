@@ -38,6 +38,9 @@ pub struct Status {
     /// The longest that the supervisor has not listened, since the server was ready.
     #[serde(default)]
     pub longest_turn: f64,
+    /// How it drains, if it does.
+    #[serde(default)]
+    pub draining: Option<Draining>,
     /// Where it listens.
     pub listen: Vec<String>,
     /// Those that are in a slot, in the order of slots.
@@ -48,6 +51,15 @@ pub struct Status {
     pub pools: Vec<Pool>,
     /// The handlers.
     pub handlers: Vec<Handler>,
+}
+
+/// A server that sends its clients away, and then stops.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Draining {
+    /// Whether it still accepts connections.
+    pub accepting: bool,
+    /// Until it stops, at the latest.
+    pub seconds: f64,
 }
 
 /// A worker.

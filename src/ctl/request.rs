@@ -46,6 +46,14 @@ pub enum Request {
         #[serde(default)]
         now: bool,
     },
+    /// Send clients away, then stop.
+    Drain {
+        /// Over which time connections are closed; without it as configured.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seconds: Option<u32>,
+    },
+    /// Serve again after a drain.
+    Resume {},
     /// Read configuration and handlers anew.
     Reload {},
     /// Go on as the program that is now in the place of the running one.
@@ -131,6 +139,9 @@ impl Request {
                 format!("quarantine {}{state}", resource.as_deref().unwrap_or_default().escape_debug())
             }
             Request::Stop { now } => if *now { "stop now" } else { "stop" }.to_owned(),
+            Request::Drain { seconds: Some(seconds) } => format!("drain for {seconds} s"),
+            Request::Drain { seconds: None } => "drain".to_owned(),
+            Request::Resume {} => "resume".to_owned(),
             Request::Reload {} => "reload".to_owned(),
             Request::Upgrade {} => "upgrade".to_owned(),
             Request::Workers { pool, change } => format!("workers {change} of {}", pool.escape_debug()),
@@ -241,6 +252,9 @@ mod tests {
             ),
             (r#"{"command":"stop"}"#, Request::Stop { now: false }),
             (r#"{"command":"stop","now":true}"#, Request::Stop { now: true }),
+            (r#"{"command":"drain"}"#, Request::Drain { seconds: None }),
+            (r#"{"command":"drain","seconds":30}"#, Request::Drain { seconds: Some(30) }),
+            (r#"{"command":"resume"}"#, Request::Resume {}),
             (r#"{"command":"reload"}"#, Request::Reload {}),
             (r#"{"command":"upgrade"}"#, Request::Upgrade {}),
             (r#"{"command":"workers","change":"-1"}"#, workers("default", Change::By(-1))),

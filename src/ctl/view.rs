@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::answer::{Connections, Executes, Handler, Status};
+use super::answer::{Connections, Draining, Executes, Handler, Status};
 use super::request::Request;
 use super::table::{Table, bytes, harmless, time};
 
@@ -36,6 +36,11 @@ fn status(status: &Status, bold: bool) -> String {
         status.workers.len(),
         if connections == 1 { "" } else { "s" }
     );
+    if let Some(Draining { accepting, seconds }) = &status.draining {
+        let accepts = if *accepting { "still accepting connections" } else { "closing connections" };
+        text.truncate(text.len() - 1);
+        text += &format!("DRAINING, {accepts}; stops in {} at the latest\n\n", time(*seconds));
+    }
     let mut table = Table::new(&[
         "WORKER",
         "PID>",

@@ -137,6 +137,23 @@ impl Listener {
 }
 
 impl Listener {
+    /// Has connections refused until it [listens again](Self::listen_again). A Unix socket could not: connections to it
+    /// wait meanwhile. [supervisor]
+    pub fn pause(&self) {
+        if let Bound::Tcp(_) = self.address {
+            self.shut_down();
+        }
+    }
+
+    /// Takes connections again after a [pause](Self::pause). [supervisor]
+    pub fn listen_again(&self, backlog: i32) -> io::Result<()> {
+        let (Bound::Tcp(address), Some(_)) = (&self.address, &self.asked) else { return Ok(()) };
+        let socket = SockRef::from(&self.fd);
+        // A port that the kernel had picked was given back with the shutdown; another is bound still (EINVAL).
+        let _ = socket.bind(&(*address).into());
+        socket.listen(backlog)
+    }
+
     /// One that another process listened on, and passes on. [supervisor, before fork]
     pub fn inherited(fd: OwnedFd, asked: Listen) -> io::Result<Self> {
         let socket = Socket::from(fd);

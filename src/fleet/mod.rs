@@ -21,6 +21,7 @@ pub mod listener;
 pub mod memory;
 pub mod peer;
 pub mod process_title;
+pub mod readiness;
 pub mod rendezvous;
 pub mod routes;
 pub mod scoreboard;

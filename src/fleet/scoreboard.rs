@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
 use super::current_call::CurrentCall;
+use super::readiness::{Readiness, ReadinessWord};
 
 /// The shared records. Lives until the last process that has it mapped ends; never freed before.
 pub struct Scoreboard {
@@ -77,6 +78,16 @@ impl Scoreboard {
     /// Whether one has: then they are closed, but not shut down.
     pub fn are_sockets_shared(&self) -> bool {
         self.header.shared_sockets.load(Ordering::SeqCst) != 0
+    }
+
+    /// Whether new connections are wanted.
+    pub fn readiness(&self) -> Readiness {
+        self.header.readiness.get()
+    }
+
+    /// Decides that. [supervisor]
+    pub fn set_readiness(&self, readiness: Readiness) {
+        self.header.readiness.set(readiness);
     }
 
     /// A word that is different after each [`Scoreboard::changed`].
@@ -422,6 +433,8 @@ struct Header {
     saturation: AtomicU32,
     /// 1: another server has the listening sockets, too.
     shared_sockets: AtomicU32,
+    /// Written by the supervisor only.
+    readiness: ReadinessWord,
 }
 
 fn futex(word: &AtomicU32, operation: libc::c_int, value: u32, timeout: *const libc::timespec) {

@@ -81,6 +81,16 @@ pub fn error(status: u16, why: &str, fields: &[(&str, &str)]) -> Response {
     Response::error(SystemTime::now(), status, why, fields)
 }
 
+/// The answer to a health check: 200, or 503, and why in a word. No cache may keep it (RFC 9111 section 5.2.2.5).
+pub fn health(head: &Head, state: Result<&str, &str>, now: SystemTime) -> Response {
+    if !matches!(head.method(), "GET" | "HEAD") {
+        return refuse_method(head.method(), now);
+    }
+    let (status, text) = state.map_or_else(|why| (503, why), |state| (200, state));
+    let fields = [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")];
+    Response::new(now, status, &fields, Body::Bytes(format!("{text}\n").into_bytes().into()))
+}
+
 /// The answer to a method other than GET and HEAD.
 pub fn refuse_method(method: &str, now: SystemTime) -> Response {
     match is_known_method(method) {

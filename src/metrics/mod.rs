@@ -21,6 +21,9 @@ use crate::fleet::gateway_counters::GatewayCounters;
 use crate::fleet::listener::Listener;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Place, Scoreboard};
+use crate::http::{self, Body, Response};
+use crate::proto::http1::head::Head;
+use text::Format;
 
 /// What the process is given by the supervisor, just after fork.
 pub struct Start {
@@ -58,5 +61,26 @@ impl Start {
 pub fn run(start: Start, channel: &Channel) -> io::Result<Infallible> {
     channel.send_start(&control::Start::Ready)?;
     channel.wait_for_begin()?;
-    server::serve(&start.listeners, |format| families::report(&start, format))
+    server::serve(&start.listeners, |head| answer(&start, head))
+}
+
+/// The response to a request.
+fn answer(start: &Start, head: &Head) -> Response {
+    let now = SystemTime::now();
+    match head.path() {
+        "/metrics" => report(start, head, now),
+        "/livez" => http::health(head, Ok("alive"), now),
+        "/readyz" => http::health(head, start.scoreboard.is_ready(), now),
+        _ => Response::error(now, 404, "there are /metrics, /livez and /readyz only", &[]),
+    }
+}
+
+fn report(start: &Start, head: &Head, now: SystemTime) -> Response {
+    if !matches!(head.method(), "GET" | "HEAD") {
+        return http::refuse_method(head.method(), now);
+    }
+    let accept: Vec<_> = head.header_all("Accept").map(String::from_utf8_lossy).collect();
+    let format = Format::wanted(&accept.join(","));
+    let fields = [("Content-Type", format.content_type()), ("Vary", "Accept")];
+    Response::new(now, 200, &fields, Body::Bytes(families::report(start, format).into_bytes().into()))
 }

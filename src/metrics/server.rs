@@ -1,20 +1,18 @@
-//! The server of the report: GET and HEAD of /metrics, one request on each connection. Clients are few, each has its
-//! time, and nobody waits for another: one loop over sockets that do not block.
+//! A small HTTP server: one request on each connection. Clients are few, each has its time, and nobody waits for another:
+//! one loop over sockets that do not block.
 
 use std::convert::Infallible;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{SockRef, Socket};
 
-use super::text::Format;
 use crate::clock;
 use crate::fleet::listener::Listener;
-use crate::http::{self, Body, Response};
+use crate::http::{self, Response};
 use crate::proto::http1::head::{self, Head, HeadLimits, Parsed};
 
 /// Clients at a time; when one more comes, the one that has been here for the longest makes way.
@@ -24,8 +22,6 @@ const TIME: u64 = 10_000_000_000;
 /// How long (ns) a client may take to close its end, which it does once it has read the reply.
 const LINGER: u64 = 2_000_000_000;
 const LIMITS: HeadLimits = HeadLimits { bytes: 8 * 1024, headers: 64 };
-/// The only resource.
-const PATH: &str = "/metrics";
 
 struct Client {
     socket: Socket,
@@ -49,8 +45,8 @@ enum Next {
     Go,
 }
 
-/// Serves what `report` returns, forever; fails if the listening sockets do.
-pub fn serve(listeners: &[Arc<Listener>], report: impl Fn(Format) -> String) -> io::Result<Infallible> {
+/// Answers requests with what `answer` returns, forever; fails if the listening sockets do.
+pub fn serve(listeners: &[Arc<Listener>], answer: impl Fn(&Head) -> Response) -> io::Result<Infallible> {
     let mut clients: Vec<Client> = Vec::new();
     loop {
         let (calling, ready) = wait(listeners, &clients)?;
@@ -58,7 +54,7 @@ pub fn serve(listeners: &[Arc<Listener>], report: impl Fn(Format) -> String) -> 
         let mut ready = ready.into_iter();
         clients.retain_mut(|client| {
             let is_ready = ready.next().unwrap_or(false);
-            let next = if is_ready { client.go_on(&report, time) } else { Next::Stay };
+            let next = if is_ready { client.go_on(&answer, time) } else { Next::Stay };
             next == Next::Stay && client.deadline > time
         });
         for listener in calling {
@@ -113,9 +109,9 @@ fn welcome(listener: &Listener, clients: &mut Vec<Client>, time: u64) {
 }
 
 impl Client {
-    fn go_on(&mut self, report: impl Fn(Format) -> String, time: u64) -> Next {
+    fn go_on(&mut self, answer: impl Fn(&Head) -> Response, time: u64) -> Next {
         let done = match &self.phase {
-            Phase::Request(_) => self.read(report),
+            Phase::Request(_) => self.read(answer),
             Phase::Reply(..) => self.write(time),
             Phase::Linger => match self.socket.read(&mut [0; 4096]) {
                 Ok(count) if count > 0 => Ok(Next::Stay),
@@ -128,7 +124,7 @@ impl Client {
         })
     }
 
-    fn read(&mut self, report: impl Fn(Format) -> String) -> io::Result<Next> {
+    fn read(&mut self, answer: impl Fn(&Head) -> Response) -> io::Result<Next> {
         let Phase::Request(request) = &mut self.phase else { return Ok(Next::Go) };
         let mut buffer = [0; 4096];
         let count = self.socket.read(&mut buffer)?;
@@ -139,7 +135,7 @@ impl Client {
         request.extend_from_slice(buffer.get(..count).unwrap_or_default());
         let reply = match head::parse_more(request, seen, &LIMITS) {
             Ok(Parsed::NeedMore) => return Ok(Next::Stay),
-            Ok(Parsed::Head { head, .. }) => answer(&head, report),
+            Ok(Parsed::Head { head, .. }) => answer(&head),
             Err(bad) => http::error(bad.status, bad.why, &[]),
         };
         let takes_content = http::takes_content(request);
@@ -158,19 +154,4 @@ impl Client {
         }
         Ok(Next::Stay)
     }
-}
-
-/// The response to a request.
-fn answer(head: &Head, report: impl Fn(Format) -> String) -> Response {
-    let now = SystemTime::now();
-    if head.path() != PATH {
-        return Response::error(now, 404, "there is /metrics only", &[]);
-    }
-    if !matches!(head.method(), "GET" | "HEAD") {
-        return http::refuse_method(head.method(), now);
-    }
-    let accept: Vec<_> = head.header_all("Accept").map(String::from_utf8_lossy).collect();
-    let format = Format::wanted(&accept.join(","));
-    let fields = [("Content-Type", format.content_type()), ("Vary", "Accept")];
-    Response::new(now, 200, &fields, Body::Bytes(report(format).into_bytes().into()))
 }

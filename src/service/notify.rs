@@ -116,6 +116,11 @@ impl Notify {
         }
     }
 
+    /// Stopping takes so long from now on, not as long as was said before.
+    pub fn extend(&mut self, within: Duration) {
+        self.send(format!("EXTEND_TIMEOUT_USEC={}", (within + MARGIN).as_micros()));
+    }
+
     /// Another process is the main one from now on: an upgrade.
     pub fn main_pid(&mut self, pid: Pid) {
         self.send(format!("MAINPID={pid}"));

@@ -159,6 +159,13 @@ pub fn each<T, E: Display>(texts: &[String], parse: impl Fn(&str) -> Result<T, E
     texts.iter().map(parse).collect()
 }
 
+/// The path of a request: it begins with a slash, and has neither query nor fragment.
+pub fn request_path(text: &str) -> Result<Box<str>, String> {
+    let is_path =
+        text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
+    is_path.then(|| text.into()).ok_or_else(|| "expected a path such as /healthz".to_owned())
+}
+
 /// The server may be in another directory when it comes to use it.
 pub fn absolute(text: &str) -> Result<PathBuf, String> {
     match text.starts_with('/') {

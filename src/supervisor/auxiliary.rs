@@ -245,6 +245,18 @@ impl Auxiliaries {
         self.current.drain(..).for_each(|auxiliary| auxiliary.replaced(processes, deadline));
     }
 
+    /// The server drains: those that relay connections accept nothing more, and exit with their last one.
+    pub fn drain(&mut self, processes: &mut Processes) {
+        let relays = self.current.extract_if(.., |auxiliary| auxiliary.kind.relays());
+        relays.for_each(|auxiliary| auxiliary.replaced(processes, Instant::NEVER));
+    }
+
+    /// It goes on: they are to be there again.
+    pub fn resume(&mut self, generation: &Generation) {
+        let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| kind.relays()).collect();
+        self.current.extend(wanted(&kinds, generation));
+    }
+
     /// The server stops: those with connections leave with the workers, the others show how these stop.
     pub fn stop(&mut self, processes: &mut Processes, deadline: Instant) {
         let leaving = self.current.extract_if(.., |auxiliary| auxiliary.kind.takes_commands());

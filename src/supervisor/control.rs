@@ -35,6 +35,14 @@ impl Supervisor {
             Operation::Stop { now } => self.stop(if now { Event::Quit } else { Event::Terminate }),
             Operation::Reload => self.rolling.is_reload_wanted = true,
             Operation::Upgrade => self.upgrade.is_wanted = true,
+            Operation::Drain { time } => {
+                let result = self.drain_by_order(time);
+                self.control.answer(client, &result);
+            }
+            Operation::Resume => {
+                let result = self.resume_by_order();
+                self.control.answer(client, &result);
+            }
             Operation::Workers { pool, change } => {
                 let result = self.change_workers(&pool, change);
                 self.control.answer(client, &result);
@@ -88,6 +96,7 @@ impl Supervisor {
             processes: present.chain(leaving).collect(),
             is_upgrading: self.upgrade.is_under_way(),
             longest_turn: self.host.longest_turn,
+            draining: self.draining(),
         }
     }
 

@@ -44,6 +44,8 @@ pub(super) struct Maintenance {
     faults: Backoff,
     /// Before this no worker is replaced because of a fault.
     faults_until: Instant,
+    /// When it was last looked whether a server that drains has connections.
+    pub drain_looked_at: Instant,
     pub sizes: logs::Sizes,
     pub mail: Mail,
 }
@@ -56,6 +58,7 @@ impl Default for Maintenance {
             pulse_at: Instant::default(),
             faults: Backoff::new(FAULTS),
             faults_until: Instant::default(),
+            drain_looked_at: Instant::default(),
             sizes: logs::Sizes::default(),
             mail: Mail::default(),
         }

@@ -9,6 +9,7 @@ mod changes;
 mod child;
 mod control;
 pub(crate) mod death;
+mod drain;
 pub mod dry_run;
 pub mod generation;
 mod logs;
@@ -43,6 +44,7 @@ use self::certificates::Certificates;
 use self::child::Child;
 use self::generation::Generation;
 use self::maintenance::Maintenance;
+use self::policy::drain::{self as drain_policy, Drain};
 use self::policy::slots::{Action, Event, Slots};
 use self::pools::Pools;
 use self::postmortem::Postmortem;
@@ -61,6 +63,7 @@ use crate::fleet::crash_report::CrashReport;
 use crate::fleet::gateway_counters::GatewayCounters;
 use crate::fleet::gateway_queue::{GatewayQueue, Salt};
 use crate::fleet::process_title;
+use crate::fleet::readiness::Readiness;
 use crate::fleet::scoreboard::Scoreboard;
 use crate::handlers::discover::Discovery;
 use crate::log::Destination;
@@ -158,6 +161,8 @@ struct Supervisor {
     pools: Pools,
     /// Another executable that takes over, or the one that this one takes over from.
     upgrade: Upgrade,
+    /// Whether the server drains, and how far that is.
+    drain: Drain,
     /// Processes without a slot.
     auxiliaries: Auxiliaries,
     /// What workers have died of.
@@ -284,6 +289,8 @@ impl Supervisor {
     /// The server is told to stop. Nothing is replaced any more, and processes that leave anyway have to be quick.
     fn stop(&mut self, event: Event) {
         let at_once = !matches!(event, Event::Terminate | Event::Interrupt);
+        self.drain.on(drain_policy::Event::Stop, clock::now());
+        self.shared.scoreboard.set_readiness(Readiness::Closing { until: self.end_of_stop() });
         self.host.notify.stopping(self.stop_time());
         self.stop_upgrade();
         self.refuse_connections();
@@ -346,6 +353,7 @@ impl Supervisor {
             self.maintenance.mail.deadline(),
             self.control.deadline(),
             self.host.notify.due(),
+            self.drain_due(),
         ];
         let timeout = deadlines.into_iter().flatten().min().map_or(PollTimeout::NONE, |deadline| {
             let wait = deadline.since(now).as_nanos().div_ceil(1_000_000);
@@ -392,6 +400,7 @@ impl Supervisor {
         self.maintain(now);
         self.look_at_certificates(now);
         self.host.notify.turn(now);
+        self.go_on_with_drain(now);
         self.slots.on(Event::Time, now);
     }
 
@@ -415,7 +424,7 @@ impl Supervisor {
                 Signal::SIGTTIN => complain(self.add_worker(0)),
                 Signal::SIGTTOU => complain(self.remove_worker(0)),
                 Signal::SIGUSR1 => self.reopen_logs(),
-                _ => self.stop(Event::Terminate),
+                _ => self.terminate(),
             }
         }
     }
@@ -434,6 +443,7 @@ impl Supervisor {
 
     fn try_announce(&mut self) -> Result<(), daemonize::Error> {
         self.host.daemon.place_pid_file()?;
+        self.shared.scoreboard.set_readiness(Readiness::Ready);
         let summary = self.summary();
         log::info!("{summary}");
         let mut out = io::stdout();

@@ -14,6 +14,7 @@ use super::bus::Bus;
 use super::certificates::{Certificates, stamps};
 use super::generation::{Generation, bind_metrics, binding, make_inbox};
 use super::maintenance::Maintenance;
+use super::policy::drain::Drain;
 use super::policy::slots::Slots;
 use super::pools::Pools;
 use super::postmortem::Postmortem;
@@ -91,6 +92,7 @@ impl Supervisor {
             postmortem: Postmortem::new(generation.config.quarantine),
             auxiliaries: Auxiliaries::new(&generation, is_new),
             upgrade: Upgrade::new(invocation, predecessor),
+            drain: Drain::default(),
             rolling: Rolling::default(),
             pools: Pools::default(),
             maintenance: Maintenance::default(),

@@ -32,6 +32,8 @@ impl Supervisor {
         self.control.reload_begins();
         let not_now = if self.slots.is_stopping() {
             Some("the server is told to stop")
+        } else if self.drain.is_on() {
+            Some("the server is draining")
         } else if self.upgrade.is_under_way() {
             Some("an upgrade is under way")
         } else {

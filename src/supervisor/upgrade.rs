@@ -240,6 +240,8 @@ impl Supervisor {
             Some("this is process 1, with whose end the container ends: start another container instead")
         } else if self.slots.is_stopping() {
             Some("the server is told to stop")
+        } else if self.drain.is_on() {
+            Some("the server is draining")
         } else if !self.rolling.policy.is_idle() || self.rolling.loading.is_some() {
             Some("workers are being replaced; try again")
         } else {

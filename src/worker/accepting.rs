@@ -42,6 +42,7 @@ impl Worker {
             self.report(Report::Faulty);
         }
         if self.acceptor.exists() {
+            self.acceptor.end_rest();
             self.acceptor.share.watch_saturation();
         }
         self.accept_from_all();

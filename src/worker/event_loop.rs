@@ -108,6 +108,7 @@ impl Worker {
     fn do_chores(&self) -> bool {
         self.look_for_connections();
         self.transfer.migrate_more();
+        self.close_over_time();
         self.transfer.serve_waiting();
         self.transfer.send_detached();
         self.conns.tend_memory();
@@ -121,6 +122,7 @@ impl Worker {
             self.life.stop_at.get(),
             arriving.then(|| now.saturating_add(ARRIVING)),
             self.transfer.next_migration(),
+            self.next_close(),
             self.transfer.next_waiting(),
             self.link.due(),
         ];

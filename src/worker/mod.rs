@@ -25,6 +25,7 @@ mod conn;
 mod control;
 mod crash;
 mod dispatch;
+mod draining;
 mod event_loop;
 mod handshake;
 mod host;
@@ -53,7 +54,7 @@ use crate::config::Config;
 use crate::ffi::place;
 use crate::ffi::topics::set_topics;
 use crate::fleet::control::{self as fleet_control, Channel, Report};
-use crate::fleet::scoreboard::{Place, Slot, State};
+use crate::fleet::scoreboard::{Place, Scoreboard, Slot, State};
 use crate::http::Site;
 use base::descriptors::Descriptors;
 use base::lifecycle::Lifecycle;
@@ -74,13 +75,15 @@ use conn::handshake::Registry;
 use crash::report::Collector;
 use crash::rescue::{self, RescueContext};
 use crash::traps;
+use draining::Spread;
 use handshake::Handshakes;
 use handshake::authentication::Logins;
 use host::foreign_host::ForeignThreadHost;
 use host::handlers::{Handlers, Loaded};
 use host::loop_host::LoopHost;
-use listen::acceptor::{Acceptor, Share};
+use listen::acceptor::Acceptor;
 use listen::admission::Admission;
+use listen::share::Share;
 use ops::connections::Listing;
 pub use process::start::Start;
 use process::zygote;
@@ -96,6 +99,9 @@ const PER_CONNECTION: u32 = 64;
 /// The event loop and its rooms, which live as long as the process.
 struct Worker {
     life: &'static Lifecycle,
+    scoreboard: &'static Scoreboard,
+    /// While the server drains: which connections are closed when.
+    spread: RefCell<Option<Spread>>,
     poll: &'static Poll,
     commands: &'static CommandQueue,
     metrics: &'static Metrics,
@@ -235,6 +241,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         metrics,
         routes: Arc::clone(&routes),
         site: Site::new(document_root, resources)?,
+        scoreboard,
         breakers,
         logins: Logins::new(commands),
         probes: RefCell::default(),
@@ -303,6 +310,8 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let listing = Listing { conns, routes, slot, pid };
     let worker: &'static Worker = leak(Worker {
         life,
+        scoreboard,
+        spread: RefCell::default(),
         poll,
         commands,
         metrics,

@@ -3,7 +3,7 @@
 use super::super::Default::{Is, Unset};
 use super::super::Flag::{Long, No, Short};
 use super::super::Kind::{Count, Flag, List, Path, Text};
-use super::super::value::{each, host};
+use super::super::value::{each, host, request_path};
 use super::super::{Scope, Setting};
 use crate::config::Console;
 
@@ -169,6 +169,15 @@ With false nobody is served it.",
 An IPv6 address stands in brackets; port 0 picks a free one, which the log tells.
 See METRICS in
 .Xr wshd 8 .",
+    },
+    Setting {
+        name: "health",
+        scopes: SERVER,
+        kind: Text("PATH", |d, text| Ok(d.config.health = Some(request_path(text)?))),
+        default: Unset("none"),
+        flag: No,
+        help: "Answer health checks of load balancers at this path, such as /healthz",
+        more: "See HEALTH AND DRAIN in\n.Xr wshd 8 .",
     },
     Setting {
         name: "include",

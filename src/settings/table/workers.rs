@@ -2,7 +2,7 @@
 
 use super::super::Default::{Is, Unset};
 use super::super::Flag::{Long, No};
-use super::super::Kind::{Count, Path, Size, Text, Time};
+use super::super::Kind::{Choice, Count, Path, Size, Text, Time};
 use super::super::value::{self, MAX_MEMORY, MAX_SIZE};
 use super::super::{Scope, Setting, Zero};
 
@@ -128,6 +128,36 @@ they are left until they end.",
         flag: No,
         help: "Time that workers have to close their connections when the server stops",
         more: "See SIGNALS in\n.Xr wshd 8 .",
+    },
+    Setting {
+        name: "drain_before_stop",
+        scopes: SERVER,
+        kind: Time(Zero::Off, |d, time| d.config.drain.before_stop = time),
+        default: Is("0"),
+        flag: No,
+        help: "Drain over this time first when SIGTERM comes (0: stop at once)",
+        more: "See HEALTH AND DRAIN in\n.Xr wshd 8 .",
+    },
+    Setting {
+        name: "drain_delay",
+        scopes: SERVER,
+        kind: Time(Zero::Off, |d, time| d.config.drain.delay = time),
+        default: Is("0"),
+        flag: No,
+        help: "When draining, accept connections for this time after health checks have begun to fail",
+        more: "A load balancer has that long to notice: some intervals of its checks.",
+    },
+    Setting {
+        name: "drain_code",
+        scopes: SERVER,
+        kind: Choice("CODE", &["1001", "1012"], |d, text| {
+            d.config.drain.code = if text == "1012" { 1012 } else { 1001 };
+            matches!(text, "1001" | "1012")
+        }),
+        default: Is("1001"),
+        flag: No,
+        help: "Code with which a server that drains closes connections",
+        more: "1001 is going away, 1012 service restart: some clients connect again after one, but not after the other.",
     },
     Setting {
         name: "quarantine_deaths",

@@ -2,6 +2,7 @@
 //! it (`tests/rooms.rs`). The supervisor's loop carries the decisions out.
 
 pub mod backoff;
+pub mod drain;
 pub mod liveness;
 pub mod pools;
 pub mod quarantine;

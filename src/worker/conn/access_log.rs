@@ -43,6 +43,8 @@ enum Stage {
     Quiet,
     /// Its request waits for an answer: the resource, and whether it is for a WebSocket.
     Asked(Box<str>, bool),
+    /// Its request is not worth a line.
+    Unlogged,
     /// It is open.
     Open,
 }
@@ -99,6 +101,11 @@ impl AccessLog {
     /// A request has come, for a WebSocket or not.
     pub fn asked(&self, id: u64, resource: &str, is_upgrade: bool) {
         self.with(id, |entry| entry.stage = Stage::Asked(resource.into(), is_upgrade));
+    }
+
+    /// Nothing is to be written about the answer to this request.
+    pub fn keep_out(&self, id: u64) {
+        self.with(id, |entry| entry.stage = Stage::Unlogged);
     }
 
     /// Changes the entry of a connection, if it is still there.

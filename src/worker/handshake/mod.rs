@@ -3,6 +3,7 @@
 pub mod authentication;
 pub mod breaker_probe;
 pub mod checks;
+mod health;
 pub mod outcome;
 pub mod replies;
 pub mod request;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::fleet::breakers::CircuitBreaker;
 use crate::fleet::routes::Routes;
+use crate::fleet::scoreboard::Scoreboard;
 use crate::http::Site;
 use crate::worker::base::lifecycle::Lifecycle;
 use crate::worker::base::metrics::Metrics;
@@ -48,6 +50,8 @@ pub struct Handshakes {
     pub routes: Arc<Routes>,
     /// Answers requests that are not for a WebSocket.
     pub site: Site,
+    /// Whether the server is ready.
+    pub scoreboard: &'static Scoreboard,
     /// By handler.
     pub breakers: &'static [CircuitBreaker],
     /// Passwords that are being compared.

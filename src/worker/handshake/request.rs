@@ -94,6 +94,7 @@ impl Handshakes {
         let seen = if read.len() == all { seen } else { 0 };
         match head::parse_more(&read, seen, &self.config.head) {
             Ok(Parsed::NeedMore) => self.conns.keep_head(id, read.into_owned()),
+            Ok(Parsed::Head { head, .. }) if self.answer_health_check(id, &head) => {}
             Ok(Parsed::Head { head, consumed }) => {
                 if self.conns.access_log.is_on() {
                     let policy = self.policy_of(self.routes.find(head.path()));

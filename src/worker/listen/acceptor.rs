@@ -26,10 +26,11 @@ use socket2::{SockRef, Socket};
 use crate::clock;
 use crate::fleet::gateway_queue::{MAX_PREAMBLE, Preamble};
 use crate::fleet::listener::Listener;
-use crate::fleet::scoreboard::{Fault, Scoreboard, Slot, State};
+use crate::fleet::scoreboard::Fault;
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::poll::{LISTENER, Poll};
 use crate::worker::conn::record::Greeting;
+use crate::worker::listen::share::Share;
 
 /// Connections accepted at a time: others have their turn in between.
 pub const AT_A_TIME: usize = 16;
@@ -37,10 +38,6 @@ pub const AT_A_TIME: usize = 16;
 const ALL: u64 = 1_000_000;
 /// How often (ns) to look for connections that nobody has called for.
 const LOOK: u64 = 1_000_000_000;
-/// A worker whose loop has not turned for so long (ns) is not waited for.
-const STALE: u64 = 3_000_000_000;
-/// A worker that has been in one call of a handler for so long (ns) is not waited for.
-const STUCK: u64 = 100_000_000;
 /// How long to hold back before looking again, should no load change meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Pause when epoll has no room.
@@ -70,19 +67,22 @@ struct ListenSocket {
     inode: Option<u64>,
     /// It has failed for good.
     failed: AtomicBool,
+    /// It is not in the poll, since the server drains.
+    rests: AtomicBool,
 }
 
 impl ListenSocket {
     fn new(source: Source) -> Self {
-        Self { inode: inode(&source), source, failed: false.into() }
+        Self { inode: inode(&source), source, failed: false.into(), rests: false.into() }
     }
 
     fn is_intact(&self) -> bool {
         self.inode.is_some() && inode(&self.source) == self.inode
     }
 
-    fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Relaxed)
+    /// Whether it can be accepted from.
+    fn is_usable(&self) -> bool {
+        !self.failed.load(Ordering::Relaxed) && !self.rests.load(Ordering::Relaxed)
     }
 }
 
@@ -158,7 +158,7 @@ impl Acceptor {
         }
         *state = AcceptState::Accepting;
         for (socket, token) in self.sockets.iter().zip(LISTENER..) {
-            if socket.has_failed() {
+            if !socket.is_usable() {
                 continue;
             }
             match self.poll.add_shared(&socket.source, token) {
@@ -196,7 +196,7 @@ impl Acceptor {
 
     /// False: there is one that it cannot be made to forget.
     fn empty_poll(&self) -> bool {
-        let sockets = self.sockets.iter().filter(|socket| !socket.has_failed());
+        let sockets = self.sockets.iter().filter(|socket| socket.is_usable());
         sockets.filter(|socket| !self.poll.forget(&socket.source)).count() == 0
     }
 
@@ -243,9 +243,12 @@ impl Acceptor {
         if self.is(AcceptState::Closed) {
             return false;
         }
-        let Some(socket) = self.sockets.get(number).filter(|socket| !socket.has_failed()) else {
+        let Some(socket) = self.sockets.get(number).filter(|socket| socket.is_usable()) else {
             return false;
         };
+        if self.is_resting(socket) {
+            return false;
+        }
         let mut preamble = self.preamble.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..AT_A_TIME {
             let accepted = match &socket.source {
@@ -267,6 +270,8 @@ impl Acceptor {
                     self.hold();
                     return false;
                 }
+                // It was shut down just now.
+                Err(Errno::EINVAL) if self.is_resting(socket) => return false,
                 Err(error) => {
                     // It was shut down, since the server stops or does not listen there any more.
                     let is_shut_down = error == Errno::EINVAL && socket.is_intact();
@@ -282,6 +287,36 @@ impl Acceptor {
             }
         }
         false
+    }
+
+    /// While the server drains nothing is accepted, but what gateways have accepted is served. [event loop]
+    fn is_resting(&self, socket: &ListenSocket) -> bool {
+        let is_listener = matches!(socket.source, Source::Listener(_));
+        let rests = is_listener && !self.share.scoreboard.readiness().accepts();
+        if rests {
+            let _state = self.lock(); // the throttle may be putting it into the poll
+            self.poll.forget(&socket.source);
+            socket.rests.store(true, Ordering::Relaxed);
+        }
+        rests
+    }
+
+    /// Once in a second: the server may have resumed. [event loop]
+    pub fn end_rest(&self) {
+        if !self.share.scoreboard.readiness().accepts() {
+            return;
+        }
+        let state = self.lock();
+        for (socket, token) in self.sockets.iter().zip(LISTENER..) {
+            let rested = socket.rests.swap(false, Ordering::Relaxed);
+            if rested
+                && *state == AcceptState::Accepting
+                && let Err(error) = self.poll.add_shared(&socket.source, token)
+            {
+                log::warn!("{}: epoll: {error}; trying again", socket.source);
+                socket.rests.store(true, Ordering::Relaxed);
+            }
+        }
     }
 
     /// The next connection that a gateway relays.
@@ -339,7 +374,7 @@ impl Acceptor {
     pub fn may_go_on(&self) -> bool {
         let may = self.share.may_take();
         if !may {
-            if load(self.share.slot) >= self.share.connections {
+            if self.share.is_full() {
                 self.share.watch_saturation();
             }
             self.hold();
@@ -353,60 +388,6 @@ impl Acceptor {
 
     fn lock(&self) -> MutexGuard<'_, AcceptState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A worker's share of all connections of its pool.
-pub struct Share {
-    /// The load of all workers.
-    pub scoreboard: &'static Scoreboard,
-    /// This worker's place in it.
-    pub index: usize,
-    /// What it says of this worker.
-    pub slot: &'static Slot,
-    /// Most connections of this worker.
-    pub connections: u32,
-}
-
-impl Share {
-    /// Whether half of this worker's room is taken.
-    pub fn is_half_full(&self) -> bool {
-        load(self.slot) >= self.connections / 2
-    }
-
-    /// Says once that all workers are full, and once that there is room again: not for a single connection of many, of
-    /// which some may come and go at any time. [event loop]
-    pub fn watch_saturation(&self) {
-        if self.slot.state() != State::Running {
-            return;
-        }
-        let pool = self.slot.place().pool;
-        let workers = self.scoreboard.slots().iter();
-        let loads = workers.filter(|slot| slot.place().pool == pool && slot.takes_connections()).map(load);
-        let free: Vec<u32> = loads.map(|load| self.connections.saturating_sub(load)).collect();
-        let (workers, most) = (free.len() as u64, u64::from(self.connections));
-        let free: u64 = free.into_iter().map(u64::from).sum();
-        if free == 0 && workers > 0 && self.scoreboard.begin_saturation() {
-            log::warn!(
-                "all workers are full ({workers} with max_connections {most}): new connections wait until others close"
-            );
-        }
-        if free > workers * most / 20 && self.scoreboard.end_saturation() {
-            log::info!("there is room for {free} connections: new ones are accepted again");
-        }
-    }
-
-    /// Whether this worker may take a connection.
-    fn may_take(&self) -> bool {
-        if matches!(self.slot.fault(), Some(Fault::Descriptors | Fault::System)) {
-            return false;
-        }
-        let siblings = self.scoreboard.slots().iter().enumerate();
-        // The workers of other pools have connections sent to them.
-        let siblings = siblings.filter(|(_, sibling)| sibling.place().pool == self.slot.place().pool);
-        let others = siblings.filter(|(index, _)| *index != self.index).map(|(_, other)| other);
-        let others = others.filter(|other| serves(other)).map(load);
-        may_accept(load(self.slot), self.connections, others)
     }
 }
 
@@ -447,56 +428,4 @@ fn accept<'a>(listener: &Listener) -> Result<(Socket, Greeting<'a>), Errno> {
     let accepted = SockRef::from(listener).accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
     let (socket, address) = accepted.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
     Ok((socket, Greeting { peer: address.as_socket(), ..Greeting::default() }))
-}
-
-/// Whether a worker takes its share, so that others wait for it.
-fn serves(slot: &Slot) -> bool {
-    let age = |since: &AtomicU64| clock::now().as_nanos().saturating_sub(since.load(Ordering::Relaxed));
-    let is_stuck = || slot.call.current().is_some() && age(&slot.call.since) >= STUCK;
-    slot.takes_connections() && age(&slot.heartbeat) < STALE && !is_stuck()
-}
-
-fn load(slot: &Slot) -> u32 {
-    slot.connections.load(Ordering::Relaxed)
-}
-
-/// Whether a worker of this load may take one more: it must not be more than one
-/// or a twentieth ahead of the least loaded.
-fn may_accept(mine: u32, most: u32, others: impl Iterator<Item = u32>) -> bool {
-    let least = others.min().unwrap_or(mine);
-    mine < most && mine <= least + least / 20
-}
-
-#[cfg(test)]
-mod tests {
-    use super::may_accept;
-
-    #[test]
-    fn the_least_loaded_worker_accepts_and_one_far_ahead_does_not() {
-        assert!(may_accept(0, 10, [5, 6, 7].into_iter()));
-        assert!(may_accept(5, 10, [5, 6, 7].into_iter()));
-        assert!(!may_accept(6, 10, [5, 6, 7].into_iter()));
-        assert!(may_accept(104, 1000, [100, 120].into_iter()));
-        assert!(!may_accept(106, 1000, [100, 120].into_iter()));
-    }
-
-    #[test]
-    fn a_worker_alone_accepts_up_to_its_bound() {
-        assert!(may_accept(9, 10, std::iter::empty()));
-        assert!(!may_accept(10, 10, std::iter::empty()));
-    }
-
-    #[test]
-    fn loads_stay_within_the_bar_however_unlucky_the_order() {
-        // Always the most loaded worker that may accept gets the next connection.
-        let mut loads = [0_u32; 4];
-        for _ in 0..400 {
-            let next = (0..4)
-                .filter(|&i| may_accept(loads[i], 1000, (0..4).filter(|&j| j != i).map(|j| loads[j])))
-                .max_by_key(|&i| loads[i]);
-            loads[next.unwrap()] += 1;
-        }
-        let (most, least) = (loads.iter().max().unwrap(), loads.iter().min().unwrap());
-        assert!(f64::from(*most) / f64::from(*least) <= 1.1, "{loads:?}");
-    }
 }

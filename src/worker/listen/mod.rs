@@ -3,3 +3,4 @@
 pub mod acceptor;
 pub mod admission;
 pub mod orphan_watch;
+pub mod share;

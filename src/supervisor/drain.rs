@@ -1,0 +1,167 @@
+//! Draining the server, as `policy::drain` decides. Workers read in shared memory what they have to do ([`Readiness`]);
+//! gateways are told to leave, and started again by a resume.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::Supervisor;
+use super::policy::drain::{Action, Drain, Event};
+use super::policy::slots;
+use crate::clock;
+use crate::ctl::answer::Draining;
+use crate::ctl::answer::seconds;
+use crate::fleet::readiness::Readiness;
+use crate::time::Instant;
+
+/// Over which time connections are closed if nobody says.
+const DEFAULT_TIME: Duration = Duration::from_secs(60);
+/// How often to look whether all connections have gone.
+const LOOK: Duration = Duration::from_millis(250);
+
+impl Supervisor {
+    /// SIGTERM: the server drains first, if that is configured and possible; told again it stops.
+    pub(super) fn terminate(&mut self) {
+        let time = self.generation.config.drain.before_stop;
+        if time.is_zero() || self.drain.is_on() || self.may_drain().is_err() {
+            return self.stop(slots::Event::Terminate);
+        }
+        self.begin_drain(time, true);
+        self.host.notify.stopping(self.time_to_drain() + self.stop_time());
+    }
+
+    /// `wshd ctl drain`: begins, or changes the time.
+    pub(super) fn drain_by_order(&mut self, time: Option<Duration>) -> Result<Value, String> {
+        self.may_drain()?;
+        let configured = Some(self.generation.config.drain.before_stop).filter(|time| !time.is_zero());
+        self.begin_drain(time.or(configured).unwrap_or(DEFAULT_TIME), false);
+        if self.drain.is_last() {
+            self.host.notify.extend(self.time_to_drain() + self.stop_time());
+        }
+        Ok(format!("draining; the server stops in {:.0?} at the latest", self.time_to_drain()).into())
+    }
+
+    /// `wshd ctl resume`.
+    pub(super) fn resume_by_order(&mut self) -> Result<Value, String> {
+        if self.slots.is_stopping() || self.drain.is_last() {
+            return Err("the server is told to stop; it cannot resume".to_owned());
+        }
+        if !self.drain.is_on() {
+            return Err("the server is not draining".to_owned());
+        }
+        self.on_drain(Event::Resume);
+        Ok("resumed: new connections are accepted".into())
+    }
+
+    /// Whether the server can drain now.
+    fn may_drain(&self) -> Result<(), String> {
+        let why_not = if self.slots.is_stopping() {
+            "the server is told to stop"
+        } else if !self.host.daemon.is_ready() {
+            "the server is still starting"
+        } else if self.upgrade.is_under_way() {
+            "an upgrade is under way"
+        } else {
+            return Ok(());
+        };
+        Err(format!("cannot drain: {why_not}"))
+    }
+
+    fn begin_drain(&mut self, time: Duration, is_last: bool) {
+        self.abort_rolling("the server is draining");
+        let grace = self.generation.config.drain.delay;
+        self.on_drain(Event::Begin { grace, time, is_last });
+    }
+
+    fn on_drain(&mut self, event: Event) {
+        let Some(action) = self.drain.on(event, clock::now()) else { return };
+        let scoreboard = self.shared.scoreboard;
+        match action {
+            Action::Announce => {
+                scoreboard.set_readiness(Readiness::Draining);
+                let grace = self.generation.config.drain.delay;
+                self.tell_drain(&format!("health checks fail; accepting connections for {grace:?} more"));
+            }
+            Action::Close { until } => {
+                let is_accepting = scoreboard.readiness().accepts();
+                scoreboard.set_readiness(Readiness::Closing { until });
+                if is_accepting {
+                    self.auxiliaries.drain(&mut self.processes);
+                    self.generation.listeners.iter().for_each(|listener| listener.pause());
+                }
+                let (open, time) = (self.connections(), self.time_to_drain());
+                self.tell_drain(&format!("accepting no more; closing {open} connections over {time:.0?}"));
+            }
+            Action::Resume => self.resume(),
+            Action::Stop => {
+                let open = self.connections();
+                log::info!("drain: done, {open} connections left; stopping");
+                self.stop(slots::Event::Terminate);
+            }
+        }
+    }
+
+    fn resume(&mut self) {
+        let was_accepting = self.shared.scoreboard.readiness().accepts();
+        if !was_accepting {
+            self.listen_again();
+            self.auxiliaries.resume(&self.generation);
+        }
+        self.shared.scoreboard.set_readiness(Readiness::Ready);
+        log::info!("drain: resumed; accepting connections");
+        self.host.notify.status(&self.summary());
+    }
+
+    fn listen_again(&self) {
+        let config = &self.generation.config;
+        for listener in &self.generation.listeners {
+            let backlog = config.listener(listener.asked()).binding.backlog;
+            if let Err(error) = listener.listen_again(backlog) {
+                log::error!("cannot listen on {} again: {error}; restart the server", listener.address);
+            }
+        }
+    }
+
+    fn tell_drain(&mut self, text: &str) {
+        log::info!("drain: {text}");
+        self.host.notify.status(&format!("Draining: {text}"));
+    }
+
+    /// What is due.
+    pub(super) fn go_on_with_drain(&mut self, now: Instant) {
+        if !self.drain.is_on() {
+            return;
+        }
+        self.on_drain(Event::Time);
+        // A worker that is being restarted may have connections to take up.
+        let is_whole = self.slots.taken().all(|slot| self.slots.due(slot).is_none());
+        if matches!(self.drain, Drain::Closing { .. }) && is_whole && self.connections() == 0 {
+            self.on_drain(Event::Empty);
+        }
+        self.maintenance.drain_looked_at = now;
+    }
+
+    /// When that is to be called.
+    pub(super) fn drain_due(&self) -> Option<Instant> {
+        let look =
+            matches!(self.drain, Drain::Closing { .. }).then(|| self.maintenance.drain_looked_at + LOOK);
+        self.drain.deadline().into_iter().chain(look).min()
+    }
+
+    /// How the server drains, if it does.
+    pub(super) fn draining(&self) -> Option<Draining> {
+        let accepting = self.shared.scoreboard.readiness().accepts();
+        self.drain.is_on().then(|| Draining { accepting, seconds: seconds(self.time_to_drain()) })
+    }
+
+    fn time_to_drain(&self) -> Duration {
+        self.drain.end().map_or(Duration::ZERO, |end| end.since(clock::now()))
+    }
+
+    /// Connections of all workers.
+    fn connections(&self) -> u64 {
+        let slots = self.shared.scoreboard.slots().iter();
+        slots.map(|slot| u64::from(slot.connections.load(Ordering::Relaxed))).sum()
+    }
+}

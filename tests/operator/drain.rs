@@ -1,0 +1,190 @@
+//! Draining a server, and what becomes of its clients.
+
+use std::net::TcpStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use tungstenite::Message;
+
+use super::client::{Client, Raw, ask, close_of, connect};
+use super::server::{Dir, ECHO, PATIENCE, Server, until};
+use super::tls::{self, Authority};
+use super::{Operated, health, not_ready, ready};
+
+fn is_refused(address: &str) -> bool {
+    TcpStream::connect(address).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
+/// Whether the server has closed this connection, without waiting for it.
+fn is_closed(client: &mut Client) -> bool {
+    client.get_ref().set_nonblocking(true).unwrap();
+    let closed = match client.read() {
+        Ok(Message::Close(_)) => true,
+        Ok(other) => panic!("{other:?}"),
+        Err(tungstenite::Error::Io(error)) => error.kind() != std::io::ErrorKind::WouldBlock,
+        Err(_) => true,
+    };
+    client.get_ref().set_nonblocking(false).unwrap();
+    closed
+}
+
+#[test]
+fn clients_go_one_after_another_and_then_the_server_leaves() {
+    let mut operated = Operated::start(&["--workers", "2"]);
+    let address = operated.address();
+    let mut clients: Vec<Client> = (0..30).map(|_| connect(&address, "/echo")).collect();
+    assert!(operated.says(&["drain", "--for", "60s"]).starts_with("draining; the server stops in "));
+    assert_eq!(health(&operated.metrics(), "/readyz"), not_ready("draining"));
+    until("new clients are refused", || is_refused(&address));
+    let draining = &operated.status()["draining"];
+    assert_eq!(draining["accepting"], false);
+    assert!(draining["seconds"].as_f64().unwrap() > 10.0, "{draining}");
+    assert!(operated.says(&["status"]).contains("DRAINING, closing connections; stops in "));
+    until("the first one is closed", || clients.iter_mut().any(is_closed));
+    let is_served = |client: &mut Client| {
+        client.send(Message::text("x")).is_ok() && client.read().is_ok_and(|answer| answer.is_text())
+    };
+    let served = clients.iter_mut().map(is_served).filter(|is_served| *is_served).count();
+    assert!(served > 15, "only {served} of 30 are served");
+    assert!(operated.refuses(&["reload"]).contains("the server is draining"));
+    assert!(operated.refuses(&["upgrade"]).contains("the server is draining"));
+
+    operated.says(&["drain", "--for", "1s"]);
+    let codes: Vec<u16> = clients.iter_mut().map(|client| close_of(client).0).collect();
+    // Those that were found closed above have been read already.
+    assert!(codes.iter().filter(|code| **code == 1001).count() > 15, "{codes:?}");
+    drop(clients);
+    assert_eq!(operated.server.wait().code(), Some(0), "{}", operated.server.log());
+    operated.server.says("stopping");
+}
+
+#[test]
+fn a_server_that_is_drained_can_resume() {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    let socket = dir.path().join("socket");
+    let also = format!("server_host=unix:{}", socket.display());
+    let args = ["--workers", "2", "-o", "server_host=127.0.0.1", "-o", &also, "-o", "health=/healthz"];
+    let mut operated = Operated::start_in(dir, &args);
+    let (address, metrics) = (operated.address(), operated.metrics());
+    assert!(operated.refuses(&["resume"]).contains("not draining"));
+    let mut client = connect(&address, "/echo");
+    for _ in 0..2 {
+        operated.says(&["drain", "--for", "1h"]);
+        until("TCP is refused", || is_refused(&address));
+        let mut waiting = Raw::over(UnixStream::connect(&socket).unwrap());
+        waiting.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_eq!(ask(&mut client, "still here"), "still here");
+        assert_eq!(operated.says(&["resume"]), "resumed: new connections are accepted\n");
+        assert_eq!(waiting.answer().status, 200, "who waits at a Unix socket is served then");
+        assert_eq!(health(&metrics, "/readyz"), ready());
+        let mut another = connect(&address, "/echo");
+        assert_eq!(ask(&mut another, "again"), "again");
+        assert!(operated.status()["draining"].is_null());
+    }
+    assert!(operated.says(&["reload"]).contains("done"));
+    operated.server.stop();
+}
+
+#[test]
+fn load_balancers_get_time_to_notice() {
+    let mut operated = Operated::start(&[
+        "--workers",
+        "1",
+        "-o",
+        "health=/healthz",
+        "-o",
+        "drain_delay=1h",
+        "-o",
+        "drain_code=1012",
+    ]);
+    let address = operated.address();
+    operated.says(&["drain", "--for", "1s"]);
+    assert_eq!(health(&address, "/healthz"), not_ready("draining"));
+    assert_eq!(operated.status()["draining"]["accepting"], true);
+    let mut client = connect(&address, "/echo");
+    assert_eq!(ask(&mut client, "served"), "served");
+    operated.says(&["resume"]);
+    assert_eq!(health(&address, "/healthz"), ready());
+    operated.server.stop();
+}
+
+/// The next message to the service manager, and whether it has this in it.
+fn heard(manager: &UnixDatagram) -> String {
+    let mut buffer = [0; 4096];
+    let size = manager.recv(&mut buffer).unwrap();
+    String::from_utf8(buffer[..size].to_vec()).unwrap()
+}
+
+#[test]
+fn sigterm_drains_first_if_so_configured_and_the_second_one_stops() {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    let manager = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wshd"));
+    let log = dir.path().join("log");
+    command.args(["--port", "0", "--websock-handlers"]).arg(dir.path()).arg("--log-file").arg(&log);
+    command.arg("--control-socket").arg(dir.path().join("control"));
+    command.args(["-o", "drain_before_stop=1h", "-o", "drain_code=1012"]);
+    command.env("NOTIFY_SOCKET", dir.path().join("notify"));
+    let server = Server::launch(command, log).when_ready();
+    let mut operated = Operated { server, dir };
+    assert!(heard(&manager).starts_with("READY=1"));
+    let mut clients = [0, 1].map(|_| connect(&operated.address(), "/echo"));
+    operated.server.signal(Signal::SIGTERM);
+    assert!(heard(&manager).starts_with("STATUS=Draining: accepting no more; closing 2 connections"));
+    let stopping = heard(&manager);
+    let usec = stopping.strip_prefix("STOPPING=1\nEXTEND_TIMEOUT_USEC=").unwrap().lines().next().unwrap();
+    let usec: u64 = usec.parse().unwrap();
+    assert!((3_600_000_000..3_700_000_000).contains(&usec), "an hour, stop_timeout and a margin: {stopping}");
+    assert_eq!(ask(&mut clients[0], "still here"), "still here");
+    assert!(operated.refuses(&["resume"]).contains("told to stop"));
+    operated.says(&["drain", "--for", "2h"]);
+    assert!(heard(&manager).starts_with("STATUS=Draining"));
+    let extended = heard(&manager);
+    assert!(extended.starts_with("EXTEND_TIMEOUT_USEC=72"), "{extended}");
+    operated.server.signal(Signal::SIGTERM);
+    let codes = clients.each_mut().map(|client| close_of(client).0);
+    assert_eq!(codes, [1001, 1001]);
+    drop(clients);
+    assert_eq!(operated.server.wait().code(), Some(0), "{}", operated.server.log());
+}
+
+#[test]
+fn a_server_without_clients_leaves_at_once() {
+    let mut operated = Operated::start(&["--workers", "1"]);
+    operated.says(&["drain", "--for", "1h"]);
+    assert_eq!(operated.server.wait().code(), Some(0), "{}", operated.server.log());
+}
+
+#[test]
+fn connections_of_tls_go_and_come_back_like_others() {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    let authority = Authority::new(&dir);
+    authority.issue("cert", &["localhost"]);
+    let files = ["cert.key", "cert.pem"].map(|name| authority.file(name));
+    let mut operated = Operated::start_in(
+        dir,
+        &["--workers", "1", "-t", "-k", &files[0], "-c", &files[1], "-o", "drain_code=1012"],
+    );
+    let (client, port) = (tls::Client::of(&authority), tls::port(&operated.server));
+    let mut socket = client.open(port, "/echo").unwrap();
+    operated.says(&["drain", "--for", "1h"]);
+    until("TLS is refused", || is_refused(&operated.address()));
+    tls::echo(&mut socket, 1000);
+    operated.says(&["resume"]);
+    let mut another = client.open(port, "/echo").unwrap();
+    tls::echo(&mut another, 1000);
+    tls::echo(&mut socket, 1000);
+    operated.says(&["drain", "--for", "1s"]);
+    for socket in [&mut socket, &mut another] {
+        let Message::Close(Some(close)) = socket.read().unwrap() else { panic!("no close frame") };
+        assert_eq!(u16::from(close.code), 1012);
+        while socket.read().is_ok() {}
+    }
+    drop((socket, another));
+    assert_eq!(operated.server.wait().code(), Some(0), "{}", operated.server.log());
+}

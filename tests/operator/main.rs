@@ -1,0 +1,99 @@
+//! What an operator does with a running server: health checks, draining it, closing connections, watching it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../common/client.rs"]
+mod client;
+#[path = "../common/server.rs"]
+mod server;
+#[path = "../common/tls.rs"]
+mod tls;
+
+mod drain;
+mod health;
+
+use std::process::Output;
+
+use client::{Answer, Raw};
+use serde_json::Value;
+use server::{Dir, ECHO, Server, ctl};
+
+/// A server of `/echo` with a control socket and metrics.
+struct Operated {
+    server: Server,
+    dir: Dir,
+}
+
+impl Operated {
+    fn start(args: &[&str]) -> Self {
+        let dir = Dir::new();
+        dir.handler("echo", ECHO);
+        Self::start_in(dir, args)
+    }
+
+    fn start_in(dir: Dir, args: &[&str]) -> Self {
+        let control = dir.path().join("control");
+        let own = ["--metrics", "127.0.0.1:0", "--control-socket", control.to_str().unwrap()];
+        Self { server: Server::start(&dir, &[&own, args].concat()), dir }
+    }
+
+    fn address(&self) -> String {
+        self.server.address()
+    }
+
+    /// Where metrics are served.
+    fn metrics(&self) -> String {
+        let log = self.server.log();
+        log.split_once("metrics are served on ").unwrap().1.lines().next().unwrap().to_owned()
+    }
+
+    fn ctl(&self, args: &[&str]) -> Output {
+        ctl(&self.dir.path().join("control"), args)
+    }
+
+    /// What it prints.
+    #[track_caller]
+    fn says(&self, args: &[&str]) -> String {
+        let output = self.ctl(args);
+        assert!(output.status.success(), "{args:?}: {output:?}\n{}", self.server.log());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Asserts that the server refuses, and returns why.
+    #[track_caller]
+    fn refuses(&self, args: &[&str]) -> String {
+        let output = self.ctl(args);
+        assert_eq!(output.status.code(), Some(9), "{args:?}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn status(&self) -> Value {
+        serde_json::from_str(&self.says(&["status", "--json"])).unwrap()
+    }
+
+    fn file(&self, name: &str) -> String {
+        std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default()
+    }
+}
+
+/// The answer to a request without a body.
+#[track_caller]
+fn request(address: &str, method: &str, path: &str, headers: &str) -> Answer {
+    let mut raw = Raw::connect(address);
+    raw.send(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").as_bytes());
+    raw.answer()
+}
+
+/// Status and text of a health check.
+#[track_caller]
+fn health(address: &str, path: &str) -> (u16, String) {
+    let answer = request(address, "GET", path, "");
+    (answer.status, String::from_utf8(answer.body).unwrap())
+}
+
+fn ready() -> (u16, String) {
+    (200, "ready\n".to_owned())
+}
+
+fn not_ready(why: &str) -> (u16, String) {
+    (503, format!("{why}\n"))
+}
