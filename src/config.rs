@@ -1,6 +1,7 @@
 //! Everything a process needs to know, already parsed into types that cannot be wrong. Reads no file, no argument and no
 //! environment, and has no defaults: `settings` does, and hands over a finished [`Config`].
 
+pub mod bus;
 pub mod drain;
 pub mod gateway;
 
@@ -328,6 +329,8 @@ pub struct Config {
     pub metrics: Option<Listen>,
     /// Bounds of topics.
     pub topics: TopicBounds,
+    /// The engine that joins topics with those of other machines, if there is one.
+    pub bus: Option<Arc<bus::Engine>>,
     /// How the server is a daemon of the system.
     pub daemon: Daemon,
     /// Where log lines go, and which.
@@ -400,9 +403,9 @@ impl Config {
         self.isolation.get(resource).copied().unwrap_or(0)
     }
 
-    /// The same with the settings and the secrets of handlers of this pool only.
+    /// The same with the settings and the secrets of handlers of this pool only, and without those of the bus.
     pub fn with_settings_of(&self, pool: Option<usize>) -> Self {
-        let mut config = self.clone();
+        let mut config = Config { bus: None, ..self.clone() };
         let is_theirs = |resource: &str| Some(self.pool_of(resource)) == pool;
         config.settings.retain(|resource, _| is_theirs(resource));
         // Pool 0 serves what is no handler, too, and handlers that the configuration does not name.

@@ -21,6 +21,7 @@ const UNSAFE: &[&str] = &[
     "fleet/addresses.rs",
     "fleet/addresses/tests.rs",
     "fleet/breakers.rs",
+    "fleet/bus_counters.rs",
     "fleet/counters.rs",
     "fleet/crash_report.rs",
     "fleet/datagram.rs",

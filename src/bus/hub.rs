@@ -4,6 +4,8 @@
 //! stamp a connection has seen all, gets the rest. So a connection misses nothing and gets nothing twice, wherever it
 //! goes and however long its subscription was on the way.
 
+mod topics;
+
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
@@ -55,6 +57,9 @@ pub struct Counts {
     /// Messages that a worker did not get since it did not keep up.
     pub dropped: u64,
 }
+
+/// A message that was published, and its key.
+pub type Published<'m> = Option<(&'m str, Message<'m>)>;
 
 struct Worker {
     pool: u16,
@@ -127,6 +132,8 @@ pub struct Hub {
     stamp: u64,
     /// Topics whose number of subscribers has changed.
     recount: HashSet<Rc<str>>,
+    /// Topics that may have got their first subscriber, or lost the last one.
+    turned: HashSet<Rc<str>>,
     counts: Counts,
 }
 
@@ -142,6 +149,7 @@ impl Hub {
             kept: 0,
             stamp: 0,
             recount: HashSet::new(),
+            turned: HashSet::new(),
             counts: Counts::default(),
         }
     }
@@ -180,11 +188,16 @@ impl Hub {
         self.counts
     }
 
-    /// Takes in what a worker says in one frame.
-    pub fn take_in(&mut self, token: u64, content: &[u8], now: Instant) -> Result<(), Breach> {
+    /// Takes in what a worker says in one frame. If that is a message, returns it with its key.
+    pub fn take_in<'m>(
+        &mut self,
+        token: u64,
+        content: &'m [u8],
+        now: Instant,
+    ) -> Result<Published<'m>, Breach> {
         match Request::read(content).ok_or(Breach::Nonsense)? {
             Request::Subscribe { topic, ticket, from, key } => {
-                self.subscribe(token, topic, ticket, from, key)
+                self.subscribe(token, topic, ticket, from, key)?;
             }
             Request::Unsubscribe { topic } => {
                 if let Some(key) =
@@ -192,7 +205,6 @@ impl Hub {
                 {
                     self.leave(token, &key);
                 }
-                Ok(())
             }
             Request::Publish { key, message } => {
                 self.check_scope(token, key)?;
@@ -201,7 +213,7 @@ impl Hub {
                 }
                 self.publish(key, message, now);
                 self.workers.get_mut(&token).into_iter().for_each(|worker| worker.taken += 1);
-                Ok(())
+                return Ok(Some((key, message)));
             }
             Request::Count { topic, count } => {
                 let known = self.workers.get(&token).and_then(|worker| worker.topics.get(&topic));
@@ -212,9 +224,9 @@ impl Hub {
                     ours.count = count;
                     self.recount.insert(Rc::clone(key));
                 }
-                Ok(())
             }
         }
+        Ok(None)
     }
 
     fn check_scope(&self, token: u64, key: &str) -> Result<(), Breach> {
@@ -250,6 +262,7 @@ impl Hub {
             None => {
                 worker.topics.insert(number, Rc::clone(&key));
                 topic.subscribers.push(Subscriber { worker: token, number, count: 1 });
+                self.turned.insert(Rc::clone(&key));
                 self.recount.insert(key);
             }
         }
@@ -354,6 +367,7 @@ impl Hub {
         if let Some(topic) = self.topics.get_mut(key) {
             topic.subscribers.retain(|subscriber| subscriber.worker != token);
             self.recount.insert(Rc::clone(key));
+            self.turned.insert(Rc::clone(key));
         }
         self.remove_unused(key);
     }
@@ -402,15 +416,6 @@ impl Hub {
     pub fn say_farewell(&mut self) {
         self.workers.values_mut().for_each(|worker| Notice::Farewell.append_to(worker.out.tail()));
     }
-
-    /// Topics with subscribers: key, workers, connections.
-    pub fn topics(&self) -> impl Iterator<Item = (&str, usize, u64)> {
-        let subscribed = self.topics.iter().filter(|(_, topic)| !topic.subscribers.is_empty());
-        subscribed.map(|(key, topic)| {
-            let connections = topic.subscribers.iter().map(|subscriber| u64::from(subscriber.count)).sum();
-            (&**key, topic.subscribers.len(), connections)
-        })
-    }
 }
 
 impl Worker {
@@ -440,7 +445,7 @@ mod tests {
     fn say(hub: &mut Hub, token: u64, request: Request<'_>, now: u64) -> Result<(), Breach> {
         let mut bytes = Vec::new();
         request.append_to(&mut bytes);
-        hub.take_in(token, &bytes[4..], Instant::from_nanos(now))
+        hub.take_in(token, &bytes[4..], Instant::from_nanos(now)).map(drop)
     }
 
     fn subscribe(hub: &mut Hub, token: u64, ticket: u32, from: u64) {

@@ -1,12 +1,15 @@
-//! The bus: a process that carries published messages between workers. It loads no handler, and parses what workers say as a
+//! The bus: a process that carries published messages between workers, and to and from an engine that joins machines. It loads no handler, and parses what workers say as a
 //! stranger's: a worker of one pool cannot reach topics of another that do not have its scope.
 
+mod engine;
 pub mod hub;
 mod server;
 
 use std::io;
 use std::os::fd::OwnedFd;
 
+use crate::config;
+use crate::fleet::bus_counters::BusCounters;
 use crate::fleet::control::{self, Channel};
 use crate::fleet::rendezvous::Baton;
 use hub::Limits;
@@ -21,6 +24,8 @@ pub struct Start {
     pub limits: Limits,
     /// Which pool may use which scope.
     pub scopes: Vec<(u16, String)>,
+    /// The engine that joins topics with those of other machines, if there is one, and what is counted of it.
+    pub engine: Option<(config::bus::Engine, &'static BusCounters)>,
 }
 
 /// Serves from the command to begin until it is told to leave.

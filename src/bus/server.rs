@@ -1,4 +1,4 @@
-//! The loop of the bus: sockets to workers, and orders of the supervisor. What goes where is decided in [`hub`](super::hub).
+//! The loop of the bus: sockets to workers, the way to the engine, and orders of the supervisor. What goes where is decided in [`hub`](super::hub).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::Start;
+use super::engine::Engine;
 use super::hub::{Breach, Hub};
 use crate::clock;
 use crate::fleet::bus_wire::{FORMAT, Incoming};
@@ -35,8 +36,9 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 const CONTROL: u64 = 0;
 const SIGNAL: u64 = 1;
+const ENGINE: u64 = 2;
 /// Token of the first rendezvous; the others follow.
-const RENDEZVOUS: u64 = 2;
+const RENDEZVOUS: u64 = 3;
 /// Tokens from here on are those of workers.
 const WORKER: u64 = 1 << 32;
 
@@ -58,6 +60,8 @@ pub struct Server<'a> {
     rendezvous: Vec<(u16, OwnedFd)>,
     baton: Baton,
     hub: Hub,
+    /// None: topics end at this machine.
+    engine: Option<Engine>,
     peers: BTreeMap<u64, Peer>,
     last_token: u64,
     /// When to be gone, once told to leave.
@@ -69,12 +73,17 @@ pub struct Server<'a> {
 impl<'a> Server<'a> {
     /// Ready to serve.
     pub fn new(start: Start, channel: &'a Channel) -> io::Result<Self> {
-        let Start { rendezvous, baton, limits, scopes } = start;
+        let Start { rendezvous, baton, limits, scopes, engine } = start;
         let poll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = SignalFd::with_flags(&SigSet::from(Signal::SIGTERM), flags)?;
         poll.add(channel, EpollEvent::new(EpollFlags::EPOLLIN, CONTROL))?;
         poll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNAL))?;
+        let engine =
+            engine.map(|(settings, counters)| Engine::start(settings, limits.age, counters)).transpose()?;
+        if let Some(engine) = &engine {
+            poll.add(engine, EpollEvent::new(EpollFlags::EPOLLIN, ENGINE))?;
+        }
         Ok(Server {
             channel,
             signals,
@@ -82,6 +91,7 @@ impl<'a> Server<'a> {
             rendezvous,
             baton,
             hub: Hub::new(limits, scopes),
+            engine,
             peers: BTreeMap::new(),
             last_token: WORKER,
             leave_at: None,
@@ -120,6 +130,7 @@ impl<'a> Server<'a> {
                             self.begin_leaving();
                         }
                     }
+                    ENGINE => self.read_engine(),
                     token if token < WORKER => self.let_in((token - RENDEZVOUS) as usize),
                     token => self.read(token),
                 }
@@ -128,6 +139,7 @@ impl<'a> Server<'a> {
             self.hub.end_turn();
             self.write();
             if self.has_left() {
+                self.engine.take().into_iter().for_each(Engine::finish);
                 if is_open {
                     self.baton.leave(&self.hub.history())?;
                 }
@@ -232,13 +244,22 @@ impl<'a> Server<'a> {
                 Ok(None) => return,
                 Err(_) => break Breach::Nonsense,
                 Ok(Some(content)) => match self.hub.take_in(token, content, now) {
-                    Ok(()) => {}
+                    Ok(None) => {}
+                    Ok(Some((key, message))) => {
+                        self.engine.iter().for_each(|engine| engine.publish(key, message));
+                    }
                     Err(breach) => break breach,
                 },
             }
         };
         log::error!("a worker of pool {} {breach}; its connection to the bus is closed", peer.pool);
         self.forget(token);
+    }
+
+    /// Takes in what was published on other machines.
+    fn read_engine(&mut self) {
+        let (now, hub) = (clock::now(), &mut self.hub);
+        self.engine.iter().for_each(|engine| engine.receive(|key, message| hub.publish(key, message, now)));
     }
 
     /// A worker has said all. It still hears, while this process is leaving.
@@ -263,6 +284,10 @@ impl<'a> Server<'a> {
         if now >= self.next_tick {
             self.next_tick = now + TICK;
             self.hub.expire(now);
+            self.engine.iter_mut().for_each(|engine| engine.tend(now));
+        }
+        for (key, has_subscribers) in self.hub.turned() {
+            self.engine.iter_mut().for_each(|engine| engine.set_interest(&key, has_subscribers, now));
         }
         match self.news_at {
             Some(at) if at <= now => {

@@ -6,6 +6,7 @@ pub mod addresses;
 #[allow(clippy::unwrap_used)]
 mod alone;
 pub mod breakers;
+pub mod bus_counters;
 pub mod bus_wire;
 pub mod control;
 pub mod counters;

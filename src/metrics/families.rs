@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::UNIX_EPOCH;
 
 use super::Start;
-use super::gateways;
 use super::text::{Family, Format, Kind, Labels, Text, seconds};
+use super::{bus, gateways};
 use crate::clock;
 use crate::ffi::callback_name;
 use crate::fleet::breakers::BreakerState;
@@ -138,6 +138,9 @@ pub fn report(start: &Start, format: Format) -> String {
     report.workers();
     if start.config.gateway.serves() {
         gateways::report(start.gateways, &mut report.text);
+    }
+    if let Some(counters) = start.bus {
+        bus::report(counters, &mut report.text);
     }
     report.text.finish()
 }

@@ -2,6 +2,7 @@
 //! It reads shared memory and /proc only: no handler runs here, and no worker is asked, so that nothing that goes
 //! wrong in them keeps anybody from seeing it.
 
+mod bus;
 mod families;
 mod gateways;
 mod server;
@@ -15,6 +16,7 @@ use std::time::SystemTime;
 use crate::config::Config;
 use crate::fleet::addresses::Addresses;
 use crate::fleet::breakers::CircuitBreaker;
+use crate::fleet::bus_counters::BusCounters;
 use crate::fleet::control::{self, Channel};
 use crate::fleet::counters::Counters;
 use crate::fleet::gateway_counters::GatewayCounters;
@@ -41,6 +43,8 @@ pub struct Start {
     pub addresses: &'static Addresses,
     /// What gateways have counted.
     pub gateways: &'static GatewayCounters,
+    /// What the bus has counted of its engine, if there is one.
+    pub bus: Option<&'static BusCounters>,
     /// By handler: whether it is quarantined.
     pub breakers: &'static [CircuitBreaker],
     /// The supervisor's pid.

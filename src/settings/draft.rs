@@ -7,7 +7,7 @@ use nix::unistd::Gid;
 
 use super::account::Account;
 use super::value::Host;
-use super::{authentication, tls};
+use super::{authentication, bus, tls};
 use crate::config::{Cgi, Config, HandlerSettings, Listen, ListenerSettings, Pool, Processes};
 
 /// A configuration in the making, of the server, of a handler or of a pool.
@@ -73,6 +73,8 @@ pub struct Draft {
     pub is_open: bool,
     /// Of a handler: further resources that it serves.
     pub resources: Vec<String>,
+    /// The engine behind the bus.
+    pub bus: bus::Draft,
     /// Programs, if it has directories of them.
     pub cgi: Cgi,
     /// Who they run as.

@@ -11,6 +11,7 @@
 
 pub mod account;
 pub mod authentication;
+pub mod bus;
 pub mod draft;
 pub mod effective;
 pub mod file;

@@ -13,7 +13,7 @@ use super::draft::{Draft, Target};
 use super::effective::Effective;
 use super::legacy::Legacy;
 use super::value::Host;
-use super::{Error, Kind, Places, Scope, find, in_scope, include, listeners, pools, tls};
+use super::{Error, Kind, Places, Scope, bus, find, in_scope, include, listeners, pools, tls};
 use crate::config::{Cgi, Config, CrashRecords, Landlock, Listen, Pool};
 use crate::log::{AccessLog, Destination};
 
@@ -105,6 +105,7 @@ fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), E
         .map_err(|error| given.unusable("document_root", format!("the current directory: {error}")))?;
     config.authentication.all = draft.policy.clone().policy(given)?.map(Arc::new);
     tls::server(&draft, given, &mut config)?;
+    config.bus = bus::engine(&draft.bus, given)?.map(Arc::new);
     config.landlock = landlock(&draft, given)?;
     config.handlers = handlers(draft.handlers.as_deref(), config.document_root.as_deref(), exe_dir)?;
     log(&draft, &mut config);

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::bus;
 use crate::bus::hub::Limits;
 use crate::config::Config;
+use crate::fleet::bus_counters::BusCounters;
 use crate::fleet::rendezvous::{Baton, Rendezvous};
 use crate::fleet::routes::Routes;
 
@@ -91,7 +92,7 @@ impl Bus {
         what.starts_with(b"bus ")
     }
 
-    /// What the process is to be given.
+    /// What the process is to be given, without an engine.
     pub fn start(&self, config: &Config, routes: &Routes) -> io::Result<bus::Start> {
         let number = |name: &str| config.pool(name).and_then(|pool| u16::try_from(pool).ok());
         let mut rendezvous = Vec::new();
@@ -108,7 +109,18 @@ impl Bus {
             topics: bounds.topics as usize,
         };
         let baton = Baton::from(self.baton.fd().try_clone_to_owned()?);
-        Ok(bus::Start { rendezvous, baton, limits, scopes: scopes(config, routes) })
+        Ok(bus::Start { rendezvous, baton, limits, scopes: scopes(config, routes), engine: None })
+    }
+
+    /// The same with the engine that is configured, if one is, and what is counted of it.
+    pub fn start_with_engine(
+        &self,
+        config: &Config,
+        routes: &Routes,
+        counters: &'static BusCounters,
+    ) -> io::Result<bus::Start> {
+        let engine = config.bus.as_deref().map(|engine| (engine.clone(), counters));
+        self.start(config, routes).map(|start| bus::Start { engine, ..start })
     }
 }
 

@@ -63,7 +63,7 @@ impl Generation {
     /// What makes the bus what it is.
     pub fn bus_settings(&self) -> impl PartialEq {
         let pools: Vec<_> = self.config.pools.iter().map(|pool| pool.name.clone()).collect();
-        (self.config.topics, bus::scopes(&self.config, &self.routes), pools)
+        (self.config.topics, self.config.bus.clone(), bus::scopes(&self.config, &self.routes), pools)
     }
 
     /// All sockets that it listens on.
@@ -222,6 +222,7 @@ fn of_all(config: &Config) -> Config {
         cgi: config.cgi.as_ref().map(|cgi| Cgi { directories: cgi.directories.clone(), ..Cgi::default() }),
         ignored: Vec::new(),
         control: Default::default(),
+        bus: None,
         gateway: Default::default(),
         log: LogSettings { rotation: Default::default(), ..config.log.clone() },
         ..config.clone()

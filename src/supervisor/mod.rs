@@ -57,6 +57,7 @@ use crate::control::Control;
 use crate::exit::Exit;
 use crate::fleet::addresses::Addresses;
 use crate::fleet::breakers::CircuitBreaker;
+use crate::fleet::bus_counters::BusCounters;
 use crate::fleet::control::Command;
 use crate::fleet::counters::Counters;
 use crate::fleet::crash_report::CrashReport;
@@ -183,6 +184,7 @@ struct Shared {
     scoreboard: &'static Scoreboard,
     counters: &'static Counters,
     gateways: &'static GatewayCounters,
+    bus: &'static BusCounters,
     /// Where workers count connections by client address.
     addresses: &'static Addresses,
     /// By handler.

@@ -33,7 +33,7 @@ use crate::fleet::gateway_queue::GatewayQueue;
 use crate::fleet::listener::{self, BindError, Bound, Listener};
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{MAX_SLOTS, Place, Scoreboard};
-use crate::fleet::{breakers, crash_report, gateway_counters};
+use crate::fleet::{breakers, bus_counters, crash_report, gateway_counters};
 use crate::handlers::discover::discover;
 use crate::service::daemonize::Daemon;
 use crate::service::listen_fds::Passed;
@@ -179,6 +179,7 @@ fn shared(config: &Config, routes: &Routes) -> Result<Shared, Failure> {
         scoreboard: Scoreboard::create(MAX_SLOTS).map_err(internal)?,
         counters,
         gateways: gateway_counters::create().map_err(internal)?,
+        bus: bus_counters::create().map_err(internal)?,
         addresses: Addresses::for_processes(processes).map_err(internal)?,
         breakers: breakers::create(Routes::MAX).map_err(internal)?,
         // Also without records, which a reload may turn on: memory that no crash uses is reserved only.

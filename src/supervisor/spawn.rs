@@ -159,6 +159,7 @@ pub(super) fn auxiliary(
             counters: shared.counters,
             addresses: shared.addresses,
             gateways: shared.gateways,
+            bus: config.bus.is_some().then_some(shared.bus),
             breakers: shared.breakers,
             supervisor: parent.as_raw(),
             started: supervisor.host.started,
@@ -170,7 +171,7 @@ pub(super) fn auxiliary(
             counters: shared.gateways,
             salt: supervisor.gateways.salt,
         }),
-        Kind::Bus => Auxiliary::Bus(bus.start(&config, &routes)),
+        Kind::Bus => Auxiliary::Bus(bus.start_with_engine(&config, &routes, shared.bus)),
         Kind::Cgi => Auxiliary::Cgi(inbox.ok_or_else(|| io::ErrorKind::NotFound.into()).and_then(|inbox| {
             let inbox = inbox.rx().as_fd().try_clone_to_owned()?;
             Ok(cgi::Start { config: Arc::clone(&config), inbox, addresses: shared.addresses })

@@ -2,7 +2,8 @@
 
 use super::super::Default::{Is, Unset};
 use super::super::Flag::No;
-use super::super::Kind::{Count, Size, Text, Time};
+use super::super::Kind::{Count, List, Path, Size, Text, Time};
+use super::super::bus;
 use super::super::value::MAX_MEMORY;
 use super::super::{Scope, Setting, Zero};
 
@@ -81,5 +82,55 @@ pub const TABLE: &[Setting] = &[
         flag: No,
         help: "How long it keeps them",
         more: "",
+    },
+    Setting {
+        name: "bus",
+        scopes: SERVER,
+        kind: List("URL", |d, texts| Ok(d.bus.servers = Some(bus::servers(texts)?))),
+        default: Unset("topics end at this machine"),
+        flag: No,
+        help: "Engine that joins topics with those of other machines: nats://, tls://, redis:// or rediss://HOST[:PORT]",
+        more: "\
+Several servers of one engine have commas between them; they are tried until one answers.
+See TOPICS ON MANY MACHINES in
+.Xr wshd 8 .",
+    },
+    Setting {
+        name: "bus_credentials",
+        scopes: SERVER,
+        kind: Path("FILE", |d, file| d.bus.credentials = Some(file)),
+        default: Unset("none"),
+        flag: No,
+        help: "File with the user and, on the next line, the password for the engine",
+        more: "\
+A single line is the password of Redis, or the token of NATS.
+Nobody but its owner and its group may be able to read it.",
+    },
+    Setting {
+        name: "bus_ca",
+        scopes: SERVER,
+        kind: Path("FILE", |d, file| d.bus.ca = Some(file)),
+        default: Unset("those of the system"),
+        flag: No,
+        help: "Certificates that issue that of the engine, in PEM",
+        more: "It needs tls:// or rediss://.",
+    },
+    Setting {
+        name: "bus_prefix",
+        scopes: SERVER,
+        kind: Text("PREFIX", |d, text| Ok(d.bus.prefix = bus::prefix(text)?)),
+        default: Is("wshd"),
+        flag: No,
+        help: "What subjects or channels begin with",
+        more: "Servers with the same prefix share topics.",
+    },
+    Setting {
+        name: "bus_queue",
+        scopes: SERVER,
+        kind: Size(LEAST_SIZE..=MAX_MEMORY, |d, size| d.bus.queue = size as usize),
+        default: Is("4M"),
+        flag: No,
+        help: "Maximum bytes that wait for the engine, and that wait for the bus from there",
+        more: "What comes above it is dropped and counted.",
     },
 ];

@@ -1,0 +1,149 @@
+//! Messages of other machines on their way from the engine's thread to the loop of the bus, which an event descriptor wakes.
+//! What the bus does not take in time is dropped and counted.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::orders::Key;
+use crate::fleet::bus_counters::BusCounters;
+use crate::fleet::bus_wire::MAX_MESSAGE;
+use crate::proto::ws::utf8;
+
+/// Bytes of messages that the bus takes in one turn; the last one may go beyond.
+const TURN: usize = 256 * 1024;
+
+/// What a message takes beside its payload; bytes.
+const COST: usize = 128;
+
+/// A message that was published elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    pub key: Key,
+    /// Then it is UTF-8.
+    pub is_text: bool,
+    pub payload: Bytes,
+}
+
+impl Arrival {
+    fn cost(&self) -> usize {
+        self.payload.len() + COST
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Inbox {
+    state: Mutex<State>,
+    ready: EventFd,
+    /// Bytes that may wait.
+    limit: usize,
+    counters: &'static BusCounters,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Arrival>,
+    /// Of those: `bytes <= limit`.
+    bytes: usize,
+}
+
+impl Inbox {
+    /// An empty one.
+    pub fn new(limit: usize, counters: &'static BusCounters) -> io::Result<Self> {
+        let ready = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        Ok(Inbox { state: Mutex::default(), ready, limit, counters })
+    }
+
+    /// A message has come. It is text unless its publisher says that it is binary, or it is not UTF-8.
+    pub fn put(&self, key: &Key, is_binary: bool, payload: Bytes) {
+        let is_text = !is_binary && utf8::is_valid(&payload);
+        let arrival = Arrival { key: Key::clone(key), is_text, payload };
+        let mut state = self.lock();
+        let bytes = state.bytes + arrival.cost();
+        if arrival.payload.len() > MAX_MESSAGE || bytes > self.limit {
+            return self.counters.dropped_in.add(1);
+        }
+        state.bytes = bytes;
+        state.waiting.push_back(arrival);
+        drop(state);
+        self.counters.received.add(1);
+        self.wake();
+    }
+
+    /// What has come, as much as is for one turn of the bus.
+    pub fn take(&self) -> Vec<Arrival> {
+        let _ = self.ready.read(); // it may have been woken for what was taken already
+        let mut state = self.lock();
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while bytes < TURN
+            && let Some(arrival) = state.waiting.pop_front()
+        {
+            bytes += arrival.cost();
+            state.bytes -= arrival.cost();
+            taken.push(arrival);
+        }
+        if !state.waiting.is_empty() {
+            self.wake();
+        }
+        taken
+    }
+
+    fn wake(&self) {
+        let _ = self.ready.write(1); // it cannot block before 2^64 - 2 of them
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsFd for Inbox {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ready.as_fd()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::fleet::bus_counters;
+
+    #[test]
+    fn text_is_what_is_utf_8_and_not_called_binary() {
+        let inbox = Inbox::new(1000, bus_counters::create().unwrap()).unwrap();
+        let key: Key = "/a\0b".into();
+        inbox.put(&key, false, Bytes::from_static(b"text"));
+        inbox.put(&key, true, Bytes::from_static(b"text"));
+        inbox.put(&key, false, Bytes::from_static(b"\xff"));
+        let kinds: Vec<bool> = inbox.take().iter().map(|arrival| arrival.is_text).collect();
+        assert_eq!(kinds, [true, false, false]);
+        assert!(inbox.take().is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted() {
+        let counters = bus_counters::create().unwrap();
+        let inbox = Inbox::new(2 * (COST + 5), counters).unwrap();
+        let key: Key = "/a\0b".into();
+        (0..3).for_each(|_| inbox.put(&key, false, Bytes::from_static(b"12345")));
+        assert_eq!((counters.received.get(), counters.dropped_in.get()), (2, 1));
+        assert_eq!(inbox.take().len(), 2);
+        inbox.put(&key, false, Bytes::from_static(b"1234567890"));
+        assert_eq!(inbox.take().len(), 1);
+    }
+
+    #[test]
+    fn a_turn_takes_a_share_and_the_rest_wakes_again() {
+        let inbox = Inbox::new(4 * TURN, bus_counters::create().unwrap()).unwrap();
+        let key: Key = "/a\0b".into();
+        (0..3).for_each(|_| inbox.put(&key, true, vec![0; TURN - COST - 1].into()));
+        assert_eq!(inbox.take().len(), 2);
+        assert!(inbox.ready.read().is_ok());
+    }
+}

@@ -1,0 +1,188 @@
+//! A connection to NATS. It does not echo (`no_echo`). A message is the plain payload; a header says that it is binary.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_nats::header::HeaderMap;
+use async_nats::{Client, ConnectOptions, Event, ServerAddr, ServerError, Subscriber};
+use futures_util::StreamExt;
+use tokio::select;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::inbox::Inbox;
+use super::orders::{Key, Message};
+use super::session::Link;
+use super::{subject, tls};
+use crate::config::bus::Engine as Settings;
+
+/// The header that says what a message is; without it, text if it is UTF-8.
+const TYPE: &str = "Wshd-Type";
+const BINARY: &str = "binary";
+/// How long one server may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Between pings of the client library, which gives up after two without an answer.
+const PING: Duration = Duration::from_secs(10);
+/// Messages between this thread and the client library, whose buffer has no bound in bytes.
+const CAPACITY: usize = 16;
+
+/// See the module.
+pub struct Nats {
+    client: Client,
+    prefix: String,
+    inbox: Arc<Inbox>,
+    broken: watch::Receiver<Option<String>>,
+    /// The tasks that pass on what comes, by topic.
+    subscriptions: HashMap<Key, AbortHandle>,
+}
+
+impl Link for Nats {
+    async fn connect(settings: &Settings, inbox: Arc<Inbox>) -> Result<Self, String> {
+        let (said, broken) = watch::channel(None);
+        let was_refused = Arc::new(AtomicBool::new(false));
+        let mut options = ConnectOptions::new()
+            .name("wshd")
+            .no_echo()
+            .connection_timeout(CONNECT)
+            .ping_interval(PING)
+            .client_capacity(CAPACITY)
+            .event_callback(move |event| {
+                on_event(event, &said, &was_refused);
+                std::future::ready(())
+            });
+        if let Some(credentials) = &settings.credentials {
+            let secret = credentials.secret.clone();
+            options = match &credentials.user {
+                Some(user) => options.user_and_password(user.clone(), secret),
+                None => options.token(secret),
+            };
+        }
+        if settings.has_tls {
+            options = options.require_tls(true).tls_client_config(tls::client(&settings.ca)?);
+        }
+        let scheme = if settings.has_tls { "tls" } else { "nats" };
+        let addresses = settings.servers.iter().map(|server| format!("{scheme}://{server}").parse());
+        let addresses: Result<Vec<ServerAddr>, _> = addresses.collect();
+        let addresses = addresses.map_err(|error| error.to_string())?;
+        let client = options.connect(addresses).await.map_err(|error| whole(&error))?;
+        Ok(Nats { client, prefix: settings.prefix.clone(), inbox, broken, subscriptions: HashMap::new() })
+    }
+
+    async fn subscribe(&mut self, topics: &[Key]) -> Result<(), String> {
+        for key in topics {
+            let subscriber = self.client.subscribe(subject::of(&self.prefix, key));
+            let subscriber = until(&mut self.broken, subscriber).await?;
+            let task = tokio::spawn(pass_on(subscriber, Key::clone(key), Arc::clone(&self.inbox)));
+            if let Some(before) = self.subscriptions.insert(Key::clone(key), task.abort_handle()) {
+                before.abort();
+            }
+        }
+        self.flush().await
+    }
+
+    async fn unsubscribe(&mut self, topics: &[Key]) -> Result<(), String> {
+        // The subscriber, which the task owns, unsubscribes when it is dropped.
+        topics.iter().filter_map(|key| self.subscriptions.remove(key)).for_each(|task| task.abort());
+        Ok(())
+    }
+
+    async fn publish(&mut self, messages: &[Message]) -> Result<usize, String> {
+        let mut taken = messages.len();
+        for Message { key, is_text, payload } in messages {
+            if payload.len() + ROOM > self.client.max_payload() {
+                log::warn!(
+                    "bus: a message of {} bytes is too long for NATS (its max_payload); not sent",
+                    payload.len()
+                );
+                taken -= 1;
+                continue;
+            }
+            let subject = subject::of(&self.prefix, key);
+            if *is_text {
+                until(&mut self.broken, self.client.publish(subject, payload.clone())).await?;
+            } else {
+                let mut headers = HeaderMap::new();
+                headers.insert(TYPE, BINARY);
+                let publish = self.client.publish_with_headers(subject, headers, payload.clone());
+                until(&mut self.broken, publish).await?;
+            }
+        }
+        self.flush().await.map(|()| taken)
+    }
+
+    async fn check(&mut self) -> Result<(), String> {
+        Ok(()) // the client library does
+    }
+
+    async fn broken(&mut self) -> String {
+        why(&mut self.broken).await
+    }
+}
+
+impl Nats {
+    /// All was given to the kernel.
+    async fn flush(&mut self) -> Result<(), String> {
+        until(&mut self.broken, self.client.flush()).await
+    }
+}
+
+/// Waits for this, unless the connection breaks.
+async fn until<T, E: Error>(
+    broken: &mut watch::Receiver<Option<String>>,
+    done: impl Future<Output = Result<T, E>>,
+) -> Result<T, String> {
+    select! {
+        biased;
+        why = why(broken) => Err(why),
+        done = done => done.map_err(|error| whole(&error)),
+    }
+}
+
+async fn why(broken: &mut watch::Receiver<Option<String>>) -> String {
+    let said = broken.wait_for(Option::is_some).await;
+    said.ok().and_then(|why| why.clone()).unwrap_or_default()
+}
+
+fn on_event(event: Event, said: &watch::Sender<Option<String>>, was_refused: &AtomicBool) {
+    match event {
+        Event::Disconnected | Event::Closed => {
+            said.send_if_modified(|why| why.is_none() && why.replace("it was closed".to_owned()).is_none());
+        }
+        Event::ServerError(ServerError::Other(error)) => match was_refused.swap(true, Ordering::Relaxed) {
+            false => log::error!("bus: NATS says: {error}"),
+            true => log::debug!("bus: NATS says: {error}"),
+        },
+        Event::ServerError(error) => {
+            said.send_replace(Some(error.to_string()));
+        }
+        _ => {}
+    }
+}
+
+async fn pass_on(mut subscriber: Subscriber, key: Key, inbox: Arc<Inbox>) {
+    while let Some(message) = subscriber.next().await {
+        let header = message.headers.as_ref().and_then(|headers| headers.get(TYPE));
+        let is_binary = header.is_some_and(|value| value.as_str() == BINARY);
+        inbox.put(&key, is_binary, message.payload);
+    }
+}
+
+/// Bytes of the header of a message.
+const ROOM: usize = 64;
+
+/// An error with what caused it.
+fn whole(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text += &format!(": {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,159 @@
+//! What the bus tells the thread of the engine, in order. Bounded: see [`Orders::publish`].
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+/// Most orders taken at a time.
+const BATCH: usize = 256;
+/// Bytes of messages taken at a time; the last one may go beyond.
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// What a message takes beside its payload; bytes.
+const COST: usize = 128;
+
+/// A topic, by scope and name.
+pub type Key = Arc<str>;
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Messages of this topic are wanted.
+    Subscribe(Key),
+    /// No more of this topic.
+    Unsubscribe(Key),
+    /// A message that was published here.
+    Publish(Message),
+}
+
+/// A message on its way to the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    pub key: String,
+    pub is_text: bool,
+    pub payload: Bytes,
+}
+
+impl Message {
+    fn cost(&self) -> usize {
+        self.payload.len() + COST
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Orders {
+    state: Mutex<State>,
+    changed: Notify,
+    /// Bytes of messages that may wait.
+    limit: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Order>,
+    /// Of the messages among them: `bytes <= limit`.
+    bytes: usize,
+    is_closed: bool,
+}
+
+impl Orders {
+    /// None yet.
+    pub fn new(limit: usize) -> Self {
+        Orders { state: Mutex::default(), changed: Notify::new(), limit }
+    }
+
+    /// A message is to be sent; false if there is no room for it.
+    pub fn publish(&self, message: Message) -> bool {
+        let mut state = self.lock();
+        let bytes = state.bytes + message.cost();
+        if bytes > self.limit {
+            return false;
+        }
+        state.bytes = bytes;
+        state.waiting.push_back(Order::Publish(message));
+        drop(state);
+        self.changed.notify_one();
+        true
+    }
+
+    /// Subscribes, or unsubscribes. There are as many as topics change, which workers have a bound for.
+    pub fn set_wanted(&self, key: Key, is_wanted: bool) {
+        let order = if is_wanted { Order::Subscribe(key) } else { Order::Unsubscribe(key) };
+        self.lock().waiting.push_back(order);
+        self.changed.notify_one();
+    }
+
+    /// Nothing follows.
+    pub fn close(&self) {
+        self.lock().is_closed = true;
+        self.changed.notify_one();
+    }
+
+    /// The next ones, at least one; `None`: all were taken, and nothing follows. Loses nothing if it is cancelled.
+    pub async fn next(&self) -> Option<Vec<Order>> {
+        loop {
+            if let Some(taken) = self.take() {
+                return taken;
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    /// `None`: none are there yet.
+    fn take(&self) -> Option<Option<Vec<Order>>> {
+        let mut state = self.lock();
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while taken.len() < BATCH && bytes < BATCH_BYTES {
+            let Some(order) = state.waiting.pop_front() else { break };
+            if let Order::Publish(message) = &order {
+                bytes += message.cost();
+            }
+            taken.push(order);
+        }
+        state.bytes -= bytes;
+        match taken.is_empty() {
+            false => Some(Some(taken)),
+            true => state.is_closed.then_some(None),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn message(size: usize) -> Message {
+        Message { key: "/a\0b".to_owned(), is_text: true, payload: vec![b'x'; size].into() }
+    }
+
+    #[test]
+    fn what_has_no_room_is_refused_until_some_was_taken() {
+        let orders = Orders::new(100 + 2 * COST);
+        assert!(orders.publish(message(60)) && !orders.publish(message(41)) && orders.publish(message(40)));
+        orders.set_wanted("/a\0b".into(), true);
+        let taken = orders.take().unwrap().unwrap();
+        let subscribe = Order::Subscribe("/a\0b".into());
+        assert_eq!(taken, [Order::Publish(message(60)), Order::Publish(message(40)), subscribe]);
+        assert!(orders.take().is_none() && orders.publish(message(100)));
+        orders.close();
+        assert!(orders.take().unwrap().is_some() && orders.take().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_batch_is_bounded() {
+        let orders = Orders::new(BATCH_BYTES * 4);
+        (0..3).for_each(|_| assert!(orders.publish(message(BATCH_BYTES / 2 + 1))));
+        (0..BATCH + 1).for_each(|_| assert!(orders.publish(message(0))));
+        let sizes: Vec<usize> =
+            std::iter::from_fn(|| orders.take()).map(|taken| taken.unwrap().len()).collect();
+        assert_eq!(sizes, [2, BATCH, 2]);
+    }
+}

@@ -1,0 +1,273 @@
+//! The thread of the engine: connects, serves what it is told, and begins anew when the connection breaks. Each attempt has a
+//! runtime of its own: with it ends whatever a client library has started.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::select;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+
+use super::inbox::Inbox;
+use super::nats::Nats;
+use super::orders::{Key, Message, Order, Orders};
+use super::redis::Redis;
+use crate::config::bus::{Engine as Settings, Kind};
+use crate::fleet::bus_counters::BusCounters;
+
+/// How long connecting may take, all servers together.
+const CONNECT: Duration = Duration::from_secs(15);
+/// How long the engine may take for orders.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks whether the engine still answers.
+const CHECK: Duration = Duration::from_secs(10);
+/// The first and the longest delay between attempts.
+const DELAY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// A connection that lasted so long was not a failed attempt.
+const STABLE: Duration = Duration::from_secs(5);
+
+/// A connection to an engine. An error says why it is of no use any more.
+pub trait Link: Sized {
+    /// Connects to the first server that answers.
+    async fn connect(settings: &Settings, inbox: Arc<Inbox>) -> Result<Self, String>;
+    /// Subscribes to topics.
+    async fn subscribe(&mut self, topics: &[Key]) -> Result<(), String>;
+    /// Unsubscribes.
+    async fn unsubscribe(&mut self, topics: &[Key]) -> Result<(), String>;
+    /// Sends messages, in order; says how many were taken.
+    async fn publish(&mut self, messages: &[Message]) -> Result<usize, String>;
+    /// Looks whether the engine still answers.
+    async fn check(&mut self) -> Result<(), String>;
+    /// Waits until the connection breaks: why.
+    async fn broken(&mut self) -> String;
+}
+
+/// How an attempt ended.
+enum End {
+    /// The bus ends.
+    Closed,
+    /// Try again.
+    Broken,
+}
+
+/// See the module.
+pub struct Session {
+    settings: Arc<Settings>,
+    orders: Arc<Orders>,
+    inbox: Arc<Inbox>,
+    counters: &'static BusCounters,
+    /// Topics to be subscribed.
+    wanted: BTreeSet<Key>,
+    /// Attempts that failed one after another.
+    failures: u32,
+    was_connected: bool,
+    /// That there is no connection has been logged.
+    is_told: bool,
+    /// Messages dropped since the connection broke.
+    dropped: u64,
+}
+
+impl Session {
+    pub fn new(
+        settings: Settings,
+        orders: Arc<Orders>,
+        inbox: Arc<Inbox>,
+        counters: &'static BusCounters,
+    ) -> Self {
+        Session {
+            settings: Arc::new(settings),
+            orders,
+            inbox,
+            counters,
+            wanted: BTreeSet::new(),
+            failures: 0,
+            was_connected: false,
+            is_told: false,
+            dropped: 0,
+        }
+    }
+
+    /// Until the bus ends.
+    pub fn run(mut self) {
+        loop {
+            let runtime = match Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    log::error!("bus: no runtime for the engine, topics end at this machine: {error}");
+                    return;
+                }
+            };
+            let end = self.attempt(&runtime);
+            self.counters.connected.set(0);
+            // A name server may be slow; nobody waits for its answer.
+            runtime.shutdown_background();
+            if matches!(end, End::Closed) {
+                return;
+            }
+        }
+    }
+
+    fn attempt(&mut self, runtime: &Runtime) -> End {
+        match self.settings.kind {
+            Kind::Nats => runtime.block_on(self.connect_and_serve::<Nats>()),
+            Kind::Redis => runtime.block_on(self.connect_and_serve::<Redis>()),
+        }
+    }
+
+    async fn connect_and_serve<L: Link>(&mut self) -> End {
+        select! {
+            () = sleep(delay(self.failures)) => {}
+            () = self.drop_all() => return End::Closed,
+        }
+        let (settings, inbox) = (Arc::clone(&self.settings), Arc::clone(&self.inbox));
+        let connected = select! {
+            connected = timeout(CONNECT, L::connect(&settings, inbox)) => connected,
+            () = self.drop_all() => return End::Closed,
+        };
+        let mut link = match connected.unwrap_or_else(|_| Err("no answer".to_owned())) {
+            Ok(link) => link,
+            Err(why) => {
+                self.failed(&format!("cannot connect to {}: {why}", self.name()));
+                return End::Broken;
+            }
+        };
+        self.connected();
+        let since = Instant::now();
+        match self.serve(&mut link).await {
+            Ok(()) => End::Closed,
+            Err(why) => {
+                self.failures = if since.elapsed() < STABLE { self.failures } else { 0 };
+                self.is_told = false;
+                self.failed(&format!("connection to {} lost: {why}", self.name()));
+                End::Broken
+            }
+        }
+    }
+
+    async fn serve<L: Link>(&mut self, link: &mut L) -> Result<(), String> {
+        let late = |_| "no answer".to_owned();
+        let wanted: Vec<Key> = self.wanted.iter().cloned().collect();
+        timeout(PATIENCE, link.subscribe(&wanted)).await.map_err(late)??;
+        let mut check = interval(CHECK);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            select! {
+                why = link.broken() => return Err(why),
+                orders = self.orders.next() => {
+                    let Some(orders) = orders else { return Ok(()) };
+                    self.carry_out(link, orders).await?;
+                }
+                _ = check.tick() => timeout(PATIENCE, link.check()).await.map_err(late)??,
+            }
+        }
+    }
+
+    /// Whatever comes of it, the topics that are wanted are noted, and the messages counted.
+    async fn carry_out<L: Link>(&mut self, link: &mut L, orders: Vec<Order>) -> Result<(), String> {
+        let mut unsent = orders.iter().map(|order| self.note(order)).sum();
+        let carried_out = timeout(PATIENCE, async {
+            for same in
+                orders.chunk_by(|one, other| std::mem::discriminant(one) == std::mem::discriminant(other))
+            {
+                unsent -= carry_out(link, same).await.inspect(|sent| self.counters.sent.add(*sent))?;
+            }
+            Ok(())
+        });
+        let carried_out = carried_out.await.unwrap_or_else(|_| Err("no answer".to_owned()));
+        self.counters.dropped_out.add(unsent);
+        carried_out
+    }
+
+    /// Notes which topics are wanted; 1 if the order is to send a message.
+    fn note(&mut self, order: &Order) -> u64 {
+        match order {
+            Order::Subscribe(key) => drop(self.wanted.insert(Key::clone(key))),
+            Order::Unsubscribe(key) => drop(self.wanted.remove(key)),
+            Order::Publish(_) => return 1,
+        }
+        0
+    }
+
+    /// There is no connection: drops what is to be sent, until nothing follows.
+    async fn drop_all(&mut self) {
+        while let Some(orders) = self.orders.next().await {
+            let dropped = orders.iter().map(|order| self.note(order)).sum();
+            self.dropped += dropped;
+            self.counters.dropped_out.add(dropped);
+        }
+    }
+
+    fn connected(&mut self) {
+        match std::mem::take(&mut self.dropped) {
+            0 => log::info!("bus: connected to {}", self.name()),
+            dropped => {
+                log::info!("bus: connected to {}; {dropped} messages were not sent meanwhile", self.name())
+            }
+        }
+        self.counters.connected.set(1);
+        self.counters.reconnects.add(self.was_connected.into());
+        (self.was_connected, self.is_told) = (true, false);
+    }
+
+    fn failed(&mut self, why: &str) {
+        self.failures = self.failures.saturating_add(1);
+        match std::mem::replace(&mut self.is_told, true) {
+            false => log::error!("bus: {why}; trying again, topics end at this machine until then"),
+            true => log::debug!("bus: {why}"),
+        }
+    }
+
+    fn name(&self) -> String {
+        let servers: Vec<String> = self.settings.servers.iter().map(ToString::to_string).collect();
+        format!("{} at {}", self.settings.kind.name(), servers.join(", "))
+    }
+}
+
+/// Carries out orders of one kind; how many messages were sent.
+async fn carry_out<L: Link>(link: &mut L, orders: &[Order]) -> Result<u64, String> {
+    let (mut subscribed, mut unsubscribed, mut messages) = (Vec::new(), Vec::new(), Vec::new());
+    for order in orders {
+        match order {
+            Order::Subscribe(key) => subscribed.push(Key::clone(key)),
+            Order::Unsubscribe(key) => unsubscribed.push(Key::clone(key)),
+            Order::Publish(message) => messages.push(message.clone()),
+        }
+    }
+    if !subscribed.is_empty() {
+        link.subscribe(&subscribed).await?;
+    }
+    if !unsubscribed.is_empty() {
+        link.unsubscribe(&unsubscribed).await?;
+    }
+    match messages.is_empty() {
+        true => Ok(0),
+        false => link.publish(&messages).await.map(|sent| sent as u64),
+    }
+}
+
+/// Before the next attempt: twice as long after each failure, up to a bound, and not for all machines at the same time.
+fn delay(failures: u32) -> Duration {
+    let (first, longest) = DELAY;
+    let whole = match failures {
+        0 => return Duration::ZERO,
+        _ => first.saturating_mul(1 << (failures - 1).min(16)).min(longest),
+    };
+    let mut random = [0];
+    let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()); // then it is not random
+    whole.mul_f64(0.5 + f64::from(random[0]) / 512.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_grow_to_a_bound() {
+        assert_eq!(delay(0), Duration::ZERO);
+        for (failures, longest) in [(1, 100), (2, 200), (5, 1600), (8, 10_000), (1000, 10_000)] {
+            let longest = Duration::from_millis(longest);
+            assert!((longest / 2..=longest).contains(&delay(failures)), "{failures}: {:?}", delay(failures));
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The engine behind the bus: what its settings say together. Reads the files that they name, with the rights of the
+//! supervisor.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use super::{Error, Places};
+use crate::config::bus::{Credentials, Engine, Kind, Server};
+
+/// Largest file of credentials; bytes.
+const MAX_BYTES: u64 = 64 * 1024;
+/// Longest prefix; bytes.
+const MAX_PREFIX: usize = 64;
+/// Most servers.
+const MAX_SERVERS: usize = 32;
+
+const URL: &str = "expected nats://, tls://, redis:// or rediss:// and HOST[:PORT]";
+
+/// As given.
+#[derive(Clone, Debug, Default)]
+pub struct Draft {
+    /// The servers, if there is an engine.
+    pub servers: Option<Servers>,
+    /// A file with a user and a password.
+    pub credentials: Option<PathBuf>,
+    /// A file of certificates.
+    pub ca: Option<PathBuf>,
+    /// What subjects begin with.
+    pub prefix: String,
+    /// Bytes.
+    pub queue: usize,
+}
+
+/// Servers of one engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Servers {
+    kind: Kind,
+    has_tls: bool,
+    /// At least one.
+    servers: Vec<Server>,
+}
+
+/// The engine, if there is one.
+pub fn engine(draft: &Draft, given: &Places) -> Result<Option<Engine>, Error> {
+    let Some(Servers { kind, has_tls, servers }) = draft.servers.clone() else {
+        let others = ["bus_credentials", "bus_ca", "bus_prefix", "bus_queue"];
+        return match others.iter().find(|name| given.get(name).is_some()) {
+            Some(name) => Err(given.wrong(name, "expected bus beside it")),
+            None => Ok(None),
+        };
+    };
+    if draft.ca.is_some() && !has_tls {
+        return Err(given.wrong("bus_ca", "expected tls:// or rediss:// in bus"));
+    }
+    let credentials = draft.credentials.as_deref().map(credentials).transpose();
+    let credentials = credentials.map_err(|why| given.unusable("bus_credentials", why))?;
+    let ca = draft.ca.as_deref().map(certificates).transpose();
+    let ca = ca.map_err(|why| given.unusable("bus_ca", why))?.unwrap_or_default();
+    let (prefix, queue) = (draft.prefix.clone(), draft.queue);
+    Ok(Some(Engine { kind, has_tls, servers, prefix, credentials, ca, queue }))
+}
+
+/// Addresses of servers of one engine, with commas between.
+pub fn servers(texts: &[String]) -> Result<Servers, String> {
+    let mut all: Option<Servers> = None;
+    for url in texts.iter().flat_map(|text| text.split(',')) {
+        let (kind, has_tls, server) = server(url.trim())?;
+        let all = all.get_or_insert_with(|| Servers { kind, has_tls, servers: Vec::new() });
+        if (all.kind, all.has_tls) != (kind, has_tls) {
+            return Err("expected servers of one engine, all with the same scheme".to_owned());
+        }
+        all.servers.push(server);
+    }
+    all.filter(|all| all.servers.len() <= MAX_SERVERS)
+        .ok_or_else(|| format!("expected 1 to {MAX_SERVERS} servers"))
+}
+
+fn server(url: &str) -> Result<(Kind, bool, Server), String> {
+    let (scheme, rest) = url.split_once("://").ok_or(URL)?;
+    let (kind, has_tls) = match scheme {
+        "nats" => (Kind::Nats, false),
+        "tls" => (Kind::Nats, true),
+        "redis" => (Kind::Redis, false),
+        "rediss" => (Kind::Redis, true),
+        _ => return Err(format!("unknown scheme {scheme}://: {URL}")),
+    };
+    if rest.contains('@') {
+        return Err("expected no credentials in an address: give them in a file, bus_credentials".to_owned());
+    }
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (host, port) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((host, port)) => (host, port.strip_prefix(':')),
+        None => rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port))),
+    };
+    let is_host = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
+    if host.is_empty() || !host.chars().all(is_host) {
+        return Err(URL.to_owned());
+    }
+    let port = match (port, kind) {
+        (Some(port), _) => {
+            port.parse().ok().filter(|port| *port > 0).ok_or("expected a port from 1 to 65535")?
+        }
+        (None, Kind::Nats) => 4222,
+        (None, Kind::Redis) => 6379,
+    };
+    Ok((kind, has_tls, Server { host: host.to_owned(), port }))
+}
+
+/// What subjects begin with: words with dots between.
+pub fn prefix(text: &str) -> Result<String, String> {
+    let is_word = |word: &str| {
+        !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    match text.len() <= MAX_PREFIX && text.split('.').all(is_word) {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "expected words of letters, digits, - and _ with dots between, {MAX_PREFIX} bytes at most"
+        )),
+    }
+}
+
+fn credentials(path: &Path) -> Result<Credentials, String> {
+    let mut text = String::new();
+    let mut file = File::open(path).map_err(|error| error.to_string())?;
+    let mode = file.metadata().map_err(|error| error.to_string())?.permissions().mode();
+    if mode & 0o007 != 0 {
+        let (mode, path) = (mode & 0o777, path.display());
+        return Err(format!("others can read this secret, mode {mode:04o}: chmod o= {path}"));
+    }
+    let read = (&mut file).take(MAX_BYTES).read_to_string(&mut text);
+    read.map_err(|error| error.to_string())?;
+    let lines: Vec<&str> = text.lines().collect();
+    match lines[..] {
+        [secret] if !secret.is_empty() => Ok(Credentials { user: None, secret: secret.to_owned() }),
+        [user, secret] if !user.is_empty() && !secret.is_empty() => {
+            Ok(Credentials { user: Some(user.to_owned()), secret: secret.to_owned() })
+        }
+        _ => Err("expected a line with the user and one with the password, or one with a password or token"
+            .to_owned()),
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    certificates
+        .ok()
+        .filter(|found| !found.is_empty())
+        .ok_or_else(|| "expected certificates in PEM".to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::tests::{config, fails};
+    use super::*;
+
+    fn of(text: &str) -> Result<(Kind, bool, String), String> {
+        let Servers { kind, has_tls, servers } = servers(&[text.to_owned()])?;
+        let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+        Ok((kind, has_tls, servers.join(" ")))
+    }
+
+    #[test]
+    fn servers_have_a_scheme_a_host_and_perhaps_a_port() {
+        assert_eq!(of("nats://a"), Ok((Kind::Nats, false, "a:4222".to_owned())));
+        assert_eq!(of("tls://a:1, tls://[::1]:2"), Ok((Kind::Nats, true, "a:1 [::1]:2".to_owned())));
+        assert_eq!(of("rediss://10.0.0.1/"), Ok((Kind::Redis, true, "10.0.0.1:6379".to_owned())));
+        for (text, expected) in [
+            ("a:4222", "expected nats://"),
+            ("http://a", "unknown scheme http://"),
+            ("nats://", "expected nats://"),
+            ("redis://a/1", "expected nats://"),
+            ("nats://a:0", "1 to 65535"),
+            ("nats://u:p@a", "expected no credentials in an address"),
+            ("nats://a,redis://b", "of one engine"),
+            ("nats://a,tls://b", "of one engine"),
+        ] {
+            assert!(of(text).unwrap_err().contains(expected), "{text}: {:?}", of(text));
+        }
+    }
+
+    #[test]
+    fn an_engine_is_optional_and_its_secrets_come_from_a_file() {
+        assert_eq!(config("", &[]).unwrap().bus, None);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("credentials");
+        let text = format!("bus = 'redis://a'\nbus_credentials = '{}'\n", file.display());
+        let written = |content: &str, mode: u32| {
+            std::fs::write(&file, content).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            config(&text, &[]).map(|config| config.bus.unwrap().credentials.clone().unwrap())
+        };
+        let secret =
+            |user: Option<&str>| Credentials { user: user.map(str::to_owned), secret: "a:b c".to_owned() };
+        assert_eq!(written("ann\na:b c\n", 0o640).unwrap(), secret(Some("ann")));
+        assert_eq!(written("a:b c", 0o600).unwrap(), secret(None));
+        assert!(!format!("{:?}", written("ann\na:b c\n", 0o600).unwrap()).contains("a:b"));
+        for (content, mode, expected) in [
+            ("a", 0o604, "others can read this secret, mode 0604"),
+            ("", 0o600, "a line with the user"),
+            ("a\nb\nc\n", 0o600, "a line with the user"),
+        ] {
+            let why = written(content, mode).unwrap_err();
+            assert!(why.contains(expected), "{why}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_go_together() {
+        fails("bus_prefix = 'a'", "w.conf:1: bus_prefix: expected bus beside it");
+        fails("bus = 'nats://a'\nbus_ca = '/ca'", "w.conf:2: bus_ca: expected tls:// or rediss:// in bus");
+        for wrong in ["", ".a", "a..b", "a b", "a*", &"a".repeat(65)] {
+            assert!(prefix(wrong).is_err(), "{wrong}");
+        }
+    }
+}
