@@ -12,6 +12,7 @@ const UNSAFE: &[&str] = &[
     "cgi/spawn.rs",
     "confine/mod.rs",
     "ffi/call.rs",
+    "ffi/guarded.rs",
     "ffi/host.rs",
     "ffi/place.rs",
     "ffi/plugin.rs",

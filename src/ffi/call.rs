@@ -5,6 +5,7 @@
 use ::ws_handler::raw::*;
 
 use super::place::{Callback, enter, leave};
+use super::{guarded, strict};
 
 /// A handler's table, from `plugin::load`, ready to be called.
 #[derive(Clone, Copy)]
@@ -88,7 +89,8 @@ impl Handler {
         let Some(f) = self.table.on_message else { return };
         let msg = message(kind, flags, terminated);
         // SAFETY: msg and its bytes outlive the call.
-        within(Callback::Message, conn, || unsafe { f(conn, &msg) })
+        within(Callback::Message, conn, || unsafe { f(conn, &msg) });
+        guarded::take_back();
     }
 
     /// `passive_closing_handshake`.
@@ -100,9 +102,11 @@ impl Handler {
 
     /// `on_close`.
     pub fn close(&self, conn: ws_conn, by: u32, code: u32) {
-        let Some(f) = self.table.on_close else { return };
-        // SAFETY: the handler's own function, called as the header says.
-        within(Callback::Close, conn, || unsafe { f(conn, by, code) })
+        if let Some(f) = self.table.on_close {
+            // SAFETY: the handler's own function, called as the header says.
+            within(Callback::Close, conn, || unsafe { f(conn, by, code) });
+        }
+        strict::ended(conn);
     }
 
     /// `on_pong`. `terminated` is the payload with its NUL byte.
@@ -139,12 +143,9 @@ pub fn flush_stdio() {
 /// A message for the handler. `terminated` is the payload with its NUL byte.
 pub fn message(kind: u32, flags: u32, terminated: &[u8]) -> ws_message {
     debug_assert_eq!(terminated.last(), Some(&0));
-    ws_message {
-        type_: kind,
-        flags,
-        data: terminated.as_ptr().cast(),
-        size: terminated.len().saturating_sub(1),
-    }
+    let guarded = if strict::is_on() { guarded::give(terminated) } else { None };
+    let data = guarded.unwrap_or(terminated.as_ptr()).cast();
+    ws_message { type_: kind, flags, data, size: terminated.len().saturating_sub(1) }
 }
 
 fn within<R>(callback: Callback, conn: ws_conn, call: impl FnOnce() -> R) -> R {

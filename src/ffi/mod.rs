@@ -3,11 +3,13 @@
 
 pub mod call;
 mod decode;
+pub mod guarded;
 pub mod host;
 pub mod place;
 pub mod plugin;
 mod request;
 pub mod stand_in;
+pub mod strict;
 mod table;
 pub mod topics;
 

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ::ws_handler::raw::*;
 
 use super::host::{EventLoop, Host, Worker};
+use super::strict;
 use crate::clock;
 
 /// The callback that a thread is in.
@@ -244,6 +245,7 @@ static STRICT: AtomicBool = AtomicBool::new(cfg!(debug_assertions));
 /// From now on a breach of the contract ends the process, as in a debug build.
 pub fn be_strict() {
     STRICT.store(true, Ordering::Relaxed);
+    strict::begin();
 }
 
 /// What a strict host leaves of a message when the callback that was given it has returned.
@@ -271,6 +273,20 @@ fn breach_is(what: std::fmt::Arguments<'_>) {
     if is_strict() {
         std::process::abort();
     }
+}
+
+/// A call had no effect, by the handler's own mistake.
+pub(super) fn note_useless(conn: ws_conn, what: std::fmt::Arguments<'_>) {
+    static LIMIT: Limit = Limit::new();
+    if LIMIT.pass(clock::now().as_nanos()).is_none() {
+        return;
+    }
+    let (callback, here) = PLACE.get();
+    let name = WORKER
+        .get()
+        .map_or("a handler".to_owned(), |worker| worker.handler_name(if here != 0 { here } else { conn }));
+    let place = if callback == Callback::None { "outside of callbacks" } else { callback.name() };
+    log::warn!("{name}: in {place}: {what} (connection {conn:x})");
 }
 
 /// A function was called where its tag does not allow it.

@@ -9,6 +9,7 @@ use super::host::*;
 use super::place::*;
 use super::plugin::Circumstances;
 use super::request::*;
+use super::strict::{checked, closed, fails, is_on};
 use super::topics;
 use ::ws_handler::raw::*;
 
@@ -150,6 +151,13 @@ unsafe extern "C" fn config(host: *const ws_host, key: *const c_char, size: usiz
     // SAFETY: the host's table, and the handler passes key[0..size).
     let (table, key) = unsafe { (table_of(host), bytes(key, size)) };
     let value = table.settings.iter().find(|(name, _)| name.as_bytes().strip_suffix(b"\0") == Some(key));
+    if value.is_none() && is_on() {
+        log::info!(
+            "{}: ws_config({:?}): no such setting is configured",
+            table.name,
+            String::from_utf8_lossy(key)
+        );
+    }
     value.map_or(ABSENT, |(_, value)| terminated(value.as_bytes()))
 }
 
@@ -221,7 +229,12 @@ unsafe extern "C" fn receive(conn: ws_conn, msg: *mut ws_message, timeout_ms: i6
 unsafe extern "C" fn send(conn: ws_conn, kind: u32, data: *const c_void, size: usize, flags: u32) -> i32 {
     // SAFETY: the handler passes data[0..size).
     let payload = Payload::Borrowed(unsafe { bytes(data.cast(), size) });
-    host_at("ws_send", Tag::AnyThread, conn).map_or(WS_E_GONE, |host| host.send(conn, kind, payload, flags))
+    if fails() {
+        return WS_E_FULL;
+    }
+    let result = host_at("ws_send", Tag::AnyThread, conn)
+        .map_or(WS_E_GONE, |host| host.send(conn, kind, payload, flags));
+    checked("ws_send", conn, size, result)
 }
 
 unsafe extern "C" fn send_owned(
@@ -239,7 +252,7 @@ unsafe extern "C" fn send_owned(
         .map_or(WS_E_GONE, |host| host.send(conn, kind, payload, flags));
     // Here nothing of the host's is in use.
     run_releases();
-    result
+    checked("ws_send_owned", conn, size, result)
 }
 
 unsafe extern "C" fn send_raw(host: *const ws_host, conn: ws_conn, data: *const c_void, size: usize) -> i32 {
@@ -255,7 +268,11 @@ unsafe extern "C" fn send_raw(host: *const ws_host, conn: ws_conn, data: *const 
 unsafe extern "C" fn ping(conn: ws_conn, data: *const c_void, size: usize) -> i32 {
     // SAFETY: the handler passes data[0..size).
     let payload = unsafe { bytes(data.cast(), size) };
-    host_at("ws_ping", Tag::AnyThread, conn).map_or(WS_E_GONE, |host| host.ping(conn, payload))
+    if fails() {
+        return WS_E_FULL;
+    }
+    let result = host_at("ws_ping", Tag::AnyThread, conn).map_or(WS_E_GONE, |host| host.ping(conn, payload));
+    checked("ws_ping", conn, size, result)
 }
 
 unsafe extern "C" fn buffered(conn: ws_conn) -> usize {
@@ -282,6 +299,9 @@ unsafe extern "C" fn set_timer(
 ) -> i64 {
     let place = i64::from(WS_E_PLACE);
     let task = task.map(|task| Task { task, arg }).ok_or(i64::from(WS_E_INVALID));
+    if fails() {
+        return i64::from(WS_E_LIMIT);
+    }
     if conn == 0 {
         // SAFETY: the host's table.
         let table = unsafe { table_of(host) };
@@ -306,22 +326,35 @@ unsafe extern "C" fn clear_timer(host: *const ws_host, conn: ws_conn, timer: i64
 unsafe extern "C" fn post(host: *const ws_host, conn: ws_conn, task: ws_task, arg: *mut c_void) -> i32 {
     let Some(task) = task else { return WS_E_INVALID };
     let task = Task { task, arg };
+    if fails() {
+        return WS_E_LIMIT;
+    }
     if conn == 0 {
         // SAFETY: the host's table.
         let number = unsafe { table_of(host) }.given.number;
         return worker().map_or(WS_E_GONE, |worker| worker.post(number, task));
     }
-    host_at("ws_post", Tag::AnyThread, conn).map_or(WS_E_GONE, |host| host.post(conn, task))
+    let result = host_at("ws_post", Tag::AnyThread, conn).map_or(WS_E_GONE, |host| host.post(conn, task));
+    checked("ws_post", conn, 0, result)
 }
 
 unsafe extern "C" fn close(conn: ws_conn, code: u32, reason: *const c_char, size: usize) -> i32 {
     // SAFETY: the handler passes reason[0..size).
     let reason = unsafe { bytes(reason, size) };
-    host_at("ws_close", Tag::AnyThread, conn).map_or(WS_E_GONE, |host| host.close(conn, code, reason))
+    let result =
+        host_at("ws_close", Tag::AnyThread, conn).map_or(WS_E_GONE, |host| host.close(conn, code, reason));
+    if result >= 0 {
+        closed(conn);
+    }
+    checked("ws_close", conn, 0, result)
 }
 
 unsafe extern "C" fn abort(conn: ws_conn) -> i32 {
-    host_at("ws_abort", Tag::AnyThread, conn).map_or(WS_E_GONE, |host| host.abort(conn))
+    let result = host_at("ws_abort", Tag::AnyThread, conn).map_or(WS_E_GONE, |host| host.abort(conn));
+    if result >= 0 {
+        closed(conn);
+    }
+    checked("ws_abort", conn, 0, result)
 }
 
 // ------------------------------------------------ what a connection carries
@@ -344,8 +377,8 @@ unsafe extern "C" fn user(conn: ws_conn) -> *mut c_void {
 }
 
 unsafe extern "C" fn set_state(conn: ws_conn, data: *const c_void, size: usize) -> i32 {
-    if size > WS_STATE_MAX {
-        return WS_E_LIMIT;
+    if size > WS_STATE_MAX || fails() {
+        return checked("ws_set_state", conn, size, WS_E_LIMIT);
     }
     // SAFETY: the handler passes data[0..size).
     let state = unsafe { bytes(data.cast(), size) };

@@ -8,6 +8,7 @@ use ::ws_handler::raw::*;
 
 use super::host::bytes;
 use super::place::{count_call, is_child, place};
+use super::strict::{checked, fails};
 use super::table::number_of;
 
 /// What the calls mean, on any thread. Handlers are named by number. Results are those of the functions in `ws_handler.h`.
@@ -55,7 +56,9 @@ pub(super) unsafe extern "C" fn subscribe(
 ) -> i32 {
     // SAFETY: the handler passes topic[0..size).
     let topic = unsafe { bytes(topic, size) };
-    ask(WS_E_GONE, |topics| topics.subscribe(conn, topic, flags))
+    let result =
+        if fails() { WS_E_LIMIT } else { ask(WS_E_GONE, |topics| topics.subscribe(conn, topic, flags)) };
+    checked("ws_subscribe", conn, 0, result)
 }
 
 pub(super) unsafe extern "C" fn unsubscribe(conn: ws_conn, topic: *const c_char, size: usize) -> i32 {

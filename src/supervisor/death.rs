@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::ffi::callback_name;
+use crate::ffi::{callback_name, guarded};
 use crate::fleet::crash_report::{Facts, Message, Spot};
 use crate::fleet::routes::Route;
 use crate::fleet::scoreboard::{EXIT, HANG};
@@ -84,7 +84,8 @@ impl Death<'_> {
     pub fn line(&self) -> String {
         let mut line = match self.cause {
             Cause::Crash(signal @ (Signal::SIGSEGV | Signal::SIGBUS), address) => {
-                format!("crashed: {signal} at address {address:#x}")
+                let what = guarded::explain(address).map(|what| format!(" ({what})")).unwrap_or_default();
+                format!("crashed: {signal} at address {address:#x}{what}")
             }
             Cause::Crash(signal, _) => format!("crashed: {signal}"),
             Cause::Exit => "was brought down by a call of exit()".to_owned(),

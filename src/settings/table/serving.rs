@@ -105,7 +105,9 @@ The contract is that of
 For the development of handlers: one that calls a function in a wrong place, or accepts after it has rejected, is found \
 where it does so.
 Otherwise the call returns an error, and that is logged.
-Messages are overwritten when the callback that they were lent to has returned.",
+A message lies at the end of a mapping, which is taken back when its callback has returned: reading past it, or later, \
+crashes the worker there, and its log line says so.
+Calls that can have no effect, such as on a connection that the handler has closed, are logged.",
     },
     Setting {
         name: "document_root",
