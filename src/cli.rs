@@ -65,6 +65,9 @@ enum Sub {
         /// Warnings about handlers are faults, too
         #[arg(long, requires = "files")]
         strict: bool,
+        /// Serve handlers to peers that misbehave, too
+        #[arg(long, requires = "files")]
+        faults: bool,
     },
     /// Print the configuration that these options make
     Config,
@@ -105,9 +108,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>)
     };
     match Sub::from_arg_matches(&matches)? {
         Sub::Check { files, .. } if files.is_empty() => Ok(Command::Test(Box::new(load(own)?.0))),
-        Sub::Check { files, json, strict } => {
+        Sub::Check { files, json, strict, faults } => {
             let config = own.contains_id("config").then(|| load(own)).transpose()?;
-            let check = Check { files, json, strict };
+            let check = Check { files, json, strict, faults };
             Ok(Command::Check(check, config.map(|(config, _)| Box::new(config))))
         }
         Sub::Config => Ok(Command::Config(load(own)?.1.to_toml(true))),
@@ -137,7 +140,7 @@ pub fn command() -> clap::Command {
         .override_usage("wshd [OPTION]...\n       wshd COMMAND ...");
     let with_options = |command| {
         options(command).mut_args(|arg| {
-            let is_own = ["files", "json", "strict"].contains(&arg.get_id().as_str());
+            let is_own = ["files", "json", "strict", "faults"].contains(&arg.get_id().as_str());
             arg.hide(!is_own)
         })
     };

@@ -9,6 +9,7 @@ mod control;
 mod host;
 mod interface;
 pub mod new;
+mod peer;
 pub mod run;
 pub mod test;
 mod value;

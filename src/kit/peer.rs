@@ -1,4 +1,4 @@
-//! One end of a conversation: a client on the host's Unix socket.
+//! One end of a conversation: a client on a host's Unix socket.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,7 +17,24 @@ use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 use tungstenite::{Error, Message, WebSocket};
 
-use super::script::Content;
+/// What goes over a connection.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    /// A text message.
+    Text(String),
+    /// A binary message.
+    Binary(Vec<u8>),
+    /// A piece of a text message; whether it is the first, and the last.
+    Fragment(String, bool, bool),
+    /// A Ping.
+    Ping(Vec<u8>),
+    /// A Pong.
+    Pong(Vec<u8>),
+    /// A Close frame; 1005 is one without a code.
+    Close(u16, String),
+    /// The end of the connection without a Close frame.
+    End,
+}
 
 type Connection = WebSocket<UnixStream>;
 type NotYet = HandshakeError<ClientHandshake<UnixStream>>;
@@ -156,6 +173,15 @@ impl Peer {
         };
         connection.get_ref().set_nonblocking(false).map_err(|error| error.to_string())?;
         connection.send(message).map_err(|error| format!("send: {error}"))
+    }
+
+    /// Sends what the socket takes without waiting; false: it takes no more.
+    pub fn send_at_once(&mut self, content: &Content) -> bool {
+        let State::Open(connection) = &mut self.state else { return false };
+        let (Content::Binary(bytes), Ok(())) = (content, connection.get_ref().set_nonblocking(true)) else {
+            return false;
+        };
+        connection.send(Message::binary(bytes.clone())).is_ok()
     }
 
     /// Is gone at once.

@@ -13,7 +13,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::ffi::{callback_name, guarded};
+use crate::ffi::callback_name;
+use crate::ffi::guarded;
 use crate::fleet::crash_report::{Facts, Message, Spot};
 use crate::fleet::routes::Route;
 use crate::fleet::scoreboard::{EXIT, HANG};

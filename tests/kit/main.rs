@@ -7,6 +7,7 @@ mod client;
 mod conversations;
 #[path = "../common/server.rs"]
 mod daemon;
+mod samples;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -3,6 +3,7 @@
 //! dynamic linker will see ([`elf`]). Binds nothing and serves nothing.
 
 mod elf;
+mod faults;
 mod functions;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,8 @@ pub struct Check {
     pub json: bool,
     /// A warning is a fault.
     pub strict: bool,
+    /// Serve them to peers that misbehave.
+    pub faults: bool,
 }
 
 /// Something about a handler that its author should know.
@@ -43,16 +46,22 @@ pub struct Finding {
     message: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Level {
     Note,
     Warning,
+    /// It ends workers.
+    Fault,
 }
 
 impl Finding {
     fn note(rule: &'static str, message: impl Into<String>) -> Self {
         Finding { level: Level::Note, rule, message: message.into() }
+    }
+
+    fn fault(rule: &'static str, message: impl Into<String>) -> Self {
+        Finding { level: Level::Fault, rule, message: message.into() }
     }
 
     fn warning(rule: &'static str, message: impl Into<String>) -> Self {
@@ -65,6 +74,8 @@ struct Checked {
     file: PathBuf,
     report: Report,
     findings: Vec<Finding>,
+    /// That a configuration has for it.
+    settings: Vec<(String, String)>,
 }
 
 impl Check {
@@ -76,7 +87,10 @@ impl Check {
         out: &mut impl Write,
         log: &mut impl Write,
     ) -> io::Result<Exit> {
-        let all = look(&expand(&self.files, log)?, config);
+        let mut all = look(&expand(&self.files, log)?, config);
+        if self.faults {
+            examine(&mut all)?;
+        }
         for Checked { file, report, .. } in all.iter().filter(|_| !self.json) {
             for line in report.log.lines() {
                 writeln!(log, "{}: {line}", file.display())?;
@@ -87,9 +101,10 @@ impl Check {
             false => all.iter().try_for_each(|checked| describe(checked, out))?,
         }
         out.flush()?;
-        let warned =
-            |checked: &Checked| checked.findings.iter().any(|finding| finding.level == Level::Warning);
-        let is_wrong = |checked: &Checked| checked.report.fault.is_some() || self.strict && warned(checked);
+        let least = if self.strict { Level::Warning } else { Level::Fault };
+        let is_wrong = |checked: &Checked| {
+            checked.report.fault.is_some() || checked.findings.iter().any(|finding| finding.level >= least)
+        };
         Ok(if all.iter().any(is_wrong) { Exit::Check } else { Exit::Ok })
     }
 }
@@ -117,9 +132,12 @@ fn expand(named: &[PathBuf], log: &mut impl Write) -> io::Result<Vec<PathBuf>> {
 
 fn look(files: &[PathBuf], config: Option<&Config>) -> Vec<Checked> {
     let mut probes = Probes::default();
-    for (number, file) in files.iter().enumerate() {
+    let settings = |file: &PathBuf| {
         let settings = config.and_then(|config| config.settings.get(&resource(file, config)).cloned());
-        let (file, settings) = (file.clone().into(), settings.unwrap_or_default());
+        settings.unwrap_or_default()
+    };
+    for (number, file) in files.iter().enumerate() {
+        let (settings, file) = (settings(file), file.clone().into());
         probes.push(number, Request { file, settings, start: true, confinement: None });
     }
     probes.finish();
@@ -131,9 +149,25 @@ fn look(files: &[PathBuf], config: Option<&Config>) -> Vec<Checked> {
         let mut findings = report.offer.as_ref().map(|offer| of_the_table(file, offer)).unwrap_or_default();
         let is_event = report.offer.as_ref().is_none_or(|offer| offer.style == Style::Event);
         findings.extend(elf::findings(file, is_event));
-        Checked { file: file.clone(), report, findings }
+        Checked { file: file.clone(), report, findings, settings: settings(file) }
     };
     files.iter().zip(reports.into_values()).map(checked).collect()
+}
+
+/// Serves those that load to peers that misbehave.
+fn examine(all: &mut [Checked]) -> io::Result<()> {
+    let dir = tempfile::Builder::new().prefix("wshd-check.").tempdir()?;
+    for (number, checked) in all.iter_mut().filter(|checked| checked.report.fault.is_none()).enumerate() {
+        let file = checked.file.file_name().unwrap_or_default().to_string_lossy();
+        let name = file.split_once(SUFFIX).map_or(&*file, |(name, _)| name);
+        let found =
+            faults::findings(&dir.path().join(number.to_string()), &checked.file, name, &checked.settings);
+        match found {
+            Ok(found) => checked.findings.extend(found),
+            Err(why) => checked.findings.push(Finding::fault("serve", why)),
+        }
+    }
+    Ok(())
 }
 
 /// The resource that a file would serve: by its place below the handler directory, and elsewhere, such as before it is
@@ -185,7 +219,7 @@ fn of_the_table(file: &Path, offer: &Offer) -> Vec<Finding> {
     findings
 }
 
-fn describe(Checked { file, report, findings }: &Checked, out: &mut impl Write) -> io::Result<()> {
+fn describe(Checked { file, report, findings, .. }: &Checked, out: &mut impl Write) -> io::Result<()> {
     match &report.fault {
         None => writeln!(out, "{}: ok", file.display())?,
         Some(fault) => writeln!(out, "{}: {fault}", file.display())?,
@@ -204,6 +238,7 @@ fn describe(Checked { file, report, findings }: &Checked, out: &mut impl Write) 
         let level = match level {
             Level::Note => "note",
             Level::Warning => "warning",
+            Level::Fault => "fault",
         };
         writeln!(out, "    {level:<10} {}", message.escape_debug())?;
     }
@@ -211,7 +246,7 @@ fn describe(Checked { file, report, findings }: &Checked, out: &mut impl Write) 
 }
 
 /// For programs.
-fn object(Checked { file, report, findings }: &Checked) -> serde_json::Value {
+fn object(Checked { file, report, findings, .. }: &Checked) -> serde_json::Value {
     json!({
         "file": file.to_string_lossy(),
         "fault": report.fault.as_ref().map(ToString::to_string),

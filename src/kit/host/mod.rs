@@ -26,6 +26,7 @@ use crate::bus;
 use crate::clock;
 use crate::config::Config;
 use crate::ffi::callback_name;
+use crate::ffi::strict;
 use crate::fleet::addresses::Addresses;
 use crate::fleet::breakers::{self, CircuitBreaker};
 use crate::fleet::bus_wire::{FORMAT, Message, Request, key_of};
@@ -35,6 +36,7 @@ use crate::fleet::crash_report::{self, CrashReport};
 use crate::fleet::datagram;
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::{self, Listener};
+use crate::fleet::memory;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Place, Scoreboard, State};
 use crate::handlers::discover::discover;
@@ -57,6 +59,21 @@ const STEP: Duration = Duration::from_millis(100);
 const MAX_STEPS: u32 = 1000;
 /// Threads of the blocking style have this long to see that the clock has moved.
 const THREADS: Duration = Duration::from_millis(3);
+
+/// What is served.
+#[derive(Clone, Copy)]
+pub struct Served<'a> {
+    /// The file, which is copied.
+    pub object: &'a Path,
+    /// The resource, without its slash.
+    pub name: &'a str,
+    /// Settings of the server, as NAME=VALUE.
+    pub options: &'a [String],
+    /// The handler's own settings.
+    pub settings: &'a [(String, String)],
+    /// One in so many calls of the host fails; 0: none.
+    pub fail_every: u32,
+}
 
 /// A worker that serves.
 struct Worker {
@@ -97,6 +114,7 @@ pub struct Host {
     crash_reports: &'static [CrashReport],
     inboxes: Vec<Inbox>,
     bus: Bus,
+    fail_every: u32,
     /// While it runs: its end of the channel, which it leaves with, and the process.
     bus_process: Option<(Channel, Process)>,
     /// Set from the start until its end was noticed.
@@ -104,13 +122,13 @@ pub struct Host {
 }
 
 impl Host {
-    /// For the handler in this file, with these settings. Its files are in `dir`, which is new.
-    pub fn new(dir: &Path, object: &Path, name: &str, options: &[String]) -> Result<Self, String> {
+    /// For this handler. Its files are in `dir`, which is new.
+    pub fn new(dir: &Path, served: Served<'_>) -> Result<Self, String> {
         let cannot = |error: io::Error| format!("the host: {error}");
         process::share_clock().map_err(cannot)?;
         let handlers = dir.join("handlers");
-        install(object, &handlers.join(format!("{name}_wsh.so"))).map_err(cannot)?;
-        let config = settings::config(dir, &handlers, options)?;
+        install(served.object, &handlers.join(format!("{}_wsh.so", served.name))).map_err(cannot)?;
+        let config = settings::config(dir, &handlers, &served)?;
         sink::start(&config.log)?;
         let found = discover(&config, &Routes::default(), &|| false);
         let (routes, faults) = found.map_err(|error| error.to_string())?;
@@ -139,6 +157,7 @@ impl Host {
             counters,
             inboxes,
             bus,
+            fail_every: served.fail_every,
             bus_process: None,
             worker: None,
         })
@@ -285,6 +304,28 @@ impl Host {
         self.judge(&worker, status)
     }
 
+    /// Resident memory of the worker, in bytes, and its open descriptors; None if it is not a process of its own.
+    pub fn usage(&self) -> Option<(u64, usize)> {
+        let pid = self.worker.as_ref()?.process.as_ref()?.pid();
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
+        Some((memory::resident(pid.as_raw())?, descriptors))
+    }
+
+    /// What the host has to say of the handler, of a log in JSON: whether it is a mistake, and which.
+    pub fn complaints(&self) -> Vec<(bool, String)> {
+        let log = self.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let said = lines.filter(|line| line["handler"].is_null()).filter_map(|line| {
+            let message = line["message"].as_str()?;
+            match line["level"].as_str()? {
+                "warn" | "error" => Some((true, message.to_owned())),
+                _ if message.contains("ws_config(") => Some((false, message.to_owned())),
+                _ => None,
+            }
+        });
+        said.collect()
+    }
+
     fn pool(&self) -> String {
         self.config.pools.first().map_or_else(String::new, |pool| pool.name.clone())
     }
@@ -303,8 +344,10 @@ impl Host {
     fn fork_worker(&self, slot: usize, peers: &[RawFd]) -> Result<Worker, String> {
         let cannot = |error: io::Error| format!("the worker: {error}");
         let (start, channel) = self.prepare(slot).map_err(cannot)?;
+        let fail_every = self.fail_every;
         let process = process::fork(peers, move || {
             sink::set_process("worker");
+            strict::fail_every(fail_every);
             worker::run(start)
         })
         .map_err(cannot)?;

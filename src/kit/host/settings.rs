@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
+use super::Served;
 use crate::config::Config;
 use crate::settings::{Places, resolve};
 
-/// Of `-o NAME=VALUE` options.
-pub fn config(dir: &Path, handlers: &Path, options: &[String]) -> Result<Config, String> {
+/// Of a handler in this directory.
+pub fn config(dir: &Path, handlers: &Path, served: &Served<'_>) -> Result<Config, String> {
     let mut places = Places::default();
-    for option in options {
+    for option in served.options {
         places.add_option(option).map_err(|error| error.to_string())?;
     }
     let path = |path: &Path| path.display().to_string();
@@ -22,6 +23,7 @@ pub fn config(dir: &Path, handlers: &Path, options: &[String]) -> Result<Config,
     ] {
         places.set(name, value);
     }
-    let (config, _) = resolve::load(places, None, None).map_err(|error| error.to_string())?;
+    let (mut config, _) = resolve::load(places, None, None).map_err(|error| error.to_string())?;
+    config.settings.insert(format!("/{}", served.name), served.settings.to_vec());
     Ok(config)
 }

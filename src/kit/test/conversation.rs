@@ -5,9 +5,9 @@ use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::peer::Peer;
-use super::script::{Action, Content, Opening, Step};
+use super::script::{Action, Opening, Step};
 use crate::kit::host::Host;
+use crate::kit::peer::{Content, Peer};
 
 /// Between two looks at the log.
 const LOOK: Duration = Duration::from_millis(5);

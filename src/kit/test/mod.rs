@@ -2,7 +2,6 @@
 //! is served by a [`Host`]: what is tested is the code that serves.
 
 mod conversation;
-mod peer;
 mod script;
 
 use std::fs::File;
@@ -16,7 +15,7 @@ use clap::Args;
 
 use self::conversation::{Conversation, Failure};
 use self::script::{MAX_SCRIPT, Step};
-use super::host::Host;
+use super::host::{Host, Served};
 use super::run::build::{Source, Unbuilt};
 use super::value::time;
 use crate::exit::Exit;
@@ -75,7 +74,14 @@ impl Test {
         for (number, (path, steps)) in scripts.into_iter().enumerate() {
             // A new host for each: no script can depend on another.
             let dir = directory.path().join(number.to_string());
-            let mut host = Host::new(&dir, &object, source.name(), &self.option)?;
+            let served = Served {
+                object: &object,
+                name: source.name(),
+                options: &self.option,
+                settings: &[],
+                fail_every: 0,
+            };
+            let mut host = Host::new(&dir, served)?;
             let conversation = Conversation::new(source.name(), self.timeout);
             let (outcome, log) = match self.no_fork {
                 true => here(host, conversation, steps.clone())?,
@@ -92,9 +98,10 @@ impl Test {
                     println!("{shown}:{line}: failed\n{}", failure.text());
                 }
             }
-            if self.verbose || outcome.is_err() {
-                log.lines().for_each(|line| println!("    log       {line}"));
-            }
+            // A mistake that a strict host has told of is worth a look in any case.
+            let is_told = |line: &&str| [" warn ", " error "].iter().any(|level| line.contains(level));
+            let is_shown = |line: &&str| self.verbose || outcome.is_err() || is_told(line);
+            log.lines().filter(is_shown).for_each(|line| println!("    log       {line}"));
         }
         Ok(failed)
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tungstenite::http::{HeaderName, HeaderValue};
 
+use crate::kit::peer::Content;
 use crate::kit::value::{size, time};
 
 /// The longest script; bytes.
@@ -60,25 +61,6 @@ pub struct Opening {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Whether the script goes on before there is a reply.
     pub is_late: bool,
-}
-
-/// What goes over a connection.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Content {
-    /// A text message.
-    Text(String),
-    /// A binary message.
-    Binary(Vec<u8>),
-    /// A piece of a text message; whether it is the first, and the last.
-    Fragment(String, bool, bool),
-    /// A Ping.
-    Ping(Vec<u8>),
-    /// A Pong.
-    Pong(Vec<u8>),
-    /// A Close frame; 1005 is one without a code.
-    Close(u16, String),
-    /// The end of the connection without a Close frame.
-    End,
 }
 
 /// A line that is no step.

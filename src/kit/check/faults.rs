@@ -1,0 +1,287 @@
+//! Faults that peers, time and the host bring: a handler is served to one after the other, each in a process of its own. A
+//! handler may answer what it likes; what counts is that its worker lives, and that it makes no mistake that a strict host
+//! notices.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use super::Finding;
+use crate::kit::host::{Host, Served};
+use crate::kit::peer::{Content, Peer};
+
+/// How long a peer waits for a reply to its request. What is not there then may be late on purpose.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Connections of a round in which a leak is looked for, and those before.
+const ROUND: u32 = 1500;
+const WARM: u32 = 300;
+/// A round that costs no more is no leak: allocators and the server round up; bytes.
+const NOISE: u64 = 40 << 10;
+/// Messages to a peer that does not read.
+const FLOOD: usize = 400;
+
+/// A fault, and what rule a handler breaks that does not stand it.
+type Fault = (&'static str, fn(&mut Exam) -> Result<(), String>);
+const FAULTS: [Fault; 9] = [
+    ("messages", Exam::messages),
+    ("short-reads", Exam::short_reads),
+    ("close", Exam::close),
+    ("slow-peer", Exam::slow_peer),
+    ("move", Exam::moves),
+    ("ids", Exam::ids),
+    ("time", Exam::time),
+    ("host-calls", Exam::messages),
+    ("leak", Exam::leak),
+];
+/// The one in which one call of the host in so many fails.
+const HOST_CALLS: &str = "host-calls";
+const FAIL_EVERY: [u32; 3] = [1, 2, 3];
+
+/// One handler with one fault.
+struct Exam {
+    host: Host,
+    /// The resource.
+    target: String,
+    findings: Vec<Finding>,
+}
+
+/// What comes of all of them. `dir` is new.
+pub fn findings(
+    dir: &Path,
+    object: &Path,
+    name: &str,
+    settings: &[(String, String)],
+) -> Result<Vec<Finding>, String> {
+    let mut findings: Vec<Finding> = Vec::new();
+    let options = ["log_format=json".to_owned()];
+    for (rule, bring) in FAULTS {
+        let every: &[u32] = if rule == HOST_CALLS { &FAIL_EVERY } else { &[0] };
+        for fail_every in every {
+            let dir = dir.join(format!("{rule}.{fail_every}"));
+            let served = Served { object, name, options: &options, settings, fail_every: *fail_every };
+            let mut host = Host::new(&dir, served)?;
+            let mut exam = match host.start() {
+                // Without room or memory a handler may well refuse to start.
+                Err(_) if *fail_every > 0 => continue,
+                Err(why) => return Err(why),
+                Ok(()) => Exam { host, target: format!("/{name}"), findings: Vec::new() },
+            };
+            let result = bring(&mut exam).and_then(|()| exam.host.turn()).and_then(|()| exam.host.stop());
+            exam.note(rule, result.err());
+            for finding in exam.findings {
+                if !findings.iter().any(|known| known.message == finding.message) {
+                    findings.push(finding);
+                }
+            }
+        }
+    }
+    Ok(findings)
+}
+
+/// What is said to a handler of which nothing is known.
+fn said() -> Vec<Content> {
+    let texts = ["", "a", "{}", "{\"type\":\"join\",\"room\":[1,-1e400]}", "%n%s \u{0} \u{10ffff}"]
+        .map(str::to_owned);
+    let texts = texts.into_iter().chain(["x".repeat(70_000)]);
+    let binaries = [vec![], vec![0], (0..=255).collect(), vec![255; 70_000]];
+    texts.map(Content::Text).chain(binaries.map(Content::Binary)).collect()
+}
+
+fn text(text: &str) -> Content {
+    Content::Text(text.to_owned())
+}
+
+impl Exam {
+    /// How it went.
+    fn note(&mut self, rule: &'static str, death: Option<String>) {
+        for (is_wrong, message) in self.host.complaints() {
+            let message = message.split(" (connection ").next().unwrap_or_default();
+            self.findings.push(match is_wrong {
+                true => Finding::warning("strict", message),
+                false => Finding::note("settings", message),
+            });
+        }
+        if let Some(how) = death {
+            self.findings.push(Finding::fault(rule, format!("its worker {how}")));
+        }
+    }
+
+    /// A peer whose request was answered, or is not yet.
+    fn peer(&self) -> Result<Peer, String> {
+        let mut peer = Peer::ask(&self.host.socket(), &self.target, &[], PATIENCE)?;
+        let _ = peer.settle(); // a refusal and a late handshake are answers, too
+        Ok(peer)
+    }
+
+    /// The handler has done what there was to do.
+    fn settle(&mut self, peers: &mut [&mut Peer]) -> Result<(), String> {
+        self.host.turn()?;
+        peers.iter_mut().for_each(|peer| peer.look());
+        Ok(())
+    }
+
+    /// Says this, on a new connection if the old one is closed.
+    fn say(&mut self, peer: &mut Peer, content: &Content) -> Result<(), String> {
+        if peer.send(content).is_err() {
+            *peer = self.peer()?;
+            let _ = peer.send(content); // or it lets nobody in
+        }
+        self.settle(&mut [peer])
+    }
+
+    fn messages(&mut self) -> Result<(), String> {
+        let mut peer = self.peer()?;
+        for content in said() {
+            self.say(&mut peer, &content)?;
+        }
+        for content in [Content::Ping(b"x".to_vec()), Content::Pong(Vec::new())] {
+            self.say(&mut peer, &content)?;
+        }
+        for (piece, is_first, is_last) in [("a", true, false), ("", false, false), ("b", false, true)] {
+            self.say(&mut peer, &Content::Fragment(piece.to_owned(), is_first, is_last))?;
+        }
+        self.say(&mut peer, &Content::Close(1000, String::new()))
+    }
+
+    fn short_reads(&mut self) -> Result<(), String> {
+        const FRAMES: &[u8] = b"\x01\x81\0\0\0\0a\x89\x80\0\0\0\0\x80\x82\0\0\0\0bc\x88\x82\0\0\0\0\x03\xe8";
+        let head = format!(
+            "GET {} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+            self.target
+        );
+        let mut socket = UnixStream::connect(self.host.socket()).map_err(|error| error.to_string())?;
+        for byte in head.as_bytes().chunks(1).chain(FRAMES.chunks(1)) {
+            if socket.write_all(byte).is_err() {
+                break; // it lets nobody in
+            }
+            self.host.turn()?;
+        }
+        Ok(())
+    }
+
+    /// At every point of a connection's life the peer goes away.
+    fn close(&mut self) -> Result<(), String> {
+        for sent in ["", "GET / HTTP/1.1\r\nHost: l"] {
+            let socket = UnixStream::connect(self.host.socket());
+            let _ = socket.and_then(|mut socket| socket.write_all(sent.as_bytes())); // it goes away anyhow
+            self.host.turn()?;
+        }
+        drop(Peer::ask(&self.host.socket(), &self.target, &[], PATIENCE)?);
+        self.host.turn()?;
+        let reason = "why".to_owned();
+        let close = |code| Content::Close(code, String::new());
+        let ends: [&[Content]; 7] = [
+            &[],
+            &[close(1000)],
+            &[Content::Close(4999, reason)],
+            &[close(1005)],
+            &[text("a")],
+            &[text("a"), close(1001)],
+            &[Content::Fragment("a".to_owned(), true, false)],
+        ];
+        for end in ends {
+            let mut peer = self.peer()?;
+            for content in end {
+                let _ = peer.send(content); // it goes away anyhow
+            }
+            drop(peer);
+            self.host.turn()?;
+        }
+        Ok(())
+    }
+
+    /// One peer stops reading; another one goes on.
+    fn slow_peer(&mut self) -> Result<(), String> {
+        let (mut slow, mut other) = (self.peer()?, self.peer()?);
+        slow.stall(true);
+        let large = Content::Binary(vec![b'x'; 8192]);
+        for _ in 0..FLOOD {
+            // Its own replies fill its queue, and then the host reads no more of it.
+            if !slow.send_at_once(&large) {
+                break;
+            }
+        }
+        self.settle(&mut [&mut other])?;
+        for _ in 0..20 {
+            self.say(&mut other, &text("a"))?;
+        }
+        self.host.pass(Duration::from_secs(5), || other.look())?;
+        slow.stall(false);
+        for _ in 0..20 {
+            self.settle(&mut [&mut slow, &mut other])?;
+        }
+        Ok(())
+    }
+
+    fn moves(&mut self) -> Result<(), String> {
+        let (mut one, mut other) = (self.peer()?, self.peer()?);
+        for content in said().iter().take(4) {
+            self.say(&mut one, content)?;
+            let fds: Vec<_> = [&one, &other].into_iter().filter_map(|peer| peer.fd()).collect();
+            self.host.move_connections(&fds)?;
+            self.settle(&mut [&mut one, &mut other])?;
+            self.say(&mut other, content)?;
+        }
+        Ok(())
+    }
+
+    /// One has gone, and the handler goes on with others.
+    fn ids(&mut self) -> Result<(), String> {
+        let (mut gone, mut other) = (self.peer()?, self.peer()?);
+        self.say(&mut gone, &text("a"))?;
+        drop(gone);
+        self.host.turn()?;
+        for content in said().iter().take(4) {
+            self.say(&mut other, content)?;
+        }
+        self.say(&mut other, &Content::Close(1000, String::new()))?;
+        self.host.pass(Duration::from_secs(60), || ())?;
+        let mut last = self.peer()?;
+        self.say(&mut last, &text("a"))
+    }
+
+    fn time(&mut self) -> Result<(), String> {
+        let (mut one, mut other) = (self.peer()?, self.peer()?);
+        self.host.pass(Duration::from_secs(3600), || {
+            one.look();
+            other.look();
+        })?;
+        self.say(&mut one, &text("a"))
+    }
+
+    fn leak(&mut self) -> Result<(), String> {
+        self.round(WARM)?;
+        let before = self.host.usage();
+        self.round(ROUND)?;
+        let between = self.host.usage();
+        self.round(ROUND)?;
+        let after = self.host.usage();
+        let (Some(before), Some(between), Some(after)) = (before, between, after) else { return Ok(()) };
+        let grown = [between.0.saturating_sub(before.0), after.0.saturating_sub(between.0)];
+        if let Some(least) = grown.into_iter().min().filter(|least| *least > NOISE) {
+            let each = least / u64::from(ROUND);
+            let what =
+                format!("each connection leaves about {each} bytes of memory behind: free them in on_close");
+            self.findings.push(Finding::warning("leak", what));
+        }
+        let descriptors = after.1.saturating_sub(between.1);
+        if descriptors > (ROUND / 2) as usize {
+            let what = "each connection leaves an open descriptor behind: close it in on_close";
+            self.findings.push(Finding::warning("leak", what));
+        }
+        Ok(())
+    }
+
+    fn round(&mut self, connections: u32) -> Result<(), String> {
+        for _ in 0..connections {
+            let mut peer = self.peer()?;
+            if peer.send(&text("a")).is_ok() {
+                let _ = peer.send(&Content::Close(1000, String::new())); // it may have been quicker
+            }
+            self.host.turn()?;
+        }
+        Ok(())
+    }
+}
