@@ -38,7 +38,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("exit.rs", &[]),
     ("log", &[]),
     ("service", &["clock"]),
-    ("control", &["clock", "fleet", "ffi::callback_name", "ctl::request", "ctl::answer"]),
+    (
+        "control",
+        &[
+            "clock",
+            "fleet",
+            "ffi::callback_name",
+            "ctl::request",
+            "ctl::answer",
+            "ctl::publish",
+            "ctl::topics",
+        ],
+    ),
     ("supervisor/child.rs", &["worker", "cgi", "gateway", "metrics", "bus", "confine", "service", "fleet"]),
     ("supervisor/spawn.rs", &["worker", "cgi", "gateway", "metrics", "fleet", "clock"]),
     ("supervisor/dry_run.rs", &["gateway", "confine", "service", "fleet"]),
@@ -63,7 +74,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("handlers", &["clock", "fleet::routes", "ffi", "confine"]),
     ("confine", &[]),
     ("gateway", &["fleet", "proto", "http"]),
-    ("bus", &["clock", "fleet", "proto::ws::utf8"]),
+    ("bus", &["clock", "fleet", "proto::ws::utf8", "ctl::topics"]),
     (
         "worker",
         &[

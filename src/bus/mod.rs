@@ -3,6 +3,7 @@
 
 mod engine;
 pub mod hub;
+mod operator;
 mod server;
 
 use std::io;

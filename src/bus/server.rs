@@ -11,12 +11,12 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use super::Start;
 use super::engine::Engine;
 use super::hub::{Breach, Hub};
+use super::{Start, operator};
 use crate::clock;
 use crate::fleet::bus_wire::{FORMAT, Incoming};
-use crate::fleet::control::{Channel, Command};
+use crate::fleet::control::{Channel, Command, Report};
 use crate::fleet::datagram;
 use crate::fleet::rendezvous::Baton;
 use crate::time::Instant;
@@ -171,6 +171,14 @@ impl<'a> Server<'a> {
                         log::warn!("cannot reopen the log; keeping the old file: {error}");
                     }
                 }
+                Ok(Some((Command::List { ticket }, Some(fd)))) => {
+                    let listed = operator::list(&self.hub, self.engine.as_ref(), fd.into());
+                    self.reply(listed.map(|listed| Report::Listed { ticket, listed, left_out: 0 }));
+                }
+                Ok(Some((Command::Publish { ticket }, Some(fd)))) => {
+                    let published = operator::publish(&mut self.hub, self.engine.as_ref(), fd.into());
+                    self.reply(published.map(|subscribers| Report::Published { ticket, subscribers }));
+                }
                 Ok(Some(_)) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -178,6 +186,13 @@ impl<'a> Server<'a> {
                 }
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Without a reply the supervisor gives up.
+    fn reply(&self, report: io::Result<Report>) {
+        if let Err(error) = report.and_then(|report| self.channel.send_report(report)) {
+            log::error!("cannot do what wshd ctl asks for: {error}");
         }
     }
 

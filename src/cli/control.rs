@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::Error;
+use crate::ctl::publish::Payload;
 use crate::ctl::request::{Change, Id, Request, Switch};
 use crate::ctl::{Order, Show};
 use crate::proto::ws::close;
@@ -54,6 +55,22 @@ enum What {
         /// Of the close frame
         #[arg(long, value_name = "CODE", default_value_t = close::GOING_AWAY, value_parser = close_code)]
         code: u16,
+    },
+    /// List all topics with their subscribers
+    Topics {
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Publish what comes on standard input to a topic
+    Publish {
+        /// Name of the topic
+        topic: String,
+        /// Its scope: a handler's resource, or what its setting topics says [default: the only one]
+        #[arg(long, value_name = "SCOPE")]
+        scope: Option<String>,
+        /// It is no text
+        #[arg(long)]
+        binary: bool,
     },
     /// Show which handlers are not served, or change that
     Quarantine {
@@ -117,6 +134,10 @@ impl Ctl {
             What::Status { form, watch } => (Request::Status {}, Show { json: form.json, watch }),
             What::Config => (Request::Config {}, text),
             What::Connections { form } => (Request::Connections {}, Show { json: form.json, ..text }),
+            What::Topics { form } => (Request::Topics {}, Show { json: form.json, ..text }),
+            What::Publish { topic, scope, binary } => {
+                (Request::Publish { scope, topic, binary, data: Payload::default() }, text)
+            }
             What::Close { id, code } => (Request::Close { id, code }, text),
             What::Quarantine { resource, state, time, form } => {
                 let request = Request::Quarantine { resource, state, seconds: time.map(whole_seconds) };

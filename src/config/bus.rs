@@ -23,6 +23,18 @@ pub struct Engine {
     pub queue: usize,
 }
 
+impl Engine {
+    /// What it is, and where.
+    pub fn name(&self) -> String {
+        let servers: Vec<String> = self.servers.iter().map(ToString::to_string).collect();
+        let name = match self.kind {
+            Kind::Nats => "NATS",
+            Kind::Redis => "Redis",
+        };
+        format!("{name} at {}", servers.join(", "))
+    }
+}
+
 /// The engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -30,16 +42,6 @@ pub enum Kind {
     Nats,
     /// Redis, or Valkey.
     Redis,
-}
-
-impl Kind {
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Nats => "NATS",
-            Kind::Redis => "Redis",
-        }
-    }
 }
 
 /// A server of the engine.

@@ -2,6 +2,7 @@
 //! others to the supervisor as [`Operation`]s. Sees the server as a [`View`]; changes nothing of it, and never waits.
 //! What a request means is in `crate::ctl::request`.
 
+mod bus;
 mod closing;
 mod listing;
 mod socket;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use nix::poll::PollFd;
 use serde_json::Value;
 
+use self::bus::Errand;
 use self::closing::Closing;
 use self::listing::Listing;
 use self::socket::{Asked, Socket};
@@ -42,6 +44,8 @@ pub struct Control {
     listings: Vec<Listing>,
     /// Connections that workers are to close.
     closings: Vec<Closing>,
+    /// What the bus does for clients.
+    errands: Vec<Errand>,
     /// Clients waiting for a reload that has not begun yet.
     reload_wanted: Vec<Number>,
     /// Clients waiting for the reload that is under way.
@@ -137,7 +141,8 @@ impl Control {
         let clients = self.socket.as_ref().and_then(Socket::deadline);
         let listings = self.listings.iter().map(|listing| listing.deadline);
         let closings = self.closings.iter().map(|closing| closing.deadline);
-        listings.chain(closings).chain(clients).min()
+        let errands = self.errands.iter().map(|errand| errand.deadline);
+        listings.chain(closings).chain(errands).chain(clients).min()
     }
 
     /// Reads requests and sends answers as far as possible without waiting; true if [`serve`](Self::serve) has
@@ -145,7 +150,8 @@ impl Control {
     pub fn read(&mut self, now: Instant) -> bool {
         let asked = self.socket.as_mut().map(|socket| socket.turn(now));
         self.asked.extend(asked.into_iter().flatten());
-        !(self.asked.is_empty() && self.listings.is_empty() && self.closings.is_empty())
+        let waits = !(self.listings.is_empty() && self.closings.is_empty() && self.errands.is_empty());
+        waits || !self.asked.is_empty()
     }
 
     /// Answers the requests that were read, and those whose workers have replied or are late; returns what the
@@ -170,6 +176,7 @@ impl Control {
         }
         self.finish_listings(view, now);
         self.finish_closings(view, now);
+        self.finish_errands(now);
         operations
     }
 
@@ -185,6 +192,10 @@ impl Control {
             Request::Quarantine { resource, state, seconds } => {
                 let time = seconds.map(|seconds| Duration::from_secs(seconds.into()));
                 quarantine(view, resource.as_deref(), state, time)
+            }
+            Request::Topics {} => self.list_topics(client, view, now),
+            Request::Publish { scope, topic, binary, data } => {
+                self.publish(client, (scope, topic), (&data, binary), view, now)
             }
             Request::Stop { now } => {
                 self.answer(client, &Ok("stopping".into()));
@@ -212,7 +223,11 @@ impl Control {
     /// A worker replies to a command that a client's request caused.
     pub fn hear(&mut self, pid: i32, report: Report) {
         match report {
-            Report::Listed { ticket, listed, left_out } => self.listed(pid, ticket, listed, left_out),
+            Report::Listed { ticket, listed, left_out } => {
+                self.listed(pid, ticket, listed, left_out);
+                self.errand_done(ticket, listed);
+            }
+            Report::Published { ticket, subscribers } => self.errand_done(ticket, subscribers),
             Report::Closing { ticket, begun } => self.closing(ticket, begun),
             Report::Ready { .. } | Report::Crashed | Report::Leaving => {}
             Report::Born { .. } | Report::Taken | Report::Faulty | Report::Topics => {}

@@ -42,6 +42,8 @@ pub struct View<'a> {
     pub breakers: &'a [CircuitBreaker],
     /// The processes in slots, and the slots that wait for one; then those that are leaving.
     pub processes: Vec<Process<'a>>,
+    /// Where the bus takes commands, if there is one.
+    pub bus: Option<&'a Channel>,
     /// Whether an upgrade is under way.
     pub is_upgrading: bool,
     /// The longest that the supervisor has not listened, since the server was ready.

@@ -2,8 +2,10 @@
 //! of the server but this socket; `request` and `answer` are the language on it, which the server uses as well.
 
 pub mod answer;
+pub mod publish;
 pub mod request;
 mod table;
+pub mod topics;
 mod view;
 
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
@@ -14,6 +16,7 @@ use std::time::Duration;
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use self::publish::Payload;
 use self::request::Request;
 use crate::exit::Exit;
 
@@ -73,11 +76,12 @@ pub fn run(order: &Order) -> Exit {
 
 fn attempt(order: &Order, out: &mut impl Write) -> Result<(), Failure> {
     let is_terminal = io::stdout().is_terminal();
+    let request = with_input(&order.request)?;
     loop {
-        let result = ask(&order.socket, &order.request)?;
+        let result = ask(&order.socket, &request)?;
         let text = match order.show.json {
             true => format!("{result}\n"),
-            false => view::of(&order.request, &result, is_terminal).map_err(|error| {
+            false => view::of(&request, &result, is_terminal).map_err(|error| {
                 Failure::Unreachable(format!("the server's answer is not understood: {error}"))
             })?,
         };
@@ -94,6 +98,15 @@ fn attempt(order: &Order, out: &mut impl Write) -> Result<(), Failure> {
             writeln!(out)?;
         }
     }
+}
+
+/// With what comes on standard input, if it needs that.
+fn with_input(request: &Request) -> Result<Request, Failure> {
+    let mut request = request.clone();
+    if let Request::Publish { data, .. } = &mut request {
+        *data = Payload::read(io::stdin().lock()).map_err(Failure::Refused)?;
+    }
+    Ok(request)
 }
 
 /// To the upper left, and everything from there on away (ECMA-48, CUP and ED).

@@ -6,8 +6,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::publish::Payload;
+
 /// The longest request, with the end of its line; bytes.
-pub const MAX_BYTES: usize = 4096;
+pub const MAX_BYTES: usize = 96 * 1024;
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +28,21 @@ pub enum Request {
         /// The code of the Close frame; 1001 unless given.
         #[serde(default = "going_away")]
         code: u16,
+    },
+    /// All topics: answered with [`Topics`](super::topics::Topics).
+    Topics {},
+    /// Publish a message: answered with a text.
+    Publish {
+        /// Of the topic; may be left out if there is only one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scope: Option<String>,
+        /// To what.
+        topic: String,
+        /// Whether it is binary, not text.
+        #[serde(default)]
+        binary: bool,
+        /// The message.
+        data: Payload,
     },
     /// Which handlers are quarantined, or to change that: answered with a list of
     /// [`Handler`](super::answer::Handler).
@@ -119,6 +136,7 @@ impl Request {
             Request::Status {}
                 | Request::Config {}
                 | Request::Connections {}
+                | Request::Topics {}
                 | Request::Quarantine { state: None, .. }
         )
     }
@@ -129,6 +147,10 @@ impl Request {
             Request::Status {} => "status".to_owned(),
             Request::Config {} => "config".to_owned(),
             Request::Connections {} => "connections".to_owned(),
+            Request::Topics {} => "topics".to_owned(),
+            Request::Publish { topic, data, .. } => {
+                format!("publish {} bytes to {}", data.bytes().len(), topic.escape_debug())
+            }
             Request::Close { id, code } => format!("close {id} with {code}"),
             Request::Quarantine { resource, state, .. } => {
                 let state = match state {
@@ -252,6 +274,16 @@ mod tests {
             ),
             (r#"{"command":"stop"}"#, Request::Stop { now: false }),
             (r#"{"command":"stop","now":true}"#, Request::Stop { now: true }),
+            (r#"{"command":"topics"}"#, Request::Topics {}),
+            (
+                r#"{"command":"publish","topic":"lobby","data":""}"#,
+                Request::Publish {
+                    scope: None,
+                    topic: "lobby".to_owned(),
+                    binary: false,
+                    data: Payload::default(),
+                },
+            ),
             (r#"{"command":"drain"}"#, Request::Drain { seconds: None }),
             (r#"{"command":"drain","seconds":30}"#, Request::Drain { seconds: Some(30) }),
             (r#"{"command":"resume"}"#, Request::Resume {}),

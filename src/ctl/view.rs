@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::answer::{Connections, Draining, Executes, Handler, Status};
 use super::request::Request;
 use super::table::{Table, bytes, harmless, time};
+use super::topics::Topics;
 
 /// A callback that has not come back after this time stands out; seconds.
 const LONG: f64 = 1.0;
@@ -15,6 +16,7 @@ pub fn of(request: &Request, result: &Value, bold: bool) -> Result<String, serde
     Ok(match request {
         Request::Status {} => status(&Status::deserialize(result)?, bold),
         Request::Connections {} => connections(&Connections::deserialize(result)?, bold),
+        Request::Topics {} => Topics::deserialize(result)?.text(bold),
         Request::Config {} => {
             let text = result.as_str().unwrap_or_default();
             text.lines().map(|line| harmless(line) + "\n").collect()

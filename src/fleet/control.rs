@@ -52,8 +52,13 @@ pub enum Command {
     TakeUp,
     /// Write this log into the file whose descriptor comes with this.
     Log(Book),
-    /// Write the list of connections into the file that comes along.
+    /// Write the list of connections, or the bus that of topics, into the file that comes along.
     List {
+        /// To be given back.
+        ticket: u64,
+    },
+    /// Publish the message in the file that comes along.
+    Publish {
         /// To be given back.
         ticket: u64,
     },
@@ -82,11 +87,11 @@ pub enum Report {
     Crashed,
     /// It accepts nothing more, and hands its connections over as it was told.
     Leaving,
-    /// It has written its list of connections.
+    /// It has written its list.
     Listed {
         /// Of the order.
         ticket: u64,
-        /// Connections in the file.
+        /// Connections or topics in the file.
         listed: u64,
         /// Connections that are not, as there are too many.
         left_out: u64,
@@ -97,6 +102,13 @@ pub enum Report {
         ticket: u64,
         /// Whether it does; else there is none that it could close.
         begun: bool,
+    },
+    /// It has published a message.
+    Published {
+        /// Of the order.
+        ticket: u64,
+        /// Connections of this server that are subscribed to the topic.
+        subscribers: u64,
     },
     /// It was forked by its parent, and this is its pid.
     Born {
@@ -111,13 +123,15 @@ pub enum Report {
     Faulty,
 }
 
-/// What an auxiliary process says of its start.
+/// What an auxiliary process says of its start, and later to what it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// It serves as soon as it is told to begin.
     Ready,
     /// It will exit, with the exit code of the server if that is starting, too; why.
     Failed(String),
+    /// It has started, and has done what a command asked for: [`Report::Listed`] or [`Report::Published`].
+    Done(Report),
 }
 
 /// One end. Errors of kind `WouldBlock` mean: nothing there yet (or no room); `InvalidData`: nonsense came,
@@ -165,6 +179,7 @@ impl Channel {
         let mut bytes = match start {
             Start::Ready => vec![b'R'],
             Start::Failed(why) => [b"F", why.as_bytes()].concat(),
+            Start::Done(report) => report.message().to_vec(),
         };
         bytes.truncate(REASON);
         datagram::send(self.0.as_fd(), &bytes, None)
@@ -197,6 +212,11 @@ impl Channel {
             None => Ok(None),
             Some((b'R', [])) => Ok(Some(Start::Ready)),
             Some((b'F', why)) => Ok(Some(Start::Failed(String::from_utf8_lossy(why).into_owned()))),
+            Some((tag @ (b'W' | b'V'), _)) => {
+                let message = bytes.get(..size).and_then(|bytes| bytes.try_into().ok());
+                let report = message.and_then(Report::read).ok_or_else(|| nonsense(*tag))?;
+                Ok(Some(Start::Done(report)))
+            }
             Some((tag, _)) => Err(nonsense(*tag)),
         }
     }
@@ -254,6 +274,7 @@ impl Command {
             Command::Child { slot, part } => message(b'P', [slot.into(), part.into(), 0]),
             Command::Rebalance { to, count } => message(b'M', [to.into(), count.into(), 0]),
             Command::List { ticket } => message(b'W', [ticket, 0, 0]),
+            Command::Publish { ticket } => message(b'V', [ticket, 0, 0]),
             Command::Close { ticket, conn, code } => message(b'X', [ticket, conn, code.into()]),
         }
     }
@@ -272,6 +293,7 @@ impl Command {
             b'P' => Command::Child { slot: first as u16, part: second as u16 },
             b'M' => Command::Rebalance { to: first as u16, count: second as u16 },
             b'W' => Command::List { ticket: first },
+            b'V' => Command::Publish { ticket: first },
             b'X' => Command::Close { ticket: first, conn: second, code: third as u16 },
             _ => return None,
         })
@@ -285,6 +307,7 @@ impl Report {
             Report::Crashed => CRASHED,
             Report::Leaving => message(b'L', [0; 3]),
             Report::Listed { ticket, listed, left_out } => message(b'W', [ticket, listed, left_out]),
+            Report::Published { ticket, subscribers } => message(b'V', [ticket, subscribers, 0]),
             Report::Closing { ticket, begun } => message(b'X', [ticket, begun.into(), 0]),
             Report::Born { pid } => message(b'B', [u64::from(pid.unsigned_abs()), 0, 0]),
             Report::Taken => message(b'T', [0; 3]),
@@ -300,6 +323,7 @@ impl Report {
             b'C' => Report::Crashed,
             b'L' => Report::Leaving,
             b'W' => Report::Listed { ticket: first, listed: second, left_out: third },
+            b'V' => Report::Published { ticket: first, subscribers: second },
             b'X' => Report::Closing { ticket: first, begun: second != 0 },
             b'B' => Report::Born { pid: first as i32 },
             b'T' => Report::Taken,
@@ -371,6 +395,9 @@ mod tests {
         }
         auxiliary.send_start(&Start::Failed("x".repeat(10_000))).unwrap();
         assert_eq!(supervisor.recv_start().unwrap(), Some(Start::Failed("x".repeat(REASON - 1))));
+        let done = Report::Published { ticket: 7, subscribers: 1 << 40 };
+        auxiliary.send_report(done).unwrap();
+        assert_eq!(supervisor.recv_start().unwrap(), Some(Start::Done(done)));
         auxiliary.send_report(Report::Crashed).unwrap();
         assert_eq!(supervisor.recv_start().unwrap_err().kind(), io::ErrorKind::InvalidData);
         drop(auxiliary);

@@ -182,6 +182,12 @@ impl Auxiliaries {
         self.current.iter().all(|auxiliary| auxiliary.is_ready)
     }
 
+    /// The process of this kind that serves, if there is one.
+    pub fn serving(&self, kind: Kind) -> Option<Pid> {
+        let auxiliary = self.current.iter().find(|auxiliary| auxiliary.kind == kind && auxiliary.is_ready);
+        auxiliary.filter(|_| self.is_serving).and_then(|auxiliary| auxiliary.pid)
+    }
+
     /// When the next process is to be forked.
     pub fn due(&self) -> Option<Instant> {
         let missing = self.current.iter().chain(&self.trial).filter(|auxiliary| auxiliary.pid.is_none());
@@ -277,6 +283,7 @@ impl Auxiliaries {
         let Some(auxiliary) = self.by_pid(pid) else { return };
         match start {
             Start::Failed(why) => auxiliary.why = Some(why), // its end comes
+            Start::Done(_) => {}
             Start::Ready => {
                 auxiliary.is_ready = true;
                 processes.get_mut(pid).into_iter().for_each(|process| process.set_deadline(Instant::NEVER));

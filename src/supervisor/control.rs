@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Supervisor;
+use super::auxiliary::Kind;
 use super::policy::rolling_restart::{self, Step};
 use super::policy::slots::Event;
 use super::processes::Role;
@@ -86,6 +87,7 @@ impl Supervisor {
                 channel: process.channel.as_ref(),
             })
         });
+        let bus = self.auxiliaries.serving(Kind::Bus);
         View {
             config: &self.generation.config,
             routes: &self.generation.routes,
@@ -94,6 +96,7 @@ impl Supervisor {
             counters: self.shared.counters,
             breakers: self.shared.breakers,
             processes: present.chain(leaving).collect(),
+            bus: bus.and_then(|pid| self.processes.get(pid)).and_then(|process| process.channel.as_ref()),
             is_upgrading: self.upgrade.is_under_way(),
             longest_turn: self.host.longest_turn,
             draining: self.draining(),

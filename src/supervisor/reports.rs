@@ -11,7 +11,7 @@ use super::policy::rolling_restart;
 use super::policy::slots::Event;
 use super::processes::{GRACE, Role};
 use crate::clock;
-use crate::fleet::control::Report;
+use crate::fleet::control::{Report, Start};
 use crate::fleet::routes::Route;
 use crate::fleet::scoreboard::START;
 use crate::time::Instant;
@@ -55,6 +55,7 @@ impl Supervisor {
             && let Some(channel) = &process.channel
         {
             match channel.recv_start() {
+                Ok(Some(Start::Done(report))) => self.control.hear(pid.as_raw(), report),
                 Ok(Some(start)) => self.auxiliaries.on_start(pid, start, &mut self.processes),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -109,7 +110,7 @@ impl Supervisor {
                 self.rolling.policy.on(rolling_restart::Event::Left(slot));
             }
             (Report::Leaving, _) => {}
-            (report @ (Report::Listed { .. } | Report::Closing { .. }), _) => {
+            (report @ (Report::Listed { .. } | Report::Closing { .. } | Report::Published { .. }), _) => {
                 self.control.hear(pid.as_raw(), report);
             }
             (Report::Topics, _) => {

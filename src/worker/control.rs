@@ -57,6 +57,9 @@ impl Worker {
                     control::Command::Child { .. } => {
                         log::warn!("the supervisor asked for a fork, but this is not a zygote; ignored")
                     }
+                    control::Command::Publish { .. } => {
+                        log::warn!("the supervisor asked to publish, but this is not the bus; ignored")
+                    }
                 },
                 // The supervisor has died: nobody would restart or stop this worker.
                 Ok(None) => {

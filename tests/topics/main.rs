@@ -9,4 +9,5 @@ mod daemon;
 mod fixtures;
 
 mod moves;
+mod operators;
 mod workers;

@@ -38,6 +38,7 @@ const KINDS: [u8; 2] = [1, 2];
 
 /// See the module.
 pub struct Engine {
+    name: String,
     orders: Arc<Orders>,
     inbox: Arc<Inbox>,
     interest: Interest,
@@ -48,11 +49,22 @@ pub struct Engine {
 impl Engine {
     /// Begins to connect. A topic stays subscribed for `linger` after its last subscriber has gone.
     pub fn start(settings: Settings, linger: Duration, counters: &'static BusCounters) -> io::Result<Self> {
+        let name = settings.name();
         let orders = Arc::new(Orders::new(settings.queue));
         let inbox = Arc::new(Inbox::new(settings.queue, counters)?);
         let session = Session::new(settings, Arc::clone(&orders), Arc::clone(&inbox), counters);
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(|| session.run())?;
-        Ok(Engine { orders, inbox, interest: Interest::new(linger), counters, thread })
+        Ok(Engine { name, orders, inbox, interest: Interest::new(linger), counters, thread })
+    }
+
+    /// What it is, and where.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether there is a connection.
+    pub fn is_connected(&self) -> bool {
+        self.counters.connected.get() != 0
     }
 
     /// A message was published here.

@@ -128,7 +128,7 @@ impl Session {
         let mut link = match connected.unwrap_or_else(|_| Err("no answer".to_owned())) {
             Ok(link) => link,
             Err(why) => {
-                self.failed(&format!("cannot connect to {}: {why}", self.name()));
+                self.failed(&format!("cannot connect to {}: {why}", self.settings.name()));
                 return End::Broken;
             }
         };
@@ -139,7 +139,7 @@ impl Session {
             Err(why) => {
                 self.failures = if since.elapsed() < STABLE { self.failures } else { 0 };
                 self.is_told = false;
-                self.failed(&format!("connection to {} lost: {why}", self.name()));
+                self.failed(&format!("connection to {} lost: {why}", self.settings.name()));
                 End::Broken
             }
         }
@@ -200,9 +200,12 @@ impl Session {
 
     fn connected(&mut self) {
         match std::mem::take(&mut self.dropped) {
-            0 => log::info!("bus: connected to {}", self.name()),
+            0 => log::info!("bus: connected to {}", self.settings.name()),
             dropped => {
-                log::info!("bus: connected to {}; {dropped} messages were not sent meanwhile", self.name())
+                log::info!(
+                    "bus: connected to {}; {dropped} messages were not sent meanwhile",
+                    self.settings.name()
+                )
             }
         }
         self.counters.connected.set(1);
@@ -216,11 +219,6 @@ impl Session {
             false => log::error!("bus: {why}; trying again, topics end at this machine until then"),
             true => log::debug!("bus: {why}"),
         }
-    }
-
-    fn name(&self) -> String {
-        let servers: Vec<String> = self.settings.servers.iter().map(ToString::to_string).collect();
-        format!("{} at {}", self.settings.kind.name(), servers.join(", "))
     }
 }
 

@@ -1,0 +1,51 @@
+//! What operators see of topics, and say: orders of the supervisor that come with a file.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+
+use super::engine::Engine;
+use super::hub::Hub;
+use crate::clock;
+use crate::ctl::topics::{Engine as EngineState, Topic, Topics};
+use crate::fleet::bus_wire::{Incoming, MAX_MESSAGE, MAX_NAME, Request, split_key};
+
+/// Most topics that are listed.
+const MAX_TOPICS: usize = 20_000;
+/// Largest file with a message; bytes.
+const MAX_BYTES: usize = MAX_MESSAGE + 2 * MAX_NAME + 64;
+
+/// Writes down the topics, those with the most subscribers if there are too many. How many.
+pub fn list(hub: &Hub, engine: Option<&Engine>, mut file: File) -> io::Result<u64> {
+    let topic = |(key, workers, subscribers)| {
+        let (scope, topic) = split_key(key).unwrap_or((key, ""));
+        Topic { scope: scope.into(), topic: topic.into(), subscribers, workers }
+    };
+    let mut topics: Vec<Topic<'_>> = hub.topics().map(topic).collect();
+    let left_out = topics.len().saturating_sub(MAX_TOPICS);
+    if left_out > 0 {
+        topics.sort_by_key(|topic| std::cmp::Reverse(topic.subscribers));
+        topics.truncate(MAX_TOPICS);
+    }
+    topics.sort();
+    let engine =
+        engine.map(|engine| EngineState { name: engine.name().into(), connected: engine.is_connected() });
+    let listed = topics.len() as u64;
+    let answer = Topics { topics, left_out: left_out as u64, engine };
+    file.write_all(&serde_json::to_vec(&answer)?)?;
+    Ok(listed)
+}
+
+/// Publishes the message in a file. How many subscribers the topic has here.
+pub fn publish(hub: &mut Hub, engine: Option<&Engine>, mut file: File) -> io::Result<u64> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.take(MAX_BYTES as u64).read_to_end(&mut bytes)?;
+    let mut frames = Incoming::of(bytes);
+    let request = frames.next_frame().ok().flatten().and_then(Request::read);
+    let Some(Request::Publish { key, message }) = request else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    hub.publish(key, message, clock::now());
+    engine.into_iter().for_each(|engine| engine.publish(key, message));
+    Ok(hub.subscribers(key))
+}

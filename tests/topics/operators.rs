@@ -1,0 +1,84 @@
+//! What operators see of topics, and publish.
+
+use std::io::Write;
+use std::process::{Output, Stdio};
+
+use serde_json::Value;
+
+use crate::client::Raw;
+use crate::daemon::{Dir, Server, ctl, until, wshd};
+use crate::fixtures::add_handler;
+
+fn start(handlers: &[&str], args: &[&str]) -> (Dir, Server) {
+    let dir = Dir::new();
+    for name in handlers {
+        let (path, name) = name.split_once('=').unwrap_or((name, name));
+        add_handler(dir.path(), path, name);
+    }
+    let socket = dir.path().join("control");
+    let server = Server::start(&dir, &[&["--control-socket", socket.to_str().unwrap()], args].concat());
+    (dir, server)
+}
+
+/// Publishes; standard output or error.
+fn publish(dir: &Dir, args: &[&str], message: &[u8]) -> Result<String, String> {
+    let mut command = wshd();
+    command.arg("ctl").arg("--control-socket").arg(dir.path().join("control")).arg("publish").args(args);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let _ = child.stdin.take().unwrap().write_all(message); // it may not want all
+    let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    if status.success() { Ok(text(stdout)) } else { Err(text(stderr)) }
+}
+
+#[test]
+fn topics_are_listed_and_published_to() {
+    let (dir, mut server) = start(&["topics", "other=topics"], &["--workers", "2"]);
+    let list = || {
+        let output = ctl(&dir.path().join("control"), &["topics", "--json"]);
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    assert_eq!(list()["topics"], serde_json::json!([]), "nobody has used any");
+    let why = publish(&dir, &["--scope", "/topics", "news"], b"too early").unwrap_err();
+    assert!(why.contains("no handler has used topics yet"), "{why}");
+    let mut clients: Vec<Raw> = (0..3).map(|_| Raw::open(&server.address(), "/topics")).collect();
+    let mut other = Raw::open(&server.address(), "/other");
+    clients.iter_mut().for_each(|client| assert_eq!(client.ask("sub news"), "sub 0"));
+    assert_eq!(other.ask("sub news"), "sub 0");
+    until("all are counted", || {
+        let list = list();
+        let row = |index: usize| {
+            let row = &list["topics"][index];
+            (row["scope"].as_str().unwrap_or_default().to_owned(), row["subscribers"].as_u64())
+        };
+        row(0) == ("/other".to_owned(), Some(1)) && row(1) == ("/topics".to_owned(), Some(3))
+    });
+    assert!(list()["engine"].is_null());
+    let table = ctl(&dir.path().join("control"), &["topics"]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(table.starts_with("SCOPE") && table.contains("/topics  news"), "{table}");
+
+    let said = publish(&dir, &["news", "--scope", "/topics"], b"hello").unwrap();
+    assert_eq!(said, "published to news of /topics: 3 subscribers here\n");
+    clients.iter_mut().for_each(|client| assert_eq!(client.next_text(), "hello"));
+    publish(&dir, &["news", "--scope", "/topics", "--binary"], &[0xff; 65536]).unwrap();
+    for client in &mut clients {
+        let frame = client.next().unwrap();
+        assert_eq!((frame.first, frame.payload.len()), (crate::client::BINARY, 65536));
+    }
+    for (args, message, expected) in [
+        (&["news"][..], &b"x"[..], "expected --scope with one of /other, /topics"),
+        (&["news", "--scope", "/nowhere"], b"x", "no handler has topics of /nowhere: expected --scope"),
+        (&["a\u{1}", "--scope", "/topics"], b"x", "expected a topic of 1 to 255 bytes"),
+        (&["news", "--scope", "/topics"], b"\xff", "not UTF-8: publish it with --binary"),
+        (&["news", "--scope", "/topics"], &[b'x'; 65537], "expected a message of at most 65536 bytes"),
+    ] {
+        let why = publish(&dir, args, message).unwrap_err();
+        assert!(why.contains(expected), "{args:?}: {why}");
+    }
+    server.says("requests: publish 5 bytes to news");
+    assert_eq!(other.ask("missed"), "missed 0", "nothing has come there");
+    drop((clients, other));
+    server.stop();
+}
