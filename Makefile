@@ -27,6 +27,7 @@ PREFIXED = sed -e 's|^prefix=/usr$$|prefix=$(PREFIX)|' -e 's|/usr/bin/|$(PREFIX)
 FILES = \
 	include/ws_handler.h=include/ws_handler.h \
 	include/ws_handler.hpp=include/ws_handler.hpp \
+	include/ws_handler_test.h=include/ws_handler_test.h \
 	man/ws_handler.3=share/man/man3/ws_handler.3 \
 	man/wshd.conf.5=share/man/man5/wshd.conf.5 \
 	man/wshd.7=share/man/man7/wshd.7 \

@@ -10,6 +10,7 @@ mod host;
 mod interface;
 pub mod new;
 mod peer;
+pub mod replay;
 pub mod run;
 pub mod test;
 mod value;
@@ -27,6 +28,8 @@ pub enum Kit {
     Run(Box<run::Run>),
     /// Have conversations with a handler, as scripts say
     Test(Box<test::Test>),
+    /// Repeat what a worker crashed of, by its crash record
+    Replay(Box<replay::Replay>),
     /// Send lines to a WebSocket server and print its messages
     Cat(Box<cat::Cat>),
     /// Measure how fast a resource answers
@@ -40,6 +43,7 @@ impl Kit {
             Kit::New(new) => new.run(),
             Kit::Run(run) => run.run(),
             Kit::Test(test) => test.run(),
+            Kit::Replay(replay) => replay.run(),
             Kit::Bench(bench) => bench.run(),
             Kit::Cat(cat) => cat.run(),
         }

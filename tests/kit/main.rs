@@ -7,6 +7,7 @@ mod client;
 mod conversations;
 #[path = "../common/server.rs"]
 mod daemon;
+mod programs;
 mod samples;
 
 use std::collections::BTreeSet;
@@ -590,10 +591,11 @@ fn the_porting_guide_names_what_there_is_and_its_example_is_sound() {
 }
 
 /// The commands that have a manual page of their own.
-const COMMANDS: [(&str, &str); 5] = [
+const COMMANDS: [(&str, &str); 6] = [
     ("bench", include_str!("../../man/wshd-bench.1")),
     ("cat", include_str!("../../man/wshd-cat.1")),
     ("new", include_str!("../../man/wshd-new.1")),
+    ("replay", include_str!("../../man/wshd-replay.1")),
     ("run", include_str!("../../man/wshd-run.1")),
     ("test", include_str!("../../man/wshd-test.1")),
 ];

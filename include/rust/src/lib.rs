@@ -49,6 +49,8 @@ pub mod event_loop;
 #[doc(hidden)]
 pub mod export;
 pub mod raw;
+#[cfg(feature = "test")]
+pub mod test;
 
 #[cfg(test)]
 mod fake;

@@ -5,7 +5,7 @@ mod conversation;
 mod script;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, stdin};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
@@ -26,7 +26,7 @@ use crate::worker;
 pub struct Test {
     /// NAME_wsh.so, a source NAME_wsh.c or NAME_wsh.cc, or a directory with a Cargo.toml
     file: PathBuf,
-    /// The conversations: see wshd-test(1)
+    /// The conversations: see wshd-test(1); - is standard input
     #[arg(required = true, value_name = "SCRIPT")]
     scripts: Vec<PathBuf>,
     /// How long to wait for what is expected
@@ -126,8 +126,11 @@ fn here(mut host: Host, conversation: Conversation, steps: Vec<Step>) -> Result<
 fn read(path: &Path) -> Result<Vec<Step>, String> {
     let mut text = String::new();
     let shown = path.display();
-    let file = File::open(path).map_err(|error| format!("{shown}: {error}"))?;
-    file.take(MAX_SCRIPT).read_to_string(&mut text).map_err(|error| format!("{shown}: {error}"))?;
+    let read = match path == Path::new("-") {
+        true => stdin().take(MAX_SCRIPT).read_to_string(&mut text),
+        false => File::open(path).and_then(|file| file.take(MAX_SCRIPT).read_to_string(&mut text)),
+    };
+    read.map_err(|error| format!("{shown}: {error}"))?;
     let steps = script::parse(&text).map_err(|error| format!("{shown}: {error}"))?;
     match steps.is_empty() {
         true => {

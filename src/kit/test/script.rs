@@ -154,6 +154,7 @@ fn sent(peer: &str, text: &str, in_message: &mut Vec<String>) -> Result<Action, 
         ("stop", "reading") => return Ok(Action::Stall(true)),
         ("read", "again") => return Ok(Action::Stall(false)),
         ("large", length) => large(length)?,
+        ("text", text) => quoted(text)?,
         ("binary", digits) => Content::Binary(hex(digits)?),
         (part @ ("fragment" | "last"), text) => {
             let known = in_message.iter().position(|other| other == peer);
@@ -169,8 +170,8 @@ fn sent(peer: &str, text: &str, in_message: &mut Vec<String>) -> Result<Action, 
         ("pong", text) => Content::Pong(control(text)?),
         ("close", text) => close(text)?,
         _ => {
-            let what = "expected >! open, request, binary, large, fragment, last, ping, pong, close, vanish, stop reading";
-            return Err(format!("{what} or read again; text is sent with > alone"));
+            let what = "expected >! open, request, text, binary, large, fragment, last, ping, pong, close, vanish, stop reading";
+            return Err(format!("{what} or read again; a line of text is sent with > alone"));
         }
     };
     Ok(Action::Send(content))
@@ -187,14 +188,16 @@ fn expected(text: &str) -> Result<Action, String> {
         ("header", line) => return header(line).map(|(name, value)| Action::Header(name, value)),
         ("nothing", duration) => return time(duration).map(Action::Silence),
         ("large", length) => large(length)?,
+        ("text", text) => quoted(text)?,
         ("binary", digits) => Content::Binary(hex(digits)?),
         ("ping", text) => Content::Ping(control(text)?),
         ("pong", text) => Content::Pong(control(text)?),
         ("close", text) => close(text)?,
         ("end", "") => Content::End,
         _ => {
-            let what = "expected <! status, header, binary, large, ping, pong, close, end or nothing TIME";
-            return Err(format!("{what}; text is expected with < alone"));
+            let what =
+                "expected <! status, header, text, binary, large, ping, pong, close, end or nothing TIME";
+            return Err(format!("{what}; a line of text is expected with < alone"));
         }
     };
     Ok(Action::Expect(content))
@@ -222,6 +225,13 @@ fn hex(digits: &str) -> Result<Vec<u8>, String> {
         return Err("expected two hexadecimal digits for each byte".to_owned());
     }
     Ok(digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | *digit as u8)).collect())
+}
+
+/// A text of more than one line, or with other characters that a script cannot have: a string of JSON (RFC 8259).
+fn quoted(text: &str) -> Result<Content, String> {
+    serde_json::from_str(text)
+        .map(Content::Text)
+        .map_err(|_| "expected a string as in JSON, such as \"a\\nb\"".to_owned())
 }
 
 /// A text of this size.
@@ -310,6 +320,7 @@ mod tests {
             [one(">! stop reading"), one(">! read again")],
             [Action::Stall(true), Action::Stall(false)]
         );
+        assert_eq!(one(">! text \"a\\nb\""), Action::Send(Content::Text("a\nb".to_owned())));
         assert_eq!(one("<! large 1K"), Action::Expect(Content::Text("x".repeat(1024))));
         let pieces = actions(">! fragment a\n>! fragment b\n>! last c\n>! fragment d");
         let flags = pieces.into_iter().map(|(_, action)| match action {
@@ -324,10 +335,11 @@ mod tests {
         for (script, line, why) in [
             ("hello", 1, "expected > or <"),
             ("> a\n\nb c> d", 3, "a name has"),
-            (">! shout", 1, "text is sent with > alone"),
+            (">! shout", 1, "a line of text is sent with > alone"),
             ("<! nothing", 1, "expected a time"),
             (">! binary 0", 1, "two hexadecimal digits"),
             (">! binary xy", 1, "hexadecimal"),
+            (">! text a", 1, "a string as in JSON"),
             (">! close 999", 1, "from 1000 to 4999"),
             (">! last x", 1, "before the last"),
             ("> a\n  Origin: x", 2, "below an open only"),

@@ -1,0 +1,202 @@
+//! `wshd replay RECORD`: makes a script of what a server has written down of a crash (`crash_dir` in wshd.conf(5)), and plays
+//! it. What was said on the connection before is not in the record.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use clap::Args;
+use serde::Deserialize;
+
+use crate::exit::Exit;
+
+/// The longest record: a message in it may have 64 MiB, in base64.
+const MAX_RECORD: u64 = 128 << 20;
+/// The first line of a script that is made here, which may be overwritten.
+const MARK: &str = "# Made by wshd replay of ";
+
+/// The command line.
+#[derive(Debug, Args)]
+pub struct Replay {
+    /// A crash record, as in crash_dir
+    record: PathBuf,
+    /// The handler, if it is not the file that the record names; as of wshd test
+    file: Option<PathBuf>,
+    /// Where the script is put
+    #[arg(long, value_name = "FILE", default_value = "replay.test")]
+    script: PathBuf,
+}
+
+/// What is read of a record.
+#[derive(Deserialize)]
+struct Record {
+    time: String,
+    handler: Option<Handler>,
+    request: Option<Request>,
+    message: Option<Message>,
+}
+
+#[derive(Deserialize)]
+struct Handler {
+    name: String,
+    file: PathBuf,
+    callback: String,
+}
+
+#[derive(Deserialize)]
+struct Request {
+    resource: Option<String>,
+    origin: Option<String>,
+    subprotocol: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    #[serde(rename = "type")]
+    kind: String,
+    size: u64,
+    bytes: String,
+    complete: bool,
+}
+
+impl Replay {
+    /// Does it.
+    pub fn run(self) -> ExitCode {
+        match self.play() {
+            Ok(exit) => exit,
+            Err(why) => {
+                eprintln!("wshd: {why}");
+                Exit::Config.into()
+            }
+        }
+    }
+
+    fn play(&self) -> Result<ExitCode, String> {
+        let shown = self.record.display();
+        let record = read(&self.record).map_err(|why| format!("{shown}: {why}"))?;
+        let script = script(&record).map_err(|why| format!("{shown}: {why}"))?;
+        write(&self.script, &format!("{MARK}{shown}\n{script}"))
+            .map_err(|why| format!("{}: {why}", self.script.display()))?;
+        let file = self.file.clone().or(record.handler.map(|handler| handler.file));
+        let file = file.ok_or_else(|| format!("{shown}: it names no handler: give its file"))?;
+        let program = std::env::current_exe().map_err(|error| format!("this program: {error}"))?;
+        let status = Command::new(&program).arg("test").arg(&file).arg(&self.script).status();
+        let status = status.map_err(|error| format!("wshd test: {error}"))?;
+        let args = [&program, &file, &self.script].map(|path| quoted(&path.display().to_string()));
+        let [program, file, script] = args;
+        println!("wshd: under a debugger: gdb --args {program} test --no-fork {file} {script}");
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        Ok(code.map_or(Exit::Internal.into(), ExitCode::from))
+    }
+}
+
+fn read(path: &Path) -> Result<Record, String> {
+    let mut text = String::new();
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    file.take(MAX_RECORD).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    serde_json::from_str(&text).map_err(|error| format!("expected a crash record: {error}"))
+}
+
+/// The peer of the record: its request, and the message that was being handled.
+fn script(record: &Record) -> Result<String, String> {
+    let mut script = String::new();
+    let handler = record.handler.as_ref();
+    let whom = handler.map_or(String::new(), |handler| format!("{} of {}", handler.callback, handler.name));
+    // Writing to a String does not fail.
+    let _ = writeln!(
+        script,
+        "# {}: crashed in {}",
+        record.time,
+        if whom.is_empty() { "no handler" } else { &whom }
+    );
+    let request = record.request.as_ref();
+    let target = request.and_then(|request| request.resource.as_deref()).unwrap_or_default();
+    let _ = writeln!(script, ">! open {target}");
+    let headers = [
+        ("Origin", request.and_then(|request| request.origin.as_deref())),
+        ("Sec-WebSocket-Protocol", request.and_then(|request| request.subprotocol.as_deref())),
+    ];
+    for (name, value) in headers.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+        let _ = writeln!(script, "    {name}: {value}");
+    }
+    if let Some(message) = &record.message {
+        let bytes =
+            BASE64.decode(&message.bytes).map_err(|error| format!("the bytes of the message: {error}"))?;
+        if !message.complete {
+            let _ = writeln!(
+                script,
+                "# The record has {} of {} bytes: see crash_bytes in wshd.conf(5).",
+                bytes.len(),
+                message.size
+            );
+        }
+        let text = (message.kind == "text").then(|| String::from_utf8_lossy(&bytes));
+        let _ = match text.map(|text| serde_json::to_string(&text)) {
+            Some(text) => writeln!(script, ">! text {}", text.map_err(|error| error.to_string())?),
+            None => writeln!(
+                script,
+                ">! binary {}",
+                bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+            ),
+        };
+    }
+    script.push_str("= time passes 1s\n");
+    Ok(script)
+}
+
+/// Over nothing that is somebody's own.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let is_ours = fs::read_to_string(path).is_ok_and(|before| before.starts_with(MARK));
+    let mut options = File::options();
+    options.write(true).truncate(true);
+    let file = if is_ours { options.open(path) } else { File::create_new(path) };
+    let exists = |error: io::Error| match error.kind() {
+        io::ErrorKind::AlreadyExists => {
+            io::Error::other("it exists and is left as it is: choose another with --script")
+        }
+        _ => error,
+    };
+    file.map_err(exists)?.write_all(text.as_bytes())
+}
+
+/// For a shell.
+fn quoted(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@%,".contains(&byte);
+    match !word.is_empty() && word.bytes().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn script_of(json: &str) -> Result<String, String> {
+        script(&serde_json::from_str(json).unwrap())
+    }
+
+    #[test]
+    fn a_record_becomes_what_its_peer_did() {
+        let record = r#"{"time": "T", "handler": {"name": "chat", "file": "/c_wsh.so", "callback": "on_message"},
+            "request": {"resource": "/chat?a=1", "origin": "https://example.com", "subprotocol": null},
+            "message": {"type": "text", "size": 3, "bytes": "YQpi", "complete": true}}"#;
+        let expected = "# T: crashed in on_message of chat\n>! open /chat?a=1\n    Origin: https://example.com\n\
+                        >! text \"a\\nb\"\n= time passes 1s\n";
+        assert_eq!(script_of(record).unwrap(), expected);
+        let binary = r#"{"time": "T", "handler": null, "request": null,
+            "message": {"type": "binary", "size": 9, "bytes": "AP8=", "complete": false}}"#;
+        let script = script_of(binary).unwrap();
+        assert!(script.contains("has 2 of 9 bytes") && script.contains(">! binary 00ff\n"), "{script}");
+    }
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        assert_eq!(["/a_b.so", "it's", ""].map(quoted), ["/a_b.so", "'it'\\''s'", "''"]);
+    }
+}
