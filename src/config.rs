@@ -3,6 +3,7 @@
 
 pub mod bus;
 pub mod drain;
+mod fixed;
 pub mod gateway;
 
 use std::borrow::Cow;

@@ -595,10 +595,13 @@ fn a_reload_is_waited_for_and_its_result_told() {
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     assert_eq!(outputs, vec!["reload: done, 2 resources\n"; 4]);
-    // The socket is that of the start.
-    std::fs::write(&file, "workers = 2\n").unwrap();
-    this.says(&["reload"]);
-    this.server.says("control_socket and control_group stay as they were");
+    // What only a start can change is not passed over.
+    std::fs::write(&file, "workers = 2\npid_file = '/tmp/other'\n").unwrap();
+    let why = this.refuses(&["reload"]);
+    assert!(
+        why.contains("control_socket and pid_file cannot change while the server runs: restart it"),
+        "{why}"
+    );
     this.says(&["status"]);
     assert_eq!(client::ask(&mut client, "still here"), "still here");
     drop(client);

@@ -166,11 +166,6 @@ impl<'a> Server<'a> {
             match self.channel.recv_command() {
                 Ok(Some((Command::Drain | Command::Stop, _))) => self.begin_leaving(),
                 Ok(Some((Command::Quit, _))) | Ok(None) => return Ok(false),
-                Ok(Some((Command::Log(book), Some(fd)))) => {
-                    if let Err(error) = crate::log::replace(book, fd) {
-                        log::warn!("cannot reopen the log; keeping the old file: {error}");
-                    }
-                }
                 Ok(Some((Command::List { ticket }, Some(fd)))) => {
                     let listed = operator::list(&self.hub, self.engine.as_ref(), fd.into());
                     self.reply(listed.map(|listed| Report::Listed { ticket, listed, left_out: 0 }));

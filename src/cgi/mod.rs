@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::fleet::addresses::{Addresses, Limiter, Permit};
 use crate::fleet::control::{self, Channel, Command};
 use crate::http::{self, Response};
-use crate::log::{self as sink, Value};
+use crate::log::{self as sink, AccessField, Value};
 use crate::proto::http1::head::{self, Head, Parsed};
 use crate::time::Instant;
 pub use bounds::Cgi;
@@ -111,11 +111,6 @@ fn serve(shared: &Arc<Shared>, inbox: &OwnedFd, channel: &Channel) -> io::Result
                     return Ok(());
                 }
                 Ok(Some((Command::Drain, _))) => is_draining = true,
-                Ok(Some((Command::Log(book), Some(fd)))) => {
-                    if let Err(error) = sink::replace(book, fd) {
-                        log::error!("cannot use the new log: {error}");
-                    }
-                }
                 Ok(Some(_)) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::InvalidData) => {}
                 Err(error) => return Err(error),
@@ -266,7 +261,14 @@ impl Shared {
         });
         let resource = facts.resource.as_deref().unwrap_or(head.resource());
         let duration = clock::now().since(begun).as_millis() as u64;
-        sink::write_access(&[
+        let text = |name| head.header(name).map(String::from_utf8_lossy);
+        let fields = &self.config.log.fields;
+        let further: Vec<_> = fields.iter().map(|field| (*field, field.header().and_then(text))).collect();
+        let further = further.iter().map(|(field, text)| match field {
+            AccessField::Method => (field.name(), Value::Text(head.method())),
+            _ => (field.name(), text.as_deref().into()),
+        });
+        let mut line = vec![
             ("event", Value::Text("http")),
             ("conn", Value::Absent),
             ("peer", Value::Text(&peer)),
@@ -274,7 +276,9 @@ impl Shared {
             ("resource", Value::Text(resource)),
             ("status", status.map_or(Value::Absent, |status| Value::Number(status.into()))),
             ("duration_ms", Value::Number(duration)),
-        ]);
+        ];
+        line.extend(further);
+        sink::write_access(&line);
     }
 
     /// Ends all programs, and waits a moment for their threads.

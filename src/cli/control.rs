@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::Error;
+use crate::ctl::arrange::Key;
+use crate::ctl::filter::{Filter, Peer};
 use crate::ctl::publish::Payload;
 use crate::ctl::request::{Change, Id, Request, Switch};
 use crate::ctl::{Order, Show};
@@ -42,16 +44,26 @@ enum What {
     },
     /// Print the configuration in force, without secrets
     Config,
-    /// List all connections
+    /// List connections
     Connections {
+        #[command(flatten)]
+        filter: Filtered,
+        /// By age, queued, state, worker, peer, user, handler or resource
+        #[arg(long, value_name = "FIELD")]
+        sort: Option<Key>,
+        /// No more than this
+        #[arg(long, value_name = "COUNT")]
+        limit: Option<usize>,
         #[command(flatten)]
         form: Form,
     },
-    /// Close a connection
+    /// Close a connection, or all of a peer, resource, handler or user
     Close {
         /// As connections lists it
-        #[arg(value_name = "ID")]
-        id: Id,
+        #[arg(value_name = "ID", required_unless_present = "filter", conflicts_with = "filter")]
+        id: Option<Id>,
+        #[command(flatten)]
+        filter: Filtered,
         /// Of the close frame
         #[arg(long, value_name = "CODE", default_value_t = close::GOING_AWAY, value_parser = close_code)]
         code: u16,
@@ -103,6 +115,14 @@ enum What {
     Reload,
     /// Replace the running program by the one that is in its place now
     Upgrade,
+    /// Give up a reload or an upgrade that waits for its new processes
+    Cancel,
+    /// Show or change which lines are logged, until the next reload
+    LogLevel {
+        /// fine, debug, info, warn, error or critical
+        #[arg(value_name = "LEVEL")]
+        level: Option<String>,
+    },
     /// Change the number of workers
     Workers {
         /// +COUNT, -COUNT or COUNT
@@ -112,6 +132,30 @@ enum What {
         #[arg(long, value_name = "POOL", default_value = "default")]
         pool: String,
     },
+}
+
+/// Which connections; several conditions have to hold together.
+#[derive(Debug, Args)]
+#[group(id = "filter", multiple = true)]
+struct Filtered {
+    /// Of this address, address and port, or network; or unix
+    #[arg(long, value_name = "PEER")]
+    peer: Option<Peer>,
+    /// For this resource, or with /* at its end all below it
+    #[arg(long, value_name = "RESOURCE")]
+    resource: Option<String>,
+    /// Served by the handler of this name
+    #[arg(long, value_name = "NAME")]
+    handler: Option<String>,
+    /// Of this user
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+}
+
+impl From<Filtered> for Filter {
+    fn from(Filtered { peer, resource, handler, user }: Filtered) -> Self {
+        Self { peer, resource, handler, user }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -131,14 +175,19 @@ impl Ctl {
         };
         let text = Show::default();
         let (request, show) = match self.what {
-            What::Status { form, watch } => (Request::Status {}, Show { json: form.json, watch }),
+            What::Status { form, watch } => (Request::Status {}, Show { json: form.json, watch, ..text }),
             What::Config => (Request::Config {}, text),
-            What::Connections { form } => (Request::Connections {}, Show { json: form.json, ..text }),
+            What::Connections { filter, sort, limit, form } => {
+                let show = Show { json: form.json, sort, limit, ..text };
+                (Request::Connections { filter: filter.into() }, show)
+            }
             What::Topics { form } => (Request::Topics {}, Show { json: form.json, ..text }),
             What::Publish { topic, scope, binary } => {
                 (Request::Publish { scope, topic, binary, data: Payload::default() }, text)
             }
-            What::Close { id, code } => (Request::Close { id, code }, text),
+            What::Close { id, filter, code } => (Request::Close { id, filter: filter.into(), code }, text),
+            What::Cancel => (Request::Cancel {}, text),
+            What::LogLevel { level } => (Request::LogLevel { level }, text),
             What::Quarantine { resource, state, time, form } => {
                 let request = Request::Quarantine { resource, state, seconds: time.map(whole_seconds) };
                 (request, Show { json: form.json, ..text })
@@ -220,8 +269,18 @@ mod tests {
         assert_eq!(request(&["status"]), Request::Status {});
         assert_eq!(request(&["stop", "--now"]), Request::Stop { now: true });
         let id = Id { pid: 7, conn: 0x1_0000_0001 };
-        assert_eq!(request(&["close", "7:100000001"]), Request::Close { id, code: 1001 });
-        assert_eq!(request(&["close", "7:100000001", "--code", "4000"]), Request::Close { id, code: 4000 });
+        let close = |code| Request::Close { id: Some(id), filter: Filter::default(), code };
+        assert_eq!(request(&["close", "7:100000001"]), close(1001));
+        assert_eq!(request(&["close", "7:100000001", "--code", "4000"]), close(4000));
+        let filter = Filter {
+            peer: Some("10.0.0.0/8".parse().unwrap()),
+            handler: Some("chat".to_owned()),
+            ..Filter::default()
+        };
+        let args = ["--peer", "10.0.0.0/8", "--handler", "chat"];
+        let all = Request::Close { id: None, filter: filter.clone(), code: 1001 };
+        assert_eq!(request(&[&["close"], &args[..]].concat()), all);
+        assert_eq!(request(&[&["connections"], &args[..]].concat()), Request::Connections { filter });
         let workers = |change| Request::Workers { pool: "default".to_owned(), change };
         assert_eq!(request(&["workers", "+1"]), workers(Change::By(1)));
         assert_eq!(request(&["workers", "-2"]), workers(Change::By(-2)));
@@ -262,6 +321,8 @@ mod tests {
         assert_eq!(show(&["status", "--watch"]).watch, Some(Duration::from_secs(2)));
         assert_eq!(show(&["status", "--json", "--watch=0.5"]).watch, Some(Duration::from_millis(500)));
         assert!(show(&["connections", "--json"]).json);
+        let sorted = show(&["connections", "--sort", "queued", "--limit", "5"]);
+        assert_eq!((sorted.sort, sorted.limit), (Some(Key::Queued), Some(5)));
     }
 
     #[test]
@@ -272,6 +333,10 @@ mod tests {
             (&["quarantine", "/a", "maybe"], "on or off"),
             (&["workers", "+0"], "+1 or -1"),
             (&["status", "--watch=0"], "0.1"),
+            (&["close"], "required"),
+            (&["close", "7:1", "--user", "x"], "cannot be used with"),
+            (&["close", "--peer", "somebody"], "expected an address"),
+            (&["connections", "--sort", "size"], "expected age"),
             (&["reboot"], "unrecognized"),
         ] {
             let error = order(args).unwrap_err();

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::view::View;
 use super::{Control, Number, Outcome};
 use crate::ctl::answer::Silent;
+use crate::ctl::filter::Filter;
 use crate::fleet::control::{Channel, Command};
 use crate::time::Instant;
 
@@ -50,15 +51,22 @@ impl Control {
 }
 
 impl Control {
-    /// Has all workers write down their connections.
-    pub(super) fn list_connections(&mut self, client: Number, view: &View<'_>, now: Instant) -> Outcome {
+    /// Has all workers write down their connections, those that the filter lets through.
+    pub(super) fn list_connections(
+        &mut self,
+        client: Number,
+        filter: &Filter,
+        view: &View<'_>,
+        now: Instant,
+    ) -> Outcome {
         let ticket = self.ticket();
         let part = |pid: i32, channel: &Channel| {
-            let file: File = memfd_create(c"wshd connections", MFdFlags::MFD_CLOEXEC)?.into();
+            let file = with_filter(filter)?;
             match channel.send_command_with(Command::List { ticket }, file.as_fd()) {
                 Ok(()) => Ok(Part { pid, file, written: None }),
                 // It is gone, and its connections with it.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    file.set_len(0)?;
                     Ok(Part { pid, file, written: Some((0, 0)) })
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -139,4 +147,11 @@ impl Part {
         let size = (&mut self.file).take(most.saturating_add(1)).read_to_end(&mut text).ok()?;
         (size as u64 <= most && !text.contains(&b'\n')).then_some(text)
     }
+}
+
+/// A file in memory for a worker, with a filter in it.
+pub(super) fn with_filter(filter: &Filter) -> io::Result<File> {
+    let file: File = memfd_create(c"wshd connections", MFdFlags::MFD_CLOEXEC)?.into();
+    serde_json::to_writer(&file, filter)?;
+    Ok(file)
 }

@@ -4,6 +4,7 @@
 
 mod bus;
 mod closing;
+mod closing_all;
 mod listing;
 mod socket;
 pub mod view;
@@ -18,6 +19,7 @@ use serde_json::Value;
 
 use self::bus::Errand;
 use self::closing::Closing;
+use self::closing_all::ClosingAll;
 use self::listing::Listing;
 use self::socket::{Asked, Socket};
 use self::view::View;
@@ -27,6 +29,7 @@ use crate::ctl::answer;
 use crate::ctl::request::{Change, Request, Switch};
 use crate::fleet::control::Report;
 use crate::fleet::listener::Listener;
+use crate::log::{self as sink, Level};
 use crate::time::Instant;
 
 pub use self::socket::Number;
@@ -44,6 +47,8 @@ pub struct Control {
     listings: Vec<Listing>,
     /// Connections that workers are to close.
     closings: Vec<Closing>,
+    /// Many connections that workers are to close.
+    closings_of_many: Vec<ClosingAll>,
     /// What the bus does for clients.
     errands: Vec<Errand>,
     /// Clients waiting for a reload that has not begun yet.
@@ -75,6 +80,10 @@ pub enum Operation {
     },
     /// Serve again; answered with [`Control::answer`].
     Resume,
+    /// Give up what is not in force yet; answered with [`Control::answer`].
+    Cancel,
+    /// Change the least level of the log; answered with [`Control::answer`].
+    LogLevel(Level),
     /// Change the number of workers of a pool; answered with [`Control::answer`].
     Workers {
         /// Its name.
@@ -142,7 +151,8 @@ impl Control {
         let listings = self.listings.iter().map(|listing| listing.deadline);
         let closings = self.closings.iter().map(|closing| closing.deadline);
         let errands = self.errands.iter().map(|errand| errand.deadline);
-        listings.chain(closings).chain(errands).chain(clients).min()
+        let many = self.closings_of_many.iter().map(|closing| closing.deadline);
+        listings.chain(closings).chain(many).chain(errands).chain(clients).min()
     }
 
     /// Reads requests and sends answers as far as possible without waiting; true if [`serve`](Self::serve) has
@@ -150,7 +160,8 @@ impl Control {
     pub fn read(&mut self, now: Instant) -> bool {
         let asked = self.socket.as_mut().map(|socket| socket.turn(now));
         self.asked.extend(asked.into_iter().flatten());
-        let waits = !(self.listings.is_empty() && self.closings.is_empty() && self.errands.is_empty());
+        let has_closings = !(self.closings.is_empty() && self.closings_of_many.is_empty());
+        let waits = has_closings || !(self.listings.is_empty() && self.errands.is_empty());
         waits || !self.asked.is_empty()
     }
 
@@ -176,6 +187,7 @@ impl Control {
         }
         self.finish_listings(view, now);
         self.finish_closings(view, now);
+        self.finish_closings_of_many(view, now);
         self.finish_errands(now);
         operations
     }
@@ -187,8 +199,18 @@ impl Control {
                 Outcome::Answer(status.map_err(|error| error.to_string()))
             }
             Request::Config {} => Outcome::Answer(Ok((*view.config.effective).into())),
-            Request::Connections {} => self.list_connections(client, view, now),
-            Request::Close { id, code } => self.close_connection(client, (id, code), view, now),
+            Request::Connections { filter } => self.list_connections(client, &filter, view, now),
+            Request::Close { id: Some(id), filter, code } if filter.is_empty() => {
+                self.close_connection(client, (id, code), view, now)
+            }
+            Request::Close { id: None, filter, code } if !filter.is_empty() => {
+                self.close_all(client, (&filter, code), view, now)
+            }
+            Request::Close { .. } => {
+                Outcome::Answer(Err("expected an id, or a filter that is not empty".to_owned()))
+            }
+            Request::Cancel {} => Outcome::Do(Operation::Cancel),
+            Request::LogLevel { level } => log_level(level.as_deref()),
             Request::Quarantine { resource, state, seconds } => {
                 let time = seconds.map(|seconds| Duration::from_secs(seconds.into()));
                 quarantine(view, resource.as_deref(), state, time)
@@ -229,6 +251,7 @@ impl Control {
             }
             Report::Published { ticket, subscribers } => self.errand_done(ticket, subscribers),
             Report::Closing { ticket, begun } => self.closing(ticket, begun),
+            Report::ClosingAll { ticket, count } => self.closing_all(pid, ticket, count),
             Report::Ready { .. } | Report::Crashed | Report::Leaving => {}
             Report::Born { .. } | Report::Taken | Report::Faulty | Report::Topics => {}
         }
@@ -271,6 +294,18 @@ impl Control {
     fn ticket(&mut self) -> u64 {
         self.next_ticket += 1;
         self.next_ticket - 1
+    }
+}
+
+/// The least level of the log, or the change of it.
+fn log_level(name: Option<&str>) -> Outcome {
+    match name.map(|name| Level::from_name(name).ok_or(name)) {
+        None => Outcome::Answer(Ok(sink::level().name().into())),
+        Some(Ok(level)) => Outcome::Do(Operation::LogLevel(level)),
+        Some(Err(name)) => {
+            let levels = Level::ALL.map(Level::name).join(", ");
+            Outcome::Answer(Err(format!("{}: expected one of {levels}", name.escape_debug())))
+        }
     }
 }
 

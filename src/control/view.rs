@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use nix::unistd::{Pid, SysconfVar, sysconf};
+use nix::unistd::Pid;
 
 use crate::clock;
 use crate::config::Config;
@@ -17,7 +17,7 @@ use crate::fleet::breakers::{BreakerState, CircuitBreaker};
 use crate::fleet::control::Channel;
 use crate::fleet::counters::{Counters, Traffic};
 use crate::fleet::listener::Listener;
-use crate::fleet::memory;
+use crate::fleet::proc;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Place, Scoreboard, State};
 use crate::time::Instant;
@@ -134,8 +134,8 @@ impl<'a> View<'a> {
             name,
             pid: pid.as_raw(),
             pool,
-            memory: memory::resident(pid.as_raw()).unwrap_or(0),
-            cpu: processor_time(pid).unwrap_or_default().as_secs_f64(),
+            memory: proc::resident(pid.as_raw()).unwrap_or(0),
+            cpu: proc::processor_time(pid.as_raw()).unwrap_or_default().as_secs_f64(),
             totals: self.counters.traffic_of(pid.as_raw()).map(totals).unwrap_or_default(),
             ..Worker::default()
         };
@@ -251,31 +251,10 @@ fn quarantine(breaker: &CircuitBreaker) -> Option<Quarantine> {
     Some(Quarantine { probing, seconds: left.map(|left| seconds(Duration::from_nanos(left))) })
 }
 
-/// Processor time that a process has used, in user mode and in the kernel; None if it is gone.
-fn processor_time(pid: Pid) -> Option<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in front, in brackets, may contain anything (proc_pid_stat(5)); behind it come fields 3 and up.
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
-    let mut ticks = || fields.next()?.parse::<u64>().ok();
-    let ticks = ticks()?.saturating_add(ticks()?);
-    let per_second = sysconf(SysconfVar::CLK_TCK).ok()??;
-    Some(Duration::from_millis(ticks.saturating_mul(1000) / u64::try_from(per_second).ok()?.max(1)))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn processor_time_grows_with_work() {
-        let before = processor_time(Pid::this()).unwrap();
-        let begun = std::time::Instant::now();
-        while processor_time(Pid::this()).unwrap() < before + Duration::from_millis(20) {
-            assert!(begun.elapsed() < Duration::from_secs(30));
-        }
-        assert_eq!(processor_time(Pid::from_raw(i32::MAX)), None);
-    }
 
     #[test]
     fn a_gate_tells_how_long_it_is_shut() {

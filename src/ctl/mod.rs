@@ -2,6 +2,8 @@
 //! of the server but this socket; `request` and `answer` are the language on it, which the server uses as well.
 
 pub mod answer;
+pub mod arrange;
+pub mod filter;
 pub mod publish;
 pub mod request;
 mod table;
@@ -16,6 +18,7 @@ use std::time::Duration;
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use self::arrange::{Key, arrange};
 use self::publish::Payload;
 use self::request::Request;
 use crate::exit::Exit;
@@ -45,6 +48,10 @@ pub struct Show {
     pub json: bool,
     /// Again and again, with this much time between.
     pub watch: Option<Duration>,
+    /// Connections in this order.
+    pub sort: Option<Key>,
+    /// At most so many connections.
+    pub limit: Option<usize>,
 }
 
 /// Why there is nothing to show.
@@ -78,7 +85,10 @@ fn attempt(order: &Order, out: &mut impl Write) -> Result<(), Failure> {
     let is_terminal = io::stdout().is_terminal();
     let request = with_input(&order.request)?;
     loop {
-        let result = ask(&order.socket, &request)?;
+        let mut result = ask(&order.socket, &request)?;
+        if order.show.sort.is_some() || order.show.limit.is_some() {
+            arrange(&mut result, order.show.sort, order.show.limit);
+        }
         let text = match order.show.json {
             true => format!("{result}\n"),
             false => view::of(&request, &result, is_terminal).map_err(|error| {

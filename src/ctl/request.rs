@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::filter::Filter;
 use super::publish::Payload;
 
 /// The longest request, with the end of its line; bytes.
@@ -19,12 +20,20 @@ pub enum Request {
     Status {},
     /// What is configured: answered with a text, TOML without secrets.
     Config {},
-    /// All connections: answered with [`Connections`](super::answer::Connections).
-    Connections {},
-    /// Close a connection.
-    Close {
+    /// Connections: answered with [`Connections`](super::answer::Connections).
+    Connections {
         /// Which.
-        id: Id,
+        #[serde(default, skip_serializing_if = "Filter::is_empty")]
+        filter: Filter,
+    },
+    /// Close one connection, or all that a filter lets through; one of both has to be there.
+    Close {
+        /// Which one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<Id>,
+        /// Which ones; not empty.
+        #[serde(default, skip_serializing_if = "Filter::is_empty")]
+        filter: Filter,
         /// The code of the Close frame; 1001 unless given.
         #[serde(default = "going_away")]
         code: u16,
@@ -75,6 +84,15 @@ pub enum Request {
     Reload {},
     /// Go on as the program that is now in the place of the running one.
     Upgrade {},
+    /// Give up a reload or an upgrade that is not in force yet.
+    Cancel {},
+    /// Which lines are logged, or to change that until the next reload: answered with the level.
+    #[serde(rename = "log-level")]
+    LogLevel {
+        /// The least level; without it, only tell.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        level: Option<String>,
+    },
     /// Change the number of workers of a pool.
     Workers {
         /// Its name.
@@ -135,8 +153,9 @@ impl Request {
             self,
             Request::Status {}
                 | Request::Config {}
-                | Request::Connections {}
+                | Request::Connections { .. }
                 | Request::Topics {}
+                | Request::LogLevel { level: None }
                 | Request::Quarantine { state: None, .. }
         )
     }
@@ -146,12 +165,13 @@ impl Request {
         match self {
             Request::Status {} => "status".to_owned(),
             Request::Config {} => "config".to_owned(),
-            Request::Connections {} => "connections".to_owned(),
+            Request::Connections { .. } => "connections".to_owned(),
             Request::Topics {} => "topics".to_owned(),
             Request::Publish { topic, data, .. } => {
                 format!("publish {} bytes to {}", data.bytes().len(), topic.escape_debug())
             }
-            Request::Close { id, code } => format!("close {id} with {code}"),
+            Request::Close { id: Some(id), code, .. } => format!("close {id} with {code}"),
+            Request::Close { id: None, filter, code } => format!("close all of {filter} with {code}"),
             Request::Quarantine { resource, state, .. } => {
                 let state = match state {
                     Some(Switch::On) => " on",
@@ -166,6 +186,10 @@ impl Request {
             Request::Resume {} => "resume".to_owned(),
             Request::Reload {} => "reload".to_owned(),
             Request::Upgrade {} => "upgrade".to_owned(),
+            Request::Cancel {} => "cancel".to_owned(),
+            Request::LogLevel { level } => {
+                format!("log-level {}", level.as_deref().unwrap_or_default().escape_debug())
+            }
             Request::Workers { pool, change } => format!("workers {change} of {}", pool.escape_debug()),
         }
     }
@@ -255,6 +279,8 @@ mod tests {
     #[test]
     fn requests_as_the_manual_writes_them() {
         let id = Id { pid: 4711, conn: 0x1_0000_0007 };
+        let chat = || Filter { handler: Some("chat".to_owned()), ..Filter::default() };
+        let close = |id, filter, code| Request::Close { id, filter, code };
         let quarantine = |resource: Option<&str>, state, seconds| Request::Quarantine {
             resource: resource.map(str::to_owned),
             state,
@@ -264,9 +290,22 @@ mod tests {
         for (line, request) in [
             (r#"{"command":"status"}"#, Request::Status {}),
             (r#"{"command":"config"}"#, Request::Config {}),
-            (r#"{"command":"connections"}"#, Request::Connections {}),
-            (r#"{"command":"close","id":"4711:100000007"}"#, Request::Close { id, code: 1001 }),
-            (r#"{"command":"close","id":"4711:100000007","code":4000}"#, Request::Close { id, code: 4000 }),
+            (r#"{"command":"connections"}"#, Request::Connections { filter: Filter::default() }),
+            (
+                r#"{"command":"connections","filter":{"handler":"chat"}}"#,
+                Request::Connections { filter: chat() },
+            ),
+            (r#"{"command":"close","id":"4711:100000007"}"#, close(Some(id), Filter::default(), 1001)),
+            (
+                r#"{"command":"close","id":"4711:100000007","code":4000}"#,
+                close(Some(id), Filter::default(), 4000),
+            ),
+            (r#"{"command":"close","filter":{"handler":"chat"}}"#, close(None, chat(), 1001)),
+            (r#"{"command":"cancel"}"#, Request::Cancel {}),
+            (
+                r#"{"command":"log-level","level":"debug"}"#,
+                Request::LogLevel { level: Some("debug".to_owned()) },
+            ),
             (r#"{"command":"quarantine"}"#, quarantine(None, None, None)),
             (
                 r#"{"seconds":60,"state":"on","command":"quarantine","resource":"/chat"}"#,
@@ -316,11 +355,12 @@ mod tests {
             r#"{"command":"Status"}"#,
             r#"{"command":"status","x":1}"#,
             r#"{"command":"status"}{"command":"stop"}"#,
-            r#"{"command":"close"}"#,
             r#"{"command":"close","id":"7"}"#,
             r#"{"command":"close","id":"-1:7"}"#,
             r#"{"command":"close","id":"1:g"}"#,
             r#"{"command":"close","id":"1:7","code":65536}"#,
+            r#"{"command":"close","filter":{"colour":"red"}}"#,
+            r#"{"command":"connections","filter":{"peer":"somebody"}}"#,
             r#"{"command":"stop","now":"yes"}"#,
             r#"{"command":"workers"}"#,
             r#"{"command":"workers","change":1}"#,

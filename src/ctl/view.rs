@@ -15,7 +15,7 @@ const LONG: f64 = 1.0;
 pub fn of(request: &Request, result: &Value, bold: bool) -> Result<String, serde_json::Error> {
     Ok(match request {
         Request::Status {} => status(&Status::deserialize(result)?, bold),
-        Request::Connections {} => connections(&Connections::deserialize(result)?, bold),
+        Request::Connections { .. } => connections(&Connections::deserialize(result)?, bold),
         Request::Topics {} => Topics::deserialize(result)?.text(bold),
         Request::Config {} => {
             let text = result.as_str().unwrap_or_default();

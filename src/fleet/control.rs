@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::datagram;
-use crate::log::Book;
+use crate::log::{self, Book, Level};
 
 /// What the supervisor orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +50,12 @@ pub enum Command {
     },
     /// Take up what lies in the inbox whose receiving end comes with this: nobody serves in its slot for now.
     TakeUp,
-    /// Write this log into the file whose descriptor comes with this.
+    /// Write this log into the file whose descriptor comes with this. Carried out by [`Channel::recv_command`].
     Log(Book),
-    /// Write the list of connections, or the bus that of topics, into the file that comes along.
+    /// Write lines of this level and above. Carried out by [`Channel::recv_command`].
+    LogLevel(Level),
+    /// Write the list of connections, in place of the filter in it, or the bus that of topics, into the file that comes
+    /// along.
     List {
         /// To be given back.
         ticket: u64,
@@ -61,6 +64,13 @@ pub enum Command {
     Publish {
         /// To be given back.
         ticket: u64,
+    },
+    /// Close all connections that the filter lets through which is in the file that comes along.
+    CloseAll {
+        /// To be given back.
+        ticket: u64,
+        /// Of the Close frames.
+        code: u16,
     },
     /// Close a connection.
     Close {
@@ -110,6 +120,13 @@ pub enum Report {
         /// Connections of this server that are subscribed to the topic.
         subscribers: u64,
     },
+    /// It closes so many connections.
+    ClosingAll {
+        /// Of the order.
+        ticket: u64,
+        /// How many.
+        count: u64,
+    },
     /// It was forked by its parent, and this is its pid.
     Born {
         /// To be checked.
@@ -157,10 +174,25 @@ impl Channel {
         self.send(command.message(), Some(fd))
     }
 
-    /// The next order and what came with it; None: the supervisor is gone. [worker]
+    /// The next order and what came with it, those about the log excepted, which are carried out here; None: the
+    /// supervisor is gone. [worker, auxiliary process]
     pub fn recv_command(&self) -> io::Result<Option<(Command, Option<OwnedFd>)>> {
-        let Some((message, fd)) = self.recv()? else { return Ok(None) };
-        Command::read(message).map(|command| Some((command, fd))).ok_or_else(|| nonsense(message[0]))
+        loop {
+            let Some((message, fd)) = self.recv()? else { return Ok(None) };
+            match (Command::read(message), fd) {
+                (Some(Command::LogLevel(level)), _) => log::set_level(level),
+                (Some(Command::Log(book)), Some(fd)) => {
+                    if let Err(error) = log::replace(book, fd) {
+                        ::log::warn!("cannot reopen the log; keeping the old file: {error}");
+                    }
+                }
+                (Some(Command::Log(_)), None) => {
+                    ::log::warn!("cannot reopen the log; keeping the old file: no descriptor came");
+                }
+                (Some(command), fd) => return Ok(Some((command, fd))),
+                (None, _) => return Err(nonsense(message[0])),
+            }
+        }
     }
 
     /// Sends a report. [worker]
@@ -271,6 +303,8 @@ impl Command {
             Command::Tx { slot } => message(b'I', [slot.into(), 0, 0]),
             Command::TakeUp => message(b'U', [0; 3]),
             Command::Log(book) => message(b'L', [book as u64, 0, 0]),
+            Command::LogLevel(level) => message(b'G', [level as u64, 0, 0]),
+            Command::CloseAll { ticket, code } => message(b'A', [ticket, code.into(), 0]),
             Command::Child { slot, part } => message(b'P', [slot.into(), part.into(), 0]),
             Command::Rebalance { to, count } => message(b'M', [to.into(), count.into(), 0]),
             Command::List { ticket } => message(b'W', [ticket, 0, 0]),
@@ -290,6 +324,8 @@ impl Command {
             b'I' => Command::Tx { slot: first as u16 },
             b'U' => Command::TakeUp,
             b'L' => Command::Log(Book::from_number(first)?),
+            b'G' => Command::LogLevel(Level::from_number(first)?),
+            b'A' => Command::CloseAll { ticket: first, code: second as u16 },
             b'P' => Command::Child { slot: first as u16, part: second as u16 },
             b'M' => Command::Rebalance { to: first as u16, count: second as u16 },
             b'W' => Command::List { ticket: first },
@@ -309,6 +345,7 @@ impl Report {
             Report::Listed { ticket, listed, left_out } => message(b'W', [ticket, listed, left_out]),
             Report::Published { ticket, subscribers } => message(b'V', [ticket, subscribers, 0]),
             Report::Closing { ticket, begun } => message(b'X', [ticket, begun.into(), 0]),
+            Report::ClosingAll { ticket, count } => message(b'A', [ticket, count, 0]),
             Report::Born { pid } => message(b'B', [u64::from(pid.unsigned_abs()), 0, 0]),
             Report::Taken => message(b'T', [0; 3]),
             Report::Faulty => message(b'F', [0; 3]),
@@ -325,6 +362,7 @@ impl Report {
             b'W' => Report::Listed { ticket: first, listed: second, left_out: third },
             b'V' => Report::Published { ticket: first, subscribers: second },
             b'X' => Report::Closing { ticket: first, begun: second != 0 },
+            b'A' => Report::ClosingAll { ticket: first, count: second },
             b'B' => Report::Born { pid: first as i32 },
             b'T' => Report::Taken,
             b'F' => Report::Faulty,

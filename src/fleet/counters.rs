@@ -39,6 +39,8 @@ pub struct PlaceCounters {
     pub replaced: Count,
     /// Messages that were on their way to a bus that died. Any thread.
     pub topics_lost: Count,
+    /// Lines of the log that nobody took.
+    pub log_lost: Count,
     /// Processes that died, by [`DEATHS`].
     pub deaths: [Count; DEATHS.len()],
     /// How long the turns of the event loop took.
@@ -114,6 +116,12 @@ struct Head {
     receiving: Count,
     /// Subscriptions of all connections to topics.
     subscriptions: Count,
+    /// Threads of blocking handlers.
+    threads: Count,
+    /// Connections that there may be.
+    connections_limit: Count,
+    /// Such threads that there may be.
+    threads_limit: Count,
 }
 
 /// The lane of one process. [worker]
@@ -143,6 +151,17 @@ impl Lane {
     /// Incomplete messages take so many bytes. [event loop]
     pub fn set_receiving(&self, bytes: u64) {
         self.head.receiving.set(bytes);
+    }
+
+    /// How many connections there may be, and threads of blocking handlers.
+    pub fn set_limits(&self, connections: u32, threads: u32) {
+        self.head.connections_limit.set(connections.into());
+        self.head.threads_limit.set(threads.into());
+    }
+
+    /// Blocking handlers have so many threads. [event loop]
+    pub fn set_threads(&self, count: u32) {
+        self.head.threads.set(count.into());
     }
 
     /// Connections have so many subscriptions to topics. [event loop]
@@ -280,6 +299,7 @@ impl Counters {
             head.queued.clear();
             head.receiving.clear();
             head.subscriptions.clear();
+            [&head.threads, &head.connections_limit, &head.threads_limit].into_iter().for_each(Count::clear);
         }
     }
 
@@ -329,6 +349,16 @@ impl Counters {
     /// Bytes that incomplete messages take in the same way. [any process]
     pub fn receiving(&self, slot: usize) -> u64 {
         self.sum_of(slot, |head| &head.receiving)
+    }
+
+    /// Threads of blocking handlers in the same way. [any process]
+    pub fn threads(&self, slot: usize) -> u64 {
+        self.sum_of(slot, |head| &head.threads)
+    }
+
+    /// How many connections and threads a slot may have, in the same way. [any process]
+    pub fn limits(&self, slot: usize) -> (u64, u64) {
+        (self.sum_of(slot, |head| &head.connections_limit), self.sum_of(slot, |head| &head.threads_limit))
     }
 
     /// Subscriptions to topics in the same way. [any process]

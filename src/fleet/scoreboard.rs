@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
+use super::bulletin::Bulletin;
 use super::current_call::CurrentCall;
-use super::readiness::{Readiness, ReadinessWord};
 
 /// The shared records. Lives until the last process that has it mapped ends; never freed before.
 pub struct Scoreboard {
@@ -80,14 +80,9 @@ impl Scoreboard {
         self.header.shared_sockets.load(Ordering::SeqCst) != 0
     }
 
-    /// Whether new connections are wanted.
-    pub fn readiness(&self) -> Readiness {
-        self.header.readiness.get()
-    }
-
-    /// Decides that. [supervisor]
-    pub fn set_readiness(&self, readiness: Readiness) {
-        self.header.readiness.set(readiness);
+    /// What the supervisor tells all.
+    pub fn bulletin(&self) -> &Bulletin {
+        &self.header.bulletin
     }
 
     /// A word that is different after each [`Scoreboard::changed`].
@@ -433,8 +428,7 @@ struct Header {
     saturation: AtomicU32,
     /// 1: another server has the listening sockets, too.
     shared_sockets: AtomicU32,
-    /// Written by the supervisor only.
-    readiness: ReadinessWord,
+    bulletin: Bulletin,
 }
 
 fn futex(word: &AtomicU32, operation: libc::c_int, value: u32, timeout: *const libc::timespec) {

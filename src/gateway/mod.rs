@@ -168,16 +168,11 @@ impl Gateway {
     }
 }
 
-/// The next order but those about the log, which are carried out; `None`: the supervisor is gone.
+/// The next order; `None`: the supervisor is gone.
 async fn next_command(channel: &Watched<&Channel>) -> Option<Command> {
     loop {
         let mut guard = channel.readable().await.ok()?;
         match guard.try_io(|channel| channel.get_ref().0.recv_command()) {
-            Ok(Ok(Some((Command::Log(book), Some(file))))) => {
-                if let Err(error) = crate::log::replace(book, file) {
-                    log::warn!("cannot reopen the log; keeping the old file: {error}");
-                }
-            }
             Ok(Ok(command)) => return command.map(|(command, _)| command),
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => log::warn!("{error}"),
             Ok(Err(_)) => return None,

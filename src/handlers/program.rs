@@ -48,7 +48,8 @@ fn answer() -> io::Result<()> {
     // Never closed: the plugin may close it, and then its number may be anybody's.
     let pipe = Box::leak(Box::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)));
     let mut send = |answer: Answer| pipe.write_all(&answer.to_line(&nonce));
-    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let null = null.map_err(|error| io::Error::new(error.kind(), format!("/dev/null: {error}")))?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
     drop(null);

@@ -92,6 +92,11 @@ impl Response {
         self.status
     }
 
+    /// Bytes of its content.
+    pub fn content_length(&self) -> u64 {
+        self.body.length()
+    }
+
     /// From the status line to the empty line.
     pub fn head(&self) -> &[u8] {
         &self.head

@@ -3,6 +3,7 @@
 //! process dies, and never waits, so that neither a full disk nor a reader that does not read holds up the server:
 //! what is not taken is counted, and the count told with the next line that is.
 
+mod access;
 mod files;
 mod line;
 mod target;
@@ -18,6 +19,7 @@ use std::time::SystemTime;
 
 use log::{LevelFilter, Log, Metadata, Record};
 
+pub use self::access::AccessField;
 pub use self::files::Rotation;
 pub use self::line::Value;
 use self::line::{Form, Line, Writer};
@@ -37,6 +39,8 @@ pub struct Settings {
     pub format: Format,
     /// Where the access log goes, if there is one.
     pub access: Option<AccessLog>,
+    /// Further fields of its lines, in this order.
+    pub fields: Vec<AccessField>,
     /// When files are renamed.
     pub rotation: Rotation,
 }
@@ -97,6 +101,16 @@ impl Level {
     pub const ALL: [Level; 6] =
         [Level::Fine, Level::Debug, Level::Info, Level::Warn, Level::Error, Level::Critical];
 
+    /// The one of this number.
+    pub fn from_number(number: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|level| *level as u64 == number)
+    }
+
+    /// The one of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|level| level.name() == name)
+    }
+
     /// As it is written.
     pub fn name(self) -> &'static str {
         match self {
@@ -106,6 +120,17 @@ impl Level {
             Level::Warn => "warn",
             Level::Error => "error",
             Level::Critical => "critical",
+        }
+    }
+
+    /// The same for the `log` crate, which knows none above error.
+    fn filter(self) -> LevelFilter {
+        match self {
+            Level::Fine => LevelFilter::Trace,
+            Level::Debug => LevelFilter::Debug,
+            Level::Info => LevelFilter::Info,
+            Level::Warn => LevelFilter::Warn,
+            Level::Error | Level::Critical => LevelFilter::Error,
         }
     }
 
@@ -142,13 +167,7 @@ pub fn start(settings: &Settings) -> Result<(), String> {
     }
     let logger = Logger::open(settings)?;
     *LOGGER.write().unwrap_or_else(PoisonError::into_inner) = Some(logger);
-    log::set_max_level(match settings.level {
-        Level::Fine => LevelFilter::Trace,
-        Level::Debug => LevelFilter::Debug,
-        Level::Info => LevelFilter::Info,
-        Level::Warn => LevelFilter::Warn,
-        Level::Error | Level::Critical => LevelFilter::Error,
-    });
+    log::set_max_level(settings.level.filter());
     if log::set_logger(&Sink).is_ok() {
         // Standard error may lead nowhere.
         std::panic::set_hook(Box::new(|panic| {
@@ -160,6 +179,19 @@ pub fn start(settings: &Settings) -> Result<(), String> {
         }));
     }
     Ok(())
+}
+
+/// The least level of the lines that this process writes.
+pub fn level() -> Level {
+    with_logger(|logger| logger.settings.level).unwrap_or_default()
+}
+
+/// Changes it, until the log is [started](start) again.
+pub fn set_level(level: Level) {
+    if let Some(logger) = LOGGER.write().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        logger.settings.level = level;
+        log::set_max_level(level.filter());
+    }
 }
 
 /// Names the process in the lines it writes from now on, such as "worker default/0".
@@ -209,6 +241,12 @@ impl Book {
     }
 }
 
+/// Lines of both logs that this process has lost.
+pub fn lost() -> u64 {
+    LOST.load(Ordering::Relaxed)
+}
+
+static LOST: AtomicU64 = AtomicU64::new(0);
 /// None until the log is started.
 static LOGGER: RwLock<Option<Logger>> = RwLock::new(None);
 /// Empty in a process that has not been named.
@@ -321,6 +359,7 @@ impl Outlet {
             }
         };
         if !is_written {
+            LOST.fetch_add(1, Ordering::Relaxed);
             self.lost.fetch_add(lost + 1, Ordering::Relaxed);
         }
     }

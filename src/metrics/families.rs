@@ -1,20 +1,18 @@
 //! What is reported: the metrics of the server, in wshd(8) as here. Handlers are told apart by resource, workers by
 //! name; a metric that grows with both has been left out.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::UNIX_EPOCH;
 
 use super::Start;
 use super::text::{Family, Format, Kind, Labels, Text, seconds};
-use super::{bus, gateways};
+use super::{bus, gateways, processes};
 use crate::clock;
 use crate::ffi::callback_name;
 use crate::fleet::breakers::BreakerState;
 use crate::fleet::counters::{DEATHS, Entry, NONE, OTHER, PlaceCounters};
 use crate::fleet::handler_counters::{CALLBACKS, CLOSE_CODES, CLOSERS, HandlerCounters, STATUSES};
-use crate::fleet::memory;
-use crate::fleet::scoreboard::{Slot, State};
+use crate::fleet::scoreboard::{Place, Slot, State};
 
 pub(super) const fn counter(name: &'static str, unit: &'static str, help: &'static str) -> Family {
     Family { name, kind: Kind::Counter, unit, help }
@@ -35,7 +33,17 @@ const fn info(name: &'static str, help: &'static str) -> Family {
 const BUILD: Family = info("wshd_build", "The version of the server.");
 const START_TIME: Family =
     gauge("wshd_start_time_seconds", "seconds", "When the supervisor started, since the Unix epoch.");
-const MEMORY: Family = gauge("wshd_resident_memory_bytes", "bytes", "Resident memory of a process.");
+const READY: Family = gauge("wshd_ready", "", "Whether health checks succeed: 1, or 0.");
+const RELOAD_SUCCESS: Family = gauge(
+    "wshd_last_reload_successful",
+    "",
+    "Whether the last reload, or the start, has succeeded: 1, or 0.",
+);
+const RELOAD_TIME: Family = gauge(
+    "wshd_last_reload_timestamp_seconds",
+    "seconds",
+    "When the last reload, or the start, has ended, since the Unix epoch.",
+);
 
 const HANDLER: Family = info("wshd_handler", "A handler: name, version and pool.");
 const OPEN: Family = gauge("wshd_connections_open", "", "WebSocket connections that are open.");
@@ -100,6 +108,21 @@ const CONNECTIONS: Family = gauge(
     "",
     "Connections that a worker has, those that are no WebSocket yet included.",
 );
+const CONNECTIONS_LIMIT: Family =
+    gauge("wshd_worker_connections_limit", "", "Connections that a worker may have.");
+const THREADS: Family = gauge(
+    "wshd_worker_threads",
+    "",
+    "Threads of a worker, each of which serves a connection of a blocking handler.",
+);
+const THREADS_LIMIT: Family = gauge("wshd_worker_threads_limit", "", "Such threads that a worker may have.");
+const HEARTBEAT: Family = gauge(
+    "wshd_worker_heartbeat_age_seconds",
+    "seconds",
+    "Time since the event loop of a worker last went around, which it does once a second at least.",
+);
+const LOG_LOST: Family =
+    counter("wshd_worker_log_lines_lost", "", "Lines that a worker could not log because nobody took them.");
 const ACCEPTED: Family =
     counter("wshd_worker_connections_accepted", "", "Connections that a worker accepted.");
 const MOVED: Family =
@@ -167,6 +190,14 @@ struct Worker {
     name: String,
     counters: &'static PlaceCounters,
     connections: u64,
+    /// Those that it may have.
+    connections_limit: u64,
+    /// Threads of blocking handlers.
+    threads: u64,
+    /// Those that it may have.
+    threads_limit: u64,
+    /// Since when its event loop has not gone around; ns.
+    silent: u64,
     /// Bytes in its send queues.
     queued: u64,
     /// Memory of its incomplete messages.
@@ -175,8 +206,20 @@ struct Worker {
     subscriptions: u64,
 }
 
+/// Since when the event loop of the process in a slot has not gone around, if it has one that should; ns.
+fn silence(slot: &Slot, now: u64) -> Option<u64> {
+    let is_serving = matches!(slot.state(), State::Running | State::Stopping);
+    is_serving.then(|| now.saturating_sub(slot.heartbeat.load(Relaxed)))
+}
+
 fn workers(start: &Start) -> impl Iterator<Item = Worker> {
-    start.counters.places().map(|counters| {
+    let now = clock::now().as_nanos();
+    // The parent of processes that serve a connection each has no event loop.
+    let silence = move |slot: &Slot| {
+        let Place { pool, number } = slot.place();
+        silence(slot, now).filter(|_| !start.config.is_parent(pool, number))
+    };
+    start.counters.places().map(move |counters| {
         let place = counters.place();
         let slots = start.scoreboard.slots().iter().enumerate();
         let slots = || slots.clone().filter(|(_, slot)| slot.place() == place);
@@ -184,6 +227,10 @@ fn workers(start: &Start) -> impl Iterator<Item = Worker> {
             name: start.name(place),
             counters,
             connections: slots().map(|(_, slot)| u64::from(slot.connections.load(Relaxed))).sum(),
+            connections_limit: slots().map(|(index, _)| start.counters.limits(index).0).sum(),
+            threads: slots().map(|(index, _)| start.counters.threads(index)).sum(),
+            threads_limit: slots().map(|(index, _)| start.counters.limits(index).1).sum(),
+            silent: slots().filter_map(|(_, slot)| silence(slot)).max().unwrap_or(0),
             queued: slots().map(|(index, _)| start.counters.queued(index)).sum(),
             receiving: slots().map(|(index, _)| start.counters.receiving(index)).sum(),
             subscriptions: slots().map(|(index, _)| start.counters.subscriptions(index)).sum(),
@@ -209,22 +256,14 @@ impl<'a> Report<'a> {
         let started = start.started.duration_since(UNIX_EPOCH).unwrap_or_default();
         text.family(&START_TIME);
         text.sample(&[], seconds(started.as_nanos().try_into().unwrap_or(u64::MAX)));
-        text.family(&MEMORY);
-        let workers = start.scoreboard.slots().iter();
-        let workers = workers.map(|slot| (start.name(slot.place()), slot.pid.load(Relaxed)));
-        let workers = workers.map(|(name, pid)| (format!("worker {name}"), pid));
-        let others = [("supervisor", start.supervisor), ("metrics", std::process::id() as i32)];
-        let others = others.map(|(name, pid)| (name.to_owned(), pid));
-        // A worker that drains has the name of the one that has replaced it.
-        let mut sizes = BTreeMap::new();
-        for (process, pid) in others.into_iter().chain(workers) {
-            if let Some(bytes) = memory::resident(pid) {
-                *sizes.entry(process).or_insert(0) += bytes;
-            }
-        }
-        for (process, bytes) in sizes {
-            text.sample(&[("process", &process)], bytes);
-        }
+        text.family(&READY);
+        text.sample(&[], u8::from(start.scoreboard.is_ready().is_ok()));
+        let (reloaded, is_successful) = start.scoreboard.bulletin().reload();
+        text.family(&RELOAD_SUCCESS);
+        text.sample(&[], u8::from(is_successful));
+        text.family(&RELOAD_TIME);
+        text.sample(&[], reloaded);
+        processes::report(start, text);
     }
 
     /// Who was turned away.
@@ -351,8 +390,12 @@ impl<'a> Report<'a> {
         text.family(&SATURATIONS);
         text.sample(&[], saturations);
         let workers: Vec<Worker> = workers(start).collect();
-        let numbers: [Source<Worker>; 8] = [
+        let numbers: [Source<Worker>; 12] = [
             (&CONNECTIONS, |worker| worker.connections),
+            (&CONNECTIONS_LIMIT, |worker| worker.connections_limit),
+            (&THREADS, |worker| worker.threads),
+            (&THREADS_LIMIT, |worker| worker.threads_limit),
+            (&LOG_LOST, |worker| worker.counters.log_lost.get()),
             (&ACCEPTED, |worker| worker.counters.accepted.get()),
             (&QUEUED, |worker| worker.queued),
             (&RECEIVING, |worker| worker.receiving),
@@ -366,6 +409,10 @@ impl<'a> Report<'a> {
             for worker in &workers {
                 text.sample(&[("worker", &worker.name)], read(worker));
             }
+        }
+        text.family(&HEARTBEAT);
+        for worker in &workers {
+            text.sample(&[("worker", &worker.name)], seconds(worker.silent));
         }
         text.family(&MOVED);
         for Worker { name, counters, .. } in &workers {

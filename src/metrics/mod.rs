@@ -5,6 +5,7 @@
 mod bus;
 mod families;
 mod gateways;
+mod processes;
 mod server;
 mod text;
 

@@ -145,7 +145,7 @@ fn detach() -> io::Result<File> {
                 unsafe { libc::_exit(0) }
             }
             chdir("/")?;
-            dup2_stdin(File::open("/dev/null")?)?;
+            dup2_stdin(super::open_null()?)?;
             Ok(File::from(to_caller))
         }
     }
@@ -167,7 +167,7 @@ fn wait_for(child: Pid, mut from_daemon: File) -> ! {
 
 /// Has standard output and error go nowhere.
 pub fn leave_streams() -> io::Result<()> {
-    let null = File::options().write(true).open("/dev/null")?;
+    let null = super::open_null()?;
     dup2_stdout(&null)?;
     dup2_stderr(&null)?;
     Ok(())

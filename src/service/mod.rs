@@ -10,7 +10,16 @@ pub mod pid_file;
 pub mod start_signals;
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
+
+/// Opens /dev/null, which a root directory may lack: the error names it.
+pub fn open_null() -> io::Result<File> {
+    const NULL: &str = "/dev/null";
+    let opened = File::options().read(true).write(true).open(NULL);
+    opened.map_err(|error| io::Error::new(error.kind(), format!("{NULL}: {error}")))
+}
 
 /// Takes a variable out of the environment. Call it in a process with one thread only.
 fn take_variable(name: &str) -> Option<OsString> {

@@ -394,6 +394,7 @@ fn without_options_the_log_is_text_on_standard_error() {
         destination: Destination::Stderr,
         format: Format::Text,
         access: None,
+        fields: Vec::new(),
         rotation: Rotation { size: 0, count: 5 },
     };
     assert_eq!(settings("", &[]), expected);

@@ -4,7 +4,6 @@
 
 #![allow(unsafe_code)]
 
-use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -24,7 +23,7 @@ use crate::fleet::control::{Channel, Start};
 use crate::fleet::scoreboard::{Place, Slot};
 use crate::fleet::{process_title, wipe};
 use crate::gateway::Gateway;
-use crate::service::daemonize;
+use crate::service::{self, daemonize};
 use crate::{bus, cgi, gateway, log as sink, metrics, worker};
 
 /// Signals that a terminal sends to the whole process group, or that are requests to the supervisor only.
@@ -235,7 +234,7 @@ fn prepare(is_detached: bool) -> io::Result<()> {
     // kill(0, SIGKILL) in a handler, or in what it has started, ends this process alone.
     setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
     // A handler that reads standard input must not take it from the terminal.
-    dup2_stdin(File::open("/dev/null")?)?;
+    dup2_stdin(service::open_null()?)?;
     for ignored in NOT_FOR_WORKERS {
         // SAFETY: ignoring a signal installs no code.
         unsafe { signal(ignored, SigHandler::SigIgn)? };

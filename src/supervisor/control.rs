@@ -8,6 +8,7 @@ use super::Supervisor;
 use super::auxiliary::Kind;
 use super::policy::rolling_restart::{self, Step};
 use super::policy::slots::Event;
+use super::policy::upgrade;
 use super::processes::Role;
 use super::reload::MOST_WORKERS;
 use crate::clock;
@@ -43,6 +44,14 @@ impl Supervisor {
             Operation::Resume => {
                 let result = self.resume_by_order();
                 self.control.answer(client, &result);
+            }
+            Operation::Cancel => {
+                let result = self.cancel();
+                self.control.answer(client, &result);
+            }
+            Operation::LogLevel(level) => {
+                self.set_log_level(level);
+                self.control.answer(client, &Ok(level.name().into()));
             }
             Operation::Workers { pool, change } => {
                 let result = self.change_workers(&pool, change);
@@ -123,6 +132,26 @@ impl Supervisor {
         (before..after).try_for_each(|_| self.add_worker(number))?;
         (after..before).try_for_each(|_| self.remove_worker(number))?;
         Ok(format!("{pool}: {before} workers become {after}").into())
+    }
+
+    /// Gives up a reload or an upgrade that waits for its new processes.
+    fn cancel(&mut self) -> Result<Value, String> {
+        const WHY: &str = "cancelled by wshd ctl";
+        if self.rolling.loading.is_some() || self.rolling.policy.is_trial() {
+            self.abort_rolling(WHY);
+            return Ok("reload cancelled".into());
+        }
+        if self.upgrade.is_pending() {
+            self.on_upgrade(upgrade::Event::Cancel(WHY));
+            return Ok("upgrade cancelled".into());
+        }
+        if self.rolling.is_reload_wanted {
+            self.rolling.is_reload_wanted = false;
+            self.control.reload_begins();
+            self.control.reload_ends(&Err(format!("refused, and nothing has changed: {WHY}")));
+            return Ok("reload cancelled".into());
+        }
+        Err("there is no reload or upgrade that is not in force yet".to_owned())
     }
 
     fn shut(&self, number: u16, time: Option<Duration>) {

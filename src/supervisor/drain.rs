@@ -10,9 +10,8 @@ use super::Supervisor;
 use super::policy::drain::{Action, Drain, Event};
 use super::policy::slots;
 use crate::clock;
-use crate::ctl::answer::Draining;
-use crate::ctl::answer::seconds;
-use crate::fleet::readiness::Readiness;
+use crate::ctl::answer::{Draining, seconds};
+use crate::fleet::bulletin::Readiness;
 use crate::time::Instant;
 
 /// Over which time connections are closed if nobody says.
@@ -79,13 +78,14 @@ impl Supervisor {
         let scoreboard = self.shared.scoreboard;
         match action {
             Action::Announce => {
-                scoreboard.set_readiness(Readiness::Draining);
+                scoreboard.bulletin().set_readiness(Readiness::Draining);
                 let grace = self.generation.config.drain.delay;
                 self.tell_drain(&format!("health checks fail; accepting connections for {grace:?} more"));
             }
             Action::Close { until } => {
-                let is_accepting = scoreboard.readiness().accepts();
-                scoreboard.set_readiness(Readiness::Closing { until });
+                let is_accepting = scoreboard.bulletin().readiness().accepts();
+                let code = self.generation.config.drain.code;
+                scoreboard.bulletin().set_readiness(Readiness::Closing { until, code });
                 if is_accepting {
                     self.auxiliaries.drain(&mut self.processes);
                     self.generation.listeners.iter().for_each(|listener| listener.pause());
@@ -103,12 +103,12 @@ impl Supervisor {
     }
 
     fn resume(&mut self) {
-        let was_accepting = self.shared.scoreboard.readiness().accepts();
+        let was_accepting = self.shared.scoreboard.bulletin().readiness().accepts();
         if !was_accepting {
             self.listen_again();
             self.auxiliaries.resume(&self.generation);
         }
-        self.shared.scoreboard.set_readiness(Readiness::Ready);
+        self.shared.scoreboard.bulletin().set_readiness(Readiness::Ready);
         log::info!("drain: resumed; accepting connections");
         self.host.notify.status(&self.summary());
     }
@@ -151,7 +151,7 @@ impl Supervisor {
 
     /// How the server drains, if it does.
     pub(super) fn draining(&self) -> Option<Draining> {
-        let accepting = self.shared.scoreboard.readiness().accepts();
+        let accepting = self.shared.scoreboard.bulletin().readiness().accepts();
         self.drain.is_on().then(|| Draining { accepting, seconds: seconds(self.time_to_drain()) })
     }
 

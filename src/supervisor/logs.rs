@@ -1,4 +1,4 @@
-//! The files of the logs: opened anew on SIGUSR1, renamed by their size. Only the supervisor does that; every worker
+//! The level of the log, which `wshd ctl log-level` changes, and its files: opened anew on SIGUSR1, renamed by their size. Only the supervisor does that; every worker
 //! is sent the new descriptor, and writes into the old file until it has read that: no line is lost in between.
 
 use std::io;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Supervisor;
 use crate::fleet::control::Command;
-use crate::log::{self as sink, Book};
+use crate::log::{self as sink, Book, Level};
 use crate::time::Instant;
 
 /// How often sizes are looked at.
@@ -59,6 +59,19 @@ impl Supervisor {
                 Err(error) => log::error!("cannot rotate a log file: {error}"),
             }
         }
+    }
+
+    /// Changes the least level of all processes, until a reload.
+    pub(super) fn set_log_level(&mut self, level: Level) {
+        sink::set_level(level);
+        for pid in self.processes.with_channel() {
+            if let Err(error) = self.processes.command(pid, Command::LogLevel(level), None)
+                && error.kind() == io::ErrorKind::WouldBlock
+            {
+                log::warn!("process {pid} does not read its commands, and keeps its log level");
+            }
+        }
+        self.auxiliaries.renew(&mut self.processes);
     }
 
     /// Sends a descriptor to all workers, also those that are being replaced and those that wait.

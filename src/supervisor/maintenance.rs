@@ -15,7 +15,7 @@ use super::processes::Role;
 use super::{Supervisor, logs};
 use crate::config::Wear;
 use crate::fleet::control::Command;
-use crate::fleet::memory;
+use crate::fleet::proc;
 use crate::fleet::scoreboard::{self, State};
 use crate::time::Instant;
 
@@ -163,7 +163,7 @@ impl Supervisor {
         let record = self.shared.scoreboard.slot(slot).filter(|record| record.state() == State::Running)?;
         let wear = &self.generation.config.wear;
         let used = Wear {
-            memory: if wear.memory == 0 { 0 } else { memory::resident(pid.as_raw()).unwrap_or(0) },
+            memory: if wear.memory == 0 { 0 } else { proc::resident(pid.as_raw()).unwrap_or(0) },
             age: now.since(Instant::from_nanos(record.started.load(Ordering::Relaxed))),
             messages: self.shared.counters.traffic_of(pid.as_raw()).map_or(0, |traffic| traffic.messages_in),
         };

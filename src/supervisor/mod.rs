@@ -57,6 +57,7 @@ use crate::control::Control;
 use crate::exit::Exit;
 use crate::fleet::addresses::Addresses;
 use crate::fleet::breakers::CircuitBreaker;
+use crate::fleet::bulletin::Readiness;
 use crate::fleet::bus_counters::BusCounters;
 use crate::fleet::control::Command;
 use crate::fleet::counters::Counters;
@@ -64,7 +65,6 @@ use crate::fleet::crash_report::CrashReport;
 use crate::fleet::gateway_counters::GatewayCounters;
 use crate::fleet::gateway_queue::{GatewayQueue, Salt};
 use crate::fleet::process_title;
-use crate::fleet::readiness::Readiness;
 use crate::fleet::scoreboard::Scoreboard;
 use crate::handlers::discover::Discovery;
 use crate::log::Destination;
@@ -223,6 +223,8 @@ struct Host {
     longest_turn: Duration,
 }
 
+/// Of the Close frames of a server that stops (RFC 6455 section 7.4.1).
+const GOING_AWAY: u16 = 1001;
 /// A turn of the loop that takes longer than this is worth a warning: nothing in it should wait.
 const LONG_TURN: Duration = Duration::from_millis(500);
 
@@ -292,7 +294,12 @@ impl Supervisor {
     fn stop(&mut self, event: Event) {
         let at_once = !matches!(event, Event::Terminate | Event::Interrupt);
         self.drain.on(drain_policy::Event::Stop, clock::now());
-        self.shared.scoreboard.set_readiness(Readiness::Closing { until: self.end_of_stop() });
+        let code = match self.shared.scoreboard.bulletin().readiness() {
+            Readiness::Closing { code, .. } => code, // it drains
+            _ => GOING_AWAY,
+        };
+        let until = self.end_of_stop();
+        self.shared.scoreboard.bulletin().set_readiness(Readiness::Closing { until, code });
         self.host.notify.stopping(self.stop_time());
         self.stop_upgrade();
         self.refuse_connections();
@@ -445,7 +452,8 @@ impl Supervisor {
 
     fn try_announce(&mut self) -> Result<(), daemonize::Error> {
         self.host.daemon.place_pid_file()?;
-        self.shared.scoreboard.set_readiness(Readiness::Ready);
+        self.shared.scoreboard.bulletin().set_reload(true);
+        self.shared.scoreboard.bulletin().set_readiness(Readiness::Ready);
         let summary = self.summary();
         log::info!("{summary}");
         let mut out = io::stdout();

@@ -77,6 +77,13 @@ impl Supervisor {
     fn load(&self) -> Result<Loading, String> {
         let mut config = (self.host.reread)()?;
         prepare::raise_descriptors(&mut config);
+        let fixed = config.fixed_changes(&self.generation.config);
+        if !fixed.is_empty() {
+            return Err(format!(
+                "{} cannot change while the server runs: restart it, or set it back",
+                fixed.join(" and ")
+            ));
+        }
         let config = config.following(&self.generation.config);
         let discovery = Discovery::begin(&config, &self.generation.routes, Probes::default());
         Ok(Loading::Probing {
@@ -169,11 +176,6 @@ impl Supervisor {
         }
         self.postmortem.quarantine.set_rules(new.config.quarantine);
         self.lift_quarantines_of_changed(&new);
-        if new.config.control != self.generation.config.control {
-            log::warn!(
-                "reload: control_socket and control_group stay as they were until the server is restarted"
-            );
-        }
         let deadline = self.drain_deadline(None);
         self.auxiliaries.commit(&mut self.processes, deadline);
         self.generation = new;
@@ -218,6 +220,7 @@ impl Supervisor {
                 log::error!("reload: {why}");
             }
         }
+        self.shared.scoreboard.bulletin().set_reload(result.is_ok());
         self.control.reload_ends(&result);
         self.host.notify.reloaded(&self.summary());
     }

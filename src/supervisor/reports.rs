@@ -110,7 +110,13 @@ impl Supervisor {
                 self.rolling.policy.on(rolling_restart::Event::Left(slot));
             }
             (Report::Leaving, _) => {}
-            (report @ (Report::Listed { .. } | Report::Closing { .. } | Report::Published { .. }), _) => {
+            (
+                report @ (Report::Listed { .. }
+                | Report::Closing { .. }
+                | Report::ClosingAll { .. }
+                | Report::Published { .. }),
+                _,
+            ) => {
                 self.control.hear(pid.as_raw(), report);
             }
             (Report::Topics, _) => {

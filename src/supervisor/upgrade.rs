@@ -181,6 +181,11 @@ impl Upgrade {
         self.policy != policy::Upgrade::Idle
     }
 
+    /// Whether another executable is starting, and does not serve yet.
+    pub fn is_pending(&self) -> bool {
+        self.policy.is_pending()
+    }
+
     /// Whether another executable serves in the place of this one.
     pub fn is_superseded(&self) -> bool {
         self.policy.is_serving()
@@ -252,7 +257,7 @@ impl Supervisor {
 
     /// The server stops: an upgrade that is not ready is given up.
     pub(super) fn stop_upgrade(&mut self) {
-        self.on_upgrade(Event::Stop);
+        self.on_upgrade(Event::Cancel("the server is told to stop"));
     }
 
     /// What the new executable says.

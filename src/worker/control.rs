@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use ::ws_handler::raw::WS_BY_HOST;
 
+use crate::fleet::bulletin::Readiness;
 use crate::fleet::control;
 use crate::fleet::control::Report;
 use crate::fleet::inbox::Receiver;
@@ -28,7 +29,10 @@ impl Worker {
             self.descriptors.make_room_for_order();
             match self.control.recv_command() {
                 Ok(Some((order, fd))) => match order {
-                    control::Command::Stop => self.stop(1001),
+                    control::Command::Stop => self.stop(match self.scoreboard.bulletin().readiness() {
+                        Readiness::Closing { code, .. } => code,
+                        _ => close::GOING_AWAY,
+                    }),
                     control::Command::Rebalance { to, count } => {
                         self.transfer.rebalance(to.into(), count.into())
                     }
@@ -45,18 +49,18 @@ impl Worker {
                             return true;
                         }
                     }
-                    control::Command::Log(book) => {
-                        let fd = fd.ok_or_else(|| io::Error::other("no descriptor came with it"));
-                        if let Err(error) = fd.and_then(|fd| crate::log::replace(book, fd)) {
-                            log::warn!("cannot reopen the log; keeping the old file: {error}");
-                        }
-                    }
                     control::Command::List { ticket } => self.report(self.listing.write(ticket, fd)),
+                    control::Command::CloseAll { ticket, code } => {
+                        let ids = self.listing.matching(fd);
+                        let count = ids.into_iter().filter(|id| self.begin_close(*id, code)).count() as u64;
+                        self.report(Report::ClosingAll { ticket, count });
+                    }
                     control::Command::Close { ticket, conn, code } => self.close_by_order(ticket, conn, code),
                     control::Command::Quit => return true,
                     control::Command::Child { .. } => {
                         log::warn!("the supervisor asked for a fork, but this is not a zygote; ignored")
                     }
+                    control::Command::Log(_) | control::Command::LogLevel(_) => {} // the channel sees to them
                     control::Command::Publish { .. } => {
                         log::warn!("the supervisor asked to publish, but this is not the bus; ignored")
                     }
@@ -105,12 +109,18 @@ impl Worker {
 
     /// Begins to close a connection, and reports whether it exists.
     fn close_by_order(&self, ticket: u64, conn: u64, code: u16) {
+        let begun = self.begin_close(conn, code);
+        self.report(Report::Closing { ticket, begun });
+    }
+
+    /// Begins to close a connection; whether it exists.
+    fn begin_close(&self, conn: u64, code: u16) -> bool {
         let state = match self.conns.core.borrow_mut().table.get(conn).map(|conn| &conn.phase) {
             Some(Phase::Open(open)) => Some((true, !open.is_closing() && !open.over)),
             Some(Phase::Head(..) | Phase::Opening(..) | Phase::Reply(..)) => Some((false, true)),
             Some(Phase::Linger(_)) | None => None,
         };
-        let begun = match state {
+        match state {
             Some((true, true)) if close::may_travel(code) => {
                 self.conns.close(conn, Some(code), b"", WS_BY_HOST);
                 true
@@ -120,8 +130,7 @@ impl Worker {
                 true
             }
             _ => false,
-        };
-        self.report(Report::Closing { ticket, begun });
+        }
     }
 
     /// Begins to stop: closes all connections with this code.

@@ -4,14 +4,14 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::fleet::readiness::Readiness;
+use crate::fleet::bulletin::Readiness;
 use crate::time::Instant;
 use crate::worker::Worker;
 
 impl Worker {
     /// Closes connections whose time has come.
     pub fn close_over_time(&self) {
-        let Readiness::Closing { until } = self.scoreboard.readiness() else {
+        let Readiness::Closing { until, code } = self.scoreboard.bulletin().readiness() else {
             self.spread.take();
             return;
         };
@@ -28,7 +28,7 @@ impl Worker {
         while let Some(id) = spread.take_due(now) {
             let is_open = self.conns.with_open(id, |_, open| !open.over && !open.is_closing());
             if is_open == Some(true) {
-                self.conns.close_after_messages(id, self.conns.config.drain.code);
+                self.conns.close_after_messages(id, code);
             }
         }
         self.spread.replace(Some(spread));

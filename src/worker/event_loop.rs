@@ -112,6 +112,7 @@ impl Worker {
         self.transfer.serve_waiting();
         self.transfer.send_detached();
         self.conns.tend_memory();
+        self.metrics.look_around(self.threads.running());
         self.session.settle();
         self.handshakes.watch_probes();
         let now = self.life.now.get();

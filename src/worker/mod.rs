@@ -181,6 +181,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let life = leak(Lifecycle::new());
     let metrics =
         leak(Metrics::new(start.counters, &routes, (index, number), pid, config.metrics.is_some())?);
+    metrics.set_limits(most, config.threads);
     let poll = leak(Poll::new()?);
     let commands: &'static CommandQueue = memory::guard(CommandQueue::new(most, config.sending, metrics)?)?;
     let registry: &Registry = leak(Registry::default());
@@ -227,7 +228,8 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         routes: Arc::clone(&routes),
         config: Arc::clone(&config),
     });
-    let session = leak(Session { conns, handlers, host, threads, commands, admission, life });
+    let complaints = RefCell::default();
+    let session = leak(Session { conns, handlers, host, threads, commands, admission, life, complaints });
     let resources = routes.resources().map(|(resource, _)| resource.to_owned()).collect();
     let document_root = config.document_root.as_deref().map(|root| config.inside(root).into_owned());
     let handshakes = leak(Handshakes {

@@ -147,7 +147,7 @@ fn sigterm_drains_first_if_so_configured_and_the_second_one_stops() {
     assert!(extended.starts_with("EXTEND_TIMEOUT_USEC=72"), "{extended}");
     operated.server.signal(Signal::SIGTERM);
     let codes = clients.each_mut().map(|client| close_of(client).0);
-    assert_eq!(codes, [1001, 1001]);
+    assert_eq!(codes, [1012, 1012]);
     drop(clients);
     assert_eq!(operated.server.wait().code(), Some(0), "{}", operated.server.log());
 }

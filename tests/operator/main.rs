@@ -8,14 +8,18 @@ mod server;
 #[path = "../common/tls.rs"]
 mod tls;
 
+mod balancers;
+mod ctl;
 mod drain;
 mod health;
+mod log;
+mod metrics;
 
 use std::process::Output;
 
 use client::{Answer, Raw};
 use serde_json::Value;
-use server::{Dir, ECHO, Server, ctl};
+use server::{Dir, ECHO, Server};
 
 /// A server of `/echo` with a control socket and metrics.
 struct Operated {
@@ -47,7 +51,7 @@ impl Operated {
     }
 
     fn ctl(&self, args: &[&str]) -> Output {
-        ctl(&self.dir.path().join("control"), args)
+        server::ctl(&self.dir.path().join("control"), args)
     }
 
     /// What it prints.

@@ -36,7 +36,7 @@ use crate::fleet::crash_report::{self, CrashReport};
 use crate::fleet::datagram;
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::{self, Listener};
-use crate::fleet::memory;
+use crate::fleet::proc;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Place, Scoreboard, State};
 use crate::handlers::discover::discover;
@@ -308,7 +308,7 @@ impl Host {
     pub fn usage(&self) -> Option<(u64, usize)> {
         let pid = self.worker.as_ref()?.process.as_ref()?.pid();
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
-        Some((memory::resident(pid.as_raw())?, descriptors))
+        Some((proc::resident(pid.as_raw())?, descriptors))
     }
 
     /// What the host has to say of the handler, of a log in JSON: whether it is a mistake, and which.

@@ -2,11 +2,11 @@
 
 use super::super::Default::{Is, Unset};
 use super::super::Flag::{Long, No, Short};
-use super::super::Kind::{Choice, Count, Path, Size};
+use super::super::Kind::{Choice, Count, List, Path, Size};
 use super::super::draft::Target;
-use super::super::value::MAX_MEMORY;
+use super::super::value::{MAX_MEMORY, each};
 use super::super::{Scope, Setting};
-use crate::log::{Format, Level};
+use crate::log::{AccessField, Format, Level};
 
 const SERVER: &[Scope] = &[Scope::Server];
 
@@ -18,6 +18,12 @@ pub fn level(text: &str) -> Option<Level> {
     // As mod_pywebsocket has it.
     let text = if text == "warning" { "warn" } else { text };
     Level::ALL.into_iter().find(|level| level.name() == text)
+}
+
+fn field(text: &str) -> Result<AccessField, String> {
+    let names = || AccessField::ALL.map(AccessField::name).join(", ");
+    let field = AccessField::ALL.into_iter().find(|field| field.name() == text);
+    field.ok_or_else(|| format!("expected one of {}", names()))
 }
 
 /// In the order of the manual.
@@ -110,5 +116,14 @@ pub const TABLE: &[Setting] = &[
         flag: Long,
         help: "Log connections to this file; - is the log",
         more: "There is a line when a connection opens, closes or is refused.",
+    },
+    Setting {
+        name: "access_log_fields",
+        scopes: SERVER,
+        kind: List("FIELD", |d, texts| Ok(d.config.log.fields = each(texts, field)?)),
+        default: Unset("none"),
+        flag: No,
+        help: "Further fields of the access log: method, host, origin, user_agent, handler, reply_bytes",
+        more: "They stand behind the others, in the order given.",
     },
 ];

@@ -1,6 +1,6 @@
 //! Upgrade: another executable takes over, or this one serves on. Each row is a state, each column an event:
 //!
-//! | | Requested | Ready | Closed | Late | Stop | Ended |
+//! | | Requested | Ready | Closed | Late | Cancel | Ended |
 //! |---|---|---|---|---|---|---|
 //! | Idle | Start, or Refuse | | | | | |
 //! | Starting | Refuse | HandOver, Serving | Hurry, Deaf | Fail, Ending | Fail, End, Ending | Fail, Idle |
@@ -39,8 +39,8 @@ pub enum Event {
     Late,
     /// It has ended; how.
     Ended(String),
-    /// This server is told to stop.
-    Stop,
+    /// It is not wanted any more; why.
+    Cancel(&'static str),
 }
 
 /// Something is to be done, in this order.
@@ -63,6 +63,11 @@ pub enum Action {
 }
 
 impl Upgrade {
+    /// Whether the other executable has not failed, and does not serve yet.
+    pub fn is_pending(self) -> bool {
+        matches!(self, Upgrade::Starting | Upgrade::Deaf)
+    }
+
     /// Whether the other executable serves.
     pub fn is_serving(self) -> bool {
         self == Upgrade::Serving
@@ -83,8 +88,8 @@ impl Upgrade {
                 (Upgrade::Ending, vec![fail("it closed its channel before it was ready")])
             }
             (Upgrade::Starting, Event::Late) => (Upgrade::Ending, vec![fail("it was not ready in time")]),
-            (Upgrade::Starting | Upgrade::Deaf, Event::Stop) => {
-                (Upgrade::Ending, vec![fail("the server is told to stop"), Action::End])
+            (Upgrade::Starting | Upgrade::Deaf, Event::Cancel(why)) => {
+                (Upgrade::Ending, vec![fail(why), Action::End])
             }
             (Upgrade::Starting | Upgrade::Deaf, Event::Ended(how)) => {
                 (Upgrade::Idle, vec![Action::Fail(how)])
@@ -101,7 +106,7 @@ impl Upgrade {
 #[cfg(test)]
 mod tests {
     use super::Action::{End, Fail, HandOver, Hurry, Refuse, Start, TakeBack};
-    use super::Event::{Closed, Ended, Late, NotStarted, Ready, Requested, Stop};
+    use super::Event::{Cancel, Closed, Ended, Late, NotStarted, Ready, Requested};
     use super::Upgrade::{Deaf, Ending, Idle, Serving, Starting};
 
     #[test]
@@ -113,26 +118,26 @@ mod tests {
             (Idle, Requested(None), Starting, vec![Start]),
             (Idle, Requested(Some("not now")), Idle, vec![Refuse(text("not now"))]),
             (Idle, Ready, Idle, vec![]),
-            (Idle, Stop, Idle, vec![]),
+            (Idle, Cancel("stop"), Idle, vec![]),
             (Starting, Requested(None), Starting, under_way()),
             (Starting, NotStarted(text("no file")), Idle, vec![Fail(text("no file"))]),
             (Starting, Ready, Serving, vec![HandOver]),
             (Starting, Closed, Deaf, vec![Hurry]),
             (Deaf, Late, Ending, vec![Fail(text("it closed its channel before it was ready"))]),
-            (Deaf, Stop, Ending, vec![Fail(text("the server is told to stop")), End]),
+            (Deaf, Cancel("stop"), Ending, vec![Fail(text("stop")), End]),
             (Deaf, ended(), Idle, vec![Fail(text("it died"))]),
             (Starting, Late, Ending, vec![Fail(text("it was not ready in time"))]),
-            (Starting, Stop, Ending, vec![Fail(text("the server is told to stop")), End]),
+            (Starting, Cancel("stop"), Ending, vec![Fail(text("stop")), End]),
             (Starting, ended(), Idle, vec![Fail(text("it died"))]),
             (Ending, Requested(None), Ending, under_way()),
             (Ending, Ready, Ending, vec![]),
             (Ending, Closed, Ending, vec![]),
             (Ending, Late, Ending, vec![]),
-            (Ending, Stop, Ending, vec![]),
+            (Ending, Cancel("stop"), Ending, vec![]),
             (Ending, ended(), Idle, vec![]),
             (Serving, Requested(None), Serving, under_way()),
             (Serving, Closed, Serving, vec![]),
-            (Serving, Stop, Serving, vec![]),
+            (Serving, Cancel("stop"), Serving, vec![]),
             (Serving, ended(), Idle, vec![TakeBack(text("it died"))]),
         ];
         for (before, event, after, actions) in table {

@@ -2,6 +2,7 @@
 //! which is when the server has an endpoint for metrics.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::clock;
 use crate::ffi::call::Handler;
@@ -10,6 +11,7 @@ use crate::fleet::counters::{Counters, Lane, NONE, OTHER, PlaceCounters};
 use crate::fleet::handler_counters::HandlerCounters;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::Place;
+use crate::log as sink;
 
 /// The counters of this process. Those of a handler are found by its number in the routes.
 pub struct Metrics {
@@ -22,6 +24,8 @@ pub struct Metrics {
     /// Of the worker that this process is.
     pub place: &'static PlaceCounters,
     timed: bool,
+    /// Lines of the log that were lost when this was last counted.
+    log_lost: AtomicU64,
 }
 
 /// The number of no handler.
@@ -42,7 +46,8 @@ impl Metrics {
         let handler_counters = entries.iter().map(|entry| lane.counters(*entry)).collect();
         // Without room for it, it is counted for nobody.
         let place = counters.place(place).unwrap_or_else(|| Box::leak(Box::default()));
-        Ok(Self { lane, counters, entries, handler_counters, place, timed })
+        let log_lost = sink::lost().into();
+        Ok(Self { lane, counters, entries, handler_counters, place, timed, log_lost })
     }
 
     /// What is counted for a handler, or for [`NO_HANDLER`].
@@ -74,6 +79,18 @@ impl Metrics {
     /// Incomplete messages take so many bytes. [event loop]
     pub fn set_receiving(&self, bytes: usize) {
         self.lane.set_receiving(bytes as u64);
+    }
+
+    /// How many connections there may be, and threads of blocking handlers.
+    pub fn set_limits(&self, connections: u32, threads: u32) {
+        self.lane.set_limits(connections, threads);
+    }
+
+    /// What is looked at once a heartbeat: threads of blocking handlers, and lines that the log has lost. [event loop]
+    pub fn look_around(&self, threads: u32) {
+        self.lane.set_threads(threads);
+        let lost = sink::lost();
+        self.place.log_lost.add_shared(lost - self.log_lost.swap(lost, Ordering::Relaxed));
     }
 
     /// Measures calls of a handler.

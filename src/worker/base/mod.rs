@@ -1,5 +1,6 @@
 //! Leaf types of a worker: memory, counters, epoll, timers, time.
 
+pub mod complaints;
 pub mod descriptors;
 pub mod heap;
 pub mod lifecycle;

@@ -2,6 +2,7 @@
 //! connection beyond the record lies here, and only while there is an access log.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use ::ws_handler::raw::*;
@@ -9,7 +10,8 @@ use ::ws_handler::raw::*;
 use crate::config::Config;
 use crate::ffi::host::Address;
 use crate::fleet::routes::Routes;
-use crate::log::{self as sink, Level, Value};
+use crate::log::{self as sink, AccessField, Level, Value};
+use crate::proto::http1::head::Head;
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::worker::conn::info;
 use crate::worker::conn::record::Record;
@@ -34,7 +36,15 @@ struct Entry {
     bytes_in: u64,
     messages_out: u64,
     bytes_out: u64,
+    /// What its request has of the further fields.
+    details: Details,
 }
+
+/// By further field of the configuration, what the request says; none of a connection that came from another process.
+type Details = Option<Rc<[Option<Box<str>>]>>;
+
+/// The longest value of a further field; bytes.
+const MAX_DETAIL: usize = 512;
 
 #[derive(Default, PartialEq, Eq)]
 enum Stage {
@@ -99,8 +109,16 @@ impl AccessLog {
     }
 
     /// A request has come, for a WebSocket or not.
-    pub fn asked(&self, id: u64, resource: &str, is_upgrade: bool) {
-        self.with(id, |entry| entry.stage = Stage::Asked(resource.into(), is_upgrade));
+    pub fn asked(&self, id: u64, resource: &str, is_upgrade: bool, head: &Head) {
+        let fields = &self.config.log.fields;
+        let of_request = |field: &AccessField| match field.header() {
+            Some(name) => head.header(name).map(detail),
+            None => (*field == AccessField::Method).then(|| detail(head.method().as_bytes())),
+        };
+        let details = (!fields.is_empty()).then(|| fields.iter().map(of_request).collect());
+        self.with(id, |entry| {
+            (entry.stage, entry.details) = (Stage::Asked(resource.into(), is_upgrade), details);
+        });
     }
 
     /// Nothing is to be written about the answer to this request.
@@ -125,11 +143,14 @@ type Field<'a> = (&'static str, Value<'a>);
 impl AccessLog {
     /// The connection is open here: new, or come from another process.
     pub fn open(&self, id: u64, record: &Record, now: u64, is_new: bool) {
-        let open = |entry: &mut Entry| (entry.stage, entry.since) = (Stage::Open, now);
-        if self.with(id, open).is_some() {
+        let open = |entry: &mut Entry| {
+            (entry.stage, entry.since) = (Stage::Open, now);
+            entry.details.clone()
+        };
+        if let Some(details) = self.with(id, open) {
             let event = if is_new { "open" } else { "resumed" };
             let status = is_new.then_some(("status", Value::Number(101)));
-            self.write_agreed(id, record, event, status.as_slice(), &[]);
+            self.write_agreed(id, record, event, status.as_slice(), &[], &details);
         }
     }
 
@@ -153,15 +174,17 @@ impl AccessLog {
     pub fn cut(&self, id: u64, record: &Record) {
         if self.entries.is_some() {
             let fields = [("code", Value::Absent), ("by", Value::Text("crash"))];
-            self.write_agreed(id, record, "close", &[], &fields);
+            self.write_agreed(id, record, "close", &[], &fields, &None);
         }
     }
 
     /// The request was answered with something else than a WebSocket, or (`None`) not at all. `head` is that of the
-    /// answer.
-    pub fn answer(&self, id: u64, record: &Record, now: u64, head: Option<&[u8]>) {
-        let answered = |entry: &mut Entry| (std::mem::take(&mut entry.stage), entry.since);
-        let Some((stage, since)) = self.with(id, answered) else { return };
+    /// answer, beside the bytes of its content.
+    pub fn answer(&self, id: u64, record: &Record, now: u64, answer: Option<(&[u8], u64)>) {
+        let (head, bytes) = answer.unzip();
+        let answered =
+            |entry: &mut Entry| (std::mem::take(&mut entry.stage), entry.since, entry.details.take());
+        let Some((stage, since, details)) = self.with(id, answered) else { return };
         let (resource, event) = match (&stage, head) {
             (Stage::Asked(resource, true), _) => (Some(&**resource), "refused"),
             (Stage::Asked(resource, false), _) => (Some(&**resource), "http"),
@@ -174,7 +197,7 @@ impl AccessLog {
             ("status", status.map_or(Value::Absent, Value::Number)),
             ("duration_ms", milliseconds(since, now)),
         ];
-        self.write(id, record, event, resource, &fields);
+        self.write(id, record, event, resource, &fields, (&details, bytes));
     }
 
     fn end(&self, id: u64, record: &Record, now: u64, event: &str, (code, by): (u64, &str)) {
@@ -189,11 +212,19 @@ impl AccessLog {
             ("bytes_out", Value::Number(entry.bytes_out)),
             ("duration_ms", milliseconds(entry.since, now)),
         ];
-        self.write_agreed(id, record, event, &[], &fields);
+        self.write_agreed(id, record, event, &[], &fields, &entry.details);
     }
 
     /// Writes a line about a connection that is open, with these fields before and behind what was agreed on.
-    fn write_agreed(&self, id: u64, record: &Record, event: &str, before: &[Field], behind: &[Field]) {
+    fn write_agreed(
+        &self,
+        id: u64,
+        record: &Record,
+        event: &str,
+        before: &[Field],
+        behind: &[Field],
+        details: &Details,
+    ) {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let strings = record.strings();
         let deflate = (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten();
@@ -202,11 +233,19 @@ impl AccessLog {
         let agreed =
             [("subprotocol", protocol.as_deref().into()), ("compression", compression.as_deref().into())];
         let resource = Some(&*resource).filter(|resource| !resource.is_empty());
-        self.write(id, record, event, resource, &[before, &agreed, behind].concat());
+        self.write(id, record, event, resource, &[before, &agreed, behind].concat(), (details, None));
     }
 
     /// Writes a line about any connection, unless the log level of its handler keeps it out.
-    fn write(&self, id: u64, record: &Record, event: &str, resource: Option<&str>, fields: &[Field]) {
+    fn write(
+        &self,
+        id: u64,
+        record: &Record,
+        event: &str,
+        resource: Option<&str>,
+        fields: &[Field],
+        (details, reply_bytes): (&Details, Option<u64>),
+    ) {
         let path = resource.and_then(|resource| resource.split('?').next()).unwrap_or_default();
         let route =
             self.routes.find(path).and_then(|handler| self.routes.handlers().get(usize::from(handler)));
@@ -229,8 +268,26 @@ impl AccessLog {
             ("user", user.as_deref().into()),
             ("resource", resource.into()),
         ];
-        sink::write_access(&[&first, fields].concat());
+        let origin = record.strings().origin.map(String::from_utf8_lossy);
+        let further = self.config.log.fields.iter().enumerate().map(|(index, field)| {
+            let asked = details.as_ref().and_then(|details| details.get(index)?.as_deref());
+            let value = match field {
+                AccessField::Handler => route.map(|route| &*route.name).into(),
+                AccessField::ReplyBytes => reply_bytes.map_or(Value::Absent, Value::Number),
+                AccessField::Origin => asked.or(origin.as_deref()).into(),
+                AccessField::Method | AccessField::Host | AccessField::UserAgent => asked.into(),
+            };
+            (field.name(), value)
+        });
+        let further: Vec<Field> = further.collect();
+        sink::write_access(&[&first, fields, &further].concat());
     }
+}
+
+/// As text, and no longer than that.
+fn detail(bytes: &[u8]) -> Box<str> {
+    let bytes = bytes.get(..MAX_DETAIL).unwrap_or(bytes);
+    String::from_utf8_lossy(bytes).into()
 }
 
 fn milliseconds(since: u64, now: u64) -> Value<'static> {

@@ -150,7 +150,10 @@ impl Conns {
         if let Some(hsts) = self.hsts(id) {
             response = response.with_field("Strict-Transport-Security", &hsts);
         }
-        self.log(id, |log, record, now| log.answer(id, record, now, Some(response.head())));
+        let takes_content = self.core.borrow_mut().table.get(id).is_some_and(|conn| conn.takes_content());
+        let response = if takes_content { response } else { response.without_content() };
+        let answer = Some((response.head(), response.content_length()));
+        self.log(id, |log, record, now| log.answer(id, record, now, answer));
         {
             let core = &mut *self.core.borrow_mut();
             if let Some(record) = core.table.record(id) {
@@ -158,11 +161,9 @@ impl Conns {
                 record.forget_head();
             }
             let Some(conn) = core.table.get(id) else { return };
-            let takes_content = conn.takes_content();
             let out = conn.queue.get_or_insert_with(|| core.queue_pool.take()).tail();
             out.extend_from_slice(response.head());
             self.metrics.of(conn.handler).count_status(response.status());
-            let response = if takes_content { response } else { response.without_content() };
             let file = match response.into_body() {
                 Body::Empty => None,
                 Body::Bytes(bytes) => {

@@ -99,7 +99,7 @@ impl Handshakes {
                 if self.conns.access_log.is_on() {
                     let policy = self.policy_of(self.routes.find(head.path()));
                     let resource = policy.map_or(head.resource().into(), |policy| policy.resource(&head));
-                    self.conns.access_log.asked(id, &resource, is_upgrade(&head));
+                    self.conns.access_log.asked(id, &resource, is_upgrade(&head), &head);
                 }
                 let handler = match self.handler_of(id, &head) {
                     Ok(handler) if self.handlers.pool_of(handler) != self.pool => {

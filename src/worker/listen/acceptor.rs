@@ -292,7 +292,7 @@ impl Acceptor {
     /// While the server drains nothing is accepted, but what gateways have accepted is served. [event loop]
     fn is_resting(&self, socket: &ListenSocket) -> bool {
         let is_listener = matches!(socket.source, Source::Listener(_));
-        let rests = is_listener && !self.share.scoreboard.readiness().accepts();
+        let rests = is_listener && !self.share.scoreboard.bulletin().readiness().accepts();
         if rests {
             let _state = self.lock(); // the throttle may be putting it into the poll
             self.poll.forget(&socket.source);
@@ -303,7 +303,7 @@ impl Acceptor {
 
     /// Once in a second: the server may have resumed. [event loop]
     pub fn end_rest(&self) {
-        if !self.share.scoreboard.readiness().accepts() {
+        if !self.share.scoreboard.bulletin().readiness().accepts() {
             return;
         }
         let state = self.lock();

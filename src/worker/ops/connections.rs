@@ -3,13 +3,15 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ctl::answer::{Connection, seconds};
-use crate::ctl::request::Id;
+use crate::ctl::filter::Filter;
+use crate::ctl::request::{Id, MAX_BYTES as MAX_FILTER};
 use crate::fleet::control::Report;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Place, Slot};
@@ -34,32 +36,57 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Writes the list into a file; what is to be reported of that.
+    /// Writes the list into a file, in place of the filter in it; what is to be reported of that.
     pub fn write(&self, ticket: u64, file: Option<OwnedFd>) -> Report {
-        let (text, listed, left_out) = self.text();
-        let written = file.map_or(Err(io::ErrorKind::InvalidInput.into()), |file| {
-            File::from(file).write_all(text.as_slice())
-        });
-        match written {
-            Ok(()) => Report::Listed { ticket, listed, left_out },
+        match self.try_write(file) {
+            Ok((listed, left_out)) => Report::Listed { ticket, listed, left_out },
             Err(error) => {
                 log::error!("cannot write the list of connections: {error}");
-                Report::Listed { ticket, listed: 0, left_out: listed + left_out }
+                Report::Listed { ticket, listed: 0, left_out: self.conns.len() as u64 }
             }
         }
     }
 
+    /// The connections that the filter in a file lets through.
+    pub fn matching(&self, file: Option<OwnedFd>) -> Vec<u64> {
+        let filter =
+            match file.ok_or(io::ErrorKind::InvalidInput.into()).and_then(|file| filter_in(&file.into())) {
+                Ok(filter) => filter,
+                Err(error) => {
+                    log::error!("cannot read which connections to close: {error}");
+                    return Vec::new();
+                }
+            };
+        let core = &mut *self.conns.core.borrow_mut();
+        let ids = core.table.ids();
+        let matches = |id: &u64| self.entry(core, *id, "").is_some_and(|entry| filter.matches(&entry));
+        ids.into_iter().filter(matches).collect()
+    }
+
+    /// How many were listed, and how many more there would be.
+    fn try_write(&self, file: Option<OwnedFd>) -> io::Result<(u64, u64)> {
+        let mut file = File::from(file.ok_or(io::ErrorKind::InvalidInput)?);
+        let (text, listed, left_out) = self.text(&filter_in(&file)?);
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(&text)?;
+        Ok((listed, left_out))
+    }
+
     /// JSON objects with commas between, how many, and how many more there would be.
-    fn text(&self) -> (Vec<u8>, u64, u64) {
+    fn text(&self, filter: &Filter) -> (Vec<u8>, u64, u64) {
         let (mut text, mut listed, mut left_out) = (Vec::new(), 0, 0);
         let Place { pool, number } = self.slot.place();
         let name = self.conns.config.worker_name(pool, number);
         let name = name.strip_prefix("worker ").unwrap_or(&name);
         let core = &mut *self.conns.core.borrow_mut();
         for id in core.table.ids() {
+            let entry = self.entry(core, id, name);
+            if entry.as_ref().is_some_and(|entry| !filter.matches(entry)) {
+                continue;
+            }
             let end = text.len();
-            let has_room = (listed as usize) < MAX_LINES && end < MAX_BYTES;
-            let entry = has_room.then(|| self.entry(core, id, name)).flatten();
+            let entry = entry.filter(|_| (listed as usize) < MAX_LINES && end < MAX_BYTES);
             if end > 0 {
                 text.push(b',');
             }
@@ -111,4 +138,12 @@ impl Listing {
             queued: conn.queued() as u64,
         })
     }
+}
+
+/// The filter that the supervisor has written into a file, which other workers may read as well.
+fn filter_in(file: &File) -> io::Result<Filter> {
+    let mut text = vec![0; MAX_FILTER];
+    let size = file.read_at(&mut text, 0)?;
+    text.truncate(size);
+    Ok(serde_json::from_slice(&text)?)
 }

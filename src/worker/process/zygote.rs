@@ -65,14 +65,12 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
                     return Ok(Some((start, loaded)));
                 }
             }
-            Ok(Some((Command::Log(book), Some(fd)))) => {
-                if let Err(error) = crate::log::replace(book, fd) {
-                    log::warn!("cannot reopen the log; keeping the old file: {error}");
-                }
-            }
             // There are none here.
             Ok(Some((Command::List { ticket }, _))) => {
                 start.control.send_report(Report::Listed { ticket, listed: 0, left_out: 0 })?;
+            }
+            Ok(Some((Command::CloseAll { ticket, .. }, _))) => {
+                start.control.send_report(Report::ClosingAll { ticket, count: 0 })?;
             }
             Ok(Some((Command::Close { ticket, .. }, _))) => {
                 start.control.send_report(Report::Closing { ticket, begun: false })?;

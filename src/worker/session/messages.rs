@@ -1,5 +1,7 @@
 //! An open connection: bytes in, messages to the handler.
 
+use std::fmt::Display;
+
 use ::ws_handler::raw::*;
 
 use crate::clock;
@@ -7,6 +9,7 @@ use crate::ffi::host::Task;
 use crate::ffi::place::{self, Callback, POISON};
 use crate::fleet::addresses::Refusal;
 use crate::proto::ws::connection::{Body, Event, Kind};
+use crate::time::Instant;
 use crate::worker::conn::channel::Delivery;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::table::Pause;
@@ -105,7 +108,7 @@ impl Session {
                     self.conns.note_peer_close(id, code, reason.octets(buffer))
                 }
                 Some(Event::Failed { code, why }) => {
-                    log::info!("connection {id:x}: {why}; closed with {code}");
+                    self.complain(id, why, code);
                     self.conns.failed(id, code);
                 }
             }
@@ -114,6 +117,20 @@ impl Session {
             self.conns.count_share(id);
         }
         self.conns.finish_turn(id);
+    }
+
+    /// Logs that a peer does not keep to the protocol, if that peer was not complained about too often.
+    fn complain(&self, id: u64, why: impl Display, code: u16) {
+        let (peer, now) = (self.conns.peer(id), Instant::from_nanos(self.life.now.get()));
+        let Some(left_out) = self.complaints.borrow_mut().admit(peer.map(|peer| peer.ip()), now) else {
+            return;
+        };
+        let peer = peer.map_or("a Unix socket".to_owned(), |peer| peer.to_string());
+        let more = match left_out {
+            0 => String::new(),
+            count => format!("; {count} more such lines about its address were left out"),
+        };
+        log::info!("connection {id:x} from {peer}: {why}; closed with {code}{more}");
     }
 
     #[inline(never)]

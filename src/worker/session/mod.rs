@@ -4,6 +4,9 @@ pub mod closing;
 pub mod messages;
 pub mod opening;
 
+use std::cell::RefCell;
+
+use crate::worker::base::complaints::Complaints;
 use crate::worker::base::lifecycle::Lifecycle;
 use crate::worker::blocking::threads::Threads;
 use crate::worker::commands::queue::CommandQueue;
@@ -28,4 +31,6 @@ pub struct Session {
     pub admission: &'static Admission,
     /// The time of this turn.
     pub life: &'static Lifecycle,
+    /// What is logged of peers that do not keep to the protocol.
+    pub complaints: RefCell<Complaints>,
 }

@@ -1,0 +1,16 @@
+//! Settings that only a start can change.
+
+use super::Config;
+
+impl Config {
+    /// The settings that are other ones than before although only a start can change them.
+    pub fn fixed_changes(&self, before: &Config) -> Vec<&'static str> {
+        let fixed = [
+            ("control_socket", self.control.socket != before.control.socket),
+            ("control_group", self.control.group != before.control.group),
+            ("pid_file", self.daemon.pid_file != before.daemon.pid_file),
+            ("instance", self.daemon.instance != before.daemon.instance),
+        ];
+        fixed.into_iter().filter(|(_, is_changed)| *is_changed).map(|(name, _)| name).collect()
+    }
+}

@@ -1,0 +1,59 @@
+//! What the kernel tells of processes in /proc (proc(5)). Knows nothing of what they are. Where a process is gone, or may
+//! not be looked at, there is nothing.
+
+use std::time::Duration;
+
+use nix::unistd::{SysconfVar, sysconf};
+
+/// Resident memory of a process; bytes.
+pub fn resident(pid: i32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    // Always in units of 1024 bytes (proc_pid_status(5)).
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Processor time that a process has used, in user mode and in the kernel.
+pub fn processor_time(pid: i32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in front, in brackets, may contain anything (proc_pid_stat(5)); behind it come fields 3 and up.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    let ticks = ticks()?.saturating_add(ticks()?);
+    let per_second = sysconf(SysconfVar::CLK_TCK).ok()??;
+    Some(Duration::from_millis(ticks.saturating_mul(1000) / u64::try_from(per_second).ok()?.max(1)))
+}
+
+/// How many descriptors a process has open.
+pub fn descriptors(pid: i32) -> Option<u64> {
+    Some(std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64)
+}
+
+/// How many it may have (RLIMIT_NOFILE).
+pub fn descriptors_limit(pid: i32) -> Option<u64> {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_a_process() {
+        let own = std::process::id() as i32;
+        let before = processor_time(own).unwrap();
+        let begun = std::time::Instant::now();
+        while processor_time(own).unwrap() < before + Duration::from_millis(20) {
+            assert!(begun.elapsed() < Duration::from_secs(30));
+        }
+        assert!(resident(own).unwrap() > 1 << 20);
+        let _file = std::fs::File::open("/dev/null").unwrap();
+        assert!((4..=descriptors_limit(own).unwrap()).contains(&descriptors(own).unwrap()));
+        let gone = i32::MAX;
+        assert_eq!((processor_time(gone), resident(gone), descriptors(gone)), (None, None, None));
+        assert_eq!(descriptors_limit(gone), None);
+    }
+}

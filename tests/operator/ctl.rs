@@ -1,0 +1,166 @@
+//! What `wshd ctl` does to connections, the log, and what is not in force yet.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::Operated;
+use super::client::{Client, ask, close_of, connect};
+use super::server::{Dir, ECHO, Server, until};
+
+/// Three clients of /echo and two of /other.
+fn clients(operated: &Operated) -> (Vec<Client>, Vec<Client>) {
+    let connect = |count, resource| (0..count).map(|_| connect(&operated.address(), resource)).collect();
+    (connect(3, "/echo"), connect(2, "/other"))
+}
+
+fn two_handlers() -> Dir {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    dir.handler("other", &ECHO.replace("\"echo\"", "\"other\""));
+    dir
+}
+
+#[test]
+fn connections_are_closed_by_what_they_have_in_common() {
+    let mut operated = Operated::start_in(two_handlers(), &["--workers", "2"]);
+    let (mut echo, mut other) = clients(&operated);
+    assert_eq!(
+        operated.says(&["close", "--handler", "echo", "--user", "nobody"]),
+        "0 connections are being closed\n"
+    );
+    assert_eq!(
+        operated.says(&["close", "--handler", "other", "--code", "4000"]),
+        "2 connections are being closed\n"
+    );
+    assert!(other.iter_mut().all(|client| close_of(client).0 == 4000));
+    let mut one = echo.remove(0);
+    let peer = one.get_ref().local_addr().unwrap().to_string();
+    assert_eq!(operated.says(&["close", "--peer", &peer]), "1 connection is being closed\n");
+    assert_eq!(close_of(&mut one).0, 1001);
+    assert!(echo.iter_mut().all(|client| ask(client, "still here") == "still here"));
+    let rest = ["close", "--peer", "127.0.0.0/8", "--resource", "/echo"];
+    assert_eq!(operated.says(&rest), "2 connections are being closed\n");
+    assert!(echo.iter_mut().all(|client| close_of(client).0 == 1001));
+    operated.server.says("requests: close all of peer 127.0.0.0/8, resource /echo with 1001");
+    operated.server.stop();
+}
+
+#[test]
+fn connections_are_listed_in_part_and_in_order() {
+    let operated = Operated::start_in(two_handlers(), &["--workers", "2"]);
+    let (_echo, _other) = clients(&operated);
+    let list = |args: &[&str]| -> Value {
+        serde_json::from_str(&operated.says(&[&["connections", "--json"], args].concat())).unwrap()
+    };
+    let handlers = |args: &[&str]| -> Vec<String> {
+        let list = list(args);
+        list["connections"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|entry| entry["handler"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(handlers(&["--handler", "other"]), ["other", "other"]);
+    assert_eq!(handlers(&["--resource", "/ec*"]).len(), 0, "a prefix ends with a slash");
+    assert_eq!(handlers(&["--sort", "handler"]), ["echo", "echo", "echo", "other", "other"]);
+    let limited = list(&["--sort", "age", "--limit", "2"]);
+    assert_eq!((limited["connections"].as_array().unwrap().len(), &limited["left_out"]), (2, &3.into()));
+    let ages: Vec<f64> = list(&["--sort", "age"])["connections"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["age"].as_f64().unwrap())
+        .collect();
+    assert!(ages.is_sorted_by(|one, other| one >= other), "{ages:?}");
+    assert!(operated.says(&["connections", "--limit", "1"]).ends_with("4 more are not listed\n"));
+}
+
+/// Logs each message that it gets.
+const LOGS: &str = r#"
+    #include <ws_handler.h>
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        ws_log(WS_LOG_DEBUG, "%s", msg->data);
+        ws_send(conn, msg->type, msg->data, msg->size);
+    }
+    WS_HANDLER(.name = "logs", .on_message = on_message);
+"#;
+
+#[test]
+fn the_level_of_the_log_changes_while_the_server_runs() {
+    let dir = Dir::new();
+    dir.handler("logs", LOGS);
+    let mut operated = Operated::start_in(dir, &["--workers", "1"]);
+    let mut client = connect(&operated.address(), "/logs");
+    let mut number = 0;
+    let mut is_logged = || {
+        number += 1;
+        let text = format!("message {number}.");
+        ask(&mut client, &text); // the handler logs first
+        operated.server.log().contains(&text)
+    };
+    assert_eq!(operated.says(&["log-level"]), "debug\n");
+    assert!(is_logged());
+    assert_eq!(operated.says(&["log-level", "warn"]), "warn\n");
+    // The worker reads the command in a turn of its own.
+    until("the worker logs it no more", || !is_logged());
+    assert_eq!(operated.says(&["log-level"]), "warn\n");
+    assert!(operated.refuses(&["log-level", "loud"]).contains("loud: expected one of fine, debug"));
+    operated.says(&["log-level", "debug"]);
+    until("the worker logs it again", is_logged);
+    operated.says(&["log-level", "error"]);
+    operated.says(&["reload"]);
+    assert_eq!(operated.says(&["log-level"]), "debug\n", "a reload goes back to what is configured");
+    drop(client);
+    operated.server.stop();
+}
+
+#[test]
+fn a_reload_that_waits_for_a_handler_can_be_cancelled() {
+    let mut operated = Operated::start(&["--workers", "1"]);
+    assert!(operated.refuses(&["cancel"]).contains("there is no reload or upgrade"));
+    let hangs = "#include <unistd.h>\n__attribute__((constructor)) static void hang(void) { sleep(3600); }\n";
+    operated.dir.handler("hangs", &format!("{hangs}{ECHO}"));
+    std::thread::scope(|scope| {
+        let reload = scope.spawn(|| operated.refuses(&["reload"]));
+        until("the reload can be cancelled", || operated.ctl(&["cancel"]).status.success());
+        let why = reload.join().unwrap();
+        assert!(
+            why.contains("the reload was refused, and nothing has changed: cancelled by wshd ctl"),
+            "{why}"
+        );
+    });
+    connect(&operated.address(), "/echo");
+    operated.server.stop();
+}
+
+#[test]
+fn an_upgrade_that_waits_for_the_new_program_can_be_cancelled() {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    let (link, script) = (dir.path().join("wshd"), dir.path().join("script"));
+    symlink(env!("CARGO_BIN_EXE_wshd"), &link).unwrap();
+    std::fs::write(&script, "#!/bin/sh\nexec sleep 3600\n").unwrap();
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+    let log = dir.path().join("log");
+    let mut command = Command::new(&link);
+    command.args(["--port", "0", "--websock-handlers"]).arg(dir.path()).arg("--log-file").arg(&log);
+    command.arg("--control-socket").arg(dir.path().join("control"));
+    let server = Server::launch(command, log).when_ready();
+    let mut operated = Operated { server, dir };
+    std::fs::remove_file(&link).unwrap();
+    symlink(&script, &link).unwrap();
+    std::thread::scope(|scope| {
+        let upgrade = scope.spawn(|| operated.refuses(&["upgrade"]));
+        until("the upgrade can be cancelled", || operated.ctl(&["cancel"]).status.success());
+        assert!(upgrade.join().unwrap().contains("cancelled by wshd ctl"));
+    });
+    connect(&operated.address(), "/echo");
+    until("the new program has ended", || {
+        !operated.server.log().contains("under way") && operated.ctl(&["status"]).status.success()
+    });
+    operated.server.stop();
+}

@@ -1,0 +1,65 @@
+//! Metrics that operators ask for: limits beside uses, reloads, and whether somebody hangs.
+
+use super::client::connect;
+use super::server::{Dir, until};
+use super::{Operated, request};
+
+/// The value of a series, if it is there.
+fn value(operated: &Operated, series: &str) -> Option<f64> {
+    let text = String::from_utf8(request(&operated.metrics(), "GET", "/metrics", "").body).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ').map(str::to_owned));
+    line.map(|value| value.parse().unwrap())
+}
+
+/// Waits for each message.
+const BLOCKING: &str = r#"
+    #include <ws_handler.h>
+    static int32_t transfer_data(ws_conn conn)
+    {
+        ws_message msg;
+        while (ws_receive(conn, &msg, WS_FOREVER) == WS_MESSAGE)
+            ws_send(conn, msg.type, msg.data, msg.size);
+        return WS_OK;
+    }
+    WS_HANDLER(.name = "blocking", .transfer_data = transfer_data);
+"#;
+
+#[test]
+fn limits_stand_beside_uses_and_reloads_are_told() {
+    let dir = Dir::new();
+    dir.handler("blocking", BLOCKING);
+    let file = dir.path().join("w.conf");
+    let write =
+        |text: &str| std::fs::write(&file, format!("max_connections = 50\nmax_threads = 7\n{text}")).unwrap();
+    write("");
+    let name = file.to_str().unwrap().to_owned();
+    let mut operated = Operated::start_in(dir, &["--config", &name, "--workers", "1"]);
+    let of_worker = |name: &str| value(&operated, &format!("wshd_worker_{name}{{worker=\"default/0\"}}"));
+    let of_process = |name: &str| value(&operated, &format!("wshd_{name}{{process=\"worker default/0\"}}"));
+    assert_eq!((of_worker("connections_limit"), of_worker("threads_limit")), (Some(50.0), Some(7.0)));
+    let client = connect(&operated.address(), "/blocking");
+    until("the thread is counted", || of_worker("threads") == Some(1.0));
+    drop(client);
+    until("it has ended", || of_worker("threads") == Some(0.0));
+    let age = of_worker("heartbeat_age_seconds").unwrap();
+    assert!((0.0..20.0).contains(&age), "{age}");
+    assert_eq!(of_worker("log_lines_lost_total"), Some(0.0));
+    assert!(of_process("cpu_seconds_total").unwrap() < 60.0);
+    let (open, most) = (of_process("open_descriptors").unwrap(), of_process("descriptors_limit").unwrap());
+    assert!(open > 5.0 && open < most, "{open} of {most}");
+
+    assert_eq!(
+        (value(&operated, "wshd_ready"), value(&operated, "wshd_last_reload_successful")),
+        (Some(1.0), Some(1.0))
+    );
+    assert!(value(&operated, "wshd_last_reload_timestamp_seconds").unwrap() > 1.7e9);
+    write("no_such_key = 1\n");
+    operated.refuses(&["reload"]);
+    assert_eq!(value(&operated, "wshd_last_reload_successful"), Some(0.0));
+    write("");
+    operated.says(&["reload"]);
+    until("the new process of metrics tells it", || {
+        value(&operated, "wshd_last_reload_successful") == Some(1.0)
+    });
+    operated.server.stop();
+}
