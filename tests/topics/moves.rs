@@ -92,6 +92,8 @@ impl Chat {
             match first & 15 {
                 1 => self.hear(index, &String::from_utf8(payload).unwrap()),
                 8 => self.members[index].end = Some(u16::from_be_bytes([payload[0], payload[1]])),
+                // Else it would count as gone. That its connection has ended is found out by reading.
+                9 => drop(self.members[index].stream.write_all(&frame(0x8a, &payload))),
                 _ => {}
             }
         }
@@ -173,8 +175,9 @@ fn children_named(pid: i32, name: &str) -> Vec<i32> {
     children(pid).into_iter().filter(|pid| title(pid).starts_with(name)).collect()
 }
 
-/// Crashes, a reload that replaces all workers, and an upgrade, which replaces the bus as well.
-fn chat_through_all(members: usize, workers: &str) {
+/// Crashes, a reload that replaces all workers, and an upgrade, which replaces the bus as well. In each stage all go on talking
+/// for so many rounds.
+fn chat_through_all(members: usize, workers: &str, rounds: u32) {
     let dir = Dir::new();
     ["one", "two"].iter().for_each(|path| add_handler(dir.path(), path, "topics"));
     let config = dir.path().join("wshd.conf");
@@ -183,7 +186,7 @@ fn chat_through_all(members: usize, workers: &str) {
     let mut server = Server::start(&dir, &["--workers", workers, "--config", config.to_str().unwrap()]);
     let mut chat = Chat::gather(&server.address(), &["/one", "/two"], members);
     chat.speakers().for_each(|speaker| chat.say(speaker));
-    chat.rounds(10);
+    chat.rounds(rounds);
     assert!(chat.ends().is_empty());
 
     for resource in ["/one", "/two"] {
@@ -191,7 +194,7 @@ fn chat_through_all(members: usize, workers: &str) {
         let before = server.log().matches("crashed").count();
         culprit.text("crash");
         chat.until("it has crashed", |_| server.log().matches("crashed").count() > before);
-        chat.rounds(10);
+        chat.rounds(rounds);
     }
     // Those whose messages were being sent, or read, just then are told to connect again.
     let ended = chat.ends();
@@ -204,7 +207,7 @@ fn chat_through_all(members: usize, workers: &str) {
         let now = children_named(server.pid(), "wshd: worker");
         now.len() == before.len() && now.iter().all(|pid| !before.contains(pid))
     });
-    chat.rounds(10);
+    chat.rounds(rounds);
 
     let old = server.pid();
     server.signal(Signal::SIGUSR2);
@@ -214,10 +217,10 @@ fn chat_through_all(members: usize, workers: &str) {
         new.is_some()
     });
     chat.until("it serves", |_| server.log().contains("upgrade: the new executable serves"));
-    chat.rounds(10);
+    chat.rounds(rounds);
     chat.until("the old one has nobody left", |_| children(old).iter().all(|pid| Some(*pid) == new));
     assert_eq!(server.wait().code(), Some(0));
-    chat.rounds(10);
+    chat.rounds(rounds);
     chat.end();
     assert_eq!(chat.ends(), ended, "nobody is disconnected by a reload or an upgrade");
     let missed = server.log().matches("may be lost").count();
@@ -230,15 +233,11 @@ fn chat_through_all(members: usize, workers: &str) {
 
 #[test]
 fn nobody_misses_or_doubles_a_message_through_crash_reload_and_upgrade() {
-    chat_through_all(50, "2");
+    chat_through_all(50, "2", 10);
 }
 
-/// An open fault: on a busy machine some of 500 miss a message while they move. `TOPICS_CROWD=1` runs it.
 #[test]
 #[ignore = "slow"]
 fn a_crowd_misses_and_doubles_nothing_through_crash_reload_and_upgrade() {
-    if std::env::var_os("TOPICS_CROWD").is_none() {
-        return println!("not looked at: see above");
-    }
-    chat_through_all(500, "4");
+    chat_through_all(500, "4", 4);
 }
