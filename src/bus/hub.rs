@@ -4,18 +4,22 @@
 //! stamp a connection has seen all, gets the rest. So a connection misses nothing and gets nothing twice, wherever it
 //! goes and however long its subscription was on the way.
 
+mod history;
 mod topics;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::fleet::bus_wire::{self, Incoming, Message, Notice, Outgoing, Request, split_key};
+use self::history::Kept;
+use crate::fleet::bus_wire::{Message, Notice, Outgoing, Request, split_key};
 use crate::proto::ws::utf8;
 use crate::time::Instant;
 
 /// What a message in the history costs beside its payload; bytes.
 const COST: usize = 128;
+/// That messages of a topic were forgotten is known for so many times as long as messages are kept.
+const UNUSED: u32 = 6;
 
 /// Bounds.
 #[derive(Clone, Copy, Debug)]
@@ -70,16 +74,29 @@ struct Worker {
     taken: u64,
     /// As far as it knows.
     told: u64,
-    /// What it did not get and does not know of, by its number of the topic.
-    missed: BTreeMap<u32, u32>,
+    /// What it did not get and does not know of, by its number of the topic: how many, and the stamp of the last.
+    missed: BTreeMap<u32, (u32, u64)>,
+    /// It has been sent all up to this stamp, or told how much it has missed.
+    passed: u64,
 }
 
-#[derive(Default)]
 struct Topic {
     subscribers: Vec<Subscriber>,
     history: VecDeque<Kept>,
     /// Stamp of the last message that was forgotten.
     forgotten: u64,
+    /// It is among [`Hub::unused`].
+    is_unused: bool,
+}
+
+impl Topic {
+    fn is_empty(&self) -> bool {
+        self.subscribers.is_empty() && self.history.is_empty()
+    }
+
+    fn new(forgotten: u64) -> Self {
+        Topic { subscribers: Vec::new(), history: VecDeque::new(), forgotten, is_unused: false }
+    }
 }
 
 struct Subscriber {
@@ -87,33 +104,6 @@ struct Subscriber {
     number: u32,
     /// Connections there.
     count: u32,
-}
-
-struct Kept {
-    stamp: u64,
-    message: Rc<Stored>,
-}
-
-struct Stored {
-    but: u64,
-    kind: u8,
-    compress: bool,
-    payload: Box<[u8]>,
-}
-
-impl Stored {
-    fn new(message: Message<'_>) -> Self {
-        let Message { but, kind, compress, payload } = message;
-        Stored { but, kind, compress, payload: payload.into() }
-    }
-
-    fn message(&self) -> Message<'_> {
-        Message { but: self.but, kind: self.kind, compress: self.compress, payload: &self.payload }
-    }
-
-    fn cost(&self) -> usize {
-        self.payload.len() + COST
-    }
 }
 
 /// See the module.
@@ -130,6 +120,11 @@ pub struct Hub {
     kept: usize,
     /// The last stamp.
     stamp: u64,
+    /// Topics without subscribers and messages, and the stamps of the last that was forgotten. They are known for a while: a
+    /// subscriber may be on its way that has not seen all of that.
+    unused: VecDeque<(Rc<str>, u64)>,
+    /// No message of a topic that is not known any more had a later stamp.
+    floor: u64,
     /// Topics whose number of subscribers has changed.
     recount: HashSet<Rc<str>>,
     /// Topics that may have got their first subscriber, or lost the last one.
@@ -148,6 +143,8 @@ impl Hub {
             order: VecDeque::new(),
             kept: 0,
             stamp: 0,
+            unused: VecDeque::new(),
+            floor: 0,
             recount: HashSet::new(),
             turned: HashSet::new(),
             counts: Counts::default(),
@@ -163,14 +160,23 @@ impl Hub {
             taken: 0,
             told: 0,
             missed: BTreeMap::new(),
+            passed: 0,
         };
         self.workers.insert(token, worker);
     }
 
     /// A worker has gone.
     pub fn disconnect(&mut self, token: u64) {
-        let Some(worker) = self.workers.remove(&token) else { return };
-        worker.topics.into_values().for_each(|key| self.leave(token, &key));
+        self.deafen(token);
+        self.workers.remove(&token);
+    }
+
+    /// A worker does not hear any more; what it has said may still be on its way.
+    pub fn deafen(&mut self, token: u64) {
+        let Some(worker) = self.workers.get_mut(&token) else { return };
+        worker.out.take();
+        let topics = std::mem::take(&mut worker.topics);
+        topics.into_values().for_each(|key| self.leave(token, &key));
     }
 
     /// Workers that are connected.
@@ -206,7 +212,7 @@ impl Hub {
                     self.leave(token, &key);
                 }
             }
-            Request::Publish { key, message } => {
+            Request::Publish { key, message, .. } => {
                 self.check_scope(token, key)?;
                 if message.kind == 1 && !utf8::is_valid(message.payload) {
                     return Err(Breach::NotUtf8);
@@ -246,11 +252,8 @@ impl Hub {
         key: &str,
     ) -> Result<(), Breach> {
         self.check_scope(token, key)?;
-        let key: Rc<str> = match self.topics.get_key_value(key) {
-            Some((key, _)) => Rc::clone(key),
-            None => key.into(),
-        };
-        let topic = self.topics.entry(Rc::clone(&key)).or_default();
+        let key = self.own(key);
+        let topic = self.topics.entry(Rc::clone(&key)).or_insert_with(|| Topic::new(self.floor));
         let Some(worker) = self.workers.get_mut(&token) else { return Ok(()) };
         match worker.topics.get(&number) {
             Some(known) if *known == key => {}
@@ -268,7 +271,8 @@ impl Hub {
         }
         // Before what comes after the gap.
         if topic.forgotten > from {
-            Notice::Missed { topic: number, ticket, count: 1 }.append_to(worker.out.tail());
+            Notice::Missed { topic: number, ticket, stamp: topic.forgotten, count: 1 }
+                .append_to(worker.out.tail());
         }
         let mut missed = 0;
         let start = topic.history.partition_point(|kept| kept.stamp <= from);
@@ -290,19 +294,18 @@ impl Hub {
     pub fn publish(&mut self, key: &str, message: Message<'_>, now: Instant) {
         self.stamp = now.as_nanos().max(self.stamp + 1);
         self.counts.published += 1;
-        let key: Rc<str> = match self.topics.get_key_value(key) {
-            Some((key, _)) => Rc::clone(key),
-            None => key.into(),
-        };
-        let topic = self.topics.entry(Rc::clone(&key)).or_default();
+        let key = self.own(key);
+        let topic = self.topics.entry(Rc::clone(&key)).or_insert_with(|| Topic::new(self.floor));
         for Subscriber { worker, number, .. } in &topic.subscribers {
             let Some(worker) = self.workers.get_mut(worker) else { continue };
             if worker.out.len() > self.limits.queue {
-                *worker.missed.entry(*number).or_default() += 1;
+                let (count, stamp) = worker.missed.entry(*number).or_default();
+                (*count, *stamp) = (count.saturating_add(1), self.stamp);
                 self.counts.dropped += 1;
                 continue;
             }
             worker.tell_missed();
+            worker.passed = self.stamp;
             let notice = Notice::Message { topic: *number, ticket: 0, stamp: self.stamp, message };
             notice.append_to(worker.out.tail());
             self.counts.forwarded += 1;
@@ -310,57 +313,9 @@ impl Hub {
         self.keep(key, self.stamp, message);
     }
 
-    fn keep(&mut self, key: Rc<str>, stamp: u64, message: Message<'_>) {
-        let message = Rc::new(Stored::new(message));
-        self.kept += message.cost();
-        self.topics.entry(Rc::clone(&key)).or_default().history.push_back(Kept { stamp, message });
-        self.order.push_back((key, stamp));
-        while self.kept > self.limits.history {
-            self.forget_oldest();
-        }
-    }
-
-    /// All messages that are kept, for the bus that follows.
-    pub fn history(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for (key, stamp) in &self.order {
-            let Some(history) = self.topics.get(key).map(|topic| &topic.history) else { continue };
-            let index = history.partition_point(|kept| kept.stamp < *stamp);
-            if let Some(kept) = history.get(index) {
-                bus_wire::Kept { stamp: *stamp, key, message: kept.message.message() }.append_to(&mut bytes);
-            }
-        }
-        bytes
-    }
-
-    /// Keeps what the bus before this one has kept.
-    pub fn take_over(&mut self, history: Vec<u8>) {
-        let mut frames = Incoming::of(history);
-        while let Ok(Some(content)) = frames.next_frame() {
-            let Some(bus_wire::Kept { stamp, key, message }) = bus_wire::Kept::read(content) else { return };
-            self.stamp = self.stamp.max(stamp);
-            let key = self.topics.get_key_value(key).map_or_else(|| key.into(), |(key, _)| Rc::clone(key));
-            self.keep(key, stamp, message);
-        }
-    }
-
-    /// Forgets what is too old.
-    pub fn expire(&mut self, now: Instant) {
-        let age = u64::try_from(self.limits.age.as_nanos()).unwrap_or(u64::MAX);
-        let last = now.as_nanos().saturating_sub(age);
-        while self.order.front().is_some_and(|(_, stamp)| *stamp <= last) {
-            self.forget_oldest();
-        }
-    }
-
-    fn forget_oldest(&mut self) {
-        let Some((key, _)) = self.order.pop_front() else { return };
-        let Some(topic) = self.topics.get_mut(&key) else { return };
-        if let Some(kept) = topic.history.pop_front() {
-            topic.forgotten = kept.stamp;
-            self.kept -= kept.message.cost();
-        }
-        self.remove_unused(&key);
+    /// The key, as the topic that is known has it.
+    fn own(&self, key: &str) -> Rc<str> {
+        self.topics.get_key_value(key).map_or_else(|| key.into(), |(key, _)| Rc::clone(key))
     }
 
     fn leave(&mut self, token: u64, key: &Rc<str>) {
@@ -369,15 +324,7 @@ impl Hub {
             self.recount.insert(Rc::clone(key));
             self.turned.insert(Rc::clone(key));
         }
-        self.remove_unused(key);
-    }
-
-    fn remove_unused(&mut self, key: &Rc<str>) {
-        if self.topics.get(key).is_some_and(|topic| topic.subscribers.is_empty() && topic.history.is_empty())
-        {
-            self.topics.remove(key);
-            self.recount.remove(key);
-        }
+        self.look_for_use(key);
     }
 
     /// Ends a turn: workers are told what of theirs was taken in, and what they did not get.
@@ -407,22 +354,31 @@ impl Hub {
         }
     }
 
+    /// Tells workers that have heard nothing lately how far all have come: what has been seen of a topic without messages
+    /// would else look old when connections move.
+    pub fn tell_passed(&mut self) {
+        let queue = self.limits.queue;
+        let is_behind = |worker: &&mut Worker| worker.passed < self.stamp && !worker.topics.is_empty();
+        for worker in self.workers.values_mut().filter(is_behind) {
+            if worker.out.len() <= queue {
+                worker.tell_missed();
+                worker.passed = self.stamp;
+                Notice::Passed { stamp: self.stamp }.append_to(worker.out.tail());
+            }
+        }
+    }
+
     /// Whether there is something for [`tell_counts`](Self::tell_counts).
     pub fn has_news(&self) -> bool {
         !self.recount.is_empty()
-    }
-
-    /// Tells all workers that another bus follows.
-    pub fn say_farewell(&mut self) {
-        self.workers.values_mut().for_each(|worker| Notice::Farewell.append_to(worker.out.tail()));
     }
 }
 
 impl Worker {
     fn tell_missed(&mut self) {
-        for (topic, count) in std::mem::take(&mut self.missed) {
+        for (topic, (count, stamp)) in std::mem::take(&mut self.missed) {
             if self.topics.contains_key(&topic) {
-                Notice::Missed { topic, ticket: 0, count }.append_to(self.out.tail());
+                Notice::Missed { topic, ticket: 0, stamp, count }.append_to(self.out.tail());
             }
         }
     }
@@ -430,164 +386,4 @@ impl Worker {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    const LIMITS: Limits = Limits { queue: 1000, history: 2000, age: Duration::from_secs(10), topics: 2 };
-    const KEY: &str = "/chat\0room";
-
-    fn hub(workers: u64) -> Hub {
-        let mut hub = Hub::new(LIMITS, [(0, "/chat".to_owned()), (1, "shared".to_owned())]);
-        (1..=workers).for_each(|token| hub.connect(token, 0));
-        hub
-    }
-
-    fn say(hub: &mut Hub, token: u64, request: Request<'_>, now: u64) -> Result<(), Breach> {
-        let mut bytes = Vec::new();
-        request.append_to(&mut bytes);
-        hub.take_in(token, &bytes[4..], Instant::from_nanos(now)).map(drop)
-    }
-
-    fn subscribe(hub: &mut Hub, token: u64, ticket: u32, from: u64) {
-        say(hub, token, Request::Subscribe { topic: 5, ticket, from, key: KEY }, 0).unwrap();
-    }
-
-    fn publish(hub: &mut Hub, token: u64, payload: &[u8], now: u64) {
-        let message = Message { but: 0, kind: 1, compress: true, payload };
-        say(hub, token, Request::Publish { key: KEY, message }, now).unwrap();
-    }
-
-    /// What a worker is told, in short.
-    fn heard(hub: &mut Hub, token: u64) -> String {
-        let out = hub.out(token).unwrap();
-        let bytes = out.unsent().to_vec();
-        out.advance(bytes.len());
-        let mut incoming = Incoming::default();
-        incoming.room(bytes.len()).copy_from_slice(&bytes);
-        incoming.received(bytes.len(), bytes.len());
-        let mut all = Vec::new();
-        while let Some(content) = incoming.next_frame().unwrap() {
-            all.push(match Notice::read(content).unwrap() {
-                Notice::Message { ticket, stamp, message, .. } => {
-                    format!("{}@{stamp}/{ticket}", message.payload.escape_ascii())
-                }
-                Notice::Replayed { ticket, stamp, missed, .. } => {
-                    format!("replayed@{stamp}/{ticket}-{missed}")
-                }
-                other => format!("{other:?}"),
-            });
-        }
-        all.join(" ")
-    }
-
-    #[test]
-    fn a_message_goes_to_each_worker_that_has_subscribed_with_rising_stamps() {
-        let mut hub = hub(3);
-        subscribe(&mut hub, 1, 1, 0);
-        subscribe(&mut hub, 2, 1, 0);
-        publish(&mut hub, 3, b"a", 100);
-        publish(&mut hub, 1, b"b", 100);
-        for token in [1, 2] {
-            assert_eq!(heard(&mut hub, token), "replayed@0/1-0 a@100/0 b@101/0");
-        }
-        assert_eq!(heard(&mut hub, 3), "");
-        hub.end_turn();
-        assert_eq!(heard(&mut hub, 3), "Taken { count: 1 }");
-        say(&mut hub, 2, Request::Unsubscribe { topic: 5 }, 0).unwrap();
-        hub.disconnect(1);
-        publish(&mut hub, 3, b"c", 200);
-        assert_eq!(heard(&mut hub, 2), "");
-        assert_eq!(hub.topics().count(), 0);
-    }
-
-    #[test]
-    fn whoever_comes_later_gets_what_came_after_the_stamp_it_names() {
-        let mut hub = hub(2);
-        subscribe(&mut hub, 1, 1, 0);
-        for (payload, now) in [(b"a", 10), (b"b", 20), (b"c", 30)] {
-            publish(&mut hub, 1, payload, now);
-        }
-        subscribe(&mut hub, 2, 7, 10);
-        publish(&mut hub, 1, b"d", 40);
-        assert_eq!(heard(&mut hub, 2), "b@20/7 c@30/7 replayed@30/7-0 d@40/0");
-        subscribe(&mut hub, 2, 8, 30);
-        assert_eq!(heard(&mut hub, 2), "d@40/8 replayed@40/8-0");
-    }
-
-    #[test]
-    fn the_bus_that_follows_has_what_this_one_has_kept() {
-        let mut old = hub(1);
-        subscribe(&mut old, 1, 1, 0);
-        (10..13).for_each(|now| publish(&mut old, 1, b"m", now));
-        let mut new = hub(1);
-        new.take_over(old.history());
-        subscribe(&mut new, 1, 7, 10);
-        publish(&mut new, 1, b"n", 5);
-        assert_eq!(heard(&mut new, 1), "m@11/7 m@12/7 replayed@12/7-0 n@13/0");
-        new.expire(Instant::from_nanos(20_000_000_000));
-        assert!(new.order.is_empty() && new.kept == 0);
-    }
-
-    #[test]
-    fn the_history_has_bounds_and_what_it_lacks_is_said() {
-        let mut hub = hub(2);
-        subscribe(&mut hub, 1, 1, 0);
-        (1..=3).for_each(|now| publish(&mut hub, 1, &[b'x'; 600], now));
-        subscribe(&mut hub, 2, 7, 0);
-        let all = heard(&mut hub, 2);
-        assert!(
-            all.starts_with("Missed { topic: 5, ticket: 7, count: 1 }") && all.ends_with("replayed@3/7-0")
-        );
-        hub.expire(Instant::from_nanos(3 + 10_000_000_000));
-        subscribe(&mut hub, 2, 8, 2);
-        assert_eq!(heard(&mut hub, 2), "Missed { topic: 5, ticket: 8, count: 1 } replayed@3/8-0");
-        subscribe(&mut hub, 2, 9, 3);
-        assert_eq!(heard(&mut hub, 2), "replayed@3/9-0");
-        assert!(hub.order.is_empty() && hub.kept == 0);
-        hub.disconnect(1);
-        hub.disconnect(2);
-        assert!(hub.topics.is_empty());
-    }
-
-    #[test]
-    fn a_worker_that_does_not_keep_up_is_told_how_much_it_has_missed() {
-        let mut hub = hub(2);
-        subscribe(&mut hub, 1, 1, 0);
-        (1..=5).for_each(|now| publish(&mut hub, 2, &[b'x'; 600], now));
-        assert_eq!(hub.counts(), Counts { published: 5, forwarded: 2, dropped: 3 });
-        hub.end_turn();
-        assert_eq!(heard(&mut hub, 1).matches("Missed").count(), 0);
-        publish(&mut hub, 2, b"y", 6);
-        assert_eq!(heard(&mut hub, 1), "Missed { topic: 5, ticket: 0, count: 3 } y@6/0");
-    }
-
-    #[test]
-    fn a_worker_that_breaks_the_rules_is_found_out() {
-        let mut hub = hub(1);
-        let subscribe = |topic, key| Request::Subscribe { topic, ticket: 1, from: 0, key };
-        assert_eq!(say(&mut hub, 1, subscribe(1, "shared\0a"), 0), Err(Breach::Scope));
-        assert_eq!(say(&mut hub, 1, subscribe(1, "/chat\0a"), 0), Ok(()));
-        assert_eq!(say(&mut hub, 1, subscribe(1, "/chat\0b"), 0), Err(Breach::Nonsense));
-        assert_eq!(say(&mut hub, 1, subscribe(2, "/chat\0a"), 0), Err(Breach::Nonsense));
-        assert_eq!(say(&mut hub, 1, subscribe(2, "/chat\0b"), 0), Ok(()));
-        assert_eq!(say(&mut hub, 1, subscribe(3, "/chat\0c"), 0), Err(Breach::Topics));
-        let message = Message { but: 0, kind: 1, compress: false, payload: b"\xff" };
-        assert_eq!(say(&mut hub, 1, Request::Publish { key: KEY, message }, 0), Err(Breach::NotUtf8));
-        assert_eq!(say(&mut hub, 1, Request::Publish { key: "shared\0a", message }, 0), Err(Breach::Scope));
-        assert_eq!(hub.take_in(1, b"?", Instant::default()), Err(Breach::Nonsense));
-    }
-
-    #[test]
-    fn workers_hear_how_many_subscribers_there_are_elsewhere() {
-        let mut hub = hub(2);
-        subscribe(&mut hub, 1, 1, 0);
-        subscribe(&mut hub, 2, 1, 0);
-        say(&mut hub, 1, Request::Count { topic: 5, count: 30 }, 0).unwrap();
-        hub.tell_counts();
-        assert!(heard(&mut hub, 2).ends_with("Others { topic: 5, count: 30 }"));
-        assert!(!hub.has_news());
-        hub.disconnect(1);
-        hub.tell_counts();
-        assert_eq!(heard(&mut hub, 2), "Others { topic: 5, count: 0 }");
-    }
-}
+mod tests;

@@ -4,6 +4,7 @@
 mod engine;
 pub mod hub;
 mod operator;
+mod peers;
 mod server;
 
 use std::io;

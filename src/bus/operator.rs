@@ -42,7 +42,7 @@ pub fn publish(hub: &mut Hub, engine: Option<&Engine>, mut file: File) -> io::Re
     file.take(MAX_BYTES as u64).read_to_end(&mut bytes)?;
     let mut frames = Incoming::of(bytes);
     let request = frames.next_frame().ok().flatten().and_then(Request::read);
-    let Some(Request::Publish { key, message }) = request else {
+    let Some(Request::Publish { key, message, .. }) = request else {
         return Err(io::ErrorKind::InvalidData.into());
     };
     hub.publish(key, message, clock::now());

@@ -1,6 +1,6 @@
-//! The loop of the bus: sockets to workers, the way to the engine, and orders of the supervisor. What goes where is decided in [`hub`](super::hub).
+//! The loop of the bus: sockets to workers, the way to the engine, and orders of the supervisor. What goes where is decided
+//! in [`hub`](super::hub).
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -8,14 +8,13 @@ use std::time::Duration;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::engine::Engine;
 use super::hub::{Breach, Hub};
+use super::peers::{Peer, Peers, Said};
 use super::{Start, operator};
 use crate::clock;
-use crate::fleet::bus_wire::{FORMAT, Incoming};
+use crate::fleet::bus_wire::FORMAT;
 use crate::fleet::control::{Channel, Command, Report};
 use crate::fleet::datagram;
 use crate::fleet::rendezvous::Baton;
@@ -23,15 +22,13 @@ use crate::time::Instant;
 
 /// Events taken at a time.
 const EVENTS: usize = 64;
-/// Bytes read from a worker at a time.
-const READ: usize = 64 * 1024;
 /// Between two looks at what is too old.
 const TICK: Duration = Duration::from_secs(1);
 /// Changes of the numbers of subscribers are told so much later.
 const NEWS: Duration = Duration::from_millis(50);
 /// Between two attempts to take the baton.
 const BATON: Duration = Duration::from_millis(2);
-/// Workers have this long to hear that another bus follows.
+/// Workers have this long to take what waits for them; after it the next bus sends it again.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 const CONTROL: u64 = 0;
@@ -41,16 +38,6 @@ const ENGINE: u64 = 2;
 const RENDEZVOUS: u64 = 3;
 /// Tokens from here on are those of workers.
 const WORKER: u64 = 1 << 32;
-
-struct Peer {
-    socket: OwnedFd,
-    pool: u16,
-    incoming: Incoming,
-    /// Whether the poll waits for room.
-    is_full: bool,
-    /// It has said all.
-    has_ended: bool,
-}
 
 /// The process.
 pub struct Server<'a> {
@@ -62,7 +49,9 @@ pub struct Server<'a> {
     hub: Hub,
     /// None: topics end at this machine.
     engine: Option<Engine>,
-    peers: BTreeMap<u64, Peer>,
+    peers: Peers,
+    /// Something was received that is to be taken in next time.
+    is_left: bool,
     last_token: u64,
     /// When to be gone, once told to leave.
     leave_at: Option<Instant>,
@@ -92,7 +81,8 @@ impl<'a> Server<'a> {
             baton,
             hub: Hub::new(limits, scopes),
             engine,
-            peers: BTreeMap::new(),
+            peers: Peers::default(),
+            is_left: false,
             last_token: WORKER,
             leave_at: None,
             next_tick: clock::now() + TICK,
@@ -113,28 +103,15 @@ impl<'a> Server<'a> {
                     self.poll.add(rx, EpollEvent::new(EpollFlags::EPOLLIN, RENDEZVOUS + index))?;
                 }
             }
-            let count = match self.poll.wait(&mut events, self.timeout(is_open)) {
-                Ok(count) => count,
-                Err(nix::Error::EINTR) => 0,
-                Err(error) => return Err(error.into()),
-            };
-            for event in events.iter().take(count) {
-                match event.data() {
-                    CONTROL => {
-                        if !self.read_orders()? {
-                            return Ok(());
-                        }
-                    }
-                    SIGNAL => {
-                        while let Ok(Some(_)) = self.signals.read_signal() {
-                            self.begin_leaving();
-                        }
-                    }
-                    ENGINE => self.read_engine(),
-                    token if token < WORKER => self.let_in((token - RENDEZVOUS) as usize),
-                    token => self.read(token),
-                }
+            if !self.serve_events(&mut events, self.timeout(is_open))? {
+                return Ok(());
             }
+            // What was said before this has come when the poll was asked once more.
+            let until = clock::now();
+            if !self.serve_events(&mut events, EpollTimeout::ZERO)? {
+                return Ok(());
+            }
+            self.take_in(until);
             self.tend();
             self.hub.end_turn();
             self.write();
@@ -148,7 +125,41 @@ impl<'a> Server<'a> {
         }
     }
 
+    /// Waits for events and serves them; false if this process is to end at once.
+    fn serve_events(&mut self, events: &mut [EpollEvent], timeout: EpollTimeout) -> io::Result<bool> {
+        let count = match self.poll.wait(events, timeout) {
+            Ok(count) => count,
+            Err(nix::Error::EINTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        for event in events.iter().take(count) {
+            match event.data() {
+                CONTROL => {
+                    if !self.read_orders()? {
+                        return Ok(false);
+                    }
+                }
+                SIGNAL => {
+                    while let Ok(Some(_)) = self.signals.read_signal() {
+                        self.begin_leaving();
+                    }
+                }
+                ENGINE => self.read_engine(),
+                token if token < WORKER => self.let_in((token - RENDEZVOUS) as usize),
+                token => {
+                    if let Some(peer) = self.peers.all.get_mut(&token) {
+                        peer.receive(&self.poll);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
     fn timeout(&self, is_open: bool) -> EpollTimeout {
+        if self.is_left {
+            return EpollTimeout::ZERO;
+        }
         let now = clock::now();
         let mut next = self.next_tick;
         next = self.news_at.map_or(next, |at| at.min(next));
@@ -191,7 +202,7 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Nobody is let in any more, and workers say no more once they have heard it.
+    /// Nobody is let in any more, and what workers say from here on they keep for the next bus.
     fn begin_leaving(&mut self) {
         if self.leave_at.is_some() {
             return;
@@ -200,7 +211,7 @@ impl<'a> Server<'a> {
         for (_, rx) in self.rendezvous.drain(..) {
             let _ = self.poll.delete(&rx); // it was not watched yet
         }
-        self.hub.say_farewell();
+        self.peers.all.values().for_each(Peer::shut);
     }
 
     fn has_left(&mut self) -> bool {
@@ -208,7 +219,7 @@ impl<'a> Server<'a> {
         let hub = &mut self.hub;
         let is_done =
             |(token, peer): (&u64, &Peer)| peer.has_ended && hub.out(*token).is_none_or(|out| out.is_empty());
-        self.peers.iter().all(is_done) || clock::now() >= at
+        !self.is_left && self.peers.all.iter().all(is_done) || clock::now() >= at
     }
 
     /// Takes up what workers have left at a rendezvous.
@@ -230,40 +241,42 @@ impl<'a> Server<'a> {
                 log::error!("epoll: {error}; a worker is not let in");
                 continue;
             }
-            let (is_full, has_ended) = (false, false);
-            self.peers
-                .insert(token, Peer { socket, pool, incoming: Incoming::default(), is_full, has_ended });
+            let mut peer = Peer::new(socket, pool);
+            // What it has said while it waited may be older than what others say.
+            peer.receive(&self.poll);
+            self.peers.all.insert(token, peer);
             self.hub.connect(token, pool);
         }
     }
 
-    fn read(&mut self, token: u64) {
-        let Some(peer) = self.peers.get_mut(&token).filter(|peer| !peer.has_ended) else { return };
-        let received = recv(&peer.socket, peer.incoming.room(READ), RecvFlags::DONTWAIT);
-        let count = received.as_ref().map_or(0, |(count, _)| *count);
-        peer.incoming.received(count, READ);
-        match received {
-            Ok((1.., _)) => {}
-            Err(Errno::AGAIN | Errno::INTR) => return,
-            Ok(_) | Err(_) => return self.end(token),
-        }
-        // Not earlier than any of it was sent.
+    /// Takes in what workers have said until then.
+    fn take_in(&mut self, until: Instant) {
         let now = clock::now();
-        let breach = loop {
-            match peer.incoming.next_frame() {
-                Ok(None) => return,
-                Err(_) => break Breach::Nonsense,
-                Ok(Some(content)) => match self.hub.take_in(token, content, now) {
-                    Ok(None) => {}
-                    Ok(Some((key, message))) => {
-                        self.engine.iter().for_each(|engine| engine.publish(key, message));
-                    }
-                    Err(breach) => break breach,
-                },
+        let (hub, engine) = (&mut self.hub, &self.engine);
+        self.is_left = self.peers.take_in(until, now, |pool, said| {
+            let (token, result) = match said {
+                Said::Frame(token, content) => (token, hub.take_in(token, content, now)),
+                Said::Nonsense(token) => (token, Err(Breach::Nonsense)),
+            };
+            match &result {
+                Ok(None) => {}
+                Ok(Some((key, message))) => {
+                    engine.iter().for_each(|engine| engine.publish(key, *message));
+                }
+                Err(breach) => {
+                    log::error!("a worker of pool {pool} {breach}; its connection to the bus is closed");
+                    hub.disconnect(token);
+                }
             }
-        };
-        log::error!("a worker of pool {} {breach}; its connection to the bus is closed", peer.pool);
-        self.forget(token);
+            result.is_ok()
+        });
+        // One that has ended still hears while this process is leaving.
+        if self.leave_at.is_none() && !self.is_left {
+            self.peers
+                .all
+                .extract_if(.., |_, peer| peer.has_ended)
+                .for_each(|(token, _)| hub.disconnect(token));
+        }
     }
 
     /// Takes in what was published on other machines.
@@ -272,28 +285,13 @@ impl<'a> Server<'a> {
         self.engine.iter().for_each(|engine| engine.receive(|key, message| hub.publish(key, message, now)));
     }
 
-    /// A worker has said all. It still hears, while this process is leaving.
-    fn end(&mut self, token: u64) {
-        match self.peers.get_mut(&token) {
-            Some(peer) if self.leave_at.is_some() => {
-                peer.has_ended = true;
-                let _ = self.poll.delete(&peer.socket); // it is watched in any case
-            }
-            _ => self.forget(token),
-        }
-    }
-
-    fn forget(&mut self, token: u64) {
-        self.peers.remove(&token);
-        self.hub.disconnect(token);
-    }
-
     /// Does what is due.
     fn tend(&mut self) {
         let now = clock::now();
         if now >= self.next_tick {
             self.next_tick = now + TICK;
             self.hub.expire(now);
+            self.hub.tell_passed();
             self.engine.iter_mut().for_each(|engine| engine.tend(now));
         }
         for (key, has_subscribers) in self.hub.turned() {
@@ -311,22 +309,13 @@ impl<'a> Server<'a> {
 
     /// Gives the sockets what they take.
     fn write(&mut self) {
-        let mut gone = Vec::new();
-        for (&token, peer) in &mut self.peers {
+        for (&token, peer) in &mut self.peers.all {
             let Some(out) = self.hub.out(token) else { continue };
-            while !out.is_empty() {
-                match send(&peer.socket, out.unsent(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                    Ok(count) => out.advance(count),
-                    Err(Errno::INTR) => {}
-                    Err(Errno::AGAIN) => break,
-                    Err(_) => {
-                        gone.push(token);
-                        break;
-                    }
-                }
-            }
+            peer.send(out);
             let is_full = !out.is_empty();
-            if is_full != peer.is_full && !peer.has_ended {
+            if peer.is_deaf {
+                self.hub.deafen(token);
+            } else if is_full != peer.is_full && !peer.has_ended {
                 peer.is_full = is_full;
                 let mut flags = EpollFlags::EPOLLIN;
                 flags.set(EpollFlags::EPOLLOUT, is_full);
@@ -335,6 +324,5 @@ impl<'a> Server<'a> {
                 }
             }
         }
-        gone.into_iter().for_each(|token| self.forget(token));
     }
 }

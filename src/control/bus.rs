@@ -76,7 +76,8 @@ impl Control {
         let kind = KINDS[usize::from(is_binary)];
         let message = Message { but: 0, kind, compress: true, payload };
         let mut frame = Vec::new();
-        Request::Publish { key: &key_of(&scope, &topic), message }.append_to(&mut frame);
+        Request::Publish { time: now.as_nanos(), key: &key_of(&scope, &topic), message }
+            .append_to(&mut frame);
         let file = memory().and_then(|mut file| file.write_all(&frame).map(|()| file));
         match file {
             Ok(file) => self.send_errand(client, view, now, What::Publish { scope, topic }, Some(file)),

@@ -4,11 +4,18 @@
 //! A worker numbers the topics that it subscribes to, and never gives a number twice; a topic is named by scope and name,
 //! with a NUL in between. The bus stamps each message with the time (ns of the monotonic clock) at which it took it in,
 //! later than the stamp before: a subscriber that has seen all up to a stamp can go on from there on any worker.
+//!
+//! A bus that makes room for another one shuts its receiving side: what was sent until then it takes in, and what comes
+//! later fails at the worker, which keeps it for the next bus.
+
+mod stream;
 
 use std::str;
 
+pub use stream::{Incoming, Outgoing, TooLong};
+
 /// The version of all this, which a worker says when it connects.
-pub const FORMAT: u32 = 0x7773_6203;
+pub const FORMAT: u32 = 0x7773_6204;
 /// Bytes of a topic's name, and of a scope's, at most.
 pub const MAX_NAME: usize = 255;
 /// Bytes of a message at most.
@@ -52,6 +59,8 @@ pub enum Request<'a> {
     },
     /// A message for all that are subscribed to the topic.
     Publish {
+        /// When it was published; ns of the monotonic clock.
+        time: u64,
         /// Scope, NUL, name.
         key: &'a str,
         /// The message.
@@ -97,7 +106,9 @@ pub enum Notice<'a> {
         topic: u32,
         /// As of a message.
         ticket: u32,
-        /// How many.
+        /// Of the last of them.
+        stamp: u64,
+        /// How many. At least so many.
         count: u32,
     },
     /// So many messages of this worker have been taken in since it connected.
@@ -112,34 +123,72 @@ pub enum Notice<'a> {
         /// How many.
         count: u32,
     },
-    /// The bus is about to end, and another one follows: nothing more is to be sent to this one.
-    Farewell,
+    /// The worker was sent, or told that it has missed, all that is for it up to this stamp.
+    Passed {
+        /// A stamp.
+        stamp: u64,
+    },
 }
 
-/// A message that the bus keeps, as it is left to the one that follows.
+/// What the bus knows of the past, as it is left to the one that follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept<'a> {
-    /// When it was taken in.
-    pub stamp: u64,
-    /// Scope, NUL, name.
-    pub key: &'a str,
-    /// The message.
-    pub message: Message<'a>,
+pub enum Kept<'a> {
+    /// A message that is kept.
+    Message {
+        /// When it was taken in.
+        stamp: u64,
+        /// Scope, NUL, name.
+        key: &'a str,
+        /// The message.
+        message: Message<'a>,
+    },
+    /// Messages of this topic that are not kept any more.
+    Forgotten {
+        /// That of the last one.
+        stamp: u64,
+        /// Scope, NUL, name.
+        key: &'a str,
+    },
+    /// The same of all topics that are not named.
+    Floor {
+        /// That of the last one.
+        stamp: u64,
+    },
 }
 
 impl Kept<'_> {
+    /// Its stamp.
+    pub fn stamp(&self) -> u64 {
+        let (Kept::Message { stamp, .. } | Kept::Forgotten { stamp, .. } | Kept::Floor { stamp }) = self;
+        *stamp
+    }
+
     /// Appends its frame.
     pub fn append_to(&self, out: &mut Vec<u8>) {
-        Frame::begin(out).byte(b'K').u64(self.stamp).key(self.key).message(self.message).end();
+        let frame = Frame::begin(out);
+        match *self {
+            Kept::Message { stamp, key, message } => frame.byte(b'K').u64(stamp).key(key).message(message),
+            Kept::Forgotten { stamp, key } => frame.byte(b'G').u64(stamp).rest(key.as_bytes()),
+            Kept::Floor { stamp } => frame.byte(b'L').u64(stamp),
+        }
+        .end();
     }
 
     /// What the content of a frame says; `None` if it is nonsense.
     pub fn read(content: &[u8]) -> Option<Kept<'_>> {
-        let (b'K', rest) = content.split_first()? else { return None };
-        let rest = &mut &*rest;
+        let (kind, mut rest) = content.split_first()?;
+        let rest = &mut rest;
         let stamp = u64(rest)?;
-        let size = usize::from(u16::from_ne_bytes(*take_array(rest)?));
-        Some(Kept { stamp, key: checked_key(take(rest, size)?)?, message: message(rest)? })
+        let kept = match kind {
+            b'K' => {
+                let size = usize::from(u16::from_ne_bytes(*take_array(rest)?));
+                Kept::Message { stamp, key: checked_key(take(rest, size)?)?, message: message(rest)? }
+            }
+            b'G' => Kept::Forgotten { stamp, key: checked_key(std::mem::take(rest))? },
+            b'L' => Kept::Floor { stamp },
+            _ => return None,
+        };
+        rest.is_empty().then_some(kept)
     }
 }
 
@@ -175,7 +224,7 @@ impl Request<'_> {
                 frame.byte(b'S').u32(topic).u32(ticket).u64(from).rest(key.as_bytes())
             }
             Request::Unsubscribe { topic } => frame.byte(b'U').u32(topic),
-            Request::Publish { key, message } => frame.byte(b'P').key(key).message(message),
+            Request::Publish { time, key, message } => frame.byte(b'P').u64(time).key(key).message(message),
             Request::Count { topic, count } => frame.byte(b'C').u32(topic).u32(count),
         }
         .end();
@@ -192,13 +241,22 @@ impl Request<'_> {
             }
             b'U' => Request::Unsubscribe { topic: u32(rest)? },
             b'P' => {
+                let time = u64(rest)?;
                 let size = usize::from(u16::from_ne_bytes(*take_array(rest)?));
-                Request::Publish { key: checked_key(take(rest, size)?)?, message: message(rest)? }
+                Request::Publish { time, key: checked_key(take(rest, size)?)?, message: message(rest)? }
             }
             b'C' => Request::Count { topic: u32(rest)?, count: u32(rest)? },
             _ => return None,
         };
         rest.is_empty().then_some(request)
+    }
+}
+
+impl Request<'_> {
+    /// When the message in a frame was published; `None` if it is another frame.
+    pub fn time_of(content: &[u8]) -> Option<u64> {
+        let (b'P', mut rest) = content.split_first()? else { return None };
+        u64(&mut rest)
     }
 }
 
@@ -213,10 +271,12 @@ impl Notice<'_> {
             Notice::Replayed { topic, ticket, stamp, missed } => {
                 frame.byte(b'R').u32(topic).u32(ticket).u64(stamp).u32(missed)
             }
-            Notice::Missed { topic, ticket, count } => frame.byte(b'D').u32(topic).u32(ticket).u32(count),
+            Notice::Missed { topic, ticket, stamp, count } => {
+                frame.byte(b'D').u32(topic).u32(ticket).u64(stamp).u32(count)
+            }
             Notice::Taken { count } => frame.byte(b'T').u64(count),
             Notice::Others { topic, count } => frame.byte(b'O').u32(topic).u32(count),
-            Notice::Farewell => frame.byte(b'F'),
+            Notice::Passed { stamp } => frame.byte(b'P').u64(stamp),
         }
         .end();
     }
@@ -238,10 +298,12 @@ impl Notice<'_> {
                 stamp: u64(rest)?,
                 missed: u32(rest)?,
             },
-            b'D' => Notice::Missed { topic: u32(rest)?, ticket: u32(rest)?, count: u32(rest)? },
+            b'D' => {
+                Notice::Missed { topic: u32(rest)?, ticket: u32(rest)?, stamp: u64(rest)?, count: u32(rest)? }
+            }
             b'T' => Notice::Taken { count: u64(rest)? },
             b'O' => Notice::Others { topic: u32(rest)?, count: u32(rest)? },
-            b'F' => Notice::Farewell,
+            b'P' => Notice::Passed { stamp: u64(rest)? },
             _ => return None,
         };
         rest.is_empty().then_some(notice)
@@ -325,123 +387,6 @@ fn message<'a>(bytes: &mut &'a [u8]) -> Option<Message<'a>> {
     is_short.then_some(Message { but, kind, compress: compress == 1, payload })
 }
 
-/// What has come on a stream, cut into frames.
-#[derive(Default)]
-pub struct Incoming {
-    bytes: Vec<u8>,
-    /// Bytes that were cut off: at most `bytes.len()`.
-    used: usize,
-}
-
-/// The other side does not speak this protocol.
-#[derive(Debug, PartialEq, Eq)]
-pub struct TooLong;
-
-impl Incoming {
-    /// What has come already.
-    pub fn of(bytes: Vec<u8>) -> Self {
-        Incoming { bytes, used: 0 }
-    }
-
-    /// Room to receive into: at least so many bytes. What came is told by [`received`](Self::received).
-    pub fn room(&mut self, least: usize) -> &mut [u8] {
-        self.bytes.drain(..std::mem::take(&mut self.used));
-        let start = self.bytes.len();
-        self.bytes.resize(start + least, 0);
-        self.bytes.get_mut(start..).unwrap_or_default()
-    }
-
-    /// So many of the bytes of [`room`](Self::room), which were `least`, were filled.
-    pub fn received(&mut self, count: usize, least: usize) {
-        self.bytes.truncate(self.bytes.len() - least + count.min(least));
-        if self.bytes.is_empty() {
-            self.bytes.shrink_to(KEPT);
-        }
-    }
-
-    /// The content of the next frame; `None` until more has come.
-    pub fn next_frame(&mut self) -> Result<Option<&[u8]>, TooLong> {
-        let rest = self.bytes.get(self.used..).unwrap_or_default();
-        let Some((length, content)) = rest.split_first_chunk::<LENGTH>() else { return Ok(None) };
-        let length = u32::from_ne_bytes(*length) as usize;
-        if length > MAX_FRAME {
-            return Err(TooLong);
-        }
-        if content.len() < length {
-            return Ok(None);
-        }
-        let start = self.used + LENGTH;
-        self.used = start + length;
-        Ok(self.bytes.get(start..self.used))
-    }
-}
-
-/// Memory of an empty buffer that is kept.
-const KEPT: usize = 64 * 1024;
-
-/// What is to be written on a stream: whole frames, of the first of which the start may have been written.
-#[derive(Default)]
-pub struct Outgoing {
-    bytes: Vec<u8>,
-    /// Where the first frame begins that was not wholly written.
-    first: usize,
-    /// Bytes that were written: `first <= sent <= bytes.len()`.
-    sent: usize,
-}
-
-impl Outgoing {
-    /// Where frames are appended.
-    pub fn tail(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
-    }
-
-    /// What is still to be written.
-    pub fn unsent(&self) -> &[u8] {
-        self.bytes.get(self.sent..).unwrap_or_default()
-    }
-
-    /// So many bytes of that were written.
-    pub fn advance(&mut self, count: usize) {
-        self.sent = (self.sent + count).min(self.bytes.len());
-        if self.sent == self.bytes.len() {
-            self.bytes.clear();
-            self.bytes.shrink_to(KEPT);
-            (self.first, self.sent) = (0, 0);
-            return;
-        }
-        while let Some(length) = self.bytes.get(self.first..).and_then(|rest| rest.first_chunk::<LENGTH>()) {
-            let end = self.first + LENGTH + u32::from_ne_bytes(*length) as usize;
-            if end > self.sent {
-                break;
-            }
-            self.first = end;
-        }
-        // Each byte is moved once at most.
-        if self.first >= KEPT.max(self.bytes.len() / 2) {
-            self.bytes.drain(..self.first);
-            self.sent -= std::mem::take(&mut self.first);
-        }
-    }
-
-    /// Takes all frames of which nothing or not all was written: they can be written anew, to somebody else.
-    pub fn take(&mut self) -> Vec<u8> {
-        let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.drain(..std::mem::take(&mut self.first));
-        self.sent = 0;
-        bytes
-    }
-
-    /// Bytes that wait.
-    pub fn len(&self) -> usize {
-        self.bytes.len() - self.sent
-    }
-
-    /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
 /// Reads arbitrary bytes as both sides would.
 #[doc(hidden)]
 #[cfg(any(test, fuzzing, feature = "fuzz"))]
@@ -467,95 +412,4 @@ pub fn fuzz(data: &[u8]) {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const MESSAGE: Message<'_> = Message { but: 7, kind: 1, compress: true, payload: b"hello" };
-
-    fn requests() -> [Request<'static>; 4] {
-        [
-            Request::Subscribe { topic: 1, ticket: 2, from: 3 << 40, key: "/chat\0room" },
-            Request::Unsubscribe { topic: 9 },
-            Request::Publish { key: "/chat\0r", message: MESSAGE },
-            Request::Count { topic: 1, count: 2 },
-        ]
-    }
-
-    #[test]
-    fn what_is_written_is_read_in_any_pieces() {
-        let mut bytes = Vec::new();
-        requests().iter().for_each(|request| request.append_to(&mut bytes));
-        for size in 1..bytes.len() {
-            let (mut incoming, mut read) = (Incoming::default(), 0);
-            for piece in bytes.chunks(size) {
-                incoming.room(size)[..piece.len()].copy_from_slice(piece);
-                incoming.received(piece.len(), size);
-                while let Some(content) = incoming.next_frame().unwrap() {
-                    assert_eq!(Request::read(content), Some(requests()[read]));
-                    read += 1;
-                }
-            }
-            assert_eq!(read, 4);
-        }
-        let notices = [
-            Notice::Message { topic: 1, ticket: 0, stamp: 5, message: MESSAGE },
-            Notice::Replayed { topic: 1, ticket: 3, stamp: 6, missed: 2 },
-            Notice::Missed { topic: 1, ticket: 3, count: 2 },
-            Notice::Taken { count: 1 },
-            Notice::Others { topic: 1, count: 3 },
-            Notice::Farewell,
-        ];
-        for notice in notices {
-            let mut bytes = Vec::new();
-            notice.append_to(&mut bytes);
-            assert_eq!(Notice::read(&bytes[LENGTH..]), Some(notice));
-            assert_eq!(
-                Notice::read(&bytes[LENGTH..bytes.len() - 1]).is_some(),
-                matches!(notice, Notice::Message { .. })
-            );
-        }
-    }
-
-    #[test]
-    fn nonsense_is_none() {
-        let publish = |key: &'static str, message| {
-            let mut bytes = Vec::new();
-            Request::Publish { key, message }.append_to(&mut bytes);
-            Request::read(&bytes[LENGTH..]).is_some()
-        };
-        assert!(publish("/a\0b", MESSAGE));
-        for key in ["/a", "\0b", "/a\0", "/a\0b\0c", "/a\0\n"] {
-            assert!(!publish(key, MESSAGE), "{key:?}");
-        }
-        assert!(!publish("/a\0b", Message { kind: 3, ..MESSAGE }));
-        let mut incoming = Incoming::default();
-        incoming.room(4).copy_from_slice(&u32::MAX.to_ne_bytes());
-        incoming.received(4, 4);
-        assert_eq!(incoming.next_frame(), Err(TooLong));
-    }
-
-    #[test]
-    fn frames_that_were_not_wholly_written_are_written_anew() {
-        let mut out = Outgoing::default();
-        requests().iter().for_each(|request| request.append_to(out.tail()));
-        let whole = out.unsent().to_vec();
-        let mut second = Vec::new();
-        requests()[0].append_to(&mut second);
-        out.advance(second.len() + 3);
-        assert_eq!(out.len(), whole.len() - second.len() - 3);
-        assert_eq!(out.take(), whole[second.len()..]);
-        assert!(out.is_empty() && out.take().is_empty());
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_frames_or_nonsense(data in prop::collection::vec(any::<u8>(), 0..300)) {
-            fuzz(&data);
-            let mut framed = (data.len() as u32).to_ne_bytes().to_vec();
-            framed.extend(&data);
-            fuzz(&framed);
-        }
-    }
-}
+mod tests;

@@ -198,6 +198,63 @@ fn the_bus_is_replaced_when_it_dies_and_all_goes_on() {
 }
 
 #[test]
+fn what_a_worker_published_before_it_died_arrives() {
+    let (_dir, mut server) = start(&["topics"], &["--workers", "2"]);
+    let mut all = in_all_workers(&server, "/topics", 2);
+    for one in &mut all {
+        assert_eq!(one.ask("sub news"), "sub 0");
+    }
+    until("the bus knows all", || all[0].ask("count news") == format!("count {}", all.len()));
+    let pid_of = |one: &mut Raw| one.ask("pid").strip_prefix("pid ").unwrap().parse::<i32>().unwrap();
+    let doomed = pid_of(&mut all[0]);
+    let mut witness =
+        all.into_iter().find_map(|mut one| (pid_of(&mut one) != doomed).then_some(one)).unwrap();
+    let mut author = Raw::open(&server.address(), "/topics");
+    while pid_of(&mut author) != doomed {
+        author = Raw::open(&server.address(), "/topics");
+    }
+    // More than the bus reads at a time lies before it when it finds out that the worker does not hear any more.
+    let bus = Pid::from_raw(bus_of(&server).unwrap());
+    kill(bus, Signal::SIGSTOP).unwrap();
+    assert_eq!(author.ask("many news 30 5000"), "many 30");
+    kill(Pid::from_raw(doomed), Signal::SIGKILL).unwrap();
+    until("the worker is gone", || !server.workers().contains(&doomed));
+    kill(bus, Signal::SIGCONT).unwrap();
+    for index in 0..30 {
+        assert_eq!(witness.next().map(|frame| frame.payload.len()), Some(5000), "message {index}");
+    }
+    drop((author, witness));
+    server.stop();
+}
+
+#[test]
+fn a_publisher_does_not_overtake_itself_when_it_moves() {
+    let (dir, mut server) = start(&["topics"], &["--workers", "1"]);
+    let mut author = Raw::open(&server.address(), "/topics");
+    let mut witness = Raw::open(&server.address(), "/topics");
+    assert_eq!(witness.ask("sub news"), "sub 0");
+    until("there is a bus", || author.ask("count news") == "count 1" && bus_of(&server).is_some());
+    let old = author.ask("pid");
+    // More than the socket to the bus takes.
+    let bus = Pid::from_raw(bus_of(&server).unwrap());
+    kill(bus, Signal::SIGSTOP).unwrap();
+    assert_eq!(author.ask("many news 100 5000"), "many 100");
+    add_handler(dir.path(), "topics", "topics");
+    server.signal(Signal::SIGHUP);
+    until("the witness has moved", || witness.ask("pid") != old);
+    assert_eq!(author.ask("pid"), old, "it waits until its messages are on their way");
+    kill(bus, Signal::SIGCONT).unwrap();
+    until("the author has moved", || author.ask("pid") != old);
+    author.text("quiet news last");
+    for index in 0..100 {
+        assert_eq!(witness.next().map(|frame| frame.payload.len()), Some(5000), "message {index}");
+    }
+    assert_eq!(witness.next_text(), "last");
+    drop((author, witness));
+    server.stop();
+}
+
+#[test]
 fn topics_of_two_handlers_do_not_meet_unless_they_are_joined() {
     for is_joined in [false, true] {
         let dir = Dir::new();

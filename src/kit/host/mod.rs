@@ -281,7 +281,8 @@ impl Host {
         datagram::send(rendezvous.as_fd(), &FORMAT.to_ne_bytes(), Some(theirs.as_fd()))?;
         let message = Message { but: 0, kind: 1, compress: true, payload: text.as_bytes() };
         let mut frame = Vec::new();
-        Request::Publish { key: &key, message }.append_to(&mut frame);
+        let time = crate::clock::now().as_nanos();
+        Request::Publish { time, key: &key, message }.append_to(&mut frame);
         ours.write_all(&frame)
     }
 

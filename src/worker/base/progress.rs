@@ -29,8 +29,13 @@ impl Progress {
 
     /// It was delivered to all.
     pub fn end(&self) {
-        self.done.store(self.current.load(Ordering::Relaxed).max(self.done()), Ordering::Release);
+        self.pass(self.current.load(Ordering::Relaxed));
         self.current.store(0, Ordering::Release);
+    }
+
+    /// There was nothing to deliver up to this stamp that was not delivered.
+    pub fn pass(&self, stamp: u64) {
+        self.done.store(stamp.max(self.done()), Ordering::Release);
     }
 
     fn done(&self) -> u64 {

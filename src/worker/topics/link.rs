@@ -12,7 +12,7 @@ use std::time::Duration;
 use ::ws_handler::raw::*;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
+use rustix::net::{RecvFlags, recv};
 
 use crate::clock;
 use crate::fleet::bus_wire::{FORMAT, Incoming, Notice};
@@ -25,7 +25,7 @@ use crate::worker::conn::broadcasting::Shared as Outcome;
 use crate::worker::conn::connections::Conns;
 use crate::worker::topics::subscriptions::{Shared, Subscriptions};
 use crate::worker::topics::table::{Fate, Recipients};
-use crate::worker::topics::travelling::{Subscription, read_travelling, settle_travelling};
+use crate::worker::topics::travelling::{Subscription, Traveller};
 
 /// Time (ns) for messages of topics in a turn of the loop, while others wait.
 const SHARE: u64 = 1_000_000;
@@ -50,8 +50,46 @@ struct Connected {
     is_readable: bool,
     /// Messages of this worker that it has taken in.
     taken: u64,
-    /// It takes in what it was told, and another one follows.
-    is_leaving: bool,
+}
+
+impl Connected {
+    /// Receives what has come; false if the bus has ended.
+    fn receive(&mut self) -> bool {
+        let received = recv(&*self.socket, self.incoming.room(READ), RecvFlags::DONTWAIT);
+        let count = received.as_ref().map_or(0, |(count, _)| *count);
+        self.incoming.received(count, READ);
+        match received {
+            Ok((0, _)) => return false,
+            Ok((count, _)) => self.is_readable = count == READ,
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => self.is_readable = false,
+            Err(_) => return false,
+        }
+        true
+    }
+
+    /// Whether the bus has ended. Looks only at what it has taken in by then: messages it is asked for anew.
+    fn has_ended(&mut self) -> bool {
+        loop {
+            match self.incoming.next_frame() {
+                Ok(Some(content)) => {
+                    if let Some(Notice::Taken { count }) = Notice::read(content) {
+                        self.taken = count;
+                    }
+                }
+                Ok(None) => {
+                    self.is_readable = true;
+                    if !self.receive() {
+                        return true;
+                    }
+                    if !self.is_readable {
+                        return false;
+                    }
+                }
+                Err(_) => return true,
+            }
+        }
+    }
 }
 
 /// A message that is being delivered.
@@ -160,30 +198,32 @@ impl Link {
         self.conns.poll.add(&*ours, BUS)?;
         datagram::send(self.rendezvous.as_fd(), &FORMAT.to_ne_bytes(), Some(theirs.as_fd()))?;
         let mut shared = self.subscriptions.lock();
-        let Shared { table, out, socket, .. } = &mut *shared;
-        *socket = Some(Arc::clone(&ours));
-        // Before what was published meanwhile.
-        let published = out.take();
-        table.subscribe_anew(self.progress.last(), out.tail());
-        out.tail().extend(published);
+        shared.socket = Some(Arc::clone(&ours));
+        shared.begin_anew(self.progress.last());
+        // All wait, which a crash must find in the records: live ones have seen what this worker delivers, these have not.
+        shared
+            .table
+            .members()
+            .into_iter()
+            .for_each(|conn| self.renew_record(conn, shared.table.export(conn)));
         let (incoming, watched) = (Incoming::default(), READABLE);
-        let connected =
-            Connected { socket: ours, incoming, watched, is_readable: false, taken: 0, is_leaving: false };
+        let connected = Connected { socket: ours, incoming, watched, is_readable: false, taken: 0 };
         *self.connected.borrow_mut() = Some(connected);
         Ok(())
     }
 
     /// The worker leaves: what was published goes to the bus, this one or the next, if it takes it in time.
     pub fn finish(&self) {
-        if !self.subscriptions.is_used() {
-            return;
-        }
-        if self.connected.borrow().is_none() || self.subscriptions.lock().socket.is_none() {
-            self.disconnect();
-            self.connect();
-        }
         let give_up = clock::now() + FINISH;
-        while clock::now() < give_up && self.subscriptions.lock().write() {
+        while self.subscriptions.is_used() && self.subscriptions.lock().write() {
+            if clock::now() >= give_up {
+                let lost = self.subscriptions.lock().keep_published();
+                return self.note_lost(lost, "did not take them");
+            }
+            if self.connected.borrow_mut().as_mut().is_none_or(Connected::has_ended) {
+                self.disconnect();
+                self.connect();
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -198,29 +238,23 @@ impl Link {
         }
     }
 
-    /// The bus has gone. What it was told and has not taken in may be lost.
+    /// The bus has gone. What it was told and has not said that it has taken in may be lost.
     fn disconnect(&self) {
-        let Some(connected) = self.connected.borrow_mut().take() else { return };
+        let Some(mut connected) = self.connected.borrow_mut().take() else { return };
+        connected.has_ended(); // which reads the last that it has said
         self.conns.poll.forget(&*connected.socket);
         let mut shared = self.subscriptions.lock();
         shared.socket = None;
         let waiting = shared.keep_published();
-        let lost =
-            std::mem::replace(&mut shared.published, waiting).saturating_sub(waiting + connected.taken);
+        let said = std::mem::replace(&mut shared.published, waiting);
         drop(shared);
-        if lost > 0 && !connected.is_leaving {
-            log::warn!("the bus has ended; up to {lost} published messages may be lost");
-            self.conns.metrics.place.topics_lost.add_shared(lost);
-        }
+        self.note_lost(said.saturating_sub(waiting + connected.taken), "has ended");
     }
 
-    /// Another bus follows: nothing more is said to this one.
-    fn fall_silent(&self) {
-        let mut shared = self.subscriptions.lock();
-        if let Some(socket) = shared.socket.take()
-            && let Err(error) = shutdown(&*socket, Shutdown::Write)
-        {
-            log::debug!("bus: shutdown: {error}");
+    fn note_lost(&self, lost: u64, why: &str) {
+        if lost > 0 {
+            log::warn!("the bus {why}: up to {lost} published messages are lost");
+            self.conns.metrics.place.topics_lost.add_shared(lost);
         }
     }
 
@@ -239,7 +273,7 @@ impl Link {
             }
             self.conns.metrics.set_subscriptions(table.len());
         }
-        let is_left = socket.is_some() && shared.write();
+        let is_left = shared.write() && shared.socket.is_some();
         let wanted = if is_left { READABLE | WRITABLE } else { READABLE };
         if connected.watched != wanted {
             connected.watched = wanted;
@@ -280,17 +314,14 @@ impl Link {
     /// A connection to a handler has come from another process with these subscriptions, and had `seen` what came before
     /// that.
     pub fn arrive(&self, id: u64, handler: u16, topics: &[u8], seen: u64) {
-        let topics = settle_travelling(topics, seen);
-        let (Some(travelling), Some(scope)) =
-            (read_travelling(&topics), self.subscriptions.scope_of(handler))
-        else {
-            return;
+        let Some(traveller) = Traveller::read(topics) else {
+            return log::error!("connection {id:x}: its subscriptions are malformed; lost");
         };
+        let Some(scope) = self.subscriptions.scope_of(handler) else { return };
         self.subscriptions.set_used();
         let mut shared = self.subscriptions.lock();
         let Shared { table, out, .. } = &mut *shared;
-        let last = self.progress.last();
-        let left_out = table.arrive(id, scope, (travelling.0, &travelling.1), last, out.tail());
+        let left_out = table.arrive(id, scope, &traveller.settle(seen), out.tail());
         if left_out > 0 {
             log::error!(
                 "connection {id:x}: lost {left_out} subscriptions: this worker has too many (topics_max)"
@@ -301,7 +332,13 @@ impl Link {
 
     /// The same for one that is only passing through.
     pub fn pass(&self, id: u64, topics: &[u8], seen: u64) {
-        self.renew_record(id, settle_travelling(topics, seen));
+        let settled = Traveller::read(topics).map(|traveller| traveller.settle(seen).write());
+        self.renew_record(id, settled.unwrap_or_default());
+    }
+
+    /// Whether all that a connection has published is on its way to the bus, so that it can go on in another worker.
+    pub fn is_quiet(&self, id: u64) -> bool {
+        !self.subscriptions.is_used() || !self.subscriptions.lock().has_unsent(id)
     }
 
     // ------------------------------------------------------------- delivering
@@ -340,25 +377,15 @@ impl Link {
                         log::error!("the bus has sent nonsense; connecting anew");
                         return Next::Ended;
                     };
-                    match notice {
-                        Notice::Taken { count } => connected.taken = count,
-                        Notice::Farewell => connected.is_leaving = true,
-                        _ => {}
+                    if let Notice::Taken { count } = notice {
+                        connected.taken = count;
                     }
                     self.take_in(notice);
                     return Next::Done;
                 }
                 Ok(None) if connected.is_readable => {
-                    let received =
-                        recv(&*connected.socket, connected.incoming.room(READ), RecvFlags::DONTWAIT);
-                    let count = received.as_ref().map_or(0, |(count, _)| *count);
-                    connected.incoming.received(count, READ);
-                    match received {
-                        Ok((0, _)) => return Next::Ended,
-                        Ok((count, _)) => connected.is_readable = count == READ,
-                        Err(Errno::INTR) => {}
-                        Err(Errno::AGAIN) => connected.is_readable = false,
-                        Err(_) => return Next::Ended,
+                    if !connected.receive() {
+                        return Next::Ended;
                     }
                 }
                 Ok(None) => return Next::Nothing,
@@ -385,16 +412,13 @@ impl Link {
                     self.note_missed(&live, missed);
                 }
             }
-            Notice::Missed { topic, ticket, count } => {
-                let whom = self.subscriptions.lock().table.missed(topic, ticket, count);
+            Notice::Missed { topic, ticket, stamp, count } => {
+                let whom = self.subscriptions.lock().table.missed(topic, ticket, stamp, count);
                 self.note_missed(&whom, count);
             }
             Notice::Others { topic, count } => self.subscriptions.lock().table.set_others(topic, count),
             Notice::Taken { .. } => {}
-            Notice::Farewell => {
-                self.retry_at.set(0);
-                self.fall_silent();
-            }
+            Notice::Passed { stamp } => self.progress.pass(stamp),
         }
     }
 
@@ -455,6 +479,8 @@ impl Link {
                     "connection {id:x}: too slow for the topics it is subscribed to; closed with 1013"
                 );
                 self.conns.close(*id, Some(TRY_AGAIN_LATER), b"too slow", WS_BY_HOST);
+            } else {
+                self.renew(*id);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! What handlers may do with topics, on any thread: it is in the table, and on its way to the bus, when the call returns.
 
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +15,6 @@ use crate::ffi::topics::Topics;
 use crate::fleet::bus_wire::{Incoming, MAX_MESSAGE, Message, Outgoing, Request, checked_name, key_of};
 use crate::proto::ws::utf8;
 use crate::worker::base::metrics::Metrics;
-use crate::worker::base::progress::Progress;
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::topics::table::{Limits, Table};
 use crate::worker::topics::travelling::Subscription;
@@ -25,40 +25,64 @@ pub struct Shared {
     pub table: Table,
     /// What the bus is to be told.
     pub out: Outgoing,
-    /// To the bus, as long as it listens.
+    /// To the bus, as long as it takes something.
     pub socket: Option<Arc<OwnedFd>>,
     /// Messages put into `out` for the bus that is there now.
     pub published: u64,
+    /// Connections of which something that they have published may still be in `out`; empty if that is.
+    unsent: HashSet<u64>,
     /// The last number that a connection was given.
     last_number: u64,
 }
 
 impl Shared {
+    /// A bus has come that knows nothing: it is told all subscriptions, and then what was published while there was none. All
+    /// up to `delivered` was delivered.
+    pub fn begin_anew(&mut self, delivered: u64) {
+        // What else was said to nobody is said by the table, which has gone on since: a subscription that came and went
+        // would contradict it.
+        self.keep_published();
+        let published = self.out.take();
+        self.table.subscribe_anew(delivered, self.out.tail());
+        self.out.tail().extend(published);
+    }
+
     /// There is no bus any more: only messages are kept of what it was to be told. Returns how many.
     pub fn keep_published(&mut self) -> u64 {
         let mut all = Incoming::of(self.out.take());
         let mut count = 0;
         while let Ok(Some(content)) = all.next_frame() {
-            if let Some(Request::Publish { key, message }) = Request::read(content) {
-                Request::Publish { key, message }.append_to(self.out.tail());
+            if let Some(published @ Request::Publish { .. }) = Request::read(content) {
+                published.append_to(self.out.tail());
                 count += 1;
             }
         }
         count
     }
 
-    /// Gives the bus what it takes of what it is to be told. True if something is left. One that has gone is found out by
-    /// the loop.
+    /// Gives the bus what it takes of what it is to be told. True if something is left. One that takes nothing more has gone,
+    /// or makes room for another: the loop finds out when it has ended.
     pub fn write(&mut self) -> bool {
         let Some(socket) = &self.socket else { return !self.out.is_empty() };
         while !self.out.is_empty() {
             match send(socket, self.out.unsent(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
                 Ok(count) => self.out.advance(count),
                 Err(Errno::INTR) => {}
-                Err(_) => return true,
+                Err(Errno::AGAIN) => return true,
+                Err(_) => {
+                    self.socket = None;
+                    return true;
+                }
             }
         }
+        self.unsent.clear();
         false
+    }
+
+    /// Whether something that a connection has published is not on its way yet: what it publishes in another worker would
+    /// overtake it.
+    pub fn has_unsent(&self, conn: u64) -> bool {
+        self.unsent.contains(&conn)
     }
 }
 
@@ -70,7 +94,6 @@ pub struct Subscriptions {
     bounds: TopicBounds,
     commands: &'static CommandQueue,
     metrics: &'static Metrics,
-    progress: &'static Progress,
     /// Whether topics were ever used.
     is_used: AtomicBool,
 }
@@ -82,7 +105,6 @@ impl Subscriptions {
         bounds: TopicBounds,
         commands: &'static CommandQueue,
         metrics: &'static Metrics,
-        progress: &'static Progress,
     ) -> Self {
         let limits =
             Limits { per_connection: bounds.per_connection as usize, topics: bounds.topics as usize };
@@ -96,10 +118,11 @@ impl Subscriptions {
             out: Outgoing::default(),
             socket: None,
             published: 0,
+            unsent: HashSet::new(),
             last_number: u64::from_ne_bytes(seed),
         };
         let shared = Mutex::new(shared);
-        Subscriptions { shared, scopes, bounds, commands, metrics, progress, is_used: AtomicBool::new(false) }
+        Subscriptions { shared, scopes, bounds, commands, metrics, is_used: AtomicBool::new(false) }
     }
 
     /// Whether topics were ever used.
@@ -127,10 +150,13 @@ impl Subscriptions {
         Some(key_of(self.scope_of(handler)?, checked_name(topic)?))
     }
 
-    /// What was appended goes out; the loop sees to what does not.
-    fn send(&self, mut shared: MutexGuard<'_, Shared>) {
+    /// What was appended goes out; the loop sees to what does not. `publisher`: the connection that has published it, or 0.
+    fn send(&self, mut shared: MutexGuard<'_, Shared>, publisher: u64) {
         self.set_used();
         let is_left = shared.write();
+        if is_left && publisher != 0 {
+            shared.unsent.insert(publisher);
+        }
         drop(shared);
         if is_left {
             self.commands.give(Command::Topics);
@@ -151,7 +177,7 @@ impl Topics for Subscriptions {
             *last_number
         };
         let wanted = Subscription { from: clock::now().as_nanos(), flags: flags as u8 };
-        if table.subscribe(conn, &key, wanted, self.progress.last(), number, out.tail()).is_err() {
+        if table.subscribe(conn, &key, wanted, number, out.tail()).is_err() {
             return WS_E_LIMIT;
         }
         // It travels along from here on, or the connection has gone and what it had goes with it.
@@ -159,7 +185,7 @@ impl Topics for Subscriptions {
         if result != WS_OK {
             table.leave(conn, out.tail());
         }
-        self.send(shared);
+        self.send(shared, 0);
         result
     }
 
@@ -172,7 +198,7 @@ impl Topics for Subscriptions {
             return WS_E_INVALID;
         }
         let _ = self.commands.renew_topics(conn); // else it has gone
-        self.send(shared);
+        self.send(shared, 0);
         WS_OK
     }
 
@@ -193,10 +219,11 @@ impl Topics for Subscriptions {
         }
         let but = if flags & WS_NOT_SELF != 0 { shared.table.number_of(this) } else { 0 };
         let message = Message { but, kind: kind as u8, compress: flags & WS_UNCOMPRESSED == 0, payload };
-        Request::Publish { key: &key, message }.append_to(shared.out.tail());
+        let time = clock::now().as_nanos();
+        Request::Publish { time, key: &key, message }.append_to(shared.out.tail());
         shared.published += 1;
         counters.topics.published.add_shared(1);
-        self.send(shared);
+        self.send(shared, this);
         WS_OK
     }
 
@@ -205,6 +232,43 @@ impl Topics for Subscriptions {
     }
 
     fn missed(&self, conn: u64) -> u64 {
-        self.lock().table.take_missed(conn)
+        let missed = self.lock().table.take_missed(conn);
+        if missed > 0 {
+            let _ = self.commands.renew_topics(conn); // else it has gone
+        }
+        missed
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_bus_is_told_what_is_so_now_and_not_what_was_said_to_none() {
+        let table = Table::new(Limits { per_connection: 9, topics: 9 });
+        let mut shared = Shared {
+            table,
+            out: Outgoing::default(),
+            socket: None,
+            published: 0,
+            unsent: HashSet::new(),
+            last_number: 0,
+        };
+        let wanted = Subscription { from: 7, flags: 0 };
+        let message = Message { but: 0, kind: 1, compress: false, payload: b"x" };
+        let Shared { table, out, .. } = &mut shared;
+        table.subscribe(1, "/chat\0a", wanted, || 1, out.tail()).unwrap();
+        Request::Publish { time: 1, key: "/chat\0a", message }.append_to(out.tail());
+        table.unsubscribe(1, "/chat\0a", out.tail());
+        table.subscribe(1, "/chat\0a", wanted, || 1, out.tail()).unwrap();
+        shared.begin_anew(0);
+        let mut said = Incoming::of(shared.out.take());
+        let mut next =
+            || said.next_frame().unwrap().map(|content| format!("{:?}", Request::read(content).unwrap()));
+        assert!(next().unwrap().starts_with("Subscribe { topic: 2, ticket: 3, from: 7,"));
+        assert!(next().unwrap().starts_with("Publish "));
+        assert_eq!(next(), None);
     }
 }

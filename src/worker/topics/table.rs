@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 
-use crate::fleet::bus_wire::{Request, key_of};
-use crate::worker::topics::travelling::{Subscription, Travelling};
+use crate::fleet::bus_wire::{Request, key_of, split_key};
+use crate::worker::topics::travelling::{Subscription, Traveller, Travelling};
 
 /// Subscriptions that wait for the same earlier messages.
 struct Group {
@@ -24,7 +24,8 @@ struct Topic {
     /// By connection.
     live: BTreeMap<u64, Subscription>,
     waiting: Vec<Group>,
-    /// The bus sends messages of it that are later than this stamp.
+    /// The bus sends messages of it that are later than this stamp: of those that it has sent or dropped until now, the
+    /// last one.
     live_from: Option<u64>,
     /// Subscribers in other workers, as far as known.
     others: u32,
@@ -35,6 +36,11 @@ struct Topic {
 impl Topic {
     fn len(&self) -> usize {
         self.live.len() + self.waiting.iter().map(|group| group.members.len()).sum::<usize>()
+    }
+
+    /// What is live from here on does not get what has a stamp up to this.
+    fn pass(&mut self, stamp: u64) {
+        self.live_from = self.live_from.map(|from| from.max(stamp));
     }
 
     fn remove(&mut self, conn: u64) -> Option<Subscription> {
@@ -53,6 +59,7 @@ struct Member {
     /// Its number on all workers, now and later.
     number: u64,
     topics: Vec<u32>,
+    /// Messages that its handler has not been told of.
     missed: u64,
 }
 
@@ -105,15 +112,13 @@ impl Table {
         self.subscriptions
     }
 
-    /// Subscribes a connection to what comes after `from`, or changes the flags of what it is subscribed to. `delivered` is
-    /// the stamp of the last message that was delivered here, or is being delivered. `number` gives a new connection its
-    /// number. What the bus is to know is appended.
+    /// Subscribes a connection to what comes after `from`, or changes the flags of what it is subscribed to. `number` gives a
+    /// new connection its number. What the bus is to know is appended.
     pub fn subscribe(
         &mut self,
         conn: u64,
         key: &str,
         wanted: Subscription,
-        delivered: u64,
         number: impl FnOnce() -> u64,
         out: &mut Vec<u8>,
     ) -> Result<(), Full> {
@@ -136,7 +141,7 @@ impl Table {
         self.members.entry(conn).or_insert_with(member).topics.push(topic);
         self.subscriptions += 1;
         self.recount.push(topic);
-        self.place(topic, conn, wanted, delivered, out);
+        self.place(topic, conn, wanted, out);
         Ok(())
     }
 
@@ -154,10 +159,10 @@ impl Table {
         self.last_topic
     }
 
-    /// Makes a subscription live if it has seen all that was delivered here, else has it wait.
-    fn place(&mut self, number: u32, conn: u64, wanted: Subscription, delivered: u64, out: &mut Vec<u8>) {
+    /// Makes a subscription live if it lacks nothing but what is still to come here, else has it wait.
+    fn place(&mut self, number: u32, conn: u64, wanted: Subscription, out: &mut Vec<u8>) {
         let Some(topic) = self.topics.get_mut(&number) else { return };
-        if topic.live_from.is_some_and(|stamp| stamp.max(delivered) <= wanted.from) {
+        if topic.live_from.is_some_and(|stamp| stamp <= wanted.from) {
             topic.live.insert(conn, wanted);
         } else if let Some(group) =
             topic.waiting.iter_mut().find(|group| group.ticket != 0 && group.from <= wanted.from)
@@ -216,7 +221,10 @@ impl Table {
         let Self { topics, members, blocked, .. } = self;
         let topic = topics.get_mut(&number)?;
         let group = match ticket {
-            0 => &mut topic.live,
+            0 => {
+                topic.pass(stamp);
+                &mut topic.live
+            }
             ticket => {
                 let group = topic.waiting.iter_mut().find(|group| group.ticket == ticket)?;
                 group.from = stamp;
@@ -281,16 +289,26 @@ impl Table {
         live
     }
 
-    /// Messages of a topic did not come; returns whom they were for: those that are live, or wait with this ticket.
-    pub fn missed(&mut self, number: u32, ticket: u32, count: u32) -> Vec<(u64, Subscription)> {
-        let Some(topic) = self.topics.get(&number) else { return Vec::new() };
-        let waiting =
-            || topic.waiting.iter().find(|group| group.ticket == ticket).map(|group| &group.members);
-        let Some(whom) = (if ticket == 0 { Some(&topic.live) } else { waiting() }) else { return Vec::new() };
-        for conn in whom.keys() {
+    /// Messages of a topic did not come, the last with this stamp; returns whom they were for: those that are live, or wait
+    /// with this ticket.
+    pub fn missed(&mut self, number: u32, ticket: u32, stamp: u64, count: u32) -> Vec<(u64, Subscription)> {
+        let Some(topic) = self.topics.get_mut(&number) else { return Vec::new() };
+        let whom = if ticket == 0 {
+            topic.pass(stamp);
+            &topic.live
+        } else {
+            let Some(group) = topic.waiting.iter().find(|group| group.ticket == ticket) else {
+                return Vec::new();
+            };
+            &group.members
+        };
+        let lacks = |(_, subscription): &(&u64, &Subscription)| subscription.from < stamp;
+        let whom: Vec<(u64, Subscription)> =
+            whom.iter().filter(lacks).map(|(conn, subscription)| (*conn, *subscription)).collect();
+        for (conn, _) in &whom {
             self.members.get_mut(conn).into_iter().for_each(|member| member.missed += u64::from(count));
         }
-        whom.iter().map(|(conn, subscription)| (*conn, *subscription)).collect()
+        whom
     }
 
     /// So many subscribers are on other workers.
@@ -373,51 +391,49 @@ impl Table {
         self.members.get(&conn).map_or(0, |member| member.number)
     }
 
+    /// Connections with anything that travels.
+    pub fn members(&self) -> Vec<u64> {
+        self.members.keys().copied().collect()
+    }
+
     /// How many messages a connection has missed since the last call.
     pub fn take_missed(&mut self, conn: u64) -> u64 {
-        self.members.get_mut(&conn).map_or(0, |member| std::mem::take(&mut member.missed))
+        let Some(member) = self.members.get_mut(&conn) else { return 0 };
+        let missed = std::mem::take(&mut member.missed);
+        if member.topics.is_empty() {
+            self.members.remove(&conn);
+        }
+        missed
     }
 
     // ---------------------------------------------------------------- travelling
 
-    /// A connection's number and subscriptions, as `travelling` reads them. Empty without subscriptions.
+    /// What travels with a connection. Empty without subscriptions and without messages that it was not told it has missed.
     pub fn export(&self, conn: u64) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let Some(member) = self.members.get(&conn) else { return bytes };
-        for number in &member.topics {
-            let Some(topic) = self.topics.get(number) else { continue };
+        let Some(Member { number, missed, topics }) = self.members.get(&conn) else { return Vec::new() };
+        let travelling = |topic: &u32| {
+            let topic = self.topics.get(topic)?;
             let waiting = || topic.waiting.iter().find_map(|group| group.members.get(&conn));
-            let (waits, subscription) = match topic.live.get(&conn) {
-                Some(subscription) => (false, *subscription),
-                None => match waiting() {
-                    Some(ours) => (true, *ours),
-                    None => continue,
-                },
-            };
-            let Some((_, name)) = topic.key.split_once('\0') else { continue };
-            if bytes.is_empty() {
-                bytes.extend_from_slice(&member.number.to_ne_bytes());
-            }
-            Travelling { waits, subscription, name }.append_to(&mut bytes);
-        }
-        bytes
+            let live = topic.live.get(&conn);
+            let subscription = *live.or_else(waiting)?;
+            Some(Travelling { waits: live.is_none(), subscription, name: split_key(&topic.key)?.1 })
+        };
+        let subscriptions = topics.iter().filter_map(travelling).collect();
+        Traveller { number: *number, missed: *missed, subscriptions }.write()
     }
 
-    /// A connection has come with these subscriptions, to topics of this scope, and with the number that it has
-    /// everywhere. Those beyond the bounds are left out; their number is returned.
-    pub fn arrive(
-        &mut self,
-        conn: u64,
-        scope: &str,
-        (number, travelling): (u64, &[Travelling<'_>]),
-        delivered: u64,
-        out: &mut Vec<u8>,
-    ) -> usize {
+    /// A connection has come with subscriptions to topics of this scope. Those beyond the bounds are left out; their number
+    /// is returned.
+    pub fn arrive(&mut self, conn: u64, scope: &str, traveller: &Traveller<'_>, out: &mut Vec<u8>) -> usize {
         let mut left_out = 0;
-        for Travelling { subscription, name, .. } in travelling {
+        for Travelling { subscription, name, .. } in &traveller.subscriptions {
             let key = key_of(scope, name);
-            let result = self.subscribe(conn, &key, *subscription, delivered, || number, out);
+            let result = self.subscribe(conn, &key, *subscription, || traveller.number, out);
             left_out += usize::from(result.is_err());
+        }
+        if traveller.missed > 0 {
+            let member = || Member { number: traveller.number, topics: Vec::new(), missed: 0 };
+            self.members.entry(conn).or_insert_with(member).missed += traveller.missed;
         }
         left_out
     }

@@ -25,8 +25,7 @@ pub struct Travelling<'a> {
 const WAITS: u8 = 0x80;
 
 impl<'a> Travelling<'a> {
-    /// Appends it.
-    pub fn append_to(&self, bytes: &mut Vec<u8>) {
+    fn append_to(&self, bytes: &mut Vec<u8>) {
         let waits = if self.waits { WAITS } else { 0 };
         bytes.extend_from_slice(&self.subscription.from.to_ne_bytes());
         bytes.extend_from_slice(&[self.subscription.flags & !WAITS | waits, self.name.len() as u8]);
@@ -44,26 +43,44 @@ impl<'a> Travelling<'a> {
     }
 }
 
-/// What the table has exported: the connection's number and its subscriptions. `None` for nothing, or nonsense.
-pub fn read_travelling(bytes: &[u8]) -> Option<(u64, Vec<Travelling<'_>>)> {
-    let (number, mut rest) = bytes.split_first_chunk::<8>()?;
-    let mut all = Vec::new();
-    while !rest.is_empty() {
-        all.push(Travelling::take(&mut rest)?);
-    }
-    Some((u64::from_ne_bytes(*number), all))
+/// What travels with a connection: who it is, what it is to be told, and its subscriptions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traveller<'a> {
+    /// The number that the connection has on all workers.
+    pub number: u64,
+    /// Messages that it has missed and that its handler has not been told of.
+    pub missed: u64,
+    /// Its subscriptions.
+    pub subscriptions: Vec<Travelling<'a>>,
 }
 
-/// The same bytes for a connection that has just arrived: of each subscription it is known what it has seen, where `seen` is
-/// what the worker that it comes from had delivered to it.
-pub fn settle_travelling(bytes: &[u8], seen: u64) -> Vec<u8> {
-    let Some((number, all)) = read_travelling(bytes) else { return Vec::new() };
-    let mut settled = number.to_ne_bytes().to_vec();
-    for travelling in all {
-        let Travelling { waits, subscription, name } = travelling;
-        let from = if waits { subscription.from } else { subscription.from.max(seen) };
-        let subscription = Subscription { from, ..subscription };
-        Travelling { waits: true, subscription, name }.append_to(&mut settled);
+impl<'a> Traveller<'a> {
+    /// As bytes.
+    pub fn write(&self) -> Vec<u8> {
+        let mut bytes = [self.number.to_ne_bytes(), self.missed.to_ne_bytes()].concat();
+        self.subscriptions.iter().for_each(|subscription| subscription.append_to(&mut bytes));
+        bytes
     }
-    settled
+
+    /// From bytes; `None` for none, or malformed ones.
+    pub fn read(bytes: &'a [u8]) -> Option<Self> {
+        let (number, rest) = bytes.split_first_chunk()?;
+        let (missed, mut rest) = rest.split_first_chunk()?;
+        let mut subscriptions = Vec::new();
+        while !rest.is_empty() {
+            subscriptions.push(Travelling::take(&mut rest)?);
+        }
+        let (number, missed) = (u64::from_ne_bytes(*number), u64::from_ne_bytes(*missed));
+        Some(Traveller { number, missed, subscriptions })
+    }
+
+    /// The same on arrival: all wait, each for what it has not seen. The worker that it comes from had delivered all up to
+    /// `seen` to the live ones.
+    pub fn settle(mut self, seen: u64) -> Self {
+        for travelling in self.subscriptions.iter_mut().filter(|travelling| !travelling.waits) {
+            travelling.subscription.from = travelling.subscription.from.max(seen);
+            travelling.waits = true;
+        }
+        self
+    }
 }

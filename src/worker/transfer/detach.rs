@@ -89,7 +89,7 @@ impl Transfer {
         let core = &mut *self.conns.core.borrow_mut();
         let known = core.table.get(id).map(|conn| &conn.phase);
         let is_silent = matches!(known, Some(Phase::Open(open)) if open.channel().is_none() && open.silent);
-        is_silent && core.table.record(id).is_some_and(|record| record.is_movable())
+        is_silent && core.table.record(id).is_some_and(|record| record.is_movable()) && self.link.is_quiet(id)
     }
 }
 

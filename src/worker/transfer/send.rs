@@ -343,7 +343,8 @@ impl Transfer {
         if record.flags() & flags::FRESH != 0 {
             return Some(Purpose::Handshake);
         }
-        (record.is_movable() && self.commands.is_quiet(id)).then_some(Purpose::Resume)
+        let is_quiet = self.commands.is_quiet(id) && self.link.is_quiet(id);
+        (record.is_movable() && is_quiet).then_some(Purpose::Resume)
     }
 
     /// Tells the handler that the connection goes on elsewhere; false if that made it immovable. From here on it is over

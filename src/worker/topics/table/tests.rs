@@ -1,6 +1,5 @@
 use super::*;
 use crate::fleet::bus_wire::Incoming;
-use crate::worker::topics::travelling::{read_travelling, settle_travelling};
 
 const KEY: &str = "/chat\0room";
 const NOBODY: [u64; 0] = [];
@@ -15,9 +14,9 @@ impl Worker {
         Worker { table: Table::new(Limits { per_connection: 2, topics: 3 }), out: Vec::new() }
     }
 
-    fn subscribe(&mut self, conn: u64, from: u64, delivered: u64) -> Result<(), Full> {
+    fn subscribe(&mut self, conn: u64, from: u64) -> Result<(), Full> {
         let wanted = Subscription { from, flags: 0 };
-        self.table.subscribe(conn, KEY, wanted, delivered, || conn + 1000, &mut self.out)
+        self.table.subscribe(conn, KEY, wanted, || conn + 1000, &mut self.out)
     }
 
     /// What the bus is told, in short.
@@ -54,8 +53,8 @@ impl Worker {
 #[test]
 fn a_subscription_waits_for_the_bus_and_then_gets_each_message_once() {
     let mut worker = Worker::new();
-    worker.subscribe(1, 10, 0).unwrap();
-    worker.subscribe(2, 12, 0).unwrap();
+    worker.subscribe(1, 10).unwrap();
+    worker.subscribe(2, 12).unwrap();
     assert_eq!(worker.said(), "S1/1>10", "one request serves both");
     assert_eq!(worker.deliver(0, 11, 0), NOBODY);
     assert_eq!(worker.deliver(1, 11, 0), [1]);
@@ -66,7 +65,7 @@ fn a_subscription_waits_for_the_bus_and_then_gets_each_message_once() {
     assert_eq!(worker.deliver(0, 13, 0), NOBODY);
     assert_eq!(worker.deliver(0, 14, 1001), [2], "not to its author");
     // The next one is live at once.
-    worker.subscribe(3, 20, 14).unwrap();
+    worker.subscribe(3, 20).unwrap();
     assert_eq!(worker.said(), "");
     assert_eq!((worker.deliver(0, 19, 0), worker.deliver(0, 21, 0)), (vec![1, 2], vec![1, 2, 3]));
 }
@@ -74,44 +73,48 @@ fn a_subscription_waits_for_the_bus_and_then_gets_each_message_once() {
 #[test]
 fn one_that_has_moved_gets_what_it_has_not_seen_elsewhere() {
     let (mut from, mut to) = (Worker::new(), Worker::new());
-    from.subscribe(1, 10, 0).unwrap();
+    from.subscribe(1, 10).unwrap();
     from.table.replayed(1, 1, 10, 0);
-    let bytes = settle_travelling(&from.table.export(1), 50);
-    let (number, travelling) = read_travelling(&bytes).unwrap();
-    assert_eq!((number, travelling[0].subscription.from, travelling[0].name), (1001, 50, "room"));
+    from.table.missed(1, 0, 11, 3);
+    let bytes = from.table.export(1);
+    let traveller = Traveller::read(&bytes).unwrap().settle(50);
+    assert_eq!((traveller.number, traveller.missed), (1001, 3));
+    let [Travelling { subscription, name: "room", .. }] = traveller.subscriptions[..] else { panic!() };
+    assert_eq!(subscription.from, 50);
 
-    to.subscribe(7, 5, 0).unwrap();
+    to.subscribe(7, 5).unwrap();
     to.table.replayed(1, 1, 5, 0);
     to.said();
     // The other worker is ahead.
-    assert_eq!(to.table.arrive(8, "/chat", (number, &travelling), 60, &mut to.out), 0);
+    assert_eq!(to.deliver(0, 60, 0), [7]);
+    assert_eq!(to.table.arrive(8, "/chat", &traveller, &mut to.out), 0);
     assert_eq!(to.said(), "S1/2>50");
     assert_eq!(to.deliver(0, 61, 0), [7]);
     assert_eq!((to.deliver(2, 55, 0), to.deliver(2, 61, 0)), (vec![8], vec![8]));
     // It goes on, in the middle of that.
-    let (_, again) = read_travelling(&settle_travelling(&to.table.export(8), 99))
-        .map(|(number, all)| (number, all[0].subscription.from))
-        .unwrap();
-    assert_eq!(again, 61);
+    let bytes = to.table.export(8);
+    let again = Traveller::read(&bytes).unwrap().settle(99);
+    assert_eq!((again.subscriptions[0].subscription.from, again.missed), (61, 3));
+    assert_eq!((to.table.take_missed(8), to.table.take_missed(8)), (3, 0));
     to.table.replayed(1, 2, 61, 0);
     assert_eq!(to.deliver(0, 62, 1001), [7], "it is the same subscriber");
     // The other worker is behind.
     let mut behind = Worker::new();
-    behind.subscribe(7, 5, 0).unwrap();
+    behind.subscribe(7, 5).unwrap();
     behind.table.replayed(1, 1, 5, 0);
-    behind.table.arrive(8, "/chat", (number, &travelling), 40, &mut behind.out);
+    behind.table.arrive(8, "/chat", &traveller, &mut behind.out);
     assert_eq!((behind.deliver(0, 45, 0), behind.deliver(0, 51, 0)), (vec![7], vec![7, 8]));
 }
 
 #[test]
 fn whoever_comes_in_the_middle_of_a_replay_asks_for_what_has_gone_by() {
     let mut worker = Worker::new();
-    worker.subscribe(1, 10, 0).unwrap();
+    worker.subscribe(1, 10).unwrap();
     assert_eq!(worker.deliver(1, 15, 0), [1]);
     worker.said();
-    worker.subscribe(2, 12, 0).unwrap();
+    worker.subscribe(2, 12).unwrap();
     assert_eq!(worker.said(), "S1/2>12");
-    worker.subscribe(3, 15, 0).unwrap();
+    worker.subscribe(3, 15).unwrap();
     assert_eq!(worker.said(), "", "all that it waits for is still to come");
     assert_eq!(worker.deliver(1, 20, 0), [1, 3]);
     worker.table.replayed(1, 1, 20, 0);
@@ -120,10 +123,24 @@ fn whoever_comes_in_the_middle_of_a_replay_asks_for_what_has_gone_by() {
 }
 
 #[test]
+fn whoever_comes_after_a_message_was_dropped_here_asks_for_it() {
+    let mut worker = Worker::new();
+    worker.subscribe(1, 10).unwrap();
+    worker.table.replayed(1, 1, 10, 0);
+    worker.said();
+    assert_eq!(worker.table.missed(1, 0, 20, 2), [(1, Subscription { from: 10, flags: 0 })]);
+    worker.subscribe(2, 20).unwrap();
+    assert_eq!(worker.said(), "");
+    worker.subscribe(3, 19).unwrap();
+    assert_eq!(worker.said(), "S1/2>19");
+    assert_eq!(worker.table.missed(1, 2, 18, 1), []);
+}
+
+#[test]
 fn a_message_in_fragments_is_waited_for() {
     let mut worker = Worker::new();
-    worker.subscribe(1, 10, 0).unwrap();
-    worker.subscribe(2, 10, 0).unwrap();
+    worker.subscribe(1, 10).unwrap();
+    worker.subscribe(2, 10).unwrap();
     worker.table.replayed(1, 1, 10, 0);
     worker.said();
     let whom = |stamp| Recipients { topic: 1, ticket: 0, stamp, but: 0 };
@@ -141,9 +158,9 @@ fn a_message_in_fragments_is_waited_for() {
 #[test]
 fn a_new_bus_is_told_all_and_asked_for_what_came_meanwhile() {
     let mut worker = Worker::new();
-    worker.subscribe(1, 10, 0).unwrap();
+    worker.subscribe(1, 10).unwrap();
     worker.table.replayed(1, 1, 10, 0);
-    worker.subscribe(2, 5, 30).unwrap();
+    worker.subscribe(2, 5).unwrap();
     worker.said();
     worker.table.subscribe_anew(30, &mut worker.out);
     assert_eq!(worker.said(), "S1/3>5 S1/4>30");
@@ -154,7 +171,7 @@ fn a_new_bus_is_told_all_and_asked_for_what_came_meanwhile() {
 #[test]
 fn a_broadcast_goes_on_where_it_was_interrupted() {
     let mut worker = Worker::new();
-    (1..=5).for_each(|conn| worker.subscribe(conn, 10, 0).unwrap());
+    (1..=5).for_each(|conn| worker.subscribe(conn, 10).unwrap());
     worker.table.replayed(1, 1, 10, 0);
     let (mut got, mut position) = (Vec::new(), Some(0));
     while let Some(at) = position {
@@ -177,9 +194,9 @@ fn a_broadcast_goes_on_where_it_was_interrupted() {
 #[test]
 fn counts_and_bounds() {
     let mut worker = Worker::new();
-    worker.subscribe(1, 0, 0).unwrap();
-    worker.subscribe(1, 0, 0).unwrap();
-    worker.subscribe(2, 0, 0).unwrap();
+    worker.subscribe(1, 0).unwrap();
+    worker.subscribe(1, 0).unwrap();
+    worker.subscribe(2, 0).unwrap();
     assert_eq!((worker.table.len(), worker.table.subscribers(KEY)), (2, 2));
     worker.said();
     worker.table.tell_counts(&mut worker.out);
@@ -195,7 +212,7 @@ fn counts_and_bounds() {
     assert_eq!((worker.table.len(), worker.table.topics.len(), worker.table.members.len()), (0, 0, 0));
     let mut subscribe = |conn, key| {
         let wanted = Subscription { from: 0, flags: 0 };
-        worker.table.subscribe(conn, key, wanted, 0, || conn, &mut worker.out)
+        worker.table.subscribe(conn, key, wanted, || conn, &mut worker.out)
     };
     assert_eq!(
         [subscribe(1, "s\0a"), subscribe(1, "s\0b"), subscribe(1, "s\0c")],
@@ -208,10 +225,23 @@ fn counts_and_bounds() {
 }
 
 #[test]
-fn what_does_not_travel_well_is_left_behind() {
-    assert_eq!(read_travelling(&[1; 8]), Some((u64::from_ne_bytes([1; 8]), vec![])));
-    for junk in [&[0; 3][..], &[0; 9], &[1; 18], &[255; 40]] {
-        assert_eq!(read_travelling(junk), None);
+fn a_connection_takes_along_what_it_has_missed_without_a_subscription() {
+    let (mut from, mut to) = (Worker::new(), Worker::new());
+    from.subscribe(1, 10).unwrap();
+    from.table.replayed(1, 1, 10, 2);
+    from.table.unsubscribe(1, KEY, &mut from.out);
+    let bytes = from.table.export(1);
+    to.table.arrive(8, "/chat", &Traveller::read(&bytes).unwrap(), &mut to.out);
+    assert_eq!((to.table.take_missed(8), to.table.len()), (2, 0));
+    to.table.leave(8, &mut to.out);
+    assert!(to.table.members().is_empty() && to.table.export(8).is_empty());
+}
+
+#[test]
+fn malformed_bytes_are_no_traveller() {
+    let traveller = Traveller { number: u64::from_ne_bytes([1; 8]), missed: 0, subscriptions: vec![] };
+    assert_eq!(Traveller::read(&[[1; 8], [0; 8]].concat()), Some(traveller));
+    for junk in [&[0; 3][..], &[0; 17], &[1; 26], &[255; 48]] {
+        assert_eq!(Traveller::read(junk), None);
     }
-    assert!(settle_travelling(b"junk", 0).is_empty());
 }

@@ -1,0 +1,139 @@
+//! Messages that the bus keeps for a while, and what it knows of those that it does not keep any more.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::{COST, Hub, Topic, UNUSED};
+use crate::fleet::bus_wire::{self, Incoming, Message};
+use crate::time::Instant;
+
+/// A message that is kept.
+pub(super) struct Kept {
+    pub(super) stamp: u64,
+    pub(super) message: Stored,
+}
+
+/// Its content.
+pub(super) struct Stored {
+    but: u64,
+    kind: u8,
+    compress: bool,
+    payload: Box<[u8]>,
+}
+
+impl Stored {
+    fn new(message: Message<'_>) -> Self {
+        let Message { but, kind, compress, payload } = message;
+        Stored { but, kind, compress, payload: payload.into() }
+    }
+
+    /// It, as it was published.
+    pub(super) fn message(&self) -> Message<'_> {
+        Message { but: self.but, kind: self.kind, compress: self.compress, payload: &self.payload }
+    }
+
+    fn cost(&self) -> usize {
+        self.payload.len() + COST
+    }
+}
+
+impl Hub {
+    /// Keeps a message, and as many of the others as there is room for.
+    pub(super) fn keep(&mut self, key: Rc<str>, stamp: u64, message: Message<'_>) {
+        let message = Stored::new(message);
+        self.kept += message.cost();
+        let topic = self.topics.entry(Rc::clone(&key)).or_insert_with(|| Topic::new(self.floor));
+        topic.history.push_back(Kept { stamp, message });
+        self.order.push_back((key, stamp));
+        while self.kept > self.limits.history {
+            self.forget_oldest();
+        }
+    }
+
+    /// All messages that are kept, and what was forgotten, for the bus that follows.
+    pub fn history(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut leave = |kept: bus_wire::Kept<'_>| kept.append_to(&mut bytes);
+        leave(bus_wire::Kept::Floor { stamp: self.floor });
+        for (key, topic) in self.topics.iter().filter(|(_, topic)| topic.forgotten > self.floor) {
+            leave(bus_wire::Kept::Forgotten { stamp: topic.forgotten, key });
+        }
+        for (key, stamp) in &self.order {
+            let Some(history) = self.topics.get(key).map(|topic| &topic.history) else { continue };
+            let index = history.partition_point(|kept| kept.stamp < *stamp);
+            if let Some(kept) = history.get(index) {
+                leave(bus_wire::Kept::Message { stamp: *stamp, key, message: kept.message.message() });
+            }
+        }
+        bytes
+    }
+
+    /// Keeps what the bus before this one has kept.
+    pub fn take_over(&mut self, history: Vec<u8>) {
+        let mut frames = Incoming::of(history);
+        while let Ok(Some(content)) = frames.next_frame() {
+            let Some(kept) = bus_wire::Kept::read(content) else { return };
+            self.stamp = self.stamp.max(kept.stamp());
+            match kept {
+                bus_wire::Kept::Floor { stamp } => self.floor = stamp,
+                bus_wire::Kept::Forgotten { stamp, key } => {
+                    let key = self.own(key);
+                    self.topics.insert(Rc::clone(&key), Topic::new(stamp));
+                    self.look_for_use(&key);
+                }
+                bus_wire::Kept::Message { stamp, key, message } => self.keep(self.own(key), stamp, message),
+            }
+        }
+    }
+
+    /// Forgets what is too old.
+    pub fn expire(&mut self, now: Instant) {
+        let before = |time: Duration| {
+            let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            now.as_nanos().saturating_sub(time)
+        };
+        let last = before(self.limits.age);
+        while self.order.front().is_some_and(|(_, stamp)| *stamp <= last) {
+            self.forget_oldest();
+        }
+        let last = before(self.limits.age * UNUSED);
+        while self.unused.front().is_some_and(|(_, forgotten)| *forgotten <= last) {
+            self.forget_unused();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        let Some((key, _)) = self.order.pop_front() else { return };
+        let Some(topic) = self.topics.get_mut(&key) else { return };
+        if let Some(kept) = topic.history.pop_front() {
+            topic.forgotten = kept.stamp;
+            self.kept -= kept.message.cost();
+        }
+        self.look_for_use(&key);
+    }
+
+    /// A topic may have lost its last subscriber or message.
+    pub(super) fn look_for_use(&mut self, key: &Rc<str>) {
+        let Some(topic) = self.topics.get_mut(key).filter(|topic| topic.is_empty()) else { return };
+        self.recount.remove(key);
+        if topic.forgotten <= self.floor {
+            self.topics.remove(key);
+        } else if !topic.is_unused {
+            topic.is_unused = true;
+            self.unused.push_back((Rc::clone(key), topic.forgotten));
+            while self.unused.len() > self.limits.topics {
+                self.forget_unused();
+            }
+        }
+    }
+
+    fn forget_unused(&mut self) {
+        let Some((key, _)) = self.unused.pop_front() else { return };
+        let Some(topic) = self.topics.get_mut(&key) else { return };
+        topic.is_unused = false;
+        if topic.is_empty() {
+            self.floor = self.floor.max(topic.forgotten);
+            self.topics.remove(&key);
+        }
+    }
+}

@@ -1,0 +1,211 @@
+use super::*;
+use crate::fleet::bus_wire::Incoming;
+
+const LIMITS: Limits = Limits { queue: 1000, history: 2000, age: Duration::from_secs(10), topics: 2 };
+const KEY: &str = "/chat\0room";
+
+fn hub(workers: u64) -> Hub {
+    let mut hub = Hub::new(LIMITS, [(0, "/chat".to_owned()), (1, "shared".to_owned())]);
+    (1..=workers).for_each(|token| hub.connect(token, 0));
+    hub
+}
+
+fn say(hub: &mut Hub, token: u64, request: Request<'_>, now: u64) -> Result<(), Breach> {
+    let mut bytes = Vec::new();
+    request.append_to(&mut bytes);
+    hub.take_in(token, &bytes[4..], Instant::from_nanos(now)).map(drop)
+}
+
+fn subscribe(hub: &mut Hub, token: u64, ticket: u32, from: u64) {
+    say(hub, token, Request::Subscribe { topic: 5, ticket, from, key: KEY }, 0).unwrap();
+}
+
+fn publish(hub: &mut Hub, token: u64, payload: &[u8], now: u64) {
+    let message = Message { but: 0, kind: 1, compress: true, payload };
+    say(hub, token, Request::Publish { time: now, key: KEY, message }, now).unwrap();
+}
+
+/// What a worker is told, in short.
+fn heard(hub: &mut Hub, token: u64) -> String {
+    let out = hub.out(token).unwrap();
+    let bytes = out.unsent().to_vec();
+    out.advance(bytes.len());
+    let mut incoming = Incoming::default();
+    incoming.room(bytes.len()).copy_from_slice(&bytes);
+    incoming.received(bytes.len(), bytes.len());
+    let mut all = Vec::new();
+    while let Some(content) = incoming.next_frame().unwrap() {
+        all.push(match Notice::read(content).unwrap() {
+            Notice::Message { ticket, stamp, message, .. } => {
+                format!("{}@{stamp}/{ticket}", message.payload.escape_ascii())
+            }
+            Notice::Replayed { ticket, stamp, missed, .. } => {
+                format!("replayed@{stamp}/{ticket}-{missed}")
+            }
+            other => format!("{other:?}"),
+        });
+    }
+    all.join(" ")
+}
+
+#[test]
+fn a_message_goes_to_each_worker_that_has_subscribed_with_rising_stamps() {
+    let mut hub = hub(3);
+    subscribe(&mut hub, 1, 1, 0);
+    subscribe(&mut hub, 2, 1, 0);
+    publish(&mut hub, 3, b"a", 100);
+    publish(&mut hub, 1, b"b", 100);
+    for token in [1, 2] {
+        assert_eq!(heard(&mut hub, token), "replayed@0/1-0 a@100/0 b@101/0");
+    }
+    assert_eq!(heard(&mut hub, 3), "");
+    hub.end_turn();
+    assert_eq!(heard(&mut hub, 3), "Taken { count: 1 }");
+    say(&mut hub, 2, Request::Unsubscribe { topic: 5 }, 0).unwrap();
+    hub.disconnect(1);
+    publish(&mut hub, 3, b"c", 200);
+    assert_eq!(heard(&mut hub, 2), "");
+    assert_eq!(hub.topics().count(), 0);
+}
+
+#[test]
+fn whoever_comes_later_gets_what_came_after_the_stamp_it_names() {
+    let mut hub = hub(2);
+    subscribe(&mut hub, 1, 1, 0);
+    for (payload, now) in [(b"a", 10), (b"b", 20), (b"c", 30)] {
+        publish(&mut hub, 1, payload, now);
+    }
+    subscribe(&mut hub, 2, 7, 10);
+    publish(&mut hub, 1, b"d", 40);
+    assert_eq!(heard(&mut hub, 2), "b@20/7 c@30/7 replayed@30/7-0 d@40/0");
+    subscribe(&mut hub, 2, 8, 30);
+    assert_eq!(heard(&mut hub, 2), "d@40/8 replayed@40/8-0");
+}
+
+#[test]
+fn the_bus_that_follows_has_what_this_one_has_kept() {
+    let mut old = hub(1);
+    subscribe(&mut old, 1, 1, 0);
+    (10..13).for_each(|now| publish(&mut old, 1, b"m", now));
+    let mut new = hub(1);
+    new.take_over(old.history());
+    subscribe(&mut new, 1, 7, 10);
+    publish(&mut new, 1, b"n", 5);
+    assert_eq!(heard(&mut new, 1), "m@11/7 m@12/7 replayed@12/7-0 n@13/0");
+    new.expire(Instant::from_nanos(20_000_000_000));
+    assert!(new.order.is_empty() && new.kept == 0);
+}
+
+#[test]
+fn the_history_has_bounds_and_what_it_lacks_is_said() {
+    let mut hub = hub(2);
+    subscribe(&mut hub, 1, 1, 0);
+    (1..=3).for_each(|now| publish(&mut hub, 1, &[b'x'; 600], now));
+    subscribe(&mut hub, 2, 7, 0);
+    let all = heard(&mut hub, 2);
+    assert!(
+        all.starts_with("Missed { topic: 5, ticket: 7, stamp: 1, count: 1 }")
+            && all.ends_with("replayed@3/7-0")
+    );
+    hub.expire(Instant::from_nanos(3 + 10_000_000_000));
+    subscribe(&mut hub, 2, 8, 2);
+    assert_eq!(heard(&mut hub, 2), "Missed { topic: 5, ticket: 8, stamp: 3, count: 1 } replayed@3/8-0");
+    subscribe(&mut hub, 2, 9, 3);
+    assert_eq!(heard(&mut hub, 2), "replayed@3/9-0");
+    assert!(hub.order.is_empty() && hub.kept == 0);
+    hub.disconnect(1);
+    hub.disconnect(2);
+    hub.expire(Instant::from_nanos(3 + 60_000_000_000));
+    assert!(hub.topics.is_empty() && hub.unused.is_empty());
+}
+
+#[test]
+fn what_was_forgotten_is_known_without_subscribers_and_to_the_bus_that_follows() {
+    let mut hub = hub(2);
+    publish(&mut hub, 1, b"a", 1_000);
+    hub.expire(Instant::from_nanos(11_000_000_000));
+    let mut following = Hub::new(LIMITS, [(0, "/chat".to_owned())]);
+    following.take_over(hub.history());
+    following.connect(1, 0);
+    for hub in [&mut hub, &mut following] {
+        subscribe(hub, 1, 7, 999);
+        assert_eq!(heard(hub, 1), "Missed { topic: 5, ticket: 7, stamp: 1000, count: 1 } replayed@1000/7-0");
+        subscribe(hub, 1, 8, 1_000);
+        assert_eq!(heard(hub, 1), "replayed@1000/8-0");
+        hub.disconnect(1);
+        hub.connect(1, 0);
+        // Later it is not known which topic it was.
+        hub.expire(Instant::from_nanos(61_000_000_000));
+        assert!(hub.topics.is_empty());
+        subscribe(hub, 1, 7, 999);
+        assert!(heard(hub, 1).starts_with("Missed"));
+        subscribe(hub, 1, 8, 1_000);
+        assert_eq!(heard(hub, 1), "replayed@1000/8-0");
+    }
+}
+
+#[test]
+fn a_worker_that_does_not_keep_up_is_told_how_much_it_has_missed() {
+    let mut hub = hub(2);
+    subscribe(&mut hub, 1, 1, 0);
+    (1..=5).for_each(|now| publish(&mut hub, 2, &[b'x'; 600], now));
+    assert_eq!(hub.counts(), Counts { published: 5, forwarded: 2, dropped: 3 });
+    hub.end_turn();
+    assert_eq!(heard(&mut hub, 1).matches("Missed").count(), 0);
+    publish(&mut hub, 2, b"y", 6);
+    assert_eq!(heard(&mut hub, 1), "Missed { topic: 5, ticket: 0, stamp: 5, count: 3 } y@6/0");
+}
+
+#[test]
+fn a_worker_without_messages_hears_how_far_others_have_come() {
+    let mut hub = hub(2);
+    say(&mut hub, 1, Request::Subscribe { topic: 5, ticket: 1, from: 0, key: "/chat\0quiet" }, 0).unwrap();
+    subscribe(&mut hub, 2, 1, 0);
+    publish(&mut hub, 2, b"a", 10);
+    hub.tell_passed();
+    hub.tell_passed();
+    assert_eq!(heard(&mut hub, 1), "replayed@0/1-0 Passed { stamp: 10 }");
+    assert_eq!(heard(&mut hub, 2), "replayed@0/1-0 a@10/0");
+    // Not before it knows what it did not get.
+    (11..=15).for_each(|now| publish(&mut hub, 1, &[b'x'; 600], now));
+    hub.tell_passed();
+    assert_eq!(heard(&mut hub, 2).matches("Passed").count(), 0);
+    hub.tell_passed();
+    assert_eq!(
+        heard(&mut hub, 2),
+        "Missed { topic: 5, ticket: 0, stamp: 15, count: 3 } Passed { stamp: 15 }"
+    );
+}
+
+#[test]
+fn a_worker_that_breaks_the_rules_is_found_out() {
+    let mut hub = hub(1);
+    let subscribe = |topic, key| Request::Subscribe { topic, ticket: 1, from: 0, key };
+    assert_eq!(say(&mut hub, 1, subscribe(1, "shared\0a"), 0), Err(Breach::Scope));
+    assert_eq!(say(&mut hub, 1, subscribe(1, "/chat\0a"), 0), Ok(()));
+    assert_eq!(say(&mut hub, 1, subscribe(1, "/chat\0b"), 0), Err(Breach::Nonsense));
+    assert_eq!(say(&mut hub, 1, subscribe(2, "/chat\0a"), 0), Err(Breach::Nonsense));
+    assert_eq!(say(&mut hub, 1, subscribe(2, "/chat\0b"), 0), Ok(()));
+    assert_eq!(say(&mut hub, 1, subscribe(3, "/chat\0c"), 0), Err(Breach::Topics));
+    let message = Message { but: 0, kind: 1, compress: false, payload: b"\xff" };
+    assert_eq!(say(&mut hub, 1, Request::Publish { time: 0, key: KEY, message }, 0), Err(Breach::NotUtf8));
+    assert_eq!(
+        say(&mut hub, 1, Request::Publish { time: 0, key: "shared\0a", message }, 0),
+        Err(Breach::Scope)
+    );
+    assert_eq!(hub.take_in(1, b"?", Instant::default()), Err(Breach::Nonsense));
+}
+
+#[test]
+fn workers_hear_how_many_subscribers_there_are_elsewhere() {
+    let mut hub = hub(2);
+    subscribe(&mut hub, 1, 1, 0);
+    subscribe(&mut hub, 2, 1, 0);
+    say(&mut hub, 1, Request::Count { topic: 5, count: 30 }, 0).unwrap();
+    hub.tell_counts();
+    assert!(heard(&mut hub, 2).ends_with("Others { topic: 5, count: 30 }"));
+    assert!(!hub.has_news());
+    hub.disconnect(1);
+    hub.tell_counts();
+    assert_eq!(heard(&mut hub, 2), "Others { topic: 5, count: 0 }");
+}

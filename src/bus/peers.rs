@@ -1,0 +1,232 @@
+//! Workers as the bus has them: their sockets, and what they have said and it has not taken in yet. It takes that in in the
+//! order in which it was said, whoever has said it: a publisher may have moved from one worker to another in between.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::os::fd::OwnedFd;
+
+use nix::sys::epoll::Epoll;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+
+use crate::fleet::bus_wire::{Incoming, Outgoing, Request, TooLong};
+use crate::time::Instant;
+
+/// Bytes received at a time.
+const READ: usize = 64 * 1024;
+/// How often in a turn at most: more than a socket holds.
+const READS: usize = 64;
+
+/// One of them.
+pub struct Peer {
+    pub socket: OwnedFd,
+    pub pool: u16,
+    incoming: Incoming,
+    /// Whether the poll waits for room.
+    pub is_full: bool,
+    /// Nothing more comes from it.
+    pub has_ended: bool,
+    /// It hears nothing any more, and may have died; what it has said is still taken in.
+    pub is_deaf: bool,
+}
+
+impl Peer {
+    /// One that has said nothing yet.
+    pub fn new(socket: OwnedFd, pool: u16) -> Self {
+        let incoming = Incoming::default();
+        Peer { socket, pool, incoming, is_full: false, has_ended: false, is_deaf: false }
+    }
+
+    /// Receives all that it has sent until now. At its end the poll forgets it.
+    pub fn receive(&mut self, poll: &Epoll) {
+        for _ in 0..READS {
+            let received = recv(&self.socket, self.incoming.room(READ), RecvFlags::DONTWAIT);
+            let count = received.as_ref().map_or(0, |(count, _)| *count);
+            self.incoming.received(count, READ);
+            match received {
+                Ok((READ, _)) | Err(Errno::INTR) => {}
+                Ok((1.., _)) | Err(Errno::AGAIN) => return,
+                Ok(_) | Err(_) => {
+                    self.has_ended = true;
+                    let _ = poll.delete(&self.socket); // it was watched until now
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sends what its socket takes.
+    pub fn send(&mut self, out: &mut Outgoing) {
+        while !out.is_empty() && !self.is_deaf {
+            match send(&self.socket, out.unsent(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(count) => out.advance(count),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => self.is_deaf = true,
+            }
+        }
+    }
+
+    /// Takes nothing more than what it has sent by now.
+    pub fn shut(&self) {
+        if let Err(error) = shutdown(&self.socket, Shutdown::Read) {
+            log::debug!("shutdown: {error}"); // it has gone
+        }
+    }
+
+    /// When it has said what is to be taken in next; what is no message comes first.
+    fn next_time(&self) -> Option<u64> {
+        match self.incoming.peek_frame() {
+            Ok(content) => content.map(|content| Request::time_of(content).unwrap_or(0)),
+            Err(TooLong) => Some(0),
+        }
+    }
+}
+
+/// All of them, by token.
+#[derive(Default)]
+pub struct Peers {
+    pub all: BTreeMap<u64, Peer>,
+}
+
+/// What one of them says next.
+pub enum Said<'a> {
+    /// A frame.
+    Frame(u64, &'a [u8]),
+    /// Not a frame.
+    Nonsense(u64),
+}
+
+impl Peers {
+    /// Gives what was said until then to `take`, in order; what that finds fault with is the last of its peer. True if
+    /// something later is left. All that was sent by then must have been received, and nothing is later than `now`: a time
+    /// that is comes from another clock, and says nothing.
+    pub fn take_in(
+        &mut self,
+        until: Instant,
+        now: Instant,
+        mut take: impl FnMut(u16, Said<'_>) -> bool,
+    ) -> bool {
+        let (until, now) = (until.as_nanos(), now.as_nanos());
+        let next = |token: u64, peer: &Peer| {
+            let time = peer.next_time()?;
+            Some(Reverse((if time > now { until } else { time }, token)))
+        };
+        let mut heads: BinaryHeap<Reverse<(u64, u64)>> =
+            self.all.iter().filter_map(|(token, peer)| next(*token, peer)).collect();
+        while let Some(Reverse((time, token))) = heads.pop() {
+            if time > until {
+                return true;
+            }
+            let Some(peer) = self.all.get_mut(&token) else { continue };
+            let pool = peer.pool;
+            let said = match peer.incoming.next_frame() {
+                Ok(None) => continue,
+                Ok(Some(content)) => Said::Frame(token, content),
+                Err(TooLong) => Said::Nonsense(token),
+            };
+            if take(pool, said) {
+                heads.extend(next(token, peer));
+            } else {
+                self.all.remove(&token);
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use nix::sys::epoll::{EpollCreateFlags, EpollEvent, EpollFlags};
+
+    use super::*;
+    use crate::fleet::bus_wire::Message;
+
+    struct Worker(UnixStream);
+
+    impl Worker {
+        fn say(&mut self, requests: impl IntoIterator<Item = Request<'static>>) {
+            let mut bytes = Vec::new();
+            requests.into_iter().for_each(|request| request.append_to(&mut bytes));
+            self.0.write_all(&bytes).unwrap();
+        }
+
+        fn publish(&mut self, times: impl IntoIterator<Item = u64>) {
+            let message = Message { but: 0, kind: 1, compress: false, payload: b"x" };
+            let publish = |time| Request::Publish { time, key: "/chat\0room", message };
+            self.say(times.into_iter().map(publish));
+        }
+    }
+
+    fn workers(poll: &Epoll) -> (Peers, [Worker; 2]) {
+        let mut peers = Peers::default();
+        let workers = [1, 2].map(|token| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            poll.add(&ours, EpollEvent::new(EpollFlags::EPOLLIN, token)).unwrap();
+            peers.all.insert(token, Peer::new(ours.into(), 0));
+            Worker(theirs)
+        });
+        (peers, workers)
+    }
+
+    /// What is taken in: who has said it, and the time of a message.
+    fn taken_in(peers: &mut Peers, poll: &Epoll, until: u64, now: u64) -> (Vec<(u64, u64)>, bool) {
+        let mut taken = Vec::new();
+        peers.all.values_mut().for_each(|peer| peer.receive(poll));
+        let [until, now] = [until, now].map(Instant::from_nanos);
+        let is_left = peers.take_in(until, now, |_, said| {
+            let (said, is_sound) = match said {
+                Said::Frame(token, content) => ((token, Request::time_of(content).unwrap_or(0)), true),
+                Said::Nonsense(token) => ((token, u64::MAX), false),
+            };
+            taken.push(said);
+            is_sound
+        });
+        (taken, is_left)
+    }
+
+    #[test]
+    fn what_is_said_is_taken_in_in_its_order_whoever_says_it() {
+        let poll = Epoll::new(EpollCreateFlags::empty()).unwrap();
+        let (mut peers, [mut one, mut two]) = workers(&poll);
+        // The publisher of 10, 20, 30 moves to and fro.
+        two.publish([10]);
+        one.publish([20]);
+        two.publish([30]);
+        one.say([Request::Unsubscribe { topic: 1 }]);
+        one.publish([40]);
+        let expected = vec![(2, 10), (1, 20), (1, 0), (2, 30)];
+        assert_eq!(taken_in(&mut peers, &poll, 35, 50), (expected, true));
+        assert_eq!(taken_in(&mut peers, &poll, 60, 60), (vec![(1, 40)], false));
+    }
+
+    #[test]
+    fn who_says_nonsense_is_put_out_and_others_are_heard() {
+        let poll = Epoll::new(EpollCreateFlags::empty()).unwrap();
+        let (mut peers, [mut one, mut two]) = workers(&poll);
+        one.publish([100]);
+        two.publish([7]);
+        assert_eq!(taken_in(&mut peers, &poll, 50, 50), (vec![(2, 7), (1, 100)], false), "another clock");
+        two.0.write_all(&[255; 4]).unwrap();
+        assert_eq!(taken_in(&mut peers, &poll, 50, 50), (vec![(2, u64::MAX)], false));
+        assert_eq!(peers.all.len(), 1);
+    }
+
+    #[test]
+    fn what_was_sent_before_the_shutdown_is_taken_in_and_nothing_later() {
+        let poll = Epoll::new(EpollCreateFlags::empty()).unwrap();
+        let (mut peers, [mut one, two]) = workers(&poll);
+        one.publish(1..2000);
+        peers.all.values().for_each(Peer::shut);
+        assert!(one.0.write_all(b"more").is_err());
+        drop(two);
+        let (taken, is_left) = taken_in(&mut peers, &poll, 5000, 5000);
+        assert_eq!((taken.len(), is_left), (1999, false));
+        assert_eq!(taken_in(&mut peers, &poll, 5000, 5000), (vec![], false));
+        assert!(peers.all.values().all(|peer| peer.has_ended));
+    }
+}
