@@ -37,7 +37,7 @@ pub struct PlaceCounters {
     pub moved_out: Count,
     /// Processes that handed their connections over to another one because they were told to.
     pub replaced: Count,
-    /// Messages that were on their way to a bus that died. Any thread.
+    /// Messages that were on their way to the bus when it died, or the worker crashed. Any thread.
     pub topics_lost: Count,
     /// Lines of the log that nobody took.
     pub log_lost: Count,

@@ -139,7 +139,7 @@ const SUBSCRIPTIONS: Family =
 const TOPICS_LOST: Family = counter(
     "wshd_worker_topic_messages_lost",
     "",
-    "Messages that were published in a worker and may have been lost when the bus died.",
+    "Messages that were published in a worker and may have been lost when it crashed or the bus died.",
 );
 const TURN: Family = histogram(
     "wshd_worker_loop_turn_seconds",

@@ -255,6 +255,33 @@ fn a_publisher_does_not_overtake_itself_when_it_moves() {
 }
 
 #[test]
+fn what_a_worker_had_not_sent_when_it_crashed_is_counted() {
+    let (_dir, mut server) = start(&["topics"], &["--workers", "1", "--metrics", "127.0.0.1:0"]);
+    let lost = || {
+        let log = server.log();
+        let address = log.split_once("metrics are served on ").unwrap().1.lines().next().unwrap();
+        let mut raw = Raw::connect(address);
+        raw.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let body = String::from_utf8(raw.answer().body).unwrap();
+        let line = body.lines().find(|line| line.starts_with("wshd_worker_topic_messages_lost")).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u32
+    };
+    let mut author = Raw::open(&server.address(), "/topics");
+    assert_eq!(author.ask("sub news"), "sub 0");
+    until("there is a bus", || author.ask("count news") == "count 1" && bus_of(&server).is_some());
+    let bus = Pid::from_raw(bus_of(&server).unwrap());
+    kill(bus, Signal::SIGSTOP).unwrap();
+    assert_eq!(author.ask("many news 100 5000"), "many 100");
+    assert_eq!(lost(), 0);
+    author.text("crash");
+    author.expect_close(1011);
+    until("it is counted", || lost() > 0);
+    assert!(lost() < 100, "the socket to the bus has taken some");
+    kill(bus, Signal::SIGCONT).unwrap();
+    server.stop();
+}
+
+#[test]
 fn topics_of_two_handlers_do_not_meet_unless_they_are_joined() {
     for is_joined in [false, true] {
         let dir = Dir::new();

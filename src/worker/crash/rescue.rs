@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 
 use crate::clock;
 use crate::ffi::place::{Callback, place};
+use crate::fleet::handler_counters::Count;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{START, Slot, UNATTRIBUTED};
 use crate::worker::base::memory;
@@ -57,6 +58,8 @@ pub struct RescueContext {
     pub unsent: RawPlaces,
     /// Which messages they have got by those.
     pub progress: &'static Progress,
+    /// Where those are counted that end with this process.
+    pub topics_lost: &'static Count,
     /// Connections that were received and are not in the table yet.
     pub arrivals: NonNull<Arrivals>,
     /// What is on its way to a connection.
@@ -158,6 +161,7 @@ pub fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
     stop_other_threads(pid, me);
     let blame = context.report(signal, address, registers, me == pid);
     context.slot.crash.begin_sending(pid);
+    context.topics_lost.add_shared(context.progress.unsent());
     // The supervisor forks the replacement now; if it cannot be told it will notice the death.
     // SAFETY: a live buffer and an open descriptor.
     unsafe {

@@ -15,6 +15,7 @@ use crate::ffi::topics::Topics;
 use crate::fleet::bus_wire::{Incoming, MAX_MESSAGE, Message, Outgoing, Request, checked_name, key_of};
 use crate::proto::ws::utf8;
 use crate::worker::base::metrics::Metrics;
+use crate::worker::base::progress::Progress;
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::topics::table::{Limits, Table};
 use crate::worker::topics::travelling::Subscription;
@@ -31,11 +32,25 @@ pub struct Shared {
     pub published: u64,
     /// Connections of which something that they have published may still be in `out`; empty if that is.
     unsent: HashSet<u64>,
+    /// Where it is noted how many messages are in `out`, in case that the process dies.
+    progress: &'static Progress,
     /// The last number that a connection was given.
     last_number: u64,
 }
 
 impl Shared {
+    fn new(limits: Limits, last_number: u64, progress: &'static Progress) -> Self {
+        Shared {
+            table: Table::new(limits),
+            out: Outgoing::default(),
+            socket: None,
+            published: 0,
+            unsent: HashSet::new(),
+            progress,
+            last_number,
+        }
+    }
+
     /// A bus has come that knows nothing: it is told all subscriptions, and then what was published while there was none. All
     /// up to `delivered` was delivered.
     pub fn begin_anew(&mut self, delivered: u64) {
@@ -76,7 +91,17 @@ impl Shared {
             }
         }
         self.unsent.clear();
+        self.progress.release();
         false
+    }
+
+    /// A message was put into `out`; `this` has published it, or 0.
+    fn publish(&mut self, this: u64) {
+        self.published += 1;
+        self.progress.hold();
+        if this != 0 {
+            self.unsent.insert(this);
+        }
     }
 
     /// Whether something that a connection has published is not on its way yet: what it publishes in another worker would
@@ -105,6 +130,7 @@ impl Subscriptions {
         bounds: TopicBounds,
         commands: &'static CommandQueue,
         metrics: &'static Metrics,
+        progress: &'static Progress,
     ) -> Self {
         let limits =
             Limits { per_connection: bounds.per_connection as usize, topics: bounds.topics as usize };
@@ -113,14 +139,7 @@ impl Subscriptions {
         if rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::NONBLOCK) != Ok(8) {
             seed = (clock::now().as_nanos() ^ u64::from(std::process::id()) << 40).to_ne_bytes();
         }
-        let shared = Shared {
-            table: Table::new(limits),
-            out: Outgoing::default(),
-            socket: None,
-            published: 0,
-            unsent: HashSet::new(),
-            last_number: u64::from_ne_bytes(seed),
-        };
+        let shared = Shared::new(limits, u64::from_ne_bytes(seed), progress);
         let shared = Mutex::new(shared);
         Subscriptions { shared, scopes, bounds, commands, metrics, is_used: AtomicBool::new(false) }
     }
@@ -150,13 +169,10 @@ impl Subscriptions {
         Some(key_of(self.scope_of(handler)?, checked_name(topic)?))
     }
 
-    /// What was appended goes out; the loop sees to what does not. `publisher`: the connection that has published it, or 0.
-    fn send(&self, mut shared: MutexGuard<'_, Shared>, publisher: u64) {
+    /// What was appended goes out; the loop sees to what does not.
+    fn send(&self, mut shared: MutexGuard<'_, Shared>) {
         self.set_used();
         let is_left = shared.write();
-        if is_left && publisher != 0 {
-            shared.unsent.insert(publisher);
-        }
         drop(shared);
         if is_left {
             self.commands.give(Command::Topics);
@@ -185,7 +201,7 @@ impl Topics for Subscriptions {
         if result != WS_OK {
             table.leave(conn, out.tail());
         }
-        self.send(shared, 0);
+        self.send(shared);
         result
     }
 
@@ -198,7 +214,7 @@ impl Topics for Subscriptions {
             return WS_E_INVALID;
         }
         let _ = self.commands.renew_topics(conn); // else it has gone
-        self.send(shared, 0);
+        self.send(shared);
         WS_OK
     }
 
@@ -221,9 +237,9 @@ impl Topics for Subscriptions {
         let message = Message { but, kind: kind as u8, compress: flags & WS_UNCOMPRESSED == 0, payload };
         let time = clock::now().as_nanos();
         Request::Publish { time, key: &key, message }.append_to(shared.out.tail());
-        shared.published += 1;
+        shared.publish(this);
         counters.topics.published.add_shared(1);
-        self.send(shared, this);
+        self.send(shared);
         WS_OK
     }
 
@@ -247,15 +263,8 @@ mod tests {
 
     #[test]
     fn a_new_bus_is_told_what_is_so_now_and_not_what_was_said_to_none() {
-        let table = Table::new(Limits { per_connection: 9, topics: 9 });
-        let mut shared = Shared {
-            table,
-            out: Outgoing::default(),
-            socket: None,
-            published: 0,
-            unsent: HashSet::new(),
-            last_number: 0,
-        };
+        let limits = Limits { per_connection: 9, topics: 9 };
+        let mut shared = Shared::new(limits, 0, Box::leak(Box::default()));
         let wanted = Subscription { from: 7, flags: 0 };
         let message = Message { but: 0, kind: 1, compress: false, payload: b"x" };
         let Shared { table, out, .. } = &mut shared;
