@@ -200,7 +200,8 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         access_log,
     )?);
     let scopes = routes.handlers().iter().map(|route| config.scope_of(&route.resource).to_owned()).collect();
-    let subscriptions: &Subscriptions = leak(Subscriptions::new(scopes, config.topics, commands, metrics, progress));
+    let subscriptions: &Subscriptions =
+        leak(Subscriptions::new(scopes, config.topics, commands, metrics, progress));
     let link: &Link = leak(Link::new(conns, subscriptions, progress, control, rendezvous));
     let descriptors = leak(Descriptors::new(slot, scoreboard));
     let share = Share { scoreboard, index, slot, connections: most };

@@ -7,9 +7,12 @@ use super::{LENGTH, MAX_FRAME};
 /// What has come on a stream, cut into frames.
 #[derive(Default)]
 pub struct Incoming {
+    /// What has come up to `end`, and room behind it.
     bytes: Vec<u8>,
-    /// Bytes that were cut off: at most `bytes.len()`.
+    /// Bytes that were cut off: at most `end`.
     used: usize,
+    /// At most `bytes.len()`.
+    end: usize,
 }
 
 /// The other side does not speak this protocol.
@@ -19,23 +22,27 @@ pub struct TooLong;
 impl Incoming {
     /// What has come already.
     pub fn of(bytes: Vec<u8>) -> Self {
-        Incoming { bytes, used: 0 }
+        Incoming { used: 0, end: bytes.len(), bytes }
     }
 
-    /// Room to receive into: at least so many bytes. What came is told by [`received`](Self::received).
+    /// Room to receive into: so many bytes. What came is told by [`received`](Self::received).
     pub fn room(&mut self, least: usize) -> &mut [u8] {
-        self.bytes.drain(..std::mem::take(&mut self.used));
-        let start = self.bytes.len();
-        self.bytes.resize(start + least, 0);
-        self.bytes.get_mut(start..).unwrap_or_default()
+        self.bytes.copy_within(self.used..self.end, 0);
+        self.end -= std::mem::take(&mut self.used);
+        if self.end == 0 && self.bytes.len() > KEPT.max(least) {
+            self.bytes.truncate(KEPT.max(least));
+            self.bytes.shrink_to_fit();
+        }
+        let end = self.end + least;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes.get_mut(self.end..end).unwrap_or_default()
     }
 
     /// So many of the bytes of [`room`](Self::room), which were `least`, were filled.
     pub fn received(&mut self, count: usize, least: usize) {
-        self.bytes.truncate(self.bytes.len() - least + count.min(least));
-        if self.bytes.is_empty() {
-            self.bytes.shrink_to(KEPT);
-        }
+        self.end = (self.end + count.min(least)).min(self.bytes.len());
     }
 
     /// The content of the next frame; `None` until more has come.
@@ -51,7 +58,7 @@ impl Incoming {
     }
 
     fn place_of_next(&self) -> Result<Option<Range<usize>>, TooLong> {
-        let rest = self.bytes.get(self.used..).unwrap_or_default();
+        let rest = self.bytes.get(self.used..self.end).unwrap_or_default();
         let Some((length, content)) = rest.split_first_chunk::<LENGTH>() else { return Ok(None) };
         let length = u32::from_ne_bytes(*length) as usize;
         if length > MAX_FRAME {
