@@ -26,8 +26,8 @@ const EVENTS: usize = 64;
 const TICK: Duration = Duration::from_secs(1);
 /// Changes of the numbers of subscribers are told so much later.
 const NEWS: Duration = Duration::from_millis(50);
-/// Between two attempts to take the baton.
-const BATON: Duration = Duration::from_millis(2);
+/// Between two attempts to take the baton, or to get rid of the last that is to be said.
+const SOON: Duration = Duration::from_millis(2);
 /// Workers have this long to take what waits for them; after it the next bus sends it again.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -164,8 +164,9 @@ impl<'a> Server<'a> {
         let mut next = self.next_tick;
         next = self.news_at.map_or(next, |at| at.min(next));
         next = self.leave_at.map_or(next, |at| at.min(next));
-        if !is_open && self.leave_at.is_none() {
-            next = next.min(now + BATON);
+        // A worker that has ended is not watched any more, and may still hear.
+        if !is_open || self.leave_at.is_some() {
+            next = next.min(now + SOON);
         }
         let ms = next.since(now).as_nanos().div_ceil(1_000_000);
         i32::try_from(ms).ok().and_then(|ms| EpollTimeout::try_from(ms).ok()).unwrap_or(EpollTimeout::ZERO)
