@@ -3,9 +3,10 @@
  *
  *   broadcast floor PORT                               about the least that it can cost: what a client sends goes, as one
  *                                                      frame that was made once, to each connection in turn
- *   broadcast load PORT PATH COUNT MESSAGES SIZE [deflate]
+ *   broadcast load PORT PATH COUNT MESSAGES SIZE [deflate | stalled]
  *                                                      COUNT clients; the first says a message, and the next one when all
  *                                                      have it. Prints "ready", waits for a line, and prints "done SECONDS".
+ *                                                      stalled: the others read nothing.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -105,24 +106,29 @@ static unsigned frames(struct conn *c, const uint8_t *bytes, size_t size)
     return ends;
 }
 
-static int load(int port, const char *path, int count, int messages, size_t size, const char *extension)
+static int load(int port, const char *path, int count, int messages, size_t size, const char *extra)
 {
+    int deflate = !strcmp(extra, "deflate"), stalled = !strcmp(extra, "stalled"), little = 4096;
     struct conn *conns = calloc((size_t)count, sizeof *conns);
     static uint8_t bytes[256 * 1024];
     char request[512];
     int poll = epoll_create1(0), length;
     length = snprintf(request, sizeof request,
                       "GET %s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                      "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n%s\r\n", path, extension);
+                      "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n%s\r\n", path,
+                      deflate ? "Sec-WebSocket-Extensions: permessage-deflate\r\n" : "");
     for (int i = 0; i < count; i++) {
         struct sockaddr_in at = loopback(port);
         conns[i].fd = socket(AF_INET, SOCK_STREAM, 0);
+        if (stalled && i > 0)
+            setsockopt(conns[i].fd, SOL_SOCKET, SO_RCVBUF, &little, sizeof little);
         if (connect(conns[i].fd, (struct sockaddr *)&at, sizeof at) || write(conns[i].fd, request, (size_t)length) != length)
             die("connect");
         if (recv(conns[i].fd, bytes, sizeof bytes, 0) < 12 || memcmp(bytes, "HTTP/1.1 101", 12))
             die("upgrade");
         struct epoll_event event = {.events = EPOLLIN, .data.ptr = &conns[i]};
-        epoll_ctl(poll, EPOLL_CTL_ADD, conns[i].fd, &event);
+        if (!stalled || i == 0)
+            epoll_ctl(poll, EPOLL_CTL_ADD, conns[i].fd, &event);
     }
     size_t header = size < 126 ? 2 : 4;
     uint8_t *frame = calloc(1, header + 4 + size);
@@ -140,7 +146,7 @@ static int load(int port, const char *path, int count, int messages, size_t size
     for (int message = 0; message < messages; message++) {
         if (write(conns[0].fd, frame, header + 4 + size) < 0)
             die("write");
-        for (long waiting = count; waiting > 0;) {
+        for (long waiting = stalled ? 1 : count; waiting > 0;) {
             struct epoll_event ready[512];
             int events = epoll_wait(poll, ready, 512, 10000);
             if (events <= 0) {
@@ -171,8 +177,7 @@ int main(int argc, char **argv)
     if (argc == 3 && !strcmp(argv[1], "floor"))
         floor_(atoi(argv[2]));
     if (argc >= 7 && !strcmp(argv[1], "load"))
-        return load(atoi(argv[2]), argv[3], atoi(argv[4]), atoi(argv[5]), (size_t)atoi(argv[6]),
-                    argc > 7 ? "Sec-WebSocket-Extensions: permessage-deflate\r\n" : "");
-    fprintf(stderr, "usage: broadcast floor PORT | load PORT PATH COUNT MESSAGES SIZE [deflate]\n");
+        return load(atoi(argv[2]), argv[3], atoi(argv[4]), atoi(argv[5]), (size_t)atoi(argv[6]), argc > 7 ? argv[7] : "");
+    fprintf(stderr, "usage: broadcast floor PORT | load PORT PATH COUNT MESSAGES SIZE [deflate | stalled]\n");
     return 2;
 }
