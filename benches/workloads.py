@@ -1,6 +1,6 @@
 """What is measured against the floor."""
 
-# Name, resource of wshd, options of wsload, target. The target is a ratio to the floor; where the floor can not do it
+# Name, resource of wshd, options of wsload, target. The target is a ratio to the floor; where the floor cannot do it
 # (it does not compress) or where a ratio says little (memory), it is the number itself.
 WORKLOADS = [
     ("64 conn, 20 B", "/echo", "--connections 64 --size 20", 1.03),

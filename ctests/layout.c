@@ -133,6 +133,7 @@ int main(void)
     MEMBER(ws_host, publish);
     MEMBER(ws_host, subscribers);
     MEMBER(ws_host, missed);
+    MEMBER(ws_host, remote_user);
 
     CONSTANT(WS_ABI_MAJOR);
     CONSTANT(WS_ABI_MINOR);
@@ -186,6 +187,9 @@ int main(void)
     CONSTANT(WS_TLS_CIPHER);
     CONSTANT(WS_TLS_SERVER_NAME);
     CONSTANT(WS_TLS_PEER_SUBJECT);
+    CONSTANT(WS_TLS_ALPN);
+    CONSTANT(WS_TLS_PEER_CHAIN);
+    CONSTANT(WS_TLS_RESUMED);
     CONSTANT(WS_LOG_FINE);
     CONSTANT(WS_LOG_DEBUG);
     CONSTANT(WS_LOG_INFO);

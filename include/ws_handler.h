@@ -209,6 +209,9 @@ typedef void (*ws_ready)(int32_t fd, uint32_t events, void *arg);
 #define WS_TLS_CIPHER       2 /* "TLS_AES_128_GCM_SHA256" */
 #define WS_TLS_SERVER_NAME  3 /* the name that the client asked for */
 #define WS_TLS_PEER_SUBJECT 4 /* subject of the client's certificate */
+#define WS_TLS_ALPN         5 /* the protocol that was agreed: "http/1.1", "h2" (RFC 7301) */
+#define WS_TLS_PEER_CHAIN   6 /* the client's certificates in DER, its own first, one after the other */
+#define WS_TLS_RESUMED      7 /* "1" if an earlier session was resumed, else absent */
 
 /* Levels of ws_log(). */
 #define WS_LOG_FINE     10
@@ -310,7 +313,7 @@ typedef struct ws_handler {
     /* Event style: after a WS_E_FULL the send queue has drained to its low mark. */
     void (*on_writable)(ws_conn conn);
 
-    /* Event style: the server wants this connection to end soon, and it can not
+    /* Event style: the server wants this connection to end soon, and it cannot
      * be moved at the moment; closed with 1012 when the time is over. In the
      * blocking style ws_receive() returns WS_E_DRAINING, unless the handler has
      * WS_RESUMABLE: its connection moves at the next ws_receive(). */
@@ -419,6 +422,7 @@ typedef struct ws_host {
                        const void *data, size_t size, uint32_t flags);
     uint64_t (*subscribers)(const struct ws_host *host, const char *topic, size_t size);
     uint64_t (*missed)(ws_conn conn);
+    ws_bytes (*remote_user)(ws_conn conn);
 
     /* ---- since 1.1: append here ---- */
 } ws_host;
@@ -668,6 +672,15 @@ static inline ws_bytes ws_authority(ws_conn conn)
     return ws_host_->authority(conn);
 }
 
+/* The authenticated user, where the server asks for that (a name in htpasswd, the
+ * subject of a token); absent where it does not. Valid for the life of the connection.
+ * [in a callback of this connection] */
+static inline ws_bytes ws_remote_user(ws_conn conn)
+{
+    ws_bytes absent = {NULL, 0};
+    return WS_HOST_HAS(remote_user) ? ws_host_->remote_user(conn) : absent;
+}
+
 /* The Origin header, as sent; absent without one. Valid for the life of the
  * connection. [in a callback of this connection] */
 static inline ws_bytes ws_origin(ws_conn conn)
@@ -793,7 +806,7 @@ static inline int32_t ws_accept(ws_handshake *hs)
 }
 
 /* Accepts and then closes at once, so that a browser's script can see why, which
- * it can not when the handshake is rejected. No further callback runs. code and
+ * it cannot when the handshake is rejected. No further callback runs. code and
  * reason as in ws_close(). WS_OK, to be returned from do_extra_handshake, or
  * WS_E_INVALID. [in do_extra_handshake; after WS_LATER any thread] */
 static inline int32_t ws_accept_and_close(ws_handshake *hs, uint32_t code, const char *reason)

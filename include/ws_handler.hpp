@@ -251,6 +251,7 @@ public:
     bytes query() const { return ws_query(id_); }
     bytes authority() const { return ws_authority(id_); }
     bytes origin() const { return ws_origin(id_); }
+    bytes remote_user() const { return ws_remote_user(id_); }
     bytes method() const { return ws_method(id_); }
     bytes header(bytes name) const { return ws_host_->header(id_, name.data(), name.size()); }
     bool  header_at(std::size_t index, bytes &name, bytes &value) const

@@ -93,7 +93,7 @@ pub struct Daemon {
     pub chroot: Option<PathBuf>,
 }
 
-/// Who may come in, and how often. Counts are over all processes; 0: no limit.
+/// Limits on connections and their rates. Counts are over all processes; 0: no limit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Admission {
     /// Most connections.
@@ -192,11 +192,11 @@ pub struct ListenerSettings {
     pub binding: Binding,
     /// Whether connections of proxies that are believed begin with a header of the PROXY protocol.
     pub proxy_protocol: bool,
-    /// Who is served the console.
+    /// Which clients are served the console.
     pub console: Console,
 }
 
-/// Who is served the console, a page that lists all resources.
+/// Which clients are served the console, a page that lists all resources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Console {
     /// Clients on this machine that come through no proxy.
@@ -306,9 +306,9 @@ pub struct Config {
     pub crash_records: Option<CrashRecords>,
     /// The socket for `wshd ctl`.
     pub control: Control,
-    /// Who may come in.
+    /// Limits on connections.
     pub admission: Admission,
-    /// Who has to prove who they are.
+    /// Which clients have to authenticate themselves.
     pub authentication: Authentication,
     /// What workers may do with files, if that is confined.
     pub landlock: Option<Landlock>,
@@ -358,7 +358,7 @@ pub struct Pool {
     pub workers: usize,
     /// Most connections of all its workers together, if there is a limit.
     pub connections: Option<u32>,
-    /// Who they run as; only with groups, and only when the server is root.
+    /// The user that they run as; only with groups, and only when the server is root.
     pub user: Option<Uid>,
     /// Their groups, the first one first; none: those of the server.
     pub groups: Vec<Gid>,

@@ -66,7 +66,7 @@ const STRUCTS: &[Layout] = &[
     layout!(ws_address: family, port, text),
     layout!(ws_deflate_options: size, server_max_window_bits, client_max_window_bits, server_no_context_takeover, client_no_context_takeover, threshold, level),
     layout!(ws_handler: size, abi, flags, name, version, protocols, on_worker_start, on_worker_stop, do_extra_handshake, on_open, transfer_data, on_message, passive_closing_handshake, on_close, on_pong, on_writable, on_drain),
-    layout!(ws_host: size, abi, worker, log, now, config, config_at, resource, path, query, authority, origin, method, header, header_at, requested_protocols, requested_extensions, version, remote_address, local_address, tls_fact, set_protocol, add_header, configure_deflate, refuse_extensions, accept, accept_and_close, reject, abort_handshake, protocol, extensions, deflate, receive, send, send_owned, ping, buffered, pause, resume, last_opcode, set_timer, clear_timer, post, close, abort, close_code, close_reason, set_user, user, set_state, state, is_resumed, attach_user, attach_state, query_param, cookie, host_version, workers, watch_fd, unwatch_fd, get_extension, send_raw, subscribe, unsubscribe, publish, subscribers, missed),
+    layout!(ws_host: size, abi, worker, log, now, config, config_at, resource, path, query, authority, origin, method, header, header_at, requested_protocols, requested_extensions, version, remote_address, local_address, tls_fact, set_protocol, add_header, configure_deflate, refuse_extensions, accept, accept_and_close, reject, abort_handshake, protocol, extensions, deflate, receive, send, send_owned, ping, buffered, pause, resume, last_opcode, set_timer, clear_timer, post, close, abort, close_code, close_reason, set_user, user, set_state, state, is_resumed, attach_user, attach_state, query_param, cookie, host_version, workers, watch_fd, unwatch_fd, get_extension, send_raw, subscribe, unsubscribe, publish, subscribers, missed, remote_user),
 ];
 
 const CONSTANTS: &[(&str, i64)] = constants![
@@ -122,6 +122,9 @@ const CONSTANTS: &[(&str, i64)] = constants![
     WS_TLS_CIPHER,
     WS_TLS_SERVER_NAME,
     WS_TLS_PEER_SUBJECT,
+    WS_TLS_ALPN,
+    WS_TLS_PEER_CHAIN,
+    WS_TLS_RESUMED,
     WS_LOG_FINE,
     WS_LOG_DEBUG,
     WS_LOG_INFO,

@@ -1,4 +1,4 @@
-//! Who may come in: limits that hold over all workers, allowed hosts and origins, and crowds that keep nobody out.
+//! Admission: limits that hold over all workers, allowed hosts and origins, and crowds that keep nobody out.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]

@@ -1,4 +1,4 @@
-//! Who may come in by proving who it is: passwords and bearer tokens, for all that is served or for one handler.
+//! Authentication: passwords and bearer tokens, for all that is served or for one handler.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -10,6 +10,7 @@ mod fixtures;
 
 use std::fs::{read_to_string, write};
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -297,6 +298,8 @@ fn the_user_is_known_wherever_the_connection_goes() {
         &format!("Sec-WebSocket-Protocol: bearer.{token}, chat\r\n"),
     );
     assert_eq!(get(&server, &format!("/console.html?token={token}"), "").status, 200);
+    assert_eq!(raw.ask("remote_user"), "remote_user: \"ann@id.example\"");
+    assert_eq!(raw.ask("resource"), "resource: \"/everything?a=1&b\"");
     let connections = || {
         let output = daemon::ctl(&dir.path().join("control"), &["connections", "--json"]);
         let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -313,6 +316,7 @@ fn the_user_is_known_wherever_the_connection_goes() {
     server.says("reload: done");
     until("it has moved", || connections().is_some_and(|now| now["id"] != before["id"]));
     assert_eq!(connections().unwrap()["user"], "ann@id.example");
+    assert_eq!(raw.ask("remote_user"), "remote_user: \"ann@id.example\"");
     drop(raw);
     let access = || read_to_string(dir.path().join("access")).unwrap();
     until("its end is logged", || access().contains("event=close"));
@@ -322,5 +326,51 @@ fn the_user_is_known_wherever_the_connection_goes() {
         assert!(line.contains(" user=ann@id.example "), "{line}");
     }
     assert!(!log.contains(&token[..20]), "{log}");
+    server.stop();
+}
+
+/// Opens connections in each way and prints the users that the server tells.
+const PYTHON: &str = r#"
+import asyncio, sys, websockets
+address, token = sys.argv[1:]
+async def ask(url, **options):
+    async with websockets.connect(url, **options) as conn:
+        await conn.send("remote_user")
+        return await conn.recv()
+async def main():
+    print(await ask(f"ws://bob:s%20cret@{address}/everything"))
+    print(await ask(f"ws://{address}/everything", additional_headers={"Authorization": "Bearer " + token}))
+    print(await ask(f"ws://{address}/everything", subprotocols=["chat", "bearer." + token]))
+    print(await ask(f"ws://{address}/everything?access_token={token}"))
+    try:
+        await ask(f"ws://bob:wrong@{address}/everything")
+    except websockets.exceptions.InvalidStatus as error:
+        print(error.response.status_code, error.response.headers.get_all("WWW-Authenticate"))
+asyncio.run(main())
+"#;
+
+#[test]
+#[ignore = "needs the Python package websockets, and curl"]
+fn clients_of_others_log_in() {
+    let python =
+        std::env::var("WSHD_PYTHON").expect("WSHD_PYTHON is not set: a python3 with the package websockets");
+    let text =
+        "htpasswd = 'DIR/users'\njwt_key = 'DIR/key'\njwt_protocol = 'bearer.'\njwt_query = 'access_token'\n";
+    let (mut server, _dir) = serve(&["everything"], &user("bob", "s cret", 4), text);
+    let output =
+        Command::new(python).args(["-c", PYTHON, &server.address(), &token("ann")]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let ann = "remote_user: \"ann\"";
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[..4], ["remote_user: \"bob\"", ann, ann, ann], "{output:?}");
+    assert_eq!(lines[4], "401 ['Basic realm=\"wshd\", charset=\"UTF-8\"', 'Bearer realm=\"wshd\"']");
+    let url = format!("http://{}/console.html", server.address());
+    for (user, status) in [("bob:s cret", "200"), ("bob:no", "401")] {
+        let output = Command::new("curl")
+            .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "-u", user, &url])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), status, "{user}");
+    }
     server.stop();
 }

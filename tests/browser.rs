@@ -123,7 +123,7 @@ fn closing_from_either_side_is_shown_with_code_and_reason() {
     browser.click("#connect");
     browser.wait(&is_state("open"));
     browser.fill("#code", "2000");
-    assert_eq!(browser.eval("document.querySelector('#close').disabled"), true, "browsers can not send 2000");
+    assert_eq!(browser.eval("document.querySelector('#close').disabled"), true, "browsers cannot send 2000");
     browser.fill("#code", "4002");
     browser.fill("#reason", "my turn");
     browser.click("#close");
@@ -161,7 +161,7 @@ fn a_failed_handshake_is_explained() {
     browser.fill("#resource", "/echo");
     browser.fill("#protocols", "not a token");
     browser.click("#connect");
-    browser.wait(&has_row("event", "Can not connect to /echo"));
+    browser.wait(&has_row("event", "Cannot connect to /echo"));
     // The browser itself reports each failed request; nothing else may be there.
     let others: Vec<_> = browser
         .console()

@@ -102,7 +102,7 @@ fn an_address_that_is_taken() {
     let dir = Dir::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let expected = format!("can not listen on 127.0.0.1:{port}: Address already in use");
+    let expected = format!("cannot listen on 127.0.0.1:{port}: Address already in use");
     fails(&["-w", dir.path().to_str().unwrap(), "-p", &port], 4, &[&expected]);
 }
 

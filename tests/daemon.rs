@@ -171,10 +171,10 @@ fn a_descriptor_that_does_not_listen_is_an_error_that_names_it() {
     };
     let expected = "expected a stream socket that listens";
     let file: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
-    let named = format!("can not listen on descriptor 4 (web) of LISTEN_FDS: {expected}");
+    let named = format!("cannot listen on descriptor 4 (web) of LISTEN_FDS: {expected}");
     fails(2, listening().0, Some(file), "x:web", &named);
     let datagram: OwnedFd = UnixDatagram::unbound().unwrap().into();
-    let unnamed = format!("can not listen on descriptor 3 of LISTEN_FDS: {expected}");
+    let unnamed = format!("cannot listen on descriptor 3 of LISTEN_FDS: {expected}");
     fails(1, datagram, None, "", &unnamed);
     let connected: OwnedFd = UnixStream::pair().unwrap().0.into();
     fails(1, connected, None, "a", &format!("descriptor 3 (a) of LISTEN_FDS: {expected}"));
@@ -362,7 +362,7 @@ fn the_caller_is_told_why_there_is_no_daemon() {
     };
     let (_taken, address) = listening();
     let port = address.split(':').nth(1).unwrap();
-    let expected = format!("wshd: can not listen on 127.0.0.1:{port}: Address already in use");
+    let expected = format!("wshd: cannot listen on 127.0.0.1:{port}: Address already in use");
     fails(4, &["-p", port], &expected);
     std::fs::write(dir.path().join("bad_wsh.so"), "text").unwrap();
     fails(3, &["-p", "0", "--strict-handlers"], "wshd: 1 handlers or aliases are broken");

@@ -169,7 +169,7 @@ fn what_is_wrong_changes_nothing() {
     fs::write(&config, "workers = 1\nworkerz = 2\n").unwrap();
     refused(&server, "wshd.conf:2: workerz: no such key");
     fs::write(&config, "workers = 1\nserver_host = [\"127.0.0.1\", \"192.0.2.77\"]\n").unwrap();
-    refused(&server, "can not listen on 192.0.2.77:");
+    refused(&server, "cannot listen on 192.0.2.77:");
     fs::write(&config, "workers = 1\n").unwrap();
 
     fs::write(dir.path().join("passing"), "no shared object").unwrap();
@@ -328,7 +328,7 @@ fn connections_that_can_not_move_end_over_the_time_that_the_handler_has_or_never
         raw.expect_end();
     }
     assert_eq!(patient.ask("still there"), "still there");
-    assert!(pids(&server).contains(&old), "it serves what it can not give away");
+    assert!(pids(&server).contains(&old), "it serves what it cannot give away");
     assert_eq!(connect_and_ask(&server, "/chat", "version"), "2");
     drop(patient);
     until("the old worker has left", || !pids(&server).contains(&old));

@@ -19,6 +19,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rcgen::{DnType, date_time_ymd};
 use rustls::HandshakeKind;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tungstenite::Message;
 
 /// A directory with the echo handler and one that crashes, an authority, and a certificate for localhost.
@@ -457,6 +459,46 @@ fn handlers_see_the_ends_of_the_connection_to_the_gateway() {
     socket.send(Message::text("?")).unwrap();
     let expected = format!("127.0.0.1 {}, 127.0.0.1", port(&server));
     assert_eq!(socket.read().unwrap(), Message::text(expected));
+}
+
+/// Answers with the fact of this number, nothing if it is absent.
+const FACTS: &str = r#"
+    #include <ws_handler.h>
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        ws_bytes fact = ws_tls_fact(conn, (uint32_t)(msg->data[0] - '0'));
+        ws_send(conn, WS_BINARY, fact.data, fact.size);
+    }
+    WS_HANDLER(.name = "facts", .on_message = on_message);
+"#;
+
+#[test]
+fn handlers_see_what_was_agreed_and_who_the_client_is() {
+    let (dir, authority) = set_up();
+    dir.handler("facts", FACTS);
+    authority.issue("client", &["ann.example"]);
+    let server = start(&dir, &["--tls-client-auth", "--tls-client-ca", &authority.file("ca.pem")]);
+    let pem = std::fs::read(authority.file("client.pem")).unwrap();
+    let der: Vec<u8> = CertificateDer::pem_slice_iter(&pem).flat_map(|der| der.unwrap().to_vec()).collect();
+    for (version, name) in [(&rustls::version::TLS12, "TLSv1.2"), (&rustls::version::TLS13, "TLSv1.3")] {
+        let client =
+            Client::of(&authority).version(version).alpn("http/1.1").certificate(&authority, "client");
+        for is_resumed in [false, true] {
+            let mut socket = client.open(port(&server), "/facts").unwrap();
+            let mut fact = |number: u32| {
+                socket.send(Message::text(number.to_string())).unwrap();
+                socket.read().unwrap().into_data().to_vec()
+            };
+            assert_eq!(fact(1), name.as_bytes());
+            assert!(fact(2).starts_with(b"TLS_"), "{name}");
+            assert_eq!(fact(3), b"localhost");
+            assert!(!fact(4).is_empty(), "{name}");
+            assert_eq!(fact(5), b"http/1.1");
+            assert!(fact(6) == der, "{name}: the chain");
+            assert_eq!(fact(7), if is_resumed { &b"1"[..] } else { b"" }, "{name}");
+            assert_eq!(fact(8), b"");
+        }
+    }
 }
 
 /// A handler that looks for bytes in memory: `own BYTES` in its own, `PID BYTES` in that of another process. The bytes

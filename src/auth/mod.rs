@@ -1,4 +1,4 @@
-//! Who a client is, from what its request carries: a password (RFC 7617) or a bearer token (RFC 6750, RFC 7519). Reads no
+//! Authentication of a client by what its request carries: a password (RFC 7617) or a bearer token (RFC 6750, RFC 7519). Reads no
 //! file, keeps no connection, and waits for nothing: a password whose hash takes long to compute becomes a [`Check`],
 //! which the caller runs on a thread of its own.
 
@@ -28,7 +28,7 @@ pub struct Policy {
     pub tokens: Option<Tokens>,
 }
 
-/// Who has to prove who they are.
+/// Which clients have to authenticate themselves.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Authentication {
     /// All who ask for anything, unless its handler says otherwise.

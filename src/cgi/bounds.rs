@@ -10,7 +10,7 @@ use nix::unistd::{Gid, Uid};
 pub struct Cgi {
     /// The directories whose files are programs, below the document root; not empty, nor is any of them.
     pub directories: Vec<PathBuf>,
-    /// Who programs run as; none: as the workers of the default pool, who are not root.
+    /// The user that programs run as; none: that of the workers of the default pool, which are not root.
     pub user: Option<Uid>,
     /// Their groups, the first one first; none: those of the workers.
     pub groups: Vec<Gid>,

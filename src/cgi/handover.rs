@@ -18,7 +18,7 @@ pub const MAX_BYTES: usize = 160 * 1024;
 pub struct Facts {
     /// The client; none on a Unix socket.
     pub peer: Option<SocketAddr>,
-    /// Who it is, if that was asked.
+    /// The authenticated user, if that was asked.
     pub user: Option<String>,
     /// Path and query without a token, where that is not the request's.
     pub resource: Option<String>,

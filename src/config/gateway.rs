@@ -12,7 +12,7 @@ use crate::fleet::listener::Listen;
 pub struct Gateway {
     /// Number of processes, at least 1 where there are listeners.
     pub processes: usize,
-    /// Who they run as; only with groups, and only when the server is root.
+    /// The user that they run as; only with groups, and only when the server is root.
     pub user: Option<Uid>,
     /// Their groups, the first one first; none: those of the server.
     pub groups: Vec<Gid>,

@@ -189,7 +189,7 @@ pub struct Connection<'a> {
     pub resource: Option<Cow<'a, str>>,
     /// Name of the handler that has it, if one has.
     pub handler: Option<Cow<'a, str>>,
-    /// Who it is, if that was asked.
+    /// The authenticated user, if that was asked.
     pub user: Option<Cow<'a, str>>,
     /// Subprotocol, if one was agreed.
     pub protocol: Option<Cow<'a, str>>,

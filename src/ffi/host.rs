@@ -25,6 +25,7 @@ pub enum Fact {
     RequestedExtensions,
     Protocol,
     Extensions,
+    RemoteUser,
     CloseReason,
     State,
     /// Of the peer's TLS connection: by number.

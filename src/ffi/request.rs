@@ -24,6 +24,7 @@ facts! {
     query_: "ws_query" Query;
     authority_: "ws_authority" Authority;
     origin_: "ws_origin" Origin;
+    remote_user_: "ws_remote_user" RemoteUser;
     method_: "ws_method" Method;
     requested_protocols_: "ws_requested_protocols" RequestedProtocols;
     requested_extensions_: "ws_requested_extensions" RequestedExtensions;

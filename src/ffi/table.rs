@@ -114,6 +114,7 @@ fn host(worker: u32) -> ws_host {
         publish: topics::publish,
         subscribers: topics::subscribers,
         missed: topics::missed,
+        remote_user: remote_user_,
     }
 }
 

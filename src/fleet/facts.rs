@@ -93,9 +93,11 @@ impl<'a> Facts<'a> {
         })
     }
 
-    /// One of those of TLS, by the number that handlers know it by: version, cipher, server name, subject, ALPN, chain.
+    /// One of those of TLS, by the number that handlers know it by, which is its place here and one more.
     pub fn tls(&self, which: u32) -> Option<&'a [u8]> {
-        let known = [self.version, self.cipher, self.server_name, self.subject, self.alpn, self.chain];
+        let resumed = self.is_resumed.then_some(&b"1"[..]);
+        let Self { version, cipher, server_name, subject, alpn, chain, .. } = *self;
+        let known = [version, cipher, server_name, subject, alpn, chain, resumed];
         known.get((which as usize).checked_sub(1)?).copied().flatten().filter(|_| self.is_tls)
     }
 

@@ -189,7 +189,7 @@ impl AsFd for Listener {
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("can not listen on {address}: {source}")]
+#[error("cannot listen on {address}: {source}")]
 pub struct BindError {
     /// As configured, or of several the one that failed.
     pub address: String,

@@ -118,7 +118,7 @@ pub fn serve(root: &Root, path: &RequestPath, head: &Head, now: SystemTime) -> R
         Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN) => {
             Response::error(now, 503, "the server is busy", &[("Retry-After", "1")])
         }
-        Err(Errno::EIO) => Response::error(now, 500, "the file can not be read", &[]),
+        Err(Errno::EIO) => Response::error(now, 500, "the file cannot be read", &[]),
         // Not there, a link out of the root, a file where a directory is named, a name too long: all the same to
         // a client.
         Err(_) => super::not_found(now),

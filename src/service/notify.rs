@@ -158,7 +158,7 @@ impl Notify {
         while let Some(message) = self.unsent.front() {
             match send_to(address, message) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => log::warn!("the service manager can not be told {message:?}: {error}"),
+                Err(error) => log::warn!("the service manager cannot be told {message:?}: {error}"),
                 Ok(()) => {}
             }
             self.unsent.pop_front();

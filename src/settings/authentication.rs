@@ -1,4 +1,4 @@
-//! Who has to prove who they are: what the settings of the server, or those of a handler, say together. Reads the files
+//! Which clients have to authenticate themselves: what the settings of the server, or those of a handler, say together. Reads the files
 //! that they name: they are secrets of the supervisor and of the workers that need them.
 
 use std::fs::File;

@@ -61,7 +61,7 @@ pub struct Draft {
     pub chroot: Option<PathBuf>,
     /// Of a listener, or the server's for those that say nothing else: what its connections begin with.
     pub tls: tls::Draft,
-    /// Who gateways run as.
+    /// The user that gateways run as.
     pub gateway_user: Option<Account>,
     /// With this group.
     pub gateway_group: Option<Gid>,
@@ -77,7 +77,7 @@ pub struct Draft {
     pub bus: bus::Draft,
     /// Programs, if it has directories of them.
     pub cgi: Cgi,
-    /// Who they run as.
+    /// The user that they run as.
     pub cgi_user: Option<Account>,
     /// Of a handler: whose processes run it.
     pub isolation: Isolation,

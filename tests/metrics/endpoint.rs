@@ -323,7 +323,7 @@ fn an_address_that_is_taken() {
     let output = daemon::run(&["-w", dir.path().to_str().unwrap(), "-p", "0", "--metrics", &address]);
     assert_eq!(output.status.code(), Some(4));
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains(&format!("can not listen on {address}: Address already in use")), "{said}");
+    assert!(said.contains(&format!("cannot listen on {address}: Address already in use")), "{said}");
 }
 
 #[test]

@@ -156,7 +156,7 @@ impl fmt::Debug for Conn {
     }
 }
 
-/// The connection whose callback is running. It can not be kept or sent
+/// The connection whose callback is running. It cannot be kept or sent
 /// elsewhere; what can is its [`Conn`], to which it dereferences.
 pub struct Current<'a> {
     conn: Conn,
@@ -213,6 +213,8 @@ impl Current<'_> {
         authority
         /// The Origin header.
         origin
+        /// The authenticated user, where the server asks for that.
+        remote_user
         /// The method, `GET`; kept only with `WS_KEEP_REQUEST`.
         method
         /// The subprotocols that the client offers; see [`crate::list`]. Kept only

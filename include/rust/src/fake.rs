@@ -82,6 +82,7 @@ answers! {
     query = lent(fake(|fake| fake.query.unwrap_or("room=1")));
     authority = lent("example.com");
     origin = lent("https://example.com");
+    remote_user = lent("ann");
     method = lent("GET");
     requested_protocols = lent("a, b");
     requested_extensions = ABSENT;
@@ -486,4 +487,5 @@ pub(crate) static HOST: ws_host = ws_host {
     publish,
     subscribers,
     missed,
+    remote_user,
 };

@@ -26,8 +26,8 @@
 //!
 //! The places of `ws_handler.h` are types here: a function that may be called
 //! from any thread belongs to [`Conn`], which can be copied and sent; one that
-//! belongs in a callback of the connection to [`Current`], which can not leave
-//! it; and those of the handshake to [`Handshake`]. What the host lends can not
+//! belongs in a callback of the connection to [`Current`], which cannot leave
+//! it; and those of the handshake to [`Handshake`]. What the host lends cannot
 //! outlive the callback.
 //!
 //! Panics do not leave the handler (when built with `panic = "unwind"`): they are

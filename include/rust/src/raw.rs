@@ -114,6 +114,9 @@ pub const WS_TLS_VERSION: u32 = 1;
 pub const WS_TLS_CIPHER: u32 = 2;
 pub const WS_TLS_SERVER_NAME: u32 = 3;
 pub const WS_TLS_PEER_SUBJECT: u32 = 4;
+pub const WS_TLS_ALPN: u32 = 5;
+pub const WS_TLS_PEER_CHAIN: u32 = 6;
+pub const WS_TLS_RESUMED: u32 = 7;
 pub const WS_LOG_FINE: u32 = 10;
 pub const WS_LOG_DEBUG: u32 = 20;
 pub const WS_LOG_INFO: u32 = 30;
@@ -303,6 +306,7 @@ pub struct ws_host {
     ) -> i32,
     pub subscribers: unsafe extern "C" fn(host: *const ws_host, topic: *const c_char, size: usize) -> u64,
     pub missed: unsafe extern "C" fn(conn: ws_conn) -> u64,
+    pub remote_user: unsafe extern "C" fn(conn: ws_conn) -> ws_bytes,
 }
 
 // SAFETY: the tables are read only; the strings that they point to are static.

@@ -51,6 +51,7 @@ unsafe fn fill(table: *mut ws_host) {
         (&raw mut (*table).publish).write(publish);
         (&raw mut (*table).subscribers).write(subscribers);
         (&raw mut (*table).missed).write(missed);
+        (&raw mut (*table).remote_user).write(absent);
     }
 }
 
@@ -120,4 +121,8 @@ unsafe extern "C" fn subscribers(_: *const ws_host, _: *const c_char, _: usize) 
 
 unsafe extern "C" fn missed(_: ws_conn) -> u64 {
     0
+}
+
+unsafe extern "C" fn absent(_: ws_conn) -> ws_bytes {
+    ws_bytes { data: ptr::null(), size: 0 }
 }

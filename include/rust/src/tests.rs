@@ -27,7 +27,7 @@ thread_local! {
 impl Handler for Obedient {
     fn on_open(conn: &Current) -> Outcome<Self> {
         if fake(|fake| fake.results.contains_key("panic in on_open")) {
-            panic!("can not open {:?}", conn.conn());
+            panic!("cannot open {:?}", conn.conn());
         }
         let open = OPEN.with(Rc::clone);
         open.set(open.get() + 1);
@@ -174,7 +174,7 @@ fn a_panic_in_on_open_is_a_failure_and_leaves_nothing_to_close() {
     let table = table();
     fake(|fake| fake.results.insert("panic in on_open", 1));
     assert_eq!(open(table), raw::WS_E_FAILED);
-    assert_eq!(calls(), ["log 1 50 panic in on_open: can not open Conn(0x1)"]);
+    assert_eq!(calls(), ["log 1 50 panic in on_open: cannot open Conn(0x1)"]);
     assert_eq!(close(table), [""; 0]);
 }
 
@@ -353,6 +353,7 @@ fn facts_are_lent_as_the_host_tells_them() {
     assert_eq!(conn.path().unwrap(), "/chat");
     assert_eq!(conn.query().unwrap().to_str(), Ok("room=1"));
     assert_eq!(conn.origin().unwrap().to_string(), "https://example.com");
+    assert_eq!(conn.remote_user().unwrap().to_string(), "ann");
     assert_eq!(conn.requested_extensions(), None);
     assert_eq!(conn.header("Host").unwrap(), "example.com");
     assert_eq!(conn.header("Absent"), None);

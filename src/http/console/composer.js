@@ -93,7 +93,7 @@ class Composer {
       try {
         send(new Uint8Array(await this.file.arrayBuffer()));
       } catch {
-        this.elements.note.textContent = "The file can not be read.";
+        this.elements.note.textContent = "The file cannot be read.";
       }
       return;
     }

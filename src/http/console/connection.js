@@ -36,7 +36,7 @@ class Connection {
       socket = new WebSocket(url, protocols);
     } catch (error) {
       this.#become("failed");
-      this.journal.event(`Can not connect to ${resource}`, "bad", error.message);
+      this.journal.event(`Cannot connect to ${resource}`, "bad", error.message);
       return;
     }
     socket.binaryType = "arraybuffer";
@@ -170,7 +170,7 @@ async function explainFailure(resource) {
   try {
     reply = await fetch(resource, { cache: "no-store", redirect: "manual", signal: AbortSignal.timeout(5000) });
   } catch {
-    return "The server does not answer a plain request either: it is not running, or can not be reached.";
+    return "The server does not answer a plain request either: it is not running, or cannot be reached.";
   }
   if (reply.status === 426) {
     return `There is a handler at ${resource}, and it refused this handshake or dropped the connection. It may want `

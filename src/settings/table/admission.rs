@@ -1,4 +1,4 @@
-//! Who may come in, and how often.
+//! Limits on connections, their rates, and where they come from.
 
 use super::super::Default::{Is, Unset};
 use super::super::Flag::No;

@@ -1,4 +1,4 @@
-//! Who has to prove who they are.
+//! Authentication of clients.
 
 use super::super::Default::{Is, Unset};
 use super::super::Flag::{Long, No};

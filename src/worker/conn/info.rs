@@ -38,6 +38,7 @@ impl Info<'_> {
                 resource.iter().position(|&byte| byte == b'?').and_then(|at| resource.get(at + 1..))
             }
             Fact::Origin => self.strings.origin,
+            Fact::RemoteUser => self.strings.user,
             Fact::Protocol => self.strings.protocol,
             Fact::Authority => request.and_then(|request| request.terminated().authority()),
             Fact::Method => request.map(|request| request.terminated().method()),

@@ -103,7 +103,7 @@ pub struct Strings<'a> {
     pub resource: &'a [u8],
     /// The Origin header.
     pub origin: Option<&'a [u8]>,
-    /// Who it is, if that was asked.
+    /// The authenticated user, if that was asked.
     pub user: Option<&'a [u8]>,
     /// The chosen subprotocol.
     pub protocol: Option<&'a [u8]>,

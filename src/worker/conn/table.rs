@@ -136,7 +136,7 @@ impl Conn {
         self.traits = self.traits & !TAKES_CONTENT | if takes { TAKES_CONTENT } else { 0 };
     }
 
-    /// Who is served the console where it came in.
+    /// Whether clients are served the console where it came in.
     pub fn console(&self) -> Console {
         match self.traits & (CONSOLE_ALWAYS | CONSOLE_NEVER) {
             0 => Console::Local,

@@ -175,7 +175,7 @@ pub fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
     true
 }
 
-/// Who does not go on.
+/// Connections that do not go on.
 struct Blame {
     /// The connection whose callback crashed; 0: none.
     culprit: u64,

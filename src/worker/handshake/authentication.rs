@@ -1,4 +1,4 @@
-//! Who a client is, before a handler or a file is served. What takes long, the comparison of a password with its hash, is
+//! Authentication of a client, before a handler or a file is served. What takes long, the comparison of a password with its hash, is
 //! done by a few threads: its request waits as it came, and is read again with the outcome. It moves like any request of
 //! which something was read; another process asks anew.
 //!

@@ -15,7 +15,7 @@ pub enum Elsewhere<'a> {
 
 /// A request for a program.
 pub struct Asked {
-    /// Who it is, if that was asked.
+    /// The authenticated user, if that was asked.
     pub user: Option<User>,
     /// Path and query without a token, if one may be there.
     pub resource: Option<String>,

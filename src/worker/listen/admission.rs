@@ -1,4 +1,4 @@
-//! Who may come in: limits that hold over all processes, the client behind a proxy, allowed hosts and origins. What is
+//! Admission of connections: limits that hold over all processes, the client behind a proxy, allowed hosts and origins. What is
 //! turned away is counted, and logged once a second at most for each reason.
 //!
 //! A connection is counted for its peer when it is accepted; one from a trusted proxy when the proxy has told whom it

@@ -40,7 +40,7 @@ impl Session {
             false => Err(io::Error::other("too many connections to blocking handlers")),
         };
         if let Err(error) = begun {
-            log::error!("{}: connection {id:x} can not go on here: {error}", service.plugin.name);
+            log::error!("{}: connection {id:x} cannot go on here: {error}", service.plugin.name);
             self.conns.with_open(id, |_, open| (open.extra().channel, open.silent) = (None, true));
             self.conns.close(id, Some(1012), b"", WS_BY_HOST);
         }

@@ -22,7 +22,7 @@ use crate::worker::topics::travelling::Subscription;
 
 /// What threads share.
 pub struct Shared {
-    /// Who is subscribed to what.
+    /// All subscriptions.
     pub table: Table,
     /// What the bus is to be told.
     pub out: Outgoing,

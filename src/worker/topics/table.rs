@@ -1,4 +1,4 @@
-//! Who is subscribed to what in this worker. Knows no connection but its id, no socket and no clock.
+//! The subscriptions of this worker. Knows no connection but its id, no socket and no clock.
 //!
 //! A subscription is live, and gets what the bus sends, or it waits: for earlier messages, which the bus was asked for by a
 //! ticket, or for the end of a message that its connection is being sent in fragments. It knows up to which stamp of the
