@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use client::{Client, Raw, ask, close_frame, close_of, connect, connect_with};
-use daemon::{Dir, PATIENCE, Server, until, wshd};
+use daemon::{Dir, PATIENCE, Server, children, until, wshd};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 
@@ -397,7 +397,7 @@ fn files_that_were_renamed_are_opened_anew() {
             !read(&access_log).is_empty()
         });
         until("nobody has an old file open", || {
-            let all = server.workers().into_iter().chain([server.pid()]);
+            let all = children(server.pid()).into_iter().chain([server.pid()]);
             let old = format!(".{round}");
             all.flat_map(open_files).all(|file| !file.to_string_lossy().ends_with(&old))
         });

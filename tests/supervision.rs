@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use daemon::{Dir, ECHO, Server, is_alive, until};
+use daemon::{Dir, ECHO, Server, children, is_alive, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -649,7 +649,7 @@ fn requests_that_come_before_it_serves_are_carried_out_then() {
 fn it_can_be_stopped_while_a_handler_does_not_answer() {
     // Not SIGINT: who runs the tests in the background of a shell without job control has it ignored.
     let (_dir, mut server, _) = probing();
-    let probes = server.workers();
+    let probes = children(server.pid());
     server.signal(Signal::SIGTERM);
     assert_eq!(server.wait().signal(), Some(Signal::SIGTERM as i32));
     until("the probe has ended, too", || !probes.iter().any(|pid| is_alive(*pid)));

@@ -13,7 +13,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use common::fixtures::add_handler;
-use common::server::{Dir, Server, is_alive, output_of, until, wshd};
+use common::server::{Dir, Server, children, is_alive, output_of, until, wshd};
 use common::tls::{Authority, Client, echo, port, processes};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -372,7 +372,7 @@ fn an_upgrade_goes_on_with_all_connections() {
     let mut after = client.open(port(&server), "/echo").unwrap();
     echo(&mut after, 10_000);
     // The old one ends with its last connection.
-    let new = server.workers().into_iter().find(|pid| {
+    let new = children(server.pid()).into_iter().find(|pid| {
         std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default().starts_with(b"wshd: supervisor")
     });
     let new = new.unwrap();

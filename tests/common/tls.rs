@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 use tungstenite::{Message, WebSocket};
 
-use super::server::{Dir, PATIENCE, Server};
+use super::server::{Dir, PATIENCE, Server, children};
 
 /// Who issues certificates; its own is ca.pem.
 pub struct Authority {
@@ -187,5 +187,5 @@ pub fn processes(server: &Server, title: &str) -> Vec<i32> {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.starts_with(format!("wshd: {title}").as_bytes())
     };
-    server.workers().into_iter().filter(is_so).collect()
+    children(server.pid()).into_iter().filter(is_so).collect()
 }
