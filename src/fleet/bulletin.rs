@@ -93,10 +93,15 @@ impl Scoreboard {
             Readiness::Draining | Readiness::Closing { .. } => Err("draining"),
             Readiness::Ready if self.saturation().0 => Err("saturated"),
             // All have died, and are being restarted.
-            Readiness::Ready if !self.slots().iter().any(Slot::takes_connections) => Err("starting"),
+            Readiness::Ready if !self.slots().iter().any(is_serving) => Err("starting"),
             Readiness::Ready => Ok("ready"),
         }
     }
+}
+
+/// Whether connections can come to the worker of this slot from outside.
+fn is_serving(slot: &Slot) -> bool {
+    slot.place().pool == 0 && slot.takes_connections()
 }
 
 #[cfg(test)]

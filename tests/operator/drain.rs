@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use tungstenite::Message;
 
 use super::client::{Client, Raw, ask, close_of, connect};
+use super::h2::H2;
 use super::server::{Dir, ECHO, PATIENCE, Server, until};
 use super::tls::{self, Authority};
 use super::{Operated, health, not_ready, ready};
@@ -159,18 +160,22 @@ fn a_server_without_clients_leaves_at_once() {
     assert_eq!(operated.server.wait().code(), Some(0), "{}", operated.server.log());
 }
 
-#[test]
-fn connections_of_tls_go_and_come_back_like_others() {
+/// A server of TLS and HTTP/2.
+fn encrypted() -> (Operated, tls::Client, u16) {
     let dir = Dir::new();
     dir.handler("echo", ECHO);
     let authority = Authority::new(&dir);
     authority.issue("cert", &["localhost"]);
     let files = ["cert.key", "cert.pem"].map(|name| authority.file(name));
-    let mut operated = Operated::start_in(
-        dir,
-        &["--workers", "1", "-t", "-k", &files[0], "-c", &files[1], "-o", "drain_code=1012"],
-    );
-    let (client, port) = (tls::Client::of(&authority), tls::port(&operated.server));
+    let args = ["--workers", "1", "-t", "-k", &files[0], "-c", &files[1], "-o", "drain_code=1012"];
+    let operated = Operated::start_in(dir, &args);
+    let port = tls::port(&operated.server);
+    (operated, tls::Client::of(&authority), port)
+}
+
+#[test]
+fn connections_of_tls_go_and_come_back_like_others() {
+    let (mut operated, client, port) = encrypted();
     let mut socket = client.open(port, "/echo").unwrap();
     operated.says(&["drain", "--for", "1h"]);
     until("TLS is refused", || is_refused(&operated.address()));
@@ -186,5 +191,34 @@ fn connections_of_tls_go_and_come_back_like_others() {
         while socket.read().is_ok() {}
     }
     drop((socket, another));
+    assert_eq!(operated.server.wait().code(), Some(0), "{}", operated.server.log());
+}
+
+#[test]
+fn a_connection_of_http2_is_told_to_open_no_more_streams() {
+    let (mut operated, client, port) = encrypted();
+    let mut h2 = H2::open(&client.alpn("h2"), port);
+    let stream = h2.websocket("/echo");
+    operated.says(&["drain", "--for", "1h"]);
+    assert_eq!(h2.goaway(), Some(0), "NO_ERROR");
+    h2.echo(stream, "still here");
+    operated.says(&["drain", "--for", "1s"]);
+    assert_eq!(h2.data(stream, 4), [0x88, 2, 0x03, 0xf4], "a Close frame with 1012");
+    drop(h2);
+    assert_eq!(operated.server.wait().code(), Some(0), "{}", operated.server.log());
+}
+
+#[test]
+fn processes_with_one_connection_each_go_as_well() {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    let config = dir.path().join("w.conf");
+    std::fs::write(&config, "[handler.'/echo']\nisolation = 'connection'\n").unwrap();
+    let mut operated = Operated::start_in(dir, &["--workers", "1", "--config", config.to_str().unwrap()]);
+    let mut clients = [0, 1, 2].map(|_| connect(&operated.address(), "/echo"));
+    assert!(clients.iter_mut().all(|client| ask(client, "here") == "here"));
+    operated.says(&["drain", "--for", "2s"]);
+    assert_eq!(clients.each_mut().map(|client| close_of(client).0), [1001; 3]);
+    drop(clients);
     assert_eq!(operated.server.wait().code(), Some(0), "{}", operated.server.log());
 }

@@ -3,6 +3,8 @@
 
 #[path = "../common/client.rs"]
 mod client;
+#[path = "../common/h2.rs"]
+mod h2;
 #[path = "../common/server.rs"]
 mod server;
 #[path = "../common/tls.rs"]

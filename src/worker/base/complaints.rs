@@ -33,7 +33,7 @@ impl Complaints {
     pub fn admit(&mut self, peer: Option<IpAddr>, now: Instant) -> Option<u64> {
         let mut key = peer.map(network);
         if !self.peers.contains_key(&key) && self.peers.len() >= PEERS {
-            self.peers.retain(|_, said| now.since(said.since) < INTERVAL || said.left_out > 0);
+            self.peers.retain(|_, said| now.since(said.since) < INTERVAL);
             if self.peers.len() >= PEERS {
                 key = None;
             }
