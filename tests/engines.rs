@@ -18,6 +18,8 @@ use std::process::{Child, Command, Stdio};
 use client::{BINARY, Raw, TEXT};
 use daemon::{Dir, PATIENCE, Server, until};
 use fixtures::add_handler;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -312,6 +314,18 @@ fn two_servers_and_an_engine_that_dies(kind: Kind) {
             "nothing of before comes late: {heard:?}"
         );
     }
+
+    // A bus that dies is followed by one that connects, too.
+    let title = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let is_bus = |pid: &i32| title(pid).starts_with("wshd: bus");
+    let bus = daemon::children(one.pid()).into_iter().find(is_bus).unwrap();
+    kill(Pid::from_raw(bus), Signal::SIGKILL).unwrap();
+    until("another bus is connected", || one.log().matches("bus: connected to").count() == 3);
+    open_the_way(&mut clients);
+    publish(&mut clients, "again", COUNT);
+    for client in clients.iter_mut().flatten() {
+        assert_eq!(numbers(&heard(client, "again", &ALL), "again"), whole);
+    }
     drop(clients);
     one.stop();
     other.stop();
@@ -337,9 +351,10 @@ fn others_take_part(kind: Kind) {
     add_handler(dir.path(), "topics", "topics");
     std::fs::write(dir.path().join("w.conf"), "[handler.\"/topics\"]\ntopics = \"a.b c\"\n").unwrap();
     let config = dir.path().join("w.conf").display().to_string();
-    let args =
-        ["--config", &config, "-o", &format!("bus={url}"), "-o", "bus_prefix=my.app", "--workers", "1"];
-    let mut server = Server::start(&dir, &args);
+    let (socket, bus) = (dir.path().join("control"), format!("bus={url}"));
+    let args = ["--config", &config, "-o", &bus, "-o", "bus_prefix=my.app", "--workers", "1"];
+    let control = ["--control-socket", socket.to_str().unwrap()];
+    let mut server = Server::start(&dir, &[&args[..], &control].concat());
     let mut client = Raw::open(&server.address(), "/topics");
     assert_eq!(client.ask("sub n*ws"), "sub 0");
     let subject = "my.app.a%2Eb%20c.n%2Aws";
@@ -388,6 +403,16 @@ fn others_take_part(kind: Kind) {
     let expected =
         [(TEXT, "gr\u{fc}n".as_bytes().to_vec()), (BINARY, b"\xff\xfe".to_vec()), (BINARY, b"abc".to_vec())];
     assert_eq!(got, expected);
+    // An operator is heard there, too.
+    let mut command = daemon::wshd();
+    command.args(["ctl", "publish", "n*ws", "--control-socket"]).arg(&socket).stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"from the operator").unwrap();
+    assert!(child.wait().unwrap().success());
+    while listener.next() != (subject.to_owned(), String::new(), b"from the operator".to_vec()) {}
+    let topics = String::from_utf8(daemon::ctl(&socket, &["topics"]).stdout).unwrap();
+    assert!(topics.contains("a.b c  n*ws"), "{topics}");
+    assert!(topics.contains("\nconnected to "), "{topics}");
     drop(client);
     server.stop();
 }

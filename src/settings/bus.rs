@@ -43,17 +43,23 @@ pub struct Servers {
     has_tls: bool,
     /// At least one.
     servers: Vec<Server>,
+    /// An address has a password, which an error must not show.
+    has_secret: bool,
 }
 
 /// The engine, if there is one.
 pub fn engine(draft: &Draft, given: &Places) -> Result<Option<Engine>, Error> {
-    let Some(Servers { kind, has_tls, servers }) = draft.servers.clone() else {
+    let Some(Servers { kind, has_tls, servers, has_secret }) = draft.servers.clone() else {
         let others = ["bus_credentials", "bus_ca", "bus_prefix", "bus_queue"];
         return match others.iter().find(|name| given.get(name).is_some()) {
             Some(name) => Err(given.wrong(name, "expected bus beside it")),
             None => Ok(None),
         };
     };
+    if has_secret {
+        let why = "expected no credentials in an address: give them in a file, bus_credentials";
+        return Err(given.wrong("bus", why));
+    }
     if draft.ca.is_some() && !has_tls {
         return Err(given.wrong("bus_ca", "expected tls:// or rediss:// in bus"));
     }
@@ -69,8 +75,10 @@ pub fn engine(draft: &Draft, given: &Places) -> Result<Option<Engine>, Error> {
 pub fn servers(texts: &[String]) -> Result<Servers, String> {
     let mut all: Option<Servers> = None;
     for url in texts.iter().flat_map(|text| text.split(',')) {
-        let (kind, has_tls, server) = server(url.trim())?;
-        let all = all.get_or_insert_with(|| Servers { kind, has_tls, servers: Vec::new() });
+        let (kind, has_tls, server, has_secret) = server(url.trim())?;
+        let new = || Servers { kind, has_tls, servers: Vec::new(), has_secret };
+        let all = all.get_or_insert_with(new);
+        all.has_secret |= has_secret;
         if (all.kind, all.has_tls) != (kind, has_tls) {
             return Err("expected servers of one engine, all with the same scheme".to_owned());
         }
@@ -80,7 +88,8 @@ pub fn servers(texts: &[String]) -> Result<Servers, String> {
         .ok_or_else(|| format!("expected 1 to {MAX_SERVERS} servers"))
 }
 
-fn server(url: &str) -> Result<(Kind, bool, Server), String> {
+/// Its kind, whether with TLS, and whether credentials stood there.
+fn server(url: &str) -> Result<(Kind, bool, Server, bool), String> {
     let (scheme, rest) = url.split_once("://").ok_or(URL)?;
     let (kind, has_tls) = match scheme {
         "nats" => (Kind::Nats, false),
@@ -89,9 +98,7 @@ fn server(url: &str) -> Result<(Kind, bool, Server), String> {
         "rediss" => (Kind::Redis, true),
         _ => return Err(format!("unknown scheme {scheme}://: {URL}")),
     };
-    if rest.contains('@') {
-        return Err("expected no credentials in an address: give them in a file, bus_credentials".to_owned());
-    }
+    let (rest, has_secret) = rest.rsplit_once('@').map_or((rest, false), |(_, rest)| (rest, true));
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     let (host, port) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((host, port)) => (host, port.strip_prefix(':')),
@@ -108,7 +115,7 @@ fn server(url: &str) -> Result<(Kind, bool, Server), String> {
         (None, Kind::Nats) => 4222,
         (None, Kind::Redis) => 6379,
     };
-    Ok((kind, has_tls, Server { host: host.to_owned(), port }))
+    Ok((kind, has_tls, Server { host: host.to_owned(), port }, has_secret))
 }
 
 /// What subjects begin with: words with dots between.
@@ -161,7 +168,7 @@ mod tests {
     use super::*;
 
     fn of(text: &str) -> Result<(Kind, bool, String), String> {
-        let Servers { kind, has_tls, servers } = servers(&[text.to_owned()])?;
+        let Servers { kind, has_tls, servers, .. } = servers(&[text.to_owned()])?;
         let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
         Ok((kind, has_tls, servers.join(" ")))
     }
@@ -177,7 +184,6 @@ mod tests {
             ("nats://", "expected nats://"),
             ("redis://a/1", "expected nats://"),
             ("nats://a:0", "1 to 65535"),
-            ("nats://u:p@a", "expected no credentials in an address"),
             ("nats://a,redis://b", "of one engine"),
             ("nats://a,tls://b", "of one engine"),
         ] {
@@ -214,6 +220,8 @@ mod tests {
     #[test]
     fn what_does_not_go_together() {
         fails("bus_prefix = 'a'", "w.conf:1: bus_prefix: expected bus beside it");
+        let why = "expected no credentials in an address: give them in a file, bus_credentials";
+        fails("bus = 'nats://b,nats://ann:secret@a'", &format!("w.conf:1: bus: {why}"));
         fails("bus = 'nats://a'\nbus_ca = '/ca'", "w.conf:2: bus_ca: expected tls:// or rediss:// in bus");
         for wrong in ["", ".a", "a..b", "a b", "a*", &"a".repeat(65)] {
             assert!(prefix(wrong).is_err(), "{wrong}");

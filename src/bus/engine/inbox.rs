@@ -66,13 +66,18 @@ impl Inbox {
         let mut state = self.lock();
         let bytes = state.bytes + arrival.cost();
         if arrival.payload.len() > MAX_MESSAGE || bytes > self.limit {
-            return self.counters.dropped_in.add(1);
+            return self.count_dropped();
         }
         state.bytes = bytes;
         state.waiting.push_back(arrival);
         drop(state);
         self.counters.received.add(1);
         self.wake();
+    }
+
+    /// A message was lost on the way here.
+    pub fn count_dropped(&self) {
+        self.counters.dropped_in.add(1);
     }
 
     /// What has come, as much as is for one turn of the bus.

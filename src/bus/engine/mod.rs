@@ -15,6 +15,7 @@ mod tls;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -53,7 +54,11 @@ impl Engine {
         let orders = Arc::new(Orders::new(settings.queue));
         let inbox = Arc::new(Inbox::new(settings.queue, counters)?);
         let session = Session::new(settings, Arc::clone(&orders), Arc::clone(&inbox), counters);
-        let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(|| session.run())?;
+        let run = || {
+            // A panic has printed its message. Another bus is started.
+            catch_unwind(AssertUnwindSafe(|| session.run())).unwrap_or_else(|_| std::process::abort());
+        };
+        let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(run)?;
         Ok(Engine { name, orders, inbox, interest: Interest::new(linger), counters, thread })
     }
 

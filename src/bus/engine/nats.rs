@@ -37,12 +37,14 @@ pub struct Nats {
     broken: watch::Receiver<Option<String>>,
     /// The tasks that pass on what comes, by topic.
     subscriptions: HashMap<Key, AbortHandle>,
+    /// That a message was too long has been logged.
+    is_told: bool,
 }
 
 impl Link for Nats {
     async fn connect(settings: &Settings, inbox: Arc<Inbox>) -> Result<Self, String> {
         let (said, broken) = watch::channel(None);
-        let was_refused = Arc::new(AtomicBool::new(false));
+        let (was_refused, heard) = (Arc::new(AtomicBool::new(false)), Arc::clone(&inbox));
         let mut options = ConnectOptions::new()
             .name("wshd")
             .no_echo()
@@ -50,7 +52,7 @@ impl Link for Nats {
             .ping_interval(PING)
             .client_capacity(CAPACITY)
             .event_callback(move |event| {
-                on_event(event, &said, &was_refused);
+                on_event(event, &said, &was_refused, &heard);
                 std::future::ready(())
             });
         if let Some(credentials) = &settings.credentials {
@@ -68,7 +70,8 @@ impl Link for Nats {
         let addresses: Result<Vec<ServerAddr>, _> = addresses.collect();
         let addresses = addresses.map_err(|error| error.to_string())?;
         let client = options.connect(addresses).await.map_err(|error| whole(&error))?;
-        Ok(Nats { client, prefix: settings.prefix.clone(), inbox, broken, subscriptions: HashMap::new() })
+        let (prefix, subscriptions) = (settings.prefix.clone(), HashMap::new());
+        Ok(Nats { client, prefix, inbox, broken, subscriptions, is_told: false })
     }
 
     async fn subscribe(&mut self, topics: &[Key]) -> Result<(), String> {
@@ -93,10 +96,10 @@ impl Link for Nats {
         let mut taken = messages.len();
         for Message { key, is_text, payload } in messages {
             if payload.len() + ROOM > self.client.max_payload() {
-                log::warn!(
-                    "bus: a message of {} bytes is too long for NATS (its max_payload); not sent",
-                    payload.len()
-                );
+                if !std::mem::replace(&mut self.is_told, true) {
+                    let size = payload.len();
+                    log::warn!("bus: a message of {size} bytes is too long for NATS (max_payload); not sent");
+                }
                 taken -= 1;
                 continue;
             }
@@ -146,11 +149,12 @@ async fn why(broken: &mut watch::Receiver<Option<String>>) -> String {
     said.ok().and_then(|why| why.clone()).unwrap_or_default()
 }
 
-fn on_event(event: Event, said: &watch::Sender<Option<String>>, was_refused: &AtomicBool) {
+fn on_event(event: Event, said: &watch::Sender<Option<String>>, was_refused: &AtomicBool, inbox: &Inbox) {
     match event {
         Event::Disconnected | Event::Closed => {
             said.send_if_modified(|why| why.is_none() && why.replace("it was closed".to_owned()).is_none());
         }
+        Event::SlowConsumer(_) => inbox.count_dropped(),
         Event::ServerError(ServerError::Other(error)) => match was_refused.swap(true, Ordering::Relaxed) {
             false => log::error!("bus: NATS says: {error}"),
             true => log::debug!("bus: NATS says: {error}"),

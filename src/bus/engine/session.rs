@@ -91,15 +91,17 @@ impl Session {
     /// Until the bus ends.
     pub fn run(mut self) {
         loop {
+            // The bus before this one may have died while it was connected.
+            self.counters.connected.set(0);
             let runtime = match Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
                 Err(error) => {
-                    log::error!("bus: no runtime for the engine, topics end at this machine: {error}");
-                    return;
+                    self.failed(&format!("no runtime for {}: {error}", self.settings.name()));
+                    std::thread::sleep(delay(self.failures));
+                    continue;
                 }
             };
             let end = self.attempt(&runtime);
-            self.counters.connected.set(0);
             // A name server may be slow; nobody waits for its answer.
             runtime.shutdown_background();
             if matches!(end, End::Closed) {
@@ -257,8 +259,73 @@ fn delay(failures: u32) -> Duration {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::config::bus::Server;
+    use crate::fleet::bus_counters;
+
+    /// One that takes so many messages, and then breaks.
+    struct Fragile(usize);
+
+    impl Link for Fragile {
+        async fn connect(_: &Settings, _: Arc<Inbox>) -> Result<Self, String> {
+            Ok(Fragile(2))
+        }
+
+        async fn subscribe(&mut self, _: &[Key]) -> Result<(), String> {
+            Ok(())
+        }
+
+        async fn unsubscribe(&mut self, _: &[Key]) -> Result<(), String> {
+            Ok(())
+        }
+
+        async fn publish(&mut self, messages: &[Message]) -> Result<usize, String> {
+            self.0 = self.0.checked_sub(messages.len()).ok_or("it broke")?;
+            Ok(messages.len())
+        }
+
+        async fn check(&mut self) -> Result<(), String> {
+            Ok(())
+        }
+
+        async fn broken(&mut self) -> String {
+            std::future::pending().await
+        }
+    }
+
+    #[test]
+    fn what_was_not_sent_is_counted_and_what_is_wanted_is_kept() {
+        let counters = bus_counters::create().unwrap();
+        let orders = Arc::new(Orders::new(1 << 20));
+        let inbox = Arc::new(Inbox::new(1 << 20, counters).unwrap());
+        let settings = Settings {
+            kind: Kind::Nats,
+            has_tls: false,
+            servers: vec![Server { host: "a".to_owned(), port: 1 }],
+            prefix: "p".to_owned(),
+            credentials: None,
+            ca: Vec::new(),
+            queue: 1 << 20,
+        };
+        let mut session = Session::new(settings, Arc::clone(&orders), inbox, counters);
+        let message = Message { key: "/a\0b".to_owned(), is_text: true, payload: Default::default() };
+        let (publish, subscribe) =
+            (Order::Publish(message.clone()), |key: &str| Order::Subscribe(key.into()));
+        let batch = [&publish, &publish, &subscribe("/a\0b"), &publish, &publish, &subscribe("/a\0c")];
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let mut link = Fragile(2);
+        let carried_out = session.carry_out(&mut link, batch.map(Clone::clone).to_vec());
+        assert_eq!(runtime.block_on(carried_out), Err("it broke".to_owned()));
+        assert_eq!((counters.sent.get(), counters.dropped_out.get()), (2, 2));
+        assert_eq!(session.wanted.len(), 2);
+        assert!(orders.publish(message));
+        orders.set_wanted("/a\0b".into(), false);
+        orders.close();
+        runtime.block_on(session.drop_all());
+        assert_eq!((counters.dropped_out.get(), session.dropped, session.wanted.len()), (3, 1, 1));
+    }
 
     #[test]
     fn delays_grow_to_a_bound() {
