@@ -1,6 +1,7 @@
 //! Everything a process needs to know, already parsed into types that cannot be wrong. Reads no file, no argument and no
 //! environment, and has no defaults: `settings` does, and hands over a finished [`Config`].
 
+mod boundary;
 pub mod bus;
 pub mod drain;
 mod fixed;

@@ -18,8 +18,8 @@ use hub::Limits;
 
 /// What the process is given by the supervisor, just after fork.
 pub struct Start {
-    /// Where workers connect, with the number of their pool.
-    pub rendezvous: Vec<(u16, OwnedFd)>,
+    /// Where workers connect, with the number of their pool, and how many may at a time.
+    pub rendezvous: Vec<(u16, OwnedFd, usize)>,
     /// To be the only one.
     pub baton: Baton,
     /// Bounds.

@@ -44,7 +44,7 @@ pub struct Server<'a> {
     channel: &'a Channel,
     signals: SignalFd,
     poll: Epoll,
-    rendezvous: Vec<(u16, OwnedFd)>,
+    rendezvous: Vec<(u16, OwnedFd, usize)>,
     baton: Baton,
     hub: Hub,
     /// None: topics end at this machine.
@@ -99,7 +99,7 @@ impl<'a> Server<'a> {
             if !is_open && self.leave_at.is_none() && self.baton.take()? {
                 is_open = true;
                 self.hub.take_over(self.baton.found()?);
-                for (index, (_, rx)) in (0..).zip(&self.rendezvous) {
+                for (index, (_, rx, _)) in (0..).zip(&self.rendezvous) {
                     self.poll.add(rx, EpollEvent::new(EpollFlags::EPOLLIN, RENDEZVOUS + index))?;
                 }
             }
@@ -209,7 +209,7 @@ impl<'a> Server<'a> {
             return;
         }
         self.leave_at = Some(clock::now() + FAREWELL);
-        for (_, rx) in self.rendezvous.drain(..) {
+        for (_, rx, _) in self.rendezvous.drain(..) {
             let _ = self.poll.delete(&rx); // it was not watched yet
         }
         self.peers.all.values().for_each(Peer::shut);
@@ -225,10 +225,13 @@ impl<'a> Server<'a> {
 
     /// Takes up what workers have left at a rendezvous.
     fn let_in(&mut self, index: usize) {
-        let Some((pool, rx)) = self.rendezvous.get(index) else { return };
+        let Some((pool, rx, most)) = self.rendezvous.get(index) else { return };
         let pool = *pool;
         let mut bytes = [0; 8];
-        while let Ok((size, fd)) = datagram::receive(rx.as_fd(), &mut bytes) {
+        // A pool that comes faster, or with more, does not keep the others out.
+        let mut known = self.peers.all.values().filter(|peer| peer.pool == pool).count();
+        for _ in 0..EVENTS {
+            let Ok((size, fd)) = datagram::receive(rx.as_fd(), &mut bytes) else { return };
             let Some(socket) = fd.filter(|_| bytes.get(..size) == Some(&FORMAT.to_ne_bytes())) else {
                 if size == 0 {
                     return; // no worker can come any more
@@ -236,6 +239,11 @@ impl<'a> Server<'a> {
                 log::debug!("a worker of another version is not let in");
                 continue;
             };
+            if known >= *most {
+                log::debug!("pool {pool} has {known} connections to the bus already; one more is not let in");
+                continue;
+            }
+            known += 1;
             self.last_token += 1;
             let token = self.last_token;
             if let Err(error) = self.poll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, token)) {

@@ -7,7 +7,6 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::addresses::Mark;
 use crate::fleet::datagram;
 
 /// Bytes of a datagram.
@@ -22,8 +21,6 @@ pub struct Facts {
     pub user: Option<String>,
     /// Path and query without a token, where that is not the request's.
     pub resource: Option<String>,
-    /// Where the connection is counted.
-    pub mark: Mark,
     /// When it was sent; ns of the clock.
     pub at: u64,
 }
@@ -78,7 +75,7 @@ mod tests {
         let (client, _other) = UnixStream::pair().unwrap();
         let mut buffer = vec![0; MAX_BYTES];
         for peer in [Some("[2001:db8::1]:443".parse().unwrap()), None] {
-            let facts = Facts { peer, user: Some("ann".to_owned()), resource: None, mark: u64::MAX, at: 7 };
+            let facts = Facts { peer, user: Some("ann".to_owned()), resource: None, at: 7 };
             send(ours.as_fd(), client.as_fd(), &facts, b"GET / HTTP/1.1").unwrap();
             let came = receive(theirs.as_fd(), &mut buffer).unwrap();
             assert_eq!((came.facts, &came.read[..]), (facts, &b"GET / HTTP/1.1"[..]));
@@ -89,7 +86,7 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
         assert_eq!(receive(theirs.as_fd(), &mut buffer).err().unwrap().kind(), io::ErrorKind::WouldBlock);
-        let facts = Facts { peer: None, user: None, resource: Some("/a".to_owned()), mark: 0, at: 0 };
+        let facts = Facts { peer: None, user: None, resource: Some("/a".to_owned()), at: 0 };
         assert!(send(ours.as_fd(), client.as_fd(), &facts, &[0; MAX_BYTES]).is_err());
     }
 }

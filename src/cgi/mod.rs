@@ -25,7 +25,7 @@ use socket2::Socket;
 
 use crate::clock;
 use crate::config::Config;
-use crate::fleet::addresses::{Addresses, Limiter, Permit};
+use crate::fleet::addresses::{Addresses, Limiter, PROGRAMS, Permit};
 use crate::fleet::control::{self, Channel, Command};
 use crate::http::{self, Response};
 use crate::log::{self as sink, AccessField, Value};
@@ -77,7 +77,7 @@ pub fn run(start: Start, channel: &Channel) -> io::Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Err(io::Error::other("programs do not run as root: expected --cgi-user or --user"));
     }
-    let limiter = addresses.join(std::process::id() as i32, usize::MAX);
+    let limiter = addresses.join(std::process::id() as i32, PROGRAMS);
     let root = config.inside(&root).into_owned();
     let (running, serving) = Default::default();
     let shared = Arc::new(Shared { config, cgi, root, limiter, running, serving });
@@ -170,7 +170,6 @@ impl Shared {
     /// Counts a connection here that was counted in a worker.
     fn take_over(&self, facts: &handover::Facts) -> Permit {
         let (ip, table) = (facts.peer.map(|peer| peer.ip()), self.limiter.table());
-        table.settle(facts.mark, ip);
         let mut permit = self.limiter.take();
         if let Some(ip) = ip.filter(|ip| !self.config.admission.proxy.trusts(Some(*ip))) {
             self.limiter.name(&mut permit, table.key(ip));

@@ -272,7 +272,7 @@ mod tests {
              Cookie: b\r\nConnection: close\r\n\r\n",
         );
         let peer = Some("[::ffff:192.0.2.1]:4000".parse().unwrap());
-        let facts = Facts { peer, user: Some("ann".to_owned()), resource: None, mark: 0, at: 0 };
+        let facts = Facts { peer, user: Some("ann".to_owned()), resource: None, at: 0 };
         let mut all: Vec<String> = program
             .environment(&root, &head, &facts, None)
             .into_iter()

@@ -1,5 +1,5 @@
 //! The list of all connections, of which the supervisor knows none. Each worker is given a file in memory, writes its
-//! part into it as JSON, and reports when it has; the parts are joined unread, up to a bound. A worker that does not
+//! part into it as JSON, and reports when it has; the parts are joined, up to a bound, if they are JSON. A worker that does not
 //! reply in time is named, with the callback that it is in.
 
 use std::fs::File;
@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::de::IgnoredAny;
 use serde_json::json;
 
 use super::view::View;
@@ -118,7 +119,7 @@ impl Listing {
                 }));
                 continue;
             };
-            total_left_out += left_out;
+            total_left_out = u64::saturating_add(total_left_out, left_out);
             match part.text(MAX_BYTES.saturating_sub(line.len())) {
                 Some(text) if text.is_empty() => {}
                 Some(text) => {
@@ -127,7 +128,7 @@ impl Listing {
                     }
                     line.extend_from_slice(&text);
                 }
-                None => total_left_out += listed,
+                None => total_left_out = total_left_out.saturating_add(listed),
             }
         }
         let silent = json!(silent);
@@ -145,7 +146,9 @@ impl Part {
         self.file.rewind().ok()?;
         let most = u64::try_from(most).ok()?;
         let size = (&mut self.file).take(most.saturating_add(1)).read_to_end(&mut text).ok()?;
-        (size as u64 <= most && !text.contains(&b'\n')).then_some(text)
+        // A worker can write anything.
+        let is_list = || serde_json::from_slice::<IgnoredAny>(&[b"[", &text[..], b"]"].concat()).is_ok();
+        (size as u64 <= most && !text.contains(&b'\n') && is_list()).then_some(text)
     }
 }
 

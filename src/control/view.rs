@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::unistd::Pid;
@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::ctl::answer::{Draining, Executes, Handler, Pool, Quarantine, Status, Totals, Worker, seconds};
 use crate::ctl::request::Id;
 use crate::ffi::callback_name;
-use crate::fleet::breakers::{BreakerState, CircuitBreaker};
+use crate::fleet::breakers::{BreakerState, Breakers, CircuitBreaker};
 use crate::fleet::control::Channel;
 use crate::fleet::counters::{Counters, Traffic};
 use crate::fleet::listener::Listener;
@@ -39,7 +39,7 @@ pub struct View<'a> {
     /// What they count.
     pub counters: &'a Counters,
     /// By handler: whether it is served.
-    pub breakers: &'a [CircuitBreaker],
+    pub breakers: &'a Breakers,
     /// The processes in slots, and the slots that wait for one; then those that are leaving.
     pub processes: Vec<Process<'a>>,
     /// Where the bus takes commands, if there is one.
@@ -103,7 +103,7 @@ impl<'a> View<'a> {
     }
 
     fn place(&self, slot: usize) -> Option<Place> {
-        self.scoreboard.slot(slot).map(|record| record.place())
+        self.scoreboard.place(slot)
     }
 
     /// The process of this pid that takes commands, and where.
@@ -120,8 +120,7 @@ impl<'a> View<'a> {
 
     /// Whether the process is still loading handlers: it has no connections, and reads no commands yet.
     pub fn is_starting(&self, pid: i32) -> bool {
-        let mut records = self.scoreboard.slots().iter();
-        records.any(|slot| slot.pid.load(Ordering::Relaxed) == pid && slot.state() == State::Starting)
+        self.scoreboard.slots().any(|(_, slot)| slot.pid() == pid && slot.state() == State::Starting)
     }
 
     fn worker(&self, process: &Process<'_>, now: Instant) -> Option<Worker> {
@@ -140,11 +139,11 @@ impl<'a> View<'a> {
             ..Worker::default()
         };
         // After a crash the record is already that of the replacement.
-        if record.pid.load(Ordering::Relaxed) != pid.as_raw() {
+        if record.pid() != pid.as_raw() {
             return Some(worker);
         }
         let is_parent = self.place(process.slot).is_some_and(|at| self.config.is_parent(at.pool, at.number));
-        let heartbeat = since(&record.heartbeat, now);
+        let heartbeat = since(record.heartbeat.load(Ordering::Relaxed), now);
         let state = match record.state() {
             State::Running | State::Stopping if heartbeat >= HUNG && !is_parent => "hung",
             state => state_text(state),
@@ -152,7 +151,7 @@ impl<'a> View<'a> {
         Some(Worker {
             state: state.to_owned(),
             connections: record.connections.load(Ordering::Relaxed),
-            age: since(&record.started, now),
+            age: since(record.started(), now),
             heartbeat,
             executes: self.executes(process.slot, pid.as_raw(), now),
             ..worker
@@ -173,8 +172,8 @@ impl<'a> View<'a> {
 
     /// The callback that the process in a slot is in.
     pub fn executes(&self, slot: usize, pid: i32, now: Instant) -> Option<Executes> {
-        let record = self.scoreboard.slot(slot).filter(|record| record.pid.load(Ordering::Relaxed) == pid)?;
-        let time = since(&record.call.since, now);
+        let record = self.scoreboard.slot(slot).filter(|record| record.pid() == pid)?;
+        let time = since(record.call.since.load(Ordering::Relaxed), now);
         let (handler, callback, conn) = record.call.current()?;
         let route = self.routes.handlers().get(usize::from(handler));
         Some(Executes {
@@ -211,14 +210,14 @@ impl<'a> View<'a> {
                 bytes_in: counters.bytes_in.get(),
                 bytes_out: counters.bytes_out.get(),
             },
-            quarantine: self.breakers.get(usize::from(number)).and_then(quarantine),
+            quarantine: self.breakers.get(self.config.pool_of(&route.resource), number).and_then(quarantine),
         })
     }
 }
 
 /// Seconds since a time in the scoreboard.
-fn since(time: &AtomicU64, now: Instant) -> f64 {
-    seconds(now.since(Instant::from_nanos(time.load(Ordering::Relaxed))))
+fn since(time: u64, now: Instant) -> f64 {
+    seconds(now.since(Instant::from_nanos(time)))
 }
 
 fn state_text(state: State) -> &'static str {
@@ -240,7 +239,7 @@ fn path_text(path: &Path) -> String {
     path.display().to_string()
 }
 
-fn quarantine(breaker: &CircuitBreaker) -> Option<Quarantine> {
+fn quarantine(breaker: CircuitBreaker) -> Option<Quarantine> {
     let now = clock::now().as_nanos();
     let probing = match breaker.state(now) {
         BreakerState::Closed => return None,
@@ -258,14 +257,16 @@ mod tests {
 
     #[test]
     fn a_gate_tells_how_long_it_is_shut() {
-        let breaker = CircuitBreaker::default();
-        assert!(quarantine(&breaker).is_none());
+        let breakers = Breakers::create(1).unwrap();
+        breakers.open(0).unwrap();
+        let breaker = breakers.get(0, 0).unwrap();
+        assert!(quarantine(breaker).is_none());
         breaker.open(clock::now().as_nanos() + 100_000_000_000);
-        let shut = quarantine(&breaker).unwrap();
+        let shut = quarantine(breaker).unwrap();
         assert!(!shut.probing && shut.seconds.is_some_and(|left| (90.0..=100.0).contains(&left)));
         breaker.open(1);
-        assert!(quarantine(&breaker).is_some_and(|breaker| breaker.probing && breaker.seconds.is_none()));
+        assert!(quarantine(breaker).is_some_and(|breaker| breaker.probing && breaker.seconds.is_none()));
         breaker.open(crate::fleet::breakers::UNTIL_LIFTED);
-        assert!(quarantine(&breaker).is_some_and(|breaker| !breaker.probing && breaker.seconds.is_none()));
+        assert!(quarantine(breaker).is_some_and(|breaker| !breaker.probing && breaker.seconds.is_none()));
     }
 }

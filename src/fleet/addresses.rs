@@ -1,10 +1,10 @@
-//! How many connections there are, and from where: shared memory that is made before the first fork, with a row for
-//! each process. Atomics only.
+//! How many connections there are, and from where: shared memory with a row for each process. Atomics only.
 //!
-//! A process counts in its own row, and whoever wants to know a sum reads all rows. So a process may be killed at any
-//! instruction: nobody waits for it, and what it has counted is gone with its row, which the supervisor clears. A
-//! connection is counted by the process that holds it. One that moves stays counted where it was until it arrives: it
-//! carries a [`Mark`], by which the process that takes it up takes it out of the other's row and counts it in its own.
+//! A process counts in its own row, which lies in the memory of its pool, and adds up the rows that it can see: the default
+//! pool, which lets connections in, sees all. So a process may be killed at any instruction: nobody waits for it, and what it
+//! has counted is gone with its row, which the supervisor clears. A connection is counted by the process that holds it. One
+//! that moves within its pool stays counted where it was until it arrives: it carries a [`Mark`], by which the process that
+//! takes it up takes it out of the other's row and counts it in its own. On the way to another pool it is not counted.
 //! What is lost on the way is counted until the process that has sent it ends; what a crashed process had is not
 //! counted from the crash until it arrives.
 //!
@@ -16,10 +16,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::IpAddr;
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use super::refusal::Refusal;
+use super::region::{Access, MAX_POOLS, PerPool, Shareable};
 
 /// Addresses whose connections a process can count: 8 in each line.
 const HELD: usize = 4096;
@@ -32,81 +32,21 @@ const SPARE: usize = 64;
 /// How often a cell is tried again that another thread of this process has changed.
 const TRIES: usize = 64;
 
-/// Why a client is turned away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Refusal {
-    /// Too many connections of all addresses.
-    Total,
-    /// Too many connections of a pool.
-    Pool,
-    /// Too many connections of its address.
-    Address,
-    /// Too many new connections of its address in this second.
-    Rate,
-    /// An origin that is not allowed.
-    Origin,
-    /// A host that is not allowed.
-    Host,
-    /// No proper header of the PROXY protocol.
-    Proxy,
-    /// Forwarded or X-Forwarded-For cannot be understood.
-    Forwarded,
-    /// Too many messages, or bytes of messages, in a second.
-    Messages,
-    /// Too many failed logins of its address in this minute.
-    Logins,
-    /// Too many connections to the handler.
-    Handler,
-}
-
-impl Refusal {
-    /// All, in the order of their numbers.
-    pub const ALL: [Refusal; 11] = [
-        Refusal::Total,
-        Refusal::Pool,
-        Refusal::Address,
-        Refusal::Rate,
-        Refusal::Origin,
-        Refusal::Host,
-        Refusal::Proxy,
-        Refusal::Forwarded,
-        Refusal::Messages,
-        Refusal::Logins,
-        Refusal::Handler,
-    ];
-
-    /// A word for logs and metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Refusal::Total => "total",
-            Refusal::Pool => "pool",
-            Refusal::Address => "address",
-            Refusal::Rate => "rate",
-            Refusal::Origin => "origin",
-            Refusal::Host => "host",
-            Refusal::Proxy => "proxy",
-            Refusal::Forwarded => "forwarded",
-            Refusal::Messages => "messages",
-            Refusal::Logins => "logins",
-            Refusal::Handler => "handler",
-        }
-    }
-}
-
-/// The words that all processes share. They only grow.
+/// The words that the processes of a pool share. They only grow.
 #[repr(C, align(128))]
 struct Header {
     refusals: [AtomicU64; Refusal::ALL.len()],
     uncounted: AtomicU64,
 }
 
+// SAFETY: atomic integers.
+unsafe impl Shareable for Header {}
+
 /// What one process counts.
 #[repr(C, align(128))]
 struct Row {
     /// 0: nobody's.
     pid: AtomicI32,
-    pool: AtomicU32,
     connections: AtomicU32,
     /// How often it was released.
     generation: AtomicU32,
@@ -116,6 +56,9 @@ struct Row {
     opened: [Line; OPENED],
     failed: [Line; FAILED],
 }
+
+// SAFETY: atomic integers.
+unsafe impl Shareable for Row {}
 
 /// A cache line. A cell is 0, or has in its upper half the tag of an address. In the lower half of one of `held` is the
 /// number of connections, in one of `opened` the second and, in the last 16 bits, the number of new connections in it; in
@@ -148,81 +91,90 @@ impl Key {
 /// table's own, which is not 0; the row's generation; the row; the cell of `held` plus 1, or 0 without an address.
 pub type Mark = u64;
 
+/// In place of the number of a pool: the process that runs programs.
+pub const PROGRAMS: usize = MAX_POOLS - 1;
+
 /// The table. Lives until the last process that has it mapped ends.
 pub struct Addresses {
-    header: &'static Header,
-    rows: &'static [Row],
+    headers: PerPool<Header>,
+    rows: PerPool<Row>,
     secret: RandomState,
-    /// Connections may come from a server that has another table.
-    own_number: u16,
 }
 
 impl Addresses {
     /// Makes a table for a fleet that has so many processes at its start. Each process has room of its own, which counts
-    /// for the limits of memory of all. [supervisor, before fork]
-    pub fn for_processes(processes: usize) -> io::Result<&'static Self> {
-        Self::create(2 * processes + SPARE)
+    /// for the limits of memory of its pool. [supervisor, before fork]
+    pub fn for_processes(processes: usize) -> &'static Self {
+        Self::with_rows(2 * processes + SPARE)
     }
 
-    /// The same for so many processes at a time.
-    fn create(processes: usize) -> io::Result<&'static Self> {
-        let size = processes
-            .checked_mul(size_of::<Row>())
-            .and_then(|bytes| bytes.checked_add(size_of::<Header>()))
-            .and_then(NonZeroUsize::new)
-            .ok_or(io::ErrorKind::InvalidInput)?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice replaces no other memory.
-        let base = unsafe { mmap_anonymous(None, size, protection, flags)? }.as_ptr();
-        // SAFETY: the mapping is page-aligned, zeroed (a valid Header: atomics only), and never unmapped.
-        let header = unsafe { &*base.cast::<Header>() };
-        // SAFETY: `size` has room for so many rows behind the header, whose size is a multiple of their alignment;
-        // zeroed memory is a valid Row, and the mapping is never unmapped.
-        let rows = unsafe {
-            std::slice::from_raw_parts(base.byte_add(size_of::<Header>()).cast::<Row>(), processes)
-        };
-        let secret = RandomState::new();
-        let own_number = secret.hash_one("own number") as u16 | 1;
-        Ok(Box::leak(Box::new(Self { header, rows, secret, own_number })))
+    /// The same for so many processes of a pool at a time.
+    fn with_rows(rows: usize) -> &'static Self {
+        let (headers, rows) = (PerPool::new(1), PerPool::new(rows));
+        Box::leak(Box::new(Self { headers, rows, secret: RandomState::new() }))
     }
 
-    /// Takes a row for this process. Without a free one it counts nothing. [worker, once]
+    /// Sees to it that a pool has its rows. [supervisor, before fork]
+    pub fn open(&self, pool: usize) -> io::Result<()> {
+        self.headers.open(pool)?;
+        self.rows.open(pool).map(drop)
+    }
+
+    /// From here on this process can do no more than this with what a pool has. [child]
+    pub fn restrict(&self, access: impl Fn(usize) -> Access) -> io::Result<()> {
+        self.headers.restrict(&access)?;
+        self.rows.restrict(&access)
+    }
+
+    /// Takes a row of its pool for this process. Without a free one it counts nothing. [worker, once]
     pub fn join(&'static self, pid: i32, pool: usize) -> Limiter {
         let claim =
             |row: &&Row| row.pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        let Some((index, row)) = self.rows.iter().enumerate().find(|(_, row)| claim(row)) else {
-            return Limiter { table: self, row: None, mark: 0 };
+        let header = self.headers.get(pool).and_then(<[_]>::first);
+        let mut rows = self.rows.get(pool).unwrap_or_default().iter().enumerate();
+        let Some((index, row)) = rows.find(|(_, row)| claim(row)) else {
+            return Limiter { table: self, pool, header, row: None, mark: 0 };
         };
-        row.pool.store(pool as u32, Ordering::Relaxed);
         let generation = row.generation.load(Ordering::Relaxed) as u16;
-        let parts = [self.own_number, generation, index as u16, 0];
-        Limiter {
-            table: self,
-            row: Some(row),
-            mark: parts.iter().fold(0, |mark, part| mark << 16 | u64::from(*part)),
-        }
+        let parts = [self.number_of(pool), generation, index as u16, 0];
+        let mark = parts.iter().fold(0, |mark, part| mark << 16 | u64::from(*part));
+        Limiter { table: self, pool, header, row: Some(row), mark }
+    }
+
+    /// Marks of the rows of a pool begin with it: connections may come from another pool, or from a server that has another
+    /// table. Never 0.
+    fn number_of(&self, pool: usize) -> u16 {
+        self.secret.hash_one(("pool", pool)) as u16 | 1
     }
 
     /// What a process has counted is no more: it has ended, or hands over all it has without counting back.
     /// [supervisor]
     pub fn clear(&self, pid: i32) {
-        self.rows.iter().filter(|row| row.pid.load(Ordering::Acquire) == pid).for_each(Row::clear);
+        self.all().filter(|row| row.pid.load(Ordering::Acquire) == pid).for_each(Row::clear);
     }
 
     /// The process has ended: its row can be another's. [supervisor]
     pub fn release(&self, pid: i32) {
-        for row in self.rows.iter().filter(|row| row.pid.load(Ordering::Acquire) == pid) {
-            row.generation.fetch_add(1, Ordering::AcqRel);
-            row.clear();
-            row.pid.store(0, Ordering::Release);
-        }
+        self.all().filter(|row| row.pid.load(Ordering::Acquire) == pid).for_each(Row::release);
     }
 
-    /// A connection of this address is over, or has arrived elsewhere: where it was counted it is no more. [worker]
-    pub fn settle(&self, mark: Mark, ip: Option<IpAddr>) {
-        let [own_number, generation, row, cell] = [48, 32, 16, 0].map(|shift| (mark >> shift) as u16);
-        let row = self.rows.get(usize::from(row)).filter(|_| own_number == self.own_number);
+    /// Rows of a pool that are those of none of its processes, which can only be damage, are free again. [supervisor]
+    pub fn mend(&self, pool: usize, is_there: impl Fn(i32) -> bool) {
+        let is_lost =
+            |row: &&Row| Some(row.pid.load(Ordering::Acquire)).is_some_and(|pid| pid != 0 && !is_there(pid));
+        self.rows.get(pool).unwrap_or_default().iter().filter(is_lost).for_each(Row::release);
+    }
+
+    fn all(&self) -> impl Iterator<Item = &'static Row> {
+        self.rows.iter().flat_map(|(_, rows)| rows)
+    }
+
+    /// A connection of this address is over, or has arrived elsewhere in its pool, which is this: where it was counted it is
+    /// no more. A mark of another pool changes nothing. [worker]
+    pub fn settle(&self, pool: usize, mark: Mark, ip: Option<IpAddr>) {
+        let [number, generation, row, cell] = [48, 32, 16, 0].map(|shift| (mark >> shift) as u16);
+        let rows = self.rows.get(pool).filter(|_| number == self.number_of(pool));
+        let row = rows.and_then(|rows| rows.get(usize::from(row)));
         let is_same = |row: &&Row| row.generation.load(Ordering::Acquire) as u16 == generation;
         // Whatever the other process does or has become: never below nothing, and never another's count.
         let Some(row) = row.filter(is_same) else { return };
@@ -245,12 +197,12 @@ impl Addresses {
 
     /// All connections.
     pub fn total(&self) -> u64 {
-        self.rows.iter().map(|row| u64::from(row.connections.load(Ordering::Relaxed))).sum()
+        self.all().map(|row| u64::from(row.connections.load(Ordering::Relaxed))).sum()
     }
 
     /// The connections of a pool.
     pub fn in_pool(&self, pool: usize) -> u64 {
-        let rows = self.taken().filter(|row| row.pool.load(Ordering::Relaxed) == pool as u32);
+        let rows = self.rows.get(pool).unwrap_or_default().iter();
         rows.map(|row| u64::from(row.connections.load(Ordering::Relaxed))).sum()
     }
 
@@ -273,26 +225,24 @@ impl Addresses {
         count_in(lines, key, minute)
     }
 
-    fn taken(&self) -> impl Iterator<Item = &Row> {
-        self.rows.iter().filter(|row| row.pid.load(Ordering::Relaxed) != 0)
-    }
-
-    /// A client was turned away.
-    pub fn refused(&self, refusal: Refusal) {
-        if let Some(count) = self.header.refusals.get(refusal as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+    fn taken(&self) -> impl Iterator<Item = &'static Row> {
+        self.all().filter(|row| row.pid.load(Ordering::Relaxed) != 0)
     }
 
     /// How many clients were turned away since the start, for each reason.
     pub fn refusals(&self) -> impl Iterator<Item = (Refusal, u64)> {
-        let counts = self.header.refusals.iter().map(|count| count.load(Ordering::Relaxed));
-        Refusal::ALL.into_iter().zip(counts)
+        let count = |reason: usize| self.sum(|header| header.refusals.get(reason));
+        Refusal::ALL.into_iter().map(move |refusal| (refusal, count(refusal as usize)))
     }
 
     /// Connections since the start that were not counted for their address, because there was no room.
     pub fn uncounted(&self) -> u64 {
-        self.header.uncounted.load(Ordering::Relaxed)
+        self.sum(|header| Some(&header.uncounted))
+    }
+
+    fn sum(&self, count: impl Fn(&Header) -> Option<&AtomicU64>) -> u64 {
+        let headers = self.headers.iter().flat_map(|(_, headers)| headers);
+        headers.filter_map(|header| Some(count(header)?.load(Ordering::Relaxed))).fold(0, u64::wrapping_add)
     }
 }
 
@@ -315,6 +265,13 @@ impl Row {
         let _ = self.connections.fetch_update(Ordering::SeqCst, Ordering::Relaxed, less);
     }
 
+    /// It can be another's.
+    fn release(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.clear();
+        self.pid.store(0, Ordering::Release);
+    }
+
     fn clear(&self) {
         self.connections.store(0, Ordering::Relaxed);
         if self.is_used.swap(0, Ordering::AcqRel) == 0 {
@@ -329,6 +286,8 @@ impl Row {
 #[derive(Clone, Copy)]
 pub struct Limiter {
     table: &'static Addresses,
+    pool: usize,
+    header: Option<&'static Header>,
     /// None: there was no row left.
     row: Option<&'static Row>,
     /// Of connections without an address.
@@ -347,6 +306,18 @@ impl Limiter {
     /// The table.
     pub fn table(self) -> &'static Addresses {
         self.table
+    }
+
+    /// A connection of this address is over, or has arrived here: see [`Addresses::settle`].
+    pub fn settle(self, mark: Mark, ip: Option<IpAddr>) {
+        self.table.settle(self.pool, mark, ip);
+    }
+
+    /// A client was turned away.
+    pub fn refused(self, refusal: Refusal) {
+        if let Some(count) = self.header.and_then(|header| header.refusals.get(refusal as usize)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Whether anything is counted here.
@@ -415,7 +386,7 @@ impl Limiter {
 
     fn note_lack(self, has_room: bool) -> bool {
         if !has_room {
-            self.table.header.uncounted.fetch_add(1, Ordering::Relaxed);
+            self.header.map(|header| header.uncounted.fetch_add(1, Ordering::Relaxed));
         }
         has_room
     }

@@ -1,23 +1,80 @@
-//! Circuit breakers, one for each handler, in shared memory that is made before the first fork. The supervisor opens the
-//! breaker of a handler that crashes too often; workers refuse its requests until the time is over, then let one connection
-//! through as a probe, and close the breaker when that succeeds. Atomics only, as in the scoreboard.
+//! Circuit breakers, one for each handler, in shared memory. The supervisor opens the breaker of a handler that crashes too
+//! often; workers refuse its requests until the time is over, then let one connection through as a probe, and close the
+//! breaker when that succeeds. Atomics only, as in the scoreboard. Only the supervisor can open one; the workers of the pool
+//! that serves the handler say whether it was probed, and can harm their own handlers only.
 
 #![allow(unsafe_code)]
 
 use std::io;
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use super::region::{Access, PerPool, Region, Shareable};
 
-/// Of one handler. All zero: closed.
-#[derive(Debug, Default)]
-#[repr(C, align(64))]
+/// Of one handler.
+#[derive(Clone, Copy, Debug)]
 pub struct CircuitBreaker {
-    /// When it becomes half-open (ns of the monotonic clock); 0: it is closed.
-    until: AtomicU64,
+    /// When it becomes half-open (ns of the monotonic clock); 0: it is closed. Written by the supervisor.
+    until: &'static AtomicU64,
+    probe: &'static Probe,
+}
+
+/// What the workers of its pool say. All zero: nothing yet.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Probe {
+    /// The `until` of which a probe has succeeded: the breaker is closed.
+    passed: AtomicU64,
     /// The process that has let the probe through; [`NOBODY`], or [`NOBODY_NOW`].
     prober: AtomicI32,
+}
+
+// SAFETY: atomic integers.
+unsafe impl Shareable for Probe {}
+
+/// The breakers of all handlers, by the pool that serves them.
+#[derive(Debug)]
+pub struct Breakers {
+    own: Region,
+    until: &'static [AtomicU64],
+    probes: PerPool<Probe>,
+}
+
+impl Breakers {
+    /// Makes the breakers of so many handlers, all closed. They live until the last process ends. [supervisor, before fork]
+    pub fn create(handlers: usize) -> io::Result<&'static Self> {
+        let own = Region::new(handlers.saturating_mul(size_of::<AtomicU64>()))?;
+        let until = own.slice(0, handlers).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Box::leak(Box::new(Self { own, until, probes: PerPool::new(handlers) })))
+    }
+
+    /// Sees to it that handlers of a pool have breakers. [supervisor, before fork]
+    pub fn open(&self, pool: usize) -> io::Result<()> {
+        self.probes.open(pool).map(drop)
+    }
+
+    /// From here on this process can do no more than this with what the supervisor says, and what a pool says. [child]
+    pub fn restrict(&self, own: Access, of_pool: impl Fn(usize) -> Access) -> io::Result<()> {
+        self.own.restrict(own)?;
+        self.probes.restrict(of_pool)
+    }
+
+    /// That of a handler of this pool, if this process can see it.
+    pub fn get(&self, pool: usize, handler: u16) -> Option<CircuitBreaker> {
+        let probe = self.probes.get(pool)?.get(usize::from(handler))?;
+        Some(CircuitBreaker { until: self.until.get(usize::from(handler))?, probe })
+    }
+
+    /// A process has ended, whose probes have shown nothing; there are so many handlers. [supervisor]
+    pub fn release(&self, pid: i32, handlers: usize) {
+        let probes = self.probes.iter().flat_map(|(_, probes)| probes.iter().take(handlers));
+        probes.for_each(|probe| probe.release(pid));
+    }
+}
+
+impl Probe {
+    fn release(&self, pid: i32) {
+        let _ = self.prober.compare_exchange(pid, NOBODY_NOW, Ordering::AcqRel, Ordering::Relaxed);
+    }
 }
 
 /// No probe since the breaker was opened.
@@ -56,9 +113,15 @@ pub enum Decision {
 }
 
 impl CircuitBreaker {
+    /// When it becomes half-open; 0: it is closed.
+    fn until(&self) -> u64 {
+        let until = self.until.load(Ordering::Acquire);
+        if self.probe.passed.load(Ordering::Acquire) == until { 0 } else { until }
+    }
+
     /// Its state.
     pub fn state(&self, now: u64) -> BreakerState {
-        match self.until.load(Ordering::Acquire) {
+        match self.until() {
             0 => BreakerState::Closed,
             until if now < until => BreakerState::Open,
             _ => BreakerState::HalfOpen,
@@ -68,17 +131,17 @@ impl CircuitBreaker {
     /// The seconds of Retry-After for a connection that surely cannot pass now: for a process that forwards the others to
     /// another one, where they [`enter`](Self::enter). [worker]
     pub fn refusal(&self, now: u64) -> Option<u64> {
-        match self.until.load(Ordering::Acquire) {
+        match self.until() {
             0 => None,
             UNTIL_LIFTED => Some(UNKNOWN),
             until if now < until => Some((until - now).div_ceil(SECOND)),
-            _ => (self.prober.load(Ordering::Acquire) > 0).then_some(1),
+            _ => (self.probe.prober.load(Ordering::Acquire) > 0).then_some(1),
         }
     }
 
     /// A connection is to reach the handler, in the process `pid`. [worker]
     pub fn enter(&self, pid: i32, now: u64) -> Decision {
-        let until = self.until.load(Ordering::Acquire);
+        let until = self.until();
         if until == 0 {
             return Decision::Free;
         }
@@ -86,7 +149,7 @@ impl CircuitBreaker {
             return Decision::Refused { seconds };
         }
         let claim =
-            |free| self.prober.compare_exchange(free, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+            |free| self.probe.prober.compare_exchange(free, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if claim(NOBODY) {
             Decision::Probe { until, first: true }
         } else if claim(NOBODY_NOW) {
@@ -98,19 +161,22 @@ impl CircuitBreaker {
 
     /// The probe of this process has succeeded. False if the breaker was opened once more meanwhile. [worker]
     pub fn close(&self, pid: i32, until: u64) -> bool {
-        let closed = self.until.compare_exchange(until, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let is_same = self.until.load(Ordering::Acquire) == until;
+        if is_same {
+            self.probe.passed.store(until, Ordering::Release);
+        }
         self.release(pid);
-        closed
+        is_same
     }
 
-    /// The probe of this process is over and has shown nothing, or the process has ended. [worker, supervisor]
+    /// The probe of this process is over and has shown nothing. [worker]
     pub fn release(&self, pid: i32) {
-        let _ = self.prober.compare_exchange(pid, NOBODY_NOW, Ordering::AcqRel, Ordering::Relaxed);
+        self.probe.release(pid);
     }
 
     /// ns until it becomes half-open; None if it is closed, or open until an operator lifts that.
     pub fn time_left(&self, now: u64) -> Option<u64> {
-        match self.until.load(Ordering::Acquire) {
+        match self.until() {
             0 | UNTIL_LIFTED => None,
             until => Some(until.saturating_sub(now)),
         }
@@ -118,14 +184,14 @@ impl CircuitBreaker {
 
     /// Closes it. [supervisor]
     pub fn lift(&self) {
-        self.until.store(0, Ordering::Release);
-        self.prober.store(NOBODY, Ordering::Release);
+        self.open(0);
     }
 
     /// Opens it until this instant (ns), or [`UNTIL_LIFTED`]. [supervisor]
     pub fn open(&self, until: u64) {
+        self.probe.passed.store(0, Ordering::Release);
         self.until.store(until, Ordering::Release);
-        self.prober.store(NOBODY, Ordering::Release);
+        self.probe.prober.store(NOBODY, Ordering::Release);
     }
 }
 
@@ -136,18 +202,6 @@ const UNKNOWN: u64 = 60;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Makes the breakers of so many handlers, all closed. They live until the last process ends. [supervisor, before fork]
-pub fn create(handlers: usize) -> io::Result<&'static [CircuitBreaker]> {
-    let Some(size) = handlers.checked_mul(size_of::<CircuitBreaker>()).and_then(NonZeroUsize::new) else {
-        return Ok(&[]);
-    };
-    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: a new anonymous mapping at an address of the kernel's choice replaces no other memory.
-    let base = unsafe { mmap_anonymous(None, size, protection, MapFlags::MAP_SHARED)? };
-    // SAFETY: page-aligned, of this size, zeroed (a valid CircuitBreaker: atomics only), and never unmapped.
-    Ok(unsafe { std::slice::from_raw_parts(base.cast::<CircuitBreaker>().as_ptr(), handlers) })
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -156,15 +210,19 @@ mod tests {
     const US: i32 = 17;
     const THEM: i32 = 18;
 
+    fn closed() -> CircuitBreaker {
+        CircuitBreaker { until: Box::leak(Box::default()), probe: Box::leak(Box::default()) }
+    }
+
     fn open_until(until: u64) -> CircuitBreaker {
-        let breaker = CircuitBreaker::default();
+        let breaker = closed();
         breaker.open(until);
         breaker
     }
 
     #[test]
     fn a_closed_breaker_lets_all_pass() {
-        let breaker = CircuitBreaker::default();
+        let breaker = closed();
         assert_eq!((breaker.enter(US, 0), breaker.enter(US, 5)), (Decision::Free, Decision::Free));
         assert_eq!(breaker.state(5), BreakerState::Closed);
     }
@@ -221,10 +279,26 @@ mod tests {
 
     #[test]
     fn each_handler_has_its_own() {
-        let breakers = create(3).unwrap();
-        breakers[1].open(7);
-        let states: Vec<BreakerState> = breakers.iter().map(|breaker| breaker.state(1)).collect();
+        let breakers = Breakers::create(3).unwrap();
+        [0, 1].into_iter().for_each(|pool| breakers.open(pool).unwrap());
+        breakers.get(1, 1).unwrap().open(7);
+        let states: Vec<BreakerState> = [(0, 0), (1, 1), (0, 2)]
+            .map(|(pool, handler)| breakers.get(pool, handler).unwrap().state(1))
+            .into();
         assert_eq!(states, [BreakerState::Closed, BreakerState::Open, BreakerState::Closed]);
-        assert!(create(0).unwrap().is_empty());
+        assert!(breakers.get(0, 3).is_none() && breakers.get(2, 0).is_none());
+    }
+
+    #[test]
+    fn the_probe_of_a_process_that_has_ended_is_over() {
+        let breakers = Breakers::create(2).unwrap();
+        breakers.open(0).unwrap();
+        let breaker = breakers.get(0, 1).unwrap();
+        breaker.open(10);
+        breaker.enter(US, 10);
+        breakers.release(US, 1);
+        assert_eq!(breaker.enter(THEM, 11), Decision::Refused { seconds: 1 });
+        breakers.release(US, 2);
+        assert_eq!(breaker.enter(THEM, 11), Decision::Probe { until: 10, first: false });
     }
 }

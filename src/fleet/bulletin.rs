@@ -93,7 +93,7 @@ impl Scoreboard {
             Readiness::Draining | Readiness::Closing { .. } => Err("draining"),
             Readiness::Ready if self.saturation().0 => Err("saturated"),
             // All have died, and are being restarted.
-            Readiness::Ready if !self.slots().iter().any(is_serving) => Err("starting"),
+            Readiness::Ready if !self.slots().any(|(_, slot)| is_serving(&slot)) => Err("starting"),
             Readiness::Ready => Ok("ready"),
         }
     }

@@ -1,12 +1,11 @@
-//! What the bus counts of its engine, in shared memory that is made before the first fork. Atomics only.
+//! What the bus counts of its engine, in shared memory. Atomics only.
 
 #![allow(unsafe_code)]
 
 use std::io;
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use super::region::{Region, Shareable};
 
 /// A number.
 #[derive(Debug, Default)]
@@ -48,12 +47,12 @@ pub struct BusCounters {
     pub dropped_in: Number,
 }
 
-/// Counters for a fleet. [supervisor, before the first fork]
-pub fn create() -> io::Result<&'static BusCounters> {
-    let size = NonZeroUsize::new(size_of::<BusCounters>()).ok_or(io::ErrorKind::InvalidInput)?;
-    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: a new anonymous mapping at an address of the kernel's choice replaces no other memory.
-    let base = unsafe { mmap_anonymous(None, size, protection, MapFlags::MAP_SHARED)? };
-    // SAFETY: page-aligned, of this size, zeroed (valid BusCounters: atomics only), and never unmapped.
-    Ok(unsafe { base.cast::<BusCounters>().as_ref() })
+// SAFETY: atomic integers.
+unsafe impl Shareable for BusCounters {}
+
+impl BusCounters {
+    /// Those that lie in a region. [supervisor]
+    pub fn within(region: &Region) -> io::Result<&'static Self> {
+        region.slice(0, 1).and_then(<[_]>::first).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
 }

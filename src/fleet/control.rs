@@ -399,7 +399,7 @@ fn numbers(message: &Message) -> [u64; 3] {
 }
 
 fn nonsense(tag: u8) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("control message of unknown kind {tag:#04x}"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("sends a control message of unknown kind {tag:#04x}"))
 }
 
 #[cfg(test)]

@@ -1,20 +1,18 @@
-//! The counters: shared memory, made before the first fork, in which the fleet counts what it does. They only grow
-//! while the fleet lives, but for the few that say how much there is right now. Atomics only, as in the scoreboard.
+//! The counters: shared memory in which the fleet counts what it does. They only grow while the fleet lives, but for the few
+//! that say how much there is right now. Atomics only, as in the scoreboard.
 //!
-//! A process that serves counts in a lane of its own, so that adding takes no locked instruction; when it has ended
-//! the next one goes on in the lane, and a reader adds the lanes up. Handlers are known by their resource,
-//! workers by their place: their counters stay when they come and go. Memory is used only for lanes and handlers that
-//! there are.
+//! A process that serves counts in a lane of its own in the memory of its pool, so that adding takes no locked instruction;
+//! when it has ended the next one goes on in the lane, and a reader adds up the lanes that it can see. Handlers are known by
+//! their resource, workers by their place: their counters stay when they come and go. Memory is used only for lanes and
+//! handlers that there are.
 
 #![allow(unsafe_code)]
 
 use std::io;
-use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
-
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, Ordering};
 
 use super::handler_counters::{Count, HandlerCounters, Times};
+use super::region::{Access, PerPool, Region, Shareable};
 use super::routes::Routes;
 use super::scoreboard::Place;
 
@@ -25,8 +23,8 @@ pub const DEATHS: [&str; 5] = ["crash", "exit", "hang", "killed", "ended"];
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct PlaceCounters {
-    /// Pool and number, and a bit above them; 0: of no place.
-    key: AtomicU64,
+    /// 0: of no place.
+    is_used: AtomicU32,
     /// Processes that were started.
     pub starts: Count,
     /// Connections accepted.
@@ -47,17 +45,8 @@ pub struct PlaceCounters {
     pub turns: Times,
 }
 
-impl PlaceCounters {
-    /// The worker's place.
-    pub fn place(&self) -> Place {
-        let key = self.key.load(Ordering::Acquire);
-        Place { pool: (key >> 16) as u16, number: key as u16 }
-    }
-}
-
-fn key(place: Place) -> u64 {
-    1 << 32 | u64::from(place.pool) << 16 | u64::from(place.number)
-}
+// SAFETY: atomic integers.
+unsafe impl Shareable for PlaceCounters {}
 
 /// What of a handler belongs to no process. Written by the supervisor.
 #[derive(Debug)]
@@ -71,6 +60,9 @@ pub struct Entry {
     /// How often it was quarantined.
     pub quarantines: Count,
 }
+
+// SAFETY: atomic integers.
+unsafe impl Shareable for Entry {}
 
 /// The longest resource that is told from others; bytes.
 const NAME: usize = 236;
@@ -101,7 +93,7 @@ pub const NONE: usize = 0;
 pub const OTHER: usize = 1;
 
 /// What is known of a lane as a whole.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(C, align(64))]
 struct Head {
     /// The process that counts here; 0: none.
@@ -123,6 +115,11 @@ struct Head {
     /// Such threads that there may be.
     threads_limit: Count,
 }
+
+// SAFETY: atomic integers.
+unsafe impl Shareable for Head {}
+// SAFETY: atomic integers.
+unsafe impl Shareable for HandlerCounters {}
 
 /// The lane of one process. [worker]
 #[derive(Clone, Copy, Debug)]
@@ -186,33 +183,43 @@ pub struct Traffic {
 /// All counters. They live until the last process ends.
 #[derive(Debug)]
 pub struct Counters {
-    places: &'static [PlaceCounters],
+    /// What the supervisor writes.
+    own: Region,
     entries: &'static [Entry],
-    heads: &'static [Head],
+    /// By number in the pool.
+    places: PerPool<PlaceCounters>,
+    heads: PerPool<Head>,
     /// Lane by lane.
-    handler_counters: &'static [HandlerCounters],
+    handler_counters: PerPool<HandlerCounters>,
 }
 
 impl Counters {
-    /// Makes counters of zero for so many places, processes at a time, and about so many handlers; further handlers
-    /// share an entry. [supervisor, before fork]
+    /// Makes counters of zero for so many places and processes at a time in each pool, and about so many handlers; further
+    /// handlers share an entry. [supervisor, before fork]
     pub fn create(places: usize, lanes: usize, handlers: usize) -> io::Result<&'static Self> {
         // More would cost address space, of which a worker may have little.
-        let entries = handlers.saturating_mul(2).max(64) + 2;
-        let handler_counters = lanes.checked_mul(entries).ok_or(io::ErrorKind::InvalidInput)?;
-        // SAFETY: all of these consist of atomic integers, for which zero is a value.
-        let counters = unsafe {
-            Self {
-                places: map(places)?,
-                entries: map(entries)?,
-                heads: map(lanes)?,
-                handler_counters: map(handler_counters)?,
-            }
-        };
+        let count = handlers.saturating_mul(2).max(64) + 2;
+        let handler_counters = lanes.checked_mul(count).ok_or(io::ErrorKind::InvalidInput)?;
+        let own = Region::new(count * size_of::<Entry>())?;
+        let entries: &[Entry] = own.slice(0, count).ok_or(io::ErrorKind::InvalidInput)?;
         for (entry, name) in [(NONE, "none"), (OTHER, "other")] {
-            counters.entries[entry].set(name);
+            entries[entry].set(name);
         }
-        Ok(Box::leak(Box::new(counters)))
+        Ok(Box::leak(Box::new(Self {
+            own,
+            entries,
+            places: PerPool::new(places),
+            heads: PerPool::new(lanes),
+            handler_counters: PerPool::new(handler_counters),
+        })))
+    }
+
+    /// From here on this process can do no more than this with what the supervisor says, and what a pool counts. [child]
+    pub fn restrict(&self, own: Access, of_pool: impl Fn(usize) -> Access) -> io::Result<()> {
+        self.own.restrict(own)?;
+        self.places.restrict(&of_pool)?;
+        self.heads.restrict(&of_pool)?;
+        self.handler_counters.restrict(&of_pool)
     }
 
     /// Sees to it that there is an entry for the handler of this resource; says which. [supervisor, before fork]
@@ -250,36 +257,44 @@ impl Counters {
         self.entries.get(number)
     }
 
-    /// What is counted of the worker of a place, from now on if it is a new one; None when there is no room.
-    /// [supervisor, before fork]
-    pub fn enter_place(&self, place: Place) -> Option<&'static PlaceCounters> {
-        self.place(place).or_else(|| {
-            let free = self.places.get(self.places().count())?;
-            free.key.store(key(place), Ordering::Release);
-            Some(free)
-        })
+    /// What is counted of the worker of a place, from now on if it is a new one. [supervisor, before fork]
+    pub fn enter_place(&self, place: Place) -> io::Result<&'static PlaceCounters> {
+        let pool = usize::from(place.pool);
+        self.heads.open(pool)?;
+        self.handler_counters.open(pool)?;
+        let places = self.places.open(pool)?;
+        let counters = places.get(usize::from(place.number)).ok_or(io::ErrorKind::OutOfMemory)?;
+        counters.is_used.store(1, Ordering::Release);
+        Ok(counters)
     }
 
-    /// What is counted of the worker of a place, if anything is.
+    /// What is counted of the worker of a place, if this process can see it.
     pub fn place(&self, place: Place) -> Option<&'static PlaceCounters> {
-        self.places().find(|counters| counters.key.load(Ordering::Relaxed) == key(place))
+        self.places.get(usize::from(place.pool))?.get(usize::from(place.number))
     }
 
-    /// All places that there were.
-    pub fn places(&self) -> impl Iterator<Item = &'static PlaceCounters> {
-        self.places.iter().take_while(|counters| counters.key.load(Ordering::Acquire) != 0)
-    }
-
-    /// Takes a lane for this process, which serves in that slot. If none is free what it counts is lost. [worker]
-    pub fn claim(&self, slot: usize, pid: i32) -> io::Result<Lane> {
-        let claim =
-            |head: &&Head| head.owner.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        let Some(index) = self.heads.iter().position(|head| claim(&head)) else {
-            log::error!("no room for the counters of this process: it is not counted what it does");
-            // SAFETY: as in create().
-            return unsafe { Ok(Lane { head: &map(1)?[0], handler_counters: map(self.entries.len())? }) };
+    /// All places that there were, as far as this process can see them.
+    pub fn places(&self) -> impl Iterator<Item = (Place, &'static PlaceCounters)> {
+        let in_pool = |(pool, places): (usize, &'static [PlaceCounters])| {
+            let used = places
+                .iter()
+                .enumerate()
+                .filter(|(_, counters)| counters.is_used.load(Ordering::Acquire) != 0);
+            used.map(move |(number, counters)| (Place { pool: pool as u16, number: number as u16 }, counters))
         };
-        let (head, handler_counters) = self.lanes().nth(index).ok_or(io::ErrorKind::NotFound)?;
+        self.places.iter().flat_map(in_pool)
+    }
+
+    /// Takes a lane of its pool for this process, which serves in that slot. If none is free what it counts is lost. [worker]
+    pub fn claim(&self, pool: usize, slot: usize, pid: i32) -> Lane {
+        let claim =
+            |head: &Head| head.owner.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let Some((head, handler_counters)) = self.lanes_of(pool).find(|(head, _)| claim(head)) else {
+            log::error!("no room for the counters of this process: it is not counted what it does");
+            let handler_counters =
+                self.entries.iter().map(|_| HandlerCounters::default()).collect::<Vec<_>>().leak();
+            return Lane { head: Box::leak(Box::default()), handler_counters };
+        };
         let now = self.traffic(handler_counters);
         let now = [now.messages_in, now.bytes_in, now.messages_out, now.bytes_out];
         for (before, now) in head.before.iter().zip(now) {
@@ -287,7 +302,7 @@ impl Counters {
             before.add(now);
         }
         head.slot.store(slot as u32 + 1, Ordering::Release);
-        Ok(Lane { head, handler_counters })
+        Lane { head, handler_counters }
     }
 
     /// A process counts no more: there is nothing any more of what it had. [supervisor]
@@ -306,8 +321,18 @@ impl Counters {
     /// A process has ended: there is nothing any more of what it had, and its lane is free. [supervisor]
     pub fn release(&self, pid: i32) {
         self.forget(pid);
-        for head in self.heads {
+        for (head, _) in self.lanes() {
             let _ = head.owner.compare_exchange(pid, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
+    /// Lanes of a pool whose owner is not one of its processes, which can only be damage, are free again. [supervisor]
+    pub fn mend(&self, pool: usize, is_there: impl Fn(i32) -> bool) {
+        for (head, _) in self.lanes_of(pool) {
+            let owner = head.owner.load(Ordering::Acquire);
+            if owner != 0 && !is_there(owner) {
+                let _ = head.owner.compare_exchange(owner, 0, Ordering::AcqRel, Ordering::Relaxed);
+            }
         }
     }
 
@@ -367,8 +392,9 @@ impl Counters {
     }
 
     fn sum_of(&self, slot: usize, count: impl Fn(&Head) -> &Count) -> u64 {
-        let in_slot = |head: &&Head| head.slot.load(Ordering::Acquire) as usize == slot + 1;
-        self.heads.iter().filter(in_slot).map(|head| count(head).get()).fold(0, u64::wrapping_add)
+        let in_slot = |head: &Head| head.slot.load(Ordering::Acquire) as usize == slot + 1;
+        let heads = self.lanes().map(|(head, _)| head).filter(|head| in_slot(head));
+        heads.map(|head| count(head).get()).fold(0, u64::wrapping_add)
     }
 
     fn traffic(&self, handler_counters: &[HandlerCounters]) -> Traffic {
@@ -380,8 +406,14 @@ impl Counters {
         })
     }
 
+    /// As far as this process can see them.
     fn lanes(&self) -> impl Iterator<Item = (&'static Head, &'static [HandlerCounters])> {
-        self.heads.iter().zip(self.handler_counters.chunks_exact(self.entries.len()))
+        self.heads.iter().flat_map(|(pool, _)| self.lanes_of(pool))
+    }
+
+    fn lanes_of(&self, pool: usize) -> impl Iterator<Item = (&'static Head, &'static [HandlerCounters])> {
+        let (heads, counters) = (self.heads.get(pool), self.handler_counters.get(pool));
+        heads.unwrap_or_default().iter().zip(counters.unwrap_or_default().chunks_exact(self.entries.len()))
     }
 
     /// Without those that nobody has ever had: reading them would take memory.
@@ -390,36 +422,29 @@ impl Counters {
     }
 }
 
-/// A new mapping, shared with the processes that are forked later, of so many zeroed values.
-///
-/// # Safety
-/// All zero must be a value of `T`.
-unsafe fn map<T: Sync>(count: usize) -> io::Result<&'static [T]> {
-    let Some(size) = count.checked_mul(size_of::<T>()).and_then(NonZeroUsize::new) else { return Ok(&[]) };
-    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
-    // SAFETY: a new anonymous mapping at an address of the kernel's choice replaces no other memory.
-    let base = unsafe { mmap_anonymous(None, size, protection, flags)? };
-    // SAFETY: page-aligned, of this size, never unmapped, and zero is a value, as promised.
-    Ok(unsafe { std::slice::from_raw_parts(base.cast::<T>().as_ptr(), count) })
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
+    /// With one pool.
+    fn counters(places: usize, lanes: usize) -> &'static Counters {
+        let counters = Counters::create(places, lanes, 1).unwrap();
+        counters.enter_place(Place::default()).unwrap();
+        counters
+    }
+
     #[test]
     fn a_lane_goes_on_with_the_next_process_but_not_what_there_was() {
-        let counters = Counters::create(2, 8, 1).unwrap();
+        let counters = counters(2, 8);
         let entry = counters.enter("/a");
-        let first = counters.claim(1, 100).unwrap();
+        let first = counters.claim(0, 1, 100);
         first.counters(entry).messages_in.add(3);
         first.counters(entry).open.add(2);
         first.count_queued(0, 50);
         assert_eq!((counters.queued(0), counters.queued(1)), (0, 50));
         counters.release(100);
-        let next = counters.claim(1, 101).unwrap();
+        let next = counters.claim(0, 1, 101);
         next.counters(entry).messages_in.add(4);
         assert_eq!(counters.total(entry).messages_in.get(), 7);
         assert_eq!(counters.total(entry).open.get() + counters.queued(1), 0);
@@ -429,8 +454,8 @@ mod tests {
 
     #[test]
     fn two_processes_of_a_slot_count_in_two_lanes() {
-        let counters = Counters::create(1, 8, 0).unwrap();
-        let lanes = [1, 2].map(|pid| counters.claim(0, pid).unwrap());
+        let counters = counters(1, 8);
+        let lanes = [1, 2].map(|pid| counters.claim(0, 0, pid));
         for lane in lanes {
             lane.counters(NONE).count_status(404);
             lane.count_queued(0, 10);
@@ -442,16 +467,16 @@ mod tests {
 
     #[test]
     fn a_process_without_a_lane_counts_for_nobody() {
-        let counters = Counters::create(1, 8, 0).unwrap();
-        let lanes = counters.heads.len() as i32;
-        let all: Vec<Lane> = (1..=lanes + 1).map(|pid| counters.claim(0, pid).unwrap()).collect();
+        let counters = counters(1, 8);
+        let lanes = counters.lanes().count() as i32;
+        let all: Vec<Lane> = (1..=lanes + 1).map(|pid| counters.claim(0, 0, pid)).collect();
         all.iter().for_each(|lane| lane.counters(OTHER).messages_out.add(1));
         assert_eq!(counters.total(OTHER).messages_out.get(), lanes as u64);
     }
 
     #[test]
     fn handlers_keep_their_entries_and_the_last_ones_share_one() {
-        let counters = Counters::create(1, 8, 1).unwrap();
+        let counters = counters(1, 8);
         assert_eq!((counters.enter("/b"), counters.enter("/a"), counters.enter("/b")), (2, 3, 2));
         assert_eq!(counters.entries().map(Entry::name).collect::<Vec<_>>(), ["none", "other", "/b", "/a"]);
         assert_eq!((counters.entry_of("/a"), counters.entry_of("/c")), (3, OTHER));
@@ -464,14 +489,24 @@ mod tests {
     #[test]
     fn a_place_keeps_its_counters_and_what_has_no_room_is_not_counted() {
         let counters = Counters::create(2, 1, 0).unwrap();
-        let places = [(0, 0), (7, 513), (7, 514)].map(|(pool, number)| Place { pool, number });
+        let places = [(0, 0), (7, 1), (7, 2)].map(|(pool, number)| Place { pool, number });
         assert!(counters.place(places[0]).is_none());
         for _ in 0..2 {
             counters.enter_place(places[0]).unwrap().starts.add(1);
             counters.enter_place(places[1]).unwrap();
-            assert!(counters.enter_place(places[2]).is_none());
+            assert!(counters.enter_place(places[2]).is_err());
         }
-        let found: Vec<_> = counters.places().map(|place| (place.place(), place.starts.get())).collect();
+        let found: Vec<_> =
+            counters.places().map(|(place, counters)| (place, counters.starts.get())).collect();
         assert_eq!(found, [(places[0], 2), (places[1], 0)]);
+    }
+
+    #[test]
+    fn lanes_of_nobody_are_free_again() {
+        let counters = counters(1, 2);
+        let lanes = [1, 2].map(|pid| counters.claim(0, 0, pid));
+        lanes[0].head.owner.store(i32::MAX, Ordering::Relaxed);
+        counters.mend(0, |pid| pid == 2);
+        assert!(std::ptr::eq(counters.claim(0, 0, 3).head, lanes[0].head));
     }
 }

@@ -1,4 +1,4 @@
-//! Crash reports: shared memory with one report for each slot, in which a crashing process leaves what the log line and
+//! Crash reports: shared memory of a pool with one report for each slot, in which a crashing process leaves what the log line and
 //! the crash record tell beyond the scoreboard: which code, which connection, which message. Written from a signal
 //! handler; read by the supervisor after it was told. Atomics only, as in the scoreboard.
 
@@ -6,12 +6,10 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
-
 use super::peer::{Peer, PeerCell};
+use super::region::{Access, PerPool, Shareable};
 
 /// Bytes kept of the name of a module.
 pub const NAME: usize = 64;
@@ -42,6 +40,9 @@ struct Fixed {
     /// Sizes plus 1 of the strings; 0: absent.
     strings: [AtomicU32; 3],
 }
+
+// SAFETY: atomic integers.
+unsafe impl Shareable for Fixed {}
 
 /// A place in the code.
 #[derive(Debug)]
@@ -112,31 +113,44 @@ pub struct Facts {
     pub message: Option<Message>,
 }
 
-/// Makes the reports of so many slots, with room for so many bytes of strings and of a message each. They live
-/// until the last process ends. [supervisor, before fork]
-pub fn create(slots: usize, strings: usize, bytes: usize) -> io::Result<&'static [CrashReport]> {
-    let room = strings.checked_add(bytes).and_then(|room| room.checked_next_multiple_of(align_of::<Fixed>()));
-    let stride = room.and_then(|room| room.checked_add(size_of::<Fixed>()));
-    let size = stride.and_then(|stride| stride.checked_mul(slots)).and_then(NonZeroUsize::new);
-    let (Some(stride), Some(size)) = (stride, size) else { return Err(io::ErrorKind::InvalidInput.into()) };
-    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
-    // SAFETY: a new anonymous mapping at an address of the kernel's choice replaces no other memory.
-    let base = unsafe { mmap_anonymous(None, size, protection, flags)? }.cast::<u8>();
-    let slot = |slot: usize| {
-        // SAFETY: `slot * stride` is within the mapping and aligned as Fixed is; zeroed memory is a valid Fixed and
-        // valid atomic bytes; the parts do not overlap, and nothing is ever unmapped.
-        unsafe {
-            let fixed = base.add(slot * stride);
-            let room = fixed.add(size_of::<Fixed>()).cast::<AtomicU8>();
-            CrashReport {
-                fixed: fixed.cast::<Fixed>().as_ref(),
-                strings: std::slice::from_raw_parts(room.as_ptr(), strings),
-                bytes: std::slice::from_raw_parts(room.add(strings).as_ptr(), bytes),
-            }
-        }
-    };
-    Ok(Box::leak((0..slots).map(slot).collect()))
+/// The reports of all slots, by pool.
+#[derive(Debug)]
+pub struct CrashReports {
+    fixed: PerPool<Fixed>,
+    /// For each slot, strings and then bytes.
+    rooms: PerPool<AtomicU8>,
+    strings: usize,
+    bytes: usize,
+}
+
+impl CrashReports {
+    /// For so many slots, with room for so many bytes of strings and of a message each. They live until the last process
+    /// ends. [supervisor, before fork]
+    pub fn create(slots: usize, strings: usize, bytes: usize) -> io::Result<&'static Self> {
+        let room = strings.checked_add(bytes).and_then(|room| room.checked_mul(slots));
+        let rooms = PerPool::new(room.ok_or(io::ErrorKind::InvalidInput)?);
+        Ok(Box::leak(Box::new(Self { fixed: PerPool::new(slots), rooms, strings, bytes })))
+    }
+
+    /// Sees to it that a pool has its reports. [supervisor, before fork]
+    pub fn open(&self, pool: usize) -> io::Result<()> {
+        self.fixed.open(pool)?;
+        self.rooms.open(pool).map(drop)
+    }
+
+    /// From here on this process can do no more than this with what a pool has. [child]
+    pub fn restrict(&self, access: impl Fn(usize) -> Access) -> io::Result<()> {
+        self.fixed.restrict(&access)?;
+        self.rooms.restrict(&access)
+    }
+
+    /// That of a slot of this pool, if this process can see it.
+    pub fn get(&self, pool: usize, slot: usize) -> Option<CrashReport> {
+        let size = self.strings + self.bytes;
+        let room = self.rooms.get(pool)?.get(slot.checked_mul(size)?..)?.get(..size)?;
+        let (strings, bytes) = room.split_at(self.strings);
+        Some(CrashReport { fixed: self.fixed.get(pool)?.get(slot)?, strings, bytes })
+    }
 }
 
 /// All of these are async-signal-safe. [worker, when it crashes]
@@ -258,13 +272,21 @@ fn load(from: &[AtomicU8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    fn create(slots: usize, strings: usize, bytes: usize) -> Vec<CrashReport> {
+        let reports = CrashReports::create(slots, strings, bytes).unwrap();
+        assert!(reports.get(1, 0).is_none());
+        reports.open(1).unwrap();
+        assert!(reports.get(1, slots).is_none());
+        (0..slots).map(|slot| reports.get(1, slot).unwrap()).collect()
+    }
+
     fn spot(module: &str, offset: u64) -> Spot {
         Spot { module: module.to_owned(), offset }
     }
 
     #[test]
     fn what_is_noted_is_read() {
-        let slots = create(3, 32, 8).unwrap();
+        let slots = create(3, 32, 8);
         let crash_report = &slots[1];
         assert_eq!(crash_report.facts(), Facts::default());
         crash_report.note_code(Some((b"crash_wsh.so", 0x11a3)), Some((b"libc.so.6", 0x8a)));
@@ -293,7 +315,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_cut_or_left_out() {
-        let crash_report = &create(1, 6, 0).unwrap()[0];
+        let crash_report = &create(1, 6, 0)[0];
         let name = "n".repeat(NAME + 1);
         crash_report.note_code(Some((name.as_bytes(), 1)), Some((b"", 0xdead000)));
         crash_report.note_strings([Some(b"/long resource"), Some(b"origin"), Some(b"no")]);

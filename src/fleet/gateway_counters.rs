@@ -1,12 +1,11 @@
-//! What gateways count, in shared memory that is made before the first fork. Atomics only, as in the scoreboard.
+//! What gateways count, in shared memory. Atomics only, as in the scoreboard.
 
 #![allow(unsafe_code)]
 
 use std::io;
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use super::region::{Region, Shareable};
 
 /// Why a handshake did not come to its end; the names are those of the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,12 +97,12 @@ impl GatewayCounters {
     }
 }
 
-/// Counters for a fleet. [supervisor, before the first fork]
-pub fn create() -> io::Result<&'static GatewayCounters> {
-    let size = NonZeroUsize::new(size_of::<GatewayCounters>()).ok_or(io::ErrorKind::InvalidInput)?;
-    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: a new anonymous mapping at an address of the kernel's choice replaces no other memory.
-    let base = unsafe { mmap_anonymous(None, size, protection, MapFlags::MAP_SHARED)? };
-    // SAFETY: page-aligned, of this size, zeroed (valid GatewayCounters: atomics only), and never unmapped.
-    Ok(unsafe { base.cast::<GatewayCounters>().as_ref() })
+// SAFETY: atomic integers.
+unsafe impl Shareable for GatewayCounters {}
+
+impl GatewayCounters {
+    /// Those that lie in a region. [supervisor]
+    pub fn within(region: &Region) -> io::Result<&'static Self> {
+        region.slice(0, 1).and_then(<[_]>::first).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
 }

@@ -1,17 +1,19 @@
 //! Inboxes: the Unix sockets on which connections arrive from other processes.
 //!
-//! The supervisor makes one for each slot, and every worker gets the sending ends
-//! of all: any worker can send to any slot, and what lies in an inbox outlives the
-//! process that was to read it. A datagram carries up to [`MAX_FDS`] descriptors
-//! and a description of as many connections, whose format is the worker's matter.
+//! The supervisor makes one for each slot. A worker gets the sending ends of those of its own pool, and of those of the pools
+//! that it hands requests to; what lies in an inbox outlives the process that was to read it. A datagram carries up to
+//! [`MAX_FDS`] descriptors and a description of as many connections, whose format is the worker's matter. Who has the
+//! sending end may be the code of a handler, and send anything.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recv, recvmsg};
 
 /// The form of what is in a datagram: another number whenever the description of a connection changes, so that
@@ -45,6 +47,8 @@ impl Inbox {
         if setsockopt(&tx, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
             setsockopt(&tx, sockopt::SndBuf, &SEND_BUFFER)?;
         }
+        // The kernel says who has sent a datagram.
+        set_socket_passcred(&rx, true)?;
         Ok(Inbox { tx, rx: Receiver(rx) })
     }
 
@@ -99,31 +103,49 @@ impl Receiver {
         Ok(if format == FORMAT { MAX_FDS.min(count as usize) } else { 1 })
     }
 
-    /// The next datagram, into `bytes`: how many, and the descriptors, as far as there was room for them. `WouldBlock`
-    /// when there is none.
-    pub fn receive(&self, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    /// The next datagram, into `bytes`. `WouldBlock` when there is none.
+    pub fn receive(&self, bytes: &mut [u8]) -> io::Result<Datagram> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS), ScmCredentials(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let message = recvmsg(&self.0, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-        let mut fds = Vec::new();
+        let mut datagram = Datagram { size: message.bytes, ..Datagram::default() };
         for part in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = part {
-                fds.extend(rights);
+            match part {
+                RecvAncillaryMessage::ScmRights(rights) => datagram.fds.extend(rights),
+                RecvAncillaryMessage::ScmCredentials(sender) => {
+                    datagram.sender = sender.pid.as_raw_nonzero().get();
+                }
+                _ => {}
             }
         }
-        Ok((message.bytes, fds))
+        Ok(datagram)
     }
 }
 
-/// The inbox of a slot, and the sending ends of all.
-pub fn split(inboxes: Vec<Inbox>, slot: usize) -> io::Result<(Inbox, Vec<OwnedFd>)> {
-    let (mut ours, mut txs) = (None, Vec::new());
+/// A datagram that was received.
+#[derive(Debug, Default)]
+pub struct Datagram {
+    /// Bytes of it.
+    pub size: usize,
+    /// The descriptors that came with it, as far as there was room for them.
+    pub fds: Vec<OwnedFd>,
+    /// The process that has sent it.
+    pub sender: i32,
+}
+
+/// The inbox of a slot, and by slot the sending ends of those that its worker may send to. The others are closed.
+pub fn split(
+    inboxes: Vec<Inbox>,
+    slot: usize,
+    reaches: impl Fn(usize) -> bool,
+) -> io::Result<(Inbox, BTreeMap<usize, OwnedFd>)> {
+    let (mut ours, mut txs) = (None, BTreeMap::new());
     for (index, inbox) in inboxes.into_iter().enumerate() {
         if index == slot {
-            txs.push(inbox.tx().try_clone_to_owned()?);
+            txs.insert(index, inbox.tx().try_clone_to_owned()?);
             ours = Some(inbox);
-        } else {
-            txs.push(inbox.into_tx());
+        } else if reaches(index) {
+            txs.insert(index, inbox.into_tx());
         }
     }
     Ok((ours.ok_or_else(|| io::Error::other("no inbox for this slot"))?, txs))
@@ -283,8 +305,9 @@ mod tests {
             theirs.push(other);
         }
         let mut bytes = vec![0; MAX_BYTES];
-        let (count, fds) = inbox.rx().receive(&mut bytes).unwrap();
-        assert_eq!((count, fds.len()), (3 * MAX_FDS, MAX_FDS));
+        let Datagram { size, fds, sender } = inbox.rx().receive(&mut bytes).unwrap();
+        assert_eq!((size, fds.len()), (3 * MAX_FDS, MAX_FDS));
+        assert_eq!(sender, std::process::id() as i32);
         for (index, (fd, mut other)) in fds.into_iter().zip(theirs).enumerate() {
             assert_eq!(bytes[3 * index..3 * index + 3], [b'<', index as u8, b'>']);
             File::from(fd).write_all(&[index as u8]).unwrap();
@@ -318,10 +341,10 @@ mod tests {
         assert_eq!(parcel.len(), 1);
         let mut bytes = vec![0; MAX_BYTES];
         for _ in 0..sent {
-            assert_eq!(inbox.rx().receive(&mut bytes).unwrap().0, MAX_BYTES);
+            assert_eq!(inbox.rx().receive(&mut bytes).unwrap().size, MAX_BYTES);
         }
         // SAFETY: as above.
         unsafe { parcel.send(inbox.tx().as_raw_fd()).unwrap() };
-        assert_eq!(inbox.rx().receive(&mut bytes).unwrap().1.len(), 1);
+        assert_eq!(inbox.rx().receive(&mut bytes).unwrap().fds.len(), 1);
     }
 }

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::Level;
 
 /// An event.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Line<'a> {
     /// How bad it is.
     pub level: Level,
@@ -19,7 +19,7 @@ pub struct Line<'a> {
     /// What it says.
     pub message: &'a str,
     /// More of it, in this order.
-    pub fields: &'a [(&'static str, Value<'a>)],
+    pub fields: &'a [(&'a str, Value<'a>)],
 }
 
 /// The value of a field.
@@ -239,7 +239,7 @@ fn journal(line: &Line<'_>, by: &Writer<'_>, longest: usize) -> Vec<u8> {
 }
 
 /// The text, or its beginning and "...": at most `longest` bytes and three.
-fn cut(text: &str, longest: usize) -> Cow<'_, str> {
+pub fn cut(text: &str, longest: usize) -> Cow<'_, str> {
     if text.len() <= longest {
         return Cow::Borrowed(text);
     }

@@ -6,6 +6,7 @@
 mod access;
 mod files;
 mod line;
+mod relay;
 mod target;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -23,6 +24,8 @@ pub use self::access::AccessField;
 pub use self::files::Rotation;
 pub use self::line::Value;
 use self::line::{Form, Line, Writer};
+pub use self::relay::MAX_BYTES as MAX_RELAYED;
+use self::relay::{Received, Relay};
 use self::target::Target;
 
 /// Target of records above `error`: the server, or a handler, cannot go on.
@@ -210,7 +213,7 @@ pub fn write_for_handler(least: Option<Level>, level: Level, handler: &str, conn
 }
 
 /// Writes a line of the access log; there must be one.
-pub fn write_access(fields: &[(&'static str, Value<'_>)]) {
+pub fn write_access(fields: &[(&str, Value<'_>)]) {
     let line = Line { level: Level::Info, handler: None, conn: 0, message: "access", fields };
     with_logger(|logger| logger.access.as_ref().unwrap_or(&logger.log).write(&line));
 }
@@ -232,6 +235,32 @@ pub fn replace(book: Book, fd: OwnedFd) -> io::Result<()> {
     let target = Target::from_fd(fd)?;
     with_logger(|logger| logger.rx(book).map(|rx| rx.replace(target)));
     Ok(())
+}
+
+/// From here on lines go to the supervisor over this socket, and this process has no file or socket of the log any more.
+/// [worker of a pool with a user of its own]
+pub fn relay(socket: OwnedFd) -> io::Result<()> {
+    let relay = Relay::new(socket, Book::Log);
+    let relayed = with_logger(|logger| {
+        if let Some(access) = &logger.access {
+            access.replace(Target::Relay(relay.try_clone(Book::Access)?));
+        }
+        logger.log.replace(Target::Relay(relay));
+        Ok(())
+    });
+    relayed.unwrap_or(Ok(()))
+}
+
+/// Writes what a process has sent that has no file of the log. [supervisor]
+pub fn write_relayed(bytes: &[u8], process: &str, pid: u32) {
+    let received = Received::read(bytes);
+    with_logger(|logger| {
+        let outlet = logger.rx(received.book).unwrap_or(&logger.log);
+        if received.lost > 0 {
+            outlet.write_as(process, pid, &loss(&loss_text(received.lost)));
+        }
+        received.with_line(|line| outlet.write_as(process, pid, line));
+    });
 }
 
 impl Book {
@@ -338,7 +367,11 @@ impl Outlet {
 
     fn write(&self, line: &Line<'_>) {
         let process = PROCESS.read().unwrap_or_else(PoisonError::into_inner);
-        let by = Writer { now: SystemTime::now(), process: &process, pid: std::process::id() };
+        self.write_as(&process, std::process::id(), line);
+    }
+
+    fn write_as(&self, process: &str, pid: u32, line: &Line<'_>) {
+        let by = Writer { now: SystemTime::now(), process, pid };
         let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
         let form = |line: &Line<'_>, room: usize| self.form.write(line, &by, room);
         let lost = self.lost.swap(0, Ordering::Relaxed);
@@ -357,6 +390,7 @@ impl Outlet {
                 }
                 is_written
             }
+            Target::Relay(relay) => relay.send(line, lost),
         };
         if !is_written {
             LOST.fetch_add(1, Ordering::Relaxed);
@@ -374,7 +408,7 @@ impl Outlet {
                 Target::Daemon(daemon) => {
                     daemon.reconnect().map(|()| None).map_err(|error| error.to_string())
                 }
-                Target::Stream(_) => Ok(None),
+                Target::Stream(_) | Target::Relay(_) => Ok(None),
             };
         };
         let open = || {

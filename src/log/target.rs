@@ -14,6 +14,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::stat::{SFlag, fstat};
 
+use super::relay::Relay;
+
 /// The most bytes of a line, so that what a peer sends cannot fill a disk at once.
 const LINE: usize = 8 * 1024;
 /// The most bytes of a line in a pipe, which takes them whole or not at all.
@@ -25,6 +27,8 @@ pub enum Target {
     Stream(Stream),
     /// A log daemon.
     Daemon(Daemon),
+    /// The supervisor, which writes into what this process is not to have.
+    Relay(Relay),
 }
 
 /// A descriptor that lines are written to.
@@ -97,7 +101,7 @@ impl Target {
     pub fn file_of(&self) -> Option<&File> {
         match self {
             Self::Stream(stream) => Some(&stream.file),
-            Self::Daemon(..) => None,
+            Self::Daemon(..) | Self::Relay(..) => None,
         }
     }
 
@@ -203,6 +207,7 @@ mod tests {
             match self {
                 Target::Stream(stream) => stream.write(bytes),
                 Target::Daemon(daemon) => daemon.send(bytes),
+                Target::Relay(_) => unreachable!(),
             }
         }
     }

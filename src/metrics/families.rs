@@ -12,6 +12,7 @@ use crate::ffi::callback_name;
 use crate::fleet::breakers::BreakerState;
 use crate::fleet::counters::{DEATHS, Entry, NONE, OTHER, PlaceCounters};
 use crate::fleet::handler_counters::{CALLBACKS, CLOSE_CODES, CLOSERS, HandlerCounters, STATUSES};
+use crate::fleet::routes::Route;
 use crate::fleet::scoreboard::{Place, Slot, State};
 
 pub(super) const fn counter(name: &'static str, unit: &'static str, help: &'static str) -> Family {
@@ -219,10 +220,8 @@ fn workers(start: &Start) -> impl Iterator<Item = Worker> {
         let Place { pool, number } = slot.place();
         silence(slot, now).filter(|_| !start.config.is_parent(pool, number))
     };
-    start.counters.places().map(move |counters| {
-        let place = counters.place();
-        let slots = start.scoreboard.slots().iter().enumerate();
-        let slots = || slots.clone().filter(|(_, slot)| slot.place() == place);
+    start.counters.places().map(move |(place, counters)| {
+        let slots = || start.scoreboard.slots().filter(|(_, slot)| slot.place() == place);
         Worker {
             name: start.name(place),
             counters,
@@ -230,7 +229,7 @@ fn workers(start: &Start) -> impl Iterator<Item = Worker> {
             connections_limit: slots().map(|(index, _)| start.counters.limits(index).0).sum(),
             threads: slots().map(|(index, _)| start.counters.threads(index)).sum(),
             threads_limit: slots().map(|(index, _)| start.counters.limits(index).1).sum(),
-            silent: slots().filter_map(|(_, slot)| silence(slot)).max().unwrap_or(0),
+            silent: slots().filter_map(|(_, slot)| silence(&slot)).max().unwrap_or(0),
             queued: slots().map(|(index, _)| start.counters.queued(index)).sum(),
             receiving: slots().map(|(index, _)| start.counters.receiving(index)).sum(),
             subscriptions: slots().map(|(index, _)| start.counters.subscriptions(index)).sum(),
@@ -280,9 +279,10 @@ impl<'a> Report<'a> {
     /// What handlers are, and how they stand.
     fn handlers(&mut self) {
         let Self { start, text, handlers } = self;
-        let breaker = |number: u16| start.breakers.get(usize::from(number));
+        let breaker =
+            |number: u16, route: &Route| start.breakers.get(start.config.pool_of(&route.resource), number);
         let routes =
-            || start.routes.in_service().filter_map(|(number, route)| Some((route, breaker(number)?)));
+            || start.routes.in_service().filter_map(|(number, route)| Some((route, breaker(number, route)?)));
         text.family(&HANDLER);
         for (route, _) in routes() {
             let pool = pool_name(start, start.config.pool_of(&route.resource));
@@ -379,10 +379,10 @@ impl<'a> Report<'a> {
             (State::Stopping, false, "stopping"),
         ];
         for (state, is_faulty, name) in states {
-            let is_so = |slot: &&Slot| {
+            let is_so = |(_, slot): &(usize, Slot)| {
                 slot.state() == state && (state != State::Running || slot.fault().is_some() == is_faulty)
             };
-            text.sample(&[("state", name)], start.scoreboard.slots().iter().filter(is_so).count());
+            text.sample(&[("state", name)], start.scoreboard.slots().filter(is_so).count());
         }
         let (is_saturated, saturations) = start.scoreboard.saturation();
         text.family(&SATURATED);

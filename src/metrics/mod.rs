@@ -16,7 +16,7 @@ use std::time::SystemTime;
 
 use crate::config::Config;
 use crate::fleet::addresses::Addresses;
-use crate::fleet::breakers::CircuitBreaker;
+use crate::fleet::breakers::Breakers;
 use crate::fleet::bus_counters::BusCounters;
 use crate::fleet::control::{self, Channel};
 use crate::fleet::counters::Counters;
@@ -47,7 +47,7 @@ pub struct Start {
     /// What the bus has counted of its engine, if there is one.
     pub bus: Option<&'static BusCounters>,
     /// By handler: whether it is quarantined.
-    pub breakers: &'static [CircuitBreaker],
+    pub breakers: &'static Breakers,
     /// The supervisor's pid.
     pub supervisor: i32,
     /// When the supervisor began.

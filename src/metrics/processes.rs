@@ -1,7 +1,6 @@
 //! What is reported of processes, as /proc has it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering::Relaxed;
 
 use super::Start;
 use super::families::{counter, gauge};
@@ -20,9 +19,8 @@ const DESCRIPTORS_LIMIT: Family =
 
 /// Adds these families.
 pub fn report(start: &Start, text: &mut Text) {
-    let workers = start.scoreboard.slots().iter();
-    let workers =
-        workers.map(|slot| (format!("worker {}", start.name(slot.place())), slot.pid.load(Relaxed)));
+    let workers = start.scoreboard.slots().map(|(_, slot)| slot);
+    let workers = workers.map(|slot| (format!("worker {}", start.name(slot.place())), slot.pid()));
     let others = [("supervisor", start.supervisor), ("metrics", std::process::id() as i32)];
     let others = others.map(|(name, pid)| (name.to_owned(), pid));
     // A worker that drains has the name of the one that has replaced it.

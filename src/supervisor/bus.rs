@@ -9,10 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::bus;
 use crate::bus::hub::Limits;
-use crate::config::Config;
+use crate::config::{Config, Pool};
 use crate::fleet::bus_counters::BusCounters;
 use crate::fleet::rendezvous::{Baton, Rendezvous};
 use crate::fleet::routes::Routes;
+
+/// Connections of a pool beyond two for each process, which a reload replaces.
+const SPARE: usize = 16;
 
 /// See the module. A copy is the same.
 #[derive(Clone, Debug)]
@@ -98,7 +101,8 @@ impl Bus {
         let mut rendezvous = Vec::new();
         for (pool, ends) in &self.rendezvous {
             if let Some(pool) = number(pool) {
-                rendezvous.push((pool, ends.rx().try_clone_to_owned()?));
+                let processes = config.pools.get(usize::from(pool)).map_or(0, Pool::processes);
+                rendezvous.push((pool, ends.rx().try_clone_to_owned()?, 2 * processes + SPARE));
             }
         }
         let bounds = config.topics;

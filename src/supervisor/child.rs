@@ -1,10 +1,11 @@
-//! A forked child's way from the supervisor's code to the worker's, always in this order: process group, standard streams,
-//! signals, [`Confinement`], end with the parent, title, work, leave. No exec: a worker inherits the configuration as it was
+//! A forked child's way from the supervisor's code to the worker's, always in this order: shared memory, process group, standard
+//! streams, signals, [`Confinement`], end with the parent, title, work, leave. No exec: a worker inherits the configuration as it was
 //! parsed.
 
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
-use nix::unistd::{Pid, dup2_stdin, getppid, setpgid};
+use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getppid, setpgid};
 
 use super::auxiliary::Kind;
 use super::processes::GRACE;
@@ -20,7 +21,8 @@ use crate::config::Config;
 use crate::confine::Confinement;
 use crate::exit::Exit;
 use crate::fleet::control::{Channel, Start};
-use crate::fleet::scoreboard::{Place, Slot};
+use crate::fleet::scoreboard::Place;
+use crate::fleet::shared::{Part, Shared};
 use crate::fleet::{process_title, wipe};
 use crate::gateway::Gateway;
 use crate::service::{self, daemonize};
@@ -43,6 +45,7 @@ pub(super) struct Child {
     pub supervisor: Pid,
     /// Whether its standard output and error are to go nowhere.
     pub is_detached: bool,
+    pub shared: Shared,
     pub config: Arc<Config>,
     pub task: Task,
 }
@@ -52,6 +55,8 @@ pub(super) enum Task {
     /// The worker of this place; an error if it has no inbox.
     Worker {
         place: Place,
+        /// Where its lines of the log go, if it is to have no file.
+        log: Option<OwnedFd>,
         start: io::Result<worker::Start>,
     },
     Auxiliary(Kind, Channel, Auxiliary),
@@ -132,32 +137,36 @@ impl Child {
         };
         let config = Arc::new(self.config.with_settings_of(pool));
         let task = match self.task {
-            Task::Worker { place, start } => {
+            Task::Worker { place, log, start } => {
                 let start = start.map(|start| worker::Start { config: Arc::clone(&config), ..start });
-                Task::Worker { place, start }
+                Task::Worker { place, log, start }
             }
             Task::Auxiliary(kind, channel, start) => {
                 Task::Auxiliary(kind, channel, start.with_config(&config))
             }
         };
-        let Self { supervisor, is_detached, config: whole, .. } = self;
+        let Self { supervisor, is_detached, shared, config: whole, .. } = self;
         // The last reference to the supervisor's configuration, which is overwritten.
         drop(whole);
         wipe::stop();
-        Self { supervisor, is_detached, config, task }
+        Self { supervisor, is_detached, shared, config, task }
     }
 
     fn work(self) -> i32 {
-        let Self { supervisor, is_detached, config, task } = self.without_settings_of_others();
+        let Self { supervisor, is_detached, shared, config, task } = self.without_settings_of_others();
         let patience = config.stop_timeout + GRACE;
         let patience = u32::try_from(patience.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u32::MAX);
         match task {
-            Task::Worker { place, start } => {
+            Task::Worker { place, log, start } => {
                 let name = config.worker_name(place.pool, place.number);
                 let start = start.and_then(|start| {
                     let files = start.routes.handlers().iter().map(|route| &route.file);
-                    let confinement = Confinement::of(&config, usize::from(place.pool));
+                    let pool = usize::from(place.pool);
+                    let confinement = Confinement::of(&config, pool);
+                    shared
+                        .restrict_to(Part::Worker { pool, reaches: &|other| config.reaches(pool, other) })?;
                     prepare(is_detached)?;
+                    log.map_or(Ok(()), |log| relay_output(log, is_detached))?;
                     confinement.map_or(Ok(()), |to| to.with_files(&config, files).enter())?;
                     end_with(supervisor, patience)?;
                     Ok(start)
@@ -170,9 +179,8 @@ impl Child {
                 if !config.is_parent(place.pool, place.number) {
                     return worker::run(start);
                 }
-                let scoreboard = start.scoreboard;
                 worker::run_zygote(start, &move |slot| {
-                    let Place { pool, number } = scoreboard.slot(slot).map(Slot::place).unwrap_or_default();
+                    let Place { pool, number } = shared.scoreboard.place(slot).unwrap_or_default();
                     set_name(&config.worker_name(pool, number));
                     setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
                     come_under(supervisor);
@@ -191,7 +199,16 @@ impl Child {
                     confinement.map_or(Ok(()), |to| to.enter())?;
                     end_with(supervisor, if kind.takes_commands() { patience } else { 1 })
                 };
-                let prepared = prepare(is_detached).map_err(|error| (Exit::Internal, error.to_string()));
+                let part = match kind {
+                    Kind::Metrics => Part::Metrics,
+                    Kind::Gateway => Part::Gateway,
+                    Kind::Cgi => Part::Programs,
+                    Kind::Bus => Part::Bus,
+                };
+                let prepared = shared
+                    .restrict_to(part)
+                    .and_then(|()| prepare(is_detached))
+                    .map_err(|error| (Exit::Internal, error.to_string()));
                 set_name(kind.name());
                 match prepared.and_then(|()| start.run(&channel, confine)) {
                     Ok(()) => Exit::Ok.code(),
@@ -204,6 +221,15 @@ impl Child {
             }
         }
     }
+}
+
+/// This process has no file of the log from here on, and none of what the server was started with.
+fn relay_output(log: OwnedFd, is_detached: bool) -> io::Result<()> {
+    if !is_detached {
+        dup2_stdout(&log)?;
+        dup2_stderr(&log)?;
+    }
+    sink::relay(log)
 }
 
 fn failed(name: &str, error: &io::Error) -> i32 {

@@ -156,7 +156,7 @@ impl Supervisor {
 
     fn shut(&self, number: u16, time: Option<Duration>) {
         let until = time.map_or(UNTIL_LIFTED, |time| (clock::now() + time).as_nanos());
-        if let Some(breaker) = self.shared.breakers.get(usize::from(number)) {
+        if let Some(breaker) = self.breaker(number) {
             breaker.open(until);
         }
         if let Some(route) = self.generation.routes.handlers().get(usize::from(number)) {

@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 
 use crate::ffi::callback_name;
 use crate::ffi::guarded;
+use crate::fleet::crash::{EXIT, HANG};
 use crate::fleet::crash_report::{Facts, Message, Spot};
 use crate::fleet::routes::Route;
-use crate::fleet::scoreboard::{EXIT, HANG};
 
 /// The most records in a directory; the oldest make way.
 pub const MOST: usize = 100;

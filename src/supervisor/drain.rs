@@ -161,7 +161,7 @@ impl Supervisor {
 
     /// Connections of all workers.
     fn connections(&self) -> u64 {
-        let slots = self.shared.scoreboard.slots().iter();
+        let slots = self.shared.scoreboard.slots().map(|(_, slot)| slot);
         slots.map(|slot| u64::from(slot.connections.load(Ordering::Relaxed))).sum()
     }
 }

@@ -16,7 +16,7 @@ use super::{Supervisor, logs};
 use crate::config::Wear;
 use crate::fleet::control::Command;
 use crate::fleet::proc;
-use crate::fleet::scoreboard::{self, State};
+use crate::fleet::scoreboard::State;
 use crate::time::Instant;
 
 /// How often loads are compared after a worker has started, and for how long.
@@ -80,8 +80,7 @@ impl Supervisor {
             return None;
         }
         let looks = self.is_look_wanted(now).then_some(self.maintenance.look_at);
-        let pulses = self.limits().map(|_| self.maintenance.pulse_at);
-        looks.into_iter().chain(pulses).chain(self.next_look_at_logs()).min()
+        looks.into_iter().chain([self.maintenance.pulse_at]).chain(self.next_look_at_logs()).min()
     }
 
     fn is_look_wanted(&self, now: Instant) -> bool {
@@ -96,9 +95,10 @@ impl Supervisor {
         if self.is_look_wanted(now) && self.maintenance.look_at <= now {
             self.look_after_workers(now);
         }
-        if let Some(limits) = self.limits().filter(|_| self.maintenance.pulse_at <= now) {
+        if self.maintenance.pulse_at <= now {
             self.maintenance.pulse_at = now + liveness::INTERVAL;
-            self.end_hung_workers(limits, now);
+            self.end_damaged_workers(now);
+            self.limits().into_iter().for_each(|limits| self.end_hung_workers(limits, now));
         }
         self.look_after_logs(now);
     }
@@ -126,7 +126,7 @@ impl Supervisor {
 
     /// A worker cannot take connections. It says so again while it cannot.
     pub(super) fn replace_faulty(&mut self, slot: usize, now: Instant) {
-        let fault = self.shared.scoreboard.slot(slot).and_then(scoreboard::Slot::fault);
+        let fault = self.shared.scoreboard.slot(slot).and_then(|record| record.fault());
         let Some(fault) = fault.filter(|_| self.rolling.policy.is_idle() && !self.slots.is_stopping()) else {
             return;
         };
@@ -142,15 +142,15 @@ impl Supervisor {
 
     /// One move in each pool that is out of balance.
     fn rebalance(&self) {
-        let slots = self.shared.scoreboard.slots();
         let pools =
             self.generation.config.pools.iter().enumerate().filter(|(_, pool)| pool.children.is_none());
         for (pool, _) in pools {
-            let load = |slot: &scoreboard::Slot| {
+            let load = |slot: usize| {
+                let slot = self.shared.scoreboard.slot(slot)?;
                 let serves = slot.takes_connections() && usize::from(slot.place().pool) == pool;
                 serves.then(|| slot.connections.load(Ordering::Relaxed))
             };
-            let loads: Vec<Option<u32>> = slots.iter().map(load).collect();
+            let loads: Vec<Option<u32>> = (0..self.processes.slots()).map(load).collect();
             if let Some((from, to, count)) = rebalance::next_move(&loads) {
                 self.command(from, Command::Rebalance { to: to as u16, count: count as u16 }, None);
             }
@@ -164,7 +164,7 @@ impl Supervisor {
         let wear = &self.generation.config.wear;
         let used = Wear {
             memory: if wear.memory == 0 { 0 } else { proc::resident(pid.as_raw()).unwrap_or(0) },
-            age: now.since(Instant::from_nanos(record.started.load(Ordering::Relaxed))),
+            age: now.since(Instant::from_nanos(record.started())),
             messages: self.shared.counters.traffic_of(pid.as_raw()).map_or(0, |traffic| traffic.messages_in),
         };
         rebalance::worn(wear, &used).map(|why| (slot, why))
@@ -179,6 +179,26 @@ impl Supervisor {
         let handler = handler.unwrap_or_default();
         let limits = Limits { silence: config.worker_timeout, handler };
         (!limits.silence.is_zero()).then_some(limits)
+    }
+
+    /// Ends workers whose record in the scoreboard was overwritten. The next process in the slot makes it anew.
+    fn end_damaged_workers(&mut self, now: Instant) {
+        let mut damaged = Vec::new();
+        for (pid, process) in self.processes.iter_mut() {
+            let judged = matches!(process.role, Role::Worker | Role::PerConnection(_) | Role::Draining);
+            let Some(slot) = process.slot.filter(|_| judged && !process.is_late()) else { continue };
+            let record = self.shared.scoreboard.slot(slot);
+            if record.is_some_and(|record| record.generation() == process.generation && record.is_damaged()) {
+                process.hurry(now);
+                damaged.push((pid, slot));
+            }
+        }
+        for (pid, slot) in damaged {
+            log::error!(
+                "{}[{pid}]: a handler of its pool has overwritten shared memory; ending it",
+                self.name(slot)
+            );
+        }
     }
 
     /// Ends workers whose event loop does not turn although nothing that they may do takes so long.

@@ -55,17 +55,11 @@ use crate::clock;
 use crate::config::Config;
 use crate::control::Control;
 use crate::exit::Exit;
-use crate::fleet::addresses::Addresses;
-use crate::fleet::breakers::CircuitBreaker;
 use crate::fleet::bulletin::Readiness;
-use crate::fleet::bus_counters::BusCounters;
 use crate::fleet::control::Command;
-use crate::fleet::counters::Counters;
-use crate::fleet::crash_report::CrashReport;
-use crate::fleet::gateway_counters::GatewayCounters;
 use crate::fleet::gateway_queue::{GatewayQueue, Salt};
 use crate::fleet::process_title;
-use crate::fleet::scoreboard::Scoreboard;
+use crate::fleet::shared::Shared;
 use crate::handlers::discover::Discovery;
 use crate::log::Destination;
 use crate::service::daemonize::{self, Daemon};
@@ -176,21 +170,6 @@ struct Supervisor {
     control: Control,
     /// What the process has around it.
     host: Host,
-}
-
-/// Memory that was mapped before the first fork, the same in all processes.
-#[derive(Clone, Copy)]
-struct Shared {
-    scoreboard: &'static Scoreboard,
-    counters: &'static Counters,
-    gateways: &'static GatewayCounters,
-    bus: &'static BusCounters,
-    /// Where workers count connections by client address.
-    addresses: &'static Addresses,
-    /// By handler.
-    breakers: &'static [CircuitBreaker],
-    /// By slot.
-    crash_reports: &'static [CrashReport],
 }
 
 /// What gateways share, with the workers and among themselves.
@@ -363,6 +342,7 @@ impl Supervisor {
             self.control.deadline(),
             self.host.notify.due(),
             self.drain_due(),
+            self.next_log(),
         ];
         let timeout = deadlines.into_iter().flatten().min().map_or(PollTimeout::NONE, |deadline| {
             let wait = deadline.since(now).as_nanos().div_ceil(1_000_000);
@@ -380,6 +360,8 @@ impl Supervisor {
                 fds.push(readable(channel.as_fd()));
             }
         }
+        let logs: Vec<Pid> = self.logs_of_others().map(|(pid, _)| pid).collect();
+        fds.extend(self.logs_of_others().map(|(_, log)| readable(log)));
         fds.extend(self.pools.channels().map(|channel| readable(channel.as_fd())));
         fds.extend(self.upgrade.channels().map(readable));
         let probes = self.rolling.discovery().into_iter().flat_map(Discovery::descriptors);
@@ -395,8 +377,13 @@ impl Supervisor {
         let is_ready = |fd: &PollFd| fd.revents().is_some_and(|events| !events.is_empty());
         let ready: Vec<Pid> =
             channels.iter().zip(&fds[1..]).filter(|(_, fd)| is_ready(fd)).map(|(pid, _)| *pid).collect();
+        let logs_fds = fds.get(1 + channels.len()..).unwrap_or_default();
+        let logs: Vec<Pid> =
+            logs.iter().zip(logs_fds).filter(|(_, fd)| is_ready(fd)).map(|(pid, _)| *pid).collect();
         drop(fds);
         self.host.turned = clock::now();
+        self.refill_logs(self.host.turned);
+        logs.into_iter().for_each(|pid| self.read_log(pid));
         ready.into_iter().for_each(|pid| self.read_reports(pid));
         self.read_births();
         self.read_successor();

@@ -5,7 +5,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::sys::prctl::set_child_subreaper;
@@ -24,6 +23,8 @@ use crate::time::Instant;
 
 /// A process that has not told its pid after this is given up.
 const BIRTH: Duration = Duration::from_secs(10);
+/// Datagrams that are taken out of an inbox before other work is done.
+const AT_ONCE: usize = 64;
 /// When to look again whether connections are still not taken up.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -102,10 +103,11 @@ impl Supervisor {
         self.pools.gates.get(&pool).is_none_or(|gate| gate.opens(now).is_none())
     }
 
-    /// A process of such a pool has died: if it has not got as far as to wait for a connection, the next one takes its
-    /// time. To be called before its record is cleared.
+    /// A process of such a pool has died: if it has not got as far as to wait for a connection, or has left its inbox
+    /// unread, the next one takes its time. To be called before its record is cleared.
     pub(super) fn on_per_connection_death(&mut self, slot: usize) {
-        if self.shared.scoreboard.slot(slot).is_some_and(|record| record.state() == State::Starting) {
+        let is_starting = |record: Slot| record.state() == State::Starting;
+        if self.shared.scoreboard.slot(slot).is_some_and(is_starting) || self.processes.has_mail(slot) {
             let pool = self.place_of(slot).pool;
             self.pools.gates.entry(pool).or_default().failed(clock::now());
         }
@@ -128,11 +130,11 @@ impl Supervisor {
                 *give_up = now + AGAIN; // a process may take them yet
                 continue;
             }
-            // Unread: their content is between workers.
+            // Unread: their content is between workers. Who fills it meanwhile does not keep the supervisor busy.
             let mut nothing = [0; 1];
-            while let Ok((_, fds)) = inbox.rx().receive(&mut nothing) {
-                log::error!("{}: no process for {} connections; closed", self.name(slot), fds.len());
-            }
+            let received = (0..AT_ONCE).map_while(|_| inbox.rx().receive(&mut nothing).ok());
+            let closed: usize = received.map(|datagram| datagram.fds.len()).sum();
+            log::error!("{}: no process for {closed} connections; closed", self.name(slot));
             self.pools.abandoned.remove(&slot);
         }
     }
@@ -190,14 +192,15 @@ impl Supervisor {
 
     /// Asks the parent for as many processes as are missing.
     fn ask_parent(&mut self, pool: u16, parent: Pid, wanted: Processes) -> io::Result<()> {
-        let state = |slot: &usize| self.shared.scoreboard.slot(*slot).map_or(State::Empty, Slot::state);
+        let state =
+            |slot: &usize| self.shared.scoreboard.slot(*slot).map_or(State::Empty, |slot| slot.state());
         let (free, taken): (Vec<usize>, Vec<usize>) =
             self.slots_of(pool).into_iter().partition(|slot| state(slot) == State::Empty);
         let (orphaned, others): (Vec<usize>, Vec<usize>) =
             free.into_iter().partition(|slot| self.processes.has_mail(*slot));
         let is_idle = |slot: &&usize| {
             let record = self.shared.scoreboard.slot(**slot);
-            record.is_some_and(|slot| slot.connections.load(Ordering::Relaxed) == 0)
+            record.is_some_and(|slot| slot.is_idle())
                 && matches!(state(slot), State::Starting | State::Running)
         };
         let idle = taken.iter().filter(is_idle).count();
@@ -226,13 +229,8 @@ impl Supervisor {
                 && self.shared.scoreboard.slot(*slot).is_some_and(|slot| slot.state() == State::Empty)
         };
         let left_over = self.pools.slots.iter().copied().find(is_left_over);
-        let slot = match left_over {
-            Some(slot) => slot,
-            None => self.new_slot()?,
-        };
-        if !self.shared.scoreboard.assign(slot, Place { pool, number }) {
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
+        let slot = left_over.unwrap_or(self.processes.slots());
+        self.give_slot(slot, Place { pool, number })?;
         self.pools.slots.insert(slot);
         Ok(slot)
     }
@@ -249,7 +247,7 @@ impl Supervisor {
             return Err(io::ErrorKind::NotFound.into());
         };
         let counters = self.shared.counters.enter_place(record.place());
-        counters.ok_or(io::ErrorKind::OutOfMemory)?.starts.add(1);
+        counters?.starts.add(1);
         record.begin(clock::now().as_nanos());
         let asked = [inbox.tx(), inbox.rx().as_fd(), theirs.as_fd()].into_iter().zip(0..).try_for_each(
             |(fd, part)| self.processes.command(parent, Command::Child { slot: slot as u16, part }, Some(fd)),
@@ -273,7 +271,7 @@ impl Supervisor {
                     let pid = Pid::from_raw(pid);
                     log::debug!("{}[{pid}] is forked", self.name(slot));
                     if let Some(record) = self.shared.scoreboard.slot(slot) {
-                        record.pid.store(pid.as_raw(), Ordering::Relaxed);
+                        record.set_pid(pid.as_raw());
                     }
                     let role = Role::PerConnection(parent);
                     let mut process = Process::new(role, Some(slot), generation, Some(pending.channel));
@@ -320,7 +318,7 @@ impl Supervisor {
 }
 
 /// Whether it is a child of this process, or was one and has not been reaped.
-fn is_ours(pid: i32) -> bool {
+pub(super) fn is_ours(pid: i32) -> bool {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     pid > 0 && waitid(Id::Pid(Pid::from_raw(pid)), flags).is_ok()
 }

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::death::{self, Cause, Death};
+use super::generation::Generation;
 use super::policy::quarantine::{Quarantine, Verdict};
 use super::policy::slots::Event;
 use super::processes::{Errand, Process, Role};
@@ -17,9 +18,9 @@ use super::{Supervisor, spawn};
 use crate::clock;
 use crate::config;
 use crate::ffi::is_start;
-use crate::fleet::breakers::{BreakerState, UNTIL_LIFTED};
+use crate::fleet::breakers::{BreakerState, CircuitBreaker, UNTIL_LIFTED};
 use crate::fleet::counters::DEATHS;
-use crate::fleet::crash_report::{self, CrashReport, Facts, Message};
+use crate::fleet::crash_report::{self, Facts, Message};
 use crate::fleet::current_call::CurrentCall;
 use crate::fleet::scoreboard::State;
 use crate::time::Instant;
@@ -54,16 +55,30 @@ impl Supervisor {
             return (String::new(), Event::Crashed(slot, false));
         };
         let crash = record.crash.facts();
-        let facts = self.shared.crash_reports.get(slot).map(CrashReport::facts).unwrap_or_default();
+        let [handler, suspect] =
+            [crash.handler, crash.suspect].map(|handler| self.own_handler(slot, handler));
+        let facts = self.shared.crash_reports.get(usize::from(record.place().pool), slot);
+        let facts = facts.map(|report| report.facts()).unwrap_or_default();
         let cause = Cause::of_crash(crash.signal, crash.address);
-        let age = clock::now().since(Instant::from_nanos(record.started.load(Ordering::Relaxed)));
+        let age = clock::now().since(Instant::from_nanos(record.started()));
         let has_served = record.connections.load(Ordering::Relaxed) > 0;
         let is_young = record.state() == State::Starting || age < YOUNG && !has_served;
         let is_at_start = is_start(crash.callback) || is_young && crash.conn == 0;
-        let line = self.tell((slot, pid), cause, crash.handler, (crash.callback, crash.conn), facts);
-        let is_hindered = self.judge((slot, role), crash.handler, crash.conn, is_at_start);
-        crash.suspect.into_iter().for_each(|handler| self.suspect(handler));
+        let line = self.tell((slot, pid), cause, handler, (crash.callback, crash.conn), facts);
+        let skipped = self.processes.get(pid).map(|process| process.skipped.clone()).unwrap_or_default();
+        let is_hindered = self.judge((slot, role, &skipped), handler, crash.conn, is_at_start);
+        suspect.into_iter().for_each(|handler| self.suspect(handler));
         (line, if is_hindered { Event::Hindered(slot) } else { Event::Crashed(slot, crash.conn != 0) })
+    }
+
+    /// A handler that a process of this slot may have died in: of its own pool. Its memory can say anything.
+    fn own_handler(&self, slot: usize, handler: Option<u16>) -> Option<u16> {
+        let Generation { config, routes, .. } = self.rolling.trial.as_ref().unwrap_or(&self.generation);
+        let pool = usize::from(self.place_of(slot).pool);
+        handler.filter(|handler| {
+            let route = routes.handlers().get(usize::from(*handler));
+            route.is_some_and(|route| config.pool_of(&route.resource) == pool)
+        })
     }
 
     /// The process of this slot has ended without a word: how, and what that means for the slot, unless it has just left. To
@@ -74,7 +89,7 @@ impl Supervisor {
         process: &Process,
         status: WaitStatus,
     ) -> Option<(String, Event)> {
-        let current_call = self.shared.scoreboard.slot(slot).map(|record| &record.call);
+        let current_call = self.shared.scoreboard.slot(slot).map(|record| record.call);
         let current = current_call.and_then(|current_call| current_call.current());
         let state = self.shared.scoreboard.slot(slot).map(|record| record.state());
         let has_left = state.is_none_or(|state| state == State::Stopping);
@@ -92,6 +107,7 @@ impl Supervisor {
         };
         let (handler, callback, conn) =
             current.map_or((None, 0, 0), |(handler, callback, conn)| (Some(handler), callback, conn));
+        let handler = self.own_handler(slot, handler);
         let facts = current_call
             .filter(|_| current.is_some())
             .map(|current_call| self.facts_of(current_call))
@@ -100,7 +116,8 @@ impl Supervisor {
         // Whoever was killed from outside would have started.
         let is_its_own = process.is_late() || cause != Cause::Killed(Signal::SIGKILL);
         let handler = handler.filter(|_| is_its_own || !is_start(callback));
-        let is_hindered = self.judge((slot, process.role), handler, conn, is_start(callback));
+        let is_hindered =
+            self.judge((slot, process.role, &process.skipped), handler, conn, is_start(callback));
         Some((line, if is_hindered { Event::Hindered(slot) } else { Event::Died(slot) }))
     }
 
@@ -127,7 +144,7 @@ impl Supervisor {
 
     /// Nothing is held against a handler any more.
     pub(super) fn forgive(&mut self, handler: u16) {
-        self.shared.breakers.get(usize::from(handler)).into_iter().for_each(|breaker| breaker.lift());
+        self.breaker(handler).inspect(CircuitBreaker::lift);
         self.postmortem.quarantine.forgive(handler);
     }
 
@@ -194,7 +211,7 @@ impl Supervisor {
     /// Judges the handler in which a process has died; whether the next one will do without it.
     fn judge(
         &mut self,
-        (slot, role): (usize, Role),
+        (slot, role, skipped): (usize, Role, &[u16]),
         handler: Option<u16>,
         conn: u64,
         at_start: bool,
@@ -204,7 +221,8 @@ impl Supervisor {
         let Some(handler) = handler.filter(|_| !is_trial) else { return false };
         if at_start {
             self.judge_at_start(handler);
-            return self.postmortem.quarantine.does_not_start(handler);
+            // In one that it was started without it cannot have died.
+            return self.postmortem.quarantine.does_not_start(handler) && !skipped.contains(&handler);
         }
         // A thread of its own would run again in the next process, whatever is served.
         if self.judge_in_service(handler) && conn == 0 && !self.pools.owns(slot) {
@@ -220,11 +238,7 @@ impl Supervisor {
         if is_known || !quarantine.on_death_at_start(handler) {
             return;
         }
-        self.shared
-            .breakers
-            .get(usize::from(handler))
-            .into_iter()
-            .for_each(|breaker| breaker.open(UNTIL_LIFTED));
+        self.breaker(handler).inspect(|breaker| breaker.open(UNTIL_LIFTED));
         self.count_handler(handler, |entry| entry.quarantines.add(1));
         let Some(route) = self.generation.routes.handlers().get(usize::from(handler)) else { return };
         log::error!(
@@ -263,14 +277,18 @@ impl Supervisor {
         }
     }
 
+    /// Whether a handler is served.
+    pub(super) fn breaker(&self, handler: u16) -> Option<CircuitBreaker> {
+        let route = self.generation.routes.handlers().get(usize::from(handler))?;
+        self.shared.breakers.get(self.generation.config.pool_of(&route.resource), handler)
+    }
+
     fn breaker_state(&self, handler: u16) -> BreakerState {
-        let breaker = self.shared.breakers.get(usize::from(handler));
-        breaker.map_or(BreakerState::Open, |breaker| breaker.state(clock::now().as_nanos()))
+        self.breaker(handler).map_or(BreakerState::Open, |breaker| breaker.state(clock::now().as_nanos()))
     }
 
     fn open_breaker(&self, handler: u16, now: Instant, Verdict { time, .. }: Verdict, why: &str) {
-        let breaker = self.shared.breakers.get(usize::from(handler));
-        breaker.into_iter().for_each(|breaker| breaker.open((now + time).as_nanos()));
+        self.breaker(handler).inspect(|breaker| breaker.open((now + time).as_nanos()));
         self.count_handler(handler, |entry| entry.quarantines.add(1));
         if let Some(route) = self.generation.routes.handlers().get(usize::from(handler)) {
             log::warn!("{}: {why}: quarantined, {} answers 503 for {time:?}", route.name, route.resource);

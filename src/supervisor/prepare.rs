@@ -21,19 +21,17 @@ use super::postmortem::Postmortem;
 use super::processes::Processes;
 use super::rolling::Rolling;
 use super::upgrade::{Inherited, Predecessor, Upgrade};
-use super::{Gateways, Host, Origin, Shared, Supervisor};
+use super::{Gateways, Host, Origin, Supervisor};
 use crate::clock;
 use crate::config::{Config, Console, Pool};
 use crate::confine::landlock;
 use crate::control::Control;
 use crate::exit::Exit;
-use crate::fleet::addresses::Addresses;
-use crate::fleet::counters::Counters;
 use crate::fleet::gateway_queue::GatewayQueue;
 use crate::fleet::listener::{self, BindError, Bound, Listener};
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::{MAX_SLOTS, Place, Scoreboard};
-use crate::fleet::{breakers, bus_counters, crash_report, gateway_counters};
+use crate::fleet::scoreboard::Place;
+use crate::fleet::shared::Shared;
 use crate::handlers::discover::discover;
 use crate::service::daemonize::Daemon;
 use crate::service::listen_fds::Passed;
@@ -142,7 +140,7 @@ impl Prepared {
         let mut processes = Processes::default();
         for (pool, settings) in (0_u16..).zip(&config.pools) {
             for number in 0..settings.workers as u16 {
-                shared.scoreboard.assign(processes.slots(), Place { pool, number });
+                shared.assign(processes.slots(), Place { pool, number }).map_err(internal)?;
                 processes.add_slot().map_err(internal)?;
             }
         }
@@ -169,22 +167,10 @@ fn gateways(inherited: Option<GatewayQueue>) -> io::Result<Gateways> {
 }
 
 fn shared(config: &Config, routes: &Routes) -> Result<Shared, Failure> {
-    let processes: usize = config.pools.iter().map(Pool::processes).sum();
-    // A reload doubles the processes for a while, and may make more of them.
-    let lanes = processes.saturating_mul(2).saturating_add(64).min(MAX_SLOTS);
-    let counters = Counters::create(MAX_SLOTS, lanes, routes.handlers().len()).map_err(internal)?;
-    counters.enter_all(routes);
+    let processes = config.pools.iter().map(Pool::processes).sum();
+    // Also without crash records, which a reload may turn on: memory that no crash uses is reserved only.
     let message = config.crash_records.as_ref().map_or(MESSAGE, |records| records.bytes);
-    Ok(Shared {
-        scoreboard: Scoreboard::create(MAX_SLOTS).map_err(internal)?,
-        counters,
-        gateways: gateway_counters::create().map_err(internal)?,
-        bus: bus_counters::create().map_err(internal)?,
-        addresses: Addresses::for_processes(processes).map_err(internal)?,
-        breakers: breakers::create(Routes::MAX).map_err(internal)?,
-        // Also without records, which a reload may turn on: memory that no crash uses is reserved only.
-        crash_reports: crash_report::create(MAX_SLOTS, config.head.bytes, message).map_err(internal)?,
-    })
+    Shared::create(processes, routes, (config.head.bytes, message)).map_err(internal)
 }
 
 /// One line, stable for scripts.

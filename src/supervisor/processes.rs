@@ -12,7 +12,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::auxiliary::Kind;
+use super::logs::Source;
 use super::policy::liveness::Pulse;
+use super::policy::talk::Talk;
 use crate::fleet::control::{Channel, Command};
 use crate::fleet::inbox::Inbox;
 use crate::time::Instant;
@@ -64,7 +66,14 @@ pub struct Process {
     pub generation: u32,
     /// None: it has none, or its end is closed.
     pub channel: Option<Channel>,
+    /// Where its lines of the log come from, if it has no file.
+    pub log: Option<Source>,
     pub pulse: Pulse,
+    pub talk: Talk,
+    /// It was told to hand its connections over.
+    pub is_retiring: bool,
+    /// Of a worker: numbers of the handlers that it was started without.
+    pub skipped: Vec<u16>,
     /// Of a standby that has crashed: how.
     pub failure: Option<String>,
     /// When it gets the next signal.
@@ -86,13 +95,17 @@ pub struct Late {
 impl Process {
     /// One that was just forked.
     pub fn new(role: Role, slot: Option<usize>, generation: u32, channel: Option<Channel>) -> Self {
-        let (pulse, failure) = Default::default();
+        let (log, pulse, talk, is_retiring, skipped, failure) = Default::default();
         Self {
             role,
             slot,
             generation,
             channel,
+            log,
             pulse,
+            talk,
+            is_retiring,
+            skipped,
             failure,
             deadline: Instant::NEVER,
             next: Signal::SIGTERM,
@@ -147,6 +160,13 @@ impl Processes {
     pub fn add_slot(&mut self) -> io::Result<usize> {
         self.slots.push(Slot { inbox: Inbox::new()?, holder: None });
         Ok(self.slots.len() - 1)
+    }
+
+    /// A new inbox for a slot: who has an end of the old one has nothing to do with it any more.
+    pub fn renew_inbox(&mut self, slot: usize) -> io::Result<()> {
+        let slot = self.slots.get_mut(slot).ok_or(io::ErrorKind::NotFound)?;
+        slot.inbox = Inbox::new()?;
+        Ok(())
     }
 
     /// How many slots there are.

@@ -16,13 +16,18 @@ use crate::fleet::routes::Route;
 use crate::fleet::scoreboard::START;
 use crate::time::Instant;
 
+/// Reports that are read of a process before others get their turn.
+const AT_ONCE: usize = 256;
+
 /// A crashed process has this long to hand over its connections and write a core dump.
 const LAST_WORDS: Duration = Duration::from_secs(START.as_secs() + 30);
 
 impl Supervisor {
-    /// All that a process has to say.
+    /// What a process has to say; the rest of much in the next turn. One that says what a worker never says is ended, and
+    /// replaced like one that has died.
     pub(super) fn read_reports(&mut self, pid: Pid) {
-        loop {
+        let now = clock::now();
+        for _ in 0..AT_ONCE {
             let Some(process) = self.processes.get_mut(pid) else { return };
             let Some(channel) = &process.channel else { return };
             let (role, slot) = match (process.role, process.slot) {
@@ -31,6 +36,12 @@ impl Supervisor {
                 _ => return,
             };
             match channel.recv_report() {
+                Ok(Some(_)) if process.talk.is_too_much(now) => {
+                    return self.end_for(pid, slot, "reports far too much");
+                }
+                Ok(Some(Report::Leaving)) if role == Role::Worker && !process.is_retiring => {
+                    return self.end_for(pid, slot, "reports that it leaves, without having been told to");
+                }
                 Ok(Some(report)) => self.on_report(pid, (role, slot), report),
                 // It exits, or has executed another program; then it is not a worker any more.
                 Ok(None) => {
@@ -38,15 +49,16 @@ impl Supervisor {
                     return process.hurry(clock::now() + GRACE);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    if error.kind() != io::ErrorKind::InvalidData {
-                        process.channel = None;
-                        process.hurry(clock::now() + GRACE);
-                    }
-                    log::error!("{}[{pid}]: {error}", self.name(slot));
-                }
+                Err(error) => return self.end_for(pid, slot, &error.to_string()),
             }
         }
+    }
+
+    /// Ends a worker that cannot be relied on.
+    fn end_for(&mut self, pid: Pid, slot: usize, why: &str) {
+        log::error!("{}[{pid}] {why}; ending it", self.name(slot));
+        self.processes.get_mut(pid).into_iter().for_each(|process| process.channel = None);
+        self.processes.terminate(pid, clock::now());
     }
 
     /// All that an auxiliary process has to say.

@@ -14,6 +14,7 @@ use super::{Flow, Supervisor, spawn};
 use crate::clock;
 use crate::config::Config;
 use crate::fleet::control::Command;
+use crate::fleet::inbox::Inbox;
 use crate::fleet::scoreboard::{Place, Slot, State};
 use crate::handlers::discover::Discovery;
 use crate::time::Instant;
@@ -186,7 +187,7 @@ impl Supervisor {
         } else {
             let heir = self.rolling.heir.filter(|heir| self.processes.holder(*heir).is_some());
             match heir.or_else(|| self.heir_of(slot)) {
-                Some(to) => self.command(slot, Command::Migrate { to: to as u16 }, None),
+                Some(to) => self.tell_to_hand_over(pid, slot, to),
                 None => {
                     log::error!("{}: no worker can take over its connections; it stays", self.name(slot));
                     return self.rolling.policy.on(Event::Left(slot));
@@ -194,7 +195,19 @@ impl Supervisor {
             }
         }
         if let Some(process) = self.processes.get_mut(pid) {
+            process.is_retiring = true;
             process.set_deadline(clock::now() + RETIRE);
+        }
+    }
+
+    /// Tells a worker to hand its connections over to the one of another slot.
+    pub(super) fn tell_to_hand_over(&self, pid: Pid, from: usize, to: usize) {
+        // A worker whose pool is given up does not know the inboxes of another one.
+        let pools = [from, to].map(|slot| usize::from(self.place_of(slot).pool));
+        let is_known = self.generation.config.reaches(pools[0], pools[1]);
+        let inbox = self.processes.inbox(to).filter(|_| !is_known).map(Inbox::tx);
+        if let Err(error) = self.processes.command(pid, Command::Migrate { to: to as u16 }, inbox) {
+            log::debug!("{}[{pid}]: {error}", self.name(from)); // it is gone, or will be killed
         }
     }
 
@@ -204,7 +217,7 @@ impl Supervisor {
         let pool = self.place_of(slot).pool;
         // One that is starting finds in its inbox what came meanwhile.
         let serves = |record: &Slot| record.state() == State::Starting || record.takes_connections();
-        let slots = self.shared.scoreboard.slots().iter().enumerate();
+        let slots = self.shared.scoreboard.slots();
         let others = slots.filter(|(other, record)| {
             *other != slot
                 && serves(record)

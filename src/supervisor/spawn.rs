@@ -8,7 +8,6 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::sys::prctl::set_pdeathsig;
@@ -18,6 +17,7 @@ use nix::unistd::{ForkResult, Pid, fork, getpid};
 use super::auxiliary::Kind;
 use super::child::{Auxiliary, Child, Task};
 use super::generation::Generation;
+use super::logs::Source;
 use super::processes::{Errand, Process, Role};
 
 use super::{Flow, Outcome, Supervisor};
@@ -62,30 +62,32 @@ pub(super) fn worker(
     let forked = Channel::pair().and_then(|channels| {
         let record = supervisor.shared.scoreboard.slot(slot).ok_or(io::ErrorKind::NotFound)?;
         record.begin(clock::now().as_nanos());
-        if let Some(counters) = supervisor.shared.counters.enter_place(record.place()) {
-            counters.starts.add(1);
-        }
+        supervisor.shared.mend(usize::from(record.place().pool), super::pools::is_ours);
+        supervisor.shared.counters.enter_place(record.place())?.starts.add(1);
+        let is_boundary = !generation.config.reaches(record.place().pool.into(), 0);
+        let log = is_boundary.then(|| Source::pair(clock::now())).transpose()?.unzip();
         if role == Role::Standby {
             record.set_state(State::Standby);
         }
         match fork_child() {
-            Ok(child) => Ok((channels, record, child)),
+            Ok(child) => Ok((channels, record, log, child)),
             Err(error) => {
                 record.end();
                 Err(error)
             }
         }
     });
-    let ((ours, theirs), record, child) = match forked {
+    let ((ours, theirs), record, (source, log), child) = match forked {
         Ok(forked) => forked,
         Err(error) => return ControlFlow::Continue(Err(error)),
     };
     let parent = match child {
         Forked::Child { supervisor } => supervisor,
         Forked::Parent { child } => {
-            record.pid.store(child.as_raw(), Ordering::Relaxed);
+            record.set_pid(child.as_raw());
             let mut process = Process::new(role, Some(slot), record.generation(), Some(ours));
             process.set_deadline(clock::now() + START);
+            (process.log, process.skipped) = (source, skipped);
             supervisor.processes.insert(child, process);
             return ControlFlow::Continue(Ok(child));
         }
@@ -98,19 +100,23 @@ pub(super) fn worker(
     let shared = supervisor.shared;
     let inboxes = supervisor.processes.take_inboxes();
     // Without a descriptor to spare a worker answers for the programs: 503.
-    let cgi = generation.cgi.as_ref().and_then(|inbox| inbox.tx().try_clone_to_owned().ok());
+    let cgi =
+        generation.cgi.as_ref().filter(|_| accepts).and_then(|inbox| inbox.tx().try_clone_to_owned().ok());
     let name = config.pools.get(usize::from(record.place().pool)).map_or("", |pool| &pool.name);
     let rendezvous = bus.tx(name);
     drop(bus);
-    let start = inbox::split(inboxes, slot).and_then(|both| Ok((both, rendezvous?)));
+    let pool = usize::from(record.place().pool);
+    let reaches = |other: usize| {
+        shared.scoreboard.place(other).is_some_and(|place| config.reaches(pool, usize::from(place.pool)))
+    };
+    let start = inbox::split(inboxes, slot, reaches).and_then(|both| Ok((both, rendezvous?)));
     let start = start.map(|((inbox, txs), rendezvous)| worker::Start {
         config: Arc::clone(&config),
         routes,
         skipped,
         listeners,
         gateways,
-        scoreboard: shared.scoreboard,
-        counters: shared.counters,
+        shared,
         slot,
         control: theirs,
         inbox,
@@ -118,15 +124,13 @@ pub(super) fn worker(
         txs,
         cgi,
         standby: role == Role::Standby,
-        breakers: shared.breakers,
-        crash_report: shared.crash_reports,
-        addresses: shared.addresses,
     });
     become_child(Child {
         supervisor: parent,
         is_detached: supervisor.host.daemon.is_detached(),
+        shared,
         config,
-        task: Task::Worker { place: record.place(), start },
+        task: Task::Worker { place: record.place(), log, start },
     })
 }
 
@@ -180,6 +184,7 @@ pub(super) fn auxiliary(
     become_child(Child {
         supervisor: parent,
         is_detached: supervisor.host.daemon.is_detached(),
+        shared,
         config,
         task: Task::Auxiliary(kind, theirs, start),
     })

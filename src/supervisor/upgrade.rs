@@ -32,7 +32,6 @@ use super::processes::{GRACE, Process, Role};
 use super::spawn::{Forked, fork_child};
 
 use crate::clock;
-use crate::fleet::control::Command;
 use crate::fleet::datagram;
 use crate::fleet::gateway_queue::{FORMAT as QUEUE_FORMAT, GatewayQueue};
 use crate::fleet::inbox::{FORMAT, Inbox};
@@ -399,7 +398,7 @@ impl Supervisor {
         let heirs = || self.slots.taken().filter(|heir| *heir != slot);
         let heir = heirs().find(|heir| self.place_of(*heir).pool == pool).or_else(|| heirs().next());
         if let Some(to) = heir {
-            let _ = self.processes.command(pid, Command::Migrate { to: to as u16 }, None); // it has gone
+            self.tell_to_hand_over(pid, slot, to);
         }
     }
 

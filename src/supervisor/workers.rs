@@ -17,13 +17,13 @@ use crate::clock;
 use crate::fleet::control::Command;
 use crate::fleet::counters::{Entry, OTHER, PlaceCounters};
 use crate::fleet::inbox::Inbox;
-use crate::fleet::scoreboard::{MAX_SLOTS, Place, Slot, State};
+use crate::fleet::scoreboard::{MAX_SLOTS, Place};
 use crate::time::Instant;
 
 impl Supervisor {
     /// Which worker a slot is that of.
     pub(super) fn place_of(&self, slot: usize) -> Place {
-        self.shared.scoreboard.slot(slot).map(Slot::place).unwrap_or_default()
+        self.shared.scoreboard.place(slot).unwrap_or_default()
     }
 
     /// What a worker is called in the log.
@@ -48,37 +48,47 @@ impl Supervisor {
         ControlFlow::Continue(())
     }
 
-    /// A slot for a new worker in this place, in which no process is; all others get to know of its inbox.
+    /// A slot for a new worker in this place, in which no process is.
     pub(super) fn free_slot(&mut self, place: Place) -> io::Result<usize> {
         let is_free = |slot: &usize| {
-            let is_empty = |record: &Slot| record.state() == State::Empty;
+            // What waits in an inbox is for a worker of the same pool.
+            let is_same_pool = self.place_of(*slot).pool == place.pool;
             !self.slots.is_taken(*slot)
                 && !self.processes.is_in_use(*slot)
                 && !self.pools.owns(*slot)
-                && self.shared.scoreboard.slot(*slot).is_none_or(is_empty)
+                && (is_same_pool || !self.processes.has_mail(*slot))
         };
         let slot = (0..MAX_SLOTS).find(is_free).ok_or(io::ErrorKind::OutOfMemory)?;
-        if slot == self.processes.slots() {
-            self.new_slot()?;
-        }
-        match self.shared.scoreboard.assign(slot, place) {
-            true => Ok(slot),
-            false => Err(io::ErrorKind::OutOfMemory.into()),
-        }
+        self.give_slot(slot, place)?;
+        Ok(slot)
     }
 
-    /// A slot that was never used; all others get to know of its inbox.
-    pub(super) fn new_slot(&mut self) -> io::Result<usize> {
-        if self.processes.slots() >= MAX_SLOTS {
-            return Err(io::ErrorKind::OutOfMemory.into());
+    /// Gives a slot without a process, or the next one that was never used, to a place. Those that may send to it get to know
+    /// of its inbox.
+    pub(super) fn give_slot(&mut self, slot: usize, place: Place) -> io::Result<()> {
+        let is_new = slot == self.processes.slots();
+        let is_other_pool = self.place_of(slot).pool != place.pool;
+        self.shared.assign(slot, place)?;
+        if is_new {
+            self.processes.add_slot()?;
+        } else if is_other_pool {
+            self.processes.renew_inbox(slot)?;
         }
-        let slot = self.processes.add_slot()?;
-        let tx = self.processes.inbox(slot).map(Inbox::tx);
-        for pid in self.processes.with_channel() {
-            // One that does not read any more is on its way out.
-            let _ = self.processes.command(pid, Command::Tx { slot: slot as u16 }, tx);
+        if is_new || is_other_pool {
+            let tx = self.processes.inbox(slot).map(Inbox::tx);
+            for pid in self.processes.with_channel().into_iter().filter(|pid| self.reaches(*pid, place)) {
+                // One that does not read any more is on its way out.
+                let _ = self.processes.command(pid, Command::Tx { slot: slot as u16 }, tx);
+            }
         }
-        Ok(slot)
+        Ok(())
+    }
+
+    /// Whether a process may send connections to the worker of this place.
+    fn reaches(&self, pid: Pid, place: Place) -> bool {
+        let slot = self.processes.get(pid).and_then(|process| process.slot);
+        let pool = slot.map(|slot| usize::from(self.place_of(slot).pool));
+        pool.is_some_and(|pool| self.generation.config.reaches(pool, place.pool.into()))
     }
 
     /// Sends a command to the worker of a slot.
@@ -152,6 +162,7 @@ impl Supervisor {
             if self.processes.get(pid).is_none() {
                 self.read_births();
             }
+            self.read_last_lines(pid);
             self.read_reports(pid);
             match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
                 Ok(status) => self.ended(pid, status),
@@ -161,10 +172,10 @@ impl Supervisor {
     }
 
     fn ended(&mut self, pid: Pid, status: WaitStatus) {
-        self.shared.breakers.iter().for_each(|breaker| breaker.release(pid.as_raw()));
+        self.shared.breakers.release(pid.as_raw(), self.generation.routes.handlers().len());
         self.shared.addresses.release(pid.as_raw());
         self.shared.counters.release(pid.as_raw());
-        self.shared.scoreboard.slots().iter().for_each(|record| record.crash.end_sending(pid.as_raw()));
+        self.shared.scoreboard.slots().for_each(|(_, record)| record.crash.end_sending(pid.as_raw()));
         if let Some(Loading::Probing { discovery, .. }) = &mut self.rolling.loading
             && discovery.reaped(pid, status)
         {

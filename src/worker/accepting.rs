@@ -5,7 +5,7 @@ use socket2::Socket;
 use crate::fleet::control::Report;
 use crate::fleet::scoreboard::{Fault, State};
 use crate::worker::Worker;
-use crate::worker::conn::record::Greeting;
+use crate::worker::conn::record::foreign::Greeting;
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::listen::acceptor::AT_A_TIME;

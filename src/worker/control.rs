@@ -93,7 +93,7 @@ impl Worker {
     }
 
     /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers have.
-    fn move_all(&self, tx: Option<Rc<OwnedFd>>, to: Option<&'static Slot>) {
+    fn move_all(&self, tx: Option<Rc<OwnedFd>>, to: Option<Slot>) {
         if self.life.is_stopping() {
             return;
         }

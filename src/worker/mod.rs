@@ -55,6 +55,7 @@ use crate::ffi::place;
 use crate::ffi::topics::set_topics;
 use crate::fleet::control::{self as fleet_control, Channel, Report};
 use crate::fleet::scoreboard::{Place, Scoreboard, Slot, State};
+use crate::fleet::shared::Shared;
 use crate::http::Site;
 use base::descriptors::Descriptors;
 use base::lifecycle::Lifecycle;
@@ -148,7 +149,7 @@ pub fn run_zygote(start: Start, settle: &zygote::Settle) -> i32 {
 
 /// The same where the handlers have been loaded.
 fn run_loaded(start: Start, loaded: Loaded) -> i32 {
-    let slot = start.scoreboard.slot(start.slot);
+    let slot = start.shared.scoreboard.slot(start.slot);
     match serve(start, loaded) {
         Ok(()) => {
             rescue::dismiss();
@@ -166,11 +167,11 @@ fn run_loaded(start: Start, loaded: Loaded) -> i32 {
 fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let (slot, crash_report) = (start.record()?, start.report()?);
     let Loaded { services, report: ready, modules, tasks, posts } = loaded;
-    let Start {
-        config, routes, listeners, gateways, scoreboard, slot: index, control, inbox, txs, cgi, ..
-    } = start;
+    let Start { config, routes, listeners, gateways, shared, slot: index, control, inbox, txs, cgi, .. } =
+        start;
+    let Shared { scoreboard, counters, addresses, breakers, .. } = shared;
     let rendezvous = start.rendezvous;
-    let (breakers, addresses, standby) = (start.breakers, start.addresses, start.standby);
+    let standby = start.standby;
     let pid = std::process::id() as i32;
     let number = slot.place();
     let pool = usize::from(number.pool);
@@ -179,8 +180,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
 
     let control: &'static Channel = leak(control);
     let life = leak(Lifecycle::new());
-    let metrics =
-        leak(Metrics::new(start.counters, &routes, (index, number), pid, config.metrics.is_some())?);
+    let metrics = leak(Metrics::new(counters, &routes, (index, number), pid, config.metrics.is_some()));
     metrics.set_limits(most, config.threads);
     let poll = leak(Poll::new()?);
     let commands: &'static CommandQueue = memory::guard(CommandQueue::new(most, config.sending, metrics)?)?;
@@ -196,7 +196,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         commands,
         metrics,
         load,
-        addresses,
+        (addresses, pool),
         access_log,
     )?);
     let scopes = routes.handlers().iter().map(|route| config.scope_of(&route.resource).to_owned()).collect();
@@ -301,8 +301,9 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         inbox,
         watches_inbox: Cell::new(false),
         cgi,
-        txs: RefCell::new(txs.into_iter().map(Rc::new).collect()),
+        txs: RefCell::new(txs.into_iter().map(|(slot, tx)| (slot, Rc::new(tx))).collect()),
         arrivals: RefCell::new(arrivals),
+        junk: Default::default(),
         shipment: RefCell::new(Box::new(Shipment::new())),
         leaving: RefCell::default(),
         detaching: RefCell::default(),

@@ -9,6 +9,13 @@ use nix::unistd::{ForkResult, Pid, fork};
 use super::*;
 use crate::fleet::alone::is_alone;
 
+/// With two pools, each with so many rows.
+fn table(rows: usize) -> &'static Addresses {
+    let table = Addresses::with_rows(rows);
+    [0, 1].into_iter().for_each(|pool| table.open(pool).unwrap());
+    table
+}
+
 fn key(table: &Addresses, ip: &str) -> Key {
     table.key(ip.parse().unwrap())
 }
@@ -21,7 +28,7 @@ fn permit(limiter: Limiter, ip: &str) -> Permit {
 
 #[test]
 fn connections_are_counted_over_all_processes_and_no_longer_than_they_live() {
-    let table = Addresses::create(3).unwrap();
+    let table = table(3);
     let (ours, theirs) = (table.join(1, 0), table.join(2, 1));
     let of = |ip: &str| table.of(key(table, ip));
     let first = permit(ours, "192.0.2.1");
@@ -37,7 +44,7 @@ fn connections_are_counted_over_all_processes_and_no_longer_than_they_live() {
 
 #[test]
 fn an_address_is_an_ipv4_address_or_half_an_ipv6_address() {
-    let table = Addresses::create(1).unwrap();
+    let table = table(1);
     let same = |a: &str, b: &str| key(table, a).hash == key(table, b).hash;
     assert!(same("2001:db8:1:2::1", "2001:db8:1:2:ffff::"));
     assert!(!same("2001:db8:1:2::1", "2001:db8:1:3::1"));
@@ -47,7 +54,7 @@ fn an_address_is_an_ipv4_address_or_half_an_ipv6_address() {
 
 #[test]
 fn a_ticket_goes_over_to_another_address() {
-    let table = Addresses::create(1).unwrap();
+    let table = table(1);
     let limiter = table.join(1, 0);
     let mut connection = permit(limiter, "10.0.0.1");
     assert!(limiter.name(&mut connection, key(table, "192.0.2.1")));
@@ -57,41 +64,63 @@ fn a_ticket_goes_over_to_another_address() {
 
 #[test]
 fn a_connection_that_moves_is_counted_all_the_way() {
-    let (table, ip) = (Addresses::create(3).unwrap(), "192.0.2.1");
+    let (table, ip) = (table(3), "192.0.2.1");
     let (sender, receiver) = (table.join(1, 0), table.join(2, 0));
     let address: Option<IpAddr> = Some(ip.parse().unwrap());
     let counts = || (table.of(key(table, ip)), table.total());
     let mut stays = vec![permit(sender, ip)];
     let mark = permit(sender, ip).keep();
     assert_eq!(counts(), (2, 2), "on its way");
-    table.settle(mark, address);
+    table.settle(0, mark, address);
     stays.push(permit(receiver, ip));
     assert_eq!(counts(), (2, 2));
     // From another server, from nowhere, of another address, or from a process that has ended.
     let mark = permit(sender, ip).keep();
     for (mark, ip) in [(mark ^ 1 << 50, address), (0, address), (u64::MAX, address)] {
-        table.settle(mark, ip);
+        table.settle(0, mark, ip);
     }
     assert_eq!(counts(), (3, 3));
-    table.settle(mark, "192.0.2.2".parse().ok());
+    table.settle(0, mark, "192.0.2.2".parse().ok());
     assert_eq!(counts(), (3, 2), "as many connections less, but not of another address");
     table.release(1);
     stays.remove(0).keep();
     let other = table.join(3, 0);
     stays.push(permit(other, ip));
-    table.settle(mark, address);
+    table.settle(0, mark, address);
     assert_eq!(counts(), (2, 2), "its row is another's");
     drop(stays);
     assert_eq!(counts(), (0, 0));
     let mark = receiver.take().keep();
-    table.settle(mark, None);
-    table.settle(mark, None);
+    table.settle(0, mark, None);
+    table.settle(0, mark, None);
     assert_eq!(counts(), (0, 0), "never below nothing");
 }
 
 #[test]
+fn a_mark_of_another_pool_changes_nothing() {
+    let (table, ip) = (table(1), "192.0.2.1");
+    let (ours, theirs) = (table.join(1, 0), table.join(2, 1));
+    let (mark, _stays) = (permit(ours, ip).keep(), permit(theirs, ip));
+    theirs.settle(mark, ip.parse().ok());
+    assert_eq!((table.in_pool(0), table.in_pool(1), table.of(key(table, ip))), (1, 1, 2));
+    ours.settle(mark, ip.parse().ok());
+    assert_eq!((table.in_pool(0), table.in_pool(1), table.of(key(table, ip))), (0, 1, 1));
+}
+
+#[test]
+fn rows_of_nobody_are_free_again() {
+    let table = table(1);
+    let _lost = permit(table.join(7, 0), "192.0.2.1");
+    table.mend(0, |pid| pid == 7);
+    assert!(!table.join(8, 0).has_row());
+    table.mend(0, |pid| pid != 7);
+    assert_eq!(table.total(), 0);
+    assert!(table.join(8, 0).has_row());
+}
+
+#[test]
 fn so_many_new_connections_in_a_second() {
-    let table = Addresses::create(2).unwrap();
+    let table = table(2);
     let (ours, theirs) = (table.join(1, 0), table.join(2, 0));
     let one = key(table, "192.0.2.1");
     assert!(ours.open(one, 70_000, 3) && theirs.open(one, 70_000, 3) && ours.open(one, 70_000, 3));
@@ -106,7 +135,7 @@ fn so_many_new_connections_in_a_second() {
 
 #[test]
 fn failed_logins_are_counted_over_all_processes_for_a_minute() {
-    let table = Addresses::create(2).unwrap();
+    let table = table(2);
     let (ours, theirs) = (table.join(1, 0), table.join(2, 0));
     let one = key(table, "192.0.2.1");
     assert!(ours.open(one, 7, 9));
@@ -124,7 +153,7 @@ fn failed_logins_are_counted_over_all_processes_for_a_minute() {
 
 #[test]
 fn a_full_table_refuses_nobody() {
-    let table = Addresses::create(1).unwrap();
+    let table = table(1);
     let limiter = table.join(1, 0);
     let many = 20 * HELD as u32;
     let addresses = (0..many).map(|number| IpAddr::from(number.to_be_bytes()));
@@ -147,7 +176,7 @@ fn a_full_table_refuses_nobody() {
 
 #[test]
 fn without_a_row_nothing_is_counted_and_nobody_refused() {
-    let table = Addresses::create(1).unwrap();
+    let table = table(1);
     let (first, second) = (table.join(1, 0), table.join(2, 0));
     assert!(first.has_row() && !second.has_row());
     let mut permit = second.take();
@@ -161,7 +190,7 @@ fn without_a_row_nothing_is_counted_and_nobody_refused() {
 
 #[test]
 fn threads_of_a_process_count_together() {
-    let table = Addresses::create(1).unwrap();
+    let table = table(1);
     let limiter = table.join(1, 0);
     std::thread::scope(|scope| {
         for thread in 0..4 {
@@ -184,7 +213,7 @@ fn a_process_that_is_killed_while_it_counts_leaves_nothing() {
     if !is_alone() {
         return;
     }
-    let table = Addresses::create(2).unwrap();
+    let table = table(2);
     let ours = table.join(-1, 0);
     let kept = permit(ours, "192.0.2.1");
     // SAFETY: the child uses atomics in the mapping only, until it is killed.
@@ -207,7 +236,7 @@ fn a_process_that_is_killed_while_it_counts_leaves_nothing() {
     }
     kill(child, Signal::SIGKILL).unwrap();
     waitpid(child, None).unwrap();
-    let free = |pid: Pid| table.rows.iter().all(|row| row.pid.load(Ordering::Relaxed) != pid.as_raw());
+    let free = |pid: Pid| table.all().all(|row| row.pid.load(Ordering::Relaxed) != pid.as_raw());
     assert!(!free(child));
     table.release(child.as_raw());
     assert!(free(child) && !counting());
@@ -218,10 +247,10 @@ fn a_process_that_is_killed_while_it_counts_leaves_nothing() {
 
 #[test]
 fn refusals_are_counted_by_reason() {
-    let table = Addresses::create(1).unwrap();
-    table.refused(Refusal::Rate);
-    table.refused(Refusal::Rate);
-    table.refused(Refusal::Messages);
+    let table = table(1);
+    table.join(1, 0).refused(Refusal::Rate);
+    table.join(2, 1).refused(Refusal::Rate);
+    table.join(3, 0).refused(Refusal::Messages);
     let counts: Vec<(&str, u64)> =
         table.refusals().map(|(refusal, count)| (refusal.name(), count)).filter(|(_, n)| *n > 0).collect();
     assert_eq!(counts, [("rate", 2), ("messages", 1)]);

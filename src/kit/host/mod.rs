@@ -7,12 +7,12 @@
 mod process;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -27,18 +27,15 @@ use crate::clock;
 use crate::config::Config;
 use crate::ffi::callback_name;
 use crate::ffi::strict;
-use crate::fleet::addresses::Addresses;
-use crate::fleet::breakers::{self, CircuitBreaker};
 use crate::fleet::bus_wire::{FORMAT, Message, Request, key_of};
 use crate::fleet::control::{Channel, Command, Report};
-use crate::fleet::counters::Counters;
-use crate::fleet::crash_report::{self, CrashReport};
 use crate::fleet::datagram;
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::{self, Listener};
 use crate::fleet::proc;
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::{Place, Scoreboard, State};
+use crate::fleet::scoreboard::{Place, State};
+use crate::fleet::shared::Shared;
 use crate::handlers::discover::discover;
 use crate::log as sink;
 use crate::supervisor::bus::Bus;
@@ -107,11 +104,7 @@ pub struct Host {
     config: Arc<Config>,
     routes: Arc<Routes>,
     listener: Arc<Listener>,
-    scoreboard: &'static Scoreboard,
-    counters: &'static Counters,
-    addresses: &'static Addresses,
-    breakers: &'static [CircuitBreaker],
-    crash_reports: &'static [CrashReport],
+    shared: Shared,
     inboxes: Vec<Inbox>,
     bus: Bus,
     fail_every: u32,
@@ -137,24 +130,18 @@ impl Host {
         }
         let listener = listener::bind(&config.listen, &|_| Default::default()).ok();
         let listener = listener.and_then(|mut all| all.pop()).ok_or("the host: cannot listen")?;
-        let counters = Counters::create(SLOTS, 8, routes.handlers().len()).map_err(cannot)?;
-        counters.enter_all(&routes);
-        let scoreboard = Scoreboard::create(SLOTS).map_err(cannot)?;
+        let shared = Shared::create(SLOTS, &routes, (config.head.bytes, MESSAGE)).map_err(cannot)?;
         for slot in 0..SLOTS {
-            scoreboard.assign(slot, Place { pool: 0, number: slot as u16 });
+            shared.assign(slot, Place { pool: 0, number: slot as u16 }).map_err(cannot)?;
         }
         let inboxes = (0..SLOTS).map(|_| Inbox::new()).collect::<io::Result<_>>().map_err(cannot)?;
         let bus = Bus::new(&config, Vec::new()).map_err(cannot)?;
         Ok(Host {
             dir: dir.to_owned(),
-            addresses: Addresses::for_processes(SLOTS).map_err(cannot)?,
-            breakers: breakers::create(routes.handlers().len()).map_err(cannot)?,
-            crash_reports: crash_report::create(SLOTS, config.head.bytes, MESSAGE).map_err(cannot)?,
             config: Arc::new(config),
             routes: Arc::new(routes),
             listener: Arc::new(listener),
-            scoreboard,
-            counters,
+            shared,
             inboxes,
             bus,
             fail_every: served.fail_every,
@@ -227,7 +214,7 @@ impl Host {
     /// Sends all connections to an inbox that nobody serves, and has the worker take them up from there.
     fn move_within(&mut self) -> io::Result<()> {
         const AWAY: usize = 1;
-        if let (Some(worker), Some(record)) = (&self.worker, self.scoreboard.slot(AWAY)) {
+        if let (Some(worker), Some(record)) = (&self.worker, self.shared.scoreboard.slot(AWAY)) {
             record.set_state(State::Running); // it is asked whether it takes connections
             worker.channel.send_command(Command::Rebalance { to: AWAY as u16, count: u16::MAX })?;
             if let Some(inbox) = self.inboxes.get(AWAY) {
@@ -352,8 +339,8 @@ impl Host {
             worker::run(start)
         })
         .map_err(cannot)?;
-        if let Some(record) = self.scoreboard.slot(slot) {
-            record.pid.store(process.pid().as_raw(), Ordering::Relaxed);
+        if let Some(record) = self.shared.scoreboard.slot(slot) {
+            record.set_pid(process.pid().as_raw());
         }
         Ok(Worker { slot, channel, has_crashed: false, process: Some(process) })
     }
@@ -361,31 +348,27 @@ impl Host {
     /// What a worker in this slot is given, and this side of its channel.
     fn prepare(&self, slot: usize) -> io::Result<(worker::Start, Channel)> {
         let (ours, theirs) = Channel::pair()?;
-        if let Some(record) = self.scoreboard.slot(slot) {
+        if let Some(record) = self.shared.scoreboard.slot(slot) {
             record.begin(clock::now().as_nanos());
-            self.counters.enter_place(record.place());
         }
         let own = self.inboxes.get(slot).ok_or(io::ErrorKind::NotFound)?;
         let inbox = Inbox::of_ends(own.tx().try_clone_to_owned()?, own.rx().as_fd().try_clone_to_owned()?);
-        let txs = self.inboxes.iter().map(|inbox| inbox.tx().try_clone_to_owned());
+        let txs = self.inboxes.iter().enumerate();
+        let txs = txs.map(|(slot, inbox)| Ok((slot, inbox.tx().try_clone_to_owned()?)));
         let start = worker::Start {
             config: Arc::clone(&self.config),
             routes: Arc::clone(&self.routes),
             skipped: Vec::new(),
             listeners: vec![Arc::clone(&self.listener)],
             gateways: None,
-            scoreboard: self.scoreboard,
-            counters: self.counters,
+            shared: self.shared,
             slot,
             control: theirs,
             inbox,
             rendezvous: self.bus.tx(&self.pool())?,
-            txs: txs.collect::<io::Result<Vec<OwnedFd>>>()?,
+            txs: txs.collect::<io::Result<BTreeMap<usize, OwnedFd>>>()?,
             cgi: None,
             standby: false,
-            breakers: self.breakers,
-            crash_report: self.crash_reports,
-            addresses: self.addresses,
         };
         Ok((start, ours))
     }
@@ -422,7 +405,7 @@ impl Host {
     /// What the end of a worker was, if it was no proper one.
     fn judge(&self, worker: &Worker, status: Option<WaitStatus>) -> Option<String> {
         let (slot, has_crashed) = (worker.slot, worker.has_crashed);
-        let record = self.scoreboard.slot(slot)?;
+        let record = self.shared.scoreboard.slot(slot)?;
         let (crash, call) = (record.crash.facts(), record.call.current());
         let cause = match status {
             Some(WaitStatus::Exited(_, 0)) => return None,
@@ -436,7 +419,8 @@ impl Host {
             (false, Some((handler, callback, conn))) => (Some(handler), callback, conn),
             (false, None) => (None, 0, 0),
         };
-        let facts = self.crash_reports.get(slot).filter(|_| has_crashed).map(CrashReport::facts);
+        let facts =
+            self.shared.crash_reports.get(0, slot).filter(|_| has_crashed).map(|report| report.facts());
         let handler = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler)));
         if status.is_none() {
             let what = handler.map(|route| format!(", in {} of {}", callback_name(callback), route.name));

@@ -9,4 +9,5 @@ pub mod quarantine;
 pub mod rebalance;
 pub mod rolling_restart;
 pub mod slots;
+pub mod talk;
 pub mod upgrade;

@@ -2,7 +2,8 @@
 //! them starts.
 //!
 //! A worker that dies is restarted at once the first time, then after 1 s, 2 s, 4 s and so on up to 30 s, but if it has
-//! served not later than after as long as that; a minute of service resets the delay. One that crashes while it serves is restarted at once: its connections wait.
+//! served not later than after as long as that; a minute of service resets the delay. One that crashes while it serves is restarted at once, as its connections wait,
+//! unless it does nothing but crash.
 //!
 //! Change with [`Slots::on`], then carry out [`Slots::action`] until there is none.
 
@@ -68,6 +69,9 @@ pub enum Action {
 const SERVED: Duration = Duration::from_secs(1);
 /// So many failed starts in a row, in every slot, and the server gives up.
 const FAILED_STARTS: u32 = 5;
+/// Crashes in a row, while serving, after each of which a worker is restarted at once; a tenth of a second makes up for one.
+const CRASHES: u32 = 100;
+const MADE_UP: Duration = Duration::from_millis(100);
 const RESTART: Rule = Rule {
     free: 1,
     first: Duration::from_secs(1),
@@ -90,6 +94,9 @@ struct Slot {
     restart: Backoff,
     /// Starts in a row that ended before the worker was ready.
     failed_starts: u32,
+    /// Crashes that are not made up for, at most one more than [`CRASHES`], and when that was.
+    crashes: u32,
+    crashed: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,6 +272,9 @@ impl Slots {
             (Some(Process::Running { since }), Phase::Serving) if !served && now.since(since) < SERVED => {
                 self.died(slot, now);
             }
+            (Some(Process::Running { .. }), Phase::Serving) if self.crashes_too_often(slot, now) => {
+                self.died(slot, now);
+            }
             (Some(Process::Running { .. }), _) => {
                 self.orphaned(slot);
                 if matches!(self.phase, Phase::Stopping { at_once: true, .. } | Phase::Left) {
@@ -273,6 +283,18 @@ impl Slots {
             }
             _ => self.died(slot, now),
         }
+    }
+
+    /// Whether the crashes of a slot, of which this is one more, are not those of a worker that serves in between.
+    fn crashes_too_often(&mut self, slot: usize, now: Instant) -> bool {
+        let Some(slot) = self.slots.get_mut(slot) else { return false };
+        let passed = slot.crashed.map_or(Duration::MAX, |crashed| now.since(crashed));
+        let made_up = u32::try_from(passed.as_nanos() / MADE_UP.as_nanos()).unwrap_or(u32::MAX);
+        slot.crashes = slot.crashes.saturating_sub(made_up).min(CRASHES) + 1;
+        if made_up > 0 {
+            slot.crashed = Some(now);
+        }
+        slot.crashes > CRASHES
     }
 
     /// A worker takes up what waits in the inbox.
@@ -343,7 +365,13 @@ impl Slots {
 
 impl Slot {
     /// No process is in it, and none is due.
-    const EMPTY: Slot = Slot { process: Process::Gone, restart: Backoff::new(RESTART), failed_starts: 0 };
+    const EMPTY: Slot = Slot {
+        process: Process::Gone,
+        restart: Backoff::new(RESTART),
+        failed_starts: 0,
+        crashes: 0,
+        crashed: None,
+    };
 }
 
 #[cfg(test)]

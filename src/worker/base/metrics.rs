@@ -1,7 +1,6 @@
 //! What this worker counts, and how long its handlers take: the clock is looked at only if somebody wants to know,
 //! which is when the server has an endpoint for metrics.
 
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::clock;
@@ -39,15 +38,15 @@ impl Metrics {
         (slot, place): (usize, Place),
         pid: i32,
         timed: bool,
-    ) -> io::Result<Self> {
-        let lane = counters.claim(slot, pid)?;
+    ) -> Self {
+        let lane = counters.claim(usize::from(place.pool), slot, pid);
         let entries: Vec<usize> =
             routes.handlers().iter().map(|route| counters.entry_of(&route.resource)).collect();
         let handler_counters = entries.iter().map(|entry| lane.counters(*entry)).collect();
         // Without room for it, it is counted for nobody.
         let place = counters.place(place).unwrap_or_else(|| Box::leak(Box::default()));
         let log_lost = sink::lost().into();
-        Ok(Self { lane, counters, entries, handler_counters, place, timed, log_lost })
+        Self { lane, counters, entries, handler_counters, place, timed, log_lost }
     }
 
     /// What is counted for a handler, or for [`NO_HANDLER`].

@@ -449,7 +449,7 @@ mod tests {
     fn metrics() -> Metrics {
         let counters = Counters::create(1, 1, 0).unwrap();
         counters.enter_place(Place::default()).unwrap();
-        Metrics::new(counters, &Routes::default(), (0, Place::default()), 1, false).unwrap()
+        Metrics::new(counters, &Routes::default(), (0, Place::default()), 1, false)
     }
 
     #[test]

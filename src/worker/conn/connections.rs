@@ -125,6 +125,8 @@ pub struct Conns {
     pub load: Load,
     /// Where they are counted by address.
     pub addresses: &'static Addresses,
+    /// The pool that this process belongs to.
+    pub pool: usize,
     /// A line for what becomes of each.
     pub access_log: AccessLog,
 }
@@ -140,7 +142,7 @@ impl Conns {
         commands: &'static CommandQueue,
         metrics: &'static Metrics,
         load: Load,
-        addresses: &'static Addresses,
+        (addresses, pool): (&'static Addresses, usize),
         access_log: AccessLog,
     ) -> io::Result<Self> {
         let routes = access_log.routes().handlers().iter();
@@ -161,7 +163,20 @@ impl Conns {
             heap_trim: HeapTrim::default(),
         });
         let batch = RefCell::default();
-        Ok(Self { core, batch, config, handlers, life, poll, commands, metrics, load, addresses, access_log })
+        Ok(Self {
+            core,
+            batch,
+            config,
+            handlers,
+            life,
+            poll,
+            commands,
+            metrics,
+            load,
+            addresses,
+            pool,
+            access_log,
+        })
     }
 
     /// Adds a connection, which the scoreboard counts already, to table and poll. `None` if there is no room.
@@ -211,7 +226,7 @@ impl Conns {
 
     /// A connection is over, or is counted elsewhere from now on.
     pub fn settle_address(&self, client: Option<SocketAddr>, mark: Mark) {
-        self.addresses.settle(mark, client.map(|client| client.ip()));
+        self.addresses.settle(self.pool, mark, client.map(|client| client.ip()));
     }
 
     /// What the deadline of a connection is about.

@@ -9,7 +9,7 @@ use std::mem::offset_of;
 use std::ops::Range;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use crate::fleet::inbox::{FORMAT, MAX_BYTES, MAX_FDS, Parcel, Receiver};
+use crate::fleet::inbox::{Datagram, FORMAT, MAX_BYTES, MAX_FDS, Parcel, Receiver};
 use crate::worker::conn::places::RawPlaces;
 use crate::worker::conn::record::{NOTHING, Record, flags};
 
@@ -168,6 +168,8 @@ pub struct Arrivals {
     fds: [RawFd; MAX_FDS],
     /// The descriptors that were not taken yet: start <= end <= [`MAX_FDS`].
     waiting: Range<usize>,
+    /// The process that has sent them.
+    sender: i32,
 }
 
 /// One of them.
@@ -185,17 +187,23 @@ pub struct Arrival<'a> {
 impl Arrivals {
     /// None.
     pub fn new() -> Self {
-        Arrivals { bytes: [0; MAX_BYTES], entries: 0..0, fds: [-1; MAX_FDS], waiting: 0..0 }
+        Arrivals { bytes: [0; MAX_BYTES], entries: 0..0, fds: [-1; MAX_FDS], waiting: 0..0, sender: 0 }
     }
 
     /// Receives the next datagram, after all of the last one were taken, and returns the number of its descriptors.
     /// `WouldBlock` when there is none.
     pub fn receive(&mut self, from: &Receiver) -> io::Result<usize> {
-        let (count, fds) = from.receive(&mut self.bytes)?;
-        self.entries = 0..count.min(MAX_BYTES);
+        let Datagram { size, fds, sender } = from.receive(&mut self.bytes)?;
+        self.sender = sender;
+        self.entries = 0..size.min(MAX_BYTES);
         self.waiting = 0..fds.len().min(MAX_FDS);
         self.fds.iter_mut().zip(fds).for_each(|(to, fd)| *to = fd.into_raw_fd());
         Ok(self.waiting.len())
+    }
+
+    /// The process that has sent the last datagram.
+    pub fn sender(&self) -> i32 {
+        self.sender
     }
 
     /// Gives the first to `take`, without an entry if that cannot be read, and then forgets it. `None` when there is

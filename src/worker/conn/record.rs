@@ -6,14 +6,14 @@
 //! noticed.
 #![allow(unsafe_code)]
 
+pub mod foreign;
+
 use std::io;
 use std::mem::offset_of;
-use std::net::SocketAddr;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::fleet::addresses::Mark;
-use crate::fleet::facts::Facts;
 use crate::fleet::peer::Peer;
 use crate::worker::base::memory::{self, Pages};
 use crate::worker::conn::owned::Owned;
@@ -107,19 +107,6 @@ pub struct Strings<'a> {
     pub user: Option<&'a [u8]>,
     /// The chosen subprotocol.
     pub protocol: Option<&'a [u8]>,
-}
-
-/// What is known of a connection before its request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Greeting<'a> {
-    /// The peer, if it has an IP address.
-    pub peer: Option<SocketAddr>,
-    /// Whether the header of the PROXY protocol was read.
-    pub has_proxy_header: bool,
-    /// What a gateway knows of it.
-    pub facts: Option<&'a [u8]>,
-    /// Where it is counted.
-    pub mark: Mark,
 }
 
 /// The facts at the beginning of what a record has spilled.
@@ -236,23 +223,6 @@ impl Record {
     /// It was.
     pub fn set_proxy_header(&mut self) {
         self.attributes |= HAS_PROXY_HEADER;
-    }
-
-    /// What is known of a connection that is still to be greeted, from another process's record of it and what that
-    /// has spilled. `None` if the record is damaged.
-    pub fn greeting_in<'a>(block: &[u8], spill: &'a [u8]) -> Option<Greeting<'a>> {
-        let at = |offset: usize| block.get(offset..);
-        let checksum = u32::from_ne_bytes(*at(offset_of!(Record, checksum))?.first_chunk()?);
-        if block.len() != size_of::<Record>() || checksum != sum(&[at(COVERED)?]) {
-            return None;
-        }
-        // SAFETY: within the block, whose length was just checked; a Peer is numbers, and any bytes make one.
-        let peer = unsafe { block.as_ptr().add(offset_of!(Record, peer)).cast::<Peer>().read_unaligned() };
-        let attributes = u16::from_ne_bytes(*at(offset_of!(Record, attributes))?.first_chunk()?);
-        let mark = Mark::from_ne_bytes(*at(offset_of!(Record, mark))?.first_chunk()?);
-        let has_proxy_header = attributes & HAS_PROXY_HEADER != 0;
-        let facts = facts_in(attributes, spill).filter(|facts| Facts::from_bytes(facts).is_some());
-        Some(Greeting { peer: peer.address(), has_proxy_header, facts, mark })
     }
 
     /// Attaches the handler's state; an empty one detaches.
@@ -377,33 +347,6 @@ impl Record {
         let owned = |bytes: &Owned| bytes.raw().map_or(NOTHING, <*mut [u8]>::cast_const);
         let head = std::ptr::slice_from_raw_parts(self.head, self.head_size as usize);
         [owned(&self.spill), owned(&self.state), head]
-    }
-
-    /// Takes over what another process knew: its record's own bytes, and the parts. The head is not kept. The
-    /// record must be clear. False, and it stays clear, if they are damaged.
-    pub fn import(&mut self, block: &[u8], parts: [&[u8]; 3]) -> bool {
-        if block.len() != size_of::<Record>() {
-            return false;
-        }
-        // SAFETY: both have this size; the pointers among the bytes are replaced below before any use, with
-        // ptr::write, so that nothing behind them is dropped.
-        unsafe {
-            std::ptr::copy_nonoverlapping(block.as_ptr(), (&raw mut *self).cast::<u8>(), block.len());
-        }
-        let intact = self.checksum == sum(&[self.covered()]) && self.parts == sum(&parts);
-        let own = |part: &[u8]| Owned::new(part.to_vec());
-        let [spill, state, _] = if intact { parts } else { [&[][..]; 3] };
-        // SAFETY: plain stores into our own fields; the values there belong to another process.
-        unsafe {
-            std::ptr::write(&raw mut self.spill, own(spill));
-            std::ptr::write(&raw mut self.state, own(state));
-        }
-        (self.head, self.head_size) = (std::ptr::null(), 0);
-        if !intact {
-            // SAFETY: all zero is a valid Record, and this one owns nothing.
-            unsafe { std::ptr::write_bytes(&raw mut *self, 0, 1) };
-        }
-        intact
     }
 
     fn covered(&self) -> &[u8] {

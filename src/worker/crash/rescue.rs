@@ -18,9 +18,10 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 
 use crate::clock;
 use crate::ffi::place::{Callback, place};
+use crate::fleet::crash::UNATTRIBUTED;
 use crate::fleet::handler_counters::Count;
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::{START, Slot, UNATTRIBUTED};
+use crate::fleet::scoreboard::{START, Slot};
 use crate::worker::base::memory;
 use crate::worker::base::progress::Progress;
 use crate::worker::commands::queue::CommandQueue;
@@ -194,11 +195,11 @@ impl RescueContext {
         // The event loop's own code has crashed, or somebody has sent the signal: no handler is to blame.
         let idle = callback == Callback::None && is_loop;
         let registers = Registers { stack: if idle { 0 } else { registers.stack }, ..registers };
-        let whose_code = self.collector.collect(registers, &self.slot.call, culprit, record);
+        let whose_code = self.collector.collect(registers, self.slot.call, culprit, record);
         // A thread that the handler has made serves no connection, but its code is known.
         let handler = record.map(|record| record.handler).or(whose_code);
         self.slot.crash.note(signal, address, handler, callback as u32, culprit);
-        let young = clock::now().as_nanos().saturating_sub(self.slot.started.load(Ordering::Relaxed)) < YOUNG;
+        let young = clock::now().as_nanos().saturating_sub(self.slot.started()) < YOUNG;
         let count = self.slot.crash.count_nameless(culprit == 0, young);
         let is_nameless = culprit == 0 && handler.is_none();
         self.slot.crash.note_last(self.slot.call.last().filter(|_| is_nameless && young));

@@ -118,7 +118,7 @@ pub fn note_death(signal: c_int, address: u64, registers: Registers) -> bool {
         return false; // a child of a handler
     }
     watch.collector.modules.fill(&watch.handlers);
-    let whose_code = watch.collector.collect(registers, &watch.slot.call, 0, None);
+    let whose_code = watch.collector.collect(registers, watch.slot.call, 0, None);
     let (handler, callback) = match watch.slot.call.current().filter(|_| me == pid) {
         Some((handler, callback, _)) => (Some(handler), callback),
         None => (whose_code, 0), // another thread

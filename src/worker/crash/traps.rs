@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::ffi::place::{Place, place, watch_forks};
-use crate::fleet::scoreboard::{EXIT, HANG};
+use crate::fleet::crash::{EXIT, HANG};
 use crate::worker::crash::report::Registers;
 use crate::worker::crash::rescue::{handler_name, rescue};
 use crate::worker::crash::signals::{self, Action, CRASHES, on_signal};

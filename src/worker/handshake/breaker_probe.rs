@@ -29,7 +29,7 @@ enum Finding {
 impl Handshakes {
     /// Whether a request may get to its handler; else the seconds after which to try again.
     pub fn check_breaker(&self, handler: u16, conn: u64) -> Result<(), u64> {
-        let Some(breaker) = self.breakers.get(usize::from(handler)) else { return Ok(()) };
+        let Some(breaker) = self.breakers.get(self.pool, handler) else { return Ok(()) };
         match breaker.enter(self.pid, self.life.now.get()) {
             Decision::Free => Ok(()),
             Decision::Refused { seconds } => Err(seconds),
@@ -52,7 +52,7 @@ impl Handshakes {
     pub fn watch_probes(&self) {
         self.probes.borrow_mut().retain_mut(|probe| {
             let finding = self.look_at(probe);
-            let breaker = self.breakers.get(usize::from(probe.handler));
+            let breaker = self.breakers.get(self.pool, probe.handler);
             match (finding, breaker) {
                 (Finding::Nothing, _) => return true,
                 (Finding::Over, Some(breaker)) => breaker.release(self.pid),

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use socket2::Socket;
 
 use crate::config::Unmatched;
-use crate::fleet::addresses::Refusal;
+use crate::fleet::refusal::Refusal;
 use crate::http::{self, Response};
 use crate::proto::http1::allow::HostRule;
 use crate::proto::http1::head::Head;

@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::config::Config;
-use crate::fleet::breakers::CircuitBreaker;
+use crate::fleet::breakers::Breakers;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::Scoreboard;
 use crate::http::Site;
@@ -53,7 +53,7 @@ pub struct Handshakes {
     /// Whether the server is ready.
     pub scoreboard: &'static Scoreboard,
     /// By handler.
-    pub breakers: &'static [CircuitBreaker],
+    pub breakers: &'static Breakers,
     /// Passwords that are being compared.
     pub logins: Logins,
     /// Probe connections to quarantined handlers.

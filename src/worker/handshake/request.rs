@@ -25,7 +25,8 @@ use crate::worker::conn::channel::{Ended, Opened, ThreadChannel};
 use crate::worker::conn::handshake::{Carried, Finished, Handshake, Verdict};
 use crate::worker::conn::info;
 use crate::worker::conn::open::Open;
-use crate::worker::conn::record::{Greeting, Strings, flags};
+use crate::worker::conn::record::foreign::Greeting;
+use crate::worker::conn::record::{Strings, flags};
 use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, Pause, Phase};
 use crate::worker::handshake::Handshakes;
@@ -163,9 +164,10 @@ impl Handshakes {
             return Err(Unserved::Answered);
         }
         // For handlers of this pool `begin` asks the breaker, and may let a probe through.
-        let breaker = self.breakers.get(usize::from(handler));
+        let pool = self.handlers.pool_of(handler);
+        let breaker = self.breakers.get(pool, handler);
         match breaker.and_then(|breaker| breaker.refusal(self.life.now.get())) {
-            Some(seconds) if self.handlers.pool_of(handler) != self.pool => Err(quarantined(seconds).into()),
+            Some(seconds) if pool != self.pool => Err(quarantined(seconds).into()),
             _ => Ok(handler),
         }
     }

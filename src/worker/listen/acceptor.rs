@@ -29,7 +29,7 @@ use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::Fault;
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::poll::{LISTENER, Poll};
-use crate::worker::conn::record::Greeting;
+use crate::worker::conn::record::foreign::Greeting;
 use crate::worker::listen::share::Share;
 
 /// Connections accepted at a time: others have their turn in between.

@@ -12,7 +12,8 @@ use socket2::Socket;
 
 use crate::clock;
 use crate::config::{Config, HandlerSettings};
-use crate::fleet::addresses::{Limiter, Mark, Permit, Refusal};
+use crate::fleet::addresses::{Limiter, Mark, Permit};
+use crate::fleet::refusal::Refusal;
 use crate::http::{self, Response};
 use crate::worker::conn::open::Open;
 use crate::worker::conn::rate_limit::RateLimit;
@@ -108,7 +109,7 @@ impl Admission {
 
     /// A connection is over, or has gone over to another client.
     pub fn end(&self, client: Option<SocketAddr>, mark: Mark) {
-        self.limiter.table().settle(mark, client.map(|client| client.ip()));
+        self.limiter.settle(mark, client.map(|client| client.ip()));
     }
 
     /// Counts a connection that another process had let in, and had counted there.
@@ -125,7 +126,7 @@ impl Admission {
 
     /// Counts a client that is turned away, and logs it perhaps.
     pub fn note(&self, refusal: Refusal, client: Option<SocketAddr>, detail: &str) {
-        self.limiter.table().refused(refusal);
+        self.limiter.refused(refusal);
         let Some(said) = self.said.get(refusal as usize) else { return };
         self.warn(said, || format!("{} was turned away: {}{detail}", name_of(client), reason(refusal)));
     }

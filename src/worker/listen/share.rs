@@ -41,8 +41,9 @@ impl Share {
             return;
         }
         let pool = self.slot.place().pool;
-        let workers = self.scoreboard.slots().iter();
-        let loads = workers.filter(|slot| slot.place().pool == pool && slot.takes_connections()).map(load);
+        let workers = self.scoreboard.slots().map(|(_, slot)| slot);
+        let loads = workers.filter(|slot| slot.place().pool == pool && slot.takes_connections());
+        let loads = loads.map(|slot| load(&slot));
         let free: Vec<u32> = loads.map(|load| self.connections.saturating_sub(load)).collect();
         let (workers, most) = (free.len() as u64, u64::from(self.connections));
         let free: u64 = free.into_iter().map(u64::from).sum();
@@ -61,11 +62,11 @@ impl Share {
         if matches!(self.slot.fault(), Some(Fault::Descriptors | Fault::System)) {
             return false;
         }
-        let siblings = self.scoreboard.slots().iter().enumerate();
+        let siblings = self.scoreboard.slots();
         // The workers of other pools have connections sent to them.
         let siblings = siblings.filter(|(_, sibling)| sibling.place().pool == self.slot.place().pool);
         let others = siblings.filter(|(index, _)| *index != self.index).map(|(_, other)| other);
-        let others = others.filter(|other| serves(other)).map(load);
+        let others = others.filter(serves).map(|other| load(&other));
         may_accept(load(self.slot), self.connections, others)
     }
 }
@@ -74,7 +75,7 @@ impl Share {
 fn serves(slot: &Slot) -> bool {
     let age = |since: &AtomicU64| clock::now().as_nanos().saturating_sub(since.load(Ordering::Relaxed));
     let is_stuck = || slot.call.current().is_some() && age(&slot.call.since) >= STUCK;
-    slot.takes_connections() && age(&slot.heartbeat) < STALE && !is_stuck()
+    slot.takes_connections() && age(slot.heartbeat) < STALE && !is_stuck()
 }
 
 fn load(slot: &Slot) -> u32 {

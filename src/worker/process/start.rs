@@ -1,19 +1,19 @@
 //! What a worker is given by the supervisor.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::config::Config;
-use crate::fleet::addresses::Addresses;
-use crate::fleet::breakers::CircuitBreaker;
 use crate::fleet::control::Channel;
-use crate::fleet::counters::Counters;
 use crate::fleet::crash_report::CrashReport;
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::Listener;
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::{Scoreboard, Slot};
+use crate::fleet::scoreboard::Slot;
+use crate::fleet::shared::Shared;
+use crate::worker::base::memory;
 use crate::worker::host::handlers::Loaded;
 
 /// What a worker is given by the supervisor, just after fork.
@@ -28,10 +28,8 @@ pub struct Start {
     pub listeners: Vec<Arc<Listener>>,
     /// Where gateways leave connections, if this worker takes them.
     pub gateways: Option<Arc<OwnedFd>>,
-    /// Where all workers write down how they are.
-    pub scoreboard: &'static Scoreboard,
-    /// Where all processes count.
-    pub counters: &'static Counters,
+    /// The memory that it shares with other processes.
+    pub shared: Shared,
     /// This worker's slot.
     pub slot: usize,
     /// To the supervisor.
@@ -41,31 +39,30 @@ pub struct Start {
     /// Where the bus takes up this pool's connections to it.
     pub rendezvous: OwnedFd,
     /// By slot: where others are sent connections.
-    pub txs: Vec<OwnedFd>,
+    pub txs: BTreeMap<usize, OwnedFd>,
     /// Where requests for programs go, if there are any.
     pub cgi: Option<OwnedFd>,
     /// Whether to wait for the order to begin.
     pub standby: bool,
-    /// By handler: whether it is served.
-    pub breakers: &'static [CircuitBreaker],
-    /// By slot: what a crash leaves.
-    pub crash_report: &'static [CrashReport],
-    /// Where connections are counted.
-    pub addresses: &'static Addresses,
 }
 
 impl Start {
-    /// The record of the slot.
+    /// The number of the pool that it belongs to.
+    pub fn pool(&self) -> usize {
+        self.shared.scoreboard.place(self.slot).map_or(0, |place| usize::from(place.pool))
+    }
+
+    /// The record of the slot. Where it lies no overflow of the heap reaches it: a crash needs it.
     pub fn record(&self) -> io::Result<&'static Slot> {
-        self.scoreboard.slot(self.slot).ok_or_else(|| io::Error::other("no such slot in the scoreboard"))
+        let slot = self.shared.scoreboard.slot(self.slot);
+        memory::guard(slot.ok_or_else(|| io::Error::other("no such slot in the scoreboard"))?)
+            .map(|slot| &*slot)
     }
 
     /// Where a crash leaves what is known.
     pub fn report(&self) -> io::Result<CrashReport> {
-        self.crash_report
-            .get(self.slot)
-            .copied()
-            .ok_or_else(|| io::Error::other("no such slot for crash reports"))
+        let report = self.shared.crash_reports.get(self.pool(), self.slot);
+        report.ok_or_else(|| io::Error::other("no such slot for crash reports"))
     }
 
     /// Loads the handlers.

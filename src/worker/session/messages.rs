@@ -7,7 +7,7 @@ use ::ws_handler::raw::*;
 use crate::clock;
 use crate::ffi::host::Task;
 use crate::ffi::place::{self, Callback, POISON};
-use crate::fleet::addresses::Refusal;
+use crate::fleet::refusal::Refusal;
 use crate::proto::ws::connection::{Body, Event, Kind};
 use crate::time::Instant;
 use crate::worker::conn::channel::Delivery;

@@ -2,6 +2,7 @@
 //! process has left in the inbox.
 
 pub mod detach;
+pub mod junk;
 pub mod pacing;
 pub mod program;
 pub mod receive;
@@ -9,6 +10,7 @@ pub mod send;
 pub mod waiting;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,6 +34,7 @@ use crate::worker::listen::admission::Admission;
 use crate::worker::session::Session;
 use crate::worker::topics::link::Link;
 use crate::worker::transfer::detach::Detaching;
+use crate::worker::transfer::junk::Junk;
 use crate::worker::transfer::send::Leaving;
 use crate::worker::transfer::waiting::Waiting;
 
@@ -82,9 +85,11 @@ pub struct Transfer {
     /// Where requests for programs go.
     pub cgi: Option<OwnedFd>,
     /// By slot: where others are sent connections.
-    pub txs: RefCell<Vec<Rc<OwnedFd>>>,
+    pub txs: RefCell<BTreeMap<usize, Rc<OwnedFd>>>,
     /// Connections that have come from another process and are not in the table yet.
     pub arrivals: RefCell<&'static mut Arrivals>,
+    /// What has come that was no connection.
+    pub junk: Junk,
     /// Room for connections on their way to another process.
     pub shipment: RefCell<Box<Shipment>>,
     /// Where connections are handed over to, once told so.

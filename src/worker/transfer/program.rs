@@ -20,7 +20,6 @@ impl Transfer {
                 peer: record.peer.address(),
                 user: asked.user.as_ref().map(|user| user.name().to_owned()),
                 resource: asked.resource.clone(),
-                mark: record.mark,
                 at: self.life.now.get(),
             };
             let to = self.cgi.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
@@ -34,7 +33,7 @@ impl Transfer {
             })
         };
         match sent {
-            Ok(()) => self.forget_moved(id),
+            Ok(()) => self.forget_moved(id, false),
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 self.conns.reply(id, http::error(431, "the request is too large for a program", &[]));
             }

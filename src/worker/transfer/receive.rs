@@ -22,13 +22,17 @@ use crate::worker::base::metrics::{NO_HANDLER, OpenCount};
 use crate::worker::base::poll::INBOX;
 use crate::worker::conn::handoff::{Entry, Purpose};
 use crate::worker::conn::open::Open;
-use crate::worker::conn::record::{Greeting, Record, flags};
+use crate::worker::conn::record::foreign::Greeting;
+use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, LINGER, NEVER, Phase};
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::replies::unavailable;
 use crate::worker::transfer::Transfer;
+
+/// Datagrams that are taken out of an inbox before other work is done.
+const AT_ONCE: usize = 64;
 
 /// What follows once all connections of a datagram are in the table.
 enum Next {
@@ -44,9 +48,10 @@ impl Transfer {
         self.empty(self.inbox.rx());
     }
 
-    /// The same in this inbox.
+    /// The same in this inbox. Whoever fills it faster than it is emptied does not keep this worker from all else: it comes
+    /// back to what is left.
     pub fn empty(&self, inbox: &Receiver) {
-        loop {
+        for _ in 0..AT_ONCE {
             match self.receive(inbox) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -85,12 +90,13 @@ impl Transfer {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let received = uninterrupted(|| self.arrivals.borrow_mut().receive(inbox));
+        self.junk.set_sender(self.arrivals.borrow().sender());
         self.descriptors.refill();
         let lost = count.saturating_sub(received?);
         if lost > 0 {
-            log::error!(
-                "inbox: lost {lost} of {count} connections: another thread took the last descriptors"
-            );
+            self.junk.note(|| {
+                format!("{lost} of {count} connections are missing: forged, or another thread took the last descriptors")
+            });
         }
         Ok(())
     }
@@ -120,7 +126,7 @@ impl Transfer {
             self.arrivals.borrow_mut().take_first(|fd, entry| match entry {
                 Some(entry) => self.take_up(fd, entry),
                 None => {
-                    log::error!("inbox: malformed handoff entry; connection dropped");
+                    self.junk.note(|| "malformed handoff entry; connection dropped".to_owned());
                     None
                 }
             })
@@ -228,7 +234,7 @@ impl Transfer {
             })
         };
         let Some((handler, deflate)) = known else {
-            log::error!("inbox: a damaged record; its connection is cut");
+            self.junk.note(|| "damaged record; connection dropped".to_owned());
             self.conns.remove(id);
             return None;
         };

@@ -27,7 +27,7 @@ pub struct Leaving {
     /// Of the inbox that they go to; none if there is nobody who could take them up.
     tx: Option<Rc<OwnedFd>>,
     /// Whose that is; it does not leave before this worker has sent all.
-    to: Option<&'static Slot>,
+    to: Option<Slot>,
     pacing: Pacing,
     /// Connections that cannot move, or not yet, and whose handlers know.
     told: HashSet<u64>,
@@ -76,8 +76,8 @@ impl Transfer {
                 unsafe { self.shipment.borrow_mut().add_handshake(record, record.fd, read) }
             })
         };
-        if !packed || !self.forward(tx.as_raw_fd(), id) {
-            self.release_claim(slot, pool);
+        if !packed || !self.forward(tx.as_raw_fd(), id, pool) {
+            self.release_claim(&slot, pool);
             self.conns.reply(id, unavailable("the pool that serves this resource does not keep up"));
         }
         true
@@ -90,9 +90,8 @@ impl Transfer {
 
     /// The least loaded worker of a pool and its inlet; in a pool with a process for each connection one that waits,
     /// which is reserved.
-    pub fn least_loaded(&self, pool: usize) -> Option<(&'static Slot, Rc<OwnedFd>)> {
-        let slots = self.scoreboard.slots().iter().enumerate();
-        let slots = slots.filter(|(_, slot)| usize::from(slot.place().pool) == pool);
+    pub fn least_loaded(&self, pool: usize) -> Option<(Slot, Rc<OwnedFd>)> {
+        let slots = self.scoreboard.slots().filter(|(_, slot)| usize::from(slot.place().pool) == pool);
         // What lies in the inbox of a worker that is starting is taken up as soon as it is ready.
         let eagerness = |slot: &Slot| {
             let load = slot.connections.load(Ordering::Relaxed);
@@ -104,12 +103,13 @@ impl Transfer {
                 State::Stopping | State::Standby | State::Empty => None,
             }
         };
-        let known = |index: usize| self.txs.borrow().get(index).cloned();
-        let slots = slots.filter_map(|(index, slot)| Some((eagerness(slot)?, index, slot)));
+        let known = |index: usize| self.txs.borrow().get(&index).cloned();
+        let slots = slots.filter_map(|(index, slot)| Some((eagerness(&slot)?, index, slot)));
         if self.is_per_connection(pool) {
             // One that is starting may not get that far, and what it was sent would wait for another.
-            let mut idle =
-                slots.filter(|(eagerness, _, slot)| *eagerness == (0, 0) && is_per_connection(slot));
+            let mut idle = slots.filter(|(eagerness, _, slot)| {
+                *eagerness == (0, 0) && slot.is_idle() && is_per_connection(slot)
+            });
             return idle.find_map(|(_, index, slot)| {
                 let tx = known(index)?;
                 slot.claim().then_some((slot, tx))
@@ -126,20 +126,21 @@ impl Transfer {
         }
     }
 
-    /// Sends the one connection that was packed, and forgets it; false if there is no room at the other end.
-    fn forward(&self, tx: RawFd, id: u64) -> bool {
+    /// Sends the one connection that was packed to a worker of this pool, and forgets it; false if there is no room at the
+    /// other end.
+    fn forward(&self, tx: RawFd, id: u64, pool: usize) -> bool {
         let sent = self.ship(tx, &[id]);
         if sent {
-            self.forget_moved(id);
+            self.forget_moved(id, pool == self.pool);
         }
         sent
     }
 
     /// Where connections for this slot go, and whose inbox that is: `tx` if it came with the order (it leads to another
     /// server), else what is known of the slot.
-    pub fn target(&self, to: usize, tx: Option<OwnedFd>) -> Option<(Rc<OwnedFd>, Option<&'static Slot>)> {
+    pub fn target(&self, to: usize, tx: Option<OwnedFd>) -> Option<(Rc<OwnedFd>, Option<Slot>)> {
         let slot = self.scoreboard.slot(to).filter(|_| tx.is_none());
-        let known = || self.txs.borrow().get(to).cloned();
+        let known = || self.txs.borrow().get(&to).cloned();
         Some((tx.map(Rc::new).or_else(known)?, slot))
     }
 
@@ -149,7 +150,7 @@ impl Transfer {
     }
 
     /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers have.
-    pub fn begin_leaving(&self, tx: Option<Rc<OwnedFd>>, to: Option<&'static Slot>) {
+    pub fn begin_leaving(&self, tx: Option<Rc<OwnedFd>>, to: Option<Slot>) {
         if let Some(slot) = to {
             slot.crash.begin_sending(self.pid);
         }
@@ -161,7 +162,7 @@ impl Transfer {
     }
 
     /// What is left goes to this inbox from now on: where it was to go is gone.
-    pub fn redirect(&self, tx: Option<Rc<OwnedFd>>, to: Option<&'static Slot>) {
+    pub fn redirect(&self, tx: Option<Rc<OwnedFd>>, to: Option<Slot>) {
         if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
             leaving.to.into_iter().for_each(|old| old.crash.end_sending(self.pid));
             to.into_iter().for_each(|new| new.crash.begin_sending(self.pid));
@@ -193,13 +194,9 @@ impl Transfer {
         if self.conns.load.is_per_connection() {
             return; // it has nothing to send
         }
-        let mut txs = self.txs.borrow_mut();
-        let is_next = txs.len() == slot;
-        match (txs.get_mut(slot), tx) {
-            (Some(known), Some(tx)) => *known = Rc::new(tx),
-            // The supervisor tells of all, in order.
-            (None, Some(tx)) if is_next => txs.push(Rc::new(tx)),
-            _ => log::error!("the inlet of slot {slot} did not arrive"),
+        match tx {
+            Some(tx) => drop(self.txs.borrow_mut().insert(slot, Rc::new(tx))),
+            None => log::error!("the inlet of slot {slot} did not arrive"),
         }
     }
 
@@ -291,7 +288,7 @@ impl Transfer {
     pub fn tx_to(&self, to: Option<usize>) -> Option<RawFd> {
         match (&*self.leaving.borrow(), to) {
             (Some(leaving), _) => leaving.tx.as_ref().map(|tx| tx.as_raw_fd()),
-            (None, to) => self.txs.borrow().get(to?).map(|tx| tx.as_raw_fd()),
+            (None, to) => self.txs.borrow().get(&to?).map(|tx| tx.as_raw_fd()),
         }
     }
 
@@ -329,9 +326,9 @@ impl Transfer {
     /// possible.
     pub fn forward_arrived(&self, id: u64, pool: usize) -> bool {
         let Some((slot, tx)) = self.least_loaded(pool) else { return false };
-        let sent = self.pack(id, Purpose::Resume) && self.forward(tx.as_raw_fd(), id);
+        let sent = self.pack(id, Purpose::Resume) && self.forward(tx.as_raw_fd(), id, pool);
         if !sent {
-            self.release_claim(slot, pool);
+            self.release_claim(&slot, pool);
         }
         sent
     }
@@ -404,7 +401,7 @@ impl Transfer {
     fn dispatch(&self, tx: RawFd, batch: &mut Vec<u64>) -> usize {
         let (sent, count) = (self.ship(tx, batch), batch.len());
         for id in batch.drain(..) {
-            if sent { self.forget_moved(id) } else { self.keep(id) }
+            if sent { self.forget_moved(id, true) } else { self.keep(id) }
         }
         if sent { count } else { 0 }
     }
@@ -425,13 +422,15 @@ impl Transfer {
         })
     }
 
-    pub fn forget_moved(&self, id: u64) {
+    /// A connection has gone to another process. One of this pool counts it from when it arrives, and no other can say that
+    /// it has: then it is not counted here any more.
+    pub fn forget_moved(&self, id: u64, is_within_pool: bool) {
         self.metrics.place.moved_out.add_shared(1);
         // The socket lives on elsewhere, so that closing it here would leave it watched (epoll(7)).
         if let Some(conn) = self.conns.core.borrow_mut().table.get(id) {
             self.conns.poll.forget(&conn.socket);
         }
-        if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
+        if is_within_pool && let Some(record) = self.conns.core.borrow_mut().table.record(id) {
             record.mark = 0; // it is the receiver's now
         }
         self.conns.log(id, |log, record, now| log.moved(id, record, now));

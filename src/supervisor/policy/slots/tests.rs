@@ -361,3 +361,21 @@ fn broken_handlers_end_a_start_and_not_a_server_that_serves() {
     check(1, &[(1, Broken, &[Quit(0)]), (2, Died(0), &[Leave(Exit::Config)])]);
     check(1, &[(1, Ready(0), &[Announce]), (2, Died(0), &[Spawn(0)]), (3, Broken, &[]), (3, Ready(0), &[])]);
 }
+
+#[test]
+fn a_worker_that_does_nothing_but_crash_is_restarted_later_at_last() {
+    let mut slots = check(1, &[(0, Ready(0), &[Announce])]);
+    let mut crash = |second| {
+        let done = actions(&mut slots, Crashed(0, true), second);
+        actions(&mut slots, Ready(0), second);
+        done == [Spawn(0)]
+    };
+    let restarts = (0..1000).take_while(|_| crash(1)).count();
+    assert_eq!(restarts, CRASHES as usize + 1, "the first death is free");
+    assert_eq!(actions(&mut slots, Passed, 2), [Spawn(0)]);
+    let mut slots = check(1, &[(0, Ready(0), &[Announce])]);
+    for second in 1..1000 {
+        assert_eq!(actions(&mut slots, Crashed(0, true), second), [Spawn(0)]);
+        actions(&mut slots, Ready(0), second);
+    }
+}

@@ -1,4 +1,6 @@
 use super::*;
+use crate::fleet::facts::Facts;
+use crate::worker::conn::record::foreign::Greeting;
 
 fn strings(resource: &str) -> Strings<'_> {
     Strings { resource: resource.as_bytes(), origin: Some(b"https://example.com"), ..Strings::default() }
@@ -123,6 +125,61 @@ fn another_process_takes_over_what_is_intact_and_nothing_else() {
     block[60] ^= 4;
     assert!(!copy.import(&block, parts));
     assert!(copy.block().iter().all(|byte| *byte == 0), "what is damaged leaves no trace");
+}
+
+/// Of a record's own bytes, and of its parts.
+type Change<'a> = dyn Fn(&mut Vec<u8>, &mut [Vec<u8>; 3]) + 'a;
+
+#[test]
+fn a_forged_record_with_the_right_checksums_cannot_reach_beyond_its_parts() {
+    let mut records = Records::map(2).unwrap();
+    let facts = Facts { is_tls: true, ..Facts::default() }.to_bytes().unwrap();
+    let record = records.get_mut(0).unwrap();
+    record.set_facts(&facts);
+    record.set_strings(Strings { user: Some(b"ann"), protocol: Some(b"chat"), ..strings("/x") }).unwrap();
+    record.set_state(b"counter 7");
+    record.level = 6;
+    record.seal();
+    let (block, parts) = (record.block().to_vec(), record.parts().map(<[u8]>::to_vec));
+    // With the checksums made anew, as somebody would who means harm.
+    let forged = |change: &Change<'_>| {
+        let (mut block, mut parts) = (block.clone(), parts.clone());
+        change(&mut block, &mut parts);
+        let parts = parts.each_ref().map(|part| &part[..]);
+        block[offset_of!(Record, parts)..][..4].copy_from_slice(&sum(&parts).to_ne_bytes());
+        let checksum = sum(&[&block[COVERED..]]);
+        block[offset_of!(Record, checksum)..][..4].copy_from_slice(&checksum.to_ne_bytes());
+        let mut records = Records::map(1).unwrap();
+        let copy = records.get_mut(0).unwrap();
+        let is_taken = copy.import(&block, parts);
+        // Whatever is taken can be read, and nothing of it is a pointer of the other process.
+        let _ = (copy.strings(), copy.terminated_strings(), copy.state(), copy.facts());
+        let is_clear = copy.block().iter().all(|byte| *byte == 0);
+        assert!(is_taken || is_clear);
+        records.clear(0);
+        is_taken
+    };
+    assert!(forged(&|_, _| {}));
+    for at in [offset_of!(Record, resource), offset_of!(Record, origin), offset_of!(Record, protocol)] {
+        for size in [1_u16, 100, u16::MAX] {
+            assert!(
+                !forged(&|block, _| block[at..at + 2].copy_from_slice(&size.to_ne_bytes())),
+                "{at}: {size}"
+            );
+        }
+    }
+    assert!(!forged(&|block, _| block[offset_of!(Record, user)] = 200));
+    assert!(!forged(&|block, _| block[offset_of!(Record, level)] = 200));
+    assert!(!forged(&|block, _| block[offset_of!(Record, attributes)] |= 0x80));
+    assert!(!forged(&|_, parts| parts[0].truncate(9)), "facts cut off");
+    assert!(!forged(&|_, parts| parts[0] = vec![255; 4]), "more facts than there are");
+    assert!(!forged(&|_, parts| parts[0][8] ^= 1), "damaged facts");
+    assert!(!forged(&|_, parts| *parts[1].last_mut().unwrap() = 1), "a state without its end");
+    for bytes in 0..size_of::<Record>() {
+        forged(&|block, _| block[bytes] = 0xff);
+        assert!(!forged(&|block, _| block.truncate(bytes.max(COVERED + 4))), "{bytes} bytes");
+    }
+    records.clear(0);
 }
 
 #[test]

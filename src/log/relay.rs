@@ -1,0 +1,180 @@
+//! Lines on their way from a process that is not to have the files of the log: each is one datagram to the supervisor, which
+//! reads it as a stranger's, says who has sent it, and writes it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::net::{SendFlags, send};
+use serde::{Deserialize, Serialize};
+
+use super::line::{Line, Value, cut};
+use super::{Book, Level};
+
+/// Bytes of a datagram at most.
+pub const MAX_BYTES: usize = 8 * 1024;
+/// Fields of a line at most, and bytes of the name of each.
+const FIELDS: usize = 64;
+const KEY: usize = 32;
+
+/// Where lines go.
+pub struct Relay {
+    socket: OwnedFd,
+    book: Book,
+}
+
+/// A line as it is sent.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Wire {
+    book: u64,
+    level: usize,
+    handler: Option<String>,
+    conn: u64,
+    message: String,
+    fields: Vec<(String, serde_json::Value)>,
+    /// Lines that were lost before it.
+    lost: u64,
+}
+
+impl Relay {
+    /// For the lines of one log.
+    pub fn new(socket: OwnedFd, book: Book) -> Self {
+        Self { socket, book }
+    }
+
+    /// Sends a line, and how many were lost before it; false if it is lost.
+    pub fn send(&self, line: &Line<'_>, lost: u64) -> bool {
+        let mut longest = MAX_BYTES;
+        loop {
+            let Ok(bytes) = serde_json::to_vec(&self.wire(line, lost, longest)) else { return false };
+            if bytes.len() <= MAX_BYTES {
+                return send(&self.socket, &bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok();
+            }
+            if longest == 0 {
+                return false;
+            }
+            longest /= 2;
+        }
+    }
+
+    fn wire(&self, line: &Line<'_>, lost: u64, longest: usize) -> Wire {
+        let value = |value: &Value<'_>| match value {
+            Value::Text(text) => cut(text, longest).into(),
+            Value::Number(number) => (*number).into(),
+            Value::Absent => serde_json::Value::Null,
+        };
+        Wire {
+            book: self.book as u64,
+            level: Level::ALL.iter().position(|level| *level == line.level).unwrap_or_default(),
+            handler: line.handler.map(|handler| cut(handler, longest).into_owned()),
+            conn: line.conn,
+            message: cut(line.message, longest).into_owned(),
+            fields: line.fields.iter().map(|(key, text)| ((*key).to_owned(), value(text))).collect(),
+            lost,
+        }
+    }
+
+    /// The same for another log.
+    pub fn try_clone(&self, book: Book) -> io::Result<Self> {
+        Ok(Self { socket: self.socket.try_clone()?, book })
+    }
+}
+
+/// A line that was received.
+pub struct Received {
+    /// Where it belongs.
+    pub book: Book,
+    /// Lines that were lost before it.
+    pub lost: u64,
+    level: Level,
+    wire: Wire,
+}
+
+impl Received {
+    /// From a datagram. What was not made by [`Relay::send`] is a line of text, such as a handler prints.
+    pub fn read(bytes: &[u8]) -> Self {
+        Self::read_wire(bytes).unwrap_or_else(|| {
+            let message = String::from_utf8_lossy(bytes).trim_end().to_owned();
+            let wire = Wire { message, ..Wire::default() };
+            Self { book: Book::Log, lost: 0, level: Level::Info, wire }
+        })
+    }
+
+    fn read_wire(bytes: &[u8]) -> Option<Self> {
+        let wire: Wire = serde_json::from_slice(bytes).ok()?;
+        let is_name = |key: &str| {
+            (1..=KEY).contains(&key.len())
+                && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+        };
+        let is_proper = wire.fields.len() <= FIELDS && wire.fields.iter().all(|(key, _)| is_name(key));
+        let (book, level) = (Book::from_number(wire.book)?, *Level::ALL.get(wire.level)?);
+        is_proper.then_some(Self { book, lost: wire.lost, level, wire })
+    }
+
+    /// The line.
+    pub fn with_line<R>(&self, f: impl FnOnce(&Line<'_>) -> R) -> R {
+        let fields: Vec<(&str, Value<'_>)> =
+            self.wire.fields.iter().map(|(key, value)| (&**key, field(value))).collect();
+        let Wire { handler, conn, message, .. } = &self.wire;
+        f(&Line { level: self.level, handler: handler.as_deref(), conn: *conn, message, fields: &fields })
+    }
+}
+
+fn field(value: &serde_json::Value) -> Value<'_> {
+    match value {
+        serde_json::Value::String(text) => Value::Text(text),
+        value => value.as_u64().map_or(Value::Absent, Value::Number),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn a_line_arrives_as_it_was_sent_and_is_cut_where_it_is_too_long() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let relay = Relay::new(ours.into(), Book::Access);
+        let fields =
+            [("status", Value::Number(101)), ("origin", Value::Text("a\n")), ("user", Value::Absent)];
+        let line = Line {
+            level: Level::Warn,
+            handler: Some("chat"),
+            conn: 0xab,
+            message: "access",
+            fields: &fields,
+        };
+        let mut bytes = [0; 2 * MAX_BYTES];
+        assert!(relay.send(&line, 3));
+        let size = theirs.recv(&mut bytes).unwrap();
+        let received = Received::read(&bytes[..size]);
+        assert_eq!((received.book, received.lost), (Book::Access, 3));
+        received.with_line(|came| {
+            assert_eq!(
+                format!("{:?}", (came.level, came.handler, came.conn, came.message, came.fields)),
+                format!("{:?}", (line.level, line.handler, line.conn, line.message, line.fields))
+            );
+        });
+        let long = "\u{1}".repeat(3 * MAX_BYTES);
+        assert!(relay.send(&Line { message: &long, ..line }, 0));
+        let size = theirs.recv(&mut bytes).unwrap();
+        assert!(size <= MAX_BYTES);
+        Received::read(&bytes[..size])
+            .with_line(|line| assert!(line.message.starts_with("\u{1}") && line.message.ends_with("...")));
+    }
+
+    #[test]
+    fn all_else_is_text() {
+        let strange =
+            r#"{"book":0,"level":1,"handler":null,"conn":0,"message":"","fields":[["A\nB",1]],"lost":0}"#;
+        let unknown = strange.replace("\"level\":1", "\"level\":99").replace("A\\nB", "a");
+        for text in ["hello", "{}", strange, &unknown, &"[".repeat(5000)] {
+            let received = Received::read(format!("{text}\n").as_bytes());
+            assert_eq!(received.book, Book::Log);
+            received.with_line(|line| assert_eq!((line.message, line.fields.len()), (text, 0)));
+        }
+        Received::read(&[0xff, b'a']).with_line(|line| assert_eq!(line.message, "\u{fffd}a"));
+    }
+}
