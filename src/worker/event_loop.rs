@@ -55,6 +55,7 @@ impl Worker {
                     BUS => self.link.ready(),
                     CONTROL => {
                         if self.read_control() {
+                            self.conns.end_gathering();
                             return Ok(());
                         }
                     }
