@@ -23,7 +23,8 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], with: Option<BorrowedFd<'_>>) 
 /// Receives one into `bytes`, which cuts it off if it is longer: its size, 0 at the end of the other side, and what
 /// came with it; more descriptors than one are closed. `WouldBlock` if the socket does not wait and there is none.
 pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    // Where a socket tells of senders (SO_PASSCRED), that comes first.
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
     let rights = control.drain().filter_map(|part| match part {
