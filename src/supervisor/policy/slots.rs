@@ -69,7 +69,8 @@ pub enum Action {
 const SERVED: Duration = Duration::from_secs(1);
 /// So many failed starts in a row, in every slot, and the server gives up.
 const FAILED_STARTS: u32 = 5;
-/// Crashes in a row, while serving, after each of which a worker is restarted at once; a tenth of a second makes up for one.
+/// Crashes in a row, while serving, after each of which a worker is restarted at once; a tenth of a second makes up for one,
+/// which the next restart waits for.
 const CRASHES: u32 = 100;
 const MADE_UP: Duration = Duration::from_millis(100);
 const RESTART: Rule = Rule {
@@ -273,7 +274,9 @@ impl Slots {
                 self.died(slot, now);
             }
             (Some(Process::Running { .. }), Phase::Serving) if self.crashes_too_often(slot, now) => {
-                self.died(slot, now);
+                if let Some(slot) = self.slots.get_mut(slot) {
+                    slot.process = Process::Due(now + MADE_UP);
+                }
             }
             (Some(Process::Running { .. }), _) => {
                 self.orphaned(slot);
