@@ -355,6 +355,6 @@ fn the_supervisor_does_not_grow_with_200_deaths() {
 
 #[test]
 #[ignore = "a minute"]
-fn the_supervisor_does_not_grow_with_500_deaths() {
-    many_deaths(500);
+fn the_supervisor_does_not_grow_with_400_deaths() {
+    many_deaths(400);
 }
