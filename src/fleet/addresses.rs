@@ -66,7 +66,18 @@ unsafe impl Shareable for Row {}
 #[repr(C, align(64))]
 struct Line([AtomicU64; 8]);
 
-/// An address as limits see it, IPv4 whole and of IPv6 the first half: where it is counted, and as what.
+/// What limits see of an address: the version, and of IPv4 all of it, of IPv6 the /64 that one client usually has (RFC 6177).
+pub type Network = (u8, u64);
+
+/// That of an address.
+pub fn network_of(ip: IpAddr) -> Network {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => (4, ip.to_bits().into()),
+        IpAddr::V6(ip) => (6, (ip.to_bits() >> 64) as u64),
+    }
+}
+
+/// An address as limits see it: where it is counted, and as what.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
     hash: u64,
@@ -188,11 +199,7 @@ impl Addresses {
 
     /// How an address is called here.
     pub fn key(&self, ip: IpAddr) -> Key {
-        let network = match ip.to_canonical() {
-            IpAddr::V4(ip) => (4, u64::from(ip.to_bits())),
-            IpAddr::V6(ip) => (6, (ip.to_bits() >> 64) as u64),
-        };
-        Key { hash: self.secret.hash_one(network) }
+        Key { hash: self.secret.hash_one(network_of(ip)) }
     }
 
     /// All connections.

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::fleet::addresses::{Network, network_of};
 use crate::time::Instant;
+use crate::worker::base::log_limit::LogLimit;
 
 /// A peer is complained about so often in an interval.
 const LINES: u32 = 3;
@@ -12,50 +14,23 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// Peers that are told apart; further ones share what a peer has.
 const PEERS: usize = 1024;
 
-/// Who was complained about lately.
+/// The complaints of late, by the network of the peer. At most [`PEERS`], and those that share an entry.
 #[derive(Debug, Default)]
 pub struct Complaints {
-    peers: HashMap<Option<IpAddr>, Said>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Said {
-    /// When the interval began.
-    since: Instant,
-    /// Lines that were logged in it: at most [`LINES`].
-    lines: u32,
-    /// Complaints that were not logged since the last line.
-    left_out: u64,
+    peers: HashMap<Option<Network>, LogLimit>,
 }
 
 impl Complaints {
     /// Whether a complaint about a peer is to be logged: then how many about it were not since the last that was.
     pub fn admit(&mut self, peer: Option<IpAddr>, now: Instant) -> Option<u64> {
-        let mut key = peer.map(network);
+        let mut key = peer.map(network_of);
         if !self.peers.contains_key(&key) && self.peers.len() >= PEERS {
-            self.peers.retain(|_, said| now.since(said.since) < INTERVAL);
+            self.peers.retain(|_, said| !said.is_over(INTERVAL, now));
             if self.peers.len() >= PEERS {
                 key = None;
             }
         }
-        let said = self.peers.entry(key).or_insert(Said { since: now, lines: 0, left_out: 0 });
-        if now.since(said.since) >= INTERVAL {
-            (said.since, said.lines) = (now, 0);
-        }
-        if said.lines >= LINES {
-            said.left_out += 1;
-            return None;
-        }
-        said.lines += 1;
-        Some(std::mem::take(&mut said.left_out))
-    }
-}
-
-/// Whoever has one address of IPv6 usually has all of its /64 (RFC 6177).
-fn network(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() & !u128::from(u64::MAX)).into()),
-        ip => ip,
+        self.peers.entry(key).or_default().admit((LINES, INTERVAL), now)
     }
 }
 

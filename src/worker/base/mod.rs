@@ -5,6 +5,7 @@ pub mod descriptors;
 pub mod heap;
 pub mod lifecycle;
 pub mod load;
+pub mod log_limit;
 pub mod memory;
 pub mod metrics;
 pub mod poll;

@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::Socket;
 
@@ -15,6 +16,7 @@ use crate::config::{Config, HandlerSettings};
 use crate::fleet::addresses::{Limiter, Mark, Permit};
 use crate::fleet::refusal::Refusal;
 use crate::http::{self, Response};
+use crate::worker::base::log_limit::LogLimit;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::rate_limit::RateLimit;
 
@@ -30,12 +32,12 @@ pub struct Admission {
     config: Arc<Config>,
     /// Where connections are counted.
     pub limiter: Limiter,
-    /// By reason: when (ns) it was last logged, and how often it was not since then.
-    said: [Cell<(u64, u64)>; Refusal::ALL.len()],
+    /// By reason.
+    said: [Cell<LogLimit>; Refusal::ALL.len()],
     /// As `said`, for connections that could not be counted.
-    uncounted: Cell<(u64, u64)>,
+    uncounted: Cell<LogLimit>,
     /// As `said`, for logins that have failed.
-    failed_logins: Cell<(u64, u64)>,
+    failed_logins: Cell<LogLimit>,
     /// Whether there is a limit of what peers may send in a second.
     has_pace: bool,
     /// The present second, and the number of explanations in it.
@@ -131,15 +133,14 @@ impl Admission {
         self.warn(said, || format!("{} was turned away: {}{detail}", name_of(client), reason(refusal)));
     }
 
-    fn warn(&self, said: &Cell<(u64, u64)>, line: impl FnOnce() -> String) {
-        let (now, (last, left_out)) = (clock::now().as_nanos(), said.get());
-        if last != 0 && now.saturating_sub(last) < SECOND {
-            return said.set((last, left_out + 1));
-        }
-        said.set((now, 0));
-        match left_out {
-            0 => log::warn!("{}", line()),
-            count => log::warn!("{}; {count} more like this since the last such line", line()),
+    fn warn(&self, said: &Cell<LogLimit>, line: impl FnOnce() -> String) {
+        let mut limit = said.get();
+        let admitted = limit.admit((1, Duration::from_nanos(SECOND)), clock::now());
+        said.set(limit);
+        match admitted {
+            None => {}
+            Some(0) => log::warn!("{}", line()),
+            Some(count) => log::warn!("{}; {count} more like this since the last such line", line()),
         }
     }
 

@@ -4,18 +4,16 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use crate::clock;
-use crate::time::Instant;
+use crate::worker::base::log_limit::LogLimit;
 
-/// Between two lines.
-const PAUSE: Duration = Duration::from_secs(10);
+/// Lines, and in which time.
+const RATE: (u32, Duration) = (1, Duration::from_secs(10));
 
 /// See the module.
 #[derive(Default)]
 pub struct Junk {
-    /// When the next line may be written.
-    next: Cell<Instant>,
-    /// Not logged since the last line.
-    unsaid: Cell<u64>,
+    /// The lines.
+    said: Cell<LogLimit>,
     /// The process that has sent what is being read.
     sender: Cell<i32>,
 }
@@ -28,12 +26,11 @@ impl Junk {
 
     /// There was some.
     pub fn note(&self, what: impl FnOnce() -> String) {
-        let now = clock::now();
-        if now < self.next.get() {
-            return self.unsaid.set(self.unsaid.get().saturating_add(1));
-        }
-        self.next.set(now + PAUSE);
-        let (sender, unsaid) = (self.sender.get(), self.unsaid.take());
+        let mut said = self.said.get();
+        let admitted = said.admit(RATE, clock::now());
+        self.said.set(said);
+        let Some(unsaid) = admitted else { return };
+        let sender = self.sender.get();
         log::error!(
             "inbox: from process {sender}: {}; {unsaid} more like it since this was last logged",
             what()
