@@ -2,10 +2,9 @@
 
 #![allow(unsafe_code)]
 
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::region::{Region, Shareable};
+use super::region::Shareable;
 
 /// A number.
 #[derive(Debug, Default)]
@@ -49,10 +48,3 @@ pub struct BusCounters {
 
 // SAFETY: atomic integers.
 unsafe impl Shareable for BusCounters {}
-
-impl BusCounters {
-    /// Those that lie in a region. [supervisor]
-    pub fn within(region: &Region) -> io::Result<&'static Self> {
-        region.slice(0, 1).and_then(<[_]>::first).ok_or_else(|| io::ErrorKind::InvalidInput.into())
-    }
-}

@@ -2,10 +2,9 @@
 
 #![allow(unsafe_code)]
 
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::region::{Region, Shareable};
+use super::region::Shareable;
 
 /// Why a handshake did not come to its end; the names are those of the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +100,4 @@ impl GatewayCounters {
 unsafe impl Shareable for GatewayCounters {}
 
 impl GatewayCounters {
-    /// Those that lie in a region. [supervisor]
-    pub fn within(region: &Region) -> io::Result<&'static Self> {
-        region.slice(0, 1).and_then(<[_]>::first).ok_or_else(|| io::ErrorKind::InvalidInput.into())
-    }
 }

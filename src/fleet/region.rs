@@ -105,6 +105,11 @@ impl Region {
         })
     }
 
+    /// The one value at its beginning.
+    pub fn value<T: Shareable>(&self) -> io::Result<&'static T> {
+        self.slice(0, 1).and_then(<[_]>::first).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+
     /// What this process may do with it.
     pub fn access(&self) -> Access {
         match self.access.load(Ordering::Relaxed) {

@@ -41,10 +41,9 @@ impl Scoreboard {
     pub fn create() -> io::Result<&'static Self> {
         let own = Region::new(size_of::<Header>() + MAX_SLOTS * size_of::<Assignment>())?;
         let common = Region::new(size_of::<Throttle>())?;
-        let none = || io::Error::from(io::ErrorKind::InvalidInput);
-        let header = own.slice::<Header>(0, 1).and_then(<[_]>::first).ok_or_else(none)?;
-        let assignments = own.slice(size_of::<Header>(), MAX_SLOTS).ok_or_else(none)?;
-        let throttle = common.slice::<Throttle>(0, 1).and_then(<[_]>::first).ok_or_else(none)?;
+        let header = own.value()?;
+        let assignments = own.slice(size_of::<Header>(), MAX_SLOTS).ok_or(io::ErrorKind::InvalidInput)?;
+        let throttle = common.value()?;
         Ok(Box::leak(Box::new(Self {
             own,
             header,

@@ -70,9 +70,9 @@ impl Shared {
         Ok(Self {
             scoreboard: Scoreboard::create()?,
             counters,
-            gateways: GatewayCounters::within(of_gateways)?,
+            gateways: of_gateways.value()?,
             of_gateways,
-            bus: BusCounters::within(of_bus)?,
+            bus: of_bus.value()?,
             of_bus,
             addresses,
             breakers: Breakers::create(Routes::MAX)?,
