@@ -99,5 +99,4 @@ impl GatewayCounters {
 // SAFETY: atomic integers.
 unsafe impl Shareable for GatewayCounters {}
 
-impl GatewayCounters {
-}
+impl GatewayCounters {}

@@ -75,8 +75,9 @@ impl Worker {
                 }
                 self.session.settle();
             }
-            self.conns.end_gathering();
-            self.session.settle();
+            if self.conns.end_gathering() {
+                self.session.settle();
+            }
             rescue::begin_work();
             self.serve_turns(buffer);
             if self.link.serve() {

@@ -66,10 +66,17 @@ impl Conns {
         Some(ids.len() >= CONNECTIONS || ids.len().is_multiple_of(LOOK) && is_late())
     }
 
-    /// Nothing more is to be read in this turn.
-    pub fn end_gathering(&self) {
-        self.core.borrow_mut().gathered.is_on = false;
-        self.flush_gathered();
+    /// Nothing more is to be read in this turn. Returns whether replies have waited, and are written now.
+    pub fn end_gathering(&self) -> bool {
+        let have_waited = {
+            let gathered = &mut self.core.borrow_mut().gathered;
+            gathered.is_on = false;
+            !gathered.ids.is_empty()
+        };
+        if have_waited {
+            self.flush_gathered();
+        }
+        have_waited
     }
 
     /// Writes what waits.
