@@ -15,7 +15,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use client::{Raw, UPGRADE};
@@ -48,25 +48,16 @@ impl Controlled {
         self.server.address()
     }
 
-    fn ctl(&self, args: &[&str]) -> Output {
-        ctl(&self.socket(), args)
-    }
-
     /// What it prints.
     #[track_caller]
     fn says(&self, args: &[&str]) -> String {
-        let output = self.ctl(args);
-        assert!(output.status.success(), "{args:?}: {output:?}\n{}", self.server.log());
-        String::from_utf8(output.stdout).unwrap()
+        self.server.ctl_says(&self.socket(), args)
     }
 
     /// Asserts that the server refuses, and returns why.
     #[track_caller]
     fn refuses(&self, args: &[&str]) -> String {
-        let output = self.ctl(args);
-        assert_eq!(output.status.code(), Some(9), "{args:?}: {output:?}");
-        assert!(output.stdout.is_empty());
-        String::from_utf8(output.stderr).unwrap()
+        self.server.ctl_refuses(&self.socket(), args)
     }
 
     #[track_caller]

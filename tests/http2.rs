@@ -9,14 +9,13 @@ mod common {
     pub mod tls;
 }
 
-use common::fixtures::add_handler;
 use common::h2::{
     ACK, CONNECT_PROTOCOL, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, H2, HEADERS, PING,
     PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW, WINDOW_UPDATE, block, connect, frame, get,
     ws,
 };
 use common::server::{Dir, Server, until};
-use common::tls::{Authority, Client, port};
+use common::tls::{Authority, Client, port, prepare, start};
 use nix::sys::signal::Signal;
 
 const NO_ERROR: u32 = 0;
@@ -35,16 +34,8 @@ struct Setup {
 
 impl Setup {
     fn new(more: &[&str]) -> Self {
-        let dir = Dir::new();
-        for handler in ["echo", "crash"] {
-            add_handler(dir.path(), handler, handler);
-        }
-        let authority = Authority::new(&dir);
-        authority.issue("cert", &["localhost"]);
-        let (key, certificate) = (authority.file("cert.key"), authority.file("cert.pem"));
-        let args = ["-t", "-k", &key, "-c", &certificate];
-        let server = Server::start(&dir, &[&args[..], more].concat());
-        Self { server, authority, _dir: dir }
+        let (dir, authority) = prepare(&["echo", "crash"]);
+        Self { server: start(&dir, more), authority, _dir: dir }
     }
 
     fn client(&self) -> Client {

@@ -12,9 +12,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use common::fixtures::add_handler;
 use common::server::{Dir, Server, children, is_alive, output_of, until, wshd};
-use common::tls::{Authority, Client, echo, port, processes};
+use common::tls::{Authority, Client, echo, options, port, prepare, processes, start};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rcgen::{DnType, date_time_ymd};
@@ -23,27 +22,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tungstenite::Message;
 
-/// A directory with the echo handler and one that crashes, an authority, and a certificate for localhost.
 fn set_up() -> (Dir, Authority) {
-    let dir = Dir::new();
-    for handler in ["echo", "crash"] {
-        add_handler(dir.path(), handler, handler);
-    }
-    let authority = Authority::new(&dir);
-    authority.issue("cert", &["localhost"]);
-    (dir, authority)
-}
-
-/// The options of TLS with `cert.pem`, and more.
-fn args(dir: &Dir, more: &[&str]) -> Vec<String> {
-    let path = |name: &str| dir.path().join(name).display().to_string();
-    let tls = ["-t", "-k", &path("cert.key"), "-c", &path("cert.pem")];
-    tls.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
-}
-
-fn start(dir: &Dir, more: &[&str]) -> Server {
-    let args = args(dir, more);
-    Server::start(dir, &args.iter().map(String::as_str).collect::<Vec<_>>())
+    prepare(&["echo", "crash"])
 }
 
 #[track_caller]
@@ -358,7 +338,7 @@ fn an_upgrade_goes_on_with_all_connections() {
     command.args(["-p", "0", "--log-level", "debug", "-l"]).arg(&log).arg("-w").arg(dir.path());
     let mut server = Server::launch(
         {
-            command.args(args(&dir, &["--workers", "1"])).stdin(std::process::Stdio::null());
+            command.args(options(&dir, &["--workers", "1"])).stdin(std::process::Stdio::null());
             command
         },
         log,

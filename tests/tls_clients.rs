@@ -14,9 +14,9 @@ use std::process::{Command, Stdio};
 use base64::Engine as _;
 use rcgen::PublicKeyData as _;
 
-use common::fixtures::{add_handler, root};
+use common::fixtures::root;
 use common::server::{Dir, PATIENCE, Server, output_of, output_within};
-use common::tls::{Authority, port};
+use common::tls::{Authority, port, prepare, start};
 
 struct Setup {
     server: Server,
@@ -26,16 +26,8 @@ struct Setup {
 
 impl Setup {
     fn new(more: &[&str]) -> Self {
-        let dir = Dir::new();
-        for handler in ["echo", "echo_blocking"] {
-            add_handler(dir.path(), handler, handler);
-        }
-        let authority = Authority::new(&dir);
-        authority.issue("cert", &["localhost"]);
-        let (key, certificate) = (authority.file("cert.key"), authority.file("cert.pem"));
-        let args = ["-t", "-k", &key, "-c", &certificate];
-        let server = Server::start(&dir, &[&args[..], more].concat());
-        Self { server, dir, authority }
+        let (dir, authority) = prepare(&["echo", "echo_blocking"]);
+        Self { server: start(&dir, more), dir, authority }
     }
 
     fn url(&self, scheme: &str) -> String {

@@ -186,6 +186,23 @@ impl Server {
         self.workers().first().copied().unwrap_or_default()
     }
 
+    /// What `wshd ctl` at this control socket prints; it has to succeed.
+    #[track_caller]
+    pub fn ctl_says(&self, socket: &Path, args: &[&str]) -> String {
+        let output = ctl(socket, args);
+        assert!(output.status.success(), "{args:?}: {output:?}\n{}", self.log());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Why the server refuses what `wshd ctl` asks for.
+    #[track_caller]
+    pub fn ctl_refuses(&self, socket: &Path, args: &[&str]) -> String {
+        let output = ctl(socket, args);
+        assert_eq!(output.status.code(), Some(9), "{args:?}: {output:?}");
+        assert!(output.stdout.is_empty());
+        String::from_utf8(output.stderr).unwrap()
+    }
+
     /// Stops it, and asserts that all ends well: exit code 0, no process left, nothing that panicked.
     #[track_caller]
     pub fn stop(&mut self) {

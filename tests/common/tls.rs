@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 use tungstenite::{Message, WebSocket};
 
+use super::fixtures::add_handler;
 use super::server::{Dir, PATIENCE, Server, children};
 
 /// Who issues certificates; its own is ca.pem.
@@ -60,6 +61,28 @@ impl Authority {
         roots.add(self.issuer.der().clone()).unwrap();
         roots
     }
+}
+
+/// A directory with these handlers, an authority, and a certificate for localhost in cert.pem.
+pub fn prepare(handlers: &[&str]) -> (Dir, Authority) {
+    let dir = Dir::new();
+    handlers.iter().for_each(|name| add_handler(dir.path(), name, name));
+    let authority = Authority::new(&dir);
+    authority.issue("cert", &["localhost"]);
+    (dir, authority)
+}
+
+/// The options of TLS with that certificate, and more.
+pub fn options(dir: &Dir, more: &[&str]) -> Vec<String> {
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let tls = ["-t", "-k", &path("cert.key"), "-c", &path("cert.pem")];
+    tls.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
+}
+
+/// A server that speaks TLS.
+pub fn start(dir: &Dir, more: &[&str]) -> Server {
+    let options = options(dir, more);
+    Server::start(dir, &options.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 pub type Tls = StreamOwned<ClientConnection, TcpStream>;

@@ -10,7 +10,7 @@ use tungstenite::Message;
 use super::client::{Client, Raw, ask, close_of, connect};
 use super::h2::H2;
 use super::server::{Dir, ECHO, PATIENCE, Server, until};
-use super::tls::{self, Authority};
+use super::tls;
 use super::{Operated, health, not_ready, ready};
 
 fn is_refused(address: &str) -> bool {
@@ -162,13 +162,9 @@ fn a_server_without_clients_leaves_at_once() {
 
 /// A server of TLS and HTTP/2.
 fn encrypted() -> (Operated, tls::Client, u16) {
-    let dir = Dir::new();
-    dir.handler("echo", ECHO);
-    let authority = Authority::new(&dir);
-    authority.issue("cert", &["localhost"]);
-    let files = ["cert.key", "cert.pem"].map(|name| authority.file(name));
-    let args = ["--workers", "1", "-t", "-k", &files[0], "-c", &files[1], "-o", "drain_code=1012"];
-    let operated = Operated::start_in(dir, &args);
+    let (dir, authority) = tls::prepare(&["echo"]);
+    let options = tls::options(&dir, &["--workers", "1", "-o", "drain_code=1012"]);
+    let operated = Operated::start_in(dir, &options.iter().map(String::as_str).collect::<Vec<_>>());
     let port = tls::port(&operated.server);
     (operated, tls::Client::of(&authority), port)
 }

@@ -3,6 +3,8 @@
 
 #[path = "../common/client.rs"]
 mod client;
+#[path = "../common/fixtures.rs"]
+mod fixtures;
 #[path = "../common/h2.rs"]
 mod h2;
 #[path = "../common/server.rs"]
@@ -17,6 +19,7 @@ mod health;
 mod log;
 mod metrics;
 
+use std::path::PathBuf;
 use std::process::Output;
 
 use client::{Answer, Raw};
@@ -53,23 +56,23 @@ impl Operated {
     }
 
     fn ctl(&self, args: &[&str]) -> Output {
-        server::ctl(&self.dir.path().join("control"), args)
+        server::ctl(&self.socket(), args)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("control")
     }
 
     /// What it prints.
     #[track_caller]
     fn says(&self, args: &[&str]) -> String {
-        let output = self.ctl(args);
-        assert!(output.status.success(), "{args:?}: {output:?}\n{}", self.server.log());
-        String::from_utf8(output.stdout).unwrap()
+        self.server.ctl_says(&self.socket(), args)
     }
 
     /// Asserts that the server refuses, and returns why.
     #[track_caller]
     fn refuses(&self, args: &[&str]) -> String {
-        let output = self.ctl(args);
-        assert_eq!(output.status.code(), Some(9), "{args:?}: {output:?}");
-        String::from_utf8(output.stderr).unwrap()
+        self.server.ctl_refuses(&self.socket(), args)
     }
 
     fn status(&self) -> Value {
