@@ -116,7 +116,7 @@ impl Tokens {
         self.rules.protocol.as_deref().is_some_and(|prefix| protocol.starts_with(prefix))
     }
 
-    /// Who it is that has this token.
+    /// The user that this token names.
     pub fn verify(&self, token: &[u8]) -> Outcome {
         let header = jsonwebtoken::decode_header(token);
         // RFC 7515 section 4.1.11: what is critical must be understood.

@@ -17,7 +17,7 @@ pub struct Engine {
     pub prefix: String,
     /// What to prove, if anything.
     pub credentials: Option<Credentials>,
-    /// Who may have issued its certificate; none: whom the system trusts.
+    /// The authorities that may have issued its certificate; none: those of the system.
     pub ca: Vec<CertificateDer<'static>>,
     /// Bytes that may wait on the way there, and as many on the way back.
     pub queue: usize,

@@ -19,7 +19,7 @@ pub(super) struct ClosingAll {
     client: Number,
     /// When those that have not reported are named.
     pub deadline: Instant,
-    /// Who has not reported yet.
+    /// The workers that have not reported yet.
     waiting: Vec<i32>,
     /// Connections that are being closed.
     count: u64,

@@ -13,7 +13,7 @@ use super::answer::Connection;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Filter {
-    /// Who is at the other end.
+    /// Address or network of the peer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<Peer>,
     /// The path of the request; one that ends in `/*` is a prefix.
@@ -22,7 +22,7 @@ pub struct Filter {
     /// The name of the handler.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handler: Option<String>,
-    /// Who has logged in.
+    /// The authenticated user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }

@@ -134,7 +134,7 @@ fn ask(path: &Path, request: &Request) -> Result<Value, Failure> {
     let mut reader = BufReader::new((&socket).take(MAX_ANSWER));
     let answered = socket
         .set_read_timeout(Some(patience))
-        // Who has hung up already may have said why.
+        // A server that has hung up may have said why before.
         .map(|()| (&socket).write_all(&line))
         .and_then(|sent| reader.read_until(b'\n', &mut answer).and(sent));
     match answered.map_err(|error| (error.kind(), error)) {

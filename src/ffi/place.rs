@@ -128,7 +128,7 @@ pub fn set_event_loop(event_loop: &'static dyn EventLoop) {
     EVENT_LOOP.set(Some(event_loop));
 }
 
-/// Who answers what handlers want of their worker; none in a child that a handler has forked.
+/// The host for calls about the worker; none in a child that a handler has forked.
 pub(super) fn worker() -> Option<&'static dyn Worker> {
     count_call();
     if IS_CHILD.load(Ordering::Relaxed) {

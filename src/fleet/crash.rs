@@ -71,7 +71,7 @@ impl Crash {
         self.alike.store(alike, Ordering::Relaxed);
     }
 
-    /// Who is suspected. Async-signal-safe.
+    /// The suspected handler. Async-signal-safe.
     pub fn suspect(&self) -> Option<u16> {
         without_none(&self.last).filter(|_| self.alike.load(Ordering::Relaxed) > UNATTRIBUTED)
     }

@@ -64,7 +64,7 @@ impl Certificate {
     }
 }
 
-/// Who may have issued certificates of clients.
+/// The authorities that may have issued certificates of clients.
 pub fn roots(path: &Path) -> Result<RootCertStore, String> {
     let failed = |what: &str| format!("CA file {}: {what}", path.display());
     let mut roots = RootCertStore::empty();

@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 /// A descriptor's owner in the event loop.
 pub type Watched<T> = AsyncFd<Owner<T>>;
 
-/// Who owns a descriptor.
+/// The owner of a descriptor.
 pub struct Owner<T>(pub T);
 
 impl<T: AsFd> AsFd for Owner<T> {

@@ -39,7 +39,7 @@ impl<'a> From<Option<&'a str>> for Value<'a> {
     }
 }
 
-/// Who writes, and when.
+/// The writing process, and the time.
 #[derive(Clone, Copy)]
 pub struct Writer<'a> {
     /// The time.

@@ -155,7 +155,7 @@ impl Level {
 pub enum Book {
     /// What happens.
     Log = 0,
-    /// Who connects.
+    /// The connections and requests: the access log.
     Access = 1,
 }
 

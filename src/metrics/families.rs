@@ -265,7 +265,7 @@ impl<'a> Report<'a> {
         processes::report(start, text);
     }
 
-    /// Who was turned away.
+    /// Clients that were turned away.
     fn refusals(&mut self) {
         let Self { start, text, .. } = self;
         text.family(&REFUSALS);

@@ -40,7 +40,7 @@ pub struct Start {
     pub scoreboard: &'static Scoreboard,
     /// What they have counted.
     pub counters: &'static Counters,
-    /// Who has been turned away.
+    /// Clients that were turned away.
     pub addresses: &'static Addresses,
     /// What gateways have counted.
     pub gateways: &'static GatewayCounters,

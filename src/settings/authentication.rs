@@ -72,7 +72,7 @@ fn tokens(path: &Path, rules: TokenRules) -> Result<Tokens, String> {
     let key = read(path)?;
     let tokens = Tokens::new(&key, rules)?;
     let mode = path.metadata().map_err(|error| error.to_string())?.permissions().mode();
-    // Whoever can read a secret can make tokens; a public key is for everybody.
+    // A secret makes tokens, so nobody else may read it; a public key may be read by all.
     match mode & 0o007 != 0 && !key.starts_with(b"-----BEGIN") {
         true => Err(format!(
             "others can read this secret, mode {:04o}: chmod o= {}",

@@ -23,7 +23,7 @@ pub struct Draft {
     pub asks_clients: bool,
     /// They may have none.
     pub is_client_optional: bool,
-    /// Who may have issued them.
+    /// The authorities that may have issued them.
     pub client_ca: Option<PathBuf>,
     /// TLS 1.2 is refused.
     pub has_tls13_only: bool,

@@ -32,7 +32,7 @@ pub(super) struct Rolling {
     pub trial: Option<Generation>,
     /// A reload is to begin as soon as nothing else is being replaced.
     pub is_reload_wanted: bool,
-    /// Who takes over from the worker that is told to leave.
+    /// What takes over from the worker that is told to leave.
     heir: Option<usize>,
 }
 
@@ -211,7 +211,7 @@ impl Supervisor {
         }
     }
 
-    /// Who takes over what a worker without a successor has: the least loaded of its pool, or else of the default pool,
+    /// What takes over the connections of a worker without a successor: the least loaded of its pool, or else of the default pool,
     /// which passes connections on.
     fn heir_of(&self, slot: usize) -> Option<usize> {
         let pool = self.place_of(slot).pool;

@@ -8,7 +8,7 @@ use crate::error::Outcome;
 use crate::handshake::{Handshake, Reply};
 use crate::raw;
 
-/// Who ended a connection.
+/// Which side ended a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum By {

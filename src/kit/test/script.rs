@@ -15,7 +15,7 @@ pub const MAX_SCRIPT: u64 = 16 << 20;
 pub struct Step {
     /// From 1.
     pub line: usize,
-    /// Who does it; empty for the one without a name.
+    /// The name of the peer that does it; empty for the one without a name.
     pub peer: String,
     /// What.
     pub action: Action,

@@ -186,7 +186,7 @@ impl LoopTasks {
     /// Descriptors that are ready.
     pub fn ready(&self) -> Vec<Told> {
         let told = self.set.borrow().as_ref().map(WatchSet::ready).unwrap_or_default();
-        // Closed while it was watched, and open in another process: the set would tell of it for ever.
+        // Closed while it was watched, and open in another process: epoll would report it for good.
         if told.iter().any(|told| self.watcher(*told).is_none())
             && let Err(error) = self.renew()
         {
