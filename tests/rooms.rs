@@ -1,6 +1,6 @@
 //! Which room of `src/` may use which: `ARROWS` is the whole of it. wshd(7) shows the same picture.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -124,6 +124,36 @@ const WORKER: &[&str] = &[
     "base",
 ];
 
+/// The files of the supervisor, from the top down: each may use those below it, and what `mod.rs` has for all of them.
+const SUPERVISOR: &[&str] = &[
+    "dry_run",
+    "control",
+    "reports",
+    "workers",
+    "reload",
+    "prepare",
+    "upgrade",
+    "postmortem",
+    "maintenance",
+    "mail",
+    "drain",
+    "auxiliary",
+    "rolling",
+    "pools",
+    "logs",
+    "spawn",
+    "child",
+    "generation",
+    "certificates",
+    "bus",
+    "changes",
+    "death",
+    "processes",
+    "relay",
+    "role",
+    "policy",
+];
+
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
@@ -137,10 +167,14 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
 
 /// What follows `crate::` (or `wshd::`, in `main.rs`) in code: comments may speak of anything.
 fn uses(text: &str) -> BTreeSet<String> {
+    paths(text, &["crate::", "wshd::"])
+}
+
+fn paths(text: &str, prefixes: &[&str]) -> BTreeSet<String> {
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
     let mut found = BTreeSet::new();
     for line in code {
-        for after in ["crate::", "wshd::"].iter().flat_map(|name| line.split(name).skip(1)) {
+        for after in prefixes.iter().flat_map(|name| line.split(name).skip(1)) {
             let items = after.strip_prefix('{').map_or(vec![after], |list| list.split(", ").collect());
             for item in items {
                 let is_path = |c: &char| c.is_ascii_alphanumeric() || "_:".contains(*c);
@@ -218,6 +252,27 @@ fn rooms_of_a_worker_use_what_is_below_them() {
         let name = room.file_name().into_string().unwrap();
         assert!(WORKER.contains(&name.as_str()), "worker/{name} is not in the list");
     }
+}
+
+#[test]
+fn files_of_the_supervisor_use_what_is_below_them() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/supervisor");
+    let floor = |name: &str| SUPERVISOR.iter().position(|known| *known == name);
+    let mut wrong = Vec::new();
+    let entries: Vec<_> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    for path in entries.iter().filter(|path| path.is_file() && !path.ends_with("mod.rs")) {
+        let file = path.file_stem().unwrap().to_str().unwrap();
+        let Some(from) = floor(file) else { panic!("supervisor/{file}.rs is not in the list") };
+        let text = std::fs::read_to_string(path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for used in paths(code, &["super::", "crate::supervisor::"]) {
+            let name = used.split("::").next().unwrap();
+            if floor(name).is_some_and(|to| to < from) {
+                wrong.push(format!("{file} uses {used}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]

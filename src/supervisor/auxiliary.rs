@@ -3,12 +3,13 @@
 //! start is not announced and a reload not begun; one that cannot start keeps the server from starting, or the reload from
 //! changing anything. Later ones that die are restarted with a growing delay.
 //!
-//! A reload starts new ones of the kinds that it changes beside the old ones, and an upgrade a whole set. Those that are
-//! replaced are told to drain ([`Command::Drain`]): they accept nothing more and exit with their last connection, at
+//! How many of each kind there are follows from the state of the server ([`Supervisor::settle_auxiliaries`]). A reload starts
+//! new ones of the kinds that it changes beside the old ones, and an upgrade a whole set. Those that are not needed any
+//! more are told to drain ([`Command::Drain`]): they accept nothing more and exit with their last connection, at
 //! `drain_timeout` at the latest; an old server of an upgrade waits for them.
 //!
 //! To add a kind:
-//! - a variant of [`Kind`], with its row in each method below;
+//! - a variant of [`Kind`], with its row in each of its methods and in the functions below;
 //! - a `Start`, as `metrics::Start`: what the process is given; a variant of `child::Auxiliary` and a line in its `run`;
 //! - a line in `spawn::auxiliary`, which fills it in from the generation.
 //!
@@ -16,6 +17,7 @@
 //! that takes commands also gets `Tx` (the inbox of a new slot) and `Log`. Its confinement is chosen in `child`; what needs
 //! the rights of the supervisor (a private key) is opened before that, there.
 
+use std::io;
 use std::time::Duration;
 
 use nix::sys::wait::WaitStatus;
@@ -23,100 +25,58 @@ use nix::unistd::Pid;
 
 use super::generation::Generation;
 use super::policy::backoff::{Backoff, Rule};
+use super::policy::drain::Drain;
 use super::policy::slots::Event;
-use super::processes::{Processes, Role};
+use super::processes::Processes;
+use super::role::{Kind, Role};
 use super::{Flow, Supervisor, spawn};
 use crate::clock;
 use crate::exit::Exit;
 use crate::fleet::control::{Command, Start};
+use crate::fleet::gateway_queue::{GatewayQueue, Salt};
 use crate::time::Instant;
 
-/// What an auxiliary process does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Serves metrics over HTTP.
-    Metrics,
-    /// Ends TLS and HTTP/2.
-    Gateway,
-    /// Carries published messages between workers.
-    Bus,
-    /// Runs programs for requests.
-    Cgi,
-}
-
-impl Kind {
-    const ALL: [Kind; 4] = [Kind::Metrics, Kind::Gateway, Kind::Bus, Kind::Cgi];
-
-    /// Its name in the log and in `ps`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Metrics => "metrics",
-            Kind::Gateway => "gateway",
-            Kind::Bus => "bus",
-            Kind::Cgi => "cgi",
-        }
-    }
-
-    /// How many processes a generation has.
-    fn count(self, generation: &Generation) -> usize {
-        match self {
-            Kind::Metrics => usize::from(!generation.metrics.is_empty()),
-            Kind::Gateway if generation.gateway_listeners().next().is_none() => 0,
-            Kind::Gateway => generation.config.gateway.processes,
-            Kind::Bus => usize::from(generation.bus.is_used()),
-            Kind::Cgi => usize::from(generation.cgi.is_some()),
-        }
-    }
-
-    /// Whether the processes of one generation cannot serve another.
-    fn is_changed(self, old: &Generation, new: &Generation) -> bool {
-        match self {
-            Kind::Metrics => true, // it tells of the configuration and its handlers
-            Kind::Gateway => old.are_gateways_changed(new),
-            Kind::Bus => new.bus.is_used() && old.bus_settings() != new.bus_settings(),
-            Kind::Cgi => old.programs() != new.programs(),
-        }
-    }
-
-    /// Whether it reads commands after `Begin`. One that does not has nothing to lose: it is killed when it is not needed,
-    /// and replaced when it would have to be told something.
-    pub fn takes_commands(self) -> bool {
-        match self {
-            Kind::Metrics => false,
-            Kind::Gateway | Kind::Bus | Kind::Cgi => true,
-        }
-    }
-
-    /// When one that has died is restarted.
-    fn restart(self) -> Rule {
-        match self {
-            Kind::Metrics | Kind::Gateway | Kind::Cgi => RESTART,
-            // Nothing that is published arrives without it.
-            Kind::Bus => Rule { free: 3, first: Duration::from_millis(100), ..RESTART },
-        }
+/// How many processes of a kind a generation has.
+fn count(kind: Kind, generation: &Generation) -> usize {
+    match kind {
+        Kind::Metrics => usize::from(!generation.metrics.is_empty()),
+        Kind::Gateway if generation.gateway_listeners().next().is_none() => 0,
+        Kind::Gateway => generation.config.gateway.processes,
+        Kind::Bus => usize::from(generation.bus.is_used()),
+        Kind::Cgi => usize::from(generation.cgi.is_some()),
     }
 }
 
-impl Kind {
-    /// Whether one that is replaced may take until its last connection has ended.
-    fn relays(self) -> bool {
-        match self {
-            Kind::Metrics | Kind::Bus | Kind::Cgi => false,
-            Kind::Gateway => true,
-        }
+/// Whether the processes of one generation cannot serve another.
+fn is_changed(kind: Kind, old: &Generation, new: &Generation) -> bool {
+    match kind {
+        Kind::Metrics => true, // it tells of the configuration and its handlers
+        Kind::Gateway => old.are_gateways_changed(new),
+        Kind::Bus => new.bus.is_used() && old.bus_settings() != new.bus_settings(),
+        Kind::Cgi => old.programs() != new.programs(),
     }
 }
 
-const RESTART: Rule = Rule {
-    free: 0,
-    first: Duration::from_secs(1),
-    longest: Duration::from_secs(30),
-    forgiven: Duration::from_secs(30),
-};
+/// When one that has died is restarted.
+fn restart(kind: Kind) -> Rule {
+    const RESTART: Rule = Rule {
+        free: 0,
+        first: Duration::from_secs(1),
+        longest: Duration::from_secs(30),
+        forgiven: Duration::from_secs(30),
+    };
+    match kind {
+        Kind::Metrics | Kind::Gateway | Kind::Cgi => RESTART,
+        // Nothing that is published arrives without it.
+        Kind::Bus => Rule { free: 3, first: Duration::from_millis(100), ..RESTART },
+    }
+}
 
 /// One that is to be there.
 struct Auxiliary {
     kind: Kind,
+    /// Of the generation of a reload that is not committed.
+    is_trial: bool,
     pid: Option<Pid>,
     is_ready: bool,
     /// Why it cannot start, in its own words.
@@ -129,9 +89,10 @@ struct Auxiliary {
 }
 
 impl Auxiliary {
-    fn new(kind: Kind) -> Self {
+    fn new(kind: Kind, is_trial: bool) -> Self {
         let (since, at) = Default::default();
-        Self { kind, pid: None, is_ready: false, why: None, since, at, restart: Backoff::new(kind.restart()) }
+        let restart = Backoff::new(restart(kind));
+        Self { kind, is_trial, pid: None, is_ready: false, why: None, since, at, restart }
     }
 
     fn failed(&mut self, now: Instant) {
@@ -139,13 +100,7 @@ impl Auxiliary {
         self.at = now + self.restart.failed(now.since(self.since));
     }
 
-    /// Others are in its place.
-    fn replaced(self, processes: &mut Processes, deadline: Instant) {
-        let deadline = if self.kind.relays() { Instant::NEVER } else { deadline };
-        self.retire(processes, deadline);
-    }
-
-    /// It is not needed any more.
+    /// It is not needed any more. One that relays connections leaves with its last one, the others by the deadline.
     fn retire(self, processes: &mut Processes, deadline: Instant) {
         let Some(pid) = self.pid else { return };
         if !self.kind.takes_commands() {
@@ -153,133 +108,133 @@ impl Auxiliary {
         }
         processes.set_role(pid, Role::Leaving(self.kind));
         let _ = processes.command(pid, Command::Drain, None); // it is gone, or late
+        let deadline = if self.kind.relays() { Instant::NEVER } else { deadline };
         processes.get_mut(pid).into_iter().for_each(|process| process.set_deadline(deadline));
     }
 }
 
 /// All that are to be there.
 pub(super) struct Auxiliaries {
-    /// Of the generation in force.
-    current: Vec<Auxiliary>,
-    /// Of the generation of a reload, until it is committed.
-    trial: Vec<Auxiliary>,
-    /// The kinds that the trial replaces.
+    all: Vec<Auxiliary>,
+    /// The kinds that those on trial replace.
     replaces: Vec<Kind>,
-    /// Why one of the trial cannot start.
+    /// Why one on trial cannot start.
     refusal: Option<String>,
     /// While there are two servers, only the processes of one serve.
     is_serving: bool,
+    pub gateways: Gateways,
+}
+
+/// What gateways share, with the workers and among themselves.
+pub(super) struct Gateways {
+    /// Where they leave connections.
+    pub queue: GatewayQueue,
+    /// For the keys of their session tickets.
+    pub salt: Salt,
+}
+
+impl Gateways {
+    /// With the queue of the server that this one replaces, if that has left one.
+    pub fn new(inherited: Option<GatewayQueue>) -> io::Result<Self> {
+        let queue = inherited.map_or_else(GatewayQueue::new, Ok)?;
+        let mut salt = [0; 32];
+        rustix::rand::getrandom(&mut salt, rustix::rand::GetRandomFlags::empty())?;
+        Ok(Self { queue, salt })
+    }
 }
 
 impl Auxiliaries {
-    pub fn new(generation: &Generation, is_serving: bool) -> Self {
-        let current = wanted(&Kind::ALL, generation);
-        Self { current, trial: Vec::new(), replaces: Vec::new(), refusal: None, is_serving }
+    pub fn new(gateways: Gateways, is_serving: bool) -> Self {
+        Self { all: Vec::new(), replaces: Vec::new(), refusal: None, is_serving, gateways }
+    }
+
+    fn of(&self, is_trial: bool) -> impl Iterator<Item = &Auxiliary> {
+        self.all.iter().filter(move |auxiliary| auxiliary.is_trial == is_trial)
     }
 
     /// Whether all of the generation in force are ready.
     pub fn are_ready(&self) -> bool {
-        self.current.iter().all(|auxiliary| auxiliary.is_ready)
+        self.of(false).all(|auxiliary| auxiliary.is_ready)
     }
 
     /// The process of this kind that serves, if there is one.
     pub fn serving(&self, kind: Kind) -> Option<Pid> {
-        let auxiliary = self.current.iter().find(|auxiliary| auxiliary.kind == kind && auxiliary.is_ready);
+        let auxiliary = self.of(false).find(|auxiliary| auxiliary.kind == kind && auxiliary.is_ready);
         auxiliary.filter(|_| self.is_serving).and_then(|auxiliary| auxiliary.pid)
     }
 
     /// When the next process is to be forked.
     pub fn due(&self) -> Option<Instant> {
-        let missing = self.current.iter().chain(&self.trial).filter(|auxiliary| auxiliary.pid.is_none());
+        let missing = self.all.iter().filter(|auxiliary| auxiliary.pid.is_none());
         missing.map(|auxiliary| auxiliary.at).min()
+    }
+
+    /// So many of a kind are to be there. Those that are too many have until the deadline.
+    fn settle(&mut self, kind: Kind, wanted: usize, processes: &mut Processes, deadline: Instant) {
+        let present = self.of(false).filter(|auxiliary| auxiliary.kind == kind).count();
+        self.all.extend((present..wanted).map(|_| Auxiliary::new(kind, false)));
+        for _ in wanted..present {
+            let index = self.all.iter().rposition(|auxiliary| auxiliary.kind == kind && !auxiliary.is_trial);
+            index.into_iter().for_each(|index| self.all.remove(index).retire(processes, deadline));
+        }
     }
 
     /// Begins to start those that a reload needs.
     pub fn try_out(&mut self, old: &Generation, new: &Generation) {
-        self.replaces = Kind::ALL.into_iter().filter(|kind| kind.is_changed(old, new)).collect();
-        (self.trial, self.refusal) = (wanted(&self.replaces, new), None);
+        self.refusal = None;
+        self.replaces = Kind::ALL.into_iter().filter(|kind| is_changed(*kind, old, new)).collect();
+        for kind in &self.replaces {
+            self.all.extend((0..count(*kind, new)).map(|_| Auxiliary::new(*kind, true)));
+        }
     }
 
     /// How the trial has gone, once that is known.
     pub fn trial(&mut self) -> Option<Result<(), String>> {
         match self.refusal.take() {
             Some(why) => Some(Err(why)),
-            None => self.trial.iter().all(|auxiliary| auxiliary.is_ready).then_some(Ok(())),
+            None => self.of(true).all(|auxiliary| auxiliary.is_ready).then_some(Ok(())),
         }
     }
 
     /// The reload is given up.
     pub fn abort_trial(&mut self, processes: &mut Processes) {
-        self.trial.drain(..).filter_map(|auxiliary| auxiliary.pid).for_each(|pid| processes.dismiss(pid));
+        let trial = self.all.extract_if(.., |auxiliary| auxiliary.is_trial);
+        trial.filter_map(|auxiliary| auxiliary.pid).for_each(|pid| processes.dismiss(pid));
     }
 
     /// Those of the trial serve from now on; those that they replace have until the deadline.
     pub fn commit(&mut self, processes: &mut Processes, deadline: Instant) {
         let kinds = std::mem::take(&mut self.replaces);
-        let is_replaced = |auxiliary: &mut Auxiliary| kinds.contains(&auxiliary.kind);
-        let replaced: Vec<_> = self.current.extract_if(.., is_replaced).collect();
-        self.current.append(&mut self.trial);
+        let is_replaced = |auxiliary: &mut Auxiliary| !auxiliary.is_trial && kinds.contains(&auxiliary.kind);
+        let replaced: Vec<_> = self.all.extract_if(.., is_replaced).collect();
+        self.all.iter_mut().for_each(|auxiliary| auxiliary.is_trial = false);
         self.serve(processes);
-        replaced.into_iter().for_each(|auxiliary| auxiliary.replaced(processes, deadline));
+        replaced.into_iter().for_each(|auxiliary| auxiliary.retire(processes, deadline));
     }
 
     /// Those that are ready serve, and others as soon as they are.
     pub fn serve(&mut self, processes: &mut Processes) {
         self.is_serving = true;
-        let ready = self.current.iter().filter(|auxiliary| auxiliary.is_ready);
+        let ready = self.of(false).filter(|auxiliary| auxiliary.is_ready);
         ready.filter_map(|auxiliary| auxiliary.pid).for_each(|pid| begin(processes, pid));
     }
 
     /// Those that take no commands are replaced: what they were forked with has changed.
     pub fn renew(&mut self, processes: &mut Processes) {
-        for auxiliary in self.current.iter_mut().filter(|auxiliary| !auxiliary.kind.takes_commands()) {
+        let current = self.all.iter_mut().filter(|auxiliary| !auxiliary.is_trial);
+        for auxiliary in current.filter(|auxiliary| !auxiliary.kind.takes_commands()) {
             auxiliary.is_ready = false;
             auxiliary.pid.take().into_iter().for_each(|pid| processes.dismiss(pid));
         }
     }
 
-    /// One of this kind is needed from now on.
-    pub fn need(&mut self, kind: Kind) {
-        if !self.current.iter().any(|auxiliary| auxiliary.kind == kind) {
-            self.current.push(Auxiliary::new(kind));
-        }
-    }
-
-    /// None is needed any more. Those that have connections get until the deadline.
-    pub fn retire(&mut self, processes: &mut Processes, deadline: Instant) {
-        self.abort_trial(processes);
-        self.current.drain(..).for_each(|auxiliary| auxiliary.replaced(processes, deadline));
-    }
-
-    /// The server drains: those that relay connections accept nothing more, and exit with their last one.
-    pub fn drain(&mut self, processes: &mut Processes) {
-        let relays = self.current.extract_if(.., |auxiliary| auxiliary.kind.relays());
-        relays.for_each(|auxiliary| auxiliary.replaced(processes, Instant::NEVER));
-    }
-
-    /// It goes on: they are to be there again.
-    pub fn resume(&mut self, generation: &Generation) {
-        let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| kind.relays()).collect();
-        self.current.extend(wanted(&kinds, generation));
-    }
-
-    /// The server stops: those with connections leave with the workers, the others show how these stop.
-    pub fn stop(&mut self, processes: &mut Processes, deadline: Instant) {
-        let leaving = self.current.extract_if(.., |auxiliary| auxiliary.kind.takes_commands());
-        leaving.for_each(|auxiliary| auxiliary.retire(processes, deadline));
-    }
-
-    /// All of a generation are to be there again.
-    pub fn take_back(&mut self, generation: &Generation) {
-        self.current = wanted(&Kind::ALL, generation);
-    }
-
     fn by_pid(&mut self, pid: Pid) -> Option<&mut Auxiliary> {
-        self.current.iter_mut().chain(&mut self.trial).find(|auxiliary| auxiliary.pid == Some(pid))
+        self.all.iter_mut().find(|auxiliary| auxiliary.pid == Some(pid))
     }
 
     /// The process has said how its start went.
     pub fn on_start(&mut self, pid: Pid, start: Start, processes: &mut Processes) {
+        let is_serving = self.is_serving;
         let Some(auxiliary) = self.by_pid(pid) else { return };
         match start {
             Start::Failed(why) => auxiliary.why = Some(why), // its end comes
@@ -287,7 +242,7 @@ impl Auxiliaries {
             Start::Ready => {
                 auxiliary.is_ready = true;
                 processes.get_mut(pid).into_iter().for_each(|process| process.set_deadline(Instant::NEVER));
-                if self.is_serving && self.current.iter().any(|auxiliary| auxiliary.pid == Some(pid)) {
+                if is_serving && !auxiliary.is_trial {
                     begin(processes, pid);
                 }
             }
@@ -296,11 +251,11 @@ impl Auxiliaries {
 
     /// The process has ended: why, unless that is its own affair, and whether it was on trial.
     fn ended(&mut self, pid: Pid, how: &str, now: Instant) -> Option<(String, bool)> {
-        let is_trial = self.trial.iter().any(|auxiliary| auxiliary.pid == Some(pid));
         let auxiliary = self.by_pid(pid)?;
         let why = auxiliary.why.take().map_or_else(|| how.to_owned(), |why| format!("cannot start: {why}"));
         let why = format!("{}[{pid}] {why}", auxiliary.kind.name());
         auxiliary.failed(now);
+        let is_trial = auxiliary.is_trial;
         if is_trial {
             self.refusal = Some(why.clone());
         }
@@ -312,40 +267,47 @@ fn begin(processes: &Processes, pid: Pid) {
     let _ = processes.command(pid, Command::Begin, None); // it serves already, or is gone
 }
 
-fn wanted(kinds: &[Kind], generation: &Generation) -> Vec<Auxiliary> {
-    let processes = |kind: &Kind| std::iter::repeat_n(*kind, kind.count(generation));
-    kinds.iter().flat_map(processes).map(Auxiliary::new).collect()
-}
-
 impl Supervisor {
+    /// Has as many of each kind be there as the server needs in its present state.
+    pub(super) fn settle_auxiliaries(&mut self) {
+        let is_gone = self.host.leaving.is_some() || self.upgrade.is_superseded();
+        let deadline = self.drain_deadline(None);
+        for kind in Kind::ALL {
+            let is_wanted = match kind {
+                _ if is_gone => false,
+                Kind::Metrics => true, // they show how the workers stop
+                _ if self.slots.is_stopping() => false,
+                Kind::Gateway => !matches!(self.drain, Drain::Closing { .. }),
+                Kind::Bus | Kind::Cgi => true,
+            };
+            let wanted = if is_wanted { count(kind, &self.generation) } else { 0 };
+            self.auxiliaries.settle(kind, wanted, &mut self.processes, deadline);
+        }
+    }
+
     /// Forks those that are due.
     pub(super) fn start_auxiliaries(&mut self) -> Flow {
+        self.settle_auxiliaries();
         let now = clock::now();
-        for is_trial in [false, true] {
-            let Some(generation) =
-                (if is_trial { self.rolling.on_trial() } else { Some(&self.generation) }).cloned()
-            else {
+        for index in 0..self.auxiliaries.all.len() {
+            let Some(auxiliary) = self.auxiliaries.all.get_mut(index) else { break };
+            let Auxiliary { kind, is_trial, .. } = *auxiliary;
+            if auxiliary.pid.is_some() || auxiliary.at > now {
                 continue;
-            };
-            for index in 0.. {
-                let Auxiliaries { current, trial, .. } = &mut self.auxiliaries;
-                let Some(auxiliary) = (if is_trial { trial } else { current }).get_mut(index) else { break };
-                if auxiliary.pid.is_some() || auxiliary.at > now {
-                    continue;
-                }
-                auxiliary.since = now;
-                let kind = auxiliary.kind;
-                let forked = spawn::auxiliary(self, kind, &generation)?;
-                let Auxiliaries { current, trial, refusal, .. } = &mut self.auxiliaries;
-                let Some(auxiliary) = (if is_trial { trial } else { current }).get_mut(index) else { break };
-                match forked {
-                    Ok(pid) => auxiliary.pid = Some(pid),
-                    Err(error) => {
-                        log::error!("{}: cannot fork: {error}", kind.name());
-                        auxiliary.failed(now);
-                        if is_trial {
-                            *refusal = Some(format!("{} cannot be forked: {error}", kind.name()));
-                        }
+            }
+            auxiliary.since = now;
+            let on_trial = self.rolling.on_trial().filter(|_| is_trial);
+            let generation = on_trial.unwrap_or(&self.generation).clone();
+            let forked = spawn::auxiliary(self, kind, &generation)?;
+            let Some(auxiliary) = self.auxiliaries.all.get_mut(index) else { break };
+            match forked {
+                Ok(pid) => auxiliary.pid = Some(pid),
+                Err(error) => {
+                    let why = format!("{} cannot be forked: {error}", kind.name());
+                    log::error!("{why}");
+                    auxiliary.failed(now);
+                    if is_trial {
+                        self.auxiliaries.refusal = Some(why);
                     }
                 }
             }
@@ -380,16 +342,18 @@ mod tests {
     const NOBODY: Pid = Pid::from_raw(i32::MAX);
 
     /// One that was forked, its entry in the table, and its end of the channel.
-    fn forked() -> (Auxiliary, Processes, Channel) {
+    fn forked(is_trial: bool, is_serving: bool) -> (Auxiliaries, Processes, Channel) {
         let (ours, theirs) = Channel::pair().unwrap();
         let mut processes = Processes::default();
         let role = Role::Auxiliary(Kind::Metrics);
         processes.insert(NOBODY, Process::new(role, None, 0, Some(ours)));
-        (Auxiliary { pid: Some(NOBODY), ..Auxiliary::new(Kind::Metrics) }, processes, theirs)
-    }
-
-    fn auxiliaries(current: Vec<Auxiliary>, trial: Vec<Auxiliary>, is_serving: bool) -> Auxiliaries {
-        Auxiliaries { current, trial, replaces: vec![Kind::Metrics], refusal: None, is_serving }
+        let one = Auxiliary { pid: Some(NOBODY), ..Auxiliary::new(Kind::Metrics, is_trial) };
+        let all = Auxiliaries {
+            all: vec![one],
+            replaces: vec![Kind::Metrics],
+            ..Auxiliaries::new(Gateways::new(None).unwrap(), is_serving)
+        };
+        (all, processes, theirs)
     }
 
     fn has_begun(channel: &Channel) -> bool {
@@ -399,8 +363,7 @@ mod tests {
     #[test]
     fn one_that_is_ready_begins_when_its_server_serves() {
         for is_serving in [true, false] {
-            let (one, mut processes, channel) = forked();
-            let mut all = auxiliaries(vec![one], vec![], is_serving);
+            let (mut all, mut processes, channel) = forked(false, is_serving);
             assert!(!all.are_ready());
             all.on_start(NOBODY, Start::Ready, &mut processes);
             assert_eq!((all.are_ready(), has_begun(&channel)), (true, is_serving));
@@ -413,19 +376,17 @@ mod tests {
 
     #[test]
     fn one_on_trial_begins_with_the_commit() {
-        let (one, mut processes, channel) = forked();
-        let mut all = auxiliaries(vec![], vec![one], true);
+        let (mut all, mut processes, channel) = forked(true, true);
         assert_eq!(all.trial(), None);
         all.on_start(NOBODY, Start::Ready, &mut processes);
         assert_eq!((all.trial(), has_begun(&channel)), (Some(Ok(())), false));
         all.commit(&mut processes, Instant::NEVER);
-        assert!(has_begun(&channel) && all.are_ready() && all.trial.is_empty());
+        assert!(has_begun(&channel) && all.are_ready() && all.all.len() == 1);
     }
 
     #[test]
     fn one_on_trial_that_cannot_start_says_why_and_refuses_the_reload() {
-        let (one, mut processes, _channel) = forked();
-        let mut all = auxiliaries(vec![], vec![one], true);
+        let (mut all, mut processes, _channel) = forked(true, true);
         all.on_start(NOBODY, Start::Failed("no key".to_owned()), &mut processes);
         assert_eq!(all.trial(), None, "its end comes");
         let why = format!("metrics[{NOBODY}] cannot start: no key");
@@ -437,14 +398,27 @@ mod tests {
 
     #[test]
     fn one_that_dies_is_due_again_later_each_time() {
-        let (one, _, _channel) = forked();
-        let mut all = auxiliaries(vec![one], vec![], true);
+        let (mut all, _, _channel) = forked(false, true);
         let second = Duration::from_secs(1);
         for seconds in [1, 2, 4] {
-            let now = all.current[0].since;
+            let now = all.all[0].since;
             assert_eq!(all.ended(NOBODY, "died", now), Some((format!("metrics[{NOBODY}] died"), false)));
             assert_eq!(all.due(), Some(now + seconds * second));
-            all.current[0].pid = Some(NOBODY);
+            all.all[0].pid = Some(NOBODY);
         }
+    }
+
+    #[test]
+    fn as_many_are_there_as_are_wanted_and_the_rest_is_retired() {
+        let (mut all, mut processes, channel) = forked(false, true);
+        let end = Instant::from_nanos(7);
+        all.settle(Kind::Metrics, 3, &mut processes, end);
+        all.settle(Kind::Gateway, 1, &mut processes, end);
+        assert_eq!((all.all.len(), all.due()), (4, Some(Instant::default())));
+        all.settle(Kind::Metrics, 1, &mut processes, end);
+        assert_eq!((all.all.len(), all.all[0].pid), (2, Some(NOBODY)), "the last ones go");
+        all.settle(Kind::Metrics, 0, &mut processes, end);
+        assert_eq!(processes.get(NOBODY).unwrap().role, Role::Dismissed);
+        assert!(!has_begun(&channel) && all.all.len() == 1);
     }
 }

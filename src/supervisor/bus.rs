@@ -85,9 +85,9 @@ impl Bus {
         self.is_used.load(Ordering::Relaxed)
     }
 
-    /// One does; false if that was known.
-    pub fn set_used(&self) -> bool {
-        !self.is_used.swap(true, Ordering::Relaxed)
+    /// One does.
+    pub fn set_used(&self) {
+        self.is_used.store(true, Ordering::Relaxed);
     }
 
     /// Whether a part of another server's is one of these.

@@ -5,17 +5,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Supervisor;
-use super::generation::Generation;
-use super::rolling::Loading;
-use crate::clock;
 use crate::config::Config;
 use crate::config::gateway::Entrance;
 use crate::time::Instant;
 
 /// How often files are looked at. A certificate and its key may be replaced one after the other: they are read once nothing
 /// has changed for this time.
-const LOOK: Duration = Duration::from_secs(2);
+pub(super) const LOOK: Duration = Duration::from_secs(2);
 
 /// A file as it is: device, inode, size, and when it was changed; `None` if it cannot be looked at.
 pub(super) type Stamp = (PathBuf, Option<(u64, u64, u64, i64, i64)>);
@@ -46,12 +42,13 @@ pub(super) struct Certificates {
     seen: Vec<Stamp>,
     /// They have changed, and gateways that have read them were not started yet.
     is_changed: bool,
-    look_at: Instant,
+    /// When they are looked at next.
+    pub look_at: Instant,
 }
 
 impl Certificates {
     /// Whether it is time to read the files anew, which were `read` last.
-    fn look(&mut self, stamps: Vec<Stamp>, read: &[Stamp]) -> bool {
+    pub fn look(&mut self, stamps: Vec<Stamp>, read: &[Stamp]) -> bool {
         if self.seen.is_empty() {
             self.seen = read.to_vec();
         }
@@ -65,31 +62,6 @@ impl Certificates {
     /// A reload has read them.
     pub fn forget(&mut self) {
         *self = Self { look_at: self.look_at, ..Self::default() };
-    }
-}
-
-impl Supervisor {
-    /// When files are looked at.
-    pub(super) fn next_look_at_certificates(&self) -> Option<Instant> {
-        (self.generation.gateway_listeners().next().is_some()).then_some(self.gateways.certificates.look_at)
-    }
-
-    /// Looks at the files, and begins to replace the gateways if it is time to.
-    pub(super) fn look_at_certificates(&mut self, now: Instant) {
-        let is_due = self.next_look_at_certificates().is_some_and(|at| at <= now);
-        let is_idle = self.rolling.policy.is_idle() && self.rolling.loading.is_none();
-        if !is_due {
-            return;
-        }
-        self.gateways.certificates.look_at = clock::now() + LOOK;
-        let is_free = is_idle && self.host.daemon.is_ready() && !self.upgrade.is_under_way();
-        let stamps = stamps(&self.generation.config);
-        if is_free && self.gateways.certificates.look(stamps.clone(), &self.generation.certificates) {
-            log::info!("certificates have changed: new gateways read them");
-            let generation = Generation { certificates: stamps, ..self.generation.clone() };
-            self.auxiliaries.try_out(&self.generation, &generation);
-            self.rolling.loading = Some(Loading::Starting(generation));
-        }
     }
 }
 

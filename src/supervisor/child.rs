@@ -15,8 +15,8 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getppid, setpgid};
 
-use super::auxiliary::Kind;
 use super::processes::GRACE;
+use super::role::Kind;
 use crate::config::Config;
 use crate::confine::Confinement;
 use crate::exit::Exit;

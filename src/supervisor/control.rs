@@ -5,12 +5,11 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Supervisor;
-use super::auxiliary::Kind;
 use super::policy::rolling_restart::{self, Step};
 use super::policy::slots::Event;
 use super::policy::upgrade;
-use super::processes::Role;
 use super::reload::MOST_WORKERS;
+use super::role::{Kind, Role};
 use crate::clock;
 use crate::control::view::{Process, View};
 use crate::control::{Number, Operation};
@@ -21,12 +20,12 @@ impl Supervisor {
     /// Serves clients of the control socket. While another executable still serves, it is the one to be asked.
     pub(super) fn serve_control(&mut self) {
         let now = clock::now();
-        if self.upgrade.predecessor.is_some() || !self.control.read(now) {
+        if self.upgrade.predecessor.is_some() || !self.host.control.read(now) {
             return;
         }
-        let mut control = std::mem::take(&mut self.control); // the view borrows the rest
+        let mut control = std::mem::take(&mut self.host.control); // the view borrows the rest
         let operations = control.serve(&self.view(), now);
-        self.control = control;
+        self.host.control = control;
         for (client, operation) in operations {
             self.operate(client, operation);
         }
@@ -39,23 +38,23 @@ impl Supervisor {
             Operation::Upgrade => self.upgrade.is_wanted = true,
             Operation::Drain { time } => {
                 let result = self.drain_by_order(time);
-                self.control.answer(client, &result);
+                self.host.control.answer(client, &result);
             }
             Operation::Resume => {
                 let result = self.resume_by_order();
-                self.control.answer(client, &result);
+                self.host.control.answer(client, &result);
             }
             Operation::Cancel => {
                 let result = self.cancel();
-                self.control.answer(client, &result);
+                self.host.control.answer(client, &result);
             }
             Operation::LogLevel(level) => {
                 self.set_log_level(level);
-                self.control.answer(client, &Ok(level.name().into()));
+                self.host.control.answer(client, &Ok(level.name().into()));
             }
             Operation::Workers { pool, change } => {
                 let result = self.change_workers(&pool, change);
-                self.control.answer(client, &result);
+                self.host.control.answer(client, &result);
             }
             Operation::Quarantine { handler, state, time } => {
                 match state {
@@ -64,7 +63,7 @@ impl Supervisor {
                 }
                 let handlers: Vec<_> = self.view().handler(handler).into_iter().collect();
                 let result = serde_json::to_value(handlers).map_err(|error| error.to_string());
-                self.control.answer(client, &result);
+                self.host.control.answer(client, &result);
             }
         }
     }
@@ -147,8 +146,8 @@ impl Supervisor {
         }
         if self.rolling.is_reload_wanted {
             self.rolling.is_reload_wanted = false;
-            self.control.reload_begins();
-            self.control.reload_ends(&Err(format!("refused, and nothing has changed: {WHY}")));
+            self.host.control.reload_begins();
+            self.host.control.reload_ends(&Err(format!("refused, and nothing has changed: {WHY}")));
             return Ok("reload cancelled".into());
         }
         Err("there is no reload or upgrade that is not in force yet".to_owned())

@@ -87,7 +87,7 @@ impl Supervisor {
                 let code = self.generation.config.drain.code;
                 scoreboard.bulletin().set_readiness(Readiness::Closing { until, code });
                 if is_accepting {
-                    self.auxiliaries.drain(&mut self.processes);
+                    self.settle_auxiliaries();
                     self.generation.listeners.iter().for_each(|listener| listener.pause());
                 }
                 let (open, time) = (self.connections(), self.time_to_drain());
@@ -106,7 +106,6 @@ impl Supervisor {
         let was_accepting = self.shared.scoreboard.bulletin().readiness().accepts();
         if !was_accepting {
             self.listen_again();
-            self.auxiliaries.resume(&self.generation);
         }
         self.shared.scoreboard.bulletin().set_readiness(Readiness::Ready);
         log::info!("drain: resumed; accepting connections");

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
+use super::certificates::{self, Certificates};
+use super::generation::Generation;
 use super::mail::Mail;
 use super::policy::backoff::{Backoff, Rule};
 use super::policy::liveness::{self, Limits};
 use super::policy::rebalance;
 use super::policy::rolling_restart::{Event, Step};
-use super::processes::Role;
+use super::role::Role;
+use super::rolling::Loading;
 use super::{Supervisor, logs};
 use crate::config::Wear;
 use crate::fleet::control::Command;
@@ -48,6 +51,7 @@ pub(super) struct Maintenance {
     pub drain_looked_at: Instant,
     pub sizes: logs::Sizes,
     pub mail: Mail,
+    pub certificates: Certificates,
 }
 
 impl Default for Maintenance {
@@ -61,6 +65,7 @@ impl Default for Maintenance {
             drain_looked_at: Instant::default(),
             sizes: logs::Sizes::default(),
             mail: Mail::default(),
+            certificates: Certificates::default(),
         }
     }
 }
@@ -80,7 +85,8 @@ impl Supervisor {
             return None;
         }
         let looks = self.is_look_wanted(now).then_some(self.maintenance.look_at);
-        looks.into_iter().chain([self.maintenance.pulse_at]).chain(self.next_look_at_logs()).min()
+        let files = self.next_look_at_logs().into_iter().chain(self.next_look_at_certificates());
+        looks.into_iter().chain([self.maintenance.pulse_at]).chain(files).min()
     }
 
     fn is_look_wanted(&self, now: Instant) -> bool {
@@ -101,6 +107,7 @@ impl Supervisor {
             self.limits().into_iter().for_each(|limits| self.end_hung_workers(limits, now));
         }
         self.look_after_logs(now);
+        self.look_at_certificates(now);
     }
 
     /// Has workers move connections to each other until they are balanced, and replaces those that are worn out.
@@ -227,6 +234,29 @@ impl Supervisor {
             }
             log::error!("{}[{pid}] has not responded for {silent:?}; ending it", self.name(slot));
             self.processes.get_mut(pid).into_iter().for_each(|process| process.hurry(now));
+        }
+    }
+
+    /// When files are looked at.
+    fn next_look_at_certificates(&self) -> Option<Instant> {
+        let is_read = self.generation.gateway_listeners().next().is_some();
+        is_read.then_some(self.maintenance.certificates.look_at)
+    }
+
+    /// Looks at the files, and begins to replace the gateways if it is time to.
+    fn look_at_certificates(&mut self, now: Instant) {
+        if self.next_look_at_certificates().is_none_or(|at| at > now) {
+            return;
+        }
+        self.maintenance.certificates.look_at = now + certificates::LOOK;
+        let is_idle = self.rolling.policy.is_idle() && self.rolling.loading.is_none();
+        let is_free = is_idle && self.host.daemon.is_ready() && !self.upgrade.is_under_way();
+        let stamps = certificates::stamps(&self.generation.config);
+        if is_free && self.maintenance.certificates.look(stamps.clone(), &self.generation.certificates) {
+            log::info!("certificates have changed: new gateways read them");
+            let generation = Generation { certificates: stamps, ..self.generation.clone() };
+            self.auxiliaries.try_out(&self.generation, &generation);
+            self.rolling.loading = Some(Loading::Starting(generation));
         }
     }
 }

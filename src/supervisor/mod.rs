@@ -20,8 +20,10 @@ mod pools;
 mod postmortem;
 mod prepare;
 mod processes;
+mod relay;
 mod reload;
 mod reports;
+mod role;
 mod rolling;
 pub mod spawn;
 pub mod upgrade;
@@ -40,7 +42,6 @@ use nix::sys::signalfd::SignalFd;
 use nix::unistd::Pid;
 
 use self::auxiliary::Auxiliaries;
-use self::certificates::Certificates;
 use self::child::Child;
 use self::generation::Generation;
 use self::maintenance::Maintenance;
@@ -48,7 +49,8 @@ use self::policy::drain::{self as drain_policy, Drain};
 use self::policy::slots::{Action, Event, Slots};
 use self::pools::Pools;
 use self::postmortem::Postmortem;
-use self::processes::{Errand, Processes, Role};
+use self::processes::Processes;
+use self::role::{Errand, Role};
 use self::rolling::Rolling;
 use self::upgrade::{Invocation, Predecessor, Upgrade};
 use crate::clock;
@@ -57,7 +59,6 @@ use crate::control::Control;
 use crate::exit::Exit;
 use crate::fleet::bulletin::Readiness;
 use crate::fleet::control::Command;
-use crate::fleet::gateway_queue::{GatewayQueue, Salt};
 use crate::fleet::process_title;
 use crate::fleet::shared::Shared;
 use crate::handlers::discover::Discovery;
@@ -164,28 +165,16 @@ struct Supervisor {
     postmortem: Postmortem,
     /// What is looked at regularly.
     maintenance: Maintenance,
-    /// What gateways and workers share.
-    gateways: Gateways,
-    /// The control socket.
-    control: Control,
     /// What the process has around it.
     host: Host,
-}
-
-/// What gateways share, with the workers and among themselves.
-struct Gateways {
-    /// Where they leave connections.
-    queue: GatewayQueue,
-    /// For the keys of their session tickets.
-    salt: Salt,
-    /// The files that they read.
-    certificates: Certificates,
 }
 
 /// The surroundings of the supervisor's process.
 struct Host {
     reread: Reread,
     signals: SignalFd,
+    /// The control socket.
+    control: Control,
     /// To the service manager.
     notify: Notify,
     /// To the place that the server was started from.
@@ -218,7 +207,7 @@ impl Supervisor {
             // After an upgrade, or before it is done, they are somebody else's.
             if !self.upgrade.is_superseded() && self.upgrade.predecessor.is_none() {
                 self.generation.sockets().for_each(|listener| listener.remove_file());
-                self.control.remove_file();
+                self.host.control.remove_file();
             }
             if !is_log_seen && !self.host.daemon.is_ready() {
                 eprintln!("wshd: ended with status {} before it was ready; see the log", exit.code());
@@ -284,8 +273,7 @@ impl Supervisor {
         self.refuse_connections();
         self.abort_rolling("the server is told to stop");
         self.slots.on(event, clock::now());
-        let end = self.end_of_stop();
-        self.auxiliaries.stop(&mut self.processes, end);
+        self.settle_auxiliaries();
         self.stop_pools(if at_once { Command::Quit } else { Command::Stop });
         self.hurry(if at_once { Command::Quit } else { Command::Stop });
     }
@@ -293,8 +281,8 @@ impl Supervisor {
     /// No worker is left that holds a slot: the rest is waited for.
     fn leave(&mut self, exit: Exit) {
         self.host.leaving = Some(exit);
-        let end = self.end_of_stop();
-        self.auxiliaries.retire(&mut self.processes, end);
+        self.auxiliaries.abort_trial(&mut self.processes);
+        self.settle_auxiliaries();
         self.hurry(Command::Stop);
     }
 
@@ -335,11 +323,10 @@ impl Supervisor {
             self.slots.deadline(),
             self.pools.deadline(now),
             self.maintenance_due(now),
-            self.next_look_at_certificates(),
             self.auxiliaries.due(),
             self.rolling.discovery().and_then(Discovery::deadline),
             self.maintenance.mail.deadline(),
-            self.control.deadline(),
+            self.host.control.deadline(),
             self.host.notify.due(),
             self.drain_due(),
             self.next_log(),
@@ -366,7 +353,7 @@ impl Supervisor {
         fds.extend(self.upgrade.channels().map(readable));
         let probes = self.rolling.discovery().into_iter().flat_map(Discovery::descriptors);
         fds.extend(probes.map(readable));
-        fds.extend(self.control.interest().filter(|_| self.upgrade.predecessor.is_none()));
+        fds.extend(self.host.control.interest().filter(|_| self.upgrade.predecessor.is_none()));
         let watched = self.pools_inboxes(now).filter_map(|slot| self.processes.inbox(slot));
         let watched = watched.map(|inbox| inbox.rx()).chain(self.unread_inboxes());
         fds.extend(watched.map(|inbox| readable(inbox.as_fd())));
@@ -383,7 +370,7 @@ impl Supervisor {
         drop(fds);
         self.host.turned = clock::now();
         self.refill_logs(self.host.turned);
-        logs.into_iter().for_each(|pid| self.read_log(pid));
+        logs.into_iter().for_each(|pid| self.read_log(pid, logs::AT_ONCE));
         ready.into_iter().for_each(|pid| self.read_reports(pid));
         self.read_births();
         self.read_successor();
@@ -394,7 +381,6 @@ impl Supervisor {
         let now = clock::now();
         self.signal_late(now);
         self.maintain(now);
-        self.look_at_certificates(now);
         self.host.notify.turn(now);
         self.go_on_with_drain(now);
         self.slots.on(Event::Time, now);

@@ -8,12 +8,12 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::sys::prctl::set_child_subreaper;
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 use super::Supervisor;
 use super::policy::pools::{Count, Gate};
-use super::processes::{Process, Role};
+use super::processes::{Process, is_ours};
+use super::role::Role;
 
 use crate::clock;
 use crate::config::Processes;
@@ -314,23 +314,5 @@ impl Supervisor {
     /// Whether this is a child of this process that is not in the table.
     fn is_new_child(&self, pid: i32) -> bool {
         is_ours(pid) && self.processes.get(Pid::from_raw(pid)).is_none()
-    }
-}
-
-/// Whether it is a child of this process, or was one and has not been reaped.
-pub(super) fn is_ours(pid: i32) -> bool {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    pid > 0 && waitid(Id::Pid(Pid::from_raw(pid)), flags).is_ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_own_children_are_taken_for_children() {
-        for pid in [0, -1, 1, std::process::id() as i32, i32::MAX] {
-            assert!(!is_ours(pid), "{pid}");
-        }
     }
 }

@@ -9,9 +9,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use super::auxiliary::Auxiliaries;
+use super::auxiliary::{Auxiliaries, Gateways};
 use super::bus::Bus;
-use super::certificates::{Certificates, stamps};
+use super::certificates::stamps;
 use super::generation::{Generation, bind_metrics, binding, make_inbox};
 use super::maintenance::Maintenance;
 use super::policy::drain::Drain;
@@ -21,13 +21,12 @@ use super::postmortem::Postmortem;
 use super::processes::Processes;
 use super::rolling::Rolling;
 use super::upgrade::{Inherited, Predecessor, Upgrade};
-use super::{Gateways, Host, Origin, Supervisor};
+use super::{Host, Origin, Supervisor};
 use crate::clock;
 use crate::config::{Config, Console, Pool};
 use crate::confine::landlock;
 use crate::control::Control;
 use crate::exit::Exit;
-use crate::fleet::gateway_queue::GatewayQueue;
 use crate::fleet::listener::{self, BindError, Bound, Listener};
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::Place;
@@ -83,12 +82,12 @@ impl Supervisor {
             bound.iter().filter(|_| is_new).for_each(|listener| listener.remove_file());
         })?;
         let Prepared { generation, shared, processes, control, signals } = prepared;
-        let gateways = gateways(queue).map_err(internal)?;
+        let gateways = Gateways::new(queue).map_err(internal)?;
         shared.scoreboard.share_sockets(!is_new);
         Ok(Self {
             slots: Slots::new(processes.slots()),
             postmortem: Postmortem::new(generation.config.quarantine),
-            auxiliaries: Auxiliaries::new(&generation, is_new),
+            auxiliaries: Auxiliaries::new(gateways, is_new),
             upgrade: Upgrade::new(invocation, predecessor),
             drain: Drain::default(),
             rolling: Rolling::default(),
@@ -97,6 +96,7 @@ impl Supervisor {
             host: Host {
                 reread,
                 signals,
+                control,
                 notify,
                 daemon: Daemon::default(),
                 started: SystemTime::now(),
@@ -108,8 +108,6 @@ impl Supervisor {
             generation,
             shared,
             processes,
-            gateways,
-            control,
         })
     }
 }
@@ -157,13 +155,6 @@ impl Prepared {
         let generation = Generation { config, routes, listeners, metrics, bus, cgi, faults, certificates };
         Ok(Self { generation, shared, processes, control, signals })
     }
-}
-
-fn gateways(inherited: Option<GatewayQueue>) -> io::Result<Gateways> {
-    let queue = inherited.map_or_else(GatewayQueue::new, Ok)?;
-    let mut salt = [0; 32];
-    rustix::rand::getrandom(&mut salt, rustix::rand::GetRandomFlags::empty())?;
-    Ok(Gateways { queue, salt, certificates: Certificates::default() })
 }
 
 fn shared(config: &Config, routes: &Routes) -> Result<Shared, Failure> {

@@ -9,52 +9,19 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
-use super::auxiliary::Kind;
-use super::logs::Source;
 use super::policy::liveness::Pulse;
 use super::policy::talk::Talk;
+use super::relay::Source;
+use super::role::Role;
 use crate::fleet::control::{Channel, Command};
 use crate::fleet::inbox::Inbox;
 use crate::time::Instant;
 
 /// From SIGTERM to SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(1);
-
-/// What the supervisor would have to wait for if it did it itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Errand {
-    /// Reads the configuration and looks names up, so that this is done quickly the second time.
-    ReadConfig,
-    /// Writes a crash record.
-    WriteRecord,
-}
-
-/// What a process is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Holds its slot: serves there, or will as soon as it has started.
-    Worker,
-    /// Holds its slot, and serves one connection there. Forked by the worker of its pool with this pid.
-    PerConnection(Pid),
-    /// Started beside the worker that it is to replace; waits for the command to begin.
-    Standby,
-    /// Hands its connections over, or waits until they end; holds its slot no more.
-    Draining,
-    /// Crashes, and sends its connections to the inbox of its slot, which it holds no more.
-    Crashed,
-    /// Of the supervisor's own; holds no slot.
-    Auxiliary(Kind),
-    /// The same after it was replaced or told to leave: exits with its last connection.
-    Leaving(Kind),
-    /// Does one thing that may wait for a disk or a name server, and exits.
-    Errand(Errand),
-    /// The other executable of an upgrade.
-    Successor,
-    /// Was killed because it is not needed.
-    Dismissed,
-}
 
 /// A child of the supervisor, from fork until it is reaped.
 #[derive(Debug)]
@@ -326,10 +293,17 @@ impl Processes {
     }
 }
 
+/// Whether it is a child of this process, or was one and has not been reaped.
+pub fn is_ours(pid: i32) -> bool {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    pid > 0 && waitid(Id::Pid(Pid::from_raw(pid)), flags).is_ok()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::supervisor::role::Kind;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -395,5 +369,12 @@ mod tests {
         assert_eq!(processes.holder(0), None);
         processes.set_role(NOBODY, Role::Worker);
         assert_eq!(processes.holder(0), Some(NOBODY));
+    }
+
+    #[test]
+    fn only_own_children_are_taken_for_children() {
+        for pid in [0, -1, 1, std::process::id() as i32, i32::MAX] {
+            assert!(!is_ours(pid), "{pid}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use nix::sys::wait::WaitStatus;
 use super::changes::Changes;
 use super::generation::Generation;
 use super::policy::rolling_restart::{Event, Failure, Step};
-use super::processes::Errand;
+use super::role::Errand;
 use super::rolling::Loading;
 use super::{Supervisor, prepare, spawn};
 use crate::clock;
@@ -29,7 +29,7 @@ impl Supervisor {
             return false;
         }
         self.rolling.is_reload_wanted = false;
-        self.control.reload_begins();
+        self.host.control.reload_begins();
         let not_now = if self.slots.is_stopping() {
             Some("the server is told to stop")
         } else if self.drain.is_on() {
@@ -179,7 +179,7 @@ impl Supervisor {
         let deadline = self.drain_deadline(None);
         self.auxiliaries.commit(&mut self.processes, deadline);
         self.generation = new;
-        self.gateways.certificates.forget();
+        self.maintenance.certificates.forget();
     }
 
     /// A handler whose file has changed begins anew, as does one that did not start before.
@@ -221,7 +221,7 @@ impl Supervisor {
             }
         }
         self.shared.scoreboard.bulletin().set_reload(result.is_ok());
-        self.control.reload_ends(&result);
+        self.host.control.reload_ends(&result);
         self.host.notify.reloaded(&self.summary());
     }
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 use nix::unistd::Pid;
 
 use super::Supervisor;
-use super::auxiliary::Kind;
 use super::policy::rolling_restart;
 use super::policy::slots::Event;
-use super::processes::{GRACE, Role};
+use super::processes::GRACE;
+use super::role::{Kind, Role};
 use crate::clock;
 use crate::fleet::control::{Report, Start};
 use crate::fleet::routes::Route;
@@ -67,7 +67,7 @@ impl Supervisor {
             && let Some(channel) = &process.channel
         {
             match channel.recv_start() {
-                Ok(Some(Start::Done(report))) => self.control.hear(pid.as_raw(), report),
+                Ok(Some(Start::Done(report))) => self.host.control.hear(pid.as_raw(), report),
                 Ok(Some(start)) => self.auxiliaries.on_start(pid, start, &mut self.processes),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -129,14 +129,9 @@ impl Supervisor {
                 | Report::Published { .. }),
                 _,
             ) => {
-                self.control.hear(pid.as_raw(), report);
+                self.host.control.hear(pid.as_raw(), report);
             }
-            (Report::Topics, _) => {
-                self.generation.bus.set_used();
-                if !self.slots.is_stopping() && !self.upgrade.is_superseded() {
-                    self.auxiliaries.need(Kind::Bus);
-                }
-            }
+            (Report::Topics, _) => self.generation.bus.set_used(),
             (Report::Faulty, Role::Worker) => self.replace_faulty(slot, now),
             (Report::Faulty | Report::Taken | Report::Born { .. }, _) => {}
         }

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use super::generation::Generation;
 use super::policy::rolling_restart::{Action, Event, RollingRestart};
 use super::policy::slots;
-use super::processes::Role;
+use super::role::Role;
 use super::{Flow, Supervisor, spawn};
 use crate::clock;
 use crate::config::Config;

@@ -14,11 +14,11 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 
-use super::auxiliary::Kind;
 use super::child::{Auxiliary, Child, Task};
 use super::generation::Generation;
-use super::logs::Source;
-use super::processes::{Errand, Process, Role};
+use super::processes::{Process, is_ours};
+use super::relay::Source;
+use super::role::{Errand, Kind, Role};
 
 use super::{Flow, Outcome, Supervisor};
 use crate::clock;
@@ -62,7 +62,7 @@ pub(super) fn worker(
     let forked = Channel::pair().and_then(|channels| {
         let record = supervisor.shared.scoreboard.slot(slot).ok_or(io::ErrorKind::NotFound)?;
         record.begin(clock::now().as_nanos());
-        supervisor.shared.mend(usize::from(record.place().pool), super::pools::is_ours);
+        supervisor.shared.mend(usize::from(record.place().pool), is_ours);
         supervisor.shared.counters.enter_place(record.place())?.starts.add(1);
         let is_boundary = !generation.config.reaches(record.place().pool.into(), 0);
         let log = is_boundary.then(|| Source::pair(clock::now())).transpose()?.unzip();
@@ -96,7 +96,7 @@ pub(super) fn worker(
     // Only the default pool accepts; to the others connections come through their inboxes.
     let accepts = record.place().pool == 0;
     let listeners = if accepts { generation.worker_listeners() } else { Vec::new() };
-    let gateways = accepts.then(|| Arc::clone(supervisor.gateways.queue.rx()));
+    let gateways = accepts.then(|| Arc::clone(supervisor.auxiliaries.gateways.queue.rx()));
     let shared = supervisor.shared;
     let inboxes = supervisor.processes.take_inboxes();
     // Without a descriptor to spare a worker answers for the programs: 503.
@@ -171,9 +171,9 @@ pub(super) fn auxiliary(
         Kind::Gateway => Auxiliary::Gateway(gateway::Start {
             config: Arc::clone(&config),
             listeners: generation.gateway_listeners().cloned().collect(),
-            queue: Arc::clone(supervisor.gateways.queue.tx()),
+            queue: Arc::clone(supervisor.auxiliaries.gateways.queue.tx()),
             counters: shared.gateways,
-            salt: supervisor.gateways.salt,
+            salt: supervisor.auxiliaries.gateways.salt,
         }),
         Kind::Bus => Auxiliary::Bus(bus.start_with_engine(&config, &routes, shared.bus)),
         Kind::Cgi => Auxiliary::Cgi(inbox.ok_or_else(|| io::ErrorKind::NotFound.into()).and_then(|inbox| {

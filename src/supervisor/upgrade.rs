@@ -28,7 +28,8 @@ use super::bus::Bus;
 use super::policy::rolling_restart::{self, Step};
 use super::policy::slots;
 use super::policy::upgrade::{self as policy, Action, Event};
-use super::processes::{GRACE, Process, Role};
+use super::processes::{GRACE, Process};
+use super::role::Role;
 use super::spawn::{Forked, fork_child};
 
 use crate::clock;
@@ -308,11 +309,11 @@ impl Supervisor {
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let listeners = self.generation.sockets();
-        for listener in listeners.chain(self.control.listener()) {
+        for listener in listeners.chain(self.host.control.listener()) {
             let text = listener.asked().map_or_else(|| PASSED.to_vec(), Listen::to_bytes);
             datagram::send(ours.as_fd(), &text, Some(listener.as_fd()))?;
         }
-        let queue = &self.gateways.queue;
+        let queue = &self.auxiliaries.gateways.queue;
         for end in [queue.tx(), queue.rx()] {
             datagram::send(ours.as_fd(), &[QUEUE, &QUEUE_FORMAT.to_ne_bytes()].concat(), Some(end.as_fd()))?;
         }
@@ -349,9 +350,7 @@ impl Supervisor {
             log::warn!("upgrade: the new executable cannot take up connections; they are closed");
         }
         self.abort_rolling("another executable takes over");
-        let deadline = self.drain_deadline(None);
-        self.auxiliaries.retire(&mut self.processes, deadline);
-        self.control.hand_over();
+        self.host.control.hand_over();
         for (_, slot) in self.serving() {
             let step = Step { start: None, retire: Some(slot) };
             self.rolling.policy.on(rolling_restart::Event::Step(step));
@@ -373,8 +372,7 @@ impl Supervisor {
         self.upgrade.channel = None;
         self.shared.scoreboard.share_sockets(false);
         self.host.notify.main_pid(Pid::this());
-        self.auxiliaries.take_back(&self.generation);
-        self.control.take_back();
+        self.host.control.take_back();
         self.rewrite_pid_file();
         let places: Vec<Place> = staying.into_iter().map(|(place, _)| place).collect();
         for (pool, settings) in (0_u16..).zip(&self.generation.config.clone().pools) {
@@ -422,7 +420,7 @@ impl Supervisor {
             Ok(done) => log::info!("{done}"),
             Err(why) => log::error!("{why}"),
         }
-        self.control.upgrade_ends(&result);
+        self.host.control.upgrade_ends(&result);
     }
 
     /// All workers are ready: the old executable, if there is one, can hand its connections over.

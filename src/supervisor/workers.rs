@@ -10,9 +10,10 @@ use nix::unistd::Pid;
 
 use super::policy::slots::Event;
 use super::policy::{rolling_restart, upgrade};
-use super::processes::{Errand, Late, Process, Role};
+use super::processes::{Late, Process};
+use super::role::{Errand, Role};
 use super::rolling::Loading;
-use super::{Flow, Supervisor, spawn};
+use super::{Flow, Supervisor, logs, spawn};
 use crate::clock;
 use crate::fleet::control::Command;
 use crate::fleet::counters::{Entry, OTHER, PlaceCounters};
@@ -162,7 +163,7 @@ impl Supervisor {
             if self.processes.get(pid).is_none() {
                 self.read_births();
             }
-            self.read_last_lines(pid);
+            self.read_log(pid, logs::LAST);
             self.read_reports(pid);
             match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
                 Ok(status) => self.ended(pid, status),

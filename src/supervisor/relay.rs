@@ -1,0 +1,85 @@
+//! Lines of the log of a process that has no file of it: where the supervisor takes them from, and how many.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_passcred;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg,
+    socketpair,
+};
+
+use crate::time::Instant;
+
+/// Lines that a process may have written in a second, and at once after it was quiet; a long one counts as several.
+const RATE: u32 = 2000;
+const BURST: u32 = 4000;
+/// Between two times that a process gets room for more lines.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Bytes that count as one line.
+const LINE: usize = 512;
+/// Where the lines of a process come from that has no file of the log. Whoever has the other end of it can only have lines
+/// appended, and not more than [`RATE`]: what does not get into the socket is lost, and counted there.
+#[derive(Debug)]
+pub struct Source {
+    socket: OwnedFd,
+    /// Lines that may be taken now.
+    left: u32,
+    /// When that was.
+    counted: Instant,
+}
+
+impl Source {
+    /// One, and the end for the process.
+    pub fn pair(now: Instant) -> io::Result<(Self, OwnedFd)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        // The kernel says who has sent a line.
+        set_socket_passcred(&socket, true)?;
+        Ok((Self { socket, left: BURST, counted: now }, theirs))
+    }
+
+    /// Where to wait for lines; not as long as there were too many.
+    pub fn interest(&self) -> Option<BorrowedFd<'_>> {
+        (self.left > 0).then_some(self.socket.as_fd())
+    }
+
+    /// When there may be lines again.
+    pub fn opens(&self) -> Option<Instant> {
+        (self.left == 0).then(|| self.counted + PAUSE)
+    }
+
+    /// Time has passed.
+    pub fn refill(&mut self, now: Instant) {
+        let passed = now.since(self.counted);
+        if passed >= PAUSE {
+            let more = u128::from(RATE) * passed.as_millis() / 1000;
+            self.left = self.left.saturating_add(u32::try_from(more).unwrap_or(BURST)).min(BURST);
+            self.counted = now;
+        }
+    }
+
+    /// The next line, and the pid of who has sent it. None: there is none now. An error: there will be none.
+    pub fn take(&mut self, bytes: &mut [u8]) -> io::Result<Option<(usize, i32)>> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let message = match recvmsg(&self.socket, &mut [IoSliceMut::new(bytes)], &mut control, flags) {
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            message => message?,
+        };
+        let lines = 1 + message.bytes / LINE;
+        self.left = self.left.saturating_sub(u32::try_from(lines).unwrap_or(BURST));
+        let sender = control.drain().find_map(|part| match part {
+            RecvAncillaryMessage::ScmCredentials(sender) => Some(sender.pid.as_raw_nonzero().get()),
+            _ => None,
+        });
+        match (message.bytes, sender) {
+            (1.., Some(pid)) => Ok(Some((message.bytes, pid))),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}

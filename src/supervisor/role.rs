@@ -1,0 +1,82 @@
+//! What a process is for. Values only; which processes there are is in `processes`.
+
+use nix::unistd::Pid;
+
+/// What the supervisor would have to wait for if it did it itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// Reads the configuration and looks names up, so that this is done quickly the second time.
+    ReadConfig,
+    /// Writes a crash record.
+    WriteRecord,
+}
+
+/// What a process is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Holds its slot: serves there, or will as soon as it has started.
+    Worker,
+    /// Holds its slot, and serves one connection there. Forked by the worker of its pool with this pid.
+    PerConnection(Pid),
+    /// Started beside the worker that it is to replace; waits for the command to begin.
+    Standby,
+    /// Hands its connections over, or waits until they end; holds its slot no more.
+    Draining,
+    /// Crashes, and sends its connections to the inbox of its slot, which it holds no more.
+    Crashed,
+    /// Of the supervisor's own; holds no slot.
+    Auxiliary(Kind),
+    /// The same after it was replaced or told to leave: exits with its last connection.
+    Leaving(Kind),
+    /// Does one thing that may wait for a disk or a name server, and exits.
+    Errand(Errand),
+    /// The other executable of an upgrade.
+    Successor,
+    /// Was killed because it is not needed.
+    Dismissed,
+}
+
+/// What an auxiliary process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Serves metrics over HTTP.
+    Metrics,
+    /// Ends TLS and HTTP/2.
+    Gateway,
+    /// Carries published messages between workers.
+    Bus,
+    /// Runs programs for requests.
+    Cgi,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 4] = [Kind::Metrics, Kind::Gateway, Kind::Bus, Kind::Cgi];
+
+    /// Its name in the log and in `ps`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Metrics => "metrics",
+            Kind::Gateway => "gateway",
+            Kind::Bus => "bus",
+            Kind::Cgi => "cgi",
+        }
+    }
+
+    /// Whether it reads commands after `Begin`. One that does not has nothing to lose: it is killed when it is not needed,
+    /// and replaced when it would have to be told something.
+    pub fn takes_commands(self) -> bool {
+        match self {
+            Kind::Metrics => false,
+            Kind::Gateway | Kind::Bus | Kind::Cgi => true,
+        }
+    }
+
+    /// Whether one that is replaced may take until its last connection has ended.
+    pub fn relays(self) -> bool {
+        match self {
+            Kind::Metrics | Kind::Bus | Kind::Cgi => false,
+            Kind::Gateway => true,
+        }
+    }
+}
