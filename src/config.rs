@@ -373,6 +373,8 @@ pub struct Pool {
     pub max_cpu: Option<Duration>,
     /// RLIMIT_NPROC; only with a user, who is not root.
     pub max_processes: Option<u64>,
+    /// Whether its workers are kept from some system calls.
+    pub seccomp: bool,
     /// A process for each connection; then the one worker is their parent.
     pub children: Option<Processes>,
 }

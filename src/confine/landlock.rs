@@ -49,7 +49,7 @@ const SINKS: [&str; 2] = ["/dev/null", "/dev/zero"];
 const NEWEST: ABI = ABI::V5;
 
 /// Whether workers can be confined as wanted. [supervisor, before fork]
-pub fn check(config: &Config) -> Result<(), String> {
+pub(super) fn check(config: &Config) -> Result<(), String> {
     let Some(_) = config.landlock else { return Ok(()) };
     rules().map(drop).map_err(|error| format!("landlock: this kernel cannot confine workers: {error}"))
 }
@@ -73,7 +73,7 @@ impl Files {
 
     /// Confines this process and all it starts to these, for good. The last thing before handlers are loaded. [worker or
     /// probe, one thread]
-    pub fn confine(&self) -> io::Result<()> {
+    pub(super) fn confine(&self) -> io::Result<()> {
         let readable = self.read.iter().map(Path::new).chain(SYSTEM.map(Path::new));
         let writable = self.write.iter().map(Path::new).chain(SINKS.map(Path::new));
         let confine = || {

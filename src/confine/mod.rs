@@ -1,10 +1,11 @@
 //! What a process gives up before the code of a handler runs in it: limits, root directory, groups, group, user, all
-//! capabilities, and files, always in this order, and with no way back. In a worker just after fork, and in a probe. Looks
-//! no name up: the configuration has numbers.
+//! capabilities, files, and system calls, always in this order, and with no way back. In a worker just after fork, and in a
+//! probe. Looks no name up: the configuration has numbers.
 
 #![allow(unsafe_code)]
 
-pub mod landlock;
+mod landlock;
+mod seccomp;
 
 use std::ffi::OsString;
 use std::io;
@@ -28,6 +29,12 @@ const LIMITED: [(Resource, &str); 4] = [
     (Resource::RLIMIT_NPROC, "max_processes"),
 ];
 
+/// Whether this machine can confine workers as wanted. [supervisor, before fork]
+pub fn check(config: &Config) -> Result<(), String> {
+    landlock::check(config)?;
+    seccomp::check(config)
+}
+
 /// How the processes of a pool are confined, as values: a probe reads it from a pipe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confinement {
@@ -41,6 +48,8 @@ pub struct Confinement {
     groups: Vec<u32>,
     user: Option<u32>,
     files: Option<Files>,
+    /// Whether its system calls are filtered.
+    seccomp: bool,
 }
 
 impl Confinement {
@@ -60,6 +69,7 @@ impl Confinement {
             groups: pool.groups.iter().map(|group| group.as_raw()).collect(),
             user: pool.user.map(Uid::as_raw),
             files: None,
+            seccomp: pool.seccomp,
         })
     }
 
@@ -115,7 +125,8 @@ impl Confinement {
             // A change of the user takes it away, and with it core dumps.
             set_dumpable(true).map_err(self.failed("dumpable"))?;
         }
-        self.files.as_ref().map_or(Ok(()), Files::confine)
+        self.files.as_ref().map_or(Ok(()), Files::confine)?;
+        if self.seccomp { seccomp::confine() } else { Ok(()) }
     }
 
     fn failed(&self, what: &'static str) -> impl FnOnce(Errno) -> io::Error {

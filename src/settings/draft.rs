@@ -21,7 +21,7 @@ pub struct Draft {
     pub listener: ListenerSettings,
     /// Of the listener: where.
     pub address: Option<Listen>,
-    /// Of the pool: limits.
+    /// Of the pool: limits. Of the server: what pools have that say nothing else.
     pub pool: Pool,
     /// Of the pool: processes for each connection.
     pub processes: Processes,
@@ -83,6 +83,14 @@ pub struct Draft {
     pub isolation: Isolation,
     /// Of a handler: its pool, if it is named.
     pub pool_name: Option<String>,
+}
+
+impl Draft {
+    /// A pool whose table says nothing, with this server.
+    pub fn pool_without_table(&self) -> Self {
+        let pool = Pool { seccomp: self.pool.seccomp, ..Pool::default() };
+        Self { pool, ..Self::default() }
+    }
 }
 
 /// Where the log goes if not to a file.

@@ -47,7 +47,7 @@ pub fn read(
             if let Some(before) = pools.get(&**name.get_ref()) {
                 return Err(place.wrong(format!("it is already set at {}", before.place)));
             }
-            let table = pool(file, name.get_ref(), table, place)?;
+            let table = pool(file, name.get_ref(), table, place, server)?;
             let heading = format!("[pool.{}]", string(name.get_ref()));
             effective.tables.push((heading, Scope::Pool, table.given.clone()));
             pools.insert(name.get_ref().to_string(), table);
@@ -114,7 +114,7 @@ fn handler(
         (isolation, name) => {
             let name = name.as_deref().unwrap_or(own_name);
             pool_name(name).map_err(|expected| place.wrong(format!("its pool {name:?}: {expected}")))?;
-            let pool = pool_for(isolation, name, pools.get(name))?;
+            let pool = pool_for(isolation, name, pools.get(name), server)?;
             let number = config.pool(name).unwrap_or_else(|| {
                 config.pools.push(pool.clone());
                 config.pools.len() - 1
@@ -164,9 +164,9 @@ fn own_settings(file: &File, table: &DeTable<'_>) -> Result<Vec<(String, String)
 }
 
 /// The pool of a handler with this isolation.
-fn pool_for(isolation: Isolation, name: &str, table: Option<&Table>) -> Result<Pool, Error> {
+fn pool_for(isolation: Isolation, name: &str, table: Option<&Table>, server: &Draft) -> Result<Pool, Error> {
     let Some(Table { pool, processes, given, .. }) = table else {
-        let mut draft = Draft::default();
+        let mut draft = server.pool_without_table();
         assign(&Places::default(), Scope::Pool, &mut draft)?;
         let children = (isolation == Isolation::Connection).then_some(draft.processes);
         return Ok(Pool { children, name: name.to_owned(), ..draft.pool });
@@ -184,9 +184,9 @@ fn pool_for(isolation: Isolation, name: &str, table: Option<&Table>) -> Result<P
     }
 }
 
-fn pool(file: &File, name: &str, table: &DeTable<'_>, place: Place) -> Result<Table, Error> {
+fn pool(file: &File, name: &str, table: &DeTable<'_>, place: Place, server: &Draft) -> Result<Table, Error> {
     let given = file.values(table.iter(), Scope::Pool)?;
-    let mut draft = Draft::default();
+    let mut draft = server.pool_without_table();
     assign(&given, Scope::Pool, &mut draft)?;
     let (user, groups) = identity(draft.user, draft.group).map_err(|why| given.wrong("user", why))?;
     check_nice(draft.pool.nice).map_err(|why| given.wrong("nice", why))?;
@@ -254,6 +254,20 @@ mod tests {
         assert_eq!(named, ["/a/b", "/c", "/d", "/e", "/f", "/g"], "those without effect, too");
     }
 
+    #[test]
+    fn pools_that_say_nothing_else_are_filtered_as_the_server_is() {
+        let tables = "[handler.'/a']\nisolation = 'pool'\n[handler.'/b']\nisolation = 'pool'\n[pool.b]\n";
+        for (server, pool, expected) in [
+            ("", "", [false, false, false]),
+            ("seccomp = true\n", "", [true, true, true]),
+            ("seccomp = true\n", "seccomp = false", [true, true, false]),
+            ("", "seccomp = true", [false, false, true]),
+        ] {
+            let config = config(&[server, tables, pool].concat(), &[]).unwrap();
+            assert!(config.pools.iter().map(|pool| pool.seccomp).eq(expected), "{server}{pool}");
+        }
+    }
+
     /// A file with a pool that has these keys in line 4.
     fn pool_with(keys: &str) -> String {
         format!("[handler.'/a']\nisolation = 'pool'\n[pool.a]\n{keys}\n")
@@ -294,7 +308,7 @@ mod tests {
             "w.conf:4: max_processes: expected a user other than root beside it",
         );
         fails(&pool_with("memory = 1"), "w.conf:4: memory: no such key, did you mean max_memory?");
-        let keys = "user, group, workers, max_connections, nice, max_memory, max_files, max_cpu, max_processes, spare, \
+        let keys = "user, group, seccomp, workers, max_connections, nice, max_memory, max_files, max_cpu, max_processes, spare, \
                     processes";
         fails(&pool_with("xyzzy = 1"), &format!("w.conf:4: xyzzy: no such key, expected one of {keys}"));
         fails(&pool_with("nice = '1'"), "w.conf:4: nice: expected an integer, not a string");

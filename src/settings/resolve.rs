@@ -121,7 +121,8 @@ fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), E
     config.daemon.chroot = draft.chroot.as_deref().map(|dir| chroot(dir, &mut config, given)).transpose()?;
     let (user, groups) = identity(draft.user.clone(), draft.group).map_err(|why| given.wrong("user", why))?;
     config.cgi = programs(&draft, &config, user, given)?;
-    config.pools = vec![Pool { user, groups, ..Pool::new("default", config.workers) }];
+    let seccomp = draft.pool.seccomp;
+    config.pools = vec![Pool { user, groups, seccomp, ..Pool::new("default", config.workers) }];
     Ok((draft, config))
 }
 

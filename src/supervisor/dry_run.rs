@@ -3,7 +3,7 @@
 
 use super::prepare::{find_handlers, internal, not_bound};
 use crate::config::{Config, Listen};
-use crate::confine::landlock;
+use crate::confine;
 use crate::exit::Exit;
 use crate::fleet::listener;
 use crate::gateway;
@@ -27,7 +27,7 @@ pub fn dry_run(config: &Config) -> Exit {
 }
 
 fn test(config: &Config) -> Result<usize, (Exit, String)> {
-    landlock::check(config).map_err(|why| (Exit::Config, why))?;
+    confine::check(config).map_err(|why| (Exit::Config, why))?;
     let log = LogSettings { destination: Destination::Stderr, access: None, ..config.log.clone() };
     crate::log::start(&log).map_err(|error| (Exit::Config, error.to_string()))?;
     crate::log::set_process("check");

@@ -24,7 +24,7 @@ use super::upgrade::{Inherited, Predecessor, Upgrade};
 use super::{Host, Origin, Supervisor};
 use crate::clock;
 use crate::config::{Config, Console, Pool};
-use crate::confine::landlock;
+use crate::confine;
 use crate::control::Control;
 use crate::exit::Exit;
 use crate::fleet::listener::{self, BindError, Bound, Listener};
@@ -66,7 +66,7 @@ pub(super) fn find_handlers(config: &Config, start: &StartSignals) -> Result<(Ro
 impl Supervisor {
     /// All that comes before the first fork of a worker.
     pub(super) fn prepare(config: Config, origin: Origin, start: &StartSignals) -> Result<Self, Failure> {
-        landlock::check(&config).map_err(|why| (Exit::Config, why))?;
+        confine::check(&config).map_err(|why| (Exit::Config, why))?;
         let Origin { reread, invocation, predecessor, sockets, notify, daemon: _ } = origin;
         let inherited = predecessor.as_ref().map(Predecessor::sockets).transpose();
         let inherited =

@@ -139,4 +139,17 @@ See DOORS in
         help: "Let confined workers do everything with this file or with what is below this directory",
         more: "",
     },
+    Setting {
+        name: "seccomp",
+        scopes: POOLS,
+        kind: Flag(|d, is_on| d.pool.seccomp = is_on),
+        default: Is("false"),
+        flag: No,
+        help: "Keep workers, and what they start, from system calls that handlers have no use for",
+        more: "\
+Such a call fails with EPERM.
+The list of them is in DOORS in
+.Xr wshd 8 .
+Where the kernel cannot do that the server does not start, status 3.",
+    },
 ];

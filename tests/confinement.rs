@@ -1,4 +1,4 @@
-//! Workers that are confined to the files they need. Skipped where the kernel has no Landlock.
+//! Workers that are confined to the files and system calls that they need. Skipped where the kernel has no Landlock.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -136,4 +136,103 @@ fn handlers_use_the_files_that_they_may() {
         drop((raw, page));
         server.stop();
     }
+}
+
+/// Makes the call that it is told, with arguments that do no harm: answers with 0 or the number of the error.
+const CALLS: &str = r#"
+    #define _GNU_SOURCE
+    #include <ws_handler.h>
+    #include <errno.h>
+    #include <pthread.h>
+    #include <sched.h>
+    #include <stdio.h>
+    #include <stdlib.h>
+    #include <string.h>
+    #include <sys/ptrace.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+
+    static void *nothing(void *arg) { return arg; }
+
+    static long call(const char *name)
+    {
+        pthread_t thread;
+        if (strcmp(name, "thread") == 0)
+            return pthread_create(&thread, NULL, nothing, NULL) || pthread_join(thread, NULL);
+        if (strcmp(name, "program") == 0)
+            return system("true");
+        if (strcmp(name, "crash") == 0)
+            abort();
+        if (strcmp(name, "setuid") == 0)
+            return setuid(getuid());
+        if (strcmp(name, "ptrace") == 0)
+            return ptrace(PTRACE_ATTACH, 0, NULL, NULL); /* no such process */
+        if (strcmp(name, "clone") == 0)
+            return syscall(SYS_clone, CLONE_NEWUSER | CLONE_FS, NULL, NULL, NULL, NULL); /* no such combination */
+        if (strcmp(name, "clone3") == 0)
+            return syscall(SYS_clone3, NULL, 0);
+        if (strcmp(name, "bpf") == 0)
+            return syscall(SYS_bpf, -1, NULL, 0);
+        if (strcmp(name, "io_uring_setup") == 0)
+            return syscall(SYS_io_uring_setup, 0, NULL);
+    #ifdef __x86_64__
+        if (strcmp(name, "x32 ptrace") == 0)
+            return syscall(0x40000000 + 521, PTRACE_ATTACH, 0, NULL, NULL);
+    #endif
+        errno = EPERM;
+        return -1;
+    }
+
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        char name[32] = "", answer[32];
+        memcpy(name, msg->data, msg->size < sizeof name ? msg->size : sizeof name - 1);
+        errno = 0;
+        long result = call(name);
+        snprintf(answer, sizeof answer, "%ld", result < 0 ? errno : result);
+        ws_send(conn, WS_TEXT, answer, strlen(answer));
+    }
+
+    WS_HANDLER(.name = "calls", .on_message = on_message);
+"#;
+
+#[test]
+fn handlers_make_the_system_calls_that_they_may() {
+    let dir = Dir::new();
+    let handler = dir.handler("shared", CALLS);
+    for other in ["open_wsh.so", "single_wsh.so"] {
+        std::fs::copy(&handler, handler.with_file_name(other)).unwrap();
+    }
+    let config = dir.path().join("w.conf");
+    let text = "workers = 1\nseccomp = true\nquarantine_deaths = 0\n\
+                [handler.'/open']\nisolation = 'pool'\n[pool.open]\nseccomp = false\n\
+                [handler.'/single']\nisolation = 'connection'\n";
+    std::fs::write(&config, text).unwrap();
+    let mut server = Server::start(&dir, &["--config", config.to_str().unwrap()]);
+    for resource in ["/shared", "/single", "/shared"] {
+        let mut raw = Raw::open(&server.address(), resource);
+        for (call, expected) in [
+            ("setuid", libc::EPERM),
+            ("ptrace", libc::EPERM),
+            ("x32 ptrace", libc::EPERM),
+            ("bpf", libc::EPERM),
+            ("io_uring_setup", libc::EPERM),
+            ("clone", libc::EPERM),
+            ("clone3", libc::ENOSYS),
+            ("thread", 0),
+            ("program", 0),
+        ] {
+            assert_eq!(raw.ask(call), expected.to_string(), "{resource}: {call}");
+        }
+        // The rescue works, and the next worker is confined, too.
+        raw.text("crash");
+        raw.expect_close(1011);
+    }
+    let mut open = Raw::open(&server.address(), "/open");
+    for (call, expected) in [("setuid", 0), ("ptrace", libc::ESRCH)] {
+        assert_eq!(open.ask(call), expected.to_string(), "{call}");
+    }
+    drop(open);
+    assert!(!server.log().contains("process_vm_readv"), "the rescue cannot look at memory");
+    server.stop();
 }
