@@ -1,11 +1,11 @@
 //! Everything a process needs to know, already parsed into types that cannot be wrong. Reads no file, no argument and no
 //! environment, and has no defaults: `settings` does, and hands over a finished [`Config`].
 
-mod boundary;
 pub mod bus;
 pub mod drain;
 mod fixed;
 pub mod gateway;
+mod pool;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use nix::unistd::{Gid, Uid};
+use nix::unistd::Gid;
 
 use crate::auth::Authentication;
 use crate::log::{Level, Settings as LogSettings};
@@ -24,6 +24,7 @@ use crate::proto::http1::allow::{HostRule, OriginRule};
 
 use self::drain::Drain;
 use self::gateway::Gateway;
+pub use self::pool::{Pool, Processes};
 pub use crate::cgi::Cgi;
 pub use crate::fleet::listener::{Binding, Listen};
 pub use crate::proto::ws::handshake::Unmatched;
@@ -347,57 +348,6 @@ pub struct Config {
     pub pools: Vec<Pool>,
     /// The number of the pool of each resource that the configuration file has a table for.
     pub isolation: BTreeMap<String, usize>,
-}
-
-/// A pool of workers. Number 0 is "default", which accepts connections and serves every handler without a pool of
-/// its own; its workers run as the server does, without limits of their own.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pool {
-    /// As in titles and logs.
-    pub name: String,
-    /// How many, at least 1.
-    pub workers: usize,
-    /// Most connections of all its workers together, if there is a limit.
-    pub connections: Option<u32>,
-    /// The user that they run as; only with groups, and only when the server is root.
-    pub user: Option<Uid>,
-    /// Their groups, the first one first; none: those of the server.
-    pub groups: Vec<Gid>,
-    /// Added to the nice value of the server.
-    pub nice: i32,
-    /// RLIMIT_AS; bytes.
-    pub max_memory: Option<u64>,
-    /// RLIMIT_NOFILE.
-    pub max_files: Option<u64>,
-    /// RLIMIT_CPU; whole seconds, never zero.
-    pub max_cpu: Option<Duration>,
-    /// RLIMIT_NPROC; only with a user, who is not root.
-    pub max_processes: Option<u64>,
-    /// Whether its workers are kept from some system calls.
-    pub seccomp: bool,
-    /// A process for each connection; then the one worker is their parent.
-    pub children: Option<Processes>,
-}
-
-/// The processes of a pool in which each serves one connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Processes {
-    /// How many wait for a connection, if there may be so many; at most `most`.
-    pub spare: usize,
-    /// How many there are, at least 1.
-    pub most: usize,
-}
-
-impl Pool {
-    /// The most processes at a time, apart from those that are being replaced.
-    pub fn processes(&self) -> usize {
-        self.workers + self.children.map_or(0, |children| children.most)
-    }
-
-    /// A pool without limits that runs as the server does.
-    pub fn new(name: &str, workers: usize) -> Self {
-        Self { name: name.to_owned(), workers, ..Self::default() }
-    }
 }
 
 impl Config {
