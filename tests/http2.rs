@@ -14,8 +14,8 @@ use common::h2::{
     PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW, WINDOW_UPDATE, block, connect, frame, get,
     ws,
 };
-use common::server::{Dir, Server, until};
-use common::tls::{Authority, Client, port, prepare, start};
+use common::server::{Dir, Server, is_alive, until};
+use common::tls::{Authority, Client, echo, port, prepare, processes, start, start_copy, upgrade};
 use nix::sys::signal::Signal;
 
 const NO_ERROR: u32 = 0;
@@ -108,6 +108,10 @@ fn other_requests_are_answered_as_over_http_1() {
         }
     }
     assert!(String::from_utf8_lossy(&page).contains("</html>"));
+    // RFC 9113 section 5.1: the stream is closed, and only that is an error.
+    h2.send(&frame(DATA, 0, stream, b"x"));
+    let refused = h2.next(stream).unwrap();
+    assert_eq!((refused.kind, refused.code()), (RST_STREAM, STREAM_CLOSED));
     let stream = h2.begin(&get("/nothing"), END_STREAM);
     let answer = h2.next(stream).unwrap();
     assert_eq!(answer.status(), 404, "{answer:?}");
@@ -138,6 +142,53 @@ fn crashes_and_reloads_cost_a_stream_or_nothing() {
     setup.server.signal(Signal::SIGHUP);
     setup.server.says("reload: done");
     streams.iter().for_each(|stream| h2.echo(*stream, "after a reload"));
+}
+
+#[test]
+fn connections_move_to_the_pool_of_their_handler_and_survive_its_crash() {
+    let (dir, authority) = prepare(&["echo", "crash"]);
+    let config = dir.path().join("wshd.conf");
+    std::fs::write(&config, "quarantine_deaths = 0\n[handler.'/crash']\nisolation = 'pool'\n").unwrap();
+    let server = start(&dir, &["-f", config.to_str().unwrap(), "--workers", "1"]);
+    let mut h2 = H2::open(&Client::of(&authority).alpn("h2"), port(&server));
+    let (other, bystander) = (h2.websocket("/echo"), h2.websocket("/crash"));
+    let mut over_http1 = Client::of(&authority).open(port(&server), "/crash").unwrap();
+    let mut bystanders = |h2: &mut H2| {
+        h2.echo(other, "in the default pool");
+        h2.echo(bystander, "in the other pool");
+        echo(&mut over_http1, 1000);
+    };
+    bystanders(&mut h2);
+    let [default, pool] = ["worker default", "worker crash"].map(|title| processes(&server, title)[0]);
+    let culprit = h2.websocket("/crash");
+    h2.send(&frame(DATA, 0, culprit, &ws(1, b"null")));
+    assert_eq!(h2.data(culprit, 4), [0x88, 2, 3, 0xf3], "1011");
+    until("the pool's worker is gone", || !is_alive(pool));
+    bystanders(&mut h2);
+    assert!(is_alive(default));
+}
+
+#[test]
+fn an_upgrade_goes_on_with_all_streams() {
+    let (dir, authority) = prepare(&["echo"]);
+    let mut server = start_copy(&dir, &["--workers", "1"]);
+    let client = Client::of(&authority).alpn("h2");
+    let mut before = H2::open(&client, port(&server));
+    let streams: Vec<u32> = (0..5).map(|_| before.websocket("/echo")).collect();
+    let _new = upgrade(&server);
+    streams.iter().for_each(|stream| before.echo(*stream, "after an upgrade"));
+    let mut after = H2::open(&client, port(&server));
+    let stream = after.websocket("/echo");
+    after.echo(stream, "with the new server");
+    // The old one takes no further stream, and ends with the last that it has.
+    for stream in streams {
+        before.send(&frame(DATA, 0, stream, &ws(8, &[3, 0xe8])));
+        assert_eq!(before.data(stream, 4), [0x88, 2, 3, 0xe8]);
+        before.send(&frame(DATA, END_STREAM, stream, &[]));
+    }
+    assert!(before.is_going_away);
+    assert_eq!(server.wait().code(), Some(0));
+    after.echo(stream, "when the old one has ended");
 }
 
 /// What is sent after the preface and SETTINGS, and how that ends: GOAWAY, or RST_STREAM of stream 1, with this code. An
@@ -173,6 +224,20 @@ fn each_rule_of_rfc_9113_by_section() {
             frame(HEADERS, END_HEADERS | END_STREAM, 2, &get("/")),
             Connection(PROTOCOL_ERROR),
         ),
+        (
+            "5.1.1 a stream that was passed over",
+            [
+                frame(HEADERS, END_HEADERS | END_STREAM, 5, &get("/")),
+                frame(HEADERS, END_HEADERS | END_STREAM, 3, &get("/")),
+            ]
+            .concat(),
+            Connection(PROTOCOL_ERROR),
+        ),
+        (
+            "5.1 WINDOW_UPDATE of an idle stream",
+            frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]),
+            Connection(PROTOCOL_ERROR),
+        ),
         ("5.1 DATA after END_STREAM", [request(), frame(DATA, 0, 1, b"x")].concat(), Stream(STREAM_CLOSED)),
         (
             "5.3.1 a stream that depends on itself",
@@ -186,6 +251,13 @@ fn each_rule_of_rfc_9113_by_section() {
             Connection(PROTOCOL_ERROR),
         ),
         ("6.2 HEADERS on stream 0", frame(HEADERS, END_HEADERS, 0, &get("/")), Connection(PROTOCOL_ERROR)),
+        (
+            "6.2 padding longer than the frame",
+            frame(HEADERS, END_HEADERS | END_STREAM | 8, 1, &[&[200][..], &get("/")].concat()),
+            Connection(PROTOCOL_ERROR),
+        ),
+        ("6.3 PRIORITY on stream 0", frame(PRIORITY, 0, 0, &[0, 0, 0, 1, 7]), Connection(PROTOCOL_ERROR)),
+        ("6.3 PRIORITY of a wrong size", frame(PRIORITY, 0, 1, &[0; 4]), Stream(FRAME_SIZE_ERROR)),
         ("6.4 RST_STREAM on stream 0", frame(RST_STREAM, 0, 0, &[0; 4]), Connection(PROTOCOL_ERROR)),
         (
             "6.4 RST_STREAM of a wrong size",
@@ -205,6 +277,7 @@ fn each_rule_of_rfc_9113_by_section() {
             frame(SETTINGS, 0, 0, &[0, 5, 0, 0, 0, 1]),
             Connection(PROTOCOL_ERROR),
         ),
+        ("6.5.2 ENABLE_PUSH of 2", frame(SETTINGS, 0, 0, &[0, 2, 0, 0, 0, 2]), Connection(PROTOCOL_ERROR)),
         (
             "6.5.2 an unknown setting is ignored",
             [frame(SETTINGS, 0, 0, &[0, 0xbe, 0, 0, 0, 1]), request()].concat(),
@@ -217,6 +290,23 @@ fn each_rule_of_rfc_9113_by_section() {
         ),
         ("6.7 PING on a stream", frame(PING, 0, 1, &[0; 8]), Connection(PROTOCOL_ERROR)),
         ("6.7 PING of a wrong size", frame(PING, 0, 0, &[0; 7]), Connection(FRAME_SIZE_ERROR)),
+        ("6.7 a PING is answered", frame(PING, 0, 0, &[1; 8]), Fine),
+        ("6.8 GOAWAY on a stream", frame(GOAWAY, 0, 1, &[0; 8]), Connection(PROTOCOL_ERROR)),
+        (
+            "6.9 more DATA than the window allows",
+            [open(), frame(DATA, 0, 1, &[0; 16_384]).repeat(5)].concat(),
+            Stream(FLOW_CONTROL_ERROR),
+        ),
+        (
+            "6.9 WINDOW_UPDATE of 0 on a stream",
+            [open(), frame(WINDOW_UPDATE, 0, 1, &[0; 4])].concat(),
+            Stream(PROTOCOL_ERROR),
+        ),
+        (
+            "6.9.1 a window of a stream beyond 2^31 - 1",
+            [open(), frame(WINDOW_UPDATE, 0, 1, &[0x7f, 0xff, 0xff, 0xff])].concat(),
+            Stream(FLOW_CONTROL_ERROR),
+        ),
         ("6.9 WINDOW_UPDATE of 0", frame(WINDOW_UPDATE, 0, 0, &[0; 4]), Connection(PROTOCOL_ERROR)),
         (
             "6.9 WINDOW_UPDATE of a wrong size",
@@ -238,12 +328,49 @@ fn each_rule_of_rfc_9113_by_section() {
             [frame(HEADERS, 0, 1, &get("/")), frame(PING, 0, 0, &[0; 8])].concat(),
             Connection(PROTOCOL_ERROR),
         ),
+        (
+            "8.1 trailers that do not end the stream",
+            [open(), frame(HEADERS, END_HEADERS, 1, &block(&[("a", "b")]))].concat(),
+            Stream(PROTOCOL_ERROR),
+        ),
+        (
+            "8.1.1 more than content-length",
+            [
+                frame(HEADERS, END_HEADERS, 1, &block(&[&pseudo[..], &[("content-length", "1")]].concat())),
+                frame(DATA, END_STREAM, 1, b"xx"),
+            ]
+            .concat(),
+            Stream(PROTOCOL_ERROR),
+        ),
+        ("8.2.1 an empty name", with(("", "1")), Stream(PROTOCOL_ERROR)),
+        ("8.2.1 a line end in a value", with(("a", "b\r\nc: d")), Stream(PROTOCOL_ERROR)),
+        ("8.2.1 NUL in a value", with(("a", "b\0")), Stream(PROTOCOL_ERROR)),
         ("8.2.1 an upper case name", with(("X-Upper", "1")), Stream(PROTOCOL_ERROR)),
         ("8.2.2 a header of a connection", with(("connection", "close")), Stream(PROTOCOL_ERROR)),
         ("8.3 a pseudo-header that is unknown", with((":other", "1")), Stream(PROTOCOL_ERROR)),
         (
             "8.3 a pseudo-header behind others",
             headers(&[pseudo[0], ("a", "b"), pseudo[1], pseudo[2], pseudo[3]]),
+            Stream(PROTOCOL_ERROR),
+        ),
+        ("8.2.2 te of other than trailers", with(("te", "gzip")), Stream(PROTOCOL_ERROR)),
+        ("8.3 a pseudo-header of responses", with((":status", "200")), Stream(PROTOCOL_ERROR)),
+        ("8.3 a pseudo-header twice", with((":path", "/")), Stream(PROTOCOL_ERROR)),
+        (
+            "8.3.1 an empty path",
+            headers(&[pseudo[0], pseudo[1], pseudo[2], (":path", "")]),
+            Stream(PROTOCOL_ERROR),
+        ),
+        ("8.3.1 no scheme", headers(&[pseudo[0], pseudo[2], pseudo[3]]), Stream(PROTOCOL_ERROR)),
+        (
+            "8.5 CONNECT with a path",
+            headers(&[(":method", "CONNECT"), pseudo[2], pseudo[3]]),
+            Stream(PROTOCOL_ERROR),
+        ),
+        ("RFC 8441 4: a protocol without CONNECT", with((":protocol", "websocket")), Stream(PROTOCOL_ERROR)),
+        (
+            "RFC 8441 4: a protocol without path",
+            headers(&[(":method", "CONNECT"), (":protocol", "websocket"), pseudo[1], pseudo[2]]),
             Stream(PROTOCOL_ERROR),
         ),
         ("8.3.1 no method", headers(&pseudo[1..]), Stream(PROTOCOL_ERROR)),

@@ -12,8 +12,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use common::server::{Dir, Server, children, is_alive, output_of, until, wshd};
-use common::tls::{Authority, Client, echo, options, port, prepare, processes, start};
+use common::server::{Dir, Server, is_alive, output_of, until, wshd};
+use common::tls::{Authority, Client, echo, port, prepare, processes, start, start_copy, upgrade};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rcgen::{DnType, date_time_ymd};
@@ -331,39 +331,20 @@ fn a_certificate_that_changes_is_read_without_a_reload() {
 #[test]
 fn an_upgrade_goes_on_with_all_connections() {
     let (dir, authority) = set_up();
-    let program = dir.path().join("wshd");
-    std::fs::copy(env!("CARGO_BIN_EXE_wshd"), &program).unwrap();
-    let log = dir.path().join("log");
-    let mut command = std::process::Command::new(&program);
-    command.args(["-p", "0", "--log-level", "debug", "-l"]).arg(&log).arg("-w").arg(dir.path());
-    let mut server = Server::launch(
-        {
-            command.args(options(&dir, &["--workers", "1"])).stdin(std::process::Stdio::null());
-            command
-        },
-        log,
-    )
-    .when_ready();
+    let mut server = start_copy(&dir, &["--workers", "1"]);
     let client = Client::of(&authority);
     let mut before: Vec<_> = (0..5).map(|_| client.open(port(&server), "/echo").unwrap()).collect();
-    server.signal(Signal::SIGUSR2);
-    server.says("upgrade: the new executable serves");
+    let _new = upgrade(&server);
     before.iter_mut().for_each(|socket| echo(socket, 10_000));
     let mut after = client.open(port(&server), "/echo").unwrap();
     echo(&mut after, 10_000);
     // The old one ends with its last connection.
-    let new = children(server.pid()).into_iter().find(|pid| {
-        std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default().starts_with(b"wshd: supervisor")
-    });
-    let new = new.unwrap();
     before.iter_mut().for_each(|socket| {
         socket.close(None).unwrap();
         while socket.read().is_ok() {}
     });
     assert_eq!(server.wait().code(), Some(0));
     echo(&mut after, 10_000);
-    kill(Pid::from_raw(new), Signal::SIGTERM).unwrap();
-    until("the new one has left", || !is_alive(new));
 }
 
 #[test]

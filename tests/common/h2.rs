@@ -137,6 +137,8 @@ pub struct H2<S = Tls> {
     windows: HashMap<u32, i64>,
     /// Frames of other streams than the one that was waited for.
     waiting: Vec<Frame>,
+    /// The server has said (GOAWAY) that it takes no further streams.
+    pub is_going_away: bool,
 }
 
 impl H2 {
@@ -153,8 +155,8 @@ impl H2 {
 
 impl<S: Read + Write> H2<S> {
     pub fn on(stream: S, settings: &[(u16, u32)]) -> Self {
-        let mut h2 =
-            Self { stream, settings: HashMap::new(), next: 1, windows: HashMap::new(), waiting: Vec::new() };
+        let (settings_, windows, waiting) = Default::default();
+        let mut h2 = Self { stream, settings: settings_, next: 1, windows, waiting, is_going_away: false };
         let payload: Vec<u8> = settings
             .iter()
             .flat_map(|(key, value)| [&key.to_be_bytes()[..], &value.to_be_bytes()].concat())
@@ -193,7 +195,7 @@ impl<S: Read + Write> H2<S> {
         Ok(Frame { kind: head[3], flags: head[4], stream, payload })
     }
 
-    /// The next frame of this stream, or GOAWAY.
+    /// The next frame of this stream, or GOAWAY with an error.
     pub fn next(&mut self, stream: u32) -> io::Result<Frame> {
         if let Some(at) = self.waiting.iter().position(|frame| frame.stream == stream) {
             return Ok(self.waiting.remove(at));
@@ -201,7 +203,9 @@ impl<S: Read + Write> H2<S> {
         loop {
             let frame = self.read()?;
             match frame.kind {
+                PING if frame.flags & ACK == 0 => self.send(&self::frame(PING, ACK, 0, &frame.payload)),
                 SETTINGS | WINDOW_UPDATE | PING => {}
+                GOAWAY if frame.code() == 0 => self.is_going_away = true,
                 GOAWAY => return Ok(frame),
                 _ if frame.stream == stream => return Ok(frame),
                 _ => self.waiting.push(frame),

@@ -3,17 +3,20 @@
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 use tungstenite::{Message, WebSocket};
 
-use super::fixtures::add_handler;
-use super::server::{Dir, PATIENCE, Server, children};
+use super::fixtures::{add_handler, run};
+use super::server::{Dir, PATIENCE, Server, children, is_alive, until};
 
 /// Who issues certificates; its own is ca.pem.
 pub struct Authority {
@@ -83,6 +86,33 @@ pub fn options(dir: &Dir, more: &[&str]) -> Vec<String> {
 pub fn start(dir: &Dir, more: &[&str]) -> Server {
     let options = options(dir, more);
     Server::start(dir, &options.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// The same with a copy of the program, which can be upgraded.
+pub fn start_copy(dir: &Dir, more: &[&str]) -> Server {
+    let (program, log) = (dir.path().join("wshd"), dir.path().join("log"));
+    run(Command::new("cp").arg(env!("CARGO_BIN_EXE_wshd")).arg(&program));
+    let mut command = Command::new(&program);
+    command.args(["-p", "0", "--log-level", "debug", "-l"]).arg(&log).arg("-w").arg(dir.path());
+    command.args(options(dir, more)).stdin(Stdio::null());
+    Server::launch(command, log).when_ready()
+}
+
+/// Upgrades it. The old server ends with its last connection; the new one is stopped when this is dropped.
+pub fn upgrade(server: &Server) -> Upgraded {
+    server.signal(Signal::SIGUSR2);
+    server.says("upgrade: the new executable serves");
+    Upgraded(processes(server, "supervisor")[0])
+}
+
+/// The supervisor of a server that has taken over.
+pub struct Upgraded(i32);
+
+impl Drop for Upgraded {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.0), Signal::SIGTERM); // it has ended
+        until("the new server has ended", || !is_alive(self.0));
+    }
 }
 
 pub type Tls = StreamOwned<ClientConnection, TcpStream>;
