@@ -8,15 +8,18 @@ mod common {
     pub mod tls;
 }
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use base64::Engine as _;
 use rcgen::PublicKeyData as _;
+use tungstenite::Message;
 
-use common::fixtures::root;
-use common::server::{Dir, PATIENCE, Server, output_of, output_within};
-use common::tls::{Authority, port, prepare, start};
+use common::fixtures::{add_handler, root};
+use common::server::{Dir, PATIENCE, Server, memory_of, output_of, output_within, until};
+use common::tls::{Authority, port, prepare, processes, start};
 
 struct Setup {
     server: Server,
@@ -91,6 +94,85 @@ fn nghttp_and_h2load() {
     assert!(said.contains("strict-transport-security: max-age=3600"), "{said}");
     let said = run(Command::new("h2load").args(["-n", "2000", "-c", "10", "-m", "20", &url]));
     assert!(said.contains("2000 succeeded, 0 failed"), "{said}");
+}
+
+#[test]
+#[ignore = "needs the Python package h2"]
+fn python_h2_breaks_the_rules() {
+    let python = std::env::var("WSHD_PYTHON").expect("WSHD_PYTHON: a python3 with the package h2");
+    let setup = Setup::new(&["--workers", "1", "-o", "gateways=1", "-o", "handshake_timeout=2s"]);
+    let gateway = processes(&setup.server, "gateway")[0];
+    let before = memory_of(gateway, "VmRSS");
+    let mut client = Command::new(python);
+    client.arg(script("http2_abuse.py")).arg(port(&setup.server).to_string());
+    let said = run(client.arg(setup.authority.file("ca.pem")));
+    let closed = [
+        "streams reset at once",
+        "streams that the server has to reset",
+        "DATA without data",
+        "a huge header",
+        "many headers",
+        "headers that unpack",
+        "headers that never end",
+    ];
+    assert_eq!(said.lines().count(), 15, "{said}");
+    for line in said.lines() {
+        let (abuse, outcome) = line.split_once(": ").unwrap();
+        let expected = if closed.contains(&abuse) { "closed" } else { "served" };
+        assert_eq!(outcome, expected, "{abuse}");
+    }
+    assert_eq!(processes(&setup.server, "gateway"), [gateway], "it has not been replaced");
+    let grown = memory_of(gateway, "VmRSS").saturating_sub(before);
+    assert!(grown < 32 << 20, "{grown} bytes more than before");
+}
+
+/// Behind a proxy that speaks HTTP/2 with prior knowledge, and opens WebSockets as RFC 8441 says.
+#[test]
+#[ignore = "needs haproxy"]
+fn haproxy_over_h2c() {
+    let dir = Dir::new();
+    add_handler(dir.path(), "echo", "echo");
+    let path = |name: &str| dir.path().join(name);
+    let access = format!("access_log={}", path("access").display());
+    std::fs::write(path("page.html"), "a page").unwrap();
+    let root = dir.path().display().to_string();
+    let options = ["-o", "h2c=true", "-o", "trust_proxy=127.0.0.1", "-o", &access, "--document-root", &root];
+    let server = Server::start(&dir, &options);
+    let text = format!(
+        "defaults\n mode http\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n timeout tunnel 60s\n\
+         frontend all\n bind unix@{}\n http-request set-header X-Forwarded-For 192.0.2.7\n default_backend chat\n\
+         backend chat\n server a {} proto h2\n",
+        path("entrance").display(),
+        server.address()
+    );
+    std::fs::write(path("haproxy.cfg"), text).unwrap();
+    let mut command = Command::new("haproxy");
+    command.arg("-db").arg("-f").arg(path("haproxy.cfg"));
+    let _haproxy = Server::launch(command, path("haproxy.log"));
+    let connect = || UnixStream::connect(path("entrance"));
+    until("haproxy listens", || connect().is_ok());
+    let mut sockets: Vec<_> =
+        (0..20).map(|_| tungstenite::client("ws://localhost/echo", connect().unwrap()).unwrap().0).collect();
+    for size in [0, 1, 1000, 300_000] {
+        let message = Message::binary(vec![b'x'; size]);
+        for socket in &mut sockets {
+            socket.send(message.clone()).unwrap();
+            assert!(socket.read().unwrap() == message, "{size}");
+        }
+    }
+    let mut plain = connect().unwrap();
+    plain.write_all(b"GET /page.html HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    plain.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\na page"), "{answer}");
+    for socket in &mut sockets {
+        socket.close(None).unwrap();
+        assert!(matches!(socket.read(), Ok(Message::Close(_))));
+    }
+    until("all are in the access log, of the client that the proxy names", || {
+        let lines = std::fs::read_to_string(path("access")).unwrap_or_default();
+        lines.lines().filter(|line| line.contains("192.0.2.7")).count() >= sockets.len() + 1
+    });
 }
 
 #[test]
