@@ -13,23 +13,20 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use wshd::cli::{self, Command};
-use wshd::clock;
 use wshd::config::Config;
 use wshd::ffi::plugin::Style;
 use wshd::fleet::routes::Routes;
-use wshd::handlers::discover::Discovery;
+use wshd::handlers::discover::{DiscoverError, discover_by};
 use wshd::handlers::message::{Offer, Request};
 use wshd::handlers::probe::{LIMIT, ProbeError, Report};
-use wshd::handlers::probes::Probes;
+use wshd::handlers::probes;
+
+/// What probes.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_wshd");
 
 /// What comes of these, which are probed side by side.
 fn reports(requests: impl IntoIterator<Item = Request>) -> Vec<Report> {
-    let mut probes = Probes::by(env!("CARGO_BIN_EXE_wshd").into());
-    requests.into_iter().enumerate().for_each(|(number, request)| probes.push(number, request));
-    probes.finish();
-    let mut reports: Vec<(usize, Report)> = std::iter::from_fn(|| probes.known()).collect();
-    reports.sort_by_key(|(number, _)| *number);
-    reports.into_iter().map(|(_, report)| report).collect()
+    probes::probe(PROGRAM.as_ref(), requests.into_iter().collect(), &|| true).unwrap()
 }
 
 fn request(file: &Path, start: bool) -> Request {
@@ -385,10 +382,6 @@ fn a_check_starts_the_handler_too() {
     assert_eq!(fault.as_deref(), Some("did not return within 5 s in on_worker_start"));
 }
 
-fn prober() -> Probes {
-    Probes::by(env!("CARGO_BIN_EXE_wshd").into())
-}
-
 fn config(dir: &Dir) -> Config {
     let args = ["wshd".into(), "-w".into(), dir.path().into()];
     let Command::Serve(config) = cli::parse(args, None).unwrap() else { unreachable!() };
@@ -396,7 +389,7 @@ fn config(dir: &Dir) -> Config {
 }
 
 #[test]
-fn a_discovery_does_not_wait() {
+fn a_discovery_can_be_interrupted_and_leaves_nothing_behind() {
     let dir = Dir::new();
     let pids = dir.path().join("pids");
     let code = format!(
@@ -407,16 +400,10 @@ fn a_discovery_does_not_wait() {
         dir.handler(name, &constructor(&format!("{code} for (;;) pause();")));
     }
     let begun = Instant::now();
-    let mut discovery = Discovery::begin(&config(&dir), &Routes::default(), prober()).unwrap();
-    let running = || std::fs::read_to_string(&pids).unwrap_or_default().lines().count();
-    daemon::until("all run", || {
-        assert!(!discovery.is_done() && discovery.deadline().is_some());
-        discovery.step(clock::now());
-        running() == 3
-    });
+    let are_few = || std::fs::read_to_string(&pids).unwrap_or_default().lines().count() < 3;
+    let found = discover_by(PROGRAM.as_ref(), &config(&dir), &Routes::default(), &are_few);
+    assert!(matches!(found, Err(DiscoverError::Interrupted)));
     assert!(begun.elapsed() < LIMIT, "they hang, and nobody waits for them");
-    assert!(!discovery.reaped(Pid::this(), WaitStatus::StillAlive));
-    discovery.cancel();
     for pid in std::fs::read_to_string(&pids).unwrap().lines() {
         let status = waitpid(Pid::from_raw(pid.parse().unwrap()), None).unwrap();
         assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{status:?}");
@@ -430,13 +417,10 @@ fn a_discovery_ends_in_routes_and_faults() {
         dir.handler(name, source);
     }
     symlink(dir.path().join("good_wsh.so"), dir.path().join("link_wsh.so")).unwrap();
-    let find = |known: &Routes| {
-        let mut discovery = Discovery::begin(&config(&dir), known, prober()).unwrap();
-        let asked = discovery.descriptors().count() + usize::from(discovery.deadline().is_some());
-        discovery.wait(&|| false);
-        (discovery.finish(), asked)
+    let find = |program: &str, known: &Routes| {
+        discover_by(program.as_ref(), &config(&dir), known, &|| true).unwrap()
     };
-    let ((routes, faults), _) = find(&Routes::default());
+    let (routes, faults) = find(PROGRAM, &Routes::default());
     let resources: Vec<&str> = routes.resources().map(|(resource, _)| resource).collect();
     assert_eq!(resources, ["/good", "/link"]);
     let name = |name: &str| format!("handler {}/{name}_wsh.so: ", dir.path().display());
@@ -446,8 +430,10 @@ fn a_discovery_ends_in_routes_and_faults() {
     // What has not changed is not probed again.
     std::fs::remove_file(dir.path().join("bad_wsh.so")).unwrap();
     std::fs::remove_file(dir.path().join("dies_wsh.so")).unwrap();
-    let ((again, faults), asked) = find(&routes);
-    assert_eq!((again.resources().len(), faults.len(), asked), (2, 0, 0));
+    let (again, faults) = find("/nowhere", &routes);
+    assert_eq!((again.resources().len(), faults), (2, vec![]));
+    let (_, faults) = find("/nowhere", &Routes::default());
+    assert!(faults[0].contains("cannot be probed: No such file"), "{faults:?}");
 }
 
 #[test]

@@ -611,6 +611,65 @@ fn a_configuration_that_takes_long_to_read_keeps_nobody_waiting() {
     server.stop();
 }
 
+/// Slows a file system down: renaming a file and opening a directory take two seconds while the file `slow` is there.
+fn slow_disk(dir: &Dir, slow: &std::path::Path) -> PathBuf {
+    let source = r#"
+        #define _GNU_SOURCE
+        #include <dirent.h>
+        #include <dlfcn.h>
+        #include <stdio.h>
+        #include <unistd.h>
+        static void *slow(const char *name)
+        {
+            if (access("SLOW", F_OK) == 0)
+                sleep(2);
+            return dlsym(RTLD_NEXT, name);
+        }
+        DIR *opendir(const char *name)
+        {
+            DIR *(*real)(const char *) = slow("opendir");
+            return real(name);
+        }
+        int rename(const char *from, const char *to)
+        {
+            int (*real)(const char *, const char *) = slow("rename");
+            return real(from, to);
+        }
+    "#;
+    dir.handler("disk", &source.replace("SLOW", slow.to_str().unwrap()))
+}
+
+#[test]
+fn a_slow_disk_keeps_the_supervisor_from_nothing() {
+    let (dir, tools) = (Dir::new(), Dir::new());
+    install(&dir, "chat", &versioned(1, ""));
+    let [slow, socket, log] = ["slow", "control", "log"].map(|name| tools.path().join(name));
+    let mut command = daemon::wshd();
+    command.env("LD_PRELOAD", slow_disk(&tools, &slow)).args(["--port", "0", "--log-max", "1K", "--workers"]);
+    command.args(["1", "--websock-handlers"]).arg(dir.path()).arg("--log-file").arg(&log);
+    command.arg("--control-socket").arg(&socket);
+    let mut server = Server::launch(command, log.clone()).when_ready();
+    fs::write(&slow, "").unwrap();
+    install(&dir, "new", &versioned(2, ""));
+    server.signal(Signal::SIGHUP);
+    let renamed = log.with_file_name("log.1");
+    let logs = || [&renamed, &log].map(|log| fs::read_to_string(log).unwrap_or_default()).concat();
+    until("the reload is done", || {
+        server.ctl_says(&socket, &["log-level", "info"]); // a line for the log
+        logs().contains("reload: done, 2 resources")
+    });
+    until("the log is renamed and goes on", || {
+        server.ctl_says(&socket, &["log-level", "info"]);
+        renamed.exists() && log.metadata().is_ok_and(|log| log.len() > 0)
+    });
+    assert_eq!(connect_and_ask(&server, "/new", "version"), "2");
+    let status = daemon::ctl(&socket, &["status", "--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    let longest = status["longest_turn"].as_f64().unwrap();
+    assert!(longest < 1.0, "the supervisor did not listen for {longest} s: {}", logs());
+    server.stop();
+}
+
 #[test]
 fn a_reload_is_not_done_while_a_worker_that_it_replaces_hangs() {
     let dir = Dir::new();

@@ -6,10 +6,13 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 /// A handler, as its probe described it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Route {
     /// The shared object, by its real path.
+    #[serde(with = "any_path")]
     pub file: PathBuf,
     /// What it was like when it was probed.
     pub stamp: Stamp,
@@ -27,8 +30,24 @@ pub struct Route {
     pub retired: bool,
 }
 
+/// A path need not be UTF-8.
+mod any_path {
+    use std::ffi::OsString;
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        path.as_os_str().serialize(to)
+    }
+
+    pub fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<PathBuf, D::Error> {
+        OsString::deserialize(from).map(PathBuf::from)
+    }
+}
+
 /// Tells one version of a file from another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Stamp {
     /// Device and inode.
     pub inode: (u64, u64),
@@ -46,7 +65,7 @@ impl From<&Metadata> for Stamp {
 }
 
 /// All handlers and the resources they serve.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Routes {
     handlers: Vec<Route>,
     resources: BTreeMap<String, u16>,

@@ -1,28 +1,22 @@
 //! From the handler directory and the map file to the routes: scan, probe, aliases. What is broken is left out and
 //! named; the caller decides whether that is an error.
 //!
-//! A [`Discovery`] does not wait. After [`begin`](Discovery::begin), until it [is done](Discovery::is_done): wait for its
-//! [descriptors](Discovery::descriptors) and its [deadline](Discovery::deadline), call [`step`](Discovery::step), and
-//! [`reaped`](Discovery::reaped) for every child that has ended. Only the scan itself takes its time: it reads at most
-//! [`MAX_ENTRIES`](scan::MAX_ENTRIES) names, looks at the metadata of at most [`MAX_HANDLERS`](scan::MAX_HANDLERS) files,
-//! and waits as long as their file system does.
+//! Waits for the file system and for the probes, so a process that serves has a child do it. The scan reads at most
+//! [`MAX_ENTRIES`](scan::MAX_ENTRIES) names and looks at the metadata of at most [`MAX_HANDLERS`](scan::MAX_HANDLERS) files.
 
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use nix::sys::wait::WaitStatus;
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::geteuid;
 
 use super::message::{Offer, Request};
 use super::probe::Report;
-use super::probes::Probes;
+use super::probes::{OWN, probe};
 use super::{alias, scan};
 use crate::config::Config;
 use crate::confine::Confinement;
 use crate::ffi::plugin::Style;
 use crate::fleet::routes::{Route, Routes, Stamp};
-use crate::time::Instant;
 
 /// Nothing can be served as configured; says what and why.
 #[derive(Debug, thiserror::Error)]
@@ -43,19 +37,73 @@ pub enum DiscoverError {
     },
 }
 
-/// Finds all handlers and probes those that are not among the ones that are `known`, to its end. Returns the routes and
-/// what was left out.
+/// Finds all handlers and probes those that are not among the ones that are `known`. Returns the routes and what was left
+/// out. Asks in between whether to go on.
 pub fn discover(
     config: &Config,
     known: &Routes,
-    is_interrupted: &dyn Fn() -> bool,
+    go_on: &dyn Fn() -> bool,
 ) -> Result<(Routes, Vec<String>), DiscoverError> {
-    let mut discovery = Discovery::begin(config, known, Probes::default())?;
-    discovery.wait(is_interrupted);
-    if is_interrupted() {
-        return Err(DiscoverError::Interrupted);
+    discover_by(OWN.as_ref(), config, known, go_on)
+}
+
+/// The same with another executable of this program.
+pub fn discover_by(
+    program: &Path,
+    config: &Config,
+    known: &Routes,
+    go_on: &dyn Fn() -> bool,
+) -> Result<(Routes, Vec<String>), DiscoverError> {
+    let (found, skipped) = scan::scan(scan::Scan {
+        root: &config.handlers,
+        scan_dir: config.scan_dir.as_deref(),
+        allow_outside: config.allow_outside,
+        trusted_owner: geteuid().is_root().then_some(0),
+    })?;
+    let mut faults: Vec<String> = skipped.iter().map(|skipped| format!("{skipped}; skipped")).collect();
+    let (map_file, aliases) = match &config.map_file {
+        Some(path) => (path.display().to_string(), read_map(path)?),
+        None => Default::default(),
+    };
+    let (candidates, requests) = candidates(config, known, found);
+    let mut reports = probe(program, requests, go_on).ok_or(DiscoverError::Interrupted)?.into_iter();
+    let mut routes = Routes::default();
+    for (resource, candidate) in candidates {
+        let route = match candidate {
+            Candidate::Link(first) => {
+                routes.alias(&resource, &first);
+                continue;
+            }
+            Candidate::Known(route) => Ok(route),
+            Candidate::New(file, stamp) => route(&resource, file, stamp, reports.next().unwrap_or_default()),
+        };
+        match route {
+            Ok(route) => drop(routes.add(route)),
+            Err(fault) => faults.push(fault),
+        }
     }
-    Ok(discovery.finish())
+    for fault in alias::apply(&aliases, &mut routes) {
+        faults.push(format!("map file {map_file}: {fault}"));
+    }
+    for (resource, handler) in &config.resources {
+        // Of a handler that is not there the table itself is told.
+        let is_own = routes.resources().any(|(own, _)| own == resource);
+        match is_own {
+            true => faults.push(format!(
+                "configuration file: handler.{handler:?}: {resource} has a handler of its own"
+            )),
+            false => drop(routes.alias(resource, handler)),
+        }
+    }
+    for resource in config.isolation.keys() {
+        if let Some(fault) = out_of_use(resource, &routes) {
+            faults.push(format!("configuration file: handler.{resource:?} is not used: {fault}"));
+        }
+    }
+    if routes.resources().next().is_none() {
+        faults.push(format!("no resource is served: {} has no usable handler", config.handlers.display()));
+    }
+    Ok((routes, faults))
 }
 
 /// Why a reload that finds these faults is refused. With strict handlers any of them is a reason; without, only those that
@@ -69,179 +117,45 @@ pub fn refusal(faults: &[String], before: &[String], strict: bool) -> Option<Str
     })
 }
 
-/// Handlers on their way to routes.
-#[derive(Debug)]
-pub struct Discovery {
-    /// Sorted by resource.
-    candidates: Vec<Candidate>,
-    /// By index of the candidate.
-    probes: Probes,
-    /// Of the map file, with its name.
-    aliases: Vec<alias::Alias>,
-    map_file: String,
-    /// Resources that have settings of their own.
-    configured: Vec<String>,
-    /// Resources that the configuration gives to handlers.
-    further: std::collections::BTreeMap<String, String>,
-    /// What was passed over by the scan.
-    faults: Vec<String>,
-    /// The handler directory.
-    root: std::path::PathBuf,
-}
-
-/// A file that may be a handler, and what is known of it.
-#[derive(Debug)]
-struct Candidate {
-    resource: String,
-    kind: Kind,
-}
-
-#[derive(Debug)]
-enum Kind {
+/// A file that may be a handler.
+enum Candidate {
     /// Another name of this resource: the dynamic linker would give the same handler again.
     Link(String),
     /// The file has not changed.
     Known(Route),
-    /// Not known yet.
-    Asked {
-        file: std::path::PathBuf,
-        stamp: Stamp,
-    },
-    Found(Route),
-    Broken(String),
+    /// To be probed.
+    New(PathBuf, Stamp),
 }
 
-impl Discovery {
-    /// Scans the directories and asks what is not known. An error in what was configured is found here.
-    pub fn begin(config: &Config, known: &Routes, mut probes: Probes) -> Result<Self, DiscoverError> {
-        let (found, skipped) = scan::scan(scan::Scan {
-            root: &config.handlers,
-            scan_dir: config.scan_dir.as_deref(),
-            allow_outside: config.allow_outside,
-            trusted_owner: geteuid().is_root().then_some(0),
-        })?;
-        let (map_file, aliases) = match &config.map_file {
-            Some(path) => (path.display().to_string(), read_map(path)?),
-            None => Default::default(),
+/// What was found by resource, and what is to be asked of those that are new, in their order.
+fn candidates(
+    config: &Config,
+    known: &Routes,
+    found: Vec<scan::Found>,
+) -> (Vec<(String, Candidate)>, Vec<Request>) {
+    let known: HashMap<(&Path, Stamp), &Route> =
+        known.in_service().map(|(_, route)| ((route.file.as_path(), route.stamp), route)).collect();
+    let (mut candidates, mut requests) = (Vec::new(), Vec::new());
+    let mut first_resources: HashMap<(u64, u64), String> = HashMap::new();
+    for scan::Found { resource, file, identity } in found {
+        // Before it is probed: what changes later is found at the next reload.
+        let stamp = file.metadata().map(|file| Stamp::from(&file)).unwrap_or_default();
+        let candidate = if let Some(first) = first_resources.get(&identity) {
+            Candidate::Link(first.clone())
+        } else if let Some(route) = known.get(&(file.as_path(), stamp)) {
+            Candidate::Known(Route { resource: resource.clone(), ..(*route).clone() })
+        } else {
+            requests.push(request(config, &resource, &file));
+            Candidate::New(file, stamp)
         };
-        let known: HashMap<(&Path, Stamp), &Route> =
-            known.in_service().map(|(_, route)| ((route.file.as_path(), route.stamp), route)).collect();
-        let mut candidates = Vec::new();
-        let mut first_resources: HashMap<(u64, u64), String> = HashMap::new();
-        for scan::Found { resource, file, identity } in found {
-            // Before it is probed: what changes later is found at the next reload.
-            let stamp = file.metadata().map(|file| Stamp::from(&file)).unwrap_or_default();
-            let kind = if let Some(first) = first_resources.get(&identity) {
-                Kind::Link(first.clone())
-            } else if let Some(route) = known.get(&(file.as_path(), stamp)) {
-                Kind::Known(Route { resource: resource.clone(), ..(*route).clone() })
-            } else {
-                probes.push(candidates.len(), request(config, &resource, &file));
-                Kind::Asked { file, stamp }
-            };
-            first_resources.entry(identity).or_insert_with(|| resource.clone());
-            candidates.push(Candidate { resource, kind });
-        }
-        Ok(Self {
-            candidates,
-            probes,
-            aliases,
-            map_file,
-            configured: config.isolation.keys().cloned().collect(),
-            further: config.resources.clone(),
-            root: config.handlers.clone(),
-            faults: skipped.iter().map(|skipped| format!("{skipped}; skipped")).collect(),
-        })
+        first_resources.entry(identity).or_insert_with(|| resource.clone());
+        candidates.push((resource, candidate));
     }
-
-    /// Whether all is known.
-    pub fn is_done(&self) -> bool {
-        self.probes.is_done()
-    }
-
-    /// What to wait for, to become readable.
-    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.probes.descriptors()
-    }
-
-    /// When [`step`](Self::step) has something to do, if nothing comes earlier. None: it is done.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.probes.deadline()
-    }
-
-    /// Waits until all is known, or `is_interrupted`; for a process that has nothing else to do.
-    pub fn wait(&mut self, is_interrupted: &dyn Fn() -> bool) {
-        self.probes.finish_unless(is_interrupted);
-        self.take_reports();
-    }
-
-    /// Goes on, without waiting.
-    pub fn step(&mut self, now: Instant) {
-        self.probes.step(now);
-        self.take_reports();
-    }
-
-    /// A child of this process has been reaped; whether it was one of these.
-    pub fn reaped(&mut self, pid: Pid, status: WaitStatus) -> bool {
-        let is_ours = self.probes.reaped(pid, status);
-        self.take_reports();
-        is_ours
-    }
-
-    /// Kills what runs: nobody wants to know any more. To drop it does not, so that a forked child can. What was killed
-    /// has still to be reaped, as an unknown child.
-    pub fn cancel(mut self) {
-        self.probes.cancel();
-    }
-
-    /// The routes, and what was left out. It should be done: what is not known yet is left out.
-    pub fn finish(self) -> (Routes, Vec<String>) {
-        let (mut routes, mut faults) = (Routes::default(), self.faults);
-        for Candidate { resource, kind } in self.candidates {
-            match kind {
-                Kind::Known(route) | Kind::Found(route) => drop(routes.add(route)),
-                Kind::Link(first) => drop(routes.alias(&resource, &first)),
-                Kind::Broken(why) => faults.push(why),
-                Kind::Asked { file, .. } => {
-                    faults.push(format!("handler {}: not probed; {resource} is not served", file.display()));
-                }
-            }
-        }
-        for fault in alias::apply(&self.aliases, &mut routes) {
-            faults.push(format!("map file {}: {fault}", self.map_file));
-        }
-        for (resource, handler) in &self.further {
-            // Of a handler that is not there the table itself is told.
-            let is_own = routes.resources().any(|(own, _)| own == resource);
-            match is_own {
-                true => faults.push(format!(
-                    "configuration file: handler.{handler:?}: {resource} has a handler of its own"
-                )),
-                false => drop(routes.alias(resource, handler)),
-            }
-        }
-        for resource in self.configured {
-            if let Some(fault) = out_of_use(&resource, &routes) {
-                faults.push(format!("configuration file: handler.{resource:?} is not used: {fault}"));
-            }
-        }
-        if routes.resources().next().is_none() {
-            faults.push(format!("no resource is served: {} has no usable handler", self.root.display()));
-        }
-        (routes, faults)
-    }
-
-    fn take_reports(&mut self) {
-        while let Some((index, report)) = self.probes.known() {
-            let Some(Candidate { resource, kind }) = self.candidates.get_mut(index) else { continue };
-            let Kind::Asked { file, stamp } = kind else { continue };
-            *kind = known(resource, std::mem::take(file), *stamp, report);
-        }
-    }
+    (candidates, requests)
 }
 
-/// What a report means.
-fn known(resource: &str, file: std::path::PathBuf, stamp: Stamp, report: Report) -> Kind {
+/// What a report means: the route, or the fault.
+fn route(resource: &str, file: PathBuf, stamp: Stamp, report: Report) -> Result<Route, String> {
     let name = file.display();
     let level = if report.fault.is_some() { log::Level::Warn } else { log::Level::Info };
     for line in report.log.lines().filter(|line| !line.trim().is_empty()) {
@@ -251,16 +165,16 @@ fn known(resource: &str, file: std::path::PathBuf, stamp: Stamp, report: Report)
         (None, Some(Offer { name: handler, version, style, flags, .. })) => {
             log::debug!("handler {name}: {handler} {version} for {resource}");
             let (resource, blocking, retired) = (resource.to_owned(), style == Style::Blocking, false);
-            Kind::Found(Route { file, stamp, resource, name: handler, version, blocking, flags, retired })
+            Ok(Route { file, stamp, resource, name: handler, version, blocking, flags, retired })
         }
         (fault, _) => {
             let why = fault.map_or("gave no answer".to_owned(), |fault| fault.to_string());
-            Kind::Broken(format!("handler {name}: {why}; {resource} is not served"))
+            Err(format!("handler {name}: {why}; {resource} is not served"))
         }
     }
 }
 
-fn request(config: &Config, resource: &str, file: &std::path::PathBuf) -> Request {
+fn request(config: &Config, resource: &str, file: &PathBuf) -> Request {
     let confinement = Confinement::of(config, config.pool_of(resource));
     Request {
         file: config.inside(file).into_owned().into(),

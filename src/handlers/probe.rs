@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::WaitStatus;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpid};
 
 use super::message::{Answer, Answers, NoAnswer, Offer, Request};
 use super::program::{NAME, Question};
@@ -138,7 +138,7 @@ impl Probe {
         let nonce = format!("{:032x}", u128::from_ne_bytes(nonce));
         // A file in memory takes a question of any length at once, as a pipe does not.
         let mut question = std::fs::File::from(memfd_create(c"wshd probe", MFdFlags::MFD_CLOEXEC)?);
-        let asked = Question { nonce: nonce.clone(), request: request.clone() };
+        let asked = Question { nonce: nonce.clone(), asker: getpid().as_raw(), request: request.clone() };
         question.write_all(&serde_json::to_vec(&asked)?)?;
         question.rewind()?;
         let (answer, answer_end) = io::pipe()?;

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, raise, signal};
-use nix::unistd::{dup2_stdin, dup2_stdout};
+use nix::unistd::{dup2_stdin, dup2_stdout, getppid};
 use serde::{Deserialize, Serialize};
 
 use super::message::{Answer, Offer, Request};
@@ -28,6 +28,8 @@ pub const NAME: &str = "wshd: probe";
 #[derive(Serialize, Deserialize)]
 pub(super) struct Question {
     pub nonce: String,
+    /// The process that asks.
+    pub asker: i32,
     pub request: Request,
 }
 
@@ -44,7 +46,7 @@ pub fn run() -> ExitCode {
 }
 
 fn answer() -> io::Result<()> {
-    let Question { nonce, request } = serde_json::from_reader(io::stdin().lock())?;
+    let Question { nonce, asker, request } = serde_json::from_reader(io::stdin().lock())?;
     // Never closed: the plugin may close it, and then its number may be anybody's.
     let pipe = Box::leak(Box::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)));
     let mut send = |answer: Answer| pipe.write_all(&answer.to_line(&nonce));
@@ -64,6 +66,9 @@ fn answer() -> io::Result<()> {
     }
     // A probe is of no use to anybody else. A change of the user would have taken it back.
     let _ = set_pdeathsig(Signal::SIGKILL);
+    if getppid().as_raw() != asker {
+        return Ok(());
+    }
     set_stand_in();
     let log = Box::new(write_log);
     let given = Circumstances { number: 0, worker: 0, settings: request.settings, raw: false, log };

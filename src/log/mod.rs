@@ -224,7 +224,13 @@ pub fn reopen(book: Book) -> Result<Option<OwnedFd>, String> {
     with_logger(|logger| logger.rx(book).map_or(Ok(None), Outlet::reopen)).unwrap_or(Ok(None))
 }
 
-/// Renames a file that has become too large, and opens it anew; otherwise as [`reopen`]. [supervisor]
+/// Whether a file has become too large. [supervisor]
+pub fn is_rotation_due(book: Book) -> bool {
+    let is_due = |logger: &Logger| logger.rx(book).is_some_and(|rx| rx.is_due(logger.settings.rotation));
+    with_logger(is_due).unwrap_or(false)
+}
+
+/// Renames a file that has become too large, and opens it anew; otherwise as [`reopen`]. [child of the supervisor]
 pub fn rotate(book: Book) -> Result<Option<OwnedFd>, String> {
     let rotate = |logger: &Logger| logger.rx(book).map_or(Ok(None), |rx| rx.rotate(logger.settings.rotation));
     with_logger(rotate).unwrap_or(Ok(None))
@@ -418,6 +424,11 @@ impl Outlet {
             Ok(copy.map(OwnedFd::from))
         };
         open().map_err(|error: io::Error| format!("{}: {error}", path.display()))
+    }
+
+    fn is_due(&self, rotation: Rotation) -> bool {
+        let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
+        self.path.is_some() && target.file_of().is_some_and(|file| files::is_due(file, rotation))
     }
 
     fn rotate(&self, rotation: Rotation) -> Result<Option<OwnedFd>, String> {

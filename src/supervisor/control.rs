@@ -136,7 +136,7 @@ impl Supervisor {
     /// Gives up a reload or an upgrade that waits for its new processes.
     fn cancel(&mut self) -> Result<Value, String> {
         const WHY: &str = "cancelled by wshd ctl";
-        if self.rolling.loading.is_some() || self.rolling.policy.is_trial() {
+        if self.rolling.reload.is_some() {
             self.abort_rolling(WHY);
             return Ok("reload cancelled".into());
         }

@@ -7,10 +7,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
-use super::Supervisor;
-use crate::fleet::control::Command;
+use super::role::{Errand, Role};
+use super::{Supervisor, spawn};
+use crate::fleet::control::{Channel, Command};
 use crate::log::{self as sink, Book, Level};
 use crate::time::Instant;
 
@@ -21,30 +23,26 @@ pub(super) const AT_ONCE: usize = 64;
 /// Lines that are taken from a process that has ended.
 pub(super) const LAST: usize = 1000;
 
-/// When the sizes of the files are looked at next.
+/// What is done about the files.
 #[derive(Debug, Default)]
-pub(super) struct Sizes {
+pub(super) struct Files {
+    /// When their sizes are looked at next.
     look_at: Instant,
-    /// By book: a file could not be renamed or opened anew, and that has been said.
-    failing: [bool; sink::BOOKS.len()],
+    /// They are to be opened anew once the present child has done so.
+    is_wanted: bool,
+    /// One could not be renamed, and that has been said.
+    is_failing: bool,
 }
 
 impl Supervisor {
     /// Opens the files anew.
     pub(super) fn reopen_logs(&mut self) {
-        for book in sink::BOOKS {
-            match sink::reopen(book) {
-                Ok(fd) => self.hand_on(book, fd),
-                Err(error) => {
-                    log::error!("cannot reopen the log: {error}; keeping the old file")
-                }
-            }
-        }
+        self.open_logs(|book| sink::reopen(book).is_ok());
     }
 
     /// When sizes are to be looked at next, if at all.
     pub(super) fn next_look_at_logs(&self) -> Option<Instant> {
-        (self.generation.config.log.rotation.size != 0).then_some(self.maintenance.sizes.look_at)
+        (self.generation.config.log.rotation.size != 0).then_some(self.maintenance.logs.look_at)
     }
 
     /// Renames the files that have become too large.
@@ -52,20 +50,54 @@ impl Supervisor {
         if self.next_look_at_logs().is_none_or(|at| at > now) {
             return;
         }
-        self.maintenance.sizes.look_at = now + LOOK;
-        for (index, book) in sink::BOOKS.into_iter().enumerate() {
-            let rotated = sink::rotate(book);
-            let was_failing = self
-                .maintenance
-                .sizes
-                .failing
-                .get_mut(index)
-                .map(|failing| std::mem::replace(failing, rotated.is_err()));
-            match rotated {
-                Ok(fd) => self.hand_on(book, fd),
-                Err(_) if was_failing == Some(true) => {}
-                Err(error) => log::error!("cannot rotate a log file: {error}"),
+        self.maintenance.logs.look_at = now + LOOK;
+        if sink::BOOKS.into_iter().any(sink::is_rotation_due) {
+            let is_known = self.maintenance.logs.is_failing;
+            self.open_logs(|book| match sink::rotate(book) {
+                Ok(_) => true,
+                Err(error) => {
+                    if !is_known {
+                        log::error!("cannot rotate a log file: {error}");
+                    }
+                    false
+                }
+            });
+        }
+    }
+
+    /// Has a child do what may wait for a disk.
+    fn open_logs(&mut self, open: impl Fn(Book) -> bool) {
+        if self.processes.in_role(Role::Errand(Errand::OpenLogs)).next().is_some() {
+            return self.maintenance.logs.is_wanted = true;
+        }
+        let open_all = |_: &Channel| sink::BOOKS.into_iter().fold(true, |done, book| open(book) && done);
+        if let Err(error) = spawn::errand(self, Errand::OpenLogs, open_all) {
+            log::error!("cannot reopen the log: cannot fork: {error}; keeping the old file");
+        }
+    }
+
+    /// The child has ended: opening the files waits for nobody now, unless the child had to.
+    pub(super) fn logs_were_opened(&mut self, status: WaitStatus) {
+        let is_done = matches!(status, WaitStatus::Exited(_, 0));
+        let is_known = std::mem::replace(&mut self.maintenance.logs.is_failing, !is_done);
+        let complain = |why: &str| {
+            if !is_known {
+                log::error!("cannot reopen the log: {why}; keeping the old file");
             }
+        };
+        match status {
+            WaitStatus::Exited(..) => {
+                for book in sink::BOOKS {
+                    match sink::reopen(book) {
+                        Ok(fd) => self.hand_on(book, fd),
+                        Err(error) => complain(&error),
+                    }
+                }
+            }
+            _ => complain("its file system does not answer"),
+        }
+        if std::mem::take(&mut self.maintenance.logs.is_wanted) {
+            self.reopen_logs();
         }
     }
 

@@ -14,7 +14,7 @@ use super::policy::liveness::{self, Limits};
 use super::policy::rebalance;
 use super::policy::rolling_restart::{Event, Step};
 use super::role::Role;
-use super::rolling::Loading;
+use super::rolling::Reload;
 use super::{Supervisor, logs};
 use crate::config::Wear;
 use crate::fleet::control::Command;
@@ -49,7 +49,7 @@ pub(super) struct Maintenance {
     faults_until: Instant,
     /// When it was last looked whether a server that drains has connections.
     pub drain_looked_at: Instant,
-    pub sizes: logs::Sizes,
+    pub logs: logs::Files,
     pub mail: Mail,
     pub certificates: Certificates,
 }
@@ -63,7 +63,7 @@ impl Default for Maintenance {
             faults: Backoff::new(FAULTS),
             faults_until: Instant::default(),
             drain_looked_at: Instant::default(),
-            sizes: logs::Sizes::default(),
+            logs: logs::Files::default(),
             mail: Mail::default(),
             certificates: Certificates::default(),
         }
@@ -249,14 +249,14 @@ impl Supervisor {
             return;
         }
         self.maintenance.certificates.look_at = now + certificates::LOOK;
-        let is_idle = self.rolling.policy.is_idle() && self.rolling.loading.is_none();
+        let is_idle = self.rolling.is_idle();
         let is_free = is_idle && self.host.daemon.is_ready() && !self.upgrade.is_under_way();
         let stamps = certificates::stamps(&self.generation.config);
         if is_free && self.maintenance.certificates.look(stamps.clone(), &self.generation.certificates) {
             log::info!("certificates have changed: new gateways read them");
             let generation = Generation { certificates: stamps, ..self.generation.clone() };
             self.auxiliaries.try_out(&self.generation, &generation);
-            self.rolling.loading = Some(Loading::Starting(generation));
+            self.rolling.reload = Some(Reload::Starting(generation));
         }
     }
 }

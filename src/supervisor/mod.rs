@@ -61,7 +61,6 @@ use crate::fleet::bulletin::Readiness;
 use crate::fleet::control::Command;
 use crate::fleet::process_title;
 use crate::fleet::shared::Shared;
-use crate::handlers::discover::Discovery;
 use crate::log::Destination;
 use crate::service::daemonize::{self, Daemon};
 use crate::service::listen_fds::Passed;
@@ -324,7 +323,6 @@ impl Supervisor {
             self.pools.deadline(now),
             self.maintenance_due(now),
             self.auxiliaries.due(),
-            self.rolling.discovery().and_then(Discovery::deadline),
             self.maintenance.mail.deadline(),
             self.host.control.deadline(),
             self.host.notify.due(),
@@ -351,8 +349,6 @@ impl Supervisor {
         fds.extend(self.logs_of_others().map(|(_, log)| readable(log)));
         fds.extend(self.pools.channels().map(|channel| readable(channel.as_fd())));
         fds.extend(self.upgrade.channels().map(readable));
-        let probes = self.rolling.discovery().into_iter().flat_map(Discovery::descriptors);
-        fds.extend(probes.map(readable));
         fds.extend(self.host.control.interest().filter(|_| self.upgrade.predecessor.is_none()));
         let watched = self.pools_inboxes(now).filter_map(|slot| self.processes.inbox(slot));
         let watched = watched.map(|inbox| inbox.rx()).chain(self.unread_inboxes());

@@ -20,6 +20,7 @@ use crate::clock;
 use crate::config;
 use crate::ffi::is_start;
 use crate::fleet::breakers::{BreakerState, CircuitBreaker, UNTIL_LIFTED};
+use crate::fleet::control::Channel;
 use crate::fleet::counters::DEATHS;
 use crate::fleet::crash_report::{self, Facts, Message};
 use crate::fleet::current_call::CurrentCall;
@@ -74,7 +75,7 @@ impl Supervisor {
 
     /// A handler that a process of this slot may have died in: of its own pool. Its memory can say anything.
     fn own_handler(&self, slot: usize, handler: Option<u16>) -> Option<u16> {
-        let Generation { config, routes, .. } = self.rolling.trial.as_ref().unwrap_or(&self.generation);
+        let Generation { config, routes, .. } = self.rolling.of_standbys().unwrap_or(&self.generation);
         let pool = usize::from(self.place_of(slot).pool);
         handler.filter(|handler| {
             let route = routes.handlers().get(usize::from(*handler));
@@ -159,13 +160,14 @@ impl Supervisor {
         if records.is_empty() {
             return;
         }
-        let write = move || {
+        let write = |_: &Channel| {
             for (time, pid, record) in records {
                 match death::write(&dir, &record, time, pid.as_raw()) {
                     Ok(path) => log::info!("crash record of process {pid}: {}", path.display()),
                     Err(error) => log::error!("{}: cannot write a crash record: {error}", dir.display()),
                 }
             }
+            true
         };
         if let Err(error) = spawn::errand(self, Errand::WriteRecord, write) {
             log::error!("cannot fork a process to write a crash record: {error}");
@@ -218,7 +220,7 @@ impl Supervisor {
         at_start: bool,
     ) -> bool {
         // What a reload tries out is not served.
-        let is_trial = role == Role::Standby && self.rolling.trial.is_some();
+        let is_trial = role == Role::Standby && self.rolling.of_standbys().is_some();
         let Some(handler) = handler.filter(|_| !is_trial) else { return false };
         if at_start {
             self.judge_at_start(handler);

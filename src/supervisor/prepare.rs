@@ -52,7 +52,7 @@ pub(super) fn not_bound(error: BindError) -> Failure {
 
 /// The handlers, and what was left out.
 pub(super) fn find_handlers(config: &Config, start: &StartSignals) -> Result<(Routes, Vec<String>), Failure> {
-    let found = discover(config, &Routes::default(), &|| start.received().is_some());
+    let found = discover(config, &Routes::default(), &|| start.received().is_none());
     go_on(start)?;
     let (routes, faults) = found.map_err(|error| (Exit::Config, error.to_string()))?;
     faults.iter().for_each(|fault| log::warn!("{fault}"));

@@ -232,6 +232,7 @@ impl Processes {
     pub fn with_channel(&self) -> Vec<Pid> {
         let listens = |process: &Process| match process.role {
             Role::Auxiliary(kind) => process.channel.is_some() && kind.takes_commands(),
+            Role::Errand(_) => false,
             _ => process.channel.is_some(),
         };
         self.iter().filter(|(_, process)| listens(process)).map(|(pid, _)| pid).collect()

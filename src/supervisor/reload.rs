@@ -1,29 +1,43 @@
 //! Reload: configuration and handlers are read anew and checked, and workers of another generation replace those that are
 //! to change (`rolling`). A mistake changes nothing. Also one worker more or less.
 
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::wait::WaitStatus;
+use nix::unistd::Pid;
 
 use super::changes::Changes;
 use super::generation::Generation;
 use super::policy::rolling_restart::{Event, Failure, Step};
 use super::role::Errand;
-use super::rolling::Loading;
+use super::rolling::Reload;
 use super::{Supervisor, prepare, spawn};
 use crate::clock;
+use crate::fleet::control::{Channel, Start};
 use crate::fleet::listener;
+use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::Place;
-use crate::handlers::discover::Discovery;
-use crate::handlers::probes::Probes;
+use crate::handlers::discover::discover;
 use crate::log as sink;
+use crate::service::start_signals::StartSignals;
+
+/// How often a child that finds handlers says that it goes on.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// The handlers and what was left out; an error if nothing can be served as configured.
+type Found = Result<(Routes, Vec<String>), String>;
 
 impl Supervisor {
     /// Begins the reload that is wanted, as soon as the server is ready and nothing else is being
     /// replaced; whether it did.
     pub(super) fn begin_reload(&mut self) -> bool {
-        let is_idle = self.rolling.policy.is_idle() && self.rolling.loading.is_none();
+        let is_idle = self.rolling.is_idle();
         let is_ready = self.host.daemon.is_ready() || self.slots.is_stopping();
         if !self.rolling.is_reload_wanted || !is_idle || !is_ready {
             return false;
@@ -44,37 +58,39 @@ impl Supervisor {
             return true;
         }
         self.host.notify.reloading();
-        self.rolling.loading = Some(Loading::Reading);
         let reread = Rc::clone(&self.host.reread);
-        let rehearse = move || {
+        let rehearse = |_: &Channel| {
             log::set_max_level(log::LevelFilter::Off); // what is wrong is told when it is read in earnest
             reread().into_iter().for_each(|config| listener::look_up(&config.listen));
+            true
         };
-        if let Err(error) = spawn::errand(self, Errand::ReadConfig, rehearse) {
-            self.cancel_loading(&format!("cannot fork: {error}"));
+        match spawn::errand(self, Errand::ReadConfig, rehearse) {
+            Ok(child) => self.rolling.reload = Some(Reload::Reading(child)),
+            Err(error) => self.end_reload(Err(failed(&format!("cannot fork: {error}")))),
         }
         true
     }
 
     /// The child that reads the configuration has ended: reading it waits for nobody now, unless the child had to.
-    pub(super) fn config_was_read(&mut self, status: WaitStatus) {
-        if !matches!(self.rolling.loading, Some(Loading::Reading)) {
+    pub(super) fn config_was_read(&mut self, pid: Pid, status: WaitStatus) {
+        if !matches!(self.rolling.reload, Some(Reload::Reading(child)) if child == pid) {
             return;
         }
-        let read = match status {
-            WaitStatus::Exited(..) => self.load(),
+        let searching = match status {
+            WaitStatus::Exited(..) => self.search(),
             _ => Err(
                 "the configuration cannot be read in time: a name server or a file system does not answer"
                     .to_owned(),
             ),
         };
-        match read {
-            Ok(loading) => self.rolling.loading = Some(loading),
+        match searching {
+            Ok(searching) => self.rolling.reload = Some(searching),
             Err(why) => self.cancel_loading(&why),
         }
     }
 
-    fn load(&self) -> Result<Loading, String> {
+    /// Reads the configuration, and has a child find its handlers.
+    fn search(&mut self) -> Result<Reload, String> {
         let mut config = (self.host.reread)()?;
         prepare::raise_descriptors(&mut config);
         let fixed = config.fixed_changes(&self.generation.config);
@@ -85,37 +101,35 @@ impl Supervisor {
             ));
         }
         let config = config.following(&self.generation.config);
-        let discovery = Discovery::begin(&config, &self.generation.routes, Probes::default());
-        Ok(Loading::Probing {
-            config: Box::new(config),
-            discovery: discovery.map_err(|error| error.to_string())?,
-        })
-    }
-
-    /// Handlers of a reload are probed; when all are known auxiliary processes start; when all are ready workers are
-    /// replaced.
-    pub(super) fn go_on_with_reload(&mut self) {
-        match &mut self.rolling.loading {
-            Some(Loading::Probing { discovery, .. }) => {
-                discovery.step(clock::now());
-                if discovery.is_done() {
-                    self.loaded();
+        let file =
+            memfd_create(c"wshd handlers", MFdFlags::MFD_CLOEXEC).map_err(|error| error.to_string())?;
+        let (found, known) = (File::from(file), Arc::clone(&self.generation.routes));
+        let find = |supervisor: &Channel| {
+            let signals = StartSignals::watch_unblocked();
+            let said = Cell::new(clock::now());
+            let go_on = || {
+                if clock::now().since(said.get()) >= SIGN_OF_LIFE {
+                    let _ = supervisor.send_start(&Start::Ready); // if it is gone, this process goes, too
+                    said.set(clock::now());
                 }
-            }
-            // Meanwhile a worker may be being replaced for another reason.
-            Some(Loading::Starting(_)) if self.rolling.policy.is_idle() => match self.auxiliaries.trial() {
-                Some(Ok(())) => self.begin_trial(),
-                Some(Err(why)) => self.cancel_loading(&why),
-                None => {}
-            },
-            _ => {}
-        }
+                signals.as_ref().is_ok_and(|signals| signals.received().is_none())
+            };
+            let handlers: Found = discover(&config, &known, &go_on).map_err(|error| error.to_string());
+            serde_json::to_writer(&found, &handlers).is_ok()
+        };
+        let child = spawn::errand(self, Errand::FindHandlers, find);
+        let child = child.map_err(|error| format!("cannot fork: {error}"))?;
+        Ok(Reload::Searching { child, config: Box::new(config), found })
     }
 
-    fn loaded(&mut self) {
-        let Some(Loading::Probing { config, discovery }) = self.rolling.loading.take() else { return };
-        let (routes, faults) = discovery.finish();
-        let generation = self.generation.following(*config, routes, faults).and_then(|generation| {
+    /// The child that finds the handlers has ended.
+    pub(super) fn handlers_were_found(&mut self, pid: Pid, status: WaitStatus) {
+        let is_it = |reload: &mut Reload| matches!(reload, Reload::Searching { child, .. } if *child == pid);
+        let Some(Reload::Searching { config, found, .. }) = self.rolling.reload.take_if(is_it) else {
+            return;
+        };
+        let generation = found_in(found, status).and_then(|(routes, faults)| {
+            let generation = self.generation.following(*config, routes, faults)?;
             // New workers inherit it.
             sink::start(&generation.config.log)?;
             Ok(generation)
@@ -123,14 +137,26 @@ impl Supervisor {
         match generation {
             Ok(generation) => {
                 self.auxiliaries.try_out(&self.generation, &generation);
-                self.rolling.loading = Some(Loading::Starting(generation));
+                self.rolling.reload = Some(Reload::Starting(generation));
             }
             Err(why) => self.end_reload(Err(failed(&why))),
         }
     }
 
+    /// When all auxiliary processes of a reload are ready workers are replaced.
+    pub(super) fn go_on_with_reload(&mut self) {
+        // Meanwhile a worker may be being replaced for another reason.
+        if matches!(self.rolling.reload, Some(Reload::Starting(_))) && self.rolling.policy.is_idle() {
+            match self.auxiliaries.trial() {
+                Some(Ok(())) => self.begin_trial(),
+                Some(Err(why)) => self.cancel_loading(&why),
+                None => {}
+            }
+        }
+    }
+
     fn begin_trial(&mut self) {
-        let Some(Loading::Starting(generation)) = self.rolling.loading.take() else { return };
+        let Some(Reload::Starting(generation)) = self.rolling.reload.take() else { return };
         self.shared.counters.enter_all(&generation.routes);
         let mut changed = self.generation.changed_pools(&generation);
         // What did not start is tried out again, changed or not.
@@ -145,17 +171,21 @@ impl Supervisor {
         if steps.is_empty() {
             log::info!("reload: no worker has to be replaced");
         }
-        self.rolling.trial = Some(generation);
+        self.rolling.reload = Some(Reload::Replacing(generation));
         self.rolling.policy.on(Event::Reload(steps));
     }
 
-    /// What is being read for a reload is not wanted any more.
+    /// A reload is not wanted any more for which no worker has been started.
     pub(super) fn cancel_loading(&mut self, why: &str) {
-        match self.rolling.loading.take() {
-            Some(Loading::Probing { discovery, .. }) => discovery.cancel(),
-            Some(Loading::Starting(_)) => self.auxiliaries.abort_trial(&mut self.processes),
-            Some(Loading::Reading) => {}
+        let is_loading = |reload: &mut Reload| !matches!(reload, Reload::Replacing(_));
+        match self.rolling.reload.take_if(is_loading) {
             None => return,
+            Some(Reload::Reading(child) | Reload::Searching { child, .. }) => {
+                self.processes.terminate(child, clock::now());
+            }
+            Some(Reload::Starting(_) | Reload::Replacing(_)) => {
+                self.auxiliaries.abort_trial(&mut self.processes);
+            }
         }
         self.end_reload(Err(failed(why)));
     }
@@ -196,7 +226,7 @@ impl Supervisor {
 
     /// The standbys of a reload serve, or nothing of it does, or the server was interrupted.
     pub(super) fn reload_done(&mut self, result: Result<(), Failure>) {
-        self.rolling.trial = None;
+        self.rolling.reload = None;
         self.auxiliaries.abort_trial(&mut self.processes); // none after a commit
         let result = match result {
             Ok(()) => Ok(()),
@@ -269,6 +299,18 @@ impl Supervisor {
         let coming = rolling.additions().map(|place| (place, None));
         serving.chain(coming).filter(|(place, _)| place.pool == pool).collect()
     }
+}
+
+/// What the child has found; `status` tells how it ended.
+fn found_in(mut file: File, status: WaitStatus) -> Found {
+    let WaitStatus::Exited(_, 0) = status else {
+        return Err("the handlers cannot be found in time: a file system does not answer".to_owned());
+    };
+    let mut text = Vec::new();
+    let read = file.rewind().and_then(|()| file.read_to_end(&mut text));
+    let failed = |error: &dyn std::fmt::Display| format!("what was found cannot be read: {error}");
+    read.map_err(|error| failed(&error))?;
+    serde_json::from_slice(&text).map_err(|error| failed(&error))?
 }
 
 fn failed(why: &str) -> String {

@@ -8,8 +8,9 @@ use nix::unistd::Pid;
 use super::Supervisor;
 use super::policy::rolling_restart;
 use super::policy::slots::Event;
-use super::processes::GRACE;
+use super::processes::{GRACE, Process};
 use super::role::{Kind, Role};
+use super::spawn::ERRAND;
 use crate::clock;
 use crate::fleet::control::{Report, Start};
 use crate::fleet::routes::Route;
@@ -33,6 +34,7 @@ impl Supervisor {
             let (role, slot) = match (process.role, process.slot) {
                 (role, Some(slot)) => (role, slot),
                 (Role::Auxiliary(kind) | Role::Leaving(kind), None) => return self.read_start(pid, kind),
+                (Role::Errand(_), None) => return read_progress(process),
                 _ => return,
             };
             match channel.recv_report() {
@@ -160,5 +162,16 @@ impl Supervisor {
         let drain = ours.map(|route| config.handler(&route.resource).drain.unwrap_or(Duration::MAX)).max();
         let end = self.end_of_stop() + drain.unwrap_or_default();
         if self.slots.is_stopping() { end.min(self.end_of_stop()) } else { end }
+    }
+}
+
+/// An errand says that it goes on.
+fn read_progress(process: &mut Process) {
+    while let Some(channel) = &process.channel {
+        match channel.recv_start() {
+            Ok(Some(_)) => process.set_deadline(clock::now() + ERRAND),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Ok(None) | Err(_) => process.channel = None,
+        }
     }
 }

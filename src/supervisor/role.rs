@@ -7,8 +7,24 @@ use nix::unistd::Pid;
 pub enum Errand {
     /// Reads the configuration and looks names up, so that this is done quickly the second time.
     ReadConfig,
+    /// Finds the handlers for a reload.
+    FindHandlers,
+    /// Renames files of the log, and opens them, so that this is done quickly the second time.
+    OpenLogs,
     /// Writes a crash record.
     WriteRecord,
+}
+
+impl Errand {
+    /// What it does, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Errand::ReadConfig => "reading the configuration",
+            Errand::FindHandlers => "probing the handlers",
+            Errand::OpenLogs => "opening the log",
+            Errand::WriteRecord => "writing a crash record",
+        }
+    }
 }
 
 /// What a process is for.

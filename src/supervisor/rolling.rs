@@ -1,5 +1,6 @@
 //! Standbys, and workers that hand over to them. When is decided in `policy::rolling_restart`.
 
+use std::fs::File;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,7 +17,6 @@ use crate::config::Config;
 use crate::fleet::control::Command;
 use crate::fleet::inbox::Inbox;
 use crate::fleet::scoreboard::{Place, Slot, State};
-use crate::handlers::discover::Discovery;
 use crate::time::Instant;
 
 /// A worker has this long to begin to leave when it is told to; a handler that hangs is ended before.
@@ -26,41 +26,43 @@ const RETIRE: Duration = Duration::from_secs(120);
 #[derive(Default)]
 pub(super) struct Rolling {
     pub policy: RollingRestart,
-    /// What a reload reads.
-    pub loading: Option<Loading>,
-    /// The generation of a reload that is not committed.
-    pub trial: Option<Generation>,
+    /// How far a reload is, until it is committed.
+    pub reload: Option<Reload>,
     /// A reload is to begin as soon as nothing else is being replaced.
     pub is_reload_wanted: bool,
     /// What takes over from the worker that is told to leave.
     heir: Option<usize>,
 }
 
-/// A reload before any worker is replaced.
-pub(super) enum Loading {
+/// A reload that has changed nothing yet.
+pub(super) enum Reload {
     /// A child reads the configuration first.
-    Reading,
-    /// The configuration was read, and its handlers are being probed.
-    Probing { config: Box<Config>, discovery: Discovery },
+    Reading(Pid),
+    /// The configuration was read, and a child writes into this file what it finds of its handlers.
+    Searching { child: Pid, config: Box<Config>, found: File },
     /// Auxiliary processes of the new generation start.
     Starting(Generation),
+    /// Workers of the new generation start.
+    Replacing(Generation),
 }
 
 impl Rolling {
-    /// The handlers that are being probed for a reload.
-    pub fn discovery(&self) -> Option<&Discovery> {
-        match &self.loading {
-            Some(Loading::Probing { discovery, .. }) => Some(discovery),
-            _ => None,
-        }
+    /// Whether nothing is being replaced, and no reload begun.
+    pub fn is_idle(&self) -> bool {
+        self.policy.is_idle() && self.reload.is_none()
     }
 
     /// The generation of a reload whose processes start.
     pub fn on_trial(&self) -> Option<&Generation> {
-        match &self.loading {
-            Some(Loading::Starting(generation)) => Some(generation),
-            _ => self.trial.as_ref(),
+        match &self.reload {
+            Some(Reload::Starting(generation) | Reload::Replacing(generation)) => Some(generation),
+            _ => None,
         }
+    }
+
+    /// The same if workers start.
+    pub fn of_standbys(&self) -> Option<&Generation> {
+        self.on_trial().filter(|_| matches!(self.reload, Some(Reload::Replacing(_))))
     }
 }
 
@@ -69,7 +71,7 @@ impl Supervisor {
         match action {
             Action::Start(place) => return self.start_standby(place),
             Action::Commit => {
-                if let Some(generation) = self.rolling.trial.take() {
+                if let Some(Reload::Replacing(generation)) = self.rolling.reload.take() {
                     self.commit(generation);
                 }
             }
@@ -96,7 +98,7 @@ impl Supervisor {
     }
 
     fn start_standby(&mut self, place: Place) -> Flow {
-        let generation = self.rolling.trial.as_ref().unwrap_or(&self.generation).clone();
+        let generation = self.rolling.of_standbys().unwrap_or(&self.generation).clone();
         let forked = match self.free_slot(place) {
             Ok(slot) => spawn::worker(self, Role::Standby, slot, &generation)?.map(|pid| (pid, slot)),
             Err(error) => Err(error),

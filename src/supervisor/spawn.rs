@@ -24,12 +24,12 @@ use super::{Flow, Outcome, Supervisor};
 use crate::clock;
 use crate::exit::Exit;
 use crate::fleet::control::Channel;
-use crate::fleet::inbox;
 use crate::fleet::scoreboard::{START, State};
+use crate::fleet::{inbox, process_title};
 use crate::{cgi, gateway, metrics, worker};
 
-/// How long an errand may take.
-const ERRAND: Duration = Duration::from_secs(10);
+/// How long an errand may take, or be silent.
+pub(super) const ERRAND: Duration = Duration::from_secs(10);
 
 /// Closes what the program was started with beyond the standard streams: a lock or pipe of the shell would be
 /// held by all processes of the server. Those that are meant for it are kept. Call it before anything is opened.
@@ -55,7 +55,7 @@ pub(super) fn worker(
     generation: &Generation,
 ) -> Flow<io::Result<Pid>> {
     // A reload tries out all handlers anew.
-    let skipped = match role == Role::Standby && supervisor.rolling.trial.is_some() {
+    let skipped = match role == Role::Standby && supervisor.rolling.of_standbys().is_some() {
         true => Vec::new(),
         false => supervisor.postmortem.quarantine.not_starting().collect(),
     };
@@ -190,19 +190,27 @@ pub(super) fn auxiliary(
     })
 }
 
-/// Forks a child that does this, with the log as it is, and exits.
-pub(super) fn errand(supervisor: &mut Supervisor, errand: Errand, work: impl FnOnce()) -> io::Result<()> {
+/// Forks a child that does this, with the log as it is, and exits; with code 0 if it is done. One that takes longer than
+/// [`ERRAND`] has to say that it goes on.
+pub(super) fn errand(
+    supervisor: &mut Supervisor,
+    errand: Errand,
+    work: impl FnOnce(&Channel) -> bool,
+) -> io::Result<Pid> {
+    let (ours, theirs) = Channel::pair()?;
     match fork_child()? {
         Forked::Parent { child } => {
-            let mut process = Process::new(Role::Errand(errand), None, 0, None);
+            let mut process = Process::new(Role::Errand(errand), None, 0, Some(ours));
             process.set_deadline(clock::now() + ERRAND);
             supervisor.processes.insert(child, process);
-            Ok(())
+            Ok(child)
         }
         Forked::Child { .. } => {
             let _ = set_pdeathsig(Signal::SIGKILL);
+            process_title::set(errand.name());
             // A panic has printed its message.
-            let code = catch_unwind(AssertUnwindSafe(work)).map_or(Exit::Internal, |()| Exit::Ok).code();
+            let is_done = catch_unwind(AssertUnwindSafe(|| work(&theirs))).unwrap_or(false);
+            let code = if is_done { Exit::Ok } else { Exit::Internal }.code();
             // SAFETY: ends the child here: what the process has around it is the supervisor's.
             unsafe { libc::_exit(code) }
         }

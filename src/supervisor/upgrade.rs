@@ -247,7 +247,7 @@ impl Supervisor {
             Some("the server is told to stop")
         } else if self.drain.is_on() {
             Some("the server is draining")
-        } else if !self.rolling.policy.is_idle() || self.rolling.loading.is_some() {
+        } else if !self.rolling.is_idle() {
             Some("workers are being replaced; try again")
         } else {
             None

@@ -12,7 +12,6 @@ use super::policy::slots::Event;
 use super::policy::{rolling_restart, upgrade};
 use super::processes::{Late, Process};
 use super::role::{Errand, Role};
-use super::rolling::Loading;
 use super::{Flow, Supervisor, logs, spawn};
 use crate::clock;
 use crate::fleet::control::Command;
@@ -132,8 +131,7 @@ impl Supervisor {
                 (_, Some(slot)) => self.name(slot),
                 (Role::Successor, _) => "upgrade: the new executable".to_owned(),
                 (Role::Auxiliary(kind) | Role::Leaving(kind), _) => kind.name().to_owned(),
-                (Role::Errand(Errand::ReadConfig), _) => "reload: reading the configuration".to_owned(),
-                (Role::Errand(Errand::WriteRecord), _) => "writing a crash record".to_owned(),
+                (Role::Errand(errand), _) => errand.name().to_owned(),
                 _ => "process".to_owned(),
             };
             let why = match role {
@@ -177,18 +175,15 @@ impl Supervisor {
         self.shared.addresses.release(pid.as_raw());
         self.shared.counters.release(pid.as_raw());
         self.shared.scoreboard.slots().for_each(|(_, record)| record.crash.end_sending(pid.as_raw()));
-        if let Some(Loading::Probing { discovery, .. }) = &mut self.rolling.loading
-            && discovery.reaped(pid, status)
-        {
-            return;
-        }
         // Or it is a child of a child, which came to this process when its parent ended.
         let Some(process) = self.processes.remove(pid) else { return };
         let cause = cause_of_death(status);
         match (process.role, process.slot) {
             (Role::Auxiliary(_), _) => self.auxiliary_ended(pid, status, &cause),
             (Role::Leaving(kind), _) => log::info!("{}[{pid}] {cause}, replaced", kind.name()),
-            (Role::Errand(Errand::ReadConfig), _) => self.config_was_read(status),
+            (Role::Errand(Errand::ReadConfig), _) => self.config_was_read(pid, status),
+            (Role::Errand(Errand::FindHandlers), _) => self.handlers_were_found(pid, status),
+            (Role::Errand(Errand::OpenLogs), _) => self.logs_were_opened(status),
             (Role::Errand(Errand::WriteRecord), _) => {}
             (Role::Successor, _) => self.on_upgrade(upgrade::Event::Ended(cause)),
             (Role::Standby, Some(slot)) => {

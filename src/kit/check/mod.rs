@@ -6,7 +6,6 @@ mod elf;
 mod faults;
 mod functions;
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -19,7 +18,7 @@ use crate::ffi::plugin::Style;
 use crate::ffi::raw;
 use crate::handlers::message::{Offer, Request};
 use crate::handlers::probe::Report;
-use crate::handlers::probes::Probes;
+use crate::handlers::probes::{OWN, probe};
 use crate::handlers::scan::{self, SUFFIX, Scan};
 
 /// What to check, and how to tell.
@@ -131,27 +130,22 @@ fn expand(named: &[PathBuf], log: &mut impl Write) -> io::Result<Vec<PathBuf>> {
 }
 
 fn look(files: &[PathBuf], config: Option<&Config>) -> Vec<Checked> {
-    let mut probes = Probes::default();
     let settings = |file: &PathBuf| {
         let settings = config.and_then(|config| config.settings.get(&resource(file, config)).cloned());
         settings.unwrap_or_default()
     };
-    for (number, file) in files.iter().enumerate() {
+    let request = |file: &PathBuf| {
         let (settings, file) = (settings(file), file.clone().into());
-        probes.push(number, Request { file, settings, start: true, confinement: None });
-    }
-    probes.finish();
-    let mut reports: BTreeMap<usize, Report> = BTreeMap::new();
-    while let Some((number, report)) = probes.known() {
-        reports.insert(number, report);
-    }
+        Request { file, settings, start: true, confinement: None }
+    };
+    let reports = probe(OWN.as_ref(), files.iter().map(request).collect(), &|| true).unwrap_or_default();
     let checked = |(file, report): (&PathBuf, Report)| {
         let mut findings = report.offer.as_ref().map(|offer| of_the_table(file, offer)).unwrap_or_default();
         let is_event = report.offer.as_ref().is_none_or(|offer| offer.style == Style::Event);
         findings.extend(elf::findings(file, is_event));
         Checked { file: file.clone(), report, findings, settings: settings(file) }
     };
-    files.iter().zip(reports.into_values()).map(checked).collect()
+    files.iter().zip(reports).map(checked).collect()
 }
 
 /// Serves those that load to peers that misbehave.

@@ -123,7 +123,7 @@ impl Host {
         install(served.object, &handlers.join(format!("{}_wsh.so", served.name))).map_err(cannot)?;
         let config = settings::config(dir, &handlers, &served)?;
         sink::start(&config.log)?;
-        let found = discover(&config, &Routes::default(), &|| false);
+        let found = discover(&config, &Routes::default(), &|| true);
         let (routes, faults) = found.map_err(|error| error.to_string())?;
         if let Some(fault) = faults.first() {
             return Err(fault.clone());

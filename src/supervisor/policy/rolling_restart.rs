@@ -112,11 +112,6 @@ impl RollingRestart {
         self.steps.is_empty() && self.retiring.is_none() && self.reload == Reload::None
     }
 
-    /// Whether a reload waits for its standbys, and nothing has changed yet.
-    pub fn is_trial(&self) -> bool {
-        self.reload == Reload::Trial
-    }
-
     /// Whether the worker of this slot has been told to leave and has not begun to.
     pub fn is_retiring(&self, slot: usize) -> bool {
         self.retiring == Some(slot)
