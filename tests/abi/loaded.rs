@@ -85,7 +85,7 @@ impl Loaded {
     pub fn run_timers(&self) -> Vec<String> {
         for (_, task, arg) in fake(|fake| std::mem::take(&mut fake.timers)) {
             // SAFETY: as a host does, once.
-            unsafe { task.unwrap()(1, arg as *mut _) };
+            unsafe { task.unwrap()(1, arg) };
         }
         calls()
     }
@@ -93,7 +93,7 @@ impl Loaded {
     pub fn run_posts(&self) -> Vec<String> {
         for (conn, task, arg) in fake(|fake| std::mem::take(&mut fake.posts)) {
             // SAFETY: as a host does, exactly once.
-            unsafe { task.unwrap()(conn, arg as *mut _) };
+            unsafe { task.unwrap()(conn, arg) };
         }
         calls()
     }

@@ -18,11 +18,11 @@ type Release = Option<unsafe extern "C" fn(arg: *mut c_void)>;
 #[derive(Default)]
 pub(crate) struct Fake {
     pub(crate) calls: Vec<String>,
-    pub(crate) user: HashMap<ws_conn, (usize, Release)>,
-    pub(crate) timers: Vec<(i64, ws_task, usize)>,
+    pub(crate) user: HashMap<ws_conn, (*mut c_void, Release)>,
+    pub(crate) timers: Vec<(i64, ws_task, *mut c_void)>,
     timers_made: i64,
-    pub(crate) watched: HashMap<i32, (ws_ready, usize)>,
-    pub(crate) posts: Vec<(ws_conn, ws_task, usize)>,
+    pub(crate) watched: HashMap<i32, (ws_ready, *mut c_void)>,
+    pub(crate) posts: Vec<(ws_conn, ws_task, *mut c_void)>,
     pub(crate) results: HashMap<&'static str, i32>,
     pub(crate) inbox: Vec<(i32, String)>,
     pub(crate) query: Option<&'static str>,
@@ -265,7 +265,7 @@ unsafe extern "C" fn set_timer(
     fake(|fake| {
         fake.timers_made += 1;
         let id = fake.timers_made;
-        fake.timers.push((id, task, arg as usize));
+        fake.timers.push((id, task, arg));
         id
     })
 }
@@ -275,7 +275,7 @@ unsafe extern "C" fn clear_timer(_: *const ws_host, _: ws_conn, timer: i64) -> i
 unsafe extern "C" fn post(_: *const ws_host, conn: ws_conn, task: ws_task, arg: *mut c_void) -> i32 {
     let result = called("post", if conn == 0 { "0".to_owned() } else { String::new() });
     if result == WS_OK {
-        fake(|fake| fake.posts.push((conn, task, arg as usize)));
+        fake(|fake| fake.posts.push((conn, task, arg)));
     }
     result
 }
@@ -292,12 +292,12 @@ unsafe extern "C" fn close_code(_: ws_conn) -> u32 {
 unsafe fn own(conn: ws_conn, user: *mut c_void, release: Release, name: &'static str) -> i32 {
     let result = fake(|fake| fake.results.get(name).copied()).unwrap_or(WS_OK);
     let replaced = match result {
-        WS_OK => fake(|fake| fake.user.insert(conn, (user as usize, release))),
-        _ => Some((user as usize, release)),
+        WS_OK => fake(|fake| fake.user.insert(conn, (user, release))),
+        _ => Some((user, release)),
     };
     if let Some((user, Some(release))) = replaced {
         // SAFETY: exactly once, whatever the result.
-        unsafe { release(user as *mut c_void) };
+        unsafe { release(user) };
     }
     result
 }
@@ -321,7 +321,7 @@ pub(crate) fn release_user(conn: ws_conn) -> bool {
     match fake(|fake| fake.user.remove(&conn)) {
         Some((user, Some(release))) => {
             // SAFETY: exactly once.
-            unsafe { release(user as *mut c_void) };
+            unsafe { release(user) };
             true
         }
         _ => false,
@@ -360,7 +360,7 @@ unsafe extern "C" fn watch_fd(
 ) -> i32 {
     let result = called("watch_fd", format!("{fd} {events}"));
     if result == WS_OK {
-        fake(|fake| fake.watched.insert(fd, (ready, arg as usize)));
+        fake(|fake| fake.watched.insert(fd, (ready, arg)));
     }
     result
 }
@@ -375,7 +375,7 @@ unsafe extern "C" fn send_raw(_: *const ws_host, conn: ws_conn, data: *const c_v
     called("send_raw", format!("{conn} {}", text(data.cast(), size)))
 }
 unsafe extern "C" fn user(conn: ws_conn) -> *mut c_void {
-    fake(|fake| fake.user.get(&conn).map_or(0, |(user, _)| *user)) as *mut c_void
+    fake(|fake| fake.user.get(&conn).map_or(ptr::null_mut(), |(user, _)| *user))
 }
 unsafe extern "C" fn set_state(_: ws_conn, data: *const c_void, size: usize) -> i32 {
     if size > WS_STATE_MAX {

@@ -42,18 +42,22 @@ fn log_stray(info: &PanicHookInfo, place: Option<&str>) {
 
 /// Runs `body`, and logs a panic instead of passing it on.
 pub(crate) fn contain<R>(conn: ws_conn, place: &str, body: impl FnOnce() -> R) -> Option<R> {
+    let payload = match catch(body) {
+        Ok(result) => return Some(result),
+        Err(payload) => payload,
+    };
+    let at = PLACE.take().map(|at| format!(" at {at}")).unwrap_or_default();
+    log_conn(conn, Level::Error, &format!("panic in {place}{at}: {}", text(payload.as_ref())));
+    // To drop it may panic again, without end: what it panics with is not dropped.
+    catch(|| drop(payload)).unwrap_or_else(std::mem::forget);
+    None
+}
+
+fn catch<R>(body: impl FnOnce() -> R) -> std::thread::Result<R> {
     DEPTH.set(DEPTH.get() + 1);
     let result = catch_unwind(AssertUnwindSafe(body));
     DEPTH.set(DEPTH.get() - 1);
-    match result {
-        Ok(result) => Some(result),
-        Err(payload) => {
-            let at = PLACE.take().map(|at| format!(" at {at}")).unwrap_or_default();
-            log_conn(conn, Level::Error, &format!("panic in {place}{at}: {}", text(payload.as_ref())));
-            std::mem::forget(payload); // dropping it could panic again
-            None
-        }
-    }
+    result
 }
 
 fn text(payload: &(dyn Any + Send)) -> &str {

@@ -204,7 +204,7 @@ fn timers_run_once_with_the_handler_in_reach() {
     let timers = fake(|fake| std::mem::take(&mut fake.timers));
     for (_, task, arg) in timers {
         // SAFETY: as a host does, once.
-        unsafe { task.unwrap()(1, arg as *mut _) };
+        unsafe { task.unwrap()(1, arg) };
     }
     assert_eq!(
         calls(),
@@ -254,7 +254,7 @@ fn a_posted_task_runs_unless_the_connection_is_gone() {
     calls();
     for (conn, task, arg) in fake(|fake| std::mem::take(&mut fake.posts)) {
         // SAFETY: as a host does, exactly once.
-        unsafe { task.unwrap()(conn, arg as *mut _) };
+        unsafe { task.unwrap()(conn, arg) };
     }
     assert_eq!(calls(), ["send 1 1 0 posted"]);
     assert_eq!(Arc::strong_count(&held), 1);
@@ -342,6 +342,7 @@ fn a_late_handshake_is_finished_once_or_rejected() {
     handshake(table, keep);
     drop(LATE.take());
     assert_eq!(calls(), ["reject 503  "]);
+    assert!(release_user(1), "the connection never opens");
 }
 
 #[test]
@@ -554,6 +555,38 @@ fn an_error_that_panics_is_contained() {
     );
 }
 
+/// What a panic brings along, and a handler, may panic when they are dropped.
+#[test]
+fn a_drop_that_panics_is_contained() {
+    struct Grenade;
+    impl Drop for Grenade {
+        fn drop(&mut self) {
+            std::panic::panic_any(Grenade);
+        }
+    }
+    struct Bomb(#[allow(dead_code)] Grenade);
+    impl Handler for Bomb {
+        fn on_open(_: &Current) -> Outcome<Self> {
+            Ok(Bomb(Grenade))
+        }
+        fn on_message(&mut self, conn: &Current, _: Message) -> Outcome {
+            let held = Grenade;
+            conn.set_timer(Duration::ZERO, move |_| drop(held))?;
+            std::panic::panic_any(Grenade);
+        }
+    }
+    static BOMB: Table = Table::event::<Bomb>();
+    load();
+    // SAFETY: as a host does.
+    let table = unsafe { &*BOMB.enter(&HOST) };
+    open(table);
+    let told = |place: &str| format!("log {place}: of an unknown type");
+    let expected = ["set_timer 0".to_owned(), told("1 50 panic in on_message"), "close 1 1011 ".to_owned()];
+    assert_eq!(message(table, "x"), expected);
+    let expected = [told("1 50 panic in on_close"), told("0 50 panic in dropping what a connection had")];
+    assert_eq!(close(table), expected);
+}
+
 #[test]
 fn a_panic_is_logged_with_file_and_line() {
     let table = table();
@@ -591,7 +624,7 @@ fn an_interval_clears_itself_and_what_it_holds() {
     let (_, task, arg) = fake(|fake| fake.timers[0]);
     for _ in 0..2 {
         // SAFETY: as a host does, until it was cleared.
-        unsafe { task.unwrap()(1, arg as *mut _) };
+        unsafe { task.unwrap()(1, arg) };
     }
     assert_eq!((held.get(), Rc::strong_count(&held)), (2, 1));
     close(table);
@@ -651,7 +684,7 @@ fn the_worker_has_intervals_posts_and_watched_descriptors() {
     assert_eq!(calls(), ["set_timer 7 every 7 of the worker"]);
     let (_, task, arg) = fake(|fake| fake.timers[0]);
     // SAFETY: as a host does.
-    unsafe { task.unwrap()(0, arg as *mut _) };
+    unsafe { task.unwrap()(0, arg) };
     assert_eq!((count.get(), Rc::strong_count(&count)), (1, 2));
     drop(interval);
     assert_eq!((calls(), Rc::strong_count(&count)), (vec!["clear_timer 1".to_owned()], 1));
@@ -666,13 +699,13 @@ fn the_worker_has_intervals_posts_and_watched_descriptors() {
     assert_eq!(Watch::new(4, WS_FD_READ, |_| ()).err(), Some(Error::Invalid), "one for each");
     let (ready, arg) = fake(|fake| fake.watched[&4]);
     // SAFETY: as a host does.
-    unsafe { ready.unwrap()(4, WS_FD_READ | WS_FD_HANGUP, arg as *mut _) };
+    unsafe { ready.unwrap()(4, WS_FD_READ | WS_FD_HANGUP, arg) };
     assert_eq!((count.get(), Rc::strong_count(&count)), (5, 1));
 
     event_loop::post(|| log(Level::Info, "posted")).unwrap();
     for (conn, task, arg) in fake(|fake| std::mem::take(&mut fake.posts)) {
         // SAFETY: as a host does, exactly once.
-        unsafe { task.unwrap()(conn, arg as *mut _) };
+        unsafe { task.unwrap()(conn, arg) };
     }
     assert_eq!(calls().last().unwrap(), "log 0 30 posted");
     assert_eq!((workers(), host_version()), (4, "fake 1.0"));
