@@ -34,7 +34,9 @@ static int lacks_all(void)
            ws_cookie(1, "x", text, sizeof text) == WS_E_UNSUPPORTED && strcmp(ws_host_version(), "") == 0 &&
            ws_workers() == 1 && ws_watch_fd(0, WS_FD_READ, NULL, NULL) == WS_E_UNSUPPORTED &&
            ws_unwatch_fd(0) == WS_E_UNSUPPORTED && ws_get_extension("x") == NULL &&
-           ws_send_raw(1, "x", 1) == WS_E_UNSUPPORTED;
+           ws_send_raw(1, "x", 1) == WS_E_UNSUPPORTED && ws_subscribe(1, "x", 0) == WS_E_UNSUPPORTED &&
+           ws_unsubscribe(1, "x") == WS_E_UNSUPPORTED && ws_publish("x", WS_TEXT, "", 0, 0) == WS_E_UNSUPPORTED &&
+           ws_subscribers("x") == 0 && ws_missed(1) == 0 && ws_remote_user(1).data == NULL;
 }
 
 int main(void)

@@ -842,7 +842,8 @@ WS_MUST_USE_ static inline int32_t ws_abort_handshake(ws_handshake *hs)
 }
 
 /* ws_set_user_owned() and ws_set_state() through the handshake, so that whoever
- * finishes it can say who the peer is. WS_OK, WS_E_LIMIT (the state is too large).
+ * finishes it can say who the peer is. A pointer that is replaced, or not taken, is
+ * released on the thread of this call. WS_OK, WS_E_LIMIT (the state is too large).
  * [in do_extra_handshake; after WS_LATER any thread] */
 static inline int32_t ws_attach_user(ws_handshake *hs, void *user, void (*release)(void *arg))
 {
@@ -1077,8 +1078,9 @@ static inline int32_t ws_set_user(ws_conn conn, void *user)
 }
 
 /* The same with a function that frees it: release(user) is called exactly once,
- * whatever the result: when another pointer is set, after on_close, or when the
- * handshake ends without an open connection; there perhaps on another thread.
+ * whatever the result: when another pointer is set, after on_close, or after a
+ * handshake that ends without an open connection; always on the thread of the
+ * connection, but for ws_attach_user(). It is not called when the worker crashes.
  * [in a callback of this connection] */
 static inline int32_t ws_set_user_owned(ws_conn conn, void *user, void (*release)(void *arg))
 {

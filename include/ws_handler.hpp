@@ -299,11 +299,13 @@ public:
     }
     int32_t subscribe(const std::string &topic, uint32_t flags = 0) const
     {
-        return ws_host_->subscribe(id_, topic.data(), topic.size(), flags);
+        return WS_HOST_HAS(subscribe) ? ws_host_->subscribe(id_, topic.data(), topic.size(), flags)
+                                      : WS_E_UNSUPPORTED;
     }
     int32_t unsubscribe(const std::string &topic) const
     {
-        return ws_host_->unsubscribe(id_, topic.data(), topic.size());
+        return WS_HOST_HAS(unsubscribe) ? ws_host_->unsubscribe(id_, topic.data(), topic.size())
+                                        : WS_E_UNSUPPORTED;
     }
     uint64_t missed() const { return ws_missed(id_); }
     int32_t send_text(bytes text) const { return send(WS_TEXT, text); }
@@ -321,8 +323,9 @@ public:
     int32_t     resume() const { return ws_resume(id_); }
     uint32_t    last_opcode() const { return ws_last_opcode(id_); }
 
-    // Time and threads. What the task holds is destroyed after it has run, or
-    // when the connection ends before; then it does not run.
+    // Time and threads; for those of the worker see ws::post() and ws::interval. What
+    // the task holds is destroyed after it has run, or when the connection ends
+    // before; then it does not run.
     inline int64_t set_timer(uint64_t delay_ms, task run) const;
     inline int64_t set_interval(uint64_t period_ms, task run) const;
     inline int32_t clear_timer(int64_t timer) const;
@@ -369,7 +372,9 @@ private:
 // WS_UNCOMPRESSED.
 inline int32_t publish(const std::string &topic, uint32_t type, bytes data, uint32_t flags = 0)
 {
-    return ws_host_->publish(ws_host_, topic.data(), topic.size(), type, data.data(), data.size(), flags);
+    return WS_HOST_HAS(publish)
+               ? ws_host_->publish(ws_host_, topic.data(), topic.size(), type, data.data(), data.size(), flags)
+               : WS_E_UNSUPPORTED;
 }
 inline int32_t publish(const std::string &topic, const message &msg, uint32_t flags = 0)
 {
@@ -377,8 +382,63 @@ inline int32_t publish(const std::string &topic, const message &msg, uint32_t fl
 }
 inline uint64_t subscribers(const std::string &topic)
 {
-    return ws_host_->subscribers(ws_host_, topic.data(), topic.size());
+    return WS_HOST_HAS(subscribers) ? ws_host_->subscribers(ws_host_, topic.data(), topic.size()) : 0;
 }
+
+// ---------------------------------------------------------- the worker's event loop
+//
+// What a handler has in a worker without a connection. All of it runs on the event
+// loop and must not wait.
+
+// Runs it soon, before on_worker_stop at the latest. WS_OK, or WS_E_LIMIT (1,024 are
+// waiting), WS_E_INVALID (no function). [any thread]
+inline int32_t post(std::function<void()> run);
+
+// A timer that runs again and again until it is stopped or destroyed.
+// [on the thread of the worker's event loop, on_worker_start included]
+class interval {
+public:
+    interval() {}
+    ~interval() { stop(); }
+    interval(const interval &) = delete;
+    interval &operator=(const interval &) = delete;
+
+    // Runs this every period_ms milliseconds (at least 1), and no more what it ran
+    // before. WS_OK, or WS_E_LIMIT, WS_E_INVALID (no function), WS_E_PLACE.
+    inline int32_t start(uint64_t period_ms, std::function<void()> run);
+    inline void    stop();
+
+private:
+    static inline void call(ws_conn, void *arg);
+
+    int64_t                                id_ = 0;
+    std::shared_ptr<std::function<void()>> run_;
+};
+
+// A descriptor that is watched until this is stopped or destroyed, which comes before
+// the descriptor is closed. One for each descriptor. See ws_watch_fd().
+// [on the thread of the worker's event loop, on_worker_start included]
+class watch {
+public:
+    typedef std::function<void(uint32_t events)> ready;
+
+    watch() {}
+    ~watch() { stop(); }
+    watch(const watch &) = delete;
+    watch &operator=(const watch &) = delete;
+
+    // Watches this descriptor, and no more the one before. Results of ws_watch_fd().
+    inline int32_t start(int32_t fd, uint32_t events, ready run);
+    // Changes what it is watched for. WS_E_INVALID also where none is watched.
+    inline int32_t set_events(uint32_t events);
+    inline void    stop();
+
+private:
+    static inline void call(int32_t, uint32_t events, void *arg);
+
+    int32_t                fd_ = -1;
+    std::shared_ptr<ready> run_;
+};
 
 // ------------------------------------------------------- from here on: helpers
 
@@ -452,10 +512,11 @@ struct session {
     std::shared_ptr<attachment>         attached = std::make_shared<attachment>();
     std::unique_ptr<holder>             object;
 
-    std::unique_ptr<timer> take(const timer *wanted)
+    // Taken out first and destroyed by the caller: that runs code of the handler.
+    template <class Wanted> std::unique_ptr<timer> take(Wanted wanted)
     {
         for (std::size_t i = 0; i < timers.size(); i++) {
-            if (timers[i].get() == wanted) {
+            if (wanted(*timers[i])) {
                 std::unique_ptr<timer> taken(std::move(timers[i]));
                 timers.erase(timers.begin() + static_cast<std::ptrdiff_t>(i));
                 return taken;
@@ -486,7 +547,9 @@ inline void run_timer(ws_conn conn, void *arg)
 {
     session::timer                 *due = static_cast<session::timer *>(arg);
     std::shared_ptr<task>           run = due->run; // it may clear itself
-    std::unique_ptr<session::timer> over = due->again ? nullptr : due->owner->take(due);
+    std::unique_ptr<session::timer> over;
+    if (!due->again)
+        over = due->owner->take([&](const session::timer &one) { return &one == due; });
     contain_and_close(conn, "a timer", [&]() { return (*run)(conn), WS_OK; });
 }
 
@@ -495,6 +558,12 @@ inline void run_posted(ws_conn conn, void *arg)
     std::unique_ptr<task> run(static_cast<task *>(arg));
     if (ws_version(conn) != 0) // 0: the connection is gone
         contain_and_close(conn, "a posted task", [&]() { return (*run)(conn), WS_OK; });
+}
+
+inline void run_posted_to_worker(ws_conn, void *arg)
+{
+    std::unique_ptr<std::function<void()>> run(static_cast<std::function<void()> *>(arg));
+    contain(0, "a posted task", [&]() { return (*run)(), WS_OK; });
 }
 
 // has_NAME<Class>: does Class have a member of this name, whatever it is? If so,
@@ -733,11 +802,7 @@ inline int32_t conn::clear_timer(int64_t timer) const
     int32_t          result = ws_clear_timer(id_, timer);
     detail::session *session = detail::session_of(id_);
     if (result == WS_OK && session != nullptr)
-        session->timers.erase(std::remove_if(session->timers.begin(), session->timers.end(),
-                                             [&](const std::unique_ptr<detail::session::timer> &one) {
-                                                 return one->id == timer;
-                                             }),
-                              session->timers.end());
+        session->take([&](const detail::session::timer &one) { return one.id == timer; });
     return result;
 }
 
@@ -748,6 +813,76 @@ inline int32_t conn::post(task run) const
     if (result == WS_OK)
         posted.release();
     return result;
+}
+
+inline int32_t post(std::function<void()> run)
+{
+    if (!run)
+        return WS_E_INVALID;
+    std::unique_ptr<std::function<void()>> posted(new std::function<void()>(std::move(run)));
+    int32_t                                result = ws_post(0, detail::run_posted_to_worker, posted.get());
+    if (result == WS_OK)
+        posted.release();
+    return result;
+}
+
+inline int32_t interval::start(uint64_t period_ms, std::function<void()> run)
+{
+    stop();
+    if (!run)
+        return WS_E_INVALID;
+    run_ = std::make_shared<std::function<void()>>(std::move(run));
+    id_ = ws_set_interval(0, period_ms, call, this);
+    if (id_ > 0)
+        return WS_OK;
+    run_.reset();
+    return static_cast<int32_t>(id_);
+}
+
+inline void interval::stop()
+{
+    if (id_ > 0)
+        ws_clear_timer(0, id_);
+    id_ = 0;
+    run_.reset();
+}
+
+inline void interval::call(ws_conn, void *arg)
+{
+    std::shared_ptr<std::function<void()>> run = static_cast<interval *>(arg)->run_; // it may stop itself
+    detail::contain(0, "an interval of the worker", [&]() { return (*run)(), WS_OK; });
+}
+
+inline int32_t watch::start(int32_t fd, uint32_t events, ready run)
+{
+    stop();
+    if (!run)
+        return WS_E_INVALID;
+    int32_t result = ws_watch_fd(fd, events, call, this);
+    if (result != WS_OK)
+        return result;
+    fd_ = fd;
+    run_ = std::make_shared<ready>(std::move(run));
+    return WS_OK;
+}
+
+inline int32_t watch::set_events(uint32_t events)
+{
+    return fd_ >= 0 ? ws_watch_fd(fd_, events, call, this) : WS_E_INVALID;
+}
+
+inline void watch::stop()
+{
+    if (fd_ >= 0)
+        ws_unwatch_fd(fd_);
+    fd_ = -1;
+    run_.reset();
+}
+
+inline void watch::call(int32_t, uint32_t events, void *arg)
+{
+    std::shared_ptr<ready> run = static_cast<watch *>(arg)->run_; // it may stop itself
+    detail::contain(0, "the function of a descriptor", [&]() { return (*run)(events), WS_OK; });
 }
 
 template <class Class> Class *conn::object() const

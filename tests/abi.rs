@@ -299,6 +299,21 @@ fn a_rejection_that_is_not_returned_is_a_warning_in_c() {
 #[test]
 fn the_header_reads_no_member_that_an_older_host_lacks() {
     run_c_program("older_host");
+    let header = Header::read();
+    let members = header.structs["ws_host"].iter().map(|member| member.name.as_str());
+    let optional: Vec<&str> = members.skip_while(|name| *name != "is_resumed").skip(1).collect();
+    assert!(optional.len() >= 16, "{optional:?}");
+    for file in ["ws_handler.h", "ws_handler.hpp"] {
+        let text = fs::read_to_string(root().join("include").join(file)).unwrap();
+        for (at, _) in text.match_indices("ws_host_->") {
+            let name =
+                text[at + "ws_host_->".len()..].split(|c: char| c != '_' && !c.is_alphanumeric()).next();
+            let name = name.unwrap();
+            let function = &text[text[..at].rfind('{').unwrap()..at];
+            let asks = function.contains(&format!("WS_HOST_HAS({name})"));
+            assert!(asks || !optional.contains(&name), "{file}: {name} is used without WS_HOST_HAS");
+        }
+    }
 }
 
 #[test]
@@ -411,7 +426,7 @@ fn the_cpp_veneer_passes_on_what_the_handler_says() {
     let (_, task, arg) = fake(|fake| fake.timers.pop().unwrap());
     for _ in 0..2 {
         // SAFETY: as a host does, until it was cleared.
-        unsafe { task.unwrap()(1, arg as *mut _) };
+        unsafe { task.unwrap()(1, arg) };
     }
     assert_eq!(calls(), ["send 1 1 0 tick 1", "send 1 1 0 tick 2", "clear_timer 3"]);
     assert_eq!(handler.message("state x"), ["send 1 1 0 x"]);

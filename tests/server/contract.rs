@@ -113,6 +113,7 @@ fn who_the_peer_is_can_be_attached_in_the_handshake() {
         assert_eq!(answer(&server, &format!("{resource}?reject"), "").status, 403);
         let mut raw = Raw::open(&server.address(), &resource);
         until("released", || raw.ask("released") == "6");
+        assert_eq!(raw.ask("elsewhere"), "0", "all on the thread of the connection");
         leave(raw);
     }
     for (query, finish) in [("late", ""), ("later", "finish"), ("later", "finish in a timer")] {
@@ -140,6 +141,7 @@ fn who_the_peer_is_can_be_attached_in_the_handshake() {
     let before: u32 = raw.ask("released").parse().unwrap();
     assert_eq!(answer(&server, "/identity?never", "").status, 503);
     until("released after the time is over", || raw.ask("released").parse::<u32>().unwrap() >= before + 2);
+    assert_eq!(raw.ask("elsewhere"), "1", "the one that another thread has replaced");
     leave(raw);
     server.stop();
     assert!(!server.log().contains("wrong"), "{}", server.log());
@@ -147,27 +149,31 @@ fn who_the_peer_is_can_be_attached_in_the_handshake() {
 
 #[test]
 fn a_handler_lives_in_its_worker_without_a_connection() {
-    let mut server = serve(&["worker_life"], &[]);
-    let mut raw = Raw::open(&server.address(), "/worker_life");
+    let mut server = serve(&["worker_life", "worker_life_cpp"], &[]);
     let version = env!("CARGO_PKG_VERSION");
-    until("timers and posts have run", || {
-        let life = raw.ask("life");
-        life == format!("ticks=3 timers=1 posts=1 hangups=0 workers=1 version=wshd {version} extension=0")
-    });
-    raw.text("post");
-    assert_eq!(raw.next_text(), "posted");
-    assert_eq!(raw.ask("write hello"), "pipe: hello");
-    assert_eq!(raw.ask("write again"), "pipe: again");
-    assert_eq!(raw.ask("wrong"), "-5 -5 -5 -5 -5");
-    raw.text("interval");
-    until("an interval of a connection comes again", || raw.ask("counted").parse::<u32>().unwrap() > 2);
-    assert_eq!(raw.ask("full"), "256 -7");
-    assert_eq!(raw.ask("close"), "closed");
-    until("the end of a pipe is told", || raw.ask("life").contains("hangups=1"));
-    assert_eq!(raw.ask("unwatch"), "-5 -5", "it has unwatched it");
-    leave(raw);
+    for name in ["worker_life", "worker_life_cpp"] {
+        let mut raw = Raw::open(&server.address(), &format!("/{name}"));
+        until("timers and posts have run", || {
+            let life = raw.ask("life");
+            life == format!("ticks=3 timers=1 posts=1 hangups=0 workers=1 version=wshd {version} extension=0")
+        });
+        raw.text("post");
+        assert_eq!(raw.next_text(), "posted", "{name}");
+        assert_eq!(raw.ask("write hello"), "pipe: hello", "{name}");
+        assert_eq!(raw.ask("write again"), "pipe: again", "{name}");
+        assert_eq!(raw.ask("wrong"), "-5 -5 -5 -5 -5", "{name}");
+        raw.text("interval");
+        until("an interval of a connection comes again", || raw.ask("counted").parse::<u32>().unwrap() > 2);
+        assert_eq!(raw.ask("full"), "256 -7", "{name}");
+        assert_eq!(raw.ask("write throw"), "pipe: throw", "{name}");
+        assert_eq!(raw.ask("close"), "closed", "{name}");
+        until("the end of a pipe is told", || raw.ask("life").contains("hangups=1"));
+        assert_eq!(raw.ask("unwatch"), "-5 -5", "{name} has unwatched it");
+        leave(raw);
+    }
+    server.says("exception in the function of a descriptor: on demand");
     server.stop();
-    server.says("posts at the end: 2");
+    until("both have stopped", || server.log().matches("posts at the end: 2").count() == 2);
 }
 
 #[test]
