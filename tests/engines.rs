@@ -13,14 +13,16 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use client::{BINARY, Raw, TEXT};
 use daemon::{Dir, PATIENCE, Server, until};
 use fixtures::add_handler;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -346,7 +348,8 @@ fn redis_joins_two_servers_and_may_die() {
 /// Subjects and payloads are those of the manual, and nothing is subscribed that nobody here wants.
 fn others_take_part(kind: Kind) {
     let engine = Engine::start(kind);
-    let url = format!("{}://127.0.0.1:{}", engine.scheme(), engine.port);
+    // Nobody listens at the first of the servers.
+    let url = format!("{0}://127.0.0.1:1,{0}://127.0.0.1:{1}", engine.scheme(), engine.port);
     let dir = Dir::new();
     add_handler(dir.path(), "topics", "topics");
     std::fs::write(dir.path().join("w.conf"), "[handler.\"/topics\"]\ntopics = \"a.b c\"\n").unwrap();
@@ -429,17 +432,25 @@ fn other_programs_take_part_with_redis() {
     others_take_part(Kind::Redis);
 }
 
-/// Writes the certificate of an authority (ca.pem) and one of 127.0.0.1 with its key.
+/// Writes the certificate of an authority (ca.pem), one of 127.0.0.1 with its key (engine), and one for wshd (client).
 fn certificates(dir: &Dir) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, "authority");
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    let certificate = params.signed_by(&key, &authority).unwrap();
     std::fs::write(dir.path().join("ca.pem"), authority.pem()).unwrap();
-    std::fs::write(dir.path().join("engine.pem"), certificate.pem()).unwrap();
-    std::fs::write(dir.path().join("engine.key"), key.serialize_pem()).unwrap();
+    for name in ["engine", "client"] {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &authority).unwrap();
+        std::fs::write(dir.path().join(format!("{name}.pem")), certificate.pem()).unwrap();
+        write_secret(&dir.path().join(format!("{name}.key")), &key.serialize_pem());
+    }
+}
+
+fn write_secret(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 fn tls_and_credentials(kind: Kind) {
@@ -450,7 +461,7 @@ fn tls_and_credentials(kind: Kind) {
         match kind {
             Kind::Nats => {
                 let config = format!(
-                    "tls {{ cert_file: \"{certificate}\", key_file: \"{key}\" }}\n\
+                    "tls {{ cert_file: \"{certificate}\", key_file: \"{key}\", ca_file: \"{ca}\", verify: true }}\n\
                      authorization {{ user: ann, password: \"s3cret word\" }}\n"
                 );
                 std::fs::write(file("nats.conf"), config).unwrap();
@@ -461,7 +472,7 @@ fn tls_and_credentials(kind: Kind) {
                 std::fs::write(file("users.acl"), acl).unwrap();
                 let port = port.to_string();
                 let args = ["--port", "0", "--tls-port", &port, "--tls-cert-file", &certificate];
-                let more = ["--tls-key-file", &key, "--tls-ca-cert-file", &ca, "--tls-auth-clients", "no"];
+                let more = ["--tls-key-file", &key, "--tls-ca-cert-file", &ca, "--tls-auth-clients", "yes"];
                 let users = ["--aclfile".to_owned(), file("users.acl")];
                 args.iter().chain(&more).map(|arg| (*arg).to_owned()).chain(users).collect()
             }
@@ -474,12 +485,16 @@ fn tls_and_credentials(kind: Kind) {
     let url = format!("{scheme}://127.0.0.1:{}", engine.port);
     let file = |name: &str| engine.dir.path().join(name).display().to_string();
     for (name, secret) in [("credentials", secret), ("wrong", "guess")] {
-        std::fs::write(file(name), format!("ann\n{secret}\n")).unwrap();
-        std::fs::set_permissions(file(name), std::fs::Permissions::from_mode(0o600)).unwrap();
+        write_secret(file(name).as_ref(), &format!("ann\n{secret}\n"));
     }
     let (ca, credentials) =
         (format!("bus_ca={}", file("ca.pem")), format!("bus_credentials={}", file("credentials")));
-    let args = ["-o", &ca, "-o", &credentials];
+    let (certificate, key) = (
+        format!("bus_certificate={}", file("client.pem")),
+        format!("bus_private_key={}", file("client.key")),
+    );
+    let shown = ["-o", &certificate, "-o", &key];
+    let args = [&["-o", &ca, "-o", &credentials], &shown[..]].concat();
     let ((_one, mut one), (_other, mut other)) = (joined(&url, &args), joined(&url, &args));
     let (mut ours, mut theirs) = (subscribed(&one, 1), subscribed(&other, 1));
     probe(&mut ours[0], &mut theirs[0]);
@@ -488,7 +503,9 @@ fn tls_and_credentials(kind: Kind) {
     other.stop();
     // What cannot be is logged, and topics work here.
     let wrong = format!("bus_credentials={}", file("wrong"));
-    for args in [&["-o", &ca, "-o", &wrong][..], &["-o", &credentials]] {
+    let without_ca = [&["-o", &credentials], &shown[..]].concat();
+    let with_wrong = [&["-o", &ca, "-o", &wrong], &shown[..]].concat();
+    for args in [&with_wrong[..], &without_ca, &["-o", &ca, "-o", &credentials]] {
         let (_dir, mut server) = joined(&url, args);
         let mut clients = subscribed(&server, 1);
         server.says("bus: cannot connect to");
@@ -499,6 +516,77 @@ fn tls_and_credentials(kind: Kind) {
         drop(clients);
         server.stop();
     }
+}
+
+/// A token of NATS, whose claims are those of NATS's own tools.
+fn nats_jwt(issuer: &nkeys::KeyPair, subject: &nkeys::KeyPair, kind: &str) -> String {
+    let claims = serde_json::json!({
+        "jti": format!("{kind}-1"), "iat": 1_700_000_000, "iss": issuer.public_key(), "sub": subject.public_key(),
+        "name": kind, "nats": { "type": kind, "version": 2, "subs": -1, "data": -1, "payload": -1, "limits": { "subs": -1, "data": -1, "payload": -1,
+        "conn": -1, "leaf": -1, "imports": -1, "exports": -1, "wildcards": true } },
+    });
+    let encode = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
+    let header = encode(br#"{"typ":"JWT","alg":"ed25519-nkey"}"#);
+    let signed = format!("{header}.{}", encode(claims.to_string().as_bytes()));
+    let signature = issuer.sign(signed.as_bytes()).unwrap();
+    format!("{signed}.{}", encode(&signature))
+}
+
+/// Two servers with these credentials reach each other through a nats-server with this configuration, and one with others is
+/// refused.
+fn nats_with_credentials(config: &str, credentials: &str, wrong: &str) {
+    let engine = Engine::start_with(Kind::Nats, |dir, _| {
+        let file = dir.path().join("nats.conf");
+        std::fs::write(&file, config).unwrap();
+        vec!["-c".to_owned(), file.display().to_string()]
+    });
+    // Nobody listens at the first of the servers.
+    let url = format!("nats://127.0.0.1:1,nats://127.0.0.1:{}", engine.port);
+    let setting = |name: &str, text: &str| {
+        let file = engine.dir.path().join(name);
+        write_secret(&file, text);
+        format!("bus_credentials={}", file.display())
+    };
+    let right = setting("right", credentials);
+    let ((_one, mut one), (_other, mut other)) =
+        (joined(&url, &["-o", &right]), joined(&url, &["-o", &right]));
+    let (mut ours, mut theirs) = (subscribed(&one, 1), subscribed(&other, 1));
+    probe(&mut ours[0], &mut theirs[0]);
+    drop((ours, theirs));
+    one.stop();
+    other.stop();
+    let (_dir, mut server) = joined(&url, &["-o", &setting("wrong", wrong)]);
+    let client = subscribed(&server, 1);
+    server.says("bus: cannot connect to");
+    server.says("authorization violation");
+    drop(client);
+    server.stop();
+}
+
+#[test]
+#[ignore = "needs nats-server"]
+fn nats_knows_a_user_by_its_nkey_or_its_jwt() {
+    use nkeys::KeyPair;
+    let (user, stranger) = (KeyPair::new_user(), KeyPair::new_user());
+    let config = format!("authorization {{ users = [ {{ nkey: {} }} ] }}\n", user.public_key());
+    nats_with_credentials(&config, &user.seed().unwrap(), &stranger.seed().unwrap());
+
+    let (operator, account) = (KeyPair::new_operator(), KeyPair::new_account());
+    let config = format!(
+        "operator: {}\nresolver: MEMORY\nresolver_preload: {{ {}: {} }}\n",
+        nats_jwt(&operator, &operator, "operator"),
+        account.public_key(),
+        nats_jwt(&operator, &account, "account"),
+    );
+    let file = |issuer: &KeyPair, of: &KeyPair| {
+        format!(
+            "-----BEGIN NATS USER JWT-----\n{}\n------END NATS USER JWT------\n\n\
+             -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
+            nats_jwt(issuer, of, "user"),
+            of.seed().unwrap()
+        )
+    };
+    nats_with_credentials(&config, &file(&account, &user), &file(&KeyPair::new_account(), &user));
 }
 
 #[test]

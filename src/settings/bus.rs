@@ -5,12 +5,15 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
+use async_nats::ConnectOptions;
+use nkeys::KeyPair;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::{Error, Places};
-use crate::config::bus::{Credentials, Engine, Kind, Server};
+use crate::config::bus::{Credentials, Engine, Identity, Kind, Server, Tls};
 
 /// Largest file of credentials; bytes.
 const MAX_BYTES: u64 = 64 * 1024;
@@ -26,10 +29,14 @@ const URL: &str = "expected nats://, tls://, redis:// or rediss:// and HOST[:POR
 pub struct Draft {
     /// The servers, if there is an engine.
     pub servers: Option<Servers>,
-    /// A file with a user and a password.
+    /// A file with a user and a password, or what NATS has.
     pub credentials: Option<PathBuf>,
     /// A file of certificates.
     pub ca: Option<PathBuf>,
+    /// A file of the certificate to show, with its chain.
+    pub certificate: Option<PathBuf>,
+    /// A file of its key.
+    pub private_key: Option<PathBuf>,
     /// What subjects begin with.
     pub prefix: String,
     /// Bytes.
@@ -51,7 +58,7 @@ pub struct Servers {
 pub fn engine(draft: &Draft, given: &Places) -> Result<Option<Engine>, Error> {
     let Some(Servers { kind, has_tls, servers, has_secret }) = draft.servers.clone() else {
         // The other two have defaults, which a file written by `wshd config` names.
-        let others = ["bus_credentials", "bus_ca"];
+        let others = ["bus_credentials", "bus_ca", "bus_certificate", "bus_private_key"];
         return match others.iter().find(|name| given.get(name).is_some()) {
             Some(name) => Err(given.wrong(name, "expected bus beside it")),
             None => Ok(None),
@@ -61,15 +68,38 @@ pub fn engine(draft: &Draft, given: &Places) -> Result<Option<Engine>, Error> {
         let why = "expected no credentials in an address: give them in a file, bus_credentials";
         return Err(given.wrong("bus", why));
     }
-    if draft.ca.is_some() && !has_tls {
-        return Err(given.wrong("bus_ca", "expected tls:// or rediss:// in bus"));
-    }
-    let credentials = draft.credentials.as_deref().map(credentials).transpose();
+    let credentials = draft.credentials.as_deref().map(|path| credentials(path, kind)).transpose();
     let credentials = credentials.map_err(|why| given.unusable("bus_credentials", why))?;
+    let tls = tls(draft, has_tls, given)?;
+    let (prefix, queue) = (draft.prefix.clone(), draft.queue);
+    Ok(Some(Engine { kind, tls, servers, prefix, credentials, queue }))
+}
+
+/// How TLS is spoken, if it is. Tried out, so that nothing wrong is found only when the bus connects.
+fn tls(draft: &Draft, has_tls: bool, given: &Places) -> Result<Option<Tls>, Error> {
+    if !has_tls {
+        let files = ["bus_ca", "bus_certificate", "bus_private_key"];
+        return match files.iter().find(|name| given.get(name).is_some()) {
+            Some(name) => Err(given.wrong(name, "expected tls:// or rediss:// in bus")),
+            None => Ok(None),
+        };
+    }
     let ca = draft.ca.as_deref().map(certificates).transpose();
     let ca = ca.map_err(|why| given.unusable("bus_ca", why))?.unwrap_or_default();
-    let (prefix, queue) = (draft.prefix.clone(), draft.queue);
-    Ok(Some(Engine { kind, has_tls, servers, prefix, credentials, ca, queue }))
+    let identity = match (&draft.certificate, &draft.private_key) {
+        (None, None) => None,
+        (Some(_), None) => return Err(given.wrong("bus_certificate", "expected bus_private_key beside it")),
+        (None, Some(_)) => return Err(given.wrong("bus_private_key", "expected bus_certificate beside it")),
+        (Some(certificate), Some(key)) => {
+            let chain = certificates(certificate).map_err(|why| given.unusable("bus_certificate", why))?;
+            let key = private_key(key).map_err(|why| given.unusable("bus_private_key", why))?;
+            Some(Identity { chain, key: Arc::new(key) })
+        }
+    };
+    let tls = Tls { ca, identity };
+    let roots = tls.roots().map_err(|why| given.unusable("bus_ca", why))?;
+    tls.client(roots).map_err(|why| given.unusable("bus_private_key", why))?;
+    Ok(Some(tls))
 }
 
 /// Addresses of servers of one engine, with commas between.
@@ -132,7 +162,43 @@ pub fn prefix(text: &str) -> Result<String, String> {
     }
 }
 
-fn credentials(path: &Path) -> Result<Credentials, String> {
+fn credentials(path: &Path, kind: Kind) -> Result<Credentials, String> {
+    let text = secret(path)?;
+    if text.contains("-----BEGIN NATS USER JWT-----") {
+        if kind != Kind::Nats {
+            return Err("expected a password: only NATS takes a JWT".to_owned());
+        }
+        ConnectOptions::new().credentials(&text).map_err(|error| error.to_string())?;
+        return Ok(Credentials::Jwt(text));
+    }
+    let lines: Vec<&str> = text.lines().collect();
+    match lines[..] {
+        [seed] if kind == Kind::Nats && is_seed(seed) => match KeyPair::from_seed(seed) {
+            Ok(_) if seed.starts_with("SU") => Ok(Credentials::Nkey(seed.to_owned())),
+            Ok(_) => Err("expected the seed of a user's nkey, which begins with SU".to_owned()),
+            Err(error) => Err(format!("not the seed of an nkey: {error}")),
+        },
+        [secret] if !secret.is_empty() => Ok(Credentials::Password { user: None, secret: secret.to_owned() }),
+        [user, secret] if !user.is_empty() && !secret.is_empty() => {
+            Ok(Credentials::Password { user: Some(user.to_owned()), secret: secret.to_owned() })
+        }
+        _ => Err(
+            "expected a line with the user and one with the password, one line with a password or token, \
+                  or for NATS the seed of an nkey or a file with a JWT and its seed"
+                .to_owned(),
+        ),
+    }
+}
+
+/// Whether it has the form of the seed of an nkey.
+fn is_seed(text: &str) -> bool {
+    text.len() == 58
+        && text.starts_with('S')
+        && text.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'2'..=b'7'))
+}
+
+/// The text of a file that others must not be able to read.
+fn secret(path: &Path) -> Result<String, String> {
     let mut text = String::new();
     let mut file = File::open(path).map_err(|error| error.to_string())?;
     let mode = file.metadata().map_err(|error| error.to_string())?.permissions().mode();
@@ -142,15 +208,12 @@ fn credentials(path: &Path) -> Result<Credentials, String> {
     }
     let read = (&mut file).take(MAX_BYTES).read_to_string(&mut text);
     read.map_err(|error| error.to_string())?;
-    let lines: Vec<&str> = text.lines().collect();
-    match lines[..] {
-        [secret] if !secret.is_empty() => Ok(Credentials { user: None, secret: secret.to_owned() }),
-        [user, secret] if !user.is_empty() && !secret.is_empty() => {
-            Ok(Credentials { user: Some(user.to_owned()), secret: secret.to_owned() })
-        }
-        _ => Err("expected a line with the user and one with the password, or one with a password or token"
-            .to_owned()),
-    }
+    Ok(text)
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_slice(secret(path)?.as_bytes())
+        .map_err(|_| "expected a private key in PEM, without a passphrase".to_owned())
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -203,8 +266,10 @@ mod tests {
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
             config(&text, &[]).map(|config| config.bus.unwrap().credentials.clone().unwrap())
         };
-        let secret =
-            |user: Option<&str>| Credentials { user: user.map(str::to_owned), secret: "a:b c".to_owned() };
+        let secret = |user: Option<&str>| Credentials::Password {
+            user: user.map(str::to_owned),
+            secret: "a:b c".to_owned(),
+        };
         assert_eq!(written("ann\na:b c\n", 0o640).unwrap(), secret(Some("ann")));
         assert_eq!(written("a:b c", 0o600).unwrap(), secret(None));
         assert!(!format!("{:?}", written("ann\na:b c\n", 0o600).unwrap()).contains("a:b"));
@@ -212,8 +277,79 @@ mod tests {
             ("a", 0o604, "others can read this secret, mode 0604"),
             ("", 0o600, "a line with the user"),
             ("a\nb\nc\n", 0o600, "a line with the user"),
+            ("-----BEGIN NATS USER JWT-----", 0o600, "only NATS takes a JWT"),
         ] {
             let why = written(content, mode).unwrap_err();
+            assert!(why.contains(expected), "{why}");
+        }
+    }
+
+    #[test]
+    fn nats_takes_what_its_own_tools_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("credentials");
+        let text = format!("bus = 'nats://a'\nbus_credentials = '{}'\n", file.display());
+        let written = |content: &str| {
+            std::fs::write(&file, content).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+            config(&text, &[]).map(|config| config.bus.unwrap().credentials.clone().unwrap())
+        };
+        let seed = KeyPair::new_user().seed().unwrap();
+        assert_eq!(written(&format!("{seed}\n")).unwrap(), Credentials::Nkey(seed.clone()));
+        let creds = |jwt: &str, seed: &str| {
+            format!(
+                "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n\
+                 -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+            )
+        };
+        let whole = creds("eyJ0.e30.sig", &seed);
+        let taken = written(&whole).unwrap();
+        assert_eq!(taken, Credentials::Jwt(whole));
+        assert_eq!(format!("{taken:?}"), "Jwt");
+        let account = KeyPair::new_account().seed().unwrap();
+        let other = if &seed[10..11] == "A" { "B" } else { "A" };
+        let broken = [&seed[..10], other, &seed[11..]].concat();
+        for (content, expected) in [
+            (account.as_str(), "which begins with SU"),
+            (&broken, "not the seed of an nkey: "),
+            (&creds("eyJ0.e30.sig", ""), "cannot parse nkey"),
+            (&creds("eyJ0.e30.sig", &broken), "w.conf:2: bus_credentials"),
+        ] {
+            let why = written(content).unwrap_err();
+            assert!(why.contains(expected) && !why.contains(&seed[12..50]), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_shown_with_its_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        for name in ["one", "other"] {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let params = rcgen::CertificateParams::new(vec!["a".to_owned()]).unwrap();
+            std::fs::write(path(name), params.self_signed(&key).unwrap().pem()).unwrap();
+            std::fs::write(path(name) + ".key", key.serialize_pem()).unwrap();
+            std::fs::set_permissions(path(name) + ".key", std::fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        let with = |certificate: &str, key: &str| {
+            let text = format!(
+                "bus = 'tls://a'\nbus_ca = '{}'\nbus_certificate = '{}'\nbus_private_key = '{}'\n",
+                path("one"),
+                path(certificate),
+                path(key)
+            );
+            config(&text, &[]).map(|config| config.bus.unwrap().tls.clone().unwrap().identity.unwrap())
+        };
+        let identity = with("one", "one.key").unwrap();
+        assert_eq!(identity.chain.len(), 1);
+        assert!(format!("{identity:?}").contains("secret key elided"));
+        for (certificate, key, expected) in [
+            ("other", "one.key", "the key does not belong to the certificate"),
+            ("one.key", "one.key", "expected certificates in PEM"),
+            ("one", "one", "others can read this secret"),
+            ("absent", "one.key", "w.conf:3: bus_certificate"),
+        ] {
+            let why = with(certificate, key).unwrap_err();
             assert!(why.contains(expected), "{why}");
         }
     }
@@ -223,7 +359,14 @@ mod tests {
         fails("bus_ca = '/a'", "w.conf:1: bus_ca: expected bus beside it");
         let why = "expected no credentials in an address: give them in a file, bus_credentials";
         fails("bus = 'nats://b,nats://ann:secret@a'", &format!("w.conf:1: bus: {why}"));
-        fails("bus = 'nats://a'\nbus_ca = '/ca'", "w.conf:2: bus_ca: expected tls:// or rediss:// in bus");
+        for name in ["bus_ca", "bus_certificate", "bus_private_key"] {
+            let why = format!("w.conf:2: {name}: expected tls:// or rediss:// in bus");
+            fails(&format!("bus = 'nats://a'\n{name} = '/ca'"), &why);
+        }
+        let why = "w.conf:2: bus_certificate: expected bus_private_key beside it";
+        fails("bus = 'tls://a'\nbus_certificate = '/a'", why);
+        let why = "w.conf:2: bus_private_key: expected bus_certificate beside it";
+        fails("bus = 'tls://a'\nbus_private_key = '/a'", why);
         for wrong in ["", ".a", "a..b", "a b", "a*", &"a".repeat(65)] {
             assert!(prefix(wrong).is_err(), "{wrong}");
         }

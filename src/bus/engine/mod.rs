@@ -11,7 +11,6 @@ mod orders;
 mod redis;
 mod session;
 mod subject;
-mod tls;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -16,8 +16,8 @@ use tokio::task::AbortHandle;
 use super::inbox::Inbox;
 use super::orders::{Key, Message};
 use super::session::Link;
-use super::{subject, tls};
-use crate::config::bus::Engine as Settings;
+use super::subject;
+use crate::config::bus::{Credentials, Engine as Settings};
 
 /// The header that says what a message is; without it, text if it is UTF-8.
 const TYPE: &str = "Wshd-Type";
@@ -55,17 +55,19 @@ impl Link for Nats {
                 on_event(event, &said, &was_refused, &heard);
                 std::future::ready(())
             });
-        if let Some(credentials) = &settings.credentials {
-            let secret = credentials.secret.clone();
-            options = match &credentials.user {
-                Some(user) => options.user_and_password(user.clone(), secret),
-                None => options.token(secret),
-            };
+        options = match settings.credentials.clone() {
+            None => options,
+            Some(Credentials::Password { user: Some(user), secret }) => {
+                options.user_and_password(user, secret)
+            }
+            Some(Credentials::Password { user: None, secret }) => options.token(secret),
+            Some(Credentials::Jwt(text)) => options.credentials(&text).map_err(|error| error.to_string())?,
+            Some(Credentials::Nkey(seed)) => options.nkey(seed),
+        };
+        if let Some(tls) = &settings.tls {
+            options = options.require_tls(true).tls_client_config(tls.client(tls.roots()?)?);
         }
-        if settings.has_tls {
-            options = options.require_tls(true).tls_client_config(tls::client(&settings.ca)?);
-        }
-        let scheme = if settings.has_tls { "tls" } else { "nats" };
+        let scheme = if settings.tls.is_some() { "tls" } else { "nats" };
         let addresses = settings.servers.iter().map(|server| format!("{scheme}://{server}").parse());
         let addresses: Result<Vec<ServerAddr>, _> = addresses.collect();
         let addresses = addresses.map_err(|error| error.to_string())?;

@@ -24,8 +24,8 @@ use tokio_rustls::TlsConnector;
 use super::inbox::Inbox;
 use super::orders::{Key, Message};
 use super::session::Link;
-use super::{subject, tls};
-use crate::config::bus::{Engine as Settings, Server};
+use super::subject;
+use crate::config::bus::{Credentials, Engine as Settings, Server};
 
 /// What the channel of binary messages has behind that of text.
 const BINARY: &str = ".binary";
@@ -168,16 +168,16 @@ impl Redis {
         );
         let mut info =
             RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
-        if let Some(credentials) = &settings.credentials {
-            info = info.set_password(&credentials.secret);
-            if let Some(user) = &credentials.user {
+        if let Some(Credentials::Password { user, secret }) = &settings.credentials {
+            info = info.set_password(secret);
+            if let Some(user) = user {
                 info = info.set_username(user);
             }
         }
         let failed = |error: RedisError| error.to_string();
-        let connection = if settings.has_tls {
+        let connection = if let Some(tls) = &settings.tls {
             let name = ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
-            let connector = TlsConnector::from(Arc::new(tls::client(&settings.ca)?));
+            let connector = TlsConnector::from(Arc::new(tls.client(tls.roots()?)?));
             let stream = connector.connect(name, stream).await.map_err(|error| error.to_string())?;
             let (connection, driver) =
                 MultiplexedConnection::new_with_config(&info, stream, config).await.map_err(failed)?;

@@ -301,11 +301,10 @@ mod tests {
         let inbox = Arc::new(Inbox::new(1 << 20, counters).unwrap());
         let settings = Settings {
             kind: Kind::Nats,
-            has_tls: false,
+            tls: None,
             servers: vec![Server { host: "a".to_owned(), port: 1 }],
             prefix: "p".to_owned(),
             credentials: None,
-            ca: Vec::new(),
             queue: 1 << 20,
         };
         let mut session = Session::new(settings, Arc::clone(&orders), inbox, counters);

@@ -101,10 +101,12 @@ See TOPICS ON MANY MACHINES in
         kind: Path("FILE", |d, file| d.bus.credentials = Some(file)),
         default: Unset("none"),
         flag: No,
-        help: "File with the user and, on the next line, the password for the engine",
+        help: "File with what proves to the engine who connects: a user and, on the next line, the password",
         more: "\
-A single line is the password of Redis, or the token of NATS.
-Nobody but its owner and its group may be able to read it.",
+A single line is a password or, for NATS, a token or the seed of a user's nkey.
+For NATS it may be a .creds file, which has a JWT and its seed.
+Nobody but its owner and its group may be able to read it.
+It is read again by a reload.",
     },
     Setting {
         name: "bus_ca",
@@ -114,6 +116,24 @@ Nobody but its owner and its group may be able to read it.",
         flag: No,
         help: "Certificates that issue that of the engine, in PEM",
         more: "It needs tls:// or rediss://.",
+    },
+    Setting {
+        name: "bus_certificate",
+        scopes: SERVER,
+        kind: Path("FILE", |d, file| d.bus.certificate = Some(file)),
+        default: Unset("none"),
+        flag: No,
+        help: "Certificate to show to the engine, with its chain, in PEM",
+        more: "It needs tls:// or rediss://, and bus_private_key.",
+    },
+    Setting {
+        name: "bus_private_key",
+        scopes: SERVER,
+        kind: Path("FILE", |d, file| d.bus.private_key = Some(file)),
+        default: Unset("none"),
+        flag: No,
+        help: "Private key of that certificate, in PEM and without a passphrase",
+        more: "Nobody but its owner and its group may be able to read it.",
     },
     Setting {
         name: "bus_prefix",
