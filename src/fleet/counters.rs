@@ -140,11 +140,6 @@ impl Lane {
         self.head.queued.get()
     }
 
-    /// Bytes in the send queues of all connections.
-    pub fn queued(&self) -> u64 {
-        self.head.queued.get()
-    }
-
     /// Incomplete messages take so many bytes. [event loop]
     pub fn set_receiving(&self, bytes: u64) {
         self.head.receiving.set(bytes);

@@ -82,3 +82,24 @@ fn topics_are_listed_and_published_to() {
     drop((clients, other));
     server.stop();
 }
+
+#[test]
+fn a_message_that_waits_in_many_queues_counts_once_for_send_total() {
+    const SUBSCRIBERS: usize = 8;
+    let (dir, mut server) = start(&["topics"], &["--workers", "1", "-o", "send_total=2M"]);
+    let socket = dir.path().join("control");
+    let mut slow: Vec<Raw> = (0..SUBSCRIBERS).map(|_| Raw::open(&server.address(), "/topics")).collect();
+    slow.iter_mut().for_each(|one| assert_eq!(one.ask("sub news"), "sub 0"));
+    let mut fast = Raw::open(&server.address(), "/topics");
+    // Together the queues get to 3 MiB, of the same messages.
+    until("all queues are long", || {
+        assert!(fast.ask("many news 1 50000").starts_with("many "));
+        assert!(!server.log().contains("too slow"), "{}", server.log());
+        let list: Value =
+            serde_json::from_str(&server.ctl_says(&socket, &["connections", "--json"])).unwrap();
+        let is_long = |one: &&Value| one["queued"].as_u64() > Some(400_000);
+        list["connections"].as_array().unwrap().iter().filter(is_long).count() == SUBSCRIBERS
+    });
+    drop((slow, fast));
+    server.stop();
+}

@@ -17,7 +17,7 @@ mod intake;
 mod sending;
 
 pub use crate::proto::ws::message::{Body, Kind};
-pub use broadcast::Broadcast;
+pub use broadcast::{Broadcast, SharedFrame};
 pub use deadline::Deadline;
 pub use sending::{Send, SendError};
 

@@ -119,6 +119,7 @@ More of them, more than 128 subprotocols, or more than 128 extensions together w
         help: "Size of all send queues of a worker together above which each counts as full from 64K on (0: off)",
         more: "\
 Such a queue has drained at 16K, until a quarter of the total is free.
+A message of a topic that waits in many queues counts once.
 This bounds the growth of queues, not memory: with many connections 64K for each, and the message with which a queue \
 becomes full, come on top; and a buffer that grows while it is written to may take up to four times the bytes that \
 wait in it.

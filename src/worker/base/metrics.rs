@@ -61,13 +61,8 @@ impl Metrics {
     }
 
     /// A send queue had so many bytes before, and has so many now; returns how many all have. [event loop]
-    pub fn count_queued(&self, before: u32, after: u32) -> u64 {
-        self.lane.count_queued(before.into(), after.into())
-    }
-
-    /// Bytes in the send queues of all connections.
-    pub fn queued(&self) -> u64 {
-        self.lane.queued()
+    pub fn count_queued(&self, before: u64, after: u64) -> u64 {
+        self.lane.count_queued(before, after)
     }
 
     /// Connections have so many subscriptions to topics. [event loop]

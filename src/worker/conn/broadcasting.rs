@@ -5,11 +5,12 @@ use std::rc::Rc;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 
-use crate::proto::ws::connection::{Broadcast, SendError};
+use crate::proto::ws::connection::{Broadcast, SendError, SharedFrame};
 use crate::time::Instant;
 use crate::worker::base::poll::WRITABLE;
 use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::record::flags;
+use crate::worker::conn::sending::counted_of;
 use crate::worker::conn::table::Phase;
 
 /// What became of a message on one of the connections.
@@ -51,8 +52,7 @@ impl Conns {
             record.pin();
             if conn.watched & WRITABLE != 0 {
                 // It goes out when the socket takes bytes again.
-                let counted = conn.queue.as_ref().map_or(0, |queue| queue.counted);
-                self.count_queue(id, conn, counted);
+                self.count_queue(id, conn, counted_of(conn));
             } else {
                 core.mark_dirty(id);
             }
@@ -61,7 +61,7 @@ impl Conns {
             let stands = record.flags();
             record.set_flags(flags::TAKEN);
             let sent = loop {
-                match send(&conn.socket, &frame, SendFlags::NOSIGNAL) {
+                match send(&conn.socket, &**frame, SendFlags::NOSIGNAL) {
                     Err(Errno::INTR) => {}
                     Err(Errno::AGAIN) => break 0,
                     sent => break sent.unwrap_or(frame.len()), // one that fails is found out by the loop
@@ -84,7 +84,7 @@ impl Conns {
 
 /// The kernel has not taken all of a frame.
 #[cold]
-fn put_rest(core: &mut Core, id: u64, frame: Rc<[u8]>, sent: usize) {
+fn put_rest(core: &mut Core, id: u64, frame: Rc<SharedFrame>, sent: usize) {
     if let Some((conn, record)) = core.table.both(id) {
         let mut queue = core.queue_pool.take();
         queue.push_rest(frame, sent);

@@ -7,6 +7,7 @@ use ::ws_handler::raw::*;
 use crate::worker::conn::channel::PeerClose;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::record::flags;
+use crate::worker::conn::sending::counted_of;
 use crate::worker::conn::table::{LINGER, Pause, Phase};
 
 impl Conns {
@@ -63,7 +64,8 @@ impl Conns {
     /// Drops a connection on behalf of its handler.
     pub fn abort(&self, id: u64) {
         if let Some(conn) = self.core.borrow_mut().table.get(id) {
-            let counted = conn.queue.take().map_or(0, |queue| queue.counted);
+            let counted = counted_of(conn);
+            conn.queue = None;
             self.count_queue(id, conn, counted);
         }
         self.end(id, WS_BY_HANDLER, 1006);

@@ -1,10 +1,11 @@
 //! The connections of a worker and what each waits for. Every operation on a connection that needs no handler is a
 //! method here; what handlers are owed is collected in [`Core`] and told by `session`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::config::{Config, HandlerSettings};
@@ -24,6 +25,7 @@ use crate::worker::conn::open::Open;
 use crate::worker::conn::receive_budget::ReceiveBudget;
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::send_queue::QueuePool;
+use crate::worker::conn::sending::counted_of;
 use crate::worker::conn::table::{Conn, NEVER, Phase, Table};
 use crate::worker::conn::turn_queue::TurnQueue;
 
@@ -119,6 +121,9 @@ pub struct Conns {
     pub poll: &'static Poll,
     /// What other threads may know of them.
     pub commands: &'static CommandQueue,
+    /// Bytes of frames that many send queues have: what they are, and what is counted.
+    pub shared_frames: Rc<Cell<usize>>,
+    pub shared_counted: Cell<usize>,
     /// What is counted of them.
     pub metrics: &'static Metrics,
     /// How many there are, as other processes see it.
@@ -171,6 +176,8 @@ impl Conns {
             life,
             poll,
             commands,
+            shared_frames: Rc::default(),
+            shared_counted: Cell::new(0),
             metrics,
             load,
             addresses,
@@ -216,8 +223,9 @@ impl Conns {
             core.table.remove(id)
         };
         if let Some(conn) = removed {
-            let sum = self.metrics.count_queued(conn.queue.as_ref().map_or(0, |queue| queue.counted), 0);
-            self.commands.watermarks.update(sum);
+            let counted = counted_of(&conn);
+            drop(conn);
+            self.count_all_queues(counted.own, 0);
             self.load.release();
             // It may have been the last one that this worker has waited for.
             self.life.request_chores();

@@ -51,7 +51,7 @@ impl Conns {
         }
         let (conn, record, unsent) = core.table.all(id)?;
         let queue = conn.queue.as_ref()?;
-        let is_new = queue.counted == 0 && queue.as_frames(MOST).is_some();
+        let is_new = queue.counted.all == 0 && queue.as_frames(MOST).is_some();
         if !is_new || !conn.turn.is_at_once() || conn.is_paused() {
             return None;
         }

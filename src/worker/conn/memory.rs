@@ -80,7 +80,7 @@ impl Conns {
         let (released, overdue, is_trim_due) = {
             let core = &mut *self.core.borrow_mut();
             core.drop_surplus_contexts(now);
-            let used = core.receive_budget.sum() + core.contexts.sum() + self.metrics.queued() as usize;
+            let used = core.receive_budget.sum() + core.contexts.sum() + self.count_all_queues(0, 0);
             let is_trim_due = core.heap_trim.is_due(used, now);
             (core.receive_budget.take_released(), core.receive_budget.overdue(now), is_trim_due)
         };

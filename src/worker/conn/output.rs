@@ -8,6 +8,7 @@ use crate::http::{Body, Response};
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::places::Places;
 use crate::worker::conn::record::{Record, flags};
+use crate::worker::conn::send_queue::Size;
 use crate::worker::conn::table::{Conn, FileBody, LINGER, Pause, Phase};
 
 /// Most bytes in the send queue of a connection that moves with them.
@@ -112,18 +113,25 @@ impl Conns {
 
     /// Updates the count of queued bytes that other threads see; it was `counted`. Returns the sum of all connections'
     /// if that has changed.
-    pub fn count_queue(&self, id: u64, conn: &mut Conn, counted: u32) -> Option<usize> {
-        let left = u32::try_from(conn.queued()).unwrap_or(u32::MAX);
+    pub fn count_queue(&self, id: u64, conn: &mut Conn, counted: Size) -> Option<usize> {
+        let left = conn.queue.as_ref().map_or(Size::default(), |queue| queue.size());
         if let Some(queue) = &mut conn.queue {
             queue.counted = left;
         }
         if counted == left {
             return None;
         }
-        let sum = self.metrics.count_queued(counted, left);
+        self.commands.count_queued(id, counted.all as usize, left.all as usize);
+        Some(self.count_all_queues(counted.own, left.own))
+    }
+
+    /// Updates the count of bytes in all send queues, of which one had and has so many of its own; returns how many there are.
+    pub fn count_all_queues(&self, before: u32, after: u32) -> usize {
+        let shared = self.shared_frames.get();
+        let counted = self.shared_counted.replace(shared);
+        let sum = self.metrics.count_queued(before as u64 + counted as u64, after as u64 + shared as u64);
         self.commands.watermarks.update(sum);
-        self.commands.count_queued(id, counted as usize, left as usize);
-        Some(sum as usize)
+        sum as usize
     }
 
     /// Sends a handler's octets in place of a response; the connection ends with them.

@@ -14,6 +14,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags, send, sendmsg};
 use socket2::Socket;
 
 use crate::ffi::host::OwnedBytes;
+use crate::proto::ws::connection::SharedFrame;
 
 /// Queues kept for reuse in a worker.
 const SPARE: usize = 64;
@@ -28,7 +29,7 @@ enum Chunk {
     Copied(Vec<u8>),
     Owned(OwnedBytes),
     /// Of many queues.
-    Shared(Rc<[u8]>),
+    Shared(Rc<SharedFrame>),
 }
 
 impl Chunk {
@@ -36,8 +37,13 @@ impl Chunk {
         match self {
             Chunk::Copied(bytes) => bytes,
             Chunk::Owned(bytes) => bytes.as_ref(),
-            Chunk::Shared(bytes) => bytes,
+            Chunk::Shared(frame) => frame,
         }
+    }
+
+    /// Its bytes, if other queues have them too.
+    fn shared(&self) -> usize {
+        if matches!(self, Chunk::Shared(_)) { self.bytes().len() } else { 0 }
     }
 }
 
@@ -48,14 +54,25 @@ pub struct Queue {
     /// Bytes in `before`.
     before_size: usize,
     tail: Vec<u8>,
+    /// Bytes of shared chunks in `before`.
+    shared: usize,
     /// Bytes of the first chunk that were sent.
     sent: usize,
     /// The last write was partial: what waits may begin within a frame.
     torn: bool,
     /// Since when it waits without progress.
     pub stalled: Option<u64>,
-    /// Bytes of it that the command queue knows of.
-    pub counted: u32,
+    /// Its size as it is counted.
+    pub counted: Size,
+}
+
+/// The size of a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Bytes that wait.
+    pub all: u32,
+    /// Those of them that no other queue has: `own <= all`.
+    pub own: u32,
 }
 
 impl Queue {
@@ -63,6 +80,14 @@ impl Queue {
     #[inline]
     pub fn len(&self) -> usize {
         self.before_size + self.tail.len() - self.sent
+    }
+
+    /// The same, as it is to be counted.
+    pub fn size(&self) -> Size {
+        let is_shared = matches!(self.before.front(), Some(Chunk::Shared(_)));
+        let shared = self.shared - if is_shared { self.sent } else { 0 };
+        let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Size { all: size(self.len()), own: size(self.len() - shared) }
     }
 
     /// Whether nothing waits.
@@ -96,14 +121,14 @@ impl Queue {
     }
 
     /// Appends whole frames that other queues have too.
-    pub fn push_shared(&mut self, bytes: Rc<[u8]>) {
-        self.push_behind_tail(Chunk::Shared(bytes));
+    pub fn push_shared(&mut self, frame: Rc<SharedFrame>) {
+        self.push_behind_tail(Chunk::Shared(frame));
     }
 
     /// The same where the queue is empty and the kernel has taken the first `sent` bytes, not all of them.
-    pub fn push_rest(&mut self, bytes: Rc<[u8]>, sent: usize) {
-        debug_assert!(self.is_empty() && sent < bytes.len());
-        self.push(Chunk::Shared(bytes));
+    pub fn push_rest(&mut self, frame: Rc<SharedFrame>, sent: usize) {
+        debug_assert!(self.is_empty() && sent < frame.len());
+        self.push(Chunk::Shared(frame));
         (self.sent, self.torn) = (sent, sent > 0);
     }
 
@@ -117,6 +142,7 @@ impl Queue {
 
     fn push(&mut self, chunk: Chunk) {
         self.before_size += chunk.bytes().len();
+        self.shared += chunk.shared();
         self.before.push_back(chunk);
     }
 
@@ -171,11 +197,10 @@ impl Queue {
     /// So many bytes more have been taken.
     fn advance(&mut self, written: usize) {
         self.sent += written;
-        while let Some(size) =
-            self.before.front().map(|chunk| chunk.bytes().len()).filter(|size| *size <= self.sent)
-        {
-            self.before.pop_front();
+        while let Some(chunk) = self.before.pop_front_if(|chunk| chunk.bytes().len() <= self.sent) {
+            let size = chunk.bytes().len();
             (self.before_size, self.sent) = (self.before_size - size, self.sent - size);
+            self.shared -= chunk.shared();
         }
         if !self.before.is_empty() {
             return;
@@ -210,7 +235,7 @@ impl QueuePool {
 
     /// Takes an empty queue back.
     pub fn put(&mut self, mut queue: Box<Queue>) {
-        (queue.stalled, queue.counted) = (None, 0);
+        (queue.stalled, queue.counted) = (None, Size::default());
         let kept = queue.is_empty() && self.queues.len() < SPARE && queue.tail.capacity() <= SPARE_BYTES;
         if kept {
             self.queues.push(queue);
@@ -220,10 +245,14 @@ impl QueuePool {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::proto::ws::connection::{Broadcast, Connection, Kind};
+    use crate::proto::ws::deflate::codec::Codecs;
+    use crate::time::Instant;
 
     #[test]
     fn bytes_arrive_in_order_whatever_the_kernel_takes_at_a_time() {
@@ -286,6 +315,33 @@ mod tests {
             assert!(queue.tail.len() <= 2 * queue.len() + KEPT, "{round}: {}", queue.tail.len());
         }
         assert!(queue.tail.capacity() <= 500_000, "{}", queue.tail.capacity());
+    }
+
+    #[test]
+    fn a_frame_in_many_queues_is_counted_once() {
+        let total = Rc::new(Cell::new(0));
+        let mut message = Broadcast::new(Kind::Binary, vec![7; 1000].into(), false, Rc::clone(&total));
+        let mut conn = Connection::new(Instant::default(), None, false);
+        let frame = conn.share(&mut message, Instant::default(), &mut Codecs::new()).unwrap();
+        let mut queues: Vec<Queue> = (0..1000).map(|_| Queue::default()).collect();
+        for (index, queue) in queues.iter_mut().enumerate() {
+            if index % 2 == 0 {
+                queue.tail().extend_from_slice(b"own");
+                queue.push_shared(Rc::clone(&frame));
+            } else {
+                queue.push_rest(Rc::clone(&frame), 4);
+            }
+        }
+        drop((message, frame));
+        assert_eq!(total.get(), 1004);
+        assert_eq!(queues[0].size(), Size { all: 1007, own: 3 });
+        assert_eq!(queues[1].size(), Size { all: 1000, own: 0 });
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let ours = Socket::from(std::os::fd::OwnedFd::from(ours));
+        queues[1].write_to(&ours).unwrap();
+        assert_eq!((queues[1].size(), total.get()), (Size::default(), 1004));
+        drop(queues);
+        assert_eq!(total.get(), 0);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::proto::ws::connection::{Connection, Io, Kind, Send, SendError};
 use crate::worker::commands::queue::{Command, Counted, Outbound, cost};
 use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::record::{Record, flags};
-use crate::worker::conn::send_queue::Queue;
+use crate::worker::conn::send_queue::{Queue, Size};
 use crate::worker::conn::table::Conn;
 
 /// Payloads from this size on are written from where they lie instead of being
@@ -213,8 +213,9 @@ fn write_early<R>(
     Some(result)
 }
 
-fn counted_of(conn: &Conn) -> u32 {
-    conn.queue.as_ref().map_or(0, |queue| queue.counted)
+/// The size of its send queue, as it is counted.
+pub fn counted_of(conn: &Conn) -> Size {
+    conn.queue.as_ref().map_or(Size::default(), |queue| queue.counted)
 }
 
 /// The type of a message by its number in `ws_handler.h`.

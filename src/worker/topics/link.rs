@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -399,7 +400,12 @@ impl Link {
             Notice::Message { topic, ticket, stamp, message } => {
                 let kind = if u32::from(message.kind) == WS_TEXT { Kind::Text } else { Kind::Binary };
                 let whom = Recipients { topic, ticket, stamp, but: message.but };
-                let message = Broadcast::new(kind, message.payload.into(), message.compress);
+                let message = Broadcast::new(
+                    kind,
+                    message.payload.into(),
+                    message.compress,
+                    Rc::clone(&self.conns.shared_frames),
+                );
                 if ticket == 0 {
                     self.progress.begin(stamp);
                 }

@@ -1,5 +1,7 @@
 //! One message to many connections: checked, framed and compressed once, and shared by all that take it in the same form.
 
+use std::cell::Cell;
+use std::ops::Deref;
 use std::rc::Rc;
 
 use super::{Connection, Deflate, Kind, SendError, frame};
@@ -13,15 +15,46 @@ pub struct Broadcast {
     payload: Box<[u8]>,
     /// Compress it for those that have agreed on that.
     compress: bool,
-    plain: Option<Rc<[u8]>>,
+    plain: Option<Rc<SharedFrame>>,
     /// One for each way to compress, which are few: window bits and level.
-    compressed: Vec<(CompressorKey, Rc<[u8]>)>,
+    compressed: Vec<(CompressorKey, Rc<SharedFrame>)>,
+    total: Rc<Cell<usize>>,
+}
+
+/// A frame that is in many send queues. Counted once, for as long as it is in any.
+pub struct SharedFrame {
+    bytes: Box<[u8]>,
+    total: Rc<Cell<usize>>,
+}
+
+impl SharedFrame {
+    fn new(kind: Kind, is_compressed: bool, payload: &[u8], total: &Rc<Cell<usize>>) -> Rc<Self> {
+        let mut frame = Vec::with_capacity(frame::encoded_len(payload.len()) + payload.len());
+        frame::encode(&mut frame, kind.opcode(), true, is_compressed, payload.len());
+        frame.extend_from_slice(payload);
+        total.set(total.get() + frame.len());
+        Rc::new(SharedFrame { bytes: frame.into(), total: Rc::clone(total) })
+    }
+}
+
+impl Deref for SharedFrame {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for SharedFrame {
+    fn drop(&mut self) {
+        self.total.set(self.total.get() - self.bytes.len());
+    }
 }
 
 impl Broadcast {
-    /// A message; text must be UTF-8.
-    pub fn new(kind: Kind, payload: Box<[u8]>, compress: bool) -> Self {
-        Broadcast { kind, payload, compress, plain: None, compressed: Vec::new() }
+    /// A message; text must be UTF-8. The bytes of its frames are counted in `total`.
+    pub fn new(kind: Kind, payload: Box<[u8]>, compress: bool, total: Rc<Cell<usize>>) -> Self {
+        Broadcast { kind, payload, compress, plain: None, compressed: Vec::new(), total }
     }
 
     /// Bytes of its payload.
@@ -29,28 +62,21 @@ impl Broadcast {
         self.payload.len()
     }
 
-    fn plain(&mut self) -> &Rc<[u8]> {
-        let Self { kind, payload, .. } = self;
-        self.plain.get_or_insert_with(|| frame_of(*kind, false, payload))
+    fn plain(&mut self) -> &Rc<SharedFrame> {
+        let Self { kind, payload, total, .. } = self;
+        self.plain.get_or_insert_with(|| SharedFrame::new(*kind, false, payload, total))
     }
 
-    fn compressed(&mut self, key: CompressorKey, codecs: &mut Codecs) -> Rc<[u8]> {
+    fn compressed(&mut self, key: CompressorKey, codecs: &mut Codecs) -> Rc<SharedFrame> {
         if let Some((_, frame)) = self.compressed.iter().find(|(known, _)| *known == key) {
             return Rc::clone(frame);
         }
         let mut smaller = Vec::new();
         compress_alone(codecs, key, &self.payload, &mut smaller);
-        let frame = frame_of(self.kind, true, &smaller);
+        let frame = SharedFrame::new(self.kind, true, &smaller, &self.total);
         self.compressed.push((key, Rc::clone(&frame)));
         frame
     }
-}
-
-fn frame_of(kind: Kind, is_compressed: bool, payload: &[u8]) -> Rc<[u8]> {
-    let mut frame = Vec::with_capacity(frame::encoded_len(payload.len()) + payload.len());
-    frame::encode(&mut frame, kind.opcode(), true, is_compressed, payload.len());
-    frame.extend_from_slice(payload);
-    frame.into()
 }
 
 impl Connection {
@@ -62,7 +88,7 @@ impl Connection {
         message: &mut Broadcast,
         now: Instant,
         codecs: &mut Codecs,
-    ) -> Result<Rc<[u8]>, SendError> {
+    ) -> Result<Rc<SharedFrame>, SendError> {
         self.check_may_send()?;
         if self.outgoing().is_some() {
             return Err(SendError::WrongKind);
@@ -105,7 +131,7 @@ mod tests {
     #[test]
     fn one_form_for_all_that_take_the_same() {
         let mut codecs = Codecs::new();
-        let mut message = Broadcast::new(Kind::Text, text(1000), true);
+        let mut message = Broadcast::new(Kind::Text, text(1000), true, Rc::default());
         let mut plain = [(); 2].map(|()| Connection::new(START, None, false));
         let mut packed = [0, 0, 9].map(with_deflate);
         let mut share = |conn: &mut Connection| conn.share(&mut message, START, &mut codecs).unwrap();
@@ -122,7 +148,7 @@ mod tests {
     fn the_context_for_sending_starts_afresh() {
         let (limits, mut codecs, mut out) = (Limits::default(), Codecs::new(), Vec::new());
         let mut conn = with_deflate(0);
-        let mut message = Broadcast::new(Kind::Text, text(500), true);
+        let mut message = Broadcast::new(Kind::Text, text(500), true, Rc::default());
         for step in 0..3 {
             match step {
                 1 => out.extend_from_slice(&conn.share(&mut message, START, &mut codecs).unwrap()),
@@ -150,15 +176,15 @@ mod tests {
     fn nothing_goes_between_fragments_or_after_a_close() {
         let (limits, mut codecs, mut out) = (Limits::default(), Codecs::new(), Vec::new());
         let mut conn = Connection::new(START, None, false);
-        let mut message = Broadcast::new(Kind::Binary, text(10), true);
+        let mut message = Broadcast::new(Kind::Binary, text(10), true, Rc::default());
         let mut io = Io { now: START, limits: &limits, codecs: &mut codecs, out: &mut out };
         let more = Send { more: true, ..Send::default() };
         conn.send(Kind::Text, b"a", more, &mut io).unwrap();
-        assert_eq!(conn.share(&mut message, START, io.codecs), Err(SendError::WrongKind));
+        assert_eq!(conn.share(&mut message, START, io.codecs).err(), Some(SendError::WrongKind));
         conn.send(Kind::Text, b"b", Send::default(), &mut io).unwrap();
         assert!(conn.share(&mut message, START, io.codecs).is_ok());
         conn.close(Some(1000), b"", &mut io).unwrap();
-        assert_eq!(conn.share(&mut message, START, io.codecs), Err(SendError::Closing));
+        assert_eq!(conn.share(&mut message, START, io.codecs).err(), Some(SendError::Closing));
         let closed = conn.receive(&mut [0x88, 0x80, 0, 0, 0, 0], &mut 0, &mut io);
         assert_eq!(closed, Event::Closed { code: 1005, reason: Body::Input(6..6) });
     }
