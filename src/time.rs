@@ -22,6 +22,16 @@ impl Instant {
         self.0
     }
 
+    /// Seconds of the clock, in which they fit for 136 years.
+    pub const fn seconds(self) -> u32 {
+        (self.0 / 1_000_000_000) as u32
+    }
+
+    /// So many seconds of the clock.
+    pub const fn from_seconds(seconds: u32) -> Self {
+        Instant(seconds as u64 * 1_000_000_000)
+    }
+
     /// Time from `earlier` to this; zero if it is not earlier.
     pub const fn since(self, earlier: Instant) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))

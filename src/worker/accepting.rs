@@ -30,7 +30,7 @@ impl Worker {
     /// Once in a second: takes what waits although nobody was woken for it (see [`crate::worker::listen::acceptor`]),
     /// and tells the supervisor if this worker cannot.
     pub fn look_for_connections(&self) {
-        if !self.acceptor.is_poll_due(self.life.now.get()) {
+        if !self.acceptor.is_poll_due(self.life.turn().instant()) {
             return;
         }
         if self.descriptors.check() {

@@ -141,8 +141,7 @@ impl Worker {
         self.transfer.end_migration();
         self.acceptor.close();
         self.slot.set_state(State::Stopping);
-        let patience = self.conns.config.stop_timeout.as_nanos() as u64;
-        self.life.stop_at.set(Some(self.life.now.get().saturating_add(patience)));
+        self.life.stop_at.set(Some(self.life.turn().instant() + self.conns.config.stop_timeout));
         self.life.request_chores();
         self.transfer.empty_inbox();
         // What threads were told WS_OK for goes out before the Close frames.
@@ -169,7 +168,7 @@ impl Worker {
         let arriving = self.slot.crash.is_sending();
         self.transfer.empty_inbox();
         let done = self.conns.len() == 0 && self.threads.running() == 0 && !arriving;
-        done || self.life.now.get() >= at
+        done || self.life.turn().instant() >= at
     }
 
     /// Calls on_worker_stop of all handlers.

@@ -67,7 +67,7 @@ impl Worker {
             };
             let share = || conn.open().map(|open| open.share()).unwrap_or_default();
             if core.receive_budget.has_to_wait(id, share) {
-                conn.set_pause(Pause::Memory, true, self.life.now.get());
+                conn.set_pause(Pause::Memory, true, self.life.turn().instant());
                 self.conns.watch_conn(id, conn);
             }
             if conn.is_paused() {
@@ -106,12 +106,12 @@ impl Worker {
                 self.session.process(id, buffer, count, 0, None)
             }
             (Ok(count), Next::Messages | Next::Gathered) => {
-                let (begun, before) = (clock::now().as_nanos(), self.conns.delivered(id));
+                let (begun, before) = (clock::now(), self.conns.delivered(id));
                 match next {
                     Next::Gathered => self.session.process(id, buffer, 0, count, Some(begun)),
                     _ => self.session.process(id, buffer, count, 0, None),
                 }
-                let took = clock::now().as_nanos().saturating_sub(begun);
+                let took = clock::now().since(begun);
                 let delivered = self.conns.delivered(id).saturating_sub(before);
                 if let Some(conn) = self.conns.core.borrow_mut().table.get(id) {
                     conn.turn.update(room, count, delivered, took);
@@ -140,15 +140,14 @@ impl Worker {
         if waiting == 0 {
             return;
         }
-        let begun = clock::now().as_nanos();
-        let share = begun.saturating_sub(self.life.now.get()).clamp(SHARE, MOST_SHARE);
-        let until = begun.saturating_add(share);
+        let begun = clock::now();
+        let until = begun + begun.since(self.life.turn().instant()).clamp(SHARE, MOST_SHARE);
         for _ in 0..waiting {
             let Some(id) = self.conns.core.borrow_mut().turns.pop() else { return };
             rescue::begin_work();
             self.serve_turn(id, buffer);
             self.session.settle();
-            if clock::now().as_nanos() >= until {
+            if clock::now() >= until {
                 return;
             }
         }
@@ -186,7 +185,7 @@ impl Worker {
     /// Handles the deadlines that have expired.
     pub fn deadlines(&self) {
         loop {
-            let due = self.conns.core.borrow_mut().timers.due(self.life.now.get());
+            let due = self.conns.core.borrow_mut().timers.due(self.life.turn().instant());
             let Some((at, slot)) = due else { return };
             rescue::begin_work();
             if let Some(id) = self.conns.come_up(at, slot) {

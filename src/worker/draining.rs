@@ -18,7 +18,7 @@ impl Worker {
         if self.life.is_stopping() {
             return;
         }
-        let now = Instant::from_nanos(self.life.now.get());
+        let now = self.life.turn().instant();
         let mut spread = self.spread.take().unwrap_or_else(|| {
             let ids = self.conns.ids();
             ids.iter().for_each(|id| self.transfer.drain(*id));
@@ -34,10 +34,10 @@ impl Worker {
         self.spread.replace(Some(spread));
     }
 
-    /// When to look again, if that is known (ns).
-    pub fn next_close(&self) -> Option<u64> {
+    /// When to look again, if that is known.
+    pub fn next_close(&self) -> Option<Instant> {
         let next = self.spread.borrow().as_ref().map(|spread| spread.next);
-        next.filter(|next| !next.is_never()).map(Instant::as_nanos)
+        next.filter(|next| !next.is_never())
     }
 }
 

@@ -2,28 +2,28 @@
 
 use std::io;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollTimeout};
 
 use crate::clock;
 use crate::ffi::host::{defer_releases, run_releases};
+use crate::time::Instant;
 use crate::worker::Worker;
 use crate::worker::base::poll::{BUS, CONNECTION, HANDLER_FDS, INBOX, LISTENER};
-use crate::worker::base::timers::MS;
 use crate::worker::conn::receive;
-use crate::worker::conn::table::NEVER;
 use crate::worker::crash::{rescue, traps};
 
 /// Events taken at a time.
 const EVENTS: usize = 512;
-/// Longest wait of the loop (ms): its heartbeat.
-const HEARTBEAT: u64 = 1000;
+/// Longest wait of the loop: its heartbeat.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// A deadline that is so near (ns) is measured from the end of the turn.
-const NEAR: u64 = 100 * MS;
-/// Poll interval (ns) for connections that are still to arrive while the worker stops.
-const ARRIVING: u64 = 2_000_000;
+/// A deadline that is so near is measured from the end of the turn.
+const NEAR: Duration = Duration::from_millis(100);
+/// Poll interval for connections that are still to arrive while the worker stops.
+const ARRIVING: Duration = Duration::from_millis(2);
 
 const WAKEUP: u64 = 0;
 const CONTROL: u64 = 1;
@@ -44,8 +44,9 @@ impl Worker {
                 Err(Errno::EINTR) => 0,
                 Err(error) => return Err(error.into()),
             };
-            self.life.now.set(clock::now().as_nanos());
-            self.slot.heartbeat.store(self.life.now.get(), Ordering::Relaxed);
+            let now = clock::now();
+            self.life.begin_turn(now);
+            self.slot.heartbeat.store(now.as_nanos(), Ordering::Relaxed);
             self.conns.begin_gathering(count);
             for event in events.iter().take(count) {
                 rescue::begin_work();
@@ -66,10 +67,7 @@ impl Worker {
                     }
                     HANDLER_FDS => self.handlers.serve_descriptors(),
                     listener @ LISTENER..CONNECTION => {
-                        self.accept_from(
-                            (listener - LISTENER) as usize,
-                            self.acceptor.budget(count, self.life.now.get()),
-                        );
+                        self.accept_from((listener - LISTENER) as usize, self.acceptor.budget(count, now));
                     }
                     conn => self.socket_ready(conn, event.events(), buffer),
                 }
@@ -100,7 +98,7 @@ impl Worker {
                 self.leave();
                 return Ok(());
             }
-            self.metrics.count_turn(self.life.now.get());
+            self.metrics.count_turn(self.life.turn());
         }
     }
 
@@ -117,21 +115,20 @@ impl Worker {
         self.metrics.look_around(self.threads.running());
         self.session.settle();
         self.handshakes.watch_probes();
-        let now = self.life.now.get();
+        let now = self.life.turn().instant();
         traps::check_signals(now);
         let may_leave = self.may_leave();
         let arriving = self.life.is_stopping() && self.slot.crash.is_sending();
         let next = [
             self.life.stop_at.get(),
-            arriving.then(|| now.saturating_add(ARRIVING)),
+            arriving.then(|| now + ARRIVING),
             self.transfer.next_migration(),
             self.next_close(),
             self.transfer.next_waiting(),
             self.link.due(),
         ];
         let more = next.iter().any(Option::is_some) || self.handshakes.has_probes();
-        let heartbeat = now.saturating_add(HEARTBEAT * MS);
-        self.life.chores_done(next.into_iter().flatten().fold(heartbeat, u64::min), more);
+        self.life.chores_done(next.into_iter().flatten().fold(now + HEARTBEAT, Instant::min), more);
         may_leave
     }
 
@@ -148,15 +145,15 @@ impl Worker {
             if !core.turns.is_empty() || self.link.has_work() {
                 return EpollTimeout::ZERO;
             }
-            core.timers.next().unwrap_or(NEVER)
+            core.timers.next().unwrap_or(Instant::NEVER)
         };
         let next = next.min(self.life.chores_at()).min(self.handlers.tasks.next_timer());
-        let mut left = next.saturating_sub(self.life.now.get());
+        let mut left = next.since(self.life.turn().instant());
         // The turn has taken time, which counts if the deadline is near.
         if left < NEAR {
-            left = next.saturating_sub(clock::now().as_nanos());
+            left = next.since(clock::now());
         }
-        let ms = left.div_ceil(MS).min(HEARTBEAT);
+        let ms = left.min(HEARTBEAT).as_nanos().div_ceil(1_000_000);
         EpollTimeout::try_from(ms as i32).unwrap_or(EpollTimeout::ZERO)
     }
 }

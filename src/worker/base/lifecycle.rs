@@ -3,24 +3,35 @@
 use std::cell::Cell;
 
 use crate::clock;
+use crate::time::{Instant, TurnStart};
 
 /// Of one event loop, which alone uses it.
 pub struct Lifecycle {
-    /// When this turn of the loop began; ns.
-    pub now: Cell<u64>,
-    /// When to leave, once told to stop; ns.
-    pub stop_at: Cell<Option<u64>>,
+    turn: Cell<TurnStart>,
+    /// When to leave, once told to stop.
+    pub stop_at: Cell<Option<Instant>>,
     /// Something has to be seen to at the end of this turn that no event tells of.
     has_chores: Cell<bool>,
-    /// When to see to all of that in any case; ns.
-    chores_at: Cell<u64>,
+    /// When to see to all of that in any case.
+    chores_at: Cell<Instant>,
 }
 
 impl Lifecycle {
     /// The first turn begins now.
     pub fn new() -> Self {
-        let now = Cell::new(clock::now().as_nanos());
-        Self { now, stop_at: Cell::new(None), has_chores: Cell::new(true), chores_at: Cell::new(0) }
+        let turn = Cell::new(TurnStart::at(clock::now()));
+        Self { turn, stop_at: Cell::new(None), has_chores: Cell::new(true), chores_at: Cell::default() }
+    }
+
+    /// The next turn begins.
+    pub fn begin_turn(&self, now: Instant) {
+        self.turn.set(TurnStart::at(now));
+    }
+
+    /// When this turn of the loop began.
+    #[inline]
+    pub fn turn(&self) -> TurnStart {
+        self.turn.get()
     }
 
     /// Whether the worker was told to stop.
@@ -37,18 +48,18 @@ impl Lifecycle {
     /// Whether the chores are due.
     #[inline]
     pub fn are_chores_due(&self) -> bool {
-        self.has_chores.get() || self.now.get() >= self.chores_at.get()
+        self.has_chores.get() || self.turn().instant() >= self.chores_at.get()
     }
 
-    /// The chores were done. They are due again at `next` (ns), and in the next turn already if there is `more`.
-    pub fn chores_done(&self, next: u64, more: bool) {
+    /// The chores were done. They are due again at `next`, and in the next turn already if there is `more`.
+    pub fn chores_done(&self, next: Instant, more: bool) {
         self.has_chores.set(more);
         self.chores_at.set(next);
     }
 
-    /// When the loop has to turn for the chores; ns.
+    /// When the loop has to turn for the chores.
     #[inline]
-    pub fn chores_at(&self) -> u64 {
+    pub fn chores_at(&self) -> Instant {
         self.chores_at.get()
     }
 }

@@ -11,6 +11,7 @@ use crate::fleet::handler_counters::HandlerCounters;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::Place;
 use crate::log as sink;
+use crate::time::{Instant, TurnStart};
 
 /// The counters of this process. Those of a handler are found by its number in the routes.
 pub struct Metrics {
@@ -92,10 +93,10 @@ impl Metrics {
         Stopwatch(self.timed.then(|| self.of(handler)))
     }
 
-    /// A turn of the event loop has ended, which began at this time (ns). [event loop]
-    pub fn count_turn(&self, begun: u64) {
+    /// A turn of the event loop has ended. [event loop]
+    pub fn count_turn(&self, turn: TurnStart) {
         if self.timed {
-            self.place.turns.add(clock::now().as_nanos().saturating_sub(begun));
+            self.place.turns.add(nanoseconds_since(turn.instant()));
         }
     }
 }
@@ -114,11 +115,15 @@ impl Stopwatch {
     #[inline]
     pub fn time<R>(self, callback: Callback, call: impl FnOnce() -> R) -> R {
         let Some(times) = self.0.and_then(|counters| counters.times(callback as u32)) else { return call() };
-        let begun = clock::now().as_nanos();
+        let begun = clock::now();
         let result = call();
-        times.add(clock::now().as_nanos().saturating_sub(begun));
+        times.add(nanoseconds_since(begun));
         result
     }
+}
+
+fn nanoseconds_since(begun: Instant) -> u64 {
+    clock::now().since(begun).as_nanos() as u64
 }
 
 /// Counts a WebSocket as open for as long as it lives. [event loop]

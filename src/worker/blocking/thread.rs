@@ -328,8 +328,9 @@ impl Host for ThreadHost {
                         Delivery::Pong { payload, rtt } => {
                             let ours = of(conn, |current| (current.handler, current.stopwatch));
                             if let Some((handler, stopwatch)) = ours {
-                                stopwatch
-                                    .time_of(handler, Callback::Pong, || handler.pong(conn, &payload, rtt));
+                                stopwatch.time_of(handler, Callback::Pong, || {
+                                    handler.pong(conn, &payload, rtt.as_nanos() as u64)
+                                });
                             }
                         }
                         Delivery::Task(task) => self.run_task(conn, task),

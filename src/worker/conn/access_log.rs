@@ -13,6 +13,7 @@ use crate::fleet::routes::Routes;
 use crate::log::{self as sink, AccessField, Level, Value};
 use crate::proto::http1::head::Head;
 use crate::proto::ws::deflate::negotiate::Params;
+use crate::time::Instant;
 use crate::worker::conn::info;
 use crate::worker::conn::record::Record;
 
@@ -29,8 +30,8 @@ pub struct AccessLog {
 struct Entry {
     /// Its id: another one may have had the place before.
     conn: u64,
-    /// When it was accepted, opened or came from elsewhere; ns.
-    since: u64,
+    /// When it was accepted, opened or came from elsewhere.
+    since: Instant,
     stage: Stage,
     messages_in: u64,
     bytes_in: u64,
@@ -77,7 +78,7 @@ impl AccessLog {
     }
 
     /// A connection that is new in this process.
-    pub fn begin(&self, id: u64, now: u64) {
+    pub fn begin(&self, id: u64, now: Instant) {
         if let Some(entries) = &self.entries {
             let entries = &mut *entries.borrow_mut();
             let place = id as u32 as usize;
@@ -142,7 +143,7 @@ type Field<'a> = (&'static str, Value<'a>);
 
 impl AccessLog {
     /// The connection is open here: new, or come from another process.
-    pub fn open(&self, id: u64, record: &Record, now: u64, is_new: bool) {
+    pub fn open(&self, id: u64, record: &Record, now: Instant, is_new: bool) {
         let open = |entry: &mut Entry| {
             (entry.stage, entry.since) = (Stage::Open, now);
             entry.details.clone()
@@ -155,7 +156,7 @@ impl AccessLog {
     }
 
     /// The connection has ended.
-    pub fn close(&self, id: u64, record: &Record, now: u64, by: u32, code: u32) {
+    pub fn close(&self, id: u64, record: &Record, now: Instant, by: u32, code: u32) {
         let by = match by {
             WS_BY_PEER => "peer",
             WS_BY_HANDLER => "handler",
@@ -165,7 +166,7 @@ impl AccessLog {
     }
 
     /// The connection goes on in another process; a request that is handed on is answered there.
-    pub fn moved(&self, id: u64, record: &Record, now: u64) {
+    pub fn moved(&self, id: u64, record: &Record, now: Instant) {
         self.end(id, record, now, "moved", (0, "move"));
         self.with(id, |entry| entry.stage = Stage::Quiet);
     }
@@ -180,7 +181,7 @@ impl AccessLog {
 
     /// The request was answered with something else than a WebSocket, or (`None`) not at all. `head` is that of the
     /// answer, beside the bytes of its content.
-    pub fn answer(&self, id: u64, record: &Record, now: u64, answer: Option<(&[u8], u64)>) {
+    pub fn answer(&self, id: u64, record: &Record, now: Instant, answer: Option<(&[u8], u64)>) {
         let (head, bytes) = answer.unzip();
         let answered =
             |entry: &mut Entry| (std::mem::take(&mut entry.stage), entry.since, entry.details.take());
@@ -200,7 +201,7 @@ impl AccessLog {
         self.write(id, record, event, resource, &fields, (&details, bytes));
     }
 
-    fn end(&self, id: u64, record: &Record, now: u64, event: &str, (code, by): (u64, &str)) {
+    fn end(&self, id: u64, record: &Record, now: Instant, event: &str, (code, by): (u64, &str)) {
         let end = |entry: &mut Entry| (entry.stage == Stage::Open).then(|| std::mem::take(entry));
         let Some(entry) = self.with(id, end).flatten() else { return };
         let fields = [
@@ -290,6 +291,6 @@ fn detail(bytes: &[u8]) -> Box<str> {
     String::from_utf8_lossy(bytes).into()
 }
 
-fn milliseconds(since: u64, now: u64) -> Value<'static> {
-    Value::Number(now.saturating_sub(since) / 1_000_000)
+fn milliseconds(since: Instant, now: Instant) -> Value<'static> {
+    Value::Number(now.since(since).as_millis() as u64)
 }

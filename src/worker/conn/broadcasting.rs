@@ -6,7 +6,6 @@ use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 
 use crate::proto::ws::connection::{Broadcast, SendError, SharedFrame};
-use crate::time::Instant;
 use crate::worker::base::poll::WRITABLE;
 use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::record::flags;
@@ -35,13 +34,13 @@ impl Conns {
         if self.is_full(id, conn, record) {
             return Shared::Full;
         }
-        let now = self.life.now.get();
+        let now = self.life.turn().instant();
         let Phase::Open(open) = &mut conn.phase else { return Shared::Gone };
         if open.over {
             return Shared::Gone;
         }
         let has_context = open.proto.context_bytes().0 > 0;
-        let frame = match open.proto.share(message, Instant::from_nanos(now), &mut core.codecs) {
+        let frame = match open.proto.share(message, now, &mut core.codecs) {
             Ok(frame) => frame,
             Err(SendError::WrongKind) => return Shared::Unfinished,
             Err(_) => return Shared::Gone,

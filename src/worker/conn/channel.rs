@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::clock;
 use crate::ffi::host::{Address, Task};
@@ -24,7 +25,7 @@ pub enum Delivery {
     /// A message or fragment; the payload is followed by a NUL.
     Message { kind: u32, flags: u32, payload: Vec<u8> },
     /// A Pong; the payload is followed by a NUL.
-    Pong { payload: Vec<u8>, rtt: u64 },
+    Pong { payload: Vec<u8>, rtt: Duration },
     /// A posted function.
     Task(Task),
 }

@@ -17,7 +17,8 @@ impl Conns {
             let core = &mut *self.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
             let limits = &self.settings(conn.handler).limits;
-            let protocol = conn.protocol(self.life.now.get(), limits, &mut core.codecs, &mut core.queue_pool);
+            let protocol =
+                conn.protocol(self.life.turn().instant(), limits, &mut core.codecs, &mut core.queue_pool);
             let Some((open, mut io)) = protocol else { return };
             // RFC 6455 7.1.7: of a connection that has failed the code is fixed.
             let (code, reason) = open.failure().map_or((code, reason), |code| (Some(code), &b""[..]));
@@ -101,7 +102,7 @@ impl Conns {
             let heard = conn.open().is_some_and(|open| open.peer_close().is_some());
             if said && !heard && conn.queued() == 0 && conn.socket.shutdown(Shutdown::Write).is_ok() {
                 record.forget_head(); // it goes with the phase
-                conn.phase = Phase::Linger(self.life.now.get().saturating_add(LINGER));
+                conn.phase = Phase::Linger(self.life.turn().instant() + LINGER);
                 conn.clear_pauses();
                 self.watch_conn(id, conn);
             }

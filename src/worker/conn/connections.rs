@@ -7,16 +7,18 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::{Config, HandlerSettings};
 use crate::fleet::addresses::{Addresses, Mark};
 use crate::proto::ws::deflate::codec::Codecs;
+use crate::time::Instant;
 use crate::worker::base::heap::HeapTrim;
 use crate::worker::base::lifecycle::Lifecycle;
 use crate::worker::base::load::Load;
 use crate::worker::base::metrics::Metrics;
 use crate::worker::base::poll::Poll;
-use crate::worker::base::timers::{FOREVER, MS, Timers};
+use crate::worker::base::timers::{Tick, Timers};
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::access_log::AccessLog;
 use crate::worker::conn::contexts::Contexts;
@@ -26,11 +28,13 @@ use crate::worker::conn::receive_budget::ReceiveBudget;
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::send_queue::QueuePool;
 use crate::worker::conn::sending::counted_of;
-use crate::worker::conn::table::{Conn, NEVER, Phase, Table};
+use crate::worker::conn::table::{Conn, Phase, Table};
 use crate::worker::conn::turn_queue::TurnQueue;
 
-/// How long the send queue may wait where no Pings say what a silent peer is; ns.
-const STALL: u64 = 60_000_000_000;
+/// How long the send queue may wait where no Pings say what a silent peer is.
+const STALL: Duration = Duration::from_secs(60);
+/// A deadline is at least so far ahead: it cannot make the loop spin.
+const SOON: Duration = Duration::from_millis(1);
 
 /// What changes while connections are served. Never borrowed while a handler runs: its calls borrow it.
 pub struct Core {
@@ -195,7 +199,7 @@ impl Conns {
             return None;
         };
         let conn = core.table.get(id)?;
-        conn.since = (self.life.now.get() / 1_000_000_000) as u32;
+        conn.since = self.life.turn().instant().seconds();
         let raw = std::os::fd::AsRawFd::as_raw_fd(&conn.socket);
         if let Err(error) = self.poll.add_conn(&conn.socket, id, conn.watched) {
             log::error!("a connection was dropped: epoll: {error}");
@@ -208,7 +212,7 @@ impl Conns {
         record.fd = raw;
         record.seal();
         record.set_flags(flags::TAKEN);
-        self.access_log.begin(id, self.life.now.get());
+        self.access_log.begin(id, self.life.turn().instant());
         Some(id)
     }
 
@@ -239,7 +243,7 @@ impl Conns {
 
     /// What the deadline of a connection is about.
     pub fn due(&self, id: u64) -> Due {
-        let now = self.life.now.get();
+        let now = self.life.turn().instant();
         match self.core.borrow_mut().table.get(id) {
             Some(Conn { phase: Phase::Open(_), .. }) => Due::Open,
             Some(conn) if conn.deadline() > now => Due::Nothing,
@@ -300,12 +304,12 @@ impl Conns {
         self.handlers.get(usize::from(handler)).unwrap_or(&self.config.handler)
     }
 
-    /// How long a send queue may wait without the peer taking anything; ns.
-    pub fn stall_time(&self, handler: u16) -> u64 {
+    /// How long a send queue may wait without the peer taking anything.
+    pub fn stall_time(&self, handler: u16) -> Duration {
         let limits = &self.settings(handler).limits;
-        match limits.ping_interval.as_nanos() as u64 {
-            0 => STALL,
-            interval => interval.saturating_add(limits.pong_deadline.as_nanos() as u64),
+        match limits.ping_interval {
+            Duration::ZERO => STALL,
+            interval => interval.saturating_add(limits.pong_deadline),
         }
     }
 
@@ -326,13 +330,9 @@ impl Conns {
     }
 
     fn arm_anew(&self, id: u64, conn: &mut Conn, timers: &mut Timers) {
-        // At least a millisecond ahead: a deadline cannot make the loop spin.
-        let soon = self.life.now.get() + 1_000_000;
-        let at = conn
-            .next_deadline(&self.settings(conn.handler).limits, self.stall_time(conn.handler))
-            .max(soon)
-            .div_ceil(MS);
-        if at < conn.timer_at.min(FOREVER) {
+        let deadline = conn.next_deadline(&self.settings(conn.handler).limits, self.stall_time(conn.handler));
+        let at = Tick::from(deadline.max(self.life.turn().instant() + SOON));
+        if at < conn.timer_at {
             conn.timer_at = at;
             timers.enter(at, id as u32);
         }
@@ -342,10 +342,10 @@ impl Conns {
     }
 
     /// The connection that a timer has come up for, unless the entry was stale.
-    pub fn come_up(&self, at: u64, slot: u32) -> Option<u64> {
+    pub fn come_up(&self, at: Tick, slot: u32) -> Option<u64> {
         let core = &mut *self.core.borrow_mut();
         let id = core.table.id_of(slot)?;
-        core.table.get(id).filter(|conn| conn.timer_at == at)?.timer_at = NEVER;
+        core.table.get(id).filter(|conn| conn.timer_at == at)?.timer_at = Tick::NEVER;
         Some(id)
     }
 
@@ -361,11 +361,11 @@ impl Conns {
 
     /// For the access log: what is said about a connection that has a record.
     #[inline]
-    pub fn log(&self, id: u64, write: impl FnOnce(&AccessLog, &Record, u64)) {
+    pub fn log(&self, id: u64, write: impl FnOnce(&AccessLog, &Record, Instant)) {
         if self.access_log.is_on()
             && let Some(record) = self.core.borrow_mut().table.record(id)
         {
-            write(&self.access_log, record, self.life.now.get());
+            write(&self.access_log, record, self.life.turn().instant());
         }
     }
 }

@@ -2,9 +2,9 @@
 //! together are too large, and those that have been idle for too long. Knows no connections.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use crate::config::Contexts as Limits;
+use crate::time::Instant;
 
 /// A connection's context as it is counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,8 +19,8 @@ pub struct Contexts {
     limits: Limits,
     /// Sum of all holdings; bytes.
     sum: usize,
-    /// Connection and time (ns) of the last use; the longest idle first.
-    holders: BTreeMap<u64, (u64, u64)>,
+    /// Connection and time of the last use; the longest idle first.
+    holders: BTreeMap<u64, (u64, Instant)>,
     last_order: u64,
 }
 
@@ -31,7 +31,7 @@ impl Contexts {
     }
 
     /// A connection has compressed a message, or lost its context: that takes so many bytes now.
-    pub fn update(&mut self, id: u64, holding: &mut Holding, bytes: usize, now: u64) {
+    pub fn update(&mut self, id: u64, holding: &mut Holding, bytes: usize, now: Instant) {
         self.holders.remove(&holding.order);
         self.sum = self.sum - holding.bytes + bytes;
         *holding = Holding::default();
@@ -44,11 +44,10 @@ impl Contexts {
 
     /// The longest idle, if it is to lose its context.
     #[inline]
-    pub fn surplus(&self, now: u64) -> Option<u64> {
+    pub fn surplus(&self, now: Instant) -> Option<u64> {
         let (_, (id, used)) = self.holders.first_key_value()?;
         let is_too_much = self.limits.total != 0 && self.sum as u64 > self.limits.total;
-        let is_idle = !self.limits.idle.is_zero()
-            && Duration::from_nanos(now.saturating_sub(*used)) >= self.limits.idle;
+        let is_idle = !self.limits.idle.is_zero() && now.since(*used) >= self.limits.idle;
         (is_too_much || is_idle).then_some(*id)
     }
 
@@ -61,7 +60,13 @@ impl Contexts {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    const fn at(ns: u64) -> Instant {
+        Instant::from_nanos(ns)
+    }
 
     fn contexts(total: u64, idle: u64) -> (Contexts, [Holding; 3]) {
         (Contexts::new(Limits { total, idle: Duration::from_nanos(idle) }), [Holding::default(); 3])
@@ -70,23 +75,23 @@ mod tests {
     #[test]
     fn the_longest_idle_loses_its_context_when_all_are_too_large() {
         let (mut contexts, [mut a, mut b, mut c]) = contexts(250, 0);
-        contexts.update(1, &mut a, 100, 0);
-        contexts.update(2, &mut b, 100, 1);
-        contexts.update(1, &mut a, 100, 2);
-        assert_eq!(contexts.surplus(u64::MAX), None);
-        contexts.update(3, &mut c, 100, 3);
-        assert_eq!((contexts.surplus(3), contexts.sum()), (Some(2), 300));
-        contexts.update(2, &mut b, 0, 3);
-        assert_eq!((contexts.surplus(3), contexts.sum(), b), (None, 200, Holding::default()));
+        contexts.update(1, &mut a, 100, at(0));
+        contexts.update(2, &mut b, 100, at(1));
+        contexts.update(1, &mut a, 100, at(2));
+        assert_eq!(contexts.surplus(Instant::NEVER), None);
+        contexts.update(3, &mut c, 100, at(3));
+        assert_eq!((contexts.surplus(at(3)), contexts.sum()), (Some(2), 300));
+        contexts.update(2, &mut b, 0, at(3));
+        assert_eq!((contexts.surplus(at(3)), contexts.sum(), b), (None, 200, Holding::default()));
     }
 
     #[test]
     fn a_context_is_lost_after_the_idle_time() {
         let (mut contexts, [mut a, mut b, _]) = contexts(0, 10);
-        contexts.update(1, &mut a, 100, 0);
-        contexts.update(2, &mut b, 100, 5);
-        assert_eq!((contexts.surplus(9), contexts.surplus(10)), (None, Some(1)));
-        contexts.update(1, &mut a, 0, 10);
-        assert_eq!((contexts.surplus(14), contexts.surplus(15)), (None, Some(2)));
+        contexts.update(1, &mut a, 100, at(0));
+        contexts.update(2, &mut b, 100, at(5));
+        assert_eq!((contexts.surplus(at(9)), contexts.surplus(at(10))), (None, Some(1)));
+        contexts.update(1, &mut a, 0, at(10));
+        assert_eq!((contexts.surplus(at(14)), contexts.surplus(at(15))), (None, Some(2)));
     }
 }

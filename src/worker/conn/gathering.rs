@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use crate::clock;
-use crate::time::Instant;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::record::flags;
 
@@ -62,7 +61,7 @@ impl Conns {
         conn.dirty = false;
         let ids = &mut core.gathered.ids;
         ids.push(id);
-        let is_late = || clock::now() > Instant::from_nanos(self.life.now.get()) + TIME;
+        let is_late = || clock::now() > self.life.turn().instant() + TIME;
         Some(ids.len() >= CONNECTIONS || ids.len().is_multiple_of(LOOK) && is_late())
     }
 

@@ -69,13 +69,9 @@ impl Conns {
     /// Notes what is done when the thread has taken all that has come; if it does not in time, it is done then.
     pub fn set_last_call(&self, id: u64, last_call: LastCall) {
         let handler = self.core.borrow_mut().table.get(id).map_or(NO_HANDLER, |conn| conn.handler);
-        let limit = self.settings(handler).limits.close_deadline.as_nanos() as u64 / 10 * 9;
-        let limit = if self.life.is_stopping() {
-            limit.min(self.config.stop_timeout.as_nanos() as u64 / 2)
-        } else {
-            limit
-        };
-        let by = self.life.now.get().saturating_add(limit);
+        let limit = self.settings(handler).limits.close_deadline / 10 * 9;
+        let limit = if self.life.is_stopping() { limit.min(self.config.stop_timeout / 2) } else { limit };
+        let by = self.life.turn().instant() + limit;
         self.with_open(id, |_, open| open.extra().last_call = Some((last_call, by)));
         self.arm(id);
     }
@@ -115,7 +111,7 @@ impl Conns {
         let core = &mut *self.core.borrow_mut();
         let (conn, record) = core.table.both(id)?;
         record.pin();
-        let (now, limits) = (self.life.now.get(), &self.settings(conn.handler).limits);
+        let (now, limits) = (self.life.turn().instant(), &self.settings(conn.handler).limits);
         let protocol = conn.protocol(now, limits, &mut core.codecs, &mut core.queue_pool);
         protocol.map(|(open, mut io)| f(open, &mut io))
     }

@@ -1,6 +1,7 @@
 //! What connections hold in memory, kept within the bounds of the worker: see [`ReceiveBudget`].
 
 use crate::proto::ws::connection::Event;
+use crate::time::Instant;
 use crate::worker::base::heap;
 use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::open::Open;
@@ -14,7 +15,7 @@ impl Core {
     /// Something was compressed for a connection, with a context that it keeps. If all contexts together are too large now,
     /// the longest idle lose theirs.
     #[inline(never)]
-    pub fn count_context(&mut self, id: u64, now: u64) {
+    pub fn count_context(&mut self, id: u64, now: Instant) {
         let Some(open) = self.table.get(id).and_then(Conn::open) else { return };
         let bytes = open.proto.context_bytes().0;
         self.contexts.update(id, &mut open.extra().holding, bytes, now);
@@ -23,7 +24,7 @@ impl Core {
     }
 
     /// Drops contexts of connections that were not sent anything compressed for too long, or for the longest time of all.
-    pub fn drop_surplus_contexts(&mut self, now: u64) {
+    pub fn drop_surplus_contexts(&mut self, now: Instant) {
         while let Some(id) = self.contexts.surplus(now) {
             let Some(open) = self.table.get(id).and_then(Conn::open) else { return };
             let is_dropped = open.proto.drop_sending_context(&mut self.codecs);
@@ -42,7 +43,7 @@ impl Conns {
     /// connection is closed.
     #[inline(never)]
     pub fn count_share(&self, id: u64) {
-        let now = self.life.now.get();
+        let now = self.life.turn().instant();
         let verdict = {
             let core = &mut *self.core.borrow_mut();
             let Some(open) = core.table.get(id).and_then(Conn::open) else { return };
@@ -67,7 +68,7 @@ impl Conns {
         let core = &mut *self.core.borrow_mut();
         let counted = core.table.get(id).and_then(Conn::open).and_then(Open::take_counted);
         let Some((share, mut holding)) = counted else { return };
-        let now = self.life.now.get();
+        let now = self.life.turn().instant();
         core.receive_budget.release(id, share, now);
         core.contexts.update(id, &mut holding, 0, now);
         self.metrics.set_receiving(core.receive_budget.sum());
@@ -76,7 +77,7 @@ impl Conns {
     /// Once a heartbeat, and when memory was released that others wait for: connections for which there is memory again go on, the oldest that others have
     /// waited for too long is closed, and memory that is free goes back to the system.
     pub fn tend_memory(&self) {
-        let now = self.life.now.get();
+        let now = self.life.turn().instant();
         let (released, overdue, is_trim_due) = {
             let core = &mut *self.core.borrow_mut();
             core.drop_surplus_contexts(now);

@@ -16,7 +16,6 @@ use crate::worker::conn::info::Path;
 use crate::worker::conn::rate_limit::RateLimit;
 use crate::worker::conn::receive_budget::{ReceiveBudget, Share};
 use crate::worker::conn::request::Request;
-use crate::worker::conn::table::NEVER;
 
 /// An open WebSocket.
 pub struct Open {
@@ -58,7 +57,7 @@ pub struct Extra {
     /// How the peer began to close.
     pub peer_close: Option<PeerClose>,
     /// Why a blocking handler gets no more messages than it has yet to take, and by when it has to have taken those.
-    pub last_call: Option<(LastCall, u64)>,
+    pub last_call: Option<(LastCall, Instant)>,
     /// Timers of an event style handler.
     pub timers: HandlerTimers,
     /// Who began to close (`WS_BY_...`), and the code; 0 while nobody did.
@@ -147,9 +146,9 @@ impl Open {
         self.extra.as_ref().is_some_and(|extra| extra.unread.is_some())
     }
 
-    /// When the thread of a blocking handler has to have taken what came before the end; ns.
-    pub fn last_call_by(&self) -> u64 {
-        self.extra.as_ref().and_then(|extra| extra.last_call).map_or(NEVER, |(_, by)| by)
+    /// When the thread of a blocking handler has to have taken what came before the end.
+    pub fn last_call_by(&self) -> Instant {
+        self.extra.as_ref().and_then(|extra| extra.last_call).map_or(Instant::NEVER, |(_, by)| by)
     }
 
     /// Whether only the deadlines of an idle connection run.
@@ -199,11 +198,6 @@ impl Open {
         }
     }
 
-    /// Whether the thread of a blocking handler has not taken in time what came before the end.
-    pub fn is_last_call_over(&self, now: u64) -> bool {
-        self.extra.as_ref().and_then(|extra| extra.last_call).is_some_and(|(_, by)| by <= now)
-    }
-
     /// Memory of an incomplete message that is counted.
     pub fn share(&self) -> Share {
         self.extra.as_ref().map_or(Share::default(), |extra| extra.share)
@@ -222,12 +216,12 @@ impl Open {
     }
 
     /// When the next timer of the handler is due.
-    pub fn next_timer(&self) -> u64 {
-        self.extra.as_ref().map_or(NEVER, |extra| extra.timers.next().as_nanos())
+    pub fn next_timer(&self) -> Instant {
+        self.extra.as_ref().map_or(Instant::NEVER, |extra| extra.timers.next())
     }
 
     /// The timer of the handler that expired first.
-    pub fn pop_timer(&mut self, now: u64) -> Option<Task> {
-        self.extra.as_mut()?.timers.pop(Instant::from_nanos(now))
+    pub fn pop_timer(&mut self, now: Instant) -> Option<Task> {
+        self.extra.as_mut()?.timers.pop(now)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::Shutdown;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use crate::fleet::facts::Facts;
 use crate::http::{Body, Response};
@@ -22,7 +23,7 @@ impl Conns {
         let writable = {
             let core = &mut *self.core.borrow_mut();
             let Some((conn, record, unsent)) = core.table.all(id) else { return };
-            let now = self.life.now.get();
+            let now = self.life.turn().instant();
             conn.dirty = false;
             let mut progress = false;
             if let Some(queue) = &conn.queue {
@@ -55,11 +56,11 @@ impl Conns {
                 Phase::Reply(..) if left == 0 => {
                     let _ = conn.socket.shutdown(Shutdown::Write);
                     // The peer may have closed its end already.
-                    let linger = if conn.is_paused() { 0 } else { LINGER };
-                    conn.phase = Phase::Linger(now.saturating_add(linger));
+                    let linger = if conn.is_paused() { Duration::ZERO } else { LINGER };
+                    conn.phase = Phase::Linger(now + linger);
                 }
                 Phase::Reply(_, deadline) if progress => {
-                    *deadline = now.saturating_add(self.config.handshake_timeout.as_nanos() as u64);
+                    *deadline = now + self.config.handshake_timeout;
                 }
                 _ => {}
             }
@@ -144,7 +145,7 @@ impl Conns {
             }
             let Some(conn) = core.table.get(id) else { return };
             conn.queue.get_or_insert_with(|| core.queue_pool.take()).tail().extend_from_slice(octets);
-            let by = self.life.now.get().saturating_add(self.config.handshake_timeout.as_nanos() as u64);
+            let by = self.life.turn().instant() + self.config.handshake_timeout;
             conn.phase = Phase::Reply(None, by);
             conn.dirty = true;
             core.dirty.push(id);
@@ -180,10 +181,7 @@ impl Conns {
                 }
                 Body::File { file, offset, length } => Some(FileBody { file, offset, left: length }),
             };
-            conn.phase = Phase::Reply(
-                file,
-                self.life.now.get().saturating_add(self.config.handshake_timeout.as_nanos() as u64),
-            );
+            conn.phase = Phase::Reply(file, self.life.turn().instant() + self.config.handshake_timeout);
             conn.dirty = true;
             core.dirty.push(id);
         }

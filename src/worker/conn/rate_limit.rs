@@ -1,7 +1,10 @@
 //! Rate limit for what a peer sends: messages and bytes per second.
 
-/// In a second.
-const NANOSECONDS: u64 = 1_000_000_000;
+use std::time::Duration;
+
+use crate::time::Instant;
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// The limits of one connection.
 #[derive(Debug)]
@@ -15,35 +18,35 @@ pub struct RateLimit {
 struct Rate {
     /// In a second; 0: no limit.
     most: u64,
-    /// When everything received so far would have arrived at this rate; ns.
-    due: u64,
+    /// When everything received so far would have arrived at this rate.
+    due: Instant,
 }
 
 impl RateLimit {
     /// At most so many in a second; 0: no limit.
     pub fn new(messages: u32, bytes: u64) -> Self {
-        Self { messages: Rate { most: messages.into(), due: 0 }, bytes: Rate { most: bytes, due: 0 } }
+        let rate = |most| Rate { most, due: Instant::default() };
+        Self { messages: rate(messages.into()), bytes: rate(bytes) }
     }
 
     /// Whether a message, or a part of one, of this size may come now.
-    pub fn admits(&mut self, is_first: bool, size: usize, now: u64) -> bool {
+    pub fn admits(&mut self, is_first: bool, size: usize, now: Instant) -> bool {
         self.messages.admits(u64::from(is_first), now) && self.bytes.admits(size as u64, now)
     }
 }
 
 impl Rate {
     /// A count above the burst is admitted after a second of silence, and delays what follows.
-    fn admits(&mut self, count: u64, now: u64) -> bool {
+    fn admits(&mut self, count: u64, now: Instant) -> bool {
         if self.most == 0 || count == 0 {
             return true;
         }
         let due = self.due.max(now);
-        if due - now >= NANOSECONDS {
+        if due.since(now) >= SECOND {
             return false;
         }
-        let time = u128::from(count) * u128::from(NANOSECONDS);
-        let time = u64::try_from(time.div_ceil(self.most.into())).unwrap_or(u64::MAX);
-        self.due = due.saturating_add(time);
+        let time = (u128::from(count) * SECOND.as_nanos()).div_ceil(self.most.into());
+        self.due = due + Duration::from_nanos(u64::try_from(time).unwrap_or(u64::MAX));
         true
     }
 }
@@ -56,31 +59,32 @@ mod tests {
     fn so_many_at_once_and_then_as_many_in_each_second() {
         for most in [1, 3, 7, 1000] {
             let mut pace = RateLimit::new(most, 0);
-            let now = 5 * NANOSECONDS;
+            let now = Instant::default() + 5 * SECOND;
             let mut admitted = |now| (0..2 * most).filter(|_| pace.admits(true, 1 << 20, now)).count();
             assert_eq!(admitted(now), most as usize);
             assert_eq!(admitted(now), 0);
-            let all: usize = (1..=100).map(|step| admitted(now + step * NANOSECONDS / 10)).sum();
+            let all: usize = (1..=100).map(|step| admitted(now + step * SECOND / 10)).sum();
             assert_eq!(all, 10 * most as usize, "in ten seconds");
-            assert_eq!(admitted(now + 100 * NANOSECONDS), most as usize, "after a rest");
+            assert_eq!(admitted(now + 100 * SECOND), most as usize, "after a rest");
         }
     }
 
     #[test]
     fn bytes_count_in_every_part_and_messages_once() {
-        let mut pace = RateLimit::new(2, 1000);
-        assert!(pace.admits(true, 400, 0) && pace.admits(false, 400, 0) && pace.admits(true, 100, 0));
-        assert!(!pace.admits(true, 0, 0), "the third message");
-        assert!(pace.admits(false, 100, 0) && !pace.admits(false, 1, 0));
+        let (mut pace, now) = (RateLimit::new(2, 1000), Instant::default());
+        assert!(pace.admits(true, 400, now) && pace.admits(false, 400, now) && pace.admits(true, 100, now));
+        assert!(!pace.admits(true, 0, now), "the third message");
+        assert!(pace.admits(false, 100, now) && !pace.admits(false, 1, now));
     }
 
     #[test]
     fn a_message_above_the_burst_has_to_be_made_up_for() {
+        let at = |ns: u64| Instant::default() + Duration::from_nanos(ns);
         let mut pace = RateLimit::new(0, 1000);
-        assert!(pace.admits(true, 10_000, 0));
-        assert!(!pace.admits(true, 1, 9 * NANOSECONDS - 1));
+        assert!(pace.admits(true, 10_000, at(0)));
+        assert!(!pace.admits(true, 1, at(9_000_000_000 - 1)));
         // 9 of 10 seconds are over: as if nothing but a second's worth was there.
-        assert!(pace.admits(true, 1, 9 * NANOSECONDS + 1));
-        assert!(pace.admits(true, usize::MAX, u64::MAX), "without overflow");
+        assert!(pace.admits(true, 1, at(9_000_000_000 + 1)));
+        assert!(pace.admits(true, usize::MAX, Instant::NEVER), "without overflow");
     }
 }

@@ -11,7 +11,7 @@ impl Conns {
     pub fn pause(&self, id: u64, reason: Pause) {
         let core = &mut *self.core.borrow_mut();
         let Some(conn) = core.table.get(id) else { return };
-        conn.set_pause(reason, true, self.life.now.get());
+        conn.set_pause(reason, true, self.life.turn().instant());
         self.watch_conn(id, conn);
     }
 
@@ -19,7 +19,7 @@ impl Conns {
     pub fn resume(&self, id: u64, reason: Pause) {
         let core = &mut *self.core.borrow_mut();
         let Some(conn) = core.table.get(id) else { return };
-        if conn.set_pause(reason, false, self.life.now.get()) {
+        if conn.set_pause(reason, false, self.life.turn().instant()) {
             self.watch_conn(id, conn);
             if conn.has_unread() {
                 core.turns.join(id, conn);
@@ -51,7 +51,7 @@ impl Conns {
         let Some(conn) = core.table.get(id) else { return };
         if matches!(&conn.phase, Phase::Open(open) if !open.over) {
             conn.set_unread(Some(rest.into()));
-            conn.set_pause(Pause::Slice, true, self.life.now.get());
+            conn.set_pause(Pause::Slice, true, self.life.turn().instant());
             core.turns.join(id, conn);
         }
     }

@@ -3,15 +3,17 @@
 //! the oldest holds, a connection that still grows is refused. Knows no sockets.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use crate::time::Instant;
 use crate::worker::conn::receive::AT_ONCE;
 
 /// A message that holds less is small: it is not counted and never waits; bytes.
 const FLOOR: usize = 16 * 1024;
 /// Bytes read at a time while memory is scarce.
 const SCARCE_READ: usize = 16 * 1024;
-/// The oldest has so long to complete its message while others wait for it; ns.
-const PATIENCE: u64 = 10_000_000_000;
+/// The oldest has so long to complete its message while others wait for it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a connection holds of the budget.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,8 +53,8 @@ pub struct ReceiveBudget {
     last_order: u64,
     /// From three quarters of the total on, until half of it is free.
     is_scarce: bool,
-    /// Since when the oldest is the oldest and memory is scarce; ns.
-    since: u64,
+    /// Since when the oldest is the oldest and memory is scarce.
+    since: Instant,
     released: Vec<u64>,
 }
 
@@ -66,7 +68,7 @@ impl ReceiveBudget {
             holders: BTreeMap::new(),
             last_order: 0,
             is_scarce: false,
-            since: 0,
+            since: Instant::default(),
             released: Vec::new(),
         }
     }
@@ -78,7 +80,7 @@ impl ReceiveBudget {
     }
 
     /// A connection holds so many bytes now.
-    pub fn update(&mut self, id: u64, share: &mut Share, held: usize, now: u64) -> Verdict {
+    pub fn update(&mut self, id: u64, share: &mut Share, held: usize, now: Instant) -> Verdict {
         let held = Self::counted(held);
         let oldest = self.oldest();
         let grows = held > share.bytes;
@@ -111,7 +113,7 @@ impl ReceiveBudget {
     }
 
     /// A connection that has ended holds nothing any more.
-    pub fn release(&mut self, id: u64, mut share: Share, now: u64) {
+    pub fn release(&mut self, id: u64, mut share: Share, now: Instant) {
         self.update(id, &mut share, 0, now);
     }
 
@@ -129,8 +131,8 @@ impl ReceiveBudget {
 
     /// The oldest, if others have waited for it for too long: it is refused.
     #[inline]
-    pub fn overdue(&self, now: u64) -> Option<u64> {
-        let is_overdue = self.is_scarce && now.saturating_sub(self.since) >= PATIENCE;
+    pub fn overdue(&self, now: Instant) -> Option<u64> {
+        let is_overdue = self.is_scarce && now.since(self.since) >= PATIENCE;
         self.oldest().filter(|_| is_overdue && self.holders.len() > 1)
     }
 
@@ -163,6 +165,10 @@ mod tests {
 
     const TOTAL: usize = 16 * FLOOR;
 
+    fn at(ns: u64) -> Instant {
+        Instant::from_nanos(ns)
+    }
+
     fn budget() -> (ReceiveBudget, [Share; 4]) {
         (ReceiveBudget::new(TOTAL as u64), [Share::default(); 4])
     }
@@ -170,65 +176,69 @@ mod tests {
     #[test]
     fn while_memory_is_scarce_all_but_the_oldest_wait() {
         let (mut budget, [mut a, mut b, mut c, _]) = budget();
-        assert_eq!(budget.update(1, &mut a, 6 * FLOOR, 0), Verdict::Read);
-        assert_eq!(budget.update(2, &mut b, 6 * FLOOR, 0), Verdict::Read);
+        assert_eq!(budget.update(1, &mut a, 6 * FLOOR, at(0)), Verdict::Read);
+        assert_eq!(budget.update(2, &mut b, 6 * FLOOR, at(0)), Verdict::Read);
         assert_eq!((budget.take_released(), budget.room()), (vec![], AT_ONCE));
-        assert_eq!(budget.update(3, &mut c, FLOOR, 0), Verdict::Wait);
+        assert_eq!(budget.update(3, &mut c, FLOOR, at(0)), Verdict::Wait);
         assert_eq!(budget.room(), SCARCE_READ);
         assert!(
             budget.has_to_wait(2, || b)
                 && !budget.has_to_wait(1, || a)
                 && !budget.has_to_wait(4, Share::default)
         );
-        assert_eq!(budget.update(2, &mut b, 7 * FLOOR, 0), Verdict::Wait);
+        assert_eq!(budget.update(2, &mut b, 7 * FLOOR, at(0)), Verdict::Wait);
         // The oldest may even exceed the total.
-        assert_eq!(budget.update(1, &mut a, 20 * FLOOR, 0), Verdict::Read);
+        assert_eq!(budget.update(1, &mut a, 20 * FLOOR, at(0)), Verdict::Read);
         budget.take_released();
         // It has completed its message: half of the total is free.
-        assert_eq!(budget.update(1, &mut a, 0, 0), Verdict::Read);
+        assert_eq!(budget.update(1, &mut a, 0, at(0)), Verdict::Read);
         assert_eq!((budget.take_released(), budget.sum()), (vec![2, 3], 8 * FLOOR));
     }
 
     #[test]
     fn the_next_oldest_goes_on_while_memory_stays_scarce() {
         let (mut budget, [mut a, mut b, mut c, _]) = budget();
-        budget.update(1, &mut a, 2 * FLOOR, 0);
-        budget.update(2, &mut b, 6 * FLOOR, 0);
-        budget.update(3, &mut c, 6 * FLOOR, 0);
+        budget.update(1, &mut a, 2 * FLOOR, at(0));
+        budget.update(2, &mut b, 6 * FLOOR, at(0));
+        budget.update(3, &mut c, 6 * FLOOR, at(0));
         budget.take_released();
-        budget.release(1, a, 0);
+        budget.release(1, a, at(0));
         assert_eq!(budget.take_released(), [2]);
-        assert_eq!(budget.update(2, &mut b, 7 * FLOOR, 0), Verdict::Read);
-        assert_eq!(budget.update(3, &mut c, 7 * FLOOR, 0), Verdict::Wait);
+        assert_eq!(budget.update(2, &mut b, 7 * FLOOR, at(0)), Verdict::Read);
+        assert_eq!(budget.update(3, &mut c, 7 * FLOOR, at(0)), Verdict::Wait);
     }
 
     #[test]
     fn above_the_total_who_grows_is_refused() {
         let (mut budget, [mut a, mut b, mut c, _]) = budget();
-        budget.update(1, &mut a, FLOOR, 0);
-        assert_eq!(budget.update(2, &mut b, 15 * FLOOR, 0), Verdict::Wait);
-        assert_eq!(budget.update(3, &mut c, FLOOR, 0), Verdict::Wait, "what the oldest holds does not count");
-        assert_eq!(budget.update(3, &mut c, 2 * FLOOR, 0), Verdict::Refuse);
-        budget.release(3, c, 0);
+        budget.update(1, &mut a, FLOOR, at(0));
+        assert_eq!(budget.update(2, &mut b, 15 * FLOOR, at(0)), Verdict::Wait);
+        assert_eq!(
+            budget.update(3, &mut c, FLOOR, at(0)),
+            Verdict::Wait,
+            "what the oldest holds does not count"
+        );
+        assert_eq!(budget.update(3, &mut c, 2 * FLOOR, at(0)), Verdict::Refuse);
+        budget.release(3, c, at(0));
         assert_eq!(budget.sum(), TOTAL);
     }
 
     #[test]
     fn the_oldest_has_a_limited_time_while_others_wait() {
         let (mut budget, [mut a, mut b, ..]) = budget();
-        budget.update(1, &mut a, 14 * FLOOR, 5);
-        assert_eq!(budget.overdue(2 * PATIENCE), None, "nobody waits");
-        budget.update(2, &mut b, FLOOR, 6);
-        assert_eq!((budget.overdue(4 + PATIENCE), budget.overdue(5 + PATIENCE)), (None, Some(1)));
+        budget.update(1, &mut a, 14 * FLOOR, at(5));
+        assert_eq!(budget.overdue(at(0) + 2 * PATIENCE), None, "nobody waits");
+        budget.update(2, &mut b, FLOOR, at(6));
+        assert_eq!((budget.overdue(at(4) + PATIENCE), budget.overdue(at(5) + PATIENCE)), (None, Some(1)));
     }
 
     #[test]
     fn small_messages_cost_nothing_and_without_a_bound_nobody_waits() {
         let (mut budget, [mut a, ..]) = budget();
-        assert_eq!(budget.update(1, &mut a, FLOOR - 1, 0), Verdict::Read);
+        assert_eq!(budget.update(1, &mut a, FLOOR - 1, at(0)), Verdict::Read);
         assert_eq!((budget.sum(), a), (0, Share::default()));
         let mut unbounded = ReceiveBudget::new(0);
-        assert_eq!(unbounded.update(1, &mut a, usize::MAX / 2, 0), Verdict::Read);
+        assert_eq!(unbounded.update(1, &mut a, usize::MAX / 2, at(0)), Verdict::Read);
         assert_eq!(unbounded.room(), AT_ONCE);
     }
 }

@@ -15,6 +15,7 @@ use socket2::Socket;
 
 use crate::ffi::host::OwnedBytes;
 use crate::proto::ws::connection::SharedFrame;
+use crate::time::Instant;
 
 /// Queues kept for reuse in a worker.
 const SPARE: usize = 64;
@@ -61,7 +62,7 @@ pub struct Queue {
     /// The last write was partial: what waits may begin within a frame.
     torn: bool,
     /// Since when it waits without progress.
-    pub stalled: Option<u64>,
+    pub stalled: Option<Instant>,
     /// Its size as it is counted.
     pub counted: Size,
 }
@@ -252,7 +253,6 @@ mod tests {
     use super::*;
     use crate::proto::ws::connection::{Broadcast, Connection, Kind};
     use crate::proto::ws::deflate::codec::Codecs;
-    use crate::time::Instant;
 
     #[test]
     fn bytes_arrive_in_order_whatever_the_kernel_takes_at_a_time() {

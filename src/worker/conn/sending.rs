@@ -175,7 +175,8 @@ impl Conns {
             return Err(WS_E_FULL);
         }
         let limits = &self.settings(conn.handler).limits;
-        let protocol = conn.protocol(self.life.now.get(), limits, &mut core.codecs, &mut core.queue_pool);
+        let protocol =
+            conn.protocol(self.life.turn().instant(), limits, &mut core.codecs, &mut core.queue_pool);
         let (open, mut io) = protocol.filter(|(open, _)| !open.over).ok_or(WS_E_GONE)?;
         let counters = open.counted.counters();
         let sent = send(&mut open.proto, &mut io).map_err(send_result);
@@ -184,7 +185,7 @@ impl Conns {
             core.mark_dirty(id);
         }
         if has_context {
-            core.count_context(id, self.life.now.get());
+            core.count_context(id, self.life.turn().instant());
         }
         sent.map(|sent| (sent, counters))
     }

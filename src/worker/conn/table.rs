@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::{Domain, Socket};
 
@@ -15,6 +16,7 @@ use crate::proto::ws::limits::Limits;
 use crate::time::Instant;
 use crate::worker::base::metrics::NO_HANDLER;
 use crate::worker::base::poll::{ARRIVALS, READABLE};
+use crate::worker::base::timers::Tick;
 use crate::worker::conn::channel::ThreadChannel;
 use crate::worker::conn::handshake::Handshake;
 use crate::worker::conn::open::Open;
@@ -25,9 +27,7 @@ use crate::worker::conn::topic_records::TopicRecords;
 use crate::worker::conn::turn::Turn;
 
 /// How long the peer may take to close its end after everything was said.
-pub const LINGER: u64 = 2_000_000_000;
-/// Never.
-pub const NEVER: u64 = u64::MAX;
+pub const LINGER: Duration = Duration::from_secs(2);
 
 /// Reasons not to read from a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +66,8 @@ pub struct Conn {
     pub phase: Phase,
     /// What waits to be sent; none if nothing does.
     pub queue: Option<Box<Queue>>,
-    /// The entry in the timers that counts (ms); [`NEVER`] without one.
-    pub timer_at: u64,
+    /// The entry in the timers that counts; [`Tick::NEVER`] without one.
+    pub timer_at: Tick,
     /// Since when this worker has it; seconds of the clock.
     pub since: u32,
     /// Index of the handler in the routes, once the request is known.
@@ -83,18 +83,18 @@ pub struct Conn {
     traits: u8,
 }
 
-/// Where a connection stands. The last number is when that has to be over; [`NEVER`] if it has not.
+/// Where a connection stands. The last field is when that has to be over; [`Instant::NEVER`] if it has not.
 pub enum Phase {
     /// The request head is being read.
-    Head(Vec<u8>, u64),
+    Head(Vec<u8>, Instant),
     /// The handler decides about the handshake; what came after the request is set aside.
-    Opening(Arc<Handshake>, Option<Arc<ThreadChannel>>, Option<Box<[u8]>>, u64),
+    Opening(Arc<Handshake>, Option<Arc<ThreadChannel>>, Option<Box<[u8]>>, Instant),
     /// An HTTP response is being sent.
-    Reply(Option<FileBody>, u64),
+    Reply(Option<FileBody>, Instant),
     /// The WebSocket is open, or being closed.
     Open(Open),
     /// All is sent; the peer is to close its end.
-    Linger(u64),
+    Linger(Instant),
 }
 
 /// What is left to send of a file.
@@ -109,13 +109,13 @@ pub struct FileBody {
 
 impl Conn {
     /// A connection whose request head is to be read by `deadline`.
-    pub fn new(socket: Socket, deadline: u64) -> Self {
+    pub fn new(socket: Socket, deadline: Instant) -> Self {
         let is_local = socket.domain().is_ok_and(|domain| domain == Domain::UNIX);
         Conn {
             socket,
             phase: Phase::Head(Vec::new(), deadline),
             queue: None,
-            timer_at: NEVER,
+            timer_at: Tick::NEVER,
             since: 0,
             handler: NO_HANDLER,
             pauses: 0,
@@ -171,13 +171,13 @@ impl Conn {
     }
 
     /// Stops or resumes reading for one reason. True if the last reason to pause has gone.
-    pub fn set_pause(&mut self, reason: Pause, paused: bool, now: u64) -> bool {
+    pub fn set_pause(&mut self, reason: Pause, paused: bool, now: Instant) -> bool {
         let before = self.pauses;
         self.pauses = if paused { before | reason as u8 } else { before & !(reason as u8) };
         if (before == 0) != (self.pauses == 0)
             && let Some(open) = self.open()
         {
-            open.proto.set_paused(paused, Instant::from_nanos(now));
+            open.proto.set_paused(paused, now);
         }
         before != 0 && self.pauses == 0
     }
@@ -220,7 +220,7 @@ impl Conn {
     }
 
     /// Since when the send queue waits without progress.
-    pub fn stalled(&self) -> Option<u64> {
+    pub fn stalled(&self) -> Option<Instant> {
         self.queue.as_ref()?.stalled
     }
 
@@ -235,7 +235,7 @@ impl Conn {
     }
 
     /// When the present phase has to be over, or an open connection's thread to have answered the peer's Close frame.
-    pub fn deadline(&self) -> u64 {
+    pub fn deadline(&self) -> Instant {
         match &self.phase {
             Phase::Head(_, at) | Phase::Opening(.., at) | Phase::Reply(_, at) | Phase::Linger(at) => *at,
             Phase::Open(open) => open.last_call_by(),
@@ -246,31 +246,30 @@ impl Conn {
     /// moved its deadlines away.
     #[inline]
     pub fn is_armed(&self) -> bool {
-        self.timer_at != NEVER
+        self.timer_at != Tick::NEVER
             && self.queue.is_none()
             && matches!(&self.phase, Phase::Open(open) if open.armed && open.is_quiet())
     }
 
     /// The next instant at which something is to be done about this connection. `stall` is how long the
     /// send queue may wait without progress.
-    pub fn next_deadline(&self, limits: &Limits, stall: u64) -> u64 {
+    pub fn next_deadline(&self, limits: &Limits, stall: Duration) -> Instant {
         let Phase::Open(open) = &self.phase else { return self.deadline() };
-        let stalled = self.stalled().map_or(NEVER, |since| since.saturating_add(stall));
-        let protocol = open.proto.deadline(limits).as_nanos();
-        self.deadline().min(protocol).min(open.next_timer()).min(stalled)
+        let stalled = self.stalled().map_or(Instant::NEVER, |since| since + stall);
+        self.deadline().min(open.proto.deadline(limits)).min(open.next_timer()).min(stalled)
     }
 
     /// The open WebSocket with what its protocol needs of its surroundings.
     pub fn protocol<'a>(
         &'a mut self,
-        now: u64,
+        now: Instant,
         limits: &'a Limits,
         codecs: &'a mut Codecs,
         queue_pool: &mut QueuePool,
     ) -> Option<(&'a mut Open, Io<'a>)> {
         let Phase::Open(open) = &mut self.phase else { return None };
         let out = self.queue.get_or_insert_with(|| queue_pool.take()).tail();
-        Some((open, Io { now: Instant::from_nanos(now), limits, codecs, out }))
+        Some((open, Io { now, limits, codecs, out }))
     }
 }
 
@@ -423,7 +422,7 @@ mod tests {
     use super::*;
 
     fn conn() -> Conn {
-        Conn::new(Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap(), NEVER)
+        Conn::new(Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap(), Instant::NEVER)
     }
 
     #[test]
@@ -448,12 +447,12 @@ mod tests {
 
     #[test]
     fn reading_resumes_when_the_last_reason_to_pause_is_gone() {
-        let mut conn = conn();
-        assert!(!conn.set_pause(Pause::Handler, true, 0));
-        assert!(!conn.set_pause(Pause::Queue, true, 0));
-        assert!(!conn.set_pause(Pause::Handler, false, 0));
+        let (mut conn, now) = (conn(), Instant::default());
+        assert!(!conn.set_pause(Pause::Handler, true, now));
+        assert!(!conn.set_pause(Pause::Queue, true, now));
+        assert!(!conn.set_pause(Pause::Handler, false, now));
         assert!(conn.is_paused());
-        assert!(conn.set_pause(Pause::Queue, false, 0));
-        assert!(!conn.set_pause(Pause::Queue, false, 0), "it was not paused");
+        assert!(conn.set_pause(Pause::Queue, false, now));
+        assert!(!conn.set_pause(Pause::Queue, false, now), "it was not paused");
     }
 }

@@ -2,6 +2,9 @@
 //! bytes took long to process, wait in a queue: they are served after the others, first come first served, for a bounded
 //! time in each turn of the loop. What is not read stays in the socket.
 
+use std::time::Duration;
+
+use crate::time::Instant;
 use crate::worker::conn::receive::AT_ONCE;
 
 /// Bytes of a large message read at a time.
@@ -11,11 +14,11 @@ pub const UNTIMED: usize = 2048;
 /// Bytes read at a time from a connection whose send queue is not empty: they may have to be set aside. A queue above
 /// this is written to in turn.
 pub const QUEUED: usize = 64 * 1024;
-/// A read that took longer than this (ns) makes the connection heavy.
-const LONG: u64 = 30_000;
-/// One read is to bring what takes no longer than this (ns); more may come at once if it takes no more than a
+/// A read that took longer than this makes the connection heavy.
+const LONG: Duration = Duration::from_micros(30);
+/// One read is to bring what takes no longer than this; more may come at once if it takes no more than a
 /// nanosecond a byte, as large messages do.
-const SLICE: u64 = 50_000;
+const SLICE: Duration = Duration::from_micros(50);
 
 /// How a connection takes its turns.
 #[derive(Clone, Copy, Debug)]
@@ -97,15 +100,15 @@ impl Turn {
         stride.max(usize::try_from(to_come).unwrap_or(usize::MAX)).min(MOST)
     }
 
-    /// Updates after a read of `count` bytes into `room`, which completed messages of `delivered` bytes and took so long (ns).
-    pub fn update(&mut self, room: usize, count: usize, delivered: u64, took: u64) {
+    /// Updates after a read of `count` bytes into `room`, which completed messages of `delivered` bytes and took so long.
+    pub fn update(&mut self, room: usize, count: usize, delivered: u64, took: Duration) {
         let brought = delivered.max(count as u64);
         // A full read means more data is waiting.
         let is_heavy = count == room || brought >= AT_ONCE as u64 || took > LONG;
         self.flags = self.flags & !HEAVY | if is_heavy { HEAVY } else { 0 };
-        let is_quick = took <= brought;
+        let is_quick = took <= Duration::from_nanos(brought);
         let stride = if took > SLICE && !is_quick {
-            self.stride().saturating_sub((took / SLICE).ilog2() as u8 + 1)
+            self.stride().saturating_sub((took.as_nanos() / SLICE.as_nanos()).ilog2() as u8 + 1)
         } else if count == room && (took < SLICE / 2 || is_quick) {
             self.stride() + 1
         } else {
@@ -115,18 +118,18 @@ impl Turn {
     }
 }
 
-/// What was read at once may hold many messages: they are processed in slices of about so long (ns), between which other
+/// What was read at once may hold many messages: they are processed in slices of about so long, between which other
 /// connections are served. One message may take longer.
-const SLICE_TIME: u64 = 500_000;
+const SLICE_TIME: Duration = Duration::from_micros(500);
 /// Most messages that are processed without a look at the clock.
 const MOST_UNTIMED: u8 = 16;
 
 /// The time that the messages of one connection take, while there are more.
 pub struct Slice {
-    /// When the first of them began, or the clock was looked at first; ns.
-    begun: Option<u64>,
-    /// When the clock was last looked at; ns.
-    looked: u64,
+    /// When the first of them began, or the clock was looked at first.
+    begun: Option<Instant>,
+    /// When the clock was last looked at.
+    looked: Instant,
     /// Messages since then.
     messages: u8,
     /// The connection's, as far as it is known; 0 at first.
@@ -134,9 +137,9 @@ pub struct Slice {
 }
 
 impl Slice {
-    /// Begins, at this time (ns) if it is known.
-    pub fn new(begun: Option<u64>) -> Self {
-        Slice { begun, looked: begun.unwrap_or(0), messages: 0, interval: 0 }
+    /// Begins, at this time if it is known.
+    pub fn new(begun: Option<Instant>) -> Self {
+        Slice { begun, looked: begun.unwrap_or_default(), messages: 0, interval: 0 }
     }
 
     /// One more message was processed, and more wait: whether to ask if the slice is over.
@@ -147,28 +150,28 @@ impl Slice {
     }
 
     /// Whether the messages that wait have to wait for the next slice.
-    pub fn is_over(&mut self, turn: &mut Turn, now: impl FnOnce() -> u64) -> bool {
+    pub fn is_over(&mut self, turn: &mut Turn, now: impl FnOnce() -> Instant) -> bool {
         let is_over = self.messages >= turn.interval() && self.look(turn, now);
         self.interval = turn.interval();
         is_over
     }
 
     /// Looks at the clock.
-    fn look(&mut self, turn: &mut Turn, now: impl FnOnce() -> u64) -> bool {
+    fn look(&mut self, turn: &mut Turn, now: impl FnOnce() -> Instant) -> bool {
         let Some(begun) = self.begun else {
             (self.looked, self.messages) = (now(), 0);
             self.begun = Some(self.looked);
             return turn.interval() == 0;
         };
         let now = now();
-        let took = now.saturating_sub(self.looked);
-        turn.set_interval(match took / u64::from(self.messages) {
-            SLICE_TIME.. => 0,
+        let took = now.since(self.looked);
+        turn.set_interval(match took / u32::from(self.messages) {
+            each if each >= SLICE_TIME => 0,
             _ if took >= SLICE_TIME / 4 => turn.interval().div_ceil(2),
             _ => turn.interval().max(1) * 2,
         });
         (self.looked, self.messages) = (now, 0);
-        now.saturating_sub(begun) >= SLICE_TIME
+        now.since(begun) >= SLICE_TIME
     }
 }
 
@@ -176,12 +179,12 @@ impl Slice {
 mod tests {
     use super::*;
 
-    /// Reads of a connection that has endless bytes, each of which takes so long (ns): the last one's size and time.
-    fn settled(picoseconds: u64, turn: &mut Turn) -> (usize, u64) {
-        let mut read = (0, 0);
+    /// Reads of a connection that has endless bytes, each of which takes so long: the last one's size and time.
+    fn settled(picoseconds: u64, turn: &mut Turn) -> (usize, Duration) {
+        let mut read = (0, Duration::ZERO);
         for _ in 0..20 {
             let room = if turn.is_at_once() { AT_ONCE } else { turn.room(0, 0) };
-            read = (room, room as u64 * picoseconds / 1000);
+            read = (room, Duration::from_nanos(room as u64 * picoseconds / 1000));
             turn.update(room, read.0, 0, read.1);
             assert!(!turn.is_at_once(), "{picoseconds}: {room} bytes");
         }
@@ -195,18 +198,18 @@ mod tests {
             let mut turn = Turn::new();
             let (room, took) = settled(picoseconds, &mut turn);
             assert_eq!(room == AT_ONCE, is_all, "{picoseconds}: {room}");
-            assert!(took <= SLICE || is_all, "{picoseconds}: {took} ns");
-            assert!(took >= SLICE / 4, "{picoseconds}: {took} ns, as much as it may");
+            assert!(took <= SLICE || is_all, "{picoseconds}: {took:?}");
+            assert!(took >= SLICE / 4, "{picoseconds}: {took:?}, as much as it may");
         }
     }
 
-    /// Messages that take so long each (ns): how many are processed in each of some slices.
-    fn slices(turn: &mut Turn, time: u64, is_timed: bool) -> Vec<u64> {
-        let mut now = 1_000_000_000;
+    /// Messages that take so long each: how many are processed in each of some slices.
+    fn slices(turn: &mut Turn, time: Duration, is_timed: bool) -> Vec<u64> {
+        let mut now = Instant::from_nanos(1_000_000_000);
         let slice = |_| {
             let mut slice = Slice::new(is_timed.then_some(now));
             for count in 1..10_000 {
-                now += time;
+                now = now + time;
                 if slice.add_message() && slice.is_over(turn, || now) {
                     return count;
                 }
@@ -219,14 +222,14 @@ mod tests {
     #[test]
     fn a_slow_handler_has_one_message_in_a_slice_and_a_quick_one_many() {
         let mut turn = Turn::new();
-        let counts = slices(&mut turn, 5_000_000, false);
+        let counts = slices(&mut turn, Duration::from_millis(5), false);
         assert!(counts[0] <= 2 && counts[1..].iter().all(|count| *count == 1), "{counts:?}");
         // It is quick again: the clock is looked at less and less often.
-        let counts = slices(&mut turn, 200, true);
+        let counts = slices(&mut turn, Duration::from_nanos(200), true);
         assert!(counts[2..].iter().all(|count| (2500..2550).contains(count)), "{counts:?}");
         assert_eq!(turn.interval(), MOST_UNTIMED);
         // And slow again: as many as were not timed before, once.
-        let counts = slices(&mut turn, 5_000_000, true);
+        let counts = slices(&mut turn, Duration::from_millis(5), true);
         assert!(
             counts[0] <= u64::from(MOST_UNTIMED) && counts[1..].iter().all(|count| *count == 1),
             "{counts:?}"
@@ -237,28 +240,28 @@ mod tests {
     fn a_read_that_took_very_long_is_not_repeated() {
         let mut turn = Turn::new();
         settled(300, &mut turn);
-        turn.update(AT_ONCE, AT_ONCE, 0, 36_000_000);
+        turn.update(AT_ONCE, AT_ONCE, 0, Duration::from_millis(36));
         assert!(turn.room(0, 0) <= 16 * 1024);
         // What completes a large message may take as long as the message does.
         settled(300, &mut turn);
-        turn.update(AT_ONCE, 200, 1 << 20, 400_000);
+        turn.update(AT_ONCE, 200, 1 << 20, Duration::from_micros(400));
         assert_eq!(turn.room(0, 0), AT_ONCE);
         // Nor is one that was interrupted once forgiven too late.
         settled(300, &mut turn);
-        turn.update(AT_ONCE, AT_ONCE, 0, 1_500_000);
+        turn.update(AT_ONCE, AT_ONCE, 0, Duration::from_micros(1500));
         assert_eq!(settled(300, &mut turn).0, AT_ONCE);
     }
 
     #[test]
     fn who_brings_little_is_served_at_once_again() {
         let mut turn = Turn::new();
-        turn.update(AT_ONCE, AT_ONCE, 0, 0);
+        turn.update(AT_ONCE, AT_ONCE, 0, Duration::ZERO);
         assert!(!turn.is_at_once());
-        turn.update(MOST, 100, AT_ONCE as u64, 0);
+        turn.update(MOST, 100, AT_ONCE as u64, Duration::ZERO);
         assert!(!turn.is_at_once(), "the end of a large message");
         turn.update(MOST, 100, 0, LONG);
         assert!(turn.is_at_once());
-        turn.update(AT_ONCE, 5000, 0, LONG + 1);
+        turn.update(AT_ONCE, 5000, 0, LONG + Duration::from_nanos(1));
         assert!(!turn.is_at_once(), "few bytes that took long");
     }
 

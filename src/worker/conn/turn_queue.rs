@@ -1,6 +1,7 @@
 //! The queue of connections that wait for their turn.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::worker::conn::receive::AT_ONCE;
 use crate::worker::conn::table::Conn;
@@ -9,10 +10,10 @@ use crate::worker::conn::table::Conn;
 const SCRAP: usize = 128;
 /// Reads of what is left of a frame, at most: what is gathered grows by a factor, from 1 KiB to [`MOST`].
 pub const READS: usize = 4;
-/// Time (ns) for the queue in a turn of the loop; or as long as the others have taken in it, up to [`MOST_SHARE`].
-pub const SHARE: u64 = 100_000;
-/// See [`SHARE`]; ns.
-pub const MOST_SHARE: u64 = 1_000_000;
+/// Time for the queue in a turn of the loop; or as long as the others have taken in it, up to [`MOST_SHARE`].
+pub const SHARE: Duration = Duration::from_micros(100);
+/// See [`SHARE`].
+pub const MOST_SHARE: Duration = Duration::from_millis(1);
 /// This many waiting connections stay watched: being found ready again costs less than two epoll_ctl calls.
 const FEW: usize = 16;
 

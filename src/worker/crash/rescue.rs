@@ -15,6 +15,7 @@ use std::os::fd::RawFd;
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
+use std::time::Duration;
 
 use crate::clock;
 use crate::ffi::place::{Callback, place};
@@ -22,6 +23,7 @@ use crate::fleet::crash::UNATTRIBUTED;
 use crate::fleet::handler_counters::Count;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{START, Slot};
+use crate::time::Instant;
 use crate::worker::base::memory;
 use crate::worker::base::progress::Progress;
 use crate::worker::commands::queue::CommandQueue;
@@ -32,11 +34,11 @@ use crate::worker::crash::report::{Collector, Registers};
 use crate::worker::crash::signals::{nap, stop_other_threads, wait_for_the_end};
 use crate::worker::crash::start;
 
-/// How long to wait for the event loop to finish what it is doing; ns.
-const FINISH_TIME: u64 = 50_000_000;
-/// A process that crashes within this time (ns) of its start, with no connection to blame, may have been crashed by one
+/// How long to wait for the event loop to finish what it is doing.
+const FINISH_TIME: Duration = Duration::from_millis(50);
+/// A process that crashes within this time of its start, with no connection to blame, may have been crashed by one
 /// that has just moved into it.
-const YOUNG: u64 = 10_000_000_000;
+const YOUNG: Duration = Duration::from_secs(10);
 /// After so many such crashes in a row of which even the handler is not known all connections are given up.
 const HOPELESS: u32 = 6;
 
@@ -154,8 +156,8 @@ pub fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
     // Signals keep their handlers: other threads may crash until they have been stopped, and must wait then.
     WANTED.store(true, Ordering::SeqCst);
     if me != pid {
-        let give_up = clock::now().as_nanos() + FINISH_TIME;
-        while BUSY.load(Ordering::SeqCst) && clock::now().as_nanos() < give_up {
+        let give_up = clock::now() + FINISH_TIME;
+        while BUSY.load(Ordering::SeqCst) && clock::now() < give_up {
             nap();
         }
     }
@@ -199,7 +201,7 @@ impl RescueContext {
         // A thread that the handler has made serves no connection, but its code is known.
         let handler = record.map(|record| record.handler).or(whose_code);
         self.slot.crash.note(signal, address, handler, callback as u32, culprit);
-        let young = clock::now().as_nanos().saturating_sub(self.slot.started()) < YOUNG;
+        let young = clock::now().since(Instant::from_nanos(self.slot.started())) < YOUNG;
         let count = self.slot.crash.count_nameless(culprit == 0, young);
         let is_nameless = culprit == 0 && handler.is_none();
         self.slot.crash.note_last(self.slot.call.last().filter(|_| is_nameless && young));
@@ -218,7 +220,7 @@ impl RescueContext {
         // SAFETY: only one thread gets here, once.
         let shipment = unsafe { &mut *self.shipment.get() };
         shipment.clear();
-        let give_up = (clock::now() + START).as_nanos();
+        let give_up = clock::now() + START;
         let (mut moved, mut lost, mut failed) = (0, 0, 0);
         // SAFETY: between guard pages that are never unmapped; the event loop has stopped, or is this thread.
         for arrival in unsafe { self.arrivals.as_ref() }.iter() {
@@ -303,7 +305,7 @@ impl RescueContext {
     ///
     /// # Safety
     /// As for `Shipment::send`.
-    unsafe fn send(&self, shipment: &mut Shipment, give_up: u64) -> u32 {
+    unsafe fn send(&self, shipment: &mut Shipment, give_up: Instant) -> u32 {
         loop {
             // SAFETY: promised by the caller.
             match unsafe { shipment.send(self.tx) } {
@@ -314,7 +316,7 @@ impl RescueContext {
                     if matches!(
                         error.raw_os_error(),
                         Some(libc::EAGAIN | libc::ETOOMANYREFS | libc::ENOBUFS)
-                    ) && clock::now().as_nanos() < give_up =>
+                    ) && clock::now() < give_up =>
                 {
                     let mut fd = libc::pollfd { fd: self.tx, events: libc::POLLOUT, revents: 0 };
                     // SAFETY: one live pollfd.

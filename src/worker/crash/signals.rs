@@ -9,8 +9,10 @@ use std::ffi::{c_int, c_void};
 use std::io;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::time::Duration;
 
 use crate::clock;
+use crate::time::Instant;
 use crate::worker::base::memory::Pages;
 
 /// Signals that say that the code has crashed; the rescue handles them.
@@ -45,12 +47,12 @@ const STRAY: [c_int; 14] = [
 
 /// A thread's stack for signal handlers.
 const STACK: usize = 64 * 1024;
-/// How long to wait for the other threads to stop; ns.
-const STOP_TIME: u64 = 100_000_000;
-/// How long to wait in addition for the event loop to leave [`uninterrupted`]; ns.
-const UNINTERRUPTED_TIME: u64 = 2_000_000_000;
-/// When to look for threads that were not told to stop; ns.
-const TELL_AGAIN: u64 = 2_000_000;
+/// How long to wait for the other threads to stop.
+const STOP_TIME: Duration = Duration::from_millis(100);
+/// How long to wait in addition for the event loop to leave [`uninterrupted`].
+const UNINTERRUPTED_TIME: Duration = Duration::from_secs(2);
+/// When to look for threads that were not told to stop.
+const TELL_AGAIN: Duration = Duration::from_millis(2);
 
 /// The threads of this process: a descriptor of `/proc/self/task`, opened while there were descriptors.
 static TASKS: AtomicI32 = AtomicI32::new(-1);
@@ -171,12 +173,12 @@ pub fn uninterrupted<R>(work: impl FnOnce() -> R) -> R {
 /// blocked the signal goes on.
 pub fn stop_other_threads(pid: i32, me: i32) {
     STOPPING.store(true, Ordering::SeqCst);
-    let give_up = clock::now().as_nanos() + STOP_TIME;
-    let mut told_at = 0;
+    let give_up = clock::now() + STOP_TIME;
+    let mut told_at = Instant::default();
     loop {
-        let now = clock::now().as_nanos();
+        let now = clock::now();
         // Again and again: threads begin and end meanwhile. In one that has stopped the signal stays pending.
-        let tell = now - told_at > TELL_AGAIN;
+        let tell = now.since(told_at) > TELL_AGAIN;
         let mut others = 0;
         each_thread(|tid| {
             if tid != me {
@@ -188,7 +190,7 @@ pub fn stop_other_threads(pid: i32, me: i32) {
             }
         });
         let is_held_back = me != pid && UNINTERRUPTED.load(Ordering::SeqCst) > 0;
-        let give_up = give_up + if is_held_back { UNINTERRUPTED_TIME } else { 0 };
+        let give_up = give_up + if is_held_back { UNINTERRUPTED_TIME } else { Duration::ZERO };
         // None runs that could begin another.
         if STOPPED.load(Ordering::Acquire) >= others || now >= give_up {
             return;

@@ -5,19 +5,21 @@
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::ffi::place::{Place, place, watch_forks};
 use crate::fleet::crash::{EXIT, HANG};
+use crate::time::Instant;
 use crate::worker::crash::report::Registers;
 use crate::worker::crash::rescue::{handler_name, rescue};
 use crate::worker::crash::signals::{self, Action, CRASHES, on_signal};
 use crate::worker::crash::start;
 
-/// How often changed signals are looked for; ns.
-const CHECK: u64 = 1_000_000_000;
+/// How often changed signals are looked for.
+const CHECK: Duration = Duration::from_secs(1);
 
 /// The thread that the watchdog has found hanging, and the connection that its call is about.
 static HUNG: (AtomicI32, AtomicU64) = (AtomicI32::new(0), AtomicU64::new(0));
@@ -46,13 +48,13 @@ fn catch_signals() -> io::Result<()> {
 }
 
 /// Puts back what handlers have changed about the signals of the rescue; once in a while on the event loop.
-pub fn check_signals(now: u64) {
+pub fn check_signals(now: Instant) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     static TOLD: AtomicBool = AtomicBool::new(false);
-    if now < NEXT.load(Ordering::Relaxed) {
+    if now.as_nanos() < NEXT.load(Ordering::Relaxed) {
         return;
     }
-    NEXT.store(now + CHECK, Ordering::Relaxed);
+    NEXT.store((now + CHECK).as_nanos(), Ordering::Relaxed);
     let name = |signal| Signal::try_from(signal).map_or("a real-time signal", Signal::as_str);
     let own: [(c_int, Action); 2] = [(hang_signal(), hung), (signals::stop_signal(), signals::stopped)];
     let actions = CRASHES.into_iter().map(|signal| (signal, crashed as Action)).chain(own);

@@ -2,12 +2,15 @@
 //! connection at a time through as a probe. The breaker closes once the probe has been open for a moment, or a message of
 //! it was handled. If the probe ends before that, the next request is the probe.
 
+use std::time::Duration;
+
 use crate::fleet::breakers::Decision;
+use crate::time::Instant;
 use crate::worker::conn::table::Phase;
 use crate::worker::handshake::Handshakes;
 
-/// How long (ns) a probe must stay open.
-const MOMENT: u64 = 1_000_000_000;
+/// How long a probe must stay open.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// A probe connection.
 pub struct Probe {
@@ -16,7 +19,7 @@ pub struct Probe {
     /// What the breaker is closed with.
     until: u64,
     /// Since when it is open.
-    open_since: Option<u64>,
+    open_since: Option<Instant>,
 }
 
 /// What a probe shows.
@@ -30,7 +33,7 @@ impl Handshakes {
     /// Whether a request may get to its handler; else the seconds after which to try again.
     pub fn check_breaker(&self, handler: u16, conn: u64) -> Result<(), u64> {
         let Some(breaker) = self.breakers.get(self.pool, handler) else { return Ok(()) };
-        match breaker.enter(self.pid, self.life.now.get()) {
+        match breaker.enter(self.pid, self.life.turn().instant().as_nanos()) {
             Decision::Free => Ok(()),
             Decision::Refused { seconds } => Err(seconds),
             Decision::Probe { until, first } => {
@@ -71,7 +74,7 @@ impl Handshakes {
     }
 
     fn look_at(&self, probe: &mut Probe) -> Finding {
-        let now = self.life.now.get();
+        let now = self.life.turn().instant();
         let core = &mut *self.conns.core.borrow_mut();
         match core.table.get(probe.conn).map(|conn| &conn.phase) {
             None | Some(Phase::Reply(..) | Phase::Linger(_)) => Finding::Over,
@@ -80,7 +83,7 @@ impl Handshakes {
                 let since = *probe.open_since.get_or_insert(now);
                 // The thread of a blocking handler may not have taken the message yet.
                 let handled = open.last_opcode != 0 && open.channel().is_none();
-                let well = handled || now.saturating_sub(since) >= MOMENT;
+                let well = handled || now.since(since) >= MOMENT;
                 if well { Finding::Well } else { Finding::Nothing }
             }
         }

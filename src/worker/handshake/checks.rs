@@ -25,7 +25,7 @@ impl Handshakes {
         if self.life.is_stopping() {
             return self.conns.load.release();
         }
-        let deadline = self.life.now.get().saturating_add(self.config.handshake_timeout.as_nanos() as u64);
+        let deadline = self.life.turn().instant() + self.config.handshake_timeout;
         if let Some(id) = self.conns.add(Conn::new(socket, deadline)) {
             self.conns.reply(id, answer(refusal));
         }

@@ -18,7 +18,6 @@ use crate::proto::http1::head::{self, Head, Parsed};
 use crate::proto::ws::connection::Connection;
 use crate::proto::ws::deflate::codec::Deflate;
 use crate::proto::ws::handshake::{self, is_upgrade};
-use crate::time::Instant;
 use crate::worker::base::metrics::OpenCount;
 use crate::worker::blocking::thread::Beginning;
 use crate::worker::conn::channel::{Ended, Opened, ThreadChannel};
@@ -51,7 +50,7 @@ impl Handshakes {
             self.conns.load.release();
             return None;
         }
-        let deadline = self.life.now.get().saturating_add(self.config.handshake_timeout.as_nanos() as u64);
+        let deadline = self.life.turn().instant() + self.config.handshake_timeout;
         let mut conn = Conn::new(socket, deadline);
         conn.set_console(listener.console);
         let id = self.conns.add(conn)?;
@@ -166,7 +165,7 @@ impl Handshakes {
         // For handlers of this pool `begin` asks the breaker, and may let a probe through.
         let pool = self.handlers.pool_of(handler);
         let breaker = self.breakers.get(pool, handler);
-        match breaker.and_then(|breaker| breaker.refusal(self.life.now.get())) {
+        match breaker.and_then(|breaker| breaker.refusal(self.life.turn().instant().as_nanos())) {
             Some(seconds) if pool != self.pool => Err(quarantined(seconds).into()),
             _ => Ok(handler),
         }
@@ -221,7 +220,7 @@ impl Handshakes {
             let Some(conn) = core.table.get(id) else { return };
             let unread = (!rest.is_empty()).then(|| rest.into());
             conn.phase = Phase::Opening(Arc::clone(&handshake), channel.clone(), unread, conn.deadline());
-            conn.set_pause(Pause::Handshake, true, self.life.now.get());
+            conn.set_pause(Pause::Handshake, true, self.life.turn().instant());
             if let Some(record) = core.table.record(id) {
                 record.set_head(handshake.request.head.as_bytes());
                 // Of another process, in which this handshake has begun.
@@ -376,8 +375,7 @@ impl Handshakes {
             let codec = deflate.map(|(params, threshold, level)| Deflate::new(params, threshold, level));
             let counted = OpenCount::new(self.metrics.of(handshake.handler));
             counted.counters().count_status(101);
-            let mut open =
-                Open::new(Connection::new(Instant::from_nanos(self.life.now.get()), codec, stream), counted);
+            let mut open = Open::new(Connection::new(self.life.turn().instant(), codec, stream), counted);
             open.silent = close.is_some();
             if request.is_some() {
                 open.extra().request = request.clone();
@@ -392,7 +390,7 @@ impl Handshakes {
             let unread = conn.take_unread();
             conn.phase = Phase::Open(open);
             conn.set_unread(unread);
-            conn.set_pause(Pause::Handshake, false, self.life.now.get());
+            conn.set_pause(Pause::Handshake, false, self.life.turn().instant());
             if let Some(record) = core.table.record(id) {
                 record.seal();
             }

@@ -114,8 +114,8 @@ struct Watched {
 pub struct LoopTasks {
     /// By handler.
     timers: RefCell<BTreeMap<u16, HandlerTimers>>,
-    /// When the next timer expires; ns.
-    next: Cell<u64>,
+    /// When the next timer expires.
+    next: Cell<Instant>,
     /// By descriptor; at most [`MOST_WATCHED`] of each handler.
     watched: RefCell<BTreeMap<RawFd, Watched>>,
     /// What they are watched with, once there were any. The loop watches it as one descriptor.
@@ -129,7 +129,7 @@ impl LoopTasks {
     pub fn new() -> Self {
         LoopTasks {
             timers: RefCell::default(),
-            next: Cell::new(u64::MAX),
+            next: Cell::new(Instant::NEVER),
             watched: RefCell::default(),
             set: RefCell::default(),
             poll: Cell::new(None),
@@ -167,18 +167,17 @@ impl LoopTasks {
         Ok(set)
     }
 
-    /// When the next timer expires (ns).
+    /// When the next timer expires.
     #[inline]
-    pub fn next_timer(&self) -> u64 {
+    pub fn next_timer(&self) -> Instant {
         self.next.get()
     }
 
     /// Takes a timer that has expired: its handler, and what to call.
-    pub fn pop_timer(&self, now: u64) -> Option<(u16, Task)> {
+    pub fn pop_timer(&self, now: Instant) -> Option<(u16, Task)> {
         let mut timers = self.timers.borrow_mut();
         let due = timers.iter_mut().min_by_key(|(_, timers)| timers.next());
-        let popped =
-            due.and_then(|(handler, timers)| Some((*handler, timers.pop(Instant::from_nanos(now))?)));
+        let popped = due.and_then(|(handler, timers)| Some((*handler, timers.pop(now)?)));
         self.next.set(next_of(&timers));
         popped
     }
@@ -203,8 +202,8 @@ impl LoopTasks {
     }
 }
 
-fn next_of(timers: &BTreeMap<u16, HandlerTimers>) -> u64 {
-    timers.values().map(|timers| timers.next().as_nanos()).min().unwrap_or(u64::MAX)
+fn next_of(timers: &BTreeMap<u16, HandlerTimers>) -> Instant {
+    timers.values().map(HandlerTimers::next).min().unwrap_or(Instant::NEVER)
 }
 
 impl EventLoop for LoopTasks {

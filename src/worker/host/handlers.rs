@@ -149,7 +149,7 @@ impl Handlers {
     /// Runs their timers that have expired.
     #[inline]
     pub fn run_timers(&self) {
-        if self.tasks.next_timer() <= self.conns.life.now.get() {
+        if self.tasks.next_timer() <= self.conns.life.turn().instant() {
             self.run_expired();
         }
     }
@@ -157,7 +157,7 @@ impl Handlers {
     #[cold]
     fn run_expired(&self) {
         // One by one: a callback may clear the next one.
-        while let Some((handler, task)) = self.tasks.pop_timer(self.conns.life.now.get()) {
+        while let Some((handler, task)) = self.tasks.pop_timer(self.conns.life.turn().instant()) {
             self.run_task(handler, task);
         }
     }
@@ -204,7 +204,7 @@ impl Handlers {
     pub fn set_current(&self, id: u64) {
         let peer =
             self.conns.core.borrow_mut().table.record(id).map(|record| record.peer).unwrap_or_default();
-        self.slot.call.set_current(id, peer, self.conns.life.now.get());
+        self.slot.call.set_current(id, peer, self.conns.life.turn().instant().as_nanos());
     }
 
     /// Calls into a handler about the connection turned to.

@@ -27,6 +27,7 @@ use crate::clock;
 use crate::fleet::gateway_queue::{MAX_PREAMBLE, Preamble};
 use crate::fleet::listener::Listener;
 use crate::fleet::scoreboard::Fault;
+use crate::time::Instant;
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::poll::{LISTENER, Poll};
 use crate::worker::conn::record::foreign::Greeting;
@@ -34,10 +35,10 @@ use crate::worker::listen::share::Share;
 
 /// Connections accepted at a time: others have their turn in between.
 pub const AT_A_TIME: usize = 16;
-/// How often (ns) to accept until there is nothing left.
-const ALL: u64 = 1_000_000;
-/// How often (ns) to look for connections that nobody has called for.
-const LOOK: u64 = 1_000_000_000;
+/// How often to accept until there is nothing left.
+const ALL: Duration = Duration::from_millis(1);
+/// How often to look for connections that nobody has called for.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long to hold back before looking again, should no load change meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Pause when epoll has no room.
@@ -219,22 +220,14 @@ impl Acceptor {
     }
 
     /// Whether it is time to accept although nobody was woken. [event loop]
-    pub fn is_poll_due(&self, now: u64) -> bool {
-        let is_due = now.saturating_sub(self.looked.load(Ordering::Relaxed)) >= LOOK;
-        if is_due {
-            self.looked.store(now, Ordering::Relaxed);
-        }
-        is_due
+    pub fn is_poll_due(&self, now: Instant) -> bool {
+        is_due(&self.looked, LOOK, now)
     }
 
     /// How many connections to accept in a turn of the loop with so many events. Where there is none left, accept4
     /// takes as long as where there is one: so in short turns a few, which are likely to be there. [event loop]
-    pub fn budget(&self, events: usize, now: u64) -> usize {
-        if now.saturating_sub(self.tried_all.load(Ordering::Relaxed)) < ALL {
-            return (events / 4).clamp(1, AT_A_TIME);
-        }
-        self.tried_all.store(now, Ordering::Relaxed);
-        AT_A_TIME
+    pub fn budget(&self, events: usize, now: Instant) -> usize {
+        if is_due(&self.tried_all, ALL, now) { AT_A_TIME } else { (events / 4).clamp(1, AT_A_TIME) }
     }
 
     /// Gives `take` the next connection that waits at a socket, and what is known of it. False: there is none.
@@ -417,6 +410,15 @@ impl fmt::Display for Source {
             Source::Gateways(_) => f.write_str(GATEWAYS),
         }
     }
+}
+
+/// Whether so much time has passed since the instant in `last`, which then is the present one.
+fn is_due(last: &AtomicU64, interval: Duration, now: Instant) -> bool {
+    let is_due = now.since(Instant::from_nanos(last.load(Ordering::Relaxed))) >= interval;
+    if is_due {
+        last.store(now.as_nanos(), Ordering::Relaxed);
+    }
+    is_due
 }
 
 fn inode(source: &Source) -> Option<u64> {

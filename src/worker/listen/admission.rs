@@ -20,7 +20,7 @@ use crate::worker::base::log_limit::LogLimit;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::rate_limit::RateLimit;
 
-const SECOND: u64 = 1_000_000_000;
+const SECOND: Duration = Duration::from_secs(1);
 /// In a second, and of a process: connections over a limit that are answered with care, so that the client reads the
 /// answer whatever it still sends. Further ones are closed at once.
 const ANSWERS: u64 = 100;
@@ -41,7 +41,7 @@ pub struct Admission {
     /// Whether there is a limit of what peers may send in a second.
     has_pace: bool,
     /// The present second, and the number of explanations in it.
-    answered: Cell<(u64, u64)>,
+    answered: Cell<(u32, u64)>,
 }
 
 impl Admission {
@@ -84,7 +84,7 @@ impl Admission {
             }
         }
         let most = u64::from(admission.handshakes);
-        if most != 0 && !self.limiter.open(table.key(ip), clock::now().as_nanos() / SECOND, most) {
+        if most != 0 && !self.limiter.open(table.key(ip), u64::from(clock::now().seconds()), most) {
             return Err(Refusal::Rate);
         }
         Ok(())
@@ -135,7 +135,7 @@ impl Admission {
 
     fn warn(&self, said: &Cell<LogLimit>, line: impl FnOnce() -> String) {
         let mut limit = said.get();
-        let admitted = limit.admit((1, Duration::from_nanos(SECOND)), clock::now());
+        let admitted = limit.admit((1, SECOND), clock::now());
         said.set(limit);
         match admitted {
             None => {}
@@ -159,7 +159,7 @@ impl Admission {
 
     /// Whether there is time for an answer that arrives for sure.
     pub fn may_answer(&self) -> bool {
-        let second = clock::now().as_nanos() / SECOND;
+        let second = clock::now().seconds();
         let (last, answered) = self.answered.get();
         let answered = if last == second { answered } else { 0 };
         self.answered.set((second, answered + 1));
@@ -172,7 +172,7 @@ fn name_of(client: Option<SocketAddr>) -> String {
 }
 
 fn minute() -> u64 {
-    clock::now().as_nanos() / (60 * SECOND)
+    u64::from(clock::now().seconds() / 60)
 }
 
 /// Answers a connection that is over a limit as far as that goes without waiting, and closes it.

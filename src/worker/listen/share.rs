@@ -2,14 +2,16 @@
 //! up, as the scoreboard tells.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::clock;
 use crate::fleet::scoreboard::{Fault, Scoreboard, Slot, State};
+use crate::time::Instant;
 
-/// A worker whose loop has not turned for so long (ns) is not waited for.
-const STALE: u64 = 3_000_000_000;
-/// A worker that has been in one call of a handler for so long (ns) is not waited for.
-const STUCK: u64 = 100_000_000;
+/// A worker whose loop has not turned for so long is not waited for.
+const STALE: Duration = Duration::from_secs(3);
+/// A worker that has been in one call of a handler for so long is not waited for.
+const STUCK: Duration = Duration::from_millis(100);
 
 /// A worker's share of all connections of its pool.
 pub struct Share {
@@ -73,7 +75,7 @@ impl Share {
 
 /// Whether a worker takes its share, so that others wait for it.
 fn serves(slot: &Slot) -> bool {
-    let age = |since: &AtomicU64| clock::now().as_nanos().saturating_sub(since.load(Ordering::Relaxed));
+    let age = |since: &AtomicU64| clock::now().since(Instant::from_nanos(since.load(Ordering::Relaxed)));
     let is_stuck = || slot.call.current().is_some() && age(&slot.call.since) >= STUCK;
     slot.takes_connections() && age(slot.heartbeat) < STALE && !is_stuck()
 }

@@ -7,7 +7,6 @@ use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::ctl::answer::{Connection, seconds};
 use crate::ctl::filter::Filter;
@@ -15,6 +14,7 @@ use crate::ctl::request::{Id, MAX_BYTES as MAX_FILTER};
 use crate::fleet::control::Report;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Place, Slot};
+use crate::time::Instant;
 use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::table::Phase;
 
@@ -132,9 +132,7 @@ impl Listing {
             user,
             protocol,
             compressed: phase != "request" && deflate != 0,
-            age: seconds(Duration::from_nanos(
-                self.conns.life.now.get().saturating_sub(u64::from(conn.since) * 1_000_000_000),
-            )),
+            age: seconds(self.conns.life.turn().instant().since(Instant::from_seconds(conn.since))),
             queued: conn.queued() as u64,
         })
     }

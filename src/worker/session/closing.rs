@@ -63,14 +63,14 @@ impl Session {
     /// Handles the deadline of an open connection: its handler's timers, an overdue answer to the peer's Close, and the
     /// deadlines of the protocol.
     pub fn on_deadline(&self, id: u64) {
-        let now = self.life.now.get();
+        let now = self.life.turn().instant();
         // One by one: a callback may clear the next one.
         while let Some((handler, Some(task))) =
             self.conns.with_open(id, |handler, open| (handler, open.pop_timer(now)))
         {
             self.handlers.call_about(handler, Callback::Task, id, || task.run(id));
         }
-        let is_last_call_over = self.conns.with_open(id, |_, open| open.is_last_call_over(now)) == Some(true);
+        let is_last_call_over = self.conns.with_open(id, |_, open| open.last_call_by() <= now) == Some(true);
         if is_last_call_over {
             self.conns.finish_input(id);
         }
@@ -78,7 +78,7 @@ impl Session {
     }
 
     fn protocol_deadline(&self, id: u64) {
-        let now = self.life.now.get();
+        let now = self.life.turn().instant();
         let (due, stalled, is_blocking) = {
             let core = &mut *self.conns.core.borrow_mut();
             core.mark_dirty(id);
@@ -88,7 +88,7 @@ impl Session {
             let protocol = conn.protocol(now, limits, &mut core.codecs, &mut core.queue_pool);
             let Some((open, mut io)) = protocol else { return };
             let (due, is_blocking) = (open.proto.on_deadline(&mut io), open.channel().is_some());
-            (due, conn.stalled().is_some_and(|since| since.saturating_add(stall) <= now), is_blocking)
+            (due, conn.stalled().is_some_and(|since| since + stall <= now), is_blocking)
         };
         match due {
             Deadline::Later if stalled => {

@@ -1,6 +1,7 @@
 //! An open connection: bytes in, messages to the handler.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use ::ws_handler::raw::*;
 
@@ -24,7 +25,7 @@ impl Session {
             let core = &mut *self.conns.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return true };
             record.pin();
-            conn.set_pause(Pause::Slice, false, self.life.now.get());
+            conn.set_pause(Pause::Slice, false, self.life.turn().instant());
             if conn.is_paused() {
                 return true;
             }
@@ -35,16 +36,23 @@ impl Session {
             unread.len()
         };
         if count < buffer.len() {
-            let begun = clock::now().as_nanos();
+            let begun = clock::now();
             self.process(id, buffer, count, 0, Some(begun));
         }
         true
     }
 
     /// Feeds `buffer[..count]` to the protocol, after `gathered` bytes that are in the message buffer already, and handles
-    /// the events. `begun` is the time (ns) if the caller has read the clock. What does not fit into a slice is set aside
+    /// the events. `begun` is the time if the caller has read the clock. What does not fit into a slice is set aside
     /// until the connection's next turn.
-    pub fn process(&self, id: u64, buffer: &mut [u8], count: usize, mut gathered: usize, begun: Option<u64>) {
+    pub fn process(
+        &self,
+        id: u64,
+        buffer: &mut [u8],
+        count: usize,
+        mut gathered: usize,
+        begun: Option<Instant>,
+    ) {
         self.handlers.set_current(id);
         let mut slice = Slice::new(begun);
         let mut at = 0;
@@ -64,7 +72,7 @@ impl Session {
                 let (full, handler) = (conn.queued() >= self.commands.watermarks.high(), conn.handler);
                 let limits = &self.conns.settings(handler).limits;
                 let protocol =
-                    conn.protocol(self.life.now.get(), limits, &mut core.codecs, &mut core.queue_pool);
+                    conn.protocol(self.life.turn().instant(), limits, &mut core.codecs, &mut core.queue_pool);
                 let Some((open, mut io)) = protocol.filter(|(open, _)| !open.over) else { break };
                 if full && gathered == 0 {
                     (None, handler)
@@ -99,7 +107,7 @@ impl Session {
                 }
                 Some(Event::Pong { body, rtt }) => {
                     let payload = [body.octets(buffer), b"\0"].concat();
-                    self.deliver_pong(id, payload, rtt.as_nanos() as u64);
+                    self.deliver_pong(id, payload, rtt);
                 }
                 Some(Event::CloseReceived { code, reason }) => {
                     self.peer_closes(id, code, reason.octets(buffer));
@@ -121,7 +129,7 @@ impl Session {
 
     /// Logs that a peer does not keep to the protocol, if that peer was not complained about too often.
     fn complain(&self, id: u64, why: impl Display, code: u16) {
-        let (peer, now) = (self.conns.peer(id), Instant::from_nanos(self.life.now.get()));
+        let (peer, now) = (self.conns.peer(id), self.life.turn().instant());
         let Some(left_out) = self.complaints.borrow_mut().admit(peer.map(|peer| peer.ip()), now) else {
             return;
         };
@@ -136,7 +144,7 @@ impl Session {
     #[inline(never)]
     fn is_slice_over(&self, id: u64, slice: &mut Slice) -> bool {
         let core = &mut *self.conns.core.borrow_mut();
-        core.table.get(id).is_some_and(|conn| slice.is_over(&mut conn.turn, || clock::now().as_nanos()))
+        core.table.get(id).is_some_and(|conn| slice.is_over(&mut conn.turn, clock::now))
     }
 
     /// Delivers a message to its handler, or to the thread of a blocking one.
@@ -223,7 +231,7 @@ impl Session {
     }
 
     /// Delivers a Pong; `payload` ends in a NUL.
-    pub fn deliver_pong(&self, id: u64, payload: Vec<u8>, rtt: u64) {
+    pub fn deliver_pong(&self, id: u64, payload: Vec<u8>, rtt: Duration) {
         let known = self.conns.with_open(id, |handler, open| (handler, open.channel().cloned()));
         let Some((handler, channel)) = known else { return };
         match channel {
@@ -231,6 +239,7 @@ impl Session {
             None => {
                 let has_pong = |service: &&Service| service.handler.has(Callback::Pong);
                 let Some(service) = self.handlers.service(handler).filter(has_pong) else { return };
+                let rtt = rtt.as_nanos() as u64;
                 self.handlers
                     .call_about(handler, Callback::Pong, id, || service.handler.pong(id, &payload, rtt));
             }
@@ -255,7 +264,7 @@ impl Session {
     /// Whether a message or fragment exceeds the rate limit; if so, the connection is being closed.
     #[inline(never)]
     fn is_too_fast(&self, id: u64, is_first: bool, size: usize) -> bool {
-        let now = self.life.now.get();
+        let now = self.life.turn().instant();
         let admits =
             |open: &mut Open| open.extra().pace.as_mut().is_none_or(|pace| pace.admits(is_first, size, now));
         if self.conns.with_open(id, |_, open| admits(open)).unwrap_or(true) {

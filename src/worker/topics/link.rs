@@ -20,6 +20,7 @@ use crate::fleet::bus_wire::{FORMAT, Incoming, Notice};
 use crate::fleet::control::{Channel, Report};
 use crate::fleet::datagram;
 use crate::proto::ws::connection::{Broadcast, Kind};
+use crate::time::Instant;
 use crate::worker::base::poll::{BUS, READABLE, WRITABLE};
 use crate::worker::base::progress::Progress;
 use crate::worker::conn::broadcasting::Shared as Outcome;
@@ -28,14 +29,14 @@ use crate::worker::topics::subscriptions::{Shared, Subscriptions};
 use crate::worker::topics::table::{Fate, Recipients};
 use crate::worker::topics::travelling::{Subscription, Traveller};
 
-/// Time (ns) for messages of topics in a turn of the loop, while others wait.
-const SHARE: u64 = 1_000_000;
+/// Time for messages of topics in a turn of the loop, while others wait.
+const SHARE: Duration = Duration::from_millis(1);
 /// Deliveries between two looks at the clock.
 const UNTIMED: u32 = 16;
 /// Bytes read at a time.
 const READ: usize = 64 * 1024;
-/// Time (ns) between two attempts to connect.
-const RETRY: u64 = 100_000_000;
+/// Time between two attempts to connect.
+const RETRY: Duration = Duration::from_millis(100);
 /// How long a worker that leaves waits for the bus.
 const FINISH: Duration = Duration::from_millis(500);
 /// RFC 6455 7.4, registered by IANA: Try Again Later.
@@ -112,7 +113,7 @@ pub struct Link {
     connected: RefCell<Option<Connected>>,
     delivery: RefCell<Option<Delivery>>,
     /// When to try to connect; ns.
-    retry_at: Cell<u64>,
+    retry_at: Cell<Instant>,
     has_work: Cell<bool>,
 }
 
@@ -133,7 +134,7 @@ impl Link {
             rendezvous,
             connected: RefCell::default(),
             delivery: RefCell::default(),
-            retry_at: Cell::new(0),
+            retry_at: Cell::default(),
             has_work: Cell::new(false),
         }
     }
@@ -150,7 +151,7 @@ impl Link {
     }
 
     /// When to look again without being told.
-    pub fn due(&self) -> Option<u64> {
+    pub fn due(&self) -> Option<Instant> {
         let waits = self.subscriptions.is_used() && self.connected.borrow().is_none();
         waits.then(|| self.retry_at.get())
     }
@@ -165,12 +166,12 @@ impl Link {
     fn serve_used(&self) -> bool {
         self.forget_gone();
         if self.connected.borrow().is_none() {
-            if self.conns.life.now.get() >= self.retry_at.get() {
+            if self.conns.life.turn().instant() >= self.retry_at.get() {
                 self.connect();
             }
             self.conns.life.request_chores(); // which see to the next attempt
         }
-        let until = clock::now().as_nanos() + SHARE;
+        let until = clock::now() + SHARE;
         self.has_work.set(self.deliver_until(until));
         self.tell_bus();
         true
@@ -179,7 +180,7 @@ impl Link {
     // ----------------------------------------------------------- connecting
 
     fn connect(&self) {
-        self.retry_at.set(self.conns.life.now.get() + RETRY);
+        self.retry_at.set(self.conns.life.turn().instant() + RETRY);
         match self.try_connect() {
             Ok(()) => {
                 if let Err(error) = self.control.send_report(Report::Topics) {
@@ -344,8 +345,8 @@ impl Link {
 
     // ------------------------------------------------------------- delivering
 
-    /// Delivers until this time (ns); true if something is left.
-    fn deliver_until(&self, until: u64) -> bool {
+    /// Delivers until this time; true if something is left.
+    fn deliver_until(&self, until: Instant) -> bool {
         loop {
             if !self.go_on_delivering(until) {
                 return true;
@@ -355,13 +356,13 @@ impl Link {
                 Next::Nothing => return false,
                 Next::Ended => {
                     self.disconnect();
-                    if self.conns.life.now.get() >= self.retry_at.get() {
+                    if self.conns.life.turn().instant() >= self.retry_at.get() {
                         self.connect();
                     }
                     return false;
                 }
             }
-            if clock::now().as_nanos() >= until {
+            if clock::now() >= until {
                 return true;
             }
         }
@@ -429,7 +430,7 @@ impl Link {
     }
 
     /// Goes on with the message that is being delivered; false if time is over before all have it.
-    fn go_on_delivering(&self, until: u64) -> bool {
+    fn go_on_delivering(&self, until: Instant) -> bool {
         let mut delivery = self.delivery.borrow_mut();
         let Some(Delivery { whom, message, position }) = delivery.as_mut() else { return true };
         let mut shared = self.subscriptions.lock();
@@ -457,7 +458,7 @@ impl Link {
         };
         let is_late = || {
             count += 1;
-            count % UNTIMED == 0 && clock::now().as_nanos() >= until
+            count % UNTIMED == 0 && clock::now() >= until
         };
         let last = shared.table.for_each(*whom, *position, deliver, is_late);
         changed.into_iter().for_each(|id| self.renew_record(id, shared.table.export(id)));

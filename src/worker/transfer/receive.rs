@@ -25,7 +25,7 @@ use crate::worker::conn::open::Open;
 use crate::worker::conn::record::foreign::Greeting;
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::request::Request;
-use crate::worker::conn::table::{Conn, LINGER, NEVER, Phase};
+use crate::worker::conn::table::{Conn, LINGER, Phase};
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::replies::unavailable;
@@ -187,8 +187,8 @@ impl Transfer {
             }
             Purpose::Linger => {
                 let raw = socket.as_raw_fd();
-                let mut conn = Conn::new(socket, NEVER);
-                conn.phase = Phase::Linger(self.life.now.get().saturating_add(LINGER));
+                let mut conn = Conn::new(socket, Instant::NEVER);
+                conn.phase = Phase::Linger(self.life.turn().instant() + LINGER);
                 if let Some(id) = self.conns.add(conn) {
                     if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
                         // For the access log. Of one that pointed to more nothing is known.
@@ -213,7 +213,7 @@ impl Transfer {
     /// Goes on with a WebSocket that another process had.
     pub fn resume_moved(&self, socket: Socket, entry: &Entry) -> Option<(u64, u16)> {
         let raw = socket.as_raw_fd();
-        let id = self.conns.add(Conn::new(socket, NEVER))?;
+        let id = self.conns.add(Conn::new(socket, Instant::NEVER))?;
         let known = {
             let core = &mut *self.conns.core.borrow_mut();
             core.table.record(id).and_then(|record| {
@@ -264,8 +264,7 @@ impl Transfer {
                 record.seal();
             }
             let conn = core.table.get(id)?;
-            let protocol =
-                Connection::new(Instant::from_nanos(self.life.now.get()), deflate, flags & WS_STREAM != 0);
+            let protocol = Connection::new(self.life.turn().instant(), deflate, flags & WS_STREAM != 0);
             let mut open = Open::new(protocol, OpenCount::new(self.metrics.of(handler)));
             if request.is_some() {
                 open.extra().request = request;
@@ -294,7 +293,7 @@ impl Transfer {
         {
             let core = &mut *self.conns.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
-            let protocol = Connection::new(Instant::from_nanos(self.life.now.get()), deflate, false);
+            let protocol = Connection::new(self.life.turn().instant(), deflate, false);
             let mut open = Open::new(protocol, OpenCount::new(self.metrics.of(handler)));
             open.silent = true;
             conn.handler = handler;

@@ -32,7 +32,7 @@ pub struct Leaving {
     /// Connections that cannot move, or not yet, and whose handlers know.
     told: HashSet<u64>,
     /// Since when there is no connection; handlers' threads may still be there.
-    empty_since: Option<u64>,
+    empty_since: Option<Instant>,
 }
 
 impl Transfer {
@@ -154,7 +154,7 @@ impl Transfer {
         if let Some(slot) = to {
             slot.crash.begin_sending(self.pid);
         }
-        let now = Instant::from_nanos(self.life.now.get());
+        let now = self.life.turn().instant();
         *self.leaving.borrow_mut() =
             Some(Leaving { tx, to, pacing: Pacing::new(now), told: HashSet::new(), empty_since: None });
         self.life.request_chores();
@@ -178,7 +178,7 @@ impl Transfer {
         if self.conns.len() > 0 {
             return false; // some have arrived in the same turn, and go on at the next look
         }
-        let is_late = self.life.now.get() >= since.saturating_add(self.config.stop_timeout.as_nanos() as u64);
+        let is_late = self.life.turn().instant() >= since + self.config.stop_timeout;
         !self.slot.crash.is_sending() && (self.threads.running() == 0 || is_late)
     }
 
@@ -220,18 +220,18 @@ impl Transfer {
     }
 
     /// When to look again, while connections are being handed over.
-    pub fn next_migration(&self) -> Option<u64> {
+    pub fn next_migration(&self) -> Option<Instant> {
         match self.leaving.borrow().as_ref() {
-            Some(leaving) => Some(leaving.pacing.next().as_nanos()),
+            Some(leaving) => Some(leaving.pacing.next()),
             None if self.detaching.borrow().is_empty() => None,
-            None => Some((Instant::from_nanos(self.life.now.get()) + AGAIN).as_nanos()),
+            None => Some(self.life.turn().instant() + AGAIN),
         }
     }
 
     /// Hands over what has become movable; what has not is closed with 1012 when its time is over. Looks at all
     /// connections now and then only: a turn of the loop costs no more for those that are left.
     pub fn migrate_more(&self) {
-        let now = Instant::from_nanos(self.life.now.get());
+        let now = self.life.turn().instant();
         let is_look_due = match self.leaving.borrow_mut().as_mut() {
             Some(leaving) => leaving.pacing.take_look(now),
             None => return,
@@ -240,7 +240,7 @@ impl Transfer {
             self.send_away(&self.conns.ids(), None, usize::MAX);
             let left = self.conns.ids();
             if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
-                leaving.empty_since = left.is_empty().then(|| leaving.empty_since.unwrap_or(now.as_nanos()));
+                leaving.empty_since = left.is_empty().then(|| leaving.empty_since.unwrap_or(now));
             }
             self.announce_end(&left);
         }
@@ -274,8 +274,7 @@ impl Transfer {
                 if let Some(time) = route.and_then(|route| self.config.handler(&route.resource).drain) {
                     // One that can move once its thread comes back has all of the time.
                     let part = if self.conns.is_resumable(id) { open.len() } else { index + 1 };
-                    let share = time.as_nanos() * part as u128 / open.len() as u128;
-                    let at = Instant::from_nanos(self.life.now.get().saturating_add(share as u64));
+                    let at = self.life.turn().instant() + time.mul_f64(part as f64 / open.len() as f64);
                     leaving.pacing.close_at(at, id);
                 }
             }

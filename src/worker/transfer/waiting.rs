@@ -1,21 +1,24 @@
 //! Requests for pools with a process for each connection that wait for a process: for a bounded time, and so many at most.
 //! The head of such a request stays with its connection, so that it moves along if this worker crashes or leaves.
 
+use std::time::Duration;
+
+use crate::time::Instant;
 use crate::worker::conn::table::Phase;
 use crate::worker::handshake::replies::unavailable;
 use crate::worker::transfer::Transfer;
 
 /// Requests that wait in one worker.
 const MOST: usize = 1024;
-/// How often (ns) to look for a process.
-const AGAIN: u64 = 2_000_000;
+/// How often to look for a process.
+const AGAIN: Duration = Duration::from_millis(2);
 
 /// A request that waits.
 pub struct Waiting {
     id: u64,
     pool: usize,
-    /// When it is answered with 503; ns.
-    give_up: u64,
+    /// When it is answered with 503.
+    give_up: Instant,
 }
 
 impl Transfer {
@@ -31,15 +34,15 @@ impl Transfer {
         }
         self.conns.keep_head(id, read.to_vec());
         if !is_known {
-            let give_up = self.life.now.get().saturating_add(limit.as_nanos() as u64);
+            let give_up = self.life.turn().instant() + limit;
             waiting.push(Waiting { id, pool, give_up });
             self.life.request_chores();
         }
     }
 
     /// When [`serve_waiting`](Self::serve_waiting) has something to do.
-    pub fn next_waiting(&self) -> Option<u64> {
-        (!self.waiting.borrow().is_empty()).then(|| self.life.now.get().saturating_add(AGAIN))
+    pub fn next_waiting(&self) -> Option<Instant> {
+        (!self.waiting.borrow().is_empty()).then(|| self.life.turn().instant() + AGAIN)
     }
 
     /// Sends those that wait to processes that have become free, first come, first served.
@@ -47,7 +50,7 @@ impl Transfer {
         if self.waiting.borrow().is_empty() {
             return;
         }
-        let now = self.life.now.get();
+        let now = self.life.turn().instant();
         let mut full: Vec<usize> = Vec::new();
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
         for one in waiting {
