@@ -38,14 +38,14 @@ def connect(address, source=None, receive_buffer=None):
     return sock
 
 
-def upgrade(resource_path="/echo"):
-    return (f"GET {resource_path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n").encode()
+def upgrade(headers=""):
+    return ("GET /echo HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{headers}\r\n").encode()
 
 
-def open_websocket(address, receive_buffer=None):
+def open_websocket(address, receive_buffer=None, headers=""):
     sock = connect(address, receive_buffer=receive_buffer)
-    sock.sendall(upgrade())
+    sock.sendall(upgrade(headers))
     answer = b""
     while b"\r\n\r\n" not in answer:
         piece = sock.recv(4096)
