@@ -45,7 +45,6 @@ const UNSAFE: &[&str] = &[
     "worker/conn/owned.rs",
     "worker/conn/places.rs",
     "worker/conn/record.rs",
-    "worker/conn/topic_records.rs",
     "worker/crash/modules.rs",
     "worker/crash/report.rs",
     "worker/crash/rescue.rs",

@@ -30,7 +30,7 @@ impl Worker {
     /// Once in a second: takes what waits although nobody was woken for it (see [`crate::worker::listen::acceptor`]),
     /// and tells the supervisor if this worker cannot.
     pub fn look_for_connections(&self) {
-        if !self.acceptor.is_poll_due(self.life.turn().instant()) {
+        if !self.acceptor.is_poll_due(self.conns.life.turn().instant()) {
             return;
         }
         if self.descriptors.check() {
@@ -63,9 +63,9 @@ impl Worker {
     }
 
     fn admit(&self, number: usize, socket: Socket, greeting: &Greeting<'_>) {
-        match self.admission.admit(greeting.peer) {
+        match self.session.admission.admit(greeting.peer) {
             Ok(permit) => {
-                self.metrics.place.accepted.add_shared(1);
+                self.conns.metrics.place.accepted.add_shared(1);
                 self.conns.load.accepted();
                 let config = &self.conns.config;
                 let listener = self.acceptor.listener(number);
@@ -74,9 +74,9 @@ impl Worker {
                 self.handshakes.start_connection(socket, greeting, permit, listener);
             }
             Err(refusal) => {
-                self.admission.note(refusal, greeting.peer, "");
+                self.session.admission.note(refusal, greeting.peer, "");
                 // Refusals take at most half of the connection table.
-                if self.acceptor.share.is_half_full() || !self.admission.may_answer() {
+                if self.acceptor.share.is_half_full() || !self.session.admission.may_answer() {
                     return admission::cut(&socket, refusal);
                 }
                 self.conns.load.accepted();

@@ -67,11 +67,11 @@ impl Worker {
                 },
                 // The supervisor has died: nobody would restart or stop this worker.
                 Ok(None) => {
-                    if !self.life.is_stopping() {
+                    if !self.conns.life.is_stopping() {
                         log::warn!("the supervisor has died; stopping");
                     }
                     // The closed channel stays readable: stop watching it.
-                    self.poll.forget(self.control);
+                    self.conns.poll.forget(self.control);
                     self.stop(1001);
                     return false;
                 }
@@ -94,7 +94,7 @@ impl Worker {
 
     /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers have.
     fn move_all(&self, tx: Option<Rc<OwnedFd>>, to: Option<Slot>) {
-        if self.life.is_stopping() {
+        if self.conns.life.is_stopping() {
             return;
         }
         if self.transfer.is_leaving() {
@@ -135,14 +135,14 @@ impl Worker {
 
     /// Begins to stop: closes all connections with this code.
     pub fn stop(&self, code: u16) {
-        if self.life.is_stopping() {
+        if self.conns.life.is_stopping() {
             return;
         }
         self.transfer.end_migration();
         self.acceptor.close();
         self.slot.set_state(State::Stopping);
-        self.life.stop_at.set(Some(self.life.turn().instant() + self.conns.config.stop_timeout));
-        self.life.request_chores();
+        self.conns.life.stop_at.set(Some(self.conns.life.turn().instant() + self.conns.config.stop_timeout));
+        self.conns.life.request_chores();
         self.transfer.empty_inbox();
         // What threads were told WS_OK for goes out before the Close frames.
         self.run_commands();
@@ -163,12 +163,14 @@ impl Worker {
 
     /// Whether everything is done, or the stop timeout has expired.
     pub fn may_leave(&self) -> bool {
-        let Some(at) = self.life.stop_at.get() else { return self.transfer.has_migrated() || self.is_done() };
+        let Some(at) = self.conns.life.stop_at.get() else {
+            return self.transfer.has_migrated() || self.is_done();
+        };
         // Connections of a crashed worker may still arrive and have to be closed.
         let arriving = self.slot.crash.is_sending();
         self.transfer.empty_inbox();
-        let done = self.conns.len() == 0 && self.threads.running() == 0 && !arriving;
-        done || self.life.turn().instant() >= at
+        let done = self.conns.len() == 0 && self.session.threads.running() == 0 && !arriving;
+        done || self.conns.life.turn().instant() >= at
     }
 
     /// Calls on_worker_stop of all handlers.
@@ -176,7 +178,7 @@ impl Worker {
         self.transfer.end_migration();
         let ids = self.conns.ids();
         ids.into_iter().for_each(|id| self.conns.log_close(id, WS_BY_HOST, 1006));
-        let (connections, threads) = (self.conns.len(), self.threads.running());
+        let (connections, threads) = (self.conns.len(), self.session.threads.running());
         if connections > 0 || threads > 0 {
             log::warn!(
                 "leaving with {connections} connections and {threads} handler threads that did not end in time"
@@ -190,6 +192,6 @@ impl Worker {
 
     /// Whether the one connection of a per-connection process has come and gone.
     fn is_done(&self) -> bool {
-        self.conns.load.is_taken() && self.conns.len() == 0 && self.threads.running() == 0
+        self.conns.load.is_taken() && self.conns.len() == 0 && self.session.threads.running() == 0
     }
 }

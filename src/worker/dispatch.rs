@@ -6,10 +6,9 @@ use rustix::io::Errno;
 
 use crate::clock;
 use crate::worker::Worker;
-use crate::worker::conn::connections::Due;
 use crate::worker::conn::receive;
 use crate::worker::conn::record::flags;
-use crate::worker::conn::table::{Pause, Phase};
+use crate::worker::conn::table::{Conn, Pause, Phase};
 use crate::worker::conn::turn::{MOST, UNTIMED};
 use crate::worker::conn::turn_queue::{MOST_SHARE, READS, SHARE, rest};
 use crate::worker::crash::rescue;
@@ -67,7 +66,7 @@ impl Worker {
             };
             let share = || conn.open().map(|open| open.share()).unwrap_or_default();
             if core.receive_budget.has_to_wait(id, share) {
-                conn.set_pause(Pause::Memory, true, self.life.turn().instant());
+                conn.set_pause(Pause::Memory, true, self.conns.life.turn().instant());
                 self.conns.watch_conn(id, conn);
             }
             if conn.is_paused() {
@@ -141,7 +140,7 @@ impl Worker {
             return;
         }
         let begun = clock::now();
-        let until = begun + begun.since(self.life.turn().instant()).clamp(SHARE, MOST_SHARE);
+        let until = begun + begun.since(self.conns.life.turn().instant()).clamp(SHARE, MOST_SHARE);
         for _ in 0..waiting {
             let Some(id) = self.conns.core.borrow_mut().turns.pop() else { return };
             rescue::begin_work();
@@ -185,7 +184,7 @@ impl Worker {
     /// Handles the deadlines that have expired.
     pub fn deadlines(&self) {
         loop {
-            let due = self.conns.core.borrow_mut().timers.due(self.life.turn().instant());
+            let due = self.conns.core.borrow_mut().timers.due(self.conns.life.turn().instant());
             let Some((at, slot)) = due else { return };
             rescue::begin_work();
             if let Some(id) = self.conns.come_up(at, slot) {
@@ -205,11 +204,12 @@ impl Worker {
 
     /// Handles the deadline of a connection.
     fn on_deadline(&self, id: u64) {
-        match self.conns.due(id) {
-            Due::Nothing => {}
-            Due::Lingered => self.conns.remove(id),
-            Due::Unopened => self.handshakes.handshake_timed_out(id),
-            Due::Open => self.session.on_deadline(id),
+        let is_open = |conn: &mut Conn| conn.open().is_some();
+        let known = self.conns.core.borrow_mut().table.get(id).map(|conn| (is_open(conn), conn.deadline()));
+        match known {
+            Some((true, _)) => self.session.on_deadline(id),
+            Some((false, by)) if by <= self.conns.life.turn().instant() => self.handshakes.timed_out(id),
+            _ => {}
         }
     }
 }

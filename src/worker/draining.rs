@@ -15,10 +15,10 @@ impl Worker {
             self.spread.take();
             return;
         };
-        if self.life.is_stopping() {
+        if self.conns.life.is_stopping() {
             return;
         }
-        let now = self.life.turn().instant();
+        let now = self.conns.life.turn().instant();
         let mut spread = self.spread.take().unwrap_or_else(|| {
             let ids = self.conns.ids();
             ids.iter().for_each(|id| self.transfer.drain(*id));

@@ -39,13 +39,13 @@ impl Worker {
         defer_releases();
         loop {
             rescue::end_work();
-            let count = match self.poll.wait(&mut events, self.poll_timeout()) {
+            let count = match self.conns.poll.wait(&mut events, self.poll_timeout()) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 Err(error) => return Err(error.into()),
             };
             let now = clock::now();
-            self.life.begin_turn(now);
+            self.conns.life.begin_turn(now);
             self.slot.heartbeat.store(now.as_nanos(), Ordering::Relaxed);
             self.conns.begin_gathering(count);
             for event in events.iter().take(count) {
@@ -94,11 +94,11 @@ impl Worker {
             if run_releases() {
                 self.session.settle();
             }
-            if self.life.are_chores_due() && self.do_chores() {
+            if self.conns.life.are_chores_due() && self.do_chores() {
                 self.leave();
                 return Ok(());
             }
-            self.metrics.count_turn(self.life.turn());
+            self.conns.metrics.count_turn(self.conns.life.turn());
         }
     }
 
@@ -112,15 +112,15 @@ impl Worker {
         self.transfer.serve_waiting();
         self.transfer.send_detached();
         self.conns.tend_memory();
-        self.metrics.look_around(self.threads.running());
+        self.conns.metrics.look_around(self.session.threads.running());
         self.session.settle();
         self.handshakes.watch_probes();
-        let now = self.life.turn().instant();
+        let now = self.conns.life.turn().instant();
         traps::check_signals(now);
         let may_leave = self.may_leave();
-        let arriving = self.life.is_stopping() && self.slot.crash.is_sending();
+        let arriving = self.conns.life.is_stopping() && self.slot.crash.is_sending();
         let next = [
-            self.life.stop_at.get(),
+            self.conns.life.stop_at.get(),
             arriving.then(|| now + ARRIVING),
             self.transfer.next_migration(),
             self.next_close(),
@@ -128,14 +128,14 @@ impl Worker {
             self.link.due(),
         ];
         let more = next.iter().any(Option::is_some) || self.handshakes.has_probes();
-        self.life.chores_done(next.into_iter().flatten().fold(now + HEARTBEAT, Instant::min), more);
+        self.conns.life.chores_done(next.into_iter().flatten().fold(now + HEARTBEAT, Instant::min), more);
         may_leave
     }
 
     fn watch_orders(&self) -> io::Result<()> {
-        self.poll.add_edge(self.commands.wakeup(), WAKEUP)?;
-        self.poll.add(self.control, CONTROL)?;
-        self.poll.add(&self.signals, SIGNAL)
+        self.conns.poll.add_edge(self.conns.commands.wakeup(), WAKEUP)?;
+        self.conns.poll.add(self.control, CONTROL)?;
+        self.conns.poll.add(&self.signals, SIGNAL)
     }
 
     /// Time until the next deadline, at most a heartbeat; zero while a connection waits for its turn.
@@ -147,8 +147,8 @@ impl Worker {
             }
             core.timers.next().unwrap_or(Instant::NEVER)
         };
-        let next = next.min(self.life.chores_at()).min(self.handlers.tasks.next_timer());
-        let mut left = next.since(self.life.turn().instant());
+        let next = next.min(self.conns.life.chores_at()).min(self.handlers.tasks.next_timer());
+        let mut left = next.since(self.conns.life.turn().instant());
         // The turn has taken time, which counts if the deadline is near.
         if left < NEAR {
             left = next.since(clock::now());

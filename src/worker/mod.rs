@@ -70,7 +70,7 @@ use blocking::threads::Threads;
 use blocking::watchdog::Watchdog;
 use commands::queue::CommandQueue;
 use conn::access_log::AccessLog;
-use conn::connections::Conns;
+use conn::connections::{Conns, Core};
 use conn::handoff::{Arrivals, Shipment};
 use conn::handshake::Registry;
 use crash::report::Collector;
@@ -79,7 +79,6 @@ use crash::traps;
 use draining::Spread;
 use handshake::Handshakes;
 use handshake::authentication::Logins;
-use host::foreign_host::ForeignThreadHost;
 use host::handlers::{Handlers, Loaded};
 use host::loop_host::LoopHost;
 use listen::acceptor::Acceptor;
@@ -99,27 +98,21 @@ const PER_CONNECTION: u32 = 64;
 
 /// The event loop and its rooms, which live as long as the process.
 struct Worker {
-    life: &'static Lifecycle,
     scoreboard: &'static Scoreboard,
     /// While the server drains: which connections are closed when.
     spread: RefCell<Option<Spread>>,
-    poll: &'static Poll,
-    commands: &'static CommandQueue,
-    metrics: &'static Metrics,
     slot: &'static Slot,
     control: &'static Channel,
     /// SIGTERM, which is blocked since the fork.
     signals: SignalFd,
     descriptors: &'static Descriptors,
     conns: &'static Conns,
-    threads: &'static Threads,
     handlers: &'static Handlers,
     session: &'static Session,
     handshakes: &'static Handshakes,
     link: &'static Link,
     transfer: Transfer,
     listing: Listing,
-    admission: &'static Admission,
     acceptor: &'static Acceptor,
 }
 
@@ -181,24 +174,29 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let control: &'static Channel = leak(control);
     let life = leak(Lifecycle::new());
     let metrics = leak(Metrics::new(counters, &routes, (index, number), pid, config.metrics.is_some()));
-    metrics.set_limits(most, config.threads);
+    metrics.lane.set_limits(most, config.threads);
     let poll = leak(Poll::new()?);
     let commands: &'static CommandQueue = memory::guard(CommandQueue::new(most, config.sending, metrics)?)?;
     let registry: &Registry = leak(Registry::default());
     let progress: &Progress = memory::guard(Progress::default())?;
-    let access_log = AccessLog::new(Arc::clone(&config), Arc::clone(&routes));
-    let load = Load::new(slot, scoreboard, is_single);
-    let conns = leak(Conns::new(
-        most,
-        Arc::clone(&config),
+    let conns = leak(Conns {
+        core: RefCell::new(Core::new(most, &config)?),
+        batch: RefCell::default(),
+        handlers: routes.handlers().iter().map(|route| config.handler(&route.resource).clone()).collect(),
         life,
         poll,
         commands,
         metrics,
-        load,
-        (addresses, pool),
-        access_log,
-    )?);
+        shared_frames: Rc::default(),
+        shared_counted: Cell::new(0),
+        load: Load::new(slot, scoreboard, is_single),
+        addresses,
+        pid,
+        pool,
+        access_log: AccessLog::new(Arc::clone(&config), Arc::clone(&routes)),
+        config: Arc::clone(&config),
+        routes: Arc::clone(&routes),
+    });
     let scopes = routes.handlers().iter().map(|route| config.scope_of(&route.resource).to_owned()).collect();
     let subscriptions: &Subscriptions =
         leak(Subscriptions::new(scopes, config.topics, commands, metrics, progress));
@@ -212,49 +210,28 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let admission = leak(Admission::new(Arc::clone(&config), addresses.join(pid, pool)));
     let threads =
         leak(Threads::new(leak(ThreadHost { commands, handshakes: registry, metrics }), config.threads));
-    let host = leak(LoopHost {
-        conns,
-        commands,
-        handshakes: registry,
-        delivering: Cell::new((std::ptr::null(), 0)),
-    });
-    let handlers = leak(Handlers {
-        services,
-        tasks,
-        posts,
-        slot,
-        conns,
-        metrics,
-        routes: Arc::clone(&routes),
-        config: Arc::clone(&config),
-    });
+    let delivering = Cell::new((std::ptr::null(), 0));
+    let host = leak(LoopHost { conns, handshakes: registry, delivering });
+    let handlers = leak(Handlers { services, tasks, posts, slot, conns });
     let complaints = RefCell::default();
-    let session = leak(Session { conns, handlers, host, threads, commands, admission, life, complaints });
+    let session = leak(Session { conns, handlers, host, threads, admission, complaints });
     let resources = routes.resources().map(|(resource, _)| resource.to_owned()).collect();
     let document_root = config.document_root.as_deref().map(|root| config.inside(root).into_owned());
     let handshakes = leak(Handshakes {
         conns,
         session,
         handlers,
-        threads,
-        commands,
         registry,
         admission,
-        metrics,
-        routes: Arc::clone(&routes),
         site: Site::new(document_root, resources)?,
         scoreboard,
         breakers,
         logins: Logins::new(commands),
         probes: RefCell::default(),
-        config: Arc::clone(&config),
-        life,
-        pid,
-        pool,
     });
     let arrivals = memory::guard(Arrivals::new())?;
     let known_arrivals = NonNull::from(&mut *arrivals);
-    place::set_foreign_host(leak(ForeignThreadHost { commands, handshakes: registry }));
+    place::set_foreign_host(threads.host);
     place::set_host(host);
     set_topics(subscriptions);
     rescue::prepare(RescueContext {
@@ -262,7 +239,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         routes: Arc::clone(&routes),
         collector: Collector { modules, crash_report },
         records: conns.core.borrow().table.records(),
-        topics: conns.core.borrow().table.topic_records(),
+        topics: conns.core.borrow().table.topic_places(),
         unsent: conns.core.borrow().table.unsent(),
         progress,
         topics_lost: &metrics.place.topics_lost,
@@ -283,19 +260,10 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         handlers,
         session,
         handshakes,
-        threads,
         link,
         progress,
-        commands,
-        metrics,
-        admission,
-        config,
-        routes: Arc::clone(&routes),
-        life,
         scoreboard,
         slot,
-        pid,
-        pool,
         control,
         descriptors,
         inbox,
@@ -311,27 +279,21 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     };
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let signals = SignalFd::with_flags(&SigSet::from(Signal::SIGTERM), flags)?;
-    let listing = Listing { conns, routes, slot, pid };
+    let listing = Listing { conns, slot };
     let worker: &'static Worker = leak(Worker {
-        life,
         scoreboard,
         spread: RefCell::default(),
-        poll,
-        commands,
-        metrics,
         slot,
         control,
         signals,
         descriptors,
         conns,
-        threads,
         handlers,
         session,
         handshakes,
         link,
         transfer,
         listing,
-        admission,
         acceptor,
     });
     worker.handlers.tasks.begin(poll)?;

@@ -9,7 +9,7 @@ use crate::worker::conn::table::Pause;
 impl Worker {
     /// Carries out what other threads want.
     pub fn run_commands(&self) {
-        self.conns.batch.borrow_mut().extend(self.commands.take());
+        self.conns.batch.borrow_mut().extend(self.conns.commands.take());
         // One by one: a handler that is called meanwhile may take some out.
         while let Some(command) = self.next_command() {
             self.run_command(command);
@@ -24,7 +24,7 @@ impl Worker {
         match command {
             Command::Counted(conn, counted) => {
                 self.run_counted(conn, counted);
-                self.commands.leave(conn);
+                self.conns.commands.leave(conn);
             }
             Command::Verdict(conn) => self.handshakes.finish_handshake(conn),
             Command::Detached(conn, state) => self.transfer.thread_detached(conn, &state),
@@ -34,8 +34,8 @@ impl Worker {
                 self.conns.arm(conn);
             }
             Command::ThreadEnded => {
-                self.threads.ended();
-                self.life.request_chores();
+                self.session.threads.ended();
+                self.conns.life.request_chores();
             }
             Command::Authenticated(conn, outcome) => {
                 if self.handshakes.authenticated(conn, outcome) {
@@ -53,7 +53,7 @@ impl Worker {
             Counted::Ping(payload) => self.conns.send_outbound_ping(id, &payload),
             Counted::Raw(octets) => self.conns.send_outbound_raw(id, &octets),
             Counted::Pause => {
-                if let Some(paused) = self.commands.take_pause(id) {
+                if let Some(paused) = self.conns.commands.take_pause(id) {
                     self.conns.pause_for_handler(id, paused);
                 }
             }
@@ -62,9 +62,8 @@ impl Worker {
             Counted::Abort => self.conns.abort(id),
             Counted::Topics => self.link.renew(id),
             Counted::State => {
-                let channel = self.conns.with_open(id, |_, open| open.channel().cloned()).flatten();
-                if let Some(state) = channel.and_then(|channel| channel.take_state()) {
-                    self.conns.attach_state(id, &state);
+                if let Some(state) = self.conns.channel(id).and_then(|channel| channel.take_state()) {
+                    self.conns.edit_record(id, |record| record.set_state(&state));
                 }
             }
         }

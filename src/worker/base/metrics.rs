@@ -15,7 +15,8 @@ use crate::time::{Instant, TurnStart};
 
 /// The counters of this process. Those of a handler are found by its number in the routes.
 pub struct Metrics {
-    lane: Lane,
+    /// What is counted of this process as a whole.
+    pub lane: Lane,
     counters: &'static Counters,
     /// By handler, in the counters of all processes.
     entries: Vec<usize>,
@@ -59,26 +60,6 @@ impl Metrics {
     /// Open connections to a handler, in all processes.
     pub fn open_of(&self, handler: u16) -> u64 {
         self.entries.get(usize::from(handler)).map_or(0, |entry| self.counters.open_of(*entry))
-    }
-
-    /// A send queue had so many bytes before, and has so many now; returns how many all have. [event loop]
-    pub fn count_queued(&self, before: u64, after: u64) -> u64 {
-        self.lane.count_queued(before, after)
-    }
-
-    /// Connections have so many subscriptions to topics. [event loop]
-    pub fn set_subscriptions(&self, count: usize) {
-        self.lane.set_subscriptions(count as u64);
-    }
-
-    /// Incomplete messages take so many bytes. [event loop]
-    pub fn set_receiving(&self, bytes: usize) {
-        self.lane.set_receiving(bytes as u64);
-    }
-
-    /// How many connections there may be, and threads of blocking handlers.
-    pub fn set_limits(&self, connections: u32, threads: u32) {
-        self.lane.set_limits(connections, threads);
     }
 
     /// What is looked at once a heartbeat: threads of blocking handlers, and lines that the log has lost. [event loop]

@@ -1,6 +1,6 @@
 //! The threads of blocking handlers: one for each connection. A thread never
 //! touches a socket; it takes what the loop left in its mailbox, and sends
-//! commands to the loop.
+//! commands to the loop. Threads that handlers have made send the same commands.
 
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -55,7 +55,8 @@ thread_local! {
     static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
 }
 
-/// The host of blocking threads.
+/// The host of all threads but the event loop's: those of blocking connections, and those that handlers have made, which have
+/// no connection of their own.
 pub struct ThreadHost {
     /// Where commands go.
     pub commands: &'static CommandQueue,
@@ -183,7 +184,8 @@ fn serve(host: &'static ThreadHost, handler: Handler, conn: u64, stopwatch: Stop
 
 /// Runs with what this thread knows of its connection; must not call the handler.
 fn with<R>(f: impl FnOnce(&mut Current) -> R) -> Option<R> {
-    CURRENT.with_borrow_mut(|current| current.as_mut().map(f))
+    // None as well in a thread that is ending.
+    CURRENT.try_with(|current| current.borrow_mut().as_mut().map(f)).ok().flatten()
 }
 
 /// The same, if the thread's connection is this one.
@@ -465,7 +467,7 @@ impl Current {
     fn path(&mut self) -> ws_bytes {
         match (&self.opened, &self.handshake) {
             (None, Some(handshake)) => self.path.of(handshake.info().strings.resource),
-            (Some(opened), _) => self.path.of(&opened.resource),
+            (Some(opened), _) => self.path.of(&opened.strings.resource),
             (None, None) => ABSENT,
         }
     }
@@ -477,7 +479,7 @@ impl Current {
             (opened, _) => {
                 let opened = opened.as_deref();
                 f(Info {
-                    strings: opened.map(Opened::terminated_strings).unwrap_or_default(),
+                    strings: opened.map(|opened| opened.strings.as_slices()).unwrap_or_default(),
                     deflate: opened.and_then(|opened| opened.deflate),
                     request: opened.and_then(|opened| opened.request.as_deref()),
                     facts: opened.and_then(|opened| opened.facts.as_deref()),

@@ -11,9 +11,10 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::auth;
 use crate::config::Sending;
 use crate::ffi::host::{OwnedBytes, Payload, Task};
+use crate::proto::ws::frame::MAX_CONTROL;
 use crate::proto::ws::{close, utf8};
 use crate::worker::base::memory;
-use crate::worker::base::metrics::Metrics;
+use crate::worker::base::metrics::{Metrics, NO_HANDLER};
 use crate::worker::commands::slot::{Gate, Refused, Slot, Waiting};
 use crate::worker::commands::watermarks::Watermarks;
 
@@ -91,6 +92,8 @@ struct Known {
 /// The meeting point of a worker's threads.
 pub struct CommandQueue {
     connections: &'static [Known],
+    /// What is known of an id that no connection can have: nobody enters.
+    nobody: Known,
     waiting: Waiting<Command>,
     awake: AtomicBool,
     wakeup: EventFd,
@@ -102,9 +105,11 @@ pub struct CommandQueue {
 impl CommandQueue {
     /// Room for `connections`, whose send queues are full as configured.
     pub fn new(connections: u32, sending: Sending, metrics: &'static Metrics) -> io::Result<Self> {
-        let unknown = || Known { slot: Slot::new(), idle: AtomicU32::new(0), handler: AtomicU16::new(0) };
+        let unknown =
+            || Known { slot: Slot::new(), idle: AtomicU32::new(0), handler: AtomicU16::new(NO_HANDLER) };
         Ok(CommandQueue {
             connections: memory::guard_all((0..connections).map(|_| unknown()))?,
+            nobody: unknown(),
             waiting: Waiting::new(),
             awake: AtomicBool::new(false),
             wakeup: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
@@ -135,9 +140,8 @@ impl CommandQueue {
         bytes: usize,
         counted: Counted,
     ) -> i32 {
-        let Some(known) = self.known(conn) else { return WS_E_GONE };
         let command = Command::Counted(conn, counted);
-        match self.waiting.enter(&known.slot, generation(conn), admit, clamp(bytes), command) {
+        match self.waiting.enter(self.slot(conn), generation(conn), admit, clamp(bytes), command) {
             Ok(()) => {
                 self.wake();
                 WS_OK
@@ -178,8 +182,8 @@ impl CommandQueue {
     }
 
     fn would_admit(&self, conn: u64, admit: impl Fn(Gate) -> Result<Gate, Refused>) -> Result<Gate, Refused> {
-        let known = self.known(conn).filter(|known| known.slot.is_open(generation(conn)));
-        known.ok_or(Refused::Gone).and_then(|known| admit(known.slot.gate()))
+        let slot = self.slot(conn);
+        if slot.is_open(generation(conn)) { admit(slot.gate()) } else { Err(Refused::Gone) }
     }
 
     fn refuse(&self, conn: u64, refused: Refused) -> i32 {
@@ -196,32 +200,35 @@ impl CommandQueue {
 
     /// `ws_ping`.
     pub fn ping(&self, conn: u64, payload: &[u8]) -> i32 {
-        let admit = |gate| if self.is_queue_full(conn) { Err(Refused::Full) } else { Ok(gate) };
-        match self.would_admit(conn, admit) {
-            Ok(_) if payload.len() > 125 => WS_E_INVALID,
-            Ok(_) => self.enter(conn, admit, cost(payload), Counted::Ping(payload.to_vec())),
-            Err(refused) => self.refuse(conn, refused),
-        }
+        self.send_octets(conn, payload, MAX_CONTROL, Counted::Ping)
     }
 
     /// `ws_send_raw`.
     pub fn send_raw(&self, conn: u64, octets: &[u8]) -> i32 {
-        let admit = |gate| if self.is_queue_full(conn) { Err(Refused::Full) } else { Ok(gate) };
+        self.send_octets(conn, octets, usize::MAX, Counted::Raw)
+    }
+
+    fn send_octets(&self, conn: u64, octets: &[u8], most: usize, counted: fn(Vec<u8>) -> Counted) -> i32 {
+        let admit = |gate| match () {
+            () if self.is_queue_full(conn) => Err(Refused::Full),
+            () if octets.len() > most => Err(Refused::Invalid),
+            () => Ok(gate),
+        };
+        // Before they are copied.
         match self.would_admit(conn, admit) {
-            Ok(_) => self.enter(conn, admit, cost(octets), Counted::Raw(octets.to_vec())),
+            Ok(_) => self.enter(conn, admit, cost(octets), counted(octets.to_vec())),
             Err(refused) => self.refuse(conn, refused),
         }
     }
 
     /// `ws_buffered`.
     pub fn buffered(&self, conn: u64) -> usize {
-        self.known(conn).map_or(0, |known| known.slot.buffered(generation(conn)))
+        self.slot(conn).buffered(generation(conn))
     }
 
     /// `ws_pause` and `ws_resume`.
     pub fn pause(&self, conn: u64, paused: bool) -> i32 {
-        let Some(known) = self.known(conn) else { return WS_E_GONE };
-        match known.slot.set_pause(generation(conn), paused) {
+        match self.slot(conn).set_pause(generation(conn), paused) {
             Ok(true) => {
                 self.give(Command::Counted(conn, Counted::Pause));
                 WS_OK
@@ -269,40 +276,35 @@ impl CommandQueue {
 
     /// The handler of an open connection.
     pub fn handler_of(&self, conn: u64) -> Option<u16> {
-        let known = self.known(conn).filter(|known| known.slot.is_open(generation(conn)))?;
-        Some(known.handler.load(Ordering::Relaxed))
+        self.slot(conn).is_open(generation(conn)).then(|| self.handler_named(conn))
     }
 
     /// A posted function is called.
     pub fn end_post(&self, conn: u64) {
-        if let Some(known) = self.known(conn) {
-            known.slot.end_post(generation(conn));
-        }
+        self.slot(conn).end_post(generation(conn));
     }
 
     /// Whether nothing is on the way to the loop: the connection is as its record says.
     /// Async-signal-safe.
     pub fn is_quiet(&self, conn: u64) -> bool {
-        self.known(conn).is_none_or(|known| known.slot.is_quiet(generation(conn)))
+        self.slot(conn).is_quiet(generation(conn))
     }
 
     /// The blocking thread of a connection has nothing to do, or something.
     pub fn set_idle(&self, conn: u64, idle: bool) {
-        let Some(known) = self.known(conn) else { return };
         let (before, after) = if idle { (0, generation(conn)) } else { (generation(conn), 0) };
         // It changes nothing for a thread whose connection has gone, and another has taken the place.
-        let _ = known.idle.compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed);
+        let _ = self.known(conn).idle.compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// Whether the blocking thread of a connection has nothing to do. Async-signal-safe.
     pub fn is_idle(&self, conn: u64) -> bool {
-        self.known(conn).is_some_and(|known| known.idle.load(Ordering::Acquire) == generation(conn))
+        self.known(conn).idle.load(Ordering::Acquire) == generation(conn)
     }
 
     /// Whether the send queue is above its high mark; if so, on_writable is owed.
     pub fn is_queue_full(&self, conn: u64) -> bool {
-        let high = self.watermarks.high();
-        self.known(conn).is_some_and(|known| known.slot.is_full(generation(conn), high))
+        self.slot(conn).is_full(generation(conn), self.watermarks.high())
     }
 
     /// The same when something is to be sent, which then is not.
@@ -315,18 +317,20 @@ impl CommandQueue {
     }
 
     fn count_refused(&self, conn: u64) {
-        if let Some(known) = self.known(conn) {
-            self.metrics.of(known.handler.load(Ordering::Relaxed)).refused.add_shared(1);
-        }
+        self.metrics.of(self.handler_named(conn)).refused.add_shared(1);
     }
 
     /// The handler that this connection has, open or not yet, or one before it.
-    pub fn handler_named(&self, conn: u64) -> Option<u16> {
-        self.known(conn).map(|known| known.handler.load(Ordering::Relaxed))
+    pub fn handler_named(&self, conn: u64) -> u16 {
+        self.known(conn).handler.load(Ordering::Relaxed)
     }
 
-    fn known(&self, conn: u64) -> Option<&Known> {
-        self.connections.get(conn as u32 as usize)
+    fn known(&self, conn: u64) -> &Known {
+        self.connections.get(conn as u32 as usize).unwrap_or(&self.nobody)
+    }
+
+    fn slot(&self, conn: u64) -> &Slot {
+        &self.known(conn).slot
     }
 
     // ------------------------------------------------------ called by the loop
@@ -352,70 +356,59 @@ impl CommandQueue {
 
     /// The connection, not open yet, is this handler's.
     pub fn set_handler(&self, conn: u64, handler: u16) {
-        if let Some(known) = self.known(conn) {
-            known.handler.store(handler, Ordering::Relaxed);
-        }
+        self.known(conn).handler.store(handler, Ordering::Relaxed);
     }
 
     /// The connection can be sent to from now on.
     pub fn set_open(&self, conn: u64, handler: u16) {
         self.set_handler(conn, handler);
-        let Some(known) = self.known(conn) else { return };
-        known.idle.store(0, Ordering::Relaxed);
-        known.slot.open(generation(conn));
+        self.known(conn).idle.store(0, Ordering::Relaxed);
+        self.slot(conn).open(generation(conn));
     }
 
     /// A counted command was carried out.
     pub fn leave(&self, conn: u64) {
-        if let Some(known) = self.known(conn) {
-            known.slot.leave(generation(conn));
-        }
+        self.slot(conn).leave(generation(conn));
     }
 
     /// Nothing can be sent to the connection any more. Also called by its blocking thread, when that lets go of it.
     pub fn set_gone(&self, conn: u64) {
-        if let Some(known) = self.known(conn) {
-            known.slot.close(generation(conn));
-        }
+        self.slot(conn).close(generation(conn));
     }
 
     /// The same, unless a command is under way: what was answered with WS_OK does not stay behind when a connection moves.
     pub fn set_gone_if_quiet(&self, conn: u64) -> bool {
-        self.known(conn).is_none_or(|known| known.slot.close_if_quiet(generation(conn)))
+        self.slot(conn).close_if_quiet(generation(conn))
     }
 
     /// What a thread has last said about reading.
     pub fn take_pause(&self, conn: u64) -> Option<bool> {
-        self.known(conn)?.slot.take_pause(generation(conn))
+        self.slot(conn).take_pause(generation(conn))
     }
 
     /// Bytes came into the send queue, or left it.
     pub fn count_queued(&self, conn: u64, before: usize, after: usize) {
-        if let Some(known) = self.known(conn) {
-            known.slot.add_bytes(generation(conn), clamp(before), clamp(after));
-        }
+        self.slot(conn).add_bytes(generation(conn), clamp(before), clamp(after));
     }
 
     /// Whether a fragmented message is under way.
     pub fn has_fragments(&self, conn: u64) -> bool {
-        self.known(conn).is_some_and(|known| known.slot.gate().fragments() != 0)
+        self.slot(conn).gate().fragments() != 0
     }
 
     /// See [`Slot::begin_fragments`].
     pub fn begin_fragments(&self, conn: u64, kind: u32) -> Option<u32> {
-        self.known(conn)?.slot.begin_fragments(generation(conn), kind)
+        self.slot(conn).begin_fragments(generation(conn), kind)
     }
 
     /// See [`Slot::end_fragments`].
     pub fn end_fragments(&self, conn: u64) {
-        if let Some(known) = self.known(conn) {
-            known.slot.end_fragments(generation(conn));
-        }
+        self.slot(conn).end_fragments(generation(conn));
     }
 
     /// Whether on_writable is owed; asked once the queue has drained.
     pub fn take_full(&self, conn: u64) -> bool {
-        self.known(conn).is_some_and(|known| known.slot.take_full(generation(conn)))
+        self.slot(conn).take_full(generation(conn))
     }
 }
 

@@ -91,9 +91,9 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// A slot without a connection: 0 is no generation.
+    /// A slot without a connection, which nobody enters: 0 is no generation.
     pub fn new() -> Self {
-        Slot { gate: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+        Slot { gate: AtomicU64::new(Gate(0).closed().0), bytes: AtomicU64::new(0) }
     }
 
     /// Its gate, as it is now.

@@ -61,11 +61,6 @@ enum Stage {
 }
 
 impl AccessLog {
-    /// The handlers whose connections it is about.
-    pub fn routes(&self) -> &Routes {
-        &self.routes
-    }
-
     /// Of connections to these handlers; nothing is written unless the configuration has an access log.
     pub fn new(config: Arc<Config>, routes: Arc<Routes>) -> Self {
         Self { entries: config.log.access.is_some().then(RefCell::default), config, routes }
@@ -228,9 +223,8 @@ impl AccessLog {
     ) {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let strings = record.strings();
-        let deflate = (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten();
         let (resource, protocol) = (text(strings.resource), strings.protocol.map(text));
-        let compression = deflate.map(Params::header_value);
+        let compression = record.params().map(Params::header_value);
         let agreed =
             [("subprotocol", protocol.as_deref().into()), ("compression", compression.as_deref().into())];
         let resource = Some(&*resource).filter(|resource| !resource.is_empty());

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 
-use crate::proto::ws::connection::{Broadcast, SendError, SharedFrame};
+use crate::proto::ws::connection::{Broadcast, Kind, SendError, SharedFrame};
 use crate::worker::base::poll::WRITABLE;
 use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::record::flags;
@@ -26,6 +26,11 @@ pub enum Shared {
 }
 
 impl Conns {
+    /// A message for many connections; text must be UTF-8.
+    pub fn broadcast(&self, kind: Kind, payload: &[u8], compress: bool) -> Broadcast {
+        Broadcast::new(kind, payload.into(), compress, Rc::clone(&self.shared_frames))
+    }
+
     /// Sends a message that many connections get. What the socket takes at once is written here; the rest waits in the
     /// send queue, which refers to the same bytes as all others.
     pub fn share(&self, id: u64, message: &mut Broadcast) -> Shared {
@@ -60,7 +65,7 @@ impl Conns {
             let stands = record.flags();
             record.set_flags(flags::TAKEN);
             let sent = loop {
-                match send(&conn.socket, &**frame, SendFlags::NOSIGNAL) {
+                match send(&conn.socket, &frame, SendFlags::NOSIGNAL) {
                     Err(Errno::INTR) => {}
                     Err(Errno::AGAIN) => break 0,
                     sent => break sent.unwrap_or(frame.len()), // one that fails is found out by the loop

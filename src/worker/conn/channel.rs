@@ -5,12 +5,15 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use socket2::SockAddr;
+
 use crate::clock;
 use crate::ffi::host::{Address, Task};
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::time::Instant;
 use crate::worker::commands::queue::{Command, CommandQueue};
-use crate::worker::conn::record::Strings;
+use crate::worker::conn::info;
+use crate::worker::conn::record::{Record, Strings};
 use crate::worker::conn::request::Request;
 
 /// Payload bytes that wait here before the loop stops reading from the peer.
@@ -63,14 +66,8 @@ pub struct Ended {
 pub struct Opened {
     /// The kept request, if the handler asked for that.
     pub request: Option<Arc<Request>>,
-    /// Resource, origin, user and subprotocol, each followed by a NUL.
-    pub resource: Vec<u8>,
-    #[allow(missing_docs)]
-    pub origin: Option<Vec<u8>>,
-    #[allow(missing_docs)]
-    pub user: Option<Vec<u8>>,
-    #[allow(missing_docs)]
-    pub protocol: Option<Vec<u8>>,
+    /// Each followed by a NUL.
+    pub strings: Strings<Vec<u8>>,
     /// What was agreed about compression.
     pub deflate: Option<Params>,
     /// The peer.
@@ -82,13 +79,15 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// The strings, each with the NUL behind it.
-    pub fn terminated_strings(&self) -> Strings<'_> {
-        Strings {
-            resource: &self.resource,
-            origin: self.origin.as_deref(),
-            user: self.user.as_deref(),
-            protocol: self.protocol.as_deref(),
+    /// Of the connection with this record and our end.
+    pub fn new(record: &Record, local: Option<&SockAddr>, request: Option<Arc<Request>>) -> Self {
+        Opened {
+            request,
+            strings: record.terminated_strings().map(<[u8]>::to_vec),
+            deflate: record.params(),
+            remote: info::address(record.peer.address()),
+            local: info::local_end(local, record.facts()),
+            facts: record.facts().map(Arc::from),
         }
     }
 }

@@ -74,7 +74,7 @@ impl Conns {
 
     /// The connection is over without (the rest of) a closing handshake.
     pub fn end(&self, id: u64, by: u32, code: u16) {
-        if let Some(channel) = self.with_open(id, |_, open| open.channel().cloned()).flatten() {
+        if let Some(channel) = self.channel(id) {
             channel.lost();
         }
         self.begin_close(id, by, code);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::config::{Config, HandlerSettings};
 use crate::fleet::addresses::{Addresses, Mark};
+use crate::fleet::routes::Routes;
 use crate::proto::ws::deflate::codec::Codecs;
 use crate::time::Instant;
 use crate::worker::base::heap::HeapTrim;
@@ -21,6 +22,7 @@ use crate::worker::base::poll::Poll;
 use crate::worker::base::timers::{Tick, Timers};
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::access_log::AccessLog;
+use crate::worker::conn::channel::ThreadChannel;
 use crate::worker::conn::contexts::Contexts;
 use crate::worker::conn::gathering::Gathered;
 use crate::worker::conn::open::Open;
@@ -28,7 +30,7 @@ use crate::worker::conn::receive_budget::ReceiveBudget;
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::send_queue::QueuePool;
 use crate::worker::conn::sending::counted_of;
-use crate::worker::conn::table::{Conn, Phase, Table};
+use crate::worker::conn::table::{Conn, Table};
 use crate::worker::conn::turn_queue::TurnQueue;
 
 /// How long the send queue may wait where no Pings say what a silent peer is.
@@ -67,6 +69,25 @@ pub struct Core {
 }
 
 impl Core {
+    /// Without connections, and with room for `most`.
+    pub fn new(most: u32, config: &Config) -> io::Result<Self> {
+        Ok(Core {
+            table: Table::new(most)?,
+            codecs: Codecs::new(),
+            queue_pool: QueuePool::default(),
+            timers: Timers::new(most),
+            dirty: Vec::new(),
+            gathered: Gathered::default(),
+            over: Vec::new(),
+            writable: Vec::new(),
+            unsubscribed: Vec::new(),
+            turns: TurnQueue::default(),
+            receive_budget: ReceiveBudget::new(config.memory.receive_total),
+            contexts: Contexts::new(config.contexts),
+            heap_trim: HeapTrim::default(),
+        })
+    }
+
     /// Whether connections are to be flushed, or handlers to be told of something.
     #[inline]
     pub fn owes(&self) -> bool {
@@ -84,9 +105,7 @@ impl Core {
         }
         self.dirty.push(id);
     }
-}
 
-impl Core {
     /// A connection is not sent messages of topics any more.
     pub fn end_subscriptions(&mut self, id: u64) {
         if self.table.has_topics(id) {
@@ -96,100 +115,36 @@ impl Core {
     }
 }
 
-/// Whose part it is to act on a deadline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Due {
-    /// Nobody's: the connection is gone, or its phase has time left.
-    Nothing,
-    /// The peer did not close its end after all was said.
-    Lingered,
-    /// The handshake, or the reply, took too long.
-    Unopened,
-    /// It is open.
-    Open,
-}
-
 /// The connections of this worker.
 pub struct Conns {
-    /// Their state.
     pub core: RefCell<Core>,
     /// Commands of other threads that were taken and are still to be carried out.
     pub batch: RefCell<VecDeque<Command>>,
-    /// Limits and times.
     pub config: Arc<Config>,
+    pub routes: Arc<Routes>,
     /// What each handler is served with, by its number.
-    handlers: Vec<HandlerSettings>,
+    pub handlers: Vec<HandlerSettings>,
     /// Time, and whether the worker is stopping.
     pub life: &'static Lifecycle,
-    /// What their sockets are watched with.
     pub poll: &'static Poll,
     /// What other threads may know of them.
     pub commands: &'static CommandQueue,
+    pub metrics: &'static Metrics,
     /// Bytes of frames that many send queues have: what they are, and what is counted.
     pub shared_frames: Rc<Cell<usize>>,
     pub shared_counted: Cell<usize>,
-    /// What is counted of them.
-    pub metrics: &'static Metrics,
     /// How many there are, as other processes see it.
     pub load: Load,
     /// Where they are counted by address.
     pub addresses: &'static Addresses,
-    /// The pool that this process belongs to.
+    /// This process, and the pool that it belongs to.
+    pub pid: i32,
     pub pool: usize,
     /// A line for what becomes of each.
     pub access_log: AccessLog,
 }
 
 impl Conns {
-    /// None, with room for `most`.
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(
-        most: u32,
-        config: Arc<Config>,
-        life: &'static Lifecycle,
-        poll: &'static Poll,
-        commands: &'static CommandQueue,
-        metrics: &'static Metrics,
-        load: Load,
-        (addresses, pool): (&'static Addresses, usize),
-        access_log: AccessLog,
-    ) -> io::Result<Self> {
-        let routes = access_log.routes().handlers().iter();
-        let handlers = routes.map(|route| config.handler(&route.resource).clone()).collect();
-        let core = RefCell::new(Core {
-            table: Table::new(most)?,
-            codecs: Codecs::new(),
-            queue_pool: QueuePool::default(),
-            timers: Timers::new(most),
-            dirty: Vec::new(),
-            gathered: Gathered::default(),
-            over: Vec::new(),
-            writable: Vec::new(),
-            unsubscribed: Vec::new(),
-            turns: TurnQueue::default(),
-            receive_budget: ReceiveBudget::new(config.memory.receive_total),
-            contexts: Contexts::new(config.contexts),
-            heap_trim: HeapTrim::default(),
-        });
-        let batch = RefCell::default();
-        Ok(Self {
-            core,
-            batch,
-            config,
-            handlers,
-            life,
-            poll,
-            commands,
-            shared_frames: Rc::default(),
-            shared_counted: Cell::new(0),
-            metrics,
-            load,
-            addresses,
-            pool,
-            access_log,
-        })
-    }
-
     /// Adds a connection, which the scoreboard counts already, to table and poll. `None` if there is no room.
     pub fn add(&self, conn: Conn) -> Option<u64> {
         let core = &mut *self.core.borrow_mut();
@@ -241,18 +196,6 @@ impl Conns {
         self.addresses.settle(self.pool, mark, client.map(|client| client.ip()));
     }
 
-    /// What the deadline of a connection is about.
-    pub fn due(&self, id: u64) -> Due {
-        let now = self.life.turn().instant();
-        match self.core.borrow_mut().table.get(id) {
-            Some(Conn { phase: Phase::Open(_), .. }) => Due::Open,
-            Some(conn) if conn.deadline() > now => Due::Nothing,
-            Some(Conn { phase: Phase::Linger(_), .. }) => Due::Lingered,
-            Some(_) => Due::Unopened,
-            None => Due::Nothing,
-        }
-    }
-
     /// How many there are.
     pub fn len(&self) -> u32 {
         self.core.borrow().table.len()
@@ -271,14 +214,27 @@ impl Conns {
         conn.open().map(|open| f(handler, open))
     }
 
+    /// The channel to the thread of a blocking connection.
+    pub fn channel(&self, id: u64) -> Option<Arc<ThreadChannel>> {
+        self.with_open(id, |_, open| open.channel().cloned()).flatten()
+    }
+
+    /// Changes the record of a connection.
+    pub fn edit_record<R>(&self, id: u64, edit: impl FnOnce(&mut Record) -> R) -> Option<R> {
+        let core = &mut *self.core.borrow_mut();
+        let record = core.table.record(id)?;
+        let result = edit(record);
+        record.seal();
+        Some(result)
+    }
+
     pub fn peer(&self, id: u64) -> Option<SocketAddr> {
         self.core.borrow_mut().table.record(id).and_then(|record| record.peer.address())
     }
 
     /// Whether it is a blocking connection that can move once its thread has nothing to do.
     pub fn is_resumable(&self, id: u64) -> bool {
-        let channel = self.with_open(id, |_, open| open.channel().cloned()).flatten();
-        channel.is_some_and(|channel| channel.is_resumable())
+        self.channel(id).is_some_and(|channel| channel.is_resumable())
     }
 
     /// Bytes that the handler of a connection has been given in messages.
@@ -288,14 +244,6 @@ impl Conns {
 
     pub fn is_unfragmented(&self, id: u64) -> bool {
         self.with_open(id, |_, open| open.proto.is_movable()).unwrap_or(false)
-    }
-
-    /// A state that a blocking thread attaches.
-    pub fn attach_state(&self, id: u64, state: &[u8]) {
-        if let Some(record) = self.core.borrow_mut().table.record(id) {
-            record.set_state(state);
-            record.seal();
-        }
     }
 
     /// What a handler is served with, by its number; for none, what those without a table are.

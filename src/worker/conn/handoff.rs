@@ -76,57 +76,43 @@ impl Shipment {
     /// Adds a connection, with what travels beside its record; false if it has to be sent first.
     ///
     /// # Safety
-    /// The record and what it points to must stay as they are until the shipment is sent, and `fd` open. Parts that
-    /// cannot be read are an error of [`send`](Self::send), nothing worse.
-    pub unsafe fn add(&mut self, record: &Record, fd: RawFd, purpose: Purpose, beside: &Beside) -> bool {
+    /// The record and what it points to must stay as they are until the shipment is sent, and its descriptor open. Parts
+    /// that cannot be read are an error of [`send`](Self::send), nothing worse.
+    pub unsafe fn add(&mut self, record: &Record, purpose: Purpose, beside: &Beside) -> bool {
         let [spill, state, head] = record.part_places();
-        let parts = match purpose {
+        let [a, b, c, d, e] = match purpose {
             Purpose::Resume => [spill, state, head, beside.topics, beside.unsent],
             Purpose::Handshake => [spill, NOTHING, head, NOTHING, NOTHING],
             Purpose::Linger => [NOTHING; 5],
         };
+        let sizes = [a, b, c, d, e].map(|part| part.len() as u32);
         // SAFETY: promised by the caller.
-        unsafe { self.add_parts(record, fd, purpose, parts, beside.seen) }
+        unsafe { self.put(record.fd, purpose, sizes, beside.seen, [record.block(), a, b, c, d, e]) }
     }
 
     /// Adds a connection that has arrived in this process and was not taken up yet, as it came.
     ///
     /// # Safety
     /// As for [`add`](Self::add).
-    pub unsafe fn add_arrival(&mut self, arrival: &Arrival<'_>) -> bool {
-        let Some(header) = self.headers.get_mut(self.parcel.len()) else { return false };
-        (header.purpose, header.parts, header.seen) = (arrival.purpose as u32, arrival.parts, arrival.seen);
-        let header = std::ptr::slice_from_raw_parts((&raw const *header).cast::<u8>(), ENTRY_HEADER);
-        // SAFETY: promised by the caller; the headers are ours and are not changed before the parcel is sent.
-        unsafe { self.parcel.add(arrival.fd, &[header, arrival.bytes]) }
-    }
-
-    /// Adds a connection of whose request something was read.
-    ///
-    /// # Safety
-    /// As for [`add`](Self::add), and `read` must stay as it is too.
-    pub unsafe fn add_handshake(&mut self, record: &Record, fd: RawFd, read: &[u8]) -> bool {
-        let [spill, ..] = record.part_places();
+    pub unsafe fn add_arrival(&mut self, Arrival { fd, purpose, parts, seen, bytes }: &Arrival<'_>) -> bool {
+        let bytes = [*bytes, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING];
         // SAFETY: promised by the caller.
-        unsafe { self.add_parts(record, fd, Purpose::Handshake, [spill, NOTHING, read, NOTHING, NOTHING], 0) }
+        unsafe { self.put(*fd, *purpose, *parts, *seen, bytes) }
     }
 
-    unsafe fn add_parts(
+    unsafe fn put(
         &mut self,
-        record: &Record,
         fd: RawFd,
         purpose: Purpose,
-        parts: [*const [u8]; 5],
+        parts: [u32; 5],
         seen: u64,
+        [a, b, c, d, e, f]: [*const [u8]; 6],
     ) -> bool {
         let Some(header) = self.headers.get_mut(self.parcel.len()) else { return false };
-        (header.purpose, header.seen) = (purpose as u32, seen);
-        header.parts = parts.map(|part| part.len() as u32);
+        (header.purpose, header.parts, header.seen) = (purpose as u32, parts, seen);
         let header = std::ptr::slice_from_raw_parts((&raw const *header).cast::<u8>(), ENTRY_HEADER);
         // SAFETY: promised by the caller; the headers are ours and are not changed before the parcel is sent.
-        unsafe {
-            self.parcel.add(fd, &[header, record.block(), parts[0], parts[1], parts[2], parts[3], parts[4]])
-        }
+        unsafe { self.parcel.add(fd, &[header, a, b, c, d, e, f]) }
     }
 
     /// Sends what is in it. `WouldBlock`: the inbox is full, and it keeps its content.
@@ -289,8 +275,14 @@ mod tests {
     fn an_entry_arrives_as_it_was_sent() {
         let inbox = crate::fleet::inbox::Inbox::new().unwrap();
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let mut records = Records::map(2).unwrap();
+        let mut records = Records::map(3).unwrap();
+        let read = records.get_mut(2).unwrap();
+        read.fd = ours.as_raw_fd();
+        read.set_head(b"GET");
+        read.seal();
+        let read: *const Record = read;
         let record = records.get_mut(0).unwrap();
+        record.fd = ours.as_raw_fd();
         let resource = "/long".repeat(50);
         let strings = Strings {
             resource: resource.as_bytes(),
@@ -305,9 +297,9 @@ mod tests {
         // SAFETY: sent at once, while record and socket live.
         unsafe {
             let beside = Beside { topics: b"news", seen: 17, unsent: b"\x81\x01a" };
-            assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Resume, &beside));
-            assert!(shipment.add(record, ours.as_raw_fd(), Purpose::Linger, &beside));
-            assert!(shipment.add_handshake(record, ours.as_raw_fd(), b"GET"));
+            assert!(shipment.add(record, Purpose::Resume, &beside));
+            assert!(shipment.add(record, Purpose::Linger, &beside));
+            assert!(shipment.add(&*read, Purpose::Handshake, &beside));
             shipment.send(inbox.tx().as_raw_fd()).unwrap();
         }
         let mut arrivals = Arrivals::new();
@@ -323,7 +315,7 @@ mod tests {
             (is_intact, entry.topics.to_vec(), entry.seen, entry.unsent.to_vec())
         });
         assert_eq!(imported, Some((true, b"news".to_vec(), 17, b"\x81\x01a".to_vec())));
-        assert_eq!((copy.strings(), copy.state()), (strings, Some(&b"17"[..])));
+        assert_eq!((copy.strings(), copy.terminated_state()), (strings, Some(&b"17\0"[..])));
         assert_eq!(purposes(&arrivals), [Purpose::Linger, Purpose::Handshake]);
 
         // The others are sent on as they came.

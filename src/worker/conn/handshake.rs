@@ -44,6 +44,7 @@ pub enum Verdict {
 }
 
 /// What the handler has said so far.
+#[derive(Default)]
 struct Draft {
     protocol: Option<String>,
     deflate: negotiate::Config,
@@ -199,18 +200,7 @@ impl Handshake {
             Some(config) => config.clone(),
             None => negotiate::Config { enabled: false, ..Default::default() },
         };
-        let draft = Draft {
-            protocol,
-            deflate,
-            headers: Vec::new(),
-            header_bytes: 0,
-            verdict: None,
-            rejected: false,
-            finished: false,
-            carried: Carried::default(),
-            posts: Vec::new(),
-            posts_closed: false,
-        };
+        let draft = Draft { protocol, deflate, ..Draft::default() };
         Handshake {
             conn,
             request,

@@ -18,7 +18,7 @@ use crate::worker::conn::request::Request;
 #[derive(Clone, Copy)]
 pub struct Info<'a> {
     /// Each with the NUL behind it.
-    pub strings: Strings<'a>,
+    pub strings: Strings<&'a [u8]>,
     /// What was agreed about compression.
     pub deflate: Option<Params>,
     /// The request, in the handshake or if it is kept.

@@ -100,7 +100,7 @@ impl Conns {
             return self.end(id, WS_BY_PEER, 1006);
         }
         self.pause(id, Pause::Ended);
-        if let Some(channel) = self.with_open(id, |_, open| open.channel().cloned()).flatten() {
+        if let Some(channel) = self.channel(id) {
             channel.lost();
         }
         self.begin_close(id, WS_BY_PEER, 1006);

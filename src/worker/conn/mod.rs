@@ -26,6 +26,5 @@ pub mod request;
 pub mod send_queue;
 pub mod sending;
 pub mod table;
-pub mod topic_records;
 pub mod turn;
 pub mod turn_queue;

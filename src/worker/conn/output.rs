@@ -130,28 +130,18 @@ impl Conns {
     pub fn count_all_queues(&self, before: u32, after: u32) -> usize {
         let shared = self.shared_frames.get();
         let counted = self.shared_counted.replace(shared);
-        let sum = self.metrics.count_queued(before as u64 + counted as u64, after as u64 + shared as u64);
+        let sum =
+            self.metrics.lane.count_queued(before as u64 + counted as u64, after as u64 + shared as u64);
         self.commands.watermarks.update(sum);
         sum as usize
     }
 
     /// Sends a handler's octets in place of a response; the connection ends with them.
     pub fn reply_octets(&self, id: u64, octets: &[u8]) {
-        {
-            let core = &mut *self.core.borrow_mut();
-            if let Some(record) = core.table.record(id) {
-                record.set_flags(flags::TAKEN);
-                record.forget_head();
-            }
-            let Some(conn) = core.table.get(id) else { return };
-            conn.queue.get_or_insert_with(|| core.queue_pool.take()).tail().extend_from_slice(octets);
-            let by = self.life.turn().instant() + self.config.handshake_timeout;
-            conn.phase = Phase::Reply(None, by);
-            conn.dirty = true;
-            core.dirty.push(id);
-        }
-        self.resume(id, Pause::Handshake);
-        self.arm(id);
+        self.finish_with(id, |_, out| {
+            out.extend_from_slice(octets);
+            None
+        });
     }
 
     /// Sends an HTTP response; the connection ends with it.
@@ -163,25 +153,30 @@ impl Conns {
         let response = if takes_content { response } else { response.without_content() };
         let answer = Some((response.head(), response.content_length()));
         self.log(id, |log, record, now| log.answer(id, record, now, answer));
-        {
-            let core = &mut *self.core.borrow_mut();
-            if let Some(record) = core.table.record(id) {
-                record.set_flags(flags::TAKEN);
-                record.forget_head();
-            }
-            let Some(conn) = core.table.get(id) else { return };
-            let out = conn.queue.get_or_insert_with(|| core.queue_pool.take()).tail();
+        self.finish_with(id, |handler, out| {
+            self.metrics.of(handler).count_status(response.status());
             out.extend_from_slice(response.head());
-            self.metrics.of(conn.handler).count_status(response.status());
-            let file = match response.into_body() {
+            match response.into_body() {
                 Body::Empty => None,
                 Body::Bytes(bytes) => {
                     out.extend_from_slice(&bytes);
                     None
                 }
                 Body::File { file, offset, length } => Some(FileBody { file, offset, left: length }),
-            };
-            conn.phase = Phase::Reply(file, self.life.turn().instant() + self.config.handshake_timeout);
+            }
+        });
+    }
+
+    /// The connection ends with what `write`, which is given its handler, puts into its send queue, and a file behind that.
+    fn finish_with(&self, id: u64, write: impl FnOnce(u16, &mut Vec<u8>) -> Option<FileBody>) {
+        {
+            let core = &mut *self.core.borrow_mut();
+            let Some((conn, record)) = core.table.both(id) else { return };
+            record.set_flags(flags::TAKEN);
+            record.forget_head();
+            let file = write(conn.handler, conn.queue.get_or_insert_with(|| core.queue_pool.take()).tail());
+            let by = self.life.turn().instant() + self.config.handshake_timeout;
+            conn.phase = Phase::Reply(file, by);
             conn.dirty = true;
             core.dirty.push(id);
         }

@@ -14,7 +14,7 @@ const PIECE: usize = 4096;
 /// Of one connection; all zero: none.
 #[repr(C)]
 struct Place {
-    first: *mut u8,
+    first: *const u8,
     size: u32,
     checksum: u32,
 }
@@ -37,48 +37,18 @@ impl Places {
         RawPlaces { first: self.pages.first().cast(), count: self.count }
     }
 
-    /// What is noted in a slot; null without a slot or anything in it.
-    #[inline]
-    pub fn get(&self, slot: u32) -> *mut [u8] {
-        if slot as usize >= self.count {
-            return NOTHING.cast_mut();
-        }
-        // SAFETY: within the mapping; zeroed pages are a valid place, and &self keeps writers away.
-        let place = unsafe { self.pages.first().cast::<Place>().add(slot as usize).as_ref() };
-        std::ptr::slice_from_raw_parts_mut(place.first, place.size as usize)
-    }
-
-    /// Notes where the bytes of a slot are; empty for none. If they do not stay as they are until something else is noted,
-    /// the rescue takes them for damaged.
+    /// Notes where the bytes of a slot are; empty, or more than 4 GiB, for none. If they do not stay as they are until
+    /// something else is noted, the rescue takes them for damaged.
     #[inline]
     pub fn note(&mut self, slot: u32, bytes: &[u8]) {
-        // SAFETY: they are borrowed, so that they can be read; nobody writes to them by way of the place.
-        unsafe { self.set(slot, (&raw const *bytes).cast_mut()) };
-    }
-
-    /// Whether there is such a slot.
-    pub fn has_slot(&self, slot: u32) -> bool {
-        (slot as usize) < self.count
-    }
-
-    /// The same for bytes that are to be taken back by [`get`](Self::get). More than 4 GiB are none.
-    ///
-    /// # Safety
-    /// The bytes can be read now.
-    #[inline]
-    pub unsafe fn set(&mut self, slot: u32, bytes: *mut [u8]) {
         if slot as usize >= self.count {
             return;
         }
         // SAFETY: within the mapping; zeroed pages are a valid place, and &mut self makes this the only reference.
         let place = unsafe { self.pages.first().cast::<Place>().add(slot as usize).as_mut() };
         *place = match u32::try_from(bytes.len()) {
-            Ok(size @ 1..) => {
-                // SAFETY: promised by the caller.
-                let checksum = crc32fast::hash(unsafe { &*bytes });
-                Place { first: bytes.cast(), size, checksum }
-            }
-            _ => Place { first: std::ptr::null_mut(), size: 0, checksum: 0 },
+            Ok(size @ 1..) => Place { first: bytes.as_ptr(), size, checksum: crc32fast::hash(bytes) },
+            _ => Place { first: std::ptr::null(), size: 0, checksum: 0 },
         };
     }
 }
@@ -113,7 +83,7 @@ impl RawPlaces {
             at += room.len();
         }
         let is_intact = hasher.finalize() == place.checksum;
-        is_intact.then(|| std::ptr::slice_from_raw_parts(place.first.cast_const(), size))
+        is_intact.then(|| std::ptr::slice_from_raw_parts(place.first, size))
     }
 }
 
@@ -138,7 +108,7 @@ mod tests {
         assert_eq!(found(1), Some(0));
         // SAFETY: within the mapping.
         let place = unsafe { raw.first.add(2).as_mut() };
-        (place.first, place.size) = (std::ptr::without_provenance_mut(64), u32::MAX);
+        (place.first, place.size) = (std::ptr::without_provenance(64), u32::MAX);
         assert_eq!(found(2), None);
     }
 }

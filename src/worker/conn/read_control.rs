@@ -58,13 +58,11 @@ impl Conns {
 
     /// Keeps an incomplete request head.
     pub fn keep_head(&self, id: u64, read: Vec<u8>) {
-        let core = &mut *self.core.borrow_mut();
-        if let Some(record) = core.table.record(id) {
+        self.edit_record(id, |record| {
             record.set_head(&read);
-            record.seal();
             record.set_flags(flags::TAKEN | flags::FRESH);
-        }
-        if let Some(Conn { phase: Phase::Head(bytes, _), .. }) = core.table.get(id) {
+        });
+        if let Some(Conn { phase: Phase::Head(bytes, _), .. }) = self.core.borrow_mut().table.get(id) {
             *bytes = read;
         }
     }

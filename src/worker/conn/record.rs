@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::fleet::addresses::Mark;
 use crate::fleet::peer::Peer;
+use crate::proto::ws::deflate::negotiate::Params;
 use crate::worker::base::memory::{self, Pages};
 use crate::worker::conn::owned::Owned;
 
@@ -98,15 +99,35 @@ const COVERED: usize = offset_of!(Record, parts);
 
 /// The strings of a connection; each can be followed by a NUL.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Strings<'a> {
+pub struct Strings<T> {
     /// Path and query.
-    pub resource: &'a [u8],
+    pub resource: T,
     /// The Origin header.
-    pub origin: Option<&'a [u8]>,
+    pub origin: Option<T>,
     /// The authenticated user, if that was asked.
-    pub user: Option<&'a [u8]>,
+    pub user: Option<T>,
     /// The chosen subprotocol.
-    pub protocol: Option<&'a [u8]>,
+    pub protocol: Option<T>,
+}
+
+impl<T> Strings<T> {
+    /// The same strings in another form.
+    pub fn map<U>(self, f: impl Fn(T) -> U) -> Strings<U> {
+        Strings {
+            resource: f(self.resource),
+            origin: self.origin.map(&f),
+            user: self.user.map(&f),
+            protocol: self.protocol.map(&f),
+        }
+    }
+}
+
+impl Strings<Vec<u8>> {
+    /// Borrowed.
+    pub fn as_slices(&self) -> Strings<&[u8]> {
+        let Strings { resource, origin, user, protocol } = self;
+        Strings { resource, origin: origin.as_deref(), user: user.as_deref(), protocol: protocol.as_deref() }
+    }
 }
 
 /// The facts at the beginning of what a record has spilled.
@@ -121,7 +142,7 @@ pub struct TooLong;
 
 impl Record {
     /// Sets what stays the same for the connection's life. The checksum is made by [`seal`](Self::seal).
-    pub fn set_strings(&mut self, strings: Strings<'_>) -> Result<(), TooLong> {
+    pub fn set_strings(&mut self, strings: Strings<&[u8]>) -> Result<(), TooLong> {
         let origin = strings.origin.unwrap_or_default();
         let protocol = strings.protocol.unwrap_or_default();
         let length = |part: &[u8]| u16::try_from(part.len()).map_err(|_| TooLong);
@@ -170,16 +191,16 @@ impl Record {
     }
 
     /// The strings.
-    pub fn strings(&self) -> Strings<'_> {
+    pub fn strings(&self) -> Strings<&[u8]> {
         self.texts(0)
     }
 
     /// The strings, each with the NUL behind it.
-    pub fn terminated_strings(&self) -> Strings<'_> {
+    pub fn terminated_strings(&self) -> Strings<&[u8]> {
         self.texts(1)
     }
 
-    fn texts(&self, nul: usize) -> Strings<'_> {
+    fn texts(&self, nul: usize) -> Strings<&[u8]> {
         let text: &[u8] =
             self.spill.get().and_then(|spill| spill.get(self.facts_end()..)).unwrap_or(&self.inline);
         let part = |at: usize, size: u16| text.get(at..at + usize::from(size) + nul).unwrap_or_default();
@@ -215,6 +236,11 @@ impl Record {
         self.attributes = self.attributes & !HAS_PROTOCOL | if protocol.is_some() { HAS_PROTOCOL } else { 0 };
     }
 
+    /// What was agreed about compression.
+    pub fn params(&self) -> Option<Params> {
+        (self.deflate != 0).then(|| Params::from_bits(self.deflate)).flatten()
+    }
+
     /// Whether the header of the PROXY protocol was read: the peer is whom it named.
     pub fn has_proxy_header(&self) -> bool {
         self.attributes & HAS_PROXY_HEADER != 0
@@ -234,11 +260,6 @@ impl Record {
             bytes.push(0);
             self.state = Owned::new(bytes);
         }
-    }
-
-    /// The attached state.
-    pub fn state(&self) -> Option<&[u8]> {
-        self.terminated_state().and_then(|bytes| bytes.strip_suffix(b"\0"))
     }
 
     /// The attached state, with the NUL behind it.

@@ -17,10 +17,8 @@ pub struct Request {
     pub opening: Opening,
     /// Made when a handler asks for one of its parts.
     terminated: OnceLock<TerminatedHead>,
-    /// Followed by a NUL, as the others below.
-    resource: Vec<u8>,
-    origin: Option<Vec<u8>>,
-    user: Option<Vec<u8>>,
+    /// Each followed by a NUL, as those below; no subprotocol.
+    strings: Strings<Vec<u8>>,
     protocols: Option<Vec<u8>>,
     extensions: Option<Vec<u8>>,
 }
@@ -42,9 +40,12 @@ impl Request {
         };
         let resource = policy.map_or(Cow::Borrowed(head.resource()), |policy| policy.resource(&head));
         Request {
-            resource: terminated(resource.as_bytes()),
-            origin: head.header("Origin").map(terminated),
-            user: user.map(|user| terminated(user.name().as_bytes())),
+            strings: Strings {
+                resource: terminated(resource.as_bytes()),
+                origin: head.header("Origin").map(terminated),
+                user: user.map(|user| terminated(user.name().as_bytes())),
+                protocol: None,
+            },
             protocols,
             extensions: joined("Sec-WebSocket-Extensions"),
             terminated: OnceLock::new(),
@@ -54,23 +55,13 @@ impl Request {
     }
 
     /// Resource, origin and user; no subprotocol.
-    pub fn strings(&self) -> Strings<'_> {
-        Strings {
-            resource: unterminated(&self.resource),
-            origin: self.origin.as_deref().map(unterminated),
-            user: self.user.as_deref().map(unterminated),
-            protocol: None,
-        }
+    pub fn strings(&self) -> Strings<&[u8]> {
+        self.terminated_strings().map(|text| text.strip_suffix(b"\0").unwrap_or(text))
     }
 
     /// The same, each with the NUL behind it.
-    pub fn terminated_strings(&self) -> Strings<'_> {
-        Strings {
-            resource: &self.resource,
-            origin: self.origin.as_deref(),
-            user: self.user.as_deref(),
-            protocol: None,
-        }
+    pub fn terminated_strings(&self) -> Strings<&[u8]> {
+        self.strings.as_slices()
     }
 
     /// The subprotocols offered, joined with ", ", and a NUL.
@@ -87,8 +78,4 @@ impl Request {
     pub fn terminated(&self) -> &TerminatedHead {
         self.terminated.get_or_init(|| self.head.terminated())
     }
-}
-
-fn unterminated(text: &[u8]) -> &[u8] {
-    text.strip_suffix(b"\0").unwrap_or(text)
 }

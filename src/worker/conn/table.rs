@@ -2,6 +2,7 @@
 //!
 //! Connections are named by a 64-bit id: the generation of their slot in the upper half, the slot in the lower.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -23,7 +24,6 @@ use crate::worker::conn::open::Open;
 use crate::worker::conn::places::{Places, RawPlaces};
 use crate::worker::conn::record::{NOTHING, Record, Records};
 use crate::worker::conn::send_queue::{Queue, QueuePool};
-use crate::worker::conn::topic_records::TopicRecords;
 use crate::worker::conn::turn::Turn;
 
 /// How long the peer may take to close its end after everything was said.
@@ -286,7 +286,9 @@ pub struct Table {
     records: Records,
     /// What waits in send queues, where a record says so.
     unsent: Places,
-    topics: TopicRecords,
+    /// Subscriptions as they travel, by slot, and where they lie.
+    topics: HashMap<u32, Box<[u8]>>,
+    topic_places: Places,
     most: u32,
     live: u32,
 }
@@ -295,10 +297,10 @@ impl Table {
     /// A table for at most so many.
     pub fn new(most: u32) -> io::Result<Self> {
         let (records, unsent) = (Records::map(most as usize)?, Places::map(most as usize)?);
-        let topics = TopicRecords::map(most as usize)?;
+        let (topics, topic_places) = (HashMap::new(), Places::map(most as usize)?);
         // Unused memory costs nothing, and growing would fragment the heap.
         let (places, generations, free) = (Vec::new(), Vec::with_capacity(most as usize), Vec::new());
-        Ok(Table { places, generations, free, records, unsent, topics, most, live: 0 })
+        Ok(Table { places, generations, free, records, unsent, topics, topic_places, most, live: 0 })
     }
 
     /// Adds a connection; `None`, and it is dropped, when the table is full.
@@ -353,8 +355,8 @@ impl Table {
     }
 
     /// Where the subscriptions lie.
-    pub fn topic_records(&self) -> RawPlaces {
-        self.topics.raw()
+    pub fn topic_places(&self) -> RawPlaces {
+        self.topic_places.raw()
     }
 
     /// Where it is noted what waits in send queues.
@@ -373,19 +375,31 @@ impl Table {
 
     /// Whether a connection has subscriptions.
     pub fn has_topics(&self, id: u64) -> bool {
-        self.topics.has(id as u32)
+        !self.topics.is_empty() && self.topics.contains_key(&(id as u32))
     }
 
     /// The subscriptions of a connection, as they travel: they stay where they are until they change.
     pub fn topics(&self, id: u64) -> *const [u8] {
-        self.topics.raw().find(id as u32 as usize).unwrap_or(NOTHING)
+        self.topic_places.raw().find(id as u32 as usize).unwrap_or(NOTHING)
     }
 
     /// Replaces the subscriptions of a connection, as they are to travel; empty for none.
     pub fn set_topics(&mut self, id: u64, bytes: Vec<u8>) {
         if self.get(id).is_some() {
-            self.topics.set(id as u32, bytes);
+            self.note_topics(id as u32, bytes.into());
         }
+    }
+
+    fn note_topics(&mut self, slot: u32, bytes: Box<[u8]>) {
+        if self.topics.is_empty() && bytes.is_empty() {
+            return;
+        }
+        // Before those that were there are freed.
+        self.topic_places.note(slot, &bytes);
+        match bytes.is_empty() {
+            true => self.topics.remove(&slot),
+            false => self.topics.insert(slot, bytes),
+        };
     }
 
     /// Takes a connection out and forgets all about it.
@@ -393,7 +407,7 @@ impl Table {
         let conn = self.place(id)?.take()?;
         let slot = id as u32;
         self.records.clear(slot);
-        self.topics.set(slot, Vec::new());
+        self.note_topics(slot, Box::default());
         self.free.push(slot);
         self.live -= 1;
         Some(conn)
@@ -443,6 +457,23 @@ mod tests {
         assert_ne!(first, second);
         assert!(table.get(first).is_none() && table.remove(first).is_none());
         assert_eq!(table.ids(), [second]);
+    }
+
+    #[test]
+    fn a_crash_finds_the_subscriptions_that_were_set_last() {
+        let mut table = Table::new(2).unwrap();
+        let (one, other) = (table.add(conn()).unwrap(), table.add(conn()).unwrap());
+        let sizes = |table: &Table| [one, other].map(|id| table.topics(id).len());
+        table.set_topics(one, vec![7; 10_000]);
+        assert_eq!(
+            (sizes(&table), table.has_topics(one), table.has_topics(other)),
+            ([10_000, 0], true, false)
+        );
+        table.set_topics(one, vec![8; 10]);
+        assert_eq!(sizes(&table), [10, 0]);
+        table.set_topics(other, vec![8; 20]);
+        table.remove(one);
+        assert_eq!((sizes(&table), table.has_topics(one)), ([0, 20], false));
     }
 
     #[test]

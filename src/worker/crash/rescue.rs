@@ -248,9 +248,9 @@ impl RescueContext {
             let beside = Beside { topics, seen: self.progress.seen_by(id), unsent };
             // SAFETY: nothing changes the records any more, and the descriptors stay open.
             let is_added = unsafe {
-                shipment.add(record, record.fd, purpose, &beside) || {
+                shipment.add(record, purpose, &beside) || {
                     failed += self.send(shipment, give_up);
-                    shipment.add(record, record.fd, purpose, &beside)
+                    shipment.add(record, purpose, &beside)
                 }
             };
             match purpose {

@@ -149,8 +149,8 @@ impl Handshakes {
 
     /// What is asked of those who want this handler, or what is none.
     pub fn policy_of(&self, handler: Option<u16>) -> Option<&Policy> {
-        let authentication = &self.config.authentication;
-        let route = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler)));
+        let authentication = &self.conns.config.authentication;
+        let route = handler.and_then(|handler| self.conns.routes.handlers().get(usize::from(handler)));
         route
             .map_or(authentication.all.as_ref(), |route| authentication.of(&route.resource))
             .map(|policy| &**policy)
@@ -159,10 +159,8 @@ impl Handshakes {
     /// For the access log: who wants what is no WebSocket.
     pub fn record_user(&self, id: u64, user: Option<&User>) {
         let Some(user) = user.map(|user| user.name().as_bytes()) else { return };
-        if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
-            let _ = record.set_strings(Strings { user: Some(user), ..Strings::default() }); // it fits
-            record.seal();
-        }
+        let strings = Strings { user: Some(user), ..Strings::default() };
+        self.conns.edit_record(id, |record| _ = record.set_strings(strings)); // they fit
     }
 
     /// The request waits as it came, until [`authenticated`](Self::authenticated).

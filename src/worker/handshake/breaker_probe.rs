@@ -32,15 +32,15 @@ enum Finding {
 impl Handshakes {
     /// Whether a request may get to its handler; else the seconds after which to try again.
     pub fn check_breaker(&self, handler: u16, conn: u64) -> Result<(), u64> {
-        let Some(breaker) = self.breakers.get(self.pool, handler) else { return Ok(()) };
-        match breaker.enter(self.pid, self.life.turn().instant().as_nanos()) {
+        let Some(breaker) = self.breakers.get(self.conns.pool, handler) else { return Ok(()) };
+        match breaker.enter(self.conns.pid, self.conns.life.turn().instant().as_nanos()) {
             Decision::Free => Ok(()),
             Decision::Refused { seconds } => Err(seconds),
             Decision::Probe { until, first } => {
                 let level = if first { log::Level::Info } else { log::Level::Debug };
                 log::log!(level, "{}: probed by connection {conn:x}", self.handlers.handler_name(handler));
                 self.probes.borrow_mut().push(Probe { handler, conn, until, open_since: None });
-                self.life.request_chores();
+                self.conns.life.request_chores();
                 Ok(())
             }
         }
@@ -55,12 +55,12 @@ impl Handshakes {
     pub fn watch_probes(&self) {
         self.probes.borrow_mut().retain_mut(|probe| {
             let finding = self.look_at(probe);
-            let breaker = self.breakers.get(self.pool, probe.handler);
+            let breaker = self.breakers.get(self.conns.pool, probe.handler);
             match (finding, breaker) {
                 (Finding::Nothing, _) => return true,
-                (Finding::Over, Some(breaker)) => breaker.release(self.pid),
+                (Finding::Over, Some(breaker)) => breaker.release(self.conns.pid),
                 (Finding::Well, Some(breaker)) => {
-                    if breaker.close(self.pid, probe.until) {
+                    if breaker.close(self.conns.pid, probe.until) {
                         log::info!(
                             "{}: probe succeeded; handler back in service",
                             self.handlers.handler_name(probe.handler)
@@ -74,7 +74,7 @@ impl Handshakes {
     }
 
     fn look_at(&self, probe: &mut Probe) -> Finding {
-        let now = self.life.turn().instant();
+        let now = self.conns.life.turn().instant();
         let core = &mut *self.conns.core.borrow_mut();
         match core.table.get(probe.conn).map(|conn| &conn.phase) {
             None | Some(Phase::Reply(..) | Phase::Linger(_)) => Finding::Over,

@@ -22,10 +22,10 @@ const SHOWN: usize = 100;
 impl Handshakes {
     /// Answers a connection that exceeds a limit.
     pub fn refuse_politely(&self, socket: Socket, refusal: Refusal) {
-        if self.life.is_stopping() {
+        if self.conns.life.is_stopping() {
             return self.conns.load.release();
         }
-        let deadline = self.life.turn().instant() + self.config.handshake_timeout;
+        let deadline = self.conns.life.turn().instant() + self.conns.config.handshake_timeout;
         if let Some(id) = self.conns.add(Conn::new(socket, deadline)) {
             self.conns.reply(id, answer(refusal));
         }
@@ -39,7 +39,7 @@ impl Handshakes {
 
     /// Strips the header of the PROXY protocol where one is due. `None`: more has to come, or the connection was dropped.
     pub fn take_proxy_header<'a>(&self, id: u64, read: Cow<'a, [u8]>) -> Option<Cow<'a, [u8]>> {
-        let trusted = &self.config.admission.proxy;
+        let trusted = &self.conns.config.admission.proxy;
         if !trusted.is_any() {
             return Some(read);
         }
@@ -94,7 +94,7 @@ impl Handshakes {
 
     /// Finds the client behind a proxy, and checks the host. False: the request was refused.
     pub fn check_request(&self, id: u64, head: &Head) -> bool {
-        let admission = &self.config.admission;
+        let admission = &self.conns.config.admission;
         let peer = self.conns.peer(id);
         let trusts = |peer: Option<SocketAddr>| admission.proxy.trusts(peer.map(|peer| peer.ip()));
         if admission.proxy.is_any() && trusts(peer) {
@@ -120,7 +120,7 @@ impl Handshakes {
     /// RFC 9112 3.2.2: with a validation host, a target in absolute form must name it.
     pub fn check_authority(&self, head: &Head) -> Result<(), Response> {
         let absolute = !head.target().starts_with('/');
-        let (host, port) = &self.config.validation;
+        let (host, port) = &self.conns.config.validation;
         if !absolute || (host.is_none() && port.is_none()) {
             return Ok(());
         }
@@ -133,8 +133,9 @@ impl Handshakes {
 
     /// Whether the handshake is refused because no subprotocol was chosen.
     pub fn is_unmatched(&self, handshake: &Handshake, finished: &Finished) -> bool {
-        let route = self.routes.handlers().get(usize::from(handshake.handler));
-        let policy = route.map(|route| self.config.handler(&route.resource).subprotocol).unwrap_or_default();
+        let route = self.conns.routes.handlers().get(usize::from(handshake.handler));
+        let policy =
+            route.map(|route| self.conns.config.handler(&route.resource).subprotocol).unwrap_or_default();
         let is_offered = !handshake.request.opening.protocols.is_empty();
         policy == Unmatched::Refuse && is_offered && finished.protocol.is_none()
     }
@@ -155,10 +156,10 @@ impl Handshakes {
             return false;
         }
         let pool = self.handlers.pool_of(handler);
-        let most = self.config.pools.get(pool).and_then(|pool| pool.connections);
+        let most = self.conns.config.pools.get(pool).and_then(|pool| pool.connections);
         if let Some(most) = most {
             // In this pool the connection is counted already.
-            let more = u64::from(pool != self.pool);
+            let more = u64::from(pool != self.conns.pool);
             if self.admission.limiter.table().in_pool(pool) + more > u64::from(most) {
                 self.refuse(id, Refusal::Pool, "");
                 return false;

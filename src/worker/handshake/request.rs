@@ -10,7 +10,6 @@ use socket2::Socket;
 
 use crate::cgi::covers;
 use crate::config::{Console, ListenerSettings};
-use crate::ffi::host::End;
 use crate::ffi::place::Callback;
 use crate::fleet::addresses::Permit;
 use crate::http;
@@ -22,7 +21,6 @@ use crate::worker::base::metrics::OpenCount;
 use crate::worker::blocking::thread::Beginning;
 use crate::worker::conn::channel::{Ended, Opened, ThreadChannel};
 use crate::worker::conn::handshake::{Carried, Finished, Handshake, Verdict};
-use crate::worker::conn::info;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::record::foreign::Greeting;
 use crate::worker::conn::record::{Strings, flags};
@@ -46,15 +44,15 @@ impl Handshakes {
         listener: &ListenerSettings,
     ) -> Option<u64> {
         // Accepted while the worker was told to stop.
-        if self.life.is_stopping() {
+        if self.conns.life.is_stopping() {
             self.conns.load.release();
             return None;
         }
-        let deadline = self.life.turn().instant() + self.config.handshake_timeout;
+        let deadline = self.conns.life.turn().instant() + self.conns.config.handshake_timeout;
         let mut conn = Conn::new(socket, deadline);
         conn.set_console(listener.console);
         let id = self.conns.add(conn)?;
-        if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
+        self.conns.edit_record(id, |record| {
             record.peer = greeting.peer.into();
             record.mark = permit.keep();
             if greeting.has_proxy_header || !listener.proxy_protocol {
@@ -63,9 +61,8 @@ impl Handshakes {
             if let Some(facts) = greeting.facts {
                 record.set_facts(facts);
             }
-            record.seal();
             record.set_flags(flags::TAKEN | flags::FRESH);
-        }
+        });
         self.conns.arm(id);
         Some(id)
     }
@@ -92,17 +89,17 @@ impl Handshakes {
         }
         // Bytes behind a header of the PROXY protocol have not been searched.
         let seen = if read.len() == all { seen } else { 0 };
-        match head::parse_more(&read, seen, &self.config.head) {
+        match head::parse_more(&read, seen, &self.conns.config.head) {
             Ok(Parsed::NeedMore) => self.conns.keep_head(id, read.into_owned()),
             Ok(Parsed::Head { head, .. }) if self.answer_health_check(id, &head) => {}
             Ok(Parsed::Head { head, consumed }) => {
                 if self.conns.access_log.is_on() {
-                    let policy = self.policy_of(self.routes.find(head.path()));
+                    let policy = self.policy_of(self.conns.routes.find(head.path()));
                     let resource = policy.map_or(head.resource().into(), |policy| policy.resource(&head));
                     self.conns.access_log.asked(id, &resource, is_upgrade(&head), &head);
                 }
                 let handler = match self.handler_of(id, &head) {
-                    Ok(handler) if self.handlers.pool_of(handler) != self.pool => {
+                    Ok(handler) if self.handlers.pool_of(handler) != self.conns.pool => {
                         return Some(Elsewhere::Pool(self.handlers.pool_of(handler), read));
                     }
                     handler => handler,
@@ -137,21 +134,21 @@ impl Handshakes {
 
     /// The handler that a request is for, if it may have it.
     fn handler_of(&self, id: u64, head: &Head) -> Result<u16, Unserved> {
-        if self.life.is_stopping() {
+        if self.conns.life.is_stopping() {
             return Err(unavailable("the server is stopping").into());
         }
         if !self.check_request(id, head) {
             return Err(Unserved::Answered);
         }
         self.check_authority(head)?;
-        let found = self.routes.find(head.path());
+        let found = self.conns.routes.find(head.path());
         if let (Some(handler), Some(conn)) = (found, self.conns.core.borrow_mut().table.get(id)) {
             conn.handler = handler; // what is answered counts for it
         }
         let Some(handler) = found.filter(|_| is_upgrade(head)) else {
             let user = self.authenticate(id, self.policy_of(None), head)?;
             let is_program =
-                |path| self.config.cgi.as_ref().is_some_and(|cgi| covers(&cgi.directories, path));
+                |path| self.conns.config.cgi.as_ref().is_some_and(|cgi| covers(&cgi.directories, path));
             if found.is_none() && is_program(head.path()) {
                 let resource = self.policy_of(None).map(|policy| policy.resource(head).into_owned());
                 return Err(Unserved::Program(Asked { user, resource }));
@@ -165,8 +162,8 @@ impl Handshakes {
         // For handlers of this pool `begin` asks the breaker, and may let a probe through.
         let pool = self.handlers.pool_of(handler);
         let breaker = self.breakers.get(pool, handler);
-        match breaker.and_then(|breaker| breaker.refusal(self.life.turn().instant().as_nanos())) {
-            Some(seconds) if pool != self.pool => Err(quarantined(seconds).into()),
+        match breaker.and_then(|breaker| breaker.refusal(self.conns.life.turn().instant().as_nanos())) {
+            Some(seconds) if pool != self.conns.pool => Err(quarantined(seconds).into()),
             _ => Ok(handler),
         }
     }
@@ -209,18 +206,18 @@ impl Handshakes {
         let request = Arc::new(request);
         let handshake = Handshake::new(id, handler, request, ends, protocols, deflate, blocking);
         let handshake = Arc::new(handshake);
-        if blocking && self.threads.is_full() {
+        if blocking && self.session.threads.is_full() {
             return self.conns.reply(id, unavailable("too many connections to blocking handlers"));
         }
-        let channel = blocking.then(|| self.threads.new_channel(id, service.handler));
+        let channel = blocking.then(|| self.session.threads.new_channel(id, service.handler));
         self.registry.add(&handshake);
-        self.commands.set_handler(id, handler);
+        self.conns.commands.set_handler(id, handler);
         {
             let core = &mut *self.conns.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
             let unread = (!rest.is_empty()).then(|| rest.into());
             conn.phase = Phase::Opening(Arc::clone(&handshake), channel.clone(), unread, conn.deadline());
-            conn.set_pause(Pause::Handshake, true, self.life.turn().instant());
+            conn.set_pause(Pause::Handshake, true, self.conns.life.turn().instant());
             if let Some(record) = core.table.record(id) {
                 record.set_head(handshake.request.head.as_bytes());
                 // Of another process, in which this handshake has begun.
@@ -232,7 +229,7 @@ impl Handshakes {
         match channel {
             Some(channel) => {
                 let beginning = Beginning::Handshake(Arc::clone(&handshake));
-                if let Err(error) = self.threads.start(service.handler, channel, beginning) {
+                if let Err(error) = self.session.threads.start(service.handler, channel, beginning) {
                     log::error!("no thread for a blocking handler: {error}");
                     self.discard(&handshake, handshake.finish().carried, None);
                     return self.conns.reply(id, unavailable("no thread can be started"));
@@ -261,20 +258,17 @@ impl Handshakes {
     pub fn record_strings(&self, id: u64, request: &Request) -> bool {
         let longest = request.opening.protocols.iter().max_by_key(|name| name.len());
         let strings = Strings { protocol: longest.map(|name| name.as_bytes()), ..request.strings() };
-        let core = &mut *self.conns.core.borrow_mut();
-        let Some(record) = core.table.record(id) else { return false };
-        let recorded = record.set_strings(strings).is_ok();
-        record.set_protocol(None);
-        record.seal();
-        recorded
+        let recorded = self.conns.edit_record(id, |record| {
+            let recorded = record.set_strings(strings);
+            record.set_protocol(None);
+            recorded.is_ok()
+        });
+        recorded == Some(true)
     }
 
     /// Writes the reply: the verdict is there, or the handshake has timed out.
     pub fn finish_handshake(&self, id: u64) {
-        let (handshake, channel) = match self.conns.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
-            Some(Phase::Opening(handshake, channel, ..)) => (Arc::clone(handshake), channel.clone()),
-            _ => return,
-        };
+        let Some((handshake, channel)) = self.opening(id) else { return };
         let mut finished = handshake.finish();
         let octets = std::mem::take(&mut finished.carried.octets);
         match finished.verdict {
@@ -289,7 +283,7 @@ impl Handshakes {
                 self.accept(id, &handshake, finished, &octets, channel, Some(close));
             }
             Verdict::Reject { .. } | Verdict::Abort if !octets.is_empty() => {
-                self.metrics.of(handshake.handler).count_status(0);
+                self.conns.metrics.of(handshake.handler).count_status(0);
                 self.discard(&handshake, finished.carried, channel.as_deref());
                 self.conns.reply_octets(id, &octets);
             }
@@ -298,7 +292,7 @@ impl Handshakes {
                 self.conns.reply(id, rejection(status, content_type.as_deref(), body, &finished.headers));
             }
             Verdict::Abort => {
-                self.metrics.of(handshake.handler).count_status(0);
+                self.conns.metrics.of(handshake.handler).count_status(0);
                 self.discard(&handshake, finished.carried, channel.as_deref());
                 self.conns.remove(id);
             }
@@ -335,9 +329,6 @@ impl Handshakes {
         let params = deflate.map(|(params, ..)| params);
         let stream = service.handler.has_flag(WS_STREAM);
         let keep = service.handler.has_flag(WS_KEEP_REQUEST);
-        let protocol_text = protocol.as_ref().map(|name| format!("{name}\0"));
-        let strings =
-            Strings { protocol: protocol.as_deref().map(str::as_bytes), ..handshake.request.strings() };
         let request = keep.then(|| Arc::clone(&handshake.request));
         {
             let core = &mut *self.conns.core.borrow_mut();
@@ -352,7 +343,7 @@ impl Handshakes {
                 if let Some(request) = &request {
                     record.set_head(request.head.as_bytes());
                 }
-                record.set_protocol(strings.protocol);
+                record.set_protocol(protocol.as_deref().map(str::as_bytes));
                 if let Some(state) = carried.state.take() {
                     record.set_state(&state);
                 }
@@ -373,9 +364,10 @@ impl Handshakes {
                 out.extend_from_slice(octets);
             }
             let codec = deflate.map(|(params, threshold, level)| Deflate::new(params, threshold, level));
-            let counted = OpenCount::new(self.metrics.of(handshake.handler));
+            let counted = OpenCount::new(self.conns.metrics.of(handshake.handler));
             counted.counters().count_status(101);
-            let mut open = Open::new(Connection::new(self.life.turn().instant(), codec, stream), counted);
+            let mut open =
+                Open::new(Connection::new(self.conns.life.turn().instant(), codec, stream), counted);
             open.silent = close.is_some();
             if request.is_some() {
                 open.extra().request = request.clone();
@@ -390,7 +382,7 @@ impl Handshakes {
             let unread = conn.take_unread();
             conn.phase = Phase::Open(open);
             conn.set_unread(unread);
-            conn.set_pause(Pause::Handshake, false, self.life.turn().instant());
+            conn.set_pause(Pause::Handshake, false, self.conns.life.turn().instant());
             if let Some(record) = core.table.record(id) {
                 record.seal();
             }
@@ -403,30 +395,19 @@ impl Handshakes {
             self.conns.close(id, code, &reason, WS_BY_HANDLER);
             return self.conns.go_on_reading(id);
         }
-        self.commands.set_open(id, handshake.handler);
+        self.conns.commands.set_open(id, handshake.handler);
         // In this order: who posts finds the connection open, or the handshake in progress.
-        for task in self.commands.post_all(id, handshake.close_posts()) {
+        for task in self.conns.commands.post_all(id, handshake.close_posts()) {
             task.run(id);
         }
         self.registry.remove(id);
         match channel {
             Some(channel) => {
-                let text = |bytes: &[u8]| [bytes, b"\0"].concat();
-                channel.open(Opened {
-                    request,
-                    resource: text(strings.resource),
-                    origin: strings.origin.map(text),
-                    user: strings.user.map(text),
-                    protocol: protocol_text.map(String::into_bytes),
-                    deflate: params,
-                    remote: info::address(handshake.peer),
-                    local: handshake.address(End::Local),
-                    facts: handshake.facts.clone(),
-                });
+                let core = &mut *self.conns.core.borrow_mut();
+                let Some(record) = core.table.record(id) else { return };
+                channel.open(Opened::new(record, handshake.local.as_ref(), request));
             }
-            None => {
-                self.session.notify_open(id, handshake.handler);
-            }
+            None => self.session.notify_open(id, handshake.handler),
         }
         self.conns.go_on_reading(id);
         self.conns.arm(id);
@@ -434,41 +415,37 @@ impl Handshakes {
 
     /// Drops a connection that is not open yet.
     pub fn drop_unopened(&self, id: u64) {
-        let opening = match self.conns.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
-            Some(Phase::Opening(handshake, channel, ..)) => Some((Arc::clone(handshake), channel.clone())),
-            _ => None,
-        };
-        if let Some((handshake, channel)) = opening {
-            self.metrics.of(handshake.handler).count_status(0);
+        if let Some((handshake, channel)) = self.opening(id) {
+            self.conns.metrics.of(handshake.handler).count_status(0);
             self.discard(&handshake, handshake.finish().carried, channel.as_deref());
         }
         self.conns.remove(id);
     }
 
-    /// The handshake, or a reply, has timed out.
-    pub fn handshake_timed_out(&self, id: u64) {
-        enum Slow {
-            Head,
-            Handler(Arc<Handshake>, Option<Arc<ThreadChannel>>),
-            Other,
+    /// The handshake, a reply, or the peer's end after it has taken too long.
+    pub fn timed_out(&self, id: u64) {
+        if let Some((handshake, channel)) = self.opening(id) {
+            self.discard(&handshake, handshake.finish().carried, channel.as_deref());
+            return self.conns.reply(id, unavailable("the handler did not decide in time"));
         }
-        let slow = match self.conns.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
-            Some(Phase::Head(bytes, _)) if !bytes.is_empty() => Slow::Head,
-            Some(Phase::Opening(handshake, channel, ..)) => {
-                Slow::Handler(Arc::clone(handshake), channel.clone())
-            }
-            _ => Slow::Other,
+        let has_begun = match self.conns.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
+            Some(Phase::Head(bytes, _)) => !bytes.is_empty(),
+            _ => false,
         };
-        match slow {
-            Slow::Head if self.logins.is_waiting(id) => {
+        match has_begun {
+            true if self.logins.is_waiting(id) => {
                 self.conns.reply(id, unavailable("the password could not be compared in time"));
             }
-            Slow::Head => self.conns.reply(id, http::error(408, "the request did not come in time", &[])),
-            Slow::Handler(handshake, channel) => {
-                self.discard(&handshake, handshake.finish().carried, channel.as_deref());
-                self.conns.reply(id, unavailable("the handler did not decide in time"));
-            }
-            Slow::Other => self.conns.remove(id),
+            true => self.conns.reply(id, http::error(408, "the request did not come in time", &[])),
+            false => self.conns.remove(id),
+        }
+    }
+
+    /// A handshake that the handler decides about, and the channel to its thread.
+    fn opening(&self, id: u64) -> Option<(Arc<Handshake>, Option<Arc<ThreadChannel>>)> {
+        match &self.conns.core.borrow_mut().table.get(id)?.phase {
+            Phase::Opening(handshake, channel, ..) => Some((Arc::clone(handshake), channel.clone())),
+            _ => None,
         }
     }
 }

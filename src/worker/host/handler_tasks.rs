@@ -95,7 +95,7 @@ impl Worker for Posts {
         let called = || u16::try_from(self.called.load(Ordering::Relaxed).checked_sub(1)?).ok();
         let handler = match conn {
             0 => called(),
-            _ => self.commands.get().and_then(|commands| commands.handler_named(conn)),
+            _ => self.commands.get().map(|commands| commands.handler_named(conn)),
         };
         let name = handler.and_then(|handler| self.names.get(usize::from(handler)));
         name.map_or("a handler", String::as_str).to_owned()

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::Arc;
 
 use crate::config::Config;
 use crate::ffi::call::{self, Handler};
@@ -16,7 +15,6 @@ use crate::fleet::routes::{Route, Routes};
 use crate::fleet::scoreboard::Slot;
 use crate::log::{Level, write_for_handler};
 use crate::proto::ws::deflate::negotiate;
-use crate::worker::base::metrics::Metrics;
 use crate::worker::conn::connections::Conns;
 use crate::worker::crash::modules::Modules;
 use crate::worker::crash::report::Collector;
@@ -122,14 +120,7 @@ pub struct Handlers {
     pub posts: &'static Posts,
     /// What they are called for is shown here.
     pub slot: &'static Slot,
-    /// Whom they are told about.
     pub conns: &'static Conns,
-    /// How long they take.
-    pub metrics: &'static Metrics,
-    /// Their names.
-    pub routes: Arc<Routes>,
-    /// Their pools.
-    pub config: Arc<Config>,
 }
 
 impl Handlers {
@@ -186,12 +177,12 @@ impl Handlers {
 
     /// The pool that serves a handler.
     pub fn pool_of(&self, handler: u16) -> usize {
-        let route = self.routes.handlers().get(usize::from(handler));
-        route.map_or(0, |route| self.config.pool_of(&route.resource))
+        let route = self.conns.routes.handlers().get(usize::from(handler));
+        route.map_or(0, |route| self.conns.config.pool_of(&route.resource))
     }
 
     pub fn handler_name(&self, handler: u16) -> &str {
-        self.routes.handlers().get(usize::from(handler)).map_or("a handler", |route| &route.name)
+        self.conns.routes.handlers().get(usize::from(handler)).map_or("a handler", |route| &route.name)
     }
 
     /// Calls into a handler about a connection, with the scoreboard saying so.
@@ -212,7 +203,7 @@ impl Handlers {
     pub fn call<R>(&self, handler: u16, callback: Callback, call: impl FnOnce() -> R) -> R {
         count_call();
         self.slot.call.begin(handler, callback as u32);
-        let result = self.metrics.stopwatch(handler).time(callback, call);
+        let result = self.conns.metrics.stopwatch(handler).time(callback, call);
         self.slot.call.end();
         result
     }

@@ -13,8 +13,7 @@ use crate::ffi::host::{ABSENT, Address, End, Fact, Host, Number, Payload, Reply,
 use crate::ffi::place::{Callback, place};
 use crate::proto::ws::close;
 use crate::proto::ws::connection::Send;
-use crate::proto::ws::deflate::negotiate::Params;
-use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::commands::queue::Command;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::handler_timers::HandlerTimers;
 use crate::worker::conn::handshake::{Carried, Handshake, Registry};
@@ -24,10 +23,7 @@ use crate::worker::conn::table::Phase;
 
 /// See the module.
 pub struct LoopHost {
-    /// What the calls are about.
     pub conns: &'static Conns,
-    /// Where posted functions and late verdicts go.
-    pub commands: &'static CommandQueue,
     /// Handshakes in progress.
     pub handshakes: &'static Registry,
     /// The text that a handler is being given: already known to be UTF-8.
@@ -112,7 +108,7 @@ impl Host for LoopHost {
         let result = if later { ours.reply_later(reply) } else { ours.reply(reply) };
         // Later, from a timer or a callback of another connection: nobody else will see the verdict.
         if later && ours.has_verdict() {
-            self.commands.give(Command::Verdict(handshake));
+            self.conns.commands.give(Command::Verdict(handshake));
         }
         result
     }
@@ -122,7 +118,7 @@ impl Host for LoopHost {
     }
 
     fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
-        let result = match flags != 0 || self.commands.has_fragments(conn) {
+        let result = match flags != 0 || self.conns.commands.has_fragments(conn) {
             false => self.send_payload(conn, kind, payload, flags),
             true => self.send_flagged(conn, kind, payload, flags),
         };
@@ -181,7 +177,7 @@ impl Host for LoopHost {
     }
 
     fn post(&self, conn: u64, task: Task) -> i32 {
-        self.handshakes.post(self.commands, conn, task)
+        self.handshakes.post(self.conns.commands, conn, task)
     }
 
     fn close(&self, conn: u64, code: u32, reason: &[u8]) -> i32 {
@@ -219,11 +215,7 @@ impl Host for LoopHost {
         if let Some(handshake) = self.opening(conn) {
             handshake.carry(|carried| carried.state = None);
         }
-        let core = &mut *self.conns.core.borrow_mut();
-        let Some(record) = core.table.record(conn) else { return WS_E_GONE };
-        record.set_state(state);
-        record.seal();
-        WS_OK
+        self.conns.edit_record(conn, |record| record.set_state(state)).map_or(WS_E_GONE, |()| WS_OK)
     }
 
     fn attach_user(&self, handshake: u64, user: User) -> i32 {
@@ -286,9 +278,8 @@ impl LoopHost {
             _ => return None,
         };
         let record = core.table.record(id)?;
-        let deflate = (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten();
-        let facts = record.facts();
-        Some(f(Info { strings: record.terminated_strings(), deflate, request: request.as_deref(), facts }))
+        let (strings, deflate) = (record.terminated_strings(), record.params());
+        Some(f(Info { strings, deflate, request: request.as_deref(), facts: record.facts() }))
     }
 
     #[inline(always)]
@@ -306,7 +297,7 @@ impl LoopHost {
     /// With flags, or while a fragmented message is under way.
     #[cold]
     fn send_flagged(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
-        match flags & WS_MORE != 0 || self.commands.has_fragments(conn) {
+        match flags & WS_MORE != 0 || self.conns.commands.has_fragments(conn) {
             _ if flags & !(WS_MORE | WS_UNCOMPRESSED) != 0 => WS_E_INVALID,
             false => self.send_payload(conn, kind, payload, flags),
             true => self.send_fragment(conn, kind, payload, flags),
@@ -322,12 +313,12 @@ impl LoopHost {
         if message_kind(kind).is_none() {
             return WS_E_INVALID;
         }
-        let Some(running) = self.commands.begin_fragments(conn, kind) else { return WS_E_INVALID };
+        let Some(running) = self.conns.commands.begin_fragments(conn, kind) else { return WS_E_INVALID };
         self.conns.run_sends(conn);
         let result = self.send_payload(conn, kind, payload, flags);
         let is_begun = flags & WS_MORE != 0 && result == WS_OK || running != 0 && result != WS_OK;
         if !is_begun {
-            self.commands.end_fragments(conn);
+            self.conns.commands.end_fragments(conn);
         }
         result
     }

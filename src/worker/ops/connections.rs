@@ -6,13 +6,11 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
 use crate::ctl::answer::{Connection, seconds};
 use crate::ctl::filter::Filter;
 use crate::ctl::request::{Id, MAX_BYTES as MAX_FILTER};
 use crate::fleet::control::Report;
-use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Place, Slot};
 use crate::time::Instant;
 use crate::worker::conn::connections::{Conns, Core};
@@ -25,14 +23,9 @@ const MAX_BYTES: usize = 4 << 20;
 
 /// The connections of a worker, as operators see them.
 pub struct Listing {
-    /// All of them.
     pub conns: &'static Conns,
-    /// What they are served by.
-    pub routes: Arc<Routes>,
     /// Which worker this is.
     pub slot: &'static Slot,
-    /// This process.
-    pub pid: i32,
 }
 
 impl Listing {
@@ -121,9 +114,9 @@ impl Listing {
             Phase::Open(_) => ("open", Some(conn.handler), Some(resource), protocol),
             Phase::Linger(_) => ("ended", None, None, None),
         };
-        let route = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler)));
+        let route = handler.and_then(|handler| self.conns.routes.handlers().get(usize::from(handler)));
         Some(Connection {
-            id: Id { pid: self.pid, conn: id }.to_string().into(),
+            id: Id { pid: self.conns.pid, conn: id }.to_string().into(),
             worker: worker.into(),
             peer: peer.map(|peer| peer.to_string()),
             phase: phase.into(),

@@ -63,7 +63,7 @@ impl Session {
     /// Handles the deadline of an open connection: its handler's timers, an overdue answer to the peer's Close, and the
     /// deadlines of the protocol.
     pub fn on_deadline(&self, id: u64) {
-        let now = self.life.turn().instant();
+        let now = self.conns.life.turn().instant();
         // One by one: a callback may clear the next one.
         while let Some((handler, Some(task))) =
             self.conns.with_open(id, |handler, open| (handler, open.pop_timer(now)))
@@ -78,7 +78,7 @@ impl Session {
     }
 
     fn protocol_deadline(&self, id: u64) {
-        let now = self.life.turn().instant();
+        let now = self.conns.life.turn().instant();
         let (due, stalled, is_blocking) = {
             let core = &mut *self.conns.core.borrow_mut();
             core.mark_dirty(id);

@@ -25,7 +25,7 @@ impl Session {
             let core = &mut *self.conns.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return true };
             record.pin();
-            conn.set_pause(Pause::Slice, false, self.life.turn().instant());
+            conn.set_pause(Pause::Slice, false, self.conns.life.turn().instant());
             if conn.is_paused() {
                 return true;
             }
@@ -69,10 +69,14 @@ impl Session {
                     conn.set_unread((!rest.is_empty()).then(|| rest.into()));
                     break;
                 }
-                let (full, handler) = (conn.queued() >= self.commands.watermarks.high(), conn.handler);
+                let (full, handler) = (conn.queued() >= self.conns.commands.watermarks.high(), conn.handler);
                 let limits = &self.conns.settings(handler).limits;
-                let protocol =
-                    conn.protocol(self.life.turn().instant(), limits, &mut core.codecs, &mut core.queue_pool);
+                let protocol = conn.protocol(
+                    self.conns.life.turn().instant(),
+                    limits,
+                    &mut core.codecs,
+                    &mut core.queue_pool,
+                );
                 let Some((open, mut io)) = protocol.filter(|(open, _)| !open.over) else { break };
                 if full && gathered == 0 {
                     (None, handler)
@@ -129,7 +133,7 @@ impl Session {
 
     /// Logs that a peer does not keep to the protocol, if that peer was not complained about too often.
     fn complain(&self, id: u64, why: impl Display, code: u16) {
-        let (peer, now) = (self.conns.peer(id), self.life.turn().instant());
+        let (peer, now) = (self.conns.peer(id), self.conns.life.turn().instant());
         let Some(left_out) = self.complaints.borrow_mut().admit(peer.map(|peer| peer.ip()), now) else {
             return;
         };
@@ -190,9 +194,7 @@ impl Session {
     /// Queues a message for the thread of a blocking handler.
     #[inline(never)]
     pub fn put_message(&self, id: u64, kind: Kind, flags: u32, body: Body, buffer: &[u8]) {
-        let Some(channel) = self.conns.with_open(id, |_, open| open.channel().cloned()).flatten() else {
-            return;
-        };
+        let Some(channel) = self.conns.channel(id) else { return };
         let mut payload = match body {
             Body::Owned(payload) => payload,
             Body::Input(range) => {
@@ -264,7 +266,7 @@ impl Session {
     /// Whether a message or fragment exceeds the rate limit; if so, the connection is being closed.
     #[inline(never)]
     fn is_too_fast(&self, id: u64, is_first: bool, size: usize) -> bool {
-        let now = self.life.turn().instant();
+        let now = self.conns.life.turn().instant();
         let admits =
             |open: &mut Open| open.extra().pace.as_mut().is_none_or(|pace| pace.admits(is_first, size, now));
         if self.conns.with_open(id, |_, open| admits(open)).unwrap_or(true) {
@@ -286,7 +288,7 @@ impl Session {
                 }
             }
             Some((handler, None, false)) => {
-                self.commands.end_post(id);
+                self.conns.commands.end_post(id);
                 self.handlers.call_about(handler, Callback::Task, id, || task.run(id));
             }
             _ => task.run(id),

@@ -6,10 +6,8 @@ use std::sync::Arc;
 use ::ws_handler::raw::*;
 
 use crate::ffi::place::{self, Callback};
-use crate::proto::ws::deflate::negotiate::Params;
 use crate::worker::blocking::thread::Beginning;
 use crate::worker::conn::channel::Opened;
-use crate::worker::conn::info;
 use crate::worker::conn::table::Pause;
 use crate::worker::host::handlers::Service;
 use crate::worker::session::Session;
@@ -49,33 +47,17 @@ impl Session {
 
     pub fn resume_thread(&self, id: u64, handler: u16, service: &Service) -> io::Result<()> {
         let channel = self.threads.new_channel(id, service.handler);
-        let known = {
-            let core = &mut *self.conns.core.borrow_mut();
-            let local = core.table.get(id).and_then(|conn| conn.socket.local_addr().ok());
-            core.table.record(id).map(|record| {
-                let text = |bytes: &[u8]| [bytes, b"\0"].concat();
-                let strings = record.strings();
-                let opened = Opened {
-                    request: None,
-                    resource: text(strings.resource),
-                    origin: strings.origin.map(text),
-                    user: strings.user.map(text),
-                    protocol: strings.protocol.map(text),
-                    deflate: (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten(),
-                    remote: info::address(record.peer.address()),
-                    local: info::local_end(local.as_ref(), record.facts()),
-                    facts: record.facts().map(Arc::from),
-                };
-                (opened, record.state().map(text).unwrap_or_default())
-            })
-        };
-        let Some((mut opened, state)) = known else { return Ok(()) };
         channel.rest();
-        self.conns.with_open(id, |_, open| {
-            opened.request = open.request().cloned();
+        let (opened, state) = {
+            let core = &mut *self.conns.core.borrow_mut();
+            let Some((conn, record)) = core.table.both(id) else { return Ok(()) };
+            let local = conn.socket.local_addr().ok();
+            let Some(open) = conn.open() else { return Ok(()) };
             open.set_channel(Arc::clone(&channel));
             open.silent = false;
-        });
+            let state = record.terminated_state().map(<[u8]>::to_vec).unwrap_or_default();
+            (Opened::new(record, local.as_ref(), open.request().cloned()), state)
+        };
         // From here on its thread decides whether it can move.
         self.conns.flush(id);
         channel.open(opened);

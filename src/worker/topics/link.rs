@@ -6,7 +6,6 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -273,7 +272,7 @@ impl Link {
             if socket.is_some() {
                 table.tell_counts(out.tail());
             }
-            self.conns.metrics.set_subscriptions(table.len());
+            self.conns.metrics.lane.set_subscriptions(table.len() as u64);
         }
         let is_left = shared.write() && shared.socket.is_some();
         let wanted = if is_left { READABLE | WRITABLE } else { READABLE };
@@ -401,12 +400,7 @@ impl Link {
             Notice::Message { topic, ticket, stamp, message } => {
                 let kind = if u32::from(message.kind) == WS_TEXT { Kind::Text } else { Kind::Binary };
                 let whom = Recipients { topic, ticket, stamp, but: message.but };
-                let message = Broadcast::new(
-                    kind,
-                    message.payload.into(),
-                    message.compress,
-                    Rc::clone(&self.conns.shared_frames),
-                );
+                let message = self.conns.broadcast(kind, message.payload, message.compress);
                 if ticket == 0 {
                     self.progress.begin(stamp);
                 }

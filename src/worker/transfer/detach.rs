@@ -39,7 +39,7 @@ impl Transfer {
         }
         self.conns.pause(id, Pause::Move);
         self.detaching.borrow_mut().push(Detaching { conn: id, to });
-        self.life.request_chores();
+        self.conns.life.request_chores();
         true
     }
 
@@ -55,7 +55,7 @@ impl Transfer {
         });
         match serving {
             Some((true, true)) => {
-                self.conns.attach_state(id, state);
+                self.conns.edit_record(id, |record| record.set_state(state));
                 self.conns.flush(id);
             }
             // The handler has begun a message and waited for one.

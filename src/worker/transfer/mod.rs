@@ -13,24 +13,16 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::Arc;
 
-use crate::config::Config;
 use crate::fleet::control::Channel;
 use crate::fleet::inbox::Inbox;
-use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Scoreboard, Slot};
 use crate::worker::base::descriptors::Descriptors;
-use crate::worker::base::lifecycle::Lifecycle;
-use crate::worker::base::metrics::Metrics;
 use crate::worker::base::progress::Progress;
-use crate::worker::blocking::threads::Threads;
-use crate::worker::commands::queue::CommandQueue;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::handoff::{Arrivals, Shipment};
 use crate::worker::handshake::Handshakes;
 use crate::worker::host::handlers::Handlers;
-use crate::worker::listen::admission::Admission;
 use crate::worker::session::Session;
 use crate::worker::topics::link::Link;
 use crate::worker::transfer::detach::Detaching;
@@ -40,40 +32,19 @@ use crate::worker::transfer::waiting::Waiting;
 
 /// What moves connections between this process and others.
 pub struct Transfer {
-    /// The connections.
     pub conns: &'static Conns,
-    /// Whom they are told about.
     pub handlers: &'static Handlers,
-    /// What goes on with those that arrive open.
+    /// Goes on with those that arrive open.
     pub session: &'static Session,
-    /// What goes on with the others.
+    /// Goes on with the others.
     pub handshakes: &'static Handshakes,
-    /// Threads of blocking handlers.
-    pub threads: &'static Threads,
     /// Subscriptions of those that arrive.
     pub link: &'static Link,
     /// What those that leave have seen by theirs.
     pub progress: &'static Progress,
-    /// What other threads have left for connections.
-    pub commands: &'static CommandQueue,
-    /// What is counted.
-    pub metrics: &'static Metrics,
-    /// Where connections are counted by address.
-    pub admission: &'static Admission,
-    /// Limits and times.
-    pub config: Arc<Config>,
-    /// Which handler a path has.
-    pub routes: Arc<Routes>,
-    /// Time, and whether the worker is stopping.
-    pub life: &'static Lifecycle,
-    /// The slots of all workers.
+    /// The slots of all workers, and this worker's.
     pub scoreboard: &'static Scoreboard,
-    /// This worker's.
     pub slot: &'static Slot,
-    /// This process.
-    pub pid: i32,
-    /// The pool that it belongs to.
-    pub pool: usize,
     /// To the supervisor.
     pub control: &'static Channel,
     /// Room for descriptors that come.

@@ -14,7 +14,6 @@ use crate::fleet::inbox::Receiver;
 use crate::proto::http1::head::{self, Parsed};
 use crate::proto::ws::connection::Connection;
 use crate::proto::ws::deflate::codec::Deflate;
-use crate::proto::ws::deflate::negotiate::Params;
 use crate::proto::ws::handshake;
 use crate::time::Instant;
 use crate::worker::base::load::Arrival;
@@ -66,7 +65,9 @@ impl Transfer {
             for (id, next) in moved {
                 match next {
                     Next::Read => self.read_arrived(id),
-                    Next::Open(handler) if !self.life.is_stopping() => self.session.notify_open(id, handler),
+                    Next::Open(handler) if !self.conns.life.is_stopping() => {
+                        self.session.notify_open(id, handler)
+                    }
                     Next::Open(_) => {
                         // The handler never hears of it here.
                         self.conns.with_open(id, |_, open| open.silent = true);
@@ -163,17 +164,17 @@ impl Transfer {
     fn take_up(&self, fd: OwnedFd, entry: &Entry) -> Option<(u64, Next)> {
         let socket = Socket::from(fd);
         let admitted = self.admit(entry.purpose);
-        self.metrics.place.moved_in.add_shared(1);
+        self.conns.metrics.place.moved_in.add_shared(1);
         match entry.purpose {
             Purpose::Handshake => {
                 let known = Record::greeting_in(entry.block, entry.parts[0]);
                 let found = || socket.peer_addr().ok().and_then(|address| address.as_socket());
                 let greeting = known.unwrap_or_else(|| Greeting { peer: found(), ..Greeting::default() });
                 // Where it came in is not known here, but whether the header was read.
-                let expects_header = self.config.listeners().any(|listener| listener.proxy_protocol);
+                let expects_header = self.conns.config.listeners().any(|listener| listener.proxy_protocol);
                 let listener =
-                    ListenerSettings { proxy_protocol: expects_header, ..self.config.listener.clone() };
-                let permit = self.admission.take_over(greeting.peer, greeting.mark);
+                    ListenerSettings { proxy_protocol: expects_header, ..self.conns.config.listener.clone() };
+                let permit = self.session.admission.take_over(greeting.peer, greeting.mark);
                 let id = self.handshakes.start_connection(socket, &greeting, permit, &listener)?;
                 if !admitted {
                     self.conns.reply(id, unavailable("this process has its connection already"));
@@ -188,12 +189,13 @@ impl Transfer {
             Purpose::Linger => {
                 let raw = socket.as_raw_fd();
                 let mut conn = Conn::new(socket, Instant::NEVER);
-                conn.phase = Phase::Linger(self.life.turn().instant() + LINGER);
+                conn.phase = Phase::Linger(self.conns.life.turn().instant() + LINGER);
                 if let Some(id) = self.conns.add(conn) {
                     if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
                         // For the access log. Of one that pointed to more nothing is known.
                         record.import(entry.block, entry.parts);
-                        record.mark = self.admission.take_over(record.peer.address(), record.mark).keep();
+                        record.mark =
+                            self.session.admission.take_over(record.peer.address(), record.mark).keep();
                         record.generation = (id >> 32) as u32;
                         record.fd = raw;
                         record.seal();
@@ -218,17 +220,18 @@ impl Transfer {
             let core = &mut *self.conns.core.borrow_mut();
             core.table.record(id).and_then(|record| {
                 record.import(entry.block, entry.parts).then(|| {
-                    record.mark = self.admission.take_over(record.peer.address(), record.mark).keep();
+                    record.mark = self.session.admission.take_over(record.peer.address(), record.mark).keep();
                     record.generation = (id >> 32) as u32;
                     record.fd = raw;
                     record.set_resumed();
                     record.seal();
-                    let params = (record.deflate != 0).then(|| Params::from_bits(record.deflate)).flatten();
-                    let deflate = params.map(|params| Deflate::new(params, record.threshold, record.level));
+                    let deflate =
+                        record.params().map(|params| Deflate::new(params, record.threshold, record.level));
                     // Who sent it may have known other handlers, or the same by other numbers.
                     let resource = record.strings().resource;
                     let path = resource.split(|byte| *byte == b'?').next().unwrap_or_default();
-                    let handler = std::str::from_utf8(path).ok().and_then(|path| self.routes.find(path));
+                    let handler =
+                        std::str::from_utf8(path).ok().and_then(|path| self.conns.routes.find(path));
                     (handler, deflate)
                 })
             })
@@ -239,12 +242,13 @@ impl Transfer {
             return None;
         };
         self.conns.put_unsent(id, entry.unsent);
-        let Some(route) = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler))) else {
+        let Some(route) = handler.and_then(|handler| self.conns.routes.handlers().get(usize::from(handler)))
+        else {
             self.close_arrived(id, NO_HANDLER, deflate, 1001);
             return None;
         };
         let (handler, flags) = (handler.unwrap_or_default(), route.flags);
-        if self.handlers.pool_of(handler) != self.pool {
+        if self.handlers.pool_of(handler) != self.conns.pool {
             self.link.pass(id, entry.topics, entry.seen);
             if !self.forward_arrived(id, self.handlers.pool_of(handler)) {
                 self.close_arrived(id, handler, deflate, 1012);
@@ -264,12 +268,12 @@ impl Transfer {
                 record.seal();
             }
             let conn = core.table.get(id)?;
-            let protocol = Connection::new(self.life.turn().instant(), deflate, flags & WS_STREAM != 0);
-            let mut open = Open::new(protocol, OpenCount::new(self.metrics.of(handler)));
+            let protocol = Connection::new(self.conns.life.turn().instant(), deflate, flags & WS_STREAM != 0);
+            let mut open = Open::new(protocol, OpenCount::new(self.conns.metrics.of(handler)));
             if request.is_some() {
                 open.extra().request = request;
             }
-            self.admission.limit_rate(&mut open, self.conns.settings(handler));
+            self.session.admission.limit_rate(&mut open, self.conns.settings(handler));
             conn.handler = handler;
             conn.phase = Phase::Open(open);
             if let Some(record) = core.table.record(id) {
@@ -278,7 +282,7 @@ impl Transfer {
             }
         }
         self.conns.log_open(id, false);
-        self.commands.set_open(id, handler);
+        self.conns.commands.set_open(id, handler);
         if !entry.topics.is_empty() {
             self.link.arrive(id, handler, entry.topics, entry.seen);
         }
@@ -293,8 +297,8 @@ impl Transfer {
         {
             let core = &mut *self.conns.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
-            let protocol = Connection::new(self.life.turn().instant(), deflate, false);
-            let mut open = Open::new(protocol, OpenCount::new(self.metrics.of(handler)));
+            let protocol = Connection::new(self.conns.life.turn().instant(), deflate, false);
+            let mut open = Open::new(protocol, OpenCount::new(self.conns.metrics.of(handler)));
             open.silent = true;
             conn.handler = handler;
             conn.phase = Phase::Open(open);
@@ -305,7 +309,7 @@ impl Transfer {
 
     /// The request of a connection whose handler keeps it.
     pub fn read_kept(&self, id: u64, handler: u16, bytes: &[u8]) -> Option<Arc<Request>> {
-        let Ok(Parsed::Head { head, .. }) = head::parse(bytes, &self.config.head) else { return None };
+        let Ok(Parsed::Head { head, .. }) = head::parse(bytes, &self.conns.config.head) else { return None };
         let opening = handshake::check(&head).ok()?;
         let core = &mut *self.conns.core.borrow_mut();
         let user =

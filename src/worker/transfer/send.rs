@@ -13,8 +13,7 @@ use crate::ffi::place::Callback;
 use crate::fleet::scoreboard::{Slot, State};
 use crate::time::Instant;
 use crate::worker::conn::handoff::{Beside, Purpose, unsent_of};
-use crate::worker::conn::record::flags;
-use crate::worker::conn::table::Phase;
+use crate::worker::conn::record::{Record, flags};
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::outcome::Elsewhere;
@@ -38,7 +37,7 @@ pub struct Leaving {
 impl Transfer {
     /// Moves up to `count` connections to another slot.
     pub fn rebalance(&self, to: usize, count: usize) {
-        if self.is_leaving() || self.life.is_stopping() {
+        if self.is_leaving() || self.conns.life.is_stopping() {
             return;
         }
         // It may have been told to leave since, or have run out of descriptors.
@@ -69,14 +68,9 @@ impl Transfer {
     /// The same; false, and nothing is done, while no worker of the pool is free.
     pub fn try_forward(&self, id: u64, pool: usize, read: &[u8]) -> bool {
         let Some((slot, tx)) = self.least_loaded(pool) else { return false };
-        let packed = {
-            let core = &mut *self.conns.core.borrow_mut();
-            core.table.record(id).is_some_and(|record| {
-                // SAFETY: the record stays in place until it is sent below, and `read` is borrowed until then.
-                unsafe { self.shipment.borrow_mut().add_handshake(record, record.fd, read) }
-            })
-        };
-        if !packed || !self.forward(tx.as_raw_fd(), id, pool) {
+        // Until it is sent, or answered.
+        self.conns.edit_record(id, |record| record.set_head(read));
+        if !self.pack(id, Purpose::Handshake) || !self.forward(tx.as_raw_fd(), id, pool) {
             self.release_claim(&slot, pool);
             self.conns.reply(id, unavailable("the pool that serves this resource does not keep up"));
         }
@@ -85,7 +79,7 @@ impl Transfer {
 
     /// Whether a pool has a process for each connection.
     pub fn is_per_connection(&self, pool: usize) -> bool {
-        self.config.pools.get(pool).is_some_and(|pool| pool.children.is_some())
+        self.conns.config.pools.get(pool).is_some_and(|pool| pool.children.is_some())
     }
 
     /// The least loaded worker of a pool and its inlet; in a pool with a process for each connection one that waits,
@@ -131,7 +125,7 @@ impl Transfer {
     fn forward(&self, tx: RawFd, id: u64, pool: usize) -> bool {
         let sent = self.ship(tx, &[id]);
         if sent {
-            self.forget_moved(id, pool == self.pool);
+            self.forget_moved(id, pool == self.conns.pool);
         }
         sent
     }
@@ -152,20 +146,20 @@ impl Transfer {
     /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers have.
     pub fn begin_leaving(&self, tx: Option<Rc<OwnedFd>>, to: Option<Slot>) {
         if let Some(slot) = to {
-            slot.crash.begin_sending(self.pid);
+            slot.crash.begin_sending(self.conns.pid);
         }
-        let now = self.life.turn().instant();
+        let now = self.conns.life.turn().instant();
         *self.leaving.borrow_mut() =
             Some(Leaving { tx, to, pacing: Pacing::new(now), told: HashSet::new(), empty_since: None });
-        self.life.request_chores();
+        self.conns.life.request_chores();
         self.migrate_more();
     }
 
     /// What is left goes to this inbox from now on: where it was to go is gone.
     pub fn redirect(&self, tx: Option<Rc<OwnedFd>>, to: Option<Slot>) {
         if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
-            leaving.to.into_iter().for_each(|old| old.crash.end_sending(self.pid));
-            to.into_iter().for_each(|new| new.crash.begin_sending(self.pid));
+            leaving.to.into_iter().for_each(|old| old.crash.end_sending(self.conns.pid));
+            to.into_iter().for_each(|new| new.crash.begin_sending(self.conns.pid));
             (leaving.tx, leaving.to) = (tx, to);
         }
     }
@@ -178,14 +172,14 @@ impl Transfer {
         if self.conns.len() > 0 {
             return false; // some have arrived in the same turn, and go on at the next look
         }
-        let is_late = self.life.turn().instant() >= since + self.config.stop_timeout;
-        !self.slot.crash.is_sending() && (self.threads.running() == 0 || is_late)
+        let is_late = self.conns.life.turn().instant() >= since + self.conns.config.stop_timeout;
+        !self.slot.crash.is_sending() && (self.session.threads.running() == 0 || is_late)
     }
 
     /// Nothing is handed over any more: those that are left are closed here.
     pub fn end_migration(&self) {
         if let Some(to) = self.leaving.borrow_mut().take().and_then(|leaving| leaving.to) {
-            to.crash.end_sending(self.pid);
+            to.crash.end_sending(self.conns.pid);
         }
     }
 
@@ -224,14 +218,14 @@ impl Transfer {
         match self.leaving.borrow().as_ref() {
             Some(leaving) => Some(leaving.pacing.next()),
             None if self.detaching.borrow().is_empty() => None,
-            None => Some(self.life.turn().instant() + AGAIN),
+            None => Some(self.conns.life.turn().instant() + AGAIN),
         }
     }
 
     /// Hands over what has become movable; what has not is closed with 1012 when its time is over. Looks at all
     /// connections now and then only: a turn of the loop costs no more for those that are left.
     pub fn migrate_more(&self) {
-        let now = self.life.turn().instant();
+        let now = self.conns.life.turn().instant();
         let is_look_due = match self.leaving.borrow_mut().as_mut() {
             Some(leaving) => leaving.pacing.take_look(now),
             None => return,
@@ -270,11 +264,11 @@ impl Transfer {
         for (index, &(id, handler)) in open.iter().enumerate() {
             if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
                 leaving.told.insert(id);
-                let route = self.routes.handlers().get(usize::from(handler));
-                if let Some(time) = route.and_then(|route| self.config.handler(&route.resource).drain) {
+                let route = self.conns.routes.handlers().get(usize::from(handler));
+                if let Some(time) = route.and_then(|route| self.conns.config.handler(&route.resource).drain) {
                     // One that can move once its thread comes back has all of the time.
                     let part = if self.conns.is_resumable(id) { open.len() } else { index + 1 };
-                    let at = self.life.turn().instant() + time.mul_f64(part as f64 / open.len() as f64);
+                    let at = self.conns.life.turn().instant() + time.mul_f64(part as f64 / open.len() as f64);
                     leaving.pacing.close_at(at, id);
                 }
             }
@@ -339,7 +333,7 @@ impl Transfer {
         if record.flags() & flags::FRESH != 0 {
             return Some(Purpose::Handshake);
         }
-        let is_quiet = self.commands.is_quiet(id) && self.link.is_quiet(id);
+        let is_quiet = self.conns.commands.is_quiet(id) && self.link.is_quiet(id);
         (record.is_movable() && is_quiet).then_some(Purpose::Resume)
     }
 
@@ -348,7 +342,7 @@ impl Transfer {
     pub fn detach(&self, id: u64) -> bool {
         let known = self.conns.with_open(id, |handler, open| (!open.over).then_some((handler, open.silent)));
         let Some((handler, silent)) = known.flatten() else { return false };
-        if !self.commands.set_gone_if_quiet(id) {
+        if !self.conns.commands.set_gone_if_quiet(id) {
             return false;
         }
         if silent {
@@ -366,18 +360,9 @@ impl Transfer {
 
     /// The connection could not be sent: it goes on here, as if it had come from elsewhere.
     pub fn keep(&self, id: u64) {
-        let handler = {
-            let core = &mut *self.conns.core.borrow_mut();
-            if let Some(record) = core.table.record(id) {
-                record.set_resumed();
-                record.seal();
-            }
-            match core.table.get(id) {
-                Some(conn) if matches!(conn.phase, Phase::Open(_)) => conn.handler,
-                _ => return,
-            }
-        };
-        self.commands.set_open(id, handler);
+        self.conns.edit_record(id, Record::set_resumed);
+        let Some(handler) = self.conns.with_open(id, |handler, _| handler) else { return };
+        self.conns.commands.set_open(id, handler);
         self.conns.with_open(id, |_, open| {
             open.release_user();
             open.over = false;
@@ -393,7 +378,7 @@ impl Transfer {
         let Some(unsent) = unsent_of(record, id, unsent) else { return false };
         let beside = Beside { topics, seen, unsent };
         // SAFETY: records stay in place; this one is cleared only after the shipment was sent or emptied.
-        unsafe { self.shipment.borrow_mut().add(record, record.fd, purpose, &beside) }
+        unsafe { self.shipment.borrow_mut().add(record, purpose, &beside) }
     }
 
     /// Sends the batch and forgets its connections, or keeps them if there is no room at the other end.
@@ -424,7 +409,7 @@ impl Transfer {
     /// A connection has gone to another process. One of this pool counts it from when it arrives, and no other can say that
     /// it has: then it is not counted here any more.
     pub fn forget_moved(&self, id: u64, is_within_pool: bool) {
-        self.metrics.place.moved_out.add_shared(1);
+        self.conns.metrics.place.moved_out.add_shared(1);
         // The socket lives on elsewhere, so that closing it here would leave it watched (epoll(7)).
         if let Some(conn) = self.conns.core.borrow_mut().table.get(id) {
             self.conns.poll.forget(&conn.socket);

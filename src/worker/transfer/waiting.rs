@@ -24,7 +24,7 @@ pub struct Waiting {
 impl Transfer {
     /// No process of the pool is free: the request waits for one, or is answered with 503.
     pub fn wait_for_process(&self, id: u64, pool: usize, read: &[u8]) {
-        let limit = self.config.process_timeout;
+        let limit = self.conns.config.process_timeout;
         let waiting = &mut *self.waiting.borrow_mut();
         let is_known = waiting.iter().any(|known| known.id == id);
         if !self.is_per_connection(pool) || limit.is_zero() || (!is_known && waiting.len() >= MOST) {
@@ -34,15 +34,15 @@ impl Transfer {
         }
         self.conns.keep_head(id, read.to_vec());
         if !is_known {
-            let give_up = self.life.turn().instant() + limit;
+            let give_up = self.conns.life.turn().instant() + limit;
             waiting.push(Waiting { id, pool, give_up });
-            self.life.request_chores();
+            self.conns.life.request_chores();
         }
     }
 
     /// When [`serve_waiting`](Self::serve_waiting) has something to do.
     pub fn next_waiting(&self) -> Option<Instant> {
-        (!self.waiting.borrow().is_empty()).then(|| self.life.turn().instant() + AGAIN)
+        (!self.waiting.borrow().is_empty()).then(|| self.conns.life.turn().instant() + AGAIN)
     }
 
     /// Sends those that wait to processes that have become free, first come, first served.
@@ -50,7 +50,7 @@ impl Transfer {
         if self.waiting.borrow().is_empty() {
             return;
         }
-        let now = self.life.turn().instant();
+        let now = self.conns.life.turn().instant();
         let mut full: Vec<usize> = Vec::new();
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
         for one in waiting {

@@ -2,7 +2,7 @@ use super::*;
 use crate::fleet::facts::Facts;
 use crate::worker::conn::record::foreign::Greeting;
 
-fn strings(resource: &str) -> Strings<'_> {
+fn strings(resource: &str) -> Strings<&[u8]> {
     Strings { resource: resource.as_bytes(), origin: Some(b"https://example.com"), ..Strings::default() }
 }
 
@@ -90,7 +90,7 @@ fn facts_of_a_gateway_stay_with_the_record() {
         let greeting = Record::greeting_in(record.block(), &spill).unwrap();
         assert_eq!(greeting.facts, Some(&facts[..]));
         assert_eq!(Record::greeting_in(record.block(), &spill[..9]).unwrap().facts, None);
-        let offered = Strings { protocol: Some(b"chat"), ..strings(resource) };
+        let offered = Strings { protocol: Some(&b"chat"[..]), ..strings(resource) };
         record.set_strings(offered).unwrap();
         record.set_protocol(Some(b"chat"));
         record.seal();
@@ -118,7 +118,7 @@ fn another_process_takes_over_what_is_intact_and_nothing_else() {
     let parts = [&parts[0][..], &parts[1], &parts[2]];
     let copy = records.get_mut(1).unwrap();
     assert!(copy.import(&block, parts));
-    assert_eq!((copy.strings(), copy.state()), (strings(&long), Some(&b"counter 7"[..])));
+    assert_eq!((copy.strings(), copy.terminated_state()), (strings(&long), Some(&b"counter 7\0"[..])));
     records.clear(1);
     let copy = records.get_mut(1).unwrap();
     assert!(!copy.import(&block, [parts[0], b"counter 8\0", parts[2]]));
@@ -153,7 +153,7 @@ fn a_forged_record_with_the_right_checksums_cannot_reach_beyond_its_parts() {
         let copy = records.get_mut(0).unwrap();
         let is_taken = copy.import(&block, parts);
         // Whatever is taken can be read, and nothing of it is a pointer of the other process.
-        let _ = (copy.strings(), copy.terminated_strings(), copy.state(), copy.facts());
+        let _ = (copy.strings(), copy.terminated_strings(), copy.terminated_state(), copy.facts());
         let is_clear = copy.block().iter().all(|byte| *byte == 0);
         assert!(is_taken || is_clear);
         records.clear(0);
