@@ -121,16 +121,18 @@ fn one_credential_opens_everything_but_what_is_open_to_all() {
 
 #[test]
 fn passwords_are_compared_off_the_event_loop() {
-    let users = user("ann", "secret", 9) + &user("bob", "quick", 4);
+    let users = user("ann", "secret", 9) + &user("bob", "quick", 4) + &user("eve", "slow", 9);
     let text = "workers = 1\n[handler.'/echo']\nhtpasswd = 'DIR/users'\n";
     let (mut server, _dir) = serve(&["echo", "open/echo"], &users, text);
     let (mut other, _) = opened(&server, "/open/echo", "");
-    let request = format!("GET /echo HTTP/1.1\r\nHost: a\r\n{UPGRADE}{}\r\n", basic("ann:secret"));
     // A frame may follow at once.
-    let request = [request.as_bytes(), &client::frame(client::TEXT, b"early")].concat();
+    let request = |credentials| {
+        let head = format!("GET /echo HTTP/1.1\r\nHost: a\r\n{UPGRADE}{}\r\n", basic(credentials));
+        [head.as_bytes(), &client::frame(client::TEXT, b"early")].concat()
+    };
     let begun = Instant::now();
     let mut waiting: Vec<Raw> = (0..6).map(|_| Raw::connect(&server.address())).collect();
-    waiting.iter_mut().for_each(|raw| raw.send(&request));
+    waiting.iter_mut().for_each(|raw| raw.send(&request("ann:secret")));
     let (mut longest, mut rounds) = (Duration::ZERO, 0);
     while begun.elapsed() < Duration::from_millis(300) {
         let asked = Instant::now();
@@ -150,10 +152,34 @@ fn passwords_are_compared_off_the_event_loop() {
     opened(&server, "/echo", &basic("bob:quick"));
     // Of those that leave while their password is compared nothing is left.
     for _ in 0..3 {
-        Raw::connect(&server.address()).send(&request);
+        Raw::connect(&server.address()).send(&request("eve:slow"));
     }
     drop((waiting, other));
     opened(&server, "/echo", &basic("bob:quick"));
+    server.stop();
+}
+
+#[test]
+fn a_password_that_was_right_is_not_compared_again_for_each_request() {
+    let users = user("ann", "secret", 10) + &user("bob", "secret", 10);
+    let (mut server, _dir) = serve(&["echo"], &users, "workers = 1\nhtpasswd = 'DIR/users'\n");
+    // Time of the processor: a busy machine does not change it.
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.worker())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        fields[11].parse::<u64>().unwrap()
+    };
+    let cost = |credentials: &str| {
+        let before = ticks();
+        opened(&server, "/echo", &basic(credentials));
+        ticks() - before
+    };
+    let first = cost("ann:secret");
+    let again: u64 = (0..10).map(|_| cost("ann:secret")).sum();
+    assert!(again < first, "{again} ticks for 10 more, {first} for the first");
+    let other = cost("bob:secret");
+    assert!(other > again, "{other} ticks for another user with the same password, {again}");
+    assert_eq!(refused(&server, "/echo", &basic("ann:wrong")).status, 401);
     server.stop();
 }
 

@@ -3,6 +3,7 @@
 //! which the caller runs on a thread of its own.
 
 mod passwords;
+mod recent;
 mod tokens;
 
 use std::borrow::Cow;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use crate::proto::http1::head::Head;
 pub use passwords::{Check, Passwords};
+pub use recent::{Proof, Recent};
 pub use tokens::{TokenRules, Tokens};
 
 /// Longest name of a user; bytes. As in htpasswd, and of `sub` in OpenID Connect.

@@ -167,6 +167,20 @@ impl Secret {
 }
 
 impl Check {
+    /// Whose password it is.
+    pub fn user(&self) -> &User {
+        &self.user
+    }
+
+    /// What makes it this check and no other.
+    pub(super) fn parts(&self) -> [&[u8]; 3] {
+        let secret: &[u8] = match &self.secret {
+            Secret::Digest(digest) => digest,
+            Secret::Bcrypt(hash) | Secret::ShaCrypt(hash) => hash.as_bytes(),
+        };
+        [self.user.name().as_bytes(), &self.password, secret]
+    }
+
     /// Compares, which takes the time that the hash was made to take.
     pub fn run(self) -> Outcome {
         let is_same = match &self.secret {

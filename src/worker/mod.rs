@@ -226,7 +226,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         site: Site::new(document_root, resources)?,
         scoreboard,
         breakers,
-        logins: Logins::new(commands),
+        logins: Logins::new(commands)?,
         probes: RefCell::default(),
     });
     let arrivals = memory::guard(Arrivals::new())?;

@@ -2,6 +2,8 @@
 //! done by a few threads: its request waits as it came, and is read again with the outcome. It moves like any request of
 //! which something was read; another process asks anew.
 //!
+//! A password that was right is not compared again for a while ([`Recent`]).
+//!
 //! Bounds: [`THREADS`] threads, [`WAITING`] requests (of an address a quarter of them), and the time for the handshake.
 //! Beyond them the answer is 503.
 
@@ -12,7 +14,8 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use crate::auth::{Check, Denied, Outcome, Policy, User};
+use crate::auth::{Check, Denied, Outcome, Policy, Proof, Recent, User};
+use crate::clock;
 use crate::http;
 use crate::proto::http1::head::Head;
 use crate::worker::commands::queue::{Command, CommandQueue};
@@ -31,12 +34,14 @@ const WAITING: usize = 256;
 pub struct Logins {
     /// By connection, of which some may have gone; at most [`WAITING`].
     waiting: RefCell<HashMap<u64, Login>>,
+    recent: RefCell<Recent>,
     threads: Cell<usize>,
     checks: Arc<Checks>,
 }
 
 struct Login {
     client: Option<SocketAddr>,
+    proof: Proof,
     /// Once it is known, until the request is read again.
     outcome: Option<Outcome>,
 }
@@ -51,13 +56,21 @@ struct Checks {
 
 impl Logins {
     /// None; the threads start when there is something for them.
-    pub fn new(commands: &'static CommandQueue) -> Self {
-        let checks = Checks { waiting: Mutex::default(), come: Condvar::new(), commands };
-        Self { waiting: RefCell::default(), threads: Cell::new(0), checks: Arc::new(checks) }
+    pub fn new(commands: &'static CommandQueue) -> io::Result<Self> {
+        let checks = Arc::new(Checks { waiting: Mutex::default(), come: Condvar::new(), commands });
+        let recent = RefCell::new(Recent::new()?);
+        Ok(Self { waiting: RefCell::default(), recent, threads: Cell::new(0), checks })
+    }
+
+    /// Whose password this is, if it was right lately; else what stands for it.
+    fn look_up(&self, check: &Check) -> Result<User, Proof> {
+        let recent = &mut *self.recent.borrow_mut();
+        let proof = recent.proof(check);
+        recent.knows(proof, clock::now()).then(|| check.user().clone()).ok_or(proof)
     }
 
     /// Has a password compared for a connection of this client; false if there is no room, or no thread.
-    fn begin(&self, id: u64, client: Option<SocketAddr>, check: Check) -> bool {
+    fn begin(&self, id: u64, client: Option<SocketAddr>, check: Check, proof: Proof) -> bool {
         let waiting = &mut *self.waiting.borrow_mut();
         let ip = |client: Option<SocketAddr>| client.map(|client| client.ip());
         let is_same = |login: &&Login| client.is_some() && ip(login.client) == ip(client);
@@ -71,7 +84,7 @@ impl Logins {
                 return false;
             }
         }
-        waiting.insert(id, Login { client, outcome: None });
+        waiting.insert(id, Login { client, proof, outcome: None });
         self.checks.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back((id, check));
         self.checks.come.notify_one();
         true
@@ -131,9 +144,10 @@ impl Handshakes {
         };
         match outcome {
             Outcome::User(user) => Ok(Some(user)),
-            Outcome::Check(check) => match self.logins.begin(id, client, check) {
-                true => Err(Unserved::Waits),
-                false => Err(unavailable("too many passwords to compare").into()),
+            Outcome::Check(check) => match self.logins.look_up(&check) {
+                Ok(user) => Ok(Some(user)),
+                Err(proof) if self.logins.begin(id, client, check, proof) => Err(Unserved::Waits),
+                Err(_) => Err(unavailable("too many passwords to compare").into()),
             },
             Outcome::Denied(denied) => {
                 if !is_known {
@@ -172,8 +186,10 @@ impl Handshakes {
     /// A password was compared. Whether the request is to be read again: its connection may have gone, or moved.
     pub fn authenticated(&self, id: u64, outcome: Outcome) -> bool {
         let Some(login) = self.logins.waiting.borrow_mut().remove(&id) else { return false };
-        if let Outcome::Denied(denied) = &outcome {
-            self.login_failed(login.client, *denied);
+        match &outcome {
+            Outcome::User(_) => self.logins.recent.borrow_mut().add(login.proof, clock::now()),
+            Outcome::Denied(denied) => self.login_failed(login.client, *denied),
+            Outcome::Check(_) => {}
         }
         if self.conns.core.borrow_mut().table.get(id).is_none() {
             return false;
