@@ -290,6 +290,40 @@ fn time_output_and_number_of_programs_are_bounded() {
 }
 
 #[test]
+fn processes_are_bounded_and_none_is_left_behind() {
+    let daemon = "setsid sh -c 'echo $$ >> $DIR/left; sleep 1000 & echo $! >> $DIR/left; wait' >$DIR/out 2>&1 &\n\
+                  while [ ! -e $DIR/left ] || [ $(wc -l <$DIR/left) -lt 2 ]; do sleep 0.02; done\n";
+    let (mut server, dir) = serve(&[("daemon", &format!("export DIR\n{daemon}{TEXT}echo done"))], "");
+    assert_eq!(content(&get(&server, "/cgi/daemon")), "done\n");
+    until("what it has left behind was killed", || {
+        let left = noted(&dir, "left");
+        left.len() == 2 && !left.iter().any(|pid| is_running(*pid))
+    });
+    server.stop();
+    let (mut server, _dir) =
+        serve(&[("forks", &format!("{TEXT}echo before\n/bin/true\necho after"))], "cgi_max_processes = 1\n");
+    assert_eq!(content(&get(&server, "/cgi/forks")), "before\n");
+    server.says("Cannot fork");
+    server.stop();
+}
+
+#[test]
+fn landlock_confines_programs_to_what_is_installed() {
+    let looks = format!(
+        "{TEXT}for file in /etc/passwd $0 $DIR/secret $DIR/../cgi_wsh.so; do\n\
+                         head -c 1 $file >/dev/null 2>&1 && echo yes || echo no\ndone\n\
+                         (echo >$DIR/new) 2>/dev/null || echo no"
+    );
+    for (text, expected) in [("landlock = true\n", "yes\nyes\nno\nno\nno\n"), ("", "yes\nyes\nyes\nyes\n")] {
+        let (mut server, dir) = serve(&[("looks", &looks)], text);
+        write(dir.path().join("notes/secret"), "secret").unwrap();
+        write(dir.path().join("cgi_wsh.so"), "no handler").unwrap();
+        assert_eq!(content(&get(&server, "/cgi/looks")), expected, "{text}");
+        server.stop();
+    }
+}
+
+#[test]
 fn programs_end_with_the_server_and_survive_a_reload() {
     let wait = format!("{TEXT}echo $$ >> $DIR/wait\nwhile [ ! -e $DIR/go ]; do sleep 0.02; done\necho done");
     let (mut server, dir) = serve(&[("wait", &wait)], "");

@@ -26,4 +26,6 @@ pub struct Cgi {
     pub output: u64,
     /// Address space of each process of a program; bytes.
     pub memory: Option<u64>,
+    /// Most processes and threads of their user while a program starts one.
+    pub max_processes: Option<u64>,
 }

@@ -1,11 +1,12 @@
 //! The process that runs CGI programs (RFC 3875): requests arrive from workers in an inbox, each is served by a thread, and
 //! each thread runs one program. No handler is loaded here, and no connection of a WebSocket comes here.
 //!
-//! Bounds: so many programs at a time (then 503), and for each its time, body, output and memory. A program ends with its
-//! client, with its time and with this process.
+//! Bounds: so many programs at a time (then 503), and for each its time, body, output, memory and processes. A program ends
+//! with its client, with its time and with this process, and so does what it has started.
 
 mod bounds;
 pub mod handover;
+mod orphans;
 mod output;
 mod program;
 mod relay;
@@ -62,7 +63,7 @@ struct Shared {
     /// The document root as this process sees it.
     root: PathBuf,
     limiter: Limiter,
-    /// The programs that run, by process group.
+    /// The programs that run, by process group. Locked while one is started or reaped: every other child is an orphan.
     running: Mutex<BTreeSet<i32>>,
     /// Requests that are being served.
     serving: Mutex<usize>,
@@ -81,6 +82,7 @@ pub fn run(start: Start, channel: &Channel) -> io::Result<()> {
     let root = config.inside(&root).into_owned();
     let (running, serving) = Default::default();
     let shared = Arc::new(Shared { config, cgi, root, limiter, running, serving });
+    orphans::adopt()?;
     channel.send_start(&control::Start::Ready)?;
     channel.wait_for_begin()?;
     serve(&shared, &inbox, channel)
@@ -224,8 +226,10 @@ impl Shared {
         }
         let local = socket.local_addr().ok().and_then(|local| local.as_socket());
         let environment = program.environment(&self.root, head, facts, local);
-        let limits = Limits { cpu: self.cgi.lifetime, memory: self.cgi.memory };
+        let Cgi { timeout: idle, lifetime, output, memory, max_processes: processes, .. } = self.cgi;
         let name = program.name();
+        let mut running = lock(&self.running);
+        let limits = Limits { cpu: lifetime, memory, processes };
         let child = spawn::spawn(&program.file, environment, limits).map_err(|failed| {
             log::error!("cgi {name}: cannot be started: {failed}");
             match failed.kind() {
@@ -236,15 +240,20 @@ impl Shared {
             }
         })?;
         let group = child.id() as i32;
+        running.insert(group);
+        drop(running);
         let mut body = body;
         body.truncate(usize::try_from(length).unwrap_or(usize::MAX)); // what follows is no part of it
         let left = length - body.len() as u64;
-        let bounds = Bounds { idle: self.cgi.timeout, lifetime: self.cgi.lifetime, output: self.cgi.output };
-        lock(&self.running).insert(group);
+        let bounds = Bounds { idle, lifetime, output };
         let request = (head.method() == "HEAD", head.minor_version());
         let relay = Relay::new(&name, socket, child, bounds, (body, left), request);
-        let (end, status) = relay.run(|| {
-            lock(&self.running).remove(&group);
+        let (end, status) = relay.run(|child| {
+            let mut running = lock(&self.running);
+            let status = child.wait();
+            running.remove(&group);
+            orphans::kill_all_but(&running);
+            status
         });
         log::debug!("cgi {name}: {end:?}");
         Ok(status.filter(|_| end != End::Gone))

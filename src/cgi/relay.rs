@@ -122,9 +122,9 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// To the end of the program and of all that it has started. Returns how that came about and the status that was
-    /// sent, if one was. `killed` is called while the number of its group is still its own.
-    pub fn run(mut self, killed: impl FnOnce()) -> (End, Option<u16>) {
+    /// To the end of the program and of its group. Returns how that came about and the status that was sent, if one was.
+    /// `wait` reaps the program, which has exited or was killed.
+    pub fn run(mut self, wait: impl FnOnce(&mut Child) -> io::Result<ExitStatus>) -> (End, Option<u16>) {
         let begun = clock::now();
         let end = self.exchange(begun);
         drop((self.stdin.take(), self.stdout.take()));
@@ -141,7 +141,7 @@ impl<'a> Relay<'a> {
             End::Late(_) | End::Bad(_) => self.cut(),
         }
         let left = if end == End::Complete { self.bounds.idle } else { Duration::ZERO };
-        let status = self.reap(left, killed);
+        let status = self.reap(left, wait);
         self.errors.finish(self.name);
         match &end {
             End::Late(why) | End::Bad(why) => log::warn!("cgi {}: {why}", self.name),
@@ -348,7 +348,11 @@ impl<'a> Relay<'a> {
     }
 
     /// Gives the program so long to exit, and kills what is left of its group.
-    fn reap(&mut self, time: Duration, killed: impl FnOnce()) -> Option<ExitStatus> {
+    fn reap(
+        &mut self,
+        time: Duration,
+        wait: impl FnOnce(&mut Child) -> io::Result<ExitStatus>,
+    ) -> Option<ExitStatus> {
         let (begun, mut pause) = (clock::now(), Duration::from_millis(1));
         let exited = || has_exited(self.child.id());
         while !exited() && clock::now() < begun + time {
@@ -358,8 +362,7 @@ impl<'a> Relay<'a> {
         let was_killed = !exited();
         // Before it is reaped, since its number is not another's until then.
         let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
-        killed();
-        let status = self.child.wait().ok();
+        let status = wait(&mut self.child).ok();
         if was_killed && !time.is_zero() {
             log::warn!("cgi {}: it closed its output and went on for cgi_timeout; killed", self.name);
             return Some(ExitStatus::from_raw(0));

@@ -24,6 +24,8 @@ pub struct Limits {
     pub cpu: Duration,
     /// Address space of each of its processes; bytes.
     pub memory: Option<u64>,
+    /// Processes and threads of the user.
+    pub processes: Option<u64>,
 }
 
 /// Starts it in its directory. The pipes are blocking.
@@ -44,6 +46,7 @@ fn confine(limits: Limits) -> io::Result<()> {
         (Resource::RLIMIT_CORE, Some(0)),
         (Resource::RLIMIT_CPU, Some(seconds)),
         (Resource::RLIMIT_AS, limits.memory),
+        (Resource::RLIMIT_NPROC, limits.processes),
     ];
     for (resource, limit) in wanted {
         if let Some(limit) = limit {

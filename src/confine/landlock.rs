@@ -43,6 +43,8 @@ const SYSTEM: [&str; 24] = [
     "/proc",
     "/sys/devices/system/cpu",
 ];
+/// Where programs (CGI) find interpreters, tools and their settings.
+const PROGRAMS: [&str; 5] = ["/bin", "/etc", "/opt", "/sbin", "/usr"];
 /// May be written, too.
 const SINKS: [&str; 2] = ["/dev/null", "/dev/zero"];
 /// The newest whose rights about files are known here.
@@ -65,10 +67,20 @@ pub struct Files {
 impl Files {
     /// The directories of the configuration and these handlers, if it limits files at all.
     pub fn of<'a>(config: &'a Config, handlers: impl IntoIterator<Item = &'a PathBuf>) -> Option<Self> {
+        let handlers = [&config.handlers].into_iter().chain(handlers);
+        Self::new(config, handlers.map(|path| config.inside(path).into_owned().into()))
+    }
+
+    /// The same for programs: no handlers, but whatever else is installed.
+    pub fn of_programs(config: &Config) -> Option<Self> {
+        Self::new(config, PROGRAMS.into_iter().map(Into::into))
+    }
+
+    fn new(config: &Config, more: impl Iterator<Item = OsString>) -> Option<Self> {
         let Landlock { read, write } = config.landlock.as_ref()?;
         let inside = |path: &PathBuf| config.inside(path).into_owned().into_os_string();
-        let ours = [&config.handlers].into_iter().chain(&config.document_root).chain(handlers);
-        Some(Self { read: ours.chain(read).map(inside).collect(), write: write.iter().map(inside).collect() })
+        let read = config.document_root.iter().chain(read).map(inside).chain(more);
+        Some(Self { read: read.collect(), write: write.iter().map(inside).collect() })
     }
 
     /// Confines this process and all it starts to these, for good. The last thing before handlers are loaded. [worker or

@@ -88,7 +88,7 @@ impl Confinement {
 
     /// That of the process that runs programs: as the default pool, with a user of its own if it has one.
     pub fn of_programs(config: &Config) -> Option<Self> {
-        let confinement = Self::of(config, 0)?;
+        let confinement = Self { files: Files::of_programs(config), ..Self::of(config, 0)? };
         let Some(cgi) = config.cgi.as_ref().filter(|cgi| cgi.user.is_some()) else {
             return Some(confinement);
         };

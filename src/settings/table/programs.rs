@@ -85,4 +85,17 @@ See PROGRAMS in
         help: "Address space of each process of a program",
         more: "",
     },
+    Setting {
+        name: "cgi_max_processes",
+        scopes: SERVER,
+        kind: Count("COUNT", 1..=1 << 22, |d, count| d.cgi.max_processes = Some(count as u64)),
+        default: Unset("no limit"),
+        flag: No,
+        help: "Maximum processes and threads of the user of programs",
+        more: "\
+Above it a program cannot start another one.
+Those that the user has elsewhere count as well, so this goes with a
+.Cm cgi_user
+of its own.",
+    },
 ];
