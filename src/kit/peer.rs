@@ -24,8 +24,17 @@ pub enum Content {
     Text(String),
     /// A binary message.
     Binary(Vec<u8>),
-    /// A piece of a text message; whether it is the first, and the last.
-    Fragment(String, bool, bool),
+    /// A piece of a message, of which only the first says whether that is text.
+    Fragment {
+        /// What is in it.
+        bytes: Vec<u8>,
+        /// Whether it is a piece of text.
+        is_text: bool,
+        /// Whether it is the first.
+        is_first: bool,
+        /// Whether it is the last.
+        is_last: bool,
+    },
     /// A Ping.
     Ping(Vec<u8>),
     /// A Pong.
@@ -158,10 +167,13 @@ impl Peer {
         let message = match content {
             Content::Text(text) => Message::text(text.as_str()),
             Content::Binary(bytes) => Message::binary(bytes.clone()),
-            Content::Fragment(text, is_first, is_last) => {
-                let data = if *is_first { Data::Text } else { Data::Continue };
-                let frame = Frame::message(text.as_bytes().to_vec(), OpCode::Data(data), *is_last);
-                Message::Frame(frame)
+            Content::Fragment { bytes, is_text, is_first, is_last } => {
+                let data = match (is_first, is_text) {
+                    (true, true) => Data::Text,
+                    (true, false) => Data::Binary,
+                    (false, _) => Data::Continue,
+                };
+                Message::Frame(Frame::message(bytes.clone(), OpCode::Data(data), *is_last))
             }
             Content::Ping(bytes) => Message::Ping(bytes.clone().into()),
             Content::Pong(bytes) => Message::Pong(bytes.clone().into()),
@@ -195,12 +207,13 @@ impl Peer {
         self.is_stalled = is_stalled;
     }
 
-    /// Takes what has come, and answers Pings, without waiting.
-    pub fn look(&mut self) {
+    /// Takes what has come, and answers Pings, without waiting. It is kept, unless it is to be thrown away.
+    pub fn look(&mut self, is_thrown_away: bool) {
         while !self.is_stalled && self.queue.len() < MOST {
             match self.receive(None) {
                 // The end is found again.
                 Ok(None | Some(Content::End)) | Err(_) => return,
+                Ok(Some(_)) if is_thrown_away => {}
                 Ok(Some(content)) => self.queue.push_back(content),
             }
         }

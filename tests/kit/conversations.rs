@@ -127,6 +127,59 @@ fn test_drives_the_host() {
 }
 
 #[test]
+fn test_serves_the_handler_as_a_server_is_configured_to() {
+    let dir = Dir::new();
+    let source = r#"
+        #include <ws_handler.h>
+        static int32_t on_open(ws_conn conn)
+        {
+            return ws_send_text(conn, ws_config("greeting").data);
+        }
+        static void on_message(ws_conn conn, const ws_message *msg)
+        {
+            ws_send(conn, msg->type, msg->data, msg->size);
+        }
+        WS_HANDLER(.name = "parley", .on_open = on_open, .on_message = on_message);
+    "#;
+    dir.handler("parley", source);
+    let config = "port = 1\nserver_host = \"192.0.2.1\"\n[handler.\"/a/b\"]\nmax_message = \"1K\"\n\
+        [handler.\"/a/b\".settings]\ngreeting = \"good morning\"\n";
+    std::fs::write(dir.path().join("wshd.conf"), config).unwrap();
+    let script = ">! open /parley\n<! status 404\n>! open /a/b\n< good morning\n= at 1m 30s\n>! large 2K binary\n<! close 1009\n";
+    std::fs::write(dir.path().join("x.test"), script).unwrap();
+    let args = ["test", "-f", "wshd.conf", "--resource", "/a/b", "parley_wsh.so", "x.test"];
+    let output = output_of(wshd().args(args).current_dir(dir.path())).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
+    std::fs::write(dir.path().join("wshd.conf"), "port = no\n").unwrap();
+    ends(&output_of(wshd().args(args).current_dir(dir.path())).unwrap(), 3, "wshd.conf");
+}
+
+#[test]
+fn what_different_peers_do_is_done_in_order() {
+    let dir = Dir::new();
+    let source = r#"
+        #include <ws_handler.h>
+        static char   all[256];
+        static size_t size;
+        static void on_message(ws_conn conn, const ws_message *msg)
+        {
+            all[size++] = *(const char *)msg->data;
+            ws_send(conn, WS_TEXT, all, size);
+        }
+        WS_HANDLER(.name = "parley", .on_message = on_message);
+    "#;
+    dir.handler("parley", source);
+    let mut script = ["ann", "bob", "cat"].map(|name| format!("{name}>! open\n")).concat();
+    let said: String = (0..26).map(|number| char::from(b'a' + number)).collect();
+    for (number, letter) in said.chars().enumerate() {
+        script += &format!("{}> {letter}\n", ["cat", "ann", "bob"][number * 7 % 3]);
+    }
+    script += &format!("eve> !\neve< {said}!\n");
+    let output = tested(&dir, &script);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
 fn threads_of_the_blocking_style_see_the_clock_of_the_host() {
     let dir = Dir::new();
     let source = r#"

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Finding;
+use crate::config::Config;
 use crate::kit::host::{Host, Served};
 use crate::kit::peer::{Content, Peer};
 
@@ -51,7 +52,7 @@ pub fn findings(
     dir: &Path,
     object: &Path,
     name: &str,
-    settings: &[(String, String)],
+    config: Option<&Config>,
 ) -> Result<Vec<Finding>, String> {
     let mut findings: Vec<Finding> = Vec::new();
     let options = ["log_format=json".to_owned()];
@@ -59,11 +60,12 @@ pub fn findings(
         let every: &[u32] = if rule == HOST_CALLS { &FAIL_EVERY } else { &[0] };
         for fail_every in every {
             let dir = dir.join(format!("{rule}.{fail_every}"));
-            let served = Served { object, name, options: &options, settings, fail_every: *fail_every };
+            let (fail_every, is_debugged) = (*fail_every, false);
+            let served = Served { object, name, options: &options, config, is_debugged, fail_every };
             let mut host = Host::new(&dir, served)?;
             let mut exam = match host.start() {
                 // Without room or memory a handler may well refuse to start.
-                Err(_) if *fail_every > 0 => continue,
+                Err(_) if fail_every > 0 => continue,
                 Err(why) => return Err(why),
                 Ok(()) => Exam { host, target: format!("/{name}"), findings: Vec::new() },
             };
@@ -99,6 +101,10 @@ fn text(text: &str) -> Content {
     Content::Text(text.to_owned())
 }
 
+fn fragment(text: &str, is_first: bool, is_last: bool) -> Content {
+    Content::Fragment { bytes: text.as_bytes().to_vec(), is_text: true, is_first, is_last }
+}
+
 impl Exam {
     /// How it went.
     fn note(&mut self, rule: &'static str, death: Option<String>) {
@@ -129,7 +135,7 @@ impl Exam {
     /// The handler has done what there was to do.
     fn settle(&mut self, peers: &mut [&mut Peer]) -> Result<(), String> {
         self.host.turn()?;
-        peers.iter_mut().for_each(|peer| peer.look());
+        peers.iter_mut().for_each(|peer| peer.look(true));
         Ok(())
     }
 
@@ -151,7 +157,7 @@ impl Exam {
             self.say(&mut peer, &content)?;
         }
         for (piece, is_first, is_last) in [("a", true, false), ("", false, false), ("b", false, true)] {
-            self.say(&mut peer, &Content::Fragment(piece.to_owned(), is_first, is_last))?;
+            self.say(&mut peer, &fragment(piece, is_first, is_last))?;
         }
         self.say(&mut peer, &Content::Close(1000, String::new()))
     }
@@ -191,7 +197,7 @@ impl Exam {
             &[close(1005)],
             &[text("a")],
             &[text("a"), close(1001)],
-            &[Content::Fragment("a".to_owned(), true, false)],
+            &[fragment("a", true, false)],
         ];
         for end in ends {
             let mut peer = self.peer()?;
@@ -219,7 +225,7 @@ impl Exam {
         for _ in 0..20 {
             self.say(&mut other, &text("a"))?;
         }
-        self.host.pass(Duration::from_secs(5), || other.look())?;
+        self.host.pass(Duration::from_secs(5), || other.look(true))?;
         slow.stall(false);
         for _ in 0..20 {
             self.settle(&mut [&mut slow, &mut other])?;
@@ -257,8 +263,8 @@ impl Exam {
     fn time(&mut self) -> Result<(), String> {
         let (mut one, mut other) = (self.peer()?, self.peer()?);
         self.host.pass(Duration::from_secs(3600), || {
-            one.look();
-            other.look();
+            one.look(true);
+            other.look(true);
         })?;
         self.say(&mut one, &text("a"))
     }

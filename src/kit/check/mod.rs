@@ -73,8 +73,6 @@ struct Checked {
     file: PathBuf,
     report: Report,
     findings: Vec<Finding>,
-    /// That a configuration has for it.
-    settings: Vec<(String, String)>,
 }
 
 impl Check {
@@ -88,7 +86,7 @@ impl Check {
     ) -> io::Result<Exit> {
         let mut all = look(&expand(&self.files, log)?, config);
         if self.faults {
-            examine(&mut all)?;
+            examine(&mut all, config)?;
         }
         for Checked { file, report, .. } in all.iter().filter(|_| !self.json) {
             for line in report.log.lines() {
@@ -130,12 +128,9 @@ fn expand(named: &[PathBuf], log: &mut impl Write) -> io::Result<Vec<PathBuf>> {
 }
 
 fn look(files: &[PathBuf], config: Option<&Config>) -> Vec<Checked> {
-    let settings = |file: &PathBuf| {
-        let settings = config.and_then(|config| config.settings.get(&resource(file, config)).cloned());
-        settings.unwrap_or_default()
-    };
     let request = |file: &PathBuf| {
-        let (settings, file) = (settings(file), file.clone().into());
+        let settings = config.and_then(|config| config.settings.get(&resource(file, Some(config))).cloned());
+        let (settings, file) = (settings.unwrap_or_default(), file.clone().into());
         Request { file, settings, start: true, confinement: None }
     };
     let reports = probe(OWN.as_ref(), files.iter().map(request).collect(), &|| true).unwrap_or_default();
@@ -143,19 +138,18 @@ fn look(files: &[PathBuf], config: Option<&Config>) -> Vec<Checked> {
         let mut findings = report.offer.as_ref().map(|offer| of_the_table(file, offer)).unwrap_or_default();
         let is_event = report.offer.as_ref().is_none_or(|offer| offer.style == Style::Event);
         findings.extend(elf::findings(file, is_event));
-        Checked { file: file.clone(), report, findings, settings: settings(file) }
+        Checked { file: file.clone(), report, findings }
     };
     files.iter().zip(reports).map(checked).collect()
 }
 
 /// Serves those that load to peers that misbehave.
-fn examine(all: &mut [Checked]) -> io::Result<()> {
+fn examine(all: &mut [Checked], config: Option<&Config>) -> io::Result<()> {
     let dir = tempfile::Builder::new().prefix("wshd-check.").tempdir()?;
     for (number, checked) in all.iter_mut().filter(|checked| checked.report.fault.is_none()).enumerate() {
-        let file = checked.file.file_name().unwrap_or_default().to_string_lossy();
-        let name = file.split_once(SUFFIX).map_or(&*file, |(name, _)| name);
-        let found =
-            faults::findings(&dir.path().join(number.to_string()), &checked.file, name, &checked.settings);
+        let resource = resource(&checked.file, config);
+        let dir = dir.path().join(number.to_string());
+        let found = faults::findings(&dir, &checked.file, resource.trim_start_matches('/'), config);
         match found {
             Ok(found) => checked.findings.extend(found),
             Err(why) => checked.findings.push(Finding::fault("serve", why)),
@@ -166,10 +160,11 @@ fn examine(all: &mut [Checked]) -> io::Result<()> {
 
 /// The resource that a file would serve: by its place below the handler directory, and elsewhere, such as before it is
 /// put there, by its name.
-fn resource(file: &Path, config: &Config) -> String {
+fn resource(file: &Path, config: Option<&Config>) -> String {
     let real = file.canonicalize().unwrap_or_else(|_| file.to_owned());
-    let root = config.handlers.canonicalize().unwrap_or_else(|_| config.handlers.clone());
-    let below = real.strip_prefix(root).ok().or(real.file_name().map(Path::new)).unwrap_or(&real);
+    let root = config.and_then(|config| config.handlers.canonicalize().ok());
+    let below = root.and_then(|root| real.strip_prefix(root).ok());
+    let below = below.or(real.file_name().map(Path::new)).unwrap_or(&real);
     let name = below.to_string_lossy();
     // Also of a new file beside the old one, such as chat_wsh.so.new.
     format!("/{}", name.rsplit_once(SUFFIX).map_or(&*name, |(name, _)| name))

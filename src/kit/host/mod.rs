@@ -5,7 +5,7 @@
 //! another one; or it runs on the main thread of this process, for debuggers, while another thread drives it.
 
 mod process;
-mod settings;
+pub mod settings;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,7 @@ use crate::worker;
 
 /// How long a worker may take to start, to answer and to leave.
 const PATIENCE: Duration = Duration::from_secs(30);
+const FOREVER: Duration = Duration::MAX;
 /// Two: one serves, and the other one takes up connections that move.
 const SLOTS: usize = 2;
 /// Room for a message in the report of a crash.
@@ -66,8 +68,10 @@ pub struct Served<'a> {
     pub name: &'a str,
     /// Settings of the server, as NAME=VALUE.
     pub options: &'a [String],
-    /// The handler's own settings.
-    pub settings: &'a [(String, String)],
+    /// That of a server: what it says of the handler holds here, too.
+    pub config: Option<&'a Config>,
+    /// Nothing is said of how long callbacks take.
+    pub is_debugged: bool,
     /// One in so many calls of the host fails; 0: none.
     pub fail_every: u32,
 }
@@ -226,9 +230,17 @@ impl Host {
 
     /// Waits until the event loop has dealt with all that lay before it.
     pub fn turn(&mut self) -> Result<(), String> {
-        // What is asked in one turn is answered before the timers of that turn.
-        for _ in 0..2 {
+        // The turn that is under way may have begun too early to see it. When the one after the next begins, the next one,
+        // which has seen it, is over.
+        let (mut last, mut begun) = (None, 0);
+        while begun < 2 {
             let Some(worker) = &self.worker else { return Err("the worker has ended".to_owned()) };
+            let record = self.shared.scoreboard.slot(worker.slot);
+            let turn = record.map(|record| record.heartbeat.load(Ordering::Relaxed));
+            if last.replace(turn).is_some_and(|last| last != turn) {
+                begun += 1;
+            }
+            // It wakes up, and may answer within the same turn.
             let no_connection = Command::Close { ticket: 0, conn: 0, code: 1000 };
             match worker.channel.send_command(no_connection) {
                 Ok(()) => self.report(|report| matches!(report, Report::Closing { .. }))?,
@@ -376,7 +388,10 @@ impl Host {
     /// Waits for a report.
     fn report(&mut self, is_wanted: impl Fn(&Report) -> bool) -> Result<Report, String> {
         let begun = Instant::now();
-        while let Some(left) = PATIENCE.checked_sub(begun.elapsed()) {
+        // In this process a debugger may hold it for any time.
+        let patience =
+            self.worker.as_ref().and_then(|worker| worker.process.as_ref()).map_or(FOREVER, |_| PATIENCE);
+        while let Some(left) = patience.checked_sub(begun.elapsed()) {
             let Some(worker) = &mut self.worker else { break };
             match worker.report() {
                 Ok(Some(report)) if is_wanted(&report) => return Ok(report),

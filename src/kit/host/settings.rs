@@ -6,6 +6,14 @@ use super::Served;
 use crate::config::Config;
 use crate::settings::{Places, resolve};
 
+/// That of a server, by its file.
+pub fn read(file: &Path) -> Result<Config, String> {
+    let mut places = Places::default();
+    // Not searched: without it the file would have to name one.
+    places.set("websock_handlers", "/".to_owned());
+    resolve::load(places, Some(file), None).map(|(config, _)| config).map_err(|error| error.to_string())
+}
+
 /// Of a handler in this directory.
 pub fn config(dir: &Path, handlers: &Path, served: &Served<'_>) -> Result<Config, String> {
     let mut places = Places::default();
@@ -13,6 +21,10 @@ pub fn config(dir: &Path, handlers: &Path, served: &Served<'_>) -> Result<Config
         places.add_option(option).map_err(|error| error.to_string())?;
     }
     let path = |path: &Path| path.display().to_string();
+    if served.is_debugged {
+        // A breakpoint may hold the worker for any time.
+        ["handler_timeout", "worker_timeout"].into_iter().for_each(|name| places.set(name, "0".to_owned()));
+    }
     for (name, value) in [
         ("workers", "1".to_owned()),
         ("server_host", format!("unix:{}", path(&dir.join("socket")))),
@@ -24,6 +36,12 @@ pub fn config(dir: &Path, handlers: &Path, served: &Served<'_>) -> Result<Config
         places.set(name, value);
     }
     let (mut config, _) = resolve::load(places, None, None).map_err(|error| error.to_string())?;
-    config.settings.insert(format!("/{}", served.name), served.settings.to_vec());
+    let resource = format!("/{}", served.name);
+    if let Some(server) = served.config {
+        let settings = server.settings.get(&resource).cloned();
+        config.settings.extend(settings.map(|settings| (resource.clone(), settings)));
+        let handler = server.handler_of.get(&resource).cloned();
+        config.handler_of.extend(handler.map(|handler| (resource, handler)));
+    }
     Ok(config)
 }

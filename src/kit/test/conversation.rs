@@ -53,6 +53,12 @@ pub struct Conversation {
     patience: Duration,
     /// By their names.
     peers: BTreeMap<String, Peer>,
+    /// The one of the last step: what it did is over before another one does something.
+    last: String,
+    /// Nothing is expected of anybody: what comes is thrown away.
+    is_deaf: bool,
+    /// How far the clock has moved.
+    passed: Duration,
     /// Bytes of the log that were looked at.
     log_read: usize,
 }
@@ -60,11 +66,21 @@ pub struct Conversation {
 impl Conversation {
     /// With the handler of this name; waits so long for what is expected.
     pub fn new(name: &str, patience: Duration) -> Self {
-        Conversation { name: name.to_owned(), patience, peers: BTreeMap::new(), log_read: 0 }
+        Conversation {
+            name: name.to_owned(),
+            patience,
+            peers: BTreeMap::new(),
+            last: String::new(),
+            is_deaf: false,
+            passed: Duration::ZERO,
+            log_read: 0,
+        }
     }
 
     /// Goes through the steps, and stops the host; the line of the step that failed.
     pub fn hold(mut self, host: &mut Host, steps: &[Step]) -> Result<(), (usize, Failure)> {
+        self.is_deaf =
+            !steps.iter().any(|step| matches!(step.action, Action::Expect(_) | Action::Silence(_)));
         for step in steps {
             self.step(host, step).map_err(|failure| (step.line, explain(host, failure)))?;
         }
@@ -74,9 +90,14 @@ impl Conversation {
     }
 
     fn step(&mut self, host: &mut Host, Step { peer, action, .. }: &Step) -> Result<(), Failure> {
+        if *peer != self.last {
+            host.turn().map_err(|how| Failure::Died(how, None))?;
+            self.last.clone_from(peer);
+        }
         match action {
             Action::Wait(duration) => sleep(*duration),
             Action::Pass(duration) => self.pass(host, *duration)?,
+            Action::At(time) => self.pass(host, time.saturating_sub(self.passed))?,
             Action::Move => {
                 let fds: Vec<_> = self.peers.values().filter_map(Peer::fd).collect();
                 host.move_connections(&fds).map_err(Failure::Cannot)?;
@@ -95,7 +116,13 @@ impl Conversation {
                 };
                 return Err(Failure::Other { expected: format!("nothing for {duration:?}"), got });
             }
-            other => act(self.peer(host, peer)?, other)?,
+            other => {
+                let is_deaf = self.is_deaf;
+                let peer = self.peer(host, peer)?;
+                // The handler's replies do not hold it up.
+                peer.look(is_deaf);
+                act(peer, other)?;
+            }
         }
         Ok(())
     }
@@ -122,8 +149,9 @@ impl Conversation {
     }
 
     fn pass(&mut self, host: &mut Host, time: Duration) -> Result<(), Failure> {
-        let peers = &mut self.peers;
-        let passed = host.pass(time, || peers.values_mut().for_each(Peer::look));
+        self.passed += time;
+        let (peers, is_deaf) = (&mut self.peers, self.is_deaf);
+        let passed = host.pass(time, || peers.values_mut().for_each(|peer| peer.look(is_deaf)));
         passed.map_err(|how| Failure::Died(how, None))
     }
 
@@ -142,7 +170,7 @@ impl Conversation {
                 self.log_read += end;
                 return Ok(());
             }
-            self.peers.values_mut().for_each(Peer::look);
+            self.peers.values_mut().for_each(|peer| peer.look(self.is_deaf));
             if begun.elapsed() >= self.patience {
                 let expected = format!("a line of the log with {text:?}");
                 return Err(Failure::Other { expected, got: format!("none within {:?}", self.patience) });
@@ -223,10 +251,10 @@ fn describe(content: &Content) -> String {
         None => text,
     };
     match content {
-        Content::Text(text) | Content::Fragment(text, ..) => {
-            format!("text {}", short(format!("{text:?}"), text.len()))
+        Content::Text(text) => format!("text {}", short(format!("{text:?}"), text.len())),
+        Content::Binary(bytes) | Content::Fragment { bytes, .. } => {
+            format!("binary{}", short(hex(bytes), bytes.len()))
         }
-        Content::Binary(bytes) => format!("binary{}", short(hex(bytes), bytes.len())),
         Content::Ping(bytes) => format!("ping {:?}", String::from_utf8_lossy(bytes)),
         Content::Pong(bytes) => format!("pong {:?}", String::from_utf8_lossy(bytes)),
         Content::Close(1005, _) => "close without a code".to_owned(),

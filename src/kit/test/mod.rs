@@ -15,11 +15,16 @@ use clap::Args;
 
 use self::conversation::{Conversation, Failure};
 use self::script::{MAX_SCRIPT, Step};
-use super::host::{Host, Served};
+use super::host::{Host, Served, settings};
 use super::run::build::{Source, Unbuilt};
 use super::value::time;
 use crate::exit::Exit;
 use crate::worker;
+
+/// How long what is expected may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The same where a debugger may hold the handler.
+const AN_HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// The command line.
 #[derive(Debug, Args)]
@@ -29,9 +34,15 @@ pub struct Test {
     /// The conversations: see wshd-test(1); - is standard input
     #[arg(required = true, value_name = "SCRIPT")]
     scripts: Vec<PathBuf>,
-    /// How long to wait for what is expected
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time)]
-    timeout: Duration,
+    /// How long to wait for what is expected [default: 5s, with --no-fork an hour]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    timeout: Option<Duration>,
+    /// Serve the handler as this configuration of a server says of its resource
+    #[arg(short = 'f', long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Serve it as this resource [default: its name]
+    #[arg(long, value_name = "PATH", value_parser = resource)]
+    resource: Option<String>,
     /// Set a key of wshd.conf(5); may be repeated
     #[arg(short, value_name = "NAME=VALUE", id = "setting")]
     option: Vec<String>,
@@ -70,19 +81,23 @@ impl Test {
             Unbuilt::Compiler => format!("{}: not compiled", self.file.display()),
             Unbuilt::Other(why) => why,
         })?;
+        let config = self.config.as_deref().map(settings::read).transpose()?;
+        let name = self.resource.as_deref().map_or(source.name(), |path| path.trim_start_matches('/'));
+        let timeout = self.timeout.unwrap_or(if self.no_fork { AN_HOUR } else { PATIENCE });
         let mut failed = 0;
         for (number, (path, steps)) in scripts.into_iter().enumerate() {
             // A new host for each: no script can depend on another.
             let dir = directory.path().join(number.to_string());
             let served = Served {
                 object: &object,
-                name: source.name(),
+                name,
                 options: &self.option,
-                settings: &[],
+                config: config.as_ref(),
+                is_debugged: self.no_fork,
                 fail_every: 0,
             };
             let mut host = Host::new(&dir, served)?;
-            let conversation = Conversation::new(source.name(), self.timeout);
+            let conversation = Conversation::new(name, timeout);
             let (outcome, log) = match self.no_fork {
                 true => here(host, conversation, steps.clone())?,
                 false => {
@@ -121,6 +136,12 @@ fn here(mut host: Host, conversation: Conversation, steps: Vec<Step>) -> Result<
     });
     worker::run(start);
     script.join().map_err(|_| "the script has panicked".to_owned())?
+}
+
+fn resource(path: &str) -> Result<String, String> {
+    let is_path =
+        path.starts_with('/') && !path.split('/').skip(1).any(|name| matches!(name, "" | "." | ".."));
+    if is_path { Ok(path.to_owned()) } else { Err("expected a path such as /chat".to_owned()) }
 }
 
 fn read(path: &Path) -> Result<Vec<Step>, String> {

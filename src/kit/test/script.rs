@@ -44,6 +44,8 @@ pub enum Action {
     Wait(Duration),
     /// The clock of the host moves on.
     Pass(Duration),
+    /// It moves on until so much time has passed since the beginning.
+    At(Duration),
     /// The connections move to another worker, as at a reload.
     Move,
     /// Another worker publishes this text for a topic.
@@ -121,6 +123,7 @@ fn step(line: &str, in_message: &mut Vec<String>) -> Result<(String, Action), St
         _ => match word(text) {
             ("move", "") => Action::Move,
             ("wait", duration) => Action::Wait(time(duration)?),
+            ("at", duration) => Action::At(time(duration)?),
             ("time", passes) => match word(passes) {
                 ("passes", duration) => Action::Pass(time(duration)?),
                 _ => return Err("expected = time passes TIME".to_owned()),
@@ -132,8 +135,7 @@ fn step(line: &str, in_message: &mut Vec<String>) -> Result<(String, Action), St
             ("log", "") => return Err("expected = log TEXT".to_owned()),
             ("log", text) => Action::Log(text.to_owned()),
             _ => {
-                let what =
-                    "expected = move, = time passes TIME, = wait TIME, = publish TOPIC TEXT or = log TEXT";
+                let what = "expected = move, = time passes TIME, = at TIME, = wait TIME, = publish TOPIC TEXT or = log TEXT";
                 return Err(what.to_owned());
             }
         },
@@ -155,16 +157,14 @@ fn sent(peer: &str, text: &str, in_message: &mut Vec<String>) -> Result<Action, 
         ("read", "again") => return Ok(Action::Stall(false)),
         ("large", length) => large(length)?,
         ("text", text) => quoted(text)?,
-        ("binary", digits) => Content::Binary(hex(digits)?),
-        (part @ ("fragment" | "last"), text) => {
-            let known = in_message.iter().position(|other| other == peer);
-            match (part, known) {
-                ("fragment", None) => in_message.push(peer.to_owned()),
-                ("last", Some(at)) => drop(in_message.swap_remove(at)),
-                ("last", None) => return Err("expected a >! fragment before the last".to_owned()),
-                _ => {}
+        ("binary", digits) => match word(digits) {
+            (part @ ("fragment" | "last"), digits) => {
+                fragment(peer, part, (hex(digits)?, false), in_message)?
             }
-            Content::Fragment(text.to_owned(), known.is_none(), part == "last")
+            _ => Content::Binary(hex(digits)?),
+        },
+        (part @ ("fragment" | "last"), text) => {
+            fragment(peer, part, (text.as_bytes().to_vec(), true), in_message)?
         }
         ("ping", text) => Content::Ping(control(text)?),
         ("pong", text) => Content::Pong(control(text)?),
@@ -210,7 +210,8 @@ fn word(text: &str) -> (&str, &str) {
 
 fn header(line: &str) -> Result<(HeaderName, HeaderValue), String> {
     let pair = line.split_once(':').and_then(|(name, value)| {
-        Some((name.trim().parse::<HeaderName>().ok()?, value.trim().parse::<HeaderValue>().ok()?))
+        let value = HeaderValue::from_bytes(value.trim().as_bytes()).ok()?;
+        Some((name.trim().parse::<HeaderName>().ok()?, value))
     });
     pair.ok_or_else(|| "expected NAME: VALUE".to_owned())
 }
@@ -234,9 +235,29 @@ fn quoted(text: &str) -> Result<Content, String> {
         .map_err(|_| "expected a string as in JSON, such as \"a\\nb\"".to_owned())
 }
 
-/// A text of this size.
+/// A message of this size.
 fn large(length: &str) -> Result<Content, String> {
-    Ok(Content::Text("x".repeat(size(length)?)))
+    match word(length) {
+        (length, "binary") => Ok(Content::Binary(vec![b'x'; size(length)?])),
+        _ => Ok(Content::Text("x".repeat(size(length)?))),
+    }
+}
+
+/// A piece of a message, the first one unless the peer has sent one before.
+fn fragment(
+    peer: &str,
+    part: &str,
+    (bytes, is_text): (Vec<u8>, bool),
+    in_message: &mut Vec<String>,
+) -> Result<Content, String> {
+    let known = in_message.iter().position(|other| other == peer);
+    match (part, known) {
+        ("fragment", None) => in_message.push(peer.to_owned()),
+        ("last", Some(at)) => drop(in_message.swap_remove(at)),
+        ("last", None) => return Err("expected a >! fragment before the last".to_owned()),
+        _ => {}
+    }
+    Ok(Content::Fragment { bytes, is_text, is_first: known.is_none(), is_last: part == "last" })
 }
 
 /// The payload of a control frame (RFC 6455 5.5).
@@ -314,6 +335,7 @@ mod tests {
         assert_eq!([one("= move"), one(">! vanish")], [Action::Move, Action::Vanish]);
         assert_eq!(one("= wait 1s"), Action::Wait(Duration::from_secs(1)));
         assert_eq!(one("= time passes 30s"), Action::Pass(Duration::from_secs(30)));
+        assert_eq!(one("= at 1500ms"), Action::At(Duration::from_millis(1500)));
         assert_eq!(one("= publish news it rains"), Action::Publish("news".into(), "it rains".into()));
         assert_eq!(one("= log a warning"), Action::Log("a warning".to_owned()));
         assert_eq!(
@@ -322,9 +344,12 @@ mod tests {
         );
         assert_eq!(one(">! text \"a\\nb\""), Action::Send(Content::Text("a\nb".to_owned())));
         assert_eq!(one("<! large 1K"), Action::Expect(Content::Text("x".repeat(1024))));
+        assert_eq!(one(">! large 2 binary"), Action::Send(Content::Binary(b"xx".to_vec())));
+        let piece = Content::Fragment { bytes: vec![255], is_text: false, is_first: true, is_last: false };
+        assert_eq!(one(">! binary fragment ff"), Action::Send(piece));
         let pieces = actions(">! fragment a\n>! fragment b\n>! last c\n>! fragment d");
         let flags = pieces.into_iter().map(|(_, action)| match action {
-            Action::Send(Content::Fragment(_, is_first, is_last)) => (is_first, is_last),
+            Action::Send(Content::Fragment { is_first, is_last, .. }) => (is_first, is_last),
             other => panic!("{other:?}"),
         });
         assert!(flags.eq([(true, false), (false, false), (false, true), (true, false)]));
