@@ -9,6 +9,7 @@ use super::Error;
 use crate::ctl::arrange::Key;
 use crate::ctl::filter::{Filter, Peer};
 use crate::ctl::publish::Payload;
+use crate::ctl::record::Target;
 use crate::ctl::request::{Change, Id, Request, Switch};
 use crate::ctl::{Order, Show};
 use crate::proto::ws::close;
@@ -67,6 +68,23 @@ enum What {
         /// Of the close frame
         #[arg(long, value_name = "CODE", default_value_t = close::GOING_AWAY, value_parser = close_code)]
         code: u16,
+    },
+    /// Record what the connections of a handler receive, as a script for wshd replay
+    Record {
+        /// A resource of the handler
+        resource: String,
+        /// Where to; is new
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// For this time
+        #[arg(long = "for", value_name = "TIME", default_value = "60s", value_parser = time)]
+        time: Duration,
+        /// At most so many bytes
+        #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = file_size)]
+        limit: u64,
+        /// The sizes of messages only
+        #[arg(long)]
+        no_payload: bool,
     },
     /// List all topics with their subscribers
     Topics {
@@ -173,13 +191,17 @@ impl Ctl {
             (None, Some(file)) => socket_in(&file)?,
             (None, None) => DEFAULT_SOCKET.into(),
         };
-        let text = Show::default();
+        let (text, mut target) = (Show::default(), None);
         let (request, show) = match self.what {
             What::Status { form, watch } => (Request::Status {}, Show { json: form.json, watch, ..text }),
             What::Config => (Request::Config {}, text),
             What::Connections { filter, sort, limit, form } => {
                 let show = Show { json: form.json, sort, limit, ..text };
                 (Request::Connections { filter: filter.into() }, show)
+            }
+            What::Record { resource, file, time, limit, no_payload } => {
+                target = Some(Target { file, time, limit });
+                (Request::Record { resource, payload: !no_payload }, text)
             }
             What::Topics { form } => (Request::Topics {}, Show { json: form.json, ..text }),
             What::Publish { topic, scope, binary } => {
@@ -199,7 +221,7 @@ impl Ctl {
             What::Upgrade => (Request::Upgrade {}, text),
             What::Workers { change, pool } => (Request::Workers { pool, change }, text),
         };
-        Ok(Order { socket, request, show })
+        Ok(Order { socket, request, show, target })
     }
 }
 
@@ -226,6 +248,10 @@ fn time(text: &str) -> Result<Duration, String> {
         time if time.is_zero() => Err("expected a time above 0".to_owned()),
         time => Ok(time),
     }
+}
+
+fn file_size(text: &str) -> Result<u64, String> {
+    value::size(text, &(1 << 10..=16 << 30))
 }
 
 fn close_code(text: &str) -> Result<u16, String> {

@@ -6,6 +6,7 @@ mod bus;
 mod closing;
 mod closing_all;
 mod listing;
+mod recording;
 mod socket;
 pub mod view;
 
@@ -21,6 +22,7 @@ use self::bus::Errand;
 use self::closing::Closing;
 use self::closing_all::ClosingAll;
 use self::listing::Listing;
+use self::recording::Recording;
 use self::socket::{Asked, Socket};
 use self::view::View;
 use crate::clock;
@@ -49,6 +51,8 @@ pub struct Control {
     closings: Vec<Closing>,
     /// Many connections that workers are to close.
     closings_of_many: Vec<ClosingAll>,
+    /// What is recorded, if something is.
+    recording: Option<Recording>,
     /// What the bus does for clients.
     errands: Vec<Errand>,
     /// Clients waiting for a reload that has not begun yet.
@@ -142,7 +146,8 @@ impl Control {
 
     /// What the supervisor's loop is to wait for.
     pub fn interest(&self) -> impl Iterator<Item = PollFd<'_>> {
-        self.socket.iter().flat_map(Socket::interest)
+        let recording = self.recording.iter().map(Recording::interest);
+        self.socket.iter().flat_map(Socket::interest).chain(recording)
     }
 
     /// When [`read`](Self::read) and [`serve`](Self::serve) are to be called at the latest.
@@ -162,20 +167,26 @@ impl Control {
         self.asked.extend(asked.into_iter().flatten());
         let has_closings = !(self.closings.is_empty() && self.closings_of_many.is_empty());
         let waits = has_closings || !(self.listings.is_empty() && self.errands.is_empty());
-        waits || !self.asked.is_empty()
+        waits || !self.asked.is_empty() || self.recording.as_ref().is_some_and(Recording::is_over)
     }
 
     /// Answers the requests that were read, and those whose workers have replied or are late; returns what the
     /// supervisor has to do, and for whom.
     pub fn serve(&mut self, view: &View<'_>, now: Instant) -> Vec<(Number, Operation)> {
         let mut operations = Vec::new();
-        for Asked { client, pid, uid, line } in std::mem::take(&mut self.asked) {
+        self.end_recording(view);
+        for Asked { client, pid, uid, line, fd } in std::mem::take(&mut self.asked) {
             let outcome = match Request::read(&line) {
                 Ok(request) => {
                     if request.changes_something() {
                         log::info!("wshd ctl: process {pid} of user {uid} requests: {}", request.name());
                     }
-                    self.take_up(client, request, view, now)
+                    match request {
+                        Request::Record { resource, payload } => {
+                            Outcome::Answer(self.record(&resource, payload, fd, view, now))
+                        }
+                        request => self.take_up(client, request, view, now),
+                    }
                 }
                 Err(why) => Outcome::Answer(Err(why)),
             };
@@ -219,6 +230,7 @@ impl Control {
             Request::Publish { scope, topic, binary, data } => {
                 self.publish(client, (scope, topic), (&data, binary), view, now)
             }
+            Request::Record { .. } => Outcome::Answer(Err("expected a socket with it".to_owned())),
             Request::Stop { now } => {
                 self.answer(client, &Ok("stopping".into()));
                 Outcome::Do(Operation::Stop { now })

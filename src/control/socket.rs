@@ -2,8 +2,8 @@
 //! non-blocking and has a bound: clients, the bytes of a request, the time for it and for taking the answer. Whoever
 //! is over one is answered or cut off; who comes when there are too many waits in the kernel's queue.
 
-use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use socket2::{SockRef, Socket as Stream};
 
 use crate::ctl::answer;
 use crate::ctl::request::MAX_BYTES;
+use crate::fleet::datagram;
 use crate::fleet::listener::{self, Listen, Listener};
 use crate::time::Instant;
 
@@ -51,6 +52,8 @@ struct Client {
     stream: Stream,
     peer: UnixCredentials,
     state: State,
+    /// That has come with the request.
+    fd: Option<OwnedFd>,
     /// When something must have happened.
     deadline: Instant,
 }
@@ -76,6 +79,8 @@ pub struct Asked {
     pub uid: u32,
     /// What, without the end of the line.
     pub line: Vec<u8>,
+    /// The descriptor that came along.
+    pub fd: Option<OwnedFd>,
 }
 
 impl Socket {
@@ -148,8 +153,8 @@ impl Socket {
                 Ok(Some(line)) => {
                     client.state = State::Waiting;
                     client.deadline = now + LONGEST;
-                    let (client, pid, uid) = (client.number, client.peer.pid(), client.peer.uid());
-                    asked.push(Asked { client, pid, uid, line });
+                    let (pid, uid, fd) = (client.peer.pid(), client.peer.uid(), client.fd.take());
+                    asked.push(Asked { client: client.number, pid, uid, line, fd });
                 }
                 Ok(None) => {}
                 Err(why) => client.answer(answer::line(&Err(why)), now),
@@ -202,6 +207,7 @@ impl Socket {
                         stream,
                         peer,
                         state: State::Asking(Vec::new()),
+                        fd: None,
                         deadline,
                     });
                 }
@@ -223,12 +229,15 @@ impl Client {
         let (mut bytes, before) = ([0; READ], read.len());
         // What a request is short of its bound: never more is taken.
         let room = bytes.get_mut(..READ.min(MAX_BYTES.saturating_sub(before))).unwrap_or_default();
-        match self.stream.read(room) {
-            Ok(0) => {
+        match datagram::receive(self.stream.as_fd(), room) {
+            Ok((0, _)) => {
                 self.state = State::Over; // it has left without having asked
                 return Ok(None);
             }
-            Ok(count) => read.extend_from_slice(room.get(..count).unwrap_or_default()),
+            Ok((count, fd)) => {
+                read.extend_from_slice(room.get(..count).unwrap_or_default());
+                self.fd = fd.or(self.fd.take());
+            }
             Err(error) if is_to_be_tried_again(&error) => {}
             Err(_) => {
                 self.state = State::Over;
@@ -304,7 +313,7 @@ fn is_to_be_tried_again(error: &io::Error) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::io::BufRead;
+    use std::io::{BufRead, Read};
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixStream;
 

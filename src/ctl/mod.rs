@@ -5,12 +5,14 @@ pub mod answer;
 pub mod arrange;
 pub mod filter;
 pub mod publish;
+pub mod record;
 pub mod request;
 mod table;
 pub mod topics;
 mod view;
 
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
@@ -22,6 +24,7 @@ use self::arrange::{Key, arrange};
 use self::publish::Payload;
 use self::request::Request;
 use crate::exit::Exit;
+use crate::fleet::datagram;
 
 /// How long the server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,6 +42,8 @@ pub struct Order {
     pub request: Request,
     /// How to show the answer.
     pub show: Show,
+    /// Where to write what is recorded, if that is asked for.
+    pub target: Option<record::Target>,
 }
 
 /// How to show an answer.
@@ -82,6 +87,10 @@ pub fn run(order: &Order) -> Exit {
 }
 
 fn attempt(order: &Order, out: &mut impl Write) -> Result<(), Failure> {
+    if let Some(target) = &order.target {
+        let text = record::run(&order.socket, &order.request, target)?;
+        return Ok(out.write_all(text.as_bytes())?);
+    }
     let is_terminal = io::stdout().is_terminal();
     let request = with_input(&order.request)?;
     loop {
@@ -124,6 +133,11 @@ const CLEAR: &[u8] = b"\x1b[H\x1b[J";
 
 /// Sends a request and waits for its result.
 fn ask(path: &Path, request: &Request) -> Result<Value, Failure> {
+    ask_with(path, request, None)
+}
+
+/// The same with a descriptor that goes with it.
+fn ask_with(path: &Path, request: &Request, fd: Option<BorrowedFd<'_>>) -> Result<Value, Failure> {
     let line = request.line().map_err(Failure::Refused)?;
     let socket = connect(path).map_err(|error| Failure::Unreachable(unreachable(path, &error)))?;
     let patience = match request {
@@ -135,7 +149,10 @@ fn ask(path: &Path, request: &Request) -> Result<Value, Failure> {
     let answered = socket
         .set_read_timeout(Some(patience))
         // A server that has hung up may have said why before.
-        .map(|()| (&socket).write_all(&line))
+        .map(|()| match fd {
+            Some(fd) => datagram::send(socket.as_fd(), &line, Some(fd)),
+            None => (&socket).write_all(&line),
+        })
         .and_then(|sent| reader.read_until(b'\n', &mut answer).and(sent));
     match answered.map_err(|error| (error.kind(), error)) {
         Err((io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, _)) => {

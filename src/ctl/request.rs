@@ -38,6 +38,14 @@ pub enum Request {
         #[serde(default = "going_away")]
         code: u16,
     },
+    /// Record what the connections of a handler receive, into the socket that comes with the line: answered with a
+    /// [`Handler`](super::answer::Handler).
+    Record {
+        /// A resource of the handler.
+        resource: String,
+        /// With what is in messages, not only their sizes.
+        payload: bool,
+    },
     /// All topics: answered with [`Topics`](super::topics::Topics).
     Topics {},
     /// Publish a message: answered with a text.
@@ -167,6 +175,10 @@ impl Request {
             Request::Config {} => "config".to_owned(),
             Request::Connections { .. } => "connections".to_owned(),
             Request::Topics {} => "topics".to_owned(),
+            Request::Record { resource, payload } => {
+                let how = if *payload { "" } else { " without payload" };
+                format!("record {}{how}", resource.escape_debug())
+            }
             Request::Publish { topic, data, .. } => {
                 format!("publish {} bytes to {}", data.bytes().len(), topic.escape_debug())
             }

@@ -10,6 +10,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::datagram;
 use crate::log::{self, Book, Level};
+use crate::time::Instant;
 
 /// What the supervisor orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,16 @@ pub enum Command {
     Publish {
         /// To be given back.
         ticket: u64,
+    },
+    /// Write what the connections of a handler receive into the socket that comes along (wshd-test(1)); without one, no
+    /// more.
+    Record {
+        /// Its number.
+        handler: u16,
+        /// Whether what is in messages is written, too.
+        has_payload: bool,
+        /// When that began.
+        begun: Instant,
     },
     /// Close all connections that the filter lets through which is in the file that comes along.
     CloseAll {
@@ -308,6 +319,9 @@ impl Command {
             Command::Child { slot, part } => message(b'P', [slot.into(), part.into(), 0]),
             Command::Rebalance { to, count } => message(b'M', [to.into(), count.into(), 0]),
             Command::List { ticket } => message(b'W', [ticket, 0, 0]),
+            Command::Record { handler, has_payload, begun } => {
+                message(b'R', [handler.into(), has_payload.into(), begun.as_nanos()])
+            }
             Command::Publish { ticket } => message(b'V', [ticket, 0, 0]),
             Command::Close { ticket, conn, code } => message(b'X', [ticket, conn, code.into()]),
         }
@@ -329,6 +343,11 @@ impl Command {
             b'P' => Command::Child { slot: first as u16, part: second as u16 },
             b'M' => Command::Rebalance { to: first as u16, count: second as u16 },
             b'W' => Command::List { ticket: first },
+            b'R' => Command::Record {
+                handler: first as u16,
+                has_payload: second != 0,
+                begun: Instant::from_nanos(third),
+            },
             b'V' => Command::Publish { ticket: first },
             b'X' => Command::Close { ticket: first, conn: second, code: third as u16 },
             _ => return None,

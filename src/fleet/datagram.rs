@@ -1,4 +1,5 @@
-//! A datagram, and a descriptor with it where one is needed (unix(7), SCM_RIGHTS). Knows nothing of what is in it.
+//! A datagram, or a piece of a stream, and a descriptor with it where one is needed (unix(7), SCM_RIGHTS). Knows nothing of
+//! what is in it.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

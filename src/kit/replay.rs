@@ -1,6 +1,7 @@
-//! `wshd replay RECORD`: makes a script of what a server has written down of a crash (`crash_dir` in wshd.conf(5)), and plays
-//! it. What was said on the connection before is not in the record.
+//! `wshd replay FILE`: plays what `wshd ctl record` has recorded, or makes a script of what a server has written down of a crash
+//! (`crash_dir` in wshd.conf(5)), in which there is the last message only, and plays that.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
@@ -12,6 +13,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::Args;
 use serde::Deserialize;
 
+use crate::ctl::record::Heading;
 use crate::exit::Exit;
 
 /// The longest record: a message in it may have 64 MiB, in base64.
@@ -22,11 +24,14 @@ const MARK: &str = "# Made by wshd replay of ";
 /// The command line.
 #[derive(Debug, Args)]
 pub struct Replay {
-    /// A crash record, as in crash_dir
+    /// A recording of wshd ctl record, or a crash record as in crash_dir
     record: PathBuf,
     /// The handler, if it is not the file that the record names; as of wshd test
     file: Option<PathBuf>,
-    /// Where the script is put
+    /// Serve the handler as this configuration of a server says of its resource
+    #[arg(short = 'f', long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the script of a crash record is put
     #[arg(long, value_name = "FILE", default_value = "replay.test")]
     script: PathBuf,
 }
@@ -77,28 +82,50 @@ impl Replay {
 
     fn play(&self) -> Result<ExitCode, String> {
         let shown = self.record.display();
-        let record = read(&self.record).map_err(|why| format!("{shown}: {why}"))?;
-        let script = script(&record).map_err(|why| format!("{shown}: {why}"))?;
-        write(&self.script, &format!("{MARK}{shown}\n{script}"))
-            .map_err(|why| format!("{}: {why}", self.script.display()))?;
-        let file = self.file.clone().or(record.handler.map(|handler| handler.file));
+        let text = read(&self.record).map_err(|error| format!("{shown}: {error}"))?;
+        let (script, handler, resource) = match Heading::of(&text) {
+            Some(Heading { handler, resource }) => (&self.record, Some(handler), Some(resource)),
+            None => {
+                let (handler, resource) = self.of_crash(&text).map_err(|why| format!("{shown}: {why}"))?;
+                (&self.script, handler, resource)
+            }
+        };
+        let file = self.file.clone().or(handler);
         let file = file.ok_or_else(|| format!("{shown}: it names no handler: give its file"))?;
         let program = std::env::current_exe().map_err(|error| format!("this program: {error}"))?;
-        let status = Command::new(&program).arg("test").arg(&file).arg(&self.script).status();
+        let mut args: Vec<OsString> = Vec::new();
+        for (option, value) in
+            [("--resource", resource.map(OsString::from)), ("--config", self.config.clone().map(Into::into))]
+        {
+            args.extend(value.into_iter().flat_map(|value| [option.into(), value]));
+        }
+        args.extend([file.into(), script.into()]);
+        let status = Command::new(&program).arg("test").args(&args).status();
         let status = status.map_err(|error| format!("wshd test: {error}"))?;
-        let args = [&program, &file, &self.script].map(|path| quoted(&path.display().to_string()));
-        let [program, file, script] = args;
-        println!("wshd: under a debugger: gdb --args {program} test --no-fork {file} {script}");
+        let words = args.iter().map(|arg| quoted(&arg.to_string_lossy())).collect::<Vec<_>>().join(" ");
+        let program = quoted(&program.to_string_lossy());
+        println!("wshd: under a debugger: gdb --args {program} test --no-fork {words}");
         let code = status.code().and_then(|code| u8::try_from(code).ok());
         Ok(code.map_or(Exit::Internal.into(), ExitCode::from))
     }
+
+    /// Writes the script of a crash record; which handler crashed, and as what it was served.
+    fn of_crash(&self, text: &str) -> Result<(Option<PathBuf>, Option<String>), String> {
+        let record: Record = serde_json::from_str(text)
+            .map_err(|error| format!("expected a recording or a crash record: {error}"))?;
+        write(&self.script, &format!("{MARK}{}\n{}", self.record.display(), script(&record)?))
+            .map_err(|why| format!("{}: {why}", self.script.display()))?;
+        let resource = record.request.and_then(|request| request.resource);
+        let path = resource.and_then(|resource| Some(resource.split('?').next()?.to_owned()));
+        let path = path.filter(|path| path.len() > 1);
+        Ok((record.handler.map(|handler| handler.file), path))
+    }
 }
 
-fn read(path: &Path) -> Result<Record, String> {
+fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    file.take(MAX_RECORD).read_to_string(&mut text).map_err(|error| error.to_string())?;
-    serde_json::from_str(&text).map_err(|error| format!("expected a crash record: {error}"))
+    File::open(path)?.take(MAX_RECORD).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The peer of the record: its request, and the message that was being handled.

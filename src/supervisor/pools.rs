@@ -276,6 +276,11 @@ impl Supervisor {
                     let role = Role::PerConnection(parent);
                     let mut process = Process::new(role, Some(slot), generation, Some(pending.channel));
                     process.set_deadline(clock::now() + START);
+                    let pool = self.place_of(slot).pool;
+                    process
+                        .channel
+                        .iter()
+                        .for_each(|channel| self.host.control.join_recording(pool, channel));
                     self.processes.insert(pid, process);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.pools.pending.push(pending),

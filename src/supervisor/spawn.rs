@@ -88,6 +88,10 @@ pub(super) fn worker(
             let mut process = Process::new(role, Some(slot), record.generation(), Some(ours));
             process.set_deadline(clock::now() + START);
             (process.log, process.skipped) = (source, skipped);
+            process
+                .channel
+                .iter()
+                .for_each(|channel| supervisor.host.control.join_recording(record.place().pool, channel));
             supervisor.processes.insert(child, process);
             return ControlFlow::Continue(Ok(child));
         }

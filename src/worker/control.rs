@@ -56,6 +56,10 @@ impl Worker {
                         self.report(Report::ClosingAll { ticket, count });
                     }
                     control::Command::Close { ticket, conn, code } => self.close_by_order(ticket, conn, code),
+                    control::Command::Record { handler, has_payload, begun } => match fd {
+                        Some(socket) => self.conns.recorder.start(handler, has_payload, begun, socket),
+                        None => self.conns.recorder.stop(),
+                    },
                     control::Command::Quit => return true,
                     control::Command::Child { .. } => {
                         log::warn!("the supervisor asked for a fork, but this is not a zygote; ignored")

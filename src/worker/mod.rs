@@ -73,6 +73,7 @@ use conn::access_log::AccessLog;
 use conn::connections::{Conns, Core};
 use conn::handoff::{Arrivals, Shipment};
 use conn::handshake::Registry;
+use conn::recorder::Recorder;
 use crash::report::Collector;
 use crash::rescue::{self, RescueContext};
 use crash::traps;
@@ -194,6 +195,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         pid,
         pool,
         access_log: AccessLog::new(Arc::clone(&config), Arc::clone(&routes)),
+        recorder: Recorder::default(),
         config: Arc::clone(&config),
         routes: Arc::clone(&routes),
     });

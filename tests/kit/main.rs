@@ -8,6 +8,7 @@ mod conversations;
 #[path = "../common/server.rs"]
 mod daemon;
 mod programs;
+mod recordings;
 mod samples;
 
 use std::collections::BTreeSet;

@@ -82,12 +82,13 @@ fn a_crash_record_is_replayed() {
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(said.contains("crashed: SIGSEGV at address 0x10 in on_message of fragile"), "{said}");
         assert!(
-            said.contains("gdb --args ") && said.ends_with(" test --no-fork fragile_wsh.so replay.test\n"),
+            said.contains("gdb --args ")
+                && said.ends_with(" test --no-fork --resource /fragile fragile_wsh.so replay.test\n"),
             "{said}"
         );
     }
     std::fs::write(dir.path().join("replay.test"), "> mine\n").unwrap();
     ends(&replay(), 3, "replay.test: it exists and is left as it is");
     std::fs::write(dir.path().join("record.json"), "{}").unwrap();
-    ends(&replay(), 3, "record.json: expected a crash record");
+    ends(&replay(), 3, "record.json: expected a recording or a crash record");
 }

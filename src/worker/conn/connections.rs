@@ -28,6 +28,7 @@ use crate::worker::conn::gathering::Gathered;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::receive_budget::ReceiveBudget;
 use crate::worker::conn::record::{Record, flags};
+use crate::worker::conn::recorder::Recorder;
 use crate::worker::conn::send_queue::QueuePool;
 use crate::worker::conn::sending::counted_of;
 use crate::worker::conn::table::{Conn, Table};
@@ -142,6 +143,8 @@ pub struct Conns {
     pub pool: usize,
     /// A line for what becomes of each.
     pub access_log: AccessLog,
+    /// What `wshd ctl record` asks for.
+    pub recorder: Recorder,
 }
 
 impl Conns {

@@ -226,6 +226,9 @@ impl Handshakes {
                 record.set_flags(flags::TAKEN | if rest.is_empty() { flags::OPENING } else { flags::AHEAD });
             }
         }
+        if self.conns.recorder.records(handler) {
+            self.conns.record_request(id, &handshake.request);
+        }
         match channel {
             Some(channel) => {
                 let beginning = Beginning::Handshake(Arc::clone(&handshake));

@@ -18,6 +18,9 @@ impl Session {
         }) else {
             return;
         };
+        if self.conns.recorder.records(handler) {
+            self.conns.record_close(id, code, reason);
+        }
         if let Some(channel) = channel {
             channel.peer_close(PeerClose { code, reason: [reason, b"\0"].concat() });
             return self.conns.set_last_call(id, LastCall::Answer);
@@ -42,6 +45,9 @@ impl Session {
             return;
         };
         let by = u32::from(by);
+        if self.conns.recorder.records(handler) {
+            self.conns.record_end(id, by, code);
+        }
         self.conns.log_close(id, by, code.into());
         self.conns.metrics.of(handler).count_close(by, code);
         match (channel, self.handlers.service(handler)) {

@@ -155,6 +155,9 @@ impl Session {
     #[inline]
     pub fn deliver(&self, id: u64, handler: u16, kind: Kind, flags: u32, body: Body, buffer: &mut [u8]) {
         self.conns.access_log.received(id, body.len(), flags & WS_LAST != 0);
+        if self.conns.recorder.records(handler) {
+            self.conns.record_message(id, kind == Kind::Text, flags, body.octets(buffer));
+        }
         let Some(service) = self.handlers.service(handler) else { return };
         if service.handler.is_blocking() {
             return self.put_message(id, kind, flags, body, buffer);

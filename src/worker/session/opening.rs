@@ -18,6 +18,9 @@ impl Session {
         let Some(service) = self.handlers.service(handler) else {
             return self.conns.close(id, Some(1012), b"", WS_BY_HOST);
         };
+        if self.conns.recorder.records(handler) {
+            self.conns.record_open(id);
+        }
         if service.handler.is_blocking() {
             return self.resume_blocking(id, handler, service);
         }

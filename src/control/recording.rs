@@ -1,0 +1,109 @@
+//! Recording what the connections of a handler receive: the processes of its pool are given the socket that a client has sent,
+//! and write to it. The client ends it by leaving.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
+};
+use serde_json::Value;
+
+use super::Control;
+use super::view::View;
+use crate::fleet::control::{Channel, Command};
+use crate::time::Instant;
+
+/// A recording that runs.
+pub(super) struct Recording {
+    /// Nothing is written to it here.
+    socket: OwnedFd,
+    resource: String,
+    pool: u16,
+    order: Command,
+}
+
+impl Recording {
+    /// What to wait for: only that its other end is closed.
+    pub(super) fn interest(&self) -> PollFd<'_> {
+        PollFd::new(self.socket.as_fd(), PollFlags::empty())
+    }
+
+    /// Whether the client has left.
+    pub(super) fn is_over(&self) -> bool {
+        let mut fds = [self.interest()];
+        let _ = poll(&mut fds, PollTimeout::ZERO); // what is not known is looked at again
+        fds.iter().any(|fd| fd.any() == Some(true))
+    }
+}
+
+impl Control {
+    /// Begins to record; the handler.
+    pub(super) fn record(
+        &mut self,
+        resource: &str,
+        has_payload: bool,
+        socket: Option<OwnedFd>,
+        view: &View<'_>,
+        now: Instant,
+    ) -> Result<Value, String> {
+        if let Some(other) = &self.recording {
+            return Err(format!("{} is being recorded: one at a time", other.resource.escape_debug()));
+        }
+        let socket = socket.filter(is_of_datagrams).ok_or("expected a socket of datagrams with it")?;
+        let number = view.routes.find(resource);
+        let handler = number.and_then(|number| view.handler(number));
+        let (Some(number), Some(handler)) = (number, handler) else {
+            return Err(format!("no handler serves {}: see wshd ctl status", resource.escape_debug()));
+        };
+        let route = view.routes.handlers().get(usize::from(number));
+        let pool = route.map_or(0, |route| view.config.pool_of(&route.resource));
+        let order = Command::Record { handler: number, has_payload, begun: now };
+        let resource = resource.to_owned();
+        let recording = Recording { socket, resource, pool: u16::try_from(pool).unwrap_or_default(), order };
+        tell(view, &recording, Some(&recording.socket));
+        self.recording = Some(recording);
+        serde_json::to_value(handler).map_err(|error| error.to_string())
+    }
+
+    /// A new process of this pool takes part.
+    pub fn join_recording(&self, pool: u16, channel: &Channel) {
+        if let Some(recording) = self.recording.as_ref().filter(|recording| recording.pool == pool) {
+            // One that cannot be told has died.
+            let _ = channel.send_command_with(recording.order, recording.socket.as_fd());
+        }
+    }
+
+    /// Ends a recording whose client has left.
+    pub(super) fn end_recording(&mut self, view: &View<'_>) {
+        if let Some(recording) = self.recording.take_if(|recording| recording.is_over()) {
+            tell(view, &recording, None);
+            log::info!("recording of {} ended", recording.resource.escape_debug());
+        }
+    }
+}
+
+/// Has the processes of its pool begin, or end it.
+fn tell(view: &View<'_>, recording: &Recording, socket: Option<&OwnedFd>) {
+    for (pid, slot, channel) in view.channels() {
+        if view.scoreboard.place(slot).is_none_or(|place| place.pool != recording.pool) {
+            continue;
+        }
+        let told = match socket {
+            Some(socket) => channel.send_command_with(recording.order, socket.as_fd()),
+            None => channel.send_command(recording.order),
+        };
+        if let Err(error) = told
+            && error.kind() == std::io::ErrorKind::WouldBlock
+        {
+            log::warn!("process {pid} does not read its commands, and is not recorded");
+        }
+    }
+}
+
+/// Whether it keeps what processes write apart, and takes no other's place.
+fn is_of_datagrams(fd: &OwnedFd) -> bool {
+    let is_unix = |address: SockaddrStorage| address.family() == Some(AddressFamily::Unix);
+    getsockopt(fd, sockopt::SockType).is_ok_and(|kind| kind == SockType::SeqPacket)
+        && getsockname(std::os::fd::AsRawFd::as_raw_fd(fd)).is_ok_and(is_unix)
+}

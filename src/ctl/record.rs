@@ -1,0 +1,142 @@
+//! `wshd ctl record`: has a server record what the connections of a handler receive, and writes that into a file: a script that
+//! `wshd replay` and `wshd test` play. The file, its bounds and the time are here; the server only sends lines.
+
+use std::fmt::{self, Display};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+use serde::Deserialize;
+
+use super::answer::Handler;
+use super::request::Request;
+use super::{Failure, ask_with};
+
+/// The longest datagram: a line of a message may be several times as long as that.
+const LONGEST: usize = 512 << 10;
+/// Room for what has not been read yet; the system may give less.
+const ROOM: usize = 1 << 20;
+/// How a recording begins.
+const MARK: &str = "# Recorded by wshd ";
+const HANDLER: &str = "# handler: ";
+const RESOURCE: &str = "# resource: ";
+
+/// Where to, and how much.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Is new.
+    pub file: PathBuf,
+    /// For so long.
+    pub time: Duration,
+    /// At most so many bytes.
+    pub limit: u64,
+}
+
+/// What a recording begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heading {
+    /// The handler's file, where it was recorded.
+    pub handler: PathBuf,
+    /// What it serves.
+    pub resource: String,
+}
+
+impl Heading {
+    /// That of this text; None: it is no recording.
+    pub fn of(text: &str) -> Option<Self> {
+        let mut lines = text.strip_prefix(MARK)?.lines().skip(1);
+        let handler = lines.next()?.strip_prefix(HANDLER)?.into();
+        Some(Heading { handler, resource: lines.next()?.strip_prefix(RESOURCE)?.to_owned() })
+    }
+}
+
+impl Display for Heading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = humantime::format_rfc3339_seconds(SystemTime::now());
+        writeln!(f, "{MARK}{}, {time}", env!("CARGO_PKG_VERSION"))?;
+        writeln!(f, "{HANDLER}{}\n{RESOURCE}{}", self.handler.display(), self.resource)
+    }
+}
+
+/// Does it; what to say of it.
+pub(super) fn run(socket: &Path, request: &Request, target: &Target) -> Result<String, Failure> {
+    let Target { file: path, .. } = target;
+    let shown = path.display();
+    let refused = |error: io::Error| Failure::Refused(format!("{shown}: {error}"));
+    let mut file = File::create_new(path).map_err(refused)?;
+    let recorded = record(socket, request, target, &mut file);
+    if file.metadata().is_ok_and(|metadata| metadata.len() == 0) {
+        let _ = std::fs::remove_file(path); // it was made above
+    }
+    let why = recorded?;
+    let size = file.metadata().map_or(0, |metadata| metadata.len());
+    Ok(format!("{why}: {size} bytes in {shown}; play them with: wshd replay {shown}\n"))
+}
+
+/// Why it ended.
+fn record(socket: &Path, request: &Request, target: &Target, file: &mut File) -> Result<String, Failure> {
+    let local = |error: io::Error| Failure::Refused(format!("cannot record: {error}"));
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags);
+    let (ours, theirs): (OwnedFd, OwnedFd) = pair.map_err(io::Error::from).map_err(local)?;
+    let _ = setsockopt(&theirs, sockopt::SndBuf, &ROOM); // what the system allows
+    let answer = ask_with(socket, request, Some(theirs.as_fd()))?;
+    drop(theirs);
+    let handler = Handler::deserialize(&answer)
+        .map_err(|error| Failure::Unreachable(format!("the server's answer is not understood: {error}")))?;
+    let resource = match request {
+        Request::Record { resource, .. } => resource.clone(),
+        _ => String::new(),
+    };
+    let heading = Heading { handler: handler.file.into(), resource }.to_string();
+    let full =
+        |error: io::Error| Failure::Refused(format!("{}: {error}; recording ended", target.file.display()));
+    file.write_all(heading.as_bytes()).map_err(full)?;
+    let (begun, mut left) = (Instant::now(), target.limit.saturating_sub(heading.len() as u64));
+    let mut bytes = vec![0; LONGEST];
+    while let Some(time) = target.time.checked_sub(begun.elapsed()).filter(|time| !time.is_zero()) {
+        let mut fds = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(time.as_millis() as u64 + 1).unwrap_or(PollTimeout::MAX);
+        let _ = poll(&mut fds, timeout); // if it is interrupted, as if the time were over
+        let count = match recv(&ours, &mut bytes[..], RecvFlags::DONTWAIT) {
+            Ok((_, 0)) if is_closed(&ours) => return Ok("the server ended".to_owned()),
+            Ok((_, count)) => count,
+            Err(Errno::AGAIN | Errno::INTR) => continue,
+            Err(error) => return Err(local(error.into())),
+        };
+        let Some(lines) = bytes.get(..count).filter(|lines| lines.ends_with(b"\n")) else { continue };
+        let Some(rest) = left.checked_sub(count as u64) else {
+            return Ok("the file is as large as it may be".to_owned());
+        };
+        left = rest;
+        file.write_all(lines).map_err(full)?;
+    }
+    Ok(format!("recorded for {:?}", target.time))
+}
+
+/// Whether nobody has the other end any more: a datagram may be empty, too.
+fn is_closed(socket: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).is_ok() && fds.iter().any(|fd| fd.any() == Some(true))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heading_is_read_as_it_is_written() {
+        let heading = Heading { handler: "/usr/lib/a b_wsh.so".into(), resource: "/rooms/a b".to_owned() };
+        assert_eq!(Heading::of(&format!("{heading}c1> x\n")).unwrap(), heading);
+        for other in ["", "> x\n", "# Recorded by wshd 0.1.0\n", "{}"] {
+            assert_eq!(Heading::of(other), None);
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Recording the connections of a handler (`wshd ctl record`): what a handler is about to be told is written before it is
+//! called, so that it is there if the handler crashes. It goes as datagrams to whoever asked, who alone has the file, and who
+//! ends it; this process waits for nobody: what does not fit into the socket is lost, and that is said.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use ::ws_handler::raw::*;
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+
+use crate::time::Instant;
+use crate::worker::conn::connections::Conns;
+use crate::worker::conn::request::Request;
+use crate::worker::conn::transcript::{Name, Script};
+
+/// A line about the time is written when this much has passed since the last one.
+const TICK: Duration = Duration::from_millis(100);
+/// Connections that move at once are one move.
+const ONE_MOVE: Duration = Duration::from_secs(1);
+/// Names that are kept beyond those of connections that exist.
+const SPARE_NAMES: usize = 1000;
+/// No handler is recorded.
+const NONE: u32 = u32::MAX;
+
+/// Which handler is recorded.
+pub struct Recorder {
+    /// Its number, or [`NONE`].
+    handler: Cell<u32>,
+    recording: RefCell<Option<Recording>>,
+}
+
+/// A recording that runs.
+struct Recording {
+    /// Of datagrams, each of whole lines. Does not wait.
+    socket: OwnedFd,
+    has_payload: bool,
+    begun: Instant,
+    /// Since the beginning; the script has been told.
+    told: Duration,
+    /// When the last move was told.
+    moved: Option<Instant>,
+    /// By connection; at most [`SPARE_NAMES`] more than there are connections.
+    names: HashMap<u64, Name>,
+    /// Datagrams, since the last that was sent.
+    lost: u64,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Recorder { handler: Cell::new(NONE), recording: RefCell::default() }
+    }
+}
+
+impl Recorder {
+    /// From now on this handler is recorded, and no other.
+    pub fn start(&self, handler: u16, has_payload: bool, begun: Instant, socket: OwnedFd) {
+        let (told, moved, names, lost) = Default::default();
+        self.recording.replace(Some(Recording { socket, has_payload, begun, told, moved, names, lost }));
+        self.handler.set(handler.into());
+    }
+
+    /// Nothing is recorded any more.
+    pub fn stop(&self) {
+        self.handler.set(NONE);
+        self.recording.take();
+    }
+
+    /// Whether this handler is recorded.
+    #[inline]
+    pub fn records(&self, handler: u16) -> bool {
+        self.handler.get() == u32::from(handler)
+    }
+}
+
+/// For the recording. To be called if [`Recorder::records`] says so, before the handler is.
+impl Conns {
+    /// A peer asks for a WebSocket.
+    pub fn record_request(&self, id: u64, request: &Request) {
+        self.write(id, false, |script, name, _| {
+            let headers = (0..).map_while(|index| request.head.header_at(index));
+            let protocols = request.protocols().and_then(|protocols| protocols.strip_suffix(b"\0"));
+            script.request(name, request.strings().resource, headers, protocols);
+        });
+    }
+
+    /// A peer has sent a message, or a fragment of one.
+    pub fn record_message(&self, id: u64, is_text: bool, flags: u32, bytes: &[u8]) {
+        let (is_first, is_last) = (flags & WS_FIRST != 0, flags & WS_LAST != 0);
+        self.write(id, true, |script, name, has_payload| match has_payload {
+            _ if is_first && is_last => {
+                script.message(name, is_text, bytes.len(), has_payload.then_some(bytes));
+            }
+            true => script.fragment(name, is_text, is_first, is_last, bytes),
+            false => script.fragment(name, is_text, is_first, is_last, &vec![b'x'; bytes.len()]),
+        });
+    }
+
+    /// A peer has sent a Close frame.
+    pub fn record_close(&self, id: u64, code: u16, reason: &[u8]) {
+        self.write(id, true, |script, name, has_payload| {
+            script.close(name, code, has_payload.then_some(reason));
+        });
+    }
+
+    /// A connection has ended.
+    pub fn record_end(&self, id: u64, by: u32, code: u16) {
+        self.write(id, true, |script, name, _| match (by, code) {
+            (WS_BY_PEER, 1006) => script.vanish(name),
+            (WS_BY_PEER, _) => {}
+            (by, code) => {
+                let by = if by == WS_BY_HANDLER { "handler" } else { "server" };
+                script.comment(format_args!("{name} was closed by the {by} with {code}"));
+            }
+        });
+        if let Some(recording) = &mut *self.recorder.recording.borrow_mut() {
+            recording.names.remove(&id);
+        }
+    }
+
+    /// A connection is open here, perhaps after it was open in another process.
+    pub fn record_open(&self, id: u64) {
+        let is_resumed = self.core.borrow_mut().table.record(id).is_some_and(|record| record.is_resumed());
+        let now = self.life.turn().instant();
+        let is_told = |recording: &mut Recording| match recording.moved.replace(now) {
+            Some(before) => now.since(before) < ONE_MOVE,
+            None => false,
+        };
+        if is_resumed && self.recorder.recording.borrow_mut().as_mut().is_some_and(|it| !is_told(it)) {
+            self.write(id, true, |script, _, _| script.moved());
+        }
+    }
+
+    /// Sends what is said about a connection. One that the script does not know yet is introduced, if that is wanted.
+    fn write(&self, id: u64, is_introduced: bool, say: impl FnOnce(&mut Script, Name, bool)) {
+        let mut recording = self.recorder.recording.borrow_mut();
+        let Some(known) = &mut *recording else { return };
+        let mut script = Script::default();
+        if known.lost > 0 {
+            script.comment(format_args!(
+                "{} lines or more are missing: they were not read in time",
+                known.lost
+            ));
+        }
+        let time = self.life.turn().instant().since(known.begun);
+        if time >= known.told + TICK {
+            known.told = time;
+            script.at(time);
+        }
+        let name = match known.names.get(&id) {
+            Some(name) => Some(*name),
+            None => self.introduce(id, known, is_introduced.then_some(&mut script)),
+        };
+        let Some(name) = name else { return };
+        say(&mut script, name, known.has_payload);
+        if script.text().is_empty() {
+            return;
+        }
+        match send(&known.socket, script.text().as_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Ok(_) => known.lost = 0,
+            Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => known.lost += 1,
+            Err(error) => {
+                if !matches!(error, Errno::PIPE | Errno::CONNRESET | Errno::CONNREFUSED) {
+                    log::warn!("recording: {error}; ended in this process");
+                }
+                drop(recording);
+                self.recorder.stop();
+            }
+        }
+    }
+
+    /// The name of a connection, whose request was seen before the recording began, or is about to be written.
+    fn introduce(&self, id: u64, recording: &mut Recording, script: Option<&mut Script>) -> Option<Name> {
+        let core = &mut *self.core.borrow_mut();
+        let conn = core.table.get(id)?;
+        let name = Name(conn.socket.cookie().ok()?);
+        // It is known to the second.
+        let came = Instant::from_nanos((u64::from(conn.since) + 1) * 1_000_000_000);
+        let record = core.table.record(id)?;
+        // What came from another process meanwhile was told by that.
+        let is_known = record.is_resumed() && came.since(recording.begun) > Duration::ZERO;
+        if let Some(script) = script.filter(|_| !is_known) {
+            let strings = record.strings();
+            script.comment(format_args!("{name} was open before"));
+            let origin = strings.origin.map(|origin| ("Origin", origin));
+            script.request(name, strings.resource, origin.into_iter(), strings.protocol);
+        }
+        if recording.names.len() >= core.table.len() as usize + SPARE_NAMES {
+            recording.names.retain(|id, _| core.table.get(*id).is_some());
+        }
+        recording.names.insert(id, name);
+        Some(name)
+    }
+}
