@@ -271,6 +271,7 @@ fn breach_is(what: std::fmt::Arguments<'_>) {
         log::error!("{what}{more}");
     }
     if is_strict() {
+        strict::note_breach(what);
         std::process::abort();
     }
 }

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use ::ws_handler::raw::*;
@@ -28,6 +29,27 @@ struct Known {
 
 thread_local! {
     static KNOWN: RefCell<Known> = const { RefCell::new(Known { closed: VecDeque::new(), ended: VecDeque::new() }) };
+}
+
+/// The Close frame of the connection whose callback has broken the contract.
+static FAREWELL: OnceLock<Vec<u8>> = OnceLock::new();
+
+/// The process is about to abort for this breach.
+pub(super) fn note_breach(what: std::fmt::Arguments<'_>) {
+    if is_on() {
+        FAREWELL.get_or_init(|| close_frame(&what.to_string()));
+    }
+}
+
+/// The Close frame for the connection whose callback has broken the contract, which says how. Async-signal-safe.
+pub fn farewell() -> Option<&'static [u8]> {
+    FAREWELL.get().map(Vec::as_slice)
+}
+
+/// Code 1011 and a reason of up to 123 bytes (RFC 6455 section 5.5).
+fn close_frame(reason: &str) -> Vec<u8> {
+    let reason = reason.get(..reason.floor_char_boundary(123)).unwrap_or_default();
+    [&[0x88, 2 + reason.len() as u8, 0x03, 0xf3], reason.as_bytes()].concat()
 }
 
 /// From now on all this is done.
@@ -110,5 +132,17 @@ fn tell(function: &str, conn: ws_conn, size: usize, result: i32) {
             note_useless(conn, format_args!("{function}() returned {error}: it has done nothing"))
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_of_a_close_frame_is_whole_characters() {
+        assert_eq!(close_frame("a"), [0x88, 3, 0x03, 0xf3, b'a']);
+        let frame = close_frame(&"\u{e9}".repeat(62)); // 124 bytes
+        assert_eq!((frame[1], frame.len()), (124, 126));
     }
 }

@@ -294,4 +294,11 @@ fn strict_abi_is_an_option() {
     assert_eq!(raw.next_text(), "hello");
     leave(raw);
     server.stop();
+
+    // The peer of one that breaks the contract is told how.
+    let server = serve(&["wrong_place_receive"], &["--strict-abi"]);
+    let mut breaking = Raw::open(&server.address(), "/wrong_place_receive");
+    breaking.frame(TEXT, b"go");
+    let reason = breaking.expect_close(1011);
+    assert!(reason.starts_with("wrong_place_receive: ws_receive(") && reason.len() <= 123, "{reason}");
 }

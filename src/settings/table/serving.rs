@@ -107,6 +107,8 @@ where it does so.
 Otherwise the call returns an error, and that is logged.
 A message lies at the end of a mapping, which is taken back when its callback has returned: reading past it, or later, \
 crashes the worker there, and its log line says so.
+The connection of the callback is closed with 1011 and the breach as the reason, so that the peer sees it too: not for \
+servers that strangers can reach.
 Calls that can have no effect, such as on a connection that the handler has closed, are logged.",
     },
     Setting {

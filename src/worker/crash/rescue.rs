@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::ffi::place::{Callback, place};
+use crate::ffi::strict;
 use crate::fleet::crash::UNATTRIBUTED;
 use crate::fleet::handler_counters::Count;
 use crate::fleet::routes::Routes;
@@ -282,7 +283,7 @@ impl RescueContext {
         }
         let end_with = |close, response| end_with(record, unsent.unwrap_or(NOTHING), close, response);
         if id == blame.culprit {
-            return end_with(CLOSE_1011, STATUS_500);
+            return end_with(strict::farewell().unwrap_or(CLOSE_1011), STATUS_500);
         }
         if stands & flags::FRESH != 0 {
             return Some(Purpose::Handshake);
