@@ -270,3 +270,68 @@ fn the_page_fits_a_phone_and_its_policy_is_in_force() {
     browser.wait("window.violations.length === 2");
     assert!(browser.console().len() >= 2);
 }
+
+#[test]
+#[ignore = "needs chromium and chromedriver"]
+fn a_handler_under_development_is_shown_what_it_does() {
+    let dir = Dir::new();
+    let source = r#"
+        #include <ws_handler.h>
+        static void on_message(ws_conn conn, const ws_message *msg)
+        {
+            ws_message next;
+            if (msg->size == 5)
+                ws_receive(conn, &next, 0);
+            ws_send(conn, msg->type, msg->data, msg->size);
+        }
+        WS_HANDLER(.name = "draft", .protocols = "draft.v2, draft.v1", .on_message = on_message);
+    "#;
+    dir.handler("draft", source);
+    let server = Server::start(&dir, &["--workers", "1", "--strict-abi"]);
+    let browser = Browser::start(360, 740);
+    browser.open(&format!("http://{}/console.html", server.address()));
+
+    // Its subprotocols can be chosen.
+    browser.click("#more summary");
+    assert_eq!(browser.text("#known-protocols"), "draft.v2draft.v1");
+    browser.click("#known-protocols button:last-child");
+    assert_eq!(browser.eval("document.querySelector('#protocols').value"), "draft.v1");
+    browser.click("#connect");
+    browser.wait(&is_state("open"));
+    assert_eq!(browser.text("#fact-protocol"), "draft.v1");
+
+    // Pretty JSON shows at once, in what is there and in what comes.
+    browser.fill("#text", "{\"a\":[1]}");
+    browser.click("#send");
+    browser.wait(&has_row("received", "{\"a\":[1]}"));
+    browser.click("#pretty");
+    let pretty = "{\n  \"a\": [\n    1\n  ]\n}";
+    assert!(browser.text(".row.received .preview").ends_with(pretty));
+    browser.fill("#text", "[2]");
+    browser.click("#send");
+    browser.wait(&has_row("received", "[\n  2\n]"));
+    browser.click("#pretty");
+    browser.wait(&has_row("received", "[2]"));
+
+    // On a phone the message has the width of the list, and its size is there.
+    let width = "document.querySelector('.row.received .preview').clientWidth";
+    assert!(browser.eval(width).as_i64().unwrap() > 300);
+    assert_eq!(browser.text(".row.received .size"), "9 B");
+
+    // Disconnect is in reach, wherever the page is scrolled to.
+    let is_in_view = "(() => { const { top, bottom } = document.querySelector('#leave').getBoundingClientRect(); \
+                      return top >= 0 && bottom > top && bottom <= innerHeight; })()";
+    assert!(browser.eval("scrollY > 0") == true && browser.eval(is_in_view) == true);
+    browser.click("#leave");
+    browser.wait(&is_state("closed"));
+    browser.wait("document.querySelector('#leave').hidden");
+
+    // A breach of the contract.
+    browser.eval("scrollTo(0, 0)");
+    browser.click("#connect");
+    browser.wait(&is_state("open"));
+    browser.fill("#text", "crash");
+    browser.click("#send");
+    browser.wait(&has_row("event", "Closed by the server: 1011 (internal error) “draft: ws_receive("));
+    assert_clean(&browser);
+}

@@ -26,6 +26,8 @@ pub struct Route {
     pub blocking: bool,
     /// `ws_handler.flags`.
     pub flags: u32,
+    /// Its subprotocols, in order of preference.
+    pub protocols: Vec<String>,
     /// Whether it was there before a reload only, and keeps its number so that no other gets it.
     pub retired: bool,
 }
@@ -155,6 +157,7 @@ impl Route {
             version: String::new(),
             blocking: false,
             flags: 0,
+            protocols: Vec::new(),
             retired: false,
         }
     }

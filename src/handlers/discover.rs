@@ -162,10 +162,10 @@ fn route(resource: &str, file: PathBuf, stamp: Stamp, report: Report) -> Result<
         log::log!(level, "handler {name} (probe): {line}");
     }
     match (report.fault, report.offer) {
-        (None, Some(Offer { name: handler, version, style, flags, .. })) => {
-            log::debug!("handler {name}: {handler} {version} for {resource}");
+        (None, Some(Offer { name, version, style, flags, protocols, .. })) => {
+            log::debug!("handler {}: {name} {version} for {resource}", file.display());
             let (resource, blocking, retired) = (resource.to_owned(), style == Style::Blocking, false);
-            Ok(Route { file, stamp, resource, name: handler, version, blocking, flags, retired })
+            Ok(Route { file, stamp, resource, name, version, blocking, flags, protocols, retired })
         }
         (fault, _) => {
             let why = fault.map_or("gave no answer".to_owned(), |fault| fault.to_string());

@@ -10,6 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
+use super::Resource;
 use super::response::{Body, Response};
 
 /// Where the page is. A file of this name in the document root is not served.
@@ -33,8 +34,8 @@ pub struct Console {
 }
 
 impl Console {
-    /// `resources` is the list that the page offers.
-    pub fn new(resources: &[String]) -> Self {
+    /// `resources` are what the page offers.
+    pub fn new(resources: &[Resource]) -> Self {
         let script = SCRIPT.concat();
         let page = PAGE
             .replace("{{style}}", STYLE)
@@ -66,9 +67,16 @@ fn source_hash(text: &str) -> String {
 }
 
 /// What the page's script reads from its data block.
-fn facts(resources: &[String]) -> String {
-    let list: Vec<String> = resources.iter().map(|resource| json_string(resource)).collect();
-    format!(r#"{{"version":{},"resources":[{}]}}"#, json_string(env!("CARGO_PKG_VERSION")), list.join(","))
+fn facts(resources: &[Resource]) -> String {
+    let list = resources.iter().map(|Resource { path, protocols }| {
+        let protocols = protocols.iter().map(|name| json_string(name));
+        format!(r#"{{"path":{},"protocols":{}}}"#, json_string(path), json_array(protocols))
+    });
+    format!(r#"{{"version":{},"resources":{}}}"#, json_string(env!("CARGO_PKG_VERSION")), json_array(list))
+}
+
+fn json_array(items: impl Iterator<Item = String>) -> String {
+    format!("[{}]", items.collect::<Vec<_>>().join(","))
 }
 
 /// RFC 8259 7, and nothing in it that HTML could take for the end of a script.
@@ -92,7 +100,9 @@ mod tests {
     use super::*;
 
     fn page(resources: &[&str]) -> (String, String) {
-        let resources: Vec<String> = resources.iter().map(|resource| resource.to_string()).collect();
+        let protocols = || vec!["v2".to_owned(), "<v1>".to_owned()];
+        let resource = |path: &&str| Resource { path: path.to_string(), protocols: protocols() };
+        let resources: Vec<Resource> = resources.iter().map(resource).collect();
         let console = Console::new(&resources);
         (String::from_utf8(console.page).unwrap(), console.policy)
     }
@@ -140,6 +150,8 @@ mod tests {
         let data = between(&page, "id=\"facts\">", "</script>");
         let version = env!("CARGO_PKG_VERSION");
         let escaped = r#"/a\u003c/script\u003e\u003cscript\u003ealert(1)//\u0022\u005c\u2028"#;
-        assert_eq!(data, format!(r#"{{"version":"{version}","resources":["{escaped}","/b"]}}"#));
+        let protocols = r#""protocols":["v2","\u003cv1\u003e"]"#;
+        let resources = format!(r#"[{{"path":"{escaped}",{protocols}}},{{"path":"/b",{protocols}}}]"#);
+        assert_eq!(data, format!(r#"{{"version":"{version}","resources":{resources}}}"#));
     }
 }

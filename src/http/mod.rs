@@ -21,18 +21,27 @@ use path::Refused;
 pub use path::RequestPath;
 pub use response::{Body, Response, reason_phrase, takes_content};
 
+/// A WebSocket resource.
+#[derive(Debug)]
+pub struct Resource {
+    /// Its path; a prefix ends in `/*`.
+    pub path: String,
+    /// The subprotocols of its handler, in order of preference.
+    pub protocols: Vec<String>,
+}
+
 /// Everything that is served over plain HTTP.
 pub struct Site {
     root: Option<file::Root>,
-    resources: Vec<String>,
+    resources: Vec<Resource>,
     console: Console,
 }
 
 impl Site {
-    /// `root` is the document root, if files are to be served; `resources` are the paths of the WebSocket
-    /// handlers, which the console page offers. Fails when `root` is not a directory that can be opened; it is
-    /// held open, so renaming it later does not matter.
-    pub fn new(root: Option<PathBuf>, resources: Vec<String>) -> io::Result<Self> {
+    /// `root` is the document root, if files are to be served; `resources` are what the console page
+    /// offers. Fails when `root` is not a directory that can be opened; it is held open, so renaming it later does not
+    /// matter.
+    pub fn new(root: Option<PathBuf>, resources: Vec<Resource>) -> io::Result<Self> {
         let root = root.map(|path| file::Root::open(&path)).transpose()?;
         let console = Console::new(&resources);
         Ok(Self { root, resources, console })
@@ -54,7 +63,7 @@ impl Site {
         if console && head.path() == console::PATH {
             return self.console.reply(now);
         }
-        if self.resources.iter().any(|resource| is_for(resource, head.path())) {
+        if self.resources.iter().any(|resource| is_for(&resource.path, head.path())) {
             return upgrade_required(console, now);
         }
         let path = match RequestPath::parse(head.path()) {

@@ -35,6 +35,10 @@ impl Answer {
     }
 }
 
+fn resources(paths: &[&str]) -> Vec<Resource> {
+    paths.iter().map(|path| Resource { path: path.to_string(), protocols: Vec::new() }).collect()
+}
+
 struct Fixture {
     directory: TempDir,
     site: Site,
@@ -56,7 +60,7 @@ impl Fixture {
         ] {
             write(&directory.path().join(name), content);
         }
-        let site = Site::new(Some(root), vec!["/echo".into(), "/sub/chat".into()]).unwrap();
+        let site = Site::new(Some(root), resources(&["/echo", "/sub/chat"])).unwrap();
         Self { directory, site }
     }
 
@@ -412,7 +416,7 @@ fn a_websocket_resource_asks_for_the_upgrade() {
 
 #[test]
 fn without_a_root_there_is_the_console_only() {
-    let site = Site::new(None, vec!["/echo".into()]).unwrap();
+    let site = Site::new(None, resources(&["/echo"])).unwrap();
     let get = |path: &str| ask(&site, &format!("GET {path} HTTP/1.1\r\n"), UNIX_EPOCH + CHANGED);
     assert_eq!(get("/console.html").status, 200);
     assert_eq!(get("/").header("Location"), Some("/console.html"));

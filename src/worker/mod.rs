@@ -56,7 +56,7 @@ use crate::ffi::topics::set_topics;
 use crate::fleet::control::{self as fleet_control, Channel, Report};
 use crate::fleet::scoreboard::{Place, Scoreboard, Slot, State};
 use crate::fleet::shared::Shared;
-use crate::http::Site;
+use crate::http::{self, Site};
 use base::descriptors::Descriptors;
 use base::lifecycle::Lifecycle;
 use base::load::Load;
@@ -217,7 +217,13 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let handlers = leak(Handlers { services, tasks, posts, slot, conns });
     let complaints = RefCell::default();
     let session = leak(Session { conns, handlers, host, threads, admission, complaints });
-    let resources = routes.resources().map(|(resource, _)| resource.to_owned()).collect();
+    let resources = routes.resources().map(|(path, number)| {
+        let route = routes.handlers().get(usize::from(number));
+        http::Resource {
+            path: path.to_owned(),
+            protocols: route.map_or(Vec::new(), |route| route.protocols.clone()),
+        }
+    });
     let document_root = config.document_root.as_deref().map(|root| config.inside(root).into_owned());
     let handshakes = leak(Handshakes {
         conns,
@@ -225,7 +231,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         handlers,
         registry,
         admission,
-        site: Site::new(document_root, resources)?,
+        site: Site::new(document_root, resources.collect())?,
         scoreboard,
         breakers,
         logins: Logins::new(commands)?,

@@ -23,13 +23,14 @@ class Connection {
     this.#reset();
   }
 
-  // resource: path and query; protocols: a list of names.
-  connect(resource, protocols) {
+  // resource: path and query; protocols: a list of names; known: those that its handler has.
+  connect(resource, protocols, known) {
     this.#leave();
     clearTimeout(this.timer);
     this.#reset();
     this.resource = resource;
     this.protocols = protocols;
+    this.known = known;
     const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${resource}`;
     let socket;
     try {
@@ -140,7 +141,7 @@ class Connection {
     if (!wasOpen && !this.asked) {
       this.journal.event(`The opening handshake for ${this.resource} failed`, "bad");
       this.#become("failed");
-      explainFailure(this.resource).then((text) => this.journal.event(text, "why"));
+      explainFailure(this.resource, this.known).then((text) => this.journal.event(text, "why"));
     } else {
       const who = this.asked ? "Closed by this page" : wasClean ? "Closed by the server" : "Connection lost";
       const meaning = CODES[code] ? ` (${CODES[code]})` : "";
@@ -154,7 +155,7 @@ class Connection {
     const pause = Math.min(LONGEST_PAUSE, 500 * 2 ** this.attempts);
     this.attempts += 1;
     this.retryAt = performance.now() + pause;
-    this.timer = setTimeout(() => this.connect(this.resource, this.protocols), pause);
+    this.timer = setTimeout(() => this.connect(this.resource, this.protocols, this.known), pause);
     this.#become("waiting");
   }
 }
@@ -165,7 +166,7 @@ function sameData(one, other) {
 }
 
 // A browser keeps the reply to a failed handshake to itself; a plain request to the same place tells more.
-async function explainFailure(resource) {
+async function explainFailure(resource, known) {
   let reply;
   try {
     reply = await fetch(resource, { cache: "no-store", redirect: "manual", signal: AbortSignal.timeout(5000) });
@@ -173,8 +174,9 @@ async function explainFailure(resource) {
     return "The server does not answer a plain request either: it is not running, or cannot be reached.";
   }
   if (reply.status === 426) {
+    const names = known.length ? ` (its own are ${known.join(", ")})` : "";
     return `There is a handler at ${resource}, and it refused this handshake or dropped the connection. It may want `
-      + `another Origin (this page’s is ${location.origin}), a cookie, or other subprotocols. The status is in the `
+      + `another Origin (this page’s is ${location.origin}), a cookie, or other subprotocols${names}. The status is in the `
       + "browser’s developer tools under Network; the server’s log may say why.";
   }
   if (reply.status === 404) return `There is no handler at ${resource}: the server answers 404 to a plain request.`;

@@ -6,7 +6,9 @@ const MOST_ENTRIES = 2000;
 const MOST_BYTES = 64 * 1024 * 1024;
 // Of one message; what is beyond is counted and not kept.
 const MOST_OF_ONE = 1024 * 1024;
-const PREVIEW = 400;
+const PREVIEW = 1000;
+const PREVIEW_BYTES = 200;
+const MOST_PRETTY = 16 * 1024;
 const FIRST_TEXT = 32 * 1024;
 const FIRST_DUMP = 4 * 1024;
 const MOST_JSON = 256 * 1024;
@@ -68,10 +70,13 @@ class Journal {
 
   setPretty(pretty) {
     this.pretty = pretty;
-    for (const row of this.list.querySelectorAll(".row.open")) {
+    for (const row of this.list.children) {
+      showPreview(row, pretty);
+      if (!row.classList.contains("open")) continue;
       row.entry.view = undefined;
       this.#openDetail(row);
     }
+    this.#showNewest();
   }
 
   setFollow(follow) {
@@ -123,7 +128,7 @@ class Journal {
   #draw() {
     const rows = document.createDocumentFragment();
     for (const entry of this.entries.slice(this.drawn)) {
-      const row = makeRow(entry);
+      const row = makeRow(entry, this.pretty);
       row.hidden = !this.#isShown(entry);
       rows.append(row);
     }
@@ -203,7 +208,7 @@ class Journal {
 
   #openDetail(row) {
     row.querySelector(".detail")?.remove();
-    row.append(makeDetail(row.entry, this.pretty, this.entries));
+    row.append(makeDetail(row.entry, this.pretty, this.entries, bytesPerRow(this.list)));
   }
 
   #lines() {
@@ -230,19 +235,15 @@ class Journal {
 
 const ARROWS = { sent: "↑", received: "↓", event: "·" };
 
-function makeRow(entry) {
+function makeRow(entry, pretty) {
   const isEvent = entry.direction === "event";
   const line = make(isEvent ? "div" : "button", { className: "line", tabIndex: -1 });
   const preview = make("span", { className: "preview" });
-  if (entry.kind === "binary") preview.append(make("span", { className: "tag" }, "bin"));
-  preview.append(previewText(entry));
-  if (entry.more) preview.append(make("span", { className: "more-text" }, entry.more));
   const time = make("time", { dateTime: entry.time.toISOString() }, clockLabel(entry.time));
   const arrow = make("span", { className: "arrow" }, ARROWS[entry.direction]);
   arrow.setAttribute("aria-hidden", "true");
   line.append(time, arrow, preview);
   if (!isEvent) {
-    preview.prepend(make("span", { className: "unseen" }, `${entry.direction}: `));
     line.type = "button";
     line.setAttribute("aria-expanded", "false");
     const rtt = entry.rtt === undefined ? "" : `⇄ ${latencyLabel(entry.rtt)}`;
@@ -251,23 +252,48 @@ function makeRow(entry) {
   }
   const row = make("li", { className: `row ${entry.direction} ${entry.tone ?? ""}` }, line);
   row.entry = entry;
+  showPreview(row, pretty);
   return row;
+}
+
+// What a row shows of its message; with pretty, JSON indented.
+function showPreview(row, pretty) {
+  const { entry } = row;
+  const isPretty = pretty && entry.data.length <= MOST_PRETTY && canPretty(entry);
+  const parts = [isPretty ? prettyJson(entry.data) : previewText(entry)];
+  if (entry.kind === "binary") parts.unshift(make("span", { className: "tag" }, "bin"));
+  if (entry.direction !== "event") parts.unshift(make("span", { className: "unseen" }, `${entry.direction}: `));
+  if (entry.more) parts.push(make("span", { className: "more-text" }, entry.more));
+  row.querySelector(".preview").replaceChildren(...parts);
+  row.classList.toggle("pretty", isPretty);
+}
+
+function canPretty(entry) {
+  return entry.kind === "text" && entry.whole && entry.data.length <= MOST_JSON && isJson(entry.data);
 }
 
 function previewText(entry) {
   if (entry.kind === "event") return entry.data;
   if (entry.size === 0) return "(empty)";
-  if (entry.kind === "binary") return Array.from(entry.data.subarray(0, 64), hex).join(" ") + (entry.size > 64 ? " …" : "");
+  if (entry.kind === "binary") {
+    return Array.from(entry.data.subarray(0, PREVIEW_BYTES), hex).join(" ") + (entry.size > PREVIEW_BYTES ? " …" : "");
+  }
   return entry.data.slice(0, PREVIEW).replace(/\r\n|\r|\n/g, "⏎").replace(/\t/g, "→");
 }
 
-function makeDetail(entry, pretty, entries) {
-  const canPretty = entry.kind === "text" && entry.whole && entry.data.length <= MOST_JSON && isJson(entry.data);
-  const view = entry.view ?? (entry.kind === "binary" ? "hex" : canPretty && pretty ? "json" : "text");
+// As many as fit: a dump takes 4 columns a byte and 14 more, of 7.6 pixels each.
+function bytesPerRow(list) {
+  const columns = (list.clientWidth - 90) / 7.6;
+  return [32, 16].find((count) => count * 4 + 14 <= columns) ?? 8;
+}
+
+function makeDetail(entry, pretty, entries, perRow) {
+  const hasJson = canPretty(entry);
+  const view = entry.view ?? (entry.kind === "binary" ? "hex" : hasJson && pretty ? "json" : "text");
   const tools = make("div", { className: "detail-tools" });
   const choices = { text: "Text", json: "JSON", hex: "Hex" };
   for (const name of Object.keys(choices)) {
-    if (name === "json" && !canPretty) continue;
+    if (name === "json" && !hasJson) continue;
     const button = make("button", { type: "button" }, choices[name]);
     button.dataset.view = name;
     button.setAttribute("aria-pressed", String(name === view));
@@ -283,10 +309,10 @@ function makeDetail(entry, pretty, entries) {
   const since = before ? `, ${latencyLabel(entry.time - before.time)} after the one before` : "";
   const cut = entry.whole ? "" : `, the first ${byteLabel(MOST_OF_ONE)} kept`;
   tools.append(make("span", { className: "note" }, `${entry.kind}, ${countLabel(entry.size)} bytes${cut}${since}`));
-  return make("div", { className: "detail" }, tools, ...makeBody(entry, view));
+  return make("div", { className: "detail" }, tools, ...makeBody(entry, view, perRow));
 }
 
-function makeBody(entry, view) {
+function makeBody(entry, view, perRow) {
   const body = make("pre", { tabIndex: 0 });
   if (view === "json") {
     body.append(prettyJson(entry.data));
@@ -299,7 +325,7 @@ function makeBody(entry, view) {
     length = bytes.length;
     shown = entry.shown ?? FIRST_DUMP;
     body.className = "dump";
-    body.append(hexDump(bytes.subarray(0, shown), matchMedia("(max-width: 860px)").matches ? 8 : 16));
+    body.append(hexDump(bytes.subarray(0, shown), perRow));
   } else {
     const text = entry.kind === "text" ? entry.data : new TextDecoder().decode(entry.data);
     length = text.length;

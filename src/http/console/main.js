@@ -46,9 +46,8 @@ function connect() {
     $("resource").focus();
     return;
   }
-  const protocols = $("protocols").value.split(",").map((name) => name.trim()).filter(Boolean);
   history.replaceState(null, "", `#${resource}`);
-  connection.connect(resource, protocols);
+  connection.connect(resource, offered(), protocolsOf(resource));
 }
 
 function showConnection() {
@@ -61,6 +60,9 @@ function showConnection() {
   $("connect").textContent = { connecting: "Cancel", open: "Disconnect", waiting: "Stop" }[state] ?? "Connect";
   $("connect").classList.toggle("leave", leaves);
   $("connect").disabled = state === "closing";
+  // For a narrow screen, where the form scrolls away.
+  $("leave").hidden = !leaves;
+  $("leave").textContent = $("connect").textContent;
   $("empty-text").textContent = connection.canSend ? "Connected. Nothing has been said yet." : "Choose a resource and connect.";
   composer.setReady(connection.canSend);
   checkClose();
@@ -95,8 +97,43 @@ function median(values) {
 }
 
 function showResources() {
-  for (const chip of $("resources").children) {
-    chip.setAttribute("aria-pressed", String(chip.textContent === $("resource").value.split("?")[0]));
+  const path = $("resource").value.split("?")[0];
+  for (const chip of $("resources").children) chip.setAttribute("aria-pressed", String(chip.textContent === path));
+  const known = protocolsOf(path);
+  if (known.join() !== [...$("known-protocols").children].map((chip) => chip.textContent).join()) {
+    $("known-protocols").replaceChildren(...known.map((name) => makeChip(name, () => offer(name))));
+  }
+  showProtocols();
+}
+
+function makeChip(text, action) {
+  const chip = make("button", { type: "button" }, text);
+  chip.addEventListener("click", action);
+  return chip;
+}
+
+// What the fields of the form mean.
+
+function protocolsOf(resource) {
+  const path = resource.split("?")[0];
+  return facts.resources.find((known) => known.path === path)?.protocols ?? [];
+}
+
+function offered() {
+  return $("protocols").value.split(",").map((name) => name.trim()).filter(Boolean);
+}
+
+// Adds a subprotocol to those that are offered, or takes it away.
+function offer(name) {
+  const names = offered();
+  $("protocols").value = (names.includes(name) ? names.filter((other) => other !== name) : [...names, name]).join(", ");
+  showProtocols();
+}
+
+function showProtocols() {
+  const names = offered();
+  for (const chip of $("known-protocols").children) {
+    chip.setAttribute("aria-pressed", String(names.includes(chip.textContent)));
   }
 }
 
@@ -129,7 +166,9 @@ for (const id of ["code", "reason"]) {
     $("close").click();
   });
 }
+$("leave").addEventListener("click", toggleConnection);
 $("resource").addEventListener("input", showResources);
+$("protocols").addEventListener("input", showProtocols);
 $("auto").addEventListener("change", () => { connection.auto = $("auto").checked; });
 
 // ---- journal
@@ -239,15 +278,13 @@ setScheme(Object.hasOwn(SCHEMES, remembered("scheme") ?? "") ? remembered("schem
 $("single-keys").checked = remembered("single-keys") !== "false";
 $("version").textContent = `wshd ${facts.version}`;
 $("host").textContent = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}`;
-for (const resource of facts.resources) {
-  $("resource-list").append(make("option", { value: resource }));
-  const chip = make("button", { type: "button" }, resource);
-  chip.addEventListener("click", () => { $("resource").value = resource; showResources(); });
-  $("resources").append(chip);
+for (const { path } of facts.resources) {
+  $("resource-list").append(make("option", { value: path }));
+  $("resources").append(makeChip(path, () => { $("resource").value = path; showResources(); }));
 }
 const wished = fromAddress();
 $("resource").value = wished.startsWith("/") ? wished
-  : facts.resources.includes("/echo") ? "/echo" : facts.resources[0] ?? "/";
+  : facts.resources.some(({ path }) => path === "/echo") ? "/echo" : facts.resources[0]?.path ?? "/";
 const unfold = () => { $("more").open = wide.matches; };
 wide.addEventListener("change", unfold);
 unfold();
