@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 
 use super::message::{Offer, Request};
 use super::probe::Report;
-use super::probes::{OWN, probe};
+use super::probes::{own, probe};
 use super::{alias, scan};
 use crate::config::Config;
 use crate::confine::Confinement;
@@ -44,7 +44,7 @@ pub fn discover(
     known: &Routes,
     go_on: &dyn Fn() -> bool,
 ) -> Result<(Routes, Vec<String>), DiscoverError> {
-    discover_by(OWN.as_ref(), config, known, go_on)
+    discover_by(&own(), config, known, go_on)
 }
 
 /// The same with another executable of this program.

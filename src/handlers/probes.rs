@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -15,8 +15,16 @@ use crate::clock;
 const AT_LEAST: usize = 8;
 /// How often ended processes are looked for (ms): one whose pipes have been inherited by another is not noticed otherwise.
 const LOOK: u64 = 20;
-/// This executable as it runs, also if its file has been replaced or removed.
-pub const OWN: &str = "/proc/self/exe";
+
+/// This executable as it runs, also if its file has been replaced or removed. Under valgrind, which answers for the first of
+/// these links but not for the second, what runs is valgrind: then the file.
+pub fn own() -> PathBuf {
+    let (own, running) = (Path::new("/proc/self/exe"), Path::new("/proc/thread-self/exe"));
+    match (own.read_link(), running.read_link()) {
+        (Ok(file), Ok(other)) if file != other => file,
+        _ => own.to_owned(),
+    }
+}
 
 /// Has `program`, which is this executable, probe plugins; the reports are in the order of the requests. Waits until all is
 /// known: at most [`LIMIT`](super::probe::LIMIT) and a little for each so many as run at a time. Asks in between whether

@@ -18,7 +18,7 @@ use crate::ffi::plugin::Style;
 use crate::ffi::raw;
 use crate::handlers::message::{Offer, Request};
 use crate::handlers::probe::Report;
-use crate::handlers::probes::{OWN, probe};
+use crate::handlers::probes::{own, probe};
 use crate::handlers::scan::{self, SUFFIX, Scan};
 
 /// What to check, and how to tell.
@@ -133,7 +133,7 @@ fn look(files: &[PathBuf], config: Option<&Config>) -> Vec<Checked> {
         let (settings, file) = (settings.unwrap_or_default(), file.clone().into());
         Request { file, settings, start: true, confinement: None }
     };
-    let reports = probe(OWN.as_ref(), files.iter().map(request).collect(), &|| true).unwrap_or_default();
+    let reports = probe(&own(), files.iter().map(request).collect(), &|| true).unwrap_or_default();
     let checked = |(file, report): (&PathBuf, Report)| {
         let mut findings = report.offer.as_ref().map(|offer| of_the_table(file, offer)).unwrap_or_default();
         let is_event = report.offer.as_ref().is_none_or(|offer| offer.style == Style::Event);
