@@ -55,7 +55,7 @@ fn examine(bytes: &[u8], is_event: bool) -> object::read::Result<Vec<Finding>> {
             .is_some_and(|section| section.sh_flags(endian).contains(SHF_WRITE));
         if symbol.st_bind() == STB_GNU_UNIQUE && is_writable {
             unique.push(name);
-        } else if symbol.st_visibility() != STV_HIDDEN && !OWN.contains(&name.as_str()) {
+        } else if symbol.st_visibility() != STV_HIDDEN && !OWN.contains(&name.as_str()) && !is_of_std(&name) {
             exports.push(name);
         }
     }
@@ -93,6 +93,14 @@ fn examine(bytes: &[u8], is_event: bool) -> object::read::Result<Vec<Finding>> {
         findings.push(Finding::warning("execstack", what));
     }
     Ok(findings)
+}
+
+/// Whether a mangled name is that of something in C++'s namespace std, which no option hides: functions, constants, virtual
+/// tables and type information.
+fn is_of_std(name: &str) -> bool {
+    ["_ZNSt", "_ZNKSt", "_ZZNSt", "_ZSt", "_ZTVSt", "_ZTISt", "_ZTSSt"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
 }
 
 fn calls(names: &[String]) -> String {

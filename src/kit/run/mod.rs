@@ -80,7 +80,8 @@ impl Run {
         let (sender, events) = mpsc::channel();
         let _watcher = watch::start(&source, sender.clone())?;
         stop_signals(sender.clone()).map_err(|error| format!("signals: {error}"))?;
-        let mut session = Session { run: self, source, directory, sender, server: None, is_ready: false };
+        let mut session =
+            Session { run: self, source, directory, sender, server: None, is_ready: false, is_newer: false };
         session.build();
         session.follow(&events)
     }
@@ -94,6 +95,8 @@ struct Session<'a> {
     /// From the first time that the handler was built.
     server: Option<Pid>,
     is_ready: bool,
+    /// Built again while the server was starting.
+    is_newer: bool,
 }
 
 impl Session<'_> {
@@ -151,9 +154,8 @@ impl Session<'_> {
                 Ok(pid) => self.server = Some(pid),
                 Err(error) => drop(self.sender.send(Event::Ended(Err(error)))),
             },
-            // Before it is ready it has not read the handlers yet, or reads them again when it is.
             Some(pid) if self.is_ready => drop(kill(pid, Signal::SIGHUP)),
-            Some(_) => {}
+            Some(_) => self.is_newer = true,
         }
     }
 
@@ -194,8 +196,7 @@ impl Session<'_> {
         let _ = io::stdout().flush(); // nobody may be reading
         self.is_ready = true;
         slow::watch(self.control(), SLOW, self.sender.clone());
-        // It may have changed between the server's look at it and now.
-        if let Some(pid) = self.server {
+        if let Some(pid) = self.server.filter(|_| self.is_newer) {
             let _ = kill(pid, Signal::SIGHUP);
         }
     }
