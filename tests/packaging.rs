@@ -155,6 +155,34 @@ fn what_is_installed_elsewhere_is_looked_for_there() {
     }
 }
 
+/// Builds, tests and installs the example with CMake and with Meson, as its author would.
+#[test]
+#[ignore = "needs cmake, meson and pkg-config"]
+fn the_examples_are_built_by_cmake_and_by_meson() {
+    let dir = tempfile::tempdir().unwrap();
+    let prefix = dir.path().join("usr");
+    let variables = ["PREFIX", "SYSCONFDIR"].map(|name| format!("{name}={}", prefix.display()));
+    assert!(install(&[&variables[0], &variables[1]]), "make is needed");
+    let sources = prefix.join("share/doc/wshd/examples");
+    let path = format!("{}:{}", prefix.join("bin").display(), std::env::var("PATH").unwrap());
+    let run = |line: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", line, "sh"]).arg(&sources).current_dir(dir.path());
+        shell.env("PATH", &path).env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")).env_remove("MAKEFLAGS");
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{line}: {output:?}");
+    };
+    let installed = prefix.join("lib/wshd/handlers/echo_wsh.so");
+    for lines in [
+        ["cmake -S \"$1\" -B c && cmake --build c && ctest --test-dir c", "cmake --install c"],
+        ["meson setup m \"$1\" && meson test -C m", "meson install -C m"],
+    ] {
+        fs::remove_file(&installed).unwrap();
+        lines.into_iter().for_each(run);
+        assert!(Command::new(program()).arg("check").arg(&installed).output().unwrap().status.success());
+    }
+}
+
 /// The configuration that the text of a file makes, with directories that exist.
 fn parse(text: &str) -> Config {
     let dir = tempfile::tempdir().unwrap();
