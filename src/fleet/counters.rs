@@ -35,7 +35,7 @@ pub struct PlaceCounters {
     pub moved_out: Count,
     /// Processes that handed their connections over to another one because they were told to.
     pub replaced: Count,
-    /// Messages that were on their way to the bus when it died, or the worker crashed. Any thread.
+    /// Messages that were on their way to the bus when it died, or the worker did.
     pub topics_lost: Count,
     /// Lines of the log that nobody took.
     pub log_lost: Count,
@@ -108,6 +108,8 @@ struct Head {
     receiving: Count,
     /// Subscriptions of all connections to topics.
     subscriptions: Count,
+    /// Messages that were published since all before them were on their way to the bus.
+    unpublished: Count,
     /// Threads of blocking handlers.
     threads: Count,
     /// Connections that there may be.
@@ -154,6 +156,11 @@ impl Lane {
     /// Blocking handlers have so many threads. [event loop]
     pub fn set_threads(&self, count: u32) {
         self.head.threads.set(count.into());
+    }
+
+    /// So many messages at most end with this process. Written under the lock of what waits for the bus.
+    pub fn unpublished(&self) -> &'static Count {
+        &self.head.unpublished
     }
 
     /// Connections have so many subscriptions to topics. [event loop]
@@ -313,12 +320,17 @@ impl Counters {
         }
     }
 
-    /// A process has ended: there is nothing any more of what it had, and its lane is free. [supervisor]
-    pub fn release(&self, pid: i32) {
+    /// A process has ended: there is nothing any more of what it had, and its lane is free. How many messages that it had
+    /// published have ended with it, at most. [supervisor]
+    pub fn release(&self, pid: i32) -> u64 {
         self.forget(pid);
-        for (head, _) in self.lanes() {
-            let _ = head.owner.compare_exchange(pid, 0, Ordering::AcqRel, Ordering::Relaxed);
+        let mut lost = 0;
+        for (head, _) in self.lanes().filter(|(head, _)| head.owner.load(Ordering::Acquire) == pid) {
+            lost += head.unpublished.get();
+            head.unpublished.clear();
+            head.owner.store(0, Ordering::Release);
         }
+        lost
     }
 
     /// Lanes of a pool whose owner is not one of its processes, which can only be damage, are free again. [supervisor]

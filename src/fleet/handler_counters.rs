@@ -34,7 +34,8 @@ impl Count {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    pub(super) fn clear(&self) {
+    /// There is nothing any more.
+    pub fn clear(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 }

@@ -173,10 +173,17 @@ impl Supervisor {
     fn ended(&mut self, pid: Pid, status: WaitStatus) {
         self.shared.breakers.release(pid.as_raw(), self.generation.routes.handlers().len());
         self.shared.addresses.release(pid.as_raw());
-        self.shared.counters.release(pid.as_raw());
+        let lost = self.shared.counters.release(pid.as_raw());
         self.shared.scoreboard.slots().for_each(|(_, record)| record.crash.end_sending(pid.as_raw()));
         // Or it is a child of a child, which came to this process when its parent ended.
         let Some(process) = self.processes.remove(pid) else { return };
+        if lost > 0
+            && let Some(slot) = process.slot
+        {
+            let name = self.name(slot);
+            log::warn!("{name}[{pid}]: up to {lost} published messages had not reached the bus and are lost");
+            self.count_in_place(slot, |counters| counters.topics_lost.add_shared(lost));
+        }
         let cause = cause_of_death(status);
         match (process.role, process.slot) {
             (Role::Auxiliary(_), _) => self.auxiliary_ended(pid, status, &cause),

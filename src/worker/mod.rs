@@ -200,8 +200,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         routes: Arc::clone(&routes),
     });
     let scopes = routes.handlers().iter().map(|route| config.scope_of(&route.resource).to_owned()).collect();
-    let subscriptions: &Subscriptions =
-        leak(Subscriptions::new(scopes, config.topics, commands, metrics, progress));
+    let subscriptions: &Subscriptions = leak(Subscriptions::new(scopes, config.topics, commands, metrics));
     let link: &Link = leak(Link::new(conns, subscriptions, progress, control, rendezvous));
     let descriptors = leak(Descriptors::new(slot, scoreboard));
     let share = Share { scoreboard, index, slot, connections: most };
@@ -250,7 +249,6 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         topics: conns.core.borrow().table.topic_places(),
         unsent: conns.core.borrow().table.unsent(),
         progress,
-        topics_lost: &metrics.place.topics_lost,
         arrivals: known_arrivals,
         commands,
         slot,

@@ -1,9 +1,9 @@
-//! How far messages of topics have come: to connections, and on their way to the bus. What a connection has seen can be told
-//! at any moment, also in the middle of a message that goes to many: they are served in the order of their ids.
+//! How far messages of topics have come to connections. What one has seen can be told at any moment, also in the middle of a
+//! message that goes to many: they are served in the order of their ids.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Of one worker; only its event loop writes, but for what is said to be any thread's.
+/// Of one worker; only its event loop writes.
 #[derive(Default)]
 pub struct Progress {
     /// Stamp of the last message that was delivered to all.
@@ -12,8 +12,6 @@ pub struct Progress {
     current: AtomicU64,
     /// Id of the last connection that the current one was delivered to.
     position: AtomicU64,
-    /// Messages that were published since all before them were on their way to the bus. Any thread.
-    unsent: AtomicU64,
 }
 
 impl Progress {
@@ -40,23 +38,6 @@ impl Progress {
         self.done.store(stamp.max(self.done()), Ordering::Release);
     }
 
-    /// A message that was published is not on its way to the bus yet.
-    pub fn hold(&self) {
-        self.unsent.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// All that were published are.
-    pub fn release(&self) {
-        if self.unsent() > 0 {
-            self.unsent.store(0, Ordering::Relaxed);
-        }
-    }
-
-    /// So many at most are not: they end with this process. Async-signal-safe.
-    pub fn unsent(&self) -> u64 {
-        self.unsent.load(Ordering::Relaxed)
-    }
-
     fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
@@ -80,16 +61,6 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_waits_for_the_bus_is_counted_until_all_is_on_its_way() {
-        let progress = Progress::default();
-        progress.hold();
-        progress.hold();
-        assert_eq!(progress.unsent(), 2);
-        progress.release();
-        assert_eq!(progress.unsent(), 0);
-    }
 
     #[test]
     fn a_message_under_way_was_seen_by_those_that_it_has_reached() {

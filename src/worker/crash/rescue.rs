@@ -21,7 +21,6 @@ use crate::clock;
 use crate::ffi::place::{Callback, place};
 use crate::ffi::strict;
 use crate::fleet::crash::UNATTRIBUTED;
-use crate::fleet::handler_counters::Count;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{START, Slot};
 use crate::time::Instant;
@@ -62,8 +61,6 @@ pub struct RescueContext {
     pub unsent: RawPlaces,
     /// Which messages they have got by those.
     pub progress: &'static Progress,
-    /// Where those are counted that end with this process.
-    pub topics_lost: &'static Count,
     /// Connections that were received and are not in the table yet.
     pub arrivals: NonNull<Arrivals>,
     /// What is on its way to a connection.
@@ -165,7 +162,6 @@ pub fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
     stop_other_threads(pid, me);
     let blame = context.report(signal, address, registers, me == pid);
     context.slot.crash.begin_sending(pid);
-    context.topics_lost.add_shared(context.progress.unsent());
     // The supervisor forks the replacement now; if it cannot be told it will notice the death.
     // SAFETY: a live buffer and an open descriptor.
     unsafe {

@@ -13,9 +13,9 @@ use crate::clock;
 use crate::config::TopicBounds;
 use crate::ffi::topics::Topics;
 use crate::fleet::bus_wire::{Incoming, MAX_MESSAGE, Message, Outgoing, Request, checked_name, key_of};
+use crate::fleet::handler_counters::Count;
 use crate::proto::ws::utf8;
 use crate::worker::base::metrics::Metrics;
-use crate::worker::base::progress::Progress;
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::topics::table::{Limits, Table};
 use crate::worker::topics::travelling::Subscription;
@@ -33,20 +33,20 @@ pub struct Shared {
     /// Connections of which something that they have published may still be in `out`; empty if that is.
     unsent: HashSet<u64>,
     /// Where it is noted how many messages are in `out`, in case that the process dies.
-    progress: &'static Progress,
+    unpublished: &'static Count,
     /// The last number that a connection was given.
     last_number: u64,
 }
 
 impl Shared {
-    fn new(limits: Limits, last_number: u64, progress: &'static Progress) -> Self {
+    fn new(limits: Limits, last_number: u64, unpublished: &'static Count) -> Self {
         Shared {
             table: Table::new(limits),
             out: Outgoing::default(),
             socket: None,
             published: 0,
             unsent: HashSet::new(),
-            progress,
+            unpublished,
             last_number,
         }
     }
@@ -91,14 +91,14 @@ impl Shared {
             }
         }
         self.unsent.clear();
-        self.progress.release();
+        self.unpublished.clear();
         false
     }
 
     /// A message was put into `out`; `this` has published it, or 0.
     fn publish(&mut self, this: u64) {
         self.published += 1;
-        self.progress.hold();
+        self.unpublished.add(1);
         if this != 0 {
             self.unsent.insert(this);
         }
@@ -130,7 +130,6 @@ impl Subscriptions {
         bounds: TopicBounds,
         commands: &'static CommandQueue,
         metrics: &'static Metrics,
-        progress: &'static Progress,
     ) -> Self {
         let limits =
             Limits { per_connection: bounds.per_connection as usize, topics: bounds.topics as usize };
@@ -139,8 +138,7 @@ impl Subscriptions {
         if rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::NONBLOCK) != Ok(8) {
             seed = (clock::now().as_nanos() ^ u64::from(std::process::id()) << 40).to_ne_bytes();
         }
-        let shared = Shared::new(limits, u64::from_ne_bytes(seed), progress);
-        let shared = Mutex::new(shared);
+        let shared = Mutex::new(Shared::new(limits, u64::from_ne_bytes(seed), metrics.lane.unpublished()));
         Subscriptions { shared, scopes, bounds, commands, metrics, is_used: AtomicBool::new(false) }
     }
 
