@@ -184,7 +184,7 @@ fn an_exit_of_a_handler_ends_its_worker_only() {
     }
 }
 
-#[cfg(debug_assertions)]
+/// Also in a release build, where only the option makes it so.
 #[test]
 fn a_call_from_the_wrong_place_aborts_and_names_the_function() {
     for (name, function) in [
@@ -192,7 +192,7 @@ fn a_call_from_the_wrong_place_aborts_and_names_the_function() {
         ("wrong_place_set_user", "ws_set_user"),
         ("wrong_place_other", "ws_resource"),
     ] {
-        let server = serve(&[name], &[]);
+        let server = serve(&[name], &["--strict-abi"]);
         let before = server.worker();
         let mut kept = Raw::open(&server.address(), &format!("/{name}"));
         assert_eq!(kept.ask("keep"), "keep");

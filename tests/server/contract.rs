@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::client::{Answer, CLOSE, Raw, TEXT, UPGRADE, close_payload};
+use crate::client::{Answer, CLOSE, Raw, UPGRADE, close_payload};
 use crate::daemon::{Dir, Server, is_alive, until};
 use crate::{Served, fixtures, serve};
 
@@ -29,11 +29,13 @@ fn serve_with(names: &[&str], config: &str) -> Served {
     Served { server, _dir: dir }
 }
 
-#[cfg(debug_assertions)]
+/// In either profile: a debug build is strict without being told, and a release build does the same when it is told.
+const STRICT: &[&str] = &["--strict-abi"];
+
 #[test]
 fn a_rejection_wins_over_ok_and_a_strict_host_aborts() {
     for how in ["reject", "invalid", "abort"] {
-        let server = serve(&["rejects"], &[]);
+        let server = serve(&["rejects"], STRICT);
         let before = server.worker();
         let mut raw = Raw::connect(&server.address());
         raw.send(format!("GET /rejects?{how} HTTP/1.1\r\nHost: a\r\n{UPGRADE}\r\n").as_bytes());
@@ -42,7 +44,7 @@ fn a_rejection_wins_over_ok_and_a_strict_host_aborts() {
         server.says("rejects: do_extra_handshake of connection ");
         server.says("returned WS_OK after ws_reject() or ws_abort_handshake()");
     }
-    let server = serve(&["rejects"], &[]);
+    let server = serve(&["rejects"], STRICT);
     assert_eq!(answer(&server, "/rejects?accept", "").status, 401, "no way back");
     Raw::open(&server.address(), "/rejects");
 }
@@ -244,6 +246,7 @@ fn octets_past_the_protocol_go_out_where_the_configuration_allows_it() {
     server.says("raw reply: WS_E_DENIED");
 }
 
+/// One that was told to be strict takes the memory away instead: `wshd test`, the sample kept_message.
 #[cfg(debug_assertions)]
 #[test]
 fn a_strict_host_overwrites_what_a_callback_was_lent() {
@@ -285,20 +288,12 @@ fn every_negative_result_is_logged_with_handler_callback_and_value() {
     server.says("returned -3 (WS_E_TIMEOUT); closed with 1011");
 }
 
-/// The other way to be strict, which a release build needs.
+/// The peer of a handler that breaks the contract is told how.
 #[test]
-fn strict_abi_is_an_option() {
-    let mut server = serve(&["echo"], &["--strict-abi"]);
-    let mut raw = Raw::open(&server.address(), "/echo");
-    raw.frame(TEXT, b"hello");
-    assert_eq!(raw.next_text(), "hello");
-    leave(raw);
-    server.stop();
-
-    // The peer of one that breaks the contract is told how.
-    let server = serve(&["wrong_place_receive"], &["--strict-abi"]);
+fn a_breach_of_the_contract_is_told_in_the_close_frame() {
+    let server = serve(&["wrong_place_receive"], STRICT);
     let mut breaking = Raw::open(&server.address(), "/wrong_place_receive");
-    breaking.frame(TEXT, b"go");
+    breaking.text("go");
     let reason = breaking.expect_close(1011);
     assert!(reason.starts_with("wrong_place_receive: ws_receive(") && reason.len() <= 123, "{reason}");
 }
