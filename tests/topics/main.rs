@@ -11,3 +11,15 @@ mod fixtures;
 mod moves;
 mod operators;
 mod workers;
+
+use daemon::{Dir, Server};
+
+/// Serves handlers, of which PATH=NAME lies elsewhere than its name says.
+fn start(dir: Dir, handlers: &[&str], args: &[&str]) -> (Dir, Server) {
+    for handler in handlers {
+        let (path, name) = handler.split_once('=').unwrap_or((handler, handler));
+        fixtures::add_handler(dir.path(), path, name);
+    }
+    let server = Server::start(&dir, args);
+    (dir, server)
+}

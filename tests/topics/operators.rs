@@ -7,17 +7,12 @@ use serde_json::Value;
 
 use crate::client::Raw;
 use crate::daemon::{Dir, Server, ctl, until, wshd};
-use crate::fixtures::add_handler;
 
+/// One with a control socket.
 fn start(handlers: &[&str], args: &[&str]) -> (Dir, Server) {
     let dir = Dir::new();
-    for name in handlers {
-        let (path, name) = name.split_once('=').unwrap_or((name, name));
-        add_handler(dir.path(), path, name);
-    }
     let socket = dir.path().join("control");
-    let server = Server::start(&dir, &[&["--control-socket", socket.to_str().unwrap()], args].concat());
-    (dir, server)
+    crate::start(dir, handlers, &[&["--control-socket", socket.to_str().unwrap()], args].concat())
 }
 
 /// Publishes; standard output or error.

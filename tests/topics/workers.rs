@@ -10,13 +10,7 @@ use crate::daemon::{Dir, Server, children, until};
 use crate::fixtures::add_handler;
 
 fn start(handlers: &[&str], args: &[&str]) -> (Dir, Server) {
-    let dir = Dir::new();
-    for name in handlers {
-        let (path, name) = name.split_once('=').unwrap_or((name, name));
-        add_handler(dir.path(), path, name);
-    }
-    let server = Server::start(&dir, args);
-    (dir, server)
+    crate::start(Dir::new(), handlers, args)
 }
 
 /// Connections to this resource, at least one in each of so many workers.

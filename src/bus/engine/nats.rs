@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 
 use super::inbox::Inbox;
 use super::orders::{Key, Message};
-use super::session::Link;
+use super::session::{Broken, Link, broken};
 use super::subject;
 use crate::config::bus::{Credentials, Engine as Settings};
 
@@ -34,7 +34,7 @@ pub struct Nats {
     client: Client,
     prefix: String,
     inbox: Arc<Inbox>,
-    broken: watch::Receiver<Option<String>>,
+    broken: Broken,
     /// The tasks that pass on what comes, by topic.
     subscriptions: HashMap<Key, AbortHandle>,
     /// That a message was too long has been logged.
@@ -123,7 +123,7 @@ impl Link for Nats {
     }
 
     async fn broken(&mut self) -> String {
-        why(&mut self.broken).await
+        broken(&mut self.broken).await
     }
 }
 
@@ -135,20 +135,12 @@ impl Nats {
 }
 
 /// Waits for this, unless the connection breaks.
-async fn until<T, E: Error>(
-    broken: &mut watch::Receiver<Option<String>>,
-    done: impl Future<Output = Result<T, E>>,
-) -> Result<T, String> {
+async fn until<T, E: Error>(why: &mut Broken, done: impl Future<Output = Result<T, E>>) -> Result<T, String> {
     select! {
         biased;
-        why = why(broken) => Err(why),
+        why = broken(why) => Err(why),
         done = done => done.map_err(|error| whole(&error)),
     }
-}
-
-async fn why(broken: &mut watch::Receiver<Option<String>>) -> String {
-    let said = broken.wait_for(Option::is_some).await;
-    said.ok().and_then(|why| why.clone()).unwrap_or_default()
 }
 
 fn on_event(event: Event, said: &watch::Sender<Option<String>>, was_refused: &AtomicBool, inbox: &Inbox) {

@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use super::inbox::Inbox;
 use super::orders::{Key, Message};
-use super::session::Link;
+use super::session::{Broken, Link, broken};
 use super::subject;
 use crate::config::bus::{Credentials, Engine as Settings, Server};
 
@@ -41,7 +41,7 @@ pub struct Redis {
     connection: MultiplexedConnection,
     prefix: String,
     channels: Arc<Channels>,
-    broken: watch::Receiver<Option<String>>,
+    broken: Broken,
     /// That a message was refused has been logged.
     is_told: bool,
 }
@@ -143,8 +143,7 @@ impl Link for Redis {
     }
 
     async fn broken(&mut self) -> String {
-        let said = self.broken.wait_for(Option::is_some).await;
-        said.ok().and_then(|why| why.clone()).unwrap_or_default()
+        broken(&mut self.broken).await
     }
 }
 

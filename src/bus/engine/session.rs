@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::select;
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::inbox::Inbox;
@@ -26,6 +27,15 @@ const CHECK: Duration = Duration::from_secs(10);
 const DELAY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// A connection that lasted so long was not a failed attempt.
 const STABLE: Duration = Duration::from_secs(5);
+
+/// Tells why a connection has broken, once it has.
+pub type Broken = watch::Receiver<Option<String>>;
+
+/// Waits until the connection breaks: why.
+pub async fn broken(why: &mut Broken) -> String {
+    let told = why.wait_for(Option::is_some).await;
+    told.ok().and_then(|why| why.clone()).unwrap_or_default()
+}
 
 /// A connection to an engine. An error says why it is of no use any more.
 pub trait Link: Sized {
