@@ -712,6 +712,16 @@ fn the_worker_has_intervals_posts_and_watched_descriptors() {
     assert!(extension("fake.answer").is_some() && extension("other").is_none());
 }
 
+/// The other tests of this program once more: valgrind sees what is read beyond what a value owns.
+#[test]
+#[ignore = "needs valgrind"]
+fn valgrind_finds_nothing() {
+    let mut command = std::process::Command::new("valgrind");
+    command.args(["--quiet", "--error-exitcode=9", "--leak-check=no"]);
+    let output = command.arg(std::env::current_exe().unwrap()).output().expect("valgrind is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Nothing of a table is read that an older host's does not have.
 #[test]
 fn an_older_hosts_table_is_completed() {
