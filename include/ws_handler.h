@@ -1147,7 +1147,8 @@ static inline int32_t ws_unsubscribe(ws_conn conn, const char *topic)
 }
 
 /* Sends a message of type WS_TEXT (must be UTF-8) or WS_BINARY to all subscribers
- * of a topic. It does not wait: a message may be lost when wshd: bus dies.
+ * of a topic. It does not wait: a message may be lost when wshd: bus dies, or the
+ * worker just then.
  * flags: WS_NOT_SELF, WS_UNCOMPRESSED.
  *   WS_OK         on its way, also without subscribers
  *   WS_E_FULL     too much is on its way; nothing was published

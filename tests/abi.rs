@@ -510,6 +510,23 @@ fn the_frozen_handler_still_loads() {
     assert_eq!((table.abi, table.size), (1 << 16, 128));
     assert_eq!(handler.message("hello"), ["send 1 1 0 hello"]);
     assert_eq!(handler.message("Goodbye"), ["send 1 1 0 Goodbye", "close 1 1000 "]);
+    let tail = ["subscribe 1 news 0", "publish news 1 late 256", "send 1 1 0 0 0 1 4 1 fake 1.0"];
+    assert_eq!(handler.message("Tail"), tail);
+}
+
+/// What the first release has keeps its place and its value; only the tables grow, at their end.
+#[test]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn what_is_frozen_stays_where_it_is() {
+    let now = run_c_program("layout");
+    let now: BTreeSet<&str> = now.lines().collect();
+    let frozen = fs::read_to_string(root().join("ctests/frozen/abi_1_0_layout.x86_64")).unwrap();
+    let grows = ["struct ws_handler ", "struct ws_host ", "struct ws_deflate_options ", "defaults "];
+    let versions = ["constant WS_ABI ", "constant WS_ABI_MINOR "];
+    let may_change = |line: &&str| grows.iter().chain(&versions).any(|start| line.starts_with(start));
+    let gone: Vec<&str> = frozen.lines().filter(|line| !may_change(line) && !now.contains(line)).collect();
+    assert_eq!(gone, [""; 0]);
+    assert!(frozen.lines().count() > 100);
 }
 
 #[test]

@@ -596,6 +596,7 @@ fn the_handler_compiled_against_the_first_release_still_works() {
     assert_eq!(raw.ask("as it was"), "as it was");
     raw.frame(TEXT, b"");
     assert_eq!(raw.next_text(), "");
+    assert_eq!(raw.ask("Tail"), format!("0 0 0 1 0 wshd {}", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
