@@ -55,7 +55,10 @@ impl Worker {
                         let count = ids.into_iter().filter(|id| self.begin_close(*id, code)).count() as u64;
                         self.report(Report::ClosingAll { ticket, count });
                     }
-                    control::Command::Close { ticket, conn, code } => self.close_by_order(ticket, conn, code),
+                    control::Command::Close { ticket, conn, code } => {
+                        let begun = self.begin_close(conn, code);
+                        self.report(Report::Closing { ticket, begun });
+                    }
                     control::Command::Record { handler, has_payload, begun } => match fd {
                         Some(socket) => self.conns.recorder.start(handler, has_payload, begun, socket),
                         None => self.conns.recorder.stop(),
@@ -109,12 +112,6 @@ impl Worker {
         self.slot.set_state(State::Stopping);
         self.report(Report::Leaving);
         self.transfer.begin_leaving(tx, to);
-    }
-
-    /// Begins to close a connection, and reports whether it exists.
-    fn close_by_order(&self, ticket: u64, conn: u64, code: u16) {
-        let begun = self.begin_close(conn, code);
-        self.report(Report::Closing { ticket, begun });
     }
 
     /// Begins to close a connection; whether it exists.

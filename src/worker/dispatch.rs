@@ -9,8 +9,7 @@ use crate::worker::Worker;
 use crate::worker::conn::receive;
 use crate::worker::conn::record::flags;
 use crate::worker::conn::table::{Conn, Pause, Phase};
-use crate::worker::conn::turn::{MOST, UNTIMED};
-use crate::worker::conn::turn_queue::{MOST_SHARE, READS, SHARE, rest};
+use crate::worker::conn::turn::{MOST, MOST_SHARE, READS, SHARE, UNTIMED, rest};
 use crate::worker::crash::rescue;
 
 /// Frames with at least this many bytes left are received directly into the message buffer.

@@ -7,7 +7,6 @@ use crate::worker::commands::queue::{Command, Counted};
 use crate::worker::conn::table::Pause;
 
 impl Worker {
-    /// Carries out what other threads want.
     pub fn run_commands(&self) {
         self.conns.batch.borrow_mut().extend(self.conns.commands.take());
         // One by one: a handler that is called meanwhile may take some out.
@@ -50,8 +49,14 @@ impl Worker {
     fn run_counted(&self, id: u64, counted: Counted) {
         match counted {
             Counted::Send { kind, outbound, flags } => self.conns.send_outbound(id, kind, outbound, flags),
-            Counted::Ping(payload) => self.conns.send_outbound_ping(id, &payload),
-            Counted::Raw(octets) => self.conns.send_outbound_raw(id, &octets),
+            Counted::Ping(payload) => {
+                self.conns.take_over(id, &payload);
+                self.conns.send_ping(id, &payload, false);
+            }
+            Counted::Raw(octets) => {
+                self.conns.take_over(id, &octets);
+                self.conns.send_raw(id, &octets, false);
+            }
             Counted::Pause => {
                 if let Some(paused) = self.conns.commands.take_pause(id) {
                     self.conns.pause_for_handler(id, paused);

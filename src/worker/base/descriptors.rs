@@ -22,7 +22,6 @@ pub struct Descriptors {
 }
 
 impl Descriptors {
-    /// Of the worker in this slot.
     pub fn new(slot: &'static Slot, scoreboard: &'static Scoreboard) -> Self {
         let descriptors = Self { slot, scoreboard, spare: Mutex::default() };
         descriptors.check();

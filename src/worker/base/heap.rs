@@ -18,7 +18,6 @@ pub struct HeapTrim {
     most: usize,
     /// The most in use since the last look; at most `most`.
     recent: usize,
-    /// When to look next.
     next: Instant,
 }
 

@@ -17,13 +17,11 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// The first turn begins now.
     pub fn new() -> Self {
         let turn = Cell::new(TurnStart::at(clock::now()));
         Self { turn, stop_at: Cell::new(None), has_chores: Cell::new(true), chores_at: Cell::default() }
     }
 
-    /// The next turn begins.
     pub fn begin_turn(&self, now: Instant) {
         self.turn.set(TurnStart::at(now));
     }
@@ -34,7 +32,6 @@ impl Lifecycle {
         self.turn.get()
     }
 
-    /// Whether the worker was told to stop.
     pub fn is_stopping(&self) -> bool {
         self.stop_at.get().is_some()
     }
@@ -45,7 +42,6 @@ impl Lifecycle {
         self.has_chores.set(true);
     }
 
-    /// Whether the chores are due.
     #[inline]
     pub fn are_chores_due(&self) -> bool {
         self.has_chores.get() || self.turn().instant() >= self.chores_at.get()
@@ -57,7 +53,6 @@ impl Lifecycle {
         self.chores_at.set(next);
     }
 
-    /// When the loop has to turn for the chores.
     #[inline]
     pub fn chores_at(&self) -> Instant {
         self.chores_at.get()

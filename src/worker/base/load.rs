@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 
 use crate::fleet::scoreboard::{Scoreboard, Slot};
 
-/// See the module.
 pub struct Load {
     slot: &'static Slot,
     scoreboard: &'static Scoreboard,
@@ -33,17 +32,14 @@ impl Load {
         Self { slot, scoreboard, taken: per_connection.then(|| Cell::new(false)) }
     }
 
-    /// Whether this is a process for one connection.
     pub fn is_per_connection(&self) -> bool {
         self.taken.is_some()
     }
 
-    /// Whether the one connection has come.
     pub fn is_taken(&self) -> bool {
         self.taken.as_ref().is_some_and(Cell::get)
     }
 
-    /// A connection was accepted.
     pub fn accepted(&self) {
         self.slot.connections.fetch_add(1, Ordering::Relaxed);
         self.scoreboard.changed();
@@ -63,7 +59,6 @@ impl Load {
         Arrival::Taken
     }
 
-    /// A connection is gone.
     pub fn release(&self) {
         if self.taken.is_some() {
             return; // it stays reserved

@@ -20,7 +20,6 @@ pub struct Metrics {
     counters: &'static Counters,
     /// By handler, in the counters of all processes.
     entries: Vec<usize>,
-    /// By handler.
     handler_counters: Vec<&'static HandlerCounters>,
     /// Of the worker that this process is.
     pub place: &'static PlaceCounters,
@@ -29,7 +28,6 @@ pub struct Metrics {
     log_lost: AtomicU64,
 }
 
-/// The number of no handler.
 pub const NO_HANDLER: u16 = u16::MAX;
 
 impl Metrics {
@@ -69,7 +67,6 @@ impl Metrics {
         self.place.log_lost.add_shared(lost - self.log_lost.swap(lost, Ordering::Relaxed));
     }
 
-    /// Measures calls of a handler.
     pub fn stopwatch(&self, handler: u16) -> Stopwatch {
         Stopwatch(self.timed.then(|| self.of(handler)))
     }
@@ -111,13 +108,11 @@ fn nanoseconds_since(begun: Instant) -> u64 {
 pub struct OpenCount(&'static HandlerCounters);
 
 impl OpenCount {
-    /// It has opened.
     pub fn new(counters: &'static HandlerCounters) -> Self {
         counters.open.add(1);
         Self(counters)
     }
 
-    /// What else is counted for its handler.
     pub fn counters(&self) -> &'static HandlerCounters {
         self.0
     }

@@ -8,9 +8,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-/// Token of the inbox.
 pub const INBOX: u64 = 3;
-/// Token of the bus.
 pub const BUS: u64 = 4;
 /// Token of the descriptors that handlers watch, all together.
 pub const HANDLER_FDS: u64 = 5;
@@ -19,16 +17,13 @@ pub const LISTENER: u64 = 1 << 31;
 /// Tokens from here on are ids of connections.
 pub const CONNECTION: u64 = 1 << 32;
 
-/// What the loop waits for.
 pub struct Poll(Epoll);
 
 impl Poll {
-    /// An empty one.
     pub fn new() -> io::Result<Self> {
         Ok(Poll(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?))
     }
 
-    /// Waits for events, at most for so long; returns how many came.
     pub fn wait(&self, events: &mut [EpollEvent], timeout: EpollTimeout) -> nix::Result<usize> {
         self.0.wait(events, timeout)
     }
@@ -73,9 +68,7 @@ impl Poll {
     }
 }
 
-/// There is something to read.
 pub const READABLE: u8 = 1;
-/// It can be written to.
 pub const WRITABLE: u8 = 2;
 /// Something has come to be read, which is told once. It saves epoll from looking at the socket again when all of it has been
 /// read: a fiftieth of a short echo.

@@ -29,7 +29,6 @@ impl Tick {
     }
 }
 
-/// The deadlines of a worker.
 pub struct Timers {
     heap: BinaryHeap<Reverse<u64>>,
 }
@@ -55,7 +54,6 @@ impl Timers {
         Some((Tick(entry >> SLOT_BITS), entry as u32 & MAX_SLOT))
     }
 
-    /// When the next entry is due.
     pub fn next(&self) -> Option<Instant> {
         self.heap.peek().map(|Reverse(entry)| Instant::from_nanos((entry >> SLOT_BITS).saturating_mul(MS)))
     }

@@ -15,10 +15,8 @@ const BATCH: usize = 32;
 /// See the module. Readable itself while one of its descriptors is ready.
 pub struct WatchSet(Epoll);
 
-/// A descriptor that is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told {
-    /// Its number.
     pub fd: RawFd,
     /// As it was given to [`WatchSet::set`].
     pub serial: u32,
@@ -27,7 +25,6 @@ pub struct Told {
 }
 
 impl WatchSet {
-    /// An empty one.
     pub fn new() -> io::Result<Self> {
         Ok(WatchSet(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?))
     }

@@ -20,7 +20,7 @@ use crate::worker::base::metrics::{Metrics, Stopwatch};
 use crate::worker::blocking::watchdog::CallClock;
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::channel::{Delivery, Opened, PeerClose, ThreadChannel, Woken};
-use crate::worker::conn::handler_timers::HandlerTimers;
+use crate::worker::conn::handler_timers::{HandlerTimers, OF_A_CONNECTION};
 use crate::worker::conn::handshake::{Handshake, Registry};
 use crate::worker::conn::info::{Info, Path};
 use crate::worker::crash::report;
@@ -58,11 +58,9 @@ thread_local! {
 /// The host of all threads but the event loop's: those of blocking connections, and those that handlers have made, which have
 /// no connection of their own.
 pub struct ThreadHost {
-    /// Where commands go.
     pub commands: &'static CommandQueue,
     /// Handshakes that other threads may finish.
     pub handshakes: &'static Registry,
-    /// What is counted of handlers.
     pub metrics: &'static Metrics,
 }
 
@@ -74,7 +72,6 @@ pub enum Beginning {
     Resumed(u64, u16, Vec<u8>),
 }
 
-/// Starts the thread of a connection.
 pub fn spawn(
     host: &'static ThreadHost,
     handler: Handler,
@@ -87,11 +84,11 @@ pub fn spawn(
 
 /// The life of a connection, on its thread.
 fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>, beginning: Beginning) {
-    channel.begin();
     let (conn, number, handshake, state) = match beginning {
         Beginning::Handshake(handshake) => (handshake.conn, handshake.handler, Some(handshake), Vec::new()),
         Beginning::Resumed(conn, handler, state) => (conn, handler, None, state),
     };
+    host.commands.set_idle(conn, false);
     let clock = CallClock::begin(number, conn);
     let stopwatch = host.metrics.stopwatch(number);
     let current = Current {
@@ -388,8 +385,10 @@ impl Host for ThreadHost {
     }
 
     fn set_timer(&self, conn: u64, delay_ms: u64, period_ms: u64, task: Task) -> i64 {
-        let made = of(conn, |current| current.timers.set(clock::now(), delay_ms, period_ms, task));
-        made.unwrap_or(i64::from(WS_E_GONE))
+        let set = |current: &mut Current| {
+            current.timers.set(OF_A_CONNECTION, clock::now(), delay_ms, period_ms, task)
+        };
+        of(conn, set).unwrap_or(i64::from(WS_E_GONE))
     }
 
     fn clear_timer(&self, conn: u64, timer: i64) -> i32 {

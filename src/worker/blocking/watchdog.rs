@@ -67,7 +67,6 @@ impl CallClock {
         result
     }
 
-    /// The thread ends.
     pub fn end(&self) {
         self.is_running.store(false, Ordering::Relaxed);
         self.thread.store(0, Ordering::Release);
@@ -106,7 +105,6 @@ struct Limits {
     wait: Duration,
 }
 
-/// What the watchdog knows.
 pub struct Watchdog {
     slot: &'static Slot,
     event_loop: Pid,

@@ -20,14 +20,12 @@ use crate::worker::commands::watermarks::Watermarks;
 
 /// A payload on its way to the loop.
 pub enum Outbound {
-    /// A copy.
     Copied(Vec<u8>),
     /// The handler's own bytes.
     Owned(OwnedBytes),
 }
 
 impl Outbound {
-    /// Its bytes.
     pub fn bytes(&self) -> &[u8] {
         match self {
             Outbound::Copied(bytes) => bytes,
@@ -40,7 +38,6 @@ impl Outbound {
 pub enum Command {
     /// Counted in the connection's slot until it is carried out.
     Counted(u64, Counted),
-    /// A handshake has its verdict.
     Verdict(u64),
     /// A blocking thread has let go of its connection, with this state: it can go on in another process.
     Detached(u64, Vec<u8>),
@@ -48,7 +45,6 @@ pub enum Command {
     CaughtUp(u64),
     /// A blocking thread has taken so many messages that reading can go on.
     Room(u64),
-    /// A blocking thread is over.
     ThreadEnded,
     /// The password in a request was compared.
     Authenticated(u64, auth::Outcome),
@@ -61,8 +57,11 @@ pub enum Command {
 /// A command that was answered with WS_OK: it is carried out, or its connection ends and on_close tells.
 pub enum Counted {
     /// Send a message or fragment.
-    Send { kind: u32, outbound: Outbound, flags: u32 },
-    /// Send a Ping.
+    Send {
+        kind: u32,
+        outbound: Outbound,
+        flags: u32,
+    },
     Ping(Vec<u8>),
     /// Send octets past the protocol.
     Raw(Vec<u8>),
@@ -71,8 +70,10 @@ pub enum Counted {
     /// Call a function on the connection's thread.
     Post(Task),
     /// Begin or answer the closing handshake.
-    Close { code: Option<u16>, reason: Vec<u8> },
-    /// Drop the connection.
+    Close {
+        code: Option<u16>,
+        reason: Vec<u8>,
+    },
     Abort,
     /// Attach the state that its thread has left.
     State,
@@ -198,12 +199,10 @@ impl CommandQueue {
         }
     }
 
-    /// `ws_ping`.
     pub fn ping(&self, conn: u64, payload: &[u8]) -> i32 {
         self.send_octets(conn, payload, MAX_CONTROL, Counted::Ping)
     }
 
-    /// `ws_send_raw`.
     pub fn send_raw(&self, conn: u64, octets: &[u8]) -> i32 {
         self.send_octets(conn, octets, usize::MAX, Counted::Raw)
     }
@@ -221,12 +220,10 @@ impl CommandQueue {
         }
     }
 
-    /// `ws_buffered`.
     pub fn buffered(&self, conn: u64) -> usize {
         self.slot(conn).buffered(generation(conn))
     }
 
-    /// `ws_pause` and `ws_resume`.
     pub fn pause(&self, conn: u64, paused: bool) -> i32 {
         match self.slot(conn).set_pause(generation(conn), paused) {
             Ok(true) => {
@@ -254,7 +251,6 @@ impl CommandQueue {
         self.enter(conn, |gate| Ok(gate.closed()), 0, Counted::Abort)
     }
 
-    /// `ws_post`.
     pub fn post(&self, conn: u64, task: Task) -> i32 {
         self.enter(conn, Gate::with_post, 0, Counted::Post(task))
     }
@@ -274,7 +270,6 @@ impl CommandQueue {
         self.enter(conn, Ok, 0, Counted::Topics)
     }
 
-    /// The handler of an open connection.
     pub fn handler_of(&self, conn: u64) -> Option<u16> {
         self.slot(conn).is_open(generation(conn)).then(|| self.handler_named(conn))
     }
@@ -341,7 +336,6 @@ impl CommandQueue {
         self.wakeup.as_fd()
     }
 
-    /// All commands so far.
     pub fn take(&self) -> Vec<Command> {
         // In this order: a command given in between rings again. The other way round it could be missed here while
         // `awake` is still set, and nobody would ring.
@@ -391,17 +385,14 @@ impl CommandQueue {
         self.slot(conn).add_bytes(generation(conn), clamp(before), clamp(after));
     }
 
-    /// Whether a fragmented message is under way.
     pub fn has_fragments(&self, conn: u64) -> bool {
         self.slot(conn).gate().fragments() != 0
     }
 
-    /// See [`Slot::begin_fragments`].
     pub fn begin_fragments(&self, conn: u64, kind: u32) -> Option<u32> {
         self.slot(conn).begin_fragments(generation(conn), kind)
     }
 
-    /// See [`Slot::end_fragments`].
     pub fn end_fragments(&self, conn: u64) {
         self.slot(conn).end_fragments(generation(conn));
     }

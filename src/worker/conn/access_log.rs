@@ -25,7 +25,6 @@ pub struct AccessLog {
     routes: Arc<Routes>,
 }
 
-/// One connection.
 #[derive(Default)]
 struct Entry {
     /// Its id: another one may have had the place before.

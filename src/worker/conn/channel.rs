@@ -26,10 +26,16 @@ const DELIVERY_COST: usize = 64;
 /// One thing for the thread to take, in order.
 pub enum Delivery {
     /// A message or fragment; the payload is followed by a NUL.
-    Message { kind: u32, flags: u32, payload: Vec<u8> },
+    Message {
+        kind: u32,
+        flags: u32,
+        payload: Vec<u8>,
+    },
     /// A Pong; the payload is followed by a NUL.
-    Pong { payload: Vec<u8>, rtt: Duration },
-    /// A posted function.
+    Pong {
+        payload: Vec<u8>,
+        rtt: Duration,
+    },
     Task(Task),
 }
 
@@ -44,7 +50,6 @@ impl Delivery {
     }
 }
 
-/// How the peer began to close.
 #[derive(Clone, Debug)]
 pub struct PeerClose {
     /// Its code, 1005 without one.
@@ -68,13 +73,9 @@ pub struct Opened {
     pub request: Option<Arc<Request>>,
     /// Each followed by a NUL.
     pub strings: Strings<Vec<u8>>,
-    /// What was agreed about compression.
     pub deflate: Option<Params>,
-    /// The peer.
     pub remote: Address,
-    /// Our end.
     pub local: Option<Address>,
-    /// What a gateway knows of the connection.
     pub facts: Option<Arc<[u8]>>,
 }
 
@@ -119,7 +120,6 @@ struct State {
     moved: bool,
     /// It has nothing more to take, whatever comes: it ends the connection.
     finished: bool,
-    /// The connection is lost.
     lost: bool,
     ended: Option<Ended>,
     /// Attached by the handler, not to the record yet.
@@ -149,12 +149,10 @@ pub enum Woken {
     Draining,
     /// The connection goes on in another process: nothing can be sent to it any more.
     Moved,
-    /// The time is over.
     TimedOut,
 }
 
 impl ThreadChannel {
-    /// An empty one.
     pub fn new(conn: u64, commands: &'static CommandQueue, resumable: bool) -> Arc<Self> {
         let (state, changed) = Default::default();
         Arc::new(ThreadChannel { conn, commands, resumable, state, changed })
@@ -192,7 +190,6 @@ impl ThreadChannel {
         })
     }
 
-    /// The peer began to close.
     pub fn peer_close(&self, close: PeerClose) {
         self.change(|state| {
             self.commands.set_idle(self.conn, false);
@@ -200,7 +197,6 @@ impl ThreadChannel {
         });
     }
 
-    /// The peer has answered our Close.
     pub fn answered(&self, close: PeerClose) {
         self.change(|state| state.answer = Some(close));
     }
@@ -331,16 +327,6 @@ impl ThreadChannel {
         state.moved.then_some(Woken::Moved)
     }
 
-    /// The thread begins.
-    pub fn begin(&self) {
-        self.commands.set_idle(self.conn, false);
-    }
-
-    /// The thread does not begin yet: until then there is nothing that could be lost.
-    pub fn rest(&self) {
-        self.commands.set_idle(self.conn, true);
-    }
-
     /// The handler has come to its end: the connection is closed, not moved. False if it was moved before.
     pub fn finish(&self) -> bool {
         let mut state = self.lock();
@@ -371,7 +357,6 @@ impl ThreadChannel {
         drop(wait.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Waits until the connection is gone.
     pub fn wait_ended(&self) -> Ended {
         let state = self.lock();
         let wait = self.changed.wait_while(state, |state| state.ended.is_none());

@@ -1,11 +1,18 @@
 //! Sends Close frames and ends connections. `session` calls the handlers.
+//!
+//! A peer ends what it sends by a Close frame, by the end of its stream or by a violation of the protocol; or the server
+//! wishes to end. The thread of a blocking handler then has a last call: it takes and answers what has come, says so, and
+//! only then the connection is closed (RFC 6455 5.5.1, 7.1.1).
 
 use std::net::Shutdown;
 
 use ::ws_handler::raw::*;
 
+use crate::proto::ws::connection::Io;
+use crate::worker::base::metrics::NO_HANDLER;
 use crate::worker::conn::channel::PeerClose;
 use crate::worker::conn::connections::Conns;
+use crate::worker::conn::open::{LastCall, Open};
 use crate::worker::conn::record::flags;
 use crate::worker::conn::sending::counted_of;
 use crate::worker::conn::table::{LINGER, Pause, Phase};
@@ -114,5 +121,112 @@ impl Conns {
         } else {
             self.remove(id);
         }
+    }
+}
+
+impl Conns {
+    /// The peer broke the protocol or a limit.
+    pub fn failed(&self, id: u64, code: u16) {
+        match self.with_open(id, |_, open| open.proto.is_finished()) {
+            Some(false) => self.end_messages(id, LastCall::Close(code), Some((WS_BY_HOST, code))),
+            _ => self.begin_close(id, WS_BY_HOST, code),
+        }
+    }
+
+    /// The peer has closed its end. It may still read: what was received before is answered, and what is queued is sent.
+    /// False if the connection is not open.
+    pub fn input_ended(&self, id: u64) -> bool {
+        let is_answered = |open: &mut Open, io: &mut Io| {
+            open.proto.end_input(io);
+            open.channel().is_none() || open.proto.close_sent().is_some()
+        };
+        match self.with_protocol(id, is_answered) {
+            None => return false,
+            Some(true) => self.finish_unclosed(id),
+            Some(false) => {
+                self.pause(id, Pause::Ended);
+                self.end_messages(id, LastCall::Ended, Some((WS_BY_PEER, 1006)));
+            }
+        }
+        true
+    }
+
+    /// The server ends the connection, after what a blocking handler has not answered yet.
+    pub fn close_after_messages(&self, id: u64, code: u16) {
+        let is_blocking = self.with_open(id, |_, open| {
+            open.channel().is_some() && !open.over && open.proto.close_sent().is_none()
+        });
+        if is_blocking != Some(true) {
+            return self.close(id, Some(code), b"", WS_BY_HOST);
+        }
+        self.pause(id, Pause::Move);
+        self.end_messages(id, LastCall::Close(code), None);
+    }
+
+    /// The thread of a blocking handler gets nothing after what has come. The first call counts.
+    fn end_messages(&self, id: u64, last_call: LastCall, closing: Option<(u32, u16)>) {
+        let channel = self.with_open(id, |_, open| {
+            if open.extra().last_call.is_some() {
+                return None;
+            }
+            if let Some((by, code)) = closing {
+                open.begin_close(by, code);
+            }
+            open.channel().cloned()
+        });
+        if let Some(channel) = channel.flatten() {
+            self.set_last_call(id, last_call);
+            channel.end_input();
+        }
+    }
+
+    /// Notes what is done when the thread has taken all that has come; if it does not in time, it is done then.
+    pub fn set_last_call(&self, id: u64, last_call: LastCall) {
+        let handler = self.core.borrow_mut().table.get(id).map_or(NO_HANDLER, |conn| conn.handler);
+        let limit = self.settings(handler).limits.close_deadline / 10 * 9;
+        let limit = if self.life.is_stopping() { limit.min(self.config.stop_timeout / 2) } else { limit };
+        let by = self.life.turn().instant() + limit;
+        self.with_open(id, |_, open| open.extra().last_call = Some((last_call, by)));
+        self.arm(id);
+    }
+
+    /// The thread has taken all that came before the end, or had the time for it.
+    pub fn finish_input(&self, id: u64) {
+        let last_call = self.with_open(id, |_, open| {
+            let last_call = open.extra().last_call.take()?.0;
+            Some((last_call, open.peer_close().map_or(1005, |close| close.code)))
+        });
+        match last_call.flatten() {
+            Some((LastCall::Answer, code)) => {
+                self.close(id, Some(code).filter(|code| *code != 1005), b"", WS_BY_PEER)
+            }
+            Some((LastCall::Close(code), _)) => self.close(id, Some(code), b"", WS_BY_HOST),
+            Some((LastCall::Ended, _)) => self.finish_unclosed(id),
+            None => {}
+        }
+    }
+
+    /// The connection is over without a closing handshake once what is queued is sent.
+    fn finish_unclosed(&self, id: u64) {
+        self.flush(id);
+        self.with_protocol(id, |open, io| open.proto.abandon(io));
+        if self.core.borrow_mut().table.get(id).is_none_or(|conn| conn.queued() == 0) {
+            return self.end(id, WS_BY_PEER, 1006);
+        }
+        self.pause(id, Pause::Ended);
+        if let Some(channel) = self.channel(id) {
+            channel.lost();
+        }
+        self.begin_close(id, WS_BY_PEER, 1006);
+    }
+
+    /// Runs with the protocol of an open connection.
+    pub fn with_protocol<R>(&self, id: u64, f: impl FnOnce(&mut Open, &mut Io) -> R) -> Option<R> {
+        let core = &mut *self.core.borrow_mut();
+        let (conn, record) = core.table.both(id)?;
+        record.pin();
+        let (now, limits) = (self.life.turn().instant(), &self.settings(conn.handler).limits);
+        let protocol = conn.protocol(now, limits, &mut core.codecs, &mut core.queue_pool);
+        protocol.map(|(open, mut io)| f(open, &mut io))
     }
 }

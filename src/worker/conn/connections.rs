@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Config, HandlerSettings};
-use crate::fleet::addresses::{Addresses, Mark};
+use crate::fleet::addresses::Addresses;
 use crate::fleet::routes::Routes;
 use crate::proto::ws::deflate::codec::Codecs;
 use crate::time::Instant;
@@ -32,7 +32,7 @@ use crate::worker::conn::recorder::Recorder;
 use crate::worker::conn::send_queue::QueuePool;
 use crate::worker::conn::sending::counted_of;
 use crate::worker::conn::table::{Conn, Table};
-use crate::worker::conn::turn_queue::TurnQueue;
+use crate::worker::conn::turn::TurnQueue;
 
 /// How long the send queue may wait where no Pings say what a silent peer is.
 const STALL: Duration = Duration::from_secs(60);
@@ -41,7 +41,6 @@ const SOON: Duration = Duration::from_millis(1);
 
 /// What changes while connections are served. Never borrowed while a handler runs: its calls borrow it.
 pub struct Core {
-    /// All connections.
     pub table: Table,
     /// Compression state that connections take turns with.
     pub codecs: Codecs,
@@ -116,7 +115,6 @@ impl Core {
     }
 }
 
-/// The connections of this worker.
 pub struct Conns {
     pub core: RefCell<Core>,
     /// Commands of other threads that were taken and are still to be carried out.
@@ -180,7 +178,10 @@ impl Conns {
         self.release_memory(id);
         let removed = {
             let core = &mut *self.core.borrow_mut();
-            core.table.record(id).inspect(|record| self.settle_address(record.peer.address(), record.mark));
+            if let Some(record) = core.table.record(id) {
+                let ip = record.peer.address().map(|peer| peer.ip());
+                self.addresses.settle(self.pool, record.mark, ip);
+            }
             core.end_subscriptions(id);
             core.table.remove(id)
         };
@@ -194,17 +195,10 @@ impl Conns {
         }
     }
 
-    /// A connection is over, or is counted elsewhere from now on.
-    pub fn settle_address(&self, client: Option<SocketAddr>, mark: Mark) {
-        self.addresses.settle(self.pool, mark, client.map(|client| client.ip()));
-    }
-
-    /// How many there are.
     pub fn len(&self) -> u32 {
         self.core.borrow().table.len()
     }
 
-    /// All of them.
     pub fn ids(&self) -> Vec<u64> {
         self.core.borrow().table.ids()
     }
@@ -222,7 +216,6 @@ impl Conns {
         self.with_open(id, |_, open| open.channel().cloned()).flatten()
     }
 
-    /// Changes the record of a connection.
     pub fn edit_record<R>(&self, id: u64, edit: impl FnOnce(&mut Record) -> R) -> Option<R> {
         let core = &mut *self.core.borrow_mut();
         let record = core.table.record(id)?;

@@ -14,7 +14,6 @@ pub struct Holding {
     order: u64,
 }
 
-/// The contexts of a worker.
 pub struct Contexts {
     limits: Limits,
     /// Sum of all holdings; bytes.
@@ -25,7 +24,6 @@ pub struct Contexts {
 }
 
 impl Contexts {
-    /// Nobody holds any.
     pub fn new(limits: Limits) -> Self {
         Contexts { limits, sum: 0, holders: BTreeMap::new(), last_order: 0 }
     }
@@ -51,7 +49,6 @@ impl Contexts {
         (is_too_much || is_idle).then_some(*id)
     }
 
-    /// Bytes held by all.
     #[inline]
     pub fn sum(&self) -> usize {
         self.sum

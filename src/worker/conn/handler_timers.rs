@@ -8,12 +8,10 @@ use crate::ffi::host::Task;
 use crate::time::Instant;
 
 /// Timers of one connection, see `ws_set_timer`.
-const MOST: usize = 16;
+pub const OF_A_CONNECTION: usize = 16;
 
-/// See the module.
 #[derive(Default)]
 pub struct HandlerTimers {
-    /// At most [`MOST`].
     waiting: Vec<Timer>,
     /// The last number given.
     made: i64,
@@ -28,20 +26,9 @@ struct Timer {
 }
 
 impl HandlerTimers {
-    /// Sets a timer, one that comes again with a period that is not 0; returns its number, or `WS_E_LIMIT`.
-    pub fn set(&mut self, now: Instant, delay_ms: u64, period_ms: u64, task: Task) -> i64 {
-        self.set_within(MOST, now, delay_ms, period_ms, task)
-    }
-
-    /// The same with another bound.
-    pub fn set_within(
-        &mut self,
-        most: usize,
-        now: Instant,
-        delay_ms: u64,
-        period_ms: u64,
-        task: Task,
-    ) -> i64 {
+    /// Sets a timer, one that comes again with a period that is not 0; returns its number, or `WS_E_LIMIT` if there are
+    /// as many as there may be.
+    pub fn set(&mut self, most: usize, now: Instant, delay_ms: u64, period_ms: u64, task: Task) -> i64 {
         if self.waiting.len() >= most {
             return i64::from(WS_E_LIMIT);
         }

@@ -67,7 +67,6 @@ pub struct Shipment {
 }
 
 impl Shipment {
-    /// An empty one.
     pub fn new() -> Self {
         let header = EntryHeader { magic: FORMAT, count: 0, purpose: 0, parts: [0; 5], seen: 0 };
         Shipment { parcel: Parcel::new(), headers: [header; MAX_FDS] }
@@ -171,7 +170,6 @@ pub struct Arrival<'a> {
 }
 
 impl Arrivals {
-    /// None.
     pub fn new() -> Self {
         Arrivals { bytes: [0; MAX_BYTES], entries: 0..0, fds: [-1; MAX_FDS], waiting: 0..0, sender: 0 }
     }

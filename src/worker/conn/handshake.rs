@@ -30,16 +30,16 @@ const MAX_BODY: usize = 64 * 1024;
 /// Functions that wait for the connection to be open.
 const MAX_POSTS: usize = 1024;
 
-/// How a handshake ends.
 #[derive(Debug)]
 pub enum Verdict {
-    /// 101.
     Accept,
     /// 101, then a Close frame.
     AcceptAndClose(Option<u16>, Vec<u8>),
-    /// An error reply.
-    Reject { status: u16, content_type: Option<String>, body: Vec<u8> },
-    /// No reply.
+    Reject {
+        status: u16,
+        content_type: Option<String>,
+        body: Vec<u8>,
+    },
     Abort,
 }
 
@@ -65,7 +65,6 @@ struct Draft {
 /// What a handler gives a connection before it is open. None of it runs before on_open.
 #[derive(Default)]
 pub struct Carried {
-    /// Its pointer.
     pub user: Option<User>,
     /// A state that another thread has attached.
     pub state: Option<Vec<u8>>,
@@ -77,11 +76,9 @@ pub struct Carried {
     pub octets: Vec<u8>,
 }
 
-/// A handshake in progress.
 pub struct Handshake {
     /// The connection's id, which is also the handle that handlers hold.
     pub conn: u64,
-    /// The request.
     pub request: Arc<Request>,
     /// Index of the handler in the routes.
     pub handler: u16,
@@ -107,12 +104,10 @@ impl Registry {
         self.lock().insert(handshake.conn, Arc::clone(handshake));
     }
 
-    /// Forgets a handshake.
     pub fn remove(&self, conn: u64) {
         self.lock().remove(&conn);
     }
 
-    /// A handshake in progress.
     pub fn get(&self, conn: u64) -> Option<Arc<Handshake>> {
         self.lock().get(&conn).cloned()
     }
@@ -160,13 +155,10 @@ impl Registry {
 
 /// A handshake that came to its end, ready to be written.
 pub struct Finished {
-    /// What to do.
     pub verdict: Verdict,
-    /// The chosen subprotocol.
     pub protocol: Option<String>,
     /// What was agreed about compression, with threshold and level.
     pub deflate: Option<(Params, u32, u8)>,
-    /// Headers of the handler's own.
     pub headers: Vec<(String, String)>,
     /// What the connection takes along, or what is released.
     pub carried: Carried,
@@ -232,17 +224,14 @@ impl Handshake {
         }
     }
 
-    /// Whether a verdict has been given.
     pub fn has_verdict(&self) -> bool {
         self.draft().verdict.is_some()
     }
 
-    /// The path of the request.
     pub fn path(&self) -> ws_bytes {
         self.draft().carried.path.of(self.request.terminated_strings().resource)
     }
 
-    /// The handler's pointer.
     pub fn user(&self) -> *mut c_void {
         self.draft().carried.user.as_ref().map_or(null_mut(), User::pointer)
     }

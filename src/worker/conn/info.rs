@@ -19,7 +19,6 @@ use crate::worker::conn::request::Request;
 pub struct Info<'a> {
     /// Each with the NUL behind it.
     pub strings: Strings<&'a [u8]>,
-    /// What was agreed about compression.
     pub deflate: Option<Params>,
     /// The request, in the handshake or if it is kept.
     pub request: Option<&'a Request>,
@@ -54,13 +53,11 @@ impl Info<'_> {
         found.map_or(ABSENT, terminated)
     }
 
-    /// The first header of that name.
     pub fn header(&self, name: &[u8]) -> ws_bytes {
         let value = self.request.zip(str::from_utf8(name).ok());
         value.and_then(|(request, name)| request.terminated().header(name)).map_or(ABSENT, terminated)
     }
 
-    /// The index-th header.
     pub fn header_at(&self, index: usize) -> Option<(ws_bytes, ws_bytes)> {
         let (name, value) = self.request?.terminated().header_at(index)?;
         Some((terminated(name), terminated(value)))

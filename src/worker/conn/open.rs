@@ -17,16 +17,12 @@ use crate::worker::conn::rate_limit::RateLimit;
 use crate::worker::conn::receive_budget::{ReceiveBudget, Share};
 use crate::worker::conn::request::Request;
 
-/// An open WebSocket.
 pub struct Open {
-    /// The protocol.
     pub proto: Connection,
-    /// Counts it.
     pub counted: OpenCount,
     /// The handler's pointer; set by [`set_user`](Self::set_user).
     user: *mut c_void,
     extra: Option<Box<Extra>>,
-    /// Type of the last message.
     pub last_opcode: u8,
     /// The connection is over: on_close is owed.
     pub over: bool,
@@ -50,15 +46,11 @@ pub enum LastCall {
 /// What a connection that waits for messages usually does not have.
 #[derive(Default)]
 pub struct Extra {
-    /// The channel to the thread of a blocking handler.
     pub channel: Option<Arc<ThreadChannel>>,
-    /// The request, if the handler keeps it.
     pub request: Option<Arc<Request>>,
-    /// How the peer began to close.
     pub peer_close: Option<PeerClose>,
     /// Why a blocking handler gets no more messages than it has yet to take, and by when it has to have taken those.
     pub last_call: Option<(LastCall, Instant)>,
-    /// Timers of an event style handler.
     pub timers: HandlerTimers,
     /// Who began to close (`WS_BY_...`), and the code; 0 while nobody did.
     pub closing: (u8, u16),
@@ -69,14 +61,12 @@ pub struct Extra {
     pub path: Path,
     /// How fast the peer may send, if that is limited.
     pub pace: Option<RateLimit>,
-    /// Memory of an incomplete message that is counted.
     pub share: Share,
     /// Its context for compressing, as it is counted.
     pub holding: Holding,
 }
 
 impl Open {
-    /// A connection that has just opened.
     pub fn new(proto: Connection, counted: OpenCount) -> Self {
         Open {
             proto,
@@ -90,7 +80,6 @@ impl Open {
         }
     }
 
-    /// The handler's pointer.
     pub fn user(&self) -> *mut c_void {
         self.user
     }
@@ -113,7 +102,6 @@ impl Open {
         }
     }
 
-    /// Takes over what the handshake has carried.
     pub fn take_over(&mut self, carried: Carried) {
         if let Some(user) = carried.user {
             self.set_user(user);
@@ -163,23 +151,19 @@ impl Open {
         self.extra().channel = Some(channel);
     }
 
-    /// The channel to the thread of a blocking handler.
     #[inline]
     pub fn channel(&self) -> Option<&Arc<ThreadChannel>> {
         self.extra.as_ref()?.channel.as_ref()
     }
 
-    /// The request, if the handler keeps it.
     pub fn request(&self) -> Option<&Arc<Request>> {
         self.extra.as_ref()?.request.as_ref()
     }
 
-    /// How the peer began to close.
     pub fn peer_close(&self) -> Option<&PeerClose> {
         self.extra.as_ref()?.peer_close.as_ref()
     }
 
-    /// Whether anybody has begun to close.
     pub fn is_closing(&self) -> bool {
         self.extra.as_ref().is_some_and(|extra| extra.closing.0 != 0)
     }
@@ -198,7 +182,6 @@ impl Open {
         }
     }
 
-    /// Memory of an incomplete message that is counted.
     pub fn share(&self) -> Share {
         self.extra.as_ref().map_or(Share::default(), |extra| extra.share)
     }
@@ -215,7 +198,6 @@ impl Open {
         self.share().bytes() != ReceiveBudget::counted(self.proto.held())
     }
 
-    /// When the next timer of the handler is due.
     pub fn next_timer(&self) -> Instant {
         self.extra.as_ref().map_or(Instant::NEVER, |extra| extra.timers.next())
     }

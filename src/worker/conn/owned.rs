@@ -10,7 +10,6 @@ pub struct Owned {
 }
 
 impl Owned {
-    /// None.
     pub const NOTHING: Owned = Owned { first: std::ptr::null_mut(), size: 0 };
 
     /// Takes them over; more than 4 GiB are nothing.
@@ -21,19 +20,16 @@ impl Owned {
         }
     }
 
-    /// Where they are.
     pub fn raw(&self) -> Option<*mut [u8]> {
         let (first, size) = (self.first, self.size);
         (!first.is_null()).then(|| std::ptr::slice_from_raw_parts_mut(first, size as usize))
     }
 
-    /// The bytes.
     pub fn get(&self) -> Option<&[u8]> {
         // SAFETY: made of a box in new(), whose bytes live until drop(); &self keeps writers away.
         self.raw().map(|bytes| unsafe { &*bytes })
     }
 
-    /// The bytes, to be changed.
     pub fn get_mut(&mut self) -> Option<&mut [u8]> {
         // SAFETY: as in get(); &mut self makes it the only reference.
         self.raw().map(|bytes| unsafe { &mut *bytes })

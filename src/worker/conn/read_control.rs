@@ -7,7 +7,6 @@ use crate::worker::conn::table::{Conn, Pause, Phase};
 use crate::worker::conn::turn::QUEUED;
 
 impl Conns {
-    /// Pauses reading for a reason.
     pub fn pause(&self, id: u64, reason: Pause) {
         let core = &mut *self.core.borrow_mut();
         let Some(conn) = core.table.get(id) else { return };
@@ -15,7 +14,6 @@ impl Conns {
         self.watch_conn(id, conn);
     }
 
-    /// Removes a reason not to read.
     pub fn resume(&self, id: u64, reason: Pause) {
         let core = &mut *self.core.borrow_mut();
         let Some(conn) = core.table.get(id) else { return };
@@ -27,7 +25,6 @@ impl Conns {
         }
     }
 
-    /// `ws_pause` and `ws_resume`.
     pub fn pause_for_handler(&self, id: u64, paused: bool) {
         if paused {
             self.pause(id, Pause::Handler);
@@ -56,7 +53,6 @@ impl Conns {
         }
     }
 
-    /// Keeps an incomplete request head.
     pub fn keep_head(&self, id: u64, read: Vec<u8>) {
         self.edit_record(id, |record| {
             record.set_head(&read);
@@ -79,7 +75,6 @@ impl Conns {
         waits
     }
 
-    /// Whether a connection waits for its turn.
     pub fn is_waiting(&self, id: u64) -> bool {
         self.core.borrow_mut().table.get(id).is_some_and(|conn| conn.turn.is_waiting())
     }
@@ -95,7 +90,6 @@ impl Conns {
         }
     }
 
-    /// Updates what epoll watches.
     pub fn watch(&self, id: u64) {
         if let Some(conn) = self.core.borrow_mut().table.get(id) {
             self.watch_conn(id, conn);
@@ -129,7 +123,6 @@ impl Conns {
     }
 }
 
-/// What a connection is to be watched for.
 #[inline]
 fn wanted(conn: &Conn) -> u8 {
     if conn.turn.is_unwatched() {

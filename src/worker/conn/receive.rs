@@ -19,7 +19,6 @@ const LARGE_HEADER: usize = 14;
 pub struct Buffer(Vec<u8>);
 
 impl Buffer {
-    /// An empty one.
     pub fn new() -> Self {
         Buffer(vec![0; LINE + AT_ONCE + 1])
     }

@@ -25,7 +25,6 @@ pub struct Share {
 }
 
 impl Share {
-    /// How much it is.
     pub fn bytes(self) -> usize {
         self.bytes
     }
@@ -34,7 +33,6 @@ impl Share {
 /// What a connection is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes on.
     Read,
     /// It is not read from until [`ReceiveBudget::take_released`] names it.
     Wait,
@@ -42,11 +40,9 @@ pub enum Verdict {
     Refuse,
 }
 
-/// The budget of a worker.
 pub struct ReceiveBudget {
     /// Never 0.
     total: usize,
-    /// Sum of all shares.
     sum: usize,
     /// Connections in the middle of a large message and the bytes of their shares, the oldest first.
     holders: BTreeMap<u64, (u64, usize)>,
@@ -117,7 +113,6 @@ impl ReceiveBudget {
         self.update(id, &mut share, 0, now);
     }
 
-    /// Whether there are connections that may go on.
     #[inline]
     pub fn has_released(&self) -> bool {
         !self.released.is_empty()
@@ -142,13 +137,11 @@ impl ReceiveBudget {
         self.is_scarce && share().bytes > 0 && self.oldest() != Some(id)
     }
 
-    /// Most bytes to read at a time.
     #[inline]
     pub fn room(&self) -> usize {
         if self.is_scarce { SCARCE_READ } else { AT_ONCE }
     }
 
-    /// Bytes held by all.
     #[inline]
     pub fn sum(&self) -> usize {
         self.sum

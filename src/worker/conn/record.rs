@@ -102,11 +102,9 @@ const COVERED: usize = offset_of!(Record, parts);
 pub struct Strings<T> {
     /// Path and query.
     pub resource: T,
-    /// The Origin header.
     pub origin: Option<T>,
     /// The authenticated user, if that was asked.
     pub user: Option<T>,
-    /// The chosen subprotocol.
     pub protocol: Option<T>,
 }
 
@@ -190,7 +188,6 @@ impl Record {
         self.facts().map_or(0, |facts| size_of::<u32>() + facts.len())
     }
 
-    /// The strings.
     pub fn strings(&self) -> Strings<&[u8]> {
         self.texts(0)
     }
@@ -236,7 +233,6 @@ impl Record {
         self.attributes = self.attributes & !HAS_PROTOCOL | if protocol.is_some() { HAS_PROTOCOL } else { 0 };
     }
 
-    /// What was agreed about compression.
     pub fn params(&self) -> Option<Params> {
         (self.deflate != 0).then(|| Params::from_bits(self.deflate)).flatten()
     }
@@ -306,7 +302,6 @@ impl Record {
         self.flags() & (flags::MOVABLE | flags::THREAD) == flags::MOVABLE
     }
 
-    /// Sets the flags.
     pub fn set_flags(&self, flags: u32) {
         self.flags.store(flags | !flags << 16, Ordering::Relaxed);
     }
@@ -403,7 +398,6 @@ impl Records {
         (self.first(), self.count)
     }
 
-    /// A record.
     #[cfg(test)]
     pub fn get(&self, slot: u32) -> Option<&Record> {
         // SAFETY: within the mapping; zeroed pages are a valid Record (nothing owned, zero numbers).
@@ -416,7 +410,6 @@ impl Records {
         (slot as usize).lt(&self.count).then(|| unsafe { self.first().add(slot as usize).as_mut() })
     }
 
-    /// Empties a record.
     pub fn clear(&mut self, slot: u32) {
         if let Some(record) = self.get_mut(slot) {
             record.state = Owned::NOTHING;

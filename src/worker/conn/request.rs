@@ -11,7 +11,6 @@ use crate::worker::conn::record::Strings;
 /// A request for a WebSocket that breaks no rule. Kept for the connection's
 /// whole life only if the handler asks for it.
 pub struct Request {
-    /// The head as it came.
     pub head: Head,
     /// What of it concerns the handshake.
     pub opening: Opening,

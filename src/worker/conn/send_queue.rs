@@ -70,14 +70,12 @@ pub struct Queue {
 /// The size of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Size {
-    /// Bytes that wait.
     pub all: u32,
     /// Those of them that no other queue has: `own <= all`.
     pub own: u32,
 }
 
 impl Queue {
-    /// Bytes that wait.
     #[inline]
     pub fn len(&self) -> usize {
         self.before_size + self.tail.len() - self.sent
@@ -91,7 +89,6 @@ impl Queue {
         Size { all: size(self.len()), own: size(self.len() - shared) }
     }
 
-    /// Whether nothing waits.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -229,12 +226,10 @@ pub struct QueuePool {
 }
 
 impl QueuePool {
-    /// An empty queue.
     pub fn take(&mut self) -> Box<Queue> {
         self.queues.pop().unwrap_or_default()
     }
 
-    /// Takes an empty queue back.
     pub fn put(&mut self, mut queue: Box<Queue>) {
         (queue.stalled, queue.counted) = (None, Size::default());
         let kept = queue.is_empty() && self.queues.len() < SPARE && queue.tail.capacity() <= SPARE_BYTES;

@@ -55,7 +55,7 @@ impl Conns {
 
     /// Sends what another thread was told WS_OK for.
     pub fn send_outbound(&self, id: u64, kind: u32, outbound: Outbound, flags: u32) {
-        self.take_over(id, cost(outbound.bytes()));
+        self.take_over(id, outbound.bytes());
         let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
         let trusted = !how.more && kind == WS_TEXT;
         let result = match outbound {
@@ -74,17 +74,11 @@ impl Conns {
         }
     }
 
-    /// Sends a Ping that another thread was told WS_OK for.
-    pub fn send_outbound_ping(&self, id: u64, payload: &[u8]) {
-        self.take_over(id, cost(payload));
-        self.send_ping(id, payload, false);
-    }
-
-    /// Bytes that were on their way are counted by the send queue from now on. The connection cannot move until it is
-    /// flushed.
-    fn take_over(&self, id: u64, cost: usize) {
+    /// What another thread was told WS_OK for is counted by the send queue from now on. The connection cannot move until it
+    /// is flushed.
+    pub fn take_over(&self, id: u64, bytes: &[u8]) {
         self.core.borrow_mut().mark_dirty(id);
-        self.commands.count_queued(id, cost, 0);
+        self.commands.count_queued(id, cost(bytes), 0);
     }
 
     /// Sends bytes that are valid during this call only. `bounded`: not if the send queue is full.
@@ -138,7 +132,6 @@ impl Conns {
         WS_OK
     }
 
-    /// Sends a Ping.
     pub fn send_ping(&self, id: u64, payload: &[u8], bounded: bool) -> i32 {
         let core = &mut *self.core.borrow_mut();
         let sent = self.sending(core, id, bounded, |proto, io| proto.ping(payload, io));
@@ -153,12 +146,6 @@ impl Conns {
             Ok(())
         });
         sent.err().unwrap_or(WS_OK)
-    }
-
-    /// Sends octets that another thread was told WS_OK for.
-    pub fn send_outbound_raw(&self, id: u64, octets: &[u8]) {
-        self.take_over(id, cost(octets));
-        self.send_raw(id, octets, false);
     }
 
     /// Runs with the protocol of a connection that can be sent to; what it appends goes out with the next flush. Also

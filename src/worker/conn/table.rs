@@ -58,9 +58,7 @@ const LOCAL: u8 = 2;
 const CONSOLE_ALWAYS: u8 = 4;
 const CONSOLE_NEVER: u8 = 8;
 
-/// One connection.
 pub struct Conn {
-    /// Non-blocking.
     pub socket: Socket,
     /// Where it stands.
     pub phase: Phase,
@@ -99,11 +97,8 @@ pub enum Phase {
 
 /// What is left to send of a file.
 pub struct FileBody {
-    /// The file.
     pub file: File,
-    /// Where to go on.
     pub offset: u64,
-    /// How much is left.
     pub left: u64,
 }
 
@@ -425,7 +420,6 @@ impl Table {
         self.generations.get(slot as usize).map(|generation| u64::from(*generation) << 32 | u64::from(slot))
     }
 
-    /// How many there are.
     pub fn len(&self) -> u32 {
         self.live
     }

@@ -30,7 +30,6 @@ struct Mapping {
     handler: Option<u16>,
 }
 
-/// All of them.
 pub struct Modules {
     /// Room for [`MAPPINGS`], never unmapped.
     room: NonNull<Mapping>,

@@ -177,12 +177,6 @@ impl Handshakes {
         self.conns.edit_record(id, |record| _ = record.set_strings(strings)); // they fit
     }
 
-    /// The request waits as it came, until [`authenticated`](Self::authenticated).
-    pub fn wait_for_password(&self, id: u64, read: Vec<u8>) {
-        self.conns.keep_head(id, read);
-        self.conns.pause(id, Pause::Handshake);
-    }
-
     /// A password was compared. Whether the request is to be read again: its connection may have gone, or moved.
     pub fn authenticated(&self, id: u64, outcome: Outcome) -> bool {
         let Some(login) = self.logins.waiting.borrow_mut().remove(&id) else { return false };

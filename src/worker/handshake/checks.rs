@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::time::SystemTime;
 
 use socket2::Socket;
 
@@ -11,6 +12,7 @@ use crate::http::{self, Response};
 use crate::proto::http1::allow::HostRule;
 use crate::proto::http1::head::Head;
 use crate::proto::http1::{forwarded, proxy};
+use crate::proto::ws::handshake::is_upgrade;
 use crate::worker::conn::handshake::{Finished, Handshake};
 use crate::worker::conn::table::Conn;
 use crate::worker::handshake::Handshakes;
@@ -90,6 +92,17 @@ impl Handshakes {
         }
         record.seal();
         admitted
+    }
+
+    /// Answers a request that is a health check of a load balancer, before hosts, users and handlers are looked at, and
+    /// without a line in the access log; whether it was one.
+    pub fn answer_health_check(&self, id: u64, head: &Head) -> bool {
+        let is_check = self.conns.config.health.as_deref() == Some(head.path()) && !is_upgrade(head);
+        if is_check {
+            self.conns.access_log.keep_out(id);
+            self.conns.reply(id, http::health(head, self.scoreboard.is_ready(), SystemTime::now()));
+        }
+        is_check
     }
 
     /// Finds the client behind a proxy, and checks the host. False: the request was refused.

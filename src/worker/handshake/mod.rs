@@ -3,7 +3,6 @@
 pub mod authentication;
 pub mod breaker_probe;
 pub mod checks;
-mod health;
 pub mod outcome;
 pub mod replies;
 pub mod request;

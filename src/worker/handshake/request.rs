@@ -107,7 +107,11 @@ impl Handshakes {
                 let rest = read.get(consumed..).unwrap_or_default();
                 match handler.and_then(|handler| self.begin(id, handler, head, rest)) {
                     Ok(()) | Err(Unserved::Answered) => {}
-                    Err(Unserved::Waits) => self.wait_for_password(id, read.into_owned()),
+                    // As it came, until the password was compared.
+                    Err(Unserved::Waits) => {
+                        self.conns.keep_head(id, read.into_owned());
+                        self.conns.pause(id, Pause::Handshake);
+                    }
                     Err(Unserved::Reply(reply)) => self.conns.reply(id, reply),
                     Err(Unserved::Program(asked)) => return Some(Elsewhere::Program(asked, read)),
                 }

@@ -112,9 +112,7 @@ struct Watched {
 
 /// Timers and descriptors, on the thread of the event loop.
 pub struct LoopTasks {
-    /// By handler.
     timers: RefCell<BTreeMap<u16, HandlerTimers>>,
-    /// When the next timer expires.
     next: Cell<Instant>,
     /// By descriptor; at most [`MOST_WATCHED`] of each handler.
     watched: RefCell<BTreeMap<RawFd, Watched>>,
@@ -125,7 +123,6 @@ pub struct LoopTasks {
 }
 
 impl LoopTasks {
-    /// None.
     pub fn new() -> Self {
         LoopTasks {
             timers: RefCell::default(),
@@ -167,7 +164,6 @@ impl LoopTasks {
         Ok(set)
     }
 
-    /// When the next timer expires.
     #[inline]
     pub fn next_timer(&self) -> Instant {
         self.next.get()
@@ -182,7 +178,6 @@ impl LoopTasks {
         popped
     }
 
-    /// Descriptors that are ready.
     pub fn ready(&self) -> Vec<Told> {
         let told = self.set.borrow().as_ref().map(WatchSet::ready).unwrap_or_default();
         // Closed while it was watched, and open in another process: epoll would report it for good.
@@ -210,7 +205,7 @@ impl EventLoop for LoopTasks {
     fn set_timer(&self, handler: u16, delay_ms: u64, period_ms: u64, task: Task) -> i64 {
         let mut timers = self.timers.borrow_mut();
         let own = timers.entry(handler).or_default();
-        let made = own.set_within(MOST_TIMERS, clock::now(), delay_ms, period_ms, task);
+        let made = own.set(MOST_TIMERS, clock::now(), delay_ms, period_ms, task);
         self.next.set(next_of(&timers));
         made
     }

@@ -24,9 +24,7 @@ use crate::worker::host::handler_tasks::{LoopTasks, Posts};
 
 /// A handler as this process has it.
 pub struct Service {
-    /// The shared object.
     pub plugin: Plugin,
-    /// Its callbacks.
     pub handler: Handler,
     /// How permessage-deflate is negotiated unless the handler says otherwise.
     pub deflate: negotiate::Config,
@@ -36,13 +34,9 @@ pub struct Service {
 pub struct Loaded {
     /// By index of the route; none where one is another pool's or could not be loaded.
     pub services: Vec<Option<Service>>,
-    /// How many there are.
     pub report: Report,
-    /// Where their code is.
     pub modules: &'static Modules,
-    /// Their timers and descriptors.
     pub tasks: &'static LoopTasks,
-    /// What they have posted.
     pub posts: &'static Posts,
 }
 
@@ -103,7 +97,6 @@ impl Loaded {
         })
     }
 
-    /// Tells them that the worker stops.
     pub fn stop(&self) {
         self.posts.take().into_iter().for_each(|(_, task)| task.run(0));
         stop(&self.services);
@@ -114,9 +107,7 @@ impl Loaded {
 pub struct Handlers {
     /// By index of the route; none if it could not be loaded.
     pub services: Vec<Option<Service>>,
-    /// Their timers and descriptors.
     pub tasks: &'static LoopTasks,
-    /// What they have posted.
     pub posts: &'static Posts,
     /// What they are called for is shown here.
     pub slot: &'static Slot,
@@ -124,7 +115,6 @@ pub struct Handlers {
 }
 
 impl Handlers {
-    /// Tells them that the worker stops.
     pub fn stop(&self) {
         self.run_posted();
         stop(&self.services);
@@ -170,7 +160,6 @@ impl Handlers {
         }
     }
 
-    /// A handler of this worker.
     pub fn service(&self, handler: u16) -> Option<&Service> {
         self.services.get(usize::from(handler)).and_then(Option::as_ref)
     }

@@ -15,16 +15,14 @@ use crate::proto::ws::close;
 use crate::proto::ws::connection::Send;
 use crate::worker::commands::queue::Command;
 use crate::worker::conn::connections::Conns;
-use crate::worker::conn::handler_timers::HandlerTimers;
+use crate::worker::conn::handler_timers::{HandlerTimers, OF_A_CONNECTION};
 use crate::worker::conn::handshake::{Carried, Handshake, Registry};
 use crate::worker::conn::info::{self, Info};
 use crate::worker::conn::sending::message_kind;
 use crate::worker::conn::table::Phase;
 
-/// See the module.
 pub struct LoopHost {
     pub conns: &'static Conns,
-    /// Handshakes in progress.
     pub handshakes: &'static Registry,
     /// The text that a handler is being given: already known to be UTF-8.
     pub delivering: Cell<(*const u8, usize)>,
@@ -152,7 +150,8 @@ impl Host for LoopHost {
     }
 
     fn set_timer(&self, conn: u64, delay_ms: u64, period_ms: u64, task: Task) -> i64 {
-        let set = |timers: &mut HandlerTimers| timers.set(clock::now(), delay_ms, period_ms, task);
+        let set =
+            |timers: &mut HandlerTimers| timers.set(OF_A_CONNECTION, clock::now(), delay_ms, period_ms, task);
         if let Some(handshake) = self.opening(conn) {
             return handshake.carry(|carried| set(&mut carried.timers)).unwrap_or(i64::from(WS_E_GONE));
         }

@@ -121,7 +121,6 @@ impl Acceptor {
         }
     }
 
-    /// Whether there is anything to accept from.
     pub fn exists(&self) -> bool {
         !self.sockets.is_empty()
     }
@@ -209,12 +208,10 @@ impl Acceptor {
         }
     }
 
-    /// How many sockets there are.
     pub fn sockets(&self) -> usize {
         self.sockets.len()
     }
 
-    /// Whether the sockets are in the poll.
     pub fn is_accepting(&self) -> bool {
         self.is(AcceptState::Accepting)
     }

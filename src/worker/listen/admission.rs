@@ -30,9 +30,7 @@ const RETRY: &str = "10";
 /// What one process knows of limits and doors.
 pub struct Admission {
     config: Arc<Config>,
-    /// Where connections are counted.
     pub limiter: Limiter,
-    /// By reason.
     said: [Cell<LogLimit>; Refusal::ALL.len()],
     /// As `said`, for connections that could not be counted.
     uncounted: Cell<LogLimit>,

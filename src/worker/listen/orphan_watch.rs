@@ -15,7 +15,6 @@ use crate::fleet::scoreboard::Scoreboard;
 /// It needs little, and calls no handler.
 const STACK: usize = 64 * 1024;
 
-/// Starts the thread.
 pub fn start(listeners: Vec<Arc<Listener>>, scoreboard: &'static Scoreboard) -> io::Result<()> {
     let supervisor = getppid().ok_or(io::ErrorKind::NotFound)?;
     let supervisor: OwnedFd = match pidfd_open(supervisor, PidfdFlags::empty()) {

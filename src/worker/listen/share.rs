@@ -15,23 +15,17 @@ const STUCK: Duration = Duration::from_millis(100);
 
 /// A worker's share of all connections of its pool.
 pub struct Share {
-    /// The load of all workers.
     pub scoreboard: &'static Scoreboard,
-    /// This worker's place in it.
     pub index: usize,
-    /// What it says of this worker.
     pub slot: &'static Slot,
-    /// Most connections of this worker.
     pub connections: u32,
 }
 
 impl Share {
-    /// Whether this worker has as many connections as it may.
     pub fn is_full(&self) -> bool {
         load(self.slot) >= self.connections
     }
 
-    /// Whether half of this worker's room is taken.
     pub fn is_half_full(&self) -> bool {
         load(self.slot) >= self.connections / 2
     }
@@ -59,7 +53,6 @@ impl Share {
         }
     }
 
-    /// Whether this worker may take a connection.
     pub fn may_take(&self) -> bool {
         if matches!(self.slot.fault(), Some(Fault::Descriptors | Fault::System)) {
             return false;

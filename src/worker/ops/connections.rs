@@ -24,7 +24,6 @@ const MAX_BYTES: usize = 4 << 20;
 /// The connections of a worker, as operators see them.
 pub struct Listing {
     pub conns: &'static Conns,
-    /// Which worker this is.
     pub slot: &'static Slot,
 }
 

@@ -13,7 +13,6 @@ use crate::worker::host::handlers::Handlers;
 use crate::worker::host::loop_host::LoopHost;
 use crate::worker::listen::admission::Admission;
 
-/// Serves open connections.
 pub struct Session {
     pub conns: &'static Conns,
     pub handlers: &'static Handlers,

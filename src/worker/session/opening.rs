@@ -50,7 +50,8 @@ impl Session {
 
     pub fn resume_thread(&self, id: u64, handler: u16, service: &Service) -> io::Result<()> {
         let channel = self.threads.new_channel(id, service.handler);
-        channel.rest();
+        // The thread does not begin yet: until then there is nothing that could be lost.
+        self.conns.commands.set_idle(id, true);
         let (opened, state) = {
             let core = &mut *self.conns.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return Ok(()) };

@@ -9,10 +9,8 @@ use crate::worker::base::log_limit::LogLimit;
 /// Lines, and in which time.
 const RATE: (u32, Duration) = (1, Duration::from_secs(10));
 
-/// See the module.
 #[derive(Default)]
 pub struct Junk {
-    /// The lines.
     said: Cell<LogLimit>,
     /// The process that has sent what is being read.
     sender: Cell<i32>,
@@ -24,7 +22,6 @@ impl Junk {
         self.sender.set(pid);
     }
 
-    /// There was some.
     pub fn note(&self, what: impl FnOnce() -> String) {
         let mut said = self.said.get();
         let admitted = said.admit(RATE, clock::now());

@@ -30,7 +30,6 @@ use crate::worker::transfer::junk::Junk;
 use crate::worker::transfer::send::Leaving;
 use crate::worker::transfer::waiting::Waiting;
 
-/// What moves connections between this process and others.
 pub struct Transfer {
     pub conns: &'static Conns,
     pub handlers: &'static Handlers,
@@ -45,11 +44,9 @@ pub struct Transfer {
     /// The slots of all workers, and this worker's.
     pub scoreboard: &'static Scoreboard,
     pub slot: &'static Slot,
-    /// To the supervisor.
     pub control: &'static Channel,
     /// Room for descriptors that come.
     pub descriptors: &'static Descriptors,
-    /// Where connections come from other workers.
     pub inbox: Inbox,
     /// Whether the event loop waits for them: not before this worker serves, nor while there is no room for them.
     pub watches_inbox: Cell<bool>,

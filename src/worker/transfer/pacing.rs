@@ -12,7 +12,6 @@ const LATER: Duration = Duration::from_millis(500);
 /// See [`AGAIN`].
 const SOON: Duration = Duration::from_secs(5);
 
-/// What is to be done when.
 pub struct Pacing {
     /// When the worker began to leave.
     since: Instant,
@@ -28,7 +27,6 @@ impl Pacing {
         Self { since: now, look_at: now, closing: BTreeSet::new() }
     }
 
-    /// When something is to be done.
     pub fn next(&self) -> Instant {
         self.closing.first().map_or(self.look_at, |(at, _)| self.look_at.min(*at))
     }

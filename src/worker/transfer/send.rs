@@ -138,7 +138,6 @@ impl Transfer {
         Some((tx.map(Rc::new).or_else(known)?, slot))
     }
 
-    /// Whether this worker is leaving.
     pub fn is_leaving(&self) -> bool {
         self.leaving.borrow().is_some()
     }

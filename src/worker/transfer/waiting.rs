@@ -13,7 +13,6 @@ const MOST: usize = 1024;
 /// How often to look for a process.
 const AGAIN: Duration = Duration::from_millis(2);
 
-/// A request that waits.
 pub struct Waiting {
     id: u64,
     pool: usize,
