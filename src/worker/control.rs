@@ -164,8 +164,10 @@ impl Worker {
 
     /// Whether everything is done, or the stop timeout has expired.
     pub fn may_leave(&self) -> bool {
+        let is_empty = self.conns.len() == 0 && self.session.threads.running() == 0;
         let Some(at) = self.conns.life.stop_at.get() else {
-            return self.transfer.has_migrated() || self.is_done();
+            // The one connection of a per-connection process may have come and gone.
+            return self.transfer.has_migrated() || self.conns.load.is_taken() && is_empty;
         };
         // Connections of a crashed worker may still arrive and have to be closed.
         let arriving = self.slot.crash.is_sending();
@@ -189,10 +191,5 @@ impl Worker {
             self.handlers.stop();
         }
         self.link.finish();
-    }
-
-    /// Whether the one connection of a per-connection process has come and gone.
-    fn is_done(&self) -> bool {
-        self.conns.load.is_taken() && self.conns.len() == 0 && self.session.threads.running() == 0
     }
 }

@@ -18,7 +18,6 @@ const LARGE: usize = 16 * 1024;
 const ENDS: EpollFlags = EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
 
 impl Worker {
-    /// Handles an epoll event of a connection.
     pub fn socket_ready(&self, id: u64, events: EpollFlags, buffer: &mut [u8]) {
         if events.contains(EpollFlags::EPOLLOUT) {
             if self.conns.writes_in_turn(id) {
@@ -123,7 +122,6 @@ impl Worker {
         received == Ok(asked) || received == Err(Errno::INTR)
     }
 
-    /// The socket has failed.
     fn connection_lost(&self, id: u64) {
         match self.conns.with_open(id, |_, _| ()) {
             Some(()) => self.conns.end(id, WS_BY_PEER, 1006),
@@ -180,7 +178,6 @@ impl Worker {
         self.conns.watch(id);
     }
 
-    /// Handles the deadlines that have expired.
     pub fn deadlines(&self) {
         loop {
             let due = self.conns.core.borrow_mut().timers.due(self.conns.life.turn().instant());
@@ -194,14 +191,12 @@ impl Worker {
         }
     }
 
-    /// Continues with bytes of a request head.
     pub fn read_head(&self, id: u64, bytes: &[u8]) {
         if let Some(elsewhere) = self.handshakes.read_head(id, bytes) {
             self.transfer.forward_request(id, &elsewhere);
         }
     }
 
-    /// Handles the deadline of a connection.
     fn on_deadline(&self, id: u64) {
         let is_open = |conn: &mut Conn| conn.open().is_some();
         let known = self.conns.core.borrow_mut().table.get(id).map(|conn| (is_open(conn), conn.deadline()));

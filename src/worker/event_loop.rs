@@ -15,7 +15,6 @@ use crate::worker::base::poll::{BUS, CONNECTION, HANDLER_FDS, INBOX, LISTENER};
 use crate::worker::conn::receive;
 use crate::worker::crash::{rescue, traps};
 
-/// Events taken at a time.
 const EVENTS: usize = 512;
 /// Longest wait of the loop: its heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -30,7 +29,6 @@ const CONTROL: u64 = 1;
 const SIGNAL: u64 = 2;
 
 impl Worker {
-    /// Runs until the worker is told to leave.
     pub fn run(&'static self) -> io::Result<()> {
         self.watch_orders()?;
         let mut buffer = receive::Buffer::new();

@@ -62,6 +62,7 @@ pub struct Surroundings<'a> {
 
 /// Takes a client's frames apart. Between messages it holds no memory but itself; within one, what has
 /// arrived, times a small factor.
+#[derive(Default)]
 pub struct Decoder {
     /// Present while a message or a frame is incomplete.
     partial: Option<Box<Partial>>,
@@ -301,12 +302,6 @@ impl Decoder {
             partial.control.capacity()
                 + partial.message.as_ref().map_or(0, |message| message.gathered.capacity())
         })
-    }
-}
-
-impl Default for Decoder {
-    fn default() -> Self {
-        Decoder::new()
     }
 }
 

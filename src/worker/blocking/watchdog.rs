@@ -108,7 +108,6 @@ struct Limits {
 pub struct Watchdog {
     slot: &'static Slot,
     event_loop: Pid,
-    /// For the names of handlers.
     routes: Arc<Routes>,
     /// By index in the routes.
     limits: Vec<Limits>,

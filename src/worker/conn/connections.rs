@@ -12,12 +12,13 @@ use std::time::Duration;
 use crate::config::{Config, HandlerSettings};
 use crate::fleet::addresses::Addresses;
 use crate::fleet::routes::Routes;
-use crate::proto::ws::deflate::codec::Codecs;
+use crate::proto::ws::connection::Connection;
+use crate::proto::ws::deflate::codec::{Codecs, Deflate};
 use crate::time::Instant;
 use crate::worker::base::heap::HeapTrim;
 use crate::worker::base::lifecycle::Lifecycle;
 use crate::worker::base::load::Load;
-use crate::worker::base::metrics::Metrics;
+use crate::worker::base::metrics::{Metrics, OpenCount};
 use crate::worker::base::poll::Poll;
 use crate::worker::base::timers::{Tick, Timers};
 use crate::worker::commands::queue::{Command, CommandQueue};
@@ -211,6 +212,12 @@ impl Conns {
         conn.open().map(|open| f(handler, open))
     }
 
+    /// An open WebSocket to this handler.
+    pub fn new_open(&self, handler: u16, deflate: Option<Deflate>, is_stream: bool) -> Open {
+        let proto = Connection::new(self.life.turn().instant(), deflate, is_stream);
+        Open::new(proto, OpenCount::new(self.metrics.of(handler)))
+    }
+
     /// The channel to the thread of a blocking connection.
     pub fn channel(&self, id: u64) -> Option<Arc<ThreadChannel>> {
         self.with_open(id, |_, open| open.channel().cloned()).flatten()
@@ -265,7 +272,6 @@ impl Conns {
         }
     }
 
-    /// The same for a connection at hand.
     #[inline]
     pub fn arm_conn(&self, id: u64, conn: &mut Conn, timers: &mut Timers) {
         if !conn.is_armed() {

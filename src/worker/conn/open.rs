@@ -120,8 +120,8 @@ impl Open {
     }
 
     /// Sets aside what was read and cannot be processed yet.
-    pub fn set_unread(&mut self, bytes: Option<Box<[u8]>>) {
-        self.extra().unread = bytes;
+    pub fn set_unread(&mut self, bytes: Box<[u8]>) {
+        self.extra().unread = Some(bytes);
     }
 
     /// Takes that back.

@@ -26,7 +26,6 @@ pub struct Places {
 }
 
 impl Places {
-    /// Maps room for `count` connections.
     pub fn map(count: usize) -> io::Result<Self> {
         let size = count.checked_mul(size_of::<Place>()).ok_or(io::ErrorKind::InvalidInput)?;
         Ok(Places { pages: Pages::map(size)?, count })

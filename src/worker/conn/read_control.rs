@@ -46,8 +46,8 @@ impl Conns {
     pub fn wait_for_turn(&self, id: u64, rest: &[u8]) {
         let core = &mut *self.core.borrow_mut();
         let Some(conn) = core.table.get(id) else { return };
-        if matches!(&conn.phase, Phase::Open(open) if !open.over) {
-            conn.set_unread(Some(rest.into()));
+        if let Some(open) = conn.open().filter(|open| !open.over) {
+            open.set_unread(rest.into());
             conn.set_pause(Pause::Slice, true, self.life.turn().instant());
             core.turns.join(id, conn);
         }
@@ -96,7 +96,6 @@ impl Conns {
         }
     }
 
-    /// The same for a connection at hand.
     #[inline]
     pub fn watch_conn(&self, id: u64, conn: &mut Conn) {
         let wanted = wanted(conn);

@@ -109,7 +109,6 @@ pub struct Strings<T> {
 }
 
 impl<T> Strings<T> {
-    /// The same strings in another form.
     pub fn map<U>(self, f: impl Fn(T) -> U) -> Strings<U> {
         Strings {
             resource: f(self.resource),
@@ -121,7 +120,6 @@ impl<T> Strings<T> {
 }
 
 impl Strings<Vec<u8>> {
-    /// Borrowed.
     pub fn as_slices(&self) -> Strings<&[u8]> {
         let Strings { resource, origin, user, protocol } = self;
         Strings { resource, origin: origin.as_deref(), user: user.as_deref(), protocol: protocol.as_deref() }
@@ -242,7 +240,6 @@ impl Record {
         self.attributes & HAS_PROXY_HEADER != 0
     }
 
-    /// It was.
     pub fn set_proxy_header(&mut self) {
         self.attributes |= HAS_PROXY_HEADER;
     }
@@ -263,12 +260,10 @@ impl Record {
         self.state.get()
     }
 
-    /// Whether the connection was opened in another process.
     pub fn is_resumed(&self) -> bool {
         self.attributes & RESUMED != 0
     }
 
-    /// It was.
     pub fn set_resumed(&mut self) {
         self.attributes |= RESUMED;
     }
@@ -383,7 +378,6 @@ pub struct Records {
 }
 
 impl Records {
-    /// Maps room for `count` records.
     pub fn map(count: usize) -> io::Result<Records> {
         let size = count.checked_mul(size_of::<Record>()).ok_or(io::ErrorKind::InvalidInput)?;
         Ok(Records { pages: Pages::map(size)?, count })
@@ -398,15 +392,10 @@ impl Records {
         (self.first(), self.count)
     }
 
-    #[cfg(test)]
-    pub fn get(&self, slot: u32) -> Option<&Record> {
-        // SAFETY: within the mapping; zeroed pages are a valid Record (nothing owned, zero numbers).
-        (slot as usize).lt(&self.count).then(|| unsafe { self.first().add(slot as usize).as_ref() })
-    }
-
     /// A record, to be changed and sealed.
     pub fn get_mut(&mut self, slot: u32) -> Option<&mut Record> {
-        // SAFETY: as in get(); &mut self makes it the only reference.
+        // SAFETY: within the mapping; zeroed pages are a valid Record (nothing owned, zero numbers), and &mut self makes
+        // this the only reference.
         (slot as usize).lt(&self.count).then(|| unsafe { self.first().add(slot as usize).as_mut() })
     }
 

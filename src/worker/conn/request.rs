@@ -12,7 +12,6 @@ use crate::worker::conn::record::Strings;
 /// whole life only if the handler asks for it.
 pub struct Request {
     pub head: Head,
-    /// What of it concerns the handshake.
     pub opening: Opening,
     /// Made when a handler asks for one of its parts.
     terminated: OnceLock<TerminatedHead>,
@@ -73,7 +72,6 @@ impl Request {
         self.extensions.as_deref()
     }
 
-    /// The head with NULs behind its parts.
     pub fn terminated(&self) -> &TerminatedHead {
         self.terminated.get_or_init(|| self.head.terminated())
     }

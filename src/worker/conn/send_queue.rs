@@ -17,7 +17,6 @@ use crate::ffi::host::OwnedBytes;
 use crate::proto::ws::connection::SharedFrame;
 use crate::time::Instant;
 
-/// Queues kept for reuse in a worker.
 const SPARE: usize = 64;
 /// Largest buffer of a queue that is kept.
 const SPARE_BYTES: usize = 64 * 1024;
@@ -67,7 +66,6 @@ pub struct Queue {
     pub counted: Size,
 }
 
-/// The size of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Size {
     pub all: u32,

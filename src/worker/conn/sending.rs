@@ -138,7 +138,6 @@ impl Conns {
         sent.err().unwrap_or(WS_OK)
     }
 
-    /// Sends octets past the protocol.
     pub fn send_raw(&self, id: u64, octets: &[u8], bounded: bool) -> i32 {
         let core = &mut *self.core.borrow_mut();
         let sent = self.sending(core, id, bounded, |_, io| {
@@ -201,7 +200,6 @@ fn write_early<R>(
     Some(result)
 }
 
-/// The size of its send queue, as it is counted.
 pub fn counted_of(conn: &Conn) -> Size {
     conn.queue.as_ref().map_or(Size::default(), |queue| queue.counted)
 }

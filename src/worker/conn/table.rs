@@ -52,7 +52,6 @@ pub enum Pause {
 }
 
 const TAKES_CONTENT: u8 = 1;
-/// It is a Unix socket.
 const LOCAL: u8 = 2;
 /// What `console` is where it came in, if one of these.
 const CONSOLE_ALWAYS: u8 = 4;
@@ -60,7 +59,6 @@ const CONSOLE_NEVER: u8 = 8;
 
 pub struct Conn {
     pub socket: Socket,
-    /// Where it stands.
     pub phase: Phase,
     /// What waits to be sent; none if nothing does.
     pub queue: Option<Box<Queue>>,
@@ -83,19 +81,15 @@ pub struct Conn {
 
 /// Where a connection stands. The last field is when that has to be over; [`Instant::NEVER`] if it has not.
 pub enum Phase {
-    /// The request head is being read.
     Head(Vec<u8>, Instant),
     /// The handler decides about the handshake; what came after the request is set aside.
     Opening(Arc<Handshake>, Option<Arc<ThreadChannel>>, Option<Box<[u8]>>, Instant),
-    /// An HTTP response is being sent.
     Reply(Option<FileBody>, Instant),
-    /// The WebSocket is open, or being closed.
     Open(Open),
     /// All is sent; the peer is to close its end.
     Linger(Instant),
 }
 
-/// What is left to send of a file.
 pub struct FileBody {
     pub file: File,
     pub offset: u64,
@@ -126,7 +120,6 @@ impl Conn {
         self.traits & TAKES_CONTENT != 0
     }
 
-    /// Sets that.
     pub fn set_takes_content(&mut self, takes: bool) {
         self.traits = self.traits & !TAKES_CONTENT | if takes { TAKES_CONTENT } else { 0 };
     }
@@ -140,7 +133,6 @@ impl Conn {
         }
     }
 
-    /// Sets that.
     pub fn set_console(&mut self, console: Console) {
         let bit = match console {
             Console::Local => 0,
@@ -157,7 +149,6 @@ impl Conn {
         self.traits & LOCAL == 0
     }
 
-    /// The open WebSocket, if it is one.
     pub fn open(&mut self) -> Option<&mut Open> {
         match &mut self.phase {
             Phase::Open(open) => Some(open),
@@ -182,21 +173,11 @@ impl Conn {
         self.pauses = 0;
     }
 
-    /// Whether there is a reason not to read.
     pub fn is_paused(&self) -> bool {
         self.pauses != 0
     }
 
-    /// Sets aside what was read and cannot be processed yet.
-    pub fn set_unread(&mut self, bytes: Option<Box<[u8]>>) {
-        match &mut self.phase {
-            Phase::Opening(_, _, unread, _) => *unread = bytes,
-            Phase::Open(open) if bytes.is_some() => open.set_unread(bytes),
-            _ => {}
-        }
-    }
-
-    /// Takes that back.
+    /// Takes what was set aside.
     pub fn take_unread(&mut self) -> Option<Box<[u8]>> {
         match &mut self.phase {
             Phase::Opening(_, _, unread, _) => unread.take(),
@@ -224,7 +205,6 @@ impl Conn {
         Some((self.queue.as_deref_mut()?, &self.socket))
     }
 
-    /// Bytes that wait to be sent.
     pub fn queued(&self) -> usize {
         self.queue.as_ref().map_or(0, |queue| queue.len())
     }
@@ -271,7 +251,6 @@ impl Conn {
 /// Connections in a piece of the table.
 const PIECE: usize = 256;
 
-/// All connections of a worker.
 pub struct Table {
     /// By slot. In pieces of a fixed size: what is there never moves, and costs what it takes.
     places: Vec<Box<[Option<Conn>; PIECE]>>,
@@ -319,7 +298,6 @@ impl Table {
         Some(u64::from(*generation) << 32 | u64::from(slot))
     }
 
-    /// The connection of that id.
     #[inline]
     pub fn get(&mut self, id: u64) -> Option<&mut Conn> {
         self.place(id)?.as_mut()
@@ -338,18 +316,15 @@ impl Table {
         self.both(id).map(|(_, record)| record)
     }
 
-    /// A connection and its record.
     #[inline]
     pub fn both(&mut self, id: u64) -> Option<(&mut Conn, &mut Record)> {
         self.all(id).map(|(conn, record, _)| (conn, record))
     }
 
-    /// Where the records lie.
     pub fn records(&self) -> (std::ptr::NonNull<Record>, usize) {
         self.records.raw()
     }
 
-    /// Where the subscriptions lie.
     pub fn topic_places(&self) -> RawPlaces {
         self.topic_places.raw()
     }
@@ -368,7 +343,6 @@ impl Table {
         Some((place.as_mut()?, self.records.get_mut(id as u32)?, &mut self.unsent))
     }
 
-    /// Whether a connection has subscriptions.
     pub fn has_topics(&self, id: u64) -> bool {
         !self.topics.is_empty() && self.topics.contains_key(&(id as u32))
     }
@@ -408,7 +382,6 @@ impl Table {
         Some(conn)
     }
 
-    /// Ids of all connections.
     pub fn ids(&self) -> Vec<u64> {
         let taken =
             self.places.iter().flat_map(|piece| piece.iter()).zip(0..).filter(|(conn, _)| conn.is_some());

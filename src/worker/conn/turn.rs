@@ -32,9 +32,7 @@ pub struct Turn {
     steps: u8,
 }
 
-/// The connection is heavy.
 const HEAVY: u8 = 1;
-/// It is in the queue.
 const WAITING: u8 = 2;
 /// It is not watched while it waits.
 const UNWATCHED: u8 = 4;
@@ -156,7 +154,6 @@ impl Slice {
         is_over
     }
 
-    /// Looks at the clock.
     fn look(&mut self, turn: &mut Turn, now: impl FnOnce() -> Instant) -> bool {
         let Some(begun) = self.begun else {
             (self.looked, self.messages) = (now(), 0);

@@ -52,7 +52,6 @@ pub struct CodePlace<'a> {
 }
 
 impl<'a> CodePlace<'a> {
-    /// As it is noted.
     pub fn spot(self) -> (&'a [u8], u64) {
         (self.name, self.offset)
     }
@@ -107,7 +106,6 @@ impl Modules {
         unsafe { std::slice::from_raw_parts(self.room.as_ptr(), self.count.load(Ordering::Acquire)) }
     }
 
-    /// Where an address is.
     pub fn place(&self, address: u64) -> CodePlace<'_> {
         match self.find(address) {
             Some(mapping) => CodePlace {

@@ -64,11 +64,8 @@ pub fn hold(kind: u32, payload: &[u8]) {
     HELD.set(Message { kind, size: payload.len() as u64, data: payload.as_ptr() as u64 });
 }
 
-/// Collects it; made beforehand.
 pub struct Collector {
-    /// Where the code is.
     pub modules: &'static Modules,
-    /// Where it is left.
     pub crash_report: CrashReport,
 }
 

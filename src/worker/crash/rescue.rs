@@ -53,11 +53,8 @@ const STATUS_503: &[u8] =
 pub struct RescueContext {
     /// The process that this belongs to: a child that a handler forks has a copy.
     pub pid: i32,
-    /// All records.
     pub records: (NonNull<Record>, usize),
-    /// Their subscriptions.
     pub topics: RawPlaces,
-    /// What waits in their send queues.
     pub unsent: RawPlaces,
     /// Which messages they have got by those.
     pub progress: &'static Progress,
@@ -65,7 +62,6 @@ pub struct RescueContext {
     pub arrivals: NonNull<Arrivals>,
     /// What is on its way to a connection.
     pub commands: &'static CommandQueue,
-    /// Where the crash is noted.
     pub slot: &'static Slot,
     /// For the names of handlers; not used in the rescue itself.
     pub routes: Arc<Routes>,
@@ -73,11 +69,9 @@ pub struct RescueContext {
     pub collector: Collector,
     /// The sending end of this slot's inbox.
     pub tx: RawFd,
-    /// The channel to the supervisor.
     pub control: RawFd,
     /// The message on `control` that a worker has crashed.
     pub report: &'static [u8],
-    /// Room for one datagram.
     pub shipment: UnsafeCell<Shipment>,
 }
 
@@ -86,7 +80,6 @@ static CONTEXT: AtomicPtr<RescueContext> = AtomicPtr::new(null_mut());
 static RESCUER: AtomicI32 = AtomicI32::new(0);
 /// A rescue waits for the event loop to finish what it is doing.
 static WANTED: AtomicBool = AtomicBool::new(false);
-/// The event loop is doing something.
 static BUSY: AtomicBool = AtomicBool::new(false);
 
 /// Makes the rescue ready in this process. The ways to it are opened by `traps`.
@@ -127,7 +120,6 @@ pub fn begin_work() {
     }
 }
 
-/// The event loop has nothing to do.
 pub fn end_work() {
     BUSY.store(false, Ordering::SeqCst);
 }

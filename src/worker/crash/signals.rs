@@ -56,9 +56,7 @@ const TELL_AGAIN: Duration = Duration::from_millis(2);
 
 /// The threads of this process: a descriptor of `/proc/self/task`, opened while there were descriptors.
 static TASKS: AtomicI32 = AtomicI32::new(-1);
-/// The other threads are to stop.
 static STOPPING: AtomicBool = AtomicBool::new(false);
-/// Threads that have stopped.
 static STOPPED: AtomicU32 = AtomicU32::new(0);
 /// How deep the event loop is in [`uninterrupted`].
 static UNINTERRUPTED: AtomicU32 = AtomicU32::new(0);
@@ -141,7 +139,6 @@ thread_local! {
     static OWN_STACK: RefCell<Option<SignalStack>> = const { RefCell::new(None) };
 }
 
-/// What a signal handler is.
 pub type Action = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
 
 /// Installs a signal handler, which must be async-signal-safe.

@@ -25,7 +25,6 @@ pub struct StartWatch {
     pid: i32,
     slot: &'static Slot,
     collector: Collector,
-    /// The channel to the supervisor.
     control: RawFd,
     /// The files of handlers with their indexes in the routes.
     handlers: Vec<(u16, PathBuf)>,

@@ -27,7 +27,6 @@ pub fn began_with() -> u64 {
     BEGAN_WITH.get()
 }
 
-/// What a thread is to do.
 struct Beginning {
     function: Function,
     argument: *mut c_void,

@@ -23,7 +23,7 @@ use crate::worker::conn::record::Strings;
 use crate::worker::conn::table::Pause;
 use crate::worker::handshake::Handshakes;
 use crate::worker::handshake::outcome::Unserved;
-use crate::worker::handshake::replies::unavailable;
+use crate::worker::handshake::outcome::unavailable;
 
 /// Most threads that compare passwords; no more than there are cores.
 const THREADS: usize = 4;
@@ -46,11 +46,9 @@ struct Login {
     outcome: Option<Outcome>,
 }
 
-/// What the threads take from.
 struct Checks {
     waiting: Mutex<VecDeque<(u64, Check)>>,
     come: Condvar,
-    /// Where outcomes go.
     commands: &'static CommandQueue,
 }
 
@@ -100,7 +98,6 @@ impl Logins {
         Ok(())
     }
 
-    /// Whether the password of a connection is being compared.
     pub fn is_waiting(&self, id: u64) -> bool {
         self.waiting.borrow().contains_key(&id)
     }

@@ -12,17 +12,14 @@ use crate::worker::handshake::Handshakes;
 /// How long a probe must stay open.
 const MOMENT: Duration = Duration::from_secs(1);
 
-/// A probe connection.
 pub struct Probe {
     handler: u16,
     conn: u64,
     /// What the breaker is closed with.
     until: u64,
-    /// Since when it is open.
     open_since: Option<Instant>,
 }
 
-/// What a probe shows.
 enum Finding {
     Nothing,
     Well,
@@ -46,7 +43,6 @@ impl Handshakes {
         }
     }
 
-    /// Whether a handler is being probed.
     pub fn has_probes(&self) -> bool {
         !self.probes.borrow().is_empty()
     }

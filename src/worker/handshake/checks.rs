@@ -33,7 +33,6 @@ impl Handshakes {
         }
     }
 
-    /// Refuses a request.
     pub fn refuse(&self, id: u64, refusal: Refusal, detail: &str) {
         self.admission.note(refusal, self.conns.peer(id), detail);
         self.conns.reply(id, answer(refusal));
@@ -146,9 +145,7 @@ impl Handshakes {
 
     /// Whether the handshake is refused because no subprotocol was chosen.
     pub fn is_unmatched(&self, handshake: &Handshake, finished: &Finished) -> bool {
-        let route = self.conns.routes.handlers().get(usize::from(handshake.handler));
-        let policy =
-            route.map(|route| self.conns.config.handler(&route.resource).subprotocol).unwrap_or_default();
+        let policy = self.conns.settings(handshake.handler).subprotocol;
         let is_offered = !handshake.request.opening.protocols.is_empty();
         policy == Unmatched::Refuse && is_offered && finished.protocol.is_none()
     }

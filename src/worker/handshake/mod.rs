@@ -4,7 +4,6 @@ pub mod authentication;
 pub mod breaker_probe;
 pub mod checks;
 pub mod outcome;
-pub mod replies;
 pub mod request;
 
 use std::cell::RefCell;
@@ -20,7 +19,6 @@ use crate::worker::host::handlers::Handlers;
 use crate::worker::listen::admission::Admission;
 use crate::worker::session::Session;
 
-/// Serves connections that are not open yet.
 pub struct Handshakes {
     pub conns: &'static Conns,
     /// Goes on with those that have opened.
@@ -31,11 +29,9 @@ pub struct Handshakes {
     pub admission: &'static Admission,
     /// Answers requests that are not for a WebSocket.
     pub site: Site,
-    /// Whether the server is ready.
     pub scoreboard: &'static Scoreboard,
     pub breakers: &'static Breakers,
     /// Passwords that are being compared.
     pub logins: Logins,
-    /// Probe connections to quarantined handlers.
     pub probes: RefCell<Vec<Probe>>,
 }

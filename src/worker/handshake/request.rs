@@ -14,28 +14,24 @@ use crate::ffi::place::Callback;
 use crate::fleet::addresses::Permit;
 use crate::http;
 use crate::proto::http1::head::{self, Head, Parsed};
-use crate::proto::ws::connection::Connection;
 use crate::proto::ws::deflate::codec::Deflate;
 use crate::proto::ws::handshake::{self, is_upgrade};
-use crate::worker::base::metrics::OpenCount;
 use crate::worker::blocking::thread::Beginning;
 use crate::worker::conn::channel::{Ended, Opened, ThreadChannel};
 use crate::worker::conn::handshake::{Carried, Finished, Handshake, Verdict};
-use crate::worker::conn::open::Open;
 use crate::worker::conn::record::foreign::Greeting;
 use crate::worker::conn::record::{Strings, flags};
 use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, Pause, Phase};
 use crate::worker::handshake::Handshakes;
 use crate::worker::handshake::outcome::{Asked, Elsewhere, Unserved};
-use crate::worker::handshake::replies::{quarantined, rejection, unavailable};
+use crate::worker::handshake::outcome::{quarantined, rejection, unavailable};
 use crate::worker::host::handlers::Service;
 
 /// Fields with which proxies tell whom they relay, or that they do.
 const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
 
 impl Handshakes {
-    /// Adds an accepted connection.
     pub fn start_connection(
         &self,
         socket: Socket,
@@ -244,14 +240,9 @@ impl Handshakes {
                 self.conns.watch(id);
             }
             None => {
-                let call = || service.handler.handshake(id);
-                let has_it = service.handler.has(Callback::Handshake);
-                let result = if has_it {
-                    self.handlers.call_about(handler, Callback::Handshake, id, call)
-                } else {
-                    WS_OK
-                };
-                if handshake.settle(result) {
+                let result =
+                    self.handlers.tell(handler, Callback::Handshake, id, |handler| handler.handshake(id));
+                if handshake.settle(result.unwrap_or(WS_OK)) {
                     self.finish_handshake(id);
                 } else {
                     self.conns.watch(id);
@@ -371,10 +362,8 @@ impl Handshakes {
                 out.extend_from_slice(octets);
             }
             let codec = deflate.map(|(params, threshold, level)| Deflate::new(params, threshold, level));
-            let counted = OpenCount::new(self.conns.metrics.of(handshake.handler));
-            counted.counters().count_status(101);
-            let mut open =
-                Open::new(Connection::new(self.conns.life.turn().instant(), codec, stream), counted);
+            let mut open = self.conns.new_open(handshake.handler, codec, stream);
+            open.counted.counters().count_status(101);
             open.silent = close.is_some();
             if request.is_some() {
                 open.extra().request = request.clone();
@@ -386,9 +375,10 @@ impl Handshakes {
                 open.take_over(std::mem::take(&mut carried));
             }
             self.admission.limit_rate(&mut open, self.conns.settings(handshake.handler));
-            let unread = conn.take_unread();
+            if let Some(unread) = conn.take_unread() {
+                open.set_unread(unread);
+            }
             conn.phase = Phase::Open(open);
-            conn.set_unread(unread);
             conn.set_pause(Pause::Handshake, false, self.conns.life.turn().instant());
             if let Some(record) = core.table.record(id) {
                 record.seal();
@@ -420,7 +410,6 @@ impl Handshakes {
         self.conns.arm(id);
     }
 
-    /// Drops a connection that is not open yet.
     pub fn drop_unopened(&self, id: u64) {
         if let Some((handshake, channel)) = self.opening(id) {
             self.conns.metrics.of(handshake.handler).count_status(0);

@@ -21,16 +21,13 @@ use crate::worker::base::watch_set::{Told, WatchSet};
 use crate::worker::commands::queue::{Command, CommandQueue};
 use crate::worker::conn::handler_timers::HandlerTimers;
 
-/// Timers of one handler.
 const MOST_TIMERS: usize = 256;
-/// Descriptors of one handler.
 const MOST_WATCHED: usize = 256;
 /// Functions of one handler that wait.
 const MOST_POSTS: usize = 1024;
 
 /// Posted functions, and what else any thread may ask.
 pub struct Posts {
-    /// By index of the route.
     names: Vec<String>,
     workers: u32,
     /// Handler and function, in order; at most [`MOST_POSTS`] of each handler.
@@ -56,7 +53,6 @@ impl Posts {
         }
     }
 
-    /// All functions that wait.
     pub fn take(&self) -> VecDeque<(u16, Task)> {
         std::mem::take(&mut *self.lock())
     }

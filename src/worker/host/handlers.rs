@@ -174,6 +174,18 @@ impl Handlers {
         self.conns.routes.handlers().get(usize::from(handler)).map_or("a handler", |route| &route.name)
     }
 
+    /// Calls a callback about a connection, if the handler has it.
+    pub fn tell<R>(
+        &self,
+        number: u16,
+        callback: Callback,
+        id: u64,
+        call: impl FnOnce(Handler) -> R,
+    ) -> Option<R> {
+        let handler = self.service(number)?.handler;
+        handler.has(callback).then(|| self.call_about(number, callback, id, || call(handler)))
+    }
+
     /// Calls into a handler about a connection, with the scoreboard saying so.
     pub fn call_about<R>(&self, handler: u16, callback: Callback, id: u64, call: impl FnOnce() -> R) -> R {
         self.set_current(id);

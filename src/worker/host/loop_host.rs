@@ -31,53 +31,36 @@ pub struct LoopHost {
 impl Host for LoopHost {
     fn fact(&self, conn: u64, fact: Fact) -> ws_bytes {
         match fact {
-            Fact::CloseReason => {
-                let core = &mut *self.conns.core.borrow_mut();
-                let open = core.table.get(conn).and_then(|conn| conn.open());
-                match open.and_then(|open| open.peer_close()) {
-                    Some(close) if close.reason.len() > 1 => terminated(&close.reason),
-                    _ => ABSENT,
-                }
-            }
-            Fact::State => {
-                let core = &mut *self.conns.core.borrow_mut();
-                core.table
-                    .record(conn)
-                    .and_then(|record| record.terminated_state())
-                    .map_or(ABSENT, terminated)
-            }
             Fact::Path => self.path(conn).unwrap_or(ABSENT),
+            Fact::CloseReason | Fact::State => {
+                let core = &mut *self.conns.core.borrow_mut();
+                let Some((conn, record)) = core.table.both(conn) else { return ABSENT };
+                if fact == Fact::State {
+                    return record.terminated_state().map_or(ABSENT, terminated);
+                }
+                let close = conn.open().and_then(|open| open.peer_close());
+                close.filter(|close| close.reason.len() > 1).map_or(ABSENT, |close| terminated(&close.reason))
+            }
             _ => self.info(conn, |info| info.get(fact)).unwrap_or(ABSENT),
         }
     }
 
     fn number(&self, conn: u64, number: Number) -> u32 {
         let core = &mut *self.conns.core.borrow_mut();
+        let Some((conn, record)) = core.table.both(conn) else { return 0 };
+        let open = conn.open().map(|open| &*open);
         match number {
             // A function that outlived its connection finds it gone.
-            Number::Version => {
-                let in_task = place().0 == Callback::Task;
-                let conn = core.table.get(conn);
-                conn.map_or(
-                    0,
-                    |conn| if in_task && conn.open().is_none_or(|open| open.over) { 0 } else { 13 },
-                )
-            }
-            Number::IsResumed => core.table.record(conn).map_or(0, |record| u32::from(record.is_resumed())),
-            Number::Deflate => core.table.record(conn).map_or(0, |record| u32::from(record.deflate != 0)),
-            Number::LastOpcode => core
-                .table
-                .get(conn)
-                .and_then(|conn| conn.open())
-                .map_or(0, |open| u32::from(open.last_opcode)),
-            Number::CloseCode => {
-                let open = core.table.get(conn).and_then(|conn| conn.open());
-                open.map_or(0, |open| match open.peer_close() {
-                    Some(close) => u32::from(close.code),
-                    None if open.over => WS_CLOSE_ABNORMAL,
-                    None => 0,
-                })
-            }
+            Number::Version if place().0 == Callback::Task && open.is_none_or(|open| open.over) => 0,
+            Number::Version => 13,
+            Number::IsResumed => u32::from(record.is_resumed()),
+            Number::Deflate => u32::from(record.deflate != 0),
+            Number::LastOpcode => open.map_or(0, |open| u32::from(open.last_opcode)),
+            Number::CloseCode => open.map_or(0, |open| match open.peer_close() {
+                Some(close) => u32::from(close.code),
+                None if open.over => WS_CLOSE_ABNORMAL,
+                None => 0,
+            }),
         }
     }
 

@@ -66,7 +66,6 @@ struct ListenSocket {
     source: Source,
     /// Its inode: a handler may close the descriptor, and have another file there.
     inode: Option<u64>,
-    /// It has failed for good.
     failed: AtomicBool,
     /// It is not in the poll, since the server drains.
     rests: AtomicBool,
@@ -81,7 +80,6 @@ impl ListenSocket {
         self.inode.is_some() && inode(&self.source) == self.inode
     }
 
-    /// Whether it can be accepted from.
     fn is_usable(&self) -> bool {
         !self.failed.load(Ordering::Relaxed) && !self.rests.load(Ordering::Relaxed)
     }
@@ -184,7 +182,6 @@ impl Acceptor {
         }
     }
 
-    /// Lets nothing more in. [event loop]
     pub fn close(&self) {
         let mut state = self.lock();
         if *state == AcceptState::Accepting {
@@ -309,7 +306,6 @@ impl Acceptor {
         }
     }
 
-    /// The next connection that a gateway relays.
     fn receive<'a>(&self, queue: &OwnedFd, preamble: &'a mut [u8]) -> Result<(Socket, Greeting<'a>), Errno> {
         // Without a free descriptor the connection would be lost (recvmsg(2), MSG_CTRUNC).
         if !self.descriptors.make_room(1) {
@@ -333,7 +329,6 @@ impl Acceptor {
         }
     }
 
-    /// A socket has failed for good.
     fn lose(&self, socket: &ListenSocket, error: &dyn fmt::Display) {
         log::error!("accept on {}: {error}; this worker accepts no more there", socket.source);
         socket.failed.store(true, Ordering::Relaxed);

@@ -55,7 +55,6 @@ impl Admission {
         Self { config, limiter, said, uncounted, failed_logins, has_pace, answered }
     }
 
-    /// Whether a connection that was accepted may go on.
     pub fn admit(&self, peer: Option<SocketAddr>) -> Result<Permit, Refusal> {
         let admission = &self.config.admission;
         let mut permit = self.limiter.take();

@@ -2,6 +2,7 @@
 
 use ::ws_handler::raw::*;
 
+use crate::ffi::call::Handler;
 use crate::ffi::place::{self, Callback};
 use crate::proto::ws::connection::Deadline;
 use crate::worker::conn::channel::{Ended, PeerClose};
@@ -25,11 +26,8 @@ impl Session {
             channel.peer_close(PeerClose { code, reason: [reason, b"\0"].concat() });
             return self.conns.set_last_call(id, LastCall::Answer);
         }
-        let Some(service) = self.handlers.service(handler) else { return };
-        let result = match service.handler.has(Callback::Passive) {
-            true => self.handlers.call_about(handler, Callback::Passive, id, || service.handler.passive(id)),
-            false => WS_OK,
-        };
+        let result = self.handlers.tell(handler, Callback::Passive, id, |handler| handler.passive(id));
+        let result = result.unwrap_or(WS_OK);
         place::note_result(Callback::Passive, id, result, "answered with 1011");
         let answer = if result < 0 { Some(1011) } else { (code != 1005).then_some(code) };
         self.conns.close(id, answer, b"", WS_BY_PEER);
@@ -50,18 +48,13 @@ impl Session {
         }
         self.conns.log_close(id, by, code.into());
         self.conns.metrics.of(handler).count_close(by, code);
-        match (channel, self.handlers.service(handler)) {
-            (Some(channel), _) => {
-                for task in channel.end(Ended { by, code }) {
-                    task.run(id);
-                }
+        match channel {
+            Some(channel) => channel.end(Ended { by, code }).into_iter().for_each(|task| task.run(id)),
+            None if silent => {}
+            None => {
+                let close = |handler: Handler| handler.close(id, by, u32::from(code));
+                self.handlers.tell(handler, Callback::Close, id, close);
             }
-            (None, Some(service)) if !silent && service.handler.has(Callback::Close) => {
-                self.handlers.call_about(handler, Callback::Close, id, || {
-                    service.handler.close(id, by, u32::from(code))
-                });
-            }
-            _ => {}
         }
         self.conns.shutdown(id);
     }

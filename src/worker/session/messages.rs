@@ -6,6 +6,7 @@ use std::time::Duration;
 use ::ws_handler::raw::*;
 
 use crate::clock;
+use crate::ffi::call::Handler;
 use crate::ffi::host::Task;
 use crate::ffi::place::{self, Callback, POISON};
 use crate::fleet::refusal::Refusal;
@@ -66,7 +67,9 @@ impl Session {
                 conn.dirty = true;
                 if conn.is_paused() && gathered == 0 {
                     let rest = &buffer[at..count];
-                    conn.set_unread((!rest.is_empty()).then(|| rest.into()));
+                    if let Some(open) = conn.open().filter(|_| !rest.is_empty()) {
+                        open.set_unread(rest.into());
+                    }
                     break;
                 }
                 let (full, handler) = (conn.queued() >= self.conns.commands.watermarks.high(), conn.handler);
@@ -242,11 +245,8 @@ impl Session {
         match channel {
             Some(channel) => drop(channel.put(Delivery::Pong { payload, rtt })),
             None => {
-                let has_pong = |service: &&Service| service.handler.has(Callback::Pong);
-                let Some(service) = self.handlers.service(handler).filter(has_pong) else { return };
-                let rtt = rtt.as_nanos() as u64;
-                self.handlers
-                    .call_about(handler, Callback::Pong, id, || service.handler.pong(id, &payload, rtt));
+                let pong = |handler: Handler| handler.pong(id, &payload, rtt.as_nanos() as u64);
+                self.handlers.tell(handler, Callback::Pong, id, pong);
             }
         }
     }
@@ -256,11 +256,7 @@ impl Session {
         match self.conns.with_open(id, |handler, open| (handler, open.channel().cloned())) {
             Some((_, Some(channel))) => channel.nudge(),
             Some((handler, None)) => {
-                let Some(service) = self.handlers.service(handler) else { return };
-                if service.handler.has(Callback::Writable) {
-                    self.handlers
-                        .call_about(handler, Callback::Writable, id, || service.handler.writable(id));
-                }
+                self.handlers.tell(handler, Callback::Writable, id, |handler| handler.writable(id));
             }
             None => {}
         }

@@ -24,11 +24,8 @@ impl Session {
         if service.handler.is_blocking() {
             return self.resume_blocking(id, handler, service);
         }
-        if !service.handler.has(Callback::Open) {
-            return;
-        }
-        let result = self.handlers.call_about(handler, Callback::Open, id, || service.handler.open(id));
-        if result < 0 {
+        let result = self.handlers.tell(handler, Callback::Open, id, |handler| handler.open(id));
+        if let Some(result @ ..0) = result {
             place::note_result(Callback::Open, id, result, "closed with 1011");
             self.conns.close(id, Some(1011), b"", WS_BY_HANDLER);
         }

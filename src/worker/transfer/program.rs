@@ -7,7 +7,7 @@ use crate::cgi::handover::{self, Facts};
 use crate::http;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::outcome::Asked;
-use crate::worker::handshake::replies::unavailable;
+use crate::worker::handshake::outcome::unavailable;
 use crate::worker::transfer::Transfer;
 
 impl Transfer {

@@ -1,7 +1,7 @@
 //! Taking up connections that other processes have sent: crash rescue, balance, reload and upgrade all end here.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ::ws_handler::raw::*;
@@ -12,22 +12,20 @@ use crate::config::ListenerSettings;
 use crate::fleet::control::Report;
 use crate::fleet::inbox::Receiver;
 use crate::proto::http1::head::{self, Parsed};
-use crate::proto::ws::connection::Connection;
 use crate::proto::ws::deflate::codec::Deflate;
 use crate::proto::ws::handshake;
 use crate::time::Instant;
 use crate::worker::base::load::Arrival;
-use crate::worker::base::metrics::{NO_HANDLER, OpenCount};
+use crate::worker::base::metrics::NO_HANDLER;
 use crate::worker::base::poll::INBOX;
 use crate::worker::conn::handoff::{Entry, Purpose};
-use crate::worker::conn::open::Open;
 use crate::worker::conn::record::foreign::Greeting;
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, LINGER, Phase};
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
-use crate::worker::handshake::replies::unavailable;
+use crate::worker::handshake::outcome::unavailable;
 use crate::worker::transfer::Transfer;
 
 /// Datagrams that are taken out of an inbox before other work is done.
@@ -187,7 +185,6 @@ impl Transfer {
                 Some((id, Next::Read))
             }
             Purpose::Linger => {
-                let raw = socket.as_raw_fd();
                 let mut conn = Conn::new(socket, Instant::NEVER);
                 conn.phase = Phase::Linger(self.conns.life.turn().instant() + LINGER);
                 if let Some(id) = self.conns.add(conn) {
@@ -196,8 +193,6 @@ impl Transfer {
                         record.import(entry.block, entry.parts);
                         record.mark =
                             self.session.admission.take_over(record.peer.address(), record.mark).keep();
-                        record.generation = (id >> 32) as u32;
-                        record.fd = raw;
                         record.seal();
                         record.set_flags(flags::TAKEN);
                     }
@@ -214,15 +209,12 @@ impl Transfer {
 
     /// Goes on with a WebSocket that another process had.
     pub fn resume_moved(&self, socket: Socket, entry: &Entry) -> Option<(u64, u16)> {
-        let raw = socket.as_raw_fd();
         let id = self.conns.add(Conn::new(socket, Instant::NEVER))?;
         let known = {
             let core = &mut *self.conns.core.borrow_mut();
             core.table.record(id).and_then(|record| {
                 record.import(entry.block, entry.parts).then(|| {
                     record.mark = self.session.admission.take_over(record.peer.address(), record.mark).keep();
-                    record.generation = (id >> 32) as u32;
-                    record.fd = raw;
                     record.set_resumed();
                     record.seal();
                     let deflate =
@@ -268,8 +260,7 @@ impl Transfer {
                 record.seal();
             }
             let conn = core.table.get(id)?;
-            let protocol = Connection::new(self.conns.life.turn().instant(), deflate, flags & WS_STREAM != 0);
-            let mut open = Open::new(protocol, OpenCount::new(self.conns.metrics.of(handler)));
+            let mut open = self.conns.new_open(handler, deflate, flags & WS_STREAM != 0);
             if request.is_some() {
                 open.extra().request = request;
             }
@@ -297,8 +288,7 @@ impl Transfer {
         {
             let core = &mut *self.conns.core.borrow_mut();
             let Some(conn) = core.table.get(id) else { return };
-            let protocol = Connection::new(self.conns.life.turn().instant(), deflate, false);
-            let mut open = Open::new(protocol, OpenCount::new(self.conns.metrics.of(handler)));
+            let mut open = self.conns.new_open(handler, deflate, false);
             open.silent = true;
             conn.handler = handler;
             conn.phase = Phase::Open(open);

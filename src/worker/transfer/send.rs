@@ -17,7 +17,7 @@ use crate::worker::conn::record::{Record, flags};
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::outcome::Elsewhere;
-use crate::worker::handshake::replies::unavailable;
+use crate::worker::handshake::outcome::unavailable;
 use crate::worker::transfer::Transfer;
 use crate::worker::transfer::pacing::{AGAIN, Pacing};
 
@@ -35,7 +35,6 @@ pub struct Leaving {
 }
 
 impl Transfer {
-    /// Moves up to `count` connections to another slot.
     pub fn rebalance(&self, to: usize, count: usize) {
         if self.is_leaving() || self.conns.life.is_stopping() {
             return;
@@ -77,7 +76,6 @@ impl Transfer {
         true
     }
 
-    /// Whether a pool has a process for each connection.
     pub fn is_per_connection(&self, pool: usize) -> bool {
         self.conns.config.pools.get(pool).is_some_and(|pool| pool.children.is_some())
     }
@@ -182,7 +180,6 @@ impl Transfer {
         }
     }
 
-    /// The inlet of another slot's inbox.
     pub fn learn_tx(&self, slot: usize, tx: Option<OwnedFd>) {
         if self.conns.load.is_per_connection() {
             return; // it has nothing to send
@@ -203,10 +200,7 @@ impl Transfer {
             Some((_, Some(channel))) if channel.is_resumable() => {}
             Some((_, Some(channel))) => channel.drain(),
             Some((handler, None)) => {
-                let Some(service) = self.handlers.service(handler) else { return };
-                if service.handler.has(Callback::Drain) {
-                    self.handlers.call_about(handler, Callback::Drain, id, || service.handler.drain(id));
-                }
+                self.handlers.tell(handler, Callback::Drain, id, |handler| handler.drain(id));
             }
             None => {}
         }
@@ -263,8 +257,7 @@ impl Transfer {
         for (index, &(id, handler)) in open.iter().enumerate() {
             if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
                 leaving.told.insert(id);
-                let route = self.conns.routes.handlers().get(usize::from(handler));
-                if let Some(time) = route.and_then(|route| self.conns.config.handler(&route.resource).drain) {
+                if let Some(time) = self.conns.settings(handler).drain {
                     // One that can move once its thread comes back has all of the time.
                     let part = if self.conns.is_resumable(id) { open.len() } else { index + 1 };
                     let at = self.conns.life.turn().instant() + time.mul_f64(part as f64 / open.len() as f64);
@@ -348,12 +341,7 @@ impl Transfer {
             return true; // its thread has let go of it
         }
         self.conns.with_open(id, |_, open| open.over = true);
-        if let Some(service) =
-            self.handlers.service(handler).filter(|service| service.handler.has(Callback::Close))
-        {
-            self.handlers
-                .call_about(handler, Callback::Close, id, || service.handler.close(id, WS_BY_MOVE, 0));
-        }
+        self.handlers.tell(handler, Callback::Close, id, |handler| handler.close(id, WS_BY_MOVE, 0));
         true
     }
 

@@ -5,18 +5,15 @@ use std::time::Duration;
 
 use crate::time::Instant;
 use crate::worker::conn::table::Phase;
-use crate::worker::handshake::replies::unavailable;
+use crate::worker::handshake::outcome::unavailable;
 use crate::worker::transfer::Transfer;
 
-/// Requests that wait in one worker.
 const MOST: usize = 1024;
-/// How often to look for a process.
 const AGAIN: Duration = Duration::from_millis(2);
 
 pub struct Waiting {
     id: u64,
     pool: usize,
-    /// When it is answered with 503.
     give_up: Instant,
 }
 

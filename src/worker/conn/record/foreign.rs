@@ -15,12 +15,10 @@ use crate::fleet::peer::Peer;
 /// The highest level of the compressor (zlib).
 const MAX_LEVEL: u8 = 9;
 
-/// What is known of a connection before its request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Greeting<'a> {
     /// The peer, if it has an IP address.
     pub peer: Option<SocketAddr>,
-    /// Whether the header of the PROXY protocol was read.
     pub has_proxy_header: bool,
     /// What a gateway knows of it.
     pub facts: Option<&'a [u8]>,
@@ -85,16 +83,17 @@ impl Record {
         let ([level], [user]) = (level?, user?);
         let known = RESUMED | HAS_ORIGIN | HAS_PROTOCOL | HAS_PROXY_HEADER | HAS_FACTS;
         let attributes = block.half(offset_of!(Record, attributes))?;
-        let sizes = [offset_of!(Record, resource), offset_of!(Record, origin), offset_of!(Record, protocol)];
-        let [resource, origin, protocol] = sizes.map(|at| block.half(at));
+        let strings =
+            [offset_of!(Record, resource), offset_of!(Record, origin), offset_of!(Record, protocol)];
+        let [resource, origin, protocol] = strings.map(|at| block.half(at));
         let inline: [u8; INLINE] = block.at(offset_of!(Record, inline))?;
-        let copy = Strings { resource: resource?, origin: origin?, user, protocol: protocol? };
+        let sizes = Sizes { resource: resource?, origin: origin?, user, protocol: protocol? };
         let text = if spill.is_empty() { &inline[..] } else { text_in(attributes, spill)? };
         let state_ends = state.last().is_none_or(|last| *last == 0);
         if block.word(offset_of!(Record, parts))? != sum(&parts)
             || attributes & !known != 0
             || level > MAX_LEVEL
-            || !copy.are_in(text)
+            || !sizes.are_in(text)
             || !state_ends
         {
             return None;
@@ -102,7 +101,7 @@ impl Record {
         (self.peer, self.mark) = (block.peer()?, block.mark()?);
         (self.deflate, self.threshold, self.level) = (deflate?, threshold?, level);
         (self.resource, self.origin, self.user, self.protocol) =
-            (copy.resource, copy.origin, copy.user, copy.protocol);
+            (sizes.resource, sizes.origin, sizes.user, sizes.protocol);
         (self.attributes, self.inline) = (attributes, inline);
         (self.spill, self.state) = (Owned::new(spill.to_vec()), Owned::new(state.to_vec()));
         Some(())
@@ -120,14 +119,14 @@ fn text_in(attributes: u16, spill: &[u8]) -> Option<&[u8]> {
 }
 
 /// The sizes of a record's strings.
-struct Strings {
+struct Sizes {
     resource: u16,
     origin: u16,
     user: u8,
     protocol: u16,
 }
 
-impl Strings {
+impl Sizes {
     /// Whether they lie in this text, each with a NUL behind it. A record without strings has nothing but zeros.
     fn are_in(&self, text: &[u8]) -> bool {
         let sizes = [self.resource, self.origin, self.user.into(), self.protocol];

@@ -15,7 +15,7 @@ fn a_record_keeps_short_and_long_strings() {
         assert_eq!(record.strings(), strings(&resource));
         records.clear(1);
     }
-    assert!(records.get(2).is_none());
+    assert!(records.get_mut(2).is_none());
 }
 
 #[test]
