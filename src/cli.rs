@@ -68,6 +68,9 @@ enum Sub {
         /// Serve handlers to peers that misbehave, too
         #[arg(long, requires = "files")]
         faults: bool,
+        /// Do not confine handlers: they may write files and use the network
+        #[arg(long, requires = "files")]
+        trusted: bool,
     },
     /// Print the configuration that these options make
     Config,
@@ -108,9 +111,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>)
     };
     match Sub::from_arg_matches(&matches)? {
         Sub::Check { files, .. } if files.is_empty() => Ok(Command::Test(Box::new(load(own)?.0))),
-        Sub::Check { files, json, strict, faults } => {
+        Sub::Check { files, json, strict, faults, trusted } => {
             let config = own.contains_id("config").then(|| load(own)).transpose()?;
-            let check = Check { files, json, strict, faults };
+            let check = Check { files, json, strict, faults, trusted };
             Ok(Command::Check(check, config.map(|(config, _)| Box::new(config))))
         }
         Sub::Config => Ok(Command::Config(load(own)?.1.to_toml(true))),

@@ -401,7 +401,7 @@ fn a_discovery_can_be_interrupted_and_leaves_nothing_behind() {
     }
     let begun = Instant::now();
     let are_few = || std::fs::read_to_string(&pids).unwrap_or_default().lines().count() < 3;
-    let found = discover_by(PROGRAM.as_ref(), &config(&dir), &Routes::default(), &are_few);
+    let found = discover_by((PROGRAM.as_ref(), None), &config(&dir), &Routes::default(), &are_few);
     assert!(matches!(found, Err(DiscoverError::Interrupted)));
     assert!(begun.elapsed() < LIMIT, "they hang, and nobody waits for them");
     for pid in std::fs::read_to_string(&pids).unwrap().lines() {
@@ -418,7 +418,7 @@ fn a_discovery_ends_in_routes_and_faults() {
     }
     symlink(dir.path().join("good_wsh.so"), dir.path().join("link_wsh.so")).unwrap();
     let find = |program: &str, known: &Routes| {
-        discover_by(program.as_ref(), &config(&dir), known, &|| true).unwrap()
+        discover_by((program.as_ref(), None), &config(&dir), known, &|| true).unwrap()
     };
     let (routes, faults) = find(PROGRAM, &Routes::default());
     let resources: Vec<&str> = routes.resources().map(|(resource, _)| resource).collect();

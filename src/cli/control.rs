@@ -313,6 +313,10 @@ mod tests {
         assert_eq!(request(&["workers", "4"]), workers(Change::To(4)));
         assert_eq!(request(&["drain", "--for", "90s"]), Request::Drain { seconds: Some(90) });
         assert_eq!(request(&["drain", "--for", "0"]), Request::Drain { seconds: Some(0) });
+        let record = order(&["record", "/chat", "x.test", "--for", "2m", "--no-payload"]).unwrap();
+        assert_eq!(record.request, Request::Record { resource: "/chat".to_owned(), payload: false });
+        let target = Target { file: "x.test".into(), time: Duration::from_secs(120), limit: 16 << 20 };
+        assert_eq!(record.target, Some(target));
         let quarantine =
             |state, seconds| Request::Quarantine { resource: Some("/a".to_owned()), state, seconds };
         assert_eq!(request(&["quarantine", "/a"]), quarantine(None, None));
@@ -360,6 +364,7 @@ mod tests {
             (&["workers", "+0"], "+1 or -1"),
             (&["status", "--watch=0"], "0.1"),
             (&["close"], "required"),
+            (&["record", "/chat", "x", "--limit", "1"], "at least 1K"),
             (&["close", "7:1", "--user", "x"], "cannot be used with"),
             (&["close", "--peer", "somebody"], "expected an address"),
             (&["connections", "--sort", "size"], "expected age"),

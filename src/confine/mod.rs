@@ -9,13 +9,15 @@ mod seccomp;
 
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::prctl::{set_dumpable, set_no_new_privs};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, chdir, chroot, geteuid, setgid, setgroups, setuid};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_keep_capabilities};
 use serde::{Deserialize, Serialize};
 
 use self::landlock::Files;
@@ -50,9 +52,41 @@ pub struct Confinement {
     files: Option<Files>,
     /// Whether its system calls are filtered.
     seccomp: bool,
+    /// Of a process with another user: it may read all files even so, and nothing more.
+    reads_all: bool,
 }
 
+/// The user of a stranger, where there is a choice: one that has no files, and no other processes. The pid is added.
+const NOBODY_ELSE: u32 = 0x7000_0000;
+/// Where there is no such user, as in most containers: nobody, on all Linux systems.
+const NOBODY: u32 = 65534;
+/// Processes and threads of a stranger, beside those that its user has already.
+const STRANGERS: u64 = 256;
+/// Processor time of each of its processes.
+const STRANGE_TIME: Duration = Duration::from_secs(60);
+
 impl Confinement {
+    /// Of a process with a handler that nobody vouches for, which is examined: it reads what this process may read, writes
+    /// nothing, reaches nobody, and has no more than so many processes.
+    pub fn of_stranger() -> Self {
+        let users = [NOBODY_ELSE.saturating_add(std::process::id()), NOBODY];
+        let user = users.into_iter().find(|user| geteuid().is_root() && is_mapped(*user));
+        let of_user = user.unwrap_or_else(|| geteuid().as_raw());
+        // Root has no limit.
+        let processes = (of_user != 0).then(|| threads_of(of_user) + STRANGERS);
+        Self {
+            pool: "check".to_owned(),
+            limits: [None, None, Some(STRANGE_TIME.as_secs()), processes],
+            nice: 0,
+            root: None,
+            groups: user.into_iter().collect(),
+            user,
+            files: Some(Files::of_stranger()),
+            seccomp: true,
+            reads_all: user.is_some(),
+        }
+    }
+
     /// That of the pool with this number. The files that it may use are not limited yet.
     pub fn of(config: &Config, pool: usize) -> Option<Self> {
         let root = config.daemon.chroot.as_ref().map(|root| root.clone().into());
@@ -70,6 +104,7 @@ impl Confinement {
             user: pool.user.map(Uid::as_raw),
             files: None,
             seccomp: pool.seccomp,
+            reads_all: false,
         })
     }
 
@@ -114,11 +149,14 @@ impl Confinement {
         }
         if let Some(user) = self.user {
             empty_bounding_set();
+            set_keep_capabilities(self.reads_all)
+                .map_err(|error| self.failed("capabilities")(errno(error)))?;
             setuid(Uid::from_raw(user)).map_err(self.failed("user"))?;
         }
         // Capabilities that a server without root was started with are the supervisor's.
         if self.user.is_some() || !geteuid().is_root() {
-            drop_capabilities().map_err(self.failed("capabilities"))?;
+            let kept = if self.reads_all { CapabilitySet::DAC_READ_SEARCH } else { CapabilitySet::empty() };
+            drop_capabilities(kept).map_err(self.failed("capabilities"))?;
         }
         if self.user.is_some() {
             set_no_new_privs().map_err(self.failed("no_new_privs"))?;
@@ -173,14 +211,44 @@ fn empty_bounding_set() {
     }
 }
 
-/// Leaves no capability in the effective, permitted, inheritable and ambient sets: to have less is always allowed. What is
-/// empty is not asked for, which a system call filter may refuse.
-fn drop_capabilities() -> nix::Result<()> {
-    let none = CapabilitySet::empty();
-    let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+/// Leaves no other capability in the effective, permitted, inheritable and ambient sets: to have less is always allowed. What
+/// is so already is not asked for, which a system call filter may refuse.
+fn drop_capabilities(kept: CapabilitySet) -> nix::Result<()> {
+    let kept = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     let drop = || match rustix::thread::capabilities(None)? {
-        has if has == none => Ok(()), // nor is there an ambient one, which would have to be permitted
-        _ => rustix::thread::set_capabilities(None, none),
+        has if has == kept => Ok(()), // nor is there an ambient one, which would have to be inheritable
+        _ => rustix::thread::set_capabilities(None, kept),
     };
-    drop().map_err(|error| Errno::from_raw(error.raw_os_error()))
+    drop().map_err(errno)
+}
+
+fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
+}
+
+/// Whether this user, and the group with the same number, exist in the namespace of this process (user_namespaces(7)).
+fn is_mapped(id: u32) -> bool {
+    let is_in = |map: &str| {
+        std::fs::read_to_string(map).is_ok_and(|map| {
+            map.lines().any(|line| {
+                let mut numbers = line.split_ascii_whitespace().map(str::parse::<u64>);
+                let (Some(Ok(first)), Some(Ok(_)), Some(Ok(count))) =
+                    (numbers.next(), numbers.next(), numbers.next())
+                else {
+                    return false;
+                };
+                (first..first.saturating_add(count)).contains(&id.into())
+            })
+        })
+    };
+    is_in("/proc/self/uid_map") && is_in("/proc/self/gid_map")
+}
+
+/// Processes and threads of a user.
+fn threads_of(user: u32) -> u64 {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let of_user = processes.filter(|process| process.metadata().is_ok_and(|process| process.uid() == user));
+    let threads =
+        of_user.filter_map(|process| Some(std::fs::read_dir(process.path().join("task")).ok()?.count()));
+    threads.sum::<usize>() as u64
 }

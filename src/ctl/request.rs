@@ -327,6 +327,10 @@ mod tests {
             (r#"{"command":"stop","now":true}"#, Request::Stop { now: true }),
             (r#"{"command":"topics"}"#, Request::Topics {}),
             (
+                r#"{"command":"record","resource":"/chat","payload":true}"#,
+                Request::Record { resource: "/chat".to_owned(), payload: true },
+            ),
+            (
                 r#"{"command":"publish","topic":"lobby","data":""}"#,
                 Request::Publish {
                     scope: None,

@@ -44,12 +44,12 @@ pub fn discover(
     known: &Routes,
     go_on: &dyn Fn() -> bool,
 ) -> Result<(Routes, Vec<String>), DiscoverError> {
-    discover_by(&own(), config, known, go_on)
+    discover_by((&own(), None), config, known, go_on)
 }
 
-/// The same with another executable of this program.
+/// The same with another executable of this program, which may be confined otherwise than the configuration says.
 pub fn discover_by(
-    program: &Path,
+    (program, confinement): (&Path, Option<&Confinement>),
     config: &Config,
     known: &Routes,
     go_on: &dyn Fn() -> bool,
@@ -65,7 +65,10 @@ pub fn discover_by(
         Some(path) => (path.display().to_string(), read_map(path)?),
         None => Default::default(),
     };
-    let (candidates, requests) = candidates(config, known, found);
+    let (candidates, mut requests) = candidates(config, known, found);
+    if let Some(confinement) = confinement {
+        requests.iter_mut().for_each(|request| request.confinement = Some(confinement.clone()));
+    }
     let mut reports = probe(program, requests, go_on).ok_or(DiscoverError::Interrupted)?.into_iter();
     let mut routes = Routes::default();
     for (resource, candidate) in candidates {

@@ -1,9 +1,13 @@
 //! The tools that look at memory, as ws_handler(3) has them used.
 
 use std::process::Command;
+use std::time::Duration;
 
-use super::daemon::{Dir, ECHO, output_of, wshd};
+use super::daemon::{Dir, ECHO, output_of, output_within, wshd};
 use super::ends;
+
+/// These tools take many times as long as the program alone.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 #[ignore = "needs valgrind"]
@@ -20,7 +24,11 @@ fn a_conversation_is_held_under_valgrind() {
         let mut valgrind = Command::new("valgrind");
         valgrind.args(["-q", "--error-exitcode=99", env!("CARGO_BIN_EXE_wshd"), "test", "--no-fork"]);
         valgrind.args([&format!("{name}_wsh.so"), "x.test"]).current_dir(dir.path());
-        ends(&output_of(&mut valgrind).unwrap(), status, if status == 0 { "" } else { "on_message" });
+        ends(
+            &output_within(PATIENCE, &mut valgrind).unwrap(),
+            status,
+            if status == 0 { "" } else { "on_message" },
+        );
     }
 }
 
@@ -35,7 +43,8 @@ fn what_asan_finds_is_a_crash_like_others() {
     let mut test = wshd();
     test.args(["test", "x_wsh.c", "x.test"]).current_dir(dir.path()).env("CFLAGS", "-g -fsanitize=address");
     test.env("LD_PRELOAD", String::from_utf8(library.stdout).unwrap().trim());
-    let output = output_of(test.env("ASAN_OPTIONS", "abort_on_error=1:detect_leaks=0")).unwrap();
+    test.env("ASAN_OPTIONS", "abort_on_error=1:detect_leaks=0");
+    let output = output_within(PATIENCE, &mut test).unwrap();
     ends(&output, 6, "AddressSanitizer: global-buffer-overflow");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(

@@ -385,7 +385,7 @@ fn check_tells_people_the_same() {
 
 /// Begins a handler and runs its test, as its author would.
 #[track_caller]
-fn new_passes_its_test(lang: &str, style: &str) {
+fn new_passes_its_test(lang: &str, style: &str) -> Dir {
     let dir = Dir::new();
     let output =
         output_of(wshd().args(["new", "my-chat", "--lang", lang, "--style", style]).current_dir(dir.path()));
@@ -398,6 +398,38 @@ fn new_passes_its_test(lang: &str, style: &str) {
     assert!(said.contains(&format!("style      {}", style.trim_end_matches('s'))), "{said}");
     assert!(said.contains("my-chat.test: passed, "), "{said}");
     assert!(!String::from_utf8_lossy(&output.stderr).contains("warning"), "{output:?}");
+    dir
+}
+
+/// A test of the handler's package, with the feature `test` of the crate.
+const TEST_IN_RUST: &str = r#"
+    use ws_handler::test::{Failure, converse, converse_with};
+
+    #[test]
+    fn it_echoes() {
+        let package = env!("CARGO_MANIFEST_DIR");
+        converse(package, "> hello\n< hello\n").unwrap();
+        let failure = converse(package, "> hello\n< goodbye\n").unwrap_err();
+        let is_told = matches!(&failure, Failure::Script(said) if said.contains("got       text \"hello\""));
+        assert!(is_told, "{failure}");
+        let failure = converse_with(package, ">! large 2K\n< x\n", &["max_message=1K"]).unwrap_err();
+        assert!(failure.to_string().contains("close 1009"), "{failure}");
+    }
+"#;
+
+#[track_caller]
+fn package_has_conversations(dir: &Dir) {
+    let package = dir.path().join("my-chat");
+    let manifest = std::fs::read_to_string(package.join("Cargo.toml")).unwrap();
+    let feature = "[dev-dependencies]\nws-handler = { path = \"ws-handler\", features = [\"test\"] }\n\n[profile.release]";
+    std::fs::write(package.join("Cargo.toml"), manifest.replace("[profile.release]", feature)).unwrap();
+    std::fs::create_dir(package.join("tests")).unwrap();
+    std::fs::write(package.join("tests/conversations.rs"), TEST_IN_RUST).unwrap();
+    let mut cargo = Command::new("cargo");
+    cargo.args(["test", "--offline"]).current_dir(&package).env("WSHD", env!("CARGO_BIN_EXE_wshd"));
+    let output = output_within(Duration::from_secs(120), &mut cargo).unwrap();
+    let said = [&output.stdout[..], &output.stderr].concat();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
 }
 
 #[test]
@@ -415,7 +447,7 @@ fn new_in_cpp_passes_its_test_at_once() {
 #[test]
 #[ignore = "runs cargo"]
 fn new_in_rust_passes_its_test_at_once() {
-    new_passes_its_test("rust", "events");
+    package_has_conversations(&new_passes_its_test("rust", "events"));
     new_passes_its_test("rust", "blocking");
 }
 

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use super::client::{ask, connect, connect_with};
-use super::daemon::{Dir, Server, ctl, output_of, until, wshd};
+use super::daemon::{Dir, Server, ctl, output_of, output_within, until, wshd};
 use super::ends;
 
 /// Crashes when somebody counts to three.
@@ -119,7 +120,8 @@ fn a_crash_that_was_recorded_is_debugged_by_the_command_that_is_printed() {
     let script = format!("gdb -batch -ex run -ex backtrace --args {}", command.unwrap());
     let mut gdb = Command::new("sh");
     gdb.args(["-c", &script]).stdin(Stdio::null()).current_dir(dir.path()).env("DEBUGINFOD_URLS", "");
-    let said = String::from_utf8_lossy(&output_of(&mut gdb).unwrap().stdout).into_owned();
+    let output = output_within(Duration::from_secs(120), &mut gdb).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let frame = said.lines().find(|line| line.starts_with("#0 "));
     assert!(frame.is_some_and(|frame| frame.contains("on_message")), "{said}");
 }

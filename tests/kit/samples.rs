@@ -1,8 +1,13 @@
 //! The mistakes of `ctests/samples`, each found by the tool that ws_handler(3) names for it, in these words.
 
+use std::fs::Permissions;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
+
+use landlock::{AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
 
 use super::daemon::{Dir, ECHO, output_of, wshd};
 use super::ends;
@@ -147,4 +152,101 @@ fn faults_end_the_worker_of_a_handler_that_looks_at_no_result() {
     assert!(found("fault", "host-calls", "its worker crashed: SIGABRT in on_open of rash"), "{result}");
     assert!(found("note", "settings", "ws_config(\"greeting\"): no such setting is configured"), "{result}");
     assert_eq!(output.status.code(), Some(6));
+}
+
+/// Harms whatever it can reach, and tells what it could.
+const VANDAL: &str = r#"
+    #include <arpa/inet.h>
+    #include <fcntl.h>
+    #include <signal.h>
+    #include <stdio.h>
+    #include <stdlib.h>
+    #include <string.h>
+    #include <unistd.h>
+    #include <ws_handler.h>
+
+    static void write_into(const char *place)
+    {
+        char path[4096];
+        int  fd;
+        snprintf(path, sizeof path, "%s/%s", getenv("VANDAL_DIR"), place);
+        fd = open(path, O_WRONLY | O_CREAT, 0600);
+        if (fd >= 0)
+            close(fd);
+    }
+    __attribute__((constructor)) static void construct(void)
+    {
+        write_into("constructed");
+    }
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(getenv("VANDAL_PORT")))};
+        static int once;
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        write_into("served");
+        inet_pton(AF_INET, "127.0.0.1", &to.sin_addr);
+        connect(fd, (struct sockaddr *)&to, sizeof to);
+        close(fd);
+        kill(atoi(getenv("VANDAL_VICTIM")), SIGKILL);
+        while ((int)getuid() != atoi(getenv("VANDAL_UID")) && msg->size > 2 && memcmp(msg->data, "%n", 2) == 0 && once++ < 400) {
+            pid_t child = fork();
+            if (child == 0) {
+                setsid();
+                for (;;)
+                    pause();
+            }
+            if (child < 0)
+                ws_close(conn, 1011, "no more processes");
+        }
+    }
+    WS_HANDLER(.name = "vandal", .on_message = on_message);
+"#;
+
+#[test]
+fn a_handler_that_is_checked_harms_nobody() {
+    let dir = Dir::new();
+    dir.handler("vandal", VANDAL);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let mut victim = Command::new("sleep").arg("600").spawn().unwrap();
+    let room = Dir::new();
+    std::fs::set_permissions(room.path(), Permissions::from_mode(0o777)).unwrap();
+    let mut check = wshd();
+    check.args(["check", "--faults", "vandal_wsh.so"]).current_dir(dir.path());
+    // Without another user it would take the processes of the tests beside this one.
+    check.env("VANDAL_UID", nix::unistd::getuid().to_string());
+    check.env("VANDAL_DIR", room.path()).env("VANDAL_VICTIM", victim.id().to_string());
+    check.env("VANDAL_PORT", listener.local_addr().unwrap().port().to_string());
+    let output = output_of(&mut check).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let is_alive = victim.try_wait().unwrap().is_none();
+    let _ = victim.kill(); // it may be dead
+    let _ = victim.wait();
+    let is_root = nix::unistd::getuid().is_root();
+    assert_eq!(said.contains("processes behind: end them"), is_root, "{said}");
+    let is_there = |process: &std::io::Result<std::fs::DirEntry>| {
+        let cwd =
+            process.as_ref().ok().and_then(|process| std::fs::read_link(process.path().join("cwd")).ok());
+        cwd.is_some_and(|cwd| cwd == dir.path())
+    };
+    assert!(
+        !std::fs::read_dir("/proc").unwrap().any(|process| is_there(&process)),
+        "processes are left behind"
+    );
+    if is_confining() {
+        assert!(is_alive, "a process outside was killed");
+        assert_eq!(std::fs::read_dir(room.path()).unwrap().count(), 0, "a file was written");
+        assert!(listener.accept().is_err(), "somebody was reached");
+    }
+}
+
+/// Whether the kernel can keep a process from writing, from TCP and from signals.
+fn is_confining() -> bool {
+    let rules = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    let rules = rules.scope(Scope::Signal).and_then(|rules| rules.handle_access(AccessNet::ConnectTcp));
+    let can = rules.and_then(Ruleset::create).is_ok();
+    if !can {
+        println!("in part only: this kernel has not all of Landlock");
+    }
+    can
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use super::Finding;
 use crate::config::Config;
-use crate::kit::host::{Host, Served};
+use crate::confine::Confinement;
+use crate::kit::host::{Host, Served, process};
 use crate::kit::peer::{Content, Peer};
 
 /// How long a peer waits for a reply to its request. What is not there then may be late on purpose.
@@ -53,6 +54,7 @@ pub fn findings(
     object: &Path,
     name: &str,
     config: Option<&Config>,
+    confinement: Option<&Confinement>,
 ) -> Result<Vec<Finding>, String> {
     let mut findings: Vec<Finding> = Vec::new();
     let options = ["log_format=json".to_owned()];
@@ -61,7 +63,8 @@ pub fn findings(
         for fail_every in every {
             let dir = dir.join(format!("{rule}.{fail_every}"));
             let (fail_every, is_debugged) = (*fail_every, false);
-            let served = Served { object, name, options: &options, config, is_debugged, fail_every };
+            let served =
+                Served { object, name, options: &options, config, is_debugged, fail_every, confinement };
             let mut host = Host::new(&dir, served)?;
             let mut exam = match host.start() {
                 // Without room or memory a handler may well refuse to start.
@@ -71,7 +74,9 @@ pub fn findings(
             };
             let result = bring(&mut exam).and_then(|()| exam.host.turn()).and_then(|()| exam.host.stop());
             exam.note(rule, result.err());
-            for finding in exam.findings {
+            let Exam { host, findings: found, .. } = exam;
+            drop(host);
+            for finding in found.into_iter().chain(orphans()) {
                 if !findings.iter().any(|known| general(&known.message) == general(&finding.message)) {
                     findings.push(finding);
                 }
@@ -79,6 +84,13 @@ pub fn findings(
         }
     }
     Ok(findings)
+}
+
+/// Processes that the handler has left behind are ended.
+pub fn orphans() -> Option<Finding> {
+    let count = process::kill_children();
+    let what = format!("leaves {count} processes behind: end them, and wait for them, in on_worker_stop");
+    (count > 0).then(|| Finding::warning("processes", what))
 }
 
 /// The same for what differs in connections, addresses and offsets only.

@@ -1,6 +1,7 @@
 //! `wshd check FILE...`: says of handlers what they are and what is wrong with them. Each is loaded and started as in a
 //! worker, in a process of its own and with the settings that a configuration has for it; and its file is read as what the
-//! dynamic linker will see ([`elf`]). Binds nothing and serves nothing.
+//! dynamic linker will see ([`elf`]). Their processes are confined, unless
+//! somebody vouches for them.
 
 mod elf;
 mod faults;
@@ -13,6 +14,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::config::Config;
+use crate::confine::Confinement;
 use crate::exit::Exit;
 use crate::ffi::plugin::Style;
 use crate::ffi::raw;
@@ -20,6 +22,7 @@ use crate::handlers::message::{Offer, Request};
 use crate::handlers::probe::Report;
 use crate::handlers::probes::{own, probe};
 use crate::handlers::scan::{self, SUFFIX, Scan};
+use crate::kit::host::process;
 
 /// What to check, and how to tell.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ pub struct Check {
     pub strict: bool,
     /// Serve them to peers that misbehave.
     pub faults: bool,
+    /// Somebody vouches for them.
+    pub trusted: bool,
 }
 
 /// Something about a handler that its author should know.
@@ -84,9 +89,12 @@ impl Check {
         out: &mut impl Write,
         log: &mut impl Write,
     ) -> io::Result<Exit> {
-        let mut all = look(&expand(&self.files, log)?, config);
+        process::adopt_orphans()?;
+        let files = expand(&self.files, log)?;
+        let confinement = (!self.trusted).then(Confinement::of_stranger);
+        let mut all = look(&files, config, confinement.as_ref());
         if self.faults {
-            examine(&mut all, config)?;
+            examine(&mut all, config, confinement.as_ref())?;
         }
         for Checked { file, report, .. } in all.iter().filter(|_| !self.json) {
             for line in report.log.lines() {
@@ -127,13 +135,14 @@ fn expand(named: &[PathBuf], log: &mut impl Write) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn look(files: &[PathBuf], config: Option<&Config>) -> Vec<Checked> {
+fn look(files: &[PathBuf], config: Option<&Config>, confinement: Option<&Confinement>) -> Vec<Checked> {
     let request = |file: &PathBuf| {
         let settings = config.and_then(|config| config.settings.get(&resource(file, Some(config))).cloned());
         let (settings, file) = (settings.unwrap_or_default(), file.clone().into());
-        Request { file, settings, start: true, confinement: None }
+        Request { file, settings, start: true, confinement: confinement.cloned() }
     };
     let reports = probe(&own(), files.iter().map(request).collect(), &|| true).unwrap_or_default();
+    process::kill_children();
     let checked = |(file, report): (&PathBuf, Report)| {
         let mut findings = report.offer.as_ref().map(|offer| of_the_table(file, offer)).unwrap_or_default();
         let is_event = report.offer.as_ref().is_none_or(|offer| offer.style == Style::Event);
@@ -144,12 +153,17 @@ fn look(files: &[PathBuf], config: Option<&Config>) -> Vec<Checked> {
 }
 
 /// Serves those that load to peers that misbehave.
-fn examine(all: &mut [Checked], config: Option<&Config>) -> io::Result<()> {
+fn examine(
+    all: &mut [Checked],
+    config: Option<&Config>,
+    confinement: Option<&Confinement>,
+) -> io::Result<()> {
     let dir = tempfile::Builder::new().prefix("wshd-check.").tempdir()?;
     for (number, checked) in all.iter_mut().filter(|checked| checked.report.fault.is_none()).enumerate() {
         let resource = resource(&checked.file, config);
         let dir = dir.path().join(number.to_string());
-        let found = faults::findings(&dir, &checked.file, resource.trim_start_matches('/'), config);
+        let found =
+            faults::findings(&dir, &checked.file, resource.trim_start_matches('/'), config, confinement);
         match found {
             Ok(found) => checked.findings.extend(found),
             Err(why) => checked.findings.push(Finding::fault("serve", why)),

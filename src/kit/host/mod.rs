@@ -4,7 +4,7 @@
 //! The worker is a process that is forked, so that its crash is seen and told from here, and so that a connection can move to
 //! another one; or it runs on the main thread of this process, for debuggers, while another thread drives it.
 
-mod process;
+pub mod process;
 pub mod settings;
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ use super::run::install;
 use crate::bus;
 use crate::clock;
 use crate::config::Config;
+use crate::confine::Confinement;
+use crate::exit::Exit;
 use crate::ffi::callback_name;
 use crate::ffi::strict;
 use crate::fleet::bus_wire::{FORMAT, Message, Request, key_of};
@@ -37,7 +39,8 @@ use crate::fleet::proc;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Place, State};
 use crate::fleet::shared::Shared;
-use crate::handlers::discover::discover;
+use crate::handlers::discover::discover_by;
+use crate::handlers::probes::own;
 use crate::log as sink;
 use crate::supervisor::bus::Bus;
 use crate::supervisor::death::{Cause, Death};
@@ -50,6 +53,8 @@ const FOREVER: Duration = Duration::MAX;
 const SLOTS: usize = 2;
 /// Room for a message in the report of a crash.
 const MESSAGE: usize = 64 << 10;
+/// Between two looks whether a worker in this process has ended.
+const LOOK: Duration = Duration::from_millis(100);
 /// The most of a log that is shown, from the end; bytes.
 const MAX_LOG: usize = 64 << 10;
 /// The clock moves on by this much at a time, so that timers run in their order.
@@ -74,6 +79,8 @@ pub struct Served<'a> {
     pub is_debugged: bool,
     /// One in so many calls of the host fails; 0: none.
     pub fail_every: u32,
+    /// Of its worker, where that is a process of its own.
+    pub confinement: Option<&'a Confinement>,
 }
 
 /// A worker that serves.
@@ -112,10 +119,14 @@ pub struct Host {
     inboxes: Vec<Inbox>,
     bus: Bus,
     fail_every: u32,
+    /// Of the worker, where it is a process of its own.
+    confinement: Option<Confinement>,
     /// While it runs: its end of the channel, which it leaves with, and the process.
     bus_process: Option<(Channel, Process)>,
     /// Set from the start until its end was noticed.
     worker: Option<Worker>,
+    /// A worker that runs in this process has ended.
+    has_left: Arc<AtomicBool>,
 }
 
 impl Host {
@@ -127,7 +138,7 @@ impl Host {
         install(served.object, &handlers.join(format!("{}_wsh.so", served.name))).map_err(cannot)?;
         let config = settings::config(dir, &handlers, &served)?;
         sink::start(&config.log)?;
-        let found = discover(&config, &Routes::default(), &|| true);
+        let found = discover_by((&own(), served.confinement), &config, &Routes::default(), &|| true);
         let (routes, faults) = found.map_err(|error| error.to_string())?;
         if let Some(fault) = faults.first() {
             return Err(fault.clone());
@@ -149,8 +160,10 @@ impl Host {
             inboxes,
             bus,
             fail_every: served.fail_every,
+            confinement: served.confinement.cloned(),
             bus_process: None,
             worker: None,
+            has_left: Arc::default(),
         })
     }
 
@@ -185,6 +198,11 @@ impl Host {
         process::hold_sigterm().map_err(|error| format!("signals: {error}"))?;
         self.worker = Some(Worker { slot: 0, channel, has_crashed: false, process: None });
         Ok(start)
+    }
+
+    /// Where whoever runs a worker in this process says that it has ended.
+    pub fn has_left(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.has_left)
     }
 
     /// Waits until the worker serves the handler.
@@ -345,8 +363,13 @@ impl Host {
         let cannot = |error: io::Error| format!("the worker: {error}");
         let (start, channel) = self.prepare(slot).map_err(cannot)?;
         let fail_every = self.fail_every;
+        let confinement = self.confinement.clone();
         let process = process::fork(peers, move || {
             sink::set_process("worker");
+            if let Some(Err(error)) = confinement.map(|confinement| confinement.enter()) {
+                log::error!("{error}");
+                return Exit::Internal.code();
+            }
             strict::fail_every(fail_every);
             worker::run(start)
         })
@@ -397,7 +420,11 @@ impl Host {
                 Ok(Some(report)) if is_wanted(&report) => return Ok(report),
                 Ok(Some(_)) => {}
                 Ok(None) => return Err(self.death_soon()),
+                Err(_) if self.has_left.load(Ordering::Acquire) => {
+                    return Err("the worker has ended: its log tells why".to_owned());
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let left = left.min(LOOK);
                     let mut fds = [PollFd::new(worker.channel.as_fd(), PollFlags::POLLIN)];
                     let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
                 }

@@ -12,16 +12,19 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, dup2_stdin, fork as fork_process};
+use nix::unistd::{ForkResult, Pid, dup2_stdin, fork as fork_process, getpid};
 
 use crate::clock;
 use crate::exit::Exit;
 
 /// Between two looks whether a process has ended.
 const LOOK: Duration = Duration::from_millis(1);
+
+/// Generations of children that are killed.
+const MAX_ROUNDS: usize = 10_000;
 
 /// How far the clock is ahead; ns.
 static AHEAD: OnceLock<&'static AtomicU64> = OnceLock::new();
@@ -87,6 +90,34 @@ fn prepare() -> io::Result<()> {
         unsafe { signal(crash, SigHandler::SigDfl)? };
     }
     hold_sigterm()
+}
+
+/// From now on this process is the parent of whatever its children leave behind.
+pub fn adopt_orphans() -> io::Result<()> {
+    Ok(set_child_subreaper(true)?)
+}
+
+/// Kills all children of this process, and whatever they leave behind; how many that were. Those that go on forking have a
+/// bound ([`Confinement::of_stranger`](crate::confine::Confinement::of_stranger)), and are given up after a while.
+pub fn kill_children() -> usize {
+    let mut count = 0;
+    for _ in 0..MAX_ROUNDS {
+        let list = std::fs::read_to_string(format!("/proc/self/task/{0}/children", getpid()));
+        let children = list.unwrap_or_default();
+        let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+        let children: Vec<Pid> = children.map(Pid::from_raw).collect();
+        if children.is_empty() {
+            return count;
+        }
+        count += children.len();
+        for child in &children {
+            let _ = kill(*child, Signal::SIGKILL); // it may have ended
+        }
+        for child in &children {
+            let _ = waitpid(*child, None); // it has no other parent
+        }
+    }
+    count
 }
 
 impl Process {

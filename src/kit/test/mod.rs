@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{Read, stdin};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -95,6 +96,7 @@ impl Test {
                 config: config.as_ref(),
                 is_debugged: self.no_fork,
                 fail_every: 0,
+                confinement: None,
             };
             let mut host = Host::new(&dir, served)?;
             let conversation = Conversation::new(name, timeout);
@@ -128,13 +130,14 @@ type Outcome = (Result<(), (usize, Failure)>, String);
 /// The worker runs on this thread, the main one, and the script on another.
 fn here(mut host: Host, conversation: Conversation, steps: Vec<Step>) -> Result<Outcome, String> {
     eprintln!("wshd: the log is {}", host.log_file().display());
-    let start = host.start_here()?;
+    let (start, has_left) = (host.start_here()?, host.has_left());
     let script = thread::spawn(move || {
         let outcome = host.wait_until_ready().map(|()| conversation.hold(&mut host, &steps));
         let _ = host.stop(); // it has no process that could have died
         outcome.map(|outcome| (outcome, host.log()))
     });
     worker::run(start);
+    has_left.store(true, Ordering::Release);
     script.join().map_err(|_| "the script has panicked".to_owned())?
 }
 
