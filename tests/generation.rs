@@ -23,6 +23,7 @@ fn route(resource: &str, version: u64) -> Route {
         version: String::new(),
         blocking: false,
         flags: 0,
+        protocols: Vec::new(),
         retired: false,
     }
 }
