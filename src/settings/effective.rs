@@ -1,6 +1,7 @@
 //! The configuration in force as a file that can be read again: all settings of the server, and what the tables say.
 
 use super::include::KEY as INCLUDE;
+use super::listeners::HOSTS;
 use super::places::Given;
 use super::{Default, Kind, Places, Scope, Setting, table};
 
@@ -22,6 +23,7 @@ impl Effective {
     /// As TOML. Without secrets: what a handler's own settings say is not shown, nor are passwords.
     pub fn to_toml(&self, with_secrets: bool) -> String {
         let mut text = String::new();
+        let has_listeners = self.tables.iter().any(|(_, scope, _)| *scope == Scope::Listener);
         for group in table::GROUPS {
             let settings: Vec<_> = group
                 .settings
@@ -34,6 +36,9 @@ impl Effective {
             for setting in settings {
                 text += &match (self.server.get(setting.name), setting.default) {
                     (Some(given), _) => line(setting, given, with_secrets),
+                    (None, _) if setting.name == HOSTS && has_listeners => {
+                        format!("# {HOSTS}: none, as there are listeners\n")
+                    }
                     (None, Default::Is(text)) => {
                         format!("{} = {}\n", setting.name, value(setting, &[text.to_owned()]))
                     }
@@ -82,4 +87,29 @@ fn value(setting: &Setting, texts: &[String]) -> String {
 /// A basic string of TOML. JSON escapes the same, but for DEL.
 pub fn string(text: &str) -> String {
     serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007F")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use crate::config::Config;
+    use crate::settings::tests::config;
+
+    #[test]
+    fn what_is_printed_can_be_read_again_and_is_the_same() {
+        for text in [
+            "",
+            "[[listener]]\naddress = '127.0.0.1:1'\nqueue = 7\nconsole = false\n[[listener]]\naddress = 'unix:/s'\nmode = '0600'\n",
+            "server_host = ['::1', 'unix:/a b']\n[[listener]]\naddress = '[::1]:2'\n",
+            "[handler.'/a b']\nisolation = 'connection'\nresources = ['/c/*']\ndrain_timeout = 'never'\npool = 'p'\n\
+             [pool.p]\nprocesses = 3\nseccomp = true\nmax_cpu = '1m'\n",
+            "landlock = true\nlandlock_read = ['/etc', '/usr']\nallow_origin = 'https://a.example'\n",
+        ] {
+            let first = config(text, &[]).unwrap();
+            let again = config(&first.effective, &[]).unwrap_or_else(|why| panic!("{text}: {why}"));
+            assert_eq!(again.effective, first.effective, "{text}");
+            let file = first.file.clone();
+            assert_eq!(format!("{:?}", Config { file, ..again }), format!("{first:?}"), "{text}");
+        }
+    }
 }

@@ -11,6 +11,8 @@ use crate::config::{Config, Listen};
 
 /// The key of these tables.
 const KEY: &str = "listener";
+/// The key that they replace, unless it is given.
+pub const HOSTS: &str = "server_host";
 
 /// Reads those of all files into the configuration. With any, the server listens on `server_host` only if that is given.
 pub fn read(
@@ -45,9 +47,8 @@ pub fn read(
             config.listener_of.push((listen, draft.listener));
         }
     }
-    if !config.listener_of.is_empty() && effective.server.get("server_host").is_none() {
+    if !config.listener_of.is_empty() && effective.server.get(HOSTS).is_none() {
         config.listen.clear();
-        effective.server.set("server_host", String::new());
     }
     let listen = &config.listener_of;
     let has_table = |known: &Listen| listen.iter().any(|(listen, _)| listen == known);
