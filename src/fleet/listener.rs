@@ -137,8 +137,13 @@ impl Listener {
 }
 
 impl Listener {
-    /// Has connections refused until it [listens again](Self::listen_again). A Unix socket could not: connections to it
-    /// wait meanwhile. [supervisor]
+    /// Whether workers have to refuse connections while it is [paused](Self::pause): a Unix socket that was shut down could
+    /// not listen again. At an [adopted](adopt) one they wait for the next server.
+    pub fn is_refused_by_workers(&self) -> bool {
+        matches!(self.address, Bound::Unix(_)) && self.asked.is_some()
+    }
+
+    /// Has the kernel refuse connections until it [listens again](Self::listen_again), if it can. [supervisor]
     pub fn pause(&self) {
         if let Bound::Tcp(_) = self.address {
             self.shut_down();

@@ -26,11 +26,13 @@ pub enum Refusal {
     Logins,
     /// Too many connections to the handler.
     Handler,
+    /// The server drains.
+    Draining,
 }
 
 impl Refusal {
     /// All, in the order of their numbers.
-    pub const ALL: [Refusal; 11] = [
+    pub const ALL: [Refusal; 12] = [
         Refusal::Total,
         Refusal::Pool,
         Refusal::Address,
@@ -42,6 +44,7 @@ impl Refusal {
         Refusal::Messages,
         Refusal::Logins,
         Refusal::Handler,
+        Refusal::Draining,
     ];
 
     /// A word for logs and metrics.
@@ -58,6 +61,7 @@ impl Refusal {
             Refusal::Messages => "messages",
             Refusal::Logins => "logins",
             Refusal::Handler => "handler",
+            Refusal::Draining => "draining",
         }
     }
 }

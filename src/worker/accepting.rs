@@ -63,12 +63,13 @@ impl Worker {
     }
 
     fn admit(&self, number: usize, socket: Socket, greeting: &Greeting<'_>) {
-        match self.session.admission.admit(greeting.peer) {
+        let listener = self.acceptor.listener(number);
+        let is_draining = listener.is_some() && !self.scoreboard.bulletin().readiness().accepts();
+        match self.session.admission.admit(greeting.peer, is_draining) {
             Ok(permit) => {
                 self.conns.metrics.place.accepted.add_shared(1);
                 self.conns.load.accepted();
                 let config = &self.conns.config;
-                let listener = self.acceptor.listener(number);
                 let listener =
                     listener.map_or(&config.listener, |listener| config.listener(listener.asked()));
                 self.handshakes.start_connection(socket, greeting, permit, listener);

@@ -276,10 +276,12 @@ impl Acceptor {
         false
     }
 
-    /// While the server drains nothing is accepted, but what gateways have accepted is served. [event loop]
+    /// While the server drains nothing is accepted but what gateways have accepted, and what has to be refused here. [event
+    /// loop]
     fn is_resting(&self, socket: &ListenSocket) -> bool {
-        let is_listener = matches!(socket.source, Source::Listener(_));
-        let rests = is_listener && !self.share.scoreboard.bulletin().readiness().accepts();
+        let may_rest =
+            matches!(&socket.source, Source::Listener(listener) if !listener.is_refused_by_workers());
+        let rests = may_rest && !self.share.scoreboard.bulletin().readiness().accepts();
         if rests {
             let _state = self.lock(); // the throttle may be putting it into the poll
             self.poll.forget(&socket.source);

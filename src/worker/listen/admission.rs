@@ -55,8 +55,11 @@ impl Admission {
         Self { config, limiter, said, uncounted, failed_logins, has_pace, answered }
     }
 
-    pub fn admit(&self, peer: Option<SocketAddr>) -> Result<Permit, Refusal> {
+    pub fn admit(&self, peer: Option<SocketAddr>, is_draining: bool) -> Result<Permit, Refusal> {
         let admission = &self.config.admission;
+        if is_draining {
+            return Err(Refusal::Draining);
+        }
         let mut permit = self.limiter.take();
         if admission.total != 0 && self.limiter.table().total() > u64::from(admission.total) {
             return Err(Refusal::Total);
@@ -126,7 +129,9 @@ impl Admission {
     /// Counts a client that is turned away, and logs it perhaps.
     pub fn note(&self, refusal: Refusal, client: Option<SocketAddr>, detail: &str) {
         self.limiter.refused(refusal);
-        let Some(said) = self.said.get(refusal as usize) else { return };
+        // Load balancers go on asking; the log has said that the server drains.
+        let said = self.said.get(refusal as usize).filter(|_| refusal != Refusal::Draining);
+        let Some(said) = said else { return };
         self.warn(said, || format!("{} was turned away: {}{detail}", name_of(client), reason(refusal)));
     }
 
@@ -185,6 +190,7 @@ fn reason(refusal: Refusal) -> &'static str {
         Refusal::Total => "too many connections",
         Refusal::Pool => "too many connections to the pool of this resource",
         Refusal::Handler => "too many connections to this handler",
+        Refusal::Draining => "draining",
         Refusal::Address => "too many connections from its address",
         Refusal::Rate => "too many new connections from its address in this second",
         Refusal::Origin => "an origin that is not allowed here",
@@ -199,7 +205,9 @@ fn reason(refusal: Refusal) -> &'static str {
 /// The answer to a request, or to a connection before there is one.
 pub fn answer(refusal: Refusal) -> Response {
     let (status, headers) = match refusal {
-        Refusal::Total | Refusal::Pool | Refusal::Handler => (503, &[("Retry-After", RETRY)][..]),
+        Refusal::Total | Refusal::Pool | Refusal::Handler | Refusal::Draining => {
+            (503, &[("Retry-After", RETRY)][..])
+        }
         Refusal::Address => (429, &[("Retry-After", RETRY)][..]),
         Refusal::Rate | Refusal::Messages => (429, &[("Retry-After", "1")][..]),
         Refusal::Logins => (429, &[("Retry-After", "60")][..]),
