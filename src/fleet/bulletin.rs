@@ -1,4 +1,4 @@
-//! The bulletin: two words of shared memory, which only the supervisor writes. They say whether new connections are wanted
+//! The bulletin: some words of shared memory, which only the supervisor writes. They say whether new connections are wanted
 //! and how long open ones may stay, and how the last reload went. Workers and the metrics process read them whenever it
 //! matters, so that nobody has to be told, and a worker that has just been started acts like the others.
 
@@ -41,6 +41,8 @@ pub struct Bulletin {
     readiness: AtomicU64,
     /// When the last reload ended, in seconds since the Unix epoch, times 2; plus 1 if it has succeeded.
     reload: AtomicU64,
+    /// Lines of the log that the supervisor has lost.
+    pub log_lost: AtomicU64,
 }
 
 const STARTING: u64 = 0;

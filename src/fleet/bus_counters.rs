@@ -1,4 +1,4 @@
-//! What the bus counts of its engine, in shared memory. Atomics only.
+//! What the bus counts, in shared memory: most of it of its engine. Atomics only.
 
 #![allow(unsafe_code)]
 
@@ -44,6 +44,8 @@ pub struct BusCounters {
     pub dropped_out: Number,
     /// Messages from it that were too long, or more than the bus could take in.
     pub dropped_in: Number,
+    /// Lines of the log that were lost.
+    pub log_lost: AtomicU64,
 }
 
 // SAFETY: atomic integers.

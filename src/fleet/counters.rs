@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use super::handler_counters::{Count, HandlerCounters, Times};
 use super::region::{Access, PerPool, Region, Shareable};
@@ -37,8 +37,8 @@ pub struct PlaceCounters {
     pub replaced: Count,
     /// Messages that were on their way to the bus when it died, or the worker did.
     pub topics_lost: Count,
-    /// Lines of the log that nobody took.
-    pub log_lost: Count,
+    /// Lines of the log that were lost.
+    pub log_lost: AtomicU64,
     /// Processes that died, by [`DEATHS`].
     pub deaths: [Count; DEATHS.len()],
     /// How long the turns of the event loop took.

@@ -51,6 +51,8 @@ pub struct GatewayCounters {
     streams: AtomicU64,
     /// Seconds since the epoch; 0: there is no certificate.
     expires: AtomicU64,
+    /// Lines of the log that were lost.
+    pub log_lost: AtomicU64,
 }
 
 impl GatewayCounters {
@@ -98,5 +100,3 @@ impl GatewayCounters {
 
 // SAFETY: atomic integers.
 unsafe impl Shareable for GatewayCounters {}
-
-impl GatewayCounters {}

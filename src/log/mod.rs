@@ -276,12 +276,12 @@ impl Book {
     }
 }
 
-/// Lines of both logs that this process has lost.
-pub fn lost() -> u64 {
-    LOST.load(Ordering::Relaxed)
+/// From here on the lines of both logs that this process loses are counted there, or not at all.
+pub fn count_losses(counter: Option<&'static AtomicU64>) {
+    *LOST.write().unwrap_or_else(PoisonError::into_inner) = counter;
 }
 
-static LOST: AtomicU64 = AtomicU64::new(0);
+static LOST: RwLock<Option<&AtomicU64>> = RwLock::new(None);
 /// None until the log is started.
 static LOGGER: RwLock<Option<Logger>> = RwLock::new(None);
 /// Empty in a process that has not been named.
@@ -399,7 +399,8 @@ impl Outlet {
             Target::Relay(relay) => relay.send(line, lost),
         };
         if !is_written {
-            LOST.fetch_add(1, Ordering::Relaxed);
+            let counter = *LOST.read().unwrap_or_else(PoisonError::into_inner);
+            counter.map(|counter| counter.fetch_add(1, Ordering::Relaxed));
             self.lost.fetch_add(lost + 1, Ordering::Relaxed);
         }
     }

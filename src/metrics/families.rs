@@ -122,8 +122,6 @@ const HEARTBEAT: Family = gauge(
     "seconds",
     "Time since the event loop of a worker last went around, which it does once a second at least.",
 );
-const LOG_LOST: Family =
-    counter("wshd_worker_log_lines_lost", "", "Lines that a worker could not log because nobody took them.");
 const ACCEPTED: Family =
     counter("wshd_worker_connections_accepted", "", "Connections that a worker accepted.");
 const MOVED: Family =
@@ -163,8 +161,8 @@ pub fn report(start: &Start, format: Format) -> String {
     if start.config.gateway.serves() {
         gateways::report(start.gateways, &mut report.text);
     }
-    if let Some(counters) = start.bus {
-        bus::report(counters, &mut report.text);
+    if start.config.bus.is_some() {
+        bus::report(start.bus, &mut report.text);
     }
     report.text.finish()
 }
@@ -390,12 +388,11 @@ impl<'a> Report<'a> {
         text.family(&SATURATIONS);
         text.sample(&[], saturations);
         let workers: Vec<Worker> = workers(start).collect();
-        let numbers: [Source<Worker>; 12] = [
+        let numbers: [Source<Worker>; 11] = [
             (&CONNECTIONS, |worker| worker.connections),
             (&CONNECTIONS_LIMIT, |worker| worker.connections_limit),
             (&THREADS, |worker| worker.threads),
             (&THREADS_LIMIT, |worker| worker.threads_limit),
-            (&LOG_LOST, |worker| worker.counters.log_lost.get()),
             (&ACCEPTED, |worker| worker.counters.accepted.get()),
             (&QUEUED, |worker| worker.queued),
             (&RECEIVING, |worker| worker.receiving),

@@ -44,8 +44,8 @@ pub struct Start {
     pub addresses: &'static Addresses,
     /// What gateways have counted.
     pub gateways: &'static GatewayCounters,
-    /// What the bus has counted of its engine, if there is one.
-    pub bus: Option<&'static BusCounters>,
+    /// What the bus has counted.
+    pub bus: &'static BusCounters,
     /// By handler: whether it is quarantined.
     pub breakers: &'static Breakers,
     /// The supervisor's pid.

@@ -163,6 +163,7 @@ impl Child {
                     let files = start.routes.handlers().iter().map(|route| &route.file);
                     let pool = usize::from(place.pool);
                     let confinement = Confinement::of(&config, pool);
+                    count_losses(shared, place);
                     shared
                         .restrict_to(Part::Worker { pool, reaches: &|other| config.reaches(pool, other) })?;
                     prepare(is_detached)?;
@@ -182,6 +183,7 @@ impl Child {
                 worker::run_zygote(start, &move |slot| {
                     let Place { pool, number } = shared.scoreboard.place(slot).unwrap_or_default();
                     set_name(&config.worker_name(pool, number));
+                    count_losses(shared, Place { pool, number });
                     setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
                     come_under(supervisor);
                     end_with(supervisor, patience)
@@ -205,6 +207,11 @@ impl Child {
                     Kind::Cgi => Part::Programs,
                     Kind::Bus => Part::Bus,
                 };
+                sink::count_losses(match kind {
+                    Kind::Gateway => Some(&shared.gateways.log_lost),
+                    Kind::Bus => Some(&shared.bus.log_lost),
+                    Kind::Metrics | Kind::Cgi => None, // they write nothing that is shared
+                });
                 let prepared = shared
                     .restrict_to(part)
                     .and_then(|()| prepare(is_detached))
@@ -240,6 +247,12 @@ fn failed(name: &str, error: &io::Error) -> i32 {
 fn set_name(name: &str) {
     process_title::set(name);
     sink::set_process(name);
+}
+
+/// The lines of the log that this process loses count for the worker of that place: what the supervisor writes is out of
+/// reach soon.
+fn count_losses(shared: Shared, place: Place) {
+    sink::count_losses(shared.counters.place(place).map(|counters| &counters.log_lost));
 }
 
 /// Waits until the process in between has ended, and this one is a child of the supervisor; for a second at most.

@@ -82,6 +82,7 @@ impl Supervisor {
             bound.iter().filter(|_| is_new).for_each(|listener| listener.remove_file());
         })?;
         let Prepared { generation, shared, processes, control, signals } = prepared;
+        crate::log::count_losses(Some(&shared.scoreboard.bulletin().log_lost));
         let gateways = Gateways::new(queue).map_err(internal)?;
         shared.scoreboard.share_sockets(!is_new);
         Ok(Self {

@@ -167,7 +167,7 @@ pub(super) fn auxiliary(
             counters: shared.counters,
             addresses: shared.addresses,
             gateways: shared.gateways,
-            bus: config.bus.is_some().then_some(shared.bus),
+            bus: shared.bus,
             breakers: shared.breakers,
             supervisor: parent.as_raw(),
             started: supervisor.host.started,

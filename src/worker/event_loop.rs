@@ -110,7 +110,7 @@ impl Worker {
         self.transfer.serve_waiting();
         self.transfer.send_detached();
         self.conns.tend_memory();
-        self.conns.metrics.look_around(self.session.threads.running());
+        self.conns.metrics.lane.set_threads(self.session.threads.running());
         self.session.settle();
         self.handshakes.watch_probes();
         let now = self.conns.life.turn().instant();

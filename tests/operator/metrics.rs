@@ -1,8 +1,10 @@
 //! Metrics that operators ask for: limits beside uses, reloads, and whether somebody hangs.
 
+use std::os::unix::fs::PermissionsExt;
+
 use super::client::connect;
 use super::server::{Dir, until};
-use super::{Operated, request};
+use super::{Operated, request, tls};
 
 /// The value of a series, if it is there.
 fn value(operated: &Operated, series: &str) -> Option<f64> {
@@ -43,7 +45,10 @@ fn limits_stand_beside_uses_and_reloads_are_told() {
     until("it has ended", || of_worker("threads") == Some(0.0));
     let age = of_worker("heartbeat_age_seconds").unwrap();
     assert!((0.0..20.0).contains(&age), "{age}");
-    assert_eq!(of_worker("log_lines_lost_total"), Some(0.0));
+    for process in ["worker default/0", "supervisor"] {
+        let series = format!("wshd_log_lines_lost_total{{process=\"{process}\"}}");
+        assert_eq!(value(&operated, &series), Some(0.0));
+    }
     assert!(of_process("cpu_seconds_total").unwrap() < 60.0);
     let (open, most) = (of_process("open_descriptors").unwrap(), of_process("descriptors_limit").unwrap());
     assert!(open > 5.0 && open < most, "{open} of {most}");
@@ -61,5 +66,30 @@ fn limits_stand_beside_uses_and_reloads_are_told() {
     until("the new process of metrics tells it", || {
         value(&operated, "wshd_last_reload_successful") == Some(1.0)
     });
+    operated.server.stop();
+}
+
+#[test]
+fn processes_of_other_users_are_seen_and_lines_that_nobody_takes_are_counted() {
+    let (dir, authority) = tls::prepare(&["echo"]);
+    let is_root = nix::unistd::geteuid().is_root();
+    let users: &[&str] = if is_root { &["--user", "4001", "--group", "4001"] } else { &[] };
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let own = ["--workers", "1", "--access-log", "/dev/full"];
+    let options = tls::options(&dir, &[&own, users].concat());
+    let mut operated = Operated::start_in(dir, &options.iter().map(String::as_str).collect::<Vec<_>>());
+    for process in ["supervisor", "metrics", "gateway", "worker default/0"] {
+        for name in ["resident_memory_bytes", "cpu_seconds_total", "open_descriptors", "descriptors_limit"] {
+            let series = format!("wshd_{name}{{process=\"{process}\"}}");
+            assert!(value(&operated, &series).is_some(), "{series}");
+        }
+    }
+    let lost =
+        |process: &str| value(&operated, &format!("wshd_log_lines_lost_total{{process=\"{process}\"}}"));
+    assert_eq!([lost("worker default/0"), lost("gateway"), lost("bus")], [Some(0.0); 3]);
+    let port = tls::port(&operated.server);
+    let mut socket = tls::Client::of(&authority).open(port, "/echo").unwrap();
+    tls::echo(&mut socket, 10);
+    until("its line is counted", || lost("worker default/0") == Some(1.0));
     operated.server.stop();
 }

@@ -1,8 +1,6 @@
 //! What this worker counts, and how long its handlers take: the clock is looked at only if somebody wants to know,
 //! which is when the server has an endpoint for metrics.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::clock;
 use crate::ffi::call::Handler;
 use crate::ffi::place::Callback;
@@ -10,7 +8,6 @@ use crate::fleet::counters::{Counters, Lane, NONE, OTHER, PlaceCounters};
 use crate::fleet::handler_counters::HandlerCounters;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::Place;
-use crate::log as sink;
 use crate::time::{Instant, TurnStart};
 
 /// The counters of this process. Those of a handler are found by its number in the routes.
@@ -24,8 +21,6 @@ pub struct Metrics {
     /// Of the worker that this process is.
     pub place: &'static PlaceCounters,
     timed: bool,
-    /// Lines of the log that were lost when this was last counted.
-    log_lost: AtomicU64,
 }
 
 pub const NO_HANDLER: u16 = u16::MAX;
@@ -45,8 +40,7 @@ impl Metrics {
         let handler_counters = entries.iter().map(|entry| lane.counters(*entry)).collect();
         // Without room for it, it is counted for nobody.
         let place = counters.place(place).unwrap_or_else(|| Box::leak(Box::default()));
-        let log_lost = sink::lost().into();
-        Self { lane, counters, entries, handler_counters, place, timed, log_lost }
+        Self { lane, counters, entries, handler_counters, place, timed }
     }
 
     /// What is counted for a handler, or for [`NO_HANDLER`].
@@ -58,13 +52,6 @@ impl Metrics {
     /// Open connections to a handler, in all processes.
     pub fn open_of(&self, handler: u16) -> u64 {
         self.entries.get(usize::from(handler)).map_or(0, |entry| self.counters.open_of(*entry))
-    }
-
-    /// What is looked at once a heartbeat: threads of blocking handlers, and lines that the log has lost. [event loop]
-    pub fn look_around(&self, threads: u32) {
-        self.lane.set_threads(threads);
-        let lost = sink::lost();
-        self.place.log_lost.add_shared(lost - self.log_lost.swap(lost, Ordering::Relaxed));
     }
 
     pub fn stopwatch(&self, handler: u16) -> Stopwatch {
