@@ -259,3 +259,37 @@ fn closed_descriptors_cost_that_worker_only() {
     assert_eq!(walls.attack("search"), 0);
     walls.stop();
 }
+
+/// The default pool is no boundary for itself, but what was overwritten there is made anew.
+#[test]
+fn scribbling_over_the_memory_of_the_default_pool_harms_it_for_seconds_only() {
+    let dir = Dir::new();
+    fixtures::add_handler(dir.path(), "echo", "echo");
+    fixtures::add_handler(dir.path(), "hostile", "hostile");
+    let config = dir.path().join("w.conf");
+    let control = dir.path().join("control");
+    fs::write(&config, "workers = 2\nstop_timeout = '1h'\n[handler.'/echo']\nmax_connections = 50\n")
+        .unwrap();
+    let (config, socket) = (config.to_str().unwrap(), control.to_str().unwrap());
+    let mut server = Server::start(&dir, &["--config", config, "--control-socket", socket]);
+    let workers = server.workers();
+    let mut raw = Raw::open(&server.address(), "/hostile");
+    raw.text("scribble");
+    until("the workers are replaced", || {
+        let now = server.workers();
+        now.len() == 2 && now.iter().all(|pid| !workers.contains(pid))
+    });
+    until("the other handler is served", || {
+        let stream = client::tcp(&server.address());
+        let opened = tungstenite::client("ws://localhost/echo", stream);
+        opened.is_ok_and(|(mut client, _)| client.send(SECRET.into()).is_ok() && client.read().is_ok())
+    });
+    until("nothing is left of the numbers", || {
+        let status = server.ctl_says(&control, &["status", "--json"]);
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let handlers = status["handlers"].as_array().unwrap();
+        handlers.iter().all(|handler| handler["connections"].as_u64().is_some_and(|count| count < 10))
+    });
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+}

@@ -48,6 +48,17 @@ pub struct PlaceCounters {
 // SAFETY: atomic integers.
 unsafe impl Shareable for PlaceCounters {}
 
+impl PlaceCounters {
+    fn clear(&self) {
+        let Self { is_used, starts, accepted, moved_in, moved_out, replaced, topics_lost, .. } = self;
+        [starts, accepted, moved_in, moved_out, replaced, topics_lost].into_iter().for_each(Count::clear);
+        self.deaths.iter().for_each(Count::clear);
+        self.turns.clear();
+        self.log_lost.store(0, Ordering::Relaxed);
+        is_used.store(0, Ordering::Release);
+    }
+}
+
 /// What of a handler belongs to no process. Written by the supervisor.
 #[derive(Debug)]
 #[repr(C, align(64))]
@@ -297,6 +308,7 @@ impl Counters {
                 self.entries.iter().map(|_| HandlerCounters::default()).collect::<Vec<_>>().leak();
             return Lane { head: Box::leak(Box::default()), handler_counters };
         };
+        self.clear_present(head, handler_counters);
         let now = self.traffic(handler_counters);
         let now = [now.messages_in, now.bytes_in, now.messages_out, now.bytes_out];
         for (before, now) in head.before.iter().zip(now) {
@@ -312,12 +324,15 @@ impl Counters {
         for (head, handler_counters) in
             self.lanes().filter(|(head, _)| head.owner.load(Ordering::Acquire) == pid)
         {
-            handler_counters.iter().zip(self.entries()).for_each(|(counters, _)| counters.open.clear());
-            head.queued.clear();
-            head.receiving.clear();
-            head.subscriptions.clear();
-            [&head.threads, &head.connections_limit, &head.threads_limit].into_iter().for_each(Count::clear);
+            self.clear_present(head, handler_counters);
         }
+    }
+
+    /// What is counted of the present, not of all time.
+    fn clear_present(&self, head: &Head, handler_counters: &[HandlerCounters]) {
+        handler_counters.iter().zip(self.entries()).for_each(|(counters, _)| counters.open.clear());
+        [&head.queued, &head.receiving, &head.subscriptions].into_iter().for_each(Count::clear);
+        [&head.threads, &head.connections_limit, &head.threads_limit].into_iter().for_each(Count::clear);
     }
 
     /// A process has ended: there is nothing any more of what it had, and its lane is free. How many messages that it had
@@ -333,14 +348,21 @@ impl Counters {
         lost
     }
 
-    /// Lanes of a pool whose owner is not one of its processes, which can only be damage, are free again. [supervisor]
+    /// Lanes of a pool whose owner is not one of its processes, and places that are neither used nor not, which can only be
+    /// damage, are made anew. [supervisor]
     pub fn mend(&self, pool: usize, is_there: impl Fn(i32) -> bool) {
-        for (head, _) in self.lanes_of(pool) {
+        for (head, handler_counters) in self.lanes_of(pool) {
             let owner = head.owner.load(Ordering::Acquire);
             if owner != 0 && !is_there(owner) {
-                let _ = head.owner.compare_exchange(owner, 0, Ordering::AcqRel, Ordering::Relaxed);
+                handler_counters.iter().for_each(HandlerCounters::clear);
+                self.clear_present(head, handler_counters);
+                head.unpublished.clear();
+                head.slot.store(0, Ordering::Relaxed);
+                head.owner.store(0, Ordering::Release);
             }
         }
+        let places = self.places.get(pool).unwrap_or_default().iter();
+        places.filter(|place| place.is_used.load(Ordering::Acquire) > 1).for_each(PlaceCounters::clear);
     }
 
     /// What all processes have counted for the handler of this entry. [any process]
@@ -509,11 +531,25 @@ mod tests {
     }
 
     #[test]
-    fn lanes_of_nobody_are_free_again() {
+    fn what_was_overwritten_is_made_anew() {
         let counters = counters(1, 2);
         let lanes = [1, 2].map(|pid| counters.claim(0, 0, pid));
+        let entry = counters.enter("/a");
+        for lane in lanes {
+            lane.counters(entry).open.add(5);
+            lane.counters(entry).messages_in.add(7);
+            lane.count_queued(0, 9);
+        }
+        let place = counters.enter_place(Place::default()).unwrap();
+        place.starts.add(3);
+        counters.mend(0, |_| true);
+        assert_eq!((counters.open_of(entry), place.starts.get(), counters.queued(0)), (10, 3, 18));
         lanes[0].head.owner.store(i32::MAX, Ordering::Relaxed);
+        place.is_used.store(u32::MAX, Ordering::Relaxed);
         counters.mend(0, |pid| pid == 2);
+        let total = counters.total(entry);
+        assert_eq!((total.open.get(), total.messages_in.get(), counters.queued(0)), (5, 7, 9));
+        assert_eq!((place.starts.get(), counters.places().count()), (0, 0));
         assert!(std::ptr::eq(counters.claim(0, 0, 3).head, lanes[0].head));
     }
 }

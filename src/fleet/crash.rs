@@ -102,6 +102,17 @@ impl Crash {
         let _ = self.sender.compare_exchange(pid, 0, Ordering::AcqRel, Ordering::Relaxed);
     }
 
+    /// Who is sending is not there, which can only be damage: nothing is known of a crash. [supervisor]
+    pub fn mend(&self, is_there: impl Fn(i32) -> bool) {
+        let sender = self.sender.load(Ordering::Acquire);
+        if sender == 0 || is_there(sender) {
+            return;
+        }
+        self.note(0, 0, None, 0, 0);
+        [&self.last, &self.alike, &self.nameless].iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        self.end_sending(sender);
+    }
+
     /// Whether more connections are to come into the inbox. [worker]
     pub fn is_sending(&self) -> bool {
         self.sender.load(Ordering::Acquire) != 0

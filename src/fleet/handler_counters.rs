@@ -64,6 +64,10 @@ impl Times {
     }
 
     /// Adds all of another one.
+    pub(super) fn clear(&self) {
+        self.buckets.iter().chain([&self.sum]).for_each(Count::clear);
+    }
+
     fn add_all(&self, other: &Times) {
         self.buckets.iter().zip(&other.buckets).for_each(|(to, from)| to.add(from.get()));
         self.sum.add(other.sum.get());
@@ -241,6 +245,11 @@ impl HandlerCounters {
     }
 
     /// Adds all of another one.
+    pub(super) fn clear(&self) {
+        self.counts().for_each(Count::clear);
+        self.times.iter().for_each(Times::clear);
+    }
+
     pub(super) fn add_all(&self, other: &HandlerCounters) {
         self.counts().zip(other.counts()).for_each(|(to, from)| to.add(from.get()));
         self.times.iter().zip(&other.times).for_each(|(to, from)| to.add_all(from));
