@@ -3,7 +3,8 @@
 
 use std::ffi::CString;
 
-use nix::unistd::{Gid, Group, Uid, User, geteuid, getgrouplist};
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist, getgroups};
+use rustix::thread::{CapabilitySet, capabilities};
 
 /// A user.
 #[derive(Clone, Debug)]
@@ -47,14 +48,37 @@ pub fn user(text: &str) -> Result<Account, String> {
     }
 }
 
-/// A user, by name or number.
-pub fn any_user(text: &str) -> Result<Uid, String> {
+/// A user, by name or number, who is to own a socket.
+pub fn owner(text: &str) -> Result<Uid, String> {
     let expected = "expected the name or number of a user";
-    if let Some(number) = id(text) {
-        return Ok(Uid::from_raw(number));
+    let user = match id(text) {
+        Some(number) => Uid::from_raw(number),
+        None => {
+            let known = User::from_name(text).map_err(|error| format!("{error}; {expected}"))?;
+            known.ok_or(expected)?.uid
+        }
+    };
+    match may_give_away() || user == geteuid() {
+        true => Ok(user),
+        false => Err("expected to be root: only root can give a socket to another user".to_owned()),
     }
-    let known = User::from_name(text).map_err(|error| format!("{error}; {expected}"))?;
-    known.map(|user| user.uid).ok_or_else(|| expected.to_owned())
+}
+
+/// A group, by name or number, that is to have a socket.
+pub fn owning_group(text: &str) -> Result<Gid, String> {
+    let group = any_group(text)?;
+    let is_own = || group == getegid() || getgroups().is_ok_and(|groups| groups.contains(&group));
+    match may_give_away() || is_own() {
+        true => Ok(group),
+        false => {
+            Err("expected a group of the user of the server: see usermod(8), -a -G GROUP USER".to_owned())
+        }
+    }
+}
+
+/// Whether files can be given to anybody.
+fn may_give_away() -> bool {
+    geteuid().is_root() || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::CHOWN))
 }
 
 /// The value of an option that names the group of workers.
@@ -64,7 +88,7 @@ pub fn group(text: &str) -> Result<Gid, String> {
 }
 
 /// A group, by name or number.
-pub fn any_group(text: &str) -> Result<Gid, String> {
+fn any_group(text: &str) -> Result<Gid, String> {
     if let Some(number) = id(text) {
         return Ok(Gid::from_raw(number));
     }

@@ -3,10 +3,9 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::{Error, Places};
+use super::{Error, Places, value};
 use crate::auth::{Passwords, Policy, TokenRules, Tokens};
 
 /// Largest file of passwords or a key; bytes.
@@ -71,16 +70,11 @@ fn users(path: &Path) -> Result<Passwords, String> {
 fn tokens(path: &Path, rules: TokenRules) -> Result<Tokens, String> {
     let key = read(path)?;
     let tokens = Tokens::new(&key, rules)?;
-    let mode = path.metadata().map_err(|error| error.to_string())?.permissions().mode();
     // A secret makes tokens, so nobody else may read it; a public key may be read by all.
-    match mode & 0o007 != 0 && !key.starts_with(b"-----BEGIN") {
-        true => Err(format!(
-            "others can read this secret, mode {:04o}: chmod o= {}",
-            mode & 0o777,
-            path.display()
-        )),
-        false => Ok(tokens),
+    if !key.starts_with(b"-----BEGIN") {
+        value::closed(path)?;
     }
+    Ok(tokens)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
@@ -114,6 +108,8 @@ pub fn word(text: &str) -> Result<String, String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use std::fs::write;
 
     use super::*;

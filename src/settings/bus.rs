@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use nkeys::KeyPair;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::{Error, Places};
+use super::{Error, Places, value};
 use crate::config::bus::{Credentials, Engine, Identity, Kind, Server, Tls};
 
 /// Largest file of credentials; bytes.
@@ -199,15 +198,10 @@ fn is_seed(text: &str) -> bool {
 
 /// The text of a file that others must not be able to read.
 fn secret(path: &Path) -> Result<String, String> {
+    value::closed(path)?;
     let mut text = String::new();
-    let mut file = File::open(path).map_err(|error| error.to_string())?;
-    let mode = file.metadata().map_err(|error| error.to_string())?.permissions().mode();
-    if mode & 0o007 != 0 {
-        let (mode, path) = (mode & 0o777, path.display());
-        return Err(format!("others can read this secret, mode {mode:04o}: chmod o= {path}"));
-    }
-    let read = (&mut file).take(MAX_BYTES).read_to_string(&mut text);
-    read.map_err(|error| error.to_string())?;
+    let read = |file: File| file.take(MAX_BYTES).read_to_string(&mut text);
+    File::open(path).and_then(read).map_err(|error| error.to_string())?;
     Ok(text)
 }
 
@@ -228,6 +222,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::super::tests::{config, fails};
     use super::*;
 

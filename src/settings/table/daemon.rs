@@ -3,7 +3,7 @@
 use super::super::Default::{Is, Unset};
 use super::super::Flag::{Long, No};
 use super::super::Kind::{Flag, List, NameOrNumber, Path, Text};
-use super::super::account::{any_group, group, user};
+use super::super::account::{group, owning_group, user};
 use super::super::value::absolute;
 use super::super::{Scope, Setting};
 
@@ -103,11 +103,11 @@ See CONTROL in
     Setting {
         name: "control_group",
         scopes: SERVER,
-        kind: NameOrNumber("GROUP", |d, text| Ok(d.config.control.group = Some(any_group(text)?))),
+        kind: NameOrNumber("GROUP", |d, text| Ok(d.config.control.group = Some(owning_group(text)?))),
         default: Unset("only root and the user of the server"),
         flag: No,
         help: "Members of this group, by name or number, may use the control socket, too",
-        more: "",
+        more: "Unless the server was started by root, its user must be a member, as with usermod -a -G ops wshd.",
     },
     Setting {
         name: "landlock",

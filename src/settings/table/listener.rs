@@ -3,7 +3,7 @@
 use super::super::Default::Unset;
 use super::super::Flag::No;
 use super::super::Kind::{NameOrNumber, Text};
-use super::super::account::{any_group, any_user};
+use super::super::account::{owner, owning_group};
 use super::super::value;
 use super::super::{Scope, Setting};
 
@@ -34,7 +34,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "owner",
         scopes: LISTENER,
-        kind: NameOrNumber("USER", |d, text| Ok(d.listener.binding.owner = Some(any_user(text)?))),
+        kind: NameOrNumber("USER", |d, text| Ok(d.listener.binding.owner = Some(owner(text)?))),
         default: Unset("the user of the server"),
         flag: No,
         help: "Owner of a socket in the file system, by name or number",
@@ -43,10 +43,10 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "group",
         scopes: LISTENER,
-        kind: NameOrNumber("GROUP", |d, text| Ok(d.listener.binding.group = Some(any_group(text)?))),
+        kind: NameOrNumber("GROUP", |d, text| Ok(d.listener.binding.group = Some(owning_group(text)?))),
         default: Unset("the group of the server"),
         flag: No,
         help: "Group of a socket in the file system, by name or number",
-        more: "",
+        more: "Unless the server was started by root, its user must be a member.",
     },
 ];
