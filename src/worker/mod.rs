@@ -53,7 +53,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::ffi::place;
 use crate::ffi::topics::set_topics;
-use crate::fleet::control::{self as fleet_control, Channel, Report};
+use crate::fleet::control::{Channel, Report};
 use crate::fleet::scoreboard::{Place, Scoreboard, Slot, State};
 use crate::fleet::shared::Shared;
 use crate::http::{self, Site};
@@ -254,7 +254,6 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         slot,
         tx: inbox.tx().as_raw_fd(),
         control: control.as_fd().as_raw_fd(),
-        report: &fleet_control::CRASHED,
         shipment: UnsafeCell::new(Shipment::new()),
     })?;
     traps::complete()?;

@@ -282,11 +282,6 @@ impl Connection {
         self.phase == Phase::Finished
     }
 
-    /// A Close frame was sent or has come.
-    pub fn is_closing(&self) -> bool {
-        self.phase != Phase::Open
-    }
-
     /// The code of our Close frame, 1005 if it had none; `None` if none was sent.
     pub fn close_sent(&self) -> Option<u16> {
         (self.close_sent != 0).then_some(self.close_sent)

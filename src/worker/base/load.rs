@@ -15,17 +15,6 @@ pub struct Load {
     taken: Option<Cell<bool>>,
 }
 
-/// What becomes of a connection that arrives from another process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arrival {
-    /// It is served here.
-    Admitted,
-    /// It is the one that this process was made for.
-    Taken,
-    /// This process has its connection already.
-    Refused,
-}
-
 impl Load {
     /// Of the process in this slot; `per_connection` if it is for one connection.
     pub fn new(slot: &'static Slot, scoreboard: &'static Scoreboard, per_connection: bool) -> Self {
@@ -45,18 +34,18 @@ impl Load {
         self.scoreboard.changed();
     }
 
-    /// A connection arrives from another process.
-    pub fn arrived(&self) -> Arrival {
+    /// A connection arrives from another process. False: it is not served here, where the one connection has come already.
+    pub fn arrived(&self) -> bool {
         let Some(taken) = &self.taken else {
             self.slot.connections.fetch_add(1, Ordering::Relaxed);
-            return Arrival::Admitted;
+            return true;
         };
         if taken.replace(true) {
-            return Arrival::Refused;
+            return false;
         }
         // It comes without a reservation if it was rescued from a crash.
         self.slot.connections.store(1, Ordering::Relaxed);
-        Arrival::Taken
+        true
     }
 
     pub fn release(&self) {

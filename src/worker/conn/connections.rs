@@ -218,6 +218,10 @@ impl Conns {
         Open::new(proto, OpenCount::new(self.metrics.of(handler)))
     }
 
+    pub fn is_unfragmented(&self, id: u64) -> bool {
+        self.with_open(id, |_, open| open.proto.is_movable()) == Some(true)
+    }
+
     /// The channel to the thread of a blocking connection.
     pub fn channel(&self, id: u64) -> Option<Arc<ThreadChannel>> {
         self.with_open(id, |_, open| open.channel().cloned()).flatten()
@@ -243,10 +247,6 @@ impl Conns {
     /// Bytes that the handler of a connection has been given in messages.
     pub fn delivered(&self, id: u64) -> u64 {
         self.with_open(id, |_, open| open.counted.counters().bytes_in.get()).unwrap_or(0)
-    }
-
-    pub fn is_unfragmented(&self, id: u64) -> bool {
-        self.with_open(id, |_, open| open.proto.is_movable()).unwrap_or(false)
     }
 
     /// What a handler is served with, by its number; for none, what those without a table are.

@@ -79,39 +79,41 @@ impl Shipment {
     /// that cannot be read are an error of [`send`](Self::send), nothing worse.
     pub unsafe fn add(&mut self, record: &Record, purpose: Purpose, beside: &Beside) -> bool {
         let [spill, state, head] = record.part_places();
-        let [a, b, c, d, e] = match purpose {
+        let parts = match purpose {
             Purpose::Resume => [spill, state, head, beside.topics, beside.unsent],
             Purpose::Handshake => [spill, NOTHING, head, NOTHING, NOTHING],
             Purpose::Linger => [NOTHING; 5],
         };
-        let sizes = [a, b, c, d, e].map(|part| part.len() as u32);
         // SAFETY: promised by the caller.
-        unsafe { self.put(record.fd, purpose, sizes, beside.seen, [record.block(), a, b, c, d, e]) }
+        unsafe { self.put(record.fd, purpose, beside.seen, record.block(), parts) }
     }
 
     /// Adds a connection that has arrived in this process and was not taken up yet, as it came.
     ///
     /// # Safety
     /// As for [`add`](Self::add).
-    pub unsafe fn add_arrival(&mut self, Arrival { fd, purpose, parts, seen, bytes }: &Arrival<'_>) -> bool {
-        let bytes = [*bytes, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING];
+    pub unsafe fn add_arrival(&mut self, fd: RawFd, entry: &Entry) -> bool {
+        let [spill, state, head] = entry.parts;
+        let parts = [spill, state, head, entry.topics, entry.unsent].map(|part| &raw const *part);
         // SAFETY: promised by the caller.
-        unsafe { self.put(*fd, *purpose, *parts, *seen, bytes) }
+        unsafe { self.put(fd, entry.purpose, entry.seen, entry.block, parts) }
     }
 
     unsafe fn put(
         &mut self,
         fd: RawFd,
         purpose: Purpose,
-        parts: [u32; 5],
         seen: u64,
-        [a, b, c, d, e, f]: [*const [u8]; 6],
+        block: &[u8],
+        parts: [*const [u8]; 5],
     ) -> bool {
         let Some(header) = self.headers.get_mut(self.parcel.len()) else { return false };
-        (header.purpose, header.parts, header.seen) = (purpose as u32, parts, seen);
+        (header.purpose, header.seen) = (purpose as u32, seen);
+        header.parts = parts.map(|part| part.len() as u32);
         let header = std::ptr::slice_from_raw_parts((&raw const *header).cast::<u8>(), ENTRY_HEADER);
+        let [a, b, c, d, e] = parts;
         // SAFETY: promised by the caller; the headers are ours and are not changed before the parcel is sent.
-        unsafe { self.parcel.add(fd, &[header, a, b, c, d, e, f]) }
+        unsafe { self.parcel.add(fd, &[header, block, a, b, c, d, e]) }
     }
 
     /// Sends what is in it. `WouldBlock`: the inbox is full, and it keeps its content.
@@ -157,18 +159,6 @@ pub struct Arrivals {
     sender: i32,
 }
 
-/// One of them.
-pub struct Arrival<'a> {
-    fd: RawFd,
-    /// What is to become of it.
-    pub purpose: Purpose,
-    /// As in the header of its entry.
-    parts: [u32; 5],
-    seen: u64,
-    /// What follows that header.
-    bytes: &'a [u8],
-}
-
 impl Arrivals {
     pub fn new() -> Self {
         Arrivals { bytes: [0; MAX_BYTES], entries: 0..0, fds: [-1; MAX_FDS], waiting: 0..0, sender: 0 }
@@ -204,18 +194,11 @@ impl Arrivals {
         Some(result)
     }
 
-    /// All that were not taken yet and can be read. Async-signal-safe.
-    pub fn iter(&self) -> impl Iterator<Item = Arrival<'_>> {
+    /// All that were not taken yet and can be read, with their descriptors. Async-signal-safe.
+    pub fn iter(&self) -> impl Iterator<Item = (RawFd, Entry<'_>)> {
         let mut rest = self.bytes.get(self.entries.clone()).unwrap_or_default();
         let waiting = self.fds.get(self.waiting.clone()).unwrap_or_default();
-        waiting.iter().map_while(move |fd| {
-            let before = rest;
-            let entry = next_entry(&mut rest)?;
-            let bytes = before.get(ENTRY_HEADER..before.len() - rest.len())?;
-            let [spill, state, head] = entry.parts;
-            let parts = [spill, state, head, entry.topics, entry.unsent].map(|part| part.len() as u32);
-            Some(Arrival { fd: *fd, purpose: entry.purpose, parts, seen: entry.seen, bytes })
-        })
+        waiting.iter().map_while(move |fd| Some((*fd, next_entry(&mut rest)?)))
     }
 }
 
@@ -304,7 +287,7 @@ mod tests {
         assert_eq!(inbox.rx().next_fds().unwrap(), 3);
         assert_eq!(arrivals.receive(inbox.rx()).unwrap(), 3);
         let purposes =
-            |arrivals: &Arrivals| arrivals.iter().map(|arrival| arrival.purpose).collect::<Vec<_>>();
+            |arrivals: &Arrivals| arrivals.iter().map(|(_, entry)| entry.purpose).collect::<Vec<_>>();
         assert_eq!(purposes(&arrivals), [Purpose::Resume, Purpose::Linger, Purpose::Handshake]);
         let copy = records.get_mut(1).unwrap();
         let imported = arrivals.take_first(|_, entry| {
@@ -317,9 +300,9 @@ mod tests {
         assert_eq!(purposes(&arrivals), [Purpose::Linger, Purpose::Handshake]);
 
         // The others are sent on as they came.
-        for arrival in arrivals.iter() {
+        for (fd, entry) in arrivals.iter() {
             // SAFETY: sent below, while they wait in `arrivals`.
-            assert!(unsafe { shipment.add_arrival(&arrival) });
+            assert!(unsafe { shipment.add_arrival(fd, &entry) });
         }
         // SAFETY: as above.
         unsafe { shipment.send(inbox.tx().as_raw_fd()).unwrap() };

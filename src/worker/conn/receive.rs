@@ -40,10 +40,9 @@ pub fn receive(socket: &Socket, buffer: &mut [u8]) -> Result<usize, Errno> {
 
 /// Receives at most so many bytes, which are appended to `buffer`, as far as it has room for them.
 pub fn append(socket: &Socket, buffer: &mut Vec<u8>, most: usize) -> Result<usize, Errno> {
-    let queue_pool = buffer.spare_capacity_mut();
-    let room = most.min(queue_pool.len());
-    let ((received, _), _) =
-        recv(socket, queue_pool.get_mut(..room).unwrap_or_default(), RecvFlags::empty())?;
+    let spare = buffer.spare_capacity_mut();
+    let room = most.min(spare.len());
+    let ((received, _), _) = recv(socket, spare.get_mut(..room).unwrap_or_default(), RecvFlags::empty())?;
     let count = received.len();
     // SAFETY: the first `count` bytes behind the present length lie within the capacity and were received just now.
     unsafe { buffer.set_len(buffer.len() + count) };

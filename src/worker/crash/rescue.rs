@@ -20,6 +20,7 @@ use std::time::Duration;
 use crate::clock;
 use crate::ffi::place::{Callback, place};
 use crate::ffi::strict;
+use crate::fleet::control::CRASHED;
 use crate::fleet::crash::UNATTRIBUTED;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{START, Slot};
@@ -70,8 +71,6 @@ pub struct RescueContext {
     /// The sending end of this slot's inbox.
     pub tx: RawFd,
     pub control: RawFd,
-    /// The message on `control` that a worker has crashed.
-    pub report: &'static [u8],
     pub shipment: UnsafeCell<Shipment>,
 }
 
@@ -155,10 +154,7 @@ pub fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
     let blame = context.report(signal, address, registers, me == pid);
     context.slot.crash.begin_sending(pid);
     // The supervisor forks the replacement now; if it cannot be told it will notice the death.
-    // SAFETY: a live buffer and an open descriptor.
-    unsafe {
-        libc::send(context.control, context.report.as_ptr().cast(), context.report.len(), libc::MSG_NOSIGNAL)
-    };
+    send(context.control, &CRASHED[..], 0);
     context.send_all(&blame);
     context.slot.crash.end_sending(pid);
     // Writing a core dump takes time: nobody must wait for the end of a connection until then.
@@ -212,15 +208,15 @@ impl RescueContext {
         let give_up = clock::now() + START;
         let (mut moved, mut lost, mut failed) = (0, 0, 0);
         // SAFETY: between guard pages that are never unmapped; the event loop has stopped, or is this thread.
-        for arrival in unsafe { self.arrivals.as_ref() }.iter() {
+        for (fd, entry) in unsafe { self.arrivals.as_ref() }.iter() {
             // SAFETY: nobody takes it any more.
             let is_added = unsafe {
-                shipment.add_arrival(&arrival) || {
+                shipment.add_arrival(fd, &entry) || {
                     failed += self.send(shipment, give_up);
-                    shipment.add_arrival(&arrival)
+                    shipment.add_arrival(fd, &entry)
                 }
             };
-            moved += u32::from(is_added && arrival.purpose != Purpose::Linger);
+            moved += u32::from(is_added && entry.purpose != Purpose::Linger);
         }
         let taken = |record: &&Record| record.flags() & flags::TAKEN != 0;
         for (slot, record) in
@@ -350,8 +346,8 @@ fn send_last(fd: RawFd, bytes: &[u8]) -> bool {
     is_sent
 }
 
-/// Sends bytes of a connection; false if not all of them could be sent. What cannot be read is an error, nothing worse.
-fn send(fd: RawFd, bytes: *const [u8], flags: c_int) -> bool {
+/// Sends bytes; false if not all of them could be sent. What cannot be read is an error, nothing worse. Async-signal-safe.
+pub fn send(fd: RawFd, bytes: *const [u8], flags: c_int) -> bool {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | flags;
     // SAFETY: the kernel reads the bytes, and refuses instead of faulting; nobody else uses the descriptor, as above.
     let sent = unsafe { libc::send(fd, bytes.cast(), bytes.len(), flags) };

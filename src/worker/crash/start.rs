@@ -12,12 +12,12 @@ use std::{io, mem};
 
 use crate::clock;
 use crate::ffi::place::Callback;
-use crate::fleet::control;
+use crate::fleet::control::CRASHED;
 use crate::fleet::peer::Peer;
 use crate::fleet::scoreboard::Slot;
 use crate::worker::crash::modules::Modules;
 use crate::worker::crash::report::{Collector, Registers};
-use crate::worker::crash::traps;
+use crate::worker::crash::{rescue, traps};
 
 /// What a death at the start needs; made before any code of a handler runs.
 pub struct StartWatch {
@@ -124,14 +124,6 @@ pub fn note_death(signal: c_int, address: u64, registers: Registers) -> bool {
     };
     watch.slot.crash.note(signal, address, handler, callback, 0);
     // If it cannot be told it will notice the death.
-    // SAFETY: a live buffer; the descriptor is open, or the call fails.
-    unsafe {
-        libc::send(
-            watch.control,
-            control::CRASHED.as_ptr().cast(),
-            control::CRASHED.len(),
-            libc::MSG_NOSIGNAL,
-        )
-    };
+    rescue::send(watch.control, &CRASHED[..], 0);
     true
 }

@@ -133,8 +133,7 @@ impl Handshakes {
             Some(outcome) => outcome,
             None => {
                 if let Err(refusal) = self.admission.may_log_in(client) {
-                    self.refuse(id, refusal, "");
-                    return Err(Unserved::Answered);
+                    return Err(self.refuse(id, refusal, ""));
                 }
                 policy.authenticate(head)
             }

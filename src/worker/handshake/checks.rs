@@ -16,6 +16,7 @@ use crate::proto::ws::handshake::is_upgrade;
 use crate::worker::conn::handshake::{Finished, Handshake};
 use crate::worker::conn::table::Conn;
 use crate::worker::handshake::Handshakes;
+use crate::worker::handshake::outcome::Unserved;
 use crate::worker::listen::admission::answer;
 
 /// Most bytes of client data shown in the log.
@@ -33,9 +34,10 @@ impl Handshakes {
         }
     }
 
-    pub fn refuse(&self, id: u64, refusal: Refusal, detail: &str) {
+    pub fn refuse(&self, id: u64, refusal: Refusal, detail: &str) -> Unserved {
         self.admission.note(refusal, self.conns.peer(id), detail);
         self.conns.reply(id, answer(refusal));
+        Unserved::Answered
     }
 
     /// Strips the header of the PROXY protocol where one is due. `None`: more has to come, or the connection was dropped.
@@ -104,8 +106,8 @@ impl Handshakes {
         is_check
     }
 
-    /// Finds the client behind a proxy, and checks the host. False: the request was refused.
-    pub fn check_request(&self, id: u64, head: &Head) -> bool {
+    /// Finds the client behind a proxy, and checks the host.
+    pub fn check_request(&self, id: u64, head: &Head) -> Result<(), Unserved> {
         let admission = &self.conns.config.admission;
         let peer = self.conns.peer(id);
         let trusts = |peer: Option<SocketAddr>| admission.proxy.trusts(peer.map(|peer| peer.ip()));
@@ -116,17 +118,15 @@ impl Handshakes {
                 Err(malformed) => Err((Refusal::Forwarded, format!(": {malformed}"))),
             };
             if let Err((refusal, detail)) = met {
-                self.refuse(id, refusal, &detail);
-                return false;
+                return Err(self.refuse(id, refusal, &detail));
             }
         }
         let asked = head.host_and_port();
         let is_allowed = |host: &HostRule| asked.is_some_and(|asked| host.allows(asked));
         if !admission.hosts.is_empty() && !admission.hosts.iter().any(is_allowed) {
-            self.refuse(id, Refusal::Host, &shown(head.authority().as_bytes()));
-            return false;
+            return Err(self.refuse(id, Refusal::Host, &shown(head.authority().as_bytes())));
         }
-        true
+        Ok(())
     }
 
     /// RFC 9112 3.2.2: with a validation host, a target in absolute form must name it.
@@ -150,20 +150,18 @@ impl Handshakes {
         policy == Unmatched::Refuse && is_offered && finished.protocol.is_none()
     }
 
-    /// Checks the origin and the connection limit of the pool. False: the request was refused.
-    pub fn check_limits(&self, id: u64, handler: u16, head: &Head) -> bool {
+    /// Checks the origin, and the limits of connections to the handler and its pool.
+    pub fn check_limits(&self, id: u64, handler: u16, head: &Head) -> Result<(), Unserved> {
         let settings = self.conns.settings(handler);
         let origins = &settings.origins;
         // A client that is not a browser may send no Origin, or any it likes.
         let is_allowed = |origin: &[u8]| origins.iter().any(|rule| rule.allows(origin));
         let foreign = head.header_all("origin").find(|origin| !origins.is_empty() && !is_allowed(origin));
         if let Some(origin) = foreign {
-            self.refuse(id, Refusal::Origin, &shown(origin));
-            return false;
+            return Err(self.refuse(id, Refusal::Origin, &shown(origin)));
         }
         if settings.connections.is_some_and(|most| self.conns.metrics.open_of(handler) >= u64::from(most)) {
-            self.refuse(id, Refusal::Handler, "");
-            return false;
+            return Err(self.refuse(id, Refusal::Handler, ""));
         }
         let pool = self.handlers.pool_of(handler);
         let most = self.conns.config.pools.get(pool).and_then(|pool| pool.connections);
@@ -171,11 +169,10 @@ impl Handshakes {
             // In this pool the connection is counted already.
             let more = u64::from(pool != self.conns.pool);
             if self.admission.limiter.table().in_pool(pool) + more > u64::from(most) {
-                self.refuse(id, Refusal::Pool, "");
-                return false;
+                return Err(self.refuse(id, Refusal::Pool, ""));
             }
         }
-        true
+        Ok(())
     }
 }
 

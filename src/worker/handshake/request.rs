@@ -137,9 +137,7 @@ impl Handshakes {
         if self.conns.life.is_stopping() {
             return Err(unavailable("the server is stopping").into());
         }
-        if !self.check_request(id, head) {
-            return Err(Unserved::Answered);
-        }
+        self.check_request(id, head)?;
         self.check_authority(head)?;
         let found = self.conns.routes.find(head.path());
         if let (Some(handler), Some(conn)) = (found, self.conns.core.borrow_mut().table.get(id)) {
@@ -156,9 +154,7 @@ impl Handshakes {
             self.record_user(id, user.as_ref());
             return Err(self.site.serve(head, self.shows_console(id, head), SystemTime::now()).into());
         };
-        if !self.check_limits(id, handler, head) {
-            return Err(Unserved::Answered);
-        }
+        self.check_limits(id, handler, head)?;
         // For handlers of this pool `begin` asks the breaker, and may let a probe through.
         let pool = self.handlers.pool_of(handler);
         let breaker = self.breakers.get(pool, handler);

@@ -31,11 +31,11 @@ const RETRY: &str = "10";
 pub struct Admission {
     config: Arc<Config>,
     pub limiter: Limiter,
-    said: [Cell<LogLimit>; Refusal::ALL.len()],
+    said: [LogLimit; Refusal::ALL.len()],
     /// As `said`, for connections that could not be counted.
-    uncounted: Cell<LogLimit>,
+    uncounted: LogLimit,
     /// As `said`, for logins that have failed.
-    failed_logins: Cell<LogLimit>,
+    failed_logins: LogLimit,
     /// Whether there is a limit of what peers may send in a second.
     has_pace: bool,
     /// The present second, and the number of explanations in it.
@@ -135,11 +135,8 @@ impl Admission {
         self.warn(said, || format!("{} was turned away: {}{detail}", name_of(client), reason(refusal)));
     }
 
-    fn warn(&self, said: &Cell<LogLimit>, line: impl FnOnce() -> String) {
-        let mut limit = said.get();
-        let admitted = limit.admit((1, SECOND), clock::now());
-        said.set(limit);
-        match admitted {
+    fn warn(&self, said: &LogLimit, line: impl FnOnce() -> String) {
+        match said.admit((1, SECOND), clock::now()) {
             None => {}
             Some(0) => log::warn!("{}", line()),
             Some(count) => log::warn!("{}; {count} more like this since the last such line", line()),

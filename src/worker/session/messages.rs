@@ -98,7 +98,6 @@ impl Session {
             };
             match event {
                 None => self.conns.flush_within(id),
-                Some(Event::NeedMore) if at >= count => break,
                 Some(Event::NeedMore) => {}
                 // Counts as a message: it costs as much as a small one.
                 Some(Event::Empty) => _ = is_limited && self.is_too_fast(id, true, 0),
@@ -126,6 +125,10 @@ impl Session {
                     self.complain(id, why, code);
                     self.conns.failed(id, code);
                 }
+            }
+            // No further call of the protocol would find anything.
+            if at >= count {
+                break;
             }
         }
         if is_share_stale {

@@ -11,7 +11,7 @@ const RATE: (u32, Duration) = (1, Duration::from_secs(10));
 
 #[derive(Default)]
 pub struct Junk {
-    said: Cell<LogLimit>,
+    said: LogLimit,
     /// The process that has sent what is being read.
     sender: Cell<i32>,
 }
@@ -23,10 +23,7 @@ impl Junk {
     }
 
     pub fn note(&self, what: impl FnOnce() -> String) {
-        let mut said = self.said.get();
-        let admitted = said.admit(RATE, clock::now());
-        self.said.set(said);
-        let Some(unsaid) = admitted else { return };
+        let Some(unsaid) = self.said.admit(RATE, clock::now()) else { return };
         let sender = self.sender.get();
         log::error!(
             "inbox: from process {sender}: {}; {unsaid} more like it since this was last logged",

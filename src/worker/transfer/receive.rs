@@ -15,7 +15,6 @@ use crate::proto::http1::head::{self, Parsed};
 use crate::proto::ws::deflate::codec::Deflate;
 use crate::proto::ws::handshake;
 use crate::time::Instant;
-use crate::worker::base::load::Arrival;
 use crate::worker::base::metrics::NO_HANDLER;
 use crate::worker::base::poll::INBOX;
 use crate::worker::conn::handoff::{Entry, Purpose};
@@ -149,13 +148,14 @@ impl Transfer {
         if purpose == Purpose::Linger && load.is_per_connection() {
             return true;
         }
-        let arrival = load.arrived();
-        if arrival == Arrival::Taken
+        let is_admitted = load.arrived();
+        if is_admitted
+            && load.is_per_connection()
             && let Err(error) = self.control.send_report(Report::Taken)
         {
             log::error!("cannot report to the supervisor: {error}");
         }
-        arrival != Arrival::Refused
+        is_admitted
     }
 
     /// Takes a connection up, without calling its handler; returns its id and what is to follow.

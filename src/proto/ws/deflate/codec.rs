@@ -117,11 +117,6 @@ impl Deflate {
         }
     }
 
-    /// What was agreed on.
-    pub fn params(&self) -> Params {
-        self.params
-    }
-
     /// Whether a message of `len` bytes is long enough to be compressed.
     pub fn wants(&self, len: usize) -> bool {
         u32::try_from(len).map_or(true, |len| len >= self.threshold)
@@ -210,7 +205,7 @@ impl Deflate {
 
     /// How it compresses: messages compressed alone with the same key are the same.
     pub fn compressor_key(&self) -> CompressorKey {
-        (self.params.named_server_max_window_bits().unwrap_or(WINDOW), self.level)
+        (self.params.server_max_window_bits().unwrap_or(WINDOW), self.level)
     }
 
     fn give_compressor(&mut self, codecs: &mut Codecs) {

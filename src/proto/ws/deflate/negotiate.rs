@@ -55,19 +55,9 @@ pub struct Params {
 }
 
 impl Params {
-    /// The window of the messages we send, 9 to 15.
-    pub fn server_max_window_bits(self) -> u8 {
-        if self.server_bits == 0 { 15 } else { self.server_bits }
-    }
-
-    /// The same, if the response names it.
-    pub fn named_server_max_window_bits(self) -> Option<u8> {
+    /// The window of the messages we send, 9 to 15, if the response names it.
+    pub fn server_max_window_bits(self) -> Option<u8> {
         (self.server_bits != 0).then_some(self.server_bits)
-    }
-
-    /// The window of the messages we receive, 8 to 15.
-    pub fn client_max_window_bits(self) -> u8 {
-        if self.client_bits == 0 { 15 } else { self.client_bits }
     }
 
     /// Whether each message we send is compressed on its own.
@@ -272,7 +262,7 @@ mod tests {
         }
         let params = Params::from_bits(0x0103_0809).unwrap();
         assert!(params.server_no_context_takeover() && params.client_no_context_takeover());
-        assert_eq!((params.server_max_window_bits(), params.client_max_window_bits()), (9, 8));
+        assert_eq!((params.server_bits, params.client_bits), (9, 8));
         assert!(size_of::<Params>() <= 4);
     }
 }

@@ -232,7 +232,7 @@ fn the_context_for_receiving_is_held_only_as_long_as_the_client_may_refer_to_it(
 fn the_pool_tells_windows_and_levels_apart() {
     let mut codecs = Codecs::new();
     for (offer, level) in [(ALONE, 2), (ALONE, 9), ("permessage-deflate; server_max_window_bits=9", 9)] {
-        let mut deflate = Deflate::new(deflate(offer).params(), 0, level);
+        let mut deflate = Deflate::new(deflate(offer).params, 0, level);
         compress(&mut deflate, &mut codecs, &[b"Hello"]);
         deflate.reset(&mut codecs);
     }
