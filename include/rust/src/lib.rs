@@ -54,6 +54,8 @@ pub mod test;
 
 #[cfg(test)]
 mod fake;
+#[cfg(doctest)]
+mod refused;
 #[cfg(test)]
 mod tests;
 
