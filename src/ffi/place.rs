@@ -260,7 +260,10 @@ pub fn is_strict() -> bool {
 /// A callback has broken the contract: a strict host aborts, so that the mistake is found where it is made.
 pub fn breach_of_contract(callback: Callback, conn: ws_conn, what: std::fmt::Arguments<'_>) {
     let name = WORKER.get().map_or("a handler".to_owned(), |worker| worker.handler_name(conn));
+    // Should it abort, the crash is that callback's.
+    let before = enter(callback, conn);
     breach_is(format_args!("{name}: {} of connection {conn:x} {what}", callback.name()));
+    leave(before);
 }
 
 fn breach_is(what: std::fmt::Arguments<'_>) {

@@ -43,6 +43,8 @@ fn a_rejection_wins_over_ok_and_a_strict_host_aborts() {
         until("the worker is gone", || !is_alive(before));
         server.says("rejects: do_extra_handshake of connection ");
         server.says("returned WS_OK after ws_reject() or ws_abort_handshake()");
+        server.says("crashed: SIGABRT");
+        assert!(!server.log().contains("in no handler"), "{}", server.log());
     }
     let server = serve(&["rejects"], STRICT);
     assert_eq!(answer(&server, "/rejects?accept", "").status, 401, "no way back");
