@@ -1,5 +1,5 @@
-//! The bus: a process that carries published messages between workers, and to and from an engine that joins machines. It loads no handler, and parses what workers say as a
-//! stranger's: a worker of one pool cannot reach topics of another that do not have its scope.
+//! The bus: a process that carries published messages between workers, and to and from an engine that joins machines. It
+//! loads no handler and trusts no worker: all input is checked, and a worker reaches the scopes of its own pool only.
 
 mod engine;
 pub mod hub;
@@ -18,19 +18,19 @@ use hub::Limits;
 
 /// What the process is given by the supervisor, just after fork.
 pub struct Start {
-    /// Where workers connect, with the number of their pool, and how many may at a time.
+    /// Where workers connect: number of the pool, receiving end, maximum connections.
     pub rendezvous: Vec<(u16, OwnedFd, usize)>,
-    /// To be the only one.
+    /// Held by the one bus that serves.
     pub baton: Baton,
     /// Bounds.
     pub limits: Limits,
-    /// Which pool may use which scope.
+    /// The scopes that each pool may use.
     pub scopes: Vec<(u16, String)>,
-    /// The engine that joins topics with those of other machines, if there is one, and what is counted of it.
+    /// The engine that joins machines, if one is configured, and its counters.
     pub engine: Option<(config::bus::Engine, &'static BusCounters)>,
 }
 
-/// Serves from the command to begin until it is told to leave.
+/// Serves from the command to begin until the order to leave.
 pub fn run(start: Start, channel: &Channel) -> io::Result<()> {
     channel.send_start(&control::Start::Ready)?;
     channel.wait_for_begin()?;

@@ -236,18 +236,18 @@ impl<'a> Server<'a> {
                 if size == 0 {
                     return; // no worker can come any more
                 }
-                log::debug!("a worker of another version is not let in");
+                log::debug!("a worker of another version asked for a connection; refused");
                 continue;
             };
             if known >= *most {
-                log::debug!("pool {pool} has {known} connections to the bus already; one more is not let in");
+                log::debug!("pool {pool} has {known} connections to the bus, the maximum; refused another");
                 continue;
             }
             known += 1;
             self.last_token += 1;
             let token = self.last_token;
             if let Err(error) = self.poll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, token)) {
-                log::error!("epoll: {error}; a worker is not let in");
+                log::error!("cannot watch the connection of a worker: {error}; refused");
                 continue;
             }
             let mut peer = Peer::new(socket, pool);

@@ -188,7 +188,7 @@ impl Link {
             }
             // The bus has not taken up others yet.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => log::error!("cannot connect to the bus: {error}; trying again"),
+            Err(error) => log::error!("cannot connect to the bus: {error}; retrying"),
         }
     }
 
@@ -316,7 +316,7 @@ impl Link {
     /// that.
     pub fn arrive(&self, id: u64, handler: u16, topics: &[u8], seen: u64) {
         let Some(traveller) = Traveller::read(topics) else {
-            return log::error!("connection {id:x}: its subscriptions are malformed; lost");
+            return log::error!("connection {id:x}: malformed subscriptions; dropped");
         };
         let Some(scope) = self.subscriptions.scope_of(handler) else { return };
         self.subscriptions.set_used();
@@ -375,7 +375,7 @@ impl Link {
             match connected.incoming.next_frame() {
                 Ok(Some(content)) => {
                     let Some(notice) = Notice::read(content) else {
-                        log::error!("the bus has sent nonsense; connecting anew");
+                        log::error!("malformed frame from the bus; reconnecting");
                         return Next::Ended;
                     };
                     if let Notice::Taken { count } = notice {
