@@ -30,15 +30,9 @@ impl Browser {
     /// Starts chromedriver on a free port and a browser with a fresh profile. `width` and `height` are those of the
     /// page.
     pub fn start(width: u32, height: u32) -> Self {
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .expect("chromedriver is needed (Debian: chromium-driver)");
-        let port = driver_port(&mut driver);
+        // It ends when somebody else is faster to take the port that it has picked.
+        let started = (0..5).find_map(|_| start_driver());
+        let (driver, port) = started.expect("chromedriver says its port");
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(PATIENCE * 2))
@@ -159,8 +153,16 @@ impl Drop for Browser {
     }
 }
 
-/// chromedriver says on which port it listens.
-fn driver_port(driver: &mut Child) -> u16 {
+/// Starts chromedriver, which says on which port it listens; `None` if it ends before.
+fn start_driver() -> Option<(Child, u16)> {
+    let mut driver = Command::new("chromedriver")
+        .arg("--port=0")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .expect("chromedriver is needed (Debian: chromium-driver)");
     let lines = BufReader::new(driver.stdout.take().unwrap()).lines();
     let (sender, port) = mpsc::channel();
     std::thread::spawn(move || {
@@ -170,5 +172,10 @@ fn driver_port(driver: &mut Child) -> u16 {
             }
         }
     });
-    port.recv_timeout(PATIENCE).expect("chromedriver says its port")
+    let Ok(port) = port.recv_timeout(PATIENCE) else {
+        let _ = driver.kill();
+        let _ = driver.wait();
+        return None;
+    };
+    Some((driver, port))
 }

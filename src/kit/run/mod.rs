@@ -126,6 +126,9 @@ impl Session<'_> {
                     if let Some(signal) = status.signal() {
                         eprintln!("wshd: the server was killed by signal {signal}");
                     }
+                    if status.code() == Some(Exit::Bind.code()) {
+                        eprintln!("wshd: choose another port with --port; 0 picks a free one");
+                    }
                     return Ok(code.map_or(Exit::Internal.into(), ExitCode::from));
                 }
                 Event::Ended(Err(error)) => return Err(format!("the server: {error}")),
