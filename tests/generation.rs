@@ -52,6 +52,7 @@ fn generation(config: Config, resources: &[(&str, u64)]) -> Generation {
         cgi: None,
         faults: Vec::new(),
         certificates: Vec::new(),
+        isolated: Default::default(),
     }
 }
 

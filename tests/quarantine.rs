@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use client::{Raw, UPGRADE, header};
-use daemon::{Dir, Server, is_alive, until};
+use daemon::{Dir, ECHO, Server, is_alive, until};
 
 /// Serves fixtures with one worker, unless `args` say otherwise.
 fn serve(handlers: &[&str], args: &[&str]) -> (Server, Dir) {
@@ -338,5 +338,65 @@ fn a_handler_that_did_not_start_is_served_when_its_quarantine_is_lifted_and_it_s
     lift();
     until("it is served", || ask_for(&server.address(), "/late") == Outcome::Open);
     until("both workers are new", || server.log().matches("exited, replaced").count() == 2);
+    server.stop();
+}
+
+/// A moment after each message its worker is sent a signal from outside: nothing says whose it was.
+const POISON: &str = r#"
+    #include <signal.h>
+    #include <unistd.h>
+    #include <ws_handler.h>
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        ws_send(conn, msg->type, msg->data, msg->size);
+        if (fork() == 0) {
+            usleep(1200000); /* one that dies younger has not served, and is restarted later */
+            kill(getppid(), SIGSEGV);
+            _exit(0);
+        }
+    }
+    WS_HANDLER(.name = "poison", .on_message = on_message);
+"#;
+
+#[test]
+fn a_suspect_is_served_in_a_process_of_its_own_before_it_is_quarantined() {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    dir.handler("poison", POISON);
+    let mut server =
+        Server::start(&dir, &["--workers", "1", "-o", "quarantine_window=10m", "-o", "quarantine_time=10m"]);
+    let mut echo = Raw::open(&server.address(), "/echo");
+    assert_eq!(echo.ask("before"), "before");
+    let crashes = || server.log().matches(" crashed: SIGSEGV").count();
+    let crash = || {
+        let before = crashes();
+        let mut client = None;
+        until("it is served", || {
+            let (outcome, raw) = request(&server.address(), "/poison");
+            client = (outcome == Outcome::Open).then_some(raw);
+            client.is_some()
+        });
+        let mut client = client.unwrap();
+        assert_eq!(client.ask("drop"), "drop");
+        until("a worker has crashed", || crashes() > before);
+    };
+    // Two, unless a worker has become too old meanwhile for its death to be one in a row.
+    let is_said = |text: &str| server.log().contains(text);
+    (0..6).take_while(|_| !is_said("poison: suspected, workers die in no handler")).for_each(|_| crash());
+    assert!(is_said("and it ran last: served in a pool of its own, suspect-1"), "{}", server.log());
+    until("it is isolated", || server.log().contains("reload: done"));
+    let workers = |name: &str| {
+        let is_it = |pid: &i32| {
+            std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().contains(name)
+        };
+        server.workers().into_iter().filter(is_it).collect::<Vec<_>>()
+    };
+    until("the worker before has left", || workers("worker default/0").len() == 1);
+    let of_default = workers("worker default/0");
+    (0..3).for_each(|_| crash());
+    server.says("poison: 3 workers died in it within 600s: quarantined");
+    assert!(matches!(ask_for(&server.address(), "/poison"), Outcome::Refused(_)));
+    assert_eq!(echo.ask("after"), "after");
+    assert_eq!(workers("worker default/0"), of_default, "nobody else has suffered");
     server.stop();
 }

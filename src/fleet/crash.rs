@@ -43,8 +43,8 @@ pub struct CrashFacts {
     pub conn: u64,
     /// Number of the handler; None outside of handlers.
     pub handler: Option<u16>,
-    /// Crashes go on that name nobody, and this handler ran last before each.
-    pub suspect: Option<u16>,
+    /// Crashes in a row that name nobody: the handler that ran last before each, and how many there were.
+    pub last: Option<(u16, u32)>,
 }
 
 /// After so many crashes in a row that name nobody the connections of a handler whose code it was, or that ran last before
@@ -73,7 +73,11 @@ impl Crash {
 
     /// The suspected handler. Async-signal-safe.
     pub fn suspect(&self) -> Option<u16> {
-        without_none(&self.last).filter(|_| self.alike.load(Ordering::Relaxed) > UNATTRIBUTED)
+        self.last().filter(|(_, alike)| *alike > UNATTRIBUTED).map(|(handler, _)| handler)
+    }
+
+    fn last(&self) -> Option<(u16, u32)> {
+        Some((without_none(&self.last)?, self.alike.load(Ordering::Relaxed)))
     }
 
     /// Notes how many connections were saved, and how many were not. Async-signal-safe. [worker]
@@ -126,7 +130,7 @@ impl Crash {
             callback: self.callback.load(Ordering::Relaxed),
             conn: self.conn.load(Ordering::Relaxed),
             handler: without_none(&self.handler),
-            suspect: self.suspect(),
+            last: self.last(),
         }
     }
 

@@ -1,20 +1,18 @@
 //! Files of certificates and keys that change: gateways of another generation read them, without a reload of anything else.
 //! The supervisor looks at when they were changed, and never into them.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use crate::config::Config;
 use crate::config::gateway::Entrance;
-use crate::time::Instant;
+use crate::fleet::routes;
 
-/// How often files are looked at. A certificate and its key may be replaced one after the other: they are read once nothing
-/// has changed for this time.
-pub(super) const LOOK: Duration = Duration::from_secs(2);
+/// A certificate and its key may be replaced one after the other: they are read when so many looks, a second apart, have found
+/// nothing new.
+const SETTLED: u32 = 2;
 
-/// A file as it is: device, inode, size, and when it was changed; `None` if it cannot be looked at.
-pub(super) type Stamp = (PathBuf, Option<(u64, u64, u64, i64, i64)>);
+/// A file as it is; `None` if it cannot be looked at.
+pub(super) type Stamp = (PathBuf, Option<routes::Stamp>);
 
 /// The files that gateways read, as they are.
 pub(super) fn stamps(config: &Config) -> Vec<Stamp> {
@@ -27,12 +25,10 @@ pub(super) fn stamps(config: &Config) -> Vec<Stamp> {
     }
     paths.sort_unstable();
     paths.dedup();
-    paths.into_iter().map(|path| (path.to_owned(), stamp(path))).collect()
-}
-
-fn stamp(path: &Path) -> Option<(u64, u64, u64, i64, i64)> {
-    let file = path.metadata().ok()?;
-    Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
+    paths
+        .into_iter()
+        .map(|path| (path.to_owned(), path.metadata().ok().as_ref().map(routes::Stamp::from)))
+        .collect()
 }
 
 /// What is known of the files.
@@ -40,10 +36,8 @@ fn stamp(path: &Path) -> Option<(u64, u64, u64, i64, i64)> {
 pub(super) struct Certificates {
     /// As they were when they were looked at last.
     seen: Vec<Stamp>,
-    /// They have changed, and gateways that have read them were not started yet.
-    is_changed: bool,
-    /// When they are looked at next.
-    pub look_at: Instant,
+    /// How many looks have found nothing new, since they have changed; none if gateways have read them, or start to.
+    unread: Option<u32>,
 }
 
 impl Certificates {
@@ -53,15 +47,16 @@ impl Certificates {
             self.seen = read.to_vec();
         }
         if self.seen != stamps {
-            (self.seen, self.is_changed) = (stamps, true);
-            return false;
+            (self.seen, self.unread) = (stamps, Some(0));
+        } else if let Some(looks) = &mut self.unread {
+            *looks += 1;
         }
-        std::mem::take(&mut self.is_changed)
+        self.unread.take_if(|looks| *looks == SETTLED).is_some()
     }
 
     /// A reload has read them.
     pub fn forget(&mut self) {
-        *self = Self { look_at: self.look_at, ..Self::default() };
+        *self = Self::default();
     }
 }
 
@@ -71,9 +66,11 @@ mod tests {
 
     #[test]
     fn files_are_read_once_they_have_settled() {
-        let stamp = |size| vec![(PathBuf::from("c"), Some((1, 2, size, 4, 5)))];
+        let stamp = |size| routes::Stamp { size, ..routes::Stamp::default() };
+        let stamps = |size| vec![(PathBuf::from("c"), Some(stamp(size)))];
         let mut certificates = Certificates::default();
-        let looks = [1, 1, 2, 3, 3, 3, 1, 1].map(|size| certificates.look(stamp(size), &stamp(1)));
-        assert_eq!(looks, [false, false, false, false, true, false, false, true]);
+        let looks = [1, 1, 2, 3, 3, 3, 3, 1, 1, 1, 1];
+        let is_time = looks.map(|size| certificates.look(stamps(size), &stamps(1)));
+        assert_eq!(is_time.map(u8::from), [0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0]);
     }
 }

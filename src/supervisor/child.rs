@@ -46,6 +46,7 @@ pub(super) struct Child {
     /// Whether its standard output and error are to go nowhere.
     pub is_detached: bool,
     pub shared: Shared,
+    /// Without the settings of handlers that it does not serve.
     pub config: Arc<Config>,
     pub task: Task,
 }
@@ -72,21 +73,6 @@ pub(super) enum Auxiliary {
 }
 
 impl Auxiliary {
-    fn with_config(self, config: &Arc<Config>) -> Self {
-        match self {
-            Auxiliary::Metrics(start) => {
-                Auxiliary::Metrics(metrics::Start { config: Arc::clone(config), ..start })
-            }
-            Auxiliary::Gateway(start) => {
-                Auxiliary::Gateway(gateway::Start { config: Arc::clone(config), ..start })
-            }
-            Auxiliary::Bus(start) => Auxiliary::Bus(start),
-            Auxiliary::Cgi(start) => {
-                Auxiliary::Cgi(start.map(|start| cgi::Start { config: Arc::clone(config), ..start }))
-            }
-        }
-    }
-
     /// Serves until it has nothing left to do; an error tells with which exit code it cannot, and why. `confine` gives up
     /// what is not needed to serve.
     fn run(self, channel: &Channel, confine: impl FnOnce() -> io::Result<()>) -> Result<(), (Exit, String)> {
@@ -129,31 +115,9 @@ impl Child {
         unsafe { libc::_exit(code) }
     }
 
-    /// The same with no copy of the settings of handlers that it does not serve.
-    fn without_settings_of_others(self) -> Self {
-        let pool = match &self.task {
-            Task::Worker { place, .. } => Some(usize::from(place.pool)),
-            Task::Auxiliary(..) => None,
-        };
-        let config = Arc::new(self.config.with_settings_of(pool));
-        let task = match self.task {
-            Task::Worker { place, log, start } => {
-                let start = start.map(|start| worker::Start { config: Arc::clone(&config), ..start });
-                Task::Worker { place, log, start }
-            }
-            Task::Auxiliary(kind, channel, start) => {
-                Task::Auxiliary(kind, channel, start.with_config(&config))
-            }
-        };
-        let Self { supervisor, is_detached, shared, config: whole, .. } = self;
-        // The last reference to the supervisor's configuration, which is overwritten.
-        drop(whole);
-        wipe::stop();
-        Self { supervisor, is_detached, shared, config, task }
-    }
-
     fn work(self) -> i32 {
-        let Self { supervisor, is_detached, shared, config, task } = self.without_settings_of_others();
+        wipe::stop(); // what the supervisor had is overwritten
+        let Self { supervisor, is_detached, shared, config, task } = self;
         let patience = config.stop_timeout + GRACE;
         let patience = u32::try_from(patience.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u32::MAX);
         match task {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::Supervisor;
@@ -32,69 +33,44 @@ impl Supervisor {
     }
 
     fn operate(&mut self, client: Number, operation: Operation) {
-        match operation {
-            Operation::Stop { now } => self.stop(if now { Event::Quit } else { Event::Terminate }),
-            Operation::Reload => self.rolling.is_reload_wanted = true,
-            Operation::Upgrade => self.upgrade.is_wanted = true,
-            Operation::Drain { time } => {
-                let result = self.drain_by_order(time);
-                self.host.control.answer(client, &result);
-            }
-            Operation::Resume => {
-                let result = self.resume_by_order();
-                self.host.control.answer(client, &result);
-            }
-            Operation::Cancel => {
-                let result = self.cancel();
-                self.host.control.answer(client, &result);
-            }
+        let result = match operation {
+            Operation::Stop { now } => return self.stop(if now { Event::Quit } else { Event::Terminate }),
+            Operation::Reload => return self.rolling.is_reload_wanted = true,
+            Operation::Upgrade => return self.upgrade.is_wanted = true,
+            Operation::Drain { time } => self.drain_by_order(time),
+            Operation::Resume => self.resume_by_order(),
+            Operation::Cancel => self.cancel(),
             Operation::LogLevel(level) => {
                 self.set_log_level(level);
-                self.host.control.answer(client, &Ok(level.name().into()));
+                Ok(level.name().into())
             }
-            Operation::Workers { pool, change } => {
-                let result = self.change_workers(&pool, change);
-                self.host.control.answer(client, &result);
-            }
+            Operation::Workers { pool, change } => self.change_workers(&pool, change),
             Operation::Quarantine { handler, state, time } => {
                 match state {
                     Switch::On => self.shut(handler, time),
                     Switch::Off => self.lift(handler),
                 }
                 let handlers: Vec<_> = self.view().handler(handler).into_iter().collect();
-                let result = serde_json::to_value(handlers).map_err(|error| error.to_string());
-                self.host.control.answer(client, &result);
+                serde_json::to_value(handlers).map_err(|error| error.to_string())
             }
-        }
+        };
+        self.host.control.answer(client, &result);
     }
 
     /// What a request sees.
     fn view(&self) -> View<'_> {
+        let channel_of = |pid: Option<Pid>| self.processes.get(pid?)?.channel.as_ref();
+        let process = |slot, pid, is_leaving| Process { slot, pid, is_leaving, channel: channel_of(pid) };
         // Slots whose workers are due come without a process.
-        let slots = 0..self.processes.slots();
-        let present =
-            slots.filter(|slot| self.processes.holder(*slot).is_some() || self.slots.is_taken(*slot));
-        let present = present.map(|slot| {
-            let process = self.processes.in_slot(slot);
-            Process {
-                slot,
-                pid: process.map(|(pid, _)| pid),
-                is_leaving: false,
-                channel: process.and_then(|(_, process)| process.channel.as_ref()),
-            }
-        });
+        let present = (0..self.processes.slots())
+            .map(|slot| (slot, self.processes.holder(slot)))
+            .filter(|(slot, pid)| pid.is_some() || self.slots.is_taken(*slot))
+            .map(|(slot, pid)| process(slot, pid, false));
         let leaving = self
             .processes
             .iter()
-            .filter(|(_, process)| matches!(process.role, Role::Draining | Role::Crashed));
-        let leaving = leaving.filter_map(|(pid, process)| {
-            Some(Process {
-                slot: process.slot?,
-                pid: Some(pid),
-                is_leaving: true,
-                channel: process.channel.as_ref(),
-            })
-        });
+            .filter(|(_, process)| matches!(process.role, Role::Draining | Role::Crashed))
+            .filter_map(|(pid, leaving)| Some(process(leaving.slot?, Some(pid), true)));
         let bus = self.auxiliaries.serving(Kind::Bus);
         View {
             config: &self.generation.config,
@@ -104,7 +80,7 @@ impl Supervisor {
             counters: self.shared.counters,
             breakers: self.shared.breakers,
             processes: present.chain(leaving).collect(),
-            bus: bus.and_then(|pid| self.processes.get(pid)).and_then(|process| process.channel.as_ref()),
+            bus: channel_of(bus),
             is_upgrading: self.upgrade.is_under_way(),
             longest_turn: self.host.longest_turn,
             draining: self.draining(),

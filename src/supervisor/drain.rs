@@ -12,12 +12,9 @@ use super::policy::slots;
 use crate::clock;
 use crate::ctl::answer::{Draining, seconds};
 use crate::fleet::bulletin::Readiness;
-use crate::time::Instant;
 
 /// Over which time connections are closed if nobody says.
 const DEFAULT_TIME: Duration = Duration::from_secs(60);
-/// How often to look whether all connections have gone.
-const LOOK: Duration = Duration::from_millis(250);
 
 impl Supervisor {
     /// SIGTERM: the server drains first, if that is configured and possible; told again it stops.
@@ -127,8 +124,8 @@ impl Supervisor {
         self.host.notify.status(&format!("Draining: {text}"));
     }
 
-    /// What is due.
-    pub(super) fn go_on_with_drain(&mut self, now: Instant) {
+    /// What is due; in each turn, of which there is one a second at least.
+    pub(super) fn go_on_with_drain(&mut self) {
         if !self.drain.is_on() {
             return;
         }
@@ -138,14 +135,6 @@ impl Supervisor {
         if matches!(self.drain, Drain::Closing { .. }) && is_whole && self.connections() == 0 {
             self.on_drain(Event::Empty);
         }
-        self.maintenance.drain_looked_at = now;
-    }
-
-    /// When that is to be called.
-    pub(super) fn drain_due(&self) -> Option<Instant> {
-        let look =
-            matches!(self.drain, Drain::Closing { .. }).then(|| self.maintenance.drain_looked_at + LOOK);
-        self.drain.deadline().into_iter().chain(look).min()
     }
 
     /// How the server drains, if it does.

@@ -20,6 +20,9 @@ use crate::log::Settings as LogSettings;
 /// Length of the kernel's queue of clients that ask for metrics.
 const METRICS: Binding = Binding { backlog: 64, mode: None, owner: None, group: None };
 
+/// The most handlers that are isolated at a time.
+const MOST_ISOLATED: usize = 4;
+
 /// Configuration, handlers and listening sockets that belong together.
 #[derive(Clone, Debug)]
 pub struct Generation {
@@ -39,6 +42,8 @@ pub struct Generation {
     pub faults: Vec<String>,
     /// The files that gateways read, as they were.
     pub certificates: Vec<Stamp>,
+    /// The pools of handlers that are isolated. A reload knows none.
+    pub isolated: BTreeSet<usize>,
 }
 
 impl Generation {
@@ -57,7 +62,54 @@ impl Generation {
         let cgi = make_inbox(&config, self.cgi.as_ref())
             .map_err(|error| format!("no inbox for programs: {error}"))?;
         let (config, routes) = (Arc::new(config), Arc::new(routes));
-        Ok(Self { config, routes, listeners, metrics, bus, cgi, faults, certificates })
+        let isolated = BTreeSet::new();
+        Ok(Self { config, routes, listeners, metrics, bus, cgi, faults, certificates, isolated })
+    }
+
+    /// Whether the handlers were found anew since `before`.
+    pub fn is_reread(&self, before: &Self) -> bool {
+        !Arc::ptr_eq(&self.routes, &before.routes)
+    }
+
+    /// The same with a pool of its own for a handler that is suspected. None: it cannot have one.
+    pub fn with_isolated(&self, handler: u16) -> Option<io::Result<Self>> {
+        let route = self.routes.handlers().get(usize::from(handler)).filter(|route| !route.retired)?;
+        let before = self.config.pool_of(&route.resource);
+        let template = self.config.pools.get(before).filter(|pool| pool.children.is_none())?;
+        if self.is_alone(handler) || self.isolated.len() >= MOST_ISOLATED {
+            return None;
+        }
+        let mut config = Config::clone(&self.config);
+        let name = |number: usize| format!("suspect-{number}");
+        let is_free = |name: &String| config.pool(name).is_none_or(|pool| config.pools[pool].workers == 0);
+        let name = (1..).map(name).find(is_free)?;
+        let pool = Pool { name: name.clone(), workers: 1, ..template.clone() };
+        let number = config.pool(&name).unwrap_or(config.pools.len());
+        match config.pools.get_mut(number) {
+            Some(gone) => *gone = pool,
+            None => config.pools.push(pool),
+        }
+        config.isolation.insert(route.resource.clone(), number);
+        let isolated = self.isolated.iter().copied().chain([number]).collect();
+        let bus = self.bus.following(&config);
+        Some(bus.map(|bus| Self { config: Arc::new(config), bus, isolated, ..self.clone() }))
+    }
+
+    /// Whether no other handler is served in the pool of this one.
+    pub fn is_alone(&self, handler: u16) -> bool {
+        let pool = |route: &Route| self.config.pool_of(&route.resource);
+        let ours = self.routes.handlers().get(usize::from(handler)).map(pool);
+        self.routes.in_service().filter(|(_, route)| Some(pool(route)) == ours).count() == 1
+    }
+
+    /// The handler that a pool isolates.
+    pub fn isolated_in(&self, pool: usize) -> Option<u16> {
+        let is_ours = |(_, route): &(u16, &Route)| self.config.pool_of(&route.resource) == pool;
+        self.routes
+            .in_service()
+            .find(is_ours)
+            .map(|(number, _)| number)
+            .filter(|_| self.isolated.contains(&pool))
     }
 
     /// What makes the bus what it is.

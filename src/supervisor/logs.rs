@@ -5,7 +5,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
@@ -16,8 +15,6 @@ use crate::fleet::control::{Channel, Command};
 use crate::log::{self as sink, Book, Level};
 use crate::time::Instant;
 
-/// How often sizes are looked at.
-const LOOK: Duration = Duration::from_secs(1);
 /// Lines that are taken from a process before others get their turn.
 pub(super) const AT_ONCE: usize = 64;
 /// Lines that are taken from a process that has ended.
@@ -26,8 +23,6 @@ pub(super) const LAST: usize = 1000;
 /// What is done about the files.
 #[derive(Debug, Default)]
 pub(super) struct Files {
-    /// When their sizes are looked at next.
-    look_at: Instant,
     /// They are to be opened anew once the present child has done so.
     is_wanted: bool,
     /// One could not be renamed, and that has been said.
@@ -40,17 +35,8 @@ impl Supervisor {
         self.open_logs(|book| sink::reopen(book).is_ok());
     }
 
-    /// When sizes are to be looked at next, if at all.
-    pub(super) fn next_look_at_logs(&self) -> Option<Instant> {
-        (self.generation.config.log.rotation.size != 0).then_some(self.maintenance.logs.look_at)
-    }
-
     /// Renames the files that have become too large.
-    pub(super) fn look_after_logs(&mut self, now: Instant) {
-        if self.next_look_at_logs().is_none_or(|at| at > now) {
-            return;
-        }
-        self.maintenance.logs.look_at = now + LOOK;
+    pub(super) fn look_after_logs(&mut self) {
         if sink::BOOKS.into_iter().any(sink::is_rotation_due) {
             let is_known = self.maintenance.logs.is_failing;
             self.open_logs(|book| match sink::rotate(book) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use super::certificates::{self, Certificates};
+use super::certificates::{Certificates, stamps};
 use super::generation::Generation;
 use super::mail::Mail;
 use super::policy::backoff::{Backoff, Rule};
@@ -24,8 +24,6 @@ use crate::time::Instant;
 
 /// How often loads are compared after a worker has started, and for how long.
 const REBALANCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
-/// How often workers are asked whether they are worn out.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// How workers are replaced that cannot take connections. A handler may use up descriptors wherever it runs: replacing its
 /// worker again and again helps nobody.
@@ -38,17 +36,14 @@ const FAULTS: Rule = Rule {
 
 /// When what is looked at.
 pub(super) struct Maintenance {
-    /// Until when loads are compared.
+    /// Until when loads are compared, and when they are compared next.
     rebalance_until: Instant,
-    /// When loads or wear are looked at next.
-    look_at: Instant,
-    /// When heartbeats are looked at next.
-    pulse_at: Instant,
+    rebalance_at: Instant,
+    /// When all else is looked at next.
+    tick_at: Instant,
     faults: Backoff,
     /// Before this no worker is replaced because of a fault.
     faults_until: Instant,
-    /// When it was last looked whether a server that drains has connections.
-    pub drain_looked_at: Instant,
     pub logs: logs::Files,
     pub mail: Mail,
     pub certificates: Certificates,
@@ -56,17 +51,10 @@ pub(super) struct Maintenance {
 
 impl Default for Maintenance {
     fn default() -> Self {
-        Self {
-            rebalance_until: Instant::default(),
-            look_at: Instant::default(),
-            pulse_at: Instant::default(),
-            faults: Backoff::new(FAULTS),
-            faults_until: Instant::default(),
-            drain_looked_at: Instant::default(),
-            logs: logs::Files::default(),
-            mail: Mail::default(),
-            certificates: Certificates::default(),
-        }
+        let (rebalance_until, rebalance_at, tick_at, faults_until) = Default::default();
+        let (logs, mail, certificates) = Default::default();
+        let faults = Backoff::new(FAULTS);
+        Self { rebalance_until, rebalance_at, tick_at, faults, faults_until, logs, mail, certificates }
     }
 }
 
@@ -74,60 +62,47 @@ impl Maintenance {
     /// A worker has started.
     pub fn begin_rebalance(&mut self, now: Instant) {
         self.rebalance_until = now + REBALANCE.1;
-        self.look_at = now;
+        self.rebalance_at = now;
+    }
+
+    /// When [`Supervisor::maintain`] has something to do.
+    pub fn deadline(&self, now: Instant) -> Instant {
+        if self.rebalance_until > now { self.rebalance_at.min(self.tick_at) } else { self.tick_at }
     }
 }
 
 impl Supervisor {
-    /// When [`maintain`](Self::maintain) has something to do.
-    pub(super) fn maintenance_due(&self, now: Instant) -> Option<Instant> {
-        if self.slots.is_stopping() {
-            return None;
-        }
-        let looks = self.is_look_wanted(now).then_some(self.maintenance.look_at);
-        let files = self.next_look_at_logs().into_iter().chain(self.next_look_at_certificates());
-        looks.into_iter().chain([self.maintenance.pulse_at]).chain(files).min()
-    }
-
-    fn is_look_wanted(&self, now: Instant) -> bool {
-        self.maintenance.rebalance_until > now || self.generation.config.wear.is_bounded()
-    }
-
     /// Looks at what is due.
     pub(super) fn maintain(&mut self, now: Instant) {
-        if self.slots.is_stopping() {
-            return;
+        let due = |at: &mut Instant, period| *at <= now && std::mem::replace(at, now + period) <= now;
+        if self.maintenance.rebalance_until > now && due(&mut self.maintenance.rebalance_at, REBALANCE.0) {
+            self.rebalance();
         }
-        if self.is_look_wanted(now) && self.maintenance.look_at <= now {
-            self.look_after_workers(now);
+        if due(&mut self.maintenance.tick_at, liveness::INTERVAL) && !self.slots.is_stopping() {
+            self.replace_worn(now);
+            self.end_sick_workers(now);
+            self.look_after_logs();
+            self.look_at_certificates();
         }
-        if self.maintenance.pulse_at <= now {
-            self.maintenance.pulse_at = now + liveness::INTERVAL;
-            self.end_damaged_workers(now);
-            self.limits().into_iter().for_each(|limits| self.end_hung_workers(limits, now));
-        }
-        self.look_after_logs(now);
-        self.look_at_certificates(now);
     }
 
-    /// Has workers move connections to each other until they are balanced, and replaces those that are worn out.
-    fn look_after_workers(&mut self, now: Instant) {
-        if self.maintenance.rebalance_until > now {
-            self.maintenance.look_at = now + REBALANCE.0;
-            if self.rolling.policy.is_idle() {
-                self.rebalance();
-            }
-        } else {
-            self.maintenance.look_at = now + LOOK;
+    /// Replaces a worker in its place.
+    fn replace(&mut self, slot: usize) {
+        let step = Step { start: Some(self.place_of(slot)), retire: Some(slot) };
+        self.rolling.policy.on(Event::Step(step));
+    }
+
+    /// Replaces a worker that is worn out: one at a time, so that there is always one to accept.
+    fn replace_worn(&mut self, now: Instant) {
+        let is_alone =
+            self.rolling.policy.is_idle() && self.processes.in_role(Role::Draining).next().is_none();
+        if !is_alone || !self.generation.config.wear.is_bounded() {
+            return;
         }
-        // One at a time, so that there is always a worker to accept.
-        if self.rolling.policy.is_idle() && self.processes.in_role(Role::Draining).next().is_none() {
-            let worn = self.processes.in_role(Role::Worker).find_map(|pid| self.wear_of(pid, now));
-            if let Some((slot, why)) = worn {
-                log::info!("{} is replaced: {why}", self.name(slot));
-                let step = Step { start: Some(self.place_of(slot)), retire: Some(slot) };
-                self.rolling.policy.on(Event::Step(step));
-            }
+        let worn = self.processes.in_role(Role::Worker).find_map(|pid| self.wear_of(pid, now));
+        if let Some((slot, why)) = worn {
+            log::info!("{} is replaced: {why}", self.name(slot));
+            self.replace(slot);
         }
     }
 
@@ -143,12 +118,14 @@ impl Supervisor {
         let wait = self.maintenance.faults.failed(now.since(self.maintenance.faults_until));
         self.maintenance.faults_until = now + wait;
         log::warn!("{} is replaced: {fault}", self.name(slot));
-        let step = Step { start: Some(self.place_of(slot)), retire: Some(slot) };
-        self.rolling.policy.on(Event::Step(step));
+        self.replace(slot);
     }
 
     /// One move in each pool that is out of balance.
     fn rebalance(&self) {
+        if !self.rolling.policy.is_idle() || self.slots.is_stopping() {
+            return;
+        }
         let pools =
             self.generation.config.pools.iter().enumerate().filter(|(_, pool)| pool.children.is_none());
         for (pool, _) in pools {
@@ -188,71 +165,47 @@ impl Supervisor {
         (!limits.silence.is_zero()).then_some(limits)
     }
 
-    /// Ends workers whose record in the scoreboard was overwritten. The next process in the slot makes it anew.
-    fn end_damaged_workers(&mut self, now: Instant) {
-        let mut damaged = Vec::new();
+    /// Ends workers whose record in the scoreboard was overwritten (the next process in the slot makes it anew), and those
+    /// whose event loop does not turn although nothing that they may do takes so long.
+    fn end_sick_workers(&mut self, now: Instant) {
+        let (limits, config) = (self.limits(), &self.generation.config);
+        let mut sick = Vec::new();
         for (pid, process) in self.processes.iter_mut() {
-            let judged = matches!(process.role, Role::Worker | Role::PerConnection(_) | Role::Draining);
-            let Some(slot) = process.slot.filter(|_| judged && !process.is_late()) else { continue };
+            let is_judged = matches!(process.role, Role::Worker | Role::PerConnection(_) | Role::Draining);
+            let Some(slot) = process.slot.filter(|_| is_judged && !process.is_late()) else { continue };
             let record = self.shared.scoreboard.slot(slot);
-            if record.is_some_and(|record| record.generation() == process.generation && record.is_damaged()) {
-                process.hurry(now);
-                damaged.push((pid, slot));
-            }
-        }
-        for (pid, slot) in damaged {
-            log::error!(
-                "{}[{pid}]: a handler of its pool has overwritten shared memory; ending it",
-                self.name(slot)
-            );
-        }
-    }
-
-    /// Ends workers whose event loop does not turn although nothing that they may do takes so long.
-    fn end_hung_workers(&mut self, limits: Limits, now: Instant) {
-        let mut hung = Vec::new();
-        for (pid, process) in self.processes.iter_mut() {
-            let judged = matches!(process.role, Role::Worker | Role::PerConnection(_) | Role::Draining);
-            let Some(slot) = process.slot.filter(|_| judged && !process.is_late()) else { continue };
-            let Some(record) = self.shared.scoreboard.slot(slot) else { continue };
-            let is_its_own = record.generation() == process.generation;
-            let serves = matches!(record.state(), State::Running | State::Stopping);
-            if !is_its_own
-                || !serves
-                || self.generation.config.is_parent(record.place().pool, record.place().number)
-            {
+            let Some(record) = record.filter(|record| record.generation() == process.generation) else {
+                continue;
+            };
+            if record.is_damaged() {
+                sick.push((pid, slot, ": a handler of its pool has overwritten shared memory".to_owned()));
                 continue;
             }
+            let serves = matches!(record.state(), State::Running | State::Stopping)
+                && !config.is_parent(record.place().pool, record.place().number);
             let beat = record.heartbeat.load(Ordering::Relaxed);
             let in_handler = record.call.current().is_some();
-            hung.extend(process.pulse.look(beat, in_handler, limits, now).map(|silent| (pid, slot, silent)));
-        }
-        for (pid, slot, silent) in hung {
             // Whoever debugs a worker may take all the time.
-            if is_traced(pid) {
-                continue;
+            if let Some(limits) = limits.filter(|_| serves)
+                && let Some(silent) = process.pulse.look(beat, in_handler, limits, now)
+                && !is_traced(pid)
+            {
+                sick.push((pid, slot, format!(" has not responded for {silent:?}")));
             }
-            log::error!("{}[{pid}] has not responded for {silent:?}; ending it", self.name(slot));
+        }
+        for (pid, slot, why) in sick {
+            log::error!("{}[{pid}]{why}; ending it", self.name(slot));
             self.processes.get_mut(pid).into_iter().for_each(|process| process.hurry(now));
         }
     }
 
-    /// When files are looked at.
-    fn next_look_at_certificates(&self) -> Option<Instant> {
-        let is_read = self.generation.gateway_listeners().next().is_some();
-        is_read.then_some(self.maintenance.certificates.look_at)
-    }
-
-    /// Looks at the files, and begins to replace the gateways if it is time to.
-    fn look_at_certificates(&mut self, now: Instant) {
-        if self.next_look_at_certificates().is_none_or(|at| at > now) {
+    /// Looks at the files that gateways read, and begins to replace the gateways if these have changed.
+    fn look_at_certificates(&mut self) {
+        if !self.may_replace() || self.generation.gateway_listeners().next().is_none() {
             return;
         }
-        self.maintenance.certificates.look_at = now + certificates::LOOK;
-        let is_idle = self.rolling.is_idle();
-        let is_free = is_idle && self.host.daemon.is_ready() && !self.upgrade.is_under_way();
-        let stamps = certificates::stamps(&self.generation.config);
-        if is_free && self.maintenance.certificates.look(stamps.clone(), &self.generation.certificates) {
+        let stamps = stamps(&self.generation.config);
+        if self.maintenance.certificates.look(stamps.clone(), &self.generation.certificates) {
             log::info!("certificates have changed: new gateways read them");
             let generation = Generation { certificates: stamps, ..self.generation.clone() };
             self.auxiliaries.try_out(&self.generation, &generation);

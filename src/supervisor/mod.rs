@@ -222,6 +222,7 @@ impl Supervisor {
             self.go_on_with_reload();
             self.carry_out()?;
             self.request_upgrade();
+            self.isolate_suspects();
             self.ask_for_processes();
             self.start_auxiliaries()?;
             self.announce();
@@ -321,12 +322,12 @@ impl Supervisor {
             self.processes.deadline(),
             self.slots.deadline(),
             self.pools.deadline(now),
-            self.maintenance_due(now),
+            (!self.slots.is_stopping()).then(|| self.maintenance.deadline(now)),
             self.auxiliaries.due(),
             self.maintenance.mail.deadline(),
             self.host.control.deadline(),
             self.host.notify.due(),
-            self.drain_due(),
+            self.drain.deadline(),
             self.next_log(),
         ];
         let timeout = deadlines.into_iter().flatten().min().map_or(PollTimeout::NONE, |deadline| {
@@ -378,7 +379,7 @@ impl Supervisor {
         self.signal_late(now);
         self.maintain(now);
         self.host.notify.turn(now);
-        self.go_on_with_drain(now);
+        self.go_on_with_drain();
         self.slots.on(Event::Time, now);
     }
 

@@ -1,6 +1,7 @@
 //! When workers die: it is logged and recorded, and the handler that is to blame is quarantined if it happens too
 //! often. Replaces nobody; that is the plan's.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
@@ -11,10 +12,11 @@ use serde_json::Value;
 
 use super::death::{self, Cause, Death};
 use super::generation::Generation;
-use super::policy::quarantine::{Quarantine, Verdict};
+use super::policy::quarantine::{Measure, Quarantine, Verdict};
 use super::policy::slots::Event;
 use super::processes::Process;
 use super::role::{Errand, Role};
+use super::rolling::Reload;
 use super::{Supervisor, spawn};
 use crate::clock;
 use crate::config;
@@ -34,6 +36,8 @@ const YOUNG: Duration = Duration::from_secs(1);
 /// What workers have died of, and what comes of it.
 pub(super) struct Postmortem {
     pub quarantine: Quarantine,
+    /// Handlers that are to be isolated.
+    suspects: BTreeSet<u16>,
     /// To be written when there is time: when, which process, what.
     records: Vec<(SystemTime, Pid, Value)>,
 }
@@ -41,7 +45,7 @@ pub(super) struct Postmortem {
 impl Postmortem {
     /// Nobody has died yet.
     pub fn new(rules: config::Quarantine) -> Self {
-        Self { quarantine: Quarantine::new(rules), records: Vec::new() }
+        Self { quarantine: Quarantine::new(rules), suspects: BTreeSet::new(), records: Vec::new() }
     }
 }
 
@@ -57,8 +61,9 @@ impl Supervisor {
             return (String::new(), Event::Crashed(slot, false));
         };
         let crash = record.crash.facts();
-        let [handler, suspect] =
-            [crash.handler, crash.suspect].map(|handler| self.own_handler(slot, handler));
+        let suspect = crash.last.filter(|(handler, _)| self.own_handler(slot, Some(*handler)).is_some());
+        let isolated = self.generation.isolated_in(usize::from(record.place().pool));
+        let handler = self.own_handler(slot, crash.handler).or(isolated);
         let facts = self.shared.crash_reports.get(usize::from(record.place().pool), slot);
         let facts = facts.map(|report| report.facts()).unwrap_or_default();
         let cause = Cause::of_crash(crash.signal, crash.address);
@@ -69,7 +74,9 @@ impl Supervisor {
         let line = self.tell((slot, pid), cause, handler, (crash.callback, crash.conn), facts);
         let skipped = self.processes.get(pid).map(|process| process.skipped.clone()).unwrap_or_default();
         let is_hindered = self.judge((slot, role, &skipped), handler, crash.conn, is_at_start);
-        suspect.into_iter().for_each(|handler| self.suspect(handler));
+        if let Some(suspect) = suspect.filter(|_| handler.is_none()) {
+            self.suspect(suspect);
+        }
         (line, if is_hindered { Event::Hindered(slot) } else { Event::Crashed(slot, crash.conn != 0) })
     }
 
@@ -272,12 +279,51 @@ impl Supervisor {
         true
     }
 
-    /// Workers die again and again outside of handlers, and this one ran last.
-    fn suspect(&mut self, handler: u16) {
+    /// Workers have died so many times in a row outside of handlers, and this one ran last.
+    fn suspect(&mut self, (handler, deaths): (u16, u32)) {
         let (state, now) = (self.breaker_state(handler), clock::now());
-        if let Some(verdict) = self.postmortem.quarantine.on_suspicion(handler, state, now) {
-            self.open_breaker(handler, now, verdict, "suspected, workers die in no handler and it ran last");
+        let is_alone = self.generation.is_alone(handler);
+        match self.postmortem.quarantine.on_suspicion((handler, deaths), is_alone, state, now) {
+            None => {}
+            Some(Measure::Isolate) => drop(self.postmortem.suspects.insert(handler)),
+            Some(Measure::Quarantine(verdict)) => {
+                self.open_breaker(
+                    handler,
+                    now,
+                    verdict,
+                    "suspected, workers die in no handler and it ran last",
+                );
+            }
         }
+    }
+
+    /// Has a suspect be served in a pool of its own, as soon as nothing else is being replaced.
+    pub(super) fn isolate_suspects(&mut self) {
+        if self.postmortem.suspects.is_empty() || !self.may_replace() {
+            return;
+        }
+        let Some(handler) = self.postmortem.suspects.pop_first() else { return };
+        let generation = match self.generation.with_isolated(handler) {
+            None => return,
+            Some(Err(error)) => return log::error!("cannot isolate a suspected handler: {error}"),
+            Some(Ok(generation)) => generation,
+        };
+        if let Some(route) = generation.routes.handlers().get(usize::from(handler)) {
+            let pool = generation.config.pools.get(generation.config.pool_of(&route.resource));
+            log::warn!(
+                "{}: suspected, workers die in no handler and it ran last: served in a pool of its own, {}, until a reload",
+                route.name,
+                pool.map_or("", |pool| &pool.name)
+            );
+        }
+        self.auxiliaries.try_out(&self.generation, &generation);
+        self.rolling.reload = Some(Reload::Starting(generation));
+    }
+
+    /// Whether another generation can begin to replace the present one.
+    pub(super) fn may_replace(&self) -> bool {
+        let is_leaving = self.slots.is_stopping() || self.drain.is_on() || self.upgrade.is_under_way();
+        self.rolling.is_idle() && self.host.daemon.is_ready() && !is_leaving
     }
 
     /// Whether a handler is served.

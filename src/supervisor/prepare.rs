@@ -1,7 +1,7 @@
 //! From the configuration to a supervisor that can fork: binds, finds the handlers and maps what is shared.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -65,30 +65,67 @@ pub(super) fn find_handlers(config: &Config, start: &StartSignals) -> Result<(Ro
 
 impl Supervisor {
     /// All that comes before the first fork of a worker.
-    pub(super) fn prepare(config: Config, origin: Origin, start: &StartSignals) -> Result<Self, Failure> {
+    pub(super) fn prepare(config: Config, mut origin: Origin, start: &StartSignals) -> Result<Self, Failure> {
         confine::check(&config).map_err(|why| (Exit::Config, why))?;
-        let Origin { reread, invocation, predecessor, sockets, notify, daemon: _ } = origin;
-        let inherited = predecessor.as_ref().map(Predecessor::sockets).transpose();
-        let inherited =
-            inherited.map_err(|error| (Exit::Bind, format!("sockets of the old server: {error}")))?;
-        let Inherited { listeners: mut inherited, queue, parts } = inherited.unwrap_or_default();
-        for Passed { fd, name } in sockets {
-            inherited.push(Arc::new(listener::adopt(fd, &name).map_err(not_bound)?));
+        let inherited = origin.predecessor.as_ref().map(Predecessor::sockets).transpose();
+        let mut inherited = inherited
+            .map_err(|error| (Exit::Bind, format!("sockets of the old server: {error}")))?
+            .unwrap_or_default();
+        for Passed { fd, name } in std::mem::take(&mut origin.sockets) {
+            inherited.listeners.push(Arc::new(listener::adopt(fd, &name).map_err(not_bound)?));
         }
-        let mut bound = Vec::new();
-        let is_new = predecessor.is_none();
-        let prepared = Prepared::new(config, (&inherited, parts), &mut bound, start).inspect_err(|_| {
+        let (mut bound, is_new) = (Vec::new(), origin.predecessor.is_none());
+        Self::new(config, origin, inherited, &mut bound, start).inspect_err(|_| {
             // Those of the old server are its own.
             bound.iter().filter(|_| is_new).for_each(|listener| listener.remove_file());
+        })
+    }
+
+    /// Whatever comes of it, `bound` has the sockets.
+    fn new(
+        config: Config,
+        origin: Origin,
+        inherited: Inherited,
+        bound: &mut Vec<Arc<Listener>>,
+        start: &StartSignals,
+    ) -> Result<Self, Failure> {
+        let Origin { reread, invocation, predecessor, notify, .. } = origin;
+        let Inherited { listeners: inherited, queue, parts } = inherited;
+        let listeners =
+            listener::adopted_or_bound(&config.listen, &binding(&config), &inherited).map_err(not_bound)?;
+        bound.extend(listeners.iter().cloned());
+        let metrics = bind_metrics(&config, &inherited).map_err(not_bound)?;
+        bound.extend(metrics.iter().cloned());
+        let (routes, faults) = find_handlers(&config, start)?;
+        let shared = shared(&config, &routes)?;
+        shared.scoreboard.share_sockets(predecessor.is_some());
+        let mut processes = Processes::default();
+        for (pool, settings) in (0_u16..).zip(&config.pools) {
+            for number in 0..settings.workers as u16 {
+                shared.assign(processes.slots(), Place { pool, number }).map_err(internal)?;
+                processes.add_slot().map_err(internal)?;
+            }
+        }
+        let signals = watch_signals().map_err(internal)?;
+        go_on(start)?; // the loop reads what comes from here on
+        let control = Control::new(&config.control, &inherited).map_err(|error| {
+            let path = config.control.socket.clone().unwrap_or_default();
+            (Exit::Bind, format!("--control-socket {}: {error}", path.display()))
         })?;
-        let Prepared { generation, shared, processes, control, signals } = prepared;
         crate::log::count_losses(Some(&shared.scoreboard.bulletin().log_lost));
+        let certificates = stamps(&config);
+        let (config, routes) = (Arc::new(config), Arc::new(routes));
+        let cgi = make_inbox(&config, None).map_err(internal)?;
+        let bus = Bus::new(&config, parts).map_err(internal)?;
+        let isolated = BTreeSet::new();
+        let quarantine = config.quarantine;
+        let generation =
+            Generation { config, routes, listeners, metrics, bus, cgi, faults, certificates, isolated };
         let gateways = Gateways::new(queue).map_err(internal)?;
-        shared.scoreboard.share_sockets(!is_new);
         Ok(Self {
             slots: Slots::new(processes.slots()),
-            postmortem: Postmortem::new(generation.config.quarantine),
-            auxiliaries: Auxiliaries::new(gateways, is_new),
+            postmortem: Postmortem::new(quarantine),
+            auxiliaries: Auxiliaries::new(gateways, predecessor.is_none()),
             upgrade: Upgrade::new(invocation, predecessor),
             drain: Drain::default(),
             rolling: Rolling::default(),
@@ -110,51 +147,6 @@ impl Supervisor {
             shared,
             processes,
         })
-    }
-}
-
-struct Prepared {
-    generation: Generation,
-    shared: Shared,
-    processes: Processes,
-    control: Control,
-    signals: SignalFd,
-}
-
-impl Prepared {
-    /// Whatever comes of it, `bound` has the sockets.
-    fn new(
-        config: Config,
-        (inherited, parts): (&[Arc<Listener>], Vec<(String, OwnedFd)>),
-        bound: &mut Vec<Arc<Listener>>,
-        start: &StartSignals,
-    ) -> Result<Self, Failure> {
-        let listeners =
-            listener::adopted_or_bound(&config.listen, &binding(&config), inherited).map_err(not_bound)?;
-        bound.extend(listeners.iter().cloned());
-        let metrics = bind_metrics(&config, inherited).map_err(not_bound)?;
-        bound.extend(metrics.iter().cloned());
-        let (routes, faults) = find_handlers(&config, start)?;
-        let shared = shared(&config, &routes)?;
-        let mut processes = Processes::default();
-        for (pool, settings) in (0_u16..).zip(&config.pools) {
-            for number in 0..settings.workers as u16 {
-                shared.assign(processes.slots(), Place { pool, number }).map_err(internal)?;
-                processes.add_slot().map_err(internal)?;
-            }
-        }
-        let signals = watch_signals().map_err(internal)?;
-        go_on(start)?; // the loop reads what comes from here on
-        let control = Control::new(&config.control, inherited).map_err(|error| {
-            let path = config.control.socket.clone().unwrap_or_default();
-            (Exit::Bind, format!("--control-socket {}: {error}", path.display()))
-        })?;
-        let certificates = stamps(&config);
-        let (config, routes) = (Arc::new(config), Arc::new(routes));
-        let cgi = make_inbox(&config, None).map_err(internal)?;
-        let bus = Bus::new(&config, parts).map_err(internal)?;
-        let generation = Generation { config, routes, listeners, metrics, bus, cgi, faults, certificates };
-        Ok(Self { generation, shared, processes, control, signals })
     }
 }
 

@@ -160,11 +160,14 @@ impl Supervisor {
         self.shared.counters.enter_all(&generation.routes);
         let mut changed = self.generation.changed_pools(&generation);
         // What did not start is tried out again, changed or not.
-        changed.extend(self.postmortem.quarantine.not_starting().filter_map(|handler| {
-            let route =
-                generation.routes.handlers().get(usize::from(handler)).filter(|route| !route.retired)?;
-            Some(generation.config.pool_of(&route.resource))
-        }));
+        let is_reread = generation.is_reread(&self.generation);
+        changed.extend(self.postmortem.quarantine.not_starting().filter(|_| is_reread).filter_map(
+            |handler| {
+                let route =
+                    generation.routes.handlers().get(usize::from(handler)).filter(|route| !route.retired)?;
+                Some(generation.config.pool_of(&route.resource))
+            },
+        ));
         // Also those that are to be restarted, however often they have failed.
         let taken: Vec<(Place, usize)> = self.slots.taken().map(|slot| (self.place_of(slot), slot)).collect();
         let steps = generation.steps(&changed, &taken);
@@ -205,7 +208,9 @@ impl Supervisor {
             log::info!("reload: resources {changes}");
         }
         self.postmortem.quarantine.set_rules(new.config.quarantine);
-        self.lift_quarantines_of_changed(&new);
+        if new.is_reread(&self.generation) {
+            self.lift_quarantines_of_changed(&new);
+        }
         let deadline = self.drain_deadline(None);
         self.auxiliaries.commit(&mut self.processes, deadline);
         self.generation = new;

@@ -16,7 +16,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::fleet::control::Command;
 use crate::fleet::inbox::Inbox;
-use crate::fleet::scoreboard::{Place, Slot, State};
+use crate::fleet::scoreboard::{Place, State};
 use crate::time::Instant;
 
 /// A worker has this long to begin to leave when it is told to; a handler that hangs is ended before.
@@ -213,21 +213,19 @@ impl Supervisor {
         }
     }
 
-    /// What takes over the connections of a worker without a successor: the least loaded of its pool, or else of the default pool,
-    /// which passes connections on.
-    fn heir_of(&self, slot: usize) -> Option<usize> {
+    /// What takes over the connections of a worker without a successor: the least loaded of its pool, or else of the default
+    /// pool, which passes connections on. One that does not serve yet finds in its inbox what came meanwhile.
+    pub(super) fn heir_of(&self, slot: usize) -> Option<usize> {
         let pool = self.place_of(slot).pool;
-        // One that is starting finds in its inbox what came meanwhile.
-        let serves = |record: &Slot| record.state() == State::Starting || record.takes_connections();
-        let slots = self.shared.scoreboard.slots();
-        let others = slots.filter(|(other, record)| {
-            *other != slot
-                && serves(record)
-                && self.processes.holder(*other).is_some()
-                && !self.pools.owns(*other)
-        });
-        let heirs = others.filter(|(_, record)| record.place().pool == pool || record.place().pool == 0);
-        let load = |record: &Slot| record.connections.load(Ordering::Relaxed);
-        heirs.min_by_key(|(_, record)| (record.place().pool != pool, load(record))).map(|(slot, _)| slot)
+        let rank = |heir: usize| {
+            let record = self.shared.scoreboard.slot(heir)?;
+            let serves = record.state() == State::Starting || record.takes_connections();
+            let is_late = self.slots.due(heir).is_none() && !serves;
+            let is_heir = [pool, 0].contains(&record.place().pool) && !is_late;
+            let load = record.connections.load(Ordering::Relaxed);
+            is_heir.then_some((record.place().pool != pool, !serves, load))
+        };
+        let others = self.slots.taken().filter(|heir| *heir != slot);
+        others.filter_map(|heir| Some((rank(heir)?, heir))).min().map(|(_, heir)| heir)
     }
 }

@@ -55,7 +55,7 @@ pub(super) fn worker(
     generation: &Generation,
 ) -> Flow<io::Result<Pid>> {
     // A reload tries out all handlers anew.
-    let skipped = match role == Role::Standby && supervisor.rolling.of_standbys().is_some() {
+    let skipped = match role == Role::Standby && generation.is_reread(&supervisor.generation) {
         true => Vec::new(),
         false => supervisor.postmortem.quarantine.not_starting().collect(),
     };
@@ -96,9 +96,11 @@ pub(super) fn worker(
             return ControlFlow::Continue(Ok(child));
         }
     };
-    let Generation { config, routes, bus, .. } = generation.clone();
+    let Generation { routes, bus, .. } = generation.clone();
+    let pool = usize::from(record.place().pool);
+    let config = Arc::new(generation.config.with_settings_of(Some(pool)));
     // Only the default pool accepts; to the others connections come through their inboxes.
-    let accepts = record.place().pool == 0;
+    let accepts = pool == 0;
     let listeners = if accepts { generation.worker_listeners() } else { Vec::new() };
     let gateways = accepts.then(|| Arc::clone(supervisor.auxiliaries.gateways.queue.rx()));
     let shared = supervisor.shared;
@@ -106,10 +108,7 @@ pub(super) fn worker(
     // Without a descriptor to spare a worker answers for the programs: 503.
     let cgi =
         generation.cgi.as_ref().filter(|_| accepts).and_then(|inbox| inbox.tx().try_clone_to_owned().ok());
-    let name = config.pools.get(usize::from(record.place().pool)).map_or("", |pool| &pool.name);
-    let rendezvous = bus.tx(name);
-    drop(bus);
-    let pool = usize::from(record.place().pool);
+    let rendezvous = bus.tx(config.pools.get(pool).map_or("", |pool| &pool.name));
     let reaches = |other: usize| {
         shared.scoreboard.place(other).is_some_and(|place| config.reaches(pool, usize::from(place.pool)))
     };
@@ -156,7 +155,8 @@ pub(super) fn auxiliary(
         Ok((channels, Forked::Child { supervisor })) => (channels, supervisor),
     };
     drop(ours);
-    let Generation { config, routes, metrics, bus, cgi: inbox, .. } = generation.clone();
+    let Generation { config: whole, routes, metrics, bus, cgi: inbox, .. } = generation.clone();
+    let config = Arc::new(whole.with_settings_of(None));
     let shared = supervisor.shared;
     let start = match kind {
         Kind::Metrics => Auxiliary::Metrics(metrics::Start {
@@ -179,7 +179,7 @@ pub(super) fn auxiliary(
             counters: shared.gateways,
             salt: supervisor.auxiliaries.gateways.salt,
         }),
-        Kind::Bus => Auxiliary::Bus(bus.start_with_engine(&config, &routes, shared.bus)),
+        Kind::Bus => Auxiliary::Bus(bus.start_with_engine(&whole, &routes, shared.bus)),
         Kind::Cgi => Auxiliary::Cgi(inbox.ok_or_else(|| io::ErrorKind::NotFound.into()).and_then(|inbox| {
             let inbox = inbox.rx().as_fd().try_clone_to_owned()?;
             Ok(cgi::Start { config: Arc::clone(&config), inbox, addresses: shared.addresses })

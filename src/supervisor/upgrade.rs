@@ -387,16 +387,11 @@ impl Supervisor {
         // What they have goes to those that start here.
         let leaving = leaving.into_iter().filter_map(|(_, slot)| self.processes.holder(slot));
         let leaving: Vec<Pid> = leaving.chain(self.processes.in_role(Role::Draining)).collect();
-        leaving.into_iter().for_each(|pid| self.redirect(pid));
-    }
-
-    fn redirect(&self, pid: Pid) {
-        let Some(slot) = self.processes.get(pid).and_then(|process| process.slot) else { return };
-        let pool = self.place_of(slot).pool;
-        let heirs = || self.slots.taken().filter(|heir| *heir != slot);
-        let heir = heirs().find(|heir| self.place_of(*heir).pool == pool).or_else(|| heirs().next());
-        if let Some(to) = heir {
-            self.tell_to_hand_over(pid, slot, to);
+        for pid in leaving {
+            let slot = self.processes.get(pid).and_then(|process| process.slot);
+            if let Some((slot, heir)) = slot.and_then(|slot| Some((slot, self.heir_of(slot)?))) {
+                self.tell_to_hand_over(pid, slot, heir);
+            }
         }
     }
 

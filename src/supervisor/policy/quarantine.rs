@@ -6,6 +6,15 @@
 //! and at least the window, all is forgiven.
 //!
 //! A handler in which a worker dies at the start is not loaded again until it is forgiven.
+//!
+//! Deaths in a row that name nobody, with one handler that ran last before each:
+//!
+//! | | 1 | 2, 3 | more |
+//! |---|---|---|---|
+//! | it shares its pool | | isolate it: it is served in a pool of its own | quarantine it |
+//! | it is alone | | | quarantine it |
+//!
+//! A death that names nobody in the pool of an isolated handler is its death.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,6 +22,7 @@ use std::time::Duration;
 use super::backoff::doubled;
 use crate::config;
 use crate::fleet::breakers::BreakerState;
+use crate::fleet::crash::UNATTRIBUTED;
 use crate::time::Instant;
 
 /// The longest quarantine, unless the first one is configured to be longer.
@@ -44,6 +54,15 @@ pub struct Verdict {
     pub time: Duration,
     /// Deaths that led to it.
     pub deaths: usize,
+}
+
+/// What is done about a suspect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// It is served in a pool of its own.
+    Isolate,
+    /// It is not served.
+    Quarantine(Verdict),
 }
 
 impl Quarantine {
@@ -88,10 +107,20 @@ impl Quarantine {
         Some(Verdict { time, deaths })
     }
 
-    /// Processes die again and again in nobody's code, and this handler ran last: it is quarantined like one with so many
-    /// deaths.
-    pub fn on_suspicion(&mut self, handler: u16, breaker: BreakerState, now: Instant) -> Option<Verdict> {
-        self.count(handler, breaker, now, 1)
+    /// So many processes in a row have died in nobody's code, and this handler ran last.
+    pub fn on_suspicion(
+        &mut self,
+        (handler, deaths): (u16, u32),
+        is_alone: bool,
+        breaker: BreakerState,
+        now: Instant,
+    ) -> Option<Measure> {
+        match deaths {
+            _ if self.rules.deaths == 0 => None,
+            ..2 => None,
+            2..=UNATTRIBUTED => (!is_alone).then_some(Measure::Isolate),
+            _ => self.count(handler, breaker, now, 1).map(Measure::Quarantine),
+        }
     }
 
     /// A worker has died in this handler before it could serve: once is enough, since none starts with it. False: nothing
@@ -263,6 +292,25 @@ mod tests {
         let mut dies =
             |handler, at: u64| quarantine.on_death(handler, Closed, Instant::from_nanos(at)).is_some();
         assert_eq!([dies(0, 3), dies(1, 3), dies(0, 4), dies(0, 5)], [false, true, false, true]);
+    }
+
+    #[test]
+    fn a_suspect_is_isolated_first_and_then_quarantined() {
+        let sentence = Some(Measure::Quarantine(Verdict { time: Duration::from_secs(10), deaths: 1 }));
+        for (deaths, shares, alone) in [
+            (1, None, None),
+            (2, Some(Measure::Isolate), None),
+            (3, Some(Measure::Isolate), None),
+            (4, sentence, sentence),
+        ] {
+            for (is_alone, expected) in [(false, shares), (true, alone)] {
+                let mut quarantine = Quarantine::new(RULES);
+                let measure = quarantine.on_suspicion((0, deaths), is_alone, Closed, at(1));
+                assert_eq!(measure, expected, "{deaths} deaths, alone: {is_alone}");
+            }
+        }
+        let mut off = Quarantine::new(config::Quarantine { deaths: 0, ..RULES });
+        assert_eq!(off.on_suspicion((0, 9), false, Closed, at(1)), None);
     }
 
     #[test]
