@@ -1,10 +1,10 @@
-//! The level of the log, which `wshd ctl log-level` changes, and its files: opened anew on SIGUSR1, renamed by their size.
-//! Only the supervisor does that; every worker is sent the new descriptor, and writes into the old file until it has read
-//! that: no line is lost in between. Workers of pools with a user of their own do not get them: what they say is taken from a
-//! socket, and written here.
+//! The level of the log, which `wshd ctl log-level` changes, and its files: opened anew on SIGUSR1, renamed by their size. A child
+//! does that first, as it may wait for a disk. Every worker is sent the new descriptor, and writes into the old file until it
+//! has read that: no line is lost in between. Workers of pools with a user of their own do not get them: what they say is taken
+//! from a socket, and written here.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
@@ -135,11 +135,6 @@ impl Supervisor {
                 sender.unsigned_abs(),
             );
         }
-    }
-
-    /// Processes whose lines are waited for, and where.
-    pub(super) fn logs_of_others(&self) -> impl Iterator<Item = (Pid, BorrowedFd<'_>)> {
-        self.processes.iter().filter_map(|(pid, process)| Some((pid, process.log.as_ref()?.interest()?)))
     }
 
     /// When there is more to wait for.

@@ -1,5 +1,6 @@
 //! Connections in the inbox of a slot whose worker does not read it: it crashed and its replacement does not start, or it
-//! has just left. Another worker is given the receiving end and takes them up.
+//! has just left. Another worker is given the receiving end and takes them up. Those for which a per-connection process is to
+//! be forked are closed if there is none in the time that an opening handshake may take.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
@@ -21,6 +22,8 @@ use crate::time::Instant;
 
 /// The slot's own worker has this long to start.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// Datagrams that are taken out of an inbox before other work is done.
+const AT_ONCE: usize = 64;
 /// After this another worker is asked, if there is still something.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -38,16 +41,19 @@ impl Mail {
 impl Supervisor {
     /// Inboxes to wait for: of slots whose worker does not read, without those that are known to have something.
     pub(super) fn unread_inboxes(&self) -> impl Iterator<Item = &Receiver> {
-        let unread =
-            self.unread_slots().into_iter().filter(|slot| !self.maintenance.mail.0.contains_key(slot));
+        let is_empty =
+            |slot| self.shared.scoreboard.slot(slot).is_some_and(|slot| slot.state() == State::Empty);
+        let is_watched = move |slot: &usize| {
+            !self.maintenance.mail.0.contains_key(slot) && (!self.pools.owns(*slot) || is_empty(*slot))
+        };
+        let unread = self.unread_slots().into_iter().filter(is_watched);
         unread.filter_map(|slot| self.processes.inbox(slot)).map(|inbox| inbox.rx())
     }
 
     fn unread_slots(&self) -> BTreeSet<usize> {
         let read = self.processes.iter().filter(|(pid, process)| self.reads_inbox(*pid, process));
         let read: BTreeSet<usize> = read.filter_map(|(_, process)| process.slot).collect();
-        let is_unread = |slot: &usize| !read.contains(slot) && !self.pools.owns(*slot);
-        (0..self.processes.slots()).filter(is_unread).collect()
+        (0..self.processes.slots()).filter(|slot| !read.contains(slot)).collect()
     }
 
     fn reads_inbox(&self, pid: Pid, process: &Process) -> bool {
@@ -63,16 +69,25 @@ impl Supervisor {
     /// Asks workers to take up what nobody else does.
     pub(super) fn take_up_mail(&mut self) {
         let now = clock::now();
+        let handshake = self.generation.config.handshake_timeout;
         let mut unread = self.unread_slots();
         unread.retain(|slot| self.host.leaving.is_none() && self.processes.has_mail(*slot));
         self.maintenance.mail.0.retain(|slot, _| unread.contains(slot));
         for slot in unread {
-            let patience = if self.slots.is_taken(slot) { PATIENCE } else { Duration::ZERO };
+            let patience = match self.slots.is_taken(slot) {
+                _ if self.pools.owns(slot) => handshake,
+                true => PATIENCE,
+                false => Duration::ZERO,
+            };
             let (at, asked) = *self.maintenance.mail.0.entry(slot).or_insert((now + patience, 0));
             if at > now {
                 continue;
             }
             self.maintenance.mail.0.insert(slot, (now + AGAIN, asked + 1));
+            if self.pools.owns(slot) {
+                self.close_mail(slot);
+                continue;
+            }
             let others = self.takers(slot);
             let Some((taker, pid)) = asked.checked_rem(others.len()).and_then(|index| others.get(index))
             else {
@@ -85,6 +100,18 @@ impl Supervisor {
             let rx = self.processes.inbox(slot).map(|inbox| inbox.rx().as_fd());
             let _ = self.processes.command(*pid, Command::TakeUp, rx); // the next one is asked
         }
+    }
+
+    /// Closes connections for which there is no process, unless one has come that may take them yet.
+    fn close_mail(&self, slot: usize) {
+        if self.shared.scoreboard.slot(slot).is_some_and(|record| record.state() != State::Empty) {
+            return;
+        }
+        let Some(inbox) = self.processes.inbox(slot) else { return };
+        // Unread: their content is between workers. Who fills it meanwhile does not keep the supervisor busy.
+        let received = (0..AT_ONCE).map_while(|_| inbox.rx().receive(&mut [0; 1]).ok());
+        let closed: usize = received.map(|datagram| datagram.fds.len()).sum();
+        log::error!("{}: no process for {closed} connections; closed", self.name(slot));
     }
 
     /// All workers have left: one comes back for as long as it takes to hand over what is in the inbox.

@@ -47,9 +47,11 @@ use self::generation::Generation;
 use self::maintenance::Maintenance;
 use self::policy::drain::{self as drain_policy, Drain};
 use self::policy::slots::{Action, Event, Slots};
+use self::policy::upgrade as upgrade_policy;
 use self::pools::Pools;
 use self::postmortem::Postmortem;
 use self::processes::Processes;
+use self::relay::Source;
 use self::role::{Errand, Role};
 use self::rolling::Rolling;
 use self::upgrade::{Invocation, Predecessor, Upgrade};
@@ -269,7 +271,7 @@ impl Supervisor {
         let until = self.end_of_stop();
         self.shared.scoreboard.bulletin().set_readiness(Readiness::Closing { until, code });
         self.host.notify.stopping(self.stop_time());
-        self.stop_upgrade();
+        self.on_upgrade(upgrade_policy::Event::Cancel("the server is told to stop"));
         self.refuse_connections();
         self.abort_rolling("the server is told to stop");
         self.slots.on(event, clock::now());
@@ -339,36 +341,32 @@ impl Supervisor {
         });
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds = vec![readable(self.host.signals.as_fd())];
-        let mut channels: Vec<Pid> = Vec::new();
+        let mut speakers: Vec<(Pid, fn(&mut Self, Pid))> = Vec::new();
         for (pid, process) in self.processes.iter() {
+            if let Some(log) = process.log.as_ref().and_then(Source::interest) {
+                speakers.push((pid, |supervisor, pid| supervisor.read_log(pid, logs::AT_ONCE)));
+                fds.push(readable(log));
+            }
             if let Some(channel) = &process.channel {
-                channels.push(pid);
+                speakers.push((pid, Self::read_reports));
                 fds.push(readable(channel.as_fd()));
             }
         }
-        let logs: Vec<Pid> = self.logs_of_others().map(|(pid, _)| pid).collect();
-        fds.extend(self.logs_of_others().map(|(_, log)| readable(log)));
         fds.extend(self.pools.channels().map(|channel| readable(channel.as_fd())));
         fds.extend(self.upgrade.channels().map(readable));
         fds.extend(self.host.control.interest().filter(|_| self.upgrade.predecessor.is_none()));
-        let watched = self.pools_inboxes(now).filter_map(|slot| self.processes.inbox(slot));
-        let watched = watched.map(|inbox| inbox.rx()).chain(self.unread_inboxes());
-        fds.extend(watched.map(|inbox| readable(inbox.as_fd())));
+        fds.extend(self.unread_inboxes().map(|inbox| readable(inbox.as_fd())));
         match poll(&mut fds, timeout) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => log::error!("poll: {error}"),
         }
         let is_ready = |fd: &PollFd| fd.revents().is_some_and(|events| !events.is_empty());
-        let ready: Vec<Pid> =
-            channels.iter().zip(&fds[1..]).filter(|(_, fd)| is_ready(fd)).map(|(pid, _)| *pid).collect();
-        let logs_fds = fds.get(1 + channels.len()..).unwrap_or_default();
-        let logs: Vec<Pid> =
-            logs.iter().zip(logs_fds).filter(|(_, fd)| is_ready(fd)).map(|(pid, _)| *pid).collect();
+        let mut is_heard = fds.iter().skip(1).map(is_ready).collect::<Vec<_>>().into_iter();
+        speakers.retain(|_| is_heard.next() == Some(true));
         drop(fds);
         self.host.turned = clock::now();
         self.refill_logs(self.host.turned);
-        logs.into_iter().for_each(|pid| self.read_log(pid, logs::AT_ONCE));
-        ready.into_iter().for_each(|pid| self.read_reports(pid));
+        speakers.into_iter().for_each(|(pid, read)| read(self, pid));
         self.read_births();
         self.read_successor();
         self.watch_old_server();

@@ -23,10 +23,6 @@ use crate::time::Instant;
 
 /// A process that has not told its pid after this is given up.
 const BIRTH: Duration = Duration::from_secs(10);
-/// Datagrams that are taken out of an inbox before other work is done.
-const AT_ONCE: usize = 64;
-/// When to look again whether connections are still not taken up.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// The processes of all such pools, as far as they are not in the table.
 #[derive(Default)]
@@ -37,8 +33,6 @@ pub(super) struct Pools {
     pending: Vec<Pending>,
     /// By pool.
     gates: BTreeMap<u16, Gate>,
-    /// By slot: when connections that nobody takes out of its inbox are given up.
-    abandoned: BTreeMap<usize, Instant>,
     /// Whether orphans come to this process.
     is_reaper: bool,
     is_stopping: bool,
@@ -62,7 +56,7 @@ impl Pools {
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
         let births = self.pending.iter().map(|pending| pending.give_up);
         let gates = self.gates.values().filter_map(|gate| gate.opens(now));
-        births.chain(gates).chain(self.abandoned.values().copied()).min()
+        births.chain(gates).min()
     }
 
     /// The channels of those that have not been heard of.
@@ -78,7 +72,6 @@ impl Supervisor {
             return;
         }
         self.give_up_pending();
-        self.give_up_abandoned();
         let now = clock::now();
         for pool in 0..self.generation.config.pools.len() as u16 {
             let settings = self.generation.config.pools.get(usize::from(pool));
@@ -111,45 +104,6 @@ impl Supervisor {
             let pool = self.place_of(slot).pool;
             self.pools.gates.entry(pool).or_default().failed(clock::now());
         }
-    }
-
-    /// Closes connections for which there is no process for as long as an opening handshake may take.
-    fn give_up_abandoned(&mut self) {
-        let now = clock::now();
-        let patience = now + self.generation.config.handshake_timeout;
-        for slot in self.pools.slots.iter().copied() {
-            let Some(inbox) = self.processes.inbox(slot).filter(|inbox| inbox.rx().has_mail()) else {
-                self.pools.abandoned.remove(&slot);
-                continue;
-            };
-            let give_up = self.pools.abandoned.entry(slot).or_insert(patience);
-            if *give_up > now {
-                continue;
-            }
-            if self.shared.scoreboard.slot(slot).is_some_and(|record| record.state() != State::Empty) {
-                *give_up = now + AGAIN; // a process may take them yet
-                continue;
-            }
-            // Unread: their content is between workers. Who fills it meanwhile does not keep the supervisor busy.
-            let mut nothing = [0; 1];
-            let received = (0..AT_ONCE).map_while(|_| inbox.rx().receive(&mut nothing).ok());
-            let closed: usize = received.map(|datagram| datagram.fds.len()).sum();
-            log::error!("{}: no process for {closed} connections; closed", self.name(slot));
-            self.pools.abandoned.remove(&slot);
-        }
-    }
-
-    /// Slots without a process that could have one at once: what arrives in their inboxes waits for that.
-    pub(super) fn pools_inboxes(&self, now: Instant) -> impl Iterator<Item = usize> {
-        let is_free = move |slot: &usize| {
-            let Some(record) = self.shared.scoreboard.slot(*slot) else { return false };
-            let pool = record.place().pool;
-            !self.pools.is_stopping
-                && record.state() == State::Empty
-                && self.is_gate_open(pool, now)
-                && self.parent_of(pool).is_some()
-        };
-        self.pools.slots.iter().copied().filter(is_free)
     }
 
     /// All per-connection processes are on their way out: the server stops.
@@ -294,15 +248,8 @@ impl Supervisor {
 
     fn give_up_pending(&mut self) {
         let now = clock::now();
-        let late: Vec<usize> = self
-            .pools
-            .pending
-            .iter()
-            .filter(|pending| pending.give_up <= now)
-            .map(|pending| pending.slot)
-            .collect();
-        self.pools.pending.retain(|pending| pending.give_up > now);
-        for slot in late {
+        let late: Vec<_> = self.pools.pending.extract_if(.., |pending| pending.give_up <= now).collect();
+        for Pending { slot, .. } in late {
             log::error!("{}: not forked within {BIRTH:?}", self.name(slot));
             self.not_born(slot);
         }

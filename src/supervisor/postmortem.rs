@@ -71,8 +71,9 @@ impl Supervisor {
         let has_served = record.connections.load(Ordering::Relaxed) > 0;
         let is_young = record.state() == State::Starting || age < YOUNG && !has_served;
         let is_at_start = is_start(crash.callback) || is_young && crash.conn == 0;
-        let line = self.tell((slot, pid), cause, handler, (crash.callback, crash.conn), facts);
+        let call = (crash.callback, crash.conn);
         let skipped = self.processes.get(pid).map(|process| process.skipped.clone()).unwrap_or_default();
+        let line = self.tell((slot, pid), cause, handler, call, facts);
         let is_hindered = self.judge((slot, role, &skipped), handler, crash.conn, is_at_start);
         if let Some(suspect) = suspect.filter(|_| handler.is_none()) {
             self.suspect(suspect);
@@ -98,10 +99,9 @@ impl Supervisor {
         process: &Process,
         status: WaitStatus,
     ) -> Option<(String, Event)> {
-        let current_call = self.shared.scoreboard.slot(slot).map(|record| record.call);
-        let current = current_call.and_then(|current_call| current_call.current());
-        let state = self.shared.scoreboard.slot(slot).map(|record| record.state());
-        let has_left = state.is_none_or(|state| state == State::Stopping);
+        let record = self.shared.scoreboard.slot(slot)?;
+        let current = record.call.current();
+        let has_left = record.state() == State::Stopping;
         let cause = match status {
             WaitStatus::Exited(_, 0) if current.is_none() && has_left => {
                 log::debug!("{}[{pid}] has left", self.name(slot));
@@ -117,10 +117,7 @@ impl Supervisor {
         let (handler, callback, conn) =
             current.map_or((None, 0, 0), |(handler, callback, conn)| (Some(handler), callback, conn));
         let handler = self.own_handler(slot, handler);
-        let facts = current_call
-            .filter(|_| current.is_some())
-            .map(|current_call| self.facts_of(current_call))
-            .unwrap_or_default();
+        let facts = current.map(|_| self.facts_of(record.call)).unwrap_or_default();
         let line = self.tell((slot, pid), cause, handler, (callback, conn), facts);
         // Whoever was killed from outside would have started.
         let is_its_own = process.is_late() || cause != Cause::Killed(Signal::SIGKILL);

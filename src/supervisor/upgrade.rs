@@ -255,11 +255,6 @@ impl Supervisor {
         self.on_upgrade(Event::Requested(why_not));
     }
 
-    /// The server stops: an upgrade that is not ready is given up.
-    pub(super) fn stop_upgrade(&mut self) {
-        self.on_upgrade(Event::Cancel("the server is told to stop"));
-    }
-
     /// What the new executable says.
     pub(super) fn read_successor(&mut self) {
         if let Some(event) = self.upgrade.read() {

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 
 use crate::QUARANTINE_OFF;
 use crate::client::Raw;
-use crate::daemon::{Dir, ECHO, Server};
+use crate::daemon::{Dir, ECHO, Server, wshd};
 
 /// Crashes on "crash", and does `action` when a worker starts while there is a file `flag`.
 fn fragile(flag: &str, action: &str) -> String {
@@ -66,13 +66,31 @@ fn heavy(flag: &str) -> String {
     )
 }
 
+/// Gives send buffers as a system with its defaults does to an ordinary user, whoever asks (socket(7), `wmem_max`).
+const SMALL_BUFFERS: &str = r#"
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <sys/socket.h>
+    int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
+    {
+        int (*real)(int, int, int, const void *, socklen_t), small = 212992;
+        *(void **)&real = dlsym(RTLD_NEXT, "setsockopt");
+        if (level == SOL_SOCKET && (name == SO_SNDBUFFORCE || name == SO_SNDBUF))
+            return real(fd, level, SO_SNDBUF, &small, sizeof small);
+        return real(fd, level, name, value, size);
+    }
+"#;
+
 #[test]
 #[ignore = "takes ten seconds and 1,200 connections"]
 fn a_rescue_waits_for_as_long_as_the_only_replacement_starts() {
-    let dir = Dir::new();
-    let flag = dir.path().join("flag");
+    let (dir, tools) = (Dir::new(), Dir::new());
+    let [flag, log] = ["flag", "log"].map(|name| tools.path().join(name));
     dir.handler("heavy", &heavy(flag.to_str().unwrap()));
-    let server = Server::start(&dir, &[&["--workers", "1"], &QUARANTINE_OFF[..]].concat());
+    let mut command = wshd();
+    command.env("LD_PRELOAD", tools.handler("small", SMALL_BUFFERS)).args(["--port", "0", "--workers", "1"]);
+    command.args(QUARANTINE_OFF).arg("--log-file").arg(&log).arg("--websock-handlers").arg(dir.path());
+    let server = Server::launch(command, log).when_ready();
     // More than the inbox takes.
     let mut clients: Vec<Raw> = (0..1200).map(|_| Raw::open(&server.address(), "/heavy")).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.ask("before"), "before"));

@@ -1,9 +1,9 @@
 //! Which slots have a process: workers are started, restarted with a growing delay, stopped, and given up if none of
 //! them starts.
 //!
-//! A worker that dies is restarted at once the first time, then after 1 s, 2 s, 4 s and so on up to 30 s, but if it has
-//! served not later than after as long as that; a minute of service resets the delay. One that crashes while it serves is restarted at once, as its connections wait,
-//! unless it does nothing but crash.
+//! A worker that dies is restarted at once the first time, then after 1 s, 2 s, 4 s and so on up to 30 s; a minute of service
+//! resets the delay. One that has served for a second is back after a second at the latest: there may be no other. One that
+//! crashes while it serves is restarted at once, as its connections wait, unless it does nothing but crash.
 //!
 //! Change with [`Slots::on`], then carry out [`Slots::action`] until there is none.
 
@@ -65,7 +65,7 @@ pub enum Action {
     Leave(Exit),
 }
 
-/// A process that crashed after at least this long has served, whatever it crashed in.
+/// A process that died after at least this long has served, and its place is empty for no longer.
 const SERVED: Duration = Duration::from_secs(1);
 /// So many failed starts in a row, in every slot, and the server gives up.
 const FAILED_STARTS: u32 = 5;
@@ -247,9 +247,8 @@ impl Slots {
             slot.process = Process::Gone;
             return;
         }
-        // One that works for a while is away for less than it works, however often it dies.
         let wait = slot.restart.failed(worked);
-        slot.process = Process::Due(now + if worked < SERVED { wait } else { wait.min(worked) });
+        slot.process = Process::Due(now + if worked < SERVED { wait } else { wait.min(SERVED) });
         let mut taken = self.slots.iter().filter(|slot| slot.process != Process::Gone);
         if taken.all(|slot| slot.failed_starts >= FAILED_STARTS) {
             self.stop(Exit::Start, true);

@@ -93,6 +93,16 @@ fn a_worker_is_replaced_at_once_and_then_ever_later() {
 }
 
 #[test]
+fn a_worker_that_served_is_away_for_a_second_at_most_however_often_it_dies() {
+    let mut slots = check(1, &[(0, Ready(0), &[Announce]), (20, Died(0), &[Spawn(0)])]);
+    for second in (40..1000).step_by(20) {
+        actions(&mut slots, Ready(0), second - 20);
+        assert_eq!(actions(&mut slots, Died(0), second), [], "at {second} s");
+        assert_eq!(actions(&mut slots, Passed, second + 1), [Spawn(0)]);
+    }
+}
+
+#[test]
 fn a_minute_of_service_is_forgiveness() {
     check(
         1,
