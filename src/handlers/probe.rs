@@ -1,5 +1,5 @@
 //! One probe: a process that loads a plugin, from the question to its end, seen from the process that asks. Nothing here
-//! waits: whoever waits for the descriptors, the deadline and the end of the process says when to go on.
+//! waits: whoever waits for the descriptors and the deadline says when to go on.
 
 use std::io::{self, PipeReader, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::WaitStatus;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
 
 use super::message::{Answer, Answers, NoAnswer, Offer, Request};
@@ -126,8 +126,6 @@ enum State {
     Running(Instant),
     /// There is nothing more to be learnt; killed, and to be reaped until then.
     Killed(Instant),
-    /// Reaped or given up.
-    Over,
 }
 
 impl Probe {
@@ -167,27 +165,16 @@ impl Probe {
         })
     }
 
-    /// Its pid.
-    pub fn pid(&self) -> Pid {
-        self.pid
-    }
-
     /// When [`step`](Self::step) has something to do, if nothing comes earlier.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Instant {
         match self.state {
-            State::Running(until) | State::Killed(until) => Some(until),
-            State::Over => None,
+            State::Running(until) | State::Killed(until) => until,
         }
     }
 
     /// What to wait for, to become readable.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         [&self.answer, &self.log].into_iter().flatten().map(AsFd::as_fd)
-    }
-
-    /// Whether there is nothing left to wait for.
-    pub fn is_over(&self) -> bool {
-        self.state == State::Over
     }
 
     /// What came of it.
@@ -199,8 +186,14 @@ impl Probe {
         Report { log, ..self.report }
     }
 
-    /// Reads what has come, and sees to the deadline.
-    pub fn step(&mut self, now: Instant) {
+    /// Reads what has come, and sees to the deadline and the end of the process; whether there is nothing left to wait for.
+    pub fn step(&mut self, now: Instant) -> bool {
+        match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => {}
+            Ok(status) => return self.reaped(status),
+            // Whoever started us ignores SIGCHLD: its status is lost.
+            Err(_) => return self.reaped(WaitStatus::Exited(self.pid, 0)),
+        }
         self.read_log();
         let is_known = matches!(self.state, State::Running(_)) && self.read_answer();
         match self.state {
@@ -209,13 +202,13 @@ impl Probe {
                 self.report.fault = Some(ProbeError::Timeout { stage: self.stage() });
                 self.kill(now);
             }
-            State::Killed(give_up) if give_up <= now => self.state = State::Over,
-            _ => {}
+            State::Killed(give_up) => return give_up <= now,
+            State::Running(_) => {}
         }
+        false
     }
 
-    /// It has been reaped, with this status.
-    pub fn reaped(&mut self, status: WaitStatus) {
+    fn reaped(&mut self, status: WaitStatus) -> bool {
         self.read_log();
         if matches!(self.state, State::Running(_)) && !self.read_answer() {
             let stage = self.stage();
@@ -227,7 +220,7 @@ impl Probe {
         }
         // What it has left behind. Linux gives a pid away again only after all others, so the group is still its own.
         let _ = killpg(self.pid, Signal::SIGKILL);
-        self.state = State::Over;
+        true
     }
 
     /// Ends it: nobody wants to know any more.

@@ -5,7 +5,6 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::message::Request;
 use super::probe::{Probe, Report};
@@ -48,22 +47,13 @@ pub fn probe(program: &Path, requests: Vec<Request>, go_on: &dyn Fn() -> bool) -
             }
         }
         let now = clock::now();
-        let deadline = running.iter().filter_map(|(_, probe)| probe.deadline()).min();
+        let deadline = running.iter().map(|(_, probe)| probe.deadline()).min();
         let left = deadline.map_or(0, |deadline| deadline.since(now).as_millis() as u64 + 1);
         let timeout = PollTimeout::try_from(left.min(LOOK)).unwrap_or(PollTimeout::ZERO);
         let descriptors = running.iter().flat_map(|(_, probe)| probe.descriptors());
         let mut fds: Vec<PollFd> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         let _ = poll(&mut fds, timeout); // if it is interrupted, as if the time were over
-        for (_, probe) in &mut running {
-            probe.step(clock::now());
-            match waitpid(probe.pid(), Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) => {}
-                Ok(status) => probe.reaped(status),
-                // Whoever started us ignores SIGCHLD: its status is lost.
-                Err(_) => probe.reaped(WaitStatus::Exited(probe.pid(), 0)),
-            }
-        }
-        for (number, probe) in running.extract_if(.., |(_, probe)| probe.is_over()) {
+        for (number, probe) in running.extract_if(.., |(_, probe)| probe.step(clock::now())) {
             reports[number] = probe.into_report();
         }
     }

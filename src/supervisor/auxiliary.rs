@@ -24,7 +24,7 @@ use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
 use super::generation::Generation;
-use super::policy::backoff::{Backoff, Rule};
+use super::policy::backoff::{Retry, Rule};
 use super::policy::drain::Drain;
 use super::policy::slots::Event;
 use super::processes::Processes;
@@ -81,23 +81,19 @@ struct Auxiliary {
     is_ready: bool,
     /// Why it cannot start, in its own words.
     why: Option<String>,
-    /// When it was forked last.
-    since: Instant,
     /// When the next one is due, if there is none.
-    at: Instant,
-    restart: Backoff,
+    restart: Retry,
 }
 
 impl Auxiliary {
     fn new(kind: Kind, is_trial: bool) -> Self {
-        let (since, at) = Default::default();
-        let restart = Backoff::new(restart(kind));
-        Self { kind, is_trial, pid: None, is_ready: false, why: None, since, at, restart }
+        let restart = Retry::new(restart(kind));
+        Self { kind, is_trial, pid: None, is_ready: false, why: None, restart }
     }
 
     fn failed(&mut self, now: Instant) {
         (self.pid, self.is_ready) = (None, false);
-        self.at = now + self.restart.failed(now.since(self.since));
+        self.restart.failed(now);
     }
 
     /// It is not needed any more. One that relays connections leaves with its last one, the others by the deadline.
@@ -166,7 +162,7 @@ impl Auxiliaries {
     /// When the next process is to be forked.
     pub fn due(&self) -> Option<Instant> {
         let missing = self.all.iter().filter(|auxiliary| auxiliary.pid.is_none());
-        missing.map(|auxiliary| auxiliary.at).min()
+        missing.map(|auxiliary| auxiliary.restart.not_before()).min()
     }
 
     /// So many of a kind are to be there. Those that are too many have until the deadline.
@@ -292,10 +288,9 @@ impl Supervisor {
         for index in 0..self.auxiliaries.all.len() {
             let Some(auxiliary) = self.auxiliaries.all.get_mut(index) else { break };
             let Auxiliary { kind, is_trial, .. } = *auxiliary;
-            if auxiliary.pid.is_some() || auxiliary.at > now {
+            if auxiliary.pid.is_some() || auxiliary.restart.not_before() > now {
                 continue;
             }
-            auxiliary.since = now;
             let on_trial = self.rolling.on_trial().filter(|_| is_trial);
             let generation = on_trial.unwrap_or(&self.generation).clone();
             let forked = spawn::auxiliary(self, kind, &generation)?;
@@ -401,7 +396,7 @@ mod tests {
         let (mut all, _, _channel) = forked(false, true);
         let second = Duration::from_secs(1);
         for seconds in [1, 2, 4] {
-            let now = all.all[0].since;
+            let now = all.all[0].restart.not_before();
             assert_eq!(all.ended(NOBODY, "died", now), Some((format!("metrics[{NOBODY}] died"), false)));
             assert_eq!(all.due(), Some(now + seconds * second));
             all.all[0].pid = Some(NOBODY);

@@ -56,7 +56,7 @@ impl Supervisor {
         if self.processes.in_role(Role::Errand(Errand::OpenLogs)).next().is_some() {
             return self.maintenance.logs.is_wanted = true;
         }
-        let open_all = |_: &Channel| sink::BOOKS.into_iter().fold(true, |done, book| open(book) && done);
+        let open_all = |_: &Channel| sink::BOOKS.map(open).iter().all(|is_open| *is_open);
         if let Err(error) = spawn::errand(self, Errand::OpenLogs, open_all) {
             log::error!("cannot reopen the log: cannot fork: {error}; keeping the old file");
         }

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use super::certificates::{Certificates, stamps};
 use super::generation::Generation;
 use super::mail::Mail;
-use super::policy::backoff::{Backoff, Rule};
+use super::policy::backoff::{Retry, Rule};
 use super::policy::liveness::{self, Limits};
 use super::policy::rebalance;
 use super::policy::rolling_restart::{Event, Step};
@@ -41,9 +41,8 @@ pub(super) struct Maintenance {
     rebalance_at: Instant,
     /// When all else is looked at next.
     tick_at: Instant,
-    faults: Backoff,
-    /// Before this no worker is replaced because of a fault.
-    faults_until: Instant,
+    /// When a worker is replaced because of a fault.
+    faults: Retry,
     pub logs: logs::Files,
     pub mail: Mail,
     pub certificates: Certificates,
@@ -51,10 +50,10 @@ pub(super) struct Maintenance {
 
 impl Default for Maintenance {
     fn default() -> Self {
-        let (rebalance_until, rebalance_at, tick_at, faults_until) = Default::default();
+        let (rebalance_until, rebalance_at, tick_at) = Default::default();
         let (logs, mail, certificates) = Default::default();
-        let faults = Backoff::new(FAULTS);
-        Self { rebalance_until, rebalance_at, tick_at, faults, faults_until, logs, mail, certificates }
+        let faults = Retry::new(FAULTS);
+        Self { rebalance_until, rebalance_at, tick_at, faults, logs, mail, certificates }
     }
 }
 
@@ -112,11 +111,10 @@ impl Supervisor {
         let Some(fault) = fault.filter(|_| self.rolling.policy.is_idle() && !self.slots.is_stopping()) else {
             return;
         };
-        if now < self.maintenance.faults_until {
+        if now < self.maintenance.faults.not_before() {
             return;
         }
-        let wait = self.maintenance.faults.failed(now.since(self.maintenance.faults_until));
-        self.maintenance.faults_until = now + wait;
+        self.maintenance.faults.failed(now);
         log::warn!("{} is replaced: {fault}", self.name(slot));
         self.replace(slot);
     }

@@ -192,6 +192,9 @@ struct Host {
     longest_turn: Duration,
 }
 
+/// Reads what a process has to say.
+type Read = fn(&mut Supervisor, Pid);
+
 /// Of the Close frames of a server that stops (RFC 6455 section 7.4.1).
 const GOING_AWAY: u16 = 1001;
 /// A turn of the loop that takes longer than this is worth a warning: nothing in it should wait.
@@ -341,7 +344,7 @@ impl Supervisor {
         });
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds = vec![readable(self.host.signals.as_fd())];
-        let mut speakers: Vec<(Pid, fn(&mut Self, Pid))> = Vec::new();
+        let mut speakers: Vec<(Pid, Read)> = Vec::new();
         for (pid, process) in self.processes.iter() {
             if let Some(log) = process.log.as_ref().and_then(Source::interest) {
                 speakers.push((pid, |supervisor, pid| supervisor.read_log(pid, logs::AT_ONCE)));

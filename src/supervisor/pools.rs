@@ -11,7 +11,8 @@ use nix::sys::prctl::set_child_subreaper;
 use nix::unistd::Pid;
 
 use super::Supervisor;
-use super::policy::pools::{Count, Gate};
+use super::policy::backoff::Retry;
+use super::policy::pools::{Count, RETRY};
 use super::processes::{Process, is_ours};
 use super::role::Role;
 
@@ -32,7 +33,7 @@ pub(super) struct Pools {
     /// Asked for, and not heard of yet: they have no pid.
     pending: Vec<Pending>,
     /// By pool.
-    gates: BTreeMap<u16, Gate>,
+    retries: BTreeMap<u16, Retry>,
     /// Whether orphans come to this process.
     is_reaper: bool,
     is_stopping: bool,
@@ -55,8 +56,13 @@ impl Pools {
     /// When [`Supervisor::ask_for_processes`] has something to do.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
         let births = self.pending.iter().map(|pending| pending.give_up);
-        let gates = self.gates.values().filter_map(|gate| gate.opens(now));
-        births.chain(gates).min()
+        let retries = self.retries.values().map(Retry::not_before).filter(|at| *at > now);
+        births.chain(retries).min()
+    }
+
+    /// A process of a pool has failed.
+    fn failed(&mut self, pool: u16, now: Instant) {
+        self.retries.entry(pool).or_insert_with(|| Retry::new(RETRY)).failed(now);
     }
 
     /// The channels of those that have not been heard of.
@@ -81,19 +87,19 @@ impl Supervisor {
                 (None, Some(_)) => {}
                 (Some((slot, parent)), Some(wanted)) => {
                     self.dismiss_idle(pool, Some(parent));
-                    if self.is_gate_open(pool, now)
+                    if self.may_fork(pool, now)
                         && let Err(error) = self.ask_parent(pool, parent, wanted)
                     {
                         log::error!("{}[{parent}]: cannot fork: {error}", self.name(slot));
-                        self.pools.gates.entry(pool).or_default().failed(now);
+                        self.pools.failed(pool, now);
                     }
                 }
             }
         }
     }
 
-    fn is_gate_open(&self, pool: u16, now: Instant) -> bool {
-        self.pools.gates.get(&pool).is_none_or(|gate| gate.opens(now).is_none())
+    fn may_fork(&self, pool: u16, now: Instant) -> bool {
+        self.pools.retries.get(&pool).is_none_or(|retry| retry.not_before() <= now)
     }
 
     /// A process of such a pool has died: if it has not got as far as to wait for a connection, or has left its inbox
@@ -102,7 +108,7 @@ impl Supervisor {
         let is_starting = |record: Slot| record.state() == State::Starting;
         if self.shared.scoreboard.slot(slot).is_some_and(is_starting) || self.processes.has_mail(slot) {
             let pool = self.place_of(slot).pool;
-            self.pools.gates.entry(pool).or_default().failed(clock::now());
+            self.pools.failed(pool, clock::now());
         }
     }
 
@@ -260,7 +266,7 @@ impl Supervisor {
             record.end();
         }
         let pool = self.place_of(slot).pool;
-        self.pools.gates.entry(pool).or_default().failed(clock::now());
+        self.pools.failed(pool, clock::now());
     }
 
     /// Whether this is a child of this process that is not in the table.

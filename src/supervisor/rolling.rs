@@ -220,8 +220,8 @@ impl Supervisor {
         let rank = |heir: usize| {
             let record = self.shared.scoreboard.slot(heir)?;
             let serves = record.state() == State::Starting || record.takes_connections();
-            let is_late = self.slots.due(heir).is_none() && !serves;
-            let is_heir = [pool, 0].contains(&record.place().pool) && !is_late;
+            let will_serve = serves || self.slots.due(heir).is_some();
+            let is_heir = [pool, 0].contains(&record.place().pool) && will_serve;
             let load = record.connections.load(Ordering::Relaxed);
             is_heir.then_some((record.place().pool != pool, !serves, load))
         };

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::time::Instant;
+
 /// Waits that double from failure to failure, up to a bound. One that worked for long enough in between starts over.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
@@ -44,6 +46,30 @@ impl Backoff {
     }
 }
 
+/// Something that is tried again when it has failed.
+#[derive(Clone, Copy, Debug)]
+pub struct Retry {
+    backoff: Backoff,
+    not_before: Instant,
+}
+
+impl Retry {
+    /// It may be tried.
+    pub fn new(rule: Rule) -> Self {
+        Self { backoff: Backoff::new(rule), not_before: Instant::default() }
+    }
+
+    /// It has failed. It has worked since it was last tried, which is when it might be.
+    pub fn failed(&mut self, now: Instant) {
+        self.not_before = now + self.backoff.failed(now.since(self.not_before));
+    }
+
+    /// Before this it is not to be tried.
+    pub fn not_before(&self) -> Instant {
+        self.not_before
+    }
+}
+
 /// A time doubled so many times.
 pub fn doubled(first: Duration, times: u32) -> Duration {
     1_u32.checked_shl(times).and_then(|factor| first.checked_mul(factor)).unwrap_or(Duration::MAX)
@@ -63,5 +89,19 @@ mod tests {
         }
         assert_eq!(doubled(seconds(1), 31), seconds(1 << 31));
         assert_eq!(doubled(seconds(1), 32), Duration::MAX);
+    }
+
+    #[test]
+    fn what_fails_is_tried_again_later_each_time() {
+        let ms = Duration::from_millis;
+        let rule = Rule { free: 2, first: ms(100), longest: ms(5000), forgiven: ms(10_000) };
+        let mut retry = Retry::new(rule);
+        let at = |time: u64| Instant::default() + ms(time);
+        for (failed, not_before) in
+            [(20_000, 20_000), (20_001, 20_001), (20_002, 20_102), (20_102, 20_302), (40_000, 40_000)]
+        {
+            retry.failed(at(failed));
+            assert_eq!(retry.not_before(), at(not_before));
+        }
     }
 }

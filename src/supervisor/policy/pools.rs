@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use super::backoff::{Backoff, Rule};
+use super::backoff::Rule;
 use crate::config::Processes;
-use crate::time::Instant;
 
 /// A process that could not be forked, or died before it was ready, delays the next one.
-const RETRY: Rule = Rule {
+pub const RETRY: Rule = Rule {
     free: 2,
     first: Duration::from_millis(100),
     longest: Duration::from_secs(5),
@@ -33,34 +32,6 @@ impl Count {
     }
 }
 
-/// When the next process of a pool may be forked.
-#[derive(Debug)]
-pub struct Gate {
-    backoff: Backoff,
-    failed: Instant,
-    not_before: Instant,
-}
-
-impl Default for Gate {
-    fn default() -> Self {
-        let (failed, not_before) = (Instant::default(), Instant::default());
-        Self { backoff: Backoff::new(RETRY), failed, not_before }
-    }
-}
-
-impl Gate {
-    /// A process has failed.
-    pub fn failed(&mut self, now: Instant) {
-        self.not_before = now + self.backoff.failed(now.since(self.failed));
-        self.failed = now;
-    }
-
-    /// When the next one may be forked, if not now.
-    pub fn opens(&self, now: Instant) -> Option<Instant> {
-        Some(self.not_before).filter(|at| *at > now)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,20 +52,5 @@ mod tests {
             let count = Count { all, idle, orphaned };
             assert_eq!(count.missing(wanted), expected, "{count:?}");
         }
-    }
-
-    #[test]
-    fn processes_that_fail_delay_the_next_one() {
-        let mut gate = Gate::default();
-        let at = |ms: u64| Instant::default() + Duration::from_millis(ms);
-        for (failed, opens) in
-            [(20_000, None), (20_001, None), (20_002, Some(20_102)), (20_102, Some(20_302))]
-        {
-            gate.failed(at(failed));
-            assert_eq!(gate.opens(at(failed)), opens.map(at));
-        }
-        assert_eq!(gate.opens(at(20_302)), None);
-        gate.failed(at(40_000));
-        assert_eq!(gate.opens(at(40_000)), None);
     }
 }
