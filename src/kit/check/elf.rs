@@ -95,12 +95,14 @@ fn examine(bytes: &[u8], is_event: bool) -> object::read::Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Whether a mangled name is that of something in C++'s namespace std, which no option hides: functions, constants, virtual
-/// tables and type information.
+/// Whether a mangled name is that of something of C++'s library, which no option hides: functions, constants, virtual tables
+/// and type information of the namespace std, and the placement forms of new and delete.
 fn is_of_std(name: &str) -> bool {
+    const PLACEMENT: [&str; 4] = ["_ZnwmPv", "_ZnamPv", "_ZdlPvS_", "_ZdaPvS_"];
     ["_ZNSt", "_ZNKSt", "_ZZNSt", "_ZSt", "_ZTVSt", "_ZTISt", "_ZTSSt"]
         .iter()
         .any(|prefix| name.starts_with(prefix))
+        || PLACEMENT.contains(&name)
 }
 
 fn calls(names: &[String]) -> String {
