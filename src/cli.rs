@@ -31,7 +31,7 @@ pub enum Command {
     /// To print this configuration.
     Config(String),
     /// To ask a running server.
-    Ctl(ctl::Order),
+    Ctl(Box<ctl::Order>),
     /// To do this for an author of handlers.
     Kit(Kit),
     /// To print what this shell needs to complete command lines.
@@ -117,7 +117,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>)
             Ok(Command::Check(check, config.map(|(config, _)| Box::new(config))))
         }
         Sub::Config => Ok(Command::Config(load(own)?.1.to_toml(true))),
-        Sub::Ctl(ctl) => Ok(Command::Ctl(ctl.into_order()?)),
+        Sub::Ctl(ctl) => Ok(Command::Ctl(Box::new(ctl.into_order()?))),
         Sub::Kit(kit) => Ok(Command::Kit(kit)),
         Sub::Completions { shell } => Ok(Command::Completions(shell)),
     }

@@ -283,7 +283,7 @@ mod tests {
     fn order(args: &[&str]) -> Result<Order, String> {
         let line = ["wshd", "ctl"].iter().chain(args).map(OsString::from);
         match parse(line, None) {
-            Ok(Command::Ctl(order)) => Ok(order),
+            Ok(Command::Ctl(order)) => Ok(*order),
             Ok(other) => panic!("{other:?}"),
             Err(error) => Err(error.to_string()),
         }
