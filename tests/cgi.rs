@@ -388,3 +388,22 @@ fn curl_sends_a_large_body_and_waits_for_the_order_to_go_on() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("HTTP/1.1 100 Continue"));
     server.stop();
 }
+
+#[test]
+fn the_access_log_tells_how_much_was_sent() {
+    let hello = format!("{TEXT}printf 'hello, world'");
+    let (mut server, _dir) =
+        serve(&[("hello", &hello)], "access_log = '-'\naccess_log_fields = 'reply_bytes'\n");
+    assert_eq!(content(&get(&server, "/cgi/hello")), "hello, world");
+    let missing = get(&server, "/cgi/missing");
+    assert_eq!(missing.status, 404);
+    let bytes = missing.body.len();
+    for line in ["resource=/cgi/hello status=200 ", "resource=/cgi/missing status=404 "] {
+        server.says(line);
+    }
+    let log = server.log();
+    let of = |resource: &str| log.lines().find(|line| line.contains(resource)).unwrap();
+    assert!(of("resource=/cgi/hello").ends_with("reply_bytes=12"), "{log}");
+    assert!(of("resource=/cgi/missing").ends_with(&format!("reply_bytes={bytes}")), "{log}");
+    server.stop();
+}

@@ -36,7 +36,7 @@ pub use bounds::Cgi;
 use handover::{Handover, MAX_BYTES};
 use program::Program;
 pub use program::covers;
-use relay::{Bounds, End, Relay};
+use relay::{Bounds, End, Relay, Sent};
 use spawn::Limits;
 
 /// Requests that are taken at a time.
@@ -183,25 +183,21 @@ impl Shared {
         // A worker has understood it before.
         let Ok(Parsed::Head { head, consumed }) = head::parse(&read, &self.config.head) else { return };
         let body = read.get(consumed..).unwrap_or_default().to_vec();
-        let status = match self.run(socket, facts, &head, body) {
-            Ok(status) => status,
-            Err(response) => {
-                let status = response.status();
-                relay::reply(socket, response, head.method() == "HEAD");
-                Some(status)
-            }
+        let sent = match self.run(socket, facts, &head, body) {
+            Ok(sent) => sent,
+            Err(response) => Some(relay::reply(socket, response, head.method() == "HEAD")),
         };
-        self.log(facts, &head, status, begun);
+        self.log(facts, &head, sent, begun);
     }
 
-    /// Runs the program of a request; the status that was sent, if one was. An error is the answer.
+    /// Runs the program of a request; what was sent, if anything was. An error is the answer.
     fn run(
         &self,
         socket: &Socket,
         facts: &handover::Facts,
         head: &Head,
         body: Vec<u8>,
-    ) -> Result<Option<u16>, Response> {
+    ) -> Result<Option<Sent>, Response> {
         let error = |status, why: &str| http::error(status, why, &[]);
         if !matches!(head.method(), "GET" | "HEAD" | "POST") {
             return Err(match head::is_known_method(head.method()) {
@@ -248,7 +244,7 @@ impl Shared {
         let bounds = Bounds { idle, lifetime, output };
         let request = (head.method() == "HEAD", head.minor_version());
         let relay = Relay::new(&name, socket, child, bounds, (body, left), request);
-        let (end, status) = relay.run(|child| {
+        let (end, sent) = relay.run(|child| {
             let mut running = lock(&self.running);
             let status = child.wait();
             running.remove(&group);
@@ -256,11 +252,11 @@ impl Shared {
             status
         });
         log::debug!("cgi {name}: {end:?}");
-        Ok(status.filter(|_| end != End::Gone))
+        Ok(sent.filter(|_| end != End::Gone))
     }
 
     /// A line in the access log, as workers write.
-    fn log(&self, facts: &handover::Facts, head: &Head, status: Option<u16>, begun: Instant) {
+    fn log(&self, facts: &handover::Facts, head: &Head, sent: Option<Sent>, begun: Instant) {
         if self.config.log.access.is_none() {
             return;
         }
@@ -269,11 +265,13 @@ impl Shared {
         });
         let resource = facts.resource.as_deref().unwrap_or(head.resource());
         let duration = clock::now().since(begun).as_millis() as u64;
+        let number = |number: Option<u64>| number.map_or(Value::Absent, Value::Number);
         let text = |name| head.header(name).map(String::from_utf8_lossy);
         let fields = &self.config.log.fields;
         let further: Vec<_> = fields.iter().map(|field| (*field, field.header().and_then(text))).collect();
         let further = further.iter().map(|(field, text)| match field {
             AccessField::Method => (field.name(), Value::Text(head.method())),
+            AccessField::ReplyBytes => (field.name(), number(sent.map(|sent| sent.content))),
             _ => (field.name(), text.as_deref().into()),
         });
         let mut line = vec![
@@ -282,7 +280,7 @@ impl Shared {
             ("peer", Value::Text(&peer)),
             ("user", facts.user.as_deref().into()),
             ("resource", Value::Text(resource)),
-            ("status", status.map_or(Value::Absent, |status| Value::Number(status.into()))),
+            ("status", number(sent.map(|sent| sent.status.into()))),
             ("duration_ms", Value::Number(duration)),
         ];
         line.extend(further);

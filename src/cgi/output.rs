@@ -135,15 +135,17 @@ impl Header {
 }
 
 impl Framing {
-    /// A piece of content as it is sent; what is beyond the length is cut off.
-    pub fn frame(&mut self, piece: &[u8], out: &mut Vec<u8>) {
+    /// A piece of content as it is sent; what is beyond the length is cut off. Returns how many bytes of it are sent.
+    pub fn frame(&mut self, piece: &[u8], out: &mut Vec<u8>) -> usize {
+        let mut sent = piece.len();
         match self {
-            Framing::None => {}
+            Framing::None => sent = 0,
             Framing::Close => out.extend_from_slice(piece),
             Framing::Length(left) => {
                 let taken = piece.get(..(*left).min(piece.len() as u64) as usize).unwrap_or_default();
                 *left -= taken.len() as u64;
                 out.extend_from_slice(taken);
+                sent = taken.len();
             }
             Framing::Chunked if piece.is_empty() => {} // which would be the end
             Framing::Chunked => {
@@ -152,6 +154,7 @@ impl Framing {
                 out.extend_from_slice(b"\r\n");
             }
         }
+        sent
     }
 
     /// What is sent at the end of the output; `None`: something is missing, which the client must notice.
@@ -261,9 +264,9 @@ mod tests {
     fn content_is_framed() {
         let framed = |mut framing: Framing| {
             let mut out = Vec::new();
-            ["", "abc", "0123456789abcdef"]
-                .iter()
-                .for_each(|piece| framing.frame(piece.as_bytes(), &mut out));
+            for piece in ["", "abc", "0123456789abcdef"] {
+                framing.frame(piece.as_bytes(), &mut out);
+            }
             (String::from_utf8(out).unwrap(), framing.end().map(<[u8]>::len), framing.is_complete())
         };
         let all = "abc0123456789abcdef".to_owned();

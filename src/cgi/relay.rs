@@ -69,7 +69,7 @@ pub struct Relay<'a> {
     start: Vec<u8>,
     /// Once that is complete.
     framing: Option<Framing>,
-    status: Option<u16>,
+    sent: Option<Sent>,
     printed: u64,
     /// To be sent: at most a little more than [`BUFFER`].
     out: Vec<u8>,
@@ -98,7 +98,7 @@ impl<'a> Relay<'a> {
             // Fails for no pipe; one that waits would only wait for the program.
             let _ = rustix::io::ioctl_fionbio(pipe, true);
         }
-        let (start, framing, status, printed, out) = Default::default();
+        let (start, framing, sent, printed, out) = Default::default();
         let (errors, progress) = (Errors::default(), clock::now());
         Self {
             name,
@@ -114,7 +114,7 @@ impl<'a> Relay<'a> {
             minor_version,
             start,
             framing,
-            status,
+            sent,
             printed,
             out,
             errors,
@@ -122,9 +122,9 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// To the end of the program and of its group. Returns how that came about and the status that was sent, if one was.
+    /// To the end of the program and of its group. Returns how that came about and what was sent, if anything was.
     /// `wait` reaps the program, which has exited or was killed.
-    pub fn run(mut self, wait: impl FnOnce(&mut Child) -> io::Result<ExitStatus>) -> (End, Option<u16>) {
+    pub fn run(mut self, wait: impl FnOnce(&mut Child) -> io::Result<ExitStatus>) -> (End, Option<Sent>) {
         let begun = clock::now();
         let end = self.exchange(begun);
         drop((self.stdin.take(), self.stdout.take()));
@@ -150,7 +150,7 @@ impl<'a> Relay<'a> {
             }
             _ => {}
         }
-        (end, self.status)
+        (end, self.sent)
     }
 
     /// Copies until nothing is left.
@@ -295,7 +295,10 @@ impl<'a> Relay<'a> {
         }
         let output = buffer.get(..count).unwrap_or_default();
         match &mut self.framing {
-            Some(framing) => framing.frame(output, &mut self.out),
+            Some(framing) => {
+                let content = framing.frame(output, &mut self.out);
+                self.sent.iter_mut().for_each(|sent| sent.content += content as u64);
+            }
             None => {
                 self.start.extend_from_slice(output);
                 match Header::parse(&self.start) {
@@ -313,10 +316,10 @@ impl<'a> Relay<'a> {
 
     fn begin(&mut self, header: &Header, taken: usize) {
         let mut framing = header.framing(self.is_head, self.minor_version);
-        self.status = Some(header.status());
         self.out = header.response(SystemTime::now(), framing);
         let start = std::mem::take(&mut self.start);
-        framing.frame(start.get(taken..).unwrap_or_default(), &mut self.out);
+        let content = framing.frame(start.get(taken..).unwrap_or_default(), &mut self.out);
+        self.sent = Some(Sent { status: header.status(), content: content as u64 });
         self.framing = Some(framing);
     }
 
@@ -333,8 +336,7 @@ impl<'a> Relay<'a> {
     }
 
     fn answer(&mut self, response: Response) {
-        self.status = Some(response.status());
-        reply(self.socket, response, self.is_head);
+        self.sent = Some(reply(self.socket, response, self.is_head));
     }
 
     /// Everything was sent: waits for the client's end, so that no reset overtakes the last bytes.
@@ -391,9 +393,19 @@ fn is_later(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
+/// What a client was sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// The status.
+    pub status: u16,
+    /// Bytes of content.
+    pub content: u64,
+}
+
 /// Sends a response without a program and ends the connection.
-pub fn reply(socket: &Socket, response: Response, is_head: bool) {
+pub fn reply(socket: &Socket, response: Response, is_head: bool) -> Sent {
     let response = if is_head { response.without_content() } else { response };
+    let sent = Sent { status: response.status(), content: response.content_length() };
     let bytes = response.into_bytes();
     let mut left = bytes.as_slice();
     let until = clock::now() + LINGER;
@@ -401,10 +413,11 @@ pub fn reply(socket: &Socket, response: Response, is_head: bool) {
         match (&*socket).write(left) {
             Ok(count) => left = left.get(count..).unwrap_or_default(),
             Err(error) if is_later(&error) && wait_for(socket, PollFlags::OUT, until) => {}
-            Err(_) => return,
+            Err(_) => return sent,
         }
     }
     linger(socket);
+    sent
 }
 
 fn linger(socket: &Socket) {
