@@ -95,6 +95,7 @@ fn what_is_answered_unasked_has_no_content() {
     let held = Raw::open(&server.address(), "/echo");
     let answer = Raw::connect(&server.address()).answer();
     assert_eq!((answer.status, answer.body.len()), (429, 0), "{}", answer.head);
+    assert_eq!(answer.header("Content-Length"), Some("0"), "nothing that the client would wait for");
     assert!(answer.header("Retry-After").is_some() && answer.header("Date").is_some(), "{}", answer.head);
     drop(held);
     server.stop();

@@ -17,7 +17,7 @@ use crate::worker::conn::handshake::{Finished, Handshake};
 use crate::worker::conn::table::Conn;
 use crate::worker::handshake::Handshakes;
 use crate::worker::handshake::outcome::Unserved;
-use crate::worker::listen::admission::answer;
+use crate::worker::listen::admission::{answer, answer_unread};
 
 /// Most bytes of client data shown in the log.
 const SHOWN: usize = 100;
@@ -30,7 +30,7 @@ impl Handshakes {
         }
         let deadline = self.conns.life.turn().instant() + self.conns.config.handshake_timeout;
         if let Some(id) = self.conns.add(Conn::new(socket, deadline)) {
-            self.conns.reply(id, answer(refusal));
+            self.conns.reply(id, answer_unread(refusal));
         }
     }
 

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use socket2::Socket;
 
@@ -15,7 +15,7 @@ use crate::clock;
 use crate::config::{Config, HandlerSettings};
 use crate::fleet::addresses::{Limiter, Mark, Permit};
 use crate::fleet::refusal::Refusal;
-use crate::http::{self, Response};
+use crate::http::{self, Body, Response};
 use crate::worker::base::log_limit::LogLimit;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::rate_limit::RateLimit;
@@ -176,8 +176,7 @@ fn minute() -> u64 {
 
 /// Answers a connection that is over a limit as far as that goes without waiting, and closes it.
 pub fn cut(socket: &Socket, refusal: Refusal) {
-    // Nothing was read: the method may be HEAD.
-    let response = answer(refusal).without_content().into_bytes();
+    let response = answer_unread(refusal).into_bytes();
     // Whoever is over a limit does not need to hear of it.
     let _ = socket.send_with_flags(&response, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
 }
@@ -199,18 +198,28 @@ fn reason(refusal: Refusal) -> &'static str {
     }
 }
 
-/// The answer to a request, or to a connection before there is one.
+/// The answer to a request.
 pub fn answer(refusal: Refusal) -> Response {
-    let (status, headers) = match refusal {
+    let (status, fields) = status(refusal);
+    http::error(status, reason(refusal), fields)
+}
+
+/// The same for a request of which nothing was read: its method may be HEAD, so there is no content and none is announced.
+pub fn answer_unread(refusal: Refusal) -> Response {
+    let (status, fields) = status(refusal);
+    Response::new(SystemTime::now(), status, fields, Body::Empty)
+}
+
+fn status(refusal: Refusal) -> (u16, &'static [(&'static str, &'static str)]) {
+    match refusal {
         Refusal::Total | Refusal::Pool | Refusal::Handler | Refusal::Draining => {
-            (503, &[("Retry-After", RETRY)][..])
+            (503, &[("Retry-After", RETRY)])
         }
-        Refusal::Address => (429, &[("Retry-After", RETRY)][..]),
-        Refusal::Rate | Refusal::Messages => (429, &[("Retry-After", "1")][..]),
-        Refusal::Logins => (429, &[("Retry-After", "60")][..]),
-        Refusal::Origin => (403, &[][..]),
-        Refusal::Host => (421, &[][..]),
-        Refusal::Proxy | Refusal::Forwarded => (400, &[][..]),
-    };
-    http::error(status, reason(refusal), headers)
+        Refusal::Address => (429, &[("Retry-After", RETRY)]),
+        Refusal::Rate | Refusal::Messages => (429, &[("Retry-After", "1")]),
+        Refusal::Logins => (429, &[("Retry-After", "60")]),
+        Refusal::Origin => (403, &[]),
+        Refusal::Host => (421, &[]),
+        Refusal::Proxy | Refusal::Forwarded => (400, &[]),
+    }
 }
