@@ -20,7 +20,7 @@ const MOST: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proof([u8; 32]);
 
-/// See there.
+/// Passwords that were right a moment ago.
 pub struct Recent {
     /// Of this process.
     key: hmac::Key,

@@ -287,6 +287,14 @@ pub fn look_up(listen: &[Listen]) {
 const PICKS: u32 = 16;
 
 /// Binds all addresses of a host; where `port` is 0, to `picked` unless that is 0 as well.
+/// Whether an error of accept(2) is that of the connection that was waiting, not of the socket.
+pub fn is_of_connection(error: i32) -> bool {
+    use libc::*;
+    let of_network =
+        [ENETDOWN, EPROTO, ENOPROTOOPT, EHOSTDOWN, ENONET, EHOSTUNREACH, EOPNOTSUPP, ENETUNREACH];
+    matches!(error, EINTR | ECONNABORTED | EPERM) || of_network.contains(&error)
+}
+
 fn bind_host(
     host: &str,
     port: u16,

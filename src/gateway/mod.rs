@@ -2,8 +2,8 @@
 //! no worker anything but plain bytes and facts about the connection.
 
 mod certificate;
-mod doorway;
 mod http2;
+mod queue;
 mod relay;
 mod server;
 mod session;
@@ -27,7 +27,7 @@ use tokio::runtime;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::sleep;
 
-use self::doorway::Doorway;
+use self::queue::Queue;
 use self::server::{Door, Entrance, Server};
 use self::socket::{Socket, Watched, watch};
 use crate::config::Config;
@@ -35,7 +35,7 @@ use crate::config::gateway::Entrance as Configured;
 use crate::fleet::control::{self, Channel, Command};
 use crate::fleet::gateway_counters::GatewayCounters;
 use crate::fleet::gateway_queue::Salt;
-use crate::fleet::listener::Listener;
+use crate::fleet::listener::{Listener, is_of_connection};
 
 /// Descriptors that are not connections: standard streams, listeners, the queue, the channel, epoll, the log.
 const RESERVED: u64 = 64;
@@ -55,7 +55,7 @@ pub struct Start {
     pub config: Arc<Config>,
     /// The sockets to accept from.
     pub listeners: Vec<Arc<Listener>>,
-    /// Where connections are left for the workers.
+    /// Where workers take connections from.
     pub queue: Arc<OwnedFd>,
     /// Where all gateways count.
     pub counters: &'static GatewayCounters,
@@ -69,7 +69,7 @@ pub fn check(config: &Config) -> Result<(), String> {
     let listeners = config.gateway.listeners.iter().map(|listener| &listener.entrance);
     for entrance in listeners.chain(&config.gateway.passed) {
         if let Configured::Tls(tls) = entrance {
-            tls::Listener::load(tls, &Salt::default())?;
+            tls::Acceptor::load(tls, &Salt::default())?;
         }
     }
     Ok(())
@@ -93,7 +93,7 @@ impl Gateway {
             let entrance = match config.gateway.entrance(listener.asked()) {
                 Some(Configured::Tls(tls)) => {
                     let hsts = tls.hsts.map(|age| format!("max-age={}", age.as_secs()));
-                    Entrance::Tls { tls: tls::Listener::load(tls, &salt)?, hsts }
+                    Entrance::Tls { tls: tls::Acceptor::load(tls, &salt)?, hsts }
                 }
                 Some(Configured::H2c) => Entrance::H2c,
                 Some(Configured::Redirect { to }) => Entrance::Redirect { to: to.clone() },
@@ -117,7 +117,7 @@ impl Gateway {
     async fn serve(self, channel: &Channel) -> io::Result<()> {
         let Self { config, entrances, queue, counters } = self;
         let (drain, draining) = watch::channel(false);
-        let server = Arc::new(Server::new(Doorway::new(queue)?, config, counters, draining));
+        let server = Arc::new(Server::new(Queue::new(queue)?, config, counters, draining));
         let room = Arc::new(Semaphore::new(most_connections()));
         channel.send_start(&control::Start::Ready)?;
         let channel = watch(channel, Interest::READABLE)?;
@@ -224,20 +224,7 @@ async fn accept(
                 tokio::task::yield_now().await;
             }
             Err(error) => match error.raw_os_error() {
-                // accept(2): errors of the connection that was waiting, not of the socket.
-                Some(
-                    libc::EINTR
-                    | libc::ECONNABORTED
-                    | libc::EPROTO
-                    | libc::EPERM
-                    | libc::ENETDOWN
-                    | libc::ENOPROTOOPT
-                    | libc::EHOSTDOWN
-                    | libc::ENONET
-                    | libc::EHOSTUNREACH
-                    | libc::EOPNOTSUPP
-                    | libc::ENETUNREACH,
-                ) => {}
+                Some(error) if is_of_connection(error) => {}
                 // It was shut down, since the server stops or does not listen there any more.
                 Some(libc::EINVAL) => return,
                 _ => {

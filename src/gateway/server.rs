@@ -14,8 +14,8 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::certificate;
-use super::doorway::Doorway;
 use super::http2;
+use super::queue::Queue;
 use super::relay::{Relay, poll_receive, poll_send};
 use super::session::Session;
 use super::socket::Socket;
@@ -50,7 +50,7 @@ pub enum Entrance {
     /// TLS.
     Tls {
         /// As rustls has it.
-        tls: tls::Listener,
+        tls: tls::Acceptor,
         /// The value of Strict-Transport-Security.
         hsts: Option<String>,
     },
@@ -69,8 +69,8 @@ pub type Token = (OwnedSemaphorePermit, mpsc::Sender<()>);
 
 /// What all connections share.
 pub struct Server {
-    /// Where connections are left.
-    pub doorway: Doorway,
+    /// Where workers take connections from.
+    pub queue: Queue,
     /// The configuration.
     pub config: Arc<Config>,
     /// Shared with all processes.
@@ -93,35 +93,26 @@ impl Handshakes {
     }
 }
 
-/// A handshake that came to its end.
-enum Opened {
-    /// A connection of HTTP/1.1.
-    Http1 {
-        peer: Socket,
-        session: Box<Session>,
-        received: Vec<u8>,
-        client: Option<SocketAddr>,
-        name: Option<String>,
-    },
-    /// One of HTTP/2.
-    Http2 {
-        peer: Socket,
-        session: Box<Session>,
-        received: Vec<u8>,
-        client: Option<SocketAddr>,
-        name: Option<String>,
-    },
+/// A connection after the handshake of TLS.
+struct Opened {
+    peer: Socket,
+    session: Box<Session>,
+    /// What came in it since.
+    received: Vec<u8>,
+    client: Option<SocketAddr>,
+    /// What it asked for (SNI).
+    name: Option<String>,
 }
 
 impl Server {
-    /// Leaves connections at `doorway`.
+    /// Gives connections to the workers by way of `queue`.
     pub fn new(
-        doorway: Doorway,
+        queue: Queue,
         config: Arc<Config>,
         counters: &'static GatewayCounters,
         draining: watch::Receiver<bool>,
     ) -> Self {
-        Self { doorway, config, counters, draining, handshakes: Handshakes::default() }
+        Self { queue, config, counters, draining, handshakes: Handshakes::default() }
     }
 
     /// Serves a connection in a task of its own, which holds `token` as long as it lives.
@@ -162,32 +153,20 @@ impl Server {
             Entrance::Tls { tls, hsts } => {
                 let opened = timeout(limit, self.handshake(tls, door.has_proxy_header, peer, client)).await;
                 self.settle(number);
-                let failed = |failure| self.counters.count_failure(failure);
-                let opened = opened.map_err(|_| {
-                    failed(Failure::Timeout);
-                    io::Error::from(io::ErrorKind::TimedOut)
-                })?;
+                let opened =
+                    opened.unwrap_or_else(|_| Err((Failure::Timeout, io::ErrorKind::TimedOut.into())));
                 let opened = opened.map_err(|(failure, error)| {
-                    failed(failure);
+                    self.counters.count_failure(failure);
                     error
                 })?;
-                let facts = |session: &Session, peer: &Socket, name: &Option<String>, is_http2| {
-                    OwnedFacts::new(session, peer, name.as_deref(), hsts.as_deref(), is_http2)
-                };
-                match opened {
-                    Opened::Http1 { peer, session, received, client, name } => {
-                        self.counters.count_handshake(session.is_resumed());
-                        let facts = facts(&session, &peer, &name, false);
-                        self.relay(peer, session, received, client, facts, token).await
-                    }
-                    Opened::Http2 { peer, session, received, client, name } => {
-                        self.counters.count_handshake(session.is_resumed());
-                        let facts = facts(&session, &peer, &name, true);
-                        let stream = TlsStream::new(peer, session, received);
-                        self.begin_http2(stream, client, facts, token);
-                        Ok(())
-                    }
+                let Opened { peer, session, received, client, name } = opened;
+                self.counters.count_handshake(session.is_resumed());
+                let facts = OwnedFacts::new(&session, &peer, name, hsts.clone());
+                if facts.is_http2 {
+                    self.begin_http2(TlsStream::new(peer, session, received), client, facts, token);
+                    return Ok(());
                 }
+                self.relay(peer, session, received, client, facts, token).await
             }
             Entrance::H2c => {
                 let is_http2 = timeout(limit, async {
@@ -206,7 +185,7 @@ impl Server {
                     None => Ok(()),
                     Some(false) => {
                         let facts = Facts { local: local.as_deref(), ..Facts::default() };
-                        self.doorway.leave(peer.into_inner(), client, facts).await
+                        self.queue.push(peer.into_inner(), client, facts).await
                     }
                     Some(true) => {
                         let facts = OwnedFacts { local, is_http2: true, ..OwnedFacts::default() };
@@ -230,7 +209,7 @@ impl Server {
     /// Until the TLS session is open. The error says what it counts for.
     async fn handshake(
         &self,
-        tls: &tls::Listener,
+        tls: &tls::Acceptor,
         has_proxy_header: bool,
         peer: Socket,
         mut client: Option<SocketAddr>,
@@ -259,10 +238,7 @@ impl Server {
                 return Err(closed(io::ErrorKind::UnexpectedEof.into()));
             }
         }
-        Ok(match session.alpn() {
-            Some(b"h2") => Opened::Http2 { peer, session, received, client, name },
-            _ => Opened::Http1 { peer, session, received, client, name },
-        })
+        Ok(Opened { peer, session, received, client, name })
     }
 
     /// Serves a connection of HTTP/2, in a task of its own: that of the handshake needs more memory.
@@ -294,7 +270,7 @@ impl Server {
         facts: OwnedFacts,
         token: Token,
     ) -> io::Result<()> {
-        let worker = match self.doorway.connect(client, facts.borrow()).await {
+        let worker = match self.queue.connect(client, facts.borrow()).await {
             Ok(worker) => worker,
             Err(error) => {
                 self.unavailable(&error);
@@ -406,23 +382,17 @@ pub struct OwnedFacts {
 }
 
 impl OwnedFacts {
-    fn new(
-        session: &Session,
-        peer: &Socket,
-        server_name: Option<&str>,
-        hsts: Option<&str>,
-        is_http2: bool,
-    ) -> Self {
+    fn new(session: &Session, peer: &Socket, server_name: Option<String>, hsts: Option<String>) -> Self {
         let chain: Vec<u8> = session.chain().flatten().copied().collect();
         Self {
             is_tls: true,
             is_resumed: session.is_resumed(),
-            is_http2,
+            is_http2: session.alpn() == Some(b"h2"),
             local: peer.local(),
-            hsts: hsts.map(str::to_owned),
+            hsts,
             version: session.version(),
             cipher: session.cipher(),
-            server_name: server_name.map(str::to_owned),
+            server_name,
             alpn: session.alpn().map(<[u8]>::to_vec),
             subject: session.chain().next().and_then(certificate::subject),
             chain: (!chain.is_empty()).then_some(chain),

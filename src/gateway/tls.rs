@@ -16,7 +16,7 @@ use crate::config::gateway::Tls;
 
 /// A listener's TLS, ready for handshakes.
 #[derive(Debug)]
-pub struct Listener {
+pub struct Acceptor {
     /// For rustls.
     pub config: Arc<ServerConfig>,
     /// Chooses the certificate, and remembers the name that it was asked for.
@@ -27,7 +27,7 @@ pub struct Listener {
     pub first_to_expire: String,
 }
 
-impl Listener {
+impl Acceptor {
     /// Reads all files. `salt`: see [`Tickets`].
     pub fn load(tls: &Tls, salt: &[u8]) -> Result<Self, String> {
         let provider = provider(&tls.ciphers)?;

@@ -75,7 +75,7 @@ async fn ask(
         return Err(Failure::Refused(431, "a request head that is too long"));
     }
     let server = &connection.server;
-    let worker = server.doorway.connect(connection.client, connection.facts.borrow()).await;
+    let worker = server.queue.connect(connection.client, connection.facts.borrow()).await;
     let worker = worker.map_err(|error| {
         server.unavailable(&error);
         Failure::Refused(503, "no worker is free")

@@ -25,7 +25,7 @@ use socket2::{SockRef, Socket};
 
 use crate::clock;
 use crate::fleet::gateway_queue::{MAX_PREAMBLE, Preamble};
-use crate::fleet::listener::Listener;
+use crate::fleet::listener::{Listener, is_of_connection};
 use crate::fleet::scoreboard::Fault;
 use crate::time::Instant;
 use crate::worker::base::descriptors::Descriptors;
@@ -248,10 +248,7 @@ impl Acceptor {
                     return true;
                 }
                 Err(Errno::EAGAIN) => return false,
-                // accept(2): errors of the connection that was waiting, not of the socket.
-                Err(Errno::EINTR | Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM | Errno::ENETDOWN) => {}
-                Err(Errno::ENOPROTOOPT | Errno::EHOSTDOWN | Errno::ENONET | Errno::EHOSTUNREACH) => {}
-                Err(Errno::EOPNOTSUPP | Errno::ENETUNREACH) => {}
+                Err(error) if is_of_connection(error as i32) => {}
                 Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)) => {
                     self.descriptors.ran_out(error);
                     self.hold();

@@ -1,5 +1,5 @@
-//! Leaving connections for the workers: each is one end of a socket pair, or the peer's socket itself, with what they are
-//! to know of it. A full queue is backpressure: the connection waits, for a bounded time.
+//! The sending end of the queue of connections for workers. A connection is one end of a socket pair, or the peer's socket
+//! itself, with the facts about it. While the queue is full it waits, for a bounded time.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,10 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Pause when too many descriptors are in flight (unix(7), ETOOMANYREFS), of which nobody is told when that changes.
 const RETRY_AFTER: Duration = Duration::from_millis(20);
 
-/// The sending end of the queue.
-pub struct Doorway(Watched<Arc<OwnedFd>>);
+/// The sending end.
+pub struct Queue(Watched<Arc<OwnedFd>>);
 
-impl Doorway {
+impl Queue {
     /// In the runtime of this process.
     pub fn new(tx: Arc<OwnedFd>) -> io::Result<Self> {
         watch(tx, Interest::WRITABLE).map(Self)
@@ -32,12 +32,12 @@ impl Doorway {
     /// A connection of a worker for this client, of which this end is ours.
     pub async fn connect(&self, client: Option<SocketAddr>, facts: Facts<'_>) -> io::Result<Socket> {
         let (ours, theirs) = socket2::Socket::pair(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-        self.leave(theirs.as_fd(), client, facts).await?;
+        self.push(theirs.as_fd(), client, facts).await?;
         Socket::new(ours)
     }
 
-    /// Leaves a connection for a worker.
-    pub async fn leave(
+    /// Puts a connection into the queue.
+    pub async fn push(
         &self,
         connection: impl AsFd,
         client: Option<SocketAddr>,
