@@ -126,6 +126,27 @@ fn other_requests_are_answered_as_over_http_1() {
 }
 
 #[test]
+fn each_stream_is_limited_and_logged_by_itself() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let access = format!("access_log={}", log.path().display());
+    let setup = Setup::new(&["-o", "max_connections_per_address=3", "-o", &access]);
+    let mut h2 = setup.open();
+    let streams: Vec<u32> = (0..3).map(|_| h2.websocket("/echo")).collect();
+    let one_too_many = h2.begin(&connect("/echo?too=many"), 0);
+    assert_eq!(h2.next(one_too_many).unwrap().status(), 429);
+    streams.iter().for_each(|stream| h2.echo(*stream, "still there"));
+    h2.send(&frame(DATA, 0, streams[0], &ws(8, &[3, 0xe8])));
+    let closed = |line: &str| line.contains("event=close") && line.contains("resource=/echo ");
+    let lines = || std::fs::read_to_string(log.path()).unwrap();
+    until("its end is logged", || lines().lines().any(closed));
+    until("there is room again", || {
+        let stream = h2.begin(&connect("/echo"), 0);
+        h2.next(stream).unwrap().status() == 200
+    });
+    assert_eq!(lines().lines().filter(|line| closed(line)).count(), 1, "{}", lines());
+}
+
+#[test]
 fn crashes_and_reloads_cost_a_stream_or_nothing() {
     let setup = Setup::new(&["--workers", "1", "-o", "quarantine_deaths=0"]);
     let mut h2 = setup.open();

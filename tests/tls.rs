@@ -12,7 +12,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use common::server::{Dir, Server, is_alive, output_of, until, wshd};
+use common::server::{Dir, PATIENCE, Server, is_alive, memory_of, output_of, until, wshd};
 use common::tls::{Authority, Client, echo, port, prepare, processes, start, start_copy, upgrade};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -545,4 +545,156 @@ fn no_key_is_in_reach_of_a_handler() {
     let supervisor = server.pid();
     let of_supervisor = ask(&supervisor.to_string(), &turned);
     assert!(matches!(of_supervisor.as_str(), "denied" | "nothing"), "{of_supervisor}");
+}
+
+/// What the server tells at its endpoint of metrics.
+fn metrics(server: &Server) -> String {
+    let log = server.log();
+    let (_, rest) = log.split_once("metrics are served on ").unwrap();
+    let mut stream = TcpStream::connect(rest.split_whitespace().next().unwrap()).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn handshakes_have_a_deadline_and_are_counted_and_expiry_is_told() {
+    let (dir, authority) = set_up();
+    let expiry = std::time::SystemTime::now() + Duration::from_secs(5 * 24 * 3600 + 60);
+    authority.issue_with("cert", &["localhost"], |params| params.not_after = expiry.into());
+    let server = start(&dir, &["--metrics", "127.0.0.1:0", "-o", "handshake_timeout=1s"]);
+    server.says("cert.pem expires in 5 days; renew it");
+    let client = Client::of(&authority);
+    for _ in 0..2 {
+        echo(&mut client.open(port(&server), "/echo").unwrap(), 5);
+    }
+    // Nothing, and the beginning of a ClientHello: both are closed when their time is over.
+    for sent in [&[][..], &[22, 3, 1, 2, 0, 1, 0]] {
+        let mut stalled = TcpStream::connect(("127.0.0.1", port(&server))).unwrap();
+        stalled.set_read_timeout(Some(PATIENCE)).unwrap();
+        stalled.write_all(sent).unwrap();
+        assert!(!stalled.read(&mut [0]).is_err_and(|error| is_later(&error)), "it is still open");
+    }
+    let mut plain = TcpStream::connect(("127.0.0.1", port(&server))).unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    plain.read_to_end(&mut Vec::new()).unwrap();
+    let seconds = expiry.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    for line in [
+        "wshd_tls_handshakes_total{resumed=\"no\"} 1".to_owned(),
+        "wshd_tls_handshakes_total{resumed=\"yes\"} 1".to_owned(),
+        "wshd_tls_handshake_failures_total{reason=\"timeout\"} 2".to_owned(),
+        "wshd_tls_handshake_failures_total{reason=\"protocol\"} 1".to_owned(),
+        format!("wshd_certificate_expiry_timestamp_seconds {seconds}"),
+    ] {
+        until(&line, || metrics(&server).lines().any(|told| told == line));
+    }
+}
+
+/// Whether nothing could be read or written in time.
+fn is_later(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+}
+
+#[test]
+fn ciphers_and_tickets_are_as_configured() {
+    let (dir, authority) = set_up();
+    let only = "tls_ciphers=TLS_CHACHA20_POLY1305_SHA256";
+    let server = start(&dir, &["-o", only, "-o", "session_tickets=false"]);
+    let client = Client::of(&authority);
+    for _ in 0..3 {
+        let mut socket = client.open(port(&server), "/echo").unwrap();
+        echo(&mut socket, 5);
+        let tls = &socket.get_ref().conn;
+        let suite = tls.negotiated_cipher_suite().unwrap().suite();
+        assert_eq!(suite, rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
+        assert_ne!(tls.handshake_kind(), Some(HandshakeKind::Resumed));
+    }
+    let old = Client::of(&authority).version(&rustls::version::TLS12);
+    assert!(old.connect(port(&server)).is_err(), "no cipher of TLS 1.2");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let mut command = wshd();
+    command.args([
+        "-T",
+        "-t",
+        "-k",
+        &path("cert.key"),
+        "-c",
+        &path("cert.pem"),
+        "-o",
+        "tls_ciphers=RC4",
+        "-w",
+    ]);
+    let output = output_of(command.arg(dir.path())).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("cipher RC4: expected one of TLS_AES_256_GCM_SHA384, "), "{said}");
+}
+
+#[test]
+fn a_client_that_reads_nothing_is_held_back_with_bounded_memory() {
+    const SIZE: usize = 64 * 1024;
+    const MESSAGES: usize = 600;
+    let (dir, authority) = set_up();
+    let server = start(&dir, &["--workers", "1", "-o", "gateways=1", "-o", "deflate=false"]);
+    let mut stream = Client::of(&authority).connect(port(&server)).unwrap();
+    let request = "GET /echo HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    let processes = [processes(&server, "gateway")[0], processes(&server, "worker")[0]];
+    let memory = || processes.map(|pid| memory_of(pid, "VmRSS"));
+    let before = memory();
+    // A frame with a key of zeros, again and again.
+    let message = [&[0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], &[7; SIZE]].concat();
+    let (mut sent, mut got, whole) = (0, 0, MESSAGES * message.len());
+    let mut send = |stream: &mut common::tls::Tls, time| {
+        stream.sock.set_write_timeout(Some(time)).unwrap();
+        let at = sent % message.len();
+        match stream.write(&message[at..message.len().min(at + whole - sent)]) {
+            Ok(count) => sent += count,
+            Err(error) => assert!(is_later(&error), "{error}"),
+        }
+        sent
+    };
+    // Until nothing has been taken for a second.
+    let mut last = 0;
+    loop {
+        let now = send(&mut stream, Duration::from_secs(1));
+        assert!(now < whole, "everything was taken, and nothing read");
+        if std::mem::replace(&mut last, now) == now {
+            break;
+        }
+    }
+    for (before, after) in before.into_iter().zip(memory()) {
+        assert!(after < before + (8 << 10), "{before} KiB, and then {after}");
+    }
+    // All of it comes back.
+    stream.sock.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    until("all has come back", || {
+        if last < whole {
+            last = send(&mut stream, Duration::from_millis(1));
+        }
+        // Without writing what is still to be written.
+        for _ in 0..64 {
+            let common::tls::Tls { conn, sock } = &mut stream;
+            match conn.reader().read(&mut buffer) {
+                Ok(count) => got += count,
+                Err(error) => assert!(is_later(&error), "{error}"),
+            }
+            match conn.read_tls(sock) {
+                Ok(_) => drop(conn.process_new_packets().unwrap()),
+                Err(error) => assert!(is_later(&error), "{error}"),
+            }
+            if got == MESSAGES * (10 + SIZE) {
+                return true;
+            }
+        }
+        false
+    });
 }
