@@ -106,6 +106,8 @@ fn other_requests_are_answered_as_over_http_1() {
         if flags & END_STREAM != 0 {
             break;
         }
+        let more = (payload.len() as u32).to_be_bytes();
+        h2.send(&[frame(WINDOW_UPDATE, 0, 0, &more), frame(WINDOW_UPDATE, 0, stream, &more)].concat());
     }
     assert!(String::from_utf8_lossy(&page).contains("</html>"));
     // RFC 9113 section 5.1: the stream is closed, and only that is an error.
