@@ -563,17 +563,20 @@ fn handshakes_have_a_deadline_and_are_counted_and_expiry_is_told() {
     let (dir, authority) = set_up();
     let expiry = std::time::SystemTime::now() + Duration::from_secs(5 * 24 * 3600 + 60);
     authority.issue_with("cert", &["localhost"], |params| params.not_after = expiry.into());
-    let server = start(&dir, &["--metrics", "127.0.0.1:0", "-o", "handshake_timeout=1s"]);
+    let server = start(&dir, &["--metrics", "127.0.0.1:0", "-o", "handshake_timeout=5s"]);
     server.says("cert.pem expires in 5 days; renew it");
     let client = Client::of(&authority);
     for _ in 0..2 {
         echo(&mut client.open(port(&server), "/echo").unwrap(), 5);
     }
     // Nothing, and the beginning of a ClientHello: both are closed when their time is over.
-    for sent in [&[][..], &[22, 3, 1, 2, 0, 1, 0]] {
+    let stalled = [&[][..], &[22, 3, 1, 2, 0, 1, 0]].map(|sent| {
         let mut stalled = TcpStream::connect(("127.0.0.1", port(&server))).unwrap();
         stalled.set_read_timeout(Some(PATIENCE)).unwrap();
         stalled.write_all(sent).unwrap();
+        stalled
+    });
+    for mut stalled in stalled {
         assert!(!stalled.read(&mut [0]).is_err_and(|error| is_later(&error)), "it is still open");
     }
     let mut plain = TcpStream::connect(("127.0.0.1", port(&server))).unwrap();

@@ -100,7 +100,7 @@ fn nghttp_and_h2load() {
 #[ignore = "needs the Python package h2"]
 fn python_h2_breaks_the_rules() {
     let python = std::env::var("WSHD_PYTHON").expect("WSHD_PYTHON: a python3 with the package h2");
-    let setup = Setup::new(&["--workers", "1", "-o", "gateways=1", "-o", "handshake_timeout=2s"]);
+    let setup = Setup::new(&["--workers", "1", "-o", "gateways=1", "-o", "handshake_timeout=5s"]);
     let gateway = processes(&setup.server, "gateway")[0];
     let before = memory_of(gateway, "VmRSS");
     let mut client = Command::new(python);
