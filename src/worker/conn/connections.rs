@@ -78,7 +78,7 @@ impl Core {
             queue_pool: QueuePool::default(),
             timers: Timers::new(most),
             dirty: Vec::new(),
-            gathered: Gathered::default(),
+            gathered: Gathered::map(most)?,
             over: Vec::new(),
             writable: Vec::new(),
             unsubscribed: Vec::new(),

@@ -2,9 +2,11 @@
 //! with the loop for the processor: the loop reads what has come before it writes to anybody. A crash sends what waits along
 //! with its connection, or writes it.
 
+use std::io;
 use std::time::Duration;
 
 use crate::clock;
+use crate::worker::base::memory;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::record::flags;
 
@@ -18,12 +20,28 @@ const TIME: Duration = Duration::from_micros(200);
 const LOOK: usize = 4;
 
 /// Connections whose replies wait.
-#[derive(Default)]
 pub struct Gathered {
     /// In the order in which they were made; no more than [`CONNECTIONS`].
     ids: Vec<u64>,
+    /// Their replies once more, apart from the heap: a handler that damages it costs nobody else a reply.
+    replies: &'static mut [[u8; MOST]],
     /// There is more to read in this turn.
     is_on: bool,
+}
+
+impl Gathered {
+    /// Of at most so many connections, for the life of the process.
+    pub fn map(most: u32) -> io::Result<Self> {
+        let replies = memory::guard_all((0..CONNECTIONS.min(most as usize)).map(|_| [0; MOST]))?;
+        Ok(Gathered { ids: Vec::with_capacity(CONNECTIONS), replies, is_on: false })
+    }
+
+    /// Copies the next reply to where it stays until it is written.
+    fn keep(&mut self, reply: &[u8]) -> Option<&[u8]> {
+        let room = self.replies.get_mut(self.ids.len())?.get_mut(..reply.len())?;
+        room.copy_from_slice(reply);
+        Some(room)
+    }
 }
 
 impl Conns {
@@ -58,6 +76,8 @@ impl Conns {
         if record.flags() & (flags::MOVABLE | flags::UNSENT) != flags::MOVABLE | flags::UNSENT {
             return None;
         }
+        let reply = conn.queue.as_ref()?.as_frames(MOST)?;
+        unsent.relocate(id as u32, core.gathered.keep(reply)?);
         conn.dirty = false;
         let ids = &mut core.gathered.ids;
         ids.push(id);

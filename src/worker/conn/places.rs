@@ -40,15 +40,28 @@ impl Places {
     /// something else is noted, the rescue takes them for damaged.
     #[inline]
     pub fn note(&mut self, slot: u32, bytes: &[u8]) {
-        if slot as usize >= self.count {
-            return;
-        }
-        // SAFETY: within the mapping; zeroed pages are a valid place, and &mut self makes this the only reference.
-        let place = unsafe { self.pages.first().cast::<Place>().add(slot as usize).as_mut() };
+        let Some(place) = self.get_mut(slot) else { return };
         *place = match u32::try_from(bytes.len()) {
             Ok(size @ 1..) => Place { first: bytes.as_ptr(), size, checksum: crc32fast::hash(bytes) },
             _ => Place { first: std::ptr::null(), size: 0, checksum: 0 },
         };
+    }
+
+    /// Notes where a copy of the bytes noted last is.
+    #[inline]
+    pub fn relocate(&mut self, slot: u32, copy: &[u8]) {
+        let Some(place) = self.get_mut(slot) else { return };
+        debug_assert_eq!(place.size as usize, copy.len());
+        place.first = copy.as_ptr();
+    }
+
+    #[inline]
+    fn get_mut(&mut self, slot: u32) -> Option<&mut Place> {
+        if slot as usize >= self.count {
+            return None;
+        }
+        // SAFETY: within the mapping; zeroed pages are a valid place, and &mut self makes this the only reference.
+        Some(unsafe { self.pages.first().cast::<Place>().add(slot as usize).as_mut() })
     }
 }
 
@@ -101,8 +114,11 @@ mod tests {
         assert_eq!([0, 1, 2, 3].map(found), [Some(0), Some(10_000), Some(0), Some(0)]);
         let mut copy = [0; 10];
         assert!(memory::read(raw.find(1).unwrap().cast::<u8>() as u64, &mut copy) && copy == [7; 10]);
+        let copy = bytes.clone();
         bytes[9_999] = 8;
         assert_eq!(found(1), None);
+        places.relocate(1, &copy);
+        assert_eq!(found(1), Some(10_000));
         places.note(1, b"");
         assert_eq!(found(1), Some(0));
         // SAFETY: within the mapping.
