@@ -198,7 +198,7 @@ fn clients_behind_nginx_see_no_error_either() {
     let (entrance, config) = (dir.path().join("entrance"), dir.path().join("nginx.conf"));
     let text = format!(
         "daemon off; pid {0}/nginx.pid; error_log stderr; worker_processes 1;\n\
-         events {{ worker_connections 256; }}\n\
+         events {{ worker_connections 4096; }}\n\
          http {{\n access_log off; client_body_temp_path {0}/t1; proxy_temp_path {0}/t2; fastcgi_temp_path {0}/t3;\n \
          uwsgi_temp_path {0}/t4; scgi_temp_path {0}/t5;\n \
          upstream chat {{ server {1} fail_timeout=1s; server {2} fail_timeout=1s; }}\n \
