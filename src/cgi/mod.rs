@@ -6,7 +6,6 @@
 
 mod bounds;
 pub mod handover;
-mod orphans;
 mod output;
 mod program;
 mod relay;
@@ -28,6 +27,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::fleet::addresses::{Addresses, Limiter, PROGRAMS, Permit};
 use crate::fleet::control::{self, Channel, Command};
+use crate::fleet::orphans;
 use crate::http::{self, Response};
 use crate::log::{self as sink, AccessField, Value};
 use crate::proto::http1::head::{self, Head, Parsed};
@@ -39,6 +39,8 @@ pub use program::covers;
 use relay::{Bounds, End, Relay, Sent};
 use spawn::Limits;
 
+/// How deep it is looked for what a program leaves behind: the children of what was killed are the next ones.
+const GENERATIONS: usize = 16;
 /// Requests that are taken at a time.
 const AT_A_TIME: usize = 64;
 /// How often (ms) a process that drains looks whether the last program has ended.
@@ -248,7 +250,7 @@ impl Shared {
             let mut running = lock(&self.running);
             let status = child.wait();
             running.remove(&group);
-            orphans::kill_all_but(&running);
+            orphans::kill_all_but(&running, GENERATIONS);
             status
         });
         log::debug!("cgi {name}: {end:?}");

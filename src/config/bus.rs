@@ -121,7 +121,7 @@ impl Tls {
 pub enum Credentials {
     /// A user, if one is named, and a password; without a user it may be a token.
     Password {
-        /// Who it is.
+        /// The name of the user.
         user: Option<String>,
         /// The password or token.
         secret: String,

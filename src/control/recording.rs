@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{
     AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
 };
@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::Control;
 use super::view::View;
 use crate::fleet::control::{Channel, Command};
+use crate::fleet::datagram;
 use crate::time::Instant;
 
 /// A recording that runs.
@@ -31,9 +32,7 @@ impl Recording {
 
     /// Whether the client has left.
     pub(super) fn is_over(&self) -> bool {
-        let mut fds = [self.interest()];
-        let _ = poll(&mut fds, PollTimeout::ZERO); // what is not known is looked at again
-        fds.iter().any(|fd| fd.any() == Some(true))
+        datagram::is_hung_up(self.socket.as_fd())
     }
 }
 
@@ -61,7 +60,7 @@ impl Control {
         let order = Command::Record { handler: number, has_payload, begun: now };
         let resource = resource.to_owned();
         let recording = Recording { socket, resource, pool: u16::try_from(pool).unwrap_or_default(), order };
-        tell(view, &recording, Some(&recording.socket));
+        tell(view, &recording, true);
         self.recording = Some(recording);
         serde_json::to_value(handler).map_err(|error| error.to_string())
     }
@@ -77,21 +76,21 @@ impl Control {
     /// Ends a recording whose client has left.
     pub(super) fn end_recording(&mut self, view: &View<'_>) {
         if let Some(recording) = self.recording.take_if(|recording| recording.is_over()) {
-            tell(view, &recording, None);
+            tell(view, &recording, false);
             log::info!("recording of {} ended", recording.resource.escape_debug());
         }
     }
 }
 
 /// Has the processes of its pool begin, or end it.
-fn tell(view: &View<'_>, recording: &Recording, socket: Option<&OwnedFd>) {
+fn tell(view: &View<'_>, recording: &Recording, is_on: bool) {
     for (pid, slot, channel) in view.channels() {
         if view.scoreboard.place(slot).is_none_or(|place| place.pool != recording.pool) {
             continue;
         }
-        let told = match socket {
-            Some(socket) => channel.send_command_with(recording.order, socket.as_fd()),
-            None => channel.send_command(recording.order),
+        let told = match is_on {
+            true => channel.send_command_with(recording.order, recording.socket.as_fd()),
+            false => channel.send_command(recording.order),
         };
         if let Err(error) = told
             && error.kind() == std::io::ErrorKind::WouldBlock

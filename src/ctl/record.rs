@@ -17,6 +17,7 @@ use serde::Deserialize;
 use super::answer::Handler;
 use super::request::Request;
 use super::{Failure, ask_with};
+use crate::fleet::datagram;
 
 /// The longest datagram: a line of a message may be several times as long as that.
 const LONGEST: usize = 512 << 10;
@@ -105,7 +106,8 @@ fn record(socket: &Path, request: &Request, target: &Target, file: &mut File) ->
         let timeout = PollTimeout::try_from(time.as_millis() as u64 + 1).unwrap_or(PollTimeout::MAX);
         let _ = poll(&mut fds, timeout); // if it is interrupted, as if the time were over
         let count = match recv(&ours, &mut bytes[..], RecvFlags::DONTWAIT) {
-            Ok((_, 0)) if is_closed(&ours) => return Ok("the server ended".to_owned()),
+            // A datagram may be empty, too.
+            Ok((_, 0)) if datagram::is_hung_up(ours.as_fd()) => return Ok("the server ended".to_owned()),
             Ok((_, count)) => count,
             Err(Errno::AGAIN | Errno::INTR) => continue,
             Err(error) => return Err(local(error.into())),
@@ -118,12 +120,6 @@ fn record(socket: &Path, request: &Request, target: &Target, file: &mut File) ->
         file.write_all(lines).map_err(full)?;
     }
     Ok(format!("recorded for {:?}", target.time))
-}
-
-/// Whether nobody has the other end any more: a datagram may be empty, too.
-fn is_closed(socket: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
-    poll(&mut fds, PollTimeout::ZERO).is_ok() && fds.iter().any(|fd| fd.any() == Some(true))
 }
 
 #[cfg(test)]

@@ -106,7 +106,7 @@ impl Crash {
         let _ = self.sender.compare_exchange(pid, 0, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    /// Who is sending is not there, which can only be damage: nothing is known of a crash. [supervisor]
+    /// Forgets the crash if its sender does not exist: a handler has overwritten the record. [supervisor]
     pub fn mend(&self, is_there: impl Fn(i32) -> bool) {
         let sender = self.sender.load(Ordering::Acquire);
         if sender == 0 || is_there(sender) {

@@ -5,10 +5,16 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
+
+/// Whether the other side has closed the socket, a stream in both directions. Does not wait.
+pub fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
+    poll(&mut [PollFd::new(socket, PollFlags::empty())], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
 
 /// Sends it whole, or not at all.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], with: Option<BorrowedFd<'_>>) -> io::Result<()> {

@@ -8,10 +8,11 @@ use std::task::{Context, Poll, ready};
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::{RecvFlags, recv};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::fleet::datagram;
 
 /// A descriptor's owner in the event loop.
 pub type Watched<T> = AsyncFd<Owner<T>>;
@@ -131,8 +132,7 @@ impl Socket {
 
     /// Whether the other side has closed both directions.
     pub fn is_gone(&self) -> bool {
-        let mut fds = [PollFd::new(self.as_fd(), PollFlags::empty())];
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        datagram::is_hung_up(self.as_fd())
     }
 
     /// Its local address as text.

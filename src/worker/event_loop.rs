@@ -151,7 +151,8 @@ impl Worker {
         if left < NEAR {
             left = next.since(clock::now());
         }
-        let ms = left.min(HEARTBEAT).as_nanos().div_ceil(1_000_000);
+        // In 64 bits: a division of 128 is a call.
+        let ms = (left.min(HEARTBEAT).as_nanos() as u64).div_ceil(1_000_000);
         EpollTimeout::try_from(ms as i32).unwrap_or(EpollTimeout::ZERO)
     }
 }

@@ -1,6 +1,7 @@
 //! Processes of the host, and the clock that they share.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
@@ -12,13 +13,15 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
-use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, dup2_stdin, fork as fork_process, getpid};
+use nix::unistd::{ForkResult, Pid, dup2_stdin, fork as fork_process};
 
 use crate::clock;
 use crate::exit::Exit;
+use crate::fleet::orphans;
+pub use crate::fleet::orphans::adopt as adopt_orphans;
 
 /// Between two looks whether a process has ended.
 const LOOK: Duration = Duration::from_millis(1);
@@ -92,32 +95,10 @@ fn prepare() -> io::Result<()> {
     hold_sigterm()
 }
 
-/// From now on this process is the parent of whatever its children leave behind.
-pub fn adopt_orphans() -> io::Result<()> {
-    Ok(set_child_subreaper(true)?)
-}
-
 /// Kills all children of this process, and whatever they leave behind; how many that were. Those that go on forking have a
 /// bound ([`Confinement::of_stranger`](crate::confine::Confinement::of_stranger)), and are given up after a while.
 pub fn kill_children() -> usize {
-    let mut count = 0;
-    for _ in 0..MAX_ROUNDS {
-        let list = std::fs::read_to_string(format!("/proc/self/task/{0}/children", getpid()));
-        let children = list.unwrap_or_default();
-        let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
-        let children: Vec<Pid> = children.map(Pid::from_raw).collect();
-        if children.is_empty() {
-            return count;
-        }
-        count += children.len();
-        for child in &children {
-            let _ = kill(*child, Signal::SIGKILL); // it may have ended
-        }
-        for child in &children {
-            let _ = waitpid(*child, None); // it has no other parent
-        }
-    }
-    count
+    orphans::kill_all_but(&BTreeSet::new(), MAX_ROUNDS)
 }
 
 impl Process {
