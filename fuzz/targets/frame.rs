@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| wshd::proto::ws::frame::fuzz(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| wshd_fuzz::proto::ws::frame::fuzz(data));

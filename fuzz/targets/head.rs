@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| wshd::proto::http1::head::fuzz(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| wshd_fuzz::proto::http1::head::fuzz(data));

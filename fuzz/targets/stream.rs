@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| wshd::proto::fuzzing::stream(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| wshd_fuzz::proto::fuzzing::stream(data));

@@ -7,7 +7,7 @@
 
 #![forbid(unsafe_code)]
 
-#[cfg(any(test, fuzzing, feature = "fuzz"))]
+#[cfg(any(test, fuzzing))]
 #[allow(missing_docs, clippy::unwrap_used)]
 pub mod fuzzing;
 pub mod http1;

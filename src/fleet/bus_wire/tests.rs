@@ -88,3 +88,23 @@ proptest! {
         fuzz(&framed);
     }
 }
+
+/// Reads arbitrary bytes as both sides would.
+fn fuzz(data: &[u8]) {
+    let mut incoming = Incoming::default();
+    for piece in data.chunks(7) {
+        incoming.room(16)[..piece.len()].copy_from_slice(piece);
+        incoming.received(piece.len(), 16);
+        while let Ok(Some(content)) = incoming.next_frame() {
+            let (mut again, mut ours) = (Vec::new(), Vec::new());
+            if let Some(request) = Request::read(content) {
+                request.append_to(&mut again);
+                assert_eq!(again[LENGTH..], *content);
+            }
+            if let Some(notice) = Notice::read(content) {
+                notice.append_to(&mut ours);
+                assert_eq!(ours[LENGTH..], *content);
+            }
+        }
+    }
+}

@@ -426,7 +426,7 @@ fn decimal(text: &[u8]) -> Option<u64> {
 
 /// Parses arbitrary bytes, and what was understood once more.
 #[doc(hidden)]
-#[cfg(any(test, fuzzing, feature = "fuzz"))]
+#[cfg(any(test, fuzzing))]
 pub fn fuzz(data: &[u8]) {
     let limits = HeadLimits { bytes: 4096, headers: 32 };
     let Ok(Parsed::Head { head, consumed }) = parse(data, &limits) else { return };

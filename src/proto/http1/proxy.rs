@@ -164,7 +164,7 @@ fn crc32c(bytes: impl Iterator<Item = u8>) -> u32 {
 
 /// Parses arbitrary bytes; a header is one however it comes in.
 #[doc(hidden)]
-#[cfg(any(test, fuzzing, feature = "fuzz"))]
+#[cfg(any(test, fuzzing))]
 pub fn fuzz(data: &[u8]) {
     let whole = parse(data);
     let Ok(Parsed::Header { consumed, .. }) = whole else { return };

@@ -190,7 +190,7 @@ fn check_second(second: u8, fin: bool, opcode: Opcode) -> Result<(), BadHeader> 
 
 /// Any octets decode without a panic, a complete header is the same whatever follows it, and an error
 /// stays the same when more arrives.
-#[cfg(any(test, fuzzing, feature = "fuzz"))]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub fn fuzz(data: &[u8]) {
     let Some((&settings, input)) = data.split_first() else { return };

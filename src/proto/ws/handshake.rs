@@ -218,7 +218,7 @@ pub fn is_header_value(value: &[u8]) -> bool {
 
 /// Takes arbitrary bytes for a request, and answers it.
 #[doc(hidden)]
-#[cfg(any(test, fuzzing, feature = "fuzz"))]
+#[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)]
 pub fn fuzz(data: &[u8]) {
     use crate::proto::http1::head::{HeadLimits, Parsed, parse};

@@ -482,8 +482,8 @@ pub fn whole(
     Ok(Some((kind, start..end)))
 }
 
-#[cfg(any(test, fuzzing, feature = "fuzz"))]
+#[cfg(any(test, fuzzing))]
 mod fuzzing;
-#[cfg(any(test, fuzzing, feature = "fuzz"))]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub use fuzzing::fuzz;

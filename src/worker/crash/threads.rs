@@ -36,7 +36,6 @@ struct Beginning {
 ///
 /// # Safety
 /// As pthread_create(3).
-#[cfg(not(fuzzing))] // the sanitizers have one of their own
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pthread_create(
     thread: *mut libc::pthread_t,

@@ -320,7 +320,7 @@ fn finish(
 
 /// Inflates arbitrary bytes, and compresses and inflates them, in fragments that the bytes choose themselves.
 #[doc(hidden)]
-#[cfg(any(test, fuzzing, feature = "fuzz"))]
+#[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 pub fn fuzz(data: &[u8]) {
     let Some((&[choice, cut, level], data)) = data.split_first_chunk() else { return };

@@ -1,0 +1,6 @@
+//! The protocol by itself, as the fuzz targets see it. It needs nothing else of the server: no I/O and no clock.
+
+#[path = "../../src/proto/mod.rs"]
+pub mod proto;
+#[path = "../../src/time.rs"]
+pub mod time;
