@@ -6,6 +6,7 @@ pub mod drain;
 mod fixed;
 pub mod gateway;
 mod pool;
+pub mod secret;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

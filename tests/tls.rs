@@ -10,6 +10,7 @@ mod common {
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use common::server::{Dir, PATIENCE, Server, is_alive, memory_of, output_of, until, wshd};
@@ -84,12 +85,17 @@ fn files_that_are_wrong_keep_the_server_from_starting() {
     authority.issue_with("old", &["localhost"], |params| params.not_after = date_time_ymd(2020, 1, 1));
     authority.issue_with("young", &["localhost"], |params| params.not_before = date_time_ymd(2999, 1, 1));
     std::fs::write(dir.path().join("nothing.pem"), "nothing").unwrap();
+    authority.issue("open", &["localhost"]);
+    for (name, mode) in [("nothing.pem", 0o600), ("open.key", 0o644)] {
+        std::fs::set_permissions(dir.path().join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
     for (certificate, key, why) in [
         ("none.pem", "cert.key", "none.pem: No such file"),
         ("cert.pem", "none.key", "none.key: No such file"),
         ("nothing.pem", "cert.key", "nothing.pem: no certificate in the file"),
         ("cert.pem", "nothing.pem", "nothing.pem: no private key in PEM"),
         ("cert.pem", "other.key", "other.key does not match certificate"),
+        ("open.pem", "open.key", "open.key: others can read this secret, mode 0644: chmod o= "),
         ("old.pem", "old.key", "old.pem: expired on 2020-01-01"),
         ("young.pem", "young.key", "young.pem: not valid before 2999-01-01"),
     ] {

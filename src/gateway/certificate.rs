@@ -15,6 +15,7 @@ use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
 use crate::config::gateway::CertificateFiles;
+use crate::config::secret;
 
 /// id-at-commonName.
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
@@ -89,11 +90,11 @@ fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 fn key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let failed = |why: &str| format!("key {}: {why}", path.display());
+    secret::check_mode(path).map_err(|why| failed(&why))?;
     PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
-        pem::Error::NoItemsFound => {
-            format!("key {}: no private key in PEM without a passphrase", path.display())
-        }
-        error => format!("key {}: {}", path.display(), said(&error)),
+        pem::Error::NoItemsFound => failed("no private key in PEM without a passphrase"),
+        error => failed(&said(&error)),
     })
 }
 

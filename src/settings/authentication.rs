@@ -5,8 +5,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::{Error, Places, value};
+use super::{Error, Places};
 use crate::auth::{Passwords, Policy, TokenRules, Tokens};
+use crate::config::secret;
 
 /// Largest file of passwords or a key; bytes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -72,7 +73,7 @@ fn tokens(path: &Path, rules: TokenRules) -> Result<Tokens, String> {
     let tokens = Tokens::new(&key, rules)?;
     // A secret makes tokens, so nobody else may read it; a public key may be read by all.
     if !key.starts_with(b"-----BEGIN") {
-        value::closed(path)?;
+        secret::check_mode(path)?;
     }
     Ok(tokens)
 }

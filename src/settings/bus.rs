@@ -11,8 +11,9 @@ use nkeys::KeyPair;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::{Error, Places, value};
+use super::{Error, Places};
 use crate::config::bus::{Credentials, Engine, Identity, Kind, Server, Tls};
+use crate::config::secret;
 
 /// Largest file of credentials; bytes.
 const MAX_BYTES: u64 = 64 * 1024;
@@ -198,7 +199,7 @@ fn is_seed(text: &str) -> bool {
 
 /// The text of a file that others must not be able to read.
 fn secret(path: &Path) -> Result<String, String> {
-    value::closed(path)?;
+    secret::check_mode(path)?;
     let mut text = String::new();
     let read = |file: File| file.take(MAX_BYTES).read_to_string(&mut text);
     File::open(path).and_then(read).map_err(|error| error.to_string())?;

@@ -3,8 +3,7 @@
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -172,18 +171,6 @@ pub fn absolute(text: &str) -> Result<PathBuf, String> {
     match text.starts_with('/') {
         true => Ok(text.into()),
         false => Err("expected an absolute path".to_owned()),
-    }
-}
-
-/// A file with a secret: others must not be able to read it.
-pub fn closed(path: &Path) -> Result<(), String> {
-    let mode = path.metadata().map_err(|error| error.to_string())?.permissions().mode();
-    match mode & 0o007 {
-        0 => Ok(()),
-        _ => {
-            let (mode, path) = (mode & 0o777, path.display());
-            Err(format!("others can read this secret, mode {mode:04o}: chmod o= {path}"))
-        }
     }
 }
 

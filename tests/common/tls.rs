@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)] // each test program uses a part
 
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -52,7 +53,9 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         std::fs::write(self.dir.join(format!("{name}.pem")), certificate.pem()).unwrap();
-        std::fs::write(self.dir.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+        let file = self.dir.join(format!("{name}.key"));
+        std::fs::write(&file, key.serialize_pem()).unwrap();
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o640)).unwrap();
     }
 
     pub fn file(&self, name: &str) -> String {

@@ -32,7 +32,7 @@ pub const TABLE: &[Setting] = &[
         default: Unset("none"),
         flag: Short('k'),
         help: "File of the private key, in PEM",
-        more: "It has no passphrase.\nThere are as many as certificates, in the same order.",
+        more: "It has no passphrase, and users beyond its owner and group cannot read it, or it is refused.\nThere are as many as certificates, in the same order.",
     },
     Setting {
         name: "certificate",
