@@ -3,6 +3,7 @@
 //! others and sees how loaded they are.
 
 use std::io;
+use std::sync::atomic::AtomicU64;
 
 use super::addresses::{Addresses, PROGRAMS};
 use super::breakers::Breakers;
@@ -27,6 +28,9 @@ pub struct Shared {
     /// What the bus has counted of its engine.
     pub bus: &'static BusCounters,
     of_bus: &'static Region,
+    /// Lines of the log that the process of CGI programs has lost.
+    pub programs_log_lost: &'static AtomicU64,
+    of_programs: &'static Region,
     /// Connections by client address.
     pub addresses: &'static Addresses,
     /// Whether handlers are served.
@@ -49,7 +53,7 @@ pub enum Part<'a> {
     Metrics,
     /// Writes what gateways count.
     Gateway,
-    /// Counts connections.
+    /// Counts its connections.
     Programs,
     /// Writes what the bus counts.
     Bus,
@@ -65,6 +69,7 @@ impl Shared {
         counters.enter_all(routes);
         let of_gateways: &Region = Box::leak(Box::new(Region::new(size_of::<GatewayCounters>())?));
         let of_bus: &Region = Box::leak(Box::new(Region::new(size_of::<BusCounters>())?));
+        let of_programs: &Region = Box::leak(Box::new(Region::new(size_of::<AtomicU64>())?));
         let addresses = Addresses::for_processes(processes);
         addresses.open(PROGRAMS)?;
         Ok(Self {
@@ -74,6 +79,8 @@ impl Shared {
             of_gateways,
             bus: of_bus.value()?,
             of_bus,
+            programs_log_lost: of_programs.value()?,
+            of_programs,
             addresses,
             breakers: Breakers::create(Routes::MAX)?,
             crash_reports: CrashReports::create(MAX_SLOTS, strings, message)?,
@@ -106,14 +113,14 @@ impl Shared {
             Part::Metrics => (Access::Read, Access::Read),
             Part::Gateway | Part::Programs | Part::Bus => (Access::None, Access::None),
         };
-        let of_gateways = if matches!(part, Part::Gateway) { Access::Write } else { all };
-        let counts =
-            |pool| if matches!(part, Part::Programs) && pool == PROGRAMS { Access::Write } else { all };
+        let writes = |is_own| if is_own { Access::Write } else { all };
+        let is_programs = matches!(part, Part::Programs);
         self.scoreboard.restrict(all)?;
         self.counters.restrict(own, |_| all)?;
-        self.of_gateways.restrict(of_gateways)?;
-        self.of_bus.restrict(if matches!(part, Part::Bus) { Access::Write } else { all })?;
-        self.addresses.restrict(counts)?;
+        self.of_gateways.restrict(writes(matches!(part, Part::Gateway)))?;
+        self.of_bus.restrict(writes(matches!(part, Part::Bus)))?;
+        self.of_programs.restrict(writes(is_programs))?;
+        self.addresses.restrict(|pool| writes(is_programs && pool == PROGRAMS))?;
         self.breakers.restrict(own, |_| all)?;
         self.crash_reports.restrict(nothing)
     }
@@ -126,6 +133,7 @@ impl Shared {
         self.counters.restrict(Access::Read, own)?;
         self.of_gateways.restrict(Access::None)?;
         self.of_bus.restrict(Access::None)?;
+        self.of_programs.restrict(Access::None)?;
         self.addresses.restrict(|owner| own(owner).max(others))?;
         self.breakers.restrict(Access::Read, |owner| own(owner).max(others))?;
         self.crash_reports.restrict(own)

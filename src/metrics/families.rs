@@ -159,10 +159,10 @@ pub fn report(start: &Start, format: Format) -> String {
     report.refusals();
     report.workers();
     if start.config.gateway.serves() {
-        gateways::report(start.gateways, &mut report.text);
+        gateways::report(start.shared.gateways, &mut report.text);
     }
     if start.config.bus.is_some() {
-        bus::report(start.bus, &mut report.text);
+        bus::report(start.shared.bus, &mut report.text);
     }
     report.text.finish()
 }
@@ -218,27 +218,27 @@ fn workers(start: &Start) -> impl Iterator<Item = Worker> {
         let Place { pool, number } = slot.place();
         silence(slot, now).filter(|_| !start.config.is_parent(pool, number))
     };
-    start.counters.places().map(move |(place, counters)| {
-        let slots = || start.scoreboard.slots().filter(|(_, slot)| slot.place() == place);
+    start.shared.counters.places().map(move |(place, counters)| {
+        let slots = || start.shared.scoreboard.slots().filter(|(_, slot)| slot.place() == place);
         Worker {
             name: start.name(place),
             counters,
             connections: slots().map(|(_, slot)| u64::from(slot.connections.load(Relaxed))).sum(),
-            connections_limit: slots().map(|(index, _)| start.counters.limits(index).0).sum(),
-            threads: slots().map(|(index, _)| start.counters.threads(index)).sum(),
-            threads_limit: slots().map(|(index, _)| start.counters.limits(index).1).sum(),
+            connections_limit: slots().map(|(index, _)| start.shared.counters.limits(index).0).sum(),
+            threads: slots().map(|(index, _)| start.shared.counters.threads(index)).sum(),
+            threads_limit: slots().map(|(index, _)| start.shared.counters.limits(index).1).sum(),
             silent: slots().filter_map(|(_, slot)| silence(&slot)).max().unwrap_or(0),
-            queued: slots().map(|(index, _)| start.counters.queued(index)).sum(),
-            receiving: slots().map(|(index, _)| start.counters.receiving(index)).sum(),
-            subscriptions: slots().map(|(index, _)| start.counters.subscriptions(index)).sum(),
+            queued: slots().map(|(index, _)| start.shared.counters.queued(index)).sum(),
+            receiving: slots().map(|(index, _)| start.shared.counters.receiving(index)).sum(),
+            subscriptions: slots().map(|(index, _)| start.shared.counters.subscriptions(index)).sum(),
         }
     })
 }
 
 impl<'a> Report<'a> {
     fn new(start: &'a Start, format: Format) -> Self {
-        let all = start.counters.entries().zip(0..);
-        let all = all.map(|(entry, number)| (number, entry, start.counters.total(number)));
+        let all = start.shared.counters.entries().zip(0..);
+        let all = all.map(|(entry, number)| (number, entry, start.shared.counters.total(number)));
         // The entry of handlers without one of their own is there only when it is needed.
         let all =
             all.filter(|(number, _, total)| *number > OTHER || *number == OTHER && total.answered() > 0);
@@ -254,8 +254,8 @@ impl<'a> Report<'a> {
         text.family(&START_TIME);
         text.sample(&[], seconds(started.as_nanos().try_into().unwrap_or(u64::MAX)));
         text.family(&READY);
-        text.sample(&[], u8::from(start.scoreboard.is_ready().is_ok()));
-        let (reloaded, is_successful) = start.scoreboard.bulletin().reload();
+        text.sample(&[], u8::from(start.shared.scoreboard.is_ready().is_ok()));
+        let (reloaded, is_successful) = start.shared.scoreboard.bulletin().reload();
         text.family(&RELOAD_SUCCESS);
         text.sample(&[], u8::from(is_successful));
         text.family(&RELOAD_TIME);
@@ -267,18 +267,19 @@ impl<'a> Report<'a> {
     fn refusals(&mut self) {
         let Self { start, text, .. } = self;
         text.family(&REFUSALS);
-        for (refusal, count) in start.addresses.refusals() {
+        for (refusal, count) in start.shared.addresses.refusals() {
             text.sample(&[("reason", refusal.name())], count);
         }
         text.family(&UNCOUNTED);
-        text.sample(&[], start.addresses.uncounted());
+        text.sample(&[], start.shared.addresses.uncounted());
     }
 
     /// What handlers are, and how they stand.
     fn handlers(&mut self) {
         let Self { start, text, handlers } = self;
-        let breaker =
-            |number: u16, route: &Route| start.breakers.get(start.config.pool_of(&route.resource), number);
+        let breaker = |number: u16, route: &Route| {
+            start.shared.breakers.get(start.config.pool_of(&route.resource), number)
+        };
         let routes =
             || start.routes.in_service().filter_map(|(number, route)| Some((route, breaker(number, route)?)));
         text.family(&HANDLER);
@@ -338,7 +339,7 @@ impl<'a> Report<'a> {
             }
         }
         text.family(&HANDSHAKES);
-        let none = start.counters.total(NONE);
+        let none = start.shared.counters.total(NONE);
         let handled = handlers.iter().map(|handler| (&*handler.name, &handler.total));
         let all: Vec<(&str, &HandlerCounters)> = handled.chain([("none", &none)]).collect();
         for (name, total) in &all {
@@ -380,9 +381,9 @@ impl<'a> Report<'a> {
             let is_so = |(_, slot): &(usize, Slot)| {
                 slot.state() == state && (state != State::Running || slot.fault().is_some() == is_faulty)
             };
-            text.sample(&[("state", name)], start.scoreboard.slots().filter(is_so).count());
+            text.sample(&[("state", name)], start.shared.scoreboard.slots().filter(is_so).count());
         }
-        let (is_saturated, saturations) = start.scoreboard.saturation();
+        let (is_saturated, saturations) = start.shared.scoreboard.saturation();
         text.family(&SATURATED);
         text.sample(&[], u8::from(is_saturated));
         text.family(&SATURATIONS);

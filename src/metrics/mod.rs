@@ -12,21 +12,21 @@ mod text;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
 use crate::config::Config;
-use crate::fleet::addresses::Addresses;
-use crate::fleet::breakers::Breakers;
-use crate::fleet::bus_counters::BusCounters;
 use crate::fleet::control::{self, Channel};
-use crate::fleet::counters::Counters;
-use crate::fleet::gateway_counters::GatewayCounters;
 use crate::fleet::listener::Listener;
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::{Place, Scoreboard};
+use crate::fleet::scoreboard::Place;
+use crate::fleet::shared::Shared;
 use crate::http::{self, Body, Response};
 use crate::proto::http1::head::Head;
 use text::Format;
+
+/// Lines of the log that this process has lost: nobody else reads it.
+pub static LOG_LOST: AtomicU64 = AtomicU64::new(0);
 
 /// What the process is given by the supervisor, just after fork.
 pub struct Start {
@@ -36,18 +36,8 @@ pub struct Start {
     pub routes: Arc<Routes>,
     /// The sockets to serve on.
     pub listeners: Vec<Arc<Listener>>,
-    /// How the workers are.
-    pub scoreboard: &'static Scoreboard,
-    /// What they have counted.
-    pub counters: &'static Counters,
-    /// Clients that were turned away.
-    pub addresses: &'static Addresses,
-    /// What gateways have counted.
-    pub gateways: &'static GatewayCounters,
-    /// What the bus has counted.
-    pub bus: &'static BusCounters,
-    /// By handler: whether it is quarantined.
-    pub breakers: &'static Breakers,
+    /// What all processes share.
+    pub shared: Shared,
     /// The supervisor's pid.
     pub supervisor: i32,
     /// When the supervisor began.
@@ -75,7 +65,7 @@ fn answer(start: &Start, head: &Head) -> Response {
     match head.path() {
         "/metrics" => report(start, head, now),
         "/livez" => http::health(head, Ok("alive"), now),
-        "/readyz" => http::health(head, start.scoreboard.is_ready(), now),
+        "/readyz" => http::health(head, start.shared.scoreboard.is_ready(), now),
         _ => Response::error(now, 404, "there are /metrics, /livez and /readyz only", &[]),
     }
 }

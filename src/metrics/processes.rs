@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::Start;
 use super::families::{counter, gauge};
 use super::text::{Family, Text, seconds};
+use super::{LOG_LOST as OWN_LOST, Start};
 use crate::fleet::proc;
 use crate::fleet::scoreboard::Place;
 
@@ -43,12 +43,15 @@ pub fn report(start: &Start, text: &mut Text) {
     family(&DESCRIPTORS_LIMIT, &proc::descriptors_limit, &number);
     text.family(&LOG_LOST);
     let others = [
-        ("supervisor", &start.scoreboard.bulletin().log_lost),
-        ("gateway", &start.gateways.log_lost),
-        ("bus", &start.bus.log_lost),
+        ("supervisor", &start.shared.scoreboard.bulletin().log_lost),
+        ("gateway", &start.shared.gateways.log_lost),
+        ("bus", &start.shared.bus.log_lost),
+        ("cgi", start.shared.programs_log_lost),
+        ("metrics", &OWN_LOST),
     ];
     let others = others.map(|(name, lost)| (name.to_owned(), lost));
-    let workers = start.counters.places().map(|(place, counters)| (worker(start, place), &counters.log_lost));
+    let workers =
+        start.shared.counters.places().map(|(place, counters)| (worker(start, place), &counters.log_lost));
     for (name, lost) in others.into_iter().chain(workers) {
         text.sample(&[("process", name.as_str())], lost.load(Relaxed));
     }
@@ -59,7 +62,7 @@ pub fn report(start: &Start, text: &mut Text) {
 fn processes(start: &Start) -> BTreeMap<String, Vec<i32>> {
     let own = [("supervisor", start.supervisor), ("metrics", std::process::id() as i32)];
     let own = own.map(|(name, pid)| (name.to_owned(), pid));
-    let workers = start.scoreboard.slots().map(|(_, slot)| (worker(start, slot.place()), slot.pid()));
+    let workers = start.shared.scoreboard.slots().map(|(_, slot)| (worker(start, slot.place()), slot.pid()));
     let children = proc::children(start.supervisor).into_iter();
     let auxiliaries = children.filter_map(|(pid, title)| {
         let (_, name) = title.split_once(": ")?;

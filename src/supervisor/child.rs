@@ -174,7 +174,8 @@ impl Child {
                 sink::count_losses(match kind {
                     Kind::Gateway => Some(&shared.gateways.log_lost),
                     Kind::Bus => Some(&shared.bus.log_lost),
-                    Kind::Metrics | Kind::Cgi => None, // they write nothing that is shared
+                    Kind::Cgi => Some(shared.programs_log_lost),
+                    Kind::Metrics => Some(&metrics::LOG_LOST),
                 });
                 let prepared = shared
                     .restrict_to(part)

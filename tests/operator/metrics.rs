@@ -1,5 +1,6 @@
 //! Metrics that operators ask for: limits beside uses, reloads, and whether somebody hangs.
 
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 
 use super::client::connect;
@@ -75,10 +76,16 @@ fn processes_of_other_users_are_seen_and_lines_that_nobody_takes_are_counted() {
     let is_root = nix::unistd::geteuid().is_root();
     let users: &[&str] = if is_root { &["--user", "4001", "--group", "4001"] } else { &[] };
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let own = ["--workers", "1", "--access-log", "/dev/full"];
-    let options = tls::options(&dir, &[&own, users].concat());
+    let root = dir.path().join("www");
+    std::fs::create_dir_all(root.join("cgi")).unwrap();
+    std::fs::write(root.join("cgi/done"), "#!/bin/sh\nprintf 'Status: 204\\n\\n'\n").unwrap();
+    std::fs::set_permissions(root.join("cgi/done"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let root = format!("document_root={}", root.display());
+    let own = ["--workers", "1", "--access-log", "/dev/full", "-o", "cgi_paths=/cgi", "-o", &root];
+    let program_user: &[&str] = if is_root { &["-o", "cgi_user=nobody"] } else { &[] };
+    let options = tls::options(&dir, &[&own, users, program_user].concat());
     let mut operated = Operated::start_in(dir, &options.iter().map(String::as_str).collect::<Vec<_>>());
-    for process in ["supervisor", "metrics", "gateway", "worker default/0"] {
+    for process in ["supervisor", "metrics", "gateway", "cgi", "worker default/0"] {
         for name in ["resident_memory_bytes", "cpu_seconds_total", "open_descriptors", "descriptors_limit"] {
             let series = format!("wshd_{name}{{process=\"{process}\"}}");
             assert!(value(&operated, &series).is_some(), "{series}");
@@ -86,10 +93,15 @@ fn processes_of_other_users_are_seen_and_lines_that_nobody_takes_are_counted() {
     }
     let lost =
         |process: &str| value(&operated, &format!("wshd_log_lines_lost_total{{process=\"{process}\"}}"));
-    assert_eq!([lost("worker default/0"), lost("gateway"), lost("bus")], [Some(0.0); 3]);
+    for process in ["worker default/0", "gateway", "bus", "cgi", "metrics"] {
+        assert_eq!(lost(process), Some(0.0), "{process}");
+    }
     let port = tls::port(&operated.server);
     let mut socket = tls::Client::of(&authority).open(port, "/echo").unwrap();
     tls::echo(&mut socket, 10);
     until("its line is counted", || lost("worker default/0") == Some(1.0));
+    let mut stream = tls::Client::of(&authority).connect(port).unwrap();
+    stream.write_all(b"GET /cgi/done HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    until("that of the program is counted", || lost("cgi") == Some(1.0));
     operated.server.stop();
 }
