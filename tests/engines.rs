@@ -18,7 +18,7 @@ use std::process::{Child, Command, Stdio};
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use client::{BINARY, Raw, TEXT};
-use daemon::{Dir, PATIENCE, Server, until};
+use daemon::{Dir, PATIENCE, Server, bound, until};
 use fixtures::add_handler;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -69,7 +69,7 @@ impl Engine {
             command.args(["--save", "", "--dir"]).arg(self.dir.path());
         }
         command.args(&self.args).stdout(Stdio::null()).stderr(Stdio::null());
-        self.child = Some(command.spawn().expect("nats-server and redis-server are installed"));
+        self.child = Some(bound(&mut command).spawn().expect("nats-server and redis-server are installed"));
         until("the engine listens", || TcpStream::connect(("127.0.0.1", self.port)).is_ok());
     }
 

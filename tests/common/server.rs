@@ -1,12 +1,14 @@
 //! A server under test, its directory, and handlers compiled from C for it.
-#![allow(dead_code, clippy::unwrap_used)] // each test program uses a part
+#![allow(dead_code, unsafe_code, clippy::unwrap_used)] // each test program uses a part
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -96,6 +98,12 @@ pub fn ctl(socket: &Path, args: &[&str]) -> Output {
     output_of(wshd().args(["ctl", "--control-socket"]).arg(socket).args(args)).unwrap()
 }
 
+/// Has it killed with the thread that starts it, so that a test that is killed leaves nothing behind.
+pub fn bound(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec it makes one system call, and allocates nothing.
+    unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) }
+}
+
 /// A running server. Killed at the end of the test, if it still runs; its workers then leave by themselves.
 pub struct Server {
     pub child: Child,
@@ -138,7 +146,7 @@ impl Server {
 
     /// Runs a command that becomes a server and logs to this file.
     pub fn launch(mut command: Command, log: PathBuf) -> Self {
-        command.stdout(Stdio::piped());
+        bound(command.stdout(Stdio::piped()));
         let mut child = None;
         // A program that was just written may still be open in what another test is forking.
         until("it can be started", || match command.spawn() {

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tungstenite::{Message, WebSocket};
 
-use super::server::{Dir, ECHO, PATIENCE, Server, ctl, output_of, until, wshd};
+use super::server::{Dir, ECHO, PATIENCE, Server, bound, ctl, output_of, until, wshd};
 use super::{Operated, request};
 
 /// A program that is stopped with the test.
@@ -22,7 +22,7 @@ impl Program {
     fn start(command: &mut Command, log: &Path) -> Self {
         let log = std::fs::File::create(log).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        Self(command.spawn().unwrap())
+        Self(bound(command).spawn().unwrap())
     }
 }
 

@@ -9,7 +9,7 @@ use tungstenite::Message;
 use crate::client::{
     self, CLOSE, Raw, ask, close_of, close_payload, connect, connect_with, header, next_text,
 };
-use crate::daemon::{Dir, Server, until};
+use crate::daemon::{Dir, Server, bound, until};
 use crate::{fixtures, serve};
 
 #[test]
@@ -235,7 +235,7 @@ impl Database {
         let mut postgres = self.program("postgres");
         postgres.args(["-c", "listen_addresses=", "-c", "fsync=off", "-k"]).arg(self.dir.path());
         postgres.arg("-D").arg(self.data()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.child = Some(postgres.spawn().unwrap());
+        self.child = Some(bound(&mut postgres).spawn().unwrap());
         let socket = self.dir.path().join(".s.PGSQL.5432");
         until("the database listens", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
         let ready = || {
