@@ -102,8 +102,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fleet", &["clock"]),
     ("ffi", &["clock"]),
     ("proto/fuzzing.rs", &["proto"]),
-    ("proto/http1", &["proto::ws::extension::is_token"]),
-    ("proto/ws", &["proto::http1::head"]),
+    ("proto/http1", &[]),
+    ("proto/ws", &["proto::http1::field", "proto::http1::head"]),
     ("", &[]),
 ];
 const VALUES: [&str; 4] = ["config", "exit", "log", "time"];

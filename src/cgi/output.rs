@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use memchr::memchr;
 
 use crate::http::Response;
-use crate::proto::ws::handshake::{is_header_name, is_header_value};
+use crate::proto::http1::field::{is_token, is_value};
 
 /// Longest header of a program; bytes.
 pub const MAX_HEADER: usize = 16 * 1024;
@@ -60,7 +60,7 @@ impl Header {
         let line = std::str::from_utf8(line).map_err(|_| "a line of its header is not UTF-8")?;
         let (name, value) = line.split_once(':').ok_or("a line of its header is no field")?;
         let value = value.trim_matches([' ', '\t']);
-        if !is_header_name(name.as_bytes()) || !is_header_value(value.as_bytes()) {
+        if !is_token(name.as_bytes()) || !is_value(value.as_bytes()) {
             return Err("a line of its header is no field");
         }
         let is = |known: &str| name.eq_ignore_ascii_case(known);

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::proto::ws::handshake::{is_header_name, is_header_value};
+use crate::proto::http1::field::{is_token, is_value};
 
 /// The answer to one request.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Response {
 
     /// With one more field; what is no valid field is left out.
     pub fn with_field(mut self, name: &str, value: &str) -> Self {
-        if is_header_name(name.as_bytes()) && is_header_value(value.as_bytes()) {
+        if is_token(name.as_bytes()) && is_value(value.as_bytes()) {
             self.head.truncate(self.head.len() - 2); // the empty line
             write(&mut self.head, &[name, ": ", value, "\r\n\r\n"]);
         }
@@ -155,7 +155,7 @@ fn head(now: SystemTime, status: u16, fields: &[(&str, &str)], length: Option<u6
         let same = |other: &str| other.eq_ignore_ascii_case(name);
         let again =
             ONCE.iter().any(|once| same(once)) && fields.iter().take(at).any(|(earlier, _)| same(earlier));
-        if !again && is_header_name(name.as_bytes()) && is_header_value(value.as_bytes()) {
+        if !again && is_token(name.as_bytes()) && is_value(value.as_bytes()) {
             write(&mut head, &[name, ": ", value, "\r\n"]);
         }
     }

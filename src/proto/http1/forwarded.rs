@@ -6,8 +6,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::proto::http1::field::{is_token, list, split, unquoted};
 use crate::proto::http1::head::Head;
-use crate::proto::ws::extension::is_token;
 
 /// The fields cannot be understood: the request is to be answered with 400.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,81 +62,36 @@ pub fn client(
 /// RFC 7239 section 4: elements, each with pairs of a token and a value.
 fn forwarded<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Node>, Malformed> {
     const WRONG: Malformed = Malformed("malformed Forwarded");
-    let mut nodes = Vec::new();
-    for value in values {
-        for element in split(value, b',').ok_or(WRONG)? {
-            if element.is_empty() {
-                continue;
+    let elements = values.flat_map(|value| split(value, b',')).filter(|element| !element.is_empty());
+    let node = |element| {
+        let (mut names, mut node) = (Vec::new(), Node::Unknown);
+        for pair in split(element, b';').filter(|pair| !pair.is_empty()) {
+            let mut halves = pair.splitn(2, |byte| *byte == b'=');
+            let name = halves.next().unwrap_or_default();
+            let value = halves.next().and_then(unquoted).ok_or(WRONG)?;
+            // "Each parameter MUST NOT occur more than once per field-value."
+            let is_known = |known: &&[u8]| known.eq_ignore_ascii_case(name);
+            if !is_token(name) || names.len() == MAX_PARAMETERS || names.iter().any(is_known) {
+                return Err(WRONG);
             }
-            let mut names = Vec::new();
-            let mut node = Node::Unknown;
-            for pair in split(element, b';').ok_or(WRONG)? {
-                if pair.is_empty() {
-                    continue;
-                }
-                let mut halves = pair.splitn(2, |byte| *byte == b'=');
-                let name = halves.next().unwrap_or_default();
-                let value = halves.next().and_then(unquoted).ok_or(WRONG)?;
-                // "Each parameter MUST NOT occur more than once per field-value."
-                let is_known = |known: &&[u8]| known.eq_ignore_ascii_case(name);
-                if !is_token(name) || names.len() == MAX_PARAMETERS || names.iter().any(is_known) {
-                    return Err(WRONG);
-                }
-                names.push(name);
-                if name.eq_ignore_ascii_case(b"for") {
-                    node = node_of(&value).ok_or(WRONG)?;
-                }
+            names.push(name);
+            if name.eq_ignore_ascii_case(b"for") {
+                node = node_of(&value).ok_or(WRONG)?;
             }
-            nodes.push(node);
         }
-    }
-    Ok(nodes)
+        Ok(node)
+    };
+    elements.map(node).collect()
 }
 
 /// Addresses in a list; what everybody does, by no standard.
 fn x_forwarded_for<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Node>, Malformed> {
-    let elements = crate::proto::http1::head::list(values);
-    let nodes = elements.map(|element| {
+    let nodes = list(values).map(|element| {
         let text = std::str::from_utf8(element).ok();
         let bare = text.and_then(|text| text.parse::<IpAddr>().ok()).map(address);
         bare.or_else(|| node_of(element)).ok_or(Malformed("malformed X-Forwarded-For"))
     });
     nodes.collect()
-}
-
-/// The pieces between separators, without the white space around them; separators in quoted strings do not count.
-/// `None`: a quoted string has no end.
-fn split(text: &[u8], separator: u8) -> Option<Vec<&[u8]>> {
-    let (mut is_quoted, mut is_escaped) = (false, false);
-    let pieces = text.split(|&byte| {
-        match byte {
-            _ if is_escaped => is_escaped = false,
-            b'\\' if is_quoted => is_escaped = true,
-            b'"' => is_quoted = !is_quoted,
-            _ => {}
-        }
-        byte == separator && !is_quoted
-    });
-    let pieces = pieces.map(<[u8]>::trim_ascii).collect();
-    (!is_quoted).then_some(pieces)
-}
-
-/// RFC 9110 section 5.6.4: the value of a token or a quoted string.
-fn unquoted(value: &[u8]) -> Option<Vec<u8>> {
-    let Some(inner) = value.strip_prefix(b"\"") else { return is_token(value).then(|| value.to_vec()) };
-    let inner = inner.strip_suffix(b"\"")?;
-    let (mut text, mut is_escaped) = (Vec::with_capacity(inner.len()), false);
-    for &byte in inner {
-        match byte {
-            b'"' if !is_escaped => return None,
-            b'\\' if !is_escaped => is_escaped = true,
-            _ => {
-                is_escaped = false;
-                text.push(byte);
-            }
-        }
-    }
-    (!is_escaped).then_some(text)
 }
 
 /// RFC 7239 section 6: `192.0.2.1`, `[2001:db8::1]`, `unknown` or `_hidden`, perhaps with `:` and a port that is a

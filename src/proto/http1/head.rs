@@ -6,6 +6,7 @@
 use memchr::memmem;
 
 use crate::proto::http1::authority::Authority;
+use crate::proto::http1::field::list;
 use crate::proto::http1::target::Target;
 
 /// How large a head may be.
@@ -409,14 +410,6 @@ impl std::fmt::Debug for Head {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Head({} {}, {} fields)", self.method(), self.target(), self.fields.len())
     }
-}
-
-/// The elements of comma-separated lists, without the empty ones (RFC 9110 section 5.6.1).
-pub(in crate::proto) fn list<'a>(values: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
-    values
-        .flat_map(|value| value.split(|&byte| byte == b','))
-        .map(<[u8]>::trim_ascii)
-        .filter(|element| !element.is_empty())
 }
 
 fn decimal(text: &[u8]) -> Option<u64> {

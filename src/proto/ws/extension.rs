@@ -2,6 +2,8 @@
 //!
 //! Knows no extension: what an offer means is for `deflate` to say.
 
+use crate::proto::http1::field::{is_token, split, unquoted};
+
 /// One element of the header: an extension and its parameters, as offered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
@@ -28,112 +30,31 @@ pub enum Wrong {
 /// Parses all values of the header, which are one list (RFC 6455 section 9.1: "may be split").
 /// Empty elements between commas are skipped (RFC 9110 section 5.6.1.2).
 pub fn parse<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Offer>, Wrong> {
-    let (mut offers, mut items) = (Vec::new(), 0);
-    for value in values {
-        let mut input = Input(value);
-        loop {
-            input.skip_space();
-            if !input.is_empty() && !input.at(b',') {
-                offers.push(offer(&mut input, &mut items)?);
-            }
-            if input.is_empty() {
-                break;
-            }
-            input.take(b',').ok_or(Wrong::Malformed)?;
-        }
-    }
-    Ok(offers)
-}
-
-/// `extension = extension-token *( ";" extension-param )`
-fn offer(input: &mut Input, items: &mut usize) -> Result<Offer, Wrong> {
-    let mut count = || {
-        *items += 1;
-        if *items > MAX_ITEMS { Err(Wrong::TooMany) } else { Ok(()) }
+    let elements = values.flat_map(|value| split(value, b',')).filter(|element| !element.is_empty());
+    let mut items = 0;
+    let offer = |element| {
+        let mut parts = split(element, b';').map(|part| {
+            items += 1;
+            if items > MAX_ITEMS { Err(Wrong::TooMany) } else { Ok(part) }
+        });
+        let name = token(parts.next().unwrap_or(Err(Wrong::Malformed))?)?;
+        let params = parts.map(|part| param(part?)).collect::<Result<_, _>>()?;
+        Ok(Offer { name, params })
     };
-    count()?;
-    let name = input.token().ok_or(Wrong::Malformed)?.to_owned();
-    let mut params = Vec::new();
-    loop {
-        input.skip_space();
-        if input.take(b';').is_none() {
-            return Ok(Offer { name, params });
-        }
-        input.skip_space();
-        count()?;
-        let key = input.token().ok_or(Wrong::Malformed)?.to_owned();
-        input.skip_space();
-        let value = match input.take(b'=') {
-            Some(()) => {
-                input.skip_space();
-                Some(input.token_or_quoted().ok_or(Wrong::Malformed)?)
-            }
-            None => None,
-        };
-        params.push((key, value));
-    }
+    elements.map(offer).collect()
 }
 
-/// Whether `text` is a token (RFC 9110 section 5.6.2).
-pub fn is_token(text: &[u8]) -> bool {
-    !text.is_empty() && text.iter().copied().all(is_token_byte)
+/// `extension-param = token [ "=" ( token / quoted-string ) ]`, where what is quoted is a token as well.
+fn param(text: &[u8]) -> Result<(String, Option<String>), Wrong> {
+    let mut halves = text.splitn(2, |byte| *byte == b'=').map(<[u8]>::trim_ascii);
+    let name = token(halves.next().unwrap_or_default())?;
+    let value = halves.next().map(|value| token(&unquoted(value).ok_or(Wrong::Malformed)?));
+    Ok((name, value.transpose()?))
 }
 
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-/// What is left of one header value.
-struct Input<'a>(&'a [u8]);
-
-impl<'a> Input<'a> {
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn at(&self, byte: u8) -> bool {
-        self.0.first() == Some(&byte)
-    }
-
-    fn take(&mut self, byte: u8) -> Option<()> {
-        self.0 = self.0.strip_prefix(&[byte])?;
-        Some(())
-    }
-
-    fn skip_space(&mut self) {
-        while let Some((b' ' | b'\t', rest)) = self.0.split_first() {
-            self.0 = rest;
-        }
-    }
-
-    fn token(&mut self) -> Option<&'a str> {
-        let end = self.0.iter().position(|&byte| !is_token_byte(byte)).unwrap_or(self.0.len());
-        let (token, rest) = self.0.split_at_checked(end)?;
-        self.0 = rest;
-        if token.is_empty() { None } else { std::str::from_utf8(token).ok() }
-    }
-
-    /// RFC 6455 section 9.1: what a quoted value says, once unescaped, must be a token as well.
-    fn token_or_quoted(&mut self) -> Option<String> {
-        if self.take(b'"').is_none() {
-            return self.token().map(str::to_owned);
-        }
-        let mut value = String::new();
-        loop {
-            let (mut byte, mut rest) = self.0.split_first()?;
-            if *byte == b'\\' {
-                (byte, rest) = rest.split_first()?;
-            } else if *byte == b'"' {
-                self.0 = rest;
-                return (!value.is_empty()).then_some(value);
-            }
-            if !is_token_byte(*byte) {
-                return None;
-            }
-            value.push(char::from(*byte));
-            self.0 = rest;
-        }
-    }
+fn token(text: &[u8]) -> Result<String, Wrong> {
+    let text = str::from_utf8(text).ok().filter(|text| is_token(text.as_bytes()));
+    text.map(str::to_owned).ok_or(Wrong::Malformed)
 }
 
 #[cfg(test)]

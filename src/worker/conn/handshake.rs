@@ -13,9 +13,9 @@ use socket2::SockAddr;
 
 use crate::ffi::host::{Address, End, Reply, Task, User};
 use crate::ffi::place::{self, Callback};
+use crate::proto::http1::field;
 use crate::proto::ws::close;
 use crate::proto::ws::deflate::negotiate::{self, Params};
-use crate::proto::ws::handshake::{self};
 use crate::worker::commands::queue::CommandQueue;
 use crate::worker::conn::handler_timers::HandlerTimers;
 use crate::worker::conn::info::{self, Info, Path};
@@ -329,9 +329,7 @@ impl Handshake {
                 let content_type = content_type.map(|kind| str::from_utf8(kind).map(str::to_owned));
                 match (u16::try_from(status), content_type.transpose()) {
                     (Ok(status @ 300..=599), Ok(content_type))
-                        if content_type
-                            .as_ref()
-                            .is_none_or(|kind| handshake::is_header_value(kind.as_bytes())) =>
+                        if content_type.as_ref().is_none_or(|kind| field::is_value(kind.as_bytes())) =>
                     {
                         if body.len() > MAX_BODY {
                             return WS_E_LIMIT;
@@ -438,8 +436,8 @@ impl Draft {
         let (Ok(name), Ok(value)) = (str::from_utf8(name), str::from_utf8(value)) else {
             return WS_E_INVALID;
         };
-        let valid = handshake::is_header_name(name.as_bytes())
-            && handshake::is_header_value(value.as_bytes())
+        let valid = field::is_token(name.as_bytes())
+            && field::is_value(value.as_bytes())
             && !OURS.iter().any(|ours| ours.eq_ignore_ascii_case(name));
         if !valid {
             return WS_E_INVALID;
@@ -473,6 +471,7 @@ fn deflate_config(options: &ws_deflate_options) -> Option<negotiate::Config> {
 mod tests {
     use super::*;
     use crate::proto::http1::head::{HeadLimits, Parsed, parse};
+    use crate::proto::ws::handshake;
 
     fn handshake(is_blocking: bool) -> Handshake {
         let text = b"GET /a?b HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
