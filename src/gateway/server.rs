@@ -332,7 +332,7 @@ impl Server {
         let response = peer.peek(&mut buffer, |seen| match head::parse(seen, limits) {
             Ok(Parsed::NeedMore) => None,
             Ok(Parsed::Head { head, .. }) => Some(redirection(&head, to)),
-            Err(bad) => Some(http::error(bad.status, bad.why, &[])),
+            Err(bad) => Some(bad.into()),
         });
         let Some(response) = response.await? else { return Ok(()) };
         peer.write_all(&response.into_bytes()).await?;

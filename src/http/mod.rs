@@ -15,7 +15,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use crate::proto::http1::head::{Head, is_known_method};
+use crate::proto::http1::head::{BadRequest, Head, is_known_method};
 use console::Console;
 use path::Refused;
 pub use path::RequestPath;
@@ -88,6 +88,12 @@ fn is_for(resource: &str, path: &str) -> bool {
 /// A response of plain text that says what is wrong, made now.
 pub fn error(status: u16, why: &str, fields: &[(&str, &str)]) -> Response {
     Response::error(SystemTime::now(), status, why, fields)
+}
+
+impl From<BadRequest> for Response {
+    fn from(bad: BadRequest) -> Self {
+        error(bad.status, bad.why, bad.headers)
+    }
 }
 
 /// The answer to a health check: 200, or 503, and why in a word. No cache may keep it (RFC 9111 section 5.2.2.5).

@@ -136,7 +136,7 @@ impl Client {
         let reply = match head::parse_more(request, seen, &LIMITS) {
             Ok(Parsed::NeedMore) => return Ok(Next::Stay),
             Ok(Parsed::Head { head, .. }) => answer(&head),
-            Err(bad) => http::error(bad.status, bad.why, &[]),
+            Err(bad) => bad.into(),
         };
         let takes_content = http::takes_content(request);
         let reply = if takes_content { reply } else { reply.without_content() };

@@ -40,14 +40,26 @@ pub fn is_known_method(method: &str) -> bool {
     METHODS.contains(&method)
 }
 
-/// The request cannot be understood: answer with `status` and close.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{status}: {why}")]
-pub struct BadHead {
-    /// 400, 414, 431 or 505.
+/// The request cannot be served: answer with `status` and `headers`, and close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadRequest {
+    /// 400, 405, 414, 426, 431, 501 or 505.
     pub status: u16,
     /// For the log and the body of the answer.
     pub why: &'static str,
+    /// Headers that the answer must have.
+    pub headers: &'static [(&'static str, &'static str)],
+}
+
+impl BadRequest {
+    pub(in crate::proto) const fn new(status: u16, why: &'static str) -> Self {
+        Self { status, why, headers: &[] }
+    }
+}
+
+/// 400.
+pub(in crate::proto) const fn bad(why: &'static str) -> BadRequest {
+    BadRequest::new(400, why)
 }
 
 /// Heads with at most this many fields are parsed without an allocation for them.
@@ -59,13 +71,13 @@ const EARLY: usize = 1024;
 const BLANK: usize = 4;
 
 /// Parses a request head. `input` is everything received so far, from the first byte.
-pub fn parse(input: &[u8], limits: &HeadLimits) -> Result<Parsed, BadHead> {
+pub fn parse(input: &[u8], limits: &HeadLimits) -> Result<Parsed, BadRequest> {
     parse_more(input, 0, limits)
 }
 
 /// The same where the first `seen` bytes have given [`Parsed::NeedMore`] before: above 1 KiB they are not looked at
 /// again until the head is complete, so that a head in single bytes costs no more than its length.
-pub fn parse_more(input: &[u8], seen: usize, limits: &HeadLimits) -> Result<Parsed, BadHead> {
+pub fn parse_more(input: &[u8], seen: usize, limits: &HeadLimits) -> Result<Parsed, BadRequest> {
     let blank = input.iter().take(BLANK + 1).take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
     if blank > BLANK {
         return Err(bad("not an HTTP/1.1 request"));
@@ -89,7 +101,7 @@ fn parse_with<'a>(
     input: &'a [u8],
     limits: &HeadLimits,
     fields: &mut [httparse::Header<'a>],
-) -> Result<Parsed, BadHead> {
+) -> Result<Parsed, BadRequest> {
     let mut request = httparse::Request::new(fields);
     match request.parse(input) {
         Ok(httparse::Status::Partial) => incomplete(input, limits),
@@ -98,7 +110,7 @@ fn parse_with<'a>(
             let head = Head::new(input.get(..consumed).unwrap_or_default(), &request)?;
             Ok(Parsed::Head { head, consumed })
         }
-        Err(httparse::Error::TooManyHeaders) => Err(BadHead { status: 431, why: "too many header fields" }),
+        Err(httparse::Error::TooManyHeaders) => Err(BadRequest::new(431, "too many header fields")),
         Err(httparse::Error::Version) => later_version(input, limits),
         Err(httparse::Error::HeaderName) => Err(bad("invalid header name")),
         Err(httparse::Error::HeaderValue) => Err(bad("invalid header value")),
@@ -106,27 +118,23 @@ fn parse_with<'a>(
     }
 }
 
-fn incomplete(input: &[u8], limits: &HeadLimits) -> Result<Parsed, BadHead> {
+fn incomplete(input: &[u8], limits: &HeadLimits) -> Result<Parsed, BadRequest> {
     if input.len() < limits.bytes { Ok(Parsed::NeedMore) } else { Err(too_large(input, limits)) }
 }
 
-fn too_large(input: &[u8], limits: &HeadLimits) -> BadHead {
+fn too_large(input: &[u8], limits: &HeadLimits) -> BadRequest {
     let within = input.get(..limits.bytes).unwrap_or(input);
     // RFC 9112 section 3: a request line that is too long has a status of its own.
     if memchr::memchr(b'\n', within.trim_ascii_start()).is_none() {
-        BadHead { status: 414, why: "the request line is too long" }
+        BadRequest::new(414, "the request line is too long")
     } else {
-        BadHead { status: 431, why: "the request head is too large" }
+        BadRequest::new(431, "the request head is too large")
     }
-}
-
-fn bad(why: &'static str) -> BadHead {
-    BadHead { status: 400, why }
 }
 
 /// The third word of the request line is not HTTP/1.0 or HTTP/1.1. RFC 9110 section 2.5: a higher minor version is
 /// processed as the highest one that is known.
-fn later_version(input: &[u8], limits: &HeadLimits) -> Result<Parsed, BadHead> {
+fn later_version(input: &[u8], limits: &HeadLimits) -> Result<Parsed, BadRequest> {
     let word = input.trim_ascii_start().split(|&byte| byte == b' ').nth(2).unwrap_or_default();
     match word.strip_prefix(b"HTTP/").unwrap_or_default() {
         [b'1', b'.', b'2'..=b'9'] | [b'1', b'.', b'2'..=b'9', b'\r' | b'\n', ..] => {
@@ -141,7 +149,7 @@ fn later_version(input: &[u8], limits: &HeadLimits) -> Result<Parsed, BadHead> {
             }
             Ok(parsed)
         }
-        [b'0' | b'2'..=b'9', ..] => Err(BadHead { status: 505, why: "expected HTTP/1.1" }),
+        [b'0' | b'2'..=b'9', ..] => Err(BadRequest::new(505, "expected HTTP/1.1")),
         _ => Err(bad("not an HTTP/1.1 request")),
     }
 }
@@ -184,9 +192,9 @@ impl Span {
 }
 
 impl Head {
-    fn new(input: &[u8], request: &httparse::Request) -> Result<Head, BadHead> {
+    fn new(input: &[u8], request: &httparse::Request) -> Result<Head, BadRequest> {
         if u32::try_from(input.len()).is_err() {
-            return Err(BadHead { status: 431, why: "the request head is too large" });
+            return Err(BadRequest::new(431, "the request head is too large"));
         }
         let method = request.method.unwrap_or_default();
         let target = request.path.unwrap_or_default();
@@ -225,7 +233,7 @@ impl Head {
     }
 
     /// RFC 9112 section 3.2: exactly one, and valid; HTTP/1.0 may leave it out.
-    fn check_host(&self) -> Result<Span, BadHead> {
+    fn check_host(&self) -> Result<Span, BadRequest> {
         let mut hosts = self.spans("host");
         match (hosts.next(), hosts.next()) {
             (Some(_), Some(_)) => Err(bad("more than one Host")),
@@ -240,7 +248,7 @@ impl Head {
     }
 
     /// RFC 9112 section 6.3: several fields, or a list, must agree.
-    fn check_content_length(&self) -> Result<(), BadHead> {
+    fn check_content_length(&self) -> Result<(), BadRequest> {
         let mut lengths = list(self.header_all("content-length")).map(decimal);
         match lengths.next() {
             None if self.header("content-length").is_none() => Ok(()),
@@ -251,7 +259,7 @@ impl Head {
 
     /// RFC 9112 section 6.3: where a body ends cannot be told unless chunked is the last coding, and a length beside it
     /// is an attempt to smuggle a request past somebody.
-    fn check_transfer_encoding(&self) -> Result<(), BadHead> {
+    fn check_transfer_encoding(&self) -> Result<(), BadRequest> {
         if self.header("transfer-encoding").is_none() {
             return Ok(());
         }

@@ -29,29 +29,36 @@ pub fn may_travel(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
 
-/// Why a Close frame's body is refused: the code to fail the connection with, and a text for the log.
+/// What the peer did wrong: the code to fail the connection with (RFC 6455 7.1.7), and a text for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadBody {
-    /// 1002 or 1007.
+pub struct Violation {
+    /// 1002, 1007, 1008 or 1009.
     pub code: u16,
     /// What was wrong.
     pub why: &'static str,
 }
 
+impl Violation {
+    /// 1002.
+    pub fn of_protocol(why: &'static str) -> Self {
+        Violation { code: PROTOCOL_ERROR, why }
+    }
+}
+
 /// The code of a Close frame's body: 1005 for an empty one. What follows the first two octets is the
 /// reason, checked to be UTF-8.
-pub fn parse(body: &[u8]) -> Result<u16, BadBody> {
+pub fn parse(body: &[u8]) -> Result<u16, Violation> {
     match *body {
         [] => Ok(NO_CODE),
         // RFC 6455 5.5.1: if there is a body, the first two octets are the code.
-        [_] => Err(BadBody { code: PROTOCOL_ERROR, why: "Close body of one octet" }),
+        [_] => Err(Violation::of_protocol("Close body of one octet")),
         [high, low, ref reason @ ..] => {
             let code = u16::from_be_bytes([high, low]);
             if !may_travel(code) {
-                return Err(BadBody { code: PROTOCOL_ERROR, why: "Close code that must not be sent" });
+                return Err(Violation::of_protocol("Close code that must not be sent"));
             }
             if !utf8::is_valid(reason) {
-                return Err(BadBody { code: INVALID_DATA, why: "Close reason is not UTF-8" });
+                return Err(Violation { code: INVALID_DATA, why: "Close reason is not UTF-8" });
             }
             Ok(code)
         }
@@ -65,7 +72,7 @@ pub fn checked(code: u32, reason: &[u8]) -> Option<Option<u16>> {
     if code == 1005 {
         return reason.is_empty().then_some(None);
     }
-    let valid = may_travel(code) && reason.len() <= 123 && str::from_utf8(reason).is_ok();
+    let valid = may_travel(code) && reason.len() <= MAX_REASON && str::from_utf8(reason).is_ok();
     valid.then_some(Some(code))
 }
 

@@ -2,11 +2,11 @@
 //! Pings, the closing handshake, deadlines (RFC 6455 5 to 7). A state machine:
 //! it has no socket and no clock, and it never waits.
 
-use crate::proto::ws::close::{self, NO_CODE, POLICY};
+use crate::proto::ws::close::{self, NO_CODE, POLICY, Violation};
 use crate::proto::ws::deflate::codec::{Codecs, Deflate};
 use crate::proto::ws::frame::{self, MAX_CONTROL, Opcode};
 use crate::proto::ws::limits::Limits;
-use crate::proto::ws::message::{self, Decoder, Item, Surroundings, Violation};
+use crate::proto::ws::message::{self, Decoder, Item, Surroundings};
 use crate::proto::ws::utf8::{self, Validator};
 use crate::time::Instant;
 use std::time::Duration;
@@ -345,7 +345,7 @@ impl Connection {
         match opcode {
             Opcode::Close => Some(match close::parse(payload) {
                 Ok(code) => self.on_close(code, body, io),
-                Err(bad) => self.fail(Violation { code: bad.code, why: bad.why }, io),
+                Err(violation) => self.fail(violation, io),
             }),
             // RFC 6455 5.5.1: after our Close nothing more is sent.
             Opcode::Ping if self.phase == Phase::CloseSent => None,
@@ -445,7 +445,7 @@ fn control(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
 mod fuzzing;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
-pub use fuzzing::fuzz;
+pub use fuzzing::{check, fuzz};
 
 #[cfg(test)]
 mod tests;

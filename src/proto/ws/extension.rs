@@ -3,6 +3,7 @@
 //! Knows no extension: what an offer means is for `deflate` to say.
 
 use crate::proto::http1::field::{is_token, split, unquoted};
+use crate::proto::http1::head::{BadRequest, bad};
 
 /// One element of the header: an extension and its parameters, as offered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,28 +17,20 @@ pub struct Offer {
 /// Extensions and parameters of a request together.
 pub const MAX_ITEMS: usize = 128;
 
-/// The handshake fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Wrong {
-    /// Not the grammar of RFC 6455 section 9.1.
-    #[error("expected: token *( ; token [= value] ), comma separated")]
-    Malformed,
-    /// More than [`MAX_ITEMS`].
-    #[error("more than 128 extensions and parameters")]
-    TooMany,
-}
+const MALFORMED: BadRequest = bad("malformed Sec-WebSocket-Extensions");
+const TOO_MANY: BadRequest = BadRequest::new(431, "more than 128 extensions and parameters");
 
 /// Parses all values of the header, which are one list (RFC 6455 section 9.1: "may be split").
 /// Empty elements between commas are skipped (RFC 9110 section 5.6.1.2).
-pub fn parse<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Offer>, Wrong> {
+pub fn parse<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Offer>, BadRequest> {
     let elements = values.flat_map(|value| split(value, b',')).filter(|element| !element.is_empty());
     let mut items = 0;
     let offer = |element| {
         let mut parts = split(element, b';').map(|part| {
             items += 1;
-            if items > MAX_ITEMS { Err(Wrong::TooMany) } else { Ok(part) }
+            if items > MAX_ITEMS { Err(TOO_MANY) } else { Ok(part) }
         });
-        let name = token(parts.next().unwrap_or(Err(Wrong::Malformed))?)?;
+        let name = token(parts.next().unwrap_or(Err(MALFORMED))?)?;
         let params = parts.map(|part| param(part?)).collect::<Result<_, _>>()?;
         Ok(Offer { name, params })
     };
@@ -45,16 +38,16 @@ pub fn parse<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Offer>, W
 }
 
 /// `extension-param = token [ "=" ( token / quoted-string ) ]`, where what is quoted is a token as well.
-fn param(text: &[u8]) -> Result<(String, Option<String>), Wrong> {
+fn param(text: &[u8]) -> Result<(String, Option<String>), BadRequest> {
     let mut halves = text.splitn(2, |byte| *byte == b'=').map(<[u8]>::trim_ascii);
     let name = token(halves.next().unwrap_or_default())?;
-    let value = halves.next().map(|value| token(&unquoted(value).ok_or(Wrong::Malformed)?));
+    let value = halves.next().map(|value| token(&unquoted(value).ok_or(MALFORMED)?));
     Ok((name, value.transpose()?))
 }
 
-fn token(text: &[u8]) -> Result<String, Wrong> {
+fn token(text: &[u8]) -> Result<String, BadRequest> {
     let text = str::from_utf8(text).ok().filter(|text| is_token(text.as_bytes()));
-    text.map(str::to_owned).ok_or(Wrong::Malformed)
+    text.map(str::to_owned).ok_or(MALFORMED)
 }
 
 #[cfg(test)]
@@ -63,7 +56,7 @@ mod tests {
     use super::*;
 
     /// Written as `name;key=value;key`, offers separated by `|`.
-    fn show(values: &[&str]) -> Result<String, Wrong> {
+    fn show(values: &[&str]) -> Result<String, BadRequest> {
         let offers = parse(values.iter().map(|value| value.as_bytes()))?;
         let show = |offer: &Offer| {
             let mut text = offer.name.clone();
@@ -104,8 +97,8 @@ mod tests {
     fn counts_extensions_and_parameters_together() {
         let offers = ["a; b; c=1"; MAX_ITEMS / 3];
         assert!(show(&offers).is_ok());
-        assert_eq!(show(&[&offers[..], &["a, a, a"]].concat()), Err(Wrong::TooMany));
-        assert_eq!(show(&[&"a,".repeat(MAX_ITEMS + 1)]), Err(Wrong::TooMany));
+        assert_eq!(show(&[&offers[..], &["a, a, a"]].concat()), Err(TOO_MANY));
+        assert_eq!(show(&[&"a,".repeat(MAX_ITEMS + 1)]), Err(TOO_MANY));
     }
 
     #[test]
@@ -117,7 +110,7 @@ mod tests {
             "foo; a b", "\"foo\"", "foo; a==1", "foo\0",
         ];
         for value in table {
-            assert_eq!(show(&[value]), Err(Wrong::Malformed), "{value:?}");
+            assert_eq!(show(&[value]), Err(MALFORMED), "{value:?}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Frame headers on the wire (RFC 6455 5.2): decoding a client's, encoding a
 //! server's. Knows one header at a time; the order of frames is `message`'s.
 
+use crate::proto::ws::close::Violation;
 use crate::proto::ws::mask::Mask;
 
 /// The longest header of a client's frame: two octets, a 64-bit length, the masking key.
@@ -50,25 +51,28 @@ pub struct Header {
     pub mask: Mask,
 }
 
-/// What is wrong with a header; always 1002.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadHeader(pub &'static str);
-
 /// Decodes the header at the start of `input`: the header and its length, or `None` if it is not complete
 /// yet. A wrong header is refused with the first octet that shows it. `rsv1` says whether an extension
 /// uses that bit.
-pub fn decode(input: &[u8], rsv1: bool) -> Result<Option<(Header, usize)>, BadHeader> {
+pub fn decode(input: &[u8], rsv1: bool) -> Result<Option<(Header, usize)>, Violation> {
     let Some((&first, rest)) = input.split_first() else { return Ok(None) };
     let (fin, rsv1, opcode) = check_first(first, rsv1)?;
     let Some((&second, rest)) = rest.split_first() else { return Ok(None) };
-    check_second(second, fin, opcode)?;
+    // RFC 6455 5.1: a server closes upon a frame that is not masked.
+    if second & 0x80 == 0 {
+        return Err(Violation::of_protocol("frame is not masked"));
+    }
+    // RFC 6455 5.5: control frames have a payload of 125 octets or less.
+    if opcode.is_control() && second & 0x7f > 125 {
+        return Err(Violation::of_protocol("control frame over 125 octets"));
+    }
     let (len, rest, before_key) = match second & 0x7f {
         126 => {
             let Some((&octets, rest)) = rest.split_first_chunk::<2>() else { return Ok(None) };
             let len = u64::from(u16::from_be_bytes(octets));
             // RFC 6455 5.2: the minimal number of octets must be used.
             if len < 126 {
-                return Err(BadHeader("length not in its shortest form"));
+                return Err(Violation::of_protocol("length not in its shortest form"));
             }
             (len, rest, 4)
         }
@@ -77,10 +81,10 @@ pub fn decode(input: &[u8], rsv1: bool) -> Result<Option<(Header, usize)>, BadHe
             let len = u64::from_be_bytes(octets);
             // RFC 6455 5.2: the most significant bit must be 0.
             if len >> 63 != 0 {
-                return Err(BadHeader("length over 63 bits"));
+                return Err(Violation::of_protocol("length over 63 bits"));
             }
             if len <= 0xffff {
-                return Err(BadHeader("length not in its shortest form"));
+                return Err(Violation::of_protocol("length not in its shortest form"));
             }
             (len, rest, 10)
         }
@@ -148,11 +152,11 @@ pub fn encode(out: &mut Vec<u8>, opcode: Opcode, fin: bool, rsv1: bool, len: usi
 }
 
 #[inline]
-fn check_first(first: u8, rsv1_used: bool) -> Result<(bool, bool, Opcode), BadHeader> {
+fn check_first(first: u8, rsv1_used: bool) -> Result<(bool, bool, Opcode), Violation> {
     let (fin, rsv1) = (first & 0x80 != 0, first & 0x40 != 0);
     // RFC 6455 5.2: a reserved bit without an extension that defines it fails the connection.
     if first & 0x30 != 0 || (rsv1 && !rsv1_used) {
-        return Err(BadHeader("reserved bit set"));
+        return Err(Violation::of_protocol("reserved bit set"));
     }
     let opcode = match first & 0x0f {
         0 => Opcode::Continuation,
@@ -161,31 +165,17 @@ fn check_first(first: u8, rsv1_used: bool) -> Result<(bool, bool, Opcode), BadHe
         8 => Opcode::Close,
         9 => Opcode::Ping,
         10 => Opcode::Pong,
-        _ => return Err(BadHeader("reserved opcode")),
+        _ => return Err(Violation::of_protocol("reserved opcode")),
     };
     // RFC 7692 6: RSV1 belongs to the first fragment of a message, and not to control frames.
     if rsv1 && !matches!(opcode, Opcode::Text | Opcode::Binary) {
-        return Err(BadHeader("RSV1 on a frame that begins no message"));
+        return Err(Violation::of_protocol("RSV1 on a frame that begins no message"));
     }
     // RFC 6455 5.5: control frames are not fragmented.
     if opcode.is_control() && !fin {
-        return Err(BadHeader("fragmented control frame"));
+        return Err(Violation::of_protocol("fragmented control frame"));
     }
     Ok((fin, rsv1, opcode))
-}
-
-#[inline]
-fn check_second(second: u8, fin: bool, opcode: Opcode) -> Result<(), BadHeader> {
-    debug_assert!(fin || !opcode.is_control());
-    // RFC 6455 5.1: a server closes upon a frame that is not masked.
-    if second & 0x80 == 0 {
-        return Err(BadHeader("frame is not masked"));
-    }
-    // RFC 6455 5.5: control frames have a payload of 125 octets or less.
-    if opcode.is_control() && second & 0x7f > 125 {
-        return Err(BadHeader("control frame over 125 octets"));
-    }
-    Ok(())
 }
 
 /// Any octets decode without a panic, a complete header is the same whatever follows it, and an error
@@ -223,7 +213,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn why(input: &[u8]) -> &'static str {
-        decode(input, false).unwrap_err().0
+        decode(input, false).unwrap_err().why
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! The opening handshake, server side (RFC 6455 section 4.2), and the response that opens the connection.
 //!
 //! Chooses neither subprotocol nor extensions, and knows no handlers: it checks what the client sent and writes what
-//! the caller decided. Refusals are written by `http`.
+//! the caller decided. BadRequests are written by `http`.
 
 use crate::proto::http1::field::{is_token, is_value, list};
-use crate::proto::http1::head::{Head, is_known_method};
+use crate::proto::http1::head::{BadRequest, Head, bad, is_known_method};
 use crate::proto::ws::extension::{self, Offer};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -43,32 +43,20 @@ pub enum Unmatched {
     Refuse,
 }
 
-/// The request is not a valid opening handshake: answer with `status` and `headers`, and close.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{status}: {why}")]
-pub struct Refusal {
-    /// 400, 405, 426, 431 or 501.
-    pub status: u16,
-    /// For the log and the body of the answer.
-    pub why: &'static str,
-    /// Headers that the answer must have.
-    pub headers: &'static [(&'static str, &'static str)],
-}
-
 /// Whether this request asks for a WebSocket at all.
 pub fn is_upgrade(head: &Head) -> bool {
     head.has_token("upgrade", "websocket")
 }
 
 /// Checks an opening handshake by RFC 6455 section 4.2.1. A list that is there but empty counts as absent.
-pub fn check(head: &Head) -> Result<Opening, Refusal> {
+pub fn check(head: &Head) -> Result<Opening, BadRequest> {
     // Item 1.
     match head.method() {
         "GET" => {}
         known if is_known_method(known) => {
-            return Err(Refusal { status: 405, why: "expected GET", headers: &[("Allow", "GET")] });
+            return Err(BadRequest { headers: &[("Allow", "GET")], ..BadRequest::new(405, "expected GET") });
         }
-        _ => return Err(Refusal { status: 501, why: "unknown method", headers: &[] }),
+        _ => return Err(BadRequest::new(501, "unknown method")),
     }
     if head.minor_version() < 1 {
         return Err(bad("expected HTTP/1.1 or later"));
@@ -98,12 +86,7 @@ pub fn check(head: &Head) -> Result<Opening, Refusal> {
         accept: accept_key(key),
         // Items 8 and 9.
         protocols: protocols(head)?,
-        extensions: extension::parse(head.header_all("sec-websocket-extensions")).map_err(
-            |wrong| match wrong {
-                extension::Wrong::Malformed => bad("malformed Sec-WebSocket-Extensions"),
-                extension::Wrong::TooMany => too_many("more than 128 extensions and parameters"),
-            },
-        )?,
+        extensions: extension::parse(head.header_all("sec-websocket-extensions"))?,
     })
 }
 
@@ -113,23 +96,17 @@ fn only<'a>(head: &'a Head, name: &str) -> Option<&'a [u8]> {
     values.next().filter(|_| values.next().is_none())
 }
 
-fn bad(why: &'static str) -> Refusal {
-    Refusal { status: 400, why, headers: &[] }
-}
-
 /// Section 4.2.2 item 4: whoever does not ask for version 13 learns that it is the one spoken here. 426 to any other
 /// number from 0 to 255 without leading zeros (section 4.3), 400 to what is no version.
-fn check_version(value: Option<&[u8]>) -> Result<(), Refusal> {
-    let why = "expected Sec-WebSocket-Version: 13";
-    match value {
-        Some(b"13") => Ok(()),
-        Some(value) if is_version(value) => Err(Refusal {
-            status: 426,
-            why,
-            headers: &[("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")],
-        }),
-        _ => Err(Refusal { status: 400, why, headers: &[("Sec-WebSocket-Version", "13")] }),
-    }
+fn check_version(value: Option<&[u8]>) -> Result<(), BadRequest> {
+    let (status, headers): (_, &[_]) = match value {
+        Some(b"13") => return Ok(()),
+        Some(value) if is_version(value) => {
+            (426, &[("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")])
+        }
+        _ => (400, &[("Sec-WebSocket-Version", "13")]),
+    };
+    Err(BadRequest { status, why: "expected Sec-WebSocket-Version: 13", headers })
 }
 
 fn is_version(value: &[u8]) -> bool {
@@ -143,11 +120,11 @@ fn is_key(key: &[u8]) -> bool {
 }
 
 /// Section 4.1 item 10: tokens, all of them different.
-fn protocols(head: &Head) -> Result<Vec<String>, Refusal> {
+fn protocols(head: &Head) -> Result<Vec<String>, BadRequest> {
     let (mut protocols, mut names) = (Vec::new(), BTreeSet::new());
     for element in list(head.header_all("sec-websocket-protocol")) {
         if protocols.len() == MAX_PROTOCOLS {
-            return Err(too_many("more than 128 subprotocols"));
+            return Err(BadRequest::new(431, "more than 128 subprotocols"));
         }
         let name = std::str::from_utf8(element).ok().filter(|name| is_token(name.as_bytes()));
         let name = name.ok_or(bad("malformed Sec-WebSocket-Protocol"))?;
@@ -157,10 +134,6 @@ fn protocols(head: &Head) -> Result<Vec<String>, Refusal> {
         protocols.push(name.to_owned());
     }
     Ok(protocols)
-}
-
-fn too_many(why: &'static str) -> Refusal {
-    Refusal { status: 431, why, headers: &[] }
 }
 
 /// The value of Sec-WebSocket-Accept for a Sec-WebSocket-Key (section 4.2.2 item 5.4).
@@ -205,36 +178,6 @@ fn write_header(out: &mut Vec<u8>, name: &str, value: &[u8]) {
             out.extend_from_slice(part);
         }
     }
-}
-
-/// Takes arbitrary bytes for a request, and answers it.
-#[doc(hidden)]
-#[cfg(any(test, fuzzing))]
-#[allow(clippy::unwrap_used)]
-pub fn fuzz(data: &[u8]) {
-    use crate::proto::http1::head::{HeadLimits, Parsed, parse};
-    let Ok(Parsed::Head { head, .. }) = parse(data, &HeadLimits { bytes: 4096, headers: 32 }) else { return };
-    let mut out = Vec::new();
-    match check(&head) {
-        Ok(opening) => {
-            assert!(head.method() == "GET" && is_upgrade(&head) && !head.has_body());
-            assert!(opening.protocols.iter().all(|name| is_token(name.as_bytes())));
-            // Whatever the client says, injected into each place, stays in its line.
-            let text = String::from_utf8_lossy(data).into_owned();
-            let protocol = opening.protocols.first().map(String::as_str);
-            write_switching(&mut out, &opening, protocol, Some(&text), &[(text.clone(), text.clone())]);
-        }
-        Err(refusal) => {
-            assert!(matches!(refusal.status, 400 | 405 | 426 | 431 | 501));
-            return;
-        }
-    }
-    let mut fields = [httparse::EMPTY_HEADER; 16];
-    let mut response = httparse::Response::new(&mut fields);
-    let httparse::Status::Complete(end) = response.parse(&out).unwrap() else {
-        panic!("our response is cut off")
-    };
-    assert_eq!((response.code, end), (Some(101), out.len()));
 }
 
 #[cfg(test)]
@@ -308,7 +251,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_requests_are_answered(more in "(Sec-WebSocket-(Protocol|Extensions|Version|Key): ?[a-d,;=\" ]{0,9}\r\n|Upgrade: h2\r\n|Content-Length: [01]\r\n){0,3}") {
-            fuzz(request(&more).as_bytes());
+            crate::proto::fuzzing::stream(&[b"\0\0\0", request(&more).as_bytes()].concat());
         }
     }
 }

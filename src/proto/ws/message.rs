@@ -2,7 +2,7 @@
 //! Control frames are handed out as they stand between the fragments; what
 //! they mean is `connection`'s.
 
-use crate::proto::ws::close::{INVALID_DATA, PROTOCOL_ERROR, TOO_BIG};
+use crate::proto::ws::close::{INVALID_DATA, TOO_BIG, Violation};
 use crate::proto::ws::deflate::codec::{Codecs, Deflate, InflateError};
 use crate::proto::ws::frame::{self, Header, MAX_HEADER, Opcode};
 use crate::proto::ws::limits::Limits;
@@ -37,15 +37,6 @@ pub enum Item {
         /// At most 125 octets.
         body: Body,
     },
-}
-
-/// What the peer did wrong: the code to fail the connection with (RFC 6455 7.1.7), and a text for the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Violation {
-    /// 1002, 1007 or 1009.
-    pub code: u16,
-    /// What was wrong.
-    pub why: &'static str,
 }
 
 /// What decoding needs besides the input.
@@ -176,9 +167,11 @@ impl Decoder {
             // RFC 6455 5.4: control frames may stand between the fragments of a message.
             Opcode::Close | Opcode::Ping | Opcode::Pong => return Ok(()),
             // RFC 6455 5.4: fragments of one message are not interleaved with another's.
-            Opcode::Continuation if !open => return Err(protocol_error("continuation of no message")),
+            Opcode::Continuation if !open => {
+                return Err(Violation::of_protocol("continuation of no message"));
+            }
             Opcode::Text | Opcode::Binary if open => {
-                return Err(protocol_error("new message within a fragmented one"));
+                return Err(Violation::of_protocol("new message within a fragmented one"));
             }
             Opcode::Continuation => None,
             Opcode::Text => Some(Kind::Text),
@@ -417,10 +410,6 @@ fn check_text(kind: Kind, utf8: &mut Validator, fresh: &[u8], last: bool) -> Res
 const NOT_UTF8: Violation = Violation { code: INVALID_DATA, why: "text is not UTF-8" };
 const TOO_LARGE: Violation = Violation { code: TOO_BIG, why: "message over the limit" };
 
-fn protocol_error(why: &'static str) -> Violation {
-    Violation { code: PROTOCOL_ERROR, why }
-}
-
 /// The next header, of which `kept` has come before; what is kept of it now if it is incomplete.
 fn next_header(
     kept: &[u8],
@@ -430,7 +419,7 @@ fn next_header(
 ) -> Result<Result<Header, Stage>, Violation> {
     let rest = input.get(*at..).unwrap_or_default();
     if kept.is_empty()
-        && let Some((header, consumed)) = decode(rest, rsv1)?
+        && let Some((header, consumed)) = frame::decode(rest, rsv1)?
     {
         *at += consumed;
         return Ok(Ok(header));
@@ -441,7 +430,7 @@ fn next_header(
         *slot = *octet;
         filled += 1;
     }
-    if let Some((header, consumed)) = decode(octets.get(..filled).unwrap_or_default(), rsv1)? {
+    if let Some((header, consumed)) = frame::decode(octets.get(..filled).unwrap_or_default(), rsv1)? {
         // The octets kept were not enough: `consumed` is larger than their number.
         *at += consumed.saturating_sub(kept.len());
         return Ok(Ok(header));
@@ -450,10 +439,6 @@ fn next_header(
     let [octets @ .., _] = octets;
     *at = input.len();
     Ok(Err(Stage::Header { have: filled as u8, octets }))
-}
-
-fn decode(input: &[u8], rsv1: bool) -> Result<Option<(Header, usize)>, Violation> {
-    frame::decode(input, rsv1).map_err(|bad| protocol_error(bad.0))
 }
 
 /// The quick way for the usual case between messages: one in one frame that is not compressed and lies wholly in the
@@ -481,9 +466,3 @@ pub fn whole(
     *at = end;
     Ok(Some((kind, start..end)))
 }
-
-#[cfg(any(test, fuzzing))]
-mod fuzzing;
-#[cfg(any(test, fuzzing))]
-#[doc(hidden)]
-pub use fuzzing::fuzz;

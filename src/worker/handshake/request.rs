@@ -112,7 +112,7 @@ impl Handshakes {
                     Err(Unserved::Program(asked)) => return Some(Elsewhere::Program(asked, read)),
                 }
             }
-            Err(bad) => self.conns.reply(id, http::error(bad.status, bad.why, &[])),
+            Err(bad) => self.conns.reply(id, bad.into()),
         }
         None
     }
@@ -166,8 +166,7 @@ impl Handshakes {
 
     /// A request for a handler of this worker, followed by `rest`.
     fn begin(&self, id: u64, handler: u16, head: Head, rest: &[u8]) -> Result<(), Unserved> {
-        let opening = handshake::check(&head)
-            .map_err(|refusal| http::error(refusal.status, refusal.why, refusal.headers))?;
+        let opening = handshake::check(&head).map_err(http::Response::from)?;
         let policy = self.policy_of(Some(handler));
         let user = self.authenticate(id, policy, &head)?;
         let service = self

@@ -1,3 +1,0 @@
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| wshd_fuzz::proto::ws::handshake::fuzz(data));
