@@ -29,25 +29,25 @@ impl Shared {
     /// With a connection in the slot.
     fn open() -> Arc<Shared> {
         let shared = Shared { slot: Slot::new(), waiting: Waiting::new() };
-        shared.slot.open(FIRST);
+        shared.slot.of(FIRST).open();
         Arc::new(shared)
     }
 
-    fn send(&self, generation: u32, bytes: u32, number: u32) -> Result<(), Refused> {
-        let admit = |gate: Gate| match self.slot.is_full(generation, HIGH) {
+    fn send(&self, generation: u32, bytes: usize, number: u32) -> Result<(), Refused> {
+        let admit = |gate: Gate| match self.slot.of(generation).is_full(HIGH) {
             true => Err(Refused::Full),
             false => Ok(gate),
         };
-        let entered = self.waiting.enter(&self.slot, generation, admit, bytes, (generation, number));
+        let entered = self.waiting.enter(self.slot.of(generation), admit, bytes, (generation, number));
         entered.map_err(|(refused, _)| refused)
     }
 
     /// Carries out what waits; the numbers.
-    fn run(&self, bytes: u32) -> Vec<(u32, u32)> {
+    fn run(&self, bytes: usize) -> Vec<(u32, u32)> {
         let taken = self.waiting.take();
         for (generation, _) in &taken {
-            self.slot.add_bytes(*generation, bytes, 0);
-            self.slot.leave(*generation);
+            self.slot.of(*generation).add_bytes(bytes, 0);
+            self.slot.of(*generation).leave();
         }
         taken
     }
@@ -70,11 +70,11 @@ fn what_was_answered_with_ok_is_carried_out_before_the_connection_moves() {
         };
         // The loop lets go of it when it can.
         let mut done = shared.run(4);
-        let mut moved = shared.slot.close_if_quiet(FIRST);
+        let mut moved = shared.slot.of(FIRST).close_if_quiet();
         let accepted = sender.join().unwrap();
         if !moved {
             done.extend(shared.run(4));
-            moved = shared.slot.close_if_quiet(FIRST);
+            moved = shared.slot.of(FIRST).close_if_quiet();
         }
         assert!(moved);
         assert_eq!(shared.waiting.take(), [], "nothing stays behind");
@@ -92,24 +92,24 @@ fn nothing_is_counted_for_the_connection_that_has_the_slot_next() {
             let shared = Arc::clone(&shared);
             thread::spawn(move || {
                 _ = shared.send(FIRST, 4, 1);
-                shared.slot.set_pause(FIRST, true)
+                shared.slot.of(FIRST).set_pause(true)
             })
         };
         // The connection ends and another has its slot, while the command waits or is being given.
-        shared.slot.close(FIRST);
-        shared.slot.open(SECOND);
+        shared.slot.of(FIRST).close();
+        shared.slot.of(SECOND).open();
         assert_eq!(shared.send(SECOND, 5, 2), Ok(()));
-        assert_eq!(shared.slot.buffered(SECOND), 5);
+        assert_eq!(shared.slot.of(SECOND).buffered(), 5);
         if sender.join().unwrap() == Ok(true) {
-            shared.slot.leave(FIRST);
+            shared.slot.of(FIRST).leave();
         }
         for (generation, number) in shared.waiting.take() {
             assert_eq!(number, generation);
-            shared.slot.add_bytes(generation, if generation == FIRST { 4 } else { 5 }, 0);
-            shared.slot.leave(generation);
+            shared.slot.of(generation).add_bytes(if generation == FIRST { 4 } else { 5 }, 0);
+            shared.slot.of(generation).leave();
         }
-        assert!(shared.slot.is_quiet(SECOND) && shared.slot.buffered(SECOND) == 0);
-        assert_eq!(shared.slot.take_pause(SECOND), None);
+        assert!(shared.slot.of(SECOND).is_quiet() && shared.slot.of(SECOND).buffered() == 0);
+        assert_eq!(shared.slot.of(SECOND).take_pause(), None);
     });
 }
 
@@ -117,18 +117,18 @@ fn nothing_is_counted_for_the_connection_that_has_the_slot_next() {
 fn who_is_told_that_the_queue_is_full_is_told_when_it_has_drained() {
     model(|| {
         let shared = Shared::open();
-        shared.slot.add_bytes(FIRST, 0, HIGH as u32);
+        shared.slot.of(FIRST).add_bytes(0, HIGH);
         let sender = {
             let shared = Arc::clone(&shared);
             thread::spawn(move || shared.send(FIRST, 1, 1))
         };
-        shared.slot.add_bytes(FIRST, HIGH as u32, 0);
-        let mut told = shared.slot.take_full(FIRST);
+        shared.slot.of(FIRST).add_bytes(HIGH, 0);
+        let mut told = shared.slot.of(FIRST).take_full();
         if sender.join().unwrap() == Ok(()) {
             return;
         }
         // The loop looks once more only if something was sent.
-        told |= !shared.run(1).is_empty() && shared.slot.take_full(FIRST);
+        told |= !shared.run(1).is_empty() && shared.slot.of(FIRST).take_full();
         assert!(told, "on_writable is owed forever");
     });
 }
@@ -149,7 +149,7 @@ fn fragments_of_two_senders_do_not_mix() {
                         _ => Ok(gate.with_fragments(if more { kind } else { 0 })),
                     };
                     let command = (FIRST, kind * 10 + u32::from(more));
-                    if shared.waiting.enter(&shared.slot, FIRST, admit, 0, command).is_err() {
+                    if shared.waiting.enter(shared.slot.of(FIRST), admit, 0, command).is_err() {
                         return;
                     }
                 }

@@ -23,7 +23,7 @@ impl Worker {
         match command {
             Command::Counted(conn, counted) => {
                 self.run_counted(conn, counted);
-                self.conns.commands.leave(conn);
+                self.conns.commands.at(conn).leave();
             }
             Command::Verdict(conn) => self.handshakes.finish_handshake(conn),
             Command::Detached(conn, state) => self.transfer.thread_detached(conn, &state),
@@ -58,7 +58,7 @@ impl Worker {
                 self.conns.send_raw(id, &octets, false);
             }
             Counted::Pause => {
-                if let Some(paused) = self.conns.commands.take_pause(id) {
+                if let Some(paused) = self.conns.commands.at(id).take_pause() {
                     self.conns.pause_for_handler(id, paused);
                 }
             }

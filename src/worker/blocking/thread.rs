@@ -18,7 +18,7 @@ use crate::ffi::place::{self, Callback, POISON, is_strict};
 use crate::time::Instant;
 use crate::worker::base::metrics::{Metrics, Stopwatch};
 use crate::worker::blocking::watchdog::CallClock;
-use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::commands::queue::{Command, CommandQueue, Counted};
 use crate::worker::conn::channel::{Delivery, Opened, PeerClose, ThreadChannel, Woken};
 use crate::worker::conn::handler_timers::{HandlerTimers, OF_A_CONNECTION};
 use crate::worker::conn::handshake::{Handshake, Registry};
@@ -120,7 +120,7 @@ fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>
         with(|current| current.opened = Some(opened));
         // Attached in the handshake.
         if with(|current| current.channel.has_state()) == Some(true) {
-            host.commands.attach_state(conn);
+            host.commands.give_counted(conn, Counted::State);
         }
         if !serve(host, handler, conn, stopwatch) {
             stopwatch.time_of(handler, Callback::Close, || handler.close(conn, WS_BY_MOVE, 0));
@@ -224,7 +224,7 @@ impl ThreadHost {
     }
 
     fn run_task(&self, conn: u64, task: Task) {
-        self.commands.end_post(conn);
+        self.commands.at(conn).end_post();
         run_timed(conn, task);
     }
 
@@ -377,7 +377,7 @@ impl Host for ThreadHost {
     }
 
     fn buffered(&self, conn: u64) -> usize {
-        self.commands.buffered(conn)
+        self.commands.at(conn).buffered()
     }
 
     fn pause(&self, conn: u64, pause: bool) -> i32 {
@@ -447,7 +447,7 @@ impl Host for ThreadHost {
         match copied {
             // Before the connection is open it is attached then.
             Some(true) if of(conn, |current| current.opened.is_none()) == Some(true) => WS_OK,
-            Some(true) => self.commands.attach_state(conn),
+            Some(true) => self.commands.give_counted(conn, Counted::State),
             Some(false) => WS_OK,
             None => WS_E_GONE,
         }

@@ -15,7 +15,7 @@ use crate::proto::ws::frame::MAX_CONTROL;
 use crate::proto::ws::{close, utf8};
 use crate::worker::base::memory;
 use crate::worker::base::metrics::{Metrics, NO_HANDLER};
-use crate::worker::commands::slot::{Gate, Refused, Slot, Waiting};
+use crate::worker::commands::slot::{Entry, Gate, Refused, Slot, Waiting};
 use crate::worker::commands::watermarks::Watermarks;
 
 /// A payload on its way to the loop.
@@ -142,7 +142,7 @@ impl CommandQueue {
         counted: Counted,
     ) -> i32 {
         let command = Command::Counted(conn, counted);
-        match self.waiting.enter(self.slot(conn), generation(conn), admit, clamp(bytes), command) {
+        match self.waiting.enter(self.at(conn), admit, bytes, command) {
             Ok(()) => {
                 self.wake();
                 WS_OK
@@ -183,8 +183,8 @@ impl CommandQueue {
     }
 
     fn would_admit(&self, conn: u64, admit: impl Fn(Gate) -> Result<Gate, Refused>) -> Result<Gate, Refused> {
-        let slot = self.slot(conn);
-        if slot.is_open(generation(conn)) { admit(slot.gate()) } else { Err(Refused::Gone) }
+        let entry = self.at(conn);
+        if entry.is_open() { admit(entry.gate()) } else { Err(Refused::Gone) }
     }
 
     fn refuse(&self, conn: u64, refused: Refused) -> i32 {
@@ -220,12 +220,8 @@ impl CommandQueue {
         }
     }
 
-    pub fn buffered(&self, conn: u64) -> usize {
-        self.slot(conn).buffered(generation(conn))
-    }
-
     pub fn pause(&self, conn: u64, paused: bool) -> i32 {
-        match self.slot(conn).set_pause(generation(conn), paused) {
+        match self.at(conn).set_pause(paused) {
             Ok(true) => {
                 self.give(Command::Counted(conn, Counted::Pause));
                 WS_OK
@@ -260,29 +256,13 @@ impl CommandQueue {
         tasks.into_iter().filter(|task| self.post(conn, *task) != WS_OK).collect()
     }
 
-    /// The thread of a blocking connection has left a new state.
-    pub fn attach_state(&self, conn: u64) -> i32 {
-        self.enter(conn, Ok, 0, Counted::State)
-    }
-
-    /// The connection has subscribed to something, or ended that.
-    pub fn renew_topics(&self, conn: u64) -> i32 {
-        self.enter(conn, Ok, 0, Counted::Topics)
+    /// The state that its thread has left, or the subscriptions that it has, are new.
+    pub fn give_counted(&self, conn: u64, counted: Counted) -> i32 {
+        self.enter(conn, Ok, 0, counted)
     }
 
     pub fn handler_of(&self, conn: u64) -> Option<u16> {
-        self.slot(conn).is_open(generation(conn)).then(|| self.handler_named(conn))
-    }
-
-    /// A posted function is called.
-    pub fn end_post(&self, conn: u64) {
-        self.slot(conn).end_post(generation(conn));
-    }
-
-    /// Whether nothing is on the way to the loop: the connection is as its record says.
-    /// Async-signal-safe.
-    pub fn is_quiet(&self, conn: u64) -> bool {
-        self.slot(conn).is_quiet(generation(conn))
+        self.at(conn).is_open().then(|| self.handler_named(conn))
     }
 
     /// The blocking thread of a connection has nothing to do, or something.
@@ -299,7 +279,7 @@ impl CommandQueue {
 
     /// Whether the send queue is above its high mark; if so, on_writable is owed.
     pub fn is_queue_full(&self, conn: u64) -> bool {
-        self.slot(conn).is_full(generation(conn), self.watermarks.high())
+        self.at(conn).is_full(self.watermarks.high())
     }
 
     /// The same when something is to be sent, which then is not.
@@ -324,8 +304,9 @@ impl CommandQueue {
         self.connections.get(conn as u32 as usize).unwrap_or(&self.nobody)
     }
 
-    fn slot(&self, conn: u64) -> &Slot {
-        &self.known(conn).slot
+    /// What it has of its slot.
+    pub fn at(&self, conn: u64) -> Entry<'_> {
+        self.known(conn).slot.of(generation(conn))
     }
 
     // ------------------------------------------------------ called by the loop
@@ -357,49 +338,7 @@ impl CommandQueue {
     pub fn set_open(&self, conn: u64, handler: u16) {
         self.set_handler(conn, handler);
         self.known(conn).idle.store(0, Ordering::Relaxed);
-        self.slot(conn).open(generation(conn));
-    }
-
-    /// A counted command was carried out.
-    pub fn leave(&self, conn: u64) {
-        self.slot(conn).leave(generation(conn));
-    }
-
-    /// Nothing can be sent to the connection any more. Also called by its blocking thread, when that lets go of it.
-    pub fn set_gone(&self, conn: u64) {
-        self.slot(conn).close(generation(conn));
-    }
-
-    /// The same, unless a command is under way: what was answered with WS_OK does not stay behind when a connection moves.
-    pub fn set_gone_if_quiet(&self, conn: u64) -> bool {
-        self.slot(conn).close_if_quiet(generation(conn))
-    }
-
-    /// What a thread has last said about reading.
-    pub fn take_pause(&self, conn: u64) -> Option<bool> {
-        self.slot(conn).take_pause(generation(conn))
-    }
-
-    /// Bytes came into the send queue, or left it.
-    pub fn count_queued(&self, conn: u64, before: usize, after: usize) {
-        self.slot(conn).add_bytes(generation(conn), clamp(before), clamp(after));
-    }
-
-    pub fn has_fragments(&self, conn: u64) -> bool {
-        self.slot(conn).gate().fragments() != 0
-    }
-
-    pub fn begin_fragments(&self, conn: u64, kind: u32) -> Option<u32> {
-        self.slot(conn).begin_fragments(generation(conn), kind)
-    }
-
-    pub fn end_fragments(&self, conn: u64) {
-        self.slot(conn).end_fragments(generation(conn));
-    }
-
-    /// Whether on_writable is owed; asked once the queue has drained.
-    pub fn take_full(&self, conn: u64) -> bool {
-        self.slot(conn).take_full(generation(conn))
+        self.at(conn).open();
     }
 }
 
@@ -417,10 +356,6 @@ pub fn cost(payload: &[u8]) -> usize {
 
 fn generation(conn: u64) -> u32 {
     (conn >> 32) as u32
-}
-
-fn clamp(size: usize) -> u32 {
-    u32::try_from(size).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //!
 //! - A thread enters, and leaves its command in the queue, under the queue's lock. From then on the command is counted
 //!   in the slot's gate until the loop has carried it out.
-//! - The loop lets go of a connection only by [`Slot::close_if_quiet`], which succeeds only if no command is counted, and
+//! - The loop lets go of a connection only by [`Entry::close_if_quiet`], which succeeds only if no command is counted, and
 //!   after which nobody can enter.
 //! - Both words are tagged with the connection's generation: what belongs to a connection that has gone is never counted
 //!   for the one that has the slot next.
@@ -96,32 +96,46 @@ impl Slot {
         Slot { gate: AtomicU64::new(Gate(0).closed().0), bytes: AtomicU64::new(0) }
     }
 
+    /// The part of the connection of this generation.
+    pub fn of(&self, generation: u32) -> Entry<'_> {
+        Entry { slot: self, generation }
+    }
+}
+
+/// What one connection has of its slot: nothing is read or changed that belongs to another generation.
+#[derive(Clone, Copy)]
+pub struct Entry<'a> {
+    slot: &'a Slot,
+    generation: u32,
+}
+
+impl Entry<'_> {
     /// Its gate, as it is now.
     pub fn gate(&self) -> Gate {
-        Gate(self.gate.load(Ordering::Acquire))
+        Gate(self.slot.gate.load(Ordering::Acquire))
     }
 
     /// Changes the gate of this generation, open or not; returns it as it was. Nothing happens if `change` declines.
-    fn change(&self, generation: u32, change: impl Fn(Gate) -> Option<Gate>) -> Option<Gate> {
+    fn change(&self, change: impl Fn(Gate) -> Option<Gate>) -> Option<Gate> {
         let change = |word| {
-            let gate = Some(Gate(word)).filter(|gate| gate.get(GENERATION) == generation);
+            let gate = Some(Gate(word)).filter(|gate| gate.get(GENERATION) == self.generation);
             gate.and_then(&change).map(|gate| gate.0)
         };
-        self.gate.fetch_update(Ordering::AcqRel, Ordering::Acquire, change).ok().map(Gate)
+        self.slot.gate.fetch_update(Ordering::AcqRel, Ordering::Acquire, change).ok().map(Gate)
     }
 
     // ---------------------------------------------------- called by any thread
 
     /// Whether commands can be given.
-    pub fn is_open(&self, generation: u32) -> bool {
-        self.gate().is_open(generation)
+    pub fn is_open(&self) -> bool {
+        self.gate().is_open(self.generation)
     }
 
     /// Counts one command more, if `admit` lets it pass.
-    fn enter(&self, generation: u32, admit: impl Fn(Gate) -> Result<Gate, Refused>) -> Result<(), Refused> {
+    fn enter(&self, admit: impl Fn(Gate) -> Result<Gate, Refused>) -> Result<(), Refused> {
         loop {
             let gate = self.gate();
-            if !gate.is_open(generation) {
+            if !gate.is_open(self.generation) {
                 return Err(Refused::Gone);
             }
             let commands = gate.get(COMMANDS);
@@ -129,34 +143,34 @@ impl Slot {
                 return Err(Refused::Limit);
             }
             let next = admit(gate)?.with(COMMANDS, commands + 1);
-            if self.gate.compare_exchange(gate.0, next.0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            if self.slot.gate.compare_exchange(gate.0, next.0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 return Ok(());
             }
         }
     }
 
     /// Bytes in the send queue and on the way there; 0 if the connection is closing or gone.
-    pub fn buffered(&self, generation: u32) -> usize {
-        if self.is_open(generation) { self.bytes(generation) } else { 0 }
+    pub fn buffered(&self) -> usize {
+        if self.is_open() { self.bytes() } else { 0 }
     }
 
-    fn bytes(&self, generation: u32) -> usize {
-        let bytes = self.bytes.load(Ordering::Acquire);
-        if (bytes >> 32) as u32 == generation { bytes as u32 as usize } else { 0 }
+    fn bytes(&self) -> usize {
+        let bytes = self.slot.bytes.load(Ordering::Acquire);
+        if (bytes >> 32) as u32 == self.generation { bytes as u32 as usize } else { 0 }
     }
 
     /// Whether the send queue has reached `high`. If so the loop owes on_writable, and pays it once that has drained.
-    pub fn is_full(&self, generation: u32, high: usize) -> bool {
+    pub fn is_full(&self, high: usize) -> bool {
         let is_above = || {
-            self.bytes(generation) >= high || {
+            self.bytes() >= high || {
                 let gate = self.gate();
-                gate.is_open(generation) && gate.get(COMMANDS) >= MAX_SENDS
+                gate.is_open(self.generation) && gate.get(COMMANDS) >= MAX_SENDS
             }
         };
-        if !self.is_open(generation) || !is_above() {
+        if !self.is_open() || !is_above() {
             return false;
         }
-        self.change(generation, |gate| Some(gate.with(FULL, 1)));
+        self.change(|gate| Some(gate.with(FULL, 1)));
         // Either the loop sees that it owes on_writable, or this thread that the queue has drained: see `add_bytes`.
         fence(Ordering::SeqCst);
         is_above()
@@ -164,90 +178,91 @@ impl Slot {
 
     /// Notes whether reading is to stop or to go on. True if a command is to say so, which is counted from now on: the loop
     /// has not been told of an earlier wish.
-    pub fn set_pause(&self, generation: u32, paused: bool) -> Result<bool, Refused> {
+    pub fn set_pause(&self, paused: bool) -> Result<bool, Refused> {
         let wish = if paused { 1 } else { 2 };
-        let replaced = self.change(generation, |gate| {
-            (gate.is_open(generation) && gate.get(PAUSE) != 0).then(|| gate.with(PAUSE, wish))
+        let replaced = self.change(|gate| {
+            (gate.is_open(self.generation) && gate.get(PAUSE) != 0).then(|| gate.with(PAUSE, wish))
         });
         match replaced {
             Some(_) => Ok(false),
-            None => self.enter(generation, |gate| Ok(gate.with(PAUSE, wish))).map(|()| true),
+            None => self.enter(|gate| Ok(gate.with(PAUSE, wish))).map(|()| true),
         }
     }
 
     /// A posted function is called.
-    pub fn end_post(&self, generation: u32) {
-        self.change(generation, |gate| Some(gate.with(POSTS, gate.get(POSTS).checked_sub(1)?)));
+    pub fn end_post(&self) {
+        self.change(|gate| Some(gate.with(POSTS, gate.get(POSTS).checked_sub(1)?)));
     }
 
     /// Nobody enters any more. Also called by the connection's own thread, when that lets go of it.
-    pub fn close(&self, generation: u32) {
-        self.change(generation, |gate| (gate.get(CLOSED) == 0).then(|| gate.closed()));
+    pub fn close(&self) {
+        self.change(|gate| (gate.get(CLOSED) == 0).then(|| gate.closed()));
     }
 
     // ------------------------------------------------------ called by the loop
 
     /// Lets threads enter for a connection of this generation, newer than the last one's, or the same once it is closed
     /// and quiet.
-    pub fn open(&self, generation: u32) {
-        let tag = u64::from(generation) << 32;
+    pub fn open(&self) {
+        let tag = u64::from(self.generation) << 32;
         // Not plain stores: loom cannot order those and `compare_exchange`.
-        self.bytes.swap(tag, Ordering::AcqRel);
-        self.gate.swap(tag, Ordering::AcqRel);
+        self.slot.bytes.swap(tag, Ordering::AcqRel);
+        self.slot.gate.swap(tag, Ordering::AcqRel);
     }
 
     /// Closes the gate if no command is under way; false if one is.
-    pub fn close_if_quiet(&self, generation: u32) -> bool {
-        let closed = self.change(generation, |gate| (gate.get(COMMANDS) == 0).then(|| gate.closed()));
-        closed.is_some() || self.gate().get(GENERATION) != generation
+    pub fn close_if_quiet(&self) -> bool {
+        let closed = self.change(|gate| (gate.get(COMMANDS) == 0).then(|| gate.closed()));
+        closed.is_some() || self.gate().get(GENERATION) != self.generation
     }
 
     /// Whether no command is under way. Async-signal-safe.
-    pub fn is_quiet(&self, generation: u32) -> bool {
+    pub fn is_quiet(&self) -> bool {
         let gate = self.gate();
-        gate.get(GENERATION) != generation || gate.get(COMMANDS) == 0
+        gate.get(GENERATION) != self.generation || gate.get(COMMANDS) == 0
     }
 
     /// A command has been carried out.
-    pub fn leave(&self, generation: u32) {
-        self.change(generation, |gate| Some(gate.with(COMMANDS, gate.get(COMMANDS).checked_sub(1)?)));
+    pub fn leave(&self) {
+        self.change(|gate| Some(gate.with(COMMANDS, gate.get(COMMANDS).checked_sub(1)?)));
     }
 
     /// Whether reading is to stop (true) or to go on, if a thread has said so since.
-    pub fn take_pause(&self, generation: u32) -> Option<bool> {
-        let before = self.change(generation, |gate| (gate.get(PAUSE) != 0).then(|| gate.with(PAUSE, 0)));
+    pub fn take_pause(&self) -> Option<bool> {
+        let before = self.change(|gate| (gate.get(PAUSE) != 0).then(|| gate.with(PAUSE, 0)));
         before.map(|gate| gate.get(PAUSE) == 1)
     }
 
     /// The bytes in the send queue, or on the way there, have changed.
-    pub fn add_bytes(&self, generation: u32, before: u32, after: u32) {
+    pub fn add_bytes(&self, before: usize, after: usize) {
+        let [before, after] = [before, after].map(|size| u32::try_from(size).unwrap_or(u32::MAX));
         let change = |word: u64| {
             let bytes = (word as u32).wrapping_add(after).wrapping_sub(before);
-            ((word >> 32) as u32 == generation).then_some(word >> 32 << 32 | u64::from(bytes))
+            ((word >> 32) as u32 == self.generation).then_some(word >> 32 << 32 | u64::from(bytes))
         };
-        let _ = self.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
+        let _ = self.slot.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
         // See `is_full`.
         fence(Ordering::SeqCst);
     }
 
     /// The loop begins or continues a fragmented message of this type; returns the type of the one under way, or 0. `None`,
     /// and nothing has changed, if that is another type.
-    pub fn begin_fragments(&self, generation: u32, kind: u32) -> Option<u32> {
+    pub fn begin_fragments(&self, kind: u32) -> Option<u32> {
         let may = |gate: Gate| [0, kind].contains(&gate.fragments());
-        self.change(generation, |gate| may(gate).then(|| gate.with_fragments(kind))).map(Gate::fragments)
+        self.change(|gate| may(gate).then(|| gate.with_fragments(kind))).map(Gate::fragments)
     }
 
     /// The loop has ended its fragmented message, or has not begun one after all.
-    pub fn end_fragments(&self, generation: u32) {
-        self.change(generation, |gate| Some(gate.with_fragments(0)));
+    pub fn end_fragments(&self) {
+        self.change(|gate| Some(gate.with_fragments(0)));
     }
 
     /// Whether on_writable is owed; asked once the queue has drained.
-    pub fn take_full(&self, generation: u32) -> bool {
+    pub fn take_full(&self) -> bool {
         // The usual case costs one load.
         self.gate().get(FULL) != 0
             && self
-                .change(generation, |gate| (gate.get(FULL) != 0).then(|| gate.with(FULL, 0)))
+                .change(|gate| (gate.get(FULL) != 0).then(|| gate.with(FULL, 0)))
                 .is_some_and(|gate| gate.get(CLOSED) == 0)
     }
 }
@@ -266,21 +281,20 @@ impl<C> Waiting<C> {
         self.lock().push(command);
     }
 
-    /// Leaves a command about the connection of this generation, which brings so many bytes. One that is refused is given
+    /// Leaves a command about a connection, which brings so many bytes. One that is refused is given
     /// back.
     pub fn enter(
         &self,
-        slot: &Slot,
-        generation: u32,
+        entry: Entry<'_>,
         admit: impl Fn(Gate) -> Result<Gate, Refused>,
-        bytes: u32,
+        bytes: usize,
         command: C,
     ) -> Result<(), (Refused, C)> {
         let mut waiting = self.lock();
-        match slot.enter(generation, admit) {
+        match entry.enter(admit) {
             Ok(()) => {
                 if bytes > 0 {
-                    slot.add_bytes(generation, 0, bytes);
+                    entry.add_bytes(0, bytes);
                 }
                 waiting.push(command);
                 Ok(())

@@ -322,7 +322,7 @@ impl ThreadChannel {
         }
         if state.leaving && !state.finished && state.input_ended.is_none() {
             state.moved = true;
-            self.commands.set_gone(self.conn);
+            self.commands.at(self.conn).close();
         }
         state.moved.then_some(Woken::Moved)
     }

@@ -48,7 +48,7 @@ impl Conns {
 
     /// Closing has begun: nothing can be sent any more.
     pub fn begin_close(&self, id: u64, by: u32, code: u16) {
-        self.commands.set_gone(id);
+        self.commands.at(id).close();
         let channel = self.with_open(id, |_, open| {
             open.begin_close(by, code);
             open.channel().cloned()

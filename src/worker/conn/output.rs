@@ -73,7 +73,7 @@ impl Conns {
             self.arm_conn(id, conn, &mut core.timers);
             writable
         };
-        if writable && self.commands.take_full(id) {
+        if writable && self.commands.at(id).take_full() {
             self.core.borrow_mut().writable.push(id);
         }
     }
@@ -122,7 +122,7 @@ impl Conns {
         if counted == left {
             return None;
         }
-        self.commands.count_queued(id, counted.all as usize, left.all as usize);
+        self.commands.at(id).add_bytes(counted.all as usize, left.all as usize);
         Some(self.count_all_queues(counted.own, left.own))
     }
 

@@ -48,7 +48,7 @@ impl Conns {
         for command in sends {
             if let Command::Counted(id, Counted::Send { kind, outbound, flags }) = command {
                 self.send_outbound(id, kind, outbound, flags);
-                self.commands.leave(id);
+                self.commands.at(id).leave();
             }
         }
     }
@@ -78,7 +78,7 @@ impl Conns {
     /// is flushed.
     pub fn take_over(&self, id: u64, bytes: &[u8]) {
         self.core.borrow_mut().mark_dirty(id);
-        self.commands.count_queued(id, cost(bytes), 0);
+        self.commands.at(id).add_bytes(cost(bytes), 0);
     }
 
     /// Sends bytes that are valid during this call only. `bounded`: not if the send queue is full.

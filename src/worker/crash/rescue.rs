@@ -279,7 +279,7 @@ impl RescueContext {
             return Some(Purpose::Handshake);
         }
         let is_idle = stands & flags::THREAD == 0 || self.commands.is_idle(id);
-        if stands & flags::MOVABLE != 0 && is_idle && unsent.is_some() && self.commands.is_quiet(id) {
+        if stands & flags::MOVABLE != 0 && is_idle && unsent.is_some() && self.commands.at(id).is_quiet() {
             return Some(Purpose::Resume);
         }
         end_with(CLOSE_1012, STATUS_503)

@@ -99,7 +99,7 @@ impl Host for LoopHost {
     }
 
     fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
-        let result = match flags != 0 || self.conns.commands.has_fragments(conn) {
+        let result = match flags != 0 || self.conns.commands.at(conn).gate().fragments() != 0 {
             false => self.send_payload(conn, kind, payload, flags),
             true => self.send_flagged(conn, kind, payload, flags),
         };
@@ -279,7 +279,7 @@ impl LoopHost {
     /// With flags, or while a fragmented message is under way.
     #[cold]
     fn send_flagged(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
-        match flags & WS_MORE != 0 || self.conns.commands.has_fragments(conn) {
+        match flags & WS_MORE != 0 || self.conns.commands.at(conn).gate().fragments() != 0 {
             _ if flags & !(WS_MORE | WS_UNCOMPRESSED) != 0 => WS_E_INVALID,
             false => self.send_payload(conn, kind, payload, flags),
             true => self.send_fragment(conn, kind, payload, flags),
@@ -295,12 +295,12 @@ impl LoopHost {
         if message_kind(kind).is_none() {
             return WS_E_INVALID;
         }
-        let Some(running) = self.conns.commands.begin_fragments(conn, kind) else { return WS_E_INVALID };
+        let Some(running) = self.conns.commands.at(conn).begin_fragments(kind) else { return WS_E_INVALID };
         self.conns.run_sends(conn);
         let result = self.send_payload(conn, kind, payload, flags);
         let is_begun = flags & WS_MORE != 0 && result == WS_OK || running != 0 && result != WS_OK;
         if !is_begun {
-            self.conns.commands.end_fragments(conn);
+            self.conns.commands.at(conn).end_fragments();
         }
         result
     }

@@ -290,7 +290,7 @@ impl Session {
                 }
             }
             Some((handler, None, false)) => {
-                self.conns.commands.end_post(id);
+                self.conns.commands.at(id).end_post();
                 self.handlers.call_about(handler, Callback::Task, id, || task.run(id));
             }
             _ => task.run(id),

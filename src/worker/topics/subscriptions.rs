@@ -16,7 +16,7 @@ use crate::fleet::bus_wire::{Incoming, MAX_MESSAGE, Message, Outgoing, Request, 
 use crate::fleet::handler_counters::Count;
 use crate::proto::ws::utf8;
 use crate::worker::base::metrics::Metrics;
-use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::commands::queue::{Command, CommandQueue, Counted};
 use crate::worker::topics::table::{Limits, Table};
 use crate::worker::topics::travelling::Subscription;
 
@@ -195,7 +195,7 @@ impl Topics for Subscriptions {
             return WS_E_LIMIT;
         }
         // It travels along from here on, or the connection has gone and what it had goes with it.
-        let result = self.commands.renew_topics(conn);
+        let result = self.commands.give_counted(conn, Counted::Topics);
         if result != WS_OK {
             table.leave(conn, out.tail());
         }
@@ -211,7 +211,7 @@ impl Topics for Subscriptions {
         if !table.unsubscribe(conn, &key, out.tail()) {
             return WS_E_INVALID;
         }
-        let _ = self.commands.renew_topics(conn); // else it has gone
+        let _ = self.commands.give_counted(conn, Counted::Topics); // else it has gone
         self.send(shared);
         WS_OK
     }
@@ -248,7 +248,7 @@ impl Topics for Subscriptions {
     fn missed(&self, conn: u64) -> u64 {
         let missed = self.lock().table.take_missed(conn);
         if missed > 0 {
-            let _ = self.commands.renew_topics(conn); // else it has gone
+            let _ = self.commands.give_counted(conn, Counted::Topics); // else it has gone
         }
         missed
     }

@@ -325,7 +325,7 @@ impl Transfer {
         if record.flags() & flags::FRESH != 0 {
             return Some(Purpose::Handshake);
         }
-        let is_quiet = self.conns.commands.is_quiet(id) && self.link.is_quiet(id);
+        let is_quiet = self.conns.commands.at(id).is_quiet() && self.link.is_quiet(id);
         (record.is_movable() && is_quiet).then_some(Purpose::Resume)
     }
 
@@ -334,7 +334,7 @@ impl Transfer {
     pub fn detach(&self, id: u64) -> bool {
         let known = self.conns.with_open(id, |handler, open| (!open.over).then_some((handler, open.silent)));
         let Some((handler, silent)) = known.flatten() else { return false };
-        if !self.conns.commands.set_gone_if_quiet(id) {
+        if !self.conns.commands.at(id).close_if_quiet() {
             return false;
         }
         if silent {
