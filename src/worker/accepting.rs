@@ -36,10 +36,10 @@ impl Worker {
         if self.descriptors.check() {
             self.transfer.watch_inbox();
         }
-        if matches!(self.slot.fault(), Some(Fault::Descriptors | Fault::Listener))
-            && self.slot.state() == State::Running
+        if matches!(self.conns.presence.slot.fault(), Some(Fault::Descriptors | Fault::Listener))
+            && self.conns.presence.slot.state() == State::Running
         {
-            self.report(Report::Faulty);
+            self.conns.presence.report(Report::Faulty);
         }
         if self.acceptor.exists() {
             self.acceptor.end_rest();
@@ -64,11 +64,11 @@ impl Worker {
 
     fn admit(&self, number: usize, socket: Socket, greeting: &Greeting<'_>) {
         let listener = self.acceptor.listener(number);
-        let is_draining = listener.is_some() && !self.scoreboard.bulletin().readiness().accepts();
+        let is_draining = listener.is_some() && !self.conns.presence.scoreboard.bulletin().readiness().accepts();
         match self.session.admission.admit(greeting.peer, is_draining) {
             Ok(permit) => {
                 self.conns.metrics.place.accepted.add_shared(1);
-                self.conns.load.accepted();
+                self.conns.presence.accepted();
                 let config = &self.conns.config;
                 let listener =
                     listener.map_or(&config.listener, |listener| config.listener(listener.asked()));
@@ -80,7 +80,7 @@ impl Worker {
                 if self.acceptor.share.is_half_full() || !self.session.admission.may_answer() {
                     return admission::cut(&socket, refusal);
                 }
-                self.conns.load.accepted();
+                self.conns.presence.accepted();
                 self.handshakes.refuse_politely(socket, refusal);
             }
         }

@@ -27,9 +27,9 @@ impl Worker {
         loop {
             // A descriptor may come with it.
             self.descriptors.make_room_for_order();
-            match self.control.recv_command() {
+            match self.conns.presence.control.recv_command() {
                 Ok(Some((order, fd))) => match order {
-                    control::Command::Stop => self.stop(match self.scoreboard.bulletin().readiness() {
+                    control::Command::Stop => self.stop(match self.conns.presence.scoreboard.bulletin().readiness() {
                         Readiness::Closing { code, .. } => code,
                         _ => close::GOING_AWAY,
                     }),
@@ -49,15 +49,15 @@ impl Worker {
                             return true;
                         }
                     }
-                    control::Command::List { ticket } => self.report(self.listing.write(ticket, fd)),
+                    control::Command::List { ticket } => self.conns.presence.report(self.listing.write(ticket, fd)),
                     control::Command::CloseAll { ticket, code } => {
                         let ids = self.listing.matching(fd);
                         let count = ids.into_iter().filter(|id| self.begin_close(*id, code)).count() as u64;
-                        self.report(Report::ClosingAll { ticket, count });
+                        self.conns.presence.report(Report::ClosingAll { ticket, count });
                     }
                     control::Command::Close { ticket, conn, code } => {
                         let begun = self.begin_close(conn, code);
-                        self.report(Report::Closing { ticket, begun });
+                        self.conns.presence.report(Report::Closing { ticket, begun });
                     }
                     control::Command::Record { handler, has_payload, begun } => match fd {
                         Some(socket) => self.conns.recorder.start(handler, has_payload, begun, socket),
@@ -78,7 +78,7 @@ impl Worker {
                         log::warn!("the supervisor has died; stopping");
                     }
                     // The closed channel stays readable: stop watching it.
-                    self.conns.poll.forget(self.control);
+                    self.conns.poll.forget(self.conns.presence.control);
                     self.stop(1001);
                     return false;
                 }
@@ -109,8 +109,8 @@ impl Worker {
         }
         // Accepted connections move too.
         self.stop_accepting();
-        self.slot.set_state(State::Stopping);
-        self.report(Report::Leaving);
+        self.conns.presence.slot.set_state(State::Stopping);
+        self.conns.presence.report(Report::Leaving);
         self.transfer.begin_leaving(tx, to);
     }
 
@@ -141,7 +141,7 @@ impl Worker {
         }
         self.transfer.end_migration();
         self.acceptor.close();
-        self.slot.set_state(State::Stopping);
+        self.conns.presence.slot.set_state(State::Stopping);
         self.conns.life.stop_at.set(Some(self.conns.life.turn().instant() + self.conns.config.stop_timeout));
         self.conns.life.request_chores();
         self.transfer.empty_inbox();
@@ -167,10 +167,10 @@ impl Worker {
         let is_empty = self.conns.len() == 0 && self.session.threads.running() == 0;
         let Some(at) = self.conns.life.stop_at.get() else {
             // The one connection of a per-connection process may have come and gone.
-            return self.transfer.has_migrated() || self.conns.load.is_taken() && is_empty;
+            return self.transfer.has_migrated() || self.conns.presence.is_taken() && is_empty;
         };
         // Connections of a crashed worker may still arrive and have to be closed.
-        let arriving = self.slot.crash.is_sending();
+        let arriving = self.conns.presence.slot.crash.is_sending();
         self.transfer.empty_inbox();
         let done = self.conns.len() == 0 && self.session.threads.running() == 0 && !arriving;
         done || self.conns.life.turn().instant() >= at

@@ -11,7 +11,7 @@ use crate::worker::Worker;
 impl Worker {
     /// Closes connections whose time has come.
     pub fn close_over_time(&self) {
-        let Readiness::Closing { until, code } = self.scoreboard.bulletin().readiness() else {
+        let Readiness::Closing { until, code } = self.conns.presence.scoreboard.bulletin().readiness() else {
             self.spread.take();
             return;
         };

@@ -44,7 +44,7 @@ impl Worker {
             };
             let now = clock::now();
             self.conns.life.begin_turn(now);
-            self.slot.heartbeat.store(now.as_nanos(), Ordering::Relaxed);
+            self.conns.presence.slot.heartbeat.store(now.as_nanos(), Ordering::Relaxed);
             self.conns.begin_gathering(count);
             for event in events.iter().take(count) {
                 rescue::begin_work();
@@ -116,7 +116,7 @@ impl Worker {
         let now = self.conns.life.turn().instant();
         traps::check_signals(now);
         let may_leave = self.may_leave();
-        let arriving = self.conns.life.is_stopping() && self.slot.crash.is_sending();
+        let arriving = self.conns.life.is_stopping() && self.conns.presence.slot.crash.is_sending();
         let next = [
             self.conns.life.stop_at.get(),
             arriving.then(|| now + ARRIVING),
@@ -132,7 +132,7 @@ impl Worker {
 
     fn watch_orders(&self) -> io::Result<()> {
         self.conns.poll.add_edge(self.conns.commands.wakeup(), WAKEUP)?;
-        self.conns.poll.add(self.control, CONTROL)?;
+        self.conns.poll.add(self.conns.presence.control, CONTROL)?;
         self.conns.poll.add(&self.signals, SIGNAL)
     }
 

@@ -53,13 +53,12 @@ use crate::clock;
 use crate::config::Config;
 use crate::ffi::place;
 use crate::ffi::topics::set_topics;
-use crate::fleet::control::{Channel, Report};
-use crate::fleet::scoreboard::{Place, Scoreboard, Slot, State};
+use crate::fleet::scoreboard::{Place, State};
 use crate::fleet::shared::Shared;
 use crate::http::{self, Site};
 use base::descriptors::Descriptors;
 use base::lifecycle::Lifecycle;
-use base::load::Load;
+use base::presence::Presence;
 use base::memory;
 use base::metrics::Metrics;
 use base::poll::Poll;
@@ -99,11 +98,8 @@ const PER_CONNECTION: u32 = 64;
 
 /// The event loop and its rooms, which live as long as the process.
 struct Worker {
-    scoreboard: &'static Scoreboard,
     /// While the server drains: which connections are closed when.
     spread: RefCell<Option<Spread>>,
-    slot: &'static Slot,
-    control: &'static Channel,
     /// SIGTERM, which is blocked since the fork.
     signals: SignalFd,
     descriptors: &'static Descriptors,
@@ -169,10 +165,10 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let pid = std::process::id() as i32;
     let number = slot.place();
     let pool = usize::from(number.pool);
-    let is_single = is_per_connection(&config, number);
-    let most = if is_single { PER_CONNECTION } else { most_connections(&config) };
+    let taken = is_per_connection(&config, number).then(Cell::default);
+    let most = if taken.is_some() { PER_CONNECTION } else { most_connections(&config) };
 
-    let control: &'static Channel = leak(control);
+    let presence: &Presence = leak(Presence { pid, pool, scoreboard, slot, control: leak(control), taken });
     let life = leak(Lifecycle::new());
     let metrics = leak(Metrics::new(counters, &routes, (index, number), pid, config.metrics.is_some()));
     metrics.lane.set_limits(most, config.threads);
@@ -190,10 +186,8 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         metrics,
         shared_frames: Rc::default(),
         shared_counted: Cell::new(0),
-        load: Load::new(slot, scoreboard, is_single),
+        presence,
         addresses,
-        pid,
-        pool,
         access_log: AccessLog::new(Arc::clone(&config), Arc::clone(&routes)),
         recorder: Recorder::default(),
         config: Arc::clone(&config),
@@ -201,7 +195,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     });
     let scopes = routes.handlers().iter().map(|route| config.scope_of(&route.resource).to_owned()).collect();
     let subscriptions: &Subscriptions = leak(Subscriptions::new(scopes, config.topics, commands, metrics));
-    let link: &Link = leak(Link::new(conns, subscriptions, progress, control, rendezvous));
+    let link: &Link = leak(Link::new(conns, subscriptions, progress, presence.control, rendezvous));
     let descriptors = leak(Descriptors::new(slot, scoreboard));
     let share = Share { scoreboard, index, slot, connections: most };
     let acceptor = leak(Acceptor::new(&listeners, gateways, poll, descriptors, share));
@@ -231,7 +225,6 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         registry,
         admission,
         site: Site::new(document_root, resources.collect())?,
-        scoreboard,
         breakers,
         logins: Logins::new(commands)?,
         probes: RefCell::default(),
@@ -253,7 +246,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         commands,
         slot,
         tx: inbox.tx().as_raw_fd(),
-        control: control.as_fd().as_raw_fd(),
+        control: presence.control.as_fd().as_raw_fd(),
         shipment: UnsafeCell::new(Shipment::new()),
     })?;
     traps::complete()?;
@@ -267,9 +260,6 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         handshakes,
         link,
         progress,
-        scoreboard,
-        slot,
-        control,
         descriptors,
         inbox,
         watches_inbox: Cell::new(false),
@@ -284,12 +274,9 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     };
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let signals = SignalFd::with_flags(&SigSet::from(Signal::SIGTERM), flags)?;
-    let listing = Listing { conns, slot };
+    let listing = Listing { conns };
     let worker: &'static Worker = leak(Worker {
-        scoreboard,
         spread: RefCell::default(),
-        slot,
-        control,
         signals,
         descriptors,
         conns,
@@ -308,7 +295,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     } else {
         worker.begin()?;
     }
-    worker.control.send_report(ready)?;
+    presence.control.send_report(ready)?;
     worker.run()
 }
 
@@ -320,20 +307,15 @@ fn leak<T>(room: T) -> &'static T {
 impl Worker {
     /// From now on connections are served.
     fn begin(&self) -> io::Result<()> {
-        self.slot.heartbeat.store(clock::now().as_nanos(), Ordering::Relaxed);
-        self.slot.set_state(State::Running);
+        let slot = self.conns.presence.slot;
+        slot.heartbeat.store(clock::now().as_nanos(), Ordering::Relaxed);
+        slot.set_state(State::Running);
         self.transfer.watch_inbox();
         let acceptor = self.acceptor;
         if acceptor.exists() {
             std::thread::Builder::new().name("accept-throttle".to_owned()).spawn(|| acceptor.throttle())?;
         }
         Ok(())
-    }
-
-    fn report(&self, report: Report) {
-        if let Err(error) = self.control.send_report(report) {
-            log::warn!("cannot report to the supervisor: {error}");
-        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::proto::ws::deflate::codec::{Codecs, Deflate};
 use crate::time::Instant;
 use crate::worker::base::heap::HeapTrim;
 use crate::worker::base::lifecycle::Lifecycle;
-use crate::worker::base::load::Load;
+use crate::worker::base::presence::Presence;
 use crate::worker::base::metrics::{Metrics, OpenCount};
 use crate::worker::base::poll::Poll;
 use crate::worker::base::timers::{Tick, Timers};
@@ -133,13 +133,10 @@ pub struct Conns {
     /// Bytes of frames that many send queues have: what they are, and what is counted.
     pub shared_frames: Rc<Cell<usize>>,
     pub shared_counted: Cell<usize>,
-    /// How many there are, as other processes see it.
-    pub load: Load,
+    /// This process, and how many there are as other processes see it.
+    pub presence: &'static Presence,
     /// Where they are counted by address.
     pub addresses: &'static Addresses,
-    /// This process, and the pool that it belongs to.
-    pub pid: i32,
-    pub pool: usize,
     /// A line for what becomes of each.
     pub access_log: AccessLog,
     /// What `wshd ctl record` asks for.
@@ -152,7 +149,7 @@ impl Conns {
         let core = &mut *self.core.borrow_mut();
         let Some(id) = core.table.add(conn) else {
             log::warn!("a connection was dropped: {} connections already", self.config.connections);
-            self.load.release();
+            self.presence.release();
             return None;
         };
         let conn = core.table.get(id)?;
@@ -161,7 +158,7 @@ impl Conns {
         if let Err(error) = self.poll.add_conn(&conn.socket, id, conn.watched) {
             log::error!("a connection was dropped: epoll: {error}");
             core.table.remove(id);
-            self.load.release();
+            self.presence.release();
             return None;
         }
         let record = core.table.record(id)?;
@@ -181,7 +178,7 @@ impl Conns {
             let core = &mut *self.core.borrow_mut();
             if let Some(record) = core.table.record(id) {
                 let ip = record.peer.address().map(|peer| peer.ip());
-                self.addresses.settle(self.pool, record.mark, ip);
+                self.addresses.settle(self.presence.pool, record.mark, ip);
             }
             core.end_subscriptions(id);
             core.table.remove(id)
@@ -190,7 +187,7 @@ impl Conns {
             let counted = counted_of(&conn);
             drop(conn);
             self.count_all_queues(counted.own, 0);
-            self.load.release();
+            self.presence.release();
             // It may have been the last one that this worker has waited for.
             self.life.request_chores();
         }

@@ -29,8 +29,8 @@ enum Finding {
 impl Handshakes {
     /// Whether a request may get to its handler; else the seconds after which to try again.
     pub fn check_breaker(&self, handler: u16, conn: u64) -> Result<(), u64> {
-        let Some(breaker) = self.breakers.get(self.conns.pool, handler) else { return Ok(()) };
-        match breaker.enter(self.conns.pid, self.conns.life.turn().instant().as_nanos()) {
+        let Some(breaker) = self.breakers.get(self.conns.presence.pool, handler) else { return Ok(()) };
+        match breaker.enter(self.conns.presence.pid, self.conns.life.turn().instant().as_nanos()) {
             Decision::Free => Ok(()),
             Decision::Refused { seconds } => Err(seconds),
             Decision::Probe { until, first } => {
@@ -51,12 +51,12 @@ impl Handshakes {
     pub fn watch_probes(&self) {
         self.probes.borrow_mut().retain_mut(|probe| {
             let finding = self.look_at(probe);
-            let breaker = self.breakers.get(self.conns.pool, probe.handler);
+            let breaker = self.breakers.get(self.conns.presence.pool, probe.handler);
             match (finding, breaker) {
                 (Finding::Nothing, _) => return true,
-                (Finding::Over, Some(breaker)) => breaker.release(self.conns.pid),
+                (Finding::Over, Some(breaker)) => breaker.release(self.conns.presence.pid),
                 (Finding::Well, Some(breaker)) => {
-                    if breaker.close(self.conns.pid, probe.until) {
+                    if breaker.close(self.conns.presence.pid, probe.until) {
                         log::info!(
                             "{}: probe succeeded; handler back in service",
                             self.handlers.handler_name(probe.handler)

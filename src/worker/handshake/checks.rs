@@ -26,7 +26,7 @@ impl Handshakes {
     /// Answers a connection that exceeds a limit.
     pub fn refuse_politely(&self, socket: Socket, refusal: Refusal) {
         if self.conns.life.is_stopping() {
-            return self.conns.load.release();
+            return self.conns.presence.release();
         }
         let deadline = self.conns.life.turn().instant() + self.conns.config.handshake_timeout;
         if let Some(id) = self.conns.add(Conn::new(socket, deadline)) {
@@ -101,7 +101,7 @@ impl Handshakes {
         let is_check = self.conns.config.health.as_deref() == Some(head.path()) && !is_upgrade(head);
         if is_check {
             self.conns.access_log.keep_out(id);
-            self.conns.reply(id, http::health(head, self.scoreboard.is_ready(), SystemTime::now()));
+            self.conns.reply(id, http::health(head, self.conns.presence.scoreboard.is_ready(), SystemTime::now()));
         }
         is_check
     }
@@ -167,7 +167,7 @@ impl Handshakes {
         let most = self.conns.config.pools.get(pool).and_then(|pool| pool.connections);
         if let Some(most) = most {
             // In this pool the connection is counted already.
-            let more = u64::from(pool != self.conns.pool);
+            let more = u64::from(pool != self.conns.presence.pool);
             if self.admission.limiter.table().in_pool(pool) + more > u64::from(most) {
                 return Err(self.refuse(id, Refusal::Pool, ""));
             }

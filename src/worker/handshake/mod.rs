@@ -9,7 +9,6 @@ pub mod request;
 use std::cell::RefCell;
 
 use crate::fleet::breakers::Breakers;
-use crate::fleet::scoreboard::Scoreboard;
 use crate::http::Site;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::handshake::Registry;
@@ -29,7 +28,6 @@ pub struct Handshakes {
     pub admission: &'static Admission,
     /// Answers requests that are not for a WebSocket.
     pub site: Site,
-    pub scoreboard: &'static Scoreboard,
     pub breakers: &'static Breakers,
     /// Passwords that are being compared.
     pub logins: Logins,

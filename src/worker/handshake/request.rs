@@ -41,7 +41,7 @@ impl Handshakes {
     ) -> Option<u64> {
         // Accepted while the worker was told to stop.
         if self.conns.life.is_stopping() {
-            self.conns.load.release();
+            self.conns.presence.release();
             return None;
         }
         let deadline = self.conns.life.turn().instant() + self.conns.config.handshake_timeout;
@@ -95,7 +95,7 @@ impl Handshakes {
                     self.conns.access_log.asked(id, &resource, is_upgrade(&head), &head);
                 }
                 let handler = match self.handler_of(id, &head) {
-                    Ok(handler) if self.handlers.pool_of(handler) != self.conns.pool => {
+                    Ok(handler) if self.handlers.pool_of(handler) != self.conns.presence.pool => {
                         return Some(Elsewhere::Pool(self.handlers.pool_of(handler), read));
                     }
                     handler => handler,
@@ -159,7 +159,7 @@ impl Handshakes {
         let pool = self.handlers.pool_of(handler);
         let breaker = self.breakers.get(pool, handler);
         match breaker.and_then(|breaker| breaker.refusal(self.conns.life.turn().instant().as_nanos())) {
-            Some(seconds) if pool != self.conns.pool => Err(quarantined(seconds).into()),
+            Some(seconds) if pool != self.conns.presence.pool => Err(quarantined(seconds).into()),
             _ => Ok(handler),
         }
     }

@@ -11,7 +11,7 @@ use crate::ctl::answer::{Connection, seconds};
 use crate::ctl::filter::Filter;
 use crate::ctl::request::{Id, MAX_BYTES as MAX_FILTER};
 use crate::fleet::control::Report;
-use crate::fleet::scoreboard::{Place, Slot};
+use crate::fleet::scoreboard::Place;
 use crate::time::Instant;
 use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::table::Phase;
@@ -24,7 +24,6 @@ const MAX_BYTES: usize = 4 << 20;
 /// The connections of a worker, as operators see them.
 pub struct Listing {
     pub conns: &'static Conns,
-    pub slot: &'static Slot,
 }
 
 impl Listing {
@@ -68,7 +67,7 @@ impl Listing {
     /// JSON objects with commas between, how many, and how many more there would be.
     fn text(&self, filter: &Filter) -> (Vec<u8>, u64, u64) {
         let (mut text, mut listed, mut left_out) = (Vec::new(), 0, 0);
-        let Place { pool, number } = self.slot.place();
+        let Place { pool, number } = self.conns.presence.slot.place();
         let name = self.conns.config.worker_name(pool, number);
         let name = name.strip_prefix("worker ").unwrap_or(&name);
         let core = &mut *self.conns.core.borrow_mut();
@@ -115,7 +114,7 @@ impl Listing {
         };
         let route = handler.and_then(|handler| self.conns.routes.handlers().get(usize::from(handler)));
         Some(Connection {
-            id: Id { pid: self.conns.pid, conn: id }.to_string().into(),
+            id: Id { pid: self.conns.presence.pid, conn: id }.to_string().into(),
             worker: worker.into(),
             peer: peer.map(|peer| peer.to_string()),
             phase: phase.into(),

@@ -14,9 +14,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use crate::fleet::control::Channel;
 use crate::fleet::inbox::Inbox;
-use crate::fleet::scoreboard::{Scoreboard, Slot};
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::progress::Progress;
 use crate::worker::conn::connections::Conns;
@@ -41,10 +39,6 @@ pub struct Transfer {
     pub link: &'static Link,
     /// What those that leave have seen by theirs.
     pub progress: &'static Progress,
-    /// The slots of all workers, and this worker's.
-    pub scoreboard: &'static Scoreboard,
-    pub slot: &'static Slot,
-    pub control: &'static Channel,
     /// Room for descriptors that come.
     pub descriptors: &'static Descriptors,
     pub inbox: Inbox,

@@ -144,16 +144,13 @@ impl Transfer {
 
     /// Whether a connection that arrives is served here: the first one, where there may be one only.
     fn admit(&self, purpose: Purpose) -> bool {
-        let load = &self.conns.load;
-        if purpose == Purpose::Linger && load.is_per_connection() {
+        let presence = self.conns.presence;
+        if purpose == Purpose::Linger && presence.is_per_connection() {
             return true;
         }
-        let is_admitted = load.arrived();
-        if is_admitted
-            && load.is_per_connection()
-            && let Err(error) = self.control.send_report(Report::Taken)
-        {
-            log::error!("cannot report to the supervisor: {error}");
+        let is_admitted = presence.arrived();
+        if is_admitted && presence.is_per_connection() {
+            presence.report(Report::Taken);
         }
         is_admitted
     }
@@ -240,7 +237,7 @@ impl Transfer {
             return None;
         };
         let (handler, flags) = (handler.unwrap_or_default(), route.flags);
-        if self.handlers.pool_of(handler) != self.conns.pool {
+        if self.handlers.pool_of(handler) != self.conns.presence.pool {
             self.link.pass(id, entry.topics, entry.seen);
             if !self.forward_arrived(id, self.handlers.pool_of(handler)) {
                 self.close_arrived(id, handler, deflate, 1012);

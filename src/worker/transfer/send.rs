@@ -40,7 +40,7 @@ impl Transfer {
             return;
         }
         // It may have been told to leave since, or have run out of descriptors.
-        if self.scoreboard.slot(to).is_none_or(|slot| !slot.takes_connections()) {
+        if self.conns.presence.scoreboard.slot(to).is_none_or(|slot| !slot.takes_connections()) {
             return;
         }
         if self.tx_to(Some(to)).is_none() {
@@ -83,7 +83,7 @@ impl Transfer {
     /// The least loaded worker of a pool and its inlet; in a pool with a process for each connection one that waits,
     /// which is reserved.
     pub fn least_loaded(&self, pool: usize) -> Option<(Slot, Rc<OwnedFd>)> {
-        let slots = self.scoreboard.slots().filter(|(_, slot)| usize::from(slot.place().pool) == pool);
+        let slots = self.conns.presence.scoreboard.slots().filter(|(_, slot)| usize::from(slot.place().pool) == pool);
         // What lies in the inbox of a worker that is starting is taken up as soon as it is ready.
         let eagerness = |slot: &Slot| {
             let load = slot.connections.load(Ordering::Relaxed);
@@ -123,7 +123,7 @@ impl Transfer {
     fn forward(&self, tx: RawFd, id: u64, pool: usize) -> bool {
         let sent = self.ship(tx, &[id]);
         if sent {
-            self.forget_moved(id, pool == self.conns.pool);
+            self.forget_moved(id, pool == self.conns.presence.pool);
         }
         sent
     }
@@ -131,7 +131,7 @@ impl Transfer {
     /// Where connections for this slot go, and whose inbox that is: `tx` if it came with the order (it leads to another
     /// server), else what is known of the slot.
     pub fn target(&self, to: usize, tx: Option<OwnedFd>) -> Option<(Rc<OwnedFd>, Option<Slot>)> {
-        let slot = self.scoreboard.slot(to).filter(|_| tx.is_none());
+        let slot = self.conns.presence.scoreboard.slot(to).filter(|_| tx.is_none());
         let known = || self.txs.borrow().get(&to).cloned();
         Some((tx.map(Rc::new).or_else(known)?, slot))
     }
@@ -143,7 +143,7 @@ impl Transfer {
     /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers have.
     pub fn begin_leaving(&self, tx: Option<Rc<OwnedFd>>, to: Option<Slot>) {
         if let Some(slot) = to {
-            slot.crash.begin_sending(self.conns.pid);
+            slot.crash.begin_sending(self.conns.presence.pid);
         }
         let now = self.conns.life.turn().instant();
         *self.leaving.borrow_mut() =
@@ -155,8 +155,8 @@ impl Transfer {
     /// What is left goes to this inbox from now on: where it was to go is gone.
     pub fn redirect(&self, tx: Option<Rc<OwnedFd>>, to: Option<Slot>) {
         if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
-            leaving.to.into_iter().for_each(|old| old.crash.end_sending(self.conns.pid));
-            to.into_iter().for_each(|new| new.crash.begin_sending(self.conns.pid));
+            leaving.to.into_iter().for_each(|old| old.crash.end_sending(self.conns.presence.pid));
+            to.into_iter().for_each(|new| new.crash.begin_sending(self.conns.presence.pid));
             (leaving.tx, leaving.to) = (tx, to);
         }
     }
@@ -170,18 +170,18 @@ impl Transfer {
             return false; // some have arrived in the same turn, and go on at the next look
         }
         let is_late = self.conns.life.turn().instant() >= since + self.conns.config.stop_timeout;
-        !self.slot.crash.is_sending() && (self.session.threads.running() == 0 || is_late)
+        !self.conns.presence.slot.crash.is_sending() && (self.session.threads.running() == 0 || is_late)
     }
 
     /// Nothing is handed over any more: those that are left are closed here.
     pub fn end_migration(&self) {
         if let Some(to) = self.leaving.borrow_mut().take().and_then(|leaving| leaving.to) {
-            to.crash.end_sending(self.conns.pid);
+            to.crash.end_sending(self.conns.presence.pid);
         }
     }
 
     pub fn learn_tx(&self, slot: usize, tx: Option<OwnedFd>) {
-        if self.conns.load.is_per_connection() {
+        if self.conns.presence.is_per_connection() {
             return; // it has nothing to send
         }
         match tx {

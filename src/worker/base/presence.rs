@@ -1,4 +1,5 @@
-//! How many connections this process has, as the scoreboard tells the others.
+//! What this process is to the others: its slot in the scoreboard, its channel to the supervisor, and how many connections
+//! it has.
 //!
 //! A process for one connection counts one from the moment that somebody reserves it until it has left, so that it is
 //! reserved once.
@@ -6,19 +7,27 @@
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
+use crate::fleet::control::{Channel, Report};
 use crate::fleet::scoreboard::{Scoreboard, Slot};
 
-pub struct Load {
-    slot: &'static Slot,
-    scoreboard: &'static Scoreboard,
+pub struct Presence {
+    pub pid: i32,
+    /// The pool that it serves.
+    pub pool: usize,
+    pub scoreboard: &'static Scoreboard,
+    /// Its own.
+    pub slot: &'static Slot,
+    /// To the supervisor.
+    pub control: &'static Channel,
     /// In a process for one connection: whether that has come.
-    taken: Option<Cell<bool>>,
+    pub taken: Option<Cell<bool>>,
 }
 
-impl Load {
-    /// Of the process in this slot; `per_connection` if it is for one connection.
-    pub fn new(slot: &'static Slot, scoreboard: &'static Scoreboard, per_connection: bool) -> Self {
-        Self { slot, scoreboard, taken: per_connection.then(|| Cell::new(false)) }
+impl Presence {
+    pub fn report(&self, report: Report) {
+        if let Err(error) = self.control.send_report(report) {
+            log::warn!("cannot report to the supervisor: {error}");
+        }
     }
 
     pub fn is_per_connection(&self) -> bool {
@@ -29,6 +38,7 @@ impl Load {
         self.taken.as_ref().is_some_and(Cell::get)
     }
 
+    /// A connection was accepted.
     pub fn accepted(&self) {
         self.slot.connections.fetch_add(1, Ordering::Relaxed);
         self.scoreboard.changed();
@@ -48,6 +58,7 @@ impl Load {
         true
     }
 
+    /// A connection is here no more.
     pub fn release(&self) {
         if self.taken.is_some() {
             return; // it stays reserved
