@@ -308,11 +308,7 @@ impl Server {
             return Ok(());
         }
         let mut buffer = vec![0; PROXY_HEADER];
-        let parsed = peer.peek(&mut buffer, |seen| match proxy::parse(seen) {
-            Ok(proxy::Parsed::NeedMore) => None,
-            Ok(proxy::Parsed::Header { client, consumed }) => Some(Ok((client, consumed))),
-            Err(bad) => Some(Err(bad)),
-        });
+        let parsed = peer.peek(&mut buffer, |seen| proxy::parse(seen).transpose());
         let (named, consumed) = parsed.await?.ok_or(io::ErrorKind::UnexpectedEof)?.map_err(|bad| {
             log::warn!("a proxy did not begin with a proper header of the PROXY protocol: {bad}");
             io::Error::from(io::ErrorKind::InvalidData)

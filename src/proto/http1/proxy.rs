@@ -6,19 +6,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// What [`parse`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Parsed {
-    /// The header is not complete, and right so far.
-    NeedMore,
-    /// A complete header.
-    Header {
-        /// Who the proxy speaks for. `None`: for itself, or it does not know; then the real address counts.
-        client: Option<SocketAddr>,
-        /// Bytes of the input that are the header.
-        consumed: usize,
-    },
-}
+/// A complete header: whom the proxy speaks for, and how many bytes of the input it has. `None`: for itself, or it does not
+/// know; then the real address counts.
+pub type Header = (Option<SocketAddr>, usize);
 
 /// The input does not begin with a header: the connection is to be dropped (section 2: receivers must not guess).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,8 +24,9 @@ const V2_FIXED: usize = 16;
 /// Section 2.2.3, PP2_TYPE_CRC32C.
 const CHECKSUM: u8 = 3;
 
-/// Parses the header at the beginning of `input`, which is everything received so far.
-pub fn parse(input: &[u8]) -> Result<Parsed, BadHeader> {
+/// Parses the header at the beginning of `input`, which is everything received so far; `None` if it is not complete, and right
+/// so far.
+pub fn parse(input: &[u8]) -> Result<Option<Header>, BadHeader> {
     let begins = |with: &[u8]| input.iter().zip(with).all(|(byte, expected)| byte == expected);
     if begins(V2) {
         version_2(input)
@@ -47,7 +38,7 @@ pub fn parse(input: &[u8]) -> Result<Parsed, BadHeader> {
 }
 
 /// Section 2.1: `PROXY TCP4 SOURCE DESTINATION PORT PORT CRLF`.
-fn version_1(input: &[u8]) -> Result<Parsed, BadHeader> {
+fn version_1(input: &[u8]) -> Result<Option<Header>, BadHeader> {
     let line = input.get(..V1_LONGEST).unwrap_or(input);
     let Some(end) = memchr::memchr2(b'\r', b'\n', line) else { return incomplete(line) };
     match line.get(end..).unwrap_or_default() {
@@ -61,7 +52,7 @@ fn version_1(input: &[u8]) -> Result<Parsed, BadHeader> {
     let mut words = text.split(' ');
     let family = words.next().unwrap_or_default();
     if family == "UNKNOWN" {
-        return Ok(Parsed::Header { client: None, consumed });
+        return Ok(Some((None, consumed)));
     }
     let mut address = || match (family, words.next()) {
         ("TCP4", Some(word)) => word.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
@@ -73,15 +64,15 @@ fn version_1(input: &[u8]) -> Result<Parsed, BadHeader> {
     let (source_port, destination_port) = (words.next().and_then(port), words.next().and_then(port));
     match (source, destination, source_port, destination_port, words.next()) {
         (Some(ip), Some(_), Some(port), Some(_), None) => {
-            Ok(Parsed::Header { client: Some(SocketAddr::new(ip, port)), consumed })
+            Ok(Some((Some(SocketAddr::new(ip, port)), consumed)))
         }
         _ => Err(BadHeader("expected PROXY TCP4|TCP6 SOURCE DESTINATION PORT PORT, or PROXY UNKNOWN")),
     }
 }
 
-fn incomplete(line: &[u8]) -> Result<Parsed, BadHeader> {
+fn incomplete(line: &[u8]) -> Result<Option<Header>, BadHeader> {
     match line.len() {
-        0..V1_LONGEST => Ok(Parsed::NeedMore),
+        0..V1_LONGEST => Ok(None),
         _ => Err(BadHeader("a line of more than 107 bytes")),
     }
 }
@@ -93,25 +84,25 @@ fn port(text: &str) -> Option<u16> {
 }
 
 /// Section 2.2: the signature, version and command, family and transport, a length, so many bytes.
-fn version_2(input: &[u8]) -> Result<Parsed, BadHeader> {
+fn version_2(input: &[u8]) -> Result<Option<Header>, BadHeader> {
     let is_local = match input.get(V2.len()) {
-        None => return Ok(Parsed::NeedMore),
+        None => return Ok(None),
         Some(0x20) => true,
         Some(0x21) => false,
         Some(_) => return Err(BadHeader("an unknown version or command of the PROXY protocol")),
     };
-    let Some(&[_, family, high, low]) = input.get(V2.len()..V2_FIXED) else { return Ok(Parsed::NeedMore) };
+    let Some(&[_, family, high, low]) = input.get(V2.len()..V2_FIXED) else { return Ok(None) };
     let consumed = V2_FIXED + usize::from(u16::from_be_bytes([high, low]));
-    let Some(header) = input.get(..consumed) else { return Ok(Parsed::NeedMore) };
+    let Some(header) = input.get(..consumed) else { return Ok(None) };
     let block = header.get(V2_FIXED..).unwrap_or_default();
     // LOCAL: the proxy itself, for a health check. The family is ignored, too.
     if is_local {
-        return Ok(Parsed::Header { client: None, consumed });
+        return Ok(Some((None, consumed)));
     }
     let too_short = BadHeader("a block that is too short for its addresses");
     let (client, addresses) = match (family >> 4, family & 0xf) {
         (_, 3..) | (4.., _) => return Err(BadHeader("an unknown family or transport of the PROXY protocol")),
-        (0, _) | (_, 0) => return Ok(Parsed::Header { client: None, consumed }),
+        (0, _) | (_, 0) => return Ok(Some((None, consumed))),
         (1, transport) => {
             let &[a, b, c, d, _, _, _, _, high, low, _, _] = block.get(..12).ok_or(too_short)? else {
                 return Err(too_short);
@@ -127,7 +118,7 @@ fn version_2(input: &[u8]) -> Result<Parsed, BadHeader> {
         _ => (None, 216),
     };
     check_vectors(header, block.get(addresses..).ok_or(too_short)?)?;
-    Ok(Parsed::Header { client, consumed })
+    Ok(Some((client, consumed)))
 }
 
 /// Only a stream (1) can carry what follows; addresses of another transport say nothing.
@@ -167,11 +158,11 @@ fn crc32c(bytes: impl Iterator<Item = u8>) -> u32 {
 #[cfg(any(test, fuzzing))]
 pub fn fuzz(data: &[u8]) {
     let whole = parse(data);
-    let Ok(Parsed::Header { consumed, .. }) = whole else { return };
+    let Ok(Some((_, consumed))) = whole else { return };
     assert!(consumed <= data.len() && consumed >= 15);
     assert_eq!(parse(&data[..consumed]), whole, "what follows does not matter");
     for cut in [consumed - 1, consumed / 2, consumed / 3, 1, 0] {
-        assert_eq!(parse(&data[..cut]), Ok(Parsed::NeedMore), "cut at {cut}");
+        assert_eq!(parse(&data[..cut]), Ok(None), "cut at {cut}");
     }
 }
 
@@ -187,7 +178,7 @@ mod tests {
         fuzz(header);
         let request = b"GET / HTTP/1.1\r\n";
         match parse(&[header, request].concat()) {
-            Ok(Parsed::Header { client, consumed }) if consumed == header.len() => client,
+            Ok(Some((client, consumed))) if consumed == header.len() => client,
             other => panic!("{other:?}: {}", header.escape_ascii()),
         }
     }
@@ -261,7 +252,7 @@ mod tests {
     fn a_line_is_waited_for_up_to_its_longest() {
         let mut line = b"PROXY UNKNOWN ".to_vec();
         line.resize(105, b'x');
-        assert_eq!(parse(&line), Ok(Parsed::NeedMore));
+        assert_eq!(parse(&line), Ok(None));
         assert_eq!(client(&[&line[..], b"\r\n"].concat()), None);
         line.extend_from_slice(b"xx");
         assert_eq!(refused(&line), "a line of more than 107 bytes");
