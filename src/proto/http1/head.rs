@@ -62,8 +62,6 @@ pub(in crate::proto) const fn bad(why: &'static str) -> BadRequest {
     BadRequest::new(400, why)
 }
 
-/// Heads with at most this many fields are parsed without an allocation for them.
-const FIELDS_ON_STACK: usize = 64;
 /// Up to this length an incomplete head is parsed at each call, to refuse what is not HTTP early. A longer one is parsed
 /// once, when its end has come.
 const EARLY: usize = 1024;
@@ -85,24 +83,8 @@ pub fn parse_more(input: &[u8], seen: usize, limits: &HeadLimits) -> Result<Pars
     if input.len() > EARLY && !has_end(input.get(blank.max(seen.saturating_sub(2))..).unwrap_or_default()) {
         return incomplete(input, limits);
     }
-    if limits.headers <= FIELDS_ON_STACK {
-        let mut fields = [httparse::EMPTY_HEADER; FIELDS_ON_STACK];
-        parse_with(input, limits, fields.get_mut(..limits.headers).unwrap_or_default())
-    } else {
-        parse_with(input, limits, &mut vec![httparse::EMPTY_HEADER; limits.headers])
-    }
-}
-
-fn has_end(part: &[u8]) -> bool {
-    memmem::find(part, b"\n\r\n").or_else(|| memmem::find(part, b"\n\n")).is_some()
-}
-
-fn parse_with<'a>(
-    input: &'a [u8],
-    limits: &HeadLimits,
-    fields: &mut [httparse::Header<'a>],
-) -> Result<Parsed, BadRequest> {
-    let mut request = httparse::Request::new(fields);
+    let mut fields = vec![httparse::EMPTY_HEADER; limits.headers];
+    let mut request = httparse::Request::new(&mut fields);
     match request.parse(input) {
         Ok(httparse::Status::Partial) => incomplete(input, limits),
         Ok(httparse::Status::Complete(consumed)) if consumed > limits.bytes => Err(too_large(input, limits)),
@@ -116,6 +98,10 @@ fn parse_with<'a>(
         Err(httparse::Error::HeaderValue) => Err(bad("invalid header value")),
         Err(_) => Err(bad("not an HTTP/1.1 request")),
     }
+}
+
+fn has_end(part: &[u8]) -> bool {
+    memmem::find(part, b"\n\r\n").or_else(|| memmem::find(part, b"\n\n")).is_some()
 }
 
 fn incomplete(input: &[u8], limits: &HeadLimits) -> Result<Parsed, BadRequest> {
