@@ -2,6 +2,8 @@
 //!
 //! Decides what both sides agree on; compresses nothing, see `codec`.
 
+use std::collections::BTreeSet;
+
 use crate::proto::ws::extension::Offer;
 
 const NAME: &str = "permessage-deflate";
@@ -9,6 +11,8 @@ const SERVER_NO_CONTEXT_TAKEOVER: &str = "server_no_context_takeover";
 const CLIENT_NO_CONTEXT_TAKEOVER: &str = "client_no_context_takeover";
 const SERVER_MAX_WINDOW_BITS: &str = "server_max_window_bits";
 const CLIENT_MAX_WINDOW_BITS: &str = "client_max_window_bits";
+const PARAMETERS: [&str; 4] =
+    [SERVER_NO_CONTEXT_TAKEOVER, CLIENT_NO_CONTEXT_TAKEOVER, SERVER_MAX_WINDOW_BITS, CLIENT_MAX_WINDOW_BITS];
 
 /// What the server is willing to agree on, and how it compresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,26 +132,20 @@ pub fn negotiate(offers: &[Offer], config: &Config) -> Option<Params> {
 
 /// RFC 7692 section 7.1: declines an offer with an unknown, repeated or invalid parameter.
 fn accept(offer: &Offer, config: &Config) -> Option<Params> {
-    let mut asked = Asked::default();
-    for (key, value) in &offer.params {
-        let slot = match key.as_str() {
-            SERVER_NO_CONTEXT_TAKEOVER => &mut asked.server_no_context_takeover,
-            CLIENT_NO_CONTEXT_TAKEOVER => &mut asked.client_no_context_takeover,
-            SERVER_MAX_WINDOW_BITS => &mut asked.server_max_window_bits,
-            CLIENT_MAX_WINDOW_BITS => &mut asked.client_max_window_bits,
-            _ => return None,
-        };
-        if slot.replace(value.as_deref()).is_some() {
-            return None;
-        }
+    let names = offer.params.iter().map(|(name, _)| name.as_str());
+    let is_known = |name: &str| PARAMETERS.contains(&name);
+    if !names.clone().all(is_known) || names.clone().collect::<BTreeSet<_>>().len() < offer.params.len() {
+        return None;
     }
-    let server_asks = switch(asked.server_no_context_takeover)?;
-    let client_hints = switch(asked.client_no_context_takeover)?;
+    // Absent, or present with or without a value.
+    let asked = |name| offer.params.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_deref());
+    let server_asks = switch(asked(SERVER_NO_CONTEXT_TAKEOVER))?;
+    let client_hints = switch(asked(CLIENT_NO_CONTEXT_TAKEOVER))?;
 
     // 7.1.2.1: needs a value; the response must name the same or a smaller one. Deflate of a 256 byte window is
     // not to be had from zlib, which silently takes 512, so 8 is declined.
     let server_limit = config.server_max_window_bits.clamp(9, 15);
-    let server_bits = match asked.server_max_window_bits {
+    let server_bits = match asked(SERVER_MAX_WINDOW_BITS) {
         Some(value) => match window_bits(value?)? {
             8 => return None,
             bits => bits.min(server_limit),
@@ -158,7 +156,7 @@ fn accept(offer: &Offer, config: &Config) -> Option<Params> {
 
     // 7.1.2.2: only a client that names it may be limited; the value is a hint of what it will use anyway.
     let client_limit = config.client_max_window_bits.clamp(9, 15);
-    let client_bits = match asked.client_max_window_bits {
+    let client_bits = match asked(CLIENT_MAX_WINDOW_BITS) {
         Some(value) => {
             let hint = value.map_or(Some(15), window_bits)?;
             let bits = hint.min(client_limit);
@@ -173,15 +171,6 @@ fn accept(offer: &Offer, config: &Config) -> Option<Params> {
         server_no_context_takeover: server_asks || config.server_no_context_takeover,
         client_no_context_takeover: client_hints || config.client_no_context_takeover,
     })
-}
-
-/// The parameters of an offer: absent, or present with or without a value.
-#[derive(Default)]
-struct Asked<'a> {
-    server_no_context_takeover: Option<Option<&'a str>>,
-    client_no_context_takeover: Option<Option<&'a str>>,
-    server_max_window_bits: Option<Option<&'a str>>,
-    client_max_window_bits: Option<Option<&'a str>>,
 }
 
 /// 7.1.1: a parameter that is present or not, and has no value.
