@@ -8,11 +8,12 @@
 //! Beyond them the answer is 503.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::auth::{Check, Denied, Outcome, Policy, Proof, Recent, User};
 use crate::clock;
@@ -36,7 +37,10 @@ pub struct Logins {
     waiting: RefCell<HashMap<u64, Login>>,
     recent: RefCell<Recent>,
     threads: Cell<usize>,
-    checks: Arc<Checks>,
+    /// To the threads, which take turns with the other end.
+    checks: Sender<(u64, Check)>,
+    taken: Arc<Mutex<Receiver<(u64, Check)>>>,
+    commands: &'static CommandQueue,
 }
 
 struct Login {
@@ -46,18 +50,13 @@ struct Login {
     outcome: Option<Outcome>,
 }
 
-struct Checks {
-    waiting: Mutex<VecDeque<(u64, Check)>>,
-    come: Condvar,
-    commands: &'static CommandQueue,
-}
-
 impl Logins {
     /// None; the threads start when there is something for them.
     pub fn new(commands: &'static CommandQueue) -> io::Result<Self> {
-        let checks = Arc::new(Checks { waiting: Mutex::default(), come: Condvar::new(), commands });
+        let (checks, taken) = channel();
         let recent = RefCell::new(Recent::new()?);
-        Ok(Self { waiting: RefCell::default(), recent, threads: Cell::new(0), checks })
+        let (waiting, threads, taken) = (RefCell::default(), Cell::new(0), Arc::new(Mutex::new(taken)));
+        Ok(Self { waiting, recent, threads, checks, taken, commands })
     }
 
     /// Whose password this is, if it was right lately; else what stands for it.
@@ -83,16 +82,19 @@ impl Logins {
             }
         }
         waiting.insert(id, Login { client, proof, outcome: None });
-        self.checks.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back((id, check));
-        self.checks.come.notify_one();
-        true
+        self.checks.send((id, check)).is_ok()
     }
 
     fn start_thread(&self) -> io::Result<()> {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         if self.threads.get() < THREADS.min(cores) {
-            let checks = Arc::clone(&self.checks);
-            std::thread::Builder::new().name("password".to_owned()).spawn(move || checks.serve())?;
+            let (taken, commands) = (Arc::clone(&self.taken), self.commands);
+            let work = move || {
+                while let Some((id, check)) = next(&taken) {
+                    commands.give(Command::Authenticated(id, check.run()));
+                }
+            };
+            std::thread::Builder::new().name("password".to_owned()).spawn(work)?;
             self.threads.set(self.threads.get() + 1);
         }
         Ok(())
@@ -103,18 +105,9 @@ impl Logins {
     }
 }
 
-impl Checks {
-    /// What each thread does, as long as the process lives.
-    fn serve(&self) {
-        loop {
-            let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            let waiting = self.come.wait_while(waiting, |waiting| waiting.is_empty());
-            let next = waiting.unwrap_or_else(PoisonError::into_inner).pop_front();
-            if let Some((id, check)) = next {
-                self.commands.give(Command::Authenticated(id, check.run()));
-            }
-        }
-    }
+/// The next check of all threads, which is waited for.
+fn next(taken: &Mutex<Receiver<(u64, Check)>>) -> Option<(u64, Check)> {
+    taken.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
 }
 
 impl Handshakes {
