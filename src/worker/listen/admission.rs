@@ -24,10 +24,12 @@ const SECOND: Duration = Duration::from_secs(1);
 /// In a second, and of a process: connections over a limit that are answered with care, so that the client reads the
 /// answer whatever it still sends. Further ones are closed at once.
 const ANSWERS: u64 = 100;
-/// Seconds after which it is worth trying again when others have to leave first.
-const RETRY: &str = "10";
+/// When it is worth trying again: after others have left, in the next second, or in the next minute.
+const RETRY: &[(&str, &str)] = &[("Retry-After", "10")];
+const SOON: &[(&str, &str)] = &[("Retry-After", "1")];
+const IN_A_MINUTE: &[(&str, &str)] = &[("Retry-After", "60")];
 
-/// What one process knows of limits and doors.
+/// What one process knows of the limits.
 pub struct Admission {
     config: Arc<Config>,
     pub limiter: Limiter,
@@ -132,7 +134,7 @@ impl Admission {
         // Load balancers go on asking; the log has said that the server drains.
         let said = self.said.get(refusal as usize).filter(|_| refusal != Refusal::Draining);
         let Some(said) = said else { return };
-        self.warn(said, || format!("{} was turned away: {}{detail}", name_of(client), reason(refusal)));
+        self.warn(said, || format!("{} was turned away: {}{detail}", name_of(client), described(refusal).2));
     }
 
     fn warn(&self, said: &LogLimit, line: impl FnOnce() -> String) {
@@ -177,49 +179,36 @@ fn minute() -> u64 {
 /// Answers a connection that is over a limit as far as that goes without waiting, and closes it.
 pub fn cut(socket: &Socket, refusal: Refusal) {
     let response = answer_unread(refusal).into_bytes();
-    // Whoever is over a limit does not need to hear of it.
+    // If it does not fit, the connection is closed without an answer.
     let _ = socket.send_with_flags(&response, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
-}
-
-fn reason(refusal: Refusal) -> &'static str {
-    match refusal {
-        Refusal::Total => "too many connections",
-        Refusal::Pool => "too many connections to the pool of this resource",
-        Refusal::Handler => "too many connections to this handler",
-        Refusal::Draining => "draining",
-        Refusal::Address => "too many connections from its address",
-        Refusal::Rate => "too many new connections from its address in this second",
-        Refusal::Origin => "an origin that is not allowed here",
-        Refusal::Host => "a host that is not served here",
-        Refusal::Proxy => "a connection without a proper header of the PROXY protocol",
-        Refusal::Forwarded => "a proxy does not tell properly whom it relays",
-        Refusal::Messages => "more messages in a second than are allowed",
-        Refusal::Logins => "too many failed logins from its address in this minute",
-    }
 }
 
 /// The answer to a request.
 pub fn answer(refusal: Refusal) -> Response {
-    let (status, fields) = status(refusal);
-    http::error(status, reason(refusal), fields)
+    let (status, fields, why) = described(refusal);
+    http::error(status, why, fields)
 }
 
 /// The same for a request of which nothing was read: its method may be HEAD, so there is no content and none is announced.
 pub fn answer_unread(refusal: Refusal) -> Response {
-    let (status, fields) = status(refusal);
+    let (status, fields, _) = described(refusal);
     Response::new(SystemTime::now(), status, fields, Body::Empty)
 }
 
-fn status(refusal: Refusal) -> (u16, &'static [(&'static str, &'static str)]) {
+/// Status, header fields and reason.
+fn described(refusal: Refusal) -> (u16, &'static [(&'static str, &'static str)], &'static str) {
     match refusal {
-        Refusal::Total | Refusal::Pool | Refusal::Handler | Refusal::Draining => {
-            (503, &[("Retry-After", RETRY)])
-        }
-        Refusal::Address => (429, &[("Retry-After", RETRY)]),
-        Refusal::Rate | Refusal::Messages => (429, &[("Retry-After", "1")]),
-        Refusal::Logins => (429, &[("Retry-After", "60")]),
-        Refusal::Origin => (403, &[]),
-        Refusal::Host => (421, &[]),
-        Refusal::Proxy | Refusal::Forwarded => (400, &[]),
+        Refusal::Total => (503, RETRY, "too many connections"),
+        Refusal::Pool => (503, RETRY, "too many connections to the pool of this resource"),
+        Refusal::Handler => (503, RETRY, "too many connections to this handler"),
+        Refusal::Draining => (503, RETRY, "draining"),
+        Refusal::Address => (429, RETRY, "too many connections from its address"),
+        Refusal::Rate => (429, SOON, "too many new connections from its address in this second"),
+        Refusal::Messages => (429, SOON, "more messages in a second than are allowed"),
+        Refusal::Logins => (429, IN_A_MINUTE, "too many failed logins from its address in this minute"),
+        Refusal::Origin => (403, &[], "an origin that is not allowed here"),
+        Refusal::Host => (421, &[], "a host that is not served here"),
+        Refusal::Proxy => (400, &[], "a connection without a proper header of the PROXY protocol"),
+        Refusal::Forwarded => (400, &[], "a proxy does not tell properly whom it relays"),
     }
 }
