@@ -7,68 +7,68 @@ use std::rc::Rc;
 use ::ws_handler::raw::WS_BY_HOST;
 
 use crate::fleet::bulletin::Readiness;
-use crate::fleet::control;
-use crate::fleet::control::Report;
+use crate::fleet::control::{Command, Report};
 use crate::fleet::inbox::Receiver;
 use crate::fleet::scoreboard::{Slot, State};
 use crate::proto::ws::close;
 use crate::worker::Worker;
 use crate::worker::conn::table::Phase;
+use crate::worker::ops::connections;
 
 impl Worker {
-    /// Handles all commands that have arrived. True if the worker is to leave at once.
+    /// Runs all commands that have arrived. True if the worker is to leave at once.
     pub fn read_control(&self) -> bool {
-        let leaves = self.run_orders();
+        let leaves = self.run_control();
         self.descriptors.refill();
         leaves
     }
 
-    fn run_orders(&self) -> bool {
+    fn run_control(&self) -> bool {
         loop {
             // A descriptor may come with it.
-            self.descriptors.make_room_for_order();
+            self.descriptors.make_room_for_command();
             match self.conns.presence.control.recv_command() {
-                Ok(Some((order, fd))) => match order {
-                    control::Command::Stop => self.stop(match self.conns.presence.scoreboard.bulletin().readiness() {
+                Ok(Some((command, fd))) => match command {
+                    Command::Stop => self.stop(match self.conns.presence.scoreboard.bulletin().readiness() {
                         Readiness::Closing { code, .. } => code,
                         _ => close::GOING_AWAY,
                     }),
-                    control::Command::Rebalance { to, count } => {
-                        self.transfer.rebalance(to.into(), count.into())
-                    }
-                    control::Command::Migrate { to } => self.migrate(to.into(), fd),
-                    control::Command::Drain => self.move_all(None, None),
-                    control::Command::Tx { slot } => self.transfer.learn_tx(slot.into(), fd),
-                    control::Command::TakeUp => match fd {
+                    Command::Rebalance { to, count } => self.transfer.rebalance(to.into(), count.into()),
+                    Command::Migrate { to } => self.migrate(to.into(), fd),
+                    Command::Drain => self.move_all(None, None),
+                    Command::Tx { slot } => self.transfer.learn_tx(slot.into(), fd),
+                    Command::TakeUp => match fd {
                         Some(fd) => self.transfer.empty(&Receiver::from(fd)),
                         None => log::warn!("told to take up connections, but no inbox came with it"),
                     },
-                    control::Command::Begin => {
+                    Command::Begin => {
                         if let Err(error) = self.begin() {
                             log::error!("cannot start serving: {error}");
                             return true;
                         }
                     }
-                    control::Command::List { ticket } => self.conns.presence.report(self.listing.write(ticket, fd)),
-                    control::Command::CloseAll { ticket, code } => {
-                        let ids = self.listing.matching(fd);
+                    Command::List { ticket } => {
+                        self.conns.presence.report(connections::list(self.conns, ticket, fd))
+                    }
+                    Command::CloseAll { ticket, code } => {
+                        let ids = connections::matching(self.conns, fd);
                         let count = ids.into_iter().filter(|id| self.begin_close(*id, code)).count() as u64;
                         self.conns.presence.report(Report::ClosingAll { ticket, count });
                     }
-                    control::Command::Close { ticket, conn, code } => {
+                    Command::Close { ticket, conn, code } => {
                         let begun = self.begin_close(conn, code);
                         self.conns.presence.report(Report::Closing { ticket, begun });
                     }
-                    control::Command::Record { handler, has_payload, begun } => match fd {
+                    Command::Record { handler, has_payload, begun } => match fd {
                         Some(socket) => self.conns.recorder.start(handler, has_payload, begun, socket),
                         None => self.conns.recorder.stop(),
                     },
-                    control::Command::Quit => return true,
-                    control::Command::Child { .. } => {
+                    Command::Quit => return true,
+                    Command::Child { .. } => {
                         log::warn!("the supervisor asked for a fork, but this is not a zygote; ignored")
                     }
-                    control::Command::Log(_) | control::Command::LogLevel(_) => {} // the channel sees to them
-                    control::Command::Publish { .. } => {
+                    Command::Log(_) | Command::LogLevel(_) => {} // the channel sees to them
+                    Command::Publish { .. } => {
                         log::warn!("the supervisor asked to publish, but this is not the bus; ignored")
                     }
                 },
@@ -116,22 +116,17 @@ impl Worker {
 
     /// Begins to close a connection; whether it exists.
     fn begin_close(&self, conn: u64, code: u16) -> bool {
-        let state = match self.conns.core.borrow_mut().table.get(conn).map(|conn| &conn.phase) {
-            Some(Phase::Open(open)) => Some((true, !open.is_closing() && !open.over)),
-            Some(Phase::Head(..) | Phase::Opening(..) | Phase::Reply(..)) => Some((false, true)),
-            Some(Phase::Linger(_)) | None => None,
+        let is_open = match self.conns.core.borrow_mut().table.get(conn).map(|conn| &conn.phase) {
+            Some(Phase::Open(open)) if !open.is_closing() && !open.over && close::may_travel(code) => true,
+            Some(Phase::Head(..) | Phase::Opening(..) | Phase::Reply(..)) => false,
+            _ => return false,
         };
-        match state {
-            Some((true, true)) if close::may_travel(code) => {
-                self.conns.close(conn, Some(code), b"", WS_BY_HOST);
-                true
-            }
-            Some((false, true)) => {
-                self.handshakes.drop_unopened(conn);
-                true
-            }
-            _ => false,
+        if is_open {
+            self.conns.close(conn, Some(code), b"", WS_BY_HOST);
+        } else {
+            self.handshakes.drop_unopened(conn);
         }
+        true
     }
 
     /// Begins to stop: closes all connections with this code.
@@ -164,16 +159,15 @@ impl Worker {
 
     /// Whether everything is done, or the stop timeout has expired.
     pub fn may_leave(&self) -> bool {
-        let is_empty = self.conns.len() == 0 && self.session.threads.running() == 0;
+        let is_empty = || self.conns.len() == 0 && self.session.threads.running() == 0;
         let Some(at) = self.conns.life.stop_at.get() else {
             // The one connection of a per-connection process may have come and gone.
-            return self.transfer.has_migrated() || self.conns.presence.is_taken() && is_empty;
+            return self.transfer.has_migrated() || self.conns.presence.is_taken() && is_empty();
         };
         // Connections of a crashed worker may still arrive and have to be closed.
         let arriving = self.conns.presence.slot.crash.is_sending();
         self.transfer.empty_inbox();
-        let done = self.conns.len() == 0 && self.session.threads.running() == 0 && !arriving;
-        done || self.conns.life.turn().instant() >= at
+        is_empty() && !arriving || self.conns.life.turn().instant() >= at
     }
 
     /// Calls on_worker_stop of all handlers.

@@ -30,7 +30,7 @@ const SIGNAL: u64 = 2;
 
 impl Worker {
     pub fn run(&'static self) -> io::Result<()> {
-        self.watch_orders()?;
+        self.watch_sources()?;
         let mut buffer = receive::Buffer::new();
         let buffer = buffer.bytes();
         let mut events = [EpollEvent::empty(); EVENTS];
@@ -80,7 +80,7 @@ impl Worker {
                 self.session.settle();
             }
             if self.acceptor.renew_poll() {
-                self.watch_orders()?;
+                self.watch_sources()?;
                 self.transfer.rewatch_inbox();
                 self.link.rewatch();
                 self.handlers.tasks.renew()?;
@@ -130,7 +130,7 @@ impl Worker {
         may_leave
     }
 
-    fn watch_orders(&self) -> io::Result<()> {
+    fn watch_sources(&self) -> io::Result<()> {
         self.conns.poll.add_edge(self.conns.commands.wakeup(), WAKEUP)?;
         self.conns.poll.add(self.conns.presence.control, CONTROL)?;
         self.conns.poll.add(&self.signals, SIGNAL)

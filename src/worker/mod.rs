@@ -58,10 +58,10 @@ use crate::fleet::shared::Shared;
 use crate::http::{self, Site};
 use base::descriptors::Descriptors;
 use base::lifecycle::Lifecycle;
-use base::presence::Presence;
 use base::memory;
 use base::metrics::Metrics;
 use base::poll::Poll;
+use base::presence::Presence;
 use base::progress::Progress;
 use base::timers;
 use blocking::thread::ThreadHost;
@@ -84,7 +84,6 @@ use host::loop_host::LoopHost;
 use listen::acceptor::Acceptor;
 use listen::admission::Admission;
 use listen::share::Share;
-use ops::connections::Listing;
 pub use process::start::Start;
 use process::zygote;
 use session::Session;
@@ -109,7 +108,6 @@ struct Worker {
     handshakes: &'static Handshakes,
     link: &'static Link,
     transfer: Transfer,
-    listing: Listing,
     acceptor: &'static Acceptor,
 }
 
@@ -274,7 +272,6 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     };
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let signals = SignalFd::with_flags(&SigSet::from(Signal::SIGTERM), flags)?;
-    let listing = Listing { conns };
     let worker: &'static Worker = leak(Worker {
         spread: RefCell::default(),
         signals,
@@ -285,7 +282,6 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         handshakes,
         link,
         transfer,
-        listing,
         acceptor,
     });
     worker.handlers.tasks.begin(poll)?;

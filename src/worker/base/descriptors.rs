@@ -11,7 +11,7 @@ use crate::config::SPARE_DESCRIPTORS;
 use crate::fleet::scoreboard::{Fault, Scoreboard, Slot};
 
 /// Of the spare descriptors those for what the supervisor sends: they are not given up for connections.
-const FOR_ORDERS: usize = 2;
+const FOR_COMMANDS: usize = 2;
 
 /// The spare descriptors of a worker, and whether it is out of others.
 pub struct Descriptors {
@@ -30,11 +30,11 @@ impl Descriptors {
 
     /// Gives up spare descriptors so that `count` are free for connections; false: there are not so many.
     pub fn make_room(&self, count: usize) -> bool {
-        self.give_up(count, FOR_ORDERS)
+        self.give_up(count, FOR_COMMANDS)
     }
 
-    /// The same for one that may come with an order.
-    pub fn make_room_for_order(&self) {
+    /// The same for one that may come with a command of the supervisor.
+    pub fn make_room_for_command(&self) {
         self.give_up(1, 0);
     }
 

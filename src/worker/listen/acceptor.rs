@@ -342,7 +342,7 @@ impl Acceptor {
         }
         self.is_stale.store(false, Ordering::Relaxed);
         let mut state = self.lock();
-        self.descriptors.make_room_for_order();
+        self.descriptors.make_room_for_command();
         let renewed = self.poll.renew();
         self.descriptors.refill();
         if let Err(error) = &renewed {

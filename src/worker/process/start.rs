@@ -42,7 +42,7 @@ pub struct Start {
     pub txs: BTreeMap<usize, OwnedFd>,
     /// Where requests for programs go, if there are any.
     pub cgi: Option<OwnedFd>,
-    /// Whether to wait for the order to begin.
+    /// Whether to wait for the command to begin.
     pub standby: bool,
 }
 

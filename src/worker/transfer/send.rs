@@ -83,7 +83,8 @@ impl Transfer {
     /// The least loaded worker of a pool and its inlet; in a pool with a process for each connection one that waits,
     /// which is reserved.
     pub fn least_loaded(&self, pool: usize) -> Option<(Slot, Rc<OwnedFd>)> {
-        let slots = self.conns.presence.scoreboard.slots().filter(|(_, slot)| usize::from(slot.place().pool) == pool);
+        let slots =
+            self.conns.presence.scoreboard.slots().filter(|(_, slot)| usize::from(slot.place().pool) == pool);
         // What lies in the inbox of a worker that is starting is taken up as soon as it is ready.
         let eagerness = |slot: &Slot| {
             let load = slot.connections.load(Ordering::Relaxed);
@@ -128,7 +129,7 @@ impl Transfer {
         sent
     }
 
-    /// Where connections for this slot go, and whose inbox that is: `tx` if it came with the order (it leads to another
+    /// Where connections for this slot go, and whose inbox that is: `tx` if it came with the command (it leads to another
     /// server), else what is known of the slot.
     pub fn target(&self, to: usize, tx: Option<OwnedFd>) -> Option<(Rc<OwnedFd>, Option<Slot>)> {
         let slot = self.conns.presence.scoreboard.slot(to).filter(|_| tx.is_none());
