@@ -13,7 +13,7 @@ mod slot;
 use loom::sync::Arc;
 use loom::thread;
 
-use slot::{Gate, Refused, Slot, Waiting};
+use slot::{Gate, Queue, Refused, Slot};
 
 const FIRST: u32 = 1;
 const SECOND: u32 = 2;
@@ -22,13 +22,13 @@ const HIGH: usize = 10;
 /// A slot, and the queue: a command is the generation that it is about and a number.
 struct Shared {
     slot: Slot,
-    waiting: Waiting<(u32, u32)>,
+    waiting: Queue<(u32, u32)>,
 }
 
 impl Shared {
     /// With a connection in the slot.
     fn open() -> Arc<Shared> {
-        let shared = Shared { slot: Slot::new(), waiting: Waiting::new() };
+        let shared = Shared { slot: Slot::new(), waiting: Queue::new() };
         shared.slot.of(FIRST).open();
         Arc::new(shared)
     }

@@ -12,20 +12,20 @@ pub enum OriginRule {
     /// What browsers send for pages without an origin that can be told.
     Null,
     /// Scheme, host, port.
-    Tuple(String, Name, Option<u16>),
+    Tuple(String, HostPattern, Option<u16>),
 }
 
 /// A host of a request: `example.com`, `*.example.com`, `[::1]:8443`. Without a port, all ports; with 80 or 443 also
 /// requests that name none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostRule {
-    name: Name,
+    name: HostPattern,
     port: Option<u16>,
 }
 
 /// A host, or with `*.` all names below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name {
+pub struct HostPattern {
     /// `.example.com` where `is_suffix`.
     text: String,
     is_suffix: bool,
@@ -42,7 +42,7 @@ impl OriginRule {
             _ => {}
         }
         let (scheme, host, port) = split_origin(text).ok_or(EXPECTED)?;
-        Ok(Self::Tuple(scheme.to_ascii_lowercase(), Name::parse(host).ok_or(EXPECTED)?, port))
+        Ok(Self::Tuple(scheme.to_ascii_lowercase(), HostPattern::parse(host).ok_or(EXPECTED)?, port))
     }
 
     /// Whether it allows the origin that a request names.
@@ -65,7 +65,7 @@ impl HostRule {
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         const EXPECTED: &str = "expected a host such as example.com, *.example.com or [::1]:8443";
         let Authority { host, port } = Authority::parse(text).ok_or(EXPECTED)?;
-        Ok(Self { name: Name::parse(host).ok_or(EXPECTED)?, port })
+        Ok(Self { name: HostPattern::parse(host).ok_or(EXPECTED)?, port })
     }
 
     /// Whether it allows what a request is for.
@@ -78,7 +78,7 @@ impl HostRule {
     }
 }
 
-impl Name {
+impl HostPattern {
     fn parse(text: &str) -> Option<Self> {
         let (name, is_suffix) = match text.strip_prefix('*') {
             Some(suffix) => (suffix, true),

@@ -81,13 +81,13 @@ impl Default for Stage {
 #[derive(Default)]
 struct Partial {
     stage: Stage,
-    message: Option<Message>,
+    message: Option<Incomplete>,
     /// What has come of a control frame.
     control: Vec<u8>,
 }
 
 /// A message that is incomplete.
-struct Message {
+struct Incomplete {
     kind: Kind,
     compressed: bool,
     utf8: Validator,
@@ -182,7 +182,7 @@ impl Decoder {
         }
         let partial = self.partial.get_or_insert_default();
         if let Some(kind) = kind {
-            partial.message = Some(Message::new(kind, header.rsv1));
+            partial.message = Some(Incomplete::new(kind, header.rsv1));
         }
         match &partial.message {
             Some(message) if !message.compressed && header.len > message.room(limits) as u64 => {
@@ -305,14 +305,14 @@ impl Partial {
     }
 }
 
-impl Message {
+impl Incomplete {
     /// The most that is allocated ahead for a message of which little has arrived.
     const FLOOR: usize = 1024;
     /// Of a message of which so much has arrived more is allocated ahead, so that not much has to be moved later.
     const MUCH: usize = 64 * 1024;
 
     fn new(kind: Kind, compressed: bool) -> Self {
-        Message {
+        Incomplete {
             kind,
             compressed,
             utf8: Validator::default(),

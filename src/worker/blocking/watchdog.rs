@@ -100,7 +100,7 @@ impl Silence {
 }
 
 /// How long a handler may make no call; zero: forever.
-struct Limits {
+struct CallLimits {
     run: Duration,
     wait: Duration,
 }
@@ -110,13 +110,13 @@ pub struct Watchdog {
     event_loop: Pid,
     routes: Arc<Routes>,
     /// By index in the routes.
-    limits: Vec<Limits>,
+    limits: Vec<CallLimits>,
 }
 
 impl Watchdog {
     /// Of the calling thread, which runs the event loop, and of all blocking threads; `None` if nothing is limited.
     pub fn new(config: &Config, routes: &Arc<Routes>, slot: &'static Slot) -> Option<Self> {
-        let limits = routes.handlers().iter().map(|route| Limits {
+        let limits = routes.handlers().iter().map(|route| CallLimits {
             run: config.handler(&route.resource).timeout,
             wait: config.handler_wait_timeout,
         });
@@ -185,8 +185,8 @@ impl Watchdog {
         self.kill_hung(Pid::from_raw(thread), handler, conn, "its thread", what, time);
     }
 
-    fn limits(&self, handler: u16) -> &Limits {
-        const NONE: Limits = Limits { run: Duration::ZERO, wait: Duration::ZERO };
+    fn limits(&self, handler: u16) -> &CallLimits {
+        const NONE: CallLimits = CallLimits { run: Duration::ZERO, wait: Duration::ZERO };
         self.limits.get(usize::from(handler)).unwrap_or(&NONE)
     }
 

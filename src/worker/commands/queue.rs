@@ -15,7 +15,7 @@ use crate::proto::ws::frame::MAX_CONTROL;
 use crate::proto::ws::{close, utf8};
 use crate::worker::base::memory;
 use crate::worker::base::metrics::{Metrics, NO_HANDLER};
-use crate::worker::commands::slot::{Entry, Gate, Refused, Slot, Waiting};
+use crate::worker::commands::slot::{Gate, Lease, Queue, Refused, Slot};
 use crate::worker::commands::watermarks::Watermarks;
 
 /// A payload on its way to the loop.
@@ -95,7 +95,7 @@ pub struct CommandQueue {
     connections: &'static [Known],
     /// What is known of an id that no connection can have: nobody enters.
     nobody: Known,
-    waiting: Waiting<Command>,
+    waiting: Queue<Command>,
     awake: AtomicBool,
     wakeup: EventFd,
     /// When send queues are full.
@@ -111,7 +111,7 @@ impl CommandQueue {
         Ok(CommandQueue {
             connections: memory::guard_all((0..connections).map(|_| unknown()))?,
             nobody: unknown(),
-            waiting: Waiting::new(),
+            waiting: Queue::new(),
             awake: AtomicBool::new(false),
             wakeup: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             watermarks: Watermarks::new(sending),
@@ -183,8 +183,8 @@ impl CommandQueue {
     }
 
     fn would_admit(&self, conn: u64, admit: impl Fn(Gate) -> Result<Gate, Refused>) -> Result<Gate, Refused> {
-        let entry = self.at(conn);
-        if entry.is_open() { admit(entry.gate()) } else { Err(Refused::Gone) }
+        let lease = self.at(conn);
+        if lease.is_open() { admit(lease.gate()) } else { Err(Refused::Gone) }
     }
 
     fn refuse(&self, conn: u64, refused: Refused) -> i32 {
@@ -305,7 +305,7 @@ impl CommandQueue {
     }
 
     /// What it has of its slot.
-    pub fn at(&self, conn: u64) -> Entry<'_> {
+    pub fn at(&self, conn: u64) -> Lease<'_> {
         self.known(conn).slot.of(generation(conn))
     }
 

@@ -3,7 +3,7 @@
 //!
 //! - A thread enters, and leaves its command in the queue, under the queue's lock. From then on the command is counted
 //!   in the slot's gate until the loop has carried it out.
-//! - The loop lets go of a connection only by [`Entry::close_if_quiet`], which succeeds only if no command is counted, and
+//! - The loop lets go of a connection only by [`Lease::close_if_quiet`], which succeeds only if no command is counted, and
 //!   after which nobody can enter.
 //! - Both words are tagged with the connection's generation: what belongs to a connection that has gone is never counted
 //!   for the one that has the slot next.
@@ -96,20 +96,20 @@ impl Slot {
         Slot { gate: AtomicU64::new(Gate(0).closed().0), bytes: AtomicU64::new(0) }
     }
 
-    /// The part of the connection of this generation.
-    pub fn of(&self, generation: u32) -> Entry<'_> {
-        Entry { slot: self, generation }
+    /// What the connection of this generation has of it.
+    pub fn of(&self, generation: u32) -> Lease<'_> {
+        Lease { slot: self, generation }
     }
 }
 
-/// What one connection has of its slot: nothing is read or changed that belongs to another generation.
+/// What the connection of one generation has of a slot: nothing of another's is read or changed.
 #[derive(Clone, Copy)]
-pub struct Entry<'a> {
+pub struct Lease<'a> {
     slot: &'a Slot,
     generation: u32,
 }
 
-impl Entry<'_> {
+impl Lease<'_> {
     /// Its gate, as it is now.
     pub fn gate(&self) -> Gate {
         Gate(self.slot.gate.load(Ordering::Acquire))
@@ -268,12 +268,12 @@ impl Entry<'_> {
 }
 
 /// The queue of commands, in the order in which their threads entered.
-pub struct Waiting<C>(Mutex<Vec<C>>);
+pub struct Queue<C>(Mutex<Vec<C>>);
 
-impl<C> Waiting<C> {
+impl<C> Queue<C> {
     /// An empty one.
     pub fn new() -> Self {
-        Waiting(Mutex::new(Vec::new()))
+        Queue(Mutex::new(Vec::new()))
     }
 
     /// Leaves a command that needs no slot.
@@ -285,16 +285,16 @@ impl<C> Waiting<C> {
     /// back.
     pub fn enter(
         &self,
-        entry: Entry<'_>,
+        lease: Lease<'_>,
         admit: impl Fn(Gate) -> Result<Gate, Refused>,
         bytes: usize,
         command: C,
     ) -> Result<(), (Refused, C)> {
         let mut waiting = self.lock();
-        match entry.enter(admit) {
+        match lease.enter(admit) {
             Ok(()) => {
                 if bytes > 0 {
-                    entry.add_bytes(0, bytes);
+                    lease.add_bytes(0, bytes);
                 }
                 waiting.push(command);
                 Ok(())
