@@ -64,7 +64,8 @@ impl Worker {
 
     fn admit(&self, number: usize, socket: Socket, greeting: &Greeting<'_>) {
         let listener = self.acceptor.listener(number);
-        let is_draining = listener.is_some() && !self.conns.presence.scoreboard.bulletin().readiness().accepts();
+        let is_draining =
+            listener.is_some() && !self.conns.presence.scoreboard.bulletin().readiness().accepts();
         match self.session.admission.admit(greeting.peer, is_draining) {
             Ok(permit) => {
                 self.conns.metrics.place.accepted.add_shared(1);

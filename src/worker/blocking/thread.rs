@@ -1,5 +1,5 @@
 //! The threads of blocking handlers: one for each connection. A thread never
-//! touches a socket; it takes what the loop left in its mailbox, and sends
+//! touches a socket; it takes what the loop left in its channel, and sends
 //! commands to the loop. Threads that handlers have made send the same commands.
 
 use std::cell::RefCell;
@@ -119,10 +119,10 @@ fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>
     if let Some(opened) = clock.pausing(|| channel.wait_open()) {
         with(|current| current.opened = Some(opened));
         // Attached in the handshake.
-        if with(|current| current.channel.has_state()) == Some(true) {
+        if channel.has_state() {
             host.commands.give_counted(conn, Counted::State);
         }
-        if !serve(host, handler, conn, stopwatch) {
+        if !serve(host, handler, &channel, conn, stopwatch) {
             stopwatch.time_of(handler, Callback::Close, || handler.close(conn, WS_BY_MOVE, 0));
             let state = with(|current| std::mem::take(&mut current.state)).unwrap_or_default();
             host.commands
@@ -139,7 +139,13 @@ fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>
 }
 
 /// From open to the closing handshake; false if the connection goes on in another process.
-fn serve(host: &'static ThreadHost, handler: Handler, conn: u64, stopwatch: Stopwatch) -> bool {
+fn serve(
+    host: &ThreadHost,
+    handler: Handler,
+    channel: &ThreadChannel,
+    conn: u64,
+    stopwatch: Stopwatch,
+) -> bool {
     let opened = stopwatch.time_of(handler, Callback::Open, || handler.open(conn));
     let result = match opened {
         0.. => {
@@ -152,12 +158,11 @@ fn serve(host: &'static ThreadHost, handler: Handler, conn: u64, stopwatch: Stop
             opened
         }
     };
-    let channel = with(|current| Arc::clone(&current.channel));
-    if channel.as_ref().is_some_and(|channel| !channel.finish()) {
+    if !channel.finish() {
         return false;
     }
-    while let Some(woken) = channel.as_ref().map(|channel| channel.wait(Some(clock::now()))) {
-        match woken {
+    loop {
+        match channel.wait(Some(clock::now())) {
             Woken::Delivery(Delivery::Task(task), _) => host.run_task(conn, task),
             Woken::Delivery(..) | Woken::Draining => {}
             Woken::PeerClose(close) => {
@@ -167,12 +172,10 @@ fn serve(host: &'static ThreadHost, handler: Handler, conn: u64, stopwatch: Stop
             Woken::Closing | Woken::Moved | Woken::TimedOut => break,
         }
     }
-    let code = if result < 0 {
-        1011
-    } else if channel.as_ref().is_some_and(|channel| channel.is_drained()) {
-        1012
-    } else {
-        1000
+    let code = match result {
+        ..0 => 1011,
+        _ if channel.is_drained() => 1012,
+        _ => 1000,
     };
     // Counts only if nothing has closed the connection before.
     host.commands.close_with(conn, Some(code), b"");
@@ -215,10 +218,7 @@ impl ThreadHost {
         };
         let result = stopwatch.time_of(handler, Callback::Passive, || handler.passive(conn));
         place::note_result(Callback::Passive, conn, result, "answered with 1011");
-        let code = match result {
-            result if result < 0 => Some(1011),
-            _ => (code != 1005).then_some(code),
-        };
+        let code = if result < 0 { Some(1011) } else { (code != 1005).then_some(code) };
         // Counts only if the handler has not chosen another answer with ws_close().
         self.commands.close_with(conn, code, b"");
     }

@@ -55,11 +55,11 @@ impl Handshakes {
             return Some(read);
         }
         match proxy::parse(&read) {
-            Ok(proxy::Parsed::NeedMore) => {
+            Ok(None) => {
                 self.conns.keep_head(id, read.into_owned());
                 None
             }
-            Ok(proxy::Parsed::Header { client, consumed }) => {
+            Ok(Some((client, consumed))) => {
                 self.meet(id, client, true).map_err(|refusal| self.refuse(id, refusal, "")).ok()?;
                 Some(match read {
                     Cow::Borrowed(read) => Cow::Borrowed(read.get(consumed..).unwrap_or_default()),
@@ -101,7 +101,8 @@ impl Handshakes {
         let is_check = self.conns.config.health.as_deref() == Some(head.path()) && !is_upgrade(head);
         if is_check {
             self.conns.access_log.keep_out(id);
-            self.conns.reply(id, http::health(head, self.conns.presence.scoreboard.is_ready(), SystemTime::now()));
+            self.conns
+                .reply(id, http::health(head, self.conns.presence.scoreboard.is_ready(), SystemTime::now()));
         }
         is_check
     }

@@ -271,9 +271,9 @@ impl Handshakes {
                 self.conns.reply(id, http::error(400, why, &[]));
             }
             Verdict::Accept => self.accept(id, &handshake, finished, &octets, channel, None),
-            Verdict::AcceptAndClose(code, ref reason) => {
-                let close = (code, reason.clone());
-                self.accept(id, &handshake, finished, &octets, channel, Some(close));
+            Verdict::AcceptAndClose(code, ref mut reason) => {
+                let close = Some((code, std::mem::take(reason)));
+                self.accept(id, &handshake, finished, &octets, channel, close);
             }
             Verdict::Reject { .. } | Verdict::Abort if !octets.is_empty() => {
                 self.conns.metrics.of(handshake.handler).count_status(0);
@@ -405,18 +405,23 @@ impl Handshakes {
         self.conns.arm(id);
     }
 
+    /// Ends a handshake that the handler has not decided; which handler that is.
+    fn abandon(&self, id: u64) -> Option<u16> {
+        let (handshake, channel) = self.opening(id)?;
+        self.discard(&handshake, handshake.finish().carried, channel.as_deref());
+        Some(handshake.handler)
+    }
+
     pub fn drop_unopened(&self, id: u64) {
-        if let Some((handshake, channel)) = self.opening(id) {
-            self.conns.metrics.of(handshake.handler).count_status(0);
-            self.discard(&handshake, handshake.finish().carried, channel.as_deref());
+        if let Some(handler) = self.abandon(id) {
+            self.conns.metrics.of(handler).count_status(0);
         }
         self.conns.remove(id);
     }
 
     /// The handshake, a reply, or the peer's end after it has taken too long.
     pub fn timed_out(&self, id: u64) {
-        if let Some((handshake, channel)) = self.opening(id) {
-            self.discard(&handshake, handshake.finish().carried, channel.as_deref());
+        if self.abandon(id).is_some() {
             return self.conns.reply(id, unavailable("the handler did not decide in time"));
         }
         let has_begun = match self.conns.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
