@@ -141,7 +141,7 @@ fn run_loaded(start: Start, loaded: Loaded) -> i32 {
     match serve(start, loaded) {
         Ok(()) => {
             rescue::dismiss();
-            // Whoever ends without having said so was ended by a handler.
+            // A process that ends in another state was ended by a handler.
             slot.inspect(|slot| slot.set_state(State::Stopping));
             0
         }

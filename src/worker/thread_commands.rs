@@ -3,7 +3,7 @@
 use ::ws_handler::raw::*;
 
 use crate::worker::Worker;
-use crate::worker::commands::queue::{Command, Counted};
+use crate::worker::commands::queue::{Counted, ThreadCommand};
 use crate::worker::conn::table::Pause;
 
 impl Worker {
@@ -15,34 +15,34 @@ impl Worker {
         }
     }
 
-    fn next_command(&self) -> Option<Command> {
+    fn next_command(&self) -> Option<ThreadCommand> {
         self.conns.batch.borrow_mut().pop_front()
     }
 
-    fn run_command(&self, command: Command) {
+    fn run_command(&self, command: ThreadCommand) {
         match command {
-            Command::Counted(conn, counted) => {
+            ThreadCommand::Counted(conn, counted) => {
                 self.run_counted(conn, counted);
                 self.conns.commands.at(conn).leave();
             }
-            Command::Verdict(conn) => self.handshakes.finish_handshake(conn),
-            Command::Detached(conn, state) => self.transfer.thread_detached(conn, &state),
-            Command::CaughtUp(conn) => self.conns.finish_input(conn),
-            Command::Room(conn) => {
+            ThreadCommand::Verdict(conn) => self.handshakes.finish_handshake(conn),
+            ThreadCommand::Detached(conn, state) => self.transfer.thread_detached(conn, &state),
+            ThreadCommand::CaughtUp(conn) => self.conns.finish_input(conn),
+            ThreadCommand::Room(conn) => {
                 self.conns.resume(conn, Pause::ThreadChannel);
                 self.conns.arm(conn);
             }
-            Command::ThreadEnded => {
+            ThreadCommand::ThreadEnded => {
                 self.session.threads.ended();
                 self.conns.life.request_chores();
             }
-            Command::Authenticated(conn, outcome) => {
+            ThreadCommand::Authenticated(conn, outcome) => {
                 if self.handshakes.authenticated(conn, outcome) {
                     self.read_head(conn, b"");
                 }
             }
-            Command::Topics => {} // once in a turn
-            Command::Posted => self.handlers.run_posted(),
+            ThreadCommand::Topics => {} // once in a turn
+            ThreadCommand::Posted => self.handlers.run_posted(),
         }
     }
 

@@ -1,7 +1,7 @@
-//! Who a proxy says that it speaks for, in the request: Forwarded (RFC 7239) and X-Forwarded-For.
+//! The client that a proxy names in a request: Forwarded (RFC 7239) and X-Forwarded-For.
 //!
-//! Trusts nobody: the caller tells which addresses are proxies that may be believed, and asks only when such a one has
-//! sent the request. Refuses fields that are malformed, and two fields that name different clients: a proxy that sets
+//! Trusts nobody: the caller tells which addresses are trusted proxies, and asks only when one of them has sent the
+//! request. Refuses fields that are malformed, and two fields that name different clients: a proxy that sets
 //! one of them may hand on what a client has put into the other.
 
 use std::net::{IpAddr, SocketAddr};

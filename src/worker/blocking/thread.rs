@@ -18,7 +18,7 @@ use crate::ffi::place::{self, Callback, POISON, is_strict};
 use crate::time::Instant;
 use crate::worker::base::metrics::{Metrics, Stopwatch};
 use crate::worker::blocking::watchdog::CallClock;
-use crate::worker::commands::queue::{Command, CommandQueue, Counted};
+use crate::worker::commands::queue::{CommandQueue, Counted, ThreadCommand};
 use crate::worker::conn::channel::{Delivery, Opened, PeerClose, ThreadChannel, Woken};
 use crate::worker::conn::handler_timers::{HandlerTimers, OF_A_CONNECTION};
 use crate::worker::conn::handshake::{Handshake, Registry};
@@ -114,7 +114,7 @@ fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>
     if let Some(handshake) = handshake {
         let result = stopwatch.time_of(handler, Callback::Handshake, || handler.handshake(conn));
         handshake.settle(result);
-        host.commands.give(Command::Verdict(conn));
+        host.commands.give(ThreadCommand::Verdict(conn));
     }
     if let Some(opened) = clock.pausing(|| channel.wait_open()) {
         with(|current| current.opened = Some(opened));
@@ -126,7 +126,7 @@ fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>
             stopwatch.time_of(handler, Callback::Close, || handler.close(conn, WS_BY_MOVE, 0));
             let state = with(|current| std::mem::take(&mut current.state)).unwrap_or_default();
             host.commands
-                .give(Command::Detached(conn, state.strip_suffix(b"\0").unwrap_or_default().to_vec()));
+                .give(ThreadCommand::Detached(conn, state.strip_suffix(b"\0").unwrap_or_default().to_vec()));
         } else if handler.has(Callback::Close) {
             let ended = clock.pausing(|| channel.wait_ended());
             with(Current::hear_last_words);
@@ -135,7 +135,7 @@ fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>
     }
     CURRENT.set(None);
     clock.end();
-    host.commands.give(Command::ThreadEnded);
+    host.commands.give(ThreadCommand::ThreadEnded);
 }
 
 /// From open to the closing handshake; false if the connection goes on in another process.
@@ -292,7 +292,7 @@ impl Host for ThreadHost {
             None => {
                 let (result, has_verdict) = self.handshakes.reply(handshake, reply);
                 if has_verdict {
-                    self.commands.give(Command::Verdict(handshake));
+                    self.commands.give(ThreadCommand::Verdict(handshake));
                 }
                 result
             }
@@ -309,7 +309,7 @@ impl Host for ThreadHost {
             match clock.pausing(|| channel.wait(deadline)) {
                 Woken::Delivery(delivery, room) => {
                     if room {
-                        self.commands.give(Command::Room(conn));
+                        self.commands.give(ThreadCommand::Room(conn));
                     }
                     match delivery {
                         Delivery::Message { kind, flags, payload } => {

@@ -195,7 +195,7 @@ impl Watchdog {
         let ms = time.as_millis();
         log::error!("{name}: {place} for connection {conn:x} {what} for {ms} ms; killing the worker");
         traps::kill_hung(thread, conn);
-        // The rescue stops this thread too; if the signal is blocked there is no more to do than to try again.
+        // The rescue stops this thread too. If the signal is blocked, the next look tries again.
         std::thread::sleep(Duration::from_secs(1));
     }
 }

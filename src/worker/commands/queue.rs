@@ -35,7 +35,7 @@ impl Outbound {
 }
 
 /// What a thread wants of the loop, about a connection that is named by id.
-pub enum Command {
+pub enum ThreadCommand {
     /// Counted in the connection's slot until it is carried out.
     Counted(u64, Counted),
     Verdict(u64),
@@ -95,7 +95,7 @@ pub struct CommandQueue {
     connections: &'static [Known],
     /// What is known of an id that no connection can have: nobody enters.
     nobody: Known,
-    waiting: Queue<Command>,
+    waiting: Queue<ThreadCommand>,
     awake: AtomicBool,
     wakeup: EventFd,
     /// When send queues are full.
@@ -122,7 +122,7 @@ impl CommandQueue {
     // ---------------------------------------------------- called by any thread
 
     /// Leaves a command that is not counted, and wakes the loop.
-    pub fn give(&self, command: Command) {
+    pub fn give(&self, command: ThreadCommand) {
         self.waiting.push(command);
         self.wake();
     }
@@ -141,7 +141,7 @@ impl CommandQueue {
         bytes: usize,
         counted: Counted,
     ) -> i32 {
-        let command = Command::Counted(conn, counted);
+        let command = ThreadCommand::Counted(conn, counted);
         match self.waiting.enter(self.at(conn), admit, bytes, command) {
             Ok(()) => {
                 self.wake();
@@ -223,7 +223,7 @@ impl CommandQueue {
     pub fn pause(&self, conn: u64, paused: bool) -> i32 {
         match self.at(conn).set_pause(paused) {
             Ok(true) => {
-                self.give(Command::Counted(conn, Counted::Pause));
+                self.give(ThreadCommand::Counted(conn, Counted::Pause));
                 WS_OK
             }
             Ok(false) => WS_OK,
@@ -317,7 +317,7 @@ impl CommandQueue {
         self.wakeup.as_fd()
     }
 
-    pub fn take(&self) -> Vec<Command> {
+    pub fn take(&self) -> Vec<ThreadCommand> {
         // In this order: a command given in between rings again. The other way round it could be missed here while
         // `awake` is still set, and nobody would ring.
         self.awake.swap(false, Ordering::AcqRel);
@@ -325,7 +325,7 @@ impl CommandQueue {
     }
 
     /// Messages that threads have sent on this connection and that have not been carried out.
-    pub fn take_sends(&self, conn: u64) -> Vec<Command> {
+    pub fn take_sends(&self, conn: u64) -> Vec<ThreadCommand> {
         self.waiting.extract(|command| command.is_send_of(conn))
     }
 
@@ -342,16 +342,16 @@ impl CommandQueue {
     }
 }
 
-impl Command {
+impl ThreadCommand {
     /// Whether it sends a message or fragment on this connection.
     pub fn is_send_of(&self, conn: u64) -> bool {
-        matches!(self, Command::Counted(id, Counted::Send { .. }) if *id == conn)
+        matches!(self, ThreadCommand::Counted(id, Counted::Send { .. }) if *id == conn)
     }
 }
 
 /// What a message on its way to the loop counts for; empty ones take memory, too.
 pub fn cost(payload: &[u8]) -> usize {
-    payload.len() + size_of::<Command>()
+    payload.len() + size_of::<ThreadCommand>()
 }
 
 fn generation(conn: u64) -> u32 {
@@ -378,7 +378,7 @@ mod tests {
             CommandQueue::new(1, Sending { high: 1, low: 1, total: 0 }, Box::leak(Box::new(metrics())))
                 .unwrap();
         std::thread::scope(|scope| {
-            scope.spawn(|| (0..COMMANDS).for_each(|conn| commands.give(Command::Verdict(conn))));
+            scope.spawn(|| (0..COMMANDS).for_each(|conn| commands.give(ThreadCommand::Verdict(conn))));
             let poll = Epoll::new(EpollCreateFlags::empty()).unwrap();
             poll.add(commands.wakeup(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0))
                 .unwrap();

@@ -11,7 +11,7 @@ use crate::clock;
 use crate::ffi::host::{Address, Task};
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::time::Instant;
-use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::commands::queue::{CommandQueue, ThreadCommand};
 use crate::worker::conn::info;
 use crate::worker::conn::record::{Record, Strings};
 use crate::worker::conn::request::Request;
@@ -314,7 +314,7 @@ impl ThreadChannel {
         }
         if state.input_ended == Some(true) {
             state.input_ended = Some(false);
-            self.commands.give(Command::CaughtUp(self.conn));
+            self.commands.give(ThreadCommand::CaughtUp(self.conn));
         }
         if state.draining {
             (state.draining, state.drained) = (false, true);

@@ -21,7 +21,7 @@ use crate::worker::base::metrics::{Metrics, OpenCount};
 use crate::worker::base::poll::Poll;
 use crate::worker::base::presence::Presence;
 use crate::worker::base::timers::{Tick, Timers};
-use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::commands::queue::{CommandQueue, ThreadCommand};
 use crate::worker::conn::access_log::AccessLog;
 use crate::worker::conn::channel::ThreadChannel;
 use crate::worker::conn::contexts::Contexts;
@@ -119,7 +119,7 @@ impl Core {
 pub struct Conns {
     pub core: RefCell<Core>,
     /// Commands of other threads that were taken and are still to be carried out.
-    pub batch: RefCell<VecDeque<Command>>,
+    pub batch: RefCell<VecDeque<ThreadCommand>>,
     pub config: Arc<Config>,
     pub routes: Arc<Routes>,
     /// What each handler is served with, by its number.

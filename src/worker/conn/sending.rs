@@ -8,7 +8,7 @@ use socket2::Socket;
 use crate::ffi::host::OwnedBytes;
 use crate::fleet::handler_counters::HandlerCounters;
 use crate::proto::ws::connection::{Connection, Io, Kind, Send, SendError};
-use crate::worker::commands::queue::{Command, Counted, Outbound, cost};
+use crate::worker::commands::queue::{Counted, Outbound, ThreadCommand, cost};
 use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::send_queue::{Queue, Size};
@@ -46,7 +46,7 @@ impl Conns {
         self.batch.replace(rest);
         sends.extend(self.commands.take_sends(id));
         for command in sends {
-            if let Command::Counted(id, Counted::Send { kind, outbound, flags }) = command {
+            if let ThreadCommand::Counted(id, Counted::Send { kind, outbound, flags }) = command {
                 self.send_outbound(id, kind, outbound, flags);
                 self.commands.at(id).leave();
             }

@@ -1,6 +1,6 @@
-//! Authentication of a client, before a handler or a file is served. What takes long, the comparison of a password with its hash, is
-//! done by a few threads: its request waits as it came, and is read again with the outcome. It moves like any request of
-//! which something was read; another process asks anew.
+//! Authentication of a client, before a handler or a file is served. The comparison of a password with its hash takes long,
+//! and is done by a few threads: the request waits as it came, and is read again with the outcome. It moves like any request
+//! of which something was read; another process compares anew.
 //!
 //! A password that was right is not compared again for a while ([`Recent`]).
 //!
@@ -19,7 +19,7 @@ use crate::auth::{Check, Denied, Outcome, Policy, Proof, Recent, User};
 use crate::clock;
 use crate::http;
 use crate::proto::http1::head::Head;
-use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::commands::queue::{CommandQueue, ThreadCommand};
 use crate::worker::conn::record::Strings;
 use crate::worker::conn::table::Pause;
 use crate::worker::handshake::Handshakes;
@@ -91,7 +91,7 @@ impl Logins {
             let (taken, commands) = (Arc::clone(&self.taken), self.commands);
             let work = move || {
                 while let Some((id, check)) = next(&taken) {
-                    commands.give(Command::Authenticated(id, check.run()));
+                    commands.give(ThreadCommand::Authenticated(id, check.run()));
                 }
             };
             std::thread::Builder::new().name("password".to_owned()).spawn(work)?;
@@ -111,7 +111,7 @@ fn next(taken: &Mutex<Receiver<(u64, Check)>>) -> Option<(u64, Check)> {
 }
 
 impl Handshakes {
-    /// Who sends this request, if that is asked.
+    /// The user who sends this request, if the policy asks for one.
     pub fn authenticate(
         &self,
         id: u64,
@@ -150,7 +150,7 @@ impl Handshakes {
         }
     }
 
-    /// What is asked of those who want this handler, or what is none.
+    /// The policy of this handler, or of what is served without one.
     pub fn policy_of(&self, handler: Option<u16>) -> Option<&Policy> {
         let authentication = &self.conns.config.authentication;
         let route = handler.and_then(|handler| self.conns.routes.handlers().get(usize::from(handler)));
@@ -159,7 +159,7 @@ impl Handshakes {
             .map(|policy| &**policy)
     }
 
-    /// For the access log: who wants what is no WebSocket.
+    /// For the access log: the user of a request that is not for a WebSocket.
     pub fn record_user(&self, id: u64, user: Option<&User>) {
         let Some(user) = user.map(|user| user.name().as_bytes()) else { return };
         let strings = Strings { user: Some(user), ..Strings::default() };

@@ -18,7 +18,7 @@ use crate::ffi::host::{EventLoop, Ready, Task, Worker};
 use crate::time::Instant;
 use crate::worker::base::poll::{HANDLER_FDS, Poll};
 use crate::worker::base::watch_set::{Told, WatchSet};
-use crate::worker::commands::queue::{Command, CommandQueue};
+use crate::worker::commands::queue::{CommandQueue, ThreadCommand};
 use crate::worker::conn::handler_timers::HandlerTimers;
 
 const MOST_TIMERS: usize = 256;
@@ -49,7 +49,7 @@ impl Posts {
     pub fn begin(&self, commands: &'static CommandQueue) {
         let _ = self.commands.set(commands);
         if !self.lock().is_empty() {
-            commands.give(Command::Posted);
+            commands.give(ThreadCommand::Posted);
         }
     }
 
@@ -78,7 +78,7 @@ impl Worker for Posts {
             waiting.push_back((handler, task));
         }
         if let Some(commands) = self.commands.get() {
-            commands.give(Command::Posted);
+            commands.give(ThreadCommand::Posted);
         }
         WS_OK
     }

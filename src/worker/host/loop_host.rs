@@ -13,7 +13,7 @@ use crate::ffi::host::{ABSENT, Address, End, Fact, Host, Number, Payload, Reply,
 use crate::ffi::place::{Callback, place};
 use crate::proto::ws::close;
 use crate::proto::ws::connection::Send;
-use crate::worker::commands::queue::Command;
+use crate::worker::commands::queue::ThreadCommand;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::handler_timers::{HandlerTimers, OF_A_CONNECTION};
 use crate::worker::conn::handshake::{Carried, Handshake, Registry};
@@ -89,7 +89,7 @@ impl Host for LoopHost {
         let result = if later { ours.reply_later(reply) } else { ours.reply(reply) };
         // Later, from a timer or a callback of another connection: nobody else will see the verdict.
         if later && ours.has_verdict() {
-            self.conns.commands.give(Command::Verdict(handshake));
+            self.conns.commands.give(ThreadCommand::Verdict(handshake));
         }
         result
     }

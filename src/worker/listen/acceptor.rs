@@ -5,12 +5,12 @@
 //! Why no connection waits while a worker could take it:
 //! - Each that comes wakes one of the sleeping workers that have the sockets in their poll, and that one accepts at
 //!   least one connection from there before it takes them out, however far ahead it is by then. With several in the
-//!   queue as many were woken, and who takes more than one does the others' work.
+//!   queue as many were woken, and one that accepts more than one does the work of the others.
 //! - If none of those sleeps, all of them find the socket ready when they poll next: it is level-triggered.
 //! - If no poll has it, the least loaded worker may accept, and its throttle hears of each change of a load. What is
 //!   put into a poll and is ready already is an event at once.
-//! - Who was woken and dies, leaves, is stuck or has no descriptor before it accepts takes the wake-up along. So each
-//!   worker that has the sockets in its poll looks for itself once in a second.
+//! - A worker that is woken, and dies, leaves, hangs or has no descriptor before it accepts, takes the wake-up with it. So
+//!   each worker that has the sockets in its poll looks for itself once in a second.
 
 use std::fmt;
 use std::io;
@@ -37,11 +37,11 @@ use crate::worker::listen::share::Share;
 pub const AT_A_TIME: usize = 16;
 /// How often to accept until there is nothing left.
 const ALL: Duration = Duration::from_millis(1);
-/// How often to look for connections that nobody has called for.
+/// How often to look for connections without having been woken.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long to hold back before looking again, should no load change meanwhile.
+/// How long to wait before looking again if no load changes.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Pause when epoll has no room.
+/// Time until the next attempt when epoll has no room.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// Where connections come in: the listening sockets of a worker. Shared by its event loop and its throttle.
@@ -126,7 +126,7 @@ impl Acceptor {
     /// The throttle, on a thread of its own: starts accepting whenever that is paused and this worker may
     /// accept. Until it is closed.
     pub fn throttle(&self) {
-        while let Some(pause) = self.wait_until_held() {
+        while let Some(pause) = self.wait_until_paused() {
             std::thread::sleep(pause);
             loop {
                 let seen = self.share.scoreboard.tick();
@@ -139,8 +139,8 @@ impl Acceptor {
         }
     }
 
-    /// The pause that is wanted first; `None` once the entrance is closed.
-    fn wait_until_held(&self) -> Option<Duration> {
+    /// Waits until accepting is paused: for how long at least; `None` once the sockets are closed.
+    fn wait_until_paused(&self) -> Option<Duration> {
         let is_open = |state: &mut AcceptState| *state == AcceptState::Accepting;
         let state = self.changed.wait_while(self.lock(), is_open);
         match *state.unwrap_or_else(PoisonError::into_inner) {
@@ -172,8 +172,8 @@ impl Acceptor {
         }
     }
 
-    /// Has the throttle start again when this worker may accept. [event loop]
-    fn hold(&self) {
+    /// Accepts no more until the throttle finds that this worker may. [event loop]
+    fn pause(&self) {
         let mut state = self.lock();
         if *state == AcceptState::Accepting {
             *state = AcceptState::Paused(Duration::ZERO);
@@ -191,7 +191,7 @@ impl Acceptor {
         self.changed.notify_one();
     }
 
-    /// False: there is one that it cannot be made to forget.
+    /// False: a socket cannot be taken out of the poll.
     fn empty_poll(&self) -> bool {
         let sockets = self.sockets.iter().filter(|socket| socket.is_usable());
         sockets.filter(|socket| !self.poll.forget(&socket.source)).count() == 0
@@ -251,7 +251,7 @@ impl Acceptor {
                 Err(error) if is_of_connection(error as i32) => {}
                 Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)) => {
                     self.descriptors.ran_out(error);
-                    self.hold();
+                    self.pause();
                     return false;
                 }
                 // It was shut down just now.
@@ -361,7 +361,7 @@ impl Acceptor {
             if self.share.is_full() {
                 self.share.watch_saturation();
             }
-            self.hold();
+            self.pause();
         }
         may
     }

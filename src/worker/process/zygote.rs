@@ -65,7 +65,7 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
                     return Ok(Some((start, loaded)));
                 }
             }
-            // There are none here.
+            // A zygote has no connections.
             Ok(Some((Command::List { ticket }, _))) => {
                 start.control.send_report(Report::Listed { ticket, listed: 0, left_out: 0 })?;
             }
@@ -113,7 +113,7 @@ impl Expected {
 /// Forks twice, so that the child becomes one of the supervisor. True in the child. Where it fails the child's channel
 /// is closed, which the supervisor notices.
 fn fork_child() -> bool {
-    // Else each child would write it once more.
+    // Or each child would write it once more.
     call::flush_stdio();
     // SAFETY: this process has one thread, so that its child may do whatever a process may do. If a handler has made
     // more all the same, fork(3) leaves the allocator usable, and what the handler has locked is its own.

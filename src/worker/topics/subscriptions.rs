@@ -16,7 +16,7 @@ use crate::fleet::bus_wire::{Incoming, MAX_MESSAGE, Message, Outgoing, Request, 
 use crate::fleet::handler_counters::Count;
 use crate::proto::ws::utf8;
 use crate::worker::base::metrics::Metrics;
-use crate::worker::commands::queue::{Command, CommandQueue, Counted};
+use crate::worker::commands::queue::{CommandQueue, Counted, ThreadCommand};
 use crate::worker::topics::table::{Limits, Table};
 use crate::worker::topics::travelling::Subscription;
 
@@ -173,7 +173,7 @@ impl Subscriptions {
         let is_left = shared.write();
         drop(shared);
         if is_left {
-            self.commands.give(Command::Topics);
+            self.commands.give(ThreadCommand::Topics);
         }
     }
 }

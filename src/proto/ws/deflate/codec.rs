@@ -284,7 +284,7 @@ fn inflate(
         let used = (inflater.total_in() - before) as usize;
         data = data.get(used..).unwrap_or_default();
         if status == Status::StreamEnd {
-            // 7.2.3.4: the message goes on after a final block. Who ends a stream begins another, without a history.
+            // 7.2.3.4: the message goes on after a final block. After a stream's end another begins, without a history.
             inflated = Inflated::Final;
             inflater.reset(false);
         } else if used > 0 {
