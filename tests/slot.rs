@@ -13,7 +13,7 @@ mod slot;
 use loom::sync::Arc;
 use loom::thread;
 
-use slot::{Gate, Queue, Refused, Slot};
+use slot::{ConnSlot, Gate, Queue, Refused};
 
 const FIRST: u32 = 1;
 const SECOND: u32 = 2;
@@ -21,14 +21,14 @@ const HIGH: usize = 10;
 
 /// A slot, and the queue: a command is the generation that it is about and a number.
 struct Shared {
-    slot: Slot,
+    slot: ConnSlot,
     waiting: Queue<(u32, u32)>,
 }
 
 impl Shared {
     /// With a connection in the slot.
     fn open() -> Arc<Shared> {
-        let shared = Shared { slot: Slot::new(), waiting: Queue::new() };
+        let shared = Shared { slot: ConnSlot::new(), waiting: Queue::new() };
         shared.slot.of(FIRST).open();
         Arc::new(shared)
     }

@@ -83,7 +83,7 @@ use host::handlers::{Handlers, Loaded};
 use host::loop_host::LoopHost;
 use listen::acceptor::Acceptor;
 use listen::admission::Admission;
-use listen::share::Share;
+use listen::share::FairShare;
 pub use process::start::Start;
 use process::zygote;
 use session::Session;
@@ -195,7 +195,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let subscriptions: &Subscriptions = leak(Subscriptions::new(scopes, config.topics, commands, metrics));
     let link: &Link = leak(Link::new(conns, subscriptions, progress, presence.control, rendezvous));
     let descriptors = leak(Descriptors::new(slot, scoreboard));
-    let share = Share { scoreboard, index, slot, connections: most };
+    let share = FairShare { scoreboard, index, slot, connections: most };
     let acceptor = leak(Acceptor::new(&listeners, gateways, poll, descriptors, share));
     if !listeners.is_empty() {
         listen::orphan_watch::start(listeners, scoreboard)?;

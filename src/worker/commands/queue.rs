@@ -15,7 +15,7 @@ use crate::proto::ws::frame::MAX_CONTROL;
 use crate::proto::ws::{close, utf8};
 use crate::worker::base::memory;
 use crate::worker::base::metrics::{Metrics, NO_HANDLER};
-use crate::worker::commands::slot::{Gate, Lease, Queue, Refused, Slot};
+use crate::worker::commands::slot::{ConnSlot, Gate, Lease, Queue, Refused};
 use crate::worker::commands::watermarks::Watermarks;
 
 /// A payload on its way to the loop.
@@ -83,7 +83,7 @@ pub enum Counted {
 
 /// What other threads know of a connection.
 struct Known {
-    slot: Slot,
+    slot: ConnSlot,
     /// Upper half of the id of the connection whose blocking thread has nothing to do; 0 if it has.
     idle: AtomicU32,
     /// Index of its handler in the routes; of the one before for a moment, which matters to a counter only.
@@ -107,7 +107,7 @@ impl CommandQueue {
     /// Room for `connections`, whose send queues are full as configured.
     pub fn new(connections: u32, sending: Sending, metrics: &'static Metrics) -> io::Result<Self> {
         let unknown =
-            || Known { slot: Slot::new(), idle: AtomicU32::new(0), handler: AtomicU16::new(NO_HANDLER) };
+            || Known { slot: ConnSlot::new(), idle: AtomicU32::new(0), handler: AtomicU16::new(NO_HANDLER) };
         Ok(CommandQueue {
             connections: memory::guard_all((0..connections).map(|_| unknown()))?,
             nobody: unknown(),

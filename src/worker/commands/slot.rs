@@ -83,17 +83,17 @@ impl Gate {
 }
 
 /// What threads know of one slot of the connection table.
-pub struct Slot {
+pub struct ConnSlot {
     /// A [`Gate`].
     gate: AtomicU64,
     /// Generation, and below it the bytes in the send queue and on the way there.
     bytes: AtomicU64,
 }
 
-impl Slot {
+impl ConnSlot {
     /// A slot without a connection, which nobody enters: 0 is no generation.
     pub fn new() -> Self {
-        Slot { gate: AtomicU64::new(Gate(0).closed().0), bytes: AtomicU64::new(0) }
+        ConnSlot { gate: AtomicU64::new(Gate(0).closed().0), bytes: AtomicU64::new(0) }
     }
 
     /// What the connection of this generation has of it.
@@ -105,7 +105,7 @@ impl Slot {
 /// What the connection of one generation has of a slot: nothing of another's is read or changed.
 #[derive(Clone, Copy)]
 pub struct Lease<'a> {
-    slot: &'a Slot,
+    slot: &'a ConnSlot,
     generation: u32,
 }
 

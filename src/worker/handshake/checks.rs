@@ -14,7 +14,6 @@ use crate::proto::http1::head::Head;
 use crate::proto::http1::{forwarded, proxy};
 use crate::proto::ws::handshake::is_upgrade;
 use crate::worker::conn::handshake::{Finished, Handshake};
-use crate::worker::conn::table::Conn;
 use crate::worker::handshake::Handshakes;
 use crate::worker::handshake::outcome::Unserved;
 use crate::worker::listen::admission::{answer, answer_unread};
@@ -25,11 +24,7 @@ const SHOWN: usize = 100;
 impl Handshakes {
     /// Answers a connection that exceeds a limit.
     pub fn refuse_politely(&self, socket: Socket, refusal: Refusal) {
-        if self.conns.life.is_stopping() {
-            return self.conns.presence.release();
-        }
-        let deadline = self.conns.life.turn().instant() + self.conns.config.handshake_timeout;
-        if let Some(id) = self.conns.add(Conn::new(socket, deadline)) {
+        if let Some(id) = self.add(socket) {
             self.conns.reply(id, answer_unread(refusal));
         }
     }

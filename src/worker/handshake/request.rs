@@ -39,15 +39,10 @@ impl Handshakes {
         permit: Permit,
         listener: &ListenerSettings,
     ) -> Option<u64> {
-        // Accepted while the worker was told to stop.
-        if self.conns.life.is_stopping() {
-            self.conns.presence.release();
-            return None;
+        let id = self.add(socket)?;
+        if let Some(conn) = self.conns.core.borrow_mut().table.get(id) {
+            conn.set_console(listener.console);
         }
-        let deadline = self.conns.life.turn().instant() + self.conns.config.handshake_timeout;
-        let mut conn = Conn::new(socket, deadline);
-        conn.set_console(listener.console);
-        let id = self.conns.add(conn)?;
         self.conns.edit_record(id, |record| {
             record.peer = greeting.peer.into();
             record.mark = permit.keep();
@@ -61,6 +56,17 @@ impl Handshakes {
         });
         self.conns.arm(id);
         Some(id)
+    }
+
+    /// A connection of which nothing is known yet.
+    pub fn add(&self, socket: Socket) -> Option<u64> {
+        // Accepted while the worker was told to stop.
+        if self.conns.life.is_stopping() {
+            self.conns.presence.release();
+            return None;
+        }
+        let deadline = self.conns.life.turn().instant() + self.conns.config.handshake_timeout;
+        self.conns.add(Conn::new(socket, deadline))
     }
 
     /// Continues with bytes of a request head. Returns a request that another pool is to answer.

@@ -31,7 +31,7 @@ use crate::time::Instant;
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::poll::{LISTENER, Poll};
 use crate::worker::conn::record::foreign::Greeting;
-use crate::worker::listen::share::Share;
+use crate::worker::listen::share::FairShare;
 
 /// Connections accepted at a time: others have their turn in between.
 pub const AT_A_TIME: usize = 16;
@@ -52,7 +52,7 @@ pub struct Acceptor {
     poll: &'static Poll,
     descriptors: &'static Descriptors,
     /// How much of all connections this worker takes.
-    pub share: Share,
+    pub share: FairShare,
     state: Mutex<AcceptState>,
     changed: Condvar,
     /// When the loop last looked for itself, and when it last tried to accept all; ns.
@@ -102,7 +102,7 @@ impl Acceptor {
         gateways: Option<Arc<OwnedFd>>,
         poll: &'static Poll,
         descriptors: &'static Descriptors,
-        share: Share,
+        share: FairShare,
     ) -> Self {
         let listeners = listeners.iter().map(|listener| Source::Listener(Arc::clone(listener)));
         Self {

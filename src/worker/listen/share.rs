@@ -14,14 +14,14 @@ const STALE: Duration = Duration::from_secs(3);
 const STUCK: Duration = Duration::from_millis(100);
 
 /// A worker's share of all connections of its pool.
-pub struct Share {
+pub struct FairShare {
     pub scoreboard: &'static Scoreboard,
     pub index: usize,
     pub slot: &'static Slot,
     pub connections: u32,
 }
 
-impl Share {
+impl FairShare {
     pub fn is_full(&self) -> bool {
         load(self.slot) >= self.connections
     }
