@@ -33,7 +33,6 @@ mod listen;
 mod ops;
 mod process;
 mod session;
-mod thread_commands;
 mod topics;
 mod transfer;
 
