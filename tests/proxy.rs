@@ -137,7 +137,7 @@ fn the_header_is_due_from_trusted_addresses_and_from_nobody_else() {
         raw.send(wrong.as_bytes());
         assert_eq!(raw.rest(), b"", "closed without a word");
     }
-    server.says("was turned away: a connection without a proper header of the PROXY protocol: not a header");
+    server.says("was turned away: no valid header of the PROXY protocol: not a header");
     let raw = from("127.0.0.2", &server);
     let port = raw.stream.local_addr().unwrap().port();
     let answer = seen(raw, request("/everything", "").as_bytes());

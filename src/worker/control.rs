@@ -39,7 +39,7 @@ impl Worker {
                     Command::Tx { slot } => self.transfer.learn_tx(slot.into(), fd),
                     Command::TakeUp => match fd {
                         Some(fd) => self.transfer.empty(&Receiver::from(fd)),
-                        None => log::warn!("told to take up connections, but no inbox came with it"),
+                        None => log::warn!("cannot take up connections: no inbox came with the command"),
                     },
                     Command::Begin => {
                         if let Err(error) = self.begin() {
@@ -95,7 +95,7 @@ impl Worker {
     fn migrate(&self, to: usize, tx: Option<OwnedFd>) {
         match self.transfer.target(to, tx) {
             Some((tx, slot)) => self.move_all(Some(tx), slot),
-            None => log::error!("told to hand over to slot {to}, whose inbox is not known"),
+            None => log::error!("cannot hand over to slot {to}: its inbox is not known"),
         }
     }
 

@@ -234,7 +234,7 @@ impl Handshakes {
             Some(channel) => {
                 let beginning = Beginning::Handshake(Arc::clone(&handshake));
                 if let Err(error) = self.session.threads.start(service.handler, channel, beginning) {
-                    log::error!("no thread for a blocking handler: {error}");
+                    log::error!("cannot start a thread for a blocking handler: {error}; answered 503");
                     self.discard(&handshake, handshake.finish().carried, None);
                     return self.conns.reply(id, unavailable("no thread can be started"));
                 }

@@ -52,7 +52,7 @@ impl Loaded {
         control: RawFd,
     ) -> io::Result<Self> {
         if let Err(error) = signals::disarm_stray() {
-            log::error!("stray signals can end this process: {error}");
+            log::error!("cannot catch stray signals, which can end this process: {error}");
         }
         let place = slot.place();
         let names = routes.handlers().iter().map(|route| route.name.clone()).collect();

@@ -162,7 +162,7 @@ impl Acceptor {
             match self.poll.add_shared(&socket.source, token) {
                 Ok(()) => {}
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOSPC)) => {
-                    log::warn!("{}: epoll: {error}; trying again", socket.source);
+                    log::warn!("cannot watch {}: epoll: {error}; trying again", socket.source);
                     self.empty_poll();
                     *state = AcceptState::Paused(RETRY_AFTER);
                     return;
@@ -299,7 +299,7 @@ impl Acceptor {
                 && *state == AcceptState::Accepting
                 && let Err(error) = self.poll.add_shared(&socket.source, token)
             {
-                log::warn!("{}: epoll: {error}; trying again", socket.source);
+                log::warn!("cannot watch {}: epoll: {error}; trying again", socket.source);
                 socket.rests.store(true, Ordering::Relaxed);
             }
         }

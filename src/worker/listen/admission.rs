@@ -48,7 +48,7 @@ impl Admission {
     /// For the process that counts at this limiter.
     pub fn new(config: Arc<Config>, limiter: Limiter) -> Self {
         if !limiter.has_row() {
-            log::warn!("the connections of this process are not counted: there are too many processes");
+            log::warn!("too many processes: limits of connections do not count those of this one");
         }
         let said = Default::default();
         let (uncounted, failed_logins, answered) = Default::default();
@@ -208,7 +208,7 @@ fn described(refusal: Refusal) -> (u16, &'static [(&'static str, &'static str)],
         Refusal::Logins => (429, IN_A_MINUTE, "too many failed logins from its address in this minute"),
         Refusal::Origin => (403, &[], "an origin that is not allowed here"),
         Refusal::Host => (421, &[], "a host that is not served here"),
-        Refusal::Proxy => (400, &[], "a connection without a proper header of the PROXY protocol"),
-        Refusal::Forwarded => (400, &[], "a proxy does not tell properly whom it relays"),
+        Refusal::Proxy => (400, &[], "no valid header of the PROXY protocol"),
+        Refusal::Forwarded => (400, &[], "a proxy has named its client in a malformed field"),
     }
 }

@@ -85,7 +85,7 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
             Ok(Some(_)) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                log::warn!("from the supervisor: {error}")
+                log::warn!("cannot read a command of the supervisor: {error}")
             }
             Err(error) => return Err(error),
         }
