@@ -525,8 +525,11 @@ const VERSIONED: &str = r#"
     static void on_message(ws_conn conn, const ws_message *msg)
     {
         struct timespec time = {0, 120 * 1000 * 1000};
-        if (msg->size == 4 && memcmp(msg->data, "slow", 4) == 0)
+        if (msg->size == 4 && memcmp(msg->data, "slow", 4) == 0) {
+            printf("printed by the handler\n");
+            fflush(stdout);
             nanosleep(&time, NULL);
+        }
         ws_send_text(conn, "version 1");
     }
     WS_HANDLER(.name = "x", .on_message = on_message);
@@ -541,12 +544,12 @@ fn run_compiles_and_reloads_what_changes() {
     let mut client = connect(&running.address(), "/x");
     assert_eq!(ask(&mut client, "hello"), "version 1");
     assert_eq!(ask(&mut client, "slow"), "version 1");
-    let line = running.says("took more than");
+    let line = running.says("blocked the event loop for more than");
     assert!(line.contains("x: on_message for connection "), "{line}");
 
     std::fs::write(&source, VERSIONED.replace("ws_send_text(conn", "ws_send_tekst(conn")).unwrap();
     running.says("ws_send_tekst");
-    running.says("not compiled: the last version is still served");
+    running.says("compilation failed; the previous version stays in service");
     assert_eq!(ask(&mut client, "hello"), "version 1");
 
     // The connection goes on in the new version.
@@ -558,6 +561,9 @@ fn run_compiles_and_reloads_what_changes() {
     }
     kill(Pid::from_raw(running.child.id() as i32), Signal::SIGTERM).unwrap();
     assert_eq!(running.child.wait().unwrap().code(), Some(0));
+    // Up to the end of both streams.
+    let rest: Vec<String> = running.lines.iter().collect();
+    assert!(!rest.iter().any(|line| line.contains("serving")), "the server's own line: {rest:?}");
 }
 
 #[test]
@@ -566,7 +572,7 @@ fn run_waits_until_there_is_something_to_serve() {
     let source = dir.path().join("x_wsh.cc");
     std::fs::write(&source, "no C++").unwrap();
     let running = Running::start(&dir, "x_wsh.cc");
-    running.says("not compiled: waiting for a change");
+    running.says("compilation failed; waiting for a change");
     std::fs::write(
         &source,
         "#include <ws_handler.hpp>\nstruct x { void on_message(ws::conn c, const ws::message &m) { c.send(m); } };\n\

@@ -1,6 +1,6 @@
 //! `wshd run FILE`: serves one handler while it is written. A source is compiled; when a file changes it is compiled again and
-//! the server, a child, reloads it. What does not compile or load changes nothing. The server itself is not different from
-//! any other: one worker, with its log passed through.
+//! the server, a child, reloads it. A version that does not compile or load changes nothing. The server is an ordinary one
+//! with one worker, and its log is passed through.
 
 pub(super) mod build;
 mod log;
@@ -13,8 +13,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 use std::time::Duration;
 
@@ -24,10 +24,14 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use self::build::{Source, Unbuilt};
+use crate::clock;
 use crate::exit::Exit;
+use crate::time::Instant;
 
 /// Files that are saved together are compiled together.
 const QUIET: Duration = Duration::from_millis(50);
+/// Events that wait while a compiler runs. When they are as many the threads wait, and the server drops lines of its log.
+const EVENTS_MAX: usize = 1000;
 /// What a callback on the event loop may take before there is a line about it.
 const SLOW: Duration = Duration::from_millis(50);
 
@@ -53,8 +57,8 @@ enum Event {
     Changed,
     /// A line of the server's log.
     Log(String),
-    /// The server is ready: its first line.
-    Ready(String),
+    /// A line of standard output: the server's when it is ready, or one that the handler prints.
+    Output(String),
     /// A signal to stop.
     Stop,
     /// The server has ended.
@@ -77,12 +81,11 @@ impl Run {
         let directory = tempfile::Builder::new().prefix("wshd-run.").tempdir();
         let directory = directory.map_err(|error| format!("temporary directory: {error}"))?;
         let source = Source::new(&self.file, directory.path())?;
-        let (sender, events) = mpsc::channel();
+        let (sender, events) = mpsc::sync_channel(EVENTS_MAX);
         let _watcher = watch::start(&source, sender.clone())?;
         stop_signals(sender.clone()).map_err(|error| format!("signals: {error}"))?;
         let mut session =
             Session { run: self, source, directory, sender, server: None, is_ready: false, is_newer: false };
-        session.build();
         session.follow(&events)
     }
 }
@@ -91,7 +94,7 @@ struct Session<'a> {
     run: &'a Run,
     source: Source,
     directory: TempDir,
-    sender: Sender<Event>,
+    sender: SyncSender<Event>,
     /// From the first time that the handler was built.
     server: Option<Pid>,
     is_ready: bool,
@@ -102,64 +105,44 @@ struct Session<'a> {
 impl Session<'_> {
     fn follow(&mut self, events: &Receiver<Event>) -> Result<ExitCode, String> {
         let log = log::Terminal::new();
-        // One sender is ours: there is always another event to come.
-        while let Ok(event) = events.recv() {
-            match event {
-                Event::Changed => {
-                    let mut others = Vec::new();
-                    while let Ok(event) = events.recv_timeout(QUIET) {
-                        if !matches!(event, Event::Changed) {
-                            others.push(event);
-                        }
-                    }
-                    self.build();
-                    others.into_iter().for_each(|event| drop(self.sender.send(event)));
+        let mut build_at = clock::now();
+        loop {
+            match events.recv_timeout(build_at.since(clock::now())) {
+                // One sender is ours: this is the timeout.
+                Err(_) => {
+                    build_at = Instant::NEVER;
+                    self.build()?;
                 }
-                Event::Log(line) => log.print(&line),
-                Event::Ready(line) => self.ready(&line),
-                Event::Stop => match self.server {
+                Ok(Event::Changed) => build_at = clock::now() + QUIET,
+                Ok(Event::Log(line)) => log.print(&line),
+                Ok(Event::Output(line)) => self.output(&line),
+                Ok(Event::Stop) => match self.server {
                     Some(server) => drop(kill(server, Signal::SIGTERM)), // if it is gone, its end is on its way
                     None => return Ok(Exit::Ok.into()),
                 },
-                Event::Ended(Ok(status)) => {
-                    let code = status.code().and_then(|code| u8::try_from(code).ok());
-                    if let Some(signal) = status.signal() {
-                        eprintln!("wshd: the server was killed by signal {signal}");
-                    }
-                    if status.code() == Some(Exit::Bind.code()) {
-                        eprintln!("wshd: choose another port with --port; 0 picks a free one");
-                    }
-                    return Ok(code.map_or(Exit::Internal.into(), ExitCode::from));
-                }
-                Event::Ended(Err(error)) => return Err(format!("the server: {error}")),
+                Ok(Event::Ended(status)) => return status.map(ended).map_err(of_server),
             }
         }
-        Ok(Exit::Internal.into())
     }
 
     /// Compiles, and has the server take up what comes of it.
-    fn build(&mut self) {
-        match self.source.build() {
-            Ok(object) => {
-                let served = self.handlers().join(format!("{}_wsh.so", self.source.name()));
-                if let Err(error) = install(&object, &served) {
-                    return eprintln!("wshd: {}: {error}", served.display());
-                }
+    fn build(&mut self) -> Result<(), String> {
+        let installed = self.source.build().and_then(|object| {
+            let served = self.handlers().join(format!("{}_wsh.so", self.source.name()));
+            install(&object, &served)
+                .map_err(|error| Unbuilt::Other(format!("{}: {error}", served.display())))
+        });
+        match (installed, self.server) {
+            (Ok(()), None) => self.server = Some(self.start().map_err(of_server)?),
+            (Ok(()), Some(pid)) if self.is_ready => drop(kill(pid, Signal::SIGHUP)),
+            (Ok(()), Some(_)) => self.is_newer = true,
+            (Err(Unbuilt::Compiler), Some(_)) => {
+                eprintln!("wshd: compilation failed; the previous version stays in service");
             }
-            Err(Unbuilt::Compiler) if self.server.is_some() => {
-                return eprintln!("wshd: not compiled: the last version is still served");
-            }
-            Err(Unbuilt::Compiler) => return eprintln!("wshd: not compiled: waiting for a change"),
-            Err(Unbuilt::Other(why)) => return eprintln!("wshd: {why}"),
+            (Err(Unbuilt::Compiler), None) => eprintln!("wshd: compilation failed; waiting for a change"),
+            (Err(Unbuilt::Other(why)), _) => eprintln!("wshd: {why}"),
         }
-        match self.server {
-            None => match self.start() {
-                Ok(pid) => self.server = Some(pid),
-                Err(error) => drop(self.sender.send(Event::Ended(Err(error)))),
-            },
-            Some(pid) if self.is_ready => drop(kill(pid, Signal::SIGHUP)),
-            Some(_) => self.is_newer = true,
-        }
+        Ok(())
     }
 
     fn handlers(&self) -> PathBuf {
@@ -184,34 +167,49 @@ impl Session<'_> {
         let mut child = command.process_group(0).spawn()?;
         let pid = Pid::from_raw(child.id().cast_signed());
         if let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) {
-            lines(stdout, self.sender.clone(), Event::Ready);
+            lines(stdout, self.sender.clone(), Event::Output);
             lines(stderr, self.sender.clone(), Event::Log);
         }
         let sender = self.sender.clone();
-        thread::spawn(move || sender.send(Event::Ended(child_end(child))));
+        thread::spawn(move || sender.send(Event::Ended(child.wait())));
         Ok(pid)
     }
 
-    fn ready(&mut self, line: &str) {
+    /// The server's own line of standard output is its first; others are of the handler.
+    fn output(&mut self, line: &str) {
         println!("{line}");
-        let address = line.trim_start_matches("wshd: ready on ").split([',', ' ']).next().unwrap_or_default();
-        println!("wshd: serving ws://{address}/{}, Ctrl-C stops", self.source.name());
-        let _ = io::stdout().flush(); // nobody may be reading
-        self.is_ready = true;
-        slow::watch(self.control(), SLOW, self.sender.clone());
-        if let Some(pid) = self.server.filter(|_| self.is_newer) {
-            let _ = kill(pid, Signal::SIGHUP);
+        if let Some(rest) = line.strip_prefix("wshd: ready on ").filter(|_| !self.is_ready) {
+            let address = rest.split([',', ' ']).next().unwrap_or_default();
+            println!("wshd: serving ws://{address}/{}, Ctrl-C stops", self.source.name());
+            self.is_ready = true;
+            slow::watch(self.control(), SLOW, self.sender.clone());
+            if let Some(pid) = self.server.filter(|_| self.is_newer) {
+                let _ = kill(pid, Signal::SIGHUP); // if it is gone, its end is on its way
+            }
         }
+        let _ = io::stdout().flush(); // nobody may be reading
     }
+}
+
+fn of_server(error: io::Error) -> String {
+    format!("the server: {error}")
+}
+
+/// The exit status of the server as that of this program.
+fn ended(status: ExitStatus) -> ExitCode {
+    if let Some(signal) = status.signal() {
+        eprintln!("wshd: the server was killed by signal {signal}");
+    }
+    if status.code() == Some(Exit::Bind.code()) {
+        eprintln!("wshd: choose another port with --port; 0 picks a free one");
+    }
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    code.map_or(Exit::Internal.into(), ExitCode::from)
 }
 
 /// Of a setting as `-o` takes it.
 fn name_of(option: &str) -> &str {
     option.split('=').next().unwrap_or_default().trim()
-}
-
-fn child_end(mut child: Child) -> io::Result<ExitStatus> {
-    child.wait()
 }
 
 /// Puts a new version in the place of another: one that is mapped stays whole.
@@ -228,7 +226,7 @@ pub(super) fn install(object: &Path, served: &Path) -> io::Result<()> {
 }
 
 /// Passes lines on from a thread of its own.
-fn lines(from: impl Read + Send + 'static, to: Sender<Event>, event: fn(String) -> Event) {
+fn lines(from: impl Read + Send + 'static, to: SyncSender<Event>, event: fn(String) -> Event) {
     thread::spawn(move || {
         for line in BufReader::new(from).split(b'\n') {
             let Ok(line) = line else { break };
@@ -240,7 +238,7 @@ fn lines(from: impl Read + Send + 'static, to: Sender<Event>, event: fn(String) 
 }
 
 /// Has signals that stop the program become events.
-fn stop_signals(sender: Sender<Event>) -> io::Result<()> {
+fn stop_signals(sender: SyncSender<Event>) -> io::Result<()> {
     let (mut reader, writer) = UnixStream::pair()?;
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         signal_hook::low_level::pipe::register(signal as i32, writer.try_clone()?)?;

@@ -1,9 +1,9 @@
-//! Notices callbacks that keep a worker's event loop. Asks the server over its control socket what it executes, again and
-//! again, so that nothing is measured in the worker itself: times are those that were seen, and a little more is true.
+//! Reports callbacks that block a worker's event loop. Samples over the control socket what the worker executes, so that
+//! the worker itself measures nothing: a time is up to one interval too short.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::Duration;
 
@@ -14,14 +14,13 @@ use crate::ctl::answer::{self, Executes, Status};
 use crate::ctl::request::Request;
 use crate::kit::control::ask;
 
-/// Time between two questions.
+/// Time between two samples.
 const INTERVAL: Duration = Duration::from_millis(15);
 /// How long the server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Has each callback that takes longer than `limit` become a line of the log, from a thread of its own that ends with the
-/// server.
-pub fn watch(control: PathBuf, limit: Duration, sender: Sender<Event>) {
+/// Sends a log line for each callback that takes longer than `limit`, from a thread that ends with the server.
+pub fn watch(control: PathBuf, limit: Duration, sender: SyncSender<Event>) {
     thread::spawn(move || {
         let mut seen: Option<Executes> = None;
         while let Ok(now) = executes(&control) {
@@ -35,7 +34,8 @@ pub fn watch(control: PathBuf, limit: Duration, sender: Sender<Event>) {
     });
 }
 
-/// What was executed at the last look, and now: a line when it has ended, or is over the limit for the first time.
+/// From what was executed at the last sample and is now: a line if a callback over the limit has ended, and what to compare
+/// the next sample with.
 fn step(seen: Option<Executes>, now: Option<Executes>, limit: f64) -> (Option<String>, Option<Executes>) {
     let is_same = |a: &Executes, b: &Executes| {
         b.time >= a.time && a.callback == b.callback && a.connection == b.connection && a.handler == b.handler
@@ -52,8 +52,8 @@ fn line(executed: &Executes) -> String {
     let Executes { handler, callback, connection, time, .. } = executed;
     let connection = connection.as_ref().map_or(String::new(), |id| format!(" for connection {id}"));
     format!(
-        "wshd: warn: {handler}: {callback}{connection} took more than {:.0} ms: all other connections of the worker \
-         waited; use the blocking style or a thread",
+        "wshd: warn: {handler}: {callback}{connection} blocked the event loop for more than {:.0} ms; use the blocking \
+         style or a thread",
         time * 1e3
     )
 }
@@ -79,18 +79,20 @@ mod tests {
     }
 
     #[test]
-    fn a_callback_is_told_once_when_it_has_ended() {
+    fn a_callback_is_reported_once_when_it_has_ended() {
         let (line, seen) = step(None, executing("on_message", 0.06), 0.05);
         assert!(line.is_none());
         let (line, seen) = step(seen, executing("on_message", 0.08), 0.05);
         assert!(line.is_none());
         let (line, seen) = step(seen, None, 0.05);
-        assert!(line.is_some_and(|line| line.contains("chat: on_message took more than 80 ms")));
+        assert!(line.is_some_and(|line| {
+            line.contains("chat: on_message blocked the event loop for more than 80 ms")
+        }));
         assert!(seen.is_none());
     }
 
     #[test]
-    fn short_ones_are_not_told_and_others_are_apart() {
+    fn short_calls_are_not_reported_and_two_calls_are_apart() {
         let (line, seen) = step(executing("on_open", 0.04), executing("on_message", 0.01), 0.05);
         assert!(line.is_none());
         let (line, _) = step(seen, None, 0.05);

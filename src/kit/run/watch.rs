@@ -1,7 +1,7 @@
 //! Tells when files change that a handler is made of.
 
 use std::path::Path;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
@@ -9,7 +9,7 @@ use super::Event;
 use super::build::Source;
 
 /// Watches as long as the result lives.
-pub fn start(source: &Source, sender: Sender<Event>) -> Result<RecommendedWatcher, String> {
+pub fn start(source: &Source, sender: SyncSender<Event>) -> Result<RecommendedWatcher, String> {
     let directories = source.directories();
     let concerns = source.filter();
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
