@@ -135,11 +135,11 @@ impl New {
     }
 
     /// What stands for the words of the templates.
-    fn words(&self) -> io::Result<[(&'static str, String); 11]> {
-        let (language, vendored, compiler, standard) = match self.lang {
-            Lang::C => ("C", "include/ws_handler.h", "cc", "-std=c99"),
-            Lang::Cpp => ("C++", "include/", "c++", "-std=c++17"),
-            Lang::Rust => ("Rust", "ws-handler/", "", ""),
+    fn words(&self) -> io::Result<[(&'static str, String); 10]> {
+        let (language, vendored, compiler) = match self.lang {
+            Lang::C => ("C", "include/ws_handler.h", "cc"),
+            Lang::Cpp => ("C++", "include/", "c++"),
+            Lang::Rust => ("Rust", "ws-handler/", ""),
         };
         let style = match self.style {
             Style::Events => "event",
@@ -155,7 +155,6 @@ impl New {
             ("@STYLE@", style.to_owned()),
             ("@VENDORED@", vendored.to_owned()),
             ("@COMPILER@", compiler.to_owned()),
-            ("@STANDARD@", standard.to_owned()),
             ("@WSHD@", this_program()?),
         ])
     }
