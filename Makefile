@@ -28,12 +28,8 @@ FILES = \
 	include/ws_handler.h=include/ws_handler.h \
 	include/ws_handler.hpp=include/ws_handler.hpp \
 	include/ws_handler_test.h=include/ws_handler_test.h \
-	man/ws_handler.3=share/man/man3/ws_handler.3 \
-	man/wshd.conf.5=share/man/man5/wshd.conf.5 \
-	man/wshd.7=share/man/man7/wshd.7 \
-	man/wshd.8=share/man/man8/wshd.8 \
-	$(foreach page,$(wildcard man/*.1),$(page)=share/man/man1/$(notdir $(page))) \
-	$(foreach page,$(wildcard man/wshd-*.7),$(page)=share/man/man7/$(notdir $(page))) \
+	$(foreach section,1 3 5 7 8,$(foreach page,$(wildcard man/*.$(section)),\
+		$(page)=share/man/man$(section)/$(notdir $(page)))) \
 	LICENSE=share/doc/wshd/copyright \
 	README.md=share/doc/wshd/README.md \
 	CHANGELOG.md=share/doc/wshd/CHANGELOG.md \

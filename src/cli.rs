@@ -141,10 +141,12 @@ pub fn command() -> clap::Command {
         .arg(version)
         .args(ignored)
         .override_usage("wshd [OPTION]...\n       wshd COMMAND ...");
-    let with_options = |command| {
+    // The help of a subcommand shows its own options, and where to find the others.
+    let with_options = |command: clap::Command| {
+        let own: Vec<_> = command.get_arguments().map(|arg| arg.get_id().clone()).collect();
         options(command).mut_args(|arg| {
-            let is_own = ["files", "json", "strict", "faults"].contains(&arg.get_id().as_str());
-            arg.hide(!is_own)
+            let is_shown = own.contains(arg.get_id()) || arg.get_id() == "config";
+            arg.hide(!is_shown)
         })
     };
     let command = Sub::augment_subcommands(command)

@@ -49,6 +49,46 @@ fn every_file_that_is_named_exists() {
     }
 }
 
+/// `.Xr NAME SECTION`, and the line before it.
+fn references(text: &str) -> impl Iterator<Item = (&str, (&str, &str))> {
+    let lines = text.lines().zip(text.lines().skip(1));
+    lines.filter_map(|(before, line)| {
+        let mut words = line.split("Xr ").nth(1)?.split(' ');
+        Some((before, (words.next()?, words.next()?)))
+    })
+}
+
+/// Of our own pages: the page, and the section that is named before it, as in "see RELOAD in wshd(8)".
+#[test]
+fn every_reference_has_its_target() {
+    for page in files_in("man") {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for (before, (name, section)) in references(&text) {
+            if !name.starts_with("wshd") && name != "ws_handler" {
+                continue;
+            }
+            let target = root().join(format!("man/{name}.{section}"));
+            let Ok(target) = std::fs::read_to_string(target) else {
+                panic!("{} refers to {name}({section})", page.display());
+            };
+            let is_heading = |word: &&str| word.chars().all(|c| c.is_ascii_uppercase() || c == '/');
+            let heading = before.strip_suffix(" in").map(|before| {
+                let words: Vec<&str> = before.rsplit(' ').take_while(is_heading).collect();
+                words.into_iter().rev().collect::<Vec<_>>().join(" ")
+            });
+            if let Some(heading) = heading.filter(|heading| !heading.is_empty()) {
+                let is_there = target.contains(&format!("\n.Sh {heading}\n"));
+                assert!(is_there, "{} refers to {heading} in {name}({section})", page.display());
+            }
+        }
+        for heading in text.lines().filter_map(|line| line.split(".Sx ").nth(1)) {
+            let heading = heading.trim_end_matches([' ', '.', ',', ';', ':']);
+            let is_there = ["Sh", "Ss"].iter().any(|kind| text.contains(&format!("\n.{kind} {heading}\n")));
+            assert!(is_there, "{} refers to its {heading}", page.display());
+        }
+    }
+}
+
 /// The rooms of `src/`, and the files that are a room by themselves.
 #[test]
 fn every_room_is_named() {

@@ -1,5 +1,5 @@
 //! What the control socket can be asked for: one JSON object, on a line of its own. `wshd ctl` writes it and the
-//! supervisor reads it, both with this type, and wshd(8) describes it. Knows no socket and carries nothing out.
+//! supervisor reads it, both with this type, and wshd-ctl(8) describes it. Knows no socket and carries nothing out.
 
 use std::fmt;
 use std::str::FromStr;

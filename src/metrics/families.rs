@@ -1,4 +1,4 @@
-//! What is reported: the metrics of the server, in wshd(8) as here. Handlers are told apart by resource, workers by
+//! What is reported: the metrics of the server, in wshd-metrics(7) as here. Handlers are told apart by resource, workers by
 //! name; a metric that grows with both has been left out.
 
 use std::sync::atomic::Ordering::Relaxed;

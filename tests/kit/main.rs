@@ -595,9 +595,10 @@ fn run_builds_packages() {
 }
 
 /// The commands that have a manual page of their own.
-const COMMANDS: [(&str, &str); 6] = [
+const COMMANDS: [(&str, &str); 7] = [
     ("bench", include_str!("../../man/wshd-bench.1")),
     ("cat", include_str!("../../man/wshd-cat.1")),
+    ("check", include_str!("../../man/wshd-check.1")),
     ("new", include_str!("../../man/wshd-new.1")),
     ("replay", include_str!("../../man/wshd-replay.1")),
     ("run", include_str!("../../man/wshd-run.1")),
@@ -610,7 +611,7 @@ fn the_manuals_name_the_options_of_the_commands() {
     program.build();
     for (name, manual) in COMMANDS {
         let command = program.find_subcommand(name).unwrap();
-        let visible = command.get_arguments().filter(|arg| arg.get_id() != "help");
+        let visible = command.get_arguments().filter(|arg| arg.get_id() != "help" && !arg.is_hide_set());
         let options: BTreeSet<_> =
             visible.filter_map(|arg| Some((arg.get_short(), arg.get_long()?))).collect();
         let described = manual.lines().filter_map(|line| line.strip_prefix(".It Fl ")).filter_map(|line| {
@@ -619,7 +620,9 @@ fn the_manuals_name_the_options_of_the_commands() {
             Some((short, words.iter().find_map(|word| word.strip_prefix('-'))?))
         });
         assert_eq!(options, described.collect(), "wshd-{name}(1)");
-        for default in command.get_arguments().flat_map(|arg| arg.get_default_values()) {
+        for default in
+            command.get_arguments().filter(|arg| !arg.is_hide_set()).flat_map(|arg| arg.get_default_values())
+        {
             let default = default.to_str().unwrap();
             assert!(
                 default == "false" || manual.contains(&format!("The default is {default}")),

@@ -128,7 +128,7 @@ With a port only for this port; 80 and 443 also allow requests that name none.",
         default: Unset("none"),
         flag: No,
         help: "Trust client addresses sent by proxies in this network, such as 10.0.0.0/8 or ::1",
-        more: ".Ql unix\nare all peers on Unix sockets.\nSee DOORS in\n.Xr wshd 8 .",
+        more: ".Ql unix\nare all peers on Unix sockets.\nSee PROXIES in\n.Xr wshd 8 .",
     },
     Setting {
         name: "proxy_protocol",

@@ -96,9 +96,9 @@ See RUNNING AS A DAEMON in
         flag: Long,
         help: "Listen for wshd ctl on this Unix socket",
         more: "\
-One that nobody answers on is replaced, and it is removed at the end.
-See CONTROL in
-.Xr wshd 8 .",
+A stale one is replaced, and it is removed at the end.
+See
+.Xr wshd-ctl 8 .",
     },
     Setting {
         name: "control_group",
@@ -117,8 +117,8 @@ See CONTROL in
         flag: No,
         help: "Confine workers, and what they start, to reading handlers, static files and system libraries",
         more: "\
-Where the kernel cannot do that the server does not start, status 3.
-See DOORS in
+If the kernel does not support it the server does not start, status 3.
+See CONFINEMENT in
 .Xr wshd 8 .",
     },
     Setting {
@@ -148,8 +148,8 @@ See DOORS in
         help: "Keep workers, and what they start, from system calls that handlers have no use for",
         more: "\
 Such a call fails with EPERM.
-The list of them is in DOORS in
+They are listed in CONFINEMENT in
 .Xr wshd 8 .
-Where the kernel cannot do that the server does not start, status 3.",
+If the kernel does not support it the server does not start, status 3.",
     },
 ];

@@ -19,7 +19,7 @@ pub const TABLE: &[Setting] = &[
         help: "Run files of these directories as CGI programs",
         more: "\
 They are below the document root; several may be given with commas between.
-See PROGRAMS in
+See CGI PROGRAMS in
 .Xr wshd 8 .",
     },
     Setting {

@@ -171,8 +171,8 @@ With false nobody is served it.",
         help: "Serve metrics on HOST:PORT or unix:/PATH",
         more: "\
 An IPv6 address stands in brackets; port 0 picks a free one, which the log tells.
-See METRICS in
-.Xr wshd 8 .",
+See
+.Xr wshd-metrics 7 .",
     },
     Setting {
         name: "health",

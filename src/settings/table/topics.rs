@@ -92,7 +92,7 @@ pub const TABLE: &[Setting] = &[
         help: "Engine that joins topics with those of other machines: nats://, tls://, redis:// or rediss://HOST[:PORT]",
         more: "\
 Several servers of one engine have commas between them; they are tried until one answers.
-See TOPICS ON MANY MACHINES in
+See TOPICS in
 .Xr wshd 8 .",
     },
     Setting {
