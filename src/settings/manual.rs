@@ -24,46 +24,37 @@ fn option_head(setting: &Setting) -> String {
 
 /// The keys of one table of the file, in wshd.conf(5).
 pub fn keys(scope: Scope) -> String {
-    let groups = table::GROUPS.iter().filter_map(|group| {
-        let settings: Vec<_> = group.settings.iter().filter(|setting| setting.is_in(scope)).collect();
-        if settings.is_empty() {
-            return None;
-        }
-        let title = match scope {
-            Scope::Server => format!(".Ss {}\n", group.title),
-            _ => String::new(),
-        };
-        let items: String = settings.into_iter().map(|setting| key(setting, scope)).collect();
-        Some((title, items))
-    });
-    match scope {
-        Scope::Server => {
-            groups.map(|(title, items)| format!("{title}.Bl -tag -width Ds\n{items}.El\n")).collect()
-        }
-        _ => {
-            let items: String = groups.map(|(_, items)| items).collect();
-            format!(".Bl -tag -width Ds\n{items}.El\n")
-        }
+    let settings = in_scope(scope);
+    if scope == Scope::Server {
+        let groups = table::GROUPS.iter().map(|group| {
+            let settings = group.settings.iter().filter(|setting| setting.is_in(scope));
+            let items: String = settings.map(key).collect();
+            (group.title, items)
+        });
+        let groups = groups.filter(|(_, items)| !items.is_empty());
+        return groups
+            .map(|(title, items)| format!(".Ss {title}\n.Bl -tag -width Ds\n{items}.El\n"))
+            .collect();
     }
+    let (shared, own): (Vec<_>, Vec<_>) = settings.partition(|setting| setting.is_in(Scope::Server));
+    let names: Vec<_> = shared.iter().map(|setting| setting.name).collect();
+    let own: String = own.into_iter().map(key).collect();
+    format!(
+        ".Pp\nThese keys of the server can be set here, too, and have its values by default:\n.Cm {} .\n\
+         .Bl -tag -width Ds\n{own}.El\n",
+        names.join(" ,\n.Cm ")
+    )
 }
 
-/// One key. What a table shares with the server is explained there.
-fn key(setting: &Setting, scope: Scope) -> String {
+/// One key.
+fn key(setting: &Setting) -> String {
     let Setting { name, help, more, .. } = setting;
     let plural = if matches!(setting.kind, Kind::List(..)) { "s" } else { "" };
     let head = format!(".It Cm {name} Ar {}{plural}\n{help}.\n", setting.kind.value().to_lowercase());
-    let is_shared = setting.is_in(Scope::Server);
-    let tables: &[(Scope, &str)] =
-        &[(Scope::Handler, "handler"), (Scope::Pool, "pool"), (Scope::Listener, "listener")];
-    let mut own = tables.iter().filter(|(table, _)| setting.is_in(*table)).map(|(_, name)| *name);
-    match own.next_back() {
-        Some(_) if is_shared && scope != Scope::Server => format!("{head}Default: as the server.\n"),
-        Some(table) if is_shared => {
-            let own = format!("A {table} can have its own.\n");
-            format!("{head}{}{own}{}", lines(more), default(setting))
-        }
-        _ => format!("{head}{}{}", lines(more), default(setting)),
-    }
+    let tables = [(Scope::Handler, "handler"), (Scope::Pool, "pool"), (Scope::Listener, "listener")];
+    let own = tables.iter().find(|(table, _)| setting.is_in(Scope::Server) && setting.is_in(*table));
+    let own = own.map_or(String::new(), |(_, table)| format!("A {table} can have its own.\n"));
+    format!("{head}{}{own}{}", lines(more), default(setting))
 }
 
 fn lines(text: &str) -> String {

@@ -51,7 +51,7 @@ pub const TABLE: &[Setting] = &[
         help: "Maximum messages from a peer in a second, on each connection (0: no limit)",
         more: "\
 One more closes it with 1008.
-A fragment without a byte that is not the first of its message counts as a message.",
+An empty continuation fragment counts as a message.",
     },
     Setting {
         name: "max_byte_rate",
@@ -60,7 +60,7 @@ A fragment without a byte that is not the first of its message counts as a messa
         default: Is("0"),
         flag: No,
         help: "Maximum bytes of messages from a peer in a second, in the same way (0: no limit)",
-        more: "A single message may be larger, and has to be made up for by silence.",
+        more: "A single message may be larger; the excess counts against the following seconds.",
     },
     Setting {
         name: "allow_origin",
@@ -73,12 +73,12 @@ A fragment without a byte that is not the first of its message counts as a messa
 Others get status 403.
 A host that begins with
 .Ql *.
-stands for all names below it, and not for the name itself.
+stands for all subdomains, not for the domain itself.
 .Ql null
-is what browsers send for pages whose origin they do not tell,
+is what browsers send for pages with an opaque origin,
 .Ql *
 allows all.
-A request without an origin is allowed: browsers always send one, and others what they like.",
+Requests without an Origin are allowed: browsers always send one.",
     },
     Setting {
         name: "unmatched_subprotocol",
@@ -93,13 +93,11 @@ A request without an origin is allowed: browsers always send one, and others wha
         }),
         default: Is("omit"),
         flag: No,
-        help: "Answer to a client that offers subprotocols of which the handler chooses none",
+        help: "Reply to a client that offers subprotocols of which the handler chooses none",
         more: "\
-With omit the answer names none, as RFC 6455, section 4.2.2, has it: the client decides, and browsers end the \
-connection.
-With refuse it gets status 400 from the server, as from mod_pywebsocket: a client that does not look at the answer \
-cannot go on with another idea of what is spoken, but one that would do without any is turned away, too.
-A handler that rejects the handshake itself has the last word.",
+With omit the reply names none (RFC 6455, section 4.2.2): the client decides, and browsers end the connection.
+With refuse the client gets status 400, as from mod_pywebsocket, even if it could do without a subprotocol.
+A rejection by the handler has precedence.",
     },
     Setting {
         name: "allow_host",
@@ -110,7 +108,7 @@ A handler that rejects the handshake itself has the last word.",
         help: "Serve requests for this host, such as example.com or *.example.com",
         more: "\
 Others get status 421.
-With a port only for this port; 80 and 443 also allow requests that name none.",
+A rule with a port allows that port only; 80 and 443 also allow requests without a port.",
     },
     Setting {
         name: "trust_proxy",
@@ -128,7 +126,7 @@ With a port only for this port; 80 and 443 also allow requests that name none.",
         default: Unset("none"),
         flag: No,
         help: "Trust client addresses sent by proxies in this network, such as 10.0.0.0/8 or ::1",
-        more: ".Ql unix\nare all peers on Unix sockets.\nSee PROXIES in\n.Xr wshd 8 .",
+        more: ".Ql unix\nstands for all peers on Unix sockets.\nSee PROXIES in\n.Xr wshd 8 .",
     },
     Setting {
         name: "proxy_protocol",
@@ -136,7 +134,7 @@ With a port only for this port; 80 and 443 also allow requests that name none.",
         kind: Flag(|d, is_on| d.listener.proxy_protocol = is_on),
         default: Is("false"),
         flag: No,
-        help: "Expect the header of the PROXY protocol, version 1 or 2, from all that trust_proxy names",
+        help: "Require the PROXY protocol, version 1 or 2, from peers that trust_proxy names",
         more: "",
     },
 ];

@@ -19,10 +19,10 @@ pub const TABLE: &[Setting] = &[
         kind: Flag(|d, is_on| d.is_open = !is_on),
         default: Is("true"),
         flag: No,
-        help: "Ask who uses this handler, if there are users or keys",
+        help: "Authenticate clients of this handler, if there are users or keys",
         more: "\
-With users or a key of its own, what the server says about authentication does not count for a handler.
-With false nobody is asked, whatever the server says.",
+Users or a key of the handler replace all authentication settings of the server.
+With false clients are not authenticated.",
     },
     Setting {
         name: "basic_auth",
@@ -30,13 +30,12 @@ With false nobody is asked, whatever the server says.",
         kind: Flag(|d, is_on| d.policy.basic = is_on),
         default: Is("false"),
         flag: Long,
-        help: "Ask for a user and a password",
+        help: "Require a user and a password",
         more: "\
-Either of
+Implied by
 .Cm basic_auth_credential
 and
-.Cm htpasswd
-implies this.
+.Cm htpasswd .
 There is no default password.
 See AUTHENTICATION in
 .Xr wshd 8 .",
@@ -51,8 +50,7 @@ See AUTHENTICATION in
         flag: Long,
         help: "Accept this user with this password",
         more: "\
-Other users of the machine can read a command line; in the configuration file, which only the server should be able to \
-read, they cannot.",
+Set it in the configuration file: other users of the machine can read command lines.",
     },
     Setting {
         name: "htpasswd",
@@ -62,9 +60,9 @@ read, they cannot.",
         flag: No,
         help: "Accept the users in this file",
         more: "\
-It is as
+In the format of
 .Xr htpasswd 1
-writes it with
+with
 .Fl B
 (bcrypt) or
 .Fl 2
@@ -78,7 +76,7 @@ and
         kind: Text("TEXT", |d, text| Ok(d.policy.realm = Some(realm(text)?))),
         default: Unset("wshd"),
         flag: No,
-        help: "The realm that clients are told",
+        help: "Realm of the challenge",
         more: "",
     },
     Setting {
@@ -89,8 +87,8 @@ and
         flag: No,
         help: "Accept JSON Web Tokens that are signed with the key in this file",
         more: "\
-A public key in PEM is RSA of at least 2048 bits (RS256) or on the curve P-256 (ES256); everything else is a secret of \
-at least 32 bytes (HS256), without the line end at its end.",
+A PEM public key, RSA of at least 2048 bits (RS256) or on the curve P-256 (ES256); any other file is a secret of at \
+least 32 bytes (HS256), without the final newline.",
     },
     Setting {
         name: "jwt_issuer",
@@ -98,16 +96,16 @@ at least 32 bytes (HS256), without the line end at its end.",
         kind: List("TEXT", |d, texts| Ok(d.policy.rules.issuers = texts.to_vec())),
         default: Unset("any"),
         flag: No,
-        help: "The issuer (iss) that tokens must have",
+        help: "Required issuer (iss) of tokens",
         more: "",
     },
     Setting {
         name: "jwt_audience",
         scopes: EACH,
         kind: List("TEXT", |d, texts| Ok(d.policy.rules.audiences = texts.to_vec())),
-        default: Unset("tokens with an audience are refused, as RFC 7519 demands"),
+        default: Unset("tokens with an audience are refused (RFC 7519)"),
         flag: No,
-        help: "The audience (aud) that tokens must have",
+        help: "Required audience (aud) of tokens",
         more: "",
     },
     Setting {
@@ -116,7 +114,7 @@ at least 32 bytes (HS256), without the line end at its end.",
         kind: Text("NAME", |d, text| Ok(d.policy.rules.query = Some(word(text)?))),
         default: Unset("none"),
         flag: No,
-        help: "Look for a token in this parameter of the query, too",
+        help: "Also accept a token in this query parameter",
         more: "",
     },
     Setting {
@@ -125,7 +123,7 @@ at least 32 bytes (HS256), without the line end at its end.",
         kind: Text("PREFIX", |d, text| Ok(d.policy.rules.protocol = Some(word(text)?))),
         default: Unset("none"),
         flag: No,
-        help: "Look for a token in the offered subprotocol that begins with this, too",
+        help: "Also accept a token in an offered subprotocol after this prefix",
         more: "",
     },
     Setting {

@@ -45,11 +45,11 @@ pub const TABLE: &[Setting] = &[
         flag: No,
         help: "Compress a message with reference to those before it",
         more: "\
-This makes short messages that resemble each other much smaller; for that a connection keeps a context of 264K, of \
-which short messages use about 195K.
-Otherwise each message is compressed on its own, which the opening handshake says.
-A handler may decide for itself, with
-.Fn ws_configure_deflate .",
+Similar short messages become much smaller; the connection keeps a context of 264K, of which short messages use about \
+195K.
+Otherwise server_no_context_takeover is negotiated.
+.Fn ws_configure_deflate
+overrides this.",
     },
     Setting {
         name: "deflate_total",
@@ -57,13 +57,13 @@ A handler may decide for itself, with
         kind: Size(0..=MAX_MEMORY, |d, size| d.config.contexts.total = size),
         default: Is("64M"),
         flag: No,
-        help: "Memory of all contexts for sending of a worker together (0: no limit)",
+        help: "Maximum memory of all contexts for sending of a worker (0: no limit)",
         more: "\
-Above it those of the connections to which nothing compressed was sent for the longest time are dropped: their next \
-message starts without a history, and is larger.
-The default is enough for the contexts of 248 connections.
-Contexts for receiving, of 44K, are kept only if a handler allows its clients to take them over; they cannot be \
-dropped and are not counted.",
+Above it the least recently used contexts are dropped; the next message of such a connection is compressed without \
+history.
+The default is enough for 248 connections.
+Contexts for receiving, of 44K, exist only if a handler allows its clients context takeover; they cannot be dropped \
+and are not counted.",
     },
     Setting {
         name: "deflate_idle",
@@ -71,7 +71,7 @@ dropped and are not counted.",
         kind: Time(Zero::Off, |d, time| d.config.contexts.idle = time),
         default: Is("60s"),
         flag: No,
-        help: "Drop the context of a connection to which nothing compressed was sent for this time (0: never)",
+        help: "Drop the context of a connection that was not used for this time (0: never)",
         more: "",
     },
 ];

@@ -26,7 +26,7 @@ pub const TABLE: &[Setting] = &[
         default: Is("16M"),
         flag: No,
         help: "Maximum size of a received frame",
-        more: "It is never more than\n.Cm max_message .",
+        more: "At most\n.Cm max_message .",
     },
     Setting {
         name: "max_head",
@@ -45,7 +45,7 @@ pub const TABLE: &[Setting] = &[
         flag: No,
         help: "Maximum number of header fields of a request",
         more: "\
-More of them, more than 128 subprotocols, or more than 128 extensions together with their parameters get status 431.",
+More of them, more than 128 subprotocols, or more than 128 extensions and parameters get status 431.",
     },
     Setting {
         name: "handshake_timeout",
@@ -54,7 +54,7 @@ More of them, more than 128 subprotocols, or more than 128 extensions together w
         default: Is("10s"),
         flag: No,
         help: "Time from accepting a connection to the end of its opening handshake",
-        more: "It cannot be off.",
+        more: "It cannot be 0.",
     },
     Setting {
         name: "idle_timeout",
@@ -63,7 +63,7 @@ More of them, more than 128 subprotocols, or more than 128 extensions together w
         default: Is("0"),
         flag: Long,
         help: "Close connections idle for this time (0: never)",
-        more: "They are idle without messages; pings do not count.\nThe code is 1001.",
+        more: "Messages count, Pings do not.\nThe code is 1001.",
     },
     Setting {
         name: "ping_interval",
@@ -71,7 +71,7 @@ More of them, more than 128 subprotocols, or more than 128 extensions together w
         kind: Time(Zero::Off, |d, time| d.handler.limits.ping_interval = time),
         default: Is("30s"),
         flag: No,
-        help: "Ping a connection from which nothing has come for this time (0: never)",
+        help: "Ping a connection that has sent nothing for this time (0: never)",
         more: "",
     },
     Setting {
@@ -80,8 +80,8 @@ More of them, more than 128 subprotocols, or more than 128 extensions together w
         kind: Time(Zero::Wrong, |d, time| d.handler.limits.pong_deadline = time),
         default: Is("20s"),
         flag: No,
-        help: "Drop a connection from which nothing has come for this time after a ping",
-        more: "It cannot be off.",
+        help: "Drop a connection that sends nothing for this time after a Ping",
+        more: "It cannot be 0.",
     },
     Setting {
         name: "close_timeout",
@@ -89,8 +89,8 @@ More of them, more than 128 subprotocols, or more than 128 extensions together w
         kind: Time(Zero::Wrong, |d, time| d.handler.limits.close_deadline = time),
         default: Is("5s"),
         flag: No,
-        help: "Drop a connection that does not answer a close frame in this time",
-        more: "It cannot be off.",
+        help: "Drop a connection that does not answer a Close frame in this time",
+        more: "It cannot be 0.",
     },
     Setting {
         name: "send_high",
@@ -98,7 +98,7 @@ More of them, more than 128 subprotocols, or more than 128 extensions together w
         kind: Size(1..=MAX_SIZE, |d, size| d.config.sending.high = size as usize),
         default: Is("1M"),
         flag: No,
-        help: "Size from which on the send queue of a connection is full, which its handler is told",
+        help: "Size at which the send queue of a connection is full",
         more: "",
     },
     Setting {
@@ -107,7 +107,7 @@ More of them, more than 128 subprotocols, or more than 128 extensions together w
         kind: Size(1..=MAX_SIZE, |d, size| d.send_low = Some(size as usize)),
         default: Unset("a quarter of send_high"),
         flag: No,
-        help: "Size at which a send queue that was full has drained, which its handler is told",
+        help: "Size at which a full send queue counts as drained",
         more: "",
     },
     Setting {
@@ -116,14 +116,13 @@ More of them, more than 128 subprotocols, or more than 128 extensions together w
         kind: Size(0..=MAX_MEMORY, |d, size| d.config.sending.total = size),
         default: Is("256M"),
         flag: No,
-        help: "Size of all send queues of a worker together above which each counts as full from 64K on (0: off)",
+        help: "Size of all send queues of a worker above which each is full at 64K (0: off)",
         more: "\
-Such a queue has drained at 16K, until a quarter of the total is free.
-A message of a topic that waits in many queues counts once.
-This bounds the growth of queues, not memory: with many connections 64K for each, and the message with which a queue \
-becomes full, come on top; and a buffer that grows while it is written to may take up to four times the bytes that \
-wait in it.
-No connection is closed for it; those that do not read are dropped in the end, see
+Such a queue counts as drained at 16K, until a quarter of the total is free.
+A message of a topic that is in many queues counts once.
+This bounds the growth of queues, not memory: 64K of each connection and the message that fills a queue are in \
+addition, and a growing buffer may take up to four times the bytes in it.
+No connection is closed for it; those that do not read are dropped by
 .Cm pong_timeout .",
     },
     Setting {
@@ -132,15 +131,14 @@ No connection is closed for it; those that do not read are dropped in the end, s
         kind: Size(0..=MAX_MEMORY, |d, size| d.config.memory.receive_total = size),
         default: Is("256M"),
         flag: No,
-        help: "Memory that incomplete messages of all peers of a worker may take together (0: off)",
+        help: "Maximum memory of all incomplete messages of a worker (0: off)",
         more: "\
-Messages count as inflated as far as they have come.
-Messages that take less than 16K are not counted, nor are complete ones.
-From three quarters of it on, connections in the middle of a message are not read from until half of it is free, \
-except for the one whose message began first.
-If that one does not complete its message within 10 seconds, and others wait, it is closed with 1013.
-A connection that needs more memory when all of it is taken is closed with 1013.
-The total may be exceeded by two messages of the largest size.",
+What has arrived of a message counts after decompression; messages below 16K do not count.
+Above three quarters, connections with an incomplete message are not read until half is free, except for the one \
+whose message began first.
+That one is closed with 1013 if it does not complete its message within 10 seconds while others wait, and so is a \
+connection that needs more memory when none is left.
+The total may be exceeded by two messages of the maximum size.",
     },
     Setting {
         name: "max_pings",
@@ -148,7 +146,7 @@ The total may be exceeded by two messages of the largest size.",
         kind: Count("COUNT", 0..=u32::MAX as i64, |d, count| d.handler.limits.pings_per_second = count as u32),
         default: Is("20"),
         flag: No,
-        help: "Maximum number of pings from a peer in a second (0: no limit)",
+        help: "Maximum number of Pings from a peer in a second (0: no limit)",
         more: "More close the connection with 1008.",
     },
     Setting {
@@ -159,8 +157,8 @@ The total may be exceeded by two messages of the largest size.",
         flag: Long,
         help: "Maximum connections per worker",
         more: "\
-The limit of open files is raised as far as this needs and the system allows; where it does not allow enough, the \
-number is lowered with a warning.",
+The limit of open files is raised as needed; if the system does not allow enough, this number is lowered with a \
+warning.",
     },
     Setting {
         name: "max_threads",

@@ -29,7 +29,7 @@ pub const TABLE: &[Setting] = &[
         flag: Long,
         help: "Run in the background; return when ready",
         more: "\
-All files and directories that are named must begin with /.
+All paths in the configuration must begin with /.
 It is read at the start only.
 See RUNNING AS A DAEMON in
 .Xr wshd 8 .",
@@ -42,7 +42,7 @@ See RUNNING AS A DAEMON in
         flag: Long,
         help: "Keep the process id of the supervisor here",
         more: "\
-Another server that holds it is an error, status 4.
+If another server has locked it, the start fails with status 4.
 It is read at the start only.",
     },
     Setting {
@@ -51,7 +51,7 @@ It is read at the start only.",
         kind: Text("NAME", |d, name| Ok(d.config.daemon.instance = Some(instance(name)?))),
         default: Unset("none"),
         flag: Long,
-        help: "Name of this server in titles of processes",
+        help: "Name of this server in process titles",
         more: "\
 With the name chat,
 .Xr ps 1
@@ -65,7 +65,7 @@ It is read at the start only.",
         default: Unset("as the server; of a pool, the user of the server"),
         flag: Long,
         help: "Run workers as this user",
-        more: "It is a name or a number, looked up at the start; a number need not be known.\nThe user must be able to read the handlers.\nNeeds a server that was started by root.",
+        more: "A name or a number, looked up at the start; a number need not be in the user database.\nThe user must be able to read the handlers.\nNeeds a server that was started by root.",
     },
     Setting {
         name: "group",
@@ -74,7 +74,7 @@ It is read at the start only.",
         default: Unset("all groups of the user"),
         flag: Long,
         help: "Run workers with this group only",
-        more: "It is a name or a number.\nNeeds a server that was started by root.",
+        more: "A name or a number.\nNeeds a server that was started by root.",
     },
     Setting {
         name: "chroot",
@@ -106,7 +106,7 @@ See
         kind: NameOrNumber("GROUP", |d, text| Ok(d.config.control.group = Some(owning_group(text)?))),
         default: Unset("only root and the user of the server"),
         flag: No,
-        help: "Members of this group, by name or number, may use the control socket, too",
+        help: "Let members of this group, by name or number, use the control socket, too",
         more: "Unless the server was started by root, its user must be a member, as with usermod -a -G ops wshd.",
     },
     Setting {
@@ -115,7 +115,7 @@ See
         kind: Flag(|d, is_on| d.landlock = is_on),
         default: Is("false"),
         flag: No,
-        help: "Confine workers, and what they start, to reading handlers, static files and system libraries",
+        help: "Let workers and programs that they start read only handlers, static files and system libraries",
         more: "\
 If the kernel does not support it the server does not start, status 3.
 See CONFINEMENT in
@@ -127,7 +127,7 @@ See CONFINEMENT in
         kind: List("PATH", |d, texts| Ok(d.landlock_read = texts.iter().map(Into::into).collect())),
         default: Unset("none"),
         flag: No,
-        help: "Let confined workers read, and execute, this file or what is below this directory, too",
+        help: "Let confined workers read and execute this file, or files below this directory, too",
         more: "",
     },
     Setting {
@@ -136,7 +136,7 @@ See CONFINEMENT in
         kind: List("PATH", |d, texts| Ok(d.landlock_write = texts.iter().map(Into::into).collect())),
         default: Unset("none"),
         flag: No,
-        help: "Let confined workers do everything with this file or with what is below this directory",
+        help: "Let confined workers read, write and execute this file, or files below this directory",
         more: "",
     },
     Setting {
@@ -145,7 +145,7 @@ See CONFINEMENT in
         kind: Flag(|d, is_on| d.pool.seccomp = is_on),
         default: Is("false"),
         flag: No,
-        help: "Keep workers, and what they start, from system calls that handlers have no use for",
+        help: "Deny workers and programs that they start the system calls that handlers do not need",
         more: "\
 Such a call fails with EPERM.
 They are listed in CONFINEMENT in

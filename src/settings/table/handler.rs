@@ -29,8 +29,8 @@ pub const TABLE: &[Setting] = &[
         flag: No,
         help: "Further resources that the handler serves, such as \\(dq/room/*\\(dq for all below /room/",
         more: "\
-A resource of its own wins over a prefix, and a longer prefix over a shorter one.
-The handler sees the resource that was asked for.",
+An exact resource has precedence over a prefix, and a longer prefix over a shorter one.
+The handler sees the resource that was requested.",
     },
     Setting {
         name: "isolation",
@@ -46,25 +46,25 @@ The handler sees the resource that was asked for.",
         }),
         default: Is("shared"),
         flag: No,
-        help: "Whose processes run the handler",
+        help: "Which processes run the handler",
         more: "\
 .Bl -tag -width \"\\(dqshared\\(dq\"
 .It \"\\(dqshared\\(dq\"
-The workers of the server, as for all handlers without a table.
-What one of these handlers spoils can spoil the others of its worker: memory, descriptors, processor time.
+The workers of the default pool, as for all handlers without a table.
+They share memory, descriptors and processor time.
 .It \"\\(dqpool\\(dq\"
 The workers of a pool, which run only the handlers that name this pool.
-A worker of the server accepts the connection, reads the request, and hands over the socket.
+A worker of the default pool accepts the connection, reads the request, and passes the socket on.
 .It \"\\(dqconnection\\(dq\"
-A process for each connection, of a pool that is for this only.
-They are forked from a parent that has loaded and started the handlers once, and leave with their connection.
-Some wait for connections, see
-.Cm spare ;
-when none is left, a request gets status 503.
-What a handler does in
+A process for each connection, in a pool of only such handlers.
+The processes are forked from a parent that has loaded and started the handlers once, and exit with their connection.
+.Cm spare
+of them wait for connections; if there is none within
+.Cm process_timeout ,
+a request gets status 503.
 .Fn on_worker_start
-is done once, in the parent: its memory is there in each process, its threads are not.
-A reload replaces the parent and the processes that wait; those that have a connection keep it until its end.
+is called once, in the parent: each process has its memory, but not its threads.
+A reload replaces the parent and the waiting processes; the others keep their connection until its end.
 .El",
     },
     Setting {
@@ -74,16 +74,16 @@ A reload replaces the parent and the processes that wait; those that have a conn
             super::pool::name(text)?;
             Ok(d.pool_name = Some(text.to_owned()))
         }),
-        default: Unset("the resource without its first /"),
+        default: Unset("the resource without its leading /"),
         flag: No,
-        help: "The pool, for which there must be a table",
+        help: "Name of the pool, which must have a table",
         more: "\
-Several handlers can name the same one.
-The pool of the default, such as
+Several handlers can share a pool.
+The default, such as
 .Cm [pool.\\(dqa/b\\(dq]
 for
 .Pa /a/b ,
-does not need a table.",
+needs no table.",
     },
     Setting {
         name: "max_connections",
@@ -91,10 +91,10 @@ does not need a table.",
         kind: Count("COUNT", 1..=10_000_000, |d, count| d.handler.connections = Some(count as u32)),
         default: Unset("no limit"),
         flag: No,
-        help: "Maximum connections to the handler, in all workers together",
+        help: "Maximum connections of the handler, in all workers together",
         more: "\
 Further requests get status 503.
-Opening handshakes that are under way at the same time may exceed it a little.",
+Concurrent opening handshakes may exceed it a little.",
     },
     Setting {
         name: "raw",
@@ -102,10 +102,10 @@ Opening handshakes that are under way at the same time may exceed it a little.",
         kind: Flag(|d, is_on| d.handler.raw = is_on),
         default: Is("false"),
         flag: No,
-        help: "Let the handler send octets that are no WebSocket",
+        help: "Let the handler send raw octets",
         more: "\
-It does so with
-.Fn ws_send_raw :
+With
+.Fn ws_send_raw ,
 for handlers that test clients.",
     },
     Setting {
@@ -117,10 +117,10 @@ for handlers that test clients.",
         }),
         default: Unset("the log_level of the server"),
         flag: No,
-        help: "Minimum severity of what the handler itself writes to the log",
+        help: "Minimum severity of log lines of the handler",
         more: "\
-That is what it writes with
+These are the lines of
 .Fn ws_log .
-If it is above info, the access log has no lines about its connections.",
+Above info, the access log omits its connections.",
     },
 ];

@@ -14,7 +14,7 @@ pub const TABLE: &[Setting] = &[
         name: "address",
         scopes: LISTENER,
         kind: Text("ADDRESS", |d, text| Ok(d.address = Some(value::address(text)?))),
-        default: Unset("it must be given"),
+        default: Unset("none; it is required"),
         flag: No,
         help: "Listen on HOST:PORT, [IPV6]:PORT or unix:/PATH",
         more: "",
@@ -26,10 +26,10 @@ pub const TABLE: &[Setting] = &[
             let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
             Ok(d.listener.binding.mode = Some(mode.ok_or("expected permissions such as 0660")?))
         }),
-        default: Unset("as the umask says"),
+        default: Unset("as the umask determines"),
         flag: No,
         help: "Permissions of a socket in the file system, such as \\(dq0660\\(dq",
-        more: "Who may write may connect.",
+        more: "Write permission allows connecting.",
     },
     Setting {
         name: "owner",

@@ -51,7 +51,7 @@ pub const TABLE: &[Setting] = &[
         }),
         default: Unset("the log file, else standard error"),
         flag: No,
-        help: "Where log lines go, whatever log_file is: stderr, syslog or journald",
+        help: "Log to stderr, syslog or journald, whatever log_file is",
         more: "",
     },
     Setting {
@@ -124,6 +124,6 @@ pub const TABLE: &[Setting] = &[
         default: Unset("none"),
         flag: No,
         help: "Further fields of the access log: method, host, origin, user_agent, handler, reply_bytes",
-        more: "They stand behind the others, in the order given.",
+        more: "They follow the others, in the order given.",
     },
 ];

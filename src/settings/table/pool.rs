@@ -45,7 +45,7 @@ pub const TABLE: &[Setting] = &[
         kind: Count("COUNT", 1..=10_000_000, |d, count| d.pool.connections = Some(count as u32)),
         default: Unset("no limit"),
         flag: No,
-        help: "Maximum connections of all of them together",
+        help: "Maximum connections of all workers of the pool",
         more: "Further requests get status 503.",
     },
     Setting {
@@ -54,8 +54,8 @@ pub const TABLE: &[Setting] = &[
         kind: Count("NICE", -20..=19, |d, nice| d.pool.nice = nice as i32),
         default: Is("0"),
         flag: No,
-        help: "Added to the nice value of the server",
-        more: "See\n.Xr nice 2 .\nBelow 0 only root can go.",
+        help: "Value to add to the nice value of the server",
+        more: "See\n.Xr nice 2 .\nNegative values need root.",
     },
     Setting {
         name: "max_memory",
@@ -77,7 +77,7 @@ Threads reserve address space for their stacks, so leave room.",
         default: Unset("as the server"),
         flag: No,
         help: "Maximum open files of each worker",
-        more: "It needs about 80 for itself; each connection takes one.",
+        more: "A worker needs about 80 for itself, and one for each connection.",
     },
     Setting {
         name: "max_cpu",
@@ -99,14 +99,13 @@ Threads reserve address space for their stacks, so leave room.",
         kind: Count("COUNT", 8..=MOST_PROCESSES, |d, count| d.pool.max_processes = Some(count as u64)),
         default: Unset("no limit"),
         flag: No,
-        help: "Maximum processes and threads that the user of the pool has, over all workers and other programs",
+        help: "Maximum processes and threads of the user of the pool, including other programs",
         more: "\
-More cannot be started.
-A worker has two, another two while it is replaced, and one for each connection of the blocking style.
+A worker has two threads, its replacement another two, and each connection of the blocking style one.
+A process for one connection has two, or three in the blocking style.
 Needs a
 .Cm user
-other than root, whom the kernel does not count.
-Processes for each connection count too: each has two threads, and one more with a handler of the blocking style.",
+other than root, for which the kernel has no such limit.",
     },
     Setting {
         name: "spare",
@@ -114,8 +113,8 @@ Processes for each connection count too: each has two threads, and one more with
         kind: Count("COUNT", 1..=MAX_WORKERS as i64, |d, count| d.processes.spare = count as usize),
         default: Is("2"),
         flag: No,
-        help: "For handlers with a process for each connection: how many processes wait for one",
-        more: "It is at most\n.Cm processes .",
+        help: "With isolation \\(dqconnection\\(dq: number of processes that wait for a connection",
+        more: "At most\n.Cm processes .",
     },
     Setting {
         name: "processes",
@@ -123,8 +122,8 @@ Processes for each connection count too: each has two threads, and one more with
         kind: Count("COUNT", 1..=MAX_WORKERS as i64, |d, count| d.processes.most = count as usize),
         default: Is("64"),
         flag: No,
-        help: "For the same handlers: maximum number of processes, those that wait included",
-        more: "It stands in place of\n.Cm workers ,\nwhich such a pool does not have.",
+        help: "With isolation \\(dqconnection\\(dq: maximum number of processes, including those that wait",
+        more: "Such a pool has no\n.Cm workers .",
     },
 ];
 

@@ -13,12 +13,12 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "cgi_paths",
         scopes: SERVER,
-        kind: List("PATHS", |d, texts| Ok(d.cgi.directories = directories(texts)?)),
+        kind: List("DIR", |d, texts| Ok(d.cgi.directories = directories(texts)?)),
         default: Unset("none"),
         flag: Short('x'),
         help: "Run files of these directories as CGI programs",
         more: "\
-They are below the document root; several may be given with commas between.
+They must be below the document root; several may be separated by commas.
 See CGI PROGRAMS in
 .Xr wshd 8 .",
     },
@@ -26,7 +26,7 @@ See CGI PROGRAMS in
         name: "cgi_user",
         scopes: SERVER,
         kind: NameOrNumber("USER", |d, text| Ok(d.cgi_user = Some(user(text)?))),
-        default: Unset("as the workers, who must not be root then"),
+        default: Unset("as the workers, which must not be root then"),
         flag: No,
         help: "Run programs as this user",
         more: "Needs a server that was started by root.",
@@ -37,7 +37,7 @@ See CGI PROGRAMS in
         kind: Count("COUNT", 1..=1024, |d, count| d.cgi.processes = count as u32),
         default: Is("16"),
         flag: No,
-        help: "Maximum programs at a time",
+        help: "Maximum number of programs running at a time",
         more: "Further requests get status 503.",
     },
     Setting {
@@ -46,8 +46,8 @@ See CGI PROGRAMS in
         kind: Time(Zero::Wrong, |d, time| d.cgi.timeout = time),
         default: Is("30s"),
         flag: No,
-        help: "Kill a program that prints and takes nothing for this time",
-        more: "Before its header is complete the answer is 504.",
+        help: "Kill a program that neither reads nor writes for this time",
+        more: "If its header is not complete, the response is 504.",
     },
     Setting {
         name: "cgi_lifetime",
@@ -55,7 +55,7 @@ See CGI PROGRAMS in
         kind: Time(Zero::Wrong, |d, time| d.cgi.lifetime = time),
         default: Is("1h"),
         flag: No,
-        help: "Kill a program that runs for longer than this",
+        help: "Kill a program that runs longer than this",
         more: "",
     },
     Setting {
@@ -64,7 +64,7 @@ See CGI PROGRAMS in
         kind: Size(0..=MAX_SIZE, |d, size| d.cgi.body = size),
         default: Is("1M"),
         flag: No,
-        help: "Maximum body of a request for a program",
+        help: "Maximum size of a request body for a program",
         more: "A larger one gets status 413.",
     },
     Setting {
@@ -73,7 +73,7 @@ See CGI PROGRAMS in
         kind: Size(0..=MAX_MEMORY, |d, size| d.cgi.output = size),
         default: Is("64M"),
         flag: No,
-        help: "Maximum bytes that a program may print (0: no limit)",
+        help: "Maximum size of the output of a program (0: no limit)",
         more: "",
     },
     Setting {
@@ -82,7 +82,7 @@ See CGI PROGRAMS in
         kind: Size(1..=MAX_MEMORY, |d, size| d.cgi.memory = Some(size)),
         default: Unset("no limit"),
         flag: No,
-        help: "Address space of each process of a program",
+        help: "Maximum address space of each process of a program",
         more: "",
     },
     Setting {
@@ -93,9 +93,8 @@ See CGI PROGRAMS in
         flag: No,
         help: "Maximum processes and threads of the user of programs",
         more: "\
-Above it a program cannot start another one.
-Those that the user has elsewhere count as well, so this goes with a
+Other processes of the user count as well, so give programs a
 .Cm cgi_user
-of its own.",
+of their own.",
     },
 ];

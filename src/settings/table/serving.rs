@@ -19,19 +19,18 @@ pub const TABLE: &[Setting] = &[
         flag: Short('H'),
         help: "Address, name or unix:/PATH to listen on",
         more: "\
-All addresses of a name are used.
+A name stands for all its addresses.
 .Sm off
 .Ar unix : Ar /path
 .Sm on
-is a socket in the file system: one that nobody answers on is replaced, and it is removed at the end.
+is a socket in the file system; a stale one is replaced, and it is removed at the end.
 Its permissions, which the
 .Xr umask 2
-of the server gives, decide who may connect.
-An IPv6 address does not include IPv4: for all addresses of a machine give both 0.0.0.0 and ::.
-On a loopback address, where the congestion control of the system is BBR, reno is used instead, because the timers of \
-BBR cost much there and there is no path to be spared; the
+determines, decide who may connect.
+:: does not include IPv4: for all addresses of a machine give both 0.0.0.0 and ::.
+On loopback addresses reno is used instead of the congestion control BBR, whose timers cost much there; the
 .Cm congctl
-of a route prevails
+of a route has precedence
 .Pq Xr ip-route 8 .",
     },
     Setting {
@@ -41,7 +40,7 @@ of a route prevails
         default: Is("8080"),
         flag: Short('p'),
         help: "Listen on this port; 0 picks a free one",
-        more: "It is the same for all addresses, and the ready line tells it.",
+        more: "It is the same for all addresses, and the ready line has it.",
     },
     Setting {
         name: "websock_handlers",
@@ -68,7 +67,7 @@ of a route prevails
         default: Unset("none"),
         flag: Short('s'),
         help: "Search for handlers below this directory only",
-        more: "It is a part of the handler directory, from which resources are still named.",
+        more: "It must be in the handler directory, to which the names of resources stay relative.",
     },
     Setting {
         name: "allow_handlers_outside_root_dir",
@@ -87,10 +86,8 @@ of a route prevails
         flag: Long,
         help: "Do not start with an unusable handler or alias",
         more: "\
-The status is then 3.
-A reload is refused for the same reasons.
-A server that serves never ends by this: a handler whose file has become unusable answers 503, and the others are \
-served.",
+The exit status is 3, and a reload fails for the same reasons.
+A running server is not affected: a handler whose file has become unusable answers 503.",
     },
     Setting {
         name: "strict_abi",
@@ -100,16 +97,14 @@ served.",
         flag: Long,
         help: "Abort a worker whose handler breaks the contract",
         more: "\
-The contract is that of
-.Xr ws_handler 3 .
-For the development of handlers: one that calls a function in a wrong place, or accepts after it has rejected, is found \
-where it does so.
-Otherwise the call returns an error, and that is logged.
-A message lies at the end of a mapping, which is taken back when its callback has returned: reading past it, or later, \
-crashes the worker there, and its log line says so.
-The connection of the callback is closed with 1011 and the breach as the reason, so that the peer sees it too: not for \
-servers that strangers can reach.
-Calls that can have no effect, such as on a connection that the handler has closed, are logged.",
+For development: a call in a wrong place, or one that accepts after a rejection, aborts the worker there instead of \
+returning an error, and closes the connection with 1011 and the breach as the reason.
+Each message is at the end of a mapping that is unmapped when its callback returns, so that reading past it, or \
+later, crashes the worker.
+Calls without effect, such as on a connection that the handler has closed, are logged.
+Do not use it where strangers can connect.
+.Xr ws_handler 3
+is the contract.",
     },
     Setting {
         name: "document_root",
@@ -118,7 +113,7 @@ Calls that can have no effect, such as on a connection that the handler has clos
         default: Unset("none"),
         flag: Short('d'),
         help: "Serve static files from this directory",
-        more: "They answer requests that are not for a WebSocket.",
+        more: "They are the response to requests that are not for a WebSocket.",
     },
     Setting {
         name: "validation_host",
@@ -126,8 +121,8 @@ Calls that can have no effect, such as on a connection that the handler has clos
         kind: Text("HOST", |d, host| Ok(d.config.validation.0 = Some(host.to_owned()))),
         default: Unset("any"),
         flag: Short('V'),
-        help: "Require this host in targets in absolute form",
-        more: "Another gets status 421.",
+        help: "Require this host in absolute request targets",
+        more: "Others get status 421.",
     },
     Setting {
         name: "validation_port",
@@ -135,10 +130,10 @@ Calls that can have no effect, such as on a connection that the handler has clos
         kind: Count("PORT", 1..=65_535, |d, port| d.config.validation.1 = Some(port as u16)),
         default: Unset("any"),
         flag: Short('P'),
-        help: "Require this port in targets in absolute form",
+        help: "Require this port in absolute request targets",
         more: "\
-Another gets status 421.
-A target that names none is for the port of its scheme: 80 for http and ws, 443 for https and wss.",
+Others get status 421.
+A target without a port has that of its scheme: 80 for http and ws, 443 for https and wss.",
     },
     Setting {
         name: "queue",
@@ -146,19 +141,19 @@ A target that names none is for the port of its scheme: 80 for http and ws, 443 
         kind: Count("COUNT", 1..=2_147_483_647, |d, count| d.listener.binding.backlog = count as i32),
         default: Is("4096"),
         flag: Short('q'),
-        help: "Connections that may wait to be accepted",
-        more: "This is the length of the kernel's queue.",
+        help: "Maximum connections that wait to be accepted",
+        more: "This is the backlog of\n.Xr listen 2 .",
     },
     Setting {
         name: "console",
         scopes: EACH,
         kind: Flag(|d, is_on| d.listener.console = if is_on { Console::Always } else { Console::Never }),
-        default: Unset("for clients on this machine that come through no proxy"),
+        default: Unset("only for clients on this machine, and not through a proxy"),
         flag: No,
-        help: "Serve the console, a page for trying resources out in a browser, to all",
+        help: "Serve the console, a page for trying resources in a browser, to all clients",
         more: "\
 It lists all resources.
-With false nobody is served it.",
+With false it is not served at all.",
     },
     Setting {
         name: "metrics",
@@ -170,7 +165,7 @@ With false nobody is served it.",
         flag: Long,
         help: "Serve metrics on HOST:PORT or unix:/PATH",
         more: "\
-An IPv6 address stands in brackets; port 0 picks a free one, which the log tells.
+An IPv6 address is written in brackets; port 0 picks a free one, which is logged.
 See
 .Xr wshd-metrics 7 .",
     },
@@ -191,9 +186,8 @@ See
         flag: No,
         help: "Read these files, too, such as \\(dqconf.d/*.toml\\(dq",
         more: "\
-A name is seen from the directory of the file that it stands in; those that match a pattern are read in alphabetical \
-order.
+Names are relative to the directory of the including file; those that match a pattern are read in alphabetical order.
 No key may be set in two files.
-Only a file can include others, not the command line.",
+It cannot be given on the command line.",
     },
 ];

@@ -22,7 +22,7 @@ pub const TABLE: &[Setting] = &[
         kind: Flag(|d, is_on| d.tls.is_tls = is_on),
         default: Is("false"),
         flag: Short('t'),
-        help: "Speak TLS",
+        help: "Accept TLS connections",
         more: "Needs certificate and private_key.\nSee TLS AND HTTP/2 in\n.Xr wshd 8 .",
     },
     Setting {
@@ -31,8 +31,8 @@ pub const TABLE: &[Setting] = &[
         kind: List("PATH", |d, texts| Ok(d.tls.keys = paths(texts))),
         default: Unset("none"),
         flag: Short('k'),
-        help: "File of the private key, in PEM",
-        more: "It has no passphrase, and users beyond its owner and group cannot read it, or it is refused.\nThere are as many as certificates, in the same order.",
+        help: "Private key, a PEM file",
+        more: "It must have no passphrase, and only its owner and group may have access.\nGive as many as certificates, in the same order.",
     },
     Setting {
         name: "certificate",
@@ -40,11 +40,11 @@ pub const TABLE: &[Setting] = &[
         kind: List("PATH", |d, texts| Ok(d.tls.certificates = paths(texts))),
         default: Unset("none"),
         flag: Short('c'),
-        help: "File of the certificate and its chain, in PEM",
+        help: "Certificate and its chain, a PEM file",
         more: "\
-The server's own stands first, then those that lead to a root.
-Of several that one is shown which has the name that the client asks for, and else the first.
-When a file changes it is read anew within seconds; what is wrong is logged, and changes nothing.",
+The server's own comes first, then the intermediate ones.
+Of several files the first is used unless another one has the name that the client asks for (SNI).
+A changed file is loaded within seconds; on an error, which is logged, the previous one stays in use.",
     },
     Setting {
         name: "tls_client_auth",
@@ -52,7 +52,7 @@ When a file changes it is read anew within seconds; what is wrong is logged, and
         kind: Flag(|d, is_on| d.tls.asks_clients = is_on),
         default: Is("false"),
         flag: Long,
-        help: "Require a certificate of clients",
+        help: "Require client certificates",
         more: "Needs tls_client_ca.",
     },
     Setting {
@@ -61,8 +61,8 @@ When a file changes it is read anew within seconds; what is wrong is logged, and
         kind: Flag(|d, is_on| d.tls.is_client_optional = is_on),
         default: Is("false"),
         flag: Long,
-        help: "Serve clients without a certificate, too",
-        more: "One that is not accepted is refused all the same.",
+        help: "Accept client certificates, but do not require one",
+        more: "Needs tls_client_auth.\nA client with an invalid certificate is refused.",
     },
     Setting {
         name: "tls_client_ca",
@@ -70,7 +70,7 @@ When a file changes it is read anew within seconds; what is wrong is logged, and
         kind: Path("FILE", |d, file| d.tls.client_ca = Some(file)),
         default: Unset("none"),
         flag: Long,
-        help: "Certificates that issue those of clients, in PEM",
+        help: "CA certificates for client certificates, a PEM file",
         more: "",
     },
     Setting {
@@ -82,17 +82,17 @@ When a file changes it is read anew within seconds; what is wrong is logged, and
         }),
         default: Is("1.2"),
         flag: No,
-        help: "The oldest version of TLS that is spoken: 1.2 or 1.3",
+        help: "Minimum version of TLS: 1.2 or 1.3",
         more: "",
     },
     Setting {
         name: "tls_ciphers",
         scopes: EACH,
         kind: List("SUITE", |d, texts| Ok(d.tls.ciphers = texts.to_vec())),
-        default: Unset("all that are known, none of which is weak"),
+        default: Unset("all supported ones, none of which is weak"),
         flag: No,
         help: "Cipher suite to allow, such as TLS_AES_128_GCM_SHA256",
-        more: "In the order of preference, by their IANA names; an error lists those that there are.",
+        more: "In order of preference, by IANA name; the error for an unknown one lists those supported.",
     },
     Setting {
         name: "http2",
@@ -100,7 +100,7 @@ When a file changes it is read anew within seconds; what is wrong is logged, and
         kind: Flag(|d, is_on| d.tls.has_http2 = is_on),
         default: Is("true"),
         flag: No,
-        help: "Offer HTTP/2 where TLS is spoken",
+        help: "Offer HTTP/2 over TLS",
         more: "",
     },
     Setting {
@@ -118,8 +118,8 @@ When a file changes it is read anew within seconds; what is wrong is logged, and
         kind: Time(Zero::Off, |d, time| d.tls.hsts = time),
         default: Is("0"),
         flag: No,
-        help: "Have browsers use TLS only, for this time (0: off)",
-        more: "It is the max-age of Strict-Transport-Security in the responses to requests over TLS.",
+        help: "Tell browsers to use only TLS for this time (0: off)",
+        more: "The max-age of Strict-Transport-Security in responses over TLS.",
     },
     Setting {
         name: "h2c",
@@ -127,8 +127,8 @@ When a file changes it is read anew within seconds; what is wrong is logged, and
         kind: Flag(|d, is_on| d.tls.is_h2c = is_on),
         default: Is("false"),
         flag: No,
-        help: "Speak HTTP/2 without TLS with clients that begin so, such as proxies",
-        more: "Others get HTTP/1.1.",
+        help: "Accept HTTP/2 without TLS from clients that begin with it (prior knowledge), such as proxies",
+        more: "Others use HTTP/1.1.",
     },
     Setting {
         name: "redirect_to_https",
@@ -159,9 +159,9 @@ When a file changes it is read anew within seconds; what is wrong is logged, and
         name: "gateways",
         scopes: SERVER,
         kind: Count("COUNT", 1..=64, |d, count| d.gateways = Some(count as usize)),
-        default: Unset("half as many as cores"),
+        default: Unset("half the number of cores"),
         flag: No,
-        help: "Number of processes that speak TLS and HTTP/2",
+        help: "Number of gateways, the processes for TLS and HTTP/2",
         more: "",
     },
     Setting {
@@ -170,7 +170,7 @@ When a file changes it is read anew within seconds; what is wrong is logged, and
         kind: NameOrNumber("USER", |d, text| Ok(d.gateway_user = Some(user(text)?))),
         default: Unset("as the workers"),
         flag: No,
-        help: "Run these processes as this user, once they have read their keys",
+        help: "Run gateways as this user, after they have read their keys",
         more: "Needs a server that was started by root.",
     },
     Setting {
@@ -179,7 +179,7 @@ When a file changes it is read anew within seconds; what is wrong is logged, and
         kind: NameOrNumber("GROUP", |d, text| Ok(d.gateway_group = Some(group(text)?))),
         default: Unset("all groups of gateway_user"),
         flag: No,
-        help: "Run them with this group only",
+        help: "Run gateways with this group only",
         more: "",
     },
 ];

@@ -24,10 +24,10 @@ pub const TABLE: &[Setting] = &[
             }
             Ok(d.handler.topics = Some(text.to_owned()))
         }),
-        default: Unset("the topics of a handler are its own"),
+        default: Unset("the handler has topics of its own"),
         flag: No,
-        help: "The topics of all handlers with this name are the same",
-        more: "Also of those that run as other users.",
+        help: "Share topics with all handlers that have this name",
+        more: "Even with those that run as other users.",
     },
     Setting {
         name: "topics_per_connection",
@@ -35,7 +35,7 @@ pub const TABLE: &[Setting] = &[
         kind: Count("COUNT", 1..=MOST, |d, count| d.config.topics.per_connection = count as u32),
         default: Is("64"),
         flag: No,
-        help: "Maximum topics that a connection is subscribed to",
+        help: "Maximum subscriptions of a connection",
         more: "",
     },
     Setting {
@@ -44,7 +44,7 @@ pub const TABLE: &[Setting] = &[
         kind: Count("COUNT", 1..=10_000_000, |d, count| d.config.topics.topics = count as u32),
         default: Is("65536"),
         flag: No,
-        help: "Maximum topics that the connections of a worker are subscribed to",
+        help: "Maximum different topics of all connections of a worker",
         more: "",
     },
     Setting {
@@ -53,7 +53,7 @@ pub const TABLE: &[Setting] = &[
         kind: Size(LEAST_SIZE..=MAX_MEMORY, |d, size| d.config.topics.queue = size),
         default: Is("4M"),
         flag: No,
-        help: "Maximum bytes of a worker on the way to the bus",
+        help: "Maximum bytes in the queue from a worker to the bus",
         more: "Above it publishing fails.",
     },
     Setting {
@@ -62,8 +62,8 @@ pub const TABLE: &[Setting] = &[
         kind: Size(LEAST_SIZE..=MAX_MEMORY, |d, size| d.config.topics.worker_queue = size),
         default: Is("16M"),
         flag: No,
-        help: "Maximum bytes that wait in the bus for a worker",
-        more: "What comes above it is missed by the subscribers of that worker.",
+        help: "Maximum bytes in the queue from the bus to a worker",
+        more: "Above it the subscribers of that worker miss messages.",
     },
     Setting {
         name: "topics_history",
@@ -71,7 +71,7 @@ pub const TABLE: &[Setting] = &[
         kind: Size(0..=MAX_MEMORY, |d, size| d.config.topics.history = size),
         default: Is("16M"),
         flag: No,
-        help: "Bytes of messages that the bus keeps for connections on their way between workers",
+        help: "Maximum bytes of messages that the bus keeps for connections that are moving",
         more: "",
     },
     Setting {
@@ -80,18 +80,18 @@ pub const TABLE: &[Setting] = &[
         kind: Time(Zero::Wrong, |d, time| d.config.topics.history_time = time),
         default: Is("10s"),
         flag: No,
-        help: "How long it keeps them",
+        help: "How long the bus keeps these messages",
         more: "",
     },
     Setting {
         name: "bus",
         scopes: SERVER,
         kind: List("URL", |d, texts| Ok(d.bus.servers = Some(bus::servers(texts)?))),
-        default: Unset("topics end at this machine"),
+        default: Unset("topics are local to this machine"),
         flag: No,
-        help: "Engine that joins topics with those of other machines: nats://, tls://, redis:// or rediss://HOST[:PORT]",
+        help: "Share topics with other machines through nats://, tls://, redis:// or rediss://HOST[:PORT]",
         more: "\
-Several servers of one engine have commas between them; they are tried until one answers.
+Several servers of one engine are separated by commas, and tried until one answers.
 See TOPICS in
 .Xr wshd 8 .",
     },
@@ -101,12 +101,12 @@ See TOPICS in
         kind: Path("FILE", |d, file| d.bus.credentials = Some(file)),
         default: Unset("none"),
         flag: No,
-        help: "File with what proves to the engine who connects: a user and, on the next line, the password",
+        help: "Credentials for the engine, a file with a user and, on the next line, the password",
         more: "\
 A single line is a password or, for NATS, a token or the seed of a user's nkey.
 For NATS it may be a .creds file, which has a JWT and its seed.
-Nobody but its owner and its group may be able to read it.
-It is read again by a reload.",
+Only its owner and its group may have access.
+A reload reads it again.",
     },
     Setting {
         name: "bus_ca",
@@ -114,8 +114,8 @@ It is read again by a reload.",
         kind: Path("FILE", |d, file| d.bus.ca = Some(file)),
         default: Unset("those of the system"),
         flag: No,
-        help: "Certificates that issue that of the engine, in PEM",
-        more: "It needs tls:// or rediss://.",
+        help: "CA certificates to verify the engine with, a PEM file",
+        more: "Needs tls:// or rediss://.",
     },
     Setting {
         name: "bus_certificate",
@@ -123,8 +123,8 @@ It is read again by a reload.",
         kind: Path("FILE", |d, file| d.bus.certificate = Some(file)),
         default: Unset("none"),
         flag: No,
-        help: "Certificate to show to the engine, with its chain, in PEM",
-        more: "It needs tls:// or rediss://, and bus_private_key.",
+        help: "Client certificate for the engine, with its chain, a PEM file",
+        more: "Needs tls:// or rediss://, and bus_private_key.",
     },
     Setting {
         name: "bus_private_key",
@@ -132,8 +132,8 @@ It is read again by a reload.",
         kind: Path("FILE", |d, file| d.bus.private_key = Some(file)),
         default: Unset("none"),
         flag: No,
-        help: "Private key of that certificate, in PEM and without a passphrase",
-        more: "Nobody but its owner and its group may be able to read it.",
+        help: "Private key of that certificate, a PEM file without a passphrase",
+        more: "Only its owner and its group may have access.",
     },
     Setting {
         name: "bus_prefix",
@@ -141,7 +141,7 @@ It is read again by a reload.",
         kind: Text("PREFIX", |d, text| Ok(d.bus.prefix = bus::prefix(text)?)),
         default: Is("wshd"),
         flag: No,
-        help: "What subjects or channels begin with",
+        help: "Prefix of subjects or channels",
         more: "Servers with the same prefix share topics.",
     },
     Setting {
@@ -150,7 +150,7 @@ It is read again by a reload.",
         kind: Size(LEAST_SIZE..=MAX_MEMORY, |d, size| d.bus.queue = size as usize),
         default: Is("4M"),
         flag: No,
-        help: "Maximum bytes that wait for the engine, and that wait for the bus from there",
-        more: "What comes above it is dropped and counted.",
+        help: "Maximum bytes in the queue to the engine, and in the queue from it",
+        more: "Messages above it are dropped and counted.",
     },
 ];

@@ -31,7 +31,7 @@ pub const TABLE: &[Setting] = &[
         flag: No,
         help: "Replace a worker whose resident memory is larger than this (0: never)",
         more: "\
-Its connections go on in the new one, and nobody is disconnected; for those that cannot move see
+Its connections move to the new one; for those that cannot see
 .Cm drain_timeout .",
     },
     Setting {
@@ -60,13 +60,15 @@ Its connections go on in the new one, and nobody is disconnected; for those that
         flag: No,
         help: "How long a handler may run without calling the server (0: forever)",
         more: "\
-In the event style this is the time that a callback takes; in the blocking style it is the processor time that the \
-thread of the connection uses, so that a handler may wait for something of its own.
-Any call of the server begins the time anew, and time during which the process was stopped does not count.
-A handler that takes longer is named in the log and its worker is killed; its connection is closed with 1011, the \
-others go on in another worker.
-Loading a handler and its on_worker_start have as long; one that takes longer is not loaded again until a reload.
-Off means forever, though a worker has a minute to start.",
+In the event style this is the duration of a callback; in the blocking style the processor time of the connection's \
+thread, which may wait.
+Any call of the server restarts the time; time while the process is stopped does not count.
+A handler that takes longer is logged and its worker killed; its connection is closed with 1011, and the others move \
+to another worker.
+The limit also applies to loading a handler and to
+.Fn on_worker_start ;
+a handler that exceeds it there is not loaded again until a reload.
+A worker has a minute to start in any case.",
     },
     Setting {
         name: "handler_wait_timeout",
@@ -74,9 +76,8 @@ Off means forever, though a worker has a minute to start.",
         kind: Time(Zero::Off, |d, time| d.config.handler_wait_timeout = time),
         default: Is("0"),
         flag: No,
-        help: "How long the thread of a blocking handler may do anything, waiting included, without calling the \
-               server (0: forever)",
-        more: "One that takes longer is treated as with\n.Cm handler_timeout .",
+        help: "How long a blocking handler may wait or run without calling the server (0: forever)",
+        more: "One that takes longer is treated as by\n.Cm handler_timeout .",
     },
     Setting {
         name: "worker_timeout",
@@ -84,12 +85,11 @@ Off means forever, though a worker has a minute to start.",
         kind: Time(Zero::Off, |d, time| d.config.worker_timeout = time),
         default: Is("20s"),
         flag: No,
-        help: "Kill and replace a worker whose event loop has not turned for so long outside of handlers (0: never)",
+        help: "Kill and replace a worker whose event loop hangs for this time outside of handlers (0: never)",
         more: "\
-A worker is in that state if it was stopped, or hangs where no signal reaches it.
-It is sent SIGTERM, and SIGKILL a second later.
-One that a debugger has attached to is left alone.
-In a call of a handler it has this time beyond
+It was stopped, for example, or hangs in the kernel.
+It is sent SIGTERM, and SIGKILL a second later, unless a debugger is attached.
+Within a callback the time is added to
 .Cm handler_timeout .",
     },
     Setting {
@@ -98,8 +98,8 @@ In a call of a handler it has this time beyond
         kind: Time(Zero::Off, |d, time| d.config.process_timeout = time),
         default: Is("1s"),
         flag: No,
-        help: "How long a request waits for a process of its own before it is answered with 503 (0: not at all)",
-        more: "It concerns handlers with\n.Ql isolation = \\(dqconnection\\(dq .",
+        help: "How long a request waits for a process of its own before it gets status 503 (0: not at all)",
+        more: "For handlers with\n.Ql isolation = \\(dqconnection\\(dq .",
     },
     Setting {
         name: "drain_timeout",
@@ -113,12 +113,12 @@ In a call of a handler it has this time beyond
         }),
         default: Is("10s"),
         flag: No,
-        help: "Time over which connections that cannot move are closed when their worker is replaced, or never",
+        help: "Close connections that cannot move over this time when their worker is replaced, or never",
         more: "\
 Their handlers are told, and the connections are closed with 1012, evenly spread over this time.
 With
 .Ql never
-they are left until they end.",
+the old worker keeps them until they end.",
     },
     Setting {
         name: "stop_timeout",
@@ -126,7 +126,7 @@ they are left until they end.",
         kind: Time(Zero::Off, |d, time| d.config.stop_timeout = time),
         default: Is("10s"),
         flag: No,
-        help: "Time that workers have to close their connections when the server stops",
+        help: "Time for workers to close their connections when the server stops",
         more: "See SIGNALS in\n.Xr wshd 8 .",
     },
     Setting {
@@ -135,7 +135,7 @@ they are left until they end.",
         kind: Time(Zero::Off, |d, time| d.config.drain.before_stop = time),
         default: Is("0"),
         flag: No,
-        help: "Drain over this time first when SIGTERM comes (0: stop at once)",
+        help: "Drain over this time at SIGTERM before stopping (0: stop at once)",
         more: "See HEALTH AND DRAIN in\n.Xr wshd 8 .",
     },
     Setting {
@@ -145,7 +145,7 @@ they are left until they end.",
         default: Is("0"),
         flag: No,
         help: "When draining, accept connections for this time after health checks have begun to fail",
-        more: "A load balancer has that long to notice: some intervals of its checks.",
+        more: "Load balancers must notice within it: use some intervals of their checks.",
     },
     Setting {
         name: "drain_code",
@@ -156,8 +156,8 @@ they are left until they end.",
         }),
         default: Is("1001"),
         flag: No,
-        help: "Code with which a server that drains closes connections",
-        more: "1001 is going away, 1012 service restart: some clients connect again after one, but not after the other.",
+        help: "Code to close connections with when draining",
+        more: "1001 (going away) or 1012 (service restart): clients differ in which makes them reconnect.",
     },
     Setting {
         name: "quarantine_deaths",
@@ -165,7 +165,7 @@ they are left until they end.",
         kind: Count("COUNT", 0..=1000, |d, count| d.config.quarantine.deaths = count as u32),
         default: Is("3"),
         flag: No,
-        help: "Quarantine a handler in which so many workers have died (0: never)",
+        help: "Quarantine a handler after this many deaths of workers in it (0: never)",
         more: "See CRASHES in\n.Xr wshd 8 .",
     },
     Setting {
@@ -174,8 +174,8 @@ they are left until they end.",
         kind: Time(Zero::Wrong, |d, time| d.config.quarantine.window = time),
         default: Is("60s"),
         flag: No,
-        help: "Time within which they have died",
-        more: "It cannot be off.",
+        help: "Time within which deaths are counted",
+        more: "It cannot be 0.",
     },
     Setting {
         name: "quarantine_time",
@@ -183,8 +183,8 @@ they are left until they end.",
         kind: Time(Zero::Wrong, |d, time| d.config.quarantine.time = time),
         default: Is("10s"),
         flag: No,
-        help: "How long a handler is quarantined the first time; then twice as long, up to 10m",
-        more: "It cannot be off.",
+        help: "Duration of the first quarantine; each further one is twice as long, up to 10m",
+        more: "It cannot be 0.",
     },
     Setting {
         name: "crash_dir",
@@ -202,6 +202,6 @@ they are left until they end.",
         default: Is("64K"),
         flag: No,
         help: "Maximum number of bytes of the last message in such a record",
-        more: "The rest of the message is left out.",
+        more: "The rest of the message is omitted.",
     },
 ];
