@@ -24,10 +24,10 @@
  * built in debug mode, aborts and names the function.
  *
  * Connections are values. A ws_conn is an id, not a pointer: it can be kept,
- * compared, copied to other threads, and used too late. A call on a connection
- * that is closing or gone returns WS_E_GONE; one that is not open yet takes no
- * message (WS_E_PLACE). The id of a connection is never given to another one in
- * the same process.
+ * compared, copied to other threads, and used after the connection has ended: a
+ * call on a connection that is closing or gone returns WS_E_GONE. One that is not
+ * open yet takes no message (WS_E_PLACE). An id is never reused in the same
+ * process.
  *
  * Bytes are pointer and length. What comes from the host is valid until the
  * callback returns (in transfer_data: until the next ws_receive), unless its
@@ -40,7 +40,9 @@
  * Results. WS_OK and other values >= 0 are success, values < 0 are errors.
  * Each comment lists all results that a function can have. Bits of flags that
  * the host does not know are WS_E_INVALID. What was answered with WS_OK is
- * delivered, or travels with the connection, or on_close tells that it ended.
+ * delivered, or moves with the connection, or on_close tells that it ended.
+ *
+ * Protocol. RFC sections stand in brackets; without a number they are of RFC 6455.
  *
  * Processes. Workers are forked. The code of a handler runs in workers only,
  * and a handler is never unloaded: new code means a new process. The process is
@@ -51,7 +53,7 @@
  *   - Standard input is /dev/null; output and error are the server's own, and
  *     /dev/null once it runs as a daemon: write with ws_log().
  *   - chdir(), umask(), setlocale(), setenv(), setrlimit() and changes of the
- *     user are for all handlers of the process: leave them alone.
+ *     user affect all handlers of the process: do not call them.
  *   - A child that a handler forks must exec() or _exit(), and cannot call the
  *     host: its calls return WS_E_GONE.
  *
@@ -67,8 +69,8 @@
  * Within ABI 1 a handler may be older or newer than the host: members that one
  * side does not know count as absent, and a function that the host lacks
  * returns WS_E_UNSUPPORTED (0, NULL or absent bytes where it returns no result).
- * Another major version is refused at load. What does not belong into the table
- * is offered by ws_get_extension().
+ * Another major version is refused at load. Interfaces outside of the table are
+ * offered by ws_get_extension().
  */
 #ifndef WS_HANDLER_H
 #define WS_HANDLER_H
@@ -103,7 +105,7 @@ typedef struct ws_bytes {
     size_t      size;
 } ws_bytes;
 
-/* A message, or in a handler with WS_STREAM one fragment of a message.
+/* A message [5.6], or in a handler with WS_STREAM one fragment of a message [5.4].
  * This struct never grows. */
 typedef struct ws_message {
     uint32_t    type;  /* WS_TEXT or WS_BINARY */
@@ -119,7 +121,8 @@ typedef struct ws_address {
     char     text[112]; /* "192.0.2.1", "2001:db8::1", a path, or "" */
 } ws_address;
 
-/* How to compress; for ws_configure_deflate(). Begin with WS_DEFLATE_DEFAULTS. */
+/* How to compress [RFC 7692, 7.1]; for ws_configure_deflate(). Begin with
+ * WS_DEFLATE_DEFAULTS. */
 typedef struct ws_deflate_options {
     size_t   size;                       /* sizeof(ws_deflate_options) */
     uint32_t server_max_window_bits;     /* 9 to 15: largest window for sending */
@@ -138,7 +141,7 @@ typedef void (*ws_task)(ws_conn conn, void *arg);
 /* A watched descriptor is ready: events are WS_FD_.... See ws_watch_fd(). */
 typedef void (*ws_ready)(int32_t fd, uint32_t events, void *arg);
 
-/* Message types: the opcodes of RFC 6455. */
+/* Message types: their opcodes [5.2]. */
 #define WS_TEXT   1
 #define WS_BINARY 2
 
@@ -147,8 +150,8 @@ typedef void (*ws_ready)(int32_t fd, uint32_t events, void *arg);
 #define WS_LAST  2u /* the message ends here */
 
 /* Flags for sending. */
-#define WS_MORE         1u /* a fragment: the next send continues this message */
-#define WS_UNCOMPRESSED 2u /* do not compress this message */
+#define WS_MORE         1u /* a fragment [5.4]: the next send continues this message */
+#define WS_UNCOMPRESSED 2u /* do not compress this message [RFC 7692, 6] */
 
 /* For ws_publish(), beside WS_UNCOMPRESSED. */
 #define WS_NOT_SELF 0x100u /* not to the connection whose callback this is called in */
@@ -158,7 +161,7 @@ typedef void (*ws_ready)(int32_t fd, uint32_t events, void *arg);
 /* What a descriptor is watched for, and what it is ready for. */
 #define WS_FD_READ   1u
 #define WS_FD_WRITE  2u
-#define WS_FD_HANGUP 4u /* told only: an error, or the other end is closed */
+#define WS_FD_HANGUP 4u /* reported only: an error, or the other end is closed */
 
 /* ws_address.family */
 #define WS_UNIX 1
@@ -184,7 +187,7 @@ typedef void (*ws_ready)(int32_t fd, uint32_t events, void *arg);
 #define WS_E_ABSENT      (-10) /* there is nothing of that name */
 #define WS_E_DENIED      (-11) /* the configuration does not allow it */
 
-/* Close codes of RFC 6455 that programs use by name. */
+/* Close codes [7.4.1, and the IANA registry] that programs use by name. */
 #define WS_CLOSE_NORMAL         1000
 #define WS_CLOSE_GOING_AWAY     1001
 #define WS_CLOSE_PROTOCOL_ERROR 1002
@@ -202,14 +205,14 @@ typedef void (*ws_ready)(int32_t fd, uint32_t events, void *arg);
 #define WS_BY_PEER    1 /* the peer sent the first Close frame, or just vanished */
 #define WS_BY_HANDLER 2 /* ws_close(), ws_abort(), or the end of transfer_data */
 #define WS_BY_HOST    3 /* wshd: a breach of the protocol, a limit, a shutdown */
-#define WS_BY_MOVE    4 /* it has not ended: it goes on in another process */
+#define WS_BY_MOVE    4 /* it has not ended: it moves to another process */
 
 /* ws_tls_fact() */
 #define WS_TLS_VERSION      1 /* "TLSv1.3" */
 #define WS_TLS_CIPHER       2 /* "TLS_AES_128_GCM_SHA256" */
 #define WS_TLS_SERVER_NAME  3 /* the name that the client asked for */
 #define WS_TLS_PEER_SUBJECT 4 /* subject of the client's certificate */
-#define WS_TLS_ALPN         5 /* the protocol that was agreed: "http/1.1", "h2" (RFC 7301) */
+#define WS_TLS_ALPN         5 /* the negotiated protocol: "http/1.1", "h2" [RFC 7301] */
 #define WS_TLS_PEER_CHAIN   6 /* the client's certificates in DER, its own first, one after the other */
 #define WS_TLS_RESUMED      7 /* "1" if an earlier session was resumed, else absent */
 
@@ -252,7 +255,7 @@ typedef struct ws_handler {
     const char *name;
     const char *version;
 
-    /* Subprotocols in order of preference, such as "chat.v2, chat.v1". The first
+    /* Subprotocols [1.9] in order of preference, such as "chat.v2, chat.v1". The first
      * that the client offers is chosen before do_extra_handshake, which may
      * choose otherwise. When none is chosen the connection is accepted without
      * a subprotocol; browsers then fail it if they offered any. */
@@ -261,13 +264,13 @@ typedef struct ws_handler {
     /* A worker starts or stops. No connection exists. A negative result of
      * start takes the handler out of service in this worker (503). Not called
      * when a worker crashes. Where each connection has a process of its own,
-     * start is called in their parent only: its memory and descriptors, timers
-     * and posts are there in each of them, its threads are not. Both run on the
-     * thread of the worker's event loop. */
+     * start is called in their parent only: they have its memory, descriptors,
+     * timers and posts, but not its threads. Both run on the thread of the
+     * worker's event loop. */
     int32_t (*on_worker_start)(void);
     void (*on_worker_stop)(void);
 
-    /* The opening handshake, before any reply. Returns:
+    /* The opening handshake, before any reply [4.2]. Returns:
      *   WS_OK        accept
      *   WS_REJECTED  what ws_reject() returns: an error reply
      *   WS_ABORTED   what ws_abort_handshake() returns: no reply at all
@@ -277,10 +280,10 @@ typedef struct ws_handler {
      *   negative     500
      *   any other    500
      * Fails closed: once ws_reject() or ws_abort_handshake() was called, WS_OK
-     * does not accept any more; see there. May wait in the blocking style. */
+     * no longer accepts; see there. May wait in the blocking style. */
     int32_t (*do_extra_handshake)(ws_conn conn, ws_handshake *hs);
 
-    /* The connection is open, or was taken up from another process: see
+    /* The connection is open, or has moved here from another process: see
      * ws_is_resumed(). Both styles. Returns WS_OK; negative closes with 1011. */
     int32_t (*on_open)(ws_conn conn);
 
@@ -289,32 +292,32 @@ typedef struct ws_handler {
      * ws_receive() has said WS_E_DRAINING), with 1011 after a negative result. */
     int32_t (*transfer_data)(ws_conn conn);
 
-    /* Event style: a message (with WS_STREAM: a fragment) has come. */
+    /* Event style: a message (with WS_STREAM: a fragment) has arrived. */
     void (*on_message)(ws_conn conn, const ws_message *msg);
 
-    /* The peer has sent the first Close frame. ws_close_code() and
+    /* The peer has sent the first Close frame [5.5.1, 7.1.3]. ws_close_code() and
      * ws_close_reason() tell what; ws_close() chooses the answer, by default
      * the same code without a reason. Returns WS_OK; negative answers 1011. */
     int32_t (*passive_closing_handshake)(ws_conn conn);
 
     /* The connection has ended: exactly once for each on_open in this process,
-     * both styles. by is WS_BY_..., code what the side that ended it gave: 1005
-     * for none, 1006 for an end without a Close frame. What the connection kept
-     * (ws_user, ws_state, ws_resource) can still be read; nothing can be sent.
-     * With WS_BY_MOVE (code 0) this process lets go of a connection that goes on
-     * in another one, where on_open follows: ws_set_state() still counts here.
+     * both styles. by is WS_BY_..., code [7.1.5] what the side that ended it gave: 1005
+     * for none, 1006 for an end without a Close frame. What is known of the
+     * connection (ws_user, ws_state, ws_resource) can still be read; nothing can be
+     * sent. With WS_BY_MOVE (code 0) the connection moves to another process, where
+     * on_open follows; ws_set_state() still takes effect here.
      * Not called when the worker crashes. */
     void (*on_close)(ws_conn conn, uint32_t by, uint32_t code);
 
-    /* A Pong with the payload of an earlier ws_ping() has come; round-trip time
+    /* A Pong [5.5.3] with the payload of an earlier ws_ping() has arrived; round-trip time
      * in nanoseconds. */
     void (*on_pong)(ws_conn conn, const char *data, size_t size, uint64_t rtt);
 
     /* Event style: after a WS_E_FULL the send queue has drained to its low mark. */
     void (*on_writable)(ws_conn conn);
 
-    /* Event style: the server wants this connection to end soon, and it cannot
-     * be moved at the moment; closed with 1012 when the time is over. In the
+    /* Event style: the server wants this connection to end soon and cannot move
+     * it now; closed with 1012 when the time is over. In the
      * blocking style ws_receive() returns WS_E_DRAINING, unless the handler has
      * WS_RESUMABLE: its connection moves at the next ws_receive(). */
     void (*on_drain)(ws_conn conn);
@@ -543,9 +546,8 @@ static inline uint32_t ws_workers(void)
  * descriptor stays the handler's: non-blocking, and unwatched before it is
  * closed. ready must not wait; its time is measured and limited as that of a
  * callback, and messages are sent from there as from any thread.
- * Watched descriptors belong to the process: a connection that moves to another
- * process leaves them behind, a crash closes them, and on_worker_start of the
- * process that follows opens new ones.
+ * Watched descriptors belong to the process: they do not move with a connection,
+ * and on_worker_start opens new ones in another process.
  * events: WS_FD_READ, WS_FD_WRITE or both. WS_OK, or WS_E_INVALID (other events,
  * no ready, not a descriptor that can be watched, one of another handler),
  * WS_E_LIMIT (more than 256 of this handler), WS_E_PLACE.
@@ -555,7 +557,7 @@ static inline int32_t ws_watch_fd(int32_t fd, uint32_t events, ws_ready ready, v
     return WS_HOST_HAS(watch_fd) ? ws_host_->watch_fd(ws_host_, fd, events, ready, arg) : WS_E_UNSUPPORTED;
 }
 
-/* Watches it no more. From then on ready is not called. WS_OK, or WS_E_INVALID (it
+/* Stops watching it; ready is not called any more. WS_OK, or WS_E_INVALID (it
  * is not watched), WS_E_PLACE.
  * [on the thread of the worker's event loop, on_worker_start included] */
 static inline int32_t ws_unwatch_fd(int32_t fd)
@@ -565,7 +567,7 @@ static inline int32_t ws_unwatch_fd(int32_t fd)
 
 /* --------------------------------------------------- log, time, configuration */
 
-/* Nanoseconds of a clock that only goes forward; its start means nothing.
+/* Nanoseconds of the monotonic clock; its start means nothing.
  * [any thread] */
 static inline uint64_t ws_now(void)
 {
@@ -620,7 +622,7 @@ static inline int32_t ws_config_at(size_t index, ws_bytes *key, ws_bytes *value)
 
 /* ------------------------------------------------------------------ request */
 
-/* Path and query of the request, "/chat?room=1". Valid for the life of the
+/* Path and query of the request [3], "/chat?room=1". Valid for the life of the
  * connection. [in a callback of this connection] */
 static inline ws_bytes ws_resource(ws_conn conn)
 {
@@ -642,7 +644,7 @@ static inline ws_bytes ws_query(ws_conn conn)
 }
 
 /* Decodes the first parameter of this name in the query, "room" in
- * "?room=blue%20moon", into text[0..size), and a NUL behind it. "+" is a space;
+ * "?room=blue%20moon", into text[0..size), followed by a NUL. "+" is a space;
  * a "%" without two hexadecimal digits stays as it is. The result is not checked
  * to be UTF-8. Its length, or
  *   WS_E_ABSENT    there is no such parameter (or the connection is gone)
@@ -656,7 +658,7 @@ static inline int32_t ws_query_param(ws_conn conn, const char *name, char *text,
                                     : WS_E_UNSUPPORTED;
 }
 
-/* The same for a cookie: the value without the quotes around it, with %XX decoded
+/* The same for a cookie [RFC 6265, 4.2]: the value without the quotes around it, with %XX decoded
  * ("+" stays). WS_E_ABSENT also when the request was not kept.
  * [in do_extra_handshake; with WS_KEEP_REQUEST in any callback of this connection] */
 static inline int32_t ws_cookie(ws_conn conn, const char *name, char *text, size_t size)
@@ -664,7 +666,7 @@ static inline int32_t ws_cookie(ws_conn conn, const char *name, char *text, size
     return WS_HOST_HAS(cookie) ? ws_host_->cookie(conn, name, strlen(name), text, size) : WS_E_UNSUPPORTED;
 }
 
-/* Host and port that the client asked for, from the target or the Host header.
+/* Host and port that the client asked for [4.1], from the target or the Host header.
  * Absent when the request was not kept.
  * [in do_extra_handshake; with WS_KEEP_REQUEST in any callback of this connection] */
 static inline ws_bytes ws_authority(ws_conn conn)
@@ -672,8 +674,8 @@ static inline ws_bytes ws_authority(ws_conn conn)
     return ws_host_->authority(conn);
 }
 
-/* The authenticated user, where the server asks for that (a name in htpasswd, the
- * subject of a token); absent where it does not. Valid for the life of the connection.
+/* The authenticated user (a name in htpasswd, the subject of a token [RFC 7519,
+ * 4.1.2]); absent if the server requires none. Valid for the life of the connection.
  * [in a callback of this connection] */
 static inline ws_bytes ws_remote_user(ws_conn conn)
 {
@@ -681,7 +683,7 @@ static inline ws_bytes ws_remote_user(ws_conn conn)
     return WS_HOST_HAS(remote_user) ? ws_host_->remote_user(conn) : absent;
 }
 
-/* The Origin header, as sent; absent without one. Valid for the life of the
+/* The Origin header [4.1, 10.2], as sent; absent without one. Valid for the life of the
  * connection. [in a callback of this connection] */
 static inline ws_bytes ws_origin(ws_conn conn)
 {
@@ -712,7 +714,7 @@ static inline int32_t ws_header_at(ws_conn conn, size_t index, ws_bytes *name, w
     return ws_host_->header_at(conn, index, name, value);
 }
 
-/* The subprotocols that the client offers, in its order: "a, b"; see
+/* The subprotocols that the client offers [11.3.4], in its order: "a, b"; see
  * ws_list_next(). Absent if it offers none.
  * [in do_extra_handshake; with WS_KEEP_REQUEST in any callback of this connection] */
 static inline ws_bytes ws_requested_protocols(ws_conn conn)
@@ -720,7 +722,7 @@ static inline ws_bytes ws_requested_protocols(ws_conn conn)
     return ws_host_->requested_protocols(conn);
 }
 
-/* The extensions that the client offers, as in its header (several headers are
+/* The extensions that the client offers [9.1], as in its header (several headers are
  * joined with ", "). Absent if it offers none.
  * [in do_extra_handshake; with WS_KEEP_REQUEST in any callback of this connection] */
 static inline ws_bytes ws_requested_extensions(ws_conn conn)
@@ -728,7 +730,7 @@ static inline ws_bytes ws_requested_extensions(ws_conn conn)
     return ws_host_->requested_extensions(conn);
 }
 
-/* The version of the protocol: 13. 0 if the connection is gone.
+/* The version of the protocol [4.4]: 13. 0 if the connection is gone.
  * [in a callback of this connection] */
 static inline uint32_t ws_version(ws_conn conn)
 {
@@ -743,7 +745,7 @@ static inline int32_t ws_remote_address(ws_conn conn, ws_address *address)
     return ws_host_->remote_address(conn, address, sizeof *address);
 }
 
-/* The address that the peer has reached. Results as above.
+/* The local address of the connection. Results as above.
  * [in a callback of this connection] */
 static inline int32_t ws_local_address(ws_conn conn, ws_address *address)
 {
@@ -764,7 +766,7 @@ static inline ws_bytes ws_tls_fact(ws_conn conn, uint32_t which)
  * finishes the handshake.
  * Common results: WS_E_GONE (finished, or the peer has left), WS_E_PLACE. */
 
-/* Chooses one of the offered subprotocols, or none with NULL. WS_OK, or
+/* Chooses one of the offered subprotocols [4.2.2], or none with NULL. WS_OK, or
  * WS_E_INVALID: it was not offered.
  * [in do_extra_handshake; after WS_LATER any thread] */
 static inline int32_t ws_set_protocol(ws_handshake *hs, const char *protocol)
@@ -781,7 +783,7 @@ static inline int32_t ws_add_header(ws_handshake *hs, const char *name, const ch
     return ws_host_->add_header(hs, name, strlen(name), value, strlen(value));
 }
 
-/* How permessage-deflate is to be negotiated, if the client offers it; without
+/* How to negotiate permessage-deflate [RFC 7692, 7.1], if the client offers it; without
  * this call by the server's settings. WS_OK, or WS_E_INVALID (a value out of its
  * range), WS_E_UNSUPPORTED (a member that this host does not know is not 0).
  * [in do_extra_handshake; after WS_LATER any thread] */
@@ -814,7 +816,7 @@ static inline int32_t ws_accept_and_close(ws_handshake *hs, uint32_t code, const
     return ws_host_->accept_and_close(hs, code, reason, reason != NULL ? strlen(reason) : 0);
 }
 
-/* Rejects with a status from 300 to 599 and a short text. WS_REJECTED, to be
+/* Rejects [4.2.2] with a status from 300 to 599 and a short text. WS_REJECTED, to be
  * returned from do_extra_handshake, or WS_E_INVALID.
  * From this call on the handshake cannot be accepted: should do_extra_handshake
  * return WS_OK all the same, it is rejected (with 500 if this call failed) and
@@ -842,7 +844,7 @@ WS_MUST_USE_ static inline int32_t ws_abort_handshake(ws_handshake *hs)
 }
 
 /* ws_set_user_owned() and ws_set_state() through the handshake, so that whoever
- * finishes it can say who the peer is. A pointer that is replaced, or not taken, is
+ * finishes it can say who the peer is. A pointer that is replaced or refused is
  * released on the thread of this call. WS_OK, WS_E_LIMIT (the state is too large).
  * [in do_extra_handshake; after WS_LATER any thread] */
 static inline int32_t ws_attach_user(ws_handshake *hs, void *user, void (*release)(void *arg))
@@ -867,7 +869,7 @@ static inline ws_bytes ws_protocol(ws_conn conn)
     return ws_host_->protocol(conn);
 }
 
-/* The extensions in use, as in the reply's header; absent if none, and in
+/* The extensions in use [9.1], as in the reply's header; absent if none, and in
  * do_extra_handshake. [in a callback of this connection] */
 static inline ws_bytes ws_extensions(ws_conn conn)
 {
@@ -887,10 +889,10 @@ static inline int32_t ws_deflate(ws_conn conn)
  *   WS_MESSAGE     *msg is set, valid until the next call
  *   WS_CLOSED      the connection is closing (ws_close_code() tells how, 1006
  *                  when it was lost); return soon. With WS_RESUMABLE also when
- *                  it goes on in another process: what transfer_data returns
- *                  does not matter then, and on_close with WS_BY_MOVE follows
+ *                  it moves to another process: the result of transfer_data
+ *                  is ignored then, and on_close with WS_BY_MOVE follows
  *   WS_E_TIMEOUT   no message in that time
- *   WS_E_DRAINING  the server wants the connection to end; said once, messages
+ *   WS_E_DRAINING  the server wants the connection to end; returned once, messages
  *                  can still be received
  *   WS_E_GONE, WS_E_PLACE
  * [in transfer_data] */
@@ -899,9 +901,9 @@ static inline int32_t ws_receive(ws_conn conn, ws_message *msg, int64_t timeout_
     return ws_host_->receive(conn, msg, timeout_ms);
 }
 
-/* Sends a message of type WS_TEXT (must be UTF-8) or WS_BINARY. In the order of
+/* Sends a message [6.1] of type WS_TEXT (must be UTF-8) or WS_BINARY. In the order of
  * the calls of one thread.
- *   WS_OK          in the send queue or further
+ *   WS_OK          queued or sent
  *   WS_E_FULL      the queue is above its high mark; nothing was queued. In the
  *                  event style on_writable follows. On the thread of a blocking
  *                  connection the call waits instead.
@@ -915,7 +917,7 @@ static inline int32_t ws_send(ws_conn conn, uint32_t type, const void *data, siz
     return ws_host_->send(conn, type, data, size, 0);
 }
 
-/* The same with flags: WS_MORE sends a fragment, whose message goes on with the
+/* The same with flags: WS_MORE sends a fragment [5.4], whose message continues with the
  * next send of the same type (a text may be cut within a character);
  * WS_UNCOMPRESSED, in the first fragment, turns compression off for the message.
  * Results as of ws_send(). [any thread] */
@@ -940,11 +942,11 @@ static inline int32_t ws_send_owned(ws_conn conn, uint32_t type, const void *dat
     return ws_host_->send_owned(conn, type, data, size, flags, release, arg);
 }
 
-/* For handlers that test clients: sends octets as they are, in the order of the
- * messages, whatever they do to the protocol. In do_extra_handshake, and after
- * WS_LATER until the handshake is finished, they take the place of the server's
- * reply (at most 64 KiB, else WS_E_LIMIT): after WS_OK the connection is open
- * behind them, otherwise it is closed once they are sent. WS_E_DENIED unless the
+/* For handlers that test clients: sends octets unchanged, in order with messages,
+ * whatever they do to the protocol. In do_extra_handshake, and after
+ * WS_LATER until the handshake is finished, they replace the server's
+ * reply (at most 64 KiB, else WS_E_LIMIT): after WS_OK the connection is open,
+ * otherwise it is closed once they are sent. WS_E_DENIED unless the
  * handler's section of the configuration says "raw = true". Else results as of
  * ws_send(). [any thread] */
 static inline int32_t ws_send_raw(ws_conn conn, const void *data, size_t size)
@@ -952,14 +954,14 @@ static inline int32_t ws_send_raw(ws_conn conn, const void *data, size_t size)
     return WS_HOST_HAS(send_raw) ? ws_host_->send_raw(ws_host_, conn, data, size) : WS_E_UNSUPPORTED;
 }
 
-/* Sends a Ping with at most 125 bytes. WS_OK, or WS_E_INVALID (too long),
+/* Sends a Ping [5.5.2] with at most 125 bytes. WS_OK, or WS_E_INVALID (too long),
  * WS_E_FULL, WS_E_GONE. on_pong follows. [any thread] */
 static inline int32_t ws_ping(ws_conn conn, const void *data, size_t size)
 {
     return ws_host_->ping(conn, data, size);
 }
 
-/* Bytes in the send queue that the kernel has not taken; 0 if the connection is
+/* Bytes in the send queue, not yet written to the socket; 0 if the connection is
  * gone. [any thread] */
 static inline size_t ws_buffered(ws_conn conn)
 {
@@ -1006,8 +1008,8 @@ static inline int64_t ws_set_timer(ws_conn conn, uint64_t delay_ms, ws_task task
     return ws_host_->set_timer(ws_host_, conn, delay_ms, 0, task, arg);
 }
 
-/* The same again and again, every period_ms milliseconds (at least 1), until it is
- * cleared. Calls that could not run in time are left out, not made up for.
+/* The same repeatedly, every period_ms milliseconds (at least 1), until it is
+ * cleared. Calls that could not run in time are skipped.
  * [in a callback of this connection; with conn 0 on the thread of the event loop] */
 static inline int64_t ws_set_interval(ws_conn conn, uint64_t period_ms, ws_task task, void *arg)
 {
@@ -1035,7 +1037,7 @@ static inline int32_t ws_post(ws_conn conn, ws_task task, void *arg)
 
 /* ------------------------------------------------------------------ closing */
 
-/* Begins the closing handshake, or in passive_closing_handshake chooses the
+/* Begins the closing handshake [7.1.2], or in passive_closing_handshake chooses the
  * answer. code: 1000 to 1003, 1007 to 1014, 3000 to 4999, or 1005 for a frame
  * without code; reason: UTF-8 of at most 123 bytes, or NULL. What was sent before
  * still goes out; messages that the peer still sends are dropped. WS_OK, or

@@ -16,7 +16,7 @@ use crate::raw::{self, ws_conn};
 use crate::session::{self, Session};
 
 /// A connection as a value: copied, compared, kept and sent to other threads.
-/// Used too late, its methods return [`Error::Gone`].
+/// After the connection has ended its methods return [`Error::Gone`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Conn(pub(crate) ws_conn);
 
@@ -38,7 +38,7 @@ impl Conn {
         self.send_flags(message.kind, message.data, if message.last { 0 } else { raw::WS_MORE })
     }
 
-    /// Sends with flags: [`crate::WS_MORE`] for a fragment whose message goes on
+    /// Sends with flags: [`crate::WS_MORE`] for a fragment (RFC 6455, 5.4) whose message continues
     /// with the next send of the same kind, [`crate::WS_UNCOMPRESSED`].
     ///
     /// # Errors
@@ -81,7 +81,7 @@ impl Conn {
         check(unsafe { (host().send_raw)(given(), self.0, octets.as_ptr().cast(), octets.len()) })
     }
 
-    /// Sends a Ping with at most 125 bytes; `on_pong` follows.
+    /// Sends a Ping (RFC 6455, 5.5.2) with at most 125 bytes; `on_pong` follows.
     ///
     /// # Errors
     /// `Invalid` (too long), `Full`, `Gone`.
@@ -90,7 +90,7 @@ impl Conn {
         check(unsafe { (host().ping)(self.0, data.as_ptr().cast(), data.len()) })
     }
 
-    /// Bytes in the send queue that the kernel has not taken; 0 if it is gone.
+    /// Bytes in the send queue, not yet written to the socket; 0 if it is gone.
     pub fn buffered(self) -> usize {
         // SAFETY: takes an id.
         unsafe { (host().buffered)(self.0) }
@@ -123,7 +123,7 @@ impl Conn {
         session::post(self, Box::new(task))
     }
 
-    /// Begins the closing handshake, or in `passive_closing_handshake` chooses
+    /// Begins the closing handshake (RFC 6455, 7.1.2), or in `passive_closing_handshake` chooses
     /// the answer. See [`crate::close_code`].
     ///
     /// # Errors
@@ -202,7 +202,7 @@ impl Current<'_> {
     }
 
     lent! {
-        /// Path and query of the request, `/chat?room=1`.
+        /// Path and query of the request (RFC 6455, 3), `/chat?room=1`.
         resource
         /// The resource up to its `?`.
         path
@@ -211,22 +211,22 @@ impl Current<'_> {
         /// Host and port that the client asked for; kept after the handshake only
         /// with `WS_KEEP_REQUEST`.
         authority
-        /// The Origin header.
+        /// The Origin header (RFC 6455, 10.2).
         origin
-        /// The authenticated user, where the server asks for that.
+        /// The authenticated user; `None` if the server requires none.
         remote_user
         /// The method, `GET`; kept only with `WS_KEEP_REQUEST`.
         method
-        /// The subprotocols that the client offers; see [`crate::list`]. Kept only
+        /// The subprotocols that the client offers (RFC 6455, 11.3.4); see [`crate::list`]. Kept only
         /// with `WS_KEEP_REQUEST`.
         requested_protocols
-        /// The extensions that the client offers; kept only with `WS_KEEP_REQUEST`.
+        /// The extensions that the client offers (RFC 6455, 9.1); kept only with `WS_KEEP_REQUEST`.
         requested_extensions
         /// The chosen subprotocol.
         protocol
         /// The extensions in use, as in the reply's header.
         extensions
-        /// The reason that the peer sent in its Close frame.
+        /// The reason that the peer sent in its Close frame (RFC 6455, 7.1.6).
         close_reason
     }
 
@@ -245,7 +245,7 @@ impl Current<'_> {
         })
     }
 
-    /// The version of the protocol, 13; 0 if the connection is gone.
+    /// The version of the protocol (RFC 6455, 4.4), 13; 0 if the connection is gone.
     pub fn version(&self) -> u32 {
         // SAFETY: takes an id.
         unsafe { (host().version)(self.conn.0) }
@@ -256,7 +256,7 @@ impl Current<'_> {
         self.address(host().remote_address)
     }
 
-    /// The IP address and port that the peer has reached; `None` on a Unix socket.
+    /// The local IP address and port; `None` on a Unix socket.
     pub fn local_address(&self) -> Option<(IpAddr, u16)> {
         self.address(host().local_address)
     }
@@ -289,7 +289,7 @@ impl Current<'_> {
         self.decoded(host().query_param, name)
     }
 
-    /// The first cookie of this name, decoded; kept only with `WS_KEEP_REQUEST`.
+    /// The first cookie of this name (RFC 6265, 4.2), decoded; kept only with `WS_KEEP_REQUEST`.
     pub fn cookie(&self, name: &str) -> Option<String> {
         self.decoded(host().cookie, name)
     }
@@ -326,7 +326,7 @@ impl Current<'_> {
         Session::of(self)?.set_timer(self.conn, delay, task)
     }
 
-    /// The same again and again, every `period` (at least a millisecond), until it
+    /// The same repeatedly, every `period` (at least a millisecond), until it
     /// is cleared or panics.
     ///
     /// # Errors
@@ -354,7 +354,7 @@ impl Current<'_> {
         self.session()?.event_handler::<H>()?.try_borrow_mut().ok().map(|mut handler| f(&mut handler))
     }
 
-    /// The code that the peer sent: 1005 for a Close frame without one, 1006 for
+    /// The code that the peer sent (RFC 6455, 7.1.5): 1005 for a Close frame without one, 1006 for
     /// an end without Close frame, 0 while it is open.
     pub fn close_code(&self) -> u32 {
         // SAFETY: takes an id.
@@ -377,7 +377,7 @@ impl Current<'_> {
         unsafe { Bytes::from_raw((host().state)(self.conn.0)) }.map(|bytes| bytes.to_vec())
     }
 
-    /// Was the connection opened in another process and taken up by this one?
+    /// Was the connection opened in another process and moved to this one?
     pub fn is_resumed(&self) -> bool {
         // SAFETY: takes an id.
         unsafe { (host().is_resumed)(self.conn.0) == 1 }
@@ -426,7 +426,7 @@ impl<'a> Blocking<'a> {
     /// use, take [`Current::conn`] before.
     ///
     /// # Errors
-    /// `Draining`: said once, messages can still be received. `Gone`.
+    /// `Draining`: returned once, messages can still be received. `Gone`.
     pub fn receive(&mut self) -> Result<Option<Message<'_>>> {
         self.receive_within(raw::WS_FOREVER)
     }

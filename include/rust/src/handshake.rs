@@ -6,7 +6,7 @@ use crate::host::{host, optional};
 use crate::raw::{self, ws_handshake};
 use crate::session::{Attachment, Session};
 
-/// A handshake in progress, in `do_extra_handshake`.
+/// A handshake in progress (RFC 6455, 4.2), in `do_extra_handshake`.
 pub struct Handshake<'a> {
     late: &'a LateHandshake,
     current: &'a Current<'a>,
@@ -17,7 +17,7 @@ pub struct Handshake<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply(pub(crate) i32);
 
-/// How to compress; begin with `DeflateOptions::default()`.
+/// How to compress (RFC 7692, 7.1); begin with `DeflateOptions::default()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeflateOptions {
     /// 9 to 15: largest window for sending.
@@ -52,7 +52,7 @@ impl Reply {
 }
 
 impl Handshake<'_> {
-    /// Chooses one of the offered subprotocols.
+    /// Chooses one of the offered subprotocols (RFC 6455, 4.2.2).
     ///
     /// # Errors
     /// `Invalid`: it was not offered.
@@ -77,7 +77,7 @@ impl Handshake<'_> {
         self.late.add_header(name, value)
     }
 
-    /// How permessage-deflate is to be negotiated, if the client offers it.
+    /// How to negotiate permessage-deflate (RFC 7692, 7.1), if the client offers it.
     ///
     /// # Errors
     /// `Invalid`: a value out of its range.
@@ -101,7 +101,7 @@ impl Handshake<'_> {
         reply(self.late.accept_and_close_raw(code, reason))
     }
 
-    /// Rejects with a status from 300 to 599 and a short text.
+    /// Rejects (RFC 6455, 4.2.2) with a status from 300 to 599 and a short text.
     ///
     /// # Errors
     /// `Invalid`: another status.

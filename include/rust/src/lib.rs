@@ -70,7 +70,7 @@ pub use raw::{WS_KEEP_REQUEST, WS_NO_EXTENSIONS, WS_RESUMABLE, WS_STREAM};
 pub use style::{BlockingHandler, By, Handler};
 pub use topic::{publish, publish_flags, subscribers};
 
-/// Close codes of RFC 6455 by name.
+/// Close codes by name (RFC 6455, 7.4.1, and the IANA registry).
 pub mod close_code {
     pub use crate::raw::{
         WS_CLOSE_GOING_AWAY as GOING_AWAY, WS_CLOSE_INTERNAL_ERROR as INTERNAL_ERROR,

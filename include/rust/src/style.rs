@@ -18,7 +18,7 @@ pub enum By {
     Handler,
     /// The server: a breach of the protocol, a limit, a shutdown.
     Host,
-    /// It has not ended: it goes on in another process.
+    /// It has not ended: it moves to another process.
     Move,
 }
 
@@ -38,14 +38,14 @@ impl By {
 /// must not wait. Each connection has a value of the type, from `on_open` until
 /// after `on_close`.
 pub trait Handler: Sized + 'static {
-    /// The connection is open, or was taken up from another process: see
+    /// The connection is open, or has moved here from another process: see
     /// [`Current::is_resumed`].
     ///
     /// # Errors
     /// Any: the connection is closed with 1011.
     fn on_open(conn: &Current) -> Outcome<Self>;
 
-    /// A message (with `WS_STREAM`: a fragment) has come.
+    /// A message (with `WS_STREAM`: a fragment) has arrived.
     ///
     /// # Errors
     /// Any: the connection is closed with 1011.
@@ -62,7 +62,7 @@ pub trait Handler: Sized + 'static {
     /// A worker stops; no connection exists.
     fn on_worker_stop() {}
 
-    /// The opening handshake, before any reply.
+    /// The opening handshake, before any reply (RFC 6455, 4.2).
     ///
     /// # Errors
     /// Any: 500.
@@ -70,7 +70,7 @@ pub trait Handler: Sized + 'static {
         Ok(Reply::ACCEPT)
     }
 
-    /// The peer has sent the first Close frame; `conn.close()` chooses the
+    /// The peer has sent the first Close frame (RFC 6455, 7.1.3); `conn.close()` chooses the
     /// answer, by default the same code without a reason.
     ///
     /// # Errors
@@ -79,10 +79,10 @@ pub trait Handler: Sized + 'static {
         Ok(())
     }
 
-    /// The connection has ended, or ([`By::Move`]) goes on in another process.
+    /// The connection has ended, or ([`By::Move`]) moves to another process.
     fn on_close(self, _conn: &Current, _by: By, _code: u32) {}
 
-    /// A Pong to an earlier `ping()` has come, after `rtt`.
+    /// A Pong (RFC 6455, 5.5.3) to an earlier `ping()` has arrived, after `rtt`.
     ///
     /// # Errors
     /// Any: the connection is closed with 1011.
