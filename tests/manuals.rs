@@ -146,3 +146,78 @@ fn settings_are_those_of_the_table() {
         }
     }
 }
+
+/// Command lines of this program in a page: those after a prompt, and in the README those that are indented.
+fn command_lines(text: &str) -> impl Iterator<Item = Vec<&str>> {
+    let program = wshd::cli::command();
+    text.lines().filter_map(move |line| {
+        let line = [".Dl ", "    ", "$ ", "# "]
+            .iter()
+            .fold(line, |line, begin| line.strip_prefix(begin).unwrap_or(line));
+        let line = line.rsplit("| ").next()?.split([';', '>', '&']).next()?.split(" #").next()?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let is_known = |word: &str| word.starts_with('-') || program.find_subcommand(word).is_some();
+        (words.len() > 1 && words[0] == "wshd" && is_known(words[1])).then_some(words)
+    })
+}
+
+#[test]
+fn command_lines_are_understood() {
+    let mut count = 0;
+    for page in files_in("man").into_iter().chain([root().join("README.md")]) {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for words in command_lines(&text) {
+            let result = wshd::cli::parse(words.iter().map(Into::into), None);
+            let is_wrong = matches!(&result, Err(wshd::cli::Error::Usage(error)) if error.use_stderr());
+            assert!(!is_wrong, "{}: {words:?}: {}", page.display(), result.err().unwrap());
+            count += 1;
+        }
+    }
+    assert!(count > 20, "{count}");
+}
+
+/// `key = "value"` in the text of a page, and the displays of wshd.conf(5). Files that they name are not there.
+#[test]
+fn configurations_have_keys_that_there_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let complaint = |text: &str| {
+        let file = dir.path().join("wshd.conf");
+        std::fs::write(&file, text).unwrap();
+        let args = ["wshd", "-f", file.to_str().unwrap()].map(Into::into);
+        wshd::cli::parse(args, None).err().map_or(String::new(), |error| error.to_string())
+    };
+    let is_unknown = |text: &str| complaint(text).contains("no such key");
+    for page in files_in("man") {
+        let text = std::fs::read_to_string(&page).unwrap().replace("\\(dq", "\"");
+        let inline =
+            text.lines().filter_map(|line| line.strip_prefix(".Ql ")).filter(|line| line.contains(" = "));
+        for line in inline.map(|line| line.trim_end_matches([' ', '.', ',', ';', ':'])) {
+            let is_wrong = is_unknown(line) && is_unknown(&format!("[handler.\"/a\"]\n{line}"));
+            assert!(!is_wrong, "{}: {line}", page.display());
+        }
+        let displays = text.split("\n.Bd -literal").skip(1).filter(|_| page.ends_with("wshd.conf.5"));
+        let displays =
+            displays.map(|display| display.split("\n.Ed").next().unwrap().split_once('\n').unwrap().1);
+        // tests/config_file.rs has the one under EXAMPLES, which needs its directories.
+        let displays =
+            displays.filter(|display| display.contains(" = ") && !display.contains("document_root"));
+        for display in displays {
+            let why = complaint(display);
+            let is_wrong = ["no such key", "expected"].iter().any(|what| why.contains(what));
+            assert!(!is_wrong, "{}: {why}\n{display}", page.display());
+        }
+    }
+}
+
+/// The requests that wshd-ctl(8) lists are those that there are.
+#[test]
+fn requests_are_understood() {
+    let page = std::fs::read_to_string(root().join("man/wshd-ctl.8")).unwrap();
+    let mut count = 0;
+    for line in page.lines().filter(|line| line.starts_with("{\"command\"")) {
+        let request = serde_json::from_str::<wshd::ctl::request::Request>(line);
+        assert!(request.is_ok(), "{line}: {request:?}");
+        count += 1;
+    }
+    assert_eq!(count, 17);
+}
