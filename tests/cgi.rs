@@ -282,7 +282,7 @@ fn time_output_and_number_of_programs_are_bounded() {
     // The answer is complete when the output is closed; what goes on is given cgi_timeout.
     assert_eq!(content(&get(&server, "/cgi/early")), "all\n");
     until("it was killed", || !noted(&dir, "early").iter().any(|pid| is_running(*pid)));
-    server.says("cgi /cgi/early: it closed its output and went on for cgi_timeout; killed");
+    server.says("after closing its output (cgi_timeout); killed");
 
     assert_eq!(content(&get(&server, "/cgi/loud")), "end\n");
     server.says("cgi /cgi/loud: 50 more lines on standard error");

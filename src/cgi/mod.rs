@@ -124,7 +124,7 @@ fn serve(shared: &Arc<Shared>, inbox: &OwnedFd, channel: &Channel) -> io::Result
             match handover::receive(inbox.as_fd(), &mut buffer) {
                 Ok(handover) => shared.start(handover),
                 Err(error) if error.kind() == ErrorKind::InvalidData => {
-                    log::error!("cgi: a request came malformed")
+                    log::error!("cgi: malformed request from a worker; dropped")
                 }
                 Err(_) => break,
             }

@@ -366,7 +366,10 @@ impl<'a> Relay<'a> {
         let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
         let status = wait(&mut self.child).ok();
         if was_killed && !time.is_zero() {
-            log::warn!("cgi {}: it closed its output and went on for cgi_timeout; killed", self.name);
+            log::warn!(
+                "cgi {}: still running {time:?} after closing its output (cgi_timeout); killed",
+                self.name
+            );
             return Some(ExitStatus::from_raw(0));
         }
         status
@@ -483,7 +486,7 @@ impl Errors {
             self.flush(name);
         }
         if let Some(more) = self.lines.checked_sub(LINES).filter(|more| *more > 0) {
-            log::warn!("cgi {name}: {more} more lines on standard error");
+            log::warn!("cgi {name}: {more} more lines on standard error were not logged");
         }
     }
 }

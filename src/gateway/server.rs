@@ -293,7 +293,7 @@ impl Server {
     /// No worker has taken a connection.
     pub fn unavailable(&self, error: &io::Error) {
         self.counters.count_failure(Failure::Unavailable);
-        log::warn!("no worker took a connection: {error}");
+        log::warn!("no worker accepted a connection: {error}; dropped");
     }
 
     /// Reads the header with which a trusted proxy begins, if it has to.
@@ -310,7 +310,7 @@ impl Server {
         let mut buffer = vec![0; PROXY_HEADER];
         let parsed = peer.peek(&mut buffer, |seen| proxy::parse(seen).transpose());
         let (named, consumed) = parsed.await?.ok_or(io::ErrorKind::UnexpectedEof)?.map_err(|bad| {
-            log::warn!("a proxy did not begin with a proper header of the PROXY protocol: {bad}");
+            log::warn!("malformed PROXY header from a trusted proxy: {bad}; connection dropped");
             io::Error::from(io::ErrorKind::InvalidData)
         })?;
         *client = named.or(*client);

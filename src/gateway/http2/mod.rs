@@ -137,7 +137,7 @@ where
             Next::Accepted(Some(Err(error))) => return Err(failed(error)),
             Next::Accepted(None) => return Ok(()),
             Next::Abused => {
-                log::warn!("a client of HTTP/2 resets its streams too often; connection closed");
+                log::warn!("HTTP/2 client resets its streams too often; connection closed");
                 h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 break;
             }

@@ -177,17 +177,18 @@ impl Session<'_> {
 
     /// The server's own line of standard output is its first; others are of the handler.
     fn output(&mut self, line: &str) {
-        println!("{line}");
+        let mut out = io::stdout(); // nobody may be reading
+        let _ = writeln!(out, "{line}");
         if let Some(rest) = line.strip_prefix("wshd: ready on ").filter(|_| !self.is_ready) {
             let address = rest.split([',', ' ']).next().unwrap_or_default();
-            println!("wshd: serving ws://{address}/{}, Ctrl-C stops", self.source.name());
+            let _ = writeln!(out, "wshd: serving ws://{address}/{}, Ctrl-C stops", self.source.name());
             self.is_ready = true;
             slow::watch(self.control(), SLOW, self.sender.clone());
             if let Some(pid) = self.server.filter(|_| self.is_newer) {
                 let _ = kill(pid, Signal::SIGHUP); // if it is gone, its end is on its way
             }
         }
-        let _ = io::stdout().flush(); // nobody may be reading
+        let _ = out.flush();
     }
 }
 

@@ -79,7 +79,7 @@ impl Test {
         let scripts = self.scripts.iter().map(|path| Ok((path, read(path)?)));
         let scripts = scripts.collect::<Result<Vec<_>, String>>()?;
         let object = source.build().map_err(|unbuilt| match unbuilt {
-            Unbuilt::Compiler => format!("{}: not compiled", self.file.display()),
+            Unbuilt::Compiler => format!("{}: compilation failed", self.file.display()),
             Unbuilt::Other(why) => why,
         })?;
         let config = self.config.as_deref().map(settings::read).transpose()?;
