@@ -70,7 +70,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
         kind: Path("FILE", |d, file| d.tls.client_ca = Some(file)),
         default: Unset("none"),
         flag: Long,
-        help: "CA certificates for client certificates, a PEM file",
+        help: "CA certificates of clients, a PEM file",
         more: "",
     },
     Setting {
