@@ -1,5 +1,5 @@
 //! A WebSocket client's way to an open connection: URL, TCP, TLS, opening handshake. Protocol and TLS are those of
-//! tungstenite and rustls; compression is not offered, since tungstenite has none.
+//! tungstenite and rustls, compression is below.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -17,16 +17,19 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use tungstenite::client::{IntoClientRequest, client_with_config};
 use tungstenite::handshake::HandshakeError;
 use tungstenite::handshake::client::{Request, Response};
-use tungstenite::http::header::{AUTHORIZATION, COOKIE, SEC_WEBSOCKET_PROTOCOL};
+use tungstenite::http::header::{AUTHORIZATION, COOKIE, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL};
 use tungstenite::http::{HeaderName, HeaderValue, Uri};
 use tungstenite::protocol::WebSocketConfig;
 use tungstenite::{Error, WebSocket};
 
+use super::deflate::Filter;
 use super::value::time;
 use crate::exit::Exit;
+use crate::proto::ws::deflate::negotiate::{OFFER, answered};
+use crate::proto::ws::extension;
 
 /// Largest message and frame that is received; bytes.
-const MAX_MESSAGE: usize = 64 << 20;
+pub const MAX_MESSAGE: usize = 64 << 20;
 
 /// Where the password of `--user` is if the option has none.
 pub const PASSWORD_VARIABLE: &str = "WSHD_PASSWORD";
@@ -52,6 +55,9 @@ pub struct Target {
     /// Trust the certificates in this PEM file instead of the system's
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
+    /// Compress messages, if the server agrees (permessage-deflate)
+    #[arg(short = 'C', long)]
+    pub compress: bool,
     /// Time to connect, for the opening handshake and for the closing handshake, each
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
     pub timeout: Duration,
@@ -91,6 +97,7 @@ pub struct Client {
     request: Request,
     addresses: Vec<SocketAddr>,
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    compress: bool,
     timeout: Duration,
 }
 
@@ -116,20 +123,21 @@ impl Client {
             }
         };
         let request = request(target)?;
-        Ok(Client { url: url.clone(), request, addresses, tls, timeout: *timeout })
+        Ok(Client { url: url.clone(), request, addresses, tls, compress: target.compress, timeout: *timeout })
     }
 
     /// Connects and shakes hands; what comes back does not block. A new key for every connection.
     pub fn connect(&self) -> Result<(Connection, Response), Failure> {
         let tcp = self.dial()?;
-        let stream = match &self.tls {
-            None => Stream::Plain(tcp),
+        let socket = match &self.tls {
+            None => Socket::Plain(tcp),
             Some((config, name)) => {
                 let session = ClientConnection::new(config.clone(), name.clone())
                     .map_err(|error| Failure::Unreachable(format!("{}: TLS: {error}", self.url)))?;
-                Stream::Tls(Box::new(StreamOwned::new(session, tcp)))
+                Socket::Tls(Box::new(StreamOwned::new(session, tcp)))
             }
         };
+        let stream = Stream { socket, filter: self.compress.then(|| Box::new(Filter::new())) };
         let mut request = self.request.clone();
         let key = tungstenite::handshake::client::generate_key();
         if let Ok(key) = key.parse() {
@@ -139,12 +147,28 @@ impl Client {
             .read_buffer_size(16 << 10)
             .max_message_size(Some(MAX_MESSAGE))
             .max_frame_size(Some(MAX_MESSAGE));
-        let (connection, response) =
+        let (mut connection, response) =
             client_with_config(request, stream, Some(config)).map_err(|error| self.explain(error))?;
+        self.agree(connection.get_mut(), &response)?;
         let tcp = connection.get_ref().tcp();
         let ready = tcp.set_read_timeout(None).and_then(|()| tcp.set_nonblocking(true));
         ready.map_err(|error| Failure::Unreachable(format!("{}: {error}", self.url)))?;
         Ok((connection, response))
+    }
+
+    /// Goes on with the compression that the server has agreed to, if it has.
+    fn agree(&self, stream: &mut Stream, response: &Response) -> Result<(), Failure> {
+        let wrong = |why: &str| Failure::Refused(format!("{}: Sec-WebSocket-Extensions: {why}", self.url));
+        let values = response.headers().get_all(SEC_WEBSOCKET_EXTENSIONS);
+        let agreed = extension::parse(values.iter().map(HeaderValue::as_bytes));
+        let agreed = agreed.map_err(|error| wrong(&error.to_string()))?;
+        let params = answered(&agreed);
+        // RFC 6455 4.1: a client fails the connection over an extension that it has not offered.
+        if !agreed.is_empty() && (params.is_none() || stream.filter.is_none()) {
+            return Err(wrong("the server uses what was not offered, or cannot be done here"));
+        }
+        let Some(filter) = &mut stream.filter else { return Ok(()) };
+        filter.agree(params).map_err(|error| Failure::Unreachable(format!("{}: {error}", self.url)))
     }
 
     /// A TCP connection to the first address that answers.
@@ -189,8 +213,13 @@ impl Client {
 }
 
 /// What the frames go through.
-#[derive(Debug)]
-pub enum Stream {
+pub struct Stream {
+    socket: Socket,
+    /// Of a connection that offers compression.
+    filter: Option<Box<Filter>>,
+}
+
+enum Socket {
     /// A `ws://` URL.
     Plain(TcpStream),
     /// A `wss://` URL.
@@ -200,9 +229,9 @@ pub enum Stream {
 impl Stream {
     /// The socket below.
     pub fn tcp(&self) -> &TcpStream {
-        match self {
-            Stream::Plain(tcp) => tcp,
-            Stream::Tls(tls) => tls.get_ref(),
+        match &self.socket {
+            Socket::Plain(tcp) => tcp,
+            Socket::Tls(tls) => tls.get_ref(),
         }
     }
 }
@@ -215,25 +244,50 @@ impl AsFd for Stream {
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Plain(tcp) => tcp.read(buffer),
-            Stream::Tls(tls) => tls.read(buffer),
+        match &mut self.filter {
+            Some(filter) => filter.read(&mut self.socket, buffer),
+            None => self.socket.read(buffer),
         }
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.filter {
+            Some(filter) => filter.write(&mut self.socket, bytes),
+            None => self.socket.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.filter {
+            Some(filter) => filter.flush(&mut self.socket),
+            None => self.socket.flush(),
+        }
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Stream::Plain(tcp) => tcp.write(bytes),
-            Stream::Tls(tls) => tls.write(bytes),
+            Socket::Plain(tcp) => tcp.read(buffer),
+            Socket::Tls(tls) => tls.read(buffer),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Socket::Plain(tcp) => tcp.write(bytes),
+            Socket::Tls(tls) => tls.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Stream::Plain(tcp) => tcp.flush(),
-            Stream::Tls(tls) => tls.flush(),
+            Socket::Plain(tcp) => tcp.flush(),
+            Socket::Tls(tls) => tls.flush(),
         }
     }
 }
@@ -284,6 +338,9 @@ fn request(target: &Target) -> Result<Request, Failure> {
     if !target.subprotocol.is_empty() {
         let list = target.subprotocol.join(", ").parse().map_err(|_| wrong("--subprotocol: not a token"))?;
         headers.insert(SEC_WEBSOCKET_PROTOCOL, list);
+    }
+    if target.compress {
+        headers.insert(SEC_WEBSOCKET_EXTENSIONS, HeaderValue::from_static(OFFER));
     }
     if !target.cookie.is_empty() {
         let list = target.cookie.join("; ").parse().map_err(|_| wrong("--cookie: not a header value"))?;
@@ -345,6 +402,7 @@ fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let fixed = ["connection", "upgrade", "sec-websocket-key", "sec-websocket-version"];
     match name.as_str() {
         "sec-websocket-protocol" => Err("give subprotocols with --subprotocol".to_owned()),
+        "sec-websocket-extensions" => Err("ask for compression with --compress".to_owned()),
         name if fixed.contains(&name) => Err(format!("{name} is set by the handshake itself")),
         _ => Ok((name, value)),
     }

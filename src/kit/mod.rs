@@ -6,6 +6,7 @@ pub mod cat;
 pub mod check;
 mod client;
 mod control;
+mod deflate;
 mod host;
 mod interface;
 pub mod new;

@@ -80,6 +80,10 @@ fn cat_sends_lines_and_prints_messages() {
     ends(&output, 0, "");
     assert!(output.stdout == much, "{} of {} bytes", output.stdout.len(), much.len());
 
+    let output = cat(&url("/echo"), &["--binary", "--compress", "--verbose"], &much);
+    ends(&output, 0, "< sec-websocket-extensions: permessage-deflate; client_no_context_takeover");
+    assert!(output.stdout == much, "{} of {} bytes", output.stdout.len(), much.len());
+
     for (input, status, said) in [
         ("1000 bye\n", 0, ""),
         ("1001 \n", 101, "closed with 1001"),
@@ -156,6 +160,43 @@ fn cat_sends_what_the_request_is_to_say() {
         "authorization: basic yw5uonnlc2ftzq==", // ann:sesame
     ] {
         assert_eq!(head.lines().filter(|found| found.to_lowercase() == line).count(), 1, "{line} in {head}");
+    }
+}
+
+/// Echoes, and compresses as its arguments say: both window sizes, and whether each message stands alone.
+const PYTHON_ECHO: &str = r#"
+import sys
+from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
+from websockets.sync.server import serve
+server_bits, client_bits, alone = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "alone"
+deflate = ServerPerMessageDeflateFactory(alone, alone, server_bits, client_bits)
+def echo(connection):
+    assert [extension.name for extension in connection.protocol.extensions] == ["permessage-deflate"]
+    for message in connection:
+        connection.send([message[:5], message[5:]] if len(message) < 20 else message)
+with serve(echo, "127.0.0.1", 0, extensions=[deflate], compression=None) as server:
+    print(server.socket.getsockname()[1], flush=True)
+    server.serve_forever()
+"#;
+
+#[test]
+#[ignore = "needs the Python package websockets"]
+fn cat_compresses_with_another_server() {
+    let python = std::env::var("WSHD_PYTHON").expect("WSHD_PYTHON: a python3 with the package websockets");
+    for variant in [["12", "12", "shared"], ["15", "9", "alone"], ["9", "15", "shared"]] {
+        let mut server = Command::new(&python);
+        server.args(["-c", PYTHON_ECHO]).args(variant).stdout(Stdio::piped());
+        let mut server = server.spawn().unwrap();
+        let mut port = String::new();
+        BufReader::new(server.stdout.take().unwrap()).read_line(&mut port).unwrap();
+        let url = format!("ws://127.0.0.1:{}/", port.trim());
+        let lines: String =
+            (0..200).map(|number| format!("{}{number}\n", "some more words ".repeat(number % 50))).collect();
+        let output = cat(&url, &["--compress", "--verbose"], lines.as_bytes());
+        let _ = server.kill();
+        let _ = server.wait();
+        ends(&output, 0, "sec-websocket-extensions: permessage-deflate");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), lines, "{variant:?}");
     }
 }
 

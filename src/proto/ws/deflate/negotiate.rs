@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use crate::proto::ws::extension::Offer;
 
 const NAME: &str = "permessage-deflate";
+/// What a client of ours offers, as browsers do.
+pub const OFFER: &str = "permessage-deflate; client_max_window_bits";
 const SERVER_NO_CONTEXT_TAKEOVER: &str = "server_no_context_takeover";
 const CLIENT_NO_CONTEXT_TAKEOVER: &str = "client_no_context_takeover";
 const SERVER_MAX_WINDOW_BITS: &str = "server_max_window_bits";
@@ -132,13 +134,7 @@ pub fn negotiate(offers: &[Offer], config: &Config) -> Option<Params> {
 
 /// RFC 7692 section 7.1: declines an offer with an unknown, repeated or invalid parameter.
 fn accept(offer: &Offer, config: &Config) -> Option<Params> {
-    let names = offer.params.iter().map(|(name, _)| name.as_str());
-    let is_known = |name: &str| PARAMETERS.contains(&name);
-    if !names.clone().all(is_known) || names.clone().collect::<BTreeSet<_>>().len() < offer.params.len() {
-        return None;
-    }
-    // Absent, or present with or without a value.
-    let asked = |name| offer.params.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_deref());
+    let asked = parameters(offer)?;
     let server_asks = switch(asked(SERVER_NO_CONTEXT_TAKEOVER))?;
     let client_hints = switch(asked(CLIENT_NO_CONTEXT_TAKEOVER))?;
 
@@ -171,6 +167,31 @@ fn accept(offer: &Offer, config: &Config) -> Option<Params> {
         server_no_context_takeover: server_asks || config.server_no_context_takeover,
         client_no_context_takeover: client_hints || config.client_no_context_takeover,
     })
+}
+
+/// For a client that has offered [`OFFER`]: what the server's response agrees on, with the sides exchanged, so that "server"
+/// is who sends in `codec`. `None` for a response that must fail the connection.
+pub fn answered(response: &[Offer]) -> Option<Params> {
+    let [answer] = response else { return None };
+    let asked = parameters(answer).filter(|_| answer.name == NAME)?;
+    let bits = |name| asked(name).map_or(Some(0), |value| window_bits(value?));
+    Some(Params {
+        // A window of 256 bytes is not to be had from zlib: as in `accept`.
+        server_bits: bits(CLIENT_MAX_WINDOW_BITS).filter(|bits| *bits != 8)?,
+        client_bits: bits(SERVER_MAX_WINDOW_BITS)?,
+        server_no_context_takeover: switch(asked(CLIENT_NO_CONTEXT_TAKEOVER))?,
+        client_no_context_takeover: switch(asked(SERVER_NO_CONTEXT_TAKEOVER))?,
+    })
+}
+
+/// The parameters by name: absent, or present with or without a value. `None` if one is unknown or repeated.
+fn parameters<'a>(offer: &'a Offer) -> Option<impl Fn(&'static str) -> Option<Option<&'a str>>> {
+    let names = offer.params.iter().map(|(name, _)| name.as_str());
+    let is_known = |name: &str| PARAMETERS.contains(&name);
+    if !names.clone().all(is_known) || names.clone().collect::<BTreeSet<_>>().len() < offer.params.len() {
+        return None;
+    }
+    Some(move |name| offer.params.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_deref()))
 }
 
 /// 7.1.1: a parameter that is present or not, and has no value.
@@ -242,6 +263,38 @@ mod tests {
             answer_with("permessage-deflate", &alone).as_deref(),
             Some("permessage-deflate; server_no_context_takeover; client_no_context_takeover")
         );
+    }
+
+    #[test]
+    fn a_client_takes_the_other_side_and_refuses_what_it_did_not_offer() {
+        let params = |text: &str| {
+            answered(&extension::parse([text.as_bytes()].into_iter()).unwrap()).map(Params::header_value)
+        };
+        for (response, expected) in [
+            ("permessage-deflate", "permessage-deflate"),
+            (
+                "permessage-deflate; server_no_context_takeover; client_max_window_bits=11",
+                "permessage-deflate; client_no_context_takeover; server_max_window_bits=11",
+            ),
+            (
+                "permessage-deflate; client_no_context_takeover; server_max_window_bits=8",
+                "permessage-deflate; server_no_context_takeover; client_max_window_bits=8",
+            ),
+        ] {
+            assert_eq!(params(response).as_deref(), Some(expected), "{response}");
+        }
+        for wrong in [
+            "",
+            "x",
+            "permessage-deflate, x",
+            "; x",
+            "; client_max_window_bits",
+            "; client_max_window_bits=8",
+        ] {
+            let wrong =
+                if wrong.starts_with(';') { format!("permessage-deflate{wrong}") } else { wrong.to_owned() };
+            assert_eq!(params(&wrong), None, "{wrong}");
+        }
     }
 
     #[test]
