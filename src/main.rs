@@ -22,7 +22,7 @@ use wshd::{ctl, log as sink};
 static ALLOCATOR: wipe::Wiping = wipe::Wiping;
 
 fn main() -> ExitCode {
-    if std::env::args_os().next().is_some_and(|name| name == program::NAME) {
+    if std::env::args_os().nth(1).is_some_and(|word| word == program::NAME[1]) {
         spawn::close_inherited(&[]);
         return program::run();
     }

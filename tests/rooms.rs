@@ -74,7 +74,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "ctl::answer",
         ],
     ),
-    ("handlers", &["clock", "fleet::routes", "ffi", "confine"]),
+    ("handlers", &["clock", "fleet::proc::is_under_valgrind", "fleet::routes", "ffi", "confine"]),
     ("confine", &[]),
     ("gateway", &["fleet", "proto", "http"]),
     ("bus", &["clock", "fleet", "proto::ws::utf8", "ctl::topics"]),

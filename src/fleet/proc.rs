@@ -5,6 +5,13 @@ use std::time::Duration;
 
 use nix::unistd::{SysconfVar, sysconf};
 
+/// Whether this program runs under valgrind, which answers for the first of these links but not for the second. It takes its
+/// own settings from the environment as it was, and forgets argument 0 of a program that it runs.
+pub fn is_under_valgrind() -> bool {
+    let links = ["/proc/self/exe", "/proc/thread-self/exe"].map(std::fs::read_link);
+    matches!(links, [Ok(program), Ok(running)] if program != running)
+}
+
 /// Resident memory of a process; bytes.
 pub fn resident(pid: i32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

@@ -1,6 +1,7 @@
 //! The title of a process, as `ps` shows it: written over the memory of the arguments, which is where the
 //! kernel reads `/proc/PID/cmdline` from. A title may be longer than the arguments were: the environment, which
-//! lies behind them, is moved away first. Where the kernel does not tell the places there are no titles.
+//! lies behind them, is moved away first. Where the kernel does not tell the places there are no titles, nor under valgrind,
+//! which goes on reading there.
 
 #![allow(unsafe_code)]
 
@@ -8,10 +9,12 @@ use std::ffi::{CStr, c_char};
 use std::ptr;
 use std::sync::OnceLock;
 
+use super::proc::is_under_valgrind;
+
 /// Makes room for titles. Call it first thing in `main`, after reading the arguments: the process must have one
 /// thread only, and `std::env::args` means nothing after the first [`set`].
 pub fn prepare() {
-    let Some(places) = read_places() else { return };
+    let Some(places) = read_places().filter(|_| !is_under_valgrind()) else { return };
     // SAFETY: the process has one thread, so nobody reads or changes the environment meanwhile.
     unsafe { move_environment() };
     let _ = PLACES.set(places);

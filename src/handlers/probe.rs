@@ -15,16 +15,23 @@ use nix::unistd::{Pid, getpid};
 
 use super::message::{Answer, Answers, NoAnswer, Offer, Request};
 use super::program::{NAME, Question};
+use crate::fleet::proc::is_under_valgrind;
 use crate::time::Instant;
 
 /// The time that a plugin has to load, and to start.
 pub const LIMIT: Duration = Duration::from_secs(5);
+/// The same under valgrind.
+const SLOW_LIMIT: Duration = Duration::from_secs(60);
 /// The time from SIGKILL until a probe is given up: it hangs in the kernel, such as in a file system that does not answer.
 const GIVE_UP: Duration = Duration::from_secs(2);
 /// What is kept of standard error, from its beginning; bytes.
 const LONGEST_LOG: usize = 4 * 1024;
 /// What is read of a descriptor at a time: what a pipe holds (pipe(7)), and no more of a flood; bytes.
 const PIECE: usize = 64 * 1024;
+
+fn limit() -> Duration {
+    if is_under_valgrind() { SLOW_LIMIT } else { LIMIT }
+}
 
 /// Why a plugin cannot serve. Does not name the file, the caller knows it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,7 +56,7 @@ pub enum ProbeError {
         stage: Stage,
     },
     /// It did not return.
-    #[error("did not return within {} s {stage}", LIMIT.as_secs())]
+    #[error("did not return within {} s {stage}", limit().as_secs())]
     Timeout {
         /// From what.
         stage: Stage,
@@ -145,7 +152,8 @@ impl Probe {
             rustix::io::ioctl_fionbio(pipe, true)?;
         }
         let child = Command::new(program)
-            .arg0(NAME)
+            .arg0(NAME[0])
+            .arg(NAME[1])
             .arg(&request.file)
             .stdin(question)
             .stdout(answer_end)
@@ -161,7 +169,7 @@ impl Probe {
             report: Report::default(),
             log_bytes: Vec::new(),
             log_left_out: 0,
-            state: State::Running(now + LIMIT),
+            state: State::Running(now + limit()),
         })
     }
 

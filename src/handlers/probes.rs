@@ -9,20 +9,18 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::message::Request;
 use super::probe::{Probe, Report};
 use crate::clock;
+use crate::fleet::proc::is_under_valgrind;
 
 /// At least as many run at a time: plugins that hang use no processor.
 const AT_LEAST: usize = 8;
 /// How often ended processes are looked for (ms): one whose pipes have been inherited by another is not noticed otherwise.
 const LOOK: u64 = 20;
 
-/// This executable as it runs, also if its file has been replaced or removed. Under valgrind, which answers for the first of
-/// these links but not for the second, what runs is valgrind: then the file.
+/// This executable as it runs, also if its file has been replaced or removed; under valgrind, which is what runs there, the
+/// file.
 pub fn own() -> PathBuf {
-    let (own, running) = (Path::new("/proc/self/exe"), Path::new("/proc/thread-self/exe"));
-    match (own.read_link(), running.read_link()) {
-        (Ok(file), Ok(other)) if file != other => file,
-        _ => own.to_owned(),
-    }
+    let own = PathBuf::from("/proc/self/exe");
+    if is_under_valgrind() { own.read_link().unwrap_or(own) } else { own }
 }
 
 /// Has `program`, which is this executable, probe plugins; the reports are in the order of the requests. Waits until all is

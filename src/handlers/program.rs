@@ -21,8 +21,8 @@ use crate::ffi::plugin::{self, Circumstances, Plugin};
 use crate::ffi::raw;
 use crate::ffi::stand_in::set_stand_in;
 
-/// What this program is called when it is to probe, as argument 0, so that it can be seen in ps(1).
-pub const NAME: &str = "wshd: probe";
+/// What this program is called when it is to probe, as ps(1) shows it: arguments 0 and 1. The second one decides.
+pub const NAME: [&str; 2] = ["wshd:", "probe"];
 
 /// What stands on standard input.
 #[derive(Serialize, Deserialize)]
@@ -40,7 +40,7 @@ pub fn run() -> ExitCode {
         Err(error) => Err(error),
     };
     if let Err(error) = stopped {
-        say(&format!("{NAME}: {error}"));
+        say(&format!("{}: {error}", NAME.join(" ")));
     }
     ExitCode::FAILURE
 }

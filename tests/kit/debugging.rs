@@ -3,21 +3,27 @@
 use std::process::Command;
 use std::time::Duration;
 
-use super::daemon::{Dir, ECHO, output_of, output_within, wshd};
+use super::client::{ask, connect};
+use super::daemon::{Dir, ECHO, Server, output_of, output_within, wshd};
 use super::ends;
 
 /// These tools take many times as long as the program alone.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// An echo with a mistake.
+fn careless(mistake: &str) -> String {
+    let source = ECHO.replace("ws_send(", &format!("{mistake}\nws_send("));
+    source.replace("#include", "#include <stdlib.h>\n#include")
+}
+
+/// Reads memory that nobody has written.
+const UNWRITTEN: &str = "char *copy = malloc(msg->size);\nif (copy[0] == 'x')\nws_abort(conn);\nfree(copy);";
+
 #[test]
 #[ignore = "needs valgrind"]
 fn a_conversation_is_held_under_valgrind() {
     let dir = Dir::new();
-    let careless = ECHO.replace(
-        "ws_send(",
-        "char *copy = malloc(msg->size);\nif (copy[0] == 'x')\nws_abort(conn);\nfree(copy);\nws_send(",
-    );
-    dir.handler("x", &careless.replace("#include", "#include <stdlib.h>\n#include"));
+    dir.handler("x", &careless(UNWRITTEN));
     std::fs::write(dir.path().join("x.test"), "> hello\n< hello\n").unwrap();
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["-q", "--error-exitcode=99", env!("CARGO_BIN_EXE_wshd"), "test", "--no-fork"]);
@@ -29,22 +35,104 @@ fn a_conversation_is_held_under_valgrind() {
 }
 
 #[test]
-#[ignore = "needs the AddressSanitizer of gcc"]
-fn what_asan_finds_is_a_crash_like_others() {
+#[ignore = "needs valgrind"]
+fn a_server_runs_under_valgrind() {
     let dir = Dir::new();
-    let source = ECHO.replace("ws_send(", "static volatile char a[4];\na[msg->size] = 1;\nws_send(");
-    std::fs::write(dir.path().join("x_wsh.c"), source).unwrap();
-    std::fs::write(dir.path().join("x.test"), "> abc\n< abc\n> hello\n< hello\n").unwrap();
-    let library = output_of(Command::new("cc").arg("-print-file-name=libasan.so")).unwrap();
-    let mut test = wshd();
-    test.args(["test", "x_wsh.c", "x.test"]).current_dir(dir.path()).env("CFLAGS", "-g -fsanitize=address");
-    test.env("LD_PRELOAD", String::from_utf8(library.stdout).unwrap().trim());
-    test.env("ASAN_OPTIONS", "abort_on_error=1:detect_leaks=0");
-    let output = output_within(PATIENCE, &mut test).unwrap();
-    ends(&output, 6, "AddressSanitizer: global-buffer-overflow");
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        said.contains("x.test:4: failed") && said.contains("crashed: SIGABRT in on_message of echo"),
-        "{said}"
-    );
+    dir.handler("sound", ECHO);
+    dir.handler("x", &careless(UNWRITTEN));
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args(["-q", "--trace-children=yes", "--error-exitcode=99", env!("CARGO_BIN_EXE_wshd")]);
+    valgrind.args(["--port", "0", "--workers", "1", "--websock-handlers"]).arg(dir.path());
+    let log = dir.path().join("log");
+    valgrind.arg("--log-file").arg(&log).stderr(std::fs::File::create(log.with_file_name("stderr")).unwrap());
+    let mut server = Server::launch(valgrind, log).when_ready();
+    assert_eq!(ask(&mut connect(&server.address(), "/sound"), "hello"), "hello");
+    assert!(!server.log().contains("=="), "{}", server.log());
+    assert_eq!(ask(&mut connect(&server.address(), "/x"), "hello"), "hello");
+    server.says("on_message (");
+    server.stop();
+}
+
+/// A sanitizer of the compiler.
+struct Sanitizer {
+    flags: &'static str,
+    /// A library that has to be loaded before all others.
+    preload: Option<&'static str>,
+    /// Found with a message of 5 bytes, not with one of 3.
+    mistake: &'static str,
+    finding: &'static str,
+}
+
+const SANITIZERS: [Sanitizer; 2] = [
+    Sanitizer {
+        flags: "-fsanitize=address",
+        preload: Some("libasan.so"),
+        mistake: "static volatile char a[4];\na[msg->size] = 1;",
+        finding: "AddressSanitizer: global-buffer-overflow",
+    },
+    Sanitizer {
+        flags: "-fsanitize=undefined -fno-sanitize-recover=undefined",
+        preload: None,
+        mistake: "volatile int32_t count = 2147483643;\ncount += (int32_t)msg->size;",
+        finding: "runtime error: signed integer overflow: 2147483643 + 5",
+    },
+];
+
+impl Sanitizer {
+    /// The environment of a program that loads a handler which was compiled with it.
+    fn set(&self, command: &mut Command) {
+        command.env("UBSAN_OPTIONS", "abort_on_error=1");
+        command.env("ASAN_OPTIONS", "abort_on_error=1:detect_leaks=0");
+        if let Some(library) = self.preload {
+            let path = output_of(Command::new("cc").arg(format!("-print-file-name={library}"))).unwrap();
+            command.env("LD_PRELOAD", String::from_utf8(path.stdout).unwrap().trim());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs the sanitizers of gcc"]
+fn what_sanitizers_find_in_a_conversation_is_a_crash_like_others() {
+    for sanitizer in SANITIZERS {
+        let dir = Dir::new();
+        std::fs::write(dir.path().join("x_wsh.c"), careless(sanitizer.mistake)).unwrap();
+        std::fs::write(dir.path().join("x.test"), "> abc\n< abc\n> hello\n< hello\n").unwrap();
+        let mut test = wshd();
+        test.args(["test", "x_wsh.c", "x.test"]).current_dir(dir.path());
+        sanitizer.set(test.env("CFLAGS", format!("-g {}", sanitizer.flags)));
+        let output = output_within(PATIENCE, &mut test).unwrap();
+        ends(&output, 6, sanitizer.finding);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            said.contains("x.test:4: failed") && said.contains("crashed: SIGABRT in on_message of echo"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs the sanitizers of gcc"]
+fn what_sanitizers_find_in_a_server_costs_one_connection() {
+    for sanitizer in SANITIZERS {
+        let dir = Dir::new();
+        let source = dir.path().join("x_wsh.c");
+        std::fs::write(&source, careless(sanitizer.mistake)).unwrap();
+        let mut compiler = Command::new("cc");
+        compiler.args(["-shared", "-fPIC", "-g", "-I", concat!(env!("CARGO_MANIFEST_DIR"), "/include")]);
+        compiler.args(sanitizer.flags.split(' ')).arg(&source).arg("-o").arg(dir.path().join("x_wsh.so"));
+        ends(&output_of(&mut compiler).unwrap(), 0, "");
+        let mut command = wshd();
+        command.args(["--port", "0", "--workers", "1", "--websock-handlers"]).arg(dir.path());
+        let log = dir.path().join("log");
+        let stderr = std::fs::File::create(log.with_file_name("stderr")).unwrap();
+        sanitizer.set(command.arg("--log-file").arg(&log).stderr(stderr));
+        let mut server = Server::launch(command, log).when_ready();
+        let mut other = connect(&server.address(), "/x");
+        assert_eq!(ask(&mut other, "abc"), "abc");
+        connect(&server.address(), "/x").send("hello".into()).unwrap();
+        server.says(sanitizer.finding);
+        server.says("crashed: SIGABRT in on_message of echo");
+        assert_eq!(ask(&mut other, "abc"), "abc");
+        server.stop();
+    }
 }
