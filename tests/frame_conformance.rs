@@ -338,7 +338,7 @@ fn feed(setup: Setup, stream: bool, input: &[u8], cuts: &[usize]) -> (String, Ve
             let event = connection.receive(&mut piece, &mut at, &mut io);
             match event {
                 Event::NeedMore => break,
-                Event::Empty => {}
+                Event::Empty | Event::Ping { .. } => {}
                 Event::Message { kind, first, last, compressed, body } => {
                     assert_eq!(first, parts.is_empty(), "first of the parts");
                     assert!(stream || (first && last));

@@ -255,9 +255,18 @@ fn control_socket_and_metrics_are_those_of_the_new_executable() {
     upgradable.install(b"#!/bin/sh\nexit 9\n");
     let (code, text) = ctl("upgrade");
     assert!(code != Some(0) && text.contains("ended with exit code 9"), "{text}");
+    let recording = dir.path().join("recording");
+    let mut record = daemon::wshd();
+    record.args(["ctl", "--control-socket"]).arg(&control).args(["record", "/echo"]).arg(&recording);
+    let record = record.stdout(Stdio::piped()).spawn().unwrap();
+    let recorded = || fs::read_to_string(&recording).unwrap_or_default();
+    until("it records", || recorded().contains("# resource: /echo"));
     upgradable.install(&fs::read(env!("CARGO_BIN_EXE_wshd")).unwrap());
     let (code, text) = ctl("upgrade");
     assert_eq!(code, Some(0), "{text}");
+    let said = String::from_utf8(record.wait_with_output().unwrap().stdout).unwrap();
+    assert!(said.starts_with("the server was upgraded: "), "{said}");
+    assert!(recorded().ends_with("\n# ended: the server was upgraded\n"), "{}", recorded());
     // The old one may have left already.
     let log = upgradable.server.log();
     let pids = log.split("supervisor[").filter_map(|part| part.split(']').next()?.parse().ok());

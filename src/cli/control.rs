@@ -9,7 +9,7 @@ use super::Error;
 use crate::ctl::arrange::Key;
 use crate::ctl::filter::{Filter, Peer};
 use crate::ctl::publish::Payload;
-use crate::ctl::record::Target;
+use crate::ctl::record::{MAX_MESSAGE, Target};
 use crate::ctl::request::{Change, Id, Request, Switch};
 use crate::ctl::{Order, Show};
 use crate::proto::ws::close;
@@ -82,8 +82,11 @@ enum What {
         /// At most so many bytes
         #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = file_size)]
         limit: u64,
+        /// Of messages above this the size only
+        #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = message_size)]
+        max_message: u32,
         /// The sizes of messages only
-        #[arg(long)]
+        #[arg(long, conflicts_with = "max_message")]
         no_payload: bool,
     },
     /// List all topics with their subscribers
@@ -199,9 +202,10 @@ impl Ctl {
                 let show = Show { json: form.json, sort, limit, ..text };
                 (Request::Connections { filter: filter.into() }, show)
             }
-            What::Record { resource, file, time, limit, no_payload } => {
+            What::Record { resource, file, time, limit, max_message, no_payload } => {
                 target = Some(Target { file, time, limit });
-                (Request::Record { resource, payload: !no_payload }, text)
+                let longest = if no_payload { 0 } else { max_message };
+                (Request::Record { resource, longest }, text)
             }
             What::Topics { form } => (Request::Topics {}, Show { json: form.json, ..text }),
             What::Publish { topic, scope, binary } => {
@@ -252,6 +256,11 @@ fn time(text: &str) -> Result<Duration, String> {
 
 fn file_size(text: &str) -> Result<u64, String> {
     value::size(text, &(1 << 10..=16 << 30))
+}
+
+fn message_size(text: &str) -> Result<u32, String> {
+    let size = value::size(text, &(1..=MAX_MESSAGE))?;
+    u32::try_from(size).map_err(|error| error.to_string())
 }
 
 fn close_code(text: &str) -> Result<u16, String> {
@@ -314,7 +323,7 @@ mod tests {
         assert_eq!(request(&["drain", "--for", "90s"]), Request::Drain { seconds: Some(90) });
         assert_eq!(request(&["drain", "--for", "0"]), Request::Drain { seconds: Some(0) });
         let record = order(&["record", "/chat", "x.test", "--for", "2m", "--no-payload"]).unwrap();
-        assert_eq!(record.request, Request::Record { resource: "/chat".to_owned(), payload: false });
+        assert_eq!(record.request, Request::Record { resource: "/chat".to_owned(), longest: 0 });
         let target = Target { file: "x.test".into(), time: Duration::from_secs(120), limit: 16 << 20 };
         assert_eq!(record.target, Some(target));
         let quarantine =
@@ -365,6 +374,7 @@ mod tests {
             (&["status", "--watch=0"], "0.1"),
             (&["close"], "required"),
             (&["record", "/chat", "x", "--limit", "1"], "at least 1K"),
+            (&["record", "/chat", "x", "--max-message", "5M"], "4M"),
             (&["close", "7:1", "--user", "x"], "cannot be used with"),
             (&["close", "--peer", "somebody"], "expected an address"),
             (&["connections", "--sort", "size"], "expected age"),

@@ -182,8 +182,8 @@ impl Control {
                         log::info!("wshd ctl: process {pid} of user {uid} requests: {}", request.name());
                     }
                     match request {
-                        Request::Record { resource, payload } => {
-                            Outcome::Answer(self.record(&resource, payload, fd, view, now))
+                        Request::Record { resource, longest } => {
+                            Outcome::Answer(self.record(&resource, longest, fd, view, now))
                         }
                         request => self.take_up(client, request, view, now),
                     }
@@ -283,8 +283,11 @@ impl Control {
         }
     }
 
-    /// The upgrade has ended: clients that waited for it are told.
+    /// The upgrade has ended: clients that waited for it are told, and who records.
     pub fn upgrade_ends(&mut self, result: &Result<String, String>) {
+        if let (Ok(_), Some(recording)) = (result, &self.recording) {
+            recording.say_why_it_ends("the server was upgraded");
+        }
         let result = result.clone().map(Value::String);
         for client in std::mem::take(&mut self.upgrading) {
             self.answer(client, &result);

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::Control;
 use super::view::View;
+use crate::ctl::record::ENDED;
 use crate::fleet::control::{Channel, Command};
 use crate::fleet::datagram;
 use crate::time::Instant;
@@ -30,6 +31,12 @@ impl Recording {
         PollFd::new(self.socket.as_fd(), PollFlags::empty())
     }
 
+    /// The last line, of this process: those that write the others are about to leave.
+    pub(super) fn say_why_it_ends(&self, why: &str) {
+        // If there is no room, the client learns that the server has ended.
+        let _ = datagram::send_at_once(self.socket.as_fd(), format!("{ENDED}{why}\n").as_bytes(), None);
+    }
+
     /// Whether the client has left.
     pub(super) fn is_over(&self) -> bool {
         datagram::is_hung_up(self.socket.as_fd())
@@ -41,7 +48,7 @@ impl Control {
     pub(super) fn record(
         &mut self,
         resource: &str,
-        has_payload: bool,
+        longest: u32,
         socket: Option<OwnedFd>,
         view: &View<'_>,
         now: Instant,
@@ -57,7 +64,7 @@ impl Control {
         };
         let route = view.routes.handlers().get(usize::from(number));
         let pool = route.map_or(0, |route| view.config.pool_of(&route.resource));
-        let order = Command::Record { handler: number, has_payload, begun: now };
+        let order = Command::Record { handler: number, longest, begun: now };
         let resource = resource.to_owned();
         let recording = Recording { socket, resource, pool: u16::try_from(pool).unwrap_or_default(), order };
         tell(view, &recording, true);

@@ -3,15 +3,14 @@
 
 use std::fmt::{self, Display};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::ErrorKind::{Interrupted, WouldBlock};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
 use serde::Deserialize;
 
 use super::answer::Handler;
@@ -19,8 +18,14 @@ use super::request::Request;
 use super::{Failure, ask_with};
 use crate::fleet::datagram;
 
-/// The longest datagram: a line of a message may be several times as long as that.
-const LONGEST: usize = 512 << 10;
+/// The longest message whose content can be recorded; bytes. Those that are not read yet lie in memory: a few.
+pub const MAX_MESSAGE: u64 = 4 << 20;
+/// The longest datagram; what does not fit comes as a file in memory with it.
+const LONGEST: usize = 64 << 10;
+/// The longest such file: a byte of a message takes six characters at most.
+const LONGEST_FILE: u64 = 7 * MAX_MESSAGE;
+/// How the last line begins, if the server sends one.
+pub const ENDED: &str = "# ended: ";
 /// Room for what has not been read yet; the system may give less.
 const ROOM: usize = 1 << 20;
 /// How a recording begins.
@@ -83,7 +88,7 @@ pub(super) fn run(socket: &Path, request: &Request, target: &Target) -> Result<S
 /// Why it ended.
 fn record(socket: &Path, request: &Request, target: &Target, file: &mut File) -> Result<String, Failure> {
     let local = |error: io::Error| Failure::Refused(format!("cannot record: {error}"));
-    let flags = SockFlag::SOCK_CLOEXEC;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags);
     let (ours, theirs): (OwnedFd, OwnedFd) = pair.map_err(io::Error::from).map_err(local)?;
     let _ = setsockopt(&theirs, sockopt::SndBuf, &ROOM); // what the system allows
@@ -101,23 +106,33 @@ fn record(socket: &Path, request: &Request, target: &Target, file: &mut File) ->
     file.write_all(heading.as_bytes()).map_err(full)?;
     let (begun, mut left) = (Instant::now(), target.limit.saturating_sub(heading.len() as u64));
     let mut bytes = vec![0; LONGEST];
+    let mut end = "the server ended".to_owned();
     while let Some(time) = target.time.checked_sub(begun.elapsed()).filter(|time| !time.is_zero()) {
         let mut fds = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(time.as_millis() as u64 + 1).unwrap_or(PollTimeout::MAX);
         let _ = poll(&mut fds, timeout); // if it is interrupted, as if the time were over
-        let count = match recv(&ours, &mut bytes[..], RecvFlags::DONTWAIT) {
+        let (count, rest) = match datagram::receive(ours.as_fd(), &mut bytes) {
             // A datagram may be empty, too.
-            Ok((_, 0)) if datagram::is_hung_up(ours.as_fd()) => return Ok("the server ended".to_owned()),
-            Ok((_, count)) => count,
-            Err(Errno::AGAIN | Errno::INTR) => continue,
-            Err(error) => return Err(local(error.into())),
+            Ok((0, _)) if datagram::is_hung_up(ours.as_fd()) => return Ok(end),
+            Ok(received) => received,
+            Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => continue,
+            Err(error) => return Err(local(error)),
         };
-        let Some(lines) = bytes.get(..count).filter(|lines| lines.ends_with(b"\n")) else { continue };
-        let Some(rest) = left.checked_sub(count as u64) else {
+        let mut lines = bytes.get(..count).unwrap_or_default().to_vec();
+        if let Some(mut file) = rest.map(File::from) {
+            file.rewind().and_then(|()| file.take(LONGEST_FILE).read_to_end(&mut lines)).map_err(local)?;
+        }
+        if !lines.ends_with(b"\n") {
+            continue;
+        }
+        if let Some(why) = lines.strip_prefix(ENDED.as_bytes()) {
+            end = String::from_utf8_lossy(why.trim_ascii_end()).escape_debug().to_string();
+        }
+        let Some(rest) = left.checked_sub(lines.len() as u64) else {
             return Ok("the file is as large as it may be".to_owned());
         };
         left = rest;
-        file.write_all(lines).map_err(full)?;
+        file.write_all(&lines).map_err(full)?;
     }
     Ok(format!("recorded for {:?}", target.time))
 }

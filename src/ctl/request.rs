@@ -43,8 +43,8 @@ pub enum Request {
     Record {
         /// A resource of the handler.
         resource: String,
-        /// With what is in messages, not only their sizes.
-        payload: bool,
+        /// Of a longer message the size only; bytes.
+        longest: u32,
     },
     /// All topics: answered with [`Topics`](super::topics::Topics).
     Topics {},
@@ -175,9 +175,8 @@ impl Request {
             Request::Config {} => "config".to_owned(),
             Request::Connections { .. } => "connections".to_owned(),
             Request::Topics {} => "topics".to_owned(),
-            Request::Record { resource, payload } => {
-                let how = if *payload { "" } else { " without payload" };
-                format!("record {}{how}", resource.escape_debug())
+            Request::Record { resource, longest } => {
+                format!("record {}, messages up to {longest} bytes", resource.escape_debug())
             }
             Request::Publish { topic, data, .. } => {
                 format!("publish {} bytes to {}", data.bytes().len(), topic.escape_debug())
@@ -327,8 +326,8 @@ mod tests {
             (r#"{"command":"stop","now":true}"#, Request::Stop { now: true }),
             (r#"{"command":"topics"}"#, Request::Topics {}),
             (
-                r#"{"command":"record","resource":"/chat","payload":true}"#,
-                Request::Record { resource: "/chat".to_owned(), payload: true },
+                r#"{"command":"record","resource":"/chat","longest":65536}"#,
+                Request::Record { resource: "/chat".to_owned(), longest: 65536 },
             ),
             (
                 r#"{"command":"publish","topic":"lobby","data":""}"#,

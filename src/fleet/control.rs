@@ -71,8 +71,8 @@ pub enum Command {
     Record {
         /// Its number.
         handler: u16,
-        /// Whether what is in messages is written, too.
-        has_payload: bool,
+        /// What is in longer messages is not written; bytes.
+        longest: u32,
         /// When that began.
         begun: Instant,
     },
@@ -319,8 +319,8 @@ impl Command {
             Command::Child { slot, part } => message(b'P', [slot.into(), part.into(), 0]),
             Command::Rebalance { to, count } => message(b'M', [to.into(), count.into(), 0]),
             Command::List { ticket } => message(b'W', [ticket, 0, 0]),
-            Command::Record { handler, has_payload, begun } => {
-                message(b'R', [handler.into(), has_payload.into(), begun.as_nanos()])
+            Command::Record { handler, longest, begun } => {
+                message(b'R', [handler.into(), longest.into(), begun.as_nanos()])
             }
             Command::Publish { ticket } => message(b'V', [ticket, 0, 0]),
             Command::Close { ticket, conn, code } => message(b'X', [ticket, conn, code.into()]),
@@ -345,7 +345,7 @@ impl Command {
             b'W' => Command::List { ticket: first },
             b'R' => Command::Record {
                 handler: first as u16,
-                has_payload: second != 0,
+                longest: second as u32,
                 begun: Instant::from_nanos(third),
             },
             b'V' => Command::Publish { ticket: first },

@@ -18,12 +18,26 @@ pub fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
 
 /// Sends it whole, or not at all.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], with: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    send_as(SendFlags::NOSIGNAL, socket, bytes, with)
+}
+
+/// The same on a socket of others, who may have made it wait.
+pub fn send_at_once(socket: BorrowedFd<'_>, bytes: &[u8], with: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    send_as(SendFlags::NOSIGNAL | SendFlags::DONTWAIT, socket, bytes, with)
+}
+
+fn send_as(
+    flags: SendFlags,
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    with: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if let Some(fd) = &with {
         control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
     }
-    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)?;
     Ok(())
 }
 

@@ -59,8 +59,8 @@ impl Worker {
                         let begun = self.begin_close(conn, code);
                         self.conns.presence.report(Report::Closing { ticket, begun });
                     }
-                    Command::Record { handler, has_payload, begun } => match fd {
-                        Some(socket) => self.conns.recorder.start(handler, has_payload, begun, socket),
+                    Command::Record { handler, longest, begun } => match fd {
+                        Some(socket) => self.conns.recorder.start(handler, longest, begun, socket),
                         None => self.conns.recorder.stop(),
                     },
                     Command::Quit => return true,

@@ -24,7 +24,7 @@ const FRAGILE: &str = r#"
             *(volatile char *)16 = 0;
         ws_send(conn, msg->type, msg->data, msg->size);
     }
-    WS_HANDLER(.name = "fragile", .on_open = on_open, .on_message = on_message);
+    WS_HANDLER(.name = "fragile", .protocols = "chat", .on_open = on_open, .on_message = on_message);
 "#;
 
 /// A recording that runs.
@@ -80,7 +80,8 @@ fn record_a_crash(dir: &Dir) -> PathBuf {
     let (mut server, control) = start(dir, &[]);
     let mut early = connect(&server.address(), "/fragile");
     let recording = Recording::start(&control, "/fragile", dir.path().join("crash.test"), &[]);
-    let headers = [("Cookie", "sid=31d4"), ("Authorization", "Basic YTpi"), ("X-Room", "7")];
+    let protocols = ("Sec-WebSocket-Protocol", "chat, bearer, 31d4.5a");
+    let headers = [("Cookie", "sid=31d4"), ("Authorization", "Basic 31d4"), ("X-Room", "7"), protocols];
     let (mut client, _) = connect_with(&server.address(), "/fragile?room=7&token=masked", &headers);
     ask(&mut early, "before");
     for text in ["one", "two\n"] {
@@ -91,9 +92,15 @@ fn record_a_crash(dir: &Dir) -> PathBuf {
     server.says("crashed: SIGSEGV");
     server.stop();
     let text = recording.text();
-    for line in ["cookie: sid=masked", "authorization: basic masked", "x-room: 7"] {
+    for line in [
+        "cookie: sid=masked",
+        "authorization: basic masked",
+        "x-room: 7",
+        "sec-websocket-protocol: chat, bearer, masked",
+    ] {
         assert!(text.lines().any(|found| found.trim().eq_ignore_ascii_case(line)), "{line} in {text}");
     }
+    assert!(!text.contains("31d4"), "{text}");
     assert!(text.contains(" was open before\n") && text.contains(">! text \"two\\n\"\n"), "{text}");
     recording.file.clone()
 }
@@ -176,10 +183,16 @@ fn a_recording_has_its_bounds() {
     }
     assert!(recording.end().starts_with("the file is as large as it may be: "));
     assert!(std::fs::metadata(file("small")).unwrap().len() <= 2048);
-    // What is as large as a datagram may not be is told by its size.
-    let recording = Recording::start(&control, "/fragile", file("large").into(), &[]);
-    ask(&mut client, &"x".repeat(60_000));
-    recording.has(">! large 60000\n");
+    // More than a datagram holds, and more than is wanted.
+    let limit = ["--max-message", "300K"];
+    let recording = Recording::start(&control, "/fragile", file("large").into(), &limit);
+    for size in [300 << 10, 301 << 10] {
+        ask(&mut client, &"y".repeat(size));
+    }
+    recording.has(">! large 308224\n");
+    assert!(recording.text().contains(&format!("> {}\n", "y".repeat(300 << 10))));
+    client.send(tungstenite::Message::Ping("are you there".into())).unwrap();
+    recording.has(">! ping are you there\n");
     server.stop();
     assert!(recording.end().starts_with("the server ended: "));
 }

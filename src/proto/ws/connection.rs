@@ -47,6 +47,11 @@ pub enum Event {
         /// Time since the Ping.
         rtt: Duration,
     },
+    /// A Ping, which has been answered.
+    Ping {
+        /// At most 125 octets.
+        body: Body,
+    },
     /// A fragment that brings nothing and ends nothing has come.
     Empty,
     /// The peer began the closing handshake. The caller answers with `close()`, within the close deadline.
@@ -355,7 +360,7 @@ impl Connection {
                 }
                 // RFC 6455 5.5.3: the Pong has the Ping's application data.
                 control(io.out, Opcode::Pong, payload);
-                None
+                Some(Event::Ping { body })
             }
             _ => {
                 if self.awaiting_pong && payload == self.since.as_nanos().to_be_bytes() {

@@ -4,18 +4,23 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use ::ws_handler::raw::*;
-use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::fleet::datagram;
 use crate::time::Instant;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::request::Request;
 use crate::worker::conn::transcript::{Name, Script};
 
+/// What goes in a datagram; bytes.
+const LONGEST: usize = 64 << 10;
 /// A line about the time is written when this much has passed since the last one.
 const TICK: Duration = Duration::from_millis(100);
 /// Connections that move at once are one move.
@@ -36,7 +41,8 @@ pub struct Recorder {
 struct Recording {
     /// Of datagrams, each of whole lines. Does not wait.
     socket: OwnedFd,
-    has_payload: bool,
+    /// What is in longer messages is not told; bytes.
+    longest: usize,
     begun: Instant,
     /// Since the beginning; the script has been told.
     told: Duration,
@@ -56,9 +62,10 @@ impl Default for Recorder {
 
 impl Recorder {
     /// From now on this handler is recorded, and no other.
-    pub fn start(&self, handler: u16, has_payload: bool, begun: Instant, socket: OwnedFd) {
+    pub fn start(&self, handler: u16, longest: u32, begun: Instant, socket: OwnedFd) {
         let (told, moved, names, lost) = Default::default();
-        self.recording.replace(Some(Recording { socket, has_payload, begun, told, moved, names, lost }));
+        let longest = longest as usize;
+        self.recording.replace(Some(Recording { socket, longest, begun, told, moved, names, lost }));
         self.handler.set(handler.into());
     }
 
@@ -72,6 +79,20 @@ impl Recorder {
     #[inline]
     pub fn records(&self, handler: u16) -> bool {
         self.handler.get() == u32::from(handler)
+    }
+}
+
+impl Recording {
+    /// Sends whole lines: what does not fit into a datagram goes as a file in memory with it.
+    fn send(&self, lines: &[u8]) -> io::Result<()> {
+        let (first, rest) = lines.split_at(lines.len().min(LONGEST));
+        let file = (!rest.is_empty()).then(|| {
+            let mut file = File::from(memfd_create(c"wshd recording", MFdFlags::MFD_CLOEXEC)?);
+            file.write_all(rest)?;
+            Ok::<_, io::Error>(file)
+        });
+        let file = file.transpose()?;
+        datagram::send_at_once(self.socket.as_fd(), first, file.as_ref().map(AsFd::as_fd))
     }
 }
 
@@ -89,19 +110,26 @@ impl Conns {
     /// A peer has sent a message, or a fragment of one.
     pub fn record_message(&self, id: u64, is_text: bool, flags: u32, bytes: &[u8]) {
         let (is_first, is_last) = (flags & WS_FIRST != 0, flags & WS_LAST != 0);
-        self.write(id, true, |script, name, has_payload| match has_payload {
-            _ if is_first && is_last => {
-                script.message(name, is_text, bytes.len(), has_payload.then_some(bytes));
+        self.write(id, true, |script, name, longest| match bytes.len() <= longest {
+            is_told if is_first && is_last => {
+                script.message(name, is_text, bytes.len(), is_told.then_some(bytes));
             }
             true => script.fragment(name, is_text, is_first, is_last, bytes),
             false => script.fragment(name, is_text, is_first, is_last, &vec![b'x'; bytes.len()]),
         });
     }
 
+    /// A peer has sent a Ping.
+    pub fn record_ping(&self, id: u64, payload: &[u8]) {
+        self.write(id, true, |script, name, longest| {
+            script.ping(name, (payload.len() <= longest).then_some(payload), payload.len());
+        });
+    }
+
     /// A peer has sent a Close frame.
     pub fn record_close(&self, id: u64, code: u16, reason: &[u8]) {
-        self.write(id, true, |script, name, has_payload| {
-            script.close(name, code, has_payload.then_some(reason));
+        self.write(id, true, |script, name, longest| {
+            script.close(name, code, (reason.len() <= longest).then_some(reason));
         });
     }
 
@@ -134,7 +162,7 @@ impl Conns {
     }
 
     /// Sends what is said about a connection. One that the script does not know yet is introduced, if that is wanted.
-    fn write(&self, id: u64, is_introduced: bool, say: impl FnOnce(&mut Script, Name, bool)) {
+    fn write(&self, id: u64, is_introduced: bool, say: impl FnOnce(&mut Script, Name, usize)) {
         let mut recording = self.recorder.recording.borrow_mut();
         let Some(known) = &mut *recording else { return };
         let mut script = Script::default();
@@ -154,17 +182,17 @@ impl Conns {
             None => self.introduce(id, known, is_introduced.then_some(&mut script)),
         };
         let Some(name) = name else { return };
-        say(&mut script, name, known.has_payload);
+        say(&mut script, name, known.longest);
         if script.text().is_empty() {
             return;
         }
-        match send(&known.socket, script.text().as_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-            Ok(_) => known.lost = 0,
-            Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => known.lost += 1,
-            Err(error) => {
-                if !matches!(error, Errno::PIPE | Errno::CONNRESET | Errno::CONNREFUSED) {
-                    log::warn!("recording: {error}; ended in this process");
-                }
+        match known.send(script.text().as_bytes()) {
+            Ok(()) => known.lost = 0,
+            // The reader is slow, or there is no memory or descriptor for a file.
+            Err(error) if !matches!(error.kind(), BrokenPipe | ConnectionReset | ConnectionRefused) => {
+                known.lost += 1;
+            }
+            Err(_) => {
                 drop(recording);
                 self.recorder.stop();
             }

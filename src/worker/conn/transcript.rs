@@ -3,8 +3,8 @@
 use std::fmt::{self, Display, Write};
 use std::time::Duration;
 
-/// Bytes of a message that one line has at most: a longer one is told by its size.
-pub const LONGEST: usize = 48 << 10;
+use percent_encoding::percent_decode_str;
+
 /// Bytes of a fragment that one line has.
 const PIECE: usize = 16 << 10;
 /// In place of a secret.
@@ -19,10 +19,27 @@ const OWN_HEADERS: [&str; 6] = [
     "sec-websocket-protocol",
 ];
 /// Parts of the names of headers and parameters whose values are secrets.
-const SECRET_PARTS: [&str; 9] =
-    ["token", "secret", "passw", "auth", "session", "apikey", "api_key", "api-key", "signature"];
+const SECRET_PARTS: [&str; 15] = [
+    "token",
+    "secret",
+    "passw",
+    "auth",
+    "session",
+    "apikey",
+    "api_key",
+    "api-key",
+    "signature",
+    "ticket",
+    "credential",
+    "bearer",
+    "csrf",
+    "xsrf",
+    "assertion",
+];
 /// Such names.
-const SECRETS: [&str; 6] = ["key", "pwd", "sid", "sig", "code", "jwt"];
+const SECRETS: [&str; 7] = ["key", "pwd", "sid", "sig", "code", "jwt", "otp"];
+/// Names of subprotocols are not as long: it is a credential, in the one place where scripts in browsers can put it; bytes.
+const LONGEST_PROTOCOL: usize = 32;
 
 /// The name of a peer, which its connection keeps in whichever process it is: the kernel's cookie of its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,13 +90,16 @@ impl Script {
             self.line(format_args!("    {header}: {}", masked(header, &String::from_utf8_lossy(value))));
         }
         if let Some(protocols) = protocols {
-            self.line(format_args!("    Sec-WebSocket-Protocol: {}", String::from_utf8_lossy(protocols)));
+            self.line(format_args!(
+                "    Sec-WebSocket-Protocol: {}",
+                known_protocols(&String::from_utf8_lossy(protocols))
+            ));
         }
     }
 
     /// A whole message; None: only its size is told.
     pub fn message(&mut self, name: Name, is_text: bool, size: usize, bytes: Option<&[u8]>) {
-        match bytes.filter(|bytes| bytes.len() <= LONGEST) {
+        match bytes {
             None if is_text => self.line(format_args!("{name}>! large {size}")),
             None => self.line(format_args!("{name}>! large {size} binary")),
             Some(bytes) if is_text => {
@@ -105,6 +125,15 @@ impl Script {
         while let Some(piece) = pieces.next() {
             let part = if is_last && pieces.peek().is_none() { "last" } else { "fragment" };
             self.line(format_args!("{name}>! binary {part} {}", Hex(piece)));
+        }
+    }
+
+    /// A Ping; where it is no text for one line, its size only.
+    pub fn ping(&mut self, name: Name, payload: Option<&[u8]>, size: usize) {
+        let text = payload.and_then(|payload| std::str::from_utf8(payload).ok());
+        match text.filter(|text| !text.contains(char::is_control)) {
+            Some(text) => self.line(format_args!("{name}>! ping {text}")),
+            None => self.line(format_args!("{name}>! ping {}", "x".repeat(size))),
         }
     }
 
@@ -152,10 +181,24 @@ fn is_secret(name: &str) -> bool {
 fn without_secrets(resource: &str) -> String {
     let Some((path, query)) = resource.split_once('?') else { return resource.to_owned() };
     let parameters = query.split('&').map(|parameter| match parameter.split_once('=') {
-        Some((name, _)) if is_secret(name) => format!("{name}={MASKED}"),
+        Some((name, _)) if is_secret(&percent_decode_str(name).decode_utf8_lossy()) => {
+            format!("{name}={MASKED}")
+        }
         _ => parameter.to_owned(),
     });
     format!("{path}?{}", parameters.collect::<Vec<_>>().join("&"))
+}
+
+/// The subprotocols that are offered, without credentials: what follows a name such as bearer or access_token, or is too long
+/// for a name.
+fn known_protocols(offered: &str) -> String {
+    let mut is_after_secret = false;
+    let protocols = offered.split(',').map(str::trim).map(|protocol| {
+        let is_credential = is_after_secret || protocol.len() > LONGEST_PROTOCOL;
+        is_after_secret = !is_credential && is_secret(protocol);
+        if is_credential { MASKED } else { protocol }
+    });
+    protocols.collect::<Vec<_>>().join(", ")
 }
 
 /// The value of a header without what is secret in it.
@@ -199,9 +242,9 @@ mod tests {
             ("X-Auth-Token", b"x"),
             ("Referer", b"https://example.com/?access_token=x&a=b"),
         ];
-        let resource = b"/chat?room=1&Access_Token=x&key=y&keyboard=z&flag";
+        let resource = b"/chat?room=1&Access_Token=x&%6bey=y&keyboard=z&ticket=t&flag";
         let said = said(|script| script.request(ANN, resource, headers.into_iter(), Some(b"v2, v1")));
-        let expected = "c1f>! request /chat?room=1&Access_Token=masked&key=masked&keyboard=z&flag\n    \
+        let expected = "c1f>! request /chat?room=1&Access_Token=masked&%6bey=masked&keyboard=z&ticket=masked&flag\n    \
             Host: example.com\n    Cookie: theme=masked; SID=masked\n    authorization: Bearer masked\n    \
             Proxy-Authorization: masked\n    X-Auth-Token: masked\n    \
             Referer: https://example.com/?access_token=masked&a=b\n    Sec-WebSocket-Protocol: v2, v1\n";
@@ -209,19 +252,29 @@ mod tests {
     }
 
     #[test]
+    fn credentials_among_subprotocols_are_masked() {
+        for (offered, expected) in [
+            ("graphql-transport-ws, v12.stomp", "graphql-transport-ws, v12.stomp"),
+            ("chat, access_token, abc", "chat, access_token, masked"),
+            ("Bearer,abc.def,chat", "Bearer, masked, chat"),
+            ("base64url.bearer.authorization.k8s.io.YWJj, v5.channel.k8s.io", "masked, v5.channel.k8s.io"),
+        ] {
+            assert_eq!(known_protocols(offered), expected);
+        }
+    }
+
+    #[test]
     fn messages_are_lines() {
-        let long = vec![b'y'; LONGEST + 1];
         for (is_text, bytes, expected) in [
             (true, "b\u{e4}r, said \"she\"".as_bytes(), "c1f> b\u{e4}r, said \"she\"\n"),
             (true, b" ", "c1f>  \n"),
             (true, b"a\r\n\"b\"", "c1f>! text \"a\\r\\n\\\"b\\\"\"\n"),
             (false, b"\x00\xff", "c1f>! binary 00ff\n"),
-            (true, &long, "c1f>! large 49153\n"),
-            (false, &long, "c1f>! large 49153 binary\n"),
         ] {
             assert_eq!(said(|script| script.message(ANN, is_text, bytes.len(), Some(bytes))), expected);
         }
         assert_eq!(said(|script| script.message(ANN, true, 3, None)), "c1f>! large 3\n");
+        assert_eq!(said(|script| script.message(ANN, false, 3, None)), "c1f>! large 3 binary\n");
     }
 
     #[test]
@@ -242,6 +295,9 @@ mod tests {
     fn ends_and_times_are_lines() {
         assert_eq!(said(|script| script.close(ANN, 1005, None)), "c1f>! close\n");
         assert_eq!(said(|script| script.close(ANN, 4000, Some(b"why not"))), "c1f>! close 4000 why not\n");
+        assert_eq!(said(|script| script.ping(ANN, Some(b" a"), 2)), "c1f>! ping  a\n");
+        assert_eq!(said(|script| script.ping(ANN, Some(b"\n\xff"), 2)), "c1f>! ping xx\n");
+        assert_eq!(said(|script| script.ping(ANN, None, 1)), "c1f>! ping x\n");
         assert_eq!(said(|script| script.vanish(ANN)), "c1f>! vanish\n");
         assert_eq!(said(|script| script.at(Duration::from_millis(61_020))), "= at 61s 20ms\n");
     }

@@ -111,6 +111,10 @@ impl Session {
                         break;
                     }
                 }
+                Some(Event::Ping { body }) if self.conns.recorder.records(handler) => {
+                    self.conns.record_ping(id, body.octets(buffer));
+                }
+                Some(Event::Ping { .. }) => {}
                 Some(Event::Pong { body, rtt }) => {
                     let payload = [body.octets(buffer), b"\0"].concat();
                     self.deliver_pong(id, payload, rtt);

@@ -101,7 +101,7 @@ fn run(settings: u8, params: Option<Params>, data: &[u8], pieces: impl Iterator<
             match event {
                 Event::NeedMore if at < piece.len() => {}
                 Event::NeedMore => break,
-                Event::Empty => {}
+                Event::Empty | Event::Ping { .. } => {}
                 Event::Message { kind, first, last, compressed, body } => {
                     assert!(!is_set(CLOSING) && (stream || (first && last)));
                     assert_eq!(first, message.is_empty());

@@ -45,8 +45,15 @@ impl Bench {
         self.with(|connection, io| connection.send(kind, data, how, io))
     }
 
+    /// The next event that is not a Ping.
     fn receive(&mut self, input: &mut [u8]) -> Event {
-        self.with(|connection, io| connection.receive(input, &mut 0, io))
+        let mut at = 0;
+        loop {
+            match self.with(|connection, io| connection.receive(input, &mut at, io)) {
+                Event::Ping { .. } => {}
+                event => return event,
+            }
+        }
     }
 }
 
