@@ -21,6 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "clock",
             "confine",
             "ffi::callback_name",
+            "ffi::is_start",
             "ffi::strict",
             "fleet",
             "handlers::discover",

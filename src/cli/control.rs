@@ -9,7 +9,7 @@ use super::Error;
 use crate::ctl::arrange::Key;
 use crate::ctl::filter::{Filter, Peer};
 use crate::ctl::publish::Payload;
-use crate::ctl::record::{MAX_MESSAGE, Target};
+use crate::ctl::record::{MAX_FILE, MAX_MESSAGE, Target};
 use crate::ctl::request::{Change, Id, Request, Switch};
 use crate::ctl::{Order, Show};
 use crate::proto::ws::close;
@@ -255,7 +255,7 @@ fn time(text: &str) -> Result<Duration, String> {
 }
 
 fn file_size(text: &str) -> Result<u64, String> {
-    value::size(text, &(1 << 10..=16 << 30))
+    value::size(text, &(1 << 10..=MAX_FILE))
 }
 
 fn message_size(text: &str) -> Result<u32, String> {

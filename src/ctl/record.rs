@@ -18,6 +18,8 @@ use super::request::Request;
 use super::{Failure, ask_with};
 use crate::fleet::datagram;
 
+/// The largest recording that can be played; bytes.
+pub const MAX_FILE: u64 = 128 << 20;
 /// The longest message whose content can be recorded; bytes. Those that are not read yet lie in memory: a few.
 pub const MAX_MESSAGE: u64 = 4 << 20;
 /// The longest datagram; what does not fit comes as a file in memory with it.

@@ -83,14 +83,17 @@ pub(super) fn closed(conn: ws_conn) {
     }
 }
 
-/// The handler was told that a connection has ended.
-pub(super) fn ended(conn: ws_conn) {
+/// A connection has ended; the handler was told, if it wants to know.
+pub fn ended(conn: ws_conn) {
     if is_on() {
         KNOWN.with_borrow_mut(|known| remember(&mut known.ended, conn));
     }
 }
 
 fn remember(list: &mut VecDeque<ws_conn>, conn: ws_conn) {
+    if list.contains(&conn) {
+        return;
+    }
     if list.len() == MOST {
         list.pop_front();
     }

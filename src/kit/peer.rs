@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::sleep;
@@ -74,6 +74,14 @@ pub struct Peer {
 /// What is kept for later: more is left in the socket.
 const MOST: usize = 10_000;
 
+/// Connects; neither this nor a write takes longer.
+pub fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let stream = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    stream.set_write_timeout(Some(patience))?;
+    stream.connect(&socket2::SockAddr::unix(socket)?)?;
+    Ok(OwnedFd::from(stream).into())
+}
+
 impl Peer {
     /// Connects and sends its request.
     pub fn ask(
@@ -83,9 +91,8 @@ impl Peer {
         patience: Duration,
     ) -> Result<Self, String> {
         let failed = |error: io::Error| format!("connect: {error}");
-        let stream = UnixStream::connect(socket).map_err(failed)?;
+        let stream = connect(socket, patience).map_err(failed)?;
         stream.set_nonblocking(true).map_err(failed)?;
-        stream.set_write_timeout(Some(patience)).map_err(failed)?;
         let mut request = format!("ws://localhost{target}")
             .into_client_request()
             .map_err(|error| format!("open {target}: {error}"))?;
@@ -291,7 +298,11 @@ impl Peer {
                 }
                 Ok(Message::Frame(_)) => continue,
                 Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(_) => Content::End,
+                Err(_) => {
+                    // After a mistake of the server it may not be read again.
+                    self.state = State::Ended;
+                    Content::End
+                }
             }));
         }
     }

@@ -13,11 +13,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::Args;
 use serde::Deserialize;
 
-use crate::ctl::record::Heading;
+use crate::ctl::record::{Heading, MAX_FILE};
 use crate::exit::Exit;
 
-/// The longest record: a message in it may have 64 MiB, in base64.
-const MAX_RECORD: u64 = 128 << 20;
 /// The first line of a script that is made here, which may be overwritten.
 const MARK: &str = "# Made by wshd replay of ";
 
@@ -124,7 +122,7 @@ impl Replay {
 
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(MAX_RECORD).read_to_string(&mut text)?;
+    File::open(path)?.take(MAX_FILE).read_to_string(&mut text)?;
     Ok(text)
 }
 

@@ -103,6 +103,81 @@ fn every_mistake_of_the_samples_is_found_and_named() {
     assert_eq!(samples.count(), SAMPLES.len());
 }
 
+/// Other forms of these mistakes: the tool, its exit status, what it says, and the handler but for its last line.
+const VARIANTS: [(&str, Tool, i32, &str, &str); 5] = [
+    (
+        "no_on_close",
+        Tool::Test("a> hi\na< hi\na>! close\na<! close\nb>! open\n= log after on_close\n"),
+        0,
+        "",
+        "static ws_conn last;
+         static int32_t on_open(ws_conn conn) { if (last) ws_send_text(last, \"new\"); last = conn; return WS_OK; }
+         static void on_message(ws_conn conn, const ws_message *msg) { ws_send(conn, msg->type, msg->data, msg->size); }
+         WS_HANDLER(.on_open = on_open,",
+    ),
+    (
+        "rejects_with_200",
+        Tool::Check(&["--faults"]),
+        6,
+        "SIGABRT in do_extra_handshake",
+        "static int32_t do_extra_handshake(ws_conn conn, ws_handshake *hs)
+         { (void)conn; ws_reject(hs, 200); return WS_OK; }
+         static void on_message(ws_conn conn, const ws_message *msg) { (void)conn; (void)msg; }
+         WS_HANDLER(.do_extra_handshake = do_extra_handshake,",
+    ),
+    (
+        "waits",
+        Tool::Check(&["--faults"]),
+        6,
+        "on_message takes long again and again",
+        "#include <poll.h>\n
+         static void on_message(ws_conn conn, const ws_message *msg) { (void)conn; (void)msg; poll(0, 0, 200); }
+         WS_HANDLER(",
+    ),
+    (
+        "message_kept_for_a_timer",
+        Tool::Test("> a\n< a\n"),
+        6,
+        "a message whose callback has returned",
+        "static const ws_message *kept;
+         static void tick(ws_conn conn, void *arg) { (void)arg; ws_send(conn, WS_TEXT, kept->data, 1); }
+         static void on_message(ws_conn conn, const ws_message *msg)
+         { static ws_message copy; copy = *msg; kept = &copy; ws_set_timer(conn, 1, tick, 0); }
+         WS_HANDLER(",
+    ),
+    (
+        "two_gigabytes",
+        Tool::Test("> a\n< a\n"),
+        6,
+        "got       ",
+        "#include <stdlib.h>\n
+         static void on_message(ws_conn conn, const ws_message *msg)
+         { size_t size = (size_t)1 << 30; char *large = calloc(1, size); (void)msg;
+           ws_send(conn, WS_BINARY, large, size); free(large); }
+         WS_HANDLER(",
+    ),
+];
+
+#[test]
+fn other_forms_of_the_mistakes_are_found_too() {
+    let dir = Dir::new();
+    thread::scope(|scope| {
+        for (name, tool, status, said, source) in VARIANTS {
+            let dir = &dir;
+            scope.spawn(move || {
+                let source = format!(
+                    "#include <ws_handler.h>\n{source} .name = \"{name}\", .on_message = on_message);"
+                );
+                dir.handler(name, &source);
+                let output = find(dir.path(), name, tool);
+                let out = String::from_utf8_lossy(&output.stdout);
+                assert!(out.contains(said), "{name}: {out}\n{}", String::from_utf8_lossy(&output.stderr));
+                assert_eq!(output.status.code(), Some(status), "{name}: {out}");
+            });
+        }
+    });
+}
+
 #[test]
 fn a_sound_handler_stands_all_faults() {
     let dir = Dir::new();

@@ -3,7 +3,6 @@
 //! notices.
 
 use std::io::Write;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use super::Finding;
 use crate::config::Config;
 use crate::confine::Confinement;
 use crate::kit::host::{Host, Served, process};
-use crate::kit::peer::{Content, Peer};
+use crate::kit::peer::{Content, Peer, connect};
 
 /// How long a peer waits for a reply to its request. What is not there then may be late on purpose.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -74,12 +73,23 @@ pub fn findings(
             };
             let result = bring(&mut exam).and_then(|()| exam.host.turn()).and_then(|()| exam.host.stop());
             exam.note(rule, result.err());
-            let Exam { host, findings: found, .. } = exam;
+            let waits_in = exam.host.waits_in();
+            let Exam { host, findings: mut found, .. } = exam;
             drop(host);
+            found.extend(waits_in.map(|callback| {
+                let what = format!(
+                    "{callback} takes long again and again, and all connections of its worker wait: use the blocking \
+                     style, or a thread; no more faults were tried"
+                );
+                Finding::warning("blocking-call", what)
+            }));
             for finding in found.into_iter().chain(orphans()) {
                 if !findings.iter().any(|known| general(&known.message) == general(&finding.message)) {
                     findings.push(finding);
                 }
+            }
+            if waits_in.is_some() {
+                return Ok(findings);
             }
         }
     }
@@ -154,6 +164,7 @@ impl Exam {
     /// Says this, on a new connection if the old one is closed.
     fn say(&mut self, peer: &mut Peer, content: &Content) -> Result<(), String> {
         if peer.send(content).is_err() {
+            self.host.turn()?;
             *peer = self.peer()?;
             let _ = peer.send(content); // or it lets nobody in
         }
@@ -181,7 +192,7 @@ impl Exam {
              Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n",
             self.target
         );
-        let mut socket = UnixStream::connect(self.host.socket()).map_err(|error| error.to_string())?;
+        let mut socket = connect(&self.host.socket(), PATIENCE).map_err(|error| error.to_string())?;
         for byte in head.as_bytes().chunks(1).chain(FRAMES.chunks(1)) {
             if socket.write_all(byte).is_err() {
                 break; // it lets nobody in
@@ -194,7 +205,7 @@ impl Exam {
     /// At every point of a connection's life the peer goes away.
     fn close(&mut self) -> Result<(), String> {
         for sent in ["", "GET / HTTP/1.1\r\nHost: l"] {
-            let socket = UnixStream::connect(self.host.socket());
+            let socket = connect(&self.host.socket(), PATIENCE);
             let _ = socket.and_then(|mut socket| socket.write_all(sent.as_bytes())); // it goes away anyhow
             self.host.turn()?;
         }

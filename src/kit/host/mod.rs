@@ -28,8 +28,8 @@ use crate::clock;
 use crate::config::Config;
 use crate::confine::Confinement;
 use crate::exit::Exit;
-use crate::ffi::callback_name;
 use crate::ffi::strict;
+use crate::ffi::{callback_name, is_start};
 use crate::fleet::bus_wire::{FORMAT, Message, Request, key_of};
 use crate::fleet::control::{Channel, Command, Report};
 use crate::fleet::datagram;
@@ -53,8 +53,10 @@ const FOREVER: Duration = Duration::MAX;
 const SLOTS: usize = 2;
 /// Room for a message in the report of a crash.
 const MESSAGE: usize = 64 << 10;
-/// Between two looks whether a worker in this process has ended.
-const LOOK: Duration = Duration::from_millis(100);
+/// Between two looks what a worker that does not answer is doing.
+const LOOK: Duration = Duration::from_millis(20);
+/// So many looks find it in a callback of the event style: that takes long.
+const WAITS: u32 = 20;
 /// The most of a log that is shown, from the end; bytes.
 const MAX_LOG: usize = 64 << 10;
 /// The clock moves on by this much at a time, so that timers run in their order.
@@ -127,6 +129,8 @@ pub struct Host {
     worker: Option<Worker>,
     /// A worker that runs in this process has ended.
     has_left: Arc<AtomicBool>,
+    /// How many looks have found a worker in a callback, and the last one.
+    waits: (u32, u32),
 }
 
 impl Host {
@@ -164,6 +168,7 @@ impl Host {
             bus_process: None,
             worker: None,
             has_left: Arc::default(),
+            waits: (0, 0),
         })
     }
 
@@ -322,6 +327,13 @@ impl Host {
         self.judge(&worker, status)
     }
 
+    /// The callback that keeps the event loop for long again and again.
+    pub fn waits_in(&self) -> Option<&'static str> {
+        let (looks, callback) = self.waits;
+        let has_threads = self.routes.in_service().any(|(_, route)| route.blocking);
+        (looks >= WAITS && !has_threads).then(|| callback_name(callback))
+    }
+
     /// Resident memory of the worker, in bytes, and its open descriptors; None if it is not a process of its own.
     pub fn usage(&self) -> Option<(u64, usize)> {
         let pid = self.worker.as_ref()?.process.as_ref()?.pid();
@@ -426,12 +438,20 @@ impl Host {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let left = left.min(LOOK);
                     let mut fds = [PollFd::new(worker.channel.as_fd(), PollFlags::POLLIN)];
-                    let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+                    let ready = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+                    let call =
+                        self.shared.scoreboard.slot(worker.slot).and_then(|record| record.call.current());
+                    if let (Ok(0), Some((_, callback, _))) = (ready, call)
+                        && !is_start(callback)
+                    {
+                        self.waits = (self.waits.0 + 1, callback);
+                    }
                 }
                 Err(error) => return Err(format!("the worker: {error}")),
             }
         }
-        Err(format!("the worker does not answer within {PATIENCE:?}"))
+        let hung = self.worker.take().and_then(|worker| self.judge(&worker, None)); // and is killed
+        Err(hung.unwrap_or_else(|| "the worker has ended".to_owned()))
     }
 
     /// The channel has ended: so has the process, or it is about to.
@@ -466,7 +486,7 @@ impl Host {
         let handler = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler)));
         if status.is_none() {
             let what = handler.map(|route| format!(", in {} of {}", callback_name(callback), route.name));
-            return Some(format!("does not leave within {PATIENCE:?}{}", what.unwrap_or_default()));
+            return Some(format!("does not come back within {PATIENCE:?}{}", what.unwrap_or_default()));
         }
         let facts = facts.unwrap_or_default();
         Some(Death { worker: "worker", pid: 0, cause, handler, callback, conn, facts }.line())

@@ -15,10 +15,11 @@ use std::time::Duration;
 use clap::Args;
 
 use self::conversation::{Conversation, Failure};
-use self::script::{MAX_SCRIPT, Step};
+use self::script::Step;
 use super::host::{Host, Served, settings};
 use super::run::build::{Source, Unbuilt};
 use super::value::time;
+use crate::ctl::record::MAX_FILE;
 use crate::exit::Exit;
 use crate::worker;
 
@@ -151,10 +152,13 @@ fn read(path: &Path) -> Result<Vec<Step>, String> {
     let mut text = String::new();
     let shown = path.display();
     let read = match path == Path::new("-") {
-        true => stdin().take(MAX_SCRIPT).read_to_string(&mut text),
-        false => File::open(path).and_then(|file| file.take(MAX_SCRIPT).read_to_string(&mut text)),
+        true => stdin().take(MAX_FILE + 1).read_to_string(&mut text),
+        false => File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text)),
     };
     read.map_err(|error| format!("{shown}: {error}"))?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(format!("{shown}: a script has {} MiB at most", MAX_FILE >> 20));
+    }
     let steps = script::parse(&text).map_err(|error| format!("{shown}: {error}"))?;
     match steps.is_empty() {
         true => {

@@ -7,9 +7,6 @@ use tungstenite::http::{HeaderName, HeaderValue};
 use crate::kit::peer::Content;
 use crate::kit::value::{size, time};
 
-/// The longest script; bytes.
-pub const MAX_SCRIPT: u64 = 16 << 20;
-
 /// A line that does something.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {

@@ -4,6 +4,7 @@ use ::ws_handler::raw::*;
 
 use crate::ffi::call::Handler;
 use crate::ffi::place::{self, Callback};
+use crate::ffi::strict;
 use crate::proto::ws::connection::Deadline;
 use crate::worker::conn::channel::{Ended, PeerClose};
 use crate::worker::conn::open::LastCall;
@@ -54,6 +55,7 @@ impl Session {
             None => {
                 let close = |handler: Handler| handler.close(id, by, u32::from(code));
                 self.handlers.tell(handler, Callback::Close, id, close);
+                strict::ended(id);
             }
         }
         self.conns.shutdown(id);
