@@ -266,7 +266,7 @@ fn test_shows_expected_and_got() {
         let told = format!("x.test:{line}: failed\n    expected  {expected}\n    got       {got}");
         assert!(said.starts_with(&told), "{said}");
     }
-    ends(&tested(&dir, "hello\n"), 3, "x.test: line 1: expected > or <");
+    ends(&tested(&dir, "hello\n"), 3, "x.test:1:1: expected > or <");
     std::fs::write(dir.path().join("parley_wsh.so"), "nothing").unwrap();
     ends(&tested(&dir, "> a\n"), 3, "not a shared object");
 }

@@ -146,13 +146,13 @@ const VARIANTS: [(&str, Tool, i32, &str, &str); 5] = [
          WS_HANDLER(",
     ),
     (
-        "two_gigabytes",
+        "seventeen_mebibytes",
         Tool::Test("> a\n< a\n"),
         6,
         "got       ",
         "#include <stdlib.h>\n
          static void on_message(ws_conn conn, const ws_message *msg)
-         { size_t size = (size_t)1 << 30; char *large = calloc(1, size); (void)msg;
+         { size_t size = (size_t)17 << 20; char *large = calloc(1, size); (void)msg;
            ws_send(conn, WS_BINARY, large, size); free(large); }
          WS_HANDLER(",
     ),

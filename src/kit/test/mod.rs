@@ -159,7 +159,7 @@ fn read(path: &Path) -> Result<Vec<Step>, String> {
     if text.len() as u64 > MAX_FILE {
         return Err(format!("{shown}: a script has {} MiB at most", MAX_FILE >> 20));
     }
-    let steps = script::parse(&text).map_err(|error| format!("{shown}: {error}"))?;
+    let steps = script::parse(&text).map_err(|error| format!("{shown}:{error}"))?;
     match steps.is_empty() {
         true => {
             Err(format!("{shown}: nothing is said in it: expected lines such as \"> hello\" and \"< hello\""))

@@ -64,11 +64,16 @@ pub struct Opening {
 
 /// A line that is no step.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {why}")]
+#[error("{line}:{column}: {why}")]
 pub struct ScriptError {
     line: usize,
+    /// In characters, from 1.
+    column: usize,
     why: String,
 }
+
+/// The part of a line that is wrong, and why.
+type Wrong<'a> = (&'a str, String);
 
 /// Reads a script.
 pub fn parse(text: &str) -> Result<Vec<Step>, ScriptError> {
@@ -76,16 +81,19 @@ pub fn parse(text: &str) -> Result<Vec<Step>, ScriptError> {
     let mut in_message: Vec<String> = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let line_number = number + 1;
-        let error = |why: String| ScriptError { line: line_number, why };
+        let error = |(part, why): Wrong| {
+            let offset = (part.as_ptr() as usize).saturating_sub(line.as_ptr() as usize);
+            let column = line.char_indices().take_while(|(index, _)| *index < offset).count() + 1;
+            ScriptError { line: line_number, column, why }
+        };
         if line.trim().is_empty() || line.starts_with('#') {
             continue;
         }
         // What is indented belongs to the request above it.
         if line.starts_with([' ', '\t']) {
             let Some(Action::Open(opening)) = steps.last_mut().map(|step| &mut step.action) else {
-                return Err(error(
-                    "a header stands below an open only: begin other lines at the margin".to_owned(),
-                ));
+                let why = "a header stands below an open only: begin other lines at the margin";
+                return Err(error((line, why.to_owned())));
             };
             opening.headers.push(header(line).map_err(error)?);
             continue;
@@ -97,12 +105,12 @@ pub fn parse(text: &str) -> Result<Vec<Step>, ScriptError> {
 }
 
 /// `in_message` has the peers that have sent a fragment that is not the last.
-fn step(line: &str, in_message: &mut Vec<String>) -> Result<(String, Action), String> {
+fn step<'a>(line: &'a str, in_message: &mut Vec<String>) -> Result<(String, Action), Wrong<'a>> {
     const EXPECTED: &str = "expected > or < after the name of a peer or none, or =";
-    let at = line.find(['>', '<', '=']).ok_or(EXPECTED)?;
-    let (peer, rest) = line.split_at(at);
+    let mark = line.find(['>', '<', '=']).ok_or_else(|| (line, EXPECTED.to_owned()))?;
+    let (peer, rest) = line.split_at(mark);
     if !peer.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-        return Err(format!("{EXPECTED}; a name has letters, digits and _"));
+        return Err((line, format!("{EXPECTED}; a name has letters, digits and _")));
     }
     let (direction, is_control) = match rest.get(..2) {
         Some(">!") => ('>', true),
@@ -116,85 +124,89 @@ fn step(line: &str, in_message: &mut Vec<String>) -> Result<(String, Action), St
         ('<', false) => Action::Expect(Content::Text(text.to_owned())),
         ('>', _) => sent(peer, text, in_message)?,
         ('<', _) => expected(text)?,
-        _ if !peer.is_empty() => return Err(EXPECTED.to_owned()),
+        _ if !peer.is_empty() => return Err((rest, EXPECTED.to_owned())),
         _ => match word(text) {
             ("move", "") => Action::Move,
-            ("wait", duration) => Action::Wait(time(duration)?),
-            ("at", duration) => Action::At(time(duration)?),
+            ("wait", duration) => Action::Wait(at(duration, time)?),
+            ("at", duration) => Action::At(at(duration, time)?),
             ("time", passes) => match word(passes) {
-                ("passes", duration) => Action::Pass(time(duration)?),
-                _ => return Err("expected = time passes TIME".to_owned()),
+                ("passes", duration) => Action::Pass(at(duration, time)?),
+                _ => return Err((passes, "expected = time passes TIME".to_owned())),
             },
             ("publish", message) => match word(message) {
-                ("", _) => return Err("expected = publish TOPIC TEXT".to_owned()),
+                ("", _) => return Err((message, "expected = publish TOPIC TEXT".to_owned())),
                 (topic, text) => Action::Publish(topic.to_owned(), text.to_owned()),
             },
-            ("log", "") => return Err("expected = log TEXT".to_owned()),
+            ("log", "") => return Err((text, "expected = log TEXT".to_owned())),
             ("log", text) => Action::Log(text.to_owned()),
             _ => {
                 let what = "expected = move, = time passes TIME, = at TIME, = wait TIME, = publish TOPIC TEXT or = log TEXT";
-                return Err(what.to_owned());
+                return Err((text, what.to_owned()));
             }
         },
     };
     Ok((peer.to_owned(), action))
 }
 
-fn sent(peer: &str, text: &str, in_message: &mut Vec<String>) -> Result<Action, String> {
+/// Reads a part of a line.
+fn at<T>(part: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<T, Wrong<'_>> {
+    read(part).map_err(|why| (part, why))
+}
+
+fn sent<'a>(peer: &str, text: &'a str, in_message: &mut Vec<String>) -> Result<Action, Wrong<'a>> {
     let content = match word(text) {
         (how @ ("open" | "request"), target) if target.is_empty() || target.starts_with('/') => {
             let target = Some(target.to_owned()).filter(|target| !target.is_empty());
             return Ok(Action::Open(Opening { target, is_late: how == "request", ..Opening::default() }));
         }
-        ("open" | "request", _) => {
-            return Err("expected >! open or >! request, and a /PATH or nothing".to_owned());
+        ("open" | "request", target) => {
+            return Err((target, "expected >! open or >! request, and a /PATH or nothing".to_owned()));
         }
         ("vanish", "") => return Ok(Action::Vanish),
         ("stop", "reading") => return Ok(Action::Stall(true)),
         ("read", "again") => return Ok(Action::Stall(false)),
         ("large", length) => large(length)?,
-        ("text", text) => quoted(text)?,
+        ("text", text) => at(text, quoted)?,
         ("binary", digits) => match word(digits) {
             (part @ ("fragment" | "last"), digits) => {
-                fragment(peer, part, (hex(digits)?, false), in_message)?
+                fragment(peer, part, (hex(digits)?, false), in_message).map_err(|why| (text, why))?
             }
             _ => Content::Binary(hex(digits)?),
         },
-        (part @ ("fragment" | "last"), text) => {
-            fragment(peer, part, (text.as_bytes().to_vec(), true), in_message)?
+        (part @ ("fragment" | "last"), piece) => {
+            fragment(peer, part, (piece.as_bytes().to_vec(), true), in_message).map_err(|why| (text, why))?
         }
-        ("ping", text) => Content::Ping(control(text)?),
-        ("pong", text) => Content::Pong(control(text)?),
+        ("ping", text) => Content::Ping(at(text, control)?),
+        ("pong", text) => Content::Pong(at(text, control)?),
         ("close", text) => close(text)?,
         _ => {
             let what = "expected >! open, request, text, binary, large, fragment, last, ping, pong, close, vanish, stop reading";
-            return Err(format!("{what} or read again; a line of text is sent with > alone"));
+            return Err((text, format!("{what} or read again; a line of text is sent with > alone")));
         }
     };
     Ok(Action::Send(content))
 }
 
-fn expected(text: &str) -> Result<Action, String> {
+fn expected(text: &str) -> Result<Action, Wrong<'_>> {
     let content = match word(text) {
         ("status", number) => {
             let status = number.parse().ok().filter(|status| (100..600).contains(status));
-            return status
-                .map(Action::Status)
-                .ok_or("expected <! status and a number such as 101".to_owned());
+            let why = "expected <! status and a number such as 101";
+            return status.map(Action::Status).ok_or_else(|| (number, why.to_owned()));
         }
         ("header", line) => return header(line).map(|(name, value)| Action::Header(name, value)),
-        ("nothing", duration) => return time(duration).map(Action::Silence),
+        ("nothing", duration) => return at(duration, time).map(Action::Silence),
         ("large", length) => large(length)?,
-        ("text", text) => quoted(text)?,
+        ("text", text) => at(text, quoted)?,
         ("binary", digits) => Content::Binary(hex(digits)?),
-        ("ping", text) => Content::Ping(control(text)?),
-        ("pong", text) => Content::Pong(control(text)?),
+        ("ping", text) => Content::Ping(at(text, control)?),
+        ("pong", text) => Content::Pong(at(text, control)?),
         ("close", text) => close(text)?,
         ("end", "") => Content::End,
         _ => {
             let what =
                 "expected <! status, header, text, binary, large, ping, pong, close, end or nothing TIME";
-            return Err(format!("{what}; a line of text is expected with < alone"));
+            return Err((text, format!("{what}; a line of text is expected with < alone")));
         }
     };
     Ok(Action::Expect(content))
@@ -202,27 +214,29 @@ fn expected(text: &str) -> Result<Action, String> {
 
 /// The first word, and what follows it and one space.
 fn word(text: &str) -> (&str, &str) {
-    text.split_once(' ').unwrap_or((text, ""))
+    text.split_once(' ').unwrap_or(text.split_at(text.len()))
 }
 
-fn header(line: &str) -> Result<(HeaderName, HeaderValue), String> {
+fn header(line: &str) -> Result<(HeaderName, HeaderValue), Wrong<'_>> {
+    let line = line.trim_start();
     let pair = line.split_once(':').and_then(|(name, value)| {
         let value = HeaderValue::from_bytes(value.trim().as_bytes()).ok()?;
         Some((name.trim().parse::<HeaderName>().ok()?, value))
     });
-    pair.ok_or_else(|| "expected NAME: VALUE".to_owned())
+    pair.ok_or_else(|| (line, "expected NAME: VALUE".to_owned()))
 }
 
-fn hex(digits: &str) -> Result<Vec<u8>, String> {
-    let digits: Vec<u32> = digits
-        .chars()
-        .filter(|c| *c != ' ')
-        .map(|c| c.to_digit(16).ok_or("expected bytes as hexadecimal digits, such as 00 ff"))
-        .collect::<Result<_, _>>()?;
-    if !digits.len().is_multiple_of(2) {
-        return Err("expected two hexadecimal digits for each byte".to_owned());
+fn hex(digits: &str) -> Result<Vec<u8>, Wrong<'_>> {
+    let mut values = Vec::new();
+    for (index, c) in digits.char_indices().filter(|(_, c)| *c != ' ') {
+        let why = "expected bytes as hexadecimal digits, such as 00 ff";
+        let digit = c.to_digit(16).ok_or_else(|| (digits.split_at(index).1, why.to_owned()))?;
+        values.push(digit as u8);
     }
-    Ok(digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | *digit as u8)).collect())
+    if !values.len().is_multiple_of(2) {
+        return Err((digits, "expected two hexadecimal digits for each byte".to_owned()));
+    }
+    Ok(values.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect())
 }
 
 /// A text of more than one line, or with other characters that a script cannot have: a string of JSON (RFC 8259).
@@ -233,10 +247,10 @@ fn quoted(text: &str) -> Result<Content, String> {
 }
 
 /// A message of this size.
-fn large(length: &str) -> Result<Content, String> {
+fn large(length: &str) -> Result<Content, Wrong<'_>> {
     match word(length) {
-        (length, "binary") => Ok(Content::Binary(vec![b'x'; size(length)?])),
-        _ => Ok(Content::Text("x".repeat(size(length)?))),
+        (length, "binary") => Ok(Content::Binary(vec![b'x'; at(length, size)?])),
+        _ => Ok(Content::Text("x".repeat(at(length, size)?))),
     }
 }
 
@@ -265,16 +279,17 @@ fn control(text: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-fn close(text: &str) -> Result<Content, String> {
-    let (code, reason) = word(text);
-    if code.is_empty() {
+fn close(text: &str) -> Result<Content, Wrong<'_>> {
+    let (number, reason) = word(text);
+    if number.is_empty() {
         return Ok(Content::Close(1005, String::new()));
     }
-    let code = code.parse().ok().filter(|code| (1000..5000).contains(code));
-    let code = code.ok_or("expected close, or close CODE REASON with a code from 1000 to 4999")?;
+    let code = number.parse().ok().filter(|code| (1000..5000).contains(code));
+    let why = "expected close, or close CODE REASON with a code from 1000 to 4999";
+    let code = code.ok_or_else(|| (number, why.to_owned()))?;
     match reason.len() {
         ..=123 => Ok(Content::Close(code, reason.to_owned())),
-        length => Err(format!("the reason of a close has at most 123 bytes: got {length}")),
+        length => Err((reason, format!("the reason of a close has at most 123 bytes: got {length}"))),
     }
 }
 
@@ -353,23 +368,24 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told_with_their_line() {
-        for (script, line, why) in [
-            ("hello", 1, "expected > or <"),
-            ("> a\n\nb c> d", 3, "a name has"),
-            (">! shout", 1, "a line of text is sent with > alone"),
-            ("<! nothing", 1, "expected a time"),
-            (">! binary 0", 1, "two hexadecimal digits"),
-            (">! binary xy", 1, "hexadecimal"),
-            (">! text a", 1, "a string as in JSON"),
-            (">! close 999", 1, "from 1000 to 4999"),
-            (">! last x", 1, "before the last"),
-            ("> a\n  Origin: x", 2, "below an open only"),
-            ("<! status ok", 1, "a number"),
-            ("a= move", 1, "expected > or <"),
+    fn mistakes_are_told_with_their_place() {
+        for (script, place, why) in [
+            ("hello", (1, 1), "expected > or <"),
+            ("> a\n\nb c> d", (3, 1), "a name has"),
+            (">! shout", (1, 4), "a line of text is sent with > alone"),
+            ("<! nothing", (1, 11), "expected a time"),
+            (">! binary 0", (1, 11), "two hexadecimal digits"),
+            ("\u{e9}> a\n", (1, 1), "a name has"),
+            (">! binary 0 \u{e9}y", (1, 13), "hexadecimal"),
+            (">! text a", (1, 9), "a string as in JSON"),
+            (">! close 999", (1, 10), "from 1000 to 4999"),
+            (">! last x", (1, 4), "before the last"),
+            ("> a\n  Origin: x", (2, 1), "below an open only"),
+            ("<! status ok", (1, 11), "a number"),
+            ("a= move", (1, 2), "expected > or <"),
         ] {
             let error = parse(script).unwrap_err();
-            assert!(error.line == line && error.why.contains(why), "{script}: {error}");
+            assert!((error.line, error.column) == place && error.why.contains(why), "{script}: {error}");
         }
     }
 }
