@@ -102,6 +102,7 @@ impl Handler {
 
     /// `on_close`.
     pub fn close(&self, conn: ws_conn, by: u32, code: u32) {
+        strict::closing(conn);
         if let Some(f) = self.table.on_close {
             // SAFETY: the handler's own function, called as the header says.
             within(Callback::Close, conn, || unsafe { f(conn, by, code) });

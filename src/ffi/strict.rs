@@ -25,10 +25,12 @@ struct Known {
     closed: VecDeque<ws_conn>,
     /// Their `on_close` has returned.
     ended: VecDeque<ws_conn>,
+    /// The one whose on_close runs.
+    closing: Option<ws_conn>,
 }
 
 thread_local! {
-    static KNOWN: RefCell<Known> = const { RefCell::new(Known { closed: VecDeque::new(), ended: VecDeque::new() }) };
+    static KNOWN: RefCell<Known> = const { RefCell::new(Known { closed: VecDeque::new(), ended: VecDeque::new(), closing: None }) };
 }
 
 /// The Close frame of the connection whose callback has broken the contract.
@@ -83,10 +85,20 @@ pub(super) fn closed(conn: ws_conn) {
     }
 }
 
+/// The handler is about to be told that a connection has ended.
+pub(super) fn closing(conn: ws_conn) {
+    if is_on() {
+        KNOWN.with_borrow_mut(|known| known.closing = Some(conn));
+    }
+}
+
 /// A connection has ended; the handler was told, if it wants to know.
 pub fn ended(conn: ws_conn) {
     if is_on() {
-        KNOWN.with_borrow_mut(|known| remember(&mut known.ended, conn));
+        KNOWN.with_borrow_mut(|known| {
+            known.closing = None;
+            remember(&mut known.ended, conn);
+        });
     }
 }
 
@@ -115,7 +127,9 @@ fn tell(function: &str, conn: ws_conn, size: usize, result: i32) {
     match result {
         // Gone may be what the peer has done, and then nobody is to blame.
         WS_E_GONE => KNOWN.with_borrow(|known| {
-            if known.ended.contains(&conn) {
+            if known.closing == Some(conn) {
+                note_useless(conn, format_args!("{function}() was called when the connection had ended: {error}"));
+            } else if known.ended.contains(&conn) {
                 note_useless(
                     conn,
                     format_args!("{function}() was called after on_close of the connection: {error}"),

@@ -6,53 +6,59 @@ use std::process::Command;
 use super::daemon::{Dir, ECHO, output_of, wshd};
 use super::ends;
 
+/// A test program of somebody's own, with checks in the manner of common test frameworks.
 const PROGRAM: &str = r#"
     #include <ws_handler_test.h>
+    #define CHECK(condition) \
+        do { if (!(condition)) { fprintf(stderr, "%s:%d: %s\n%s", __FILE__, __LINE__, #condition, said); exit(1); } } while (0)
     int main(int argc, char **argv)
     {
         const char *const options[] = {"max_message=1K", NULL};
-        char said[4096], little[8];
-        if (argc != 2 || ws_test(argv[1], "> hello\n< hello\n", said, sizeof said) != WS_TEST_PASSED)
-            return fputs(said, stderr), 1;
-        if (ws_test(argv[1], "> hello\n< goodbye\n", said, sizeof said) != WS_TEST_FAILED)
-            return 2;
-        if (strstr(said, "-:2: failed\n    expected  text \"goodbye\"\n    got       text \"hello\"\n") == NULL)
-            return fputs(said, stderr), 3;
-        if (ws_test(argv[1], "hello\n", little, sizeof little) != WS_TEST_ERROR || strlen(little) != 7)
-            return 4;
-        if (ws_test_with(argv[1], ">! large 2K\n< x\n", options, said, sizeof said) != WS_TEST_FAILED
-            || strstr(said, "got       close 1009") == NULL)
-            return fputs(said, stderr), 5;
+        char said[4096] = "", little[8];
+        CHECK(argc == 2);
+        CHECK(ws_test(argv[1], "> hello\n< hello\n", said, sizeof said) == WS_TEST_PASSED);
+        CHECK(ws_test(argv[1], "> hello\n< goodbye\n", said, sizeof said) == WS_TEST_FAILED);
+        CHECK(strstr(said, "-:2: failed\n    expected  text \"goodbye\"\n    got       text \"hello\"\n") != NULL);
+        CHECK(ws_test(argv[1], "hello\n", little, sizeof little) == WS_TEST_ERROR && strlen(little) == 7);
+        CHECK(ws_test_with(argv[1], ">! large 2K\n< x\n", options, said, sizeof said) == WS_TEST_FAILED);
+        CHECK(strstr(said, "got       close 1009") != NULL);
         setenv("WSHD", "/nowhere/wshd", 1);
-        if (ws_test(argv[1], "> a\n", said, sizeof said) != WS_TEST_ERROR || strstr(said, "say where it is in WSHD") == NULL)
-            return fputs(said, stderr), 6;
+        CHECK(ws_test(argv[1], "> a\n", said, sizeof said) == WS_TEST_ERROR);
+        CHECK(strstr(said, "say where it is in WSHD") != NULL);
         return 0;
     }
 "#;
 
+/// Of a project of somebody's own, with the headers as they are installed.
+const MAKEFILE: &str = "\
+CPPFLAGS = -D_POSIX_C_SOURCE=200809L -I $(PREFIX)/include
+CFLAGS = -std=c99 -Wall -Wextra -pedantic -Werror
+CXXFLAGS = -std=c++11 -Wall -Wextra -pedantic -Werror
+
+check: echo_wsh.so test_c test_cc
+\t./test_c ./echo_wsh.so
+\t./test_cc ./echo_wsh.so
+echo_wsh.so: echo_wsh.c
+\t$(CC) $(CPPFLAGS) -shared -fPIC -o $@ $<
+";
+
 #[test]
-fn programs_in_c_and_cpp_hold_conversations() {
+fn a_project_in_c_and_cpp_has_conversations_in_its_own_tests() {
     let dir = Dir::new();
-    dir.handler("echo", ECHO);
-    let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("include");
-    for (compiler, standard, file) in [("cc", "-std=c99", "program.c"), ("c++", "-std=c++11", "program.cc")] {
-        let (source, program) = (dir.path().join(file), dir.path().join("program"));
-        std::fs::write(&source, PROGRAM).unwrap();
-        let mut compile = Command::new(compiler);
-        compile.args([
-            standard,
-            "-D_POSIX_C_SOURCE=200809L",
-            "-Wall",
-            "-Wextra",
-            "-pedantic",
-            "-Werror",
-            "-I",
-        ]);
-        ends(&output_of(compile.arg(&include).arg(&source).arg("-o").arg(&program)).unwrap(), 0, "");
-        let mut run = Command::new(&program);
-        run.arg(dir.path().join("echo_wsh.so")).env("WSHD", env!("CARGO_BIN_EXE_wshd"));
-        ends(&output_of(&mut run).unwrap(), 0, "");
+    let include = dir.path().join("prefix/include");
+    std::fs::create_dir_all(&include).unwrap();
+    for header in ["ws_handler.h", "ws_handler_test.h"] {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("include").join(header);
+        std::fs::copy(from, include.join(header)).unwrap();
     }
+    let files =
+        [("Makefile", MAKEFILE), ("echo_wsh.c", ECHO), ("test_c.c", PROGRAM), ("test_cc.cc", PROGRAM)];
+    for (file, text) in files {
+        std::fs::write(dir.path().join(file), text).unwrap();
+    }
+    let mut make = Command::new("make");
+    make.args(["-j2", "check", "PREFIX=prefix"]).current_dir(dir.path()).env_remove("MAKEFLAGS");
+    ends(&output_of(make.env("WSHD", env!("CARGO_BIN_EXE_wshd"))).unwrap(), 0, "");
 }
 
 #[test]
