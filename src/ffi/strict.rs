@@ -128,7 +128,10 @@ fn tell(function: &str, conn: ws_conn, size: usize, result: i32) {
         // Gone may be what the peer has done, and then nobody is to blame.
         WS_E_GONE => KNOWN.with_borrow(|known| {
             if known.closing == Some(conn) {
-                note_useless(conn, format_args!("{function}() was called when the connection had ended: {error}"));
+                note_useless(
+                    conn,
+                    format_args!("{function}() was called when the connection had ended: {error}"),
+                );
             } else if known.ended.contains(&conn) {
                 note_useless(
                     conn,

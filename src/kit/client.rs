@@ -386,8 +386,7 @@ fn url(text: &str) -> Result<Uri, String> {
 }
 
 fn token(text: &str) -> Result<String, String> {
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    match !text.is_empty() && text.bytes().all(is_token) {
+    match extension::is_token(text.as_bytes()) {
         true => Ok(text.to_owned()),
         false => Err("expected a token: letters, digits and !#$%&'*+-.^_`|~".to_owned()),
     }

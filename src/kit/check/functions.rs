@@ -34,7 +34,8 @@ impl Harm {
     }
 }
 
-const ENDS: &[&str] = &["exit", "_exit", "_Exit", "quick_exit", "err", "errx", "pthread_exit", "verr", "verrx"];
+const ENDS: &[&str] =
+    &["exit", "_exit", "_Exit", "quick_exit", "err", "errx", "pthread_exit", "verr", "verrx"];
 const SHARED: &[&str] = &[
     "alarm",
     "bsd_signal",
