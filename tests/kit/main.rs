@@ -163,7 +163,7 @@ fn cat_sends_what_the_request_is_to_say() {
     }
 }
 
-/// Echoes, and compresses as its arguments say: both window sizes, and whether each message stands alone.
+/// Echoes until somebody says bye, and compresses as its arguments say: both window sizes, and whether each message stands alone.
 const PYTHON_ECHO: &str = r#"
 import sys
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
@@ -173,6 +173,8 @@ deflate = ServerPerMessageDeflateFactory(alone, alone, server_bits, client_bits)
 def echo(connection):
     assert [extension.name for extension in connection.protocol.extensions] == ["permessage-deflate"]
     for message in connection:
+        if message == "bye":
+            return
         connection.send([message[:5], message[5:]] if len(message) < 20 else message)
 with serve(echo, "127.0.0.1", 0, extensions=[deflate], compression=None) as server:
     print(server.socket.getsockname()[1], flush=True)
@@ -192,7 +194,8 @@ fn cat_compresses_with_another_server() {
         let url = format!("ws://127.0.0.1:{}/", port.trim());
         let lines: String =
             (0..200).map(|number| format!("{}{number}\n", "some more words ".repeat(number % 50))).collect();
-        let output = cat(&url, &["--compress", "--verbose"], lines.as_bytes());
+        let input = format!("{lines}bye\n");
+        let output = cat(&url, &["--compress", "--verbose", "--keep-open"], input.as_bytes());
         let _ = server.kill();
         let _ = server.wait();
         ends(&output, 0, "sec-websocket-extensions: permessage-deflate");
