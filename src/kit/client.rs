@@ -129,12 +129,12 @@ impl Client {
     /// Connects and shakes hands; what comes back does not block. A new key for every connection.
     pub fn connect(&self) -> Result<(Connection, Response), Failure> {
         let tcp = self.dial()?;
-        let socket = match &self.tls {
-            None => Socket::Plain(tcp),
+        let socket: Box<dyn Socket> = match &self.tls {
+            None => Box::new(tcp),
             Some((config, name)) => {
                 let session = ClientConnection::new(config.clone(), name.clone())
                     .map_err(|error| Failure::Unreachable(format!("{}: TLS: {error}", self.url)))?;
-                Socket::Tls(Box::new(StreamOwned::new(session, tcp)))
+                Box::new(StreamOwned::new(session, tcp))
             }
         };
         let stream = Stream { socket, filter: self.compress.then(|| Box::new(Filter::new())) };
@@ -150,7 +150,7 @@ impl Client {
         let (mut connection, response) =
             client_with_config(request, stream, Some(config)).map_err(|error| self.explain(error))?;
         self.agree(connection.get_mut(), &response)?;
-        let tcp = connection.get_ref().tcp();
+        let tcp = connection.get_ref().socket.tcp();
         let ready = tcp.set_read_timeout(None).and_then(|()| tcp.set_nonblocking(true));
         ready.map_err(|error| Failure::Unreachable(format!("{}: {error}", self.url)))?;
         Ok((connection, response))
@@ -214,38 +214,38 @@ impl Client {
 
 /// What the frames go through.
 pub struct Stream {
-    socket: Socket,
+    socket: Box<dyn Socket>,
     /// Of a connection that offers compression.
     filter: Option<Box<Filter>>,
 }
 
-enum Socket {
-    /// A `ws://` URL.
-    Plain(TcpStream),
-    /// A `wss://` URL.
-    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+/// Plain or with TLS.
+trait Socket: Read + Write {
+    fn tcp(&self) -> &TcpStream;
 }
 
-impl Stream {
-    /// The socket below.
-    pub fn tcp(&self) -> &TcpStream {
-        match &self.socket {
-            Socket::Plain(tcp) => tcp,
-            Socket::Tls(tls) => tls.get_ref(),
-        }
+impl Socket for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Socket for StreamOwned<ClientConnection, TcpStream> {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref()
     }
 }
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.tcp().as_fd()
+        self.socket.tcp().as_fd()
     }
 }
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match &mut self.filter {
-            Some(filter) => filter.read(&mut self.socket, buffer),
+            Some(filter) => filter.read(&mut *self.socket, buffer),
             None => self.socket.read(buffer),
         }
     }
@@ -254,40 +254,15 @@ impl Read for Stream {
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.filter {
-            Some(filter) => filter.write(&mut self.socket, bytes),
+            Some(filter) => filter.write(&mut *self.socket, bytes),
             None => self.socket.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match &mut self.filter {
-            Some(filter) => filter.flush(&mut self.socket),
+            Some(filter) => filter.flush(&mut *self.socket),
             None => self.socket.flush(),
-        }
-    }
-}
-
-impl Read for Socket {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Socket::Plain(tcp) => tcp.read(buffer),
-            Socket::Tls(tls) => tls.read(buffer),
-        }
-    }
-}
-
-impl Write for Socket {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Socket::Plain(tcp) => tcp.write(bytes),
-            Socket::Tls(tls) => tls.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Socket::Plain(tcp) => tcp.flush(),
-            Socket::Tls(tls) => tls.flush(),
         }
     }
 }

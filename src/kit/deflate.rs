@@ -69,7 +69,7 @@ impl Filter {
     }
 
     /// As [`Read::read`].
-    pub fn read(&mut self, socket: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    pub fn read(&mut self, socket: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> io::Result<usize> {
         while self.ready.is_empty() {
             let mut block = [0; BLOCK];
             let count = socket.read(&mut block)?;
@@ -101,7 +101,7 @@ impl Filter {
     }
 
     /// As [`Write::write`].
-    pub fn write(&mut self, socket: &mut impl Write, bytes: &[u8]) -> io::Result<usize> {
+    pub fn write(&mut self, socket: &mut (impl Write + ?Sized), bytes: &[u8]) -> io::Result<usize> {
         let State::Compressed(codec) = &mut self.state else { return socket.write(bytes) };
         send(&mut self.unsent, socket)?;
         self.written.extend_from_slice(bytes);
@@ -115,7 +115,7 @@ impl Filter {
     }
 
     /// As [`Write::flush`].
-    pub fn flush(&mut self, socket: &mut impl Write) -> io::Result<()> {
+    pub fn flush(&mut self, socket: &mut (impl Write + ?Sized)) -> io::Result<()> {
         send(&mut self.unsent, socket)?;
         socket.flush()
     }
@@ -183,7 +183,7 @@ fn append(header: &FrameHeader, payload: &[u8], out: &mut BytesMut) -> io::Resul
     Ok(())
 }
 
-fn send(bytes: &mut BytesMut, socket: &mut impl Write) -> io::Result<()> {
+fn send(bytes: &mut BytesMut, socket: &mut (impl Write + ?Sized)) -> io::Result<()> {
     while !bytes.is_empty() {
         match socket.write(bytes)? {
             0 => return Err(io::ErrorKind::WriteZero.into()),
