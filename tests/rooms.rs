@@ -33,7 +33,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("kit/test", &["ctl::record", "worker"]),
-    ("kit", &["clock", "ctl::answer", "ctl::record", "ctl::request", "proto::ws", "settings::value"]),
+    ("kit", &["clock", "ctl::answer", "ctl::record", "ctl::request", "proto", "settings::value"]),
     ("settings", &["auth", "proto"]),
     ("ctl", &["fleet::datagram"]),
     ("auth", &["proto::http1::head"]),

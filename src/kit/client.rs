@@ -25,6 +25,7 @@ use tungstenite::{Error, WebSocket};
 use super::deflate::Filter;
 use super::value::time;
 use crate::exit::Exit;
+use crate::proto::http1::field::is_token;
 use crate::proto::ws::deflate::negotiate::{OFFER, answered};
 use crate::proto::ws::extension;
 
@@ -161,7 +162,7 @@ impl Client {
         let wrong = |why: &str| Failure::Refused(format!("{}: Sec-WebSocket-Extensions: {why}", self.url));
         let values = response.headers().get_all(SEC_WEBSOCKET_EXTENSIONS);
         let agreed = extension::parse(values.iter().map(HeaderValue::as_bytes));
-        let agreed = agreed.map_err(|error| wrong(&error.to_string()))?;
+        let agreed = agreed.map_err(|error| wrong(error.why))?;
         let params = answered(&agreed);
         // RFC 6455 4.1: a client fails the connection over an extension that it has not offered.
         if !agreed.is_empty() && (params.is_none() || stream.filter.is_none()) {
@@ -361,7 +362,7 @@ fn url(text: &str) -> Result<Uri, String> {
 }
 
 fn token(text: &str) -> Result<String, String> {
-    match extension::is_token(text.as_bytes()) {
+    match is_token(text.as_bytes()) {
         true => Ok(text.to_owned()),
         false => Err("expected a token: letters, digits and !#$%&'*+-.^_`|~".to_owned()),
     }

@@ -189,12 +189,13 @@ fn without_secrets(resource: &str) -> String {
     format!("{path}?{}", parameters.collect::<Vec<_>>().join("&"))
 }
 
-/// The subprotocols that are offered, without credentials: what follows a name such as bearer or access_token, or is too long
-/// for a name.
+/// The subprotocols that are offered, without credentials: what follows a name such as bearer or access_token, also in the
+/// same item as in bearer.TOKEN, or is too long for a name.
 fn known_protocols(offered: &str) -> String {
     let mut is_after_secret = false;
     let protocols = offered.split(',').map(str::trim).map(|protocol| {
-        let is_credential = is_after_secret || protocol.len() > LONGEST_PROTOCOL;
+        let is_prefixed = is_secret(protocol) && protocol.contains('.');
+        let is_credential = is_after_secret || is_prefixed || protocol.len() > LONGEST_PROTOCOL;
         is_after_secret = !is_credential && is_secret(protocol);
         if is_credential { MASKED } else { protocol }
     });
@@ -256,6 +257,7 @@ mod tests {
         for (offered, expected) in [
             ("graphql-transport-ws, v12.stomp", "graphql-transport-ws, v12.stomp"),
             ("chat, access_token, abc", "chat, access_token, masked"),
+            ("chat, bearer.abc", "chat, masked"),
             ("Bearer,abc.def,chat", "Bearer, masked, chat"),
             ("base64url.bearer.authorization.k8s.io.YWJj, v5.channel.k8s.io", "masked, v5.channel.k8s.io"),
         ] {
