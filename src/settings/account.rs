@@ -6,6 +6,8 @@ use std::ffi::CString;
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist, getgroups};
 use rustix::thread::{CapabilitySet, capabilities};
 
+use super::outside;
+
 /// A user.
 #[derive(Clone, Debug)]
 pub struct Account {
@@ -31,33 +33,33 @@ pub fn user(text: &str) -> Result<Account, String> {
     must_be_root("another user")?;
     let expected = "expected the name or number of a user";
     let failed = |error: nix::Error| format!("{error}; {expected}");
-    let known = match id(text) {
-        Some(number) => User::from_uid(Uid::from_raw(number)).map_err(failed)?,
-        None => User::from_name(text).map_err(failed)?,
-    };
-    match (known, id(text)) {
-        (Some(user), _) => {
-            let name = CString::new(user.name).map_err(|_| expected.to_owned())?;
-            let mut groups = getgrouplist(&name, user.gid).map_err(failed)?;
-            groups.retain(|group| *group != user.gid);
-            groups.insert(0, user.gid);
-            Ok(Account { uid: user.uid, groups })
-        }
-        (None, Some(number)) => Ok(Account { uid: Uid::from_raw(number), groups: Vec::new() }),
-        (None, None) => Err(expected.to_owned()),
-    }
+    let known = outside::ask(format!("account {text}"), || {
+        let known = match id(text) {
+            Some(number) => User::from_uid(Uid::from_raw(number)).map_err(failed)?,
+            None => User::from_name(text).map_err(failed)?,
+        };
+        let Some(user) = known else { return Ok(None) };
+        let name = CString::new(user.name).map_err(|_| expected.to_owned())?;
+        let mut groups = getgrouplist(&name, user.gid).map_err(failed)?;
+        groups.retain(|group| *group != user.gid);
+        groups.insert(0, user.gid);
+        Ok(Some((user.uid.as_raw(), groups.into_iter().map(Gid::as_raw).collect::<Vec<_>>())))
+    })?;
+    let unknown = || id(text).map(|number| (number, Vec::new()));
+    let (uid, groups) = known.or_else(unknown).ok_or(expected)?;
+    Ok(Account { uid: Uid::from_raw(uid), groups: groups.into_iter().map(Gid::from_raw).collect() })
 }
 
 /// A user, by name or number, who is to own a socket.
 pub fn owner(text: &str) -> Result<Uid, String> {
     let expected = "expected the name or number of a user";
-    let user = match id(text) {
-        Some(number) => Uid::from_raw(number),
-        None => {
+    let known = || {
+        outside::ask(format!("user {text}"), || {
             let known = User::from_name(text).map_err(|error| format!("{error}; {expected}"))?;
-            known.ok_or(expected)?.uid
-        }
+            Ok(known.ok_or(expected)?.uid.as_raw())
+        })
     };
+    let user = Uid::from_raw(id(text).map_or_else(known, Ok)?);
     match may_give_away() || user == geteuid() {
         true => Ok(user),
         false => Err("expected to be root: only root can give a socket to another user".to_owned()),
@@ -93,8 +95,11 @@ fn any_group(text: &str) -> Result<Gid, String> {
         return Ok(Gid::from_raw(number));
     }
     let expected = "expected the name or number of a group";
-    let known = Group::from_name(text).map_err(|error| format!("{error}; {expected}"))?;
-    known.map(|group| group.gid).ok_or_else(|| expected.to_owned())
+    let known = outside::ask(format!("group {text}"), || {
+        let known = Group::from_name(text).map_err(|error| format!("{error}; {expected}"))?;
+        Ok(known.ok_or(expected)?.gid.as_raw())
+    })?;
+    Ok(Gid::from_raw(known))
 }
 
 /// The number of a user or group; the largest is no number to the kernel, but "leave as it is".

@@ -1,16 +1,10 @@
 //! Which clients have to authenticate themselves: what the settings of the server, or those of a handler, say together. Reads the files
 //! that they name: they are secrets of the supervisor and of the workers that need them.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::{Error, Places};
+use super::{Error, Places, outside};
 use crate::auth::{Passwords, Policy, TokenRules, Tokens};
-use crate::config::secret;
-
-/// Largest file of passwords or a key; bytes.
-const MAX_BYTES: u64 = 1 << 20;
 
 /// The settings of one table, as given.
 #[derive(Clone, Debug, Default)]
@@ -64,28 +58,17 @@ impl Draft {
 }
 
 fn users(path: &Path) -> Result<Passwords, String> {
-    let text = String::from_utf8(read(path)?).map_err(|_| "expected UTF-8".to_owned())?;
-    Passwords::of_file(&text)
+    Passwords::of_file(&outside::read_text(path)?)
 }
 
 fn tokens(path: &Path, rules: TokenRules) -> Result<Tokens, String> {
-    let key = read(path)?;
+    let key = outside::read(path)?;
     let tokens = Tokens::new(&key, rules)?;
     // A secret makes tokens, so nobody else may read it; a public key may be read by all.
     if !key.starts_with(b"-----BEGIN") {
-        secret::check_mode(path)?;
+        outside::closed(path)?;
     }
     Ok(tokens)
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    let read = |file: File| file.take(MAX_BYTES + 1).read_to_end(&mut bytes);
-    File::open(path).and_then(read).map_err(|error| error.to_string())?;
-    match bytes.len() as u64 {
-        0..=MAX_BYTES => Ok(bytes),
-        _ => Err(format!("expected at most {MAX_BYTES} bytes")),
-    }
 }
 
 /// It stands in a quoted string of a header.

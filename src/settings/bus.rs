@@ -1,8 +1,6 @@
 //! The engine behind the bus: what its settings say together. Reads the files that they name, with the rights of the
 //! supervisor.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,12 +9,9 @@ use nkeys::KeyPair;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::{Error, Places};
+use super::{Error, Places, outside};
 use crate::config::bus::{Credentials, Engine, Identity, Kind, Server, Tls};
-use crate::config::secret;
 
-/// Largest file of credentials; bytes.
-const MAX_BYTES: u64 = 64 * 1024;
 /// Longest prefix; bytes.
 const MAX_PREFIX: usize = 64;
 /// Most servers.
@@ -199,11 +194,8 @@ fn is_seed(text: &str) -> bool {
 
 /// The text of a file that others must not be able to read.
 fn secret(path: &Path) -> Result<String, String> {
-    secret::check_mode(path)?;
-    let mut text = String::new();
-    let read = |file: File| file.take(MAX_BYTES).read_to_string(&mut text);
-    File::open(path).and_then(read).map_err(|error| error.to_string())?;
-    Ok(text)
+    outside::closed(path)?;
+    outside::read_text(path)
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
@@ -212,7 +204,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    let bytes = outside::read(path)?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     certificates
         .ok()

@@ -1,7 +1,6 @@
 //! Configuration files as they are written: TOML with the place of each key. Knows no setting but by the table; refuses
 //! what the table does not have, with file, line, key and what was expected.
 
-use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -9,10 +8,7 @@ use toml::Spanned;
 use toml::de::{DeInteger, DeString, DeTable, DeValue};
 
 use super::places::Given;
-use super::{Error, Kind, Place, Places, Scope, Setting, find, similar};
-
-/// The largest file that is read; bytes.
-const MAX_BYTES: u64 = 1 << 20;
+use super::{Error, Kind, Place, Places, Scope, Setting, find, outside, similar};
 
 /// The text of a configuration file.
 #[derive(Debug)]
@@ -27,14 +23,8 @@ pub type Entry<'t, 'f> = (&'t Spanned<DeString<'f>>, &'t Spanned<DeValue<'f>>);
 impl File {
     /// Reads the file. The error names it.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let mut text = String::new();
-        let read = |file: std::fs::File| file.take(MAX_BYTES + 1).read_to_string(&mut text);
         let wrong = |why: String| Error::Config(format!("{}: {why}", path.display()));
-        std::fs::File::open(path).and_then(read).map_err(|error| wrong(error.to_string()))?;
-        if text.len() as u64 > MAX_BYTES {
-            return Err(wrong(format!("expected at most {MAX_BYTES} bytes")));
-        }
-        Ok(Self { path: path.to_owned(), text })
+        Ok(Self { path: path.to_owned(), text: outside::read_text(path).map_err(wrong)? })
     }
 
     /// Where it is.

@@ -1,12 +1,14 @@
 //! The files of a configuration: the one that is named and those that it includes.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
 use super::file::File;
 use super::places::Given;
-use super::{Error, Scope};
+use super::{Error, Scope, outside};
 
 /// The key that names other files.
 pub const KEY: &str = "include";
@@ -34,7 +36,7 @@ impl Files {
             Some(by) => by.refused(error),
             None => error,
         })?;
-        let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let real = outside::real(path).unwrap_or_else(|_| path.to_owned());
         if let Some(by) = by {
             if let Some(start) = above.iter().position(|file| *file == real) {
                 let cycle = above.iter().skip(start).chain([&real]).map(|file| file.display().to_string());
@@ -78,6 +80,10 @@ fn matching(by: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
         return Ok(vec![path]);
     }
     let text = path.to_str().ok_or("expected UTF-8")?;
-    let found = glob::glob(text).map_err(|error| format!("{pattern}: {error}"))?;
-    found.map(|found| found.map_err(|error| error.to_string())).collect()
+    let found: Vec<String> = outside::ask(format!("glob {text:?}"), || {
+        let found = glob::glob(text).map_err(|error| format!("{pattern}: {error}"))?;
+        let path = |path: PathBuf| outside::to_text(path.as_os_str().as_bytes());
+        found.map(|found| found.map(path).map_err(|error| error.to_string())).collect()
+    })?;
+    Ok(found.iter().map(|path| OsString::from_vec(outside::to_bytes(path)).into()).collect())
 }

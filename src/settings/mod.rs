@@ -19,6 +19,7 @@ mod include;
 pub mod legacy;
 mod listeners;
 pub mod manual;
+pub mod outside;
 pub mod places;
 mod pools;
 pub mod resolve;

@@ -13,7 +13,7 @@ use super::draft::{Draft, Target};
 use super::effective::Effective;
 use super::legacy::Legacy;
 use super::value::Host;
-use super::{Error, Kind, Places, Scope, bus, find, in_scope, include, listeners, pools, tls};
+use super::{Error, Kind, Places, Scope, bus, find, in_scope, include, listeners, outside, pools, tls};
 use crate::config::{Cgi, Config, CrashRecords, Landlock, Listen, Pool};
 use crate::log::{AccessLog, Destination};
 
@@ -91,7 +91,7 @@ fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), E
     config.sending.low = send_low(&draft, given)?;
     config.crash_records = draft.crash_dir.clone().map(|dir| CrashRecords { dir, bytes: draft.crash_bytes });
     for (name, dir) in [("document_root", &config.document_root), ("crash_dir", &draft.crash_dir)] {
-        if dir.as_ref().is_some_and(|dir| !dir.is_dir()) {
+        if dir.as_ref().is_some_and(|dir| !outside::is_dir(dir)) {
             return Err(given.unusable(name, "expected a directory"));
         }
     }
@@ -169,7 +169,7 @@ fn landlock(draft: &Draft, given: &Places) -> Result<Option<Landlock>, Error> {
         if !paths.is_empty() && !draft.landlock {
             return Err(given.wrong(name, "expected landlock beside it"));
         }
-        if let Some(path) = paths.iter().find(|path| !path.exists()) {
+        if let Some(path) = paths.iter().find(|path| !outside::exists(path)) {
             return Err(given.wrong(name, format!("{}: expected a file or directory", path.display())));
         }
     }
@@ -183,7 +183,8 @@ fn handlers(given: Option<&Path>, root: Option<&Path>, exe_dir: Option<PathBuf>)
         let default = default_handlers(exe_dir);
         return root.map(Path::to_owned).filter(|_| default.is_err()).map_or(default, Ok);
     };
-    let below = root.map(|root| root.join(given)).filter(|below| !given.is_dir() && below.is_dir());
+    let below =
+        root.map(|root| root.join(given)).filter(|below| !outside::is_dir(given) && outside::is_dir(below));
     Ok(below.unwrap_or_else(|| given.to_owned()))
 }
 
@@ -191,7 +192,7 @@ fn default_handlers(exe_dir: Option<PathBuf>) -> Result<PathBuf, Error> {
     let missing = |why: String| Error::Config(format!("--websock-handlers is missing{why}"));
     let exe_dir = exe_dir.ok_or_else(|| missing(String::new()))?;
     let candidates = ["handlers", "../lib/wshd/handlers"].map(|dir| exe_dir.join(dir));
-    candidates.iter().find(|dir| dir.is_dir()).cloned().ok_or_else(|| {
+    candidates.iter().find(|dir| outside::is_dir(dir)).cloned().ok_or_else(|| {
         let [first, second] = candidates.map(|dir| dir.display().to_string());
         missing(format!(", and there is neither {first} nor {second}"))
     })
@@ -219,19 +220,25 @@ fn log(draft: &Draft, config: &mut Config) {
 }
 
 /// Whether the server may write to a file, or create it. Says so before it is detached, and creates nothing.
-fn may_append_to(path: &Path) -> io::Result<()> {
-    match path.metadata() {
-        Ok(found) if found.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
-        Ok(_) => Ok(access(path, AccessFlags::W_OK)?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            may_create_in(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))
-        }
-        Err(error) => Err(error),
-    }
+fn may_append_to(path: &Path) -> Result<(), String> {
+    let is_there = outside::ask(format!("append {path:?}"), || {
+        let may_write = match path.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => Err(error),
+            Ok(found) if found.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+            Ok(_) => access(path, AccessFlags::W_OK).map_err(io::Error::from),
+        };
+        may_write.map(|()| true).map_err(|error| error.to_string())
+    })?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if is_there { Ok(()) } else { may_create_in(dir) }
 }
 
-fn may_create_in(dir: &Path) -> io::Result<()> {
-    Ok(access(dir, AccessFlags::W_OK | AccessFlags::X_OK)?)
+fn may_create_in(dir: &Path) -> Result<(), String> {
+    outside::ask(format!("create in {dir:?}"), || {
+        let access = access(dir, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from);
+        access.map_err(|error| error.to_string())
+    })
 }
 
 /// In the background standard error goes nowhere, and the server runs in `/`, where it is reloaded and upgraded as well:
@@ -258,13 +265,13 @@ fn fit_for_the_background(log: &Destination, given: &Places) -> Result<(), Error
 fn chroot(dir: &Path, config: &mut Config, given: &Places) -> Result<PathBuf, Error> {
     let failed = |why: String| given.unusable("chroot", why);
     must_be_root("another root directory").map_err(failed)?;
-    let dir = dir.canonicalize().map_err(|error| failed(error.to_string()))?;
-    if !dir.join(PROC).exists() {
+    let dir = outside::real(dir).map_err(failed)?;
+    if !outside::exists(&dir.join(PROC)) {
         let at = dir.join("proc");
         return Err(failed(format!("expected proc, as in mount -t proc proc {}", at.display())));
     }
     let below = |path: &Path| {
-        let path = path.canonicalize().map_err(|error| error.to_string())?;
+        let path = outside::real(path)?;
         match path.starts_with(&dir) {
             true => Ok(path),
             false => Err(format!("expected a directory below chroot {}", dir.display())),
