@@ -5,6 +5,7 @@
 
 mod access;
 mod files;
+mod level;
 mod line;
 mod relay;
 mod target;
@@ -18,10 +19,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::SystemTime;
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Log, Metadata, Record};
 
 pub use self::access::AccessField;
 pub use self::files::Rotation;
+pub use self::level::Level;
 pub use self::line::Value;
 use self::line::{Form, Line, Writer};
 pub use self::relay::MAX_BYTES as MAX_RELAYED;
@@ -81,74 +83,6 @@ pub enum Format {
     Json,
 }
 
-/// The levels, as `ws_handler.h` has them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// Each step.
-    Fine,
-    /// What helps to find a mistake.
-    Debug,
-    /// What an operator may want to know.
-    #[default]
-    Info,
-    /// Something is not as it should be; the server goes on.
-    Warn,
-    /// Something has failed.
-    Error,
-    /// The server cannot go on.
-    Critical,
-}
-
-impl Level {
-    /// All of them, in order.
-    pub const ALL: [Level; 6] =
-        [Level::Fine, Level::Debug, Level::Info, Level::Warn, Level::Error, Level::Critical];
-
-    /// The one of this number.
-    pub fn from_number(number: u64) -> Option<Self> {
-        Self::ALL.into_iter().find(|level| *level as u64 == number)
-    }
-
-    /// The one of this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|level| level.name() == name)
-    }
-
-    /// As it is written.
-    pub fn name(self) -> &'static str {
-        match self {
-            Level::Fine => "fine",
-            Level::Debug => "debug",
-            Level::Info => "info",
-            Level::Warn => "warn",
-            Level::Error => "error",
-            Level::Critical => "critical",
-        }
-    }
-
-    /// The same for the `log` crate, which knows none above error.
-    fn filter(self) -> LevelFilter {
-        match self {
-            Level::Fine => LevelFilter::Trace,
-            Level::Debug => LevelFilter::Debug,
-            Level::Info => LevelFilter::Info,
-            Level::Warn => LevelFilter::Warn,
-            Level::Error | Level::Critical => LevelFilter::Error,
-        }
-    }
-
-    fn of(metadata: &Metadata<'_>) -> Self {
-        match metadata.level() {
-            log::Level::Error if metadata.target() == CRITICAL => Level::Critical,
-            log::Level::Error => Level::Error,
-            log::Level::Warn => Level::Warn,
-            log::Level::Info => Level::Info,
-            log::Level::Debug => Level::Debug,
-            log::Level::Trace => Level::Fine,
-        }
-    }
-}
-
 /// One of the two logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -165,12 +99,27 @@ pub const BOOKS: [Book; 2] = [Book::Log, Book::Access];
 /// Starts the log of this process and its future children, before the first fork of one, or goes on with other
 /// settings. The error names option and file; all is as it was then. [supervisor]
 pub fn start(settings: &Settings) -> Result<(), String> {
-    if with_logger(|logger| logger.settings == *settings) == Some(true) {
-        return Ok(());
+    start_with(settings, Vec::new()).map(drop)
+}
+
+/// Opens what these settings name, for another process to [start with](start_with); nothing if they are in force. [child of
+/// the supervisor]
+pub fn open(settings: &Settings) -> Result<Vec<(Book, OwnedFd)>, String> {
+    if is_in_force(settings) {
+        return Ok(Vec::new());
     }
-    let logger = Logger::open(settings)?;
-    *LOGGER.write().unwrap_or_else(PoisonError::into_inner) = Some(logger);
-    log::set_max_level(settings.level.filter());
+    let logger = Logger::open(settings, Vec::new())?;
+    let outlets = BOOKS.into_iter().filter_map(|book| Some((book, logger.rx(book)?)));
+    let opened = outlets.map(|(book, rx)| Ok((book, rx.descriptor()?)));
+    opened.collect::<io::Result<_>>().map_err(|error| error.to_string())
+}
+
+/// The same as [`start`] with what another process has opened. What was in force before, if something else is now. [supervisor]
+pub fn start_with(settings: &Settings, opened: Vec<(Book, OwnedFd)>) -> Result<Option<Former>, String> {
+    if is_in_force(settings) {
+        return Ok(None);
+    }
+    let former = put_in_force(Logger::open(settings, opened)?);
     if log::set_logger(&Sink).is_ok() {
         // Standard error may lead nowhere.
         std::panic::set_hook(Box::new(|panic| {
@@ -181,7 +130,24 @@ pub fn start(settings: &Settings) -> Result<(), String> {
             }
         }));
     }
-    Ok(())
+    Ok(former)
+}
+
+/// A log that was in force.
+pub struct Former(Logger);
+
+/// Goes on with it. [supervisor]
+pub fn restore(former: Former) {
+    put_in_force(former.0);
+}
+
+fn put_in_force(logger: Logger) -> Option<Former> {
+    log::set_max_level(logger.settings.level.filter());
+    LOGGER.write().unwrap_or_else(PoisonError::into_inner).replace(logger).map(Former)
+}
+
+fn is_in_force(settings: &Settings) -> bool {
+    with_logger(|logger| logger.settings == *settings) == Some(true)
 }
 
 /// The least level of the lines that this process writes.
@@ -270,6 +236,14 @@ pub fn write_relayed(bytes: &[u8], process: &str, pid: u32) {
 }
 
 impl Book {
+    /// Its name among processes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Book::Log => "log",
+            Book::Access => "access",
+        }
+    }
+
     /// The one of this number.
     pub fn from_number(number: u64) -> Option<Self> {
         BOOKS.into_iter().find(|book| *book as u64 == number)
@@ -299,30 +273,38 @@ struct Logger {
 }
 
 impl Logger {
-    fn open(settings: &Settings) -> Result<Self, String> {
+    /// What is not opened already is here.
+    fn open(settings: &Settings, mut opened: Vec<(Book, OwnedFd)>) -> Result<Self, String> {
+        let mut opened = |book| {
+            let at = opened.iter().position(|(known, _)| *known == book)?;
+            Some(opened.remove(at).1)
+        };
         let (text, journal, datagram) = match settings.format {
             Format::Text => (Form::Text, Form::JournalText, Form::SyslogText),
             Format::Json => (Form::Json, Form::JournalJson, Form::SyslogJson),
         };
-        let file = |option: &str, path: &Path| {
-            let target = Target::file(path).map_err(|error| failed(option, path, &error))?;
+        let file = |option: &str, path: &Path, opened: Option<OwnedFd>| {
+            let target = opened.map_or_else(|| Target::file(path), Target::from_fd);
+            let target = target.map_err(|error| failed(option, path, &error))?;
             Ok::<_, String>(Outlet::new(target, text, Some(path.to_owned())))
         };
-        let daemon = |option: &str, path: &Path, form| {
-            let target = Target::daemon(path).map_err(|error| failed(option, path, &error))?;
+        let daemon = |option: &str, path: &Path, form, opened| {
+            let target = Target::daemon(path, opened).map_err(|error| failed(option, path, &error))?;
             Ok::<_, String>(Outlet::new(target, form, None))
         };
+        let log = opened(Book::Log);
         let log = match &settings.destination {
             Destination::Stderr => {
-                let target = Target::stderr().map_err(|error| format!("standard error: {error}"))?;
+                let target = log.map_or_else(Target::stderr, Target::from_fd);
+                let target = target.map_err(|error| format!("standard error: {error}"))?;
                 Outlet::new(target, if target::stderr_is_journal() { journal } else { text }, None)
             }
-            Destination::File(path) => file("--log-file", path)?,
-            Destination::Syslog(path) => daemon("log_target syslog:", path, datagram)?,
-            Destination::Journald(path) => daemon("log_target journald:", path, Form::Journal)?,
+            Destination::File(path) => file("--log-file", path, log)?,
+            Destination::Syslog(path) => daemon("log_target syslog:", path, datagram, log)?,
+            Destination::Journald(path) => daemon("log_target journald:", path, Form::Journal, log)?,
         };
         let access = match &settings.access {
-            Some(AccessLog::File(path)) => Some(file("--access-log", path)?),
+            Some(AccessLog::File(path)) => Some(file("--access-log", path, opened(Book::Access))?),
             Some(AccessLog::Log) | None => None,
         };
         Ok(Self { settings: settings.clone(), log, access })
@@ -403,6 +385,10 @@ impl Outlet {
             counter.map(|counter| counter.fetch_add(1, Ordering::Relaxed));
             self.lost.fetch_add(lost + 1, Ordering::Relaxed);
         }
+    }
+
+    fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.target.read().unwrap_or_else(PoisonError::into_inner).descriptor().try_clone_to_owned()
     }
 
     fn replace(&self, target: Target) {

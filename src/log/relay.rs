@@ -2,7 +2,7 @@
 //! reads it as a stranger's, says who has sent it, and writes it.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{SendFlags, send};
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,11 @@ impl Relay {
     /// For the lines of one log.
     pub fn new(socket: OwnedFd, book: Book) -> Self {
         Self { socket, book }
+    }
+
+    /// Where it goes.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// Sends a line, and how many were lost before it; false if it is lost.

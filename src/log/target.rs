@@ -89,12 +89,25 @@ impl Target {
         Ok(Self::Stream(Stream { file: fd.into(), kind, torn: AtomicBool::new(false) }))
     }
 
-    /// The socket of a log daemon.
-    pub fn daemon(path: &Path) -> io::Result<Self> {
-        let socket = UnixDatagram::unbound()?;
-        socket.set_nonblocking(true)?;
-        socket.connect(path)?;
+    /// The socket of a log daemon; another process may have connected it.
+    pub fn daemon(path: &Path, connected: Option<OwnedFd>) -> io::Result<Self> {
+        let connect = || {
+            let socket = UnixDatagram::unbound()?;
+            socket.set_nonblocking(true)?;
+            socket.connect(path)?;
+            Ok::<_, io::Error>(socket)
+        };
+        let socket = connected.map_or_else(connect, |socket| Ok(socket.into()))?;
         Ok(Self::Daemon(Daemon { socket, path: path.to_owned() }))
+    }
+
+    /// For another process.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Stream(stream) => stream.file.as_fd(),
+            Self::Daemon(daemon) => daemon.socket.as_fd(),
+            Self::Relay(relay) => relay.as_fd(),
+        }
     }
 
     /// The file, if it is one or anything else with a descriptor that lines are written to.
@@ -267,9 +280,9 @@ mod tests {
     fn a_daemon_that_comes_back_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        assert!(Target::daemon(&path).is_err());
+        assert!(Target::daemon(&path, None).is_err());
         let daemon = UnixDatagram::bind(&path).unwrap();
-        let target = Target::daemon(&path).unwrap();
+        let target = Target::daemon(&path, None).unwrap();
         let mut buffer = [0; 16];
         assert!(target.write(b"one"));
         assert_eq!(daemon.recv(&mut buffer).unwrap(), 3);
@@ -288,7 +301,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let _daemon = UnixDatagram::bind(&path).unwrap();
-        let target = Target::daemon(&path).unwrap();
+        let target = Target::daemon(&path, None).unwrap();
         assert!((0..100_000).any(|_| !target.write(&[b'x'; LINE])));
     }
 }
