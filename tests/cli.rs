@@ -87,8 +87,7 @@ fn strict_handlers_make_a_broken_one_an_error() {
     dir.handler("good", ECHO);
     std::fs::write(dir.path().join("bad_wsh.so"), "text").unwrap();
     let path = dir.path().to_str().unwrap();
-    let expected =
-        ["bad_wsh.so: not a shared object", "/bad is not served", "1 handlers or aliases are broken"];
+    let expected = ["bad_wsh.so: not a shared object", "/bad is not served", "a handler or alias is broken"];
     fails(&["-w", path, "-p", "0", "--strict-handlers"], 3, &expected);
     std::fs::remove_file(dir.path().join("bad_wsh.so")).unwrap();
     std::fs::write(dir.path().join("map"), "/x /bad\n").unwrap();

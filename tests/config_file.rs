@@ -286,7 +286,7 @@ fn a_configuration_is_tested_as_for_a_start_without_a_server() {
     for (text, args, status, expected) in [
         ("prot = 1", &[][..], 3, "DIR/wshd.conf:1: prot: no such key, did you mean port?"),
         ("", &["-o", "prot=1"], 2, "-o prot: no such setting, did you mean port?"),
-        ("[handler.'/x']", &["--strict-handlers"], 3, "1 handlers or aliases are broken, see above"),
+        ("[handler.'/x']", &["--strict-handlers"], 3, "a handler or alias is broken, see above"),
         ("server_host = 'unix:/nowhere/s'", &[], 4, "cannot listen on unix:/nowhere/s: No such file"),
         ("server_host = 'no.such.host.invalid'", &[], 4, "cannot listen on no.such.host.invalid:8080: "),
     ] {

@@ -576,7 +576,7 @@ fn a_reload_is_waited_for_and_its_result_told() {
     write("max_message = 'much'");
     let why = this.refuses(&["reload"]);
     assert!(
-        why.contains("the reload was refused, and nothing has changed: ") && why.contains("max_message"),
+        why.contains("reload: failed; keeping the running configuration: ") && why.contains("max_message"),
         "{why}"
     );
     // Several at a time.

@@ -365,7 +365,7 @@ fn the_caller_is_told_why_there_is_no_daemon() {
     let expected = format!("wshd: cannot listen on 127.0.0.1:{port}: Address already in use");
     fails(4, &["-p", port], &expected);
     std::fs::write(dir.path().join("bad_wsh.so"), "text").unwrap();
-    fails(3, &["-p", "0", "--strict-handlers"], "wshd: 1 handlers or aliases are broken");
+    fails(3, &["-p", "0", "--strict-handlers"], "wshd: a handler or alias is broken");
     fails(
         3,
         &["-p", "0", "-m", "x"],

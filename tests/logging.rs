@@ -170,7 +170,7 @@ fn a_failure_to_start_is_on_standard_error_as_well() {
     };
     fails(&["-p", &port], 4, &format!("127.0.0.1:{port}: Address already in use"));
     fs::write(path(&dir, "bad_wsh.so"), "text").unwrap();
-    fails(&["-p", "0", "--strict-handlers"], 3, "1 handlers or aliases are broken");
+    fails(&["-p", "0", "--strict-handlers"], 3, "a handler or alias is broken");
 }
 
 #[test]
@@ -454,8 +454,9 @@ fn a_reload_changes_the_log() {
     say(&mut client, 30, "line 2");
     reload(&server, "log_file = '/none/log'".to_owned());
     until("it is refused", || {
-        let line =
-            format!("refused, and nothing has changed: {config}:1: log_file = '/none/log': No such file");
+        let line = format!(
+            "failed; keeping the running configuration: {config}:1: log_file = '/none/log': No such file"
+        );
         read(&first).contains(&line)
     });
     let worker = server.worker();
@@ -464,7 +465,7 @@ fn a_reload_changes_the_log() {
         format!("log_file = {second:?}\nlog_format = 'json'\naccess_log = '-'\nlog_level = 'fine'"),
     );
     until("the worker is replaced", || matches!(server.workers()[..], [new] if new != worker));
-    until("the reload is done", || read(&second).contains("reload: done, 1 resources"));
+    until("the reload is done", || read(&second).contains("reload: done, 1 resource"));
     say(&mut client, 10, "line 3");
     let lines: Vec<serde_json::Value> =
         read(&second).lines().map(|line| serde_json::from_str(line).unwrap()).collect();

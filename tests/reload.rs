@@ -12,7 +12,7 @@ mod fixtures;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -82,12 +82,12 @@ fn reload(server: &Server) {
 /// Asks for a reload that is refused, for this reason.
 #[track_caller]
 fn refused(server: &Server, why: &str) {
-    let refusals = || server.log().lines().filter(|line| line.contains("reload: refused")).count();
+    let refusals = || server.log().lines().filter(|line| line.contains("reload: failed")).count();
     let before = refusals();
     server.signal(Signal::SIGHUP);
     until("the reload is refused", || refusals() > before);
     let log = server.log();
-    let line = log.lines().rfind(|line| line.contains("reload: refused")).unwrap();
+    let line = log.lines().rfind(|line| line.contains("reload: failed")).unwrap();
     assert!(line.contains(why), "{why:?} is expected in {line:?}");
 }
 
@@ -611,62 +611,145 @@ fn a_configuration_that_takes_long_to_read_keeps_nobody_waiting() {
     server.stop();
 }
 
-/// Slows a file system down: renaming a file and opening a directory take two seconds while the file `slow` is there.
-fn slow_disk(dir: &Dir, slow: &std::path::Path) -> PathBuf {
+/// Notes who asks the file system or a name server for something, in the file `calls` and while that is there: the pid, the
+/// call, and about what.
+fn noted_calls(tools: &Dir, calls: &std::path::Path) -> PathBuf {
     let source = r#"
         #define _GNU_SOURCE
         #include <dirent.h>
         #include <dlfcn.h>
+        #include <fcntl.h>
+        #include <netdb.h>
+        #include <stdarg.h>
         #include <stdio.h>
+        #include <string.h>
+        #include <sys/socket.h>
+        #include <sys/stat.h>
         #include <unistd.h>
-        static void *slow(const char *name)
+        static void *note(const char *call, const char *about)
         {
-            if (access("SLOW", F_OK) == 0)
-                sleep(2);
-            return dlsym(RTLD_NEXT, name);
+            char line[4096];
+            int (*real)(const char *, int, ...) = (int (*)(const char *, int, ...))dlsym(RTLD_NEXT, "open64");
+            /* Neither an open file nor one that is none. */
+            int is_disk = *about != 0 && strncmp(about, "/proc/", 6) != 0 && strncmp(about, "/sys/", 5) != 0;
+            int fd = is_disk ? real("CALLS", O_WRONLY | O_APPEND) : -1;
+            if (fd >= 0) {
+                int size = snprintf(line, sizeof line, "%d %s %s\n", (int)getpid(), call, about);
+                if (write(fd, line, (size_t)size) < 0)
+                    _exit(99);
+                close(fd);
+            }
+            return dlsym(RTLD_NEXT, call);
         }
-        DIR *opendir(const char *name)
+        int open64(const char *path, int flags, ...)
         {
-            DIR *(*real)(const char *) = slow("opendir");
-            return real(name);
+            int (*real)(const char *, int, ...) = note("open64", path);
+            va_list list;
+            va_start(list, flags);
+            mode_t mode = va_arg(list, mode_t);
+            va_end(list);
+            return real(path, flags, mode);
+        }
+        int statx(int dir, const char *path, int flags, unsigned mask, struct statx *to)
+        {
+            int (*real)(int, const char *, int, unsigned, struct statx *) = note("statx", path);
+            return real(dir, path, flags, mask, to);
+        }
+        DIR *opendir(const char *path)
+        {
+            DIR *(*real)(const char *) = note("opendir", path);
+            return real(path);
         }
         int rename(const char *from, const char *to)
         {
-            int (*real)(const char *, const char *) = slow("rename");
+            int (*real)(const char *, const char *) = note("rename", from);
             return real(from, to);
         }
+        int unlink(const char *path)
+        {
+            int (*real)(const char *) = note("unlink", path);
+            return real(path);
+        }
+        char *realpath(const char *path, char *to)
+        {
+            char *(*real)(const char *, char *) = note("realpath", path);
+            return real(path, to);
+        }
+        int access(const char *path, int mode)
+        {
+            int (*real)(const char *, int) = note("access", path);
+            return real(path, mode);
+        }
+        int bind(int fd, const struct sockaddr *address, socklen_t size)
+        {
+            int (*real)(int, const struct sockaddr *, socklen_t) =
+                dlsym(RTLD_NEXT, "bind");
+            if (address->sa_family == AF_UNIX)
+                note("bind", address->sa_data);
+            return real(fd, address, size);
+        }
+        int getaddrinfo(const char *host, const char *port, const struct addrinfo *hints, struct addrinfo **to)
+        {
+            int (*real)(const char *, const char *, const struct addrinfo *, struct addrinfo **) =
+                note("getaddrinfo", host);
+            return real(host, port, hints, to);
+        }
     "#;
-    dir.handler("disk", &source.replace("SLOW", slow.to_str().unwrap()))
+    tools.handler("calls", &source.replace("CALLS", calls.to_str().unwrap()))
 }
 
 #[test]
-fn a_slow_disk_keeps_the_supervisor_from_nothing() {
+fn what_may_take_long_is_left_to_children() {
     let (dir, tools) = (Dir::new(), Dir::new());
     install(&dir, "chat", &versioned(1, ""));
-    let [slow, socket, log] = ["slow", "control", "log"].map(|name| tools.path().join(name));
+    let names = ["calls", "control", "log", "other", "wshd.conf", "a", "b", "cert", "key"];
+    let [calls, socket, log, other, config, a, b, cert, key] = names.map(|name| tools.path().join(name));
+    let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&cert, issued.cert.pem()).unwrap();
+    let configured = |name: &str, unix: &std::path::Path, log: &std::path::Path| {
+        let [unix, log, cert, key] = [unix, log, &cert, &key].map(|path| path.display());
+        let tls = format!("tls = true\ncertificate = '{cert}'\nprivate_key = '{key}'");
+        let text = format!(
+            "workers = 1\nlog_file = '{log}'\nlog_max = '1K'\n[[listener]]\naddress = '{name}:0'\n{tls}\n\
+             [[listener]]\naddress = '127.0.0.2:0'\n[[listener]]\naddress = 'unix:{unix}'\n"
+        );
+        fs::write(&config, text).unwrap();
+    };
+    configured("localhost", &a, &log);
     let mut command = daemon::wshd();
-    command.env("LD_PRELOAD", slow_disk(&tools, &slow)).args(["--port", "0", "--log-max", "1K", "--workers"]);
-    command.args(["1", "--websock-handlers"]).arg(dir.path()).arg("--log-file").arg(&log);
-    command.arg("--control-socket").arg(&socket);
+    command.env("LD_PRELOAD", noted_calls(&tools, &calls)).arg("--config").arg(&config);
+    command.arg("--websock-handlers").arg(dir.path()).arg("--control-socket").arg(&socket);
     let mut server = Server::launch(command, log.clone()).when_ready();
-    fs::write(&slow, "").unwrap();
+    fs::write(&calls, "").unwrap();
+    // A reload with another log, other sockets and another handler.
     install(&dir, "new", &versioned(2, ""));
-    server.signal(Signal::SIGHUP);
-    let renamed = log.with_file_name("log.1");
-    let logs = || [&renamed, &log].map(|log| fs::read_to_string(log).unwrap_or_default()).concat();
-    until("the reload is done", || {
-        server.ctl_says(&socket, &["log-level", "info"]); // a line for the log
-        logs().contains("reload: done, 2 resources")
+    configured("LOCALHOST", &b, &other); // a name that is looked up, too
+    server.ctl_says(&socket, &["reload"]);
+    assert!(fs::read_to_string(&other).unwrap().contains("reload: done, 2 resources"));
+    until("a socket comes, another goes", || b.exists() && !a.exists());
+    // One that is refused.
+    configured("localhost", &a, std::path::Path::new("/none/log"));
+    assert_ne!(daemon::ctl(&socket, &["reload"]).status.code(), Some(0));
+    // The log is renamed by its size, and opened anew.
+    let renamed = other.with_file_name("other.1");
+    until("the log is renamed", || {
+        server.ctl_says(&socket, &["log-level", "info"]); // a line
+        renamed.exists() && other.metadata().is_ok_and(|log| log.len() > 0)
     });
-    until("the log is renamed and goes on", || {
-        server.ctl_says(&socket, &["log-level", "info"]);
-        renamed.exists() && log.metadata().is_ok_and(|log| log.len() > 0)
-    });
-    assert_eq!(connect_and_ask(&server, "/new", "version"), "2");
-    let status = daemon::ctl(&socket, &["status", "--json"]);
-    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
-    let longest = status["longest_turn"].as_f64().unwrap();
-    assert!(longest < 1.0, "the supervisor did not listen for {longest} s: {}", logs());
+    fs::rename(&other, &log).unwrap();
+    server.signal(Signal::SIGUSR1);
+    until("the log is opened anew", || other.exists());
+    let noted = fs::read_to_string(&calls).unwrap();
+    until("somebody looks at the certificate", || fs::read_to_string(&calls).unwrap().contains("/cert\n"));
+    fs::remove_file(&calls).unwrap();
+    let own: Vec<&str> =
+        noted.lines().filter(|line| line.starts_with(&format!("{} ", server.pid()))).collect();
+    assert!(own.is_empty(), "{own:#?}");
+    for call in ["open64", "statx", "opendir", "rename", "unlink", "bind", "getaddrinfo"] {
+        assert!(noted.contains(&format!(" {call} ")), "{call} is not noted: {noted}");
+    }
     server.stop();
 }
 

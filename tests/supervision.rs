@@ -336,7 +336,7 @@ fn a_handler_that_ends_workers_at_the_start_is_named_and_the_others_are_served()
     server.signal(Signal::SIGHUP);
     until("it is refused by name", || {
         let log = server.log();
-        log.contains("reload: refused") && log.contains("in on_worker_start of bad0,")
+        log.contains("reload: failed") && log.contains("in on_worker_start of bad0,")
     });
     for name in &bad {
         dir.handler(name, ECHO);
@@ -728,7 +728,7 @@ fn a_worker_that_becomes_another_program_is_killed_and_replaced() {
     let (mut client, _) = tungstenite::connect(format!("ws://{}/exec", server.address())).unwrap();
     client.send("now".into()).unwrap();
     server.says(&format!(
-        "worker default/0[{}] closed its channel and does not exit; sending SIGTERM",
+        "worker default/0[{}] did not exit after it closed its channel; sending SIGTERM",
         before[0]
     ));
     replaced(&server, 1, &before);

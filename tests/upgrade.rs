@@ -497,8 +497,9 @@ fn longest_turn() -> f64 {
     let dir = Dir::new();
     ["echo", "crash"].iter().for_each(|name| add_handler(dir.path(), name, name));
     let socket = dir.path().join("control");
+    let full = ["-o", "access_log=/dev/full"]; // a disk without room
     let args = ["--workers", "2", "-o", "quarantine_deaths=0", "--log-max", "64K", "--control-socket"];
-    let mut this = Upgradable::start(&dir, &[&args[..], &[socket.to_str().unwrap()]].concat());
+    let mut this = Upgradable::start(&dir, &[&args[..], &[socket.to_str().unwrap()], &full].concat());
     let crash = || {
         let mut culprit = Raw::open(&this.server.address(), "/crash");
         culprit.text("null");

@@ -276,7 +276,7 @@ impl Control {
 
     /// The reload has ended: clients that waited for it are told.
     pub fn reload_ends(&mut self, result: &Result<String, String>) {
-        let result = result.clone().map_err(|why| format!("the reload was {why}"));
+        let result = result.clone().map_err(|why| format!("reload: {why}"));
         let result = result.map(|done| Value::String(format!("reload: {done}")));
         for client in std::mem::take(&mut self.reloading) {
             self.answer(client, &result);

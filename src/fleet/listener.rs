@@ -161,14 +161,28 @@ impl Listener {
 
     /// One that another process listened on, and passes on. [supervisor, before fork]
     pub fn inherited(fd: OwnedFd, asked: Listen) -> io::Result<Self> {
+        let mut listener = Self::bound_elsewhere(fd, asked, None)?;
+        if let Bound::Unix(path) = &listener.address {
+            listener.file = identity(path);
+        }
+        Ok(listener)
+    }
+
+    /// One that a child has bound, and its [file](Self::file) there. [supervisor]
+    pub fn bound_elsewhere(fd: OwnedFd, asked: Listen, file: Option<(u64, u64)>) -> io::Result<Self> {
         let socket = Socket::from(fd);
         let address = socket.local_addr()?;
-        let (address, file) = match (address.as_socket(), address.as_pathname()) {
-            (Some(address), _) => (Bound::Tcp(address), None),
-            (None, Some(path)) => (Bound::Unix(path.to_owned()), identity(path)),
+        let address = match (address.as_socket(), address.as_pathname()) {
+            (Some(address), _) => Bound::Tcp(address),
+            (None, Some(path)) => Bound::Unix(path.to_owned()),
             (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
         };
         Ok(Self { file, asked: Some(asked), ..Self::of(socket, address)? })
+    }
+
+    /// Device and inode of a Unix socket's file.
+    pub fn file(&self) -> Option<(u64, u64)> {
+        self.file
     }
 
     /// One without a file.
@@ -272,15 +286,6 @@ pub fn adopted_or_bound(
 ) -> Result<Vec<Arc<Listener>>, BindError> {
     let adopted: Vec<Arc<Listener>> = have.iter().filter(|have| have.asked.is_none()).cloned().collect();
     if adopted.is_empty() { bind_missing(listen, how, have) } else { Ok(adopted) }
-}
-
-/// Looks the names of hosts up, for nothing but the time that this takes. [errand]
-pub fn look_up(listen: &[Listen]) {
-    for listen in listen {
-        if let Listen::Tcp { host, port } = listen {
-            let _ = (host.as_str(), *port).to_socket_addrs();
-        }
-    }
 }
 
 /// How often another port is picked.

@@ -10,8 +10,7 @@
 //!
 //! To add a kind:
 //! - a variant of [`Kind`], with its row in each of its methods and in the functions below;
-//! - a `Start`, as `metrics::Start`: what the process is given; a variant of `child::Auxiliary` and a line in its `run`;
-//! - a line in `spawn::auxiliary`, which fills it in from the generation.
+//! - what it is given and runs, in `spawn::auxiliary`.
 //!
 //! Its code sends [`Start::Ready`], waits for `Begin`, and obeys `Drain`, `Stop`, `Quit` and the end of the channel. One
 //! that takes commands also gets `Tx` (the inbox of a new slot) and `Log`. Its confinement is chosen in `child`; what needs
@@ -27,7 +26,7 @@ use super::generation::Generation;
 use super::policy::backoff::{Retry, Rule};
 use super::policy::drain::Drain;
 use super::policy::slots::Event;
-use super::processes::Processes;
+use super::processes::{EXIT, Processes};
 use super::role::{Kind, Role};
 use super::{Flow, Supervisor, spawn};
 use crate::clock;
@@ -105,7 +104,7 @@ impl Auxiliary {
         processes.set_role(pid, Role::Leaving(self.kind));
         let _ = processes.command(pid, Command::Drain, None); // it is gone, or late
         let deadline = if self.kind.relays() { Instant::NEVER } else { deadline };
-        processes.get_mut(pid).into_iter().for_each(|process| process.set_deadline(deadline));
+        processes.get_mut(pid).into_iter().for_each(|process| process.set_deadline(deadline, EXIT));
     }
 }
 
@@ -237,7 +236,7 @@ impl Auxiliaries {
             Start::Done(_) => {}
             Start::Ready => {
                 auxiliary.is_ready = true;
-                processes.get_mut(pid).into_iter().for_each(|process| process.set_deadline(Instant::NEVER));
+                processes.get_mut(pid).into_iter().for_each(|process| process.clear_deadline());
                 if is_serving && !auxiliary.is_trial {
                     begin(processes, pid);
                 }

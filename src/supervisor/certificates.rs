@@ -1,76 +1,83 @@
 //! Files of certificates and keys that change: gateways of another generation read them, without a reload of anything else.
-//! The supervisor looks at when they were changed, and never into them.
+//! A child looks at when they were changed, and never into them.
 
-use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::config::Config;
-use crate::config::gateway::Entrance;
-use crate::fleet::routes;
+use super::Supervisor;
+use super::errand::{Outbox, value_of};
+use super::generation::{Generation, Stamp, stamps};
+use super::role::{Errand, Parts};
+use super::rolling::Reload;
 
 /// A certificate and its key may be replaced one after the other: they are read when so many looks, a second apart, have found
 /// nothing new.
 const SETTLED: u32 = 2;
+const PAUSE: Duration = Duration::from_secs(1);
 
-/// A file as it is; `None` if it cannot be looked at.
-pub(super) type Stamp = (PathBuf, Option<routes::Stamp>);
-
-/// The files that gateways read, as they are.
-pub(super) fn stamps(config: &Config) -> Vec<Stamp> {
-    let entrances = config.gateway.listeners.iter().map(|listener| &listener.entrance);
-    let mut paths: Vec<&Path> = Vec::new();
-    for entrance in entrances.chain(&config.gateway.passed) {
-        let Entrance::Tls(tls) = entrance else { continue };
-        paths.extend(tls.certificates.iter().flat_map(|files| [&*files.certificate, &*files.key]));
-        paths.extend(tls.client_auth.iter().map(|auth| &*auth.ca));
-    }
-    paths.sort_unstable();
-    paths.dedup();
-    paths
-        .into_iter()
-        .map(|path| (path.to_owned(), path.metadata().ok().as_ref().map(routes::Stamp::from)))
-        .collect()
-}
-
-/// What is known of the files.
+/// How many looks have found nothing new since the files have changed.
 #[derive(Default)]
-pub(super) struct Certificates {
+struct Looks {
     /// As they were when they were looked at last.
     seen: Vec<Stamp>,
-    /// How many looks have found nothing new, since they have changed; none if gateways have read them, or start to.
-    unread: Option<u32>,
+    same: u32,
 }
 
-impl Certificates {
+impl Looks {
     /// Whether it is time to read the files anew, which were `read` last.
-    pub fn look(&mut self, stamps: Vec<Stamp>, read: &[Stamp]) -> bool {
-        if self.seen.is_empty() {
-            self.seen = read.to_vec();
+    fn have_settled(&mut self, stamps: &[Stamp], read: &[Stamp]) -> bool {
+        self.same = if self.seen == stamps { self.same + 1 } else { 0 };
+        self.seen = stamps.to_vec();
+        self.same >= SETTLED && stamps != read
+    }
+}
+
+impl Supervisor {
+    /// Has a child look at the files that gateways read, if there are any.
+    pub(super) fn watch_certificates(&mut self) {
+        let Generation { config, certificates, .. } = self.generation.clone();
+        let certificates = self.maintenance.certificates.clone().unwrap_or(certificates);
+        if certificates.is_empty() || self.is_out(Errand::WatchCertificates) || !self.may_replace() {
+            return;
         }
-        if self.seen != stamps {
-            (self.seen, self.unread) = (stamps, Some(0));
-        } else if let Some(looks) = &mut self.unread {
-            *looks += 1;
-        }
-        self.unread.take_if(|looks| *looks == SETTLED).is_some()
+        let watch = |outbox: &Outbox| {
+            let mut looks = Looks::default();
+            loop {
+                let stamps = stamps(&config);
+                if looks.have_settled(&stamps, &certificates) {
+                    return outbox.value(&stamps);
+                }
+                outbox.go_on();
+                std::thread::sleep(PAUSE);
+            }
+        };
+        let _ = self.send_out(Errand::WatchCertificates, watch); // else the next time
     }
 
-    /// A reload has read them.
-    pub fn forget(&mut self) {
-        *self = Self::default();
+    /// The child has seen that they have changed: begins to replace the gateways, unless something else is replaced. The next
+    /// child will see it, too.
+    pub(super) fn certificates_changed(&mut self, mut parts: Parts) {
+        let Ok(certificates) = value_of::<Vec<Stamp>>(&mut parts) else { return };
+        if self.may_replace() {
+            log::info!("certificates have changed; starting new gateways");
+            self.maintenance.certificates = Some(certificates.clone());
+            let generation = Generation { certificates, ..self.generation.clone() };
+            self.auxiliaries.try_out(&self.generation, &generation);
+            self.rolling.reload = Some(Reload::Starting(generation));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::routes;
 
     #[test]
     fn files_are_read_once_they_have_settled() {
-        let stamp = |size| routes::Stamp { size, ..routes::Stamp::default() };
-        let stamps = |size| vec![(PathBuf::from("c"), Some(stamp(size)))];
-        let mut certificates = Certificates::default();
-        let looks = [1, 1, 2, 3, 3, 3, 3, 1, 1, 1, 1];
-        let is_time = looks.map(|size| certificates.look(stamps(size), &stamps(1)));
-        assert_eq!(is_time.map(u8::from), [0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0]);
+        let stamps = |size| [Some(routes::Stamp { size, ..routes::Stamp::default() })];
+        let mut looks = Looks::default();
+        let sizes = [1, 1, 1, 2, 3, 3, 2, 2, 2, 2];
+        let is_time = sizes.map(|size| looks.have_settled(&stamps(size), &stamps(1)));
+        assert_eq!(is_time.map(u8::from), [0, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
     }
 }

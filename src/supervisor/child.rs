@@ -24,9 +24,8 @@ use crate::fleet::control::{Channel, Start};
 use crate::fleet::scoreboard::Place;
 use crate::fleet::shared::{Part, Shared};
 use crate::fleet::{process_title, wipe};
-use crate::gateway::Gateway;
 use crate::service::{self, daemonize};
-use crate::{bus, cgi, gateway, log as sink, metrics, worker};
+use crate::{log as sink, metrics, worker};
 
 /// Signals that a terminal sends to the whole process group, or that are requests to the supervisor only.
 const NOT_FOR_WORKERS: [Signal; 7] = [
@@ -60,59 +59,19 @@ pub(super) enum Task {
         log: Option<OwnedFd>,
         start: io::Result<worker::Start>,
     },
-    Auxiliary(Kind, Channel, Auxiliary),
+    Auxiliary(Kind, Channel, Serve),
 }
 
-/// An auxiliary process, by its kind.
-pub(super) enum Auxiliary {
-    Metrics(metrics::Start),
-    Gateway(gateway::Start),
-    Bus(io::Result<bus::Start>),
-    /// An error if it has no inbox.
-    Cgi(io::Result<cgi::Start>),
-}
-
-impl Auxiliary {
-    /// Serves until it has nothing left to do; an error tells with which exit code it cannot, and why. `confine` gives up
-    /// what is not needed to serve.
-    fn run(self, channel: &Channel, confine: impl FnOnce() -> io::Result<()>) -> Result<(), (Exit, String)> {
-        let internal = |error: io::Error| (Exit::Internal, error.to_string());
-        match self {
-            Auxiliary::Metrics(start) => {
-                confine().map_err(internal)?;
-                match metrics::run(start, channel) {
-                    Ok(never) => match never {},
-                    Err(error) => Err(internal(error)),
-                }
-            }
-            Auxiliary::Gateway(start) => {
-                // Keys are read with the rights of the supervisor.
-                let gateway = Gateway::load(start).map_err(|why| (Exit::Config, why))?;
-                confine().map_err(internal)?;
-                gateway.run(channel).map_err(internal)
-            }
-            Auxiliary::Bus(start) => {
-                let start = start.map_err(internal)?;
-                confine().map_err(internal)?;
-                bus::run(start, channel).map_err(internal)
-            }
-            Auxiliary::Cgi(start) => {
-                confine().map_err(internal)?;
-                start
-                    .and_then(|start| cgi::run(start, channel))
-                    .map_err(|error| (Exit::Start, error.to_string()))
-            }
-        }
-    }
-}
+/// What an auxiliary process does until it has nothing left to do; an error tells with which exit code it cannot, and why. What
+/// it is handed gives up what is not needed to serve.
+pub(super) type Serve = Box<dyn FnOnce(&Channel, &dyn Fn() -> io::Result<()>) -> Result<(), (Exit, String)>>;
 
 impl Child {
     /// To its end.
     pub fn run(self) -> ! {
         // A panic has printed its message.
         let code = catch_unwind(AssertUnwindSafe(|| self.work())).unwrap_or(Exit::Internal.code());
-        // SAFETY: ends the child here: exit handlers are the supervisor's or the plugins', whose threads may still run.
-        unsafe { libc::_exit(code) }
+        exit_child(code)
     }
 
     fn work(self) -> i32 {
@@ -153,7 +112,7 @@ impl Child {
                     end_with(supervisor, patience)
                 })
             }
-            Task::Auxiliary(kind, channel, start) => {
+            Task::Auxiliary(kind, channel, serve) => {
                 // Confined as the workers of the default pool, or as programs. SIGTERM stays blocked: those that take commands read it,
                 // and metrics show how the workers stop.
                 let confine = || {
@@ -182,7 +141,7 @@ impl Child {
                     .and_then(|()| prepare(is_detached))
                     .map_err(|error| (Exit::Internal, error.to_string()));
                 set_name(kind.name());
-                match prepared.and_then(|()| start.run(&channel, confine)) {
+                match prepared.and_then(|()| serve(&channel, &confine)) {
                     Ok(()) => Exit::Ok.code(),
                     Err((exit, why)) => {
                         // Logged by the supervisor, with what comes of it.
@@ -193,6 +152,12 @@ impl Child {
             }
         }
     }
+}
+
+/// Ends a forked child.
+pub(super) fn exit_child(code: i32) -> ! {
+    // SAFETY: exit handlers are the supervisor's, or those of plugins whose threads may still run: none is called.
+    unsafe { libc::_exit(code) }
 }
 
 /// This process has no file of the log from here on, and none of what the server was started with.

@@ -9,7 +9,7 @@ use super::Supervisor;
 use super::policy::rolling_restart::{self, Step};
 use super::policy::slots::Event;
 use super::policy::upgrade;
-use super::reload::MOST_WORKERS;
+use super::reload::{MOST_WORKERS, failed};
 use super::role::{Kind, Role};
 use crate::clock;
 use crate::control::view::{Process, View};
@@ -123,7 +123,7 @@ impl Supervisor {
         if self.rolling.is_reload_wanted {
             self.rolling.is_reload_wanted = false;
             self.host.control.reload_begins();
-            self.host.control.reload_ends(&Err(format!("refused, and nothing has changed: {WHY}")));
+            self.host.control.reload_ends(&Err(failed(WHY)));
             return Ok("reload cancelled".into());
         }
         Err("there is no reload or upgrade that is not in force yet".to_owned())

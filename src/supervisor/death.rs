@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use super::plural;
 use crate::ffi::callback_name;
 use crate::ffi::guarded;
 use crate::fleet::crash::{EXIT, HANG};
@@ -114,8 +115,8 @@ impl Death<'_> {
             let _ = write!(line, " from {peer}");
         }
         if let Some(Message { kind, size, hash, .. }) = message {
-            let plural = if *size == 1 { "" } else { "s" };
-            let _ = write!(line, ", {} message of {size} byte{plural}", kind_name(*kind));
+            let size = usize::try_from(*size).unwrap_or(usize::MAX);
+            let _ = write!(line, ", {} message of {}", kind_name(*kind), plural(size, "byte"));
             if let Some(hash) = hash {
                 let _ = write!(line, " (hash {hash:08x})");
             }

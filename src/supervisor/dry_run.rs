@@ -1,6 +1,7 @@
 //! A start without a server, for `wshd check`: what a start would read and resolve is, handlers are loaded in probes, and
 //! what is wrong is told in the same words and with the same status. Nothing is bound or written, nobody is served.
 
+use super::plural;
 use super::prepare::{find_handlers, internal, not_bound};
 use crate::config::{Config, Listen};
 use crate::confine;
@@ -15,8 +16,8 @@ pub fn dry_run(config: &Config) -> Exit {
     match test(config) {
         Ok(resources) => {
             let file = config.file.as_ref().map(|file| format!("{}: ", file.display()));
-            let plural = if resources == 1 { "" } else { "s" };
-            println!("{}the configuration is valid, {resources} resource{plural}", file.unwrap_or_default());
+            let (file, resources) = (file.unwrap_or_default(), plural(resources, "resource"));
+            println!("{file}the configuration is valid, {resources}");
             Exit::Ok
         }
         Err((exit, why)) => {

@@ -3,18 +3,18 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::bus::{self, Bus};
-use super::certificates::{Stamp, stamps};
 use super::policy::rolling_restart::Step;
 use crate::auth::Authentication;
+use crate::config::gateway::Entrance;
 use crate::config::{Binding, Cgi, Config, Listen, Pool};
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::{self, BindError, Listener};
-use crate::fleet::routes::{Route, Routes};
+use crate::fleet::routes::{self, Route, Routes};
 use crate::fleet::scoreboard::Place;
-use crate::handlers::discover::refusal;
 use crate::log::Settings as LogSettings;
 
 /// Length of the kernel's queue of clients that ask for metrics.
@@ -22,6 +22,9 @@ const METRICS: Binding = Binding { backlog: 64, mode: None, owner: None, group: 
 
 /// The most handlers that are isolated at a time.
 const MOST_ISOLATED: usize = 4;
+
+/// Listening sockets.
+pub type Sockets = Vec<Arc<Listener>>;
 
 /// Configuration, handlers and listening sockets that belong together.
 #[derive(Clone, Debug)]
@@ -31,9 +34,9 @@ pub struct Generation {
     /// The handlers; numbers outlive generations.
     pub routes: Arc<Routes>,
     /// The sockets to accept from.
-    pub listeners: Vec<Arc<Listener>>,
+    pub listeners: Sockets,
     /// The sockets to serve metrics on.
-    pub metrics: Vec<Arc<Listener>>,
+    pub metrics: Sockets,
     /// Where workers meet the bus.
     pub bus: Bus,
     /// Where requests for programs arrive, if there are any. It outlives the process that runs them.
@@ -47,17 +50,34 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// The one that follows this one, of a configuration that follows its configuration. An error says what is wrong; see
-    /// [`refusal`].
-    pub fn following(&self, config: Config, routes: Routes, faults: Vec<String>) -> Result<Self, String> {
-        if let Some(why) = refusal(&faults, &self.faults, config.strict_handlers) {
-            return Err(why);
-        }
+    /// The sockets to accept from, and those for metrics, of the one that follows this one: its own, new ones, and else those
+    /// that are bound here.
+    pub fn sockets_for(
+        &self,
+        config: &Config,
+        new: [&[Arc<Listener>]; 2],
+    ) -> Result<[Sockets; 2], BindError> {
+        let have = [[&self.listeners, new[0]].concat(), [&self.metrics, new[1]].concat()];
+        let listeners = listener::adopted_or_bound(&config.listen, &binding(config), &have[0])?;
+        let metrics = bind_metrics(config, &have[1])
+            .inspect_err(|_| self.new_of(&listeners).for_each(|listener| listener.remove_file()))?;
+        Ok([listeners, metrics])
+    }
+
+    /// Those sockets that this one does not have.
+    pub fn new_of<'a>(&self, sockets: &'a [Arc<Listener>]) -> impl Iterator<Item = &'a Arc<Listener>> {
+        sockets.iter().filter(|new| !self.sockets().any(|old| Arc::ptr_eq(old, new)))
+    }
+
+    /// The one that follows this one, of a configuration that follows its configuration.
+    pub fn following(
+        &self,
+        config: Config,
+        (routes, faults): (Routes, Vec<String>),
+        [listeners, metrics]: [Sockets; 2],
+        certificates: Vec<Stamp>,
+    ) -> Result<Self, String> {
         let routes = routes.following(&self.routes).ok_or("too many handlers have come and gone: restart")?;
-        let listeners = listener::adopted_or_bound(&config.listen, &binding(&config), &self.listeners)
-            .map_err(|error| error.to_string())?;
-        let metrics = bind_metrics(&config, &self.metrics).map_err(|error| error.to_string())?;
-        let certificates = stamps(&config);
         let bus = self.bus.following(&config).map_err(|error| error.to_string())?;
         let cgi = make_inbox(&config, self.cgi.as_ref())
             .map_err(|error| format!("no inbox for programs: {error}"))?;
@@ -118,13 +138,19 @@ impl Generation {
         (self.config.topics, self.config.bus.clone(), bus::scopes(&self.config, &self.routes), pools)
     }
 
+    /// Its sockets that another one does not have.
+    pub fn sockets_without(&self, other: &Self) -> Sockets {
+        let all: Sockets = self.sockets().cloned().collect();
+        other.new_of(&all).cloned().collect()
+    }
+
     /// All sockets that it listens on.
     pub fn sockets(&self) -> impl Iterator<Item = &Arc<Listener>> {
         self.listeners.iter().chain(&self.metrics)
     }
 
     /// The sockets that the workers of the default pool accept from.
-    pub fn worker_listeners(&self) -> Vec<Arc<Listener>> {
+    pub fn worker_listeners(&self) -> Sockets {
         self.listeners.iter().filter(|listener| !self.is_for_gateways(listener)).cloned().collect()
     }
 
@@ -231,6 +257,21 @@ impl Generation {
     }
 }
 
+/// A file as it is; `None` if it cannot be looked at.
+pub type Stamp = Option<routes::Stamp>;
+
+/// The files that gateways read, as they are. Waits for the file system.
+pub(super) fn stamps(config: &Config) -> Vec<Stamp> {
+    let entrances = config.gateway.listeners.iter().map(|listener| &listener.entrance);
+    let mut paths: Vec<&Path> = Vec::new();
+    for entrance in entrances.chain(&config.gateway.passed) {
+        let Entrance::Tls(tls) = entrance else { continue };
+        paths.extend(tls.certificates.iter().flat_map(|files| [&*files.certificate, &*files.key]));
+        paths.extend(tls.client_auth.iter().map(|auth| &*auth.ca));
+    }
+    paths.into_iter().map(|path| path.metadata().ok().as_ref().map(routes::Stamp::from)).collect()
+}
+
 /// The inbox for programs, if there are any: that which is there goes on.
 pub fn make_inbox(config: &Config, have: Option<&Arc<Inbox>>) -> io::Result<Option<Arc<Inbox>>> {
     match (&config.cgi, have) {
@@ -241,7 +282,7 @@ pub fn make_inbox(config: &Config, have: Option<&Arc<Inbox>>) -> io::Result<Opti
 }
 
 /// The sockets to serve metrics on, of which those that are there go on.
-pub fn bind_metrics(config: &Config, have: &[Arc<Listener>]) -> Result<Vec<Arc<Listener>>, BindError> {
+pub fn bind_metrics(config: &Config, have: &[Arc<Listener>]) -> Result<Sockets, BindError> {
     let listeners = listener::bind_missing(config.metrics.as_slice(), &|_| METRICS, have)?;
     let is_new = |new: &&Arc<Listener>| !have.iter().any(|old| Arc::ptr_eq(old, new));
     for listener in listeners.iter().filter(is_new) {

@@ -1,17 +1,17 @@
 //! The level of the log, which `wshd ctl log-level` changes, and its files: opened anew on SIGUSR1, renamed by their size. A child
-//! does that first, as it may wait for a disk. Every worker is sent the new descriptor, and writes into the old file until it
+//! does that, as it may wait for a disk. Every worker is sent the new descriptor, and writes into the old file until it
 //! has read that: no line is lost in between. Workers of pools with a user of their own do not get them: what they say is taken
 //! from a socket, and written here.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
-use super::role::{Errand, Role};
-use super::{Supervisor, spawn};
-use crate::fleet::control::{Channel, Command};
+use super::Supervisor;
+use super::errand::{Outbox, value_of};
+use super::role::{Errand, Parts};
+use crate::fleet::control::Command;
 use crate::log::{self as sink, Book, Level};
 use crate::time::Instant;
 
@@ -32,55 +32,52 @@ pub(super) struct Files {
 impl Supervisor {
     /// Opens the files anew.
     pub(super) fn reopen_logs(&mut self) {
-        self.open_logs(|book| sink::reopen(book).is_ok());
+        self.open_logs("reopen the log", sink::reopen);
     }
 
     /// Renames the files that have become too large.
     pub(super) fn look_after_logs(&mut self) {
         if sink::BOOKS.into_iter().any(sink::is_rotation_due) {
-            let is_known = self.maintenance.logs.is_failing;
-            self.open_logs(|book| match sink::rotate(book) {
-                Ok(_) => true,
-                Err(error) => {
-                    if !is_known {
-                        log::error!("cannot rotate a log file: {error}");
-                    }
-                    false
-                }
-            });
+            self.open_logs("rotate a log file", sink::rotate);
         }
     }
 
     /// Has a child do what may wait for a disk.
-    fn open_logs(&mut self, open: impl Fn(Book) -> bool) {
-        if self.processes.in_role(Role::Errand(Errand::OpenLogs)).next().is_some() {
+    fn open_logs(&mut self, what: &str, open: impl Fn(Book) -> Result<Option<OwnedFd>, String>) {
+        if self.is_out(Errand::OpenLogs) {
             return self.maintenance.logs.is_wanted = true;
         }
-        let open_all = |_: &Channel| sink::BOOKS.map(open).iter().all(|is_open| *is_open);
-        if let Err(error) = spawn::errand(self, Errand::OpenLogs, open_all) {
-            log::error!("cannot reopen the log: cannot fork: {error}; keeping the old file");
-        }
-    }
-
-    /// The child has ended: opening the files waits for nobody now, unless the child had to.
-    pub(super) fn logs_were_opened(&mut self, status: WaitStatus) {
-        let is_done = matches!(status, WaitStatus::Exited(_, 0));
-        let is_known = std::mem::replace(&mut self.maintenance.logs.is_failing, !is_done);
-        let complain = |why: &str| {
-            if !is_known {
-                log::error!("cannot reopen the log: {why}; keeping the old file");
-            }
-        };
-        match status {
-            WaitStatus::Exited(..) => {
-                for book in sink::BOOKS {
-                    match sink::reopen(book) {
-                        Ok(fd) => self.hand_on(book, fd),
-                        Err(error) => complain(&error),
-                    }
+        let is_known = self.maintenance.logs.is_failing;
+        let open_all = |outbox: &Outbox| {
+            let mut faults = Vec::new();
+            for book in sink::BOOKS {
+                match open(book) {
+                    Ok(opened) => opened.map_or(Ok(()), |fd| outbox.part(book.name(), fd.as_fd()))?,
+                    Err(why) => faults.push(why),
                 }
             }
-            _ => complain("its file system does not answer"),
+            if !is_known {
+                let fault = |why: &String| log::error!("cannot {what}: {why}; keeping the old file");
+                faults.iter().for_each(fault);
+            }
+            outbox.value(&faults.is_empty())
+        };
+        let _ = self.send_out(Errand::OpenLogs, open_all); // else the old file is kept
+    }
+
+    /// The child has ended.
+    pub(super) fn logs_were_opened(&mut self, mut parts: Parts) {
+        let is_open = value_of(&mut parts);
+        let is_known = std::mem::replace(&mut self.maintenance.logs.is_failing, is_open != Ok(true));
+        if is_open.is_err() && !is_known {
+            log::error!("cannot reopen the log: its file system does not answer; keeping the old file");
+        }
+        for (name, fd) in parts {
+            let Some(book) = sink::BOOKS.into_iter().find(|book| book.name() == name) else { continue };
+            self.hand_on(book, &fd);
+            if let Err(error) = sink::replace(book, fd) {
+                log::error!("cannot reopen the log: {error}; keeping the old file");
+            }
         }
         if std::mem::take(&mut self.maintenance.logs.is_wanted) {
             self.reopen_logs();
@@ -101,8 +98,7 @@ impl Supervisor {
     }
 
     /// Sends a descriptor to all workers, also those that are being replaced and those that wait.
-    fn hand_on(&mut self, book: Book, fd: Option<OwnedFd>) {
-        let Some(fd) = fd else { return };
+    fn hand_on(&mut self, book: Book, fd: &OwnedFd) {
         let has_files = |pid: &Pid| self.processes.get(*pid).is_some_and(|process| process.log.is_none());
         for pid in self.processes.with_channel().into_iter().filter(has_files) {
             // Another error: it has gone.

@@ -6,15 +6,13 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use super::certificates::{Certificates, stamps};
-use super::generation::Generation;
+use super::generation::Stamp;
 use super::mail::Mail;
 use super::policy::backoff::{Retry, Rule};
 use super::policy::liveness::{self, Limits};
 use super::policy::rebalance;
 use super::policy::rolling_restart::{Event, Step};
 use super::role::Role;
-use super::rolling::Reload;
 use super::{Supervisor, logs};
 use crate::config::Wear;
 use crate::fleet::control::Command;
@@ -45,7 +43,8 @@ pub(super) struct Maintenance {
     faults: Retry,
     pub logs: logs::Files,
     pub mail: Mail,
-    pub certificates: Certificates,
+    /// Files of certificates that were tried out last, if no reload has come since.
+    pub certificates: Option<Vec<Stamp>>,
 }
 
 impl Default for Maintenance {
@@ -81,7 +80,7 @@ impl Supervisor {
             self.replace_worn(now);
             self.end_sick_workers(now);
             self.look_after_logs();
-            self.look_at_certificates();
+            self.watch_certificates();
         }
     }
 
@@ -193,21 +192,7 @@ impl Supervisor {
         }
         for (pid, slot, why) in sick {
             log::error!("{}[{pid}]{why}; ending it", self.name(slot));
-            self.processes.get_mut(pid).into_iter().for_each(|process| process.hurry(now));
-        }
-    }
-
-    /// Looks at the files that gateways read, and begins to replace the gateways if these have changed.
-    fn look_at_certificates(&mut self) {
-        if !self.may_replace() || self.generation.gateway_listeners().next().is_none() {
-            return;
-        }
-        let stamps = stamps(&self.generation.config);
-        if self.maintenance.certificates.look(stamps.clone(), &self.generation.certificates) {
-            log::info!("certificates have changed: new gateways read them");
-            let generation = Generation { certificates: stamps, ..self.generation.clone() };
-            self.auxiliaries.try_out(&self.generation, &generation);
-            self.rolling.reload = Some(Reload::Starting(generation));
+            self.processes.get_mut(pid).into_iter().for_each(|process| process.hurry(now, "respond in time"));
         }
     }
 }

@@ -11,10 +11,12 @@ mod control;
 pub(crate) mod death;
 mod drain;
 pub mod dry_run;
+mod errand;
 pub mod generation;
 mod logs;
 mod mail;
 mod maintenance;
+mod next_generation;
 pub mod policy;
 mod pools;
 mod postmortem;
@@ -71,12 +73,12 @@ use crate::service::start_signals::{StartSignals, end_by};
 use crate::time::Instant;
 
 /// Reads the configuration anew; the error says what is wrong with it.
-pub type Reread = Rc<dyn Fn() -> Result<Config, String>>;
+pub type Reread = dyn Fn() -> Result<Config, String>;
 
 /// Where a server comes from.
 pub struct Origin {
     /// For a reload.
-    pub reread: Reread,
+    pub reread: Rc<Reread>,
     /// For an upgrade.
     pub invocation: Invocation,
     /// The server that this one replaces.
@@ -132,6 +134,11 @@ fn failed_to_start(daemon: &mut Daemon, is_log_seen: bool, exit: Exit, why: &str
     exit
 }
 
+/// So many of something.
+fn plural(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// How the supervisor's loop ends.
 enum Outcome {
     /// The server ends.
@@ -172,7 +179,7 @@ struct Supervisor {
 
 /// The surroundings of the supervisor's process.
 struct Host {
-    reread: Reread,
+    reread: Rc<Reread>,
     signals: SignalFd,
     /// The control socket.
     control: Control,
@@ -297,7 +304,7 @@ impl Supervisor {
         let is_ours = |role: Role| match role {
             Role::Successor => !superseded,
             Role::Auxiliary(_) => self.host.leaving.is_some(),
-            Role::Errand(Errand::ReadConfig) => false, // it ends with this process
+            Role::Errand(Errand::Reload | Errand::WatchCertificates) => false, // they end with this process
             _ => true,
         };
         let mut ours = self.processes.iter().filter(|(_, process)| is_ours(process.role));

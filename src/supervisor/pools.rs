@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use super::Supervisor;
 use super::policy::backoff::Retry;
 use super::policy::pools::{Count, RETRY};
-use super::processes::{Process, is_ours};
+use super::processes::{Process, READY, is_ours};
 use super::role::Role;
 
 use crate::clock;
@@ -235,7 +235,7 @@ impl Supervisor {
                     }
                     let role = Role::PerConnection(parent);
                     let mut process = Process::new(role, Some(slot), generation, Some(pending.channel));
-                    process.set_deadline(clock::now() + START);
+                    process.set_deadline(clock::now() + START, READY);
                     let pool = self.place_of(slot).pool;
                     process
                         .channel

@@ -11,18 +11,18 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::death::{self, Cause, Death};
+use super::errand::Outbox;
 use super::generation::Generation;
 use super::policy::quarantine::{Measure, Quarantine, Verdict};
 use super::policy::slots::Event;
 use super::processes::Process;
 use super::role::{Errand, Role};
 use super::rolling::Reload;
-use super::{Supervisor, spawn};
+use super::{Supervisor, plural};
 use crate::clock;
 use crate::config;
 use crate::ffi::is_start;
 use crate::fleet::breakers::{BreakerState, CircuitBreaker, UNTIL_LIFTED};
-use crate::fleet::control::Channel;
 use crate::fleet::counters::DEATHS;
 use crate::fleet::crash_report::{self, Facts, Message};
 use crate::fleet::current_call::CurrentCall;
@@ -164,18 +164,16 @@ impl Supervisor {
         if records.is_empty() {
             return;
         }
-        let write = |_: &Channel| {
+        let write = |_: &Outbox| {
             for (time, pid, record) in records {
                 match death::write(&dir, &record, time, pid.as_raw()) {
                     Ok(path) => log::info!("crash record of process {pid}: {}", path.display()),
                     Err(error) => log::error!("{}: cannot write a crash record: {error}", dir.display()),
                 }
             }
-            true
+            Ok(())
         };
-        if let Err(error) = spawn::errand(self, Errand::WriteRecord, write) {
-            log::error!("cannot fork a process to write a crash record: {error}");
-        }
+        let _ = self.send_out(Errand::WriteRecord, write);
     }
 
     /// A process of this slot has died, perhaps in a handler.
@@ -267,8 +265,8 @@ impl Supervisor {
         let why = match (state, verdict.deaths) {
             (BreakerState::HalfOpen, _) => "a worker died in it when it was probed".to_owned(),
             (_, deaths) => format!(
-                "{deaths} worker{} died in it within {:?}",
-                if deaths == 1 { "" } else { "s" },
+                "{} died in it within {:?}",
+                plural(deaths, "worker"),
                 self.generation.config.quarantine.window
             ),
         };

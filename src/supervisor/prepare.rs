@@ -11,8 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::auxiliary::{Auxiliaries, Gateways};
 use super::bus::Bus;
-use super::certificates::stamps;
-use super::generation::{Generation, bind_metrics, binding, make_inbox};
+use super::generation::{Generation, bind_metrics, binding, make_inbox, stamps};
 use super::maintenance::Maintenance;
 use super::policy::drain::Drain;
 use super::policy::slots::Slots;
@@ -21,7 +20,7 @@ use super::postmortem::Postmortem;
 use super::processes::Processes;
 use super::rolling::Rolling;
 use super::upgrade::{Inherited, Predecessor, Upgrade};
-use super::{Host, Origin, Supervisor};
+use super::{Host, Origin, Supervisor, plural};
 use crate::clock;
 use crate::config::{Config, Console, Pool};
 use crate::confine;
@@ -57,8 +56,11 @@ pub(super) fn find_handlers(config: &Config, start: &StartSignals) -> Result<(Ro
     let (routes, faults) = found.map_err(|error| (Exit::Config, error.to_string()))?;
     faults.iter().for_each(|fault| log::warn!("{fault}"));
     if config.strict_handlers && !faults.is_empty() {
-        let count = faults.len();
-        return Err((Exit::Config, format!("{count} handlers or aliases are broken, see above")));
+        let broken = match faults.len() {
+            1 => "a handler or alias is broken".to_owned(),
+            count => format!("{count} handlers or aliases are broken"),
+        };
+        return Err((Exit::Config, format!("{broken}, see above")));
     }
     Ok((routes, faults))
 }
@@ -160,7 +162,6 @@ fn shared(config: &Config, routes: &Routes) -> Result<Shared, Failure> {
 /// One line, stable for scripts.
 pub(super) fn summary(listeners: &[Arc<Listener>], config: &Config, resources: usize) -> String {
     let addresses: Vec<String> = listeners.iter().map(|listener| listener.address.to_string()).collect();
-    let plural = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
     let mut line = format!(
         "ready on {}, {}, {}",
         addresses.join(" and "),

@@ -15,11 +15,15 @@ use nix::unistd::Pid;
 use super::policy::liveness::Pulse;
 use super::policy::talk::Talk;
 use super::relay::Source;
-use super::role::Role;
+use super::role::{Parts, Role};
 use crate::fleet::control::{Channel, Command};
 use crate::fleet::inbox::Inbox;
 use crate::time::Instant;
 
+/// What a process that was told to has to do.
+pub const EXIT: &str = "exit in time";
+/// What one that starts has to do.
+pub const READY: &str = "become ready in time";
 /// From SIGTERM to SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(1);
 
@@ -43,8 +47,11 @@ pub struct Process {
     pub skipped: Vec<u16>,
     /// Of a standby that has crashed: how.
     pub failure: Option<String>,
-    /// When it gets the next signal.
+    /// What an errand has handed back.
+    pub parts: Parts,
+    /// When it gets the next signal, unless it does this before.
     deadline: Instant,
+    to: &'static str,
     next: Signal,
 }
 
@@ -54,15 +61,15 @@ pub struct Late {
     pub pid: Pid,
     pub role: Role,
     pub slot: Option<usize>,
-    /// It had a channel, whose end it has closed.
-    pub is_deaf: bool,
+    /// What it did not do.
+    pub to: &'static str,
     pub signal: Signal,
 }
 
 impl Process {
     /// One that was just forked.
     pub fn new(role: Role, slot: Option<usize>, generation: u32, channel: Option<Channel>) -> Self {
-        let (log, pulse, talk, is_retiring, skipped, failure) = Default::default();
+        let (log, pulse, talk, is_retiring, skipped, failure, parts) = Default::default();
         Self {
             role,
             slot,
@@ -74,28 +81,36 @@ impl Process {
             is_retiring,
             skipped,
             failure,
+            parts,
             deadline: Instant::NEVER,
+            to: "",
             next: Signal::SIGTERM,
         }
     }
 
-    /// Until when it has to do what it was told; replaces what was said before, unless it is late already.
-    pub fn set_deadline(&mut self, deadline: Instant) {
-        if self.next == Signal::SIGTERM {
-            self.deadline = deadline;
+    /// Until when it has to do something; replaces what was said before, unless it is late already.
+    pub fn set_deadline(&mut self, deadline: Instant, to: &'static str) {
+        if !self.is_late() {
+            (self.deadline, self.to) = (deadline, to);
         }
     }
 
-    /// The same, if that is earlier.
-    pub fn hurry(&mut self, deadline: Instant) {
-        self.set_deadline(self.deadline.min(deadline));
+    /// It has done what it had to.
+    pub fn clear_deadline(&mut self) {
+        self.set_deadline(Instant::NEVER, "");
     }
 
-    /// Until when it has to leave, without another SIGTERM.
+    /// The same as [`Process::set_deadline`], if it had more time.
+    pub fn hurry(&mut self, deadline: Instant, to: &'static str) {
+        if deadline < self.deadline {
+            self.set_deadline(deadline, to);
+        }
+    }
+
+    /// Until when it has to exit, without another SIGTERM.
     pub fn kill_at(&mut self, deadline: Instant) {
-        if self.next == Signal::SIGTERM {
-            (self.deadline, self.next) = (deadline, Signal::SIGKILL);
-        }
+        self.set_deadline(deadline, EXIT);
+        self.next = Signal::SIGKILL;
     }
 
     /// Whether it has been late, and got a signal for that.
@@ -281,13 +296,10 @@ impl Processes {
             if process.deadline > now {
                 continue;
             }
-            let (role, slot, signal) = (process.role, process.slot, process.next);
-            let is_deaf = slot.is_some() && process.channel.is_none() && role != Role::Crashed;
-            (process.deadline, process.next) = match signal {
-                Signal::SIGTERM => (now + GRACE, Signal::SIGKILL),
-                _ => (Instant::NEVER, Signal::SIGKILL),
-            };
-            late.push(Late { pid: *pid, role, slot, is_deaf, signal });
+            let Process { role, slot, to, next: signal, .. } = *process;
+            process.deadline = if signal == Signal::SIGTERM { now + GRACE } else { Instant::NEVER };
+            (process.to, process.next) = (EXIT, Signal::SIGKILL);
+            late.push(Late { pid: *pid, role, slot, to, signal });
         }
         late.iter().for_each(|late| self.signal(late.pid, late.signal));
         late
@@ -333,15 +345,15 @@ mod tests {
             let mut processes = Processes::default();
             processes.insert(NOBODY, Process::new(role, None, 0, None));
             assert_eq!(processes.deadline(), None);
-            processes.get_mut(NOBODY).unwrap().set_deadline(at(5));
-            processes.get_mut(NOBODY).unwrap().hurry(at(7));
+            processes.get_mut(NOBODY).unwrap().set_deadline(at(5), EXIT);
+            processes.get_mut(NOBODY).unwrap().hurry(at(7), EXIT);
             let signals = |processes: &mut Processes, second| {
                 processes.late(at(second)).iter().map(|late| late.signal).collect::<Vec<_>>()
             };
             assert_eq!(signals(&mut processes, 4), []);
             assert_eq!(signals(&mut processes, 5), [Signal::SIGTERM]);
             assert_eq!(processes.deadline(), Some(at(6)));
-            processes.get_mut(NOBODY).unwrap().set_deadline(at(90)); // too late
+            processes.get_mut(NOBODY).unwrap().set_deadline(at(90), EXIT); // too late
             assert_eq!(signals(&mut processes, 6), [Signal::SIGKILL]);
             assert_eq!((processes.deadline(), signals(&mut processes, 100)), (None, vec![]), "{role:?}");
         }

@@ -1,37 +1,22 @@
 //! Reload: configuration and handlers are read anew and checked, and workers of another generation replace those that are
 //! to change (`rolling`). A mistake changes nothing. Also one worker more or less.
 
-use std::cell::Cell;
-use std::fs::File;
-use std::io::{Read, Seek};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
 use super::changes::Changes;
-use super::generation::Generation;
+use super::errand::Outbox;
+use super::generation::{Generation, Sockets};
+use super::next_generation::{self, Next};
 use super::policy::rolling_restart::{Event, Failure, Step};
-use super::role::Errand;
+use super::role::{Errand, Parts, Role};
 use super::rolling::Reload;
-use super::{Supervisor, prepare, spawn};
+use super::{Supervisor, plural};
 use crate::clock;
-use crate::fleet::control::{Channel, Start};
-use crate::fleet::listener;
-use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::Place;
-use crate::handlers::discover::discover;
 use crate::log as sink;
-use crate::service::start_signals::StartSignals;
-
-/// How often a child that finds handlers says that it goes on.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
-
-/// The handlers and what was left out; an error if nothing can be served as configured.
-type Found = Result<(Routes, Vec<String>), String>;
 
 impl Supervisor {
     /// Begins the reload that is wanted, as soon as the server is ready and nothing else is being
@@ -58,85 +43,28 @@ impl Supervisor {
             return true;
         }
         self.host.notify.reloading();
-        let reread = Rc::clone(&self.host.reread);
-        let rehearse = |_: &Channel| {
-            log::set_max_level(log::LevelFilter::Off); // what is wrong is told when it is read in earnest
-            reread().into_iter().for_each(|config| listener::look_up(&config.listen));
-            true
-        };
-        match spawn::errand(self, Errand::ReadConfig, rehearse) {
-            Ok(child) => self.rolling.reload = Some(Reload::Reading(child)),
-            Err(error) => self.end_reload(Err(failed(&format!("cannot fork: {error}")))),
+        let (old, reread) = (self.generation.clone(), Rc::clone(&self.host.reread));
+        match self.send_out(Errand::Reload, |outbox| next_generation::find(&old, &*reread, outbox)) {
+            Ok(child) => self.rolling.reload = Some(Reload::Preparing(child)),
+            Err(why) => self.end_reload(Err(failed(&why))),
         }
         true
     }
 
-    /// The child that reads the configuration has ended: reading it waits for nobody now, unless the child had to.
-    pub(super) fn config_was_read(&mut self, pid: Pid, status: WaitStatus) {
-        if !matches!(self.rolling.reload, Some(Reload::Reading(child)) if child == pid) {
+    /// The child that prepares a reload has ended.
+    pub(super) fn reload_prepared(&mut self, pid: Pid, is_done: bool, parts: Parts) {
+        let is_it = |reload: &mut Reload| matches!(reload, Reload::Preparing(child) if *child == pid);
+        if self.rolling.reload.take_if(is_it).is_none() {
             return;
         }
-        let searching = match status {
-            WaitStatus::Exited(..) => self.search(),
-            _ => Err(
-                "the configuration cannot be read in time: a name server or a file system does not answer"
-                    .to_owned(),
-            ),
+        let next = match is_done {
+            true => Next::of(&self.generation, &*self.host.reread, parts),
+            false => Err("a file system or name server does not answer".to_owned()),
         };
-        match searching {
-            Ok(searching) => self.rolling.reload = Some(searching),
-            Err(why) => self.cancel_loading(&why),
-        }
-    }
-
-    /// Reads the configuration, and has a child find its handlers.
-    fn search(&mut self) -> Result<Reload, String> {
-        let mut config = (self.host.reread)()?;
-        prepare::raise_descriptors(&mut config);
-        let fixed = config.fixed_changes(&self.generation.config);
-        if !fixed.is_empty() {
-            return Err(format!(
-                "{} cannot change while the server runs: restart it, or set it back",
-                fixed.join(" and ")
-            ));
-        }
-        let config = config.following(&self.generation.config);
-        let file =
-            memfd_create(c"wshd handlers", MFdFlags::MFD_CLOEXEC).map_err(|error| error.to_string())?;
-        let (found, known) = (File::from(file), Arc::clone(&self.generation.routes));
-        let find = |supervisor: &Channel| {
-            let signals = StartSignals::watch_unblocked();
-            let said = Cell::new(clock::now());
-            let go_on = || {
-                if clock::now().since(said.get()) >= SIGN_OF_LIFE {
-                    let _ = supervisor.send_start(&Start::Ready); // if it is gone, this process goes, too
-                    said.set(clock::now());
-                }
-                signals.as_ref().is_ok_and(|signals| signals.received().is_none())
-            };
-            let handlers: Found = discover(&config, &known, &go_on).map_err(|error| error.to_string());
-            serde_json::to_writer(&found, &handlers).is_ok()
-        };
-        let child = spawn::errand(self, Errand::FindHandlers, find);
-        let child = child.map_err(|error| format!("cannot fork: {error}"))?;
-        Ok(Reload::Searching { child, config: Box::new(config), found })
-    }
-
-    /// The child that finds the handlers has ended.
-    pub(super) fn handlers_were_found(&mut self, pid: Pid, status: WaitStatus) {
-        let is_it = |reload: &mut Reload| matches!(reload, Reload::Searching { child, .. } if *child == pid);
-        let Some(Reload::Searching { config, found, .. }) = self.rolling.reload.take_if(is_it) else {
-            return;
-        };
-        let generation = found_in(found, status).and_then(|(routes, faults)| {
-            let generation = self.generation.following(*config, routes, faults)?;
-            // New workers inherit it.
-            sink::start(&generation.config.log)?;
-            Ok(generation)
-        });
-        match generation {
-            Ok(generation) => {
+        match next {
+            Ok(Next { generation, former_log }) => {
                 self.auxiliaries.try_out(&self.generation, &generation);
+                self.rolling.former_log = former_log;
                 self.rolling.reload = Some(Reload::Starting(generation));
             }
             Err(why) => self.end_reload(Err(failed(&why))),
@@ -183,11 +111,10 @@ impl Supervisor {
         let is_loading = |reload: &mut Reload| !matches!(reload, Reload::Replacing(_));
         match self.rolling.reload.take_if(is_loading) {
             None => return,
-            Some(Reload::Reading(child) | Reload::Searching { child, .. }) => {
-                self.processes.terminate(child, clock::now());
-            }
-            Some(Reload::Starting(_) | Reload::Replacing(_)) => {
+            Some(Reload::Preparing(child)) => self.processes.terminate(child, clock::now()),
+            Some(Reload::Starting(new) | Reload::Replacing(new)) => {
                 self.auxiliaries.abort_trial(&mut self.processes);
+                self.remove_sockets(new.sockets_without(&self.generation));
             }
         }
         self.end_reload(Err(failed(why)));
@@ -195,14 +122,11 @@ impl Supervisor {
 
     /// The new generation has shown that it works: all workers that are started from now on are of it.
     pub(super) fn commit(&mut self, new: Generation) {
-        let is_gone = |old: &&Arc<_>| !new.sockets().any(|new| Arc::ptr_eq(old, new));
-        let are_shared = self.shared.scoreboard.are_sockets_shared();
-        for listener in self.generation.sockets().filter(is_gone) {
-            if !are_shared {
-                listener.shut_down();
-            }
-            listener.remove_file();
+        let gone = self.generation.sockets_without(&new);
+        if !self.shared.scoreboard.are_sockets_shared() {
+            gone.iter().for_each(|listener| listener.shut_down());
         }
+        self.remove_sockets(gone);
         let changes = Changes::between(&self.generation.routes, &new.routes);
         if !changes.is_empty() {
             log::info!("reload: resources {changes}");
@@ -214,7 +138,10 @@ impl Supervisor {
         let deadline = self.drain_deadline(None);
         self.auxiliaries.commit(&mut self.processes, deadline);
         self.generation = new;
-        self.maintenance.certificates.forget();
+        self.rolling.former_log = None;
+        self.maintenance.certificates = None;
+        let watch = self.processes.in_role(Role::Errand(Errand::WatchCertificates)).next();
+        watch.into_iter().for_each(|pid| self.processes.dismiss(pid)); // it looks at the files of before
     }
 
     /// A handler whose file has changed begins anew, as does one that did not start before.
@@ -231,8 +158,10 @@ impl Supervisor {
 
     /// The standbys of a reload serve, or nothing of it does, or the server was interrupted.
     pub(super) fn reload_done(&mut self, result: Result<(), Failure>) {
-        self.rolling.reload = None;
-        self.auxiliaries.abort_trial(&mut self.processes); // none after a commit
+        if let Some(Reload::Replacing(new)) = self.rolling.reload.take() {
+            self.auxiliaries.abort_trial(&mut self.processes);
+            self.remove_sockets(new.sockets_without(&self.generation));
+        }
         let result = match result {
             Ok(()) => Ok(()),
             Err(Failure { why, committed: false }) => Err(failed(&why)),
@@ -243,15 +172,26 @@ impl Supervisor {
         self.end_reload(result);
     }
 
+    /// Removes the files of sockets that are not listened on any more.
+    fn remove_sockets(&mut self, gone: Sockets) {
+        if gone.iter().all(|listener| listener.file().is_none()) {
+            return;
+        }
+        let remove = |_: &Outbox| {
+            gone.iter().for_each(|listener| listener.remove_file());
+            Ok(())
+        };
+        let _ = self.send_out(Errand::RemoveSockets, remove); // else they are replaced when they are bound again
+    }
+
     fn end_reload(&mut self, result: Result<(), String>) {
         let resources = self.generation.routes.resources().len();
-        let result = result.map(|()| format!("done, {resources} resources"));
+        let result = result.map(|()| format!("done, {}", plural(resources, "resource")));
+        let former_log = self.rolling.former_log.take();
         match &result {
             Ok(done) => log::info!("reload: {done}"),
             Err(why) => {
-                if let Err(error) = sink::start(&self.generation.config.log) {
-                    log::error!("the log cannot go on where it was: {error}");
-                }
+                former_log.into_iter().for_each(sink::restore);
                 log::error!("reload: {why}");
             }
         }
@@ -306,20 +246,9 @@ impl Supervisor {
     }
 }
 
-/// What the child has found; `status` tells how it ended.
-fn found_in(mut file: File, status: WaitStatus) -> Found {
-    let WaitStatus::Exited(_, 0) = status else {
-        return Err("the handlers cannot be found in time: a file system does not answer".to_owned());
-    };
-    let mut text = Vec::new();
-    let read = file.rewind().and_then(|()| file.read_to_end(&mut text));
-    let failed = |error: &dyn std::fmt::Display| format!("what was found cannot be read: {error}");
-    read.map_err(|error| failed(&error))?;
-    serde_json::from_slice(&text).map_err(|error| failed(&error))?
-}
-
-fn failed(why: &str) -> String {
-    format!("refused, and nothing has changed: {why}")
+/// How a reload ends that changes nothing.
+pub(super) fn failed(why: &str) -> String {
+    format!("failed; keeping the running configuration: {why}")
 }
 
 /// In a pool, by command.

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use super::Supervisor;
 use super::policy::rolling_restart;
 use super::policy::slots::Event;
-use super::processes::{GRACE, Process};
+use super::processes::GRACE;
 use super::role::{Kind, Role};
-use super::spawn::ERRAND;
+use super::{Supervisor, errand};
 use crate::clock;
 use crate::fleet::control::{Report, Start};
 use crate::fleet::routes::Route;
@@ -34,7 +33,7 @@ impl Supervisor {
             let (role, slot) = match (process.role, process.slot) {
                 (role, Some(slot)) => (role, slot),
                 (Role::Auxiliary(kind) | Role::Leaving(kind), None) => return self.read_start(pid, kind),
-                (Role::Errand(_), None) => return read_progress(process),
+                (Role::Errand(_), None) => return errand::read(process),
                 _ => return,
             };
             match channel.recv_report() {
@@ -48,7 +47,7 @@ impl Supervisor {
                 // It exits, or has executed another program; then it is not a worker any more.
                 Ok(None) => {
                     process.channel = None;
-                    return process.hurry(clock::now() + GRACE);
+                    return process.hurry(clock::now() + GRACE, "exit after it closed its channel");
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => return self.end_for(pid, slot, &error.to_string()),
@@ -78,7 +77,7 @@ impl Supervisor {
                 Ok(None) | Err(_) => {
                     process.channel = None;
                     if kind.takes_commands() {
-                        process.hurry(clock::now() + GRACE);
+                        process.hurry(clock::now() + GRACE, "exit after it closed its channel");
                     }
                 }
             }
@@ -101,7 +100,7 @@ impl Supervisor {
                 self.processes.set_role(pid, Role::Crashed);
                 if let Some(process) = self.processes.get_mut(pid) {
                     process.channel = None;
-                    process.set_deadline(now + LAST_WORDS);
+                    process.set_deadline(now + LAST_WORDS, "exit in time after its crash");
                 }
                 let (line, event) = self.on_crash(slot, pid, role);
                 match role {
@@ -117,7 +116,7 @@ impl Supervisor {
                 self.processes.set_role(pid, Role::Draining);
                 let deadline = self.drain_deadline(Some(self.place_of(slot).pool));
                 if let Some(process) = self.processes.get_mut(pid) {
-                    process.set_deadline(deadline);
+                    process.set_deadline(deadline, "exit in time after it was replaced");
                 }
                 self.count_in_place(slot, |counters| counters.replaced.add_shared(1));
                 self.slots.on(Event::Left(slot), now);
@@ -142,11 +141,11 @@ impl Supervisor {
     fn on_ready(&mut self, pid: Pid, slot: usize, broken: u16) {
         let stopping = self.slots.is_stopping();
         if let Some(process) = self.processes.get_mut(pid).filter(|_| !stopping) {
-            process.set_deadline(Instant::NEVER);
+            process.clear_deadline();
         }
         // A server that serves goes on with what it can serve.
         if broken > 0 && self.generation.config.strict_handlers && !self.slots.is_announced() {
-            log::error!("{}: {broken} handlers are broken (strict_handlers)", self.name(slot));
+            log::error!("{}: broken handlers: {broken} (strict_handlers)", self.name(slot));
             return self.stop(Event::Broken);
         }
         self.slots.on(Event::Ready(slot), clock::now());
@@ -162,16 +161,5 @@ impl Supervisor {
         let drain = ours.map(|route| config.handler(&route.resource).drain.unwrap_or(Duration::MAX)).max();
         let end = self.end_of_stop() + drain.unwrap_or_default();
         if self.slots.is_stopping() { end.min(self.end_of_stop()) } else { end }
-    }
-}
-
-/// An errand says that it goes on.
-fn read_progress(process: &mut Process) {
-    while let Some(channel) = &process.channel {
-        match channel.recv_start() {
-            Ok(Some(_)) => process.set_deadline(clock::now() + ERRAND),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Ok(None) | Err(_) => process.channel = None,
-        }
     }
 }

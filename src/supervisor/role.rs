@@ -1,28 +1,36 @@
 //! What a process is for. Values only; which processes there are is in `processes`.
 
+use std::os::fd::OwnedFd;
+
 use nix::unistd::Pid;
 
 /// What the supervisor would have to wait for if it did it itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Errand {
-    /// Reads the configuration and looks names up, so that this is done quickly the second time.
-    ReadConfig,
-    /// Finds the handlers for a reload.
-    FindHandlers,
-    /// Renames files of the log, and opens them, so that this is done quickly the second time.
+    /// Reads the configuration for a reload, finds its handlers, binds its sockets and opens its log.
+    Reload,
+    /// Renames files of the log, and opens them.
     OpenLogs,
+    /// Looks at the files that gateways read until they have changed.
+    WatchCertificates,
     /// Writes a crash record.
     WriteRecord,
+    /// Removes the files of sockets.
+    RemoveSockets,
 }
+
+/// What an errand has handed back: descriptors by name, in order.
+pub type Parts = Vec<(String, OwnedFd)>;
 
 impl Errand {
     /// What it does, for people.
     pub fn name(self) -> &'static str {
         match self {
-            Errand::ReadConfig => "reading the configuration",
-            Errand::FindHandlers => "probing the handlers",
+            Errand::Reload => "preparing the reload",
             Errand::OpenLogs => "opening the log",
+            Errand::WatchCertificates => "watching the certificates",
             Errand::WriteRecord => "writing a crash record",
+            Errand::RemoveSockets => "removing sockets",
         }
     }
 }

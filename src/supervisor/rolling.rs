@@ -1,6 +1,5 @@
 //! Standbys, and workers that hand over to them. When is decided in `policy::rolling_restart`.
 
-use std::fs::File;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,11 +12,10 @@ use super::policy::slots;
 use super::role::Role;
 use super::{Flow, Supervisor, spawn};
 use crate::clock;
-use crate::config::Config;
 use crate::fleet::control::Command;
 use crate::fleet::inbox::Inbox;
 use crate::fleet::scoreboard::{Place, State};
-use crate::time::Instant;
+use crate::log as sink;
 
 /// A worker has this long to begin to leave when it is told to; a handler that hangs is ended before.
 const RETIRE: Duration = Duration::from_secs(120);
@@ -30,16 +28,16 @@ pub(super) struct Rolling {
     pub reload: Option<Reload>,
     /// A reload is to begin as soon as nothing else is being replaced.
     pub is_reload_wanted: bool,
+    /// The log of before the reload, if that has another one.
+    pub former_log: Option<sink::Former>,
     /// What takes over from the worker that is told to leave.
     heir: Option<usize>,
 }
 
 /// A reload that has changed nothing yet.
 pub(super) enum Reload {
-    /// A child reads the configuration first.
-    Reading(Pid),
-    /// The configuration was read, and a child writes into this file what it finds of its handlers.
-    Searching { child: Pid, config: Box<Config>, found: File },
+    /// A child finds out what the new generation is made of.
+    Preparing(Pid),
     /// Auxiliary processes of the new generation start.
     Starting(Generation),
     /// Workers of the new generation start.
@@ -131,7 +129,7 @@ impl Supervisor {
         }
         log::debug!("{}[{pid}] is ready with {loaded} handlers, as a standby", self.name(slot));
         if let Some(process) = self.processes.get_mut(pid) {
-            process.set_deadline(Instant::NEVER);
+            process.clear_deadline();
         }
         self.rolling.policy.on(Event::Ready(place));
     }
@@ -198,7 +196,7 @@ impl Supervisor {
         }
         if let Some(process) = self.processes.get_mut(pid) {
             process.is_retiring = true;
-            process.set_deadline(clock::now() + RETIRE);
+            process.set_deadline(clock::now() + RETIRE, "begin to hand over in time");
         }
     }
 

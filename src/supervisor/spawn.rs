@@ -6,30 +6,24 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, RawFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 
-use super::child::{Auxiliary, Child, Task};
+use super::child::{Child, Serve, Task};
 use super::generation::Generation;
-use super::processes::{Process, is_ours};
+use super::processes::{Process, READY, is_ours};
 use super::relay::Source;
-use super::role::{Errand, Kind, Role};
+use super::role::{Kind, Role};
 
 use super::{Flow, Outcome, Supervisor};
 use crate::clock;
 use crate::exit::Exit;
 use crate::fleet::control::Channel;
+use crate::fleet::inbox;
 use crate::fleet::scoreboard::{START, State};
-use crate::fleet::{inbox, process_title};
-use crate::{cgi, gateway, metrics, worker};
-
-/// How long an errand may take, or be silent.
-pub(super) const ERRAND: Duration = Duration::from_secs(10);
+use crate::gateway::{self, Gateway};
+use crate::{bus, cgi, metrics, worker};
 
 /// Closes what the program was started with beyond the standard streams: a lock or pipe of the shell would be
 /// held by all processes of the server. Those that are meant for it are kept. Call it before anything is opened.
@@ -86,7 +80,7 @@ pub(super) fn worker(
         Forked::Parent { child } => {
             record.set_pid(child.as_raw());
             let mut process = Process::new(role, Some(slot), record.generation(), Some(ours));
-            process.set_deadline(clock::now() + START);
+            process.set_deadline(clock::now() + START, READY);
             (process.log, process.skipped) = (source, skipped);
             process
                 .channel
@@ -148,7 +142,7 @@ pub(super) fn auxiliary(
         Err(error) => return ControlFlow::Continue(Err(error)),
         Ok(((ours, _), Forked::Parent { child })) => {
             let mut process = Process::new(Role::Auxiliary(kind), None, 0, Some(ours));
-            process.set_deadline(clock::now() + START);
+            process.set_deadline(clock::now() + START, READY);
             supervisor.processes.insert(child, process);
             return ControlFlow::Continue(Ok(child));
         }
@@ -158,62 +152,62 @@ pub(super) fn auxiliary(
     let Generation { config: whole, routes, metrics, bus, cgi: inbox, .. } = generation.clone();
     let config = Arc::new(whole.with_settings_of(None));
     let shared = supervisor.shared;
-    let start = match kind {
-        Kind::Metrics => Auxiliary::Metrics(metrics::Start {
-            config: Arc::clone(&config),
-            routes,
-            listeners: metrics,
-            shared,
-            supervisor: parent.as_raw(),
-            started: supervisor.host.started,
-        }),
-        Kind::Gateway => Auxiliary::Gateway(gateway::Start {
-            config: Arc::clone(&config),
-            listeners: generation.gateway_listeners().cloned().collect(),
-            queue: Arc::clone(supervisor.auxiliaries.gateways.queue.tx()),
-            counters: shared.gateways,
-            salt: supervisor.auxiliaries.gateways.salt,
-        }),
-        Kind::Bus => Auxiliary::Bus(bus.start_with_engine(&whole, &routes, shared.bus)),
-        Kind::Cgi => Auxiliary::Cgi(inbox.ok_or_else(|| io::ErrorKind::NotFound.into()).and_then(|inbox| {
-            let inbox = inbox.rx().as_fd().try_clone_to_owned()?;
-            Ok(cgi::Start { config: Arc::clone(&config), inbox, addresses: shared.addresses })
-        })),
+    let internal = |error: io::Error| (Exit::Internal, error.to_string());
+    let serve: Serve = match kind {
+        Kind::Metrics => {
+            let start = metrics::Start {
+                config: Arc::clone(&config),
+                routes,
+                listeners: metrics,
+                shared,
+                supervisor: parent.as_raw(),
+                started: supervisor.host.started,
+            };
+            Box::new(move |channel, confine| {
+                confine()
+                    .and_then(|()| metrics::run(start, channel))
+                    .map(|never| match never {})
+                    .map_err(internal)
+            })
+        }
+        Kind::Gateway => {
+            let start = gateway::Start {
+                config: Arc::clone(&config),
+                listeners: generation.gateway_listeners().cloned().collect(),
+                queue: Arc::clone(supervisor.auxiliaries.gateways.queue.tx()),
+                counters: shared.gateways,
+                salt: supervisor.auxiliaries.gateways.salt,
+            };
+            Box::new(move |channel, confine| {
+                // Keys are read with the rights of the supervisor.
+                let gateway = Gateway::load(start).map_err(|why| (Exit::Config, why))?;
+                confine().and_then(|()| gateway.run(channel)).map_err(internal)
+            })
+        }
+        Kind::Bus => {
+            let start = bus.start_with_engine(&whole, &routes, shared.bus);
+            Box::new(move |channel, confine| {
+                confine().and_then(|()| bus::run(start?, channel)).map_err(internal)
+            })
+        }
+        Kind::Cgi => {
+            let inbox = inbox.ok_or_else(|| io::ErrorKind::NotFound.into());
+            let inbox = inbox.and_then(|inbox| inbox.rx().as_fd().try_clone_to_owned());
+            let (config, addresses) = (Arc::clone(&config), shared.addresses);
+            Box::new(move |channel, confine| {
+                let start = confine().and_then(|()| Ok(cgi::Start { config, inbox: inbox?, addresses }));
+                let served = start.and_then(|start| cgi::run(start, channel));
+                served.map_err(|error| (Exit::Start, error.to_string()))
+            })
+        }
     };
     become_child(Child {
         supervisor: parent,
         is_detached: supervisor.host.daemon.is_detached(),
         shared,
         config,
-        task: Task::Auxiliary(kind, theirs, start),
+        task: Task::Auxiliary(kind, theirs, serve),
     })
-}
-
-/// Forks a child that does this, with the log as it is, and exits; with code 0 if it is done. One that takes longer than
-/// [`ERRAND`] has to say that it goes on.
-pub(super) fn errand(
-    supervisor: &mut Supervisor,
-    errand: Errand,
-    work: impl FnOnce(&Channel) -> bool,
-) -> io::Result<Pid> {
-    let (ours, theirs) = Channel::pair()?;
-    match fork_child()? {
-        Forked::Parent { child } => {
-            let mut process = Process::new(Role::Errand(errand), None, 0, Some(ours));
-            process.set_deadline(clock::now() + ERRAND);
-            supervisor.processes.insert(child, process);
-            Ok(child)
-        }
-        Forked::Child { .. } => {
-            let _ = set_pdeathsig(Signal::SIGKILL);
-            process_title::set(errand.name());
-            // A panic has printed its message.
-            let is_done = catch_unwind(AssertUnwindSafe(|| work(&theirs))).unwrap_or(false);
-            let code = if is_done { Exit::Ok } else { Exit::Internal }.code();
-            // SAFETY: ends the child here: what the process has around it is the supervisor's.
-            unsafe { libc::_exit(code) }
-        }
-    }
 }
 
 fn become_child<T>(child: Child) -> Flow<T> {

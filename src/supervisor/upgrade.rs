@@ -25,10 +25,11 @@ use nix::unistd::{Pid, execv, getpid};
 
 use super::Supervisor;
 use super::bus::Bus;
+use super::child::exit_child;
 use super::policy::rolling_restart::{self, Step};
 use super::policy::slots;
 use super::policy::upgrade::{self as policy, Action, Event};
-use super::processes::{GRACE, Process};
+use super::processes::{GRACE, Process, READY};
 use super::role::Role;
 use super::spawn::{Forked, fork_child};
 
@@ -283,7 +284,9 @@ impl Supervisor {
                 Action::Hurry => {
                     let processes = self.processes.iter_mut();
                     let successors = processes.filter(|(_, process)| process.role == Role::Successor);
-                    successors.for_each(|(_, process)| process.hurry(clock::now() + GRACE));
+                    successors.for_each(|(_, process)| {
+                        process.hurry(clock::now() + GRACE, "exit after it closed its channel")
+                    });
                 }
                 Action::End => {
                     let successor = self.processes.in_role(Role::Successor).next();
@@ -319,7 +322,7 @@ impl Supervisor {
         match fork_child()? {
             Forked::Parent { child } => {
                 let mut process = Process::new(Role::Successor, None, 0, None);
-                process.set_deadline(clock::now() + PATIENCE);
+                process.set_deadline(clock::now() + PATIENCE, READY);
                 self.processes.insert(child, process);
                 self.shared.scoreboard.share_sockets(true);
                 (self.upgrade.channel, self.upgrade.txs) = (Some(ours), Vec::new());
@@ -328,8 +331,7 @@ impl Supervisor {
             Forked::Child { .. } => {
                 let error = replace_image(&program, &args, theirs, &self.host.notify);
                 log::error!("{}: {error}", self.upgrade.invocation.program.display());
-                // SAFETY: ends the child here: it was to become another program, and is none of this one.
-                unsafe { libc::_exit(127) }
+                exit_child(127)
             }
         }
     }
@@ -338,7 +340,7 @@ impl Supervisor {
     fn hand_over(&mut self) {
         let successor = self.processes.in_role(Role::Successor).next();
         if let Some((pid, process)) = successor.and_then(|pid| Some((pid, self.processes.get_mut(pid)?))) {
-            process.set_deadline(crate::time::Instant::NEVER);
+            process.clear_deadline();
             self.host.notify.main_pid(pid);
         }
         if self.upgrade.txs.is_empty() {

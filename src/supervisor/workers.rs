@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 
 use super::policy::slots::Event;
 use super::policy::{rolling_restart, upgrade};
-use super::processes::{Late, Process};
-use super::role::{Errand, Role};
+use super::processes::{EXIT, GRACE, Late, Process};
+use super::role::{Errand, Parts, Role};
 use super::{Flow, Supervisor, logs, spawn};
 use crate::clock;
 use crate::fleet::control::Command;
@@ -124,9 +124,9 @@ impl Supervisor {
         }
     }
 
-    /// Signals processes that do not do in time what they were told.
+    /// Signals processes whose deadline has passed.
     pub(super) fn signal_late(&mut self, now: Instant) {
-        for Late { pid, role, slot, is_deaf, signal } in self.processes.late(now) {
+        for Late { pid, role, slot, to, signal } in self.processes.late(now) {
             let name = match (role, slot) {
                 (_, Some(slot)) => self.name(slot),
                 (Role::Successor, _) => "upgrade: the new executable".to_owned(),
@@ -134,17 +134,7 @@ impl Supervisor {
                 (Role::Errand(errand), _) => errand.name().to_owned(),
                 _ => "process".to_owned(),
             };
-            let why = match role {
-                _ if is_deaf => "closed its channel and does not exit",
-                Role::Worker | Role::PerConnection(_) | Role::Standby => {
-                    "did not do in time what it was told"
-                }
-                Role::Draining => "did not exit in time after it was replaced",
-                Role::Crashed => "did not exit in time after its crash",
-                Role::Successor | Role::Auxiliary(_) => "was not ready in time",
-                Role::Leaving(_) | Role::Dismissed | Role::Errand(_) => "did not exit in time",
-            };
-            log::error!("{name}[{pid}] {why}; sending {signal}");
+            log::error!("{name}[{pid}] did not {to}; sending {signal}");
             if signal == Signal::SIGKILL {
                 self.slots.on(Event::Killed, now);
             }
@@ -188,10 +178,7 @@ impl Supervisor {
         match (process.role, process.slot) {
             (Role::Auxiliary(_), _) => self.auxiliary_ended(pid, status, &cause),
             (Role::Leaving(kind), _) => log::info!("{}[{pid}] {cause}, replaced", kind.name()),
-            (Role::Errand(Errand::ReadConfig), _) => self.config_was_read(pid, status),
-            (Role::Errand(Errand::FindHandlers), _) => self.handlers_were_found(pid, status),
-            (Role::Errand(Errand::OpenLogs), _) => self.logs_were_opened(status),
-            (Role::Errand(Errand::WriteRecord), _) => {}
+            (Role::Errand(errand), _) => self.errand_ended(errand, pid, status, process.parts),
             (Role::Successor, _) => self.on_upgrade(upgrade::Event::Ended(cause)),
             (Role::Standby, Some(slot)) => {
                 let why = self.on_death((slot, pid), &process, status).map_or(cause, |(why, _)| why);
@@ -228,6 +215,15 @@ impl Supervisor {
         }
     }
 
+    fn errand_ended(&mut self, errand: Errand, pid: Pid, status: WaitStatus, parts: Parts) {
+        match errand {
+            Errand::Reload => self.reload_prepared(pid, matches!(status, WaitStatus::Exited(..)), parts),
+            Errand::OpenLogs => self.logs_were_opened(parts),
+            Errand::WatchCertificates => self.certificates_changed(parts),
+            Errand::WriteRecord | Errand::RemoveSockets => {}
+        }
+    }
+
     /// Counts something of the worker whose slot this is.
     pub(super) fn count_in_place(&self, slot: usize, count: impl FnOnce(&PlaceCounters)) {
         let record = self.shared.scoreboard.slot(slot);
@@ -255,8 +251,8 @@ impl Supervisor {
 /// Until when a process that was told to stop or quit may take.
 pub(super) fn limit(process: &mut Process, command: Command, end: Instant) {
     match command {
-        Command::Quit => process.kill_at(clock::now() + super::processes::GRACE),
-        _ => process.hurry(end),
+        Command::Quit => process.kill_at(clock::now() + GRACE),
+        _ => process.hurry(end, EXIT),
     }
 }
 

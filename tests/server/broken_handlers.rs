@@ -96,7 +96,7 @@ fn strict_handlers_do_not_end_a_server_that_serves() {
     // A reload with it is refused, also when it was broken before, and changes nothing.
     for count in 1..=2 {
         server.signal(nix::sys::signal::SIGHUP);
-        until("the reload is refused", || server.log().matches("reload: refused").count() == count);
+        until("the reload is refused", || server.log().matches("reload: failed").count() == count);
         assert!(server.log().lines().last().unwrap().contains("b_wsh.so: not a shared object"));
     }
     is_unavailable(&server, "/b");
