@@ -43,17 +43,7 @@ fn generation(config: Config, resources: &[(&str, u64)]) -> Generation {
     }
     let (config, routes) = (Arc::new(config), Arc::new(routes));
     let bus = Bus::new(&config, Vec::new()).unwrap();
-    Generation {
-        config,
-        routes,
-        listeners: Vec::new(),
-        metrics: Vec::new(),
-        bus,
-        cgi: None,
-        faults: Vec::new(),
-        certificates: Vec::new(),
-        isolated: Default::default(),
-    }
+    Generation { config, routes, ..Generation::before_start(Vec::new(), bus) }
 }
 
 fn place(pool: u16, number: u16) -> Place {

@@ -309,7 +309,6 @@ impl Supervisor {
         Flow::Continue(())
     }
 
-    /// An auxiliary process has ended.
     pub(super) fn auxiliary_ended(&mut self, pid: Pid, status: WaitStatus, how: &str) {
         let Some((why, is_trial)) = self.auxiliaries.ended(pid, how, clock::now()) else { return };
         let is_start = !is_trial && !self.host.daemon.is_ready() && !self.slots.is_stopping();

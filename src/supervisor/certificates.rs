@@ -7,7 +7,6 @@ use super::Supervisor;
 use super::errand::{Outbox, value_of};
 use super::generation::{Generation, Stamp, stamps};
 use super::role::{Errand, Parts};
-use super::rolling::Reload;
 
 /// A certificate and its key may be replaced one after the other: they are read when so many looks, a second apart, have found
 /// nothing new.
@@ -60,9 +59,7 @@ impl Supervisor {
         if self.may_replace() {
             log::info!("certificates have changed; starting new gateways");
             self.maintenance.certificates = Some(certificates.clone());
-            let generation = Generation { certificates, ..self.generation.clone() };
-            self.auxiliaries.try_out(&self.generation, &generation);
-            self.rolling.reload = Some(Reload::Starting(generation));
+            self.try_out(Generation { certificates, ..self.generation.clone() });
         }
     }
 }

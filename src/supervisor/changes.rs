@@ -33,7 +33,6 @@ impl Changes {
         }
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
     }

@@ -57,7 +57,7 @@ pub(super) enum Task {
         place: Place,
         /// Where its lines of the log go, if it is to have no file.
         log: Option<OwnedFd>,
-        start: io::Result<worker::Start>,
+        start: Box<io::Result<worker::Start>>,
     },
     Auxiliary(Kind, Channel, Serve),
 }
@@ -82,7 +82,7 @@ impl Child {
         match task {
             Task::Worker { place, log, start } => {
                 let name = config.worker_name(place.pool, place.number);
-                let start = start.and_then(|start| {
+                let start = (*start).and_then(|start| {
                     let files = start.routes.handlers().iter().map(|route| &route.file);
                     let pool = usize::from(place.pool);
                     let confinement = Confinement::of(&config, pool);

@@ -81,7 +81,7 @@ impl Supervisor {
             breakers: self.shared.breakers,
             processes: present.chain(leaving).collect(),
             bus: channel_of(bus),
-            is_upgrading: self.upgrade.is_under_way(),
+            is_upgrading: self.upgrade.policy.is_under_way(),
             longest_turn: self.host.longest_turn,
             draining: self.draining(),
         }
@@ -116,7 +116,7 @@ impl Supervisor {
             self.abort_rolling(WHY);
             return Ok("reload cancelled".into());
         }
-        if self.upgrade.is_pending() {
+        if self.upgrade.policy.is_pending() {
             self.on_upgrade(upgrade::Event::Cancel(WHY));
             return Ok("upgrade cancelled".into());
         }

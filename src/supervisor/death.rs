@@ -22,7 +22,6 @@ use crate::fleet::routes::Route;
 
 /// The most records in a directory; the oldest make way.
 pub const MOST: usize = 100;
-/// What their names begin with.
 const PREFIX: &str = "wshd-crash-";
 
 /// How a worker came to its end.
@@ -124,7 +123,6 @@ impl Death<'_> {
         line
     }
 
-    /// The record.
     pub fn record(&self, time: SystemTime) -> Value {
         let Facts { code, via, peer, resource, origin, protocol, message } = &self.facts;
         let (signal, address) = match self.cause {

@@ -56,7 +56,7 @@ impl Supervisor {
             "the server is told to stop"
         } else if !self.host.daemon.is_ready() {
             "the server is still starting"
-        } else if self.upgrade.is_under_way() {
+        } else if self.upgrade.policy.is_under_way() {
             "an upgrade is under way"
         } else {
             return Ok(());

@@ -50,6 +50,13 @@ pub struct Generation {
 }
 
 impl Generation {
+    /// What a server starts from: what another one has left.
+    pub fn before_start(inherited: Sockets, bus: Bus) -> Self {
+        let (config, routes, cgi, faults, certificates, isolated) = Default::default();
+        let metrics = inherited.clone();
+        Self { config, routes, listeners: inherited, metrics, bus, cgi, faults, certificates, isolated }
+    }
+
     /// The sockets to accept from, and those for metrics, of the one that follows this one: its own, new ones, and else those
     /// that are bound here.
     pub fn sockets_for(
@@ -79,8 +86,9 @@ impl Generation {
     ) -> Result<Self, String> {
         let routes = routes.following(&self.routes).ok_or("too many handlers have come and gone: restart")?;
         let bus = self.bus.following(&config).map_err(|error| error.to_string())?;
-        let cgi = make_inbox(&config, self.cgi.as_ref())
-            .map_err(|error| format!("no inbox for programs: {error}"))?;
+        let inbox = || self.cgi.clone().map_or_else(|| Inbox::new().map(Arc::new), Ok);
+        let cgi = config.cgi.as_ref().map(|_| inbox()).transpose();
+        let cgi = cgi.map_err(|error| format!("no inbox for programs: {error}"))?;
         let (config, routes) = (Arc::new(config), Arc::new(routes));
         let isolated = BTreeSet::new();
         Ok(Self { config, routes, listeners, metrics, bus, cgi, faults, certificates, isolated })
@@ -272,17 +280,8 @@ pub(super) fn stamps(config: &Config) -> Vec<Stamp> {
     paths.into_iter().map(|path| path.metadata().ok().as_ref().map(routes::Stamp::from)).collect()
 }
 
-/// The inbox for programs, if there are any: that which is there goes on.
-pub fn make_inbox(config: &Config, have: Option<&Arc<Inbox>>) -> io::Result<Option<Arc<Inbox>>> {
-    match (&config.cgi, have) {
-        (None, _) => Ok(None),
-        (Some(_), Some(inbox)) => Ok(Some(Arc::clone(inbox))),
-        (Some(_), None) => Ok(Some(Arc::new(Inbox::new()?))),
-    }
-}
-
 /// The sockets to serve metrics on, of which those that are there go on.
-pub fn bind_metrics(config: &Config, have: &[Arc<Listener>]) -> Result<Sockets, BindError> {
+fn bind_metrics(config: &Config, have: &[Arc<Listener>]) -> Result<Sockets, BindError> {
     let listeners = listener::bind_missing(config.metrics.as_slice(), &|_| METRICS, have)?;
     let is_new = |new: &&Arc<Listener>| !have.iter().any(|old| Arc::ptr_eq(old, new));
     for listener in listeners.iter().filter(is_new) {
@@ -292,7 +291,7 @@ pub fn bind_metrics(config: &Config, have: &[Arc<Listener>]) -> Result<Sockets, 
 }
 
 /// How each socket is bound.
-pub(super) fn binding(config: &Config) -> impl Fn(&Listen) -> Binding {
+fn binding(config: &Config) -> impl Fn(&Listen) -> Binding {
     |listen| config.listener(Some(listen)).binding
 }
 

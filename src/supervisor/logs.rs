@@ -30,7 +30,6 @@ pub(super) struct Files {
 }
 
 impl Supervisor {
-    /// Opens the files anew.
     pub(super) fn reopen_logs(&mut self) {
         self.open_logs("reopen the log", sink::reopen);
     }
@@ -65,7 +64,6 @@ impl Supervisor {
         let _ = self.send_out(Errand::OpenLogs, open_all); // else the old file is kept
     }
 
-    /// The child has ended.
     pub(super) fn logs_were_opened(&mut self, mut parts: Parts) {
         let is_open = value_of(&mut parts);
         let is_known = std::mem::replace(&mut self.maintenance.logs.is_failing, is_open != Ok(true));
@@ -138,7 +136,6 @@ impl Supervisor {
         self.processes.iter().filter_map(|(_, process)| process.log.as_ref()?.opens()).min()
     }
 
-    /// Time has passed.
     pub(super) fn refill_logs(&mut self, now: Instant) {
         let logs = self.processes.iter_mut().filter_map(|(_, process)| process.log.as_mut());
         logs.for_each(|source| source.refill(now));

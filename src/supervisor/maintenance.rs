@@ -70,7 +70,6 @@ impl Maintenance {
 }
 
 impl Supervisor {
-    /// Looks at what is due.
     pub(super) fn maintain(&mut self, now: Instant) {
         let due = |at: &mut Instant, period| *at <= now && std::mem::replace(at, now + period) <= now;
         if self.maintenance.rebalance_until > now && due(&mut self.maintenance.rebalance_at, REBALANCE.0) {

@@ -134,7 +134,6 @@ fn failed_to_start(daemon: &mut Daemon, is_log_seen: bool, exit: Exit, why: &str
     exit
 }
 
-/// So many of something.
 fn plural(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
@@ -150,7 +149,6 @@ enum Outcome {
 /// What a step of the loop returns: the loop goes on, or ends.
 type Flow<T = ()> = ControlFlow<Outcome, T>;
 
-/// The supervisor, by its parts.
 struct Supervisor {
     /// What new workers are made of.
     generation: Generation,
@@ -442,7 +440,6 @@ impl Supervisor {
         Ok(())
     }
 
-    /// What it serves.
     fn summary(&self) -> String {
         let Generation { config, routes, listeners, .. } = &self.generation;
         prepare::summary(listeners, config, routes.resources().len())

@@ -35,8 +35,16 @@ struct Found {
     routes: Routes,
     faults: Vec<String>,
     certificates: Vec<Stamp>,
-    /// Of each new socket, in order: what it was bound for, and its file.
-    sockets: Vec<(Vec<u8>, Option<(u64, u64)>)>,
+    /// In the order in which they are handed back.
+    sockets: Vec<Bound>,
+}
+
+/// A new socket.
+#[derive(Serialize, Deserialize)]
+struct Bound {
+    asked: Vec<u8>,
+    /// Device and inode.
+    file: Option<(u64, u64)>,
 }
 
 /// In the child: finds all that a generation after `old` is made of, and hands it back.
@@ -52,7 +60,7 @@ pub(super) fn find(old: &Generation, reread: &Reread, outbox: &Outbox) -> io::Re
 
 fn try_find(old: &Generation, reread: &Reread, outbox: &Outbox) -> Result<(Found, Sockets), String> {
     let signals = StartSignals::watch_unblocked().map_err(|error| error.to_string())?;
-    let (config, answers) = outside::record(|| reread());
+    let (config, answers) = outside::record(reread);
     let config = config?;
     let fixed = config.fixed_changes(&old.config);
     if !fixed.is_empty() {
@@ -82,7 +90,8 @@ fn try_find(old: &Generation, reread: &Reread, outbox: &Outbox) -> Result<(Found
     for (name, all) in [(LISTEN, listeners), (METRICS, metrics)] {
         for socket in old.new_of(&all) {
             outbox.part(name, socket.as_fd()).map_err(handed)?;
-            sockets.push((socket.asked().map(Listen::to_bytes).unwrap_or_default(), socket.file()));
+            let asked = socket.asked().map(Listen::to_bytes).unwrap_or_default();
+            sockets.push(Bound { asked, file: socket.file() });
             new.push(Arc::clone(socket));
         }
     }
@@ -108,13 +117,13 @@ impl Next {
                 books.push((book, fd));
                 continue;
             }
-            let known = sockets.next().and_then(|(asked, file)| Some((Listen::from_bytes(&asked)?, file)));
+            let known = sockets.next().and_then(|new| Some((Listen::from_bytes(&new.asked)?, new.file)));
             let (asked, file) = known.ok_or("a socket came that was not asked for")?;
             let socket = Listener::bound_elsewhere(fd, asked, file).map_err(|error| error.to_string())?;
             let all = if name == METRICS { &mut metrics } else { &mut listeners };
             all.push(Arc::new(socket));
         }
-        let mut config: Config = outside::replay(answers, || reread())?;
+        let mut config: Config = outside::replay(answers, reread)?;
         prepare::raise_descriptors(&mut config);
         let config = config.following(&old.config);
         let sockets = old.sockets_for(&config, [&listeners, &metrics]).map_err(|error| error.to_string())?;

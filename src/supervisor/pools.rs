@@ -13,13 +13,13 @@ use nix::unistd::Pid;
 use super::Supervisor;
 use super::policy::backoff::Retry;
 use super::policy::pools::{Count, RETRY};
-use super::processes::{Process, READY, is_ours};
+use super::processes::{Process, is_ours};
 use super::role::Role;
 
 use crate::clock;
 use crate::config::Processes;
 use crate::fleet::control::{Channel, Command, Report};
-use crate::fleet::scoreboard::{Place, START, Slot, State};
+use crate::fleet::scoreboard::{Place, Slot, State};
 use crate::time::Instant;
 
 /// A process that has not told its pid after this is given up.
@@ -60,7 +60,6 @@ impl Pools {
         births.chain(retries).min()
     }
 
-    /// A process of a pool has failed.
     fn failed(&mut self, pool: u16, now: Instant) {
         self.retries.entry(pool).or_insert_with(|| Retry::new(RETRY)).failed(now);
     }
@@ -140,7 +139,8 @@ impl Supervisor {
     /// Tells those to leave that wait for a connection and have another parent than this.
     fn dismiss_idle(&mut self, pool: u16, parent: Option<Pid>) {
         for slot in self.slots_of(pool) {
-            let Some((_, process)) = self.processes.in_slot(slot) else { continue };
+            let holder = self.processes.holder(slot).and_then(|pid| self.processes.get(pid));
+            let Some(process) = holder else { continue };
             let is_others = matches!(process.role, Role::PerConnection(known) if Some(known) != parent);
             let Some(record) = self.shared.scoreboard.slot(slot).filter(|_| is_others) else { continue };
             // Nobody sends it a connection after this.
@@ -230,18 +230,8 @@ impl Supervisor {
                 Ok(Some(Report::Born { pid })) if self.is_new_child(pid) => {
                     let pid = Pid::from_raw(pid);
                     log::debug!("{}[{pid}] is forked", self.name(slot));
-                    if let Some(record) = self.shared.scoreboard.slot(slot) {
-                        record.set_pid(pid.as_raw());
-                    }
                     let role = Role::PerConnection(parent);
-                    let mut process = Process::new(role, Some(slot), generation, Some(pending.channel));
-                    process.set_deadline(clock::now() + START, READY);
-                    let pool = self.place_of(slot).pool;
-                    process
-                        .channel
-                        .iter()
-                        .for_each(|channel| self.host.control.join_recording(pool, channel));
-                    self.processes.insert(pid, process);
+                    self.enter(pid, Process::new(role, Some(slot), generation, Some(pending.channel)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.pools.pending.push(pending),
                 other => {

@@ -17,7 +17,6 @@ use super::policy::quarantine::{Measure, Quarantine, Verdict};
 use super::policy::slots::Event;
 use super::processes::Process;
 use super::role::{Errand, Role};
-use super::rolling::Reload;
 use super::{Supervisor, plural};
 use crate::clock;
 use crate::config;
@@ -43,7 +42,6 @@ pub(super) struct Postmortem {
 }
 
 impl Postmortem {
-    /// Nobody has died yet.
     pub fn new(rules: config::Quarantine) -> Self {
         Self { quarantine: Quarantine::new(rules), suspects: BTreeSet::new(), records: Vec::new() }
     }
@@ -311,13 +309,12 @@ impl Supervisor {
                 pool.map_or("", |pool| &pool.name)
             );
         }
-        self.auxiliaries.try_out(&self.generation, &generation);
-        self.rolling.reload = Some(Reload::Starting(generation));
+        self.try_out(generation);
     }
 
     /// Whether another generation can begin to replace the present one.
     pub(super) fn may_replace(&self) -> bool {
-        let is_leaving = self.slots.is_stopping() || self.drain.is_on() || self.upgrade.is_under_way();
+        let is_leaving = self.slots.is_stopping() || self.drain.is_on() || self.upgrade.policy.is_under_way();
         self.rolling.is_idle() && self.host.daemon.is_ready() && !is_leaving
     }
 

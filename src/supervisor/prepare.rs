@@ -1,6 +1,5 @@
 //! From the configuration to a supervisor that can fork: binds, finds the handlers and maps what is shared.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,7 +10,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::auxiliary::{Auxiliaries, Gateways};
 use super::bus::Bus;
-use super::generation::{Generation, bind_metrics, binding, make_inbox, stamps};
+use super::generation::{Generation, Sockets, stamps};
 use super::maintenance::Maintenance;
 use super::policy::drain::Drain;
 use super::policy::slots::Slots;
@@ -76,30 +75,24 @@ impl Supervisor {
         for Passed { fd, name } in std::mem::take(&mut origin.sockets) {
             inherited.listeners.push(Arc::new(listener::adopt(fd, &name).map_err(not_bound)?));
         }
-        let (mut bound, is_new) = (Vec::new(), origin.predecessor.is_none());
-        Self::new(config, origin, inherited, &mut bound, start).inspect_err(|_| {
-            // Those of the old server are its own.
-            bound.iter().filter(|_| is_new).for_each(|listener| listener.remove_file());
-        })
+        let Inherited { listeners: inherited, queue, parts } = inherited;
+        let before = Generation::before_start(inherited, Bus::new(&config, parts).map_err(internal)?);
+        let gateways = Gateways::new(queue).map_err(internal)?;
+        let sockets = before.sockets_for(&config, [&[], &[]]).map_err(not_bound)?;
+        let bound: Sockets = sockets.iter().flat_map(|sockets| before.new_of(sockets)).cloned().collect();
+        Self::new(config, origin, (before, sockets, gateways), start)
+            .inspect_err(|_| bound.iter().for_each(|listener| listener.remove_file()))
     }
 
-    /// Whatever comes of it, `bound` has the sockets.
     fn new(
         config: Config,
         origin: Origin,
-        inherited: Inherited,
-        bound: &mut Vec<Arc<Listener>>,
+        (before, sockets, gateways): (Generation, [Sockets; 2], Gateways),
         start: &StartSignals,
     ) -> Result<Self, Failure> {
         let Origin { reread, invocation, predecessor, notify, .. } = origin;
-        let Inherited { listeners: inherited, queue, parts } = inherited;
-        let listeners =
-            listener::adopted_or_bound(&config.listen, &binding(&config), &inherited).map_err(not_bound)?;
-        bound.extend(listeners.iter().cloned());
-        let metrics = bind_metrics(&config, &inherited).map_err(not_bound)?;
-        bound.extend(metrics.iter().cloned());
-        let (routes, faults) = find_handlers(&config, start)?;
-        let shared = shared(&config, &routes)?;
+        let found = find_handlers(&config, start)?;
+        let shared = shared(&config, &found.0)?;
         shared.scoreboard.share_sockets(predecessor.is_some());
         let mut processes = Processes::default();
         for (pool, settings) in (0_u16..).zip(&config.pools) {
@@ -110,23 +103,17 @@ impl Supervisor {
         }
         let signals = watch_signals().map_err(internal)?;
         go_on(start)?; // the loop reads what comes from here on
-        let control = Control::new(&config.control, &inherited).map_err(|error| {
+        let control = Control::new(&config.control, &before.listeners).map_err(|error| {
             let path = config.control.socket.clone().unwrap_or_default();
             (Exit::Bind, format!("--control-socket {}: {error}", path.display()))
         })?;
         crate::log::count_losses(Some(&shared.scoreboard.bulletin().log_lost));
         let certificates = stamps(&config);
-        let (config, routes) = (Arc::new(config), Arc::new(routes));
-        let cgi = make_inbox(&config, None).map_err(internal)?;
-        let bus = Bus::new(&config, parts).map_err(internal)?;
-        let isolated = BTreeSet::new();
-        let quarantine = config.quarantine;
-        let generation =
-            Generation { config, routes, listeners, metrics, bus, cgi, faults, certificates, isolated };
-        let gateways = Gateways::new(queue).map_err(internal)?;
+        let generation = before.following(config, found, sockets, certificates);
+        let generation = generation.map_err(|why| (Exit::Internal, why))?;
         Ok(Self {
             slots: Slots::new(processes.slots()),
-            postmortem: Postmortem::new(quarantine),
+            postmortem: Postmortem::new(generation.config.quarantine),
             auxiliaries: Auxiliaries::new(gateways, predecessor.is_none()),
             upgrade: Upgrade::new(invocation, predecessor),
             drain: Drain::default(),

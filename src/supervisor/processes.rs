@@ -67,7 +67,6 @@ pub struct Late {
 }
 
 impl Process {
-    /// One that was just forked.
     pub fn new(role: Role, slot: Option<usize>, generation: u32, channel: Option<Channel>) -> Self {
         let (log, pulse, talk, is_retiring, skipped, failure, parts) = Default::default();
         Self {
@@ -151,12 +150,10 @@ impl Processes {
         Ok(())
     }
 
-    /// How many slots there are.
     pub fn slots(&self) -> usize {
         self.slots.len()
     }
 
-    /// The inbox of a slot.
     pub fn inbox(&self, slot: usize) -> Option<&Inbox> {
         self.slots.get(slot).map(|slot| &slot.inbox)
     }
@@ -186,7 +183,6 @@ impl Processes {
         self.table.remove(&pid)
     }
 
-    /// Changes what a process is for.
     pub fn set_role(&mut self, pid: Pid, role: Role) {
         self.release(pid);
         let Some(process) = self.table.get_mut(&pid) else { return };
@@ -212,15 +208,8 @@ impl Processes {
         self.table.get_mut(&pid)
     }
 
-    /// The process that holds a slot.
     pub fn holder(&self, slot: usize) -> Option<Pid> {
         self.slots.get(slot)?.holder
-    }
-
-    /// The same with what is known of it.
-    pub fn in_slot(&self, slot: usize) -> Option<(Pid, &Process)> {
-        let pid = self.holder(slot)?;
-        Some((pid, self.table.get(&pid)?))
     }
 
     /// Whether any process is, or was, in this slot and has not been reaped.
@@ -228,17 +217,14 @@ impl Processes {
         self.holder(slot).is_some() || self.table.values().any(|process| process.slot == Some(slot))
     }
 
-    /// All processes.
     pub fn iter(&self) -> impl Iterator<Item = (Pid, &Process)> {
         self.table.iter().map(|(pid, process)| (*pid, process))
     }
 
-    /// All processes.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Pid, &mut Process)> {
         self.table.iter_mut().map(|(pid, process)| (*pid, process))
     }
 
-    /// The pids of those in a role.
     pub fn in_role(&self, role: Role) -> impl Iterator<Item = Pid> {
         self.table.iter().filter(move |(_, process)| process.role == role).map(|(pid, _)| *pid)
     }

@@ -52,7 +52,6 @@ impl Source {
         (self.left == 0).then(|| self.counted + PAUSE)
     }
 
-    /// Time has passed.
     pub fn refill(&mut self, now: Instant) {
         let passed = now.since(self.counted);
         if passed >= PAUSE {

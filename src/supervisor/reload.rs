@@ -33,7 +33,7 @@ impl Supervisor {
             Some("the server is told to stop")
         } else if self.drain.is_on() {
             Some("the server is draining")
-        } else if self.upgrade.is_under_way() {
+        } else if self.upgrade.policy.is_under_way() {
             Some("an upgrade is under way")
         } else {
             None
@@ -51,7 +51,6 @@ impl Supervisor {
         true
     }
 
-    /// The child that prepares a reload has ended.
     pub(super) fn reload_prepared(&mut self, pid: Pid, is_done: bool, parts: Parts) {
         let is_it = |reload: &mut Reload| matches!(reload, Reload::Preparing(child) if *child == pid);
         if self.rolling.reload.take_if(is_it).is_none() {
@@ -63,9 +62,8 @@ impl Supervisor {
         };
         match next {
             Ok(Next { generation, former_log }) => {
-                self.auxiliaries.try_out(&self.generation, &generation);
                 self.rolling.former_log = former_log;
-                self.rolling.reload = Some(Reload::Starting(generation));
+                self.try_out(generation);
             }
             Err(why) => self.end_reload(Err(failed(&why))),
         }
@@ -200,7 +198,6 @@ impl Supervisor {
         self.host.notify.reloaded(&self.summary());
     }
 
-    /// One worker more in a pool.
     pub(super) fn add_worker(&mut self, pool: u16) -> Result<(), String> {
         let numbers: Vec<u16> = self.workers_of(pool).iter().map(|(place, _)| place.number).collect();
         match (0..u16::MAX).find(|number| !numbers.contains(number)) {

@@ -23,7 +23,6 @@ pub enum Errand {
 pub type Parts = Vec<(String, OwnedFd)>;
 
 impl Errand {
-    /// What it does, for people.
     pub fn name(self) -> &'static str {
         match self {
             Errand::Reload => "preparing the reload",
@@ -74,7 +73,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them.
     pub const ALL: [Kind; 4] = [Kind::Metrics, Kind::Gateway, Kind::Bus, Kind::Cgi];
 
     /// Its name in the log and in `ps`.

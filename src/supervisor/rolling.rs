@@ -89,6 +89,12 @@ impl Supervisor {
         ControlFlow::Continue(())
     }
 
+    /// Begins to replace what serves by another generation.
+    pub(super) fn try_out(&mut self, generation: Generation) {
+        self.auxiliaries.try_out(&self.generation, &generation);
+        self.rolling.reload = Some(Reload::Starting(generation));
+    }
+
     /// Gives up what is being replaced; what serves goes on.
     pub(super) fn abort_rolling(&mut self, why: &str) {
         self.cancel_loading(why);
@@ -112,7 +118,6 @@ impl Supervisor {
         ControlFlow::Continue(())
     }
 
-    /// The standby for a place, and its slot.
     fn standby(&self, place: Place) -> Option<(Pid, usize)> {
         let mut standbys = self.processes.in_role(Role::Standby);
         standbys.find_map(|pid| {
@@ -134,7 +139,6 @@ impl Supervisor {
         self.rolling.policy.on(Event::Ready(place));
     }
 
-    /// A standby will not serve.
     pub(super) fn standby_failed(&mut self, slot: usize, pid: Pid, why: &str) {
         let why = format!("the new {}[{pid}]: {why}", self.name(slot));
         self.rolling.policy.on(Event::Failed(self.place_of(slot), why));

@@ -78,15 +78,9 @@ pub(super) fn worker(
     let parent = match child {
         Forked::Child { supervisor } => supervisor,
         Forked::Parent { child } => {
-            record.set_pid(child.as_raw());
             let mut process = Process::new(role, Some(slot), record.generation(), Some(ours));
-            process.set_deadline(clock::now() + START, READY);
             (process.log, process.skipped) = (source, skipped);
-            process
-                .channel
-                .iter()
-                .for_each(|channel| supervisor.host.control.join_recording(record.place().pool, channel));
-            supervisor.processes.insert(child, process);
+            supervisor.enter(child, process);
             return ControlFlow::Continue(Ok(child));
         }
     };
@@ -127,7 +121,7 @@ pub(super) fn worker(
         is_detached: supervisor.host.daemon.is_detached(),
         shared,
         config,
-        task: Task::Worker { place: record.place(), log, start },
+        task: Task::Worker { place: record.place(), log, start: Box::new(start) },
     })
 }
 
@@ -141,9 +135,7 @@ pub(super) fn auxiliary(
     let ((ours, theirs), parent) = match forked {
         Err(error) => return ControlFlow::Continue(Err(error)),
         Ok(((ours, _), Forked::Parent { child })) => {
-            let mut process = Process::new(Role::Auxiliary(kind), None, 0, Some(ours));
-            process.set_deadline(clock::now() + START, READY);
-            supervisor.processes.insert(child, process);
+            supervisor.enter(child, Process::new(Role::Auxiliary(kind), None, 0, Some(ours)));
             return ControlFlow::Continue(Ok(child));
         }
         Ok((channels, Forked::Child { supervisor })) => (channels, supervisor),
@@ -210,11 +202,23 @@ pub(super) fn auxiliary(
     })
 }
 
+impl Supervisor {
+    /// A child that was forked is in the table from now on.
+    pub(super) fn enter(&mut self, pid: Pid, mut process: Process) {
+        let record = process.slot.and_then(|slot| self.shared.scoreboard.slot(slot));
+        if let (Some(record), Some(channel)) = (record, &process.channel) {
+            record.set_pid(pid.as_raw());
+            self.host.control.join_recording(record.place().pool, channel);
+        }
+        process.set_deadline(clock::now() + START, READY);
+        self.processes.insert(pid, process);
+    }
+}
+
 fn become_child<T>(child: Child) -> Flow<T> {
     ControlFlow::Break(Outcome::Child(Box::new(child)))
 }
 
-/// After a fork.
 pub(super) enum Forked {
     /// The supervisor goes on.
     Parent { child: Pid },

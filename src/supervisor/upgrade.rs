@@ -149,7 +149,7 @@ pub struct Inherited {
 
 /// An upgrade from the side of the old executable, and from that of the new one.
 pub(super) struct Upgrade {
-    policy: policy::Upgrade,
+    pub policy: policy::Upgrade,
     /// One is to begin.
     pub is_wanted: bool,
     invocation: Invocation,
@@ -177,16 +177,6 @@ impl Upgrade {
         }
     }
 
-    /// Whether an upgrade is under way.
-    pub fn is_under_way(&self) -> bool {
-        self.policy != policy::Upgrade::Idle
-    }
-
-    /// Whether another executable is starting, and does not serve yet.
-    pub fn is_pending(&self) -> bool {
-        self.policy.is_pending()
-    }
-
     /// Whether another executable serves in the place of this one.
     pub fn is_superseded(&self) -> bool {
         self.policy.is_serving()
@@ -204,7 +194,6 @@ impl Upgrade {
         self.txs.get(index).map(AsFd::as_fd)
     }
 
-    /// What the new executable says.
     fn read(&mut self) -> Option<Event> {
         let channel = self.channel.as_ref().filter(|_| self.policy == policy::Upgrade::Starting)?;
         loop {
@@ -256,7 +245,6 @@ impl Supervisor {
         self.on_upgrade(Event::Requested(why_not));
     }
 
-    /// What the new executable says.
     pub(super) fn read_successor(&mut self) {
         if let Some(event) = self.upgrade.read() {
             self.on_upgrade(event);
@@ -406,7 +394,6 @@ impl Supervisor {
         }
     }
 
-    /// An upgrade has succeeded or failed.
     fn upgrade_done(&mut self, result: Result<String, String>) {
         match &result {
             Ok(done) => log::info!("{done}"),

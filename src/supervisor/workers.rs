@@ -21,7 +21,6 @@ use crate::fleet::scoreboard::{MAX_SLOTS, Place};
 use crate::time::Instant;
 
 impl Supervisor {
-    /// Which worker a slot is that of.
     pub(super) fn place_of(&self, slot: usize) -> Place {
         self.shared.scoreboard.place(slot).unwrap_or_default()
     }
@@ -32,7 +31,6 @@ impl Supervisor {
         self.generation.config.worker_name(pool, number)
     }
 
-    /// Forks a worker into a slot.
     pub(super) fn start_worker(&mut self, slot: usize) -> Flow {
         let generation = self.generation.clone();
         match spawn::worker(self, Role::Worker, slot, &generation)? {
@@ -230,7 +228,6 @@ impl Supervisor {
         record.and_then(|record| self.shared.counters.place(record.place())).map(count);
     }
 
-    /// Counts something of a handler.
     pub(super) fn count_handler(&self, handler: u16, count: impl FnOnce(&Entry)) {
         let route = self.generation.routes.handlers().get(usize::from(handler));
         let entry = route.map_or(OTHER, |route| self.shared.counters.entry_of(&route.resource));

@@ -63,6 +63,11 @@ pub enum Action {
 }
 
 impl Upgrade {
+    /// Whether there is another executable.
+    pub fn is_under_way(self) -> bool {
+        self != Upgrade::Idle
+    }
+
     /// Whether the other executable has not failed, and does not serve yet.
     pub fn is_pending(self) -> bool {
         matches!(self, Upgrade::Starting | Upgrade::Deaf)
