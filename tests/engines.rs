@@ -17,7 +17,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
-use client::{BINARY, Raw, TEXT};
+use client::{BINARY, CLOSE, Raw, TEXT};
 use daemon::{Dir, PATIENCE, Server, bound, until};
 use fixtures::add_handler;
 use nix::sys::signal::{Signal, kill};
@@ -416,8 +416,14 @@ fn others_take_part(kind: Kind) {
     let topics = String::from_utf8(daemon::ctl(&socket, &["topics"]).stdout).unwrap();
     assert!(topics.contains("a.b c  n*ws"), "{topics}");
     assert!(topics.contains("\nconnected to "), "{topics}");
+    assert_eq!(client.next_text(), "from the operator");
+    // What a handler publishes while the server stops goes out, too.
+    assert_eq!(client.ask("last n*ws"), "last 1");
+    server.signal(Signal::SIGTERM);
+    while client.next().is_some_and(|frame| frame.first != CLOSE) {}
     drop(client);
-    server.stop();
+    while listener.next() != (subject.to_owned(), String::new(), b"gone".to_vec()) {}
+    assert_eq!(server.wait().code(), Some(0));
 }
 
 #[test]

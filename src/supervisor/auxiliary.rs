@@ -271,9 +271,10 @@ impl Supervisor {
             let is_wanted = match kind {
                 _ if is_gone => false,
                 Kind::Metrics => true, // they show how the workers stop
+                Kind::Bus => true,     // handlers publish until their last connection has ended
                 _ if self.slots.is_stopping() => false,
                 Kind::Gateway => !matches!(self.drain, Drain::Closing { .. }),
-                Kind::Bus | Kind::Cgi => true,
+                Kind::Cgi => true,
             };
             let wanted = if is_wanted { count(kind, &self.generation) } else { 0 };
             self.auxiliaries.settle(kind, wanted, &mut self.processes, deadline);
