@@ -3,7 +3,9 @@
 
 use std::fs;
 
-use crate::client::{Answer, CLOSE, Raw, UPGRADE, close_payload};
+use nix::sys::signal::Signal;
+
+use crate::client::{Answer, CLOSE, Raw, UPGRADE, close_payload, frame};
 use crate::daemon::{Dir, Server, is_alive, until};
 use crate::{Served, fixtures, serve};
 
@@ -54,7 +56,7 @@ fn a_rejection_wins_over_ok_and_a_strict_host_aborts() {
 #[test]
 fn a_nul_follows_every_byte_string() {
     let config = "[handler.'/nul'.settings]\nlimit = 25\nname = 'x'\nempty = ''\n[handler.'/nul_blocking'.settings]\nlimit = 25\n";
-    let mut server = serve_with(&["nul", "nul_blocking"], config);
+    let mut server = serve_with(&["nul", "nul_blocking", "nul_stream"], config);
     for (name, at_least) in [("nul", 150), ("nul_blocking", 150)] {
         for query in ["", "?q=1"] {
             let mut raw = Raw::connect(&server.address());
@@ -72,6 +74,33 @@ fn a_nul_follows_every_byte_string() {
             leave(raw);
             until("on_close has run", || server.log().matches("seen to the end").count() > seen);
         }
+    }
+    // Fragments that come in pieces, a full send queue, and connections that move to another process, one of them when its
+    // message has ended.
+    let mut two = ["/nul", "/nul_stream"].map(|resource| Raw::open(&server.address(), resource));
+    let answer_ping = |raw: &mut Raw| {
+        while raw.next().unwrap().first != 0x89 {}
+        raw.frame(0x8a, b"ping");
+    };
+    two.iter_mut().for_each(answer_ping);
+    let [whole, stream] = &mut two;
+    whole.text("fill");
+    while whole.next().unwrap().payload != b"writable" {}
+    let (begin, end) = (frame(0x01, b"begin"), frame(0x80, &[b'e'; 3000]));
+    stream.send(&begin);
+    stream.next_text();
+    stream.send(&end[..1000]);
+    stream.next_text();
+    let seen = server.log().matches("seen to the end").count();
+    ["nul", "nul_stream"].iter().for_each(|name| fixtures::add_handler(server._dir.path(), name, name));
+    server.signal(Signal::SIGHUP);
+    server.says("drained");
+    stream.send(&end[1000..]);
+    until("both have moved", || server.log().matches("seen to the end").count() == seen + 2);
+    for mut raw in two {
+        answer_ping(&mut raw);
+        raw.ask("resumed");
+        leave(raw);
     }
     // In absolute form another byte follows the authority.
     let mut raw = Raw::connect(&server.address());

@@ -147,6 +147,9 @@ fn the_reply_is_what_the_handler_makes_of_it() {
         assert_eq!(got, ["protocol=0", "protocol=-5", "header=0"]);
         assert_eq!(header(&head, "Sec-WebSocket-Protocol"), Some("a"));
         assert_eq!(header(&head, "X-Mine"), Some("yes"));
+        let (head, got) = results("protocol=a&protocol=");
+        assert_eq!(got, ["protocol=0"; 2]);
+        assert_eq!(header(&head, "Sec-WebSocket-Protocol"), None, "it can be un-chosen");
         // What would break out of the header, or into the handshake.
         let (head, got) =
             results("header=X-Evil:a%0d%0aX-Injected:b&header=X%20Y:z&header=Upgrade:h2c&header=:x");
