@@ -80,7 +80,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("handlers", &["clock", "fleet::proc::is_under_valgrind", "fleet::routes", "ffi", "confine"]),
     ("confine", &[]),
     ("gateway", &["fleet", "proto", "http"]),
-    ("bus", &["clock", "fleet", "proto::ws::utf8", "ctl::topics"]),
+    ("bus", &["clock", "fleet", "proto::ws", "ctl::topics"]),
     (
         "worker",
         &[

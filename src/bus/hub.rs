@@ -1,65 +1,54 @@
 //! Which worker gets which message: state and rules of the bus. No socket and no clock: frames and the time in, frames out.
 //!
-//! Each message gets a stamp, the time at which it was taken in, and is kept for a while: a worker that says up to which
-//! stamp a connection has seen all, gets the rest. So a connection misses nothing and gets nothing twice, wherever it
-//! goes and however long its subscription was on the way.
+//! Each message is stamped with the time at which it was accepted, and kept for a while. A worker names the stamp up to which
+//! a connection has seen everything, and is sent the rest: a connection that moves misses nothing and gets nothing twice.
 
+mod compressed;
 mod history;
-mod topics;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 use self::history::Kept;
-use crate::fleet::bus_wire::{Message, Notice, Outgoing, Request, split_key};
+use crate::fleet::bus_wire::{Form, Message, Notice, Outgoing, Request, split_key};
+use crate::proto::ws::deflate::codec::Codecs;
 use crate::proto::ws::utf8;
 use crate::time::Instant;
 
-/// What a message in the history costs beside its payload; bytes.
+/// Memory of a kept message beside its payload; bytes.
 const COST: usize = 128;
-/// That messages of a topic were forgotten is known for so many times as long as messages are kept.
+/// An unused topic is remembered this many times as long as a message.
 const UNUSED: u32 = 6;
 
 /// Bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes that may wait for one worker; what comes then is dropped for it.
+    /// Bytes queued for one worker; further messages are dropped for it.
     pub queue: usize,
-    /// Bytes of messages that are kept.
+    /// Bytes of kept messages.
     pub history: usize,
-    /// How long they are kept at most.
+    /// Maximum age of a kept message.
     pub age: Duration,
-    /// Topics of one worker at most.
+    /// Maximum topics of one worker.
     pub topics: usize,
 }
 
-/// Why a worker is cut off.
+/// Why a worker is disconnected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Breach {
     /// Not a frame of this protocol.
-    #[error("sent nonsense")]
-    Nonsense,
+    #[error("sent a malformed frame")]
+    Malformed,
     /// Its pool serves no handler with this scope.
-    #[error("used a scope of other pools")]
+    #[error("used a scope of another pool")]
     Scope,
-    /// More topics than it may have.
+    /// Beyond [`Limits::topics`].
     #[error("subscribed to too many topics")]
     Topics,
-    /// Text that is none.
+    /// Text must be UTF-8.
     #[error("published text that is not UTF-8")]
     NotUtf8,
-}
-
-/// What is counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Messages taken in.
-    pub published: u64,
-    /// Messages sent to workers, each counted once for each of them.
-    pub forwarded: u64,
-    /// Messages that a worker did not get since it did not keep up.
-    pub dropped: u64,
 }
 
 /// A message that was published, and its key.
@@ -67,31 +56,35 @@ pub type Published<'m> = Option<(&'m str, Message<'m>)>;
 
 struct Worker {
     pool: u16,
-    /// By its own numbers.
+    /// Keys, by the worker's own numbers.
     topics: HashMap<u32, Rc<str>>,
     out: Outgoing,
-    /// Messages of it that were taken in.
+    /// Messages accepted from it.
     taken: u64,
-    /// As far as it knows.
+    /// `taken` as last reported to it.
     told: u64,
-    /// What it did not get and does not know of, by its number of the topic: how many, and the stamp of the last.
+    /// Messages dropped for it and not reported yet, by its number of the topic: how many, and the stamp of the last.
     missed: BTreeMap<u32, (u32, u64)>,
-    /// It has been sent all up to this stamp, or told how much it has missed.
+    /// Everything up to this stamp was sent to it, or reported as missed.
     passed: u64,
 }
 
 struct Topic {
     subscribers: Vec<Subscriber>,
     history: VecDeque<Kept>,
-    /// Stamp of the last message that was forgotten.
+    /// Stamp of the last message that was dropped from `history`.
     forgotten: u64,
-    /// It is among [`Hub::unused`].
+    /// Whether it is in [`Hub::unused`].
     is_unused: bool,
 }
 
 impl Topic {
     fn is_empty(&self) -> bool {
         self.subscribers.is_empty() && self.history.is_empty()
+    }
+
+    fn connections(&self) -> u64 {
+        self.subscribers.iter().map(|subscriber| u64::from(subscriber.count)).sum()
     }
 
     fn new(forgotten: u64) -> Self {
@@ -101,43 +94,46 @@ impl Topic {
 
 struct Subscriber {
     worker: u64,
+    /// The worker's number for the topic.
     number: u32,
-    /// Connections there.
+    /// Subscribed connections of that worker.
     count: u32,
+    /// Forms in which it wants messages, and the shortest message of each; bytes.
+    forms: Vec<(Form, u32)>,
 }
 
 /// See the module.
 pub struct Hub {
     limits: Limits,
-    /// Which pool may use which scope.
-    scopes: HashSet<(u16, String)>,
-    /// By token, which is the caller's.
+    /// Pools and the scopes that each may use.
+    scopes: Vec<(u16, String)>,
+    /// By the caller's token.
     workers: HashMap<u64, Worker>,
     topics: HashMap<Rc<str>, Topic>,
-    /// Topics of the messages that are kept, and when they were taken in; oldest first.
+    /// Topic and stamp of each kept message, oldest first.
     order: VecDeque<(Rc<str>, u64)>,
-    /// Sum of the costs of those.
+    /// Memory of the kept messages: `kept <= limits.history`.
     kept: usize,
-    /// The last stamp.
+    /// The last stamp that was given.
     stamp: u64,
-    /// Topics without subscribers and messages, and the stamps of the last that was forgotten. They are known for a while: a
-    /// subscriber may be on its way that has not seen all of that.
+    /// Topics without subscribers and messages, and their `forgotten`. Remembered for a while, since a subscriber that is
+    /// moving may have missed some of that.
     unused: VecDeque<(Rc<str>, u64)>,
-    /// No message of a topic that is not known any more had a later stamp.
+    /// The highest `forgotten` of all topics that are not remembered any more.
     floor: u64,
     /// Topics whose number of subscribers has changed.
     recount: HashSet<Rc<str>>,
-    /// Topics that may have got their first subscriber, or lost the last one.
+    /// Topics that may have gained their first subscriber, or lost the last one.
     turned: HashSet<Rc<str>>,
-    counts: Counts,
+    codecs: Codecs,
 }
 
 impl Hub {
-    /// One without workers, where pools may use these scopes.
-    pub fn new(limits: Limits, scopes: impl IntoIterator<Item = (u16, String)>) -> Self {
+    /// A hub without workers; `scopes` are pools and the scopes that each may use.
+    pub fn new(limits: Limits, scopes: Vec<(u16, String)>) -> Self {
         Hub {
             limits,
-            scopes: scopes.into_iter().collect(),
+            scopes,
             workers: HashMap::new(),
             topics: HashMap::new(),
             order: VecDeque::new(),
@@ -147,11 +143,11 @@ impl Hub {
             floor: 0,
             recount: HashSet::new(),
             turned: HashSet::new(),
-            counts: Counts::default(),
+            codecs: Codecs::new(),
         }
     }
 
-    /// A worker of this pool has come.
+    /// A worker of this pool has connected.
     pub fn connect(&mut self, token: u64, pool: u16) {
         let worker = Worker {
             pool,
@@ -165,13 +161,13 @@ impl Hub {
         self.workers.insert(token, worker);
     }
 
-    /// A worker has gone.
+    /// A worker has disconnected.
     pub fn disconnect(&mut self, token: u64) {
         self.deafen(token);
         self.workers.remove(&token);
     }
 
-    /// A worker does not hear any more; what it has said may still be on its way.
+    /// A worker receives nothing any more; what it has sent is still accepted.
     pub fn deafen(&mut self, token: u64) {
         let Some(worker) = self.workers.get_mut(&token) else { return };
         worker.out.take();
@@ -179,29 +175,19 @@ impl Hub {
         topics.into_values().for_each(|key| self.leave(token, &key));
     }
 
-    /// Workers that are connected.
-    pub fn workers(&self) -> impl Iterator<Item = u64> {
-        self.workers.keys().copied()
-    }
-
-    /// What is to be written to a worker.
+    /// What is queued for a worker.
     pub fn out(&mut self, token: u64) -> Option<&mut Outgoing> {
         self.workers.get_mut(&token).map(|worker| &mut worker.out)
     }
 
-    /// What has been counted.
-    pub fn counts(&self) -> Counts {
-        self.counts
-    }
-
-    /// Takes in what a worker says in one frame. If that is a message, returns it with its key.
+    /// Accepts a frame of a worker. If it publishes a message, returns that and its key.
     pub fn take_in<'m>(
         &mut self,
         token: u64,
         content: &'m [u8],
         now: Instant,
     ) -> Result<Published<'m>, Breach> {
-        match Request::read(content).ok_or(Breach::Nonsense)? {
+        match Request::read(content).ok_or(Breach::Malformed)? {
             Request::Subscribe { topic, ticket, from, key } => {
                 self.subscribe(token, topic, ticket, from, key)?;
             }
@@ -221,24 +207,29 @@ impl Hub {
                 self.workers.get_mut(&token).into_iter().for_each(|worker| worker.taken += 1);
                 return Ok(Some((key, message)));
             }
+            Request::Compress { topic, form, least } => {
+                self.subscriber(token, topic).into_iter().for_each(|(_, ours)| ours.want(form, least));
+            }
             Request::Count { topic, count } => {
-                let known = self.workers.get(&token).and_then(|worker| worker.topics.get(&topic));
-                if let Some(key) = known
-                    && let Some(entry) = self.topics.get_mut(key)
-                    && let Some(ours) = entry.subscribers.iter_mut().find(|known| known.worker == token)
-                {
+                if let Some((key, ours)) = self.subscriber(token, topic) {
                     ours.count = count;
-                    self.recount.insert(Rc::clone(key));
+                    self.recount.insert(key);
                 }
             }
         }
         Ok(None)
     }
 
+    /// A worker's subscription, by its number for the topic, and the topic's key.
+    fn subscriber(&mut self, token: u64, topic: u32) -> Option<(Rc<str>, &mut Subscriber)> {
+        let key = self.workers.get(&token)?.topics.get(&topic)?;
+        let ours = self.topics.get_mut(key)?.subscribers.iter_mut().find(|known| known.worker == token)?;
+        Some((Rc::clone(key), ours))
+    }
+
     fn check_scope(&self, token: u64, key: &str) -> Result<(), Breach> {
-        let (scope, _) = split_key(key).ok_or(Breach::Nonsense)?;
-        let pool = self.workers.get(&token).map(|worker| worker.pool).ok_or(Breach::Nonsense)?;
-        // Borrowed pairs cannot be looked up; there are few scopes.
+        let (scope, _) = split_key(key).ok_or(Breach::Malformed)?;
+        let pool = self.workers.get(&token).map(|worker| worker.pool).ok_or(Breach::Malformed)?;
         let is_ours = self.scopes.iter().any(|(of, name)| *of == pool && name == scope);
         if is_ours { Ok(()) } else { Err(Breach::Scope) }
     }
@@ -257,19 +248,19 @@ impl Hub {
         let Some(worker) = self.workers.get_mut(&token) else { return Ok(()) };
         match worker.topics.get(&number) {
             Some(known) if *known == key => {}
-            Some(_) => return Err(Breach::Nonsense),
+            Some(_) => return Err(Breach::Malformed),
             None if worker.topics.len() >= self.limits.topics => return Err(Breach::Topics),
             None if topic.subscribers.iter().any(|known| known.worker == token) => {
-                return Err(Breach::Nonsense);
+                return Err(Breach::Malformed);
             }
             None => {
                 worker.topics.insert(number, Rc::clone(&key));
-                topic.subscribers.push(Subscriber { worker: token, number, count: 1 });
+                topic.subscribers.push(Subscriber { worker: token, number, count: 1, forms: Vec::new() });
                 self.turned.insert(Rc::clone(&key));
                 self.recount.insert(key);
             }
         }
-        // Before what comes after the gap.
+        // Reported before the messages that follow the gap.
         if topic.forgotten > from {
             Notice::Missed { topic: number, ticket, stamp: topic.forgotten, count: 1 }
                 .append_to(worker.out.tail());
@@ -280,7 +271,6 @@ impl Hub {
             let message = kept.message.message();
             if worker.out.len() > self.limits.queue {
                 missed += 1;
-                self.counts.dropped += 1;
             } else {
                 let notice = Notice::Message { topic: number, ticket, stamp: kept.stamp, message };
                 notice.append_to(worker.out.tail());
@@ -290,30 +280,31 @@ impl Hub {
         Ok(())
     }
 
-    /// Takes in a message, from wherever.
+    /// Sends a message to the workers that have subscribed, and keeps it.
     pub fn publish(&mut self, key: &str, message: Message<'_>, now: Instant) {
         self.stamp = now.as_nanos().max(self.stamp + 1);
-        self.counts.published += 1;
         let key = self.own(key);
         let topic = self.topics.entry(Rc::clone(&key)).or_insert_with(|| Topic::new(self.floor));
-        for Subscriber { worker, number, .. } in &topic.subscribers {
+        let compressed = topic.compress(message, &mut self.codecs);
+        for subscriber @ Subscriber { worker, number, .. } in &topic.subscribers {
             let Some(worker) = self.workers.get_mut(worker) else { continue };
             if worker.out.len() > self.limits.queue {
                 let (count, stamp) = worker.missed.entry(*number).or_default();
                 (*count, *stamp) = (count.saturating_add(1), self.stamp);
-                self.counts.dropped += 1;
                 continue;
             }
             worker.tell_missed();
             worker.passed = self.stamp;
+            for (form, payload) in compressed.iter().filter(|(form, _)| subscriber.wants(*form, message)) {
+                Notice::Compressed { form: *form, payload }.append_to(worker.out.tail());
+            }
             let notice = Notice::Message { topic: *number, ticket: 0, stamp: self.stamp, message };
             notice.append_to(worker.out.tail());
-            self.counts.forwarded += 1;
         }
         self.keep(key, self.stamp, message);
     }
 
-    /// The key, as the topic that is known has it.
+    /// The key, shared with the topic if it is known.
     fn own(&self, key: &str) -> Rc<str> {
         self.topics.get_key_value(key).map_or_else(|| key.into(), |(key, _)| Rc::clone(key))
     }
@@ -327,7 +318,7 @@ impl Hub {
         self.look_for_use(key);
     }
 
-    /// Ends a turn: workers are told what of theirs was taken in, and what they did not get.
+    /// Ends a turn: reports to workers how many of their messages were accepted, and what they missed.
     pub fn end_turn(&mut self) {
         for worker in self.workers.values_mut() {
             if worker.taken != worker.told {
@@ -340,12 +331,12 @@ impl Hub {
         }
     }
 
-    /// Tells workers how many subscribers there are elsewhere, where that has changed.
+    /// Reports to workers how many subscribers other workers have, where that has changed.
     pub fn tell_counts(&mut self) {
         for key in self.recount.drain() {
             let Some(topic) = self.topics.get(&key) else { continue };
             let all: u32 = topic.subscribers.iter().fold(0, |all, of| all.saturating_add(of.count));
-            for Subscriber { worker, number, count } in &topic.subscribers {
+            for Subscriber { worker, number, count, .. } in &topic.subscribers {
                 if let Some(worker) = self.workers.get_mut(worker) {
                     let notice = Notice::Others { topic: *number, count: all - (*count).min(all) };
                     notice.append_to(worker.out.tail());
@@ -354,8 +345,8 @@ impl Hub {
         }
     }
 
-    /// Tells workers that have heard nothing lately how far all have come: what has been seen of a topic without messages
-    /// would else look old when connections move.
+    /// Reports the last stamp to workers that were sent nothing lately: otherwise the subscriptions of a quiet topic would
+    /// look out of date when connections move.
     pub fn tell_passed(&mut self) {
         let queue = self.limits.queue;
         let is_behind = |worker: &&mut Worker| worker.passed < self.stamp && !worker.topics.is_empty();
@@ -368,9 +359,30 @@ impl Hub {
         }
     }
 
-    /// Whether there is something for [`tell_counts`](Self::tell_counts).
+    /// Whether [`tell_counts`](Self::tell_counts) has anything to report.
     pub fn has_news(&self) -> bool {
         !self.recount.is_empty()
+    }
+
+    /// Topics with subscribers: key, workers, connections.
+    pub fn topics(&self) -> impl Iterator<Item = (&str, usize, u64)> {
+        let subscribed = self.topics.iter().filter(|(_, topic)| !topic.subscribers.is_empty());
+        subscribed.map(|(key, topic)| (&**key, topic.subscribers.len(), topic.connections()))
+    }
+
+    /// Connections that are subscribed to a topic.
+    pub fn subscribers(&self, key: &str) -> u64 {
+        self.topics.get(key).map_or(0, Topic::connections)
+    }
+
+    /// The topics that may have gained their first subscriber since the last call, or lost the last one, and whether they
+    /// have any.
+    pub fn turned(&mut self) -> impl Iterator<Item = (Rc<str>, bool)> {
+        let topics = &self.topics;
+        self.turned.drain().map(|key| {
+            let has_subscribers = topics.get(&key).is_some_and(|topic| !topic.subscribers.is_empty());
+            (key, has_subscribers)
+        })
     }
 }
 

@@ -1,5 +1,5 @@
 //! The bus: a process that carries published messages between workers, and to and from an engine that joins machines. It
-//! loads no handler and trusts no worker: all input is checked, and a worker reaches the scopes of its own pool only.
+//! loads no handler and trusts no worker: all input is checked, and a worker can use the scopes of its own pool only.
 
 mod engine;
 pub mod hub;
@@ -16,11 +16,11 @@ use crate::fleet::control::{self, Channel};
 use crate::fleet::rendezvous::Baton;
 use hub::Limits;
 
-/// What the process is given by the supervisor, just after fork.
+/// What the supervisor passes on through the fork.
 pub struct Start {
-    /// Where workers connect: number of the pool, receiving end, maximum connections.
+    /// Where workers connect: pool, receiving end, maximum connections.
     pub rendezvous: Vec<(u16, OwnedFd, usize)>,
-    /// Held by the one bus that serves.
+    /// Held by the bus that serves.
     pub baton: Baton,
     /// Bounds.
     pub limits: Limits,
@@ -30,7 +30,7 @@ pub struct Start {
     pub engine: Option<(config::bus::Engine, &'static BusCounters)>,
 }
 
-/// Serves from the command to begin until the order to leave.
+/// Serves from the command to begin until the command to stop.
 pub fn run(start: Start, channel: &Channel) -> io::Result<()> {
     channel.send_start(&control::Start::Ready)?;
     channel.wait_for_begin()?;

@@ -1,4 +1,4 @@
-//! What operators see of topics, and say: orders of the supervisor that come with a file.
+//! `wshd ctl topics` and `wshd ctl publish`: commands of the supervisor that come with a file.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -9,12 +9,12 @@ use crate::clock;
 use crate::ctl::topics::{Engine as EngineState, Topic, Topics};
 use crate::fleet::bus_wire::{Incoming, MAX_MESSAGE, MAX_NAME, Request, split_key};
 
-/// Most topics that are listed.
+/// Maximum topics in a list.
 const MAX_TOPICS: usize = 20_000;
-/// Largest file with a message; bytes.
+/// Maximum size of a file with a message; bytes.
 const MAX_BYTES: usize = MAX_MESSAGE + 2 * MAX_NAME + 64;
 
-/// Writes down the topics, those with the most subscribers if there are too many. How many.
+/// Writes a list of topics to the file, those with the most subscribers if there are too many. Returns how many.
 pub fn list(hub: &Hub, engine: Option<&Engine>, mut file: File) -> io::Result<u64> {
     let topic = |(key, workers, subscribers)| {
         let (scope, topic) = split_key(key).unwrap_or((key, ""));
@@ -35,7 +35,7 @@ pub fn list(hub: &Hub, engine: Option<&Engine>, mut file: File) -> io::Result<u6
     Ok(listed)
 }
 
-/// Publishes the message in a file. How many subscribers the topic has here.
+/// Publishes the message in the file. Returns how many subscribers the topic has on this machine.
 pub fn publish(hub: &mut Hub, engine: Option<&Engine>, mut file: File) -> io::Result<u64> {
     let mut bytes = Vec::new();
     file.rewind()?;

@@ -1,5 +1,5 @@
-//! Workers as the bus has them: their sockets, and what they have said and it has not taken in yet. It takes that in in the
-//! order in which it was said, whoever has said it: a publisher may have moved from one worker to another in between.
+//! The workers' connections, and the frames received on them that were not accepted yet. Frames are accepted in the order in
+//! which they were sent, whichever worker sent them: a publisher may have moved from one worker to another in between.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -14,30 +14,30 @@ use crate::time::Instant;
 
 /// Bytes received at a time.
 const READ: usize = 64 * 1024;
-/// How often in a turn at most: more than a socket holds.
+/// Maximum reads in a turn: more than a socket holds.
 const READS: usize = 64;
 
-/// One of them.
+/// The connection of a worker.
 pub struct Peer {
     pub socket: OwnedFd,
     pub pool: u16,
     incoming: Incoming,
-    /// Whether the poll waits for room.
+    /// Whether the poll waits until the socket is writable.
     pub is_full: bool,
-    /// Nothing more comes from it.
+    /// Nothing more can be received.
     pub has_ended: bool,
-    /// It hears nothing any more, and may have died; what it has said is still taken in.
+    /// Nothing more can be sent; the worker may have died. What it has sent is still accepted.
     pub is_deaf: bool,
 }
 
 impl Peer {
-    /// One that has said nothing yet.
+    /// A new connection.
     pub fn new(socket: OwnedFd, pool: u16) -> Self {
         let incoming = Incoming::default();
         Peer { socket, pool, incoming, is_full: false, has_ended: false, is_deaf: false }
     }
 
-    /// Receives all that it has sent until now. At its end the poll forgets it.
+    /// Receives everything sent so far. At the end of the stream, removes the socket from the poll.
     pub fn receive(&mut self, poll: &Epoll) {
         for _ in 0..READS {
             let received = recv(&self.socket, self.incoming.room(READ), RecvFlags::DONTWAIT);
@@ -55,7 +55,7 @@ impl Peer {
         }
     }
 
-    /// Sends what its socket takes.
+    /// Sends as much as the socket takes.
     pub fn send(&mut self, out: &mut Outgoing) {
         while !out.is_empty() && !self.is_deaf {
             match send(&self.socket, out.unsent(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
@@ -67,14 +67,14 @@ impl Peer {
         }
     }
 
-    /// Takes nothing more than what it has sent by now.
+    /// Closes the receiving side: what was sent by now can still be received.
     pub fn shut(&self) {
         if let Err(error) = shutdown(&self.socket, Shutdown::Read) {
-            log::debug!("shutdown: {error}"); // it has gone
+            log::debug!("shutdown: {error}"); // the worker has exited
         }
     }
 
-    /// When it has said what is to be taken in next; what is no message comes first.
+    /// When its next frame was sent; 0 unless that publishes a message.
     fn next_time(&self) -> Option<u64> {
         match self.incoming.peek_frame() {
             Ok(content) => content.map(|content| Request::time_of(content).unwrap_or(0)),
@@ -83,24 +83,24 @@ impl Peer {
     }
 }
 
-/// All of them, by token.
+/// All connections, by token.
 #[derive(Default)]
 pub struct Peers {
     pub all: BTreeMap<u64, Peer>,
 }
 
-/// What one of them says next.
+/// What was received from the worker with a token.
 pub enum Said<'a> {
     /// A frame.
     Frame(u64, &'a [u8]),
     /// Not a frame.
-    Nonsense(u64),
+    Malformed(u64),
 }
 
 impl Peers {
-    /// Gives what was said until then to `take`, in order; what that finds fault with is the last of its peer. True if
-    /// something later is left. All that was sent by then must have been received, and nothing is later than `now`: a time
-    /// that is comes from another clock, and says nothing.
+    /// Passes the frames sent by `until` to `take`, in order; a connection whose frame it rejects is dropped. True if later
+    /// frames are left. Everything sent by `until` must have been received. A time after `now` is ignored: it comes from
+    /// another clock.
     pub fn take_in(
         &mut self,
         until: Instant,
@@ -123,7 +123,7 @@ impl Peers {
             let said = match peer.incoming.next_frame() {
                 Ok(None) => continue,
                 Ok(Some(content)) => Said::Frame(token, content),
-                Err(TooLong) => Said::Nonsense(token),
+                Err(TooLong) => Said::Malformed(token),
             };
             if take(pool, said) {
                 heads.extend(next(token, peer));
@@ -181,7 +181,7 @@ mod tests {
         let is_left = peers.take_in(until, now, |_, said| {
             let (said, is_sound) = match said {
                 Said::Frame(token, content) => ((token, Request::time_of(content).unwrap_or(0)), true),
-                Said::Nonsense(token) => ((token, u64::MAX), false),
+                Said::Malformed(token) => ((token, u64::MAX), false),
             };
             taken.push(said);
             is_sound
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn who_says_nonsense_is_put_out_and_others_are_heard() {
+    fn a_malformed_frame_ends_its_own_connection_only() {
         let poll = Epoll::new(EpollCreateFlags::empty()).unwrap();
         let (mut peers, [mut one, mut two]) = workers(&poll);
         one.publish([100]);

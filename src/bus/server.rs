@@ -1,5 +1,5 @@
-//! The loop of the bus: sockets to workers, the way to the engine, and orders of the supervisor. What goes where is decided
-//! in [`hub`](super::hub).
+//! The loop of the bus: connections of workers, the engine, and commands of the supervisor. What goes where is decided in
+//! [`hub`](super::hub).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,15 +20,15 @@ use crate::fleet::datagram;
 use crate::fleet::rendezvous::Baton;
 use crate::time::Instant;
 
-/// Events taken at a time.
+/// Events handled at a time.
 const EVENTS: usize = 64;
-/// Between two looks at what is too old.
+/// Interval of housekeeping.
 const TICK: Duration = Duration::from_secs(1);
-/// Changes of the numbers of subscribers are told so much later.
+/// Delay before changed numbers of subscribers are reported.
 const NEWS: Duration = Duration::from_millis(50);
-/// Between two attempts to take the baton, or to get rid of the last that is to be said.
+/// Interval of attempts to take the baton, and of looks whether everything was sent when leaving.
 const SOON: Duration = Duration::from_millis(2);
-/// Workers have this long to take what waits for them; after it the next bus sends it again.
+/// Time for workers to receive what is queued for them when leaving; the next bus sends the rest again.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 const CONTROL: u64 = 0;
@@ -50,10 +50,10 @@ pub struct Server<'a> {
     /// None: topics end at this machine.
     engine: Option<Engine>,
     peers: Peers,
-    /// Something was received that is to be taken in next time.
+    /// Frames were received that are to be accepted in the next turn.
     is_left: bool,
     last_token: u64,
-    /// When to be gone, once told to leave.
+    /// When to exit, once told to leave.
     leave_at: Option<Instant>,
     next_tick: Instant,
     news_at: Option<Instant>,
@@ -92,7 +92,7 @@ impl<'a> Server<'a> {
 
     /// Serves until told to leave.
     pub fn serve(mut self) -> io::Result<()> {
-        // The stamps of one bus are all later than those of the one before: until that has ended nobody is let in.
+        // All stamps of a bus are later than those of the previous one: until that has exited, no worker is accepted.
         let mut is_open = false;
         let mut events = [EpollEvent::empty(); EVENTS];
         loop {
@@ -106,7 +106,7 @@ impl<'a> Server<'a> {
             if !self.serve_events(&mut events, self.timeout(is_open))? {
                 return Ok(());
             }
-            // What was said before this has come when the poll was asked once more.
+            // Everything sent before this instant has been received after another poll.
             let until = clock::now();
             if !self.serve_events(&mut events, EpollTimeout::ZERO)? {
                 return Ok(());
@@ -125,7 +125,7 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Waits for events and serves them; false if this process is to end at once.
+    /// Waits for events and handles them; false if this process is to exit at once.
     fn serve_events(&mut self, events: &mut [EpollEvent], timeout: EpollTimeout) -> io::Result<bool> {
         let count = match self.poll.wait(events, timeout) {
             Ok(count) => count,
@@ -164,7 +164,7 @@ impl<'a> Server<'a> {
         let mut next = self.next_tick;
         next = self.news_at.map_or(next, |at| at.min(next));
         next = self.leave_at.map_or(next, |at| at.min(next));
-        // A worker that has ended is not watched any more, and may still hear.
+        // A worker that sends nothing more is not in the poll any more, but may still receive.
         if !is_open || self.leave_at.is_some() {
             next = next.min(now + SOON);
         }
@@ -172,7 +172,7 @@ impl<'a> Server<'a> {
         i32::try_from(ms).ok().and_then(|ms| EpollTimeout::try_from(ms).ok()).unwrap_or(EpollTimeout::ZERO)
     }
 
-    /// What the supervisor says; false if this process is to end at once.
+    /// Carries out the supervisor's commands; false if this process is to exit at once.
     fn read_orders(&mut self) -> io::Result<bool> {
         loop {
             match self.channel.recv_command() {
@@ -189,21 +189,21 @@ impl<'a> Server<'a> {
                 Ok(Some(_)) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    log::warn!("from the supervisor: {error}");
+                    log::warn!("malformed command of the supervisor: {error}; ignored");
                 }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Without a reply the supervisor gives up.
+    /// Replies to the supervisor, which otherwise runs into a timeout.
     fn reply(&self, report: io::Result<Report>) {
         if let Err(error) = report.and_then(|report| self.channel.send_report(report)) {
-            log::error!("cannot do what wshd ctl asks for: {error}");
+            log::error!("cannot carry out a command of wshd ctl: {error}");
         }
     }
 
-    /// Nobody is let in any more, and what workers say from here on they keep for the next bus.
+    /// Accepts no more workers; what they publish from here on they keep for the next bus.
     fn begin_leaving(&mut self) {
         if self.leave_at.is_some() {
             return;
@@ -223,49 +223,49 @@ impl<'a> Server<'a> {
         !self.is_left && self.peers.all.iter().all(is_done) || clock::now() >= at
     }
 
-    /// Takes up what workers have left at a rendezvous.
+    /// Accepts the connections that workers have left at a rendezvous.
     fn let_in(&mut self, index: usize) {
         let Some((pool, rx, most)) = self.rendezvous.get(index) else { return };
         let pool = *pool;
         let mut bytes = [0; 8];
-        // A pool that comes faster, or with more, does not keep the others out.
+        // No pool can keep the others out.
         let mut known = self.peers.all.values().filter(|peer| peer.pool == pool).count();
         for _ in 0..EVENTS {
             let Ok((size, fd)) = datagram::receive(rx.as_fd(), &mut bytes) else { return };
             let Some(socket) = fd.filter(|_| bytes.get(..size) == Some(&FORMAT.to_ne_bytes())) else {
                 if size == 0 {
-                    return; // no worker can come any more
+                    return; // all sending ends are closed
                 }
-                log::debug!("a worker of another version asked for a connection; refused");
+                log::debug!("pool {pool}: a worker of another version connected; refused");
                 continue;
             };
             if known >= *most {
-                log::debug!("pool {pool} has {known} connections to the bus, the maximum; refused another");
+                log::debug!("pool {pool}: {known} connections to the bus, the maximum; another refused");
                 continue;
             }
             known += 1;
             self.last_token += 1;
             let token = self.last_token;
             if let Err(error) = self.poll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, token)) {
-                log::error!("cannot watch the connection of a worker: {error}; refused");
+                log::error!("pool {pool}: cannot watch the connection of a worker: {error}; refused");
                 continue;
             }
             let mut peer = Peer::new(socket, pool);
-            // What it has said while it waited may be older than what others say.
+            // What it has sent while it waited may be older than what others send.
             peer.receive(&self.poll);
             self.peers.all.insert(token, peer);
             self.hub.connect(token, pool);
         }
     }
 
-    /// Takes in what workers have said until then.
+    /// Accepts the frames that workers have sent by `until`.
     fn take_in(&mut self, until: Instant) {
         let now = clock::now();
         let (hub, engine) = (&mut self.hub, &self.engine);
         self.is_left = self.peers.take_in(until, now, |pool, said| {
             let (token, result) = match said {
                 Said::Frame(token, content) => (token, hub.take_in(token, content, now)),
-                Said::Nonsense(token) => (token, Err(Breach::Nonsense)),
+                Said::Malformed(token) => (token, Err(Breach::Malformed)),
             };
             match &result {
                 Ok(None) => {}
@@ -273,13 +273,13 @@ impl<'a> Server<'a> {
                     engine.iter().for_each(|engine| engine.publish(key, *message));
                 }
                 Err(breach) => {
-                    log::error!("a worker of pool {pool} {breach}; its connection to the bus is closed");
+                    log::error!("pool {pool}: a worker {breach}; its connection to the bus is closed");
                     hub.disconnect(token);
                 }
             }
             result.is_ok()
         });
-        // One that has ended still hears while this process is leaving.
+        // While this process is leaving, it still sends to workers that have closed their side.
         if self.leave_at.is_none() && !self.is_left {
             self.peers
                 .all
@@ -288,13 +288,13 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Takes in what was published on other machines.
+    /// Accepts messages of other machines.
     fn read_engine(&mut self) {
         let (now, hub) = (clock::now(), &mut self.hub);
         self.engine.iter().for_each(|engine| engine.receive(|key, message| hub.publish(key, message, now)));
     }
 
-    /// Does what is due.
+    /// Housekeeping that is due.
     fn tend(&mut self) {
         let now = clock::now();
         if now >= self.next_tick {
@@ -316,7 +316,7 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Gives the sockets what they take.
+    /// Sends to workers what their sockets take.
     fn write(&mut self) {
         for (&token, peer) in &mut self.peers.all {
             let Some(out) = self.hub.out(token) else { continue };

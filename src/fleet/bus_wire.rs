@@ -15,7 +15,7 @@ use std::str;
 pub use stream::{Incoming, Outgoing, TooLong};
 
 /// The version of all this, which a worker says when it connects.
-pub const FORMAT: u32 = 0x7773_6204;
+pub const FORMAT: u32 = 0x7773_6205;
 /// Bytes of a topic's name, and of a scope's, at most.
 pub const MAX_NAME: usize = 255;
 /// Bytes of a message at most.
@@ -37,6 +37,9 @@ pub struct Message<'a> {
     /// UTF-8 if it is text.
     pub payload: &'a [u8],
 }
+
+/// How a message is compressed: window bits and level.
+pub type Form = (u8, u8);
 
 /// From a worker to the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +69,16 @@ pub enum Request<'a> {
         /// The message.
         message: Message<'a>,
     },
+    /// Subscribers of this topic want messages of at least so many bytes compressed like this: where other workers want that
+    /// too, the bus does it for all.
+    Compress {
+        /// The worker's number for it.
+        topic: u32,
+        /// How.
+        form: Form,
+        /// Bytes.
+        least: u32,
+    },
     /// So many subscribers of this topic are on this worker now.
     Count {
         /// The worker's number for it.
@@ -88,6 +101,13 @@ pub enum Notice<'a> {
         stamp: u64,
         /// The message.
         message: Message<'a>,
+    },
+    /// The message in the next frame, compressed.
+    Compressed {
+        /// How.
+        form: Form,
+        /// What it is compressed to.
+        payload: &'a [u8],
     },
     /// All earlier messages that there still are were sent.
     Replayed {
@@ -225,6 +245,7 @@ impl Request<'_> {
             }
             Request::Unsubscribe { topic } => frame.byte(b'U').u32(topic),
             Request::Publish { time, key, message } => frame.byte(b'P').u64(time).key(key).message(message),
+            Request::Compress { topic, form, least } => frame.byte(b'Z').u32(topic).form(form).u32(least),
             Request::Count { topic, count } => frame.byte(b'C').u32(topic).u32(count),
         }
         .end();
@@ -245,6 +266,7 @@ impl Request<'_> {
                 let size = usize::from(u16::from_ne_bytes(*take_array(rest)?));
                 Request::Publish { time, key: checked_key(take(rest, size)?)?, message: message(rest)? }
             }
+            b'Z' => Request::Compress { topic: u32(rest)?, form: form(rest)?, least: u32(rest)? },
             b'C' => Request::Count { topic: u32(rest)?, count: u32(rest)? },
             _ => return None,
         };
@@ -268,6 +290,7 @@ impl Notice<'_> {
             Notice::Message { topic, ticket, stamp, message } => {
                 frame.byte(b'M').u32(topic).u32(ticket).u64(stamp).message(message)
             }
+            Notice::Compressed { form, payload } => frame.byte(b'Z').form(form).rest(payload),
             Notice::Replayed { topic, ticket, stamp, missed } => {
                 frame.byte(b'R').u32(topic).u32(ticket).u64(stamp).u32(missed)
             }
@@ -292,6 +315,7 @@ impl Notice<'_> {
                 stamp: u64(rest)?,
                 message: message(rest)?,
             },
+            b'Z' => Notice::Compressed { form: form(rest)?, payload: std::mem::take(rest) },
             b'R' => Notice::Replayed {
                 topic: u32(rest)?,
                 ticket: u32(rest)?,
@@ -340,6 +364,10 @@ impl<'a> Frame<'a> {
         self.rest(&number.to_ne_bytes())
     }
 
+    fn form(self, (bits, level): Form) -> Self {
+        self.byte(bits).byte(level)
+    }
+
     fn key(self, key: &str) -> Self {
         // A key has at most two names and a NUL.
         self.rest(&(key.len() as u16).to_ne_bytes()).rest(key.as_bytes())
@@ -376,6 +404,11 @@ fn u32(bytes: &mut &[u8]) -> Option<u32> {
 
 fn u64(bytes: &mut &[u8]) -> Option<u64> {
     take_array(bytes).map(|bytes| u64::from_ne_bytes(*bytes))
+}
+
+fn form(bytes: &mut &[u8]) -> Option<Form> {
+    let [bits @ 9..=15, level @ 1..=9] = *take_array(bytes)? else { return None };
+    Some((bits, level))
 }
 
 /// All that is left. That text is UTF-8 is for the reader to see.

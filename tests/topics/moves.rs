@@ -223,7 +223,7 @@ fn chat_through_all(members: usize, workers: &str, rounds: u32) {
     chat.rounds(rounds);
     chat.end();
     assert_eq!(chat.ends(), ended, "nobody is disconnected by a reload or an upgrade");
-    let missed = server.log().matches("may be lost").count();
+    let missed = server.log().matches("the bus has exited: up to").count();
     assert_eq!(missed, 0, "{}", server.log());
     drop(chat);
     let new = new.unwrap();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::client::Raw;
+use crate::client::{BINARY, Raw};
 use crate::daemon::{Dir, Server, children, until};
 use crate::fixtures::add_handler;
 
@@ -159,6 +159,44 @@ fn a_message_is_not_cut_into_one_that_is_sent_in_fragments() {
     assert_eq!(one.next().unwrap().payload, b"gin");
     assert_eq!((one.next_text(), one.next_text()), ("x".to_owned(), "y".to_owned()));
     drop((one, other));
+    server.stop();
+}
+
+/// The first message is compressed by each worker, the next ones by the bus; its successor has to be asked anew.
+#[test]
+fn compressed_messages_are_the_same_in_all_workers() {
+    let (_dir, mut server) = start(&["topics"], &["--workers", "2"]);
+    let (mut all, mut pids) = (Vec::new(), BTreeSet::new());
+    until("a connection in each worker", || {
+        let mut one = Raw::connect(&server.address());
+        one.upgrade("/topics", "Sec-WebSocket-Extensions: permessage-deflate\r\n");
+        pids.insert(one.ask("pid"));
+        assert_eq!(one.ask("sub news"), "sub 0");
+        all.push(one);
+        pids.len() == 2
+    });
+    for round in 0..2 {
+        for size in [1000, 2000, 70_000, 3000] {
+            let mut publisher = Raw::open(&server.address(), "/topics");
+            assert_eq!(publisher.ask(&format!("big news {size}")), "big 0");
+            for one in &mut all {
+                let frame = one.next().unwrap();
+                assert_eq!(frame.first, 0x40 | BINARY, "{size}");
+                let (mut inflated, wire) =
+                    (Vec::with_capacity(100_000), [&frame.payload[..], b"\0\0\xff\xff"].concat());
+                let mut inflater = flate2::Decompress::new(false);
+                inflater.decompress_vec(&wire, &mut inflated, flate2::FlushDecompress::Sync).unwrap();
+                assert!(inflated == vec![0; size], "{size}: {}", inflated.len());
+            }
+        }
+        if round == 0 {
+            let bus = bus_of(&server).unwrap();
+            kill(Pid::from_raw(bus), Signal::SIGKILL).unwrap();
+            until("another one", || bus_of(&server).is_some_and(|other| other != bus));
+            all.iter_mut().for_each(|one| drop(one.ask("pid")));
+        }
+    }
+    drop(all);
     server.stop();
 }
 

@@ -1,5 +1,5 @@
-//! Messages of other machines on their way from the engine's thread to the loop of the bus, which an event descriptor wakes.
-//! What the bus does not take in time is dropped and counted.
+//! Messages of other machines in a queue from the engine's thread to the loop of the bus, which is woken by an event
+//! descriptor. What does not fit is dropped and counted.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,17 +14,17 @@ use crate::fleet::bus_counters::BusCounters;
 use crate::fleet::bus_wire::MAX_MESSAGE;
 use crate::proto::ws::utf8;
 
-/// Bytes of messages that the bus takes in one turn; the last one may go beyond.
+/// Bytes of messages taken in one turn of the bus; the last one may exceed it.
 const TURN: usize = 256 * 1024;
 
-/// What a message takes beside its payload; bytes.
+/// Memory of a message beside its payload; bytes.
 const COST: usize = 128;
 
-/// A message that was published elsewhere.
+/// A message of another machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arrival {
     pub key: Key,
-    /// Then it is UTF-8.
+    /// Text is UTF-8.
     pub is_text: bool,
     pub payload: Bytes,
 }
@@ -48,18 +48,18 @@ pub struct Inbox {
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Arrival>,
-    /// Of those: `bytes <= limit`.
+    /// Memory of `waiting`: `bytes <= limit`.
     bytes: usize,
 }
 
 impl Inbox {
-    /// An empty one.
+    /// An empty queue.
     pub fn new(limit: usize, counters: &'static BusCounters) -> io::Result<Self> {
         let ready = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         Ok(Inbox { state: Mutex::default(), ready, limit, counters })
     }
 
-    /// A message has come. It is text unless its publisher says that it is binary, or it is not UTF-8.
+    /// Queues a message. It is text if it is UTF-8, unless its publisher has marked it as binary.
     pub fn put(&self, key: &Key, is_binary: bool, payload: Bytes) {
         let is_text = !is_binary && utf8::is_valid(&payload);
         let arrival = Arrival { key: Key::clone(key), is_text, payload };
@@ -80,9 +80,9 @@ impl Inbox {
         self.counters.dropped_in.add(1);
     }
 
-    /// What has come, as much as is for one turn of the bus.
+    /// The messages of one turn of the bus.
     pub fn take(&self) -> Vec<Arrival> {
-        let _ = self.ready.read(); // it may have been woken for what was taken already
+        let _ = self.ready.read(); // there may be nothing to read
         let mut state = self.lock();
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while bytes < TURN
@@ -99,7 +99,7 @@ impl Inbox {
     }
 
     fn wake(&self) {
-        let _ = self.ready.write(1); // it cannot block before 2^64 - 2 of them
+        let _ = self.ready.write(1); // fails at 2^64 - 2 only
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

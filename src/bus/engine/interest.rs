@@ -1,5 +1,5 @@
-//! Which topics are subscribed at the engine: those with subscribers here, and for a while those that had some, since a
-//! connection may be on its way from one worker to another.
+//! The topics to subscribe to at the engine: those with subscribers on this machine, and for a while those that had some,
+//! since a connection may be moving from one worker to another.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,17 +12,17 @@ use crate::time::Instant;
 pub struct Interest {
     /// How long a topic without subscribers is kept.
     linger: Duration,
-    /// Until when; `None`: it has subscribers.
+    /// When to unsubscribe; `None`: it has subscribers.
     topics: HashMap<Key, Option<Instant>>,
 }
 
 impl Interest {
-    /// In none.
+    /// No topics.
     pub fn new(linger: Duration) -> Self {
         Interest { linger, topics: HashMap::new() }
     }
 
-    /// A topic has subscribers, or none any more. The key to subscribe to, if it is new.
+    /// A topic has gained its first subscriber, or lost the last one. Returns the key to subscribe to, if it is new.
     pub fn change(&mut self, key: &str, has_subscribers: bool, now: Instant) -> Option<Key> {
         match (self.topics.get_mut(key), has_subscribers) {
             (Some(until), true) => *until = None,
@@ -37,7 +37,7 @@ impl Interest {
         None
     }
 
-    /// The keys that have been without subscribers for long enough: they are forgotten.
+    /// Removes and returns the topics that have been without subscribers for long enough.
     pub fn expire(&mut self, now: Instant) -> Vec<Key> {
         let is_over = |_: &Key, until: &mut Option<Instant>| until.is_some_and(|until| until <= now);
         self.topics.extract_if(is_over).map(|(key, _)| key).collect()

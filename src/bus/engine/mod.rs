@@ -1,8 +1,8 @@
-//! The way to the engine, NATS or Redis, that joins topics with those of other machines. A thread of the bus connects to it;
-//! the loop of the bus gives it [`Orders`] and takes what came from an [`Inbox`], and waits for neither.
+//! The connection to the engine, NATS or Redis, that joins topics with those of other machines. It is served by a thread of its
+//! own, to which the loop of the bus gives [`Orders`] and from which it takes messages of an [`Inbox`], without waiting.
 //!
-//! Only what is subscribed here is subscribed there. What was published here does not come back. While there is no
-//! connection, what is published here is dropped on the way there, and counted.
+//! Only topics with subscribers here are subscribed there, and no message comes back to where it was published. Without a
+//! connection, messages to other machines are dropped and counted.
 
 mod inbox;
 mod interest;
@@ -31,7 +31,7 @@ use crate::fleet::bus_counters::BusCounters;
 use crate::fleet::bus_wire;
 use crate::time::Instant;
 
-/// How long the end of the bus waits for what is on its way to the engine.
+/// Time for the last messages to reach the engine when the bus exits.
 const FINISH: Duration = Duration::from_millis(500);
 /// `WS_TEXT` and `WS_BINARY`.
 const KINDS: [u8; 2] = [1, 2];
@@ -54,14 +54,14 @@ impl Engine {
         let inbox = Arc::new(Inbox::new(settings.queue, counters)?);
         let session = Session::new(settings, Arc::clone(&orders), Arc::clone(&inbox), counters);
         let run = || {
-            // A panic has printed its message. Another bus is started.
+            // The panic has printed its message. The supervisor starts another bus.
             catch_unwind(AssertUnwindSafe(|| session.run())).unwrap_or_else(|_| std::process::abort());
         };
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(run)?;
         Ok(Engine { name, orders, inbox, interest: Interest::new(linger), counters, thread })
     }
 
-    /// What it is, and where.
+    /// Its kind and servers.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -71,7 +71,7 @@ impl Engine {
         self.counters.connected.get() != 0
     }
 
-    /// A message was published here.
+    /// Publishes a message of this machine.
     pub fn publish(&self, key: &str, message: bus_wire::Message<'_>) {
         let is_text = message.kind == KINDS[0];
         let payload = Bytes::copy_from_slice(message.payload);
@@ -80,19 +80,19 @@ impl Engine {
         }
     }
 
-    /// A topic has subscribers here, or none any more.
+    /// A topic has gained its first subscriber on this machine, or lost the last one.
     pub fn set_interest(&mut self, key: &str, has_subscribers: bool, now: Instant) {
         if let Some(key) = self.interest.change(key, has_subscribers, now) {
             self.orders.set_wanted(key, true);
         }
     }
 
-    /// Does what is due, now and then.
+    /// Unsubscribes from topics that are not used any more.
     pub fn tend(&mut self, now: Instant) {
         self.interest.expire(now).into_iter().for_each(|key| self.orders.set_wanted(key, false));
     }
 
-    /// Hands out what has come, as much as is for one turn.
+    /// Passes the messages of one turn to `take`.
     pub fn receive(&self, mut take: impl FnMut(&str, bus_wire::Message<'_>)) {
         for arrival in self.inbox.take() {
             let kind = if arrival.is_text { KINDS[0] } else { KINDS[1] };
@@ -100,7 +100,7 @@ impl Engine {
         }
     }
 
-    /// Ends, once all was sent or that takes too long.
+    /// Ends the connection after the last messages were sent, or [`FINISH`].
     pub fn finish(self) {
         self.orders.close();
         let give_up = clock::now() + FINISH;
@@ -110,7 +110,7 @@ impl Engine {
     }
 }
 
-/// Ready when something has come.
+/// Readable when messages have arrived.
 impl AsFd for Engine {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.inbox.as_fd()

@@ -1,4 +1,4 @@
-//! A connection to NATS. It does not echo (`no_echo`). A message is the plain payload; a header says that it is binary.
+//! A connection to NATS, without echo (`no_echo`). A message is the plain payload; a header marks binary ones.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -19,12 +19,12 @@ use super::session::{Broken, Link, broken};
 use super::subject;
 use crate::config::bus::{Credentials, Engine as Settings};
 
-/// The header that says what a message is; without it, text if it is UTF-8.
+/// The header with the type of a message; without it, UTF-8 is text.
 const TYPE: &str = "Wshd-Type";
 const BINARY: &str = "binary";
-/// How long one server may take.
+/// Timeout of connecting to one server.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Between pings of the client library, which gives up after two without an answer.
+/// Interval of pings of the client library, which gives up after two without a reply.
 const PING: Duration = Duration::from_secs(10);
 /// Messages between this thread and the client library, whose buffer has no bound in bytes.
 const CAPACITY: usize = 16;
@@ -35,9 +35,9 @@ pub struct Nats {
     prefix: String,
     inbox: Arc<Inbox>,
     broken: Broken,
-    /// The tasks that pass on what comes, by topic.
+    /// The tasks that pass on messages, by topic.
     subscriptions: HashMap<Key, AbortHandle>,
-    /// That a message was too long has been logged.
+    /// Whether a message that was too long has been logged.
     is_told: bool,
 }
 
@@ -100,7 +100,7 @@ impl Link for Nats {
             if payload.len() + ROOM > self.client.max_payload() {
                 if !std::mem::replace(&mut self.is_told, true) {
                     let size = payload.len();
-                    log::warn!("bus: a message of {size} bytes is too long for NATS (max_payload); not sent");
+                    log::warn!("bus: message of {size} bytes not sent: above max_payload of NATS");
                 }
                 taken -= 1;
                 continue;
@@ -119,7 +119,7 @@ impl Link for Nats {
     }
 
     async fn check(&mut self) -> Result<(), String> {
-        Ok(()) // the client library does
+        Ok(()) // the client library sends pings
     }
 
     async fn broken(&mut self) -> String {
@@ -128,7 +128,7 @@ impl Link for Nats {
 }
 
 impl Nats {
-    /// All was given to the kernel.
+    /// Waits until everything was written to the socket.
     async fn flush(&mut self) -> Result<(), String> {
         until(&mut self.broken, self.client.flush()).await
     }
@@ -150,8 +150,8 @@ fn on_event(event: Event, said: &watch::Sender<Option<String>>, was_refused: &At
         }
         Event::SlowConsumer(_) => inbox.count_dropped(),
         Event::ServerError(ServerError::Other(error)) => match was_refused.swap(true, Ordering::Relaxed) {
-            false => log::error!("bus: NATS says: {error}"),
-            true => log::debug!("bus: NATS says: {error}"),
+            false => log::error!("bus: error of NATS: {error}"),
+            true => log::debug!("bus: error of NATS: {error}"),
         },
         Event::ServerError(error) => {
             said.send_replace(Some(error.to_string()));
@@ -171,7 +171,7 @@ async fn pass_on(mut subscriber: Subscriber, key: Key, inbox: Arc<Inbox>) {
 /// Bytes of the header of a message.
 const ROOM: usize = 64;
 
-/// An error with what caused it.
+/// An error with its causes.
 fn whole(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! What the bus tells the thread of the engine, in order. Bounded: see [`Orders::publish`].
+//! Orders of the bus to the thread of the engine, in a bounded queue: see [`Orders::publish`].
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,25 +6,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// Most orders taken at a time.
+/// Maximum orders taken at a time.
 const BATCH: usize = 256;
 /// Bytes of messages taken at a time; the last one may go beyond.
 const BATCH_BYTES: usize = 256 * 1024;
 
-/// What a message takes beside its payload; bytes.
+/// Memory of a message beside its payload; bytes.
 const COST: usize = 128;
 
 /// A topic, by scope and name.
 pub type Key = Arc<str>;
 
-/// What is to be done.
+/// An order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Messages of this topic are wanted.
+    /// Subscribe to a topic.
     Subscribe(Key),
-    /// No more of this topic.
+    /// Unsubscribe.
     Unsubscribe(Key),
-    /// A message that was published here.
+    /// Publish a message of this machine.
     Publish(Message),
 }
 
@@ -54,18 +54,18 @@ pub struct Orders {
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Order>,
-    /// Of the messages among them: `bytes <= limit`.
+    /// Memory of the messages in `waiting`: `bytes <= limit`.
     bytes: usize,
     is_closed: bool,
 }
 
 impl Orders {
-    /// None yet.
+    /// An empty queue.
     pub fn new(limit: usize) -> Self {
         Orders { state: Mutex::default(), changed: Notify::new(), limit }
     }
 
-    /// A message is to be sent; false if there is no room for it.
+    /// Queues a message; false if there is no room for it.
     pub fn publish(&self, message: Message) -> bool {
         let mut state = self.lock();
         let bytes = state.bytes + message.cost();
@@ -79,20 +79,20 @@ impl Orders {
         true
     }
 
-    /// Subscribes, or unsubscribes. There are as many as topics change, which workers have a bound for.
+    /// Subscribes or unsubscribes. Bounded by the number of topics, which is bounded in each worker.
     pub fn set_wanted(&self, key: Key, is_wanted: bool) {
         let order = if is_wanted { Order::Subscribe(key) } else { Order::Unsubscribe(key) };
         self.lock().waiting.push_back(order);
         self.changed.notify_one();
     }
 
-    /// Nothing follows.
+    /// Ends the queue.
     pub fn close(&self) {
         self.lock().is_closed = true;
         self.changed.notify_one();
     }
 
-    /// The next ones, at least one; `None`: all were taken, and nothing follows. Loses nothing if it is cancelled.
+    /// Waits for the next orders, at least one; `None` at the end of the queue. Can be cancelled without loss.
     pub async fn next(&self) -> Option<Vec<Order>> {
         loop {
             if let Some(taken) = self.take() {
@@ -102,7 +102,7 @@ impl Orders {
         }
     }
 
-    /// `None`: none are there yet.
+    /// `None`: the queue is empty.
     fn take(&self) -> Option<Option<Vec<Order>>> {
         let mut state = self.lock();
         let (mut taken, mut bytes) = (Vec::new(), 0);

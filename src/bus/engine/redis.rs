@@ -1,9 +1,9 @@
 //! A connection to Redis or Valkey, in RESP3, which can publish and subscribe on one connection. A message is the plain
 //! payload on the channel of the topic; one that is binary goes to the same channel with `.binary` behind it.
 //!
-//! Redis echoes: what this connection publishes comes back to it where it is subscribed. For each message that was published
-//! so, one that is equal is dropped when it comes. That is exact, since commands of a connection are carried out in order (so
-//! that it is known which are echoed), and since of two equal messages it does not matter which one is dropped.
+//! Redis echoes: what this connection publishes comes back to it where it is subscribed. For each such message an equal one is
+//! dropped when it arrives. That is exact: Redis carries out the commands of a connection in order, so it is known which are
+//! echoed, and of two equal messages either may be dropped.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,11 +27,11 @@ use super::session::{Broken, Link, broken};
 use super::subject;
 use crate::config::bus::{Credentials, Engine as Settings, Server};
 
-/// What the channel of binary messages has behind that of text.
+/// Suffix of the channel of binary messages.
 const BINARY: &str = ".binary";
-/// How long one server may take.
+/// Timeout of connecting to one server.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long an answer may take.
+/// Timeout of a reply.
 const RESPONSE: Duration = Duration::from_secs(10);
 /// Topics in one command.
 const TOPICS: usize = 256;
@@ -42,11 +42,11 @@ pub struct Redis {
     prefix: String,
     channels: Arc<Channels>,
     broken: Broken,
-    /// That a message was refused has been logged.
+    /// Whether a refused message has been logged.
     is_told: bool,
 }
 
-/// What is subscribed, and what comes in.
+/// The subscribed channels, and where their messages go.
 struct Channels {
     state: Mutex<State>,
     inbox: Arc<Inbox>,
@@ -60,7 +60,7 @@ struct State {
 struct Channel {
     key: Key,
     is_binary: bool,
-    /// Published by this connection, and not come back yet.
+    /// Published by this connection, and not echoed yet.
     echoes: VecDeque<Bytes>,
 }
 
@@ -71,7 +71,7 @@ impl Link for Redis {
             match timeout(CONNECT, Self::connect_to(settings, server, Arc::clone(&inbox))).await {
                 Ok(Ok(redis)) => return Ok(redis),
                 Ok(Err(error)) => why = error,
-                Err(_) => why = "no answer".to_owned(),
+                Err(_) => why = "timeout".to_owned(),
             }
         }
         Err(why)
@@ -83,7 +83,7 @@ impl Link for Redis {
             match self.connection.subscribe(names.concat()).await {
                 Ok(()) => self.channels.add(topics, names),
                 Err(error) if is_refusal(&error) && topics.len() > 1 => {
-                    // Perhaps not all are.
+                    // Perhaps only some are.
                     for key in topics {
                         Box::pin(self.subscribe(std::slice::from_ref(key))).await?;
                     }
@@ -127,9 +127,7 @@ impl Link for Redis {
                 Err(error) => {
                     self.channels.take_echo(name, &message.payload);
                     if !std::mem::replace(&mut self.is_told, true) {
-                        log::error!(
-                            "bus: Redis refuses a message on the channel {name}: {error}; it is not sent"
-                        );
+                        log::error!("bus: message not sent: Redis refuses the channel {name}: {error}");
                     }
                 }
             }
@@ -191,7 +189,7 @@ impl Redis {
         Ok(Redis { connection, prefix: settings.prefix.clone(), channels, broken, is_told: false })
     }
 
-    /// Those of text and of binary messages.
+    /// The channels of text and of binary messages.
     fn channels_of(&self, key: &str) -> [String; 2] {
         let text = subject::of(&self.prefix, key);
         let binary = text.clone() + BINARY;
@@ -215,19 +213,19 @@ impl Channels {
         names.iter().for_each(|name| drop(state.subscribed.remove(name)));
     }
 
-    /// This is about to be published.
+    /// Notes that a message is about to be published.
     fn expect_echo(&self, name: &str, payload: &Bytes) {
         if let Some(channel) = self.lock().subscribed.get_mut(name) {
             channel.echoes.push_back(payload.clone());
         }
     }
 
-    /// Whether an echo of this is expected; then it is not any more.
+    /// Whether this is an expected echo, which it is once.
     fn take_echo(&self, name: &str, payload: &[u8]) -> bool {
         self.lock().subscribed.get_mut(name).is_some_and(|channel| channel.take_echo(payload))
     }
 
-    /// A message has come.
+    /// Passes on a message, unless it is an echo.
     fn hear(&self, data: Vec<Value>) {
         let Ok([Value::BulkString(name), Value::BulkString(payload)]) = <[Value; 2]>::try_from(data) else {
             return;
@@ -253,7 +251,7 @@ impl Channel {
     }
 }
 
-/// Whether Redis has answered, though not as wanted: the connection is of use.
+/// Whether this is an error reply of Redis: the connection can still be used.
 fn is_refusal(error: &RedisError) -> bool {
     error.code().is_some()
 }

@@ -1,5 +1,5 @@
-//! The thread of the engine: connects, serves what it is told, and begins anew when the connection breaks. Each attempt has a
-//! runtime of its own: with it ends whatever a client library has started.
+//! The thread of the engine: connects, carries out orders, and reconnects when the connection breaks. Each attempt has a
+//! runtime of its own, with which everything ends that a client library has started.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,18 +17,18 @@ use super::redis::Redis;
 use crate::config::bus::{Engine as Settings, Kind};
 use crate::fleet::bus_counters::BusCounters;
 
-/// How long connecting may take, all servers together.
+/// Timeout of connecting, all servers together.
 const CONNECT: Duration = Duration::from_secs(15);
-/// How long the engine may take for orders.
+/// Timeout of carrying out orders.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two looks whether the engine still answers.
+/// Interval of checks whether the engine still responds.
 const CHECK: Duration = Duration::from_secs(10);
-/// The first and the longest delay between attempts.
+/// Shortest and longest delay between attempts.
 const DELAY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-/// A connection that lasted so long was not a failed attempt.
+/// A connection that lasted this long resets the delay.
 const STABLE: Duration = Duration::from_secs(5);
 
-/// Tells why a connection has broken, once it has.
+/// Why a connection has broken, once it has.
 pub type Broken = watch::Receiver<Option<String>>;
 
 /// Waits until the connection breaks: why.
@@ -37,17 +37,17 @@ pub async fn broken(why: &mut Broken) -> String {
     told.ok().and_then(|why| why.clone()).unwrap_or_default()
 }
 
-/// A connection to an engine. An error says why it is of no use any more.
+/// A connection to an engine. After an error it is unusable.
 pub trait Link: Sized {
-    /// Connects to the first server that answers.
+    /// Connects to the first server that responds.
     async fn connect(settings: &Settings, inbox: Arc<Inbox>) -> Result<Self, String>;
     /// Subscribes to topics.
     async fn subscribe(&mut self, topics: &[Key]) -> Result<(), String>;
     /// Unsubscribes.
     async fn unsubscribe(&mut self, topics: &[Key]) -> Result<(), String>;
-    /// Sends messages, in order; says how many were taken.
+    /// Sends messages, in order; returns how many were accepted.
     async fn publish(&mut self, messages: &[Message]) -> Result<usize, String>;
-    /// Looks whether the engine still answers.
+    /// Checks whether the engine still responds.
     async fn check(&mut self) -> Result<(), String>;
     /// Waits until the connection breaks: why.
     async fn broken(&mut self) -> String;
@@ -55,7 +55,7 @@ pub trait Link: Sized {
 
 /// How an attempt ended.
 enum End {
-    /// The bus ends.
+    /// The bus exits.
     Closed,
     /// Try again.
     Broken,
@@ -69,10 +69,10 @@ pub struct Session {
     counters: &'static BusCounters,
     /// Topics to be subscribed.
     wanted: BTreeSet<Key>,
-    /// Attempts that failed one after another.
+    /// Consecutive failed attempts.
     failures: u32,
     was_connected: bool,
-    /// That there is no connection has been logged.
+    /// Whether the present failure has been logged.
     is_told: bool,
     /// Messages dropped since the connection broke.
     dropped: u64,
@@ -98,10 +98,10 @@ impl Session {
         }
     }
 
-    /// Until the bus ends.
+    /// Runs until the bus exits.
     pub fn run(mut self) {
         loop {
-            // The bus before this one may have died while it was connected.
+            // The previous bus may have died while it was connected.
             self.counters.connected.set(0);
             let runtime = match Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
@@ -112,7 +112,7 @@ impl Session {
                 }
             };
             let end = self.attempt(&runtime);
-            // A name server may be slow; nobody waits for its answer.
+            // Does not wait for a slow name server.
             runtime.shutdown_background();
             if matches!(end, End::Closed) {
                 return;
@@ -137,7 +137,7 @@ impl Session {
             connected = timeout(CONNECT, L::connect(&settings, inbox)) => connected,
             () = self.drop_all() => return End::Closed,
         };
-        let mut link = match connected.unwrap_or_else(|_| Err("no answer".to_owned())) {
+        let mut link = match connected.unwrap_or_else(|_| Err("timeout".to_owned())) {
             Ok(link) => link,
             Err(why) => {
                 self.failed(&format!("cannot connect to {}: {why}", self.settings.name()));
@@ -158,7 +158,7 @@ impl Session {
     }
 
     async fn serve<L: Link>(&mut self, link: &mut L) -> Result<(), String> {
-        let late = |_| "no answer".to_owned();
+        let late = |_| "timeout".to_owned();
         let wanted: Vec<Key> = self.wanted.iter().cloned().collect();
         timeout(PATIENCE, link.subscribe(&wanted)).await.map_err(late)??;
         let mut check = interval(CHECK);
@@ -175,7 +175,7 @@ impl Session {
         }
     }
 
-    /// Whatever comes of it, the topics that are wanted are noted, and the messages counted.
+    /// Also if that fails, the wanted topics are noted and the messages counted.
     async fn carry_out<L: Link>(&mut self, link: &mut L, orders: Vec<Order>) -> Result<(), String> {
         let mut unsent = orders.iter().map(|order| self.note(order)).sum();
         let carried_out = timeout(PATIENCE, async {
@@ -186,12 +186,12 @@ impl Session {
             }
             Ok(())
         });
-        let carried_out = carried_out.await.unwrap_or_else(|_| Err("no answer".to_owned()));
+        let carried_out = carried_out.await.unwrap_or_else(|_| Err("timeout".to_owned()));
         self.counters.dropped_out.add(unsent);
         carried_out
     }
 
-    /// Notes which topics are wanted; 1 if the order is to send a message.
+    /// Notes a wanted topic; returns 1 if the order publishes a message.
     fn note(&mut self, order: &Order) -> u64 {
         match order {
             Order::Subscribe(key) => drop(self.wanted.insert(Key::clone(key))),
@@ -201,7 +201,7 @@ impl Session {
         0
     }
 
-    /// There is no connection: drops what is to be sent, until nothing follows.
+    /// Without a connection: drops messages until the orders end.
     async fn drop_all(&mut self) {
         while let Some(orders) = self.orders.next().await {
             let dropped = orders.iter().map(|order| self.note(order)).sum();
@@ -228,13 +228,13 @@ impl Session {
     fn failed(&mut self, why: &str) {
         self.failures = self.failures.saturating_add(1);
         match std::mem::replace(&mut self.is_told, true) {
-            false => log::error!("bus: {why}; trying again, topics end at this machine until then"),
+            false => log::error!("bus: {why}; retrying, topics reach this machine only until then"),
             true => log::debug!("bus: {why}"),
         }
     }
 }
 
-/// Carries out orders of one kind; how many messages were sent.
+/// Carries out orders of one kind; returns how many messages were sent.
 async fn carry_out<L: Link>(link: &mut L, orders: &[Order]) -> Result<u64, String> {
     let (mut subscribed, mut unsubscribed, mut messages) = (Vec::new(), Vec::new(), Vec::new());
     for order in orders {
@@ -256,7 +256,7 @@ async fn carry_out<L: Link>(link: &mut L, orders: &[Order]) -> Result<u64, Strin
     }
 }
 
-/// Before the next attempt: twice as long after each failure, up to a bound, and not for all machines at the same time.
+/// Delay before the next attempt: doubled after each failure, up to a bound, with jitter.
 fn delay(failures: u32) -> Duration {
     let (first, longest) = DELAY;
     let whole = match failures {
@@ -264,7 +264,7 @@ fn delay(failures: u32) -> Duration {
         _ => first.saturating_mul(1 << (failures - 1).min(16)).min(longest),
     };
     let mut random = [0];
-    let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()); // then it is not random
+    let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()); // else without jitter
     whole.mul_f64(0.5 + f64::from(random[0]) / 512.0)
 }
 

@@ -1,4 +1,4 @@
-//! Messages that the bus keeps for a while, and what it knows of those that it does not keep any more.
+//! Messages that the bus keeps for a while, and what it remembers of those that it has dropped.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ impl Stored {
         Stored { but, kind, compress, payload: payload.into() }
     }
 
-    /// It, as it was published.
+    /// As it was published.
     pub(super) fn message(&self) -> Message<'_> {
         Message { but: self.but, kind: self.kind, compress: self.compress, payload: &self.payload }
     }
@@ -38,7 +38,7 @@ impl Stored {
 }
 
 impl Hub {
-    /// Keeps a message, and as many of the others as there is room for.
+    /// Keeps a message; drops the oldest ones if there is no room.
     pub(super) fn keep(&mut self, key: Rc<str>, stamp: u64, message: Message<'_>) {
         let message = Stored::new(message);
         self.kept += message.cost();
@@ -50,7 +50,7 @@ impl Hub {
         }
     }
 
-    /// All messages that are kept, and what was forgotten, for the bus that follows.
+    /// All kept messages, and what was forgotten, for the next bus.
     pub fn history(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut leave = |kept: bus_wire::Kept<'_>| kept.append_to(&mut bytes);
@@ -68,7 +68,7 @@ impl Hub {
         bytes
     }
 
-    /// Keeps what the bus before this one has kept.
+    /// Takes over the history of the previous bus.
     pub fn take_over(&mut self, history: Vec<u8>) {
         let mut frames = Incoming::of(history);
         while let Ok(Some(content)) = frames.next_frame() {
@@ -86,7 +86,7 @@ impl Hub {
         }
     }
 
-    /// Forgets what is too old.
+    /// Drops what is too old.
     pub fn expire(&mut self, now: Instant) {
         let before = |time: Duration| {
             let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
@@ -112,7 +112,7 @@ impl Hub {
         self.look_for_use(&key);
     }
 
-    /// A topic may have lost its last subscriber or message.
+    /// Forgets a topic that has lost its last subscriber and message.
     pub(super) fn look_for_use(&mut self, key: &Rc<str>) {
         let Some(topic) = self.topics.get_mut(key).filter(|topic| topic.is_empty()) else { return };
         self.recount.remove(key);

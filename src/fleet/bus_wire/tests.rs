@@ -4,11 +4,12 @@ use super::*;
 
 const MESSAGE: Message<'_> = Message { but: 7, kind: 1, compress: true, payload: b"hello" };
 
-fn requests() -> [Request<'static>; 4] {
+fn requests() -> [Request<'static>; 5] {
     [
         Request::Subscribe { topic: 1, ticket: 2, from: 3 << 40, key: "/chat\0room" },
         Request::Unsubscribe { topic: 9 },
         Request::Publish { time: 4, key: "/chat\0r", message: MESSAGE },
+        Request::Compress { topic: 1, form: (12, 2), least: 64 },
         Request::Count { topic: 1, count: 2 },
     ]
 }
@@ -27,10 +28,11 @@ fn what_is_written_is_read_in_any_pieces() {
                 read += 1;
             }
         }
-        assert_eq!(read, 4);
+        assert_eq!(read, requests().len());
     }
     let notices = [
         Notice::Message { topic: 1, ticket: 0, stamp: 5, message: MESSAGE },
+        Notice::Compressed { form: (15, 9), payload: b"hello" },
         Notice::Replayed { topic: 1, ticket: 3, stamp: 6, missed: 2 },
         Notice::Missed { topic: 1, ticket: 3, stamp: 4, count: 2 },
         Notice::Taken { count: 1 },
@@ -43,7 +45,7 @@ fn what_is_written_is_read_in_any_pieces() {
         assert_eq!(Notice::read(&bytes[LENGTH..]), Some(notice));
         assert_eq!(
             Notice::read(&bytes[LENGTH..bytes.len() - 1]).is_some(),
-            matches!(notice, Notice::Message { .. })
+            matches!(notice, Notice::Message { .. } | Notice::Compressed { .. })
         );
     }
 }
@@ -60,6 +62,7 @@ fn nonsense_is_none() {
         assert!(!publish(key, MESSAGE), "{key:?}");
     }
     assert!(!publish("/a\0b", Message { kind: 3, ..MESSAGE }));
+    assert_eq!(Notice::read(&[b'Z', 8, 2]), None);
     let mut incoming = Incoming::default();
     incoming.room(4).copy_from_slice(&u32::MAX.to_ne_bytes());
     incoming.received(4, 4);

@@ -1,7 +1,7 @@
-//! The event loop's end of the bus: connects to it, and delivers what it brings.
+//! The event loop's connection to the bus, and delivery of the messages that it brings.
 //!
 //! A message goes to its subscribers in the order of their ids, for a bounded time in each turn of the loop. While there is
-//! no bus what is published waits, up to a bound.
+//! no bus, published messages wait, up to a bound.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -11,11 +11,9 @@ use std::time::Duration;
 
 use ::ws_handler::raw::*;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
 
 use crate::clock;
-use crate::fleet::bus_wire::{FORMAT, Incoming, Notice};
+use crate::fleet::bus_wire::{FORMAT, Form, Notice};
 use crate::fleet::control::{Channel, Report};
 use crate::fleet::datagram;
 use crate::proto::ws::connection::{Broadcast, Kind};
@@ -24,6 +22,7 @@ use crate::worker::base::poll::{BUS, READABLE, WRITABLE};
 use crate::worker::base::progress::Progress;
 use crate::worker::conn::broadcasting::Shared as Outcome;
 use crate::worker::conn::connections::Conns;
+use crate::worker::topics::connected::Connected;
 use crate::worker::topics::subscriptions::{Shared, Subscriptions};
 use crate::worker::topics::table::{Fate, Recipients};
 use crate::worker::topics::travelling::{Subscription, Traveller};
@@ -32,72 +31,18 @@ use crate::worker::topics::travelling::{Subscription, Traveller};
 const SHARE: Duration = Duration::from_millis(1);
 /// Deliveries between two looks at the clock.
 const UNTIMED: u32 = 16;
-/// Bytes read at a time.
-const READ: usize = 64 * 1024;
-/// Time between two attempts to connect.
+/// Interval of attempts to connect.
 const RETRY: Duration = Duration::from_millis(100);
-/// How long a worker that leaves waits for the bus.
+/// How long a worker that exits waits for the bus.
 const FINISH: Duration = Duration::from_millis(500);
 /// RFC 6455 7.4, registered by IANA: Try Again Later.
 const TRY_AGAIN_LATER: u16 = 1013;
-
-/// A connection to the bus.
-struct Connected {
-    socket: Arc<OwnedFd>,
-    incoming: Incoming,
-    /// What the poll watches it for.
-    watched: u8,
-    /// There may be more to read.
-    is_readable: bool,
-    /// Messages of this worker that it has taken in.
-    taken: u64,
-}
-
-impl Connected {
-    /// Receives what has come; false if the bus has ended.
-    fn receive(&mut self) -> bool {
-        let received = recv(&*self.socket, self.incoming.room(READ), RecvFlags::DONTWAIT);
-        let count = received.as_ref().map_or(0, |(count, _)| *count);
-        self.incoming.received(count, READ);
-        match received {
-            Ok((0, _)) => return false,
-            Ok((count, _)) => self.is_readable = count == READ,
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => self.is_readable = false,
-            Err(_) => return false,
-        }
-        true
-    }
-
-    /// Whether the bus has ended. Looks only at what it has taken in by then: messages it is asked for anew.
-    fn has_ended(&mut self) -> bool {
-        loop {
-            match self.incoming.next_frame() {
-                Ok(Some(content)) => {
-                    if let Some(Notice::Taken { count }) = Notice::read(content) {
-                        self.taken = count;
-                    }
-                }
-                Ok(None) => {
-                    self.is_readable = true;
-                    if !self.receive() {
-                        return true;
-                    }
-                    if !self.is_readable {
-                        return false;
-                    }
-                }
-                Err(_) => return true,
-            }
-        }
-    }
-}
 
 /// A message that is being delivered.
 struct Delivery {
     whom: Recipients,
     message: Broadcast,
-    /// Id of the last connection that it was delivered to.
+    /// Id of the last connection that was dealt with.
     position: u64,
 }
 
@@ -107,11 +52,11 @@ pub struct Link {
     subscriptions: &'static Subscriptions,
     progress: &'static Progress,
     control: &'static Channel,
-    /// Where a bus, now or later, takes up connections of this pool.
+    /// Where a bus, this one or the next, accepts connections of this pool.
     rendezvous: OwnedFd,
     connected: RefCell<Option<Connected>>,
     delivery: RefCell<Option<Delivery>>,
-    /// When to try to connect; ns.
+    /// When to try to connect.
     retry_at: Cell<Instant>,
     has_work: Cell<bool>,
 }
@@ -138,24 +83,24 @@ impl Link {
         }
     }
 
-    /// The poll says that the socket is ready.
+    /// The socket is ready.
     pub fn ready(&self) {
         self.connected.borrow_mut().iter_mut().for_each(|connected| connected.is_readable = true);
         self.has_work.set(true);
     }
 
-    /// Whether something is left to be done in the next turn.
+    /// Whether the next turn must not wait.
     pub fn has_work(&self) -> bool {
         self.has_work.get()
     }
 
-    /// When to look again without being told.
+    /// When to call [`serve`](Self::serve) without an event.
     pub fn due(&self) -> Option<Instant> {
         let waits = self.subscriptions.is_used() && self.connected.borrow().is_none();
         waits.then(|| self.retry_at.get())
     }
 
-    /// Does what is due; once in a turn of the loop. False if topics were never used.
+    /// Connects, delivers and sends as due; once in a turn of the loop. False if topics were never used.
     #[inline]
     pub fn serve(&self) -> bool {
         self.subscriptions.is_used() && self.serve_used()
@@ -168,7 +113,7 @@ impl Link {
             if self.conns.life.turn().instant() >= self.retry_at.get() {
                 self.connect();
             }
-            self.conns.life.request_chores(); // which see to the next attempt
+            self.conns.life.request_chores(); // they see to the next attempt
         }
         let until = clock::now() + SHARE;
         self.has_work.set(self.deliver_until(until));
@@ -186,7 +131,7 @@ impl Link {
                     log::warn!("cannot report to the supervisor: {error}");
                 }
             }
-            // The bus has not taken up others yet.
+            // The bus has not accepted others yet.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => log::error!("cannot connect to the bus: {error}; retrying"),
         }
@@ -201,25 +146,24 @@ impl Link {
         let mut shared = self.subscriptions.lock();
         shared.socket = Some(Arc::clone(&ours));
         shared.begin_anew(self.progress.last());
-        // All wait, which a crash must find in the records: live ones have seen what this worker delivers, these have not.
+        // All subscriptions wait now. The records must say so in case of a crash: live ones count as having seen whatever this
+        // worker has delivered.
         shared
             .table
             .members()
             .into_iter()
             .for_each(|conn| self.renew_record(conn, shared.table.export(conn)));
-        let (incoming, watched) = (Incoming::default(), READABLE);
-        let connected = Connected { socket: ours, incoming, watched, is_readable: false, taken: 0 };
-        *self.connected.borrow_mut() = Some(connected);
+        *self.connected.borrow_mut() = Some(Connected::new(ours));
         Ok(())
     }
 
-    /// The worker leaves: what was published goes to the bus, this one or the next, if it takes it in time.
+    /// The worker exits: sends what was published to this bus or the next, if that accepts it in time.
     pub fn finish(&self) {
         let give_up = clock::now() + FINISH;
         while self.subscriptions.is_used() && self.subscriptions.lock().write() {
             if clock::now() >= give_up {
                 // The supervisor counts them.
-                return log::warn!("the bus did not take the last published messages in time");
+                return log::warn!("the bus did not accept the last published messages within {FINISH:?}");
             }
             if self.connected.borrow_mut().as_mut().is_none_or(Connected::has_ended) {
                 self.disconnect();
@@ -229,7 +173,7 @@ impl Link {
         }
     }
 
-    /// The poll has forgotten all.
+    /// The poll is new and empty.
     pub fn rewatch(&self) {
         if let Some(connected) = self.connected.borrow_mut().as_mut() {
             connected.watched = READABLE;
@@ -239,27 +183,24 @@ impl Link {
         }
     }
 
-    /// The bus has gone. What it was told and has not said that it has taken in may be lost.
+    /// The bus has exited. Messages that it has not reported as accepted may be lost.
     fn disconnect(&self) {
         let Some(mut connected) = self.connected.borrow_mut().take() else { return };
-        connected.has_ended(); // which reads the last that it has said
+        connected.has_ended(); // reads its last report
         self.conns.poll.forget(&*connected.socket);
         let mut shared = self.subscriptions.lock();
         shared.socket = None;
         let waiting = shared.keep_published();
-        let said = std::mem::replace(&mut shared.published, waiting);
+        let published = std::mem::replace(&mut shared.published, waiting);
         drop(shared);
-        self.note_lost(said.saturating_sub(waiting + connected.taken), "has ended");
-    }
-
-    fn note_lost(&self, lost: u64, why: &str) {
+        let lost = published.saturating_sub(waiting + connected.taken);
         if lost > 0 {
-            log::warn!("the bus {why}: up to {lost} published messages are lost");
+            log::warn!("the bus has exited: up to {lost} published messages are lost");
             self.conns.metrics.place.topics_lost.add_shared(lost);
         }
     }
 
-    /// Sends what waits, and has the poll watch for room if that does not go out.
+    /// Sends what is queued; if the socket does not take all, waits until it is writable.
     fn tell_bus(&self) {
         let mut connected = self.connected.borrow_mut();
         let Some(connected) = connected.as_mut() else { return };
@@ -286,7 +227,7 @@ impl Link {
 
     // ----------------------------------------------------------- connections
 
-    /// What travels with a connection has changed.
+    /// The subscriptions of a connection have changed: updates its record.
     pub fn renew(&self, id: u64) {
         let is_open = self.conns.with_open(id, |_, open| !open.over) == Some(true);
         let mut shared = self.subscriptions.lock();
@@ -302,7 +243,7 @@ impl Link {
         self.conns.core.borrow_mut().table.set_topics(id, topics);
     }
 
-    /// Connections have gone, and their subscriptions with them.
+    /// Ends the subscriptions of connections that have ended.
     fn forget_gone(&self) {
         let gone = std::mem::take(&mut self.conns.core.borrow_mut().unsubscribed);
         if !gone.is_empty() {
@@ -312,11 +253,10 @@ impl Link {
         }
     }
 
-    /// A connection to a handler has come from another process with these subscriptions, and had `seen` what came before
-    /// that.
+    /// A connection has come from another process with these subscriptions, and has `seen` everything up to this stamp.
     pub fn arrive(&self, id: u64, handler: u16, topics: &[u8], seen: u64) {
         let Some(traveller) = Traveller::read(topics) else {
-            return log::error!("connection {id:x}: malformed subscriptions; dropped");
+            return log::error!("connection {id:x}: malformed subscriptions; connection kept without them");
         };
         let Some(scope) = self.subscriptions.scope_of(handler) else { return };
         self.subscriptions.set_used();
@@ -325,26 +265,26 @@ impl Link {
         let left_out = table.arrive(id, scope, &traveller.settle(seen), out.tail());
         if left_out > 0 {
             log::error!(
-                "connection {id:x}: lost {left_out} subscriptions: this worker has too many (topics_max)"
+                "connection {id:x}: lost {left_out} subscriptions: too many topics in this worker (topics_max)"
             );
         }
         self.renew_record(id, table.export(id));
     }
 
-    /// The same for one that is only passing through.
+    /// The same for a connection that goes on to another process.
     pub fn pass(&self, id: u64, topics: &[u8], seen: u64) {
         let settled = Traveller::read(topics).map(|traveller| traveller.settle(seen).write());
         self.renew_record(id, settled.unwrap_or_default());
     }
 
-    /// Whether all that a connection has published is on its way to the bus, so that it can go on in another worker.
+    /// Whether everything that a connection has published was sent to the bus, so that the connection can move.
     pub fn is_quiet(&self, id: u64) -> bool {
         !self.subscriptions.is_used() || !self.subscriptions.lock().has_unsent(id)
     }
 
     // ------------------------------------------------------------- delivering
 
-    /// Delivers until this time; true if something is left.
+    /// Delivers until this time; true if messages may be left.
     fn deliver_until(&self, until: Instant) -> bool {
         loop {
             if !self.go_on_delivering(until) {
@@ -367,22 +307,28 @@ impl Link {
         }
     }
 
-    /// Deals with what the bus says next; a message is only put into `delivery`.
+    /// Handles the next frame of the bus; a message is only put into `delivery`.
     fn next_notice(&self) -> Next {
         let mut connected = self.connected.borrow_mut();
         let Some(connected) = connected.as_mut() else { return Next::Nothing };
         loop {
             match connected.incoming.next_frame() {
                 Ok(Some(content)) => {
-                    let Some(notice) = Notice::read(content) else {
-                        log::error!("malformed frame from the bus; reconnecting");
-                        return Next::Ended;
-                    };
-                    if let Notice::Taken { count } = notice {
-                        connected.taken = count;
+                    let compressed = &mut connected.compressed;
+                    match Notice::read(content) {
+                        Some(Notice::Compressed { form, payload }) => {
+                            compressed.push((form, payload.to_vec()))
+                        }
+                        Some(Notice::Taken { count }) => connected.taken = count,
+                        Some(notice) => {
+                            self.take_in(notice, compressed);
+                            return Next::Done;
+                        }
+                        None => {
+                            log::error!("malformed frame of the bus; reconnecting");
+                            return Next::Ended;
+                        }
                     }
-                    self.take_in(notice);
-                    return Next::Done;
                 }
                 Ok(None) if connected.is_readable => {
                     if !connected.receive() {
@@ -395,12 +341,13 @@ impl Link {
         }
     }
 
-    fn take_in(&self, notice: Notice<'_>) {
+    fn take_in(&self, notice: Notice<'_>, compressed: &mut Vec<(Form, Vec<u8>)>) {
         match notice {
             Notice::Message { topic, ticket, stamp, message } => {
                 let kind = if u32::from(message.kind) == WS_TEXT { Kind::Text } else { Kind::Binary };
                 let whom = Recipients { topic, ticket, stamp, but: message.but };
                 let message = self.conns.broadcast(kind, message.payload, message.compress);
+                let message = message.with_compressed(compressed.drain(..));
                 if ticket == 0 {
                     self.progress.begin(stamp);
                 }
@@ -418,12 +365,12 @@ impl Link {
                 self.note_missed(&whom, count);
             }
             Notice::Others { topic, count } => self.subscriptions.lock().table.set_others(topic, count),
-            Notice::Taken { .. } => {}
+            Notice::Taken { .. } | Notice::Compressed { .. } => {}
             Notice::Passed { stamp } => self.progress.pass(stamp),
         }
     }
 
-    /// Goes on with the message that is being delivered; false if time is over before all have it.
+    /// Continues the delivery; false if subscribers are left when the time is over.
     fn go_on_delivering(&self, until: Instant) -> bool {
         let mut delivery = self.delivery.borrow_mut();
         let Some(Delivery { whom, message, position }) = delivery.as_mut() else { return true };
@@ -456,6 +403,13 @@ impl Link {
         };
         let last = shared.table.for_each(*whom, *position, deliver, is_late);
         changed.into_iter().for_each(|id| self.renew_record(id, shared.table.export(id)));
+        if last.is_none() {
+            let Shared { table, out, .. } = &mut *shared;
+            let size = message.size() as u32;
+            message
+                .compressed_here()
+                .for_each(|form| table.want_compressed(whom.topic, form, size, out.tail()));
+        }
         drop(shared);
         self.note_missed(&slow, 1);
         match last {
@@ -470,7 +424,7 @@ impl Link {
         last.is_none()
     }
 
-    /// Subscribers have missed messages: those that did not want that are closed.
+    /// Subscribers have missed messages: closes those that have not subscribed with `WS_DROP`.
     fn note_missed(&self, whom: &[(u64, Subscription)], count: u32) {
         for (id, subscription) in whom {
             let counters = self.conns.with_open(*id, |_, open| open.counted.counters());
@@ -487,12 +441,12 @@ impl Link {
     }
 }
 
-/// What has become of what the bus says next.
+/// The next frame of the bus.
 enum Next {
-    /// It is dealt with.
+    /// It was handled.
     Done,
-    /// It says nothing.
+    /// There is none.
     Nothing,
-    /// It has gone.
+    /// The bus has exited.
     Ended,
 }

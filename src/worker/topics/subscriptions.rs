@@ -1,4 +1,4 @@
-//! What handlers may do with topics, on any thread: it is in the table, and on its way to the bus, when the call returns.
+//! What handlers do with topics, on any thread: when a call returns, it is in the table and in the queue to the bus.
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
@@ -24,17 +24,17 @@ use crate::worker::topics::travelling::Subscription;
 pub struct Shared {
     /// All subscriptions.
     pub table: Table,
-    /// What the bus is to be told.
+    /// What is queued for the bus.
     pub out: Outgoing,
-    /// To the bus, as long as it takes something.
+    /// To the bus, as long as it receives.
     pub socket: Option<Arc<OwnedFd>>,
-    /// Messages put into `out` for the bus that is there now.
+    /// Messages put into `out` for the present bus.
     pub published: u64,
-    /// Connections of which something that they have published may still be in `out`; empty if that is.
+    /// Connections whose messages may still be in `out`; empty if `out` is.
     unsent: HashSet<u64>,
-    /// Where it is noted how many messages are in `out`, in case that the process dies.
+    /// In shared memory, for the supervisor if this process dies: messages in `out`.
     unpublished: &'static Count,
-    /// The last number that a connection was given.
+    /// The last number given to a connection.
     last_number: u64,
 }
 
@@ -51,18 +51,17 @@ impl Shared {
         }
     }
 
-    /// A bus has come that knows nothing: it is told all subscriptions, and then what was published while there was none. All
-    /// up to `delivered` was delivered.
+    /// Introduces this worker to a new bus: all subscriptions, then the messages that were published while there was none.
+    /// All messages up to `delivered` were delivered.
     pub fn begin_anew(&mut self, delivered: u64) {
-        // What else was said to nobody is said by the table, which has gone on since: a subscription that came and went
-        // would contradict it.
+        // Other queued frames are out of date: the table says what they said, and what has changed since.
         self.keep_published();
         let published = self.out.take();
         self.table.subscribe_anew(delivered, self.out.tail());
         self.out.tail().extend(published);
     }
 
-    /// There is no bus any more: only messages are kept of what it was to be told. Returns how many.
+    /// Keeps only the messages of what was queued for a bus that has exited. Returns how many.
     pub fn keep_published(&mut self) -> u64 {
         let mut all = Incoming::of(self.out.take());
         let mut count = 0;
@@ -75,8 +74,8 @@ impl Shared {
         count
     }
 
-    /// Gives the bus what it takes of what it is to be told. True if something is left. One that takes nothing more has gone,
-    /// or makes room for another: the loop finds out when it has ended.
+    /// Sends as much of `out` as the socket takes; true if something is left. A bus that receives nothing more has exited, or
+    /// is about to: the event loop notices the end.
     pub fn write(&mut self) -> bool {
         let Some(socket) = &self.socket else { return !self.out.is_empty() };
         while !self.out.is_empty() {
@@ -95,7 +94,7 @@ impl Shared {
         false
     }
 
-    /// A message was put into `out`; `this` has published it, or 0.
+    /// Notes that a message of the connection `this`, or of none (0), was put into `out`.
     fn publish(&mut self, this: u64) {
         self.published += 1;
         self.unpublished.add(1);
@@ -104,8 +103,7 @@ impl Shared {
         }
     }
 
-    /// Whether something that a connection has published is not on its way yet: what it publishes in another worker would
-    /// overtake it.
+    /// Whether a message of this connection may still be in `out`: what it publishes in another worker would overtake that.
     pub fn has_unsent(&self, conn: u64) -> bool {
         self.unsent.contains(&conn)
     }
@@ -114,7 +112,7 @@ impl Shared {
 /// See the module.
 pub struct Subscriptions {
     shared: Mutex<Shared>,
-    /// By handler: the scope of its topics.
+    /// The scope of each handler's topics.
     scopes: Vec<String>,
     bounds: TopicBounds,
     commands: &'static CommandQueue,
@@ -148,12 +146,12 @@ impl Subscriptions {
         self.is_used.load(Ordering::Relaxed)
     }
 
-    /// They are.
+    /// Topics are used from now on.
     pub fn set_used(&self) {
         self.is_used.store(true, Ordering::Relaxed);
     }
 
-    /// What threads share. A thread that has panicked has left it whole: nothing in between calls a handler.
+    /// What threads share. It is consistent even after a panic: nothing calls a handler while it is locked.
     pub fn lock(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -167,7 +165,7 @@ impl Subscriptions {
         Some(key_of(self.scope_of(handler)?, checked_name(topic)?))
     }
 
-    /// What was appended goes out; the loop sees to what does not.
+    /// Sends what was appended; the event loop sends the rest.
     fn send(&self, mut shared: MutexGuard<'_, Shared>) {
         self.set_used();
         let is_left = shared.write();
@@ -194,7 +192,7 @@ impl Topics for Subscriptions {
         if table.subscribe(conn, &key, wanted, number, out.tail()).is_err() {
             return WS_E_LIMIT;
         }
-        // It travels along from here on, or the connection has gone and what it had goes with it.
+        // In the record of the connection, it moves along. If the connection has ended, so does the subscription.
         let result = self.commands.give_counted(conn, Counted::Topics);
         if result != WS_OK {
             table.leave(conn, out.tail());
@@ -211,7 +209,7 @@ impl Topics for Subscriptions {
         if !table.unsubscribe(conn, &key, out.tail()) {
             return WS_E_INVALID;
         }
-        let _ = self.commands.give_counted(conn, Counted::Topics); // else it has gone
+        let _ = self.commands.give_counted(conn, Counted::Topics); // it may have ended
         self.send(shared);
         WS_OK
     }
@@ -248,7 +246,7 @@ impl Topics for Subscriptions {
     fn missed(&self, conn: u64) -> u64 {
         let missed = self.lock().table.take_missed(conn);
         if missed > 0 {
-            let _ = self.commands.give_counted(conn, Counted::Topics); // else it has gone
+            let _ = self.commands.give_counted(conn, Counted::Topics); // it may have ended
         }
         missed
     }

@@ -1,20 +1,20 @@
-//! The subscriptions of this worker. Knows no connection but its id, no socket and no clock.
+//! The subscriptions of this worker. Connections are ids; no socket and no clock.
 //!
-//! A subscription is live, and gets what the bus sends, or it waits: for earlier messages, which the bus was asked for by a
-//! ticket, or for the end of a message that its connection is being sent in fragments. It knows up to which stamp of the
-//! bus it has seen all; that travels with the connection.
+//! A subscription is live, and gets each message from the bus, or it waits: for earlier messages, requested from the bus by a
+//! ticket, or for the end of a fragmented message that its connection is sending. It knows the stamp up to which it has seen
+//! everything; that moves with the connection.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 
-use crate::fleet::bus_wire::{Request, key_of, split_key};
+use crate::fleet::bus_wire::{Form, Request, key_of, split_key};
 use crate::worker::topics::travelling::{Subscription, Traveller, Travelling};
 
 /// Subscriptions that wait for the same earlier messages.
 struct Group {
-    /// Of the request; 0: not asked for yet.
+    /// Of the request; 0: not requested yet.
     ticket: u32,
-    /// Messages up to this stamp do not come any more: they were not asked for, or have been delivered to the members.
+    /// Messages up to this stamp were not requested, or have been delivered to the members.
     from: u64,
     members: BTreeMap<u64, Subscription>,
 }
@@ -24,13 +24,14 @@ struct Topic {
     /// By connection.
     live: BTreeMap<u64, Subscription>,
     waiting: Vec<Group>,
-    /// The bus sends messages of it that are later than this stamp: of those that it has sent or dropped until now, the
-    /// last one.
+    /// Stamp of the last message that the bus has sent or dropped; it sends all later ones. `None`: not subscribed yet.
     live_from: Option<u64>,
-    /// Subscribers in other workers, as far as known.
+    /// Subscribers in other workers, as last reported by the bus.
     others: u32,
-    /// Subscribers here, as far as the bus knows.
+    /// Subscribers here, as last reported to the bus.
     told: u32,
+    /// Forms requested from the bus, and the shortest message of each; bytes.
+    forms: Vec<(Form, u32)>,
 }
 
 impl Topic {
@@ -38,7 +39,7 @@ impl Topic {
         self.live.len() + self.waiting.iter().map(|group| group.members.len()).sum::<usize>()
     }
 
-    /// What is live from here on does not get what has a stamp up to this.
+    /// Subscriptions that become live later do not get messages up to this stamp.
     fn pass(&mut self, stamp: u64) {
         self.live_from = self.live_from.map(|from| from.max(stamp));
     }
@@ -48,7 +49,7 @@ impl Topic {
             .live
             .remove(&conn)
             .or_else(|| self.waiting.iter_mut().find_map(|group| group.members.remove(&conn)));
-        // The bus still answers to the ticket of one that is empty, which is then unknown.
+        // The reply to the ticket of an empty group is ignored.
         self.waiting.retain(|group| !group.members.is_empty());
         found
     }
@@ -56,10 +57,10 @@ impl Topic {
 
 /// A connection with subscriptions.
 struct Member {
-    /// Its number on all workers, now and later.
+    /// Identifies it in all workers.
     number: u64,
     topics: Vec<u32>,
-    /// Messages that its handler has not been told of.
+    /// Missed messages that its handler has not asked for.
     missed: u64,
 }
 
@@ -84,9 +85,9 @@ pub struct Table {
     members: HashMap<u64, Member>,
     last_topic: u32,
     last_ticket: u32,
-    /// Topics whose number of subscribers is to be told.
+    /// Topics whose number of subscribers may have changed.
     recount: Vec<u32>,
-    /// Topic and connection of what waits for the end of a message in fragments.
+    /// Topic and connection of each subscription that waits for the end of a fragmented message.
     blocked: Vec<(u32, u64)>,
     subscriptions: usize,
 }
@@ -112,8 +113,8 @@ impl Table {
         self.subscriptions
     }
 
-    /// Subscribes a connection to what comes after `from`, or changes the flags of what it is subscribed to. `number` gives a
-    /// new connection its number. What the bus is to know is appended.
+    /// Subscribes a connection to messages after `wanted.from`, or changes the flags of a subscription. `number` gives a new
+    /// connection its number. Requests to the bus are appended to `out`.
     pub fn subscribe(
         &mut self,
         conn: u64,
@@ -153,13 +154,14 @@ impl Table {
             }
         }
         let (live, waiting) = (BTreeMap::new(), Vec::new());
-        let topic = Topic { key: key.into(), live, waiting, live_from: None, others: 0, told: 1 };
+        let topic =
+            Topic { key: key.into(), live, waiting, live_from: None, others: 0, told: 1, forms: Vec::new() };
         self.topics.insert(self.last_topic, topic);
         self.numbers.insert(key.into(), self.last_topic);
         self.last_topic
     }
 
-    /// Makes a subscription live if it lacks nothing but what is still to come here, else has it wait.
+    /// Makes a subscription live if it has missed nothing, else has it wait.
     fn place(&mut self, number: u32, conn: u64, wanted: Subscription, out: &mut Vec<u8>) {
         let Some(topic) = self.topics.get_mut(&number) else { return };
         if topic.live_from.is_some_and(|stamp| stamp <= wanted.from) {
@@ -189,7 +191,7 @@ impl Table {
         true
     }
 
-    /// A connection has gone.
+    /// A connection has ended, or moved.
     pub fn leave(&mut self, conn: u64, out: &mut Vec<u8>) {
         let Some(member) = self.members.remove(&conn) else { return };
         member.topics.into_iter().for_each(|topic| self.remove(topic, conn, out));
@@ -207,10 +209,10 @@ impl Table {
         Request::Unsubscribe { topic: number }.append_to(out);
     }
 
-    // --------------------------------------------------------- what the bus says
+    // ------------------------------------------------------ frames of the bus
 
-    /// Goes through those that a message is for, in the order of their ids, from the one after `position`. What `deliver`
-    /// returns becomes of the subscription. Ends early, with the id of the last, if `is_late` says so.
+    /// Calls `deliver` for each recipient of a message after `position`, in the order of ids. Stops early when `is_late`, and
+    /// returns the id of the last one.
     pub fn for_each(
         &mut self,
         Recipients { topic: number, ticket, stamp, but }: Recipients,
@@ -257,7 +259,7 @@ impl Table {
         let stopped: Vec<_> = stopped.into_iter().filter_map(take).collect();
         topic.waiting.retain(|group| !group.members.is_empty());
         for (conn, subscription) in stopped {
-            let from = stamp - 1; // all before this message it has seen
+            let from = stamp - 1; // it has seen everything before this message
             let members = [(conn, Subscription { from, ..subscription })].into();
             topic.waiting.push(Group { ticket: 0, from, members });
             blocked.push((number, conn));
@@ -265,7 +267,7 @@ impl Table {
         last
     }
 
-    /// The earlier messages have come: who waited for them is live. Returns these, and what they have missed.
+    /// All requested earlier messages have come: their group becomes live, and is returned.
     pub fn replayed(
         &mut self,
         number: u32,
@@ -289,7 +291,7 @@ impl Table {
         live
     }
 
-    /// Messages of a topic did not come, the last with this stamp; returns whom they were for: those that are live, or wait
+    /// `count` messages were dropped, the last with this stamp. Returns the recipients: live subscriptions, or those that wait
     /// with this ticket.
     pub fn missed(&mut self, number: u32, ticket: u32, stamp: u64, count: u32) -> Vec<(u64, Subscription)> {
         let Some(topic) = self.topics.get_mut(&number) else { return Vec::new() };
@@ -311,15 +313,17 @@ impl Table {
         whom
     }
 
-    /// So many subscribers are on other workers.
+    /// Other workers have this many subscribers.
     pub fn set_others(&mut self, number: u32, count: u32) {
         self.topics.get_mut(&number).into_iter().for_each(|topic| topic.others = count);
     }
 
-    /// There is a new bus, which knows nothing: all wait for what they have not seen. All up to `delivered` was delivered.
+    /// Subscribes to everything at a new bus. All subscriptions wait for messages that they have not seen; live ones have seen
+    /// those up to `delivered`.
     pub fn subscribe_anew(&mut self, delivered: u64, out: &mut Vec<u8>) {
         for (&number, topic) in &mut self.topics {
             (topic.live_from, topic.others, topic.told) = (None, 0, 1);
+            topic.forms.clear();
             let live = std::mem::take(&mut topic.live);
             if !live.is_empty() {
                 let seen = |(conn, subscription): (u64, Subscription)| {
@@ -339,14 +343,25 @@ impl Table {
         }
     }
 
+    /// Requests messages in this form, after one of `least` bytes had to be compressed here.
+    pub fn want_compressed(&mut self, number: u32, form: Form, least: u32, out: &mut Vec<u8>) {
+        let Some(topic) = self.topics.get_mut(&number) else { return };
+        match topic.forms.iter_mut().find(|(known, _)| *known == form) {
+            Some((_, known)) if *known <= least => return,
+            Some((_, known)) => *known = least,
+            None => topic.forms.push((form, least)),
+        }
+        Request::Compress { topic: number, form, least }.append_to(out);
+    }
+
     // -------------------------------------------------------- once in a turn
 
-    /// Whether anything is to be done.
+    /// Whether [`tell_counts`](Self::tell_counts) or [`unblock`](Self::unblock) have anything to do.
     pub fn has_chores(&self) -> bool {
         !self.recount.is_empty() || !self.blocked.is_empty()
     }
 
-    /// Tells the bus how many subscribers there are, where that has changed.
+    /// Reports to the bus how many subscribers there are, where that has changed.
     pub fn tell_counts(&mut self, out: &mut Vec<u8>) {
         for number in std::mem::take(&mut self.recount) {
             let Some(topic) = self.topics.get_mut(&number) else { continue };
@@ -358,7 +373,7 @@ impl Table {
         }
     }
 
-    /// Asks for what was not sent between fragments, for connections where it can be sent now; those are returned.
+    /// Requests what could not be sent between fragments, for connections that have ended their message; returns those.
     pub fn unblock(&mut self, is_free: impl Fn(u64) -> bool, out: &mut Vec<u8>) -> Vec<u64> {
         let mut free = Vec::new();
         for (number, conn) in std::mem::take(&mut self.blocked) {
@@ -386,12 +401,12 @@ impl Table {
         topic.map_or(0, |topic| topic.len() as u64 + u64::from(topic.others))
     }
 
-    /// The number that a connection has on all workers; 0 without subscriptions.
+    /// The number that identifies a connection in all workers; 0 without subscriptions.
     pub fn number_of(&self, conn: u64) -> u64 {
         self.members.get(&conn).map_or(0, |member| member.number)
     }
 
-    /// Connections with anything that travels.
+    /// Connections with subscriptions or unreported missed messages.
     pub fn members(&self) -> Vec<u64> {
         self.members.keys().copied().collect()
     }
@@ -408,7 +423,7 @@ impl Table {
 
     // ---------------------------------------------------------------- travelling
 
-    /// What travels with a connection. Empty without subscriptions and without messages that it was not told it has missed.
+    /// What moves with a connection; empty without subscriptions and unreported missed messages.
     pub fn export(&self, conn: u64) -> Vec<u8> {
         let Some(Member { number, missed, topics }) = self.members.get(&conn) else { return Vec::new() };
         let travelling = |topic: &u32| {
@@ -422,8 +437,8 @@ impl Table {
         Traveller { number: *number, missed: *missed, subscriptions }.write()
     }
 
-    /// A connection has come with subscriptions to topics of this scope. Those beyond the bounds are left out; their number
-    /// is returned.
+    /// A connection has come with subscriptions to topics of this scope. Returns the number of those beyond the bounds, which
+    /// are dropped.
     pub fn arrive(&mut self, conn: u64, scope: &str, traveller: &Traveller<'_>, out: &mut Vec<u8>) -> usize {
         let mut left_out = 0;
         for Travelling { subscription, name, .. } in &traveller.subscriptions {
@@ -439,27 +454,27 @@ impl Table {
     }
 }
 
-/// Whom a message is for.
+/// The recipients of a message.
 #[derive(Clone, Copy, Debug)]
 pub struct Recipients {
     /// This worker's number for it.
     pub topic: u32,
-    /// 0, or those that wait with this ticket only.
+    /// 0: all live ones; else those that wait with this ticket.
     pub ticket: u32,
     /// Of the message.
     pub stamp: u64,
-    /// Not this one, by its number on all workers; 0: none.
+    /// The number of the connection to leave out; 0: none.
     pub but: u64,
 }
 
-/// What becomes of a subscription with a message.
+/// The outcome of a delivery for the subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It goes on; the connection may have got the message, or be about to end.
+    /// The message was sent, or the connection is about to end.
     Goes,
-    /// It has missed the message.
+    /// The message was dropped.
     Missed,
-    /// It gets the message when its connection has ended a message in fragments.
+    /// The message has to wait for the end of a fragmented one.
     Blocked,
 }
 

@@ -1,22 +1,22 @@
-//! Subscriptions on their way between workers, as bytes in the record of their connection.
+//! Subscriptions that move between workers, as bytes in the record of their connection.
 
 use crate::fleet::bus_wire::MAX_NAME;
 
 /// One connection's subscription to one topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subscription {
-    /// It has seen, or is not to see, what has a stamp up to this; live ones also what the worker has delivered.
+    /// It gets no message up to this stamp; a live one has also seen what the worker has delivered.
     pub from: u64,
     /// As given by the handler: `WS_DROP` or 0.
     pub flags: u8,
 }
 
-/// A subscription on its way between workers.
+/// A subscription that moves between workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Travelling<'a> {
-    /// Whether `from` is all that it has seen.
+    /// Not live: it has seen nothing after `from`.
     pub waits: bool,
-    /// What it is.
+    /// The subscription itself.
     pub subscription: Subscription,
     /// Of the topic, without its scope.
     pub name: &'a str,
@@ -43,12 +43,12 @@ impl<'a> Travelling<'a> {
     }
 }
 
-/// What travels with a connection: who it is, what it is to be told, and its subscriptions.
+/// What moves with a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traveller<'a> {
-    /// The number that the connection has on all workers.
+    /// Identifies the connection in all workers.
     pub number: u64,
-    /// Messages that it has missed and that its handler has not been told of.
+    /// Missed messages that its handler has not asked for.
     pub missed: u64,
     /// Its subscriptions.
     pub subscriptions: Vec<Travelling<'a>>,
@@ -62,7 +62,7 @@ impl<'a> Traveller<'a> {
         bytes
     }
 
-    /// From bytes; `None` for none, or malformed ones.
+    /// From bytes; `None` if they are empty or malformed.
     pub fn read(bytes: &'a [u8]) -> Option<Self> {
         let (number, rest) = bytes.split_first_chunk()?;
         let (missed, mut rest) = rest.split_first_chunk()?;
@@ -74,8 +74,8 @@ impl<'a> Traveller<'a> {
         Some(Traveller { number, missed, subscriptions })
     }
 
-    /// The same on arrival: all wait, each for what it has not seen. The worker that it comes from had delivered all up to
-    /// `seen` to the live ones.
+    /// The same on arrival, where all subscriptions wait for what they have not seen. The previous worker had delivered
+    /// everything up to `seen` to the live ones.
     pub fn settle(mut self, seen: u64) -> Self {
         for travelling in self.subscriptions.iter_mut().filter(|travelling| !travelling.waits) {
             travelling.subscription.from = travelling.subscription.from.max(seen);

@@ -18,6 +18,8 @@ pub struct Broadcast {
     plain: Option<Rc<SharedFrame>>,
     /// One for each way to compress, which are few: window bits and level.
     compressed: Vec<(CompressorKey, Rc<SharedFrame>)>,
+    /// How many of those were not compressed here: the first ones.
+    given: usize,
     total: Rc<Cell<usize>>,
 }
 
@@ -54,7 +56,21 @@ impl Drop for SharedFrame {
 impl Broadcast {
     /// A message; text must be UTF-8. The bytes of its frames are counted in `total`.
     pub fn new(kind: Kind, payload: Box<[u8]>, compress: bool, total: Rc<Cell<usize>>) -> Self {
-        Broadcast { kind, payload, compress, plain: None, compressed: Vec::new(), total }
+        Broadcast { kind, payload, compress, plain: None, compressed: Vec::new(), given: 0, total }
+    }
+
+    /// The same, compressed already.
+    pub fn with_compressed(mut self, forms: impl IntoIterator<Item = (CompressorKey, Vec<u8>)>) -> Self {
+        for (key, smaller) in forms {
+            self.compressed.push((key, SharedFrame::new(self.kind, true, &smaller, &self.total)));
+        }
+        self.given = self.compressed.len();
+        self
+    }
+
+    /// The ways in which it had to be compressed here.
+    pub fn compressed_here(&self) -> impl Iterator<Item = CompressorKey> {
+        self.compressed.iter().skip(self.given).map(|(key, _)| *key)
     }
 
     /// Bytes of its payload.
@@ -141,6 +157,19 @@ mod tests {
         let frames = packed.each_mut().map(&mut share);
         assert!(Rc::ptr_eq(&frames[0], &frames[1]) && !Rc::ptr_eq(&frames[0], &frames[2]));
         assert!(frames[0].len() < 100 && frames[0][0] == 0xc1);
+    }
+
+    #[test]
+    fn a_form_that_was_given_is_not_made_again() {
+        let mut codecs = Codecs::new();
+        let [mut one, mut other] = [0, 9].map(with_deflate);
+        let given = [((9, 2), b"given".to_vec())];
+        let mut message = Broadcast::new(Kind::Text, text(1000), true, Rc::default()).with_compressed(given);
+        assert_eq!(message.compressed_here().count(), 0);
+        assert_eq!(&other.share(&mut message, START, &mut codecs).unwrap()[..], b"\xc1\x05given");
+        assert_eq!(message.compressed_here().count(), 0);
+        one.share(&mut message, START, &mut codecs).unwrap();
+        assert_eq!(message.compressed_here().collect::<Vec<_>>(), [(12, 2)]);
     }
 
     /// What the connection has sent before and sends afterwards is compressed with a context.

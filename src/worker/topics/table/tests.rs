@@ -245,3 +245,20 @@ fn malformed_bytes_are_no_traveller() {
         assert_eq!(Traveller::read(junk), None);
     }
 }
+
+#[test]
+fn a_bus_is_asked_once_to_compress_and_again_for_shorter_messages() {
+    let mut worker = Worker::new();
+    worker.subscribe(1, 10).unwrap();
+    let said = |worker: &mut Worker, size| {
+        worker.table.want_compressed(1, (12, 2), size, &mut worker.out);
+        worker.said()
+    };
+    assert_eq!(worker.said(), "S1/1>10");
+    assert_eq!(said(&mut worker, 500), "Some(Compress { topic: 1, form: (12, 2), least: 500 })");
+    assert_eq!([said(&mut worker, 500), said(&mut worker, 900)], ["", ""]);
+    assert!(said(&mut worker, 90).ends_with("least: 90 })"));
+    worker.table.subscribe_anew(0, &mut worker.out);
+    worker.said();
+    assert!(said(&mut worker, 500).ends_with("least: 500 })"), "another bus");
+}
