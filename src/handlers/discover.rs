@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
 
+use super::alias::{self, Alias};
 use super::message::{Offer, Request};
 use super::probe::Report;
 use super::probes::{own, probe};
-use super::{alias, scan};
+use super::scan;
 use crate::config::Config;
 use crate::confine::Confinement;
 use crate::ffi::plugin::Style;
@@ -85,8 +86,12 @@ pub fn discover_by(
             Err(fault) => faults.push(fault),
         }
     }
-    for fault in alias::apply(&aliases, &mut routes) {
-        faults.push(format!("map file {map_file}: {fault}"));
+    // Top to bottom, so that an alias may name an alias above it.
+    for Alias { line, alias, existing } in aliases {
+        if !routes.alias(&alias, &existing) {
+            let why = format!("{alias} is not served: no handler serves {existing}");
+            faults.push(format!("map file {map_file}: line {line}: {why}"));
+        }
     }
     for (resource, handler) in &config.resources {
         // Of a handler that is not there the table itself is told.
@@ -187,10 +192,10 @@ fn request(config: &Config, resource: &str, file: &PathBuf) -> Request {
     }
 }
 
-fn read_map(path: &Path) -> Result<Vec<alias::Alias>, DiscoverError> {
-    let failed = |why: String| DiscoverError::Map { path: path.display().to_string(), why };
-    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-    alias::parse(&text).map_err(|fault| failed(fault.to_string()))
+fn read_map(path: &Path) -> Result<Vec<Alias>, DiscoverError> {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
+    text.and_then(|text| alias::parse(&text))
+        .map_err(|why| DiscoverError::Map { path: path.display().to_string(), why })
 }
 
 /// Why what is configured for this resource has no effect.

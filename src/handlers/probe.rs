@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
 
-use super::message::{Answer, Answers, NoAnswer, Offer, Request};
+use super::message::{Answer, Answers, Offer, Request};
 use super::program::{NAME, Question};
 use crate::fleet::proc::is_under_valgrind;
 use crate::time::Instant;
@@ -62,8 +62,8 @@ pub enum ProbeError {
         stage: Stage,
     },
     /// It wrote where it should not have.
-    #[error(transparent)]
-    NoAnswer(#[from] NoAnswer),
+    #[error("wrote {0} into a descriptor that is not its own, the answer of the process that loaded it")]
+    NoAnswer(String),
     /// `on_worker_start` failed.
     #[error("on_worker_start returned {0}, expected 0 or more")]
     Start(i32),
@@ -99,13 +99,6 @@ pub struct Report {
     pub fault: Option<ProbeError>,
     /// What it has written to standard error, as far as it is kept.
     pub log: String,
-}
-
-impl Report {
-    /// That of a probe that could not be started.
-    pub fn of_system(error: &io::Error) -> Self {
-        Self { fault: Some(ProbeError::System(error.to_string())), ..Self::default() }
-    }
 }
 
 /// A probe that runs.
@@ -231,13 +224,8 @@ impl Probe {
         true
     }
 
-    /// Ends it: nobody wants to know any more.
-    pub fn cancel(&self) {
-        let _ = killpg(self.pid, Signal::SIGKILL);
-    }
-
-    /// Not reaped yet, so the pid is still its own. Whatever it has left behind dies with it.
-    fn kill(&mut self, now: Instant) {
+    /// Ends it, with whatever it has left behind. Not reaped yet, so the pid is still its own.
+    pub fn kill(&mut self, now: Instant) {
         let _ = killpg(self.pid, Signal::SIGKILL);
         self.state = State::Killed(now + GIVE_UP);
     }
@@ -267,7 +255,7 @@ impl Probe {
                 Ok(Some(out_of_order)) => {
                     Some(ProbeError::Load(format!("gave an answer out of order: {out_of_order:?}")))
                 }
-                Err(junk) => Some(junk.into()),
+                Err(junk) => Some(ProbeError::NoAnswer(junk)),
             };
             self.report.fault = fault;
             return true;

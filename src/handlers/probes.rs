@@ -1,13 +1,12 @@
 //! Many probes, a few at a time.
 
-use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::message::Request;
-use super::probe::{Probe, Report};
+use super::probe::{Probe, ProbeError, Report};
 use crate::clock;
 use crate::fleet::proc::is_under_valgrind;
 
@@ -29,22 +28,22 @@ pub fn own() -> PathBuf {
 pub fn probe(program: &Path, requests: Vec<Request>, go_on: &dyn Fn() -> bool) -> Option<Vec<Report>> {
     let at_a_time = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).max(AT_LEAST);
     let mut reports: Vec<Report> = requests.iter().map(|_| Report::default()).collect();
-    let mut waiting: VecDeque<(usize, Request)> = requests.into_iter().enumerate().collect();
+    let mut waiting = requests.into_iter().enumerate();
     let mut running: Vec<(usize, Probe)> = Vec::new();
-    while !(waiting.is_empty() && running.is_empty()) {
+    while waiting.len() + running.len() > 0 {
+        let now = clock::now();
         if !go_on() {
-            running.iter().for_each(|(_, probe)| probe.cancel());
+            running.iter_mut().for_each(|(_, probe)| probe.kill(now));
             return None;
         }
         while running.len() < at_a_time
-            && let Some((number, request)) = waiting.pop_front()
+            && let Some((number, request)) = waiting.next()
         {
-            match Probe::start(program, &request, clock::now()) {
+            match Probe::start(program, &request, now) {
                 Ok(probe) => running.push((number, probe)),
-                Err(error) => reports[number] = Report::of_system(&error),
+                Err(error) => reports[number].fault = Some(ProbeError::System(error.to_string())),
             }
         }
-        let now = clock::now();
         let deadline = running.iter().map(|(_, probe)| probe.deadline()).min();
         let left = deadline.map_or(0, |deadline| deadline.since(now).as_millis() as u64 + 1);
         let timeout = PollTimeout::try_from(left.min(LOOK)).unwrap_or(PollTimeout::ZERO);

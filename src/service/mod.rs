@@ -1,4 +1,4 @@
-//! What a server owes to whoever started it: a shell that waits until it is ready, a pid file, a service manager that
+//! What a server owes to its caller: a shell that waits until it is ready, a pid file, a service manager that
 //! passes sockets and wants to be notified. Knows neither workers nor handlers.
 
 #![allow(unsafe_code)]

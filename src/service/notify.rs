@@ -1,6 +1,7 @@
 //! Notifying systemd, or another service manager with the same interface, of the state of the server (sd_notify(3)).
 //! Takes the address out of the environment, so that no handler and no child of one gets it. Never waits: what the
-//! manager does not take at once is sent again later. The crate sd-notify waits, and knows no abstract addresses.
+//! manager does not take at once is sent again later. The crate sd-notify waits, and reads the address from the
+//! environment for each message.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -103,7 +104,7 @@ impl Notify {
         self.send(format!("RELOADING=1\nMONOTONIC_USEC={}\nSTATUS=Reloading", now().as_nanos() / 1000));
     }
 
-    /// Something for people who ask how the server is.
+    /// A line for systemctl status.
     pub fn status(&mut self, status: &str) {
         self.send(format!("STATUS={}", line(status)));
     }
@@ -158,7 +159,7 @@ impl Notify {
         while let Some(message) = self.unsent.front() {
             match send_to(address, message) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => log::warn!("the service manager cannot be told {message:?}: {error}"),
+                Err(error) => log::warn!("cannot notify the service manager of {message:?}: {error}"),
                 Ok(()) => {}
             }
             self.unsent.pop_front();

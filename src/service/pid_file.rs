@@ -2,14 +2,15 @@
 //! not start. The locks are those of fcntl(2), which belong to the supervisor alone: not to its workers, nor to what a
 //! handler starts.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::unistd::{AccessFlags, eaccess};
+use tempfile::{Builder, NamedTempFile};
 
 /// Why there is no pid file.
 #[derive(Debug, thiserror::Error)]
@@ -55,29 +56,27 @@ impl PidFile {
 
     /// Whether a file can be made in its directory.
     pub fn check_directory(path: &Path) -> Result<(), Error> {
-        path.file_name().ok_or_else(|| io_at(path, io::ErrorKind::IsADirectory.into()))?;
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let directory = directory.unwrap_or(Path::new("."));
-        eaccess(directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| io_at(path, error.into()))
+        let check = |directory| Ok(eaccess(directory, AccessFlags::W_OK | AccessFlags::X_OK)?);
+        directory(path).and_then(check).map_err(|source| io_at(path, source))
     }
 
     /// Puts the file there, whole and locked. One that a server has left behind is replaced, one that is held is not.
     pub fn place(path: &Path) -> Result<Self, Error> {
         let failed = |source| io_at(path, source);
-        let draft = Draft::write(path).map_err(failed)?;
+        let mut draft = draft(path).map_err(failed)?;
         for _ in 0..TRIES {
-            match fs::hard_link(&draft.name.0, path) {
-                Ok(()) => return Ok(draft.placed(path)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(failed(error)),
-            }
+            draft = match draft.persist_noclobber(path) {
+                Ok(file) => return Ok(Self { path: path.to_owned(), file }),
+                Err(kept) if kept.error.kind() == io::ErrorKind::AlreadyExists => kept.file,
+                Err(kept) => return Err(failed(kept.error)),
+            };
             // Stays locked until it is replaced: of two servers that find it, one gets it.
             let stale = open(path).map_err(failed)?;
             if let Some(holder) = try_lock(&stale).map_err(failed)? {
                 return Err(Error::Held { path: path.to_owned(), holder });
             }
             if stale.as_ref().is_some_and(|stale| is_at(stale, path)) {
-                return draft.replace(path).map_err(failed);
+                return Self::replace(path, draft);
             }
         }
         Err(failed(io::ErrorKind::ResourceBusy.into()))
@@ -85,8 +84,12 @@ impl PidFile {
 
     /// The same whoever holds the file: an upgrade, in which the old server knows.
     pub fn take_over(path: &Path) -> Result<Self, Error> {
-        let taken = Draft::write(path).and_then(|draft| draft.replace(path));
-        taken.map_err(|source| io_at(path, source))
+        draft(path).map_err(|source| io_at(path, source)).and_then(|draft| Self::replace(path, draft))
+    }
+
+    fn replace(path: &Path, draft: NamedTempFile) -> Result<Self, Error> {
+        let file = draft.persist(path).map_err(|kept| io_at(path, kept.error))?;
+        Ok(Self { path: path.to_owned(), file })
     }
 
     /// Its name.
@@ -107,45 +110,21 @@ impl PidFile {
     }
 }
 
-/// A pid file under another name, for the moment until it is placed.
-struct Draft {
-    name: DraftName,
-    /// Locked.
-    file: File,
+/// The pid file under another name, locked, for the moment until it is placed.
+fn draft(path: &Path) -> io::Result<NamedTempFile> {
+    let mut draft = Builder::new()
+        .prefix(".pid")
+        .permissions(Permissions::from_mode(0o644))
+        .tempfile_in(directory(path)?)?;
+    writeln!(draft, "{}", std::process::id())?;
+    try_lock(&Some(draft.as_file()))?;
+    Ok(draft)
 }
 
-/// Removed when it is dropped.
-struct DraftName(PathBuf);
-
-impl Draft {
-    fn write(path: &Path) -> io::Result<Self> {
-        let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?;
-        let draft = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-        let _ = fs::remove_file(&draft); // of a process that had this number and was killed
-        // create_new follows no link that somebody has put there.
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&draft)?;
-        let name = DraftName(draft);
-        writeln!(file, "{}", std::process::id())?;
-        try_lock(&Some(&file))?;
-        Ok(Self { name, file })
-    }
-
-    /// Gives it its name, whatever has that now.
-    fn replace(self, path: &Path) -> io::Result<PidFile> {
-        fs::rename(&self.name.0, path)?;
-        Ok(self.placed(path))
-    }
-
-    /// It has its name.
-    fn placed(self, path: &Path) -> PidFile {
-        PidFile { path: path.to_owned(), file: self.file }
-    }
-}
-
-impl Drop for DraftName {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0); // after a rename it is not there
-    }
+fn directory(path: &Path) -> io::Result<&Path> {
+    path.file_name().ok_or(io::ErrorKind::IsADirectory)?;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    Ok(directory.unwrap_or(Path::new(".")))
 }
 
 fn io_at(path: &Path, source: io::Error) -> Error {
