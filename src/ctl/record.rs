@@ -5,12 +5,11 @@ use std::fmt::{self, Display};
 use std::fs::File;
 use std::io::ErrorKind::{Interrupted, WouldBlock};
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use serde::Deserialize;
 
 use super::answer::Handler;
@@ -90,10 +89,7 @@ pub(super) fn run(socket: &Path, request: &Request, target: &Target) -> Result<S
 /// Why it ended.
 fn record(socket: &Path, request: &Request, target: &Target, file: &mut File) -> Result<String, Failure> {
     let local = |error: io::Error| Failure::Refused(format!("cannot record: {error}"));
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags);
-    let (ours, theirs): (OwnedFd, OwnedFd) = pair.map_err(io::Error::from).map_err(local)?;
-    let _ = setsockopt(&theirs, sockopt::SndBuf, &ROOM); // what the system allows
+    let (theirs, ours) = datagram::pair_with_room(ROOM).map_err(local)?;
     let answer = ask_with(socket, request, Some(theirs.as_fd()))?;
     drop(theirs);
     let handler = Handler::deserialize(&answer)

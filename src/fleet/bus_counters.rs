@@ -2,48 +2,27 @@
 
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
+use super::handler_counters::Count;
 use super::region::Shareable;
-
-/// A number.
-#[derive(Debug, Default)]
-#[repr(transparent)]
-pub struct Number(AtomicU64);
-
-impl Number {
-    /// So many more.
-    pub fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
-    }
-
-    /// This instead.
-    pub fn set(&self, value: u64) {
-        self.0.store(value, Ordering::Relaxed);
-    }
-
-    /// What it is.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// Since the server was started.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct BusCounters {
     /// 1 while there is a connection to the engine.
-    pub connected: Number,
+    pub connected: Count,
     /// Connections after the first.
-    pub reconnects: Number,
+    pub reconnects: Count,
     /// Messages that the engine has taken.
-    pub sent: Number,
+    pub sent: Count,
     /// Messages that came from it.
-    pub received: Number,
+    pub received: Count,
     /// Messages that it was not given, or that may be lost on the way there.
-    pub dropped_out: Number,
+    pub dropped_out: Count,
     /// Messages from it that were too long, or more than the bus could take in.
-    pub dropped_in: Number,
+    pub dropped_in: Count,
     /// Lines of the log that were lost.
     pub log_lost: AtomicU64,
 }

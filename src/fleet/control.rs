@@ -6,7 +6,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::datagram;
 use crate::log::{self, Book, Level};
@@ -170,8 +169,7 @@ pub struct Channel(OwnedFd);
 impl Channel {
     /// The two ends, the supervisor's first. [supervisor, before fork]
     pub fn pair() -> io::Result<(Channel, Channel)> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        let (ours, theirs) = datagram::pair()?;
         Ok((Channel(ours), Channel(theirs)))
     }
 
@@ -369,6 +367,17 @@ impl Report {
             Report::Taken => message(b'T', [0; 3]),
             Report::Faulty => message(b'F', [0; 3]),
             Report::Topics => message(b'P', [0; 3]),
+        }
+    }
+
+    /// The ticket of the command that it replies to, if it replies to one.
+    pub fn ticket(self) -> Option<u64> {
+        match self {
+            Report::Listed { ticket, .. }
+            | Report::Published { ticket, .. }
+            | Report::Closing { ticket, .. }
+            | Report::ClosingAll { ticket, .. } => Some(ticket),
+            _ => None,
         }
     }
 

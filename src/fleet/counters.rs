@@ -303,7 +303,7 @@ impl Counters {
         let claim =
             |head: &Head| head.owner.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         let Some((head, handler_counters)) = self.lanes_of(pool).find(|(head, _)| claim(head)) else {
-            log::error!("no room for the counters of this process: it is not counted what it does");
+            log::error!("no counter lane is free: this process counts nothing");
             let handler_counters =
                 self.entries.iter().map(|_| HandlerCounters::default()).collect::<Vec<_>>().leak();
             return Lane { head: Box::leak(Box::default()), handler_counters };

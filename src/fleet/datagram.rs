@@ -6,10 +6,26 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
+
+/// Two ends of a connection that keeps datagrams apart; both are non-blocking.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
+}
+
+/// The same with a send buffer of so many bytes for the first end; the kernel may give less to who is not root.
+pub fn pair_with_room(bytes: usize) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (tx, rx) = pair()?;
+    if setsockopt(&tx, sockopt::SndBufForce, &bytes).is_err() {
+        setsockopt(&tx, sockopt::SndBuf, &bytes)?;
+    }
+    Ok((tx, rx))
+}
 
 /// Whether the other side has closed the socket, a stream in both directions. Does not wait.
 pub fn is_hung_up(socket: BorrowedFd<'_>) -> bool {

@@ -2,8 +2,9 @@
 
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
+use super::handler_counters::Count;
 use super::region::Shareable;
 
 /// Why a handshake did not come to its end; the names are those of the metrics.
@@ -45,56 +46,28 @@ impl Failure {
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct GatewayCounters {
-    full: AtomicU64,
-    resumed: AtomicU64,
-    failures: [AtomicU64; Failure::ALL.len()],
-    streams: AtomicU64,
-    /// Seconds since the epoch; 0: there is no certificate.
-    expires: AtomicU64,
+    /// Handshakes that came to their end with a new session.
+    pub full: Count,
+    /// The same with a session that was resumed.
+    pub resumed: Count,
+    failures: [Count; Failure::ALL.len()],
+    /// Streams of HTTP/2 that were opened.
+    pub streams: Count,
+    /// When the first certificate expires; seconds since the epoch, 0: there is none.
+    pub expiry: Count,
     /// Lines of the log that were lost.
     pub log_lost: AtomicU64,
 }
 
 impl GatewayCounters {
-    /// A handshake came to its end.
-    pub fn count_handshake(&self, is_resumed: bool) {
-        let counter = if is_resumed { &self.resumed } else { &self.full };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// One did not.
+    /// A handshake did not come to its end.
     pub fn count_failure(&self, failure: Failure) {
-        self.failures.get(failure as usize).map(|counter| counter.fetch_add(1, Ordering::Relaxed));
-    }
-
-    /// A stream of HTTP/2 was opened.
-    pub fn count_stream(&self) {
-        self.streams.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// When the first certificate expires.
-    pub fn set_expiry(&self, seconds: u64) {
-        self.expires.store(seconds, Ordering::Relaxed);
-    }
-
-    /// Handshakes, full and resumed.
-    pub fn handshakes(&self) -> [u64; 2] {
-        [&self.full, &self.resumed].map(|counter| counter.load(Ordering::Relaxed))
+        self.failures.get(failure as usize).into_iter().for_each(|count| count.add_shared(1));
     }
 
     /// Handshakes that failed, by reason.
     pub fn failures(&self) -> impl Iterator<Item = (Failure, u64)> {
-        Failure::ALL.into_iter().zip(&self.failures).map(|(why, count)| (why, count.load(Ordering::Relaxed)))
-    }
-
-    /// Streams of HTTP/2.
-    pub fn streams(&self) -> u64 {
-        self.streams.load(Ordering::Relaxed)
-    }
-
-    /// When the first certificate expires, if there is one; seconds since the epoch.
-    pub fn expiry(&self) -> Option<u64> {
-        Some(self.expires.load(Ordering::Relaxed)).filter(|seconds| *seconds > 0)
+        Failure::ALL.into_iter().zip(self.failures.iter().map(Count::get))
     }
 }
 

@@ -8,8 +8,6 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
-
 use super::datagram;
 use super::facts::{Facts, MAX_FACTS};
 
@@ -34,12 +32,7 @@ pub struct GatewayQueue {
 impl GatewayQueue {
     /// A new, empty one. [supervisor]
     pub fn new() -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (tx, rx) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-        // As root without the limit of the system; else as far as that goes.
-        if setsockopt(&tx, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
-            setsockopt(&tx, sockopt::SndBuf, &SEND_BUFFER)?;
-        }
+        let (tx, rx) = datagram::pair_with_room(SEND_BUFFER)?;
         Ok(Self::of_ends(tx, rx))
     }
 

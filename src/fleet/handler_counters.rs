@@ -30,13 +30,14 @@ impl Count {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set(&self, value: u64) {
+    /// This number instead.
+    pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
     }
 
     /// There is nothing any more.
     pub fn clear(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        self.set(0);
     }
 }
 
@@ -63,11 +64,11 @@ impl Times {
         self.sum.add_shared(time);
     }
 
-    /// Adds all of another one.
     pub(super) fn clear(&self) {
         self.buckets.iter().chain([&self.sum]).for_each(Count::clear);
     }
 
+    /// Adds all of another one.
     fn add_all(&self, other: &Times) {
         self.buckets.iter().zip(&other.buckets).for_each(|(to, from)| to.add(from.get()));
         self.sum.add(other.sum.get());

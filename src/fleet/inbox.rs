@@ -12,9 +12,10 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recv, recvmsg};
+
+use super::datagram;
 
 /// The form of what is in a datagram: another number whenever the description of a connection changes, so that
 /// different versions of the server do not misread each other. A datagram begins with it and the number of descriptors,
@@ -41,12 +42,7 @@ pub struct Receiver(OwnedFd);
 impl Inbox {
     /// A new, empty one.
     pub fn new() -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (tx, rx) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-        // As root without the limit of the system; else as far as that goes.
-        if setsockopt(&tx, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
-            setsockopt(&tx, sockopt::SndBuf, &SEND_BUFFER)?;
-        }
+        let (tx, rx) = datagram::pair_with_room(SEND_BUFFER)?;
         // The kernel says who has sent a datagram.
         set_socket_passcred(&rx, true)?;
         Ok(Inbox { tx, rx: Receiver(rx) })

@@ -9,7 +9,8 @@ use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use super::datagram;
 
 /// That of one pool; both ends are non-blocking.
 #[derive(Debug)]
@@ -21,8 +22,7 @@ pub struct Rendezvous {
 impl Rendezvous {
     /// A new one.
     pub fn new() -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (tx, rx) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        let (tx, rx) = datagram::pair()?;
         Ok(Rendezvous { tx, rx })
     }
 

@@ -250,7 +250,7 @@ fn first_to_expire(entrances: &[(Arc<Listener>, Arc<Door>)]) -> Option<(Duration
 /// Says when the first certificate expires, and warns when that is soon.
 async fn watch_expiry(first: Option<(Duration, String)>, counters: &GatewayCounters) {
     let Some((expires, file)) = first else { return };
-    counters.set_expiry(expires.as_secs());
+    counters.expiry.set(expires.as_secs());
     loop {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         match expires.checked_sub(now) {

@@ -160,7 +160,9 @@ impl Server {
                     error
                 })?;
                 let Opened { peer, session, received, client, name } = opened;
-                self.counters.count_handshake(session.is_resumed());
+                let resumed = session.is_resumed();
+                let handshakes = if resumed { &self.counters.resumed } else { &self.counters.full };
+                handshakes.add_shared(1);
                 let facts = OwnedFacts::new(&session, &peer, name, hsts.clone());
                 if facts.is_http2 {
                     self.begin_http2(TlsStream::new(peer, session, received), client, facts, token);

@@ -17,16 +17,17 @@ const EXPIRY: Family = gauge(
 /// Writes it.
 pub fn report(counters: &GatewayCounters, text: &mut Text) {
     text.family(&HANDSHAKES);
-    for (resumed, count) in ["no", "yes"].into_iter().zip(counters.handshakes()) {
-        text.sample(&[("resumed", resumed)], count);
+    for (resumed, count) in [("no", &counters.full), ("yes", &counters.resumed)] {
+        text.sample(&[("resumed", resumed)], count.get());
     }
     text.family(&FAILURES);
     for (failure, count) in counters.failures() {
         text.sample(&[("reason", failure.name())], count);
     }
     text.family(&STREAMS);
-    text.sample(&[], counters.streams());
-    if let Some(expiry) = counters.expiry() {
+    text.sample(&[], counters.streams.get());
+    let expiry = counters.expiry.get();
+    if expiry != 0 {
         text.family(&EXPIRY);
         text.sample(&[], expiry);
     }

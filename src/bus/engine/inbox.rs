@@ -71,13 +71,13 @@ impl Inbox {
         state.bytes = bytes;
         state.waiting.push_back(arrival);
         drop(state);
-        self.counters.received.add(1);
+        self.counters.received.add_shared(1);
         self.wake();
     }
 
     /// A message was lost on the way here.
     pub fn count_dropped(&self) {
-        self.counters.dropped_in.add(1);
+        self.counters.dropped_in.add_shared(1);
     }
 
     /// The messages of one turn of the bus.

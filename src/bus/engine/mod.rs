@@ -76,7 +76,7 @@ impl Engine {
         let is_text = message.kind == KINDS[0];
         let payload = Bytes::copy_from_slice(message.payload);
         if !self.orders.publish(Message { key: key.to_owned(), is_text, payload }) {
-            self.counters.dropped_out.add(1);
+            self.counters.dropped_out.add_shared(1);
         }
     }
 

@@ -182,12 +182,12 @@ impl Session {
             for same in
                 orders.chunk_by(|one, other| std::mem::discriminant(one) == std::mem::discriminant(other))
             {
-                unsent -= carry_out(link, same).await.inspect(|sent| self.counters.sent.add(*sent))?;
+                unsent -= carry_out(link, same).await.inspect(|sent| self.counters.sent.add_shared(*sent))?;
             }
             Ok(())
         });
         let carried_out = carried_out.await.unwrap_or_else(|_| Err("timeout".to_owned()));
-        self.counters.dropped_out.add(unsent);
+        self.counters.dropped_out.add_shared(unsent);
         carried_out
     }
 
@@ -206,7 +206,7 @@ impl Session {
         while let Some(orders) = self.orders.next().await {
             let dropped = orders.iter().map(|order| self.note(order)).sum();
             self.dropped += dropped;
-            self.counters.dropped_out.add(dropped);
+            self.counters.dropped_out.add_shared(dropped);
         }
     }
 
@@ -221,7 +221,7 @@ impl Session {
             }
         }
         self.counters.connected.set(1);
-        self.counters.reconnects.add(self.was_connected.into());
+        self.counters.reconnects.add_shared(self.was_connected.into());
         (self.was_connected, self.is_told) = (true, false);
     }
 

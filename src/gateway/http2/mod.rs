@@ -131,7 +131,7 @@ where
         match next.await {
             Next::Accepted(Some(Ok((request, respond)))) => {
                 idle = None;
-                server.counters.count_stream();
+                server.counters.streams.add_shared(1);
                 tokio::spawn(stream::serve(Arc::clone(&shared), request, respond));
             }
             Next::Accepted(Some(Err(error))) => return Err(failed(error)),
