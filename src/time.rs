@@ -1,4 +1,4 @@
-//! Points in time as values. Reads no clock: [`crate::clock`] does.
+//! Points in time as values, and how often something may happen. Reads no clock: [`crate::clock`] does.
 
 use std::ops::Add;
 use std::time::Duration;
@@ -69,9 +69,53 @@ impl TurnStart {
     }
 }
 
+/// So many in a second, and a burst after a rest: the generic cell rate algorithm (ITU-T I.371).
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    /// In a second; 0: no limit.
+    most: u64,
+    /// What may come at once is what may come in this time.
+    burst: Duration,
+    /// When everything so far would have come at this rate.
+    due: Instant,
+}
+
+impl Rate {
+    /// At most so many in a second; 0: no limit.
+    pub fn new(most: u64, burst: Duration) -> Self {
+        Self { most, burst, due: Instant::default() }
+    }
+
+    /// Whether so many may come now; then they have. A count above the burst is admitted after a rest, and delays what
+    /// follows.
+    pub fn admits(&mut self, count: u64, now: Instant) -> bool {
+        let is_open = count == 0 || self.opens(now).is_none();
+        if is_open {
+            self.add(count, now);
+        }
+        is_open
+    }
+
+    /// So many have come, whether they may or not.
+    pub fn add(&mut self, count: u64, now: Instant) {
+        if self.most != 0 {
+            let time = (u128::from(count) * 1_000_000_000).div_ceil(self.most.into());
+            self.due = self.due.max(now) + Duration::from_nanos(u64::try_from(time).unwrap_or(u64::MAX));
+        }
+    }
+
+    /// When something may come again; none: now.
+    pub fn opens(&self, now: Instant) -> Option<Instant> {
+        let wait = self.due.since(now).checked_sub(self.burst)?;
+        Some(now + wait + Duration::from_nanos(1))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
     fn sums_saturate_and_differences_are_not_negative() {
@@ -82,5 +126,27 @@ mod tests {
         assert!(
             (late + Duration::MAX).is_never() && Instant::NEVER + Duration::from_secs(1) == Instant::NEVER
         );
+    }
+
+    #[test]
+    fn a_burst_may_come_and_then_so_many_in_each_second() {
+        let start = Instant::default() + 5 * SECOND;
+        let mut rate = Rate::new(1000, 2 * SECOND);
+        let mut admitted = |now| (0..5000).filter(|_| rate.admits(1, now)).count();
+        assert_eq!(admitted(start), 2000);
+        assert_eq!(admitted(start + SECOND / 10), 100);
+        assert_eq!(admitted(start + 100 * SECOND), 2000, "after a rest");
+        assert!((0..5000).all(|_| Rate::new(0, SECOND).admits(1, start)), "no limit");
+    }
+
+    #[test]
+    fn what_came_beyond_the_rate_is_waited_for() {
+        let now = Instant::default() + SECOND;
+        let mut rate = Rate::new(1000, SECOND);
+        assert_eq!(rate.opens(now), None);
+        rate.add(3000, now);
+        let opens = rate.opens(now).unwrap_or_default();
+        assert_eq!(opens.since(now), 2 * SECOND + Duration::from_nanos(1));
+        assert!(!rate.admits(1, now + 2 * SECOND) && rate.admits(1, opens));
     }
 }

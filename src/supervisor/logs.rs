@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use super::Supervisor;
 use super::errand::{Outbox, value_of};
 use super::role::{Errand, Parts};
+use crate::clock;
 use crate::fleet::control::Command;
 use crate::log::{self as sink, Book, Level};
 use crate::time::Instant;
@@ -89,7 +90,7 @@ impl Supervisor {
             if let Err(error) = self.processes.command(pid, Command::LogLevel(level), None)
                 && error.kind() == io::ErrorKind::WouldBlock
             {
-                log::warn!("process {pid} does not read its commands, and keeps its log level");
+                log::warn!("process {pid} does not read its commands; it keeps its log level");
             }
         }
         self.auxiliaries.renew(&mut self.processes);
@@ -102,7 +103,9 @@ impl Supervisor {
             // Another error: it has gone.
             match self.processes.command(pid, Command::Log(book), Some(fd.as_fd())) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    log::warn!("process {pid} does not read its commands, and goes on in the old log file");
+                    log::warn!(
+                        "process {pid} does not read its commands; it keeps writing to the old log file"
+                    );
                 }
                 _ => {}
             }
@@ -112,11 +115,11 @@ impl Supervisor {
 
     /// Writes at most so many lines of a process.
     pub(super) fn read_log(&mut self, pid: Pid, most: usize) {
-        let mut bytes = [0; sink::MAX_RELAYED];
+        let (mut bytes, now) = ([0; sink::MAX_RELAYED], clock::now());
         for _ in 0..most {
             let Some(process) = self.processes.get_mut(pid) else { return };
             let Some(source) = process.log.as_mut() else { return };
-            let (size, sender) = match source.take(&mut bytes) {
+            let (size, sender) = match source.take(&mut bytes, now) {
                 Ok(Some(line)) => line,
                 Ok(None) => return,
                 Err(_) => return process.log = None,
@@ -131,13 +134,8 @@ impl Supervisor {
         }
     }
 
-    /// When there is more to wait for.
-    pub(super) fn next_log(&self) -> Option<Instant> {
-        self.processes.iter().filter_map(|(_, process)| process.log.as_ref()?.opens()).min()
-    }
-
-    pub(super) fn refill_logs(&mut self, now: Instant) {
-        let logs = self.processes.iter_mut().filter_map(|(_, process)| process.log.as_mut());
-        logs.for_each(|source| source.refill(now));
+    /// When there may be lines again of a process that has written too many.
+    pub(super) fn next_log(&self, now: Instant) -> Option<Instant> {
+        self.processes.iter().filter_map(|(_, process)| process.log.as_ref()?.opens(now)).min()
     }
 }

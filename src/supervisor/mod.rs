@@ -53,7 +53,6 @@ use self::policy::upgrade as upgrade_policy;
 use self::pools::Pools;
 use self::postmortem::Postmortem;
 use self::processes::Processes;
-use self::relay::Source;
 use self::role::{Errand, Role};
 use self::rolling::Rolling;
 use self::upgrade::{Invocation, Predecessor, Upgrade};
@@ -338,7 +337,7 @@ impl Supervisor {
             self.host.control.deadline(),
             self.host.notify.due(),
             self.drain.deadline(),
-            self.next_log(),
+            self.next_log(now),
         ];
         let timeout = deadlines.into_iter().flatten().min().map_or(PollTimeout::NONE, |deadline| {
             let wait = deadline.since(now).as_nanos().div_ceil(1_000_000);
@@ -351,7 +350,7 @@ impl Supervisor {
         let mut fds = vec![readable(self.host.signals.as_fd())];
         let mut speakers: Vec<(Pid, Read)> = Vec::new();
         for (pid, process) in self.processes.iter() {
-            if let Some(log) = process.log.as_ref().and_then(Source::interest) {
+            if let Some(log) = process.log.as_ref().and_then(|log| log.interest(now)) {
                 speakers.push((pid, |supervisor, pid| supervisor.read_log(pid, logs::AT_ONCE)));
                 fds.push(readable(log));
             }
@@ -373,7 +372,6 @@ impl Supervisor {
         speakers.retain(|_| is_heard.next() == Some(true));
         drop(fds);
         self.host.turned = clock::now();
-        self.refill_logs(self.host.turned);
         speakers.into_iter().for_each(|(pid, read)| read(self, pid));
         self.read_births();
         self.read_successor();

@@ -13,12 +13,11 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 use super::policy::liveness::Pulse;
-use super::policy::talk::Talk;
 use super::relay::Source;
 use super::role::{Parts, Role};
 use crate::fleet::control::{Channel, Command};
 use crate::fleet::inbox::Inbox;
-use crate::time::Instant;
+use crate::time::{Instant, Rate};
 
 /// What a process that was told to has to do.
 pub const EXIT: &str = "exit in time";
@@ -26,6 +25,10 @@ pub const EXIT: &str = "exit in time";
 pub const READY: &str = "become ready in time";
 /// From SIGTERM to SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(1);
+
+/// Reports of a process in a second: far more than there ever are, since an operator may have each of many connections closed
+/// at once, and so few that reading them takes no time. The code of a handler can write into its worker's channel.
+const REPORTS: u64 = 20_000;
 
 /// A child of the supervisor, from fork until it is reaped.
 #[derive(Debug)]
@@ -40,7 +43,8 @@ pub struct Process {
     /// Where its lines of the log come from, if it has no file.
     pub log: Option<Source>,
     pub pulse: Pulse,
-    pub talk: Talk,
+    /// How much it may report.
+    pub reports: Rate,
     /// It was told to hand its connections over.
     pub is_retiring: bool,
     /// Of a worker: numbers of the handlers that it was started without.
@@ -68,7 +72,7 @@ pub struct Late {
 
 impl Process {
     pub fn new(role: Role, slot: Option<usize>, generation: u32, channel: Option<Channel>) -> Self {
-        let (log, pulse, talk, is_retiring, skipped, failure, parts) = Default::default();
+        let (log, pulse, is_retiring, skipped, failure, parts) = Default::default();
         Self {
             role,
             slot,
@@ -76,7 +80,7 @@ impl Process {
             channel,
             log,
             pulse,
-            talk,
+            reports: Rate::new(REPORTS, Duration::from_secs(1)),
             is_retiring,
             skipped,
             failure,

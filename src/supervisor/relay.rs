@@ -12,57 +12,45 @@ use rustix::net::{
     socketpair,
 };
 
-use crate::time::Instant;
+use crate::time::{Instant, Rate};
 
-/// Lines that a process may have written in a second, and at once after it was quiet; a long one counts as several.
-const RATE: u32 = 2000;
-const BURST: u32 = 4000;
-/// Between two times that a process gets room for more lines.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Lines that a process may have written in a second; a long one counts as several.
+const RATE: u64 = 2000;
+/// After a rest there may be at once what may come in this time.
+const BURST: Duration = Duration::from_secs(2);
 /// Bytes that count as one line.
 const LINE: usize = 512;
+
 /// Where the lines of a process come from that has no file of the log. Whoever has the other end of it can only have lines
 /// appended, and not more than [`RATE`]: what does not get into the socket is lost, and counted there.
 #[derive(Debug)]
 pub struct Source {
     socket: OwnedFd,
-    /// Lines that may be taken now.
-    left: u32,
-    /// When that was.
-    counted: Instant,
+    lines: Rate,
 }
 
 impl Source {
     /// One, and the end for the process.
-    pub fn pair(now: Instant) -> io::Result<(Self, OwnedFd)> {
+    pub fn pair() -> io::Result<(Self, OwnedFd)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         // The kernel says who has sent a line.
         set_socket_passcred(&socket, true)?;
-        Ok((Self { socket, left: BURST, counted: now }, theirs))
+        Ok((Self { socket, lines: Rate::new(RATE, BURST) }, theirs))
     }
 
     /// Where to wait for lines; not as long as there were too many.
-    pub fn interest(&self) -> Option<BorrowedFd<'_>> {
-        (self.left > 0).then_some(self.socket.as_fd())
+    pub fn interest(&self, now: Instant) -> Option<BorrowedFd<'_>> {
+        self.opens(now).is_none().then_some(self.socket.as_fd())
     }
 
-    /// When there may be lines again.
-    pub fn opens(&self) -> Option<Instant> {
-        (self.left == 0).then(|| self.counted + PAUSE)
-    }
-
-    pub fn refill(&mut self, now: Instant) {
-        let passed = now.since(self.counted);
-        if passed >= PAUSE {
-            let more = u128::from(RATE) * passed.as_millis() / 1000;
-            self.left = self.left.saturating_add(u32::try_from(more).unwrap_or(BURST)).min(BURST);
-            self.counted = now;
-        }
+    /// When there may be lines again, if there were too many.
+    pub fn opens(&self, now: Instant) -> Option<Instant> {
+        self.lines.opens(now)
     }
 
     /// The next line, and the pid of who has sent it. None: there is none now. An error: there will be none.
-    pub fn take(&mut self, bytes: &mut [u8]) -> io::Result<Option<(usize, i32)>> {
+    pub fn take(&mut self, bytes: &mut [u8], now: Instant) -> io::Result<Option<(usize, i32)>> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
@@ -70,8 +58,7 @@ impl Source {
             Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
             message => message?,
         };
-        let lines = 1 + message.bytes / LINE;
-        self.left = self.left.saturating_sub(u32::try_from(lines).unwrap_or(BURST));
+        self.lines.add(1 + (message.bytes / LINE) as u64, now);
         let sender = control.drain().find_map(|part| match part {
             RecvAncillaryMessage::ScmCredentials(sender) => Some(sender.pid.as_raw_nonzero().get()),
             _ => None,

@@ -37,7 +37,7 @@ impl Supervisor {
                 _ => return,
             };
             match channel.recv_report() {
-                Ok(Some(_)) if process.talk.is_too_much(now) => {
+                Ok(Some(_)) if !process.reports.admits(1, now) => {
                     return self.end_for(pid, slot, "reports far too much");
                 }
                 Ok(Some(Report::Leaving)) if role == Role::Worker && !process.is_retiring => {
@@ -129,9 +129,7 @@ impl Supervisor {
                 | Report::ClosingAll { .. }
                 | Report::Published { .. }),
                 _,
-            ) => {
-                self.host.control.hear(pid.as_raw(), report);
-            }
+            ) => self.host.control.hear(pid.as_raw(), report),
             (Report::Topics, _) => self.generation.bus.set_used(),
             (Report::Faulty, Role::Worker) => self.replace_faulty(slot, now),
             (Report::Faulty | Report::Taken | Report::Born { .. }, _) => {}

@@ -9,5 +9,4 @@ pub mod quarantine;
 pub mod rebalance;
 pub mod rolling_restart;
 pub mod slots;
-pub mod talk;
 pub mod upgrade;

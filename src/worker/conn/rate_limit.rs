@@ -2,52 +2,27 @@
 
 use std::time::Duration;
 
-use crate::time::Instant;
+use crate::time::{Instant, Rate};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The limits of one connection.
+/// The limits of one connection, whose bursts are what may come in a second.
 #[derive(Debug)]
 pub struct RateLimit {
     messages: Rate,
     bytes: Rate,
 }
 
-/// The generic cell rate algorithm (ITU-T I.371), whose burst is what may come in a second.
-#[derive(Debug)]
-struct Rate {
-    /// In a second; 0: no limit.
-    most: u64,
-    /// When everything received so far would have arrived at this rate.
-    due: Instant,
-}
-
 impl RateLimit {
     /// At most so many in a second; 0: no limit.
     pub fn new(messages: u32, bytes: u64) -> Self {
-        let rate = |most| Rate { most, due: Instant::default() };
+        let rate = |most| Rate::new(most, SECOND);
         Self { messages: rate(messages.into()), bytes: rate(bytes) }
     }
 
     /// Whether a message, or a part of one, of this size may come now.
     pub fn admits(&mut self, is_first: bool, size: usize, now: Instant) -> bool {
         self.messages.admits(u64::from(is_first), now) && self.bytes.admits(size as u64, now)
-    }
-}
-
-impl Rate {
-    /// A count above the burst is admitted after a second of silence, and delays what follows.
-    fn admits(&mut self, count: u64, now: Instant) -> bool {
-        if self.most == 0 || count == 0 {
-            return true;
-        }
-        let due = self.due.max(now);
-        if due.since(now) >= SECOND {
-            return false;
-        }
-        let time = (u128::from(count) * SECOND.as_nanos()).div_ceil(self.most.into());
-        self.due = due + Duration::from_nanos(u64::try_from(time).unwrap_or(u64::MAX));
-        true
     }
 }
 
