@@ -635,7 +635,7 @@ fn who_is_not_meant_to_is_kept_out() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(9), "{error}");
     assert!(error.contains(&format!("user {NOBODY} may not control this server")), "{error}");
-    this.server.says("of user 65534 was refused");
+    this.server.says("control socket: refused process");
 
     let this = Controlled::start(&["echo"], &["--workers", "1", "-o", &format!("control_group={NOBODY}")]);
     std::fs::set_permissions(this.dir.path(), PermissionsExt::from_mode(0o755)).unwrap();

@@ -4,24 +4,25 @@
 
 mod bus;
 mod closing;
-mod closing_all;
 mod listing;
+mod pending;
 mod recording;
 mod socket;
 pub mod view;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::PollFd;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use self::bus::Errand;
-use self::closing::Closing;
-use self::closing_all::ClosingAll;
+use self::closing::{Closing, ClosingAll};
 use self::listing::Listing;
+use self::pending::Pending;
 use self::recording::Recording;
 use self::socket::{Asked, Socket};
 use self::view::View;
@@ -29,7 +30,7 @@ use crate::clock;
 use crate::config;
 use crate::ctl::answer;
 use crate::ctl::request::{Change, Request, Switch};
-use crate::fleet::control::Report;
+use crate::ctl::topics::Topics;
 use crate::fleet::listener::Listener;
 use crate::log::{self as sink, Level};
 use crate::time::Instant;
@@ -45,23 +46,17 @@ pub struct Control {
     started: Instant,
     /// Requests that were read and not yet served.
     asked: Vec<Asked>,
-    /// Lists of connections that workers are writing.
-    listings: Vec<Listing>,
-    /// Connections that workers are to close.
-    closings: Vec<Closing>,
-    /// Many connections that workers are to close.
-    closings_of_many: Vec<ClosingAll>,
+    /// Those that wait for other processes.
+    pending: Vec<Pending>,
     /// What is recorded, if something is.
     recording: Option<Recording>,
-    /// What the bus does for clients.
-    errands: Vec<Errand>,
     /// Clients waiting for a reload that has not begun yet.
     reload_wanted: Vec<Number>,
     /// Clients waiting for the reload that is under way.
     reloading: Vec<Number>,
     /// Clients waiting for an upgrade.
     upgrading: Vec<Number>,
-    /// The ticket of the next command to a worker that replies.
+    /// The ticket of the next command to a process that replies.
     next_ticket: u64,
 }
 
@@ -109,7 +104,7 @@ pub enum Operation {
 /// What becomes of a request.
 enum Outcome {
     /// Answered at once.
-    Answer(Result<Value, String>),
+    Answer(Value),
     /// The answer follows.
     Later,
     /// The supervisor has to do it.
@@ -152,12 +147,8 @@ impl Control {
 
     /// When [`read`](Self::read) and [`serve`](Self::serve) are to be called at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        let clients = self.socket.as_ref().and_then(Socket::deadline);
-        let listings = self.listings.iter().map(|listing| listing.deadline);
-        let closings = self.closings.iter().map(|closing| closing.deadline);
-        let errands = self.errands.iter().map(|errand| errand.deadline);
-        let many = self.closings_of_many.iter().map(|closing| closing.deadline);
-        listings.chain(closings).chain(many).chain(errands).chain(clients).min()
+        let pending = self.pending.iter().map(|pending| pending.deadline);
+        pending.chain(self.socket.as_ref().and_then(Socket::deadline)).min()
     }
 
     /// Reads requests and sends answers as far as possible without waiting; true if [`serve`](Self::serve) has
@@ -165,9 +156,8 @@ impl Control {
     pub fn read(&mut self, now: Instant) -> bool {
         let asked = self.socket.as_mut().map(|socket| socket.turn(now));
         self.asked.extend(asked.into_iter().flatten());
-        let has_closings = !(self.closings.is_empty() && self.closings_of_many.is_empty());
-        let waits = has_closings || !(self.listings.is_empty() && self.errands.is_empty());
-        waits || !self.asked.is_empty() || self.recording.as_ref().is_some_and(Recording::is_over)
+        let is_over = self.recording.as_ref().is_some_and(Recording::is_over);
+        is_over || !self.asked.is_empty() || !self.pending.is_empty()
     }
 
     /// Answers the requests that were read, and those whose workers have replied or are late; returns what the
@@ -176,61 +166,66 @@ impl Control {
         let mut operations = Vec::new();
         self.end_recording(view);
         for Asked { client, pid, uid, line, fd } in std::mem::take(&mut self.asked) {
-            let outcome = match Request::read(&line) {
-                Ok(request) => {
-                    if request.changes_something() {
-                        log::info!("wshd ctl: process {pid} of user {uid} requests: {}", request.name());
-                    }
-                    match request {
-                        Request::Record { resource, longest } => {
-                            Outcome::Answer(self.record(&resource, longest, fd, view, now))
-                        }
-                        request => self.take_up(client, request, view, now),
-                    }
+            let outcome = Request::read(&line).and_then(|request| {
+                if let Some(change) = request.change() {
+                    log::info!("wshd ctl: process {pid} of user {uid} requests: {change}");
                 }
-                Err(why) => Outcome::Answer(Err(why)),
-            };
+                self.take_up(client, request, fd, view, now)
+            });
             match outcome {
-                Outcome::Answer(answer) => self.answer(client, &answer),
-                Outcome::Later => {}
-                Outcome::Do(operation) => operations.push((client, operation)),
+                Ok(Outcome::Answer(result)) => self.answer(client, &Ok(result)),
+                Err(why) => self.answer(client, &Err(why)),
+                Ok(Outcome::Later) => {}
+                Ok(Outcome::Do(operation)) => operations.push((client, operation)),
             }
         }
-        self.finish_listings(view, now);
-        self.finish_closings(view, now);
-        self.finish_closings_of_many(view, now);
-        self.finish_errands(now);
+        self.finish_pending(view, now);
         operations
     }
 
-    fn take_up(&mut self, client: Number, request: Request, view: &View<'_>, now: Instant) -> Outcome {
-        match request {
-            Request::Status {} => {
-                let status = serde_json::to_value(view.status(self.started, now));
-                Outcome::Answer(status.map_err(|error| error.to_string()))
+    fn take_up(
+        &mut self,
+        client: Number,
+        request: Request,
+        fd: Option<OwnedFd>,
+        view: &View<'_>,
+        now: Instant,
+    ) -> Result<Outcome, String> {
+        let time = |seconds: u32| Duration::from_secs(seconds.into());
+        Ok(match request {
+            Request::Status {} => Outcome::Answer(json!(view.status(self.started, now))),
+            Request::Config {} => Outcome::Answer((*view.config.effective).into()),
+            Request::Connections { filter } => {
+                self.wait(client, now, |ticket| Listing::begin(&filter, view, ticket))?
             }
-            Request::Config {} => Outcome::Answer(Ok((*view.config.effective).into())),
-            Request::Connections { filter } => self.list_connections(client, &filter, view, now),
             Request::Close { id: Some(id), filter, code } if filter.is_empty() => {
-                self.close_connection(client, (id, code), view, now)
+                self.wait(client, now, |ticket| Closing::begin(id, code, view, ticket))?
             }
             Request::Close { id: None, filter, code } if !filter.is_empty() => {
-                self.close_all(client, (&filter, code), view, now)
+                self.wait(client, now, |ticket| ClosingAll::begin(&filter, code, view, ticket))?
             }
-            Request::Close { .. } => {
-                Outcome::Answer(Err("expected an id, or a filter that is not empty".to_owned()))
-            }
+            Request::Close { .. } => return Err("expected an id, or a filter that is not empty".to_owned()),
             Request::Cancel {} => Outcome::Do(Operation::Cancel),
-            Request::LogLevel { level } => log_level(level.as_deref()),
+            Request::LogLevel { level: None } => Outcome::Answer(sink::level().name().into()),
+            Request::LogLevel { level: Some(name) } => match Level::from_name(&name) {
+                Some(level) => Outcome::Do(Operation::LogLevel(level)),
+                None => {
+                    let levels = Level::ALL.map(Level::name).join(", ");
+                    return Err(format!("{}: expected one of {levels}", name.escape_debug()));
+                }
+            },
             Request::Quarantine { resource, state, seconds } => {
-                let time = seconds.map(|seconds| Duration::from_secs(seconds.into()));
-                quarantine(view, resource.as_deref(), state, time)
+                quarantine(view, resource.as_deref(), state, seconds.map(time))?
             }
-            Request::Topics {} => self.list_topics(client, view, now),
-            Request::Publish { scope, topic, binary, data } => {
-                self.publish(client, (scope, topic), (&data, binary), view, now)
+            // Nobody uses any.
+            Request::Topics {} if view.bus.is_none() => Outcome::Answer(json!(Topics::default())),
+            Request::Topics {} => self.wait(client, now, |ticket| Errand::topics(view, ticket))?,
+            Request::Publish { scope, topic, binary, data } => self.wait(client, now, |ticket| {
+                Errand::publish((scope, topic), (&data, binary), view, ticket, now)
+            })?,
+            Request::Record { resource, longest } => {
+                Outcome::Answer(self.record(&resource, longest, fd, view, now)?)
             }
-            Request::Record { .. } => Outcome::Answer(Err("expected a socket with it".to_owned())),
             Request::Stop { now } => {
                 self.answer(client, &Ok("stopping".into()));
                 Outcome::Do(Operation::Stop { now })
@@ -240,33 +235,16 @@ impl Control {
                 Outcome::Do(Operation::Reload)
             }
             Request::Upgrade {} if view.is_upgrading => {
-                Outcome::Answer(Err("an upgrade is already under way".to_owned()))
+                return Err("an upgrade is already under way".to_owned());
             }
             Request::Upgrade {} => {
                 self.upgrading.push(client);
                 Outcome::Do(Operation::Upgrade)
             }
-            Request::Drain { seconds } => Outcome::Do(Operation::Drain {
-                time: seconds.map(|seconds| Duration::from_secs(seconds.into())),
-            }),
+            Request::Drain { seconds } => Outcome::Do(Operation::Drain { time: seconds.map(time) }),
             Request::Resume {} => Outcome::Do(Operation::Resume),
             Request::Workers { pool, change } => Outcome::Do(Operation::Workers { pool, change }),
-        }
-    }
-
-    /// A worker replies to a command that a client's request caused.
-    pub fn hear(&mut self, pid: i32, report: Report) {
-        match report {
-            Report::Listed { ticket, listed, left_out } => {
-                self.listed(pid, ticket, listed, left_out);
-                self.errand_done(ticket, listed);
-            }
-            Report::Published { ticket, subscribers } => self.errand_done(ticket, subscribers),
-            Report::Closing { ticket, begun } => self.closing(ticket, begun),
-            Report::ClosingAll { ticket, count } => self.closing_all(pid, ticket, count),
-            Report::Ready { .. } | Report::Crashed | Report::Leaving => {}
-            Report::Born { .. } | Report::Taken | Report::Faulty | Report::Topics => {}
-        }
+        })
     }
 
     /// The reload begins that clients are waiting for.
@@ -304,24 +282,6 @@ impl Control {
             socket.answer(client, line, clock::now());
         }
     }
-
-    /// A number that a worker is to give back.
-    fn ticket(&mut self) -> u64 {
-        self.next_ticket += 1;
-        self.next_ticket - 1
-    }
-}
-
-/// The least level of the log, or the change of it.
-fn log_level(name: Option<&str>) -> Outcome {
-    match name.map(|name| Level::from_name(name).ok_or(name)) {
-        None => Outcome::Answer(Ok(sink::level().name().into())),
-        Some(Ok(level)) => Outcome::Do(Operation::LogLevel(level)),
-        Some(Err(name)) => {
-            let levels = Level::ALL.map(Level::name).join(", ");
-            Outcome::Answer(Err(format!("{}: expected one of {levels}", name.escape_debug())))
-        }
-    }
 }
 
 /// Which handlers are quarantined, or the change of one.
@@ -330,25 +290,22 @@ fn quarantine(
     resource: Option<&str>,
     state: Option<Switch>,
     time: Option<Duration>,
-) -> Outcome {
-    let answer = |handlers: Vec<answer::Handler>| {
-        Outcome::Answer(serde_json::to_value(handlers).map_err(|error| error.to_string()))
-    };
-    let refused = |why: String| Outcome::Answer(Err(why));
+) -> Result<Outcome, String> {
     let Some(resource) = resource else {
         return match (state, time) {
-            (None, None) => answer(view.handlers()),
-            _ => refused("expected the resource whose handler to quarantine".to_owned()),
+            (None, None) => Ok(Outcome::Answer(json!(view.handlers()))),
+            _ => Err("expected the resource whose handler to quarantine".to_owned()),
         };
     };
-    let Some(handler) = view.routes.find(resource) else {
-        return refused(format!("no handler serves {resource}: see wshd ctl quarantine without a resource"));
-    };
+    let handler = view
+        .routes
+        .find(resource)
+        .ok_or_else(|| format!("no handler serves {resource}: see wshd ctl quarantine without a resource"))?;
     match (state, time) {
-        (None, None) => answer(view.handler(handler).into_iter().collect()),
+        (None, None) => Ok(Outcome::Answer(json!(Vec::from_iter(view.handler(handler))))),
         (Some(state @ Switch::On), time) | (Some(state @ Switch::Off), time @ None) => {
-            Outcome::Do(Operation::Quarantine { handler, state, time })
+            Ok(Outcome::Do(Operation::Quarantine { handler, state, time }))
         }
-        _ => refused("expected a time with \"on\" only".to_owned()),
+        _ => Err("expected a time with \"on\" only".to_owned()),
     }
 }

@@ -102,7 +102,9 @@ fn tell(view: &View<'_>, recording: &Recording, is_on: bool) {
         if let Err(error) = told
             && error.kind() == std::io::ErrorKind::WouldBlock
         {
-            log::warn!("process {pid} does not read its commands, and is not recorded");
+            log::warn!(
+                "recording: process {pid} does not read its commands; its connections are not recorded"
+            );
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The control socket: takes requests, a line each, and sends answers. Knows nothing of what they mean. Everything is
-//! non-blocking and has a bound: clients, the bytes of a request, the time for it and for taking the answer. Whoever
-//! is over one is answered or cut off; who comes when there are too many waits in the kernel's queue.
+//! The control socket: reads requests, a line each, and sends answers. Knows nothing of what they mean. Everything is
+//! non-blocking and bounded: clients, bytes of a request, the time to send it and to take the answer. A client over a
+//! bound gets an error or is disconnected; further clients wait in the kernel's queue.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -38,10 +38,10 @@ pub struct Socket {
     listener: Arc<Listener>,
     /// False while another server has taken it over.
     accepts: bool,
-    /// Who may use it is decided by the file's permissions, beyond root and the server's own user.
+    /// The file's permissions decide about users other than root and the server's own.
     open_to_group: bool,
     clients: Vec<Client>,
-    /// When to try again after nobody could be let in for lack of something, such as descriptors.
+    /// When to accept again after accepting failed, such as for lack of descriptors.
     accept_at: Option<Instant>,
     /// The number of the next client.
     next: Number,
@@ -52,9 +52,9 @@ struct Client {
     stream: Stream,
     peer: UnixCredentials,
     state: State,
-    /// That has come with the request.
+    /// The descriptor that came with the request.
     fd: Option<OwnedFd>,
-    /// When something must have happened.
+    /// When the present state times out.
     deadline: Instant,
 }
 
@@ -71,13 +71,13 @@ enum State {
 
 /// A line that a client has sent.
 pub struct Asked {
-    /// Who.
+    /// The client.
     pub client: Number,
     /// Its process; 0 if that is of another namespace.
     pub pid: i32,
     /// Its user.
     pub uid: u32,
-    /// What, without the end of the line.
+    /// Without the end of the line.
     pub line: Vec<u8>,
     /// The descriptor that came along.
     pub fd: Option<OwnedFd>,
@@ -112,17 +112,17 @@ impl Socket {
         &self.listener
     }
 
-    /// Nobody is let in any more; those who are in are served.
+    /// Accepts no more clients; the present ones are served.
     pub fn hand_over(&mut self) {
         self.accepts = false;
     }
 
-    /// Clients are let in again.
+    /// Accepts clients again.
     pub fn take_back(&mut self) {
         self.accepts = true;
     }
 
-    /// What to wait for. Nothing of those who wait for an answer: that they have left is noticed when it is sent.
+    /// What to wait for. Nothing of clients that wait for an answer: that one has left is noticed when it is sent.
     pub fn interest(&self) -> impl Iterator<Item = PollFd<'_>> {
         let has_room = self.clients.len() < MAX_CLIENTS && self.accept_at.is_none();
         let listener = Some(&self.listener).filter(|_| self.accepts && has_room);
@@ -191,7 +191,7 @@ impl Socket {
                 Ok((stream, _)) => stream,
                 Err(error) if is_to_be_tried_again(&error) => return,
                 Err(error) => {
-                    log::warn!("control socket: {error}");
+                    log::warn!("control socket: cannot accept: {error}; trying again in {IDLE:?}");
                     self.accept_at = Some(now + IDLE);
                     return;
                 }
@@ -211,13 +211,13 @@ impl Socket {
                         deadline,
                     });
                 }
-                Err(error) => log::warn!("control socket: {error}"),
+                Err(error) => log::warn!("control socket: client dropped: {error}"),
             }
         }
     }
 }
 
-/// Root, and whoever could do as much with signals.
+/// Root and the server's user, who could do as much with signals.
 fn is_ours(uid: u32) -> bool {
     uid == 0 || uid == geteuid().as_raw()
 }
@@ -259,7 +259,9 @@ impl Client {
 
     fn refuse(&mut self, now: Instant) {
         let (uid, pid) = (self.peer.uid(), self.peer.pid());
-        log::warn!("control socket: process {pid} of user {uid} was refused");
+        log::warn!(
+            "control socket: refused process {pid} of user {uid}: not root, not the server's user, and no control_group is set"
+        );
         let why = format!(
             "user {uid} may not control this server: expected root or user {}, or the server to be given a \
              control_group",

@@ -1,7 +1,6 @@
 //! The server as the supervisor knows it when a request comes: the processes, and where to read what they are doing.
 //! Tells what the scoreboard, the circuit breakers and /proc say, so that it is known also when all workers hang.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -42,8 +41,8 @@ pub struct View<'a> {
     pub breakers: &'a Breakers,
     /// The processes in slots, and the slots that wait for one; then those that are leaving.
     pub processes: Vec<Process<'a>>,
-    /// Where the bus takes commands, if there is one.
-    pub bus: Option<&'a Channel>,
+    /// The process of the bus, if there is one, and where it takes commands.
+    pub bus: Option<(i32, &'a Channel)>,
     /// Whether an upgrade is under way.
     pub is_upgrading: bool,
     /// The longest that the supervisor has not listened, since the server was ready.
@@ -74,7 +73,7 @@ impl<'a> View<'a> {
         });
         let present = self.processes.iter().filter(|process| !process.is_leaving);
         let mut workers: Vec<(Place, Worker)> = present
-            .filter_map(|process| Some((self.place(process.slot)?, self.worker(process, now)?)))
+            .filter_map(|process| Some((self.scoreboard.place(process.slot)?, self.worker(process, now)?)))
             .collect();
         workers.sort_by_key(|(place, _)| *place);
         let workers: Vec<Worker> = workers.into_iter().map(|(_, worker)| worker).collect();
@@ -102,10 +101,6 @@ impl<'a> View<'a> {
         }
     }
 
-    fn place(&self, slot: usize) -> Option<Place> {
-        self.scoreboard.place(slot)
-    }
-
     /// The process of this pid that takes commands, and where.
     pub fn channel_to(&self, pid: i32) -> Option<(usize, &'a Channel)> {
         self.channels().find(|(known, ..)| *known == pid).map(|(_, slot, channel)| (slot, channel))
@@ -118,9 +113,17 @@ impl<'a> View<'a> {
             .filter_map(|process| Some((process.pid?.as_raw(), process.slot, process.channel?)))
     }
 
-    /// Whether the process is still loading handlers: it has no connections, and reads no commands yet.
-    pub fn is_starting(&self, pid: i32) -> bool {
-        self.scoreboard.slots().any(|(_, slot)| slot.pid() == pid && slot.state() == State::Starting)
+    /// Those of them that may have connections, and read commands: they do not load handlers any more.
+    pub fn serving(&self) -> impl Iterator<Item = (i32, &'a Channel)> {
+        let starting = |pid| {
+            self.scoreboard.slots().any(|(_, slot)| slot.pid() == pid && slot.state() == State::Starting)
+        };
+        self.channels().filter(move |(pid, ..)| !starting(*pid)).map(|(pid, _, channel)| (pid, channel))
+    }
+
+    /// Whether a process that was asked for something can still reply.
+    pub fn is_there(&self, pid: i32) -> bool {
+        self.channel_to(pid).is_some() || self.bus.is_some_and(|(bus, _)| bus == pid)
     }
 
     fn worker(&self, process: &Process<'_>, now: Instant) -> Option<Worker> {
@@ -142,7 +145,8 @@ impl<'a> View<'a> {
         if record.pid() != pid.as_raw() {
             return Some(worker);
         }
-        let is_parent = self.place(process.slot).is_some_and(|at| self.config.is_parent(at.pool, at.number));
+        let is_parent =
+            self.scoreboard.place(process.slot).is_some_and(|at| self.config.is_parent(at.pool, at.number));
         let heartbeat = since(record.heartbeat.load(Ordering::Relaxed), now);
         let state = match record.state() {
             State::Running | State::Stopping if heartbeat >= HUNG && !is_parent => "hung",
@@ -159,13 +163,14 @@ impl<'a> View<'a> {
     }
 
     fn pool_name(&self, slot: usize) -> String {
-        let pool = self.place(slot).and_then(|place| self.config.pools.get(usize::from(place.pool)));
+        let pool =
+            self.scoreboard.place(slot).and_then(|place| self.config.pools.get(usize::from(place.pool)));
         pool.map_or_else(String::new, |pool| pool.name.clone())
     }
 
     /// `POOL/NUMBER`.
     pub fn short_name(&self, slot: usize) -> String {
-        let Place { pool, number } = self.place(slot).unwrap_or_default();
+        let Place { pool, number } = self.scoreboard.place(slot).unwrap_or_default();
         let name = self.config.worker_name(pool, number);
         name.strip_prefix("worker ").unwrap_or(&name).to_owned()
     }
@@ -202,7 +207,7 @@ impl<'a> View<'a> {
             resources: resources.map(|(resource, _)| resource.to_owned()).collect(),
             style: if route.blocking { "blocking" } else { "event" }.to_owned(),
             pool: pool.map_or_else(String::new, |pool| pool.name.clone()),
-            file: path_text(&route.file),
+            file: route.file.display().to_string(),
             connections: counters.open.get(),
             totals: Totals {
                 messages_in: counters.messages_in.get(),
@@ -235,19 +240,15 @@ fn totals(traffic: Traffic) -> Totals {
     Totals { messages_in, messages_out, bytes_in, bytes_out }
 }
 
-fn path_text(path: &Path) -> String {
-    path.display().to_string()
-}
-
 fn quarantine(breaker: CircuitBreaker) -> Option<Quarantine> {
-    let now = clock::now().as_nanos();
+    let now = clock::now();
     let probing = match breaker.state(now) {
         BreakerState::Closed => return None,
         BreakerState::Open => false,
         BreakerState::HalfOpen => true,
     };
     let left = breaker.time_left(now).filter(|_| !probing);
-    Some(Quarantine { probing, seconds: left.map(|left| seconds(Duration::from_nanos(left))) })
+    Some(Quarantine { probing, seconds: left.map(seconds) })
 }
 
 #[cfg(test)]
@@ -261,12 +262,12 @@ mod tests {
         breakers.open(0).unwrap();
         let breaker = breakers.get(0, 0).unwrap();
         assert!(quarantine(breaker).is_none());
-        breaker.open(clock::now().as_nanos() + 100_000_000_000);
+        breaker.open(clock::now() + Duration::from_secs(100));
         let shut = quarantine(breaker).unwrap();
         assert!(!shut.probing && shut.seconds.is_some_and(|left| (90.0..=100.0).contains(&left)));
-        breaker.open(1);
+        breaker.open(Instant::from_nanos(1));
         assert!(quarantine(breaker).is_some_and(|breaker| breaker.probing && breaker.seconds.is_none()));
-        breaker.open(crate::fleet::breakers::UNTIL_LIFTED);
+        breaker.open(Instant::NEVER);
         assert!(quarantine(breaker).is_some_and(|breaker| !breaker.probing && breaker.seconds.is_none()));
     }
 }

@@ -155,26 +155,15 @@ impl Request {
         serde_json::from_slice(line).map_err(|error| format!("not a request: {error}"))
     }
 
-    /// Whether it asks for more than an answer.
-    pub fn changes_something(&self) -> bool {
-        !matches!(
-            self,
+    /// What it asks to be done, for the log; none if it only asks for an answer.
+    pub fn change(&self) -> Option<String> {
+        Some(match self {
             Request::Status {}
-                | Request::Config {}
-                | Request::Connections { .. }
-                | Request::Topics {}
-                | Request::LogLevel { level: None }
-                | Request::Quarantine { state: None, .. }
-        )
-    }
-
-    /// For the log.
-    pub fn name(&self) -> String {
-        match self {
-            Request::Status {} => "status".to_owned(),
-            Request::Config {} => "config".to_owned(),
-            Request::Connections { .. } => "connections".to_owned(),
-            Request::Topics {} => "topics".to_owned(),
+            | Request::Config {}
+            | Request::Connections { .. }
+            | Request::Topics {}
+            | Request::LogLevel { level: None }
+            | Request::Quarantine { state: None, .. } => return None,
             Request::Record { resource, longest } => {
                 format!("record {}, messages up to {longest} bytes", resource.escape_debug())
             }
@@ -183,13 +172,9 @@ impl Request {
             }
             Request::Close { id: Some(id), code, .. } => format!("close {id} with {code}"),
             Request::Close { id: None, filter, code } => format!("close all of {filter} with {code}"),
-            Request::Quarantine { resource, state, .. } => {
-                let state = match state {
-                    Some(Switch::On) => " on",
-                    Some(Switch::Off) => " off",
-                    None => "",
-                };
-                format!("quarantine {}{state}", resource.as_deref().unwrap_or_default().escape_debug())
+            Request::Quarantine { resource, state: Some(state), .. } => {
+                let state = if *state == Switch::On { "on" } else { "off" };
+                format!("quarantine {} {state}", resource.as_deref().unwrap_or_default().escape_debug())
             }
             Request::Stop { now } => if *now { "stop now" } else { "stop" }.to_owned(),
             Request::Drain { seconds: Some(seconds) } => format!("drain for {seconds} s"),
@@ -198,11 +183,9 @@ impl Request {
             Request::Reload {} => "reload".to_owned(),
             Request::Upgrade {} => "upgrade".to_owned(),
             Request::Cancel {} => "cancel".to_owned(),
-            Request::LogLevel { level } => {
-                format!("log-level {}", level.as_deref().unwrap_or_default().escape_debug())
-            }
+            Request::LogLevel { level: Some(level) } => format!("log-level {}", level.escape_debug()),
             Request::Workers { pool, change } => format!("workers {change} of {}", pool.escape_debug()),
-        }
+        })
     }
 
     /// The line, with its end.

@@ -7,8 +7,10 @@
 
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::region::{Access, PerPool, Region, Shareable};
+use crate::time::Instant;
 
 /// Of one handler.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +103,7 @@ pub enum Decision {
     /// Only as a probe: what becomes of it is to be told to [`CircuitBreaker::close`] or [`CircuitBreaker::release`].
     Probe {
         /// To be given to [`CircuitBreaker::close`].
-        until: u64,
+        until: Instant,
         /// Whether it is the first since the breaker was opened.
         first: bool,
     },
@@ -113,38 +115,35 @@ pub enum Decision {
 }
 
 impl CircuitBreaker {
-    /// When it becomes half-open; 0: it is closed.
-    fn until(&self) -> u64 {
+    /// When it becomes half-open; none: it is closed.
+    fn until(&self) -> Option<Instant> {
         let until = self.until.load(Ordering::Acquire);
-        if self.probe.passed.load(Ordering::Acquire) == until { 0 } else { until }
+        let is_open = until != 0 && self.probe.passed.load(Ordering::Acquire) != until;
+        is_open.then(|| Instant::from_nanos(until))
     }
 
     /// Its state.
-    pub fn state(&self, now: u64) -> BreakerState {
+    pub fn state(&self, now: Instant) -> BreakerState {
         match self.until() {
-            0 => BreakerState::Closed,
-            until if now < until => BreakerState::Open,
-            _ => BreakerState::HalfOpen,
+            None => BreakerState::Closed,
+            Some(until) if now < until => BreakerState::Open,
+            Some(_) => BreakerState::HalfOpen,
         }
     }
 
     /// The seconds of Retry-After for a connection that surely cannot pass now: for a process that forwards the others to
     /// another one, where they [`enter`](Self::enter). [worker]
-    pub fn refusal(&self, now: u64) -> Option<u64> {
-        match self.until() {
-            0 => None,
-            UNTIL_LIFTED => Some(UNKNOWN),
-            until if now < until => Some((until - now).div_ceil(SECOND)),
+    pub fn refusal(&self, now: Instant) -> Option<u64> {
+        match self.until()? {
+            Instant::NEVER => Some(UNKNOWN),
+            until if now < until => Some((until.since(now) + A_SECOND_LESS).as_secs()),
             _ => (self.probe.prober.load(Ordering::Acquire) > 0).then_some(1),
         }
     }
 
     /// A connection is to reach the handler, in the process `pid`. [worker]
-    pub fn enter(&self, pid: i32, now: u64) -> Decision {
-        let until = self.until();
-        if until == 0 {
-            return Decision::Free;
-        }
+    pub fn enter(&self, pid: i32, now: Instant) -> Decision {
+        let Some(until) = self.until() else { return Decision::Free };
         if let Some(seconds) = self.refusal(now) {
             return Decision::Refused { seconds };
         }
@@ -160,10 +159,10 @@ impl CircuitBreaker {
     }
 
     /// The probe of this process has succeeded. False if the breaker was opened once more meanwhile. [worker]
-    pub fn close(&self, pid: i32, until: u64) -> bool {
-        let is_same = self.until.load(Ordering::Acquire) == until;
+    pub fn close(&self, pid: i32, until: Instant) -> bool {
+        let is_same = self.until.load(Ordering::Acquire) == until.as_nanos();
         if is_same {
-            self.probe.passed.store(until, Ordering::Release);
+            self.probe.passed.store(until.as_nanos(), Ordering::Release);
         }
         self.release(pid);
         is_same
@@ -174,33 +173,28 @@ impl CircuitBreaker {
         self.probe.release(pid);
     }
 
-    /// ns until it becomes half-open; None if it is closed, or open until an operator lifts that.
-    pub fn time_left(&self, now: u64) -> Option<u64> {
-        match self.until() {
-            0 | UNTIL_LIFTED => None,
-            until => Some(until.saturating_sub(now)),
-        }
+    /// Until it becomes half-open; None if it is closed, or open until an operator lifts that.
+    pub fn time_left(&self, now: Instant) -> Option<Duration> {
+        self.until().filter(|until| !until.is_never()).map(|until| until.since(now))
     }
 
     /// Closes it. [supervisor]
     pub fn lift(&self) {
-        self.open(0);
+        self.open(Instant::default());
     }
 
-    /// Opens it until this instant (ns), or [`UNTIL_LIFTED`]. [supervisor]
-    pub fn open(&self, until: u64) {
+    /// Opens it until this instant; [`Instant::NEVER`]: until an operator lifts that. [supervisor]
+    pub fn open(&self, until: Instant) {
         self.probe.passed.store(0, Ordering::Release);
-        self.until.store(until, Ordering::Release);
+        self.until.store(until.as_nanos(), Ordering::Release);
         self.probe.prober.store(NOBODY, Ordering::Release);
     }
 }
 
-/// A breaker that is open until this instant waits for an operator to lift that.
-pub const UNTIL_LIFTED: u64 = u64::MAX;
 /// The seconds that clients are told when nobody knows how long it will be.
 const UNKNOWN: u64 = 60;
-
-const SECOND: u64 = 1_000_000_000;
+/// Rounds up.
+const A_SECOND_LESS: Duration = Duration::from_nanos(999_999_999);
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -209,6 +203,11 @@ mod tests {
 
     const US: i32 = 17;
     const THEM: i32 = 18;
+    const SECOND: u64 = 1_000_000_000;
+
+    fn at(nanos: u64) -> Instant {
+        Instant::from_nanos(nanos)
+    }
 
     fn closed() -> CircuitBreaker {
         CircuitBreaker { until: Box::leak(Box::default()), probe: Box::leak(Box::default()) }
@@ -216,74 +215,80 @@ mod tests {
 
     fn open_until(until: u64) -> CircuitBreaker {
         let breaker = closed();
-        breaker.open(until);
+        breaker.open(at(until));
         breaker
     }
 
     #[test]
     fn a_closed_breaker_lets_all_pass() {
         let breaker = closed();
-        assert_eq!((breaker.enter(US, 0), breaker.enter(US, 5)), (Decision::Free, Decision::Free));
-        assert_eq!(breaker.state(5), BreakerState::Closed);
+        assert_eq!((breaker.enter(US, at(0)), breaker.enter(US, at(5))), (Decision::Free, Decision::Free));
+        assert_eq!(breaker.state(at(5)), BreakerState::Closed);
     }
 
     #[test]
     fn an_open_breaker_says_how_long_in_whole_seconds() {
         let breaker = open_until(10 * SECOND);
         for (now, seconds) in [(0, 10), (1, 10), (SECOND, 9), (9 * SECOND, 1), (10 * SECOND - 1, 1)] {
-            assert_eq!(breaker.enter(US, now), Decision::Refused { seconds }, "at {now} ns");
-            assert_eq!(breaker.state(now), BreakerState::Open);
+            assert_eq!(breaker.enter(US, at(now)), Decision::Refused { seconds }, "at {now} ns");
+            assert_eq!(breaker.state(at(now)), BreakerState::Open);
         }
     }
 
     #[test]
     fn one_probe_at_a_time() {
         let breaker = open_until(10);
-        assert_eq!(breaker.enter(US, 10), Decision::Probe { until: 10, first: true });
-        assert_eq!(breaker.enter(US, 11), Decision::Refused { seconds: 1 });
-        assert_eq!(breaker.enter(THEM, 11), Decision::Refused { seconds: 1 });
+        assert_eq!(breaker.enter(US, at(10)), Decision::Probe { until: at(10), first: true });
+        assert_eq!(breaker.enter(US, at(11)), Decision::Refused { seconds: 1 });
+        assert_eq!(breaker.enter(THEM, at(11)), Decision::Refused { seconds: 1 });
         breaker.release(THEM); // not theirs
-        assert_eq!(breaker.enter(THEM, 12), Decision::Refused { seconds: 1 });
+        assert_eq!(breaker.enter(THEM, at(12)), Decision::Refused { seconds: 1 });
         breaker.release(US);
-        assert_eq!(breaker.enter(THEM, 13), Decision::Probe { until: 10, first: false });
-        assert_eq!(breaker.state(13), BreakerState::HalfOpen);
-        assert!(breaker.close(THEM, 10));
-        assert_eq!(breaker.enter(US, 14), Decision::Free);
+        assert_eq!(breaker.enter(THEM, at(13)), Decision::Probe { until: at(10), first: false });
+        assert_eq!(breaker.state(at(13)), BreakerState::HalfOpen);
+        assert!(breaker.close(THEM, at(10)));
+        assert_eq!(breaker.enter(US, at(14)), Decision::Free);
     }
 
     #[test]
     fn a_probe_does_not_close_what_was_opened_after_it_had_passed() {
         let breaker = open_until(10);
-        breaker.enter(US, 10);
-        breaker.open(40);
-        assert!(!breaker.close(US, 10));
-        assert_eq!(breaker.state(39), BreakerState::Open);
-        assert_eq!(breaker.enter(THEM, 40), Decision::Probe { until: 40, first: true });
+        breaker.enter(US, at(10));
+        breaker.open(at(40));
+        assert!(!breaker.close(US, at(10)));
+        assert_eq!(breaker.state(at(39)), BreakerState::Open);
+        assert_eq!(breaker.enter(THEM, at(40)), Decision::Probe { until: at(40), first: true });
     }
 
     #[test]
     fn a_breaker_that_is_lifted_is_closed_whatever_a_probe_says() {
         let breaker = open_until(10);
-        breaker.enter(US, 10);
+        breaker.enter(US, at(10));
         breaker.lift();
-        assert!(!breaker.close(US, 10), "it was not the probe that opened it");
-        assert_eq!((breaker.enter(US, 11), breaker.enter(THEM, 11)), (Decision::Free, Decision::Free));
-        breaker.open(UNTIL_LIFTED);
-        assert_eq!(breaker.enter(US, u64::MAX - 1), Decision::Refused { seconds: 60 });
-        assert_eq!((breaker.state(u64::MAX - 1), breaker.time_left(0)), (BreakerState::Open, None));
-        breaker.open(20);
-        assert_eq!((breaker.time_left(15), breaker.time_left(25)), (Some(5), Some(0)));
+        assert!(!breaker.close(US, at(10)), "it was not the probe that opened it");
+        assert_eq!(
+            (breaker.enter(US, at(11)), breaker.enter(THEM, at(11))),
+            (Decision::Free, Decision::Free)
+        );
+        breaker.open(Instant::NEVER);
+        assert_eq!(breaker.enter(US, at(u64::MAX - 1)), Decision::Refused { seconds: 60 });
+        assert_eq!((breaker.state(at(u64::MAX - 1)), breaker.time_left(at(0))), (BreakerState::Open, None));
+        breaker.open(at(20));
+        assert_eq!(
+            (breaker.time_left(at(15)), breaker.time_left(at(25))),
+            (Some(Duration::from_nanos(5)), Some(Duration::ZERO))
+        );
         breaker.lift();
-        assert_eq!((breaker.state(16), breaker.time_left(16)), (BreakerState::Closed, None));
+        assert_eq!((breaker.state(at(16)), breaker.time_left(at(16))), (BreakerState::Closed, None));
     }
 
     #[test]
     fn each_handler_has_its_own() {
         let breakers = Breakers::create(3).unwrap();
         [0, 1].into_iter().for_each(|pool| breakers.open(pool).unwrap());
-        breakers.get(1, 1).unwrap().open(7);
+        breakers.get(1, 1).unwrap().open(at(7));
         let states: Vec<BreakerState> = [(0, 0), (1, 1), (0, 2)]
-            .map(|(pool, handler)| breakers.get(pool, handler).unwrap().state(1))
+            .map(|(pool, handler)| breakers.get(pool, handler).unwrap().state(at(1)))
             .into();
         assert_eq!(states, [BreakerState::Closed, BreakerState::Open, BreakerState::Closed]);
         assert!(breakers.get(0, 3).is_none() && breakers.get(2, 0).is_none());
@@ -294,11 +299,11 @@ mod tests {
         let breakers = Breakers::create(2).unwrap();
         breakers.open(0).unwrap();
         let breaker = breakers.get(0, 1).unwrap();
-        breaker.open(10);
-        breaker.enter(US, 10);
+        breaker.open(at(10));
+        breaker.enter(US, at(10));
         breakers.release(US, 1);
-        assert_eq!(breaker.enter(THEM, 11), Decision::Refused { seconds: 1 });
+        assert_eq!(breaker.enter(THEM, at(11)), Decision::Refused { seconds: 1 });
         breakers.release(US, 2);
-        assert_eq!(breaker.enter(THEM, 11), Decision::Probe { until: 10, first: false });
+        assert_eq!(breaker.enter(THEM, at(11)), Decision::Probe { until: at(10), first: false });
     }
 }

@@ -294,7 +294,7 @@ impl<'a> Report<'a> {
             text.sample(&labels, 1);
         }
         text.family(&QUARANTINED);
-        let now = clock::now().as_nanos();
+        let now = clock::now();
         for (route, breaker) in routes() {
             let quarantined = breaker.state(now) != BreakerState::Closed;
             text.sample(&[("handler", &route.resource)], u8::from(quarantined));

@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{SockRef, Socket};
@@ -14,19 +15,20 @@ use crate::clock;
 use crate::fleet::listener::Listener;
 use crate::http::{self, Response};
 use crate::proto::http1::head::{self, Head, HeadLimits, Parsed};
+use crate::time::Instant;
 
 /// Clients at a time; when one more comes, the one that has been here for the longest makes way.
 const CLIENTS: usize = 32;
-/// From the connection to the last byte of the reply; ns.
-const TIME: u64 = 10_000_000_000;
-/// How long (ns) a client may take to close its end, which it does once it has read the reply.
-const LINGER: u64 = 2_000_000_000;
+/// From the connection to the last byte of the reply.
+const TIME: Duration = Duration::from_secs(10);
+/// How long a client may take to close its end, which it does once it has read the reply.
+const LINGER: Duration = Duration::from_secs(2);
 const LIMITS: HeadLimits = HeadLimits { bytes: 8 * 1024, headers: 64 };
 
 struct Client {
     socket: Socket,
     phase: Phase,
-    deadline: u64,
+    deadline: Instant,
 }
 
 enum Phase {
@@ -50,15 +52,15 @@ pub fn serve(listeners: &[Arc<Listener>], answer: impl Fn(&Head) -> Response) ->
     let mut clients: Vec<Client> = Vec::new();
     loop {
         let (calling, ready) = wait(listeners, &clients)?;
-        let time = clock::now().as_nanos();
+        let now = clock::now();
         let mut ready = ready.into_iter();
         clients.retain_mut(|client| {
             let is_ready = ready.next().unwrap_or(false);
-            let next = if is_ready { client.go_on(&answer, time) } else { Next::Stay };
-            next == Next::Stay && client.deadline > time
+            let next = if is_ready { client.go_on(&answer, now) } else { Next::Stay };
+            next == Next::Stay && client.deadline > now
         });
         for listener in calling {
-            welcome(listener, &mut clients, time);
+            welcome(listener, &mut clients, now);
         }
     }
 }
@@ -76,7 +78,7 @@ fn wait<'a>(
     }));
     let deadline = clients.iter().map(|client| client.deadline).min();
     let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
-        let milliseconds = deadline.saturating_sub(clock::now().as_nanos()).div_ceil(1_000_000);
+        let milliseconds = deadline.since(clock::now()).as_nanos().div_ceil(1_000_000);
         PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
     });
     match poll(&mut fds, timeout) {
@@ -89,7 +91,7 @@ fn wait<'a>(
     Ok((calling, ready.collect()))
 }
 
-fn welcome(listener: &Listener, clients: &mut Vec<Client>, time: u64) {
+fn welcome(listener: &Listener, clients: &mut Vec<Client>, now: Instant) {
     let accepted = SockRef::from(listener).accept();
     match accepted.and_then(|(socket, _)| socket.set_nonblocking(true).map(|()| socket)) {
         Ok(socket) => {
@@ -97,22 +99,22 @@ fn welcome(listener: &Listener, clients: &mut Vec<Client>, time: u64) {
                 clients.remove(0);
             }
             let phase = Phase::Request(Vec::new());
-            clients.push(Client { socket, phase, deadline: time.saturating_add(TIME) });
+            clients.push(Client { socket, phase, deadline: now + TIME });
         }
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
         Err(error) => {
             log::warn!("metrics: {}: {error}", listener.address);
             // Descriptors or memory have run out: what there is goes on first.
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
 }
 
 impl Client {
-    fn go_on(&mut self, answer: impl Fn(&Head) -> Response, time: u64) -> Next {
+    fn go_on(&mut self, answer: impl Fn(&Head) -> Response, now: Instant) -> Next {
         let done = match &self.phase {
             Phase::Request(_) => self.read(answer),
-            Phase::Reply(..) => self.write(time),
+            Phase::Reply(..) => self.write(now),
             Phase::Linger => match self.socket.read(&mut [0; 4096]) {
                 Ok(count) if count > 0 => Ok(Next::Stay),
                 end => end.map(|_| Next::Go),
@@ -144,13 +146,13 @@ impl Client {
         Ok(Next::Stay)
     }
 
-    fn write(&mut self, time: u64) -> io::Result<Next> {
+    fn write(&mut self, now: Instant) -> io::Result<Next> {
         let Phase::Reply(reply, sent) = &mut self.phase else { return Ok(Next::Go) };
         *sent += self.socket.write(reply.get(*sent..).unwrap_or_default())?;
         if *sent == reply.len() {
             self.socket.shutdown(Shutdown::Write)?;
             self.phase = Phase::Linger;
-            self.deadline = time.saturating_add(LINGER);
+            self.deadline = now + LINGER;
         }
         Ok(Next::Stay)
     }

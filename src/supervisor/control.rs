@@ -15,7 +15,7 @@ use crate::clock;
 use crate::control::view::{Process, View};
 use crate::control::{Number, Operation};
 use crate::ctl::request::{Change, Switch};
-use crate::fleet::breakers::UNTIL_LIFTED;
+use crate::time::Instant;
 
 impl Supervisor {
     /// Serves clients of the control socket. While another executable still serves, it is the one to be asked.
@@ -80,7 +80,7 @@ impl Supervisor {
             counters: self.shared.counters,
             breakers: self.shared.breakers,
             processes: present.chain(leaving).collect(),
-            bus: channel_of(bus),
+            bus: bus.and_then(|pid| Some((pid.as_raw(), channel_of(Some(pid))?))),
             is_upgrading: self.upgrade.policy.is_under_way(),
             longest_turn: self.host.longest_turn,
             draining: self.draining(),
@@ -130,7 +130,7 @@ impl Supervisor {
     }
 
     fn shut(&self, number: u16, time: Option<Duration>) {
-        let until = time.map_or(UNTIL_LIFTED, |time| (clock::now() + time).as_nanos());
+        let until = time.map_or(Instant::NEVER, |time| clock::now() + time);
         if let Some(breaker) = self.breaker(number) {
             breaker.open(until);
         }

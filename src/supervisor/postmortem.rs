@@ -21,7 +21,7 @@ use super::{Supervisor, plural};
 use crate::clock;
 use crate::config;
 use crate::ffi::is_start;
-use crate::fleet::breakers::{BreakerState, CircuitBreaker, UNTIL_LIFTED};
+use crate::fleet::breakers::{BreakerState, CircuitBreaker};
 use crate::fleet::counters::DEATHS;
 use crate::fleet::crash_report::{self, Facts, Message};
 use crate::fleet::current_call::CurrentCall;
@@ -241,7 +241,7 @@ impl Supervisor {
         if is_known || !quarantine.on_death_at_start(handler) {
             return;
         }
-        self.breaker(handler).inspect(|breaker| breaker.open(UNTIL_LIFTED));
+        self.breaker(handler).inspect(|breaker| breaker.open(Instant::NEVER));
         self.count_handler(handler, |entry| entry.quarantines.add(1));
         let Some(route) = self.generation.routes.handlers().get(usize::from(handler)) else { return };
         log::error!(
@@ -325,11 +325,11 @@ impl Supervisor {
     }
 
     fn breaker_state(&self, handler: u16) -> BreakerState {
-        self.breaker(handler).map_or(BreakerState::Open, |breaker| breaker.state(clock::now().as_nanos()))
+        self.breaker(handler).map_or(BreakerState::Open, |breaker| breaker.state(clock::now()))
     }
 
     fn open_breaker(&self, handler: u16, now: Instant, Verdict { time, .. }: Verdict, why: &str) {
-        self.breaker(handler).inspect(|breaker| breaker.open((now + time).as_nanos()));
+        self.breaker(handler).inspect(|breaker| breaker.open(now + time));
         self.count_handler(handler, |entry| entry.quarantines.add(1));
         if let Some(route) = self.generation.routes.handlers().get(usize::from(handler)) {
             log::warn!("{}: {why}: quarantined, {} answers 503 for {time:?}", route.name, route.resource);

@@ -68,7 +68,7 @@ impl Supervisor {
             && let Some(channel) = &process.channel
         {
             match channel.recv_start() {
-                Ok(Some(Start::Done(report))) => self.host.control.hear(pid.as_raw(), report),
+                Ok(Some(Start::Done(report))) => self.host.control.on_reply(pid.as_raw(), report),
                 Ok(Some(start)) => self.auxiliaries.on_start(pid, start, &mut self.processes),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -129,7 +129,7 @@ impl Supervisor {
                 | Report::ClosingAll { .. }
                 | Report::Published { .. }),
                 _,
-            ) => self.host.control.hear(pid.as_raw(), report),
+            ) => self.host.control.on_reply(pid.as_raw(), report),
             (Report::Topics, _) => self.generation.bus.set_used(),
             (Report::Faulty, Role::Worker) => self.replace_faulty(slot, now),
             (Report::Faulty | Report::Taken | Report::Born { .. }, _) => {}

@@ -16,7 +16,7 @@ pub struct Probe {
     handler: u16,
     conn: u64,
     /// What the breaker is closed with.
-    until: u64,
+    until: Instant,
     open_since: Option<Instant>,
 }
 
@@ -30,7 +30,7 @@ impl Handshakes {
     /// Whether a request may get to its handler; else the seconds after which to try again.
     pub fn check_breaker(&self, handler: u16, conn: u64) -> Result<(), u64> {
         let Some(breaker) = self.breakers.get(self.conns.presence.pool, handler) else { return Ok(()) };
-        match breaker.enter(self.conns.presence.pid, self.conns.life.turn().instant().as_nanos()) {
+        match breaker.enter(self.conns.presence.pid, self.conns.life.turn().instant()) {
             Decision::Free => Ok(()),
             Decision::Refused { seconds } => Err(seconds),
             Decision::Probe { until, first } => {

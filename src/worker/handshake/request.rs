@@ -164,7 +164,7 @@ impl Handshakes {
         // For handlers of this pool `begin` asks the breaker, and may let a probe through.
         let pool = self.handlers.pool_of(handler);
         let breaker = self.breakers.get(pool, handler);
-        match breaker.and_then(|breaker| breaker.refusal(self.conns.life.turn().instant().as_nanos())) {
+        match breaker.and_then(|breaker| breaker.refusal(self.conns.life.turn().instant())) {
             Some(seconds) if pool != self.conns.presence.pool => Err(quarantined(seconds).into()),
             _ => Ok(handler),
         }

@@ -1,0 +1,160 @@
+//! Requests that wait for other processes: which ones, until when, and what has come of it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::view::View;
+use super::{Control, Number, Outcome};
+use crate::fleet::control::{Channel, Command, Report};
+use crate::time::Instant;
+
+/// How long processes may take to reply.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What processes were asked to do.
+pub(super) trait Task {
+    /// One of them has replied.
+    fn on_reply(&mut self, pid: i32, report: Report);
+    /// The line for the client. The `silent` ones are there, and have not replied.
+    fn answer(self: Box<Self>, silent: &[i32], view: &View<'_>, now: Instant) -> Vec<u8>;
+}
+
+/// A request that waits. Done when all have replied or are gone, or its time is up.
+pub(super) struct Pending {
+    /// Comes back with the replies.
+    ticket: u64,
+    client: Number,
+    pub deadline: Instant,
+    /// Processes that have not replied.
+    asked: Vec<i32>,
+    task: Box<dyn Task>,
+}
+
+impl Control {
+    /// Has a client wait for what `ask` asks which processes for.
+    pub(super) fn wait<T: Task + 'static>(
+        &mut self,
+        client: Number,
+        now: Instant,
+        ask: impl FnOnce(u64) -> Result<(Vec<i32>, T), String>,
+    ) -> Result<Outcome, String> {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        let (asked, task) = ask(ticket)?;
+        self.pending.push(Pending { ticket, client, deadline: now + PATIENCE, asked, task: Box::new(task) });
+        Ok(Outcome::Later)
+    }
+
+    /// A process replies to a command; a reply that nobody waits for is ignored.
+    pub fn on_reply(&mut self, pid: i32, report: Report) {
+        if let Some(pending) = self.pending.iter_mut().find(|pending| Some(pending.ticket) == report.ticket())
+            && let Some(index) = pending.asked.iter().position(|asked| *asked == pid)
+        {
+            pending.asked.swap_remove(index);
+            pending.task.on_reply(pid, report);
+        }
+    }
+
+    /// Answers the clients that have waited long enough.
+    pub(super) fn finish_pending(&mut self, view: &View<'_>, now: Instant) {
+        let is_over = |pending: &mut Pending| {
+            pending.asked.retain(|pid| view.is_there(*pid));
+            pending.asked.is_empty() || pending.deadline <= now
+        };
+        let finished: Vec<Pending> = self.pending.extract_if(.., is_over).collect();
+        for Pending { client, asked, task, .. } in finished {
+            self.send(client, task.answer(&asked, view, now));
+        }
+    }
+}
+
+/// Sends a command to a worker; false if it is gone, and its connections with it. One that does not take it will not
+/// reply, either.
+pub(super) fn is_told(channel: &Channel, command: Command, file: BorrowedFd<'_>) -> bool {
+    let told = channel.send_command_with(command, file);
+    !told.is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// A file in memory, to be sent along with a command.
+pub(super) fn memory() -> io::Result<File> {
+    Ok(memfd_create(c"wshd ctl", MFdFlags::MFD_CLOEXEC)?.into())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use nix::unistd::Pid;
+
+    use super::super::view::Process;
+    use super::*;
+    use crate::config::Config;
+    use crate::fleet::routes::Routes;
+    use crate::fleet::shared::Shared;
+
+    /// Notes who has replied, and who has not when it was answered.
+    struct Noted(Rc<RefCell<String>>);
+
+    impl Task for Noted {
+        fn on_reply(&mut self, pid: i32, _: Report) {
+            *self.0.borrow_mut() += &format!("{pid} replied; ");
+        }
+
+        fn answer(self: Box<Self>, silent: &[i32], _: &View<'_>, _: Instant) -> Vec<u8> {
+            *self.0.borrow_mut() += &format!("silent {silent:?}");
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn a_request_waits_for_processes_that_live_until_its_time_is_up() {
+        let (config, routes) = (Config::default(), Routes::default());
+        let shared = Shared::create(1, &routes, (0, 0)).unwrap();
+        let (channel, _theirs) = Channel::pair().unwrap();
+        let view = |pids: &[i32]| View {
+            config: &config,
+            routes: &routes,
+            listeners: &[],
+            scoreboard: shared.scoreboard,
+            counters: shared.counters,
+            breakers: shared.breakers,
+            processes: pids
+                .iter()
+                .map(|pid| {
+                    let pid = Some(Pid::from_raw(*pid));
+                    Process { slot: 0, pid, is_leaving: false, channel: Some(&channel) }
+                })
+                .collect(),
+            bus: None,
+            is_upgrading: false,
+            longest_turn: Duration::ZERO,
+            draining: None,
+        };
+        let now = Instant::from_seconds(1);
+        for (alive, at, expected) in [
+            (&[7, 8][..], now, "7 replied; "),
+            (&[7], now, "7 replied; silent []"), // 8 is gone
+            (&[7, 8], now + PATIENCE, "7 replied; silent [8]"),
+        ] {
+            let (mut control, noted) = (Control::default(), Rc::default());
+            control.next_ticket = 5;
+            let begun = control.wait(1, now, |ticket| {
+                assert_eq!(ticket, 5);
+                Ok((vec![7, 8], Noted(Rc::clone(&noted))))
+            });
+            assert!(matches!(begun, Ok(Outcome::Later)));
+            assert_eq!(control.deadline(), Some(now + PATIENCE));
+            for (pid, ticket) in [(7, 4), (9, 5), (7, 5), (7, 5)] {
+                control.on_reply(pid, Report::ClosingAll { ticket, count: 1 });
+            }
+            control.finish_pending(&view(alive), at);
+            assert_eq!(*noted.borrow(), expected);
+        }
+    }
+}
