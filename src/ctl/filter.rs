@@ -103,20 +103,6 @@ impl fmt::Display for Peer {
     }
 }
 
-impl TryFrom<String> for Peer {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Peer> for String {
-    fn from(peer: Peer) -> Self {
-        peer.to_string()
-    }
-}
-
 /// `peer 192.0.2.1/32, handler chat`
 impl fmt::Display for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::filter::Filter;
+use super::filter::{Filter, Peer};
 use super::publish::Payload;
 
 /// The longest request, with the end of its line; bytes.
@@ -264,6 +264,7 @@ macro_rules! written {
 
 written!(Id);
 written!(Change);
+written!(Peer);
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -1,6 +1,6 @@
 //! The channel between the supervisor and one worker: a SOCK_SEQPACKET socket pair, one typed message a
-//! datagram, non-blocking on both sides. Carries orders, with a descriptor where one needs it, and reports, never a
-//! client's byte. The end of the channel is a message too: the other process is gone.
+//! datagram, non-blocking on both sides. Carries commands, with a descriptor where one needs it, and reports, never a
+//! client's byte. The end of the channel is a message too: the other process has ended.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,12 +11,12 @@ use super::datagram;
 use crate::log::{self, Book, Level};
 use crate::time::Instant;
 
-/// What the supervisor orders.
+/// What the supervisor commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Accept nothing more, close all connections with 1001, leave by the deadline.
+    /// Accept nothing more, close all connections with 1001, exit by the deadline.
     Stop,
-    /// Leave now.
+    /// Exit now.
     Quit,
     /// Move so many connections to the inbox of another slot.
     Rebalance {
@@ -25,30 +25,30 @@ pub enum Command {
         /// How many at most.
         count: u16,
     },
-    /// Accept nothing more, hand all connections over to another slot, or to the inbox whose inlet comes with this,
-    /// and leave.
+    /// Accept nothing more, move all connections to another slot, or to the inbox whose sending end comes with this, and
+    /// exit.
     Migrate {
-        /// The other slot, if no inlet comes.
+        /// The other slot, if no descriptor comes.
         to: u16,
     },
-    /// Accept nothing more, and leave when all connections have ended, in the time that their handlers have.
+    /// Accept nothing more, and exit when all connections have ended, within the time that their handlers have.
     Drain,
     /// The worker was started to wait, and is to serve from now on.
     Begin,
-    /// Fork a child into a slot. Comes once for each of its descriptors: the inlet (0) and the outlet (1) of its inbox,
-    /// its end of the channel to the supervisor (2).
+    /// Fork a child into a slot. Sent once for each of its descriptors: the sending end (0) and the receiving end (1) of its
+    /// inbox, its end of the channel to the supervisor (2).
     Child {
         /// The slot.
         slot: u16,
         /// Which descriptor it is.
         part: u16,
     },
-    /// The inlet that comes with this is that of a slot's inbox.
+    /// The descriptor is the sending end of a slot's inbox.
     Tx {
         /// The slot.
         slot: u16,
     },
-    /// Take up what lies in the inbox whose receiving end comes with this: nobody serves in its slot for now.
+    /// Adopt what lies in the inbox whose receiving end comes with this: its slot has no process for now.
     TakeUp,
     /// Write this log into the file whose descriptor comes with this. Carried out by [`Channel::recv_command`].
     Log(Book),
@@ -103,13 +103,13 @@ pub enum Report {
         /// Handlers that did not load, or whose `on_worker_start` failed.
         broken: u16,
     },
-    /// It is going down, and sends its connections to its slot's inbox.
+    /// It crashes, and sends its connections to its slot's inbox.
     Crashed,
     /// It accepts nothing more, and hands its connections over as it was told.
     Leaving,
     /// It has written its list.
     Listed {
-        /// Of the order.
+        /// Of the command.
         ticket: u64,
         /// Connections or topics in the file.
         listed: u64,
@@ -118,21 +118,21 @@ pub enum Report {
     },
     /// It has been told to close a connection.
     Closing {
-        /// Of the order.
+        /// Of the command.
         ticket: u64,
         /// Whether it does; else there is none that it could close.
         begun: bool,
     },
     /// It has published a message.
     Published {
-        /// Of the order.
+        /// Of the command.
         ticket: u64,
         /// Connections of this server that are subscribed to the topic.
         subscribers: u64,
     },
     /// It closes so many connections.
     ClosingAll {
-        /// Of the order.
+        /// Of the command.
         ticket: u64,
         /// How many.
         count: u64,
@@ -142,7 +142,7 @@ pub enum Report {
         /// To be checked.
         pid: i32,
     },
-    /// It waits for a connection no more.
+    /// A spare process has got its connection.
     Taken,
     /// Its handlers use topics.
     Topics,
@@ -173,17 +173,17 @@ impl Channel {
         Ok((Channel(ours), Channel(theirs)))
     }
 
-    /// Sends an order. [supervisor]
+    /// Sends a command. [supervisor]
     pub fn send_command(&self, command: Command) -> io::Result<()> {
         self.send(command.message(), None)
     }
 
-    /// Sends an order and a descriptor that goes with it. [supervisor]
+    /// Sends a command and a descriptor that goes with it. [supervisor]
     pub fn send_command_with(&self, command: Command, fd: BorrowedFd<'_>) -> io::Result<()> {
         self.send(command.message(), Some(fd))
     }
 
-    /// The next order and what came with it, those about the log excepted, which are carried out here; None: the
+    /// The next command and what came with it, those about the log excepted, which are carried out here; None: the
     /// supervisor is gone. [worker, auxiliary process]
     pub fn recv_command(&self) -> io::Result<Option<(Command, Option<OwnedFd>)>> {
         loop {
@@ -209,7 +209,7 @@ impl Channel {
         self.send(report.message(), None)
     }
 
-    /// The next report; None: the worker is gone. [supervisor]
+    /// The next report; None: the worker has ended. [supervisor]
     pub fn recv_report(&self) -> io::Result<Option<Report>> {
         let Some((message, _)) = self.recv()? else { return Ok(None) };
         Report::read(message).map(Some).ok_or_else(|| nonsense(message[0]))

@@ -134,9 +134,7 @@ impl Listener {
             let _ = SockRef::from(&self.fd).shutdown(Shutdown::Both); // fails if it was shut down before
         }
     }
-}
 
-impl Listener {
     /// Whether workers have to refuse connections while it is [paused](Self::pause): a Unix socket that was shut down could
     /// not listen again. At an [adopted](adopt) one they wait for the next server.
     pub fn is_refused_by_workers(&self) -> bool {
@@ -291,7 +289,6 @@ pub fn adopted_or_bound(
 /// How often another port is picked.
 const PICKS: u32 = 16;
 
-/// Binds all addresses of a host; where `port` is 0, to `picked` unless that is 0 as well.
 /// Whether an error of accept(2) is that of the connection that was waiting, not of the socket.
 pub fn is_of_connection(error: i32) -> bool {
     use libc::*;
@@ -300,6 +297,7 @@ pub fn is_of_connection(error: i32) -> bool {
     matches!(error, EINTR | ECONNABORTED | EPERM) || of_network.contains(&error)
 }
 
+/// Binds all addresses of a host; where `port` is 0, to `picked` unless that is 0 as well.
 fn bind_host(
     host: &str,
     port: u16,
@@ -389,10 +387,14 @@ pub fn adopt(fd: OwnedFd, name: &str) -> Result<Listener, BindError> {
     Listener::of(socket, address).map_err(failed)
 }
 
+/// Binds a socket in the file system; one with permissions of its own is the owner's alone until it has them.
 fn bind_unix(path: &Path, how: Binding) -> io::Result<Listener> {
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.bind(&SockAddr::unix(path)?)?;
+    let before = how.mode.map(|_| umask(Mode::from_bits_truncate(0o177)));
+    let bound = SockAddr::unix(path).and_then(|address| socket.bind(&address));
+    before.map(umask);
+    bound?;
     let listener = Listener { file: identity(path), ..Listener::of(socket, Bound::Unix(path.to_owned()))? };
     // Nobody can connect before it listens.
     let opened = permit(path, how).and_then(|()| SockRef::from(&listener.fd).listen(how.backlog));
@@ -410,25 +412,9 @@ fn permit(path: &Path, how: Binding) -> io::Result<()> {
 /// Listens on a path that nobody but the owner, and the members of a group where one is given, may connect to.
 /// [supervisor]
 pub fn bind_private(path: &Path, group: Option<Gid>, backlog: i32) -> io::Result<Listener> {
-    remove_stale(path)?;
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let bound = SockAddr::unix(path).and_then(|address| socket.bind(&address));
-    umask(before);
-    bound?;
-    let (file, asked) = (identity(path), Some(Listen::Unix(path.to_owned())));
-    let listener = Listener { file, asked, ..Listener::of(socket, Bound::Unix(path.to_owned()))? };
-    let opened = group.map_or(Ok(()), |group| {
-        chown(path, None, Some(group.as_raw()))?;
-        std::fs::set_permissions(path, Permissions::from_mode(0o660))
-    });
-    match opened.and_then(|()| SockRef::from(&listener.fd).listen(backlog)) {
-        Ok(()) => Ok(listener),
-        Err(error) => {
-            listener.remove_file();
-            Err(error)
-        }
-    }
+    let mode = Some(if group.is_some() { 0o660 } else { 0o600 });
+    let listener = bind_unix(path, Binding { backlog, mode, group, owner: None })?;
+    Ok(Listener { asked: Some(Listen::Unix(path.to_owned())), ..listener })
 }
 
 /// Removes the file of a socket that nobody listens on any more; anything else is left alone.

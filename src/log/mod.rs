@@ -109,7 +109,7 @@ pub fn open(settings: &Settings) -> Result<Vec<(Book, OwnedFd)>, String> {
         return Ok(Vec::new());
     }
     let logger = Logger::open(settings, Vec::new())?;
-    let outlets = BOOKS.into_iter().filter_map(|book| Some((book, logger.rx(book)?)));
+    let outlets = BOOKS.into_iter().filter_map(|book| Some((book, logger.output(book)?)));
     let opened = outlets.map(|(book, rx)| Ok((book, rx.descriptor()?)));
     opened.collect::<io::Result<_>>().map_err(|error| error.to_string())
 }
@@ -187,25 +187,28 @@ pub fn write_access(fields: &[(&str, Value<'_>)]) {
 /// Opens a file anew, which somebody may have renamed, or finds a log daemon that has come new. Lines go to the old
 /// place until then, and if there is an error. Returns the descriptor to hand on. [supervisor]
 pub fn reopen(book: Book) -> Result<Option<OwnedFd>, String> {
-    with_logger(|logger| logger.rx(book).map_or(Ok(None), Outlet::reopen)).unwrap_or(Ok(None))
+    with_logger(|logger| logger.output(book).map_or(Ok(None), Output::reopen)).unwrap_or(Ok(None))
 }
 
 /// Whether a file has become too large. [supervisor]
 pub fn is_rotation_due(book: Book) -> bool {
-    let is_due = |logger: &Logger| logger.rx(book).is_some_and(|rx| rx.is_due(logger.settings.rotation));
+    let is_due =
+        |logger: &Logger| logger.output(book).is_some_and(|output| output.is_due(logger.settings.rotation));
     with_logger(is_due).unwrap_or(false)
 }
 
 /// Renames a file that has become too large, and opens it anew; otherwise as [`reopen`]. [child of the supervisor]
 pub fn rotate(book: Book) -> Result<Option<OwnedFd>, String> {
-    let rotate = |logger: &Logger| logger.rx(book).map_or(Ok(None), |rx| rx.rotate(logger.settings.rotation));
+    let rotate = |logger: &Logger| {
+        logger.output(book).map_or(Ok(None), |output| output.rotate(logger.settings.rotation))
+    };
     with_logger(rotate).unwrap_or(Ok(None))
 }
 
 /// Goes on where the supervisor has opened something. [worker]
 pub fn replace(book: Book, fd: OwnedFd) -> io::Result<()> {
     let target = Target::from_fd(fd)?;
-    with_logger(|logger| logger.rx(book).map(|rx| rx.replace(target)));
+    with_logger(|logger| logger.output(book).map(|output| output.replace(target)));
     Ok(())
 }
 
@@ -227,11 +230,11 @@ pub fn relay(socket: OwnedFd) -> io::Result<()> {
 pub fn write_relayed(bytes: &[u8], process: &str, pid: u32) {
     let received = Received::read(bytes);
     with_logger(|logger| {
-        let outlet = logger.rx(received.book).unwrap_or(&logger.log);
+        let output = logger.output(received.book).unwrap_or(&logger.log);
         if received.lost > 0 {
-            outlet.write_as(process, pid, &loss(&loss_text(received.lost)));
+            output.write_as(process, pid, &loss(&loss_text(received.lost)));
         }
-        received.with_line(|line| outlet.write_as(process, pid, line));
+        received.with_line(|line| output.write_as(process, pid, line));
     });
 }
 
@@ -267,9 +270,9 @@ fn with_logger<R>(f: impl FnOnce(&Logger) -> R) -> Option<R> {
 
 struct Logger {
     settings: Settings,
-    log: Outlet,
+    log: Output,
     /// None if there is no access log, or it goes where the log goes.
-    access: Option<Outlet>,
+    access: Option<Output>,
 }
 
 impl Logger {
@@ -286,18 +289,18 @@ impl Logger {
         let file = |option: &str, path: &Path, opened: Option<OwnedFd>| {
             let target = opened.map_or_else(|| Target::file(path), Target::from_fd);
             let target = target.map_err(|error| failed(option, path, &error))?;
-            Ok::<_, String>(Outlet::new(target, text, Some(path.to_owned())))
+            Ok::<_, String>(Output::new(target, text, Some(path.to_owned())))
         };
         let daemon = |option: &str, path: &Path, form, opened| {
             let target = Target::daemon(path, opened).map_err(|error| failed(option, path, &error))?;
-            Ok::<_, String>(Outlet::new(target, form, None))
+            Ok::<_, String>(Output::new(target, form, None))
         };
         let log = opened(Book::Log);
         let log = match &settings.destination {
             Destination::Stderr => {
                 let target = log.map_or_else(Target::stderr, Target::from_fd);
                 let target = target.map_err(|error| format!("standard error: {error}"))?;
-                Outlet::new(target, if target::stderr_is_journal() { journal } else { text }, None)
+                Output::new(target, if target::stderr_is_journal() { journal } else { text }, None)
             }
             Destination::File(path) => file("--log-file", path, log)?,
             Destination::Syslog(path) => daemon("log_target syslog:", path, datagram, log)?,
@@ -310,7 +313,7 @@ impl Logger {
         Ok(Self { settings: settings.clone(), log, access })
     }
 
-    fn rx(&self, book: Book) -> Option<&Outlet> {
+    fn output(&self, book: Book) -> Option<&Output> {
         match book {
             Book::Log => Some(&self.log),
             Book::Access => self.access.as_ref(),
@@ -339,7 +342,7 @@ impl Log for Sink {
 }
 
 /// A target with what has been lost on the way to it.
-struct Outlet {
+struct Output {
     target: RwLock<Target>,
     form: Form,
     /// Of a file.
@@ -348,7 +351,7 @@ struct Outlet {
     lost: AtomicU64,
 }
 
-impl Outlet {
+impl Output {
     fn new(target: Target, form: Form, path: Option<PathBuf>) -> Self {
         Self { target: RwLock::new(target), form, path, lost: AtomicU64::new(0) }
     }
@@ -457,7 +460,7 @@ mod tests {
     fn what_was_lost_is_told_with_the_next_line() {
         let (mut reader, writer) = io::pipe().unwrap();
         let path = PathBuf::from(format!("/proc/self/fd/{}", writer.as_raw_fd()));
-        let rx = Outlet::new(Target::file(&path).unwrap(), Form::Text, None);
+        let rx = Output::new(Target::file(&path).unwrap(), Form::Text, None);
         drop(writer);
         let line = |message| Line { level: Level::Info, handler: None, conn: 0, message, fields: &[] };
         let long = "x".repeat(3000);
@@ -489,7 +492,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/log");
         std::fs::create_dir(dir.path().join("a")).unwrap();
-        let rx = Outlet::new(Target::file(&path).unwrap(), Form::Text, Some(path.clone()));
+        let rx = Output::new(Target::file(&path).unwrap(), Form::Text, Some(path.clone()));
         std::fs::rename(dir.path().join("a"), dir.path().join("b")).unwrap();
         let error = rx.reopen().unwrap_err();
         assert!(error.contains("a/log: No such file"), "{error}");
