@@ -21,9 +21,9 @@ use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Place, Scoreboard, State};
 use crate::time::Instant;
 
-/// Seconds after which a worker is said to hang; its event loop goes around at least once a second, unless a handler keeps
+/// After this time a worker is said to hang; its event loop goes around at least once a second, unless a handler keeps
 /// it.
-const HUNG: f64 = 5.0;
+const HUNG: Duration = Duration::from_secs(5);
 
 /// What a request can see of the server.
 pub struct View<'a> {
@@ -147,16 +147,12 @@ impl<'a> View<'a> {
         }
         let is_parent =
             self.scoreboard.place(process.slot).is_some_and(|at| self.config.is_parent(at.pool, at.number));
-        let heartbeat = since(record.heartbeat.load(Ordering::Relaxed), now);
-        let state = match record.state() {
-            State::Running | State::Stopping if heartbeat >= HUNG && !is_parent => "hung",
-            state => state_text(state),
-        };
+        let is_hung = !is_parent && record.silence(now).is_some_and(|silence| silence >= HUNG);
         Some(Worker {
-            state: state.to_owned(),
+            state: if is_hung { "hung" } else { state_text(record.state()) }.to_owned(),
             connections: record.connections.load(Ordering::Relaxed),
-            age: since(record.started(), now),
-            heartbeat,
+            age: seconds(now.since(record.started())),
+            heartbeat: seconds(now.since(record.heartbeat())),
             executes: self.executes(process.slot, pid.as_raw(), now),
             ..worker
         })
@@ -178,7 +174,6 @@ impl<'a> View<'a> {
     /// The callback that the process in a slot is in.
     pub fn executes(&self, slot: usize, pid: i32, now: Instant) -> Option<Executes> {
         let record = self.scoreboard.slot(slot).filter(|record| record.pid() == pid)?;
-        let time = since(record.call.since.load(Ordering::Relaxed), now);
         let (handler, callback, conn) = record.call.current()?;
         let route = self.routes.handlers().get(usize::from(handler));
         Some(Executes {
@@ -186,7 +181,7 @@ impl<'a> View<'a> {
             resource: route.map_or("?", |route| &route.resource).to_owned(),
             callback: callback_name(callback).to_owned(),
             connection: (conn != 0).then(|| Id { pid, conn }.to_string()),
-            time,
+            time: seconds(now.since(record.call.since())),
         })
     }
 
@@ -218,11 +213,6 @@ impl<'a> View<'a> {
             quarantine: self.breakers.get(self.config.pool_of(&route.resource), number).and_then(quarantine),
         })
     }
-}
-
-/// Seconds since a time in the scoreboard.
-fn since(time: u64, now: Instant) -> f64 {
-    seconds(now.since(Instant::from_nanos(time)))
 }
 
 fn state_text(state: State) -> &'static str {

@@ -113,20 +113,34 @@ struct Head {
     slot: AtomicU32,
     /// The traffic when the owner began.
     before: [Count; 4],
-    /// Bytes in the send queues of all connections.
-    queued: Count,
-    /// Bytes that the incomplete messages of all connections take.
-    receiving: Count,
-    /// Subscriptions of all connections to topics.
-    subscriptions: Count,
+    present: Present,
     /// Messages that were published since all before them were on their way to the bus.
     unpublished: Count,
+}
+
+/// What a process has now, and how much it may have. Only its event loop changes it.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Present {
+    /// Bytes in the send queues of all connections.
+    pub queued: Count,
+    /// Bytes that the incomplete messages of all connections take.
+    pub receiving: Count,
+    /// Subscriptions of all connections to topics.
+    pub subscriptions: Count,
     /// Threads of blocking handlers.
-    threads: Count,
-    /// Connections that there may be.
-    connections_limit: Count,
-    /// Such threads that there may be.
-    threads_limit: Count,
+    pub threads: Count,
+    /// Maximum number of connections.
+    pub connections_limit: Count,
+    /// Maximum number of such threads.
+    pub threads_limit: Count,
+}
+
+impl Present {
+    fn counts(&self) -> [&Count; 6] {
+        let Self { queued, receiving, subscriptions, threads, connections_limit, threads_limit } = self;
+        [queued, receiving, subscriptions, threads, connections_limit, threads_limit]
+    }
 }
 
 // SAFETY: atomic integers.
@@ -149,34 +163,18 @@ impl Lane {
 
     /// A send queue had so many bytes before, and has so many now; returns how many all have. [event loop]
     pub fn count_queued(&self, before: u64, after: u64) -> u64 {
-        self.head.queued.add(after.wrapping_sub(before));
-        self.head.queued.get()
+        self.head.present.queued.add(after.wrapping_sub(before));
+        self.head.present.queued.get()
     }
 
-    /// Incomplete messages take so many bytes. [event loop]
-    pub fn set_receiving(&self, bytes: u64) {
-        self.head.receiving.set(bytes);
-    }
-
-    /// How many connections there may be, and threads of blocking handlers.
-    pub fn set_limits(&self, connections: u32, threads: u32) {
-        self.head.connections_limit.set(connections.into());
-        self.head.threads_limit.set(threads.into());
-    }
-
-    /// Blocking handlers have so many threads. [event loop]
-    pub fn set_threads(&self, count: u32) {
-        self.head.threads.set(count.into());
+    /// What it has now. [event loop]
+    pub fn present(&self) -> &'static Present {
+        &self.head.present
     }
 
     /// So many messages at most end with this process. Written under the lock of what waits for the bus.
     pub fn unpublished(&self) -> &'static Count {
         &self.head.unpublished
-    }
-
-    /// Connections have so many subscriptions to topics. [event loop]
-    pub fn set_subscriptions(&self, count: u64) {
-        self.head.subscriptions.set(count);
     }
 }
 
@@ -331,8 +329,7 @@ impl Counters {
     /// What is counted of the present, not of all time.
     fn clear_present(&self, head: &Head, handler_counters: &[HandlerCounters]) {
         handler_counters.iter().zip(self.entries()).for_each(|(counters, _)| counters.open.clear());
-        [&head.queued, &head.receiving, &head.subscriptions].into_iter().for_each(Count::clear);
-        [&head.threads, &head.connections_limit, &head.threads_limit].into_iter().for_each(Count::clear);
+        head.present.counts().into_iter().for_each(Count::clear);
     }
 
     /// A process has ended: there is nothing any more of what it had, and its lane is free. How many messages that it had
@@ -394,36 +391,15 @@ impl Counters {
         })
     }
 
-    /// Bytes in the send queues of all connections of a slot, those of a process that leaves it included.
-    /// [any process]
-    pub fn queued(&self, slot: usize) -> u64 {
-        self.sum_of(slot, |head| &head.queued)
-    }
-
-    /// Bytes that incomplete messages take in the same way. [any process]
-    pub fn receiving(&self, slot: usize) -> u64 {
-        self.sum_of(slot, |head| &head.receiving)
-    }
-
-    /// Threads of blocking handlers in the same way. [any process]
-    pub fn threads(&self, slot: usize) -> u64 {
-        self.sum_of(slot, |head| &head.threads)
-    }
-
-    /// How many connections and threads a slot may have, in the same way. [any process]
-    pub fn limits(&self, slot: usize) -> (u64, u64) {
-        (self.sum_of(slot, |head| &head.connections_limit), self.sum_of(slot, |head| &head.threads_limit))
-    }
-
-    /// Subscriptions to topics in the same way. [any process]
-    pub fn subscriptions(&self, slot: usize) -> u64 {
-        self.sum_of(slot, |head| &head.subscriptions)
-    }
-
-    fn sum_of(&self, slot: usize, count: impl Fn(&Head) -> &Count) -> u64 {
-        let in_slot = |head: &Head| head.slot.load(Ordering::Acquire) as usize == slot + 1;
-        let heads = self.lanes().map(|(head, _)| head).filter(|head| in_slot(head));
-        heads.map(|head| count(head).get()).fold(0, u64::wrapping_add)
+    /// What the processes of some slots have together, those that leave a slot included. [any process]
+    pub fn present(&self, is_wanted: impl Fn(usize) -> bool) -> Present {
+        let all = Present::default();
+        for (head, _) in self.used_lanes() {
+            if head.slot.load(Ordering::Acquire).checked_sub(1).is_some_and(|slot| is_wanted(slot as usize)) {
+                all.counts().into_iter().zip(head.present.counts()).for_each(|(all, one)| all.add(one.get()));
+            }
+        }
+        all
     }
 
     fn traffic(&self, handler_counters: &[HandlerCounters]) -> Traffic {
@@ -463,6 +439,10 @@ mod tests {
         counters
     }
 
+    fn queued(counters: &Counters, slot: usize) -> u64 {
+        counters.present(|wanted| wanted == slot).queued.get()
+    }
+
     #[test]
     fn a_lane_goes_on_with_the_next_process_but_not_what_there_was() {
         let counters = counters(2, 8);
@@ -471,12 +451,12 @@ mod tests {
         first.counters(entry).messages_in.add(3);
         first.counters(entry).open.add(2);
         first.count_queued(0, 50);
-        assert_eq!((counters.queued(0), counters.queued(1)), (0, 50));
+        assert_eq!((queued(counters, 0), queued(counters, 1)), (0, 50));
         counters.release(100);
         let next = counters.claim(0, 1, 101);
         next.counters(entry).messages_in.add(4);
         assert_eq!(counters.total(entry).messages_in.get(), 7);
-        assert_eq!(counters.total(entry).open.get() + counters.queued(1), 0);
+        assert_eq!(counters.total(entry).open.get() + queued(counters, 1), 0);
         assert_eq!(counters.traffic_of(101).map(|traffic| traffic.messages_in), Some(4));
         assert_eq!(counters.traffic_of(100), None);
     }
@@ -491,7 +471,7 @@ mod tests {
             lane.count_queued(10, 7);
         }
         assert!(!std::ptr::eq(lanes[0].head, lanes[1].head));
-        assert_eq!((counters.total(NONE).status(404), counters.queued(0)), (2, 14));
+        assert_eq!((counters.total(NONE).status(404), queued(counters, 0)), (2, 14));
     }
 
     #[test]
@@ -543,12 +523,12 @@ mod tests {
         let place = counters.enter_place(Place::default()).unwrap();
         place.starts.add(3);
         counters.mend(0, |_| true);
-        assert_eq!((counters.open_of(entry), place.starts.get(), counters.queued(0)), (10, 3, 18));
+        assert_eq!((counters.open_of(entry), place.starts.get(), queued(counters, 0)), (10, 3, 18));
         lanes[0].head.owner.store(i32::MAX, Ordering::Relaxed);
         place.is_used.store(u32::MAX, Ordering::Relaxed);
         counters.mend(0, |pid| pid == 2);
         let total = counters.total(entry);
-        assert_eq!((total.open.get(), total.messages_in.get(), counters.queued(0)), (5, 7, 9));
+        assert_eq!((total.open.get(), total.messages_in.get(), queued(counters, 0)), (5, 7, 9));
         assert_eq!((place.starts.get(), counters.places().count()), (0, 0));
         assert!(std::ptr::eq(counters.claim(0, 0, 3).head, lanes[0].head));
     }

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::peer::{Peer, PeerCell};
+use crate::time::Instant;
 
 /// Bytes of a message that are kept beside it, so that they can be told after a death that left no time.
 pub const KEPT: usize = 64;
@@ -19,8 +20,8 @@ pub struct CurrentCall {
     pub handler: AtomicU32,
     /// Number of the callback, as the `ffi` counts them; above it the handler's, as above, which stays after the call.
     callback: AtomicU32,
-    /// Since when; ns of [`now`].
-    pub since: AtomicU64,
+    /// Since when.
+    since: AtomicU64,
     /// The connection's id; 0: none.
     pub conn: AtomicU64,
     /// Type of the message that is being delivered; 0: none.
@@ -49,10 +50,15 @@ pub struct Message {
 
 impl CurrentCall {
     /// The calls that follow are about this connection. [worker, event loop]
-    pub fn set_current(&self, conn: u64, peer: Peer, now: u64) {
-        self.since.store(now, Ordering::Relaxed);
+    pub fn set_current(&self, conn: u64, peer: Peer, now: Instant) {
+        self.since.store(now.as_nanos(), Ordering::Relaxed);
         self.conn.store(conn, Ordering::Relaxed);
         self.peer.store(peer);
+    }
+
+    /// When the connection became the current one.
+    pub fn since(&self) -> Instant {
+        Instant::from_nanos(self.since.load(Ordering::Relaxed))
     }
 
     /// A call begins. [worker, event loop]
@@ -147,7 +153,7 @@ mod tests {
             assert_eq!(current_call.first_bytes(), payload[..size.min(KEPT)], "{size}");
         }
         let address = "192.0.2.1:80".parse().unwrap();
-        current_call.set_current(0xabcd, Some(address).into(), 1);
+        current_call.set_current(0xabcd, Some(address).into(), Instant::from_nanos(1));
         current_call.begin(7, 6);
         assert_eq!(
             (current_call.current(), current_call.peer().address()),

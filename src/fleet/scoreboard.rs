@@ -15,6 +15,7 @@ use super::bulletin::Bulletin;
 use super::crash::Crash;
 use super::current_call::CurrentCall;
 use super::region::{Access, PerPool, Region, Shareable};
+use crate::time::Instant;
 
 /// The shared records. Lives until the last process that has it mapped ends; never freed before.
 pub struct Scoreboard {
@@ -94,7 +95,6 @@ impl Scoreboard {
             load,
             claim: self.claims.get(pool)?.get(index)?,
             connections: &load.connections,
-            heartbeat: &load.heartbeat,
             call: &work.call,
             crash: &work.crash,
         })
@@ -250,8 +250,6 @@ pub struct Slot {
     claim: &'static AtomicU32,
     /// Open connections.
     pub connections: &'static AtomicU32,
-    /// When the event loop last went around; ns.
-    pub heartbeat: &'static AtomicU64,
     /// What is being executed right now.
     pub call: &'static CurrentCall,
     /// The last crash of a process in this slot.
@@ -279,9 +277,24 @@ impl Slot {
         self.assignment.generation.load(Ordering::Relaxed)
     }
 
-    /// When its process was forked; ns.
-    pub fn started(&self) -> u64 {
-        self.assignment.started.load(Ordering::Relaxed)
+    /// When its process was forked.
+    pub fn started(&self) -> Instant {
+        Instant::from_nanos(self.assignment.started.load(Ordering::Relaxed))
+    }
+
+    /// When its event loop last went around.
+    pub fn heartbeat(&self) -> Instant {
+        Instant::from_nanos(self.load.heartbeat.load(Ordering::Relaxed))
+    }
+
+    /// The event loop goes around. [event loop]
+    pub fn beat(&self, now: Instant) {
+        self.load.heartbeat.store(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// For how long it has not, where there should be one.
+    pub fn silence(&self, now: Instant) -> Option<Duration> {
+        matches!(self.state(), State::Running | State::Stopping).then(|| now.since(self.heartbeat()))
     }
 
     /// Where the process in this slot stands.
@@ -328,12 +341,12 @@ impl Slot {
     }
 
     /// Makes the record that of a new process. [supervisor, before fork]
-    pub fn begin(&self, now: u64) {
+    pub fn begin(&self, now: Instant) {
         self.assignment.generation.fetch_add(1, Ordering::Relaxed);
         self.connections.store(0, Ordering::Relaxed);
         self.claim.store(0, Ordering::Relaxed);
-        self.assignment.started.store(now, Ordering::Relaxed);
-        self.heartbeat.store(now, Ordering::Relaxed);
+        self.assignment.started.store(now.as_nanos(), Ordering::Relaxed);
+        self.beat(now);
         self.call.end();
         self.call.delivered();
         self.set_fault(None);

@@ -2,7 +2,7 @@
 //! name; a metric that grows with both has been left out.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::Start;
 use super::text::{Family, Format, Kind, Labels, Text, seconds};
@@ -10,7 +10,7 @@ use super::{bus, gateways, processes};
 use crate::clock;
 use crate::ffi::callback_name;
 use crate::fleet::breakers::BreakerState;
-use crate::fleet::counters::{DEATHS, Entry, NONE, OTHER, PlaceCounters};
+use crate::fleet::counters::{DEATHS, Entry, NONE, OTHER, PlaceCounters, Present};
 use crate::fleet::handler_counters::{CALLBACKS, CLOSE_CODES, CLOSERS, HandlerCounters, STATUSES};
 use crate::fleet::routes::Route;
 use crate::fleet::scoreboard::{Place, Slot, State};
@@ -189,48 +189,28 @@ struct Worker {
     name: String,
     counters: &'static PlaceCounters,
     connections: u64,
-    /// Those that it may have.
-    connections_limit: u64,
-    /// Threads of blocking handlers.
-    threads: u64,
-    /// Those that it may have.
-    threads_limit: u64,
-    /// Since when its event loop has not gone around; ns.
-    silent: u64,
-    /// Bytes in its send queues.
-    queued: u64,
-    /// Memory of its incomplete messages.
-    receiving: u64,
-    /// Subscriptions to topics.
-    subscriptions: u64,
-}
-
-/// Since when the event loop of the process in a slot has not gone around, if it has one that should; ns.
-fn silence(slot: &Slot, now: u64) -> Option<u64> {
-    let is_serving = matches!(slot.state(), State::Running | State::Stopping);
-    is_serving.then(|| now.saturating_sub(slot.heartbeat.load(Relaxed)))
+    /// For how long its event loop has not gone around.
+    silence: Duration,
+    present: Present,
 }
 
 fn workers(start: &Start) -> impl Iterator<Item = Worker> {
-    let now = clock::now().as_nanos();
+    let now = clock::now();
     // The parent of processes that serve a connection each has no event loop.
     let silence = move |slot: &Slot| {
         let Place { pool, number } = slot.place();
-        silence(slot, now).filter(|_| !start.config.is_parent(pool, number))
+        slot.silence(now).filter(|_| !start.config.is_parent(pool, number))
     };
     start.shared.counters.places().map(move |(place, counters)| {
-        let slots = || start.shared.scoreboard.slots().filter(|(_, slot)| slot.place() == place);
+        let slots = start.shared.scoreboard.slots().filter(|(_, slot)| slot.place() == place);
+        let slots: Vec<(usize, Slot)> = slots.collect();
+        let is_of_place = |slot| slots.iter().any(|(index, _)| *index == slot);
         Worker {
             name: start.name(place),
             counters,
-            connections: slots().map(|(_, slot)| u64::from(slot.connections.load(Relaxed))).sum(),
-            connections_limit: slots().map(|(index, _)| start.shared.counters.limits(index).0).sum(),
-            threads: slots().map(|(index, _)| start.shared.counters.threads(index)).sum(),
-            threads_limit: slots().map(|(index, _)| start.shared.counters.limits(index).1).sum(),
-            silent: slots().filter_map(|(_, slot)| silence(&slot)).max().unwrap_or(0),
-            queued: slots().map(|(index, _)| start.shared.counters.queued(index)).sum(),
-            receiving: slots().map(|(index, _)| start.shared.counters.receiving(index)).sum(),
-            subscriptions: slots().map(|(index, _)| start.shared.counters.subscriptions(index)).sum(),
+            connections: slots.iter().map(|(_, slot)| u64::from(slot.connections.load(Relaxed))).sum(),
+            silence: slots.iter().filter_map(|(_, slot)| silence(slot)).max().unwrap_or_default(),
+            present: start.shared.counters.present(is_of_place),
         }
     })
 }
@@ -391,13 +371,13 @@ impl<'a> Report<'a> {
         let workers: Vec<Worker> = workers(start).collect();
         let numbers: [Source<Worker>; 11] = [
             (&CONNECTIONS, |worker| worker.connections),
-            (&CONNECTIONS_LIMIT, |worker| worker.connections_limit),
-            (&THREADS, |worker| worker.threads),
-            (&THREADS_LIMIT, |worker| worker.threads_limit),
+            (&CONNECTIONS_LIMIT, |worker| worker.present.connections_limit.get()),
+            (&THREADS, |worker| worker.present.threads.get()),
+            (&THREADS_LIMIT, |worker| worker.present.threads_limit.get()),
             (&ACCEPTED, |worker| worker.counters.accepted.get()),
-            (&QUEUED, |worker| worker.queued),
-            (&RECEIVING, |worker| worker.receiving),
-            (&SUBSCRIPTIONS, |worker| worker.subscriptions),
+            (&QUEUED, |worker| worker.present.queued.get()),
+            (&RECEIVING, |worker| worker.present.receiving.get()),
+            (&SUBSCRIPTIONS, |worker| worker.present.subscriptions.get()),
             (&TOPICS_LOST, |worker| worker.counters.topics_lost.get()),
             (&STARTS, |worker| worker.counters.starts.get()),
             (&REPLACEMENTS, |worker| worker.counters.replaced.get()),
@@ -410,7 +390,7 @@ impl<'a> Report<'a> {
         }
         text.family(&HEARTBEAT);
         for worker in &workers {
-            text.sample(&[("worker", &worker.name)], seconds(worker.silent));
+            text.sample(&[("worker", &worker.name)], seconds(worker.silence.as_nanos() as u64));
         }
         text.family(&MOVED);
         for Worker { name, counters, .. } in &workers {

@@ -144,7 +144,7 @@ impl Supervisor {
         let wear = &self.generation.config.wear;
         let used = Wear {
             memory: if wear.memory == 0 { 0 } else { proc::resident(pid.as_raw()).unwrap_or(0) },
-            age: now.since(Instant::from_nanos(record.started())),
+            age: now.since(record.started()),
             messages: self.shared.counters.traffic_of(pid.as_raw()).map_or(0, |traffic| traffic.messages_in),
         };
         rebalance::worn(wear, &used).map(|why| (slot, why))
@@ -179,7 +179,7 @@ impl Supervisor {
             }
             let serves = matches!(record.state(), State::Running | State::Stopping)
                 && !config.is_parent(record.place().pool, record.place().number);
-            let beat = record.heartbeat.load(Ordering::Relaxed);
+            let beat = record.heartbeat().as_nanos();
             let in_handler = record.call.current().is_some();
             // Whoever debugs a worker may take all the time.
             if let Some(limits) = limits.filter(|_| serves)

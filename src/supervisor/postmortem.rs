@@ -65,7 +65,7 @@ impl Supervisor {
         let facts = self.shared.crash_reports.get(usize::from(record.place().pool), slot);
         let facts = facts.map(|report| report.facts()).unwrap_or_default();
         let cause = Cause::of_crash(crash.signal, crash.address);
-        let age = clock::now().since(Instant::from_nanos(record.started()));
+        let age = clock::now().since(record.started());
         let has_served = record.connections.load(Ordering::Relaxed) > 0;
         let is_young = record.state() == State::Starting || age < YOUNG && !has_served;
         let is_at_start = is_start(crash.callback) || is_young && crash.conn == 0;

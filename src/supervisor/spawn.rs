@@ -55,7 +55,7 @@ pub(super) fn worker(
     };
     let forked = Channel::pair().and_then(|channels| {
         let record = supervisor.shared.scoreboard.slot(slot).ok_or(io::ErrorKind::NotFound)?;
-        record.begin(clock::now().as_nanos());
+        record.begin(clock::now());
         supervisor.shared.mend(usize::from(record.place().pool), is_ours);
         supervisor.shared.counters.enter_place(record.place())?.starts.add(1);
         let is_boundary = !generation.config.reaches(record.place().pool.into(), 0);

@@ -1,7 +1,6 @@
 //! The event loop: waits for sockets, commands, deadlines and the supervisor, and dispatches each.
 
 use std::io;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -44,7 +43,7 @@ impl Worker {
             };
             let now = clock::now();
             self.conns.life.begin_turn(now);
-            self.conns.presence.slot.heartbeat.store(now.as_nanos(), Ordering::Relaxed);
+            self.conns.presence.slot.beat(now);
             self.conns.begin_gathering(count);
             for event in events.iter().take(count) {
                 rescue::begin_work();
@@ -110,7 +109,7 @@ impl Worker {
         self.transfer.serve_waiting();
         self.transfer.send_detached();
         self.conns.tend_memory();
-        self.conns.metrics.lane.set_threads(self.session.threads.running());
+        self.conns.metrics.lane.present().threads.set(self.session.threads.running().into());
         self.session.settle();
         self.handshakes.watch_probes();
         let now = self.conns.life.turn().instant();

@@ -42,7 +42,6 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SigSet, Signal};
@@ -168,7 +167,8 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let presence: &Presence = leak(Presence { pid, pool, scoreboard, slot, control: leak(control), taken });
     let life = leak(Lifecycle::new());
     let metrics = leak(Metrics::new(counters, &routes, (index, number), pid, config.metrics.is_some()));
-    metrics.lane.set_limits(most, config.threads);
+    metrics.lane.present().connections_limit.set(most.into());
+    metrics.lane.present().threads_limit.set(config.threads.into());
     let poll = leak(Poll::new()?);
     let commands: &'static CommandQueue = memory::guard(CommandQueue::new(most, config.sending, metrics)?)?;
     let registry: &Registry = leak(Registry::default());
@@ -303,7 +303,7 @@ impl Worker {
     /// From now on connections are served.
     fn begin(&self) -> io::Result<()> {
         let slot = self.conns.presence.slot;
-        slot.heartbeat.store(clock::now().as_nanos(), Ordering::Relaxed);
+        slot.beat(clock::now());
         slot.set_state(State::Running);
         self.transfer.watch_inbox();
         let acceptor = self.acceptor;

@@ -1,5 +1,3 @@
-use std::time::Instant;
-
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -55,15 +53,15 @@ fn both_sides_of_a_fork_see_the_same_records() {
     let child = in_child(|| {
         let slot = board.slot(2).unwrap();
         slot.connections.fetch_add(5, Ordering::Relaxed);
-        slot.heartbeat.store(u64::MAX, Ordering::Relaxed);
-        slot.call.set_current(0xabcd, Peer::NONE, 1);
+        slot.beat(Instant::NEVER);
+        slot.call.set_current(0xabcd, Peer::NONE, Instant::from_nanos(1));
         slot.call.begin(7, 6);
         slot.set_state(State::Running);
     });
     assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
     let slot = board.slot(2).unwrap();
     assert_eq!(slot.connections.load(Ordering::Relaxed), 5);
-    assert_eq!(slot.heartbeat.load(Ordering::Relaxed), u64::MAX);
+    assert_eq!(slot.heartbeat(), Instant::NEVER);
     assert_eq!(slot.call.current(), Some((7, 6, 0xabcd)));
     assert_eq!(slot.state(), State::Running);
     assert_eq!(board.slot(1).unwrap().state(), State::Empty);
@@ -73,17 +71,17 @@ fn both_sides_of_a_fork_see_the_same_records() {
 fn a_new_process_begins_with_a_clean_record() {
     let board = board(1);
     let slot = board.slot(0).unwrap();
-    slot.begin(10);
+    slot.begin(Instant::from_nanos(10));
     slot.connections.store(9, Ordering::Relaxed);
-    slot.call.set_current(2, Peer::NONE, 3);
+    slot.call.set_current(2, Peer::NONE, Instant::from_nanos(3));
     slot.call.begin(0, 1);
     slot.end();
     assert_eq!((slot.state(), slot.call.current()), (State::Empty, None));
-    slot.begin(20);
+    slot.begin(Instant::from_nanos(20));
     assert_eq!(slot.state(), State::Starting);
     assert_eq!(slot.generation(), 2);
     assert_eq!(slot.connections.load(Ordering::Relaxed), 0);
-    assert_eq!(slot.heartbeat.load(Ordering::Relaxed), 20);
+    assert_eq!(slot.heartbeat(), Instant::from_nanos(20));
 }
 
 #[test]
@@ -97,7 +95,7 @@ fn a_change_in_another_process_ends_the_wait() {
         // The parent may not wait yet: then its wait must not begin.
         board.changed();
     });
-    let begun = Instant::now();
+    let begun = std::time::Instant::now();
     while board.tick() == seen && begun.elapsed() < Duration::from_secs(20) {
         board.wait(seen, Duration::from_secs(20));
     }
@@ -134,7 +132,7 @@ fn a_waiter_is_woken_and_one_that_was_killed_costs_no_more() {
 #[test]
 fn a_wait_ends_at_its_time() {
     let board = Scoreboard::create().unwrap();
-    let begun = Instant::now();
+    let begun = std::time::Instant::now();
     board.wait(board.tick(), Duration::from_millis(30));
     assert!(begun.elapsed() >= Duration::from_millis(30));
     board.wait(board.tick().wrapping_sub(1), Duration::from_secs(600)); // it has changed already
@@ -155,7 +153,7 @@ fn a_worker_sees_how_loaded_those_are_that_it_sends_connections_to_and_nothing_e
     for pool in 0..3 {
         board.assign(usize::from(pool), Place { pool, number: 0 }).unwrap();
         let slot = board.slot(usize::from(pool)).unwrap();
-        slot.begin(1);
+        slot.begin(Instant::from_nanos(1));
         slot.call.begin(7, 6);
     }
     let child = in_child(|| {

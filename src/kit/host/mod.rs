@@ -260,7 +260,7 @@ impl Host {
         while begun < 2 {
             let Some(worker) = &self.worker else { return Err("the worker has ended".to_owned()) };
             let record = self.shared.scoreboard.slot(worker.slot);
-            let turn = record.map(|record| record.heartbeat.load(Ordering::Relaxed));
+            let turn = record.map(|record| record.heartbeat());
             if last.replace(turn).is_some_and(|last| last != turn) {
                 begun += 1;
             }
@@ -397,7 +397,7 @@ impl Host {
     fn prepare(&self, slot: usize) -> io::Result<(worker::Start, Channel)> {
         let (ours, theirs) = Channel::pair()?;
         if let Some(record) = self.shared.scoreboard.slot(slot) {
-            record.begin(clock::now().as_nanos());
+            record.begin(clock::now());
         }
         let own = self.inboxes.get(slot).ok_or(io::ErrorKind::NotFound)?;
         let inbox = Inbox::of_ends(own.tx().try_clone_to_owned()?, own.rx().as_fd().try_clone_to_owned()?);

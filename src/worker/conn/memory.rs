@@ -49,7 +49,7 @@ impl Conns {
             let Some(open) = core.table.get(id).and_then(Conn::open) else { return };
             let held = open.proto.held();
             let verdict = core.receive_budget.update(id, &mut open.extra().share, held, now);
-            self.metrics.lane.set_receiving(core.receive_budget.sum() as u64);
+            self.metrics.lane.present().receiving.set(core.receive_budget.sum() as u64);
             core.heap_trim.note(core.receive_budget.sum());
             if core.receive_budget.has_released() {
                 self.life.request_chores();
@@ -71,7 +71,7 @@ impl Conns {
         let now = self.life.turn().instant();
         core.receive_budget.release(id, share, now);
         core.contexts.update(id, &mut holding, 0, now);
-        self.metrics.lane.set_receiving(core.receive_budget.sum() as u64);
+        self.metrics.lane.present().receiving.set(core.receive_budget.sum() as u64);
     }
 
     /// Once a heartbeat, and when memory was released that others wait for: connections for which there is memory again go on, the oldest that others have

@@ -186,7 +186,7 @@ impl RescueContext {
         // A thread that the handler has made serves no connection, but its code is known.
         let handler = record.map(|record| record.handler).or(whose_code);
         self.slot.crash.note(signal, address, handler, callback as u32, culprit);
-        let young = clock::now().since(Instant::from_nanos(self.slot.started())) < YOUNG;
+        let young = clock::now().since(self.slot.started()) < YOUNG;
         let count = self.slot.crash.count_nameless(culprit == 0, young);
         let is_nameless = culprit == 0 && handler.is_none();
         self.slot.crash.note_last(self.slot.call.last().filter(|_| is_nameless && young));

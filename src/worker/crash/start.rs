@@ -56,7 +56,7 @@ impl StartWatch {
     /// A handler is called, and has so long; zero: forever.
     pub fn enter(&self, handler: u16, callback: Callback, limit: Duration) {
         let now = clock::now();
-        self.slot.call.set_current(0, Peer::NONE, now.as_nanos());
+        self.slot.call.set_current(0, Peer::NONE, now);
         self.slot.call.begin(handler, callback as u32);
         let give_up = if limit.is_zero() { 0 } else { (now + limit).as_nanos() };
         self.give_up.store(give_up, Ordering::Release);

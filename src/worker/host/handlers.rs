@@ -196,7 +196,7 @@ impl Handlers {
     pub fn set_current(&self, id: u64) {
         let peer =
             self.conns.core.borrow_mut().table.record(id).map(|record| record.peer).unwrap_or_default();
-        self.slot.call.set_current(id, peer, self.conns.life.turn().instant().as_nanos());
+        self.slot.call.set_current(id, peer, self.conns.life.turn().instant());
     }
 
     /// Calls into a handler about the connection turned to.

@@ -1,12 +1,11 @@
 //! How connections are shared among the workers of a pool: a worker that is ahead of the others accepts no more until they
 //! have caught up, as the scoreboard tells.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::clock;
 use crate::fleet::scoreboard::{Fault, Scoreboard, Slot, State};
-use crate::time::Instant;
 
 /// A worker whose loop has not turned for so long is not waited for.
 const STALE: Duration = Duration::from_secs(3);
@@ -68,9 +67,9 @@ impl FairShare {
 
 /// Whether a worker takes its share, so that others wait for it.
 fn serves(slot: &Slot) -> bool {
-    let age = |since: &AtomicU64| clock::now().since(Instant::from_nanos(since.load(Ordering::Relaxed)));
-    let is_stuck = || slot.call.current().is_some() && age(&slot.call.since) >= STUCK;
-    slot.takes_connections() && age(slot.heartbeat) < STALE && !is_stuck()
+    let now = clock::now();
+    let is_stuck = || slot.call.current().is_some() && now.since(slot.call.since()) >= STUCK;
+    slot.takes_connections() && now.since(slot.heartbeat()) < STALE && !is_stuck()
 }
 
 fn load(slot: &Slot) -> u32 {

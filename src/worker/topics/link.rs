@@ -213,7 +213,7 @@ impl Link {
             if socket.is_some() {
                 table.tell_counts(out.tail());
             }
-            self.conns.metrics.lane.set_subscriptions(table.len() as u64);
+            self.conns.metrics.lane.present().subscriptions.set(table.len() as u64);
         }
         let is_left = shared.write() && shared.socket.is_some();
         let wanted = if is_left { READABLE | WRITABLE } else { READABLE };
