@@ -84,6 +84,16 @@ pub enum Payload<'a> {
     Owned(OwnedBytes),
 }
 
+impl Payload<'_> {
+    /// What it says.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Payload::Borrowed(bytes) => bytes,
+            Payload::Owned(bytes) => bytes.as_ref(),
+        }
+    }
+}
+
 /// Bytes of a handler's own, released by its function when dropped.
 pub struct OwnedBytes {
     pub(super) data: *const u8,

@@ -154,10 +154,7 @@ impl CommandQueue {
 
     /// `ws_send` and its kin from a thread that is not the loop.
     pub fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
-        let bytes = match &payload {
-            Payload::Borrowed(bytes) => bytes,
-            Payload::Owned(bytes) => bytes.as_ref(),
-        };
+        let bytes = payload.bytes();
         if flags & !(WS_MORE | WS_UNCOMPRESSED) != 0 {
             return WS_E_INVALID;
         }

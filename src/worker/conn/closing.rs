@@ -20,25 +20,19 @@ use crate::worker::conn::table::{LINGER, Pause, Phase};
 impl Conns {
     /// Sends a Close frame, first or as the answer. Does nothing if one was sent.
     pub fn close(&self, id: u64, code: Option<u16>, reason: &[u8], by: u32) {
-        let closed = {
-            let core = &mut *self.core.borrow_mut();
-            let Some(conn) = core.table.get(id) else { return };
-            let limits = &self.settings(conn.handler).limits;
-            let protocol =
-                conn.protocol(self.life.turn().instant(), limits, &mut core.codecs, &mut core.queue_pool);
-            let Some((open, mut io)) = protocol else { return };
+        let closed = self.with_protocol(id, |open, io| {
             // RFC 6455 7.1.7: of a connection that has failed the code is fixed.
             let (code, reason) = open.failure().map_or((code, reason), |code| (Some(code), &b""[..]));
-            let closed = open.proto.close(code, reason, &mut io).is_ok();
-            if closed {
+            let is_sent = open.proto.close(code, reason, io).is_ok();
+            if is_sent {
                 open.extra().last_call = None;
-                core.mark_dirty(id);
             }
-            closed
-        };
-        if closed {
+            is_sent
+        });
+        if closed == Some(true) {
+            self.core.borrow_mut().mark_dirty(id);
             self.begin_close(id, by, code.unwrap_or(1005));
-            // From now on the peer's Close must be read, whoever has paused reading.
+            // The peer's Close must be read, whatever has paused reading.
             self.resume(id, Pause::Handler);
             self.resume(id, Pause::ThreadChannel);
             self.resume(id, Pause::Move);
@@ -49,13 +43,10 @@ impl Conns {
     /// Closing has begun: nothing can be sent any more.
     pub fn begin_close(&self, id: u64, by: u32, code: u16) {
         self.commands.at(id).close();
-        let channel = self.with_open(id, |_, open| {
+        self.with_open(id, |_, open| {
             open.begin_close(by, code);
-            open.channel().cloned()
+            open.channel().inspect(|channel| channel.closing());
         });
-        if let Some(channel) = channel.flatten() {
-            channel.closing();
-        }
     }
 
     /// Notes code and reason of the peer's Close frame.
@@ -81,21 +72,21 @@ impl Conns {
 
     /// The connection is over without (the rest of) a closing handshake.
     pub fn end(&self, id: u64, by: u32, code: u16) {
-        if let Some(channel) = self.channel(id) {
-            channel.lost();
-        }
-        self.begin_close(id, by, code);
+        self.lose(id, by, code);
         let core = &mut *self.core.borrow_mut();
-        let Some(conn) = core.table.get(id) else { return };
+        let Some((conn, record)) = core.table.both(id) else { return };
         let Some(open) = conn.open() else { return };
-        if !open.over {
-            open.over = true;
+        // It must not be resumed elsewhere.
+        record.set_flags(flags::TAKEN);
+        if !std::mem::replace(&mut open.over, true) {
             core.over.push(id);
         }
-        if let Some(record) = core.table.record(id) {
-            // It must not be resumed elsewhere.
-            record.set_flags(flags::TAKEN);
-        }
+    }
+
+    /// The thread of a blocking handler is told that there is no closing handshake, or no rest of it.
+    fn lose(&self, id: u64, by: u32, code: u16) {
+        self.with_open(id, |_, open| open.channel().inspect(|channel| channel.lost()).is_some());
+        self.begin_close(id, by, code);
     }
 
     /// Closes the socket. If the peer may still be sending, waits for its end first: a reset would discard our Close frame.
@@ -105,26 +96,22 @@ impl Conns {
             let core = &mut *self.core.borrow_mut();
             core.end_subscriptions(id);
             let Some((conn, record)) = core.table.both(id) else { return };
-            let said = conn.open().is_some_and(|open| open.proto.close_sent().is_some());
-            let heard = conn.open().is_some_and(|open| open.peer_close().is_some());
-            if said && !heard && conn.queued() == 0 && conn.socket.shutdown(Shutdown::Write).is_ok() {
+            let is_unanswered =
+                |open: &mut Open| open.proto.close_sent().is_some() && open.peer_close().is_none();
+            if conn.open().is_some_and(is_unanswered)
+                && conn.queued() == 0
+                && conn.socket.shutdown(Shutdown::Write).is_ok()
+            {
                 record.forget_head(); // it goes with the phase
                 conn.phase = Phase::Linger(self.life.turn().instant() + LINGER);
                 conn.clear_pauses();
                 self.watch_conn(id, conn);
+                return self.arm_conn(id, conn, &mut core.timers);
             }
         }
-        let lingers =
-            matches!(self.core.borrow_mut().table.get(id).map(|conn| &conn.phase), Some(Phase::Linger(_)));
-        if lingers {
-            self.arm(id);
-        } else {
-            self.remove(id);
-        }
+        self.remove(id);
     }
-}
 
-impl Conns {
     /// The peer broke the protocol or a limit.
     pub fn failed(&self, id: u64, code: u16) {
         match self.with_open(id, |_, open| open.proto.is_finished()) {
@@ -165,18 +152,17 @@ impl Conns {
 
     /// The thread of a blocking handler gets nothing after what has come. The first call counts.
     fn end_messages(&self, id: u64, last_call: LastCall, closing: Option<(u32, u16)>) {
-        let channel = self.with_open(id, |_, open| {
+        let is_told = self.with_open(id, |_, open| {
             if open.extra().last_call.is_some() {
-                return None;
+                return false;
             }
             if let Some((by, code)) = closing {
                 open.begin_close(by, code);
             }
-            open.channel().cloned()
+            open.channel().inspect(|channel| channel.end_input()).is_some()
         });
-        if let Some(channel) = channel.flatten() {
+        if is_told == Some(true) {
             self.set_last_call(id, last_call);
-            channel.end_input();
         }
     }
 
@@ -214,10 +200,7 @@ impl Conns {
             return self.end(id, WS_BY_PEER, 1006);
         }
         self.pause(id, Pause::Ended);
-        if let Some(channel) = self.channel(id) {
-            channel.lost();
-        }
-        self.begin_close(id, WS_BY_PEER, 1006);
+        self.lose(id, WS_BY_PEER, 1006);
     }
 
     /// Runs with the protocol of an open connection.

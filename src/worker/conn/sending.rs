@@ -57,11 +57,10 @@ impl Conns {
     pub fn send_outbound(&self, id: u64, kind: u32, outbound: Outbound, flags: u32) {
         self.take_over(id, outbound.bytes());
         let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
-        let trusted = !how.more && kind == WS_TEXT;
         let result = match outbound {
             Outbound::Copied(bytes) => {
-                let how = Send { trusted: trusted && self.is_unfragmented(id), ..how };
-                self.send_bytes(id, kind, &bytes, how, false)
+                let trusted = !how.more && kind == WS_TEXT && self.is_unfragmented(id);
+                self.send_bytes(id, kind, &bytes, Send { trusted, ..how }, false)
             }
             Outbound::Owned(bytes) => self.send_owned_bytes(id, kind, bytes, how, false),
         };
@@ -74,8 +73,8 @@ impl Conns {
         }
     }
 
-    /// What another thread was told WS_OK for is counted by the send queue from now on. The connection cannot move until it
-    /// is flushed.
+    /// Bytes for which another thread was told WS_OK enter the send queue, which counts them. The connection cannot move until
+    /// it is flushed.
     pub fn take_over(&self, id: u64, bytes: &[u8]) {
         self.core.borrow_mut().mark_dirty(id);
         self.commands.at(id).add_bytes(cost(bytes), 0);
@@ -83,52 +82,55 @@ impl Conns {
 
     /// Sends bytes that are valid during this call only. `bounded`: not if the send queue is full.
     pub fn send_bytes(&self, id: u64, kind: u32, bytes: &[u8], how: Send, bounded: bool) -> i32 {
-        let Some(message) = message_kind(kind) else { return WS_E_INVALID };
-        let core = &mut *self.core.borrow_mut();
-        let sent = self.sending(core, id, bounded, |proto, io| {
-            let follows = proto.send_header(message, bytes, how, io)?;
-            if follows && bytes.len() < LARGE {
-                io.out.extend_from_slice(bytes);
-            }
-            Ok(follows && bytes.len() >= LARGE)
-        });
-        let counters = match sent {
-            Ok((false, counters)) => counters,
-            Ok((true, counters)) => {
-                let Some((conn, record)) = core.table.both(id) else { return WS_E_GONE };
-                write_early(conn, record, |queue, socket| {
-                    // A socket that fails is found out by the flush that follows.
-                    let taken = queue.write_before(socket, bytes).unwrap_or(0);
-                    queue.tail().extend_from_slice(bytes.get(taken..).unwrap_or_default());
-                });
-                counters
-            }
-            Err(result) => return result,
-        };
-        self.count_out(counters, id, bytes.len(), how.more);
-        WS_OK
+        self.send(id, kind, bytes, how, bounded, |conn, record, bytes| {
+            write_early(conn, record, |queue, socket| {
+                // A socket that fails is found out by the flush that follows.
+                let taken = queue.write_before(socket, bytes).unwrap_or(0);
+                queue.tail().extend_from_slice(bytes.get(taken..).unwrap_or_default());
+            });
+        })
     }
 
     /// Sends bytes that stay as they are until they are dropped.
     pub fn send_owned_bytes(&self, id: u64, kind: u32, bytes: OwnedBytes, how: Send, bounded: bool) -> i32 {
-        let size = bytes.as_ref().len();
-        if size < LARGE {
-            return self.send_bytes(id, kind, bytes.as_ref(), how, bounded);
-        }
+        self.send(id, kind, bytes, how, bounded, |conn, _, bytes| {
+            if let Some(queue) = &mut conn.queue {
+                queue.push_owned(bytes);
+            }
+        })
+    }
+
+    /// The same. `put_large` puts a payload behind its header, with which the send queue ends.
+    #[inline(always)]
+    fn send<P: AsRef<[u8]>>(
+        &self,
+        id: u64,
+        kind: u32,
+        payload: P,
+        how: Send,
+        bounded: bool,
+        put_large: impl FnOnce(&mut Conn, &mut Record, P),
+    ) -> i32 {
         let Some(message) = message_kind(kind) else { return WS_E_INVALID };
         let core = &mut *self.core.borrow_mut();
-        let send = |proto: &mut Connection, io: &mut Io| proto.send_header(message, bytes.as_ref(), how, io);
-        let counters = match self.sending(core, id, bounded, send) {
-            Ok((false, counters)) => counters,
-            Ok((true, counters)) => {
-                if let Some((queue, _)) = core.table.get(id).and_then(|conn| conn.queue_and_socket()) {
-                    queue.push_owned(bytes);
-                }
-                counters
+        let bytes = payload.as_ref();
+        let size = bytes.len();
+        let sent = self.sending(core, id, bounded, |proto, io| {
+            let follows = proto.send_header(message, bytes, how, io)?;
+            if follows && size < LARGE {
+                io.out.extend_from_slice(bytes);
             }
+            Ok(follows && size >= LARGE)
+        });
+        let (follows, counters) = match sent {
+            Ok(sent) => sent,
             Err(result) => return result,
         };
-        self.count_out(counters, id, size, how.more);
+        if follows && let Some((conn, record)) = core.table.both(id) {
+            put_large(conn, record, payload);
+        }
+        counters.sent(size, !how.more);
+        self.access_log.sent(id, size, !how.more);
         WS_OK
     }
 
@@ -174,11 +176,6 @@ impl Conns {
             core.count_context(id, self.life.turn().instant());
         }
         sent.map(|sent| (sent, counters))
-    }
-
-    fn count_out(&self, counters: &HandlerCounters, id: u64, size: usize, more: bool) {
-        counters.sent(size, !more);
-        self.access_log.sent(id, size, !more);
     }
 }
 

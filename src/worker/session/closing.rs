@@ -80,17 +80,13 @@ impl Session {
 
     fn protocol_deadline(&self, id: u64) {
         let now = self.conns.life.turn().instant();
-        let (due, stalled, is_blocking) = {
-            let core = &mut *self.conns.core.borrow_mut();
-            core.mark_dirty(id);
-            let Some(conn) = core.table.get(id) else { return };
-            let stall = self.conns.stall_time(conn.handler);
-            let limits = &self.conns.settings(conn.handler).limits;
-            let protocol = conn.protocol(now, limits, &mut core.codecs, &mut core.queue_pool);
-            let Some((open, mut io)) = protocol else { return };
-            let (due, is_blocking) = (open.proto.on_deadline(&mut io), open.channel().is_some());
-            (due, conn.stalled().is_some_and(|since| since + stall <= now), is_blocking)
-        };
+        self.conns.core.borrow_mut().mark_dirty(id);
+        let due =
+            self.conns.with_protocol(id, |open, io| (open.proto.on_deadline(io), open.channel().is_some()));
+        let Some((due, is_blocking)) = due else { return };
+        let stalled = self.conns.core.borrow_mut().table.get(id).is_some_and(|conn| {
+            conn.stalled().is_some_and(|since| since + self.conns.stall_time(conn.handler) <= now)
+        });
         match due {
             Deadline::Later if stalled => {
                 log::info!("connection {id:x}: send stalled; connection dropped");
