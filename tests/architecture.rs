@@ -45,6 +45,7 @@ const UNSAFE: &[&str] = &[
     "worker/conn/owned.rs",
     "worker/conn/places.rs",
     "worker/conn/record.rs",
+    "worker/conn/record/foreign.rs",
     "worker/crash/modules.rs",
     "worker/crash/report.rs",
     "worker/crash/rescue.rs",

@@ -19,16 +19,6 @@ impl Peer {
     /// None.
     pub const NONE: Peer = Peer { port: 0, family: 0, ip: [0; 16] };
 
-    /// One whose bytes came from another process.
-    pub fn from_bytes(bytes: [u8; size_of::<Self>()]) -> Self {
-        let [port_low, port_high, family_low, family_high, ip @ ..] = bytes;
-        Peer {
-            port: u16::from_ne_bytes([port_low, port_high]),
-            family: u16::from_ne_bytes([family_low, family_high]),
-            ip,
-        }
-    }
-
     /// The address, if there is one.
     pub fn address(self) -> Option<SocketAddr> {
         let ip = Ipv6Addr::from(self.ip);

@@ -4,6 +4,7 @@
 
 use std::ffi::c_void;
 use std::io;
+use std::marker::PhantomData;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
@@ -11,6 +12,8 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
 /// At least the page size of every supported machine.
 const GUARD: usize = 64 * 1024;
+/// Bytes that are read at a time to check them.
+const PIECE: usize = 16 * 1024;
 
 /// Copies memory of this process from an address that may be anything; false if not all of it can be read.
 /// Async-signal-safe.
@@ -20,6 +23,22 @@ pub fn read(address: u64, to: &mut [u8]) -> bool {
     // SAFETY: writes into `to` only; the kernel checks the other address, and refuses instead of faulting.
     let read = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
     usize::try_from(read) == Ok(to.len())
+}
+
+/// The checksum (CRC-32) of memory that may be anything, one part after the other; `None` if not all of it can be read.
+/// Async-signal-safe.
+pub fn checksum(parts: &[*const [u8]]) -> Option<u32> {
+    let (mut hasher, mut piece) = (crc32fast::Hasher::new(), [0; PIECE]);
+    for part in parts {
+        let mut at = 0;
+        while at < part.len() {
+            let room = piece.get_mut(..PIECE.min(part.len() - at))?;
+            read((part.cast::<u8>() as u64).wrapping_add(at as u64), room).then_some(())?;
+            hasher.update(room);
+            at += room.len();
+        }
+    }
+    Some(hasher.finalize())
 }
 
 /// Pages between two guards: an overflow from either side faults before it reaches them. Zeroed, and without cost
@@ -57,6 +76,39 @@ impl Drop for Pages {
     fn drop(&mut self) {
         // SAFETY: our own mapping, of which nothing is borrowed any more.
         let _ = unsafe { munmap(self.base, self.size + 2 * GUARD) };
+    }
+}
+
+/// A value for which all zero is valid: it owns nothing then.
+///
+/// # Safety
+/// It must be so.
+pub unsafe trait Zeroed {}
+
+/// So many values between guards, each all zero at first.
+pub struct Slots<T> {
+    pages: Pages,
+    count: usize,
+    of: PhantomData<T>,
+}
+
+impl<T: Zeroed> Slots<T> {
+    pub fn map(count: usize) -> io::Result<Self> {
+        const { assert!(align_of::<T>() <= 4096) };
+        let size = count.checked_mul(size_of::<T>()).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Slots { pages: Pages::map(size)?, count, of: PhantomData })
+    }
+
+    /// Where they lie, and how many, for the rescue.
+    pub fn raw(&self) -> (NonNull<T>, usize) {
+        (self.pages.first().cast(), self.count)
+    }
+
+    #[inline]
+    pub fn get_mut(&mut self, slot: u32) -> Option<&mut T> {
+        let (first, count) = self.raw();
+        // SAFETY: within the mapping, whose zeros are valid; &mut self makes this the only reference.
+        (slot as usize).lt(&count).then(|| unsafe { first.add(slot as usize).as_mut() })
     }
 }
 

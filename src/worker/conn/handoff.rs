@@ -5,7 +5,6 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::mem::offset_of;
 use std::ops::Range;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
@@ -225,24 +224,19 @@ fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
         *bytes = rest;
         Some(taken)
     }
-    let header = take(bytes, ENTRY_HEADER)?;
-    let word = |index: usize| {
-        let word = header.get(index * 4..index * 4 + 4)?;
-        Some(u32::from_ne_bytes(word.try_into().ok()?))
-    };
-    if word(0)? != FORMAT {
+    // SAFETY: ENTRY_HEADER bytes, and a header consists of numbers, for which all bytes are valid.
+    let header = unsafe { take(bytes, ENTRY_HEADER)?.as_ptr().cast::<EntryHeader>().read_unaligned() };
+    if header.magic != FORMAT {
         return None;
     }
-    let purpose = Purpose::from_number(word(2)?)?;
-    let sizes = [word(3)?, word(4)?, word(5)?, word(6)?, word(7)?];
-    let seen = u64::from_ne_bytes(*header.get(offset_of!(EntryHeader, seen)..)?.first_chunk()?);
+    let purpose = Purpose::from_number(header.purpose)?;
     let block = take(bytes, size_of::<Record>())?;
     let mut parts = [&[][..]; 5];
-    for (part, size) in parts.iter_mut().zip(sizes) {
+    for (part, size) in parts.iter_mut().zip(header.parts) {
         *part = take(bytes, size as usize)?;
     }
     let [spill, state, head, topics, unsent] = parts;
-    Some(Entry { purpose, block, parts: [spill, state, head], topics, seen, unsent })
+    Some(Entry { purpose, block, parts: [spill, state, head], topics, seen: header.seen, unsent })
 }
 
 #[cfg(test)]

@@ -5,11 +5,8 @@
 use std::io;
 use std::ptr::NonNull;
 
-use crate::worker::base::memory::{self, Pages};
+use crate::worker::base::memory::{self, Slots, Zeroed};
 use crate::worker::conn::record::NOTHING;
-
-/// Bytes that are read at a time to check them.
-const PIECE: usize = 4096;
 
 /// Of one connection; all zero: none.
 #[repr(C)]
@@ -19,28 +16,28 @@ struct Place {
     checksum: u32,
 }
 
+// SAFETY: a null pointer and numbers.
+unsafe impl Zeroed for Place {}
+
 /// By slot, as the table of connections. Knows where the bytes are, and does not own them.
-pub struct Places {
-    pages: Pages,
-    count: usize,
-}
+pub struct Places(Slots<Place>);
 
 impl Places {
     pub fn map(count: usize) -> io::Result<Self> {
-        let size = count.checked_mul(size_of::<Place>()).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Places { pages: Pages::map(size)?, count })
+        Slots::map(count).map(Places)
     }
 
     /// Where they lie, for the rescue.
     pub fn raw(&self) -> RawPlaces {
-        RawPlaces { first: self.pages.first().cast(), count: self.count }
+        let (first, count) = self.0.raw();
+        RawPlaces { first, count }
     }
 
     /// Notes where the bytes of a slot are; empty, or more than 4 GiB, for none. If they do not stay as they are until
     /// something else is noted, the rescue takes them for damaged.
     #[inline]
     pub fn note(&mut self, slot: u32, bytes: &[u8]) {
-        let Some(place) = self.get_mut(slot) else { return };
+        let Some(place) = self.0.get_mut(slot) else { return };
         *place = match u32::try_from(bytes.len()) {
             Ok(size @ 1..) => Place { first: bytes.as_ptr(), size, checksum: crc32fast::hash(bytes) },
             _ => Place { first: std::ptr::null(), size: 0, checksum: 0 },
@@ -50,18 +47,9 @@ impl Places {
     /// Notes where a copy of the bytes noted last is.
     #[inline]
     pub fn relocate(&mut self, slot: u32, copy: &[u8]) {
-        let Some(place) = self.get_mut(slot) else { return };
+        let Some(place) = self.0.get_mut(slot) else { return };
         debug_assert_eq!(place.size as usize, copy.len());
         place.first = copy.as_ptr();
-    }
-
-    #[inline]
-    fn get_mut(&mut self, slot: u32) -> Option<&mut Place> {
-        if slot as usize >= self.count {
-            return None;
-        }
-        // SAFETY: within the mapping; zeroed pages are a valid place, and &mut self makes this the only reference.
-        Some(unsafe { self.pages.first().cast::<Place>().add(slot as usize).as_mut() })
     }
 }
 
@@ -84,18 +72,8 @@ impl RawPlaces {
         if place.first.is_null() {
             return Some(NOTHING);
         }
-        let (size, mut hasher, mut piece, mut at) =
-            (place.size as usize, crc32fast::Hasher::new(), [0; PIECE], 0);
-        while at < size {
-            let room = piece.get_mut(..PIECE.min(size - at))?;
-            if !memory::read((place.first as u64).wrapping_add(at as u64), room) {
-                return None;
-            }
-            hasher.update(room);
-            at += room.len();
-        }
-        let is_intact = hasher.finalize() == place.checksum;
-        is_intact.then(|| std::ptr::slice_from_raw_parts(place.first, size))
+        let bytes = std::ptr::slice_from_raw_parts(place.first, place.size as usize);
+        (memory::checksum(&[bytes]) == Some(place.checksum)).then_some(bytes)
     }
 }
 

@@ -8,15 +8,13 @@
 
 pub mod foreign;
 
-use std::io;
 use std::mem::offset_of;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::fleet::addresses::Mark;
 use crate::fleet::peer::Peer;
 use crate::proto::ws::deflate::negotiate::Params;
-use crate::worker::base::memory::{self, Pages};
+use crate::worker::base::memory::{self, Slots, Zeroed};
 use crate::worker::conn::owned::Owned;
 
 /// Bytes of resource, origin, user and subprotocol that fit into the record itself.
@@ -92,8 +90,6 @@ const HAS_FACTS: u16 = 16;
 
 /// No bytes.
 pub const NOTHING: *const [u8] = std::ptr::slice_from_raw_parts(std::ptr::null(), 0);
-/// Bytes that are read at a time to check them.
-const PIECE: usize = 16 * 1024;
 /// Where the checksum begins to count.
 const COVERED: usize = offset_of!(Record, parts);
 
@@ -308,6 +304,12 @@ impl Record {
         self.set_flags(self.flags() & !(flags::MOVABLE | flags::UNSENT));
     }
 
+    /// There is no connection any more.
+    pub fn clear(&mut self) {
+        // SAFETY: see Zeroed. What it owned is dropped.
+        *self = unsafe { std::mem::zeroed() };
+    }
+
     /// Makes the checksums, after every change.
     pub fn seal(&mut self) {
         self.parts = sum(&self.parts());
@@ -317,23 +319,7 @@ impl Record {
     /// Whether the record is as it was when it was sealed. Cannot fault, whatever it points to; the record itself is
     /// checked first. Async-signal-safe.
     pub fn is_intact(&self) -> bool {
-        self.checksum == sum(&[self.covered()]) && self.sum_parts() == Some(self.parts)
-    }
-
-    /// The checksum of the parts; `None` if they cannot be read.
-    fn sum_parts(&self) -> Option<u32> {
-        let mut hasher = crc32fast::Hasher::new();
-        let mut piece = [0; PIECE];
-        for part in self.part_places() {
-            let mut at = 0;
-            while at < part.len() {
-                let room = piece.get_mut(..PIECE.min(part.len() - at))?;
-                memory::read(part.cast::<u8>() as u64 + at as u64, room).then_some(())?;
-                hasher.update(room);
-                at += room.len();
-            }
-        }
-        Some(hasher.finalize())
+        self.checksum == sum(&[self.covered()]) && memory::checksum(&self.part_places()) == Some(self.parts)
     }
 
     /// The record's own bytes, for another process.
@@ -372,42 +358,10 @@ fn sum(parts: &[&[u8]]) -> u32 {
 }
 
 /// All records of a worker, in pages of their own that cost nothing until used.
-pub struct Records {
-    pages: Pages,
-    count: usize,
-}
+pub type Records = Slots<Record>;
 
-impl Records {
-    pub fn map(count: usize) -> io::Result<Records> {
-        let size = count.checked_mul(size_of::<Record>()).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Records { pages: Pages::map(size)?, count })
-    }
-
-    fn first(&self) -> NonNull<Record> {
-        self.pages.first().cast()
-    }
-
-    /// Where they lie, for the rescue.
-    pub fn raw(&self) -> (NonNull<Record>, usize) {
-        (self.first(), self.count)
-    }
-
-    /// A record, to be changed and sealed.
-    pub fn get_mut(&mut self, slot: u32) -> Option<&mut Record> {
-        // SAFETY: within the mapping; zeroed pages are a valid Record (nothing owned, zero numbers), and &mut self makes
-        // this the only reference.
-        (slot as usize).lt(&self.count).then(|| unsafe { self.first().add(slot as usize).as_mut() })
-    }
-
-    pub fn clear(&mut self, slot: u32) {
-        if let Some(record) = self.get_mut(slot) {
-            record.state = Owned::NOTHING;
-            record.spill = Owned::NOTHING;
-            // SAFETY: all zero is a valid Record that owns nothing, and it owns nothing now.
-            unsafe { std::ptr::write_bytes(&raw mut *record, 0, 1) };
-        }
-    }
-}
+// SAFETY: zero numbers and null pointers, and nothing is owned.
+unsafe impl Zeroed for Record {}
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

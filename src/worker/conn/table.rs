@@ -268,7 +268,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table for at most so many.
+    /// A table with room for `most` connections.
     pub fn new(most: u32) -> io::Result<Self> {
         let (records, unsent) = (Records::map(most as usize)?, Places::map(most as usize)?);
         let (topics, topic_places) = (HashMap::new(), Places::map(most as usize)?);
@@ -375,7 +375,7 @@ impl Table {
     pub fn remove(&mut self, id: u64) -> Option<Conn> {
         let conn = self.place(id)?.take()?;
         let slot = id as u32;
-        self.records.clear(slot);
+        self.records.get_mut(slot)?.clear();
         self.note_topics(slot, Box::default());
         self.free.push(slot);
         self.live -= 1;

@@ -13,7 +13,7 @@ fn a_record_keeps_short_and_long_strings() {
         let record = records.get_mut(1).unwrap();
         record.set_strings(strings(&resource)).unwrap();
         assert_eq!(record.strings(), strings(&resource));
-        records.clear(1);
+        records.get_mut(1).unwrap().clear();
     }
     assert!(records.get_mut(2).is_none());
 }
@@ -100,7 +100,7 @@ fn facts_of_a_gateway_stay_with_the_record() {
         let copy = records.get_mut(1).unwrap();
         assert!(copy.import(&block, [&spill, b"", b""]));
         assert_eq!((copy.strings(), copy.facts()), (offered, Some(&facts[..])));
-        (0..2).for_each(|slot| records.clear(slot));
+        (0..2).for_each(|slot| records.get_mut(slot).unwrap().clear());
     }
 }
 
@@ -119,7 +119,7 @@ fn another_process_takes_over_what_is_intact_and_nothing_else() {
     let copy = records.get_mut(1).unwrap();
     assert!(copy.import(&block, parts));
     assert_eq!((copy.strings(), copy.terminated_state()), (strings(&long), Some(&b"counter 7\0"[..])));
-    records.clear(1);
+    records.get_mut(1).unwrap().clear();
     let copy = records.get_mut(1).unwrap();
     assert!(!copy.import(&block, [parts[0], b"counter 8\0", parts[2]]));
     block[60] ^= 4;
@@ -141,7 +141,7 @@ fn a_forged_record_with_the_right_checksums_cannot_reach_beyond_its_parts() {
     record.level = 6;
     record.seal();
     let (block, parts) = (record.block().to_vec(), record.parts().map(<[u8]>::to_vec));
-    // With the checksums made anew, as somebody would who means harm.
+    // With valid checksums, as an attacker would send them.
     let forged = |change: &Change<'_>| {
         let (mut block, mut parts) = (block.clone(), parts.clone());
         change(&mut block, &mut parts);
@@ -156,7 +156,7 @@ fn a_forged_record_with_the_right_checksums_cannot_reach_beyond_its_parts() {
         let _ = (copy.strings(), copy.terminated_strings(), copy.terminated_state(), copy.facts());
         let is_clear = copy.block().iter().all(|byte| *byte == 0);
         assert!(is_taken || is_clear);
-        records.clear(0);
+        records.get_mut(0).unwrap().clear();
         is_taken
     };
     assert!(forged(&|_, _| {}));
@@ -179,7 +179,7 @@ fn a_forged_record_with_the_right_checksums_cannot_reach_beyond_its_parts() {
         forged(&|block, _| block[bytes] = 0xff);
         assert!(!forged(&|block, _| block.truncate(bytes.max(COVERED + 4))), "{bytes} bytes");
     }
-    records.clear(0);
+    records.get_mut(0).unwrap().clear();
 }
 
 #[test]
