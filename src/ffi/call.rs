@@ -85,12 +85,15 @@ impl Handler {
 
     /// `on_message`. `data` must be followed by a NUL byte, which `terminated`
     /// shows by including it.
+    #[inline(always)]
     pub fn message(&self, conn: ws_conn, kind: u32, flags: u32, terminated: &[u8]) {
         let Some(f) = self.table.on_message else { return };
         let msg = message(kind, flags, terminated);
         // SAFETY: msg and its bytes outlive the call.
         within(Callback::Message, conn, || unsafe { f(conn, &msg) });
-        guarded::take_back();
+        if strict::is_on() {
+            guarded::take_back();
+        }
     }
 
     /// `passive_closing_handshake`.

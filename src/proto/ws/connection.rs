@@ -9,6 +9,7 @@ use crate::proto::ws::limits::Limits;
 use crate::proto::ws::message::{self, Decoder, Item, Surroundings};
 use crate::proto::ws::utf8::{self, Validator};
 use crate::time::Instant;
+use std::ops::Range;
 use std::time::Duration;
 
 mod broadcast;
@@ -179,19 +180,35 @@ impl Connection {
         if *at >= input.len() {
             return Event::NeedMore;
         }
+        match self.receive_whole(input, at, io) {
+            Ok((kind, range)) => {
+                let body = Body::Input(range);
+                Event::Message { kind, first: true, last: true, compressed: false, body }
+            }
+            Err(event) => event,
+        }
+    }
+
+    /// The same, with the usual message apart, which costs less then: a whole one in one frame, where it lies in `input`.
+    #[inline]
+    pub fn receive_whole(
+        &mut self,
+        input: &mut [u8],
+        at: &mut usize,
+        io: &mut Io,
+    ) -> Result<(Kind, Range<usize>), Event> {
         self.last_received = io.now;
         if self.phase == Phase::Open && self.decoder.is_between_messages() {
             match message::whole(input, at, io.limits) {
-                Ok(Some((kind, range))) => {
+                Ok(Some(whole)) => {
                     self.last_message = io.now;
-                    let body = Body::Input(range);
-                    return Event::Message { kind, first: true, last: true, compressed: false, body };
+                    return Ok(whole);
                 }
                 Ok(None) => {}
-                Err(violation) => return self.fail(violation, io),
+                Err(violation) => return Err(self.fail(violation, io)),
             }
         }
-        self.receive_any(input, at, io)
+        Err(self.receive_any(input, at, io))
     }
 
     /// The same for what is not a whole message in one frame.

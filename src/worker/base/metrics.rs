@@ -38,7 +38,7 @@ impl Metrics {
         let entries: Vec<usize> =
             routes.handlers().iter().map(|route| counters.entry_of(&route.resource)).collect();
         let handler_counters = entries.iter().map(|entry| lane.counters(*entry)).collect();
-        // Without room for it, it is counted for nobody.
+        // Without room in shared memory the counts are kept in private memory, and not shown.
         let place = counters.place(place).unwrap_or_else(|| Box::leak(Box::default()));
         Self { lane, counters, entries, handler_counters, place, timed }
     }
@@ -76,13 +76,14 @@ impl Stopwatch {
         if handler.has(callback) { self.time(callback, call) } else { call() }
     }
 
-    /// Calls, and counts the time. [any thread]
-    #[inline]
+    /// Calls, and counts the time. One call, so that it is inlined on the path of a message. [any thread]
+    #[inline(always)]
     pub fn time<R>(self, callback: Callback, call: impl FnOnce() -> R) -> R {
-        let Some(times) = self.0.and_then(|counters| counters.times(callback as u32)) else { return call() };
-        let begun = clock::now();
+        let times = self.0.and_then(|counters| Some((counters.times(callback as u32)?, clock::now())));
         let result = call();
-        times.add(nanoseconds_since(begun));
+        if let Some((times, begun)) = times {
+            times.add(nanoseconds_since(begun));
+        }
         result
     }
 }

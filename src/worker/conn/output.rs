@@ -25,16 +25,18 @@ impl Conns {
             let Some((conn, record, unsent)) = core.table.all(id) else { return };
             let now = self.life.turn().instant();
             conn.dirty = false;
-            let mut progress = false;
+            let (mut progress, mut left) = (false, 0);
             if let Some(queue) = &conn.queue {
                 // If another thread crashes during the write, no Close frame can follow.
                 record.set_flags(flags::TAKEN);
                 let counted = queue.counted;
                 progress = write_queue(conn);
-                let sum = self.count_queue(id, conn, counted);
-                sum.inspect(|sum| core.heap_trim.note(*sum));
+                left = conn.queued();
+                if left > 0 || counted.all > 0 {
+                    let sum = self.count_queue(id, conn, counted);
+                    sum.inspect(|sum| core.heap_trim.note(*sum));
+                }
             }
-            let left = conn.queued();
             match conn.queue.take() {
                 Some(mut queue) if left > 0 => {
                     queue.stalled = queue.stalled.filter(|_| !progress).or(Some(now));
@@ -90,8 +92,8 @@ impl Conns {
     #[inline]
     pub fn settle_record(&self, id: u64, conn: &Conn, record: &Record, unsent: &mut Places) {
         // on_writable is not owed to one below the low mark: the process that takes it up knows of no debt.
-        let most = UNSENT.min(self.commands.watermarks.low());
-        let bytes = conn.queue.as_ref().and_then(|queue| queue.as_frames(most));
+        let most = || UNSENT.min(self.commands.watermarks.low());
+        let bytes = conn.queue.as_ref().and_then(|queue| queue.as_frames(most()));
         if let Some(bytes) = bytes {
             unsent.note(id as u32, bytes);
         }
@@ -126,7 +128,7 @@ impl Conns {
         Some(self.count_all_queues(counted.own, left.own))
     }
 
-    /// Updates the count of bytes in all send queues, of which one had and has so many of its own; returns how many there are.
+    /// Updates the bytes in all send queues after one queue's own bytes changed from `before` to `after`; returns the sum.
     pub fn count_all_queues(&self, before: u32, after: u32) -> usize {
         let shared = self.shared_frames.get();
         let counted = self.shared_counted.replace(shared);

@@ -192,11 +192,13 @@ impl Handlers {
         self.call(handler, callback, call)
     }
 
-    /// The scoreboard knows from now on which connection calls are about.
-    pub fn set_current(&self, id: u64) {
-        let peer =
-            self.conns.core.borrow_mut().table.record(id).map(|record| record.peer).unwrap_or_default();
-        self.slot.call.set_current(id, peer, self.conns.life.turn().instant());
+    /// The scoreboard knows from now on which connection calls are about. Returns the number of its handler.
+    pub fn set_current(&self, id: u64) -> Option<u16> {
+        let core = &mut *self.conns.core.borrow_mut();
+        let known = core.table.both(id).map(|(conn, record)| (conn.handler, record.peer));
+        let (handler, peer) = known.unzip();
+        self.slot.call.set_current(id, peer.unwrap_or_default(), self.conns.life.turn().instant());
+        handler
     }
 
     /// Calls into a handler about the connection turned to.

@@ -13,11 +13,22 @@ use crate::fleet::refusal::Refusal;
 use crate::proto::ws::connection::{Body, Event, Kind};
 use crate::time::Instant;
 use crate::worker::conn::channel::Delivery;
+use crate::worker::conn::connections::Core;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::table::Pause;
 use crate::worker::conn::turn::Slice;
 use crate::worker::host::handlers::Service;
 use crate::worker::session::Session;
+
+/// Whom messages are for.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    /// The connection.
+    id: u64,
+    handler: u16,
+    /// None if this process has not loaded it.
+    service: Option<&'a Service>,
+}
 
 impl Session {
     /// Processes the bytes that were set aside; false if there are none.
@@ -54,15 +65,19 @@ impl Session {
         mut gathered: usize,
         begun: Option<Instant>,
     ) {
-        self.handlers.set_current(id);
+        let Some(handler) = self.handlers.set_current(id) else { return };
+        let to = Target { id, handler, service: self.handlers.service(handler) };
+        let limits = &self.conns.settings(handler).limits;
+        let now = self.conns.life.turn().instant();
+        let is_limited = self.admission.limits_rate();
         let mut slice = Slice::new(begun);
         let mut at = 0;
         let mut is_share_stale = false;
-        let is_limited = self.admission.limits_rate();
         loop {
-            let (event, handler) = {
-                let core = &mut *self.conns.core.borrow_mut();
-                let Some(conn) = core.table.get(id) else { return };
+            let next = {
+                let mut core = self.conns.core.borrow_mut();
+                let Core { table, codecs, queue_pool, .. } = &mut *core;
+                let Some(conn) = table.get(id) else { return };
                 // Flushed below.
                 conn.dirty = true;
                 if conn.is_paused() && gathered == 0 {
@@ -72,66 +87,44 @@ impl Session {
                     }
                     break;
                 }
-                let (full, handler) = (conn.queued() >= self.conns.commands.watermarks.high(), conn.handler);
-                let limits = &self.conns.settings(handler).limits;
-                let protocol = conn.protocol(
-                    self.conns.life.turn().instant(),
-                    limits,
-                    &mut core.codecs,
-                    &mut core.queue_pool,
-                );
+                let is_full = conn.queued() >= self.conns.commands.watermarks.high();
+                let protocol = conn.protocol(now, limits, codecs, queue_pool);
                 let Some((open, mut io)) = protocol.filter(|(open, _)| !open.over) else { break };
-                if full && gathered == 0 {
-                    (None, handler)
-                } else {
-                    let event = match std::mem::take(&mut gathered) {
-                        0 => open.proto.receive(&mut buffer[..count], &mut at, &mut io),
-                        gathered => open.proto.taken(gathered, &mut io),
-                    };
-                    if let Event::Message { kind, last, body, .. } = &event {
-                        open.last_opcode = *kind as u8;
-                        open.counted.counters().received(body.len(), *last);
-                    }
-                    is_share_stale = open.is_share_stale();
-                    (Some(event), handler)
+                if is_full && gathered == 0 {
+                    drop(core);
+                    self.conns.flush_within(id);
+                    continue;
                 }
+                let next = match std::mem::take(&mut gathered) {
+                    0 => open.proto.receive_whole(&mut buffer[..count], &mut at, &mut io),
+                    gathered => Err(open.proto.taken(gathered, &mut io)),
+                };
+                is_share_stale = open.is_share_stale();
+                let mut note = |kind: Kind, size, last| {
+                    open.last_opcode = kind as u8;
+                    open.counted.counters().received(size, last);
+                };
+                match &next {
+                    Ok((kind, range)) => note(*kind, range.len(), true),
+                    Err(Event::Message { kind, last, body, .. }) => note(*kind, body.len(), *last),
+                    Err(_) => {}
+                }
+                next
             };
-            match event {
-                None => self.conns.flush_within(id),
-                Some(Event::NeedMore) => {}
-                // Counts as a message: it costs as much as a small one.
-                Some(Event::Empty) => _ = is_limited && self.is_too_fast(id, true, 0),
-                Some(Event::Message { first, ref body, .. })
-                    if is_limited && self.is_too_fast(id, first, body.len()) => {}
-                Some(Event::Message { kind, first, last, body, .. }) => {
-                    let flags = if first { WS_FIRST } else { 0 } | if last { WS_LAST } else { 0 };
-                    self.deliver(id, handler, kind, flags, body, buffer);
-                    if at < count && slice.add_message() && self.is_slice_over(id, &mut slice) {
-                        self.conns.wait_for_turn(id, &buffer[at..count]);
-                        break;
-                    }
+            let is_message = match next {
+                Ok((_, ref range)) if is_limited && self.is_too_fast(id, true, range.len()) => false,
+                Ok((kind, range)) => {
+                    self.deliver(to, kind, WS_FIRST | WS_LAST, Body::Input(range), buffer);
+                    true
                 }
-                Some(Event::Ping { body }) if self.conns.recorder.records(handler) => {
-                    self.conns.record_ping(id, body.octets(buffer));
-                }
-                Some(Event::Ping { .. }) => {}
-                Some(Event::Pong { body, rtt }) => {
-                    let payload = [body.octets(buffer), b"\0"].concat();
-                    self.deliver_pong(id, payload, rtt);
-                }
-                Some(Event::CloseReceived { code, reason }) => {
-                    self.peer_closes(id, code, reason.octets(buffer));
-                }
-                Some(Event::Closed { code, reason }) => {
-                    self.conns.note_peer_close(id, code, reason.octets(buffer))
-                }
-                Some(Event::Failed { code, why }) => {
-                    self.complain(id, why, code);
-                    self.conns.failed(id, code);
-                }
-            }
+                Err(event) => self.handle(to, event, is_limited, buffer),
+            };
             // No further call of the protocol would find anything.
             if at >= count {
+                break;
+            }
+            if is_message && slice.add_message() && self.is_slice_over(id, &mut slice) {
+                self.conns.wait_for_turn(id, &buffer[at..count]);
                 break;
             }
         }
@@ -139,6 +132,38 @@ impl Session {
             self.conns.count_share(id);
         }
         self.conns.finish_turn(id);
+    }
+
+    /// Handles what is no whole message in one frame. Returns whether the handler was given a message.
+    #[inline(never)]
+    fn handle(&self, to: Target, event: Event, is_limited: bool, buffer: &mut [u8]) -> bool {
+        let id = to.id;
+        match event {
+            Event::NeedMore => {}
+            // Counts as a message: it costs as much as a small one.
+            Event::Empty => _ = is_limited && self.is_too_fast(id, true, 0),
+            Event::Message { first, ref body, .. }
+                if is_limited && self.is_too_fast(id, first, body.len()) => {}
+            Event::Message { kind, first, last, body, .. } => {
+                let flags = if first { WS_FIRST } else { 0 } | if last { WS_LAST } else { 0 };
+                self.deliver(to, kind, flags, body, buffer);
+                return true;
+            }
+            Event::Ping { body } if self.conns.recorder.records(to.handler) => {
+                self.conns.record_ping(id, body.octets(buffer));
+            }
+            Event::Ping { .. } => {}
+            Event::Pong { body, rtt } => {
+                self.deliver_pong(id, [body.octets(buffer), b"\0"].concat(), rtt);
+            }
+            Event::CloseReceived { code, reason } => self.peer_closes(id, code, reason.octets(buffer)),
+            Event::Closed { code, reason } => self.conns.note_peer_close(id, code, reason.octets(buffer)),
+            Event::Failed { code, why } => {
+                self.complain(id, why, code);
+                self.conns.failed(id, code);
+            }
+        }
+        false
     }
 
     /// Logs that a peer does not keep to the protocol, if that peer was not complained about too often.
@@ -162,43 +187,38 @@ impl Session {
     }
 
     /// Delivers a message to its handler, or to the thread of a blocking one.
-    #[inline]
-    pub fn deliver(&self, id: u64, handler: u16, kind: Kind, flags: u32, body: Body, buffer: &mut [u8]) {
-        self.conns.access_log.received(id, body.len(), flags & WS_LAST != 0);
-        if self.conns.recorder.records(handler) {
-            self.conns.record_message(id, kind == Kind::Text, flags, body.octets(buffer));
+    #[inline(always)]
+    fn deliver(&self, to: Target, kind: Kind, flags: u32, body: Body, buffer: &mut [u8]) {
+        if self.conns.access_log.is_on() {
+            self.conns.access_log.received(to.id, body.len(), flags & WS_LAST != 0);
         }
-        let Some(service) = self.handlers.service(handler) else { return };
+        if self.conns.recorder.records(to.handler) {
+            self.conns.record_message(to.id, kind == Kind::Text, flags, body.octets(buffer));
+        }
+        let Some(service) = to.service else { return };
         if service.handler.is_blocking() {
-            return self.put_message(id, kind, flags, body, buffer);
+            return self.put_message(to.id, kind, flags, body, buffer);
         }
         match body {
             Body::Input(range) => {
                 // The NUL after the payload replaces a byte that is restored below.
                 let next = std::mem::replace(&mut buffer[range.end], 0);
-                self.call_message(handler, id, service, (kind, flags), &buffer[range.start..], range.len());
+                self.call_message(to, service, kind, flags, &buffer[range.start..], range.len());
                 buffer[range.end] = next;
                 if place::is_strict() {
                     buffer[range].fill(POISON);
                 }
             }
-            Body::Owned(payload) => self.deliver_owned(handler, id, service, (kind, flags), payload),
+            Body::Owned(payload) => self.deliver_owned(to, service, kind, flags, payload),
         }
     }
 
     /// Not inlined: keeps the path of messages that came in one read short.
     #[inline(never)]
-    fn deliver_owned(
-        &self,
-        handler: u16,
-        id: u64,
-        service: &Service,
-        how: (Kind, u32),
-        mut payload: Vec<u8>,
-    ) {
+    fn deliver_owned(&self, to: Target, service: &Service, kind: Kind, flags: u32, mut payload: Vec<u8>) {
         let size = payload.len();
         payload.push(0);
-        self.call_message(handler, id, service, how, &payload, size);
+        self.call_message(to, service, kind, flags, &payload, size);
         if place::is_strict() {
             payload.fill(POISON);
         }
@@ -206,7 +226,7 @@ impl Session {
 
     /// Queues a message for the thread of a blocking handler.
     #[inline(never)]
-    pub fn put_message(&self, id: u64, kind: Kind, flags: u32, body: Body, buffer: &[u8]) {
+    fn put_message(&self, id: u64, kind: Kind, flags: u32, body: Body, buffer: &[u8]) {
         let Some(channel) = self.conns.channel(id) else { return };
         let mut payload = match body {
             Body::Owned(payload) => payload,
@@ -225,23 +245,16 @@ impl Session {
 
     /// Calls on_message with the first `size` bytes of `from`, which a NUL follows.
     #[inline(always)]
-    fn call_message(
-        &self,
-        handler: u16,
-        id: u64,
-        service: &Service,
-        (kind, flags): (Kind, u32),
-        from: &[u8],
-        size: usize,
-    ) {
+    fn call_message(&self, to: Target, service: &Service, kind: Kind, flags: u32, from: &[u8], size: usize) {
         if kind == Kind::Text && flags == WS_FIRST | WS_LAST {
             self.host.delivering.set((from.as_ptr(), size));
         }
-        self.handlers.slot.call.deliver(kind as u32, from, size);
-        self.handlers.call(handler, Callback::Message, || {
-            service.handler.message(id, kind as u32, flags, &from[..size + 1])
+        let call = &self.handlers.slot.call;
+        call.deliver(kind as u32, from, size);
+        self.handlers.call(to.handler, Callback::Message, || {
+            service.handler.message(to.id, kind as u32, flags, &from[..size + 1])
         });
-        self.handlers.slot.call.delivered();
+        call.delivered();
         self.host.delivering.set((std::ptr::null(), 0));
     }
 
