@@ -48,6 +48,10 @@ impl Delivery {
             Delivery::Task(_) => 0,
         }
     }
+
+    fn task(&self) -> Option<Task> {
+        if let Delivery::Task(task) = self { Some(*task) } else { None }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -225,13 +229,8 @@ impl ThreadChannel {
     pub fn end(&self, ended: Ended) -> Vec<Task> {
         self.change(|state| {
             state.ended = Some(ended);
-            let mut tasks = Vec::new();
-            for delivery in std::mem::take(&mut state.deliveries) {
-                match delivery {
-                    Delivery::Task(task) => tasks.push(task),
-                    other => state.deliveries.push_back(other),
-                }
-            }
+            let tasks = state.deliveries.iter().filter_map(Delivery::task).collect();
+            state.deliveries.retain(|delivery| delivery.task().is_none());
             tasks
         })
     }
@@ -267,10 +266,7 @@ impl ThreadChannel {
 
     /// Waits until the connection is open; `None` if it ended before.
     pub fn wait_open(&self) -> Option<Arc<Opened>> {
-        let state = self.lock();
-        let wait = self.changed.wait_while(state, |state| state.opened.is_none() && state.ended.is_none());
-        let state = wait.unwrap_or_else(PoisonError::into_inner);
-        state.opened.clone()
+        self.wait_while(|state| state.opened.is_none() && state.ended.is_none()).opened.clone()
     }
 
     /// Waits for the next thing, at most until `deadline`.
@@ -281,7 +277,7 @@ impl ThreadChannel {
             let is_late = left.is_some_and(|left| left.is_zero());
             let next = self.next(&mut state).or_else(|| is_late.then_some(Woken::TimedOut));
             state.waiting = next.is_none();
-            // There is nothing to take: whoever puts something in says so first. Nor is there once it lets go.
+            // Idle while the queue is empty (`put` clears it), and after the thread has released the connection.
             self.commands.set_idle(self.conn, state.waiting || matches!(next, Some(Woken::Moved)));
             if let Some(next) = next {
                 return next;
@@ -299,7 +295,7 @@ impl ThreadChannel {
         while let Some(delivery) = state.deliveries.pop_front() {
             state.bytes -= delivery.cost();
             // After our own Close only posted functions count.
-            if state.closing && !matches!(delivery, Delivery::Task(_)) {
+            if state.closing && delivery.task().is_none() {
                 continue;
             }
             let room = state.throttled && state.bytes <= LOW;
@@ -352,16 +348,17 @@ impl ThreadChannel {
 
     /// Waits while the send queue is full and the connection is not gone.
     pub fn wait_writable(&self, is_full: impl Fn() -> bool) {
-        let state = self.lock();
-        let wait = self.changed.wait_while(state, |state| state.ended.is_none() && is_full());
-        drop(wait.unwrap_or_else(PoisonError::into_inner));
+        drop(self.wait_while(|state| state.ended.is_none() && is_full()));
     }
 
     pub fn wait_ended(&self) -> Ended {
-        let state = self.lock();
-        let wait = self.changed.wait_while(state, |state| state.ended.is_none());
-        let state = wait.unwrap_or_else(PoisonError::into_inner);
+        let state = self.wait_while(|state| state.ended.is_none());
         state.ended.unwrap_or(Ended { by: ::ws_handler::raw::WS_BY_HOST, code: 1006 })
+    }
+
+    fn wait_while(&self, waits: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+        let wait = self.changed.wait_while(self.lock(), |state| waits(state));
+        wait.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {

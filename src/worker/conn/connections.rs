@@ -53,7 +53,7 @@ pub struct Core {
     pub dirty: Vec<u64>,
     /// Connections whose replies go out at the end of the turn.
     pub gathered: Gathered,
-    /// Connections whose end their handler is to hear of, each once.
+    /// Connections whose on_close is due, each once.
     pub over: Vec<u64>,
     /// Connections whose send queue has drained, and whose handler waits for that.
     pub writable: Vec<u64>,
@@ -234,11 +234,6 @@ impl Conns {
 
     pub fn peer(&self, id: u64) -> Option<SocketAddr> {
         self.core.borrow_mut().table.record(id).and_then(|record| record.peer.address())
-    }
-
-    /// Whether it is a blocking connection that can move once its thread has nothing to do.
-    pub fn is_resumable(&self, id: u64) -> bool {
-        self.channel(id).is_some_and(|channel| channel.is_resumable())
     }
 
     /// Bytes that the handler of a connection has been given in messages.

@@ -23,7 +23,7 @@ use crate::worker::transfer::pacing::{AGAIN, Pacing};
 
 /// What a worker that hands its connections over keeps in mind.
 pub struct Leaving {
-    /// Of the inbox that they go to; none if there is nobody who could take them up.
+    /// The inbox that they are sent to; none if no process can take them up.
     tx: Option<Rc<OwnedFd>>,
     /// Whose that is; it does not leave before this worker has sent all.
     to: Option<Slot>,
@@ -143,17 +143,15 @@ impl Transfer {
 
     /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers have.
     pub fn begin_leaving(&self, tx: Option<Rc<OwnedFd>>, to: Option<Slot>) {
-        if let Some(slot) = to {
-            slot.crash.begin_sending(self.conns.presence.pid);
-        }
-        let now = self.conns.life.turn().instant();
-        *self.leaving.borrow_mut() =
-            Some(Leaving { tx, to, pacing: Pacing::new(now), told: HashSet::new(), empty_since: None });
+        let pacing = Pacing::new(self.conns.life.turn().instant());
+        let leaving = Leaving { tx: None, to: None, pacing, told: HashSet::new(), empty_since: None };
+        self.leaving.replace(Some(leaving));
+        self.redirect(tx, to);
         self.conns.life.request_chores();
         self.migrate_more();
     }
 
-    /// What is left goes to this inbox from now on: where it was to go is gone.
+    /// The receiver has gone: the remaining connections are sent to this inbox.
     pub fn redirect(&self, tx: Option<Rc<OwnedFd>>, to: Option<Slot>) {
         if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
             leaving.to.into_iter().for_each(|old| old.crash.end_sending(self.conns.presence.pid));
@@ -176,9 +174,8 @@ impl Transfer {
 
     /// Nothing is handed over any more: those that are left are closed here.
     pub fn end_migration(&self) {
-        if let Some(to) = self.leaving.borrow_mut().take().and_then(|leaving| leaving.to) {
-            to.crash.end_sending(self.conns.presence.pid);
-        }
+        self.redirect(None, None);
+        self.leaving.take();
     }
 
     pub fn learn_tx(&self, slot: usize, tx: Option<OwnedFd>) {
@@ -193,17 +190,18 @@ impl Transfer {
 
     /// Tells a handler that the server wants a connection to end.
     pub fn drain(&self, id: u64) {
-        let left = self.conns.with_open(id, |handler, open| {
-            (!open.is_closing() && !open.over).then(|| (handler, open.channel().cloned()))
-        });
-        match left.flatten() {
+        let handler = self.conns.with_open(id, |handler, open| match open.channel() {
+            _ if open.is_closing() || open.over => None,
             // A resumable one is waited for instead.
-            Some((_, Some(channel))) if channel.is_resumable() => {}
-            Some((_, Some(channel))) => channel.drain(),
-            Some((handler, None)) => {
-                self.handlers.tell(handler, Callback::Drain, id, |handler| handler.drain(id));
+            Some(channel) if channel.is_resumable() => None,
+            Some(channel) => {
+                channel.drain();
+                None
             }
-            None => {}
+            None => Some(handler),
+        });
+        if let Some(handler) = handler.flatten() {
+            self.handlers.tell(handler, Callback::Drain, id, |handler| handler.drain(id));
         }
     }
 
@@ -260,7 +258,8 @@ impl Transfer {
                 leaving.told.insert(id);
                 if let Some(time) = self.conns.settings(handler).drain {
                     // One that can move once its thread comes back has all of the time.
-                    let part = if self.conns.is_resumable(id) { open.len() } else { index + 1 };
+                    let is_awaited = self.conns.channel(id).is_some_and(|channel| channel.is_resumable());
+                    let part = if is_awaited { open.len() } else { index + 1 };
                     let at = self.conns.life.turn().instant() + time.mul_f64(part as f64 / open.len() as f64);
                     leaving.pacing.close_at(at, id);
                 }
@@ -330,8 +329,8 @@ impl Transfer {
         (record.is_movable() && is_quiet).then_some(Purpose::Resume)
     }
 
-    /// Tells the handler that the connection goes on elsewhere; false if that made it immovable. From here on it is over
-    /// for calls, also from callbacks of others that are let go: what is packed must stay as it is.
+    /// Calls on_close(WS_BY_MOVE); false if the connection cannot move after all. Calls for it return WS_E_GONE from here on,
+    /// since a packed record must not change.
     pub fn detach(&self, id: u64) -> bool {
         let known = self.conns.with_open(id, |handler, open| (!open.over).then_some((handler, open.silent)));
         let Some((handler, silent)) = known.flatten() else { return false };
@@ -346,7 +345,7 @@ impl Transfer {
         true
     }
 
-    /// The connection could not be sent: it goes on here, as if it had come from elsewhere.
+    /// The connection could not be sent: it is resumed here, as if it had arrived.
     pub fn keep(&self, id: u64) {
         self.conns.edit_record(id, Record::set_resumed);
         let Some(handler) = self.conns.with_open(id, |handler, _| handler) else { return };
