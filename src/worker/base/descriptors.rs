@@ -28,7 +28,7 @@ impl Descriptors {
         descriptors
     }
 
-    /// Gives up spare descriptors so that `count` are free for connections; false: there are not so many.
+    /// Closes spare descriptors so that `count` are free for connections; false if there are not enough.
     pub fn make_room(&self, count: usize) -> bool {
         self.give_up(count, FOR_COMMANDS)
     }

@@ -22,14 +22,14 @@ pub struct HeapTrim {
 }
 
 impl HeapTrim {
-    /// So many bytes are in use.
+    /// `used` bytes are in use.
     #[inline]
     pub fn note(&mut self, used: usize) {
         self.recent = self.recent.max(used);
         self.most = self.most.max(used);
     }
 
-    /// Whether the heap is to be trimmed, where so many bytes are in use.
+    /// Whether the heap is to be trimmed now, while `used` bytes are in use.
     #[inline]
     pub fn is_due(&mut self, used: usize, now: Instant) -> bool {
         self.note(used);

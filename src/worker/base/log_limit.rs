@@ -17,7 +17,7 @@ pub struct LogLimit {
 }
 
 impl LogLimit {
-    /// Whether a line is to be logged now, where so many may be in an interval: then how many were not since the last that was.
+    /// Admits `most` lines in each interval. `Some`: log this line, and how many were suppressed since the last one.
     pub fn admit(&self, (most, interval): (u32, Duration), now: Instant) -> Option<u64> {
         if self.is_over(interval, now) {
             self.since.set(now);

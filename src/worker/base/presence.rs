@@ -1,8 +1,7 @@
 //! What this process is to the others: its slot in the scoreboard, its channel to the supervisor, and how many connections
 //! it has.
 //!
-//! A process for one connection counts one from the moment that somebody reserves it until it has left, so that it is
-//! reserved once.
+//! A process for one connection counts one from its reservation to its end, so that it is reserved once.
 
 use std::cell::Cell;
 use std::sync::atomic::Ordering;

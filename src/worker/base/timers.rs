@@ -34,7 +34,7 @@ pub struct Timers {
 }
 
 impl Timers {
-    /// Room for one of each of so many connections, which costs nothing until used; it grows if need be.
+    /// With room for one entry of each connection, which costs nothing until used; grows if need be.
     pub fn new(connections: u32) -> Self {
         Timers { heap: BinaryHeap::with_capacity(connections as usize) }
     }

@@ -28,7 +28,7 @@ impl Contexts {
         Contexts { limits, sum: 0, holders: BTreeMap::new(), last_order: 0 }
     }
 
-    /// A connection has compressed a message, or lost its context: that takes so many bytes now.
+    /// A connection has compressed a message, or lost its context, which takes `bytes` now.
     pub fn update(&mut self, id: u64, holding: &mut Holding, bytes: usize, now: Instant) {
         self.holders.remove(&holding.order);
         self.sum = self.sum - holding.bytes + bytes;

@@ -1,6 +1,6 @@
-//! Small replies wait for the end of the turn in which they were made. A write wakes the peer's process, which then competes
-//! with the loop for the processor: the loop reads what has come before it writes to anybody. A crash sends what waits along
-//! with its connection, or writes it.
+//! Small replies are written at the end of the turn. A write wakes the peer's process, which then competes with the loop for
+//! the processor, so the loop reads from all ready sockets first. In a crash an unwritten reply moves with its connection, or
+//! is written by the rescue.
 
 use std::io;
 use std::time::Duration;
@@ -23,14 +23,14 @@ const LOOK: usize = 4;
 pub struct Gathered {
     /// In the order in which they were made; no more than [`CONNECTIONS`].
     ids: Vec<u64>,
-    /// Their replies once more, apart from the heap: a handler that damages it costs nobody else a reply.
+    /// Copies of their replies outside of the heap, so that a heap that a handler has damaged loses none of them.
     replies: &'static mut [[u8; MOST]],
     /// There is more to read in this turn.
     is_on: bool,
 }
 
 impl Gathered {
-    /// Of at most so many connections, for the life of the process.
+    /// With room for `most` connections, for the life of the process.
     pub fn map(most: u32) -> io::Result<Self> {
         let replies = memory::guard_all((0..CONNECTIONS.min(most as usize)).map(|_| [0; MOST]))?;
         Ok(Gathered { ids: Vec::with_capacity(CONNECTIONS), replies, is_on: false })
@@ -45,7 +45,7 @@ impl Gathered {
 }
 
 impl Conns {
-    /// A turn begins in which so many sockets are ready.
+    /// A turn begins in which `count` sockets are ready.
     pub fn begin_gathering(&self, count: usize) {
         self.core.borrow_mut().gathered.is_on = count > 1;
     }

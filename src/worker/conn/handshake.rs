@@ -99,7 +99,7 @@ pub struct Handshake {
 pub struct Registry(Mutex<HashMap<u64, Arc<Handshake>>>);
 
 impl Registry {
-    /// Makes a handshake known, before the handler hears of it.
+    /// Registers a handshake, before its handler is called.
     pub fn add(&self, handshake: &Arc<Handshake>) {
         self.lock().insert(handshake.conn, Arc::clone(handshake));
     }
@@ -324,7 +324,7 @@ impl Handshake {
                 None => return WS_E_INVALID,
             },
             Reply::Reject { status, content_type, body } => {
-                // Even if it fails: whoever wanted to reject does not want to accept.
+                // Also if the call fails: a handler that tried to reject does not accept.
                 draft.rejected = true;
                 let content_type = content_type.map(|kind| str::from_utf8(kind).map(str::to_owned));
                 match (u16::try_from(status), content_type.transpose()) {

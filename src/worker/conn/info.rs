@@ -69,7 +69,7 @@ impl Info<'_> {
 pub struct Path(Option<Box<[u8]>>);
 
 impl Path {
-    /// Whether somebody holds it.
+    /// Whether a handler may hold a pointer to it.
     pub fn is_made(&self) -> bool {
         self.0.is_some()
     }

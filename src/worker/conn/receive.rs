@@ -38,7 +38,7 @@ pub fn receive(socket: &Socket, buffer: &mut [u8]) -> Result<usize, Errno> {
     recv(socket, buffer, RecvFlags::empty()).map(|(_, count)| count)
 }
 
-/// Receives at most so many bytes, which are appended to `buffer`, as far as it has room for them.
+/// Receives at most `most` bytes, and no more than the spare capacity of `buffer`, to which they are appended.
 pub fn append(socket: &Socket, buffer: &mut Vec<u8>, most: usize) -> Result<usize, Errno> {
     let spare = buffer.spare_capacity_mut();
     let room = most.min(spare.len());

@@ -55,7 +55,7 @@ pub struct ReceiveBudget {
 }
 
 impl ReceiveBudget {
-    /// Nothing is held of so many bytes; 0: there is no bound.
+    /// An unused budget of `total` bytes; 0: no bound.
     pub fn new(total: u64) -> Self {
         let total = usize::try_from(total).ok().filter(|total| *total != 0).unwrap_or(usize::MAX);
         ReceiveBudget {
@@ -69,13 +69,13 @@ impl ReceiveBudget {
         }
     }
 
-    /// The bytes that count of so many.
+    /// The part of `held` bytes that counts.
     #[inline]
     pub fn counted(held: usize) -> usize {
         if held < FLOOR { 0 } else { held }
     }
 
-    /// A connection holds so many bytes now.
+    /// A connection holds `held` bytes now.
     pub fn update(&mut self, id: u64, share: &mut Share, held: usize, now: Instant) -> Verdict {
         let held = Self::counted(held);
         let oldest = self.oldest();

@@ -70,7 +70,7 @@ impl Turn {
         self.flags & WAITING != 0
     }
 
-    /// It is in the queue from now on, and still watched or not.
+    /// Notes that it was put into the queue, and whether epoll still watches it.
     pub fn wait(&mut self, is_watched: bool) {
         self.flags |= if is_watched { WAITING } else { WAITING | UNWATCHED };
     }
@@ -194,7 +194,7 @@ pub fn rest(to_come: u64, most: usize) -> Option<usize> {
 pub struct TurnQueue(VecDeque<u64>);
 
 impl TurnQueue {
-    /// How many bytes to read from a connection now. `None`: it is not its turn yet, and it has joined those who wait.
+    /// How many bytes to read from a connection now. `None`: it was put into the queue and is read in its turn.
     #[inline]
     pub fn room_for(&mut self, id: u64, conn: &mut Conn, in_turn: bool) -> Option<usize> {
         if conn.turn.is_at_once() {

@@ -40,7 +40,7 @@ const FINISH_TIME: Duration = Duration::from_millis(50);
 /// A process that crashes within this time of its start, with no connection to blame, may have been crashed by one
 /// that has just moved into it.
 const YOUNG: Duration = Duration::from_secs(10);
-/// After so many such crashes in a row of which even the handler is not known all connections are given up.
+/// After this many such crashes in a row in which not even the handler is known, all connections are closed.
 const HOPELESS: u32 = 6;
 
 const CLOSE_1011: &[u8] = &[0x88, 2, 0x03, 0xf3];
@@ -109,8 +109,8 @@ pub fn handler_name(conn: u64) -> &'static str {
     route.map_or("a handler", |route| &route.name)
 }
 
-/// The event loop begins with something, or goes on to the next: the moment at which a crash of another thread finds
-/// all connections in order.
+/// The event loop begins its next piece of work. Between two pieces all connections are consistent: a crash of another thread
+/// stops the loop here.
 pub fn begin_work() {
     BUSY.store(true, Ordering::SeqCst);
     if WANTED.load(Ordering::SeqCst) {
@@ -157,7 +157,7 @@ pub fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
     send(context.control, &CRASHED[..], 0);
     context.send_all(&blame);
     context.slot.crash.end_sending(pid);
-    // Writing a core dump takes time: nobody must wait for the end of a connection until then.
+    // Peers must not wait for their end of stream until the core dump is written.
     // SAFETY: nothing in this process uses a descriptor any more, except for the standard streams.
     unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
     true
@@ -179,7 +179,7 @@ impl RescueContext {
         let (callback, culprit) = place();
         let record = (culprit != 0).then(|| self.record(culprit as u32 as usize)).flatten();
         let record = record.filter(|record| record.is_intact());
-        // The event loop's own code has crashed, or somebody has sent the signal: no handler is to blame.
+        // The event loop's own code has crashed, or the signal was sent from outside: no handler is to blame.
         let idle = callback == Callback::None && is_loop;
         let registers = Registers { stack: if idle { 0 } else { registers.stack }, ..registers };
         let whose_code = self.collector.collect(registers, self.slot.call, culprit, record);

@@ -1,4 +1,4 @@
-//! Threads, whoever makes them: each gets a stack for signal handlers, so that an overflow of its own stack is rescued, and
+//! All threads of a worker: each gets a stack for signal handlers, so that an overflow of its own stack is rescued, and
 //! the function that it began with is known, which tells whose thread it is.
 //!
 //! `pthread_create` stands in front of the C library's, since what a handler calls is found in the executable first

@@ -135,7 +135,7 @@ extern "C" fn exited() {
 }
 
 /// exit without exit handlers, in place of the C library's: what a handler calls is found in the executable first
-/// (build.rs exports it). The end of the process for whoever else calls it.
+/// (build.rs exports it). Other callers just end the process.
 #[unsafe(no_mangle)]
 extern "C" fn _exit(status: c_int) -> ! {
     let status = if rescue(EXIT, 0, Registers::here()) { crate::exit::Exit::Internal.code() } else { status };

@@ -31,7 +31,7 @@ impl Session {
         }
     }
 
-    /// Resumes a blocking connection that has come from another process, or could not be sent.
+    /// Resumes a blocking connection that arrived from another process, or could not be moved.
     pub fn resume_blocking(&self, id: u64, handler: u16, service: &Service) {
         let begun = match !self.threads.is_full() {
             true => self.resume_thread(id, handler, service),

@@ -1,4 +1,4 @@
-//! What cannot be understood in an inbox: counted, and logged once in a while, since whoever sends it may send a lot.
+//! Malformed messages in an inbox: counted, and logged at a limited rate, since the sender may send many.
 
 use std::cell::Cell;
 use std::time::Duration;

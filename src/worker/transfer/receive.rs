@@ -44,8 +44,8 @@ impl Transfer {
         self.empty(self.inbox.rx());
     }
 
-    /// The same in this inbox. Whoever fills it faster than it is emptied does not keep this worker from all else: it comes
-    /// back to what is left.
+    /// The same for this inbox. At most [`AT_ONCE`] datagrams are taken; the rest waits for the next turn, so that a sender
+    /// cannot starve the connections of this worker.
     pub fn empty(&self, inbox: &Receiver) {
         for _ in 0..AT_ONCE {
             match self.receive(inbox) {
@@ -53,7 +53,7 @@ impl Transfer {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => return log::error!("inbox: {error}"),
             }
-            // All of them are in the table before a handler hears of one, and may crash.
+            // All of them are in the table before a handler is called, which may crash.
             let mut moved = Vec::new();
             while let Some(taken) = self.take_up_first() {
                 moved.extend(taken);
@@ -66,7 +66,7 @@ impl Transfer {
                         self.session.notify_open(id, handler)
                     }
                     Next::Open(_) => {
-                        // The handler never hears of it here.
+                        // Its handler is not called in this process.
                         self.conns.with_open(id, |_, open| open.silent = true);
                         self.conns.close(id, Some(1001), b"", WS_BY_HOST);
                     }
@@ -216,7 +216,7 @@ impl Transfer {
                     record.seal();
                     let deflate =
                         record.params().map(|params| Deflate::new(params, record.threshold, record.level));
-                    // Who sent it may have known other handlers, or the same by other numbers.
+                    // The sender may have had other handlers, or other numbers for them.
                     let resource = record.strings().resource;
                     let path = resource.split(|byte| *byte == b'?').next().unwrap_or_default();
                     let handler =

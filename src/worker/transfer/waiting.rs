@@ -1,4 +1,4 @@
-//! Requests for pools with a process for each connection that wait for a process: for a bounded time, and so many at most.
+//! Requests that wait for a process of a pool with a process for each connection: at most [`MOST`], each for `process_timeout`.
 //! The head of such a request stays with its connection, so that it moves along if this worker crashes or leaves.
 
 use std::time::Duration;
