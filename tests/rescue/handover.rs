@@ -67,7 +67,7 @@ fn a_handler_lets_go_in_one_process_and_finds_its_state_in_the_next() {
 #[test]
 fn all_are_told_when_the_server_stops_while_one_worker_hands_over_to_another() {
     for count in [1, 40] {
-        let args = ["-o", "worker_max_messages=3", "-o", "stop_timeout=20s"];
+        let args = ["-o", "worker_max_messages=3", "-o", "stop_timeout=20s", "-o", "drain_timeout=60s"];
         let (mut server, _dir) = serve(&["echo"], &args);
         let mut idle: Vec<Raw> = (0..count).map(|_| Raw::open(&server.address(), "/echo")).collect();
         // A message that has come in part does not move.
@@ -95,7 +95,7 @@ fn all_are_told_when_the_server_stops_while_one_worker_hands_over_to_another() {
 #[test]
 fn connections_on_their_way_to_a_worker_that_stops_are_told_so() {
     // The old worker is stopped in the midst of handing over, so that its replacement is told to leave before it.
-    let args = ["-o", "worker_max_messages=3", "-o", "stop_timeout=20s"];
+    let args = ["-o", "worker_max_messages=3", "-o", "stop_timeout=20s", "-o", "drain_timeout=60s"];
     let (mut server, _dir) = serve(&["echo"], &args);
     let mut idle: Vec<Raw> = (0..10).map(|_| Raw::open(&server.address(), "/echo")).collect();
     let mut torn = Raw::open(&server.address(), "/echo");
