@@ -74,7 +74,7 @@ fn a_worker_that_is_replaced_hands_them_over() {
     let crowd = Crowd::gather(&server.address(), ECHO, 100, deflate);
     until("both workers have been replaced, and all have moved twice", || {
         crowd.served();
-        logged(&server, "it has received") >= 4 && logged(&server, "opened again") >= 200
+        logged(&server, "exited, replaced") >= 4 && logged(&server, "opened again") >= 200
     });
     assert_eq!((crowd.served().clients, crowd.ends()), (100, vec![]));
     let again = logged(&server, "opened again");
