@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use serde_json::Value;
 
-use super::pending::{PATIENCE, Task, memory};
+use super::pending::{TIMEOUT, Task, memory};
 use super::view::View;
 use crate::ctl::answer;
 use crate::ctl::publish::Payload;
@@ -85,7 +85,7 @@ impl Task for Errand {
                 Ok(format!("published to {topic} of {scope}: {count} subscriber{plural} here").into())
             }
             (_, None) if silent.is_empty() => Err("the bus has ended: try again".to_owned()),
-            (_, None) => Err(format!("the bus has not answered within {} seconds", PATIENCE.as_secs())),
+            (_, None) => Err(format!("the bus has not answered within {} seconds", TIMEOUT.as_secs())),
         })
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use serde_json::Value;
 
 use super::listing::with_filter;
-use super::pending::{PATIENCE, Task, is_told};
+use super::pending::{TIMEOUT, Task, is_told};
 use super::view::View;
 use crate::ctl::answer;
 use crate::ctl::filter::Filter;
@@ -55,7 +55,7 @@ impl Task for Closing {
                 Err(format!(
                     "process {} has not closed the connection within {} seconds: {why}",
                     id.pid,
-                    PATIENCE.as_secs()
+                    TIMEOUT.as_secs()
                 ))
             }
         })
@@ -92,11 +92,8 @@ impl Task for ClosingAll {
             format!("{} connection{} being closed", self.0, if self.0 == 1 { " is" } else { "s are" });
         if !silent.is_empty() {
             let silent: Vec<String> = silent.iter().map(ToString::to_string).collect();
-            text += &format!(
-                "; no answer within {} seconds of process {}",
-                PATIENCE.as_secs(),
-                silent.join(", ")
-            );
+            text +=
+                &format!("; no answer within {} seconds of process {}", TIMEOUT.as_secs(), silent.join(", "));
         }
         answer::line(&Ok(Value::String(text)))
     }

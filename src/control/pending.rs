@@ -13,7 +13,7 @@ use crate::fleet::control::{Channel, Command, Report};
 use crate::time::Instant;
 
 /// How long processes may take to reply.
-pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What processes were asked to do.
 pub(super) trait Task {
@@ -45,7 +45,7 @@ impl Control {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let (asked, task) = ask(ticket)?;
-        self.pending.push(Pending { ticket, client, deadline: now + PATIENCE, asked, task: Box::new(task) });
+        self.pending.push(Pending { ticket, client, deadline: now + TIMEOUT, asked, task: Box::new(task) });
         Ok(Outcome::Later)
     }
 
@@ -140,7 +140,7 @@ mod tests {
         for (alive, at, expected) in [
             (&[7, 8][..], now, "7 replied; "),
             (&[7], now, "7 replied; silent []"), // 8 is gone
-            (&[7, 8], now + PATIENCE, "7 replied; silent [8]"),
+            (&[7, 8], now + TIMEOUT, "7 replied; silent [8]"),
         ] {
             let (mut control, noted) = (Control::default(), Rc::default());
             control.next_ticket = 5;
@@ -149,7 +149,7 @@ mod tests {
                 Ok((vec![7, 8], Noted(Rc::clone(&noted))))
             });
             assert!(matches!(begun, Ok(Outcome::Later)));
-            assert_eq!(control.deadline(), Some(now + PATIENCE));
+            assert_eq!(control.deadline(), Some(now + TIMEOUT));
             for (pid, ticket) in [(7, 4), (9, 5), (7, 5), (7, 5)] {
                 control.on_reply(pid, Report::ClosingAll { ticket, count: 1 });
             }

@@ -27,7 +27,7 @@ use crate::exit::Exit;
 use crate::fleet::datagram;
 
 /// How long the server may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it may take for what is more than an answer.
 const LONG_PATIENCE: Duration = Duration::from_secs(660);
 /// Most bytes of an answer.
@@ -140,14 +140,14 @@ fn ask(path: &Path, request: &Request) -> Result<Value, Failure> {
 fn ask_with(path: &Path, request: &Request, fd: Option<BorrowedFd<'_>>) -> Result<Value, Failure> {
     let line = request.line().map_err(Failure::Refused)?;
     let socket = connect(path).map_err(|error| Failure::Unreachable(unreachable(path, &error)))?;
-    let patience = match request {
+    let timeout = match request {
         Request::Reload {} | Request::Upgrade {} | Request::Workers { .. } => LONG_PATIENCE,
-        _ => PATIENCE,
+        _ => TIMEOUT,
     };
     let mut answer = Vec::new();
     let mut reader = BufReader::new((&socket).take(MAX_ANSWER));
     let answered = socket
-        .set_read_timeout(Some(patience))
+        .set_read_timeout(Some(timeout))
         // A server that has hung up may have said why before.
         .map(|()| match fd {
             Some(fd) => datagram::send(socket.as_fd(), &line, Some(fd)),
@@ -175,7 +175,7 @@ fn ask_with(path: &Path, request: &Request, fd: Option<BorrowedFd<'_>>) -> Resul
 
 fn connect(path: &Path) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_write_timeout(Some(PATIENCE))?; // connecting counts as writing (unix(7))
+    socket.set_write_timeout(Some(TIMEOUT))?; // connecting counts as writing (unix(7))
     socket.connect(&SockAddr::unix(path)?)?;
     Ok(socket)
 }

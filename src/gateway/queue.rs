@@ -16,7 +16,7 @@ use crate::fleet::facts::Facts;
 use crate::fleet::gateway_queue::Preamble;
 
 /// How long a connection may wait for room in the queue.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause when too many descriptors are in flight (unix(7), ETOOMANYREFS), of which nobody is told when that changes.
 const RETRY_AFTER: Duration = Duration::from_millis(20);
 
@@ -46,7 +46,7 @@ impl Queue {
         let facts = facts.to_bytes().ok_or(io::ErrorKind::FileTooLarge)?;
         let preamble = Preamble { peer: client, facts: &facts };
         let full = |_| io::Error::new(io::ErrorKind::TimedOut, "no worker took the connection in time");
-        timeout(PATIENCE, self.send(preamble, connection.as_fd())).await.map_err(full)?
+        timeout(TIMEOUT, self.send(preamble, connection.as_fd())).await.map_err(full)?
     }
 
     async fn send(&self, preamble: Preamble<'_>, connection: std::os::fd::BorrowedFd<'_>) -> io::Result<()> {

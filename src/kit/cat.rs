@@ -99,7 +99,7 @@ impl Cat {
             pings: ping,
             close: None,
             deadline: Instant::NEVER,
-            patience: self.target.timeout,
+            timeout: self.target.timeout,
             keep_open: self.keep_open,
             binary: self.binary,
         };
@@ -146,7 +146,7 @@ struct Session {
     close: Option<(u16, String)>,
     /// When the closing handshake has taken too long.
     deadline: Instant,
-    patience: Duration,
+    timeout: Duration,
     keep_open: bool,
     binary: bool,
 }
@@ -231,7 +231,7 @@ impl Session {
         let close = frame
             .map_or((1005, String::new()), |frame| (u16::from(frame.code), frame.reason.as_str().to_owned()));
         self.close = Some(close);
-        self.deadline = self.deadline.min(clock::now() + self.patience);
+        self.deadline = self.deadline.min(clock::now() + self.timeout);
     }
 
     /// Sends a ping when it is time; false if the last one was not answered.
@@ -297,7 +297,7 @@ impl Session {
         if is_end {
             self.input = None;
             if !self.keep_open {
-                self.deadline = clock::now() + self.patience;
+                self.deadline = clock::now() + self.timeout;
                 let normal = CloseFrame { code: CloseCode::Normal, reason: Default::default() };
                 let _ = self.connection.close(Some(normal)); // as above
             }

@@ -11,9 +11,9 @@ use crate::ctl::request::Request;
 const MAX_ANSWER: u64 = 1 << 20;
 
 /// The line that it answers with.
-pub fn ask(control: &Path, request: &Request, patience: Duration) -> io::Result<Vec<u8>> {
+pub fn ask(control: &Path, request: &Request, timeout: Duration) -> io::Result<Vec<u8>> {
     let socket = UnixStream::connect(control)?;
-    socket.set_read_timeout(Some(patience))?;
+    socket.set_read_timeout(Some(timeout))?;
     (&socket).write_all(&request.line().map_err(io::Error::other)?)?;
     let mut line = Vec::new();
     BufReader::new((&socket).take(MAX_ANSWER)).read_until(b'\n', &mut line)?;

@@ -68,16 +68,16 @@ pub struct Peer {
     queue: VecDeque<Content>,
     /// It has stopped to read.
     is_stalled: bool,
-    patience: Duration,
+    timeout: Duration,
 }
 
 /// What is kept for later: more is left in the socket.
 const MOST: usize = 10_000;
 
 /// Connects; neither this nor a write takes longer.
-pub fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
+pub fn connect(socket: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let stream = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
-    stream.set_write_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(timeout))?;
     stream.connect(&socket2::SockAddr::unix(socket)?)?;
     Ok(OwnedFd::from(stream).into())
 }
@@ -88,10 +88,10 @@ impl Peer {
         socket: &Path,
         target: &str,
         headers: &[(HeaderName, HeaderValue)],
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Self, String> {
         let failed = |error: io::Error| format!("connect: {error}");
-        let stream = connect(socket, patience).map_err(failed)?;
+        let stream = connect(socket, timeout).map_err(failed)?;
         stream.set_nonblocking(true).map_err(failed)?;
         let mut request = format!("ws://localhost{target}")
             .into_client_request()
@@ -103,7 +103,7 @@ impl Peer {
             request.headers_mut().append(name.clone(), value.clone());
         }
         let mut peer =
-            Peer { state: State::Ended, reply: None, queue: VecDeque::new(), is_stalled: false, patience };
+            Peer { state: State::Ended, reply: None, queue: VecDeque::new(), is_stalled: false, timeout };
         peer.took(client_with_config(request, stream, None))
             .map_err(|why| format!("open {target}: {why}"))?;
         Ok(peer)
@@ -120,10 +120,10 @@ impl Peer {
         };
         let stream = asked.get_ref().get_ref();
         let blocks = stream.set_nonblocking(false);
-        blocks.and_then(|()| stream.set_read_timeout(Some(self.patience))).map_err(|why| why.to_string())?;
+        blocks.and_then(|()| stream.set_read_timeout(Some(self.timeout))).map_err(|why| why.to_string())?;
         self.took(asked.handshake())?;
         match self.state {
-            State::Asked(_) => Err(format!("no reply to the request within {:?}", self.patience)),
+            State::Asked(_) => Err(format!("no reply to the request within {:?}", self.timeout)),
             _ => Ok(()),
         }
     }
@@ -230,8 +230,8 @@ impl Peer {
     pub fn next(&mut self, expected: &Content) -> Result<Content, String> {
         let wants_control = matches!(expected, Content::Ping(_) | Content::Pong(_));
         loop {
-            match self.read(self.patience)? {
-                None => return Err(format!("nothing within {:?}", self.patience)),
+            match self.read(self.timeout)? {
+                None => return Err(format!("nothing within {:?}", self.timeout)),
                 Some(Content::Ping(_) | Content::Pong(_)) if !wants_control => {}
                 Some(content) => return Ok(content),
             }
@@ -257,7 +257,7 @@ impl Peer {
     }
 
     /// What comes within this time.
-    fn read(&mut self, patience: Duration) -> Result<Option<Content>, String> {
+    fn read(&mut self, timeout: Duration) -> Result<Option<Content>, String> {
         if self.is_stalled {
             return Err("nothing: the peer has stopped reading".to_owned());
         }
@@ -265,11 +265,11 @@ impl Peer {
             return Ok(Some(content));
         }
         self.settle()?;
-        self.receive(Some(patience))
+        self.receive(Some(timeout))
     }
 
     /// The same past the queue; without a time it does not wait.
-    fn receive(&mut self, patience: Option<Duration>) -> Result<Option<Content>, String> {
+    fn receive(&mut self, timeout: Option<Duration>) -> Result<Option<Content>, String> {
         let status = self.status();
         let connection = match &mut self.state {
             State::Open(connection) => connection,
@@ -283,7 +283,7 @@ impl Peer {
         };
         let stream = connection.get_ref();
         let is_set =
-            stream.set_nonblocking(patience.is_none()).and_then(|()| stream.set_read_timeout(patience));
+            stream.set_nonblocking(timeout.is_none()).and_then(|()| stream.set_read_timeout(timeout));
         is_set.map_err(|error| error.to_string())?;
         loop {
             return Ok(Some(match connection.read() {

@@ -77,8 +77,8 @@ impl Child {
     fn work(self) -> i32 {
         wipe::stop(); // what the supervisor had is overwritten
         let Self { supervisor, is_detached, shared, config, task } = self;
-        let patience = config.stop_timeout + GRACE;
-        let patience = u32::try_from(patience.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u32::MAX);
+        let timeout = config.stop_timeout + GRACE;
+        let timeout = u32::try_from(timeout.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u32::MAX);
         match task {
             Task::Worker { place, log, start } => {
                 let name = config.worker_name(place.pool, place.number);
@@ -92,7 +92,7 @@ impl Child {
                     prepare(is_detached)?;
                     log.map_or(Ok(()), |log| relay_output(log, is_detached))?;
                     confinement.map_or(Ok(()), |to| to.with_files(&config, files).enter())?;
-                    end_with(supervisor, patience)?;
+                    end_with(supervisor, timeout)?;
                     Ok(start)
                 });
                 let start = match start {
@@ -109,7 +109,7 @@ impl Child {
                     count_losses(shared, Place { pool, number });
                     setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
                     come_under(supervisor);
-                    end_with(supervisor, patience)
+                    end_with(supervisor, timeout)
                 })
             }
             Task::Auxiliary(kind, channel, serve) => {
@@ -122,7 +122,7 @@ impl Child {
                         Kind::Metrics | Kind::Bus => Confinement::of(&config, 0),
                     };
                     confinement.map_or(Ok(()), |to| to.enter())?;
-                    end_with(supervisor, if kind.takes_commands() { patience } else { 1 })
+                    end_with(supervisor, if kind.takes_commands() { timeout } else { 1 })
                 };
                 let part = match kind {
                     Kind::Metrics => Part::Metrics,
@@ -225,9 +225,9 @@ fn prepare(is_detached: bool) -> io::Result<()> {
 }
 
 /// Has the worker end with the supervisor. After a change of the user, which takes this back (prctl(2)).
-fn end_with(supervisor: Pid, patience: u32) -> io::Result<()> {
+fn end_with(supervisor: Pid, timeout: u32) -> io::Result<()> {
     // The channel's end tells the worker to leave; a worker that is stuck in a handler does not read it.
-    PATIENCE.store(patience, Ordering::Relaxed);
+    TIMEOUT.store(timeout, Ordering::Relaxed);
     SUPERVISOR.store(supervisor.as_raw(), Ordering::Relaxed);
     // SAFETY: the function does what a signal handler may do only.
     unsafe { signal(Signal::SIGALRM, SigHandler::Handler(on_orphaned))? };
@@ -239,7 +239,7 @@ fn end_with(supervisor: Pid, patience: u32) -> io::Result<()> {
 }
 
 /// Seconds that a worker has to leave after the supervisor has vanished.
-static PATIENCE: AtomicU32 = AtomicU32::new(0);
+static TIMEOUT: AtomicU32 = AtomicU32::new(0);
 
 /// The process whose end is waited for.
 static SUPERVISOR: AtomicI32 = AtomicI32::new(0);
@@ -254,6 +254,6 @@ extern "C" fn on_orphaned(_: libc::c_int) {
     // SAFETY: both calls are async-signal-safe (signal-safety(7)).
     unsafe {
         libc::signal(libc::SIGALRM, libc::SIG_DFL);
-        libc::alarm(PATIENCE.load(Ordering::Relaxed));
+        libc::alarm(TIMEOUT.load(Ordering::Relaxed));
     }
 }

@@ -21,7 +21,7 @@ use crate::fleet::scoreboard::State;
 use crate::time::Instant;
 
 /// The slot's own worker has this long to start.
-const PATIENCE: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_millis(500);
 /// Datagrams that are taken out of an inbox before other work is done.
 const AT_ONCE: usize = 64;
 /// After this another worker is asked, if there is still something.
@@ -74,12 +74,12 @@ impl Supervisor {
         unread.retain(|slot| self.host.leaving.is_none() && self.processes.has_mail(*slot));
         self.maintenance.mail.0.retain(|slot, _| unread.contains(slot));
         for slot in unread {
-            let patience = match self.slots.is_taken(slot) {
+            let timeout = match self.slots.is_taken(slot) {
                 _ if self.pools.owns(slot) => handshake,
-                true => PATIENCE,
+                true => TIMEOUT,
                 false => Duration::ZERO,
             };
-            let (at, asked) = *self.maintenance.mail.0.entry(slot).or_insert((now + patience, 0));
+            let (at, asked) = *self.maintenance.mail.0.entry(slot).or_insert((now + timeout, 0));
             if at > now {
                 continue;
             }

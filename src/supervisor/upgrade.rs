@@ -50,7 +50,7 @@ const QUEUE: &[u8] = b"gateway queue ";
 /// The longest datagram: a path or a name.
 const DATAGRAM: usize = 8 * 1024;
 /// The new executable has this long to become ready; longer than its workers have.
-const PATIENCE: Duration = Duration::from_secs(2 * START.as_secs());
+const TIMEOUT: Duration = Duration::from_secs(2 * START.as_secs());
 
 /// How this program was started, and is started again.
 #[derive(Clone, Debug)]
@@ -310,7 +310,7 @@ impl Supervisor {
         match fork_child()? {
             Forked::Parent { child } => {
                 let mut process = Process::new(Role::Successor, None, 0, None);
-                process.set_deadline(clock::now() + PATIENCE, READY);
+                process.set_deadline(clock::now() + TIMEOUT, READY);
                 self.processes.insert(child, process);
                 self.shared.scoreboard.share_sockets(true);
                 (self.upgrade.channel, self.upgrade.txs) = (Some(ours), Vec::new());

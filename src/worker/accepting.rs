@@ -5,7 +5,7 @@ use socket2::Socket;
 use crate::fleet::control::Report;
 use crate::fleet::scoreboard::{Fault, State};
 use crate::worker::Worker;
-use crate::worker::conn::record::foreign::Greeting;
+use crate::worker::conn::record::foreign::Arrival;
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::listen::acceptor::AT_A_TIME;
@@ -17,7 +17,7 @@ impl Worker {
         for _ in 0..most {
             rescue::begin_work();
             if !uninterrupted(|| {
-                self.acceptor.accept(number, |socket, greeting| self.admit(number, socket, greeting))
+                self.acceptor.accept(number, |socket, arrival| self.admit(number, socket, arrival))
             }) {
                 return;
             }
@@ -62,21 +62,21 @@ impl Worker {
         }
     }
 
-    fn admit(&self, number: usize, socket: Socket, greeting: &Greeting<'_>) {
+    fn admit(&self, number: usize, socket: Socket, arrival: &Arrival<'_>) {
         let listener = self.acceptor.listener(number);
         let is_draining =
             listener.is_some() && !self.conns.presence.scoreboard.bulletin().readiness().accepts();
-        match self.session.admission.admit(greeting.peer, is_draining) {
+        match self.session.admission.admit(arrival.peer, is_draining) {
             Ok(permit) => {
                 self.conns.metrics.place.accepted.add_shared(1);
                 self.conns.presence.accepted();
                 let config = &self.conns.config;
                 let listener =
                     listener.map_or(&config.listener, |listener| config.listener(listener.asked()));
-                self.handshakes.start_connection(socket, greeting, permit, listener);
+                self.handshakes.start_connection(socket, arrival, permit, listener);
             }
             Err(refusal) => {
-                self.session.admission.note(refusal, greeting.peer, "");
+                self.session.admission.note(refusal, arrival.peer, "");
                 // Refusals take at most half of the connection table.
                 if self.acceptor.share.is_half_full() || !self.session.admission.may_answer() {
                     return admission::cut(&socket, refusal);

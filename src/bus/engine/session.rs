@@ -20,7 +20,7 @@ use crate::fleet::bus_counters::BusCounters;
 /// Timeout of connecting, all servers together.
 const CONNECT: Duration = Duration::from_secs(15);
 /// Timeout of carrying out orders.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of checks whether the engine still responds.
 const CHECK: Duration = Duration::from_secs(10);
 /// Shortest and longest delay between attempts.
@@ -160,7 +160,7 @@ impl Session {
     async fn serve<L: Link>(&mut self, link: &mut L) -> Result<(), String> {
         let late = |_| "timeout".to_owned();
         let wanted: Vec<Key> = self.wanted.iter().cloned().collect();
-        timeout(PATIENCE, link.subscribe(&wanted)).await.map_err(late)??;
+        timeout(TIMEOUT, link.subscribe(&wanted)).await.map_err(late)??;
         let mut check = interval(CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -170,7 +170,7 @@ impl Session {
                     let Some(orders) = orders else { return Ok(()) };
                     self.carry_out(link, orders).await?;
                 }
-                _ = check.tick() => timeout(PATIENCE, link.check()).await.map_err(late)??,
+                _ = check.tick() => timeout(TIMEOUT, link.check()).await.map_err(late)??,
             }
         }
     }
@@ -178,7 +178,7 @@ impl Session {
     /// Also if that fails, the wanted topics are noted and the messages counted.
     async fn carry_out<L: Link>(&mut self, link: &mut L, orders: Vec<Order>) -> Result<(), String> {
         let mut unsent = orders.iter().map(|order| self.note(order)).sum();
-        let carried_out = timeout(PATIENCE, async {
+        let carried_out = timeout(TIMEOUT, async {
             for same in
                 orders.chunk_by(|one, other| std::mem::discriminant(one) == std::mem::discriminant(other))
             {

@@ -93,8 +93,8 @@ where
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(RESETS_IN_LINE);
     let limit = server.config.handshake_timeout;
-    let greeted = timeout(limit, builder.handshake::<_, Bytes>(io)).await;
-    let mut h2 = greeted.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(failed)?;
+    let connected = timeout(limit, builder.handshake::<_, Bytes>(io)).await;
+    let mut h2 = connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(failed)?;
     let shared = Arc::new(Connection {
         server: Arc::clone(server),
         client,

@@ -20,7 +20,7 @@ use crate::gateway::socket::Socket;
 use crate::http as pages;
 
 /// Time that a worker may take to answer beyond the time that it gives the client.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no answer to pass on.
 enum Failure {
@@ -82,7 +82,7 @@ async fn ask(
     })?;
     let gone = |_| Failure::Refused(502, "the worker has ended");
     worker.write_all(&request.head).await.map_err(gone)?;
-    let limit = server.config.handshake_timeout + PATIENCE;
+    let limit = server.config.handshake_timeout + TIMEOUT;
     let answered = timeout(limit, answer(&worker, request.accept, respond)).await;
     let (answer, rest) = answered.unwrap_or(Err(Failure::Refused(504, "no answer in time")))?;
     Ok((worker, answer, rest))

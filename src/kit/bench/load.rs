@@ -35,7 +35,7 @@ pub struct Plan {
     /// How long messages are sent.
     pub duration: Duration,
     /// How long the last answers are waited for.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// Bytes of a message.
     pub size: usize,
     /// Not text.
@@ -124,7 +124,7 @@ impl Load {
     pub fn run(mut self, progress: &mut dyn FnMut(Duration, u64, &Histogram<u64>)) -> io::Result<Measured> {
         let begun = clock::now();
         let end = begun + self.plan.duration;
-        let give_up = end + self.plan.patience;
+        let give_up = end + self.plan.timeout;
         let mut next_look = begun;
         let mut events = vec![EpollEvent::empty(); 1024];
         for index in 0..self.peers.len() {
@@ -273,7 +273,7 @@ mod tests {
             rate: Some(1000),
             depth: 1,
             duration: Duration::from_secs(1),
-            patience: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
             size: 0,
             binary: false,
         };

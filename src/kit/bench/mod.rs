@@ -93,7 +93,7 @@ impl Bench {
             rate: self.rate,
             depth: self.depth,
             duration: self.duration,
-            patience: self.target.timeout,
+            timeout: self.target.timeout,
             size: self.size,
             binary: self.binary,
         };

@@ -13,7 +13,7 @@ use crate::kit::host::{Host, Served, process};
 use crate::kit::peer::{Content, Peer, connect};
 
 /// How long a peer waits for a reply to its request. What is not there then may be late on purpose.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections of a round in which a leak is looked for, and those before.
 const ROUND: u32 = 1000;
 const WARM: u32 = 200;
@@ -149,7 +149,7 @@ impl Exam {
 
     /// A peer whose request was answered, or is not yet.
     fn peer(&self) -> Result<Peer, String> {
-        let mut peer = Peer::ask(&self.host.socket(), &self.target, &[], PATIENCE)?;
+        let mut peer = Peer::ask(&self.host.socket(), &self.target, &[], TIMEOUT)?;
         let _ = peer.settle(); // a refusal and a late handshake are answers, too
         Ok(peer)
     }
@@ -192,7 +192,7 @@ impl Exam {
              Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n",
             self.target
         );
-        let mut socket = connect(&self.host.socket(), PATIENCE).map_err(|error| error.to_string())?;
+        let mut socket = connect(&self.host.socket(), TIMEOUT).map_err(|error| error.to_string())?;
         for byte in head.as_bytes().chunks(1).chain(FRAMES.chunks(1)) {
             if socket.write_all(byte).is_err() {
                 break; // it lets nobody in
@@ -205,11 +205,11 @@ impl Exam {
     /// At every point of a connection's life the peer goes away.
     fn close(&mut self) -> Result<(), String> {
         for sent in ["", "GET / HTTP/1.1\r\nHost: l"] {
-            let socket = connect(&self.host.socket(), PATIENCE);
+            let socket = connect(&self.host.socket(), TIMEOUT);
             let _ = socket.and_then(|mut socket| socket.write_all(sent.as_bytes())); // it goes away anyhow
             self.host.turn()?;
         }
-        drop(Peer::ask(&self.host.socket(), &self.target, &[], PATIENCE)?);
+        drop(Peer::ask(&self.host.socket(), &self.target, &[], TIMEOUT)?);
         self.host.turn()?;
         let reason = "why".to_owned();
         let close = |code| Content::Close(code, String::new());

@@ -48,7 +48,7 @@ use crate::supervisor::death::{Cause, Death};
 use crate::worker;
 
 /// How long a worker may take to start, to answer and to leave.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const FOREVER: Duration = Duration::MAX;
 /// Two: one serves, and the other one takes up connections that move.
 const SLOTS: usize = 2;
@@ -106,7 +106,7 @@ impl Worker {
 
     /// Waits for its end, and reads what it still had to say; None: it had to be killed, or is no process.
     fn wait(&mut self) -> Option<WaitStatus> {
-        let status = self.process.take().and_then(|process| process.wait(PATIENCE));
+        let status = self.process.take().and_then(|process| process.wait(TIMEOUT));
         while let Ok(Some(_)) = self.report() {}
         status
     }
@@ -425,9 +425,9 @@ impl Host {
     fn report(&mut self, is_wanted: impl Fn(&Report) -> bool) -> Result<Report, String> {
         let begun = Instant::now();
         // In this process a debugger may hold it for any time.
-        let patience =
-            self.worker.as_ref().and_then(|worker| worker.process.as_ref()).map_or(FOREVER, |_| PATIENCE);
-        while let Some(left) = patience.checked_sub(begun.elapsed()) {
+        let timeout =
+            self.worker.as_ref().and_then(|worker| worker.process.as_ref()).map_or(FOREVER, |_| TIMEOUT);
+        while let Some(left) = timeout.checked_sub(begun.elapsed()) {
             let Some(worker) = &mut self.worker else { break };
             match worker.report() {
                 Ok(Some(report)) if is_wanted(&report) => return Ok(report),
@@ -487,7 +487,7 @@ impl Host {
         let handler = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler)));
         if status.is_none() {
             let what = handler.map(|route| format!(", in {} of {}", callback_name(callback), route.name));
-            return Some(format!("does not come back within {PATIENCE:?}{}", what.unwrap_or_default()));
+            return Some(format!("does not come back within {TIMEOUT:?}{}", what.unwrap_or_default()));
         }
         let facts = facts.unwrap_or_default();
         Some(Death { worker: "worker", pid: 0, cause, handler, callback, conn, facts }.line())

@@ -117,9 +117,9 @@ impl Process {
     }
 
     /// Waits for its end; None: it did not end in this time, and was killed.
-    pub fn wait(mut self, patience: Duration) -> Option<WaitStatus> {
+    pub fn wait(mut self, timeout: Duration) -> Option<WaitStatus> {
         let begun = Instant::now();
-        while self.ended().is_none() && begun.elapsed() < patience {
+        while self.ended().is_none() && begun.elapsed() < timeout {
             sleep(LOOK);
         }
         self.status

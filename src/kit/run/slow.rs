@@ -17,7 +17,7 @@ use crate::kit::control::ask;
 /// Time between two samples.
 const INTERVAL: Duration = Duration::from_millis(15);
 /// How long the server may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sends a log line for each callback that takes longer than `limit`, from a thread that ends with the server.
 pub fn watch(control: PathBuf, limit: Duration, sender: SyncSender<Event>) {
@@ -59,7 +59,7 @@ fn line(executed: &Executes) -> String {
 }
 
 fn executes(control: &Path) -> io::Result<Option<Executes>> {
-    let bytes = ask(control, &Request::Status {}, PATIENCE)?;
+    let bytes = ask(control, &Request::Status {}, TIMEOUT)?;
     let result: Value = match answer::read(&bytes) {
         Some(Ok(result)) => result,
         Some(Err(error)) => return Err(io::Error::other(error)),

@@ -50,7 +50,7 @@ impl Failure {
 pub struct Conversation {
     /// The resource, without its slash.
     name: String,
-    patience: Duration,
+    timeout: Duration,
     /// By their names.
     peers: BTreeMap<String, Peer>,
     /// The one of the last step: what it did is over before another one does something.
@@ -65,10 +65,10 @@ pub struct Conversation {
 
 impl Conversation {
     /// With the handler of this name; waits so long for what is expected.
-    pub fn new(name: &str, patience: Duration) -> Self {
+    pub fn new(name: &str, timeout: Duration) -> Self {
         Conversation {
             name: name.to_owned(),
-            patience,
+            timeout,
             peers: BTreeMap::new(),
             last: String::new(),
             is_deaf: false,
@@ -131,7 +131,7 @@ impl Conversation {
     fn open(&mut self, host: &Host, name: &str, opening: &Opening) -> Result<(), Failure> {
         let own = format!("/{}", self.name);
         let target = opening.target.as_deref().unwrap_or(&own);
-        let peer = Peer::ask(&host.socket(), target, &opening.headers, self.patience);
+        let peer = Peer::ask(&host.socket(), target, &opening.headers, self.timeout);
         let mut peer = peer.map_err(Failure::Cannot)?;
         if !opening.is_late {
             peer.settle().map_err(Failure::Cannot)?;
@@ -171,9 +171,9 @@ impl Conversation {
                 return Ok(());
             }
             self.peers.values_mut().for_each(|peer| peer.look(self.is_deaf));
-            if begun.elapsed() >= self.patience {
+            if begun.elapsed() >= self.timeout {
                 let expected = format!("a line of the log with {text:?}");
-                return Err(Failure::Other { expected, got: format!("none within {:?}", self.patience) });
+                return Err(Failure::Other { expected, got: format!("none within {:?}", self.timeout) });
             }
             sleep(LOOK);
         }

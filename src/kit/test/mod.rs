@@ -24,7 +24,7 @@ use crate::exit::Exit;
 use crate::worker;
 
 /// How long what is expected may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// The same where a debugger may hold the handler.
 const AN_HOUR: Duration = Duration::from_secs(60 * 60);
 
@@ -85,7 +85,7 @@ impl Test {
         })?;
         let config = self.config.as_deref().map(settings::read).transpose()?;
         let name = self.resource.as_deref().map_or(source.name(), |path| path.trim_start_matches('/'));
-        let timeout = self.timeout.unwrap_or(if self.no_fork { AN_HOUR } else { PATIENCE });
+        let timeout = self.timeout.unwrap_or(if self.no_fork { AN_HOUR } else { TIMEOUT });
         let mut failed = 0;
         for (number, (path, steps)) in scripts.into_iter().enumerate() {
             // A new host for each: no script can depend on another.

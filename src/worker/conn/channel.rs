@@ -130,7 +130,7 @@ struct State {
     state: Option<Vec<u8>>,
 }
 
-/// The mailbox of one connection.
+/// What the loop and the thread of one blocking connection exchange.
 pub struct ThreadChannel {
     conn: u64,
     /// Is told whether the thread has something to do.

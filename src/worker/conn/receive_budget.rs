@@ -13,7 +13,7 @@ const FLOOR: usize = 16 * 1024;
 /// Bytes read at a time while memory is scarce.
 const SCARCE_READ: usize = 16 * 1024;
 /// The oldest has so long to complete its message while others wait for it.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a connection holds of the budget.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,7 +127,7 @@ impl ReceiveBudget {
     /// The oldest, if others have waited for it for too long: it is refused.
     #[inline]
     pub fn overdue(&self, now: Instant) -> Option<u64> {
-        let is_overdue = self.is_scarce && now.since(self.since) >= PATIENCE;
+        let is_overdue = self.is_scarce && now.since(self.since) >= TIMEOUT;
         self.oldest().filter(|_| is_overdue && self.holders.len() > 1)
     }
 
@@ -220,9 +220,9 @@ mod tests {
     fn the_oldest_has_a_limited_time_while_others_wait() {
         let (mut budget, [mut a, mut b, ..]) = budget();
         budget.update(1, &mut a, 14 * FLOOR, at(5));
-        assert_eq!(budget.overdue(at(0) + 2 * PATIENCE), None, "nobody waits");
+        assert_eq!(budget.overdue(at(0) + 2 * TIMEOUT), None, "nobody waits");
         budget.update(2, &mut b, FLOOR, at(6));
-        assert_eq!((budget.overdue(at(4) + PATIENCE), budget.overdue(at(5) + PATIENCE)), (None, Some(1)));
+        assert_eq!((budget.overdue(at(4) + TIMEOUT), budget.overdue(at(5) + TIMEOUT)), (None, Some(1)));
     }
 
     #[test]

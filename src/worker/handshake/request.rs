@@ -19,7 +19,7 @@ use crate::proto::ws::handshake::{self, is_upgrade};
 use crate::worker::blocking::thread::Beginning;
 use crate::worker::conn::channel::{Ended, Opened, ThreadChannel};
 use crate::worker::conn::handshake::{Carried, Finished, Handshake, Verdict};
-use crate::worker::conn::record::foreign::Greeting;
+use crate::worker::conn::record::foreign::Arrival;
 use crate::worker::conn::record::{Strings, flags};
 use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, Pause, Phase};
@@ -35,7 +35,7 @@ impl Handshakes {
     pub fn start_connection(
         &self,
         socket: Socket,
-        greeting: &Greeting<'_>,
+        arrival: &Arrival<'_>,
         permit: Permit,
         listener: &ListenerSettings,
     ) -> Option<u64> {
@@ -44,12 +44,12 @@ impl Handshakes {
             conn.set_console(listener.console);
         }
         self.conns.edit_record(id, |record| {
-            record.peer = greeting.peer.into();
+            record.peer = arrival.peer.into();
             record.mark = permit.keep();
-            if greeting.has_proxy_header || !listener.proxy_protocol {
+            if arrival.has_proxy_header || !listener.proxy_protocol {
                 record.set_proxy_header(); // as if it were read where there is none
             }
-            if let Some(facts) = greeting.facts {
+            if let Some(facts) = arrival.facts {
                 record.set_facts(facts);
             }
             record.set_flags(flags::TAKEN | flags::FRESH);

@@ -30,7 +30,7 @@ use crate::fleet::scoreboard::Fault;
 use crate::time::Instant;
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::poll::{LISTENER, Poll};
-use crate::worker::conn::record::foreign::Greeting;
+use crate::worker::conn::record::foreign::Arrival;
 use crate::worker::listen::share::FairShare;
 
 /// Connections accepted at a time: others have their turn in between.
@@ -226,7 +226,7 @@ impl Acceptor {
 
     /// Gives `take` the next connection that waits at a socket, and what is known of it. False: there is none.
     /// [event loop]
-    pub fn accept(&self, number: usize, take: impl FnOnce(Socket, &Greeting<'_>)) -> bool {
+    pub fn accept(&self, number: usize, take: impl FnOnce(Socket, &Arrival<'_>)) -> bool {
         if self.is(AcceptState::Closed) {
             return false;
         }
@@ -243,8 +243,8 @@ impl Acceptor {
                 Source::Gateways(queue) => self.receive(queue, &mut preamble),
             };
             match accepted {
-                Ok((connection, greeting)) => {
-                    take(connection, &greeting);
+                Ok((connection, arrival)) => {
+                    take(connection, &arrival);
                     return true;
                 }
                 Err(Errno::EAGAIN) => return false,
@@ -305,7 +305,7 @@ impl Acceptor {
         }
     }
 
-    fn receive<'a>(&self, queue: &OwnedFd, preamble: &'a mut [u8]) -> Result<(Socket, Greeting<'a>), Errno> {
+    fn receive<'a>(&self, queue: &OwnedFd, preamble: &'a mut [u8]) -> Result<(Socket, Arrival<'a>), Errno> {
         // Without a free descriptor the connection would be lost (recvmsg(2), MSG_CTRUNC).
         if !self.descriptors.make_room(1) {
             return Err(Errno::EMFILE);
@@ -314,10 +314,9 @@ impl Acceptor {
         self.descriptors.refill();
         match received {
             // The gateway has read the header of a proxy, if there was to be one.
-            Ok((Preamble { peer, facts }, connection)) => Ok((
-                connection.into(),
-                Greeting { peer, has_proxy_header: true, facts: Some(facts), mark: 0 },
-            )),
+            Ok((Preamble { peer, facts }, connection)) => {
+                Ok((connection.into(), Arrival { peer, has_proxy_header: true, facts: Some(facts), mark: 0 }))
+            }
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 log::error!("{GATEWAYS}: malformed preamble; connection dropped");
                 Err(Errno::EINTR)
@@ -417,8 +416,8 @@ fn inode(source: &Source) -> Option<u64> {
 }
 
 /// The next connection, and the peer's address if that is one of IP.
-fn accept<'a>(listener: &Listener) -> Result<(Socket, Greeting<'a>), Errno> {
+fn accept<'a>(listener: &Listener) -> Result<(Socket, Arrival<'a>), Errno> {
     let accepted = SockRef::from(listener).accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
     let (socket, address) = accepted.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
-    Ok((socket, Greeting { peer: address.as_socket(), ..Greeting::default() }))
+    Ok((socket, Arrival { peer: address.as_socket(), ..Arrival::default() }))
 }

@@ -18,7 +18,7 @@ use crate::time::Instant;
 use crate::worker::base::metrics::NO_HANDLER;
 use crate::worker::base::poll::INBOX;
 use crate::worker::conn::handoff::{Entry, Purpose};
-use crate::worker::conn::record::foreign::Greeting;
+use crate::worker::conn::record::foreign::Arrival;
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, LINGER, Phase};
@@ -162,15 +162,15 @@ impl Transfer {
         self.conns.metrics.place.moved_in.add_shared(1);
         match entry.purpose {
             Purpose::Handshake => {
-                let known = Record::greeting_in(entry.block, entry.parts[0]);
+                let known = Record::arrival_in(entry.block, entry.parts[0]);
                 let found = || socket.peer_addr().ok().and_then(|address| address.as_socket());
-                let greeting = known.unwrap_or_else(|| Greeting { peer: found(), ..Greeting::default() });
+                let arrival = known.unwrap_or_else(|| Arrival { peer: found(), ..Arrival::default() });
                 // Where it came in is not known here, but whether the header was read.
                 let expects_header = self.conns.config.listeners().any(|listener| listener.proxy_protocol);
                 let listener =
                     ListenerSettings { proxy_protocol: expects_header, ..self.conns.config.listener.clone() };
-                let permit = self.session.admission.take_over(greeting.peer, greeting.mark);
-                let id = self.handshakes.start_connection(socket, &greeting, permit, &listener)?;
+                let permit = self.session.admission.take_over(arrival.peer, arrival.mark);
+                let id = self.handshakes.start_connection(socket, &arrival, permit, &listener)?;
                 if !admitted {
                     self.conns.reply(id, unavailable("this process has its connection already"));
                     return None;

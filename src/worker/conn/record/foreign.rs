@@ -15,8 +15,9 @@ const MAX_LEVEL: u8 = 9;
 /// The attributes that there are.
 const ATTRIBUTES: u16 = RESUMED | HAS_ORIGIN | HAS_PROTOCOL | HAS_PROXY_HEADER | HAS_FACTS;
 
+/// What is known of a connection before its first byte is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Greeting<'a> {
+pub struct Arrival<'a> {
     /// The peer, if it has an IP address.
     pub peer: Option<SocketAddr>,
     pub has_proxy_header: bool,
@@ -27,13 +28,13 @@ pub struct Greeting<'a> {
 }
 
 impl Record {
-    /// What is known of a connection that is still to be greeted, from another process's record of it and what that
+    /// What is known of a connection whose handshake has not begun, from another process's record of it and what that
     /// has spilled. `None` if the record is damaged.
-    pub fn greeting_in<'a>(block: &[u8], spill: &'a [u8]) -> Option<Greeting<'a>> {
+    pub fn arrival_in<'a>(block: &[u8], spill: &'a [u8]) -> Option<Arrival<'a>> {
         let known = numbers_of(block)?;
         let facts = facts_in(known.attributes, spill).filter(|facts| Facts::from_bytes(facts).is_some());
         let (peer, has_proxy_header) = (known.peer.address(), known.has_proxy_header());
-        Some(Greeting { peer, has_proxy_header, facts, mark: known.mark })
+        Some(Arrival { peer, has_proxy_header, facts, mark: known.mark })
     }
 
     /// Takes over what another process knew: its record's own bytes, and the parts. The head is not kept. The

@@ -1,6 +1,6 @@
 use super::*;
 use crate::fleet::facts::Facts;
-use crate::worker::conn::record::foreign::Greeting;
+use crate::worker::conn::record::foreign::Arrival;
 
 fn strings(resource: &str) -> Strings<&[u8]> {
     Strings { resource: resource.as_bytes(), origin: Some(b"https://example.com"), ..Strings::default() }
@@ -62,20 +62,20 @@ fn a_changed_byte_is_noticed_anywhere() {
 }
 
 #[test]
-fn what_is_known_of_a_connection_to_greet_is_read_from_its_block() {
+fn what_is_known_of_an_arriving_connection_is_read_from_its_block() {
     let mut records = Records::map(1).unwrap();
     let record = records.get_mut(0).unwrap();
     for peer in [Some("192.0.2.1:80"), Some("[2001:db8::1]:443"), None] {
         record.peer = peer.map(|peer| peer.parse().unwrap()).into();
         record.mark = 17;
         record.seal();
-        let expected = Greeting { peer: record.peer.address(), mark: 17, ..Greeting::default() };
-        assert_eq!(Record::greeting_in(record.block(), &[]), Some(expected));
+        let expected = Arrival { peer: record.peer.address(), mark: 17, ..Arrival::default() };
+        assert_eq!(Record::arrival_in(record.block(), &[]), Some(expected));
     }
     record.set_proxy_header();
-    assert_eq!(Record::greeting_in(record.block(), &[]), None, "it is not sealed");
+    assert_eq!(Record::arrival_in(record.block(), &[]), None, "it is not sealed");
     record.seal();
-    assert!(Record::greeting_in(record.block(), &[]).is_some_and(|greeting| greeting.has_proxy_header));
+    assert!(Record::arrival_in(record.block(), &[]).is_some_and(|arrival| arrival.has_proxy_header));
 }
 
 #[test]
@@ -87,9 +87,9 @@ fn facts_of_a_gateway_stay_with_the_record() {
         record.set_facts(&facts);
         record.seal();
         let spill = record.parts()[0].to_vec();
-        let greeting = Record::greeting_in(record.block(), &spill).unwrap();
-        assert_eq!(greeting.facts, Some(&facts[..]));
-        assert_eq!(Record::greeting_in(record.block(), &spill[..9]).unwrap().facts, None);
+        let arrival = Record::arrival_in(record.block(), &spill).unwrap();
+        assert_eq!(arrival.facts, Some(&facts[..]));
+        assert_eq!(Record::arrival_in(record.block(), &spill[..9]).unwrap().facts, None);
         let offered = Strings { protocol: Some(&b"chat"[..]), ..strings(resource) };
         record.set_strings(offered).unwrap();
         record.set_protocol(Some(b"chat"));
