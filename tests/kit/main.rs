@@ -623,8 +623,11 @@ fn run_waits_until_there_is_something_to_serve() {
          WS_HANDLER_CPP(x, name = \"x\");\n",
     )
     .unwrap();
-    assert_eq!(ask(&mut connect(&running.address(), "/x"), "hello"), "hello");
-    drop(running);
+    let mut client = connect(&running.address(), "/x");
+    assert_eq!(ask(&mut client, "hello"), "hello");
+    // Its server does not outlive it.
+    kill(Pid::from_raw(running.child.id() as i32), Signal::SIGKILL).unwrap();
+    assert!(client.read().unwrap().is_close());
     let output = output_of(wshd().args(["run", "chat.py"]).current_dir(dir.path())).unwrap();
     ends(&output, 3, "chat.py: No such file");
 }

@@ -6,17 +6,20 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::RawFd;
+use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, dup2_stdin, fork as fork_process};
+use nix::unistd::{ForkResult, Pid, dup2_stdin, fork as fork_process, getpid, getppid};
 
 use crate::clock;
 use crate::exit::Exit;
@@ -55,6 +58,18 @@ pub fn move_clock(time: Duration) {
 /// As a worker expects it: its event loop reads SIGTERM.
 pub fn hold_sigterm() -> io::Result<()> {
     Ok(SigSet::from(Signal::SIGTERM).thread_set_mask()?)
+}
+
+/// Has the program get SIGTERM when the thread that starts it ends, even by SIGKILL.
+pub fn end_with_parent(command: &mut Command) {
+    let parent = getpid();
+    let prepare = move || {
+        set_pdeathsig(Signal::SIGTERM)?;
+        // It may have ended before.
+        if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
+    };
+    // SAFETY: between fork and exec it makes two system calls and allocates nothing.
+    unsafe { command.pre_exec(prepare) };
 }
 
 /// A child, which is killed when this is dropped.

@@ -26,6 +26,7 @@ use tempfile::TempDir;
 use self::build::{Source, Unbuilt};
 use crate::clock;
 use crate::exit::Exit;
+use crate::kit::host::process;
 use crate::time::Instant;
 
 /// Files that are saved together are compiled together.
@@ -164,7 +165,9 @@ impl Session<'_> {
         command.args(defaults.chain(given.iter().map(String::as_str)).flat_map(|option| ["-o", option]));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Ctrl-C is ours, so that the end is told once and waited for.
-        let mut child = command.process_group(0).spawn()?;
+        command.process_group(0);
+        process::end_with_parent(&mut command);
+        let mut child = command.spawn()?;
         let pid = Pid::from_raw(child.id().cast_signed());
         if let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) {
             lines(stdout, self.sender.clone(), Event::Output);
