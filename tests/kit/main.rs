@@ -312,10 +312,11 @@ fn bench_at_a_rate_does_not_leave_out_what_a_stall_delays() {
 #[test]
 fn bench_says_when_connections_end() {
     let dir = Dir::new();
-    dir.handler("close", CLOSE);
+    dir.handler("close", &CLOSE.replace("ws_abort(conn)", "ws_close(conn, 4001, \"enough\")"));
     let mut server = Server::start(&dir, &["--workers", "1"]);
     let url = format!("ws://{}/close", server.address());
-    ends(&output_of(wshd().args(["bench", "-c", "2", &url])).unwrap(), 8, "2 connections ended before");
+    let output = output_of(wshd().args(["bench", "-c", "2", &url])).unwrap();
+    ends(&output, 8, "2 connections ended before the time was over, the first with: close 4001 \"enough\"");
     server.stop();
 }
 

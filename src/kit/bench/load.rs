@@ -12,6 +12,7 @@ use hdrhistogram::Histogram;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use tungstenite::protocol::CloseFrame;
 use tungstenite::{Error, Message};
 
 use crate::clock;
@@ -61,6 +62,8 @@ pub struct Measured {
     pub unanswered: u64,
     /// Connections that ended.
     pub closed: u32,
+    /// How the first of them did.
+    pub cause: Option<String>,
     /// From the first message to the last answer.
     pub elapsed: Duration,
 }
@@ -77,6 +80,8 @@ pub struct Load {
     latencies: Histogram<u64>,
     answers: u64,
     closed: u32,
+    /// How the first connection that ended did.
+    cause: Option<String>,
 }
 
 struct Peer {
@@ -103,7 +108,18 @@ impl Load {
         epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))?;
         let latencies =
             Histogram::new_with_bounds(1, LONGEST.as_nanos() as u64, 3).map_err(io::Error::other)?;
-        Ok(Load { plan, epoll, timer, peers: Vec::new(), next: 0, message, latencies, answers: 0, closed: 0 })
+        Ok(Load {
+            plan,
+            epoll,
+            timer,
+            peers: Vec::new(),
+            next: 0,
+            message,
+            latencies,
+            answers: 0,
+            closed: 0,
+            cause: None,
+        })
     }
 
     /// One more.
@@ -172,9 +188,16 @@ impl Load {
                     self.latencies.saturating_record(latency.as_nanos() as u64);
                     self.answers += 1;
                 }
+                Ok(Message::Close(frame)) => {
+                    let cause =
+                        frame.map_or("close without a code".to_owned(), |CloseFrame { code, reason }| {
+                            format!("close {} {:?}", u16::from(code), reason.as_str())
+                        });
+                    self.cause.get_or_insert(cause);
+                }
                 Ok(_) => {}
                 Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => return self.end(index),
+                Err(error) => return self.end(index, &error),
             }
         }
         self.send(index, begun, end);
@@ -204,7 +227,7 @@ impl Load {
                 Ok(()) => {}
                 // It stands in the connection's buffer.
                 result if would_block(&result) => peer.is_blocked = true,
-                _ => return self.end(index),
+                Err(error) => return self.end(index, &error),
             }
             peer.open.push_back(due);
             peer.sent += 1;
@@ -214,12 +237,13 @@ impl Load {
             match connection.flush() {
                 Ok(()) => {}
                 result if would_block(&result) => peer.is_blocked = true,
-                _ => self.end(index),
+                Err(error) => self.end(index, &error),
             }
         }
     }
 
-    fn end(&mut self, index: usize) {
+    fn end(&mut self, index: usize, error: &Error) {
+        self.cause.get_or_insert_with(|| error.to_string());
         if let Some(peer) = self.peers.get_mut(index)
             && peer.connection.take().is_some()
         {
@@ -258,6 +282,7 @@ impl Load {
             answers: self.answers,
             unanswered,
             closed: self.closed,
+            cause: self.cause,
             elapsed,
         }
     }

@@ -14,7 +14,7 @@ use clap::{Args, value_parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use self::load::{Load, Plan};
+use self::load::{Load, Measured, Plan};
 use self::report::Report;
 use super::client::{Client, Failure, Target};
 use super::value::{size, time};
@@ -66,9 +66,12 @@ impl Bench {
     /// Does it.
     pub fn run(self) -> ExitCode {
         match self.attempt() {
-            Ok(0) => Exit::Ok.into(),
-            Ok(closed) => {
-                eprintln!("wshd: {closed} connections ended before the time was over");
+            Ok(Measured { closed: 0, .. }) => Exit::Ok.into(),
+            Ok(Measured { closed, cause, .. }) => {
+                let cause = cause.unwrap_or_default();
+                eprintln!(
+                    "wshd: {closed} connections ended before the time was over, the first with: {cause}"
+                );
                 Exit::Unreachable.into()
             }
             Err(fault) => {
@@ -81,8 +84,7 @@ impl Bench {
         }
     }
 
-    /// The number of connections that did not live to the end.
-    fn attempt(&self) -> Result<u32, Fault> {
+    fn attempt(&self) -> Result<Measured, Fault> {
         allow_descriptors();
         // Before the time is spent.
         let svg = self.svg.as_ref().map(|path| File::create(path).map_err(|error| (path, error)));
@@ -125,7 +127,7 @@ impl Bench {
             let written = file.write_all(report.svg().as_bytes());
             written.map_err(|error| Fault::Output(path.display().to_string(), error))?;
         }
-        Ok(measured.closed)
+        Ok(measured)
     }
 }
 

@@ -35,7 +35,7 @@ impl<'a> Report<'a> {
 
     /// For people.
     pub fn text(&self) -> String {
-        let Measured { latencies, answers, unanswered, closed, elapsed } = self.measured;
+        let Measured { latencies, answers, unanswered, closed, elapsed, .. } = self.measured;
         let mut text = self.title() + "\n";
         // Writing to a String does not fail.
         let _ = writeln!(text, "  answers      {answers} in {elapsed:.3?}, {:.0}/s", self.rate());
@@ -55,7 +55,7 @@ impl<'a> Report<'a> {
 
     /// For programs: one object on a line. Latencies are nanoseconds.
     pub fn json(&self) -> String {
-        let Measured { latencies, answers, unanswered, closed, elapsed } = self.measured;
+        let Measured { latencies, answers, unanswered, closed, elapsed, .. } = self.measured;
         let quantiles =
             QUANTILES.map(|quantile| (quantile.to_string(), latencies.value_at_quantile(quantile)));
         let quantiles =
