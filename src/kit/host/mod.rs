@@ -143,6 +143,7 @@ impl Host {
         install(served.object, &handlers.join(format!("{}_wsh.so", served.name))).map_err(cannot)?;
         let config = settings::config(dir, &handlers, &served)?;
         sink::start(&config.log)?;
+        process::show_panics();
         let found = discover_by((&own(), served.confinement), &config, &Routes::default(), &|| true);
         let (routes, faults) = found.map_err(|error| error.to_string())?;
         if let Some(fault) = faults.first() {

@@ -3,14 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Once, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,18 @@ pub fn share_clock() -> io::Result<()> {
 pub fn move_clock(time: Duration) {
     let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     AHEAD.get().map(|ahead| ahead.fetch_add(nanos, Ordering::Relaxed));
+}
+
+/// Prints panics of this process and its children to standard error as well: the log is a temporary file.
+pub fn show_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let logs = take_hook();
+        set_hook(Box::new(move |panic| {
+            logs(panic);
+            let _ = writeln!(io::stderr(), "wshd: {panic}"); // it may be closed
+        }));
+    });
 }
 
 /// As a worker expects it: its event loop reads SIGTERM.
