@@ -518,7 +518,7 @@ struct Running {
 impl Running {
     fn start(dir: &Dir, file: &str) -> Self {
         let mut command = wshd();
-        command.args(["run", "--port", "0", file]).current_dir(dir.path());
+        command.args(["run", "--port", "0", file]).current_dir(dir.path()).env("TMPDIR", dir.path());
         Self::of(command)
     }
 
