@@ -10,6 +10,7 @@ mod daemon;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -290,6 +291,13 @@ fn daemon(dir: &Dir) -> UnixDatagram {
     socket
 }
 
+/// Stops a log daemon. A process that another test forks has the socket, too, until it executes a program: what was sent
+/// to it then would be lost.
+fn stop(daemon: UnixDatagram, dir: &Dir) {
+    daemon.shutdown(Shutdown::Both).unwrap();
+    fs::remove_file(dir.path().join("socket")).unwrap();
+}
+
 /// The next datagram that contains this.
 #[track_caller]
 fn datagram(socket: &UnixDatagram, text: &str) -> Vec<u8> {
@@ -323,14 +331,12 @@ fn lines_for_syslog() {
         "{line}"
     );
     // The daemon is restarted.
-    drop(socket);
-    fs::remove_file(dir.path().join("socket")).unwrap();
+    stop(socket, &dir);
     let socket = daemon(&dir);
     let mut client = connect(&server.address(), "/talk");
     say(&mut client, 40, "again");
     datagram(&socket, "again");
-    drop(socket);
-    fs::remove_file(dir.path().join("socket")).unwrap();
+    stop(socket, &dir);
     say(&mut client, 40, "lost");
     say(&mut client, 40, "lost, too");
     let socket = daemon(&dir);

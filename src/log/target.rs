@@ -188,9 +188,10 @@ pub fn stderr_is_journal() -> bool {
     stderr.is_ok_and(|stderr| stream == format!("{}:{}", stderr.st_dev, stderr.st_ino))
 }
 
-/// The daemon has closed its socket.
+/// Whether the daemon has closed its socket, or reads no more from it.
 fn is_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotConnected)
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, NotConnected};
+    matches!(error.kind(), ConnectionRefused | NotConnected | BrokenPipe)
 }
 
 fn has_room(fd: BorrowedFd<'_>) -> bool {
@@ -212,6 +213,8 @@ fn open(path: &Path) -> io::Result<File> {
 mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
+
+    use std::net::Shutdown;
 
     use super::*;
 
@@ -286,13 +289,14 @@ mod tests {
         let mut buffer = [0; 16];
         assert!(target.write(b"one"));
         assert_eq!(daemon.recv(&mut buffer).unwrap(), 3);
-        drop(daemon);
+        // Not by dropping it: a process that another test forks may have the socket, too.
+        daemon.shutdown(Shutdown::Both).unwrap();
         assert!(!target.write(b"lost"));
         std::fs::remove_file(&path).unwrap();
         let daemon = UnixDatagram::bind(&path).unwrap();
         assert!(target.write(b"again"));
         assert_eq!(daemon.recv(&mut buffer).unwrap(), 5);
-        drop(daemon);
+        daemon.shutdown(Shutdown::Both).unwrap();
         assert!(!target.write(b"lost"));
     }
 
