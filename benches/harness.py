@@ -12,6 +12,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from clients import upgrade
+
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
 TOOLS = TARGET / "bench"
@@ -115,18 +117,12 @@ def free_port():
         return sock.getsockname()[1]
 
 
-UPGRADE = (
-    b"GET /echo HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
-
-
 def wait_for(process, port):
     """Until it answers: a server may listen before its workers are ready, and before they take memory."""
     for _ in range(500):
         try:
             with socket.create_connection(("127.0.0.1", port), 10) as client:
-                client.sendall(UPGRADE)
+                client.sendall(upgrade())
                 client.recv(1)
             return
         except ConnectionResetError:
