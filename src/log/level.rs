@@ -14,7 +14,7 @@ pub enum Level {
     /// What an operator may want to know.
     #[default]
     Info,
-    /// Something is not as it should be; the server goes on.
+    /// Something is wrong, but the server goes on.
     Warn,
     /// Something has failed.
     Error,
