@@ -1,8 +1,9 @@
 /*
  * least - what the system calls of an echo cost by themselves: reads whole frames of 20 bytes, looks at none of them, and
- * writes as many answers that were ready before. Edge-triggered and with another congestion control if asked to.
+ * writes as many answers that were ready before. If asked to: edge-triggered, with another congestion control, or gathering,
+ * which is to read from all sockets that are ready before it writes to any.
  *
- *   least [edge] [congestion=NAME] PORT
+ *   least [edge] [gather] [congestion=NAME] PORT
  */
 #define _GNU_SOURCE
 #include <netinet/in.h>
@@ -34,8 +35,9 @@ static int listen_on(int port, const char *congestion)
     return sock;
 }
 
-/* Answers what has come on a connection; -1 at its end. Knows requests by their first letter. */
-static int answer(int conn)
+/* Reads what has come on a connection, and answers an upgrade request, which it knows by its first letter. Returns how many
+ * frames are to be answered; -1 at the end. */
+static int receive(int conn)
 {
     ssize_t count = recv(conn, request, sizeof request - 1, 0);
     if (count <= 0)
@@ -49,21 +51,29 @@ static int answer(int conn)
     size_t frames = (size_t)count / FROM_CLIENT;
     if (!frames || (size_t)count % FROM_CLIENT)
         return -1; /* a close frame, or not what this is for */
-    return send(conn, answers, frames * TO_CLIENT, MSG_NOSIGNAL) > 0 ? 0 : -1;
+    return (int)frames;
+}
+
+static int answer(int conn, int frames)
+{
+    return frames && send(conn, answers, (size_t)frames * TO_CLIENT, MSG_NOSIGNAL) <= 0 ? -1 : 0;
 }
 
 int main(int argc, char **argv)
 {
     uint32_t events = EPOLLIN;
     const char *congestion = NULL;
+    int gathers = 0, frames[512];
     for (int i = 1; i + 1 < argc; i++) {
         if (!strcmp(argv[i], "edge"))
             events |= EPOLLET;
+        else if (!strcmp(argv[i], "gather"))
+            gathers = 1;
         else if (!strncmp(argv[i], "congestion=", 11))
             congestion = argv[i] + 11;
     }
     if (argc < 2) {
-        fprintf(stderr, "usage: least [edge] [congestion=NAME] PORT\n");
+        fprintf(stderr, "usage: least [edge] [gather] [congestion=NAME] PORT\n");
         return 2;
     }
     for (size_t i = 0; i < MOST; i++)
@@ -75,8 +85,10 @@ int main(int argc, char **argv)
         int count = epoll_wait(poll, ready, 512, -1);
         for (int i = 0; i < count; i++) {
             int conn = ready[i].data.fd;
+            frames[i] = 0;
             if (conn != sock) {
-                if (answer(conn))
+                frames[i] = receive(conn);
+                if (frames[i] < 0 || (!gathers && answer(conn, frames[i])))
                     close(conn);
                 continue;
             }
@@ -85,5 +97,8 @@ int main(int argc, char **argv)
             if (event.data.fd >= 0)
                 epoll_ctl(poll, EPOLL_CTL_ADD, event.data.fd, &event);
         }
+        for (int i = 0; gathers && i < count; i++)
+            if (frames[i] > 0 && answer(ready[i].data.fd, frames[i]))
+                close(ready[i].data.fd);
     }
 }
