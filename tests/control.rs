@@ -464,12 +464,18 @@ fn stop_ends_the_server_and_the_socket() {
     drop(client);
 }
 
+/// Leaves the file of a socket that nobody listens on, whatever children other tests fork meanwhile.
+fn leave_socket(path: &std::path::Path) {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&socket2::SockAddr::unix(path).unwrap()).unwrap();
+}
+
 #[test]
 fn the_file_of_a_dead_server_is_replaced_and_that_of_a_living_one_is_not() {
     let dir = Dir::new();
     fixtures::add_handler(dir.path(), "echo", "echo");
     let path = socket_in(&dir);
-    drop(UnixListener::bind(&path).unwrap());
+    leave_socket(&path);
     let option = ["--control-socket", path.to_str().unwrap()];
     let mut this = Controlled { server: Server::start(&dir, &option), dir };
     this.says(&["status"]);
@@ -493,7 +499,7 @@ fn without_a_server_it_says_what_to_do() {
     let ctl = |args: &[&str]| ctl(&path, args);
     for stale in [false, true] {
         if stale {
-            drop(UnixListener::bind(&path).unwrap());
+            leave_socket(&path);
         }
         let output = ctl(&["status"]);
         let error = String::from_utf8(output.stderr).unwrap();

@@ -118,7 +118,10 @@ fn cat_pings_and_stays_after_the_end_of_standard_input() {
 
 #[test]
 fn cat_says_why_there_is_no_connection() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Bound, and not listening: it refuses, whatever children other tests fork meanwhile.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let closed = socket.local_addr().unwrap().as_socket().unwrap();
     ends(&cat(&format!("ws://{closed}/"), &[], b""), 8, "refused");
     ends(&cat("http://localhost/", &[], b""), 2, "expected ws://HOST");
     ends(&cat(&format!("ws://{closed}/"), &["--ca", "/nowhere"], b""), 2, "--ca is for wss://");

@@ -187,7 +187,10 @@ fn an_abstract_name_is_told_with_an_at() {
 fn a_stale_unix_socket_is_replaced_and_removed_at_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
-    drop(UnixListener::bind(&path).unwrap());
+    // Bound, and not listening: nobody answers, whatever children other tests fork meanwhile.
+    let stale = Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    stale.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
+    drop(stale);
     assert!(path.exists());
     let listeners = bind(&[Listen::Unix(path.clone())], &QUEUE).unwrap();
     UnixStream::connect(&path).unwrap();
