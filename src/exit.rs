@@ -23,9 +23,9 @@ pub enum Exit {
     Check = 6,
     /// Workers did not stop in time and were killed.
     Killed = 7,
-    /// `wshd ctl`: no server answers.
+    /// `wshd ctl`, `cat`, `bench`: no server answers, or a connection ended early.
     Unreachable = 8,
-    /// `wshd ctl`: the server does not do what it was asked for, or cannot.
+    /// `wshd ctl`, `cat`, `bench`: the server does not do what it was asked for, or cannot. `wshd new`: nothing is created.
     Refused = 9,
 }
 

@@ -26,7 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use client::{ask, connect};
-use daemon::{Dir, ECHO, PATIENCE, Server, output_of, output_within, wshd};
+use daemon::{Dir, ECHO, PATIENCE, Server, output_of, output_within, until, wshd};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -309,6 +309,35 @@ fn bench_at_a_rate_does_not_leave_out_what_a_stall_delays() {
     let (quantiles, max) = (&result["latency_ns"]["quantiles"], &result["latency_ns"]["max"]);
     assert!(quantiles["0.9"].as_u64().unwrap() > 200_000_000, "{result}");
     assert!(max.as_u64().unwrap() > 450_000_000, "{result}");
+    server.stop();
+}
+
+#[test]
+fn bench_reports_what_it_has_measured_when_it_is_interrupted() {
+    let dir = Dir::new();
+    let echo = r#"
+        #include <ws_handler.h>
+        static void on_message(ws_conn conn, const ws_message *msg)
+        {
+            static int count;
+            ws_send(conn, msg->type, msg->data, msg->size);
+            if (++count == 3)
+                ws_log(WS_LOG_WARN, "under load");
+        }
+        WS_HANDLER(.name = "echo", .on_message = on_message);
+    "#;
+    dir.handler("echo", echo);
+    let mut server = Server::start(&dir, &["--workers", "1"]);
+    let url = format!("ws://{}/echo", server.address());
+    let mut command = wshd();
+    let bench = command.args(["bench", "--json", "-t", "1h", "-c", "1", &url]);
+    let bench = bench.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("messages are sent", || server.log().contains("under load"));
+    kill(Pid::from_raw(bench.id() as i32), Signal::SIGINT).unwrap();
+    let output = bench.wait_with_output().unwrap();
+    ends(&output, 0, "");
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(result["answers"].as_u64().unwrap() >= 2 && result["ended_early"] == 0, "{result}");
     server.stop();
 }
 

@@ -136,8 +136,11 @@ impl Load {
         Ok(())
     }
 
-    /// Runs to the end, and tells every now and then how it is: time, answers, latencies.
-    pub fn run(mut self, progress: &mut dyn FnMut(Duration, u64, &Histogram<u64>)) -> io::Result<Measured> {
+    /// Runs to the end, and tells every now and then how it is: time, answers, latencies. `progress` returns whether to go on.
+    pub fn run(
+        mut self,
+        progress: &mut dyn FnMut(Duration, u64, &Histogram<u64>) -> bool,
+    ) -> io::Result<Measured> {
         let begun = clock::now();
         let end = begun + self.plan.duration;
         let give_up = end + self.plan.timeout;
@@ -153,7 +156,9 @@ impl Load {
                 break;
             }
             if now >= next_look {
-                progress(now.since(begun), self.answers, &self.latencies);
+                if !progress(now.since(begun), self.answers, &self.latencies) {
+                    break;
+                }
                 next_look = now + PROGRESS;
             }
             let wake = next_look.min(if now < end { end } else { give_up }).min(self.next_due(begun, end));

@@ -8,11 +8,15 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::{Args, value_parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use signal_hook::consts::SIGINT;
+use signal_hook::flag;
 
 use self::load::{Load, Measured, Plan};
 use self::report::Report;
@@ -106,6 +110,7 @@ impl Bench {
             bar.inc(1);
         }
         bar.finish_and_clear();
+        let is_interrupted = watch_for_interrupt()?;
         let total = self.duration.as_millis() as u64;
         let bar = progress("{bar:30} {msg}", total);
         let measured = load.run(&mut |elapsed, answers, latencies| {
@@ -113,6 +118,7 @@ impl Bench {
             let rate = answers as f64 / elapsed.as_secs_f64().max(1e-3);
             let late = Duration::from_nanos(latencies.value_at_quantile(0.99));
             bar.set_message(format!("{rate:.0} messages/s, 99% within {late:.3?}"));
+            !is_interrupted.load(Ordering::Relaxed)
         })?;
         bar.finish_and_clear();
         let report = Report::new(self, &measured);
@@ -138,6 +144,14 @@ fn progress(template: &str, length: u64) -> ProgressBar {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }
+}
+
+/// Becomes true with the first SIGINT: the measurement ends early. The second one ends the program.
+fn watch_for_interrupt() -> io::Result<Arc<AtomicBool>> {
+    let is_interrupted = Arc::new(AtomicBool::new(false));
+    flag::register_conditional_default(SIGINT, Arc::clone(&is_interrupted))?;
+    flag::register(SIGINT, Arc::clone(&is_interrupted))?;
+    Ok(is_interrupted)
 }
 
 /// As many descriptors as the system lets this process have; what is missing shows when connecting.

@@ -30,7 +30,7 @@ impl<'a> Report<'a> {
     fn title(&self) -> String {
         let Bench { target, connections, size, depth, rate, .. } = self.bench;
         let pace = rate.map_or("as fast as answers come".to_owned(), |rate| format!("{rate} messages/s"));
-        format!("{}: {connections} connections, {size} bytes, depth {depth}, {pace}", target.url)
+        format!("{}: connections {connections}, size {size} bytes, depth {depth}, {pace}", target.url)
     }
 
     /// For people.
