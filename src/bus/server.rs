@@ -135,7 +135,7 @@ impl<'a> Server<'a> {
         for event in events.iter().take(count) {
             match event.data() {
                 CONTROL => {
-                    if !self.read_orders()? {
+                    if !self.read_commands()? {
                         return Ok(false);
                     }
                 }
@@ -173,7 +173,7 @@ impl<'a> Server<'a> {
     }
 
     /// Carries out the supervisor's commands; false if this process is to exit at once.
-    fn read_orders(&mut self) -> io::Result<bool> {
+    fn read_commands(&mut self) -> io::Result<bool> {
         loop {
             match self.channel.recv_command() {
                 Ok(Some((Command::Drain | Command::Stop, _))) => self.begin_leaving(),

@@ -28,7 +28,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::sleep;
 
 use self::queue::Queue;
-use self::server::{Door, Entrance, Server};
+use self::server::{Entrance, Frontend, Server};
 use self::socket::{Socket, Watched, watch};
 use crate::config::Config;
 use crate::config::gateway::Entrance as Configured;
@@ -78,7 +78,7 @@ pub fn check(config: &Config) -> Result<(), String> {
 /// A gateway that has read its keys and may give up its rights.
 pub struct Gateway {
     config: Arc<Config>,
-    entrances: Vec<(Arc<Listener>, Arc<Door>)>,
+    entrances: Vec<(Arc<Listener>, Arc<Frontend>)>,
     queue: Arc<OwnedFd>,
     counters: &'static GatewayCounters,
 }
@@ -100,7 +100,7 @@ impl Gateway {
                 None => return Err(format!("{}: not a listener of gateways", listener.address)),
             };
             let has_proxy_header = config.listener(listener.asked()).proxy_protocol;
-            Ok((listener, Arc::new(Door { entrance, has_proxy_header })))
+            Ok((listener, Arc::new(Frontend { entrance, has_proxy_header })))
         };
         let entrances = listeners.into_iter().map(load).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { config, entrances, queue, counters })
@@ -127,11 +127,11 @@ impl Gateway {
             match next_command(&channel).await {
                 Some(Command::Begin) if accepting.is_empty() => {
                     accepting.push(tokio::spawn(watch_expiry(first_to_expire(&entrances), counters)));
-                    for (listener, door) in &entrances {
+                    for (listener, frontend) in &entrances {
                         let listener = watch(Arc::clone(listener), Interest::READABLE)?;
-                        let door = Arc::clone(door);
+                        let frontend = Arc::clone(frontend);
                         let (server, room, token) = (Arc::clone(&server), Arc::clone(&room), token.clone());
-                        accepting.push(tokio::spawn(accept(listener, door, server, room, token)));
+                        accepting.push(tokio::spawn(accept(listener, frontend, server, room, token)));
                     }
                 }
                 // The end of the channel: the supervisor is gone, and the workers close what they have.
@@ -195,7 +195,7 @@ fn most_connections() -> usize {
 /// Accepts from a listener, as long as there is room.
 async fn accept(
     listener: Watched<Arc<Listener>>,
-    door: Arc<Door>,
+    frontend: Arc<Frontend>,
     server: Arc<Server>,
     room: Arc<Semaphore>,
     token: mpsc::Sender<()>,
@@ -219,7 +219,7 @@ async fn accept(
         match accepted.and_then(|(socket, peer)| Ok((Socket::new(socket)?, peer))) {
             Ok((socket, peer)) => {
                 has_failed = false;
-                server.begin(&door, socket, peer.as_socket(), (permit, token.clone()));
+                server.begin(&frontend, socket, peer.as_socket(), (permit, token.clone()));
                 // Other gateways take the next ones if this one is busy.
                 tokio::task::yield_now().await;
             }
@@ -239,8 +239,8 @@ async fn accept(
 }
 
 /// When the first certificate expires, since the Unix epoch, and its file.
-fn first_to_expire(entrances: &[(Arc<Listener>, Arc<Door>)]) -> Option<(Duration, String)> {
-    let tls = entrances.iter().filter_map(|(_, door)| match &door.entrance {
+fn first_to_expire(entrances: &[(Arc<Listener>, Arc<Frontend>)]) -> Option<(Duration, String)> {
+    let tls = entrances.iter().filter_map(|(_, frontend)| match &frontend.entrance {
         Entrance::Tls { tls, .. } => Some((tls.expires, tls.first_to_expire.clone())),
         _ => None,
     });

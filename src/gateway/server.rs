@@ -38,7 +38,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const LINGER: Duration = Duration::from_secs(2);
 
 /// A listener's entrance.
-pub struct Door {
+pub struct Frontend {
     /// What connections begin with.
     pub entrance: Entrance,
     /// Behind the header of the PROXY protocol, of proxies that are trusted.
@@ -116,11 +116,17 @@ impl Server {
     }
 
     /// Serves a connection in a task of its own, which holds `token` as long as it lives.
-    pub fn begin(self: &Arc<Self>, door: &Arc<Door>, peer: Socket, client: Option<SocketAddr>, token: Token) {
-        let (server, door) = (Arc::clone(self), Arc::clone(door));
+    pub fn begin(
+        self: &Arc<Self>,
+        frontend: &Arc<Frontend>,
+        peer: Socket,
+        client: Option<SocketAddr>,
+        token: Token,
+    ) {
+        let (server, frontend) = (Arc::clone(self), Arc::clone(frontend));
         let number = self.handshakes.next.fetch_add(1, Ordering::Relaxed);
         let task = tokio::spawn(async move {
-            if let Err(error) = server.serve(number, &door, peer, client, token).await {
+            if let Err(error) = server.serve(number, &frontend, peer, client, token).await {
                 log::debug!("connection ended: {error}");
             }
             server.handshakes.lock().remove(&number);
@@ -143,15 +149,16 @@ impl Server {
     async fn serve(
         self: &Arc<Self>,
         number: u64,
-        door: &Door,
+        frontend: &Frontend,
         peer: Socket,
         mut client: Option<SocketAddr>,
         token: Token,
     ) -> io::Result<()> {
         let limit = self.config.handshake_timeout;
-        match &door.entrance {
+        match &frontend.entrance {
             Entrance::Tls { tls, hsts } => {
-                let opened = timeout(limit, self.handshake(tls, door.has_proxy_header, peer, client)).await;
+                let opened =
+                    timeout(limit, self.handshake(tls, frontend.has_proxy_header, peer, client)).await;
                 self.settle(number);
                 let opened =
                     opened.unwrap_or_else(|_| Err((Failure::Timeout, io::ErrorKind::TimedOut.into())));
@@ -172,7 +179,7 @@ impl Server {
             }
             Entrance::H2c => {
                 let is_http2 = timeout(limit, async {
-                    self.read_proxy_header(door.has_proxy_header, &peer, &mut client).await?;
+                    self.read_proxy_header(frontend.has_proxy_header, &peer, &mut client).await?;
                     let mut buffer = [0; PREFACE.len()];
                     let is_preface = |seen: &[u8]| match PREFACE.starts_with(seen) {
                         false => Some(false),
@@ -198,7 +205,7 @@ impl Server {
             }
             Entrance::Redirect { to } => {
                 let redirected = timeout(limit, async {
-                    self.read_proxy_header(door.has_proxy_header, &peer, &mut client).await?;
+                    self.read_proxy_header(frontend.has_proxy_header, &peer, &mut client).await?;
                     self.redirect(&peer, to.as_deref()).await
                 });
                 let result = redirected.await;

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::orders::Key;
+use super::commands::Key;
 use crate::fleet::bus_counters::BusCounters;
 use crate::fleet::bus_wire::MAX_MESSAGE;
 use crate::proto::ws::utf8;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::orders::Key;
+use super::commands::Key;
 use crate::time::Instant;
 
 /// See the module.

@@ -1,13 +1,13 @@
 //! The connection to the engine, NATS or Redis, that joins topics with those of other machines. It is served by a thread of its
-//! own, to which the loop of the bus gives [`Orders`] and from which it takes messages of an [`Inbox`], without waiting.
+//! own, to which the loop of the bus gives [`CommandQueue`] and from which it takes messages of an [`Inbox`], without waiting.
 //!
 //! Only topics with subscribers here are subscribed there, and no message comes back to where it was published. Without a
 //! connection, messages to other machines are dropped and counted.
 
+mod commands;
 mod inbox;
 mod interest;
 mod nats;
-mod orders;
 mod redis;
 mod session;
 mod subject;
@@ -21,9 +21,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use self::commands::{CommandQueue, Message};
 use self::inbox::Inbox;
 use self::interest::Interest;
-use self::orders::{Message, Orders};
 use self::session::Session;
 use crate::clock;
 use crate::config::bus::Engine as Settings;
@@ -39,7 +39,7 @@ const KINDS: [u8; 2] = [1, 2];
 /// See the module.
 pub struct Engine {
     name: String,
-    orders: Arc<Orders>,
+    commands: Arc<CommandQueue>,
     inbox: Arc<Inbox>,
     interest: Interest,
     counters: &'static BusCounters,
@@ -50,15 +50,15 @@ impl Engine {
     /// Begins to connect. A topic stays subscribed for `linger` after its last subscriber has gone.
     pub fn start(settings: Settings, linger: Duration, counters: &'static BusCounters) -> io::Result<Self> {
         let name = settings.name();
-        let orders = Arc::new(Orders::new(settings.queue));
+        let commands = Arc::new(CommandQueue::new(settings.queue));
         let inbox = Arc::new(Inbox::new(settings.queue, counters)?);
-        let session = Session::new(settings, Arc::clone(&orders), Arc::clone(&inbox), counters);
+        let session = Session::new(settings, Arc::clone(&commands), Arc::clone(&inbox), counters);
         let run = || {
             // The panic has printed its message. The supervisor starts another bus.
             catch_unwind(AssertUnwindSafe(|| session.run())).unwrap_or_else(|_| std::process::abort());
         };
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(run)?;
-        Ok(Engine { name, orders, inbox, interest: Interest::new(linger), counters, thread })
+        Ok(Engine { name, commands, inbox, interest: Interest::new(linger), counters, thread })
     }
 
     /// Its kind and servers.
@@ -75,7 +75,7 @@ impl Engine {
     pub fn publish(&self, key: &str, message: bus_wire::Message<'_>) {
         let is_text = message.kind == KINDS[0];
         let payload = Bytes::copy_from_slice(message.payload);
-        if !self.orders.publish(Message { key: key.to_owned(), is_text, payload }) {
+        if !self.commands.publish(Message { key: key.to_owned(), is_text, payload }) {
             self.counters.dropped_out.add_shared(1);
         }
     }
@@ -83,13 +83,13 @@ impl Engine {
     /// A topic has gained its first subscriber on this machine, or lost the last one.
     pub fn set_interest(&mut self, key: &str, has_subscribers: bool, now: Instant) {
         if let Some(key) = self.interest.change(key, has_subscribers, now) {
-            self.orders.set_wanted(key, true);
+            self.commands.set_wanted(key, true);
         }
     }
 
     /// Unsubscribes from topics that are not used any more.
     pub fn tend(&mut self, now: Instant) {
-        self.interest.expire(now).into_iter().for_each(|key| self.orders.set_wanted(key, false));
+        self.interest.expire(now).into_iter().for_each(|key| self.commands.set_wanted(key, false));
     }
 
     /// Passes the messages of one turn to `take`.
@@ -102,7 +102,7 @@ impl Engine {
 
     /// Ends the connection after the last messages were sent, or [`FINISH`].
     pub fn finish(self) {
-        self.orders.close();
+        self.commands.close();
         let give_up = clock::now() + FINISH;
         while !self.thread.is_finished() && clock::now() < give_up {
             std::thread::sleep(Duration::from_millis(1));

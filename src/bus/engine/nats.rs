@@ -13,8 +13,8 @@ use tokio::select;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::commands::{Key, Message};
 use super::inbox::Inbox;
-use super::orders::{Key, Message};
 use super::session::{Broken, Link, broken};
 use super::subject;
 use crate::config::bus::{Credentials, Engine as Settings};

@@ -21,8 +21,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use super::commands::{Key, Message};
 use super::inbox::Inbox;
-use super::orders::{Key, Message};
 use super::session::{Broken, Link, broken};
 use super::subject;
 use crate::config::bus::{Credentials, Engine as Settings, Server};

@@ -1,4 +1,4 @@
-//! The thread of the engine: connects, carries out orders, and reconnects when the connection breaks. Each attempt has a
+//! The thread of the engine: connects, carries out commands, and reconnects when the connection breaks. Each attempt has a
 //! runtime of its own, with which everything ends that a client library has started.
 
 use std::collections::BTreeSet;
@@ -10,16 +10,16 @@ use tokio::select;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
+use super::commands::{Command, CommandQueue, Key, Message};
 use super::inbox::Inbox;
 use super::nats::Nats;
-use super::orders::{Key, Message, Order, Orders};
 use super::redis::Redis;
 use crate::config::bus::{Engine as Settings, Kind};
 use crate::fleet::bus_counters::BusCounters;
 
 /// Timeout of connecting, all servers together.
 const CONNECT: Duration = Duration::from_secs(15);
-/// Timeout of carrying out orders.
+/// Timeout of carrying out commands.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of checks whether the engine still responds.
 const CHECK: Duration = Duration::from_secs(10);
@@ -64,7 +64,7 @@ enum End {
 /// See the module.
 pub struct Session {
     settings: Arc<Settings>,
-    orders: Arc<Orders>,
+    commands: Arc<CommandQueue>,
     inbox: Arc<Inbox>,
     counters: &'static BusCounters,
     /// Topics to be subscribed.
@@ -81,13 +81,13 @@ pub struct Session {
 impl Session {
     pub fn new(
         settings: Settings,
-        orders: Arc<Orders>,
+        commands: Arc<CommandQueue>,
         inbox: Arc<Inbox>,
         counters: &'static BusCounters,
     ) -> Self {
         Session {
             settings: Arc::new(settings),
-            orders,
+            commands,
             inbox,
             counters,
             wanted: BTreeSet::new(),
@@ -166,9 +166,9 @@ impl Session {
         loop {
             select! {
                 why = link.broken() => return Err(why),
-                orders = self.orders.next() => {
-                    let Some(orders) = orders else { return Ok(()) };
-                    self.carry_out(link, orders).await?;
+                commands = self.commands.next() => {
+                    let Some(commands) = commands else { return Ok(()) };
+                    self.carry_out(link, commands).await?;
                 }
                 _ = check.tick() => timeout(TIMEOUT, link.check()).await.map_err(late)??,
             }
@@ -176,11 +176,11 @@ impl Session {
     }
 
     /// Also if that fails, the wanted topics are noted and the messages counted.
-    async fn carry_out<L: Link>(&mut self, link: &mut L, orders: Vec<Order>) -> Result<(), String> {
-        let mut unsent = orders.iter().map(|order| self.note(order)).sum();
+    async fn carry_out<L: Link>(&mut self, link: &mut L, commands: Vec<Command>) -> Result<(), String> {
+        let mut unsent = commands.iter().map(|command| self.note(command)).sum();
         let carried_out = timeout(TIMEOUT, async {
             for same in
-                orders.chunk_by(|one, other| std::mem::discriminant(one) == std::mem::discriminant(other))
+                commands.chunk_by(|one, other| std::mem::discriminant(one) == std::mem::discriminant(other))
             {
                 unsent -= carry_out(link, same).await.inspect(|sent| self.counters.sent.add_shared(*sent))?;
             }
@@ -191,20 +191,20 @@ impl Session {
         carried_out
     }
 
-    /// Notes a wanted topic; returns 1 if the order publishes a message.
-    fn note(&mut self, order: &Order) -> u64 {
-        match order {
-            Order::Subscribe(key) => drop(self.wanted.insert(Key::clone(key))),
-            Order::Unsubscribe(key) => drop(self.wanted.remove(key)),
-            Order::Publish(_) => return 1,
+    /// Notes a wanted topic; returns 1 if the command publishes a message.
+    fn note(&mut self, command: &Command) -> u64 {
+        match command {
+            Command::Subscribe(key) => drop(self.wanted.insert(Key::clone(key))),
+            Command::Unsubscribe(key) => drop(self.wanted.remove(key)),
+            Command::Publish(_) => return 1,
         }
         0
     }
 
-    /// Without a connection: drops messages until the orders end.
+    /// Without a connection: drops messages until the commands end.
     async fn drop_all(&mut self) {
-        while let Some(orders) = self.orders.next().await {
-            let dropped = orders.iter().map(|order| self.note(order)).sum();
+        while let Some(commands) = self.commands.next().await {
+            let dropped = commands.iter().map(|command| self.note(command)).sum();
             self.dropped += dropped;
             self.counters.dropped_out.add_shared(dropped);
         }
@@ -234,14 +234,14 @@ impl Session {
     }
 }
 
-/// Carries out orders of one kind; returns how many messages were sent.
-async fn carry_out<L: Link>(link: &mut L, orders: &[Order]) -> Result<u64, String> {
+/// Carries out commands of one kind; returns how many messages were sent.
+async fn carry_out<L: Link>(link: &mut L, commands: &[Command]) -> Result<u64, String> {
     let (mut subscribed, mut unsubscribed, mut messages) = (Vec::new(), Vec::new(), Vec::new());
-    for order in orders {
-        match order {
-            Order::Subscribe(key) => subscribed.push(Key::clone(key)),
-            Order::Unsubscribe(key) => unsubscribed.push(Key::clone(key)),
-            Order::Publish(message) => messages.push(message.clone()),
+    for command in commands {
+        match command {
+            Command::Subscribe(key) => subscribed.push(Key::clone(key)),
+            Command::Unsubscribe(key) => unsubscribed.push(Key::clone(key)),
+            Command::Publish(message) => messages.push(message.clone()),
         }
     }
     if !subscribed.is_empty() {
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn what_was_not_sent_is_counted_and_what_is_wanted_is_kept() {
         let counters: &BusCounters = Box::leak(Box::default());
-        let orders = Arc::new(Orders::new(1 << 20));
+        let commands = Arc::new(CommandQueue::new(1 << 20));
         let inbox = Arc::new(Inbox::new(1 << 20, counters).unwrap());
         let settings = Settings {
             kind: Kind::Nats,
@@ -317,10 +317,10 @@ mod tests {
             credentials: None,
             queue: 1 << 20,
         };
-        let mut session = Session::new(settings, Arc::clone(&orders), inbox, counters);
+        let mut session = Session::new(settings, Arc::clone(&commands), inbox, counters);
         let message = Message { key: "/a\0b".to_owned(), is_text: true, payload: Default::default() };
         let (publish, subscribe) =
-            (Order::Publish(message.clone()), |key: &str| Order::Subscribe(key.into()));
+            (Command::Publish(message.clone()), |key: &str| Command::Subscribe(key.into()));
         let batch = [&publish, &publish, &subscribe("/a\0b"), &publish, &publish, &subscribe("/a\0c")];
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let mut link = Fragile(2);
@@ -328,9 +328,9 @@ mod tests {
         assert_eq!(runtime.block_on(carried_out), Err("it broke".to_owned()));
         assert_eq!((counters.sent.get(), counters.dropped_out.get()), (2, 2));
         assert_eq!(session.wanted.len(), 2);
-        assert!(orders.publish(message));
-        orders.set_wanted("/a\0b".into(), false);
-        orders.close();
+        assert!(commands.publish(message));
+        commands.set_wanted("/a\0b".into(), false);
+        commands.close();
         runtime.block_on(session.drop_all());
         assert_eq!((counters.dropped_out.get(), session.dropped, session.wanted.len()), (3, 1, 1));
     }

@@ -1,4 +1,4 @@
-//! Orders of the bus to the thread of the engine, in a bounded queue: see [`Orders::publish`].
+//! CommandQueue of the bus to the thread of the engine, in a bounded queue: see [`CommandQueue::publish`].
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// Maximum orders taken at a time.
+/// Maximum commands taken at a time.
 const BATCH: usize = 256;
 /// Bytes of messages taken at a time; the last one may go beyond.
 const BATCH_BYTES: usize = 256 * 1024;
@@ -17,9 +17,9 @@ const COST: usize = 128;
 /// A topic, by scope and name.
 pub type Key = Arc<str>;
 
-/// An order.
+/// An command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Order {
+pub enum Command {
     /// Subscribe to a topic.
     Subscribe(Key),
     /// Unsubscribe.
@@ -44,7 +44,7 @@ impl Message {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Orders {
+pub struct CommandQueue {
     state: Mutex<State>,
     changed: Notify,
     /// Bytes of messages that may wait.
@@ -53,16 +53,16 @@ pub struct Orders {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<Order>,
+    waiting: VecDeque<Command>,
     /// Memory of the messages in `waiting`: `bytes <= limit`.
     bytes: usize,
     is_closed: bool,
 }
 
-impl Orders {
+impl CommandQueue {
     /// An empty queue.
     pub fn new(limit: usize) -> Self {
-        Orders { state: Mutex::default(), changed: Notify::new(), limit }
+        CommandQueue { state: Mutex::default(), changed: Notify::new(), limit }
     }
 
     /// Queues a message; false if there is no room for it.
@@ -73,7 +73,7 @@ impl Orders {
             return false;
         }
         state.bytes = bytes;
-        state.waiting.push_back(Order::Publish(message));
+        state.waiting.push_back(Command::Publish(message));
         drop(state);
         self.changed.notify_one();
         true
@@ -81,8 +81,8 @@ impl Orders {
 
     /// Subscribes or unsubscribes. Bounded by the number of topics, which is bounded in each worker.
     pub fn set_wanted(&self, key: Key, is_wanted: bool) {
-        let order = if is_wanted { Order::Subscribe(key) } else { Order::Unsubscribe(key) };
-        self.lock().waiting.push_back(order);
+        let command = if is_wanted { Command::Subscribe(key) } else { Command::Unsubscribe(key) };
+        self.lock().waiting.push_back(command);
         self.changed.notify_one();
     }
 
@@ -92,8 +92,8 @@ impl Orders {
         self.changed.notify_one();
     }
 
-    /// Waits for the next orders, at least one; `None` at the end of the queue. Can be cancelled without loss.
-    pub async fn next(&self) -> Option<Vec<Order>> {
+    /// Waits for the next commands, at least one; `None` at the end of the queue. Can be cancelled without loss.
+    pub async fn next(&self) -> Option<Vec<Command>> {
         loop {
             if let Some(taken) = self.take() {
                 return taken;
@@ -103,15 +103,15 @@ impl Orders {
     }
 
     /// `None`: the queue is empty.
-    fn take(&self) -> Option<Option<Vec<Order>>> {
+    fn take(&self) -> Option<Option<Vec<Command>>> {
         let mut state = self.lock();
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while taken.len() < BATCH && bytes < BATCH_BYTES {
-            let Some(order) = state.waiting.pop_front() else { break };
-            if let Order::Publish(message) = &order {
+            let Some(command) = state.waiting.pop_front() else { break };
+            if let Command::Publish(message) = &command {
                 bytes += message.cost();
             }
-            taken.push(order);
+            taken.push(command);
         }
         state.bytes -= bytes;
         match taken.is_empty() {
@@ -136,24 +136,26 @@ mod tests {
 
     #[test]
     fn what_has_no_room_is_refused_until_some_was_taken() {
-        let orders = Orders::new(100 + 2 * COST);
-        assert!(orders.publish(message(60)) && !orders.publish(message(41)) && orders.publish(message(40)));
-        orders.set_wanted("/a\0b".into(), true);
-        let taken = orders.take().unwrap().unwrap();
-        let subscribe = Order::Subscribe("/a\0b".into());
-        assert_eq!(taken, [Order::Publish(message(60)), Order::Publish(message(40)), subscribe]);
-        assert!(orders.take().is_none() && orders.publish(message(100)));
-        orders.close();
-        assert!(orders.take().unwrap().is_some() && orders.take().unwrap().is_none());
+        let commands = CommandQueue::new(100 + 2 * COST);
+        assert!(
+            commands.publish(message(60)) && !commands.publish(message(41)) && commands.publish(message(40))
+        );
+        commands.set_wanted("/a\0b".into(), true);
+        let taken = commands.take().unwrap().unwrap();
+        let subscribe = Command::Subscribe("/a\0b".into());
+        assert_eq!(taken, [Command::Publish(message(60)), Command::Publish(message(40)), subscribe]);
+        assert!(commands.take().is_none() && commands.publish(message(100)));
+        commands.close();
+        assert!(commands.take().unwrap().is_some() && commands.take().unwrap().is_none());
     }
 
     #[test]
     fn a_batch_is_bounded() {
-        let orders = Orders::new(BATCH_BYTES * 4);
-        (0..3).for_each(|_| assert!(orders.publish(message(BATCH_BYTES / 2 + 1))));
-        (0..BATCH + 1).for_each(|_| assert!(orders.publish(message(0))));
+        let commands = CommandQueue::new(BATCH_BYTES * 4);
+        (0..3).for_each(|_| assert!(commands.publish(message(BATCH_BYTES / 2 + 1))));
+        (0..BATCH + 1).for_each(|_| assert!(commands.publish(message(0))));
         let sizes: Vec<usize> =
-            std::iter::from_fn(|| orders.take()).map(|taken| taken.unwrap().len()).collect();
+            std::iter::from_fn(|| commands.take()).map(|taken| taken.unwrap().len()).collect();
         assert_eq!(sizes, [2, BATCH, 2]);
     }
 }
