@@ -362,6 +362,36 @@ fn a_stop_in_the_middle_of_a_reload_is_a_stop() {
 }
 
 #[test]
+fn a_second_interrupt_waits_for_no_process_of_any_kind() {
+    let dir = Dir::new();
+    for name in ["patient", "single"] {
+        install(&dir, name, STUBBORN);
+    }
+    let config = dir.path().join("wshd.conf");
+    let text =
+        "[handler.'/patient']\ndrain_timeout = 'never'\n[handler.'/single']\nisolation = 'connection'\n";
+    fs::write(&config, text).unwrap();
+    let args = ["--config", config.to_str().unwrap(), "--workers", "1", "-o", "stop_timeout=10m"];
+    let mut server = Server::start(&dir, &args);
+    let titled = |server: &Server, prefix: &str| {
+        let title = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let workers = server.workers().into_iter();
+        workers.filter(|pid| title(pid).starts_with(prefix)).collect::<BTreeSet<i32>>()
+    };
+    let mut clients = ["/patient", "/single"].map(|path| Raw::open(&server.address(), path));
+    assert_eq!(clients.each_mut().map(|client| client.ask("hello")), ["hello", "hello"]);
+    let draining = titled(&server, "wshd: worker default/");
+    install(&dir, "patient", STUBBORN);
+    reload(&server);
+    let stopped = &draining | &titled(&server, "wshd: worker single/");
+    stopped.iter().for_each(|pid| kill(Pid::from_raw(*pid), Signal::SIGSTOP).unwrap());
+    server.signal(Signal::SIGINT);
+    until("the first has been obeyed", || titled(&server, "wshd: parent ").is_empty());
+    server.signal(Signal::SIGINT);
+    assert_eq!(server.wait().code(), Some(7), "they had to be killed");
+}
+
+#[test]
 fn a_pool_of_its_own_answers_with_its_headers_after_a_reload() {
     // The request head of a handler that keeps it goes along from edition to edition.
     let dir = Dir::new();

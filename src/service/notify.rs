@@ -38,7 +38,6 @@ pub struct Notify {
     ping_at: Instant,
     /// At most [`UNSENT`]; the oldest are given up.
     unsent: VecDeque<String>,
-    is_ready: bool,
     is_stopping: bool,
 }
 
@@ -75,31 +74,16 @@ impl Notify {
         &self.variables
     }
 
-    /// The server serves. This process is the main one.
+    /// The server serves, or a reload has ended, with success or not. This process is the main one.
     pub fn ready(&mut self, status: &str) {
-        self.is_ready = true;
-        self.serving(status);
-    }
-
-    /// A reload has ended, with success or not. Does nothing before [`ready`](Self::ready).
-    pub fn reloaded(&mut self, status: &str) {
-        if self.is_ready {
-            self.serving(status);
-        }
-    }
-
-    fn serving(&mut self, status: &str) {
         if self.is_stopping {
             return;
         }
         self.send(format!("READY=1\nMAINPID={}\nSTATUS={}", std::process::id(), line(status)));
     }
 
-    /// A reload begins; to be followed by [`reloaded`](Self::reloaded). Does nothing before [`ready`](Self::ready).
+    /// A reload of a server that is ready begins; to be followed by [`ready`](Self::ready).
     pub fn reloading(&mut self) {
-        if !self.is_ready {
-            return;
-        }
         // CLOCK_MONOTONIC, as now() is.
         self.send(format!("RELOADING=1\nMONOTONIC_USEC={}\nSTATUS=Reloading", now().as_nanos() / 1000));
     }

@@ -25,7 +25,6 @@ use nix::unistd::Pid;
 use super::generation::Generation;
 use super::policy::backoff::{Retry, Rule};
 use super::policy::drain::Drain;
-use super::policy::slots::Event;
 use super::processes::{EXIT, Processes};
 use super::role::{Kind, Role};
 use super::{Flow, Supervisor, spawn};
@@ -265,7 +264,7 @@ fn begin(processes: &Processes, pid: Pid) {
 impl Supervisor {
     /// Has as many of each kind be there as the server needs in its present state.
     pub(super) fn settle_auxiliaries(&mut self) {
-        let is_gone = self.host.leaving.is_some() || self.upgrade.is_superseded();
+        let is_gone = self.slots.exit().is_some() || self.upgrade.is_superseded();
         let deadline = self.drain_deadline(None);
         for kind in Kind::ALL {
             let is_wanted = match kind {
@@ -317,11 +316,12 @@ impl Supervisor {
             return log::error!("{why}");
         }
         log::error!(target: crate::log::CRITICAL, "{why}");
-        self.stop(Event::Fail(match status {
+        let exit = match status {
             WaitStatus::Exited(_, code) if code == Exit::Config.code() => Exit::Config,
             WaitStatus::Exited(_, code) if code == Exit::Bind.code() => Exit::Bind,
             _ => Exit::Start,
-        }));
+        };
+        self.stop(exit, true);
     }
 }
 

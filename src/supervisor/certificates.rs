@@ -35,7 +35,7 @@ impl Supervisor {
     pub(super) fn watch_certificates(&mut self) {
         let Generation { config, certificates, .. } = self.generation.clone();
         let certificates = self.maintenance.certificates.clone().unwrap_or(certificates);
-        if certificates.is_empty() || self.is_out(Errand::WatchCertificates) || !self.may_replace() {
+        if certificates.is_empty() || self.is_out(Errand::WatchCertificates) || self.busy(&[]).is_some() {
             return;
         }
         let watch = |outbox: &Outbox| {
@@ -56,7 +56,7 @@ impl Supervisor {
     /// child will see it, too.
     pub(super) fn certificates_changed(&mut self, mut parts: Parts) {
         let Ok(certificates) = value_of::<Vec<Stamp>>(&mut parts) else { return };
-        if self.may_replace() {
+        if self.busy(&[]).is_none() {
             log::info!("certificates have changed; starting new gateways");
             self.maintenance.certificates = Some(certificates.clone());
             self.try_out(Generation { certificates, ..self.generation.clone() });

@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use super::Supervisor;
 use super::policy::rolling_restart::{self, Step};
-use super::policy::slots::Event;
 use super::policy::upgrade;
 use super::reload::{MOST_WORKERS, failed};
 use super::role::{Kind, Role};
@@ -15,6 +14,7 @@ use crate::clock;
 use crate::control::view::{Process, View};
 use crate::control::{Number, Operation};
 use crate::ctl::request::{Change, Switch};
+use crate::exit::Exit;
 use crate::time::Instant;
 
 impl Supervisor {
@@ -34,7 +34,7 @@ impl Supervisor {
 
     fn operate(&mut self, client: Number, operation: Operation) {
         let result = match operation {
-            Operation::Stop { now } => return self.stop(if now { Event::Quit } else { Event::Terminate }),
+            Operation::Stop { now } => return self.stop(Exit::Ok, now),
             Operation::Reload => return self.rolling.is_reload_wanted = true,
             Operation::Upgrade => return self.upgrade.is_wanted = true,
             Operation::Drain { time } => self.drain_by_order(time),

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::Supervisor;
 use super::policy::drain::{Action, Drain, Event};
-use super::policy::slots;
+use super::{Busy, Supervisor};
 use crate::clock;
 use crate::ctl::answer::{Draining, seconds};
+use crate::exit::Exit;
 use crate::fleet::bulletin::Readiness;
 
 /// Over which time connections are closed if nobody says.
@@ -21,7 +21,7 @@ impl Supervisor {
     pub(super) fn terminate(&mut self) {
         let time = self.generation.config.drain.before_stop;
         if time.is_zero() || self.drain.is_on() || self.may_drain().is_err() {
-            return self.stop(slots::Event::Terminate);
+            return self.stop(Exit::Ok, false);
         }
         self.begin_drain(time, true);
         self.host.notify.stopping(self.time_to_drain() + self.stop_time());
@@ -52,16 +52,8 @@ impl Supervisor {
 
     /// Whether the server can drain now.
     fn may_drain(&self) -> Result<(), String> {
-        let why_not = if self.slots.is_stopping() {
-            "the server is told to stop"
-        } else if !self.host.daemon.is_ready() {
-            "the server is still starting"
-        } else if self.upgrade.policy.is_under_way() {
-            "an upgrade is under way"
-        } else {
-            return Ok(());
-        };
-        Err(format!("cannot drain: {why_not}"))
+        let busy = self.busy(&[Busy::Draining, Busy::Replacing]);
+        busy.map_or(Ok(()), |why| Err(format!("cannot drain: {why}")))
     }
 
     fn begin_drain(&mut self, time: Duration, is_last: bool) {
@@ -94,7 +86,7 @@ impl Supervisor {
             Action::Stop => {
                 let open = self.connections();
                 log::info!("drain: done, {open} connections left; stopping");
-                self.stop(slots::Event::Terminate);
+                self.stop(Exit::Ok, false);
             }
         }
     }

@@ -71,7 +71,7 @@ impl Supervisor {
         let now = clock::now();
         let handshake = self.generation.config.handshake_timeout;
         let mut unread = self.unread_slots();
-        unread.retain(|slot| self.host.leaving.is_none() && self.processes.has_mail(*slot));
+        unread.retain(|slot| self.slots.exit().is_none() && self.processes.has_mail(*slot));
         self.maintenance.mail.0.retain(|slot, _| unread.contains(slot));
         for slot in unread {
             let timeout = match self.slots.is_taken(slot) {

@@ -47,7 +47,7 @@ use self::auxiliary::Auxiliaries;
 use self::child::Child;
 use self::generation::Generation;
 use self::maintenance::Maintenance;
-use self::policy::drain::{self as drain_policy, Drain};
+use self::policy::drain::Drain;
 use self::policy::slots::{Action, Event, Slots};
 use self::policy::upgrade as upgrade_policy;
 use self::pools::Pools;
@@ -186,14 +186,20 @@ struct Host {
     daemon: Daemon,
     /// When the supervisor began.
     started: SystemTime,
-    /// All workers are ready for the first time: the server is, too, as soon as the auxiliary processes are.
-    is_announcing: bool,
-    /// The exit code, once only the end of children is waited for.
-    leaving: Option<Exit>,
     /// When the loop last began to turn.
     turned: Instant,
     /// The longest turn since the server was ready.
     longest_turn: Duration,
+}
+
+/// What keeps the server from beginning something else.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Busy {
+    Stopping,
+    Starting,
+    Draining,
+    Upgrading,
+    Replacing,
 }
 
 /// Reads what a process has to say.
@@ -261,16 +267,19 @@ impl Supervisor {
             Action::Spawn(slot) => self.start_worker(slot)?,
             Action::Stop(slot) => self.stop_worker(slot, Command::Stop),
             Action::Quit(slot) => self.stop_worker(slot, Command::Quit),
-            Action::Announce => self.host.is_announcing = true,
-            Action::Leave(exit) => self.leave(exit),
+            Action::Leave => self.leave(),
         }
         ControlFlow::Continue(())
     }
 
+    /// Stops the server: when all connections are closed, or at once.
+    fn stop(&mut self, exit: Exit, at_once: bool) {
+        self.stop_by(Event::Stop { exit, at_once });
+    }
+
     /// The server is told to stop. Nothing is replaced any more, and processes that leave anyway have to be quick.
-    fn stop(&mut self, event: Event) {
-        let at_once = !matches!(event, Event::Terminate | Event::Interrupt);
-        self.drain.on(drain_policy::Event::Stop, clock::now());
+    fn stop_by(&mut self, event: Event) {
+        self.drain = Drain::Off;
         let code = match self.shared.scoreboard.bulletin().readiness() {
             Readiness::Closing { code, .. } => code, // it drains
             _ => GOING_AWAY,
@@ -283,13 +292,13 @@ impl Supervisor {
         self.abort_rolling("the server is told to stop");
         self.slots.on(event, clock::now());
         self.settle_auxiliaries();
-        self.stop_pools(if at_once { Command::Quit } else { Command::Stop });
-        self.hurry(if at_once { Command::Quit } else { Command::Stop });
+        let command = if self.slots.stops_at_once() { Command::Quit } else { Command::Stop };
+        self.stop_pools(command);
+        self.hurry(command);
     }
 
     /// No worker is left that holds a slot: the rest is waited for.
-    fn leave(&mut self, exit: Exit) {
-        self.host.leaving = Some(exit);
+    fn leave(&mut self) {
         self.auxiliaries.abort_trial(&mut self.processes);
         self.settle_auxiliaries();
         self.hurry(Command::Stop);
@@ -300,7 +309,7 @@ impl Supervisor {
         let superseded = self.upgrade.is_superseded();
         let is_ours = |role: Role| match role {
             Role::Successor => !superseded,
-            Role::Auxiliary(_) => self.host.leaving.is_some(),
+            Role::Auxiliary(_) => self.slots.exit().is_some(),
             Role::Errand(Errand::Reload | Errand::WatchCertificates) => false, // they end with this process
             _ => true,
         };
@@ -311,7 +320,7 @@ impl Supervisor {
                 log::info!("upgrade: no connection is left here; leaving");
                 Some(Exit::Ok)
             }
-            None => self.host.leaving,
+            None => self.slots.exit(),
         }
     }
 
@@ -400,8 +409,8 @@ impl Supervisor {
             };
             match signal {
                 Signal::SIGCHLD => self.reap(),
-                Signal::SIGINT => self.stop(Event::Interrupt),
-                Signal::SIGQUIT => self.stop(Event::Quit),
+                Signal::SIGINT => self.stop_by(Event::Interrupt),
+                Signal::SIGQUIT => self.stop(Exit::Ok, true),
                 Signal::SIGHUP => self.rolling.is_reload_wanted = true,
                 Signal::SIGUSR2 => self.upgrade.is_wanted = true,
                 Signal::SIGTTIN => complain(self.add_worker(0)),
@@ -412,15 +421,28 @@ impl Supervisor {
         }
     }
 
-    /// The server serves. Whoever started it may have closed its output: no reason not to serve.
+    /// Why nothing else can begin now, if it cannot; what it can begin in spite of is left out.
+    fn busy(&self, but: &[Busy]) -> Option<&'static str> {
+        let table = [
+            (Busy::Stopping, self.slots.is_stopping(), "the server is told to stop"),
+            (Busy::Starting, !self.host.daemon.is_ready(), "the server is still starting"),
+            (Busy::Draining, self.drain.is_on(), "the server is draining"),
+            (Busy::Upgrading, self.upgrade.policy.is_under_way(), "an upgrade is under way"),
+            (Busy::Replacing, !self.rolling.is_idle(), "workers are being replaced; try again"),
+        ];
+        let found = table.into_iter().find(|(what, is_so, _)| *is_so && !but.contains(what));
+        found.map(|(.., why)| why)
+    }
+
+    /// The server is ready once all its processes are. Whoever started it may have closed its output: no reason not to serve.
     fn announce(&mut self) {
-        if !self.host.is_announcing || !self.auxiliaries.are_ready() || self.slots.is_stopping() {
+        let is_due = !self.host.daemon.is_ready() && !self.slots.is_stopping();
+        if !is_due || !self.slots.were_ready() || !self.auxiliaries.are_ready() {
             return;
         }
-        self.host.is_announcing = false;
         if let Err(error) = self.try_announce() {
             log::error!(target: crate::log::CRITICAL, "{error}");
-            self.stop(Event::Fail(error.exit()));
+            self.stop(error.exit(), true);
         }
     }
 

@@ -36,7 +36,6 @@ pub(super) struct Pools {
     retries: BTreeMap<u16, Retry>,
     /// Whether orphans come to this process.
     is_reaper: bool,
-    is_stopping: bool,
 }
 
 struct Pending {
@@ -73,7 +72,7 @@ impl Pools {
 impl Supervisor {
     /// Sees to it that there are as many processes as there should be; once in a turn.
     pub(super) fn ask_for_processes(&mut self) {
-        if self.pools.is_stopping {
+        if self.slots.is_stopping() {
             return;
         }
         self.give_up_pending();
@@ -118,7 +117,7 @@ impl Supervisor {
         for slot in slots.iter().copied() {
             self.stop_worker(slot, command);
         }
-        self.pools = Pools { slots, is_reaper, is_stopping: true, ..Pools::default() };
+        self.pools = Pools { slots, is_reaper, ..Pools::default() };
     }
 
     /// Slot and pid of the process that forks those of a pool, if it can.

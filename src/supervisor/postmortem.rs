@@ -20,6 +20,7 @@ use super::role::{Errand, Role};
 use super::{Supervisor, plural};
 use crate::clock;
 use crate::config;
+use crate::exit::Exit;
 use crate::ffi::is_start;
 use crate::fleet::breakers::{BreakerState, CircuitBreaker};
 use crate::fleet::counters::DEATHS;
@@ -250,9 +251,9 @@ impl Supervisor {
             route.name,
             route.resource
         );
-        if self.generation.config.strict_handlers && !self.slots.is_announced() {
+        if self.generation.config.strict_handlers && !self.slots.were_ready() {
             log::error!("{}: broken (strict_handlers)", route.name);
-            self.stop(Event::Broken);
+            self.stop(Exit::Config, true);
         }
     }
 
@@ -292,7 +293,7 @@ impl Supervisor {
 
     /// Has a suspect be served in a pool of its own, as soon as nothing else is being replaced.
     pub(super) fn isolate_suspects(&mut self) {
-        if self.postmortem.suspects.is_empty() || !self.may_replace() {
+        if self.postmortem.suspects.is_empty() || self.busy(&[]).is_some() {
             return;
         }
         let Some(handler) = self.postmortem.suspects.pop_first() else { return };
@@ -310,12 +311,6 @@ impl Supervisor {
             );
         }
         self.try_out(generation);
-    }
-
-    /// Whether another generation can begin to replace the present one.
-    pub(super) fn may_replace(&self) -> bool {
-        let is_leaving = self.slots.is_stopping() || self.drain.is_on() || self.upgrade.policy.is_under_way();
-        self.rolling.is_idle() && self.host.daemon.is_ready() && !is_leaving
     }
 
     /// Whether a handler is served.

@@ -127,8 +127,6 @@ impl Supervisor {
                 notify,
                 daemon: Daemon::default(),
                 started: SystemTime::now(),
-                is_announcing: false,
-                leaving: None,
                 turned: clock::now(),
                 longest_turn: Duration::ZERO,
             },

@@ -29,16 +29,7 @@ impl Supervisor {
         }
         self.rolling.is_reload_wanted = false;
         self.host.control.reload_begins();
-        let not_now = if self.slots.is_stopping() {
-            Some("the server is told to stop")
-        } else if self.drain.is_on() {
-            Some("the server is draining")
-        } else if self.upgrade.policy.is_under_way() {
-            Some("an upgrade is under way")
-        } else {
-            None
-        };
-        if let Some(why) = not_now {
+        if let Some(why) = self.busy(&[]) {
             self.end_reload(Err(failed(why)));
             return true;
         }
@@ -195,7 +186,7 @@ impl Supervisor {
         }
         self.shared.scoreboard.bulletin().set_reload(result.is_ok());
         self.host.control.reload_ends(&result);
-        self.host.notify.reloaded(&self.summary());
+        self.host.notify.ready(&self.summary());
     }
 
     pub(super) fn add_worker(&mut self, pool: u16) -> Result<(), String> {

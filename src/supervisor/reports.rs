@@ -11,6 +11,7 @@ use super::processes::GRACE;
 use super::role::{Kind, Role};
 use super::{Supervisor, errand};
 use crate::clock;
+use crate::exit::Exit;
 use crate::fleet::control::{Report, Start};
 use crate::fleet::routes::Route;
 use crate::fleet::scoreboard::START;
@@ -142,9 +143,9 @@ impl Supervisor {
             process.clear_deadline();
         }
         // A server that serves goes on with what it can serve.
-        if broken > 0 && self.generation.config.strict_handlers && !self.slots.is_announced() {
+        if broken > 0 && self.generation.config.strict_handlers && !self.slots.were_ready() {
             log::error!("{}: broken handlers: {broken} (strict_handlers)", self.name(slot));
-            return self.stop(Event::Broken);
+            return self.stop(Exit::Config, true);
         }
         self.slots.on(Event::Ready(slot), clock::now());
         self.retire_if_due(slot);

@@ -23,7 +23,6 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::{Pid, execv, getpid};
 
-use super::Supervisor;
 use super::bus::Bus;
 use super::child::exit_child;
 use super::policy::rolling_restart::{self, Step};
@@ -32,6 +31,7 @@ use super::policy::upgrade::{self as policy, Action, Event};
 use super::processes::{GRACE, Process, READY};
 use super::role::Role;
 use super::spawn::{Forked, fork_child};
+use super::{Busy, Supervisor};
 
 use crate::clock;
 use crate::fleet::datagram;
@@ -231,16 +231,9 @@ impl Supervisor {
             return;
         }
         self.upgrade.is_wanted = false;
-        let why_not = if getpid().as_raw() == 1 {
-            Some("this is process 1, with whose end the container ends: start another container instead")
-        } else if self.slots.is_stopping() {
-            Some("the server is told to stop")
-        } else if self.drain.is_on() {
-            Some("the server is draining")
-        } else if !self.rolling.is_idle() {
-            Some("workers are being replaced; try again")
-        } else {
-            None
+        let why_not = match getpid().as_raw() {
+            1 => Some("this is process 1, and the container would stop with it: start a new container"),
+            _ => self.busy(&[Busy::Upgrading]),
         };
         self.on_upgrade(Event::Requested(why_not));
     }

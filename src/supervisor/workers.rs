@@ -133,7 +133,7 @@ impl Supervisor {
                 _ => "process".to_owned(),
             };
             log::error!("{name}[{pid}] did not {to}; sending {signal}");
-            if signal == Signal::SIGKILL {
+            if signal == Signal::SIGKILL && !matches!(role, Role::Errand(_)) {
                 self.slots.on(Event::Killed, now);
             }
             if role == Role::Successor {

@@ -2,12 +2,11 @@
 //! connections are closed over a time; then the server stops. Until then it can resume, unless it was told to stop (a last
 //! drain). Each row is a state, each column an event:
 //!
-//! | | Begin | Resume | Time | Empty | Stop |
-//! |---|---|---|---|---|---|
-//! | Off | Announce, or Close | | | | Over |
-//! | Announced | the times change | Resume, Off | Close when due | | Over |
-//! | Closing | Close: the time changes | Resume, Off | Stop when due | Stop | Over |
-//! | Over | | | | | |
+//! | | Begin | Resume | Time | Empty |
+//! |---|---|---|---|---|
+//! | Off | Announce, or Close | | | |
+//! | Announced | the times change | Resume, Off | Close when due | |
+//! | Closing | Close: the time changes | Resume, Off | Stop, Off when due | Stop, Off |
 
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use crate::time::Instant;
 /// How far it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Drain {
-    /// The server serves.
+    /// The server serves, or stops.
     #[default]
     Off,
     /// Health checks fail; connections are still accepted.
@@ -35,8 +34,6 @@ pub enum Drain {
         /// The server was told to stop.
         is_last: bool,
     },
-    /// The server stops.
-    Over,
 }
 
 /// Something has happened.
@@ -57,8 +54,6 @@ pub enum Event {
     Time,
     /// No connection is left.
     Empty,
-    /// The server is told to stop now.
-    Stop,
 }
 
 /// Something is to be done.
@@ -80,7 +75,7 @@ pub enum Action {
 impl Drain {
     /// Whether the server drains.
     pub fn is_on(self) -> bool {
-        matches!(self, Drain::Announced { .. } | Drain::Closing { .. })
+        self != Drain::Off
     }
 
     /// Whether it was told to stop when it has drained: it cannot resume.
@@ -93,7 +88,7 @@ impl Drain {
         match self {
             Drain::Announced { close_at, time, .. } => Some(close_at + time),
             Drain::Closing { until, .. } => Some(until),
-            Drain::Off | Drain::Over => None,
+            Drain::Off => None,
         }
     }
 
@@ -102,7 +97,7 @@ impl Drain {
         match self {
             Drain::Announced { close_at, .. } => Some(close_at),
             Drain::Closing { until, .. } => Some(until),
-            Drain::Off | Drain::Over => None,
+            Drain::Off => None,
         }
     }
 
@@ -126,9 +121,8 @@ impl Drain {
             (Drain::Announced { close_at, time, is_last }, Event::Time) if close_at <= now => {
                 close(now + time, is_last)
             }
-            (Drain::Closing { until, .. }, Event::Time) if until <= now => (Drain::Over, Some(Action::Stop)),
-            (Drain::Closing { .. }, Event::Empty) => (Drain::Over, Some(Action::Stop)),
-            (_, Event::Stop) => (Drain::Over, None),
+            (Drain::Closing { until, .. }, Event::Time) if until <= now => (Drain::Off, Some(Action::Stop)),
+            (Drain::Closing { .. }, Event::Empty) => (Drain::Off, Some(Action::Stop)),
             (state, _) => (state, None),
         };
         *self = state;
@@ -142,7 +136,7 @@ fn close(until: Instant, is_last: bool) -> (Drain, Option<Action>) {
 
 #[cfg(test)]
 mod tests {
-    use super::Event::{Empty, Resume, Stop, Time};
+    use super::Event::{Empty, Resume, Time};
     use super::*;
 
     fn at(second: u64) -> Instant {
@@ -172,7 +166,6 @@ mod tests {
             (Drain::Off, Resume, Drain::Off, None),
             (Drain::Off, Time, Drain::Off, None),
             (Drain::Off, Empty, Drain::Off, None),
-            (Drain::Off, Stop, Drain::Over, None),
             (announced(15, 30, false), begin(9, 60, false), announced(15, 60, false), None),
             (announced(15, 30, false), begin(9, 60, true), announced(15, 60, true), None),
             (announced(15, 30, false), Resume, Drain::Off, Some(Action::Resume)),
@@ -180,18 +173,13 @@ mod tests {
             (announced(15, 30, false), Time, announced(15, 30, false), None),
             (announced(10, 30, true), Time, closing(40, true), close(40)),
             (announced(15, 30, false), Empty, announced(15, 30, false), None),
-            (announced(15, 30, false), Stop, Drain::Over, None),
             (closing(20, false), begin(9, 60, false), closing(70, false), close(70)),
             (closing(20, true), begin(9, 0, false), closing(10, true), close(10)),
             (closing(20, false), Resume, Drain::Off, Some(Action::Resume)),
             (closing(20, true), Resume, closing(20, true), None),
             (closing(20, false), Time, closing(20, false), None),
-            (closing(10, false), Time, Drain::Over, Some(Action::Stop)),
-            (closing(20, false), Empty, Drain::Over, Some(Action::Stop)),
-            (closing(20, false), Stop, Drain::Over, None),
-            (Drain::Over, begin(0, 30, false), Drain::Over, None),
-            (Drain::Over, Resume, Drain::Over, None),
-            (Drain::Over, Time, Drain::Over, None),
+            (closing(10, false), Time, Drain::Off, Some(Action::Stop)),
+            (closing(20, false), Empty, Drain::Off, Some(Action::Stop)),
         ];
         for (before, event, after, action) in table {
             let mut drain = before;

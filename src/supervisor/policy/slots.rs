@@ -34,16 +34,15 @@ pub enum Event {
     Left(usize),
     /// A worker is to serve in this slot again.
     Wanted(usize),
-    /// Stop when all connections are closed.
-    Terminate,
-    /// The same from a terminal; when repeated: stop at once.
+    /// Stop: when all connections are closed, or at once.
+    Stop {
+        /// The exit code, unless something was a reason to stop before.
+        exit: Exit,
+        /// Without waiting for connections.
+        at_once: bool,
+    },
+    /// Stop when all connections are closed; when repeated: at once.
     Interrupt,
-    /// Stop at once.
-    Quit,
-    /// Going on is pointless.
-    Fail(Exit),
-    /// A worker has handlers that cannot be loaded, which is an error at the start: a server that serves goes on.
-    Broken,
     /// A process that did not stop in time was killed.
     Killed,
     /// Nothing but that time has passed.
@@ -59,10 +58,8 @@ pub enum Action {
     Stop(usize),
     /// Command the worker to leave at once.
     Quit(usize),
-    /// All workers are ready, for the first time.
-    Announce,
-    /// Leave as soon as no process is left.
-    Leave(Exit),
+    /// No worker is left: the server stops as soon as no other process is.
+    Leave,
 }
 
 /// A process that died after at least this long has served, and its place is empty for no longer.
@@ -84,8 +81,10 @@ const RESTART: Rule = Rule {
 #[derive(Debug)]
 pub struct Slots {
     slots: Vec<Slot>,
-    phase: Phase,
-    announced: bool,
+    /// All workers have been ready once.
+    were_ready: bool,
+    /// The workers have been told to leave.
+    stop: Option<Stop>,
     actions: VecDeque<Action>,
 }
 
@@ -113,36 +112,39 @@ enum Process {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Phase {
-    Serving,
-    /// The workers have been told to leave.
-    Stopping {
-        exit: Exit,
-        at_once: bool,
-        interrupted: bool,
-    },
-    Left,
+struct Stop {
+    exit: Exit,
+    at_once: bool,
+    /// There has been an [`Event::Interrupt`].
+    is_interrupted: bool,
+    /// No slot has a process, and none will.
+    is_over: bool,
 }
 
 impl Slots {
     /// So many; [`Event::Start`] sets them going.
     pub fn new(slots: usize) -> Self {
-        Self {
-            slots: vec![Slot::EMPTY; slots],
-            phase: Phase::Serving,
-            announced: false,
-            actions: VecDeque::new(),
-        }
+        Self { slots: vec![Slot::EMPTY; slots], were_ready: false, stop: None, actions: VecDeque::new() }
     }
 
     /// Whether the workers have been told to leave.
     pub fn is_stopping(&self) -> bool {
-        !matches!(self.phase, Phase::Serving)
+        self.stop.is_some()
+    }
+
+    /// Whether they are to do so at once.
+    pub fn stops_at_once(&self) -> bool {
+        self.stop.is_some_and(|stop| stop.at_once)
+    }
+
+    /// The exit code of the server, once the last worker has left.
+    pub fn exit(&self) -> Option<Exit> {
+        self.stop.filter(|stop| stop.is_over).map(|stop| stop.exit)
     }
 
     /// Whether all workers have been ready once.
-    pub fn is_announced(&self) -> bool {
-        self.announced
+    pub fn were_ready(&self) -> bool {
+        self.were_ready
     }
 
     /// Whether a process is in this slot, or due.
@@ -187,21 +189,17 @@ impl Slots {
                     *slot = Slot::EMPTY;
                 }
             }
-            Event::Wanted(slot) if matches!(self.phase, Phase::Serving) => {
+            Event::Wanted(slot) if self.stop.is_none() => {
                 let slot = self.slot_mut(slot);
                 if slot.process == Process::Gone {
                     slot.process = Process::Due(now);
                 }
             }
             Event::Wanted(_) => {}
-            Event::Terminate => self.stop(Exit::Ok, false),
+            Event::Stop { exit, at_once } => self.stop(exit, at_once),
             Event::Interrupt => self.interrupt(),
-            Event::Quit => self.stop(Exit::Ok, true),
-            Event::Fail(exit) => self.stop(exit, true),
-            Event::Broken if !self.announced => self.stop(Exit::Config, true),
-            Event::Broken => {}
             Event::Killed => {
-                if let Phase::Stopping { exit: exit @ Exit::Ok, .. } = &mut self.phase {
+                if let Some(Stop { exit: exit @ Exit::Ok, .. }) = &mut self.stop {
                     *exit = Exit::Killed;
                 }
             }
@@ -227,10 +225,7 @@ impl Slots {
         slot.process = Process::Running { since: now };
         slot.failed_starts = 0;
         let is_well = |slot: &Slot| matches!(slot.process, Process::Running { .. } | Process::Gone);
-        if self.slots.iter().all(is_well) && !self.announced && matches!(self.phase, Phase::Serving) {
-            self.announced = true;
-            self.actions.push_back(Action::Announce);
-        }
+        self.were_ready |= self.slots.iter().all(is_well) && self.stop.is_none();
     }
 
     fn died(&mut self, slot: usize, now: Instant) {
@@ -243,7 +238,7 @@ impl Slots {
             }
             Process::Due(_) | Process::Gone => return,
         };
-        if !matches!(self.phase, Phase::Serving) {
+        if self.stop.is_some() {
             slot.process = Process::Gone;
             return;
         }
@@ -257,10 +252,8 @@ impl Slots {
 
     /// There are no more of these than handlers: no delay, and no failed start.
     fn hindered(&mut self, slot: usize, now: Instant) {
-        match (self.slots.get_mut(slot), self.phase) {
-            (Some(slot), Phase::Serving) if slot.process == Process::Starting => {
-                slot.process = Process::Due(now)
-            }
+        match (self.slots.get_mut(slot), self.stop) {
+            (Some(slot), None) if slot.process == Process::Starting => slot.process = Process::Due(now),
             _ => self.died(slot, now),
         }
     }
@@ -268,21 +261,16 @@ impl Slots {
     /// Its connections wait for a replacement, if only to be closed: no delay. One that had no time to serve died like
     /// others, as did one that is not to be replaced any more.
     fn crashed(&mut self, slot: usize, served: bool, now: Instant) {
-        match (self.slots.get(slot).map(|slot| slot.process), self.phase) {
-            (Some(Process::Running { since }), Phase::Serving) if !served && now.since(since) < SERVED => {
+        match (self.slots.get(slot).map(|slot| slot.process), self.stop) {
+            (Some(Process::Running { since }), None) if !served && now.since(since) < SERVED => {
                 self.died(slot, now);
             }
-            (Some(Process::Running { .. }), Phase::Serving) if self.crashes_too_often(slot, now) => {
+            (Some(Process::Running { .. }), None) if self.crashes_too_often(slot, now) => {
                 if let Some(slot) = self.slots.get_mut(slot) {
                     slot.process = Process::Due(now + MADE_UP);
                 }
             }
-            (Some(Process::Running { .. }), _) => {
-                self.orphaned(slot);
-                if matches!(self.phase, Phase::Stopping { at_once: true, .. } | Phase::Left) {
-                    self.died(slot, now);
-                }
-            }
+            (Some(Process::Running { .. }), None | Some(Stop { at_once: false, .. })) => self.orphaned(slot),
             _ => self.died(slot, now),
         }
     }
@@ -302,39 +290,34 @@ impl Slots {
     /// A worker takes up what waits in the inbox.
     fn orphaned(&mut self, number: usize) {
         let Some(slot) = self.slots.get_mut(number) else { return };
-        match self.phase {
-            Phase::Serving => self.actions.push_back(Action::Spawn(number)),
-            Phase::Stopping { at_once: false, .. } => {
-                self.actions.extend([Action::Spawn(number), Action::Stop(number)]);
-            }
-            Phase::Stopping { .. } | Phase::Left => return,
-        }
         slot.process = Process::Starting;
+        self.actions.push_back(Action::Spawn(number));
+        if self.stop.is_some() {
+            self.actions.push_back(Action::Stop(number));
+        }
     }
 
     fn adopted(&mut self, slot: usize, now: Instant) {
         *self.slot_mut(slot) = Slot { process: Process::Running { since: now }, ..Slot::EMPTY };
-        if let Phase::Stopping { at_once, .. } = self.phase {
+        if let Some(Stop { at_once, .. }) = self.stop {
             self.actions.push_back(if at_once { Action::Quit(slot) } else { Action::Stop(slot) });
         }
     }
 
     fn interrupt(&mut self) {
-        let again = matches!(self.phase, Phase::Stopping { interrupted: true, .. });
+        let again = self.stop.is_some_and(|stop| stop.is_interrupted);
         self.stop(Exit::Ok, again);
-        if let Phase::Stopping { interrupted, .. } = &mut self.phase {
-            *interrupted = true;
-        }
+        self.stop.iter_mut().for_each(|stop| stop.is_interrupted = true);
     }
 
     /// Tells all to leave: within the time to stop, or at once. The first reason to leave is the exit code.
     fn stop(&mut self, exit: Exit, at_once: bool) {
-        let (exit, interrupted) = match self.phase {
-            Phase::Serving => (exit, false),
-            Phase::Stopping { exit, at_once: false, interrupted } if at_once => (exit, interrupted),
-            Phase::Stopping { .. } | Phase::Left => return,
-        };
-        self.phase = Phase::Stopping { exit, at_once, interrupted };
+        let before = self.stop;
+        if before.is_some_and(|stop| stop.at_once || !at_once) {
+            return;
+        }
+        let stop = before.unwrap_or(Stop { exit, at_once, is_interrupted: false, is_over: false });
+        self.stop = Some(Stop { at_once, ..stop });
         for (index, slot) in self.slots.iter_mut().enumerate() {
             match slot.process {
                 Process::Starting | Process::Running { .. } => {
@@ -356,11 +339,11 @@ impl Slots {
     }
 
     fn leave(&mut self) {
-        if let Phase::Stopping { exit, .. } = self.phase
+        if let Some(stop @ Stop { is_over: false, .. }) = &mut self.stop
             && self.slots.iter().all(|slot| slot.process == Process::Gone)
         {
-            self.phase = Phase::Left;
-            self.actions.push_back(Action::Leave(exit));
+            stop.is_over = true;
+            self.actions.push_back(Action::Leave);
         }
     }
 }

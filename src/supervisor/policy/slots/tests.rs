@@ -24,33 +24,31 @@ fn check(slots: usize, table: &[(u64, Event, &[Action])]) -> Slots {
     all
 }
 
-use Event::{
-    Adopted, Broken, Crashed, Died, Fail, Hindered, Interrupt, Killed, Left, Quit as QuitNow, Ready,
-    Terminate, Time as Passed, Wanted,
-};
+use Event::{Adopted, Crashed, Died, Hindered, Interrupt, Killed, Left, Ready, Time as Passed, Wanted};
+
+const TERMINATE: Event = Event::Stop { exit: Exit::Ok, at_once: false };
+const QUIT: Event = Event::Stop { exit: Exit::Ok, at_once: true };
+const FAIL: Event = Event::Stop { exit: Exit::Config, at_once: true };
 
 #[test]
-fn the_fleet_is_announced_once_when_all_are_ready() {
-    check(
-        2,
-        &[
-            (1, Ready(1), &[]),
-            (1, Ready(1), &[]),
-            (2, Ready(0), &[Announce]),
-            (3, Died(0), &[Spawn(0)]),
-            (4, Ready(0), &[]),
-        ],
-    );
+fn the_fleet_was_ready_when_all_were_at_the_same_time() {
+    let mut slots = check(2, &[(1, Ready(1), &[]), (1, Ready(1), &[]), (2, Died(1), &[Spawn(1)])]);
+    for (event, were_ready) in [(Ready(0), false), (Ready(1), true), (Died(0), true), (TERMINATE, true)] {
+        slots.on(event, at(3));
+        assert_eq!(slots.were_ready(), were_ready, "{event:?}");
+    }
+    let slots = check(1, &[(1, TERMINATE, &[Stop(0)]), (1, Ready(0), &[])]);
+    assert!(!slots.were_ready(), "it stops");
 }
 
 #[test]
 fn a_start_that_goes_without_what_hindered_the_last_one_is_no_failure() {
     let hindered: Vec<(u64, Event, &[Action])> = vec![(0, Hindered(0), &[Spawn(0)]); 10];
-    let mut slots = check(1, &[&hindered[..], &[(1, Ready(0), &[Announce])]].concat());
+    let mut slots = check(1, &[&hindered[..], &[(1, Ready(0), &[])]].concat());
     // One that is said to have served died like any other, and nobody is started when all are to leave.
     assert_eq!(actions(&mut slots, Hindered(0), 70), [Spawn(0)]);
-    actions(&mut slots, Terminate, 71);
-    assert_eq!(actions(&mut slots, Hindered(0), 72), [Leave(Exit::Ok)]);
+    actions(&mut slots, TERMINATE, 71);
+    assert_eq!(actions(&mut slots, Hindered(0), 72), [Leave]);
 }
 
 #[test]
@@ -59,7 +57,7 @@ fn a_worker_is_replaced_at_once_and_then_ever_later() {
     check(
         1,
         &[
-            (0, Ready(0), &[Announce]),
+            (0, Ready(0), &[]),
             (10, Died(0), &[Spawn(0)]),
             (10, Ready(0), &[]),
             (10, Died(0), &[]),
@@ -94,7 +92,7 @@ fn a_worker_is_replaced_at_once_and_then_ever_later() {
 
 #[test]
 fn a_worker_that_served_is_away_for_a_second_at_most_however_often_it_dies() {
-    let mut slots = check(1, &[(0, Ready(0), &[Announce]), (20, Died(0), &[Spawn(0)])]);
+    let mut slots = check(1, &[(0, Ready(0), &[]), (20, Died(0), &[Spawn(0)])]);
     for second in (40..1000).step_by(20) {
         actions(&mut slots, Ready(0), second - 20);
         assert_eq!(actions(&mut slots, Died(0), second), [], "at {second} s");
@@ -107,7 +105,7 @@ fn a_minute_of_service_is_forgiveness() {
     check(
         1,
         &[
-            (0, Ready(0), &[Announce]),
+            (0, Ready(0), &[]),
             (1, Died(0), &[Spawn(0)]),
             (1, Ready(0), &[]),
             (60, Died(0), &[]), // 59 s of service: the second death
@@ -136,7 +134,7 @@ fn the_deadline_is_the_next_start() {
     assert_eq!(actions(&mut slots, Died(0), 2), [Spawn(0)]);
     assert_eq!(actions(&mut slots, Died(0), 3), []);
     assert_eq!(slots.deadline(), Some(at(4)));
-    assert_eq!(actions(&mut slots, Terminate, 3), [Stop(1)]);
+    assert_eq!(actions(&mut slots, TERMINATE, 3), [Stop(1)]);
     assert_eq!(slots.deadline(), None);
 }
 
@@ -162,7 +160,7 @@ fn a_fleet_of_which_nobody_comes_up_is_given_up() {
             (14, Passed, &[Spawn(1)]),
             (15, Passed, &[Spawn(0)]),
             (15, Died(1), &[Quit(0)]),
-            (15, Died(0), &[Leave(Exit::Start)]),
+            (15, Died(0), &[Leave]),
         ],
     );
 }
@@ -179,7 +177,7 @@ fn one_start_that_succeeds_is_a_new_beginning() {
             (3, Passed, &[Spawn(0)]),
             (3, Died(0), &[]),
             (7, Passed, &[Spawn(0)]),
-            (7, Ready(0), &[Announce]),
+            (7, Ready(0), &[]),
             (7, Died(0), &[]),
             (15, Passed, &[Spawn(0)]),
             (15, Died(0), &[]), // the first failed start in a row
@@ -193,15 +191,15 @@ fn a_slot_whose_worker_has_left_is_nobodys() {
     check(
         1,
         &[
-            (0, Ready(0), &[Announce]),
+            (0, Ready(0), &[]),
             (1, Adopted(2), &[]),
             (2, Left(0), &[]),
             (3, Died(0), &[]),
             (4, Died(2), &[Spawn(2)]),
-            (8, Terminate, &[Stop(2)]),
+            (8, TERMINATE, &[Stop(2)]),
             (9, Adopted(0), &[Stop(0)]),
             (9, Died(0), &[]),
-            (9, Died(2), &[Leave(Exit::Ok)]),
+            (9, Died(2), &[Leave]),
         ],
     );
 }
@@ -215,11 +213,11 @@ fn stopping_waits_for_all_and_replaces_nobody() {
             (0, Ready(1), &[]),
             (1, Died(2), &[Spawn(2)]),
             (1, Died(2), &[]), // due at 2 s, when nobody is replaced any more
-            (1, Terminate, &[Stop(0), Stop(1)]),
-            (2, Terminate, &[]),
+            (1, TERMINATE, &[Stop(0), Stop(1)]),
+            (2, TERMINATE, &[]),
             (3, Died(0), &[]),
             (11, Passed, &[]),
-            (11, Died(1), &[Leave(Exit::Ok)]),
+            (11, Died(1), &[Leave]),
             (12, Passed, &[]),
             (12, Interrupt, &[]),
         ],
@@ -228,18 +226,20 @@ fn stopping_waits_for_all_and_replaces_nobody() {
 
 #[test]
 fn a_process_that_had_to_be_killed_shows_in_the_exit_code() {
-    check(
+    let mut slots = check(
         2,
         &[
             (0, Ready(0), &[]),
             (0, Killed, &[]), // while the server serves it does not matter
-            (0, Ready(1), &[Announce]),
-            (5, Terminate, &[Stop(0), Stop(1)]),
+            (0, Ready(1), &[]),
+            (5, TERMINATE, &[Stop(0), Stop(1)]),
             (6, Died(0), &[]),
-            (16, Killed, &[]),
-            (17, Died(1), &[Leave(Exit::Killed)]),
+            (17, Died(1), &[Leave]),
         ],
     );
+    assert_eq!(slots.exit(), Some(Exit::Ok));
+    actions(&mut slots, Killed, 18); // one that hands its connections over, and has no slot any more
+    assert_eq!(slots.exit(), Some(Exit::Killed));
 }
 
 #[test]
@@ -247,41 +247,47 @@ fn a_second_interrupt_is_impatience_but_a_second_terminate_is_not() {
     check(
         1,
         &[
-            (0, Ready(0), &[Announce]),
+            (0, Ready(0), &[]),
             (1, Interrupt, &[Stop(0)]),
-            (2, Terminate, &[]),
+            (2, TERMINATE, &[]),
             (3, Interrupt, &[Quit(0)]),
             (3, Interrupt, &[]),
-            (4, Died(0), &[Leave(Exit::Ok)]),
+            (4, Died(0), &[Leave]),
         ],
     );
-    check(1, &[(1, Terminate, &[Stop(0)]), (2, Interrupt, &[]), (3, Interrupt, &[Quit(0)])]);
+    check(1, &[(1, TERMINATE, &[Stop(0)]), (2, Interrupt, &[]), (3, Interrupt, &[Quit(0)])]);
+    // Also when only processes without a slot are left.
+    let mut slots = check(1, &[(1, Interrupt, &[Stop(0)]), (2, Died(0), &[Leave])]);
+    assert!(!slots.stops_at_once());
+    assert_eq!(actions(&mut slots, Interrupt, 3), []);
+    assert!(slots.stops_at_once());
 }
 
 #[test]
 fn quit_leaves_at_once() {
-    check(2, &[(0, Ready(0), &[]), (1, QuitNow, &[Quit(0), Quit(1)]), (1, Died(0), &[]), (2, Passed, &[])]);
-    check(1, &[(1, Terminate, &[Stop(0)]), (2, QuitNow, &[Quit(0)]), (2, Died(0), &[Leave(Exit::Ok)])]);
+    check(2, &[(0, Ready(0), &[]), (1, QUIT, &[Quit(0), Quit(1)]), (1, Died(0), &[]), (2, Passed, &[])]);
+    check(1, &[(1, TERMINATE, &[Stop(0)]), (2, QUIT, &[Quit(0)]), (2, Died(0), &[Leave])]);
 }
 
 #[test]
 fn with_no_process_left_there_is_nothing_to_wait_for() {
-    check(1, &[(0, Died(0), &[Spawn(0)]), (0, Died(0), &[]), (0, Terminate, &[Leave(Exit::Ok)])]);
+    check(1, &[(0, Died(0), &[Spawn(0)]), (0, Died(0), &[]), (0, TERMINATE, &[Leave])]);
 }
 
 #[test]
 fn the_first_reason_to_leave_is_the_exit_code() {
-    check(
+    let slots = check(
         2,
         &[
-            (0, Fail(Exit::Config), &[Quit(0), Quit(1)]),
-            (0, Fail(Exit::Start), &[]),
-            (0, Terminate, &[]),
+            (0, FAIL, &[Quit(0), Quit(1)]),
+            (0, QUIT, &[]),
+            (0, TERMINATE, &[]),
             (0, Died(0), &[]),
             (1, Killed, &[]),
-            (1, Died(1), &[Leave(Exit::Config)]),
+            (1, Died(1), &[Leave]),
         ],
     );
+    assert_eq!(slots.exit(), Some(Exit::Config));
 }
 
 #[test]
@@ -289,15 +295,15 @@ fn a_worker_that_crashes_while_serving_is_replaced_without_delay_whatever_was() 
     check(
         1,
         &[
-            (0, Ready(0), &[Announce]),
+            (0, Ready(0), &[]),
             (1, Crashed(0, true), &[Spawn(0)]),
             (1, Ready(0), &[]),
             (1, Crashed(0, true), &[Spawn(0)]),
             (3, Crashed(0, true), &[Spawn(0)]), // before it was ready: the first death
             (3, Crashed(0, true), &[]),
             (4, Passed, &[Spawn(0)]),
-            (4, Terminate, &[Stop(0)]),
-            (5, Crashed(0, true), &[Leave(Exit::Ok)]),
+            (4, TERMINATE, &[Stop(0)]),
+            (5, Crashed(0, true), &[Leave]),
         ],
     );
 }
@@ -307,7 +313,7 @@ fn crashes_that_leave_no_time_to_serve_are_deaths_like_others() {
     check(
         1,
         &[
-            (0, Ready(0), &[Announce]),
+            (0, Ready(0), &[]),
             (0, Crashed(0, false), &[Spawn(0)]),
             (0, Ready(0), &[]),
             (0, Crashed(0, false), &[]),
@@ -326,22 +332,14 @@ fn a_slot_that_is_wanted_again_gets_a_worker() {
     check(
         1,
         &[
-            (0, Ready(0), &[Announce]),
+            (0, Ready(0), &[]),
             (1, Wanted(0), &[]),
             (2, Left(0), &[]),
             (3, Wanted(0), &[Spawn(0)]),
             (3, Wanted(2), &[Spawn(2)]),
         ],
     );
-    check(
-        1,
-        &[
-            (0, Ready(0), &[Announce]),
-            (1, Left(0), &[]),
-            (1, Terminate, &[Leave(Exit::Ok)]),
-            (1, Wanted(0), &[]),
-        ],
-    );
+    check(1, &[(0, Ready(0), &[]), (1, Left(0), &[]), (1, TERMINATE, &[Leave]), (1, Wanted(0), &[])]);
 }
 
 #[test]
@@ -350,31 +348,25 @@ fn connections_of_a_worker_that_crashes_while_stopping_are_taken_up_to_be_closed
         2,
         &[
             (0, Ready(0), &[]),
-            (0, Ready(1), &[Announce]),
-            (1, Terminate, &[Stop(0), Stop(1)]),
+            (0, Ready(1), &[]),
+            (1, TERMINATE, &[Stop(0), Stop(1)]),
             (1, Crashed(0, false), &[Spawn(0), Stop(0)]),
             (2, Ready(0), &[]),
             (2, Died(0), &[]),
-            (2, QuitNow, &[Quit(1)]),
-            (2, Crashed(1, false), &[Leave(Exit::Ok)]),
+            (2, QUIT, &[Quit(1)]),
+            (2, Crashed(1, false), &[Leave]),
         ],
     );
 }
 
 #[test]
 fn events_about_nobody_change_nothing() {
-    check(1, &[(0, Ready(7), &[]), (0, Died(7), &[]), (0, Ready(0), &[Announce])]);
-}
-
-#[test]
-fn broken_handlers_end_a_start_and_not_a_server_that_serves() {
-    check(1, &[(1, Broken, &[Quit(0)]), (2, Died(0), &[Leave(Exit::Config)])]);
-    check(1, &[(1, Ready(0), &[Announce]), (2, Died(0), &[Spawn(0)]), (3, Broken, &[]), (3, Ready(0), &[])]);
+    check(1, &[(0, Ready(7), &[]), (0, Died(7), &[]), (0, Ready(0), &[])]);
 }
 
 #[test]
 fn a_worker_that_does_nothing_but_crash_is_restarted_later_at_last() {
-    let mut slots = check(1, &[(0, Ready(0), &[Announce])]);
+    let mut slots = check(1, &[(0, Ready(0), &[])]);
     let mut crash = |second| {
         let done = actions(&mut slots, Crashed(0, true), second);
         actions(&mut slots, Ready(0), second);
@@ -383,7 +375,7 @@ fn a_worker_that_does_nothing_but_crash_is_restarted_later_at_last() {
     let restarts = (0..1000).take_while(|_| crash(1)).count();
     assert_eq!(restarts, CRASHES as usize);
     assert_eq!(actions(&mut slots, Passed, 2), [Spawn(0)]);
-    let mut slots = check(1, &[(0, Ready(0), &[Announce])]);
+    let mut slots = check(1, &[(0, Ready(0), &[])]);
     for second in 1..1000 {
         assert_eq!(actions(&mut slots, Crashed(0, true), second), [Spawn(0)]);
         actions(&mut slots, Ready(0), second);
