@@ -15,6 +15,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use serde::Serialize;
+
 use crate::proto::http1::head::{BadRequest, Head, is_known_method};
 use console::Console;
 use path::Refused;
@@ -22,7 +24,7 @@ pub use path::RequestPath;
 pub use response::{Body, Response, reason_phrase, takes_content};
 
 /// A WebSocket resource.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Resource {
     /// Its path; a prefix ends in `/*`.
     pub path: String,
@@ -33,7 +35,6 @@ pub struct Resource {
 /// Everything that is served over plain HTTP.
 pub struct Site {
     root: Option<file::Root>,
-    resources: Vec<Resource>,
     console: Console,
 }
 
@@ -41,29 +42,28 @@ impl Site {
     /// `root` is the document root, if files are to be served; `resources` are what the console page
     /// offers. Fails when `root` is not a directory that can be opened; it is held open, so renaming it later does not
     /// matter.
-    pub fn new(root: Option<PathBuf>, resources: Vec<Resource>) -> io::Result<Self> {
+    pub fn new(root: Option<PathBuf>, resources: &[Resource]) -> io::Result<Self> {
         let root = root.map(|path| file::Root::open(&path)).transpose()?;
-        let console = Console::new(&resources);
-        Ok(Self { root, resources, console })
+        Ok(Self { root, console: Console::new(resources) })
     }
 
     /// Answers a request that is not a WebSocket handshake. `now` dates the reply.
     ///
-    /// With `console` `/console.html` is the built-in page; then come the handlers' resources (426), then files. With
-    /// no document root, `/` leads to the console.
-    pub fn serve(&self, head: &Head, console: bool, now: SystemTime) -> Response {
+    /// With `console` `/console.html` is the built-in page; then come the handlers' resources (426), as `is_resource`
+    /// tells, then files. With no document root, `/` leads to the console.
+    pub fn serve(&self, head: &Head, is_resource: bool, console: bool, now: SystemTime) -> Response {
         match head.method() {
-            "GET" => self.get(head, console, now),
-            "HEAD" => self.get(head, console, now).without_content(),
+            "GET" => self.get(head, is_resource, console, now),
+            "HEAD" => self.get(head, is_resource, console, now).without_content(),
             _ => refuse_method(head.method(), now),
         }
     }
 
-    fn get(&self, head: &Head, console: bool, now: SystemTime) -> Response {
+    fn get(&self, head: &Head, is_resource: bool, console: bool, now: SystemTime) -> Response {
         if console && head.path() == console::PATH {
             return self.console.reply(now);
         }
-        if self.resources.iter().any(|resource| is_for(&resource.path, head.path())) {
+        if is_resource {
             return upgrade_required(console, now);
         }
         let path = match RequestPath::parse(head.path()) {
@@ -77,12 +77,6 @@ impl Site {
             None => not_found(now),
         }
     }
-}
-
-/// Whether a resource, which may be a prefix that ends in `/*`, is for this path.
-fn is_for(resource: &str, path: &str) -> bool {
-    let prefix = resource.strip_suffix('*').filter(|prefix| prefix.ends_with('/'));
-    resource == path || prefix.is_some_and(|prefix| path.starts_with(prefix))
 }
 
 /// A response of plain text that says what is wrong, made now.

@@ -7,6 +7,8 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ::http::StatusCode;
+
 use crate::proto::http1::field::{is_token, is_value};
 
 /// The answer to one request.
@@ -62,7 +64,7 @@ impl Response {
     }
 
     /// A line of text that says what is wrong.
-    pub fn error(now: SystemTime, status: u16, why: &str, fields: &[(&str, &str)]) -> Self {
+    pub(super) fn error(now: SystemTime, status: u16, why: &str, fields: &[(&str, &str)]) -> Self {
         let text = format!("{status} {}: {why}\n", reason_phrase(status));
         let fields = [&[("Content-Type", "text/plain; charset=utf-8")], fields].concat();
         Self::new(now, status, &fields, Body::Bytes(text.into_bytes().into()))
@@ -180,62 +182,16 @@ fn write(out: &mut Vec<u8>, parts: &[&str]) {
     parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
 }
 
-/// The phrase for a status code (RFC 9110 section 15, RFC 6585); a general one for codes that have none.
+/// The registered phrase for a status code; a general one for codes that have none.
 pub fn reason_phrase(status: u16) -> &'static str {
-    match status {
-        101 => "Switching Protocols",
-        200 => "OK",
-        201 => "Created",
-        202 => "Accepted",
-        204 => "No Content",
-        206 => "Partial Content",
-        300 => "Multiple Choices",
-        301 => "Moved Permanently",
-        302 => "Found",
-        303 => "See Other",
-        304 => "Not Modified",
-        307 => "Temporary Redirect",
-        308 => "Permanent Redirect",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        402 => "Payment Required",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        406 => "Not Acceptable",
-        407 => "Proxy Authentication Required",
-        408 => "Request Timeout",
-        409 => "Conflict",
-        410 => "Gone",
-        411 => "Length Required",
-        412 => "Precondition Failed",
-        413 => "Content Too Large",
-        414 => "URI Too Long",
-        415 => "Unsupported Media Type",
-        416 => "Range Not Satisfiable",
-        417 => "Expectation Failed",
-        421 => "Misdirected Request",
-        422 => "Unprocessable Content",
-        426 => "Upgrade Required",
-        428 => "Precondition Required",
-        429 => "Too Many Requests",
-        431 => "Request Header Fields Too Large",
-        451 => "Unavailable For Legal Reasons",
-        500 => "Internal Server Error",
-        501 => "Not Implemented",
-        502 => "Bad Gateway",
-        503 => "Service Unavailable",
-        504 => "Gateway Timeout",
-        505 => "HTTP Version Not Supported",
-        511 => "Network Authentication Required",
-        _ => match status / 100 {
-            1 => "Informational",
-            2 => "Success",
-            3 => "Redirection",
-            4 => "Client Error",
-            _ => "Server Error",
-        },
-    }
+    let registered = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    registered.unwrap_or(match status / 100 {
+        1 => "Informational",
+        2 => "Success",
+        3 => "Redirection",
+        4 => "Client Error",
+        _ => "Server Error",
+    })
 }
 
 #[cfg(test)]

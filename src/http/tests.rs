@@ -35,9 +35,8 @@ impl Answer {
     }
 }
 
-fn resources(paths: &[&str]) -> Vec<Resource> {
-    paths.iter().map(|path| Resource { path: path.to_string(), protocols: Vec::new() }).collect()
-}
+/// The paths that handlers serve.
+const RESOURCES: [&str; 2] = ["/echo", "/sub/chat"];
 
 struct Fixture {
     directory: TempDir,
@@ -60,7 +59,7 @@ impl Fixture {
         ] {
             write(&directory.path().join(name), content);
         }
-        let site = Site::new(Some(root), resources(&["/echo", "/sub/chat"])).unwrap();
+        let site = Site::new(Some(root), &[]).unwrap();
         Self { directory, site }
     }
 
@@ -89,7 +88,7 @@ fn ask(site: &Site, request: &str, now: SystemTime) -> Answer {
         Ok(Parsed::Head { head, .. }) => head,
         _ => panic!("{request} is no request head"),
     };
-    let reply = site.serve(&head, true, now);
+    let reply = site.serve(&head, RESOURCES.contains(&head.path()), true, now);
     let text = String::from_utf8(reply.head().to_vec()).unwrap();
     assert!(text.ends_with("\r\n\r\n"));
     let body = match reply.into_body() {
@@ -254,7 +253,7 @@ fn only_regular_files_are_served() {
 fn a_root_that_is_no_directory_is_an_error_that_names_it() {
     let fixture = Fixture::new();
     for name in ["root/a.txt", "missing"] {
-        let error = Site::new(Some(fixture.directory.path().join(name)), Vec::new()).err().unwrap();
+        let error = Site::new(Some(fixture.directory.path().join(name)), &[]).err().unwrap();
         assert!(error.to_string().contains(name), "{error}");
     }
 }
@@ -416,7 +415,7 @@ fn a_websocket_resource_asks_for_the_upgrade() {
 
 #[test]
 fn without_a_root_there_is_the_console_only() {
-    let site = Site::new(None, resources(&["/echo"])).unwrap();
+    let site = Site::new(None, &[]).unwrap();
     let get = |path: &str| ask(&site, &format!("GET {path} HTTP/1.1\r\n"), UNIX_EPOCH + CHANGED);
     assert_eq!(get("/console.html").status, 200);
     assert_eq!(get("/").header("Location"), Some("/console.html"));

@@ -66,7 +66,7 @@ fn answer(start: &Start, head: &Head) -> Response {
         "/metrics" => report(start, head, now),
         "/livez" => http::health(head, Ok("alive"), now),
         "/readyz" => http::health(head, start.shared.scoreboard.is_ready(), now),
-        _ => Response::error(now, 404, "there are /metrics, /livez and /readyz only", &[]),
+        _ => http::error(404, "there are /metrics, /livez and /readyz only", &[]),
     }
 }
 

@@ -214,6 +214,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
             protocols: route.map_or(Vec::new(), |route| route.protocols.clone()),
         }
     });
+    let resources: Vec<_> = resources.collect();
     let document_root = config.document_root.as_deref().map(|root| config.inside(root).into_owned());
     let handshakes = leak(Handshakes {
         conns,
@@ -221,7 +222,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         handlers,
         registry,
         admission,
-        site: Site::new(document_root, resources.collect())?,
+        site: Site::new(document_root, &resources)?,
         breakers,
         logins: Logins::new(commands)?,
         probes: RefCell::default(),

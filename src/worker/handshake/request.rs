@@ -158,7 +158,8 @@ impl Handshakes {
                 return Err(Unserved::Program(Asked { user, resource }));
             }
             self.record_user(id, user.as_ref());
-            return Err(self.site.serve(head, self.shows_console(id, head), SystemTime::now()).into());
+            let console = self.shows_console(id, head);
+            return Err(self.site.serve(head, found.is_some(), console, SystemTime::now()).into());
         };
         self.check_limits(id, handler, head)?;
         // For handlers of this pool `begin` asks the breaker, and may let a probe through.
