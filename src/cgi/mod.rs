@@ -25,8 +25,9 @@ use socket2::Socket;
 
 use crate::clock;
 use crate::config::Config;
-use crate::fleet::addresses::{Addresses, Limiter, PROGRAMS, Permit};
+use crate::fleet::addresses::{Addresses, Limiter, Permit};
 use crate::fleet::control::{self, Channel, Command};
+use crate::fleet::memory::PROGRAMS;
 use crate::fleet::orphans;
 use crate::http::{self, Response};
 use crate::log::{self as sink, AccessField, Value};

@@ -245,11 +245,13 @@ fn quarantine(breaker: CircuitBreaker) -> Option<Quarantine> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::fleet::memory::{Audience, Memory};
 
     #[test]
     fn a_gate_tells_how_long_it_is_shut() {
-        let breakers = Breakers::create(1).unwrap();
-        breakers.open(0).unwrap();
+        let memory = Memory::create();
+        let breakers = Breakers::create(memory, 1).unwrap();
+        memory.open(0, &Audience::ALL).unwrap();
         let breaker = breakers.get(0, 0).unwrap();
         assert!(quarantine(breaker).is_none());
         breaker.open(clock::now() + Duration::from_secs(100));

@@ -18,8 +18,9 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
+use super::memory::{Audience, Memory, PerPool};
 use super::refusal::Refusal;
-use super::region::{Access, MAX_POOLS, PerPool, Shareable};
+use super::region::Shareable;
 
 /// Addresses whose connections a process can count: 8 in each line.
 const HELD: usize = 4096;
@@ -27,8 +28,6 @@ const HELD: usize = 4096;
 const OPENED: usize = 1024;
 /// Addresses whose failed logins of the present minute a process can count: 8 in each line.
 const FAILED: usize = 256;
-/// Processes beyond two for each worker.
-const SPARE: usize = 64;
 /// How often a cell is tried again that another thread of this process has changed.
 const TRIES: usize = 64;
 
@@ -102,9 +101,6 @@ impl Key {
 /// table's own, which is not 0; the row's generation; the row; the cell of `held` plus 1, or 0 without an address.
 pub type Mark = u64;
 
-/// In place of the number of a pool: the process that runs programs.
-pub const PROGRAMS: usize = MAX_POOLS - 1;
-
 /// The table. Lives until the last process that has it mapped ends.
 pub struct Addresses {
     headers: PerPool<Header>,
@@ -113,28 +109,14 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// Makes a table for a fleet that has so many processes at its start. Each process has room of its own, which counts
-    /// for the limits of memory of its pool. [supervisor, before fork]
-    pub fn for_processes(processes: usize) -> &'static Self {
-        Self::with_rows(2 * processes + SPARE)
-    }
-
-    /// The same for so many processes of a pool at a time.
-    fn with_rows(rows: usize) -> &'static Self {
-        let (headers, rows) = (PerPool::new(1), PerPool::new(rows));
-        Box::leak(Box::new(Self { headers, rows, secret: RandomState::new() }))
-    }
-
-    /// Sees to it that a pool has its rows. [supervisor, before fork]
-    pub fn open(&self, pool: usize) -> io::Result<()> {
-        self.headers.open(pool)?;
-        self.rows.open(pool).map(drop)
-    }
-
-    /// From here on this process can do no more than this with what a pool has. [child]
-    pub fn restrict(&self, access: impl Fn(usize) -> Access) -> io::Result<()> {
-        self.headers.restrict(&access)?;
-        self.rows.restrict(&access)
+    /// Makes a table for so many processes of a pool at a time. Each has room of its own, which counts for the limits of memory of
+    /// its pool. [supervisor, before fork]
+    pub fn create(memory: &'static Memory, rows: usize) -> io::Result<&'static Self> {
+        Ok(Box::leak(Box::new(Self {
+            headers: memory.per_pool(Audience::DefaultPool, 1)?,
+            rows: memory.per_pool(Audience::DefaultPool, rows)?,
+            secret: RandomState::new(),
+        })))
     }
 
     /// Takes a row of its pool for this process. Without a free one it counts nothing. [worker, once]

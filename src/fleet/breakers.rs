@@ -9,7 +9,8 @@ use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::region::{Access, PerPool, Region, Shareable};
+use super::memory::{Audience, Memory, Owner, PerPool};
+use super::region::Shareable;
 use crate::time::Instant;
 
 /// Of one handler.
@@ -36,28 +37,17 @@ unsafe impl Shareable for Probe {}
 /// The breakers of all handlers, by the pool that serves them.
 #[derive(Debug)]
 pub struct Breakers {
-    own: Region,
     until: &'static [AtomicU64],
     probes: PerPool<Probe>,
 }
 
 impl Breakers {
     /// Makes the breakers of so many handlers, all closed. They live until the last process ends. [supervisor, before fork]
-    pub fn create(handlers: usize) -> io::Result<&'static Self> {
-        let own = Region::new(handlers.saturating_mul(size_of::<AtomicU64>()))?;
-        let until = own.slice(0, handlers).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Box::leak(Box::new(Self { own, until, probes: PerPool::new(handlers) })))
-    }
-
-    /// Sees to it that handlers of a pool have breakers. [supervisor, before fork]
-    pub fn open(&self, pool: usize) -> io::Result<()> {
-        self.probes.open(pool).map(drop)
-    }
-
-    /// From here on this process can do no more than this with what the supervisor says, and what a pool says. [child]
-    pub fn restrict(&self, own: Access, of_pool: impl Fn(usize) -> Access) -> io::Result<()> {
-        self.own.restrict(own)?;
-        self.probes.restrict(of_pool)
+    pub fn create(memory: &'static Memory, handlers: usize) -> io::Result<&'static Self> {
+        Ok(Box::leak(Box::new(Self {
+            until: memory.table(Owner::Supervisor, handlers)?,
+            probes: memory.per_pool(Audience::DefaultPool, handlers)?,
+        })))
     }
 
     /// That of a handler of this pool, if this process can see it.
@@ -284,8 +274,9 @@ mod tests {
 
     #[test]
     fn each_handler_has_its_own() {
-        let breakers = Breakers::create(3).unwrap();
-        [0, 1].into_iter().for_each(|pool| breakers.open(pool).unwrap());
+        let memory = Memory::create();
+        let breakers = Breakers::create(memory, 3).unwrap();
+        [0, 1].into_iter().for_each(|pool| memory.open(pool, &Audience::ALL).unwrap());
         breakers.get(1, 1).unwrap().open(at(7));
         let states: Vec<BreakerState> = [(0, 0), (1, 1), (0, 2)]
             .map(|(pool, handler)| breakers.get(pool, handler).unwrap().state(at(1)))
@@ -296,8 +287,9 @@ mod tests {
 
     #[test]
     fn the_probe_of_a_process_that_has_ended_is_over() {
-        let breakers = Breakers::create(2).unwrap();
-        breakers.open(0).unwrap();
+        let memory = Memory::create();
+        let breakers = Breakers::create(memory, 2).unwrap();
+        memory.open(0, &Audience::ALL).unwrap();
         let breaker = breakers.get(0, 1).unwrap();
         breaker.open(at(10));
         breaker.enter(US, at(10));

@@ -12,7 +12,8 @@ use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use super::handler_counters::{Count, HandlerCounters, Times};
-use super::region::{Access, PerPool, Region, Shareable};
+use super::memory::{Audience, Memory, Owner, PerPool};
+use super::region::Shareable;
 use super::routes::Routes;
 use super::scoreboard::Place;
 
@@ -194,8 +195,6 @@ pub struct Traffic {
 /// All counters. They live until the last process ends.
 #[derive(Debug)]
 pub struct Counters {
-    /// What the supervisor writes.
-    own: Region,
     entries: &'static [Entry],
     /// By number in the pool.
     places: PerPool<PlaceCounters>,
@@ -207,30 +206,25 @@ pub struct Counters {
 impl Counters {
     /// Makes counters of zero for so many places and processes at a time in each pool, and about so many handlers; further
     /// handlers share an entry. [supervisor, before fork]
-    pub fn create(places: usize, lanes: usize, handlers: usize) -> io::Result<&'static Self> {
+    pub fn create(
+        memory: &'static Memory,
+        places: usize,
+        lanes: usize,
+        handlers: usize,
+    ) -> io::Result<&'static Self> {
         // More would cost address space, of which a worker may have little.
         let count = handlers.saturating_mul(2).max(64) + 2;
         let handler_counters = lanes.checked_mul(count).ok_or(io::ErrorKind::InvalidInput)?;
-        let own = Region::new(count * size_of::<Entry>())?;
-        let entries: &[Entry] = own.slice(0, count).ok_or(io::ErrorKind::InvalidInput)?;
+        let entries: &[Entry] = memory.table(Owner::Supervisor, count)?;
         for (entry, name) in [(NONE, "none"), (OTHER, "other")] {
             entries[entry].set(name);
         }
         Ok(Box::leak(Box::new(Self {
-            own,
             entries,
-            places: PerPool::new(places),
-            heads: PerPool::new(lanes),
-            handler_counters: PerPool::new(handler_counters),
+            places: memory.per_pool(Audience::Metrics, places)?,
+            heads: memory.per_pool(Audience::Metrics, lanes)?,
+            handler_counters: memory.per_pool(Audience::Metrics, handler_counters)?,
         })))
-    }
-
-    /// From here on this process can do no more than this with what the supervisor says, and what a pool counts. [child]
-    pub fn restrict(&self, own: Access, of_pool: impl Fn(usize) -> Access) -> io::Result<()> {
-        self.own.restrict(own)?;
-        self.places.restrict(&of_pool)?;
-        self.heads.restrict(&of_pool)?;
-        self.handler_counters.restrict(&of_pool)
     }
 
     /// Sees to it that there is an entry for the handler of this resource; says which. [supervisor, before fork]
@@ -270,11 +264,7 @@ impl Counters {
 
     /// What is counted of the worker of a place, from now on if it is a new one. [supervisor, before fork]
     pub fn enter_place(&self, place: Place) -> io::Result<&'static PlaceCounters> {
-        let pool = usize::from(place.pool);
-        self.heads.open(pool)?;
-        self.handler_counters.open(pool)?;
-        let places = self.places.open(pool)?;
-        let counters = places.get(usize::from(place.number)).ok_or(io::ErrorKind::OutOfMemory)?;
+        let counters = self.place(place).ok_or(io::ErrorKind::OutOfMemory)?;
         counters.is_used.store(1, Ordering::Release);
         Ok(counters)
     }
@@ -434,7 +424,9 @@ mod tests {
 
     /// With one pool.
     fn counters(places: usize, lanes: usize) -> &'static Counters {
-        let counters = Counters::create(places, lanes, 1).unwrap();
+        let memory = Memory::create();
+        let counters = Counters::create(memory, places, lanes, 1).unwrap();
+        memory.open(0, &Audience::ALL).unwrap();
         counters.enter_place(Place::default()).unwrap();
         counters
     }
@@ -497,9 +489,11 @@ mod tests {
 
     #[test]
     fn a_place_keeps_its_counters_and_what_has_no_room_is_not_counted() {
-        let counters = Counters::create(2, 1, 0).unwrap();
+        let memory = Memory::create();
+        let counters = Counters::create(memory, 2, 1, 0).unwrap();
         let places = [(0, 0), (7, 1), (7, 2)].map(|(pool, number)| Place { pool, number });
-        assert!(counters.place(places[0]).is_none());
+        assert!(counters.enter_place(places[0]).is_err() && counters.place(places[0]).is_none());
+        [0, 7].into_iter().for_each(|pool| memory.open(pool, &Audience::ALL).unwrap());
         for _ in 0..2 {
             counters.enter_place(places[0]).unwrap().starts.add(1);
             counters.enter_place(places[1]).unwrap();

@@ -8,8 +8,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+use super::memory::{Audience, Memory, PerPool};
 use super::peer::{Peer, PeerCell};
-use super::region::{Access, PerPool, Shareable};
+use super::region::Shareable;
 
 /// Bytes kept of the name of a module.
 pub const NAME: usize = 64;
@@ -126,22 +127,20 @@ pub struct CrashReports {
 impl CrashReports {
     /// For so many slots, with room for so many bytes of strings and of a message each. They live until the last process
     /// ends. [supervisor, before fork]
-    pub fn create(slots: usize, strings: usize, bytes: usize) -> io::Result<&'static Self> {
+    pub fn create(
+        memory: &'static Memory,
+        slots: usize,
+        strings: usize,
+        bytes: usize,
+    ) -> io::Result<&'static Self> {
         let room = strings.checked_add(bytes).and_then(|room| room.checked_mul(slots));
-        let rooms = PerPool::new(room.ok_or(io::ErrorKind::InvalidInput)?);
-        Ok(Box::leak(Box::new(Self { fixed: PerPool::new(slots), rooms, strings, bytes })))
-    }
-
-    /// Sees to it that a pool has its reports. [supervisor, before fork]
-    pub fn open(&self, pool: usize) -> io::Result<()> {
-        self.fixed.open(pool)?;
-        self.rooms.open(pool).map(drop)
-    }
-
-    /// From here on this process can do no more than this with what a pool has. [child]
-    pub fn restrict(&self, access: impl Fn(usize) -> Access) -> io::Result<()> {
-        self.fixed.restrict(&access)?;
-        self.rooms.restrict(&access)
+        let room = room.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Box::leak(Box::new(Self {
+            fixed: memory.per_pool(Audience::Private, slots)?,
+            rooms: memory.per_pool(Audience::Private, room)?,
+            strings,
+            bytes,
+        })))
     }
 
     /// That of a slot of this pool, if this process can see it.
@@ -273,9 +272,10 @@ mod tests {
     use super::*;
 
     fn create(slots: usize, strings: usize, bytes: usize) -> Vec<CrashReport> {
-        let reports = CrashReports::create(slots, strings, bytes).unwrap();
+        let memory = Memory::create();
+        let reports = CrashReports::create(memory, slots, strings, bytes).unwrap();
         assert!(reports.get(1, 0).is_none());
-        reports.open(1).unwrap();
+        memory.open(1, &Audience::ALL).unwrap();
         assert!(reports.get(1, slots).is_none());
         (0..slots).map(|slot| reports.get(1, slot).unwrap()).collect()
     }

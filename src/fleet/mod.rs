@@ -21,6 +21,7 @@ pub mod gateway_queue;
 pub mod handler_counters;
 pub mod inbox;
 pub mod listener;
+pub mod memory;
 pub mod orphans;
 pub mod peer;
 pub mod proc;

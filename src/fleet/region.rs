@@ -1,5 +1,5 @@
 //! Memory that processes share: regions with a guard page on either side, so that a write which runs on from elsewhere ends
-//! before it, and made by the supervisor before it forks. Each child gives up what it has no use for before code of a
+//! before it. They are made by the supervisor before it forks. Each child gives up what it has no use for before code of a
 //! handler runs in it. That is for good: a region that is read only cannot be made writable again by `mprotect`, since the
 //! kernel lets nobody map it for writing any more (F_SEAL_FUTURE_WRITE, fcntl(2)).
 #![allow(unsafe_code)]
@@ -8,8 +8,7 @@ use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -105,11 +104,6 @@ impl Region {
         })
     }
 
-    /// The one value at its beginning.
-    pub fn value<T: Shareable>(&self) -> io::Result<&'static T> {
-        self.slice(0, 1).and_then(<[_]>::first).ok_or_else(|| io::ErrorKind::InvalidInput.into())
-    }
-
     /// What this process may do with it.
     pub fn access(&self) -> Access {
         match self.access.load(Ordering::Relaxed) {
@@ -155,88 +149,6 @@ impl fmt::Debug for Region {
 fn page_size() -> usize {
     let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
     size.and_then(|size| usize::try_from(size).ok()).unwrap_or(4096)
-}
-
-/// Pools that have regions at the most: they are not reused when pools come and go.
-pub const MAX_POOLS: usize = 2048;
-
-/// A region for each pool, with so many `T`. They are made when they are first needed; a process knows those that were there
-/// when it was forked, as far as it may see them.
-pub struct PerPool<T: 'static> {
-    count: usize,
-    /// By number of the pool.
-    regions: Box<[OnceLock<Box<Known<T>>>]>,
-    /// The pools whose regions are made, in order.
-    opened: Box<[AtomicUsize]>,
-    /// How many these are.
-    count_opened: AtomicUsize,
-}
-
-/// The region of a pool, and what is in it.
-struct Known<T: 'static> {
-    region: Region,
-    all: &'static [T],
-}
-
-impl<T: Shareable> PerPool<T> {
-    /// No pool has its region yet.
-    pub fn new(count: usize) -> Self {
-        let regions = (0..MAX_POOLS).map(|_| OnceLock::new()).collect();
-        let opened = (0..MAX_POOLS).map(|_| AtomicUsize::new(0)).collect();
-        Self { count, regions, opened, count_opened: AtomicUsize::new(0) }
-    }
-
-    /// That of a pool, which is made if it is not there. [supervisor]
-    pub fn open(&self, pool: usize) -> io::Result<&'static [T]> {
-        if let Some(known) = self.get(pool) {
-            return Ok(known);
-        }
-        let place = self
-            .regions
-            .get(pool)
-            .ok_or_else(|| io::Error::other("too many pools have come and gone: restart the server"))?;
-        let bytes = self.count.checked_mul(size_of::<T>()).ok_or(io::ErrorKind::InvalidInput)?;
-        let region = Region::new(bytes)?;
-        let all = region.slice(0, self.count).ok_or(io::ErrorKind::InvalidInput)?;
-        let all = place.get_or_init(|| Box::new(Known { region, all })).all;
-        let number = self.count_opened.load(Ordering::Relaxed);
-        self.opened.get(number).inspect(|opened| opened.store(pool, Ordering::Relaxed));
-        self.count_opened.store(number + 1, Ordering::Release);
-        Ok(all)
-    }
-
-    /// That of a pool, if this process can see it.
-    pub fn get(&self, pool: usize) -> Option<&'static [T]> {
-        let Known { region, all } = &**self.regions.get(pool)?.get()?;
-        (region.access() != Access::None).then_some(*all)
-    }
-
-    /// All that this process can see, with the numbers of their pools.
-    pub fn iter(&self) -> impl Iterator<Item = (usize, &'static [T])> {
-        self.known().filter_map(|pool| Some((pool, self.get(pool)?)))
-    }
-
-    fn known(&self) -> impl Iterator<Item = usize> {
-        self.opened
-            .iter()
-            .take(self.count_opened.load(Ordering::Acquire))
-            .map(|pool| pool.load(Ordering::Relaxed))
-    }
-
-    /// From here on this process can do no more than this with each, by the number of its pool. [child, as
-    /// [`Region::restrict`]]
-    pub fn restrict(&self, access: impl Fn(usize) -> Access) -> io::Result<()> {
-        self.known().try_for_each(|pool| match self.regions.get(pool).and_then(OnceLock::get) {
-            Some(known) => known.region.restrict(access(pool)),
-            None => Ok(()),
-        })
-    }
-}
-
-impl<T> fmt::Debug for PerPool<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} regions of {} values", self.count_opened.load(Ordering::Relaxed), self.count)
-    }
 }
 
 #[cfg(test)]
@@ -321,26 +233,5 @@ mod tests {
         let words = |offset, count| region.slice::<AtomicU32>(offset, count).map(<[_]>::len);
         assert_eq!((words(0, 1024), words(4, 1023), words(4096, 0)), (Some(1024), Some(1023), Some(0)));
         assert_eq!((words(0, 1025), words(2, 1), words(4, usize::MAX)), (None, None, None));
-    }
-
-    #[test]
-    fn a_process_sees_of_other_pools_what_it_is_left() {
-        if !is_alone() {
-            return;
-        }
-        let pools: PerPool<AtomicU32> = PerPool::new(16);
-        for pool in [0, 1, 3] {
-            pools.open(pool).unwrap()[0].store(pool as u32 + 1, Ordering::Relaxed);
-        }
-        assert!(pools.get(2).is_none() && pools.open(MAX_POOLS).is_err());
-        let seen = || pools.iter().map(|(pool, words)| (pool, words[0].load(Ordering::Relaxed)));
-        assert!(seen().eq([(0, 1), (1, 2), (3, 4)]));
-        let status = child(|| {
-            pools.restrict(|pool| if pool == 1 { Access::Write } else { Access::None }).unwrap();
-            pools.get(1).unwrap()[0].store(9, Ordering::Relaxed);
-            seen().eq([(1, 9)])
-        });
-        assert!(is_well(status));
-        assert!(seen().eq([(0, 1), (1, 9), (3, 4)]));
     }
 }

@@ -14,18 +14,16 @@ use std::time::Duration;
 use super::bulletin::Bulletin;
 use super::crash::Crash;
 use super::current_call::CurrentCall;
-use super::region::{Access, PerPool, Region, Shareable};
+use super::memory::{Audience, Memory, Owner, PerPool};
+use super::region::Shareable;
 use crate::time::Instant;
 
 /// The shared records. Lives until the last process that has it mapped ends; never freed before.
 pub struct Scoreboard {
-    /// What the supervisor writes.
-    own: Region,
     header: &'static Header,
     assignments: &'static [Assignment],
-    /// What the workers of the default pool write together.
-    common: Region,
-    throttle: &'static Throttle,
+    /// Of the default pool only.
+    throttles: PerPool<Throttle>,
     loads: PerPool<Load>,
     /// 1: a process that serves one connection only is reserved for one that is on its way.
     claims: PerPool<AtomicU32>,
@@ -39,44 +37,16 @@ pub const MAX_SLOTS: usize = 2048;
 
 impl Scoreboard {
     /// Makes a scoreboard with room for [`MAX_SLOTS`] records, none of which is in use. [supervisor, before fork]
-    pub fn create() -> io::Result<&'static Self> {
-        let own = Region::new(size_of::<Header>() + MAX_SLOTS * size_of::<Assignment>())?;
-        let common = Region::new(size_of::<Throttle>())?;
-        let header = own.value()?;
-        let assignments = own.slice(size_of::<Header>(), MAX_SLOTS).ok_or(io::ErrorKind::InvalidInput)?;
-        let throttle = common.value()?;
+    pub fn create(memory: &'static Memory) -> io::Result<&'static Self> {
         Ok(Box::leak(Box::new(Self {
-            own,
-            header,
-            assignments,
-            common,
-            throttle,
-            loads: PerPool::new(MAX_SLOTS),
-            claims: PerPool::new(MAX_SLOTS),
-            works: PerPool::new(MAX_SLOTS),
+            header: memory.value(Owner::Supervisor)?,
+            assignments: memory.table(Owner::Supervisor, MAX_SLOTS)?,
+            throttles: memory.per_pool(Audience::Metrics, 1)?,
+            loads: memory.per_pool(Audience::Senders, MAX_SLOTS)?,
+            claims: memory.per_pool(Audience::WritingSenders, MAX_SLOTS)?,
+            works: memory.per_pool(Audience::Private, MAX_SLOTS)?,
             hidden: Box::leak(Box::default()),
         })))
-    }
-
-    /// From here on this process is a worker of this pool, which may send connections to those that `reaches` tells. [child]
-    pub fn restrict_to(&self, pool: usize, reaches: impl Fn(usize) -> bool) -> io::Result<()> {
-        let as_owner = |owner: usize| if owner == pool { Access::Write } else { Access::None };
-        self.own.restrict(Access::Read)?;
-        self.common.restrict(as_owner(0))?;
-        self.works.restrict(as_owner)?;
-        self.loads.restrict(|other| {
-            if reaches(other) { as_owner(other).max(Access::Read) } else { as_owner(other) }
-        })?;
-        self.claims.restrict(|other| if reaches(other) { Access::Write } else { as_owner(other) })
-    }
-
-    /// From here on this process can do no more than this with all of it. [child]
-    pub fn restrict(&self, access: Access) -> io::Result<()> {
-        self.own.restrict(access)?;
-        self.common.restrict(access)?;
-        self.works.restrict(|_| access)?;
-        self.loads.restrict(|_| access)?;
-        self.claims.restrict(|_| access)
     }
 
     /// All records that were ever in use and that this process can see, with their numbers.
@@ -110,13 +80,9 @@ impl Scoreboard {
     }
 
     /// Gives a place in a pool to a slot, which is one that was in use before or the next one. Whatever its record says is
-    /// forgotten. [supervisor]
+    /// forgotten. [supervisor, which has opened the pool]
     pub fn assign(&self, slot: usize, place: Place) -> io::Result<()> {
-        let pool = usize::from(place.pool);
         let assignment = self.assignments.get(slot).ok_or(io::ErrorKind::OutOfMemory)?;
-        self.loads.open(pool)?;
-        self.claims.open(pool)?;
-        self.works.open(pool)?;
         assignment.place.store(u32::from(place.pool) << 16 | u32::from(place.number), Ordering::Relaxed);
         let used = u32::try_from(slot).unwrap_or(u32::MAX).saturating_add(1);
         self.header.used.fetch_max(used, Ordering::Release);
@@ -142,13 +108,13 @@ impl Scoreboard {
 
     /// A word that is different after each [`Scoreboard::changed`]. [worker of the default pool]
     pub fn tick(&self) -> u32 {
-        self.throttle(Access::Read).map_or(0, |throttle| throttle.tick.load(Ordering::SeqCst))
+        self.throttle().map_or(0, |throttle| throttle.tick.load(Ordering::SeqCst))
     }
 
     /// Says that a load has changed. Two atomic operations, and a system call only if a process waits. Nobody waits for the
     /// workers of other pools than the default pool, from which this does nothing.
     pub fn changed(&self) {
-        let Some(throttle) = self.throttle(Access::Write) else { return };
+        let Some(throttle) = self.throttle() else { return };
         throttle.tick.fetch_add(1, Ordering::SeqCst);
         // Who waits sets the flag again, so a waiter that was killed leaves no trace for longer than one change.
         if throttle.waiting.swap(0, Ordering::SeqCst) != 0 {
@@ -159,25 +125,24 @@ impl Scoreboard {
     /// All workers have as many connections as they may; true if that is new. [worker of the default pool]
     pub fn begin_saturation(&self) -> bool {
         let begin = |count: u32| count.is_multiple_of(2).then(|| count.wrapping_add(1));
-        self.throttle(Access::Write).is_some_and(|throttle| throttle.update_saturation(begin))
+        self.throttle().is_some_and(|throttle| throttle.update_saturation(begin))
     }
 
     /// They do not any more; true if that is new. [worker of the default pool]
     pub fn end_saturation(&self) -> bool {
         let end = |count: u32| (count % 2 == 1).then(|| count.wrapping_add(1));
-        self.throttle(Access::Write).is_some_and(|throttle| throttle.update_saturation(end))
+        self.throttle().is_some_and(|throttle| throttle.update_saturation(end))
     }
 
     /// Whether they do, and how often that has begun.
     pub fn saturation(&self) -> (bool, u32) {
-        let count =
-            self.throttle(Access::Read).map_or(0, |throttle| throttle.saturation.load(Ordering::Relaxed));
+        let count = self.throttle().map_or(0, |throttle| throttle.saturation.load(Ordering::Relaxed));
         (count % 2 == 1, count.div_ceil(2))
     }
 
-    /// What is common to the default pool, if this process can do so much with it.
-    fn throttle(&self, access: Access) -> Option<&'static Throttle> {
-        (self.common.access() >= access).then_some(self.throttle)
+    /// That of the default pool, if this process can see it.
+    fn throttle(&self) -> Option<&'static Throttle> {
+        self.throttles.get(0)?.first()
     }
 
     /// Waits until the tick is no longer `seen`, at most `timeout`. May return early. [worker of the default pool]
@@ -186,7 +151,7 @@ impl Scoreboard {
             tv_sec: timeout.as_secs().min(i32::MAX as u64) as libc::time_t,
             tv_nsec: timeout.subsec_nanos().into(),
         };
-        let Some(throttle) = self.throttle(Access::Write) else { return };
+        let Some(throttle) = self.throttle() else { return };
         throttle.waiting.store(1, Ordering::SeqCst);
         // The kernel compares the tick with `seen` once more before it sleeps: no change is missed in between.
         futex(&throttle.tick, libc::FUTEX_WAIT, seen, &timeout);

@@ -11,8 +11,9 @@ use crate::fleet::alone::is_alone;
 
 /// With two pools, each with so many rows.
 fn table(rows: usize) -> &'static Addresses {
-    let table = Addresses::with_rows(rows);
-    [0, 1].into_iter().for_each(|pool| table.open(pool).unwrap());
+    let memory = Memory::create();
+    let table = Addresses::create(memory, rows).unwrap();
+    [0, 1].into_iter().for_each(|pool| memory.open(pool, &[Audience::DefaultPool]).unwrap());
     table
 }
 

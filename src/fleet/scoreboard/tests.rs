@@ -5,6 +5,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 
 use super::*;
 use crate::fleet::alone::is_alone;
+use crate::fleet::memory::Part;
 use crate::fleet::peer::Peer;
 
 /// Runs `work` in a child process, which uses no memory but its own and the scoreboard.
@@ -21,18 +22,26 @@ fn in_child(work: impl FnOnce()) -> Pid {
     }
 }
 
+/// With three pools, and no slot in use yet.
+fn empty() -> (&'static Memory, &'static Scoreboard) {
+    let memory = Memory::create();
+    let board = Scoreboard::create(memory).unwrap();
+    [0, 1, 2].into_iter().for_each(|pool| memory.open(pool, &Audience::ALL).unwrap());
+    (memory, board)
+}
+
 /// With so many slots in use.
 fn board(slots: usize) -> &'static Scoreboard {
-    let board = Scoreboard::create().unwrap();
+    let (_, board) = empty();
     (0..slots).for_each(|slot| board.assign(slot, Place::default()).unwrap());
     board
 }
 
 #[test]
 fn slots_come_into_use_with_their_places_and_no_more_than_there_is_room_for() {
-    let board = Scoreboard::create().unwrap();
+    let (_, board) = empty();
     assert!(board.slots().next().is_none() && board.slot(0).is_none());
-    let place = Place { pool: 7, number: 513 };
+    let place = Place { pool: 2, number: 513 };
     board.assign(0, Place::default()).unwrap();
     board.assign(1, place).unwrap();
     assert!(board.assign(MAX_SLOTS, place).is_err());
@@ -89,7 +98,7 @@ fn a_change_in_another_process_ends_the_wait() {
     if !is_alone() {
         return;
     }
-    let board = Scoreboard::create().unwrap();
+    let (_, board) = empty();
     let seen = board.tick();
     let child = in_child(|| {
         // The parent may not wait yet: then its wait must not begin.
@@ -108,9 +117,9 @@ fn a_waiter_is_woken_and_one_that_was_killed_costs_no_more() {
     if !is_alone() {
         return;
     }
-    let board = Scoreboard::create().unwrap();
+    let (_, board) = empty();
     let seen = board.tick();
-    let is_waiting = || board.throttle.waiting.load(Ordering::SeqCst) != 0;
+    let is_waiting = || board.throttle().unwrap().waiting.load(Ordering::SeqCst) != 0;
     let child = in_child(|| board.wait(seen, Duration::from_secs(600)));
     while !is_waiting() {
         std::thread::yield_now();
@@ -131,7 +140,7 @@ fn a_waiter_is_woken_and_one_that_was_killed_costs_no_more() {
 
 #[test]
 fn a_wait_ends_at_its_time() {
-    let board = Scoreboard::create().unwrap();
+    let (_, board) = empty();
     let begun = std::time::Instant::now();
     board.wait(board.tick(), Duration::from_millis(30));
     assert!(begun.elapsed() >= Duration::from_millis(30));
@@ -149,15 +158,16 @@ fn a_worker_sees_how_loaded_those_are_that_it_sends_connections_to_and_nothing_e
     if !is_alone() {
         return;
     }
-    let board = Scoreboard::create().unwrap();
+    let (memory, board) = empty();
     for pool in 0..3 {
         board.assign(usize::from(pool), Place { pool, number: 0 }).unwrap();
         let slot = board.slot(usize::from(pool)).unwrap();
         slot.begin(Instant::from_nanos(1));
         slot.call.begin(7, 6);
     }
+    let worker = Part::Worker { pool: 1, reaches: &|other| other == 2 };
     let child = in_child(|| {
-        board.restrict_to(1, |other| other == 2).unwrap();
+        memory.restrict_to(worker).unwrap();
         board.changed(); // of no use here, and harmless
         assert!(board.slot(0).is_none() && board.place(0) == Some(Place::default()));
         let (own, other) = (board.slot(1).unwrap(), board.slot(2).unwrap());
@@ -169,7 +179,7 @@ fn a_worker_sees_how_loaded_those_are_that_it_sends_connections_to_and_nothing_e
     let (own, other) = (board.slot(1).unwrap(), board.slot(2).unwrap());
     assert_eq!((own.connections.load(Ordering::Relaxed), other.is_idle()), (5, false));
     let child = in_child(|| {
-        board.restrict_to(1, |other| other == 2).unwrap();
+        memory.restrict_to(worker).unwrap();
         board.slot(2).unwrap().set_state(State::Running);
     });
     assert!(matches!(waitpid(child, None).unwrap(), WaitStatus::Signaled(_, Signal::SIGSEGV, _)));

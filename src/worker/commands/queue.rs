@@ -360,10 +360,13 @@ mod tests {
     use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
     use super::*;
+    use crate::fleet::memory::{Audience, Memory};
     use crate::fleet::{counters::Counters, routes::Routes, scoreboard::Place};
 
     fn metrics() -> Metrics {
-        let counters = Counters::create(1, 1, 0).unwrap();
+        let memory = Memory::create();
+        let counters = Counters::create(memory, 1, 1, 0).unwrap();
+        memory.open(0, &Audience::ALL).unwrap();
         counters.enter_place(Place::default()).unwrap();
         Metrics::new(counters, &Routes::default(), (0, Place::default()), 1, false)
     }
