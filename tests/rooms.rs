@@ -1,4 +1,4 @@
-//! Which room of `src/` may use which: `ARROWS` is the whole of it. wshd(7) shows the same picture.
+//! Which room of `src/` may use which: `ARROWS` is the exact list. wshd(7) has a shorter one.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
