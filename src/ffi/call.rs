@@ -1,5 +1,5 @@
 //! Calling a plugin: one safe function for each callback of the handler's
-//! table, which says where the thread is while the callback runs.
+//! table, which records the callback that the thread is in.
 #![allow(unsafe_code)]
 
 use ::ws_handler::raw::*;
@@ -17,17 +17,17 @@ pub struct Handler {
 unsafe impl Send for Handler {}
 
 impl Handler {
-    /// Wraps a table that lives as long as the process.
+    /// The table lives as long as the process.
     pub fn new(table: &'static ws_handler) -> Self {
         Handler { table }
     }
 
-    /// Whether the handler asked for this (`WS_KEEP_REQUEST`, ...).
+    /// Whether the handler sets this flag (`WS_KEEP_REQUEST`, ...).
     pub fn has_flag(&self, flag: u32) -> bool {
         self.table.flags & flag != 0
     }
 
-    /// Whether it is of the blocking style.
+    /// Whether it has the blocking style.
     pub fn is_blocking(&self) -> bool {
         self.table.transfer_data.is_some()
     }
@@ -83,8 +83,7 @@ impl Handler {
         within(Callback::Transfer, conn, || unsafe { f(conn) })
     }
 
-    /// `on_message`. `data` must be followed by a NUL byte, which `terminated`
-    /// shows by including it.
+    /// `on_message`. `terminated` is the payload and its NUL byte.
     #[inline(always)]
     pub fn message(&self, conn: ws_conn, kind: u32, flags: u32, terminated: &[u8]) {
         let Some(f) = self.table.on_message else { return };
@@ -92,7 +91,7 @@ impl Handler {
         // SAFETY: msg and its bytes outlive the call.
         within(Callback::Message, conn, || unsafe { f(conn, &msg) });
         if strict::is_on() {
-            guarded::take_back();
+            guarded::unmap();
         }
     }
 
@@ -137,17 +136,17 @@ impl Handler {
     }
 }
 
-/// Writes what this process has in the buffers of stdio streams.
+/// Flushes all stdio streams of this process.
 pub fn flush_stdio() {
-    // SAFETY: without a stream all of them are flushed, each under its own lock. Where one cannot be written to, what it
-    // holds is lost, and nobody is left who could do something about it.
+    // SAFETY: fflush(NULL) takes no pointer of ours and locks each stream. The process is about to exit, so a failed write
+    // is ignored.
     unsafe { libc::fflush(std::ptr::null_mut()) };
 }
 
 /// A message for the handler. `terminated` is the payload with its NUL byte.
 pub fn message(kind: u32, flags: u32, terminated: &[u8]) -> ws_message {
     debug_assert_eq!(terminated.last(), Some(&0));
-    let guarded = if strict::is_on() { guarded::give(terminated) } else { None };
+    let guarded = if strict::is_on() { guarded::map(terminated) } else { None };
     let data = guarded.unwrap_or(terminated.as_ptr()).cast();
     ws_message { type_: kind, flags, data, size: terminated.len().saturating_sub(1) }
 }

@@ -1,4 +1,4 @@
-//! Single values of a query and of a Cookie header, decoded. Reads nothing but the bytes it is given.
+//! Decodes single values of a query and of a Cookie header.
 
 /// The first parameter of this name in a query (application/x-www-form-urlencoded, as the URL standard parses it).
 pub fn query_param(query: &[u8], name: &[u8]) -> Option<Vec<u8>> {
@@ -23,7 +23,7 @@ fn split(pair: &[u8], at: u8) -> (&[u8], &[u8]) {
     (parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
 }
 
-/// Decodes `%XX`, and "+" as a space if `plus`. Where no two hexadecimal digits follow, "%" stands for itself.
+/// Decodes `%XX`, and "+" as a space if `plus`. A "%" without two hexadecimal digits is kept.
 fn percent(text: &[u8], plus: bool) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text;

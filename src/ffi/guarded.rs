@@ -1,8 +1,9 @@
-//! Messages as a strict host gives them to handlers: a copy that ends where nothing is mapped, and that is gone when its time
-//! is over. Who reads past a message, or keeps its address, crashes there and then; the address tells which of the two.
+//! Guarded copies of messages, for strict hosts. A copy ends at an unmapped page and is unmapped when its callback has
+//! returned, so a handler that reads past a message, or uses it later, crashes at once. The address tells which of the two
+//! it was.
 //!
-//! The copies lie in a part of the address space that the kernel uses last. Where it cannot be used (an address space of 39
-//! bits, valgrind) handlers are given the original.
+//! The copies lie in a part of the address space that the kernel uses last. If it is not available (39-bit address space,
+//! valgrind), handlers get the original.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -12,34 +13,34 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-/// Where the copies are: [`PLACES`], one in each [`STRIDE`], each up to [`EDGE`] before its end.
+/// [`PLACES`] copies are in use by turns, one in each [`STRIDE`]; each ends [`EDGE`] before the end of its stride.
 const BASE: usize = 0x5d00_0000_0000;
 const STRIDE: usize = 1 << 30;
 const PLACES: usize = 1024;
-/// Addresses behind a copy that tell of it.
+/// Unmapped addresses after a copy that identify a read past its end.
 const EDGE: usize = 1 << 20;
 const PAGE: usize = 64 << 10;
 
-/// A copy.
-struct Copy {
+/// A mapped copy.
+struct GuardedCopy {
     start: NonNull<u8>,
     /// Of the mapping: whole pages.
     size: usize,
 }
 
 thread_local! {
-    /// The one that the handler on this thread may read.
-    static GIVEN: Cell<Option<Copy>> = const { Cell::new(None) };
+    /// The copy that the handler on this thread may read.
+    static MAPPED: Cell<Option<GuardedCopy>> = const { Cell::new(None) };
 }
 
-impl Drop for Copy {
+impl Drop for GuardedCopy {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and the time in which the handler may read it is over.
+        // SAFETY: the mapping is this value's own, and the callback that may read it has returned.
         let _ = unsafe { munmap(self.start.cast(), self.size) }; // it fails for no mapping that exists
     }
 }
 
-impl Copy {
+impl GuardedCopy {
     fn of(bytes: &[u8]) -> Option<(Self, *const u8)> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let place = NEXT.fetch_add(1, Ordering::Relaxed) % PLACES;
@@ -50,8 +51,8 @@ impl Copy {
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
         // SAFETY: a new mapping that replaces no other.
         let mapped = unsafe { mmap_anonymous(Some(address), length, protection, flags) }.ok()?;
-        let copy = Copy { start: mapped.cast(), size };
-        // A kernel that does not know the flag takes the address for a wish.
+        let copy = GuardedCopy { start: mapped.cast(), size };
+        // A kernel without MAP_FIXED_NOREPLACE takes the address as a hint.
         if copy.start.addr() != address {
             return None;
         }
@@ -63,20 +64,20 @@ impl Copy {
     }
 }
 
-/// A copy of the message for the handler on this thread, until the next one or [`take_back`]; None: there can be none.
-pub fn give(terminated: &[u8]) -> Option<*const u8> {
-    take_back();
-    let (copy, data) = Copy::of(terminated)?;
-    GIVEN.set(Some(copy));
+/// Maps a copy of the message for the handler on this thread, until the next call or [`unmap`]. None if that is not possible.
+pub fn map(terminated: &[u8]) -> Option<*const u8> {
+    unmap();
+    let (copy, data) = GuardedCopy::of(terminated)?;
+    MAPPED.set(Some(copy));
     Some(data)
 }
 
-/// The handler on this thread may read its message no more.
-pub fn take_back() {
-    GIVEN.take();
+/// Unmaps the copy of this thread.
+pub fn unmap() {
+    MAPPED.take();
 }
 
-/// What a crash at this address says of a message.
+/// Which misuse of a message a fault at this address shows, if any.
 pub fn explain(address: u64) -> Option<&'static str> {
     let offset =
         usize::try_from(address).ok()?.checked_sub(BASE).filter(|offset| *offset < PLACES * STRIDE)?;
@@ -92,13 +93,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_tells_what_was_done_to_a_message() {
-        let data = give(b"hello\0").unwrap() as usize as u64;
+    fn a_fault_address_tells_how_a_message_was_misused() {
+        let data = map(b"hello\0").unwrap() as usize as u64;
         assert_eq!(explain(data + 6), Some("past the end of a message"));
         assert_eq!(explain(data), Some("a message whose callback has returned"));
         assert_eq!([explain(0), explain(u64::MAX), explain(&raw const data as u64)], [None; 3]);
         let large = vec![1; 5_000_000];
-        assert!(give(&large).is_some());
-        take_back();
+        assert!(map(&large).is_some());
+        unmap();
     }
 }

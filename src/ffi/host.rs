@@ -1,7 +1,7 @@
-//! What the calls of plugins mean, and who answers them: the [`Host`] of the
-//! calling thread, [`Worker`] and [`EventLoop`] for what is about no connection.
-//! The C functions themselves are in `table`, the places they may be called from
-//! in `place`. Knows nothing of connections, sockets or threads.
+//! The traits that answer the calls of plugins: [`Host`], one for each kind of
+//! thread, and [`Worker`] and [`EventLoop`] for calls without a connection.
+//! The C functions are in `table`, the places that they may be called from
+//! in `place`. Does not know connections, sockets or threads.
 #![allow(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
@@ -11,7 +11,7 @@ use ::ws_handler::raw::*;
 
 use super::place::{Callback, enter, leave};
 
-/// A fact about a connection that is a string of bytes.
+/// A property of a connection that is a byte string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Fact {
@@ -28,11 +28,11 @@ pub enum Fact {
     RemoteUser,
     CloseReason,
     State,
-    /// Of the peer's TLS connection: by number.
+    /// Of the peer's TLS connection: `WS_TLS_...`.
     Tls(u32),
 }
 
-/// A fact about a connection that is a number.
+/// A property of a connection that is a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Number {
@@ -52,7 +52,7 @@ pub enum End {
     Local,
 }
 
-/// What a handler wants of the reply to a handshake.
+/// A change of the reply to a handshake, or its end.
 #[allow(missing_docs)]
 pub enum Reply<'a> {
     /// `None`: no subprotocol.
@@ -76,16 +76,16 @@ pub enum Reply<'a> {
     Abort,
 }
 
-/// How the memory of an outgoing message is to be treated.
+/// The payload of an outgoing message, by the owner of its memory.
 pub enum Payload<'a> {
     /// Valid during the call only.
     Borrowed(&'a [u8]),
-    /// Valid until it is dropped, which tells the handler.
+    /// Valid until it is dropped, which releases it.
     Owned(OwnedBytes),
 }
 
 impl Payload<'_> {
-    /// What it says.
+    /// The payload.
     pub fn bytes(&self) -> &[u8] {
         match self {
             Payload::Borrowed(bytes) => bytes,
@@ -94,48 +94,48 @@ impl Payload<'_> {
     }
 }
 
-/// Bytes of a handler's own, released by its function when dropped.
+/// Bytes that a handler owns, released by its function when dropped.
 pub struct OwnedBytes {
     pub(super) data: *const u8,
     pub(super) size: usize,
     pub(super) _release: Release,
 }
 
-// SAFETY: ws_send_owned() promises that the bytes stay as they are and that
-// release may run on another thread.
+// SAFETY: the handler of ws_send_owned() leaves the bytes unchanged until release,
+// which may run on any thread.
 unsafe impl Send for OwnedBytes {}
 
 impl AsRef<[u8]> for OwnedBytes {
     fn as_ref(&self) -> &[u8] {
-        // SAFETY: the handler gave data[0..size) for as long as this value lives.
+        // SAFETY: the handler keeps data[0..size) valid as long as this value lives.
         unsafe { bytes(self.data.cast(), self.size) }
     }
 }
 
-/// The pointer that a handler has given a connection, released by its function when dropped.
+/// The user pointer of a connection, released by the handler's function when dropped.
 pub struct User {
     pub(super) pointer: *mut c_void,
     /// Its argument is the pointer.
     pub(super) release: Release,
 }
 
-// SAFETY: ws_set_user_owned() promises that release may run on another thread; the pointer itself is never followed.
+// SAFETY: release may run on another thread (ws_set_user_owned); the host never dereferences the pointer.
 unsafe impl Send for User {}
 
 impl User {
-    /// As the handler has given it.
+    /// The handler's pointer.
     pub fn pointer(&self) -> *mut c_void {
         self.pointer
     }
 
-    /// Whether it is to be released.
+    /// Whether it has a release function.
     pub fn is_owned(&self) -> bool {
         self.release.function.is_some()
     }
 }
 
-/// A handler's function that takes something back, called when this is dropped: exactly once, and on threads with
-/// [`defer_releases`] by [`run_releases`].
+/// A release function of a handler, called exactly once: when this is dropped, or, on threads with [`defer_releases`], by
+/// [`run_releases`].
 pub struct Release {
     pub(super) function: Option<unsafe extern "C" fn(*mut c_void)>,
     pub(super) arg: *mut c_void,
@@ -145,7 +145,7 @@ impl Drop for Release {
     fn drop(&mut self) {
         let Some(function) = self.function.take() else { return };
         let arg = self.arg;
-        // Of a thread that ends nothing is in the way any more.
+        // A thread that ends has no host code running: it calls the function at once.
         let deferred = DEFERRED.try_with(|deferred| match &mut *deferred.borrow_mut() {
             Some(waiting) => {
                 waiting.push((function, arg));
@@ -168,13 +168,13 @@ thread_local! {
     static HAS_DEFERRED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// From now on what is dropped on this thread is released by [`run_releases`] only: the function may call the host, which
-/// may be in the middle of something.
+/// From now on releases on this thread wait for [`run_releases`]: the function may call the host, whose data may be in use
+/// where the value is dropped.
 pub fn defer_releases() {
     DEFERRED.set(Some(Vec::new()));
 }
 
-/// Releases what was dropped on this thread; whether there was any.
+/// Runs the releases that wait on this thread; whether there were any.
 #[inline]
 pub fn run_releases() -> bool {
     HAS_DEFERRED.replace(false) && release_deferred()
@@ -191,14 +191,14 @@ fn release_deferred() -> bool {
     !waiting.is_empty()
 }
 
-/// A function of the handler with its argument, to be called once; a copy for each time that an interval comes.
+/// A function of the handler with its argument, to be called once; intervals copy it for each call.
 #[derive(Clone, Copy)]
 pub struct Task {
     pub(super) task: unsafe extern "C" fn(ws_conn, *mut c_void),
     pub(super) arg: *mut c_void,
 }
 
-// SAFETY: ws_post() is documented to hand the argument to another thread.
+// SAFETY: ws_post() documents that the argument is passed to another thread.
 unsafe impl Send for Task {}
 
 impl Task {
@@ -228,11 +228,11 @@ impl Ready {
     }
 }
 
-/// What the calls mean on one thread. A method is called only from a place
-/// that the function's tag allows, except that the connection may be gone.
+/// Answers the calls on one thread. A method is called only from a place
+/// that the function's tag allows, but the connection may be gone.
 /// Results are those of the functions in `ws_handler.h`.
 pub trait Host {
-    /// A fact; pointer and length stay valid as the header says.
+    /// A byte string; valid as long as the header says.
     fn fact(&self, conn: ws_conn, fact: Fact) -> ws_bytes;
     /// A number; 0 if the connection is gone.
     fn number(&self, conn: ws_conn, number: Number) -> u32;
@@ -254,13 +254,13 @@ pub trait Host {
     fn buffered(&self, conn: ws_conn) -> usize;
     /// Stops or resumes reading.
     fn pause(&self, conn: ws_conn, pause: bool) -> i32;
-    /// Sends octets past the protocol.
+    /// Sends raw octets, outside of the protocol.
     fn send_raw(&self, conn: ws_conn, octets: &[u8]) -> i32;
-    /// Starts a timer; a period of 0 is none.
+    /// Starts a timer, which runs once if the period is 0.
     fn set_timer(&self, conn: ws_conn, delay_ms: u64, period_ms: u64, task: Task) -> i64;
     /// Stops a timer.
     fn clear_timer(&self, conn: ws_conn, timer: i64) -> i32;
-    /// Has a function called on the connection's thread.
+    /// Queues a function for the connection's thread.
     fn post(&self, conn: ws_conn, task: Task) -> i32;
     /// Begins or answers the closing handshake.
     fn close(&self, conn: ws_conn, code: u32, reason: &[u8]) -> i32;
@@ -278,25 +278,25 @@ pub trait Host {
     fn attach_state(&self, handshake: u64, state: &[u8]) -> i32;
 }
 
-/// What handlers may ask of their worker on any thread. They are named by number.
+/// Answers calls about the worker on any thread. Handlers are identified by number.
 pub trait Worker: Sync {
-    /// Has a function called on the event loop.
+    /// Queues a function for the event loop.
     fn post(&self, handler: u16, task: Task) -> i32;
     /// How many workers the pool has.
     fn workers(&self) -> u32;
-    /// The name of the handler that is being called on this thread, or has this connection.
+    /// The name of the handler that runs on this thread, or that has this connection.
     fn handler_name(&self, conn: ws_conn) -> String;
 }
 
-/// What handlers may ask of the event loop on its thread.
+/// Answers calls about the event loop on its thread.
 pub trait EventLoop {
-    /// Starts a timer; a period of 0 is none.
+    /// Starts a timer, which runs once if the period is 0.
     fn set_timer(&self, handler: u16, delay_ms: u64, period_ms: u64, task: Task) -> i64;
     /// Stops a timer.
     fn clear_timer(&self, handler: u16, timer: i64) -> i32;
-    /// Watches a descriptor, or changes what it is watched for.
+    /// Watches a descriptor, or changes its events.
     fn watch(&self, handler: u16, fd: i32, events: u32, ready: Ready) -> i32;
-    /// Watches it no more.
+    /// Stops watching it.
     fn unwatch(&self, handler: u16, fd: i32) -> i32;
 }
 
@@ -314,17 +314,16 @@ pub struct Address {
 /// Absent bytes.
 pub const ABSENT: ws_bytes = ws_bytes { data: std::ptr::null(), size: 0 };
 
-/// Bytes that the host owns, and that a NUL follows where they lie. The caller sees to it that they live long enough.
+/// Bytes of the host that are followed by a NUL in memory. The caller ensures that they live long enough.
 pub fn followed_by_nul(bytes: &[u8]) -> ws_bytes {
     ws_bytes { data: bytes.as_ptr().cast(), size: bytes.len() }
 }
 
-/// Bytes that the host owns and that a NUL follows, which is a part of the slice and not counted. The caller sees to it that
-/// they live long enough.
+/// Bytes of the host; the slice ends with a NUL, which is not counted. The caller ensures that they live long enough.
 pub fn terminated(bytes: &[u8]) -> ws_bytes {
     match bytes {
         [.., 0] => ws_bytes { data: bytes.as_ptr().cast(), size: bytes.len() - 1 },
-        // Not to be read beyond: better nothing than what lies there.
+        // Without a NUL the handler could read past the end.
         _ => ABSENT,
     }
 }

@@ -1,5 +1,6 @@
-//! The one room for plugin FFI: the calls that a plugin makes ([`host`]) and from where ([`place`]), loading one ([`plugin`]) and calling it
-//! ([`call`]). The mirror of the header is [`ws_handler::raw`]. Knows no log: who loads a plugin says where its lines go.
+//! The one room for plugin FFI: loading a plugin ([`plugin`]), calling it ([`call`]), the functions that it calls ([`host`])
+//! and from where it may ([`place`]). The mirror of the header is [`ws_handler::raw`]. The caller of `load` says where a
+//! plugin's log lines go.
 
 pub mod call;
 mod decode;
@@ -15,12 +16,12 @@ pub mod topics;
 
 pub use ws_handler::raw;
 
-/// The name of a callback by its number in the scoreboard, for the log.
+/// The name, for logs, of the callback with this number in the scoreboard.
 pub fn callback_name(number: u32) -> &'static str {
     place::Callback::from_number(number).name()
 }
 
-/// Whether a callback of this number is part of the start of a worker.
+/// Whether the callback with this number runs while a worker starts.
 pub fn is_start(number: u32) -> bool {
     matches!(place::Callback::from_number(number), place::Callback::Load | place::Callback::WorkerStart)
 }

@@ -1,5 +1,5 @@
-//! Where a thread is while it calls: in which callback of which connection, with which host; and what happens when a
-//! function is called from a place that its tag in `ws_handler.h` does not allow.
+//! The place of a thread: the callback and connection that it is in, and its host. Reports functions that are called from
+//! a place that their tag in `ws_handler.h` does not allow.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -30,13 +30,13 @@ pub enum Callback {
     Writable,
     Drain,
     Task,
-    /// Not a callback: its constructors, or its entry function.
+    /// Not a callback: the constructors and the entry function.
     Load,
     Ready,
 }
 
 impl Callback {
-    /// The callback of that number; `None` for a number that is none.
+    /// The callback with this number; `Callback::None` for an unknown one.
     pub fn from_number(number: u32) -> Self {
         const ALL: [Callback; 15] = [
             Callback::None,
@@ -55,8 +55,7 @@ impl Callback {
             Callback::Load,
             Callback::Ready,
         ];
-        let of_that_number = ALL.into_iter().find(|callback| *callback as u32 == number);
-        of_that_number.unwrap_or(Callback::None)
+        ALL.into_iter().find(|callback| *callback as u32 == number).unwrap_or(Callback::None)
     }
 
     /// The callback's name in the header.
@@ -81,7 +80,7 @@ impl Callback {
     }
 }
 
-/// Where a thread is: in which callback of which connection; 0 for none.
+/// The callback that a thread is in, and its connection or 0.
 pub type Place = (Callback, ws_conn);
 
 thread_local! {
@@ -91,12 +90,12 @@ thread_local! {
     static CALLS: Cell<Option<&'static AtomicU64>> = const { Cell::new(None) };
 }
 
-/// From now on the calls on this thread are counted here.
+/// Counts the calls of this thread here from now on.
 pub fn count_calls(calls: &'static AtomicU64) {
     CALLS.set(Some(calls));
 }
 
-/// A call, of the host or of a handler: the thread makes progress. Only this thread changes the count.
+/// Counts a call of the host or of a handler, as progress for the watchdog. Only this thread changes its count.
 #[inline]
 pub fn count_call() {
     if let Some(calls) = CALLS.get() {
@@ -104,8 +103,8 @@ pub fn count_call() {
     }
 }
 
-/// The host of threads that the handlers made themselves.
-static OUTSIDE: OnceLock<&'static (dyn Host + Sync)> = OnceLock::new();
+/// The host of threads that handlers started.
+static FOREIGN_HOST: OnceLock<&'static (dyn Host + Sync)> = OnceLock::new();
 static WORKER: OnceLock<&'static dyn Worker> = OnceLock::new();
 
 /// Sets the host of the calling thread.
@@ -115,20 +114,20 @@ pub fn set_host(host: &'static dyn Host) {
 
 /// Sets the host of all threads that have none of their own; the first call counts.
 pub fn set_foreign_host(host: &'static (dyn Host + Sync)) {
-    let _ = OUTSIDE.set(host);
+    let _ = FOREIGN_HOST.set(host);
 }
 
-/// What handlers want of this worker is for this one from now on; the first call counts.
+/// Sets the worker that answers handlers in this process; the first call counts.
 pub fn set_worker(worker: &'static dyn Worker) {
     let _ = WORKER.set(worker);
 }
 
-/// The calling thread is that of the event loop.
+/// Marks the calling thread as that of the event loop.
 pub fn set_event_loop(event_loop: &'static dyn EventLoop) {
     EVENT_LOOP.set(Some(event_loop));
 }
 
-/// The host for calls about the worker; none in a child that a handler has forked.
+/// The host for calls about the worker; none in a child that a handler forked.
 pub(super) fn worker() -> Option<&'static dyn Worker> {
     count_call();
     if IS_CHILD.load(Ordering::Relaxed) {
@@ -137,13 +136,13 @@ pub(super) fn worker() -> Option<&'static dyn Worker> {
     WORKER.get().copied()
 }
 
-/// The event loop, if this is its thread, for the handler of this name.
+/// The event loop, if this is its thread; else a breach of the handler `name`.
 pub(super) fn event_loop(function: &str, name: &str) -> Option<&'static dyn EventLoop> {
     count_call();
     let found = EVENT_LOOP.get();
     if found.is_none() {
         let here = PLACE.get().0.name();
-        breach_is(format_args!(
+        report_breach(format_args!(
             "{name}: {function}() without a connection was called in {here} on another thread than the event loop's; \
              it may be called only there"
         ));
@@ -151,13 +150,12 @@ pub(super) fn event_loop(function: &str, name: &str) -> Option<&'static dyn Even
     found.filter(|_| !IS_CHILD.load(Ordering::Relaxed))
 }
 
-/// Says that the calling thread enters a callback; returns where it was, to be
-/// given to [`leave`].
+/// The calling thread enters a callback. Returns its former place, for [`leave`].
 pub fn enter(callback: Callback, conn: ws_conn) -> Place {
     PLACE.replace((callback, conn))
 }
 
-/// The callback is over.
+/// The callback has returned.
 pub fn leave(before: Place) {
     if IS_CHILD.load(Ordering::Relaxed)
         && let Some(end) = CHILD_RETURNS.get()
@@ -167,12 +165,12 @@ pub fn leave(before: Place) {
     PLACE.set(before);
 }
 
-/// This process is a child that a handler has forked, with a copy of everything.
+/// This process is a child that a handler forked, with a copy of everything.
 static IS_CHILD: AtomicBool = AtomicBool::new(false);
-/// What to do with one that returns from its callback.
+/// Ends a forked child that returns from its callback.
 static CHILD_RETURNS: OnceLock<fn(Place) -> !> = OnceLock::new();
 
-/// From now on children that handlers fork have no host, and end with this function when they return from their
+/// From now on children that handlers fork have no host, and are ended by this function when they return from their
 /// callback.
 pub fn watch_forks(returns: fn(Place) -> !) -> std::io::Result<()> {
     extern "C" fn in_child() {
@@ -181,19 +179,19 @@ pub fn watch_forks(returns: fn(Place) -> !) -> std::io::Result<()> {
         EVENT_LOOP.set(None);
     }
     let _ = CHILD_RETURNS.set(returns);
-    // SAFETY: registers a function that lives as long as the process and does what a forked child may do only.
+    // SAFETY: the registered function lives as long as the process and only does what a forked child may do.
     match unsafe { libc::pthread_atfork(None, None, Some(in_child)) } {
         0 => Ok(()),
         error => Err(std::io::Error::from_raw_os_error(error)),
     }
 }
 
-/// Whether this process is a child that a handler has forked.
+/// Whether this process is a child that a handler forked.
 pub(super) fn is_child() -> bool {
     IS_CHILD.load(Ordering::Relaxed)
 }
 
-/// Where the calling thread is.
+/// The place of the calling thread.
 pub fn place() -> Place {
     PLACE.get()
 }
@@ -211,7 +209,7 @@ pub(super) enum Tag {
     Transfer,
 }
 
-/// The host to ask, if `function` may be called here.
+/// The host that answers, if `function` may be called here.
 pub(super) fn host_at(function: &str, tag: Tag, conn: ws_conn) -> Option<&'static dyn Host> {
     count_call();
     let (callback, here) = PLACE.get();
@@ -231,46 +229,49 @@ pub(super) fn host_at(function: &str, tag: Tag, conn: ws_conn) -> Option<&'stati
     HOST.get().or_else(foreign_host)
 }
 
-/// The host of a thread that a handler made itself. A forked child has none.
+/// The host of a thread that a handler started. A forked child has none.
 fn foreign_host() -> Option<&'static dyn Host> {
     let is_child = IS_CHILD.load(Ordering::Relaxed);
-    OUTSIDE.get().filter(|_| !is_child).map(|host| *host as &dyn Host)
+    FOREIGN_HOST.get().filter(|_| !is_child).map(|host| *host as &dyn Host)
 }
 
 // ----------------------------------------------------------------- breaches
 
-/// Whether a breach of the contract ends the process.
+/// Whether a breach of the contract aborts the process.
 static STRICT: AtomicBool = AtomicBool::new(cfg!(debug_assertions));
 
-/// From now on a breach of the contract ends the process, as in a debug build.
+/// From now on a breach of the contract aborts the process, as in a debug build.
 pub fn be_strict() {
     STRICT.store(true, Ordering::Relaxed);
     strict::begin();
 }
 
-/// What a strict host leaves of a message when the callback that was given it has returned.
+/// A strict host overwrites a message with this byte when its callback has returned.
 pub const POISON: u8 = 0xdb;
 
-/// Whether it does.
+/// Whether the host is strict.
 #[inline]
 pub fn is_strict() -> bool {
     STRICT.load(Ordering::Relaxed)
 }
 
-/// A callback has broken the contract: a strict host aborts, so that the mistake is found where it is made.
+/// Logs that a callback has broken the contract. A strict host then aborts, so that the error is found where it is made.
 pub fn breach_of_contract(callback: Callback, conn: ws_conn, what: std::fmt::Arguments<'_>) {
     let name = WORKER.get().map_or("a handler".to_owned(), |worker| worker.handler_name(conn));
-    // Should it abort, the crash is that callback's.
+    // If it aborts, the crash is attributed to that callback.
     let before = enter(callback, conn);
-    breach_is(format_args!("{name}: {} of connection {conn:x} {what}", callback.name()));
+    report_breach(format_args!("{name}: {} of connection {conn:x} {what}", callback.name()));
     leave(before);
 }
 
-fn breach_is(what: std::fmt::Arguments<'_>) {
-    static LIMIT: Limit = Limit::new();
+fn report_breach(what: std::fmt::Arguments<'_>) {
+    static LIMIT: LineLimit = LineLimit::new();
     if let Some(left_out) = LIMIT.pass(clock::now().as_nanos()) {
-        let more =
-            if left_out > 0 { format!(" ({left_out} more of these were not logged)") } else { String::new() };
+        let more = if left_out > 0 {
+            format!(" ({left_out} similar errors were not logged)")
+        } else {
+            String::new()
+        };
         log::error!("{what}{more}");
     }
     if is_strict() {
@@ -279,9 +280,9 @@ fn breach_is(what: std::fmt::Arguments<'_>) {
     }
 }
 
-/// A call had no effect, by the handler's own mistake.
-pub(super) fn note_useless(conn: ws_conn, what: std::fmt::Arguments<'_>) {
-    static LIMIT: Limit = Limit::new();
+/// Logs a call that had no effect because of an error in the handler.
+pub(super) fn note_without_effect(conn: ws_conn, what: std::fmt::Arguments<'_>) {
+    static LIMIT: LineLimit = LineLimit::new();
     if LIMIT.pass(clock::now().as_nanos()).is_none() {
         return;
     }
@@ -293,7 +294,7 @@ pub(super) fn note_useless(conn: ws_conn, what: std::fmt::Arguments<'_>) {
     log::warn!("{name}: in {place}: {what} (connection {conn:x})");
 }
 
-/// A function was called where its tag does not allow it.
+/// Reports a function that was called where its tag does not allow it.
 #[cold]
 fn breach(function: &str, wanted: &str, conn: ws_conn) {
     let (callback, here) = PLACE.get();
@@ -304,12 +305,12 @@ fn breach(function: &str, wanted: &str, conn: ws_conn) {
         _ if here == 0 => format!("in {}", callback.name()),
         _ => format!("in {} of connection {here:x}", callback.name()),
     };
-    breach_is(format_args!(
+    report_breach(format_args!(
         "{name}: {function}({conn:x}) was called {place}; it may be called only {wanted}"
     ));
 }
 
-/// Logs a negative result of a callback, and what follows from it.
+/// Logs a negative result of a callback, and its consequence.
 pub fn note_result(callback: Callback, conn: ws_conn, result: i32, consequence: &str) {
     if result < 0 {
         let name = WORKER.get().map_or("a handler".to_owned(), |worker| worker.handler_name(conn));
@@ -318,12 +319,13 @@ pub fn note_result(callback: Callback, conn: ws_conn, result: i32, consequence: 
     }
 }
 
-/// Logs a result that a callback cannot have, or not without the call that it belongs to.
+/// Logs a positive result that no call in the callback returned.
 pub fn note_wrong_result(callback: Callback, conn: ws_conn, result: i32) {
     let name = WORKER.get().map_or("a handler".to_owned(), |worker| worker.handler_name(conn));
     let callback = callback.name();
     log::error!(
-        "{name}: {callback} of connection {conn:x} returned {result}, not the result of what it called"
+        "{name}: {callback} of connection {conn:x} returned {result}, expected WS_OK, a negative result, or the result of a \
+         function that it called"
     );
 }
 
@@ -346,26 +348,26 @@ pub fn error_name(result: i32) -> &'static str {
     }
 }
 
-/// Lets a few log lines pass in a while, and counts the others.
-struct Limit {
-    /// When the while began; ns.
+/// Limits the log lines in an interval, and counts those above the limit.
+struct LineLimit {
+    /// Start of the interval; ns.
     since: AtomicU64,
     passed: AtomicU64,
 }
 
-impl Limit {
-    /// Lines in a while, and how long that is (ns).
+impl LineLimit {
+    /// Lines in an interval, and its length (ns).
     const LINES: u64 = 10;
-    const WHILE: u64 = 10_000_000_000;
+    const INTERVAL: u64 = 10_000_000_000;
 
     const fn new() -> Self {
-        Limit { since: AtomicU64::new(0), passed: AtomicU64::new(0) }
+        LineLimit { since: AtomicU64::new(0), passed: AtomicU64::new(0) }
     }
 
-    /// Whether a line may be written now; if so, how many before it were not.
+    /// Some if a line may be written now, with the number of lines suppressed before it.
     fn pass(&self, now: u64) -> Option<u64> {
         let since = self.since.load(Ordering::Relaxed);
-        let is_over = since == 0 || now.saturating_sub(since) >= Self::WHILE;
+        let is_over = since == 0 || now.saturating_sub(since) >= Self::INTERVAL;
         if is_over && self.since.compare_exchange(since, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             return Some(self.passed.swap(1, Ordering::Relaxed).saturating_sub(Self::LINES));
         }
@@ -378,11 +380,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_few_breaches_are_told_and_the_others_counted() {
-        let limit = Limit::new();
-        let told = |now| (0..100).filter(|_| limit.pass(now).is_some()).count();
-        assert_eq!(told(1), 10);
-        assert_eq!(limit.pass(1 + Limit::WHILE), Some(90));
-        assert_eq!(told(1 + Limit::WHILE), 9);
+    fn ten_lines_pass_in_an_interval_and_the_others_are_counted() {
+        let limit = LineLimit::new();
+        let passed = |now| (0..100).filter(|_| limit.pass(now).is_some()).count();
+        assert_eq!(passed(1), 10);
+        assert_eq!(limit.pass(1 + LineLimit::INTERVAL), Some(90));
+        assert_eq!(passed(1 + LineLimit::INTERVAL), 9);
     }
 }

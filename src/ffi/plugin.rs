@@ -1,5 +1,5 @@
-//! Loading a plugin: dlopen, the entry function, and the checks that its table must pass. Runs the plugin's own
-//! code, so it is called in workers and probes only, never in the supervisor. Never unloads anything.
+//! Loading a plugin: dlopen, the entry function, and the checks of its table. Runs code of the plugin, so only workers and
+//! probes call it, never the supervisor. Nothing is ever unloaded.
 
 #![allow(unsafe_code)]
 
@@ -13,21 +13,20 @@ use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use serde::{Deserialize, Serialize};
 use ws_handler::raw;
 
-/// Takes what a handler logs: the handler's name, the level (`WS_LOG_*`), the connection or 0, the text. Called from any
-/// thread.
+/// Writes a log line of a handler: its name, the level (`WS_LOG_*`), the connection or 0, the text. Called on any thread.
 pub type Log = Box<dyn Fn(&str, u32, raw::ws_conn, &str) + Send + Sync>;
 
-/// What a handler is loaded into.
-pub struct Circumstances {
+/// The host's side of a handler that is loaded.
+pub struct LoadOptions {
     /// The handler's number in this process.
     pub number: u16,
     /// The worker's number in its pool.
     pub worker: u32,
     /// The handler's section of the configuration.
     pub settings: Vec<(String, String)>,
-    /// Whether it may send octets past the protocol.
+    /// Whether it may call `ws_send_raw`.
     pub raw: bool,
-    /// Takes its log lines.
+    /// Writes its log lines.
     pub log: Log,
 }
 
@@ -37,7 +36,7 @@ pub struct Circumstances {
 pub enum Style {
     /// `on_message`, on the event loop.
     Event,
-    /// `transfer_data`, on a thread of the connection's own.
+    /// `transfer_data`, on a thread for each connection.
     Blocking,
 }
 
@@ -52,9 +51,9 @@ impl fmt::Display for Style {
 
 /// A loaded handler.
 pub struct Plugin {
-    /// The handler's table at full size: what the handler's own lacks is null or 0 here.
+    /// A copy of the handler's table at full size: members that the handler's own lacks are null or 0.
     pub table: &'static raw::ws_handler,
-    /// For people and logs: the table's, else the file's without `_wsh.so`.
+    /// The table's, or the file's without `_wsh.so`.
     pub name: String,
     /// The handler's version; may be empty.
     pub version: String,
@@ -77,22 +76,22 @@ impl fmt::Debug for Plugin {
     }
 }
 
-/// Why a file is no handler: nothing of it is used. Does not name the file, the caller knows it.
+/// Why a file is not a handler. Does not name the file, the caller knows it.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// It cannot be read.
     #[error("cannot be read: {0}")]
     Read(#[from] io::Error),
-    /// It is no shared object.
+    /// It is not a shared object.
     #[error("not a shared object: got a file that begins with {0:02x?}, expected 7f 45 4c 46 (ELF)")]
     NotElf(Vec<u8>),
-    /// The dynamic linker refuses it; its words.
+    /// The dynamic linker refuses it; its message.
     #[error("cannot be loaded: {0}")]
     Link(String),
     /// It exports no entry function.
     #[error("exports no {}: is WS_HANDLER(...) missing?", raw::ENTRY_SYMBOL)]
     NoEntry,
-    /// The entry function gave no table.
+    /// The entry function returned no table.
     #[error("{} returned NULL, expected a table", raw::ENTRY_SYMBOL)]
     NoTable,
     /// The table is smaller than any ABI 1 table can be.
@@ -107,31 +106,31 @@ pub enum LoadError {
     /// Neither style.
     #[error("neither transfer_data nor on_message is set, expected exactly one of them")]
     NoStyle,
-    /// Two styles.
+    /// Both styles.
     #[error("transfer_data and on_message are both set, expected exactly one of them")]
     BothStyles,
-    /// Its subprotocols are not what a header can carry (RFC 6455 4.2.2: tokens).
+    /// Its subprotocols are not tokens (RFC 6455 4.2.2).
     #[error("protocols: got {0:?}, expected tokens separated by commas, each once")]
     Protocols(String),
 }
 
-/// Loads the handler in `path` into this process. Runs the plugin's constructors and its entry function; whatever comes of
-/// it, the object stays loaded.
-pub fn load(path: &Path, given: Circumstances) -> Result<Plugin, LoadError> {
+/// Loads the handler in `path` into this process. Runs the plugin's constructors and its entry function. The object stays
+/// loaded even on an error.
+pub fn load(path: &Path, given: LoadOptions) -> Result<Plugin, LoadError> {
     let path = path.canonicalize()?; // dlopen would search for a name without a slash
     check_magic(&path)?;
     let file_name = default_name(&path);
-    // SAFETY: running the constructors is the purpose; the caller is a process that may be lost to them.
+    // SAFETY: the caller is a worker or probe, which may crash in the constructors.
     let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }
         .map_err(|error| LoadError::Link(link_message(&error)))?;
     // SAFETY: the header defines this symbol as a function of this type.
     let entry = unsafe { library.get::<raw::ws_handler_entry>(raw::ENTRY_SYMBOL) };
     let entry = entry.map(|symbol| *symbol).map_err(|_| LoadError::NoEntry);
-    std::mem::forget(library); // never unloaded: its threads and pointers may be anywhere
+    std::mem::forget(library); // never unloaded: its threads may run, and pointers into it may be in use
     let host = super::table::table(&file_name, given);
     // SAFETY: the symbol is the entry function, and the host's table lives as long as the process.
     let table = unsafe { entry?(host) };
-    // SAFETY: the entry function returned this table; the header has it live as long as the process.
+    // SAFETY: the entry function returned this table, which lives as long as the process (ws_handler.h).
     let table = unsafe { copy_table(table) }?;
     let unknown = table.flags & MUST_BE_KNOWN & !KNOWN_FLAGS;
     if unknown != 0 {
@@ -160,13 +159,13 @@ pub fn load(path: &Path, given: Circumstances) -> Result<Plugin, LoadError> {
 const MUST_BE_KNOWN: u32 = 0xffff_0000;
 const KNOWN_FLAGS: u32 = raw::WS_KEEP_REQUEST | raw::WS_STREAM | raw::WS_NO_EXTENSIONS;
 
-/// The name of a handler that gives itself none.
+/// The name of a handler whose table has none.
 fn default_name(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.strip_suffix("_wsh.so").unwrap_or(&name).to_owned()
 }
 
-/// What stays the same in every ABI and so can be read of any table: size, abi; and flags, which are as old.
+/// The members that every ABI has at the same place: size, abi and flags.
 const PREFIX: usize = std::mem::offset_of!(raw::ws_handler, name);
 
 /// A copy of the handler's table at our size.
@@ -187,7 +186,7 @@ unsafe fn copy_table(table: *const raw::ws_handler) -> Result<raw::ws_handler, L
     if abi >> 16 != raw::WS_ABI_MAJOR {
         return Err(LoadError::OtherAbi(abi));
     }
-    // All members behind the prefix are pointers: one that is there in part counts as absent.
+    // All members after the prefix are pointers; a truncated one counts as absent.
     let known = size.min(size_of::<raw::ws_handler>()) / size_of::<usize>() * size_of::<usize>();
     let mut copy = std::mem::MaybeUninit::<raw::ws_handler>::zeroed();
     // SAFETY: `known` is within both tables, which do not overlap; zeroed members are null, None or 0, all valid.
@@ -209,14 +208,14 @@ unsafe fn text(string: *const c_char) -> Option<String> {
 
 fn check_magic(path: &Path) -> Result<(), LoadError> {
     if !path.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "got no regular file, expected one").into());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file").into());
     }
     let mut magic = Vec::new();
     File::open(path)?.take(4).read_to_end(&mut magic)?;
     if magic == b"\x7fELF" { Ok(()) } else { Err(LoadError::NotElf(magic)) }
 }
 
-/// libloading prints the kind of call only; what dlerror() said is its source.
+/// The message of dlerror(), which libloading has as the source of its error.
 fn link_message(error: &libloading::Error) -> String {
     match error {
         libloading::Error::DlOpen { source } => format!("{source:?}").trim_matches('"').to_owned(),
@@ -258,14 +257,14 @@ mod tests {
     }
 
     #[test]
-    fn a_handler_without_a_name_has_its_files() {
+    fn a_handler_without_a_name_is_named_after_its_file() {
         assert_eq!(default_name(Path::new("/a/echo_wsh.so")), "echo");
         assert_eq!(default_name(Path::new("/a/other.so")), "other.so");
     }
 
     #[test]
-    fn a_table_cut_short_reads_as_absent_members() {
-        // A table of an older header: it ends in the middle of `version`, and what follows is not ours to read.
+    fn members_past_the_end_of_a_short_table_are_absent() {
+        // The table ends in the middle of `version`; what follows must not be read.
         let mut table = std::mem::MaybeUninit::<raw::ws_handler>::zeroed();
         // SAFETY: zeroed is valid, see copy_table; the name points to a static string.
         let copy = unsafe {

@@ -1,4 +1,4 @@
-//! The C functions of the host's table that are about the request, the reply and what was agreed; see `table`.
+//! The C functions of the host's table for the request, the reply and the negotiated parameters; see `table`.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_void};
@@ -81,7 +81,7 @@ pub(super) unsafe extern "C" fn query_param(
 ) -> i32 {
     let Some(host) = host_at("ws_query_param", Tag::Callback, conn) else { return WS_E_PLACE };
     let query = host.fact(conn, Fact::Query);
-    // SAFETY: the query was just lent; the handler passes name[0..name_size) and room for size bytes.
+    // SAFETY: the query is valid during this call; the handler passes name[0..name_size) and room for size bytes.
     unsafe { write(decode::query_param(bytes(query.data, query.size), bytes(name, name_size)), text, size) }
 }
 
@@ -96,7 +96,7 @@ pub(super) unsafe extern "C" fn cookie(
     // SAFETY: the handler passes name[0..name_size).
     let name = unsafe { bytes(name, name_size) };
     let fields = (0..).map_while(|index| host.header_at(conn, index));
-    // SAFETY: fields were just lent.
+    // SAFETY: the fields are valid during this call.
     let mut cookies = fields.filter_map(|(field, value)| unsafe {
         let is_cookie = bytes(field.data, field.size).eq_ignore_ascii_case(b"cookie");
         is_cookie.then(|| bytes(value.data, value.size))
@@ -106,7 +106,7 @@ pub(super) unsafe extern "C" fn cookie(
     unsafe { write(found, text, size) }
 }
 
-/// Writes a decoded value, and a NUL behind it; its length, or why not.
+/// Writes a decoded value and a NUL; returns its length or an error.
 ///
 /// # Safety
 /// `to[0..size)` must be writable.
@@ -156,7 +156,7 @@ unsafe fn address(function: &str, conn: ws_conn, end: End, to: *mut ws_address, 
     };
     let size = size.min(size_of::<ws_address>());
     if !to.is_null() {
-        // SAFETY: the handler passes its own sizeof(ws_address); no more is written than either has.
+        // SAFETY: the handler passes its own sizeof(ws_address); the copy is within both structs.
         unsafe { std::ptr::copy_nonoverlapping((&raw const out).cast::<u8>(), to.cast::<u8>(), size) };
     }
     result
@@ -166,7 +166,7 @@ pub(super) unsafe extern "C" fn tls_fact(conn: ws_conn, which: u32) -> ws_bytes 
     host_at("ws_tls_fact", Tag::Callback, conn).map_or(ABSENT, |host| host.fact(conn, Fact::Tls(which)))
 }
 
-/// No version of the options is larger.
+/// Upper bound for the size of any version of the options.
 const LARGEST_OPTIONS: usize = 4096;
 
 // -------------------------------------------------------------------- reply
@@ -225,7 +225,7 @@ pub(super) unsafe extern "C" fn configure_deflate(
     if unknown.iter().any(|byte| *byte != 0) {
         return WS_E_UNSUPPORTED;
     }
-    // SAFETY: no more is copied than the handler's struct and ours have.
+    // SAFETY: the copy is within both structs.
     unsafe { std::ptr::copy_nonoverlapping(options.cast::<u8>(), (&raw mut all).cast::<u8>(), known) };
     reply("ws_configure_deflate", hs, Reply::Deflate(&all))
 }

@@ -1,4 +1,4 @@
-//! Stands in for a worker where a handler is only looked at: accepts what it wants of the worker, and calls nothing.
+//! A stand-in for the worker in a probe: accepts timers, posts and watched descriptors, and never calls them.
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -13,7 +13,7 @@ struct StandIn(AtomicI64);
 
 static STAND_IN: StandIn = StandIn(AtomicI64::new(0));
 
-/// From now on this thread is that of an event loop which calls nothing.
+/// Makes this thread that of an event loop which calls nothing.
 pub fn set_stand_in() {
     set_worker(&STAND_IN);
     set_event_loop(&STAND_IN);

@@ -1,31 +1,31 @@
-//! The host's table and the C functions behind it: each turns C values into
-//! Rust ones, checks that it was called from a place its tag in `ws_handler.h`
-//! allows, and passes it to the [`Host`](super::host::Host) of the calling thread.
+//! The host's table and its C functions: each converts C values to Rust,
+//! checks that its tag in `ws_handler.h` allows the place of the call, and
+//! calls the [`Host`](super::host::Host) of the thread.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_void};
 
 use super::host::*;
 use super::place::*;
-use super::plugin::Circumstances;
+use super::plugin::LoadOptions;
 use super::request::*;
 use super::strict::{checked, closed, fails, is_on};
 use super::topics;
 use ::ws_handler::raw::*;
 
-/// The table for one handler; it carries what the functions that are not about
-/// a connection need. Lives as long as the process.
+/// The table for one handler, with the data for functions without a
+/// connection. Lives as long as the process.
 #[repr(C)]
 struct Table {
     raw: ws_host,
     name: String,
     /// Each key and value followed by a NUL.
     settings: Vec<(String, String)>,
-    given: Circumstances,
+    given: LoadOptions,
 }
 
 /// Makes the table for one handler. It is never freed: a plugin is never unloaded.
-pub fn table(name: &str, mut given: Circumstances) -> &'static ws_host {
+pub fn table(name: &str, mut given: LoadOptions) -> &'static ws_host {
     let terminated = |(key, value): (String, String)| (key + "\0", value + "\0");
     let settings = std::mem::take(&mut given.settings).into_iter().map(terminated).collect();
     let table = Table { raw: host(given.worker), name: name.to_owned(), settings, given };
@@ -33,7 +33,7 @@ pub fn table(name: &str, mut given: Circumstances) -> &'static ws_host {
 }
 
 /// # Safety
-/// `host` is a table made by [`table`]: the wrappers in the header pass the one that they were given.
+/// `host` is a table made by [`table`]: the functions in the header pass the one that the entry function got.
 unsafe fn table_of<'a>(host: *const ws_host) -> &'a Table {
     // SAFETY: promised by the caller; it is the first member of a Table.
     unsafe { &*host.cast::<Table>() }
@@ -251,7 +251,7 @@ unsafe extern "C" fn send_owned(
     let payload = Payload::Owned(OwnedBytes { data: data.cast(), size, _release: release });
     let result = host_at("ws_send_owned", Tag::AnyThread, conn)
         .map_or(WS_E_GONE, |host| host.send(conn, kind, payload, flags));
-    // Here nothing of the host's is in use.
+    // No data of the host is in use here.
     run_releases();
     checked("ws_send_owned", conn, size, result)
 }
@@ -368,7 +368,7 @@ unsafe extern "C" fn set_user(
     let user = owned(user, release);
     let result =
         host_at("ws_set_user", Tag::Callback, conn).map_or(WS_E_PLACE, |host| host.set_user(conn, user));
-    // Here nothing of the host's is in use.
+    // No data of the host is in use here.
     run_releases();
     result
 }

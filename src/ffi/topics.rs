@@ -1,4 +1,4 @@
-//! What handlers call about topics, and the C functions behind that.
+//! The functions for topics: the trait that answers them, and the C functions of the table.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_void};
@@ -11,13 +11,13 @@ use super::place::{count_call, is_child, place};
 use super::strict::{checked, fails};
 use super::table::number_of;
 
-/// What the calls mean, on any thread. Handlers are named by number. Results are those of the functions in `ws_handler.h`.
+/// Answers the calls on any thread. Handlers are identified by number. Results are those of the functions in `ws_handler.h`.
 pub trait Topics: Sync {
     /// Subscribes a connection.
     fn subscribe(&self, conn: ws_conn, topic: &[u8], flags: u32) -> i32;
-    /// Ends that.
+    /// Ends a subscription.
     fn unsubscribe(&self, conn: ws_conn, topic: &[u8]) -> i32;
-    /// Sends a message to all subscribers; `WS_NOT_SELF` leaves out `this`.
+    /// Sends a message to all subscribers; not to `this` with `WS_NOT_SELF`.
     fn publish(
         &self,
         handler: u16,
@@ -35,7 +35,7 @@ pub trait Topics: Sync {
 
 static TOPICS: OnceLock<&'static dyn Topics> = OnceLock::new();
 
-/// Sets who answers; the first call counts. Until then no handler has a connection.
+/// Sets the object that answers; the first call counts. Until then no handler has a connection.
 pub fn set_topics(topics: &'static dyn Topics) {
     let _ = TOPICS.set(topics);
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::message::{Answer, Offer, Request};
 use crate::ffi::call::Handler;
-use crate::ffi::plugin::{self, Circumstances, Plugin};
+use crate::ffi::plugin::{self, LoadOptions, Plugin};
 use crate::ffi::raw;
 use crate::ffi::stand_in::set_stand_in;
 
@@ -71,7 +71,7 @@ fn answer() -> io::Result<()> {
     }
     set_stand_in();
     let log = Box::new(write_log);
-    let given = Circumstances { number: 0, worker: 0, settings: request.settings, raw: false, log };
+    let given = LoadOptions { number: 0, worker: 0, settings: request.settings, raw: false, log };
     match plugin::load(Path::new(&request.file), given) {
         Err(error) => send(Answer::Fault(error.to_string())),
         Ok(plugin) => {

@@ -267,7 +267,7 @@ impl RescueContext {
         }
         let end_with = |close, response| end_with(record, unsent.unwrap_or(NOTHING), close, response);
         if id == blame.culprit {
-            return end_with(strict::farewell().unwrap_or(CLOSE_1011), STATUS_500);
+            return end_with(strict::breach_close().unwrap_or(CLOSE_1011), STATUS_500);
         }
         if stands & flags::FRESH != 0 {
             return Some(Purpose::Handshake);

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::ffi::call::{self, Handler};
 use crate::ffi::host::Task;
 use crate::ffi::place::{self, Callback, count_call};
-use crate::ffi::plugin::{self, Circumstances, Plugin};
+use crate::ffi::plugin::{self, LoadOptions, Plugin};
 use crate::ffi::raw;
 use crate::fleet::control::Report;
 use crate::fleet::crash_report::CrashReport;
@@ -234,7 +234,7 @@ fn load(
     enter(Callback::Load);
     let raw = config.handler(&route.resource).raw;
     let plugin =
-        plugin::load(&config.inside(&route.file), Circumstances { number, worker, settings, raw, log })
+        plugin::load(&config.inside(&route.file), LoadOptions { number, worker, settings, raw, log })
             .inspect_err(|error| {
                 log::error!("{}: {error}; {} answers 503", route.file.display(), route.resource)
             })
