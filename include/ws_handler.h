@@ -17,36 +17,36 @@
  * Threads. All event-style connections of a worker share one thread, its event
  * loop; a blocking connection has a thread of its own. All callbacks of a
  * connection run on its thread, one at a time, so handlers of the event style
- * need no lock for what only their callbacks touch. Functions tagged [any
- * thread] may be called from everywhere; for the others the tag names the place.
+ * need no lock for data that only their callbacks use. Functions tagged [any
+ * thread] may be called anywhere; for the others the tag names the place.
  * In the wrong place a function does nothing and returns WS_E_PLACE (or nothing,
  * zero or absent bytes), and the host logs it; a host with --strict-abi, or one
  * built in debug mode, aborts and names the function.
  *
  * Connections are values. A ws_conn is an id, not a pointer: it can be kept,
  * compared, copied to other threads, and used after the connection has ended: a
- * call on a connection that is closing or gone returns WS_E_GONE. One that is not
- * open yet takes no message (WS_E_PLACE). An id is never reused in the same
+ * call on a connection that is closing or gone returns WS_E_GONE. Sending on one
+ * that is not open yet returns WS_E_PLACE. An id is never reused in the same
  * process.
  *
- * Bytes are pointer and length. What comes from the host is valid until the
- * callback returns (in transfer_data: until the next ws_receive), unless its
- * comment says longer. One NUL that is not counted follows it, always. A whole
- * text message is valid UTF-8; a fragment of one (WS_STREAM) may begin or end
- * within a character. What goes to the host is copied before the call returns,
- * unless sent with ws_send_owned(). A strict host (see Threads) overwrites
- * msg->data when the callback has returned.
+ * Bytes are pointer and length. Bytes from the host are valid until the
+ * callback returns (in transfer_data: until the next ws_receive), unless the
+ * function's comment says longer. They are always followed by one NUL, which is
+ * not counted. A whole text message is valid UTF-8; a fragment of one (WS_STREAM)
+ * may begin or end within a character. Bytes for the host are copied before the
+ * call returns, unless sent with ws_send_owned(). A strict host (see Threads)
+ * overwrites msg->data when the callback has returned.
  *
  * Results. WS_OK and other values >= 0 are success, values < 0 are errors.
- * Each comment lists all results that a function can have. Bits of flags that
- * the host does not know are WS_E_INVALID. What was answered with WS_OK is
- * delivered, or moves with the connection, or on_close tells that it ended.
+ * Each comment lists all results of its function. Bits of flags that the host
+ * does not know return WS_E_INVALID. What a call with the result WS_OK queued is
+ * delivered, or moves with the connection, or on_close reports its end.
  *
- * Protocol. RFC sections stand in brackets; without a number they are of RFC 6455.
+ * Protocol. RFC sections are in brackets; without a number they are of RFC 6455.
  *
  * Processes. Workers are forked. The code of a handler runs in workers only,
- * and a handler is never unloaded: new code means a new process. The process is
- * the host's, and shared with other handlers:
+ * and a handler is never unloaded: new code means a new process. The process
+ * belongs to the host, and other handlers share it:
  *   - SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS, SIGXCPU, SIGTERM,
  *     SIGALRM, SIGRTMIN+5 and SIGRTMIN+6 belong to the host: a handler neither
  *     catches, blocks nor unblocks them. See SIGNALS in ws_handler(3).
@@ -95,8 +95,8 @@ extern "C" {
 typedef uint64_t ws_conn;
 
 /* A handshake in progress: a handle, not memory. Valid in do_extra_handshake
- * and, after that returned WS_LATER, until the handshake is finished; later
- * use returns WS_E_GONE. */
+ * and, if that returned WS_LATER, until the handshake is finished; after that
+ * calls return WS_E_GONE. */
 typedef struct ws_handshake ws_handshake;
 
 /* Bytes: data[0..size), then a NUL that is not counted. Absent: data is NULL. */
@@ -126,19 +126,19 @@ typedef struct ws_address {
 typedef struct ws_deflate_options {
     size_t   size;                       /* sizeof(ws_deflate_options) */
     uint32_t server_max_window_bits;     /* 9 to 15: largest window for sending */
-    uint32_t client_max_window_bits;     /* 9 to 15: largest window asked of the client */
+    uint32_t client_max_window_bits;     /* 9 to 15: largest window requested of the client */
     uint32_t server_no_context_takeover; /* 1: each message is compressed on its own */
-    uint32_t client_no_context_takeover; /* 1: the same is asked of the client */
+    uint32_t client_no_context_takeover; /* 1: the same is requested of the client */
     uint32_t threshold;                  /* shorter messages are sent uncompressed; bytes */
     uint32_t level;                      /* 1 (fast) to 9 (small) */
 } ws_deflate_options;
 
 #define WS_DEFLATE_DEFAULTS { sizeof(ws_deflate_options), 15, 15, 0, 1, 64, 1 }
 
-/* Runs on the thread of the connection; with conn 0 on the worker's event loop. */
+/* Runs on the thread of the connection; with conn 0, on the worker's event loop. */
 typedef void (*ws_task)(ws_conn conn, void *arg);
 
-/* A watched descriptor is ready: events are WS_FD_.... See ws_watch_fd(). */
+/* A watched descriptor is ready; events are WS_FD_.... See ws_watch_fd(). */
 typedef void (*ws_ready)(int32_t fd, uint32_t events, void *arg);
 
 /* Message types: their opcodes [5.2]. */
@@ -154,11 +154,12 @@ typedef void (*ws_ready)(int32_t fd, uint32_t events, void *arg);
 #define WS_UNCOMPRESSED 2u /* do not compress this message [RFC 7692, 6] */
 
 /* For ws_publish(), beside WS_UNCOMPRESSED. */
-#define WS_NOT_SELF 0x100u /* not to the connection whose callback this is called in */
+#define WS_NOT_SELF 0x100u /* not to the connection in whose callback this is called */
 
 /* For ws_subscribe(). */
 #define WS_DROP 1u /* if the connection does not keep up, messages are dropped and counted: ws_missed() */
-/* What a descriptor is watched for, and what it is ready for. */
+
+/* Events of a watched descriptor. */
 #define WS_FD_READ   1u
 #define WS_FD_WRITE  2u
 #define WS_FD_HANGUP 4u /* reported only: an error, or the other end is closed */
@@ -174,10 +175,10 @@ typedef void (*ws_ready)(int32_t fd, uint32_t events, void *arg);
 #define WS_MESSAGE       1     /* ws_receive: a message */
 #define WS_REJECTED      1     /* do_extra_handshake: an error reply is prepared */
 #define WS_ABORTED       2     /* do_extra_handshake: drop without a reply */
-#define WS_LATER         3     /* do_extra_handshake: finished later, by another call */
+#define WS_LATER         3     /* do_extra_handshake: another call will finish the handshake */
 #define WS_E_GONE        (-1)  /* the connection is gone, or its closing has begun */
 #define WS_E_FULL        (-2)  /* the send queue is full: nothing was queued */
-#define WS_E_TIMEOUT     (-3)  /* the time is over */
+#define WS_E_TIMEOUT     (-3)  /* the time limit was reached */
 #define WS_E_DRAINING    (-4)  /* the server wants this connection to end soon */
 #define WS_E_INVALID     (-5)  /* an argument is not allowed here */
 #define WS_E_PLACE       (-6)  /* called from the wrong place, see the tags */
@@ -202,9 +203,9 @@ typedef void (*ws_ready)(int32_t fd, uint32_t events, void *arg);
 #define WS_CLOSE_TRY_LATER      1013
 
 /* Who ended a connection; see on_close. */
-#define WS_BY_PEER    1 /* the peer sent the first Close frame, or just vanished */
+#define WS_BY_PEER    1 /* the peer sent the first Close frame, or disconnected without one */
 #define WS_BY_HANDLER 2 /* ws_close(), ws_abort(), or the end of transfer_data */
-#define WS_BY_HOST    3 /* wshd: a breach of the protocol, a limit, a shutdown */
+#define WS_BY_HOST    3 /* wshd: a protocol error, a limit, a shutdown */
 #define WS_BY_MOVE    4 /* it has not ended: it moves to another process */
 
 /* ws_tls_fact() */
@@ -213,7 +214,7 @@ typedef void (*ws_ready)(int32_t fd, uint32_t events, void *arg);
 #define WS_TLS_SERVER_NAME  3 /* the name that the client asked for */
 #define WS_TLS_PEER_SUBJECT 4 /* subject of the client's certificate */
 #define WS_TLS_ALPN         5 /* the negotiated protocol: "http/1.1", "h2" [RFC 7301] */
-#define WS_TLS_PEER_CHAIN   6 /* the client's certificates in DER, its own first, one after the other */
+#define WS_TLS_PEER_CHAIN   6 /* the client's certificates in DER, concatenated, its own first */
 #define WS_TLS_RESUMED      7 /* "1" if an earlier session was resumed, else absent */
 
 /* Levels of ws_log(). */
@@ -224,34 +225,34 @@ typedef void (*ws_ready)(int32_t fd, uint32_t events, void *arg);
 #define WS_LOG_ERROR    50
 #define WS_LOG_CRITICAL 60
 
-/* The most that a topic's name may have, and a message that is published; bytes. */
+/* Maximum size of a topic's name and of a published message; bytes. */
 #define WS_TOPIC_MAX   255u
 #define WS_PUBLISH_MAX 1048576u
 
-/* Milliseconds that never end. */
+/* A timeout in milliseconds that never ends. */
 #define WS_FOREVER ((int64_t)-1)
 
-/* The most that ws_set_state() keeps; bytes. */
+/* Maximum size of the state of ws_set_state(); bytes. */
 #define WS_STATE_MAX 4096u
 
 /* -------------------------------------------------------- the handler's table */
 
-/* ws_handler.flags. Bits 0 to 15 may be ignored by a host that does not know
- * them; one that does not know a bit of 16 to 31 refuses the handler. */
-#define WS_RESUMABLE     0x00001u /* transfer_data can go on in another process, where it is called
+/* ws_handler.flags. A host ignores unknown bits 0 to 15, and refuses a handler
+ * with an unknown bit of 16 to 31. */
+#define WS_RESUMABLE     0x00001u /* transfer_data can continue in another process, where it is called
                                    * again: see ws_receive() and ws_is_resumed() */
 #define WS_KEEP_REQUEST  0x10000u /* keep method and headers for the life of the connection */
 #define WS_STREAM        0x20000u /* deliver fragments as they come instead of whole messages */
 #define WS_NO_EXTENSIONS 0x40000u /* refuse all extensions */
 
-/* What a handler is. All members but one of transfer_data and on_message are
- * optional. The table and its strings live as long as the process. */
+/* The handler's table. All members are optional except one of transfer_data and
+ * on_message. The table and its strings must live as long as the process. */
 typedef struct ws_handler {
     size_t   size; /* set by WS_HANDLER */
     uint32_t abi;  /* set by WS_HANDLER */
     uint32_t flags;
 
-    /* For people and logs; UTF-8. Default of name: the file's. */
+    /* For people and logs; UTF-8. The default name is that of the file. */
     const char *name;
     const char *version;
 
@@ -262,8 +263,8 @@ typedef struct ws_handler {
     const char *protocols;
 
     /* A worker starts or stops. No connection exists. A negative result of
-     * start takes the handler out of service in this worker (503). Not called
-     * when a worker crashes. Where each connection has a process of its own,
+     * start takes the handler out of service in this worker (503). stop is not
+     * called when a worker crashes. If each connection has a process of its own,
      * start is called in their parent only: they have its memory, descriptors,
      * timers and posts, but not its threads. Both run on the thread of the
      * worker's event loop. */
@@ -280,7 +281,7 @@ typedef struct ws_handler {
      *   negative     500
      *   any other    500
      * Fails closed: once ws_reject() or ws_abort_handshake() was called, WS_OK
-     * no longer accepts; see there. May wait in the blocking style. */
+     * no longer accepts, see there. In the blocking style it may wait. */
     int32_t (*do_extra_handshake)(ws_conn conn, ws_handshake *hs);
 
     /* The connection is open, or has moved here from another process: see
@@ -289,23 +290,23 @@ typedef struct ws_handler {
 
     /* Blocking style: the life of the connection, on its own thread. The
      * connection is closed when it returns: with 1000 after WS_OK (1012 once
-     * ws_receive() has said WS_E_DRAINING), with 1011 after a negative result. */
+     * ws_receive() has returned WS_E_DRAINING), with 1011 after a negative result. */
     int32_t (*transfer_data)(ws_conn conn);
 
     /* Event style: a message (with WS_STREAM: a fragment) has arrived. */
     void (*on_message)(ws_conn conn, const ws_message *msg);
 
-    /* The peer has sent the first Close frame [5.5.1, 7.1.3]. ws_close_code() and
-     * ws_close_reason() tell what; ws_close() chooses the answer, by default
-     * the same code without a reason. Returns WS_OK; negative answers 1011. */
+    /* The peer has sent the first Close frame [5.5.1, 7.1.3]; ws_close_code() and
+     * ws_close_reason() return its content. ws_close() chooses the answer, by
+     * default the same code without a reason. Returns WS_OK; negative answers 1011. */
     int32_t (*passive_closing_handshake)(ws_conn conn);
 
     /* The connection has ended: exactly once for each on_open in this process,
-     * both styles. by is WS_BY_..., code [7.1.5] what the side that ended it gave: 1005
-     * for none, 1006 for an end without a Close frame. What is known of the
-     * connection (ws_user, ws_state, ws_resource) can still be read; nothing can be
-     * sent. With WS_BY_MOVE (code 0) the connection moves to another process, where
-     * on_open follows; ws_set_state() still takes effect here.
+     * both styles. by is WS_BY_..., code [7.1.5] that of the side that ended it: 1005
+     * for none, 1006 for an end without a Close frame. The data of the connection
+     * (ws_user, ws_state, ws_resource) can still be read; nothing can be sent. With
+     * WS_BY_MOVE (code 0) the connection moves to another process, where on_open
+     * follows; ws_set_state() still takes effect here.
      * Not called when the worker crashes. */
     void (*on_close)(ws_conn conn, uint32_t by, uint32_t code);
 
@@ -317,9 +318,9 @@ typedef struct ws_handler {
     void (*on_writable)(ws_conn conn);
 
     /* Event style: the server wants this connection to end soon and cannot move
-     * it now; closed with 1012 when the time is over. In the
-     * blocking style ws_receive() returns WS_E_DRAINING, unless the handler has
-     * WS_RESUMABLE: its connection moves at the next ws_receive(). */
+     * it now; it is closed with 1012 when the time is over. In the blocking style
+     * ws_receive() returns WS_E_DRAINING, unless the handler has WS_RESUMABLE:
+     * then its connection moves at the next ws_receive(). */
     void (*on_drain)(ws_conn conn);
 
     /* ---- since 1.1: append here ---- */
@@ -327,13 +328,13 @@ typedef struct ws_handler {
 
 /* ----------------------------------------------------------- the host's table */
 
-/* What the host offers. Handlers use the functions further below. */
+/* The host's table. Handlers use the functions below instead. */
 typedef struct ws_host {
     size_t   size;
     uint32_t abi;
     uint32_t worker; /* number of this worker in its pool, from 0 */
 
-    /* not about one connection */
+    /* without a connection */
     void (*log)(const struct ws_host *host, ws_conn conn, uint32_t level, const char *text, size_t size);
     uint64_t (*now)(void);
     ws_bytes (*config)(const struct ws_host *host, const char *key, size_t size);
@@ -367,7 +368,7 @@ typedef struct ws_host {
                       const char *body, size_t body_size);
     int32_t (*abort_handshake)(ws_handshake *hs);
 
-    /* what was agreed */
+    /* negotiated */
     ws_bytes (*protocol)(ws_conn conn);
     ws_bytes (*extensions)(ws_conn conn);
     int32_t (*deflate)(ws_conn conn);
@@ -395,7 +396,7 @@ typedef struct ws_host {
     uint32_t (*close_code)(ws_conn conn);
     ws_bytes (*close_reason)(ws_conn conn);
 
-    /* what a connection carries */
+    /* data of a connection */
     int32_t (*set_user)(ws_conn conn, void *user, void (*release)(void *arg));
     void *(*user)(ws_conn conn);
     int32_t (*set_state)(ws_conn conn, const void *data, size_t size);
@@ -433,7 +434,7 @@ typedef struct ws_host {
 /* Whether the host's table has this member: see Growth. */
 #define WS_HOST_HAS(member) \
     (ws_host_->size >= offsetof(ws_host, member) + sizeof ws_host_->member)
-/* What every host has: members up to this size need not be asked for. */
+/* Every host has the members up to this size: WS_HOST_HAS is not needed for them. */
 #define WS_HOST_LEAST_ (offsetof(ws_host, is_resumed) + sizeof(int32_t (*)(ws_conn)))
 
 /* ------------------------------------------------------------ the entry point */
@@ -471,7 +472,7 @@ WS_EXPORT const ws_handler *ws_handler_entry_v1(const ws_host *host);
 
 /* -------------------------------------------------------------------- bytes */
 
-/* 1 if the bytes are exactly this string, else 0 (absent bytes equal nothing).
+/* 1 if the bytes are exactly this string, else 0 (also for absent bytes).
  * [any thread] */
 static inline int ws_bytes_equal(ws_bytes bytes, const char *string)
 {
@@ -479,9 +480,9 @@ static inline int ws_bytes_equal(ws_bytes bytes, const char *string)
     return bytes.data != NULL && bytes.size == size && memcmp(bytes.data, string, size) == 0;
 }
 
-/* Takes the first item off a list such as "a, b", as ws_requested_protocols()
- * returns it. 1 and *item is set, or 0: the list is at its end. The item is a
- * part of the list, so the list goes on behind it. [any thread] */
+/* Removes the first item from a list such as "a, b", as ws_requested_protocols()
+ * returns it. 1 and *item is set, or 0 at the end of the list. The item points
+ * into the list's bytes. [any thread] */
 static inline int ws_list_next(ws_bytes *list, ws_bytes *item)
 {
     const char *comma;
@@ -519,9 +520,9 @@ static inline const char *ws_host_version(void)
     return WS_HOST_HAS(host_version) ? ws_host_->host_version : "";
 }
 
-/* An interface that is not a part of this file, by its name: what it points to,
- * the name's owner says. NULL if the host has none. Names of wshd begin with
- * "wshd."; none exists yet. [any thread] */
+/* An interface that is not a part of this file, by its name; the owner of the
+ * name defines the type of the result. NULL if the host has none of that name.
+ * Names of wshd begin with "wshd."; none exists yet. [any thread] */
 static inline const void *ws_get_extension(const char *id)
 {
     return WS_HOST_HAS(get_extension) ? ws_host_->get_extension(ws_host_, id, strlen(id)) : NULL;
@@ -533,19 +534,19 @@ static inline uint32_t ws_worker(void)
     return ws_host_->worker;
 }
 
-/* How many workers this worker's pool has. [any thread] */
+/* The number of workers in this worker's pool. [any thread] */
 static inline uint32_t ws_workers(void)
 {
     return WS_HOST_HAS(workers) ? ws_host_->workers(ws_host_) : 1;
 }
 
 /* Calls ready(fd, events, arg) on the worker's event loop whenever the
- * descriptor is ready for what it is watched for (as poll() tells it: again, as
- * long as it is), so that a client library of a database or a message queue
- * needs no thread. Watching it again replaces events, ready and arg. The
- * descriptor stays the handler's: non-blocking, and unwatched before it is
- * closed. ready must not wait; its time is measured and limited as that of a
- * callback, and messages are sent from there as from any thread.
+ * descriptor is ready for one of the events (level-triggered, like poll()), so
+ * that a client library of a database or a message queue needs no thread.
+ * Watching it again replaces events, ready and arg. The descriptor still belongs
+ * to the handler, which makes it non-blocking and unwatches it before closing it.
+ * ready must not wait; its time is measured and limited like that of a callback,
+ * and it may call what any thread may call.
  * Watched descriptors belong to the process: they do not move with a connection,
  * and on_worker_start opens new ones in another process.
  * events: WS_FD_READ, WS_FD_WRITE or both. WS_OK, or WS_E_INVALID (other events,
@@ -567,7 +568,7 @@ static inline int32_t ws_unwatch_fd(int32_t fd)
 
 /* --------------------------------------------------- log, time, configuration */
 
-/* Nanoseconds of the monotonic clock; its start means nothing.
+/* Nanoseconds of the monotonic clock, from an arbitrary start.
  * [any thread] */
 static inline uint64_t ws_now(void)
 {
@@ -645,8 +646,8 @@ static inline ws_bytes ws_query(ws_conn conn)
 
 /* Decodes the first parameter of this name in the query, "room" in
  * "?room=blue%20moon", into text[0..size), followed by a NUL. "+" is a space;
- * a "%" without two hexadecimal digits stays as it is. The result is not checked
- * to be UTF-8. Its length, or
+ * a "%" without two hexadecimal digits is kept. The result may not be UTF-8.
+ * Its length, or
  *   WS_E_ABSENT    there is no such parameter (or the connection is gone)
  *   WS_E_LIMIT     it is longer than size - 1
  *   WS_E_INVALID   it contains a NUL ("%00")
@@ -697,9 +698,9 @@ static inline ws_bytes ws_method(ws_conn conn)
     return ws_host_->method(conn);
 }
 
-/* The first header of this name, in any case of letters, with the white space
- * around it removed; absent if there is none or the request was not kept. Not
- * checked to be UTF-8.
+/* The value of the first header of this name, whose case does not matter, without
+ * white space around it; absent if there is none or the request was not kept. It
+ * may not be UTF-8.
  * [in do_extra_handshake; with WS_KEEP_REQUEST in any callback of this connection] */
 static inline ws_bytes ws_header(ws_conn conn, const char *name)
 {
@@ -737,9 +738,9 @@ static inline uint32_t ws_version(ws_conn conn)
     return ws_host_->version(conn);
 }
 
-/* The peer's address: behind a proxy that the server trusts the client's, whose
- * port is 0 if it is not known. WS_OK, or WS_E_GONE, WS_E_PLACE (*address is
- * then all zero). [in a callback of this connection] */
+/* The peer's address: behind a trusted proxy that of the client, with port 0 if
+ * it is not known. WS_OK, or WS_E_GONE, WS_E_PLACE (*address is all zero then).
+ * [in a callback of this connection] */
 static inline int32_t ws_remote_address(ws_conn conn, ws_address *address)
 {
     return ws_host_->remote_address(conn, address, sizeof *address);
@@ -761,9 +762,9 @@ static inline ws_bytes ws_tls_fact(ws_conn conn, uint32_t which)
 
 /* -------------------------------------------------------------------- reply
  *
- * All of these: [in do_extra_handshake; after WS_LATER any thread], that is also
- * in callbacks and timers of other connections. After WS_LATER the first verdict
- * finishes the handshake.
+ * All of these: [in do_extra_handshake; after WS_LATER any thread], which
+ * includes callbacks and timers of other connections. After WS_LATER the first
+ * call that accepts, rejects or aborts finishes the handshake.
  * Common results: WS_E_GONE (finished, or the peer has left), WS_E_PLACE. */
 
 /* Chooses one of the offered subprotocols [4.2.2], or none with NULL. WS_OK, or
@@ -774,7 +775,7 @@ static inline int32_t ws_set_protocol(ws_handshake *hs, const char *protocol)
     return ws_host_->set_protocol(hs, protocol, protocol != NULL ? strlen(protocol) : 0);
 }
 
-/* Adds a header to the reply, be it 101 or an error. Both are copied. WS_OK, or
+/* Adds a header to the reply, whether 101 or an error. Both are copied. WS_OK, or
  * WS_E_INVALID (not a header name; a control character such as CR, LF in the
  * value; a header that the handshake itself writes), WS_E_LIMIT (more than 64
  * headers or 16 KiB). [in do_extra_handshake; after WS_LATER any thread] */
@@ -783,8 +784,8 @@ static inline int32_t ws_add_header(ws_handshake *hs, const char *name, const ch
     return ws_host_->add_header(hs, name, strlen(name), value, strlen(value));
 }
 
-/* How to negotiate permessage-deflate [RFC 7692, 7.1], if the client offers it; without
- * this call by the server's settings. WS_OK, or WS_E_INVALID (a value out of its
+/* How to negotiate permessage-deflate [RFC 7692, 7.1], if the client offers it,
+ * instead of the server's settings. WS_OK, or WS_E_INVALID (a value out of its
  * range), WS_E_UNSUPPORTED (a member that this host does not know is not 0).
  * [in do_extra_handshake; after WS_LATER any thread] */
 static inline int32_t ws_configure_deflate(ws_handshake *hs, const ws_deflate_options *options)
@@ -792,7 +793,7 @@ static inline int32_t ws_configure_deflate(ws_handshake *hs, const ws_deflate_op
     return ws_host_->configure_deflate(hs, options);
 }
 
-/* No extension on this connection. WS_OK.
+/* Uses no extension on this connection. WS_OK.
  * [in do_extra_handshake; after WS_LATER any thread] */
 static inline int32_t ws_refuse_extensions(ws_handshake *hs)
 {
@@ -800,16 +801,16 @@ static inline int32_t ws_refuse_extensions(ws_handshake *hs)
 }
 
 /* Accepts: WS_OK. Needed only to finish after WS_LATER; in do_extra_handshake
- * returning WS_OK says the same. WS_E_INVALID once it was rejected.
+ * returning WS_OK does the same. WS_E_INVALID once it was rejected.
  * [in do_extra_handshake; after WS_LATER any thread] */
 static inline int32_t ws_accept(ws_handshake *hs)
 {
     return ws_host_->accept(hs);
 }
 
-/* Accepts and then closes at once, so that a browser's script can see why, which
- * it cannot when the handshake is rejected. No further callback runs. code and
- * reason as in ws_close(). WS_OK, to be returned from do_extra_handshake, or
+/* Accepts and then closes at once: a browser's script can read the reason, but not
+ * that of a rejected handshake. No further callback runs. code and reason as in
+ * ws_close(). WS_OK, to be returned from do_extra_handshake, or
  * WS_E_INVALID. [in do_extra_handshake; after WS_LATER any thread] */
 static inline int32_t ws_accept_and_close(ws_handshake *hs, uint32_t code, const char *reason)
 {
@@ -818,9 +819,9 @@ static inline int32_t ws_accept_and_close(ws_handshake *hs, uint32_t code, const
 
 /* Rejects [4.2.2] with a status from 300 to 599 and a short text. WS_REJECTED, to be
  * returned from do_extra_handshake, or WS_E_INVALID.
- * From this call on the handshake cannot be accepted: should do_extra_handshake
- * return WS_OK all the same, it is rejected (with 500 if this call failed) and
- * that is logged as an error of the handler; a strict host aborts.
+ * From this call on the handshake cannot be accepted: if do_extra_handshake
+ * returns WS_OK nevertheless, it is rejected (with 500 if this call failed) and
+ * an error of the handler is logged; a strict host aborts.
  * [in do_extra_handshake; after WS_LATER any thread] */
 WS_MUST_USE_ static inline int32_t ws_reject(ws_handshake *hs, uint32_t status)
 {
@@ -836,16 +837,16 @@ WS_MUST_USE_ static inline int32_t ws_reject_body(ws_handshake *hs, uint32_t sta
 }
 
 /* Drops the connection without any reply. WS_ABORTED, to be returned from
- * do_extra_handshake. As with ws_reject() there is no way back.
+ * do_extra_handshake. As with ws_reject(), it cannot be accepted any more.
  * [in do_extra_handshake; after WS_LATER any thread] */
 WS_MUST_USE_ static inline int32_t ws_abort_handshake(ws_handshake *hs)
 {
     return ws_host_->abort_handshake(hs);
 }
 
-/* ws_set_user_owned() and ws_set_state() through the handshake, so that whoever
- * finishes it can say who the peer is. A pointer that is replaced or refused is
- * released on the thread of this call. WS_OK, WS_E_LIMIT (the state is too large).
+/* ws_set_user_owned() and ws_set_state() by the handshake, for the thread that
+ * finishes it. A pointer that is replaced or refused is released on the thread of
+ * this call. WS_OK, WS_E_LIMIT (the state is too large).
  * [in do_extra_handshake; after WS_LATER any thread] */
 static inline int32_t ws_attach_user(ws_handshake *hs, void *user, void (*release)(void *arg))
 {
@@ -860,7 +861,7 @@ static inline int32_t ws_attach_state(ws_handshake *hs, const void *data, size_t
     return WS_HOST_HAS(attach_state) ? ws_host_->attach_state(hs, data, size) : WS_E_UNSUPPORTED;
 }
 
-/* --------------------------------------------------------------- agreement */
+/* -------------------------------------------------- negotiated parameters */
 
 /* The chosen subprotocol; absent if none. Valid for the life of the connection.
  * [in a callback of this connection] */
@@ -884,8 +885,8 @@ static inline int32_t ws_deflate(ws_conn conn)
 
 /* --------------------------------------------------------------------- data */
 
-/* Waits for the next message, at most timeout_ms milliseconds (WS_FOREVER: as
- * long as it takes). Posted functions and timers of the connection run in here.
+/* Waits for the next message, at most timeout_ms milliseconds or WS_FOREVER.
+ * Posted functions and timers of the connection run in this call.
  *   WS_MESSAGE     *msg is set, valid until the next call
  *   WS_CLOSED      the connection is closing (ws_close_code() tells how, 1006
  *                  when it was lost); return soon. With WS_RESUMABLE also when
@@ -901,8 +902,8 @@ static inline int32_t ws_receive(ws_conn conn, ws_message *msg, int64_t timeout_
     return ws_host_->receive(conn, msg, timeout_ms);
 }
 
-/* Sends a message [6.1] of type WS_TEXT (must be UTF-8) or WS_BINARY. In the order of
- * the calls of one thread.
+/* Sends a message [6.1] of type WS_TEXT (must be UTF-8) or WS_BINARY. Messages of
+ * one thread keep their order.
  *   WS_OK          queued or sent
  *   WS_E_FULL      the queue is above its high mark; nothing was queued. In the
  *                  event style on_writable follows. On the thread of a blocking
@@ -917,8 +918,8 @@ static inline int32_t ws_send(ws_conn conn, uint32_t type, const void *data, siz
     return ws_host_->send(conn, type, data, size, 0);
 }
 
-/* The same with flags: WS_MORE sends a fragment [5.4], whose message continues with the
- * next send of the same type (a text may be cut within a character);
+/* The same with flags: WS_MORE sends a fragment [5.4], whose message continues with
+ * the next send of the same type (a text may be split within a character);
  * WS_UNCOMPRESSED, in the first fragment, turns compression off for the message.
  * Results as of ws_send(). [any thread] */
 static inline int32_t ws_send_flags(ws_conn conn, uint32_t type, const void *data, size_t size,
@@ -933,9 +934,9 @@ static inline int32_t ws_send_text(ws_conn conn, const char *text)
     return ws_host_->send(conn, WS_TEXT, text, strlen(text), 0);
 }
 
-/* Sends without a copy: data must stay as it is until release(arg) is called,
- * which happens exactly once, whatever the result, perhaps before this call
- * returns and perhaps on another thread. Results as of ws_send(). [any thread] */
+/* Sends without a copy: data must not change until release(arg) is called. That
+ * happens exactly once, whatever the result, possibly before this call returns
+ * and possibly on another thread. Results as of ws_send(). [any thread] */
 static inline int32_t ws_send_owned(ws_conn conn, uint32_t type, const void *data, size_t size,
                                     uint32_t flags, void (*release)(void *arg), void *arg)
 {
@@ -943,7 +944,7 @@ static inline int32_t ws_send_owned(ws_conn conn, uint32_t type, const void *dat
 }
 
 /* For handlers that test clients: sends octets unchanged, in order with messages,
- * whatever they do to the protocol. In do_extra_handshake, and after
+ * even if they violate the protocol. In do_extra_handshake, and after
  * WS_LATER until the handshake is finished, they replace the server's
  * reply (at most 64 KiB, else WS_E_LIMIT): after WS_OK the connection is open,
  * otherwise it is closed once they are sent. WS_E_DENIED unless the
@@ -970,9 +971,9 @@ static inline size_t ws_buffered(ws_conn conn)
 
 /* Stops and resumes reading from the peer, so that its sending slows down. From
  * the end of the running callback no message is delivered until reading resumes.
- * While it is stopped neither a Close nor a Pong is seen, and the limits on
- * silence do not count. Reading also stops by itself while the send queue is
- * above its high mark. A connection that moves to another process is read there.
+ * While it is stopped no Close and no Pong is read, and idle and pong timeouts
+ * are suspended. The host also stops reading while the send queue is above its
+ * high mark. After a move to another process the connection is read again.
  * WS_OK, WS_E_GONE. [any thread] */
 static inline int32_t ws_pause(ws_conn conn)
 {
@@ -992,16 +993,16 @@ static inline uint32_t ws_last_opcode(ws_conn conn)
 
 /* --------------------------------------------------------- time and threads
  *
- * With conn 0 these three are about the worker instead of a connection: task(0,
- * arg) runs on the worker's event loop, in both styles, and must not wait. Set in
- * on_worker_start they begin once the worker serves. */
+ * With conn 0 these belong to the worker instead of a connection: task(0, arg)
+ * runs on the worker's event loop, in both styles, and must not wait. Timers and
+ * posts of on_worker_start begin once the worker serves. */
 
 /* Calls task(conn, arg) once, on the thread of the connection, after delay_ms
- * milliseconds; never, if the connection ends or moves to another process
- * before. A number > 0 that names the timer, or WS_E_LIMIT (more than 16 on a
- * connection, 256 of a handler's without one), WS_E_INVALID (no task), WS_E_GONE,
- * WS_E_PLACE. In the blocking style timers run in ws_receive(). Set in
- * do_extra_handshake, a timer runs at the earliest after on_open.
+ * milliseconds; never, if the connection ends or moves to another process before.
+ * The timer's number, > 0, or WS_E_LIMIT (more than 16 on a connection, or 256 of
+ * a handler without one), WS_E_INVALID (no task), WS_E_GONE, WS_E_PLACE. In the
+ * blocking style timers run in ws_receive(). A timer set in do_extra_handshake
+ * runs after on_open at the earliest.
  * [in a callback of this connection; with conn 0 on the thread of the event loop] */
 static inline int64_t ws_set_timer(ws_conn conn, uint64_t delay_ms, ws_task task, void *arg)
 {
@@ -1016,20 +1017,20 @@ static inline int64_t ws_set_interval(ws_conn conn, uint64_t period_ms, ws_task 
     return ws_host_->set_timer(ws_host_, conn, period_ms, period_ms > 0 ? period_ms : 1, task, arg);
 }
 
-/* Stops a timer. WS_OK, or WS_E_INVALID: it has run or never was; WS_E_GONE,
- * WS_E_PLACE.
+/* Stops a timer. WS_OK, or WS_E_INVALID (it has run, or there is none of that
+ * number), WS_E_GONE, WS_E_PLACE.
  * [in a callback of this connection; with conn 0 on the thread of the event loop] */
 static inline int32_t ws_clear_timer(ws_conn conn, int64_t timer)
 {
     return ws_host_->clear_timer(ws_host_, conn, timer);
 }
 
-/* Calls task(conn, arg) on the thread of the connection, soon (in the blocking
- * style in ws_receive(); posted before the connection is open, after on_open).
- * After WS_OK it is called exactly once: if the connection ends before, then on
- * some thread, with a conn that is gone, so that arg can be freed; with conn 0
- * before on_worker_stop at the latest. Or WS_E_LIMIT (1,024 are waiting),
- * WS_E_INVALID (no task), WS_E_GONE: it is not called. [any thread] */
+/* Calls task(conn, arg) soon on the thread of the connection: in the blocking
+ * style in ws_receive(), and not before on_open. After WS_OK it is called exactly
+ * once: if the connection ends before, on some thread with a conn that is gone, so
+ * that arg can be freed; with conn 0, before on_worker_stop at the latest. After
+ * WS_E_LIMIT (1,024 are waiting), WS_E_INVALID (no task) or WS_E_GONE it is not
+ * called. [any thread] */
 static inline int32_t ws_post(ws_conn conn, ws_task task, void *arg)
 {
     return ws_host_->post(ws_host_, conn, task, arg);
@@ -1039,23 +1040,23 @@ static inline int32_t ws_post(ws_conn conn, ws_task task, void *arg)
 
 /* Begins the closing handshake [7.1.2], or in passive_closing_handshake chooses the
  * answer. code: 1000 to 1003, 1007 to 1014, 3000 to 4999, or 1005 for a frame
- * without code; reason: UTF-8 of at most 123 bytes, or NULL. What was sent before
- * still goes out; messages that the peer still sends are dropped. WS_OK, or
+ * without code; reason: UTF-8 of at most 123 bytes, or NULL. Queued messages are
+ * still sent; messages that the peer still sends are dropped. WS_OK, or
  * WS_E_INVALID, WS_E_GONE. [any thread] */
 static inline int32_t ws_close(ws_conn conn, uint32_t code, const char *reason)
 {
     return ws_host_->close(conn, code, reason, reason != NULL ? strlen(reason) : 0);
 }
 
-/* Drops the connection at once: no Close frame, nothing in the send queue goes
- * out. WS_OK, WS_E_GONE. [any thread] */
+/* Drops the connection at once, without a Close frame; the send queue is
+ * discarded. WS_OK, WS_E_GONE. [any thread] */
 static inline int32_t ws_abort(ws_conn conn)
 {
     return ws_host_->abort(conn);
 }
 
-/* The code that the peer sent: 1005 where its Close frame had none, 1006 where
- * the connection ended without one, 0 while it is open.
+/* The code that the peer sent: 1005 if its Close frame had none, 1006 if the
+ * connection ended without one, 0 while it is open.
  * [in a callback of this connection] */
 static inline uint32_t ws_close_code(ws_conn conn)
 {
@@ -1069,11 +1070,11 @@ static inline ws_bytes ws_close_reason(ws_conn conn)
     return ws_host_->close_reason(conn);
 }
 
-/* ------------------------------------------------ what a connection carries */
+/* ----------------------------------------------------- data of a connection */
 
-/* A pointer of the handler's own; NULL at first. It can be set in
- * do_extra_handshake already, and stays in this process: after a move it is NULL
- * again. set: WS_OK, WS_E_GONE, WS_E_PLACE. [in a callback of this connection] */
+/* A pointer for the handler; NULL at first. It can be set from do_extra_handshake
+ * on, and does not move: in another process it is NULL again. ws_set_user: WS_OK,
+ * WS_E_GONE, WS_E_PLACE. [in a callback of this connection] */
 static inline int32_t ws_set_user(ws_conn conn, void *user)
 {
     return ws_host_->set_user(conn, user, NULL);
@@ -1082,7 +1083,7 @@ static inline int32_t ws_set_user(ws_conn conn, void *user)
 /* The same with a function that frees it: release(user) is called exactly once,
  * whatever the result: when another pointer is set, after on_close, or after a
  * handshake that ends without an open connection; always on the thread of the
- * connection, but for ws_attach_user(). It is not called when the worker crashes.
+ * connection, except for ws_attach_user(). Not called when the worker crashes.
  * [in a callback of this connection] */
 static inline int32_t ws_set_user_owned(ws_conn conn, void *user, void (*release)(void *arg))
 {
@@ -1109,8 +1110,8 @@ static inline ws_bytes ws_state(ws_conn conn)
     return ws_host_->state(conn);
 }
 
-/* 1 if this connection was opened in another process and taken up by this one:
- * on_open has run before, elsewhere. Else 0. [in a callback of this connection] */
+/* 1 if this connection was opened in another process and moved to this one, where
+ * on_open is called again; else 0. [in a callback of this connection] */
 static inline int32_t ws_is_resumed(ws_conn conn)
 {
     return ws_host_->is_resumed(conn);
@@ -1119,21 +1120,21 @@ static inline int32_t ws_is_resumed(ws_conn conn)
 /* ------------------------------------------------------------------- topics
  *
  * A message that is published to a topic reaches all connections that are
- * subscribed to it, in every worker of every pool that serves the handler. Topics
- * of different handlers do not meet, unless the setting topics gives them the same
- * name. All subscribers of a topic get its messages in the same order, each at
- * most once. A subscription goes with its connection into other processes; what
- * is published meanwhile comes after that, or is counted as missed. A topic
- * exists as long as it is used. Its name is UTF-8 without control characters, of
- * at most WS_TOPIC_MAX bytes. */
+ * subscribed to it, in every worker of every pool that serves the handler.
+ * Handlers share topics only if their setting topics has the same value. All
+ * subscribers of a topic get its messages in the same order, each at most once. A
+ * subscription moves with its connection; messages published meanwhile are
+ * delivered afterwards, or counted as missed. A topic exists as long as it is
+ * used. Its name is UTF-8 without control characters, of at most WS_TOPIC_MAX
+ * bytes. */
 
-/* Subscribes a connection: it gets what is published after this call. Again: only
- * the flags change. flags is WS_DROP or 0: a connection whose send queue is full
- * when a message comes is closed with 1013, or with WS_DROP misses the message
- * (on_writable follows, and ws_missed() says how many).
+/* Subscribes a connection: it gets messages published after this call. A second
+ * call only changes the flags. flags is WS_DROP or 0: a connection whose send queue
+ * is full when a message arrives is closed with 1013, or with WS_DROP misses the
+ * message (on_writable follows, and ws_missed() counts it).
  *   WS_OK
- *   WS_E_INVALID  not a name of a topic, unknown flags
- *   WS_E_LIMIT    the connection or the worker has too many
+ *   WS_E_INVALID  not a valid name of a topic, unknown flags
+ *   WS_E_LIMIT    the connection or the worker has too many subscriptions
  *   WS_E_GONE     the connection is not open yet, closing or gone
  * [any thread] */
 static inline int32_t ws_subscribe(ws_conn conn, const char *topic, uint32_t flags)
@@ -1141,20 +1142,20 @@ static inline int32_t ws_subscribe(ws_conn conn, const char *topic, uint32_t fla
     return WS_HOST_HAS(subscribe) ? ws_host_->subscribe(conn, topic, strlen(topic), flags) : WS_E_UNSUPPORTED;
 }
 
-/* Ends a subscription, as the end of the connection does. WS_OK, or WS_E_INVALID:
- * there is none; WS_E_GONE. [any thread] */
+/* Ends a subscription, as does the end of the connection. WS_OK, or WS_E_INVALID
+ * (there is none), WS_E_GONE. [any thread] */
 static inline int32_t ws_unsubscribe(ws_conn conn, const char *topic)
 {
     return WS_HOST_HAS(unsubscribe) ? ws_host_->unsubscribe(conn, topic, strlen(topic)) : WS_E_UNSUPPORTED;
 }
 
 /* Sends a message of type WS_TEXT (must be UTF-8) or WS_BINARY to all subscribers
- * of a topic. It does not wait: a message may be lost when wshd: bus dies, or the
- * worker just then.
+ * of a topic. It does not wait: the message may be lost if the bus process or the
+ * worker dies.
  * flags: WS_NOT_SELF, WS_UNCOMPRESSED.
- *   WS_OK         on its way, also without subscribers
- *   WS_E_FULL     too much is on its way; nothing was published
- *   WS_E_INVALID  not a name of a topic, not UTF-8, another type, unknown flags
+ *   WS_OK         queued, also without subscribers
+ *   WS_E_FULL     the queue to the bus is full; nothing was published
+ *   WS_E_INVALID  not a valid name of a topic, not UTF-8, another type, unknown flags
  *   WS_E_LIMIT    more than WS_PUBLISH_MAX bytes
  *   WS_E_PLACE    the worker does not serve yet
  * [any thread] */
@@ -1165,15 +1166,15 @@ static inline int32_t ws_publish(const char *topic, uint32_t type, const void *d
                                 : WS_E_UNSUPPORTED;
 }
 
-/* How many connections are subscribed to a topic: in this worker, and in others as
- * far as it has heard while it has subscribers itself. [any thread] */
+/* The number of subscribed connections on this machine; of other workers as last
+ * reported, and only while this worker has subscribers. [any thread] */
 static inline uint64_t ws_subscribers(const char *topic)
 {
     return WS_HOST_HAS(subscribers) ? ws_host_->subscribers(ws_host_, topic, strlen(topic)) : 0;
 }
 
-/* How many messages of its topics a connection has missed since the last call.
- * [any thread] */
+/* The number of messages of its topics that the connection has missed since the
+ * last call. [any thread] */
 static inline uint64_t ws_missed(ws_conn conn)
 {
     return WS_HOST_HAS(missed) ? ws_host_->missed(conn) : 0;

@@ -13,9 +13,9 @@
  *         return 1;
  *     }
  *
- * The language of scripts is that of wshd-test(1). The conversation is held by
- * the program wshd (that of the environment variable WSHD, else the one in PATH),
- * not by a library in yours: a handler that crashes fails a test and not your test
+ * wshd-test(1) describes the language of scripts. The program wshd (named by the
+ * environment variable WSHD, or else the one in PATH) runs the conversation, not a
+ * library in your program: a handler that crashes fails a test, not the test
  * program, and signals, threads and memory of the host stay out of it. There is
  * nothing to link. For a debugger see DEBUGGING in wshd-test(1).
  *
@@ -32,14 +32,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* All of it went as the script says. */
+/* All steps passed. */
 #define WS_TEST_PASSED 0
-/* A step failed: which one, what was expected and what came is said. */
+/* A step failed; said names it, with what was expected and received. */
 #define WS_TEST_FAILED 1
-/* There was no conversation: no such program, handler or script, as is said. */
+/* The conversation could not run: no such program, handler or script; see said. */
 #define WS_TEST_ERROR 2
 
-/* In the child: what execvp() is given. Does not return. */
+/* In the child: runs wshd. Does not return. */
 static inline void ws_test_exec_(const char *file, const char *const *options, int in, int out)
 {
     const char *wshd = getenv("WSHD");
@@ -59,14 +59,14 @@ static inline void ws_test_exec_(const char *file, const char *const *options, i
     args[count] = NULL;
     if (dup2(in, 0) >= 0 && dup2(out, 1) >= 0 && dup2(out, 2) >= 0)
         execvp(wshd, (char *const *)args);
-    dprintf(out, "%s: %s; install wshd, or say where it is in WSHD\n", wshd, strerror(errno));
+    dprintf(out, "%s: %s; install wshd, or set WSHD to its path\n", wshd, strerror(errno));
     _exit(127);
 }
 
-/* Plays the script with the handler, whose file is what wshd-test(1) takes. What is
- * said, the report of a failure and the log, is stored in said[0..size), cut off
- * and ended by a NUL; size may be 0. options are settings of wshd.conf(5), such as
- * "max_message=1K", at most 29 and a NULL; or NULL for none.
+/* Runs the script against the handler, a file as for wshd-test(1). The report of a
+ * failure and the log are stored in said[0..size), truncated and ended by a NUL;
+ * size may be 0. options are settings of wshd.conf(5), such as "max_message=1K", at
+ * most 29 and a NULL; or NULL for none.
  * WS_TEST_PASSED, WS_TEST_FAILED or WS_TEST_ERROR. */
 static inline int ws_test_with(const char *file, const char *script, const char *const *options, char *said,
                                size_t size)
@@ -82,7 +82,7 @@ static inline int ws_test_with(const char *file, const char *script, const char 
         *said = '\0';
     if (in == NULL || fputs(script, in) < 0 || fflush(in) != 0 || fseek(in, 0, SEEK_SET) != 0 || pipe(out) != 0) {
         if (size > 0)
-            snprintf(said, size, "cannot pass the script on: %s\n", strerror(errno));
+            snprintf(said, size, "cannot pass the script: %s\n", strerror(errno));
         if (in != NULL)
             fclose(in);
         return WS_TEST_ERROR;

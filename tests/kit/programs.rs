@@ -24,7 +24,7 @@ const PROGRAM: &str = r#"
         CHECK(strstr(said, "got       close 1009") != NULL);
         setenv("WSHD", "/nowhere/wshd", 1);
         CHECK(ws_test(argv[1], "> a\n", said, sizeof said) == WS_TEST_ERROR);
-        CHECK(strstr(said, "say where it is in WSHD") != NULL);
+        CHECK(strstr(said, "set WSHD to its path") != NULL);
         return 0;
     }
 "#;

@@ -35,7 +35,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Script(said) | Failure::Refused(said) => f.write_str(said.trim_end()),
-            Failure::Program(error) => write!(f, "wshd: {error}; install it, or say where it is in WSHD"),
+            Failure::Program(error) => write!(f, "wshd: {error}; install it, or set WSHD to its path"),
         }
     }
 }
