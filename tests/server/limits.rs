@@ -201,7 +201,9 @@ fn queues_that_are_too_large_together_are_full_earlier() {
 fn clients_that_never_read_cost_no_more_than_their_queues_may_hold() {
     const CLIENTS: usize = 16;
     const MESSAGE: usize = 50_000;
-    let server = serve(&["echo_noext"], &["-o", "send_total=1M", "-o", "send_high=1M"]);
+    // A busy machine needs longer for all this than a client may be silent.
+    let options = ["-o", "send_total=1M", "-o", "send_high=1M", "-o", "ping_interval=0"];
+    let server = serve(&["echo_noext"], &options);
     let mut clients: Vec<(Raw, u32)> = Vec::new();
     let message =
         |number: u32| client::frame(BINARY, &[&number.to_be_bytes()[..], &[b'x'; MESSAGE]].concat());
