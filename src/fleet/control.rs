@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::datagram;
-use crate::log::{self, Book, Level};
+use crate::log::{self, Level, LogKind};
 use crate::time::Instant;
 
 /// What the supervisor commands.
@@ -51,7 +51,7 @@ pub enum Command {
     /// Adopt what lies in the inbox whose receiving end comes with this: its slot has no process for now.
     TakeUp,
     /// Write this log into the file whose descriptor comes with this. Carried out by [`Channel::recv_command`].
-    Log(Book),
+    Log(LogKind),
     /// Write lines of this level and above. Carried out by [`Channel::recv_command`].
     LogLevel(Level),
     /// Write the list of connections, in place of the filter in it, or the bus that of topics, into the file that comes
@@ -190,8 +190,8 @@ impl Channel {
             let Some((message, fd)) = self.recv()? else { return Ok(None) };
             match (Command::read(message), fd) {
                 (Some(Command::LogLevel(level)), _) => log::set_level(level),
-                (Some(Command::Log(book)), Some(fd)) => {
-                    if let Err(error) = log::replace(book, fd) {
+                (Some(Command::Log(kind)), Some(fd)) => {
+                    if let Err(error) = log::replace(kind, fd) {
                         ::log::warn!("cannot reopen the log; keeping the old file: {error}");
                     }
                 }
@@ -311,7 +311,7 @@ impl Command {
             Command::Begin => message(b'B', [0; 3]),
             Command::Tx { slot } => message(b'I', [slot.into(), 0, 0]),
             Command::TakeUp => message(b'U', [0; 3]),
-            Command::Log(book) => message(b'L', [book as u64, 0, 0]),
+            Command::Log(kind) => message(b'L', [kind as u64, 0, 0]),
             Command::LogLevel(level) => message(b'G', [level as u64, 0, 0]),
             Command::CloseAll { ticket, code } => message(b'A', [ticket, code.into(), 0]),
             Command::Child { slot, part } => message(b'P', [slot.into(), part.into(), 0]),
@@ -335,7 +335,7 @@ impl Command {
             b'B' => Command::Begin,
             b'I' => Command::Tx { slot: first as u16 },
             b'U' => Command::TakeUp,
-            b'L' => Command::Log(Book::from_number(first)?),
+            b'L' => Command::Log(LogKind::from_number(first)?),
             b'G' => Command::LogLevel(Level::from_number(first)?),
             b'A' => Command::CloseAll { ticket: first, code: second as u16 },
             b'P' => Command::Child { slot: first as u16, part: second as u16 },

@@ -1,24 +1,24 @@
-//! Fields of the access log beyond those that each line has.
+//! Optional fields of the access log.
 
-/// A field that can be chosen.
+/// An optional field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccessField {
-    /// The method of the request.
+    /// Request method.
     Method,
-    /// The host that it was for.
+    /// `Host` of the request.
     Host,
-    /// The origin that it came from.
+    /// `Origin` of the request.
     Origin,
-    /// The program that sent it.
+    /// `User-Agent` of the request.
     UserAgent,
-    /// The name of the handler.
+    /// Name of the handler.
     Handler,
-    /// Bytes of content in the answer.
+    /// Bytes of content in the response.
     ReplyBytes,
 }
 
 impl AccessField {
-    /// All of them.
+    /// All fields.
     pub const ALL: [AccessField; 6] = [
         AccessField::Method,
         AccessField::Host,
@@ -28,7 +28,7 @@ impl AccessField {
         AccessField::ReplyBytes,
     ];
 
-    /// As it is written.
+    /// Its name in the configuration and in log lines.
     pub fn name(self) -> &'static str {
         match self {
             AccessField::Method => "method",
@@ -40,7 +40,7 @@ impl AccessField {
         }
     }
 
-    /// The header field of a request that has it, if one has.
+    /// The request header field with its value, if there is one.
     pub fn header(self) -> Option<&'static str> {
         match self {
             AccessField::Host => Some("Host"),

@@ -1,28 +1,28 @@
-//! Files of the log from the supervisor's side: it alone opens them, since workers may be other users or in another
-//! root, and hands their descriptors on. Reopening after somebody has renamed a file, and renaming it by its size.
+//! Rotation of log files by size. Only the supervisor and its children rename log files: workers may run as another
+//! user or in another root, and receive open descriptors.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// When a file is renamed.
+/// When a file is rotated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rotation {
-    /// From this size on; bytes, 0: never.
+    /// Minimum size, in bytes; 0: never.
     pub size: u64,
-    /// How many renamed files are kept, at least 1.
+    /// Number of old files to keep, at least 1.
     pub count: u32,
 }
 
-/// Whether the file is so large that it has to be renamed.
+/// Whether the file is large enough to be rotated.
 pub fn is_due(file: &File, rotation: Rotation) -> bool {
     let is_large = |metadata: fs::Metadata| metadata.is_file() && metadata.len() >= rotation.size;
     rotation.size != 0 && file.metadata().is_ok_and(is_large)
 }
 
-/// Renames `PATH` to `PATH.1`, `PATH.1` to `PATH.2` and so on; the last one goes. Does nothing if `PATH` is not this
-/// file any more. The error names what could not be renamed; nothing is overwritten then.
+/// Renames `PATH` to `PATH.1`, `PATH.1` to `PATH.2` and so on; the oldest one is overwritten. Does nothing if `PATH` is
+/// no longer this file. The error names the file that could not be renamed; the newer ones keep their names.
 pub fn rename(path: &Path, file: &File, rotation: Rotation) -> io::Result<()> {
     let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     let there = fs::metadata(path).map(identity);
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_move_up_and_the_last_one_goes() {
+    fn the_oldest_file_is_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let rotation = Rotation { size: 3, count: 2 };
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_file_stays_and_so_does_what_is_no_file() {
+    fn only_a_regular_file_of_the_minimum_size_is_due() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         fs::write(&path, "12").unwrap();
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_has_taken_the_place_is_left_alone() {
+    fn a_file_that_replaced_ours_is_not_renamed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         fs::write(&path, "old").unwrap();

@@ -1,43 +1,43 @@
-//! The levels of lines.
+//! Severity levels.
 
 use log::{LevelFilter, Metadata};
 
 use super::CRITICAL;
 
-/// The levels, as `ws_handler.h` has them.
+/// A severity level, as in `ws_handler.h`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Each step.
+    /// Trace.
     Fine,
-    /// What helps to find a mistake.
+    /// For debugging.
     Debug,
-    /// What an operator may want to know.
+    /// Normal operation.
     #[default]
     Info,
-    /// Something is wrong, but the server goes on.
+    /// A problem that the server can work around.
     Warn,
-    /// Something has failed.
+    /// An operation has failed.
     Error,
-    /// The server cannot go on.
+    /// The server, or a handler, cannot continue.
     Critical,
 }
 
 impl Level {
-    /// All of them, in order.
+    /// All levels, in ascending order.
     pub const ALL: [Level; 6] =
         [Level::Fine, Level::Debug, Level::Info, Level::Warn, Level::Error, Level::Critical];
 
-    /// The one of this number.
+    /// The level with this number.
     pub fn from_number(number: u64) -> Option<Self> {
         Self::ALL.into_iter().find(|level| *level as u64 == number)
     }
 
-    /// The one of this name.
+    /// The level with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|level| level.name() == name)
     }
 
-    /// As it is written.
+    /// Its name in the configuration and in log lines.
     pub fn name(self) -> &'static str {
         match self {
             Level::Fine => "fine",
@@ -49,7 +49,7 @@ impl Level {
         }
     }
 
-    /// The same for the `log` crate, which knows none above error.
+    /// The filter of the `log` crate, whose highest level is error.
     pub(super) fn filter(self) -> LevelFilter {
         match self {
             Level::Fine => LevelFilter::Trace,

@@ -1,5 +1,5 @@
-//! One event as the bytes of one line, or of one datagram: text, JSON, syslog, the journal. Pure: it writes nothing.
-//! Whatever an event contains, it stays one line, and no longer than it may be.
+//! Formats an event as one line or datagram: text, JSON, syslog, journal. No I/O. Whatever an event contains, the result
+//! is one line of bounded length.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -10,26 +10,26 @@ use super::Level;
 /// An event.
 #[derive(Clone, Copy, Debug)]
 pub struct Line<'a> {
-    /// How bad it is.
+    /// Severity.
     pub level: Level,
-    /// The handler that says so, if one does.
+    /// The handler that logged it, if any.
     pub handler: Option<&'a str>,
-    /// The connection that it says it about; 0 for none.
+    /// The connection it concerns; 0: none.
     pub conn: u64,
-    /// What it says.
+    /// The text.
     pub message: &'a str,
-    /// More of it, in this order.
+    /// Further fields, in this order.
     pub fields: &'a [(&'a str, Value<'a>)],
 }
 
 /// The value of a field.
 #[derive(Clone, Copy, Debug)]
 pub enum Value<'a> {
-    /// Of any content.
+    /// Text; may contain any character.
     Text(&'a str),
     /// A number.
     Number(u64),
-    /// There is none.
+    /// No value: `-` in text, null in JSON, omitted in the journal.
     Absent,
 }
 
@@ -39,41 +39,40 @@ impl<'a> From<Option<&'a str>> for Value<'a> {
     }
 }
 
-/// The writing process, and the time.
+/// The process that writes, and the time.
 #[derive(Clone, Copy)]
 pub struct Writer<'a> {
     /// The time.
     pub now: SystemTime,
-    /// "supervisor" or "worker default/0"; empty in a process that has not been named.
+    /// "supervisor" or "worker default/0"; empty: no name was set.
     pub process: &'a str,
     /// Its pid.
     pub pid: u32,
 }
 
-/// What the bytes look like.
+/// Format of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// `2026-01-02T03:04:05.678Z warn  worker default/0[1234] message`
     Text,
-    /// One object.
+    /// One JSON object.
     Json,
-    /// A line of text for the journal on standard error, which adds time and pid itself (sd-daemon(3)):
+    /// A line of text on standard error for the journal, which adds time and pid itself (sd-daemon(3)):
     /// `<4>worker default/0: message`.
     JournalText,
-    /// The same around an object.
+    /// The same prefix and a JSON object.
     JournalJson,
-    /// A datagram as syslog(3) makes them, without the time, which the daemon takes from its own clock (RFC 3164
-    /// 4.3.2): `<28>wshd[1234]: worker default/0: message`.
+    /// A datagram as of syslog(3), without the time: the daemon adds it (RFC 3164 4.3.2).
+    /// `<28>wshd[1234]: worker default/0: message`.
     SyslogText,
-    /// The same around an object.
+    /// The same prefix and a JSON object.
     SyslogJson,
     /// A datagram of the journal's native protocol.
     Journal,
 }
 
 impl Form {
-    /// The event in at most `max` bytes, which must be enough for what is always there: 1 KiB is. Long strings are
-    /// cut until all fits.
+    /// The event in at most `max` bytes; `max` is at least 1 KiB. Long strings are truncated to fit.
     pub fn write(self, line: &Line<'_>, by: &Writer<'_>, max: usize) -> Vec<u8> {
         let mut longest = max;
         loop {
@@ -85,7 +84,7 @@ impl Form {
         }
     }
 
-    /// The event with strings of at most `longest` bytes, before they are escaped.
+    /// The event with strings truncated to `longest` bytes before escaping.
     fn write_cut(self, line: &Line<'_>, by: &Writer<'_>, longest: usize) -> Vec<u8> {
         let by = &Writer { process: &cut(by.process, longest), ..*by };
         let mut text = String::with_capacity(256);
@@ -141,7 +140,7 @@ fn severity(level: Level) -> u8 {
     }
 }
 
-/// Handler, connection, message and fields, for people; also what the journal shows.
+/// Handler, connection, message and fields as text; also the journal's `MESSAGE`.
 fn write_message(text: &mut String, line: &Line<'_>, longest: usize) {
     if let Some(handler) = line.handler {
         let _ = write!(text, "{}: ", Escaped(&cut(handler, longest)));
@@ -158,7 +157,7 @@ fn write_message(text: &mut String, line: &Line<'_>, longest: usize) {
                 let value = cut(value, longest);
                 match is_plain(&value) {
                     true => write!(text, " {key}={value}"),
-                    // As in JSON, and without control characters.
+                    // Escaped as in JSON, and other control characters as well.
                     false => write!(text, " {key}={}", Escaped(&quoted(&value))),
                 }
             }
@@ -166,7 +165,7 @@ fn write_message(text: &mut String, line: &Line<'_>, longest: usize) {
     }
 }
 
-/// Whether a value can stand without quotation marks; `-` means that there is none.
+/// Whether a value needs no quotation marks; `-` stands for an absent value.
 fn is_plain(value: &str) -> bool {
     let is_plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '"' && c != '=';
     !value.is_empty() && value != "-" && value.chars().all(is_plain)
@@ -198,7 +197,7 @@ fn write_json(text: &mut String, line: &Line<'_>, by: &Writer<'_>, longest: usiz
     text.push('}');
 }
 
-/// Fields as `KEY=value`, or, where the value has a newline, as `KEY`, its size and the value.
+/// Fields as `KEY=value`; if the value has a newline, as `KEY`, size and value.
 fn journal(line: &Line<'_>, by: &Writer<'_>, longest: usize) -> Vec<u8> {
     let mut entry = Vec::with_capacity(512);
     let mut field = |key: &str, value: &str| {
@@ -238,7 +237,7 @@ fn journal(line: &Line<'_>, by: &Writer<'_>, longest: usize) -> Vec<u8> {
     entry
 }
 
-/// The text, or its beginning and "...": at most `longest` bytes and three.
+/// The text; if it is longer than `longest` bytes, its beginning and "...".
 pub fn cut(text: &str, longest: usize) -> Cow<'_, str> {
     if text.len() <= longest {
         return Cow::Borrowed(text);
@@ -252,7 +251,7 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// Text without control characters: what came from outside stays on its line.
+/// Text with control characters escaped, so that it stays on one line.
 struct Escaped<'a>(&'a str);
 
 impl std::fmt::Display for Escaped<'_> {
@@ -310,9 +309,9 @@ mod tests {
 
     #[test]
     fn a_handler_and_its_connection_are_named() {
-        let said = Line { handler: Some("chat"), conn: 0x1_0000_0007, ..line("hello", &[]) };
-        assert!(text(Form::Text, &said).ends_with("] chat: connection 100000007: hello\n"));
-        let json = json(&said);
+        let line = Line { handler: Some("chat"), conn: 0x1_0000_0007, ..line("hello", &[]) };
+        assert!(text(Form::Text, &line).ends_with("] chat: connection 100000007: hello\n"));
+        let json = json(&line);
         assert_eq!(
             (&json["handler"], &json["conn"], &json["message"]),
             (&"chat".into(), &"100000007".into(), &"hello".into())
@@ -332,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_follow_the_message_and_are_quoted_where_that_is_needed() {
+    fn fields_follow_the_message_and_are_quoted_if_necessary() {
         let fields = [
             ("a", Value::Text("/x?y[1]:2")),
             ("b", Value::Number(7)),
@@ -357,8 +356,8 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_an_end_in_every_form() {
-        // What takes most room escaped: 6 bytes for one in JSON, 6 in text.
+    fn a_line_is_bounded_in_every_form() {
+        // The longest when escaped: 6 bytes in JSON and in text.
         let long = "\u{7}".repeat(20_000);
         let fields = [("field", Value::Text(&long))];
         let long = Line { handler: Some(&long), ..line(&long, &fields) };

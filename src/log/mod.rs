@@ -1,7 +1,7 @@
-//! The log, and the access log beside it: one line an event, given to the kernel in one piece and at once, so that
-//! the lines of many processes do not mix. A sink of the `log` crate; keeps no buffer, so that nothing is lost when a
-//! process dies, and never waits, so that neither a full disk nor a reader that does not read holds up the server:
-//! what is not taken is counted, and the count told with the next line that is.
+//! The log and the access log: one line per event, in one write, so that lines of several processes do not mix. A sink of
+//! the `log` crate. It keeps no buffer, so that nothing is lost when a process dies, and never blocks, so that neither a
+//! full disk nor a slow reader delays the server: lines that cannot be written are counted, and the next line that can be
+//! written reports how many.
 
 mod access;
 mod files;
@@ -30,23 +30,23 @@ pub use self::relay::MAX_BYTES as MAX_RELAYED;
 use self::relay::{Received, Relay};
 use self::target::Target;
 
-/// Target of records above `error`: the server, or a handler, cannot go on.
+/// Target of records above `error`: the server, or a handler, cannot continue.
 pub const CRITICAL: &str = "critical";
 
 /// Which lines are written, where, and how they look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// The least level.
+    /// Minimum level.
     pub level: Level,
     /// Where the log goes.
     pub destination: Destination,
-    /// What lines look like, but for those in the journal.
+    /// Format of the lines, except in the journal.
     pub format: Format,
     /// Where the access log goes, if there is one.
     pub access: Option<AccessLog>,
-    /// Further fields of its lines, in this order.
+    /// Optional fields of its lines, in this order.
     pub fields: Vec<AccessField>,
-    /// When files are renamed.
+    /// When files are rotated.
     pub rotation: Rotation,
 }
 
@@ -67,61 +67,59 @@ pub enum Destination {
 /// Where the access log goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AccessLog {
-    /// To where the log goes.
+    /// The same destination as the log.
     Log,
     /// A file to append to.
     File(PathBuf),
 }
 
-/// What lines look like.
+/// Format of the lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// For people.
+    /// Plain text.
     #[default]
     Text,
-    /// For programs: one object a line.
+    /// One JSON object per line.
     Json,
 }
 
 /// One of the two logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Book {
-    /// What happens.
-    Log = 0,
-    /// The connections and requests: the access log.
+pub enum LogKind {
+    /// The log.
+    Main = 0,
+    /// The access log.
     Access = 1,
 }
 
-/// Both.
-pub const BOOKS: [Book; 2] = [Book::Log, Book::Access];
-
-/// Starts the log of this process and its future children, before the first fork of one, or goes on with other
-/// settings. The error names option and file; all is as it was then. [supervisor]
+/// Starts the log of this process and its future children, or applies new settings to it. The error names option and
+/// file; the running log is unchanged then. [supervisor]
 pub fn start(settings: &Settings) -> Result<(), String> {
     start_with(settings, Vec::new()).map(drop)
 }
 
-/// Opens what these settings name, for another process to [start with](start_with); nothing if they are in force. [child of
-/// the supervisor]
-pub fn open(settings: &Settings) -> Result<Vec<(Book, OwnedFd)>, String> {
+/// Opens the destinations of these settings, for another process to [start with](start_with); nothing if the settings
+/// are in force. [child of the supervisor]
+pub fn open(settings: &Settings) -> Result<Vec<(LogKind, OwnedFd)>, String> {
     if is_in_force(settings) {
         return Ok(Vec::new());
     }
     let logger = Logger::open(settings, Vec::new())?;
-    let outlets = BOOKS.into_iter().filter_map(|book| Some((book, logger.output(book)?)));
-    let opened = outlets.map(|(book, rx)| Ok((book, rx.descriptor()?)));
+    let outputs = LogKind::ALL.into_iter().filter_map(|kind| Some((kind, logger.output(kind)?)));
+    let opened = outputs.map(|(kind, output)| Ok((kind, output.descriptor()?)));
     opened.collect::<io::Result<_>>().map_err(|error| error.to_string())
 }
 
-/// The same as [`start`] with what another process has opened. What was in force before, if something else is now. [supervisor]
-pub fn start_with(settings: &Settings, opened: Vec<(Book, OwnedFd)>) -> Result<Option<Former>, String> {
+/// Like [`start`], with descriptors that another process has opened. Returns the previous log if it was replaced.
+/// [supervisor]
+pub fn start_with(settings: &Settings, opened: Vec<(LogKind, OwnedFd)>) -> Result<Option<Former>, String> {
     if is_in_force(settings) {
         return Ok(None);
     }
     let former = put_in_force(Logger::open(settings, opened)?);
     if log::set_logger(&Sink).is_ok() {
-        // Standard error may lead nowhere.
+        // Panics go to the log: standard error may be closed.
         std::panic::set_hook(Box::new(|panic| {
             let trace = Backtrace::capture();
             match trace.status() {
@@ -133,10 +131,10 @@ pub fn start_with(settings: &Settings, opened: Vec<(Book, OwnedFd)>) -> Result<O
     Ok(former)
 }
 
-/// A log that was in force.
+/// A log that was replaced.
 pub struct Former(Logger);
 
-/// Goes on with it. [supervisor]
+/// Puts a replaced log in force again. [supervisor]
 pub fn restore(former: Former) {
     put_in_force(former.0);
 }
@@ -150,12 +148,12 @@ fn is_in_force(settings: &Settings) -> bool {
     with_logger(|logger| logger.settings == *settings) == Some(true)
 }
 
-/// The least level of the lines that this process writes.
+/// Minimum level of the lines that this process writes.
 pub fn level() -> Level {
     with_logger(|logger| logger.settings.level).unwrap_or_default()
 }
 
-/// Changes it, until the log is [started](start) again.
+/// Changes the minimum level, until the log is [started](start) again.
 pub fn set_level(level: Level) {
     if let Some(logger) = LOGGER.write().unwrap_or_else(PoisonError::into_inner).as_mut() {
         logger.settings.level = level;
@@ -163,13 +161,12 @@ pub fn set_level(level: Level) {
     }
 }
 
-/// Names the process in the lines it writes from now on, such as "worker default/0".
+/// Sets the name of this process in its lines, such as "worker default/0".
 pub fn set_process(name: &str) {
     name.clone_into(&mut PROCESS.write().unwrap_or_else(PoisonError::into_inner));
 }
 
-/// Writes what a handler says itself, if it is of its `least` level, or without one of that of the log. `conn` is 0
-/// for no connection.
+/// Writes a line of a handler, if it has its `least` level, by default that of the log. `conn` is 0 for no connection.
 pub fn write_for_handler(least: Option<Level>, level: Level, handler: &str, conn: u64, message: &str) {
     with_logger(|logger| {
         if level >= least.unwrap_or(logger.settings.level) {
@@ -178,47 +175,47 @@ pub fn write_for_handler(least: Option<Level>, level: Level, handler: &str, conn
     });
 }
 
-/// Writes a line of the access log; there must be one.
+/// Writes a line of the access log, which must be configured.
 pub fn write_access(fields: &[(&str, Value<'_>)]) {
     let line = Line { level: Level::Info, handler: None, conn: 0, message: "access", fields };
     with_logger(|logger| logger.access.as_ref().unwrap_or(&logger.log).write(&line));
 }
 
-/// Opens a file anew, which somebody may have renamed, or finds a log daemon that has come new. Lines go to the old
-/// place until then, and if there is an error. Returns the descriptor to hand on. [supervisor]
-pub fn reopen(book: Book) -> Result<Option<OwnedFd>, String> {
-    with_logger(|logger| logger.output(book).map_or(Ok(None), Output::reopen)).unwrap_or(Ok(None))
+/// Reopens a file, which may have been renamed, or reconnects to a log daemon, which may have been restarted. After an
+/// error, lines go to the old destination. Returns the descriptor to pass to workers. [child of the supervisor]
+pub fn reopen(kind: LogKind) -> Result<Option<OwnedFd>, String> {
+    with_logger(|logger| logger.output(kind).map_or(Ok(None), Output::reopen)).unwrap_or(Ok(None))
 }
 
-/// Whether a file has become too large. [supervisor]
-pub fn is_rotation_due(book: Book) -> bool {
+/// Whether a file is large enough to be rotated. [supervisor]
+pub fn is_rotation_due(kind: LogKind) -> bool {
     let is_due =
-        |logger: &Logger| logger.output(book).is_some_and(|output| output.is_due(logger.settings.rotation));
+        |logger: &Logger| logger.output(kind).is_some_and(|output| output.is_due(logger.settings.rotation));
     with_logger(is_due).unwrap_or(false)
 }
 
-/// Renames a file that has become too large, and opens it anew; otherwise as [`reopen`]. [child of the supervisor]
-pub fn rotate(book: Book) -> Result<Option<OwnedFd>, String> {
+/// Like [`reopen`], for a file that is due for rotation, which it renames first. [child of the supervisor]
+pub fn rotate(kind: LogKind) -> Result<Option<OwnedFd>, String> {
     let rotate = |logger: &Logger| {
-        logger.output(book).map_or(Ok(None), |output| output.rotate(logger.settings.rotation))
+        logger.output(kind).map_or(Ok(None), |output| output.rotate(logger.settings.rotation))
     };
     with_logger(rotate).unwrap_or(Ok(None))
 }
 
-/// Goes on where the supervisor has opened something. [worker]
-pub fn replace(book: Book, fd: OwnedFd) -> io::Result<()> {
+/// Writes to this descriptor from now on, which another process has opened. [supervisor, worker]
+pub fn replace(kind: LogKind, fd: OwnedFd) -> io::Result<()> {
     let target = Target::from_fd(fd)?;
-    with_logger(|logger| logger.output(book).map(|output| output.replace(target)));
+    with_logger(|logger| logger.output(kind).map(|output| output.replace(target)));
     Ok(())
 }
 
-/// From here on lines go to the supervisor over this socket, and this process has no file or socket of the log any more.
-/// [worker of a pool with a user of its own]
+/// Sends lines to the supervisor over this socket from now on, and closes the files and sockets of the log. [worker of a
+/// pool with its own user]
 pub fn relay(socket: OwnedFd) -> io::Result<()> {
-    let relay = Relay::new(socket, Book::Log);
+    let relay = Relay::new(socket, LogKind::Main);
     let relayed = with_logger(|logger| {
         if let Some(access) = &logger.access {
-            access.replace(Target::Relay(relay.try_clone(Book::Access)?));
+            access.replace(Target::Relay(relay.try_clone(LogKind::Access)?));
         }
         logger.log.replace(Target::Relay(relay));
         Ok(())
@@ -226,11 +223,11 @@ pub fn relay(socket: OwnedFd) -> io::Result<()> {
     relayed.unwrap_or(Ok(()))
 }
 
-/// Writes what a process has sent that has no file of the log. [supervisor]
+/// Writes a line that another process has sent with [`relay`]. [supervisor]
 pub fn write_relayed(bytes: &[u8], process: &str, pid: u32) {
     let received = Received::read(bytes);
     with_logger(|logger| {
-        let output = logger.output(received.book).unwrap_or(&logger.log);
+        let output = logger.output(received.kind).unwrap_or(&logger.log);
         if received.lost > 0 {
             output.write_as(process, pid, &loss(&loss_text(received.lost)));
         }
@@ -238,22 +235,30 @@ pub fn write_relayed(bytes: &[u8], process: &str, pid: u32) {
     });
 }
 
-impl Book {
-    /// Its name among processes.
+impl LogKind {
+    /// All logs.
+    pub const ALL: [LogKind; 2] = [LogKind::Main, LogKind::Access];
+
+    /// Its name in messages between processes.
     pub fn name(self) -> &'static str {
         match self {
-            Book::Log => "log",
-            Book::Access => "access",
+            LogKind::Main => "log",
+            LogKind::Access => "access",
         }
     }
 
-    /// The one of this number.
+    /// The log with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// The log with this number.
     pub fn from_number(number: u64) -> Option<Self> {
-        BOOKS.into_iter().find(|book| *book as u64 == number)
+        Self::ALL.into_iter().find(|kind| *kind as u64 == number)
     }
 }
 
-/// From here on the lines of both logs that this process loses are counted there, or not at all.
+/// Counts the lines of both logs that this process loses in `counter`; None: not at all.
 pub fn count_losses(counter: Option<&'static AtomicU64>) {
     *LOST.write().unwrap_or_else(PoisonError::into_inner) = counter;
 }
@@ -261,7 +266,7 @@ pub fn count_losses(counter: Option<&'static AtomicU64>) {
 static LOST: RwLock<Option<&AtomicU64>> = RwLock::new(None);
 /// None until the log is started.
 static LOGGER: RwLock<Option<Logger>> = RwLock::new(None);
-/// Empty in a process that has not been named.
+/// Name of this process; empty: not set.
 static PROCESS: RwLock<String> = RwLock::new(String::new());
 
 fn with_logger<R>(f: impl FnOnce(&Logger) -> R) -> Option<R> {
@@ -276,10 +281,10 @@ struct Logger {
 }
 
 impl Logger {
-    /// What is not opened already is here.
-    fn open(settings: &Settings, mut opened: Vec<(Book, OwnedFd)>) -> Result<Self, String> {
-        let mut opened = |book| {
-            let at = opened.iter().position(|(known, _)| *known == book)?;
+    /// Opens what `opened` lacks.
+    fn open(settings: &Settings, mut opened: Vec<(LogKind, OwnedFd)>) -> Result<Self, String> {
+        let mut opened = |kind| {
+            let at = opened.iter().position(|(known, _)| *known == kind)?;
             Some(opened.remove(at).1)
         };
         let (text, journal, datagram) = match settings.format {
@@ -295,7 +300,7 @@ impl Logger {
             let target = Target::daemon(path, opened).map_err(|error| failed(option, path, &error))?;
             Ok::<_, String>(Output::new(target, form, None))
         };
-        let log = opened(Book::Log);
+        let log = opened(LogKind::Main);
         let log = match &settings.destination {
             Destination::Stderr => {
                 let target = log.map_or_else(Target::stderr, Target::from_fd);
@@ -307,21 +312,21 @@ impl Logger {
             Destination::Journald(path) => daemon("log_target journald:", path, Form::Journal, log)?,
         };
         let access = match &settings.access {
-            Some(AccessLog::File(path)) => Some(file("--access-log", path, opened(Book::Access))?),
+            Some(AccessLog::File(path)) => Some(file("--access-log", path, opened(LogKind::Access))?),
             Some(AccessLog::Log) | None => None,
         };
         Ok(Self { settings: settings.clone(), log, access })
     }
 
-    fn output(&self, book: Book) -> Option<&Output> {
-        match book {
-            Book::Log => Some(&self.log),
-            Book::Access => self.access.as_ref(),
+    fn output(&self, kind: LogKind) -> Option<&Output> {
+        match kind {
+            LogKind::Main => Some(&self.log),
+            LogKind::Access => self.access.as_ref(),
         }
     }
 }
 
-/// The log for the macros of the `log` crate.
+/// Receives the records of the `log` crate.
 struct Sink;
 
 impl Log for Sink {
@@ -341,13 +346,13 @@ impl Log for Sink {
     fn flush(&self) {}
 }
 
-/// A target with what has been lost on the way to it.
+/// A target, and the lines lost on the way to it.
 struct Output {
     target: RwLock<Target>,
     form: Form,
-    /// Of a file.
+    /// Path of a file.
     path: Option<PathBuf>,
-    /// Lines that this process has lost since it told how many.
+    /// Lines lost and not yet reported.
     lost: AtomicU64,
 }
 
@@ -364,18 +369,18 @@ impl Output {
     fn write_as(&self, process: &str, pid: u32, line: &Line<'_>) {
         let by = Writer { now: SystemTime::now(), process, pid };
         let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
-        let form = |line: &Line<'_>, room: usize| self.form.write(line, &by, room);
+        let format = |line: &Line<'_>, max: usize| self.form.write(line, &by, max);
         let lost = self.lost.swap(0, Ordering::Relaxed);
-        let room = target.longest_line();
-        let loss = if lost > 0 { form(&loss(&loss_text(lost)), room) } else { Vec::new() };
-        // Together, or short lines about losses would take the room of longer ones.
+        let max = target.longest_line();
+        let loss = if lost > 0 { format(&loss(&loss_text(lost)), max) } else { Vec::new() };
         let is_written = match &*target {
+            // In one write: otherwise the short line about losses might fit again and again, and the line itself not.
             Target::Stream(stream) => {
-                let line = form(line, room - loss.len());
+                let line = format(line, max - loss.len());
                 stream.write(&[loss, line].concat())
             }
             Target::Daemon(daemon) => {
-                let is_written = daemon.send(&form(line, room));
+                let is_written = daemon.send(&format(line, max));
                 if is_written && lost > 0 && !daemon.send(&loss) {
                     self.lost.fetch_add(lost, Ordering::Relaxed);
                 }
@@ -457,22 +462,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_lost_is_told_with_the_next_line() {
+    fn the_next_line_reports_how_many_were_lost() {
         let (mut reader, writer) = io::pipe().unwrap();
         let path = PathBuf::from(format!("/proc/self/fd/{}", writer.as_raw_fd()));
-        let rx = Output::new(Target::file(&path).unwrap(), Form::Text, None);
+        let output = Output::new(Target::file(&path).unwrap(), Form::Text, None);
         drop(writer);
         let line = |message| Line { level: Level::Info, handler: None, conn: 0, message, fields: &[] };
         let long = "x".repeat(3000);
         // A pipe holds 64 KiB, or less for a user who has many (pipe(7)).
-        (0..100).for_each(|_| rx.write(&line(&long)));
-        let lost = rx.lost.load(Ordering::Relaxed);
+        (0..100).for_each(|_| output.write(&line(&long)));
+        let lost = output.lost.load(Ordering::Relaxed);
         assert!((1..100).contains(&lost));
         let mut room = vec![0; 16 * 1024];
         reader.read_exact(&mut room).unwrap();
-        rx.write(&line("next"));
-        rx.write(&line("last"));
-        drop(rx);
+        output.write(&line("next"));
+        output.write(&line("last"));
+        drop(output);
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         let mut ends = text.lines().rev().map(|line| line.split_once("] ").unwrap().1);
@@ -483,20 +488,20 @@ mod tests {
     }
 
     #[test]
-    fn one_line_is_one_line() {
+    fn the_loss_of_one_line_is_in_the_singular() {
         assert_eq!((&*loss_text(1), &*loss_text(17)), ("1 line was lost", "17 lines were lost"));
     }
 
     #[test]
-    fn a_file_that_can_not_be_opened_anew_is_kept() {
+    fn a_file_that_cannot_be_reopened_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/log");
         std::fs::create_dir(dir.path().join("a")).unwrap();
-        let rx = Output::new(Target::file(&path).unwrap(), Form::Text, Some(path.clone()));
+        let output = Output::new(Target::file(&path).unwrap(), Form::Text, Some(path.clone()));
         std::fs::rename(dir.path().join("a"), dir.path().join("b")).unwrap();
-        let error = rx.reopen().unwrap_err();
+        let error = output.reopen().unwrap_err();
         assert!(error.contains("a/log: No such file"), "{error}");
-        rx.write(&loss("still"));
+        output.write(&loss("still"));
         assert!(std::fs::read_to_string(dir.path().join("b/log")).unwrap().ends_with("] still\n"));
     }
 

@@ -1,5 +1,5 @@
-//! Lines on their way from a process that is not to have the files of the log: each is one datagram to the supervisor, which
-//! reads it as a stranger's, says who has sent it, and writes it.
+//! Sends log lines to the supervisor, for a process that must not have the log files open: one datagram per line. The
+//! supervisor does not trust the content; it adds the sender's name and pid, and writes the line.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,45 +8,45 @@ use rustix::net::{SendFlags, send};
 use serde::{Deserialize, Serialize};
 
 use super::line::{Line, Value, cut};
-use super::{Book, Level};
+use super::{Level, LogKind};
 
-/// Bytes of a datagram at most.
+/// Maximum bytes of a datagram.
 pub const MAX_BYTES: usize = 8 * 1024;
-/// Fields of a line at most, and bytes of the name of each.
+/// Maximum fields of a line, and maximum bytes of a field's name.
 const FIELDS: usize = 64;
 const KEY: usize = 32;
 
-/// Where lines go.
+/// The sending side, for the lines of one log.
 pub struct Relay {
     socket: OwnedFd,
-    book: Book,
+    kind: LogKind,
 }
 
-/// A line as it is sent.
+/// A line on the wire.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Wire {
-    book: u64,
+    kind: u64,
     level: usize,
     handler: Option<String>,
     conn: u64,
     message: String,
     fields: Vec<(String, serde_json::Value)>,
-    /// Lines that were lost before it.
+    /// Lines lost before it.
     lost: u64,
 }
 
 impl Relay {
-    /// For the lines of one log.
-    pub fn new(socket: OwnedFd, book: Book) -> Self {
-        Self { socket, book }
+    /// Sends the lines of one log over this socket.
+    pub fn new(socket: OwnedFd, kind: LogKind) -> Self {
+        Self { socket, kind }
     }
 
-    /// Where it goes.
+    /// The socket.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// Sends a line, and how many were lost before it; false if it is lost.
+    /// Sends a line and the number of lines lost before it; false: not sent.
     pub fn send(&self, line: &Line<'_>, lost: u64) -> bool {
         let mut longest = MAX_BYTES;
         loop {
@@ -68,7 +68,7 @@ impl Relay {
             Value::Absent => serde_json::Value::Null,
         };
         Wire {
-            book: self.book as u64,
+            kind: self.kind as u64,
             level: Level::ALL.iter().position(|level| *level == line.level).unwrap_or_default(),
             handler: line.handler.map(|handler| cut(handler, longest).into_owned()),
             conn: line.conn,
@@ -79,28 +79,28 @@ impl Relay {
     }
 
     /// The same for another log.
-    pub fn try_clone(&self, book: Book) -> io::Result<Self> {
-        Ok(Self { socket: self.socket.try_clone()?, book })
+    pub fn try_clone(&self, kind: LogKind) -> io::Result<Self> {
+        Ok(Self { socket: self.socket.try_clone()?, kind })
     }
 }
 
-/// A line that was received.
+/// A received line.
 pub struct Received {
-    /// Where it belongs.
-    pub book: Book,
-    /// Lines that were lost before it.
+    /// The log it is for.
+    pub kind: LogKind,
+    /// Lines lost before it.
     pub lost: u64,
     level: Level,
     wire: Wire,
 }
 
 impl Received {
-    /// From a datagram. What was not made by [`Relay::send`] is a line of text, such as a handler prints.
+    /// Parses a datagram. One that [`Relay::send`] did not make is plain text, such as a handler's output.
     pub fn read(bytes: &[u8]) -> Self {
         Self::read_wire(bytes).unwrap_or_else(|| {
             let message = String::from_utf8_lossy(bytes).trim_end().to_owned();
             let wire = Wire { message, ..Wire::default() };
-            Self { book: Book::Log, lost: 0, level: Level::Info, wire }
+            Self { kind: LogKind::Main, lost: 0, level: Level::Info, wire }
         })
     }
 
@@ -110,12 +110,12 @@ impl Received {
             (1..=KEY).contains(&key.len())
                 && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
         };
-        let is_proper = wire.fields.len() <= FIELDS && wire.fields.iter().all(|(key, _)| is_name(key));
-        let (book, level) = (Book::from_number(wire.book)?, *Level::ALL.get(wire.level)?);
-        is_proper.then_some(Self { book, lost: wire.lost, level, wire })
+        let is_valid = wire.fields.len() <= FIELDS && wire.fields.iter().all(|(key, _)| is_name(key));
+        let (kind, level) = (LogKind::from_number(wire.kind)?, *Level::ALL.get(wire.level)?);
+        is_valid.then_some(Self { kind, lost: wire.lost, level, wire })
     }
 
-    /// The line.
+    /// Calls `f` with the line.
     pub fn with_line<R>(&self, f: impl FnOnce(&Line<'_>) -> R) -> R {
         let fields: Vec<(&str, Value<'_>)> =
             self.wire.fields.iter().map(|(key, value)| (&**key, field(value))).collect();
@@ -139,9 +139,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_arrives_as_it_was_sent_and_is_cut_where_it_is_too_long() {
+    fn a_line_arrives_as_it_was_sent_and_is_truncated_if_too_long() {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
-        let relay = Relay::new(ours.into(), Book::Access);
+        let relay = Relay::new(ours.into(), LogKind::Access);
         let fields =
             [("status", Value::Number(101)), ("origin", Value::Text("a\n")), ("user", Value::Absent)];
         let line = Line {
@@ -155,7 +155,7 @@ mod tests {
         assert!(relay.send(&line, 3));
         let size = theirs.recv(&mut bytes).unwrap();
         let received = Received::read(&bytes[..size]);
-        assert_eq!((received.book, received.lost), (Book::Access, 3));
+        assert_eq!((received.kind, received.lost), (LogKind::Access, 3));
         received.with_line(|came| {
             assert_eq!(
                 format!("{:?}", (came.level, came.handler, came.conn, came.message, came.fields)),
@@ -171,13 +171,13 @@ mod tests {
     }
 
     #[test]
-    fn all_else_is_text() {
-        let strange =
-            r#"{"book":0,"level":1,"handler":null,"conn":0,"message":"","fields":[["A\nB",1]],"lost":0}"#;
-        let unknown = strange.replace("\"level\":1", "\"level\":99").replace("A\\nB", "a");
-        for text in ["hello", "{}", strange, &unknown, &"[".repeat(5000)] {
+    fn any_other_datagram_is_text() {
+        let bad_name =
+            r#"{"kind":0,"level":1,"handler":null,"conn":0,"message":"","fields":[["A\nB",1]],"lost":0}"#;
+        let bad_level = bad_name.replace("\"level\":1", "\"level\":99").replace("A\\nB", "a");
+        for text in ["hello", "{}", bad_name, &bad_level, &"[".repeat(5000)] {
             let received = Received::read(format!("{text}\n").as_bytes());
-            assert_eq!(received.book, Book::Log);
+            assert_eq!(received.kind, LogKind::Main);
             received.with_line(|line| assert_eq!((line.message, line.fields.len()), (text, 0)));
         }
         Received::read(&[0xff, b'a']).with_line(|line| assert_eq!(line.message, "\u{fffd}a"));

@@ -1,5 +1,5 @@
-//! Where bytes of the log go: a descriptor, or the socket of a log daemon. Never waits: what is not taken at once is
-//! lost, and the caller is told. Keeps no buffer.
+//! Where log lines go: a descriptor, or the socket of a log daemon. Never blocks and keeps no buffer: a line that cannot
+//! be written at once is lost, and the caller learns it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -16,9 +16,9 @@ use nix::sys::stat::{SFlag, fstat};
 
 use super::relay::Relay;
 
-/// The most bytes of a line, so that what a peer sends cannot fill a disk at once.
+/// Maximum bytes of a line, so that what a peer sends cannot fill a disk at once.
 const LINE: usize = 8 * 1024;
-/// The most bytes of a line in a pipe, which takes them whole or not at all.
+/// Maximum bytes of a line in a pipe: up to this size, a write is atomic (pipe(7)).
 const PIPE_LINE: usize = libc::PIPE_BUF;
 
 /// An open target.
@@ -27,7 +27,7 @@ pub enum Target {
     Stream(Stream),
     /// A log daemon.
     Daemon(Daemon),
-    /// The supervisor, which writes into what this process is not to have.
+    /// The supervisor, which writes the lines on behalf of this process.
     Relay(Relay),
 }
 
@@ -35,11 +35,11 @@ pub enum Target {
 pub struct Stream {
     file: File,
     kind: Kind,
-    /// The last line was taken in part.
+    /// The last line was written in part.
     torn: AtomicBool,
 }
 
-/// A datagram socket that is connected to a log daemon's.
+/// A datagram socket connected to a log daemon.
 pub struct Daemon {
     socket: UnixDatagram,
     path: PathBuf,
@@ -47,12 +47,12 @@ pub struct Daemon {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Does not wait: a regular file, or open with O_NONBLOCK.
+    /// Does not block: a regular file, or a terminal with O_NONBLOCK.
     Plain,
-    /// The same, a pipe.
+    /// A pipe with O_NONBLOCK.
     Pipe,
-    /// May wait, so it is asked first whether it has room.
-    Asked,
+    /// A pipe or terminal that blocks: polled before each write.
+    Blocking,
     Socket,
 }
 
@@ -62,34 +62,33 @@ impl Target {
         let stderr = io::stderr();
         let kind = kind_of(stderr.as_fd())?;
         if kind == SFlag::S_IFIFO || kind == SFlag::S_IFCHR {
-            // O_NONBLOCK is of the open file description, and this one may be shared with who started the server: a
-            // new one for the same pipe or terminal.
+            // O_NONBLOCK belongs to the open file description, which other processes may share: use a new one for the
+            // same pipe or terminal. Opening fails if it belongs to another user.
             if let Ok(file) = open(Path::new("/proc/self/fd/2")) {
                 return Self::from_fd(file.into());
             }
-            // Somebody else's, which cannot be opened anew.
         }
         Self::from_fd(stderr.as_fd().try_clone_to_owned()?)
     }
 
-    /// A file that is appended to, and made if it is not there.
+    /// A file to append to; created if it does not exist.
     pub fn file(path: &Path) -> io::Result<Self> {
         Self::from_fd(open(path)?.into())
     }
 
-    /// Whatever has been opened, here or in another process.
+    /// An open file, pipe, terminal or stream socket.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let flags = OFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GETFL)?);
         let kind = match kind_of(fd.as_fd())? {
             SFlag::S_IFSOCK => Kind::Socket,
-            SFlag::S_IFIFO | SFlag::S_IFCHR if !flags.contains(OFlag::O_NONBLOCK) => Kind::Asked,
+            SFlag::S_IFIFO | SFlag::S_IFCHR if !flags.contains(OFlag::O_NONBLOCK) => Kind::Blocking,
             SFlag::S_IFIFO => Kind::Pipe,
             _ => Kind::Plain,
         };
         Ok(Self::Stream(Stream { file: fd.into(), kind, torn: AtomicBool::new(false) }))
     }
 
-    /// The socket of a log daemon; another process may have connected it.
+    /// The socket of a log daemon; `connected`: another process has connected it.
     pub fn daemon(path: &Path, connected: Option<OwnedFd>) -> io::Result<Self> {
         let connect = || {
             let socket = UnixDatagram::unbound()?;
@@ -101,7 +100,7 @@ impl Target {
         Ok(Self::Daemon(Daemon { socket, path: path.to_owned() }))
     }
 
-    /// For another process.
+    /// The descriptor, to be sent to another process.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         match self {
             Self::Stream(stream) => stream.file.as_fd(),
@@ -110,7 +109,7 @@ impl Target {
         }
     }
 
-    /// The file, if it is one or anything else with a descriptor that lines are written to.
+    /// The file of a [`Stream`].
     pub fn file_of(&self) -> Option<&File> {
         match self {
             Self::Stream(stream) => Some(&stream.file),
@@ -118,24 +117,24 @@ impl Target {
         }
     }
 
-    /// The most bytes of a line.
+    /// Maximum bytes of a line.
     pub fn longest_line(&self) -> usize {
         match self {
-            Self::Stream(Stream { kind: Kind::Pipe | Kind::Asked, .. }) => PIPE_LINE,
+            Self::Stream(Stream { kind: Kind::Pipe | Kind::Blocking, .. }) => PIPE_LINE,
             _ => LINE,
         }
     }
 }
 
 impl Daemon {
-    /// Finds a daemon that has come new. All processes share the socket, so one of them has to see its path.
+    /// Connects to a daemon that was restarted. All processes share the socket: it suffices that one can reach its path.
     pub fn reconnect(&self) -> io::Result<()> {
         let named =
             |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display()));
         self.socket.connect(&self.path).map_err(named)
     }
 
-    /// Sends one datagram; false if it is lost.
+    /// Sends one datagram; false: lost.
     pub fn send(&self, bytes: &[u8]) -> bool {
         match self.socket.send(bytes) {
             Ok(_) => true,
@@ -146,9 +145,9 @@ impl Daemon {
 }
 
 impl Stream {
-    /// Writes whole lines; false if they, or a part of them, are lost.
+    /// Writes whole lines; false: some of it is lost.
     pub fn write(&self, bytes: &[u8]) -> bool {
-        // What was taken of the last line ends here.
+        // Ends a line that was written in part.
         let whole = match self.torn.load(Ordering::Relaxed) {
             true => &[b"\n", bytes].concat(),
             false => bytes,
@@ -169,9 +168,9 @@ impl Stream {
     fn write_once(&self, bytes: &[u8]) -> io::Result<usize> {
         match self.kind {
             Kind::Plain | Kind::Pipe => (&self.file).write(bytes),
-            // A pipe that has room has it for PIPE_BUF bytes.
-            Kind::Asked if has_room(self.file.as_fd()) => (&self.file).write(bytes),
-            Kind::Asked => Ok(0),
+            // A pipe that is writable takes PIPE_BUF bytes.
+            Kind::Blocking if has_room(self.file.as_fd()) => (&self.file).write(bytes),
+            Kind::Blocking => Ok(0),
             Kind::Socket => {
                 let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
                 Ok(send(self.file.as_raw_fd(), bytes, flags)?)
@@ -188,7 +187,7 @@ pub fn stderr_is_journal() -> bool {
     stderr.is_ok_and(|stderr| stream == format!("{}:{}", stderr.st_dev, stderr.st_ino))
 }
 
-/// Whether the daemon has closed its socket, or reads no more from it.
+/// Whether the daemon has closed its socket or shut down its reading side.
 fn is_gone(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionRefused, NotConnected};
     matches!(error.kind(), ConnectionRefused | NotConnected | BrokenPipe)
@@ -229,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_pipe_loses_whole_lines_and_does_not_wait() {
+    fn a_full_pipe_loses_whole_lines_and_does_not_block() {
         let (mut reader, writer) = io::pipe().unwrap();
         let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
         let target = Target::file(Path::new(&path)).unwrap();
@@ -246,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn another_s_pipe_is_asked_first() {
+    fn a_blocking_pipe_is_polled_first() {
         let (mut reader, writer) = io::pipe().unwrap();
         let target = Target::from_fd(writer.into()).unwrap();
         let taken = (0..1000).take_while(|_| target.write(&[b'x'; PIPE_LINE])).count();
@@ -256,13 +255,13 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_torn_line_stands_on_a_line_of_its_own() {
+    fn a_line_after_a_torn_one_starts_on_a_new_line() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let target = Target::from_fd(ours.into()).unwrap();
         let line = [[b'x'; LINE - 1].as_slice(), b"\n"].concat();
         let whole = (0..10_000).take_while(|_| target.write(&line)).count();
         let Target::Stream(stream) = &target else { unreachable!() };
-        // The kernel takes pages of what was left of the buffer, or nothing.
+        // The kernel may accept part of the last line.
         let torn = stream.torn.load(Ordering::Relaxed);
         theirs.read_exact(&mut vec![0; whole * LINE]).unwrap();
         assert!(target.write(b"next\n"));
@@ -280,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_comes_back_is_found() {
+    fn a_restarted_daemon_is_connected_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         assert!(Target::daemon(&path, None).is_err());
@@ -289,7 +288,7 @@ mod tests {
         let mut buffer = [0; 16];
         assert!(target.write(b"one"));
         assert_eq!(daemon.recv(&mut buffer).unwrap(), 3);
-        // Not by dropping it: a process that another test forks may have the socket, too.
+        // Dropping it is not enough: a process that another test forked may hold the socket, too.
         daemon.shutdown(Shutdown::Both).unwrap();
         assert!(!target.write(b"lost"));
         std::fs::remove_file(&path).unwrap();
@@ -301,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_does_not_read_costs_lines_only() {
+    fn lines_are_lost_if_a_daemon_does_not_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let _daemon = UnixDatagram::bind(&path).unwrap();

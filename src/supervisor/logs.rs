@@ -13,7 +13,7 @@ use super::errand::{Outbox, value_of};
 use super::role::{Errand, Parts};
 use crate::clock;
 use crate::fleet::control::Command;
-use crate::log::{self as sink, Book, Level};
+use crate::log::{self as sink, Level, LogKind};
 use crate::time::Instant;
 
 /// Lines that are taken from a process before others get their turn.
@@ -37,22 +37,22 @@ impl Supervisor {
 
     /// Renames the files that have become too large.
     pub(super) fn look_after_logs(&mut self) {
-        if sink::BOOKS.into_iter().any(sink::is_rotation_due) {
+        if LogKind::ALL.into_iter().any(sink::is_rotation_due) {
             self.open_logs("rotate a log file", sink::rotate);
         }
     }
 
     /// Has a child do what may wait for a disk.
-    fn open_logs(&mut self, what: &str, open: impl Fn(Book) -> Result<Option<OwnedFd>, String>) {
+    fn open_logs(&mut self, what: &str, open: impl Fn(LogKind) -> Result<Option<OwnedFd>, String>) {
         if self.is_out(Errand::OpenLogs) {
             return self.maintenance.logs.is_wanted = true;
         }
         let is_known = self.maintenance.logs.is_failing;
         let open_all = |outbox: &Outbox| {
             let mut faults = Vec::new();
-            for book in sink::BOOKS {
-                match open(book) {
-                    Ok(opened) => opened.map_or(Ok(()), |fd| outbox.part(book.name(), fd.as_fd()))?,
+            for kind in LogKind::ALL {
+                match open(kind) {
+                    Ok(opened) => opened.map_or(Ok(()), |fd| outbox.part(kind.name(), fd.as_fd()))?,
                     Err(why) => faults.push(why),
                 }
             }
@@ -72,9 +72,9 @@ impl Supervisor {
             log::error!("cannot reopen the log: its file system does not answer; keeping the old file");
         }
         for (name, fd) in parts {
-            let Some(book) = sink::BOOKS.into_iter().find(|book| book.name() == name) else { continue };
-            self.hand_on(book, &fd);
-            if let Err(error) = sink::replace(book, fd) {
+            let Some(kind) = LogKind::from_name(&name) else { continue };
+            self.hand_on(kind, &fd);
+            if let Err(error) = sink::replace(kind, fd) {
                 log::error!("cannot reopen the log: {error}; keeping the old file");
             }
         }
@@ -97,11 +97,11 @@ impl Supervisor {
     }
 
     /// Sends a descriptor to all workers, also those that are being replaced and those that wait.
-    fn hand_on(&mut self, book: Book, fd: &OwnedFd) {
+    fn hand_on(&mut self, kind: LogKind, fd: &OwnedFd) {
         let has_files = |pid: &Pid| self.processes.get(*pid).is_some_and(|process| process.log.is_none());
         for pid in self.processes.with_channel().into_iter().filter(has_files) {
             // Another error: it has gone.
-            match self.processes.command(pid, Command::Log(book), Some(fd.as_fd())) {
+            match self.processes.command(pid, Command::Log(kind), Some(fd.as_fd())) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     log::warn!(
                         "process {pid} does not read its commands; it keeps writing to the old log file"

@@ -81,8 +81,8 @@ fn try_find(old: &Generation, reread: &Reread, outbox: &Outbox) -> Result<(Found
         return Err(why);
     }
     let handed = |error: io::Error| error.to_string();
-    for (book, fd) in sink::open(&config.log)? {
-        outbox.part(book.name(), fd.as_fd()).map_err(handed)?;
+    for (kind, fd) in sink::open(&config.log)? {
+        outbox.part(kind.name(), fd.as_fd()).map_err(handed)?;
     }
     let certificates = stamps(&config);
     let [listeners, metrics] = old.sockets_for(&config, [&[], &[]]).map_err(|error| error.to_string())?;
@@ -110,11 +110,11 @@ impl Next {
     pub fn of(old: &Generation, reread: &Reread, mut parts: Parts) -> Result<Self, String> {
         let found: Result<Found, String> = value_of(&mut parts)?;
         let Found { answers, routes, faults, certificates, sockets } = found?;
-        let (mut listeners, mut metrics, mut books) = (Sockets::new(), Sockets::new(), Vec::new());
+        let (mut listeners, mut metrics, mut logs) = (Sockets::new(), Sockets::new(), Vec::new());
         let mut sockets = sockets.into_iter();
         for (name, fd) in parts {
-            if let Some(book) = sink::BOOKS.into_iter().find(|book| book.name() == name) {
-                books.push((book, fd));
+            if let Some(kind) = sink::LogKind::from_name(&name) {
+                logs.push((kind, fd));
                 continue;
             }
             let known = sockets.next().and_then(|new| Some((Listen::from_bytes(&new.asked)?, new.file)));
@@ -129,7 +129,7 @@ impl Next {
         let sockets = old.sockets_for(&config, [&listeners, &metrics]).map_err(|error| error.to_string())?;
         let generation = old.following(config, (routes, faults), sockets, certificates)?;
         // New workers inherit it.
-        let former_log = sink::start_with(&generation.config.log, books)?;
+        let former_log = sink::start_with(&generation.config.log, logs)?;
         Ok(Self { generation, former_log })
     }
 }
