@@ -1,5 +1,5 @@
-//! The command line: mod_pywebsocket's options, the others that people type, `-o` for all settings, and the subcommands.
-//! What options mean is in `settings`. Names are spelled with `-` or, as in mod_pywebsocket, with `_`.
+//! The command line: the options of mod_pywebsocket and others that are often typed, `-o` for all settings, and the
+//! subcommands. `settings` defines the options. Their names have `-` or, as in mod_pywebsocket, `_`.
 
 mod control;
 
@@ -19,26 +19,26 @@ use crate::kit::check::Check;
 use crate::settings::legacy::{IGNORED, Ignored};
 use crate::settings::{self, Flag, Kind, Place, Places, Scope, Setting, effective::Effective, resolve};
 
-/// What the command line asks for.
+/// The command to run.
 #[derive(Debug)]
 pub enum Command {
-    /// To serve.
+    /// Serve.
     Serve(Box<Config>),
-    /// To test this configuration.
+    /// Test this configuration.
     Test(Box<Config>),
-    /// To check these handlers, with the settings that a configuration has for them.
+    /// Check these handlers, with their settings in a configuration.
     Check(Check, Option<Box<Config>>),
-    /// To print this configuration.
+    /// Print this configuration.
     Config(String),
-    /// To ask a running server.
+    /// Send a request to a running server.
     Ctl(Box<ctl::Order>),
-    /// To do this for an author of handlers.
+    /// A command for authors of handlers.
     Kit(Kit),
-    /// To print what this shell needs to complete command lines.
+    /// Print the completion script of this shell.
     Completions(Shell),
 }
 
-/// Why there is nothing to be done.
+/// Why there is no command.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The command line is wrong, or asks for help or the version.
@@ -53,8 +53,8 @@ pub enum Error {
 enum Sub {
     /// Check a configuration, or handlers
     ///
-    /// Without FILE the configuration is tested, as for a start: the options are those of the server. Handlers are loaded
-    /// and started each in a process of its own, with the settings that the configuration has for them
+    /// Without FILE the configuration is tested, as for a start: the options are those of the server. Each handler is loaded
+    /// and started in a process of its own, with its settings in the configuration
     Check {
         /// Handlers, or directories of handlers
         #[arg(value_name = "FILE")]
@@ -62,10 +62,10 @@ enum Sub {
         /// Report on handlers as one JSON array
         #[arg(long, requires = "files")]
         json: bool,
-        /// Warnings about handlers are faults, too
+        /// Count warnings about handlers as faults
         #[arg(long, requires = "files")]
         strict: bool,
-        /// Serve handlers to peers that misbehave, too
+        /// Also serve handlers to peers that misbehave
         #[arg(long, requires = "files")]
         faults: bool,
         /// Do not confine handlers: they may write files and use the network
@@ -74,7 +74,7 @@ enum Sub {
     },
     /// Print the configuration that these options make
     Config,
-    /// Ask a running server, or tell it what to do
+    /// Inspect or control a running server
     Ctl(control::Ctl),
     #[command(flatten)]
     Kit(Kit),
@@ -86,7 +86,7 @@ enum Sub {
     },
 }
 
-/// Reads a command line, whose first element is the program's name. `exe_dir` is where the program is, for the
+/// Parses a command line, whose first element is the program's name. `exe_dir` is the directory of the program, for the
 /// default of the handler directory.
 pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>) -> Result<Command, Error> {
     let line = normalize(args);
@@ -125,8 +125,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>)
 
 /// The table of options, for the parser, `--help` and completions.
 pub fn command() -> clap::Command {
-    let test =
-        Arg::new("test").short('T').action(ArgAction::SetTrue).help("Check the configuration, and end");
+    let test = Arg::new("test").short('T').action(ArgAction::SetTrue).help("Test the configuration and exit");
     let version = Arg::new("version").long("version").action(ArgAction::Version).help("Print version");
     let ignored = IGNORED.iter().map(|ignored| {
         let arg = Arg::new(ignored.name).long(ignored.option()).hide(true);
@@ -141,7 +140,7 @@ pub fn command() -> clap::Command {
         .arg(version)
         .args(ignored)
         .override_usage("wshd [OPTION]...\n       wshd COMMAND ...");
-    // The help of a subcommand shows its own options, and where to find the others.
+    // The help of a subcommand shows its own options and --config; the server's options are hidden.
     let with_options = |command: clap::Command| {
         let own: Vec<_> = command.get_arguments().map(|arg| arg.get_id().clone()).collect();
         options(command).mut_args(|arg| {
@@ -156,7 +155,7 @@ pub fn command() -> clap::Command {
     command.override_help(help)
 }
 
-/// Adds the options that make a configuration.
+/// Adds the options of the configuration.
 fn options(command: clap::Command) -> clap::Command {
     let config = Arg::new("config").short('f').long("config").alias("config-file").value_name("FILE");
     let config =
@@ -167,7 +166,7 @@ fn options(command: clap::Command) -> clap::Command {
     command.arg(config).arg(setting).args(options)
 }
 
-/// One line for each option, but for names that are long: all of it fits on a screen.
+/// The help: one line for each option, two if its name is long.
 fn help(command: &clap::Command) -> String {
     const COLUMN: usize = 30;
     let mut text = "Serves WebSocket handlers, which are shared objects\n\n\
@@ -194,17 +193,17 @@ fn help(command: &clap::Command) -> String {
             _ => format!("{left}\n{:COLUMN$}{help}\n", ""),
         };
     }
-    text + "\nOptions may be written with _ for -, and switched off: --daemon=false.  See wshd(8)."
+    text + "\nOptions may be written with _ for -; --daemon=false turns an option off.  See wshd(8)."
 }
 
-/// The script that has this shell complete command lines.
+/// The completion script of this shell.
 pub fn completions(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command(), "wshd", &mut script);
     script
 }
 
-/// A setting as an option.
+/// Makes the option of a setting.
 fn option(setting: &'static Setting) -> Arg {
     let arg =
         Arg::new(setting.name).long(setting.option()).value_name(setting.kind.value()).help(setting.help);
@@ -229,7 +228,7 @@ fn option(setting: &'static Setting) -> Arg {
     }
 }
 
-/// The settings that are given.
+/// The settings on the command line.
 fn given(matches: &ArgMatches) -> Result<Places, Error> {
     let mut places = Places::default();
     for setting in settings::in_scope(Scope::Server).filter(|setting| setting.flag != Flag::No) {
@@ -243,7 +242,7 @@ fn given(matches: &ArgMatches) -> Result<Places, Error> {
     Ok(places)
 }
 
-/// An option that is none may be a setting that has none.
+/// An unknown option may be a setting without an option: the error says how to give it.
 fn key_of_the_file(error: clap::Error) -> Error {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     let unknown = match error.get(ContextKind::InvalidArg) {
@@ -265,7 +264,7 @@ fn key_of_the_file(error: clap::Error) -> Error {
     }
 }
 
-/// `--a_b=c_d` becomes `--a-b=c_d`: the names of options have `-` here, and `_` in mod_pywebsocket as well.
+/// Replaces `_` by `-` in names of options, but not in values: `--a_b=c_d` becomes `--a-b=c_d`.
 fn normalize(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut is_option = true;
     let normal = |arg: OsString| {

@@ -1,4 +1,4 @@
-//! `wshd ctl`: its command line becomes a request.
+//! The command line of `wshd ctl`, and the request that it becomes.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::ctl::{Order, Show};
 use crate::proto::ws::close;
 use crate::settings::{self, file::File, value};
 
-/// Where `wshd ctl` asks when it is not told.
+/// The default socket.
 const DEFAULT_SOCKET: &str = "/run/wshd/control";
 
-/// Asks a running server, or tells it what to do
+/// Inspect or control a running server
 #[derive(Debug, Args)]
 #[command(arg_required_else_help = true)]
 pub struct Ctl {
@@ -34,11 +34,11 @@ pub struct Ctl {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Show workers, what each executes right now, pools and handlers
+    /// Show workers, the callback that each is running, pools and handlers
     Status {
         #[command(flatten)]
         form: Form,
-        /// Show it again every so many seconds
+        /// Repeat every so many seconds
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
             value_parser = interval)]
         watch: Option<Duration>,
@@ -49,10 +49,10 @@ enum What {
     Connections {
         #[command(flatten)]
         filter: Filtered,
-        /// By age, queued, state, worker, peer, user, handler or resource
+        /// Sort by age, queued, state, worker, peer, user, handler or resource
         #[arg(long, value_name = "FIELD")]
         sort: Option<Key>,
-        /// No more than this
+        /// Show at most this many
         #[arg(long, value_name = "COUNT")]
         limit: Option<usize>,
         #[command(flatten)]
@@ -60,12 +60,12 @@ enum What {
     },
     /// Close a connection, or all of a peer, resource, handler or user
     Close {
-        /// As connections lists it
+        /// The id that connections lists
         #[arg(value_name = "ID", required_unless_present = "filter", conflicts_with = "filter")]
         id: Option<Id>,
         #[command(flatten)]
         filter: Filtered,
-        /// Of the close frame
+        /// The close code
         #[arg(long, value_name = "CODE", default_value_t = close::GOING_AWAY, value_parser = close_code)]
         code: u16,
     },
@@ -73,19 +73,19 @@ enum What {
     Record {
         /// A resource of the handler
         resource: String,
-        /// Where to; is new
+        /// The file to write, which must not exist
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// For this time
+        /// Record for this time
         #[arg(long = "for", value_name = "TIME", default_value = "60s", value_parser = time)]
         time: Duration,
-        /// At most so many bytes
+        /// Maximum size of the file
         #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = file_size)]
         limit: u64,
-        /// Of messages above this the size only
+        /// Record only the size of longer messages
         #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = message_size)]
         max_message: u32,
-        /// The sizes of messages only
+        /// Record only the sizes of messages
         #[arg(long, conflicts_with = "max_message")]
         no_payload: bool,
     },
@@ -94,25 +94,25 @@ enum What {
         #[command(flatten)]
         form: Form,
     },
-    /// Publish what comes on standard input to a topic
+    /// Publish standard input to a topic
     Publish {
         /// Name of the topic
         topic: String,
-        /// Its scope: a handler's resource, or what its setting topics says [default: the only one]
+        /// Its scope: a handler's resource, or the value of its setting topics [default: the only one]
         #[arg(long, value_name = "SCOPE")]
         scope: Option<String>,
-        /// It is no text
+        /// Publish a binary message
         #[arg(long)]
         binary: bool,
     },
-    /// Show which handlers are not served, or change that
+    /// Show the state of handlers, quarantine one or put it back in service
     Quarantine {
         /// A resource of the handler
         resource: Option<String>,
-        /// Whether it is quarantined
+        /// Quarantine it, or put it back in service
         #[arg(value_parser = switch, requires = "resource", value_name = "on|off")]
         state: Option<Switch>,
-        /// For this time, then probe it [default: until switched off]
+        /// Quarantine it for this time, then probe it [default: until turned off]
         #[arg(long, value_name = "TIME", value_parser = time, requires = "state")]
         time: Option<Duration>,
         #[command(flatten)]
@@ -120,25 +120,25 @@ enum What {
     },
     /// Stop the server
     Stop {
-        /// Without closing connections first
+        /// Do not close connections first
         #[arg(long)]
         now: bool,
     },
-    /// Fail health checks, close connections over a time, then stop; again: over another time
+    /// Fail health checks, close connections over a time, then stop
     Drain {
-        /// Over this time [default: drain_before_stop, or a minute]
+        /// Close connections over this time [default: drain_before_stop, or a minute]
         #[arg(long = "for", value_name = "TIME", value_parser = value::time)]
         time: Option<Duration>,
     },
-    /// Serve again after a drain that has not come to its end
+    /// End a drain: serve again
     Resume,
-    /// Read configuration and handlers anew
+    /// Reload the configuration and the handlers
     Reload,
-    /// Replace the running program by the one that is in its place now
+    /// Replace the running program by the executable that is at its path now
     Upgrade,
-    /// Give up a reload or an upgrade that waits for its new processes
+    /// Cancel a reload or an upgrade whose new processes are not ready yet
     Cancel,
-    /// Show or change which lines are logged, until the next reload
+    /// Show or change the minimum severity to log, until the next reload
     LogLevel {
         /// fine, debug, info, warn, error or critical
         #[arg(value_name = "LEVEL")]
@@ -149,26 +149,26 @@ enum What {
         /// +COUNT, -COUNT or COUNT
         #[arg(value_name = "CHANGE", allow_negative_numbers = true)]
         change: Change,
-        /// Of this pool
+        /// The pool
         #[arg(long, value_name = "POOL", default_value = "default")]
         pool: String,
     },
 }
 
-/// Which connections; several conditions have to hold together.
+/// Selects connections that meet all conditions.
 #[derive(Debug, Args)]
 #[group(id = "filter", multiple = true)]
 struct Filtered {
-    /// Of this address, address and port, or network; or unix
+    /// Select peers with this address, address and port, or network; or unix
     #[arg(long, value_name = "PEER")]
     peer: Option<Peer>,
-    /// For this resource, or with /* at its end all below it
+    /// Select this resource, or with /* at its end all below it
     #[arg(long, value_name = "RESOURCE")]
     resource: Option<String>,
-    /// Served by the handler of this name
+    /// Select the handler of this name
     #[arg(long, value_name = "NAME")]
     handler: Option<String>,
-    /// Of this user
+    /// Select this user
     #[arg(long, value_name = "USER")]
     user: Option<String>,
 }
@@ -187,7 +187,7 @@ struct Form {
 }
 
 impl Ctl {
-    /// What is to be asked, where, and how the answer is to be shown.
+    /// Converts the command line to a request, a socket and the form of the output.
     pub fn into_order(self) -> Result<Order, Error> {
         let socket = match (self.control_socket, self.config) {
             (Some(path), _) => path,
@@ -229,7 +229,7 @@ impl Ctl {
     }
 }
 
-/// The key `control_socket` of a configuration file; whatever else is in it does not matter here.
+/// The key `control_socket` of a configuration file, whose other keys are not checked.
 fn socket_in(path: &std::path::Path) -> Result<PathBuf, settings::Error> {
     let file = File::read(path)?;
     let document = file.parse()?;
@@ -242,7 +242,7 @@ fn socket_in(path: &std::path::Path) -> Result<PathBuf, settings::Error> {
     })
 }
 
-/// Rounded up.
+/// Rounds up.
 fn whole_seconds(time: Duration) -> u32 {
     u32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
 }
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn how_it_is_shown() {
+    fn options_of_the_output() {
         let show = |args: &[&str]| order(args).unwrap().show;
         assert_eq!(show(&["status"]), Show::default());
         assert_eq!(show(&["status", "--watch"]).watch, Some(Duration::from_secs(2)));
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_lines_say_what_was_expected() {
+    fn errors_say_what_was_expected() {
         for (args, expected) in [
             (&["close", "7"][..], "PID:ID"),
             (&["close", "7:1", "--code", "1005"], "3000-4999"),

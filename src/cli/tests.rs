@@ -25,7 +25,7 @@ fn error(args: &[&str]) -> String {
 }
 
 #[test]
-fn the_table_of_options_is_sound() {
+fn the_table_of_options_is_valid() {
     command().debug_assert();
 }
 
@@ -46,7 +46,7 @@ fn defaults() {
 }
 
 #[test]
-fn limits_without_an_option_of_ours_have_the_defaults_of_the_protocol() {
+fn limits_have_the_defaults_of_the_protocol() {
     let (ours, theirs) = (config(&[]).handler.limits, Limits::default());
     assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
     let (ours, theirs) =
@@ -103,7 +103,7 @@ fn hosts_and_ports_become_addresses() {
 }
 
 #[test]
-fn an_error_names_option_and_value_and_what_was_expected() {
+fn an_error_names_option_value_and_expectation() {
     for (option, value) in [("--server-host", "a:80"), ("--max-message", "1T"), ("--idle-timeout", "30")] {
         let error = error(&[option, value]);
         assert!(error.contains(option) && error.contains(value), "{error}");
@@ -133,7 +133,7 @@ fn numbers_have_ranges() {
 }
 
 #[test]
-fn marks_of_the_send_queue_are_in_order() {
+fn the_low_mark_of_the_send_queue_is_below_the_high_mark() {
     let config = config(&["-osend_high=64K"]);
     assert_eq!((config.sending.high, config.sending.low), (65_536, 16_384));
     let error = error(&["-osend_high=64K", "-o", "send_low=65537"]);
@@ -147,7 +147,7 @@ fn a_frame_is_never_larger_than_a_message() {
 }
 
 #[test]
-fn directories_that_are_not_there() {
+fn missing_directories() {
     assert!(matches!(run(&["-d", "/nowhere"]), Err(Error::Settings(settings::Error::Config(_)))));
     let dir = tempfile::tempdir().unwrap();
     let parse_in = |exe_dir: PathBuf| parse(["wshd".into()], Some(exe_dir));
@@ -176,7 +176,7 @@ fn check_takes_files_only() {
 }
 
 #[test]
-fn whatever_has_no_option_is_set_with_o() {
+fn settings_without_an_option_are_set_with_o() {
     let config = config(&[
         "-o",
         "idle_timeout=2m",
@@ -201,7 +201,7 @@ fn whatever_has_no_option_is_set_with_o() {
 }
 
 #[test]
-fn booleans_can_be_undone() {
+fn booleans_can_be_turned_off() {
     assert!(config(&["--strict-handlers"]).strict_handlers);
     assert!(!config(&["--strict-handlers=false"]).strict_handlers);
     assert!(error(&["--strict-handlers=no"]).contains("expected true or false"));
