@@ -1,5 +1,5 @@
-//! `wshd cat URL`: standard input goes to a WebSocket server, its messages to standard output. One thread, which waits for
-//! both; what the server does not take is not read from standard input.
+//! `wshd cat URL`: sends standard input to a WebSocket server, and prints its messages to standard output. One thread waits
+//! for both. While the server accepts no more, standard input is not read.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -22,27 +22,27 @@ use crate::time::Instant;
 
 /// Longest line that becomes a message; bytes.
 const MAX_LINE: usize = 16 << 20;
-/// What is read of standard input at once, and the largest message with `--binary`; bytes.
+/// Size of a read from standard input, and of the largest message with `--binary`; bytes.
 const BLOCK: usize = 64 << 10;
-/// Messages received before standard input has its turn.
+/// Messages received before standard input is read.
 const TURN: usize = 64;
 
 /// The command line.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Ends with 0 if the connection was closed with 1000 or without a code, with 100 + (code - 1000) \
-    for the codes 1001 to 1015, 106 for a connection that just ended, 120 for any other code.  Details: wshd-cat(1)"
+    for the codes 1001 to 1015, 106 for a connection that ended without a Close frame, 120 for any other code.  Details: wshd-cat(1)"
 )]
 pub struct Cat {
     #[command(flatten)]
     target: Target,
-    /// Send what is read as binary messages, and print messages as they are, without line ends
+    /// Send each block read as a binary message, and print messages unchanged, without line ends
     #[arg(short, long)]
     binary: bool,
     /// Stay connected after the end of standard input, until the server closes
     #[arg(short, long)]
     keep_open: bool,
-    /// Ping this often, print round-trip times, and give up when an answer is missing
+    /// Ping this often, print round-trip times, and fail if an answer is missing
     #[arg(short, long, value_name = "TIME", value_parser = time)]
     ping: Option<Duration>,
     /// Print the server's answer to the handshake, and how the connection ends
@@ -52,13 +52,13 @@ pub struct Cat {
 
 /// How a session ends.
 enum End {
-    /// With this close code, the server's or else ours; 1006 is none at all.
+    /// With this close code of the server, or 1006 without a Close frame.
     Closed(u16, String),
-    /// Nobody reads standard output.
+    /// The reader of standard output has gone.
     NoReader,
 }
 
-/// Why it ends otherwise.
+/// Why a session fails.
 #[derive(Debug, thiserror::Error)]
 enum Fault {
     #[error(transparent)]
@@ -70,7 +70,7 @@ enum Fault {
 }
 
 impl Cat {
-    /// Does it.
+    /// Runs the command.
     pub fn run(self) -> ExitCode {
         let fault = match self.attempt() {
             Ok(End::NoReader) => return Exit::Ok.into(),
@@ -139,12 +139,12 @@ struct Session {
     connection: Connection,
     /// Standard input, until its end.
     input: Option<Input>,
-    /// The socket takes no more now: nothing is read from standard input.
+    /// The socket is full: standard input is not read.
     is_blocked: bool,
     pings: Option<Pings>,
-    /// The Close frame that came.
+    /// The Close frame that was received.
     close: Option<(u16, String)>,
-    /// When the closing handshake has taken too long.
+    /// Of the closing handshake.
     deadline: Instant,
     timeout: Duration,
     keep_open: bool,
@@ -154,7 +154,7 @@ struct Session {
 struct Pings {
     interval: Duration,
     next: Instant,
-    /// One is not answered yet.
+    /// The last one is unanswered.
     open: bool,
 }
 
@@ -187,7 +187,7 @@ impl Session {
         }
     }
 
-    /// Prints what has come; `None` when the connection has ended.
+    /// Prints received messages; `None` when the connection has ended.
     fn receive(&mut self) -> Result<Option<Received>, Fault> {
         let mut out = io::stdout().lock();
         for _ in 0..TURN {
@@ -234,7 +234,7 @@ impl Session {
         self.deadline = self.deadline.min(clock::now() + self.timeout);
     }
 
-    /// Sends a ping when it is time; false if the last one was not answered.
+    /// Sends a Ping when it is due; false if the last one was not answered.
     fn ping(&mut self, now: Instant) -> bool {
         let Some(pings) = self.pings.as_mut().filter(|pings| now >= pings.next) else { return true };
         if pings.open {
@@ -256,14 +256,14 @@ impl Session {
         eprintln!("pong after {:.3} ms", clock::now().since(Instant::from_nanos(sent)).as_secs_f64() * 1e3);
     }
 
-    /// Waits for something to do; true if standard input can be read.
+    /// Waits for an event; true if standard input is readable.
     fn wait(&self, has_more: bool) -> io::Result<bool> {
         let stdin = io::stdin();
         let next = self.pings.as_ref().map_or(Instant::NEVER, |pings| pings.next).min(self.deadline);
         let timeout = match has_more {
             true => PollTimeout::ZERO,
             false if next.is_never() => PollTimeout::NONE,
-            // Up to the next millisecond, so that it is over then.
+            // Rounded up, so that the deadline has passed then.
             false => {
                 PollTimeout::try_from(next.since(clock::now()).as_millis() + 1).unwrap_or(PollTimeout::MAX)
             }
@@ -280,7 +280,7 @@ impl Session {
         }
     }
 
-    /// Reads standard input once and sends what has become complete.
+    /// Reads standard input once and sends the complete messages.
     fn send_input(&mut self) -> Result<(), Fault> {
         let Some(input) = &mut self.input else { return Ok(()) };
         let mut block = vec![0; BLOCK];
@@ -290,7 +290,7 @@ impl Session {
         let messages = input.messages(&block).map_err(Fault::Input)?;
         for message in messages {
             if self.connection.can_write() {
-                // What is not written now stays in the connection's buffer; other errors come again at the next read.
+                // Unwritten bytes stay in the connection's buffer; the next read returns other errors again.
                 let _ = self.connection.write(message);
             }
         }
@@ -319,23 +319,23 @@ impl Session {
 }
 
 enum Received {
-    /// All that has come.
+    /// Everything available.
     All,
     /// There may be more.
     Part,
-    /// Nobody reads standard output.
+    /// The reader of standard output has gone.
     NoReader,
 }
 
-/// What makes messages of standard input.
+/// Splits standard input into messages.
 struct Input {
-    /// The beginning of a line whose end has not come; at most [`MAX_LINE`].
+    /// An incomplete line; at most [`MAX_LINE`].
     line: Vec<u8>,
     binary: bool,
 }
 
 impl Input {
-    /// The messages that are complete with this block; an empty one is the end.
+    /// The messages completed by this block; an empty block is the end of the input.
     fn messages(&mut self, block: &[u8]) -> Result<Vec<Message>, String> {
         if self.binary {
             let message = (!block.is_empty()).then(|| Message::binary(block.to_vec()));
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_an_error_that_says_what_to_do() {
+    fn lines_that_are_not_text_are_errors() {
         assert!(lines(&[b"ok\nab\xff\n"]).unwrap_err().contains("byte 2 on: send it with --binary"));
         assert!(lines(&[&vec![b'a'; MAX_LINE + 1]]).unwrap_err().contains("longer than"));
     }

@@ -1,5 +1,5 @@
-//! A WebSocket client's way to an open connection: URL, TCP, TLS, opening handshake. Protocol and TLS are those of
-//! tungstenite and rustls, compression is below.
+//! Opens connections as a WebSocket client: URL, TCP, TLS, opening handshake. tungstenite implements the protocol, rustls
+//! TLS, and [`Filter`] compression.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -32,10 +32,10 @@ use crate::proto::ws::extension;
 /// Largest message and frame that is received; bytes.
 pub const MAX_MESSAGE: usize = 64 << 20;
 
-/// Where the password of `--user` is if the option has none.
+/// The environment variable with the password, if `--user` has none.
 pub const PASSWORD_VARIABLE: &str = "WSHD_PASSWORD";
 
-/// What to connect to, and what the request says.
+/// Options for the connection and the request.
 #[derive(Debug, Args)]
 pub struct Target {
     /// ws://HOST[:PORT]/PATH, or wss:// for TLS
@@ -67,19 +67,19 @@ pub struct Target {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// Something that was asked for cannot be had on this side.
+    /// An option is not usable here.
     #[error("{0}")]
     Usage(String),
     /// No WebSocket server answers.
     #[error("{0}")]
     Unreachable(String),
-    /// It answers, but not with 101.
+    /// It answers, but not with a valid 101.
     #[error("{0}")]
     Refused(String),
 }
 
 impl Failure {
-    /// How the program ends.
+    /// The exit status.
     pub fn exit(&self) -> Exit {
         match self {
             Failure::Usage(_) => Exit::Usage,
@@ -92,7 +92,7 @@ impl Failure {
 /// An open connection.
 pub type Connection = WebSocket<Stream>;
 
-/// A [`Target`] that was looked up: makes connections.
+/// Makes connections to a [`Target`] whose name is resolved.
 pub struct Client {
     url: Uri,
     request: Request,
@@ -127,7 +127,7 @@ impl Client {
         Ok(Client { url: url.clone(), request, addresses, tls, compress: target.compress, timeout: *timeout })
     }
 
-    /// Connects and shakes hands; what comes back does not block. A new key for every connection.
+    /// Connects and completes the handshake, with a new key each time. The connection is non-blocking.
     pub fn connect(&self) -> Result<(Connection, Response), Failure> {
         let tcp = self.dial()?;
         let socket: Box<dyn Socket> = match &self.tls {
@@ -157,7 +157,7 @@ impl Client {
         Ok((connection, response))
     }
 
-    /// Goes on with the compression that the server has agreed to, if it has.
+    /// Starts the compression that the server has accepted, if any.
     fn agree(&self, stream: &mut Stream, response: &Response) -> Result<(), Failure> {
         let wrong = |why: &str| Failure::Refused(format!("{}: Sec-WebSocket-Extensions: {why}", self.url));
         let values = response.headers().get_all(SEC_WEBSOCKET_EXTENSIONS);
@@ -166,7 +166,9 @@ impl Client {
         let params = answered(&agreed);
         // RFC 6455 4.1: a client fails the connection over an extension that it has not offered.
         if !agreed.is_empty() && (params.is_none() || stream.filter.is_none()) {
-            return Err(wrong("the server uses what was not offered, or cannot be done here"));
+            return Err(wrong(
+                "the server uses an extension or parameter that was not offered or is not supported",
+            ));
         }
         let Some(filter) = &mut stream.filter else { return Ok(()) };
         filter.agree(params).map_err(|error| Failure::Unreachable(format!("{}: {error}", self.url)))
@@ -205,7 +207,7 @@ impl Client {
                 Failure::Refused(format!("{url}: refused with status {status}{colon}{}", line.trim()))
             }
             HandshakeError::Failure(Error::Protocol(error)) => {
-                Failure::Refused(format!("{url}: the answer is no opening handshake: {error}"))
+                Failure::Refused(format!("{url}: the answer is not a valid opening handshake: {error}"))
             }
             HandshakeError::Failure(Error::Io(error)) => Failure::Unreachable(format!("{url}: {error}")),
             HandshakeError::Failure(error) => Failure::Unreachable(format!("{url}: {error}")),
@@ -213,10 +215,10 @@ impl Client {
     }
 }
 
-/// What the frames go through.
+/// The stream below tungstenite.
 pub struct Stream {
     socket: Box<dyn Socket>,
-    /// Of a connection that offers compression.
+    /// Present if the request offers compression.
     filter: Option<Box<Filter>>,
 }
 
@@ -268,7 +270,7 @@ impl Write for Stream {
     }
 }
 
-/// Whether a result only says that the socket has no more to give or take now.
+/// Whether the socket would block.
 pub fn would_block<T>(result: &Result<T, Error>) -> bool {
     matches!(result, Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock)
 }
@@ -340,7 +342,7 @@ fn request(target: &Target) -> Result<Request, Failure> {
         headers.insert(AUTHORIZATION, value);
     }
     for (name, _) in &target.header {
-        headers.remove(name); // Host, for one
+        headers.remove(name); // such as Host
     }
     for (name, value) in &target.header {
         headers.append(name.clone(), value.clone());

@@ -1,4 +1,4 @@
-//! A question to the server that a command has started, on its control socket.
+//! Requests on the control socket of a server that a command has started.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crate::ctl::request::Request;
 
-/// Most bytes of an answer.
+/// Maximum size of an answer; bytes.
 const MAX_ANSWER: u64 = 1 << 20;
 
-/// The line that it answers with.
+/// Sends a request and returns the line of the answer.
 pub fn ask(control: &Path, request: &Request, timeout: Duration) -> io::Result<Vec<u8>> {
     let socket = UnixStream::connect(control)?;
     socket.set_read_timeout(Some(timeout))?;

@@ -1,5 +1,5 @@
-//! permessage-deflate (RFC 7692) below tungstenite, which has none: frames of compressed messages become plain ones on their way
-//! from the socket, and plain ones become compressed on their way to it.
+//! permessage-deflate (RFC 7692) between tungstenite, which does not support it, and the socket: inflates the frames that
+//! are read and compresses those that are written.
 
 use std::io::{self, Cursor, Read, Write};
 
@@ -12,26 +12,26 @@ use crate::proto::ws::deflate::codec::{Codecs, Deflate};
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::proto::ws::mask::Mask;
 
-/// What is read of the socket at once; bytes.
+/// Size of a read from the socket; bytes.
 const BLOCK: usize = 16 << 10;
-/// As zlib has it, and most clients.
+/// The default of zlib and of most clients.
 const LEVEL: u8 = 6;
 
-/// What lies between tungstenite and the socket.
+/// A layer between tungstenite and the socket.
 pub struct Filter {
     state: State,
-    /// Less than a frame (or than the head of the response), as it came.
+    /// Received bytes of an incomplete frame or response head.
     received: BytesMut,
-    /// To be read next.
+    /// Inflated frames to be read.
     ready: BytesMut,
-    /// Less than a frame, as it was written.
+    /// Written bytes of an incomplete frame.
     written: BytesMut,
-    /// What the socket has not taken; nothing is written before it has.
+    /// Compressed bytes that the socket has not accepted; they are sent before anything else.
     unsent: BytesMut,
 }
 
 enum State {
-    /// The handshake goes on. Of a response with 101 no more than the head is passed on: what follows may be compressed.
+    /// During the handshake. Only the head of a 101 response is passed on: the bytes after it may be compressed.
     Handshake,
     /// The server has declined.
     Plain,
@@ -41,9 +41,9 @@ enum State {
 struct Codec {
     deflate: Deflate,
     codecs: Codecs,
-    /// The message that is under way from the server is compressed.
+    /// The message that is being received is compressed.
     is_inflating: bool,
-    /// What has been inflated of it; at most [`MAX_MESSAGE`].
+    /// Inflated bytes of it; at most [`MAX_MESSAGE`].
     inflated: usize,
 }
 
@@ -54,7 +54,7 @@ impl Filter {
         Filter { state: State::Handshake, received, ready, written, unsent }
     }
 
-    /// The handshake is over, and this was agreed on.
+    /// The handshake is over, with these parameters negotiated.
     pub fn agree(&mut self, params: Option<Params>) -> io::Result<()> {
         self.state = match params {
             None => State::Plain,
@@ -122,12 +122,12 @@ impl Filter {
 }
 
 impl Codec {
-    /// Appends a frame of the server as it is without compression.
+    /// Appends a frame of the server, inflated.
     fn inflate(&mut self, mut header: FrameHeader, payload: &[u8], out: &mut BytesMut) -> io::Result<()> {
         let OpCode::Data(data) = header.opcode else { return append(&header, payload, out) };
         if data != Data::Continue {
             (self.is_inflating, self.inflated) = (header.rsv1, 0);
-            header.rsv1 = false; // in a continuation it is a mistake, which tungstenite finds
+            header.rsv1 = false; // in a continuation it is an error, which tungstenite reports
         }
         if !self.is_inflating {
             return append(&header, payload, out);
@@ -139,7 +139,7 @@ impl Codec {
         append(&header, &plain, out)
     }
 
-    /// Appends a frame of ours, unmasked, as it goes out.
+    /// Appends a frame of the client, compressed. `payload` is unmasked.
     fn compress(&mut self, mut header: FrameHeader, payload: BytesMut, out: &mut BytesMut) -> io::Result<()> {
         let OpCode::Data(data) = header.opcode else { return append(&header, &payload, out) };
         header.rsv1 = data != Data::Continue;
@@ -209,7 +209,7 @@ mod tests {
         filter
     }
 
-    /// What is read when the socket has these pieces, one after the other.
+    /// The bytes read if the socket returns these pieces.
     fn read(filter: &mut Filter, pieces: &[&[u8]]) -> io::Result<Vec<u8>> {
         let mut all = Vec::new();
         for piece in pieces {
@@ -242,13 +242,13 @@ mod tests {
         let fragments = read(&mut filter(), &pieces).unwrap();
         assert!(fragments.starts_with(b"\x01") && fragments.ends_with(b"lo"), "{fragments:x?}");
         assert_eq!(fragments.iter().filter(|byte| **byte == b'l').count(), 2);
-        // Not deflate data; and RSV1 in a continuation is left to be found.
+        // Invalid deflate data is an error; RSV1 in a control frame is passed on.
         assert!(read(&mut filter(), &[frames[1]]).is_err());
         assert_eq!(read(&mut filter(), &[b"\xc0\x01x"]).unwrap(), b"\xc0\x01x");
     }
 
     #[test]
-    fn what_comes_with_the_response_is_kept_for_later() {
+    fn bytes_after_the_response_are_kept() {
         let mut filter = Filter::new();
         let input = [HEAD, b"\xc1\x07\xf2\x48\xcd\xc9\xc9\x07\x00"].concat();
         assert_eq!(read(&mut filter, &[&input]).unwrap(), HEAD);

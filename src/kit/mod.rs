@@ -1,5 +1,5 @@
-//! Commands for authors of handlers. They start servers, workers ([`host`]), compilers and clients of their own and know
-//! nothing of a running server.
+//! Commands for authors of handlers. They start their own servers, workers ([`host`]), compilers and clients, and do not
+//! use a running server.
 
 pub mod bench;
 pub mod cat;
@@ -20,16 +20,16 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-/// What an author asks for.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Kit {
-    /// Begin a handler: a directory that builds, and passes its own test
+    /// Create a handler: a directory that builds and passes its test
     New(new::New),
     /// Serve one handler, and compile and reload it when it changes
     Run(Box<run::Run>),
-    /// Have conversations with a handler, as scripts say
+    /// Test a handler with scripted conversations
     Test(Box<test::Test>),
-    /// Repeat what a worker crashed of, by its crash record
+    /// Replay a recording or a crash record in a test
     Replay(Box<replay::Replay>),
     /// Send lines to a WebSocket server and print its messages
     Cat(Box<cat::Cat>),
@@ -38,7 +38,7 @@ pub enum Kit {
 }
 
 impl Kit {
-    /// Does it. What went wrong is on standard error.
+    /// Runs the command. Errors go to standard error.
     pub fn run(self) -> ExitCode {
         match self {
             Kit::New(new) => new.run(),

@@ -1,4 +1,4 @@
-//! One end of a conversation: a client on a host's Unix socket.
+//! A peer of a handler: a client on a host's Unix socket.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,18 +17,18 @@ use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 use tungstenite::{Error, Message, WebSocket};
 
-/// What goes over a connection.
+/// A message, a frame, or the end of a connection.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
     /// A text message.
     Text(String),
     /// A binary message.
     Binary(Vec<u8>),
-    /// A piece of a message, of which only the first says whether that is text.
+    /// A fragment of a message.
     Fragment {
-        /// What is in it.
+        /// Its payload.
         bytes: Vec<u8>,
-        /// Whether it is a piece of text.
+        /// Whether the message is a text. Only the first fragment tells the peer.
         is_text: bool,
         /// Whether it is the first.
         is_first: bool,
@@ -49,32 +49,31 @@ type Connection = WebSocket<UnixStream>;
 type NotYet = HandshakeError<ClientHandshake<UnixStream>>;
 type Reply = tungstenite::http::Response<Option<Vec<u8>>>;
 
-/// How far a peer is.
 enum State {
     /// It waits for the reply to its request.
-    Asked(MidHandshake<ClientHandshake<UnixStream>>),
+    Requested(MidHandshake<ClientHandshake<UnixStream>>),
     /// It has a WebSocket.
     Open(Connection),
-    /// Its request was refused, or it has vanished.
+    /// Its request was refused, or its connection has ended.
     Ended,
 }
 
 /// A peer of the handler.
 pub struct Peer {
     state: State,
-    /// The reply to its request; none: there was none, or not yet.
+    /// The reply to its request, once it has come.
     reply: Option<Box<Reply>>,
-    /// What came while something else was waited for; at most [`MOST`].
+    /// Received before it was expected; at most [`MAX_QUEUE`].
     queue: VecDeque<Content>,
-    /// It has stopped to read.
+    /// It has stopped reading.
     is_stalled: bool,
     timeout: Duration,
 }
 
-/// What is kept for later: more is left in the socket.
-const MOST: usize = 10_000;
+/// Messages in the queue of a peer; more are left in the socket.
+const MAX_QUEUE: usize = 10_000;
 
-/// Connects; neither this nor a write takes longer.
+/// Connects. `timeout` also bounds each write.
 pub fn connect(socket: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let stream = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
     stream.set_write_timeout(Some(timeout))?;
@@ -84,7 +83,7 @@ pub fn connect(socket: &Path, timeout: Duration) -> io::Result<UnixStream> {
 
 impl Peer {
     /// Connects and sends its request.
-    pub fn ask(
+    pub fn request(
         socket: &Path,
         target: &str,
         headers: &[(HeaderName, HeaderValue)],
@@ -104,38 +103,38 @@ impl Peer {
         }
         let mut peer =
             Peer { state: State::Ended, reply: None, queue: VecDeque::new(), is_stalled: false, timeout };
-        peer.took(client_with_config(request, stream, None))
+        peer.handle_reply(client_with_config(request, stream, None))
             .map_err(|why| format!("open {target}: {why}"))?;
         Ok(peer)
     }
 
-    /// Waits for the reply to its request, if there was none yet. A refusal is an answer like another.
+    /// Waits for the reply to its request, unless it has come. A refusal is not an error.
     pub fn settle(&mut self) -> Result<(), String> {
-        let asked = match std::mem::replace(&mut self.state, State::Ended) {
-            State::Asked(asked) => asked,
+        let pending = match std::mem::replace(&mut self.state, State::Ended) {
+            State::Requested(pending) => pending,
             other => {
                 self.state = other;
                 return Ok(());
             }
         };
-        let stream = asked.get_ref().get_ref();
+        let stream = pending.get_ref().get_ref();
         let blocks = stream.set_nonblocking(false);
         blocks.and_then(|()| stream.set_read_timeout(Some(self.timeout))).map_err(|why| why.to_string())?;
-        self.took(asked.handshake())?;
+        self.handle_reply(pending.handshake())?;
         match self.state {
-            State::Asked(_) => Err(format!("no reply to the request within {:?}", self.timeout)),
+            State::Requested(_) => Err(format!("no reply to the request within {:?}", self.timeout)),
             _ => Ok(()),
         }
     }
 
-    fn took(&mut self, result: Result<(Connection, Response), NotYet>) -> Result<(), String> {
+    fn handle_reply(&mut self, result: Result<(Connection, Response), NotYet>) -> Result<(), String> {
         let incomplete = tungstenite::error::ProtocolError::HandshakeIncomplete;
         match result {
             Ok((connection, reply)) => {
                 self.state = State::Open(connection);
                 self.reply = Some(Box::new(reply));
             }
-            Err(HandshakeError::Interrupted(asked)) => self.state = State::Asked(asked),
+            Err(HandshakeError::Interrupted(pending)) => self.state = State::Requested(pending),
             Err(HandshakeError::Failure(Error::Http(reply))) => self.reply = Some(reply),
             Err(HandshakeError::Failure(Error::Io(_) | Error::ConnectionClosed)) => {}
             Err(HandshakeError::Failure(Error::Protocol(error))) if error == incomplete => {}
@@ -144,16 +143,16 @@ impl Peer {
         Ok(())
     }
 
-    /// Its socket.
+    /// The descriptor of its socket.
     pub fn fd(&self) -> Option<RawFd> {
         match &self.state {
-            State::Asked(asked) => Some(asked.get_ref().get_ref().as_raw_fd()),
+            State::Requested(pending) => Some(pending.get_ref().get_ref().as_raw_fd()),
             State::Open(connection) => Some(connection.get_ref().as_raw_fd()),
             State::Ended => None,
         }
     }
 
-    /// Of the reply to its request; 0 if there was none.
+    /// The status of the reply to its request; 0 if there was none.
     pub fn status(&self) -> u16 {
         self.reply.as_ref().map_or(0, |reply| reply.status().as_u16())
     }
@@ -164,7 +163,7 @@ impl Peer {
         values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
     }
 
-    /// Sends, and waits until the socket has taken it.
+    /// Sends, and waits until the socket has accepted it.
     pub fn send(&mut self, content: &Content) -> Result<(), String> {
         self.settle()?;
         let status = self.status();
@@ -194,7 +193,7 @@ impl Peer {
         connection.send(message).map_err(|error| format!("send: {error}"))
     }
 
-    /// Sends what the socket takes without waiting; false: it takes no more.
+    /// Sends without waiting; false if the socket is full.
     pub fn send_at_once(&mut self, content: &Content) -> bool {
         let State::Open(connection) = &mut self.state else { return false };
         let (Content::Binary(bytes), Ok(())) = (content, connection.get_ref().set_nonblocking(true)) else {
@@ -203,30 +202,30 @@ impl Peer {
         connection.send(Message::binary(bytes.clone())).is_ok()
     }
 
-    /// Is gone at once.
+    /// Drops the connection.
     pub fn vanish(&mut self) {
         self.state = State::Ended;
         self.queue.clear();
     }
 
-    /// From now on it reads nothing, or reads again.
+    /// Stops reading, or resumes.
     pub fn stall(&mut self, is_stalled: bool) {
         self.is_stalled = is_stalled;
     }
 
-    /// Takes what has come, and answers Pings, without waiting. It is kept, unless it is to be thrown away.
-    pub fn look(&mut self, is_thrown_away: bool) {
-        while !self.is_stalled && self.queue.len() < MOST {
+    /// Receives without waiting, and answers Pings. Messages are queued, or discarded.
+    pub fn read_available(&mut self, discard: bool) {
+        while !self.is_stalled && self.queue.len() < MAX_QUEUE {
             match self.receive(None) {
-                // The end is found again.
+                // The next read reports the end again.
                 Ok(None | Some(Content::End)) | Err(_) => return,
-                Ok(Some(_)) if is_thrown_away => {}
+                Ok(Some(_)) if discard => {}
                 Ok(Some(content)) => self.queue.push_back(content),
             }
         }
     }
 
-    /// What comes next. Pings and pongs are passed over unless one is expected.
+    /// The next message or frame. Pings and Pongs are ignored unless one is expected.
     pub fn next(&mut self, expected: &Content) -> Result<Content, String> {
         let wants_control = matches!(expected, Content::Ping(_) | Content::Pong(_));
         loop {
@@ -238,14 +237,14 @@ impl Peer {
         }
     }
 
-    /// What comes within this time, but for pings and pongs, if anything does.
+    /// The first message or frame within this time, if any; Pings and Pongs are ignored.
     pub fn silent_for(&mut self, duration: Duration) -> Result<Option<Content>, String> {
-        if matches!(self.state, State::Asked(_)) {
+        if matches!(self.state, State::Requested(_)) {
             sleep(duration);
-            if let State::Asked(asked) = std::mem::replace(&mut self.state, State::Ended) {
-                self.took(asked.handshake())?;
+            if let State::Requested(pending) = std::mem::replace(&mut self.state, State::Ended) {
+                self.handle_reply(pending.handshake())?;
             }
-            let is_silent = matches!(self.state, State::Asked(_));
+            let is_silent = matches!(self.state, State::Requested(_));
             return if is_silent { Ok(None) } else { Err(format!("status {}", self.status())) };
         }
         loop {
@@ -256,7 +255,7 @@ impl Peer {
         }
     }
 
-    /// What comes within this time.
+    /// The next message or frame, from the queue or received within this time.
     fn read(&mut self, timeout: Duration) -> Result<Option<Content>, String> {
         if self.is_stalled {
             return Err("nothing: the peer has stopped reading".to_owned());
@@ -268,12 +267,12 @@ impl Peer {
         self.receive(Some(timeout))
     }
 
-    /// The same past the queue; without a time it does not wait.
+    /// The same without the queue; does not wait if there is no time.
     fn receive(&mut self, timeout: Option<Duration>) -> Result<Option<Content>, String> {
         let status = self.status();
         let connection = match &mut self.state {
             State::Open(connection) => connection,
-            State::Asked(_) => return Ok(None),
+            State::Requested(_) => return Ok(None),
             State::Ended => {
                 return match status {
                     101 | 0 => Ok(Some(Content::End)),
@@ -293,13 +292,13 @@ impl Peer {
                 Ok(Message::Pong(bytes)) => Content::Pong(bytes.to_vec()),
                 Ok(Message::Close(None)) => Content::Close(1005, String::new()),
                 Ok(Message::Close(Some(frame))) => {
-                    let _ = connection.flush(); // the answer; who has closed may be gone
+                    let _ = connection.flush(); // the answer; the peer may have disconnected
                     Content::Close(frame.code.into(), frame.reason.as_str().to_owned())
                 }
                 Ok(Message::Frame(_)) => continue,
                 Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(_) => {
-                    // After a mistake of the server it may not be read again.
+                    // After a protocol error the connection must not be read again.
                     self.state = State::Ended;
                     Content::End
                 }

@@ -1,5 +1,5 @@
-//! `wshd replay FILE`: plays what `wshd ctl record` has recorded, or makes a script of what a server has written down of a crash
-//! (`crash_dir` in wshd.conf(5)), in which there is the last message only, and plays that.
+//! `wshd replay FILE`: runs a recording of `wshd ctl record` as a test, or converts a crash record (`crash_dir` in
+//! wshd.conf(5)), which has the last message only, to a script and runs that.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::ctl::record::{Heading, MAX_FILE};
 use crate::exit::Exit;
 
-/// The first line of a script that is made here, which may be overwritten.
+/// The first line of a script written here, which may be overwritten.
 const MARK: &str = "# Made by wshd replay of ";
 
 /// The command line.
@@ -24,17 +24,17 @@ const MARK: &str = "# Made by wshd replay of ";
 pub struct Replay {
     /// A recording of wshd ctl record, or a crash record as in crash_dir
     record: PathBuf,
-    /// The handler, if it is not the file that the record names; as of wshd test
+    /// The handler, as for wshd test [default: the file that the record names]
     file: Option<PathBuf>,
-    /// Serve the handler as this configuration of a server says of its resource
+    /// Use the handler's settings in this server configuration
     #[arg(short = 'f', long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where the script of a crash record is put
+    /// Write the script of a crash record to this file
     #[arg(long, value_name = "FILE", default_value = "replay.test")]
     script: PathBuf,
 }
 
-/// What is read of a record.
+/// The fields of a crash record that are used.
 #[derive(Deserialize)]
 struct Record {
     time: String,
@@ -67,7 +67,7 @@ struct Message {
 }
 
 impl Replay {
-    /// Does it.
+    /// Runs the command.
     pub fn run(self) -> ExitCode {
         match self.play() {
             Ok(exit) => exit,
@@ -89,7 +89,7 @@ impl Replay {
             }
         };
         let file = self.file.clone().or(handler);
-        let file = file.ok_or_else(|| format!("{shown}: it names no handler: give its file"))?;
+        let file = file.ok_or_else(|| format!("{shown}: the record names no handler: give its file"))?;
         let program = std::env::current_exe().map_err(|error| format!("this program: {error}"))?;
         let mut args: Vec<OsString> = Vec::new();
         for (option, value) in
@@ -107,7 +107,7 @@ impl Replay {
         Ok(code.map_or(Exit::Internal.into(), ExitCode::from))
     }
 
-    /// Writes the script of a crash record; which handler crashed, and as what it was served.
+    /// Writes the script of a crash record. Returns the handler that crashed, and its resource.
     fn of_crash(&self, text: &str) -> Result<(Option<PathBuf>, Option<String>), String> {
         let record: Record = serde_json::from_str(text)
             .map_err(|error| format!("expected a recording or a crash record: {error}"))?;
@@ -126,7 +126,7 @@ fn read(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// The peer of the record: its request, and the message that was being handled.
+/// The script: the request of the connection, and the message that was being handled.
 fn script(record: &Record) -> Result<String, String> {
     let mut script = String::new();
     let handler = record.handler.as_ref();
@@ -173,22 +173,20 @@ fn script(record: &Record) -> Result<String, String> {
     Ok(script)
 }
 
-/// Over nothing that is somebody's own.
+/// Overwrites a file only if this command wrote it.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let is_ours = fs::read_to_string(path).is_ok_and(|before| before.starts_with(MARK));
     let mut options = File::options();
     options.write(true).truncate(true);
     let file = if is_ours { options.open(path) } else { File::create_new(path) };
     let exists = |error: io::Error| match error.kind() {
-        io::ErrorKind::AlreadyExists => {
-            io::Error::other("it exists and is left as it is: choose another with --script")
-        }
+        io::ErrorKind::AlreadyExists => io::Error::other("it exists: choose another with --script"),
         _ => error,
     };
     file.map_err(exists)?.write_all(text.as_bytes())
 }
 
-/// For a shell.
+/// Quotes a word for a shell.
 fn quoted(word: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@%,".contains(&byte);
     match !word.is_empty() && word.bytes().all(is_plain) {
@@ -207,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_becomes_what_its_peer_did() {
+    fn a_crash_record_becomes_a_script() {
         let record = r#"{"time": "T", "handler": {"name": "chat", "file": "/c_wsh.so", "callback": "on_message"},
             "request": {"resource": "/chat?a=1", "origin": "https://example.com", "subprotocol": null},
             "message": {"type": "text", "size": 3, "bytes": "YQpi", "complete": true}}"#;

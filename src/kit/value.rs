@@ -1,12 +1,12 @@
-//! Values of options and in scripts, within the bounds of the kit.
+//! Values of options and scripts, with the bounds of these commands.
 
 use std::time::Duration;
 
 use crate::settings::value;
 
-/// The longest time that can be asked for.
+/// The longest time.
 const MAX_TIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// The largest message that can be sent; bytes.
+/// The largest message; bytes.
 const MAX_SIZE: u64 = 64 << 20;
 
 /// A time above zero.

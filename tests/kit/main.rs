@@ -348,7 +348,7 @@ fn bench_says_when_connections_end() {
     let mut server = Server::start(&dir, &["--workers", "1"]);
     let url = format!("ws://{}/close", server.address());
     let output = output_of(wshd().args(["bench", "-c", "2", &url])).unwrap();
-    ends(&output, 8, "2 connections ended before the time was over, the first with: close 4001 \"enough\"");
+    ends(&output, 8, "2 connections ended early, the first with: close 4001 \"enough\"");
     server.stop();
 }
 
@@ -533,7 +533,7 @@ fn new_overwrites_nothing() {
     let dir = Dir::new();
     let new = |name: &str| output_of(wshd().args(["new", name]).current_dir(dir.path())).unwrap();
     std::fs::write(dir.path().join("taken"), "mine").unwrap();
-    ends(&new("taken"), 9, "taken exists and is left as it is: choose another name");
+    ends(&new("taken"), 9, "taken exists: choose another name");
     assert_eq!(std::fs::read(dir.path().join("taken")).unwrap(), b"mine");
     ends(&new("chat"), 0, "");
     ends(&new("chat"), 9, "exists");

@@ -94,7 +94,7 @@ fn a_crash_record_is_replayed() {
         );
     }
     std::fs::write(dir.path().join("replay.test"), "> mine\n").unwrap();
-    ends(&replay(), 3, "replay.test: it exists and is left as it is");
+    ends(&replay(), 3, "replay.test: it exists: choose another with --script");
     std::fs::write(dir.path().join("record.json"), "{}").unwrap();
     ends(&replay(), 3, "record.json: expected a recording or a crash record");
 }

@@ -129,7 +129,7 @@ const VARIANTS: [(&str, Tool, i32, &str, &str); 5] = [
         "waits",
         Tool::Check(&["--faults"]),
         6,
-        "on_message takes long again and again",
+        "on_message repeatedly blocks the event loop",
         "#include <poll.h>\n
          static void on_message(ws_conn conn, const ws_message *msg) { (void)conn; (void)msg; poll(0, 0, 200); }
          WS_HANDLER(",

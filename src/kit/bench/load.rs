@@ -1,8 +1,7 @@
-//! The load: connections that send on time and note when answers come.
+//! The load: connections that send messages when they are due and measure the time to the answers.
 //!
-//! With a rate, a message has a time at which it is due, whatever has become of those before it, and its latency counts from
-//! then: a server that stalls cannot keep the messages from being measured that would have come meanwhile (coordinated
-//! omission). Those that are never answered count with the time that they have waited.
+//! With a rate, each message is due at a fixed time, and its latency counts from then, even if the server stalls and the
+//! message is sent late (coordinated omission). Messages that are never answered count with the time that they have waited.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,32 +18,32 @@ use crate::clock;
 use crate::kit::client::{Connection, would_block};
 use crate::time::Instant;
 
-/// Latencies are kept to three digits up to this; longer ones count as this.
+/// Latencies are recorded with three digits up to this; longer ones count as this.
 const LONGEST: Duration = Duration::from_secs(3600);
-/// Time between two looks at the progress.
+/// Interval of progress reports.
 const PROGRESS: Duration = Duration::from_millis(100);
-/// The timer's place among the connections.
+/// The timer's data in epoll, where connections have their index.
 const TIMER: u64 = u64::MAX;
 
-/// What to do.
+/// The parameters of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Messages a second of all connections; none: an answer is followed by the next message.
+    /// Messages per second of all connections; none: each answer is followed by the next message.
     pub rate: Option<u64>,
-    /// Unanswered messages of a connection.
+    /// Maximum unanswered messages of a connection.
     pub depth: u32,
-    /// How long messages are sent.
+    /// How long to send messages.
     pub duration: Duration,
-    /// How long the last answers are waited for.
+    /// How long to wait for the last answers.
     pub timeout: Duration,
     /// Bytes of a message.
     pub size: usize,
-    /// Not text.
+    /// Send binary messages.
     pub binary: bool,
 }
 
 impl Plan {
-    /// When message `number` of all connections is due, after the beginning; at once without a rate.
+    /// When message `number` of all connections is due, after the start; 0 without a rate.
     fn due(&self, number: u64) -> Duration {
         let Some(rate) = self.rate else { return Duration::ZERO };
         let nanos = u128::from(number) * 1_000_000_000 / u128::from(rate);
@@ -52,17 +51,17 @@ impl Plan {
     }
 }
 
-/// What came of it.
+/// The result.
 pub struct Measured {
     /// Nanoseconds.
     pub latencies: Histogram<u64>,
     /// Messages that were answered.
     pub answers: u64,
-    /// Messages that were due and were not.
+    /// Messages that were due and not answered.
     pub unanswered: u64,
     /// Connections that ended.
     pub closed: u32,
-    /// How the first of them did.
+    /// Why the first of them ended.
     pub cause: Option<String>,
     /// From the first message to the last answer.
     pub elapsed: Duration,
@@ -74,28 +73,28 @@ pub struct Load {
     epoll: Epoll,
     timer: TimerFd,
     peers: Vec<Peer>,
-    /// With a rate, the message of all connections that is due next: they take turns.
+    /// With a rate, the number of the next message; the connections take turns.
     next: u64,
     message: Message,
     latencies: Histogram<u64>,
     answers: u64,
     closed: u32,
-    /// How the first connection that ended did.
+    /// Why the first connection ended.
     cause: Option<String>,
 }
 
 struct Peer {
     /// None when it has ended.
     connection: Option<Connection>,
-    /// When those that are not answered yet were due, in their order; at most `depth`.
+    /// When the unanswered messages were due, in order; at most `depth`.
     open: VecDeque<Instant>,
     sent: u64,
-    /// The socket takes no more now.
+    /// The socket is full.
     is_blocked: bool,
 }
 
 impl Load {
-    /// Without connections.
+    /// Has no connections yet.
     pub fn new(plan: Plan) -> io::Result<Self> {
         let letters = (b'a'..=b'z').cycle().take(plan.size).collect::<Vec<u8>>();
         let message = match plan.binary {
@@ -122,9 +121,9 @@ impl Load {
         })
     }
 
-    /// One more.
+    /// Adds a connection.
     pub fn add(&mut self, connection: Connection) -> io::Result<()> {
-        // Edge-triggered: it is read and written until it would block.
+        // Edge-triggered: read and written until it would block.
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
         self.epoll.add(connection.get_ref(), EpollEvent::new(flags, self.peers.len() as u64))?;
         self.peers.push(Peer {
@@ -136,7 +135,7 @@ impl Load {
         Ok(())
     }
 
-    /// Runs to the end, and tells every now and then how it is: time, answers, latencies. `progress` returns whether to go on.
+    /// Runs to the end. Calls `progress` with the time, answers and latencies so far; it returns whether to continue.
     pub fn run(
         mut self,
         progress: &mut dyn FnMut(Duration, u64, &Histogram<u64>) -> bool,
@@ -181,7 +180,7 @@ impl Load {
         Ok(self.result(begun, end))
     }
 
-    /// Reads what has come of a connection, and sends what it may.
+    /// Reads the answers on a connection, and sends the next messages.
     fn serve(&mut self, index: usize, begun: Instant, end: Instant) {
         loop {
             let Some(peer) = self.peers.get_mut(index) else { return };
@@ -208,7 +207,7 @@ impl Load {
         self.send(index, begun, end);
     }
 
-    /// Sends what is due on a connection and what its depth lets through.
+    /// Sends the messages that are due on a connection, up to its depth.
     fn send(&mut self, index: usize, begun: Instant, end: Instant) {
         let now = clock::now();
         let count = self.peers.len() as u64;
@@ -221,7 +220,7 @@ impl Load {
         }
         while !peer.is_blocked && peer.open.len() < self.plan.depth as usize {
             let due = match self.plan.rate {
-                // What was due in time is sent even late.
+                // A message that was due is sent even if it is late.
                 Some(_) => begun + self.plan.due(peer.sent * count + index as u64),
                 None => now,
             };
@@ -230,7 +229,7 @@ impl Load {
             }
             match connection.write(self.message.clone()) {
                 Ok(()) => {}
-                // It stands in the connection's buffer.
+                // It is in the connection's buffer.
                 result if would_block(&result) => peer.is_blocked = true,
                 Err(error) => return self.end(index, &error),
             }
@@ -263,7 +262,7 @@ impl Load {
     }
 
     fn set_timer(&self, after: Duration) -> io::Result<()> {
-        // Zero would switch it off.
+        // Zero would disarm it.
         let after = TimeSpec::from_duration(after.max(Duration::from_nanos(1)));
         Ok(self.timer.set(Expiration::OneShot(after), TimerSetTimeFlags::empty())?)
     }

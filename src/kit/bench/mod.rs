@@ -1,4 +1,4 @@
-//! `wshd bench URL`: measures how fast a resource answers. Every message sent must be answered with one, as an echo does. One
+//! `wshd bench URL`: measures how fast a resource answers. Every message must be answered with one, as by an echo. Uses one
 //! thread.
 
 mod load;
@@ -38,10 +38,10 @@ pub struct Bench {
     /// Messages of a connection that may be unanswered at a time
     #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u32).range(1..=1_000_000))]
     depth: u32,
-    /// Messages a second of all connections; without it each answer is followed by the next message
+    /// Messages per second of all connections; without it each answer is followed by the next message
     #[arg(short, long, value_name = "COUNT", value_parser = value_parser!(u64).range(1..=100_000_000))]
     rate: Option<u64>,
-    /// How long
+    /// How long to send messages
     #[arg(short = 't', long, value_name = "TIME", default_value = "10s", value_parser = time)]
     duration: Duration,
     /// Send binary messages
@@ -67,15 +67,13 @@ enum Fault {
 }
 
 impl Bench {
-    /// Does it.
+    /// Runs the command.
     pub fn run(self) -> ExitCode {
         match self.attempt() {
             Ok(Measured { closed: 0, .. }) => Exit::Ok.into(),
             Ok(Measured { closed, cause, .. }) => {
                 let cause = cause.unwrap_or_default();
-                eprintln!(
-                    "wshd: {closed} connections ended before the time was over, the first with: {cause}"
-                );
+                eprintln!("wshd: {closed} connections ended early, the first with: {cause}");
                 Exit::Unreachable.into()
             }
             Err(fault) => {
@@ -90,7 +88,7 @@ impl Bench {
 
     fn attempt(&self) -> Result<Measured, Fault> {
         allow_descriptors();
-        // Before the time is spent.
+        // An unwritable file is reported before the measurement.
         let svg = self.svg.as_ref().map(|path| File::create(path).map_err(|error| (path, error)));
         let svg =
             svg.transpose().map_err(|(path, error)| Fault::Output(path.display().to_string(), error))?;
@@ -137,7 +135,7 @@ impl Bench {
     }
 }
 
-/// A bar on standard error, if that is a terminal.
+/// A progress bar on standard error, if that is a terminal.
 fn progress(template: &str, length: u64) -> ProgressBar {
     let bar = ProgressBar::new(length);
     match ProgressStyle::with_template(template) {
@@ -154,7 +152,7 @@ fn watch_for_interrupt() -> io::Result<Arc<AtomicBool>> {
     Ok(is_interrupted)
 }
 
-/// As many descriptors as the system lets this process have; what is missing shows when connecting.
+/// Raises the limit on descriptors as far as possible; if it is too low, connecting fails.
 fn allow_descriptors() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);

@@ -1,4 +1,4 @@
-//! What is told of a measurement: as text, as JSON, as a picture.
+//! The report of a measurement: text, JSON, SVG.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -10,19 +10,19 @@ use super::load::Measured;
 
 const QUANTILES: [f64; 6] = [0.5, 0.75, 0.9, 0.99, 0.999, 0.9999];
 
-/// A measurement, and what was asked for.
+/// A measurement and its parameters.
 pub struct Report<'a> {
     bench: &'a Bench,
     measured: &'a Measured,
 }
 
 impl<'a> Report<'a> {
-    /// Of this.
+    /// Reports this measurement.
     pub fn new(bench: &'a Bench, measured: &'a Measured) -> Self {
         Report { bench, measured }
     }
 
-    /// Answers a second.
+    /// Answers per second.
     fn rate(&self) -> f64 {
         self.measured.answers as f64 / self.measured.elapsed.as_secs_f64().max(1e-9)
     }
@@ -33,7 +33,7 @@ impl<'a> Report<'a> {
         format!("{}: connections {connections}, size {size} bytes, depth {depth}, {pace}", target.url)
     }
 
-    /// For people.
+    /// The report as text.
     pub fn text(&self) -> String {
         let Measured { latencies, answers, unanswered, closed, elapsed, .. } = self.measured;
         let mut text = self.title() + "\n";
@@ -53,7 +53,7 @@ impl<'a> Report<'a> {
         text
     }
 
-    /// For programs: one object on a line. Latencies are nanoseconds.
+    /// The report as a JSON object on one line. Latencies are in nanoseconds.
     pub fn json(&self) -> String {
         let Measured { latencies, answers, unanswered, closed, elapsed, .. } = self.measured;
         let quantiles =
@@ -78,7 +78,7 @@ impl<'a> Report<'a> {
         format!("{object}\n")
     }
 
-    /// A histogram whose bars are twice as wide, in time, as their neighbours to the left.
+    /// A histogram in which each bar covers twice the time of the one to its left.
     pub fn svg(&self) -> String {
         const WIDTH: u32 = 640;
         const HEIGHT: u32 = 240;
@@ -117,7 +117,7 @@ impl<'a> Report<'a> {
         svg + "</svg>\n"
     }
 
-    /// Upper bounds and counts, from the first bar that has something to the last.
+    /// Upper bounds and counts, from the first to the last bar that is not empty.
     fn bars(&self) -> Vec<(u64, u64)> {
         let all = self.measured.latencies.iter_log(1000, 2.0);
         let all: Vec<_> =

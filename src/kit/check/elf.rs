@@ -1,4 +1,4 @@
-//! The file of a handler as the dynamic linker sees it. Runs nothing of it, and cannot be harmed by what is in it.
+//! Examines the ELF file of a handler without running it. Malformed files are errors.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,13 +13,13 @@ use super::Finding;
 use super::functions::{Harm, harm_of};
 use crate::ffi::raw;
 
-/// The largest file that is looked at; bytes.
+/// The largest file that is examined; bytes.
 const MAX_FILE: u64 = 1 << 30;
 
 /// Symbols that every handler has.
 const OWN: [&str; 2] = [raw::ENTRY_SYMBOL, "ws_host_"];
 
-/// What is to be said about it; what cannot be read has been told when it was loaded.
+/// Findings about the file. An unreadable file was reported when it was loaded.
 pub fn findings(file: &Path, is_event: bool) -> Vec<Finding> {
     let is_small = file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_FILE);
     let Some(bytes) = is_small.then(|| std::fs::read(file).ok()).flatten() else { return Vec::new() };
@@ -95,8 +95,8 @@ fn examine(bytes: &[u8], is_event: bool) -> object::read::Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Whether a mangled name is that of something of C++'s library, which no option hides: functions, constants, virtual tables
-/// and type information of the namespace std, and the placement forms of new and delete.
+/// Whether a mangled name belongs to the C++ library, which no option hides: functions, constants, virtual tables and type
+/// information of the namespace std, and the placement forms of new and delete.
 fn is_of_std(name: &str) -> bool {
     const PLACEMENT: [&str; 4] = ["_ZnwmPv", "_ZnamPv", "_ZdlPvS_", "_ZdaPvS_"];
     ["_ZNSt", "_ZNKSt", "_ZZNSt", "_ZSt", "_ZTVSt", "_ZTISt", "_ZTSSt"]
@@ -109,7 +109,7 @@ fn calls(names: &[String]) -> String {
     names.iter().map(|name| format!("{name}()")).collect::<Vec<_>>().join(", ")
 }
 
-/// Some names, and how many more there are.
+/// The first names, and the number of others.
 fn list(names: &[String]) -> String {
     const SHOWN: usize = 3;
     let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");

@@ -1,6 +1,6 @@
-//! Faults that peers, time and the host bring: a handler is served to one after the other, each in a process of its own. A
-//! handler may answer what it likes; what counts is that its worker lives, and that it makes no mistake that a strict host
-//! notices.
+//! Fault injection: serves a handler to misbehaving peers, lets time pass, and makes calls of the host fail, one test after
+//! the other, each with a new worker. The replies do not matter; the worker must survive, and the strict host must find no
+//! error.
 
 use std::io::Write;
 use std::path::Path;
@@ -12,42 +12,42 @@ use crate::confine::Confinement;
 use crate::kit::host::{Host, Served, process};
 use crate::kit::peer::{Content, Peer, connect};
 
-/// How long a peer waits for a reply to its request. What is not there then may be late on purpose.
+/// Time that a peer waits for a reply to its request. The handler may delay it on purpose.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Connections of a round in which a leak is looked for, and those before.
+/// Connections in a round of the leak test, and before the first round.
 const ROUND: u32 = 1000;
 const WARM: u32 = 200;
-/// A round that costs no more is no leak: allocators and the server round up; bytes.
+/// Growth in a round that does not count as a leak: allocators and the server round up; bytes.
 const NOISE: u64 = 40 << 10;
 /// Messages to a peer that does not read.
 const FLOOD: usize = 400;
 
-/// A fault, and what rule a handler breaks that does not stand it.
-type Fault = (&'static str, fn(&mut Exam) -> Result<(), String>);
+/// A test, by the rule that its findings have.
+type Fault = (&'static str, fn(&mut FaultTest) -> Result<(), String>);
 const FAULTS: [Fault; 9] = [
-    ("messages", Exam::messages),
-    ("short-reads", Exam::short_reads),
-    ("close", Exam::close),
-    ("slow-peer", Exam::slow_peer),
-    ("move", Exam::moves),
-    ("ids", Exam::ids),
-    ("time", Exam::time),
-    ("host-calls", Exam::messages),
-    ("leak", Exam::leak),
+    ("messages", FaultTest::messages),
+    ("short-reads", FaultTest::short_reads),
+    ("close", FaultTest::close),
+    ("slow-peer", FaultTest::slow_peer),
+    ("move", FaultTest::moves),
+    ("ids", FaultTest::ids),
+    ("time", FaultTest::time),
+    ("host-calls", FaultTest::messages),
+    ("leak", FaultTest::leak),
 ];
-/// The one in which one call of the host in so many fails.
+/// The test in which calls of the host fail: all, every second, every third.
 const HOST_CALLS: &str = "host-calls";
 const FAIL_EVERY: [u32; 3] = [1, 2, 3];
 
-/// One handler with one fault.
-struct Exam {
+/// A test of one handler.
+struct FaultTest {
     host: Host,
     /// The resource.
     target: String,
     findings: Vec<Finding>,
 }
 
-/// What comes of all of them. `dir` is new.
+/// Runs all tests; `dir` must not exist.
 pub fn findings(
     dir: &Path,
     object: &Path,
@@ -57,7 +57,7 @@ pub fn findings(
 ) -> Result<Vec<Finding>, String> {
     let mut findings: Vec<Finding> = Vec::new();
     let options = ["log_format=json".to_owned()];
-    for (rule, bring) in FAULTS {
+    for (rule, test) in FAULTS {
         let every: &[u32] = if rule == HOST_CALLS { &FAIL_EVERY } else { &[0] };
         for fail_every in every {
             let dir = dir.join(format!("{rule}.{fail_every}"));
@@ -65,21 +65,22 @@ pub fn findings(
             let served =
                 Served { object, name, options: &options, config, is_debugged, fail_every, confinement };
             let mut host = Host::new(&dir, served)?;
-            let mut exam = match host.start() {
-                // Without room or memory a handler may well refuse to start.
+            let mut running = match host.start() {
+                // Without room or memory a handler may refuse to start.
                 Err(_) if fail_every > 0 => continue,
                 Err(why) => return Err(why),
-                Ok(()) => Exam { host, target: format!("/{name}"), findings: Vec::new() },
+                Ok(()) => FaultTest { host, target: format!("/{name}"), findings: Vec::new() },
             };
-            let result = bring(&mut exam).and_then(|()| exam.host.turn()).and_then(|()| exam.host.stop());
-            exam.note(rule, result.err());
-            let waits_in = exam.host.waits_in();
-            let Exam { host, findings: mut found, .. } = exam;
+            let result =
+                test(&mut running).and_then(|()| running.host.turn()).and_then(|()| running.host.stop());
+            running.note(rule, result.err());
+            let blocking = running.host.blocking_callback();
+            let FaultTest { host, findings: mut found, .. } = running;
             drop(host);
-            found.extend(waits_in.map(|callback| {
+            found.extend(blocking.map(|callback| {
                 let what = format!(
-                    "{callback} takes long again and again, and all connections of its worker wait: use the blocking \
-                     style, or a thread; no more faults were tried"
+                    "{callback} repeatedly blocks the event loop, and all connections of its worker wait: use the blocking \
+                     style, or a thread; further tests were skipped"
                 );
                 Finding::warning("blocking-call", what)
             }));
@@ -88,7 +89,7 @@ pub fn findings(
                     findings.push(finding);
                 }
             }
-            if waits_in.is_some() {
+            if blocking.is_some() {
                 return Ok(findings);
             }
         }
@@ -96,22 +97,22 @@ pub fn findings(
     Ok(findings)
 }
 
-/// Processes that the handler has left behind are ended.
+/// Kills processes that the handler has left behind.
 pub fn orphans() -> Option<Finding> {
     let count = process::kill_children();
     let what = format!("leaves {count} processes behind: end them, and wait for them, in on_worker_stop");
     (count > 0).then(|| Finding::warning("processes", what))
 }
 
-/// The same for what differs in connections, addresses and offsets only.
+/// The message without connections, addresses and offsets, to find duplicates.
 fn general(message: &str) -> String {
     let is_number = |word: &&str| word.len() >= 9 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
     let words = message.split(|c: char| !c.is_ascii_alphanumeric());
     words.filter(|word| !is_number(word) && !word.starts_with("0x")).collect::<Vec<_>>().join(" ")
 }
 
-/// What is said to a handler of which nothing is known.
-fn said() -> Vec<Content> {
+/// Messages for any handler.
+fn samples() -> Vec<Content> {
     let texts = ["", "a", "{}", "{\"type\":\"join\",\"room\":[1,-1e400]}", "%n%s \u{0} \u{10ffff}"]
         .map(str::to_owned);
     let texts = texts.into_iter().chain(["x".repeat(70_000)]);
@@ -127,17 +128,17 @@ fn fragment(text: &str, is_first: bool, is_last: bool) -> Content {
     Content::Fragment { bytes: text.as_bytes().to_vec(), is_text: true, is_first, is_last }
 }
 
-impl Exam {
-    /// How it went.
+impl FaultTest {
+    /// Records the findings of the strict host, and the death of the worker.
     fn note(&mut self, rule: &'static str, death: Option<String>) {
-        for (is_wrong, message) in self.host.complaints() {
-            // A handler may pass on that the peer has gone, or what a call that was made to fail has returned.
+        for (is_warning, message) in self.host.remarks() {
+            // A callback may return the error of a call that failed on purpose, or because the peer has gone.
             let is_passed_on = message.contains(" returned -") && !message.contains("() of ");
             if is_passed_on && (rule == HOST_CALLS || message.contains("(WS_E_GONE)")) {
                 continue;
             }
             let message = message.split(" (connection ").next().unwrap_or_default();
-            self.findings.push(match is_wrong {
+            self.findings.push(match is_warning {
                 true => Finding::warning("strict", message),
                 false => Finding::note("settings", message),
             });
@@ -147,42 +148,42 @@ impl Exam {
         }
     }
 
-    /// A peer whose request was answered, or is not yet.
+    /// A peer that has waited for the reply to its request.
     fn peer(&self) -> Result<Peer, String> {
-        let mut peer = Peer::ask(&self.host.socket(), &self.target, &[], TIMEOUT)?;
-        let _ = peer.settle(); // a refusal and a late handshake are answers, too
+        let mut peer = Peer::request(&self.host.socket(), &self.target, &[], TIMEOUT)?;
+        let _ = peer.settle(); // a refusal or a late reply is not an error
         Ok(peer)
     }
 
-    /// The handler has done what there was to do.
+    /// Waits until the handler has processed everything, and discards its replies.
     fn settle(&mut self, peers: &mut [&mut Peer]) -> Result<(), String> {
         self.host.turn()?;
-        peers.iter_mut().for_each(|peer| peer.look(true));
+        peers.iter_mut().for_each(|peer| peer.read_available(true));
         Ok(())
     }
 
-    /// Says this, on a new connection if the old one is closed.
-    fn say(&mut self, peer: &mut Peer, content: &Content) -> Result<(), String> {
+    /// Sends this, on a new connection if the old one is closed.
+    fn send(&mut self, peer: &mut Peer, content: &Content) -> Result<(), String> {
         if peer.send(content).is_err() {
             self.host.turn()?;
             *peer = self.peer()?;
-            let _ = peer.send(content); // or it lets nobody in
+            let _ = peer.send(content); // the handler may reject all connections
         }
         self.settle(&mut [peer])
     }
 
     fn messages(&mut self) -> Result<(), String> {
         let mut peer = self.peer()?;
-        for content in said() {
-            self.say(&mut peer, &content)?;
+        for content in samples() {
+            self.send(&mut peer, &content)?;
         }
         for content in [Content::Ping(b"x".to_vec()), Content::Pong(Vec::new())] {
-            self.say(&mut peer, &content)?;
+            self.send(&mut peer, &content)?;
         }
         for (piece, is_first, is_last) in [("a", true, false), ("", false, false), ("b", false, true)] {
-            self.say(&mut peer, &fragment(piece, is_first, is_last))?;
+            self.send(&mut peer, &fragment(piece, is_first, is_last))?;
         }
-        self.say(&mut peer, &Content::Close(1000, String::new()))
+        self.send(&mut peer, &Content::Close(1000, String::new()))
     }
 
     fn short_reads(&mut self) -> Result<(), String> {
@@ -195,21 +196,21 @@ impl Exam {
         let mut socket = connect(&self.host.socket(), TIMEOUT).map_err(|error| error.to_string())?;
         for byte in head.as_bytes().chunks(1).chain(FRAMES.chunks(1)) {
             if socket.write_all(byte).is_err() {
-                break; // it lets nobody in
+                break; // the handler rejects all connections
             }
             self.host.turn()?;
         }
         Ok(())
     }
 
-    /// At every point of a connection's life the peer goes away.
+    /// The peer disconnects in every state of a connection.
     fn close(&mut self) -> Result<(), String> {
         for sent in ["", "GET / HTTP/1.1\r\nHost: l"] {
             let socket = connect(&self.host.socket(), TIMEOUT);
-            let _ = socket.and_then(|mut socket| socket.write_all(sent.as_bytes())); // it goes away anyhow
+            let _ = socket.and_then(|mut socket| socket.write_all(sent.as_bytes())); // it disconnects in any case
             self.host.turn()?;
         }
-        drop(Peer::ask(&self.host.socket(), &self.target, &[], TIMEOUT)?);
+        drop(Peer::request(&self.host.socket(), &self.target, &[], TIMEOUT)?);
         self.host.turn()?;
         let reason = "why".to_owned();
         let close = |code| Content::Close(code, String::new());
@@ -225,7 +226,7 @@ impl Exam {
         for end in ends {
             let mut peer = self.peer()?;
             for content in end {
-                let _ = peer.send(content); // it goes away anyhow
+                let _ = peer.send(content); // it disconnects in any case
             }
             drop(peer);
             self.host.turn()?;
@@ -233,22 +234,22 @@ impl Exam {
         Ok(())
     }
 
-    /// One peer stops reading; another one goes on.
+    /// One peer stops reading, while another one reads.
     fn slow_peer(&mut self) -> Result<(), String> {
         let (mut slow, mut other) = (self.peer()?, self.peer()?);
         slow.stall(true);
         let large = Content::Binary(vec![b'x'; 8192]);
         for _ in 0..FLOOD {
-            // Its own replies fill its queue, and then the host reads no more of it.
+            // Its replies fill its send queue, and then the host stops reading from it.
             if !slow.send_at_once(&large) {
                 break;
             }
         }
         self.settle(&mut [&mut other])?;
         for _ in 0..20 {
-            self.say(&mut other, &text("a"))?;
+            self.send(&mut other, &text("a"))?;
         }
-        self.host.pass(Duration::from_secs(5), || other.look(true))?;
+        self.host.pass(Duration::from_secs(5), || other.read_available(true))?;
         slow.stall(false);
         for _ in 0..20 {
             self.settle(&mut [&mut slow, &mut other])?;
@@ -258,38 +259,38 @@ impl Exam {
 
     fn moves(&mut self) -> Result<(), String> {
         let (mut one, mut other) = (self.peer()?, self.peer()?);
-        for content in said().iter().take(4) {
-            self.say(&mut one, content)?;
+        for content in samples().iter().take(4) {
+            self.send(&mut one, content)?;
             let fds: Vec<_> = [&one, &other].into_iter().filter_map(|peer| peer.fd()).collect();
             self.host.move_connections(&fds)?;
             self.settle(&mut [&mut one, &mut other])?;
-            self.say(&mut other, content)?;
+            self.send(&mut other, content)?;
         }
         Ok(())
     }
 
-    /// One has gone, and the handler goes on with others.
+    /// A connection has ended, and the handler must not use its id.
     fn ids(&mut self) -> Result<(), String> {
         let (mut gone, mut other) = (self.peer()?, self.peer()?);
-        self.say(&mut gone, &text("a"))?;
+        self.send(&mut gone, &text("a"))?;
         drop(gone);
         self.host.turn()?;
-        for content in said().iter().take(4) {
-            self.say(&mut other, content)?;
+        for content in samples().iter().take(4) {
+            self.send(&mut other, content)?;
         }
-        self.say(&mut other, &Content::Close(1000, String::new()))?;
+        self.send(&mut other, &Content::Close(1000, String::new()))?;
         self.host.pass(Duration::from_secs(60), || ())?;
         let mut last = self.peer()?;
-        self.say(&mut last, &text("a"))
+        self.send(&mut last, &text("a"))
     }
 
     fn time(&mut self) -> Result<(), String> {
         let (mut one, mut other) = (self.peer()?, self.peer()?);
         self.host.pass(Duration::from_secs(3600), || {
-            one.look(true);
-            other.look(true);
+            one.read_available(true);
+            other.read_available(true);
         })?;
-        self.say(&mut one, &text("a"))
+        self.send(&mut one, &text("a"))
     }
 
     fn leak(&mut self) -> Result<(), String> {
@@ -304,7 +305,7 @@ impl Exam {
         if let Some(least) = grown.into_iter().min().filter(|least| *least > NOISE) {
             let each = least / u64::from(ROUND);
             let what =
-                format!("each connection leaves about {each} bytes of memory behind: free them in on_close");
+                format!("each connection leaves about {each} bytes of memory behind: free it in on_close");
             self.findings.push(Finding::warning("leak", what));
         }
         let descriptors = after.1.saturating_sub(between.1);
@@ -319,7 +320,7 @@ impl Exam {
         for _ in 0..connections {
             let mut peer = self.peer()?;
             if peer.send(&text("a")).is_ok() {
-                let _ = peer.send(&Content::Close(1000, String::new())); // it may have been quicker
+                let _ = peer.send(&Content::Close(1000, String::new())); // the handler may have closed first
             }
             self.host.turn()?;
         }
@@ -332,7 +333,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_mistake_is_told_once() {
+    fn duplicate_findings_are_recognised() {
         let of = |conn: &str| format!("x: on_message of connection {conn} returned -5 (WS_E_INVALID)");
         assert_eq!(general(&of("100000000")), general(&of("2f00000001")));
         assert_ne!(

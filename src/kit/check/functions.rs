@@ -1,19 +1,19 @@
-//! Functions of the C library that a handler should not call, and why. A worker is one process for all its handlers and
-//! connections.
+//! Functions of the C library that a handler should not call, since all handlers and connections of a worker share its
+//! process.
 
-/// Why not.
+/// The harm that a function does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Harm {
     /// It ends the worker.
     Ends,
-    /// It changes what all handlers of the worker share.
+    /// It changes the process that all handlers of the worker share.
     Shared,
-    /// It may wait, on the event loop.
+    /// It may wait on the event loop.
     Waits,
 }
 
 impl Harm {
-    /// The rule that it breaks.
+    /// The name of the rule.
     pub fn rule(self) -> &'static str {
         match self {
             Harm::Ends => "ends-worker",
@@ -22,7 +22,7 @@ impl Harm {
         }
     }
 
-    /// What it does, and what to do instead.
+    /// The effect, and what to do instead.
     pub fn what(self) -> &'static str {
         match self {
             Harm::Ends => "which ends the worker and counts as a crash: use ws_close() or return an error",
@@ -112,7 +112,7 @@ const WAITS: &[&str] = &[
     "waitpid",
 ];
 
-/// What this function does that a handler should not.
+/// The harm of this function, if any.
 pub fn harm_of(function: &str, is_event: bool) -> Option<Harm> {
     let lists = [(Harm::Ends, ENDS), (Harm::Shared, SHARED), (Harm::Waits, WAITS)];
     let found = lists.into_iter().find(|(_, list)| list.contains(&function));
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn functions_are_known_by_what_they_do() {
+    fn functions_have_their_harm() {
         assert_eq!(harm_of("_exit", true), Some(Harm::Ends));
         assert_eq!(harm_of("chdir", false), Some(Harm::Shared));
         assert_eq!((harm_of("sleep", true), harm_of("sleep", false)), (Some(Harm::Waits), None));

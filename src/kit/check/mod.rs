@@ -1,7 +1,6 @@
-//! `wshd check FILE...`: says of handlers what they are and what is wrong with them. Each is loaded and started as in a
-//! worker, in a process of its own and with the settings that a configuration has for it; and its file is read as what the
-//! dynamic linker will see ([`elf`]). Their processes are confined, unless
-//! somebody vouches for them.
+//! `wshd check FILE...`: describes handlers and reports errors in them. Loads and starts each as a worker would, in a process
+//! of its own and with its settings in a configuration, and examines its file ([`elf`]). The processes are confined, unless
+//! the handlers are trusted.
 
 mod elf;
 mod faults;
@@ -24,27 +23,27 @@ use crate::handlers::probes::{own, probe};
 use crate::handlers::scan::{self, SUFFIX, Scan};
 use crate::kit::host::process;
 
-/// What to check, and how to tell.
+/// The options of the command.
 #[derive(Debug)]
 pub struct Check {
     /// Handlers, and directories of handlers.
     pub files: Vec<PathBuf>,
-    /// As one JSON array.
+    /// Report as one JSON array.
     pub json: bool,
-    /// A warning is a fault.
+    /// Count warnings as faults.
     pub strict: bool,
-    /// Serve them to peers that misbehave.
+    /// Also serve them to peers that misbehave.
     pub faults: bool,
-    /// Somebody vouches for them.
+    /// Do not confine them.
     pub trusted: bool,
 }
 
 /// Something about a handler that its author should know.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Whether it does harm.
+    /// The severity.
     level: Level,
-    /// Which rule it is about: a word for programs.
+    /// The name of the rule, for programs.
     rule: &'static str,
     /// What was found, and what to do.
     message: String,
@@ -73,7 +72,7 @@ impl Finding {
     }
 }
 
-/// A handler that was looked at.
+/// A handler that was checked.
 struct Checked {
     file: PathBuf,
     report: Report,
@@ -81,8 +80,7 @@ struct Checked {
 }
 
 impl Check {
-    /// Checks the files, and those in directories, and reports to `out`, in their order; what they themselves write to
-    /// standard error goes to `log`.
+    /// Checks the files and directories and reports to `out`, in order. What handlers write to standard error goes to `log`.
     pub fn run(
         &self,
         config: Option<&Config>,
@@ -92,9 +90,9 @@ impl Check {
         process::adopt_orphans()?;
         let files = expand(&self.files, log)?;
         let confinement = (!self.trusted).then(Confinement::of_stranger);
-        let mut all = look(&files, config, confinement.as_ref());
+        let mut all = load(&files, config, confinement.as_ref());
         if self.faults {
-            examine(&mut all, config, confinement.as_ref())?;
+            inject_faults(&mut all, config, confinement.as_ref())?;
         }
         for Checked { file, report, .. } in all.iter().filter(|_| !self.json) {
             for line in report.log.lines() {
@@ -114,7 +112,7 @@ impl Check {
     }
 }
 
-/// The handlers in directories instead of these.
+/// Replaces directories by the handlers in them.
 fn expand(named: &[PathBuf], log: &mut impl Write) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in named {
@@ -135,7 +133,8 @@ fn expand(named: &[PathBuf], log: &mut impl Write) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn look(files: &[PathBuf], config: Option<&Config>, confinement: Option<&Confinement>) -> Vec<Checked> {
+/// Loads and starts each handler, and examines its file.
+fn load(files: &[PathBuf], config: Option<&Config>, confinement: Option<&Confinement>) -> Vec<Checked> {
     let request = |file: &PathBuf| {
         let settings = config.and_then(|config| config.settings.get(&resource(file, Some(config))).cloned());
         let (settings, file) = (settings.unwrap_or_default(), file.clone().into());
@@ -144,7 +143,7 @@ fn look(files: &[PathBuf], config: Option<&Config>, confinement: Option<&Confine
     let reports = probe(&own(), files.iter().map(request).collect(), &|| true).unwrap_or_default();
     process::kill_children();
     let checked = |(file, report): (&PathBuf, Report)| {
-        let mut findings = report.offer.as_ref().map(|offer| of_the_table(file, offer)).unwrap_or_default();
+        let mut findings = report.offer.as_ref().map(|offer| table_findings(file, offer)).unwrap_or_default();
         let is_event = report.offer.as_ref().is_none_or(|offer| offer.style == Style::Event);
         findings.extend(elf::findings(file, is_event));
         Checked { file: file.clone(), report, findings }
@@ -152,8 +151,8 @@ fn look(files: &[PathBuf], config: Option<&Config>, confinement: Option<&Confine
     files.iter().zip(reports).map(checked).collect()
 }
 
-/// Serves those that load to peers that misbehave.
-fn examine(
+/// Runs the fault tests on the handlers that load.
+fn inject_faults(
     all: &mut [Checked],
     config: Option<&Config>,
     confinement: Option<&Confinement>,
@@ -172,20 +171,19 @@ fn examine(
     Ok(())
 }
 
-/// The resource that a file would serve: by its place below the handler directory, and elsewhere, such as before it is
-/// put there, by its name.
+/// The resource that a file would serve: its path below the handler directory, or, if it is elsewhere, its name.
 fn resource(file: &Path, config: Option<&Config>) -> String {
     let real = file.canonicalize().unwrap_or_else(|_| file.to_owned());
     let root = config.and_then(|config| config.handlers.canonicalize().ok());
     let below = root.and_then(|root| real.strip_prefix(root).ok());
     let below = below.or(real.file_name().map(Path::new)).unwrap_or(&real);
     let name = below.to_string_lossy();
-    // Also of a new file beside the old one, such as chat_wsh.so.new.
+    // A new version may be called chat_wsh.so.new.
     format!("/{}", name.rsplit_once(SUFFIX).map_or(&*name, |(name, _)| name))
 }
 
-/// What its name and its table tell.
-fn of_the_table(file: &Path, offer: &Offer) -> Vec<Finding> {
+/// Findings about the file's name and the table.
+fn table_findings(file: &Path, offer: &Offer) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !file.as_os_str().as_encoded_bytes().ends_with(SUFFIX.as_bytes()) {
         let what = format!("its name does not end in {SUFFIX}: a server will not find it");
@@ -202,7 +200,7 @@ fn of_the_table(file: &Path, offer: &Offer) -> Vec<Finding> {
     let expected = size_of::<raw::ws_handler>();
     if minor == ours && offer.size != expected {
         let what = format!(
-            "its table has {} bytes, that of ABI 1.{minor} {expected}: was it made without WS_HANDLER?",
+            "its table has {} bytes, expected {expected} for ABI 1.{minor}: was it made without WS_HANDLER?",
             offer.size
         );
         findings.push(Finding::warning("table", what));
@@ -216,7 +214,7 @@ fn of_the_table(file: &Path, offer: &Offer) -> Vec<Finding> {
         findings.push(Finding::warning("style", what));
     }
     if offer.style == Style::Event && offer.flags & raw::WS_RESUMABLE != 0 {
-        let what = "WS_RESUMABLE means nothing in the event style: its connections can always move";
+        let what = "WS_RESUMABLE has no effect in the event style: its connections can always move";
         findings.push(Finding::note("style", what));
     }
     findings
@@ -248,7 +246,7 @@ fn describe(Checked { file, report, findings, .. }: &Checked, out: &mut impl Wri
     Ok(())
 }
 
-/// For programs.
+/// The JSON object of a handler.
 fn object(Checked { file, report, findings, .. }: &Checked) -> serde_json::Value {
     json!({
         "file": file.to_string_lossy(),

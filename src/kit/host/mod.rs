@@ -1,8 +1,8 @@
-//! Serves one handler without a server: the worker's own code, with a fleet of one worker and a bus around it, a Unix socket
-//! in a directory that nobody else can reach, and a clock that can be moved on. Judges nothing: who drives it does.
+//! Serves one handler without a supervisor: a worker and a bus, on a Unix socket in a private directory, with a clock that
+//! the caller advances.
 //!
-//! The worker is a process that is forked, so that its crash is seen and told from here, and so that a connection can move to
-//! another one; or it runs on the main thread of this process, for debuggers, while another thread drives it.
+//! The worker is a forked process, so that its crash can be reported and connections can move to another one. For debuggers
+//! it runs on the main thread of this process, while another thread drives it.
 
 pub mod process;
 pub mod settings;
@@ -47,27 +47,27 @@ use crate::supervisor::bus::Bus;
 use crate::supervisor::death::{Cause, Death};
 use crate::worker;
 
-/// How long a worker may take to start, to answer and to leave.
+/// Time for a worker to start, to answer and to exit.
 const TIMEOUT: Duration = Duration::from_secs(30);
 const FOREVER: Duration = Duration::MAX;
-/// Two: one serves, and the other one takes up connections that move.
+/// One serves, the other receives connections that move.
 const SLOTS: usize = 2;
-/// Room for a message in the report of a crash.
+/// Room for a message in a crash report; bytes.
 const MESSAGE: usize = 64 << 10;
-/// Between two looks what a worker that does not answer is doing.
-const LOOK: Duration = Duration::from_millis(20);
-/// So many looks find it in a callback of the event style: that takes long.
-const WAITS: u32 = 20;
-/// The most of a log that is shown, from the end; bytes.
+/// Interval at which a worker that does not answer is sampled.
+const SAMPLE: Duration = Duration::from_millis(20);
+/// Samples within callbacks of the event style from which they count as blocking.
+const BLOCKING_SAMPLES: u32 = 20;
+/// Maximum of a log that is shown, from its end; bytes.
 const MAX_LOG: usize = 64 << 10;
-/// The clock moves on by this much at a time, so that timers run in their order.
+/// The clock advances by this step, so that timers run in order.
 const STEP: Duration = Duration::from_millis(100);
-/// At most so many times, in larger steps if need be.
+/// Maximum number of steps; for longer times the steps are larger.
 const MAX_STEPS: u32 = 1000;
-/// Threads of the blocking style have this long to see that the clock has moved.
+/// Time for threads of the blocking style to notice that the clock has advanced.
 const THREADS: Duration = Duration::from_millis(3);
 
-/// What is served.
+/// What to serve, and how.
 #[derive(Clone, Copy)]
 pub struct Served<'a> {
     /// The file, which is copied.
@@ -76,35 +76,35 @@ pub struct Served<'a> {
     pub name: &'a str,
     /// Settings of the server, as NAME=VALUE.
     pub options: &'a [String],
-    /// That of a server: what it says of the handler holds here, too.
+    /// A server configuration, whose settings for the handler apply.
     pub config: Option<&'a Config>,
-    /// Nothing is said of how long callbacks take.
+    /// Without time limits for callbacks.
     pub is_debugged: bool,
-    /// One in so many calls of the host fails; 0: none.
+    /// One in this many calls of the host fails; 0: none.
     pub fail_every: u32,
-    /// Of its worker, where that is a process of its own.
+    /// Of the worker, if it is a process of its own.
     pub confinement: Option<&'a Confinement>,
 }
 
-/// A worker that serves.
+/// A running worker.
 struct Worker {
     slot: usize,
     channel: Channel,
-    /// It has said so.
+    /// It has reported a crash.
     has_crashed: bool,
-    /// None: it runs in this process.
+    /// None if it runs in this process.
     process: Option<Process>,
 }
 
 impl Worker {
-    /// The next report; None: it has ended.
+    /// The next report; None if the worker has ended.
     fn report(&mut self) -> io::Result<Option<Report>> {
         let report = self.channel.recv_report();
         self.has_crashed |= matches!(report, Ok(Some(Report::Crashed)));
         report
     }
 
-    /// Waits for its end, and reads what it still had to say; None: it had to be killed, or is no process.
+    /// Waits for its end, and reads its last reports; None if it had to be killed or runs in this process.
     fn wait(&mut self) -> Option<WaitStatus> {
         let status = self.process.take().and_then(|process| process.wait(TIMEOUT));
         while let Ok(Some(_)) = self.report() {}
@@ -112,7 +112,7 @@ impl Worker {
     }
 }
 
-/// See the module. Processes are killed when it is dropped.
+/// The host. Dropping it kills its processes.
 pub struct Host {
     dir: PathBuf,
     config: Arc<Config>,
@@ -122,20 +122,20 @@ pub struct Host {
     inboxes: Vec<Inbox>,
     bus: Bus,
     fail_every: u32,
-    /// Of the worker, where it is a process of its own.
+    /// Of the worker, if it is a process of its own.
     confinement: Option<Confinement>,
-    /// While it runs: its end of the channel, which it leaves with, and the process.
+    /// The bus, which exits when this end of its channel is closed.
     bus_process: Option<(Channel, Process)>,
-    /// Set from the start until its end was noticed.
+    /// From the start until its end was noticed.
     worker: Option<Worker>,
     /// A worker that runs in this process has ended.
     has_left: Arc<AtomicBool>,
-    /// How many looks have found a worker in a callback, and the last one.
-    waits: (u32, u32),
+    /// The number of samples within a callback, and the last callback.
+    samples: (u32, u32),
 }
 
 impl Host {
-    /// For this handler. Its files are in `dir`, which is new.
+    /// For this handler, with its files in `dir`, which must not exist.
     pub fn new(dir: &Path, served: Served<'_>) -> Result<Self, String> {
         let cannot = |error: io::Error| format!("the host: {error}");
         process::share_clock().map_err(cannot)?;
@@ -170,16 +170,16 @@ impl Host {
             bus_process: None,
             worker: None,
             has_left: Arc::default(),
-            waits: (0, 0),
+            samples: (0, 0),
         })
     }
 
-    /// Where it listens.
+    /// The socket that it listens on.
     pub fn socket(&self) -> PathBuf {
         self.dir.join("socket")
     }
 
-    /// Where the log is.
+    /// The file of the log.
     pub fn log_file(&self) -> PathBuf {
         self.dir.join("log")
     }
@@ -198,16 +198,16 @@ impl Host {
         self.wait_until_ready()
     }
 
-    /// The same for a worker that runs in this process, as [`worker::run`] with what this returns.
+    /// Prepares a worker in this process: the caller runs [`worker::run`] with the result.
     pub fn start_here(&mut self) -> Result<worker::Start, String> {
         self.start_bus().map_err(|error| format!("the bus: {error}"))?;
         let (start, channel) = self.prepare(0).map_err(|error| format!("the worker: {error}"))?;
-        process::hold_sigterm().map_err(|error| format!("signals: {error}"))?;
+        process::block_sigterm().map_err(|error| format!("signals: {error}"))?;
         self.worker = Some(Worker { slot: 0, channel, has_crashed: false, process: None });
         Ok(start)
     }
 
-    /// Where whoever runs a worker in this process says that it has ended.
+    /// A flag that the caller of [`Self::start_here`] sets when the worker has ended.
     pub fn has_left(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.has_left)
     }
@@ -215,14 +215,12 @@ impl Host {
     /// Waits until the worker serves the handler.
     pub fn wait_until_ready(&mut self) -> Result<(), String> {
         match self.report(|report| matches!(report, Report::Ready { .. }))? {
-            Report::Ready { loaded: 0, .. } => {
-                Err("the handler does not start: its log tells why".to_owned())
-            }
+            Report::Ready { loaded: 0, .. } => Err("the handler does not start: see its log".to_owned()),
             _ => Ok(()),
         }
     }
 
-    /// Moves all connections, to another process if the worker is one. That must not have `peers`, descriptors of this
+    /// Moves all connections, to another process if the worker is one. The new process closes `peers`, descriptors of this
     /// process.
     pub fn move_connections(&mut self, peers: &[RawFd]) -> Result<(), String> {
         let Some(worker) = &self.worker else { return Err("the worker has ended".to_owned()) };
@@ -236,15 +234,15 @@ impl Host {
         let order = Command::Migrate { to: to as u16 };
         before.channel.send_command(order).map_err(|error| format!("move: {error}"))?;
         let status = before.wait();
-        self.judge(&before, status).map_or(Ok(()), Err)?;
+        self.cause_of_death(&before, status).map_or(Ok(()), Err)?;
         self.turn()
     }
 
-    /// Sends all connections to an inbox that nobody serves, and has the worker take them up from there.
+    /// Sends all connections to the inbox of the other slot, and has the worker receive them from there.
     fn move_within(&mut self) -> io::Result<()> {
         const AWAY: usize = 1;
         if let (Some(worker), Some(record)) = (&self.worker, self.shared.scoreboard.slot(AWAY)) {
-            record.set_state(State::Running); // it is asked whether it takes connections
+            record.set_state(State::Running); // connections are sent to running workers only
             worker.channel.send_command(Command::Rebalance { to: AWAY as u16, count: u16::MAX })?;
             if let Some(inbox) = self.inboxes.get(AWAY) {
                 worker.channel.send_command_with(Command::TakeUp, inbox.rx().as_fd())?;
@@ -253,10 +251,9 @@ impl Host {
         self.turn().map_err(io::Error::other)
     }
 
-    /// Waits until the event loop has dealt with all that lay before it.
+    /// Waits until the event loop has processed everything that was pending.
     pub fn turn(&mut self) -> Result<(), String> {
-        // The turn that is under way may have begun too early to see it. When the one after the next begins, the next one,
-        // which has seen it, is over.
+        // The current turn may have begun too early to see it; the next one sees it, and is over when another one begins.
         let (mut last, mut begun) = (None, 0);
         while begun < 2 {
             let Some(worker) = &self.worker else { return Err("the worker has ended".to_owned()) };
@@ -265,7 +262,7 @@ impl Host {
             if last.replace(turn).is_some_and(|last| last != turn) {
                 begun += 1;
             }
-            // It wakes up, and may answer within the same turn.
+            // A command wakes the worker, which may answer within the same turn.
             let no_connection = Command::Close { ticket: 0, conn: 0, code: 1000 };
             match worker.channel.send_command(no_connection) {
                 Ok(()) => self.report(|report| matches!(report, Report::Closing { .. }))?,
@@ -276,7 +273,7 @@ impl Host {
         Ok(())
     }
 
-    /// Moves the clock on. `meanwhile` is called often: peers may have to answer.
+    /// Advances the clock. Calls `meanwhile` after each step, so that peers can answer.
     pub fn pass(&mut self, time: Duration, mut meanwhile: impl FnMut()) -> Result<(), String> {
         let step = STEP.max(time / MAX_STEPS);
         let has_threads = self.routes.in_service().any(|(_, route)| route.blocking);
@@ -284,7 +281,7 @@ impl Host {
         while !left.is_zero() {
             let now = left.min(step);
             left -= now;
-            process::move_clock(now);
+            process::advance_clock(now);
             self.turn()?;
             if has_threads {
                 sleep(THREADS);
@@ -294,7 +291,7 @@ impl Host {
         Ok(())
     }
 
-    /// Publishes a text, as another worker would.
+    /// Publishes a text as if from another worker.
     pub fn publish(&self, topic: &str, text: &str) -> io::Result<()> {
         use std::io::Write;
         let resource = self.routes.resources().next().map_or("/", |(resource, _)| resource);
@@ -310,44 +307,44 @@ impl Host {
         ours.write_all(&frame)
     }
 
-    /// Has the worker leave: how it died, if it did.
+    /// Stops the worker; an error says how it died, if it did.
     pub fn stop(&mut self) -> Result<(), String> {
         let Some(mut worker) = self.worker.take() else { return Ok(()) };
         let _ = worker.channel.send_command(Command::Stop); // it may have ended
         if worker.process.is_none() {
-            return Ok(()); // who runs it sees its end
+            return Ok(()); // its caller sees its end
         }
         let status = worker.wait();
-        self.judge(&worker, status).map_or(Ok(()), Err)
+        self.cause_of_death(&worker, status).map_or(Ok(()), Err)
     }
 
-    /// How the worker has died, if it has.
+    /// How the worker died, if it did.
     pub fn death(&mut self) -> Option<String> {
         self.worker.as_mut()?.process.as_mut()?.ended()?;
         let mut worker = self.worker.take()?;
         let status = worker.wait();
-        self.judge(&worker, status)
+        self.cause_of_death(&worker, status)
     }
 
-    /// The callback that keeps the event loop for long again and again.
-    pub fn waits_in(&self) -> Option<&'static str> {
-        let (looks, callback) = self.waits;
+    /// The callback that has blocked the event loop repeatedly, if any.
+    pub fn blocking_callback(&self) -> Option<&'static str> {
+        let (samples, callback) = self.samples;
         let has_threads = self.routes.in_service().any(|(_, route)| route.blocking);
-        (looks >= WAITS && !has_threads).then(|| callback_name(callback))
+        (samples >= BLOCKING_SAMPLES && !has_threads).then(|| callback_name(callback))
     }
 
-    /// Resident memory of the worker, in bytes, and its open descriptors; None if it is not a process of its own.
+    /// Resident memory of the worker, in bytes, and the number of its descriptors; None if it runs in this process.
     pub fn usage(&self) -> Option<(u64, usize)> {
         let pid = self.worker.as_ref()?.process.as_ref()?.pid();
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
         Some((proc::resident(pid.as_raw())?, descriptors))
     }
 
-    /// What the host has to say of the handler, of a log in JSON: whether it is a mistake, and which.
-    pub fn complaints(&self) -> Vec<(bool, String)> {
+    /// Lines of the host about the handler, from a log in JSON: whether it is a warning, and the message.
+    pub fn remarks(&self) -> Vec<(bool, String)> {
         let log = self.log();
         let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        let said = lines.filter(|line| line["handler"].is_null()).filter_map(|line| {
+        let remarks = lines.filter(|line| line["handler"].is_null()).filter_map(|line| {
             let message = line["message"].as_str()?;
             match line["level"].as_str()? {
                 "warn" | "error" => Some((true, message.to_owned())),
@@ -355,7 +352,7 @@ impl Host {
                 _ => None,
             }
         });
-        said.collect()
+        remarks.collect()
     }
 
     fn pool(&self) -> String {
@@ -394,7 +391,7 @@ impl Host {
         Ok(Worker { slot, channel, has_crashed: false, process: Some(process) })
     }
 
-    /// What a worker in this slot is given, and this side of its channel.
+    /// The start parameters of a worker in this slot, and this side of its channel.
     fn prepare(&self, slot: usize) -> io::Result<(worker::Start, Channel)> {
         let (ours, theirs) = Channel::pair()?;
         if let Some(record) = self.shared.scoreboard.slot(slot) {
@@ -425,7 +422,7 @@ impl Host {
     /// Waits for a report.
     fn report(&mut self, is_wanted: impl Fn(&Report) -> bool) -> Result<Report, String> {
         let begun = Instant::now();
-        // In this process a debugger may hold it for any time.
+        // In this process a debugger may stop it for any time.
         let timeout =
             self.worker.as_ref().and_then(|worker| worker.process.as_ref()).map_or(FOREVER, |_| TIMEOUT);
         while let Some(left) = timeout.checked_sub(begun.elapsed()) {
@@ -435,10 +432,10 @@ impl Host {
                 Ok(Some(_)) => {}
                 Ok(None) => return Err(self.death_soon()),
                 Err(_) if self.has_left.load(Ordering::Acquire) => {
-                    return Err("the worker has ended: its log tells why".to_owned());
+                    return Err("the worker has ended: see its log".to_owned());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let left = left.min(LOOK);
+                    let left = left.min(SAMPLE);
                     let mut fds = [PollFd::new(worker.channel.as_fd(), PollFlags::POLLIN)];
                     let ready = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
                     let call =
@@ -446,28 +443,28 @@ impl Host {
                     if let (Ok(0), Some((_, callback, _))) = (ready, call)
                         && !is_start(callback)
                     {
-                        self.waits = (self.waits.0 + 1, callback);
+                        self.samples = (self.samples.0 + 1, callback);
                     }
                 }
                 Err(error) => return Err(format!("the worker: {error}")),
             }
         }
-        let hung = self.worker.take().and_then(|worker| self.judge(&worker, None)); // and is killed
+        let hung = self.worker.take().and_then(|worker| self.cause_of_death(&worker, None)); // drop kills it
         Err(hung.unwrap_or_else(|| "the worker has ended".to_owned()))
     }
 
-    /// The channel has ended: so has the process, or it is about to.
+    /// The channel is closed: waits for the process, which has ended or is about to.
     fn death_soon(&mut self) -> String {
         let worker = self.worker.take();
         let death = worker.and_then(|mut worker| {
             let status = worker.wait();
-            self.judge(&worker, status)
+            self.cause_of_death(&worker, status)
         });
         death.unwrap_or_else(|| "the worker has ended".to_owned())
     }
 
-    /// What the end of a worker was, if it was no proper one.
-    fn judge(&self, worker: &Worker, status: Option<WaitStatus>) -> Option<String> {
+    /// How a worker died; None if it exited normally.
+    fn cause_of_death(&self, worker: &Worker, status: Option<WaitStatus>) -> Option<String> {
         let (slot, has_crashed) = (worker.slot, worker.has_crashed);
         let record = self.shared.scoreboard.slot(slot)?;
         let (crash, call) = (record.crash.facts(), record.call.current());
@@ -488,7 +485,7 @@ impl Host {
         let handler = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler)));
         if status.is_none() {
             let what = handler.map(|route| format!(", in {} of {}", callback_name(callback), route.name));
-            return Some(format!("does not come back within {TIMEOUT:?}{}", what.unwrap_or_default()));
+            return Some(format!("does not answer within {TIMEOUT:?}{}", what.unwrap_or_default()));
         }
         let facts = facts.unwrap_or_default();
         Some(Death { worker: "worker", pid: 0, cause, handler, callback, conn, facts }.line())

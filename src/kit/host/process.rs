@@ -1,4 +1,4 @@
-//! Processes of the host, and the clock that they share.
+//! Processes of the host, and their shared clock.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -26,16 +26,16 @@ use crate::exit::Exit;
 use crate::fleet::orphans;
 pub use crate::fleet::orphans::adopt as adopt_orphans;
 
-/// Between two looks whether a process has ended.
-const LOOK: Duration = Duration::from_millis(1);
+/// Interval of polling the end of a process.
+const POLL: Duration = Duration::from_millis(1);
 
-/// Generations of children that are killed.
+/// Maximum rounds of killing children.
 const MAX_ROUNDS: usize = 10_000;
 
 /// How far the clock is ahead; ns.
 static AHEAD: OnceLock<&'static AtomicU64> = OnceLock::new();
 
-/// Has this process and its children read a clock that [`move_clock`] moves on.
+/// Makes this process and its children use a clock that [`advance_clock`] advances.
 pub fn share_clock() -> io::Result<()> {
     if AHEAD.get().is_some() {
         return Ok(());
@@ -49,13 +49,13 @@ pub fn share_clock() -> io::Result<()> {
     Ok(())
 }
 
-/// Moves the shared clock on.
-pub fn move_clock(time: Duration) {
+/// Advances the shared clock.
+pub fn advance_clock(time: Duration) {
     let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     AHEAD.get().map(|ahead| ahead.fetch_add(nanos, Ordering::Relaxed));
 }
 
-/// Prints panics of this process and its children to standard error as well: the log is a temporary file.
+/// Prints panics of this process and its children to standard error too, since the log is a temporary file.
 pub fn show_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -67,74 +67,75 @@ pub fn show_panics() {
     });
 }
 
-/// As a worker expects it: its event loop reads SIGTERM.
-pub fn hold_sigterm() -> io::Result<()> {
+/// Blocks SIGTERM, which the event loop of a worker reads from a descriptor.
+pub fn block_sigterm() -> io::Result<()> {
     Ok(SigSet::from(Signal::SIGTERM).thread_set_mask()?)
 }
 
-/// Has the program get SIGTERM when the thread that starts it ends, even by SIGKILL.
+/// Makes the kernel send the program SIGTERM when the thread that starts it ends, even by SIGKILL.
 pub fn end_with_parent(command: &mut Command) {
     let parent = getpid();
     let prepare = move || {
         set_pdeathsig(Signal::SIGTERM)?;
-        // It may have ended before.
+        // The parent may have ended before.
         if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
     };
     // SAFETY: between fork and exec it makes two system calls and allocates nothing.
     unsafe { command.pre_exec(prepare) };
 }
 
-/// A child, which is killed when this is dropped.
+/// A child. Dropping this kills it.
 pub struct Process {
     pid: Pid,
     status: Option<WaitStatus>,
 }
 
-/// Forks a child that does this and exits with the result. It does not get the descriptors in `not_its`.
-pub fn fork(not_its: &[RawFd], work: impl FnOnce() -> i32) -> io::Result<Process> {
-    // SAFETY: this process has one thread, so that its child may do whatever a process may do.
+/// Forks a child that runs `work` and exits with the result. It closes the descriptors in `closed` first.
+pub fn fork(closed: &[RawFd], work: impl FnOnce() -> i32) -> io::Result<Process> {
+    // SAFETY: this process has one thread, so its child may do anything.
     match unsafe { fork_process()? } {
         ForkResult::Parent { child } => Ok(Process { pid: child, status: None }),
         ForkResult::Child => {
-            for fd in not_its {
-                // SAFETY: the child returns to nobody who has them: it ends below.
+            for fd in closed {
+                // SAFETY: the child ends below, and never returns to an owner of these descriptors.
                 unsafe { libc::close(*fd) };
             }
             let code = prepare().map_or(Exit::Internal.code(), |()| {
                 // A panic has logged its message.
                 catch_unwind(AssertUnwindSafe(work)).unwrap_or(Exit::Internal.code())
             });
-            // SAFETY: ends the child here: exit handlers are its parent's, or the handler's, whose threads may still run.
+            // SAFETY: ends the child without exit handlers, which belong to its parent, or to the handler, whose threads may
+            // still run.
             unsafe { libc::_exit(code) }
         }
     }
 }
 
-/// In the child.
+/// Prepares the child: streams and signals.
 fn prepare() -> io::Result<()> {
     set_pdeathsig(Signal::SIGKILL)?;
     // A handler that reads standard input must not take it from the terminal.
     dup2_stdin(File::open("/dev/null")?)?;
     for crash in [Signal::SIGSEGV, Signal::SIGBUS] {
-        // SAFETY: the default action installs no code; it replaces the handler of Rust's runtime.
+        // SAFETY: the default action runs no code; it replaces the handler of Rust's runtime.
         unsafe { signal(crash, SigHandler::SigDfl)? };
     }
-    hold_sigterm()
+    block_sigterm()
 }
 
-/// Kills all children of this process, and whatever they leave behind; how many that were. Those that go on forking have a
-/// bound ([`Confinement::of_stranger`](crate::confine::Confinement::of_stranger)), and are given up after a while.
+/// Kills all children of this process and their orphans, and returns their number. Children that keep forking are bounded
+/// by [`Confinement::of_stranger`](crate::confine::Confinement::of_stranger); after [`MAX_ROUNDS`] this gives up.
 pub fn kill_children() -> usize {
     orphans::kill_all_but(&BTreeSet::new(), MAX_ROUNDS)
 }
 
 impl Process {
-    /// Its number.
+    /// Its process id.
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// How it has ended, if it has.
+    /// Its wait status, if it has ended.
     pub fn ended(&mut self) -> Option<WaitStatus> {
         if self.status.is_none() {
             let status = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
@@ -143,11 +144,11 @@ impl Process {
         self.status
     }
 
-    /// Waits for its end; None: it did not end in this time, and was killed.
+    /// Waits for its end; None if it did not end in this time and was killed.
     pub fn wait(mut self, timeout: Duration) -> Option<WaitStatus> {
         let begun = Instant::now();
         while self.ended().is_none() && begun.elapsed() < timeout {
-            sleep(LOOK);
+            sleep(POLL);
         }
         self.status
     }
@@ -156,7 +157,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if self.ended().is_none() && kill(self.pid, Signal::SIGKILL).is_ok() {
-            let _ = waitpid(self.pid, None); // it has no other parent
+            let _ = waitpid(self.pid, None); // reaps it
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The configuration of a host: what its author has given, over what the kit needs, over the defaults.
+//! The configuration of a host: the author's options, then the settings that the host needs, then the defaults.
 
 use std::path::Path;
 
@@ -6,15 +6,15 @@ use super::Served;
 use crate::config::Config;
 use crate::settings::{Places, resolve};
 
-/// That of a server, by its file.
+/// Reads the configuration file of a server.
 pub fn read(file: &Path) -> Result<Config, String> {
     let mut places = Places::default();
-    // Not searched: without it the file would have to name one.
+    // The handler directory is not used, but a configuration needs one.
     places.set("websock_handlers", "/".to_owned());
     resolve::load(places, Some(file), None).map(|(config, _)| config).map_err(|error| error.to_string())
 }
 
-/// Of a handler in this directory.
+/// The configuration for a handler in this directory.
 pub fn config(dir: &Path, handlers: &Path, served: &Served<'_>) -> Result<Config, String> {
     let mut places = Places::default();
     for option in served.options {
@@ -22,7 +22,7 @@ pub fn config(dir: &Path, handlers: &Path, served: &Served<'_>) -> Result<Config
     }
     let path = |path: &Path| path.display().to_string();
     if served.is_debugged {
-        // A breakpoint may hold the worker for any time.
+        // A breakpoint may stop the worker for any time.
         ["handler_timeout", "worker_timeout"].into_iter().for_each(|name| places.set(name, "0".to_owned()));
     }
     for (name, value) in [

@@ -1,5 +1,5 @@
-//! `wshd new NAME`: a directory with a handler that builds and passes its test. All that is written is part of this
-//! executable, the interface included, so that it needs no installed header. Overwrites nothing.
+//! `wshd new NAME`: creates a directory with a handler that builds and passes its test. All files, including the interface,
+//! are embedded in this executable, so no installed header is needed. Overwrites nothing.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -14,7 +14,7 @@ use crate::exit::Exit;
 /// The command line.
 #[derive(Debug, Args)]
 pub struct New {
-    /// The handler's name, and the directory that is made; the resource is /NAME
+    /// The handler's name, and the directory to create; the resource is /NAME
     #[arg(value_name = "NAME", value_parser = name)]
     path: PathBuf,
     /// The language
@@ -39,11 +39,11 @@ enum Style {
     Blocking,
 }
 
-/// A file of the project: its path, and its text with `@WORDS@` to be filled in.
+/// A file of the project: its path, and its text with `@WORDS@` to replace.
 type Template = (String, &'static str);
 
 impl New {
-    /// Does it.
+    /// Runs the command.
     pub fn run(self) -> ExitCode {
         match self.create() {
             Ok(()) => {
@@ -63,7 +63,7 @@ impl New {
         let dir = &self.path;
         fs::create_dir(dir).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => {
-                format!("{} exists and is left as it is: choose another name", dir.display())
+                format!("{} exists: choose another name", dir.display())
             }
             _ => format!("{}: {error}", dir.display()),
         })?;
@@ -88,7 +88,7 @@ impl New {
         }
     }
 
-    /// What `wshd run` is told.
+    /// The argument of `wshd run`.
     fn runs(&self) -> String {
         match self.lang {
             Lang::C | Lang::Cpp => self.source(),
@@ -160,7 +160,7 @@ impl New {
     }
 }
 
-/// What a shell calls this program: by its name if that finds it, else by its path.
+/// The command that runs this program in a shell: its name if PATH finds it, else its path.
 fn this_program() -> io::Result<String> {
     let own = std::env::current_exe()?.canonicalize()?;
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -175,7 +175,7 @@ fn fill(template: &str, words: &[(&str, String)]) -> String {
     words.iter().fold(template.to_owned(), |text, (word, value)| text.replace(word, value))
 }
 
-/// Writes a file that is not there.
+/// Writes a new file.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
@@ -183,7 +183,7 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     File::create_new(path)?.write_all(text.as_bytes())
 }
 
-/// What can be a resource, a file, a C string and a package.
+/// Accepts names that are valid as a resource, a file, a C string and a package.
 fn name(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

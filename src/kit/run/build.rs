@@ -1,4 +1,4 @@
-//! From what an author has to a shared object: which file it is, which compiler, which flags.
+//! Builds the shared object of a handler: kind of source, compiler, flags.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,12 @@ use toml::de::DeTable;
 
 use crate::kit::interface::HEADERS;
 
-/// What is served.
+/// The author's file.
 pub struct Source {
     kind: Kind,
     path: PathBuf,
     name: String,
-    /// Where what is compiled goes, and the headers are.
+    /// The directory for the compiled object and the headers.
     scratch: PathBuf,
 }
 
@@ -26,16 +26,16 @@ enum Kind {
     Cargo,
 }
 
-/// Why there is nothing to serve.
-pub enum Unbuilt {
-    /// The compiler has said why.
+/// Why there is no shared object.
+pub enum BuildError {
+    /// The compiler failed, and has printed why.
     Compiler,
-    /// Anything else.
+    /// Another reason.
     Other(String),
 }
 
 impl Source {
-    /// Looks what the file is.
+    /// Determines the kind of the file.
     pub fn new(path: &Path, scratch: &Path) -> Result<Self, String> {
         let shown = path.display();
         let path = path.canonicalize().map_err(|error| format!("{shown}: {error}"))?;
@@ -43,7 +43,7 @@ impl Source {
         if path.is_dir() {
             let manifest = path.join("Cargo.toml");
             let text = fs::read_to_string(&manifest).map_err(|error| {
-                format!("{}: {error}; of directories those with a Cargo.toml can be run", manifest.display())
+                format!("{}: {error}; a directory must have a Cargo.toml", manifest.display())
             })?;
             let name = package_name(&text).map_err(|why| format!("{}: {why}", manifest.display()))?;
             return Ok(Source { kind: Kind::Cargo, path, name, scratch });
@@ -72,7 +72,7 @@ impl Source {
         &self.name
     }
 
-    /// What to watch: directories, and whether with all that is below.
+    /// The directories to watch, and whether recursively.
     pub fn directories(&self) -> Vec<(PathBuf, bool)> {
         let dir = self.path.parent().unwrap_or(Path::new("/")).to_owned();
         match self.kind {
@@ -92,7 +92,7 @@ impl Source {
         }
     }
 
-    /// Whether a change of a file is a reason to build.
+    /// Returns whether a change of a file requires a build.
     pub fn filter(&self) -> impl Fn(&Path) -> bool + Send + use<> {
         let (kind, object) = (self.kind, self.path.clone());
         move |changed| {
@@ -107,8 +107,8 @@ impl Source {
         }
     }
 
-    /// The shared object, compiled if it has to be. What the compiler says goes to standard error.
-    pub fn build(&self) -> Result<PathBuf, Unbuilt> {
+    /// The shared object, compiled if needed. The compiler prints to standard error.
+    pub fn build(&self) -> Result<PathBuf, BuildError> {
         match self.kind {
             Kind::Object => Ok(self.path.clone()),
             Kind::C => self.compile(("CC", "cc", "CFLAGS"), &["-Werror=implicit-function-declaration"]),
@@ -125,11 +125,11 @@ impl Source {
         &self,
         (variable, default, flags): (&str, &str, &str),
         more: &[&str],
-    ) -> Result<PathBuf, Unbuilt> {
+    ) -> Result<PathBuf, BuildError> {
         let compiler = words(variable, default);
         let object = self.scratch.join("built.so");
         let dir = self.path.parent().unwrap_or(Path::new("/"));
-        let (program, first) = compiler.split_first().ok_or(Unbuilt::Compiler)?;
+        let (program, first) = compiler.split_first().ok_or(BuildError::Compiler)?;
         let mut command = Command::new(program);
         command.args(first).args([
             "-O1",
@@ -140,35 +140,35 @@ impl Source {
             "-shared",
             "-fvisibility=hidden",
         ]);
-        // The author's own copy of the header before the one of this program.
+        // The author's copy of the header takes precedence over the embedded one.
         command.args(more).arg("-I").arg(dir.join("include")).arg("-I").arg(self.scratch.join("include"));
         command.args(words("CPPFLAGS", "")).args(words(flags, "")).arg(&self.path).arg("-o").arg(&object);
         command.args(words("LDFLAGS", "")).args(words("LDLIBS", ""));
         let status = command.stdin(Stdio::null()).status().map_err(|error| {
-            Unbuilt::Other(format!(
+            BuildError::Other(format!(
                 "cannot run the compiler {program:?}: {error}; name another with {variable}"
             ))
         })?;
-        if status.success() { Ok(object) } else { Err(Unbuilt::Compiler) }
+        if status.success() { Ok(object) } else { Err(BuildError::Compiler) }
     }
 
-    fn cargo(&self) -> Result<PathBuf, Unbuilt> {
+    fn cargo(&self) -> Result<PathBuf, BuildError> {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         command.args(["build", "--message-format=json-render-diagnostics"]).current_dir(&self.path);
         let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-        let output = output.map_err(|error| Unbuilt::Other(format!("cannot run cargo: {error}")))?;
+        let output = output.map_err(|error| BuildError::Other(format!("cannot run cargo: {error}")))?;
         if !output.status.success() {
-            return Err(Unbuilt::Compiler);
+            return Err(BuildError::Compiler);
         }
         let object = shared_object(&output.stdout, &self.path.join("Cargo.toml"));
         object.ok_or_else(|| {
             let what = "makes no shared object: expected crate-type = [\"cdylib\"] in its [lib]";
-            Unbuilt::Other(format!("{} {what}", self.path.display()))
+            BuildError::Other(format!("{} {what}", self.path.display()))
         })
     }
 }
 
-/// The headers of this program, for sources that have none of their own.
+/// Writes the embedded headers, for sources without their own copy.
 fn write_headers(scratch: &Path) -> Result<(), String> {
     let dir = scratch.join("include");
     let written = fs::create_dir_all(&dir)
@@ -176,14 +176,14 @@ fn write_headers(scratch: &Path) -> Result<(), String> {
     written.map_err(|error| format!("{}: {error}", dir.display()))
 }
 
-/// The words of a variable of the environment.
+/// The words of an environment variable.
 fn words(variable: &str, default: &str) -> Vec<String> {
     let text = std::env::var(variable).unwrap_or_else(|_| default.to_owned());
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Whether this C++ compiler can keep statics of templates apart from those of other handlers: g++ can, and clang++ does
-/// not share them.
+/// Whether this C++ compiler has -fno-gnu-unique, which keeps statics of templates apart from those of other handlers. g++
+/// has it; clang++ does not share them anyway.
 fn knows_no_gnu_unique(compiler: &[String]) -> bool {
     let Some((program, first)) = compiler.split_first() else { return false };
     let mut command = Command::new(program);
@@ -201,7 +201,7 @@ fn package_name(manifest: &str) -> Result<String, String> {
     Ok(name.strip_suffix("-wsh").or(name.strip_suffix("_wsh")).unwrap_or(name).to_owned())
 }
 
-/// The shared object of this package, from what cargo says of its artifacts.
+/// The shared object of this package, from cargo's messages about its artifacts.
 fn shared_object(messages: &[u8], manifest: &Path) -> Option<PathBuf> {
     let lines = messages.split(|byte| *byte == b'\n');
     let messages = lines.filter_map(|line| serde_json::from_slice::<Value>(line).ok());
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_package_is_served_by_its_name() {
+    fn the_resource_of_a_package_is_its_name() {
         assert_eq!(package_name("[package]\nname = \"my-chat-wsh\"").unwrap(), "my-chat");
         assert_eq!(package_name("[package]\nname = \"chat\"").unwrap(), "chat");
         assert!(package_name("[workspace]").is_err() && package_name("[").is_err());
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_no_handlers_are_refused_with_what_was_expected() {
+    fn files_that_are_not_handlers_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         for name in ["chat.c", "chat_wsh.py", "_wsh.c"] {
             let path = dir.path().join(name);

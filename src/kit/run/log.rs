@@ -10,7 +10,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Looks what standard error is.
+    /// Checks what standard error is.
     pub fn new() -> Self {
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self { is_coloured: io::stderr().is_terminal() && !no_colour }
@@ -19,11 +19,11 @@ impl Terminal {
     /// Prints a line.
     pub fn print(&self, line: &str) {
         let style = if self.is_coloured { style_of(line) } else { Style::new() };
-        let _ = writeln!(io::stderr(), "{style}{line}{style:#}"); // there is nobody else to tell
+        let _ = writeln!(io::stderr(), "{style}{line}{style:#}"); // an error cannot be reported
     }
 }
 
-/// By the level, which is the second word of a line; what a handler writes itself has none.
+/// The style for the level, which is the second word of a log line. Lines printed by a handler have none.
 fn style_of(line: &str) -> Style {
     match line.split_whitespace().nth(1).map(|word| word.trim_end_matches(':')) {
         Some("critical" | "error") => AnsiColor::Red.on_default(),

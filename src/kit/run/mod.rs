@@ -1,6 +1,6 @@
-//! `wshd run FILE`: serves one handler while it is written. A source is compiled; when a file changes it is compiled again and
-//! the server, a child, reloads it. A version that does not compile or load changes nothing. The server is an ordinary one
-//! with one worker, and its log is passed through.
+//! `wshd run FILE`: serves one handler during development. Compiles a source, and after each change compiles it again and
+//! reloads the server, a child with one worker whose log is passed through. A version that does not compile or load changes
+//! nothing.
 
 pub(super) mod build;
 mod log;
@@ -23,7 +23,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use self::build::{Source, Unbuilt};
+use self::build::{BuildError, Source};
 use crate::clock;
 use crate::exit::Exit;
 use crate::kit::host::process;
@@ -31,12 +31,12 @@ use crate::time::Instant;
 
 /// Files that are saved together are compiled together.
 const QUIET: Duration = Duration::from_millis(50);
-/// Events that wait while a compiler runs. When they are as many the threads wait, and the server drops lines of its log.
+/// Maximum queued events, while a compiler runs. If the queue is full the threads wait, and the server drops log lines.
 const EVENTS_MAX: usize = 1000;
-/// What a callback on the event loop may take before there is a line about it.
+/// Callbacks on the event loop that take longer are reported.
 const SLOW: Duration = Duration::from_millis(50);
 
-/// Settings that are not given: mistakes end the worker, and what has crashed is tried again.
+/// Default settings: errors of the handler abort the worker, and a handler that crashes is not quarantined.
 const DEFAULTS: [&str; 2] = ["strict_abi=true", "quarantine_deaths=0"];
 
 /// The command line.
@@ -52,13 +52,13 @@ pub struct Run {
     option: Vec<String>,
 }
 
-/// What the threads tell.
+/// Events from the threads.
 enum Event {
     /// Files have changed.
     Changed,
     /// A line of the server's log.
     Log(String),
-    /// A line of standard output: the server's when it is ready, or one that the handler prints.
+    /// A line of standard output: the server's ready line, or one printed by the handler.
     Output(String),
     /// A signal to stop.
     Stop,
@@ -67,7 +67,7 @@ enum Event {
 }
 
 impl Run {
-    /// Does it.
+    /// Runs the command.
     pub fn run(self) -> ExitCode {
         match self.serve() {
             Ok(status) => status,
@@ -96,7 +96,7 @@ struct Session<'a> {
     source: Source,
     directory: TempDir,
     sender: SyncSender<Event>,
-    /// From the first time that the handler was built.
+    /// Set once the handler was built for the first time.
     server: Option<Pid>,
     is_ready: bool,
     /// Built again while the server was starting.
@@ -109,7 +109,7 @@ impl Session<'_> {
         let mut build_at = clock::now();
         loop {
             match events.recv_timeout(build_at.since(clock::now())) {
-                // One sender is ours: this is the timeout.
+                // We hold a sender, so this is the timeout.
                 Err(_) => {
                     build_at = Instant::NEVER;
                     self.build()?;
@@ -118,7 +118,7 @@ impl Session<'_> {
                 Ok(Event::Log(line)) => log.print(&line),
                 Ok(Event::Output(line)) => self.output(&line),
                 Ok(Event::Stop) => match self.server {
-                    Some(server) => drop(kill(server, Signal::SIGTERM)), // if it is gone, its end is on its way
+                    Some(server) => drop(kill(server, Signal::SIGTERM)), // if it has ended, Event::Ended follows
                     None => return Ok(Exit::Ok.into()),
                 },
                 Ok(Event::Ended(status)) => return status.map(ended).map_err(of_server),
@@ -126,22 +126,22 @@ impl Session<'_> {
         }
     }
 
-    /// Compiles, and has the server take up what comes of it.
+    /// Compiles, and starts or reloads the server.
     fn build(&mut self) -> Result<(), String> {
         let installed = self.source.build().and_then(|object| {
             let served = self.handlers().join(format!("{}_wsh.so", self.source.name()));
             install(&object, &served)
-                .map_err(|error| Unbuilt::Other(format!("{}: {error}", served.display())))
+                .map_err(|error| BuildError::Other(format!("{}: {error}", served.display())))
         });
         match (installed, self.server) {
             (Ok(()), None) => self.server = Some(self.start().map_err(of_server)?),
             (Ok(()), Some(pid)) if self.is_ready => drop(kill(pid, Signal::SIGHUP)),
             (Ok(()), Some(_)) => self.is_newer = true,
-            (Err(Unbuilt::Compiler), Some(_)) => {
+            (Err(BuildError::Compiler), Some(_)) => {
                 eprintln!("wshd: compilation failed; the previous version stays in service");
             }
-            (Err(Unbuilt::Compiler), None) => eprintln!("wshd: compilation failed; waiting for a change"),
-            (Err(Unbuilt::Other(why)), _) => eprintln!("wshd: {why}"),
+            (Err(BuildError::Compiler), None) => eprintln!("wshd: compilation failed; waiting for a change"),
+            (Err(BuildError::Other(why)), _) => eprintln!("wshd: {why}"),
         }
         Ok(())
     }
@@ -164,7 +164,7 @@ impl Session<'_> {
         let defaults = DEFAULTS.iter().filter(|default| !is_given(default)).copied();
         command.args(defaults.chain(given.iter().map(String::as_str)).flat_map(|option| ["-o", option]));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // Ctrl-C is ours, so that the end is told once and waited for.
+        // Ctrl-C reaches this process only, which stops the server and waits for it.
         command.process_group(0);
         process::end_with_parent(&mut command);
         let mut child = command.spawn()?;
@@ -178,9 +178,9 @@ impl Session<'_> {
         Ok(pid)
     }
 
-    /// The server's own line of standard output is its first; others are of the handler.
+    /// Prints a line of standard output. The first one is the server's ready line, others are from the handler.
     fn output(&mut self, line: &str) {
-        let mut out = io::stdout(); // nobody may be reading
+        let mut out = io::stdout(); // its reader may have gone
         let _ = writeln!(out, "{line}");
         if let Some(rest) = line.strip_prefix("wshd: ready on ").filter(|_| !self.is_ready) {
             let address = rest.split([',', ' ']).next().unwrap_or_default();
@@ -188,7 +188,7 @@ impl Session<'_> {
             self.is_ready = true;
             slow::watch(self.control(), SLOW, self.sender.clone());
             if let Some(pid) = self.server.filter(|_| self.is_newer) {
-                let _ = kill(pid, Signal::SIGHUP); // if it is gone, its end is on its way
+                let _ = kill(pid, Signal::SIGHUP); // if it has ended, Event::Ended follows
             }
         }
         let _ = out.flush();
@@ -199,7 +199,7 @@ fn of_server(error: io::Error) -> String {
     format!("the server: {error}")
 }
 
-/// The exit status of the server as that of this program.
+/// Converts the exit status of the server to that of this program.
 fn ended(status: ExitStatus) -> ExitCode {
     if let Some(signal) = status.signal() {
         eprintln!("wshd: the server was killed by signal {signal}");
@@ -211,12 +211,12 @@ fn ended(status: ExitStatus) -> ExitCode {
     code.map_or(Exit::Internal.into(), ExitCode::from)
 }
 
-/// Of a setting as `-o` takes it.
+/// The name of a setting in the form of `-o`.
 fn name_of(option: &str) -> &str {
     option.split('=').next().unwrap_or_default().trim()
 }
 
-/// Puts a new version in the place of another: one that is mapped stays whole.
+/// Replaces a shared object by renaming, so that a mapped version is not changed.
 pub(super) fn install(object: &Path, served: &Path) -> io::Result<()> {
     if let Some(dir) = served.parent() {
         fs::create_dir_all(dir)?;
@@ -224,12 +224,12 @@ pub(super) fn install(object: &Path, served: &Path) -> io::Result<()> {
     }
     let passing = served.with_extension("new");
     fs::copy(object, &passing)?;
-    // As root, a server takes no handler that others may write, whatever the umask was.
+    // A server that runs as root skips handlers that others may write.
     fs::set_permissions(&passing, Permissions::from_mode(0o644))?;
     fs::rename(&passing, served)
 }
 
-/// Passes lines on from a thread of its own.
+/// Starts a thread that sends each line as an event.
 fn lines(from: impl Read + Send + 'static, to: SyncSender<Event>, event: fn(String) -> Event) {
     thread::spawn(move || {
         for line in BufReader::new(from).split(b'\n') {
@@ -241,7 +241,7 @@ fn lines(from: impl Read + Send + 'static, to: SyncSender<Event>, event: fn(Stri
     });
 }
 
-/// Has signals that stop the program become events.
+/// Makes stop signals events.
 fn stop_signals(sender: SyncSender<Event>) -> io::Result<()> {
     let (mut reader, writer) = UnixStream::pair()?;
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {

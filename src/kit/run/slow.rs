@@ -1,5 +1,5 @@
-//! Reports callbacks that block a worker's event loop. Samples over the control socket what the worker executes, so that
-//! the worker itself measures nothing: a time is up to one interval too short.
+//! Reports callbacks that block a worker's event loop. Samples over the control socket what the worker executes: a reported
+//! time is up to one interval too short.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ const INTERVAL: Duration = Duration::from_millis(15);
 /// How long the server may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Sends a log line for each callback that takes longer than `limit`, from a thread that ends with the server.
+/// Starts a thread that sends a log line for each callback longer than `limit`. It ends with the server.
 pub fn watch(control: PathBuf, limit: Duration, sender: SyncSender<Event>) {
     thread::spawn(move || {
         let mut seen: Option<Executes> = None;
@@ -34,8 +34,7 @@ pub fn watch(control: PathBuf, limit: Duration, sender: SyncSender<Event>) {
     });
 }
 
-/// From what was executed at the last sample and is now: a line if a callback over the limit has ended, and what to compare
-/// the next sample with.
+/// Compares two samples: returns a line if a callback over the limit has ended, and the sample to compare with the next.
 fn step(seen: Option<Executes>, now: Option<Executes>, limit: f64) -> (Option<String>, Option<Executes>) {
     let is_same = |a: &Executes, b: &Executes| {
         b.time >= a.time && a.callback == b.callback && a.connection == b.connection && a.handler == b.handler
@@ -92,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn short_calls_are_not_reported_and_two_calls_are_apart() {
+    fn short_calls_are_not_reported_and_two_calls_are_distinguished() {
         let (line, seen) = step(executing("on_open", 0.04), executing("on_message", 0.01), 0.05);
         assert!(line.is_none());
         let (line, _) = step(seen, None, 0.05);

@@ -1,4 +1,4 @@
-//! Tells when files change that a handler is made of.
+//! Watches the source files of a handler.
 
 use std::path::Path;
 use std::sync::mpsc::SyncSender;
@@ -8,17 +8,17 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use super::Event;
 use super::build::Source;
 
-/// Watches as long as the result lives.
+/// Sends an event for each change while the result lives.
 pub fn start(source: &Source, sender: SyncSender<Event>) -> Result<RecommendedWatcher, String> {
     let directories = source.directories();
     let concerns = source.filter();
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // An error is a queue that was too long: something has changed.
+        // An error is a queue overflow: something has changed.
         let has_changed = event.is_ok_and(|event| {
             !matches!(event.kind, EventKind::Access(_)) && event.paths.iter().any(|path| concerns(path))
         });
         if has_changed {
-            let _ = sender.send(Event::Changed); // nobody waits for it any more
+            let _ = sender.send(Event::Changed); // fails only at the end of the program
         }
     });
     let mut watcher: RecommendedWatcher = watcher.map_err(|error| format!("watching files: {error}"))?;

@@ -1,4 +1,4 @@
-//! Plays a script: does what each step says, and compares.
+//! Runs a script: executes each step and compares.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,31 +9,31 @@ use super::script::{Action, Opening, Step};
 use crate::kit::host::Host;
 use crate::kit::peer::{Content, Peer};
 
-/// Between two looks at the log.
-const LOOK: Duration = Duration::from_millis(5);
-/// What is to come within no time of the host's clock may take this long.
+/// Interval of polling the log.
+const POLL: Duration = Duration::from_millis(5);
+/// Real time to wait for a message that should not come.
 const GRACE: Duration = Duration::from_millis(50);
-/// Characters of a message that are shown.
+/// Characters of a message that are printed.
 const SHOWN: usize = 200;
 
-/// How a step went wrong.
+/// Why a step failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// Something else came.
+    /// Something else was received.
     Other {
-        /// What the script says.
+        /// By the script.
         expected: String,
-        /// What came.
+        /// Received.
         got: String,
     },
-    /// It could not be done.
+    /// It is not possible.
     Cannot(String),
-    /// The worker has died, and what was expected, if something was.
+    /// The worker died: how, and what was expected, if anything.
     Died(String, Option<String>),
 }
 
 impl Failure {
-    /// For people: a line for each.
+    /// The lines to print.
     pub fn text(&self) -> String {
         match self {
             Failure::Other { expected, got } => format!("    expected  {expected}\n    got       {got}"),
@@ -46,40 +46,40 @@ impl Failure {
     }
 }
 
-/// A script with a host.
+/// A script that runs against a host.
 pub struct Conversation {
     /// The resource, without its slash.
     name: String,
     timeout: Duration,
-    /// By their names.
+    /// By name.
     peers: BTreeMap<String, Peer>,
-    /// The one of the last step: what it did is over before another one does something.
+    /// The peer of the last step, which is processed before another peer does something.
     last: String,
-    /// Nothing is expected of anybody: what comes is thrown away.
-    is_deaf: bool,
-    /// How far the clock has moved.
+    /// No step expects a message: all are discarded.
+    discards: bool,
+    /// How far the clock has advanced.
     passed: Duration,
-    /// Bytes of the log that were looked at.
+    /// Bytes of the log that were searched.
     log_read: usize,
 }
 
 impl Conversation {
-    /// With the handler of this name; waits so long for what is expected.
+    /// With the handler of this name; `timeout` bounds the wait for each expected step.
     pub fn new(name: &str, timeout: Duration) -> Self {
         Conversation {
             name: name.to_owned(),
             timeout,
             peers: BTreeMap::new(),
             last: String::new(),
-            is_deaf: false,
+            discards: false,
             passed: Duration::ZERO,
             log_read: 0,
         }
     }
 
-    /// Goes through the steps, and stops the host; the line of the step that failed.
-    pub fn hold(mut self, host: &mut Host, steps: &[Step]) -> Result<(), (usize, Failure)> {
-        self.is_deaf =
+    /// Runs the steps and stops the host. An error has the line of the step that failed.
+    pub fn run(mut self, host: &mut Host, steps: &[Step]) -> Result<(), (usize, Failure)> {
+        self.discards =
             !steps.iter().any(|step| matches!(step.action, Action::Expect(_) | Action::Silence(_)));
         for step in steps {
             self.step(host, step).map_err(|failure| (step.line, explain(host, failure)))?;
@@ -117,21 +117,21 @@ impl Conversation {
                 return Err(Failure::Other { expected: format!("nothing for {duration:?}"), got });
             }
             other => {
-                let is_deaf = self.is_deaf;
+                let discards = self.discards;
                 let peer = self.peer(host, peer)?;
-                // The handler's replies do not hold it up.
-                peer.look(is_deaf);
+                // Unread replies of the handler must not block the peer.
+                peer.read_available(discards);
                 act(peer, other)?;
             }
         }
         Ok(())
     }
 
-    /// A peer of this name connects anew.
+    /// Connects a new peer of this name.
     fn open(&mut self, host: &Host, name: &str, opening: &Opening) -> Result<(), Failure> {
         let own = format!("/{}", self.name);
         let target = opening.target.as_deref().unwrap_or(&own);
-        let peer = Peer::ask(&host.socket(), target, &opening.headers, self.timeout);
+        let peer = Peer::request(&host.socket(), target, &opening.headers, self.timeout);
         let mut peer = peer.map_err(Failure::Cannot)?;
         if !opening.is_late {
             peer.settle().map_err(Failure::Cannot)?;
@@ -140,7 +140,7 @@ impl Conversation {
         Ok(())
     }
 
-    /// The peer of this name, which connects when it first does something.
+    /// The peer of this name, which connects at its first step.
     fn peer(&mut self, host: &Host, name: &str) -> Result<&mut Peer, Failure> {
         if !self.peers.contains_key(name) {
             self.open(host, name, &Opening::default())?;
@@ -150,12 +150,12 @@ impl Conversation {
 
     fn pass(&mut self, host: &mut Host, time: Duration) -> Result<(), Failure> {
         self.passed += time;
-        let (peers, is_deaf) = (&mut self.peers, self.is_deaf);
-        let passed = host.pass(time, || peers.values_mut().for_each(|peer| peer.look(is_deaf)));
+        let (peers, discards) = (&mut self.peers, self.discards);
+        let passed = host.pass(time, || peers.values_mut().for_each(|peer| peer.read_available(discards)));
         passed.map_err(|how| Failure::Died(how, None))
     }
 
-    /// Waits for a line after those that were found before.
+    /// Waits for a line after the ones found before.
     fn log(&mut self, host: &Host, text: &str) -> Result<(), Failure> {
         let begun = Instant::now();
         loop {
@@ -170,31 +170,31 @@ impl Conversation {
                 self.log_read += end;
                 return Ok(());
             }
-            self.peers.values_mut().for_each(|peer| peer.look(self.is_deaf));
+            self.peers.values_mut().for_each(|peer| peer.read_available(self.discards));
             if begun.elapsed() >= self.timeout {
                 let expected = format!("a line of the log with {text:?}");
                 return Err(Failure::Other { expected, got: format!("none within {:?}", self.timeout) });
             }
-            sleep(LOOK);
+            sleep(POLL);
         }
     }
 }
 
-/// Where the worker has died that is why.
+/// Replaces the failure by the death of the worker, if it has died.
 fn explain(host: &mut Host, failure: Failure) -> Failure {
     let expected = match &failure {
         Failure::Other { expected, .. } => Some(expected.clone()),
         Failure::Cannot(_) => None,
         Failure::Died(..) => return failure,
     };
-    // Its peers may know before it has ended.
+    // Its peers may notice before the process has ended.
     match host.turn().err().or_else(|| host.death()) {
         Some(how) => Failure::Died(how, expected),
         None => failure,
     }
 }
 
-/// What only one peer does.
+/// Executes an action of one peer.
 fn act(peer: &mut Peer, action: &Action) -> Result<(), Failure> {
     match action {
         Action::Send(content) => peer.send(content).map_err(Failure::Cannot),
@@ -233,17 +233,17 @@ fn act(peer: &mut Peer, action: &Action) -> Result<(), Failure> {
                 }
             }
         }
-        // Of no peer.
+        // Not an action of a peer.
         _ => Ok(()),
     }
 }
 
-/// What comes is never a fragment: messages come whole.
+/// Received messages are always whole.
 fn is_same(got: &Content, expected: &Content) -> bool {
     got == expected || matches!((got, expected), (Content::Close(1005, _), Content::Close(1005, _)))
 }
 
-/// One line, whatever is in it.
+/// Describes any content in one line.
 fn describe(content: &Content) -> String {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!(" {byte:02x}")).collect::<String>();
     let short = |text: String, size: usize| match text.char_indices().nth(SHOWN) {

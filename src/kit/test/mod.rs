@@ -1,5 +1,5 @@
-//! `wshd test FILE SCRIPT`: has a conversation with a handler and compares what comes with what the script says. The handler
-//! is served by a [`Host`]: what is tested is the code that serves.
+//! `wshd test FILE SCRIPT`: runs a scripted conversation against a handler and compares its replies with those expected.
+//! A [`Host`] serves the handler with the code of a worker.
 
 mod conversation;
 mod script;
@@ -17,15 +17,15 @@ use clap::Args;
 use self::conversation::{Conversation, Failure};
 use self::script::Step;
 use super::host::{Host, Served, settings};
-use super::run::build::{Source, Unbuilt};
+use super::run::build::{BuildError, Source};
 use super::value::time;
 use crate::ctl::record::MAX_FILE;
 use crate::exit::Exit;
 use crate::worker;
 
-/// How long what is expected may take.
+/// Time to wait for an expected step.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// The same where a debugger may hold the handler.
+/// The same where a debugger may stop the handler.
 const AN_HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// The command line.
@@ -36,10 +36,10 @@ pub struct Test {
     /// The conversations: see wshd-test(1); - is standard input
     #[arg(required = true, value_name = "SCRIPT")]
     scripts: Vec<PathBuf>,
-    /// How long to wait for what is expected [default: 5s, with --no-fork an hour]
+    /// How long to wait for each expected step [default: 5s, with --no-fork an hour]
     #[arg(long, value_name = "TIME", value_parser = time)]
     timeout: Option<Duration>,
-    /// Serve the handler as this configuration of a server says of its resource
+    /// Use the handler's settings in this server configuration
     #[arg(short = 'f', long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Serve it as this resource [default: its name]
@@ -57,7 +57,7 @@ pub struct Test {
 }
 
 impl Test {
-    /// Does it.
+    /// Runs the command.
     pub fn run(self) -> ExitCode {
         match self.all() {
             Ok(0) => Exit::Ok.into(),
@@ -69,7 +69,7 @@ impl Test {
         }
     }
 
-    /// How many scripts have failed.
+    /// The number of scripts that failed.
     fn all(&self) -> Result<usize, String> {
         if self.no_fork && self.scripts.len() > 1 {
             return Err("--no-fork: expected one script".to_owned());
@@ -79,9 +79,9 @@ impl Test {
         let source = Source::new(&self.file, directory.path())?;
         let scripts = self.scripts.iter().map(|path| Ok((path, read(path)?)));
         let scripts = scripts.collect::<Result<Vec<_>, String>>()?;
-        let object = source.build().map_err(|unbuilt| match unbuilt {
-            Unbuilt::Compiler => format!("{}: compilation failed", self.file.display()),
-            Unbuilt::Other(why) => why,
+        let object = source.build().map_err(|error| match error {
+            BuildError::Compiler => format!("{}: compilation failed", self.file.display()),
+            BuildError::Other(why) => why,
         })?;
         let config = self.config.as_deref().map(settings::read).transpose()?;
         let name = self.resource.as_deref().map_or(source.name(), |path| path.trim_start_matches('/'));
@@ -105,7 +105,7 @@ impl Test {
                 true => here(host, conversation, steps.clone())?,
                 false => {
                     host.start().map_err(|why| format!("{why}\n{}", host.log()))?;
-                    (conversation.hold(&mut host, &steps), host.log())
+                    (conversation.run(&mut host, &steps), host.log())
                 }
             };
             let shown = path.display();
@@ -116,25 +116,25 @@ impl Test {
                     println!("{shown}:{line}: failed\n{}", failure.text());
                 }
             }
-            // A mistake that a strict host has told of is worth a look in any case.
-            let is_told = |line: &&str| [" warn ", " error "].iter().any(|level| line.contains(level));
-            let is_shown = |line: &&str| self.verbose || outcome.is_err() || is_told(line);
+            // Warnings of the strict host are always shown.
+            let is_warning = |line: &&str| [" warn ", " error "].iter().any(|level| line.contains(level));
+            let is_shown = |line: &&str| self.verbose || outcome.is_err() || is_warning(line);
             log.lines().filter(is_shown).for_each(|line| println!("    log       {line}"));
         }
         Ok(failed)
     }
 }
 
-/// What came of a script, and the log.
+/// The result of a script, and the log.
 type Outcome = (Result<(), (usize, Failure)>, String);
 
-/// The worker runs on this thread, the main one, and the script on another.
+/// Runs the worker on this thread, the main one, and the script on another.
 fn here(mut host: Host, conversation: Conversation, steps: Vec<Step>) -> Result<Outcome, String> {
     eprintln!("wshd: the log is {}", host.log_file().display());
     let (start, has_left) = (host.start_here()?, host.has_left());
     let script = thread::spawn(move || {
-        let outcome = host.wait_until_ready().map(|()| conversation.hold(&mut host, &steps));
-        let _ = host.stop(); // it has no process that could have died
+        let outcome = host.wait_until_ready().map(|()| conversation.run(&mut host, &steps));
+        let _ = host.stop(); // there is no process that could have died
         outcome.map(|outcome| (outcome, host.log()))
     });
     worker::run(start);
@@ -161,9 +161,7 @@ fn read(path: &Path) -> Result<Vec<Step>, String> {
     }
     let steps = script::parse(&text).map_err(|error| format!("{shown}:{error}"))?;
     match steps.is_empty() {
-        true => {
-            Err(format!("{shown}: nothing is said in it: expected lines such as \"> hello\" and \"< hello\""))
-        }
+        true => Err(format!("{shown}: it has no steps: expected lines such as \"> hello\" and \"< hello\"")),
         false => Ok(steps),
     }
 }

@@ -1,4 +1,4 @@
-//! The language of `wshd test`: a conversation, a line for each step. Pure: text in, steps out.
+//! Parser for the scripts of `wshd test`, which have one step per line.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use tungstenite::http::{HeaderName, HeaderValue};
 use crate::kit::peer::Content;
 use crate::kit::value::{size, time};
 
-/// A line that does something.
+/// A step of a script.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
     /// From 1.
     pub line: usize,
-    /// The name of the peer that does it; empty for the one without a name.
+    /// The name of its peer; empty for the one without a name.
     pub peer: String,
-    /// What.
+    /// What the step does.
     pub action: Action,
 }
 
@@ -25,44 +25,44 @@ pub enum Action {
     Open(Opening),
     /// The peer sends this.
     Send(Content),
-    /// The peer vanishes without a Close frame.
+    /// The peer disconnects without a Close frame.
     Vanish,
     /// The peer stops reading, or reads again.
     Stall(bool),
-    /// This is to come next.
+    /// This must come next.
     Expect(Content),
-    /// Nothing is to come for so long.
+    /// No message may come for this time of the host's clock.
     Silence(Duration),
-    /// The reply to the opening handshake is to have this status.
+    /// The reply to the opening handshake must have this status.
     Status(u16),
-    /// And this header.
+    /// The reply to the opening handshake must have this header.
     Header(HeaderName, HeaderValue),
     /// The script waits.
     Wait(Duration),
-    /// The clock of the host moves on.
+    /// The clock of the host advances.
     Pass(Duration),
-    /// It moves on until so much time has passed since the beginning.
+    /// It advances to this time since the beginning.
     At(Duration),
     /// The connections move to another worker, as at a reload.
     Move,
     /// Another worker publishes this text for a topic.
     Publish(String, String),
-    /// The log is to have another line with this in it.
+    /// The log must have another line that contains this.
     Log(String),
 }
 
 /// How a peer connects.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Opening {
-    /// Path and query of its request, if they are not the handler's own.
+    /// Path and query of its request, unless they are the handler's own.
     pub target: Option<String>,
-    /// More headers of its request.
+    /// Additional headers of its request.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Whether the script goes on before there is a reply.
+    /// Whether the script continues before there is a reply.
     pub is_late: bool,
 }
 
-/// A line that is no step.
+/// A line that is not a step.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{line}:{column}: {why}")]
 pub struct ScriptError {
@@ -89,10 +89,10 @@ pub fn parse(text: &str) -> Result<Vec<Step>, ScriptError> {
         if line.trim().is_empty() || line.starts_with('#') {
             continue;
         }
-        // What is indented belongs to the request above it.
+        // An indented line is a header of the request above it.
         if line.starts_with([' ', '\t']) {
             let Some(Action::Open(opening)) = steps.last_mut().map(|step| &mut step.action) else {
-                let why = "a header stands below an open only: begin other lines at the margin";
+                let why = "a header must follow >! open or >! request; other lines must not be indented";
                 return Err(error((line, why.to_owned())));
             };
             opening.headers.push(header(line).map_err(error)?);
@@ -104,7 +104,7 @@ pub fn parse(text: &str) -> Result<Vec<Step>, ScriptError> {
     Ok(steps)
 }
 
-/// `in_message` has the peers that have sent a fragment that is not the last.
+/// Parses a line. `in_message` has the peers whose last fragment is still to come.
 fn step<'a>(line: &'a str, in_message: &mut Vec<String>) -> Result<(String, Action), Wrong<'a>> {
     const EXPECTED: &str = "expected > or < after the name of a peer or none, or =";
     let mark = line.find(['>', '<', '=']).ok_or_else(|| (line, EXPECTED.to_owned()))?;
@@ -148,7 +148,7 @@ fn step<'a>(line: &'a str, in_message: &mut Vec<String>) -> Result<(String, Acti
     Ok((peer.to_owned(), action))
 }
 
-/// Reads a part of a line.
+/// Parses a part of a line.
 fn at<T>(part: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<T, Wrong<'_>> {
     read(part).map_err(|why| (part, why))
 }
@@ -212,7 +212,7 @@ fn expected(text: &str) -> Result<Action, Wrong<'_>> {
     Ok(Action::Expect(content))
 }
 
-/// The first word, and what follows it and one space.
+/// The first word, and the text after one space.
 fn word(text: &str) -> (&str, &str) {
     text.split_once(' ').unwrap_or(text.split_at(text.len()))
 }
@@ -239,7 +239,7 @@ fn hex(digits: &str) -> Result<Vec<u8>, Wrong<'_>> {
     Ok(values.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect())
 }
 
-/// A text of more than one line, or with other characters that a script cannot have: a string of JSON (RFC 8259).
+/// A text with line ends or other characters that a script cannot contain: a string of JSON (RFC 8259).
 fn quoted(text: &str) -> Result<Content, String> {
     serde_json::from_str(text)
         .map(Content::Text)
@@ -254,7 +254,7 @@ fn large(length: &str) -> Result<Content, Wrong<'_>> {
     }
 }
 
-/// A piece of a message, the first one unless the peer has sent one before.
+/// A fragment of a message: the first one, unless the peer is within a message.
 fn fragment(
     peer: &str,
     part: &str,
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conversation_reads_as_it_is_spoken() {
+    fn lines_become_steps() {
         let text = |text: &str| Content::Text(text.to_owned());
         let script = "# two of them\n\nann> hello\nbob< hello\n<\n>  two spaces\n";
         let expected = [
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told_with_their_place() {
+    fn errors_have_line_and_column() {
         for (script, place, why) in [
             ("hello", (1, 1), "expected > or <"),
             ("> a\n\nb c> d", (3, 1), "a name has"),
@@ -380,7 +380,7 @@ mod tests {
             (">! text a", (1, 9), "a string as in JSON"),
             (">! close 999", (1, 10), "from 1000 to 4999"),
             (">! last x", (1, 4), "before the last"),
-            ("> a\n  Origin: x", (2, 1), "below an open only"),
+            ("> a\n  Origin: x", (2, 1), "a header must follow"),
             ("<! status ok", (1, 11), "a number"),
             ("a= move", (1, 2), "expected > or <"),
         ] {
