@@ -15,7 +15,7 @@ static int do_extra_handshake(ws_conn conn, ws_handshake *hs)
 static int transfer_data(ws_conn conn)
 {
     (void)conn;
-    return WS_OK; /* never reached, but a handler has to have a style */
+    return WS_OK; /* never reached, but a handler must have a style */
 }
 
 WS_HANDLER(.name = "abort_handshake", .do_extra_handshake = do_extra_handshake,

@@ -1,8 +1,8 @@
 /*
- * Sends at a pace, to test clients under load: after the text "SECONDS COUNT
+ * Sends at a rate, to test clients under load: after the text "SECONDS COUNT
  * MESSAGE" it sends MESSAGE every SECONDS, COUNT times, and closes. SECONDS may
- * be a fraction, or 0 for as fast as the peer reads. Blocking style; waiting in
- * ws_receive() instead of sleeping notices at once when the peer leaves.
+ * be a fraction, or 0 for as fast as the peer reads. Blocking style; it waits in
+ * ws_receive() instead of sleeping, which returns when the peer disconnects.
  *
  *     cc -shared -fPIC bench_wsh.c -o bench_wsh.so
  *     ws://127.0.0.1:8080/bench, then send "0.5 10 tick"
@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <ws_handler.h>
 
-/* Lets time pass until ws_now() is `until`; 0 if the connection is to end before. */
+/* Waits until ws_now() is `until`; returns 0 if the connection must end before. */
 static int wait_until(ws_conn conn, uint64_t until)
 {
     uint64_t   now;

@@ -1,8 +1,8 @@
 /*
- * The other end of a throughput benchmark, without extensions. It obeys texts:
+ * The server side of a throughput benchmark, without extensions. Commands are texts:
  *
- *     receive N    it sends a binary message of N letters "a"
- *     send VERIFY  it takes one message, checks that it is all "a" if VERIFY is 1,
+ *     receive N    sends a binary message of N letters "a"
+ *     send VERIFY  receives one message, checks that it is all "a" if VERIFY is 1,
  *                  and answers with its size as text
  *
  * Anything else, or a wrong payload, ends the connection with 1011. Blocking
@@ -14,9 +14,9 @@
 #include <stdlib.h>
 #include <ws_handler.h>
 
-#define MOST (256ul * 1024 * 1024) /* bytes of one payload */
+#define MAX_PAYLOAD (256ul * 1024 * 1024) /* bytes */
 
-/* What one connection keeps between commands: letters to send again. */
+/* The letters of a connection, reused between commands. */
 typedef struct letters {
     char  *data;
     size_t size;
@@ -27,7 +27,7 @@ static int32_t receive(ws_conn conn, letters *letters, const char *size_text)
     char         *end;
     unsigned long size = strtoul(size_text, &end, 10);
 
-    if (end == size_text || *end != '\0' || size > MOST)
+    if (end == size_text || *end != '\0' || size > MAX_PAYLOAD)
         return WS_E_INVALID;
     if (size > letters->size) {
         char *data = (char *)realloc(letters->data, size);
@@ -53,7 +53,7 @@ static int32_t send_size(ws_conn conn, int verify)
 
     do
         result = ws_receive(conn, &payload, WS_FOREVER);
-    while (result == WS_E_DRAINING); /* a command that has begun is finished */
+    while (result == WS_E_DRAINING); /* a started command is completed */
     if (result != WS_MESSAGE)
         return WS_E_GONE;
     if (verify && !all_a(payload.data, payload.size))
@@ -81,7 +81,7 @@ static int transfer_data(ws_conn conn)
     }
     free(letters.data);
     if (result == WS_E_INVALID)
-        ws_log_conn(conn, WS_LOG_WARN, "a command or payload that is not in the protocol");
+        ws_log_conn(conn, WS_LOG_WARN, "invalid command or payload");
     return result == WS_E_GONE ? WS_OK : result;
 }
 

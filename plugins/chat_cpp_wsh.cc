@@ -1,5 +1,5 @@
 /*
- * chat in C++: what one says in a room, all others in the room hear.
+ * chat in C++: a message in a room is sent to all its other members.
  *
  *     c++ -shared -fPIC -fvisibility=hidden chat_cpp_wsh.cc -o chat_cpp_wsh.so
  *     ws://127.0.0.1:8080/chat_cpp?kitchen

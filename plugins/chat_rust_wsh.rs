@@ -1,4 +1,4 @@
-//! chat in Rust: what one says in a room, all others in the room hear.
+//! chat in Rust: a message in a room is sent to all its other members.
 //!
 //!     cargo build --release    (or see build.rs for the two calls of rustc)
 //!     ws://127.0.0.1:8080/chat_rust?kitchen

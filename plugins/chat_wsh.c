@@ -1,5 +1,5 @@
 /*
- * chat: what one says in a room, all in the room hear, in every worker.
+ * chat: a message in a room is sent to all its members, in every worker.
  *
  *     cc -shared -fPIC chat_wsh.c -o chat_wsh.so
  *     ws://127.0.0.1:8080/chat?kitchen
@@ -12,8 +12,8 @@ static const char *room(ws_conn conn)
     return query.size > 0 ? query.data : "lobby";
 }
 
-/* Also called when the connection was taken up by another process, where it is
- * subscribed already: then this changes nothing. */
+/* Called again when the connection has moved to another process; its subscription
+ * has moved too, and the call has no effect. */
 static int32_t on_open(ws_conn conn)
 {
     return ws_subscribe(conn, room(conn), 0);

@@ -1,7 +1,7 @@
 /*
- * Closes as it is told: the text "CODE REASON" makes the server close with them.
- * A Close of the peer is answered with the same code and reason, an empty one
- * with an empty one. Event style.
+ * Closes on command: after the text "CODE REASON" the server closes with them.
+ * A Close frame of the peer is answered with the same code and reason, or with
+ * none if it has none. Event style.
  *
  *     cc -shared -fPIC close_wsh.c -o close_wsh.so
  *     ws://127.0.0.1:8080/close, then send "3001 so long"

@@ -1,6 +1,6 @@
 /*
- * Sets cookies in the reply to the opening handshake, as the query says, and
- * closes.
+ * Sets or clears cookies in the reply to the opening handshake, selected by the
+ * query, and closes.
  *
  *     cc -shared -fPIC cookie_wsh.c -o cookie_wsh.so
  *     ws://127.0.0.1:8080/cookie?set

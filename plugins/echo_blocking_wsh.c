@@ -11,7 +11,7 @@
 static int do_extra_handshake(ws_conn conn, ws_handshake *hs)
 {
     (void)conn, (void)hs;
-    return WS_OK; /* everyone is welcome; origin_check_wsh.c is choosier */
+    return WS_OK; /* accepts all; see origin_check_wsh.c for a check */
 }
 
 static int transfer_data(ws_conn conn)

@@ -1,5 +1,5 @@
 /*
- * Adds Strict-Transport-Security to the reply, says "Hello" and closes.
+ * Adds Strict-Transport-Security to the reply, sends "Hello" and closes.
  *
  *     cc -shared -fPIC hsts_wsh.c -o hsts_wsh.so
  *     ws://127.0.0.1:8080/hsts

@@ -1,7 +1,7 @@
 /*
- * Lets in only scripts from http://example.com, tells them what they have
- * reached, and closes; all others get 403. Only browsers are bound to tell their
- * origin truthfully: this keeps foreign pages out, not foreign programs.
+ * Accepts only scripts from http://example.com, sends them resource and
+ * subprotocol, and closes; all others get 403. Only browsers send a reliable
+ * origin: this keeps foreign pages out, not other programs.
  *
  *     cc -shared -fPIC origin_check_wsh.c -o origin_check_wsh.so
  *     ws://127.0.0.1:8080/origin_check

@@ -1,27 +1,27 @@
 /*
- * Counts words in PostgreSQL: each text message is counted, and answered with how
- * often it has come, "word 3". Event style: libpq's descriptor is in the worker's
- * event loop, and many queries are under way at a time on one connection to the
- * database (libpq's pipeline mode).
+ * Counts words in PostgreSQL: each text message is counted, and answered with the
+ * word and its count, "word 3". Event style: the worker's event loop watches
+ * libpq's descriptor, and one connection to the database has many queries in
+ * flight (libpq's pipeline mode).
  *
  *     cc -shared -fPIC $(pkg-config --cflags libpq) postgres_wsh.c -o postgres_wsh.so $(pkg-config --libs libpq)
  *     [handler."/postgres".settings]
  *     conninfo = "host=/run/postgresql dbname=words"
  *     ws://127.0.0.1:8080/postgres
  *
- * When the database is away messages are answered with "unavailable", and it is
- * tried again every second.
+ * Without a connection to the database messages are answered with "unavailable",
+ * and connecting is retried every second.
  */
 #include <libpq-fe.h>
 #include <ws_handler.h>
 
-#define MOST 1024 /* queries under way */
+#define MAX_QUERIES 1024 /* in flight */
 
 static PGconn *database;
 static int     is_up;
 
-/* Whose queries are under way: a ring, in the order sent. */
-static ws_conn asking[MOST];
+/* The connections with queries in flight: a ring, in the order sent. */
+static ws_conn asking[MAX_QUERIES];
 static size_t  first, count;
 
 static const char create[] = "create table if not exists words (word text primary key, seen bigint not null)";
@@ -31,7 +31,7 @@ static const char ask[] = "insert into words values ($1, 1) on conflict (word) d
 static void on_ready(int32_t fd, uint32_t events, void *arg);
 static void connect_again(ws_conn conn, void *arg);
 
-/* Watches the descriptor for what libpq waits for. */
+/* Watches the descriptor for the events that libpq waits for. */
 static void watch(void)
 {
     int unsent = PQflush(database);
@@ -43,12 +43,12 @@ static ws_conn next_asking(void)
 {
     ws_conn conn = asking[first];
 
-    first = (first + 1) % MOST;
+    first = (first + 1) % MAX_QUERIES;
     count--;
     return conn;
 }
 
-static void lose(void)
+static void disconnect(void)
 {
     ws_log(WS_LOG_WARN, "database lost: %s", PQerrorMessage(database));
     ws_unwatch_fd(PQsocket(database));
@@ -60,17 +60,17 @@ static void lose(void)
     ws_set_timer(0, 1000, connect_again, NULL);
 }
 
-/* Takes the results that have come. */
+/* Sends the results that have arrived. */
 static void on_ready(int32_t fd, uint32_t events, void *arg)
 {
     PGresult *result;
 
     (void)fd, (void)events, (void)arg;
     if (PQconsumeInput(database) != 1) {
-        lose();
+        disconnect();
         return;
     }
-    /* After the results of a query comes a NULL, and a PGRES_PIPELINE_SYNC of its own. */
+    /* The results of a query are followed by a NULL and a PGRES_PIPELINE_SYNC. */
     while (count > 0 && !PQisBusy(database)) {
         result = PQgetResult(database);
         if (result == NULL)
@@ -86,8 +86,8 @@ static void on_ready(int32_t fd, uint32_t events, void *arg)
     watch();
 }
 
-/* The connection is made while nobody is served or for the first time in a second:
- * it may take a moment. PQconnectStart() is the way where it may not. */
+/* Blocks while it connects, which is acceptable here at the start and once a
+ * second; a handler that must not block uses PQconnectStart(). */
 static void connect_again(ws_conn conn, void *arg)
 {
     ws_bytes  conninfo = ws_config("conninfo");
@@ -102,7 +102,7 @@ static void connect_again(ws_conn conn, void *arg)
     if (is_up)
         watch();
     else
-        lose();
+        disconnect();
 }
 
 static int on_worker_start(void)
@@ -120,13 +120,13 @@ static void on_message(ws_conn conn, const ws_message *msg)
 {
     const char *word = msg->data; /* a NUL follows */
 
-    if (!is_up || count == MOST || msg->type != WS_TEXT ||
+    if (!is_up || count == MAX_QUERIES || msg->type != WS_TEXT ||
         PQsendQueryParams(database, ask, 1, NULL, &word, NULL, NULL, 0) != 1 ||
         PQpipelineSync(database) != 1) {
         ws_send_text(conn, "unavailable");
         return;
     }
-    asking[(first + count++) % MOST] = conn;
+    asking[(first + count++) % MAX_QUERIES] = conn;
     watch();
 }
 
