@@ -1,6 +1,6 @@
-//! The header against everything that follows it: the mirror in Rust, compilers,
-//! the C++ veneer, the manual page, the examples; and what leaves a handler when
-//! something is thrown in it. Nothing here needs the server.
+//! Compares the header with the mirror in Rust, compilers, the C++ veneer, the
+//! manual page and the examples; and checks that exceptions and panics do not leave
+//! a handler. Needs no server.
 #![allow(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -182,7 +182,7 @@ fn layout_and_mirror_forget_no_member_and_no_constant() {
     assert_eq!(constants, header.constants.iter().map(String::as_str).collect());
 }
 
-/// Offsets do not see a wrong argument: so the signatures, as text.
+/// Compares the signatures as text, since offsets do not show a wrong argument.
 #[test]
 fn the_mirror_has_the_signatures_of_the_header() {
     let raw = fs::read_to_string(root().join("include/rust/src/raw.rs")).unwrap();
@@ -295,7 +295,7 @@ fn a_rejection_that_is_not_returned_is_a_warning_in_c() {
     }
 }
 
-/// An older host has a smaller table: what it lacks is answered by the header, and no byte behind it is read.
+/// An older host has a smaller table: the header returns defaults for missing members, and reads no byte past the table.
 #[test]
 fn the_header_reads_no_member_that_an_older_host_lacks() {
     run_c_program("older_host");
@@ -352,7 +352,7 @@ fn a_handler_can_be_unit_tested_in_c() {
     run_c_program("echo_unit");
 }
 
-// ---------------------------------------------------- what leaves a handler: nothing
+// ---------------------------------------------------- exceptions and panics
 
 #[test]
 fn exceptions_do_not_leave_a_cpp_handler() {
@@ -500,7 +500,7 @@ fn the_four_echoes_do_the_same() {
     }
 }
 
-/// A handler of the first release, as it was compiled then.
+/// A handler compiled against the first release.
 #[test]
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn the_frozen_handler_still_loads() {
@@ -514,7 +514,7 @@ fn the_frozen_handler_still_loads() {
     assert_eq!(handler.message("Tail"), tail);
 }
 
-/// What the first release has keeps its place and its value; only the tables grow, at their end.
+/// Members and constants of the first release keep their offsets and values; the tables grow only at their end.
 #[test]
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn what_is_frozen_stays_where_it_is() {
@@ -593,7 +593,7 @@ fn the_manual_page_is_clean() {
 
 // ------------------------------------------------------------------------ helpers
 
-/// gcc (or what CC and CXX name), and clang where it is installed.
+/// gcc (or CC and CXX), and clang if it is installed.
 fn compilers() -> Vec<(Vec<String>, Vec<String>)> {
     let mut compilers = vec![(compiler("CC", "cc"), compiler("CXX", "c++"))];
     if Command::new("clang++").arg("--version").output().is_ok_and(|output| output.status.success()) {
@@ -608,7 +608,7 @@ fn strict(compiler: &[String], standard: &str) -> Command {
     command
 }
 
-/// Compiled in full: that a result is not used is found behind the syntax.
+/// Compiles to an object: the warning about an unused result needs more than a syntax check.
 fn is_compiled(command: &mut Command) -> bool {
     command.args(["-fno-syntax-only", "-c", "-o", "/dev/null"]).output().unwrap().status.success()
 }

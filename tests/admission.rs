@@ -1,4 +1,4 @@
-//! Admission: limits that hold over all workers, allowed hosts and origins, and crowds that keep nobody out.
+//! Admission: limits over all workers, allowed hosts and origins, and floods that must not keep others out.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -30,7 +30,7 @@ fn serve(handlers: &[&str], args: &[&str]) -> (Server, Dir) {
     (server, dir)
 }
 
-/// A connection from this address of the machine.
+/// Connects from this local address.
 fn try_from(from: &str, to: &str) -> std::io::Result<Raw> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SocketAddr::new(from.parse().unwrap(), 0).into())?;
@@ -49,7 +49,7 @@ fn from(from: &str, server: &Server) -> Raw {
 const ONE: &str = "127.0.0.1";
 const OTHER: &str = "127.0.0.2";
 
-/// An open WebSocket from there.
+/// Opens a WebSocket from this address.
 #[track_caller]
 fn open(address: &str, server: &Server, resource: &str) -> Raw {
     let mut raw = from(address, server);
@@ -57,7 +57,7 @@ fn open(address: &str, server: &Server, resource: &str) -> Raw {
     raw
 }
 
-/// So many, each of which answers.
+/// Opens this many, each of which answers.
 #[track_caller]
 fn crowd(address: &str, server: &Server, count: usize) -> Vec<Raw> {
     let mut all: Vec<Raw> = (0..count).map(|_| open(address, server, "/echo")).collect();
@@ -77,7 +77,7 @@ fn assert_refused(answer: &Answer, status: u16, retry: &str) {
     assert_eq!((answer.status, answer.header("Retry-After")), (status, Some(retry)), "{}", answer.head);
 }
 
-/// Waits until one more connection may come in, and returns it.
+/// Waits until one more connection is admitted, and returns it.
 #[track_caller]
 fn let_in(address: &str, server: &Server) -> Raw {
     let mut found = None;
@@ -97,7 +97,7 @@ fn an_address_has_so_many_connections_over_all_workers() {
     let (mut server, _dir) = serve(&["echo"], &["-o", "max_connections_per_address=6"]);
     let mut all = crowd(ONE, &server, 6);
     for _ in 0..3 {
-        // Told without being asked, and also to one that has asked already.
+        // The reply comes before the request is read, and also if one was sent.
         assert_refused(&from(ONE, &server).answer(), 429, "10");
         assert_refused(&answer(from(ONE, &server), "/echo", "Host: a\r\n"), 429, "10");
     }
@@ -128,27 +128,27 @@ fn all_addresses_together_have_so_many_connections() {
     server.stop();
 }
 
-/// Whatever becomes of the processes: those that are there are counted, once, and those that are gone are not.
+/// However processes end, each open connection is counted once, and no ended one is.
 #[test]
 fn a_connection_that_moves_is_counted_once_and_one_that_dies_no_more() {
     let args = ["-o", "max_connections_per_address=10", "-o", "quarantine_deaths=0"];
     let (mut server, _dir) = serve(&["echo", "crash"], &args);
     let mut all = crowd(ONE, &server, 10);
     for _ in 0..3 {
-        // From elsewhere, since here there is no room for it.
+        // From another address: this one is at its limit.
         let mut culprit = open(OTHER, &server, "/crash");
         culprit.text("null");
         culprit.expect_close(1011);
         all.iter_mut().for_each(|raw| assert_eq!(raw.ask("still"), "still"));
         assert_refused(&from(ONE, &server).answer(), 429, "10");
-        // Neither too many are counted: one leaves, one comes.
+        // Ended connections are not counted: one leaves, one is admitted.
         drop(all.remove(0));
         all.push(let_in(ONE, &server));
         assert_refused(&from(ONE, &server).answer(), 429, "10");
     }
-    // Killed without last words: what they had is over.
+    // After SIGKILL the connections of the worker have ended.
     for worker in server.workers() {
-        let _ = kill(Pid::from_raw(worker), Signal::SIGKILL); // it may have come to its end
+        let _ = kill(Pid::from_raw(worker), Signal::SIGKILL); // it may have ended
     }
     all.iter_mut().for_each(|raw| raw.expect_end());
     all = (0..10).map(|_| let_in(ONE, &server)).collect();
@@ -189,7 +189,7 @@ fn a_reload_changes_a_limit_and_knows_who_is_there() {
         limit(most);
         server.signal(Signal::SIGHUP);
         until("the reload is done", || server.log().matches("reload: done").count() > round);
-        // Old workers may still hand over.
+        // Old workers may still be moving connections.
         until("all have moved", || {
             all.iter_mut().for_each(|raw| assert_eq!(raw.ask("still"), "still"));
             server.workers().len() == 2
@@ -318,7 +318,7 @@ fn a_peer_sends_so_many_messages_in_a_second() {
     for resource in ["/echo", "/echo_blocking"] {
         let mut patient = open(OTHER, &server, resource);
         let mut raw = open(ONE, &server, resource);
-        // Fragments and pings are no messages of their own.
+        // Fragments and Pings do not count as messages.
         for _ in 0..15 {
             raw.frame(0x01, b"in ");
             raw.frame(client::PING, b"");
@@ -373,7 +373,7 @@ fn a_peer_sends_so_many_bytes_in_a_second() {
     server.stop();
 }
 
-/// Whoever makes noise gets one line a second.
+/// Refusals are logged at most once a second.
 #[test]
 fn the_log_does_not_grow_with_those_who_are_turned_away() {
     let (mut server, _dir) = serve(&["echo"], &["-o", "max_connections_per_address=1"]);
@@ -394,14 +394,14 @@ fn the_log_does_not_grow_with_those_who_are_turned_away() {
     server.stop();
 }
 
-/// As many descriptors as the system allows.
+/// Raises the limit on descriptors to the hard limit.
 fn raise_descriptors(needed: u64) {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     assert!(most > needed, "{most} open files are allowed; this needs more than {needed} (ulimit -Hn)");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
 }
 
-/// One address opens `flood` connections, on a server with room for `room`; another is served all the time.
+/// One address opens `flood` connections to a server with room for `room`; another must be served all the time.
 fn nobody_is_kept_out(flood: usize, room: usize) {
     raise_descriptors(flood as u64 + 200);
     let half = (room / 2).to_string();
@@ -410,7 +410,7 @@ fn nobody_is_kept_out(flood: usize, room: usize) {
     let mut before = open(OTHER, &server, "/echo");
     let mut held = Vec::new();
     for number in 0..flood {
-        // Some wait, some ask; the server may be done with them before they have.
+        // Some wait, some send a request; the server may close them first.
         if let Ok(mut raw) = try_from(ONE, &server.address()) {
             if number % 2 == 0 {
                 let _ = raw.stream.write_all(b"GET /echo HTTP/1.1\r\n");
@@ -423,7 +423,7 @@ fn nobody_is_kept_out(flood: usize, room: usize) {
         }
     }
     assert_eq!(crowd(OTHER, &server, 15).len(), 15);
-    // What the flood holds is what it is allowed.
+    // The flood holds no more connections than it may.
     let is_open = |raw: &mut Raw| {
         raw.stream.set_nonblocking(true).unwrap();
         let mut bytes = [0; 4096];
@@ -477,7 +477,7 @@ fn a_thousand_who_send_a_byte_a_second_do_not_keep_others_out() {
         let text = raw.rest();
         assert!(text.is_empty() || text.starts_with(b"HTTP/1.1 408 "), "{}", text.escape_ascii());
     }
-    // Not much later than their time: bytes that come do not make it longer.
+    // Received bytes do not extend the deadline.
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     drop(client);
     server.stop();

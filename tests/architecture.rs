@@ -1,13 +1,13 @@
-//! What the sources must be like, read as text: where `unsafe` may stand, and how long a file may be. Who may use
-//! whom is in `rooms.rs`.
+//! Rules for the sources, checked as text: files with `unsafe`, and the length of a file. Rules about which room may
+//! use which are in `rooms.rs`.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Files that may contain `unsafe`, each for one of the reasons that are allowed: plugin FFI, fork and process
-/// titles, memory shared between processes, signal handlers, descriptors that come as numbers.
+/// Files that may contain `unsafe`, each for an allowed reason: plugin FFI, fork and process
+/// titles, shared memory, signal handlers, raw descriptors.
 const UNSAFE: &[&str] = &[
     "cgi/spawn.rs",
     "confine/mod.rs",
@@ -57,7 +57,7 @@ const UNSAFE: &[&str] = &[
     "worker/transfer/send.rs",
 ];
 
-/// All sources below `src`, by their path from there.
+/// All sources below `src`, by their relative path.
 fn sources() -> BTreeMap<String, String> {
     fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
@@ -80,7 +80,7 @@ fn sources() -> BTreeMap<String, String> {
     found.into_iter().map(named).collect()
 }
 
-/// Code only: comments cut off, and what follows `#[cfg(test)]` at the start of a line.
+/// Code without comments, up to a `#[cfg(test)]` at the start of a line.
 fn code(text: &str) -> String {
     let lines = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]"));
     lines
@@ -95,7 +95,7 @@ fn unsafe_stands_in_the_named_files_only_and_says_why() {
         let blocks = code(text).matches("unsafe {").count();
         let listed = UNSAFE.contains(&file.as_str());
         assert_eq!(blocks > 0, listed, "{file} has {blocks} unsafe blocks; is it listed here?");
-        // Clippy asks for one at each block; neighbours may share it.
+        // Clippy requires one at each block; adjacent blocks may share it.
         assert!(blocks == 0 || text.contains("SAFETY:"), "{file}: no SAFETY comment");
     }
     assert!(UNSAFE.iter().all(|file| sources.contains_key(*file)), "a file that is listed is not there");

@@ -1,4 +1,4 @@
-//! Authentication: passwords and bearer tokens, for all that is served or for one handler.
+//! Authentication: passwords and bearer tokens, for the server or one handler.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -22,7 +22,7 @@ use ring::hmac;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
-/// Serves these fixtures with the options of this file, in which DIR is the directory, and users.
+/// Serves these fixtures with users and this configuration file, in which DIR is the directory.
 #[track_caller]
 fn serve(handlers: &[&str], users: &str, text: &str) -> (Server, Dir) {
     let dir = Dir::new();
@@ -44,7 +44,7 @@ fn file(dir: &Dir, name: &str, text: &str) -> PathBuf {
     path
 }
 
-/// A line of an htpasswd file; the cost makes a comparison take long.
+/// A line of an htpasswd file; a high cost makes the comparison slow.
 fn user(name: &str, password: &str, cost: u32) -> String {
     let hash = bcrypt::hash_with_salt(password, cost, [7; 16]).unwrap();
     format!("{name}:{}\n", hash.format_for_version(bcrypt::Version::TwoY))
@@ -80,7 +80,7 @@ fn opened(server: &Server, resource: &str, headers: &str) -> (Raw, String) {
     (raw, head)
 }
 
-/// A request for no WebSocket.
+/// A plain HTTP request.
 #[track_caller]
 fn get(server: &Server, resource: &str, headers: &str) -> Answer {
     let mut raw = Raw::connect(&server.address());
@@ -125,7 +125,7 @@ fn passwords_are_compared_off_the_event_loop() {
     let text = "workers = 1\n[handler.'/echo']\nhtpasswd = 'DIR/users'\n";
     let (mut server, _dir) = serve(&["echo", "open/echo"], &users, text);
     let (mut other, _) = opened(&server, "/open/echo", "");
-    // A frame may follow at once.
+    // A frame may follow immediately.
     let request = |credentials| {
         let head = format!("GET /echo HTTP/1.1\r\nHost: a\r\n{UPGRADE}{}\r\n", basic(credentials));
         [head.as_bytes(), &client::frame(client::TEXT, b"early")].concat()
@@ -150,7 +150,7 @@ fn passwords_are_compared_off_the_event_loop() {
     assert_eq!(refused(&server, "/echo", &basic("ann:wrong")).status, 401);
     assert_eq!(refused(&server, "/echo", &basic("nobody:quick")).status, 401);
     opened(&server, "/echo", &basic("bob:quick"));
-    // Of those that leave while their password is compared nothing is left.
+    // Clients that disconnect during the comparison leave nothing behind.
     for _ in 0..3 {
         Raw::connect(&server.address()).send(&request("eve:slow"));
     }
@@ -163,7 +163,7 @@ fn passwords_are_compared_off_the_event_loop() {
 fn a_password_that_was_right_is_not_compared_again_for_each_request() {
     let users = user("ann", "secret", 10) + &user("bob", "secret", 10);
     let (mut server, _dir) = serve(&["echo"], &users, "workers = 1\nhtpasswd = 'DIR/users'\n");
-    // Time of the processor: a busy machine does not change it.
+    // CPU time, which does not depend on the load of the machine.
     let ticks = || {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.worker())).unwrap();
         let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
@@ -190,7 +190,7 @@ fn guesses_of_an_address_are_counted_over_all_workers() {
     let (mut server, dir) = serve(&["echo"], &users, text);
     let right = basic("ann:secret");
     for guess in 0..4 {
-        // To be asked is no failure, nor is to succeed.
+        // Neither a challenge nor a success counts as a failure.
         assert_eq!(refused(&server, "/echo", "").status, 401);
         opened(&server, "/echo", &right);
         let headers = if guess % 2 == 0 {
@@ -200,7 +200,7 @@ fn guesses_of_an_address_are_counted_over_all_workers() {
         };
         assert_eq!(refused(&server, "/echo", &headers).status, 401);
     }
-    // A minute may have begun meanwhile: then there are as many more.
+    // If a new minute has begun, the count starts again.
     until("it has to wait", || {
         let answer = refused(&server, "/echo", &basic("ann:guess"));
         if answer.status == 429 {
@@ -298,7 +298,7 @@ fn a_pool_asks_for_its_own_handlers_and_other_pools_do_not_know_its_secrets() {
     server.stop();
 }
 
-/// Whether these bytes are in the memory of a process.
+/// Whether the memory of a process contains these bytes.
 fn holds(pid: i32, wanted: &[u8]) -> bool {
     use std::os::unix::fs::FileExt;
     let maps = read_to_string(format!("/proc/{pid}/maps")).unwrap();
@@ -355,7 +355,7 @@ fn the_user_is_known_wherever_the_connection_goes() {
     server.stop();
 }
 
-/// Opens connections in each way and prints the users that the server tells.
+/// Opens connections with each kind of credentials and prints the users that the server reports.
 const PYTHON: &str = r#"
 import asyncio, sys, websockets
 address, token = sys.argv[1:]

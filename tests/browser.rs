@@ -12,7 +12,7 @@ use std::path::Path;
 use daemon::{Dir, Server};
 use webdriver::{Browser, CONTROL, ENTER};
 
-/// The server with the example handlers that the page is tried with.
+/// A server with the example handlers for the page.
 fn serve(dir: &Dir) -> (Server, String) {
     let built = Path::new(env!("CARGO_BIN_EXE_wshd")).parent().unwrap().join("handlers");
     for name in ["echo", "close", "origin_check", "abort_handshake"] {
@@ -29,14 +29,14 @@ fn is_state(state: &str) -> String {
     format!("document.querySelector('#state').dataset.state === '{state}'")
 }
 
-/// Whether the list has a row of the class with the text in it.
+/// Whether the list has a row of this class with this text.
 fn has_row(class: &str, text: &str) -> String {
     format!(
         "[...document.querySelectorAll('.row.{class}')].some((row) => row.textContent.includes({text:?}))"
     )
 }
 
-/// Nothing went wrong unseen.
+/// The browser's log has no errors.
 #[track_caller]
 fn assert_clean(browser: &Browser) {
     assert_eq!(browser.console(), [""; 0]);
@@ -64,7 +64,7 @@ fn text_and_binary_come_back_over_compression() {
     );
     assert_eq!(browser.text("#fact-protocol"), "echo");
 
-    // Longer than the threshold for compressing, and not ASCII only.
+    // Longer than the threshold for compression, and not only ASCII.
     let text = format!("{}, größer 你好", "again and again, ".repeat(20));
     browser.fill("#text", &text);
     browser.click("#send");
@@ -162,7 +162,7 @@ fn a_failed_handshake_is_explained() {
     browser.fill("#protocols", "not a token");
     browser.click("#connect");
     browser.wait(&has_row("event", "Cannot connect to /echo"));
-    // The browser itself reports each failed request; nothing else may be there.
+    // The browser reports each failed request itself; there must be no other errors.
     let others: Vec<_> = browser
         .console()
         .into_iter()
@@ -193,7 +193,7 @@ fn messages_can_be_read_filtered_and_are_bounded() {
 
     browser.click(".row.received .line");
     browser.click("[data-view=json]");
-    // JSON.parse would have rounded the number.
+    // JSON.parse would round the number.
     let pretty =
         "{\n  \"big\": 12345678901234567890,\n  \"list\": [\n    1,\n    []\n  ],\n  \"a\": \"\\\"<b>\"\n}";
     assert_eq!(browser.text(".detail pre"), pretty);
@@ -264,7 +264,7 @@ fn the_page_fits_a_phone_and_its_policy_is_in_force() {
     assert_eq!(browser.eval(fits), true);
     assert_clean(&browser);
 
-    // What the policy forbids is blocked, and would have been noticed above.
+    // A violation of the policy would have been reported above.
     browser.eval("document.body.setAttribute('style', 'color: red')");
     browser.eval("fetch('http://192.0.2.1/').catch(() => {})");
     browser.wait("window.violations.length === 2");
@@ -300,7 +300,7 @@ fn a_handler_under_development_is_shown_what_it_does() {
     browser.wait(&is_state("open"));
     assert_eq!(browser.text("#fact-protocol"), "draft.v1");
 
-    // Pretty JSON shows at once, in what is there and in what comes.
+    // Formatting of JSON applies at once to existing and new messages.
     browser.fill("#text", "{\"a\":[1]}");
     browser.click("#send");
     browser.wait(&has_row("received", "{\"a\":[1]}"));
@@ -313,12 +313,12 @@ fn a_handler_under_development_is_shown_what_it_does() {
     browser.click("#pretty");
     browser.wait(&has_row("received", "[2]"));
 
-    // On a phone the message has the width of the list, and its size is there.
+    // On a phone the message has the width of the list, and its size is shown.
     let width = "document.querySelector('.row.received .preview').clientWidth";
     assert!(browser.eval(width).as_i64().unwrap() > 300);
     assert_eq!(browser.text(".row.received .size"), "9 B");
 
-    // Disconnect is in reach, wherever the page is scrolled to.
+    // Disconnect is visible at any scroll position.
     let is_in_view = "(() => { const { top, bottom } = document.querySelector('#leave').getBoundingClientRect(); \
                       return top >= 0 && bottom > top && bottom <= innerHeight; })()";
     assert!(browser.eval("scrollY > 0") == true && browser.eval(is_in_view) == true);

@@ -1,4 +1,4 @@
-//! CGI programs: what they are told, what they may answer, and what bounds them.
+//! CGI programs: their environment, responses and limits.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -16,7 +16,7 @@ use client::{Answer, Raw};
 use daemon::{Dir, Server, children, memory_of, until};
 use nix::unistd::geteuid;
 
-/// Serves these programs below /cgi, with the options of this file. `$DIR` in a program is a directory that it can write.
+/// Serves these programs below /cgi, with this configuration file. `$DIR` in a program is a writable directory.
 #[track_caller]
 fn serve(programs: &[(&str, &str)], text: &str) -> (Server, Dir) {
     let dir = Dir::new();
@@ -51,7 +51,7 @@ fn get(server: &Server, resource: &str) -> Answer {
     request(server, "GET", resource, "\r\n").answer()
 }
 
-/// The content of chunks.
+/// Decodes a chunked body.
 fn content(answer: &Answer) -> String {
     assert_eq!(answer.header("Transfer-Encoding"), Some("chunked"), "{}", answer.head);
     let (mut left, mut text) = (&answer.body[..], Vec::new());
@@ -77,7 +77,7 @@ fn runner(server: &Server) -> i32 {
     children(server.pid()).into_iter().find(is_runner).expect("wshd: cgi")
 }
 
-/// The numbers of processes that a program has noted.
+/// The process ids that a program has recorded.
 fn noted(dir: &Dir, name: &str) -> Vec<i32> {
     let text = read_to_string(dir.path().join("notes").join(name)).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
@@ -126,7 +126,7 @@ fn a_program_gets_the_request_and_nothing_of_the_server() {
     ] {
         assert!(text.lines().any(|known| known == line), "{line}: {text}");
     }
-    // The shell adds PWD and its kin.
+    // The shell adds PWD and others.
     for name in text.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name) {
         let is_known =
             ["PATH", "PWD", "OLDPWD", "SHLVL", "_", "DIR", "AUTH_TYPE", "DOCUMENT_ROOT", "QUERY_STRING"]
@@ -147,7 +147,7 @@ fn a_program_gets_the_request_and_nothing_of_the_server() {
     assert_eq!(content(&request(&server, "POST", "/cgi/echo/p", &post).answer()), "POST 5 /p\nhello");
     let answer = request(&server, "HEAD", "/cgi/echo", &format!("{login}\r\n")).answer();
     assert_eq!((answer.status, answer.body.len()), (200, 0));
-    // HTTP/1.0 knows no chunks.
+    // HTTP/1.0 has no chunks.
     let mut raw = Raw::connect(&server.address());
     raw.send(format!("GET /cgi/echo HTTP/1.0\r\n{login}\r\n").as_bytes());
     let answer = raw.answer();
@@ -195,7 +195,7 @@ fn what_a_program_may_answer() {
     assert_eq!((content(&answer), answer.header("Connection")), ("0\r\n\r\n".to_owned(), Some("close")));
     server.says("cgi /cgi/none: it ended before its header did");
 
-    // Nothing below the directory is a file to be read.
+    // No file below the directory can be read.
     let www = dir.path().join("www");
     write(www.join("cgi/data"), "secret").unwrap();
     write(www.join("page.txt"), "page").unwrap();
@@ -232,7 +232,7 @@ fn output_is_streamed_and_a_program_ends_with_its_client() {
     write(dir.path().join("notes/go"), "").unwrap();
     assert_eq!(String::from_utf8_lossy(&raw.rest()), "b\r\ndata: two\n\n\r\n0\r\n\r\n");
 
-    // One that prints all the time waits for its client, and both it and one that prints nothing end with theirs.
+    // A program that prints continuously is blocked by its client. It ends with its client, as does one that prints nothing.
     let mut raw = request(&server, "GET", "/cgi/endless", "\r\n");
     raw.head();
     let silent = request(&server, "GET", "/cgi/silent", "\r\n");
@@ -260,7 +260,7 @@ fn time_output_and_number_of_programs_are_bounded() {
         ],
         "cgi_timeout = '1s'\ncgi_max_output = '4M'\ncgi_processes = 2\n",
     );
-    // Without an answer in time.
+    // No response in time.
     let begun = Instant::now();
     let silent = [0; 2].map(|_| request(&server, "GET", "/cgi/silent", "\r\n"));
     until("they run", || noted(&dir, "silent").len() == 4);
@@ -274,12 +274,12 @@ fn time_output_and_number_of_programs_are_bounded() {
     server.says("cgi /cgi/silent: nothing was printed or taken for cgi_timeout; killed");
     until("there is room", || get(&server, "/cgi/hello").status == 200);
 
-    // Too much: the client sees that something is missing.
+    // Too much output: the client sees a truncated response.
     let answer = get(&server, "/cgi/large");
     assert!(answer.body.len() < 5 << 20 && !answer.body.ends_with(b"0\r\n\r\n"), "{}", answer.body.len());
     server.says("cgi /cgi/large: it printed more than cgi_max_output; killed");
 
-    // The answer is complete when the output is closed; what goes on is given cgi_timeout.
+    // The response ends when the output is closed; the program has cgi_timeout to exit.
     assert_eq!(content(&get(&server, "/cgi/early")), "all\n");
     until("it was killed", || !noted(&dir, "early").iter().any(|pid| is_running(*pid)));
     server.says("after closing its output (cgi_timeout); killed");
@@ -336,7 +336,7 @@ fn programs_end_with_the_server_and_survive_a_reload() {
     write(dir.path().join("notes/go"), "").unwrap();
     assert_eq!(content(&raw.answer()), "done\n");
     until("the old process has left", || !is_running(old));
-    // The new one is killed, and replaced; meanwhile requests wait.
+    // The new process is killed and replaced; requests wait meanwhile.
     let pid = runner(&server);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     assert_eq!(content(&get(&server, "/cgi/wait")), "done\n");

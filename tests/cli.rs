@@ -1,4 +1,4 @@
-//! The program from outside: exit codes, messages, `wshd check`, and the manual page held against the options.
+//! The program from outside: exit codes, messages, `wshd check`, and the options compared with the manual page.
 #![allow(clippy::unwrap_used)]
 
 #[path = "common/server.rs"]
@@ -19,7 +19,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// Runs the program to its end and holds its exit code and standard error against what is expected.
+/// Runs the program and compares its exit code and standard error.
 #[track_caller]
 fn fails(args: &[&str], code: i32, expected: &[&str]) {
     let output = run(args);

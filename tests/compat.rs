@@ -1,4 +1,4 @@
-//! An old command line of mod_pywebsocket's standalone server, its configuration file, and what its clients expect.
+//! Compatibility with mod_pywebsocket's standalone server: command line, configuration file, and clients.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use client::{Raw, UPGRADE, header};
 use daemon::{Dir, Server, wshd};
 
-/// Starts it in this directory with these words, which name the log as `log`.
+/// Starts it in this directory with these arguments, which name the log file `log`.
 #[track_caller]
 fn start(dir: &Dir, line: &str) -> Server {
     let mut command = wshd();
@@ -84,7 +84,7 @@ fn an_old_command_line_works_or_says_what_to_use() {
 
 #[test]
 fn its_configuration_file_and_its_default_for_handlers() {
-    // Without -w they are in the document root.
+    // Without -w handlers are in the document root.
     let (dir, root) = tree(".");
     let map = root.join("map");
     let text = format!(

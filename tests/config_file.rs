@@ -1,4 +1,4 @@
-//! The configuration file, from outside: its errors, the command line beside it, what reaches a handler, and the example
+//! The configuration file, from outside: errors, precedence of the command line, settings of handlers, and the example
 //! in wshd.conf(5).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -29,7 +29,7 @@ fn file(dir: &Dir, text: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// Runs the program to its end with this file and holds exit code and messages against what is expected.
+/// Runs the program with this file and compares exit code and messages.
 #[track_caller]
 fn fails(dir: &Dir, text: &str, args: &[&str], expected: &[&str]) {
     let file = file(dir, text);
@@ -98,7 +98,7 @@ fn a_table_for_a_resource_that_nothing_serves() {
 fn the_command_line_wins_over_the_file() {
     let dir = Dir::new();
     dir.handler("echo", ECHO);
-    // The address could not be listened on: 192.0.2.0/24 belongs to nobody (RFC 5737).
+    // Listening on this address would fail: 192.0.2.0/24 is reserved (RFC 5737).
     let text = "server_host = '192.0.2.1'\nport = 1\nworkers = 2\nlog_level = 'critical'\nmax_message = 10\n";
     let mut server =
         Server::start(&dir, &["--config", &file(&dir, text), "-H", "127.0.0.1", "--max-message=20"]);
@@ -139,7 +139,7 @@ fn settings_reach_the_handler() {
     server.stop();
 }
 
-/// The part of the manual below this heading.
+/// The section of the manual with this heading.
 fn section(heading: &str) -> &'static str {
     MANUAL.split(&format!("\n.Sh {heading}\n")).nth(1).unwrap().split("\n.Sh ").next().unwrap()
 }
@@ -246,13 +246,13 @@ fn what_is_in_force_is_a_file_that_can_be_read_again() {
     let again = dir.path().join("again.conf");
     std::fs::write(&again, printed.replace("DIR", place)).unwrap();
     assert_eq!(ran(&dir, &["config", "-f", "DIR/again.conf"]), (0, printed.clone(), String::new()));
-    // The running server tells the same without secrets.
+    // The running server prints the same without secrets.
     let mut server = Server::start(&dir, &["-f", &first, "-o", "idle_timeout=90s"]);
     let (status, told, error) = ran(&dir, &["ctl", "--control-socket", "DIR/s", "config"]);
     assert_eq!((status, error.as_str()), (0, ""));
     let masked = printed.replace("\"ann:pass\\\"word\"", "\"***\"").replace("\"hidden \\u007F\"", "\"***\"");
     for (told, expected) in told.lines().zip(masked.lines()) {
-        // The tests start servers with more options.
+        // The test adds options to the command line.
         assert!(told == expected || !told.contains("***") && !expected.contains("***"), "{told}: {expected}");
     }
     assert!(!told.contains("hidden") && !told.contains("ann:") && told.contains("\"a key\" = \"***\""));
@@ -294,7 +294,7 @@ fn a_configuration_is_tested_as_for_a_start_without_a_server() {
         assert_eq!((code, out.as_str()), (status, ""), "{error}");
         assert!(error.contains(&format!("wshd: {expected}")), "{error}");
     }
-    // A handler by itself has the settings of the configuration.
+    // A single handler gets its settings from the configuration.
     let object = object.to_str().unwrap();
     assert_eq!(ran(&dir, &["check", object]).0, 6);
     file(&dir, "[handler.'/room'.settings]\nroom = 'a'\n");
@@ -302,7 +302,7 @@ fn a_configuration_is_tested_as_for_a_start_without_a_server() {
     assert_eq!((status, out.lines().next()), (0, Some("DIR/room_wsh.so: ok")), "{out}");
 }
 
-/// Whether a process has these bytes in its memory.
+/// Whether the memory of a process contains these bytes.
 fn is_in_memory(pid: i32, needle: &str) -> bool {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let memory = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();

@@ -1,4 +1,4 @@
-//! Workers that are confined to the files and system calls that they need. Skipped where the kernel has no Landlock.
+//! Workers confined to the files and system calls that they need. Skipped if the kernel has no Landlock.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -12,8 +12,8 @@ use client::Raw;
 use daemon::{Dir, Server};
 use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
 
-/// Does with a file what it is told: `read PATH`, `write PATH`, `lookup NAME`, `run COMMAND`, `crash`. Answers with 0
-/// or the number of the error.
+/// Executes commands: `read PATH`, `write PATH`, `lookup NAME`, `run COMMAND`, `crash`. Answers with 0
+/// or errno.
 const HANDLER: &str = r#"
     #include <ws_handler.h>
     #include <errno.h>
@@ -118,12 +118,12 @@ fn handlers_use_the_files_that_they_may() {
             ] {
                 assert_eq!(tell(&mut raw, what, &path), expected, "{is_confined}: {what} {}", path.display());
             }
-            // What the C library needs for it is there.
+            // The files that the C library needs are allowed.
             assert_eq!(tell(&mut raw, "lookup", Path::new("localhost")), OK);
-            // A program that the handler starts is confined as well: here it cannot even be started.
+            // Programs are confined too: this one cannot even be executed.
             let failed = tell(&mut raw, "run", Path::new("true")) != 0;
             assert_eq!(failed, is_confined);
-            // The rescue works, and the next worker is confined, too.
+            // The rescue works, and the replacement is confined too.
             let mut culprit = Raw::open(&server.address(), "/files");
             culprit.text("crash now");
             culprit.expect_close(1011);
@@ -138,7 +138,7 @@ fn handlers_use_the_files_that_they_may() {
     }
 }
 
-/// Makes the call that it is told, with arguments that do no harm: answers with 0 or the number of the error.
+/// Makes the named system call with harmless arguments: answers with 0 or errno.
 const CALLS: &str = r#"
     #define _GNU_SOURCE
     #include <ws_handler.h>
@@ -224,7 +224,7 @@ fn handlers_make_the_system_calls_that_they_may() {
         ] {
             assert_eq!(raw.ask(call), expected.to_string(), "{resource}: {call}");
         }
-        // The rescue works, and the next worker is confined, too.
+        // The rescue works, and the replacement is confined too.
         raw.text("crash");
         raw.expect_close(1011);
     }

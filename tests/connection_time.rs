@@ -54,7 +54,7 @@ impl Pair {
         frames
     }
 
-    /// Time passes up to the next deadline, which must be `seconds` from now.
+    /// Advances to the next deadline, which must be `seconds` from now.
     #[track_caller]
     fn deadline_after(&mut self, seconds: u32) -> Deadline {
         let deadline = self.server.deadline(&self.limits);
@@ -88,7 +88,7 @@ fn keepalive_pings_while_pongs_come() {
         let frames = pair.peer_reads();
         assert_eq!((frames.len(), frames[0].0, frames[0].1.len()), (1, 0x89, 8));
         assert_eq!(pair.server.deadline(&pair.limits), pair.now + 20 * SECOND);
-        // Its Pong is not the handler's affair. Even one that comes at once counts.
+        // Its Pong is not passed to the handler. Even an immediate one counts.
         assert_eq!(pair.peer_sends(0x8a, &frames[0].1), Event::NeedMore);
     }
 }
@@ -128,7 +128,7 @@ fn any_octet_is_a_sign_of_life() {
     assert_eq!(pair.deadline_after(30), Deadline::Pinged);
     pair.peer_reads();
     pair.pass(19);
-    // The first octet of a frame that is not complete.
+    // The first octet of an incomplete frame.
     assert_eq!(pair.with(|server, io| server.receive(&mut [0x81], &mut 0, io)), Event::NeedMore);
     assert_eq!(pair.deadline_after(30), Deadline::Pinged);
 }
@@ -145,7 +145,7 @@ fn an_empty_read_is_none() {
 fn what_is_off_never_comes() {
     let mut pair = Pair::new(Limits { ping_interval: Duration::ZERO, ..limits() });
     assert_eq!(pair.server.deadline(&pair.limits), NEVER);
-    // Without a deadline for Pongs the Pings go on.
+    // Without a deadline for Pongs the Pings continue.
     pair = Pair::new(Limits { pong_deadline: Duration::ZERO, ..limits() });
     assert_eq!(pair.deadline_after(30), Deadline::Pinged);
     pair.peer_reads();
@@ -192,7 +192,7 @@ fn idle_counts_messages_in_both_directions_and_nothing_else() {
     assert_eq!(pair.deadline_after(40), Deadline::Idle);
     assert_eq!(pair.peer_reads(), [(0x88, vec![0x03, 0xe9])]);
     assert_eq!(pair.server.close_sent(), Some(1001));
-    // The closing handshake goes on as usual.
+    // The closing handshake continues as usual.
     pair.pass(1);
     assert!(matches!(pair.peer_sends(0x88, &[0x03, 0xe9]), Event::Closed { code: 1001, .. }));
     assert_eq!(pair.server.deadline(&pair.limits), NEVER);
@@ -204,7 +204,7 @@ fn our_close_is_to_be_answered_in_time() {
     pair.pass(7);
     pair.with(|server, io| server.close(Some(1000), b"", io)).unwrap();
     pair.peer_reads();
-    // Other frames do not put it off.
+    // Other frames do not extend it.
     pair.pass(4);
     assert_eq!(pair.peer_sends(0x81, b"late"), Event::NeedMore);
     assert_eq!(pair.deadline_after(1), Deadline::CloseTimedOut);
@@ -255,7 +255,7 @@ fn silence_does_not_count_while_paused() {
     pair.pass(1000);
     assert_eq!(pair.with(Connection::on_deadline), Deadline::Later);
     pair.server.set_paused(false, pair.now);
-    // As if something had just come: neither the old Ping nor the old silence counts.
+    // As if data had just arrived: neither the old Ping nor the old silence counts.
     assert_eq!(pair.deadline_after(30), Deadline::Pinged);
     pair.peer_reads();
     assert_eq!(pair.deadline_after(20), Deadline::PeerSilent);

@@ -1,4 +1,4 @@
-//! `wshd ctl` against the real server: what it tells, what it does, and what nobody can do to the server through the
+//! `wshd ctl` against the real server: output, effects, and protection of the server from clients of the
 //! control socket.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -48,7 +48,7 @@ impl Controlled {
         self.server.address()
     }
 
-    /// What it prints.
+    /// The output.
     #[track_caller]
     fn says(&self, args: &[&str]) -> String {
         self.server.ctl_says(&self.socket(), args)
@@ -65,13 +65,13 @@ impl Controlled {
         serde_json::from_str(&self.says(&[args, &["--json"]].concat())).unwrap()
     }
 
-    /// Sends bytes as they are; the answer.
+    /// Sends raw bytes; returns the answer.
     #[track_caller]
     fn raw(&self, bytes: &[u8]) -> Value {
         let mut stream = self.connect();
         stream.write_all(bytes).unwrap();
         let mut answer = Vec::new();
-        // What was sent and not read makes the end an error, after the answer.
+        // Unread bytes reset the connection after the answer.
         let _ = stream.read_to_end(&mut answer);
         assert!(answer.ends_with(b"\n"), "{:?}", String::from_utf8_lossy(&answer));
         serde_json::from_slice(&answer).unwrap()
@@ -86,7 +86,7 @@ fn socket_in(dir: &Dir) -> PathBuf {
     dir.path().join("control")
 }
 
-/// What becomes of an opening handshake: its status.
+/// The status of an opening handshake.
 #[track_caller]
 fn status_of(address: &str, resource: &str) -> u16 {
     let mut raw = Raw::connect(address);
@@ -94,7 +94,7 @@ fn status_of(address: &str, resource: &str) -> u16 {
     raw.head()[9..12].parse().unwrap()
 }
 
-/// Those of a list, by their members of these names.
+/// The items of a list, by the members of these names.
 fn members(list: &Value, names: [&str; 2]) -> BTreeSet<(String, String)> {
     let text = |entry: &Value, name: &str| entry[name].as_str().unwrap_or("null").to_owned();
     let list = list.as_array().unwrap();
@@ -147,7 +147,7 @@ fn status_shows_workers_pools_and_handlers() {
         &status["handlers"].as_array().unwrap().iter().find(|handler| handler["name"] == "echo").unwrap();
     assert_eq!(echo["connections"], 1);
     assert_eq!(echo["totals"], json!({ "messages_in": 1, "messages_out": 1, "bytes_in": 5, "bytes_out": 5 }));
-    // For people, the socket found through the configuration file.
+    // As text, with the socket from the configuration file.
     let output = output_of(wshd().args(["ctl", "status", "-f"]).arg(&file)).unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("3 of 3 workers running, 1 connection\n"), "{text}");
@@ -188,7 +188,7 @@ fn a_handler_that_hangs_is_named_while_it_hangs() {
         "{text}"
     );
 
-    // Its worker cannot answer, which costs others nothing but time.
+    // Its worker cannot answer; the others are still listed.
     assert_eq!(this.server.workers().len(), 2);
     let list = this.json(&["connections"]);
     assert_eq!(list["silent"][0]["pid"], pid);
@@ -214,7 +214,7 @@ fn connections_are_exactly_those_that_are_open() {
     let expected = |open: &[(Raw, &str)]| -> BTreeSet<(String, String)> {
         open.iter().map(|(raw, resource)| (peer(raw), (*resource).to_owned())).collect()
     };
-    // A handshake is answered before its worker has finished with it.
+    // The client may see the reply before the worker has finished the handshake.
     let mut list = Value::Null;
     until("all are open", || {
         list = this.json(&["connections"]);
@@ -237,12 +237,12 @@ fn connections_are_exactly_those_that_are_open() {
         );
         assert!(entry["age"].as_f64().unwrap() < 30.0);
     }
-    // Those that have left are not in it.
+    // Ended connections are not listed.
     open.truncate(5);
     until("seven have left", || {
         members(&this.json(&["connections"])["connections"], ["peer", "resource"]) == expected(&open)
     });
-    // One that has asked for nothing yet, and one with compression.
+    // One without a request yet, and one with compression.
     let silent = Raw::connect(&address);
     let mut compressed = Raw::connect(&address);
     compressed.upgrade("/echo", "Sec-WebSocket-Extensions: permessage-deflate\r\n");
@@ -262,7 +262,7 @@ fn connections_are_exactly_those_that_are_open() {
     assert!(text.lines().any(|line| line.contains(&peer(&silent)) && line.contains(" request ")), "{text}");
 }
 
-/// Stays in its worker as long as it can: what the server wants is nothing to it.
+/// Ignores WS_E_DRAINING, so that its connection stays in the old worker.
 const STUBBORN: &str = r#"
     #include <ws_handler.h>
     static int transfer_data(ws_conn conn)
@@ -374,7 +374,7 @@ fn close_closes_that_one_with_the_code() {
     assert!(this.refuses(&["close", "1:100000001"]).contains("no worker has pid 1"));
     let supervisor = format!("{}:100000001", this.server.pid());
     assert!(this.refuses(&["close", &supervisor]).contains("no worker has pid"));
-    // One that has not said what it wants is dropped.
+    // A connection without a request is dropped.
     let mut silent = Raw::connect(&this.address());
     let peer = silent.stream.local_addr().unwrap().to_string();
     let mut id = None;
@@ -507,7 +507,7 @@ fn without_a_server_it_says_what_to_do() {
         assert!(error.contains("is it running with --control-socket"), "{error}");
     }
     std::fs::remove_file(&path).unwrap();
-    // Something else listens there.
+    // Another program listens there.
     let listener = UnixListener::bind(&path).unwrap();
     let stranger = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -569,7 +569,7 @@ fn a_reload_is_waited_for_and_its_result_told() {
     write("max_message = '1M'");
     fixtures::add_handler(this.dir.path(), "more", "echo");
     assert_eq!(this.says(&["reload"]), "reload: done, 2 resources\n");
-    // It is done when it says so: all workers that serve are new, and serve what is new.
+    // When it returns, all serving workers are new, and have the new handler.
     let status = this.json(&["status"]);
     let serving = status["workers"].as_array().unwrap().iter();
     assert!(
@@ -592,7 +592,7 @@ fn a_reload_is_waited_for_and_its_result_told() {
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     assert_eq!(outputs, vec!["reload: done, 2 resources\n"; 4]);
-    // What only a start can change is not passed over.
+    // A change that needs a restart is an error.
     std::fs::write(&file, "workers = 2\npid_file = '/tmp/other'\n").unwrap();
     let why = this.refuses(&["reload"]);
     assert!(
@@ -605,7 +605,7 @@ fn a_reload_is_waited_for_and_its_result_told() {
     this.server.stop();
 }
 
-/// Nobody, in group nobody.
+/// The user nobody, in group nogroup.
 const NOBODY: u32 = 65534;
 
 #[test]
@@ -617,10 +617,10 @@ fn who_is_not_meant_to_is_kept_out() {
     let this = Controlled::start(&["echo"], &["--workers", "1"]);
     let mode = this.socket().metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
-    // Where everybody can reach the program and the socket's directory.
+    // In a place where everybody can reach the program and the socket's directory.
     let public = tempfile::tempdir().unwrap();
     let program = public.path().join("wshd");
-    // Not by this process: what other tests fork meanwhile would have it open for writing, and it could not be run.
+    // Copied by another process: a child forked by another test would keep it open for writing, and it could not be executed.
     let copied = std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_wshd")).arg(&program).status();
     assert!(copied.unwrap().success());
     for path in [public.path(), &program, this.dir.path()] {
@@ -635,7 +635,7 @@ fn who_is_not_meant_to_is_kept_out() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(8), "{error}");
     assert!(error.contains("permission denied") && error.contains("control_group"), "{error}");
-    // A file that somebody has opened to all does not open the server.
+    // The server checks the peer even if the socket's permissions were changed.
     std::fs::set_permissions(this.socket(), PermissionsExt::from_mode(0o666)).unwrap();
     let output = as_nobody(this.socket());
     let error = String::from_utf8(output.stderr).unwrap();
@@ -659,7 +659,7 @@ fn junk_is_answered_and_does_no_harm() {
         br#"{"command":"close","id":"4711:100000007","code":1001}"#,
         br#"{"command":"quarantine","resource":"/none","state":"on","seconds":60}"#,
     ];
-    // A linear congruential generator (Knuth, MMIX): the same junk each time.
+    // A linear congruential generator (Knuth, MMIX), for the same junk each time.
     let mut seed: u64 = 4;
     let mut next = |below: usize| {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -697,7 +697,7 @@ fn junk_is_answered_and_does_no_harm() {
 #[test]
 fn clients_that_say_nothing_or_take_nothing_hold_nobody_up() {
     let mut this = Controlled::start(&["echo"], &["--workers", "2"]);
-    // A list too long for the socket's buffers, by long resources, so that it lies in the supervisor.
+    // A list longer than the socket's buffers, so that the supervisor must keep the rest.
     let resource = format!("/echo?{}", "long".repeat(3000));
     let mut clients: Vec<Raw> = (0..150).map(|_| Raw::open(&this.address(), &resource)).collect();
     let mut idle: Vec<UnixStream> = Vec::new();
@@ -710,12 +710,12 @@ fn clients_that_say_nothing_or_take_nothing_hold_nobody_up() {
         }
         idle.push(stream);
     }
-    // There is room for others, and the server is none the slower for it.
+    // Others are served without delay.
     let begun = Instant::now();
     let status = this.json(&["status"]);
     assert_eq!(status["pools"][0]["connections"], 150);
     assert_eq!(clients[77].ask("hello"), "hello");
-    // Even when there is none: they are cut off after five seconds.
+    // When all places are taken, idle clients are dropped after five seconds.
     idle.extend((0..4).map(|_| this.connect()));
     this.says(&["status"]);
     assert!(begun.elapsed() < Duration::from_secs(20));
@@ -733,7 +733,7 @@ fn clients_that_say_nothing_or_take_nothing_hold_nobody_up() {
     this.server.stop();
 }
 
-/// Whether the other end was closed; takes what there is.
+/// Whether the other end is closed; reads what is available.
 fn is_over(stream: &mut UnixStream) -> bool {
     stream.set_nonblocking(true).unwrap();
     let mut bytes = [0; 65536];
@@ -779,7 +779,7 @@ fn watch_shows_it_again_and_again() {
     let _client = Raw::open(&this.address(), "/echo");
     connections("running, 1 connection");
     this.server.stop();
-    // It ends with the server, and says why.
+    // It ends with the server, with an error.
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(8), "{output:?}");
 }

@@ -1,5 +1,5 @@
-//! What is told of a crash: the line in the log and the record in JSON, held against what `addr2line` says of the
-//! handler, and against what happens when the record is replayed. And that the supervisor does not grow with deaths.
+//! Reports of crashes: the log line and the JSON record, compared with the output of `addr2line` for the
+//! handler and with a replay of the record. And the supervisor must not grow with deaths.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -46,11 +46,11 @@ impl Recorded {
         paths
     }
 
-    /// Does what kills the worker; the new line in the log and the new record.
+    /// Kills the worker; returns the new log line and the new record.
     #[track_caller]
     fn death<R>(&self, cause: impl FnOnce(&Server) -> R) -> (String, Value) {
         let (before, worker) = (self.paths(), self.server.worker());
-        // What it returns, such as a connection, is kept until the worker is dead.
+        // Its result, such as a connection, is kept until the worker is dead.
         let _kept = cause(&self.server);
         let announced = format!("crash record of process {worker}: ");
         self.server.says(&announced);
@@ -72,7 +72,7 @@ impl Recorded {
         (line.to_owned(), serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap())
     }
 
-    /// The record of what this message does to this resource.
+    /// The crash record after this message to this resource.
     #[track_caller]
     fn crash(&self, resource: &str, headers: &str, text: &str) -> (String, Value) {
         self.death(|server| {
@@ -84,7 +84,7 @@ impl Recorded {
     }
 }
 
-/// The functions at an address, the innermost first, as binutils see them.
+/// The functions at an address, the innermost first, by binutils.
 fn functions_at(object: &Path, offset: &str) -> String {
     let output = Command::new("addr2line").args(["-f", "-i", "-e"]).arg(object).arg(offset).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -262,7 +262,7 @@ fn exits_hangs_and_kills_are_recorded_as_what_they_are() {
     });
     assert_eq!(ended["message"], message);
 
-    // Of a longer one the beginning is known. The handler compares up to the NUL.
+    // Of a longer message the beginning is known. The handler compares up to the NUL.
     let (line, ended) = served.crash("/exits", "", &format!("group\0{}", "x".repeat(94)));
     assert!(line.ends_with(", text message of 100 bytes"), "{line}");
     let bytes = base64::engine::general_purpose::STANDARD.decode(ended["message"]["bytes"].as_str().unwrap());
@@ -288,7 +288,7 @@ fn exits_hangs_and_kills_are_recorded_as_what_they_are() {
 #[test]
 fn a_signal_from_outside_blames_no_handler() {
     let served = serve(&["crash"], &[]);
-    // The handler's code has run on this stack.
+    // The handler's return addresses may still be on this stack.
     assert_eq!(Raw::open(&served.server.address(), "/crash").ask("hello"), "hello");
     let (line, record) =
         served.death(|server| kill(Pid::from_raw(server.worker()), Signal::SIGSEGV).unwrap());
@@ -317,7 +317,7 @@ fn a_directory_that_is_not_there_is_an_error() {
     assert!(said.contains("-o crash_dir=/nowhere: expected a directory"), "{said}");
 }
 
-/// Kills workers in all ways; neither descriptors nor memory of the supervisor grow.
+/// Kills workers in all ways; neither descriptors nor memory of the supervisor may grow.
 fn many_deaths(count: usize) {
     let served = serve(&["crash", "exits"], &[]);
     let supervisor = served.server.pid();
@@ -340,11 +340,11 @@ fn many_deaths(count: usize) {
     die(20);
     let (fds, kib) = (daemon::descriptors_of(supervisor), daemon::memory_of(supervisor, "VmRSS"));
     die(count);
-    // Not at once: it may still read what the last ones have left.
+    // It may still be processing the last deaths.
     until("the descriptors of the dead are closed", || daemon::descriptors_of(supervisor) <= fds);
     let after = daemon::memory_of(supervisor, "VmRSS");
     println!("{count} deaths: {fds} descriptors, {kib} KiB before, {after} KiB after");
-    // Less than a page for 12 deaths; the heap settles within a few.
+    // Less than a page for 12 deaths, after the heap has settled.
     assert!(after <= kib + 64 + count as u64 / 3, "{kib} KiB, then {after} KiB after {count} deaths");
     assert_eq!(served.paths().len(), 100.min(count + 20));
 }

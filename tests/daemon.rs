@@ -1,5 +1,5 @@
-//! The server as a daemon of the system: listening sockets that are passed to it, what it tells a service manager, life
-//! in the background, the pid file, and which rights its workers have left.
+//! The server as a daemon: passed listening sockets, notifications of the service manager, running
+//! in the background, the pid file, and the privileges of workers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -24,7 +24,7 @@ use server::{Dir, ECHO, PATIENCE, Server, children, is_alive, output_of, until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_wshd");
 
-/// Answers `NAME` with the value of that variable, `bind PORT` with what bind(2) says, `file PATH` with the beginning of
+/// Answers `NAME` with the value of that variable, `bind PORT` with the result of bind(2), `file PATH` with the beginning of
 /// the file; crashes at `crash`.
 const PROBE: &str = r#"
     #include <errno.h>
@@ -70,7 +70,7 @@ fn dir() -> Dir {
     dir
 }
 
-/// The server as it is started by a manager: with LISTEN_PID, LISTEN_FDS, and descriptors from 3 on. Descriptor 3 is
+/// Starts the server like a service manager: with LISTEN_PID, LISTEN_FDS, and descriptors from 3 on. Descriptor 3 is
 /// `first`, descriptor 4 `second`; 5 is open, too. Standard error goes to a file.
 fn passed(dir: &Dir, count: u32, first: OwnedFd, second: Option<OwnedFd>, args: &[&str]) -> Command {
     const SCRIPT: &str =
@@ -106,8 +106,8 @@ fn sockets_that_are_passed_are_used() {
     let (tcp, address) = listening();
     let path = dir.path().join("socket");
     let unix = UnixListener::bind(&path).unwrap();
-    unix.set_nonblocking(true).unwrap(); // workers wait in accept all the same
-    // The address could not be listened on: 192.0.2.0/24 belongs to nobody (RFC 5737).
+    unix.set_nonblocking(true).unwrap(); // workers accept from it nevertheless
+    // Listening on this address would fail: 192.0.2.0/24 is reserved (RFC 5737).
     let mut command = passed(&dir, 2, tcp, Some(unix.into()), &["-H", "192.0.2.1", "--workers", "2"]);
     command.env("LISTEN_FDNAMES", "web:local").env("WATCHDOG_USEC", "1000000").env("INHERITED", "yes");
     let mut server = launch(&dir, command);
@@ -120,13 +120,13 @@ fn sockets_that_are_passed_are_used() {
     }
     let mut local = over_unix(&path, "/echo");
     assert_eq!(local.ask("hello"), "hello");
-    // A shell may complete handshakes of both sockets on all workers.
+    // Handshakes of both sockets are completed.
     for _ in 0..8 {
         assert_eq!(over_unix(&path, "/echo").ask("x"), "x");
         assert_eq!(Raw::open(&address, "/echo").ask("x"), "x");
     }
     drop((raw, local));
-    // Nothing else is bound later.
+    // No other address is bound.
     server.signal(Signal::SIGHUP);
     server.says("reload: done");
     assert_eq!(Raw::open(&address, "/echo").ask("x"), "x");
@@ -142,7 +142,7 @@ fn what_was_not_passed_is_closed() {
     ours.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut server = launch(&dir, passed(&dir, 1, first, Some(theirs.into()), &[]));
     assert!(server.ready.contains(&address), "{}", server.ready);
-    // 4 and 5 were the other end.
+    // 4 and 5 were the other ends.
     assert_eq!(ours.read(&mut [0]).expect("nobody holds the other end"), 0);
     server.stop();
 }
@@ -182,7 +182,7 @@ fn a_descriptor_that_does_not_listen_is_an_error_that_names_it() {
     fails(5000, listening().0, None, "", "LISTEN_FDS=5000: expected a number up to 1024");
 }
 
-/// The next message to the service manager, as its assignments.
+/// The next message to the service manager, split into assignments.
 fn heard(manager: &UnixDatagram) -> BTreeMap<String, String> {
     let mut buffer = [0; 4096];
     let size = manager.recv(&mut buffer).expect("the service manager is told something");
@@ -279,7 +279,7 @@ fn an_upgrade_that_fails_changes_nothing() {
     assert!(!pid_file.exists());
 }
 
-/// What runs in the background, found by its pid file; ended with the test.
+/// A server in the background, found by its pid file; stopped at the end of the test.
 struct Background(i32);
 
 impl Background {
@@ -287,7 +287,7 @@ impl Background {
         Self(std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap())
     }
 
-    /// Tells it to stop, and waits.
+    /// Stops it, and waits.
     fn stop(&self) {
         kill(Pid::from_raw(self.0), Signal::SIGTERM).unwrap();
         until("the server in the background ends", || !is_alive(self.0));
@@ -302,7 +302,7 @@ impl Drop for Background {
     }
 }
 
-/// Runs `wshd --daemon` until it returns and all that could write to its output is gone.
+/// Runs `wshd --daemon` until it has returned and all writers of its output have closed it.
 fn daemonize(dir: &Dir, args: &[&str]) -> Output {
     let mut command = Command::new(PROGRAM);
     command.args(["--daemon", "--workers", "2", "-l"]).arg(dir.path().join("log"));
@@ -412,7 +412,7 @@ fn one_server_a_pid_file() {
     assert!(!pid_file.exists());
 }
 
-/// Does not return from a message for some seconds.
+/// Blocks for some seconds on each message.
 const BUSY: &str = r#"
     #include <unistd.h>
     #include <ws_handler.h>
@@ -502,7 +502,7 @@ fn the_pid_file_is_there_when_the_ready_line_is() {
     }
 }
 
-/// Takes its time to load, and more to start.
+/// Is slow to load, and slower to start.
 const SLOW: &str = r#"
     #include <unistd.h>
     #include <ws_handler.h>
@@ -537,7 +537,7 @@ fn a_signal_during_the_start_leaves_nothing_behind() {
         assert_eq!(status.signal(), Some(signal as i32), "as a program ends that does not know the signal");
         nothing_is_left();
     }
-    // In the background the caller is told.
+    // With --daemon the caller gets the error.
     let mut command = Command::new(PROGRAM);
     command.args(["--daemon", "-l"]).arg(at("log")).arg("-w").arg(dir.path()).args(&args);
     command.stderr(Stdio::piped()).stdout(Stdio::piped());
@@ -591,7 +591,7 @@ fn status(pid: i32) -> BTreeMap<String, String> {
     lines.map(|(name, value)| (name.to_owned(), words(value))).collect()
 }
 
-/// Whether this process may do what root may, as the tests below need it. Says what it lacks.
+/// Whether this process has the rights of root that the tests below need; prints what it lacks.
 fn is_root(what: &str) -> bool {
     let can = geteuid().is_root()
         && Command::new("unshare").args(["-n", "-m", "true"]).status().is_ok_and(|status| status.success());
@@ -601,7 +601,7 @@ fn is_root(what: &str) -> bool {
     can
 }
 
-/// Has the server run in namespaces of its own, after this script. In a new network, ports below 1024 are root's.
+/// Runs the server in new namespaces, after this script. In a new network namespace only root can bind ports below 1024.
 fn unshared(dir: &Dir, script: &str, args: &[&str]) -> Command {
     let mut command = Command::new("unshare");
     command.args(["-n", "-m", "sh", "-c"]).arg(format!("set -e; {script}; exec \"$@\"")).arg("sh");
@@ -609,7 +609,7 @@ fn unshared(dir: &Dir, script: &str, args: &[&str]) -> Command {
     command
 }
 
-/// Holds what a process is against what it should be, read from outside.
+/// Compares the credentials of a process with those expected.
 #[track_caller]
 fn is_confined(pid: i32, user: u32, groups: &[u32]) {
     let status = status(pid);
@@ -643,7 +643,7 @@ fn workers_keep_no_rights_of_root() {
     let text = "[handler.'/echo']\nisolation = 'pool'\n[pool.echo]\nuser = 4001\ngroup = 4002\n";
     std::fs::write(&config, text).unwrap();
     let host = format!("unix:{}", socket.display());
-    // Port 80 is the supervisor's to bind.
+    // The supervisor can bind port 80.
     let mut args = vec!["-H", "0.0.0.0", "-p", "80", "-H", &host, "--user", "nobody", "--workers", "2"];
     let crash_dir = format!("crash_dir={}", crashes.display());
     args.extend(["-w", dir.path().to_str().unwrap(), "-o", &crash_dir]);
@@ -674,7 +674,7 @@ fn workers_keep_no_rights_of_root() {
     let mut other = over_unix(&socket, "/echo");
     assert_eq!(other.ask("in the pool"), "in the pool");
 
-    // What is not the workers' to do goes on: the record of a crash, and the worker that replaces this one.
+    // The supervisor can still write the crash record and replace the worker.
     raw.text("crash");
     raw.expect_close(1011);
     let record = || std::fs::read_dir(&crashes).unwrap().next().map(|entry| entry.unwrap().path());
@@ -692,7 +692,7 @@ fn workers_keep_no_rights_of_root() {
     server.stop();
 }
 
-/// As a unit does with `User=` and `AmbientCapabilities=CAP_NET_BIND_SERVICE`.
+/// Like a unit with `User=` and `AmbientCapabilities=CAP_NET_BIND_SERVICE`.
 #[test]
 fn capabilities_of_a_server_without_root_are_the_supervisors() {
     if !is_root("giving a server another user") {
@@ -770,7 +770,7 @@ fn workers_below_another_root() {
     page.send(b"GET /page.txt HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert_eq!(page.answer().body, b"static");
 
-    // A crash is found in the code, and the record lies where workers cannot see it.
+    // The crash has a place in the code, and the record is outside of the workers' root.
     let mut other = over_unix(&socket, "/probe");
     raw.text("crash");
     raw.expect_close(1011);

@@ -1,11 +1,11 @@
-//! Compressed messages, walked through RFC 7692 section 7.2: octets on the wire, cut at every place, and what they say.
+//! Compressed messages after RFC 7692 section 7.2: octets on the wire, cut at every place, and their content.
 #![allow(clippy::expect_used)]
 
 use wshd::proto::ws::deflate::codec::{Codecs, Deflate, InflateError};
 use wshd::proto::ws::deflate::negotiate::{Config, negotiate};
 use wshd::proto::ws::extension;
 
-/// RFC 7692 section 7.2.3: what is on the wire, and what it says.
+/// RFC 7692 section 7.2.3: octets on the wire, and their content.
 const EXAMPLES: &[(&str, &[u8], &[u8])] = &[
     ("7.2.3.1 one block", b"\xf2\x48\xcd\xc9\xc9\x07\x00", b"Hello"),
     ("7.2.3.3 stored", b"\x00\x05\x00\xfa\xff\x48\x65\x6c\x6c\x6f\x00", b"Hello"),
@@ -50,7 +50,7 @@ fn compresses_as_the_examples_of_the_rfc() {
     for _ in 0..2 {
         assert_eq!(compress(&mut alone, &mut codecs, &[b"Hello"]), b"\xf2\x48\xcd\xc9\xc9\x07\x00");
     }
-    // 7.2.3.6, also behind a message and at the end of fragments.
+    // 7.2.3.6, also after a message and at the end of fragments.
     assert_eq!(compress(&mut alone, &mut codecs, &[b""]), b"\x00");
     assert_eq!(compress(&mut takeover, &mut codecs, &[b"", b""]), b"\x00");
     assert_eq!(
@@ -73,7 +73,7 @@ fn takes_the_clients_context_over_if_agreed() {
     }
 }
 
-/// What is agreed on when the client offers this and we want nothing in particular.
+/// The parameters for this offer with default settings.
 fn deflate(offer: &str) -> Deflate {
     let offers = extension::parse([offer.as_bytes()].into_iter()).expect("valid");
     let config = Config { client_no_context_takeover: false, ..Config::default() };

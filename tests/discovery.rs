@@ -1,4 +1,4 @@
-//! Probing plugins: good ones, and ones that do everything wrong.
+//! Probing plugins, valid and invalid ones.
 #![allow(clippy::unwrap_used)]
 
 #[path = "common/server.rs"]
@@ -21,10 +21,10 @@ use wshd::handlers::message::{Offer, Request};
 use wshd::handlers::probe::{LIMIT, ProbeError, Report};
 use wshd::handlers::probes;
 
-/// What probes.
+/// The program that probes.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_wshd");
 
-/// What comes of these, which are probed side by side.
+/// The reports of these files, probed in parallel.
 fn reports(requests: impl IntoIterator<Item = Request>) -> Vec<Report> {
     probes::probe(PROGRAM.as_ref(), requests.into_iter().collect(), &|| true).unwrap()
 }
@@ -37,7 +37,7 @@ fn report(file: &Path, start: bool) -> Report {
     reports([request(file, start)]).remove(0)
 }
 
-/// Asks a file what it offers, with all rights.
+/// Probes a file without confinement.
 fn probe(file: &Path) -> Result<Offer, ProbeError> {
     let Report { offer, fault, .. } = report(file, false);
     fault.map_or_else(|| Ok(offer.unwrap()), Err)
@@ -60,7 +60,7 @@ fn entry(code: &str) -> String {
     )
 }
 
-/// Why a handler with this source cannot be used.
+/// The error of a handler with this source.
 #[track_caller]
 fn fault(source: &str) -> String {
     let dir = Dir::new();
@@ -119,7 +119,7 @@ fn tables_of_other_sizes() {
          return &handler.table;",
     );
     assert_eq!(probe(&dir.handler("larger", &larger)).unwrap().abi_version(), (1, 7));
-    // It ends before `version`, which holds what no reader survives.
+    // It ends before `version`, an invalid pointer that must not be read.
     let older = entry(
         "static ws_handler handler = { .size = offsetof(ws_handler, version), .abi = WS_ABI, .name = \"old\",\n\
          .version = (const char *)1, .on_message = on_message };\n\
@@ -231,7 +231,7 @@ fn a_constructor_that_answers_itself_is_not_believed() {
     }
 }
 
-/// A handler whose code in a constructor finds out something and exits with 0 if it is as it should be.
+/// A handler whose constructor checks a condition and exits with 0 if it holds.
 #[track_caller]
 fn constructor_finds(expected: &str, request: impl Fn(&Path) -> Request) {
     let dir = Dir::new();
@@ -242,7 +242,7 @@ fn constructor_finds(expected: &str, request: impl Fn(&Path) -> Request) {
 
 #[test]
 fn a_probe_has_nothing_of_whoever_asks() {
-    // A descriptor that exec keeps, as a careless parent leaves it.
+    // A descriptor without close-on-exec.
     let kept = std::fs::File::open("/dev/null").unwrap();
     rustix::io::fcntl_setfd(&kept, rustix::io::FdFlags::empty()).unwrap();
     let request = |path: &Path| request(path, false);
@@ -337,7 +337,7 @@ fn no_probe_is_left_behind() {
     for _ in 0..10 {
         assert!(probe(&good).is_ok() && probe(&bad).is_err());
     }
-    // Tests run side by side and probe as well, so only zombies count.
+    // Other tests probe at the same time, so only zombies count.
     let zombies: Vec<i32> = daemon::children(std::process::id() as i32);
     daemon::until("no zombie is left", || {
         zombies.iter().all(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists())
@@ -427,7 +427,7 @@ fn a_discovery_ends_in_routes_and_faults() {
     assert!(faults[0].starts_with(&(name("bad") + "exports no ws_handler_entry_v1")), "{faults:?}");
     assert!(faults[1].starts_with(&(name("dies") + "killed by signal 6 (SIGABRT)")), "{faults:?}");
     assert!(faults[1].ends_with("; /dies is not served"), "{faults:?}");
-    // What has not changed is not probed again.
+    // Unchanged files are not probed again.
     std::fs::remove_file(dir.path().join("bad_wsh.so")).unwrap();
     std::fs::remove_file(dir.path().join("dies_wsh.so")).unwrap();
     let (again, faults) = find("/nowhere", &routes);

@@ -1,5 +1,5 @@
-//! Topics on many machines: servers joined by NATS and by Redis, from Debian's packages nats-server and redis-server.
-//! Whoever else takes part speaks the engine's own protocol.
+//! Topics across machines: servers joined by NATS and Redis, from Debian's packages nats-server and redis-server.
+//! Other participants use the engine's own protocol.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -30,7 +30,7 @@ enum Kind {
     Redis,
 }
 
-/// An engine on a port of its own, which can be killed and started again.
+/// An engine on a port of its own, which can be killed and restarted.
 struct Engine {
     kind: Kind,
     dir: Dir,
@@ -44,7 +44,7 @@ impl Engine {
         Self::start_with(kind, |_, _| Vec::new())
     }
 
-    /// With arguments for this directory and port.
+    /// Starts it with arguments for this directory and port.
     fn start_with(kind: Kind, args: impl FnOnce(&Dir, u16) -> Vec<String>) -> Self {
         let dir = Dir::new();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -87,7 +87,7 @@ impl Engine {
         }
     }
 
-    /// Somebody else who speaks its protocol.
+    /// A client of the engine.
     fn stranger(&self) -> Stranger {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -200,7 +200,7 @@ fn subscribed(server: &Server, count: usize) -> Vec<Raw> {
     (0..count).map(client).collect()
 }
 
-/// A client that publishes until it arrives: then the way is open. Others may hear more of these.
+/// A client publishes until its message arrives, so that the path is established. Others may get more of these.
 fn probe(from: &mut Raw, to: &mut Raw) {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     to.stream.set_read_timeout(Some(std::time::Duration::from_millis(5))).unwrap();
@@ -209,7 +209,7 @@ fn probe(from: &mut Raw, to: &mut Raw) {
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         probes.push(format!("probe {number}"));
         from.text(&format!("quiet news probe {number}"));
-        // A frame is written at once: what has begun to come is complete.
+        // A frame is written at once, so it arrives complete.
         let mut first = [0];
         to.stream.peek(&mut first).is_ok() && {
             to.stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -221,7 +221,7 @@ fn probe(from: &mut Raw, to: &mut Raw) {
     to.stream.set_read_timeout(Some(PATIENCE)).unwrap();
 }
 
-/// What a client hears until each of these publishers has said that this phase is over, without probes.
+/// The messages that a client gets until each of these publishers has ended this phase, without probes.
 fn heard(client: &mut Raw, phase: &str, publishers: &[usize]) -> Vec<String> {
     let mut missing: Vec<String> = publishers.iter().map(|number| format!("{phase} {number} end")).collect();
     let mut all = Vec::new();
@@ -235,7 +235,7 @@ fn heard(client: &mut Raw, phase: &str, publishers: &[usize]) -> Vec<String> {
     all
 }
 
-/// Clients publish numbered messages, each the same count, and what ends a phase.
+/// Clients publish numbered messages, each the same count, and then the end of the phase.
 fn publish(clients: &mut [Vec<Raw>; 2], phase: &str, count: usize) {
     for number in 0..count {
         for (publisher, client) in clients.iter_mut().flatten().enumerate() {
@@ -247,7 +247,7 @@ fn publish(clients: &mut [Vec<Raw>; 2], phase: &str, count: usize) {
     }
 }
 
-/// By publisher, the numbers that were heard of a phase.
+/// The numbers received in a phase, by publisher.
 fn numbers(heard: &[String], phase: &str) -> BTreeMap<usize, Vec<usize>> {
     let mut all: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for text in heard {
@@ -279,7 +279,7 @@ fn two_servers_and_an_engine_that_dies(kind: Kind) {
         assert_eq!(numbers(&heard(client, "first", &ALL), "first"), whole);
     }
 
-    // It dies while messages are on their way, and others follow while it is away.
+    // It dies while messages are in transit, and others follow while it is down.
     for number in 0..COUNT {
         clients[0][0].text(&format!("quiet news dying 0 {number}"));
         if number == COUNT / 2 {
@@ -317,7 +317,7 @@ fn two_servers_and_an_engine_that_dies(kind: Kind) {
         );
     }
 
-    // A bus that dies is followed by one that connects, too.
+    // The replacement of a bus that dies connects too.
     let title = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let is_bus = |pid: &i32| title(pid).starts_with("wshd: bus");
     let bus = daemon::children(one.pid()).into_iter().find(is_bus).unwrap();
@@ -345,10 +345,10 @@ fn redis_joins_two_servers_and_may_die() {
     two_servers_and_an_engine_that_dies(Kind::Redis);
 }
 
-/// Subjects and payloads are those of the manual, and nothing is subscribed that nobody here wants.
+/// Subjects and payloads are those of the manual, and topics without local subscribers are not subscribed.
 fn others_take_part(kind: Kind) {
     let engine = Engine::start(kind);
-    // Nobody listens at the first of the servers.
+    // The first server address refuses connections.
     let url = format!("{0}://127.0.0.1:1,{0}://127.0.0.1:{1}", engine.scheme(), engine.port);
     let dir = Dir::new();
     add_handler(dir.path(), "topics", "topics");
@@ -367,7 +367,7 @@ fn others_take_part(kind: Kind) {
     if binary != subject {
         listener.subscribe(&binary);
     }
-    // Others hear what is published here, as it is.
+    // Messages published here reach the engine's clients unchanged.
     client.text("quiet n*ws plain text");
     assert_eq!(client.next_text(), "plain text");
     until("the way there is open", || {
@@ -396,7 +396,7 @@ fn others_take_part(kind: Kind) {
             break;
         }
     }
-    // What others publish is heard here: text if it is UTF-8, unless it is said to be binary.
+    // Messages of other programs arrive here: as text if they are UTF-8 and not marked as binary.
     let header = if kind == Kind::Nats { "Wshd-Type: binary" } else { "" };
     speaker.publish(subject, "", "gr\u{fc}n".as_bytes());
     speaker.publish(subject, "", b"\xff\xfe");
@@ -406,7 +406,7 @@ fn others_take_part(kind: Kind) {
     let expected =
         [(TEXT, "gr\u{fc}n".as_bytes().to_vec()), (BINARY, b"\xff\xfe".to_vec()), (BINARY, b"abc".to_vec())];
     assert_eq!(got, expected);
-    // An operator is heard there, too.
+    // Messages of wshd ctl publish reach them too.
     let mut command = daemon::wshd();
     command.args(["ctl", "publish", "n*ws", "--control-socket"]).arg(&socket).stdin(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -417,7 +417,7 @@ fn others_take_part(kind: Kind) {
     assert!(topics.contains("a.b c  n*ws"), "{topics}");
     assert!(topics.contains("\nconnected to "), "{topics}");
     assert_eq!(client.next_text(), "from the operator");
-    // What a handler publishes while the server stops goes out, too.
+    // Messages published while the server stops are sent too.
     assert_eq!(client.ask("last n*ws"), "last 1");
     server.signal(Signal::SIGTERM);
     while client.next().is_some_and(|frame| frame.first != CLOSE) {}
@@ -507,7 +507,7 @@ fn tls_and_credentials(kind: Kind) {
     drop((ours, theirs));
     one.stop();
     other.stop();
-    // What cannot be is logged, and topics work here.
+    // The failure is logged, and topics work on this machine.
     let wrong = format!("bus_credentials={}", file("wrong"));
     let without_ca = [&["-o", &credentials], &shown[..]].concat();
     let with_wrong = [&["-o", &ca, "-o", &wrong], &shown[..]].concat();
@@ -524,7 +524,7 @@ fn tls_and_credentials(kind: Kind) {
     }
 }
 
-/// A token of NATS, whose claims are those of NATS's own tools.
+/// A token for NATS, with the claims of NATS's own tools.
 fn nats_jwt(issuer: &nkeys::KeyPair, subject: &nkeys::KeyPair, kind: &str) -> String {
     let claims = serde_json::json!({
         "jti": format!("{kind}-1"), "iat": 1_700_000_000, "iss": issuer.public_key(), "sub": subject.public_key(),
@@ -546,7 +546,7 @@ fn nats_with_credentials(config: &str, credentials: &str, wrong: &str) {
         std::fs::write(&file, config).unwrap();
         vec!["-c".to_owned(), file.display().to_string()]
     });
-    // Nobody listens at the first of the servers.
+    // The first server address refuses connections.
     let url = format!("nats://127.0.0.1:1,nats://127.0.0.1:{}", engine.port);
     let setting = |name: &str, text: &str| {
         let file = engine.dir.path().join(name);

@@ -1,6 +1,6 @@
 //! Frames against the RFCs, section by section (RFC 6455 5, 7, 8, 10; RFC 7692 6, 7): what a client
-//! sends, what is made of it, what is answered. Every row is fed whole, octet by octet and cut at every
-//! place, gathering messages and streaming them, and must always give the same.
+//! sends, the resulting events, the answers. Every row is fed whole, octet by octet and cut at every
+//! place, with whole messages and with fragments, and must always give the same result.
 //!
 //! Octets are written in hex. `M` is the masking key of the RFC's examples, 37 fa 21 3d; what follows it in
 //! `'quotes'` (ASCII) or `<hex>` is written unmasked and goes out masked; `*n` repeats. Events say what is
@@ -15,7 +15,7 @@ use wshd::proto::ws::extension::Offer;
 use wshd::proto::ws::limits::Limits;
 use wshd::time::Instant;
 
-/// What stands before the client's octets come.
+/// The state before the client's octets.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Setup {
     /// Nothing.
@@ -272,7 +272,7 @@ fn every_row_at_every_cut() {
         for stream in [false, true] {
             check(row, stream, &input, &[], events, &out);
             check(row, stream, &input, &(1..input.len()).collect::<Vec<_>>(), events, &out);
-            // In long payloads not every place is another case.
+            // In long payloads most places are equivalent.
             for cut in 1..input.len() {
                 if cut < 300 || input.len() - cut < 30 || cut % 8192 == 0 {
                     check(row, stream, &input, &[cut], events, &out);
@@ -300,7 +300,7 @@ fn check(row: &Row, stream: bool, input: &[u8], cuts: &[usize], events: &str, ou
     assert_eq!(got_out, out, "{} {:?}, {place}, stream {stream}: answers", row.0, row.1);
 }
 
-/// Feeds a connection and says what came of it: events, and what it answered.
+/// Feeds a connection and returns its events and answers.
 fn feed(setup: Setup, stream: bool, input: &[u8], cuts: &[usize]) -> (String, Vec<u8>) {
     let limits = match setup {
         Limited | DeflateLimited => {
@@ -406,7 +406,7 @@ fn octets(row: &str) -> Vec<u8> {
         (0..digits.len()).step_by(2).map(|i| u8::from_str_radix(&digits[i..i + 2], 16).unwrap()).collect()
     };
     let mut octets = Vec::new();
-    // Where the payload that is being masked begins.
+    // The start of the payload that is being masked.
     let mut masked_from = None;
     let mut rest = row.trim_start();
     while let Some(sign) = rest.chars().next() {
@@ -448,7 +448,7 @@ fn octets(row: &str) -> Vec<u8> {
     octets
 }
 
-/// RFC 6455 5.7: the examples of what a server sends.
+/// RFC 6455 5.7: the examples sent by a server.
 #[test]
 fn examples_as_sent() {
     let limits = Limits::default();
@@ -470,7 +470,7 @@ fn examples_as_sent() {
     assert_eq!(*io.out, octets("89 05 48 65 6c 6c 6f"));
 }
 
-/// A bad text is refused with the very octet that makes it so, within a frame and across fragments
+/// Invalid UTF-8 is refused at the octet that makes it invalid, within a frame and across fragments
 /// (RFC 6455 8.1), and not before.
 #[test]
 fn text_fails_at_the_first_bad_octet() {
@@ -500,7 +500,7 @@ fn text_fails_at_the_first_bad_octet() {
     }
 }
 
-/// RFC 7692 8: a small message may inflate to a large one; it stops at the limit.
+/// RFC 7692 8: inflating a small message to a large one stops at the limit.
 #[test]
 fn an_inflate_bomb_stops_at_the_limit() {
     let compressed = |len: usize| {

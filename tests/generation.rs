@@ -1,4 +1,4 @@
-//! What a reload replaces: which pools have changed, and the steps from one generation to the next.
+//! Reload: which pools have changed, and the steps from one generation to the next.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeSet;
@@ -65,7 +65,7 @@ fn only_the_pool_of_a_changed_handler_gets_new_workers() {
     assert_eq!(changed(&[("/a", 1), ("/b", 1)]), [] as [usize; 0]);
     assert_eq!(changed(&[("/a", 1), ("/b", 2)]), [1]);
     assert_eq!(changed(&[("/a", 2), ("/b", 1)]), [0]);
-    // A resource more or less concerns those that accept, too.
+    // A new or removed resource also affects the pool that accepts.
     assert_eq!(changed(&[("/a", 1)]), [0, 1]);
     assert_eq!(changed(&[("/a", 1), ("/b", 1), ("/c", 1)]), [0]);
 }

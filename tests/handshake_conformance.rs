@@ -1,5 +1,5 @@
-//! The opening handshake, walked through RFC 6455 section 4.2 and RFC 7692 sections 5 and 7.1: what a client sends, and
-//! what it is answered. Each request is fed whole, and cut at every place.
+//! The opening handshake after RFC 6455 section 4.2 and RFC 7692 sections 5 and 7.1: requests and
+//! responses. Each request is fed whole, and cut at every place.
 #![allow(clippy::expect_used)]
 
 use wshd::http;
@@ -11,7 +11,7 @@ const LIMITS: HeadLimits = HeadLimits { bytes: 8192, headers: 50 };
 
 /// The request of RFC 6455 section 1.2, with other lines.
 ///
-/// `line` replaces the request line. An edit `Name: value` replaces the field or adds it, `-Name` takes it away,
+/// `line` replaces the request line. An edit `Name: value` replaces the field or adds it, `-Name` removes it,
 /// `+Name: value` adds one more.
 fn request(line: &str, edits: &[&str]) -> Vec<u8> {
     let mut fields = [
@@ -36,7 +36,7 @@ fn request(line: &str, edits: &[&str]) -> Vec<u8> {
     format!("{line}\r\n{}\r\n\r\n", fields.join("\r\n")).into_bytes()
 }
 
-/// The whole response to a request, as a server makes it that accepts every resource and takes the first subprotocol.
+/// The response of a server that accepts every resource and chooses the first subprotocol.
 fn answer(request: &[u8], config: &Config) -> String {
     let mut out = Vec::new();
     match parse(request, &LIMITS) {
@@ -69,14 +69,14 @@ fn header<'a>(response: &'a str, name: &str) -> Option<&'a str> {
     response.split("\r\n").find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 
-/// Before its end a request is incomplete (a valid one at every cut); at its end it gives the same head however it came.
+/// A request that is cut is incomplete; the complete one gives the same head however it was cut.
 fn feed_at_every_split(request: &[u8], what: &str) {
     let Ok(Parsed::Head { head: whole, .. }) = parse(request, &LIMITS) else { return };
     for cut in 0..request.len() {
         let parsed = parse(&request[..cut], &LIMITS);
         assert!(matches!(parsed, Ok(Parsed::NeedMore)), "{what}: cut at {cut}: {parsed:?}");
     }
-    // What follows the head is not a part of it.
+    // Bytes after the head are not a part of it.
     let more = [request, b"\x81\x80\0\0\0\0"].concat();
     let Ok(Parsed::Head { head, consumed }) = parse(&more, &LIMITS) else {
         panic!("{what}: with more behind")
@@ -203,7 +203,7 @@ fn opening_handshakes() {
     }
 }
 
-/// What is compared with one another has a bound, below what fits into a head: parsing stops there.
+/// Lists whose items are compared with each other have a bound, at which parsing stops.
 #[test]
 fn lists_have_a_bound() {
     let list = |count: usize| (0..count).map(|number| format!("p{number}")).collect::<Vec<_>>().join(",");
@@ -211,13 +211,13 @@ fn lists_have_a_bound() {
         let ask = |count| answer(&request(GET, &[&format!("{name}: {}", list(count))]), &Config::default());
         assert_eq!(status(&ask(128)), 101, "{name}");
         assert_eq!(status(&ask(129)), 431, "{name}");
-        // What stands behind the bound is not looked at.
+        // Items beyond the bound are ignored.
         let more = format!("{name}: {}, {}, b c", list(100), list(100).replace('p', "q"));
         assert_eq!(status(&answer(&request(GET, &[&more]), &Config::default())), 431, "{name}");
     }
 }
 
-/// RFC 6455 section 4.2.2 items 5.5 and 5.6: nothing is chosen that was not offered.
+/// RFC 6455 section 4.2.2 items 5.5 and 5.6: only offered values are chosen.
 #[test]
 fn nothing_unasked_is_chosen() {
     let response = answer(&request(GET, &[]), &Config::default());
@@ -225,8 +225,8 @@ fn nothing_unasked_is_chosen() {
     assert_eq!(header(&response, "Sec-WebSocket-Extensions"), None);
 }
 
-/// What a server agrees to that has no wishes, that keeps no context of clients (the default), and that sends with a
-/// window of 2^11 bytes and asks for 2^12.
+/// The parameters of a server without preferences, of one without client context takeover (the default), and of one that
+/// sends with a window of 2^11 bytes and requests 2^12.
 fn servers() -> [(&'static str, Config); 3] {
     let plain = Config { client_no_context_takeover: false, ..Config::default() };
     let small = Config { server_max_window_bits: 11, client_max_window_bits: 12, ..plain.clone() };

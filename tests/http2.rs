@@ -1,4 +1,4 @@
-//! HTTP/2: WebSockets on streams, other requests, and clients that break the rules of RFC 9113.
+//! HTTP/2: WebSockets on streams, other requests, and clients that violate RFC 9113.
 
 #![allow(clippy::unwrap_used)]
 
@@ -78,7 +78,7 @@ fn flow_control_is_backpressure() {
     let message = vec![7; 300_000];
     let sent = ws(2, &message);
     h2.send_data(stream, &sent);
-    // No more than the window allows, until it is opened.
+    // The server sends no more than the window until it is opened.
     let mut got = Vec::new();
     while got.len() < 1000 {
         got.extend(h2.next(stream).unwrap().payload);
@@ -110,7 +110,7 @@ fn other_requests_are_answered_as_over_http_1() {
         h2.send(&[frame(WINDOW_UPDATE, 0, 0, &more), frame(WINDOW_UPDATE, 0, stream, &more)].concat());
     }
     assert!(String::from_utf8_lossy(&page).contains("</html>"));
-    // RFC 9113 section 5.1: the stream is closed, and only that is an error.
+    // RFC 9113 section 5.1: a stream error.
     h2.send(&frame(DATA, 0, stream, b"x"));
     let refused = h2.next(stream).unwrap();
     assert_eq!((refused.kind, refused.code()), (RST_STREAM, STREAM_CLOSED));
@@ -157,7 +157,7 @@ fn crashes_and_reloads_cost_a_stream_or_nothing() {
     h2.send(&frame(DATA, 0, culprit, &ws(1, b"null")));
     assert_eq!(h2.data(culprit, 4), [0x88, 2, 3, 0xf3], "1011");
     streams.iter().for_each(|stream| h2.echo(*stream, "after a crash"));
-    // The handler has changed: all go to a new worker.
+    // The handler has changed: all connections move to a new worker.
     let handler = setup._dir.path().join("echo_wsh.so");
     let copy = handler.with_extension("copy");
     std::fs::copy(&handler, &copy).unwrap();
@@ -203,7 +203,7 @@ fn an_upgrade_goes_on_with_all_streams() {
     let mut after = H2::open(&client, port(&server));
     let stream = after.websocket("/echo");
     after.echo(stream, "with the new server");
-    // The old one takes no further stream, and ends with the last that it has.
+    // The old one accepts no new stream, and ends with its last one.
     for stream in streams {
         before.send(&frame(DATA, 0, stream, &ws(8, &[3, 0xe8])));
         assert_eq!(before.data(stream, 4), [0x88, 2, 3, 0xe8]);
@@ -425,7 +425,7 @@ fn each_rule_of_rfc_9113_by_section() {
     let mut stream = setup.client().connect(port(&setup.server)).unwrap();
     use std::io::{Read, Write};
     stream.write_all(&[&PREFACE[..20], b"XXXXXXXXXXXXXXXXXXXXXXXX"].concat()).unwrap();
-    let _ = stream.read_to_end(&mut Vec::new()); // it ends, and does not hang
+    let _ = stream.read_to_end(&mut Vec::new()); // it ends, instead of hanging
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
@@ -434,7 +434,7 @@ fn floods_end_their_own_connection_only() {
     let setup = Setup::new(&["--workers", "1"]);
     let mut other = setup.open();
     let stream = other.websocket("/echo");
-    // CVE-2023-44487: streams that are reset at once.
+    // CVE-2023-44487: streams that are reset immediately.
     let mut h2 = setup.open();
     for number in 0..5000_u32 {
         let id = 2 * number + 1;
@@ -458,7 +458,7 @@ fn floods_end_their_own_connection_only() {
         }
     }
     assert!(h2.goaway().is_none_or(|code| code != NO_ERROR));
-    // A head that is larger than is taken.
+    // A head over the limit.
     let mut h2 = setup.open();
     let long = "y".repeat(10_000);
     let huge = block(&[
@@ -473,12 +473,12 @@ fn floods_end_their_own_connection_only() {
     h2.send(&[frame(HEADERS, END_STREAM, 1, first), frame(CONTINUATION, END_HEADERS, 1, second)].concat());
     let answer = h2.next(1).unwrap();
     assert!(matches!(answer.kind, HEADERS | RST_STREAM) && answer.payload.len() < 500, "{answer:?}");
-    // SETTINGS and PINGs that are never read back.
+    // SETTINGS and PINGs whose answers are never read.
     let mut h2 = setup.open();
     let flood = [frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 1, 0]), frame(PING, 0, 0, &[0; 8])].concat().repeat(500);
     h2.send(&flood);
     other.echo(stream, "during a flood");
-    // More streams than are allowed.
+    // More streams than allowed.
     let mut h2 = setup.open();
     let streams: Vec<u32> = (0..300).map(|_| h2.begin(&connect("/echo"), 0)).collect();
     until("a stream is refused", || {

@@ -1,10 +1,10 @@
-//! What an echo of 20 bytes costs in instructions: exact, and the same on a busy machine. The event loop of a worker
-//! is stepped through, one instruction at a time, from one `epoll_wait` to the next.
+//! The cost of an echo of 20 bytes in instructions: exact, and independent of load. The event loop of a worker
+//! is single-stepped from one `epoll_wait` to the next.
 //!
 //!     cargo test --release --test instructions -- --ignored --nocapture
 //!
-//! The counts that are expected stand in `benches/instructions.txt`, with the compiler that they were counted with:
-//! another one gives others. `INSTRUCTIONS=write` before the command writes them anew.
+//! The expected counts are in `benches/instructions.txt`, with the version of the compiler:
+//! another one gives other counts. `INSTRUCTIONS=write` before the command updates the file.
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -24,7 +24,7 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-/// The count may be so much larger than what is expected; percent.
+/// Allowed increase over the expected count; percent.
 const TOLERANCE: f64 = 5.0;
 /// Messages in a pipeline.
 const DEPTH: u64 = 16;
@@ -66,10 +66,10 @@ impl Turn {
     }
 }
 
-/// A traced event loop, which stands in `epoll_wait`.
+/// A traced event loop, stopped in `epoll_wait`.
 struct Tracer {
     thread: Pid,
-    /// Where the code of the handler lies.
+    /// The address range of the handler's code.
     handler: Range<u64>,
 }
 
@@ -166,7 +166,7 @@ fn the_echo_of_20_bytes_costs_no_more_instructions_than_it_did() {
         exchange(None, DEPTH);
     }
     let tracer = Tracer::attach(server.worker(), "echo_wsh.so");
-    // Reading the clock can take a second try: the least counts.
+    // Reading the clock can take a second try, so the minimum counts.
     let mut least = |depth| (0..5).map(|_| exchange(Some(&tracer), depth)).min_by_key(Turn::sum).unwrap();
     let (alone, many) = (least(1), least(DEPTH));
     drop(tracer);

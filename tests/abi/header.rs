@@ -1,4 +1,4 @@
-//! The text of ws_handler.h, read as far as comparing its names needs.
+//! Parses names and declarations of ws_handler.h.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

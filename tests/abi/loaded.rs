@@ -8,7 +8,7 @@ use ws_handler::raw;
 use crate::fake::{HOST, fake, release_user, reset};
 use crate::fixtures::fixture;
 
-/// What has been called, without the places that panics name.
+/// The recorded calls, without source locations in panic messages.
 pub fn calls() -> Vec<String> {
     let without_place =
         |call: String| match call.split_once(" at ").filter(|(before, _)| before.contains("panic in")) {

@@ -1,5 +1,5 @@
-//! Clients for tests: tungstenite for what a client would do, and a raw one for
-//! what none should. The raw one knows no rule: it writes what it is told to.
+//! Clients for tests: tungstenite for valid behaviour, and a raw one, which writes
+//! any bytes, for invalid behaviour.
 #![allow(dead_code)] // each test program uses a part
 
 use std::io::{ErrorKind, Read, Write};
@@ -58,7 +58,7 @@ pub fn tcp(address: &str) -> TcpStream {
     stream
 }
 
-/// A stream socket of the file system.
+/// Connects to a Unix stream socket.
 #[track_caller]
 pub fn unix(path: impl AsRef<Path>) -> UnixStream {
     let stream = UnixStream::connect(path).unwrap();
@@ -86,8 +86,8 @@ pub fn next_text(client: &mut Client) -> String {
     }
 }
 
-/// Reads to the end of the connection; returns code and reason of the Close frame that came, 1005 for none in it,
-/// 1006 without a frame.
+/// Reads to the end of the connection; returns code and reason of the Close frame, 1005 if it has no code,
+/// 1006 if there was no Close frame.
 #[track_caller]
 pub fn close_of(client: &mut Client) -> (u16, String) {
     let mut close = (1006, String::new());
@@ -114,7 +114,7 @@ pub fn close_frame(code: u16, reason: &str) -> Option<tungstenite::protocol::Clo
 /// A raw client over any stream.
 pub struct Raw<S = TcpStream> {
     pub stream: S,
-    /// Read, but not taken yet.
+    /// Bytes read and not consumed.
     input: Vec<u8>,
 }
 
@@ -190,13 +190,13 @@ impl<S: Read + Write> Raw<S> {
         Raw { stream, input: Vec::new() }
     }
 
-    /// The stream, of which all was taken that has come.
+    /// The stream; all received bytes must have been consumed.
     pub fn into_stream(self) -> S {
         assert!(self.input.is_empty());
         self.stream
     }
 
-    /// Sends an opening handshake, which has to succeed; returns the head of the answer.
+    /// Sends an opening handshake, which must succeed; returns the head of the response.
     #[track_caller]
     pub fn upgrade(&mut self, resource: &str, headers: &str) -> String {
         self.send(format!("GET {resource} HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}{headers}\r\n").as_bytes());
@@ -217,7 +217,7 @@ impl<S: Read + Write> Raw<S> {
         self.frame(TEXT, text.as_bytes());
     }
 
-    /// What comes up to the first empty line.
+    /// Reads up to the first empty line.
     #[track_caller]
     pub fn head(&mut self) -> String {
         let end = loop {
@@ -243,7 +243,7 @@ impl<S: Read + Write> Raw<S> {
         std::mem::take(&mut self.input)
     }
 
-    /// The next frame; none at the end of the connection.
+    /// The next frame; None at the end of the connection.
     #[track_caller]
     pub fn next(&mut self) -> Option<Frame> {
         let first = self.byte(0)?;
@@ -302,14 +302,14 @@ impl<S: Read + Write> Raw<S> {
         }
     }
 
-    /// Asserts that nothing comes any more but the end.
+    /// Asserts that the connection ends without further data.
     #[track_caller]
     pub fn expect_end(&mut self) {
         let frame = self.next();
         assert!(frame.is_none(), "expected the end, got {frame:?}");
     }
 
-    /// One more read; false at the end, however it came.
+    /// Reads once; false at the end of the connection or on an error.
     #[track_caller]
     fn fill(&mut self) -> bool {
         let mut buffer = [0; 64 * 1024];

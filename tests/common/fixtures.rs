@@ -1,10 +1,10 @@
-//! Handlers for tests, compiled on demand: those of `ctests/fixtures`, and the
-//! examples of `plugins`.
+//! Handlers for tests, compiled on demand from `ctests/fixtures` and
+//! `plugins`.
 //!
-//! A library is built once for all tests and test processes, which may run at
-//! the same time: each builds beside it and renames. It lies in a directory named
-//! after what all of them are made from, so that a change builds them anew. A
-//! source sets flags of its own with a line `fixture-flags: ...`.
+//! A library is built once for all tests and test processes, which may run in
+//! parallel: each builds a copy and renames it. Its directory is named after a hash
+//! of all sources, so that a change causes a rebuild. A source sets flags of its
+//! own with a line `fixture-flags: ...`.
 #![allow(dead_code)] // not every test that includes this needs all of it
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -30,7 +30,7 @@ pub fn fixture(name: &str) -> PathBuf {
     library
 }
 
-/// A directory of handlers, as `--websock-handlers` takes it. Each name is that of
+/// A directory of handlers for `--websock-handlers`. Each name is that of
 /// a fixture, served as `/NAME`, or `PATH=NAME`, served as `/PATH`.
 pub fn handlers_dir(names: &[&str]) -> TempDir {
     let dir = TempDir::with_prefix("wshd-handlers-").unwrap();
@@ -41,13 +41,13 @@ pub fn handlers_dir(names: &[&str]) -> TempDir {
     dir
 }
 
-/// Puts a fixture below a handler directory as the resource `/path`; one that is
-/// there is replaced by rename.
+/// Installs a fixture in a handler directory as the resource `/path`; an existing one
+/// is replaced by rename.
 pub fn add_handler(dir: &Path, path: &str, name: &str) {
     let target = dir.join(format!("{path}_wsh.so"));
     let passing = dir.join(format!("{path}_wsh.so.new"));
     fs::create_dir_all(target.parent().unwrap()).unwrap();
-    // A copy: the real path of a link would lie outside of the directory.
+    // A copy, since the real path of a link would be outside of the directory.
     fs::copy(fixture(name), &passing).unwrap();
     fs::rename(&passing, &target).unwrap();
 }
@@ -57,13 +57,13 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A compiler's words: from the environment, else the default.
+/// The command of a compiler: from the environment, or the default.
 pub fn compiler(variable: &str, default: &str) -> Vec<String> {
     let words = std::env::var(variable).unwrap_or_else(|_| default.to_owned());
     words.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Where tests put what they build.
+/// The directory for files that tests build.
 pub fn built_dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
@@ -81,7 +81,7 @@ pub fn built_dir() -> &'static Path {
     })
 }
 
-/// Runs a command that has to succeed.
+/// Runs a command, which must succeed.
 pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let said = String::from_utf8_lossy(&output.stderr);
@@ -135,12 +135,12 @@ fn own_flags(source: &Path) -> Vec<String> {
     flags.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
 }
 
-/// Builds what is not there.
+/// Builds a missing library.
 fn build(output: &Path, command: impl FnOnce(&Path) -> Command) {
     if output.exists() {
         return;
     }
-    // The name keeps its ending, by which rustc knows what a library is.
+    // The name keeps its suffix, by which rustc recognises libraries.
     let dir = built_dir().join(std::process::id().to_string());
     fs::create_dir_all(&dir).unwrap();
     let passing = dir.join(output.file_name().unwrap());

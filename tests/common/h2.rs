@@ -1,5 +1,5 @@
-//! A client of HTTP/2 that writes frames by hand, so that it can break rules. Headers are literals; of those that it
-//! receives it knows the status only.
+//! An HTTP/2 client that writes raw frames, so that it can violate the protocol. It sends headers as literals and decodes
+//! only the status of responses.
 #![allow(dead_code, clippy::unwrap_used)] // each test program uses a part
 
 use std::collections::HashMap;
@@ -130,14 +130,14 @@ pub fn ws(opcode: u8, payload: &[u8]) -> Vec<u8> {
 
 pub struct H2<S = Tls> {
     stream: S,
-    /// Of the server's first SETTINGS.
+    /// From the server's first SETTINGS.
     pub settings: HashMap<u16, u32>,
     next: u32,
-    /// What may be sent, by stream; 0: on all of them.
+    /// The send window of each stream; 0: of the connection.
     windows: HashMap<u32, i64>,
-    /// Frames of other streams than the one that was waited for.
+    /// Received frames of other streams.
     waiting: Vec<Frame>,
-    /// The server has said (GOAWAY) that it takes no further streams.
+    /// The server has sent GOAWAY.
     pub is_going_away: bool,
 }
 
@@ -217,7 +217,7 @@ impl<S: Read + Write> H2<S> {
         self.windows.entry(stream).or_insert(65_535)
     }
 
-    /// Sends data as far as the windows allow, and waits until they allow the rest.
+    /// Sends data, waiting for the windows to open.
     pub fn send_data(&mut self, stream: u32, mut data: &[u8]) {
         while !data.is_empty() {
             let room = (*self.window(0)).min(*self.window(stream)).min(16_384);
@@ -251,7 +251,7 @@ impl<S: Read + Write> H2<S> {
         stream
     }
 
-    /// So many bytes of data, with windows that grow as they are read.
+    /// Reads this many bytes of data, and opens the windows again.
     pub fn data(&mut self, stream: u32, size: usize) -> Vec<u8> {
         let mut data = Vec::new();
         while data.len() < size {
@@ -268,7 +268,7 @@ impl<S: Read + Write> H2<S> {
         data
     }
 
-    /// Sends a message and waits for it to come back.
+    /// Sends a message and waits for its echo.
     #[track_caller]
     pub fn echo(&mut self, stream: u32, text: &str) {
         self.send(&frame(DATA, 0, stream, &ws(1, text.as_bytes())));

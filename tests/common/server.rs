@@ -12,10 +12,10 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// No step of a test takes longer than this unless something is wrong.
+/// Upper bound for each step of a test.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A temporary directory that is kept, and named, when the test fails.
+/// A temporary directory, which is kept and printed when the test fails.
 pub struct Dir(Option<tempfile::TempDir>);
 
 impl Dir {
@@ -70,19 +70,19 @@ pub fn wshd() -> Command {
     command
 }
 
-/// What [`Command::output`] returns. A command that does not end is killed, and that is an error.
+/// Like [`Command::output`], but kills a command that does not end, and returns an error.
 pub fn output_of(command: &mut Command) -> std::io::Result<Output> {
     output_within(PATIENCE, command)
 }
 
-/// The same for one that may take longer.
+/// The same with another time limit.
 pub fn output_within(limit: Duration, command: &mut Command) -> std::io::Result<Output> {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let pid = Pid::from_raw(child.id() as i32);
     let (sender, output) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
     output.recv_timeout(limit).unwrap_or_else(|_| {
-        // It is waited for when its output has ended, so that the pid is still its own.
+        // It is reaped only after its output has ended, so the pid is still its own.
         let _ = kill(pid, Signal::SIGKILL);
         Err(std::io::Error::other(format!("killed after {limit:?}: {command:?}")))
     })
@@ -98,13 +98,13 @@ pub fn ctl(socket: &Path, args: &[&str]) -> Output {
     output_of(wshd().args(["ctl", "--control-socket"]).arg(socket).args(args)).unwrap()
 }
 
-/// Has it killed with the thread that starts it, so that a test that is killed leaves nothing behind.
+/// Kills the process when the thread that starts it ends, so that a killed test leaves nothing behind.
 pub fn bound(command: &mut Command) -> &mut Command {
     // SAFETY: between fork and exec it makes one system call, and allocates nothing.
     unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) }
 }
 
-/// A running server. Killed at the end of the test, if it still runs; its workers then leave by themselves.
+/// A running server. Killed at the end of the test if it still runs; its workers then exit.
 pub struct Server {
     pub child: Child,
     /// The line it printed when it was ready.
@@ -148,7 +148,7 @@ impl Server {
     pub fn launch(mut command: Command, log: PathBuf) -> Self {
         bound(command.stdout(Stdio::piped()));
         let mut child = None;
-        // A program that was just written may still be open in what another test is forking.
+        // A new executable may still be open for writing in a child that another test has just forked.
         until("it can be started", || match command.spawn() {
             Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => false,
             started => {
@@ -163,7 +163,7 @@ impl Server {
         self.child.id() as i32
     }
 
-    /// Its log, and what else it has written to standard error.
+    /// Its standard error, which includes the log.
     pub fn log(&self) -> String {
         let read = |path: &Path| std::fs::read(path).unwrap_or_default();
         let text = [read(&self.log), read(&self.log.with_file_name("stderr"))].concat();
@@ -189,12 +189,12 @@ impl Server {
     /// The pid of its only worker.
     #[track_caller]
     pub fn worker(&self) -> i32 {
-        // One that was replaced may still be there for a moment.
+        // A replaced one may still be running.
         until("there is one worker", || self.workers().len() == 1);
         self.workers().first().copied().unwrap_or_default()
     }
 
-    /// What `wshd ctl` at this control socket prints; it has to succeed.
+    /// The output of `wshd ctl` at this control socket; it must succeed.
     #[track_caller]
     pub fn ctl_says(&self, socket: &Path, args: &[&str]) -> String {
         let output = ctl(socket, args);
@@ -202,7 +202,7 @@ impl Server {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Why the server refuses what `wshd ctl` asks for.
+    /// The error of a `wshd ctl` command that the server refuses.
     #[track_caller]
     pub fn ctl_refuses(&self, socket: &Path, args: &[&str]) -> String {
         let output = ctl(socket, args);
@@ -211,7 +211,7 @@ impl Server {
         String::from_utf8(output.stderr).unwrap()
     }
 
-    /// Stops it, and asserts that all ends well: exit code 0, no process left, nothing that panicked.
+    /// Stops it, and asserts that it ends properly: exit code 0, no process left, no panic.
     #[track_caller]
     pub fn stop(&mut self) {
         let workers = self.workers();
@@ -222,8 +222,8 @@ impl Server {
         assert!(!log.contains("panicked at"), "{log}");
     }
 
-    /// The pids of its workers and of the parents of such, in no order. By their titles: the supervisor has other children,
-    /// too, some for a moment only, such as the one that writes a crash record.
+    /// The pids of its workers and of zygotes, in any order, found by their titles, since the supervisor has other children
+    /// too, such as one that writes a crash record.
     pub fn workers(&self) -> Vec<i32> {
         let is_worker = |pid: &i32| {
             let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -254,13 +254,13 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
         for child in children {
-            // One that was stopped for a test can then see that it is to leave.
+            // A process that a test has stopped must continue to see the signal.
             let _ = kill(Pid::from_raw(child), Signal::SIGCONT);
         }
     }
 }
 
-/// Polls until it is so.
+/// Polls until the condition holds.
 #[track_caller]
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -288,7 +288,7 @@ pub fn descriptors_of(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
-/// Whether all threads of a process sleep: what they had to do is done (state S of proc_pid_stat(5)).
+/// Whether all threads of a process sleep (state S of proc_pid_stat(5)), so that it has no work left.
 pub fn is_idle(pid: i32) -> bool {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let stats =
@@ -298,7 +298,7 @@ pub fn is_idle(pid: i32) -> bool {
         .all(|stat| stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('S')))
 }
 
-/// Whether there is such a process, and it is no zombie.
+/// Whether the process exists and is not a zombie.
 pub fn is_alive(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.rsplit_once(") ").map_or("", |(_, fields)| fields.split(' ').next().unwrap());

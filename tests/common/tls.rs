@@ -1,4 +1,4 @@
-//! Certificates made for a test, and clients that speak TLS.
+//! Certificates for tests, and TLS clients.
 #![allow(dead_code, clippy::unwrap_used)] // each test program uses a part
 
 use std::net::TcpStream;
@@ -19,7 +19,7 @@ use tungstenite::{Message, WebSocket};
 use super::fixtures::{add_handler, run};
 use super::server::{Dir, PATIENCE, Server, children, is_alive, until};
 
-/// Who issues certificates; its own is ca.pem.
+/// A certificate authority; its certificate is ca.pem.
 pub struct Authority {
     dir: PathBuf,
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -78,14 +78,14 @@ pub fn prepare(handlers: &[&str]) -> (Dir, Authority) {
     (dir, authority)
 }
 
-/// The options of TLS with that certificate, and more.
+/// The TLS options for that certificate, and others.
 pub fn options(dir: &Dir, more: &[&str]) -> Vec<String> {
     let path = |name: &str| dir.path().join(name).display().to_string();
     let tls = ["-t", "-k", &path("cert.key"), "-c", &path("cert.pem")];
     tls.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
 }
 
-/// A server that speaks TLS.
+/// A TLS server.
 pub fn start(dir: &Dir, more: &[&str]) -> Server {
     let options = options(dir, more);
     Server::start(dir, &options.iter().map(String::as_str).collect::<Vec<_>>())
@@ -120,7 +120,7 @@ impl Drop for Upgraded {
 
 pub type Tls = StreamOwned<ClientConnection, TcpStream>;
 
-/// How a client speaks TLS.
+/// The TLS parameters of a client.
 pub struct Client {
     roots: RootCertStore,
     versions: Vec<&'static SupportedProtocolVersion>,
@@ -173,7 +173,7 @@ impl Client {
         self
     }
 
-    /// Shows NAME.pem.
+    /// Sends NAME.pem as client certificate.
     pub fn certificate(mut self, authority: &Authority, name: &str) -> Self {
         let chain = CertificateDer::pem_file_iter(authority.file(&format!("{name}.pem"))).unwrap();
         let key = PrivateKeyDer::from_pem_file(authority.file(&format!("{name}.key"))).unwrap();
@@ -224,7 +224,7 @@ impl Client {
     }
 }
 
-/// Sends a message of this size, and waits for it to come back.
+/// Sends a message of this size and waits for its echo.
 #[track_caller]
 pub fn echo(socket: &mut WebSocket<Tls>, size: usize) {
     let message = Message::binary((0..size).map(|at| at as u8).collect::<Vec<_>>());
@@ -237,7 +237,7 @@ pub fn port(server: &Server) -> u16 {
     server.address().rsplit_once(':').unwrap().1.parse().unwrap()
 }
 
-/// The pids of a server's processes whose title begins so, such as `gateway` or `worker`.
+/// The pids of a server's processes whose title begins with this, such as `gateway` or `worker`.
 pub fn processes(server: &Server, title: &str) -> Vec<i32> {
     let is_so = |pid: &i32| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

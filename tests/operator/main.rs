@@ -63,7 +63,7 @@ impl Operated {
         self.dir.path().join("control")
     }
 
-    /// What it prints.
+    /// The output.
     #[track_caller]
     fn says(&self, args: &[&str]) -> String {
         self.server.ctl_says(&self.socket(), args)
