@@ -232,16 +232,8 @@ impl Ready {
 /// that the function's tag allows, but the connection may be gone.
 /// Results are those of the functions in `ws_handler.h`.
 pub trait Host {
-    /// A byte string; valid as long as the header says.
-    fn fact(&self, conn: ws_conn, fact: Fact) -> ws_bytes;
-    /// A number; 0 if the connection is gone.
-    fn number(&self, conn: ws_conn, number: Number) -> u32;
-    /// The first header of that name.
-    fn header(&self, conn: ws_conn, name: &[u8]) -> ws_bytes;
-    /// The index-th header.
-    fn header_at(&self, conn: ws_conn, index: usize) -> Option<(ws_bytes, ws_bytes)>;
-    /// An address.
-    fn address(&self, conn: ws_conn, end: End) -> Option<Address>;
+    /// Calls `f` once with what is known of a connection, unless that is gone. `f` calls neither host nor handler.
+    fn look(&self, conn: ws_conn, f: &mut dyn FnMut(&mut dyn ConnectionInfo));
     /// Changes or finishes the reply to a handshake.
     fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32;
     /// Waits for a message.
@@ -276,6 +268,29 @@ pub trait Host {
     fn attach_user(&self, handshake: u64, user: User) -> i32;
     /// Attaches state through a handshake.
     fn attach_state(&self, handshake: u64, state: &[u8]) -> i32;
+}
+
+impl dyn Host {
+    /// Asks something about a connection; `None` if that is gone.
+    pub(super) fn ask<R>(&self, conn: ws_conn, ask: impl FnOnce(&mut dyn ConnectionInfo) -> R) -> Option<R> {
+        let (mut ask, mut answer) = (Some(ask), None);
+        self.look(conn, &mut |info| answer = ask.take().map(|ask| ask(info)));
+        answer
+    }
+}
+
+/// What handlers may ask about a connection. Pointers stay valid as the header says.
+pub trait ConnectionInfo {
+    /// A string; absent if there is none.
+    fn fact(&mut self, fact: Fact) -> ws_bytes;
+    /// A number.
+    fn number(&self, number: Number) -> u32;
+    /// The first header of that name.
+    fn header(&self, name: &[u8]) -> ws_bytes;
+    /// The index-th header.
+    fn header_at(&self, index: usize) -> Option<(ws_bytes, ws_bytes)>;
+    /// An address.
+    fn address(&self, end: End) -> Option<Address>;
 }
 
 /// Answers calls about the worker on any thread. Handlers are identified by number.

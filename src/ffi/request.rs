@@ -13,9 +13,14 @@ use ::ws_handler::raw::*;
 macro_rules! facts {
     ($($function:ident: $name:literal $fact:ident;)*) => {$(
         pub(super) unsafe extern "C" fn $function(conn: ws_conn) -> ws_bytes {
-            host_at($name, Tag::Callback, conn).map_or(ABSENT, |host| host.fact(conn, Fact::$fact))
+            fact($name, conn, Fact::$fact)
         }
     )*};
+}
+
+fn fact(function: &str, conn: ws_conn, fact: Fact) -> ws_bytes {
+    let host = host_at(function, Tag::Callback, conn);
+    host.and_then(|host| host.ask(conn, |info| info.fact(fact))).unwrap_or(ABSENT)
 }
 
 facts! {
@@ -37,7 +42,8 @@ facts! {
 macro_rules! numbers {
     ($($function:ident: $name:literal $number:ident $type:ty;)*) => {$(
         pub(super) unsafe extern "C" fn $function(conn: ws_conn) -> $type {
-            host_at($name, Tag::Callback, conn).map_or(0, |host| host.number(conn, Number::$number) as $type)
+            let host = host_at($name, Tag::Callback, conn);
+            host.and_then(|host| host.ask(conn, |info| info.number(Number::$number) as $type)).unwrap_or(0)
         }
     )*};
 }
@@ -53,7 +59,8 @@ numbers! {
 pub(super) unsafe extern "C" fn header(conn: ws_conn, name: *const c_char, size: usize) -> ws_bytes {
     // SAFETY: the handler passes name[0..size).
     let name = unsafe { bytes(name, size) };
-    host_at("ws_header", Tag::Callback, conn).map_or(ABSENT, |host| host.header(conn, name))
+    let host = host_at("ws_header", Tag::Callback, conn);
+    host.and_then(|host| host.ask(conn, |info| info.header(name))).unwrap_or(ABSENT)
 }
 
 pub(super) unsafe extern "C" fn header_at(
@@ -62,8 +69,9 @@ pub(super) unsafe extern "C" fn header_at(
     name: *mut ws_bytes,
     value: *mut ws_bytes,
 ) -> i32 {
-    let Some(host) = host_at("ws_header_at", Tag::Callback, conn) else { return 0 };
-    let Some((found, text)) = host.header_at(conn, index) else { return 0 };
+    let host = host_at("ws_header_at", Tag::Callback, conn);
+    let found = host.and_then(|host| host.ask(conn, |info| info.header_at(index))).flatten();
+    let Some((found, text)) = found else { return 0 };
     // SAFETY: the handler passes places for two ws_bytes.
     unsafe {
         store(name, found);
@@ -80,7 +88,7 @@ pub(super) unsafe extern "C" fn query_param(
     size: usize,
 ) -> i32 {
     let Some(host) = host_at("ws_query_param", Tag::Callback, conn) else { return WS_E_PLACE };
-    let query = host.fact(conn, Fact::Query);
+    let query = host.ask(conn, |info| info.fact(Fact::Query)).unwrap_or(ABSENT);
     // SAFETY: the query is valid during this call; the handler passes name[0..name_size) and room for size bytes.
     unsafe { write(decode::query_param(bytes(query.data, query.size), bytes(name, name_size)), text, size) }
 }
@@ -95,15 +103,17 @@ pub(super) unsafe extern "C" fn cookie(
     let Some(host) = host_at("ws_cookie", Tag::Callback, conn) else { return WS_E_PLACE };
     // SAFETY: the handler passes name[0..name_size).
     let name = unsafe { bytes(name, name_size) };
-    let fields = (0..).map_while(|index| host.header_at(conn, index));
-    // SAFETY: the fields are valid during this call.
-    let mut cookies = fields.filter_map(|(field, value)| unsafe {
-        let is_cookie = bytes(field.data, field.size).eq_ignore_ascii_case(b"cookie");
-        is_cookie.then(|| bytes(value.data, value.size))
+    let found = host.ask(conn, |info| {
+        let fields = (0..).map_while(|index| info.header_at(index));
+        // SAFETY: the fields are valid during this call.
+        let mut cookies = fields.filter_map(|(field, value)| unsafe {
+            let is_cookie = bytes(field.data, field.size).eq_ignore_ascii_case(b"cookie");
+            is_cookie.then(|| bytes(value.data, value.size))
+        });
+        cookies.find_map(|cookies| decode::cookie(cookies, name))
     });
-    let found = cookies.find_map(|cookies| decode::cookie(cookies, name));
     // SAFETY: the handler passes room for size bytes.
-    unsafe { write(found, text, size) }
+    unsafe { write(found.flatten(), text, size) }
 }
 
 /// Writes a decoded value and a NUL; returns its length or an error.
@@ -141,7 +151,7 @@ unsafe fn address(function: &str, conn: ws_conn, end: End, to: *mut ws_address, 
     let mut out = ws_address { family: 0, port: 0, text: [0; 112] };
     let result = match host_at(function, Tag::Callback, conn) {
         None => WS_E_PLACE,
-        Some(host) => match host.address(conn, end) {
+        Some(host) => match host.ask(conn, |info| info.address(end)).flatten() {
             None => WS_E_GONE,
             Some(address) => {
                 out.family = address.family;
@@ -163,7 +173,7 @@ unsafe fn address(function: &str, conn: ws_conn, end: End, to: *mut ws_address, 
 }
 
 pub(super) unsafe extern "C" fn tls_fact(conn: ws_conn, which: u32) -> ws_bytes {
-    host_at("ws_tls_fact", Tag::Callback, conn).map_or(ABSENT, |host| host.fact(conn, Fact::Tls(which)))
+    fact("ws_tls_fact", conn, Fact::Tls(which))
 }
 
 /// Upper bound for the size of any version of the options.

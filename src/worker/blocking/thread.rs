@@ -13,16 +13,16 @@ use ::ws_handler::raw::*;
 
 use crate::clock;
 use crate::ffi::call::{self, Handler};
-use crate::ffi::host::{ABSENT, Address, End, Fact, Host, Number, Payload, Reply, Task, User, terminated};
+use crate::ffi::host::{ConnectionInfo, Host, Payload, Reply, Task, User};
 use crate::ffi::place::{self, Callback, POISON, is_strict};
 use crate::time::Instant;
 use crate::worker::base::metrics::{Metrics, Stopwatch};
 use crate::worker::blocking::watchdog::CallClock;
 use crate::worker::commands::queue::{CommandQueue, Counted, ThreadCommand};
-use crate::worker::conn::channel::{Delivery, Opened, PeerClose, ThreadChannel, Woken};
+use crate::worker::conn::channel::{Agreed, Delivery, PeerClose, ThreadChannel, Woken};
 use crate::worker::conn::handler_timers::{HandlerTimers, OF_A_CONNECTION};
 use crate::worker::conn::handshake::{Handshake, Registry};
-use crate::worker::conn::info::{Info, Path};
+use crate::worker::conn::info::{OwnedInfo, Path, Stage};
 use crate::worker::crash::report;
 
 /// Stack of a thread; only what is used becomes memory. What C programs are used to.
@@ -33,9 +33,9 @@ struct Current {
     conn: u64,
     handler: Handler,
     channel: Arc<ThreadChannel>,
-    /// None for a connection that has come from another process.
+    info: OwnedInfo,
+    /// None once the connection is open.
     handshake: Option<Arc<Handshake>>,
-    opened: Option<Arc<Opened>>,
     /// The message that the handler holds, with its NUL.
     message: Vec<u8>,
     last_opcode: u32,
@@ -47,7 +47,6 @@ struct Current {
     clock: &'static CallClock,
     stopwatch: Stopwatch,
     user: Option<User>,
-    state: Vec<u8>,
     path: Path,
 }
 
@@ -64,30 +63,26 @@ pub struct ThreadHost {
     pub metrics: &'static Metrics,
 }
 
-/// How the life of a connection begins on its thread.
-pub enum Beginning {
-    /// With the handler's part of the handshake.
-    Handshake(Arc<Handshake>),
-    /// It goes on, opened elsewhere: its id, the handler's index in the routes, and its state with a NUL.
-    Resumed(u64, u16, Vec<u8>),
+/// A connection that is given to a thread.
+pub struct Beginning {
+    pub conn: u64,
+    /// Index of the handler in the routes.
+    pub number: u16,
+    pub handler: Handler,
+    pub channel: Arc<ThreadChannel>,
+    pub info: OwnedInfo,
+    /// None if it is open already, elsewhere.
+    pub handshake: Option<Arc<Handshake>>,
 }
 
-pub fn spawn(
-    host: &'static ThreadHost,
-    handler: Handler,
-    channel: Arc<ThreadChannel>,
-    beginning: Beginning,
-) -> io::Result<()> {
+pub fn spawn(host: &'static ThreadHost, beginning: Beginning) -> io::Result<()> {
     let builder = std::thread::Builder::new().stack_size(STACK).name("handler".to_owned());
-    builder.spawn(move || live(host, handler, channel, beginning)).map(drop)
+    builder.spawn(move || live(host, beginning)).map(drop)
 }
 
 /// The life of a connection, on its thread.
-fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>, beginning: Beginning) {
-    let (conn, number, handshake, state) = match beginning {
-        Beginning::Handshake(handshake) => (handshake.conn, handshake.handler, Some(handshake), Vec::new()),
-        Beginning::Resumed(conn, handler, state) => (conn, handler, None, state),
-    };
+fn live(host: &'static ThreadHost, beginning: Beginning) {
+    let Beginning { conn, number, handler, channel, info, handshake } = beginning;
     host.commands.set_idle(conn, false);
     let clock = CallClock::begin(number, conn);
     let stopwatch = host.metrics.stopwatch(number);
@@ -95,8 +90,8 @@ fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>
         conn,
         handler,
         channel: Arc::clone(&channel),
+        info,
         handshake: handshake.clone(),
-        opened: None,
         message: vec![0],
         last_opcode: 0,
         peer_close: None,
@@ -106,27 +101,30 @@ fn live(host: &'static ThreadHost, handler: Handler, channel: Arc<ThreadChannel>
         clock,
         stopwatch,
         user: None,
-        state,
         path: Path::default(),
     };
     CURRENT.set(Some(current));
     place::set_host(host);
-    if let Some(handshake) = handshake {
-        let result = stopwatch.time_of(handler, Callback::Handshake, || handler.handshake(conn));
-        handshake.settle(result);
-        host.commands.give(ThreadCommand::Verdict(conn));
-    }
-    if let Some(opened) = clock.pausing(|| channel.wait_open()) {
-        with(|current| current.opened = Some(opened));
+    let is_open = match handshake {
+        None => true,
+        Some(handshake) => {
+            let result = stopwatch.time_of(handler, Callback::Handshake, || handler.handshake(conn));
+            handshake.settle(result);
+            host.commands.give(ThreadCommand::Verdict(conn));
+            let agreed = clock.pausing(|| channel.wait_open());
+            agreed.map(|agreed| with(|current| current.open(agreed))).is_some()
+        }
+    };
+    if is_open {
         // Attached in the handshake.
         if channel.has_state() {
             host.commands.give_counted(conn, Counted::State);
         }
         if !serve(host, handler, &channel, conn, stopwatch) {
             stopwatch.time_of(handler, Callback::Close, || handler.close(conn, WS_BY_MOVE, 0));
-            let state = with(|current| std::mem::take(&mut current.state)).unwrap_or_default();
-            host.commands
-                .give(ThreadCommand::Detached(conn, state.strip_suffix(b"\0").unwrap_or_default().to_vec()));
+            let mut state = with(|current| current.info.state.take()).flatten().unwrap_or_default();
+            state.pop(); // the NUL
+            host.commands.give(ThreadCommand::Detached(conn, state));
         } else if handler.has(Callback::Close) {
             let ended = clock.pausing(|| channel.wait_ended());
             with(Current::hear_last_words);
@@ -195,7 +193,7 @@ fn of<R>(conn: u64, f: impl FnOnce(&mut Current) -> R) -> Option<R> {
 
 /// Whether this is the handshake of this thread's connection, which is in progress.
 fn is_ours(handshake: u64) -> bool {
-    of(handshake, |current| current.handshake.is_some() && current.opened.is_none()) == Some(true)
+    of(handshake, |current| current.handshake.is_some()) == Some(true)
 }
 
 /// Runs a function of the handler.
@@ -239,51 +237,16 @@ impl ThreadHost {
 }
 
 impl Host for ThreadHost {
-    fn fact(&self, conn: u64, fact: Fact) -> ws_bytes {
-        of(conn, |current| match fact {
-            Fact::CloseReason => match &current.peer_close {
-                Some(close) if close.reason.len() > 1 => terminated(&close.reason),
-                _ => ABSENT,
-            },
-            Fact::State if !current.state.is_empty() => terminated(&current.state),
-            Fact::Path => current.path(),
-            _ => current.info(|info| info.get(fact)),
-        })
-        .unwrap_or(ABSENT)
-    }
-
-    fn number(&self, conn: u64, number: Number) -> u32 {
-        of(conn, |current| match number {
-            Number::Version => 13,
-            Number::Deflate => {
-                u32::from(current.opened.as_ref().is_some_and(|opened| opened.deflate.is_some()))
-            }
-            Number::LastOpcode => current.last_opcode,
-            Number::CloseCode => match &current.peer_close {
-                Some(close) => u32::from(close.code),
-                None if current.over => WS_CLOSE_ABNORMAL,
-                None => 0,
-            },
-            Number::IsResumed => u32::from(current.handshake.is_none()),
-        })
-        .unwrap_or(0)
-    }
-
-    fn header(&self, conn: u64, name: &[u8]) -> ws_bytes {
-        of(conn, |current| current.info(|info| info.header(name))).unwrap_or(ABSENT)
-    }
-
-    fn header_at(&self, conn: u64, index: usize) -> Option<(ws_bytes, ws_bytes)> {
-        of(conn, |current| current.info(|info| info.header_at(index))).flatten()
-    }
-
-    fn address(&self, conn: u64, end: End) -> Option<Address> {
-        of(conn, |current| match (&current.opened, end) {
-            (Some(opened), End::Remote) => Some(opened.remote.clone()),
-            (Some(opened), End::Local) => opened.local.clone(),
-            (None, end) => current.handshake.as_ref().and_then(|handshake| handshake.address(end)),
-        })
-        .flatten()
+    fn look(&self, conn: u64, f: &mut dyn FnMut(&mut dyn ConnectionInfo)) {
+        of(conn, |current| {
+            let stage = match current.handshake {
+                Some(_) => Stage::Handshake,
+                None if current.over => Stage::Over,
+                None => Stage::Open,
+            };
+            let peer_close = current.peer_close.as_ref().map(PeerClose::lend);
+            current.info.look(stage, current.last_opcode, peer_close, &mut current.path, |info| f(info));
+        });
     }
 
     fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
@@ -437,7 +400,7 @@ impl Host for ThreadHost {
 
     fn set_state(&self, conn: u64, state: &[u8]) -> i32 {
         let copied = of(conn, |current| {
-            current.state = if state.is_empty() { Vec::new() } else { [state, b"\0"].concat() };
+            current.info.state = (!state.is_empty()).then(|| [state, b"\0"].concat());
             // If it is moved, the state is taken along when on_close has returned: until then a crash must not move it.
             if current.moved {
                 self.commands.set_idle(conn, false);
@@ -446,7 +409,7 @@ impl Host for ThreadHost {
         });
         match copied {
             // Before the connection is open it is attached then.
-            Some(true) if of(conn, |current| current.opened.is_none()) == Some(true) => WS_OK,
+            Some(true) if is_ours(conn) => WS_OK,
             Some(true) => self.commands.give_counted(conn, Counted::State),
             Some(false) => WS_OK,
             None => WS_E_GONE,
@@ -455,35 +418,19 @@ impl Host for ThreadHost {
 }
 
 impl Current {
+    /// The handshake is done.
+    fn open(&mut self, agreed: Agreed) {
+        self.handshake = None;
+        (self.info.strings.protocol, self.info.deflate) = (agreed.protocol, agreed.deflate);
+        if !self.handler.has_flag(WS_KEEP_REQUEST) {
+            self.info.request = None;
+        }
+    }
+
     /// Takes over what the loop knows about the end.
     fn hear_last_words(&mut self) {
         let (answer, over) = self.channel.last_words();
         self.peer_close = self.peer_close.take().or(answer);
         self.over = over;
-    }
-
-    /// The same in the handshake and after.
-    fn path(&mut self) -> ws_bytes {
-        match (&self.opened, &self.handshake) {
-            (None, Some(handshake)) => self.path.of(handshake.info().strings.resource),
-            (Some(opened), _) => self.path.of(&opened.strings.resource),
-            (None, None) => ABSENT,
-        }
-    }
-
-    /// Answers from where the facts lie: with the open connection or in the handshake.
-    fn info<R>(&self, f: impl FnOnce(Info<'_>) -> R) -> R {
-        match (&self.opened, &self.handshake) {
-            (None, Some(handshake)) => f(handshake.info()),
-            (opened, _) => {
-                let opened = opened.as_deref();
-                f(Info {
-                    strings: opened.map(|opened| opened.strings.as_slices()).unwrap_or_default(),
-                    deflate: opened.and_then(|opened| opened.deflate),
-                    request: opened.and_then(|opened| opened.request.as_deref()),
-                    facts: opened.and_then(|opened| opened.facts.as_deref()),
-                })
-            }
-        }
     }
 }

@@ -38,13 +38,8 @@ impl Threads {
         ThreadChannel::new(id, self.host.commands, handler.has_flag(WS_RESUMABLE))
     }
 
-    pub fn start(
-        &self,
-        handler: Handler,
-        channel: Arc<ThreadChannel>,
-        beginning: Beginning,
-    ) -> io::Result<()> {
-        thread::spawn(self.host, handler, channel, beginning)?;
+    pub fn start(&self, beginning: Beginning) -> io::Result<()> {
+        thread::spawn(self.host, beginning)?;
         self.running.set(self.running.get() + 1);
         Ok(())
     }

@@ -5,16 +5,13 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use socket2::SockAddr;
+use ::ws_handler::raw::ws_bytes;
 
 use crate::clock;
-use crate::ffi::host::{Address, Task};
+use crate::ffi::host::{ABSENT, Task, terminated};
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::time::Instant;
 use crate::worker::commands::queue::{CommandQueue, ThreadCommand};
-use crate::worker::conn::info;
-use crate::worker::conn::record::{Record, Strings};
-use crate::worker::conn::request::Request;
 
 /// Payload bytes that wait here before the loop stops reading from the peer.
 const HIGH: usize = 1024 * 1024;
@@ -62,6 +59,13 @@ pub struct PeerClose {
     pub reason: Vec<u8>,
 }
 
+impl PeerClose {
+    /// Code and reason as handlers see them, while this is neither changed nor moved out of its heap.
+    pub fn lend(&self) -> (u16, ws_bytes) {
+        (self.code, if self.reason.len() > 1 { terminated(&self.reason) } else { ABSENT })
+    }
+}
+
 /// How a connection ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
@@ -71,35 +75,17 @@ pub struct Ended {
     pub code: u16,
 }
 
-/// What the thread may be asked about its connection, in memory of its own.
-pub struct Opened {
-    /// The kept request, if the handler asked for that.
-    pub request: Option<Arc<Request>>,
-    /// Each followed by a NUL.
-    pub strings: Strings<Vec<u8>>,
+/// What the handshake has agreed on.
+pub struct Agreed {
+    /// The subprotocol, followed by a NUL.
+    pub protocol: Option<Vec<u8>>,
     pub deflate: Option<Params>,
-    pub remote: Address,
-    pub local: Option<Address>,
-    pub facts: Option<Arc<[u8]>>,
-}
-
-impl Opened {
-    /// Of the connection with this record and our end.
-    pub fn new(record: &Record, local: Option<&SockAddr>, request: Option<Arc<Request>>) -> Self {
-        Opened {
-            request,
-            strings: record.terminated_strings().map(<[u8]>::to_vec),
-            deflate: record.params(),
-            remote: info::address(record.peer.address()),
-            local: info::local_end(local, record.facts()),
-            facts: record.facts().map(Arc::from),
-        }
-    }
 }
 
 #[derive(Default)]
 struct State {
-    opened: Option<Arc<Opened>>,
+    /// The handshake is done. Taken by the thread when it begins.
+    agreed: Option<Agreed>,
     deliveries: VecDeque<Delivery>,
     bytes: usize,
     /// The loop has stopped reading and wants to know when there is room.
@@ -179,8 +165,8 @@ impl ThreadChannel {
     }
 
     /// The handshake is done: the thread can begin.
-    pub fn open(&self, opened: Opened) {
-        self.change(|state| state.opened = Some(Arc::new(opened)));
+    pub fn open(&self, agreed: Agreed) {
+        self.change(|state| state.agreed = Some(agreed));
     }
 
     /// Leaves an item; false if the loop should stop reading.
@@ -265,8 +251,8 @@ impl ThreadChannel {
     // ------------------------------------------------ called by its own thread
 
     /// Waits until the connection is open; `None` if it ended before.
-    pub fn wait_open(&self) -> Option<Arc<Opened>> {
-        self.wait_while(|state| state.opened.is_none() && state.ended.is_none()).opened.clone()
+    pub fn wait_open(&self) -> Option<Agreed> {
+        self.wait_while(|state| state.agreed.is_none() && state.ended.is_none()).agreed.take()
     }
 
     /// Waits for the next thing, at most until `deadline`.

@@ -4,21 +4,19 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::net::SocketAddr;
 use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::ws_handler::raw::*;
-use socket2::SockAddr;
 
-use crate::ffi::host::{Address, End, Reply, Task, User};
+use crate::ffi::host::{Reply, Task, User};
 use crate::ffi::place::{self, Callback};
 use crate::proto::http1::field;
 use crate::proto::ws::close;
 use crate::proto::ws::deflate::negotiate::{self, Params};
 use crate::worker::commands::queue::CommandQueue;
 use crate::worker::conn::handler_timers::HandlerTimers;
-use crate::worker::conn::info::{self, Info, Path};
+use crate::worker::conn::info::Path;
 use crate::worker::conn::request::Request;
 
 /// Headers that a handler may add to a reply.
@@ -82,12 +80,6 @@ pub struct Handshake {
     pub request: Arc<Request>,
     /// Index of the handler in the routes.
     pub handler: u16,
-    /// The peer, if it has an IP address.
-    pub peer: Option<SocketAddr>,
-    /// Our end, for a blocking handler.
-    pub local: Option<SockAddr>,
-    /// What a gateway knows of the connection, for a blocking handler.
-    pub facts: Option<Arc<[u8]>>,
     /// It is answered by a thread of its own, and by no other.
     is_blocking: bool,
     draft: Mutex<Draft>,
@@ -182,7 +174,6 @@ impl Handshake {
         conn: u64,
         handler: u16,
         request: Arc<Request>,
-        ends: (Option<SocketAddr>, Option<SockAddr>, Option<Arc<[u8]>>),
         protocols: &[String],
         config: Option<&negotiate::Config>,
         is_blocking: bool,
@@ -193,43 +184,16 @@ impl Handshake {
             None => negotiate::Config { enabled: false, ..Default::default() },
         };
         let draft = Draft { protocol, deflate, ..Draft::default() };
-        Handshake {
-            conn,
-            request,
-            handler,
-            peer: ends.0,
-            local: ends.1,
-            facts: ends.2,
-            is_blocking,
-            draft: Mutex::new(draft),
-        }
-    }
-
-    /// What handlers may ask about the connection.
-    pub fn info(&self) -> Info<'_> {
-        let facts = self.facts.as_deref();
-        Info {
-            strings: self.request.terminated_strings(),
-            deflate: None,
-            request: Some(&self.request),
-            facts,
-        }
-    }
-
-    /// One of the connection's ends.
-    pub fn address(&self, end: End) -> Option<Address> {
-        match end {
-            End::Remote => Some(info::address(self.peer)),
-            End::Local => info::local_end(self.local.as_ref(), self.facts.as_deref()),
-        }
+        Handshake { conn, request, handler, is_blocking, draft: Mutex::new(draft) }
     }
 
     pub fn has_verdict(&self) -> bool {
         self.draft().verdict.is_some()
     }
 
-    pub fn path(&self) -> ws_bytes {
-        self.draft().carried.path.of(self.request.terminated_strings().resource)
+    /// Copies the path to where it lives as long as the connection.
+    pub fn keep_path(&self, text: &[u8]) -> ws_bytes {
+        self.draft().carried.path.keep(text)
     }
 
     pub fn user(&self) -> *mut c_void {
@@ -482,7 +446,7 @@ mod tests {
         };
         let opening = handshake::check(&head).unwrap();
         let request = Arc::new(Request::new(head, opening, None, None));
-        Handshake::new(1, 0, request, (None, None, None), &["y".to_owned()], None, is_blocking)
+        Handshake::new(1, 0, request, &["y".to_owned()], None, is_blocking)
     }
 
     fn reject(status: u32) -> Reply<'static> {

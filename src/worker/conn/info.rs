@@ -3,20 +3,30 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::ws_handler::raw::*;
-use socket2::SockAddr;
+use socket2::{SockAddr, Socket};
 
-use crate::ffi::host::{ABSENT, Address, Fact, followed_by_nul, terminated};
+use crate::ffi::host::{ABSENT, Address, ConnectionInfo, End, Fact, Number, followed_by_nul, terminated};
+use crate::ffi::place::{Callback, place};
 use crate::fleet::facts::Facts;
 use crate::proto::ws::deflate::negotiate::Params;
-use crate::worker::conn::record::Strings;
+use crate::worker::conn::record::{Record, Strings};
 use crate::worker::conn::request::Request;
 
+/// How far the life of a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Handshake,
+    Open,
+    /// on_close is pending, or running.
+    Over,
+}
+
 /// The facts of one connection, borrowed from where they lie.
-#[derive(Clone, Copy)]
 pub struct Info<'a> {
+    pub stage: Stage,
     /// Each with the NUL behind it.
     pub strings: Strings<&'a [u8]>,
     pub deflate: Option<Params>,
@@ -24,18 +34,32 @@ pub struct Info<'a> {
     pub request: Option<&'a Request>,
     /// What a gateway knows of the connection, as bytes.
     pub facts: Option<&'a [u8]>,
+    /// The peer, if it has an IP address.
+    pub peer: Option<SocketAddr>,
+    /// Our end, which the socket may have to be asked for.
+    pub local: &'a dyn Fn() -> Option<SockAddr>,
+    /// Copies a path to where it lives as long as the connection.
+    pub keep_path: &'a mut dyn FnMut(&[u8]) -> ws_bytes,
+    /// With the NUL behind it.
+    pub state: Option<&'a [u8]>,
+    /// Code and reason of the peer's Close frame.
+    pub peer_close: Option<(u16, ws_bytes)>,
+    pub last_opcode: u32,
+    pub is_resumed: bool,
 }
 
-impl Info<'_> {
-    /// The answer to a fact about request and agreement; absent for the others.
-    pub fn get(&self, fact: Fact) -> ws_bytes {
+impl ConnectionInfo for Info<'_> {
+    fn fact(&mut self, fact: Fact) -> ws_bytes {
         let request = self.request;
+        let resource = self.strings.resource;
+        let query = resource.iter().position(|&byte| byte == b'?');
         let found = match fact {
-            Fact::Resource => Some(self.strings.resource),
-            Fact::Query => {
-                let resource = self.strings.resource;
-                resource.iter().position(|&byte| byte == b'?').and_then(|at| resource.get(at + 1..))
-            }
+            Fact::Resource => Some(resource),
+            Fact::Path => match query {
+                None => Some(resource),
+                Some(end) => return (self.keep_path)(resource.get(..end).unwrap_or_default()),
+            },
+            Fact::Query => query.and_then(|at| resource.get(at + 1..)),
             Fact::Origin => self.strings.origin,
             Fact::RemoteUser => self.strings.user,
             Fact::Protocol => self.strings.protocol,
@@ -44,27 +68,121 @@ impl Info<'_> {
             Fact::RequestedProtocols => request.and_then(Request::protocols),
             Fact::RequestedExtensions => request.and_then(Request::extensions),
             Fact::Extensions => self.deflate.map(extension_text),
+            Fact::State => self.state,
+            Fact::CloseReason => return self.peer_close.map_or(ABSENT, |(_, reason)| reason),
             Fact::Tls(which) => {
                 let facts = self.facts.and_then(Facts::from_bytes);
                 return facts.and_then(|facts| facts.tls(which)).map_or(ABSENT, followed_by_nul);
             }
-            Fact::Path | Fact::CloseReason | Fact::State => None,
         };
         found.map_or(ABSENT, terminated)
     }
 
-    pub fn header(&self, name: &[u8]) -> ws_bytes {
+    fn number(&self, number: Number) -> u32 {
+        match number {
+            // A function that outlived its connection finds it gone.
+            Number::Version if place().0 == Callback::Task && self.stage != Stage::Open => 0,
+            Number::Version => 13,
+            Number::IsResumed => self.is_resumed.into(),
+            Number::Deflate => self.deflate.is_some().into(),
+            Number::LastOpcode => self.last_opcode,
+            Number::CloseCode => match self.peer_close {
+                Some((code, _)) => code.into(),
+                None if self.stage == Stage::Over => WS_CLOSE_ABNORMAL,
+                None => 0,
+            },
+        }
+    }
+
+    fn header(&self, name: &[u8]) -> ws_bytes {
         let value = self.request.zip(str::from_utf8(name).ok());
         value.and_then(|(request, name)| request.terminated().header(name)).map_or(ABSENT, terminated)
     }
 
-    pub fn header_at(&self, index: usize) -> Option<(ws_bytes, ws_bytes)> {
+    fn header_at(&self, index: usize) -> Option<(ws_bytes, ws_bytes)> {
         let (name, value) = self.request?.terminated().header_at(index)?;
         Some((terminated(name), terminated(value)))
     }
+
+    fn address(&self, end: End) -> Option<Address> {
+        match end {
+            End::Remote => Some(address(self.peer)),
+            End::Local => self.local_end(),
+        }
+    }
 }
 
-/// The path of a resource, which handlers may keep for the connection's life: a copy with a NUL, where a query follows.
+impl Info<'_> {
+    /// The address of our end: the gateway's, where the connection comes from one.
+    fn local_end(&self) -> Option<Address> {
+        let unix = |path: String| Address { family: WS_UNIX, port: 0, text: path };
+        if let Some(known) = self.facts.and_then(Facts::from_bytes).and_then(|facts| facts.local) {
+            let text = String::from_utf8_lossy(known).into_owned();
+            return Some(text.parse().map_or_else(|_| unix(text), |socket| address(Some(socket))));
+        }
+        let local = (self.local)()?;
+        let path = local.as_pathname().map(|path| unix(path.display().to_string()));
+        Some(path.unwrap_or_else(|| address(local.as_socket())))
+    }
+}
+
+/// The facts of a blocking connection in memory of its thread's own. Handlers hold on to the strings: they stay where they
+/// are.
+pub struct OwnedInfo {
+    /// As in [`Info`].
+    pub strings: Strings<Vec<u8>>,
+    pub deflate: Option<Params>,
+    pub request: Option<Arc<Request>>,
+    facts: Option<Box<[u8]>>,
+    peer: Option<SocketAddr>,
+    local: Option<SockAddr>,
+    /// With the NUL behind it.
+    pub state: Option<Vec<u8>>,
+    is_resumed: bool,
+}
+
+impl OwnedInfo {
+    /// Of the connection with this record and socket.
+    pub fn new(record: &Record, socket: &Socket, request: Option<Arc<Request>>, is_resumed: bool) -> Self {
+        OwnedInfo {
+            strings: record.terminated_strings().map(<[u8]>::to_vec),
+            deflate: record.params(),
+            request,
+            facts: record.facts().map(Box::from),
+            peer: record.peer.address(),
+            local: socket.local_addr().ok(),
+            state: record.terminated_state().map(<[u8]>::to_vec),
+            is_resumed,
+        }
+    }
+
+    /// Runs with these facts, and those that change.
+    pub fn look(
+        &self,
+        stage: Stage,
+        last_opcode: u32,
+        peer_close: Option<(u16, ws_bytes)>,
+        path: &mut Path,
+        f: impl FnOnce(&mut Info<'_>),
+    ) {
+        f(&mut Info {
+            stage,
+            strings: self.strings.as_slices(),
+            deflate: self.deflate,
+            request: self.request.as_deref(),
+            facts: self.facts.as_deref(),
+            peer: self.peer,
+            local: &|| self.local.clone(),
+            keep_path: &mut |text| path.keep(text),
+            state: self.state.as_deref(),
+            peer_close,
+            last_opcode,
+            is_resumed: self.is_resumed,
+        });
+    }
+}
+
+/// The path of a resource with a query, which handlers may keep for the connection's life: a copy with a NUL.
 #[derive(Default)]
 pub struct Path(Option<Box<[u8]>>);
 
@@ -74,15 +192,9 @@ impl Path {
         self.0.is_some()
     }
 
-    /// That of this resource, which has a NUL behind it; always the same.
-    pub fn of(&mut self, resource: &[u8]) -> ws_bytes {
-        match resource.iter().position(|&byte| byte == b'?') {
-            None => terminated(resource),
-            Some(end) => {
-                let copy = || [resource.get(..end).unwrap_or_default(), b"\0"].concat().into();
-                terminated(self.0.get_or_insert_with(copy))
-            }
-        }
+    /// Copies the path, which is always the same, unless it was before.
+    pub fn keep(&mut self, text: &[u8]) -> ws_bytes {
+        terminated(self.0.get_or_insert_with(|| [text, b"\0"].concat().into()))
     }
 }
 
@@ -106,16 +218,4 @@ pub fn address(ip: Option<SocketAddr>) -> Address {
         },
         None => Address { family: WS_UNIX, port: 0, text: String::new() },
     }
-}
-
-/// The address of our end of a connection: the gateway's end, where it comes from one.
-pub fn local_end(local: Option<&SockAddr>, facts: Option<&[u8]>) -> Option<Address> {
-    let unix = |path: String| Address { family: WS_UNIX, port: 0, text: path };
-    if let Some(known) = facts.and_then(Facts::from_bytes).and_then(|facts| facts.local) {
-        let text = String::from_utf8_lossy(known).into_owned();
-        return Some(text.parse().map_or_else(|_| unix(text), |socket| address(Some(socket))));
-    }
-    let local = local?;
-    let path = local.as_pathname().map(|path| unix(path.display().to_string()));
-    Some(path.unwrap_or_else(|| address(local.as_socket())))
 }

@@ -17,8 +17,9 @@ use crate::proto::http1::head::{self, Head, Parsed};
 use crate::proto::ws::deflate::codec::Deflate;
 use crate::proto::ws::handshake::{self, is_upgrade};
 use crate::worker::blocking::thread::Beginning;
-use crate::worker::conn::channel::{Ended, Opened, ThreadChannel};
+use crate::worker::conn::channel::{Agreed, Ended, ThreadChannel};
 use crate::worker::conn::handshake::{Carried, Finished, Handshake, Verdict};
+use crate::worker::conn::info::OwnedInfo;
 use crate::worker::conn::record::foreign::Arrival;
 use crate::worker::conn::record::{Strings, flags};
 use crate::worker::conn::request::Request;
@@ -188,53 +189,48 @@ impl Handshakes {
     /// Calls do_extra_handshake: on the loop, or on the connection's own thread.
     pub fn begin_handshake(&self, id: u64, handler: u16, service: &Service, request: Request, rest: &[u8]) {
         let blocking = service.handler.is_blocking();
-        let ends = {
-            let core = &mut *self.conns.core.borrow_mut();
-            let (mut peer, mut facts) = (None, None);
-            if let Some(record) = core.table.record(id) {
-                record.handler = handler; // it may crash already in the handshake
-                peer = record.peer.address();
-                facts = record.facts().filter(|_| blocking).map(Arc::from);
-            }
-            let Some(conn) = core.table.get(id) else { return };
-            // In the event style the socket is asked if the handler wants to know.
-            (peer, blocking.then(|| conn.socket.local_addr().ok()).flatten(), facts)
-        };
         if !self.record_strings(id, &request) {
             return self.conns.reply(id, http::error(431, "a resource or origin of more than 64 KiB", &[]));
         }
         let deflate = (!service.handler.has_flag(WS_NO_EXTENSIONS)).then_some(&service.deflate);
         let protocols = &service.plugin.protocols;
         let request = Arc::new(request);
-        let handshake = Handshake::new(id, handler, request, ends, protocols, deflate, blocking);
+        let handshake = Handshake::new(id, handler, request, protocols, deflate, blocking);
         let handshake = Arc::new(handshake);
         if blocking && self.session.threads.is_full() {
             return self.conns.reply(id, unavailable("too many connections to blocking handlers"));
         }
-        let channel = blocking.then(|| self.session.threads.new_channel(id, service.handler));
         self.registry.add(&handshake);
         self.conns.commands.set_handler(id, handler);
-        {
+        let beginning = {
             let core = &mut *self.conns.core.borrow_mut();
-            let Some(conn) = core.table.get(id) else { return };
+            let Some((conn, record)) = core.table.both(id) else { return };
+            record.handler = handler; // it may crash already in the handshake
+            record.set_head(handshake.request.head.as_bytes());
+            // Of another process, in which this handshake has begun.
+            record.set_state(b"");
+            record.seal();
+            record.set_flags(flags::TAKEN | if rest.is_empty() { flags::OPENING } else { flags::AHEAD });
+            let beginning = blocking.then(|| Beginning {
+                conn: id,
+                number: handler,
+                handler: service.handler,
+                channel: self.session.threads.new_channel(id, service.handler),
+                info: OwnedInfo::new(record, &conn.socket, Some(Arc::clone(&handshake.request)), false),
+                handshake: Some(Arc::clone(&handshake)),
+            });
+            let channel = beginning.as_ref().map(|beginning| Arc::clone(&beginning.channel));
             let unread = (!rest.is_empty()).then(|| rest.into());
-            conn.phase = Phase::Opening(Arc::clone(&handshake), channel.clone(), unread, conn.deadline());
+            conn.phase = Phase::Opening(Arc::clone(&handshake), channel, unread, conn.deadline());
             conn.set_pause(Pause::Handshake, true, self.conns.life.turn().instant());
-            if let Some(record) = core.table.record(id) {
-                record.set_head(handshake.request.head.as_bytes());
-                // Of another process, in which this handshake has begun.
-                record.set_state(b"");
-                record.seal();
-                record.set_flags(flags::TAKEN | if rest.is_empty() { flags::OPENING } else { flags::AHEAD });
-            }
-        }
+            beginning
+        };
         if self.conns.recorder.records(handler) {
             self.conns.record_request(id, &handshake.request);
         }
-        match channel {
-            Some(channel) => {
-                let beginning = Beginning::Handshake(Arc::clone(&handshake));
-                if let Err(error) = self.session.threads.start(service.handler, channel, beginning) {
+        match beginning {
+            Some(beginning) => {
+                if let Err(error) = self.session.threads.start(beginning) {
                     log::error!("cannot start a thread for a blocking handler: {error}; answered 503");
                     self.discard(&handshake, handshake.finish().carried, None);
                     return self.conns.reply(id, unavailable("no thread can be started"));
@@ -404,7 +400,8 @@ impl Handshakes {
             Some(channel) => {
                 let core = &mut *self.conns.core.borrow_mut();
                 let Some(record) = core.table.record(id) else { return };
-                channel.open(Opened::new(record, handshake.local.as_ref(), request));
+                let protocol = record.terminated_strings().protocol.map(<[u8]>::to_vec);
+                channel.open(Agreed { protocol, deflate: record.params() });
             }
             None => self.session.notify_open(id, handshake.handler),
         }

@@ -9,15 +9,16 @@ use std::sync::Arc;
 use ::ws_handler::raw::*;
 
 use crate::clock;
-use crate::ffi::host::{ABSENT, Address, End, Fact, Host, Number, Payload, Reply, Task, User, terminated};
+use crate::ffi::host::{ABSENT, ConnectionInfo, Host, Payload, Reply, Task, User};
 use crate::ffi::place::{Callback, place};
 use crate::proto::ws::close;
 use crate::proto::ws::connection::Send;
 use crate::worker::commands::queue::ThreadCommand;
+use crate::worker::conn::channel::PeerClose;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::handler_timers::{HandlerTimers, OF_A_CONNECTION};
 use crate::worker::conn::handshake::{Carried, Handshake, Registry};
-use crate::worker::conn::info::{self, Info};
+use crate::worker::conn::info::{Info, Stage};
 use crate::worker::conn::sending::message_kind;
 use crate::worker::conn::table::Phase;
 
@@ -29,57 +30,39 @@ pub struct LoopHost {
 }
 
 impl Host for LoopHost {
-    fn fact(&self, conn: u64, fact: Fact) -> ws_bytes {
-        match fact {
-            Fact::Path => self.path(conn).unwrap_or(ABSENT),
-            Fact::CloseReason | Fact::State => {
-                let core = &mut *self.conns.core.borrow_mut();
-                let Some((conn, record)) = core.table.both(conn) else { return ABSENT };
-                if fact == Fact::State {
-                    return record.terminated_state().map_or(ABSENT, terminated);
-                }
-                let close = conn.open().and_then(|open| open.peer_close());
-                close.filter(|close| close.reason.len() > 1).map_or(ABSENT, |close| terminated(&close.reason))
-            }
-            _ => self.info(conn, |info| info.get(fact)).unwrap_or(ABSENT),
-        }
-    }
-
-    fn number(&self, conn: u64, number: Number) -> u32 {
+    fn look(&self, id: u64, f: &mut dyn FnMut(&mut dyn ConnectionInfo)) {
         let core = &mut *self.conns.core.borrow_mut();
-        let Some((conn, record)) = core.table.both(conn) else { return 0 };
-        let open = conn.open().map(|open| &*open);
-        match number {
-            // A function that outlived its connection finds it gone.
-            Number::Version if place().0 == Callback::Task && open.is_none_or(|open| open.over) => 0,
-            Number::Version => 13,
-            Number::IsResumed => u32::from(record.is_resumed()),
-            Number::Deflate => u32::from(record.deflate != 0),
-            Number::LastOpcode => open.map_or(0, |open| u32::from(open.last_opcode)),
-            Number::CloseCode => open.map_or(0, |open| match open.peer_close() {
-                Some(close) => u32::from(close.code),
-                None if open.over => WS_CLOSE_ABNORMAL,
-                None => 0,
+        let Some((conn, record)) = core.table.both(id) else { return };
+        let socket = &conn.socket;
+        let known = Info {
+            stage: Stage::Handshake,
+            strings: record.terminated_strings(),
+            deflate: record.params(),
+            request: None,
+            facts: record.facts(),
+            peer: record.peer.address(),
+            local: &|| socket.local_addr().ok(),
+            keep_path: &mut |_| ABSENT,
+            state: record.terminated_state(),
+            peer_close: None,
+            last_opcode: 0,
+            is_resumed: record.is_resumed(),
+        };
+        match &mut conn.phase {
+            Phase::Opening(handshake, ..) => f(&mut Info {
+                request: Some(&handshake.request),
+                keep_path: &mut |text| handshake.keep_path(text),
+                ..known
             }),
-        }
-    }
-
-    fn header(&self, conn: u64, name: &[u8]) -> ws_bytes {
-        self.info(conn, |info| info.header(name)).unwrap_or(ABSENT)
-    }
-
-    fn header_at(&self, conn: u64, index: usize) -> Option<(ws_bytes, ws_bytes)> {
-        self.info(conn, |info| info.header_at(index)).flatten()
-    }
-
-    fn address(&self, conn: u64, end: End) -> Option<Address> {
-        let core = &mut *self.conns.core.borrow_mut();
-        match end {
-            End::Remote => core.table.record(conn).map(|record| info::address(record.peer.address())),
-            End::Local => {
-                let local = core.table.get(conn)?.socket.local_addr().ok()?;
-                info::local_end(Some(&local), core.table.record(conn)?.facts())
-            }
+            Phase::Open(open) => f(&mut Info {
+                stage: if open.over { Stage::Over } else { Stage::Open },
+                request: open.request().cloned().as_deref(),
+                peer_close: open.peer_close().map(PeerClose::lend),
+                last_opcode: open.last_opcode.into(),
+                keep_path: &mut |text| open.extra().path.keep(text),
+                ..known
+            }),
+            _ => {}
         }
     }
 
@@ -240,28 +223,6 @@ impl LoopHost {
     #[cold]
     fn gone(&self, id: u64) -> i32 {
         self.handshakes.result(id, WS_E_GONE)
-    }
-
-    fn path(&self, id: u64) -> Option<ws_bytes> {
-        if let Some(handshake) = self.opening(id) {
-            return Some(handshake.path());
-        }
-        let core = &mut *self.conns.core.borrow_mut();
-        let (conn, record) = core.table.both(id)?;
-        Some(conn.open()?.extra().path.of(record.terminated_strings().resource))
-    }
-
-    /// Runs with the facts of a connection, wherever they lie.
-    fn info<R>(&self, id: u64, f: impl FnOnce(Info<'_>) -> R) -> Option<R> {
-        let core = &mut *self.conns.core.borrow_mut();
-        let request = match &core.table.get(id)?.phase {
-            Phase::Opening(handshake, ..) => Some(Arc::clone(&handshake.request)),
-            Phase::Open(open) => open.request().cloned(),
-            _ => return None,
-        };
-        let record = core.table.record(id)?;
-        let (strings, deflate) = (record.terminated_strings(), record.params());
-        Some(f(Info { strings, deflate, request: request.as_deref(), facts: record.facts() }))
     }
 
     #[inline(always)]

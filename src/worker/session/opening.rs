@@ -7,8 +7,8 @@ use ::ws_handler::raw::*;
 
 use crate::ffi::place::{self, Callback};
 use crate::worker::blocking::thread::Beginning;
-use crate::worker::conn::channel::Opened;
-use crate::worker::conn::table::Pause;
+use crate::worker::conn::info::OwnedInfo;
+use crate::worker::conn::table::{Pause, Phase};
 use crate::worker::host::handlers::Service;
 use crate::worker::session::Session;
 
@@ -49,19 +49,17 @@ impl Session {
         let channel = self.threads.new_channel(id, service.handler);
         // The thread does not begin yet: until then there is nothing that could be lost.
         self.conns.commands.set_idle(id, true);
-        let (opened, state) = {
+        let info = {
             let core = &mut *self.conns.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return Ok(()) };
-            let local = conn.socket.local_addr().ok();
-            let Some(open) = conn.open() else { return Ok(()) };
+            let Phase::Open(open) = &mut conn.phase else { return Ok(()) };
             open.set_channel(Arc::clone(&channel));
             open.silent = false;
-            let state = record.terminated_state().map(<[u8]>::to_vec).unwrap_or_default();
-            (Opened::new(record, local.as_ref(), open.request().cloned()), state)
+            OwnedInfo::new(record, &conn.socket, open.request().cloned(), true)
         };
         // From here on its thread decides whether it can move.
         self.conns.flush(id);
-        channel.open(opened);
-        self.threads.start(service.handler, channel, Beginning::Resumed(id, handler, state))
+        let (number, handler) = (handler, service.handler);
+        self.threads.start(Beginning { conn: id, number, handler, channel, info, handshake: None })
     }
 }
