@@ -234,8 +234,6 @@ impl Ready {
 pub trait Host {
     /// Calls `f` once with what is known of a connection, unless that is gone. `f` calls neither host nor handler.
     fn look(&self, conn: ws_conn, f: &mut dyn FnMut(&mut dyn ConnectionInfo));
-    /// Changes or finishes the reply to a handshake.
-    fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32;
     /// Waits for a message.
     fn receive(&self, conn: ws_conn, timeout_ms: i64) -> Result<ws_message, i32>;
     /// Sends a message or fragment.
@@ -264,10 +262,6 @@ pub trait Host {
     fn user(&self, conn: ws_conn) -> *mut c_void;
     /// Attaches state.
     fn set_state(&self, conn: ws_conn, state: &[u8]) -> i32;
-    /// Sets the user pointer through a handshake.
-    fn attach_user(&self, handshake: u64, user: User) -> i32;
-    /// Attaches state through a handshake.
-    fn attach_state(&self, handshake: u64, state: &[u8]) -> i32;
 }
 
 impl dyn Host {

@@ -8,7 +8,7 @@ pub mod guarded;
 pub mod host;
 pub mod place;
 pub mod plugin;
-mod request;
+pub mod request;
 pub mod stand_in;
 pub mod strict;
 mod table;

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_void};
+use std::sync::OnceLock;
 
 use super::decode;
 use super::host::*;
@@ -181,9 +182,39 @@ const LARGEST_OPTIONS: usize = 4096;
 
 // -------------------------------------------------------------------- reply
 
-fn reply(function: &str, hs: *mut ws_handshake, reply: Reply<'_>) -> i32 {
+/// What is done to handshakes in progress, on any thread. Results are those of the functions in `ws_handler.h`.
+pub trait PendingHandshakes: Sync {
+    /// Changes or finishes the reply, in do_extra_handshake or later.
+    fn reply(&self, handshake: u64, in_callback: bool, reply: Reply<'_>) -> i32;
+    /// Sets the user pointer later than in do_extra_handshake.
+    fn set_user(&self, handshake: u64, user: User) -> i32;
+    /// Attaches state later than in do_extra_handshake.
+    fn set_state(&self, handshake: u64, state: &[u8]) -> i32;
+}
+
+static PENDING: OnceLock<&'static dyn PendingHandshakes> = OnceLock::new();
+
+/// Sets who answers; the first call counts. Until then there are no handshakes.
+pub fn set_pending_handshakes(pending: &'static dyn PendingHandshakes) {
+    let _ = PENDING.set(pending);
+}
+
+fn pending<R>(otherwise: R, ask: impl FnOnce(&dyn PendingHandshakes) -> R) -> R {
+    count_call();
+    match PENDING.get() {
+        Some(pending) if !is_child() => ask(*pending),
+        _ => otherwise,
+    }
+}
+
+/// Whether the calling thread is in do_extra_handshake of this handshake.
+fn is_in(handshake: u64) -> bool {
+    place() == (Callback::Handshake, handshake)
+}
+
+fn reply(hs: *mut ws_handshake, reply: Reply<'_>) -> i32 {
     let handshake = hs as usize as u64;
-    host_at(function, Tag::AnyThread, handshake).map_or(WS_E_GONE, |host| host.reply(handshake, reply))
+    pending(WS_E_GONE, |pending| pending.reply(handshake, is_in(handshake), reply))
 }
 
 pub(super) unsafe extern "C" fn set_protocol(
@@ -193,7 +224,7 @@ pub(super) unsafe extern "C" fn set_protocol(
 ) -> i32 {
     // SAFETY: the handler passes protocol[0..size).
     let name = (!protocol.is_null()).then(|| unsafe { bytes(protocol, size) });
-    reply("ws_set_protocol", hs, Reply::Protocol(name))
+    reply(hs, Reply::Protocol(name))
 }
 
 pub(super) unsafe extern "C" fn add_header(
@@ -205,7 +236,7 @@ pub(super) unsafe extern "C" fn add_header(
 ) -> i32 {
     // SAFETY: the handler passes both with their sizes.
     let (name, value) = unsafe { (bytes(name, name_size), bytes(value, value_size)) };
-    reply("ws_add_header", hs, Reply::Header { name, value })
+    reply(hs, Reply::Header { name, value })
 }
 
 pub(super) unsafe extern "C" fn configure_deflate(
@@ -237,15 +268,15 @@ pub(super) unsafe extern "C" fn configure_deflate(
     }
     // SAFETY: the copy is within both structs.
     unsafe { std::ptr::copy_nonoverlapping(options.cast::<u8>(), (&raw mut all).cast::<u8>(), known) };
-    reply("ws_configure_deflate", hs, Reply::Deflate(&all))
+    reply(hs, Reply::Deflate(&all))
 }
 
 pub(super) unsafe extern "C" fn refuse_extensions(hs: *mut ws_handshake) -> i32 {
-    reply("ws_refuse_extensions", hs, Reply::RefuseExtensions)
+    reply(hs, Reply::RefuseExtensions)
 }
 
 pub(super) unsafe extern "C" fn accept(hs: *mut ws_handshake) -> i32 {
-    reply("ws_accept", hs, Reply::Accept)
+    reply(hs, Reply::Accept)
 }
 
 pub(super) unsafe extern "C" fn accept_and_close(
@@ -256,7 +287,7 @@ pub(super) unsafe extern "C" fn accept_and_close(
 ) -> i32 {
     // SAFETY: the handler passes reason[0..size).
     let reason = unsafe { bytes(reason, size) };
-    reply("ws_accept_and_close", hs, Reply::AcceptAndClose { code, reason })
+    reply(hs, Reply::AcceptAndClose { code, reason })
 }
 
 pub(super) unsafe extern "C" fn reject(
@@ -270,11 +301,11 @@ pub(super) unsafe extern "C" fn reject(
     // SAFETY: the handler passes both with their sizes.
     let (kind, body) = unsafe { (bytes(content_type, type_size), bytes(body, body_size)) };
     let content_type = (!content_type.is_null()).then_some(kind);
-    reply("ws_reject", hs, Reply::Reject { status, content_type, body })
+    reply(hs, Reply::Reject { status, content_type, body })
 }
 
 pub(super) unsafe extern "C" fn abort_handshake(hs: *mut ws_handshake) -> i32 {
-    reply("ws_abort_handshake", hs, Reply::Abort)
+    reply(hs, Reply::Abort)
 }
 
 pub(super) unsafe extern "C" fn attach_user(
@@ -284,8 +315,11 @@ pub(super) unsafe extern "C" fn attach_user(
 ) -> i32 {
     let handshake = hs as usize as u64;
     let user = owned(user, release);
-    let result = host_at("ws_attach_user", Tag::AnyThread, handshake)
-        .map_or(WS_E_GONE, |host| host.attach_user(handshake, user));
+    let result = match is_in(handshake) {
+        true => host_at("ws_attach_user", Tag::Callback, handshake)
+            .map_or(WS_E_GONE, |host| host.set_user(handshake, user)),
+        false => pending(WS_E_GONE, |pending| pending.set_user(handshake, user)),
+    };
     run_releases();
     result
 }
@@ -297,8 +331,11 @@ pub(super) unsafe extern "C" fn attach_state(hs: *mut ws_handshake, data: *const
     let handshake = hs as usize as u64;
     // SAFETY: the handler passes data[0..size).
     let state = unsafe { bytes(data.cast(), size) };
-    host_at("ws_attach_state", Tag::AnyThread, handshake)
-        .map_or(WS_E_GONE, |host| host.attach_state(handshake, state))
+    match is_in(handshake) {
+        true => host_at("ws_attach_state", Tag::Callback, handshake)
+            .map_or(WS_E_GONE, |host| host.set_state(handshake, state)),
+        false => pending(WS_E_GONE, |pending| pending.set_state(handshake, state)),
+    }
 }
 
 pub(super) fn owned(pointer: *mut c_void, release: Option<unsafe extern "C" fn(*mut c_void)>) -> User {

@@ -50,6 +50,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::clock;
 use crate::config::Config;
 use crate::ffi::place;
+use crate::ffi::request::set_pending_handshakes;
 use crate::ffi::topics::set_topics;
 use crate::fleet::scoreboard::{Place, State};
 use crate::fleet::shared::Shared;
@@ -171,7 +172,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     metrics.lane.present().threads_limit.set(config.threads.into());
     let poll = leak(Poll::new()?);
     let commands: &'static CommandQueue = memory::guard(CommandQueue::new(most, config.sending, metrics)?)?;
-    let registry: &Registry = leak(Registry::default());
+    let registry: &Registry = leak(Registry::new(commands));
     let progress: &Progress = memory::guard(Progress::default())?;
     let conns = leak(Conns {
         core: RefCell::new(Core::new(most, &config)?),
@@ -231,6 +232,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let known_arrivals = NonNull::from(&mut *arrivals);
     place::set_foreign_host(threads.host);
     place::set_host(host);
+    set_pending_handshakes(registry);
     set_topics(subscriptions);
     rescue::prepare(RescueContext {
         pid,

@@ -13,7 +13,7 @@ use ::ws_handler::raw::*;
 
 use crate::clock;
 use crate::ffi::call::{self, Handler};
-use crate::ffi::host::{ConnectionInfo, Host, Payload, Reply, Task, User};
+use crate::ffi::host::{ConnectionInfo, Host, Payload, Task, User};
 use crate::ffi::place::{self, Callback, POISON, is_strict};
 use crate::time::Instant;
 use crate::worker::base::metrics::{Metrics, Stopwatch};
@@ -191,11 +191,6 @@ fn of<R>(conn: u64, f: impl FnOnce(&mut Current) -> R) -> Option<R> {
     with(|current| (current.conn == conn).then(|| f(current))).flatten()
 }
 
-/// Whether this is the handshake of this thread's connection, which is in progress.
-fn is_ours(handshake: u64) -> bool {
-    of(handshake, |current| current.handshake.is_some()) == Some(true)
-}
-
 /// Runs a function of the handler.
 fn run_timed(conn: u64, task: Task) {
     match of(conn, |current| current.stopwatch) {
@@ -247,19 +242,6 @@ impl Host for ThreadHost {
             let peer_close = current.peer_close.as_ref().map(PeerClose::lend);
             current.info.look(stage, current.last_opcode, peer_close, &mut current.path, |info| f(info));
         });
-    }
-
-    fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
-        match of(handshake, |current| current.handshake.clone()).flatten() {
-            Some(ours) => ours.reply(reply),
-            None => {
-                let (result, has_verdict) = self.handshakes.reply(handshake, reply);
-                if has_verdict {
-                    self.commands.give(ThreadCommand::Verdict(handshake));
-                }
-                result
-            }
-        }
     }
 
     fn receive(&self, conn: u64, timeout_ms: i64) -> Result<ws_message, i32> {
@@ -363,7 +345,7 @@ impl Host for ThreadHost {
     }
 
     fn post(&self, conn: u64, task: Task) -> i32 {
-        self.handshakes.post(self.commands, conn, task)
+        self.handshakes.post(conn, task)
     }
 
     fn close(&self, conn: u64, code: u32, reason: &[u8]) -> i32 {
@@ -383,21 +365,6 @@ impl Host for ThreadHost {
         of(conn, |current| current.user.as_ref().map(User::pointer)).flatten().unwrap_or(null_mut())
     }
 
-    fn attach_user(&self, handshake: u64, user: User) -> i32 {
-        if is_ours(handshake) {
-            return self.set_user(handshake, user);
-        }
-        let mut replaced = None;
-        self.handshakes.carry(handshake, |carried| replaced = carried.user.replace(user))
-    }
-
-    fn attach_state(&self, handshake: u64, state: &[u8]) -> i32 {
-        match is_ours(handshake) {
-            true => self.set_state(handshake, state),
-            false => self.handshakes.carry(handshake, |carried| carried.state = Some(state.to_vec())),
-        }
-    }
-
     fn set_state(&self, conn: u64, state: &[u8]) -> i32 {
         let copied = of(conn, |current| {
             current.info.state = (!state.is_empty()).then(|| [state, b"\0"].concat());
@@ -409,7 +376,7 @@ impl Host for ThreadHost {
         });
         match copied {
             // Before the connection is open it is attached then.
-            Some(true) if is_ours(conn) => WS_OK,
+            Some(true) if of(conn, |current| current.handshake.is_some()) == Some(true) => WS_OK,
             Some(true) => self.commands.give_counted(conn, Counted::State),
             Some(false) => WS_OK,
             None => WS_E_GONE,

@@ -11,10 +11,11 @@ use ::ws_handler::raw::*;
 
 use crate::ffi::host::{Reply, Task, User};
 use crate::ffi::place::{self, Callback};
+use crate::ffi::request::PendingHandshakes;
 use crate::proto::http1::field;
 use crate::proto::ws::close;
 use crate::proto::ws::deflate::negotiate::{self, Params};
-use crate::worker::commands::queue::CommandQueue;
+use crate::worker::commands::queue::{CommandQueue, ThreadCommand};
 use crate::worker::conn::handler_timers::HandlerTimers;
 use crate::worker::conn::info::Path;
 use crate::worker::conn::request::Request;
@@ -85,12 +86,19 @@ pub struct Handshake {
     draft: Mutex<Draft>,
 }
 
-/// Handshakes in progress, for threads that finish them or post, by the handle that they hold. One for each connection in
-/// that phase at most.
-#[derive(Default)]
-pub struct Registry(Mutex<HashMap<u64, Arc<Handshake>>>);
+/// Handshakes in progress, for threads that finish them or post, by the handle that they hold.
+pub struct Registry {
+    commands: &'static CommandQueue,
+    /// One for each connection in that phase at most.
+    handshakes: Mutex<HashMap<u64, Arc<Handshake>>>,
+}
 
 impl Registry {
+    /// An empty one; verdicts are left in this queue.
+    pub fn new(commands: &'static CommandQueue) -> Self {
+        Self { commands, handshakes: Mutex::default() }
+    }
+
     /// Registers a handshake, before its handler is called.
     pub fn add(&self, handshake: &Arc<Handshake>) {
         self.lock().insert(handshake.conn, Arc::clone(handshake));
@@ -104,18 +112,8 @@ impl Registry {
         self.lock().get(&conn).cloned()
     }
 
-    /// A handler's wish about a handshake, from a thread that is not in it; also whether the loop is to carry out a
-    /// verdict now.
-    pub fn reply(&self, handshake: u64, reply: Reply<'_>) -> (i32, bool) {
-        match self.get(handshake) {
-            Some(known) if known.is_blocking => (WS_E_PLACE, false),
-            Some(known) => (known.reply_later(reply), known.has_verdict()),
-            None => (WS_E_GONE, false),
-        }
-    }
-
-    /// Changes what is carried by a handshake, from a thread that is not in it.
-    pub fn carry(&self, handshake: u64, change: impl FnOnce(&mut Carried)) -> i32 {
+    /// Changes what is carried by a handshake after WS_LATER.
+    fn carry(&self, handshake: u64, change: impl FnOnce(&mut Carried)) -> i32 {
         match self.get(handshake) {
             Some(known) if known.is_blocking => WS_E_PLACE,
             Some(known) => known.carry_later(change).map_or(WS_E_GONE, |()| WS_OK),
@@ -124,14 +122,14 @@ impl Registry {
     }
 
     /// `ws_post` for a connection that may not be open yet.
-    pub fn post(&self, commands: &CommandQueue, conn: u64, task: Task) -> i32 {
-        let result = commands.post(conn, task);
+    pub fn post(&self, conn: u64, task: Task) -> i32 {
+        let result = self.commands.post(conn, task);
         if result != WS_E_GONE {
             return result;
         }
         let posted = self.get(conn).and_then(|known| known.post(task));
         // It may have opened meanwhile.
-        posted.unwrap_or_else(|| commands.post(conn, task))
+        posted.unwrap_or_else(|| self.commands.post(conn, task))
     }
 
     /// The result of a call for a connection that is open: before that it came too early, and not too late.
@@ -141,7 +139,34 @@ impl Registry {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Handshake>>> {
         // A panic elsewhere leaves a map that is still whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.handshakes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PendingHandshakes for Registry {
+    fn reply(&self, handshake: u64, in_callback: bool, reply: Reply<'_>) -> i32 {
+        let Some(known) = self.get(handshake) else { return WS_E_GONE };
+        if in_callback {
+            return known.reply(reply);
+        }
+        if known.is_blocking {
+            return WS_E_PLACE;
+        }
+        let result = known.reply_later(reply);
+        if known.has_verdict() {
+            self.commands.give(ThreadCommand::Verdict(handshake));
+        }
+        result
+    }
+
+    fn set_user(&self, handshake: u64, user: User) -> i32 {
+        // The one before is released once the draft is unlocked: its function may call the host.
+        let mut replaced = None;
+        self.carry(handshake, |carried| replaced = carried.user.replace(user))
+    }
+
+    fn set_state(&self, handshake: u64, state: &[u8]) -> i32 {
+        self.carry(handshake, |carried| carried.state = Some(state.to_vec()))
     }
 }
 

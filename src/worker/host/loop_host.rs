@@ -9,15 +9,13 @@ use std::sync::Arc;
 use ::ws_handler::raw::*;
 
 use crate::clock;
-use crate::ffi::host::{ABSENT, ConnectionInfo, Host, Payload, Reply, Task, User};
-use crate::ffi::place::{Callback, place};
+use crate::ffi::host::{ABSENT, ConnectionInfo, Host, Payload, Task, User};
 use crate::proto::ws::close;
 use crate::proto::ws::connection::Send;
-use crate::worker::commands::queue::ThreadCommand;
 use crate::worker::conn::channel::PeerClose;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::handler_timers::{HandlerTimers, OF_A_CONNECTION};
-use crate::worker::conn::handshake::{Carried, Handshake, Registry};
+use crate::worker::conn::handshake::{Handshake, Registry};
 use crate::worker::conn::info::{Info, Stage};
 use crate::worker::conn::sending::message_kind;
 use crate::worker::conn::table::Phase;
@@ -64,17 +62,6 @@ impl Host for LoopHost {
             }),
             _ => {}
         }
-    }
-
-    fn reply(&self, handshake: u64, reply: Reply<'_>) -> i32 {
-        let Some(ours) = self.opening(handshake) else { return WS_E_GONE };
-        let later = !self.is_in(handshake);
-        let result = if later { ours.reply_later(reply) } else { ours.reply(reply) };
-        // Later, from a timer or a callback of another connection: nobody else will see the verdict.
-        if later && ours.has_verdict() {
-            self.conns.commands.give(ThreadCommand::Verdict(handshake));
-        }
-        result
     }
 
     fn receive(&self, _: u64, _: i64) -> Result<ws_message, i32> {
@@ -142,7 +129,7 @@ impl Host for LoopHost {
     }
 
     fn post(&self, conn: u64, task: Task) -> i32 {
-        self.handshakes.post(self.conns.commands, conn, task)
+        self.handshakes.post(conn, task)
     }
 
     fn close(&self, conn: u64, code: u32, reason: &[u8]) -> i32 {
@@ -182,27 +169,6 @@ impl Host for LoopHost {
         }
         self.conns.edit_record(conn, |record| record.set_state(state)).map_or(WS_E_GONE, |()| WS_OK)
     }
-
-    fn attach_user(&self, handshake: u64, user: User) -> i32 {
-        let set = |carried: &mut Carried| carried.user.replace(user);
-        let replaced = match self.opening(handshake) {
-            Some(ours) if self.is_in(handshake) => ours.carry(set),
-            Some(ours) => ours.carry_later(set),
-            None => None,
-        };
-        replaced.map_or(WS_E_GONE, |_| WS_OK)
-    }
-
-    fn attach_state(&self, handshake: u64, state: &[u8]) -> i32 {
-        match self.opening(handshake) {
-            Some(_) if self.is_in(handshake) => self.set_state(handshake, state),
-            Some(ours) => {
-                let set = |carried: &mut Carried| carried.state = Some(state.to_vec());
-                ours.carry_later(set).map_or(WS_E_GONE, |()| WS_OK)
-            }
-            None => WS_E_GONE,
-        }
-    }
 }
 
 impl LoopHost {
@@ -212,11 +178,6 @@ impl LoopHost {
             Some(Phase::Opening(handshake, None, ..)) => Some(Arc::clone(handshake)),
             _ => None,
         }
-    }
-
-    /// Whether this is called in do_extra_handshake of this connection.
-    fn is_in(&self, handshake: u64) -> bool {
-        place() == (Callback::Handshake, handshake)
     }
 
     /// The result of a call for a connection that is open, where this one is not.
