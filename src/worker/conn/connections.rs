@@ -12,12 +12,11 @@ use std::time::Duration;
 use crate::config::{Config, HandlerSettings};
 use crate::fleet::addresses::Addresses;
 use crate::fleet::routes::Routes;
-use crate::proto::ws::connection::Connection;
-use crate::proto::ws::deflate::codec::{Codecs, Deflate};
+use crate::proto::ws::deflate::codec::Codecs;
 use crate::time::Instant;
 use crate::worker::base::heap::HeapTrim;
 use crate::worker::base::lifecycle::Lifecycle;
-use crate::worker::base::metrics::{Metrics, OpenCount};
+use crate::worker::base::metrics::Metrics;
 use crate::worker::base::poll::Poll;
 use crate::worker::base::presence::Presence;
 use crate::worker::base::timers::{Tick, Timers};
@@ -207,12 +206,6 @@ impl Conns {
         let conn = core.table.get(id)?;
         let handler = conn.handler;
         conn.open().map(|open| f(handler, open))
-    }
-
-    /// An open WebSocket to this handler.
-    pub fn new_open(&self, handler: u16, deflate: Option<Deflate>, is_stream: bool) -> Open {
-        let proto = Connection::new(self.life.turn().instant(), deflate, is_stream);
-        Open::new(proto, OpenCount::new(self.metrics.of(handler)))
     }
 
     pub fn is_unfragmented(&self, id: u64) -> bool {

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::fleet::addresses::Mark;
 use crate::fleet::peer::Peer;
+use crate::proto::ws::deflate::codec::Deflate;
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::worker::base::memory::{self, Slots, Zeroed};
 use crate::worker::conn::owned::Owned;
@@ -229,6 +230,11 @@ impl Record {
 
     pub fn params(&self) -> Option<Params> {
         (self.deflate != 0).then(|| Params::from_bits(self.deflate)).flatten()
+    }
+
+    /// Compression as it was agreed on, afresh.
+    pub fn codec(&self) -> Option<Deflate> {
+        self.params().map(|params| Deflate::new(params, self.threshold, self.level))
     }
 
     /// Whether the header of the PROXY protocol was read: the peer is whom it named.

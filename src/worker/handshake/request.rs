@@ -14,7 +14,6 @@ use crate::ffi::place::Callback;
 use crate::fleet::addresses::Permit;
 use crate::http;
 use crate::proto::http1::head::{self, Head, Parsed};
-use crate::proto::ws::deflate::codec::Deflate;
 use crate::proto::ws::handshake::{self, is_upgrade};
 use crate::worker::blocking::thread::Beginning;
 use crate::worker::conn::channel::{Agreed, Ended, ThreadChannel};
@@ -28,6 +27,7 @@ use crate::worker::handshake::Handshakes;
 use crate::worker::handshake::outcome::{Asked, Elsewhere, Unserved};
 use crate::worker::handshake::outcome::{quarantined, rejection, unavailable};
 use crate::worker::host::handlers::Service;
+use crate::worker::session::opening::OpenOptions;
 
 /// Fields with which proxies tell whom they relay, or that they do.
 const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
@@ -267,31 +267,28 @@ impl Handshakes {
         let Some((handshake, channel)) = self.opening(id) else { return };
         let mut finished = handshake.finish();
         let octets = std::mem::take(&mut finished.carried.octets);
-        match finished.verdict {
+        let refusal = match finished.verdict {
             Verdict::Accept if self.is_unmatched(&handshake, &finished) => {
-                self.discard(&handshake, finished.carried, channel.as_deref());
-                let why = "none of the subprotocols that were offered is spoken here";
-                self.conns.reply(id, http::error(400, why, &[]));
+                Some(http::error(400, "none of the subprotocols that were offered is spoken here", &[]))
             }
-            Verdict::Accept => self.accept(id, &handshake, finished, &octets, channel, None),
+            Verdict::Accept => return self.accept(id, &handshake, finished, &octets, channel, None),
             Verdict::AcceptAndClose(code, ref mut reason) => {
                 let close = Some((code, std::mem::take(reason)));
-                self.accept(id, &handshake, finished, &octets, channel, close);
+                return self.accept(id, &handshake, finished, &octets, channel, close);
             }
-            Verdict::Reject { .. } | Verdict::Abort if !octets.is_empty() => {
-                self.conns.metrics.of(handshake.handler).count_status(0);
-                self.discard(&handshake, finished.carried, channel.as_deref());
-                self.conns.reply_octets(id, &octets);
+            Verdict::Reject { status, content_type, body } if octets.is_empty() => {
+                Some(rejection(status, content_type.as_deref(), body, &finished.headers))
             }
-            Verdict::Reject { status, content_type, body } => {
-                self.discard(&handshake, finished.carried, channel.as_deref());
-                self.conns.reply(id, rejection(status, content_type.as_deref(), body, &finished.headers));
-            }
-            Verdict::Abort => {
-                self.conns.metrics.of(handshake.handler).count_status(0);
-                self.discard(&handshake, finished.carried, channel.as_deref());
-                self.conns.remove(id);
-            }
+            Verdict::Reject { .. } | Verdict::Abort => None,
+        };
+        self.discard(&handshake, finished.carried, channel.as_deref());
+        if let Some(refusal) = refusal {
+            return self.conns.reply(id, refusal);
+        }
+        self.conns.metrics.of(handshake.handler).count_status(0);
+        match octets.is_empty() {
+            true => self.conns.remove(id),
+            false => self.conns.reply_octets(id, &octets),
         }
     }
 
@@ -320,77 +317,45 @@ impl Handshakes {
         channel: Option<Arc<ThreadChannel>>,
         close: Option<(Option<u16>, Vec<u8>)>,
     ) {
-        let Some(service) = self.handlers.service(handshake.handler) else { return };
+        let handler = handshake.handler;
+        let Some(service) = self.handlers.service(handler) else { return };
         let Finished { protocol, deflate, headers, mut carried, .. } = finished;
-        let params = deflate.map(|(params, ..)| params);
-        let stream = service.handler.has_flag(WS_STREAM);
-        let keep = service.handler.has_flag(WS_KEEP_REQUEST);
-        let request = keep.then(|| Arc::clone(&handshake.request));
         {
             let core = &mut *self.conns.core.borrow_mut();
-            if let Some(record) = core.table.record(id) {
-                record.set_flags(flags::TAKEN);
-                record.forget_head();
-                record.handler = handshake.handler;
-                if let Some((params, threshold, level)) = deflate {
-                    (record.deflate, record.threshold) = (params.to_bits(), threshold);
-                    record.level = level;
-                }
-                if let Some(request) = &request {
-                    record.set_head(request.head.as_bytes());
-                }
-                record.set_protocol(protocol.as_deref().map(str::as_bytes));
-                if let Some(state) = carried.state.take() {
-                    record.set_state(&state);
-                }
+            let Some((conn, record)) = core.table.both(id) else { return };
+            record.set_flags(flags::TAKEN);
+            record.forget_head();
+            if let Some((params, threshold, level)) = deflate {
+                (record.deflate, record.threshold, record.level) = (params.to_bits(), threshold, level);
             }
-            let Some(conn) = core.table.get(id) else { return };
+            record.set_protocol(protocol.as_deref().map(str::as_bytes));
+            if let Some(state) = carried.state.take() {
+                record.set_state(&state);
+            }
             let out = conn.queue.get_or_insert_with(|| core.queue_pool.take()).tail();
             if octets.is_empty() {
-                let extensions = params.map(|params| params.header_value());
+                let extensions = deflate.map(|(params, ..)| params.header_value());
                 let opening = &handshake.request.opening;
-                handshake::write_switching(
-                    out,
-                    opening,
-                    protocol.as_deref(),
-                    extensions.as_deref(),
-                    &headers,
-                );
+                let (protocol, extensions) = (protocol.as_deref(), extensions.as_deref());
+                handshake::write_switching(out, opening, protocol, extensions, &headers);
             } else {
                 out.extend_from_slice(octets);
             }
-            let codec = deflate.map(|(params, threshold, level)| Deflate::new(params, threshold, level));
-            let mut open = self.conns.new_open(handshake.handler, codec, stream);
-            open.counted.counters().count_status(101);
-            open.silent = close.is_some();
-            if request.is_some() {
-                open.extra().request = request.clone();
-            }
-            if let Some(channel) = channel.as_ref().filter(|_| close.is_none()) {
-                open.set_channel(Arc::clone(channel));
-            }
-            if close.is_none() {
-                open.take_over(std::mem::take(&mut carried));
-            }
-            self.admission.limit_rate(&mut open, self.conns.settings(handshake.handler));
-            if let Some(unread) = conn.take_unread() {
-                open.set_unread(unread);
-            }
-            conn.phase = Phase::Open(open);
-            conn.set_pause(Pause::Handshake, false, self.conns.life.turn().instant());
-            if let Some(record) = core.table.record(id) {
-                record.seal();
-            }
         }
-        self.conns.log_open(id, true);
-        // Before the handler is called: if it crashes, a Close frame must follow the reply.
-        self.conns.flush(id);
+        self.conns.metrics.of(handler).count_status(101);
+        let keeps_request = service.handler.has_flag(WS_KEEP_REQUEST);
+        let request = keeps_request.then(|| Arc::clone(&handshake.request));
+        let options = OpenOptions { is_new: true, request, ..OpenOptions::default() };
         if let Some((code, reason)) = close {
+            self.session.open(id, handler, OpenOptions { silent: true, ..options });
+            self.conns.flush(id);
             self.discard(handshake, carried, channel.as_deref());
             self.conns.close(id, code, &reason, WS_BY_HANDLER);
             return self.conns.go_on_reading(id);
         }
-        self.conns.commands.set_open(id, handshake.handler);
+        self.session.open(id, handler, OpenOptions { channel: channel.clone(), carried, ..options });
+        // Before the handler is called: if it crashes, a Close frame must follow the reply.
+        self.conns.flush(id);
         // In this order: who posts finds the connection open, or the handshake in progress.
         for task in self.conns.commands.post_all(id, handshake.close_posts()) {
             task.run(id);
@@ -403,7 +368,7 @@ impl Handshakes {
                 let protocol = record.terminated_strings().protocol.map(<[u8]>::to_vec);
                 channel.open(Agreed { protocol, deflate: record.params() });
             }
-            None => self.session.notify_open(id, handshake.handler),
+            None => self.session.notify_open(id, handler),
         }
         self.conns.go_on_reading(id);
         self.conns.arm(id);

@@ -12,7 +12,6 @@ use crate::config::ListenerSettings;
 use crate::fleet::control::Report;
 use crate::fleet::inbox::Receiver;
 use crate::proto::http1::head::{self, Parsed};
-use crate::proto::ws::deflate::codec::Deflate;
 use crate::proto::ws::handshake;
 use crate::time::Instant;
 use crate::worker::base::metrics::NO_HANDLER;
@@ -25,6 +24,7 @@ use crate::worker::conn::table::{Conn, LINGER, Phase};
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::outcome::unavailable;
+use crate::worker::session::opening::OpenOptions;
 use crate::worker::transfer::Transfer;
 
 /// Datagrams that are taken out of an inbox before other work is done.
@@ -214,18 +214,14 @@ impl Transfer {
                     record.mark = self.session.admission.take_over(record.peer.address(), record.mark).keep();
                     record.set_resumed();
                     record.seal();
-                    let deflate =
-                        record.params().map(|params| Deflate::new(params, record.threshold, record.level));
                     // The sender may have had other handlers, or other numbers for them.
                     let resource = record.strings().resource;
                     let path = resource.split(|byte| *byte == b'?').next().unwrap_or_default();
-                    let handler =
-                        std::str::from_utf8(path).ok().and_then(|path| self.conns.routes.find(path));
-                    (handler, deflate)
+                    std::str::from_utf8(path).ok().and_then(|path| self.conns.routes.find(path))
                 })
             })
         };
-        let Some((handler, deflate)) = known else {
+        let Some(handler) = known else {
             self.junk.note(|| "damaged record; connection dropped".to_owned());
             self.conns.remove(id);
             return None;
@@ -233,44 +229,24 @@ impl Transfer {
         self.conns.put_unsent(id, entry.unsent);
         let Some(route) = handler.and_then(|handler| self.conns.routes.handlers().get(usize::from(handler)))
         else {
-            self.close_arrived(id, NO_HANDLER, deflate, 1001);
+            self.close_arrived(id, NO_HANDLER, 1001);
             return None;
         };
         let (handler, flags) = (handler.unwrap_or_default(), route.flags);
         if self.handlers.pool_of(handler) != self.conns.presence.pool {
             self.link.pass(id, entry.topics, entry.seen);
             if !self.forward_arrived(id, self.handlers.pool_of(handler)) {
-                self.close_arrived(id, handler, deflate, 1012);
+                self.close_arrived(id, handler, 1012);
             }
             return None;
         }
         if route.blocking && flags & WS_RESUMABLE == 0 {
-            self.close_arrived(id, handler, deflate, 1012);
+            self.close_arrived(id, handler, 1012);
             return None;
         }
         let request =
             (!entry.parts[2].is_empty()).then(|| self.read_kept(id, handler, entry.parts[2])).flatten();
-        {
-            let core = &mut *self.conns.core.borrow_mut();
-            if let (Some(request), Some(record)) = (&request, core.table.record(id)) {
-                record.set_head(request.head.as_bytes());
-                record.seal();
-            }
-            let conn = core.table.get(id)?;
-            let mut open = self.conns.new_open(handler, deflate, flags & WS_STREAM != 0);
-            if request.is_some() {
-                open.extra().request = request;
-            }
-            self.session.admission.limit_rate(&mut open, self.conns.settings(handler));
-            conn.handler = handler;
-            conn.phase = Phase::Open(open);
-            if let Some(record) = core.table.record(id) {
-                record.handler = handler;
-                record.seal();
-            }
-        }
-        self.conns.log_open(id, false);
-        self.conns.commands.set_open(id, handler);
+        self.session.open(id, handler, OpenOptions { request, ..OpenOptions::default() });
         if !entry.topics.is_empty() {
             self.link.arrive(id, handler, entry.topics, entry.seen);
         }
@@ -280,16 +256,8 @@ impl Transfer {
     }
 
     /// Closes a connection that arrived and that no handler here serves.
-    pub fn close_arrived(&self, id: u64, handler: u16, deflate: Option<Deflate>, code: u16) {
-        self.conns.log_open(id, false);
-        {
-            let core = &mut *self.conns.core.borrow_mut();
-            let Some(conn) = core.table.get(id) else { return };
-            let mut open = self.conns.new_open(handler, deflate, false);
-            open.silent = true;
-            conn.handler = handler;
-            conn.phase = Phase::Open(open);
-        }
+    fn close_arrived(&self, id: u64, handler: u16, code: u16) {
+        self.session.open(id, handler, OpenOptions { silent: true, ..OpenOptions::default() });
         self.conns.close(id, Some(code), b"", WS_BY_HOST);
         self.conns.flush(id);
     }
