@@ -151,7 +151,9 @@ impl Conns {
         if let Some(hsts) = self.hsts(id) {
             response = response.with_field("Strict-Transport-Security", &hsts);
         }
-        let takes_content = self.core.borrow_mut().table.get(id).is_some_and(|conn| conn.takes_content());
+        // A request that was read whole is a GET.
+        let takes_content = |conn: &mut Conn| conn.head().is_none_or(|head| head.takes_content);
+        let takes_content = self.core.borrow_mut().table.get(id).is_some_and(takes_content);
         let response = if takes_content { response } else { response.without_content() };
         let answer = Some((response.head(), response.content_length()));
         self.log(id, |log, record, now| log.answer(id, record, now, answer));

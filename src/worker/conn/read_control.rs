@@ -3,7 +3,7 @@
 use crate::worker::base::poll::{ARRIVALS, READABLE, WRITABLE};
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::record::flags;
-use crate::worker::conn::table::{Conn, Pause, Phase};
+use crate::worker::conn::table::{Conn, Pause};
 use crate::worker::conn::turn::QUEUED;
 
 impl Conns {
@@ -58,8 +58,8 @@ impl Conns {
             record.set_head(&read);
             record.set_flags(flags::TAKEN | flags::FRESH);
         });
-        if let Some(Conn { phase: Phase::Head(bytes, _), .. }) = self.core.borrow_mut().table.get(id) {
-            *bytes = read;
+        if let Some(head) = self.core.borrow_mut().table.get(id).and_then(Conn::head) {
+            head.read = read;
         }
     }
 
@@ -128,7 +128,7 @@ fn wanted(conn: &Conn) -> u8 {
         return 0;
     }
     match (!conn.is_paused(), conn.queued() > 0) {
-        (true, false) if conn.turn.is_at_once() && conn.is_drained_by_short_reads() => ARRIVALS,
+        (true, false) if conn.turn.is_at_once() && conn.is_drained_by_short_reads => ARRIVALS,
         (true, false) => READABLE,
         (true, true) => READABLE | WRITABLE,
         (false, true) => WRITABLE,

@@ -51,12 +51,6 @@ pub enum Pause {
     Memory = 128,
 }
 
-const TAKES_CONTENT: u8 = 1;
-const LOCAL: u8 = 2;
-/// What `console` is where it came in, if one of these.
-const CONSOLE_ALWAYS: u8 = 4;
-const CONSOLE_NEVER: u8 = 8;
-
 pub struct Conn {
     pub socket: Socket,
     pub phase: Phase,
@@ -75,19 +69,31 @@ pub struct Conn {
     pub turn: Turn,
     /// It is going to be flushed: it is in the list for that, or being processed.
     pub dirty: bool,
-    /// [`TAKES_CONTENT`], [`LOCAL`], [`CONSOLE_ALWAYS`], [`CONSOLE_NEVER`].
-    traits: u8,
+    /// Whether a receive that brings less than was asked for has emptied the socket. On a Unix socket it may have ended at
+    /// ancillary data (unix(7)).
+    pub is_drained_by_short_reads: bool,
 }
 
 /// Where a connection stands. The last field is when that has to be over; [`Instant::NEVER`] if it has not.
 pub enum Phase {
-    Head(Vec<u8>, Instant),
+    Head(PartialHead, Instant),
     /// The handler decides about the handshake; what came after the request is set aside.
     Opening(Arc<Handshake>, Option<Arc<ThreadChannel>>, Option<Box<[u8]>>, Instant),
     Reply(Option<FileBody>, Instant),
     Open(Open),
     /// All is sent; the peer is to close its end.
     Linger(Instant),
+}
+
+/// A request head that is not complete yet, and what is known before it is.
+#[derive(Default)]
+pub struct PartialHead {
+    /// What was read of it.
+    pub read: Vec<u8>,
+    /// Whether clients are served the console where this one came in.
+    pub console: Console,
+    /// Whether an HTTP response may have content: something was read, and it does not begin with HEAD.
+    pub takes_content: bool,
 }
 
 pub struct FileBody {
@@ -102,7 +108,7 @@ impl Conn {
         let is_local = socket.domain().is_ok_and(|domain| domain == Domain::UNIX);
         Conn {
             socket,
-            phase: Phase::Head(Vec::new(), deadline),
+            phase: Phase::Head(PartialHead::default(), deadline),
             queue: None,
             timer_at: Tick::NEVER,
             since: 0,
@@ -111,42 +117,16 @@ impl Conn {
             watched: if is_local { READABLE } else { ARRIVALS },
             turn: Turn::new(),
             dirty: false,
-            traits: if is_local { LOCAL } else { 0 },
+            is_drained_by_short_reads: !is_local,
         }
     }
 
-    /// Whether an HTTP response may have content: what has come of the request does not begin with HEAD.
-    pub fn takes_content(&self) -> bool {
-        self.traits & TAKES_CONTENT != 0
-    }
-
-    pub fn set_takes_content(&mut self, takes: bool) {
-        self.traits = self.traits & !TAKES_CONTENT | if takes { TAKES_CONTENT } else { 0 };
-    }
-
-    /// Whether clients are served the console where it came in.
-    pub fn console(&self) -> Console {
-        match self.traits & (CONSOLE_ALWAYS | CONSOLE_NEVER) {
-            0 => Console::Local,
-            CONSOLE_ALWAYS => Console::Always,
-            _ => Console::Never,
+    /// The request head, as long as it is read.
+    pub fn head(&mut self) -> Option<&mut PartialHead> {
+        match &mut self.phase {
+            Phase::Head(head, _) => Some(head),
+            _ => None,
         }
-    }
-
-    pub fn set_console(&mut self, console: Console) {
-        let bit = match console {
-            Console::Local => 0,
-            Console::Always => CONSOLE_ALWAYS,
-            Console::Never => CONSOLE_NEVER,
-        };
-        self.traits = self.traits & !(CONSOLE_ALWAYS | CONSOLE_NEVER) | bit;
-    }
-
-    /// Whether a receive that brings less than was asked for has emptied the socket. On a Unix socket it may have ended at
-    /// ancillary data (unix(7)).
-    #[inline]
-    pub fn is_drained_by_short_reads(&self) -> bool {
-        self.traits & LOCAL == 0
     }
 
     pub fn open(&mut self) -> Option<&mut Open> {

@@ -22,7 +22,7 @@ use crate::worker::conn::info::OwnedInfo;
 use crate::worker::conn::record::foreign::Arrival;
 use crate::worker::conn::record::{Strings, flags};
 use crate::worker::conn::request::Request;
-use crate::worker::conn::table::{Conn, Pause, Phase};
+use crate::worker::conn::table::{Conn, PartialHead, Pause, Phase};
 use crate::worker::handshake::Handshakes;
 use crate::worker::handshake::outcome::{Asked, Elsewhere, Unserved};
 use crate::worker::handshake::outcome::{quarantined, rejection, unavailable};
@@ -41,8 +41,8 @@ impl Handshakes {
         listener: &ListenerSettings,
     ) -> Option<u64> {
         let id = self.add(socket)?;
-        if let Some(conn) = self.conns.core.borrow_mut().table.get(id) {
-            conn.set_console(listener.console);
+        if let Some(head) = self.conns.core.borrow_mut().table.get(id).and_then(Conn::head) {
+            head.console = listener.console;
         }
         self.conns.edit_record(id, |record| {
             record.peer = arrival.peer.into();
@@ -72,10 +72,8 @@ impl Handshakes {
 
     /// Continues with bytes of a request head. Returns a request that another pool is to answer.
     pub fn read_head<'a>(&self, id: u64, received: &'a [u8]) -> Option<Elsewhere<'a>> {
-        let mut kept = match self.conns.core.borrow_mut().table.get(id) {
-            Some(Conn { phase: Phase::Head(bytes, _), .. }) => std::mem::take(bytes),
-            _ => return None,
-        };
+        let kept = |head: &mut PartialHead| std::mem::take(&mut head.read);
+        let mut kept = self.conns.core.borrow_mut().table.get(id).and_then(Conn::head).map(kept)?;
         // What has arrived from another process, or waits for a password, may be a whole head already.
         let seen = if received.is_empty() { 0 } else { kept.len() };
         // Usually the head comes at once, and is not copied.
@@ -87,8 +85,8 @@ impl Handshakes {
         };
         let all = read.len();
         let read = self.take_proxy_header(id, read)?;
-        if let Some(conn) = self.conns.core.borrow_mut().table.get(id) {
-            conn.set_takes_content(http::takes_content(&read));
+        if let Some(head) = self.conns.core.borrow_mut().table.get(id).and_then(Conn::head) {
+            head.takes_content = http::takes_content(&read);
         }
         // Bytes behind a header of the PROXY protocol have not been searched.
         let seen = if read.len() == all { seen } else { 0 };
@@ -126,7 +124,8 @@ impl Handshakes {
 
     /// Whether the console is served to this client.
     fn shows_console(&self, id: u64, head: &Head) -> bool {
-        let rule = self.conns.core.borrow_mut().table.get(id).map(|conn| conn.console());
+        let rule = |head: &mut PartialHead| head.console;
+        let rule = self.conns.core.borrow_mut().table.get(id).and_then(Conn::head).map(rule);
         match rule {
             Some(Console::Always) => true,
             Some(Console::Local) => {
@@ -393,10 +392,9 @@ impl Handshakes {
         if self.abandon(id).is_some() {
             return self.conns.reply(id, unavailable("the handler did not decide in time"));
         }
-        let has_begun = match self.conns.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
-            Some(Phase::Head(bytes, _)) => !bytes.is_empty(),
-            _ => false,
-        };
+        let has_begun = |head: &mut PartialHead| !head.read.is_empty();
+        let has_begun =
+            self.conns.core.borrow_mut().table.get(id).and_then(Conn::head).is_some_and(has_begun);
         match has_begun {
             true if self.logins.is_waiting(id) => {
                 self.conns.reply(id, unavailable("the password could not be compared in time"));

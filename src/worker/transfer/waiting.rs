@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::time::Instant;
-use crate::worker::conn::table::Phase;
+use crate::worker::conn::table::{Conn, PartialHead};
 use crate::worker::handshake::outcome::unavailable;
 use crate::worker::transfer::Transfer;
 
@@ -51,10 +51,9 @@ impl Transfer {
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
         for one in waiting {
             let Waiting { id, pool, give_up } = one;
-            let read = match self.conns.core.borrow_mut().table.get(id).map(|conn| &conn.phase) {
-                Some(Phase::Head(bytes, _)) => bytes.clone(),
-                _ => continue,
-            };
+            let read = |head: &mut PartialHead| head.read.clone();
+            let read = self.conns.core.borrow_mut().table.get(id).and_then(Conn::head).map(read);
+            let Some(read) = read else { continue };
             if !full.contains(&pool) {
                 if self.try_forward(id, pool, &read) {
                     continue;
