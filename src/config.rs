@@ -427,9 +427,14 @@ impl Config {
         RESERVED_DESCRIPTORS + SPARE_DESCRIPTORS as u64 + children.sum::<u64>()
     }
 
+    /// Whether each connection of this pool has a process of its own.
+    pub fn is_per_connection(&self, pool: usize) -> bool {
+        self.pools.get(pool).is_some_and(|pool| pool.children.is_some())
+    }
+
     /// Whether the worker of this place has children that serve, and serves nobody itself.
     pub fn is_parent(&self, pool: u16, number: u16) -> bool {
-        number == 0 && self.pools.get(usize::from(pool)).is_some_and(|pool| pool.children.is_some())
+        number == 0 && self.is_per_connection(pool.into())
     }
 
     /// The name of a worker, in titles and logs.

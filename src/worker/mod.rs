@@ -52,7 +52,7 @@ use crate::config::Config;
 use crate::ffi::place;
 use crate::ffi::request::set_pending_handshakes;
 use crate::ffi::topics::set_topics;
-use crate::fleet::scoreboard::{Place, State};
+use crate::fleet::scoreboard::State;
 use crate::fleet::shared::Shared;
 use crate::http::{self, Site};
 use base::descriptors::Descriptors;
@@ -64,7 +64,6 @@ use base::presence::Presence;
 use base::progress::Progress;
 use base::timers;
 use blocking::thread::ThreadHost;
-use blocking::threads::Threads;
 use blocking::watchdog::Watchdog;
 use commands::queue::CommandQueue;
 use conn::access_log::AccessLog;
@@ -162,7 +161,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let pid = std::process::id() as i32;
     let number = slot.place();
     let pool = usize::from(number.pool);
-    let taken = is_per_connection(&config, number).then(Cell::default);
+    let taken = (number.number > 0 && config.is_per_connection(pool)).then(Cell::default);
     let most = if taken.is_some() { PER_CONNECTION } else { most_connections(&config) };
 
     let presence: &Presence = leak(Presence { pid, pool, scoreboard, slot, control: leak(control), taken });
@@ -201,8 +200,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         listen::orphan_watch::start(listeners, scoreboard)?;
     }
     let admission = leak(Admission::new(Arc::clone(&config), addresses.join(pid, pool)));
-    let threads =
-        leak(Threads::new(leak(ThreadHost { commands, handshakes: registry, metrics }), config.threads));
+    let threads: &ThreadHost = leak(ThreadHost::new(commands, registry, metrics, config.threads));
     let delivering = Cell::new((std::ptr::null(), 0));
     let host = leak(LoopHost { conns, handshakes: registry, delivering });
     let handlers = leak(Handlers { services, tasks, posts, slot, conns });
@@ -230,7 +228,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     });
     let arrivals = memory::guard(Arrivals::new())?;
     let known_arrivals = NonNull::from(&mut *arrivals);
-    place::set_foreign_host(threads.host);
+    place::set_foreign_host(threads);
     place::set_host(host);
     set_pending_handshakes(registry);
     set_topics(subscriptions);
@@ -315,12 +313,6 @@ impl Worker {
         }
         Ok(())
     }
-}
-
-/// Whether the worker of this place is a process that serves one connection and leaves with it.
-fn is_per_connection(config: &Config, place: Place) -> bool {
-    let pool = config.pools.get(usize::from(place.pool));
-    place.number > 0 && pool.is_some_and(|pool| pool.children.is_some())
 }
 
 /// Connections that this process can have: a pool may have a limit of its own.

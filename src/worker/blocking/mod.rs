@@ -1,5 +1,4 @@
 //! The threads of blocking handlers, and the watchdog.
 
 pub mod thread;
-pub mod threads;
 pub mod watchdog;

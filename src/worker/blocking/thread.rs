@@ -7,6 +7,7 @@ use std::ffi::c_void;
 use std::io;
 use std::ptr::null_mut;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ::ws_handler::raw::*;
@@ -57,10 +58,13 @@ thread_local! {
 /// The host of all threads but the event loop's: those of blocking connections, and those that handlers have made, which have
 /// no connection of their own.
 pub struct ThreadHost {
-    pub commands: &'static CommandQueue,
+    commands: &'static CommandQueue,
     /// Handshakes that other threads may finish.
-    pub handshakes: &'static Registry,
-    pub metrics: &'static Metrics,
+    handshakes: &'static Registry,
+    metrics: &'static Metrics,
+    /// Threads of blocking connections: at most `most`. The event loop counts them.
+    running: AtomicU32,
+    most: u32,
 }
 
 /// A connection that is given to a thread.
@@ -75,9 +79,39 @@ pub struct Beginning {
     pub handshake: Option<Arc<Handshake>>,
 }
 
-pub fn spawn(host: &'static ThreadHost, beginning: Beginning) -> io::Result<()> {
-    let builder = std::thread::Builder::new().stack_size(STACK).name("handler".to_owned());
-    builder.spawn(move || live(host, beginning)).map(drop)
+impl ThreadHost {
+    pub fn new(
+        commands: &'static CommandQueue,
+        handshakes: &'static Registry,
+        metrics: &'static Metrics,
+        most: u32,
+    ) -> Self {
+        Self { commands, handshakes, metrics, running: AtomicU32::new(0), most }
+    }
+
+    pub fn running(&self) -> u32 {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.running() >= self.most
+    }
+
+    pub fn new_channel(&self, conn: u64, handler: Handler) -> Arc<ThreadChannel> {
+        ThreadChannel::new(conn, self.commands, handler.has_flag(WS_RESUMABLE))
+    }
+
+    /// Starts a thread. The loop says when it has [`ended`](Self::ended).
+    pub fn start(&'static self, beginning: Beginning) -> io::Result<()> {
+        let builder = std::thread::Builder::new().stack_size(STACK).name("handler".to_owned());
+        builder.spawn(move || live(self, beginning))?;
+        self.running.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub fn ended(&self) {
+        self.running.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The life of a connection, on its thread.

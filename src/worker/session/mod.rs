@@ -7,7 +7,7 @@ pub mod opening;
 use std::cell::RefCell;
 
 use crate::worker::base::complaints::Complaints;
-use crate::worker::blocking::threads::Threads;
+use crate::worker::blocking::thread::ThreadHost;
 use crate::worker::conn::connections::Conns;
 use crate::worker::host::handlers::Handlers;
 use crate::worker::host::loop_host::LoopHost;
@@ -17,7 +17,7 @@ pub struct Session {
     pub conns: &'static Conns,
     pub handlers: &'static Handlers,
     pub host: &'static LoopHost,
-    pub threads: &'static Threads,
+    pub threads: &'static ThreadHost,
     pub admission: &'static Admission,
     /// What is logged of peers that do not keep to the protocol.
     pub complaints: RefCell<Complaints>,

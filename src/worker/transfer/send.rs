@@ -76,10 +76,6 @@ impl Transfer {
         true
     }
 
-    pub fn is_per_connection(&self, pool: usize) -> bool {
-        self.conns.config.pools.get(pool).is_some_and(|pool| pool.children.is_some())
-    }
-
     /// The least loaded worker of a pool and its inlet; in a pool with a process for each connection one that waits,
     /// which is reserved.
     pub fn least_loaded(&self, pool: usize) -> Option<(Slot, Rc<OwnedFd>)> {
@@ -98,10 +94,11 @@ impl Transfer {
         };
         let known = |index: usize| self.txs.borrow().get(&index).cloned();
         let slots = slots.filter_map(|(index, slot)| Some((eagerness(&slot)?, index, slot)));
-        if self.is_per_connection(pool) {
-            // One that is starting may not get that far, and what it was sent would wait for another.
+        if self.conns.config.is_per_connection(pool) {
+            // Not the parent, which is the first in its pool. One that is starting may not get that far, and what it was
+            // sent would wait for another.
             let mut idle = slots.filter(|(eagerness, _, slot)| {
-                *eagerness == (0, 0) && slot.is_idle() && is_per_connection(slot)
+                *eagerness == (0, 0) && slot.is_idle() && slot.place().number > 0
             });
             return idle.find_map(|(_, index, slot)| {
                 let tx = known(index)?;
@@ -114,7 +111,7 @@ impl Transfer {
 
     /// The worker that was found for a connection does not get it.
     pub fn release_claim(&self, slot: &Slot, pool: usize) {
-        if self.is_per_connection(pool) {
+        if self.conns.config.is_per_connection(pool) {
             slot.release();
         }
     }
@@ -407,9 +404,4 @@ impl Transfer {
         self.conns.log(id, |log, record, now| log.moved(id, record, now));
         self.conns.remove(id);
     }
-}
-
-/// Whether the process in a slot was forked by a parent, which is the first in its pool.
-fn is_per_connection(slot: &Slot) -> bool {
-    slot.place().number > 0
 }

@@ -23,7 +23,10 @@ impl Transfer {
         let limit = self.conns.config.process_timeout;
         let waiting = &mut *self.waiting.borrow_mut();
         let is_known = waiting.iter().any(|known| known.id == id);
-        if !self.is_per_connection(pool) || limit.is_zero() || (!is_known && waiting.len() >= MOST) {
+        if !self.conns.config.is_per_connection(pool)
+            || limit.is_zero()
+            || (!is_known && waiting.len() >= MOST)
+        {
             return self
                 .conns
                 .reply(id, unavailable("no process of the pool that serves this resource is free"));
