@@ -8,7 +8,6 @@ use rustix::net::{SendFlags, send};
 use crate::proto::ws::connection::{Broadcast, Kind, SendError, SharedFrame};
 use crate::worker::base::poll::WRITABLE;
 use crate::worker::conn::connections::{Conns, Core};
-use crate::worker::conn::record::flags;
 use crate::worker::conn::sending::counted_of;
 use crate::worker::conn::table::Phase;
 
@@ -63,7 +62,7 @@ impl Conns {
         } else {
             // Should another thread crash during the write, no Close frame can follow.
             let stands = record.flags();
-            record.set_flags(flags::TAKEN);
+            record.cut();
             let sent = loop {
                 match send(&conn.socket, &frame, SendFlags::NOSIGNAL) {
                     Err(Errno::INTR) => {}
@@ -94,7 +93,7 @@ fn put_rest(core: &mut Core, id: u64, frame: Rc<SharedFrame>, sent: usize) {
         queue.push_rest(frame, sent);
         conn.queue = Some(queue);
         if sent > 0 {
-            record.set_flags(flags::TAKEN);
+            record.cut();
         }
     }
     core.mark_dirty(id);

@@ -13,7 +13,6 @@ use crate::worker::base::metrics::NO_HANDLER;
 use crate::worker::conn::channel::PeerClose;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::open::{LastCall, Open};
-use crate::worker::conn::record::flags;
 use crate::worker::conn::sending::counted_of;
 use crate::worker::conn::table::{LINGER, Pause, Phase};
 
@@ -77,7 +76,7 @@ impl Conns {
         let Some((conn, record)) = core.table.both(id) else { return };
         let Some(open) = conn.open() else { return };
         // It must not be resumed elsewhere.
-        record.set_flags(flags::TAKEN);
+        record.cut();
         if !std::mem::replace(&mut open.over, true) {
             core.over.push(id);
         }

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use crate::worker::conn::contexts::Contexts;
 use crate::worker::conn::gathering::Gathered;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::receive_budget::ReceiveBudget;
-use crate::worker::conn::record::{Record, flags};
+use crate::worker::conn::record::Record;
 use crate::worker::conn::recorder::Recorder;
 use crate::worker::conn::send_queue::QueuePool;
 use crate::worker::conn::sending::counted_of;
@@ -151,20 +152,18 @@ impl Conns {
             self.presence.release();
             return None;
         };
-        let conn = core.table.get(id)?;
+        let (conn, record) = core.table.both(id)?;
         conn.since = self.life.turn().instant().seconds();
-        let raw = std::os::fd::AsRawFd::as_raw_fd(&conn.socket);
         if let Err(error) = self.poll.add_conn(&conn.socket, id, conn.watched) {
             log::error!("a connection was dropped: epoll: {error}");
             core.table.remove(id);
             self.presence.release();
             return None;
         }
-        let record = core.table.record(id)?;
         record.generation = (id >> 32) as u32;
-        record.fd = raw;
+        record.fd = conn.socket.as_raw_fd();
         record.seal();
-        record.set_flags(flags::TAKEN);
+        record.cut();
         self.access_log.begin(id, self.life.turn().instant());
         Some(id)
     }

@@ -28,7 +28,7 @@ impl Conns {
             let (mut progress, mut left) = (false, 0);
             if let Some(queue) = &conn.queue {
                 // If another thread crashes during the write, no Close frame can follow.
-                record.set_flags(flags::TAKEN);
+                record.cut();
                 let counted = queue.counted;
                 progress = write_queue(conn);
                 left = conn.queued();
@@ -176,7 +176,7 @@ impl Conns {
         {
             let core = &mut *self.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return };
-            record.set_flags(flags::TAKEN);
+            record.cut();
             record.forget_head();
             let file = write(conn.handler, conn.queue.get_or_insert_with(|| core.queue_pool.take()).tail());
             let by = self.life.turn().instant() + self.config.handshake_timeout;

@@ -2,7 +2,6 @@
 
 use crate::worker::base::poll::{ARRIVALS, READABLE, WRITABLE};
 use crate::worker::conn::connections::Conns;
-use crate::worker::conn::record::flags;
 use crate::worker::conn::table::{Conn, Pause};
 use crate::worker::conn::turn::QUEUED;
 
@@ -53,14 +52,15 @@ impl Conns {
         }
     }
 
+    /// Keeps what was read of a request head until more comes: the connection can move with it.
     pub fn keep_head(&self, id: u64, read: Vec<u8>) {
-        self.edit_record(id, |record| {
-            record.set_head(&read);
-            record.set_flags(flags::TAKEN | flags::FRESH);
-        });
-        if let Some(head) = self.core.borrow_mut().table.get(id).and_then(Conn::head) {
-            head.read = read;
-        }
+        let core = &mut *self.core.borrow_mut();
+        let Some((conn, record, unsent)) = core.table.all(id) else { return };
+        let Some(head) = conn.head() else { return };
+        head.read = read;
+        record.set_head(&head.read);
+        record.seal();
+        self.settle_record(id, conn, record, unsent);
     }
 
     /// Whether a connection that can be written to has to wait for its turn.

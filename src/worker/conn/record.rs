@@ -303,6 +303,16 @@ impl Record {
         self.flags.store(flags | !flags << 16, Ordering::Relaxed);
     }
 
+    /// What was sent may end within a frame, or the connection is at its end: a crash cuts it.
+    pub fn cut(&self) {
+        self.set_flags(flags::TAKEN);
+    }
+
+    /// The connection is another process's: a crash leaves it alone.
+    pub fn give_away(&self) {
+        self.set_flags(0);
+    }
+
     /// The connection is being worked on, or its send queue is about to change: it cannot move, nor can what was in the
     /// queue be sent.
     #[inline]

@@ -322,7 +322,7 @@ impl Handshakes {
         {
             let core = &mut *self.conns.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return };
-            record.set_flags(flags::TAKEN);
+            record.cut();
             record.forget_head();
             if let Some((params, threshold, level)) = deflate {
                 (record.deflate, record.threshold, record.level) = (params.to_bits(), threshold, level);

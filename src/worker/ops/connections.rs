@@ -87,13 +87,12 @@ fn text(conns: &Conns, filter: &Filter) -> (Vec<u8>, u64, u64) {
 }
 
 fn entry<'a>(conns: &'a Conns, core: &'a mut Core, id: u64, worker: &'a str) -> Option<Connection<'a>> {
-    let record = core.table.record(id)?;
+    let (conn, record) = core.table.both(id)?;
     let (peer, deflate) = (record.peer.address(), record.deflate);
     let text = |bytes: &[u8]| Cow::Owned(String::from_utf8_lossy(bytes).into_owned());
     let strings = record.strings();
     let (resource, protocol) = (text(strings.resource), strings.protocol.map(text));
     let user = strings.user.map(text);
-    let conn = core.table.get(id)?;
     let (phase, handler, resource, protocol) = match &conn.phase {
         Phase::Head(..) => ("request", None, None, None),
         Phase::Opening(handshake, ..) => {

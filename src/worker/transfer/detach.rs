@@ -7,7 +7,8 @@
 use ::ws_handler::raw::*;
 
 use crate::worker::conn::open::Open;
-use crate::worker::conn::table::{Pause, Phase};
+use crate::worker::conn::record::Record;
+use crate::worker::conn::table::{Conn, Pause};
 use crate::worker::transfer::Transfer;
 
 /// A connection whose thread was asked to let go of it.
@@ -86,10 +87,10 @@ impl Transfer {
     }
 
     fn is_detached(&self, id: u64) -> bool {
-        let core = &mut *self.conns.core.borrow_mut();
-        let known = core.table.get(id).map(|conn| &conn.phase);
-        let is_silent = matches!(known, Some(Phase::Open(open)) if open.channel().is_none() && open.silent);
-        is_silent && core.table.record(id).is_some_and(|record| record.is_movable()) && self.link.is_quiet(id)
+        let is_released = |(conn, record): (&mut Conn, &mut Record)| {
+            record.is_movable() && conn.open().is_some_and(|open| open.channel().is_none() && open.silent)
+        };
+        self.conns.core.borrow_mut().table.both(id).is_some_and(is_released) && self.link.is_quiet(id)
     }
 }
 

@@ -27,7 +27,7 @@ impl Transfer {
                 uninterrupted(|| {
                     handover::send(to.as_fd(), conn.socket.as_fd(), &facts, read)?;
                     // It is the receiver's: a rescue must not send it once more.
-                    record.set_flags(0);
+                    record.give_away();
                     Ok(())
                 })
             })

@@ -18,7 +18,7 @@ use crate::worker::base::metrics::NO_HANDLER;
 use crate::worker::base::poll::INBOX;
 use crate::worker::conn::handoff::{Entry, Purpose};
 use crate::worker::conn::record::foreign::Arrival;
-use crate::worker::conn::record::{Record, flags};
+use crate::worker::conn::record::Record;
 use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, LINGER, Phase};
 use crate::worker::crash::rescue;
@@ -134,7 +134,7 @@ impl Transfer {
     /// Goes on with what another process has read of a request.
     fn read_arrived(&self, id: u64) {
         if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
-            record.set_flags(flags::TAKEN);
+            record.cut();
             record.forget_head();
         }
         if let Some(elsewhere) = self.handshakes.read_head(id, b"") {
@@ -191,7 +191,7 @@ impl Transfer {
                         record.mark =
                             self.session.admission.take_over(record.peer.address(), record.mark).keep();
                         record.seal();
-                        record.set_flags(flags::TAKEN);
+                        record.cut();
                     }
                     self.conns.log(id, |log, record, _| log.cut(id, record));
                     self.conns.arm(id);

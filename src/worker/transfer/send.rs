@@ -384,7 +384,7 @@ impl Transfer {
             shipment.clear();
             for id in ids.iter().filter(|_| sent) {
                 // They are the receiver's: a rescue must not send them once more.
-                core.table.record(*id).inspect(|record| record.set_flags(0));
+                core.table.record(*id).inspect(|record| record.give_away());
             }
             sent
         })
@@ -394,12 +394,12 @@ impl Transfer {
     /// it has: then it is not counted here any more.
     pub fn forget_moved(&self, id: u64, is_within_pool: bool) {
         self.conns.metrics.place.moved_out.add_shared(1);
-        // The socket lives on elsewhere, so that closing it here would leave it watched (epoll(7)).
-        if let Some(conn) = self.conns.core.borrow_mut().table.get(id) {
+        if let Some((conn, record)) = self.conns.core.borrow_mut().table.both(id) {
+            // The socket lives on elsewhere, so that closing it here would leave it watched (epoll(7)).
             self.conns.poll.forget(&conn.socket);
-        }
-        if is_within_pool && let Some(record) = self.conns.core.borrow_mut().table.record(id) {
-            record.mark = 0; // it is the receiver's now
+            if is_within_pool {
+                record.mark = 0; // it is the receiver's now
+            }
         }
         self.conns.log(id, |log, record, now| log.moved(id, record, now));
         self.conns.remove(id);
