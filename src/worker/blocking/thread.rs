@@ -161,7 +161,7 @@ fn live(host: &'static ThreadHost, beginning: Beginning) {
             host.commands.give(ThreadCommand::Detached(conn, state));
         } else if handler.has(Callback::Close) {
             let ended = clock.pausing(|| channel.wait_ended());
-            with(Current::hear_last_words);
+            with(Current::update_closing_state);
             stopwatch.time(Callback::Close, || handler.close(conn, ended.by, u32::from(ended.code)));
         }
     }
@@ -196,11 +196,11 @@ fn serve(
     loop {
         match channel.wait(Some(clock::now())) {
             Woken::Delivery(Delivery::Task(task), _) => host.run_task(conn, task),
-            Woken::Delivery(..) | Woken::Draining => {}
-            Woken::PeerClose(close) => {
+            Woken::Delivery(Delivery::PeerClose(close), _) => {
                 host.answer_close(conn, close);
                 break;
             }
+            Woken::Delivery(..) | Woken::Draining => {}
             Woken::Closing | Woken::Moved | Woken::TimedOut => break,
         }
     }
@@ -312,15 +312,15 @@ impl Host for ThreadHost {
                             }
                         }
                         Delivery::Task(task) => self.run_task(conn, task),
+                        Delivery::PeerClose(close) => {
+                            self.answer_close(conn, close);
+                            return Err(WS_CLOSED);
+                        }
                     }
-                }
-                Woken::PeerClose(close) => {
-                    self.answer_close(conn, close);
-                    return Err(WS_CLOSED);
                 }
                 Woken::Draining => return Err(WS_E_DRAINING),
                 Woken::Closing => {
-                    of(conn, Current::hear_last_words);
+                    of(conn, Current::update_closing_state);
                     return Err(WS_CLOSED);
                 }
                 // Once more for each further call.
@@ -429,8 +429,8 @@ impl Current {
     }
 
     /// Takes over what the loop knows about the end.
-    fn hear_last_words(&mut self) {
-        let (answer, over) = self.channel.last_words();
+    fn update_closing_state(&mut self) {
+        let (answer, over) = self.channel.closing_state();
         self.peer_close = self.peer_close.take().or(answer);
         self.over = over;
     }

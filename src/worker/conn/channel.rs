@@ -34,6 +34,8 @@ pub enum Delivery {
         rtt: Duration,
     },
     Task(Task),
+    /// The peer began to close and waits for the answer.
+    PeerClose(PeerClose),
 }
 
 impl Delivery {
@@ -42,8 +44,13 @@ impl Delivery {
             Delivery::Message { payload, .. } | Delivery::Pong { payload, .. } => {
                 payload.len() + DELIVERY_COST
             }
-            Delivery::Task(_) => 0,
+            Delivery::Task(_) | Delivery::PeerClose(_) => 0,
         }
+    }
+
+    /// Whether it counts after our own Close.
+    fn outlives_close(&self) -> bool {
+        matches!(self, Delivery::Task(_) | Delivery::PeerClose(_))
     }
 
     fn task(&self) -> Option<Task> {
@@ -90,13 +97,11 @@ struct State {
     bytes: usize,
     /// The loop has stopped reading and wants to know when there is room.
     throttled: bool,
-    /// Not answered yet.
-    peer_close: Option<PeerClose>,
     /// The peer's answer to our Close.
     answer: Option<PeerClose>,
     /// A Close was sent: messages no longer count.
     closing: bool,
-    /// Nothing more comes from the peer; whether the loop wants to be told that all was taken.
+    /// Nothing more comes from the peer; whether the loop wants a command once all is taken.
     input_ended: Option<bool>,
     /// The server wants the connection to end, and the thread has not been told.
     draining: bool,
@@ -104,16 +109,24 @@ struct State {
     drained: bool,
     /// The thread waits for the next thing.
     waiting: bool,
-    /// The thread is to let go of the connection once there is nothing left to take.
-    leaving: bool,
-    /// It has.
-    moved: bool,
-    /// It has nothing more to take, whatever comes: it ends the connection.
-    finished: bool,
+    hold: Hold,
     lost: bool,
     ended: Option<Ended>,
     /// Attached by the handler, not to the record yet.
     state: Option<Vec<u8>>,
+}
+
+/// What the thread has of the connection.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Hold {
+    #[default]
+    Held,
+    /// It is to release the connection once there is nothing left to take.
+    Leaving,
+    /// It has: the connection goes on in another process.
+    Moved,
+    /// Its handler has returned: it takes nothing more that could move, and ends the connection.
+    Finished,
 }
 
 /// What the loop and the thread of one blocking connection exchange.
@@ -131,8 +144,6 @@ pub struct ThreadChannel {
 pub enum Woken {
     /// The next item; `room` if the loop wants to be told that it can read again.
     Delivery(Delivery, bool),
-    /// The peer began to close and waits for the answer.
-    PeerClose(PeerClose),
     /// The connection is closing or gone.
     Closing,
     /// The server wants the connection to end; said once.
@@ -155,12 +166,14 @@ impl ThreadChannel {
         self.resumable
     }
 
-    /// The thread is to let go of the connection once it has taken all that is here; with `at_once` only if it
+    /// The thread is to release the connection once it has taken all that is here; with `at_once` only if it
     /// waits for more. Returns whether it will.
     pub fn leave(&self, at_once: bool) -> bool {
         self.change(|state| {
-            state.leaving |= state.waiting || !at_once;
-            state.leaving
+            if state.hold == Hold::Held && (state.waiting || !at_once) {
+                state.hold = Hold::Leaving;
+            }
+            matches!(state.hold, Hold::Leaving | Hold::Moved)
         })
     }
 
@@ -178,13 +191,6 @@ impl ThreadChannel {
             state.throttled |= state.bytes > HIGH;
             !state.throttled
         })
-    }
-
-    pub fn peer_close(&self, close: PeerClose) {
-        self.change(|state| {
-            self.commands.set_idle(self.conn, false);
-            state.peer_close = Some(close);
-        });
     }
 
     pub fn answered(&self, close: PeerClose) {
@@ -238,7 +244,7 @@ impl ThreadChannel {
 
     /// Leaves a posted function; gives it back if the connection is gone.
     pub fn post(&self, task: Task) -> Result<(), Task> {
-        self.change(|state| match state.ended.is_some() || state.moved {
+        self.change(|state| match state.ended.is_some() || state.hold == Hold::Moved {
             true => Err(task),
             false => {
                 self.commands.set_idle(self.conn, false);
@@ -280,16 +286,12 @@ impl ThreadChannel {
     fn next(&self, state: &mut State) -> Option<Woken> {
         while let Some(delivery) = state.deliveries.pop_front() {
             state.bytes -= delivery.cost();
-            // After our own Close only posted functions count.
-            if state.closing && delivery.task().is_none() {
+            if state.closing && !delivery.outlives_close() {
                 continue;
             }
             let room = state.throttled && state.bytes <= LOW;
             state.throttled &= !room;
             return Some(Woken::Delivery(delivery, room));
-        }
-        if let Some(close) = state.peer_close.take() {
-            return Some(Woken::PeerClose(close));
         }
         if state.closing || state.lost || state.ended.is_some() {
             return Some(Woken::Closing);
@@ -302,22 +304,25 @@ impl ThreadChannel {
             (state.draining, state.drained) = (false, true);
             return Some(Woken::Draining);
         }
-        if state.leaving && !state.finished && state.input_ended.is_none() {
-            state.moved = true;
+        if state.hold == Hold::Leaving && state.input_ended.is_none() {
+            state.hold = Hold::Moved;
             self.commands.at(self.conn).close();
         }
-        state.moved.then_some(Woken::Moved)
+        (state.hold == Hold::Moved).then_some(Woken::Moved)
     }
 
     /// The handler has come to its end: the connection is closed, not moved. False if it was moved before.
     pub fn finish(&self) -> bool {
         let mut state = self.lock();
-        state.finished = true;
-        !state.moved
+        let is_ours = state.hold != Hold::Moved;
+        if is_ours {
+            state.hold = Hold::Finished;
+        }
+        is_ours
     }
 
     /// The peer's answer to our Close, and whether the connection is over.
-    pub fn last_words(&self) -> (Option<PeerClose>, bool) {
+    pub fn closing_state(&self) -> (Option<PeerClose>, bool) {
         let state = self.lock();
         (state.answer.clone(), state.lost || state.ended.is_some())
     }
