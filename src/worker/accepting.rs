@@ -34,7 +34,7 @@ impl Worker {
             return;
         }
         if self.descriptors.check() {
-            self.transfer.watch_inbox();
+            self.transfer.intake.watch();
         }
         if matches!(self.conns.presence.slot.fault(), Some(Fault::Descriptors | Fault::Listener))
             && self.conns.presence.slot.state() == State::Running

@@ -80,7 +80,7 @@ impl Worker {
             }
             if self.acceptor.renew_poll() {
                 self.watch_sources()?;
-                self.transfer.rewatch_inbox();
+                self.transfer.intake.rewatch();
                 self.link.rewatch();
                 self.handlers.tasks.renew()?;
                 self.conns.watch_all();

@@ -88,6 +88,7 @@ use session::Session;
 use topics::link::Link;
 use topics::subscriptions::Subscriptions;
 use transfer::Transfer;
+use transfer::intake::Intake;
 
 /// Connections that a process for one connection has room for: for that one, and for those of an earlier process that wait
 /// for their peers to close.
@@ -258,13 +259,9 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         handshakes,
         link,
         progress,
-        descriptors,
-        inbox,
-        watches_inbox: Cell::new(false),
+        intake: Intake::new(inbox, poll, descriptors, arrivals),
         cgi,
         txs: RefCell::new(txs.into_iter().map(|(slot, tx)| (slot, Rc::new(tx))).collect()),
-        arrivals: RefCell::new(arrivals),
-        junk: Default::default(),
         shipment: RefCell::new(Box::new(Shipment::new())),
         leaving: RefCell::default(),
         detaching: RefCell::default(),
@@ -306,7 +303,7 @@ impl Worker {
         let slot = self.conns.presence.slot;
         slot.beat(clock::now());
         slot.set_state(State::Running);
-        self.transfer.watch_inbox();
+        self.transfer.intake.watch();
         let acceptor = self.acceptor;
         if acceptor.exists() {
             std::thread::Builder::new().name("accept-throttle".to_owned()).spawn(|| acceptor.throttle())?;

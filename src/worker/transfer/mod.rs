@@ -2,6 +2,7 @@
 //! process has left in the inbox.
 
 pub mod detach;
+pub mod intake;
 pub mod junk;
 pub mod pacing;
 pub mod program;
@@ -9,22 +10,20 @@ pub mod receive;
 pub mod send;
 pub mod waiting;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use crate::fleet::inbox::Inbox;
-use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::progress::Progress;
 use crate::worker::conn::connections::Conns;
-use crate::worker::conn::handoff::{Arrivals, Shipment};
+use crate::worker::conn::handoff::Shipment;
 use crate::worker::handshake::Handshakes;
 use crate::worker::host::handlers::Handlers;
 use crate::worker::session::Session;
 use crate::worker::topics::link::Link;
 use crate::worker::transfer::detach::Detaching;
-use crate::worker::transfer::junk::Junk;
+use crate::worker::transfer::intake::Intake;
 use crate::worker::transfer::send::Leaving;
 use crate::worker::transfer::waiting::Waiting;
 
@@ -39,19 +38,11 @@ pub struct Transfer {
     pub link: &'static Link,
     /// What those that leave have seen by theirs.
     pub progress: &'static Progress,
-    /// Room for descriptors that come.
-    pub descriptors: &'static Descriptors,
-    pub inbox: Inbox,
-    /// Whether the event loop waits for them: not before this worker serves, nor while there is no room for them.
-    pub watches_inbox: Cell<bool>,
+    pub intake: Intake,
     /// Where requests for programs go.
     pub cgi: Option<OwnedFd>,
     /// By slot: where others are sent connections.
     pub txs: RefCell<BTreeMap<usize, Rc<OwnedFd>>>,
-    /// Connections that have come from another process and are not in the table yet.
-    pub arrivals: RefCell<&'static mut Arrivals>,
-    /// What has come that was no connection.
-    pub junk: Junk,
     /// Room for connections on their way to another process.
     pub shipment: RefCell<Box<Shipment>>,
     /// Where connections are handed over to, once told so.

@@ -15,14 +15,12 @@ use crate::proto::http1::head::{self, Parsed};
 use crate::proto::ws::handshake;
 use crate::time::Instant;
 use crate::worker::base::metrics::NO_HANDLER;
-use crate::worker::base::poll::INBOX;
 use crate::worker::conn::handoff::{Entry, Purpose};
-use crate::worker::conn::record::foreign::Arrival;
 use crate::worker::conn::record::Record;
+use crate::worker::conn::record::foreign::Arrival;
 use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, LINGER, Phase};
 use crate::worker::crash::rescue;
-use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::outcome::unavailable;
 use crate::worker::session::opening::OpenOptions;
 use crate::worker::transfer::Transfer;
@@ -41,21 +39,21 @@ enum Next {
 impl Transfer {
     /// Takes up all connections that lie in this slot's inbox.
     pub fn empty_inbox(&self) {
-        self.empty(self.inbox.rx());
+        self.empty(self.intake.inbox.rx());
     }
 
     /// The same for this inbox. At most [`AT_ONCE`] datagrams are taken; the rest waits for the next turn, so that a sender
     /// cannot starve the connections of this worker.
     pub fn empty(&self, inbox: &Receiver) {
         for _ in 0..AT_ONCE {
-            match self.receive(inbox) {
+            match self.intake.receive(inbox) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => return log::error!("inbox: {error}"),
+                Err(error) => return log::error!("cannot read the inbox: {error}"),
             }
             // All of them are in the table before a handler is called, which may crash.
             let mut moved = Vec::new();
-            while let Some(taken) = self.take_up_first() {
+            while let Some(taken) = self.intake.take_first(|fd, entry| self.take_up(fd, entry)) {
                 moved.extend(taken);
                 rescue::begin_work();
             }
@@ -75,60 +73,6 @@ impl Transfer {
                 rescue::begin_work();
             }
         }
-    }
-
-    /// Receives a datagram. Where there are not enough descriptors for those in it, it stays for later, or for another
-    /// worker.
-    fn receive(&self, inbox: &Receiver) -> io::Result<()> {
-        let count = inbox.next_fds()?;
-        if !self.descriptors.make_room(count) {
-            if self.watches_inbox.replace(false) {
-                self.conns.poll.forget(self.inbox.rx());
-            }
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let received = uninterrupted(|| self.arrivals.borrow_mut().receive(inbox));
-        self.junk.set_sender(self.arrivals.borrow().sender());
-        self.descriptors.refill();
-        let lost = count.saturating_sub(received?);
-        if lost > 0 {
-            self.junk.note(|| {
-                format!("{lost} of {count} connections are missing: forged, or another thread took the last descriptors")
-            });
-        }
-        Ok(())
-    }
-
-    /// Has the event loop wait for connections from other processes.
-    pub fn watch_inbox(&self) {
-        if self.watches_inbox.get() {
-            return;
-        }
-        match self.conns.poll.add(self.inbox.rx(), INBOX) {
-            Ok(()) => self.watches_inbox.set(true),
-            Err(error) => log::error!("inbox: epoll: {error}; trying again"),
-        }
-    }
-
-    /// The same after the poll has forgotten all.
-    pub fn rewatch_inbox(&self) {
-        if self.watches_inbox.replace(false) {
-            self.watch_inbox();
-        }
-    }
-
-    /// Takes up the first connection of the datagram; `None` when all were taken. A crash finds it either there or in
-    /// the table.
-    fn take_up_first(&self) -> Option<Option<(u64, Next)>> {
-        uninterrupted(|| {
-            self.arrivals.borrow_mut().take_first(|fd, entry| match entry {
-                Some(entry) => self.take_up(fd, entry),
-                None => {
-                    self.junk.note(|| "malformed handoff entry; connection dropped".to_owned());
-                    None
-                }
-            })
-        })
     }
 
     /// Goes on with what another process has read of a request.
@@ -222,7 +166,7 @@ impl Transfer {
             })
         };
         let Some(handler) = known else {
-            self.junk.note(|| "damaged record; connection dropped".to_owned());
+            self.intake.junk.note(|| "damaged record; connection dropped".to_owned());
             self.conns.remove(id);
             return None;
         };

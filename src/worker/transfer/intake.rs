@@ -1,0 +1,91 @@
+//! This slot's inbox: whether the event loop waits for what comes, and the datagram whose connections are being adopted.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::fleet::inbox::{Inbox, Receiver};
+use crate::worker::base::descriptors::Descriptors;
+use crate::worker::base::poll::{INBOX, Poll};
+use crate::worker::conn::handoff::{Arrivals, Entry};
+use crate::worker::crash::signals::uninterrupted;
+use crate::worker::transfer::junk::Junk;
+
+pub struct Intake {
+    pub inbox: Inbox,
+    poll: &'static Poll,
+    /// Room for descriptors that come.
+    descriptors: &'static Descriptors,
+    /// Whether the event loop waits for them: not before this worker serves, nor while there is no room for them.
+    is_watched: Cell<bool>,
+    /// Connections that have come and are not in the table yet.
+    arrivals: RefCell<&'static mut Arrivals>,
+    /// What has come that was no connection.
+    pub junk: Junk,
+}
+
+impl Intake {
+    pub fn new(
+        inbox: Inbox,
+        poll: &'static Poll,
+        descriptors: &'static Descriptors,
+        arrivals: &'static mut Arrivals,
+    ) -> Self {
+        let (is_watched, arrivals, junk) = (Cell::new(false), RefCell::new(arrivals), Junk::default());
+        Intake { inbox, poll, descriptors, is_watched, arrivals, junk }
+    }
+
+    /// Has the event loop wait for connections from other processes.
+    pub fn watch(&self) {
+        if self.is_watched.get() {
+            return;
+        }
+        match self.poll.add(self.inbox.rx(), INBOX) {
+            Ok(()) => self.is_watched.set(true),
+            Err(error) => log::error!("cannot watch the inbox: {error}; trying again"),
+        }
+    }
+
+    /// The same after the poll has forgotten all.
+    pub fn rewatch(&self) {
+        if self.is_watched.replace(false) {
+            self.watch();
+        }
+    }
+
+    /// Receives a datagram. Where there are not enough descriptors for those in it, it stays for later, or for another
+    /// worker.
+    pub fn receive(&self, from: &Receiver) -> io::Result<()> {
+        let count = from.next_fds()?;
+        if !self.descriptors.make_room(count) {
+            if self.is_watched.replace(false) {
+                self.poll.forget(self.inbox.rx());
+            }
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let received = uninterrupted(|| self.arrivals.borrow_mut().receive(from));
+        self.junk.set_sender(self.arrivals.borrow().sender());
+        self.descriptors.refill();
+        let lost = count.saturating_sub(received?);
+        if lost > 0 {
+            self.junk.note(|| {
+                format!("{lost} of {count} connections are missing: forged, or another thread took the last descriptors")
+            });
+        }
+        Ok(())
+    }
+
+    /// Has the first connection of the datagram adopted; `None` when all were. A crash finds it either there or in the
+    /// table.
+    pub fn take_first<R>(&self, adopt: impl FnOnce(OwnedFd, &Entry<'_>) -> Option<R>) -> Option<Option<R>> {
+        uninterrupted(|| {
+            self.arrivals.borrow_mut().take_first(|fd, entry| match entry {
+                Some(entry) => adopt(fd, entry),
+                None => {
+                    self.junk.note(|| "malformed handoff entry; connection dropped".to_owned());
+                    None
+                }
+            })
+        })
+    }
+}
