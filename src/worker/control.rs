@@ -39,7 +39,7 @@ impl Worker {
                     Command::Tx { slot } => self.transfer.learn_tx(slot.into(), fd),
                     Command::TakeUp => match fd {
                         Some(fd) => self.transfer.empty(&Receiver::from(fd)),
-                        None => log::warn!("cannot take up connections: no inbox came with the command"),
+                        None => log::warn!("cannot adopt connections: no inbox came with the command"),
                     },
                     Command::Begin => {
                         if let Err(error) = self.begin() {

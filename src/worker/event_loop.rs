@@ -99,8 +99,8 @@ impl Worker {
         }
     }
 
-    /// Sees to what no event tells of: once a heartbeat, and at the end of a turn in which something was requested, as long
-    /// as that is not done. Returns whether the worker may leave.
+    /// Does the periodic work that no event triggers: once a heartbeat, and at the end of a turn in which something was
+    /// requested, as long as that is not done. Returns whether the worker may leave.
     #[cold]
     fn do_chores(&self) -> bool {
         self.look_for_connections();
@@ -108,7 +108,7 @@ impl Worker {
         self.close_over_time();
         self.transfer.serve_waiting();
         self.transfer.send_detached();
-        self.conns.tend_memory();
+        self.conns.trim_memory();
         self.conns.metrics.lane.present().threads.set(self.session.threads.running().into());
         self.session.settle();
         self.handshakes.watch_probes();

@@ -5,7 +5,7 @@
 //! - the files beside this one: the event loop, and what it does with each event
 //! - [`process`]: what kind of process this is
 //! - [`ops`]: what operators see
-//! - [`transfer`]: sends live connections to another process, and takes them up
+//! - [`transfer`]: sends live connections to another process, and adopts those that come
 //! - [`handshake`]: from the request head to 101 or a refusal
 //! - [`session`]: an open WebSocket: messages, closing, deadlines
 //! - [`host`]: handlers, and what they may call

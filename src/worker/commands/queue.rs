@@ -39,7 +39,7 @@ pub enum ThreadCommand {
     /// Counted in the connection's slot until it is carried out.
     Counted(u64, Counted),
     Verdict(u64),
-    /// A blocking thread has let go of its connection, with this state: it can go on in another process.
+    /// A blocking thread has released its connection, with this state: it can go on in another process.
     Detached(u64, Vec<u8>),
     /// A blocking thread has taken all messages after which nothing comes.
     CaughtUp(u64),
@@ -274,7 +274,7 @@ impl CommandQueue {
         self.known(conn).idle.load(Ordering::Acquire) == generation(conn)
     }
 
-    /// Whether the send queue is above its high mark; if so, on_writable is owed.
+    /// Whether the send queue is above its high mark; if so, on_writable is pending.
     pub fn is_queue_full(&self, conn: u64) -> bool {
         self.at(conn).is_full(self.watermarks.high())
     }

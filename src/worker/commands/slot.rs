@@ -3,7 +3,7 @@
 //!
 //! - A thread enters, and leaves its command in the queue, under the queue's lock. From then on the command is counted
 //!   in the slot's gate until the loop has carried it out.
-//! - The loop lets go of a connection only by [`Lease::close_if_quiet`], which succeeds only if no command is counted, and
+//! - The loop releases a connection only by [`Lease::close_if_quiet`], which succeeds only if no command is counted, and
 //!   after which nobody can enter.
 //! - Both words are tagged with the connection's generation: what belongs to a connection that has gone is never counted
 //!   for the one that has the slot next.
@@ -159,7 +159,7 @@ impl Lease<'_> {
         if (bytes >> 32) as u32 == self.generation { bytes as u32 as usize } else { 0 }
     }
 
-    /// Whether the send queue has reached `high`. If so the loop owes on_writable, and pays it once that has drained.
+    /// Whether the send queue has reached `high`. If so on_writable is pending: the loop calls it once that has drained.
     pub fn is_full(&self, high: usize) -> bool {
         let is_above = || {
             self.bytes() >= high || {
@@ -171,7 +171,7 @@ impl Lease<'_> {
             return false;
         }
         self.change(|gate| Some(gate.with(FULL, 1)));
-        // Either the loop sees that it owes on_writable, or this thread that the queue has drained: see `add_bytes`.
+        // Either the loop sees that on_writable is pending, or this thread that the queue has drained: see `add_bytes`.
         fence(Ordering::SeqCst);
         is_above()
     }
@@ -194,7 +194,7 @@ impl Lease<'_> {
         self.change(|gate| Some(gate.with(POSTS, gate.get(POSTS).checked_sub(1)?)));
     }
 
-    /// Nobody enters any more. Also called by the connection's own thread, when that lets go of it.
+    /// Nobody enters any more. Also called by the connection's own thread, when that releases it.
     pub fn close(&self) {
         self.change(|gate| (gate.get(CLOSED) == 0).then(|| gate.closed()));
     }
@@ -257,7 +257,7 @@ impl Lease<'_> {
         self.change(|gate| Some(gate.with_fragments(0)));
     }
 
-    /// Whether on_writable is owed; asked once the queue has drained.
+    /// Whether on_writable is pending; asked once the queue has drained.
     pub fn take_full(&self) -> bool {
         // The usual case costs one load.
         self.gate().get(FULL) != 0

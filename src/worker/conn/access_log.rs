@@ -20,13 +20,13 @@ use crate::worker::conn::record::Record;
 /// What the access log knows of the connections, by their place in the table; None without an access log.
 pub struct AccessLog {
     /// By place in the table; none if there is no access log.
-    entries: Option<RefCell<Vec<Entry>>>,
+    entries: Option<RefCell<Vec<Tally>>>,
     config: Arc<Config>,
     routes: Arc<Routes>,
 }
 
 #[derive(Default)]
-struct Entry {
+struct Tally {
     /// Its id: another one may have had the place before.
     conn: u64,
     /// When it was accepted, opened or came from elsewhere.
@@ -48,7 +48,7 @@ const MAX_DETAIL: usize = 512;
 
 #[derive(Default, PartialEq, Eq)]
 enum Stage {
-    /// Nothing that a line is owed for.
+    /// Nothing to log.
     #[default]
     Quiet,
     /// Its request waits for an answer: the resource, and whether it is for a WebSocket.
@@ -77,10 +77,10 @@ impl AccessLog {
             let entries = &mut *entries.borrow_mut();
             let place = id as u32 as usize;
             if entries.len() <= place {
-                entries.resize_with(place + 1, Entry::default);
+                entries.resize_with(place + 1, Tally::default);
             }
             if let Some(entry) = entries.get_mut(place) {
-                *entry = Entry { conn: id, since: now, ..Entry::default() };
+                *entry = Tally { conn: id, since: now, ..Tally::default() };
             }
         }
     }
@@ -123,7 +123,7 @@ impl AccessLog {
 
     /// Changes the entry of a connection, if it is still there.
     #[inline]
-    fn with<R>(&self, id: u64, f: impl FnOnce(&mut Entry) -> R) -> Option<R> {
+    fn with<R>(&self, id: u64, f: impl FnOnce(&mut Tally) -> R) -> Option<R> {
         self.entries
             .as_ref()?
             .borrow_mut()
@@ -138,7 +138,7 @@ type Field<'a> = (&'static str, Value<'a>);
 impl AccessLog {
     /// The connection is open here: new, or come from another process.
     pub fn open(&self, id: u64, record: &Record, now: Instant, is_new: bool) {
-        let open = |entry: &mut Entry| {
+        let open = |entry: &mut Tally| {
             (entry.stage, entry.since) = (Stage::Open, now);
             entry.details.clone()
         };
@@ -159,7 +159,7 @@ impl AccessLog {
         self.end(id, record, now, "close", (code.into(), by));
     }
 
-    /// The connection goes on in another process; a request that is handed on is answered there.
+    /// The connection goes on in another process; a request that is forwarded is answered there.
     pub fn moved(&self, id: u64, record: &Record, now: Instant) {
         self.end(id, record, now, "moved", (0, "move"));
         self.with(id, |entry| entry.stage = Stage::Quiet);
@@ -178,7 +178,7 @@ impl AccessLog {
     pub fn answer(&self, id: u64, record: &Record, now: Instant, answer: Option<(&[u8], u64)>) {
         let (head, bytes) = answer.unzip();
         let answered =
-            |entry: &mut Entry| (std::mem::take(&mut entry.stage), entry.since, entry.details.take());
+            |entry: &mut Tally| (std::mem::take(&mut entry.stage), entry.since, entry.details.take());
         let Some((stage, since, details)) = self.with(id, answered) else { return };
         let (resource, event) = match (&stage, head) {
             (Stage::Asked(resource, true), _) => (Some(&**resource), "refused"),
@@ -196,7 +196,7 @@ impl AccessLog {
     }
 
     fn end(&self, id: u64, record: &Record, now: Instant, event: &str, (code, by): (u64, &str)) {
-        let end = |entry: &mut Entry| (entry.stage == Stage::Open).then(|| std::mem::take(entry));
+        let end = |entry: &mut Tally| (entry.stage == Stage::Open).then(|| std::mem::take(entry));
         let Some(entry) = self.with(id, end).flatten() else { return };
         let fields = [
             ("code", Value::Number(code)),

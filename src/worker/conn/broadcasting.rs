@@ -16,7 +16,7 @@ use crate::worker::conn::table::Phase;
 pub enum Shared {
     /// It is in the send queue or further.
     Sent,
-    /// The send queue is above its high mark; on_writable is owed.
+    /// The send queue is above its high mark; on_writable is pending.
     Full,
     /// A message is partly sent, and this one can follow only when that has ended.
     Unfinished,

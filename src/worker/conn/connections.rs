@@ -1,5 +1,5 @@
 //! The connections of a worker and what each waits for. Every operation on a connection that needs no handler is a
-//! method here; what handlers are owed is collected in [`Core`] and told by `session`.
+//! method here; calls that are due to handlers are collected in [`Core`] and made by `session`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -89,9 +89,9 @@ impl Core {
         })
     }
 
-    /// Whether connections are to be flushed, or handlers to be told of something.
+    /// Whether a flush or a callback is pending.
     #[inline]
-    pub fn owes(&self) -> bool {
+    pub fn has_pending(&self) -> bool {
         !(self.over.is_empty() && self.dirty.is_empty() && self.writable.is_empty())
     }
 

@@ -13,8 +13,7 @@ pub const OF_A_CONNECTION: usize = 16;
 #[derive(Default)]
 pub struct HandlerTimers {
     waiting: Vec<Timer>,
-    /// The last number given.
-    made: i64,
+    last_number: i64,
 }
 
 struct Timer {
@@ -32,10 +31,10 @@ impl HandlerTimers {
         if self.waiting.len() >= most {
             return i64::from(WS_E_LIMIT);
         }
-        self.made += 1;
+        self.last_number += 1;
         let (at, period) = (now + Duration::from_millis(delay_ms), Duration::from_millis(period_ms));
-        self.waiting.push(Timer { at, number: self.made, period, task });
-        self.made
+        self.waiting.push(Timer { at, number: self.last_number, period, task });
+        self.last_number
     }
 
     /// Clears a timer; false if it is not set.

@@ -87,7 +87,7 @@ impl Shipment {
         unsafe { self.put(record.fd, purpose, beside.seen, record.block(), parts) }
     }
 
-    /// Adds a connection that has arrived in this process and was not taken up yet, as it came.
+    /// Adds a connection that has arrived in this process and was not adopted yet, as it came.
     ///
     /// # Safety
     /// As for [`add`](Self::add).

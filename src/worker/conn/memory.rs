@@ -74,9 +74,9 @@ impl Conns {
         self.metrics.lane.present().receiving.set(core.receive_budget.sum() as u64);
     }
 
-    /// Once a heartbeat, and when memory was released that others wait for: connections for which there is memory again go on, the oldest that others have
-    /// waited for too long is closed, and memory that is free goes back to the system.
-    pub fn tend_memory(&self) {
+    /// Once a heartbeat, and when memory was released that others wait for: connections for which there is memory again go
+    /// on, the oldest that others have waited for too long is closed, and memory that is free goes back to the system.
+    pub fn trim_memory(&self) {
         let now = self.life.turn().instant();
         let (released, overdue, is_trim_due) = {
             let core = &mut *self.core.borrow_mut();

@@ -24,7 +24,7 @@ pub struct Open {
     user: *mut c_void,
     extra: Option<Box<Extra>>,
     pub last_opcode: u8,
-    /// The connection is over: on_close is owed.
+    /// The connection is over: on_close is pending.
     pub over: bool,
     /// The handler does not know of it (accepted only to be closed).
     pub silent: bool,
@@ -94,7 +94,7 @@ impl Open {
         }
     }
 
-    /// The handler has let go of the connection.
+    /// The handler has nothing to do with the connection any more.
     pub fn release_user(&mut self) {
         self.user = null_mut();
         if let Some(extra) = &mut self.extra {

@@ -91,7 +91,7 @@ impl Conns {
     /// Notes how a connection stands that is not being processed.
     #[inline]
     pub fn settle_record(&self, id: u64, conn: &Conn, record: &Record, unsent: &mut Places) {
-        // on_writable is not owed to one below the low mark: the process that takes it up knows of no debt.
+        // Below the low mark no on_writable is pending: the process that adopts the connection would not know.
         let most = || UNSENT.min(self.commands.watermarks.low());
         let bytes = conn.queue.as_ref().and_then(|queue| queue.as_frames(most()));
         if let Some(bytes) = bytes {

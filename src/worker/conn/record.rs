@@ -23,7 +23,7 @@ const INLINE: usize = 16;
 
 /// What can be done with a connection if the process crashes right now: bits of `Record::flags`.
 pub mod flags {
-    /// An open WebSocket that another process can take up as it is.
+    /// An open WebSocket that another process can adopt as it is.
     pub const MOVABLE: u32 = 1;
     /// What was sent ends at a frame boundary: a Close frame can follow.
     pub const BOUNDARY: u32 = 2;

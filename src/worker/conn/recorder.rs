@@ -41,12 +41,12 @@ pub struct Recorder {
 struct Recording {
     /// Of datagrams, each of whole lines. Does not wait.
     socket: OwnedFd,
-    /// What is in longer messages is not told; bytes.
+    /// The content of longer messages is not written; bytes.
     longest: usize,
     begun: Instant,
-    /// Since the beginning; the script has been told.
-    told: Duration,
-    /// When the last move was told.
+    /// The time that was written last, since the beginning.
+    written: Duration,
+    /// When the last move was written.
     moved: Option<Instant>,
     /// By connection; at most [`SPARE_NAMES`] more than there are connections.
     names: HashMap<u64, Name>,
@@ -63,9 +63,9 @@ impl Default for Recorder {
 impl Recorder {
     /// From now on this handler is recorded, and no other.
     pub fn start(&self, handler: u16, longest: u32, begun: Instant, socket: OwnedFd) {
-        let (told, moved, names, lost) = Default::default();
+        let (written, moved, names, lost) = Default::default();
         let longest = longest as usize;
-        self.recording.replace(Some(Recording { socket, longest, begun, told, moved, names, lost }));
+        self.recording.replace(Some(Recording { socket, longest, begun, written, moved, names, lost }));
         self.handler.set(handler.into());
     }
 
@@ -112,8 +112,8 @@ impl Conns {
     pub fn record_message(&self, id: u64, is_text: bool, flags: u32, bytes: &[u8]) {
         let (is_first, is_last) = (flags & WS_FIRST != 0, flags & WS_LAST != 0);
         self.write(id, true, |script, name, longest| match bytes.len() <= longest {
-            is_told if is_first && is_last => {
-                script.message(name, is_text, bytes.len(), is_told.then_some(bytes));
+            is_short if is_first && is_last => {
+                script.message(name, is_text, bytes.len(), is_short.then_some(bytes));
             }
             true => script.fragment(name, is_text, is_first, is_last, bytes),
             false => script.fragment(name, is_text, is_first, is_last, &vec![b'x'; bytes.len()]),
@@ -153,11 +153,11 @@ impl Conns {
     pub fn record_open(&self, id: u64) {
         let is_resumed = self.core.borrow_mut().table.record(id).is_some_and(|record| record.is_resumed());
         let now = self.life.turn().instant();
-        let is_told = |recording: &mut Recording| match recording.moved.replace(now) {
+        let is_written = |recording: &mut Recording| match recording.moved.replace(now) {
             Some(before) => now.since(before) < ONE_MOVE,
             None => false,
         };
-        if is_resumed && self.recorder.recording.borrow_mut().as_mut().is_some_and(|it| !is_told(it)) {
+        if is_resumed && self.recorder.recording.borrow_mut().as_mut().is_some_and(|it| !is_written(it)) {
             self.write(id, true, |script, _, _| script.moved());
         }
     }
@@ -174,8 +174,8 @@ impl Conns {
             ));
         }
         let time = self.life.turn().instant().since(known.begun);
-        if time >= known.told + TICK {
-            known.told = time;
+        if time >= known.written + TICK {
+            known.written = time;
             script.at(time);
         }
         let name = match known.names.get(&id) {
@@ -208,7 +208,7 @@ impl Conns {
         // It is known to the second.
         let came = Instant::from_nanos((u64::from(conn.since) + 1) * 1_000_000_000);
         let record = core.table.record(id)?;
-        // What came from another process meanwhile was told by that.
+        // What came from another process meanwhile was written by that.
         let is_known = record.is_resumed() && came.since(recording.begun) > Duration::ZERO;
         if let Some(script) = script.filter(|_| !is_known) {
             let strings = record.strings();

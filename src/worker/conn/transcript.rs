@@ -97,7 +97,7 @@ impl Script {
         }
     }
 
-    /// A whole message; None: only its size is told.
+    /// A whole message; None: only its size is written.
     pub fn message(&mut self, name: Name, is_text: bool, size: usize, bytes: Option<&[u8]>) {
         match bytes {
             None if is_text => self.line(format_args!("{name}>! large {size}")),

@@ -1,4 +1,4 @@
-//! Fairness between connections. Light ones are served as the loop finds them. Heavy ones, which brought much at once or whose
+//! Fairness between connections. Idle ones are served as the loop finds them. Busy ones, which brought much at once or whose
 //! bytes took long to process, wait in a queue: they are served after the others, first come first served, for a bounded
 //! time in each turn of the loop. What is not read stays in the socket.
 
@@ -16,7 +16,7 @@ pub const UNTIMED: usize = 2048;
 /// Bytes read at a time from a connection whose send queue is not empty: they may have to be set aside. A queue above
 /// this is written to in turn.
 pub const QUEUED: usize = 64 * 1024;
-/// A read that took longer than this makes the connection heavy.
+/// A read that took longer than this makes the connection busy.
 const LONG: Duration = Duration::from_micros(30);
 /// One read is to bring what takes no longer than this; more may come at once if it takes no more than a
 /// nanosecond a byte, as large messages do.
@@ -32,7 +32,7 @@ pub struct Turn {
     steps: u8,
 }
 
-const HEAVY: u8 = 1;
+const BUSY: u8 = 1;
 const WAITING: u8 = 2;
 /// It is not watched while it waits.
 const UNWATCHED: u8 = 4;
@@ -102,8 +102,8 @@ impl Turn {
     pub fn update(&mut self, room: usize, count: usize, delivered: u64, took: Duration) {
         let brought = delivered.max(count as u64);
         // A full read means more data is waiting.
-        let is_heavy = count == room || brought >= AT_ONCE as u64 || took > LONG;
-        self.flags = self.flags & !HEAVY | if is_heavy { HEAVY } else { 0 };
+        let is_busy = count == room || brought >= AT_ONCE as u64 || took > LONG;
+        self.flags = self.flags & !BUSY | if is_busy { BUSY } else { 0 };
         let is_quick = took <= Duration::from_nanos(brought);
         let stride = if took > SLICE && !is_quick {
             self.stride().saturating_sub((took.as_nanos() / SLICE.as_nanos()).ilog2() as u8 + 1)
@@ -173,7 +173,7 @@ impl Slice {
 }
 
 /// The rest of a frame is read at once only if it has at least this many bytes.
-const SCRAP: usize = 128;
+const SMALL_REST: usize = 128;
 /// Reads of what is left of a frame, at most: what is gathered grows by a factor, from 1 KiB to [`MOST`].
 pub const READS: usize = 4;
 /// Time for the queue in a turn of the loop; or as long as the others have taken in it, up to [`MOST_SHARE`].
@@ -186,7 +186,7 @@ const FEW: usize = 16;
 /// The rest of a frame, if it is worth a read by itself and no larger than `most`: it does not wait for the next turn. Until
 /// it has come the connection cannot move, even though the process crashes.
 pub fn rest(to_come: u64, most: usize) -> Option<usize> {
-    usize::try_from(to_come).ok().filter(|rest| (SCRAP..=most).contains(rest))
+    usize::try_from(to_come).ok().filter(|rest| (SMALL_REST..=most).contains(rest))
 }
 
 /// Connections that wait for their turn, each once.

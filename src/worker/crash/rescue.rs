@@ -1,6 +1,6 @@
 //! Crash rescue: when a handler crashes the process, its connection gets close
 //! 1011 and the others move to the slot's inbox, from which the worker that
-//! replaces this one takes them up.
+//! replaces this one adopts them.
 //!
 //! Runs in a signal handler, so: async-signal-safe calls only, memory and
 //! descriptors that were reserved beforehand only, and no lock. What it reads is

@@ -317,7 +317,7 @@ impl Session {
     /// Finishes what events have left: calls on_close and on_writable, and flushes send queues.
     #[inline]
     pub fn settle(&self) {
-        while self.conns.core.borrow().owes() {
+        while self.conns.core.borrow().has_pending() {
             self.settle_some();
         }
     }

@@ -1,6 +1,6 @@
-//! Blocking connections that move: their threads let go of them in one process, and begin again in the next.
+//! Blocking connections that move: their threads release them in one process, and begin again in the next.
 //!
-//! A thread lets go when it waits for a message and there is none. From the moment that it is asked to nothing is
+//! A thread releases its connection when it waits for a message and there is none. From the moment that it is asked to nothing is
 //! read for it, so that this comes soon; what it has sent by then goes out before the connection moves. Only handlers
 //! that declare themselves resumable are asked.
 
@@ -11,7 +11,7 @@ use crate::worker::conn::record::Record;
 use crate::worker::conn::table::{Conn, Pause};
 use crate::worker::transfer::Transfer;
 
-/// A connection whose thread was asked to let go of it.
+/// A connection whose thread was asked to release it.
 pub struct Detaching {
     conn: u64,
     /// The slot where it is to go on; None: where all go.
@@ -19,7 +19,7 @@ pub struct Detaching {
 }
 
 impl Transfer {
-    /// Has the thread of a connection let go of it, which then goes on in another slot, or where all go; if this
+    /// Asks the thread of a connection to release it, which then goes on in another slot, or where all go; if this
     /// worker is not leaving, only if the thread has nothing to do. False if it will not.
     pub fn detach_thread(&self, id: u64, to: Option<usize>) -> bool {
         if self.detaching.borrow().iter().any(|detached| detached.conn == id) {
@@ -44,7 +44,7 @@ impl Transfer {
         true
     }
 
-    /// The thread of a connection has let go of it, and left this state.
+    /// The thread of a connection has released it, and left this state.
     pub fn thread_detached(&self, id: u64, state: &[u8]) {
         let serving = self.conns.with_open(id, |_, open| {
             let serving = is_serving(open);
@@ -65,7 +65,7 @@ impl Transfer {
         }
     }
 
-    /// Sends away what threads have let go of; once in a turn of the loop.
+    /// Sends away what threads have released; once in a turn of the loop.
     pub fn send_detached(&self) {
         if self.detaching.borrow().is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! Sends live connections to another process, and takes them up there: balance, reload, upgrade, and what a crashed
+//! Sends live connections to another process, which adopts them: balance, reload, upgrade, and what a crashed
 //! process has left in the inbox.
 
 pub mod detach;

@@ -1,4 +1,4 @@
-//! Taking up connections that other processes have sent: crash rescue, balance, reload and upgrade all end here.
+//! Adopts connections that other processes have sent: crash rescue, balance, reload and upgrade all end here.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -37,7 +37,7 @@ enum Next {
 }
 
 impl Transfer {
-    /// Takes up all connections that lie in this slot's inbox.
+    /// Adopts all connections that lie in this slot's inbox.
     pub fn empty_inbox(&self) {
         self.empty(self.intake.inbox.rx());
     }
@@ -53,8 +53,8 @@ impl Transfer {
             }
             // All of them are in the table before a handler is called, which may crash.
             let mut moved = Vec::new();
-            while let Some(taken) = self.intake.take_first(|fd, entry| self.take_up(fd, entry)) {
-                moved.extend(taken);
+            while let Some(adopted) = self.intake.take_first(|fd, entry| self.adopt(fd, entry)) {
+                moved.extend(adopted);
                 rescue::begin_work();
             }
             for (id, next) in moved {
@@ -99,8 +99,8 @@ impl Transfer {
         is_admitted
     }
 
-    /// Takes a connection up, without calling its handler; returns its id and what is to follow.
-    fn take_up(&self, fd: OwnedFd, entry: &Entry) -> Option<(u64, Next)> {
+    /// Adopts a connection, without calling its handler; returns its id and what is to follow.
+    fn adopt(&self, fd: OwnedFd, entry: &Entry) -> Option<(u64, Next)> {
         let socket = Socket::from(fd);
         let admitted = self.admit(entry.purpose);
         self.conns.metrics.place.moved_in.add_shared(1);

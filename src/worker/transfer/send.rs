@@ -1,4 +1,4 @@
-//! Letting go of connections while all is well: some of them to another slot
+//! Sends connections away while all is well: some of them to another slot
 //! (balance), or all of them because this worker is to leave.
 #![allow(unsafe_code)]
 
@@ -76,12 +76,12 @@ impl Transfer {
         true
     }
 
-    /// The least loaded worker of a pool and its inlet; in a pool with a process for each connection one that waits,
+    /// The least loaded worker of a pool and the sending end of its inbox; in a pool with a process for each connection one that waits,
     /// which is reserved.
     pub fn least_loaded(&self, pool: usize) -> Option<(Slot, Rc<OwnedFd>)> {
         let slots =
             self.conns.presence.scoreboard.slots().filter(|(_, slot)| usize::from(slot.place().pool) == pool);
-        // What lies in the inbox of a worker that is starting is taken up as soon as it is ready.
+        // What lies in the inbox of a worker that is starting is adopted as soon as it is ready.
         let eagerness = |slot: &Slot| {
             let load = slot.connections.load(Ordering::Relaxed);
             match slot.state() {
@@ -181,7 +181,7 @@ impl Transfer {
         }
         match tx {
             Some(tx) => drop(self.txs.borrow_mut().insert(slot, Rc::new(tx))),
-            None => log::error!("the inlet of slot {slot} did not arrive"),
+            None => log::error!("no inbox of slot {slot} came with the command"),
         }
     }
 
@@ -266,7 +266,7 @@ impl Transfer {
         }
     }
 
-    /// The inlet for connections that go to a slot, or `None` for where all of them go.
+    /// Where connections for a slot are sent, or `None` for where all of them go.
     pub fn tx_to(&self, to: Option<usize>) -> Option<RawFd> {
         match (&*self.leaving.borrow(), to) {
             (Some(leaving), _) => leaving.tx.as_ref().map(|tx| tx.as_raw_fd()),
@@ -274,7 +274,7 @@ impl Transfer {
         }
     }
 
-    /// Sends those that are movable to a slot, or where all go, and asks threads to let go of theirs; returns how many
+    /// Sends those that are movable to a slot, or where all go, and asks threads to release theirs; returns how many
     /// went or will go.
     pub fn send_away(&self, ids: &[u64], to: Option<usize>, count: usize) -> usize {
         let Some(tx) = self.tx_to(to) else { return 0 };
@@ -335,7 +335,7 @@ impl Transfer {
             return false;
         }
         if silent {
-            return true; // its thread has let go of it
+            return true; // its thread has released it
         }
         self.conns.with_open(id, |_, open| open.over = true);
         self.handlers.tell(handler, Callback::Close, id, |handler| handler.close(id, WS_BY_MOVE, 0));
