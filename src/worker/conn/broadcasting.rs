@@ -1,5 +1,6 @@
 //! Messages for many connections at once: each connection's share of the work.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use rustix::io::Errno;
@@ -24,10 +25,26 @@ pub enum Shared {
     Gone,
 }
 
+/// Bytes of frames that many send queues have: they count once.
+#[derive(Default)]
+pub struct SharedFrames {
+    /// Changed by the frames themselves, as they come and go.
+    bytes: Rc<Cell<usize>>,
+    counted: Cell<usize>,
+}
+
+impl SharedFrames {
+    /// What was counted before, and what is counted from now on.
+    pub fn count(&self) -> (usize, usize) {
+        let bytes = self.bytes.get();
+        (self.counted.replace(bytes), bytes)
+    }
+}
+
 impl Conns {
     /// A message for many connections; text must be UTF-8.
     pub fn broadcast(&self, kind: Kind, payload: &[u8], compress: bool) -> Broadcast {
-        Broadcast::new(kind, payload.into(), compress, Rc::clone(&self.shared_frames))
+        Broadcast::new(kind, payload.into(), compress, Rc::clone(&self.shared_frames.bytes))
     }
 
     /// Sends a message that many connections get. What the socket takes at once is written here; the rest waits in the

@@ -1,12 +1,11 @@
 //! The connections of a worker and what each waits for. Every operation on a connection that needs no handler is a
 //! method here; calls that are due to handlers are collected in [`Core`] and made by `session`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use crate::worker::base::presence::Presence;
 use crate::worker::base::timers::{Tick, Timers};
 use crate::worker::commands::queue::{CommandQueue, ThreadCommand};
 use crate::worker::conn::access_log::AccessLog;
+use crate::worker::conn::broadcasting::SharedFrames;
 use crate::worker::conn::channel::ThreadChannel;
 use crate::worker::conn::contexts::Contexts;
 use crate::worker::conn::gathering::Gathered;
@@ -130,9 +130,7 @@ pub struct Conns {
     /// What other threads may know of them.
     pub commands: &'static CommandQueue,
     pub metrics: &'static Metrics,
-    /// Bytes of frames that many send queues have: what they are, and what is counted.
-    pub shared_frames: Rc<Cell<usize>>,
-    pub shared_counted: Cell<usize>,
+    pub shared_frames: SharedFrames,
     /// This process, and how many there are as other processes see it.
     pub presence: &'static Presence,
     /// Where they are counted by address.

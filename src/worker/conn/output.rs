@@ -130,8 +130,7 @@ impl Conns {
 
     /// Updates the bytes in all send queues after one queue's own bytes changed from `before` to `after`; returns the sum.
     pub fn count_all_queues(&self, before: u32, after: u32) -> usize {
-        let shared = self.shared_frames.get();
-        let counted = self.shared_counted.replace(shared);
+        let (counted, shared) = self.shared_frames.count();
         let sum =
             self.metrics.lane.count_queued(before as u64 + counted as u64, after as u64 + shared as u64);
         self.commands.watermarks.update(sum);

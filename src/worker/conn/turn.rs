@@ -1,6 +1,6 @@
-//! Fairness between connections. Idle ones are served as the loop finds them. Busy ones, which brought much at once or whose
-//! bytes took long to process, wait in a queue: they are served after the others, first come first served, for a bounded
-//! time in each turn of the loop. What is not read stays in the socket.
+//! Fairness between connections. Most are served as the loop finds them. Busy ones, which brought much at once or whose bytes
+//! took long to process, wait in a queue: they are served after the others, first come first served, for a bounded time in
+//! each turn of the loop. What is not read stays in the socket.
 
 use std::collections::VecDeque;
 use std::time::Duration;
