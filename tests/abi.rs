@@ -144,7 +144,7 @@ const CONSTANTS: &[(&str, i64)] = constants![
 ];
 
 #[test]
-fn the_mirror_lies_in_memory_as_the_header() {
+fn the_mirror_has_the_layout_of_the_header() {
     let mut expected = Vec::new();
     for layout in STRUCTS {
         expected.push(format!("struct {} {} {}", layout.name, layout.size, layout.align));
@@ -164,7 +164,7 @@ fn the_mirror_lies_in_memory_as_the_header() {
 }
 
 #[test]
-fn layout_and_mirror_forget_no_member_and_no_constant() {
+fn layout_and_mirror_have_all_members_and_constants() {
     let header = Header::read();
     let mut mirrored = BTreeMap::new();
     for layout in STRUCTS {
@@ -317,7 +317,7 @@ fn the_header_reads_no_member_that_an_older_host_lacks() {
 }
 
 #[test]
-fn the_examples_of_the_contract_compile_as_printed() {
+fn the_examples_of_the_header_compile() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["example_event", "example_blocking"] {
         let library = dir.path().join(format!("{name}.so"));
@@ -375,7 +375,7 @@ fn exceptions_do_not_leave_a_cpp_handler() {
 }
 
 #[test]
-fn exceptions_in_the_handshake_and_around_it_are_results() {
+fn exceptions_around_the_handshake_become_results() {
     let handler = Loaded::new("veneer");
     fake(|fake| fake.query = Some("throw=do_extra_handshake"));
     assert_eq!(handler.handshake(), raw::WS_E_FAILED);
@@ -398,7 +398,7 @@ fn exceptions_in_the_handshake_and_around_it_are_results() {
 }
 
 #[test]
-fn the_cpp_veneer_passes_on_what_the_handler_says() {
+fn the_cpp_veneer_passes_results_on() {
     let handler = Loaded::new("veneer");
     fake(|fake| fake.query = Some("reject"));
     assert_eq!(handler.handshake(), raw::WS_REJECTED);
@@ -517,7 +517,7 @@ fn the_frozen_handler_still_loads() {
 /// Members and constants of the first release keep their offsets and values; the tables grow only at their end.
 #[test]
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn what_is_frozen_stays_where_it_is() {
+fn the_first_release_keeps_its_layout() {
     let now = run_c_program("layout");
     let now: BTreeSet<&str> = now.lines().collect();
     let frozen = fs::read_to_string(root().join("ctests/frozen/abi_1_0_layout.x86_64")).unwrap();
@@ -539,7 +539,7 @@ fn every_fixture_compiles() {
 }
 
 #[test]
-fn handlers_lie_where_their_resources_say() {
+fn handlers_have_the_paths_of_their_resources() {
     let dir = fixtures::handlers_dir(&["echo", "a/b=close"]);
     assert!(dir.path().join("echo_wsh.so").is_file());
     assert!(dir.path().join("a/b_wsh.so").is_file());

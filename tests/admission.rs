@@ -93,7 +93,7 @@ fn let_in(address: &str, server: &Server) -> Raw {
 }
 
 #[test]
-fn an_address_has_so_many_connections_over_all_workers() {
+fn connections_of_an_address_are_limited_over_all_workers() {
     let (mut server, _dir) = serve(&["echo"], &["-o", "max_connections_per_address=6"]);
     let mut all = crowd(ONE, &server, 6);
     for _ in 0..3 {
@@ -114,7 +114,7 @@ fn an_address_has_so_many_connections_over_all_workers() {
 }
 
 #[test]
-fn all_addresses_together_have_so_many_connections() {
+fn connections_of_all_addresses_are_limited() {
     let (mut server, _dir) = serve(&["echo"], &["-o", "max_connections_total=4"]);
     let mut all = crowd(ONE, &server, 2);
     all.append(&mut crowd(OTHER, &server, 2));
@@ -130,7 +130,7 @@ fn all_addresses_together_have_so_many_connections() {
 
 /// However processes end, each open connection is counted once, and no ended one is.
 #[test]
-fn a_connection_that_moves_is_counted_once_and_one_that_dies_no_more() {
+fn moved_connections_are_counted_once_and_ended_ones_not() {
     let args = ["-o", "max_connections_per_address=10", "-o", "quarantine_deaths=0"];
     let (mut server, _dir) = serve(&["echo", "crash"], &args);
     let mut all = crowd(ONE, &server, 10);
@@ -160,7 +160,7 @@ fn a_connection_that_moves_is_counted_once_and_one_that_dies_no_more() {
 }
 
 #[test]
-fn workers_that_are_replaced_hand_over_the_count_too() {
+fn replaced_workers_hand_the_counts_over() {
     let args = ["-o", "max_connections_per_address=10", "-o", "worker_max_messages=50"];
     let (mut server, _dir) = serve(&["echo"], &args);
     let mut all = crowd(ONE, &server, 10);
@@ -176,7 +176,7 @@ fn workers_that_are_replaced_hand_over_the_count_too() {
 }
 
 #[test]
-fn a_reload_changes_a_limit_and_knows_who_is_there() {
+fn a_reload_changes_a_limit_and_keeps_the_counts() {
     let dir = Dir::new();
     fixtures::add_handler(dir.path(), "echo", "echo");
     let file = dir.path().join("wshd.conf");
@@ -202,7 +202,7 @@ fn a_reload_changes_a_limit_and_knows_who_is_there() {
 }
 
 #[test]
-fn an_address_has_so_many_new_connections_in_a_second() {
+fn new_connections_of_an_address_per_second_are_limited() {
     let (mut server, _dir) = serve(&["echo"], &["-o", "max_handshakes_per_address=5"]);
     let begun = Instant::now();
     let mut opened = 0;
@@ -225,7 +225,7 @@ fn an_address_has_so_many_new_connections_in_a_second() {
 }
 
 #[test]
-fn a_pool_has_so_many_connections() {
+fn connections_of_a_pool_are_limited() {
     let dir = Dir::new();
     for name in ["echo", "everything"] {
         fixtures::add_handler(dir.path(), name, name);
@@ -313,7 +313,7 @@ fn hosts_that_are_not_served_are_misdirected() {
 }
 
 #[test]
-fn a_peer_sends_so_many_messages_in_a_second() {
+fn messages_of_a_peer_per_second_are_limited() {
     let (mut server, _dir) = serve(&["echo", "echo_blocking"], &["-o", "max_message_rate=20"]);
     for resource in ["/echo", "/echo_blocking"] {
         let mut patient = open(OTHER, &server, resource);
@@ -337,7 +337,7 @@ fn a_peer_sends_so_many_messages_in_a_second() {
 }
 
 #[test]
-fn fragments_that_bring_nothing_count_as_messages() {
+fn empty_fragments_count_as_messages() {
     let (mut server, _dir) = serve(&["echo", "echo_blocking"], &["-o", "max_message_rate=20"]);
     for resource in ["/echo", "/echo_blocking"] {
         let mut raw = open(ONE, &server, resource);
@@ -357,7 +357,7 @@ fn fragments_that_bring_nothing_count_as_messages() {
 }
 
 #[test]
-fn a_peer_sends_so_many_bytes_in_a_second() {
+fn bytes_of_a_peer_per_second_are_limited() {
     let (mut server, _dir) = serve(&["echo"], &["-o", "max_byte_rate=64K"]);
     let mut raw = open(ONE, &server, "/echo");
     raw.frame(client::BINARY, &[b'x'; 200_000]);
@@ -375,7 +375,7 @@ fn a_peer_sends_so_many_bytes_in_a_second() {
 
 /// Refusals are logged at most once a second.
 #[test]
-fn the_log_does_not_grow_with_those_who_are_turned_away() {
+fn log_lines_about_refusals_are_limited() {
     let (mut server, _dir) = serve(&["echo"], &["-o", "max_connections_per_address=1"]);
     let begun = Instant::now();
     let one = crowd(ONE, &server, 1);
@@ -455,7 +455,7 @@ fn one_address_with_ten_thousand_connections_does_not_keep_another_out() {
 }
 
 #[test]
-fn a_thousand_who_send_a_byte_a_second_do_not_keep_others_out() {
+fn a_thousand_slow_clients_do_not_keep_others_out() {
     const COUNT: usize = 1000;
     raise_descriptors(COUNT as u64 + 200);
     let (mut server, _dir) = serve(&["echo"], &["-o", "handshake_timeout=4s"]);

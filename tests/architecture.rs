@@ -89,7 +89,7 @@ fn code(text: &str) -> String {
 }
 
 #[test]
-fn unsafe_stands_in_the_named_files_only_and_says_why() {
+fn unsafe_is_in_listed_files_only_and_has_safety_comments() {
     let sources = sources();
     for (file, text) in &sources {
         let blocks = code(text).matches("unsafe {").count();
@@ -102,7 +102,7 @@ fn unsafe_stands_in_the_named_files_only_and_says_why() {
 }
 
 #[test]
-fn files_are_of_a_size_to_be_read() {
+fn files_are_not_too_long() {
     let mut long = Vec::new();
     for (file, text) in sources() {
         let (all, without_tests) =

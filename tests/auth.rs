@@ -89,7 +89,7 @@ fn get(server: &Server, resource: &str, headers: &str) -> Answer {
 }
 
 #[test]
-fn one_credential_opens_everything_but_what_is_open_to_all() {
+fn one_credential_is_required_for_everything_not_exempt() {
     let (mut server, _dir) = serve(
         &["echo", "open/echo"],
         "",
@@ -160,7 +160,7 @@ fn passwords_are_compared_off_the_event_loop() {
 }
 
 #[test]
-fn a_password_that_was_right_is_not_compared_again_for_each_request() {
+fn correct_passwords_are_cached() {
     let users = user("ann", "secret", 10) + &user("bob", "secret", 10);
     let (mut server, _dir) = serve(&["echo"], &users, "workers = 1\nhtpasswd = 'DIR/users'\n");
     // CPU time, which does not depend on the load of the machine.
@@ -184,7 +184,7 @@ fn a_password_that_was_right_is_not_compared_again_for_each_request() {
 }
 
 #[test]
-fn guesses_of_an_address_are_counted_over_all_workers() {
+fn failed_logins_of_an_address_are_counted_over_all_workers() {
     let users = user("ann", "secret", 4);
     let text = "workers = 2\nhtpasswd = 'DIR/users'\njwt_key = 'DIR/key'\nmax_auth_failures = 4\n";
     let (mut server, dir) = serve(&["echo"], &users, text);
@@ -279,7 +279,7 @@ fn a_request_that_waits_survives_its_worker() {
 }
 
 #[test]
-fn a_pool_asks_for_its_own_handlers_and_other_pools_do_not_know_its_secrets() {
+fn a_pool_authenticates_for_its_handlers_and_other_pools_do_not_have_its_secrets() {
     let text = "workers = 1\nbasic_auth_credential = 'ann:for-all'\n[handler.'/echo']\nisolation = 'pool'\n\
                 htpasswd = 'DIR/users'\n[handler.'/rescue']\nisolation = 'pool'\n";
     let (mut server, dir) = serve(&["echo", "rescue"], &user("eve", "own", 4), text);
@@ -313,7 +313,7 @@ fn holds(pid: i32, wanted: &[u8]) -> bool {
 }
 
 #[test]
-fn the_user_is_known_wherever_the_connection_goes() {
+fn the_user_moves_with_the_connection() {
     let text = "workers = 1\njwt_key = 'DIR/key'\njwt_query = 'token'\njwt_protocol = 'bearer.'\n\
                 access_log = 'DIR/access'\ncontrol_socket = 'DIR/control'\n";
     let (mut server, dir) = serve(&["everything"], "", text);
@@ -377,7 +377,7 @@ asyncio.run(main())
 
 #[test]
 #[ignore = "needs the Python package websockets, and curl"]
-fn clients_of_others_log_in() {
+fn independent_clients_log_in() {
     let python =
         std::env::var("WSHD_PYTHON").expect("WSHD_PYTHON is not set: a python3 with the package websockets");
     let text =

@@ -231,7 +231,7 @@ fn messages_can_be_read_filtered_and_are_bounded() {
 
 #[test]
 #[ignore = "needs chromium and chromedriver"]
-fn a_lost_connection_is_taken_up_again() {
+fn a_lost_connection_is_reopened() {
     let dir = Dir::new();
     let (server, url) = serve(&dir);
     let browser = Browser::start(1280, 800);
@@ -249,7 +249,7 @@ fn a_lost_connection_is_taken_up_again() {
 
 #[test]
 #[ignore = "needs chromium and chromedriver"]
-fn the_page_fits_a_phone_and_its_policy_is_in_force() {
+fn the_page_fits_a_phone_and_its_security_policy_is_enforced() {
     let dir = Dir::new();
     let (_server, url) = serve(&dir);
     let browser = Browser::start(360, 740);
@@ -273,7 +273,7 @@ fn the_page_fits_a_phone_and_its_policy_is_in_force() {
 
 #[test]
 #[ignore = "needs chromium and chromedriver"]
-fn a_handler_under_development_is_shown_what_it_does() {
+fn the_page_helps_to_develop_a_handler() {
     let dir = Dir::new();
     let source = r#"
         #include <ws_handler.h>

@@ -91,7 +91,7 @@ fn is_running(pid: i32) -> bool {
 const TEXT: &str = "printf 'Content-Type: text/plain\\n\\n'\n";
 
 #[test]
-fn a_program_gets_the_request_and_nothing_of_the_server() {
+fn a_program_gets_the_request_and_no_state_of_the_server() {
     let env = format!(
         "{TEXT}env | sort\necho uid $(id -u)\necho fds $(ls /proc/self/fd)\necho group $(ps -o pgid= -p $$) $$"
     );
@@ -165,7 +165,7 @@ fn a_program_gets_the_request_and_nothing_of_the_server() {
 }
 
 #[test]
-fn what_a_program_may_answer() {
+fn responses_of_programs() {
     let (mut server, dir) = serve(
         &[
             ("moved", "printf 'Location: https://example.com/x\\n\\n'"),
@@ -290,7 +290,7 @@ fn time_output_and_number_of_programs_are_bounded() {
 }
 
 #[test]
-fn processes_are_bounded_and_none_is_left_behind() {
+fn processes_are_limited_and_none_is_left_behind() {
     let daemon = "setsid sh -c 'echo $$ >> $DIR/left; sleep 1000 & echo $! >> $DIR/left; wait' >$DIR/out 2>&1 &\n\
                   while [ ! -e $DIR/left ] || [ $(wc -l <$DIR/left) -lt 2 ]; do sleep 0.02; done\n";
     let (mut server, dir) = serve(&[("daemon", &format!("export DIR\n{daemon}{TEXT}echo done"))], "");
@@ -308,7 +308,7 @@ fn processes_are_bounded_and_none_is_left_behind() {
 }
 
 #[test]
-fn landlock_confines_programs_to_what_is_installed() {
+fn landlock_confines_programs_to_installed_files() {
     let looks = format!(
         "{TEXT}for file in /etc/passwd $0 $DIR/secret $DIR/../cgi_wsh.so; do\n\
                          head -c 1 $file >/dev/null 2>&1 && echo yes || echo no\ndone\n\
@@ -367,7 +367,7 @@ fn a_server_without_directories_of_programs_serves_files() {
 
 #[test]
 #[ignore = "curl"]
-fn curl_sends_a_large_body_and_waits_for_the_order_to_go_on() {
+fn curl_sends_a_large_body_after_100_continue() {
     let (mut server, dir) = serve(&[("count", &format!("{TEXT}wc -c"))], "cgi_max_body = '4M'\n");
     let body = dir.path().join("body");
     write(&body, vec![b'x'; 3 << 20]).unwrap();
@@ -390,7 +390,7 @@ fn curl_sends_a_large_body_and_waits_for_the_order_to_go_on() {
 }
 
 #[test]
-fn the_access_log_tells_how_much_was_sent() {
+fn the_access_log_has_the_bytes_sent() {
     let hello = format!("{TEXT}printf 'hello, world'");
     let (mut server, _dir) =
         serve(&[("hello", &hello)], "access_log = '-'\naccess_log_fields = 'reply_bytes'\n");

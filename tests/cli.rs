@@ -38,7 +38,7 @@ fn options() -> BTreeSet<String> {
 }
 
 #[test]
-fn help_lists_every_option_and_is_no_error() {
+fn help_lists_every_option_and_succeeds() {
     for flag in ["--help", "-h"] {
         let output = run(&[flag]);
         assert_eq!(output.status.code(), Some(0));
@@ -59,7 +59,7 @@ fn the_version() {
 }
 
 #[test]
-fn usage_errors_name_option_value_and_what_was_expected() {
+fn usage_errors_name_option_value_and_expectation() {
     fails(&["--prot", "1"], 2, &["--prot", "--port"]);
     fails(&["--max-message", "16Q"], 2, &["--max-message", "16Q", "expected a size"]);
     fails(&["--idle_timeout", "30"], 2, &["--idle-timeout", "30", "expected a time"]);
@@ -82,7 +82,7 @@ fn configuration_errors() {
 }
 
 #[test]
-fn strict_handlers_make_a_broken_one_an_error() {
+fn a_broken_handler_is_an_error_with_strict_handlers() {
     let dir = Dir::new();
     dir.handler("good", ECHO);
     std::fs::write(dir.path().join("bad_wsh.so"), "text").unwrap();
@@ -97,7 +97,7 @@ fn strict_handlers_make_a_broken_one_an_error() {
 }
 
 #[test]
-fn an_address_that_is_taken() {
+fn an_address_in_use() {
     let dir = Dir::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
@@ -106,7 +106,7 @@ fn an_address_that_is_taken() {
 }
 
 #[test]
-fn check_reports_what_a_handler_is() {
+fn check_describes_a_handler() {
     let dir = Dir::new();
     let source = r#"
         #include <stdio.h>
@@ -128,7 +128,7 @@ fn check_reports_what_a_handler_is() {
 }
 
 #[test]
-fn check_reports_what_is_wrong_and_goes_on() {
+fn check_reports_faults_and_continues() {
     let dir = Dir::new();
     let bad = dir.handler("bad", "int x;");
     let good = dir.handler("good", ECHO);

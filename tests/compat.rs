@@ -101,7 +101,7 @@ fn its_configuration_file_and_its_default_for_handlers() {
 }
 
 #[test]
-fn a_client_whose_subprotocols_are_not_spoken_here() {
+fn a_client_without_a_common_subprotocol() {
     let dir = Dir::new();
     fixtures::add_handler(dir.path(), "echo", "echo");
     fixtures::add_handler(dir.path(), "strict/echo", "echo");

@@ -1,5 +1,5 @@
 //! The configuration file, from outside: errors, precedence of the command line, settings of handlers, and the example
-//! in wshd.conf(5).
+//! of wshd.conf(5).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -74,7 +74,7 @@ fn errors_name_file_line_and_key() {
 }
 
 #[test]
-fn a_table_for_a_resource_that_nothing_serves() {
+fn a_table_for_a_resource_without_a_handler() {
     let dir = Dir::new();
     dir.handler("echo", ECHO);
     let map = dir.path().join("map");
@@ -145,7 +145,7 @@ fn section(heading: &str) -> &'static str {
 }
 
 #[test]
-fn the_example_of_the_manual_is_right() {
+fn the_example_of_the_manual_is_valid() {
     let example =
         section("EXAMPLES").split("\n.Bd -literal\n").nth(1).unwrap().split("\n.Ed").next().unwrap();
     let dir = Dir::new();
@@ -229,7 +229,7 @@ fn a_file_includes_others() {
 }
 
 #[test]
-fn what_is_in_force_is_a_file_that_can_be_read_again() {
+fn the_effective_configuration_can_be_read_again() {
     let dir = Dir::new();
     dir.handler("echo", ECHO);
     let text = "log_level = 'debug'\nallow_origin = ['https://a.example', 'null']\ndeflate = false\n\

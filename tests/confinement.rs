@@ -73,7 +73,7 @@ fn tell(raw: &mut Raw, what: &str, path: &Path) -> i32 {
 }
 
 #[test]
-fn handlers_use_the_files_that_they_may() {
+fn handlers_can_use_allowed_files_only() {
     if !is_supported() {
         return;
     }
@@ -197,7 +197,7 @@ const CALLS: &str = r#"
 "#;
 
 #[test]
-fn handlers_make_the_system_calls_that_they_may() {
+fn handlers_can_make_allowed_system_calls_only() {
     let dir = Dir::new();
     let handler = dir.handler("shared", CALLS);
     for other in ["open_wsh.so", "single_wsh.so"] {

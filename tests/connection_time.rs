@@ -94,7 +94,7 @@ fn keepalive_pings_while_pongs_come() {
 }
 
 #[test]
-fn received_octets_put_the_ping_off() {
+fn received_octets_postpone_the_ping() {
     let mut pair = Pair::new(limits());
     pair.pass(29);
     assert!(matches!(pair.peer_sends(0x81, b"a"), Event::Message { .. }));
@@ -134,7 +134,7 @@ fn any_octet_is_a_sign_of_life() {
 }
 
 #[test]
-fn an_empty_read_is_none() {
+fn an_empty_read_is_not_a_sign_of_life() {
     let mut pair = Pair::new(limits());
     pair.pass(10);
     assert_eq!(pair.with(|server, io| server.receive(&mut [], &mut 0, io)), Event::NeedMore);
@@ -142,7 +142,7 @@ fn an_empty_read_is_none() {
 }
 
 #[test]
-fn what_is_off_never_comes() {
+fn disabled_deadlines_never_come() {
     let mut pair = Pair::new(Limits { ping_interval: Duration::ZERO, ..limits() });
     assert_eq!(pair.server.deadline(&pair.limits), NEVER);
     // Without a deadline for Pongs the Pings continue.
@@ -199,7 +199,7 @@ fn idle_counts_messages_in_both_directions_and_nothing_else() {
 }
 
 #[test]
-fn our_close_is_to_be_answered_in_time() {
+fn our_close_has_a_deadline() {
     let mut pair = Pair::new(limits());
     pair.pass(7);
     pair.with(|server, io| server.close(Some(1000), b"", io)).unwrap();
@@ -212,7 +212,7 @@ fn our_close_is_to_be_answered_in_time() {
 }
 
 #[test]
-fn so_is_the_peers() {
+fn the_peers_close_has_a_deadline() {
     let mut pair = Pair::new(limits());
     assert!(matches!(pair.peer_sends(0x88, b""), Event::CloseReceived { code: 1005, .. }));
     assert_eq!(pair.deadline_after(5), Deadline::CloseTimedOut);
@@ -262,7 +262,7 @@ fn silence_does_not_count_while_paused() {
 }
 
 #[test]
-fn resuming_what_is_not_paused_changes_nothing() {
+fn resuming_without_a_pause_changes_nothing() {
     let mut pair = Pair::new(limits());
     pair.pass(10);
     pair.server.set_paused(false, pair.now);

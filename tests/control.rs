@@ -278,7 +278,7 @@ const STUBBORN: &str = r#"
 "#;
 
 #[test]
-fn a_worker_that_leaves_is_still_asked_for_its_connections() {
+fn connections_of_a_draining_worker_are_listed() {
     let dir = Dir::new();
     dir.handler("stubborn", STUBBORN);
     let socket = socket_in(&dir);
@@ -334,7 +334,7 @@ fn a_list_has_a_bound_and_says_so() {
 }
 
 #[test]
-fn what_peers_say_is_listed_as_they_said_it() {
+fn strings_of_peers_are_listed_unchanged() {
     let this = Controlled::start(&["echo"], &["--workers", "1"]);
     let resource = "/echo?%1b[31m\"\\,{}";
     let mut raw = Raw::open(&this.address(), resource);
@@ -344,7 +344,7 @@ fn what_peers_say_is_listed_as_they_said_it() {
 }
 
 #[test]
-fn close_closes_that_one_with_the_code() {
+fn close_closes_one_connection_with_the_code() {
     let this = Controlled::start(&["echo"], &["--workers", "2"]);
     let mut clients: Vec<client::Client> =
         (0..4).map(|_| client::connect(&this.address(), "/echo")).collect();
@@ -391,7 +391,7 @@ fn close_closes_that_one_with_the_code() {
 }
 
 #[test]
-fn a_handler_is_quarantined_and_served_again_by_order() {
+fn a_handler_is_quarantined_and_released_by_command() {
     let this = Controlled::start(&["echo", "crash"], &["--workers", "2"]);
     let address = this.address();
     let mut before = Raw::open(&address, "/crash");
@@ -426,7 +426,7 @@ fn a_handler_is_quarantined_and_served_again_by_order() {
 }
 
 #[test]
-fn lifting_a_quarantine_forgives_what_led_to_it() {
+fn lifting_a_quarantine_clears_its_deaths() {
     let this = Controlled::start(&["crash"], &["--workers", "1", "-o", "quarantine_deaths=2"]);
     let crash = || {
         let before = this.server.workers();
@@ -471,7 +471,7 @@ fn leave_socket(path: &std::path::Path) {
 }
 
 #[test]
-fn the_file_of_a_dead_server_is_replaced_and_that_of_a_living_one_is_not() {
+fn the_socket_of_a_dead_server_is_replaced_and_that_of_a_living_one_is_not() {
     let dir = Dir::new();
     fixtures::add_handler(dir.path(), "echo", "echo");
     let path = socket_in(&dir);
@@ -553,7 +553,7 @@ fn the_number_of_workers_is_changed() {
 }
 
 #[test]
-fn a_reload_is_waited_for_and_its_result_told() {
+fn reload_waits_and_prints_the_result() {
     let dir = Dir::new();
     fixtures::add_handler(dir.path(), "echo", "echo");
     let (socket, file) = (socket_in(&dir), dir.path().join("w.conf"));
@@ -609,7 +609,7 @@ fn a_reload_is_waited_for_and_its_result_told() {
 const NOBODY: u32 = 65534;
 
 #[test]
-fn who_is_not_meant_to_is_kept_out() {
+fn other_users_are_refused() {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: it takes root to be somebody else");
         return;
@@ -651,7 +651,7 @@ fn who_is_not_meant_to_is_kept_out() {
 }
 
 #[test]
-fn junk_is_answered_and_does_no_harm() {
+fn invalid_requests_are_answered_and_harmless() {
     let mut this = Controlled::start(&["echo"], &["--workers", "1"]);
     let valid: [&[u8]; 4] = [
         br#"{"command":"status"}"#,
@@ -695,7 +695,7 @@ fn junk_is_answered_and_does_no_harm() {
 }
 
 #[test]
-fn clients_that_say_nothing_or_take_nothing_hold_nobody_up() {
+fn idle_clients_and_clients_that_do_not_read_do_not_delay_others() {
     let mut this = Controlled::start(&["echo"], &["--workers", "2"]);
     // A list longer than the socket's buffers, so that the supervisor must keep the rest.
     let resource = format!("/echo?{}", "long".repeat(3000));
@@ -761,7 +761,7 @@ fn a_client_may_leave_before_its_answer() {
 }
 
 #[test]
-fn watch_shows_it_again_and_again() {
+fn watch_repeats() {
     let mut this = Controlled::start(&["echo"], &["--workers", "1"]);
     let mut child = wshd()
         .args(["ctl", "status", "--watch=0.1", "--control-socket"])

@@ -106,7 +106,7 @@ fn symbol_at(object: &Path, offset: &str) -> String {
 }
 
 #[test]
-fn the_place_is_where_addr2line_finds_the_culprit() {
+fn the_place_is_the_one_of_addr2line() {
     let served = serve(&["crash", "crash_blocking"], &[]);
     for (handler, way, signal) in [
         ("crash", "null", "SIGSEGV"),
@@ -142,7 +142,7 @@ fn the_place_is_where_addr2line_finds_the_culprit() {
 }
 
 #[test]
-fn a_jump_to_nowhere_is_told_with_the_code_that_jumped() {
+fn a_jump_to_an_invalid_address_has_the_place_of_the_jump() {
     let served = serve(&["crash"], &[]);
     let (line, record) = served.crash("/crash", "", "wildjump");
     assert!(line.contains("SIGSEGV at address 0xdead000 in on_message of crash, crash_wsh.so+0x"), "{line}");
@@ -217,7 +217,7 @@ fn a_crash_in_the_handshake_has_its_request() {
 }
 
 #[test]
-fn bytes_of_messages_are_bounded_and_can_be_left_out() {
+fn bytes_of_messages_are_bounded_and_can_be_omitted() {
     // The handler compares up to the NUL.
     let long = format!("null\0{}", "x".repeat(99_999));
     for (limit, kept) in [("0", 0), ("1", 1), ("5000", 5000), ("64K", 65_536), ("1M", 100_004)] {
@@ -232,7 +232,7 @@ fn bytes_of_messages_are_bounded_and_can_be_left_out() {
 }
 
 #[test]
-fn exits_hangs_and_kills_are_recorded_as_what_they_are() {
+fn exits_hangs_and_kills_are_distinguished() {
     let served = serve(&["exits", "loop"], &["-o", "handler_timeout=400ms"]);
     let (line, exit) = served.crash("/exits", "", "exit");
     assert_eq!((&exit["cause"], &exit["signal"]), (&"exit".into(), &Value::Null));
@@ -286,7 +286,7 @@ fn exits_hangs_and_kills_are_recorded_as_what_they_are() {
 }
 
 #[test]
-fn a_signal_from_outside_blames_no_handler() {
+fn a_signal_from_outside_is_attributed_to_no_handler() {
     let served = serve(&["crash"], &[]);
     // The handler's return addresses may still be on this stack.
     assert_eq!(Raw::open(&served.server.address(), "/crash").ask("hello"), "hello");
@@ -309,7 +309,7 @@ fn without_the_option_nothing_is_written() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_an_error() {
+fn a_missing_directory_is_an_error() {
     let dir = Dir::new();
     let output = daemon::run(&["-w", dir.path().to_str().unwrap(), "-o", "crash_dir=/nowhere"]);
     assert_eq!(output.status.code(), Some(3));

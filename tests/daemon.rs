@@ -101,7 +101,7 @@ fn over_unix(path: &Path, resource: &str) -> Raw<UnixStream> {
 }
 
 #[test]
-fn sockets_that_are_passed_are_used() {
+fn passed_sockets_are_used() {
     let dir = dir();
     let (tcp, address) = listening();
     let path = dir.path().join("socket");
@@ -135,7 +135,7 @@ fn sockets_that_are_passed_are_used() {
 }
 
 #[test]
-fn what_was_not_passed_is_closed() {
+fn other_inherited_descriptors_are_closed() {
     let dir = dir();
     let (first, address) = listening();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
@@ -148,7 +148,7 @@ fn what_was_not_passed_is_closed() {
 }
 
 #[test]
-fn sockets_for_another_process_are_not_taken() {
+fn sockets_for_another_process_are_not_used() {
     let dir = dir();
     let (first, address) = listening();
     let mut command = passed(&dir, 1, first, None, &["-p", "0"]);
@@ -160,7 +160,7 @@ fn sockets_for_another_process_are_not_taken() {
 }
 
 #[test]
-fn a_descriptor_that_does_not_listen_is_an_error_that_names_it() {
+fn a_descriptor_that_does_not_listen_is_named_in_the_error() {
     let fails = |count, first: OwnedFd, second: Option<OwnedFd>, names: &str, expected: &str| {
         let dir = dir();
         let mut command = passed(&dir, count, first, second, &[]);
@@ -192,7 +192,7 @@ fn heard(manager: &UnixDatagram) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn the_service_manager_hears_how_it_goes() {
+fn the_service_manager_is_notified() {
     let dir = dir();
     let path = dir.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
@@ -233,7 +233,7 @@ fn the_service_manager_hears_how_it_goes() {
 }
 
 #[test]
-fn an_upgrade_has_what_the_server_was_started_with() {
+fn an_upgrade_keeps_sockets_and_notification() {
     let dir = dir();
     let manager = UnixDatagram::bind(dir.path().join("notify")).unwrap();
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -346,7 +346,7 @@ fn in_the_background() {
 }
 
 #[test]
-fn the_caller_is_told_why_there_is_no_daemon() {
+fn the_caller_gets_the_error_of_a_failed_start() {
     let dir = dir();
     let pid_file = dir.path().join("pid");
     let fails = |code: i32, args: &[&str], expected: &str| {
@@ -377,7 +377,7 @@ fn the_caller_is_told_why_there_is_no_daemon() {
 }
 
 #[test]
-fn a_log_that_can_not_be_opened_is_the_callers_to_know() {
+fn the_caller_gets_the_error_of_the_log() {
     let dir = dir();
     let mut command = Command::new(PROGRAM);
     command.args(["--daemon", "-p", "0", "-l", "/nowhere/log", "-w"]).arg(dir.path());
@@ -387,7 +387,7 @@ fn a_log_that_can_not_be_opened_is_the_callers_to_know() {
 }
 
 #[test]
-fn one_server_a_pid_file() {
+fn a_pid_file_has_one_server() {
     let dir = dir();
     let pid_file = dir.path().join("pid");
     let args = ["--pid-file", pid_file.to_str().unwrap()];
@@ -489,7 +489,7 @@ fn sockets_that_a_new_executable_has_are_not_shut_down() {
 }
 
 #[test]
-fn the_pid_file_is_there_when_the_ready_line_is() {
+fn the_pid_file_exists_before_the_ready_line() {
     let dir = dir();
     let pid_file = dir.path().join("pid");
     for _ in 0..20 {
@@ -631,7 +631,7 @@ fn is_confined(pid: i32, user: u32, groups: &[u32]) {
 }
 
 #[test]
-fn workers_keep_no_rights_of_root() {
+fn workers_keep_no_privileges_of_root() {
     if !is_root("giving workers another user") {
         return;
     }
@@ -694,7 +694,7 @@ fn workers_keep_no_rights_of_root() {
 
 /// Like a unit with `User=` and `AmbientCapabilities=CAP_NET_BIND_SERVICE`.
 #[test]
-fn capabilities_of_a_server_without_root_are_the_supervisors() {
+fn workers_without_root_have_no_capabilities() {
     if !is_root("giving a server another user") {
         return;
     }
@@ -718,7 +718,7 @@ fn capabilities_of_a_server_without_root_are_the_supervisors() {
 }
 
 #[test]
-fn what_workers_may_not_read_is_found_at_the_start() {
+fn files_that_workers_cannot_read_are_found_at_the_start() {
     if !is_root("giving workers another user") {
         return;
     }
@@ -732,7 +732,7 @@ fn what_workers_may_not_read_is_found_at_the_start() {
 }
 
 #[test]
-fn workers_below_another_root() {
+fn workers_in_a_chroot() {
     if !is_root("another root directory") {
         return;
     }

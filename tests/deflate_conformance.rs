@@ -60,7 +60,7 @@ fn compresses_as_the_examples_of_the_rfc() {
 }
 
 #[test]
-fn takes_the_clients_context_over_if_agreed() {
+fn takes_the_clients_context_over_if_negotiated() {
     let mut codecs = Codecs::new();
     // 7.2.3.2.
     let second: &[u8] = b"\xf2\x00\x11\x00\x00";

@@ -68,7 +68,7 @@ fn fault(source: &str) -> String {
 }
 
 #[test]
-fn an_offer_tells_all() {
+fn an_offer_has_all_properties() {
     let dir = Dir::new();
     let event = dir.handler(
         "x",
@@ -160,7 +160,7 @@ fn tables_that_are_wrong() {
 }
 
 #[test]
-fn files_that_are_no_handlers() {
+fn files_that_are_not_handlers() {
     let dir = Dir::new();
     let text = dir.path().join("text_wsh.so");
     std::fs::write(&text, "#!/bin/sh\n").unwrap();
@@ -181,7 +181,7 @@ fn files_that_are_no_handlers() {
 }
 
 #[test]
-fn constructors_that_end_the_process() {
+fn constructors_that_exit_or_crash() {
     let loading = "while loading (constructors, ws_handler_entry_v1), expected to return";
     for (code, expected) in [
         ("raise(SIGSEGV);", "killed by signal 11 (SIGSEGV)"),
@@ -195,7 +195,7 @@ fn constructors_that_end_the_process() {
 }
 
 #[test]
-fn a_constructor_without_end() {
+fn a_constructor_that_hangs() {
     let begun = Instant::now();
     let error = fault(&constructor("for (;;) pause();"));
     assert_eq!(error, "did not return within 5 s while loading (constructors, ws_handler_entry_v1)");
@@ -203,13 +203,13 @@ fn a_constructor_without_end() {
 }
 
 #[test]
-fn a_constructor_that_closes_everything_gives_no_answer() {
+fn a_constructor_that_closes_all_descriptors_gives_no_answer() {
     let error = fault(&constructor("for (int fd = 0; fd < 256; fd++) close(fd);"));
     assert!(error.starts_with("exited with status 1 while loading"), "{error}");
 }
 
 #[test]
-fn a_constructor_that_answers_itself_is_not_believed() {
+fn a_forged_answer_of_a_constructor_is_rejected() {
     let dir = Dir::new();
     let offer = r#"{\"offer\":{\"name\":\"x\",\"version\":\"\",\"style\":\"event\",\"flags\":0,\"abi\":65536,\"protocols\":[]}}\n"#;
     let forged = format!("00000000000000000000000000000000{offer}");
@@ -241,7 +241,7 @@ fn constructor_finds(expected: &str, request: impl Fn(&Path) -> Request) {
 }
 
 #[test]
-fn a_probe_has_nothing_of_whoever_asks() {
+fn a_probe_inherits_nothing() {
     // A descriptor without close-on-exec.
     let kept = std::fs::File::open("/dev/null").unwrap();
     rustix::io::fcntl_setfd(&kept, rustix::io::FdFlags::empty()).unwrap();
@@ -257,7 +257,7 @@ fn a_probe_has_nothing_of_whoever_asks() {
 }
 
 #[test]
-fn a_probe_gets_its_settings_and_not_by_argument_or_environment() {
+fn a_probe_gets_its_settings_neither_by_argument_nor_by_environment() {
     let dir = Dir::new();
     let source = r#"
         #include <ws_handler.h>
@@ -299,7 +299,7 @@ fn what_a_handler_writes_to_standard_error_is_kept_up_to_a_bound() {
 }
 
 #[test]
-fn many_are_probed_side_by_side() {
+fn many_are_probed_in_parallel() {
     let dir = Dir::new();
     let slow = dir.handler("slow", &constructor("sleep(1);"));
     let begun = Instant::now();
@@ -437,7 +437,7 @@ fn a_discovery_ends_in_routes_and_faults() {
 }
 
 #[test]
-fn a_server_probes_with_what_it_runs_and_logs_what_handlers_write() {
+fn a_server_probes_with_its_own_executable_and_logs_standard_error() {
     let dir = Dir::new();
     let program = dir.path().join("wshd");
     std::fs::copy(env!("CARGO_BIN_EXE_wshd"), &program).unwrap();

@@ -335,13 +335,13 @@ fn two_servers_and_an_engine_that_dies(kind: Kind) {
 
 #[test]
 #[ignore = "needs nats-server"]
-fn nats_joins_two_servers_and_may_die() {
+fn nats_joins_two_servers_and_may_restart() {
     two_servers_and_an_engine_that_dies(Kind::Nats);
 }
 
 #[test]
 #[ignore = "needs redis-server"]
-fn redis_joins_two_servers_and_may_die() {
+fn redis_joins_two_servers_and_may_restart() {
     two_servers_and_an_engine_that_dies(Kind::Redis);
 }
 

@@ -283,7 +283,7 @@ fn every_row_at_every_cut() {
 }
 
 #[test]
-fn rows_are_told_apart() {
+fn a_wrong_row_is_detected() {
     let names: BTreeSet<_> = ROWS.iter().map(|row| (row.0, row.1)).collect();
     assert_eq!(names.len(), ROWS.len());
 }
@@ -450,7 +450,7 @@ fn octets(row: &str) -> Vec<u8> {
 
 /// RFC 6455 5.7: the examples sent by a server.
 #[test]
-fn examples_as_sent() {
+fn examples_of_frames_sent_by_a_server() {
     let limits = Limits::default();
     let mut connection = Connection::new(Instant::default(), None, false);
     let (mut codecs, mut out) = (Codecs::new(), Vec::new());

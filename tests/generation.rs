@@ -71,7 +71,7 @@ fn only_the_pool_of_a_changed_handler_gets_new_workers() {
 }
 
 #[test]
-fn settings_concern_the_pools_that_have_them() {
+fn changed_settings_affect_their_pools_only() {
     let before = config(2, &[("b", 1)], &[("/b", 1)]);
     let old = generation(before.clone(), &[("/a", 1), ("/b", 1)]);
     let changed = |change: &dyn Fn(&mut Config)| {
@@ -91,7 +91,7 @@ fn settings_concern_the_pools_that_have_them() {
 }
 
 #[test]
-fn workers_are_replaced_pool_by_pool_the_default_pool_last_and_what_is_too_many_goes() {
+fn workers_are_replaced_pool_by_pool_with_the_default_pool_last() {
     let new = generation(config(2, &[("b", 2), ("gone", 0)], &[]), &[]);
     let workers = [(place(0, 0), 0), (place(0, 1), 1), (place(0, 2), 5), (place(1, 0), 2), (place(2, 0), 3)];
     assert_eq!(
@@ -108,7 +108,7 @@ fn workers_are_replaced_pool_by_pool_the_default_pool_last_and_what_is_too_many_
 }
 
 #[test]
-fn pools_keep_their_numbers_and_those_that_are_gone_have_no_workers() {
+fn pools_keep_their_numbers_and_removed_ones_have_no_workers() {
     let old = config(1, &[("x", 1), ("y", 2)], &[("/x", 1), ("/y", 2)]);
     let new = config(3, &[("z", 4), ("y", 5)], &[("/z", 1), ("/y", 2)]).following(&old);
     let pools: Vec<_> = new.pools.iter().map(|pool| (pool.name.as_str(), pool.workers)).collect();

@@ -219,7 +219,7 @@ fn lists_have_a_bound() {
 
 /// RFC 6455 section 4.2.2 items 5.5 and 5.6: only offered values are chosen.
 #[test]
-fn nothing_unasked_is_chosen() {
+fn only_offered_values_are_chosen() {
     let response = answer(&request(GET, &[]), &Config::default());
     assert_eq!(header(&response, "Sec-WebSocket-Protocol"), None);
     assert_eq!(header(&response, "Sec-WebSocket-Extensions"), None);

@@ -128,7 +128,7 @@ fn other_requests_are_answered_as_over_http_1() {
 }
 
 #[test]
-fn each_stream_is_limited_and_logged_by_itself() {
+fn streams_are_limited_and_logged_like_connections() {
     let log = tempfile::NamedTempFile::new().unwrap();
     let access = format!("access_log={}", log.path().display());
     let setup = Setup::new(&["-o", "max_connections_per_address=3", "-o", &access]);
@@ -192,7 +192,7 @@ fn connections_move_to_the_pool_of_their_handler_and_survive_its_crash() {
 }
 
 #[test]
-fn an_upgrade_goes_on_with_all_streams() {
+fn an_upgrade_keeps_all_streams() {
     let (dir, authority) = prepare(&["echo"]);
     let mut server = start_copy(&dir, &["--workers", "1"]);
     let client = Client::of(&authority).alpn("h2");

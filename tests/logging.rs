@@ -1,5 +1,5 @@
-//! The log and the access log of a running server: what lines look like, where they go, and that nobody who does not
-//! take them can hold the server up.
+//! The log and the access log of a running server: format and destinations, and that a destination that does not
+//! accept lines cannot block the server.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "common/client.rs"]
@@ -22,7 +22,7 @@ use daemon::{Dir, PATIENCE, Server, children, until, wshd};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 
-/// Sends every message back, after it has written it to the log: "LEVEL TEXT". With a query it refuses.
+/// Logs every message, "LEVEL TEXT", and sends it back. Rejects requests with a query.
 const TALK: &str = r#"
     #include <stdlib.h>
     #include <string.h>
@@ -79,7 +79,7 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// Has the handler write a line; it has been written, or lost, when this returns.
+/// Makes the handler log a line, and returns when it was written or lost.
 #[track_caller]
 fn say(client: &mut Client, level: u32, text: &str) {
     let message = format!("{level} {text}");
@@ -99,7 +99,7 @@ fn numbers(text: &str) -> Vec<u32> {
     rests.map(|rest| rest.split(' ').next().unwrap().parse().unwrap()).collect()
 }
 
-/// The lines of an access log with this event, as their fields; what is not `key=value` is left out.
+/// The fields of the access log lines with this event; words that are not `key=value` are omitted.
 fn access(text: &str, event: &str) -> Vec<BTreeMap<String, String>> {
     let lines = text.lines().filter(|line| line.contains(&format!("] access event={event} ")));
     let fields = |line: &str| {
@@ -122,7 +122,7 @@ fn access(text: &str, event: &str) -> Vec<BTreeMap<String, String>> {
     lines.map(fields).collect()
 }
 
-/// The rest of the first line that has this.
+/// The rest of the first line that contains this.
 fn after<'a>(log: &'a str, what: &str) -> &'a str {
     let line = log.lines().find_map(|line| line.split_once(what)).expect(what);
     line.1
@@ -261,7 +261,7 @@ fn a_handler_has_a_level_of_its_own() {
 }
 
 #[test]
-fn json_is_one_object_a_line() {
+fn json_has_one_object_per_line() {
     let dir = talk_dir();
     let log = path(&dir, "log");
     let server = serve(&dir, &["--log-file", &log, "-olog_format=json", "--access-log", "-"]);
@@ -284,15 +284,15 @@ fn json_is_one_object_a_line() {
     assert_eq!((&end["code"], &end["by"], &end["messages_in"]), (&1000.into(), &"peer".into(), &1.into()));
 }
 
-/// A log daemon of the test.
+/// A log daemon for the test.
 fn daemon(dir: &Dir) -> UnixDatagram {
     let socket = UnixDatagram::bind(dir.path().join("socket")).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
-/// Stops a log daemon. A process that another test forks has the socket, too, until it executes a program: what was sent
-/// to it then would be lost.
+/// Stops a log daemon. A child forked by another test also has the socket, until it executes a program; lines sent
+/// to it would be lost.
 fn stop(daemon: UnixDatagram, dir: &Dir) {
     daemon.shutdown(Shutdown::Both).unwrap();
     fs::remove_file(dir.path().join("socket")).unwrap();
@@ -371,14 +371,14 @@ fn entries_for_the_journal() {
     assert!(!end.contains_key("WSHD_COMPRESSION") && end["MESSAGE"].contains(" compression=- "));
 }
 
-/// What the descriptors of a process lead to.
+/// The targets of a process's descriptors.
 fn open_files(pid: i32) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
     entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()).collect()
 }
 
 #[test]
-fn files_that_were_renamed_are_opened_anew() {
+fn renamed_files_are_reopened() {
     let dir = talk_dir();
     let (log, access_log) = (path(&dir, "log"), path(&dir, "access"));
     let args = ["--workers=2", "--log-file", &log, "--access-log", &access_log, "--metrics=127.0.0.1:0"];
@@ -420,7 +420,7 @@ fn files_that_were_renamed_are_opened_anew() {
 }
 
 #[test]
-fn a_worker_that_may_not_open_the_file_is_given_it() {
+fn a_worker_without_access_to_the_file_gets_its_descriptor() {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: only root can have workers that are somebody else");
         return;
@@ -428,7 +428,7 @@ fn a_worker_that_may_not_open_the_file_is_given_it() {
     let dir = talk_dir();
     let private = dir.path().join("private");
     fs::create_dir(&private).unwrap();
-    // For the handler; the directory of the log is root's.
+    // For the handler; the directory of the log belongs to root.
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
     let (log, config) = (path(&dir, "private/log"), path(&dir, "w.conf"));
@@ -478,7 +478,7 @@ fn a_reload_changes_the_log() {
     let has = |key: &str, value: &str| lines.iter().any(|line| line[key] == value);
     assert!(has("event", "resumed") && has("message", "line 3"));
     assert_eq!(numbers(&read(&first)), [1]);
-    // A level of its own concerns the handler's workers only; a new size nobody.
+    // A handler's own level affects its workers only; a new log_max affects none.
     let worker = server.worker();
     let same = format!("log_file = {second:?}\nlog_format = 'json'\naccess_log = '-'\nlog_level = 'fine'\n");
     reload(&server, format!("{same}log_max = '1G'"));
@@ -492,7 +492,7 @@ fn a_reload_changes_the_log() {
 }
 
 #[test]
-fn large_files_are_renamed_and_a_number_of_them_kept() {
+fn large_files_are_rotated() {
     let dir = talk_dir();
     let log = path(&dir, "log");
     let server = serve(&dir, &["--log-file", &log, "--log_max", "4K", "--log_count", "2"]);
@@ -500,7 +500,7 @@ fn large_files_are_renamed_and_a_number_of_them_kept() {
     let mut number = 0;
     let mut say_until = |is_so: &dyn Fn() -> bool| {
         until("the file is renamed", || {
-            // No more than a few lines a look, so that none of them goes with a third file.
+            // Only a few lines per check, so that none of them is in a third file.
             std::thread::sleep(std::time::Duration::from_millis(10));
             number += 1;
             say(&mut client, 30, &format!("line {number} {}", "x".repeat(100)));
@@ -522,11 +522,11 @@ fn large_files_are_renamed_and_a_number_of_them_kept() {
 }
 
 #[test]
-fn a_file_that_can_not_be_renamed_is_said_once() {
+fn a_file_that_cannot_be_renamed_is_reported_once() {
     let dir = talk_dir();
     fs::create_dir(dir.path().join("logs")).unwrap();
     let log = path(&dir, "logs/log");
-    // A directory in the place of the renamed file.
+    // A directory prevents the rename.
     fs::create_dir_all(path(&dir, "logs/log.1/full")).unwrap();
     let server = serve(&dir, &["--log-file", &log, "--log-max=1K", "--log-count=1"]);
     let mut client = connect(&server.address(), "/talk");
@@ -538,7 +538,7 @@ fn a_file_that_can_not_be_renamed_is_said_once() {
     assert_eq!(read(format!("{log}.1")).matches(complaint).count(), 1);
 }
 
-/// The lines of a log that begin with `line`, and how many it says were lost.
+/// The lines of a log that begin with `line`, and the number reported as lost.
 fn kept_and_lost(log: &str) -> (usize, usize) {
     let losses = log.lines().filter_map(|line| line.split("] ").nth(1)?.strip_suffix(" lost"));
     let lost = losses.map(|loss| loss.split(' ').next().unwrap().parse::<usize>().unwrap()).sum();
@@ -546,7 +546,7 @@ fn kept_and_lost(log: &str) -> (usize, usize) {
 }
 
 #[test]
-fn a_pipe_that_nobody_reads_holds_nobody_up() {
+fn a_full_pipe_does_not_block_the_server() {
     let dir = talk_dir();
     let (mut reader, writer) = std::io::pipe().unwrap();
     let ours = writer.try_clone().unwrap();
@@ -571,7 +571,7 @@ fn a_pipe_that_nobody_reads_holds_nobody_up() {
         });
     };
     take(": line 0 ");
-    // As soon as there is room again.
+    // Once there is room again.
     say(&mut client, 30, "line 200");
     take(": line 200\n");
     let (kept, lost) = kept_and_lost(&text);
@@ -581,7 +581,7 @@ fn a_pipe_that_nobody_reads_holds_nobody_up() {
 }
 
 #[test]
-fn a_full_device_holds_nobody_up() {
+fn a_full_device_does_not_block_the_server() {
     let dir = talk_dir();
     let full = ["--log-file=/dev/full", "--access-log=/dev/full", "--log-level=fine"];
     let mut server = serve(&dir, &full);
@@ -592,11 +592,11 @@ fn a_full_device_holds_nobody_up() {
 }
 
 #[test]
-fn lines_go_on_when_a_full_filesystem_has_room_again() {
+fn lines_continue_when_a_full_file_system_has_room_again() {
     let dir = talk_dir();
     let small = path(&dir, "small");
     fs::create_dir(&small).unwrap();
-    // A file system of 64 KiB that nobody else sees.
+    // A file system of 64 KiB in a mount namespace.
     let script =
         r#"mount -t tmpfs -o size=64k tmpfs "$SMALL" && head -c 40K /dev/zero > "$SMALL/other" && exec "$@""#;
     let in_namespace = |program: &Command| {
@@ -622,13 +622,13 @@ fn lines_go_on_when_a_full_filesystem_has_room_again() {
     let text = read(inside("log"));
     let (kept, lost) = kept_and_lost(&text);
     assert!(lost > 0 && text.lines().last().unwrap().ends_with(": line 100"), "{text}");
-    // The line that was the first not to fit may be there in part, with its number or without.
+    // The first line that did not fit may be there in part, with or without its number.
     assert!([101, 102].contains(&(kept + lost)), "{kept} and {lost}");
     assert!(text.lines().filter(|line| !line.starts_with("20")).count() == 0, "{text}");
 }
 
 #[test]
-fn targets_that_are_not_there() {
+fn missing_targets() {
     let dir = talk_dir();
     let none = path(&dir, "none");
     let daemon = |target| vec![format!("-olog_target={target}"), format!("-olog_socket={none}")];
@@ -647,7 +647,7 @@ fn targets_that_are_not_there() {
     }
 }
 
-/// Holds some fields of a line against what is expected.
+/// Compares some fields of a line.
 #[track_caller]
 fn has(line: &BTreeMap<String, String>, fields: &[(&str, &str)]) {
     for (key, value) in fields {
@@ -696,7 +696,7 @@ fn a_connection_in_the_access_log() {
 }
 
 #[test]
-fn requests_that_are_refused() {
+fn refused_requests() {
     let dir = talk_dir();
     let file = path(&dir, "access");
     let server = serve(&dir, &["--access-log", &file]);
@@ -735,7 +735,7 @@ fn a_peer_without_an_address() {
 }
 
 #[test]
-fn who_ended_a_connection() {
+fn the_access_log_says_who_ended_a_connection() {
     let dir = talk_dir();
     dir.handler("bye", &TALK.replace("ws_send(", "ws_close(conn, 4001, NULL); ws_send("));
     let file = path(&dir, "access");
@@ -745,7 +745,7 @@ fn who_ended_a_connection() {
     assert_eq!(close_of(&mut bye).0, 4001);
     drop(bye);
     until("it has ended", || access(&read(&file), "close").len() == 1);
-    // Gone without a Close frame.
+    // Disconnected without a Close frame.
     drop(connect(&server.address(), "/talk"));
     until("it has ended", || access(&read(&file), "close").len() == 2);
     let mut last = connect(&server.address(), "/talk");

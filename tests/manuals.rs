@@ -1,5 +1,5 @@
-//! The manual pages against the sources that they speak of. The options are held against wshd(8) in `cli.rs`, the
-//! header against ws_handler(3) in `abi.rs`.
+//! Compares the manual pages with the sources. `cli.rs` compares the options with wshd(8), `abi.rs` the
+//! header with ws_handler(3).
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +19,7 @@ fn files_in(directory: &str) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-/// All that begins with `src/`, `tests/` and the like.
+/// Words that begin with `src/`, `tests/` and so on.
 fn paths_in(text: &str) -> BTreeSet<&str> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "/._-".contains(c)));
     let rooms = ["src/", "tests/", "ctests/", "fuzz/", "benches/", "man/", "plugins/", "include/"];
@@ -58,7 +58,7 @@ fn references(text: &str) -> impl Iterator<Item = (&str, (&str, &str))> {
     })
 }
 
-/// Of our own pages: the page, and the section that is named before it, as in "see RELOAD in wshd(8)".
+/// References to our own pages: the page exists, and has the section before it, as in "see RELOAD in wshd(8)".
 #[test]
 fn every_reference_has_its_target() {
     for page in files_in("man") {
@@ -89,13 +89,13 @@ fn every_reference_has_its_target() {
     }
 }
 
-/// The rooms of `src/`, and the files that are a room by themselves.
+/// The rooms of `src/`, directories and files.
 #[test]
 fn every_room_is_named() {
     let named = paths_in(HOW_IT_WORKS);
     for room in files_in("src") {
         let path = room.strip_prefix(root()).unwrap().to_str().unwrap();
-        // The list of modules is no room.
+        // The list of modules is not a room.
         if path == "src/lib.rs" {
             continue;
         }
@@ -106,9 +106,9 @@ fn every_room_is_named() {
     }
 }
 
-/// The handler in ten lines is one.
+/// The handler in ten lines compiles and passes the check.
 #[test]
-fn the_handler_in_the_readme_is_sound() {
+fn the_handler_in_the_readme_works() {
     let block = README.split("\n\n    #include <ws_handler.h>\n").nth(1).unwrap();
     let indented = block.lines().take_while(|line| line.is_empty() || line.starts_with("    "));
     let dir = tempfile::tempdir().unwrap();
@@ -122,9 +122,9 @@ fn the_handler_in_the_readme_is_sound() {
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
 }
 
-/// What the table of settings makes stands between these lines; with UPDATE_MANUALS in the environment it is put there.
+/// The text between these lines is generated from the table of settings; UPDATE_MANUALS in the environment updates it.
 #[test]
-fn settings_are_those_of_the_table() {
+fn settings_match_the_table() {
     use wshd::settings::{Scope, manual};
     let parts = [
         ("man/wshd.8", "options", manual::options()),
@@ -147,7 +147,7 @@ fn settings_are_those_of_the_table() {
     }
 }
 
-/// Command lines of this program in a page: those after a prompt, and in the README those that are indented.
+/// Command lines of this program in a page: after a prompt, or, in the README, indented.
 fn command_lines(text: &str) -> impl Iterator<Item = Vec<&str>> {
     let program = wshd::cli::command();
     text.lines().filter_map(move |line| {
@@ -162,7 +162,7 @@ fn command_lines(text: &str) -> impl Iterator<Item = Vec<&str>> {
 }
 
 #[test]
-fn command_lines_are_understood() {
+fn command_lines_are_valid() {
     let mut count = 0;
     for page in files_in("man").into_iter().chain([root().join("README.md")]) {
         let text = std::fs::read_to_string(&page).unwrap();
@@ -176,9 +176,9 @@ fn command_lines_are_understood() {
     assert!(count > 20, "{count}");
 }
 
-/// `key = "value"` in the text of a page, and the displays of wshd.conf(5). Files that they name are not there.
+/// `key = "value"` in the text of a page, and the displays of wshd.conf(5). Files that they name do not exist.
 #[test]
-fn configurations_have_keys_that_there_are() {
+fn configurations_have_existing_keys() {
     let dir = tempfile::tempdir().unwrap();
     let complaint = |text: &str| {
         let file = dir.path().join("wshd.conf");
@@ -209,9 +209,9 @@ fn configurations_have_keys_that_there_are() {
     }
 }
 
-/// The requests that wshd-ctl(8) lists are those that there are.
+/// The requests in wshd-ctl(8) are valid.
 #[test]
-fn requests_are_understood() {
+fn requests_are_valid() {
     let page = std::fs::read_to_string(root().join("man/wshd-ctl.8")).unwrap();
     let mut count = 0;
     for line in page.lines().filter(|line| line.starts_with("{\"command\"")) {

@@ -1,5 +1,5 @@
-//! `mistakes.txt`, a transcript that people can read: mistakes in configuration and options, each with the exact message
-//! and status. With UPDATE_TRANSCRIPT in the environment it is written anew, to be reviewed as a text.
+//! `mistakes.txt` is a transcript of mistakes in configuration and options, each with the exact message
+//! and status. UPDATE_TRANSCRIPT in the environment updates it, for review.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fmt::Write as _;
@@ -11,12 +11,12 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const TRANSCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mistakes.txt");
-/// Somebody who may do nothing.
+/// A user without rights.
 const NOBODY: u32 = 65_534;
-/// A mistake that is not noticed starts a server.
+/// Time limit: an undetected mistake starts a server.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// One mistake: what is there, and what is typed.
+/// One mistake: files and command line.
 #[derive(Default)]
 struct Mistake<'t> {
     /// All lines before the output.
@@ -43,7 +43,7 @@ fn mistakes(text: &str) -> Vec<Mistake<'_>> {
 }
 
 impl Mistake<'_> {
-    /// What comes of it: output and status. None: it cannot be made by this user.
+    /// The output and status. None if this user cannot make the mistake.
     fn made(&self) -> Option<(String, String)> {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().canonicalize().unwrap();
@@ -86,7 +86,7 @@ impl Mistake<'_> {
         let line = line.replace("DIR", place.to_str().unwrap()).replace("PORT", &port);
         let mut command = Command::new(env!("CARGO_BIN_EXE_wshd"));
         if as_nobody {
-            // The build may be out of reach for others.
+            // The build directory may not be accessible to other users.
             std::fs::copy(env!("CARGO_BIN_EXE_wshd"), place.join("wshd")).unwrap();
             command = Command::new(place.join("wshd"));
             command.uid(NOBODY).gid(NOBODY);
@@ -100,7 +100,7 @@ impl Mistake<'_> {
     }
 }
 
-/// Log lines begin with a time and name a process.
+/// Replaces the time and process of log lines.
 fn without_time(line: &str) -> String {
     let is_log = line.get(4..5) == Some("-") && line.get(10..11) == Some("T") && line.contains("Z ");
     let Some((_, line)) = line.split_once("Z ").filter(|_| is_log) else { return line.to_owned() };
@@ -110,7 +110,7 @@ fn without_time(line: &str) -> String {
     format!("TIME {level} {}[PID] {rest}", process.split('[').next().unwrap())
 }
 
-/// Words as of a shell that knows single quotes.
+/// Splits words like a shell with single quotes.
 fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     for (number, part) in line.split('\'').enumerate() {

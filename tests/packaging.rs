@@ -1,5 +1,5 @@
-//! What is installed: `make install` against the Debian package, and the files of `packaging` against the program that they
-//! are about. The package itself is built and installed by `.ci/package`.
+//! Installation: `make install` compared with the Debian package, and the files of `packaging` compared with the
+//! program. `.ci/package` builds and installs the package itself.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -82,20 +82,20 @@ fn packaged() -> BTreeSet<(String, u32)> {
             (if target.ends_with('/') { format!("{target}{name}") } else { target.to_owned() }, mode)
         })
     });
-    // Which cargo deb adds by itself.
+    // cargo deb adds these itself.
     let added = [
         "lib/systemd/system/wshd.service",
         "lib/sysusers.d/wshd.conf",
         "lib/tmpfiles.d/wshd.conf",
         "share/doc/wshd/copyright",
     ];
-    // Which only Debian's own tools read.
+    // Only Debian's tools read these.
     let is_ours = |(path, _): &(String, u32)| !path.starts_with("usr/share/lintian/");
     described.chain(added.map(|path| (format!("usr/{path}"), 0o644))).filter(is_ours).collect()
 }
 
 #[test]
-fn make_installs_what_the_package_has() {
+fn make_installs_the_files_of_the_package() {
     let stage = tempfile::tempdir().unwrap();
     if install(&[&format!("DESTDIR={}", stage.path().display()), "PREFIX=/usr"]) {
         assert_eq!(files_in(stage.path()), packaged());
@@ -103,7 +103,7 @@ fn make_installs_what_the_package_has() {
 }
 
 #[test]
-fn what_was_installed_can_be_removed() {
+fn installed_files_can_be_removed() {
     let stage = tempfile::tempdir().unwrap();
     let variables = [format!("DESTDIR={}", stage.path().display()), "SYSCONFDIR=/usr/local/etc".to_owned()];
     let variables: Vec<&str> = variables.iter().map(String::as_str).collect();
@@ -113,7 +113,7 @@ fn what_was_installed_can_be_removed() {
     let uninstall =
         Command::new("make").current_dir(root()).arg("uninstall").args(&variables).output().unwrap();
     assert!(uninstall.status.success(), "{}", String::from_utf8_lossy(&uninstall.stderr));
-    // The administrator's stays.
+    // The administrator's file stays.
     let left: Vec<String> = files_in(stage.path()).into_iter().map(|(path, _)| path).collect();
     assert_eq!(left, ["usr/local/etc/wshd/wshd.conf"]);
     assert!(!stage.path().join("usr/local/lib/wshd").exists());
@@ -121,13 +121,13 @@ fn what_was_installed_can_be_removed() {
 
 /// The crate is installed as source: a handler builds against it without a registry.
 #[test]
-fn the_installed_crate_needs_nothing_else() {
+fn the_installed_crate_needs_no_other() {
     let manifest = fs::read_to_string(root().join("include/rust/Cargo.toml")).unwrap();
     assert!(!manifest.contains("dependencies") && !manifest.contains("workspace"), "{manifest}");
 }
 
 #[test]
-fn what_is_installed_elsewhere_is_looked_for_there() {
+fn a_prefix_is_respected() {
     let dir = tempfile::tempdir().unwrap();
     let prefix = dir.path().to_str().unwrap();
     let variables = [format!("PREFIX={prefix}"), format!("SYSCONFDIR={prefix}/etc")];
@@ -140,7 +140,7 @@ fn what_is_installed_elsewhere_is_looked_for_there() {
     assert!(read("lib/systemd/system/wshd.service").contains(&format!("\nExecStart={prefix}/bin/wshd ")));
     let handlers = format!("\nwebsock_handlers = \"{prefix}/lib/wshd/handlers\"\n");
     assert!(read("etc/wshd/wshd.conf").contains(&handlers));
-    // The administrator's.
+    // Installed by the administrator.
     fs::write(dir.path().join("etc/wshd/wshd.conf"), "changed").unwrap();
     assert!(install(&variables));
     assert_eq!(read("etc/wshd/wshd.conf"), "changed");
@@ -155,7 +155,7 @@ fn what_is_installed_elsewhere_is_looked_for_there() {
     }
 }
 
-/// Builds, tests and installs the example with CMake and with Meson, as its author would.
+/// Builds, tests and installs the example with CMake and with Meson.
 #[test]
 #[ignore = "needs cmake, meson and pkg-config"]
 fn the_examples_are_built_by_cmake_and_by_meson() {
@@ -183,7 +183,7 @@ fn the_examples_are_built_by_cmake_and_by_meson() {
     }
 }
 
-/// The configuration that the text of a file makes, with directories that exist.
+/// The configuration from the text of a file, with directories that exist.
 fn parse(text: &str) -> Config {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("wshd.conf");
@@ -198,19 +198,19 @@ fn parse(text: &str) -> Config {
 }
 
 #[test]
-fn the_default_configuration_is_right() {
+fn the_default_configuration_is_valid() {
     let config = parse(CONFIGURATION);
     assert_eq!(config.listen.len(), 1);
     assert!(config.crash_records.is_some());
 }
 
 #[test]
-fn what_the_default_configuration_proposes_is_right() {
+fn the_commented_settings_of_the_default_configuration_are_valid() {
     let lines = CONFIGURATION.lines().map(|line| {
         let is_proposal = |text: &&str| text.starts_with('[') || text.contains(" = ");
         line.strip_prefix("# ").filter(is_proposal).unwrap_or(line)
     });
-    // A key that is set above is proposed with another value.
+    // A key that is already set has a commented alternative.
     let proposed = lines.clone().filter(|line| line.starts_with("server_host")).count();
     assert_eq!(proposed, 2);
     let text: Vec<&str> = lines.filter(|line| *line != "server_host = \"127.0.0.1\"").collect();
@@ -255,7 +255,7 @@ fn metrics_in(text: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn dashboard_and_alerts_ask_for_metrics_that_there_are() {
+fn dashboard_and_alerts_use_existing_metrics() {
     let families = [include_str!("../src/metrics/families.rs"), include_str!("../src/metrics/processes.rs")];
     let known: BTreeSet<&str> = families.into_iter().flat_map(metrics_in).collect();
     let (dashboard, rules) = (

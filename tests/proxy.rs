@@ -1,5 +1,5 @@
-//! Clients behind proxies: the header of the PROXY protocol, Forwarded and X-Forwarded-For, believed from trusted
-//! addresses only. What counts is what the handler sees.
+//! Clients behind proxies: the PROXY header, Forwarded and X-Forwarded-For, accepted from trusted
+//! addresses only. The tests check the address that the handler gets.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -16,7 +16,7 @@ use daemon::{Dir, Server, until};
 use socket2::{Domain, Socket, Type};
 
 const LINE: &str = "PROXY TCP4 192.0.2.7 127.0.0.1 56324 443\r\n";
-/// What the handler says to it.
+/// The handler's answer.
 const SEEN: &str = "remote_address: 0 family=4 port=56324 text=192.0.2.7";
 
 fn request(resource: &str, headers: &str) -> String {
@@ -66,7 +66,7 @@ fn serve_from_pool(args: &[&str]) -> (Server, Dir) {
 const TRUST: [&str; 2] = ["-o", "trust_proxy=127.0.0.1"];
 const PROTOCOL: [&str; 3] = ["-o", "trust_proxy=127.0.0.1", "-oproxy_protocol=true"];
 
-/// What the handler sees of a connection that begins with these bytes.
+/// The addresses that the handler gets for a connection that begins with these bytes.
 #[track_caller]
 fn seen(mut raw: Raw, bytes: &[u8]) -> String {
     raw.send(bytes);
@@ -82,7 +82,7 @@ fn status(server: &Server, bytes: &str) -> u16 {
     raw.answer().status
 }
 
-/// A connection from an address of this machine.
+/// Connects from a local address.
 fn from(address: &str, server: &Server) -> Raw {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(address.parse().unwrap(), 0).into()).unwrap();
@@ -93,7 +93,7 @@ fn from(address: &str, server: &Server) -> Raw {
 }
 
 #[test]
-fn the_header_tells_the_client_however_it_comes() {
+fn the_proxy_header_names_the_client_however_it_is_cut() {
     for (mut server, _dir) in [serve(&PROTOCOL), serve_from_pool(&PROTOCOL)] {
         for resource in ["/everything", "/everything_blocking"] {
             let all = [LINE, &request(resource, "")].concat();
@@ -130,7 +130,7 @@ fn a_proxy_that_speaks_for_itself_is_the_peer() {
 }
 
 #[test]
-fn the_header_is_due_from_trusted_addresses_and_from_nobody_else() {
+fn the_proxy_header_is_required_from_trusted_addresses_only() {
     let (mut server, _dir) = serve(&PROTOCOL);
     for wrong in [request("/everything", ""), LINE.replace("\r\n", "\n") + &request("/everything", "")] {
         let mut raw = Raw::connect(&server.address());
@@ -150,7 +150,7 @@ fn the_header_is_due_from_trusted_addresses_and_from_nobody_else() {
 }
 
 #[test]
-fn fields_of_the_request_tell_the_client() {
+fn fields_of_the_request_name_the_client() {
     for (mut server, _dir) in [serve(&TRUST), serve_from_pool(&TRUST)] {
         for (headers, expected) in [
             ("X-Forwarded-For: 192.0.2.1, 192.0.2.2\r\n", "family=4 port=0 text=192.0.2.2"),
@@ -179,9 +179,9 @@ fn fields_of_the_request_tell_the_client() {
     }
 }
 
-/// A proxy behind a proxy: the first speaks in the request, the second in the header.
+/// A proxy behind a proxy: the first one uses the request, the second the PROXY header.
 #[test]
-fn header_and_fields_are_one_way() {
+fn proxy_header_and_fields_are_combined() {
     let args = ["-o", "trust_proxy=10.0.0.0/8"];
     let (mut server, _dir) = serve(&[&PROTOCOL[..], &args].concat());
     let field = request("/everything", "X-Forwarded-For: 192.0.2.1\r\n");
@@ -216,7 +216,7 @@ fn a_proxy_may_be_on_a_unix_socket() {
 
 /// A listener for a proxy, and one for the others.
 #[test]
-fn one_listener_has_the_header_and_another_has_not() {
+fn one_listener_requires_the_proxy_header_and_another_does_not() {
     use std::os::unix::fs::PermissionsExt;
     let place = Dir::new();
     let socket = place.path().join("socket");
@@ -245,7 +245,7 @@ fn one_listener_has_the_header_and_another_has_not() {
     server.stop();
 }
 
-/// Brings a worker of the default pool down.
+/// Crashes a worker of the default pool.
 #[track_caller]
 fn crash(server: &Server) {
     let mut culprit = from("127.0.0.2", server);
@@ -255,9 +255,9 @@ fn crash(server: &Server) {
 }
 
 #[test]
-fn the_client_stays_the_client_when_its_connection_moves() {
+fn the_client_address_moves_with_the_connection() {
     let (mut server, _dir) = serve(&PROTOCOL);
-    // One is relayed, the other is the proxy's own: what follows the header looks like one from a trusted address.
+    // One is relayed, the other is the proxy's own: the bytes after its header look like a header from a trusted address.
     for header in [LINE, "PROXY UNKNOWN\r\n"] {
         let all = header.to_owned() + &request("/everything", "");
         let is_seen = |raw: &mut Raw, stage: usize| {
@@ -269,7 +269,7 @@ fn the_client_stays_the_client_when_its_connection_moves() {
                 "{header}{stage}"
             );
         };
-        // Open, and at every stage before.
+        // Open connections, and connections in each earlier state.
         let stages = [0, 1, 10, header.len(), header.len() + 1, header.len() + 30, all.len() - 1, all.len()];
         let mut raws = stages.map(|stage| {
             let mut raw = Raw::connect(&server.address());
@@ -297,7 +297,7 @@ fn the_client_stays_the_client_when_its_connection_moves() {
 }
 
 #[test]
-fn limits_are_about_the_client_and_not_about_the_proxy() {
+fn limits_apply_to_the_client_not_to_the_proxy() {
     let limit = ["-o", "max_connections_per_address=2"];
     for by_header in [true, false] {
         let proxy = if by_header { &PROTOCOL[..] } else { &TRUST };
@@ -316,7 +316,7 @@ fn limits_are_about_the_client_and_not_about_the_proxy() {
             (0..20).map(|number| open(&format!("192.0.2.{}", number / 2)).unwrap()).collect();
         let refused = open("192.0.2.3").map(|_| ()).unwrap_err();
         assert!(refused.starts_with("HTTP/1.1 429 ") && refused.contains("Retry-After: 10\r\n"), "{refused}");
-        // Moved, each is counted for its client.
+        // After the move, each connection is counted for its client.
         crash(&server);
         held.iter_mut().for_each(|raw| assert!(raw.ask("remote_address").contains("text=192.0.2.")));
         assert!(open("192.0.2.3").is_err() && open("192.0.2.100").is_ok());

@@ -1,4 +1,4 @@
-//! A handler that crashes too often is not served for a while, and nobody else notices.
+//! A handler that crashes too often is quarantined, and other handlers are not affected.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -23,7 +23,7 @@ fn serve(handlers: &[&str], args: &[&str]) -> (Server, Dir) {
     (Server::start(&dir, &[workers, args].concat()), dir)
 }
 
-/// What became of an opening handshake.
+/// The result of an opening handshake.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     Open,
@@ -39,14 +39,14 @@ fn request(address: &str, resource: &str) -> (Outcome, Raw) {
     let mut raw = Raw::connect(address);
     let request = format!("GET {resource} HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}\r\n");
     let mut head = Vec::new();
-    // A worker that dies now may reset the connection at any moment.
+    // A worker that dies may reset the connection at any time.
     if std::io::Write::write_all(&mut raw.stream, request.as_bytes()).is_ok() {
         let mut byte = [0];
         while !head.ends_with(b"\r\n\r\n") && matches!(raw.stream.read(&mut byte), Ok(1)) {
             head.push(byte[0]);
         }
     }
-    // A Close frame is an end, too.
+    // A Close frame is also an end.
     let head = String::from_utf8(head).unwrap_or_default();
     let outcome = match head.get(9..12) {
         Some("101") => Outcome::Open,
@@ -96,11 +96,11 @@ fn after_three_crashes_only_that_handler_answers_503() {
     assert!((1..=30).contains(&seconds) && seconds > 20, "{seconds}");
     assert!(matches!(ask_for(&address, "/crash?x"), Outcome::Refused(_)), "the query makes no difference");
     assert_eq!(Raw::open(&address, "/echo").ask("hello"), "hello");
-    // Connections that were there before go on, also in the process that replaced theirs.
+    // Earlier connections continue, also in the replacement of their process.
     assert_eq!(before.ask("hello"), "hello");
     assert_eq!(sentences(&server), ["30s"]);
     assert!(server.log().contains("crash: 3 workers died in it within 60s: quarantined"), "{}", server.log());
-    // A request for no WebSocket does not concern the handler.
+    // A plain HTTP request does not involve the handler.
     let mut raw = Raw::connect(&address);
     raw.send(b"GET /crash HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     assert_ne!(raw.answer().status, 503);
@@ -155,7 +155,7 @@ fn one_probe_at_a_time_and_the_second_quarantine_is_twice_as_long() {
             }
         });
         assert!(begun.elapsed() >= Duration::from_millis(length), "{:?}", begun.elapsed());
-        // Until the probe has told something others are not served.
+        // Until the probe has a result, others are not served.
         assert!(refused(ask_for(&address, "/crash")));
         assert_eq!(probe.unwrap().ask("hello"), "hello");
         until("it is served again", || ask_for(&address, "/crash") == Outcome::Open);
@@ -169,7 +169,7 @@ fn one_probe_at_a_time_and_the_second_quarantine_is_twice_as_long() {
 }
 
 #[test]
-fn a_probe_that_ends_early_tells_nothing_and_one_that_stays_open_is_enough() {
+fn a_probe_that_ends_early_has_no_result_and_one_that_stays_open_succeeds() {
     let options = ["-o", "quarantine_deaths=1", "-o", "quarantine_time=100ms"];
     let (server, _dir) = serve(&["crash"], &options);
     let address = server.address();
@@ -210,7 +210,7 @@ fn a_probe_whose_worker_is_killed_makes_way_for_the_next() {
 }
 
 #[test]
-fn deaths_without_last_words_and_hangs_and_exits_count() {
+fn kills_hangs_and_exits_count() {
     for (handler, word) in [("exits", "group"), ("exits", "exit"), ("loop", "loop"), ("loop", "kill")] {
         let timeout = if word == "kill" { "handler_timeout=30s" } else { "handler_timeout=200ms" };
         let options = ["-o", "quarantine_deaths=1", "-o", timeout];
@@ -239,7 +239,7 @@ fn deaths_without_last_words_and_hangs_and_exits_count() {
 }
 
 #[test]
-fn zero_deaths_is_off() {
+fn zero_deaths_turns_quarantine_off() {
     let (server, _dir) = serve(&["crash"], &["-o", "quarantine_deaths=0"]);
     for _ in 0..6 {
         crash(&server, "/crash?open=null");
@@ -292,7 +292,7 @@ fn hammered(clients: usize, time: Duration, first: u64) {
     let lengths = (0..sentences.len()).map(|times| format!("{:?}", Duration::from_millis(first << times)));
     assert_eq!(sentences, lengths.collect::<Vec<_>>());
     assert!(sentences.len() >= 3, "{sentences:?}");
-    // Three, one that was under way in the other worker, and one for each step of the backoff.
+    // Three, one that was in progress in the other worker, and one for each step of the backoff.
     assert!((sentences.len() + 2..=sentences.len() + 3).contains(&crashes), "{crashes} crashes\n{log}");
     let [refused, cut, echoed] = [refused, cut, echoed].map(AtomicUsize::into_inner);
     println!("{echoed} echoes, {refused} refused, {cut} cut, {crashes} crashes, {sentences:?}");
@@ -341,7 +341,7 @@ fn a_handler_that_did_not_start_is_served_when_its_quarantine_is_lifted_and_it_s
     server.stop();
 }
 
-/// A moment after each message its worker is sent a signal from outside: nothing says whose it was.
+/// A moment after each message its worker gets a signal from outside, which cannot be attributed.
 const POISON: &str = r#"
     #include <signal.h>
     #include <unistd.h>
@@ -360,7 +360,7 @@ const POISON: &str = r#"
 "#;
 
 #[test]
-fn a_suspect_is_served_in_a_process_of_its_own_before_it_is_quarantined() {
+fn a_suspect_is_isolated_before_it_is_quarantined() {
     let dir = Dir::new();
     dir.handler("echo", ECHO);
     dir.handler("poison", POISON);
@@ -381,7 +381,7 @@ fn a_suspect_is_served_in_a_process_of_its_own_before_it_is_quarantined() {
         assert_eq!(client.ask("drop"), "drop");
         until("a worker has crashed", || crashes() > before);
     };
-    // Two, unless a worker has become too old meanwhile for its death to be one in a row.
+    // Two, unless a worker lived too long for its death to count in the row.
     let is_said = |text: &str| server.log().contains(text);
     (0..6).take_while(|_| !is_said("poison: suspected, workers die in no handler")).for_each(|_| crash());
     assert!(is_said("and it ran last: served in a pool of its own, suspect-1"), "{}", server.log());

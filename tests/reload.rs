@@ -1,4 +1,4 @@
-//! Reload: handlers and configuration change under connections that do not notice, and a mistake changes nothing.
+//! Reload: handlers and configuration change while connections continue, and a failed reload changes nothing.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -22,7 +22,7 @@ use daemon::{Dir, Server, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Answers "version" with its own, "pid" with its process, "keep X" by attaching X, "kept" with what is attached;
+/// Answers "version" with its own, "pid" with its process; "keep X" attaches X, "kept" is answered with it;
 /// everything else is echoed. `START` is run in on_worker_start.
 fn versioned(version: u32, start: &str) -> String {
     format!(
@@ -71,7 +71,7 @@ fn logged(server: &Server, text: &str) -> usize {
     server.log().matches(text).count()
 }
 
-/// Asks for a reload and waits for its end.
+/// Reloads, and waits for the end.
 #[track_caller]
 fn reload(server: &Server) {
     let before = logged(server, "reload: done");
@@ -79,7 +79,7 @@ fn reload(server: &Server) {
     until("the reload is done", || logged(server, "reload: done") > before);
 }
 
-/// Asks for a reload that is refused, for this reason.
+/// Reloads; it must fail with this reason.
 #[track_caller]
 fn refused(server: &Server, why: &str) {
     let refusals = || server.log().lines().filter(|line| line.contains("reload: failed")).count();
@@ -118,7 +118,7 @@ fn a_changed_handler_takes_over_the_open_connections_with_their_state() {
 }
 
 #[test]
-fn nobody_notices_ten_reloads_under_load() {
+fn no_message_is_lost_in_ten_reloads_under_load() {
     let dir = Dir::new();
     install(&dir, "chat", &versioned(0, ""));
     let mut server = Server::start(&dir, &["--workers", "2"]);
@@ -145,7 +145,7 @@ fn connect_and_ask(server: &Server, resource: &str, text: &str) -> String {
 }
 
 #[test]
-fn a_reload_without_a_change_replaces_nobody() {
+fn a_reload_without_a_change_replaces_no_worker() {
     let dir = Dir::new();
     install(&dir, "chat", &versioned(1, ""));
     let mut server = Server::start(&dir, &["--workers", "2"]);
@@ -157,7 +157,7 @@ fn a_reload_without_a_change_replaces_nobody() {
 }
 
 #[test]
-fn what_is_wrong_changes_nothing() {
+fn a_failed_reload_changes_nothing() {
     let dir = Dir::new();
     install(&dir, "chat", &versioned(1, ""));
     let config = dir.path().join("wshd.conf");
@@ -175,7 +175,7 @@ fn what_is_wrong_changes_nothing() {
     fs::write(dir.path().join("passing"), "no shared object").unwrap();
     fs::rename(dir.path().join("passing"), target(&dir, "chat")).unwrap();
     refused(&server, "chat_wsh.so: ");
-    // It loads, but a worker with it does not come up.
+    // It loads, but a worker with it does not start.
     install(&dir, "chat", &versioned(2, "abort();"));
     refused(&server, "]: crashed: SIGABRT in on_worker_start");
     install(&dir, "chat", &versioned(3, "return -1;"));
@@ -193,7 +193,7 @@ fn what_is_wrong_changes_nothing() {
 }
 
 #[test]
-fn handlers_and_addresses_come_and_go() {
+fn handlers_and_addresses_are_added_and_removed() {
     let dir = Dir::new();
     install(&dir, "stays", &versioned(1, ""));
     install(&dir, "goes", &versioned(1, ""));
@@ -249,7 +249,7 @@ fn only_the_pool_with_the_change_is_replaced() {
     assert_eq!(pid_of("/one"), one);
     assert_ne!(pid_of("/two"), two);
 
-    // The pool is given up: the connection goes on in a worker of the default pool, and back.
+    // The pool is removed: the connection moves to a worker of the default pool, and back.
     fs::write(&config, "").unwrap();
     reload(&server);
     until("it is served beside the other", || ask(&mut client, "pid") == pid_of("/one"));
@@ -264,7 +264,7 @@ fn only_the_pool_with_the_change_is_replaced() {
 }
 
 #[test]
-fn workers_come_and_go_by_signal_and_a_reload_sets_their_number_right() {
+fn workers_are_added_and_removed_by_signal_and_a_reload_resets_their_number() {
     let dir = Dir::new();
     install(&dir, "chat", &versioned(1, ""));
     let mut server = Server::start(&dir, &["--workers", "1"]);
@@ -289,7 +289,7 @@ fn workers_come_and_go_by_signal_and_a_reload_sets_their_number_right() {
     server.stop();
 }
 
-/// Blocking, and not resumable: the thread waits for messages, whatever the server wants.
+/// Blocking and not resumable; the thread ignores WS_E_DRAINING.
 const STUBBORN: &str = r#"
     #include <ws_handler.h>
     static int transfer(ws_conn conn)
@@ -306,7 +306,7 @@ const STUBBORN: &str = r#"
 "#;
 
 #[test]
-fn connections_that_can_not_move_end_over_the_time_that_the_handler_has_or_never() {
+fn connections_that_cannot_move_end_over_drain_timeout_or_never() {
     let dir = Dir::new();
     for name in ["quick", "patient"] {
         install(&dir, name, STUBBORN);
@@ -336,7 +336,7 @@ fn connections_that_can_not_move_end_over_the_time_that_the_handler_has_or_never
 }
 
 #[test]
-fn a_stop_in_the_middle_of_a_reload_is_a_stop() {
+fn a_stop_during_a_reload_stops() {
     let dir = Dir::new();
     install(&dir, "chat", &versioned(1, ""));
     install(&dir, "patient", STUBBORN);
@@ -393,7 +393,7 @@ fn a_second_interrupt_waits_for_no_process_of_any_kind() {
 
 #[test]
 fn a_pool_of_its_own_answers_with_its_headers_after_a_reload() {
-    // The request head of a handler that keeps it goes along from edition to edition.
+    // The kept request head moves from generation to generation.
     let dir = Dir::new();
     let keeps = r#"
         #include <ws_handler.h>
@@ -420,7 +420,7 @@ fn a_pool_of_its_own_answers_with_its_headers_after_a_reload() {
 }
 
 #[test]
-fn a_reload_repairs_what_can_not_come_up() {
+fn a_reload_repairs_a_handler_that_cannot_start() {
     let dir = Dir::new();
     let flag = dir.path().join("broken");
     let start = format!("if (access(\"{}\", F_OK) == 0) _exit(9);", flag.display());
@@ -432,7 +432,7 @@ fn a_reload_repairs_what_can_not_come_up() {
     let pid: i32 = connect_and_ask(&server, "/chat", "pid").parse().unwrap();
     fs::write(&flag, "").unwrap();
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    // It comes up without the handler that ends it.
+    // It starts without the handler that ends it.
     until("its resource answers 503", || {
         logged(&server, "not loaded until a reload or \"wshd ctl quarantine /chat off\"") == 1
     });
@@ -476,7 +476,7 @@ const MEDDLER: &str = r#"
 "#;
 
 #[test]
-fn a_connection_that_was_let_go_is_gone_for_the_callbacks_of_the_others() {
+fn a_detached_connection_is_gone_for_callbacks_of_others() {
     let dir = Dir::new();
     install(&dir, "meddler", MEDDLER);
     let mut server = Server::start(&dir, &["--workers", "1"]);
@@ -486,7 +486,7 @@ fn a_connection_that_was_let_go_is_gone_for_the_callbacks_of_the_others() {
     assert_eq!(second.ask("two"), "ok");
     install(&dir, "meddler", &format!("{MEDDLER}\nint another_version;"));
     reload(&server);
-    // The first is let go first, and may still reach the second; not the other way around.
+    // The first one is moved first, and may still reach the second; not the other way around.
     assert_eq!(second.next_text(), "late");
     assert_eq!(second.ask("kept"), "two");
     assert_eq!(first.ask("kept"), "one");
@@ -507,7 +507,7 @@ const FRAGILE: &str = r#"
 "#;
 
 #[test]
-fn crashes_in_the_middle_of_reloads_cost_their_own_connections_only() {
+fn crashes_during_reloads_cost_their_own_connections_only() {
     let dir = Dir::new();
     install(&dir, "fragile", FRAGILE);
     install(&dir, "chat", &versioned(0, ""));
@@ -522,7 +522,7 @@ fn crashes_in_the_middle_of_reloads_cost_their_own_connections_only() {
             culprit.text("crash");
         }
         for culprit in &mut culprits {
-            // A second one in the same worker may have to go with 1012, or be lost between two crashes.
+            // A second one in the same worker may get 1012, or be lost between two crashes.
             while culprit.next().is_some() {}
         }
         until("the reload is done", || logged(&server, "reload: done") > before);
@@ -539,7 +539,7 @@ fn crashes_in_the_middle_of_reloads_cost_their_own_connections_only() {
 
 #[test]
 #[ignore = "slow: two thousand clients"]
-fn two_thousand_clients_do_not_notice_ten_reloads() {
+fn two_thousand_clients_lose_nothing_in_ten_reloads() {
     let dir = Dir::new();
     install(&dir, "chat", &versioned(0, ""));
     let mut server = Server::start(&dir, &["--workers", "2"]);
@@ -567,7 +567,7 @@ fn a_reload_whose_second_worker_fails_changes_nothing() {
     let mut server = Server::start(&dir, &["--workers", "2"]);
     let before = pids(&server);
     for (version, failure) in [(2, "return -1;"), (3, "abort();")] {
-        // The first worker that starts makes the file, the second one finds it.
+        // The first worker that starts creates the file, the second one finds it.
         let mark = dir.path().join(format!("started-{version}"));
         let start = format!("if (mkdir(\"{}\", 0700) != 0) {failure}", mark.display());
         install(&dir, "chat", &format!("#include <sys/stat.h>\n{}", versioned(version, &start)));
@@ -581,7 +581,7 @@ fn a_reload_whose_second_worker_fails_changes_nothing() {
 }
 
 #[test]
-fn a_reload_with_slow_handlers_keeps_nobody_waiting() {
+fn a_reload_with_slow_handlers_does_not_block_the_server() {
     let dir = Dir::new();
     install(&dir, "chat", &versioned(1, ""));
     let socket = dir.path().join("control");
@@ -606,7 +606,7 @@ fn a_reload_with_slow_handlers_keeps_nobody_waiting() {
         assert!(begun.elapsed() < daemon::PATIENCE, "{}", server.log());
     }
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
-    // Four handlers with 3 s each were probed side by side, and then loaded by one worker.
+    // Four handlers with 3 s each are probed in parallel, and then loaded by one worker.
     assert!(begun.elapsed() < Duration::from_secs(29), "{:?}", begun.elapsed());
     assert_eq!(logged(&server, "the supervisor was busy for"), 0, "{}", server.log());
     drop(late);
@@ -614,7 +614,7 @@ fn a_reload_with_slow_handlers_keeps_nobody_waiting() {
 }
 
 #[test]
-fn a_configuration_that_takes_long_to_read_keeps_nobody_waiting() {
+fn a_slow_configuration_does_not_block_the_server() {
     let dir = Dir::new();
     install(&dir, "chat", &versioned(1, ""));
     let [socket, config, passing] = ["control", "wshd.conf", "new.conf"].map(|name| dir.path().join(name));
@@ -622,7 +622,7 @@ fn a_configuration_that_takes_long_to_read_keeps_nobody_waiting() {
     let args = ["--config", config.to_str().unwrap(), "--control-socket", socket.to_str().unwrap()];
     let mut server = Server::start(&dir, &args);
     let worker = server.worker();
-    // Whoever opens it waits for somebody who writes.
+    // Opening a FIFO waits for a writer.
     nix::unistd::mkfifo(&passing, nix::sys::stat::Mode::S_IRWXU).unwrap();
     fs::rename(&passing, &config).unwrap();
     server.signal(Signal::SIGHUP);
@@ -631,7 +631,7 @@ fn a_configuration_that_takes_long_to_read_keeps_nobody_waiting() {
     assert_eq!(connect_and_ask(&server, "/chat", "version"), "1");
     assert_eq!(daemon::ctl(&socket, &["status"]).status.code(), Some(0));
     fs::write(&passing, "workers = 2\n").unwrap();
-    // It is still being read: this does not wait.
+    // The FIFO is open for reading, so this does not wait.
     let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
     let fifo = fs::File::options().write(true).custom_flags(flags).open(&config).unwrap();
     fs::rename(&passing, &config).unwrap();
@@ -641,8 +641,8 @@ fn a_configuration_that_takes_long_to_read_keeps_nobody_waiting() {
     server.stop();
 }
 
-/// Notes who asks the file system or a name server for something, in the file `calls` and while that is there: the pid, the
-/// call, and about what.
+/// While the file `calls` exists, records calls to the file system and name servers in it: the pid, the
+/// call, and its argument.
 fn noted_calls(tools: &Dir, calls: &std::path::Path) -> PathBuf {
     let source = r#"
         #define _GNU_SOURCE
@@ -729,7 +729,7 @@ fn noted_calls(tools: &Dir, calls: &std::path::Path) -> PathBuf {
 }
 
 #[test]
-fn what_may_take_long_is_left_to_children() {
+fn slow_operations_run_in_children() {
     let (dir, tools) = (Dir::new(), Dir::new());
     install(&dir, "chat", &versioned(1, ""));
     let names = ["calls", "control", "log", "other", "wshd.conf", "a", "b", "cert", "key"];
@@ -759,10 +759,10 @@ fn what_may_take_long_is_left_to_children() {
     server.ctl_says(&socket, &["reload"]);
     assert!(fs::read_to_string(&other).unwrap().contains("reload: done, 2 resources"));
     until("a socket comes, another goes", || b.exists() && !a.exists());
-    // One that is refused.
+    // A reload that fails.
     configured("localhost", &a, std::path::Path::new("/none/log"));
     assert_ne!(daemon::ctl(&socket, &["reload"]).status.code(), Some(0));
-    // The log is renamed by its size, and opened anew.
+    // The log is rotated by its size.
     let renamed = other.with_file_name("other.1");
     until("the log is renamed", || {
         server.ctl_says(&socket, &["log-level", "info"]); // a line

@@ -1,4 +1,4 @@
-//! HTTP responses, whoever makes them: complete, and without content for HEAD (RFC 9110 9.3.2).
+//! HTTP responses from all sources: complete, and without content for HEAD (RFC 9110 9.3.2).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -48,7 +48,7 @@ fn serve(args: &[&str]) -> (Server, Dir) {
     (server, dir)
 }
 
-/// Every refusal that a request can bring about has its content for other methods, and the same fields without it for HEAD.
+/// Every error response has content for other methods, and the same fields without content for HEAD.
 #[test]
 fn head_gets_no_content() {
     let args = [
@@ -72,11 +72,11 @@ fn head_gets_no_content() {
         (431, format!("METHOD / HTTP/1.1\r\nHost: localhost\r\nA: {long}")),
         (505, "METHOD / HTTP/2.0\r\nHost: localhost\r\n\r\n".to_owned()),
     ] {
-        // GET is what the handshake wants, and the site.
+        // Both the handshake and the site require GET.
         let other = if status == 405 { "PUT" } else { "GET" };
         let full = ask(&server.address(), &request.replace("METHOD", other));
         let head = ask(&server.address(), &request.replace("METHOD", "HEAD"));
-        // An upgrade with HEAD is wrong already.
+        // An upgrade with HEAD is an error.
         assert_eq!((full.status, head.status), (status, status), "{request}");
         assert_eq!(head.body, b"", "{request}");
         let length = full.header("Content-Length").unwrap();
@@ -90,7 +90,7 @@ fn head_gets_no_content() {
 
 /// A connection over a limit is answered before its request is read, which may be HEAD.
 #[test]
-fn what_is_answered_unasked_has_no_content() {
+fn a_response_before_the_request_has_no_content() {
     let (mut server, _dir) = serve(&["-o", "max_connections_per_address=1"]);
     let held = Raw::open(&server.address(), "/echo");
     let answer = Raw::connect(&server.address()).answer();
@@ -139,7 +139,7 @@ fn a_rejection_by_a_handler_is_a_complete_response() {
 }
 
 #[test]
-fn methods_that_are_unknown_are_told_from_those_that_are_not_allowed() {
+fn unknown_methods_are_distinguished_from_those_not_allowed() {
     let (mut server, _dir) = serve(&[]);
     for (method, status) in [("POST", 405), ("OPTIONS", 405), ("TRACE", 405), ("BREW", 501), ("get", 501)] {
         for (path, fields) in [("/", ""), ("/echo", UPGRADE)] {
@@ -173,7 +173,7 @@ fn a_port_that_is_not_named_is_that_of_the_scheme() {
 }
 
 #[test]
-fn the_console_is_for_whom_it_should_be() {
+fn the_console_is_served_to_allowed_clients_only() {
     let get = |server: &Server, path: &str, fields: &str| {
         ask(
             &server.address(),

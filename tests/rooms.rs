@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// A room, or a file of one that may do more than the room, and what it may use. Everybody may use `log`, `config`, `exit`
+/// A room, or a file with more rights than its room, and the modules that it may use. All may use `log`, `config`, `exit`
 /// and `time`, which are values.
 const ARROWS: &[(&str, &[&str])] = &[
     (
@@ -129,7 +129,7 @@ const WORKER: &[&str] = &[
     "base",
 ];
 
-/// The files of the supervisor, from the top down: each may use those below it, and what `mod.rs` has for all of them.
+/// The files of the supervisor, from the top down: each may use those below it, and the items of `mod.rs`.
 const SUPERVISOR: &[&str] = &[
     "dry_run",
     "control",
@@ -172,7 +172,7 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// What follows `crate::` (or `wshd::`, in `main.rs`) in code: comments may speak of anything.
+/// The paths after `crate::` (or `wshd::`, in `main.rs`) in code, not in comments.
 fn uses(text: &str) -> BTreeSet<String> {
     paths(text, &["crate::", "wshd::"])
 }
@@ -227,7 +227,7 @@ fn worker_room(path: &str) -> Option<&str> {
     path.strip_prefix("worker")?.trim_start_matches([':', '/']).split([':', '/']).next()
 }
 
-/// Whether a file of a worker's room uses a room above it, or what stands beside the rooms.
+/// Whether a file of a worker's room uses a room above it, or a file beside the rooms.
 fn goes_up(file: &str, used: &str) -> bool {
     let floor = |path| WORKER.iter().position(|room| Some(*room) == worker_room(path));
     match (floor(file), floor(used)) {
@@ -248,7 +248,7 @@ fn rooms_of_a_worker_use_what_is_below_them() {
         let text = std::fs::read_to_string(&path).unwrap();
         let upwards = uses(&text).into_iter().filter(|used| goes_up(file, used));
         wrong.extend(upwards.map(|used| format!("{file} uses {used}")));
-        // Within a room the neighbours are reached by `super`; further up only by their whole path.
+        // Within a room `super` names siblings; modules further up need their full path.
         if text.contains("super::super::") {
             wrong.push(format!("{file} uses super::super::"));
         }
@@ -290,7 +290,7 @@ fn the_protocol_forbids_unsafe_code() {
 }
 
 #[test]
-fn the_log_knows_no_command_line() {
+fn the_log_does_not_use_clap() {
     let mut files = Vec::new();
     sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/log"), &mut files);
     assert!(!files.is_empty());
@@ -318,7 +318,7 @@ fn policy_is_pure() {
 }
 
 #[test]
-fn the_rule_can_be_broken() {
+fn violations_are_detected() {
     assert!(
         may_use("worker/handshake/request.rs", "http::Site") && !may_use("proto/ws/frame.rs", "http::Site")
     );

@@ -1,5 +1,5 @@
-//! The protocol of a connection's slot under loom: all orders in which threads that send and a loop that lets go of the
-//! connection, and gives its slot to another, can meet.
+//! The protocol of a connection's slot under loom: all interleavings of threads that send and a loop that releases the
+//! connection and reuses its slot.
 #![allow(clippy::unwrap_used, dead_code)]
 
 mod sync {
@@ -19,7 +19,7 @@ const FIRST: u32 = 1;
 const SECOND: u32 = 2;
 const HIGH: usize = 10;
 
-/// A slot, and the queue: a command is the generation that it is about and a number.
+/// A slot and the queue; a command is a generation and a number.
 struct Shared {
     slot: ConnSlot,
     waiting: Queue<(u32, u32)>,
@@ -42,7 +42,7 @@ impl Shared {
         entered.map_err(|(refused, _)| refused)
     }
 
-    /// Carries out what waits; the numbers.
+    /// Executes the queued commands; returns the numbers.
     fn run(&self, bytes: usize) -> Vec<(u32, u32)> {
         let taken = self.waiting.take();
         for (generation, _) in &taken {
@@ -53,7 +53,7 @@ impl Shared {
     }
 }
 
-/// All orders with at most so many preemptions, which finds nearly everything and takes seconds.
+/// All interleavings with a bounded number of preemptions, which takes seconds.
 fn model(check: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
@@ -61,14 +61,14 @@ fn model(check: impl Fn() + Sync + Send + 'static) {
 }
 
 #[test]
-fn what_was_answered_with_ok_is_carried_out_before_the_connection_moves() {
+fn accepted_commands_are_executed_before_the_connection_moves() {
     model(|| {
         let shared = Shared::open();
         let sender = {
             let shared = Arc::clone(&shared);
             thread::spawn(move || (1..=2).take_while(|number| shared.send(FIRST, 4, *number).is_ok()).count())
         };
-        // The loop lets go of it when it can.
+        // The loop releases it when it can.
         let mut done = shared.run(4);
         let mut moved = shared.slot.of(FIRST).close_if_quiet();
         let accepted = sender.join().unwrap();
@@ -85,7 +85,7 @@ fn what_was_answered_with_ok_is_carried_out_before_the_connection_moves() {
 }
 
 #[test]
-fn nothing_is_counted_for_the_connection_that_has_the_slot_next() {
+fn nothing_is_counted_for_the_next_connection_in_the_slot() {
     model(|| {
         let shared = Shared::open();
         let sender = {
@@ -95,7 +95,7 @@ fn nothing_is_counted_for_the_connection_that_has_the_slot_next() {
                 shared.slot.of(FIRST).set_pause(true)
             })
         };
-        // The connection ends and another has its slot, while the command waits or is being given.
+        // The connection ends and another gets its slot, while the command is queued or being queued.
         shared.slot.of(FIRST).close();
         shared.slot.of(SECOND).open();
         assert_eq!(shared.send(SECOND, 5, 2), Ok(()));
@@ -114,7 +114,7 @@ fn nothing_is_counted_for_the_connection_that_has_the_slot_next() {
 }
 
 #[test]
-fn who_is_told_that_the_queue_is_full_is_told_when_it_has_drained() {
+fn full_is_followed_by_drained() {
     model(|| {
         let shared = Shared::open();
         shared.slot.of(FIRST).add_bytes(0, HIGH);
@@ -127,7 +127,7 @@ fn who_is_told_that_the_queue_is_full_is_told_when_it_has_drained() {
         if sender.join().unwrap() == Ok(()) {
             return;
         }
-        // The loop looks once more only if something was sent.
+        // The loop checks again only if something was sent.
         told |= !shared.run(1).is_empty() && shared.slot.of(FIRST).take_full();
         assert!(told, "on_writable is owed forever");
     });

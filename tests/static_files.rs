@@ -63,7 +63,7 @@ impl Site {
         self.ask(&format!("GET {target} HTTP/1.1"))
     }
 
-    /// The page of memory that the only worker uses itself.
+    /// Private memory of the only worker.
     fn worker_kib(&self) -> u64 {
         let [worker] = self.server.workers()[..] else { panic!("one worker is expected") };
         let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
@@ -94,7 +94,7 @@ impl Answer {
 }
 
 #[test]
-fn a_file_and_its_facts() {
+fn a_file_and_its_headers() {
     let site = Site::start();
     let get = site.get("/a.txt?x");
     assert_eq!((get.status, &get.body[..]), (200, &b"0123456789"[..]));
@@ -189,7 +189,7 @@ fn nothing_outside_the_root_and_nothing_hidden() {
 }
 
 #[test]
-fn what_is_no_file_does_not_hold_up_the_worker() {
+fn special_files_do_not_block_the_worker() {
     let site = Site::start();
     let root = site.root();
     nix::unistd::mkfifo(&root.join("fifo"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
@@ -200,13 +200,13 @@ fn what_is_no_file_does_not_hold_up_the_worker() {
 }
 
 #[test]
-fn other_methods_get_an_answer_that_can_be_read() {
+fn other_methods_get_a_readable_response() {
     let site = Site::start();
     for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
         let answer = site.ask(&format!("{method} /a.txt HTTP/1.1"));
         assert_eq!((answer.status, answer.header("Allow")), (405, Some("GET, HEAD")), "{method}");
     }
-    // A body that nobody reads must not turn the reply into a reset.
+    // An unread body must not turn the reply into a reset.
     let mut stream = site.connect();
     let body = vec![b'x'; 100_000];
     write!(stream, "POST /a.txt HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len()).unwrap();
@@ -216,13 +216,13 @@ fn other_methods_get_an_answer_that_can_be_read() {
     assert_eq!(Answer::split(reply).status, 405);
 }
 
-/// What byte stands at `offset` of the big file: a pattern whose period is a prime, so that no shift goes unseen.
+/// The byte at `offset` of the big file: a pattern with a prime period, so that every shift is detected.
 fn pattern(offset: usize) -> u8 {
     (offset % 251) as u8
 }
 
 #[test]
-fn a_big_file_to_a_slow_reader_costs_no_memory_and_delays_nobody() {
+fn a_big_file_to_a_slow_reader_costs_no_memory_and_no_delay() {
     const SIZE: usize = 48 << 20;
     let site = Site::start();
     fs::write(site.root().join("big.bin"), (0..SIZE).map(pattern).collect::<Vec<u8>>()).unwrap();
@@ -232,7 +232,7 @@ fn a_big_file_to_a_slow_reader_costs_no_memory_and_delays_nobody() {
     let mut first = vec![0; 64 << 10];
     let read = slow.read(&mut first).unwrap();
     first.truncate(read);
-    // The socket is full now; others are served all the same.
+    // The socket is full now; others are still served.
     for _ in 0..20 {
         assert_eq!(site.get("/a.txt").body, b"0123456789");
     }
@@ -266,7 +266,7 @@ fn a_reader_that_goes_away_and_a_file_that_shrinks_do_no_harm() {
     write!(cut, "GET /big.bin HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     cut.read_exact(&mut [0; 1000]).unwrap();
     fs::File::options().write(true).open(&big).unwrap().set_len(0).unwrap();
-    // The announced length cannot be kept: the connection ends early instead of hanging.
+    // The file is shorter than the announced length: the connection ends early instead of hanging.
     let rest = cut.read_to_end(&mut Vec::new());
     assert!(rest.is_err() || rest.unwrap() < (32 << 20) - 1000);
     assert_eq!(site.get("/a.txt").body, b"0123456789");
@@ -274,7 +274,7 @@ fn a_reader_that_goes_away_and_a_file_that_shrinks_do_no_harm() {
     assert!(!site.server.log().contains("signal"), "{}", site.server.log());
 }
 
-/// A second opinion on the wire format.
+/// An independent client checks the wire format.
 #[test]
 #[ignore = "needs curl"]
 fn curl_agrees() {
@@ -309,7 +309,7 @@ fn curl_agrees() {
     curl(&["--output", copy, "--remote-time"], "/a.txt");
     assert!(curl(&[&["--time-cond", copy][..], &status].concat(), "/a.txt").starts_with("304 0"));
 
-    // Goes on where an earlier download ended.
+    // Continues an earlier download.
     fs::write(copy, "01234").unwrap();
     curl(&["--output", copy, "--continue-at", "-"], "/a.txt");
     assert_eq!(fs::read_to_string(copy).unwrap(), "0123456789");

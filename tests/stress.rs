@@ -1,5 +1,5 @@
-//! The slower tier: threads of a handler use connections at random while those close, crash, move and are replaced. What was
-//! answered with WS_OK arrives once and in order, or its connection has ended; afterwards nothing is counted any more.
+//! The slower tier: threads of a handler use random connections while those close, crash, move and are replaced. Messages
+//! accepted with WS_OK arrive once and in order, or their connection has ended; afterwards all counters are zero.
 //!
 //!     STRESS_SEED=7 STRESS_SECONDS=40 cargo test --test stress -- --ignored --nocapture
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code)]
@@ -28,7 +28,7 @@ const CLIENTS: usize = 60;
 const ROWS: u64 = 1 << 16;
 const ROW: u64 = 20;
 
-/// What all clients share.
+/// Shared by all clients.
 struct Shared {
     address: String,
     next_row: AtomicU32,
@@ -39,7 +39,7 @@ struct Shared {
     ends: AtomicU32,
 }
 
-/// One client: its present connection, and whether that has said that all is settled.
+/// A client: its current connection, and whether that has reported that all is settled.
 #[derive(Default)]
 struct Client {
     stream: Mutex<Option<TcpStream>>,
@@ -48,7 +48,7 @@ struct Client {
     is_asked: AtomicBool,
 }
 
-/// Numbers that were received last, by process and thread.
+/// The numbers received last, by process and thread.
 type Received = HashMap<(u32, usize), u32>;
 
 impl Client {
@@ -58,7 +58,7 @@ impl Client {
             let row = shared.next_row.fetch_add(1, Ordering::Relaxed);
             assert!(u64::from(row) < ROWS, "too many connections");
             let open = || Raw::open(&shared.address, &format!("/stress?{row}"));
-            // A worker may crash in the middle of the handshake.
+            // A worker may crash during the handshake.
             let Ok(mut raw) = std::panic::catch_unwind(open) else { continue };
             self.is_asked.store(false, Ordering::Relaxed);
             *self.stream.lock().unwrap() = Some(raw.stream.try_clone().unwrap());
@@ -87,7 +87,7 @@ impl Client {
                 shared.moves.fetch_add(1, Ordering::Relaxed);
                 for thread in 0..4 {
                     let (got, sent) = (got(received, thread), numbers[1 + thread]);
-                    // Of a process that has crashed the last one may not be counted.
+                    // The last one of a crashed process may not be counted.
                     assert!(got == sent || got == sent + 1, "thread {thread}: {sent} were sent, {got} came");
                 }
                 received.clear();
@@ -102,7 +102,7 @@ impl Client {
         }
     }
 
-    /// Whether it has no connection, or all that was sent has come and nothing is queued.
+    /// Whether it has no connection, or all messages have arrived and nothing is queued.
     fn settles(&self) -> bool {
         match &mut *self.stream.lock().unwrap() {
             Some(stream) => {
@@ -120,7 +120,7 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
-/// Crashes, reloads and lets messages wear workers out, for a while.
+/// Crashes, reloads, and replacements after `worker_max_messages`, for a while.
 fn disturb(server: &Server, mut seed: u64, time: Duration) {
     let end = Instant::now() + time;
     let mut random = |below: u64| {
@@ -151,7 +151,7 @@ fn disturb(server: &Server, mut seed: u64, time: Duration) {
 
 #[test]
 #[ignore = "takes a minute"]
-fn what_threads_were_told_ok_for_arrives_or_its_connection_has_ended() {
+fn accepted_messages_of_threads_arrive_or_their_connection_has_ended() {
     let seed =
         number("STRESS_SEED", Instant::now().elapsed().as_nanos() as u64 ^ u64::from(std::process::id()));
     println!("STRESS_SEED={seed}");
@@ -185,7 +185,7 @@ fn what_threads_were_told_ok_for_arrives_or_its_connection_has_ended() {
         .collect();
     disturb(&server, seed, Duration::from_secs(number("STRESS_SECONDS", 40)));
     shared.is_over.store(true, Ordering::Relaxed);
-    // The threads of the handler stop; what they have sent arrives.
+    // The threads of the handler stop; their messages arrive.
     std::fs::OpenOptions::new().write(true).open(&totals).unwrap().write_all(&[1]).unwrap();
     until("all has arrived, nothing is queued, and all that was posted has run", || {
         let is_dead = threads

@@ -1,4 +1,4 @@
-//! The supervisor and its workers as processes: coming up, dying, being replaced, leaving.
+//! The supervisor and its workers as processes: start, death, replacement, exit.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "common/server.rs"]
@@ -30,7 +30,7 @@ fn title(pid: i32) -> String {
     String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
 }
 
-/// Waits until the server has these many workers, none of them in `before`.
+/// Waits until the server has this many workers, none of them in `before`.
 #[track_caller]
 fn replaced(server: &Server, count: usize, before: &[i32]) -> Vec<i32> {
     let mut now = Vec::new();
@@ -113,7 +113,7 @@ fn a_worker_that_dies_is_replaced() {
 }
 
 #[test]
-fn all_workers_die_again_and_the_second_time_it_takes_a_second() {
+fn workers_that_die_again_are_replaced_after_a_second() {
     let dir = echo_dir();
     let server = Server::start(&dir, &["--workers", "2"]);
     let first = server.workers();
@@ -129,7 +129,7 @@ fn all_workers_die_again_and_the_second_time_it_takes_a_second() {
 }
 
 #[test]
-fn a_worker_told_to_stop_is_replaced() {
+fn a_worker_that_gets_sigterm_is_replaced() {
     let dir = echo_dir();
     let server = Server::start(&dir, &["--workers", "1"]);
     let before = server.workers();
@@ -150,7 +150,7 @@ fn no_zombie_is_left() {
 }
 
 #[test]
-fn workers_leave_when_the_supervisor_vanishes() {
+fn workers_exit_when_the_supervisor_dies() {
     let dir = echo_dir();
     let mut server = Server::start(&dir, &["--workers", "2"]);
     let workers = server.workers();
@@ -158,7 +158,7 @@ fn workers_leave_when_the_supervisor_vanishes() {
     server.signal(Signal::SIGKILL);
     server.wait();
     until("the workers have left", || workers.iter().all(|pid| !is_alive(*pid)));
-    // Nobody has reaped them: the last thread of a process may close the socket a moment after the first is gone.
+    // They are not reaped: the last thread of a process may close the socket a moment after the first has ended.
     until("nobody listens any more", || TcpStream::connect(("127.0.0.1", port)).is_err());
 }
 
@@ -269,7 +269,7 @@ fn a_second_interrupt_does_not_wait() {
 }
 
 #[test]
-fn a_fleet_that_can_not_start_is_given_up() {
+fn a_server_whose_workers_cannot_start_exits() {
     let dir = Dir::new();
     // It loads in a probe, and ends every process it starts in.
     dir.handler(
@@ -332,7 +332,7 @@ fn a_handler_that_ends_workers_at_the_start_is_named_and_the_others_are_served()
     client.send("here".into()).unwrap();
     assert_eq!(client.read().unwrap().into_text().unwrap().as_str(), "here");
 
-    // Nothing is repaired.
+    // Nothing was repaired.
     server.signal(Signal::SIGHUP);
     until("it is refused by name", || {
         let log = server.log();
@@ -445,7 +445,7 @@ fn aliases_and_links_are_resources() {
 }
 
 #[test]
-fn titles_tell_who_is_who() {
+fn titles_name_the_processes() {
     let dir = echo_dir();
     let server = Server::start(&dir, &["--workers", "2"]);
     assert_eq!(title(server.pid()), "wshd: supervisor");
@@ -489,7 +489,7 @@ fn a_title_longer_than_the_arguments_leaves_the_environment_alone() {
 }
 
 #[test]
-fn a_worker_inherits_what_it_needs_and_no_more() {
+fn a_worker_inherits_only_what_it_needs() {
     let dir = echo_dir();
     // The server is started with a descriptor that it does not know.
     let log = dir.path().join("log");
@@ -498,7 +498,7 @@ fn a_worker_inherits_what_it_needs_and_no_more() {
     command.arg(env!("CARGO_BIN_EXE_wshd")).args([dir.path(), &log]).stdin(std::process::Stdio::piped());
     let server = Server::launch(command, log);
     until("it is ready", || logged(&server, "is ready with 1 handlers") == 3);
-    // What a worker may have open, whatever it makes for itself: no signalfd of the
+    // The descriptors that a worker may inherit: no signalfd of the
     // supervisor, no pipe of a probe, nothing of the shell, and of the listeners and control channels one each.
     for pid in server.workers() {
         let fds = descriptors(pid);
@@ -579,7 +579,7 @@ fn a_unix_socket_is_removed_at_the_end_and_replaced_after_a_crash() {
 }
 
 #[test]
-fn several_addresses_are_told_in_the_ready_line() {
+fn the_ready_line_has_all_addresses() {
     let dir = echo_dir();
     let server = Server::start(&dir, &["--workers", "1", "-H", "127.0.0.1", "-H", "127.0.0.2"]);
     let port = port(&server);
@@ -588,8 +588,8 @@ fn several_addresses_are_told_in_the_ready_line() {
 }
 
 #[test]
-fn the_number_of_connections_fits_the_open_files() {
-    // A limit that the shell sets for the server alone.
+fn the_number_of_connections_is_limited_by_open_files() {
+    // A limit that the shell sets for the server only.
     let dir = echo_dir();
     let log = dir.path().join("log");
     let mut command = std::process::Command::new("sh");
@@ -602,7 +602,7 @@ fn the_number_of_connections_fits_the_open_files() {
     assert_eq!(server.wait().code(), Some(0));
 }
 
-/// Serves one handler that has been found, and whose probe does not come back before the second file is there.
+/// Serves one handler, whose probe waits until the second file exists.
 fn probing() -> (Dir, Server, std::path::PathBuf) {
     let dir = Dir::new();
     let [asked, go] = ["asked", "go"].map(|name| dir.path().join(name));
@@ -628,8 +628,8 @@ fn probing() -> (Dir, Server, std::path::PathBuf) {
 }
 
 #[test]
-fn requests_that_come_before_it_serves_are_carried_out_then() {
-    // A reload would set the number of workers right.
+fn signals_during_the_start_take_effect_when_it_is_ready() {
+    // A reload would reset the number of workers.
     for signals in [[Signal::SIGHUP, Signal::SIGUSR1], [Signal::SIGTTIN, Signal::SIGUSR1]] {
         let (_dir, server, go) = probing();
         signals.iter().for_each(|signal| server.signal(*signal));
@@ -647,7 +647,7 @@ fn requests_that_come_before_it_serves_are_carried_out_then() {
 
 #[test]
 fn it_can_be_stopped_while_a_handler_does_not_answer() {
-    // Not SIGINT: who runs the tests in the background of a shell without job control has it ignored.
+    // Not SIGINT, which a shell without job control ignores in background processes.
     let (_dir, mut server, _) = probing();
     let probes = children(server.pid());
     server.signal(Signal::SIGTERM);
@@ -664,7 +664,7 @@ fn work_of(pid: i32) -> (u64, u64) {
     (ticks.map(|ticks| ticks.parse::<u64>().unwrap()).sum(), switches.trim().parse().unwrap())
 }
 
-/// Asserts that a process does next to nothing for a while.
+/// Asserts that a process is idle for a while.
 #[track_caller]
 fn assert_idle(pid: i32, time: Duration) {
     let before = work_of(pid);
@@ -707,7 +707,7 @@ fn a_worker_that_does_not_respond_is_killed_and_replaced() {
 }
 
 #[test]
-fn a_worker_that_becomes_another_program_is_killed_and_replaced() {
+fn a_worker_that_executes_another_program_is_killed_and_replaced() {
     let dir = echo_dir();
     dir.handler(
         "exec",
@@ -780,7 +780,7 @@ fn a_request_without_a_process_is_answered_in_time() {
 }
 
 #[test]
-fn titles_tell_instances_apart() {
+fn titles_have_the_instance() {
     let dir = Dir::new();
     dir.handler("echo", ECHO);
     let server = Server::start(&dir, &["--workers", "1", "--instance", "chat"]);

@@ -1,4 +1,4 @@
-//! TLS: clients of rustls against the gateway, the files that it reads, and what becomes of its connections.
+//! TLS: rustls clients against the gateway, its files, and its connections.
 
 #![allow(clippy::unwrap_used)]
 
@@ -34,7 +34,7 @@ fn reload(server: &Server, outcome: &str) {
     until(outcome, || server.log().matches(outcome).count() > before);
 }
 
-/// The common name of the certificate that the server shows.
+/// The common name of the server's certificate.
 fn shown(stream: &common::tls::Tls) -> String {
     let der = stream.conn.peer_certificates().unwrap()[0].to_vec();
     let names = ["first", "second", "third", "cert"];
@@ -61,24 +61,24 @@ fn a_websocket_over_each_version_of_tls() {
 }
 
 #[test]
-fn sessions_are_resumed_whichever_gateway_takes_them() {
+fn sessions_are_resumed_at_any_gateway() {
     let (dir, authority) = set_up();
     let server = start(&dir, &["-o", "gateways=3"]);
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         let client = Client::of(&authority).version(version);
         for number in 0..12 {
             let mut socket = client.open(port(&server), "/echo").unwrap();
-            echo(&mut socket, 5); // the ticket has come by then
+            echo(&mut socket, 5); // by then the ticket has arrived
             let expected = if number == 0 { HandshakeKind::Full } else { HandshakeKind::Resumed };
             let got = socket.get_ref().conn.handshake_kind().unwrap();
-            // The first of TLS 1.3 may have asked for another key share.
+            // The first TLS 1.3 handshake may have requested another key share.
             assert!(got == expected || number == 0, "{version:?} {number}: {got:?}");
         }
     }
 }
 
 #[test]
-fn files_that_are_wrong_keep_the_server_from_starting() {
+fn invalid_files_prevent_the_start() {
     let (dir, authority) = set_up();
     let path = |name: &str| dir.path().join(name).display().to_string();
     authority.issue("other", &["localhost"]);
@@ -112,7 +112,7 @@ fn files_that_are_wrong_keep_the_server_from_starting() {
 }
 
 #[test]
-fn a_reload_brings_a_new_certificate_and_a_wrong_one_changes_nothing() {
+fn a_reload_loads_a_new_certificate_and_an_invalid_one_changes_nothing() {
     let (dir, authority) = set_up();
     let server = start(&dir, &["--workers", "2"]);
     let port = port(&server);
@@ -156,7 +156,7 @@ fn a_crash_moves_the_connections_and_a_gateway_that_dies_is_replaced() {
 }
 
 #[test]
-fn the_certificate_is_chosen_by_name_and_clients_may_have_to_show_one() {
+fn the_certificate_is_chosen_by_name_and_client_certificates_can_be_required() {
     let (dir, authority) = set_up();
     let other = Authority::named(dir.path(), "other-ca");
     authority.issue_with("client", &[], |params| {
@@ -183,7 +183,7 @@ fn the_certificate_is_chosen_by_name_and_clients_may_have_to_show_one() {
 }
 
 #[test]
-fn ends_are_those_of_a_plain_connection() {
+fn connections_end_like_plain_ones() {
     let (dir, authority) = set_up();
     let server = start(&dir, &[]);
     let client = Client::of(&authority);
@@ -191,7 +191,7 @@ fn ends_are_those_of_a_plain_connection() {
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     let masked_close = [0x88, 0x82, 0, 0, 0, 0, 3, 0xe8];
     let masked_text = [0x81, 0x82, 0, 0, 0, 0, b'h', b'i'];
-    // close_notify behind a message and a Close frame: both are answered, and then the server says close_notify.
+    // close_notify after a message and a Close frame: both are answered, and then the server sends close_notify.
     let mut stream = client.connect(port(&server)).unwrap();
     stream.write_all(&[request.as_bytes(), &masked_text, &masked_close].concat()).unwrap();
     stream.conn.send_close_notify();
@@ -199,7 +199,7 @@ fn ends_are_those_of_a_plain_connection() {
     let mut all = Vec::new();
     stream.read_to_end(&mut all).unwrap(); // an error without close_notify
     assert!(all.ends_with(b"\x81\x02hi\x88\x02\x03\xe8"), "{:?}", String::from_utf8_lossy(&all));
-    // An abrupt end, and bytes that are no TLS, close the connection of the worker.
+    // An abrupt end, and bytes that are not TLS, close the connection of the worker.
     let mut broken = client.connect(port(&server)).unwrap();
     broken.write_all(request.as_bytes()).unwrap();
     broken.read_exact(&mut [0; 12]).unwrap();
@@ -215,7 +215,7 @@ fn ends_are_those_of_a_plain_connection() {
 }
 
 #[test]
-fn a_thousand_stalled_handshakes_delay_nobody() {
+fn a_thousand_stalled_handshakes_do_not_delay_others() {
     let (dir, authority) = set_up();
     let server = start(&dir, &[]);
     let port = port(&server);
@@ -248,7 +248,7 @@ fn ports(server: &Server) -> Vec<u16> {
 }
 
 #[test]
-fn listeners_side_by_side() {
+fn several_listeners() {
     let (dir, authority) = set_up();
     for (name, host) in [("first", "first.test"), ("second", "*.second.test"), ("third", "third.test")] {
         authority.issue(name, &[host]);
@@ -316,7 +316,7 @@ trait ReadWrite: Read + Write {}
 impl<T: Read + Write> ReadWrite for T {}
 
 #[test]
-fn a_certificate_that_changes_is_read_without_a_reload() {
+fn a_changed_certificate_is_loaded_without_a_reload() {
     let (dir, authority) = set_up();
     let server = start(&dir, &[]);
     let mut old = Client::of(&authority).open(port(&server), "/echo").unwrap();
@@ -327,7 +327,7 @@ fn a_certificate_that_changes_is_read_without_a_reload() {
     }
     let seen = || shown(&Client::of(&authority).connect(port(&server)).unwrap());
     until("the new one is shown", || seen() == "second");
-    // One that is wrong is said once, and changes nothing.
+    // An invalid one is logged once, and changes nothing.
     std::fs::write(authority.file("cert.key"), "nothing").unwrap();
     server.says("no private key in PEM");
     assert_eq!(seen(), "second");
@@ -335,7 +335,7 @@ fn a_certificate_that_changes_is_read_without_a_reload() {
 }
 
 #[test]
-fn an_upgrade_goes_on_with_all_connections() {
+fn an_upgrade_keeps_all_connections() {
     let (dir, authority) = set_up();
     let mut server = start_copy(&dir, &["--workers", "1"]);
     let client = Client::of(&authority);
@@ -376,13 +376,13 @@ fn the_port_is_free_soon_after_a_supervisor_was_killed() {
     let mut socket = Client::of(&authority).open(port(&server), "/echo").unwrap();
     server.signal(Signal::SIGKILL);
     until("it is free", || std::net::TcpListener::bind(("127.0.0.1", port(&server))).is_ok());
-    // Said by the worker, and relayed.
+    // Sent by the worker, and relayed.
     let Message::Close(Some(close)) = socket.read().unwrap() else { panic!("no Close frame") };
     assert_eq!(u16::from(close.code), 1001);
 }
 
 #[test]
-fn a_gateway_writes_into_the_log_that_was_opened_anew() {
+fn a_gateway_uses_the_reopened_log() {
     let (dir, _) = set_up();
     let server = start(&dir, &[]);
     let log = dir.path().join("log");
@@ -428,7 +428,7 @@ fn handlers_see_the_ends_of_the_connection_to_the_gateway() {
     assert_eq!(socket.read().unwrap(), Message::text(expected));
 }
 
-/// Answers with the fact of this number, nothing if it is absent.
+/// Answers with the TLS fact of this number; empty if it is absent.
 const FACTS: &str = r#"
     #include <ws_handler.h>
     static void on_message(ws_conn conn, const ws_message *msg)
@@ -440,7 +440,7 @@ const FACTS: &str = r#"
 "#;
 
 #[test]
-fn handlers_see_what_was_agreed_and_who_the_client_is() {
+fn handlers_get_the_tls_parameters_and_the_client_certificate() {
     let (dir, authority) = set_up();
     dir.handler("facts", FACTS);
     authority.issue("client", &["ann.example"]);
@@ -468,8 +468,8 @@ fn handlers_see_what_was_agreed_and_who_the_client_is() {
     }
 }
 
-/// A handler that looks for bytes in memory: `own BYTES` in its own, `PID BYTES` in that of another process. The bytes
-/// are turned over, so that the order does not contain them.
+/// A handler that searches memory for bytes: `own BYTES` in its own, `PID BYTES` in that of another process. The bytes
+/// are inverted, so that the command does not contain them.
 const SPY: &str = r#"
     #include <ws_handler.h>
     #include <fcntl.h>
@@ -524,12 +524,12 @@ const SPY: &str = r#"
 "#;
 
 #[test]
-fn no_key_is_in_reach_of_a_handler() {
+fn no_key_is_accessible_to_a_handler() {
     let (dir, authority) = set_up();
     dir.handler("spy", SPY);
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    // A worker of root could do everything.
+    // A worker that runs as root could do anything.
     let is_root = nix::unistd::geteuid().is_root();
     let server = start(&dir, if is_root { &["--user", "65534", "--group", "65534"] } else { &[] });
     let gateway = processes(&server, "gateway")[0];
@@ -543,7 +543,7 @@ fn no_key_is_in_reach_of_a_handler() {
         socket.send(Message::binary([of.as_bytes(), b" ", bytes].concat())).unwrap();
         socket.read().unwrap().into_text().unwrap().to_string()
     };
-    // It finds what is there.
+    // The search works.
     let there: Vec<u8> = b"/proc/%s/maps".iter().map(|byte| !byte).collect();
     assert_eq!(ask("own", &there), "found");
     assert_eq!(ask("own", &turned), "nothing");
@@ -553,7 +553,7 @@ fn no_key_is_in_reach_of_a_handler() {
     assert!(matches!(of_supervisor.as_str(), "denied" | "nothing"), "{of_supervisor}");
 }
 
-/// What the server tells at its endpoint of metrics.
+/// The metrics of the server.
 fn metrics(server: &Server) -> String {
     let log = server.log();
     let (_, rest) = log.split_once("metrics are served on ").unwrap();
@@ -565,7 +565,7 @@ fn metrics(server: &Server) -> String {
 }
 
 #[test]
-fn handshakes_have_a_deadline_and_are_counted_and_expiry_is_told() {
+fn handshakes_have_a_deadline_and_metrics_have_counts_and_expiry() {
     let (dir, authority) = set_up();
     let expiry = std::time::SystemTime::now() + Duration::from_secs(5 * 24 * 3600 + 60);
     authority.issue_with("cert", &["localhost"], |params| params.not_after = expiry.into());
@@ -575,7 +575,7 @@ fn handshakes_have_a_deadline_and_are_counted_and_expiry_is_told() {
     for _ in 0..2 {
         echo(&mut client.open(port(&server), "/echo").unwrap(), 5);
     }
-    // Nothing, and the beginning of a ClientHello: both are closed when their time is over.
+    // No bytes, and the beginning of a ClientHello: both are closed after the timeout.
     let stalled = [&[][..], &[22, 3, 1, 2, 0, 1, 0]].map(|sent| {
         let mut stalled = TcpStream::connect(("127.0.0.1", port(&server))).unwrap();
         stalled.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -640,7 +640,7 @@ fn ciphers_and_tickets_are_as_configured() {
 }
 
 #[test]
-fn a_client_that_reads_nothing_is_held_back_with_bounded_memory() {
+fn a_client_that_does_not_read_is_throttled_with_bounded_memory() {
     const SIZE: usize = 64 * 1024;
     const MESSAGES: usize = 600;
     let (dir, authority) = set_up();
@@ -658,7 +658,7 @@ fn a_client_that_reads_nothing_is_held_back_with_bounded_memory() {
     let processes = [processes(&server, "gateway")[0], processes(&server, "worker")[0]];
     let memory = || processes.map(|pid| memory_of(pid, "VmRSS"));
     let before = memory();
-    // A frame with a key of zeros, again and again.
+    // The same frame, with a key of zeros, repeatedly.
     let message = [&[0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], &[7; SIZE]].concat();
     let (mut sent, whole) = (0, MESSAGES * message.len());
     stream.sock.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
@@ -670,7 +670,7 @@ fn a_client_that_reads_nothing_is_held_back_with_bounded_memory() {
         }
         sent
     };
-    // Until nothing has been taken for a second.
+    // Until nothing was accepted for a second.
     let mut last = 0;
     loop {
         let now = send();

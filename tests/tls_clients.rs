@@ -1,4 +1,4 @@
-//! TLS and HTTP/2 with clients of other makers. Slower tier; `.ci/run` installs what they need.
+//! TLS and HTTP/2 with independent clients. Slower tier; `.ci/run` installs them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -38,7 +38,7 @@ impl Setup {
     }
 }
 
-/// The output of a client that has to succeed.
+/// The output of a client, which must succeed.
 #[track_caller]
 fn run(command: &mut Command) -> String {
     let output = output_within(PATIENCE * 6, command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -185,7 +185,7 @@ fn openssl_with_each_version_and_resumption() {
     let client = |more: &[&str]| {
         let mut command = Command::new("openssl");
         command.args(["s_client", "-connect", &address, "-servername", "localhost", "-CAfile", &ca]);
-        // What it is asked is over at once: it says what was agreed, reads the ticket, and closes.
+        // Its input ends at once: it prints the negotiated parameters, reads the ticket, and closes.
         let script =
             "printf 'GET / HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n'; sleep 0.5";
         let mut shell = Command::new("sh");
@@ -215,7 +215,7 @@ fn testssl_finds_no_weakness() {
     let setup = Setup::new(&["-o", "hsts=365d"]);
     let address = format!("localhost:{}", port(&setup.server));
     let mut command = Command::new("testssl");
-    // Protocols, standard ciphers, forward secrecy, and what was known in 2024.
+    // Protocols, standard ciphers, forward secrecy, and weaknesses known in 2024.
     command.args([
         "--quiet",
         "--color",
@@ -243,7 +243,7 @@ fn testssl_finds_no_weakness() {
     assert!(!said.contains("VULNERABLE (NOT ok)") && !said.contains("NOT ok"), "{said}");
 }
 
-/// A page that echoes over a WebSocket, and what the browser's network log says of it.
+/// A page that echoes over a WebSocket, and the browser's network log.
 #[test]
 #[ignore = "needs chromium"]
 fn chromium_over_http_1_and_2() {

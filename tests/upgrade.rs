@@ -1,4 +1,4 @@
-//! Upgrade: another executable takes over the sockets and the connections, or the old one serves on.
+//! Upgrade: a new executable takes over the sockets and the connections, or the old one stays in service.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -24,7 +24,7 @@ use fixtures::add_handler;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// A server started from a copy of the program, which can be replaced. Its last supervisor is ended with it.
+/// A server started from a copy of the program, which can be replaced. Dropping it ends its last supervisor.
 struct Upgradable {
     server: Server,
     program: PathBuf,
@@ -44,7 +44,7 @@ impl Upgradable {
         Self { server, program, supervisor }
     }
 
-    /// Puts another program in its place, by rename.
+    /// Replaces the program by rename.
     fn install(&self, content: &[u8]) {
         let passing = self.program.with_extension("new");
         let source = self.program.with_extension("source");
@@ -58,7 +58,7 @@ impl Upgradable {
         self.server.log().matches(text).count()
     }
 
-    /// Upgrades, and waits until the new executable serves and the old one has left.
+    /// Upgrades, and waits until the new executable serves and the old one has exited.
     #[track_caller]
     fn upgrade(&mut self) {
         let old = self.supervisor;
@@ -92,14 +92,14 @@ impl Upgradable {
 
 impl Drop for Upgradable {
     fn drop(&mut self) {
-        // After an upgrade it is nobody's child, and its pid nobody else's while it lives.
+        // After an upgrade it is not our child, but its pid is not reused while it lives.
         if title(self.supervisor).starts_with("wshd: supervisor") {
             let _ = kill(Pid::from_raw(self.supervisor), Signal::SIGKILL);
         }
     }
 }
 
-/// By another process: one that a test next to this one forks just then would have the file open for writing, so that
+/// Written by another process: a child forked by a parallel test would have the file open for writing, so that
 /// it could not be executed.
 fn copy(from: &Path, to: &Path) {
     fixtures::run(Command::new("cp").arg(from).arg(to));
@@ -109,7 +109,7 @@ fn title(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default()
 }
 
-/// Three upgrades under so many clients that number their messages.
+/// Three upgrades under this many clients that number their messages.
 #[track_caller]
 fn three_upgrades(clients: usize) {
     let dir = Dir::new();
@@ -137,13 +137,13 @@ fn three_upgrades(clients: usize) {
 }
 
 #[test]
-fn nobody_notices_three_upgrades_under_load() {
+fn no_message_is_lost_in_three_upgrades_under_load() {
     three_upgrades(200);
 }
 
 #[test]
 #[ignore = "slow: two thousand clients"]
-fn two_thousand_clients_do_not_notice_three_upgrades() {
+fn two_thousand_clients_lose_nothing_in_three_upgrades() {
     three_upgrades(2000);
 }
 
@@ -174,7 +174,7 @@ fn no_connection_is_refused_during_upgrades() {
 }
 
 #[test]
-fn an_executable_that_does_not_come_up_changes_nothing() {
+fn an_executable_that_does_not_start_changes_nothing() {
     let dir = Dir::new();
     add_handler(dir.path(), "echo", "echo");
     let mut upgradable = Upgradable::start(&dir, &["--workers", "1"]);
@@ -200,7 +200,7 @@ fn an_executable_that_does_not_come_up_changes_nothing() {
 }
 
 #[test]
-fn pools_and_unix_sockets_go_on() {
+fn pools_and_unix_sockets_continue() {
     let dir = Dir::new();
     add_handler(dir.path(), "echo", "echo");
     let config = dir.path().join("wshd.conf");
@@ -267,7 +267,7 @@ fn control_socket_and_metrics_are_those_of_the_new_executable() {
     let said = String::from_utf8(record.wait_with_output().unwrap().stdout).unwrap();
     assert!(said.starts_with("the server was upgraded: "), "{said}");
     assert!(recorded().ends_with("\n# ended: the server was upgraded\n"), "{}", recorded());
-    // The old one may have left already.
+    // The old one may have exited.
     let log = upgradable.server.log();
     let pids = log.split("supervisor[").filter_map(|part| part.split(']').next()?.parse().ok());
     let is_new = |pid: &i32| *pid != old && title(*pid).starts_with("wshd: supervisor");
@@ -290,7 +290,7 @@ fn an_executable_that_fails_late_leaves_the_sockets_of_the_old_one_alone() {
     let args = ["-H", &host, "--metrics", &metrics_address, "--strict-handlers", "--workers", "1"];
     let args = [&["--control-socket", control.to_str().unwrap()], &args[..]].concat();
     let mut upgradable = Upgradable::start(&dir, &args);
-    // Nobody knows before a worker has started.
+    // The failure shows only when a worker starts.
     dir.handler(
         "late",
         r#"#include <ws_handler.h>
@@ -333,7 +333,7 @@ fn the_new_executable_serves_metrics_at_the_same_address() {
     assert!(report().contains("wshd_messages_received_total{handler=\"/echo\"} 1\n"));
     upgradable.upgrade();
     ask(&mut client, "y");
-    // It counts from the beginning, and has the connection.
+    // It counts from 0, and has the connection.
     until("the new executable answers", || {
         report().contains("wshd_messages_received_total{handler=\"/echo\"} 1\n")
             && metrics(upgradable.supervisor) == 1
@@ -358,7 +358,7 @@ fn ticks(pid: i32) -> u64 {
 }
 
 #[test]
-fn an_executable_that_closes_its_channel_and_lives_is_ended() {
+fn an_executable_that_closes_its_channel_is_killed() {
     let dir = Dir::new();
     add_handler(dir.path(), "echo", "echo");
     let mut upgradable = Upgradable::start(&dir, &["--workers", "1"]);
@@ -379,7 +379,7 @@ fn an_executable_that_closes_its_channel_and_lives_is_ended() {
 }
 
 #[test]
-fn a_stop_during_an_upgrade_leaves_nobody_behind() {
+fn a_stop_during_an_upgrade_leaves_no_process() {
     let dir = Dir::new();
     add_handler(dir.path(), "echo", "echo");
     let mut upgradable = Upgradable::start(&dir, &["--workers", "1"]);
@@ -398,7 +398,7 @@ fn a_stop_during_an_upgrade_leaves_nobody_behind() {
 }
 
 #[test]
-fn an_executable_that_dies_after_it_has_taken_over_gives_back() {
+fn the_old_server_resumes_if_the_new_executable_dies() {
     let dir = Dir::new();
     add_handler(dir.path(), "echo", "echo");
     // Its connections do not move.
@@ -444,7 +444,7 @@ fn an_executable_that_dies_after_it_has_taken_over_gives_back() {
 }
 
 #[test]
-fn process_1_is_not_upgraded() {
+fn process_1_refuses_an_upgrade() {
     let unshare = |command: &mut Command| {
         command.args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child"]);
     };
@@ -492,7 +492,7 @@ fn an_upgrade_that_is_requested_during_the_start_waits_until_the_server_is_ready
     this.stop();
 }
 
-/// The longest (in seconds) that the supervisor does not listen while all that takes time is going on.
+/// The longest turn of the supervisor's loop, in seconds, during slow operations.
 fn longest_turn() -> f64 {
     let dir = Dir::new();
     ["echo", "crash"].iter().for_each(|name| add_handler(dir.path(), name, name));
@@ -519,7 +519,7 @@ fn longest_turn() -> f64 {
     this.server.signal(Signal::SIGHUP);
     (0..10).for_each(|_| crash());
     until("the reload is over", || this.logged("supervisor") > 0 && this.logged("reload: ") > 0);
-    // A successor that does not get ready, and crashes meanwhile.
+    // A successor that does not become ready, and crashes meanwhile.
     let program = fs::read(&this.program).unwrap();
     this.install(b"#!/bin/sh\nexec sleep 2\n");
     this.server.signal(Signal::SIGUSR2);
@@ -541,7 +541,7 @@ fn longest_turn() -> f64 {
 
 #[test]
 #[ignore = "takes twenty seconds"]
-fn the_supervisor_listens_whatever_goes_on() {
-    // On a machine that is busy with something else it may have to wait for the processor.
+fn the_supervisor_always_responds() {
+    // On a busy machine it may have to wait for the processor.
     assert!((0..3).any(|_| longest_turn() < 0.1));
 }

@@ -1,5 +1,5 @@
 //! A pool with a user of its own is a boundary: a handler there attacks everything that its process can reach
-//! (`ctests/fixtures/hostile_wsh.c`), and the default pool and a third one serve on. As root only.
+//! (`ctests/fixtures/hostile_wsh.c`), and the default pool and a third one continue. As root only.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/client.rs"]
@@ -18,7 +18,7 @@ use daemon::{Dir, Server, is_alive, until};
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 
-/// What the fixture looks for.
+/// The bytes that the fixture searches for.
 const SECRET: &str = "sesame-of-the-other-pool";
 
 const HOSTILE: &str = "
@@ -61,12 +61,12 @@ struct Walls {
 }
 
 impl Walls {
-    /// None without the rights for pools with users.
+    /// None without the privileges for pools with users.
     fn start(extra: &str) -> Option<Self> {
         Self::start_as(HOSTILE, extra)
     }
 
-    /// The same with this as the hostile pool.
+    /// The same with this configuration of the hostile pool.
     fn start_as(hostile: &str, extra: &str) -> Option<Self> {
         if !geteuid().is_root() {
             eprintln!("not root: skipped");
@@ -97,7 +97,7 @@ impl Walls {
         workers
     }
 
-    /// Sends a command to the hostile handler, whose worker may have to be replaced first; the number in its answer.
+    /// Sends a command to the hostile handler, whose worker may have to be replaced first; returns the number in its answer.
     fn attack(&self, command: &str) -> u32 {
         let mut answer = None;
         until(&format!("the hostile handler is served, for {command}"), || {
@@ -116,7 +116,7 @@ impl Walls {
         client.read().ok()?.into_text().ok().map(|text| text.to_string())
     }
 
-    /// How many workers of the hostile pool were started, and processes for its connections.
+    /// How many workers and per-connection processes of the hostile pool were started.
     fn starts(&self) -> usize {
         let log = self.server.log();
         let is_start = |line: &&str| line.ends_with(" is starting") || line.ends_with(" is forked");
@@ -126,7 +126,7 @@ impl Walls {
             .count()
     }
 
-    /// Keeps the hostile pool sending junk for some seconds: the supervisor has little to do with it.
+    /// The hostile pool sends junk for some seconds, which must cost the supervisor little time.
     fn withstand_flood(&mut self, most_starts: usize) {
         let (begun, busy, starts) = (Instant::now(), self.busy(), self.starts());
         while begun.elapsed() < Duration::from_secs(3) {
@@ -146,7 +146,7 @@ impl Walls {
         Duration::from_millis(10) * ticks
     }
 
-    /// The other pools have noticed nothing: clients, workers, new connections, a reload, the log.
+    /// Asserts that the other pools are not affected: clients, workers, new connections, a reload, the log.
     fn others_serve_on(&mut self) {
         others_answer(&mut self.clients);
         assert!(self.others.iter().all(|pid| is_alive(*pid)), "a worker of another pool is gone");
@@ -162,7 +162,7 @@ impl Walls {
         assert!(self.server.log().contains("is starting, configuration file"), "the log was truncated");
     }
 
-    /// All ends as it should.
+    /// Stops the server, which must end properly.
     fn stop(mut self) {
         drop(self.clients);
         self.server.signal(Signal::SIGTERM);
@@ -178,7 +178,7 @@ fn others_answer(clients: &mut Vec<Client>) {
 }
 
 #[test]
-fn nothing_of_the_others_can_be_read() {
+fn memory_of_other_pools_cannot_be_read() {
     let Some(mut walls) = Walls::start("") else { return };
     assert_eq!(walls.attack("search"), 0);
     walls.others_serve_on();
@@ -186,7 +186,7 @@ fn nothing_of_the_others_can_be_read() {
 }
 
 #[test]
-fn scribbling_over_all_that_is_shared_harms_the_own_pool_only() {
+fn overwriting_shared_memory_harms_the_own_pool_only() {
     let Some(mut walls) = Walls::start("max_connections_per_address = 1000\n") else { return };
     for _ in 0..3 {
         assert!(walls.attack("scribble") > 0);
@@ -196,7 +196,7 @@ fn scribbling_over_all_that_is_shared_harms_the_own_pool_only() {
 }
 
 #[test]
-fn files_cannot_be_truncated_nor_sockets_of_the_log_led_elsewhere() {
+fn files_cannot_be_truncated_nor_log_sockets_redirected() {
     let Some(mut walls) = Walls::start("access_log = '-'\n") else { return };
     assert_eq!(walls.attack("truncate"), 0);
     walls.attack("steal");
@@ -226,7 +226,7 @@ fn junk_in_every_socket_is_dropped_and_costs_that_worker_only() {
 }
 
 #[test]
-fn a_process_for_each_connection_is_no_way_around() {
+fn per_connection_processes_have_the_same_boundary() {
     let Some(mut walls) = Walls::start_as(HOSTILE_PROCESSES, "") else { return };
     assert_eq!(walls.attack("search"), 0);
     assert_eq!(walls.attack("truncate"), 0);
@@ -239,7 +239,7 @@ fn a_process_for_each_connection_is_no_way_around() {
 }
 
 #[test]
-fn a_pool_that_is_given_up_hands_its_connections_to_the_default_pool() {
+fn a_removed_pool_moves_its_connections_to_the_default_pool() {
     let Some(walls) = Walls::start("") else { return };
     let mut client = connect(&walls.server.address(), "/hostile");
     assert_eq!(ask(&mut client, "here"), "here");
@@ -260,9 +260,9 @@ fn closed_descriptors_cost_that_worker_only() {
     walls.stop();
 }
 
-/// The default pool is no boundary for itself, but what was overwritten there is made anew.
+/// The default pool has no boundary inside, but overwritten memory is replaced.
 #[test]
-fn scribbling_over_the_memory_of_the_default_pool_harms_it_for_seconds_only() {
+fn overwriting_memory_of_the_default_pool_harms_it_for_seconds_only() {
     let dir = Dir::new();
     fixtures::add_handler(dir.path(), "echo", "echo");
     fixtures::add_handler(dir.path(), "hostile", "hostile");

@@ -1,11 +1,11 @@
-//! `wshd test`: what scripts can say, and what is said when they fail.
+//! `wshd test`: the steps of scripts, and the reports of failures.
 
 use std::process::Output;
 
 use super::daemon::{Dir, output_of, wshd};
 use super::ends;
 
-/// A handler with something of everything.
+/// A handler with many features.
 const PARLEY: &str = r#"
     #include <ws_handler.h>
     static int32_t do_extra_handshake(ws_conn conn, ws_handshake *hs)
@@ -40,7 +40,7 @@ fn tested(dir: &Dir, script: &str) -> Output {
 }
 
 #[test]
-fn test_has_the_conversation_of_a_script() {
+fn test_runs_a_script() {
     let dir = Dir::new();
     dir.handler("parley", PARLEY);
     let script = "# Everything.\n\
@@ -113,7 +113,7 @@ const BUSY_SCRIPT: &str = "\
     > c\n< c\n>! large 100K\n<! large 100K\n>! vanish\n";
 
 #[test]
-fn test_drives_the_host() {
+fn test_controls_the_host() {
     let dir = Dir::new();
     dir.handler("busy", BUSY);
     std::fs::write(dir.path().join("x.test"), BUSY_SCRIPT).unwrap();
@@ -127,7 +127,7 @@ fn test_drives_the_host() {
 }
 
 #[test]
-fn test_serves_the_handler_as_a_server_is_configured_to() {
+fn test_uses_the_configuration_of_a_server() {
     let dir = Dir::new();
     let source = r#"
         #include <ws_handler.h>
@@ -155,7 +155,7 @@ fn test_serves_the_handler_as_a_server_is_configured_to() {
 }
 
 #[test]
-fn what_different_peers_do_is_done_in_order() {
+fn steps_of_different_peers_are_in_order() {
     let dir = Dir::new();
     let source = r#"
         #include <ws_handler.h>
@@ -206,7 +206,7 @@ fn threads_of_the_blocking_style_see_the_clock_of_the_host() {
 }
 
 #[test]
-fn test_tells_how_the_worker_died() {
+fn test_reports_how_the_worker_died() {
     let dir = Dir::new();
     let source = r#"
         #include <stdlib.h>

@@ -1,4 +1,4 @@
-//! The tools that look at memory, as ws_handler(3) has them used.
+//! Memory checkers, used as in ws_handler(3).
 
 use std::process::Command;
 use std::time::Duration;
@@ -7,21 +7,21 @@ use super::client::{ask, connect};
 use super::daemon::{Dir, ECHO, Server, output_of, output_within, wshd};
 use super::ends;
 
-/// These tools take many times as long as the program alone.
+/// These tools slow the program down many times.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// An echo with a mistake.
+/// An echo with an error.
 fn careless(mistake: &str) -> String {
     let source = ECHO.replace("ws_send(", &format!("{mistake}\nws_send("));
     source.replace("#include", "#include <stdlib.h>\n#include")
 }
 
-/// Reads memory that nobody has written.
+/// Reads uninitialised memory.
 const UNWRITTEN: &str = "char *copy = malloc(msg->size);\nif (copy[0] == 'x')\nws_abort(conn);\nfree(copy);";
 
 #[test]
 #[ignore = "needs valgrind"]
-fn a_conversation_is_held_under_valgrind() {
+fn a_conversation_runs_under_valgrind() {
     let dir = Dir::new();
     dir.handler("x", &careless(UNWRITTEN));
     std::fs::write(dir.path().join("x.test"), "> hello\n< hello\n").unwrap();
@@ -58,10 +58,10 @@ struct Sanitizer {
     flags: &'static str,
     /// A library that has to be loaded before all others.
     preload: Option<&'static str>,
-    /// Found with a message of 5 bytes, not with one of 3.
+    /// The error occurs with a message of 5 bytes, not with one of 3.
     mistake: &'static str,
     finding: &'static str,
-    /// The same for a server, where the titles of processes hide the options of the second one.
+    /// The same for a server, where process titles hide the options of the second one.
     in_server: (&'static str, &'static str),
 }
 
@@ -86,7 +86,7 @@ const SANITIZERS: [Sanitizer; 2] = [
 ];
 
 impl Sanitizer {
-    /// The environment of a program that loads a handler which was compiled with it.
+    /// The environment of a program that loads a handler compiled with it.
     fn set(&self, command: &mut Command) {
         command.env("UBSAN_OPTIONS", "abort_on_error=1");
         command.env("ASAN_OPTIONS", "abort_on_error=1:detect_leaks=0");
@@ -99,7 +99,7 @@ impl Sanitizer {
 
 #[test]
 #[ignore = "needs the sanitizers of gcc"]
-fn what_sanitizers_find_in_a_conversation_is_a_crash_like_others() {
+fn findings_of_sanitizers_in_a_conversation_are_crashes() {
     for sanitizer in SANITIZERS {
         let dir = Dir::new();
         std::fs::write(dir.path().join("x_wsh.c"), careless(sanitizer.mistake)).unwrap();
@@ -119,7 +119,7 @@ fn what_sanitizers_find_in_a_conversation_is_a_crash_like_others() {
 
 #[test]
 #[ignore = "needs the sanitizers of gcc"]
-fn what_sanitizers_find_in_a_server_costs_one_connection() {
+fn findings_of_sanitizers_in_a_server_cost_one_connection() {
     for sanitizer in SANITIZERS {
         let dir = Dir::new();
         let source = dir.path().join("x_wsh.c");

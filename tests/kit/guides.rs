@@ -1,4 +1,4 @@
-//! The tutorial and the porting guide: what they show is compiled and has its conversations.
+//! The tutorial and the porting guide: their examples are compiled and tested.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use super::ends;
 const TUTORIAL: &str = include_str!("../../man/wshd-tutorial.7");
 const PORTING: &str = include_str!("../../man/wshd-porting.7");
 
-/// What stands between `.Bd` and `.Ed` in a manual page, as it is printed.
+/// The displays (`.Bd` to `.Ed`) of a manual page, as printed.
 fn displays(page: &str) -> impl Iterator<Item = String> {
     let displays = page.split("\n.Bd ").skip(1);
     displays.map(|display| {
@@ -17,12 +17,12 @@ fn displays(page: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// The display that begins so.
+/// The display that begins with this.
 fn display(begins: &str) -> String {
     displays(TUTORIAL).find(|text| text.starts_with(begins)).unwrap_or_else(|| panic!("no {begins:?}"))
 }
 
-/// Has a conversation with what the source makes.
+/// Compiles the source and runs a conversation.
 #[track_caller]
 fn talk(dir: &Dir, file: &str, script: &str) {
     std::fs::write(dir.path().join("chat.test"), script).unwrap();
@@ -35,12 +35,12 @@ fn talk(dir: &Dir, file: &str, script: &str) {
 }
 
 #[test]
-fn every_step_of_the_tutorial_compiles_and_has_its_conversation() {
+fn every_step_of_the_tutorial_compiles_and_passes_its_test() {
     let dir = Dir::new();
     for step in 1..=4 {
         std::fs::write(dir.path().join("chat_wsh.c"), display(&format!("/* chat_wsh.c, step {step}")))
             .unwrap();
-        // The last step changes no word.
+        // The last step keeps the script.
         talk(&dir, "chat_wsh.c", &display(&format!("# chat.test, step {}", step.min(3))));
     }
     std::fs::write(dir.path().join("chat_wsh.cc"), display("// chat_wsh.cc")).unwrap();
@@ -49,7 +49,7 @@ fn every_step_of_the_tutorial_compiles_and_has_its_conversation() {
 
 #[test]
 #[ignore = "runs cargo"]
-fn the_chat_in_rust_has_the_same_conversation() {
+fn the_chat_in_rust_passes_the_same_test() {
     let dir = Dir::new();
     ends(&output_of(wshd().args(["new", "chat", "-l", "rust"]).current_dir(dir.path())).unwrap(), 0, "");
     std::fs::write(dir.path().join("chat/src/lib.rs"), display("// src/lib.rs")).unwrap();
@@ -57,12 +57,12 @@ fn the_chat_in_rust_has_the_same_conversation() {
 }
 
 #[test]
-fn the_porting_guide_names_what_there_is_and_its_examples_are_sound() {
+fn the_porting_guide_names_existing_functions_and_its_examples_work() {
     let header = include_str!("../../include/ws_handler.h");
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let words: BTreeSet<&str> = PORTING.split(|c| !is_name(c)).collect();
     let functions = words.iter().filter(|word| word.starts_with("WS_") || word.starts_with("ws_"));
-    // Which are attributes of the request of mod_pywebsocket.
+    // These are attributes of mod_pywebsocket's request.
     let theirs = ["ws_extension_processors", "ws_stream"];
     for name in functions.filter(|name| !theirs.contains(name)) {
         assert!(header.contains(name), "{name} is not in ws_handler.h");

@@ -1,5 +1,5 @@
-//! The commands for authors of handlers, from outside: `wshd cat` and its siblings against a server, and their manual
-//! pages against their options.
+//! The commands for authors of handlers, from outside: `wshd cat` and others against a server, and their manual
+//! pages compared with their options.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../common/client.rs"]
@@ -14,7 +14,7 @@ mod programs;
 mod recordings;
 mod samples;
 #[path = "../webdriver/mod.rs"]
-#[allow(dead_code)] // driven more in tests/browser.rs
+#[allow(dead_code)] // tests/browser.rs has more
 mod webdriver;
 
 use std::collections::BTreeSet;
@@ -33,7 +33,7 @@ use nix::unistd::Pid;
 /// Runs `wshd cat` with this standard input.
 #[track_caller]
 fn cat(url: &str, args: &[&str], input: &[u8]) -> Output {
-    // A file: it is there before the program begins.
+    // A file, so that all input is available at the start.
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(input).unwrap();
     std::io::Seek::rewind(&mut file).unwrap();
@@ -47,7 +47,7 @@ fn ends(output: &Output, status: i32, said: &str) {
     assert!(stderr.contains(said), "{stderr}");
 }
 
-/// Closes as it is told, `CODE REASON`; "abort" is the end without a Close frame.
+/// Closes on command, `CODE REASON`; "abort" ends without a Close frame.
 const CLOSE: &str = r#"
     #include <stdlib.h>
     #include <ws_handler.h>
@@ -74,7 +74,7 @@ fn cat_sends_lines_and_prints_messages() {
     let output = cat(&url("/echo"), &[], "one\n\nb\u{e4}r\nno end".as_bytes());
     ends(&output, 0, "");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "one\n\nb\u{e4}r\nno end\n");
-    // Much more than any buffer between them holds, both ways.
+    // More than all buffers between them hold, in both directions.
     let much: Vec<u8> = (0..3_000_000u32).map(|number| (number % 251) as u8).collect();
     let output = cat(&url("/echo"), &["--binary"], &much);
     ends(&output, 0, "");
@@ -118,7 +118,7 @@ fn cat_pings_and_stays_after_the_end_of_standard_input() {
 
 #[test]
 fn cat_says_why_there_is_no_connection() {
-    // Bound, and not listening: it refuses, whatever children other tests fork meanwhile.
+    // Bound but not listening: it refuses connections, even if children of other tests inherit it.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     let closed = socket.local_addr().unwrap().as_socket().unwrap();
@@ -126,14 +126,14 @@ fn cat_says_why_there_is_no_connection() {
     ends(&cat("http://localhost/", &[], b""), 2, "expected ws://HOST");
     ends(&cat(&format!("ws://{closed}/"), &["--ca", "/nowhere"], b""), 2, "--ca is for wss://");
     ends(&cat(&format!("wss://{closed}/"), &["--ca", "/nowhere"], b""), 2, "--ca /nowhere: ");
-    // One that accepts and says nothing.
+    // A server that accepts and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}/", silent.local_addr().unwrap());
     ends(&cat(&url, &["--timeout", "50ms"], b""), 8, "no answer within 50ms");
 }
 
 #[test]
-fn cat_sends_what_the_request_is_to_say() {
+fn cat_sends_headers_cookies_and_credentials() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}/a?b=c", listener.local_addr().unwrap());
     let answering = thread::spawn(move || {
@@ -166,7 +166,7 @@ fn cat_sends_what_the_request_is_to_say() {
     }
 }
 
-/// Echoes until somebody says bye, and compresses as its arguments say: both window sizes, and whether each message stands alone.
+/// Echoes until "bye". The arguments set its compression: both window sizes, and context takeover.
 const PYTHON_ECHO: &str = r#"
 import sys
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
@@ -207,7 +207,7 @@ fn cat_compresses_with_another_server() {
 }
 
 #[test]
-fn cat_trusts_the_certificates_that_it_is_told() {
+fn cat_trusts_the_given_certificates() {
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -220,7 +220,7 @@ fn cat_trusts_the_certificates_that_it_is_told() {
     let config = Arc::new(config);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("wss://localhost:{}/", listener.local_addr().unwrap().port());
-    // An echo over TLS; connections whose handshake fails are let go.
+    // An echo over TLS; connections whose handshake fails are dropped.
     thread::spawn(move || {
         for stream in listener.incoming() {
             let session = rustls::ServerConnection::new(config.clone()).unwrap();
@@ -239,7 +239,7 @@ fn cat_trusts_the_certificates_that_it_is_told() {
     let output = cat(&url, &["--ca", file.to_str().unwrap()], b"over TLS\n");
     ends(&output, 0, "");
     assert_eq!(output.stdout, b"over TLS\n");
-    // By another certificate, and by none.
+    // With another CA, and with the system's.
     let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     std::fs::write(&file, other.cert.pem()).unwrap();
     ends(&cat(&url, &["--ca", file.to_str().unwrap()], b""), 8, "certificate");
@@ -266,7 +266,7 @@ fn bench_measures_an_echo() {
     let latency = &result["latency_ns"];
     assert!(latency["quantiles"]["0.5"].as_u64() <= latency["max"].as_u64(), "{result}");
 
-    // All that is due within the time is sent, however late the machine is.
+    // All messages that are due in the time are sent, even if they are late.
     let result = json(&["-c", "2", "-r", "200", "--binary"]);
     assert_eq!((&result["answers"], &result["unanswered"]), (&60.into(), &0.into()), "{result}");
 
@@ -280,9 +280,9 @@ fn bench_measures_an_echo() {
     server.stop();
 }
 
-/// A handler that stalls once delays all that is due meanwhile: with a rate that is seen in every latency.
+/// A handler that stalls once delays all messages that are due meanwhile: with a rate their latencies show it.
 #[test]
-fn bench_at_a_rate_does_not_leave_out_what_a_stall_delays() {
+fn bench_at_a_rate_includes_delays_by_a_stall() {
     let dir = Dir::new();
     let stalls = r#"
         #include <time.h>
@@ -304,7 +304,7 @@ fn bench_at_a_rate_does_not_leave_out_what_a_stall_delays() {
     let output = output_of(wshd().args(args)).unwrap();
     ends(&output, 0, "");
     let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    // Of 150 messages 50 were due during the stall, which one alone was sent into.
+    // 50 of 150 messages were due during the stall, but only one was sent in it.
     assert_eq!(result["answers"], 150, "{result}");
     let (quantiles, max) = (&result["latency_ns"]["quantiles"], &result["latency_ns"]["max"]);
     assert!(quantiles["0.9"].as_u64().unwrap() > 200_000_000, "{result}");
@@ -313,7 +313,7 @@ fn bench_at_a_rate_does_not_leave_out_what_a_stall_delays() {
 }
 
 #[test]
-fn bench_reports_what_it_has_measured_when_it_is_interrupted() {
+fn bench_reports_when_it_is_interrupted() {
     let dir = Dir::new();
     let echo = r#"
         #include <ws_handler.h>
@@ -342,7 +342,7 @@ fn bench_reports_what_it_has_measured_when_it_is_interrupted() {
 }
 
 #[test]
-fn bench_says_when_connections_end() {
+fn bench_reports_connections_that_end() {
     let dir = Dir::new();
     dir.handler("close", &CLOSE.replace("ws_abort(conn)", "ws_close(conn, 4001, \"enough\")"));
     let mut server = Server::start(&dir, &["--workers", "1"]);
@@ -391,7 +391,7 @@ fn check_names_what_a_handler_should_not_do() {
                   template <class T> int count<T>::n;\n\
                   struct x { void on_message(ws::conn c, const ws::message &m) { ++count<int>::n; c.send(m); } };\n\
                   WS_HANDLER_CPP(x, name = \"x\");\n";
-    // Language, flags, source, and the rule and message of what is to be found.
+    // Language, flags, source, and the rule and message of the finding.
     type Case = (&'static str, &'static [&'static str], String, Option<(&'static str, &'static str)>);
     let cases: [Case; 10] = [
         ("c", hidden, event("ws_send_text(conn, \"fine\");"), None),
@@ -435,7 +435,7 @@ fn check_names_what_a_handler_should_not_do() {
 }
 
 #[test]
-fn check_tells_people_the_same() {
+fn check_prints_findings_as_text() {
     let dir = Dir::new();
     let object = dir.handler(
         "x",
@@ -460,7 +460,7 @@ fn check_tells_people_the_same() {
     );
 }
 
-/// Begins a handler and runs its test, as its author would.
+/// Creates a handler and runs its test, as an author would.
 #[track_caller]
 fn new_passes_its_test(lang: &str, style: &str) -> Dir {
     let dir = Dir::new();
@@ -582,7 +582,7 @@ impl Running {
         }
     }
 
-    /// Where the handler is, once it is there.
+    /// The URL of the handler, once it is served.
     fn address(&self) -> String {
         let line = self.says("wshd: serving ws://");
         line.trim_start_matches("wshd: serving ws://").split('/').next().unwrap().to_owned()
@@ -629,7 +629,7 @@ fn run_compiles_and_reloads_what_changes() {
     running.says("compilation failed; the previous version stays in service");
     assert_eq!(ask(&mut client, "hello"), "version 1");
 
-    // The connection goes on in the new version.
+    // The connection continues in the new version.
     std::fs::write(&source, VERSIONED.replace("version 1", "version 2")).unwrap();
     let begun = Instant::now();
     while ask(&mut client, "hello") != "version 2" {
@@ -644,7 +644,7 @@ fn run_compiles_and_reloads_what_changes() {
 }
 
 #[test]
-fn run_waits_until_there_is_something_to_serve() {
+fn run_waits_until_the_source_compiles() {
     let dir = Dir::new();
     let source = dir.path().join("x_wsh.cc");
     std::fs::write(&source, "no C++").unwrap();
@@ -674,7 +674,7 @@ fn run_builds_packages() {
     assert_eq!(ask(&mut connect(&running.address(), "/y"), "hello"), "hello");
 }
 
-/// The commands that have a manual page of their own.
+/// The commands with a manual page of their own.
 const COMMANDS: [(&str, &str); 7] = [
     ("bench", include_str!("../../man/wshd-bench.1")),
     ("cat", include_str!("../../man/wshd-cat.1")),

@@ -1,5 +1,5 @@
-//! From `wshd new` to a browser that talks with the handler, in a root that has a compiler, make and the installed `wshd` and
-//! nothing else: the transcript of wshd-new(1), in each language. Prints how long it took.
+//! From `wshd new` to a browser that uses the handler, in a root with only a compiler, make and the installed `wshd`:
+//! the transcript of wshd-new(1), in each language. Prints the time that it took.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -9,7 +9,7 @@ use super::daemon::{Dir, output_of, output_within};
 use super::webdriver::Browser;
 use super::{Running, ends};
 
-/// What a newcomer may need.
+/// The root directory of a new user.
 const COMMANDS: usize = 5;
 const TIME: Duration = Duration::from_secs(300);
 
@@ -21,7 +21,7 @@ struct Root {
 }
 
 impl Root {
-    /// `None` where that cannot be made: not Debian, or no right to mount.
+    /// `None` if it cannot be created: not Debian, or no permission to mount.
     fn new() -> Option<Self> {
         if !Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success()) {
             return None;
@@ -42,7 +42,7 @@ impl Root {
         Some(Root { dir, toolchain })
     }
 
-    /// A command line in a directory of it.
+    /// Runs a command line in a directory of it.
     fn command(&self, dir: &str, line: &str) -> Command {
         const SCRIPT: &str = r#"
             mount --rbind /proc "$1/proc"
@@ -69,7 +69,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Does what `wshd new` says.
+/// Follows the instructions of `wshd new`.
 fn begins(root: &Root, lang: &str) {
     let begun = Instant::now();
     let home = format!("/root/{lang}");

@@ -1,4 +1,4 @@
-//! Conversations in test programs of one's own, and crashes that are replayed.
+//! Conversations in other test programs, and replays of crashes.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use super::daemon::{Dir, ECHO, output_of, wshd};
 use super::ends;
 
-/// A test program of somebody's own, with checks in the manner of common test frameworks.
+/// A test program with checks like those of common test frameworks.
 const PROGRAM: &str = r#"
     #include <ws_handler_test.h>
     #define CHECK(condition) \
@@ -29,7 +29,7 @@ const PROGRAM: &str = r#"
     }
 "#;
 
-/// Of a project of somebody's own, with the headers as they are installed.
+/// A project with the installed headers.
 const MAKEFILE: &str = "\
 CPPFLAGS = -D_POSIX_C_SOURCE=200809L -I $(PREFIX)/include
 CFLAGS = -std=c99 -Wall -Wextra -pedantic -Werror
@@ -43,7 +43,7 @@ echo_wsh.so: echo_wsh.c
 ";
 
 #[test]
-fn a_project_in_c_and_cpp_has_conversations_in_its_own_tests() {
+fn test_programs_in_c_and_cpp_run_conversations() {
     let dir = Dir::new();
     let include = dir.path().join("prefix/include");
     std::fs::create_dir_all(&include).unwrap();

@@ -1,4 +1,4 @@
-//! `wshd ctl record` with a server, and `wshd replay` of what comes of it.
+//! `wshd ctl record` with a server, and `wshd replay` of the recordings.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +10,7 @@ use super::client::{ask, connect, connect_with};
 use super::daemon::{Dir, Server, ctl, output_of, output_within, until, wshd};
 use super::ends;
 
-/// Crashes when somebody counts to three.
+/// Crashes on the third message.
 const FRAGILE: &str = r#"
     #include <ws_handler.h>
     static int32_t on_open(ws_conn conn)
@@ -27,15 +27,15 @@ const FRAGILE: &str = r#"
     WS_HANDLER(.name = "fragile", .protocols = "chat", .on_open = on_open, .on_message = on_message);
 "#;
 
-/// A recording that runs.
+/// A running recording.
 struct Recording {
-    /// Until its end was waited for.
+    /// Until it was reaped.
     child: Option<Child>,
     file: PathBuf,
 }
 
 impl Recording {
-    /// Of this resource; begun when this returns.
+    /// Starts one of this resource, and waits until it has begun.
     fn start(control: &Path, resource: &str, file: PathBuf, more: &[&str]) -> Self {
         let mut command = wshd();
         command.args(["ctl", "--control-socket"]).arg(control).args(["record", resource]).arg(&file);
@@ -53,7 +53,7 @@ impl Recording {
         until(text, || self.text().contains(text));
     }
 
-    /// Its own words at its end.
+    /// Its output at the end.
     fn end(mut self) -> String {
         String::from_utf8(self.child.take().unwrap().wait_with_output().unwrap().stdout).unwrap()
     }
@@ -74,7 +74,7 @@ fn start(dir: &Dir, more: &[&str]) -> (Server, PathBuf) {
     (Server::start(dir, &[&args, more].concat()), control)
 }
 
-/// Records a crash that is the end of a story; the recording.
+/// Records a conversation that ends in a crash; returns the recording.
 fn record_a_crash(dir: &Dir) -> PathBuf {
     dir.handler("fragile", FRAGILE);
     let (mut server, control) = start(dir, &[]);
@@ -106,7 +106,7 @@ fn record_a_crash(dir: &Dir) -> PathBuf {
 }
 
 #[test]
-fn a_crash_that_was_recorded_is_replayed() {
+fn a_recorded_crash_is_replayed() {
     let dir = Dir::new();
     let file = record_a_crash(&dir);
     let output = output_of(wshd().arg("replay").arg(&file).current_dir(dir.path())).unwrap();
@@ -118,7 +118,7 @@ fn a_crash_that_was_recorded_is_replayed() {
 
 #[test]
 #[ignore = "needs gdb"]
-fn a_crash_that_was_recorded_is_debugged_by_the_command_that_is_printed() {
+fn a_recorded_crash_is_debugged_by_the_printed_command() {
     let dir = Dir::new();
     let file = record_a_crash(&dir);
     let output = output_of(wshd().arg("replay").arg(&file).current_dir(dir.path())).unwrap();
@@ -165,7 +165,7 @@ fn a_recording_goes_on_when_connections_move() {
 }
 
 #[test]
-fn a_recording_has_its_bounds() {
+fn a_recording_is_bounded() {
     let dir = Dir::new();
     dir.handler("fragile", FRAGILE);
     let (mut server, control) = start(&dir, &[]);
@@ -183,7 +183,7 @@ fn a_recording_has_its_bounds() {
     }
     assert!(recording.end().starts_with("the file is as large as it may be: "));
     assert!(std::fs::metadata(file("small")).unwrap().len() <= 2048);
-    // More than a datagram holds, and more than is wanted.
+    // More than a datagram holds, and more than the limit.
     let limit = ["--max-message", "300K"];
     let recording = Recording::start(&control, "/fragile", file("large").into(), &limit);
     for size in [300 << 10, 301 << 10] {

@@ -1,4 +1,4 @@
-//! The mistakes of `ctests/samples`, each found by the tool that ws_handler(3) names for it, in these words.
+//! The mistakes of `ctests/samples`: the tool that ws_handler(3) names finds each, with this message.
 
 use std::fs::Permissions;
 use std::net::TcpListener;
@@ -12,7 +12,7 @@ use landlock::{AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
 use super::daemon::{Dir, ECHO, output_of, wshd};
 use super::ends;
 
-/// What finds a mistake.
+/// The tool that finds a mistake.
 #[derive(Clone, Copy)]
 enum Tool {
     /// `wshd check`, with these options.
@@ -55,7 +55,7 @@ fn compile(dir: &Path, name: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let source = |kind| root.join(format!("ctests/samples/{name}_wsh.{kind}"));
     let is_c = source("c").exists();
-    // Without -fvisibility=hidden, which would hide the mistake of the one in C++.
+    // Without -fvisibility=hidden, which would hide the mistake in the C++ sample.
     let mut compiler = Command::new(if is_c { "cc" } else { "c++" });
     compiler.args(["-shared", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror", "-I"]);
     compiler.arg(root.join("include")).arg(source(if is_c { "c" } else { "cc" }));
@@ -77,7 +77,7 @@ fn find(dir: &Path, name: &str, tool: Tool) -> Output {
 }
 
 #[test]
-fn every_mistake_of_the_samples_is_found_and_named() {
+fn every_mistake_of_the_samples_is_found() {
     let manual = include_str!("../../man/ws_handler.3");
     let dir = Dir::new();
     thread::scope(|scope| {
@@ -103,7 +103,7 @@ fn every_mistake_of_the_samples_is_found_and_named() {
     assert_eq!(samples.count(), SAMPLES.len());
 }
 
-/// Other forms of these mistakes: the tool, its exit status, what it says, and the handler but for its last line.
+/// Variants of these mistakes: the tool, its exit status, its message, and the handler without its last line.
 const VARIANTS: [(&str, Tool, i32, &str, &str); 5] = [
     (
         "no_on_close",
@@ -159,7 +159,7 @@ const VARIANTS: [(&str, Tool, i32, &str, &str); 5] = [
 ];
 
 #[test]
-fn other_forms_of_the_mistakes_are_found_too() {
+fn variants_of_the_mistakes_are_found() {
     let dir = Dir::new();
     thread::scope(|scope| {
         for (name, tool, status, said, source) in VARIANTS {
@@ -179,7 +179,7 @@ fn other_forms_of_the_mistakes_are_found_too() {
 }
 
 #[test]
-fn a_sound_handler_stands_all_faults() {
+fn a_correct_handler_passes_all_fault_tests() {
     let dir = Dir::new();
     dir.handler("echo", ECHO);
     let output =
@@ -189,7 +189,7 @@ fn a_sound_handler_stands_all_faults() {
 }
 
 #[test]
-fn faults_end_the_worker_of_a_handler_that_looks_at_no_result() {
+fn faults_crash_a_handler_that_ignores_results() {
     let dir = Dir::new();
     let source = r#"
         #include <stdlib.h>
@@ -229,7 +229,7 @@ fn faults_end_the_worker_of_a_handler_that_looks_at_no_result() {
     assert_eq!(output.status.code(), Some(6));
 }
 
-/// Harms whatever it can reach, and tells what it could.
+/// Attacks files, network and processes, and reports what succeeded.
 const VANDAL: &str = r#"
     #include <arpa/inet.h>
     #include <fcntl.h>
@@ -278,7 +278,7 @@ const VANDAL: &str = r#"
 "#;
 
 #[test]
-fn a_handler_that_is_checked_harms_nobody() {
+fn a_checked_handler_is_confined() {
     let dir = Dir::new();
     dir.handler("vandal", VANDAL);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -288,14 +288,14 @@ fn a_handler_that_is_checked_harms_nobody() {
     std::fs::set_permissions(room.path(), Permissions::from_mode(0o777)).unwrap();
     let mut check = wshd();
     check.args(["check", "--faults", "vandal_wsh.so"]).current_dir(dir.path());
-    // Without another user it would take the processes of the tests beside this one.
+    // Without another user the limit would include processes of other tests.
     check.env("VANDAL_UID", nix::unistd::getuid().to_string());
     check.env("VANDAL_DIR", room.path()).env("VANDAL_VICTIM", victim.id().to_string());
     check.env("VANDAL_PORT", listener.local_addr().unwrap().port().to_string());
     let output = output_of(&mut check).unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     let is_alive = victim.try_wait().unwrap().is_none();
-    let _ = victim.kill(); // it may be dead
+    let _ = victim.kill(); // it may have ended
     let _ = victim.wait();
     let is_root = nix::unistd::getuid().is_root();
     assert_eq!(said.contains("processes behind: end them"), is_root, "{said}");

@@ -1,4 +1,4 @@
-//! What is counted.
+//! The counters.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 use super::client::{BINARY, CLOSE, Raw, TEXT, UPGRADE, close_payload, frame};
 use super::*;
 
-/// The answer to a request for a WebSocket.
+/// The reply to an opening handshake.
 fn status_of(address: &str, resource: &str, headers: &str) -> u16 {
     let mut raw = Raw::connect(address);
     raw.send(format!("GET {resource} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").as_bytes());
@@ -24,7 +24,7 @@ fn a_known_exchange_is_counted_exactly() {
     let (mut server, _dir) = serve(&["--workers", "1"]);
     let address = server.address();
 
-    // 4 messages, one of them in two frames, of 5 + 5 + 300 + 0 bytes, and their echos.
+    // 4 messages, one of them in two frames, of 5 + 5 + 300 + 0 bytes, and their echoes.
     let mut first = Raw::open(&address, "/a");
     assert_eq!(first.ask("hello"), "hello");
     first.send(&[frame(0x01, b"he"), frame(0x80, b"llo")].concat());
@@ -51,7 +51,7 @@ fn a_known_exchange_is_counted_exactly() {
     third.expect_close(1002);
     drop(third);
 
-    // And this one is gone without a word.
+    // And this one disconnects without a Close frame.
     drop(Raw::open(&address, "/a"));
 
     assert_eq!(status_of(&address, "/nowhere", UPGRADE), 404);
@@ -132,7 +132,7 @@ fn callbacks_of_blocking_handlers_are_measured_too() {
 }
 
 #[test]
-fn workers_are_added_up_and_what_a_dead_one_counted_stays() {
+fn counters_are_summed_and_survive_their_worker() {
     let (mut server, _dir) = serve(&["--workers", "2"]);
     let mut clients: Vec<Raw> = (0..8).map(|_| Raw::open(&server.address(), "/a")).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.ask("1234"), "1234"));
@@ -147,7 +147,7 @@ fn workers_are_added_up_and_what_a_dead_one_counted_stays() {
     let name = title.trim_end_matches('\0').strip_prefix("wshd: worker ").unwrap();
     let lost = before.of(&format!("wshd_worker_connections{{worker=\"{name}\"}}"));
     kill(Pid::from_raw(victim), Signal::SIGKILL).unwrap();
-    // Then some of the others move to the new worker.
+    // Then some of the other connections move to the new worker.
     let open = r#"wshd_connections_open{handler="/a",pool="default"}"#;
     report_until(&server, "a worker has taken its place", |report| {
         let runs = report.of(r#"wshd_workers{state="running"}"#) == 2.0;
@@ -165,7 +165,7 @@ fn workers_are_added_up_and_what_a_dead_one_counted_stays() {
             .all("wshd_worker_deaths_total")
             .any(|(series, count)| series.contains("\"killed\"") && count == 1.0)
     );
-    // What a process has used begins anew with the next one.
+    // The CPU time of a process starts from 0 with its replacement.
     let stays = |series: &str| series.contains("_total{") && !series.contains("{process=");
     for (series, value) in before.0.iter().filter(|(series, _)| stays(series)) {
         assert!(after.of(series) >= *value, "{series}: {value}, then {}", after.of(series));
@@ -195,7 +195,7 @@ fn a_crash_and_a_quarantine_are_seen() {
         (r#"wshd_handler_quarantines_total{handler="/a"}"#, 1.0),
         (r#"wshd_handler_quarantined{handler="/a"}"#, 1.0),
         (r#"wshd_worker_deaths_total{worker="default/0",cause="crash"}"#, 1.0),
-        // The culprit's socket goes along, to be closed in peace.
+        // The socket of the crashed connection moves too, to be closed there.
         (r#"wshd_worker_connections_moved_total{worker="default/0",direction="in"}"#, 4.0),
         (r#"wshd_connections_opened_total{handler="/a",pool="default"}"#, 4.0),
     ] {
@@ -285,7 +285,7 @@ fn a_full_send_queue_is_seen() {
     let report = report_until(&server, "the queue is full", |report| {
         report.of(refused) == 1.0 && report.of(queued) > 0.0
     });
-    // What the kernel has not taken: the mark at most, and what is left of a frame of 12 bytes.
+    // Bytes not accepted by the kernel: at most the high mark and the rest of a frame of 12 bytes.
     assert!(report.of(queued) < 102_412.0, "{}", report.of(queued));
     drop(raw);
     report_until(&server, "nothing waits any more", |report| report.of(queued) == 0.0);

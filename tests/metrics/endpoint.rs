@@ -1,4 +1,4 @@
-//! The process that serves metrics, its clients, and the form of what it says.
+//! The metrics process, its clients, and the format.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use super::*;
 const MANUAL: &str = include_str!("../../man/wshd-metrics.7");
 const OPEN_METRICS: &str = "Accept: application/openmetrics-text; version=1.0.0, text/plain; q=0.5\r\n";
 
-/// A server of which most metrics have something to tell.
+/// A server for which most metrics have values.
 fn busy() -> (Server, Dir) {
     let (server, dir) = serve(&["--workers", "2"]);
     let mut raw = Raw::open(&server.address(), "/a");
@@ -23,7 +23,7 @@ fn busy() -> (Server, Dir) {
     (server, dir)
 }
 
-/// The rules of the format that are not about single lines; returns the type of each family.
+/// Checks the rules of the format beyond single lines; returns the type of each family.
 #[track_caller]
 fn check(text: &str, is_open_metrics: bool) -> BTreeMap<String, String> {
     let (mut types, mut series, mut units) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
@@ -72,7 +72,7 @@ fn check(text: &str, is_open_metrics: bool) -> BTreeMap<String, String> {
     types
 }
 
-/// Of each histogram the buckets grow, and the last one has all.
+/// The buckets of each histogram are cumulative, and the last one has all.
 #[track_caller]
 fn check_histograms(report: &Report) {
     let mut found = 0;
@@ -89,7 +89,7 @@ fn check_histograms(report: &Report) {
 }
 
 #[test]
-fn both_formats_are_sound_and_the_manual_has_every_metric() {
+fn both_formats_are_valid_and_the_manual_has_every_metric() {
     let (mut server, _dir) = busy();
     report_until(&server, "it is closed", |report| report.sum("wshd_connections_closed_total") == 1.0);
     let address = endpoint(&server);
@@ -120,7 +120,7 @@ fn both_formats_are_sound_and_the_manual_has_every_metric() {
     assert_eq!(live.len(), types.len());
     let rows = MANUAL.lines().filter_map(|line| line.strip_prefix(".It Li "));
     let rows = rows.map(|row| row.split_once(" Brq ").unwrap_or((row, "")));
-    // Those of gateways are there only where there is one, and those of the bus where it has an engine.
+    // Metrics of gateways exist only with TLS, and those of the bus only with an engine.
     let of_others = ["wshd_tls_", "wshd_http2_", "wshd_certificate_", "wshd_bus_"];
     let rows = rows.filter(|(name, _)| !of_others.iter().any(|start| name.starts_with(start)));
     let in_manual: BTreeMap<String, String> =
@@ -130,7 +130,7 @@ fn both_formats_are_sound_and_the_manual_has_every_metric() {
 }
 
 #[test]
-fn only_this_resource_and_only_for_reading() {
+fn only_get_and_head_of_its_resources() {
     let (mut server, _dir) = serve(&["--workers", "1"]);
     let address = endpoint(&server);
     let ask = |request: &str| {
@@ -164,10 +164,10 @@ fn only_this_resource_and_only_for_reading() {
 }
 
 #[test]
-fn slow_clients_are_no_burden_and_the_oldest_makes_way() {
+fn slow_clients_do_not_block_and_the_oldest_is_dropped() {
     let (mut server, _dir) = serve(&["--workers", "1"]);
     let address = endpoint(&server);
-    // One says nothing, one asks and does not read, the others do not come to an end of their request.
+    // One sends nothing, one sends a request and does not read, the others send incomplete requests.
     let mut silent = tcp(&address);
     tcp(&address).write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     let slow = (0..40).map(|_| {
@@ -177,7 +177,7 @@ fn slow_clients_are_no_burden_and_the_oldest_makes_way() {
     });
     let mut slow: Vec<_> = slow.collect();
     assert_eq!(get(&address, "").status, 200);
-    // The first of them have made way, long before their time.
+    // The oldest were dropped, long before their timeout.
     assert_eq!(silent.read(&mut [0]).unwrap_or(0), 0);
     assert_eq!(slow[0].read(&mut [0]).unwrap_or(0), 0);
     // The last one is still served, byte by byte.
@@ -191,7 +191,7 @@ fn slow_clients_are_no_burden_and_the_oldest_makes_way() {
 }
 
 #[test]
-fn its_process_is_replaced_and_workers_do_not_notice() {
+fn its_process_is_replaced_without_effect_on_workers() {
     let (mut server, _dir) = serve(&["--workers", "1"]);
     let mut raw = Raw::open(&server.address(), "/a");
     raw.ask("x");
@@ -211,7 +211,7 @@ fn its_process_is_replaced_and_workers_do_not_notice() {
 }
 
 #[test]
-fn a_reload_is_told_of_and_counters_go_on() {
+fn a_reload_is_reported_and_counters_continue() {
     let (mut server, dir) = serve(&["--workers", "2"]);
     let mut raw = Raw::open(&server.address(), "/a");
     raw.ask("x");
@@ -272,7 +272,7 @@ fn on_a_unix_socket() {
     let mut raw = Raw::over(unix(&path));
     raw.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(raw.answer().status, 200);
-    // No handler can get hold of the socket.
+    // No worker has the socket.
     let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
     let is_it = |line: &&str| line.ends_with(path.to_str().unwrap()) && line.contains(" 00010000 "); // it listens
     let line = sockets.lines().find(is_it).unwrap();
@@ -315,7 +315,7 @@ fn a_reload_may_change_the_address() {
 }
 
 #[test]
-fn an_address_that_is_taken() {
+fn an_address_in_use() {
     let dir = Dir::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -327,7 +327,7 @@ fn an_address_that_is_taken() {
 
 #[test]
 #[ignore = "needs the Python package prometheus-client"]
-fn the_parser_of_another_maker_reads_both() {
+fn an_independent_parser_reads_both_formats() {
     const PARSER: &str = r#"
 import sys
 from prometheus_client import openmetrics, parser

@@ -1,4 +1,4 @@
-//! The metrics of a running server: what was counted of known exchanges, and the endpoint that tells it.
+//! The metrics of a running server: the counts of known exchanges, and the endpoint.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../common/client.rs"]
@@ -15,8 +15,8 @@ use std::fmt::Display;
 use client::{Answer, Raw};
 use daemon::{Dir, Server, children, is_alive, until};
 
-/// Echoes; what some messages make it do besides is told where they are sent. Requests for a resource with a query
-/// are refused.
+/// Echoes; some messages, explained where they are sent, have other effects. Requests with a query
+/// are rejected.
 const HANDLER: &str = r#"
     #include <stdlib.h>
     #include <string.h>
@@ -74,14 +74,14 @@ fn serve(args: &[&str]) -> (Server, Dir) {
     (Server::start(&dir, &[&["--metrics", "127.0.0.1:0"], args].concat()), dir)
 }
 
-/// Where metrics are served.
+/// The address of the metrics.
 fn endpoint(server: &Server) -> String {
     let log = server.log();
     let (_, rest) = log.split_once("metrics are served on ").unwrap();
     rest.lines().next().unwrap().to_owned()
 }
 
-/// The pid of the process that serves them.
+/// The pid of the metrics process.
 fn process(server: &Server) -> Option<i32> {
     let is_it = |pid: &i32| {
         std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|title| title.starts_with(b"wshd: metrics"))
@@ -89,7 +89,7 @@ fn process(server: &Server) -> Option<i32> {
     children(server.pid()).into_iter().find(is_it)
 }
 
-/// The same, once it is there.
+/// The same, once it exists.
 #[track_caller]
 fn serving(server: &Server) -> i32 {
     until("metrics are served", || process(server).is_some());
@@ -108,7 +108,7 @@ fn get(address: &str, headers: &str) -> Answer {
     raw.answer()
 }
 
-/// Series and values, as they are now.
+/// The current series and values.
 fn report(server: &Server) -> Report {
     let answer = get(&endpoint(server), "");
     assert_eq!(answer.status, 200);
@@ -142,7 +142,7 @@ impl Report {
         self.0.iter().filter(move |(series, _)| of_name(series)).map(|(series, value)| (&**series, *value))
     }
 
-    /// All series of that name are these.
+    /// Asserts that these are all series of that name.
     #[track_caller]
     fn is(&self, name: &str, expected: &[(impl Display, u32)]) {
         let found: Vec<_> = self.all(name).collect();
@@ -155,7 +155,7 @@ impl Report {
     }
 }
 
-/// Waits until the report is so; returns it.
+/// Waits for a report that meets the condition, and returns it.
 #[track_caller]
 fn report_until(server: &Server, what: &str, mut is_so: impl FnMut(&Report) -> bool) -> Report {
     let mut last = report(server);

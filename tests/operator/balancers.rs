@@ -75,7 +75,7 @@ impl Backend {
     }
 }
 
-/// Clients that stay, come back when they are sent away, and note whatever goes wrong.
+/// Clients that stay connected, reconnect when they are closed, and record errors.
 struct Crowd<'a> {
     entrance: &'a Path,
     is_over: AtomicBool,
@@ -98,7 +98,7 @@ impl<'a> Crowd<'a> {
         }
     }
 
-    /// One connection, until it is closed as it should be.
+    /// One connection, until it is closed properly.
     fn stay(&self) -> Result<(), String> {
         let stream = UnixStream::connect(self.entrance).map_err(|error| format!("connect: {error}"))?;
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -114,9 +114,9 @@ impl<'a> Crowd<'a> {
         Ok(())
     }
 
-    /// The code of the Close frame, if one comes instead of an answer.
+    /// The code of a Close frame that comes instead of an answer.
     fn ask(&self, socket: &mut WebSocket<UnixStream>) -> Result<Option<u16>, String> {
-        // Of one that is being closed the Close frame is read below.
+        // If it is being closed, the Close frame is read below.
         let _ = socket.send(Message::text("x"));
         match socket.read() {
             Ok(Message::Text(_)) => {
@@ -129,7 +129,7 @@ impl<'a> Crowd<'a> {
     }
 }
 
-/// Drains one server after the other while clients are connected through `entrance`.
+/// Drains one server after the other while clients are connected through the proxy at `entrance`.
 fn nobody_notices_a_rolling_drain(entrance: &Path, mut backends: [Backend; 2]) {
     let crowd = Crowd::new(entrance);
     std::thread::scope(|scope| {
@@ -138,7 +138,7 @@ fn nobody_notices_a_rolling_drain(entrance: &Path, mut backends: [Backend; 2]) {
             until("both servers have clients", || backends.iter().all(|backend| backend.connections() > 2));
             for number in [0, 1] {
                 backends[number].drain_and_start_again();
-                // Those who were sent away are with the other one; new ones come here again as well.
+                // The closed clients are with the other server; new ones come to this one again.
                 let mut visitors: Vec<WebSocket<UnixStream>> = Vec::new();
                 until("the server that was started again has clients", || {
                     let stream = UnixStream::connect(entrance).unwrap();
@@ -170,7 +170,7 @@ fn when_up(entrance: &Path) {
 
 #[test]
 #[ignore = "needs haproxy"]
-fn clients_behind_haproxy_see_no_error_when_one_server_after_the_other_drains() {
+fn clients_behind_haproxy_see_no_error_when_servers_drain_in_turn() {
     let (dir, backends) = (Dir::new(), [Backend::new(), Backend::new()]);
     let (entrance, config) = (dir.path().join("entrance"), dir.path().join("haproxy.cfg"));
     let text = format!(
@@ -193,7 +193,7 @@ fn clients_behind_haproxy_see_no_error_when_one_server_after_the_other_drains() 
 
 #[test]
 #[ignore = "needs nginx"]
-fn clients_behind_nginx_see_no_error_either() {
+fn clients_behind_nginx_see_no_error_when_servers_drain_in_turn() {
     let (dir, backends) = (Dir::new(), [Backend::new(), Backend::new()]);
     let (entrance, config) = (dir.path().join("entrance"), dir.path().join("nginx.conf"));
     let text = format!(
@@ -250,10 +250,10 @@ fn prometheus_scrapes_the_server_and_understands_the_alert_rules() {
         .unwrap();
     std::io::Write::write_all(&mut lint.stdin.take().unwrap(), &scraped).unwrap();
     let output = lint.wait_with_output().unwrap();
-    // Status 3: matters of taste, such as a metric without a unit.
+    // Status 3: style, such as a metric without a unit.
     assert!(matches!(output.status.code(), Some(0 | 3)), "{output:?}");
 
-    // A port that was free just now.
+    // A port that was free a moment ago.
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let dir = Dir::new();
     let config = dir.path().join("prometheus.yml");

@@ -1,4 +1,4 @@
-//! What `wshd ctl` does to connections, the log, and what is not in force yet.
+//! `wshd ctl`: connections, the log level, and cancelling a reload or an upgrade.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
@@ -23,7 +23,7 @@ fn two_handlers() -> Dir {
 }
 
 #[test]
-fn connections_are_closed_by_what_they_have_in_common() {
+fn connections_are_closed_by_filter() {
     let mut operated = Operated::start_in(two_handlers(), &["--workers", "2"]);
     let (mut echo, mut other) = clients(&operated);
     assert_eq!(
@@ -48,7 +48,7 @@ fn connections_are_closed_by_what_they_have_in_common() {
 }
 
 #[test]
-fn connections_are_listed_in_part_and_in_order() {
+fn connections_are_listed_by_filter_and_sorted() {
     let operated = Operated::start_in(two_handlers(), &["--workers", "2"]);
     let (_echo, _other) = clients(&operated);
     let list = |args: &[&str]| -> Value {
@@ -78,7 +78,7 @@ fn connections_are_listed_in_part_and_in_order() {
     assert!(operated.says(&["connections", "--limit", "1"]).ends_with("4 more are not listed\n"));
 }
 
-/// Logs each message that it gets.
+/// Logs each message.
 const LOGS: &str = r#"
     #include <ws_handler.h>
     static void on_message(ws_conn conn, const ws_message *msg)

@@ -1,4 +1,4 @@
-//! Draining a server, and what becomes of its clients.
+//! Draining a server.
 
 use std::net::TcpStream;
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -31,7 +31,7 @@ fn is_closed(client: &mut Client) -> bool {
 }
 
 #[test]
-fn clients_go_one_after_another_and_then_the_server_leaves() {
+fn clients_are_closed_one_after_another_and_then_the_server_stops() {
     let mut operated = Operated::start(&["--workers", "2"]);
     let address = operated.address();
     let mut clients: Vec<Client> = (0..30).map(|_| connect(&address, "/echo")).collect();
@@ -94,7 +94,7 @@ fn a_server_that_is_drained_can_resume() {
 }
 
 #[test]
-fn load_balancers_get_time_to_notice() {
+fn health_checks_fail_before_connections_are_refused() {
     let mut operated = Operated::start(&[
         "--workers",
         "1",
@@ -116,7 +116,7 @@ fn load_balancers_get_time_to_notice() {
     operated.server.stop();
 }
 
-/// The next message to the service manager, and whether it has this in it.
+/// The next message to the service manager that contains this.
 fn heard(manager: &UnixDatagram) -> String {
     let mut buffer = [0; 4096];
     let size = manager.recv(&mut buffer).unwrap();
@@ -159,13 +159,13 @@ fn sigterm_drains_first_if_so_configured_and_the_second_one_stops() {
 }
 
 #[test]
-fn a_server_without_clients_leaves_at_once() {
+fn a_server_without_clients_stops_at_once() {
     let mut operated = Operated::start(&["--workers", "1"]);
     operated.says(&["drain", "--for", "1h"]);
     assert_eq!(operated.server.wait().code(), Some(0), "{}", operated.server.log());
 }
 
-/// A server of TLS and HTTP/2.
+/// A server with TLS and HTTP/2.
 fn encrypted() -> (Operated, tls::Client, u16) {
     let (dir, authority) = tls::prepare(&["echo"]);
     let options = tls::options(&dir, &["--workers", "1", "-o", "drain_code=1012"]);
@@ -175,7 +175,7 @@ fn encrypted() -> (Operated, tls::Client, u16) {
 }
 
 #[test]
-fn connections_of_tls_go_and_come_back_like_others() {
+fn connections_of_tls_are_drained_and_resumed() {
     let (mut operated, client, port) = encrypted();
     let mut socket = client.open(port, "/echo").unwrap();
     operated.says(&["drain", "--for", "1h"]);
@@ -196,7 +196,7 @@ fn connections_of_tls_go_and_come_back_like_others() {
 }
 
 #[test]
-fn a_connection_of_http2_is_told_to_open_no_more_streams() {
+fn an_http2_connection_gets_goaway() {
     let (mut operated, client, port) = encrypted();
     let mut h2 = H2::open(&client.alpn("h2"), port);
     let stream = h2.websocket("/echo");
@@ -210,7 +210,7 @@ fn a_connection_of_http2_is_told_to_open_no_more_streams() {
 }
 
 #[test]
-fn processes_with_one_connection_each_go_as_well() {
+fn per_connection_processes_are_drained() {
     let dir = Dir::new();
     dir.handler("echo", ECHO);
     let config = dir.path().join("w.conf");

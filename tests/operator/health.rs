@@ -5,7 +5,7 @@ use super::server::{Dir, ECHO, until};
 use super::{Operated, health, not_ready, ready, request};
 
 #[test]
-fn health_checks_are_answered_where_they_are_switched_on_and_not_logged() {
+fn health_checks_are_answered_if_configured_and_not_logged() {
     let dir = Dir::new();
     dir.handler("echo", ECHO);
     let access = dir.path().join("access");
@@ -34,7 +34,7 @@ fn health_checks_are_answered_where_they_are_switched_on_and_not_logged() {
 }
 
 #[test]
-fn without_the_setting_the_path_is_nothing_special_and_a_full_server_is_not_ready() {
+fn without_the_setting_the_path_is_ordinary_and_a_full_server_is_not_ready() {
     let operated = Operated::start(&["--workers", "1", "-o", "max_connections=2"]);
     assert_eq!(health(&operated.address(), "/healthz").0, 404);
     let metrics = operated.metrics();

@@ -1,4 +1,4 @@
-//! What an operator reads: further fields of the access log, and no more lines about a peer than are of use.
+//! The log: optional fields of the access log, and limits on lines about a peer.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use super::server::{Dir, ECHO, until};
 use super::{Operated, request};
 
 #[test]
-fn the_access_log_has_the_fields_that_were_chosen() {
+fn the_access_log_has_the_configured_fields() {
     let dir = Dir::new();
     dir.handler("echo", ECHO);
     let access = dir.path().join("access");
@@ -43,7 +43,7 @@ fn the_access_log_has_the_fields_that_were_chosen() {
 }
 
 #[test]
-fn a_peer_that_breaks_the_protocol_again_and_again_does_not_fill_the_log() {
+fn repeated_protocol_errors_of_a_peer_do_not_fill_the_log() {
     let mut operated = Operated::start(&["--workers", "1"]);
     for _ in 0..20 {
         let mut raw = Raw::open(&operated.address(), "/echo");

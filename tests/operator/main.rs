@@ -1,4 +1,4 @@
-//! What an operator does with a running server: health checks, draining it, closing connections, watching it.
+//! Operating a running server: health checks, draining, closing connections, metrics.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../common/client.rs"]
@@ -49,7 +49,7 @@ impl Operated {
         self.server.address()
     }
 
-    /// Where metrics are served.
+    /// The address of the metrics.
     fn metrics(&self) -> String {
         let log = self.server.log();
         log.split_once("metrics are served on ").unwrap().1.lines().next().unwrap().to_owned()

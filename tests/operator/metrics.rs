@@ -1,4 +1,4 @@
-//! Metrics that operators ask for: limits beside uses, reloads, and whether somebody hangs.
+//! Metrics for operators: limits, reloads, and workers that hang.
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -7,14 +7,14 @@ use super::client::connect;
 use super::server::{Dir, until};
 use super::{Operated, request, tls};
 
-/// The value of a series, if it is there.
+/// The value of a series, if it exists.
 fn value(operated: &Operated, series: &str) -> Option<f64> {
     let text = String::from_utf8(request(&operated.metrics(), "GET", "/metrics", "").body).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ').map(str::to_owned));
     line.map(|value| value.parse().unwrap())
 }
 
-/// Waits for each message.
+/// Sleeps for each message.
 const BLOCKING: &str = r#"
     #include <ws_handler.h>
     static int32_t transfer_data(ws_conn conn)
@@ -28,7 +28,7 @@ const BLOCKING: &str = r#"
 "#;
 
 #[test]
-fn limits_stand_beside_uses_and_reloads_are_told() {
+fn limits_and_reloads_have_metrics() {
     let dir = Dir::new();
     dir.handler("blocking", BLOCKING);
     let file = dir.path().join("w.conf");
@@ -71,7 +71,7 @@ fn limits_stand_beside_uses_and_reloads_are_told() {
 }
 
 #[test]
-fn processes_of_other_users_are_seen_and_lines_that_nobody_takes_are_counted() {
+fn processes_of_other_users_and_lost_log_lines_have_metrics() {
     let (dir, authority) = tls::prepare(&["echo"]);
     let is_root = nix::unistd::geteuid().is_root();
     let users: &[&str] = if is_root { &["--user", "4001", "--group", "4001"] } else { &[] };

@@ -1,4 +1,4 @@
-//! Every way to die, beside a crowd.
+//! All kinds of crashes, with a crowd of other connections.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -8,7 +8,7 @@ use crate::crowd::{Crowd, End, Habits, SMALL_TALK};
 use crate::daemon::until;
 use crate::{HANDLERS, WAYS, crash, logged, serve, stop};
 
-/// Crashes in all ways in turn, `count` times; after each the whole crowd has to be served.
+/// Crashes in all ways in turn, `count` times; after each the whole crowd must be served.
 #[track_caller]
 pub fn crash_beside(crowd: &Crowd, server: &crate::daemon::Server, ways: &[(&str, &str)], count: usize) {
     for (resource, text) in ways.iter().cycle().take(count) {
@@ -30,12 +30,12 @@ fn a_crash_in_each_way_ends_one_connection_of_a_thousand() {
 }
 
 #[test]
-fn replies_that_wait_for_the_end_of_the_turn_arrive_though_another_handler_crashes_in_it() {
+fn unsent_replies_of_a_turn_survive_a_crash_in_it() {
     let (mut server, _dir) = serve(&["crash", "echo"], &["--workers", "1"]);
     let mut clients: Vec<Raw> = (0..60).map(|_| Raw::open(&server.address(), "/echo")).collect();
     for round in 0..3 {
         let mut culprit = Raw::open(&server.address(), "/crash");
-        // All of them are ready when the loop goes on: the culprit is in the middle.
+        // All of them are ready when the loop continues: the one that crashes is in the middle.
         let worker = Pid::from_raw(server.worker());
         kill(worker, Signal::SIGSTOP).unwrap();
         for (index, client) in clients.iter_mut().enumerate() {
@@ -57,7 +57,7 @@ fn replies_that_wait_for_the_end_of_the_turn_arrive_though_another_handler_crash
 }
 
 #[test]
-fn under_load_those_that_end_were_in_the_middle_of_a_message_and_are_told_so() {
+fn under_load_connections_that_end_were_within_a_message_and_get_a_close_code() {
     const CLIENTS: usize = 400;
     let habits = Habits { deflate: true, large: 1_000_000, quiet: false };
     let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2"]);
@@ -97,7 +97,7 @@ fn a_crash_on_a_blocking_thread_moves_the_others() {
 }
 
 #[test]
-fn a_crash_on_a_thread_that_the_handler_made_ends_nobody() {
+fn a_crash_on_a_handlers_own_thread_ends_no_connection() {
     let (mut server, _dir) = serve(&["crash", "crash_blocking", "echo"], &[]);
     let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
     for (way, count) in ["thread null", "thread abort", "thread exit", "timer null"].into_iter().zip(1..) {
@@ -106,7 +106,7 @@ fn a_crash_on_a_thread_that_the_handler_made_ends_nobody() {
         if way.starts_with("timer") {
             culprit.expect_close(1011);
         } else {
-            // The echo may have come before; the connection is as clean as all others.
+            // The echo may have come before; the connection is in a clean state like all others.
             until("it crashed", || logged(&server, "has ended after its crash") == count);
             while culprit.ask("still here") != "still here" {}
         }

@@ -1,5 +1,5 @@
-//! A crowd of clients on one thread: each numbers its messages, and asserts that every echo comes back once, whole
-//! and in order. Speaks the protocol itself, so that it notices every byte that does not belong.
+//! A crowd of clients on one thread: each numbers its messages, and checks that every echo arrives once, whole
+//! and in order. Implements the protocol itself, to detect every wrong byte.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -19,14 +19,14 @@ use crate::daemon::PATIENCE;
 /// Bytes written at a time.
 const PIECE: usize = 64 * 1024;
 
-/// What the clients of a crowd do.
+/// The behaviour of the clients of a crowd.
 #[derive(Clone, Copy)]
 pub struct Habits {
     /// Every second client offers permessage-deflate.
     pub deflate: bool,
-    /// Every 20th client, which does not compress, sends messages of so many bytes.
+    /// Every 20th client, which does not compress, sends messages of this size.
     pub large: usize,
-    /// They talk only when a test waits for it.
+    /// They send only when a test waits for it.
     pub quiet: bool,
 }
 
@@ -36,20 +36,20 @@ pub const SMALL_TALK: Habits = Habits { deflate: false, large: 0, quiet: false }
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct End {
     pub client: usize,
-    /// The code of the Close frame; none if there was none.
+    /// The code of the Close frame, if there was one.
     pub code: Option<u16>,
-    /// A message had been sent, in part or whole, whose echo had not come.
+    /// A message had been sent, in part or whole, without an echo yet.
     pub in_message: bool,
 }
 
 #[derive(Default)]
 struct Shared {
     ends: Vec<End>,
-    /// Why the crowd has given up.
+    /// Why the crowd has failed.
     failure: Option<String>,
 }
 
-/// A crowd that talks until it is dropped: in waves, in which each client that is left sends one message and hears
+/// A crowd that sends until it is dropped, in waves: each remaining client sends one message and gets
 /// its echo.
 pub struct Crowd {
     shared: Arc<Mutex<Shared>>,
@@ -57,10 +57,10 @@ pub struct Crowd {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A wave that has come to its end.
+/// A completed wave.
 #[derive(Clone, Copy, Debug)]
 pub struct Wave {
-    #[allow(dead_code)] // not every test that includes this looks at times
+    #[allow(dead_code)] // not every test that includes this uses the times
     pub begun: Instant,
     #[allow(dead_code)]
     pub ended: Instant,
@@ -69,7 +69,7 @@ pub struct Wave {
 }
 
 impl Crowd {
-    /// So many clients of one resource, all of them open.
+    /// Opens this many clients of one resource.
     #[track_caller]
     pub fn gather(address: &str, resource: &str, count: usize, habits: Habits) -> Self {
         let shared = Arc::new(Mutex::new(Shared::default()));
@@ -94,7 +94,7 @@ impl Crowd {
         crowd
     }
 
-    /// Waits for a wave that begins after this call: when it is over, each client that is left was served.
+    /// Waits for a wave that begins after this call; at its end each remaining client was served.
     #[track_caller]
     pub fn served(&self) -> Wave {
         let (sender, wave) = channel();
@@ -129,16 +129,16 @@ impl Drop for Crowd {
 
 struct Talker {
     stream: TcpStream,
-    /// Messages sent, and echoes heard.
+    /// Messages sent, and echoes received.
     sent: u64,
     heard: u64,
-    /// Bytes that the socket has not taken yet.
+    /// Bytes that the socket has not accepted yet.
     unsent: VecDeque<u8>,
     input: Vec<u8>,
-    /// Of the message that is coming in.
+    /// Of the message that is being received.
     message: Vec<u8>,
     compressed: bool,
-    /// The context of what the server sends.
+    /// The inflate context for the server's messages.
     inflate: Option<Decompress>,
     size: usize,
     over: bool,
@@ -205,7 +205,7 @@ impl Talkers {
             for order in waiting.drain(..) {
                 let _ = order.send(wave);
             }
-            std::thread::sleep(Duration::from_millis(2)); // others need the processors, too
+            std::thread::sleep(Duration::from_millis(2)); // others need the processors too
         }
     }
 
@@ -292,16 +292,16 @@ impl Talker {
         self.write();
     }
 
-    /// Gives the socket a piece: a large message is under way for a while.
+    /// Writes a piece, so that a large message takes a while.
     fn write(&mut self) {
         let bytes = self.unsent.as_slices().0;
-        // What the end was is found out by reading.
+        // Reading finds the kind of the end.
         if let Ok(count) = self.stream.write(&bytes[..bytes.len().min(PIECE)]) {
             self.unsent.drain(..count);
         }
     }
 
-    /// Reads what there is. At the end of the connection: the code of its Close frame, if there was one.
+    /// Reads what is available. At the end of the connection: the code of its Close frame, if there was one.
     fn hear(&mut self, index: usize) -> Result<Option<Option<u16>>, String> {
         let mut buffer = [0; 64 * 1024];
         let mut close = None;
@@ -362,7 +362,7 @@ impl Talker {
     }
 }
 
-/// The frame at `at`, which is moved behind it; none if it is not all there.
+/// The frame at `at`, which is advanced past it; None if it is incomplete.
 fn frame_at<'a>(input: &'a [u8], at: &mut usize) -> Option<(u8, &'a [u8])> {
     let rest = input.get(*at..)?;
     let (header, size) = match *rest.get(1)? {
@@ -385,7 +385,7 @@ fn deflated(payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// RFC 7692 section 7.2.2, in the context of all that came before.
+/// RFC 7692 section 7.2.2, with context takeover.
 fn inflated(inflate: &mut Decompress, mut message: Vec<u8>, about: usize) -> Vec<u8> {
     message.extend_from_slice(&[0, 0, 0xff, 0xff]);
     let mut out = Vec::with_capacity(about + 1024);

@@ -1,4 +1,4 @@
-//! Connections that move while all is well: workers that are worn, loads that are uneven, pools.
+//! Connections that move in normal operation: worker limits, rebalancing, pools.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::crowd::{Crowd, Habits, SMALL_TALK};
 use crate::daemon::{Server, until};
 use crate::{crash, logged, serve, stop};
 
-/// Connections of each worker, from its open sockets; those for listening, and to nowhere, are not counted.
+/// Connections of each worker, from its open sockets; listening and unconnected ones are not counted.
 fn loads(server: &Server, port: &str) -> Vec<usize> {
     let port = format!(":{:04X}", port.parse::<u16>().unwrap());
     let established = |line: &&str| {
@@ -37,7 +37,7 @@ fn port_of(server: &Server) -> &str {
 }
 
 #[test]
-fn a_worn_worker_is_replaced_and_nobody_is_disconnected() {
+fn a_worker_at_its_limit_is_replaced_and_no_client_is_disconnected() {
     let deflate = Habits { deflate: true, ..SMALL_TALK };
     let (mut server, _dir) = serve(&["echo"], &["--workers", "2", "-o", "worker_max_messages=2000"]);
     let crowd = Crowd::gather(&server.address(), "/echo", 200, deflate);
@@ -52,7 +52,7 @@ fn a_worn_worker_is_replaced_and_nobody_is_disconnected() {
 }
 
 #[test]
-fn a_handler_lets_go_in_one_process_and_finds_its_state_in_the_next() {
+fn the_state_of_a_handler_moves_to_the_next_process() {
     let (mut server, _dir) = serve(&["everything"], &["-o", "worker_max_age=500ms"]);
     let mut client = connect(&server.address(), "/everything");
     assert_eq!(ask(&mut client, "set_state seven"), "set_state: 0");
@@ -65,12 +65,12 @@ fn a_handler_lets_go_in_one_process_and_finds_its_state_in_the_next() {
 }
 
 #[test]
-fn all_are_told_when_the_server_stops_while_one_worker_hands_over_to_another() {
+fn all_connections_are_closed_when_the_server_stops_during_a_replacement() {
     for count in [1, 40] {
         let args = ["-o", "worker_max_messages=3", "-o", "stop_timeout=20s", "-o", "drain_timeout=60s"];
         let (mut server, _dir) = serve(&["echo"], &args);
         let mut idle: Vec<Raw> = (0..count).map(|_| Raw::open(&server.address(), "/echo")).collect();
-        // A message that has come in part does not move.
+        // A connection with an incomplete message does not move.
         let mut torn = Raw::open(&server.address(), "/echo");
         let whole = crate::client::frame(crate::client::TEXT, b"in two halves");
         torn.send(&whole[..9]);
@@ -93,8 +93,8 @@ fn all_are_told_when_the_server_stops_while_one_worker_hands_over_to_another() {
 }
 
 #[test]
-fn connections_on_their_way_to_a_worker_that_stops_are_told_so() {
-    // The old worker is stopped in the midst of handing over, so that its replacement is told to leave before it.
+fn connections_in_transit_to_a_worker_that_stops_are_closed() {
+    // The old worker is stopped while it moves connections, so that its replacement is told to exit before it.
     let args = ["-o", "worker_max_messages=3", "-o", "stop_timeout=20s", "-o", "drain_timeout=60s"];
     let (mut server, _dir) = serve(&["echo"], &args);
     let mut idle: Vec<Raw> = (0..10).map(|_| Raw::open(&server.address(), "/echo")).collect();
@@ -107,7 +107,7 @@ fn connections_on_their_way_to_a_worker_that_stops_are_told_so() {
     }
     until("the others have moved", || loads(&server, port_of(&server)) == [1, 10]);
     kill(first, Signal::SIGSTOP).unwrap();
-    torn.send(&whole[9..]); // it could move now
+    torn.send(&whole[9..]); // now it can move
     server.signal(Signal::SIGTERM);
     for client in &mut idle {
         client.expect_close(1001);
@@ -115,7 +115,7 @@ fn connections_on_their_way_to_a_worker_that_stops_are_told_so() {
         client.expect_end();
     }
     kill(first, Signal::SIGCONT).unwrap();
-    // Whoever of the two has it, and whether it has answered before.
+    // Either process may have it, and it may have answered before.
     let mut last = torn.next().unwrap();
     if last.first == crate::client::TEXT {
         last = torn.next().unwrap();
@@ -128,8 +128,8 @@ fn connections_on_their_way_to_a_worker_that_stops_are_told_so() {
 }
 
 #[test]
-fn a_blocking_handler_is_told_that_its_worker_is_replaced() {
-    // The loop of the example ends with WS_E_DRAINING; the new worker serves on.
+fn a_blocking_handler_gets_draining_when_its_worker_is_replaced() {
+    // The loop of the example ends with WS_E_DRAINING; the new worker continues.
     let (mut server, _dir) = serve(&["echo_blocking"], &["-o", "worker_max_age=400ms"]);
     let mut raw = Raw::open(&server.address(), "/echo_blocking");
     assert_eq!(raw.ask("hello"), "hello");
@@ -143,7 +143,7 @@ fn a_blocking_handler_is_told_that_its_worker_is_replaced() {
 }
 
 #[test]
-fn a_worker_that_comes_new_gets_its_share() {
+fn a_new_worker_gets_its_share() {
     let (mut server, _dir) = serve(&["echo"], &["--workers", "2"]);
     let address = server.address();
     let crowd = Crowd::gather(&address, "/echo", 200, SMALL_TALK);
@@ -165,7 +165,7 @@ fn a_worker_that_comes_new_gets_its_share() {
 }
 
 #[test]
-fn a_pool_has_workers_of_its_own_and_its_crashes_are_its_own() {
+fn a_pool_has_its_own_workers_and_crashes() {
     let config = tempfile::NamedTempFile::new().unwrap();
     let text = "[handler.\"/crash\"]\nisolation = \"pool\"\npool = \"fragile\"\n\
                 [pool.fragile]\nworkers = 1\nmax_files = 200\nnice = 3\n";
@@ -184,7 +184,7 @@ fn a_pool_has_workers_of_its_own_and_its_crashes_are_its_own() {
         "{limits}"
     );
     let crowd = Crowd::gather(&server.address(), "/echo", 50, SMALL_TALK);
-    // In one piece, in two, and with the first message right behind the request.
+    // In one piece, in two, and with the first message immediately after the request.
     let mut pieces = Raw::connect(&server.address());
     pieces.send(b"GET /crash HTTP/1.1\r\nHost: lo");
     crowd.served();
@@ -232,13 +232,13 @@ fn a_pool_runs_as_its_own_user() {
 }
 
 #[test]
-fn a_fork_bomb_in_a_pool_comes_to_its_limit_and_leaves_the_others_alone() {
+fn a_fork_bomb_in_a_pool_reaches_its_limit_without_effect_on_others() {
     const LIMIT: usize = 40;
     if !geteuid().is_root() {
         eprintln!("not root: skipped");
         return;
     }
-    // A user that nobody else is, as the kernel counts by user.
+    // An unused user, since the kernel counts by user.
     let user = 4_000_100_000 + std::process::id();
     let config = tempfile::NamedTempFile::new().unwrap();
     let text = format!(
@@ -256,7 +256,7 @@ fn a_fork_bomb_in_a_pool_comes_to_its_limit_and_leaves_the_others_alone() {
     let crowd = Crowd::gather(&server.address(), "/echo", 50, SMALL_TALK);
     let mut bomb = connect(&server.address(), "/fork_bomb");
     let children: usize = ask(&mut bomb, "bomb").parse().unwrap();
-    // Its worker has some threads, too.
+    // Its worker has some threads too.
     assert!((LIMIT / 2..LIMIT).contains(&children), "{children} children");
     assert_eq!((crowd.served().clients, crowd.ends()), (50, vec![]));
     assert_eq!(ask(&mut bomb, "defuse"), "0");

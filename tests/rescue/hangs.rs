@@ -1,4 +1,4 @@
-//! Handlers that do not come back.
+//! Handlers that hang.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::daemon::until;
 use crate::{logged, serve, stop};
 
 #[test]
-fn a_handler_that_hangs_is_named_and_ended_and_the_others_go_on() {
+fn a_handler_that_hangs_is_named_and_killed_and_others_continue() {
     let (mut server, _dir) = serve(&["loop", "echo"], &["--workers", "2", "-o", "handler_timeout=300ms"]);
     let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
     for (count, way) in ["loop", "lock", "sleep"].into_iter().enumerate() {
@@ -36,7 +36,7 @@ fn while_one_worker_hangs_the_other_serves_without_delay() {
     let mut culprit = Raw::open(&server.address(), "/loop");
     culprit.text("sleep");
     until("it hangs", || logged(&server, "sleeping") == 1);
-    // Half of them are in the other worker, and answer at once.
+    // Half of them are in the other worker, and are answered at once.
     clients.iter_mut().for_each(|client| client.text("now?"));
     let answered = |client: &Raw| {
         client.stream.set_nonblocking(true).unwrap();
@@ -72,7 +72,7 @@ fn a_blocking_handler_is_judged_by_the_processor_time_that_it_uses_between_calls
 }
 
 #[test]
-fn how_long_a_blocking_handler_may_wait_is_a_limit_of_its_own() {
+fn waiting_of_a_blocking_handler_has_its_own_limit() {
     let (mut server, _dir) = serve(&["busy_blocking"], &["-o", "handler_wait_timeout=300ms"]);
     let mut culprit = Raw::open(&server.address(), "/busy_blocking");
     culprit.text("wait 60000");

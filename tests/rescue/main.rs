@@ -1,4 +1,4 @@
-//! A crash costs one connection: handlers that die in every way, beside connections that must not notice.
+//! A crash costs one connection: handlers that die in every way, with other connections that must not be affected.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../common/client.rs"]
@@ -60,7 +60,7 @@ fn serve(handlers: &[&str], args: &[&str]) -> (Server, Dir) {
     (server, dir)
 }
 
-/// Crashes are wanted here.
+/// Crashes are expected here.
 const QUARANTINE_OFF: [&str; 2] = ["-o", "quarantine_deaths=0"];
 
 /// One connection crashes its worker, and ends with 1011.
@@ -77,7 +77,7 @@ fn logged(server: &Server, text: &str) -> usize {
     server.log().matches(text).count()
 }
 
-/// Stops the server, and asserts that all ends well but for what was crashed: exit code 0, no process left.
+/// Stops the server, and asserts that it ends properly, apart from crashes: exit code 0, no process left.
 #[track_caller]
 fn stop(server: &mut Server) {
     let workers = server.workers();

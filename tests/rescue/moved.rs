@@ -1,4 +1,4 @@
-//! What a connection takes along when it moves, as its handler and its client see it.
+//! The state that moves with a connection, seen by its handler and its client.
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,7 @@ use crate::client::{Raw, ask, connect_with};
 use crate::{crash, serve, stop};
 
 #[test]
-fn all_that_is_known_of_a_connection_comes_along() {
+fn all_data_of_a_connection_moves() {
     let (mut server, _dir) = serve(&["everything", "crash"], &[]);
     let long = format!("/everything?{}", "q".repeat(300));
     for resource in ["/everything?short", long.as_str()] {
@@ -86,7 +86,7 @@ fn tungstenite_finds_nothing_wrong_with_a_connection_that_moves() {
 }
 
 #[test]
-fn bytes_of_a_message_that_was_read_in_part_are_not_lost_in_silence() {
+fn bytes_of_an_incomplete_message_are_not_lost_silently() {
     let (mut server, _dir) = serve(&["echo", "crash"], &[]);
     let mut torn = Raw::open(&server.address(), "/echo");
     let mut fragmented = Raw::open(&server.address(), "/echo");
@@ -95,7 +95,7 @@ fn bytes_of_a_message_that_was_read_in_part_are_not_lost_in_silence() {
     torn.send(&whole[..9]);
     fragmented.frame(0x01, b"first of ");
     assert_eq!(unread.ask("all is well"), "all is well");
-    // An answer to what came last shows that the worker has read what came before, on its only thread.
+    // An answer to the last message shows that the worker's only thread has read the earlier ones.
     crash(&server, "/crash", "null");
     for client in [&mut torn, &mut fragmented] {
         client.expect_close(1012);

@@ -1,4 +1,4 @@
-//! Connections that were saved, and whose slot gets no worker soon: another one of the pool takes them up.
+//! Rescued connections whose slot gets no worker soon: another worker of the pool receives them.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use crate::QUARANTINE_OFF;
 use crate::client::Raw;
 use crate::daemon::{Dir, ECHO, Server, wshd};
 
-/// Crashes on "crash", and does `action` when a worker starts while there is a file `flag`.
+/// Crashes on "crash", and runs `action` when a worker starts while a file `flag` exists.
 fn fragile(flag: &str, action: &str) -> String {
     format!(
         r#"
@@ -27,7 +27,7 @@ fn fragile(flag: &str, action: &str) -> String {
     )
 }
 
-/// Clients whose worker crashes, and whose replacement then does `action`.
+/// Clients whose worker crashes, and whose replacement then runs `action`.
 #[track_caller]
 fn orphaned(action: &str, args: &[&str]) -> (Server, Dir) {
     let dir = Dir::new();
@@ -51,14 +51,14 @@ fn orphaned(action: &str, args: &[&str]) -> (Server, Dir) {
 }
 
 #[test]
-fn connections_of_a_slot_whose_worker_does_not_start_are_taken_up_by_another() {
+fn another_worker_receives_the_connections_of_a_slot_whose_worker_does_not_start() {
     for action in ["for (;;) pause()", "abort()", "_exit(3)"] {
         let (server, _dir) = orphaned(action, &QUARANTINE_OFF);
         server.signal(Signal::SIGQUIT);
     }
 }
 
-/// Keeps 8 KiB for each connection, and is slow to start while there is a file `flag`.
+/// Keeps 8 KiB for each connection, and is slow to start while a file `flag` exists.
 fn heavy(flag: &str) -> String {
     fragile(flag, "sleep(6)").replace(
         "ws_send(conn, msg",
@@ -66,7 +66,7 @@ fn heavy(flag: &str) -> String {
     )
 }
 
-/// Gives send buffers as a system with its defaults does to an ordinary user, whoever asks (socket(7), `wmem_max`).
+/// Sets send buffers to the defaults of an ordinary user (socket(7), `wmem_max`).
 const SMALL_BUFFERS: &str = r#"
     #define _GNU_SOURCE
     #include <dlfcn.h>

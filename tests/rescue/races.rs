@@ -1,4 +1,4 @@
-//! What may come together in a crash, each made to happen.
+//! Races with crashes, each provoked.
 
 use std::io::{Read, Write};
 use std::sync::Barrier;
@@ -13,7 +13,7 @@ use crate::crowd::{Crowd, End, Habits, SMALL_TALK};
 use crate::daemon::{PATIENCE, children, is_alive, until};
 use crate::{crash, logged, serve, stop};
 
-/// Zeros in frames of 10,000, to the end of the connection; the code of the Close frame that came last.
+/// Reads frames of 10,000 zeros to the end of the connection; returns the code of the last Close frame.
 fn zeros_and_close(client: &mut Raw) -> Option<u16> {
     let bytes = client.rest();
     let mut rest = &bytes[..];
@@ -32,7 +32,7 @@ fn zeros_and_close(client: &mut Raw) -> Option<u16> {
 }
 
 #[test]
-fn threads_that_crash_at_once() {
+fn simultaneous_crashes_of_threads() {
     let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
     let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
     for round in 1..=5 {
@@ -47,7 +47,7 @@ fn threads_that_crash_at_once() {
 }
 
 #[test]
-fn a_thread_that_hears_no_signal_does_not_stop_the_rescue() {
+fn a_thread_with_blocked_signals_does_not_stop_the_rescue() {
     let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
     let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
     crash(&server, "/rescue", "numb null");
@@ -58,7 +58,7 @@ fn a_thread_that_hears_no_signal_does_not_stop_the_rescue() {
 }
 
 #[test]
-fn a_child_of_a_handler_may_die_as_it_likes() {
+fn deaths_of_a_handlers_children_have_no_effect() {
     let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
     let crowd = Crowd::gather(&server.address(), "/echo", 50, SMALL_TALK);
     let mut client = Raw::open(&server.address(), "/rescue");
@@ -84,7 +84,7 @@ fn a_child_that_returns_from_its_callback_ends_there() {
     for (resource, callback) in [("/crash", "on_message"), ("/crash_blocking", "transfer_data")] {
         let mut client = Raw::open(&server.address(), resource);
         for _ in 0..3 {
-            // It comes once: the child has no host to send it.
+            // It arrives once: the child has no host to send it.
             assert_eq!(client.ask("fork"), "fork");
             assert_eq!(client.ask("still"), "still");
         }
@@ -100,7 +100,7 @@ fn a_child_that_returns_from_its_callback_ends_there() {
 }
 
 #[test]
-fn nothing_is_said_in_the_middle_of_a_frame() {
+fn nothing_is_sent_within_a_frame() {
     let (mut server, _dir) = serve(&["rescue"], &[]);
     let mut culprit = Raw::open(&server.address(), "/rescue");
     culprit.text("large 20000000 null");
@@ -112,7 +112,7 @@ fn nothing_is_said_in_the_middle_of_a_frame() {
 }
 
 #[test]
-fn a_slow_reader_gets_1012_or_is_cut_and_never_a_torn_frame() {
+fn a_slow_reader_gets_1012_or_no_close_frame_and_never_a_torn_frame() {
     for size in [20_000, 900_000, 20_000_000] {
         let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
         let mut bystander = Raw::open(&server.address(), "/rescue");
@@ -120,7 +120,7 @@ fn a_slow_reader_gets_1012_or_is_cut_and_never_a_torn_frame() {
         for client in &mut slow {
             assert_eq!(client.ask("join"), "join");
         }
-        // From here on nobody reads for a while, and all queues are full.
+        // From here on no client reads for a while, and all queues are full.
         slow[0].text("shout 9000000 none");
         let mut culprit = Raw::open(&server.address(), "/rescue");
         culprit.text(&format!("shout {size} null"));
@@ -140,7 +140,7 @@ fn a_slow_reader_gets_1012_or_is_cut_and_never_a_torn_frame() {
 #[test]
 fn a_damaged_record_is_not_adopted() {
     let (mut server, _dir) = serve(&["rescue"], &[]);
-    // Short enough to stand in the record itself.
+    // Short enough to be in the record itself.
     let mut clients: Vec<Raw> =
         (0..60).map(|index| Raw::open(&server.address(), &format!("/rescue?v-{index:03}"))).collect();
     for (index, client) in clients.iter_mut().enumerate() {
@@ -155,7 +155,7 @@ fn a_damaged_record_is_not_adopted() {
         }
     }
     server.says("moved 59 connections, lost 2");
-    // Now much more is written over.
+    // Now a larger area is overwritten.
     clients.remove(30);
     assert_eq!(clients[0].ask("whole v-031"), "damaged");
     crash(&server, "/rescue", "null");
@@ -181,7 +181,7 @@ fn a_request_that_its_connection_no_longer_keeps_is_not_read() {
     let mut lingering: Vec<Raw> = (0..5).map(|_| Raw::connect(&server.address())).collect();
     for client in &mut lingering {
         client.upgrade("/keep_request", &cookie);
-        client.send(&[0xff; 16]); // no frame
+        client.send(&[0xff; 16]); // not a frame
         client.expect_close(1002);
     }
     let mut kept = Raw::connect(&server.address());
@@ -189,7 +189,7 @@ fn a_request_that_its_connection_no_longer_keeps_is_not_read() {
     crash(&server, "/crash", "null");
     assert_eq!(crowd.served().clients, 100);
     assert_eq!(crowd.ends(), []);
-    // What is too large for a datagram is told so.
+    // A connection too large for a datagram gets a close code.
     kept.expect_close(1012);
     for client in &mut lingering {
         client.expect_end();
@@ -267,7 +267,7 @@ fn a_crash_in_on_open_of_a_moved_connection_costs_that_one() {
 }
 
 #[test]
-fn a_connection_whose_arrival_kills_without_a_name_is_given_up() {
+fn a_connection_that_kills_its_receiver_without_attribution_is_closed() {
     let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
     let mut trap = Raw::open(&server.address(), "/rescue?thread=null");
     let mut other = Raw::open(&server.address(), "/rescue");
@@ -285,19 +285,19 @@ fn a_connection_whose_arrival_kills_without_a_name_is_given_up() {
 }
 
 #[test]
-fn a_crash_beside_a_worker_that_takes_connections_up_loses_none() {
+fn a_crash_during_the_receipt_of_connections_loses_none() {
     let (mut server, _dir) = serve(&["rescue", "slow=rescue", "echo"], &[]);
     let habits = Habits { quiet: true, ..SMALL_TALK };
     let mut trap = Raw::open(&server.address(), "/rescue?arrived=20");
     let first = Crowd::gather(&server.address(), "/echo", 500, habits);
-    // Their handshakes begin anew when they arrive, and take longer than a crash waits.
+    // Their handshakes restart when they arrive, and take longer than a crash waits.
     let mut late: Vec<Raw> = (0..50).map(|_| Raw::connect(&server.address())).collect();
     for client in &mut late {
         client.send(format!("GET /slow?late=5 HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}\r\n").as_bytes());
     }
     let last = Crowd::gather(&server.address(), "/echo", 500, habits);
     crash(&server, "/rescue", "null");
-    // Until it is given up: nobody knows which connection it is.
+    // Until it is closed, since it is not known which connection it is.
     trap.expect_close(1012);
     assert_eq!((first.served().clients, last.served().clients), (500, 500));
     assert_eq!((first.ends(), last.ends()), (vec![], vec![]));
@@ -311,9 +311,9 @@ fn a_crash_beside_a_worker_that_takes_connections_up_loses_none() {
 }
 
 #[test]
-fn a_crash_beside_a_worker_that_hands_over_loses_and_doubles_none() {
+fn a_crash_while_moving_connections_loses_and_duplicates_none() {
     let habits = Habits { deflate: true, quiet: true, ..SMALL_TALK };
-    // While the other 700 are sent: a worker that has sent them all in time leaves without a crash.
+    // While the other 700 are sent: a worker that has sent all in time exits without a crash.
     for delay in ["0", "1", "3"] {
         let (mut server, _dir) = serve(&["rescue", "echo"], &["-o", "worker_max_messages=1000"]);
         let first = Crowd::gather(&server.address(), "/echo", 300, habits);
@@ -399,7 +399,7 @@ fn connections_that_arrive_during_a_crash_are_served() {
             })
             .collect();
         let crashes = || {
-            // On the loop, and on another thread beside whatever the loop is doing.
+            // On the loop, and on another thread while the loop runs.
             for resource in ["/crash", "/crash_blocking"].iter().cycle().take(25) {
                 crash(&server, resource, "null");
             }
@@ -470,7 +470,7 @@ fn asleep(pid: i32) -> bool {
 }
 
 #[test]
-fn an_end_that_no_rescue_can_see_is_reported() {
+fn an_exit_by_system_call_is_reported() {
     let (mut server, _dir) = serve(&["crash_blocking", "echo"], &[]);
     let mut culprit = Raw::open(&server.address(), "/crash_blocking");
     culprit.text("exit_group");
@@ -483,7 +483,7 @@ fn an_end_that_no_rescue_can_see_is_reported() {
 }
 
 #[test]
-fn a_crash_signal_from_outside_ends_at_most_who_is_being_served() {
+fn a_crash_signal_from_outside_ends_at_most_the_served_connection() {
     let (mut server, _dir) = serve(&["echo"], &[]);
     let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
     for signal in [Signal::SIGSEGV, Signal::SIGABRT] {
@@ -492,7 +492,7 @@ fn a_crash_signal_from_outside_ends_at_most_who_is_being_served() {
         until("it is gone", || !server.workers().contains(&worker));
         crowd.served();
         let ends = crowd.ends();
-        // Cut, if the signal came while it was being written to.
+        // Closed without a frame, if the signal came during a write to it.
         let told = |end: &End| matches!(end.code, None | Some(1012));
         assert!(ends.len() <= 1 && ends.iter().all(told), "{signal}: {ends:?}");
     }
@@ -501,19 +501,19 @@ fn a_crash_signal_from_outside_ends_at_most_who_is_being_served() {
 }
 
 #[test]
-fn messages_on_their_way_from_threads_to_the_loop_are_not_lost_in_between() {
+fn messages_from_threads_to_the_loop_are_not_lost_silently() {
     let (mut server, _dir) = serve(&["ten_threads", "crash"], &[]);
     for round in 0..5 {
         let mut client = Raw::open(&server.address(), "/ten_threads");
         client.text("go");
-        // Somewhere in between.
+        // At a random point.
         let mut next = [0; 10];
         for _ in 0..100 * round {
             assert_eq!(count_up(&client.next_text(), &mut next), None);
         }
         crash(&server, "/crash", "null");
-        // Its threads are gone with the process. What they had sent came in order, and then, if more was on its
-        // way, the client was told. Else it goes on.
+        // Its threads ended with the process. Their messages arrived in order, and then, if more were in
+        // transit, the client got a close code. Otherwise the connection continues.
         client.frame(PING, b"there?");
         loop {
             let frame = client.next().expect("an answer or a Close, not the end");
@@ -530,7 +530,7 @@ fn messages_on_their_way_from_threads_to_the_loop_are_not_lost_in_between() {
     stop(&mut server);
 }
 
-/// Counts "THREAD NUMBER", which has to be the thread's next; what else it says.
+/// Counts "THREAD NUMBER", which must be the thread's next; returns other messages.
 fn count_up(text: &str, next: &mut [u32; 10]) -> Option<String> {
     let (thread, number) = text.split_once(' ')?;
     let Ok(thread) = thread.parse::<usize>() else { return Some(text.to_owned()) };
@@ -540,14 +540,14 @@ fn count_up(text: &str, next: &mut [u32; 10]) -> Option<String> {
 }
 
 #[test]
-fn what_a_paused_connection_has_not_read_yet_is_read_elsewhere() {
+fn unread_messages_of_a_paused_connection_move() {
     let (mut server, _dir) = serve(&["everything", "crash"], &[]);
     let mut paused = Raw::open(&server.address(), "/everything");
     assert_eq!(paused.ask("pause 60000"), "pause: 0");
     for number in 0..1000 {
         paused.frame(crate::client::BINARY, format!("{number}").as_bytes());
     }
-    // Meanwhile another is served: the worker had its chance to read.
+    // Another one is served meanwhile, so the worker could have read.
     crash(&server, "/crash", "null");
     for number in 0..1000 {
         let frame = paused.next().unwrap();

@@ -1,4 +1,4 @@
-//! Blocking handlers that declare themselves resumable: their connections move as those of others do.
+//! Resumable blocking handlers: their connections move like those of the event style.
 
 use nix::sys::signal::Signal;
 
@@ -7,18 +7,18 @@ use crate::crowd::{Crowd, Habits, SMALL_TALK};
 use crate::daemon::{is_idle, until};
 use crate::{WAYS, crash, logged, serve, stop};
 
-/// Counts the messages of a connection itself, in its state, and notices what is lost or doubled.
+/// Counts the messages of a connection in its state, to detect lost and duplicate ones.
 const ECHO: &str = "/resumable_echo_blocking";
 const HANDLERS: [&str; 5] = ["crash", "throw", "panic_abort", "crash_blocking", "resumable_echo_blocking"];
 
 #[test]
-fn a_crash_in_each_way_loses_and_doubles_nothing() {
+fn a_crash_in_each_way_loses_and_duplicates_nothing() {
     let habits = Habits { deflate: true, quiet: true, ..SMALL_TALK };
     let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2"]);
     let crowd = Crowd::gather(&server.address(), ECHO, 200, habits);
     crowd.served();
     for (resource, way) in WAYS.iter().chain(&[("/crash_blocking", "null"), ("/crash_blocking", "exit")]) {
-        // An echo that has come does not show that its thread waits again.
+        // An echo does not prove that its thread waits again.
         until("all threads wait", || server.workers().into_iter().all(is_idle));
         crash(&server, resource, way);
         assert_eq!((crowd.served().clients, crowd.ends()), (200, vec![]), "after {way}");
@@ -29,7 +29,7 @@ fn a_crash_in_each_way_loses_and_doubles_nothing() {
 }
 
 #[test]
-fn under_load_those_that_end_had_a_message_under_way_and_are_told_so() {
+fn under_load_connections_that_end_had_a_message_in_transit_and_get_a_close_code() {
     let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2"]);
     let crowd = Crowd::gather(&server.address(), ECHO, 200, SMALL_TALK);
     let (mut ends, mut late) = (0, 0);
@@ -41,7 +41,7 @@ fn under_load_those_that_end_had_a_message_under_way_and_are_told_so() {
         for end in crowd.ends() {
             assert_eq!(end.code, Some(1012), "after {way}: {end:?}");
             ends += 1;
-            // Its echo has come, but the thread that sent it was not back in ws_receive yet.
+            // Its echo has arrived, but the thread was not back in ws_receive yet.
             late += usize::from(!end.in_message);
         }
     }
@@ -53,7 +53,7 @@ fn under_load_those_that_end_had_a_message_under_way_and_are_told_so() {
 }
 
 #[test]
-fn a_crash_while_they_let_go_costs_one_connection() {
+fn a_crash_while_they_detach_costs_one_connection() {
     let quiet = Habits { quiet: true, ..SMALL_TALK };
     let (mut server, _dir) = serve(&["rescue", "resumable_echo_blocking"], &["-o", "worker_max_age=3s"]);
     let first = Crowd::gather(&server.address(), ECHO, 100, quiet);
@@ -68,7 +68,7 @@ fn a_crash_while_they_let_go_costs_one_connection() {
 }
 
 #[test]
-fn a_worker_that_is_replaced_hands_them_over() {
+fn a_replaced_worker_moves_them() {
     let deflate = Habits { deflate: true, ..SMALL_TALK };
     let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2", "-o", "worker_max_messages=1000"]);
     let crowd = Crowd::gather(&server.address(), ECHO, 100, deflate);
@@ -85,7 +85,7 @@ fn a_worker_that_is_replaced_hands_them_over() {
 }
 
 #[test]
-fn a_worker_that_comes_new_gets_its_share_of_them() {
+fn a_new_worker_gets_its_share_of_them() {
     let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2"]);
     let crowd = Crowd::gather(&server.address(), ECHO, 100, SMALL_TALK);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(server.workers()[0]), Signal::SIGKILL).unwrap();
@@ -103,7 +103,7 @@ fn a_worker_that_comes_new_gets_its_share_of_them() {
 }
 
 #[test]
-fn one_that_is_busy_gets_1012_in_a_crash_and_moves_when_it_is_done_in_a_replacement() {
+fn a_busy_one_gets_1012_in_a_crash_and_moves_later_in_a_replacement() {
     let (mut server, _dir) = serve(&["crash", "slow_resumable_blocking"], &["-o", "worker_max_messages=3"]);
     let mut idle = Raw::open(&server.address(), "/slow_resumable_blocking");
     let mut busy = Raw::open(&server.address(), "/slow_resumable_blocking");
@@ -118,7 +118,7 @@ fn one_that_is_busy_gets_1012_in_a_crash_and_moves_when_it_is_done_in_a_replacem
     idle.text("301");
     until("it is busy", || logged(&server, "sleeping for 301") == 1);
     let first = server.worker();
-    // More than three messages: the worker is worn.
+    // More than three messages: the worker is replaced.
     let mut other = Raw::open(&server.address(), "/slow_resumable_blocking");
     assert_eq!(other.ask("1"), "1 resumed 0");
     assert_eq!(other.ask("1"), "1 resumed 0");

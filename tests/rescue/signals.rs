@@ -1,4 +1,4 @@
-//! Signals that a handler raises, or that somebody sends by mistake.
+//! Signals raised by a handler, or sent by mistake.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -7,7 +7,7 @@ use crate::client::Raw;
 use crate::crowd::{Crowd, SMALL_TALK};
 use crate::{crash, logged, serve, stop};
 
-/// Signals that end a process by default and tell of no crash.
+/// Signals that end a process by default and are not crashes.
 const STRAY: [Signal; 13] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -35,7 +35,7 @@ fn stray_signals_change_nothing() {
         assert_eq!(client.ask("still"), "still", "after {signal} from outside");
     }
     let stray = STRAY.map(|signal| signal as i32);
-    // The host's own are among them.
+    // They include the host's own.
     for signal in stray.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX()) {
         assert_eq!(client.ask(&format!("raise {signal}")), signal.to_string());
     }
@@ -60,7 +60,7 @@ fn a_trap_is_attributed_with_its_place_in_the_code() {
 }
 
 #[test]
-fn signals_that_a_handler_has_changed_are_put_back() {
+fn changed_signal_handlers_are_restored() {
     let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
     let crowd = Crowd::gather(&server.address(), "/echo", 50, SMALL_TALK);
     let cases = [

@@ -55,7 +55,7 @@ fn try_open(server: &Server) -> Result<Raw, String> {
     if head.starts_with("HTTP/1.1 101 ") { Ok(raw) } else { Err(head) }
 }
 
-/// Opens a connection as soon as there is a process for it.
+/// Opens a connection once there is a process for it.
 #[track_caller]
 fn open(server: &Server) -> Raw {
     let mut opened = None;
@@ -126,7 +126,7 @@ fn a_crash_costs_one_connection_and_is_attributed() {
 }
 
 #[test]
-fn at_the_bound_there_is_503_until_somebody_leaves() {
+fn at_the_bound_requests_get_503_until_a_connection_ends() {
     let (mut server, _dir) = serve("processes = 3\nspare = 1", &[]);
     let mut clients: Vec<Raw> = (0..3).map(|_| open(&server)).collect();
     let Err(head) = try_open(&server) else { panic!("a fourth") };
@@ -156,14 +156,14 @@ fn the_supervisor_does_not_grow_with_500_connections() {
     serve(50);
     let (fds, kib) = (descriptors(), memory());
     serve(500);
-    // One slot more or less may have been in use at a time.
+    // The number of slots in use may differ by one.
     assert!(descriptors() <= fds + 8, "{fds}, then {}", descriptors());
     assert!(memory() <= kib + 256, "{kib} KiB, then {}", memory());
     stop(&mut server);
 }
 
 #[test]
-fn a_parent_that_is_killed_is_replaced_and_its_children_go_on() {
+fn a_killed_parent_is_replaced_and_its_children_continue() {
     let (mut server, _dir) = serve("", &[]);
     let mut before = open(&server);
     let pid = before.ask("pid");
@@ -179,7 +179,7 @@ fn a_parent_that_is_killed_is_replaced_and_its_children_go_on() {
 }
 
 #[test]
-fn a_connection_that_is_not_to_blame_goes_on_in_another_process() {
+fn an_innocent_connection_continues_in_another_process() {
     let (mut server, _dir) = serve("", &[]);
     let mut client = open(&server);
     let pid: i32 = client.ask("pid").parse().unwrap();
@@ -216,7 +216,7 @@ fn a_reload_replaces_the_parent_and_those_that_wait() {
     until("two wait", || children(&server).len() == 3);
     let waiting: Vec<i32> = children(&server).into_iter().filter(|child| child.to_string() != pid).collect();
     fixtures::add_handler(dir.path(), "process", "process");
-    // Another file by its stamp.
+    // A new modification time makes it another file.
     let file = fs::File::options().append(true).open(dir.path().join("process_wsh.so")).unwrap();
     std::io::Write::write_all(&mut &file, b" ").unwrap();
     server.signal(Signal::SIGHUP);

@@ -50,7 +50,7 @@ fn fifteen_thousand_connections_are_served_again_soon_after_a_crash() {
 
 #[test]
 #[ignore = "takes a minute"]
-fn workers_are_killed_at_random_and_nobody_is_left_in_the_dark() {
+fn every_client_of_a_randomly_killed_worker_sees_the_end() {
     const LOAD: Duration = Duration::from_secs(60);
     let (mut server, _dir) = serve(&["echo"], &["--workers", "4"]);
     let descriptors = descriptors_of(server.pid());
@@ -61,7 +61,7 @@ fn workers_are_killed_at_random_and_nobody_is_left_in_the_dark() {
         for _ in 0..32 {
             scope.spawn(|| {
                 while !enough.load(Ordering::Relaxed) {
-                    // While no worker is there the kernel keeps it waiting, and it is served later.
+                    // Without a worker the kernel queues it, and it is served later.
                     let mut client = Raw::connect(&address);
                     let request =
                         format!("GET /echo HTTP/1.1\r\nHost: localhost\r\n{}\r\n", crate::client::UPGRADE);
@@ -77,11 +77,11 @@ fn workers_are_killed_at_random_and_nobody_is_left_in_the_dark() {
         let mut seed = 1_u32;
         while begun.elapsed() < LOAD {
             if begun.elapsed() > LOAD / 3 {
-                // By then all that is shared has been touched.
+                // By then all shared memory has been touched.
                 early.get_or_insert_with(|| memory_of(server.pid(), "VmRSS"));
             }
             let workers = server.workers();
-            // Numerical Recipes' linear congruential generator: the same kills in each run, as far as that goes.
+            // The linear congruential generator of Numerical Recipes, for similar kills in each run.
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             if let Some(pid) = workers.get((seed >> 16) as usize % workers.len().max(1)) {
                 kills += u32::from(kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok());
@@ -103,7 +103,7 @@ fn workers_are_killed_at_random_and_nobody_is_left_in_the_dark() {
     assert_eq!(server.wait().code(), Some(0));
 }
 
-/// Asks again and again until the connection ends; each time an answer or the end has to come at once.
+/// Sends messages until the connection ends; each must be answered, or the connection must end, at once.
 fn talk(client: &mut Raw, enough: &AtomicBool, served: &AtomicU32) {
     let bytes = crate::client::frame(TEXT, b"there?");
     let head = "\r\n\r\n";

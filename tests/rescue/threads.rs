@@ -1,4 +1,4 @@
-//! Threads that handlers make, and that crash where no callback tells whose they are.
+//! Crashes of threads that handlers create, outside of callbacks.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::client::Raw;
 use crate::daemon::{Dir, ECHO, Server, until};
 use crate::logged;
 
-/// Each message makes a thread that dies: of an overflow of its stack, or in code that is in no file.
+/// Each message creates a thread that dies: by a stack overflow, or in code outside of any file.
 const THREADS: &str = r#"
     #define _GNU_SOURCE
     #include <pthread.h>
@@ -45,7 +45,7 @@ const THREADS: &str = r#"
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn a_thread_of_a_handler_that_crashes_is_known_and_costs_nobody_a_connection() {
+fn a_crash_of_a_handlers_thread_is_attributed_and_costs_no_connection() {
     for (way, place) in [("overflow", "threads_wsh.so+0x"), ("jump", "0x")] {
         let dir = Dir::new();
         dir.handler("echo", ECHO);
@@ -54,7 +54,7 @@ fn a_thread_of_a_handler_that_crashes_is_known_and_costs_nobody_a_connection() {
         let mut others: Vec<Raw> = (0..20).map(|_| Raw::open(&server.address(), "/echo")).collect();
         others.iter_mut().for_each(|other| assert_eq!(other.ask("before"), "before"));
         for count in 1..=3 {
-            // A young process that dies like that is taken for one that cannot start with the handler.
+            // If a young process dies like that, the handler counts as one that prevents the start.
             std::thread::sleep(Duration::from_millis(1100));
             let mut client = Raw::open(&server.address(), "/threads");
             client.text(way);

@@ -1,5 +1,5 @@
-//! Who accepts a connection, and when: loads stay even from the first connection on, nobody waits for a worker that
-//! does not take its share, and no connection is left waiting.
+//! Accepting connections: loads are even from the first connection on, no connection waits for a worker that
+//! does not accept, and none is left waiting.
 
 use std::io::Write;
 use std::process::Command;
@@ -20,7 +20,7 @@ fn serve_four(handlers: &[&str], args: &[&str]) -> Served {
     server
 }
 
-/// Opens a WebSocket and sees it served.
+/// Opens a WebSocket and waits for an echo.
 #[track_caller]
 fn open(server: &Server) -> Raw {
     let mut raw = Raw::open(&server.address(), "/echo");
@@ -29,7 +29,7 @@ fn open(server: &Server) -> Raw {
 }
 
 #[test]
-fn one_by_one_no_worker_gets_ahead_of_another() {
+fn sequential_connections_are_shared_evenly() {
     let mut server = serve_four(&["echo"], &[]);
     let mut open_ones = Vec::new();
     for _ in 0..10 {
@@ -39,7 +39,7 @@ fn one_by_one_no_worker_gets_ahead_of_another() {
         let shares = shares(&server);
         assert!(shares.iter().all(|share| *share == open_ones.len() / 4), "{shares:?}");
     }
-    // And not because the supervisor has evened out what was not.
+    // And not because the supervisor rebalanced.
     assert!(!server.log().contains("moved to slot"), "{}", server.log());
     drop(open_ones);
     server.stop();
@@ -50,7 +50,7 @@ fn while_a_worker_is_in_a_handler_the_others_do_not_wait_for_it() {
     let mut server = serve_four(&["echo", "loop"], &[]);
     let mut busy = Raw::open(&server.address(), "/loop");
     busy.text("nap");
-    // It has one connection. The others would have to stop at two each if they waited for it to catch up.
+    // It has one connection. The others would stop at two each if they waited for it.
     let open_ones: Vec<Raw> = (0..40).map(|_| open(&server)).collect();
     busy.stream.set_nonblocking(true).unwrap();
     let answered = busy.stream.peek(&mut [0]).is_ok();
@@ -62,7 +62,7 @@ fn while_a_worker_is_in_a_handler_the_others_do_not_wait_for_it() {
 }
 
 #[test]
-fn a_worker_that_has_stopped_altogether_is_not_waited_for() {
+fn a_stopped_worker_is_not_waited_for() {
     let mut server = serve_four(&["echo"], &[]);
     let first = open(&server);
     let stopped = server.workers()[0];
@@ -74,7 +74,7 @@ fn a_worker_that_has_stopped_altogether_is_not_waited_for() {
 }
 
 #[test]
-fn connections_that_come_while_workers_are_killed_are_served_or_cut_and_never_left() {
+fn connections_during_kills_of_workers_are_served_or_closed() {
     let server = serve_four(&["echo"], &[]);
     let enough = AtomicBool::new(false);
     let served = std::thread::scope(|scope| {
@@ -83,9 +83,9 @@ fn connections_that_come_while_workers_are_killed_are_served_or_cut_and_never_le
             while !enough.load(Ordering::Relaxed) {
                 let request = "GET /echo HTTP/1.1\r\nHost: localhost\r\n";
                 let mut raw = Raw::connect(&server.address());
-                // Its worker may be killed in the middle of it.
+                // Its worker may be killed during it.
                 let _ = raw.stream.write_all(format!("{request}{}\r\n", crate::client::UPGRADE).as_bytes());
-                // To the end, whoever brings it about; a connection that is left waiting is no end.
+                // Reads to the end of the connection; one that is left waiting fails the test.
                 let _ = raw.stream.shutdown(std::net::Shutdown::Write);
                 served += usize::from(raw.rest().starts_with(b"HTTP/1.1 101 "));
             }
@@ -110,7 +110,7 @@ fn connections_that_come_while_workers_are_killed_are_served_or_cut_and_never_le
 }
 
 #[test]
-fn without_descriptors_a_worker_goes_on_serving_and_accepts_when_it_has_some() {
+fn without_descriptors_a_worker_serves_and_accepts_again_later() {
     let mut server = serve(&["echo"], &[]);
     let mut first = open(&server);
     let worker = server.worker();
@@ -146,7 +146,7 @@ fn a_worker_without_descriptors_is_not_waited_for_and_is_replaced() {
     let mut eater = Raw::open(&server.address(), "/descriptors");
     ask(&mut eater, "take", "taken ");
     let before = eater.ask("pid");
-    // It has one connection: the others would stop at two if they waited for it to catch up.
+    // It has one connection: the others would stop at two if they waited for it.
     let open_ones: Vec<Raw> = (0..20).map(|_| open(&server)).collect();
     server.says("is replaced: it is out of file descriptors");
     until("its connections go on elsewhere", || eater.ask("pid") != before);
@@ -173,7 +173,7 @@ fn a_worker_whose_listening_socket_was_closed_is_not_waited_for_and_is_replaced(
 }
 
 #[test]
-fn what_is_sent_to_a_worker_without_descriptors_waits_for_its_replacement() {
+fn connections_sent_to_a_worker_without_descriptors_wait_for_its_replacement() {
     const MORE: usize = 40;
     let config = "[handler.'/descriptors']\nisolation = 'pool'\npool = 'own'\n[pool.own]\nworkers = 1\n";
     let dir = crate::daemon::Dir::new();

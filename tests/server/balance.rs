@@ -33,7 +33,7 @@ pub fn shares(server: &Served) -> Vec<usize> {
     server.workers().into_iter().map(count).collect()
 }
 
-/// Opens so many, and waits until all are accepted.
+/// Opens this many, and waits until all are accepted.
 fn open(server: &Served, connections: &mut Vec<TcpStream>, count: usize) {
     connections.extend((0..count).map(|_| client::tcp(&server.address())));
 }

@@ -1,4 +1,4 @@
-//! Blocking handlers: what goes on while they sleep, what wakes them, and what a flood costs.
+//! Blocking handlers: service while they sleep, wake-ups, and floods.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ fn pings_are_answered_while_the_handler_sleeps() {
     raw.frame(PING, b"awake?");
     let pong = raw.next().unwrap();
     assert_eq!((pong.first, &pong.payload[..]), (PONG, &b"awake?"[..]), "before the handler has slept");
-    // The server's own pings go out meanwhile, too.
+    // The server also sends its own Pings.
     let mut pings = 0;
     loop {
         let frame = raw.next().unwrap();
@@ -38,7 +38,7 @@ fn receive_wakes_on_a_message_a_timeout_and_a_close() {
     assert!(begun.elapsed() >= Duration::from_millis(60), "{:?}", begun.elapsed());
     raw.text("receive -1");
     assert_eq!(raw.ask("hello"), "receive: 1 1 \"hello\"");
-    // Timers and posted functions run in there.
+    // Timers and posted functions run in ws_receive().
     raw.text("timer 10 woken");
     assert!(raw.next_text().starts_with("set_timer: "));
     raw.text("receive 5000");
@@ -46,7 +46,7 @@ fn receive_wakes_on_a_message_a_timeout_and_a_close() {
     raw.frame(CLOSE, &close_payload(4000, ""));
     raw.expect_close(4000);
     raw.expect_end();
-    // A peer that vanishes: the thread ends, which stop() would wait for.
+    // The peer disconnects: the thread must end, or stop() would wait for it.
     let raw = Raw::open(&server.address(), "/everything_blocking");
     drop(raw);
     let begun = Instant::now();
@@ -55,7 +55,7 @@ fn receive_wakes_on_a_message_a_timeout_and_a_close() {
 }
 
 #[test]
-fn what_came_before_the_idle_timeout_is_answered_first() {
+fn messages_before_the_idle_timeout_are_answered_first() {
     let server = serve(&["everything_blocking"], &["-o", "idle_timeout=200ms"]);
     let mut raw = Raw::open(&server.address(), "/everything_blocking");
     raw.text("sleep 600");
@@ -74,13 +74,13 @@ fn half_closed(server: &crate::Served, resource: &str, sent: &[u8]) -> Raw {
 }
 
 #[test]
-fn what_came_before_the_end_of_input_is_answered() {
+fn messages_before_the_end_of_input_are_answered() {
     let server = serve(&["everything", "everything_blocking"], &[]);
     let message = client::frame(TEXT, b"sleep 100");
     let close = client::frame(CLOSE, &close_payload(4000, ""));
     let violation = client::frame(0x83, b"no such opcode");
     for resource in ["/everything", "/everything_blocking"] {
-        // RFC 6455 5.5.1: the Close frame is answered, whatever the peer's writing side does.
+        // RFC 6455 5.5.1: the Close frame is answered even if the peer has shut down its writing side.
         let mut raw = half_closed(&server, resource, &[&message[..], &message, &close].concat());
         assert_eq!((raw.next_text(), raw.next_text()), ("sleep: ok".to_owned(), "sleep: ok".to_owned()));
         raw.expect_close(4000);
@@ -96,9 +96,9 @@ fn what_came_before_the_end_of_input_is_answered() {
 }
 
 #[test]
-fn what_is_queued_when_the_peer_ends_its_input_is_sent() {
+fn queued_messages_are_sent_after_the_end_of_input() {
     let server = serve(&["echo", "echo_blocking"], &["-odeflate=false"]);
-    // More than the kernel's buffers take.
+    // More than the kernel's buffers hold.
     let payload = vec![b'x'; 12 << 20];
     for resource in ["/echo", "/echo_blocking"] {
         let mut raw = half_closed(&server, resource, &client::frame(TEXT, &payload));
@@ -138,14 +138,14 @@ fn the_end_of_transfer_data_closes() {
 }
 
 #[test]
-fn a_flood_at_a_sleeping_handler_is_held_back_and_nothing_is_lost() {
+fn a_flood_at_a_sleeping_handler_is_throttled_without_loss() {
     let server = serve(&["everything_blocking"], &["-odeflate=false"]);
     let mut raw = Raw::open(&server.address(), "/everything_blocking");
     raw.text("released");
     assert_eq!(raw.next_text(), "released: 0");
     let before = memory(server.worker());
     raw.text("sleep 500");
-    // 32 MiB, which fit neither into the mailbox (1 MiB) nor into the kernel's buffers.
+    // 32 MiB, which fit neither into the channel (1 MiB) nor into the kernel's buffers.
     let mut sender = raw.stream.try_clone().unwrap();
     let flood = std::thread::spawn(move || {
         for n in 0..2048_u32 {
@@ -172,7 +172,7 @@ fn sending_waits_for_a_peer_that_reads_slowly() {
     let mut raw = Raw::open(&server.address(), "/bench");
     let before = memory(server.worker());
     raw.text(&format!("0 20000 {}", "x".repeat(1000)));
-    // 20 MB, of which the kernel takes a part; the handler waits in ws_send() for the rest.
+    // 20 MB, of which the kernel buffers a part; the handler waits in ws_send() for the rest.
     let mut most = 0;
     for n in 0..20_000 {
         assert_eq!(raw.next().unwrap().payload.len(), 1000, "message {n}");
@@ -186,7 +186,7 @@ fn sending_waits_for_a_peer_that_reads_slowly() {
 }
 
 #[test]
-fn threads_do_not_disturb_each_other() {
+fn threads_are_independent() {
     let mut server = serve(&["echo", "everything_blocking"], &[]);
     let mut sleeping: Vec<Raw> =
         (0..20).map(|_| Raw::open(&server.address(), "/everything_blocking")).collect();

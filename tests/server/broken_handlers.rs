@@ -1,4 +1,4 @@
-//! Handlers that cannot be served, or that misbehave, beside some that work.
+//! Handlers that cannot be served or misbehave, together with valid ones.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::daemon::{Dir, Server, is_alive, until};
 use crate::fixtures;
 use crate::{Served, serve};
 
-/// Each with what the log must say beside the file's name.
+/// Each with the message that the log must have after the file's name.
 const BROKEN: [(&str, &[&str]); 8] = [
     ("wrong_major", &["got 2.3", "expected 1."]),
     ("both_styles", &["transfer_data", "on_message"]),
@@ -26,7 +26,7 @@ fn line_of<'a>(log: &'a str, name: &str) -> &'a str {
 }
 
 #[test]
-fn broken_ones_are_named_with_their_cause_and_the_rest_is_served() {
+fn broken_handlers_are_named_with_the_cause_and_the_others_are_served() {
     let names: Vec<&str> = BROKEN.iter().map(|(name, _)| *name).collect();
     let all =
         [&names[..], &["echo", "short_table", "larger_table", "undefined_symbol", "init_fails"]].concat();
@@ -40,7 +40,7 @@ fn broken_ones_are_named_with_their_cause_and_the_rest_is_served() {
         assert_eq!(raw.answer().status, 404, "{name}");
     }
     line_of(&log, "undefined_symbol");
-    // Younger and older tables are as good as our own.
+    // Newer and older tables are valid.
     for name in ["echo", "short_table", "larger_table"] {
         let mut raw = Raw::open(&server.address(), &format!("/{name}"));
         assert_eq!(raw.ask("served"), "served", "{name}");
@@ -58,7 +58,7 @@ fn broken_ones_are_named_with_their_cause_and_the_rest_is_served() {
 }
 
 #[test]
-fn with_strict_handlers_a_broken_one_is_an_error() {
+fn a_broken_handler_is_an_error_with_strict_handlers() {
     for (name, _) in BROKEN {
         let dir = Dir::new();
         fixtures::add_handler(dir.path(), "echo", "echo");
@@ -93,7 +93,7 @@ fn strict_handlers_do_not_end_a_server_that_serves() {
     until("it is replaced", || matches!(server.workers()[..], [other] if other != worker));
     assert_eq!(Raw::open(&server.address(), "/echo").ask("served"), "served");
     is_unavailable(&server, "/b");
-    // A reload with it is refused, also when it was broken before, and changes nothing.
+    // A reload with it fails, even if it was broken before, and changes nothing.
     for count in 1..=2 {
         server.signal(nix::sys::signal::SIGHUP);
         until("the reload is refused", || server.log().matches("reload: failed").count() == count);
@@ -115,7 +115,7 @@ fn still_serves(server: &Served, resource: &str) {
 }
 
 impl Raw {
-    /// Whether a WebSocket opens and says hello.
+    /// Whether a WebSocket opens and sends hello.
     fn rest_or_frame(&mut self) -> bool {
         self.stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let mut head = Vec::new();
@@ -131,7 +131,7 @@ impl Raw {
 }
 
 #[test]
-fn a_crash_costs_one_worker_and_the_others_go_on() {
+fn a_crash_costs_one_worker_and_the_others_continue() {
     for (resource, text) in [
         ("/crash", "null"),
         ("/crash", "abort"),
@@ -156,7 +156,7 @@ fn a_crash_costs_one_worker_and_the_others_go_on() {
             let now = server.workers();
             now.len() == 2 && now.iter().all(|pid| is_alive(*pid)) && now != before
         });
-        // Nobody else notices, whichever worker had them.
+        // No other connection is affected, in any worker.
         let kept = bystanders.iter_mut().map(Raw::is_served).filter(|served| *served).count();
         assert_eq!(kept, 4, "{resource} {text}: of 4 are kept\n{}", server.log());
         still_serves(&server, "/echo");
@@ -184,7 +184,7 @@ fn an_exit_of_a_handler_ends_its_worker_only() {
     }
 }
 
-/// Also in a release build, where only the option makes it so.
+/// Also in a release build, where only the option enables it.
 #[test]
 fn a_call_from_the_wrong_place_aborts_and_names_the_function() {
     for (name, function) in [

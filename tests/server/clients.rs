@@ -1,4 +1,4 @@
-//! The slower tier: clients of other makers, and very many connections.
+//! The slower tier: independent clients, and very many connections.
 //!
 //! `WSHD_PYTHON` names a Python with the package websockets, `WSHD_NODE_MODULES` a directory with the npm package ws;
 //! `.ci/run` installs both below `target/`.
@@ -14,7 +14,7 @@ fn script(name: &str) -> PathBuf {
     crate::fixtures::root().join("tests/clients").join(name)
 }
 
-/// The output of a client that has to succeed.
+/// The output of a client, which must succeed.
 #[track_caller]
 fn run(command: &mut Command) -> String {
     // Some need 30 s on a quiet machine.
@@ -76,7 +76,7 @@ fn ten_thousand_idle_connections_on_one_worker() {
         raw.send(format!("GET /echo HTTP/1.1\r\nHost: a\r\n{UPGRADE}\r\n").as_bytes());
         raw
     };
-    // A port of ours can be used once for each address of the server.
+    // A local port can be used once for each address of the server.
     let mut all: Vec<Raw> = (0..COUNT).map(|_| connect(&server.address())).collect();
     for raw in &mut all {
         assert!(raw.head().starts_with("HTTP/1.1 101 "));

@@ -1,5 +1,5 @@
-//! The contract of `ws_handler.h` where a mistake of the handler must not matter, or must be told: rejections, NULs, flags,
-//! identity, what a handler has in a worker without a connection.
+//! The contract of `ws_handler.h` where an error of the handler must have no effect or be reported: rejections, NULs, flags,
+//! identity, and functions without a connection.
 
 use std::fs;
 
@@ -31,7 +31,7 @@ fn serve_with(names: &[&str], config: &str) -> Served {
     Served { server, _dir: dir }
 }
 
-/// In either profile: a debug build is strict without being told, and a release build does the same when it is told.
+/// In both profiles: a debug build is always strict, a release build with the option.
 const STRICT: &[&str] = &["--strict-abi"];
 
 #[test]
@@ -123,7 +123,7 @@ fn unknown_flags_are_refused_or_ignored_as_their_place_says() {
 }
 
 #[test]
-fn who_the_peer_is_can_be_attached_in_the_handshake() {
+fn user_pointer_and_state_can_be_attached_in_the_handshake() {
     let mut server = serve(&["identity", "identity_blocking"], &["-o", "handshake_timeout=300ms"]);
     for name in ["identity", "identity_blocking"] {
         let resource = format!("/{name}");
@@ -142,7 +142,7 @@ fn who_the_peer_is_can_be_attached_in_the_handshake() {
         );
         leave(raw);
         server.says("closed with bob");
-        // What was attached to a connection that never opens is released, and what was posted runs.
+        // If a connection never opens, its attached pointer is released and posted functions run.
         assert_eq!(answer(&server, &format!("{resource}?reject"), "").status, 403);
         let mut raw = Raw::open(&server.address(), &resource);
         until("released", || raw.ask("released") == "6");
@@ -181,7 +181,7 @@ fn who_the_peer_is_can_be_attached_in_the_handshake() {
 }
 
 #[test]
-fn a_handler_lives_in_its_worker_without_a_connection() {
+fn a_handler_runs_in_its_worker_without_a_connection() {
     let mut server = serve(&["worker_life", "worker_life_cpp"], &[]);
     let version = env!("CARGO_PKG_VERSION");
     for name in ["worker_life", "worker_life_cpp"] {
@@ -210,7 +210,7 @@ fn a_handler_lives_in_its_worker_without_a_connection() {
 }
 
 #[test]
-fn a_crash_in_a_watched_descriptors_function_is_told_and_costs_no_connection() {
+fn a_crash_in_the_function_of_a_watched_descriptor_costs_no_connection() {
     let server = serve(&["worker_life", "echo"], &[]);
     let before = server.worker();
     let mut bystander = Raw::open(&server.address(), "/echo");
@@ -225,7 +225,7 @@ fn a_crash_in_a_watched_descriptors_function_is_told_and_costs_no_connection() {
 }
 
 #[test]
-fn a_process_of_its_own_has_what_on_worker_start_has_set_up() {
+fn a_per_connection_process_has_the_state_of_on_worker_start() {
     let config = "[handler.'/worker_life']\nisolation = 'connection'\n";
     let server = serve_with(&["worker_life"], config);
     let mut two = [(); 2].map(|()| Raw::open(&server.address(), "/worker_life"));
@@ -261,12 +261,12 @@ fn parameters_and_cookies_are_decoded() {
 }
 
 #[test]
-fn octets_past_the_protocol_go_out_where_the_configuration_allows_it() {
+fn raw_octets_are_sent_if_configured() {
     let server = serve_with(&["decoded"], "[handler.'/decoded']\nraw = true\n");
     let teapot = answer(&server, "/decoded?raw", "");
     assert_eq!(teapot.status, 418);
     let mut raw = Raw::open(&server.address(), "/decoded");
-    // A frame of a type that the server itself would never send, then the answer.
+    // A frame type that the server itself never sends, then the answer.
     raw.text("raw \u{3}\u{1}x");
     let frame = raw.next().unwrap();
     assert_eq!((frame.first, &frame.payload[..]), (3, &b"x"[..]));
@@ -277,17 +277,17 @@ fn octets_past_the_protocol_go_out_where_the_configuration_allows_it() {
     server.says("raw reply: WS_E_DENIED");
 }
 
-/// One that was told to be strict takes the memory away instead: `wshd test`, the sample kept_message.
+/// With strict_abi the memory is unmapped instead: `wshd test`, the sample kept_message.
 #[cfg(debug_assertions)]
 #[test]
-fn a_strict_host_overwrites_what_a_callback_was_lent() {
+fn a_strict_host_overwrites_messages_after_the_callback() {
     let server = serve(&["poison"], &[]);
     let mut raw = Raw::open(&server.address(), "/poison");
     assert_eq!(raw.ask("0123456789"), "0123456789");
-    // What comes next is read to the same place: not all of it is overwritten by that.
+    // The next data is read to the same place, but does not overwrite all of it.
     let text = raw.ask("look");
     assert!(text == "dbdb" || text == "6c6f", "{text}");
-    // In fragments it lies elsewhere, and is freed.
+    // Fragments are joined elsewhere, and that memory is freed.
     raw.frame(0x01, b"01234");
     raw.frame(0x80, b"56789");
     assert_eq!(raw.next_text(), "0123456789");
@@ -319,9 +319,9 @@ fn every_negative_result_is_logged_with_handler_callback_and_value() {
     server.says("returned -3 (WS_E_TIMEOUT); closed with 1011");
 }
 
-/// The peer of a handler that breaks the contract is told how.
+/// The Close frame has the breach of the contract as its reason.
 #[test]
-fn a_breach_of_the_contract_is_told_in_the_close_frame() {
+fn a_breach_of_the_contract_is_the_close_reason() {
     let server = serve(&["wrong_place_receive"], STRICT);
     let mut breaking = Raw::open(&server.address(), "/wrong_place_receive");
     breaking.text("go");

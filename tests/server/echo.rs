@@ -9,7 +9,7 @@ use crate::serve;
 
 const ECHOES: [&str; 4] = ["echo", "echo_blocking", "echo_cpp", "echo_rust"];
 
-/// Bytes that do not repeat soon.
+/// Bytes with a long period.
 fn noise(size: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_u32;
     let next = |_| {
@@ -73,7 +73,7 @@ fn fragments_with_control_frames_between_are_one_message() {
 }
 
 #[test]
-fn every_byte_may_come_alone() {
+fn bytes_may_arrive_one_by_one() {
     let server = serve(&["echo"], &[]);
     let mut raw = Raw::connect(&server.address());
     let head = format!("GET /echo HTTP/1.1\r\nHost: a\r\n{}\r\n", client::UPGRADE);
@@ -139,7 +139,7 @@ fn goodbye_ends_the_connection() {
 }
 
 #[test]
-fn a_breach_of_the_protocol_fails_the_connection_with_its_code() {
+fn a_protocol_error_fails_the_connection_with_its_code() {
     let server = serve(&["echo", "echo_blocking"], &[]);
     // RFC 6455 sections 5.1, 5.2, 5.4, 5.5, 7.4.1, 8.1.
     let cases: [(&str, Vec<u8>, u16); 12] = [
@@ -194,14 +194,14 @@ fn a_subprotocol_is_chosen_if_the_handler_knows_it() {
 }
 
 #[test]
-fn compression_is_agreed_as_offered_and_messages_come_compressed() {
+fn compression_is_negotiated_and_used() {
     let server = serve(&["echo", "echo_noext"], &[]);
     let offer = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
     let mut raw = Raw::connect(&server.address());
     let head = raw.upgrade("/echo", offer);
     let agreed = client::header(&head, "Sec-WebSocket-Extensions").unwrap();
     assert!(agreed.starts_with("permessage-deflate"), "{agreed}");
-    // RFC 7692 section 7.2.3.2: a block without compression, then the same text compressed: "Hello" both.
+    // RFC 7692 section 7.2.3.2: an uncompressed block, then the same text compressed; both are "Hello".
     raw.frame(0xc1, &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00]);
     assert_eq!(raw.next_text(), "Hello", "below the threshold it goes uncompressed");
     raw.text(&"a".repeat(1000));

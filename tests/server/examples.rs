@@ -1,4 +1,4 @@
-//! Each example of `plugins/` does what its first comment says.
+//! Each example of `plugins/` behaves as its first comment says.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -60,7 +60,7 @@ fn origin_check_accepts_only_example_com() {
 }
 
 #[test]
-fn cookie_sets_what_the_query_says() {
+fn cookie_sets_the_cookies_of_the_query() {
     let server = serve(&["cookie"], &[]);
     let cookies = |query: &str| -> Vec<String> {
         let mut raw = Raw::connect(&server.address());
@@ -76,7 +76,7 @@ fn cookie_sets_what_the_query_says() {
 }
 
 #[test]
-fn hsts_adds_its_header_and_says_hello() {
+fn hsts_adds_its_header_and_sends_hello() {
     let server = serve(&["hsts"], &[]);
     let mut raw = Raw::connect(&server.address());
     let head = raw.upgrade("/hsts", "");
@@ -100,7 +100,7 @@ fn internal_error_and_the_two_ways_to_drop() {
 }
 
 #[test]
-fn bench_sends_at_the_pace_it_is_told() {
+fn bench_sends_at_the_given_rate() {
     let server = serve(&["bench"], &[]);
     let mut client = connect(&server.address(), "/bench");
     let begun = Instant::now();
@@ -118,7 +118,7 @@ fn bench_sends_at_the_pace_it_is_told() {
     let mut client = connect(&server.address(), "/bench");
     client.send(Message::text("soon")).unwrap();
     assert_eq!(close_of(&mut client).0, 1011);
-    // A peer that leaves is noticed while it waits: the thread does not stay for an hour.
+    // It notices that the peer disconnects while it waits: the thread does not stay for an hour.
     let mut client = connect(&server.address(), "/bench");
     client.send(Message::text("3600 2 x")).unwrap();
     assert_eq!(next_text(&mut client), "x");
@@ -188,7 +188,7 @@ fn postgres_counts_words() {
     server.stop();
 }
 
-/// A PostgreSQL of the test's own, on a socket in a directory.
+/// A PostgreSQL for the test, on a socket in a directory.
 struct Database {
     dir: tempfile::TempDir,
     programs: std::path::PathBuf,
@@ -220,7 +220,7 @@ impl Database {
         self.dir.path().join("data")
     }
 
-    /// It does not run as root.
+    /// PostgreSQL does not run as root.
     fn program(&self, name: &str) -> Command {
         let mut command = Command::new(self.programs.join(name));
         if nix::unistd::geteuid().is_root() {

@@ -1,4 +1,4 @@
-//! The functions of `ws_handler.h` through the real server, each at the command of a client (see
+//! The functions of `ws_handler.h` through the real server, each on a command of a client (see
 //! `ctests/fixtures/everything.h`), in both styles.
 
 use std::collections::BTreeMap;
@@ -132,7 +132,7 @@ fn a_resource_seen_in_the_handshake_stays_valid_for_the_life_of_the_connection()
 }
 
 #[test]
-fn the_reply_is_what_the_handler_makes_of_it() {
+fn the_handler_determines_the_reply() {
     let server = everything();
     for name in BOTH {
         let results = |query: &str| -> (String, Vec<String>) {
@@ -150,7 +150,7 @@ fn the_reply_is_what_the_handler_makes_of_it() {
         let (head, got) = results("protocol=a&protocol=");
         assert_eq!(got, ["protocol=0"; 2]);
         assert_eq!(header(&head, "Sec-WebSocket-Protocol"), None, "it can be un-chosen");
-        // What would break out of the header, or into the handshake.
+        // Header injection, and headers of the handshake itself.
         let (head, got) =
             results("header=X-Evil:a%0d%0aX-Injected:b&header=X%20Y:z&header=Upgrade:h2c&header=:x");
         assert_eq!(got, ["header=-5"; 4]);
@@ -166,7 +166,7 @@ fn the_reply_is_what_the_handler_makes_of_it() {
         assert_eq!((rejected.status, &rejected.body[..]), (418, &b"<p>no</p>"[..]));
         assert_eq!(rejected.header("Content-Type"), Some("text/html"));
         assert_eq!(rejected.header("Content-Length"), Some("9"));
-        // 200 is no rejection: the call fails, and what it returned is an error.
+        // 200 is not a rejection: the call fails, and its result is an error.
         assert_eq!(answer(&server, &format!("/{name}?reject=200"), "").status, 500);
         assert_eq!(answer(&server, &format!("/{name}?fail"), "").status, 500);
         let mut raw = Raw::connect(&server.address());
@@ -298,7 +298,7 @@ fn timers_and_posted_functions() {
 }
 
 #[test]
-fn a_function_posted_to_a_connection_that_ends_is_called_all_the_same() {
+fn a_function_posted_to_a_connection_that_ends_is_still_called() {
     let server = everything();
     for name in BOTH {
         // The handler sleeps while another thread posts, and the connection is cut meanwhile.
@@ -353,7 +353,7 @@ fn user_pointer_and_state_stay_with_the_connection() {
     }
 }
 
-/// What on_close of the connection saw, told by a later one; `how` ends the connection.
+/// The arguments of the connection's on_close, reported by a later connection; `how` ends the connection.
 #[track_caller]
 fn last_close(server: &Served, name: &str, how: impl FnOnce(&mut Raw)) -> BTreeMap<String, String> {
     let mut raw = Raw::open(&server.address(), &format!("/{name}?last"));
@@ -375,7 +375,7 @@ fn last_close(server: &Served, name: &str, how: impl FnOnce(&mut Raw)) -> BTreeM
 }
 
 #[test]
-fn on_close_tells_who_ended_it_and_how() {
+fn on_close_has_who_ended_it_and_the_code() {
     let mut server = everything();
     for name in BOTH {
         // by: 1 the peer, 2 the handler, 3 the host.
@@ -465,12 +465,12 @@ fn ten_threads_send_and_nothing_is_lost_or_out_of_order() {
 }
 
 #[test]
-fn an_id_that_was_kept_is_gone_and_harms_nobody() {
+fn a_stale_id_is_gone_and_harmless() {
     let mut server = serve(&["keep_id"], &[]);
     let mut first = Raw::open(&server.address(), "/keep_id");
     assert_eq!(first.ask("keep"), "kept");
     leave(first);
-    // It gets the same place in the worker's table, under another id.
+    // It gets the same slot in the worker's table, with another id.
     let mut second = Raw::open(&server.address(), "/keep_id");
     assert_eq!(
         second.ask("report"),
@@ -503,7 +503,7 @@ fn a_handshake_is_finished_later_by_another_thread() {
     assert_eq!(answer(&server, "/late_accept?never", "").status, 503);
     assert!(begun.elapsed() >= Duration::from_millis(300));
     assert_eq!(answer(&server, "/late_accept?accept=600", "").status, 503, "after the deadline");
-    // Peers that leave before; at once, and while the thread finishes it.
+    // Peers that disconnect before: at once, and while the thread finishes it.
     for _ in 0..50 {
         let mut gone = Raw::connect(&server.address());
         gone.send(format!("GET /late_accept?accept=1 HTTP/1.1\r\nHost: a\r\n{UPGRADE}\r\n").as_bytes());
@@ -526,7 +526,7 @@ fn streams_come_as_fragments() {
         assert_eq!(raw.next_text(), "2 0 4");
         raw.frame(0x80, b"");
         assert_eq!(raw.next_text(), "2 2 0");
-        // A frame that is not whole is delivered as far as it has come.
+        // The received part of an incomplete frame is delivered.
         let frame = client::frame(BINARY, &[7; 1000]);
         raw.send(&frame[..500]);
         let first = raw.next_text();
@@ -554,7 +554,7 @@ fn the_veneers_of_c_and_rust_work_in_the_server() {
     assert_eq!(raw.ask("post"), "posted");
     assert_eq!(raw.ask("timer 1"), "timer");
     assert_eq!(raw.ask("object"), "messages 4");
-    // What is thrown closes that connection, and is logged; the others stay.
+    // An exception closes that connection and is logged; the others stay.
     for (resource, text) in [
         ("/veneer", "throw"),
         ("/veneer", "throw_int"),
@@ -590,7 +590,7 @@ fn the_handler_compiled_against_the_first_release_still_works() {
     let frozen = crate::fixtures::root().join("ctests/frozen").join(frozen);
     assert!(frozen.exists() || std::env::consts::ARCH != "x86_64", "{} is missing", frozen.display());
     if !frozen.exists() {
-        return; // a binary for each machine is not kept
+        return; // there is a binary for this architecture only
     }
     let dir = Dir::new();
     fs::copy(&frozen, dir.path().join("old_wsh.so")).unwrap();
@@ -603,7 +603,7 @@ fn the_handler_compiled_against_the_first_release_still_works() {
 }
 
 #[test]
-fn what_a_handler_changes_of_its_process_is_not_the_servers_and_its_output_is_written() {
+fn process_state_of_a_handler_does_not_affect_the_server_and_its_output_is_written() {
     let dir = crate::daemon::Dir::new();
     crate::fixtures::add_handler(dir.path(), "process_state", "process_state");
     std::fs::create_dir(dir.path().join("www")).unwrap();
@@ -613,7 +613,7 @@ fn what_a_handler_changes_of_its_process_is_not_the_servers_and_its_output_is_wr
     command.current_dir(dir.path()).args(["--port", "0", "--workers", "1", "-w", "."]);
     command.args(["--document-root", "www", "--log-file", "log", "--log-level", "debug"]);
     let mut server = crate::daemon::Server::launch(command, log.clone()).when_ready();
-    // A handler that has gone to another directory.
+    // A handler that has changed its directory.
     let mut client = crate::client::Raw::connect(&server.address());
     client.send(b"GET /page.txt HTTP/1.1\r\nHost: a\r\n\r\n");
     assert!(client.rest().ends_with(b"found"));

@@ -9,7 +9,7 @@ use crate::daemon::{Dir, Server, until};
 use crate::{fixtures, memory, serve};
 
 #[test]
-fn a_message_over_the_limit_is_refused_however_it_comes() {
+fn a_message_over_the_limit_is_refused_in_every_form() {
     let server = serve(&["echo", "echo_blocking", "stream"], &["--max-message", "1000"]);
     for resource in ["/echo", "/echo_blocking"] {
         let mut raw = Raw::open(&server.address(), resource);
@@ -63,7 +63,7 @@ fn a_connection_without_messages_is_closed_after_the_idle_time() {
     for resource in ["/echo", "/echo_blocking"] {
         let begun = Instant::now();
         let mut raw = Raw::open(&server.address(), resource);
-        // Pings are no messages.
+        // Pings are not messages.
         raw.frame(PING, b"");
         assert_eq!(raw.next().unwrap().first, PONG);
         raw.expect_close(1001);
@@ -89,7 +89,7 @@ fn a_silent_peer_is_pinged_and_one_that_answers_stays() {
 }
 
 #[test]
-fn without_an_interval_nobody_is_pinged() {
+fn without_an_interval_there_are_no_pings() {
     let server = serve(&["everything"], &["-o", "ping_interval=0"]);
     let mut raw = Raw::open(&server.address(), "/everything");
     raw.text("timer 200 later");
@@ -104,11 +104,11 @@ fn a_close_that_is_not_answered_ends_in_time() {
     let begun = Instant::now();
     raw.text("3000 bye");
     raw.expect_close(3000);
-    // It goes on sending instead of closing: that is swallowed.
+    // It continues to send instead of closing: that is discarded.
     raw.text("not done yet");
     raw.expect_end();
     assert!(begun.elapsed() >= Duration::from_millis(100), "{:?}", begun.elapsed());
-    // A blocking handler that does not come to answer is answered for.
+    // For a blocking handler that does not answer, the server does.
     let mut raw = Raw::open(&server.address(), "/everything_blocking");
     raw.text("sleep 5000");
     raw.frame(CLOSE, &client::close_payload(4000, ""));
@@ -119,12 +119,12 @@ fn a_close_that_is_not_answered_ends_in_time() {
 }
 
 #[test]
-fn a_full_send_queue_is_told_and_so_is_its_draining() {
+fn a_full_send_queue_and_its_draining_are_reported() {
     let args = ["-o", "send_high=64K", "-o", "send_low=16K", "-odeflate=false"];
     let server = serve(&["queue"], &args);
     let mut raw = Raw::open(&server.address(), "/queue");
     raw.text("fill 10000");
-    // Nothing is read before the handler has filled the queue: the kernel takes only so much.
+    // The client reads nothing until the handler has filled the queue; the kernel's buffers are limited.
     server.says("queue: filled");
     let mut count = 0;
     let told = loop {
@@ -140,7 +140,7 @@ fn a_full_send_queue_is_told_and_so_is_its_draining() {
     assert_eq!(numbers[0], count, "all that was queued has come");
     // Full above the high mark, by no more than the message that crossed it.
     assert!((65_536..65_536 + 10_014).contains(&numbers[1]), "{told}");
-    // It serves on.
+    // It continues.
     raw.text("fill 10000");
     assert_eq!(raw.next().unwrap().first, BINARY);
 }
@@ -162,14 +162,14 @@ fn a_client_that_never_reads_costs_bounded_memory_and_is_dropped() {
             most = most.max(memory(server.worker()));
         }
         let grown = most.saturating_sub(before);
-        // The mailbox of a blocking handler holds 1 MiB, the loop reads 512 KiB at a time.
+        // The channel of a blocking handler holds 1 MiB, the loop reads 512 KiB at a time.
         assert!(grown < 6 << 20, "{resource}: {grown} bytes");
         server.says("send stalled; connection dropped");
     }
 }
 
 #[test]
-fn queues_that_are_too_large_together_are_full_earlier() {
+fn queues_over_the_total_are_full_earlier() {
     let args = ["-o", "send_total=300K", "-o", "send_high=1M", "-o", "send_low=256K", "-odeflate=false"];
     let server = serve(&["queue"], &args);
     let mut both = [(); 2].map(|()| Raw::open(&server.address(), "/queue"));
@@ -186,19 +186,19 @@ fn queues_that_are_too_large_together_are_full_earlier() {
         until("this one is full, too", || server.log().matches("queue: filled").count() == count);
     }
     let [first, second] = both.each_mut().map(told);
-    // The first is full when it holds what all may hold together, of which the kernel then takes less than a quarter
+    // The first is full when it holds the total for all, of which the kernel then accepts less than a quarter
     // (else it would not be full yet); the second is full at 64K.
     let alone = 225 << 10..(300 << 10) + 10_014;
     assert!(alone.contains(&first), "{first}");
     assert!((64 << 10..(64 << 10) + 10_014).contains(&second), "{second}");
-    // Both have drained: each may have as much as before.
+    // Both have drained: each has its full limit again.
     both[1].text("fill 10000");
     let again = told(&mut both[1]);
     assert!(alone.contains(&again), "{again}");
 }
 
 #[test]
-fn clients_that_never_read_cost_no_more_than_their_queues_may_hold() {
+fn memory_of_clients_that_never_read_is_bounded() {
     const CLIENTS: usize = 16;
     const MESSAGE: usize = 50_000;
     // A busy machine needs longer for all this than a client may be silent.
@@ -212,7 +212,7 @@ fn clients_that_never_read_cost_no_more_than_their_queues_may_hold() {
     for _ in 0..CLIENTS {
         clients.push((Raw::open(&server.address(), "/echo_noext"), 0));
     }
-    // Each sends until the server reads no more: a part of a message is then left to be sent.
+    // Each sends until the server stops reading, which leaves a part of a message unsent.
     let mut rests = Vec::new();
     for (raw, sent) in &mut clients {
         raw.stream.set_nonblocking(true).unwrap();
@@ -228,7 +228,7 @@ fn clients_that_never_read_cost_no_more_than_their_queues_may_hold() {
                     rest.drain(..count);
                     waited = 0;
                 }
-                // It is full for good when nothing has gone for a while.
+                // It is full if nothing was sent for a while.
                 Err(error) => {
                     assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
                     std::thread::sleep(Duration::from_millis(5));
@@ -244,7 +244,7 @@ fn clients_that_never_read_cost_no_more_than_their_queues_may_hold() {
     // message that is being gathered. Without the bound it would be 1 MiB for each.
     let grown = most.saturating_sub(before);
     assert!(grown < 10 << 20, "{grown} bytes");
-    // Nobody is dropped, and all that was sent comes back in order.
+    // No client is dropped, and all messages are echoed in order.
     for ((mut raw, sent), rest) in clients.into_iter().zip(rests) {
         let mut writer = raw.stream.try_clone().unwrap();
         std::thread::scope(|scope| {
@@ -278,12 +278,12 @@ fn pings_per_second_have_a_bound() {
 }
 
 #[test]
-fn connections_over_the_limit_wait_for_their_turn() {
+fn connections_over_the_limit_wait() {
     let server = serve(&["echo"], &["--max-connections", "2"]);
     let first = Raw::open(&server.address(), "/echo");
     let mut second = Raw::open(&server.address(), "/echo");
     assert_eq!(second.ask("x"), "x");
-    // The kernel has taken the third, the worker has not.
+    // The kernel has accepted the third, the worker has not.
     let mut third = Raw::connect(&server.address());
     third.send(format!("GET /echo HTTP/1.1\r\nHost: a\r\n{UPGRADE}\r\n").as_bytes());
     third.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -323,7 +323,7 @@ fn blocking_handlers_over_the_limit_are_refused_before_the_handshake() {
 }
 
 #[test]
-fn a_slow_head_costs_what_was_sent() {
+fn memory_of_incomplete_heads_is_their_size() {
     let server = serve(&["echo"], &["-o", "max_head=1M"]);
     let before = memory(server.worker());
     let mut slow: Vec<TcpStream> = (0..200)
@@ -340,7 +340,7 @@ fn a_slow_head_costs_what_was_sent() {
     slow.clear();
 }
 
-/// The beginning of a compressed message: it inflates to so many bytes, and goes on.
+/// The beginning of a compressed message, which inflates to this many bytes.
 fn unfinished(inflated: usize) -> Vec<u8> {
     let mut deflated = Vec::with_capacity(inflated / 64 + 1024);
     let mut deflate = flate2::Compress::new(flate2::Compression::best(), false);
@@ -349,7 +349,7 @@ fn unfinished(inflated: usize) -> Vec<u8> {
 }
 
 #[test]
-fn unfinished_messages_cost_no_more_than_they_may_together_and_nothing_afterwards() {
+fn memory_of_incomplete_messages_is_bounded_and_released() {
     const CLIENTS: usize = 40;
     let args = ["-o", "receive_total=32M", "--max-message", "4M"];
     let server = serve(&["echo"], &args);
@@ -363,7 +363,7 @@ fn unfinished_messages_cost_no_more_than_they_may_together_and_nothing_afterward
             raw
         })
         .collect();
-    // The bound holds although they have sent 160 MiB: those that are late wait or are closed.
+    // The bound holds although they have sent 160 MiB: some wait or are closed.
     until("memory is scarce", || server.log().contains("no memory for its message (receive_total)"));
     until("all that was sent is read or waits", || crate::daemon::is_idle(server.worker()));
     let grown = memory(server.worker()).saturating_sub(before);
@@ -399,7 +399,7 @@ fn large_messages_wait_for_memory_and_all_of_them_arrive() {
 }
 
 #[test]
-fn a_message_that_others_wait_for_is_given_up_in_the_end() {
+fn a_message_that_others_wait_for_is_dropped_eventually() {
     let args = ["-o", "receive_total=1M", "-odeflate=false"];
     let server = serve(&["echo"], &args);
     let mut slow = Raw::open(&server.address(), "/echo");
@@ -412,7 +412,7 @@ fn a_message_that_others_wait_for_is_given_up_in_the_end() {
     assert_eq!(next.next().unwrap().payload.len(), 220 << 10);
 }
 
-/// A client that reads what is compressed with a context.
+/// A client with context takeover.
 struct Inflating {
     raw: Raw,
     inflate: flate2::Decompress,
@@ -426,7 +426,7 @@ impl Inflating {
         Inflating { raw, inflate: flate2::Decompress::new(false) }
     }
 
-    /// Has a text echoed; says how many bytes the compressed reply has.
+    /// Sends a text to be echoed; returns the size of the compressed reply.
     fn ask(&mut self, text: &str) -> usize {
         self.raw.text(text);
         let reply = self.raw.next().unwrap();
@@ -445,7 +445,7 @@ fn digits(from: u64) -> String {
 }
 
 #[test]
-fn contexts_of_compression_cost_no_more_than_they_may_together() {
+fn memory_of_compression_contexts_is_bounded() {
     const CLIENTS: u64 = 100;
     let server = serve(&["echo"], &["-o", "deflate_total=2M"]);
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| Inflating::open(&server, "deflate")).collect();
@@ -474,14 +474,14 @@ fn a_context_of_compression_is_dropped_after_the_idle_time() {
 }
 
 #[test]
-fn contexts_can_be_switched_off() {
+fn compression_contexts_can_be_turned_off() {
     let server = serve(&["echo"], &["-odeflate_takeover=false"]);
     let mut client = Inflating::open(&server, "server_no_context_takeover");
     let text = digits(0);
     assert_eq!(client.ask(&text), client.ask(&text));
 }
 
-/// A handler may be limited more, or less, than the others.
+/// A handler may have lower or higher limits than the others.
 #[test]
 fn a_handler_has_limits_of_its_own() {
     let dir = Dir::new();

@@ -1,4 +1,4 @@
-//! The opening handshake through the real server, byte by byte, and what other requests get.
+//! The opening handshake through the real server, byte by byte, and other requests.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -38,7 +38,7 @@ fn the_answer_is_that_of_the_rfc() {
 }
 
 #[test]
-fn what_is_no_valid_handshake_gets_the_status_for_it() {
+fn invalid_handshakes_get_their_status() {
     let mut server = serve(&["echo"], &[]);
     let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let version = "Sec-WebSocket-Version: 13\r\n";
@@ -76,7 +76,7 @@ fn what_is_no_valid_handshake_gets_the_status_for_it() {
 }
 
 #[test]
-fn another_version_is_told_ours() {
+fn another_version_gets_ours() {
     let server = serve(&["echo"], &[]);
     for version in ["0", "8", "12", "14", "255"] {
         let answer = request(&server, handshake("Version: 13", &format!("Version: {version}")));
@@ -87,7 +87,7 @@ fn another_version_is_told_ours() {
 }
 
 #[test]
-fn a_plain_get_of_a_resource_is_told_to_upgrade() {
+fn a_plain_get_of_a_resource_gets_426() {
     let server = serve(&["echo"], &[]);
     let answer = request(&server, "GET /echo HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(answer.status, 426, "{answer:?}");
@@ -133,7 +133,7 @@ fn targets_in_absolute_form() {
 fn a_head_that_is_too_large_is_refused_before_its_end() {
     let server = serve(&["echo"], &["-o", "max_head=1K", "-o", "max_headers=8"]);
     let long = "x".repeat(1200);
-    // The rest of the request never comes.
+    // The rest of the request is never sent.
     assert_eq!(request(&server, format!("GET /echo HTTP/1.1\r\nHost: a\r\nX: {long}")).status, 431);
     assert_eq!(request(&server, format!("GET /{long}")).status, 414);
     let four = "X: y\r\n".repeat(3);
@@ -145,7 +145,7 @@ fn a_head_that_is_too_large_is_refused_before_its_end() {
 }
 
 #[test]
-fn frames_right_behind_the_head_are_served_and_large_ones_too() {
+fn frames_immediately_after_the_head_are_served() {
     let server = serve(&["echo", "echo_blocking", "late_accept"], &[]);
     for resource in ["/echo", "/echo_blocking", "/late_accept?accept=5"] {
         let large = vec![b'l'; 300_000];
@@ -162,12 +162,12 @@ fn frames_right_behind_the_head_are_served_and_large_ones_too() {
 }
 
 #[test]
-fn a_client_that_says_nothing_more_is_given_up_in_time() {
+fn a_client_that_stops_sending_is_dropped_in_time() {
     let server = serve(&["echo"], &["-o", "handshake_timeout=100ms"]);
-    // Nothing at all: closed without a word. A part of a head: 408.
+    // No bytes: closed without a response. A part of a head: 408.
     assert_eq!(Raw::connect(&server.address()).rest(), b"");
     assert_eq!(request(&server, "GET /echo HTTP/1.1\r\nHost: a\r\n").status, 408);
-    // One byte now and then does not buy time.
+    // Single bytes do not extend the deadline.
     let mut raw = Raw::connect(&server.address());
     let mut answered = Vec::new();
     raw.stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
@@ -186,7 +186,7 @@ fn a_client_that_says_nothing_more_is_given_up_in_time() {
 }
 
 #[test]
-fn a_request_that_ends_in_a_half_close_is_answered_whole() {
+fn a_request_followed_by_a_half_close_is_answered_completely() {
     let dir = tempfile::tempdir().unwrap();
     let large = vec![b'f'; 20 << 20];
     std::fs::write(dir.path().join("large.bin"), &large).unwrap();
@@ -200,7 +200,7 @@ fn a_request_that_ends_in_a_half_close_is_answered_whole() {
 }
 
 #[test]
-fn a_peer_that_is_gone_is_forgotten() {
+fn a_disconnected_peer_is_closed() {
     let server = serve(&["echo", "echo_blocking"], &[]);
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", server.worker())).unwrap().count();
     let mut warm = Raw::open(&server.address(), "/echo");

@@ -1,9 +1,9 @@
-//! Messages whose bytes are the handler's own.
+//! Messages whose bytes the handler owns.
 
 use crate::client::Raw;
 use crate::daemon::{Dir, Server, until};
 
-/// Answers each message with bytes of its own, as many as it says, whose release sends "released".
+/// Answers each message with as many owned bytes as it says; their release sends "released".
 const HANDLER: &str = r#"
     #include <stdlib.h>
     #include <string.h>
@@ -39,7 +39,7 @@ fn a_release_may_call_the_server() {
         assert_eq!(owned.payload.len(), size);
         assert_eq!(raw.next_text(), "released");
     }
-    // One that is never sent: the peer leaves with it in the queue.
+    // One that is never sent: the peer disconnects while it is in the queue.
     raw.text("8000000");
     drop(raw);
     let mut raw = Raw::open(&server.address(), "/owned");

@@ -1,4 +1,4 @@
-//! The ways to stop: all connections hear of it, or none does.
+//! Stopping the server: with or without closing the connections.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::daemon::{is_alive, until};
 use crate::serve;
 
 #[test]
-fn sigterm_closes_all_with_1001_and_ends_with_0() {
+fn sigterm_closes_all_with_1001_and_exits_with_0() {
     let mut server =
         serve(&["echo", "echo_blocking", "everything", "everything_blocking"], &["--workers", "2"]);
     let resources = ["/echo", "/echo_blocking", "/everything", "/everything_blocking"];
@@ -46,7 +46,7 @@ fn a_client_that_does_not_answer_is_not_waited_for() {
 }
 
 #[test]
-fn a_handler_that_does_not_come_back_is_left_behind_at_the_deadline() {
+fn a_handler_that_hangs_is_killed_at_the_deadline() {
     let mut server =
         serve(&["everything_blocking"], &["-o", "stop_timeout=300ms", "-o", "close_timeout=100ms"]);
     let mut raw = Raw::open(&server.address(), "/everything_blocking");
@@ -63,12 +63,12 @@ fn a_handler_that_does_not_come_back_is_left_behind_at_the_deadline() {
 }
 
 #[test]
-fn what_was_sent_before_the_stop_still_arrives() {
+fn messages_sent_before_the_stop_still_arrive() {
     let mut server = serve(&["everything"], &["-odeflate=false"]);
     let mut raw = Raw::open(&server.address(), "/everything");
     raw.text("zeros 900000");
     raw.text("send queued");
-    // The worker has obeyed once the first frame is here; the kernel cannot hold all of it.
+    // The worker has executed the command once the first frame is here; the kernel cannot hold all of it.
     let first = raw.next().unwrap();
     assert_eq!((first.first, first.payload.len()), (BINARY, 900_000));
     server.signal(Signal::SIGTERM);
@@ -89,12 +89,12 @@ fn sigquit_ends_at_once() {
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     assert!(workers.iter().all(|pid| !is_alive(*pid)));
-    // Nobody was told.
+    // No connection got a Close frame.
     open[1].expect_end();
 }
 
 #[test]
-fn connections_that_come_while_it_stops_do_not_keep_it() {
+fn connections_during_the_stop_do_not_delay_it() {
     let mut server = serve(&["everything_blocking"], &["-o", "stop_timeout=20s", "-o", "close_timeout=1s"]);
     let address = server.address();
     let mut raw = Raw::open(&address, "/everything_blocking");
@@ -103,7 +103,7 @@ fn connections_that_come_while_it_stops_do_not_keep_it() {
     assert_eq!(other.ask("user"), "user: ");
     server.signal(Signal::SIGTERM);
     server.says("SIGTERM received");
-    // They say nothing, and stay.
+    // They send nothing, and stay.
     let silent: Vec<_> = (0..3).filter_map(|_| std::net::TcpStream::connect(&address).ok()).collect();
     let begun = Instant::now();
     until("it has ended", || server.child.try_wait().unwrap().is_some());
@@ -111,8 +111,8 @@ fn connections_that_come_while_it_stops_do_not_keep_it() {
 }
 
 #[test]
-fn a_worker_that_is_told_itself_closes_with_1001_too() {
-    // As when a service manager sends the signal to every process of the fleet, whatever thread it reaches.
+fn a_signal_to_a_worker_closes_with_1001_too() {
+    // As when a service manager signals every process; the signal may reach any thread.
     let mut server = serve(&["echo", "echo_blocking"], &[]);
     for _ in 0..5 {
         let mut open = ["/echo", "/echo_blocking"].map(|resource| Raw::open(&server.address(), resource));
@@ -125,7 +125,7 @@ fn a_worker_that_is_told_itself_closes_with_1001_too() {
         }
         until("it is replaced", || matches!(server.workers()[..], [other] if other != worker));
         if server.log().matches("has left").count() > 1 {
-            break; // from now on replacements come later and later
+            break; // from now on replacements are delayed more and more
         }
     }
     assert!(!server.log().contains("died of"), "{}", server.log());

@@ -1,4 +1,4 @@
-//! Whose turn it is among connections that bring much and those that bring little.
+//! Fairness between heavy and light connections.
 
 use std::fs;
 use std::io::{IoSlice, Read, Write};
@@ -13,17 +13,17 @@ use crate::client::{self, Raw, TEXT};
 use crate::daemon::{is_idle, until};
 use crate::{Served, serve};
 
-/// Bytes in a message that are much at once.
+/// Size of a message that makes a connection heavy.
 const MUCH: usize = 160 * 1024;
-/// Bytes that are read at once from whoever has brought much.
+/// Bytes that are read at once from a heavy connection.
 const SOME: usize = 48 * 1024;
 
-/// A text of that length that begins so.
+/// A text of that length that begins with this.
 fn large(begin: &str, size: usize) -> Vec<u8> {
     client::frame(TEXT, format!("{begin} {}", "x".repeat(size)).as_bytes())
 }
 
-/// Connections that have brought much.
+/// Heavy connections.
 fn heavy(server: &Served, gate: &mut Raw, count: usize) -> Vec<Raw> {
     let mut many: Vec<Raw> = (0..count).map(|_| Raw::open(&server.address(), "/turns")).collect();
     many.iter_mut().for_each(|raw| raw.send(&large("-", MUCH)));
@@ -35,7 +35,7 @@ fn heavy(server: &Served, gate: &mut Raw, count: usize) -> Vec<Raw> {
     many
 }
 
-/// The worker has been sent all of it.
+/// The worker's socket has received all of it.
 fn arrived(raw: &Raw) {
     let port = format!(":{:04X}", raw.stream.local_addr().unwrap().port());
     until("the other end has it", || {
@@ -47,7 +47,7 @@ fn arrived(raw: &Raw) {
     });
 }
 
-/// Has the handler hold the worker until the file that is returned is there.
+/// Makes the handler block the worker until the returned file exists.
 fn hold<S: Read + Write>(
     server: &Served,
     raw: &mut Raw<S>,
@@ -77,7 +77,7 @@ fn on_a_unix_socket(dir: &Path) -> (Served, [Raw<UnixStream>; 2]) {
 }
 
 #[test]
-fn who_brings_little_goes_before_those_that_bring_much() {
+fn light_connections_are_served_before_heavy_ones() {
     let server = serve(&["turns"], &[]);
     let dir = tempfile::tempdir().unwrap();
     let mut quiet = Raw::open(&server.address(), "/turns");
@@ -86,7 +86,7 @@ fn who_brings_little_goes_before_those_that_bring_much() {
     let names = "ABCDEFGHIJKLMNOPQRST";
     let mut many = heavy(&server, &mut gate, names.len());
 
-    // While the worker is held all of them come in, the largest first.
+    // All of them arrive while the worker is blocked, the largest first.
     let go = hold(&server, &mut gate, '1', dir.path(), false);
     let go_on = hold(&server, &mut many[0], 'A', dir.path(), true);
     for (raw, name) in many.iter_mut().zip(names.chars()).skip(1) {
@@ -95,12 +95,12 @@ fn who_brings_little_goes_before_those_that_bring_much() {
     quiet.text("a");
     many.iter().chain([&quiet]).for_each(arrived);
     fs::write(go, "").unwrap();
-    // One that comes while the first of them is served does not wait for the others.
+    // A connection that arrives while the first of them is served does not wait for the others.
     server.says("A holds");
     quiet.text("b");
     arrived(&quiet);
     fs::write(go_on, "").unwrap();
-    // Who asks brings little, too, and may be answered before the last of them.
+    // The connection that asks is light too, and may be answered before the last of them.
     let mut order = String::new();
     until("all have come", || {
         order += &gate.ask("order");
@@ -112,7 +112,7 @@ fn who_brings_little_goes_before_those_that_bring_much() {
 }
 
 #[test]
-fn who_ends_while_it_waits_is_not_waited_for() {
+fn a_queued_connection_that_ends_is_skipped() {
     let server = serve(&["turns"], &[]);
     let dir = tempfile::tempdir().unwrap();
     let mut gate = Raw::open(&server.address(), "/turns");
@@ -123,7 +123,7 @@ fn who_ends_while_it_waits_is_not_waited_for() {
     many.iter().for_each(arrived);
     fs::write(go, "").unwrap();
     server.says("A holds");
-    // The last one waits in line, and the one before it is found to have gone.
+    // The last one waits in the queue, and the one before it has disconnected.
     drop(many.remove(1));
     fs::write(go_on, "").unwrap();
     assert_eq!(many[1].ask("order"), "1AC");
@@ -131,8 +131,8 @@ fn who_ends_while_it_waits_is_not_waited_for() {
 }
 
 #[test]
-fn what_is_left_of_what_came_at_once_is_read_though_nothing_more_comes() {
-    // In a Unix socket more waits than is read at a time, also of one that has brought little so far.
+fn the_rest_of_a_burst_is_read_without_further_data() {
+    // A Unix socket holds more than is read at a time, even on a connection that was light so far.
     let dir = tempfile::tempdir().unwrap();
     let (server, [mut gate, mut raw]) = on_a_unix_socket(dir.path());
     let go = hold(&server, &mut gate, '1', dir.path(), false);
@@ -147,7 +147,7 @@ fn what_is_left_of_what_came_at_once_is_read_though_nothing_more_comes() {
 
 /// unix(7): a receive ends at data that came with descriptors.
 #[test]
-fn what_stands_behind_a_descriptor_that_was_sent_along_is_read() {
+fn data_after_a_passed_descriptor_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let (server, [mut gate, mut raw]) = on_a_unix_socket(dir.path());
     let go = hold(&server, &mut gate, '1', dir.path(), false);
@@ -162,14 +162,14 @@ fn what_stands_behind_a_descriptor_that_was_sent_along_is_read() {
 }
 
 #[test]
-fn what_stands_behind_urgent_data_is_read() {
+fn data_after_urgent_data_is_read() {
     let server = serve(&["turns"], &[]);
     let dir = tempfile::tempdir().unwrap();
     let mut gate = Raw::open(&server.address(), "/turns");
     let mut raw = Raw::open(&server.address(), "/turns");
     let go = hold(&server, &mut gate, '1', dir.path(), false);
     raw.text("a");
-    // A byte beside the stream: what is read ends before its place (tcp(7)).
+    // Urgent data: a read ends before it (tcp(7)).
     send(raw.stream.as_raw_fd(), b"!", MsgFlags::MSG_OOB).unwrap();
     raw.text("b nap");
     arrived(&raw);
@@ -179,7 +179,7 @@ fn what_stands_behind_urgent_data_is_read() {
 }
 
 #[test]
-fn an_end_that_came_with_a_message_is_noticed_behind_it() {
+fn an_end_of_input_with_a_message_is_noticed() {
     let server = serve(&["turns"], &[]);
     let dir = tempfile::tempdir().unwrap();
     let mut gate = Raw::open(&server.address(), "/turns");
@@ -194,7 +194,7 @@ fn an_end_that_came_with_a_message_is_noticed_behind_it() {
 }
 
 #[test]
-fn messages_that_take_long_are_served_in_slices_and_nobody_is_killed() {
+fn slow_messages_are_served_in_slices_and_the_worker_is_not_killed() {
     const MESSAGES: usize = 200;
     // All of them take longer than a handler may.
     let server = serve(&["turns"], &["-o", "handler_timeout=1s"]);
@@ -210,7 +210,7 @@ fn messages_that_take_long_are_served_in_slices_and_nobody_is_killed() {
 }
 
 #[test]
-fn a_timer_runs_from_when_it_was_set_however_long_the_callback_has_taken() {
+fn a_timer_counts_from_the_call_even_in_a_long_callback() {
     let server = serve(&["turns"], &[]);
     let mut raw = Raw::open(&server.address(), "/turns");
     let took: u32 = raw.ask("a timer").parse().unwrap();

@@ -1,4 +1,4 @@
-//! Topics: a message that is published reaches every subscriber, in every worker and pool, once.
+//! Topics: a published message reaches every subscriber, in every worker and pool, once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../common/client.rs"]
@@ -14,7 +14,7 @@ mod workers;
 
 use daemon::{Dir, Server};
 
-/// Serves handlers, of which PATH=NAME lies elsewhere than its name says.
+/// Serves handlers; PATH=NAME is installed at another path.
 fn start(dir: Dir, handlers: &[&str], args: &[&str]) -> (Dir, Server) {
     for handler in handlers {
         let (path, name) = handler.split_once('=').unwrap_or((handler, handler));

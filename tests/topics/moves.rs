@@ -1,4 +1,4 @@
-//! A chat whose members number what they say, while connections move: nobody misses or doubles anything.
+//! A chat whose members number their messages, while connections move: none is lost or duplicated.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -12,18 +12,18 @@ use crate::client::{Raw, frame};
 use crate::daemon::{Dir, Server, children, is_alive, until};
 use crate::fixtures::add_handler;
 
-/// One of every so many says something.
+/// One member in this many speaks.
 const SPEAKERS: usize = 25;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Member {
     stream: TcpStream,
     read: Vec<u8>,
-    /// By speaker: the number that it is to hear next.
+    /// The next expected number, by speaker.
     next: Vec<u32>,
-    /// What it has said.
+    /// The last number that it sent.
     said: u32,
-    /// The code with which its connection was closed; 0: without one.
+    /// The close code of its connection; 0 without one.
     end: Option<u16>,
 }
 
@@ -52,17 +52,17 @@ impl Chat {
         (0..self.members.len()).step_by(SPEAKERS)
     }
 
-    /// The speaker says its next number.
+    /// The speaker sends its next number.
     fn say(&mut self, speaker: usize) {
         let member = &mut self.members[speaker];
         let text = format!("quiet room {speaker} {}", member.said);
-        // A connection that has ended is found out by reading.
+        // Reading detects the end of a connection.
         if member.end.is_none() && member.stream.write_all(&frame(0x81, text.as_bytes())).is_ok() {
             member.said += 1;
         }
     }
 
-    /// Listens and talks until it is so.
+    /// Receives and sends until the condition holds.
     #[track_caller]
     fn until(&mut self, what: &str, mut is_so: impl FnMut(&Chat) -> bool) {
         let give_up = Instant::now() + PATIENCE;
@@ -92,7 +92,7 @@ impl Chat {
             match first & 15 {
                 1 => self.hear(index, &String::from_utf8(payload).unwrap()),
                 8 => self.members[index].end = Some(u16::from_be_bytes([payload[0], payload[1]])),
-                // Else it would count as gone. That its connection has ended is found out by reading.
+                // Otherwise it would count as gone. Reading detects the end of its connection.
                 9 => drop(self.members[index].stream.write_all(&frame(0x8a, &payload))),
                 _ => {}
             }
@@ -112,7 +112,7 @@ impl Chat {
         *next += 1;
     }
 
-    /// Speakers go on that have heard themselves, unless others are far behind: a worker may be slower than another.
+    /// Speakers continue when they have received their own message, unless others are far behind in a slower worker.
     fn talk(&mut self) {
         for speaker in if self.is_quiet { 0..0 } else { 0..self.members.len() }.step_by(SPEAKERS) {
             let said = self.members[speaker].said;
@@ -124,7 +124,7 @@ impl Chat {
         }
     }
 
-    /// All speakers that are left have said and heard so many more.
+    /// All remaining speakers have sent and received this many more.
     #[track_caller]
     fn rounds(&mut self, rounds: u32) {
         let goals: Vec<(usize, u32)> =
@@ -136,7 +136,7 @@ impl Chat {
         self.until("all go on talking", |chat| goals.iter().all(|goal| is_there(chat, goal)));
     }
 
-    /// All that are left have heard all that those that are left have said.
+    /// All remaining members have received all messages of the remaining speakers.
     #[track_caller]
     fn end(&mut self) {
         self.is_quiet = true;
@@ -169,14 +169,14 @@ impl Member {
     }
 }
 
-/// Those of a process's children whose title begins so.
+/// The children of a process whose title begins with this.
 fn children_named(pid: i32, name: &str) -> Vec<i32> {
     let title = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     children(pid).into_iter().filter(|pid| title(pid).starts_with(name)).collect()
 }
 
-/// Crashes, a reload that replaces all workers, and an upgrade, which replaces the bus as well. In each stage all go on talking
-/// for so many rounds.
+/// Crashes, a reload that replaces all workers, and an upgrade, which also replaces the bus. In each stage all continue
+/// for this many rounds.
 fn chat_through_all(members: usize, workers: &str, rounds: u32) {
     let dir = Dir::new();
     ["one", "two"].iter().for_each(|path| add_handler(dir.path(), path, "topics"));
@@ -196,7 +196,7 @@ fn chat_through_all(members: usize, workers: &str, rounds: u32) {
         chat.until("it has crashed", |_| server.log().matches("crashed").count() > before);
         chat.rounds(rounds);
     }
-    // Those whose messages were being sent, or read, just then are told to connect again.
+    // Connections with a message in transit at that moment are told to reconnect.
     let ended = chat.ends();
     assert!(ended.iter().all(|code| *code == 1012) && ended.len() * 5 <= members, "{ended:?}");
 
@@ -232,12 +232,12 @@ fn chat_through_all(members: usize, workers: &str, rounds: u32) {
 }
 
 #[test]
-fn nobody_misses_or_doubles_a_message_through_crash_reload_and_upgrade() {
+fn crash_reload_and_upgrade_lose_and_duplicate_no_message() {
     chat_through_all(50, "2", 10);
 }
 
 #[test]
 #[ignore = "slow"]
-fn a_crowd_misses_and_doubles_nothing_through_crash_reload_and_upgrade() {
+fn crash_reload_and_upgrade_lose_and_duplicate_no_message_of_a_crowd() {
     chat_through_all(500, "4", 4);
 }

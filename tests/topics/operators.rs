@@ -1,4 +1,4 @@
-//! What operators see of topics, and publish.
+//! Topics for operators: listing and publishing.
 
 use std::io::Write;
 use std::process::{Output, Stdio};
@@ -21,7 +21,7 @@ fn publish(dir: &Dir, args: &[&str], message: &[u8]) -> Result<String, String> {
     command.arg("ctl").arg("--control-socket").arg(dir.path().join("control")).arg("publish").args(args);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    let _ = child.stdin.take().unwrap().write_all(message); // it may not want all
+    let _ = child.stdin.take().unwrap().write_all(message); // it may not read all
     let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     if status.success() { Ok(text(stdout)) } else { Err(text(stderr)) }
@@ -86,7 +86,7 @@ fn a_message_that_waits_in_many_queues_counts_once_for_send_total() {
     let mut slow: Vec<Raw> = (0..SUBSCRIBERS).map(|_| Raw::open(&server.address(), "/topics")).collect();
     slow.iter_mut().for_each(|one| assert_eq!(one.ask("sub news"), "sub 0"));
     let mut fast = Raw::open(&server.address(), "/topics");
-    // Together the queues get to 3 MiB, of the same messages.
+    // Together the queues reach 3 MiB, of the same messages.
     until("all queues are long", || {
         assert!(fast.ask("many news 1 50000").starts_with("many "));
         assert!(!server.log().contains("too slow"), "{}", server.log());

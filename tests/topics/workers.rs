@@ -1,4 +1,4 @@
-//! Between the connections of one worker, and of several.
+//! Topics within one worker, and between several.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ fn start(handlers: &[&str], args: &[&str]) -> (Dir, Server) {
     crate::start(Dir::new(), handlers, args)
 }
 
-/// Connections to this resource, at least one in each of so many workers.
+/// Connections to this resource, at least one in each of this many workers.
 fn in_all_workers(server: &Server, resource: &str, workers: usize) -> Vec<Raw> {
     let (mut all, mut pids) = (Vec::new(), BTreeSet::new());
     until("a connection in each worker", || {
@@ -25,7 +25,7 @@ fn in_all_workers(server: &Server, resource: &str, workers: usize) -> Vec<Raw> {
     all
 }
 
-/// A connection whose handler has been told that it is open, which may be later than the end of the opening handshake.
+/// A connection whose on_open has been called, which may be later than the end of the opening handshake.
 fn open_for_handler(server: &Server, resource: &str) -> Raw {
     let mut one = Raw::open(&server.address(), resource);
     one.frame(0x89, b"");
@@ -33,14 +33,14 @@ fn open_for_handler(server: &Server, resource: &str) -> Raw {
     one
 }
 
-/// The process of the bus, once there is one.
+/// The bus process, once it exists.
 fn bus_of(server: &Server) -> Option<i32> {
     let title = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     children(server.pid()).into_iter().find(|pid| title(pid).starts_with("wshd: bus"))
 }
 
 #[test]
-fn a_message_reaches_each_subscriber_in_each_worker_once_and_nobody_else() {
+fn a_message_reaches_each_subscriber_in_each_worker_once() {
     let (_dir, mut server) = start(&["topics"], &["--workers", "4"]);
     assert_eq!(bus_of(&server), None, "it comes when topics are used");
     let mut all = in_all_workers(&server, "/topics", 4);
@@ -56,7 +56,7 @@ fn a_message_reaches_each_subscriber_in_each_worker_once_and_nobody_else() {
         }
     }
     assert!(bus_of(&server).is_some());
-    // One that has left hears no more, and the one that publishes may leave itself out.
+    // A connection that has unsubscribed gets no more, and the publisher may exclude itself.
     assert_eq!(all[0].ask("unsub news"), "unsub 0");
     assert_eq!(all[0].ask("unsub news"), "unsub -5");
     assert_eq!(all[1].ask("others news fourth"), "others 0");
@@ -74,7 +74,7 @@ fn a_message_reaches_each_subscriber_in_each_worker_once_and_nobody_else() {
 }
 
 #[test]
-fn each_call_has_the_results_that_the_header_promises() {
+fn each_call_has_the_results_of_the_header() {
     let (_dir, mut server) = start(&["topics"], &["--workers", "1"]);
     let mut one = Raw::open(&server.address(), "/topics");
     let long = "x".repeat(256);
@@ -104,14 +104,14 @@ fn each_call_has_the_results_that_the_header_promises() {
 }
 
 #[test]
-fn a_slow_subscriber_is_closed_or_told_what_it_has_missed() {
+fn a_slow_subscriber_is_closed_or_gets_its_missed_count() {
     let (_dir, mut server) =
         start(&["topics"], &["--workers", "1", "-o", "send_high=64K", "-o", "send_low=16K"]);
     let mut fast = Raw::open(&server.address(), "/topics");
     let (mut closed, mut dropped) =
         (Raw::open(&server.address(), "/topics"), Raw::open(&server.address(), "/topics"));
     assert_eq!((closed.ask("sub news"), dropped.ask("drop news")), ("sub 0".to_owned(), "drop 0".to_owned()));
-    // More than the sockets and the queues take.
+    // More than the sockets and the queues hold.
     let mut published = 0;
     until("one is too slow", || {
         let answer = fast.ask("many news 10 100000");
@@ -144,7 +144,7 @@ fn a_slow_subscriber_is_closed_or_told_what_it_has_missed() {
 }
 
 #[test]
-fn a_message_is_not_cut_into_one_that_is_sent_in_fragments() {
+fn a_message_is_not_inserted_into_a_fragmented_one() {
     let (_dir, mut server) = start(&["topics"], &["--workers", "1"]);
     let (mut one, mut other) =
         (Raw::open(&server.address(), "/topics"), Raw::open(&server.address(), "/topics"));
@@ -162,7 +162,7 @@ fn a_message_is_not_cut_into_one_that_is_sent_in_fragments() {
     server.stop();
 }
 
-/// The first message is compressed by each worker, the next ones by the bus; its successor has to be asked anew.
+/// Each worker compresses the first message, the bus the next ones; a new bus must be asked again.
 #[test]
 fn compressed_messages_are_the_same_in_all_workers() {
     let (_dir, mut server) = start(&["topics"], &["--workers", "2"]);
@@ -201,7 +201,7 @@ fn compressed_messages_are_the_same_in_all_workers() {
 }
 
 #[test]
-fn the_bus_is_replaced_when_it_dies_and_all_goes_on() {
+fn the_bus_is_replaced_when_it_dies_and_topics_continue() {
     let (_dir, mut server) = start(&["topics"], &["--workers", "2"]);
     let mut all = in_all_workers(&server, "/topics", 2);
     for one in &mut all {
@@ -211,7 +211,7 @@ fn the_bus_is_replaced_when_it_dies_and_all_goes_on() {
         until("a bus", || bus_of(&server).is_some());
         let bus = bus_of(&server).unwrap();
         kill(Pid::from_raw(bus), Signal::SIGKILL).unwrap();
-        // What was on its way to it is lost. What is published from here on waits for the next one, in whatever order
+        // Messages in transit to it are lost. Those published from here on wait for its replacement, in whatever order
         // workers connect.
         until("another one", || bus_of(&server).is_some_and(|other| other != bus));
         all.iter_mut().for_each(|one| drop(one.ask("pid")));
@@ -230,7 +230,7 @@ fn the_bus_is_replaced_when_it_dies_and_all_goes_on() {
 }
 
 #[test]
-fn what_a_worker_published_before_it_died_arrives() {
+fn messages_published_before_a_death_arrive() {
     let (_dir, mut server) = start(&["topics"], &["--workers", "2"]);
     let mut all = in_all_workers(&server, "/topics", 2);
     for one in &mut all {
@@ -245,7 +245,7 @@ fn what_a_worker_published_before_it_died_arrives() {
     while pid_of(&mut author) != doomed {
         author = Raw::open(&server.address(), "/topics");
     }
-    // More than the bus reads at a time lies before it when it finds out that the worker does not hear any more.
+    // The bus has more to read than it reads at a time when it notices that the worker has ended.
     let bus = Pid::from_raw(bus_of(&server).unwrap());
     kill(bus, Signal::SIGSTOP).unwrap();
     assert_eq!(author.ask("many news 30 5000"), "many 30");
@@ -260,14 +260,14 @@ fn what_a_worker_published_before_it_died_arrives() {
 }
 
 #[test]
-fn a_publisher_does_not_overtake_itself_when_it_moves() {
+fn messages_of_a_publisher_keep_their_order_when_it_moves() {
     let (dir, mut server) = start(&["topics"], &["--workers", "1"]);
     let mut author = Raw::open(&server.address(), "/topics");
     let mut witness = Raw::open(&server.address(), "/topics");
     assert_eq!(witness.ask("sub news"), "sub 0");
     until("there is a bus", || author.ask("count news") == "count 1" && bus_of(&server).is_some());
     let old = author.ask("pid");
-    // More than the socket to the bus takes.
+    // More than the socket to the bus holds.
     let bus = Pid::from_raw(bus_of(&server).unwrap());
     kill(bus, Signal::SIGSTOP).unwrap();
     assert_eq!(author.ask("many news 100 5000"), "many 100");
@@ -287,7 +287,7 @@ fn a_publisher_does_not_overtake_itself_when_it_moves() {
 }
 
 #[test]
-fn what_a_worker_had_not_sent_when_it_crashed_is_counted() {
+fn unsent_messages_of_a_crashed_worker_are_counted() {
     let (_dir, mut server) = start(&["topics"], &["--workers", "1", "--metrics", "127.0.0.1:0"]);
     let lost = || {
         let log = server.log();
@@ -310,7 +310,7 @@ fn what_a_worker_had_not_sent_when_it_crashed_is_counted() {
     until("it is counted", || lost() > 0);
     let before = lost();
     assert!(before < 100, "the socket to the bus has taken some");
-    // One that is killed cannot count anything itself.
+    // A killed worker cannot count them itself.
     let mut author = Raw::open(&server.address(), "/topics");
     assert_eq!(author.ask("many news 100 5000"), "many 100");
     let worker = author.ask("pid").trim_start_matches("pid ").parse().unwrap();
@@ -323,7 +323,7 @@ fn what_a_worker_had_not_sent_when_it_crashed_is_counted() {
 }
 
 #[test]
-fn topics_of_two_handlers_do_not_meet_unless_they_are_joined() {
+fn handlers_share_topics_only_if_configured() {
     for is_joined in [false, true] {
         let dir = Dir::new();
         ["one", "two"].iter().for_each(|path| add_handler(dir.path(), path, "topics"));
@@ -355,7 +355,7 @@ fn topics_of_two_handlers_do_not_meet_unless_they_are_joined() {
 }
 
 #[test]
-fn the_chats_that_newcomers_copy_work() {
+fn the_chat_examples_work() {
     let (_dir, mut server) = start(&["chat", "chat_cpp", "chat_rust"], &["--workers", "2"]);
     for (resource, hears_itself) in [("/chat", true), ("/chat_cpp", false), ("/chat_rust", false)] {
         let room = format!("{resource}?kitchen");
