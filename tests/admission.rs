@@ -36,7 +36,7 @@ fn try_from(from: &str, to: &str) -> std::io::Result<Raw> {
     socket.bind(&SocketAddr::new(from.parse().unwrap(), 0).into())?;
     socket.connect(&to.parse::<SocketAddr>().unwrap().into())?;
     let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(daemon::PATIENCE))?;
+    stream.set_read_timeout(Some(daemon::TIMEOUT))?;
     stream.set_nodelay(true)?;
     Ok(Raw::over(stream))
 }

@@ -464,7 +464,7 @@ fn stop_ends_the_server_and_the_socket() {
     drop(client);
 }
 
-/// Leaves the file of a socket that nobody listens on, whatever children other tests fork meanwhile.
+/// Leaves the file of a socket without a listener, even if other tests fork children meanwhile.
 fn leave_socket(path: &std::path::Path) {
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
     socket.bind(&socket2::SockAddr::unix(path).unwrap()).unwrap();

@@ -20,7 +20,7 @@ use std::process::{Command, Output, Stdio};
 use client::Raw;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
-use server::{Dir, ECHO, PATIENCE, Server, children, is_alive, output_of, until};
+use server::{Dir, ECHO, Server, TIMEOUT, children, is_alive, output_of, until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_wshd");
 
@@ -139,7 +139,7 @@ fn other_inherited_descriptors_are_closed() {
     let dir = dir();
     let (first, address) = listening();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
-    ours.set_read_timeout(Some(PATIENCE)).unwrap();
+    ours.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut server = launch(&dir, passed(&dir, 1, first, Some(theirs.into()), &[]));
     assert!(server.ready.contains(&address), "{}", server.ready);
     // 4 and 5 were the other ends.
@@ -196,7 +196,7 @@ fn the_service_manager_is_notified() {
     let dir = dir();
     let path = dir.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut command = Command::new(PROGRAM);
     command.args(["-p", "0", "-l"]).arg(dir.path().join("log")).arg("-w").arg(dir.path());
     command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
@@ -236,7 +236,7 @@ fn the_service_manager_is_notified() {
 fn an_upgrade_keeps_sockets_and_notification() {
     let dir = dir();
     let manager = UnixDatagram::bind(dir.path().join("notify")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
     let (socket, address) = listening();
     let pid_file = dir.path().join("pid");
     let args = ["--workers", "1", "--pid-file", pid_file.to_str().unwrap()];
@@ -568,7 +568,7 @@ fn a_reload_during_the_start_waits_until_the_server_is_ready() {
     dir.handler("slow", SLOW);
     let path = dir.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut command = Command::new(PROGRAM);
     command.args(["-p", "0", "--log-level", "debug", "-l"]).arg(dir.path().join("log"));
     command.arg("-w").arg(dir.path()).env("NOTIFY_SOCKET", &path);

@@ -18,7 +18,7 @@ use std::process::{Child, Command, Stdio};
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use client::{BINARY, CLOSE, Raw, TEXT};
-use daemon::{Dir, PATIENCE, Server, bound, until};
+use daemon::{Dir, Server, TIMEOUT, bound, until};
 use fixtures::add_handler;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -90,7 +90,7 @@ impl Engine {
     /// A client of the engine.
     fn stranger(&self) -> Stranger {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut stranger = Stranger { kind: self.kind, stream: BufReader::new(stream) };
         if self.kind == Kind::Nats {
             assert!(stranger.line().starts_with("INFO "));
@@ -212,13 +212,13 @@ fn probe(from: &mut Raw, to: &mut Raw) {
         // A frame is written at once, so it arrives complete.
         let mut first = [0];
         to.stream.peek(&mut first).is_ok() && {
-            to.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            to.stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             let text = to.next_text();
             to.stream.set_read_timeout(Some(std::time::Duration::from_millis(5))).unwrap();
             probes.contains(&text)
         }
     });
-    to.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    to.stream.set_read_timeout(Some(TIMEOUT)).unwrap();
 }
 
 /// The messages that a client gets until each of these publishers has ended this phase, without probes.

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use client::{Client, Raw, ask, close_frame, close_of, connect, connect_with};
-use daemon::{Dir, PATIENCE, Server, children, until, wshd};
+use daemon::{Dir, Server, TIMEOUT, children, until, wshd};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 
@@ -287,7 +287,7 @@ fn json_has_one_object_per_line() {
 /// A log daemon for the test.
 fn daemon(dir: &Dir) -> UnixDatagram {
     let socket = UnixDatagram::bind(dir.path().join("socket")).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
 }
 
@@ -691,7 +691,7 @@ fn a_connection_in_the_access_log() {
     has(&end, &common);
     has(&end, &[("code", "3000"), ("by", "peer"), ("messages_in", "2"), ("bytes_in", "8")]);
     has(&end, &[("messages_out", "2"), ("bytes_out", "8")]);
-    assert!(end["duration_ms"].parse::<u64>().unwrap() < PATIENCE.as_millis() as u64);
+    assert!(end["duration_ms"].parse::<u64>().unwrap() < TIMEOUT.as_millis() as u64);
     assert!(read(dir.path().join("stderr")).is_empty(), "the log has none of it");
 }
 

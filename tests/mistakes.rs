@@ -14,7 +14,7 @@ const TRANSCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mistakes.tx
 /// A user without rights.
 const NOBODY: u32 = 65_534;
 /// Time limit: an undetected mistake starts a server.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// One mistake: files and command line.
 #[derive(Default)]
@@ -127,7 +127,7 @@ fn end_of(command: &mut Command) -> (String, Vec<u8>) {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let begun = Instant::now();
     while child.try_wait().unwrap().is_none() {
-        if begun.elapsed() > PATIENCE {
+        if begun.elapsed() > TIMEOUT {
             child.kill().unwrap();
         }
         std::thread::sleep(Duration::from_millis(5));

@@ -88,7 +88,7 @@ fn from(address: &str, server: &Server) -> Raw {
     socket.bind(&SocketAddr::new(address.parse().unwrap(), 0).into()).unwrap();
     socket.connect(&server.address().parse::<SocketAddr>().unwrap().into()).unwrap();
     let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(daemon::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(daemon::TIMEOUT)).unwrap();
     Raw::over(stream)
 }
 

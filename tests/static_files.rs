@@ -12,7 +12,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::Command;
 
-use daemon::{Dir, ECHO, PATIENCE, Server};
+use daemon::{Dir, ECHO, Server, TIMEOUT};
 use nix::sys::stat::Mode;
 
 /// A server with one worker, the handler `/echo` and a document root.
@@ -43,8 +43,8 @@ impl Site {
 
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         stream
     }
 

@@ -44,7 +44,7 @@ struct Shared {
 struct Client {
     stream: Mutex<Option<TcpStream>>,
     is_settled: AtomicBool,
-    /// An answer to "totals" is awaited. The answer to one that came right behind another would stand in the queue.
+    /// The answer to "totals" is pending. A second request would queue a second answer.
     is_asked: AtomicBool,
 }
 

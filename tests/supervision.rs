@@ -41,7 +41,7 @@ fn replaced(server: &Server, count: usize, before: &[i32]) -> Vec<i32> {
     now
 }
 
-/// How often this stands in the log.
+/// How often the log contains this.
 fn logged(server: &Server, text: &str) -> usize {
     server.log().matches(text).count()
 }

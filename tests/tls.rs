@@ -13,7 +13,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use common::server::{Dir, PATIENCE, Server, is_alive, memory_of, output_of, until, wshd};
+use common::server::{Dir, Server, TIMEOUT, is_alive, memory_of, output_of, until, wshd};
 use common::tls::{Authority, Client, echo, port, prepare, processes, start, start_copy, upgrade};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -578,7 +578,7 @@ fn handshakes_have_a_deadline_and_metrics_have_counts_and_expiry() {
     // No bytes, and the beginning of a ClientHello: both are closed after the timeout.
     let stalled = [&[][..], &[22, 3, 1, 2, 0, 1, 0]].map(|sent| {
         let mut stalled = TcpStream::connect(("127.0.0.1", port(&server))).unwrap();
-        stalled.set_read_timeout(Some(PATIENCE)).unwrap();
+        stalled.set_read_timeout(Some(TIMEOUT)).unwrap();
         stalled.write_all(sent).unwrap();
         stalled
     });

@@ -18,7 +18,7 @@ use rcgen::PublicKeyData as _;
 use tungstenite::Message;
 
 use common::fixtures::{add_handler, root};
-use common::server::{Dir, PATIENCE, Server, memory_of, output_of, output_within, until};
+use common::server::{Dir, Server, TIMEOUT, memory_of, output_of, output_within, until};
 use common::tls::{Authority, port, prepare, processes, start};
 
 struct Setup {
@@ -41,7 +41,7 @@ impl Setup {
 /// The output of a client, which must succeed.
 #[track_caller]
 fn run(command: &mut Command) -> String {
-    let output = output_within(PATIENCE * 6, command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let output = output_within(TIMEOUT * 6, command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)
@@ -233,7 +233,7 @@ fn testssl_finds_no_weakness() {
         "-Z",
         "-W",
     ]);
-    let output = output_within(PATIENCE * 6, command.arg(address)).unwrap();
+    let output = output_within(TIMEOUT * 6, command.arg(address)).unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.contains("TLS 1.3    offered (OK)") && said.contains("TLS 1.2    offered (OK)"), "{said}");
     assert!(

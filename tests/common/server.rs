@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// Upper bound for each step of a test.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A temporary directory, which is kept and printed when the test fails.
 pub struct Dir(Option<tempfile::TempDir>);
@@ -72,7 +72,7 @@ pub fn wshd() -> Command {
 
 /// Like [`Command::output`], but kills a command that does not end, and returns an error.
 pub fn output_of(command: &mut Command) -> std::io::Result<Output> {
-    output_within(PATIENCE, command)
+    output_within(TIMEOUT, command)
 }
 
 /// The same with another time limit.
@@ -130,7 +130,7 @@ impl Server {
             let _ = sender.send(text);
             let _ = stdout.read_to_end(&mut Vec::new());
         });
-        server.ready = line.recv_timeout(PATIENCE).unwrap_or_default();
+        server.ready = line.recv_timeout(TIMEOUT).unwrap_or_default();
         assert!(server.ready.starts_with("wshd: ready on "), "{:?}\n{}", server.ready, server.log());
         self
     }
@@ -180,7 +180,7 @@ impl Server {
         rest.split([',', ' ']).next().unwrap_or_default().to_owned()
     }
 
-    /// Waits until this stands in the log.
+    /// Waits until the log contains this.
     #[track_caller]
     pub fn says(&self, text: &str) {
         until(&format!("the log says {text:?}"), || self.log().contains(text));
@@ -265,7 +265,7 @@ impl Drop for Server {
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "still not so after {PATIENCE:?}: {what}");
+        assert!(begun.elapsed() < TIMEOUT, "still not so after {TIMEOUT:?}: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

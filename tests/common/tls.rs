@@ -17,7 +17,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, Support
 use tungstenite::{Message, WebSocket};
 
 use super::fixtures::{add_handler, run};
-use super::server::{Dir, PATIENCE, Server, children, is_alive, until};
+use super::server::{Dir, Server, TIMEOUT, children, is_alive, until};
 
 /// A certificate authority; its certificate is ca.pem.
 pub struct Authority {
@@ -200,7 +200,7 @@ impl Client {
     /// A connection after the handshake.
     pub fn connect(&self, port: u16) -> std::io::Result<Tls> {
         let mut socket = TcpStream::connect((self.address.as_str(), port))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
         socket.set_write_timeout(Some(Duration::from_secs(30)))?;
         socket.set_nodelay(true)?;
         std::io::Write::write_all(&mut socket, &self.prelude)?;

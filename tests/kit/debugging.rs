@@ -8,7 +8,7 @@ use super::daemon::{Dir, ECHO, Server, output_of, output_within, wshd};
 use super::ends;
 
 /// These tools slow the program down many times.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// An echo with an error.
 fn careless(mistake: &str) -> String {
@@ -28,7 +28,7 @@ fn a_conversation_runs_under_valgrind() {
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["-q", "--error-exitcode=99", env!("CARGO_BIN_EXE_wshd"), "test", "--no-fork"]);
     valgrind.args(["x_wsh.so", "x.test"]).current_dir(dir.path());
-    let output = output_within(PATIENCE, &mut valgrind).unwrap();
+    let output = output_within(TIMEOUT, &mut valgrind).unwrap();
     ends(&output, 99, "on_message");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("x.test: passed"), "{said}");
@@ -107,7 +107,7 @@ fn findings_of_sanitizers_in_a_conversation_are_crashes() {
         let mut test = wshd();
         test.args(["test", "x_wsh.c", "x.test"]).current_dir(dir.path());
         sanitizer.set(test.env("CFLAGS", format!("-g {}", sanitizer.flags)));
-        let output = output_within(PATIENCE, &mut test).unwrap();
+        let output = output_within(TIMEOUT, &mut test).unwrap();
         ends(&output, 6, sanitizer.finding);
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(

@@ -26,7 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use client::{ask, connect};
-use daemon::{Dir, ECHO, PATIENCE, Server, output_of, output_within, until, wshd};
+use daemon::{Dir, ECHO, Server, TIMEOUT, output_of, output_within, until, wshd};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -574,7 +574,7 @@ impl Running {
         let mut before = String::new();
         loop {
             let line =
-                self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {what:?} in\n{before}"));
+                self.lines.recv_timeout(TIMEOUT).unwrap_or_else(|_| panic!("no {what:?} in\n{before}"));
             if line.contains(what) {
                 return line;
             }
@@ -633,7 +633,7 @@ fn run_compiles_and_reloads_what_changes() {
     std::fs::write(&source, VERSIONED.replace("version 1", "version 2")).unwrap();
     let begun = Instant::now();
     while ask(&mut client, "hello") != "version 2" {
-        assert!(begun.elapsed() < PATIENCE, "the old version is still served");
+        assert!(begun.elapsed() < TIMEOUT, "the old version is still served");
         thread::sleep(Duration::from_millis(10));
     }
     kill(Pid::from_raw(running.child.id() as i32), Signal::SIGTERM).unwrap();

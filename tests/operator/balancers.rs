@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tungstenite::{Message, WebSocket};
 
-use super::server::{Dir, ECHO, PATIENCE, Server, bound, ctl, output_of, until, wshd};
+use super::server::{Dir, ECHO, Server, TIMEOUT, bound, ctl, output_of, until, wshd};
 use super::{Operated, request};
 
 /// A program that is stopped with the test.
@@ -101,7 +101,7 @@ impl<'a> Crowd<'a> {
     /// One connection, until it is closed properly.
     fn stay(&self) -> Result<(), String> {
         let stream = UnixStream::connect(self.entrance).map_err(|error| format!("connect: {error}"))?;
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let opened = tungstenite::client("ws://localhost/echo", stream);
         let (mut socket, _) = opened.map_err(|error| format!("handshake: {error}"))?;
         while !self.is_over.load(Ordering::Relaxed) {
@@ -142,7 +142,7 @@ fn nobody_notices_a_rolling_drain(entrance: &Path, mut backends: [Backend; 2]) {
                 let mut visitors: Vec<WebSocket<UnixStream>> = Vec::new();
                 until("the server that was started again has clients", || {
                     let stream = UnixStream::connect(entrance).unwrap();
-                    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
                     visitors.push(tungstenite::client("ws://localhost/echo", stream).unwrap().0);
                     backends[number].connections() > 0
                 });
@@ -162,7 +162,7 @@ fn nobody_notices_a_rolling_drain(entrance: &Path, mut backends: [Backend; 2]) {
 fn when_up(entrance: &Path) {
     let is_up = || {
         let Ok(stream) = UnixStream::connect(entrance) else { return false };
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         tungstenite::client("ws://localhost/echo", stream).is_ok()
     };
     until("the load balancer serves", is_up);
@@ -224,7 +224,7 @@ fn rules() -> PathBuf {
 /// The result of a request to Prometheus.
 fn asked(address: &str, path: &str) -> serde_json::Value {
     let Ok(mut stream) = std::net::TcpStream::connect(address) else { return serde_json::Value::Null };
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let head = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
     std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
     let mut text = String::new();

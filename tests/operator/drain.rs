@@ -9,7 +9,7 @@ use tungstenite::Message;
 
 use super::client::{Client, Raw, ask, close_of, connect};
 use super::h2::H2;
-use super::server::{Dir, ECHO, PATIENCE, Server, until};
+use super::server::{Dir, ECHO, Server, TIMEOUT, until};
 use super::tls;
 use super::{Operated, health, not_ready, ready};
 
@@ -128,7 +128,7 @@ fn sigterm_drains_first_if_so_configured_and_the_second_one_stops() {
     let dir = Dir::new();
     dir.handler("echo", ECHO);
     let manager = UnixDatagram::bind(dir.path().join("notify")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_wshd"));
     let log = dir.path().join("log");
     command.args(["--port", "0", "--websock-handlers"]).arg(dir.path()).arg("--log-file").arg(&log);

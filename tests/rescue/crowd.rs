@@ -14,7 +14,7 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use crate::client::{BINARY, CLOSE, PING, UPGRADE, frame};
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 
 /// Bytes written at a time.
 const PIECE: usize = 64 * 1024;
@@ -88,7 +88,7 @@ impl Crowd {
             }
         });
         let crowd = Crowd { shared, orders, thread: Some(thread) };
-        if is_ready.recv_timeout(2 * PATIENCE).is_err() {
+        if is_ready.recv_timeout(2 * TIMEOUT).is_err() {
             panic!("no crowd: {:?}", crowd.shared.lock().unwrap().failure);
         }
         crowd
@@ -99,7 +99,7 @@ impl Crowd {
     pub fn served(&self) -> Wave {
         let (sender, wave) = channel();
         let _ = self.orders.send(sender);
-        match wave.recv_timeout(2 * PATIENCE) {
+        match wave.recv_timeout(2 * TIMEOUT) {
             Ok(wave) => wave,
             Err(_) => panic!("the crowd: {:?}", self.shared.lock().unwrap().failure),
         }
@@ -238,7 +238,7 @@ impl Talkers {
                     shared.lock().unwrap().ends.push(End { client: index, code, in_message });
                 }
             }
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > TIMEOUT {
                 let silent =
                     self.talkers.iter().position(|talker| !talker.over && talker.heard < talker.sent);
                 let talker = &self.talkers[silent.unwrap_or(0)];
@@ -257,7 +257,7 @@ impl Talkers {
 
 impl Talker {
     fn finish_opening(&mut self) -> Result<(), String> {
-        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut buffer = [0; 4096];
         loop {
             if let Some(end) = self.input.windows(4).position(|bytes| bytes == b"\r\n\r\n") {

@@ -72,7 +72,7 @@ fn crash(server: &Server, resource: &str, text: &str) {
     culprit.expect_end();
 }
 
-/// How often this stands in the log.
+/// How often the log contains this.
 fn logged(server: &Server, text: &str) -> usize {
     server.log().matches(text).count()
 }

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use crate::client::{CLOSE, PING, PONG, Raw, UPGRADE, frame as frame_bytes};
 use crate::crowd::{Crowd, End, Habits, SMALL_TALK};
-use crate::daemon::{PATIENCE, children, is_alive, until};
+use crate::daemon::{TIMEOUT, children, is_alive, until};
 use crate::{crash, logged, serve, stop};
 
 /// Reads frames of 10,000 zeros to the end of the connection; returns the code of the last Close frame.
@@ -453,7 +453,7 @@ fn a_killed_worker_is_attributed_and_its_clients_see_the_end_at_once() {
     for client in others.iter_mut().chain([&mut culprit]) {
         client.expect_end();
     }
-    assert!(killed.elapsed() < PATIENCE / 10, "{:?}", killed.elapsed());
+    assert!(killed.elapsed() < TIMEOUT / 10, "{:?}", killed.elapsed());
     server.says("died of SIGKILL in on_message of loop, connection ");
     assert_eq!(Raw::open(&server.address(), "/echo").ask("still"), "still");
     server.signal(Signal::SIGTERM);

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use crate::client::{Raw, TEXT};
 use crate::crashes::crash_beside;
 use crate::crowd::{Crowd, Habits, SMALL_TALK};
-use crate::daemon::{PATIENCE, descriptors_of, memory_of, until};
+use crate::daemon::{TIMEOUT, descriptors_of, memory_of, until};
 use crate::{HANDLERS, WAYS, crash, serve, stop};
 
 #[test]
@@ -126,7 +126,7 @@ fn talk(client: &mut Raw, enough: &AtomicBool, served: &AtomicU32) {
         }
     }
     seen.clear();
-    client.stream.set_read_timeout(Some(PATIENCE / 10)).unwrap();
+    client.stream.set_read_timeout(Some(TIMEOUT / 10)).unwrap();
     while !enough.load(Ordering::Relaxed) {
         if std::io::Write::write_all(&mut client.stream, &bytes).is_err() || !read(client, &mut seen) {
             return;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::client::{self, Raw, UPGRADE};
-use crate::daemon::{PATIENCE, output_within, until};
+use crate::daemon::{TIMEOUT, output_within, until};
 use crate::{memory, serve};
 
 fn script(name: &str) -> PathBuf {
@@ -18,7 +18,7 @@ fn script(name: &str) -> PathBuf {
 #[track_caller]
 fn run(command: &mut Command) -> String {
     // Some need 30 s on a quiet machine.
-    let output = output_within(PATIENCE * 6, command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let output = output_within(TIMEOUT * 6, command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)

@@ -14,7 +14,7 @@ use crate::fixtures::add_handler;
 
 /// One member in this many speaks.
 const SPEAKERS: usize = 25;
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 struct Member {
     stream: TcpStream,
@@ -65,7 +65,7 @@ impl Chat {
     /// Receives and sends until the condition holds.
     #[track_caller]
     fn until(&mut self, what: &str, mut is_so: impl FnMut(&Chat) -> bool) {
-        let give_up = Instant::now() + PATIENCE;
+        let give_up = Instant::now() + TIMEOUT;
         let mut events = [EpollEvent::empty(); 256];
         while !is_so(self) {
             assert!(Instant::now() < give_up, "{what}");

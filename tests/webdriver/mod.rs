@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 /// No step takes longer unless something is wrong.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where WebDriver puts the reference to an element; the name is the one of the standard, 12.2.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -30,12 +30,12 @@ impl Browser {
     /// Starts chromedriver on a free port and a browser with a fresh profile. `width` and `height` are those of the
     /// page.
     pub fn start(width: u32, height: u32) -> Self {
-        // It ends when somebody else is faster to take the port that it has picked.
+        // It ends if another process takes the port that it has picked.
         let started = (0..5).find_map(|_| start_driver());
         let (driver, port) = started.expect("chromedriver says its port");
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_global(Some(PATIENCE * 2))
+            .timeout_global(Some(TIMEOUT * 2))
             .proxy(None)
             .build()
             .into();
@@ -99,7 +99,7 @@ impl Browser {
         let begun = Instant::now();
         while self.eval(&format!("Boolean({expression})")) != true {
             let page = || self.text("#list");
-            assert!(begun.elapsed() < PATIENCE, "still not so: {expression}; the page lists: {}", page());
+            assert!(begun.elapsed() < TIMEOUT, "still not so: {expression}; the page lists: {}", page());
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -172,7 +172,7 @@ fn start_driver() -> Option<(Child, u16)> {
             }
         }
     });
-    let Ok(port) = port.recv_timeout(PATIENCE) else {
+    let Ok(port) = port.recv_timeout(TIMEOUT) else {
         let _ = driver.kill();
         let _ = driver.wait();
         return None;

@@ -23,8 +23,8 @@ const NOISE: u64 = 40 << 10;
 const FLOOD: usize = 400;
 
 /// A test, by the rule that its findings have.
-type Fault = (&'static str, fn(&mut FaultTest) -> Result<(), String>);
-const FAULTS: [Fault; 9] = [
+type FaultCase = (&'static str, fn(&mut FaultTest) -> Result<(), String>);
+const FAULTS: [FaultCase; 9] = [
     ("messages", FaultTest::messages),
     ("short-reads", FaultTest::short_reads),
     ("close", FaultTest::close),
