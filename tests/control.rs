@@ -611,7 +611,7 @@ const NOBODY: u32 = 65534;
 #[test]
 fn other_users_are_refused() {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: it takes root to be somebody else");
+        println!("skipped: needs root to run as another user");
         return;
     }
     let this = Controlled::start(&["echo"], &["--workers", "1"]);

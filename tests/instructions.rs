@@ -146,7 +146,7 @@ impl Drop for Tracer {
 #[ignore = "counts instructions of a release build: cargo test --release"]
 fn the_echo_of_20_bytes_costs_no_more_instructions_than_it_did() {
     if cfg!(debug_assertions) {
-        return println!("not looked at: the counts are those of a release build");
+        return println!("skipped: the counts are those of a release build");
     }
     let dir = Dir::new();
     fixtures::add_handler(dir.path(), "echo", "echo");

@@ -422,7 +422,7 @@ fn renamed_files_are_reopened() {
 #[test]
 fn a_worker_without_access_to_the_file_gets_its_descriptor() {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: only root can have workers that are somebody else");
+        println!("skipped: needs root for workers of another user");
         return;
     }
     let dir = talk_dir();

@@ -321,7 +321,7 @@ fn is_confining() -> bool {
     let rules = rules.scope(Scope::Signal).and_then(|rules| rules.handle_access(AccessNet::ConnectTcp));
     let can = rules.and_then(Ruleset::create).is_ok();
     if !can {
-        println!("in part only: this kernel has not all of Landlock");
+        println!("partly skipped: this kernel does not support all of Landlock");
     }
     can
 }
