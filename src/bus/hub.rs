@@ -1,7 +1,8 @@
-//! Which worker gets which message: state and rules of the bus. No socket and no clock: frames and the time in, frames out.
+//! Decides which worker gets which message. No socket and no clock: frames and the time in, frames out.
 //!
-//! Each message is stamped with the time at which it was accepted, and kept for a while. A worker names the stamp up to which
-//! a connection has seen everything, and is sent the rest: a connection that moves misses nothing and gets nothing twice.
+//! Each message is stamped with the time at which it was accepted, and kept for a while. When a worker subscribes, it names
+//! the stamp up to which its connection has received everything, and gets the messages after it: a connection that moves
+//! misses no message and gets none twice.
 
 mod compressed;
 mod history;
@@ -62,7 +63,7 @@ struct Worker {
     /// Messages accepted from it.
     taken: u64,
     /// `taken` as last reported to it.
-    told: u64,
+    reported: u64,
     /// Messages dropped for it and not reported yet, by its number of the topic: how many, and the stamp of the last.
     missed: BTreeMap<u32, (u32, u64)>,
     /// Everything up to this stamp was sent to it, or reported as missed.
@@ -116,15 +117,15 @@ pub struct Hub {
     kept: usize,
     /// The last stamp that was given.
     stamp: u64,
-    /// Topics without subscribers and messages, and their `forgotten`. Remembered for a while, since a subscriber that is
-    /// moving may have missed some of that.
+    /// Topics without subscribers and messages, and their `forgotten`. Kept for a while, since a subscriber that is moving
+    /// may have missed forgotten messages.
     unused: VecDeque<(Rc<str>, u64)>,
-    /// The highest `forgotten` of all topics that are not remembered any more.
+    /// The highest `forgotten` of all topics that were removed.
     floor: u64,
     /// Topics whose number of subscribers has changed.
-    recount: HashSet<Rc<str>>,
+    changed_counts: HashSet<Rc<str>>,
     /// Topics that may have gained their first subscriber, or lost the last one.
-    turned: HashSet<Rc<str>>,
+    changed_interest: HashSet<Rc<str>>,
     codecs: Codecs,
 }
 
@@ -141,8 +142,8 @@ impl Hub {
             stamp: 0,
             unused: VecDeque::new(),
             floor: 0,
-            recount: HashSet::new(),
-            turned: HashSet::new(),
+            changed_counts: HashSet::new(),
+            changed_interest: HashSet::new(),
             codecs: Codecs::new(),
         }
     }
@@ -154,7 +155,7 @@ impl Hub {
             topics: HashMap::new(),
             out: Outgoing::default(),
             taken: 0,
-            told: 0,
+            reported: 0,
             missed: BTreeMap::new(),
             passed: 0,
         };
@@ -163,12 +164,12 @@ impl Hub {
 
     /// A worker has disconnected.
     pub fn disconnect(&mut self, token: u64) {
-        self.deafen(token);
+        self.stop_sending(token);
         self.workers.remove(&token);
     }
 
-    /// A worker receives nothing any more; what it has sent is still accepted.
-    pub fn deafen(&mut self, token: u64) {
+    /// Sends nothing more to a worker; frames that it has sent are still accepted.
+    pub fn stop_sending(&mut self, token: u64) {
         let Some(worker) = self.workers.get_mut(&token) else { return };
         worker.out.take();
         let topics = std::mem::take(&mut worker.topics);
@@ -213,7 +214,7 @@ impl Hub {
             Request::Count { topic, count } => {
                 if let Some((key, ours)) = self.subscriber(token, topic) {
                     ours.count = count;
-                    self.recount.insert(key);
+                    self.changed_counts.insert(key);
                 }
             }
         }
@@ -256,8 +257,8 @@ impl Hub {
             None => {
                 worker.topics.insert(number, Rc::clone(&key));
                 topic.subscribers.push(Subscriber { worker: token, number, count: 1, forms: Vec::new() });
-                self.turned.insert(Rc::clone(&key));
-                self.recount.insert(key);
+                self.changed_interest.insert(Rc::clone(&key));
+                self.changed_counts.insert(key);
             }
         }
         // Reported before the messages that follow the gap.
@@ -293,7 +294,7 @@ impl Hub {
                 (*count, *stamp) = (count.saturating_add(1), self.stamp);
                 continue;
             }
-            worker.tell_missed();
+            worker.report_missed();
             worker.passed = self.stamp;
             for (form, payload) in compressed.iter().filter(|(form, _)| subscriber.wants(*form, message)) {
                 Notice::Compressed { form: *form, payload }.append_to(worker.out.tail());
@@ -312,28 +313,28 @@ impl Hub {
     fn leave(&mut self, token: u64, key: &Rc<str>) {
         if let Some(topic) = self.topics.get_mut(key) {
             topic.subscribers.retain(|subscriber| subscriber.worker != token);
-            self.recount.insert(Rc::clone(key));
-            self.turned.insert(Rc::clone(key));
+            self.changed_counts.insert(Rc::clone(key));
+            self.changed_interest.insert(Rc::clone(key));
         }
-        self.look_for_use(key);
+        self.remove_if_empty(key);
     }
 
     /// Ends a turn: reports to workers how many of their messages were accepted, and what they missed.
     pub fn end_turn(&mut self) {
         for worker in self.workers.values_mut() {
-            if worker.taken != worker.told {
-                worker.told = worker.taken;
+            if worker.taken != worker.reported {
+                worker.reported = worker.taken;
                 Notice::Taken { count: worker.taken }.append_to(worker.out.tail());
             }
             if worker.out.len() <= self.limits.queue {
-                worker.tell_missed();
+                worker.report_missed();
             }
         }
     }
 
-    /// Reports to workers how many subscribers other workers have, where that has changed.
-    pub fn tell_counts(&mut self) {
-        for key in self.recount.drain() {
+    /// Reports to workers how many subscribers other workers have, for topics where that has changed.
+    pub fn report_counts(&mut self) {
+        for key in self.changed_counts.drain() {
             let Some(topic) = self.topics.get(&key) else { continue };
             let all: u32 = topic.subscribers.iter().fold(0, |all, of| all.saturating_add(of.count));
             for Subscriber { worker, number, count, .. } in &topic.subscribers {
@@ -345,23 +346,23 @@ impl Hub {
         }
     }
 
-    /// Reports the last stamp to workers that were sent nothing lately: otherwise the subscriptions of a quiet topic would
-    /// look out of date when connections move.
-    pub fn tell_passed(&mut self) {
+    /// Reports the last stamp to workers that were sent nothing lately: otherwise a connection subscribed to a quiet topic
+    /// would seem to have missed messages when it moves.
+    pub fn report_passed(&mut self) {
         let queue = self.limits.queue;
         let is_behind = |worker: &&mut Worker| worker.passed < self.stamp && !worker.topics.is_empty();
         for worker in self.workers.values_mut().filter(is_behind) {
             if worker.out.len() <= queue {
-                worker.tell_missed();
+                worker.report_missed();
                 worker.passed = self.stamp;
                 Notice::Passed { stamp: self.stamp }.append_to(worker.out.tail());
             }
         }
     }
 
-    /// Whether [`tell_counts`](Self::tell_counts) has anything to report.
-    pub fn has_news(&self) -> bool {
-        !self.recount.is_empty()
+    /// Whether [`report_counts`](Self::report_counts) has anything to report.
+    pub fn has_changed_counts(&self) -> bool {
+        !self.changed_counts.is_empty()
     }
 
     /// Topics with subscribers: key, workers, connections.
@@ -377,9 +378,9 @@ impl Hub {
 
     /// The topics that may have gained their first subscriber since the last call, or lost the last one, and whether they
     /// have any.
-    pub fn turned(&mut self) -> impl Iterator<Item = (Rc<str>, bool)> {
+    pub fn changed_interest(&mut self) -> impl Iterator<Item = (Rc<str>, bool)> {
         let topics = &self.topics;
-        self.turned.drain().map(|key| {
+        self.changed_interest.drain().map(|key| {
             let has_subscribers = topics.get(&key).is_some_and(|topic| !topic.subscribers.is_empty());
             (key, has_subscribers)
         })
@@ -387,7 +388,7 @@ impl Hub {
 }
 
 impl Worker {
-    fn tell_missed(&mut self) {
+    fn report_missed(&mut self) {
         for (topic, (count, stamp)) in std::mem::take(&mut self.missed) {
             if self.topics.contains_key(&topic) {
                 Notice::Missed { topic, ticket: 0, stamp, count }.append_to(self.out.tail());

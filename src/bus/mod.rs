@@ -1,5 +1,5 @@
-//! The bus: a process that carries published messages between workers, and to and from an engine that joins machines. It
-//! loads no handler and trusts no worker: all input is checked, and a worker can use the scopes of its own pool only.
+//! The bus: a process that carries published messages between workers, and to and from an engine that connects machines.
+//! It loads no handler and trusts no worker: all input is checked, and a worker can use the scopes of its own pool only.
 
 mod engine;
 pub mod hub;
@@ -26,11 +26,11 @@ pub struct Start {
     pub limits: Limits,
     /// The scopes that each pool may use.
     pub scopes: Vec<(u16, String)>,
-    /// The engine that joins machines, if one is configured, and its counters.
+    /// The engine that connects machines, if one is configured, and its counters.
     pub engine: Option<(config::bus::Engine, &'static BusCounters)>,
 }
 
-/// Serves from the command to begin until the command to stop.
+/// Reports that it is ready, waits for the command to begin, and serves until the command to stop.
 pub fn run(start: Start, channel: &Channel) -> io::Result<()> {
     channel.send_start(&control::Start::Ready)?;
     channel.wait_for_begin()?;

@@ -1,4 +1,4 @@
-//! `wshd ctl topics` and `wshd ctl publish`: commands of the supervisor that come with a file.
+//! `wshd ctl topics` and `wshd ctl publish`: the supervisor passes a file with each of these commands.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -14,7 +14,7 @@ const MAX_TOPICS: usize = 20_000;
 /// Maximum size of a file with a message; bytes.
 const MAX_BYTES: usize = MAX_MESSAGE + 2 * MAX_NAME + 64;
 
-/// Writes a list of topics to the file, those with the most subscribers if there are too many. Returns how many.
+/// Writes the topics to the file; if there are too many, those with the most subscribers. Returns how many.
 pub fn list(hub: &Hub, engine: Option<&Engine>, mut file: File) -> io::Result<u64> {
     let topic = |(key, workers, subscribers)| {
         let (scope, topic) = split_key(key).unwrap_or((key, ""));

@@ -1,5 +1,5 @@
-//! The workers' connections, and the frames received on them that were not accepted yet. Frames are accepted in the order in
-//! which they were sent, whichever worker sent them: a publisher may have moved from one worker to another in between.
+//! The workers' connections, and the frames received on them that are not accepted yet. Frames of all workers are accepted
+//! in the order in which they were sent: a publisher may have moved from one worker to another in between.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -27,14 +27,14 @@ pub struct Peer {
     /// Nothing more can be received.
     pub has_ended: bool,
     /// Nothing more can be sent; the worker may have died. What it has sent is still accepted.
-    pub is_deaf: bool,
+    pub is_unwritable: bool,
 }
 
 impl Peer {
     /// A new connection.
     pub fn new(socket: OwnedFd, pool: u16) -> Self {
         let incoming = Incoming::default();
-        Peer { socket, pool, incoming, is_full: false, has_ended: false, is_deaf: false }
+        Peer { socket, pool, incoming, is_full: false, has_ended: false, is_unwritable: false }
     }
 
     /// Receives everything sent so far. At the end of the stream, removes the socket from the poll.
@@ -57,24 +57,24 @@ impl Peer {
 
     /// Sends as much as the socket takes.
     pub fn send(&mut self, out: &mut Outgoing) {
-        while !out.is_empty() && !self.is_deaf {
+        while !out.is_empty() && !self.is_unwritable {
             match send(&self.socket, out.unsent(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
                 Ok(count) => out.advance(count),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
-                Err(_) => self.is_deaf = true,
+                Err(_) => self.is_unwritable = true,
             }
         }
     }
 
-    /// Closes the receiving side: what was sent by now can still be received.
-    pub fn shut(&self) {
+    /// Shuts the receiving side down: what was sent before can still be received.
+    pub fn shutdown_receive(&self) {
         if let Err(error) = shutdown(&self.socket, Shutdown::Read) {
             log::debug!("shutdown: {error}"); // the worker has exited
         }
     }
 
-    /// When its next frame was sent; 0 unless that publishes a message.
+    /// When its next frame was sent; 0: the frame has no time, since it publishes no message.
     fn next_time(&self) -> Option<u64> {
         match self.incoming.peek_frame() {
             Ok(content) => content.map(|content| Request::time_of(content).unwrap_or(0)),
@@ -90,7 +90,7 @@ pub struct Peers {
 }
 
 /// What was received from the worker with a token.
-pub enum Said<'a> {
+pub enum Received<'a> {
     /// A frame.
     Frame(u64, &'a [u8]),
     /// Not a frame.
@@ -98,14 +98,14 @@ pub enum Said<'a> {
 }
 
 impl Peers {
-    /// Passes the frames sent by `until` to `take`, in order; a connection whose frame it rejects is dropped. True if later
-    /// frames are left. Everything sent by `until` must have been received. A time after `now` is ignored: it comes from
-    /// another clock.
+    /// Passes the frames sent by `until`, all of which must have been received, to `take`, in order. A connection whose
+    /// frame it rejects is dropped. Returns whether later frames are left. A time after `now` is invalid, and taken for
+    /// `until`.
     pub fn take_in(
         &mut self,
         until: Instant,
         now: Instant,
-        mut take: impl FnMut(u16, Said<'_>) -> bool,
+        mut take: impl FnMut(u16, Received<'_>) -> bool,
     ) -> bool {
         let (until, now) = (until.as_nanos(), now.as_nanos());
         let next = |token: u64, peer: &Peer| {
@@ -120,12 +120,12 @@ impl Peers {
             }
             let Some(peer) = self.all.get_mut(&token) else { continue };
             let pool = peer.pool;
-            let said = match peer.incoming.next_frame() {
+            let received = match peer.incoming.next_frame() {
                 Ok(None) => continue,
-                Ok(Some(content)) => Said::Frame(token, content),
-                Err(TooLong) => Said::Malformed(token),
+                Ok(Some(content)) => Received::Frame(token, content),
+                Err(TooLong) => Received::Malformed(token),
             };
-            if take(pool, said) {
+            if take(pool, received) {
                 heads.extend(next(token, peer));
             } else {
                 self.all.remove(&token);
@@ -149,7 +149,7 @@ mod tests {
     struct Worker(UnixStream);
 
     impl Worker {
-        fn say(&mut self, requests: impl IntoIterator<Item = Request<'static>>) {
+        fn send(&mut self, requests: impl IntoIterator<Item = Request<'static>>) {
             let mut bytes = Vec::new();
             requests.into_iter().for_each(|request| request.append_to(&mut bytes));
             self.0.write_all(&bytes).unwrap();
@@ -158,7 +158,7 @@ mod tests {
         fn publish(&mut self, times: impl IntoIterator<Item = u64>) {
             let message = Message { but: 0, kind: 1, compress: false, payload: b"x" };
             let publish = |time| Request::Publish { time, key: "/chat\0room", message };
-            self.say(times.into_iter().map(publish));
+            self.send(times.into_iter().map(publish));
         }
     }
 
@@ -173,31 +173,31 @@ mod tests {
         (peers, workers)
     }
 
-    /// What is taken in: who has said it, and the time of a message.
+    /// The frames taken in: token and time of each, and whether some are left.
     fn taken_in(peers: &mut Peers, poll: &Epoll, until: u64, now: u64) -> (Vec<(u64, u64)>, bool) {
         let mut taken = Vec::new();
         peers.all.values_mut().for_each(|peer| peer.receive(poll));
         let [until, now] = [until, now].map(Instant::from_nanos);
-        let is_left = peers.take_in(until, now, |_, said| {
-            let (said, is_sound) = match said {
-                Said::Frame(token, content) => ((token, Request::time_of(content).unwrap_or(0)), true),
-                Said::Malformed(token) => ((token, u64::MAX), false),
+        let is_left = peers.take_in(until, now, |_, received| {
+            let (frame, is_valid) = match received {
+                Received::Frame(token, content) => ((token, Request::time_of(content).unwrap_or(0)), true),
+                Received::Malformed(token) => ((token, u64::MAX), false),
             };
-            taken.push(said);
-            is_sound
+            taken.push(frame);
+            is_valid
         });
         (taken, is_left)
     }
 
     #[test]
-    fn what_is_said_is_taken_in_in_its_order_whoever_says_it() {
+    fn frames_of_all_workers_are_accepted_in_the_order_of_their_times() {
         let poll = Epoll::new(EpollCreateFlags::empty()).unwrap();
         let (mut peers, [mut one, mut two]) = workers(&poll);
-        // The publisher of 10, 20, 30 moves to and fro.
+        // The publisher of 10, 20, 30 moves between the workers.
         two.publish([10]);
         one.publish([20]);
         two.publish([30]);
-        one.say([Request::Unsubscribe { topic: 1 }]);
+        one.send([Request::Unsubscribe { topic: 1 }]);
         one.publish([40]);
         let expected = vec![(2, 10), (1, 20), (1, 0), (2, 30)];
         assert_eq!(taken_in(&mut peers, &poll, 35, 50), (expected, true));
@@ -217,11 +217,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_before_the_shutdown_is_taken_in_and_nothing_later() {
+    fn only_frames_sent_before_the_shutdown_are_accepted() {
         let poll = Epoll::new(EpollCreateFlags::empty()).unwrap();
         let (mut peers, [mut one, two]) = workers(&poll);
         one.publish(1..2000);
-        peers.all.values().for_each(Peer::shut);
+        peers.all.values().for_each(Peer::shutdown_receive);
         assert!(one.0.write_all(b"more").is_err());
         drop(two);
         let (taken, is_left) = taken_in(&mut peers, &poll, 5000, 5000);

@@ -1,5 +1,5 @@
-//! The loop of the bus: connections of workers, the engine, and commands of the supervisor. What goes where is decided in
-//! [`hub`](super::hub).
+//! The loop of the bus: connections of workers, the engine, and commands of the supervisor. [`hub`](super::hub) decides
+//! which worker gets which message.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,7 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::engine::Engine;
 use super::hub::{Breach, Hub};
-use super::peers::{Peer, Peers, Said};
+use super::peers::{Peer, Peers, Received};
 use super::{Start, operator};
 use crate::clock;
 use crate::fleet::bus_wire::FORMAT;
@@ -25,11 +25,11 @@ const EVENTS: usize = 64;
 /// Interval of housekeeping.
 const TICK: Duration = Duration::from_secs(1);
 /// Delay before changed numbers of subscribers are reported.
-const NEWS: Duration = Duration::from_millis(50);
-/// Interval of attempts to take the baton, and of looks whether everything was sent when leaving.
-const SOON: Duration = Duration::from_millis(2);
-/// Time for workers to receive what is queued for them when leaving; the next bus sends the rest again.
-const FAREWELL: Duration = Duration::from_secs(1);
+const COUNTS: Duration = Duration::from_millis(50);
+/// Interval of attempts to take the baton, and when leaving, of checks whether everything was sent.
+const RETRY: Duration = Duration::from_millis(2);
+/// When leaving, time for workers to receive what is queued for them; the next bus sends the rest again.
+const LEAVE: Duration = Duration::from_secs(1);
 
 const CONTROL: u64 = 0;
 const SIGNAL: u64 = 1;
@@ -39,7 +39,7 @@ const RENDEZVOUS: u64 = 3;
 /// Tokens from here on are those of workers.
 const WORKER: u64 = 1 << 32;
 
-/// The process.
+/// See the module.
 pub struct Server<'a> {
     channel: &'a Channel,
     signals: SignalFd,
@@ -50,17 +50,18 @@ pub struct Server<'a> {
     /// None: topics end at this machine.
     engine: Option<Engine>,
     peers: Peers,
-    /// Frames were received that are to be accepted in the next turn.
+    /// Received frames are left for the next turn.
     is_left: bool,
     last_token: u64,
     /// When to exit, once told to leave.
     leave_at: Option<Instant>,
     next_tick: Instant,
-    news_at: Option<Instant>,
+    /// When to report numbers of subscribers, if any have changed.
+    counts_at: Option<Instant>,
 }
 
 impl<'a> Server<'a> {
-    /// Ready to serve.
+    /// Starts the engine and watches all descriptors except those of workers.
     pub fn new(start: Start, channel: &'a Channel) -> io::Result<Self> {
         let Start { rendezvous, baton, limits, scopes, engine } = start;
         let poll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -86,13 +87,13 @@ impl<'a> Server<'a> {
             last_token: WORKER,
             leave_at: None,
             next_tick: clock::now() + TICK,
-            news_at: None,
+            counts_at: None,
         })
     }
 
     /// Serves until told to leave.
     pub fn serve(mut self) -> io::Result<()> {
-        // All stamps of a bus are later than those of the previous one: until that has exited, no worker is accepted.
+        // All stamps must be later than those of the previous bus: no worker is accepted before that has exited.
         let mut is_open = false;
         let mut events = [EpollEvent::empty(); EVENTS];
         loop {
@@ -106,13 +107,13 @@ impl<'a> Server<'a> {
             if !self.serve_events(&mut events, self.timeout(is_open))? {
                 return Ok(());
             }
-            // Everything sent before this instant has been received after another poll.
+            // After another poll, everything sent before this instant has been received.
             let until = clock::now();
             if !self.serve_events(&mut events, EpollTimeout::ZERO)? {
                 return Ok(());
             }
             self.take_in(until);
-            self.tend();
+            self.run_timers();
             self.hub.end_turn();
             self.write();
             if self.has_left() {
@@ -145,7 +146,7 @@ impl<'a> Server<'a> {
                     }
                 }
                 ENGINE => self.read_engine(),
-                token if token < WORKER => self.let_in((token - RENDEZVOUS) as usize),
+                token if token < WORKER => self.accept((token - RENDEZVOUS) as usize),
                 token => {
                     if let Some(peer) = self.peers.all.get_mut(&token) {
                         peer.receive(&self.poll);
@@ -162,11 +163,11 @@ impl<'a> Server<'a> {
         }
         let now = clock::now();
         let mut next = self.next_tick;
-        next = self.news_at.map_or(next, |at| at.min(next));
+        next = self.counts_at.map_or(next, |at| at.min(next));
         next = self.leave_at.map_or(next, |at| at.min(next));
-        // A worker that sends nothing more is not in the poll any more, but may still receive.
+        // When leaving: a worker that has closed its side is not polled, but may still receive.
         if !is_open || self.leave_at.is_some() {
-            next = next.min(now + SOON);
+            next = next.min(now + RETRY);
         }
         let ms = next.since(now).as_nanos().div_ceil(1_000_000);
         i32::try_from(ms).ok().and_then(|ms| EpollTimeout::try_from(ms).ok()).unwrap_or(EpollTimeout::ZERO)
@@ -196,23 +197,23 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Replies to the supervisor, which otherwise runs into a timeout.
+    /// Replies to the supervisor. After an error it gets no reply and times out.
     fn reply(&self, report: io::Result<Report>) {
         if let Err(error) = report.and_then(|report| self.channel.send_report(report)) {
             log::error!("cannot carry out a command of wshd ctl: {error}");
         }
     }
 
-    /// Accepts no more workers; what they publish from here on they keep for the next bus.
+    /// Accepts no more workers, and no more messages: workers keep them for the next bus.
     fn begin_leaving(&mut self) {
         if self.leave_at.is_some() {
             return;
         }
-        self.leave_at = Some(clock::now() + FAREWELL);
+        self.leave_at = Some(clock::now() + LEAVE);
         for (_, rx, _) in self.rendezvous.drain(..) {
-            let _ = self.poll.delete(&rx); // it was not watched yet
+            let _ = self.poll.delete(&rx); // fails if it is not watched yet
         }
-        self.peers.all.values().for_each(Peer::shut);
+        self.peers.all.values().for_each(Peer::shutdown_receive);
     }
 
     fn has_left(&mut self) -> bool {
@@ -224,11 +225,11 @@ impl<'a> Server<'a> {
     }
 
     /// Accepts the connections that workers have left at a rendezvous.
-    fn let_in(&mut self, index: usize) {
+    fn accept(&mut self, index: usize) {
         let Some((pool, rx, most)) = self.rendezvous.get(index) else { return };
         let pool = *pool;
         let mut bytes = [0; 8];
-        // No pool can keep the others out.
+        // Bounded for each pool, so that none can exhaust the connections of the others.
         let mut known = self.peers.all.values().filter(|peer| peer.pool == pool).count();
         for _ in 0..EVENTS {
             let Ok((size, fd)) = datagram::receive(rx.as_fd(), &mut bytes) else { return };
@@ -240,7 +241,9 @@ impl<'a> Server<'a> {
                 continue;
             };
             if known >= *most {
-                log::debug!("pool {pool}: {known} connections to the bus, the maximum; another refused");
+                log::debug!(
+                    "pool {pool}: maximum of {known} connections to the bus reached; another refused"
+                );
                 continue;
             }
             known += 1;
@@ -251,7 +254,7 @@ impl<'a> Server<'a> {
                 continue;
             }
             let mut peer = Peer::new(socket, pool);
-            // What it has sent while it waited may be older than what others send.
+            // Frames it sent while waiting may be older than those of other workers.
             peer.receive(&self.poll);
             self.peers.all.insert(token, peer);
             self.hub.connect(token, pool);
@@ -262,10 +265,10 @@ impl<'a> Server<'a> {
     fn take_in(&mut self, until: Instant) {
         let now = clock::now();
         let (hub, engine) = (&mut self.hub, &self.engine);
-        self.is_left = self.peers.take_in(until, now, |pool, said| {
-            let (token, result) = match said {
-                Said::Frame(token, content) => (token, hub.take_in(token, content, now)),
-                Said::Malformed(token) => (token, Err(Breach::Malformed)),
+        self.is_left = self.peers.take_in(until, now, |pool, received| {
+            let (token, result) = match received {
+                Received::Frame(token, content) => (token, hub.take_in(token, content, now)),
+                Received::Malformed(token) => (token, Err(Breach::Malformed)),
             };
             match &result {
                 Ok(None) => {}
@@ -294,24 +297,24 @@ impl<'a> Server<'a> {
         self.engine.iter().for_each(|engine| engine.receive(|key, message| hub.publish(key, message, now)));
     }
 
-    /// Housekeeping that is due.
-    fn tend(&mut self) {
+    /// Does the housekeeping and the reports that are due.
+    fn run_timers(&mut self) {
         let now = clock::now();
         if now >= self.next_tick {
             self.next_tick = now + TICK;
             self.hub.expire(now);
-            self.hub.tell_passed();
-            self.engine.iter_mut().for_each(|engine| engine.tend(now));
+            self.hub.report_passed();
+            self.engine.iter_mut().for_each(|engine| engine.expire(now));
         }
-        for (key, has_subscribers) in self.hub.turned() {
+        for (key, has_subscribers) in self.hub.changed_interest() {
             self.engine.iter_mut().for_each(|engine| engine.set_interest(&key, has_subscribers, now));
         }
-        match self.news_at {
+        match self.counts_at {
             Some(at) if at <= now => {
-                self.news_at = None;
-                self.hub.tell_counts();
+                self.counts_at = None;
+                self.hub.report_counts();
             }
-            None if self.hub.has_news() => self.news_at = Some(now + NEWS),
+            None if self.hub.has_changed_counts() => self.counts_at = Some(now + COUNTS),
             _ => {}
         }
     }
@@ -322,8 +325,8 @@ impl<'a> Server<'a> {
             let Some(out) = self.hub.out(token) else { continue };
             peer.send(out);
             let is_full = !out.is_empty();
-            if peer.is_deaf {
-                self.hub.deafen(token);
+            if peer.is_unwritable {
+                self.hub.stop_sending(token);
             } else if is_full != peer.is_full && !peer.has_ended {
                 peer.is_full = is_full;
                 let mut flags = EpollFlags::EPOLLIN;

@@ -1,4 +1,4 @@
-//! CommandQueue of the bus to the thread of the engine, in a bounded queue: see [`CommandQueue::publish`].
+//! The bounded queue of commands from the bus to the engine's thread.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 /// Maximum commands taken at a time.
 const BATCH: usize = 256;
-/// Bytes of messages taken at a time; the last one may go beyond.
+/// Bytes of messages taken at a time; the last one may exceed it.
 const BATCH_BYTES: usize = 256 * 1024;
 
 /// Memory of a message beside its payload; bytes.
@@ -17,7 +17,7 @@ const COST: usize = 128;
 /// A topic, by scope and name.
 pub type Key = Arc<str>;
 
-/// An command.
+/// A command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Subscribe to a topic.
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_room_is_refused_until_some_was_taken() {
+    fn a_full_queue_refuses_messages_until_some_are_taken() {
         let commands = CommandQueue::new(100 + 2 * COST);
         assert!(
             commands.publish(message(60)) && !commands.publish(message(41)) && commands.publish(message(40))

@@ -1,5 +1,5 @@
-//! Messages of other machines in a queue from the engine's thread to the loop of the bus, which is woken by an event
-//! descriptor. What does not fit is dropped and counted.
+//! The bounded queue of messages of other machines, from the engine's thread to the loop of the bus, which an event
+//! descriptor wakes. Messages that do not fit are dropped and counted.
 
 use std::collections::VecDeque;
 use std::io;
@@ -75,7 +75,7 @@ impl Inbox {
         self.wake();
     }
 
-    /// A message was lost on the way here.
+    /// Counts a message that was dropped before it got here.
     pub fn count_dropped(&self) {
         self.counters.dropped_in.add_shared(1);
     }
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_what_is_utf_8_and_not_called_binary() {
+    fn a_message_is_text_if_it_is_utf_8_and_not_marked_binary() {
         let inbox = Inbox::new(1000, Box::leak(Box::default())).unwrap();
         let key: Key = "/a\0b".into();
         inbox.put(&key, false, Bytes::from_static(b"text"));
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_counted() {
+    fn messages_that_do_not_fit_are_counted() {
         let counters: &BusCounters = Box::leak(Box::default());
         let inbox = Inbox::new(2 * (COST + 5), counters).unwrap();
         let key: Key = "/a\0b".into();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_takes_a_share_and_the_rest_wakes_again() {
+    fn a_turn_is_bounded_and_the_rest_wakes_again() {
         let inbox = Inbox::new(4 * TURN, Box::leak(Box::default())).unwrap();
         let key: Key = "/a\0b".into();
         (0..3).for_each(|_| inbox.put(&key, true, vec![0; TURN - COST - 1].into()));

@@ -1,8 +1,8 @@
-//! The connection to the engine, NATS or Redis, that joins topics with those of other machines. It is served by a thread of its
-//! own, to which the loop of the bus gives [`CommandQueue`] and from which it takes messages of an [`Inbox`], without waiting.
+//! The connection to the engine, NATS or Redis, that shares topics with other machines. A thread of its own serves it: the
+//! loop of the bus sends it commands through a [`CommandQueue`], and takes messages from an [`Inbox`]; neither blocks.
 //!
-//! Only topics with subscribers here are subscribed there, and no message comes back to where it was published. Without a
-//! connection, messages to other machines are dropped and counted.
+//! Only topics with subscribers on this machine are subscribed at the engine, and no message returns to the machine that
+//! published it. Without a connection, messages to other machines are dropped and counted.
 
 mod commands;
 mod inbox;
@@ -54,7 +54,7 @@ impl Engine {
         let inbox = Arc::new(Inbox::new(settings.queue, counters)?);
         let session = Session::new(settings, Arc::clone(&commands), Arc::clone(&inbox), counters);
         let run = || {
-            // The panic has printed its message. The supervisor starts another bus.
+            // The panic hook has logged it. The supervisor starts another bus.
             catch_unwind(AssertUnwindSafe(|| session.run())).unwrap_or_else(|_| std::process::abort());
         };
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(run)?;
@@ -87,8 +87,8 @@ impl Engine {
         }
     }
 
-    /// Unsubscribes from topics that are not used any more.
-    pub fn tend(&mut self, now: Instant) {
+    /// Unsubscribes from topics that have been without subscribers for `linger`.
+    pub fn expire(&mut self, now: Instant) {
         self.interest.expire(now).into_iter().for_each(|key| self.commands.set_wanted(key, false));
     }
 
@@ -100,7 +100,7 @@ impl Engine {
         }
     }
 
-    /// Ends the connection after the last messages were sent, or [`FINISH`].
+    /// Ends the connection once the last messages were sent, at the latest after [`FINISH`].
     pub fn finish(self) {
         self.commands.close();
         let give_up = clock::now() + FINISH;

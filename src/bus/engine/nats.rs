@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 
 use super::commands::{Key, Message};
 use super::inbox::Inbox;
-use super::session::{Broken, Link, broken};
+use super::session::{Broken, CLOSED, Link, broken};
 use super::subject;
 use crate::config::bus::{Credentials, Engine as Settings};
 
@@ -26,7 +26,7 @@ const BINARY: &str = "binary";
 const CONNECT: Duration = Duration::from_secs(5);
 /// Interval of pings of the client library, which gives up after two without a reply.
 const PING: Duration = Duration::from_secs(10);
-/// Messages between this thread and the client library, whose buffer has no bound in bytes.
+/// Messages queued in the client library, which does not bound them by size.
 const CAPACITY: usize = 16;
 
 /// See the module.
@@ -35,16 +35,16 @@ pub struct Nats {
     prefix: String,
     inbox: Arc<Inbox>,
     broken: Broken,
-    /// The tasks that pass on messages, by topic.
+    /// Tasks that pass messages to the inbox, by topic.
     subscriptions: HashMap<Key, AbortHandle>,
     /// Whether a message that was too long has been logged.
-    is_told: bool,
+    is_logged: bool,
 }
 
 impl Link for Nats {
     async fn connect(settings: &Settings, inbox: Arc<Inbox>) -> Result<Self, String> {
-        let (said, broken) = watch::channel(None);
-        let (was_refused, heard) = (Arc::new(AtomicBool::new(false)), Arc::clone(&inbox));
+        let (set_broken, broken) = watch::channel(None);
+        let (has_error, events) = (AtomicBool::new(false), Arc::clone(&inbox));
         let mut options = ConnectOptions::new()
             .name("wshd")
             .no_echo()
@@ -52,7 +52,7 @@ impl Link for Nats {
             .ping_interval(PING)
             .client_capacity(CAPACITY)
             .event_callback(move |event| {
-                on_event(event, &said, &was_refused, &heard);
+                on_event(event, &set_broken, &has_error, &events);
                 std::future::ready(())
             });
         options = match settings.credentials.clone() {
@@ -71,9 +71,9 @@ impl Link for Nats {
         let addresses = settings.servers.iter().map(|server| format!("{scheme}://{server}").parse());
         let addresses: Result<Vec<ServerAddr>, _> = addresses.collect();
         let addresses = addresses.map_err(|error| error.to_string())?;
-        let client = options.connect(addresses).await.map_err(|error| whole(&error))?;
+        let client = options.connect(addresses).await.map_err(|error| with_causes(&error))?;
         let (prefix, subscriptions) = (settings.prefix.clone(), HashMap::new());
-        Ok(Nats { client, prefix, inbox, broken, subscriptions, is_told: false })
+        Ok(Nats { client, prefix, inbox, broken, subscriptions, is_logged: false })
     }
 
     async fn subscribe(&mut self, topics: &[Key]) -> Result<(), String> {
@@ -97,8 +97,8 @@ impl Link for Nats {
     async fn publish(&mut self, messages: &[Message]) -> Result<usize, String> {
         let mut taken = messages.len();
         for Message { key, is_text, payload } in messages {
-            if payload.len() + ROOM > self.client.max_payload() {
-                if !std::mem::replace(&mut self.is_told, true) {
+            if payload.len() + HEADER > self.client.max_payload() {
+                if !std::mem::replace(&mut self.is_logged, true) {
                     let size = payload.len();
                     log::warn!("bus: message of {size} bytes not sent: above max_payload of NATS");
                 }
@@ -134,27 +134,27 @@ impl Nats {
     }
 }
 
-/// Waits for this, unless the connection breaks.
+/// Waits for `done`, unless the connection breaks.
 async fn until<T, E: Error>(why: &mut Broken, done: impl Future<Output = Result<T, E>>) -> Result<T, String> {
     select! {
         biased;
         why = broken(why) => Err(why),
-        done = done => done.map_err(|error| whole(&error)),
+        done = done => done.map_err(|error| with_causes(&error)),
     }
 }
 
-fn on_event(event: Event, said: &watch::Sender<Option<String>>, was_refused: &AtomicBool, inbox: &Inbox) {
+fn on_event(event: Event, broken: &watch::Sender<Option<String>>, has_error: &AtomicBool, inbox: &Inbox) {
     match event {
         Event::Disconnected | Event::Closed => {
-            said.send_if_modified(|why| why.is_none() && why.replace("it was closed".to_owned()).is_none());
+            broken.send_if_modified(|why| why.is_none() && why.replace(CLOSED.to_owned()).is_none());
         }
         Event::SlowConsumer(_) => inbox.count_dropped(),
-        Event::ServerError(ServerError::Other(error)) => match was_refused.swap(true, Ordering::Relaxed) {
-            false => log::error!("bus: error of NATS: {error}"),
-            true => log::debug!("bus: error of NATS: {error}"),
+        Event::ServerError(ServerError::Other(error)) => match has_error.swap(true, Ordering::Relaxed) {
+            false => log::error!("bus: NATS reports an error: {error}"),
+            true => log::debug!("bus: NATS reports an error: {error}"),
         },
         Event::ServerError(error) => {
-            said.send_replace(Some(error.to_string()));
+            broken.send_replace(Some(error.to_string()));
         }
         _ => {}
     }
@@ -168,11 +168,11 @@ async fn pass_on(mut subscriber: Subscriber, key: Key, inbox: Arc<Inbox>) {
     }
 }
 
-/// Bytes of the header of a message.
-const ROOM: usize = 64;
+/// Maximum bytes of the header of a message.
+const HEADER: usize = 64;
 
-/// An error with its causes.
-fn whole(error: &dyn Error) -> String {
+/// The text of an error and of its causes.
+fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -1,9 +1,9 @@
 //! A connection to Redis or Valkey, in RESP3, which can publish and subscribe on one connection. A message is the plain
-//! payload on the channel of the topic; one that is binary goes to the same channel with `.binary` behind it.
+//! payload on the channel of the topic; a binary one goes to the channel with the suffix `.binary`.
 //!
-//! Redis echoes: what this connection publishes comes back to it where it is subscribed. For each such message an equal one is
-//! dropped when it arrives. That is exact: Redis carries out the commands of a connection in order, so it is known which are
-//! echoed, and of two equal messages either may be dropped.
+//! Redis echoes the messages of a connection on the channels it is subscribed to. For each of them, one equal message is
+//! dropped on arrival. This is exact: Redis executes the commands of a connection in order, so it is known which messages
+//! are echoed, and it does not matter which of two equal messages is dropped.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use super::commands::{Key, Message};
 use super::inbox::Inbox;
-use super::session::{Broken, Link, broken};
+use super::session::{Broken, CLOSED, Link, broken};
 use super::subject;
 use crate::config::bus::{Credentials, Engine as Settings, Server};
 
@@ -43,7 +43,7 @@ pub struct Redis {
     channels: Arc<Channels>,
     broken: Broken,
     /// Whether a refused message has been logged.
-    is_told: bool,
+    is_logged: bool,
 }
 
 /// The subscribed channels, and where their messages go.
@@ -60,7 +60,7 @@ struct State {
 struct Channel {
     key: Key,
     is_binary: bool,
-    /// Published by this connection, and not echoed yet.
+    /// Payloads published by this connection and not echoed yet.
     echoes: VecDeque<Bytes>,
 }
 
@@ -83,7 +83,7 @@ impl Link for Redis {
             match self.connection.subscribe(names.concat()).await {
                 Ok(()) => self.channels.add(topics, names),
                 Err(error) if is_refusal(&error) && topics.len() > 1 => {
-                    // Perhaps only some are.
+                    // Redis may refuse only some of them.
                     for key in topics {
                         Box::pin(self.subscribe(std::slice::from_ref(key))).await?;
                     }
@@ -126,7 +126,7 @@ impl Link for Redis {
                 Ok(_) => taken += 1,
                 Err(error) => {
                     self.channels.take_echo(name, &message.payload);
-                    if !std::mem::replace(&mut self.is_told, true) {
+                    if !std::mem::replace(&mut self.is_logged, true) {
                         log::error!("bus: message not sent: Redis refuses the channel {name}: {error}");
                     }
                 }
@@ -151,13 +151,13 @@ impl Redis {
         let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
         let channels = Arc::new(Channels { state: Mutex::default(), inbox });
-        let (said, broken) = watch::channel(None);
-        let heard = Arc::clone(&channels);
+        let (set_broken, broken) = watch::channel(None);
+        let receiver = Arc::clone(&channels);
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE)).set_push_sender(
             move |push: PushInfo| -> Result<(), ()> {
                 match push.kind {
-                    PushKind::Message => heard.hear(push.data),
-                    PushKind::Disconnection => drop(said.send_replace(Some("it was closed".to_owned()))),
+                    PushKind::Message => receiver.receive(push.data),
+                    PushKind::Disconnection => drop(set_broken.send_replace(Some(CLOSED.to_owned()))),
                     _ => {}
                 }
                 Ok(())
@@ -186,7 +186,7 @@ impl Redis {
             drop(tokio::spawn(driver));
             connection
         };
-        Ok(Redis { connection, prefix: settings.prefix.clone(), channels, broken, is_told: false })
+        Ok(Redis { connection, prefix: settings.prefix.clone(), channels, broken, is_logged: false })
     }
 
     /// The channels of text and of binary messages.
@@ -213,20 +213,20 @@ impl Channels {
         names.iter().for_each(|name| drop(state.subscribed.remove(name)));
     }
 
-    /// Notes that a message is about to be published.
+    /// Records the echo of a message that is about to be published.
     fn expect_echo(&self, name: &str, payload: &Bytes) {
         if let Some(channel) = self.lock().subscribed.get_mut(name) {
             channel.echoes.push_back(payload.clone());
         }
     }
 
-    /// Whether this is an expected echo, which it is once.
+    /// Whether this is an expected echo; it is expected no longer then.
     fn take_echo(&self, name: &str, payload: &[u8]) -> bool {
         self.lock().subscribed.get_mut(name).is_some_and(|channel| channel.take_echo(payload))
     }
 
-    /// Passes on a message, unless it is an echo.
-    fn hear(&self, data: Vec<Value>) {
+    /// Passes a message to the inbox, unless it is an echo.
+    fn receive(&self, data: Vec<Value>) {
         let Ok([Value::BulkString(name), Value::BulkString(payload)]) = <[Value; 2]>::try_from(data) else {
             return;
         };
@@ -268,27 +268,27 @@ mod tests {
         channels
     }
 
-    fn hear(channels: &Channels, name: &str, payload: &str) -> Vec<bool> {
-        channels.hear(vec![Value::BulkString(name.into()), Value::BulkString(payload.into())]);
+    fn receive(channels: &Channels, name: &str, payload: &str) -> Vec<bool> {
+        channels.receive(vec![Value::BulkString(name.into()), Value::BulkString(payload.into())]);
         channels.inbox.take().iter().map(|arrival| arrival.is_text).collect()
     }
 
     #[test]
-    fn an_own_message_comes_once_and_is_dropped() {
+    fn each_echo_is_dropped_once() {
         let channels = channels();
         channels.expect_echo("a", &Bytes::from_static(b"one"));
-        assert_eq!(hear(&channels, "a", "two"), [true]);
-        assert!(hear(&channels, "a", "one").is_empty());
-        assert_eq!(hear(&channels, "a", "one"), [true]);
-        assert_eq!(hear(&channels, "a.binary", "one"), [false]);
+        assert_eq!(receive(&channels, "a", "two"), [true]);
+        assert!(receive(&channels, "a", "one").is_empty());
+        assert_eq!(receive(&channels, "a", "one"), [true]);
+        assert_eq!(receive(&channels, "a.binary", "one"), [false]);
     }
 
     #[test]
-    fn no_echo_is_expected_of_what_is_not_subscribed() {
+    fn channels_that_are_not_subscribed_expect_no_echo() {
         let channels = channels();
         channels.expect_echo("b", &Bytes::from_static(b"one"));
-        assert!(!channels.take_echo("b", b"one") && hear(&channels, "b", "one").is_empty());
+        assert!(!channels.take_echo("b", b"one") && receive(&channels, "b", "one").is_empty());
         channels.remove(&["a".to_owned()]);
-        assert!(hear(&channels, "a", "one").is_empty());
+        assert!(receive(&channels, "a", "one").is_empty());
     }
 }

@@ -1,5 +1,5 @@
 //! The thread of the engine: connects, carries out commands, and reconnects when the connection breaks. Each attempt has a
-//! runtime of its own, with which everything ends that a client library has started.
+//! runtime of its own; dropping it ends everything that the client library has started.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,11 +30,13 @@ const STABLE: Duration = Duration::from_secs(5);
 
 /// Why a connection has broken, once it has.
 pub type Broken = watch::Receiver<Option<String>>;
+/// The reason if the engine gave none.
+pub const CLOSED: &str = "closed by the server";
 
-/// Waits until the connection breaks: why.
+/// Waits until the connection breaks; returns the reason.
 pub async fn broken(why: &mut Broken) -> String {
-    let told = why.wait_for(Option::is_some).await;
-    told.ok().and_then(|why| why.clone()).unwrap_or_default()
+    let why = why.wait_for(Option::is_some).await;
+    why.ok().and_then(|why| why.clone()).unwrap_or_default()
 }
 
 /// A connection to an engine. After an error it is unusable.
@@ -49,7 +51,7 @@ pub trait Link: Sized {
     async fn publish(&mut self, messages: &[Message]) -> Result<usize, String>;
     /// Checks whether the engine still responds.
     async fn check(&mut self) -> Result<(), String>;
-    /// Waits until the connection breaks: why.
+    /// Waits until the connection breaks; returns the reason.
     async fn broken(&mut self) -> String;
 }
 
@@ -73,7 +75,7 @@ pub struct Session {
     failures: u32,
     was_connected: bool,
     /// Whether the present failure has been logged.
-    is_told: bool,
+    is_logged: bool,
     /// Messages dropped since the connection broke.
     dropped: u64,
 }
@@ -93,7 +95,7 @@ impl Session {
             wanted: BTreeSet::new(),
             failures: 0,
             was_connected: false,
-            is_told: false,
+            is_logged: false,
             dropped: 0,
         }
     }
@@ -106,13 +108,13 @@ impl Session {
             let runtime = match Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
                 Err(error) => {
-                    self.failed(&format!("no runtime for {}: {error}", self.settings.name()));
+                    self.failed(&format!("cannot start a runtime for {}: {error}", self.settings.name()));
                     std::thread::sleep(delay(self.failures));
                     continue;
                 }
             };
             let end = self.attempt(&runtime);
-            // Does not wait for a slow name server.
+            // Without waiting for a slow name server.
             runtime.shutdown_background();
             if matches!(end, End::Closed) {
                 return;
@@ -150,7 +152,7 @@ impl Session {
             Ok(()) => End::Closed,
             Err(why) => {
                 self.failures = if since.elapsed() < STABLE { self.failures } else { 0 };
-                self.is_told = false;
+                self.is_logged = false;
                 self.failed(&format!("connection to {} lost: {why}", self.settings.name()));
                 End::Broken
             }
@@ -175,9 +177,9 @@ impl Session {
         }
     }
 
-    /// Also if that fails, the wanted topics are noted and the messages counted.
+    /// Carries out commands. If that fails, their topics are recorded and their messages counted all the same.
     async fn carry_out<L: Link>(&mut self, link: &mut L, commands: Vec<Command>) -> Result<(), String> {
-        let mut unsent = commands.iter().map(|command| self.note(command)).sum();
+        let mut unsent = commands.iter().map(|command| self.record(command)).sum();
         let carried_out = timeout(TIMEOUT, async {
             for same in
                 commands.chunk_by(|one, other| std::mem::discriminant(one) == std::mem::discriminant(other))
@@ -191,8 +193,8 @@ impl Session {
         carried_out
     }
 
-    /// Notes a wanted topic; returns 1 if the command publishes a message.
-    fn note(&mut self, command: &Command) -> u64 {
+    /// Updates the wanted topics; returns 1 if the command publishes a message.
+    fn record(&mut self, command: &Command) -> u64 {
         match command {
             Command::Subscribe(key) => drop(self.wanted.insert(Key::clone(key))),
             Command::Unsubscribe(key) => drop(self.wanted.remove(key)),
@@ -204,7 +206,7 @@ impl Session {
     /// Without a connection: drops messages until the commands end.
     async fn drop_all(&mut self) {
         while let Some(commands) = self.commands.next().await {
-            let dropped = commands.iter().map(|command| self.note(command)).sum();
+            let dropped = commands.iter().map(|command| self.record(command)).sum();
             self.dropped += dropped;
             self.counters.dropped_out.add_shared(dropped);
         }
@@ -222,12 +224,12 @@ impl Session {
         }
         self.counters.connected.set(1);
         self.counters.reconnects.add_shared(self.was_connected.into());
-        (self.was_connected, self.is_told) = (true, false);
+        (self.was_connected, self.is_logged) = (true, false);
     }
 
     fn failed(&mut self, why: &str) {
         self.failures = self.failures.saturating_add(1);
-        match std::mem::replace(&mut self.is_told, true) {
+        match std::mem::replace(&mut self.is_logged, true) {
             false => log::error!("bus: {why}; retrying, topics reach this machine only until then"),
             true => log::debug!("bus: {why}"),
         }
@@ -259,13 +261,13 @@ async fn carry_out<L: Link>(link: &mut L, commands: &[Command]) -> Result<u64, S
 /// Delay before the next attempt: doubled after each failure, up to a bound, with jitter.
 fn delay(failures: u32) -> Duration {
     let (first, longest) = DELAY;
-    let whole = match failures {
+    let delay = match failures {
         0 => return Duration::ZERO,
         _ => first.saturating_mul(1 << (failures - 1).min(16)).min(longest),
     };
     let mut random = [0];
     let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()); // else without jitter
-    whole.mul_f64(0.5 + f64::from(random[0]) / 512.0)
+    delay.mul_f64(0.5 + f64::from(random[0]) / 512.0)
 }
 
 #[cfg(test)]
@@ -274,7 +276,7 @@ mod tests {
     use super::*;
     use crate::config::bus::Server;
 
-    /// One that takes so many messages, and then breaks.
+    /// A connection that accepts so many messages and then breaks.
     struct Fragile(usize);
 
     impl Link for Fragile {
@@ -305,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_sent_is_counted_and_what_is_wanted_is_kept() {
+    fn after_a_failure_unsent_messages_are_counted_and_wanted_topics_kept() {
         let counters: &BusCounters = Box::leak(Box::default());
         let commands = Arc::new(CommandQueue::new(1 << 20));
         let inbox = Arc::new(Inbox::new(1 << 20, counters).unwrap());

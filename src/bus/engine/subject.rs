@@ -1,7 +1,7 @@
 //! The name of a topic at the engine: a subject of NATS, a channel of Redis.
 //!
-//! It is PREFIX.SCOPE.TOPIC, where letters, digits, `-`, `_` and `/` of scope and topic stand for themselves and any other
-//! byte of their UTF-8 is written as %XX: no character is left that an engine gives a meaning of its own.
+//! It is PREFIX.SCOPE.TOPIC. In scope and topic, every byte except letters, digits, `-`, `_` and `/` is percent-encoded:
+//! no character with a special meaning for an engine is left.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -25,14 +25,14 @@ mod tests {
     use crate::fleet::bus_wire::key_of;
 
     #[test]
-    fn plain_names_stand_for_themselves() {
+    fn special_characters_are_encoded() {
         assert_eq!(of("wshd", "/chat\0lobby-1"), "wshd./chat.lobby-1");
         assert_eq!(of("a.b", "chat\0news.* >\u{e9}%"), "a.b.chat.news%2E%2A%20%3E%C3%A9%25");
     }
 
     proptest! {
         #[test]
-        fn any_name_has_a_subject_of_its_own(scope in "[^\\x00]{1,20}", name in "[^\\x00]{1,20}") {
+        fn a_subject_decodes_to_its_name(scope in "[^\\x00]{1,20}", name in "[^\\x00]{1,20}") {
             let subject = of("p", &key_of(&scope, &name));
             let [_, first, second] = subject.split('.').collect::<Vec<_>>()[..] else { panic!("{subject}") };
             let decoded = |token| percent_decode_str(token).decode_utf8().unwrap();

@@ -1,6 +1,6 @@
 //! Compression on behalf of workers: once for all that want a message in the same form.
 //!
-//! Bounded, since the messages of one pool delay those of all others. A worker compresses what the bus does not.
+//! Bounded, since it delays the messages of all pools. A worker compresses the messages that the bus does not.
 
 use super::{Subscriber, Topic};
 use crate::fleet::bus_wire::{Form, Message};
@@ -10,7 +10,7 @@ use crate::proto::ws::deflate::codec::{Codecs, compress_alone};
 const MAX_FORMS: usize = 2;
 /// Longest message to compress; bytes.
 const MAX_SIZE: usize = 64 * 1024;
-/// Highest level: up to this one, no message takes longer than about a millisecond; with level 9 some take 200.
+/// Highest level: no message takes much longer than a millisecond up to this one; some take 200 ms at level 9.
 const MAX_LEVEL: u8 = 5;
 
 impl Subscriber {

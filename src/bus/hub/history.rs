@@ -1,4 +1,4 @@
-//! Messages that the bus keeps for a while, and what it remembers of those that it has dropped.
+//! The messages that the bus keeps for a while, and the stamps of those that it has dropped.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -50,19 +50,19 @@ impl Hub {
         }
     }
 
-    /// All kept messages, and what was forgotten, for the next bus.
+    /// All kept messages, and the stamps of forgotten ones, for the next bus.
     pub fn history(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let mut leave = |kept: bus_wire::Kept<'_>| kept.append_to(&mut bytes);
-        leave(bus_wire::Kept::Floor { stamp: self.floor });
+        let mut append = |kept: bus_wire::Kept<'_>| kept.append_to(&mut bytes);
+        append(bus_wire::Kept::Floor { stamp: self.floor });
         for (key, topic) in self.topics.iter().filter(|(_, topic)| topic.forgotten > self.floor) {
-            leave(bus_wire::Kept::Forgotten { stamp: topic.forgotten, key });
+            append(bus_wire::Kept::Forgotten { stamp: topic.forgotten, key });
         }
         for (key, stamp) in &self.order {
             let Some(history) = self.topics.get(key).map(|topic| &topic.history) else { continue };
             let index = history.partition_point(|kept| kept.stamp < *stamp);
             if let Some(kept) = history.get(index) {
-                leave(bus_wire::Kept::Message { stamp: *stamp, key, message: kept.message.message() });
+                append(bus_wire::Kept::Message { stamp: *stamp, key, message: kept.message.message() });
             }
         }
         bytes
@@ -79,14 +79,14 @@ impl Hub {
                 bus_wire::Kept::Forgotten { stamp, key } => {
                     let key = self.own(key);
                     self.topics.insert(Rc::clone(&key), Topic::new(stamp));
-                    self.look_for_use(&key);
+                    self.remove_if_empty(&key);
                 }
                 bus_wire::Kept::Message { stamp, key, message } => self.keep(self.own(key), stamp, message),
             }
         }
     }
 
-    /// Drops what is too old.
+    /// Drops messages, and forgets unused topics, that are too old.
     pub fn expire(&mut self, now: Instant) {
         let before = |time: Duration| {
             let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
@@ -109,13 +109,13 @@ impl Hub {
             topic.forgotten = kept.stamp;
             self.kept -= kept.message.cost();
         }
-        self.look_for_use(&key);
+        self.remove_if_empty(&key);
     }
 
-    /// Forgets a topic that has lost its last subscriber and message.
-    pub(super) fn look_for_use(&mut self, key: &Rc<str>) {
+    /// Removes a topic without subscribers and messages; if it has forgotten messages, only after a while.
+    pub(super) fn remove_if_empty(&mut self, key: &Rc<str>) {
         let Some(topic) = self.topics.get_mut(key).filter(|topic| topic.is_empty()) else { return };
-        self.recount.remove(key);
+        self.changed_counts.remove(key);
         if topic.forgotten <= self.floor {
             self.topics.remove(key);
         } else if !topic.is_unused {
