@@ -1,4 +1,4 @@
-//! Listeners whose connections come through gateways, which end TLS and HTTP/2.
+//! Listeners of gateways, which terminate TLS and HTTP/2.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,31 +10,31 @@ use crate::fleet::listener::Listen;
 /// The gateways, and what they listen on.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gateway {
-    /// Number of processes, at least 1 where there are listeners.
+    /// Number of processes, at least 1 if there are listeners.
     pub processes: usize,
-    /// The user that they run as; only with groups, and only when the server is root.
+    /// User of the processes; only with groups, and only if the server is root.
     pub user: Option<Uid>,
-    /// Their groups, the first one first; none: those of the server.
+    /// Groups of the processes, the primary one first; none: those of the server.
     pub groups: Vec<Gid>,
-    /// Listeners of theirs among [`Config::listen`](super::Config::listen).
+    /// Their listeners among [`Config::listen`](super::Config::listen).
     pub listeners: Vec<GatewayListener>,
-    /// What sockets are that the service manager has bound; none: the workers accept from them.
-    pub passed: Option<Entrance>,
+    /// Protocol of the sockets passed by the service manager; none: the workers accept from them.
+    pub passed: Option<Protocol>,
 }
 
 impl Gateway {
-    /// Whether there is anything for gateways to do.
+    /// Whether there are listeners for gateways.
     pub fn serves(&self) -> bool {
         !self.listeners.is_empty() || self.passed.is_some()
     }
 
-    /// What connections to a listener begin with, if gateways accept them. `None` for a socket of the service manager.
-    pub fn entrance(&self, asked: Option<&Listen>) -> Option<&Entrance> {
+    /// The protocol of a listener, if gateways accept from it. `asked` is `None` for a socket of the service manager.
+    pub fn protocol(&self, asked: Option<&Listen>) -> Option<&Protocol> {
         match asked {
             None => self.passed.as_ref(),
             Some(asked) => {
                 let known = self.listeners.iter().find(|listener| listener.listen == *asked);
-                known.map(|listener| &listener.entrance)
+                known.map(|listener| &listener.protocol)
             }
         }
     }
@@ -43,32 +43,32 @@ impl Gateway {
 /// One listener.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GatewayListener {
-    /// Where.
+    /// Its address.
     pub listen: Listen,
-    /// What its connections begin with.
-    pub entrance: Entrance,
+    /// What its connections speak.
+    pub protocol: Protocol,
 }
 
-/// What a connection begins with.
+/// What the connections of a listener speak.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Entrance {
-    /// A TLS handshake.
+pub enum Protocol {
+    /// TLS.
     Tls(Box<Tls>),
     /// HTTP/2 with prior knowledge (RFC 9113 section 3.3), or HTTP/1.1.
     H2c,
-    /// A request that is redirected to https.
+    /// HTTP/1.1; every request is redirected to https.
     Redirect {
-        /// Host, and port where it is not 443; none: the host of the request.
+        /// Host, and port if it is not 443; none: the host of the request.
         to: Option<String>,
     },
 }
 
-/// How a listener speaks TLS.
+/// TLS settings of a listener.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tls {
-    /// Never empty; the first one is for clients whose server name no other one has.
+    /// Never empty; the first one is the default.
     pub certificates: Vec<CertificateFiles>,
-    /// Whether TLS 1.2 is spoken, too.
+    /// Whether TLS 1.2 is enabled besides TLS 1.3.
     pub has_tls12: bool,
     /// Names of the cipher suites; empty: all.
     pub ciphers: Vec<String>,
@@ -76,14 +76,14 @@ pub struct Tls {
     pub has_http2: bool,
     /// Whether sessions can be resumed.
     pub has_tickets: bool,
-    /// Whether clients are asked for a certificate.
+    /// Whether clients must, or may, have a certificate.
     pub client_auth: Option<ClientAuth>,
-    /// The max-age of Strict-Transport-Security, where the header is sent.
+    /// The max-age of Strict-Transport-Security; none: the header is not sent.
     pub hsts: Option<Duration>,
 }
 
 impl Tls {
-    /// With these certificates, and else as is best for most.
+    /// The defaults, with these certificates.
     pub fn new(certificates: Vec<CertificateFiles>) -> Self {
         Self {
             certificates,
@@ -97,10 +97,10 @@ impl Tls {
     }
 }
 
-/// Files in PEM.
+/// PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFiles {
-    /// The server's certificate, then those that lead to a root.
+    /// The server's certificate, then the intermediate ones.
     pub certificate: PathBuf,
     /// Its private key; may be the same file.
     pub key: PathBuf,
@@ -109,8 +109,8 @@ pub struct CertificateFiles {
 /// Certificates of clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientAuth {
-    /// File in PEM of those who may have issued them.
+    /// PEM file of the trusted issuers.
     pub ca: PathBuf,
-    /// Whether a client may have none.
+    /// Whether a client may connect without one.
     pub is_optional: bool,
 }

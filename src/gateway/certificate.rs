@@ -1,4 +1,4 @@
-//! Certificates and keys as they are in files. Read before the process gives up its rights.
+//! Reads certificates and keys from files, before the process gives up its privileges.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,9 +25,9 @@ const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 pub struct Certificate {
     /// For rustls.
     pub certified: Arc<CertifiedKey>,
-    /// The key, for deriving others.
+    /// The private key, from which ticket keys are derived.
     pub key: PrivateKeyDer<'static>,
-    /// DNS names that it is for, in lower case; `*.example.com` for each name one label longer.
+    /// Its DNS names, in lower case; `*.example.com` matches names with one more label.
     pub names: Vec<String>,
     /// When it expires; time since the epoch.
     pub expires: Duration,
@@ -65,7 +65,7 @@ impl Certificate {
     }
 }
 
-/// The authorities that may have issued certificates of clients.
+/// The authorities trusted for client certificates.
 pub fn roots(path: &Path) -> Result<RootCertStore, String> {
     let failed = |what: &str| format!("CA file {}: {what}", path.display());
     let mut roots = RootCertStore::empty();
@@ -78,14 +78,14 @@ pub fn roots(path: &Path) -> Result<RootCertStore, String> {
     }
 }
 
-/// The subject of a certificate in the form of RFC 4514; `None` if that cannot be read.
+/// The subject of a certificate in the form of RFC 4514; `None`: malformed.
 pub fn subject(certificate: &[u8]) -> Option<String> {
     let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
     Some(parsed.tbs_certificate.subject.to_string())
 }
 
 fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let failed = |error: pem::Error| format!("certificate {}: {}", path.display(), said(&error));
+    let failed = |error: pem::Error| format!("certificate {}: {}", path.display(), text(&error));
     CertificateDer::pem_file_iter(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)
 }
 
@@ -94,18 +94,19 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     secret::check_mode(path).map_err(|why| failed(&why))?;
     PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
         pem::Error::NoItemsFound => failed("no private key in PEM without a passphrase"),
-        error => failed(&said(&error)),
+        error => failed(&text(&error)),
     })
 }
 
-fn said(error: &pem::Error) -> String {
+/// The error without the crate's prefix to I/O errors.
+fn text(error: &pem::Error) -> String {
     match error {
         pem::Error::Io(error) => error.to_string(),
         error => error.to_string(),
     }
 }
 
-/// Its DNS names; the common name where there are none (RFC 6125 section 6.4.4).
+/// Its DNS names; the common names if there are none (RFC 6125 section 6.4.4).
 fn names(certificate: &x509_cert::Certificate) -> Vec<String> {
     let certificate = &certificate.tbs_certificate;
     if let Ok(Some((_, SubjectAltName(names)))) = certificate.get::<SubjectAltName>() {

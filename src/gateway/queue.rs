@@ -1,5 +1,5 @@
 //! The sending end of the queue of connections for workers. A connection is one end of a socket pair, or the peer's socket
-//! itself, with the facts about it. While the queue is full it waits, for a bounded time.
+//! itself, with the facts about it. If the queue is full, it waits for a bounded time.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,19 +17,20 @@ use crate::fleet::gateway_queue::Preamble;
 
 /// How long a connection may wait for room in the queue.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause when too many descriptors are in flight (unix(7), ETOOMANYREFS), of which nobody is told when that changes.
+/// Delay before another attempt when too many descriptors are in flight (unix(7), ETOOMANYREFS): no event reports the end
+/// of that.
 const RETRY_AFTER: Duration = Duration::from_millis(20);
 
 /// The sending end.
 pub struct Queue(Watched<Arc<OwnedFd>>);
 
 impl Queue {
-    /// In the runtime of this process.
+    /// Must be called in the runtime of this process.
     pub fn new(tx: Arc<OwnedFd>) -> io::Result<Self> {
         watch(tx, Interest::WRITABLE).map(Self)
     }
 
-    /// A connection of a worker for this client, of which this end is ours.
+    /// Opens a socket pair to a worker for this client; returns our end.
     pub async fn connect(&self, client: Option<SocketAddr>, facts: Facts<'_>) -> io::Result<Socket> {
         let (ours, theirs) = socket2::Socket::pair(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
         self.push(theirs.as_fd(), client, facts).await?;

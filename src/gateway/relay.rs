@@ -1,9 +1,8 @@
-//! Relays between a TLS connection and a worker. Each direction reads as much as there is, writes it at once, and reads no
-//! more before that is written: what is in memory is bounded, and nothing is while the connection is idle.
+//! Relays between a TLS connection and a worker. Each direction reads what is available, writes it at once, and reads no
+//! more until that is written: memory is bounded, and an idle connection holds none.
 //!
-//! The worker sees what it would see of a plain connection: close_notify and FIN are the end of the stream, and what breaks
-//! TLS or resets the connection closes the pair. What the worker does last, the peer sees: the end of its stream becomes
-//! close_notify and FIN.
+//! The worker sees the same as of a plain connection: close_notify and FIN end the stream, a TLS error or a reset closes the
+//! pair. When the worker ends its stream, the peer gets close_notify and FIN.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -19,29 +18,29 @@ use super::socket::Socket;
 
 /// Bytes read at a time.
 const BATCH: usize = 64 * 1024;
-/// What a message may take that was received in part.
+/// Maximum bytes of a partly received message.
 const UNREAD: usize = 80 * 1024;
-/// Batches in one turn; others have theirs in between.
+/// Batches in one turn, before other connections get theirs.
 const TURN: usize = 16;
-/// How long the peer may take to close its end after the worker has.
+/// Time for the peer to close its end after the worker has ended.
 const LINGER: Duration = Duration::from_secs(2);
-/// How long the peer may take nothing of what is left for it.
+/// Time for the peer to read the rest after the worker has ended.
 const STALL: Duration = Duration::from_secs(30);
-/// How often to look whether the worker is gone while the peer takes nothing.
-const LOOK: Duration = Duration::from_secs(5);
+/// Interval of checks whether the worker has closed the pair while the peer does not read.
+const CHECK: Duration = Duration::from_secs(5);
 
-/// Memory that all connections of the process use in turn.
+/// Buffers that all connections of the process use in turn.
 pub struct Scratch {
-    /// What is read.
+    /// Bytes read.
     pub buffer: Vec<u8>,
-    /// What was decrypted.
+    /// Bytes decrypted.
     pub plain: Vec<u8>,
-    /// What was encrypted.
+    /// Bytes encrypted.
     pub encrypted: Vec<u8>,
 }
 
 thread_local! {
-    /// The memory of this thread's connections.
+    /// The buffers of this thread's connections.
     pub static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
         buffer: vec![0; BATCH + UNREAD],
         plain: Vec::new(),
@@ -49,7 +48,7 @@ thread_local! {
     });
 }
 
-/// Receives what there is of a TLS connection, and gives what was in it to `take`. Ready with true: the peer sends no more.
+/// Receives from a TLS connection, and passes the decrypted bytes to `take`. Ready with true: the peer has ended.
 pub fn poll_receive(
     socket: &Socket,
     session: &mut Session,
@@ -73,7 +72,7 @@ pub fn poll_receive(
     })
 }
 
-/// Writes what is unsent. Pending: some of it still is.
+/// Writes the session's unsent bytes. Pending: some are left.
 pub fn poll_send(socket: &Socket, session: &mut Session, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
     while !session.unsent().is_empty() {
         match socket.poll_write(cx, session.unsent()) {
@@ -90,34 +89,33 @@ pub struct Relay {
     peer: Socket,
     session: Box<Session>,
     worker: Socket,
-    /// Decrypted, and still to be written to the worker.
+    /// Decrypted, not written to the worker yet.
     undelivered: Vec<u8>,
-    /// What is unsent waits until the peer takes it.
+    /// Unsent bytes wait until the peer's socket is writable.
     is_blocked: bool,
-    /// The peer sends no more, or nobody wants it.
+    /// Nothing more is read from the peer: it has ended, or the worker reads no more.
     has_peer_ended: bool,
-    /// The same, and the worker was told.
-    is_worker_told: bool,
-    /// The worker sends no more, and the peer was told as far as there was room.
+    /// The end was passed on to the worker.
+    has_told_worker: bool,
+    /// The worker has ended, and close_notify is sent or among the unsent bytes.
     has_worker_ended: bool,
-    /// By when it has to be over, or is looked at.
+    /// Deadline of the end, or the next check of a blocked connection.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// What a direction has done.
+/// Progress of a direction.
 #[derive(PartialEq, Eq)]
 enum Step {
-    /// Something.
     Moved,
-    /// Nothing: it waits for a socket.
+    /// Waits for a socket.
     Waits,
 }
 
 impl Relay {
-    /// `received` was in the TLS connection before.
+    /// `received` was received in the TLS connection and is not relayed yet.
     pub fn new(peer: Socket, session: Box<Session>, worker: Socket, received: Vec<u8>) -> Self {
         let has_peer_ended = session.is_ended();
-        let (is_blocked, is_worker_told, has_worker_ended, timer) = (false, false, false, None);
+        let (is_blocked, has_told_worker, has_worker_ended, timer) = (false, false, false, None);
         Self {
             peer,
             session,
@@ -125,13 +123,13 @@ impl Relay {
             undelivered: received,
             is_blocked,
             has_peer_ended,
-            is_worker_told,
+            has_told_worker,
             has_worker_ended,
             timer,
         }
     }
 
-    /// Until both ends are closed, or one has failed.
+    /// Relays until both ends are closed, or one has failed.
     pub async fn run(mut self) -> io::Result<()> {
         poll_fn(|cx| self.poll(cx)).await
     }
@@ -172,16 +170,16 @@ impl Relay {
             });
         }
         if self.has_peer_ended {
-            if !std::mem::replace(&mut self.is_worker_told, true) {
+            if !std::mem::replace(&mut self.has_told_worker, true) {
                 self.worker.end();
             }
             return Ok(Step::Waits);
         }
-        let Self { peer, session, worker, undelivered, is_worker_told, .. } = self;
+        let Self { peer, session, worker, undelivered, has_told_worker, .. } = self;
         let mut is_worker_gone = false;
         let received = poll_receive(peer, session, cx, |plain| {
-            // Without a registration: what is left is written in the next step.
-            if plain.is_empty() || *is_worker_told {
+            // Without a waker: the next step writes what is left.
+            if plain.is_empty() || *has_told_worker {
                 return;
             }
             match worker.poll_write(&mut Context::from_waker(Waker::noop()), plain) {
@@ -199,7 +197,7 @@ impl Relay {
                 match received {
                     Ok(is_end) => self.has_peer_ended |= is_end,
                     Err(error) => {
-                        // The alert, as far as that goes without waiting.
+                        // The alert, if it can be sent at once.
                         let _ = poll_send(&self.peer, &mut self.session, cx);
                         return Err(error);
                     }
@@ -209,10 +207,10 @@ impl Relay {
         }
     }
 
-    /// The worker takes nothing any more.
+    /// The worker reads no more: discards what it was to get.
     fn discard(&mut self) -> Step {
         self.undelivered = Vec::new();
-        (self.has_peer_ended, self.is_worker_told) = (true, true);
+        (self.has_peer_ended, self.has_told_worker) = (true, true);
         Step::Moved
     }
 
@@ -238,11 +236,11 @@ impl Relay {
             let room = buffer.get_mut(..BATCH).unwrap_or_default();
             let count = match worker.poll_read(cx, room) {
                 Poll::Ready(Ok(count)) => count,
-                // It was closed with something unread in it.
+                // The worker has closed the pair with unread bytes in it.
                 Poll::Ready(Err(_)) => 0,
                 Poll::Pending => return Ok(None),
             };
-            // A ticket, or the answer to a key update, goes along.
+            // Unsent bytes of TLS itself go first: a ticket, or the reply to a key update.
             encrypted.clear();
             encrypted.extend_from_slice(session.unsent());
             session.keep_unsent(&[]);
@@ -273,7 +271,7 @@ impl Relay {
         }
     }
 
-    /// The worker has ended: closes our end of the peer's connection once all was sent.
+    /// The worker has ended: shuts the peer's connection down once everything was sent, and sets the deadline.
     fn end(&mut self) {
         let is_sent = self.session.unsent().is_empty();
         if is_sent {
@@ -282,10 +280,10 @@ impl Relay {
         self.timer = Some(Box::pin(sleep(if is_sent { LINGER } else { STALL })));
     }
 
-    /// Waits, but not forever for an end, nor for a peer that takes nothing when the worker is gone.
+    /// Fails at the deadline of the end, or if the worker is gone while the peer does not read.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.is_blocked && self.timer.is_none() {
-            self.timer = Some(Box::pin(sleep(LOOK)));
+            self.timer = Some(Box::pin(sleep(CHECK)));
         }
         loop {
             let Some(timer) = &mut self.timer else { return Poll::Pending };
@@ -295,7 +293,7 @@ impl Relay {
             if self.has_worker_ended || self.worker.is_gone() {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            self.timer = self.is_blocked.then(|| Box::pin(sleep(LOOK)));
+            self.timer = self.is_blocked.then(|| Box::pin(sleep(CHECK)));
         }
     }
 }

@@ -1,5 +1,4 @@
-//! What all connections of a gateway share, and how each begins: header of the PROXY protocol, handshake, and then to a
-//! worker.
+//! What all connections of a gateway share, and how each begins: PROXY header, handshake, then a connection to a worker.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,28 +27,28 @@ use crate::http::{self, Response};
 use crate::proto::http1::head::{self, Parsed};
 use crate::proto::http1::proxy;
 
-/// Handshakes at a time. When one more comes, the one that has taken the longest makes way.
+/// Maximum concurrent handshakes. One more aborts the oldest.
 const HANDSHAKES: usize = 4096;
-/// The longest header of the PROXY protocol that is read.
+/// Maximum bytes of a PROXY header.
 const PROXY_HEADER: usize = 4096;
-/// How a client of HTTP/2 begins (RFC 9113 section 3.4).
+/// The connection preface of an HTTP/2 client (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// How long a redirected client may take to close its end.
+/// Time for a client to read a response and close its end.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// A listener's entrance.
+/// A listener.
 pub struct Frontend {
-    /// What connections begin with.
-    pub entrance: Entrance,
-    /// Behind the header of the PROXY protocol, of proxies that are trusted.
+    /// What its connections speak.
+    pub protocol: Protocol,
+    /// Whether trusted proxies send a PROXY header first.
     pub has_proxy_header: bool,
 }
 
-/// What connections to a listener begin with, ready for them.
-pub enum Entrance {
+/// What the connections of a listener speak, with what that needs.
+pub enum Protocol {
     /// TLS.
     Tls {
-        /// As rustls has it.
+        /// Its configuration.
         tls: tls::Acceptor,
         /// The value of Strict-Transport-Security.
         hsts: Option<String>,
@@ -63,19 +62,19 @@ pub enum Entrance {
     },
 }
 
-/// What a connection holds as long as it lives: its place among those that there may be, and what tells of the end of the
-/// last one.
+/// Held as long as the connection is open: a permit of the maximum of connections, and a sender whose last drop ends a
+/// draining gateway.
 pub type Token = (OwnedSemaphorePermit, mpsc::Sender<()>);
 
 /// What all connections share.
 pub struct Server {
-    /// Where workers take connections from.
+    /// Connections for workers.
     pub queue: Queue,
     /// The configuration.
     pub config: Arc<Config>,
     /// Shared with all processes.
     pub counters: &'static GatewayCounters,
-    /// True: no more is to begin.
+    /// True: open no more streams.
     pub draining: watch::Receiver<bool>,
     handshakes: Handshakes,
 }
@@ -93,19 +92,19 @@ impl Handshakes {
     }
 }
 
-/// A connection after the handshake of TLS.
+/// A connection after the TLS handshake.
 struct Opened {
     peer: Socket,
     session: Box<Session>,
-    /// What came in it since.
+    /// Application data received with the handshake.
     received: Vec<u8>,
     client: Option<SocketAddr>,
-    /// What it asked for (SNI).
+    /// The requested server name (SNI).
     name: Option<String>,
 }
 
 impl Server {
-    /// Gives connections to the workers by way of `queue`.
+    /// Passes connections to the workers through `queue`.
     pub fn new(
         queue: Queue,
         config: Arc<Config>,
@@ -115,7 +114,7 @@ impl Server {
         Self { queue, config, counters, draining, handshakes: Handshakes::default() }
     }
 
-    /// Serves a connection in a task of its own, which holds `token` as long as it lives.
+    /// Serves a connection in a task of its own, which holds `token`.
     pub fn begin(
         self: &Arc<Self>,
         frontend: &Arc<Frontend>,
@@ -141,8 +140,8 @@ impl Server {
         }
     }
 
-    /// The handshake of this connection is over.
-    fn settle(&self, number: u64) {
+    /// The handshake of this connection has ended.
+    fn end_handshake(&self, number: u64) {
         self.handshakes.lock().remove(&number);
     }
 
@@ -155,11 +154,11 @@ impl Server {
         token: Token,
     ) -> io::Result<()> {
         let limit = self.config.handshake_timeout;
-        match &frontend.entrance {
-            Entrance::Tls { tls, hsts } => {
+        match &frontend.protocol {
+            Protocol::Tls { tls, hsts } => {
                 let opened =
                     timeout(limit, self.handshake(tls, frontend.has_proxy_header, peer, client)).await;
-                self.settle(number);
+                self.end_handshake(number);
                 let opened =
                     opened.unwrap_or_else(|_| Err((Failure::Timeout, io::ErrorKind::TimedOut.into())));
                 let opened = opened.map_err(|(failure, error)| {
@@ -177,7 +176,7 @@ impl Server {
                 }
                 self.relay(peer, session, received, client, facts, token).await
             }
-            Entrance::H2c => {
+            Protocol::H2c => {
                 let is_http2 = timeout(limit, async {
                     self.read_proxy_header(frontend.has_proxy_header, &peer, &mut client).await?;
                     let mut buffer = [0; PREFACE.len()];
@@ -188,7 +187,7 @@ impl Server {
                     peer.peek(&mut buffer, is_preface).await
                 });
                 let is_http2 = is_http2.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-                self.settle(number);
+                self.end_handshake(number);
                 let local = peer.local();
                 match is_http2 {
                     None => Ok(()),
@@ -203,19 +202,19 @@ impl Server {
                     }
                 }
             }
-            Entrance::Redirect { to } => {
+            Protocol::Redirect { to } => {
                 let redirected = timeout(limit, async {
                     self.read_proxy_header(frontend.has_proxy_header, &peer, &mut client).await?;
                     self.redirect(&peer, to.as_deref()).await
                 });
                 let result = redirected.await;
-                self.settle(number);
+                self.end_handshake(number);
                 result.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
             }
         }
     }
 
-    /// Until the TLS session is open. The error says what it counts for.
+    /// Runs the TLS handshake. The error has the failure to count.
     async fn handshake(
         &self,
         tls: &tls::Acceptor,
@@ -233,13 +232,13 @@ impl Server {
                 poll_receive(&peer, &mut session, cx, |plain| received.extend_from_slice(plain))
             });
             let is_ended = result.await;
-            // Asked for before any other connection had its turn.
+            // Taken before another connection gets its turn and replaces it.
             name = tls.resolver.take_asked().or(name);
-            // Of TLS 1.3 only a ticket is unsent then: it goes along with what the worker says first.
+            // In TLS 1.3 only a ticket is unsent then: it is sent with the first bytes of the worker.
             if is_ended.is_ok() && session.is_open() && session.version() == Some("TLSv1.3") {
                 break;
             }
-            // What is unsent after an error is the alert that says why.
+            // After an error, this sends the alert.
             let sent = std::future::poll_fn(|cx| poll_send(&peer, &mut session, cx)).await;
             let is_ended = is_ended.map_err(|error| (failure_of(&error), error))?;
             sent.map_err(closed)?;
@@ -250,7 +249,7 @@ impl Server {
         Ok(Opened { peer, session, received, client, name })
     }
 
-    /// Serves a connection of HTTP/2, in a task of its own: that of the handshake needs more memory.
+    /// Serves an HTTP/2 connection in a new task, since the task of the handshake needs more memory.
     fn begin_http2<T>(
         self: &Arc<Self>,
         stream: T,
@@ -264,12 +263,12 @@ impl Server {
         tokio::spawn(async move {
             let _token = token;
             if let Err(error) = http2::serve(&server, stream, client, facts).await {
-                log::debug!("connection of HTTP/2 ended: {error}");
+                log::debug!("HTTP/2 connection ended: {error}");
             }
         });
     }
 
-    /// Gives the connection to a worker, and has it relayed until its end, in a task of its own.
+    /// Connects to a worker, and relays in a new task until the end of the connection.
     async fn relay(
         &self,
         peer: Socket,
@@ -283,7 +282,8 @@ impl Server {
             Ok(worker) => worker,
             Err(error) => {
                 self.unavailable(&error);
-                let response = http::error(503, "no worker is free", &[("Retry-After", "1")]).into_bytes();
+                let response =
+                    http::error(503, "no worker is available", &[("Retry-After", "1")]).into_bytes();
                 session.send(&response).and_then(|()| session.send_end()).map_err(io::Error::other)?;
                 let sent = std::future::poll_fn(|cx| poll_send(&peer, &mut session, cx));
                 return timeout(LINGER, sent).await.unwrap_or(Ok(()));
@@ -299,13 +299,13 @@ impl Server {
         Ok(())
     }
 
-    /// No worker has taken a connection.
+    /// Counts and logs that no worker accepted a connection.
     pub fn unavailable(&self, error: &io::Error) {
         self.counters.count_failure(Failure::Unavailable);
         log::warn!("no worker accepted a connection: {error}; dropped");
     }
 
-    /// Reads the header with which a trusted proxy begins, if it has to.
+    /// Reads the PROXY header of a trusted proxy, if the listener expects one.
     async fn read_proxy_header(
         &self,
         is_expected: bool,
@@ -330,7 +330,7 @@ impl Server {
         }
     }
 
-    /// Answers one request with the same at https.
+    /// Redirects one request to https.
     async fn redirect(&self, peer: &Socket, to: Option<&str>) -> io::Result<()> {
         let limits = &self.config.head;
         let mut buffer = vec![0; limits.bytes + 1];
@@ -342,7 +342,7 @@ impl Server {
         let Some(response) = response.await? else { return Ok(()) };
         peer.write_all(&response.into_bytes()).await?;
         peer.end();
-        // Closing before the client has read the response could take it away.
+        // Closing with unread bytes would reset the connection before the client has read the response.
         let drain = async { while peer.read(&mut buffer).await.is_ok_and(|count| count > 0) {} };
         let _ = timeout(LINGER, drain).await;
         Ok(())
@@ -355,7 +355,7 @@ fn redirection(head: &head::Head, to: Option<&str>) -> Response {
         Some(host) => {
             Response::redirect(SystemTime::now(), 308, &format!("https://{host}{}", head.resource()))
         }
-        None => http::error(400, "a request without a host", &[]),
+        None => http::error(400, "the request has no Host", &[]),
     }
 }
 
@@ -370,7 +370,7 @@ fn failure_of(error: &io::Error) -> Failure {
     }
 }
 
-/// [`Facts`] that a connection keeps until a worker has them.
+/// [`Facts`] that a connection owns.
 #[derive(Clone, Default)]
 pub struct OwnedFacts {
     is_tls: bool,
@@ -409,7 +409,7 @@ impl OwnedFacts {
         self.hsts.as_deref().and_then(|hsts| ::http::HeaderValue::from_str(hsts).ok())
     }
 
-    /// As they are sent.
+    /// The form that is sent to workers.
     pub fn borrow(&self) -> Facts<'_> {
         Facts {
             is_tls: self.is_tls,

@@ -1,4 +1,4 @@
-//! One TLS connection without its socket: bytes in, bytes out. Holds no memory while nothing is under way.
+//! One TLS connection without its socket: bytes in, bytes out. It holds no buffers while it is idle.
 
 use std::sync::Arc;
 
@@ -6,42 +6,42 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic};
 use rustls::{HandshakeKind, ServerConfig};
 
-/// Bytes that a record adds to those in it, at most (TLS 1.2: header, nonce, tag).
+/// Maximum bytes that a record adds to its content (TLS 1.2: header, nonce, tag).
 const OVERHEAD: usize = 40;
-/// Bytes in a record.
+/// Maximum bytes of content in a record.
 const FRAGMENT: usize = 16 * 1024;
-/// Bytes that a handshake message, or a record, may take before it can be read (RFC 8446 section 5.1).
-const MOST_UNREAD: usize = 80 * 1024;
+/// Maximum bytes of an incomplete record or handshake message (RFC 8446 section 5.1).
+const MAX_UNREAD: usize = 80 * 1024;
 
 type Traffic<'a> = WriteTraffic<'a, ServerConnectionData>;
 
 /// One connection.
 pub struct Session {
     connection: UnbufferedServerConnection,
-    /// Received and incomplete.
+    /// Received, incomplete.
     unread: Vec<u8>,
-    /// To be sent.
+    /// Encrypted, not sent yet.
     unsent: Vec<u8>,
-    /// The peer has said that it sends no more.
+    /// The peer has sent close_notify.
     is_ended: bool,
-    /// So has the server.
-    has_said_end: bool,
+    /// This side has sent close_notify.
+    has_sent_end: bool,
 }
 
 impl Session {
-    /// Before the first byte.
+    /// A session that has received nothing.
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
         let connection = UnbufferedServerConnection::new(config)?;
-        Ok(Self { connection, unread: Vec::new(), unsent: Vec::new(), is_ended: false, has_said_end: false })
+        Ok(Self { connection, unread: Vec::new(), unsent: Vec::new(), is_ended: false, has_sent_end: false })
     }
 
-    /// What was received before and is incomplete.
+    /// Bytes received before that are incomplete.
     pub fn unread(&self) -> &[u8] {
         &self.unread
     }
 
-    /// Processes what was received, which follows as many bytes of room as [`unread`](Self::unread) has, and appends what
-    /// was in it to `plain`. After an error what is unsent says why.
+    /// Decrypts `received`, which begins with room for [`unread`](Self::unread), and appends the content to `plain`. After
+    /// an error, the alert is unsent.
     pub fn receive(&mut self, mut received: &mut [u8], plain: &mut Vec<u8>) -> Result<(), rustls::Error> {
         let unread = std::mem::take(&mut self.unread);
         if let Some(front) = received.get_mut(..unread.len()) {
@@ -82,15 +82,15 @@ impl Session {
         };
         if result.is_err() {
             self.collect_alert();
-        } else if received.len() > MOST_UNREAD {
-            return Err(rustls::Error::General("a message that is too long".to_owned()));
+        } else if received.len() > MAX_UNREAD {
+            return Err(rustls::Error::General("handshake message too long".to_owned()));
         } else if !received.is_empty() && !self.is_ended {
             self.unread = received.to_vec();
         }
         result
     }
 
-    /// The alert that tells the peer of an error.
+    /// Appends the alert for an error to the unsent bytes.
     fn collect_alert(&mut self) {
         while let Ok(ConnectionState::EncodeTlsData(mut data)) =
             self.connection.process_tls_records(&mut []).state
@@ -108,7 +108,7 @@ impl Session {
         self.write(room, |traffic, room| traffic.encrypt(plain, room))
     }
 
-    /// Has `encrypt` append to what is unsent, behind what rustls itself has to say.
+    /// Has `encrypt` append to the unsent bytes, after what rustls itself has to send.
     fn write(
         &mut self,
         room: usize,
@@ -134,25 +134,25 @@ impl Session {
         }
     }
 
-    /// Keeps what could not be sent at once.
+    /// Replaces the unsent bytes by the rest that could not be sent at once.
     pub fn keep_unsent(&mut self, rest: &[u8]) {
         self.unsent = rest.to_vec();
     }
 
-    /// Tells the peer that no more is to come (close_notify).
+    /// Encrypts close_notify, once.
     pub fn send_end(&mut self) -> Result<(), rustls::Error> {
-        match std::mem::replace(&mut self.has_said_end, true) {
+        match std::mem::replace(&mut self.has_sent_end, true) {
             true => Ok(()),
             false => self.write(0, |traffic, room| traffic.queue_close_notify(room)),
         }
     }
 
-    /// What is to be sent.
+    /// Encrypted bytes, not sent yet.
     pub fn unsent(&self) -> &[u8] {
         &self.unsent
     }
 
-    /// So much of it was sent. Without any left it takes no memory.
+    /// Removes the first `count` unsent bytes; frees the buffer if none are left.
     pub fn sent(&mut self, count: usize) {
         if count >= self.unsent.len() {
             self.unsent = Vec::new();
@@ -161,27 +161,27 @@ impl Session {
         }
     }
 
-    /// Exchanges what is unsent for an empty buffer, to send it at once.
+    /// Exchanges the buffer of unsent bytes for another one.
     pub fn swap_unsent(&mut self, buffer: &mut Vec<u8>) {
         std::mem::swap(&mut self.unsent, buffer);
     }
 
-    /// Whether the handshake is over.
+    /// Whether the handshake is complete.
     pub fn is_open(&self) -> bool {
         !self.connection.is_handshaking()
     }
 
-    /// Whether the peer has said that it sends no more.
+    /// Whether the peer has sent close_notify.
     pub fn is_ended(&self) -> bool {
         self.is_ended
     }
 
-    /// The protocol that was agreed on.
+    /// The negotiated protocol.
     pub fn alpn(&self) -> Option<&[u8]> {
         self.connection.alpn_protocol()
     }
 
-    /// The name of the version.
+    /// The name of the TLS version.
     pub fn version(&self) -> Option<&'static str> {
         match self.connection.protocol_version()? {
             rustls::ProtocolVersion::TLSv1_2 => Some("TLSv1.2"),
@@ -195,7 +195,7 @@ impl Session {
         Some(format!("{suite:?}").replace("TLS13_", "TLS_"))
     }
 
-    /// Whether it continues an earlier session.
+    /// Whether it resumes an earlier session.
     pub fn is_resumed(&self) -> bool {
         self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
     }
@@ -206,7 +206,7 @@ impl Session {
     }
 }
 
-/// Appends what `write` puts into the room that it is given, which grows to what it wants if that is more.
+/// Appends what `write` writes. It gets `room` bytes; if it wants more, it is called again with as many.
 fn append<E>(
     to: &mut Vec<u8>,
     mut room: usize,

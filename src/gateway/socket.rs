@@ -1,4 +1,4 @@
-//! Descriptors in the event loop of the runtime, and a stream socket of any family.
+//! Descriptors in the event loop of the runtime, and stream sockets of any family.
 
 #![allow(unsafe_code)]
 
@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::fleet::datagram;
 
-/// A descriptor's owner in the event loop.
+/// The owner of a descriptor that the event loop watches.
 pub type Watched<T> = AsyncFd<Owner<T>>;
 
 /// The owner of a descriptor.
@@ -32,9 +32,9 @@ impl<T: AsFd> AsRawFd for Owner<T> {
     }
 }
 
-/// Watches a descriptor that does not block.
+/// Watches a non-blocking descriptor.
 pub fn watch<T: AsFd>(owner: T, interest: Interest) -> io::Result<Watched<T>> {
-    // SAFETY: the owner, which goes along, keeps this descriptor open, and is not changed inside.
+    // SAFETY: AsyncFd takes the owner, which keeps this descriptor open and is not changed while it is in there.
     Ok(unsafe { AsyncFd::register_with_interest(Owner(owner), interest)? })
 }
 
@@ -42,7 +42,7 @@ pub fn watch<T: AsFd>(owner: T, interest: Interest) -> io::Result<Watched<T>> {
 pub struct Socket(Watched<socket2::Socket>);
 
 impl Socket {
-    /// One that is non-blocking already.
+    /// `socket` is non-blocking.
     pub fn new(socket: socket2::Socket) -> io::Result<Self> {
         watch(socket, Interest::READABLE | Interest::WRITABLE).map(Self)
     }
@@ -55,7 +55,7 @@ impl Socket {
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Ok(count)) => {
                     if (1..buffer.len()).contains(&count) {
-                        guard.clear_ready(); // it is edge-triggered: what comes next is told
+                        guard.clear_ready(); // edge-triggered: new bytes are a new event
                     }
                     return Poll::Ready(Ok(count));
                 }
@@ -77,8 +77,7 @@ impl Socket {
         }
     }
 
-    /// Looks at what has come, without taking it, until `enough` says what of it that means; `None` at the end, or when
-    /// `buffer` is full.
+    /// Peeks at the received bytes until `enough` returns a result; `None` at the end of the stream, or if `buffer` is full.
     pub async fn peek<R>(
         &self,
         buffer: &mut [u8],
@@ -102,21 +101,21 @@ impl Socket {
                 return Ok(None);
             }
             seen = count;
-            guard.clear_ready(); // what comes next is told
+            guard.clear_ready(); // edge-triggered: new bytes are a new event
         }
     }
 
-    /// Whether there is something to read, or the end, without reading it.
+    /// Ready when there is something to read, or the end. Reads nothing.
     pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.poll_read_ready(cx).map_ok(|mut guard| guard.retain_ready())
     }
 
-    /// Reads some.
+    /// Reads into `buffer`; 0 at the end.
     pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         std::future::poll_fn(|cx| self.poll_read(cx, buffer)).await
     }
 
-    /// Writes all.
+    /// Writes all of `bytes`.
     pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let count = std::future::poll_fn(|cx| self.poll_write(cx, bytes)).await?;
@@ -125,9 +124,9 @@ impl Socket {
         Ok(())
     }
 
-    /// No more is written: the other side reads the end.
+    /// Shuts the writing side down: the other side reads the end.
     pub fn end(&self) {
-        let _ = self.0.get_ref().0.shutdown(Shutdown::Write); // it is gone
+        let _ = self.0.get_ref().0.shutdown(Shutdown::Write); // fails if it is closed already
     }
 
     /// Whether the other side has closed both directions.

@@ -1,4 +1,4 @@
-//! Connections of HTTP/2 as a stream of plain bytes, as the crate `h2` wants them.
+//! HTTP/2 connections as byte streams for the crate `h2`.
 
 use std::io;
 use std::pin::Pin;
@@ -13,17 +13,17 @@ use super::socket::Socket;
 /// Bytes encrypted at a time.
 const BATCH: usize = 64 * 1024;
 
-/// With TLS.
+/// A connection with TLS.
 pub struct TlsStream {
     peer: Socket,
     session: Box<Session>,
-    /// Decrypted, and not read yet from `at` on.
+    /// Decrypted; not read yet from `at` on.
     received: Vec<u8>,
     at: usize,
 }
 
 impl TlsStream {
-    /// `received` was in the TLS connection before.
+    /// `received` was received in the TLS connection and is not read yet.
     pub fn new(peer: Socket, session: Box<Session>, received: Vec<u8>) -> Self {
         Self { peer, session, received, at: 0 }
     }
@@ -58,7 +58,7 @@ impl AsyncRead for TlsStream {
                 *received = later.to_vec();
             }));
             let is_ended = is_ended.inspect_err(|_| {
-                let _ = poll_send(peer, session, cx); // the alert that says why
+                let _ = poll_send(peer, session, cx); // the alert
             })?;
             if has_data || is_ended {
                 return Poll::Ready(Ok(()));
@@ -93,7 +93,7 @@ impl AsyncWrite for TlsStream {
     }
 }
 
-/// Without TLS.
+/// A connection without TLS.
 pub struct PlainStream(pub Socket);
 
 impl AsyncRead for PlainStream {

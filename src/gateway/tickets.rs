@@ -1,6 +1,6 @@
-//! Session tickets (RFC 8446 section 4.6.1, RFC 5077) that any gateway of this server accepts. Their keys are derived from
-//! the private keys, which gateways alone have, and a random number of the running server, so that neither suffices later:
-//! no key has to be shared, and none survives the server. A key is used for half a day, and known for another half.
+//! Session tickets (RFC 8446 section 4.6.1, RFC 5077) that all gateways of this server accept. Their keys are derived from
+//! the private keys, which only gateways have, and a random salt of the running server: no ticket key has to be shared, and
+//! the private keys alone do not decrypt old tickets. A key encrypts for 12 hours, and decrypts for another 12.
 
 use std::time::SystemTime;
 
@@ -9,9 +9,9 @@ use ring::hkdf::{HKDF_SHA256, Salt};
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::server::ProducesTickets;
 
-/// Seconds for which a key is used.
+/// Seconds for which a key encrypts.
 const PERIOD: u64 = 12 * 60 * 60;
-/// The number of a period, in front of a ticket.
+/// Bytes of the number of a period, with which a ticket begins.
 const NUMBER: usize = 8;
 
 /// The tickets of one listener.
@@ -27,7 +27,7 @@ impl std::fmt::Debug for Tickets {
 }
 
 impl Tickets {
-    /// Whose keys are derived from these private keys and the server's random number.
+    /// Derives keys from these private keys and the server's salt.
     pub fn new<'a>(keys: impl Iterator<Item = &'a [u8]>, salt: &[u8]) -> Self {
         let keys: Vec<u8> = keys.flatten().copied().collect();
         Self { secret: Salt::new(HKDF_SHA256, salt).extract(&keys), random: SystemRandom::new() }
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_process_with_the_same_keys_reads_a_ticket_for_a_while() {
+    fn processes_with_the_same_keys_accept_a_ticket_for_two_periods() {
         let new = |keys: &[&[u8]], salt: &[u8]| Tickets::new(keys.iter().copied(), salt);
         let one = new(&[b"key 1", b"key 2"], b"salt");
         let other = new(&[b"key 1", b"key 2"], b"salt");
@@ -100,8 +100,8 @@ mod tests {
         assert_eq!(other.decrypt_at(8, &ticket).unwrap(), b"session");
         assert_eq!((other.decrypt_at(9, &ticket), other.decrypt_at(6, &ticket)), (None, None));
         assert_ne!(one.encrypt_at(7, b"session").unwrap(), ticket);
-        for stranger in [new(&[b"key 1"], b"salt"), new(&[b"key 1", b"key 2"], b"other")] {
-            assert_eq!(stranger.decrypt_at(7, &ticket), None);
+        for different in [new(&[b"key 1"], b"salt"), new(&[b"key 1", b"key 2"], b"other")] {
+            assert_eq!(different.decrypt_at(7, &ticket), None);
         }
         for at in 0..ticket.len() {
             let mut damaged = ticket.clone();

@@ -1,4 +1,4 @@
-//! What a listener speaks: its certificates, versions, ciphers and protocols as a configuration of rustls.
+//! The rustls configuration of a listener: certificates, versions, ciphers and protocols.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,11 +19,11 @@ use crate::config::gateway::Tls;
 pub struct Acceptor {
     /// For rustls.
     pub config: Arc<ServerConfig>,
-    /// Chooses the certificate, and remembers the name that it was asked for.
+    /// Chooses the certificate, and remembers the requested name.
     pub resolver: Arc<Resolver>,
     /// When its first certificate expires; time since the epoch.
     pub expires: Duration,
-    /// Whose that is.
+    /// File of that certificate.
     pub first_to_expire: String,
 }
 
@@ -55,7 +55,7 @@ impl Acceptor {
         let mut config = builder.with_cert_resolver(Arc::clone(&resolver) as Arc<dyn ResolvesServerCert>);
         let protocols: &[&[u8]] = if tls.has_http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
         config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-        // Sessions that a process remembers would be no use to the others.
+        // No session cache: the other gateways could not use it.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         if tls.has_tickets {
@@ -67,7 +67,7 @@ impl Acceptor {
     }
 }
 
-/// With these cipher suites, in this order; all where none is named.
+/// A provider with these cipher suites, in this order; none named: all.
 fn provider(ciphers: &[String]) -> Result<CryptoProvider, String> {
     let mut provider = provider::default_provider();
     if ciphers.is_empty() {
@@ -85,13 +85,13 @@ fn provider(ciphers: &[String]) -> Result<CryptoProvider, String> {
     Ok(provider)
 }
 
-/// Chooses a certificate by the name that a client asks for.
+/// Chooses a certificate by the requested server name.
 #[derive(Debug)]
 pub struct Resolver {
-    /// By name; `*.` in front of what is left of a name without its first label.
+    /// By name, or `*.` and the name without its first label.
     by_name: HashMap<String, Arc<CertifiedKey>>,
     default: Arc<CertifiedKey>,
-    /// The name that was asked for last: rustls has no other way to tell that of an unbuffered connection.
+    /// The last requested name: rustls does not return that of an unbuffered connection.
     asked: Mutex<Option<String>>,
 }
 
@@ -101,7 +101,7 @@ impl Resolver {
         for certificate in certificates {
             default.get_or_insert_with(|| Arc::clone(&certificate.certified));
             for name in &certificate.names {
-                // The first one counts.
+                // The first certificate with a name is used.
                 by_name.entry(name.clone()).or_insert_with(|| Arc::clone(&certificate.certified));
             }
         }
@@ -113,7 +113,7 @@ impl Resolver {
         self.by_name.get(name).or_else(|| self.by_name.get(&format!("*.{}", name.split_once('.')?.1)))
     }
 
-    /// The name that the handshake that was just processed has asked for, if it has.
+    /// The name requested in the handshake that was just processed, if any.
     pub fn take_asked(&self) -> Option<String> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::account::identity;
 use super::resolve::absolute;
 use super::{Error, Places, draft};
-use crate::config::gateway::{CertificateFiles, ClientAuth, Entrance, GatewayListener, Tls};
+use crate::config::gateway::{CertificateFiles, ClientAuth, GatewayListener, Protocol, Tls};
 use crate::config::{Config, Listen};
 
 /// What is said of a listener.
@@ -45,7 +45,7 @@ pub struct Draft {
 
 impl Draft {
     /// What connections begin with, where that is not a request of HTTP/1.1 that a worker reads.
-    fn entrance(self, given: &Places) -> Result<Option<Entrance>, Error> {
+    fn protocol(self, given: &Places) -> Result<Option<Protocol>, Error> {
         let kinds = [("tls", self.is_tls), ("h2c", self.is_h2c), ("redirect_to_https", self.redirects)];
         let mut chosen = kinds.into_iter().filter(|(_, is_chosen)| *is_chosen);
         let first = chosen.next();
@@ -57,9 +57,9 @@ impl Draft {
             return Ok(None);
         };
         Ok(Some(match kind {
-            "tls" => Entrance::Tls(Box::new(self.tls(given)?)),
-            "h2c" => Entrance::H2c,
-            _ => Entrance::Redirect { to: self.redirect_host },
+            "tls" => Protocol::Tls(Box::new(self.tls(given)?)),
+            "h2c" => Protocol::H2c,
+            _ => Protocol::Redirect { to: self.redirect_host },
         }))
     }
 
@@ -103,13 +103,13 @@ pub fn server(draft: &draft::Draft, given: &Places, config: &mut Config) -> Resu
     gateway.processes = draft.gateways.unwrap_or((cores / 2).max(1));
     let identity = identity(draft.gateway_user.clone(), draft.gateway_group);
     (gateway.user, gateway.groups) = identity.map_err(|why| given.wrong("gateway_user", why))?;
-    let entrance = draft.tls.clone().entrance(given)?;
-    if let Some(entrance) = &entrance {
+    let protocol = draft.tls.clone().protocol(given)?;
+    if let Some(protocol) = &protocol {
         let listener =
-            |listen: &_| GatewayListener { listen: Clone::clone(listen), entrance: entrance.clone() };
+            |listen: &_| GatewayListener { listen: Clone::clone(listen), protocol: protocol.clone() };
         gateway.listeners = config.listen.iter().map(listener).collect();
     }
-    gateway.passed = entrance;
+    gateway.passed = protocol;
     Ok(())
 }
 
@@ -117,8 +117,8 @@ pub fn server(draft: &draft::Draft, given: &Places, config: &mut Config) -> Resu
 pub fn listener(draft: Draft, given: &Places, listen: &Listen, config: &mut Config) -> Result<(), Error> {
     let listeners = &mut config.gateway.listeners;
     listeners.retain(|known| known.listen != *listen);
-    if let Some(entrance) = draft.entrance(given)? {
-        listeners.push(GatewayListener { listen: listen.clone(), entrance });
+    if let Some(protocol) = draft.protocol(given)? {
+        listeners.push(GatewayListener { listen: listen.clone(), protocol });
     }
     Ok(())
 }
@@ -129,10 +129,10 @@ mod tests {
     use super::super::tests::{config, fails};
     use super::*;
 
-    fn entrances(text: &str) -> Vec<(String, Entrance)> {
+    fn protocols(text: &str) -> Vec<(String, Protocol)> {
         let gateway = config(text, &[]).unwrap().gateway;
         let listeners = gateway.listeners.into_iter();
-        listeners.map(|listener| (listener.listen.to_string(), listener.entrance)).collect()
+        listeners.map(|listener| (listener.listen.to_string(), listener.protocol)).collect()
     }
 
     #[test]
@@ -163,13 +163,13 @@ mod tests {
         let config = config(text, &[]).unwrap();
         let addresses: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["0.0.0.0:443", "[::]:444", "0.0.0.0:80", "unix:/run/h2c", "127.0.0.1:81"]);
-        let [(first, Entrance::Tls(one)), (second, Entrance::Tls(other)), (_, redirect), (_, h2c)] =
-            &entrances(text)[..]
+        let [(first, Protocol::Tls(one)), (second, Protocol::Tls(other)), (_, redirect), (_, h2c)] =
+            &protocols(text)[..]
         else {
-            panic!("{:?}", entrances(text))
+            panic!("{:?}", protocols(text))
         };
         assert_eq!((first.as_str(), second.as_str()), ("0.0.0.0:443", "[::]:444"));
-        assert_eq!((redirect, h2c), (&Entrance::Redirect { to: None }, &Entrance::H2c));
+        assert_eq!((redirect, h2c), (&Protocol::Redirect { to: None }, &Protocol::H2c));
         assert!(!one.has_tls12 && one.has_http2 && one.hsts == Some(Duration::from_secs(3600)));
         assert!(other.has_tls12 && !other.has_http2 && other.certificates.len() == 2);
     }
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn all_sockets_without_a_table_are_the_servers() {
         let text = "tls = true\ncertificate = '/c'\nprivate_key = '/k'\nserver_host = ['::1', '127.0.0.1']\n";
-        let addresses: Vec<String> = entrances(text).into_iter().map(|(address, _)| address).collect();
+        let addresses: Vec<String> = protocols(text).into_iter().map(|(address, _)| address).collect();
         assert_eq!(addresses, ["[::1]:8080", "127.0.0.1:8080"]);
         assert!(config(text, &[]).unwrap().gateway.passed.is_some());
         assert!(!config("", &[]).unwrap().gateway.serves());

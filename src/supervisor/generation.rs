@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::bus::{self, Bus};
 use super::policy::rolling_restart::Step;
 use crate::auth::Authentication;
-use crate::config::gateway::Entrance;
+use crate::config::gateway::Protocol;
 use crate::config::{Binding, Cgi, Config, Listen, Pool};
 use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::{self, BindError, Listener};
@@ -178,7 +178,7 @@ impl Generation {
     }
 
     fn is_for_gateways(&self, listener: &Listener) -> bool {
-        self.config.gateway.entrance(listener.asked()).is_some()
+        self.config.gateway.protocol(listener.asked()).is_some()
     }
 
     /// The pools whose workers would not be what they are if they were started from `new`.
@@ -270,10 +270,10 @@ pub type Stamp = Option<routes::Stamp>;
 
 /// The files that gateways read, as they are. Waits for the file system.
 pub(super) fn stamps(config: &Config) -> Vec<Stamp> {
-    let entrances = config.gateway.listeners.iter().map(|listener| &listener.entrance);
+    let protocols = config.gateway.listeners.iter().map(|listener| &listener.protocol);
     let mut paths: Vec<&Path> = Vec::new();
-    for entrance in entrances.chain(&config.gateway.passed) {
-        let Entrance::Tls(tls) = entrance else { continue };
+    for protocol in protocols.chain(&config.gateway.passed) {
+        let Protocol::Tls(tls) = protocol else { continue };
         paths.extend(tls.certificates.iter().flat_map(|files| [&*files.certificate, &*files.key]));
         paths.extend(tls.client_auth.iter().map(|auth| &*auth.ca));
     }

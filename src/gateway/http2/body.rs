@@ -1,5 +1,5 @@
-//! The bytes of a stream, in both directions. Nothing is read of one side before the other has taken what came before, and
-//! nothing is in memory while the stream is idle.
+//! Copies the bytes of a stream in both directions. It reads from one side only after the other has accepted what was read
+//! before, and holds no memory while the stream is idle.
 
 use std::future::poll_fn;
 use std::io;
@@ -13,15 +13,15 @@ use crate::gateway::socket::Socket;
 
 /// Bytes sent at a time: a frame (RFC 9113 section 4.2).
 const PIECE: usize = 16 * 1024;
-/// Pieces in one turn; other streams have theirs in between.
+/// Pieces in one turn, before other streams get theirs.
 const TURN: usize = 16;
 
-/// When the stream is over.
+/// When the stream is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// When both sides have ended: it is a WebSocket.
     OfBoth,
-    /// With the response, of which so many bytes are left, if it says.
+    /// At the end of the response: its remaining bytes, if it has a Content-Length.
     OfResponse(Option<u64>),
 }
 
@@ -30,16 +30,16 @@ pub struct Body {
     worker: Socket,
     receive: RecvStream,
     send: SendStream<Bytes>,
-    /// Received, and not written to the worker yet.
+    /// From the peer, not written to the worker yet.
     undelivered: Bytes,
-    /// The worker's, and not sent yet.
+    /// From the worker, not sent to the peer yet.
     unsent: Bytes,
     end: End,
     has_peer_ended: bool,
     has_worker_ended: bool,
 }
 
-/// What a direction has done.
+/// Progress of a direction.
 #[derive(PartialEq, Eq)]
 enum Step {
     Moved,
@@ -69,8 +69,8 @@ impl Body {
         }
     }
 
-    /// To the end of the stream. What fails resets it: the peer sees it as an abrupt end. Where the response is complete
-    /// and the peer still sends, h2 resets it with NO_ERROR once all has left (RFC 9113 section 8.1).
+    /// Runs to the end of the stream. An error resets it, so that the peer does not take it for complete. If the response
+    /// is complete and the peer still sends, h2 resets it with NO_ERROR once everything was sent (RFC 9113 section 8.1).
     pub async fn run(mut self) {
         if poll_fn(|cx| self.poll(cx)).await.is_err() {
             self.send.send_reset(Reason::CANCEL);
@@ -106,7 +106,7 @@ impl Body {
     fn poll_inward(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.undelivered.is_empty() {
             let Ok(count) = ready!(self.worker.poll_write(cx, &self.undelivered)) else {
-                // It takes nothing any more; what it has sent before is still there.
+                // The worker reads nothing more; what it has sent can still be read.
                 self.release(self.undelivered.len())?;
                 self.undelivered = Bytes::new();
                 self.has_peer_ended = true;
@@ -138,7 +138,7 @@ impl Body {
         if self.has_worker_ended {
             return Poll::Pending;
         }
-        // Room of the connection is asked for only where there is something to send.
+        // Capacity of the connection is reserved only if there is something to send.
         if self.unsent.is_empty() {
             ready!(self.worker.poll_readable(cx))?;
         }
@@ -166,7 +166,7 @@ impl Body {
             self.send.reserve_capacity(0);
             return Poll::Pending;
         };
-        // A worker that has closed the pair with something unread in it has ended, too.
+        // An error is an end, too: the worker has closed the pair with unread bytes in it.
         let mut piece = piece.unwrap_or_default();
         let mut is_last = piece.is_empty();
         if let End::OfResponse(Some(left)) = &mut self.end {

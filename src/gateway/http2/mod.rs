@@ -1,6 +1,6 @@
-//! HTTP/2 (RFC 9113): each stream becomes a connection of a worker, which speaks HTTP/1.1 and is sent the equivalent
-//! request. A WebSocket is opened by an extended CONNECT (RFC 8441). Flow control is backpressure: what a peer does not
-//! allow to be sent stays in the socket pair, and in the worker's queue.
+//! HTTP/2 (RFC 9113): each stream becomes a connection to a worker, which gets the equivalent HTTP/1.1 request. An extended
+//! CONNECT (RFC 8441) opens a WebSocket. Flow control is backpressure: bytes beyond the peer's window stay in the socket
+//! pair and in the worker's queue.
 
 mod body;
 mod request;
@@ -24,44 +24,44 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use super::server::{OwnedFacts, Server};
 
-/// Streams of a connection at a time.
+/// Maximum concurrent streams of a connection.
 const STREAMS: u32 = 256;
-/// What a peer may send on a stream before a worker has taken it; bytes. The default of RFC 9113 section 6.5.2.
+/// Flow-control window of a stream; bytes. The default of RFC 9113 section 6.5.2.
 const STREAM_WINDOW: u32 = 65_535;
-/// The same on all streams of a connection.
+/// Flow-control window of a connection; bytes.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// What waits to be sent on a stream; bytes.
+/// Maximum bytes buffered for sending on a stream.
 const SEND_BUFFER: usize = 64 * 1024;
-/// Streams that were reset before they were looked at.
-const RESETS_IN_LINE: usize = 20;
-/// Streams that a peer has reset before there was an answer, beyond as many as were answered: more is an attack
+/// Maximum streams reset before they were accepted.
+const PENDING_RESETS: usize = 20;
+/// Maximum streams that a peer may reset before the response, beyond the number of responses: more is an attack
 /// (CVE-2023-44487).
 const RESETS: u32 = 100;
 /// A connection without a stream is closed after this time.
 const IDLE: Duration = Duration::from_secs(60);
-/// Time for what is left to be sent when a connection is closed.
-const GOODBYE: Duration = Duration::from_secs(2);
+/// Time to send what is left when a connection is closed.
+const CLOSE: Duration = Duration::from_secs(2);
 
 /// What the streams of a connection share.
 pub struct Connection {
-    /// With all others.
+    /// Shared by all connections.
     pub server: Arc<Server>,
-    /// Whose they are.
+    /// The client's address.
     pub client: Option<SocketAddr>,
-    /// The same for all.
+    /// Facts about the connection.
     pub facts: OwnedFacts,
-    /// Streams that came to an answer, and those that the peer has reset before.
+    /// Streams that got a response, and streams that the peer has reset before.
     answered: AtomicU32,
     reset: AtomicU32,
 }
 
 impl Connection {
-    /// A stream was answered.
+    /// Counts a stream that got a response.
     pub fn count_answer(&self) {
         self.answered.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The peer has reset a stream before it was answered.
+    /// Counts a stream that the peer has reset before the response.
     pub fn count_reset(&self) {
         self.reset.fetch_add(1, Ordering::Relaxed);
     }
@@ -91,7 +91,7 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(limits.bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
-        .max_pending_accept_reset_streams(RESETS_IN_LINE);
+        .max_pending_accept_reset_streams(PENDING_RESETS);
     let limit = server.config.handshake_timeout;
     let connected = timeout(limit, builder.handshake::<_, Bytes>(io)).await;
     let mut h2 = connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(failed)?;
@@ -137,7 +137,9 @@ where
             Next::Accepted(Some(Err(error))) => return Err(failed(error)),
             Next::Accepted(None) => return Ok(()),
             Next::Abused => {
-                log::warn!("HTTP/2 client resets its streams too often; connection closed");
+                log::warn!(
+                    "HTTP/2 client reset more than {RESETS} streams before the response; connection closed"
+                );
                 h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 break;
             }
@@ -147,12 +149,12 @@ where
             }
         }
     }
-    let goodbye = poll_fn(|cx| h2.poll_closed(cx));
-    let _ = timeout(GOODBYE, goodbye).await; // it is closed in any case
+    let closed = poll_fn(|cx| h2.poll_closed(cx));
+    let _ = timeout(CLOSE, closed).await; // dropping it closes it in any case
     Ok(())
 }
 
-/// What a connection is to do.
+/// The next event of a connection.
 enum Next<T> {
     Accepted(T),
     Abused,

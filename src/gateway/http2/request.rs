@@ -1,4 +1,4 @@
-//! A request of HTTP/2 as the equivalent one of HTTP/1.1.
+//! Translates an HTTP/2 request to HTTP/1.1.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -7,19 +7,19 @@ use http::request::Parts;
 use http::{HeaderMap, Method, header};
 use ring::rand::{SecureRandom, SystemRandom};
 
-/// What a worker is sent.
+/// A request for a worker.
 pub struct Request {
-    /// The head.
+    /// Its head.
     pub head: Vec<u8>,
-    /// What Sec-WebSocket-Accept has to be, if it is to open a WebSocket.
+    /// The Sec-WebSocket-Accept expected in the response, if it opens a WebSocket.
     pub accept: Option<[u8; 28]>,
 }
 
-/// A request that cannot be passed on: the status, and why.
+/// Why a request is refused: status and text.
 pub type Refusal = (u16, &'static str);
 
-/// Headers that belong to a connection, or that this side writes (RFC 9113 section 8.2.2, RFC 8441 section 5).
-const OURS: [&str; 9] = [
+/// Headers that concern a connection, or that the gateway sets (RFC 9113 section 8.2.2, RFC 8441 section 5); omitted.
+const OMITTED: [&str; 9] = [
     "connection",
     "host",
     "http2-settings",
@@ -32,25 +32,25 @@ const OURS: [&str; 9] = [
 ];
 
 impl Request {
-    /// `has_body`: more follows the headers.
+    /// `has_body`: content follows the headers.
     pub fn new(parts: &Parts, has_body: bool) -> Result<Self, Refusal> {
         let authority = parts.uri.authority().map(|authority| authority.as_str());
         let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        // RFC 9113 section 8.3.1: the authority counts where both are given.
-        let host = authority.or(host).ok_or((400, "a request without an authority"))?;
+        // RFC 9113 section 8.3.1: :authority takes precedence over Host.
+        let host = authority.or(host).ok_or((400, "the request has neither :authority nor Host"))?;
         let target = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let protocol = parts.extensions.get::<Protocol>().map(Protocol::as_str);
         match (parts.method == Method::CONNECT, protocol) {
             (true, Some("websocket")) => Self::of_websocket(parts, host, target),
-            (true, Some(_)) => Err((501, "a protocol that is not spoken here")),
+            (true, Some(_)) => Err((501, "unknown :protocol; expected websocket")),
             (true, None) => Err((405, "this server is not a proxy")),
-            (false, _) => Self::of_others(parts, host, target, has_body),
+            (false, _) => Self::of_other(parts, host, target, has_body),
         }
     }
 
     fn of_websocket(parts: &Parts, host: &str, target: &str) -> Result<Self, Refusal> {
         let mut key = [0; 16];
-        SystemRandom::new().fill(&mut key).map_err(|_| (500, "no random numbers"))?;
+        SystemRandom::new().fill(&mut key).map_err(|_| (500, "cannot get random bytes"))?;
         let key = STANDARD.encode(key);
         let mut head = format!(
             "GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -62,9 +62,9 @@ impl Request {
         Ok(Self { head, accept: Some(accept) })
     }
 
-    fn of_others(parts: &Parts, host: &str, target: &str, has_body: bool) -> Result<Self, Refusal> {
+    fn of_other(parts: &Parts, host: &str, target: &str, has_body: bool) -> Result<Self, Refusal> {
         if has_body && !parts.headers.contains_key(header::CONTENT_LENGTH) {
-            return Err((411, "a request with content, and without its length"));
+            return Err((411, "a body needs a Content-Length"));
         }
         let method = &parts.method;
         let mut head =
@@ -75,20 +75,20 @@ impl Request {
 }
 
 fn write_headers(headers: &HeaderMap, head: &mut Vec<u8>, others: &[&str]) {
-    let is_ours = |name: &str| OURS.contains(&name) || others.contains(&name);
+    let is_omitted = |name: &str| OMITTED.contains(&name) || others.contains(&name);
     let mut write = |name: &str, value: &[u8]| {
         head.extend_from_slice(name.as_bytes());
         head.extend_from_slice(b": ");
         head.extend_from_slice(value);
         head.extend_from_slice(b"\r\n");
     };
-    // RFC 9113 section 8.2.3: one line again.
+    // RFC 9113 section 8.2.3: cookies are joined into one line.
     let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(|crumb| crumb.as_bytes()).collect();
     if !crumbs.is_empty() {
         write("cookie", &crumbs.join(&b"; "[..]));
     }
     for (name, value) in headers {
-        if !is_ours(name.as_str()) && name != header::COOKIE {
+        if !is_omitted(name.as_str()) && name != header::COOKIE {
             write(name.as_str(), value.as_bytes());
         }
     }
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn other_requests_are_what_they_are() {
+    fn other_requests_keep_method_and_headers() {
         let get = parts("GET", "https://example.com/a", &[("accept", "*/*")]);
         let request = Request::new(&get, false).unwrap();
         let expected = "GET /a HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\naccept: */*\r\n\r\n";

@@ -1,39 +1,39 @@
-//! A worker's response of HTTP/1.1 as the equivalent one of HTTP/2.
+//! Translates a worker's HTTP/1.1 response to HTTP/2.
 
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
-/// Bytes that the head of a response may take: more than handlers can add.
-pub const MOST_HEAD: usize = 64 * 1024;
-/// Headers of a response.
-const MOST_HEADERS: usize = 128;
-/// Headers that belong to a connection (RFC 9113 section 8.2.2), or to the handshake of HTTP/1.1 (RFC 8441 section 5).
-const OURS: [&str; 6] =
+/// Maximum bytes of a response head: more than handlers can add.
+pub const MAX_HEAD: usize = 64 * 1024;
+/// Maximum headers of a response.
+const MAX_HEADERS: usize = 128;
+/// Headers that concern a connection (RFC 9113 section 8.2.2), or the HTTP/1.1 handshake (RFC 8441 section 5); omitted.
+const OMITTED: [&str; 6] =
     ["connection", "keep-alive", "proxy-connection", "sec-websocket-accept", "transfer-encoding", "upgrade"];
 
-/// What a worker has answered.
+/// A worker's response.
 pub struct Answer {
-    /// The head.
+    /// The head for the client.
     pub response: Response<()>,
-    /// It opens the WebSocket.
+    /// Whether it opens the WebSocket (101).
     pub is_switching: bool,
-    /// Bytes of the body, if it says.
+    /// Its Content-Length.
     pub length: Option<u64>,
-    /// Bytes of the input that are the head.
+    /// Bytes of the head in the input.
     pub consumed: usize,
 }
 
-/// The worker has not answered as it should.
+/// The response is malformed, or opens a WebSocket that was not requested.
 #[derive(Debug)]
 pub struct BadAnswer;
 
-/// Parses the head at the beginning of `input`, which is everything received so far; `None`: it is not complete. `accept`
-/// is what Sec-WebSocket-Accept has to be if it opens a WebSocket.
+/// Parses the head at the beginning of `input`, everything received so far; `None`: incomplete. `accept` is the value of
+/// Sec-WebSocket-Accept that a 101 must have; `None`: 101 is not valid.
 pub fn parse(input: &[u8], accept: Option<&[u8]>) -> Result<Option<Answer>, BadAnswer> {
-    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Response::new(&mut headers);
     let consumed = match parsed.parse(input) {
         Ok(httparse::Status::Complete(consumed)) => consumed,
-        Ok(httparse::Status::Partial) if input.len() < MOST_HEAD => return Ok(None),
+        Ok(httparse::Status::Partial) if input.len() < MAX_HEAD => return Ok(None),
         _ => return Err(BadAnswer),
     };
     let status = parsed.code.ok_or(BadAnswer)?;
@@ -46,12 +46,12 @@ pub fn parse(input: &[u8], accept: Option<&[u8]>) -> Result<Option<Answer>, BadA
     }
     let length = find("content-length").and_then(|value| str::from_utf8(value).ok()?.trim().parse().ok());
     let mut response = Response::new(());
-    // RFC 8441 section 5: success is 200 there.
+    // RFC 8441 section 5: 200 opens the WebSocket.
     let status = if is_switching { 200 } else { status };
     *response.status_mut() = StatusCode::from_u16(status).map_err(|_| BadAnswer)?;
     for header in parsed.headers.iter() {
         let name = header.name.to_ascii_lowercase();
-        if OURS.contains(&name.as_str()) {
+        if OMITTED.contains(&name.as_str()) {
             continue;
         }
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| BadAnswer)?;
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_switch_is_success_if_the_key_is_right() {
+    fn a_101_becomes_a_200_if_its_key_is_right() {
         let input = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
             Sec-WebSocket-Accept: right\r\nSec-WebSocket-Protocol: chat\r\n\r\n\x81\x00";
         let answer = parse(input, Some(b"right")).unwrap().unwrap();
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn other_answers_keep_status_and_headers() {
+    fn other_responses_keep_status_and_headers() {
         let input = b"HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\nConnection: close\r\nX: y\r\n\r\nno\n";
         let answer = parse(input, Some(b"right")).unwrap().unwrap();
         assert!(!answer.is_switching && answer.response.status() == 404);
@@ -89,6 +89,6 @@ mod tests {
             assert!(parse(&input[..cut], None).unwrap().is_none(), "{cut}");
         }
         assert!(parse(b"nonsense\r\n\r\n", None).is_err());
-        assert!(parse(&vec![b'H'; MOST_HEAD], None).is_err());
+        assert!(parse(&vec![b'H'; MAX_HEAD], None).is_err());
     }
 }

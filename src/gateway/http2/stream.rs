@@ -1,7 +1,6 @@
-//! One stream: its request goes to a worker, whose answer comes back, and then bytes go both ways.
+//! Serves one stream: sends its request to a worker, passes the response back, then copies bytes in both directions.
 
 use std::future::poll_fn;
-use std::io;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -19,12 +18,13 @@ use super::response::{self, Answer};
 use crate::gateway::socket::Socket;
 use crate::http as pages;
 
-/// Time that a worker may take to answer beyond the time that it gives the client.
+/// Time for a worker to respond beyond `handshake_timeout`, which it applies itself.
 const TIMEOUT: Duration = Duration::from_secs(5);
+const WORKER_EXITED: Failure = Failure::Refused(502, "the worker exited");
 
-/// Why there is no answer to pass on.
+/// Why there is no response of a worker.
 enum Failure {
-    /// The client is to be told this.
+    /// Respond with this status and text.
     Refused(u16, &'static str),
     /// The client has reset the stream.
     Reset,
@@ -62,7 +62,7 @@ pub async fn serve(
     Body::new(worker, receive, send, rest, end).run().await;
 }
 
-/// Sends the request to a worker, and waits for the head of the answer: with it comes what follows it.
+/// Sends the request to a worker, and waits for the head of the response. Returns it, and the bytes received after it.
 async fn ask(
     connection: &Connection,
     parts: &http::request::Parts,
@@ -72,19 +72,19 @@ async fn ask(
     let refused = |(status, why)| Failure::Refused(status, why);
     let request = Request::new(parts, !receive.is_end_stream()).map_err(refused)?;
     if request.head.len() > connection.server.config.head.bytes.saturating_add(1024) {
-        return Err(Failure::Refused(431, "a request head that is too long"));
+        return Err(Failure::Refused(431, "the request head is too long"));
     }
     let server = &connection.server;
     let worker = server.queue.connect(connection.client, connection.facts.borrow()).await;
     let worker = worker.map_err(|error| {
         server.unavailable(&error);
-        Failure::Refused(503, "no worker is free")
+        Failure::Refused(503, "no worker is available")
     })?;
-    let gone = |_| Failure::Refused(502, "the worker has ended");
-    worker.write_all(&request.head).await.map_err(gone)?;
+    worker.write_all(&request.head).await.map_err(|_| WORKER_EXITED)?;
     let limit = server.config.handshake_timeout + TIMEOUT;
     let answered = timeout(limit, answer(&worker, request.accept, respond)).await;
-    let (answer, rest) = answered.unwrap_or(Err(Failure::Refused(504, "no answer in time")))?;
+    let (answer, rest) =
+        answered.unwrap_or(Err(Failure::Refused(504, "the worker did not respond in time")))?;
     Ok((worker, answer, rest))
 }
 
@@ -100,15 +100,14 @@ async fn answer(
             if respond.poll_reset(cx).is_ready() {
                 return Poll::Ready(Err(Failure::Reset));
             }
-            let gone = |_: io::Error| Failure::Refused(502, "the worker has ended");
-            worker.poll_read(cx, &mut buffer).map_err(gone)
+            worker.poll_read(cx, &mut buffer).map_err(|_| WORKER_EXITED)
         });
         let count = read.await?;
         if count == 0 {
-            return Err(Failure::Refused(502, "the worker has ended"));
+            return Err(WORKER_EXITED);
         }
         head.extend_from_slice(buffer.get(..count).unwrap_or_default());
-        let bad = |_| Failure::Refused(502, "an answer that is none");
+        let bad = |_| Failure::Refused(502, "malformed response of the worker");
         if let Some(answer) = response::parse(&head, accept).map_err(bad)? {
             let rest = head.split_off(answer.consumed);
             return Ok((answer, rest));
@@ -135,6 +134,6 @@ fn refuse(
         && !is_head
     {
         let body = Bytes::copy_from_slice(page.get(consumed..).unwrap_or_default());
-        let _ = send.send_data(body, true); // the stream was reset
+        let _ = send.send_data(body, true); // fails if the stream was reset
     }
 }
