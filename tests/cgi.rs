@@ -193,7 +193,7 @@ fn responses_of_programs() {
     }
     let answer = get(&server, "/cgi/smuggled");
     assert_eq!((content(&answer), answer.header("Connection")), ("0\r\n\r\n".to_owned(), Some("close")));
-    server.says("cgi /cgi/none: it ended before its header did");
+    server.says("cgi /cgi/none: output ended within the header");
 
     // No file below the directory can be read.
     let www = dir.path().join("www");
@@ -271,13 +271,13 @@ fn time_output_and_number_of_programs_are_bounded() {
     }
     assert!(begun.elapsed() >= Duration::from_secs(1));
     until("all of their processes have ended", || !noted(&dir, "silent").iter().any(|pid| is_running(*pid)));
-    server.says("cgi /cgi/silent: nothing was printed or taken for cgi_timeout; killed");
+    server.says("cgi /cgi/silent: no input or output for cgi_timeout; killed");
     until("there is room", || get(&server, "/cgi/hello").status == 200);
 
     // Too much output: the client sees a truncated response.
     let answer = get(&server, "/cgi/large");
     assert!(answer.body.len() < 5 << 20 && !answer.body.ends_with(b"0\r\n\r\n"), "{}", answer.body.len());
-    server.says("cgi /cgi/large: it printed more than cgi_max_output; killed");
+    server.says("cgi /cgi/large: output exceeds cgi_max_output; killed");
 
     // The response ends when the output is closed; the program has cgi_timeout to exit.
     assert_eq!(content(&get(&server, "/cgi/early")), "all\n");

@@ -1,5 +1,5 @@
-//! A request on its way from a worker to the process that runs CGI programs: one datagram with the socket, facts, and what
-//! was read so far.
+//! Passes a request from a worker to the process that runs CGI programs: one datagram with the socket, facts, and the bytes
+//! read so far.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,33 +9,33 @@ use serde::{Deserialize, Serialize};
 
 use crate::fleet::datagram;
 
-/// Bytes of a datagram.
+/// Maximum bytes of a datagram.
 pub const MAX_BYTES: usize = 160 * 1024;
 
-/// What the worker knows of a request beside its bytes.
+/// What the worker knows about a request besides its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// The client; none on a Unix socket.
+    /// The client's address; none on a Unix socket.
     pub peer: Option<SocketAddr>,
-    /// The authenticated user, if that was asked.
+    /// The authenticated user, if authentication is required.
     pub user: Option<String>,
-    /// Path and query without a token, where that is not the request's.
+    /// Path and query without the token, if the query has one.
     pub resource: Option<String>,
-    /// When it was sent; ns of the clock.
+    /// When it was sent; ns of the monotonic clock.
     pub at: u64,
 }
 
-/// A request that has arrived.
+/// A received request.
 pub struct Handover {
-    /// Non-blocking.
+    /// The connection; non-blocking.
     pub socket: OwnedFd,
-    /// See there.
+    /// Facts about the request.
     pub facts: Facts,
     /// The request from its first byte on: the head, and perhaps more.
     pub read: Vec<u8>,
 }
 
-/// Sends a request. `WouldBlock`: too many lie there already. [worker]
+/// Sends a request. `WouldBlock`: the queue is full. [worker]
 pub fn send(to: BorrowedFd<'_>, socket: BorrowedFd<'_>, facts: &Facts, read: &[u8]) -> io::Result<()> {
     let facts = serde_json::to_vec(facts)?;
     let size = u32::try_from(facts.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -46,7 +46,7 @@ pub fn send(to: BorrowedFd<'_>, socket: BorrowedFd<'_>, facts: &Facts, read: &[u
     datagram::send(to, &message, Some(socket))
 }
 
-/// The next request. `WouldBlock`: there is none; `InvalidData`: it could not be understood, and is dropped.
+/// Receives the next request. `WouldBlock`: there is none; `InvalidData`: it was malformed, and is dropped.
 pub fn receive(from: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Handover> {
     let (size, socket) = datagram::receive(from, buffer)?;
     let parse = || {
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_arrives_as_it_was_sent_and_nonsense_is_dropped() {
+    fn a_request_arrives_as_it_was_sent_and_a_malformed_one_is_dropped() {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
         let (client, _other) = UnixStream::pair().unwrap();
@@ -77,11 +77,11 @@ mod tests {
         for peer in [Some("[2001:db8::1]:443".parse().unwrap()), None] {
             let facts = Facts { peer, user: Some("ann".to_owned()), resource: None, at: 7 };
             send(ours.as_fd(), client.as_fd(), &facts, b"GET / HTTP/1.1").unwrap();
-            let came = receive(theirs.as_fd(), &mut buffer).unwrap();
-            assert_eq!((came.facts, &came.read[..]), (facts, &b"GET / HTTP/1.1"[..]));
+            let received = receive(theirs.as_fd(), &mut buffer).unwrap();
+            assert_eq!((received.facts, &received.read[..]), (facts, &b"GET / HTTP/1.1"[..]));
         }
-        for nonsense in [&b""[..], b"abc", &[255; 40], b"\x02\0\0\0{}GET"] {
-            ours.send(nonsense).unwrap();
+        for malformed in [&b""[..], b"abc", &[255; 40], b"\x02\0\0\0{}GET"] {
+            ours.send(malformed).unwrap();
             let error = receive(theirs.as_fd(), &mut buffer).err().unwrap();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }

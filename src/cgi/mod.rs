@@ -1,8 +1,8 @@
-//! The process that runs CGI programs (RFC 3875): requests arrive from workers in an inbox, each is served by a thread, and
-//! each thread runs one program. No handler is loaded here, and no connection of a WebSocket comes here.
+//! The process that runs CGI programs (RFC 3875): it receives requests from workers, and serves each with a thread and a
+//! program. It loads no handler, and gets no WebSocket connections.
 //!
-//! Bounds: so many programs at a time (then 503), and for each its time, body, output, memory and processes. A program ends
-//! with its client, with its time and with this process, and so does what it has started.
+//! Bounded are the number of programs (503 beyond), and for each its time, body, output, memory and processes. A program and
+//! its descendants are killed when the client disconnects, when a timeout expires and when this process exits.
 
 mod bounds;
 pub mod handover;
@@ -40,22 +40,22 @@ pub use program::covers;
 use relay::{Bounds, End, Relay, Sent};
 use spawn::Limits;
 
-/// How deep it is looked for what a program leaves behind: the children of what was killed are the next ones.
+/// Maximum rounds of killing the orphans of a program: killing a process may orphan its children.
 const GENERATIONS: usize = 16;
-/// Requests that are taken at a time.
-const AT_A_TIME: usize = 64;
-/// How often (ms) a process that drains looks whether the last program has ended.
-const DRAINING: u64 = 50;
-/// How long threads may take to end after their programs were killed.
+/// Requests received at a time.
+const BATCH: usize = 64;
+/// While draining, interval of checks whether the last program has ended; ns.
+const DRAIN_CHECK: i64 = 50_000_000;
+/// Time for threads to end after their programs were killed.
 const END: Duration = Duration::from_secs(1);
 
-/// What the process is given by the supervisor, just after fork.
+/// What the supervisor passes on through the fork.
 pub struct Start {
     /// The configuration, which has programs.
     pub config: Arc<Config>,
-    /// Where requests arrive.
+    /// Receiving end of the queue of requests.
     pub inbox: OwnedFd,
-    /// Where connections are counted.
+    /// The table that counts connections by address.
     pub addresses: &'static Addresses,
 }
 
@@ -66,20 +66,21 @@ struct Shared {
     /// The document root as this process sees it.
     root: PathBuf,
     limiter: Limiter,
-    /// The programs that run, by process group. Locked while one is started or reaped: every other child is an orphan.
+    /// Process groups of the running programs. Locked while one is started or reaped: every other child is an orphan.
     running: Mutex<BTreeSet<i32>>,
-    /// Requests that are being served.
+    /// Number of requests being served.
     serving: Mutex<usize>,
 }
 
-/// Serves from the command to begin until it is told to stop, or to drain and has nothing left.
+/// Serves from the command to begin until the command to stop, or until the last program has ended after the command to
+/// drain.
 pub fn run(start: Start, channel: &Channel) -> io::Result<()> {
     let Start { config, inbox, addresses } = start;
     let (Some(cgi), Some(root)) = (config.cgi.clone(), config.document_root.clone()) else {
-        return Err(io::Error::other("no directories of programs"));
+        return Err(io::Error::other("cgi and document_root are not configured"));
     };
     if nix::unistd::geteuid().is_root() {
-        return Err(io::Error::other("programs do not run as root: expected --cgi-user or --user"));
+        return Err(io::Error::other("expected cgi_user or user: programs do not run as root"));
     }
     let limiter = addresses.join(std::process::id() as i32, PROGRAMS);
     let root = config.inside(&root).into_owned();
@@ -102,7 +103,7 @@ fn serve(shared: &Arc<Shared>, inbox: &OwnedFd, channel: &Channel) -> io::Result
         if !is_draining {
             fds.push(PollFd::new(inbox, PollFlags::IN));
         }
-        let time = is_draining.then(|| Timespec { tv_sec: 0, tv_nsec: DRAINING as i64 * 1_000_000 });
+        let time = is_draining.then_some(Timespec { tv_sec: 0, tv_nsec: DRAIN_CHECK });
         match poll(&mut fds, time.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -121,7 +122,7 @@ fn serve(shared: &Arc<Shared>, inbox: &OwnedFd, channel: &Channel) -> io::Result
                 Err(error) => return Err(error),
             }
         }
-        for _ in 0..if has_request && !is_draining { AT_A_TIME } else { 0 } {
+        for _ in 0..if has_request && !is_draining { BATCH } else { 0 } {
             match handover::receive(inbox.as_fd(), &mut buffer) {
                 Ok(handover) => shared.start(handover),
                 Err(error) if error.kind() == ErrorKind::InvalidData => {
@@ -133,7 +134,7 @@ fn serve(shared: &Arc<Shared>, inbox: &OwnedFd, channel: &Channel) -> io::Result
     }
 }
 
-/// A lock that a panic elsewhere leaves whole.
+/// Locks; ignores poisoning, since a panic leaves the values valid.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -153,11 +154,11 @@ impl Shared {
         };
         let busy = |why| http::error(503, why, &[("Retry-After", "1")]);
         if is_full {
-            // What fits into the socket's buffer; this thread has others to serve.
-            let response = busy("too many programs run already");
+            // Without waiting: this thread has other requests to receive.
+            let response = busy("the maximum number of programs is running");
             let is_head = !http::takes_content(&read);
             let response = if is_head { response.without_content() } else { response };
-            let _ = socket.send(&response.into_bytes()); // it is gone
+            let _ = socket.send(&response.into_bytes()); // fails if the client has disconnected
             return;
         }
         let shared = Arc::clone(self);
@@ -167,12 +168,12 @@ impl Shared {
             *lock(&shared.serving) -= 1;
         };
         if let Err(error) = std::thread::Builder::new().name("cgi".to_owned()).spawn(serve) {
-            log::error!("cgi: cannot start a thread: {error}");
+            log::error!("cgi: cannot start a thread: {error}; connection dropped");
             *lock(&self.serving) -= 1;
         }
     }
 
-    /// Counts a connection here that was counted in a worker.
+    /// Counts a connection in this process, which the worker counts no longer.
     fn take_over(&self, facts: &handover::Facts) -> Permit {
         let (ip, table) = (facts.peer.map(|peer| peer.ip()), self.limiter.table());
         let mut permit = self.limiter.take();
@@ -183,7 +184,7 @@ impl Shared {
     }
 
     fn serve(&self, socket: &Socket, facts: &handover::Facts, read: Vec<u8>, begun: Instant) {
-        // A worker has understood it before.
+        // A worker has parsed it before: it is valid.
         let Ok(Parsed::Head { head, consumed }) = head::parse(&read, &self.config.head) else { return };
         let body = read.get(consumed..).unwrap_or_default().to_vec();
         let sent = match self.run(socket, facts, &head, body) {
@@ -193,7 +194,7 @@ impl Shared {
         self.log(facts, &head, sent, begun);
     }
 
-    /// Runs the program of a request; what was sent, if anything was. An error is the answer.
+    /// Runs the program of a request; returns what was sent, if anything. The error is the response.
     fn run(
         &self,
         socket: &Socket,
@@ -210,7 +211,7 @@ impl Shared {
                 false => error(501, "unknown method"),
             });
         }
-        // RFC 3875 section 4.1.2: a program is told the length of what it gets.
+        // RFC 3875 section 4.1.2: CONTENT_LENGTH must be known before the program starts.
         if head.header("transfer-encoding").is_some() {
             return Err(error(411, "a body needs a Content-Length"));
         }
@@ -230,19 +231,17 @@ impl Shared {
         let mut running = lock(&self.running);
         let limits = Limits { cpu: lifetime, memory, processes };
         let child = spawn::spawn(&program.file, environment, limits).map_err(|failed| {
-            log::error!("cgi {name}: cannot be started: {failed}");
+            log::error!("cgi {name}: cannot start the program: {failed}");
             match failed.kind() {
-                ErrorKind::WouldBlock | ErrorKind::OutOfMemory => {
-                    error(503, "the program cannot be started now")
-                }
-                _ => error(500, "the program cannot be started"),
+                ErrorKind::WouldBlock | ErrorKind::OutOfMemory => error(503, "cannot start the program now"),
+                _ => error(500, "cannot start the program"),
             }
         })?;
         let group = child.id() as i32;
         running.insert(group);
         drop(running);
         let mut body = body;
-        body.truncate(usize::try_from(length).unwrap_or(usize::MAX)); // what follows is no part of it
+        body.truncate(usize::try_from(length).unwrap_or(usize::MAX)); // bytes after the body are ignored
         let left = length - body.len() as u64;
         let bounds = Bounds { idle, lifetime, output };
         let request = (head.method() == "HEAD", head.minor_version());
@@ -258,7 +257,7 @@ impl Shared {
         Ok(sent.filter(|_| end != End::Gone))
     }
 
-    /// A line in the access log, as workers write.
+    /// Writes a line of the access log, with the fields that workers write.
     fn log(&self, facts: &handover::Facts, head: &Head, sent: Option<Sent>, begun: Instant) {
         if self.config.log.access.is_none() {
             return;
@@ -271,8 +270,8 @@ impl Shared {
         let number = |number: Option<u64>| number.map_or(Value::Absent, Value::Number);
         let text = |name| head.header(name).map(String::from_utf8_lossy);
         let fields = &self.config.log.fields;
-        let further: Vec<_> = fields.iter().map(|field| (*field, field.header().and_then(text))).collect();
-        let further = further.iter().map(|(field, text)| match field {
+        let optional: Vec<_> = fields.iter().map(|field| (*field, field.header().and_then(text))).collect();
+        let optional = optional.iter().map(|(field, text)| match field {
             AccessField::Method => (field.name(), Value::Text(head.method())),
             AccessField::ReplyBytes => (field.name(), number(sent.map(|sent| sent.content))),
             _ => (field.name(), text.as_deref().into()),
@@ -286,14 +285,14 @@ impl Shared {
             ("status", number(sent.map(|sent| sent.status.into()))),
             ("duration_ms", Value::Number(duration)),
         ];
-        line.extend(further);
+        line.extend(optional);
         sink::write_access(&line);
     }
 
-    /// Ends all programs, and waits a moment for their threads.
+    /// Kills all programs, and waits at most [`END`] for their threads.
     fn end(&self) {
         for group in lock(&self.running).iter() {
-            let _ = killpg(Pid::from_raw(*group), Signal::SIGKILL); // it has ended
+            let _ = killpg(Pid::from_raw(*group), Signal::SIGKILL); // fails if it has ended
         }
         let until = clock::now() + END;
         while *lock(&self.serving) > 0 && clock::now() < until {

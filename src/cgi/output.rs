@@ -1,5 +1,5 @@
-//! What a program prints (RFC 3875 section 6): a header of its own, which becomes that of the response, and content. Bytes
-//! go in; no process, no socket.
+//! Translates the output of a program (RFC 3875 section 6), a header and content, to an HTTP response. No process and no
+//! socket: bytes in, bytes out.
 
 use std::time::SystemTime;
 
@@ -8,35 +8,35 @@ use memchr::memchr;
 use crate::http::Response;
 use crate::proto::http1::field::{is_token, is_value};
 
-/// Longest header of a program; bytes.
+/// Maximum bytes of a program's header.
 pub const MAX_HEADER: usize = 16 * 1024;
-/// Fields that speak of the connection, which is the server's.
-const OURS: [&str; 6] = ["connection", "keep-alive", "trailer", "transfer-encoding", "upgrade", "date"];
+/// Fields that the server sets, or that concern the connection; omitted.
+const OMITTED: [&str; 6] = ["connection", "keep-alive", "trailer", "transfer-encoding", "upgrade", "date"];
 
 /// The header of a program's output.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Header {
     status: u16,
     fields: Vec<(String, String)>,
-    /// What the program says of it.
+    /// Its Content-Length.
     length: Option<u64>,
 }
 
 /// How the content is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// There is none, whatever the program prints.
+    /// No content is sent, whatever the program prints.
     None,
-    /// So many bytes.
+    /// Remaining bytes of the Content-Length.
     Length(u64),
     /// RFC 9112 section 7.1.
     Chunked,
-    /// It ends with the connection.
+    /// The end of the connection.
     Close,
 }
 
 impl Header {
-    /// Takes the header off the front of the output: how many bytes it took. `Ok(None)`: more is to come. An error says
+    /// Parses the header at the beginning of the output; returns it and its size. `Ok(None)`: incomplete. The error says
     /// what is wrong.
     pub fn parse(output: &[u8]) -> Result<Option<(Self, usize)>, &'static str> {
         let mut header = Self { status: 0, fields: Vec::new(), length: None };
@@ -53,52 +53,55 @@ impl Header {
             }
             header.add(line)?;
         }
-        if output.len() >= MAX_HEADER { Err("its header is longer than 16 KiB") } else { Ok(None) }
+        if output.len() >= MAX_HEADER { Err("header longer than 16 KiB") } else { Ok(None) }
     }
 
     fn add(&mut self, line: &[u8]) -> Result<(), &'static str> {
-        let line = std::str::from_utf8(line).map_err(|_| "a line of its header is not UTF-8")?;
-        let (name, value) = line.split_once(':').ok_or("a line of its header is no field")?;
+        const MALFORMED: &str = "malformed header line; expected NAME: VALUE";
+        let line = std::str::from_utf8(line).map_err(|_| "header line is not UTF-8")?;
+        let (name, value) = line.split_once(':').ok_or(MALFORMED)?;
         let value = value.trim_matches([' ', '\t']);
         if !is_token(name.as_bytes()) || !is_value(value.as_bytes()) {
-            return Err("a line of its header is no field");
+            return Err(MALFORMED);
         }
         let is = |known: &str| name.eq_ignore_ascii_case(known);
         if is("status") {
             let code = value.split(' ').next().unwrap_or_default();
             let status = code.parse().ok().filter(|status| code.len() == 3 && (200..=599).contains(status));
-            if std::mem::replace(&mut self.status, status.ok_or("its Status is none from 200 to 599")?) != 0 {
-                return Err("it has more than one Status");
+            if std::mem::replace(&mut self.status, status.ok_or("malformed Status; expected 200 to 599")?)
+                != 0
+            {
+                return Err("more than one Status");
             }
             return Ok(());
         }
         if is("content-length") {
             let is_number = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-            let length = value.parse().ok().filter(|_| is_number).ok_or("its Content-Length is no number")?;
+            let length = value.parse().ok().filter(|_| is_number).ok_or("malformed Content-Length")?;
             return match self.length.replace(length) {
                 None => Ok(()),
-                Some(_) => Err("it has more than one Content-Length"),
+                Some(_) => Err("more than one Content-Length"),
             };
         }
         // RFC 3875 section 6.3: at most one of each.
         let once = ["content-type", "location"].into_iter().find(|once| is(once));
         if once.is_some_and(|once| self.fields.iter().any(|(known, _)| known.eq_ignore_ascii_case(once))) {
-            return Err("it has more than one Content-Type or Location");
+            return Err("more than one Content-Type or Location");
         }
-        if !OURS.iter().any(|ours| is(ours)) {
+        if !OMITTED.iter().any(|omitted| is(omitted)) {
             self.fields.push((name.to_owned(), value.to_owned()));
         }
         Ok(())
     }
 
-    /// RFC 3875 section 6.2: one of Content-Type, Location and Status is there. A location alone is a redirect.
+    /// RFC 3875 section 6.2: a header has Content-Type, Location or Status. Without Status, a Location is a redirect.
     fn finish(mut self) -> Result<Self, &'static str> {
         let has = |name: &str| self.fields.iter().any(|(known, _)| known.eq_ignore_ascii_case(name));
         if self.status == 0 {
             self.status = match (has("location"), has("content-type")) {
                 (true, _) => 302,
                 (false, true) => 200,
-                (false, false) => return Err("its header has no Content-Type, Location or Status"),
+                (false, false) => return Err("no Content-Type, Location or Status in the header"),
             };
         }
         Ok(self)
@@ -109,7 +112,7 @@ impl Header {
         self.status
     }
 
-    /// How the content is delimited for this request.
+    /// How the content is delimited in the response to this request.
     pub fn framing(&self, is_head: bool, minor_version: u8) -> Framing {
         match self.length {
             _ if is_head || matches!(self.status, 204 | 304) => Framing::None,
@@ -135,7 +138,7 @@ impl Header {
 }
 
 impl Framing {
-    /// A piece of content as it is sent; what is beyond the length is cut off. Returns how many bytes of it are sent.
+    /// Appends a piece of content to `out`, without what exceeds the length. Returns how many bytes of it were appended.
     pub fn frame(&mut self, piece: &[u8], out: &mut Vec<u8>) -> usize {
         let mut sent = piece.len();
         match self {
@@ -147,7 +150,7 @@ impl Framing {
                 out.extend_from_slice(taken);
                 sent = taken.len();
             }
-            Framing::Chunked if piece.is_empty() => {} // which would be the end
+            Framing::Chunked if piece.is_empty() => {} // an empty chunk would be the end
             Framing::Chunked => {
                 out.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
                 out.extend_from_slice(piece);
@@ -157,7 +160,7 @@ impl Framing {
         sent
     }
 
-    /// What is sent at the end of the output; `None`: something is missing, which the client must notice.
+    /// The bytes to send at the end of the output; `None`: content is missing, and the connection must be reset.
     pub fn end(self) -> Option<&'static [u8]> {
         match self {
             Framing::Length(left) if left > 0 => None,
@@ -166,7 +169,7 @@ impl Framing {
         }
     }
 
-    /// Whether all of the content is there, so that no more is needed.
+    /// Whether the content is complete before the end of the output.
     pub fn is_complete(self) -> bool {
         matches!(self, Framing::None | Framing::Length(0))
     }
@@ -235,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_are_refused() {
+    fn malformed_headers() {
         for output in [
             "\n",
             "X: y\n\n",

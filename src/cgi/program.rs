@@ -1,4 +1,4 @@
-//! Which program a request is for, and what it is told: path and environment (RFC 3875 section 4). Starts nothing.
+//! Finds the program of a request, and builds its environment (RFC 3875 section 4). Starts nothing.
 
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
@@ -11,10 +11,10 @@ use super::handover::Facts;
 use crate::http::{self, RequestPath, Response};
 use crate::proto::http1::head::Head;
 
-/// Where programs look for others.
+/// PATH of programs.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
-/// Fields that are no variable HTTP_...: of the hop, told otherwise, a secret, or what programs take for a setting of
-/// their own (HTTP_PROXY).
+/// Fields that get no variable HTTP_...: they concern the connection, have a variable of their own, are secret, or would be
+/// taken for a setting (HTTP_PROXY).
 const HIDDEN: [&str; 12] = [
     "authorization",
     "connection",
@@ -35,20 +35,20 @@ const HIDDEN: [&str; 12] = [
 pub struct Program {
     /// Its real path.
     pub file: PathBuf,
-    /// The part of the path of the request that names it.
+    /// The part of the request's path that names it.
     script_name: OsString,
-    /// What follows; empty or with a slash at its beginning.
+    /// The rest of the path; empty, or it begins with a slash.
     path_info: OsString,
 }
 
-/// Whether a request is for a program: its path is that of one of these directories, or goes on below it. Directories are
-/// relative to the document root.
+/// Whether a request is for a program: its path is one of these directories or below one. Directories are relative to the
+/// document root.
 pub fn covers(directories: &[PathBuf], path: &str) -> bool {
     let Ok(path) = RequestPath::parse(path) else { return false };
     directory_of(directories, &path).is_some()
 }
 
-/// The directory that a path leads into, as a number of components.
+/// The number of components of the directory that a path is in.
 fn directory_of(directories: &[PathBuf], path: &RequestPath) -> Option<usize> {
     let names = path.components();
     let of = |directory: &PathBuf| {
@@ -61,10 +61,10 @@ fn directory_of(directories: &[PathBuf], path: &RequestPath) -> Option<usize> {
 }
 
 impl Program {
-    /// The program that a path names below the document root: the first component that is a file, below a directory of
-    /// programs. An error is the answer.
+    /// Finds the program of a path: below a directory of programs, the first component that is a file. The error is the
+    /// response.
     pub fn find(root: &Path, directories: &[PathBuf], path: &str) -> Result<Self, Response> {
-        let missing = || http::error(404, "there is no such program", &[]);
+        let missing = || http::error(404, "no such program", &[]);
         let path = RequestPath::parse(path).map_err(|_| missing())?;
         let first = directory_of(directories, &path).ok_or_else(missing)?;
         let names = path.components();
@@ -88,10 +88,10 @@ impl Program {
             }
             return Ok(Self { file, script_name: joined(script), path_info });
         }
-        Err(http::error(403, "a directory of programs is not listed", &[]))
+        Err(http::error(403, "this is a directory of programs", &[]))
     }
 
-    /// As the log calls it.
+    /// Its name in the log.
     pub fn name(&self) -> std::borrow::Cow<'_, str> {
         self.script_name.to_string_lossy()
     }
@@ -153,7 +153,7 @@ impl Program {
     }
 }
 
-/// The scheme that was used.
+/// The authentication scheme of the request.
 fn auth_type(head: &Head) -> &'static str {
     let value = head.header("authorization").unwrap_or_default();
     if value.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"basic")) {
@@ -163,8 +163,8 @@ fn auth_type(head: &Head) -> &'static str {
     }
 }
 
-/// The variables HTTP_...; a field that was sent more than once is a list. One with an underscore would have the variable
-/// of another.
+/// The variables HTTP_...; the values of a repeated field are joined. Fields with an underscore are omitted: their variable
+/// would be that of a field with a hyphen.
 fn fields(head: &Head) -> Vec<(String, Vec<u8>)> {
     let mut found: Vec<(String, Vec<u8>)> = Vec::new();
     for (name, value) in (0..).map_while(|index| head.header_at(index)) {
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_below_the_directories_is_a_program() {
+    fn paths_below_the_directories_are_programs() {
         let directories = ["cgi".into(), "bin/x".into()];
         for path in ["/cgi", "/cgi/", "/cgi/a", "/c%67i/a/b", "/bin/x/y"] {
             assert!(covers(&directories, path), "{path}");

@@ -1,5 +1,5 @@
-//! One request and its program, from start to end: the body goes in, the output comes out as it is printed, with a bound
-//! for what is between them. Runs on a thread of its own, and waits in poll(2) only.
+//! Relays between one request and its program: passes the body to the program and its output to the client as it is
+//! printed, with bounded buffers. Runs on a thread of its own, and waits in poll(2) only.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -18,39 +18,39 @@ use crate::clock;
 use crate::http::{self, Response};
 use crate::time::Instant;
 
-/// Bytes on their way in either direction.
+/// Bytes buffered in each direction.
 const BUFFER: usize = 64 * 1024;
-/// How long the client may take to close its end after everything was said.
+/// Time for the client to read the response and close its end.
 const LINGER: Duration = Duration::from_secs(2);
-/// Longest line of a program's standard error that is logged, and how many lines.
+/// Maximum bytes of a line of standard error in the log, and maximum lines.
 const LINE: usize = 1024;
 const LINES: usize = 100;
 
-/// How a program may be used.
+/// Bounds of a program's run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Without anything printed or taken.
+    /// Maximum time without a byte copied in any direction.
     pub idle: Duration,
-    /// From its start to its end.
+    /// Maximum time from start to end.
     pub lifetime: Duration,
-    /// Bytes of its output; 0: no bound.
+    /// Maximum bytes of output; 0: unlimited.
     pub output: u64,
 }
 
-/// How it has ended.
+/// How a run has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// All was sent.
+    /// The response was sent.
     Complete,
-    /// The client has gone.
+    /// The client has disconnected.
     Gone,
-    /// It was silent for too long, or ran for too long.
+    /// A timeout expired.
     Late(&'static str),
-    /// What it printed is no response, or not all of one.
+    /// The output is not a valid and complete response.
     Bad(&'static str),
 }
 
-/// A request with its program.
+/// A request and its program.
 pub struct Relay<'a> {
     name: &'a str,
     socket: &'a Socket,
@@ -59,19 +59,19 @@ pub struct Relay<'a> {
     stdout: Option<ChildStdout>,
     stderr: Option<ChildStderr>,
     bounds: Bounds,
-    /// Read from the client, and not given to the program: at most [`BUFFER`] more than came with the head.
+    /// Body read from the client, not written to the program yet: at most [`BUFFER`] more than was read with the head.
     body: Vec<u8>,
-    /// What of the body the client is still to send.
+    /// Bytes of the body still to be read.
     body_left: u64,
     is_head: bool,
     minor_version: u8,
-    /// The output up to the end of its header.
+    /// The output until its header is complete.
     start: Vec<u8>,
-    /// Once that is complete.
+    /// Known once the header is complete.
     framing: Option<Framing>,
     sent: Option<Sent>,
     printed: u64,
-    /// To be sent: at most a little more than [`BUFFER`].
+    /// Bytes to send: at most a little more than [`BUFFER`].
     out: Vec<u8>,
     errors: Errors,
     /// When something was last read or written.
@@ -79,7 +79,7 @@ pub struct Relay<'a> {
 }
 
 impl<'a> Relay<'a> {
-    /// Of a program that has just been started. `body` is what came of the body with the head; `body_left` is to come.
+    /// `child` has just been started. `body` was read with the head; `body_left` bytes follow.
     pub fn new(
         name: &'a str,
         socket: &'a Socket,
@@ -95,7 +95,7 @@ impl<'a> Relay<'a> {
             stderr.as_ref().map(AsFd::as_fd),
         ];
         for pipe in pipes.into_iter().flatten() {
-            // Fails for no pipe; one that waits would only wait for the program.
+            // Cannot fail for a pipe.
             let _ = rustix::io::ioctl_fionbio(pipe, true);
         }
         let (start, framing, sent, printed, out) = Default::default();
@@ -122,26 +122,26 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// To the end of the program and of its group. Returns how that came about and what was sent, if anything was.
-    /// `wait` reaps the program, which has exited or was killed.
+    /// Runs until the program and its process group have ended. Returns how, and what was sent, if anything. `wait` reaps the
+    /// program, which has exited or was killed.
     pub fn run(mut self, wait: impl FnOnce(&mut Child) -> io::Result<ExitStatus>) -> (End, Option<Sent>) {
         let begun = clock::now();
         let end = self.exchange(begun);
         drop((self.stdin.take(), self.stdout.take()));
         match &end {
-            End::Complete => self.finish(),
-            // An end that the client cannot take for that of the content.
-            End::Gone => self.cut(),
+            End::Complete => linger(self.socket),
+            End::Gone => self.reset(),
             End::Late(_) if self.framing.is_none() => {
                 self.answer(http::error(504, "the program did not answer in time", &[]))
             }
             End::Bad(_) if self.framing.is_none() => {
-                self.answer(http::error(502, "the program gave no valid answer", &[]))
+                self.answer(http::error(502, "malformed response of the program", &[]))
             }
-            End::Late(_) | End::Bad(_) => self.cut(),
+            // The client must not take this for the end of the content.
+            End::Late(_) | End::Bad(_) => self.reset(),
         }
-        let left = if end == End::Complete { self.bounds.idle } else { Duration::ZERO };
-        let status = self.reap(left, wait);
+        let time = if end == End::Complete { self.bounds.idle } else { Duration::ZERO };
+        let status = self.reap(time, wait);
         self.errors.finish(self.name);
         match &end {
             End::Late(why) | End::Bad(why) => log::warn!("cgi {}: {why}", self.name),
@@ -153,7 +153,7 @@ impl<'a> Relay<'a> {
         (end, self.sent)
     }
 
-    /// Copies until nothing is left.
+    /// Copies in all directions until everything was sent, or a bound is exceeded.
     fn exchange(&mut self, begun: Instant) -> End {
         loop {
             if self.stdout.is_none() && self.out.is_empty() {
@@ -162,23 +162,23 @@ impl<'a> Relay<'a> {
             let now = clock::now();
             let (idle, end) = (self.progress + self.bounds.idle, begun + self.bounds.lifetime);
             if now >= end {
-                return End::Late("it ran for longer than cgi_lifetime; killed");
+                return End::Late("running for longer than cgi_lifetime; killed");
             }
             if now >= idle {
-                return End::Late("nothing was printed or taken for cgi_timeout; killed");
+                return End::Late("no input or output for cgi_timeout; killed");
             }
             match self.wait(idle.min(end).since(now)).and_then(|ready| self.copy(ready)) {
                 Ok(None) => {}
                 Ok(Some(end)) => return end,
                 Err(error) => {
                     log::warn!("cgi {}: {error}", self.name);
-                    return End::Bad("it cannot be served");
+                    return End::Bad("cannot copy its input or output; killed");
                 }
             }
         }
     }
 
-    /// Waits until something can be done: what is ready of socket, standard input, output and error.
+    /// Waits for events of socket, standard input, output and error, in this order.
     fn wait(&self, time: Duration) -> io::Result<[PollFlags; 4]> {
         let mut wanted = PollFlags::RDHUP;
         if self.body_left > 0 && self.body.len() < BUFFER {
@@ -205,7 +205,7 @@ impl<'a> Relay<'a> {
         Ok(all.map(|entry| entry.and_then(|_| ready.next()).unwrap_or(PollFlags::empty())))
     }
 
-    /// Does what can be done; what ends it, if anything does.
+    /// Copies what is ready; returns how the run has ended, if it has.
     fn copy(&mut self, [socket, stdin, stdout, stderr]: [PollFlags; 4]) -> io::Result<Option<End>> {
         if socket.intersects(PollFlags::HUP | PollFlags::ERR)
             || (socket.contains(PollFlags::RDHUP) && self.body_left == 0)
@@ -216,12 +216,12 @@ impl<'a> Relay<'a> {
             return Ok(Some(End::Gone));
         }
         if stdin.intersects(PollFlags::ERR | PollFlags::HUP) {
-            (self.stdin, self.body) = (None, Vec::new()); // the program does not want it
+            (self.stdin, self.body) = (None, Vec::new()); // the program has closed it
         } else if !stdin.is_empty() {
             self.write_body();
         }
         if self.body.is_empty() && self.body_left == 0 {
-            self.stdin = None; // its end
+            self.stdin = None; // end of file
         }
         if !stderr.is_empty() && self.errors.read(&mut self.stderr, self.name) {
             self.progress = clock::now();
@@ -237,7 +237,7 @@ impl<'a> Relay<'a> {
         Ok(None)
     }
 
-    /// False: the client has gone.
+    /// False: the client has disconnected.
     fn read_body(&mut self) -> bool {
         let mut buffer = [0; 16 * 1024];
         let room = buffer.len().min(self.body_left.try_into().unwrap_or(usize::MAX));
@@ -247,7 +247,7 @@ impl<'a> Relay<'a> {
                 self.progress = clock::now();
                 self.body_left -= count as u64;
                 if self.stdin.is_some() {
-                    self.body.extend_from_slice(&buffer[..count]); // else nobody wants it
+                    self.body.extend_from_slice(&buffer[..count]); // otherwise discarded
                 }
                 true
             }
@@ -263,7 +263,7 @@ impl<'a> Relay<'a> {
                 self.body.drain(..count);
             }
             Err(error) if is_later(&error) => {}
-            // The program does not want it.
+            // The program has closed it.
             Err(_) => (self.stdin, self.body) = (None, Vec::new()),
         }
     }
@@ -278,20 +278,20 @@ impl<'a> Relay<'a> {
         if count == 0 {
             self.stdout = None;
             let Some(framing) = self.framing else {
-                return Some(End::Bad("it ended before its header did"));
+                return Some(End::Bad("output ended within the header"));
             };
             return match framing.end() {
                 Some(end) => {
                     self.out.extend_from_slice(end);
                     None
                 }
-                None => Some(End::Bad("it printed less than its Content-Length")),
+                None => Some(End::Bad("output is shorter than its Content-Length")),
             };
         }
         self.progress = clock::now();
         self.printed += count as u64;
         if self.bounds.output != 0 && self.printed > self.bounds.output {
-            return Some(End::Bad("it printed more than cgi_max_output; killed"));
+            return Some(End::Bad("output exceeds cgi_max_output; killed"));
         }
         let output = buffer.get(..count).unwrap_or_default();
         match &mut self.framing {
@@ -309,7 +309,7 @@ impl<'a> Relay<'a> {
             }
         }
         if self.framing.is_some_and(Framing::is_complete) {
-            self.stdout = None; // no more of it is needed
+            self.stdout = None; // the rest is not needed
         }
         None
     }
@@ -323,7 +323,7 @@ impl<'a> Relay<'a> {
         self.framing = Some(framing);
     }
 
-    /// False: the client has gone.
+    /// False: the client has disconnected.
     fn send(&mut self) -> bool {
         match (&*self.socket).write(&self.out) {
             Ok(count) => {
@@ -339,17 +339,12 @@ impl<'a> Relay<'a> {
         self.sent = Some(reply(self.socket, response, self.is_head));
     }
 
-    /// Everything was sent: waits for the client's end, so that no reset overtakes the last bytes.
-    fn finish(&self) {
-        linger(self.socket);
+    /// The close that follows resets the connection.
+    fn reset(&self) {
+        let _ = SockRef::from(self.socket).set_linger(Some(Duration::ZERO)); // fails on no open socket
     }
 
-    /// The client gets a reset.
-    fn cut(&self) {
-        let _ = SockRef::from(self.socket).set_linger(Some(Duration::ZERO)); // then it is an end like any other
-    }
-
-    /// Gives the program so long to exit, and kills what is left of its group.
+    /// Waits for the program to exit, for at most `time`, then kills what is left of its process group.
     fn reap(
         &mut self,
         time: Duration,
@@ -362,7 +357,7 @@ impl<'a> Relay<'a> {
             pause = (pause * 2).min(Duration::from_millis(50));
         }
         let was_killed = !exited();
-        // Before it is reaped, since its number is not another's until then.
+        // Before it is reaped: until then, its pid cannot be reused.
         let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
         let status = wait(&mut self.child).ok();
         if was_killed && !time.is_zero() {
@@ -385,13 +380,13 @@ fn has_exited(pid: u32) -> bool {
 
 fn describe(status: Option<ExitStatus>) -> String {
     match status.map(|status| (status.code(), status.signal())) {
-        Some((Some(code), _)) => format!("exited with {code}"),
+        Some((Some(code), _)) => format!("exited with status {code}"),
         Some((_, Some(signal))) => format!("killed by signal {signal}"),
-        _ => "its end was missed".to_owned(),
+        _ => "exit status unknown".to_owned(),
     }
 }
 
-/// Whether nothing can be read or written now.
+/// Whether the call can be repeated later.
 fn is_later(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
@@ -405,7 +400,7 @@ pub struct Sent {
     pub content: u64,
 }
 
-/// Sends a response without a program and ends the connection.
+/// Sends a response of the server itself, and waits for the client to close the connection.
 pub fn reply(socket: &Socket, response: Response, is_head: bool) -> Sent {
     let response = if is_head { response.without_content() } else { response };
     let sent = Sent { status: response.status(), content: response.content_length() };
@@ -423,8 +418,10 @@ pub fn reply(socket: &Socket, response: Response, is_head: bool) -> Sent {
     sent
 }
 
+/// Waits for the client to close its end: closing with unread bytes would reset the connection before the client has read
+/// the response.
 fn linger(socket: &Socket) {
-    let _ = socket.shutdown(Shutdown::Write); // it has ended already
+    let _ = socket.shutdown(Shutdown::Write); // fails if the client has disconnected
     let until = clock::now() + LINGER;
     let mut buffer = [0; 4096];
     loop {
@@ -436,7 +433,7 @@ fn linger(socket: &Socket) {
     }
 }
 
-/// False: the time is over.
+/// False: `until` has passed.
 fn wait_for(socket: &Socket, flags: PollFlags, until: Instant) -> bool {
     let left = until.since(clock::now());
     let mut fds = [PollFd::from_borrowed_fd(socket.as_fd(), flags)];
@@ -444,7 +441,7 @@ fn wait_for(socket: &Socket, flags: PollFlags, until: Instant) -> bool {
     !left.is_zero() && poll(&mut fds, time.as_ref()).is_ok_and(|ready| ready > 0)
 }
 
-/// A program's standard error, line by line into the log.
+/// Logs a program's standard error line by line.
 #[derive(Default)]
 struct Errors {
     /// The line so far: at most [`LINE`] bytes.
@@ -453,7 +450,7 @@ struct Errors {
 }
 
 impl Errors {
-    /// Reads once; true if something came. At its end the pipe is closed.
+    /// Reads once; returns whether there was something to read. Closes the pipe at its end.
     fn read(&mut self, pipe: &mut Option<ChildStderr>, name: &str) -> bool {
         let mut buffer = [0; 4096];
         match pipe.as_mut().map(|pipe| pipe.read(&mut buffer)) {

@@ -1,5 +1,5 @@
-//! Starts a program: in a process group of its own, with a clean environment, pipes for its three streams, no other
-//! descriptor, no way to more rights, and limits. It ends with the thread that has started it.
+//! Starts a program: in a process group of its own, with the given environment only, pipes as its three streams and no
+//! other descriptor, no_new_privs, and resource limits. The kernel kills it when the thread that started it ends.
 
 #![allow(unsafe_code)]
 
@@ -14,26 +14,26 @@ use nix::sys::prctl::{set_no_new_privs, set_pdeathsig};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
-/// Signals that are ignored here, and not by programs.
+/// Signals whose default action is restored; this process ignores some of them.
 const SIGNALS: std::ops::Range<libc::c_int> = 1..32;
 
-/// What a program may use at most.
+/// Resource limits of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Processor time: the time that it may run at all.
+    /// CPU time of each of its processes.
     pub cpu: Duration,
     /// Address space of each of its processes; bytes.
     pub memory: Option<u64>,
-    /// Processes and threads of the user.
+    /// Processes and threads of its user.
     pub processes: Option<u64>,
 }
 
-/// Starts it in its directory. The pipes are blocking.
+/// Starts a program in its directory. The pipes are blocking.
 pub fn spawn(file: &Path, environment: Vec<(OsString, OsString)>, limits: Limits) -> io::Result<Child> {
     let mut command = Command::new(file);
     command.env_clear().envs(environment).current_dir(file.parent().unwrap_or(Path::new("/")));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    // SAFETY: what is called between fork and exec makes system calls only, and allocates nothing.
+    // SAFETY: `confine`, called between fork and exec, only makes system calls and does not allocate.
     unsafe { command.pre_exec(move || confine(limits)) };
     command.spawn()
 }
@@ -55,10 +55,10 @@ fn confine(limits: Limits) -> io::Result<()> {
         }
     }
     for signal in SIGNALS {
-        // SAFETY: the default action installs no code; of SIGKILL and SIGSTOP it is an error, which changes nothing.
+        // SAFETY: SIG_DFL installs no code; for SIGKILL and SIGSTOP the call fails and changes nothing.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
-    // SAFETY: marks descriptors of this process, which is about to execute another program.
+    // SAFETY: this only sets FD_CLOEXEC; the process is about to execute another program.
     unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
     Ok(())
 }
